@@ -1,0 +1,3 @@
+#![forbid(unsafe_code)]
+//! The vgpu session protocol, without any I/O.
+pub mod transport;

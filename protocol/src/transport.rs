@@ -1,0 +1,103 @@
+//! The byte stream below a session.
+//!
+//! A [`Transport`] carries an ordered stream of bytes each way. A session knows nothing else about
+//! it: rings of granted pages, memory shared through a memfd, sockets and files all look the same.
+//! Every method either returns at once or takes a deadline; none may wait for ever.
+
+use std::io;
+use std::time::Instant;
+
+/// What a caller of [`Transport::wait`] wants to do next.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Interest {
+    /// Wait until [`Transport::try_read`] may make progress.
+    Read,
+    /// Wait until [`Transport::try_write`] may make progress.
+    Write,
+    /// Wait until either may.
+    ReadOrWrite,
+}
+
+/// Why a transport could not do what it was asked.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum TransportError {
+    /// The other side closed the stream, or its process or domain is gone.
+    #[error("the other side closed the connection")]
+    Closed,
+    /// The deadline passed first.
+    #[error("timed out while waiting to {0}")]
+    TimedOut(&'static str),
+    /// The other side broke the transport's rules; the stream is unusable from here on.
+    #[error("the other side broke the transport's rules: {0}")]
+    PeerViolation(String),
+    /// The operating system refused.
+    #[error("{context}: {source}")]
+    Io {
+        /// What was being done.
+        context: String,
+        /// The system's answer.
+        source: io::Error,
+    },
+}
+
+/// An ordered stream of bytes in each direction.
+///
+/// Both ends obey one rule that keeps a full pipe from becoming a deadlock: **whoever waits to
+/// write also keeps reading** where the session allows the other side to send, which
+/// [`Interest::ReadOrWrite`] makes possible on one thread.
+pub trait Transport: Send {
+    /// Moves up to `buf.len()` received bytes into `buf`, without waiting.
+    ///
+    /// `Ok(None)`: nothing there now. `Ok(Some(0))` with a non-empty `buf`: end of stream; every
+    /// byte that was sent before it has been returned already.
+    fn try_read(&mut self, buf: &mut [u8]) -> Result<Option<usize>, TransportError>;
+
+    /// Takes up to `buf.len()` bytes for sending, without waiting; 0 means there is no room now.
+    fn try_write(&mut self, buf: &[u8]) -> Result<usize, TransportError>;
+
+    /// Waits until progress may be possible, at the latest until `deadline`.
+    ///
+    /// May return early for no reason, so callers retry and call again.
+    ///
+    /// # Errors
+    /// [`TransportError::TimedOut`] when `deadline` passed.
+    fn wait(&mut self, interest: Interest, deadline: Instant) -> Result<(), TransportError>;
+
+    /// Makes every byte written so far visible to the other side.
+    fn flush(&mut self, deadline: Instant) -> Result<(), TransportError>;
+
+    /// Flushes, then ends the stream: the other side reads all that was written, then its end.
+    /// After this, reads and writes return [`TransportError::Closed`].
+    fn close(&mut self, deadline: Instant) -> Result<(), TransportError>;
+
+    /// Where the other side is, as in `local:/run/vgpu/demo.sock`; for messages to people.
+    fn describe(&self) -> String;
+
+    /// Fills `buf`, waiting as needed.
+    ///
+    /// # Errors
+    /// [`TransportError::Closed`] when the stream ends before `buf` is full.
+    fn read_exact(&mut self, buf: &mut [u8], deadline: Instant) -> Result<(), TransportError> {
+        let mut filled = 0;
+        while filled < buf.len() {
+            match self.try_read(&mut buf[filled..])? {
+                Some(0) => return Err(TransportError::Closed),
+                Some(n) => filled += n,
+                None => self.wait(Interest::Read, deadline)?,
+            }
+        }
+        Ok(())
+    }
+
+    /// Writes all of `buf`, waiting as needed. Does not flush.
+    fn write_all(&mut self, mut buf: &[u8], deadline: Instant) -> Result<(), TransportError> {
+        while !buf.is_empty() {
+            match self.try_write(buf)? {
+                0 => self.wait(Interest::Write, deadline)?,
+                n => buf = &buf[n..],
+            }
+        }
+        Ok(())
+    }
+}
