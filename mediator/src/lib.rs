@@ -1,1 +1,9 @@
-//! Placeholder replaced by the first real commit of this crate.
+//! The dom0 side of vgpu.
+//!
+//! `vgpu-mediatord` is a *broker*: it waits for guests, applies the policy, and starts one *worker*
+//! process for each session. A worker opens the guest's channel itself and runs the session against
+//! an executor. The broker never touches CUDA, and a guest that crashes its worker loses only its
+//! own session.
+#![deny(unsafe_code)]
+
+pub mod executor;

@@ -1,0 +1,54 @@
+//! What can go wrong on a device.
+
+/// Why an executor could not do its work.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum ExecutorError {
+    /// This machine does not offer the executor at all.
+    #[error("{what}; {advice}")]
+    Unavailable {
+        /// What is missing.
+        what: String,
+        /// What an administrator can do about it.
+        advice: String,
+    },
+    /// A CUDA driver call failed.
+    #[error("{what} failed with CUDA error {code}")]
+    Cuda {
+        /// The `CUresult`, as the driver gave it.
+        code: i32,
+        /// The call, and what the driver says about the error.
+        what: String,
+    },
+    /// The device, or this machine, has not enough memory.
+    #[error("out of memory: {what} needs {wanted} bytes")]
+    OutOfMemory {
+        /// Bytes that were asked for.
+        wanted: u64,
+        /// What they were for.
+        what: String,
+    },
+    /// The device did not answer in time.
+    #[error("timed out while waiting for {what}")]
+    TimedOut {
+        /// What was being waited for.
+        what: String,
+    },
+    /// The device cannot be used any more by this process; a new session gets a new one.
+    #[error("the device is lost: {what}")]
+    DeviceLost {
+        /// What happened.
+        what: String,
+    },
+}
+
+impl ExecutorError {
+    /// Whether the executor can still be used after this error. CUDA's context errors stick: once
+    /// a kernel faulted, every later call in the process fails too.
+    pub fn ends_session(&self) -> bool {
+        matches!(
+            self,
+            Self::DeviceLost { .. } | Self::TimedOut { .. } | Self::Unavailable { .. }
+        )
+    }
+}
