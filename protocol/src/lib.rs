@@ -1,3 +1,40 @@
 #![forbid(unsafe_code)]
-//! The vgpu session protocol, without any I/O.
+//! The vgpu session protocol: what a guest and its mediator say to each other, without any I/O.
+//!
+//! Both sides exchange frames over an ordered byte stream (a [`Transport`](transport::Transport)).
+//! A frame is a 40-byte [`FrameHeader`](frame::FrameHeader) and a body. Everything that arrives is
+//! copied once, then validated whole; what breaks a rule is a typed error that names the field and
+//! its value. `docs/protocol.md` in the repository gives the byte offsets and the rules of a session.
+//!
+//! | module | what it holds |
+//! |---|---|
+//! | [`endpoint`] | `xen:`, `local:PATH`, `file:DIR`: where a mediator is |
+//! | [`transport`] | the byte stream below a session |
+//! | [`frame`] | the header, its flags and its validation |
+//! | [`message`] | the operations and their bodies |
+//! | [`status`] | error codes and what the receiver of one may do |
+//! | [`handle`] | guest-minted, generation-checked names of objects in the mediator |
+//!
+//! ```
+//! use vgpu_protocol::frame::FrameHeader;
+//! use vgpu_protocol::message::Op;
+//!
+//! let ping = FrameHeader::request(Op::Ping, 7).with_body_len(5);
+//! let bytes = ping.encode();
+//! assert_eq!(FrameHeader::decode(&bytes)?, ping);
+//! # Ok::<(), vgpu_protocol::frame::FrameError>(())
+//! ```
+
+pub mod endpoint;
+pub mod frame;
+pub mod handle;
+mod le;
+pub mod message;
+pub mod status;
 pub mod transport;
+
+/// The newest protocol version this crate speaks.
+pub const VERSION: u16 = 1;
+
+/// The oldest protocol version this crate still speaks.
+pub const MIN_VERSION: u16 = 1;
