@@ -1,2 +1,54 @@
-//! Placeholder replaced by the first real commit of this crate.
-fn main() {}
+//! The one entry for automation of this workspace: `cargo xtask SUBCOMMAND`.
+//!
+//! Every subcommand is a module with its own flags; it gets the arguments that
+//! follow its name. To add one, write the module and add a line to
+//! [`SUBCOMMANDS`].
+
+use std::ffi::OsString;
+use std::process::ExitCode;
+
+mod lab;
+
+/// One subcommand: its name, one line of help, and what runs it.
+struct Subcommand {
+    name: &'static str,
+    about: &'static str,
+    run: fn(Vec<OsString>) -> anyhow::Result<()>,
+}
+
+const SUBCOMMANDS: &[Subcommand] = &[Subcommand {
+    name: "lab",
+    about: "boot a real Xen in QEMU and run things in it (shell, run, demo, test)",
+    run: lab::main,
+}];
+
+fn main() -> ExitCode {
+    let mut args = std::env::args_os().skip(1);
+    let Some(name) = args.next() else {
+        usage();
+        return ExitCode::from(2);
+    };
+    if name == "--help" || name == "-h" || name == "help" {
+        usage();
+        return ExitCode::SUCCESS;
+    }
+    let Some(subcommand) = SUBCOMMANDS.iter().find(|s| name == s.name) else {
+        eprintln!("error: unknown subcommand `{}`", name.to_string_lossy());
+        usage();
+        return ExitCode::from(2);
+    };
+    match (subcommand.run)(args.collect()) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn usage() {
+    eprintln!("usage: cargo xtask SUBCOMMAND [ARGS]   (each knows --help)\n");
+    for subcommand in SUBCOMMANDS {
+        eprintln!("  {:<10} {}", subcommand.name, subcommand.about);
+    }
+}

@@ -1,0 +1,33 @@
+//! Command line of `cargo xtask lab`.
+
+#![allow(unreachable_pub, reason = "written by the xflags macro")]
+
+use std::path::PathBuf;
+
+xflags::xflags! {
+    /// A real Xen in QEMU (or a Xen host over ssh) for people and tests.
+    cmd lab {
+        /// Use this Xen host over ssh (`root@HOST`) in place of QEMU.
+        optional --host HOST: String
+        /// A guest of that host, reached over ssh (`root@IP`); give two for the tests of two guests.
+        repeated --guest GUEST: String
+        /// Which xenstored dom0 runs: `c`, `oxen` (XCP-ng's), or for `test` also `both`.
+        optional --xenstored KIND: String
+        /// Memory of the whole emulated machine, MiB.
+        optional --memory MIB: u32
+
+        /// Download the packages and build the images, nothing else.
+        cmd build {}
+        /// Boot, run a shell script in dom0 with the lab's functions, print its output, end with its status.
+        cmd run {
+            /// The script; `-` reads standard input.
+            required --script FILE: PathBuf
+            /// A file or folder to put beside the project's binaries (dom0 and guests: /opt/vgpu/bin).
+            repeated --add PATH: PathBuf
+            /// Seconds the script may take.
+            optional --timeout SECONDS: u64
+            /// Leave the project's own binaries out (no cargo build).
+            optional --bare
+        }
+    }
+}
