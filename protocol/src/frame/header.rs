@@ -1,26 +1,12 @@
-//! Frames: a 40-byte header, then `body_len` bytes.
-//!
-//! Decoding copies the header once and validates every field before anything acts on it. A header
-//! that fails ends the session: after it the two sides no longer agree where the next frame starts.
+//! The header and its validation.
 
 use bytemuck::{Pod, Zeroable};
 
-use crate::handle::{Handle, HandleError};
+use super::{Flags, FrameError, HEADER_LEN, MAGIC};
+use crate::handle::Handle;
 use crate::le::{I32, U16, U32, U64};
 use crate::message::Op;
 use crate::status::Status;
-
-/// The first four bytes of every frame: `VGPU`.
-pub const MAGIC: u32 = u32::from_le_bytes(*b"VGPU");
-
-/// Length of a frame header in bytes.
-pub const HEADER_LEN: usize = 40;
-
-/// Largest body of a [`Op::Data`] frame, in bytes.
-pub const MAX_BODY: u32 = 16 << 20;
-
-/// Largest body of any other frame, in bytes.
-pub const MAX_CONTROL_BODY: u32 = 4096;
 
 /// The header as it lies on the wire.
 #[repr(C)]
@@ -40,117 +26,6 @@ struct RawHeader {
 }
 
 const _: () = assert!(size_of::<RawHeader>() == HEADER_LEN);
-
-/// The flags of a frame.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Hash)]
-pub struct Flags(u16);
-
-impl Flags {
-    /// No flag: a request that is answered and has no further frames.
-    pub const NONE: Flags = Flags(0);
-    /// The frame answers a request.
-    pub const REPLY: Flags = Flags(1 << 0);
-    /// A request that is answered only if it fails, and then at the next fence.
-    pub const QUIET: Flags = Flags(1 << 1);
-    /// Further frames of this request follow in this direction.
-    pub const MORE: Flags = Flags(1 << 2);
-
-    const KNOWN: u16 = Self::REPLY.0 | Self::QUIET.0 | Self::MORE.0;
-
-    /// Checks `bits`; `None` if any bit is unknown.
-    pub const fn from_bits(bits: u16) -> Option<Self> {
-        if bits & !Self::KNOWN == 0 {
-            Some(Self(bits))
-        } else {
-            None
-        }
-    }
-
-    /// The bits as on the wire.
-    pub const fn bits(self) -> u16 {
-        self.0
-    }
-
-    /// Whether every flag of `other` is set.
-    pub const fn contains(self, other: Flags) -> bool {
-        self.0 & other.0 == other.0
-    }
-
-    /// Both sets together.
-    #[must_use]
-    pub const fn with(self, other: Flags) -> Self {
-        Self(self.0 | other.0)
-    }
-}
-
-/// Why a header was refused: which field, and the value it had.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[non_exhaustive]
-pub enum FrameError {
-    /// The stream is not at the start of a frame.
-    #[error("magic is {0:#010x}, not {MAGIC:#010x} (\"VGPU\")")]
-    Magic(u32),
-    /// The operation is not known to this version.
-    #[error("op is {0}, which protocol version {version} does not have", version = crate::VERSION)]
-    Op(u16),
-    /// A flag bit without meaning is set.
-    #[error("flags is {0:#06x}, which has unknown bits")]
-    Flags(u16),
-    /// The flags are known, but not allowed on this operation.
-    #[error("flags is {flags:#06x}, which {op} does not allow")]
-    FlagsForOp {
-        /// The operation.
-        op: Op,
-        /// The flags it came with.
-        flags: u16,
-    },
-    /// Request id 0 belongs to a mediator's own Goodbye and nothing else.
-    #[error("request_id is 0, which only a mediator's own Goodbye has")]
-    RequestId,
-    /// A field that must be zero is not.
-    #[error("{field} is {value:#x}, not 0")]
-    Reserved {
-        /// `reserved` (offset 14) or `reserved2` (offset 36).
-        field: &'static str,
-        /// Its value.
-        value: u32,
-    },
-    /// The handle is malformed.
-    #[error("handle is {value:#018x}: {reason}")]
-    Handle {
-        /// Its value.
-        value: u64,
-        /// What is wrong with it.
-        reason: HandleError,
-    },
-    /// The handle is well formed, but this operation takes none.
-    #[error("handle is {value:#018x}, but {op} takes none")]
-    HandleForOp {
-        /// The operation.
-        op: Op,
-        /// The handle's value.
-        value: u64,
-    },
-    /// The body is longer than this operation allows.
-    #[error("body_len is {len}, but {op} allows at most {max} bytes")]
-    BodyLen {
-        /// The operation.
-        op: Op,
-        /// The length announced.
-        len: u32,
-        /// The most it may be.
-        max: u32,
-    },
-    /// Only requests carry a deadline.
-    #[error("deadline_ms is {0} in a reply, where it must be 0")]
-    DeadlineInReply(u32),
-    /// Only replies carry a status.
-    #[error("status is {0} in a request, where it must be 0")]
-    StatusInRequest(i32),
-    /// Result data cannot carry an error: the final reply of the request does.
-    #[error("status is {0} in a data frame, where it must be 0")]
-    StatusInData(i32),
-}
 
 /// A validated header, in host byte order.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -379,52 +254,5 @@ impl FrameHeader {
             deadline_ms,
             status: Status::from_raw(status),
         })
-    }
-}
-
-/// Collects one header from a stream that delivers bytes in any portions.
-#[derive(Debug, Clone)]
-pub struct HeaderBuffer {
-    bytes: [u8; HEADER_LEN],
-    filled: usize,
-}
-
-impl Default for HeaderBuffer {
-    fn default() -> Self {
-        Self {
-            bytes: [0; HEADER_LEN],
-            filled: 0,
-        }
-    }
-}
-
-impl HeaderBuffer {
-    /// An empty buffer.
-    pub fn new() -> Self {
-        Self::default()
-    }
-
-    /// Where the next bytes of the header belong.
-    pub fn unfilled(&mut self) -> &mut [u8] {
-        &mut self.bytes[self.filled..]
-    }
-
-    /// Notes that `n` bytes were put into [`unfilled`](Self::unfilled) (more than it holds counts as
-    /// all). Returns the header, and is empty again, once all 40 are there.
-    ///
-    /// # Errors
-    /// As [`FrameHeader::decode`].
-    pub fn advance(&mut self, n: usize) -> Result<Option<FrameHeader>, FrameError> {
-        self.filled = self.filled.saturating_add(n).min(HEADER_LEN);
-        if self.filled < HEADER_LEN {
-            return Ok(None);
-        }
-        self.filled = 0;
-        FrameHeader::decode(&self.bytes).map(Some)
-    }
-
-    /// Whether a header has begun and is not complete; an end of stream here cuts a frame.
-    pub fn is_partial(&self) -> bool {
-        self.filled != 0
     }
 }
