@@ -49,8 +49,10 @@ pub trait Executor: Send {
 /// Chunks on their way through a device: each slot is filled, submitted, and read back.
 ///
 /// A slot is free at first, taken from [`submit`](Self::submit) on, and free again once its
-/// [`result`](Self::result) is no longer borrowed. Results may be asked for in any order, though a
-/// session always asks for the oldest.
+/// [`result`](Self::result) was had. A session writes a result out piece by piece while it fills
+/// other slots, so it asks for the same result again for each piece; the buffer must therefore keep
+/// it until the slot's next [`input`](Self::input). Slots are used in turn, and results asked for in
+/// that order.
 ///
 /// # Panics
 /// All methods may panic when `slot` is not below [`slots`](Self::slots), when `elements` is 0 or
@@ -76,14 +78,15 @@ pub trait VectorAddPipeline {
     /// Whatever the device says.
     fn is_done(&mut self, slot: usize) -> Result<bool, ExecutorError>;
 
-    /// Waits for the submitted slot and gives its result, as long as was submitted.
+    /// Waits for the submitted slot and gives its result, as long as was submitted. Gives the same
+    /// again, without waiting, until the slot's next [`input`](Self::input).
     ///
     /// # Errors
     /// [`ExecutorError::TimedOut`] when the result is not there at `deadline`; whatever the
     /// device says.
     fn result(&mut self, slot: usize, deadline: Instant) -> Result<&[f32], ExecutorError>;
 
-    /// Nanoseconds that the device spent so far on chunks whose results were taken: copies and
-    /// kernels, measured on the device where it can measure.
+    /// Nanoseconds that the device spent so far on chunks whose results were had (each chunk counted
+    /// once): copies and kernels, measured on the device where it can measure.
     fn device_ns(&self) -> u64;
 }
