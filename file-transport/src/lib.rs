@@ -1,1 +1,31 @@
-//! Placeholder replaced by the first real commit of this crate.
+#![forbid(unsafe_code)]
+//! The file protocol of vgpu: a directory, local or on NFS, as the way to a mediator.
+//!
+//! Here is the protocol of two files that small demonstration clients speak, a shell with `echo`
+//! and `cat` among them: the client writes a number to `command.txt`, the mediator answers with one
+//! line in `response.txt`. `docs/file-protocol.md` describes it for people who write such clients.
+//!
+//! * [`guide`]: what may stand in the two files. Bytes in, values out.
+//! * [`watch`]: when a command is *new*. What was seen and when goes in, what to do comes out.
+//! * [`directory`]: opening, reading and replacing the files.
+//! * [`serve()`]: the loop that joins the three.
+//!
+//! # What is guaranteed
+//! * A command that lies complete in `command.txt` is run once, and once more each time the file is
+//!   written anew, also with the same number.
+//! * Who opens `response.txt` reads one whole line: the file is replaced, never written in place.
+//! * Nothing in the directory is followed out of it: symbolic links, FIFOs and devices under one of
+//!   the two names are refused, and at most [`guide::MAX_COMMAND_BYTES`] + 1 bytes are read.
+//!
+//! # What is not
+//! * Two writings within [`watch::SETTLE`] of one another may count as one.
+//! * There is one client at a time. Two clients of one directory overwrite each other's commands.
+//! * How soon a client sees the answer is up to its own caches: on NFS it opens the file for every
+//!   look (close-to-open consistency), on sshfs it mounts with `-o dir_cache=no,direct_io`.
+
+pub mod directory;
+pub mod guide;
+pub mod serve;
+pub mod watch;
+
+pub use serve::{ServeError, Stop, serve};

@@ -1,0 +1,142 @@
+//! The loop: look at `command.txt`, run what is new, answer.
+
+use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
+use std::time::Instant;
+
+use crate::directory::{Directory, DirectoryError, Look};
+use crate::guide::{Command, Response};
+use crate::watch::{Action, Sight, Watch};
+
+/// Why serving ended before it was asked to.
+#[derive(Debug, thiserror::Error)]
+#[error(transparent)]
+pub struct ServeError(#[from] DirectoryError);
+
+/// When serving ends.
+#[derive(Debug, Clone, Copy)]
+pub struct Stop<'a> {
+    flag: &'a AtomicBool,
+    deadline: Option<Instant>,
+}
+
+impl<'a> Stop<'a> {
+    /// Ends once `flag` is true, which is noticed within [`crate::watch::POLL_QUIET`], or after
+    /// the command that runs.
+    pub fn when(flag: &'a AtomicBool) -> Stop<'a> {
+        Stop {
+            flag,
+            deadline: None,
+        }
+    }
+
+    /// Ends at `deadline` too.
+    pub fn or_at(self, deadline: Instant) -> Stop<'a> {
+        Stop {
+            deadline: Some(deadline),
+            ..self
+        }
+    }
+
+    fn reached(&self, now: Instant) -> bool {
+        // Relaxed: the flag carries no data with it.
+        self.flag.load(Ordering::Relaxed) || self.deadline.is_some_and(|deadline| now >= deadline)
+    }
+}
+
+/// Serves `directory` until `stop`.
+///
+/// At start `command.txt` is set to 0 and `response.txt` to `0:Ready`. `run` is called for each new
+/// command that asks for work; its text becomes the answer, with status 1 or 2, and it must end
+/// within a time of its own, since nothing else is served meanwhile. At the end both files stay,
+/// with a `response.txt` that says that nobody will answer.
+///
+/// # Errors
+/// A directory that cannot be opened, is served already, cannot be written at start, or was removed.
+/// Later write errors, such as a full disk, are logged and tried again at each look.
+pub fn serve(
+    directory: &Path,
+    run: &mut dyn FnMut(Command) -> Result<String, String>,
+    stop: Stop<'_>,
+) -> Result<(), ServeError> {
+    let directory = Directory::open(directory)?;
+    let taken = directory.reset_command()?;
+    directory.respond(&Response::ready())?;
+    let mut watch = Watch::new(taken, Instant::now());
+    let mut answer = Answer {
+        directory: &directory,
+        waiting: None,
+        complaint: None,
+    };
+    while !stop.reached(Instant::now()) {
+        answer.retry()?;
+        let look = directory.look()?;
+        match watch.see(sight(&look), Instant::now()) {
+            Action::None => thread::sleep(watch.pause(Instant::now())),
+            Action::Answer(response) => answer.give(response)?,
+            Action::Run(command) => {
+                answer.give(Response::running(command))?;
+                let outcome = run(command);
+                // Not louder: a guest chooses how often this line comes.
+                log::debug!(
+                    "file:{}: command {command}: {}",
+                    directory.path().display(),
+                    outcome.as_ref().unwrap_or_else(|error| error)
+                );
+                answer.give(Response::outcome(&outcome))?;
+            }
+        }
+    }
+    // What a waiting client should know is worth one try, but no error of its own.
+    let _ = answer.give(Response::stopped());
+    Ok(())
+}
+
+fn sight(look: &Look) -> Sight<'_> {
+    match look {
+        Look::Absent => Sight::Absent,
+        Look::Unusable(reason) => Sight::Unusable(reason),
+        Look::File { stamp, bytes } => Sight::File {
+            stamp: *stamp,
+            bytes,
+        },
+    }
+}
+
+/// The answer that should stand in `response.txt`, kept until it could be written.
+struct Answer<'a> {
+    directory: &'a Directory,
+    waiting: Option<Response>,
+    /// The last write error, so that a full disk fills no log.
+    complaint: Option<String>,
+}
+
+impl Answer<'_> {
+    fn give(&mut self, response: Response) -> Result<(), DirectoryError> {
+        self.waiting = Some(response);
+        self.retry()
+    }
+
+    fn retry(&mut self) -> Result<(), DirectoryError> {
+        let Some(response) = &self.waiting else {
+            return Ok(());
+        };
+        match self.directory.respond(response) {
+            Ok(()) => {
+                self.waiting = None;
+                self.complaint = None;
+                Ok(())
+            }
+            Err(error @ DirectoryError::Write { .. }) => {
+                let text = error.to_string();
+                if self.complaint.as_ref() != Some(&text) {
+                    log::warn!("{text}; trying again");
+                    self.complaint = Some(text);
+                }
+                Ok(())
+            }
+            Err(error) => Err(error),
+        }
+    }
+}

@@ -1,0 +1,95 @@
+//! Clients as people write them: a shell with `echo` and `cat`, another process than the mediator.
+
+mod served;
+
+use std::process::{Command, Stdio};
+
+use served::Served;
+
+/// Runs `script` in the served directory and gives what it prints.
+fn sh(served: &Served, script: &str) -> String {
+    let output = Command::new("sh")
+        .args(["-euc", script])
+        .current_dir(&served.path)
+        .stdin(Stdio::null())
+        .output()
+        .expect("sh runs");
+    assert!(output.status.success(), "{script}: {output:?}");
+    String::from_utf8(output.stdout).expect("text")
+}
+
+/// What the well-known client does: write the number, wait a second, look every 100 ms until the
+/// status is not 0.
+fn ask(served: &Served, write: &str) -> String {
+    sh(
+        served,
+        &format!(
+            "{write}
+             sleep 1
+             for look in $(seq 300); do
+                 line=$(cat response.txt)
+                 case $line in
+                     0:*) sleep 0.1 ;;
+                     *) echo \"$line\"; exit 0 ;;
+                 esac
+             done
+             exit 1"
+        ),
+    )
+}
+
+#[test]
+fn a_shell_session() {
+    let directory = tempfile::tempdir().unwrap();
+    let served = Served::start(directory.path());
+    assert_eq!(sh(&served, "cat command.txt response.txt"), "0\n0:Ready\n");
+
+    let passed = "1:Vector add PASSED: 1024 elements, 0 errors (test executor)\n";
+    assert_eq!(ask(&served, "echo 1 > command.txt"), passed);
+    assert_eq!(served.runs(), 1);
+
+    // The same number written anew runs again, also when the file is replaced or removed first.
+    assert_eq!(ask(&served, "echo 1 > command.txt"), passed);
+    assert_eq!(served.runs(), 2);
+    assert_eq!(ask(&served, "echo 1 > new; mv new command.txt"), passed);
+    assert_eq!(served.runs(), 3);
+    assert_eq!(
+        ask(&served, "rm command.txt; sleep 0.2; echo 1 > command.txt"),
+        passed
+    );
+    assert_eq!(served.runs(), 4);
+
+    // Without a newline, and with the one of another system.
+    assert_eq!(ask(&served, "printf 1 > command.txt"), passed);
+    assert_eq!(ask(&served, "printf '1\\r\\n' > command.txt"), passed);
+    assert_eq!(served.runs(), 6);
+
+    assert_eq!(ask(&served, "echo 2 > command.txt"), "2:no GPU here\n");
+    assert_eq!(
+        ask(&served, "echo 7 > command.txt"),
+        "2:command 7 is unknown; write 0 (nothing), 1 (vector add) or 2 (GPU info)\n"
+    );
+    assert_eq!(
+        ask(&served, "echo run > command.txt"),
+        "2:command.txt holds \"run\", which is no decimal number; write 0, 1 or 2 and a newline\n"
+    );
+    sh(&served, "echo 0 > command.txt");
+    served.wait_for("0:Ready\n");
+
+    let path = served.path.clone();
+    served.stop().unwrap();
+    let last = std::fs::read_to_string(path.join("response.txt")).unwrap();
+    assert_eq!(
+        last,
+        "2:The mediator has stopped; start vgpu-mediatord again\n"
+    );
+}
+
+#[test]
+fn a_number_written_in_two_pieces_is_one_number() {
+    let directory = tempfile::tempdir().unwrap();
+    let served = Served::start(directory.path());
+    let answer = ask(&served, "{ printf 1; sleep 0.2; echo 7; } > command.txt");
+    assert!(answer.starts_with("2:command 17 is unknown"), "{answer}");
+    assert_eq!(served.runs(), 0);
+}
