@@ -1,0 +1,68 @@
+//! What a carrier of channels provides: memory that both ends see, a doorbell each way, and a way
+//! to learn that the peer is gone.
+//!
+//! A backend does the rendezvous in its own way and then hands [`Parts`] to
+//! [`Channel::from_parts`](crate::channel::Channel::from_parts). From then on the channel owns the
+//! control page: the backend never touches it again, except that dropping the [`Region`]s' owner
+//! unmaps it (and, on Xen, has the kernel clear the live byte and ring the peer's doorbell).
+
+use std::fmt::Debug;
+use std::io;
+use std::os::fd::BorrowedFd;
+
+use crate::layout::{Orders, Role};
+use crate::shm::{ControlPage, Region};
+
+/// The doorbell and the death notice of one connected channel.
+///
+/// Methods may be called from two threads at once (the two halves of a split channel).
+/// Dropping it stops the doorbell and withdraws whatever the rendezvous left behind.
+pub trait Backend: Debug + Send + Sync {
+    /// Rings the peer's doorbell. Never waits. Succeeds also when the peer is gone.
+    fn notify(&self) -> io::Result<()>;
+
+    /// One descriptor that is readable from the moment the peer rings or is found dead until
+    /// [`acknowledge`](Self::acknowledge) is called. May be an epoll descriptor.
+    fn poll_fd(&self) -> BorrowedFd<'_>;
+
+    /// Takes note of what made [`poll_fd`](Self::poll_fd) readable and arms it again. Never
+    /// waits, and is harmless when nothing happened. Returns whether the doorbell had rung.
+    ///
+    /// A ring or a death that comes after this call began makes the descriptor readable again.
+    fn acknowledge(&self) -> io::Result<bool>;
+
+    /// False once the peer's process or domain is known to be gone. Asks memory, not the system:
+    /// the answer changes in [`acknowledge`](Self::acknowledge) or on a thread of the backend's,
+    /// which then makes [`poll_fd`](Self::poll_fd) readable. Never turns true again.
+    fn peer_alive(&self) -> bool;
+
+    /// Whether waiting for the peer by looking again and again can help, which needs a processor
+    /// for each side.
+    fn spin_helps(&self) -> bool;
+
+    /// Where the peer is, for people: `xen:7/data/x` or `local:/run/x.sock`.
+    fn describe(&self) -> String;
+}
+
+/// All that a connected channel is made of.
+///
+/// Fields drop in order: memory first, so that the peer is told by an unmap notification while the
+/// doorbell still exists.
+#[derive(Debug)]
+pub struct Parts {
+    /// Which end we are.
+    pub role: Role,
+    /// The rings' sizes, latched by the caller: read from the page once, then checked.
+    pub orders: Orders,
+    /// The index at which both rings start. A server passes what it initialised the page with; a
+    /// client passes `None` and takes over what it finds there, checked.
+    pub first_index: Option<u32>,
+    /// The control page, writable.
+    pub control: ControlPage,
+    /// Client to server; exactly `orders.left_bytes()` long; writable at least for the client.
+    pub left: Region,
+    /// Server to client; exactly `orders.right_bytes()` long; writable at least for the server.
+    pub right: Region,
+    /// Doorbell and death notice.
+    pub backend: Box<dyn Backend>,
+}

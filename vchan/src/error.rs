@@ -1,0 +1,213 @@
+//! What can go wrong, split by whose fault it is.
+//!
+//! [`Error`] is what calls return. [`PeerError`] is the part of it that a correct peer cannot
+//! cause: it is *sticky*, every later call on the same channel returns it again.
+//!
+//! `Display` says in one line what happened; [`Error::advice`] says in one line what to do.
+
+use std::io;
+
+use vgpu_protocol::transport::TransportError;
+
+/// Shorthand for results of this crate.
+pub type Result<T> = std::result::Result<T, Error>;
+
+/// Which of the two rings a message is about.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum RingName {
+    /// Client to server.
+    Left,
+    /// Server to client.
+    Right,
+}
+
+impl std::fmt::Display for RingName {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::Left => "left",
+            Self::Right => "right",
+        })
+    }
+}
+
+/// The peer broke a rule of the wire format. Close the channel; nothing else helps.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum PeerError {
+    /// The peer claims to have written more than its ring holds, or took written bytes back.
+    #[error(
+        "peer set {ring}.prod to {found:#x}, allowed is {oldest:#x} to {newest:#x} \
+         (ring of {size} bytes)"
+    )]
+    Producer {
+        /// The ring the peer writes.
+        ring: RingName,
+        /// The value found.
+        found: u32,
+        /// The least value allowed: what the peer had published before.
+        oldest: u32,
+        /// The greatest value allowed: our read position plus the ring's size.
+        newest: u32,
+        /// The ring's size in bytes.
+        size: u32,
+    },
+    /// The peer claims to have read what was not written, or to have un-read something.
+    #[error(
+        "peer set {ring}.cons to {found:#x}, allowed is {oldest:#x} to {newest:#x} \
+         (ring of {size} bytes)"
+    )]
+    Consumer {
+        /// The ring the peer reads.
+        ring: RingName,
+        /// The value found.
+        found: u32,
+        /// The least value allowed: what the peer had published before.
+        oldest: u32,
+        /// The greatest value allowed: our write position.
+        newest: u32,
+        /// The ring's size in bytes.
+        size: u32,
+    },
+    /// The indexes found at connect do not describe a ring.
+    #[error("at connect the {ring} ring has prod {prod:#x} and cons {cons:#x}, but only {size} bytes")]
+    StartIndexes {
+        /// The ring concerned.
+        ring: RingName,
+        /// Its write index.
+        prod: u32,
+        /// Its read index.
+        cons: u32,
+        /// Its size in bytes.
+        size: u32,
+    },
+    /// A live byte holds a value that has no meaning at this point.
+    #[error("peer set {field} to {found}, allowed is 0 or 1")]
+    Live {
+        /// `cli_live` or `srv_live`.
+        field: &'static str,
+        /// The value found.
+        found: u8,
+    },
+    /// The server offers ring orders that no valid control page has.
+    #[error("peer offers ring orders left {left}, right {right}: {reason}")]
+    Orders {
+        /// `left_order`.
+        left: u16,
+        /// `right_order`.
+        right: u16,
+        /// Which rule they break.
+        reason: &'static str,
+    },
+    /// Something in the rendezvous (hello message, descriptors, xenstore values) is wrong.
+    #[error("peer broke the rendezvous: {0}")]
+    Rendezvous(String),
+}
+
+/// Why a call did not do what it was asked.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// This end has been closed.
+    #[error("the channel was closed by this side")]
+    Closed,
+    /// The peer closed, or its process or domain is gone.
+    #[error("the peer closed the channel with {unread} bytes not yet read")]
+    PeerClosed {
+        /// Bytes sent to the peer which it never took out of the ring.
+        unread: u32,
+    },
+    /// The deadline passed first.
+    #[error("timed out while waiting {0}")]
+    TimedOut(&'static str),
+    /// The peer broke the rules.
+    #[error(transparent)]
+    Peer(#[from] PeerError),
+    /// The two ends could not be brought together.
+    #[error("{what}")]
+    Setup {
+        /// One line: what is wrong.
+        what: String,
+        /// One line: what to do.
+        advice: String,
+    },
+    /// The operating system refused.
+    #[error("{context}: {source}")]
+    Os {
+        /// What was being done, to which object.
+        context: String,
+        /// One line: what to do.
+        advice: String,
+        /// The system's answer.
+        source: io::Error,
+    },
+}
+
+impl Error {
+    /// An [`Error::Os`] without special advice.
+    pub fn os(context: impl Into<String>, source: impl Into<io::Error>) -> Self {
+        Self::Os {
+            context: context.into(),
+            advice: "look at the system's log for the reason".to_owned(),
+            source: source.into(),
+        }
+    }
+
+    /// An [`Error::Os`] with advice.
+    pub fn os_with_advice(
+        context: impl Into<String>,
+        source: impl Into<io::Error>,
+        advice: impl Into<String>,
+    ) -> Self {
+        Self::Os { context: context.into(), advice: advice.into(), source: source.into() }
+    }
+
+    /// An [`Error::Setup`].
+    pub fn setup(what: impl Into<String>, advice: impl Into<String>) -> Self {
+        Self::Setup { what: what.into(), advice: advice.into() }
+    }
+
+    /// One line on what a person can do about it.
+    pub fn advice(&self) -> String {
+        match self {
+            Self::Closed => "open a new channel".to_owned(),
+            Self::PeerClosed { .. } => {
+                "look at the other side's output, then start both sides again".to_owned()
+            }
+            Self::TimedOut(_) => {
+                "check that the other side is running, or allow more time".to_owned()
+            }
+            Self::Peer(_) => {
+                "close this channel and do not trust the peer; it is broken or hostile".to_owned()
+            }
+            Self::Setup { advice, .. } | Self::Os { advice, .. } => advice.clone(),
+        }
+    }
+}
+
+impl From<Error> for io::Error {
+    fn from(error: Error) -> Self {
+        let kind = match &error {
+            Error::Closed => io::ErrorKind::NotConnected,
+            Error::PeerClosed { .. } => io::ErrorKind::BrokenPipe,
+            Error::TimedOut(_) => io::ErrorKind::TimedOut,
+            Error::Peer(_) => io::ErrorKind::InvalidData,
+            Error::Setup { .. } => io::ErrorKind::NotFound,
+            Error::Os { source, .. } => source.kind(),
+        };
+        Self::new(kind, error)
+    }
+}
+
+impl From<Error> for TransportError {
+    fn from(error: Error) -> Self {
+        match error {
+            Error::Closed | Error::PeerClosed { .. } => Self::Closed,
+            Error::TimedOut(what) => Self::TimedOut(what.strip_prefix("to ").unwrap_or(what)),
+            Error::Peer(peer) => Self::PeerViolation(peer.to_string()),
+            Error::Setup { what, .. } => {
+                Self::Io { context: what, source: io::ErrorKind::NotConnected.into() }
+            }
+            Error::Os { context, source, .. } => Self::Io { context, source },
+        }
+    }
+}

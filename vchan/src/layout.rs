@@ -1,0 +1,294 @@
+//! The control page of libxenvchan and the sizes of the rings.
+//!
+//! Offsets follow `struct vchan_interface` of `xen/io/libxenvchan.h`. Numbers are in native byte
+//! order, indexes run freely over all of `u32` and are reduced modulo the ring size on use.
+
+use crate::error::PeerError;
+
+/// Bytes of a page, and of the control page.
+pub const PAGE: usize = 4096;
+
+/// Byte offsets within the control page.
+pub mod offset {
+    /// `left.cons`: how far the server has read.
+    pub const LEFT_CONS: usize = 0;
+    /// `left.prod`: how far the client has written.
+    pub const LEFT_PROD: usize = 4;
+    /// `right.cons`: how far the client has read.
+    pub const RIGHT_CONS: usize = 8;
+    /// `right.prod`: how far the server has written.
+    pub const RIGHT_PROD: usize = 12;
+    /// `left_order`: log2 of the left ring's bytes.
+    pub const LEFT_ORDER: usize = 16;
+    /// `right_order`: log2 of the right ring's bytes.
+    pub const RIGHT_ORDER: usize = 18;
+    /// `cli_live`: see [`super::live`].
+    pub const CLI_LIVE: usize = 20;
+    /// `srv_live`: see [`super::live`].
+    pub const SRV_LIVE: usize = 21;
+    /// `cli_notify`: what the client must tell the server about.
+    pub const CLI_NOTIFY: usize = 22;
+    /// `srv_notify`: what the server must tell the client about.
+    pub const SRV_NOTIFY: usize = 23;
+    /// `grants[]`: references of the left ring's pages, then of the right ring's.
+    pub const GRANTS: usize = 24;
+}
+
+/// Values of the live bytes.
+pub mod live {
+    /// The side has closed, or its memory was unmapped.
+    pub const CLOSED: u8 = 0;
+    /// The side is connected.
+    pub const CONNECTED: u8 = 1;
+    /// Only in `cli_live`: no client has connected yet.
+    pub const AWAITED: u8 = 2;
+}
+
+/// Bits of the notify bytes.
+pub mod bit {
+    /// `VCHAN_NOTIFY_WRITE`: tell me when you have written.
+    pub const WRITE: u8 = 1;
+    /// `VCHAN_NOTIFY_READ`: tell me when you have read.
+    pub const READ: u8 = 2;
+}
+
+/// Which end of the channel one is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Role {
+    /// Provides the memory; reads the left ring, writes the right one.
+    Server,
+    /// Maps the memory; writes the left ring, reads the right one.
+    Client,
+}
+
+/// How many bytes each ring holds, or shall hold at least.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct RingSizes {
+    /// The right ring.
+    pub server_to_client: usize,
+    /// The left ring.
+    pub client_to_server: usize,
+}
+
+impl RingSizes {
+    /// What `vchan` and `vgpu` use unless told otherwise: 256 KiB each way, 129 pages in all of
+    /// the 1024 that a kernel grants by default.
+    pub const DEFAULT: Self = Self { server_to_client: 256 << 10, client_to_server: 256 << 10 };
+}
+
+impl Default for RingSizes {
+    fn default() -> Self {
+        Self::DEFAULT
+    }
+}
+
+impl From<usize> for RingSizes {
+    fn from(bytes: usize) -> Self {
+        Self { server_to_client: bytes, client_to_server: bytes }
+    }
+}
+
+/// The smallest order: a ring of 1 KiB inside the control page.
+pub const ORDER_SMALL: u16 = 10;
+/// A ring of 2 KiB inside the control page.
+pub const ORDER_LARGE: u16 = 11;
+/// The smallest ring with pages of its own.
+pub const ORDER_PAGE: u16 = 12;
+/// The largest ring of the wire format, 1 MiB.
+pub const ORDER_MAX: u16 = 20;
+
+/// A size that no ring of the wire format can have.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("a ring of {0} bytes is not possible: the most is {max} bytes", max = 1usize << ORDER_MAX)]
+pub struct RingSizeError(pub usize);
+
+/// A valid pair of ring orders (log2 of bytes); the only way to get one checks the rules.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Orders {
+    left: u16,
+    right: u16,
+}
+
+impl Orders {
+    /// The pair a server uses for rings that hold at least `sizes`, by libxenvchan's rule: one
+    /// small ring of each in-page size if both fit, else the smaller one of 2 KiB in the page.
+    ///
+    /// # Errors
+    /// A size above 1 MiB.
+    pub fn choose(sizes: RingSizes) -> Result<Self, RingSizeError> {
+        const SMALL: usize = 1 << ORDER_SMALL;
+        const LARGE: usize = 1 << ORDER_LARGE;
+        let (left, right) = (sizes.client_to_server, sizes.server_to_client);
+        let (left, right) = if left <= SMALL && right <= LARGE {
+            (ORDER_SMALL, ORDER_LARGE)
+        } else if left <= LARGE && right <= SMALL {
+            (ORDER_LARGE, ORDER_SMALL)
+        } else if left <= LARGE {
+            (ORDER_LARGE, page_order(right)?)
+        } else if right <= LARGE {
+            (page_order(left)?, ORDER_LARGE)
+        } else {
+            (page_order(left)?, page_order(right)?)
+        };
+        Ok(Self { left, right })
+    }
+
+    /// Checks a pair found in a peer's control page.
+    ///
+    /// # Errors
+    /// [`PeerError::Orders`] with the rule that is broken.
+    pub fn check(left: u16, right: u16) -> Result<Self, PeerError> {
+        let refuse = |reason| Err(PeerError::Orders { left, right, reason });
+        let valid = ORDER_SMALL..=ORDER_MAX;
+        if !valid.contains(&left) || !valid.contains(&right) {
+            return refuse("each must be 10 to 20");
+        }
+        if left == right && left < ORDER_PAGE {
+            return refuse("two rings in the control page must differ in size");
+        }
+        let orders = Self { left, right };
+        let grants_end = offset::GRANTS + 4 * orders.grant_count();
+        let first_ring = [left, right].into_iter().filter(|&order| order < ORDER_PAGE);
+        if first_ring.map(in_page_offset).any(|start| grants_end > start) {
+            return refuse("the list of grants would overlap the ring in the control page");
+        }
+        Ok(orders)
+    }
+
+    /// Order of the left ring.
+    pub fn left(self) -> u16 {
+        self.left
+    }
+
+    /// Order of the right ring.
+    pub fn right(self) -> u16 {
+        self.right
+    }
+
+    /// Bytes of the left ring.
+    pub fn left_bytes(self) -> usize {
+        1 << self.left
+    }
+
+    /// Bytes of the right ring.
+    pub fn right_bytes(self) -> usize {
+        1 << self.right
+    }
+
+    /// Both rings' real sizes.
+    pub fn sizes(self) -> RingSizes {
+        RingSizes { server_to_client: self.right_bytes(), client_to_server: self.left_bytes() }
+    }
+
+    /// Where the left ring lies.
+    pub fn left_place(self) -> RingPlace {
+        place(self.left)
+    }
+
+    /// Where the right ring lies.
+    pub fn right_place(self) -> RingPlace {
+        place(self.right)
+    }
+
+    /// Pages beside the control page, and entries of `grants[]`.
+    pub fn grant_count(self) -> usize {
+        self.left_place().pages() + self.right_place().pages()
+    }
+}
+
+/// Where a ring's bytes are.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum RingPlace {
+    /// In the control page, from this offset on.
+    ControlPage {
+        /// Offset in bytes.
+        offset: usize,
+    },
+    /// In granted pages of its own.
+    OwnPages {
+        /// How many.
+        pages: usize,
+    },
+}
+
+impl RingPlace {
+    /// Pages beside the control page.
+    pub fn pages(self) -> usize {
+        match self {
+            Self::ControlPage { .. } => 0,
+            Self::OwnPages { pages } => pages,
+        }
+    }
+}
+
+fn place(order: u16) -> RingPlace {
+    if order < ORDER_PAGE {
+        RingPlace::ControlPage { offset: in_page_offset(order) }
+    } else {
+        RingPlace::OwnPages { pages: (1 << order) / PAGE }
+    }
+}
+
+/// The in-page rings lie at the offset equal to their size: 1 KiB at 1024, 2 KiB at 2048.
+fn in_page_offset(order: u16) -> usize {
+    1 << order
+}
+
+fn page_order(bytes: usize) -> Result<u16, RingSizeError> {
+    (ORDER_PAGE..=ORDER_MAX).find(|&order| bytes <= 1 << order).ok_or(RingSizeError(bytes))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn chosen(client_to_server: usize, server_to_client: usize) -> (u16, u16) {
+        let orders = Orders::choose(RingSizes { server_to_client, client_to_server }).unwrap();
+        assert_eq!(Orders::check(orders.left, orders.right), Ok(orders), "own choice is refused");
+        (orders.left, orders.right)
+    }
+
+    #[test]
+    fn choice_follows_libxenvchan() {
+        assert_eq!(chosen(0, 0), (10, 11));
+        assert_eq!(chosen(1024, 2048), (10, 11));
+        assert_eq!(chosen(1025, 1024), (11, 10));
+        assert_eq!(chosen(2048, 2048), (11, 12));
+        assert_eq!(chosen(1, 4096), (11, 12));
+        assert_eq!(chosen(4097, 1), (13, 11));
+        assert_eq!(chosen(2049, 2049), (12, 12));
+        assert_eq!(chosen(65536, 65537), (16, 17));
+        assert_eq!(chosen(1 << 20, 1), (20, 11));
+        assert_eq!(Orders::choose(((1 << 20) + 1).into()), Err(RingSizeError((1 << 20) + 1)));
+    }
+
+    // vchan.md (c) 10.
+    #[test]
+    fn impossible_orders_are_refused() {
+        for (left, right) in
+            [(0, 12), (9, 11), (12, 21), (0xFFFF, 12), (10, 10), (11, 11), (10, 20), (20, 10)]
+        {
+            assert!(Orders::check(left, right).is_err(), "({left}, {right}) was accepted");
+        }
+        for (left, right) in [(10, 11), (11, 10), (11, 20), (20, 11), (20, 20), (12, 12), (10, 19)]
+        {
+            assert!(Orders::check(left, right).is_ok(), "({left}, {right}) was refused");
+        }
+    }
+
+    #[test]
+    fn grants_fit_before_any_ring_in_the_page() {
+        for left in ORDER_SMALL..=ORDER_MAX {
+            for right in ORDER_SMALL..=ORDER_MAX {
+                let Ok(orders) = Orders::check(left, right) else { continue };
+                let end = offset::GRANTS + 4 * orders.grant_count();
+                assert!(end <= PAGE);
+                for place in [orders.left_place(), orders.right_place()] {
+                    if let RingPlace::ControlPage { offset } = place {
+                        assert!(end <= offset);
+                    }
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,256 @@
+#![allow(unsafe_code)]
+//! The one place that reads and writes memory shared with the peer.
+//!
+//! # Why this is sound although the peer may write at any time
+//! The peer is another address space: from the compiler's view its stores are those of a device.
+//! * No `&[u8]`, `&mut [u8]` or `&u32` to shared memory ever exists; there are only raw pointers,
+//!   and references to atomics of the size of the field.
+//! * Control fields are read and written as atomics, each named with its partner in
+//!   [`notify`](crate::notify). A field is loaded once per decision; the caller works on the copy.
+//! * Ring bytes move with `memcpy` between shared memory and a private buffer. Any bit pattern is
+//!   a valid byte, so a torn or changing byte is only a wrong byte, which every message of an
+//!   untrusted peer may be anyway. A compiler fence after each copy keeps the optimiser from
+//!   reading the source a second time instead of the private copy (the double fetch of XSA-155).
+//! * Lengths and offsets are ours: checked here against the mapping's length.
+
+use std::any::Any;
+use std::fmt;
+use std::ptr::NonNull;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU8, AtomicU16, AtomicU32, Ordering, compiler_fence};
+
+use crate::error::PeerError;
+use crate::layout::{Orders, PAGE, RingPlace, Role, bit, live, offset};
+
+/// A stretch of memory shared with the peer, together with whatever keeps it mapped.
+#[derive(Clone)]
+pub struct Region {
+    start: NonNull<u8>,
+    len: usize,
+    writable: bool,
+    /// Unmaps when the last region over the mapping is dropped.
+    _owner: Arc<dyn Any + Send + Sync>,
+}
+
+// SAFETY: the memory is reached through raw pointers and atomics only and stays mapped while
+// `_owner` lives; the module documentation covers concurrent access.
+unsafe impl Send for Region {}
+// SAFETY: as for `Send`. Two threads of ours never copy to the same ring bytes: one half reads
+// one ring, the other writes the other.
+unsafe impl Sync for Region {}
+
+impl fmt::Debug for Region {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Region({} bytes, writable: {})", self.len, self.writable)
+    }
+}
+
+impl Region {
+    /// Describes `len` bytes of shared memory at `start`, which `owner` keeps mapped.
+    ///
+    /// # Safety
+    /// The bytes must be mapped readable, and writable if `writable`, until the last clone of
+    /// `owner` is dropped, and accessing them must not fault (no file that can shrink). No Rust
+    /// reference to them may exist anywhere.
+    pub unsafe fn new(
+        start: NonNull<u8>,
+        len: usize,
+        writable: bool,
+        owner: Arc<dyn Any + Send + Sync>,
+    ) -> Self {
+        Self { start, len, writable, _owner: owner }
+    }
+
+    /// A part of this region.
+    ///
+    /// # Panics
+    /// If the part does not lie within the region; callers pass offsets they computed themselves.
+    #[must_use]
+    pub fn part(&self, offset: usize, len: usize) -> Self {
+        self.check(offset, len);
+        // SAFETY: `offset` is within the mapping, checked above.
+        let start = unsafe { self.start.add(offset) };
+        Self { start, len, writable: self.writable, _owner: Arc::clone(&self._owner) }
+    }
+
+    /// Bytes in the region.
+    pub fn len(&self) -> usize {
+        self.len
+    }
+
+    /// Whether there are none.
+    pub fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+
+    /// Whether this side may write.
+    pub fn is_writable(&self) -> bool {
+        self.writable
+    }
+
+    /// Copies `from` into the region at `offset`.
+    ///
+    /// # Panics
+    /// If the bytes do not fit or the region is read-only.
+    #[inline]
+    pub fn copy_in(&self, offset: usize, from: &[u8]) {
+        self.check(offset, from.len());
+        assert!(self.writable, "write to a read-only region");
+        // SAFETY: destination checked above; `from` is private, so the two cannot overlap.
+        unsafe {
+            std::ptr::copy_nonoverlapping(
+                from.as_ptr(),
+                self.start.as_ptr().add(offset),
+                from.len(),
+            );
+        }
+        compiler_fence(Ordering::SeqCst);
+    }
+
+    /// Copies bytes of the region, from `offset` on, out into `to`.
+    ///
+    /// # Panics
+    /// If the region does not hold that many.
+    #[inline]
+    pub fn copy_out(&self, offset: usize, to: &mut [u8]) {
+        self.check(offset, to.len());
+        // SAFETY: source checked above; `to` is private, so the two cannot overlap.
+        unsafe {
+            std::ptr::copy_nonoverlapping(
+                self.start.as_ptr().add(offset),
+                to.as_mut_ptr(),
+                to.len(),
+            );
+        }
+        compiler_fence(Ordering::SeqCst);
+    }
+
+    #[inline]
+    fn check(&self, offset: usize, len: usize) {
+        assert!(
+            offset <= self.len && len <= self.len - offset,
+            "{len} bytes at {offset} are outside a region of {}",
+            self.len
+        );
+    }
+}
+
+/// The control page, seen as atomics.
+#[derive(Debug, Clone)]
+pub struct ControlPage {
+    page: Region,
+}
+
+impl ControlPage {
+    /// Takes a writable, page-aligned region of one page.
+    ///
+    /// # Panics
+    /// If it is not that; backends map it themselves, so the peer has no part in it.
+    pub fn new(page: Region) -> Self {
+        assert_eq!(page.len, PAGE, "the control page is one page");
+        assert!(page.writable, "the control page must be writable");
+        assert_eq!(page.start.as_ptr() as usize % PAGE, 0, "the control page is page-aligned");
+        Self { page }
+    }
+
+    /// Server: clears the page and fills in a ring pair without a client. Both rings start at
+    /// `first_index`, 0 but in tests of the wrap-around.
+    pub fn initialise(&self, orders: Orders, first_index: u32) {
+        for at in (0..PAGE).step_by(4) {
+            self.u32_at(at).store(0, Ordering::Relaxed);
+        }
+        for at in [offset::LEFT_CONS, offset::LEFT_PROD, offset::RIGHT_CONS, offset::RIGHT_PROD] {
+            self.u32_at(at).store(first_index, Ordering::Relaxed);
+        }
+        self.u16_at(offset::LEFT_ORDER).store(orders.left(), Ordering::Relaxed);
+        self.u16_at(offset::RIGHT_ORDER).store(orders.right(), Ordering::Relaxed);
+        self.u8_at(offset::SRV_LIVE).store(live::CONNECTED, Ordering::Relaxed);
+        // The client's first write tells a server that has not seen it connect.
+        self.u8_at(offset::CLI_NOTIFY).store(bit::WRITE, Ordering::Relaxed);
+        // Last: a client (and our own wait for it) looks at this byte first.
+        self.u8_at(offset::CLI_LIVE).store(live::AWAITED, Ordering::SeqCst);
+    }
+
+    /// Server: writes entry `index` of `grants[]`.
+    ///
+    /// # Panics
+    /// If the entry would lie outside the page.
+    pub fn set_grant(&self, index: usize, grant_ref: u32) {
+        self.u32_at(offset::GRANTS + 4 * index).store(grant_ref, Ordering::Relaxed);
+    }
+
+    /// Client: reads entry `index` of `grants[]`, once.
+    ///
+    /// # Panics
+    /// If the entry lies outside the page.
+    pub fn grant(&self, index: usize) -> u32 {
+        self.u32_at(offset::GRANTS + 4 * index).load(Ordering::Relaxed)
+    }
+
+    /// Client: reads the ring orders, once, and checks them.
+    ///
+    /// # Errors
+    /// [`PeerError::Orders`].
+    pub fn orders(&self) -> Result<Orders, PeerError> {
+        Orders::check(
+            self.u16_at(offset::LEFT_ORDER).load(Ordering::Relaxed),
+            self.u16_at(offset::RIGHT_ORDER).load(Ordering::Relaxed),
+        )
+    }
+
+    /// Client: declares itself connected and asks to be told of the server's first write. The
+    /// caller rings the server's doorbell next.
+    pub fn connect_client(&self) {
+        self.u8_at(offset::SRV_NOTIFY).store(bit::WRITE, Ordering::SeqCst);
+        self.u8_at(offset::CLI_LIVE).store(live::CONNECTED, Ordering::SeqCst);
+    }
+
+    /// Server: whether a client has connected (also if it has left again since).
+    pub fn client_arrived(&self) -> bool {
+        self.u8_at(offset::CLI_LIVE).load(Ordering::SeqCst) != live::AWAITED
+    }
+
+    /// Says whether the server has not closed, for a client that is about to connect.
+    pub fn server_is_live(&self) -> bool {
+        self.u8_at(offset::SRV_LIVE).load(Ordering::SeqCst) == live::CONNECTED
+    }
+
+    /// The part of the page where a ring lies, if it lies in the page.
+    pub fn ring_in_page(&self, place: RingPlace) -> Option<Region> {
+        match place {
+            // A ring at offset N is N bytes long.
+            RingPlace::ControlPage { offset } => Some(self.page.part(offset, offset)),
+            RingPlace::OwnPages { .. } => None,
+        }
+    }
+
+    /// The offset of a role's own live byte, for the kernel's unmap notification.
+    pub fn live_offset(role: Role) -> usize {
+        match role {
+            Role::Server => offset::SRV_LIVE,
+            Role::Client => offset::CLI_LIVE,
+        }
+    }
+
+    #[inline]
+    pub(crate) fn u32_at(&self, at: usize) -> &AtomicU32 {
+        assert!(at.is_multiple_of(4) && at <= PAGE - 4);
+        // SAFETY: in the page and aligned (the page is, `at` is, checked above); the memory
+        // outlives `&self`; it is only ever accessed atomically or copied bytewise.
+        unsafe { AtomicU32::from_ptr(self.page.start.as_ptr().add(at).cast()) }
+    }
+
+    #[inline]
+    pub(crate) fn u16_at(&self, at: usize) -> &AtomicU16 {
+        assert!(at.is_multiple_of(2) && at <= PAGE - 2);
+        // SAFETY: as for `u32_at`.
+        unsafe { AtomicU16::from_ptr(self.page.start.as_ptr().add(at).cast()) }
+    }
+
+    #[inline]
+    pub(crate) fn u8_at(&self, at: usize) -> &AtomicU8 {
+        assert!(at < PAGE);
+        // SAFETY: as for `u32_at`; bytes need no alignment.
+        unsafe { AtomicU8::from_ptr(self.page.start.as_ptr().add(at)) }
+    }
+}
