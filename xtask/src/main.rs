@@ -5,9 +5,13 @@
 //! [`SUBCOMMANDS`].
 
 use std::ffi::OsString;
+use std::path::Path;
 use std::process::ExitCode;
 
+mod apt;
+mod demo;
 mod lab;
+mod testrun;
 
 /// One subcommand: its name, one line of help, and what runs it.
 struct Subcommand {
@@ -16,11 +20,23 @@ struct Subcommand {
     run: fn(Vec<OsString>) -> anyhow::Result<()>,
 }
 
-const SUBCOMMANDS: &[Subcommand] = &[Subcommand {
-    name: "lab",
-    about: "boot a real Xen in QEMU and run things in it (shell, run, demo, test)",
-    run: lab::main,
-}];
+const SUBCOMMANDS: &[Subcommand] = &[
+    Subcommand {
+        name: "demo",
+        about: "mediator and guest on this machine, without Xen: a verified vector add",
+        run: demo::main,
+    },
+    Subcommand {
+        name: "test",
+        about: "everything that must hold, the lab included; installs what it needs",
+        run: testrun::main,
+    },
+    Subcommand {
+        name: "lab",
+        about: "boot a real Xen in QEMU and run things in it (shell, run, demo, test)",
+        run: lab::main,
+    },
+];
 
 fn main() -> ExitCode {
     let mut args = std::env::args_os().skip(1);
@@ -44,6 +60,12 @@ fn main() -> ExitCode {
             ExitCode::FAILURE
         }
     }
+}
+
+/// The folder of the workspace that this xtask was built from.
+fn workspace_root() -> &'static Path {
+    let own = Path::new(env!("CARGO_MANIFEST_DIR"));
+    own.parent().unwrap_or(own)
 }
 
 fn usage() {

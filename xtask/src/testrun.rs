@@ -1,0 +1,153 @@
+//! `cargo xtask test`: everything that must hold, from formatting to the real Xen.
+
+use crate::apt;
+use anyhow::{Context, Result, bail};
+use std::ffi::OsString;
+use std::process::Command;
+use std::time::Instant;
+
+mod flags {
+    #![allow(unreachable_pub, reason = "written by the xflags macro")]
+
+    xflags::xflags! {
+        /// Runs everything that must hold: formatting, lints, bindings, tests, the demo and the lab.
+        cmd test {
+            /// Run only the steps with this text in their name.
+            optional --only TEXT: String
+            /// Say which steps there are, and run none.
+            optional --list
+        }
+    }
+}
+
+/// One thing that must hold, and the commands that show it.
+struct Step {
+    name: &'static str,
+    /// Program and arguments, one command after the other.
+    commands: &'static [&'static [&'static str]],
+    /// Extra environment for these commands.
+    env: &'static [(&'static str, &'static str)],
+}
+
+const fn step(name: &'static str, commands: &'static [&'static [&'static str]]) -> Step {
+    Step {
+        name,
+        commands,
+        env: &[],
+    }
+}
+
+const STEPS: &[Step] = &[
+    step("formatting", &[&["cargo", "fmt", "--all", "--check"]]),
+    step(
+        "lints",
+        &[&[
+            "cargo",
+            "clippy",
+            "--workspace",
+            "--all-targets",
+            "--locked",
+            "--",
+            "-D",
+            "warnings",
+        ]],
+    ),
+    step(
+        "committed bindings match the headers",
+        &[&["cargo", "xtask", "bindgen", "--check"]],
+    ),
+    step(
+        "unit and integration tests",
+        &[&["cargo", "test", "--workspace", "--locked"]],
+    ),
+    Step {
+        name: "interleavings of the notification protocol (loom)",
+        commands: &[&[
+            "cargo",
+            "test",
+            "--package",
+            "vchan",
+            "--test",
+            "loom_notify",
+            "--release",
+            "--locked",
+            "--target-dir",
+            "target/loom",
+        ]],
+        env: &[("RUSTFLAGS", "--cfg loom")],
+    },
+    Step {
+        name: "documentation",
+        commands: &[&["cargo", "doc", "--workspace", "--no-deps", "--locked"]],
+        env: &[("RUSTDOCFLAGS", "-D warnings")],
+    },
+    step("the demo without Xen", &[&["cargo", "xtask", "demo"]]),
+    step("the lab: a real Xen", &[&["cargo", "xtask", "lab", "test"]]),
+];
+
+/// Runs `cargo xtask test ARGS`; fails if a step fails or none ran.
+pub(crate) fn main(args: Vec<OsString>) -> Result<()> {
+    let flags = flags::Test::from_vec(args).unwrap_or_else(|error| error.exit());
+    if flags.list {
+        STEPS.iter().for_each(|step| println!("{}", step.name));
+        return Ok(());
+    }
+    run(flags.only.as_deref())
+}
+
+fn run(filter: Option<&str>) -> Result<()> {
+    apt::ensure(&["gcc", "libc6-dev", "libclang-14-dev", "libxen-dev"])?;
+    let mut outcomes: Vec<(&str, bool, u64)> = Vec::new();
+    for step in STEPS
+        .iter()
+        .filter(|s| filter.is_none_or(|f| s.name.contains(f)))
+    {
+        eprintln!("\n=== {} ===", step.name);
+        let start = Instant::now();
+        let passed = run_step(step).map_err(|e| eprintln!("{e:#}")).is_ok();
+        outcomes.push((step.name, passed, start.elapsed().as_secs()));
+    }
+    if outcomes.is_empty() {
+        bail!(
+            "no step has `{}` in its name\nsteps: {}",
+            filter.unwrap_or(""),
+            names()
+        );
+    }
+    eprintln!("\n=== summary ===");
+    for (name, passed, seconds) in &outcomes {
+        eprintln!(
+            "{} {name} ({seconds} s)",
+            if *passed { "PASS" } else { "FAIL" }
+        );
+    }
+    let failed = outcomes.iter().filter(|(_, passed, _)| !passed).count();
+    println!("{} passed, {failed} failed", outcomes.len() - failed);
+    if failed > 0 {
+        bail!(
+            "{failed} of {} steps failed\nrun one again: cargo xtask test --only NAME",
+            outcomes.len()
+        );
+    }
+    Ok(())
+}
+
+fn names() -> String {
+    STEPS.iter().map(|s| s.name).collect::<Vec<_>>().join("; ")
+}
+
+fn run_step(step: &Step) -> Result<()> {
+    for argv in step.commands {
+        eprintln!("$ {}", argv.join(" "));
+        let status = Command::new(argv[0])
+            .args(&argv[1..])
+            .envs(step.env.iter().copied())
+            .current_dir(crate::workspace_root())
+            .status()
+            .with_context(|| format!("cannot start {}", argv[0]))?;
+        if !status.success() {
+            bail!("`{}` ended with {status}", argv.join(" "));
+        }
+    }
+    Ok(())
+}
