@@ -9,6 +9,7 @@ use std::path::Path;
 use std::process::ExitCode;
 
 mod apt;
+mod bindgen;
 mod demo;
 mod lab;
 mod testrun;
@@ -30,6 +31,11 @@ const SUBCOMMANDS: &[Subcommand] = &[
         name: "test",
         about: "everything that must hold, the lab included; installs what it needs",
         run: testrun::main,
+    },
+    Subcommand {
+        name: "bindgen",
+        about: "write xen-sys/src/generated from the C headers, or compare them (--check)",
+        run: bindgen::main,
     },
     Subcommand {
         name: "lab",

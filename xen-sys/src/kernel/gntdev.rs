@@ -1,0 +1,125 @@
+//! Mapping another domain's pages through `/dev/xen/gntdev`.
+
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::ptr::NonNull;
+use std::sync::Arc;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use crate::device::{self, GNTDEV};
+use crate::grant::{
+    Access, GrantMap, GrantRef, MappedPages, Region, Unmap, UnmapNotify, check_request,
+};
+use crate::{DomId, Error, ErrorKind, Port, Result, ioctl, memory};
+
+/// How long to wait before a page that was paged out is tried again.
+const PAGING_RETRY: Duration = Duration::from_millis(1);
+
+/// An open `/dev/xen/gntdev`.
+#[derive(Debug)]
+pub(crate) struct Gntdev {
+    device: Arc<Table>,
+}
+
+impl Gntdev {
+    pub(crate) fn open() -> Result<Self> {
+        Ok(Self {
+            device: Arc::new(Table {
+                fd: GNTDEV.open(0)?,
+            }),
+        })
+    }
+}
+
+impl GrantMap for Gntdev {
+    fn provider(&self) -> &str {
+        GNTDEV.path
+    }
+
+    fn map(
+        &self,
+        owner: DomId,
+        refs: &[GrantRef],
+        access: Access,
+        notify: Option<UnmapNotify>,
+        deadline: Instant,
+    ) -> Result<MappedPages> {
+        let writable = access == Access::ReadWrite;
+        let count = check_request("cannot map grants", refs.len(), notify, writable)?;
+        let refused = |error: &io::Error| device::map_error(owner, refs, access, error);
+        let fd = self.device.fd.as_fd();
+        // SAFETY: `fd` is gntdev.
+        let index =
+            unsafe { ioctl::gntdev_map(fd, owner, refs) }.map_err(|error| refused(&error))?;
+        let start = match self.device.map_until(index, refs.len(), writable, deadline) {
+            Ok(start) => start,
+            Err(error) => {
+                // SAFETY: `fd` is gntdev; nothing is mapped.
+                let _ = unsafe { ioctl::gntdev_unmap(fd, index, count) };
+                return Err(refused(&error));
+            }
+        };
+        let region = Region {
+            start,
+            pages: refs.len(),
+            index,
+        };
+        let mapped = MappedPages::new(region, Arc::<Table>::clone(&self.device));
+        if let Some(notify) = notify {
+            let at = index + u64::from(notify.clear_byte.unwrap_or(0));
+            let port = notify.send_event.unwrap_or(Port(0));
+            // SAFETY: `fd` is gntdev.
+            unsafe { ioctl::gntdev_set_unmap_notify(fd, at, device::notify_action(notify), port) }
+                .map_err(|error| device::notify_error(notify, &error))?;
+        }
+        Ok(mapped)
+    }
+}
+
+/// The descriptor with its table of references, kept open while there are mappings of it.
+#[derive(Debug)]
+struct Table {
+    fd: OwnedFd,
+}
+
+impl Table {
+    /// Maps a range of the table, trying again while Xen brings a paged-out page back.
+    fn map_until(
+        &self,
+        index: u64,
+        pages: usize,
+        writable: bool,
+        deadline: Instant,
+    ) -> io::Result<NonNull<u8>> {
+        loop {
+            match memory::map(self.fd.as_fd(), index, pages, writable) {
+                Err(error)
+                    if error.raw_os_error() == Some(libc::EAGAIN) && Instant::now() < deadline =>
+                {
+                    thread::sleep(PAGING_RETRY);
+                }
+                result => return result,
+            }
+        }
+    }
+}
+
+impl Unmap for Table {
+    unsafe fn unmap(&self, region: &Region) -> Result<()> {
+        let failed = |error: io::Error| {
+            Error::os(
+                ErrorKind::Os,
+                "cannot unmap pages of another domain",
+                &error,
+            )
+        };
+        let count = u32::try_from(region.pages)
+            .map_err(|_| Error::new(ErrorKind::InvalidArgument, "too many pages"))?;
+        // The order is the header's: first the memory, then the table's entry.
+        // SAFETY: the caller gives up the region, which `map` mapped.
+        unsafe { memory::unmap(region.start, region.pages) }.map_err(failed)?;
+        // SAFETY: the descriptor is gntdev.
+        unsafe { ioctl::gntdev_unmap(self.fd.as_fd(), region.index, count) }.map_err(failed)
+    }
+}

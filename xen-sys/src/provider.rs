@@ -1,0 +1,109 @@
+//! The two ways to carry the operations out, and the choice between them.
+
+use std::env;
+use std::fmt;
+use std::str::FromStr;
+
+use crate::kernel;
+use crate::{Error, ErrorKind, EventChannels, GrantMap, GrantShare, Result};
+
+/// Environment variable that overrides the choice: `auto`, `libraries` or `ioctls`.
+pub const PROVIDER_ENV: &str = "XEN_SYS_PROVIDER";
+
+/// Who carries the operations out.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Provider {
+    /// The C libraries where they are installed, else the ioctls.
+    #[default]
+    Auto,
+    /// libxengnttab and libxenevtchn, loaded at run time.
+    Libraries,
+    /// The kernel's devices, without any library.
+    Ioctls,
+}
+
+impl Provider {
+    /// The choice of the environment variable [`PROVIDER_ENV`], `Auto` without one.
+    ///
+    /// # Errors
+    /// `InvalidArgument` when the variable has another value.
+    pub fn from_env() -> Result<Self> {
+        match env::var(PROVIDER_ENV) {
+            Ok(value) => value.parse(),
+            Err(env::VarError::NotPresent) => Ok(Self::Auto),
+            Err(env::VarError::NotUnicode(_)) => Err(unknown("(not UTF-8)")),
+        }
+    }
+
+    /// Opens the granting side.
+    ///
+    /// # Errors
+    /// `DeviceMissing`, `PermissionDenied`; `LibraryMissing` with [`Provider::Libraries`].
+    pub fn open_grant_share(self) -> Result<Box<dyn GrantShare>> {
+        Ok(Box::new(kernel::Gntalloc::open()?))
+    }
+
+    /// Opens the mapping side.
+    ///
+    /// # Errors
+    /// `DeviceMissing`, `PermissionDenied`; `LibraryMissing` with [`Provider::Libraries`].
+    pub fn open_grant_map(self) -> Result<Box<dyn GrantMap>> {
+        Ok(Box::new(kernel::Gntdev::open()?))
+    }
+
+    /// Opens an event channel device of its own.
+    ///
+    /// # Errors
+    /// `DeviceMissing`, `PermissionDenied`; `LibraryMissing` with [`Provider::Libraries`].
+    pub fn open_event_channels(self) -> Result<Box<dyn EventChannels>> {
+        Ok(Box::new(kernel::Evtchn::open()?))
+    }
+}
+
+fn unknown(value: &str) -> Error {
+    Error::new(
+        ErrorKind::InvalidArgument,
+        format!("unknown provider `{value}`"),
+    )
+    .with_hint("use auto, libraries or ioctls")
+}
+
+impl FromStr for Provider {
+    type Err = Error;
+
+    fn from_str(text: &str) -> Result<Self> {
+        match text {
+            "auto" => Ok(Self::Auto),
+            "libraries" => Ok(Self::Libraries),
+            "ioctls" => Ok(Self::Ioctls),
+            other => Err(unknown(other)),
+        }
+    }
+}
+
+impl fmt::Display for Provider {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Auto => "auto",
+            Self::Libraries => "libraries",
+            Self::Ioctls => "ioctls",
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_round_trip() {
+        for provider in [Provider::Auto, Provider::Libraries, Provider::Ioctls] {
+            assert_eq!(
+                provider.to_string().parse::<Provider>().ok(),
+                Some(provider)
+            );
+        }
+        let error = "libxen".parse::<Provider>().map(|_| ()).unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::InvalidArgument);
+    }
+}
