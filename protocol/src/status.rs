@@ -166,11 +166,7 @@ impl fmt::Display for Status {
 
 /// The body of an error reply: `text`, cut at a character so that it fits [`MAX_ERROR_TEXT`].
 pub fn encode_error_text(text: &str) -> &[u8] {
-    let mut end = text.len().min(MAX_ERROR_TEXT);
-    while !text.is_char_boundary(end) {
-        end -= 1;
-    }
-    &text.as_bytes()[..end]
+    crate::message::bounded(text, MAX_ERROR_TEXT).as_bytes()
 }
 
 /// The text of an error reply, fit for a terminal: control characters and bytes that are not UTF-8

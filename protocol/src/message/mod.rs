@@ -195,7 +195,7 @@ fn take_text<'a>(
 }
 
 /// Cuts `text` at a character so that it has at most `max` bytes.
-fn bounded(text: &str, max: usize) -> &str {
+pub(crate) fn bounded(text: &str, max: usize) -> &str {
     let mut end = text.len().min(max);
     while !text.is_char_boundary(end) {
         end -= 1;

@@ -1,0 +1,57 @@
+//! The endpoint syntax.
+
+use std::path::PathBuf;
+
+use vgpu_protocol::endpoint::{Endpoint, EndpointError, parse_list};
+
+#[test]
+fn endpoints_read_back_as_written() {
+    for text in [
+        "xen:",
+        "local:/run/vgpu/a.sock",
+        "local:relative",
+        "file:/mnt/vgpu",
+        "local:a:b",
+    ] {
+        let endpoint: Endpoint = text.parse().expect(text);
+        assert_eq!(endpoint.to_string(), text);
+    }
+}
+
+#[test]
+fn lists_keep_their_order() {
+    assert_eq!(
+        parse_list("xen:, local:/a ,file:/b"),
+        Ok(vec![
+            Endpoint::Xen,
+            Endpoint::Local(PathBuf::from("/a")),
+            Endpoint::File(PathBuf::from("/b")),
+        ])
+    );
+}
+
+#[test]
+fn what_is_no_endpoint_says_why() {
+    let refused = |text: &str| parse_list(text).expect_err(text);
+    assert_eq!(refused(""), EndpointError::Empty);
+    assert_eq!(refused("xen:,"), EndpointError::Empty);
+    assert_eq!(
+        refused("/run/a.sock"),
+        EndpointError::NoScheme("/run/a.sock".into())
+    );
+    assert_eq!(refused("local:"), EndpointError::EmptyPath("local"));
+    assert_eq!(refused("file:"), EndpointError::EmptyPath("file"));
+    assert_eq!(refused("local:/a\0b"), EndpointError::Nul("local"));
+    assert_eq!(
+        refused("xen:3/data"),
+        EndpointError::XenWithText("3/data".into())
+    );
+    assert_eq!(
+        refused("carrier-pigeon:x"),
+        EndpointError::UnknownScheme("carrier-pigeon".into())
+    );
+    for text in ["unix:/a", "tcp:host:1"] {
+        let error = refused(text).to_string();
+        assert!(error.contains("not in this build, which has xen:, local:PATH and file:DIR"));
+    }
+}
