@@ -75,6 +75,11 @@ impl Error {
         self.kind
     }
 
+    /// What failed, without the operating system's reason.
+    pub fn what(&self) -> &str {
+        &self.what
+    }
+
     /// The positive errno, where the operating system gave one.
     pub fn errno(&self) -> Option<i32> {
         self.errno
