@@ -21,6 +21,7 @@ pub mod domain;
 pub mod error;
 pub mod layout;
 pub mod shm;
+pub mod xen;
 
 pub use domain::DomId;
 pub use error::{Error, PeerError, Result};

@@ -1,0 +1,332 @@
+//! xenstore: four requests, each with a deadline that holds.
+//!
+//! xenstore-rs' blocking client has no timeouts and hands out no file descriptor, and an open of
+//! `/dev/xen/xenbus` or a connect to a xenstored that accepts nobody may block as well. So one
+//! thread per process owns the connection and makes the requests one after the other; callers
+//! wait for its answer until their deadline. When xenstored is stuck that thread is stuck with it
+//! and every caller still returns in time. A request whose caller has given up is skipped, but for
+//! removals: they are what a caller queues to clean up, and run as soon as xenstored is back.
+//!
+//! Watches are not here: see [`super::domain_watch`] for the connection of their own that they
+//! need.
+
+use std::io;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::{self, RecvTimeoutError, Sender, SyncSender};
+use std::sync::{Arc, OnceLock};
+use std::thread;
+use std::time::Instant;
+
+use xenstore_rs::Xs;
+use xenstore_rs::unix::XsUnix;
+
+use super::path::{self, PathError};
+
+/// Largest value that a default xenstored quota lets an unprivileged domain write, in bytes.
+pub const VALUE_MAX: usize = 2048;
+
+/// The process's connection to xenstored.
+///
+/// Cheap to copy: all copies share one connection and one thread, made at the first request and
+/// again after the connection broke. The thread does not survive `fork`.
+#[derive(Debug, Clone, Copy)]
+pub struct Store(&'static Sender<Request>);
+
+#[derive(Debug)]
+struct Request {
+    what: What,
+    path: Box<str>,
+    /// Set by the caller when its deadline passed.
+    abandoned: Arc<AtomicBool>,
+    reply: SyncSender<io::Result<Answer>>,
+}
+
+#[derive(Debug)]
+enum What {
+    Open,
+    Directory,
+    Read,
+    Write(Box<str>),
+    Remove,
+}
+
+#[derive(Debug)]
+enum Answer {
+    Done,
+    Value(Box<str>),
+    Names(Vec<Box<str>>),
+}
+
+impl Store {
+    /// Connects to xenstored, unless this process has done so before.
+    ///
+    /// # Errors
+    /// [`StoreError::Unreachable`] when there is no xenstored socket and no `/dev/xen/xenbus`.
+    pub fn open(deadline: Instant) -> Result<Self, StoreError> {
+        static QUEUE: OnceLock<Sender<Request>> = OnceLock::new();
+        let store = Self(QUEUE.get_or_init(|| {
+            let (queue, requests) = mpsc::channel();
+            let body = move || serve(&requests);
+            if let Err(error) = thread::Builder::new().name("xenstore".into()).spawn(body) {
+                // The receiver is gone with the closure: every request reports it.
+                log::error!("cannot start the xenstore thread: {error}");
+            }
+            queue
+        }));
+        store.request(What::Open, "/", deadline)?;
+        Ok(store)
+    }
+
+    /// The value of the node `path`, less one trailing NUL byte if it has one.
+    pub fn read(&self, path: &str, deadline: Instant) -> Result<Box<str>, StoreError> {
+        path::check(path)?;
+        match self.request(What::Read, path, deadline)? {
+            Answer::Value(value) => Ok(value),
+            _ => unreachable!("a read answers with a value"),
+        }
+    }
+
+    /// The value of the node `path`, or `None` where there is no such node.
+    pub fn read_if_present(
+        &self,
+        path: &str,
+        deadline: Instant,
+    ) -> Result<Option<Box<str>>, StoreError> {
+        match self.read(path, deadline) {
+            Ok(value) => Ok(Some(value)),
+            Err(StoreError::NotFound { .. }) => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Sets the node `path`, making it and its parents where they do not exist.
+    pub fn write(&self, path: &str, value: &str, deadline: Instant) -> Result<(), StoreError> {
+        path::check(path)?;
+        if value.len() > VALUE_MAX {
+            return Err(StoreError::ValueTooLong {
+                path: path.into(),
+                bytes: value.len(),
+            });
+        }
+        self.request(What::Write(value.into()), path, deadline)
+            .map(drop)
+    }
+
+    /// Removes the node `path` and everything below it; a node that is not there is fine.
+    ///
+    /// The removal still happens, late, when this gives up waiting for a stuck xenstored.
+    pub fn remove(&self, path: &str, deadline: Instant) -> Result<(), StoreError> {
+        path::check(path)?;
+        match self.request(What::Remove, path, deadline) {
+            Ok(_) | Err(StoreError::NotFound { .. }) => Ok(()),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// The names of the nodes right below `path`.
+    pub fn list(&self, path: &str, deadline: Instant) -> Result<Vec<Box<str>>, StoreError> {
+        path::check(path)?;
+        match self.request(What::Directory, path, deadline)? {
+            Answer::Names(names) => Ok(names),
+            _ => unreachable!("a directory request answers with names"),
+        }
+    }
+
+    fn request(&self, what: What, path: &str, deadline: Instant) -> Result<Answer, StoreError> {
+        let (reply, answer) = mpsc::sync_channel(1);
+        let abandoned = Arc::new(AtomicBool::new(false));
+        let request = Request {
+            what,
+            path: path.into(),
+            abandoned: abandoned.clone(),
+            reply,
+        };
+        let gone = || StoreError::Unreachable {
+            source: io::Error::new(io::ErrorKind::BrokenPipe, "the xenstore thread is gone"),
+        };
+        self.0.send(request).map_err(|_| gone())?;
+        match answer.recv_timeout(deadline.saturating_duration_since(Instant::now())) {
+            Ok(result) => result.map_err(|error| StoreError::from_io(path, error)),
+            Err(RecvTimeoutError::Timeout) => {
+                // Relaxed: a request that slips through is as if the caller had given up later.
+                abandoned.store(true, Ordering::Relaxed);
+                Err(StoreError::TimedOut { path: path.into() })
+            }
+            Err(RecvTimeoutError::Disconnected) => Err(gone()),
+        }
+    }
+}
+
+/// The thread: makes the requests in order until the process ends.
+fn serve(requests: &mpsc::Receiver<Request>) {
+    let mut connection = None;
+    while let Ok(Request {
+        what,
+        path,
+        abandoned,
+        reply,
+    }) = requests.recv()
+    {
+        if abandoned.load(Ordering::Relaxed) && !matches!(what, What::Remove) {
+            continue;
+        }
+        // The caller may have left: nobody to tell.
+        let _ = reply.send(answer(&mut connection, &what, &path));
+    }
+}
+
+/// Makes one request, on a new connection if the old one turns out to be broken.
+///
+/// All four requests may be made twice without harm.
+fn answer(connection: &mut Option<XsUnix>, what: &What, path: &str) -> io::Result<Answer> {
+    if let Some(xs) = connection {
+        match make(xs, what, path) {
+            Err(error) if reply_code(&error).is_none() => {
+                log::warn!("the connection to xenstored broke ({error}); connecting again");
+                *connection = None;
+            }
+            answered => return answered,
+        }
+    }
+    let xs = XsUnix::new()?;
+    let answered = make(&xs, what, path);
+    if !matches!(&answered, Err(error) if reply_code(error).is_none()) {
+        *connection = Some(xs);
+    }
+    answered
+}
+
+fn make(xs: &XsUnix, what: &What, path: &str) -> io::Result<Answer> {
+    match what {
+        What::Open => Ok(Answer::Done),
+        What::Directory => xs.directory(path).map(Answer::Names),
+        What::Read => xs.read(path).map(Answer::Value),
+        What::Write(value) => xs.write(path, value).map(|()| Answer::Done),
+        What::Remove => xs.rm(path).map(|()| Answer::Done),
+    }
+}
+
+/// Stands for the code of an answer that came but cannot be used.
+const NOT_TEXT: &str = "value is not UTF-8";
+
+/// The error code of xenstored's answer (`ENOENT`…), or `None` when the connection itself failed.
+///
+/// xenstore-rs folds the codes into [`io::ErrorKind`]s, several to one; its text keeps them. A
+/// value that is not UTF-8 comes as `InvalidData` and leaves the connection in order.
+fn reply_code(error: &io::Error) -> Option<String> {
+    if error.kind() == io::ErrorKind::InvalidData && error.raw_os_error().is_none() {
+        let inner = error.get_ref()?;
+        if inner.is::<std::str::Utf8Error>() {
+            return Some(NOT_TEXT.into());
+        }
+    }
+    error
+        .to_string()
+        .strip_prefix("XS interface error ")
+        .map(str::to_owned)
+}
+
+/// Why a xenstore request failed.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum StoreError {
+    /// The path is not a xenstore path.
+    #[error(transparent)]
+    Path(#[from] PathError),
+    /// There is no xenstored here, or it cannot be talked to.
+    #[error("cannot reach xenstore: {source}")]
+    Unreachable {
+        /// What the system said.
+        source: io::Error,
+    },
+    /// xenstored did not answer in time.
+    #[error("xenstore did not answer in time (node {path})")]
+    TimedOut {
+        /// The node asked for.
+        path: Box<str>,
+    },
+    /// No such node.
+    #[error("xenstore has no node {path}")]
+    NotFound {
+        /// The node asked for.
+        path: Box<str>,
+    },
+    /// This domain may not do that to the node.
+    #[error("xenstore denies access to {path}")]
+    Denied {
+        /// The node asked for.
+        path: Box<str>,
+    },
+    /// The node's value is not text.
+    #[error("the value of {path} is not UTF-8 text")]
+    NotText {
+        /// The node asked for.
+        path: Box<str>,
+    },
+    /// A quota of this domain is used up: nodes, bytes per node or requests.
+    #[error("xenstore quota reached at {path} ({code})")]
+    Quota {
+        /// The node asked for.
+        path: Box<str>,
+        /// xenstored's error code.
+        code: String,
+    },
+    /// The value is longer than xenstore's default quota lets a guest write.
+    #[error("the value for {path} has {bytes} bytes; xenstore takes {VALUE_MAX}")]
+    ValueTooLong {
+        /// The node it was meant for.
+        path: Box<str>,
+        /// Its length.
+        bytes: usize,
+    },
+    /// Any other answer.
+    #[error("xenstore refused the request for {path} ({code})")]
+    Refused {
+        /// The node asked for.
+        path: Box<str>,
+        /// xenstored's error code.
+        code: String,
+    },
+}
+
+impl StoreError {
+    fn from_io(path: &str, source: io::Error) -> Self {
+        let path = path.into();
+        match reply_code(&source) {
+            None => Self::Unreachable { source },
+            Some(code) => match code.as_str() {
+                "ENOENT" => Self::NotFound { path },
+                NOT_TEXT => Self::NotText { path },
+                "EACCES" | "EPERM" => Self::Denied { path },
+                "ENOSPC" | "EDQUOT" | "E2BIG" => Self::Quota { path, code },
+                _ => Self::Refused { path, code },
+            },
+        }
+    }
+
+    /// What a person can do about it.
+    pub fn advice(&self) -> &'static str {
+        match self {
+            Self::Path(error) => error.advice(),
+            Self::Unreachable { source } if source.kind() == io::ErrorKind::PermissionDenied => {
+                "run as root, or give this user access to /run/xenstored/socket or /dev/xen/xenbus"
+            }
+            Self::Unreachable { .. } => {
+                "this must run on Xen: in dom0 start xenstored, in a guest load xenfs (modprobe \
+                 xenfs) so that /dev/xen/xenbus exists; without Xen use --backend local"
+            }
+            Self::TimedOut { .. } => "look whether xenstored runs and answers: xenstore-ls /",
+            Self::NotFound { .. } => "check the path and that the other side has published it",
+            Self::Denied { .. } => {
+                "a guest may write only below its own data/; use a path such as data/demo there"
+            }
+            Self::NotText { .. } => "look at the node with xenstore-ls; remove it if it is stale",
+            Self::Quota { .. } => {
+                "remove stale nodes below data/ (xenstore-ls data), or raise xenstored's quota"
+            }
+            Self::ValueTooLong { .. } | Self::Refused { .. } => {
+                "this is not expected; run with RUST_LOG=debug and report it"
+            }
+        }
+    }
+}
