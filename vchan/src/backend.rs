@@ -9,9 +9,16 @@
 use std::fmt::Debug;
 use std::io;
 use std::os::fd::BorrowedFd;
+use std::time::{Duration, Instant};
 
+use crate::error::{Error, Result};
 use crate::layout::{Orders, Role};
 use crate::shm::{ControlPage, Region};
+use crate::wait::poll_readable;
+
+/// How often a server looks for its client unasked: clients of libxenvchan before Xen 4.14 do not
+/// ring when they connect.
+const LOOK_FOR_CLIENT: Duration = Duration::from_millis(500);
 
 /// The doorbell and the death notice of one connected channel.
 ///
@@ -65,4 +72,30 @@ pub struct Parts {
     pub right: Region,
     /// Doorbell and death notice.
     pub backend: Box<dyn Backend>,
+}
+
+/// Server: waits until a client has declared itself connected in the control page.
+///
+/// # Errors
+/// [`Error::TimedOut`] at `deadline`, [`Error::PeerClosed`] if the peer dies first, [`Error::Os`].
+pub fn wait_for_client(
+    control: &ControlPage,
+    backend: &dyn Backend,
+    deadline: Instant,
+) -> Result<()> {
+    while !control.client_arrived() {
+        if !backend.peer_alive() {
+            return Err(Error::PeerClosed { unread: 0 });
+        }
+        let now = Instant::now();
+        if now >= deadline {
+            return Err(Error::TimedOut("see a client connect"));
+        }
+        if poll_readable(&[backend.poll_fd()], deadline.min(now + LOOK_FOR_CLIENT))? {
+            backend
+                .acknowledge()
+                .map_err(|source| Error::os("cannot acknowledge the doorbell", source))?;
+        }
+    }
+    Ok(())
 }

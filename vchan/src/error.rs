@@ -10,7 +10,7 @@ use std::io;
 use vgpu_protocol::transport::TransportError;
 
 /// Shorthand for results of this crate.
-pub type Result<T> = std::result::Result<T, Error>;
+pub type Result<T, E = Error> = std::result::Result<T, E>;
 
 /// Which of the two rings a message is about.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -69,7 +69,9 @@ pub enum PeerError {
         size: u32,
     },
     /// The indexes found at connect do not describe a ring.
-    #[error("at connect the {ring} ring has prod {prod:#x} and cons {cons:#x}, but only {size} bytes")]
+    #[error(
+        "at connect the {ring} ring has prod {prod:#x} and cons {cons:#x}, but only {size} bytes"
+    )]
     StartIndexes {
         /// The ring concerned.
         ring: RingName,
@@ -116,8 +118,8 @@ pub enum Error {
         /// Bytes sent to the peer which it never took out of the ring.
         unread: u32,
     },
-    /// The deadline passed first.
-    #[error("timed out while waiting {0}")]
+    /// The deadline passed first; the text completes "while waiting to".
+    #[error("timed out while waiting to {0}")]
     TimedOut(&'static str),
     /// The peer broke the rules.
     #[error(transparent)]
@@ -158,12 +160,19 @@ impl Error {
         source: impl Into<io::Error>,
         advice: impl Into<String>,
     ) -> Self {
-        Self::Os { context: context.into(), advice: advice.into(), source: source.into() }
+        Self::Os {
+            context: context.into(),
+            advice: advice.into(),
+            source: source.into(),
+        }
     }
 
     /// An [`Error::Setup`].
     pub fn setup(what: impl Into<String>, advice: impl Into<String>) -> Self {
-        Self::Setup { what: what.into(), advice: advice.into() }
+        Self::Setup {
+            what: what.into(),
+            advice: advice.into(),
+        }
     }
 
     /// One line on what a person can do about it.
@@ -202,12 +211,15 @@ impl From<Error> for TransportError {
     fn from(error: Error) -> Self {
         match error {
             Error::Closed | Error::PeerClosed { .. } => Self::Closed,
-            Error::TimedOut(what) => Self::TimedOut(what.strip_prefix("to ").unwrap_or(what)),
+            Error::TimedOut(what) => Self::TimedOut(what),
             Error::Peer(peer) => Self::PeerViolation(peer.to_string()),
-            Error::Setup { what, .. } => {
-                Self::Io { context: what, source: io::ErrorKind::NotConnected.into() }
-            }
-            Error::Os { context, source, .. } => Self::Io { context, source },
+            Error::Setup { what, .. } => Self::Io {
+                context: what,
+                source: io::ErrorKind::NotConnected.into(),
+            },
+            Error::Os {
+                context, source, ..
+            } => Self::Io { context, source },
         }
     }
 }

@@ -73,7 +73,10 @@ pub struct RingSizes {
 impl RingSizes {
     /// What `vchan` and `vgpu` use unless told otherwise: 256 KiB each way, 129 pages in all of
     /// the 1024 that a kernel grants by default.
-    pub const DEFAULT: Self = Self { server_to_client: 256 << 10, client_to_server: 256 << 10 };
+    pub const DEFAULT: Self = Self {
+        server_to_client: 256 << 10,
+        client_to_server: 256 << 10,
+    };
 }
 
 impl Default for RingSizes {
@@ -84,7 +87,10 @@ impl Default for RingSizes {
 
 impl From<usize> for RingSizes {
     fn from(bytes: usize) -> Self {
-        Self { server_to_client: bytes, client_to_server: bytes }
+        Self {
+            server_to_client: bytes,
+            client_to_server: bytes,
+        }
     }
 }
 
@@ -138,7 +144,13 @@ impl Orders {
     /// # Errors
     /// [`PeerError::Orders`] with the rule that is broken.
     pub fn check(left: u16, right: u16) -> Result<Self, PeerError> {
-        let refuse = |reason| Err(PeerError::Orders { left, right, reason });
+        let refuse = |reason| {
+            Err(PeerError::Orders {
+                left,
+                right,
+                reason,
+            })
+        };
         let valid = ORDER_SMALL..=ORDER_MAX;
         if !valid.contains(&left) || !valid.contains(&right) {
             return refuse("each must be 10 to 20");
@@ -148,8 +160,13 @@ impl Orders {
         }
         let orders = Self { left, right };
         let grants_end = offset::GRANTS + 4 * orders.grant_count();
-        let first_ring = [left, right].into_iter().filter(|&order| order < ORDER_PAGE);
-        if first_ring.map(in_page_offset).any(|start| grants_end > start) {
+        let first_ring = [left, right]
+            .into_iter()
+            .filter(|&order| order < ORDER_PAGE);
+        if first_ring
+            .map(in_page_offset)
+            .any(|start| grants_end > start)
+        {
             return refuse("the list of grants would overlap the ring in the control page");
         }
         Ok(orders)
@@ -177,7 +194,10 @@ impl Orders {
 
     /// Both rings' real sizes.
     pub fn sizes(self) -> RingSizes {
-        RingSizes { server_to_client: self.right_bytes(), client_to_server: self.left_bytes() }
+        RingSizes {
+            server_to_client: self.right_bytes(),
+            client_to_server: self.left_bytes(),
+        }
     }
 
     /// Where the left ring lies.
@@ -223,9 +243,13 @@ impl RingPlace {
 
 fn place(order: u16) -> RingPlace {
     if order < ORDER_PAGE {
-        RingPlace::ControlPage { offset: in_page_offset(order) }
+        RingPlace::ControlPage {
+            offset: in_page_offset(order),
+        }
     } else {
-        RingPlace::OwnPages { pages: (1 << order) / PAGE }
+        RingPlace::OwnPages {
+            pages: (1 << order) / PAGE,
+        }
     }
 }
 
@@ -235,7 +259,9 @@ fn in_page_offset(order: u16) -> usize {
 }
 
 fn page_order(bytes: usize) -> Result<u16, RingSizeError> {
-    (ORDER_PAGE..=ORDER_MAX).find(|&order| bytes <= 1 << order).ok_or(RingSizeError(bytes))
+    (ORDER_PAGE..=ORDER_MAX)
+        .find(|&order| bytes <= 1 << order)
+        .ok_or(RingSizeError(bytes))
 }
 
 #[cfg(test)]
@@ -243,8 +269,16 @@ mod tests {
     use super::*;
 
     fn chosen(client_to_server: usize, server_to_client: usize) -> (u16, u16) {
-        let orders = Orders::choose(RingSizes { server_to_client, client_to_server }).unwrap();
-        assert_eq!(Orders::check(orders.left, orders.right), Ok(orders), "own choice is refused");
+        let orders = Orders::choose(RingSizes {
+            server_to_client,
+            client_to_server,
+        })
+        .unwrap();
+        assert_eq!(
+            Orders::check(orders.left, orders.right),
+            Ok(orders),
+            "own choice is refused"
+        );
         (orders.left, orders.right)
     }
 
@@ -259,20 +293,43 @@ mod tests {
         assert_eq!(chosen(2049, 2049), (12, 12));
         assert_eq!(chosen(65536, 65537), (16, 17));
         assert_eq!(chosen(1 << 20, 1), (20, 11));
-        assert_eq!(Orders::choose(((1 << 20) + 1).into()), Err(RingSizeError((1 << 20) + 1)));
+        assert_eq!(
+            Orders::choose(((1 << 20) + 1).into()),
+            Err(RingSizeError((1 << 20) + 1))
+        );
     }
 
     // vchan.md (c) 10.
     #[test]
     fn impossible_orders_are_refused() {
-        for (left, right) in
-            [(0, 12), (9, 11), (12, 21), (0xFFFF, 12), (10, 10), (11, 11), (10, 20), (20, 10)]
-        {
-            assert!(Orders::check(left, right).is_err(), "({left}, {right}) was accepted");
+        for (left, right) in [
+            (0, 12),
+            (9, 11),
+            (12, 21),
+            (0xFFFF, 12),
+            (10, 10),
+            (11, 11),
+            (10, 20),
+            (20, 10),
+        ] {
+            assert!(
+                Orders::check(left, right).is_err(),
+                "({left}, {right}) was accepted"
+            );
         }
-        for (left, right) in [(10, 11), (11, 10), (11, 20), (20, 11), (20, 20), (12, 12), (10, 19)]
-        {
-            assert!(Orders::check(left, right).is_ok(), "({left}, {right}) was refused");
+        for (left, right) in [
+            (10, 11),
+            (11, 10),
+            (11, 20),
+            (20, 11),
+            (20, 20),
+            (12, 12),
+            (10, 19),
+        ] {
+            assert!(
+                Orders::check(left, right).is_ok(),
+                "({left}, {right}) was refused"
+            );
         }
     }
 
@@ -280,7 +337,9 @@ mod tests {
     fn grants_fit_before_any_ring_in_the_page() {
         for left in ORDER_SMALL..=ORDER_MAX {
             for right in ORDER_SMALL..=ORDER_MAX {
-                let Ok(orders) = Orders::check(left, right) else { continue };
+                let Ok(orders) = Orders::check(left, right) else {
+                    continue;
+                };
                 let end = offset::GRANTS + 4 * orders.grant_count();
                 assert!(end <= PAGE);
                 for place in [orders.left_place(), orders.right_place()] {

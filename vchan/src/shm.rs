@@ -58,7 +58,12 @@ impl Region {
         writable: bool,
         owner: Arc<dyn Any + Send + Sync>,
     ) -> Self {
-        Self { start, len, writable, _owner: owner }
+        Self {
+            start,
+            len,
+            writable,
+            _owner: owner,
+        }
     }
 
     /// A part of this region.
@@ -70,7 +75,12 @@ impl Region {
         self.check(offset, len);
         // SAFETY: `offset` is within the mapping, checked above.
         let start = unsafe { self.start.add(offset) };
-        Self { start, len, writable: self.writable, _owner: Arc::clone(&self._owner) }
+        Self {
+            start,
+            len,
+            writable: self.writable,
+            _owner: Arc::clone(&self._owner),
+        }
     }
 
     /// Bytes in the region.
@@ -149,7 +159,11 @@ impl ControlPage {
     pub fn new(page: Region) -> Self {
         assert_eq!(page.len, PAGE, "the control page is one page");
         assert!(page.writable, "the control page must be writable");
-        assert_eq!(page.start.as_ptr() as usize % PAGE, 0, "the control page is page-aligned");
+        assert_eq!(
+            page.start.as_ptr() as usize % PAGE,
+            0,
+            "the control page is page-aligned"
+        );
         Self { page }
     }
 
@@ -159,16 +173,26 @@ impl ControlPage {
         for at in (0..PAGE).step_by(4) {
             self.u32_at(at).store(0, Ordering::Relaxed);
         }
-        for at in [offset::LEFT_CONS, offset::LEFT_PROD, offset::RIGHT_CONS, offset::RIGHT_PROD] {
+        for at in [
+            offset::LEFT_CONS,
+            offset::LEFT_PROD,
+            offset::RIGHT_CONS,
+            offset::RIGHT_PROD,
+        ] {
             self.u32_at(at).store(first_index, Ordering::Relaxed);
         }
-        self.u16_at(offset::LEFT_ORDER).store(orders.left(), Ordering::Relaxed);
-        self.u16_at(offset::RIGHT_ORDER).store(orders.right(), Ordering::Relaxed);
-        self.u8_at(offset::SRV_LIVE).store(live::CONNECTED, Ordering::Relaxed);
+        self.u16_at(offset::LEFT_ORDER)
+            .store(orders.left(), Ordering::Relaxed);
+        self.u16_at(offset::RIGHT_ORDER)
+            .store(orders.right(), Ordering::Relaxed);
+        self.u8_at(offset::SRV_LIVE)
+            .store(live::CONNECTED, Ordering::Relaxed);
         // The client's first write tells a server that has not seen it connect.
-        self.u8_at(offset::CLI_NOTIFY).store(bit::WRITE, Ordering::Relaxed);
+        self.u8_at(offset::CLI_NOTIFY)
+            .store(bit::WRITE, Ordering::Relaxed);
         // Last: a client (and our own wait for it) looks at this byte first.
-        self.u8_at(offset::CLI_LIVE).store(live::AWAITED, Ordering::SeqCst);
+        self.u8_at(offset::CLI_LIVE)
+            .store(live::AWAITED, Ordering::SeqCst);
     }
 
     /// Server: writes entry `index` of `grants[]`.
@@ -176,7 +200,8 @@ impl ControlPage {
     /// # Panics
     /// If the entry would lie outside the page.
     pub fn set_grant(&self, index: usize, grant_ref: u32) {
-        self.u32_at(offset::GRANTS + 4 * index).store(grant_ref, Ordering::Relaxed);
+        self.u32_at(offset::GRANTS + 4 * index)
+            .store(grant_ref, Ordering::Relaxed);
     }
 
     /// Client: reads entry `index` of `grants[]`, once.
@@ -184,7 +209,8 @@ impl ControlPage {
     /// # Panics
     /// If the entry lies outside the page.
     pub fn grant(&self, index: usize) -> u32 {
-        self.u32_at(offset::GRANTS + 4 * index).load(Ordering::Relaxed)
+        self.u32_at(offset::GRANTS + 4 * index)
+            .load(Ordering::Relaxed)
     }
 
     /// Client: reads the ring orders, once, and checks them.
@@ -201,8 +227,10 @@ impl ControlPage {
     /// Client: declares itself connected and asks to be told of the server's first write. The
     /// caller rings the server's doorbell next.
     pub fn connect_client(&self) {
-        self.u8_at(offset::SRV_NOTIFY).store(bit::WRITE, Ordering::SeqCst);
-        self.u8_at(offset::CLI_LIVE).store(live::CONNECTED, Ordering::SeqCst);
+        self.u8_at(offset::SRV_NOTIFY)
+            .store(bit::WRITE, Ordering::SeqCst);
+        self.u8_at(offset::CLI_LIVE)
+            .store(live::CONNECTED, Ordering::SeqCst);
     }
 
     /// Server: whether a client has connected (also if it has left again since).

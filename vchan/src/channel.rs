@@ -1,0 +1,339 @@
+#![forbid(unsafe_code)]
+//! A connected channel.
+
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd};
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
+
+use vgpu_protocol::transport::{Interest, Transport, TransportError};
+
+use crate::backend::Parts;
+use crate::error::{Error, Result};
+use crate::layout::{RingSizes, Role, bit};
+use crate::reader::Reader;
+use crate::ring::{Consumer, Producer};
+use crate::shared::Shared;
+use crate::wait::{DEFAULT_SPIN, Spin};
+use crate::writer::Writer;
+
+/// What a channel has done so far.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Stats {
+    /// Bytes given to readers of this side.
+    pub bytes_read: u64,
+    /// Bytes taken from writers of this side.
+    pub bytes_written: u64,
+    /// Times this side rang the peer's doorbell.
+    pub events_sent: u64,
+    /// Times this side took note of its own doorbell.
+    pub events_received: u64,
+    /// Times a thread of this side went to sleep.
+    pub sleeps: u64,
+}
+
+/// One end of a channel: a stream of bytes each way.
+///
+/// Calls that wait take a deadline; [`io::Read`] and [`io::Write`] wait for at most
+/// [`set_timeout`](Self::set_timeout). A peer that dies, process or domain, ends every wait.
+///
+/// [`AsFd`] gives one descriptor for poll loops: after a `try_*` call reported that it would block
+/// it becomes readable when that may have changed. Then call `try_*` again; the descriptor's own
+/// contents are private.
+///
+/// Dropping a channel closes it at once; [`close`](Self::close) first waits for the peer to read.
+#[derive(Debug)]
+pub struct Channel {
+    // Dropped before the last reference to the shared part, which unmaps and hangs up.
+    reader: Reader,
+    writer: Writer,
+}
+
+impl Channel {
+    /// Joins what a backend's rendezvous has brought about.
+    ///
+    /// # Errors
+    /// [`Error::Peer`] if a client finds indexes in the page that describe no ring.
+    ///
+    /// # Panics
+    /// If the regions do not have the sizes that `parts.orders` says.
+    pub fn from_parts(parts: Parts) -> Result<Self> {
+        assert_eq!(
+            parts.left.len(),
+            parts.orders.left_bytes(),
+            "size of the left ring"
+        );
+        assert_eq!(
+            parts.right.len(),
+            parts.orders.right_bytes(),
+            "size of the right ring"
+        );
+        let writable = match parts.role {
+            Role::Server => &parts.right,
+            Role::Client => &parts.left,
+        };
+        assert!(writable.is_writable(), "the outgoing ring must be writable");
+        let first_index = parts.first_index;
+        let shared = Arc::new(Shared::new(parts));
+
+        let at = |offset| match first_index {
+            Some(index) => index,
+            None => shared.index(offset).load(Ordering::Acquire),
+        };
+        let size =
+            |region: &crate::shm::Region| u32::try_from(region.len()).expect("orders end at 20");
+        let (offsets, region) = shared.incoming();
+        let ring_in = Consumer::new(
+            offsets.name,
+            size(region),
+            at(offsets.cons),
+            at(offsets.prod),
+        );
+        let (offsets, region) = shared.outgoing();
+        let ring_out = Producer::new(
+            offsets.name,
+            size(region),
+            at(offsets.cons),
+            at(offsets.prod),
+        );
+
+        let spin = || shared.spin(DEFAULT_SPIN);
+        Ok(Self {
+            reader: Reader::new(Arc::clone(&shared), ring_in?, spin()),
+            writer: Writer::new(Arc::clone(&shared), ring_out?, spin()),
+        })
+    }
+
+    /// See [`Reader::try_read`].
+    ///
+    /// # Errors
+    /// As there.
+    pub fn try_read(&mut self, buf: &mut [u8]) -> Result<Option<usize>> {
+        self.reader.try_read(buf)
+    }
+
+    /// See [`Writer::try_write`].
+    ///
+    /// # Errors
+    /// As there.
+    pub fn try_write(&mut self, buf: &[u8]) -> Result<usize> {
+        self.writer.try_write(buf)
+    }
+
+    /// See [`Reader::read`].
+    ///
+    /// # Errors
+    /// As there.
+    pub fn read(&mut self, buf: &mut [u8], deadline: Instant) -> Result<usize> {
+        self.reader.read(buf, deadline)
+    }
+
+    /// See [`Writer::write_all`].
+    ///
+    /// # Errors
+    /// As there.
+    pub fn write_all(&mut self, buf: &[u8], deadline: Instant) -> Result<()> {
+        self.writer.write_all(buf, deadline)
+    }
+
+    /// Waits until what `interest` names may make progress. May return early for no reason.
+    ///
+    /// # Errors
+    /// [`Error::TimedOut`] at `deadline`, [`Error::Os`].
+    pub fn wait(&mut self, interest: Interest, deadline: Instant) -> Result<()> {
+        match interest {
+            Interest::Read => self.reader.wait(deadline),
+            Interest::Write => self.writer.wait(deadline),
+            Interest::ReadOrWrite => self.wait_both(
+                deadline,
+                "read from or write to the peer",
+                |reader, writer| Ok(reader.is_ready()? || writer.is_ready()?),
+            ),
+        }
+    }
+
+    /// Waits until the peer has read all that was written. Does not read meanwhile.
+    ///
+    /// # Errors
+    /// See [`Writer::drain`].
+    pub fn drain(&mut self, deadline: Instant) -> Result<()> {
+        self.writer.drain(deadline)
+    }
+
+    /// Waits until the peer has read all that was written, then closes. What the peer still sends
+    /// meanwhile is dropped, so that two sides may close at the same time. Closed is closed: the
+    /// result only says whether the peer read everything.
+    ///
+    /// # Errors
+    /// [`Error::TimedOut`] if it did not until `deadline`, [`Error::PeerClosed`] if it went away
+    /// before, [`Error::Peer`].
+    pub fn close(&mut self, deadline: Instant) -> Result<()> {
+        if matches!(self.reader.shared.check(), Err(Error::Closed)) {
+            return Ok(());
+        }
+        let outcome = self.drain_discarding(deadline);
+        self.reader.shared.close();
+        outcome
+    }
+
+    fn drain_discarding(&mut self, deadline: Instant) -> Result<()> {
+        self.wait_both(
+            deadline,
+            "see the peer read everything",
+            |reader, writer| {
+                if writer.is_drained_or_over()? {
+                    return Ok(true);
+                }
+                reader.discard()?;
+                Ok(false)
+            },
+        )?;
+        self.reader.shared.check()?;
+        self.writer.check_drained()
+    }
+
+    /// Splits the channel for two threads. Either half may be dropped first; the channel closes
+    /// with the last, or with [`Writer::close`].
+    ///
+    /// # Errors
+    /// [`Error::Os`] when no descriptor can be had.
+    pub fn split(self) -> Result<(Reader, Writer)> {
+        self.reader.shared.waiters.enable_cancel()?;
+        Ok((self.reader, self.writer))
+    }
+
+    /// Sizes of the rings.
+    pub fn ring_sizes(&self) -> RingSizes {
+        let (incoming, outgoing) = (self.reader.ring_bytes(), self.writer.ring_bytes());
+        match self.reader.shared.role() {
+            Role::Server => RingSizes {
+                server_to_client: outgoing,
+                client_to_server: incoming,
+            },
+            Role::Client => RingSizes {
+                server_to_client: incoming,
+                client_to_server: outgoing,
+            },
+        }
+    }
+
+    /// What has happened so far.
+    pub fn stats(&self) -> Stats {
+        let shared = &self.reader.shared;
+        Stats {
+            bytes_read: self.reader.bytes,
+            bytes_written: self.writer.bytes,
+            events_sent: shared.events_sent.load(Ordering::Relaxed),
+            events_received: shared.events_received.load(Ordering::Relaxed),
+            sleeps: shared.sleeps.load(Ordering::Relaxed),
+        }
+    }
+
+    /// Whether the peer has closed or died. Bytes it wrote before may still be there to read.
+    ///
+    /// # Errors
+    /// [`Error::Peer`].
+    pub fn peer_gone(&self) -> Result<bool> {
+        self.reader.shared.peer_gone()
+    }
+
+    /// Sets how long a waiting call looks at the ring before it sleeps; zero is not at all. An
+    /// idle channel never looks, whatever is set.
+    pub fn set_spin(&mut self, spin: Duration) {
+        self.reader.spin = self.reader.shared.spin(spin);
+        self.writer.spin = self.reader.shared.spin(spin);
+    }
+
+    /// Sets how long [`io::Read`] and [`io::Write`] wait; `None`, the default, is until the peer
+    /// acts, closes or dies.
+    pub fn set_timeout(&mut self, timeout: Option<Duration>) {
+        self.reader.set_timeout(timeout);
+        self.writer.set_timeout(timeout);
+    }
+
+    /// Where the peer is, for people.
+    pub fn describe(&self) -> String {
+        self.reader.shared.backend.describe()
+    }
+
+    fn wait_both(
+        &mut self,
+        deadline: Instant,
+        waiting: &'static str,
+        mut ready: impl FnMut(&mut Reader, &mut Writer) -> Result<bool>,
+    ) -> Result<()> {
+        let Self { reader, writer } = self;
+        let mut spin = std::mem::replace(&mut reader.spin, Spin::new(Duration::ZERO));
+        let shared = Arc::clone(&reader.shared);
+        let bits = bit::READ | bit::WRITE;
+        let outcome =
+            shared.wait_until(&mut spin, bits, deadline, waiting, || ready(reader, writer));
+        reader.spin = spin;
+        outcome
+    }
+}
+
+impl AsFd for Channel {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.reader.shared.backend.poll_fd()
+    }
+}
+
+impl io::Read for Channel {
+    fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
+        io::Read::read(&mut self.reader, buf)
+    }
+}
+
+impl io::Write for Channel {
+    fn write(&mut self, buf: &[u8]) -> io::Result<usize> {
+        io::Write::write(&mut self.writer, buf)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+impl Transport for Channel {
+    fn try_read(&mut self, buf: &mut [u8]) -> Result<Option<usize>, TransportError> {
+        Ok(Self::try_read(self, buf)?)
+    }
+
+    fn try_write(&mut self, buf: &[u8]) -> Result<usize, TransportError> {
+        Ok(Self::try_write(self, buf)?)
+    }
+
+    fn wait(&mut self, interest: Interest, deadline: Instant) -> Result<(), TransportError> {
+        Ok(Self::wait(self, interest, deadline)?)
+    }
+
+    /// Every byte is visible to the peer as soon as it is written.
+    fn flush(&mut self, _deadline: Instant) -> Result<(), TransportError> {
+        Ok(())
+    }
+
+    fn close(&mut self, deadline: Instant) -> Result<(), TransportError> {
+        Ok(Self::close(self, deadline)?)
+    }
+
+    fn describe(&self) -> String {
+        Self::describe(self)
+    }
+
+    fn read_exact(&mut self, buf: &mut [u8], deadline: Instant) -> Result<(), TransportError> {
+        let mut filled = 0;
+        while filled < buf.len() {
+            match self.reader.read(&mut buf[filled..], deadline)? {
+                0 => return Err(TransportError::Closed),
+                n => filled += n,
+            }
+        }
+        Ok(())
+    }
+
+    fn write_all(&mut self, buf: &[u8], deadline: Instant) -> Result<(), TransportError> {
+        Ok(self.writer.write_all(buf, deadline)?)
+    }
+}

@@ -1,0 +1,207 @@
+#![forbid(unsafe_code)]
+//! The reading half of a channel.
+
+use std::io;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use crate::error::Result;
+use crate::layout::bit;
+use crate::ring::Consumer;
+use crate::shared::Shared;
+use crate::wait::Spin;
+use crate::writer::{copy_step, deadline_after};
+
+const WAITING: &str = "read from the peer";
+
+/// The reading half of a [`Channel`](crate::Channel), made by
+/// [`Channel::split`](crate::Channel::split).
+#[derive(Debug)]
+pub struct Reader {
+    pub(crate) shared: Arc<Shared>,
+    ring: Consumer,
+    /// Where the peer's write index lies in the control page.
+    prod_at: usize,
+    /// Where ours lies.
+    cons_at: usize,
+    step: u32,
+    /// The peer is gone and its write index was read after that: nothing more can come.
+    ended: bool,
+    pub(crate) spin: Spin,
+    pub(crate) timeout: Option<Duration>,
+    pub(crate) bytes: u64,
+}
+
+impl Reader {
+    pub(crate) fn new(shared: Arc<Shared>, ring: Consumer, spin: Spin) -> Self {
+        let (at, _) = shared.incoming();
+        let (prod_at, cons_at, step) = (at.prod, at.cons, copy_step(ring.size()));
+        Self {
+            shared,
+            ring,
+            prod_at,
+            cons_at,
+            step,
+            ended: false,
+            spin,
+            timeout: None,
+            bytes: 0,
+        }
+    }
+
+    /// Moves what is there, up to `buf.len()` bytes, without waiting.
+    ///
+    /// `Ok(Some(0))` with a non-empty `buf` is the end of the stream: the peer has closed or died
+    /// and every byte it wrote has been returned. `Ok(None)` means nothing is there now; the peer
+    /// has then been asked to ring when it writes, so that polling the channel's descriptor works.
+    ///
+    /// # Errors
+    /// [`Closed`](crate::Error::Closed) after a close of ours, [`Peer`](crate::Error::Peer) if
+    /// the peer broke the rules, [`Os`](crate::Error::Os) if the doorbell fails.
+    pub fn try_read(&mut self, buf: &mut [u8]) -> Result<Option<usize>> {
+        if let Some(n) = self.take(buf)? {
+            return Ok(Some(n));
+        }
+        // Old events must not make a poll loop spin; what comes from here on wakes it again.
+        self.shared.acknowledge()?;
+        self.shared.request(bit::WRITE);
+        let taken = self.take(buf)?;
+        if taken.is_some() {
+            self.shared.withdraw(bit::WRITE);
+        }
+        Ok(taken)
+    }
+
+    /// Moves at least one byte into `buf`, waiting for it until `deadline`. Returns how many, or
+    /// 0 at the end of the stream.
+    ///
+    /// # Errors
+    /// As [`try_read`](Self::try_read), and [`TimedOut`](crate::Error::TimedOut).
+    pub fn read(&mut self, buf: &mut [u8], deadline: Instant) -> Result<usize> {
+        loop {
+            if let Some(n) = self.take(buf)? {
+                return Ok(n);
+            }
+            self.wait(deadline)?;
+        }
+    }
+
+    /// Waits until [`try_read`](Self::try_read) has something to say.
+    ///
+    /// # Errors
+    /// [`TimedOut`](crate::Error::TimedOut) at `deadline`, and [`Os`](crate::Error::Os).
+    pub fn wait(&mut self, deadline: Instant) -> Result<()> {
+        // Taken out so that `ready` may borrow the rest.
+        let mut spin = std::mem::replace(&mut self.spin, Spin::new(Duration::ZERO));
+        let shared = Arc::clone(&self.shared);
+        let outcome =
+            shared.wait_until(&mut spin, bit::WRITE, deadline, WAITING, || self.is_ready());
+        self.spin = spin;
+        outcome
+    }
+
+    /// Bytes that are there to be read now.
+    ///
+    /// # Errors
+    /// As [`try_read`](Self::try_read).
+    pub fn available(&mut self) -> Result<usize> {
+        self.shared.check()?;
+        self.refresh()?;
+        Ok(self.ring.available() as usize)
+    }
+
+    /// Sets how long [`io::Read::read`] waits; `None`, the default, is until the peer writes,
+    /// closes or dies.
+    pub fn set_timeout(&mut self, timeout: Option<Duration>) {
+        self.timeout = timeout;
+    }
+
+    /// The ring's size in bytes.
+    pub fn ring_bytes(&self) -> usize {
+        self.ring.size() as usize
+    }
+
+    /// Whether a read would not block. A broken or closed channel is ready to say so.
+    pub(crate) fn is_ready(&mut self) -> Result<bool> {
+        if self.ended || self.ring.available() > 0 || self.shared.is_unusable() {
+            return Ok(true);
+        }
+        self.refresh()?;
+        Ok(self.ring.available() > 0 || self.shared.peer_gone()?)
+    }
+
+    /// Drops what is there, for a close. Returns whether there was anything.
+    pub(crate) fn discard(&mut self) -> Result<bool> {
+        self.refresh()?;
+        let len = self.ring.available();
+        if len > 0 {
+            let cons = self.ring.advance(len);
+            self.shared.publish(self.cons_at, cons, bit::READ)?;
+        }
+        Ok(len > 0)
+    }
+
+    /// `None`: nothing there. `Some(0)`: the end, or an empty `buf`.
+    fn take(&mut self, buf: &mut [u8]) -> Result<Option<usize>> {
+        self.shared.check()?;
+        if buf.is_empty() {
+            return Ok(Some(0));
+        }
+        let mut n = self.copy(buf)?;
+        // The order matters: a peer that writes and then closes must not lose what it wrote, so
+        // the index is read once more after the close has been seen.
+        if n == 0 && !self.ended && self.shared.peer_gone()? {
+            n = self.copy(buf)?;
+            self.ended = n == 0;
+        }
+        Ok((n > 0 || self.ended).then_some(n))
+    }
+
+    #[inline]
+    fn copy(&mut self, buf: &mut [u8]) -> Result<usize> {
+        let mut done = 0;
+        while done < buf.len() {
+            let left = u32::try_from(buf.len() - done).unwrap_or(u32::MAX);
+            if self.ring.available() < left && !self.ended {
+                match self.refresh() {
+                    // What was read so far was valid; the error is sticky and comes next time.
+                    Err(_) if done > 0 => break,
+                    outcome => outcome?,
+                }
+            }
+            let len = self.ring.available().min(left).min(self.step);
+            if len == 0 {
+                break;
+            }
+            let span = self.ring.readable(len);
+            let (_, memory) = self.shared.incoming();
+            let (first, second) =
+                buf[done..done + span.first + span.second].split_at_mut(span.first);
+            memory.copy_out(span.offset, first);
+            if !second.is_empty() {
+                memory.copy_out(0, second);
+            }
+            done += len as usize;
+            let cons = self.ring.advance(len);
+            self.shared.publish(self.cons_at, cons, bit::READ)?;
+        }
+        self.bytes += done as u64;
+        Ok(done)
+    }
+
+    /// Reads the peer's index, once, and checks it.
+    #[inline]
+    fn refresh(&mut self) -> Result<()> {
+        let prod = crate::notify::RingIndex::observe(self.shared.index(self.prod_at));
+        self.ring
+            .observe(prod)
+            .map_err(|error| self.shared.fail(error))
+    }
+}
+
+/// Waits for at most [`Reader::set_timeout`]; 0 is the end of the stream.
+impl io::Read for Reader {
+    fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
+        Ok(Self::read(self, buf, deadline_after(self.timeout))?)
+    }
+}
