@@ -33,6 +33,7 @@ pub mod generated;
 mod grant;
 pub mod ioctl;
 mod kernel;
+mod libraries;
 mod memory;
 mod provider;
 
@@ -42,4 +43,5 @@ pub use evtchn::{EventChannels, Port};
 pub use grant::{
     Access, GrantMap, GrantRef, GrantShare, MappedPages, PAGE_SIZE, SharedPages, UnmapNotify,
 };
+pub use libraries::{DomainInfo, Domains};
 pub use provider::{PROVIDER_ENV, Provider};

@@ -4,7 +4,8 @@ use std::env;
 use std::fmt;
 use std::str::FromStr;
 
-use crate::kernel;
+use crate::kernel::{Evtchn, Gntalloc, Gntdev};
+use crate::libraries::{LibraryEvtchn, LibraryGntshr, LibraryGnttab};
 use crate::{Error, ErrorKind, EventChannels, GrantMap, GrantShare, Result};
 
 /// Environment variable that overrides the choice: `auto`, `libraries` or `ioctls`.
@@ -40,7 +41,10 @@ impl Provider {
     /// # Errors
     /// `DeviceMissing`, `PermissionDenied`; `LibraryMissing` with [`Provider::Libraries`].
     pub fn open_grant_share(self) -> Result<Box<dyn GrantShare>> {
-        Ok(Box::new(kernel::Gntalloc::open()?))
+        self.choose(
+            || Ok(Box::new(LibraryGntshr::open()?) as _),
+            || Ok(Box::new(Gntalloc::open()?) as _),
+        )
     }
 
     /// Opens the mapping side.
@@ -48,7 +52,10 @@ impl Provider {
     /// # Errors
     /// `DeviceMissing`, `PermissionDenied`; `LibraryMissing` with [`Provider::Libraries`].
     pub fn open_grant_map(self) -> Result<Box<dyn GrantMap>> {
-        Ok(Box::new(kernel::Gntdev::open()?))
+        self.choose(
+            || Ok(Box::new(LibraryGnttab::open()?) as _),
+            || Ok(Box::new(Gntdev::open()?) as _),
+        )
     }
 
     /// Opens an event channel device of its own.
@@ -56,7 +63,26 @@ impl Provider {
     /// # Errors
     /// `DeviceMissing`, `PermissionDenied`; `LibraryMissing` with [`Provider::Libraries`].
     pub fn open_event_channels(self) -> Result<Box<dyn EventChannels>> {
-        Ok(Box::new(kernel::Evtchn::open()?))
+        self.choose(
+            || Ok(Box::new(LibraryEvtchn::open()?) as _),
+            || Ok(Box::new(Evtchn::open()?) as _),
+        )
+    }
+
+    /// Opens by the chosen way; `Auto` takes the ioctls only when the library is not there.
+    fn choose<T>(
+        self,
+        library: impl FnOnce() -> Result<T>,
+        kernel: impl FnOnce() -> Result<T>,
+    ) -> Result<T> {
+        match self {
+            Self::Libraries => library(),
+            Self::Ioctls => kernel(),
+            Self::Auto => match library() {
+                Err(error) if error.kind() == ErrorKind::LibraryMissing => kernel(),
+                result => result,
+            },
+        }
     }
 }
 
@@ -94,6 +120,31 @@ impl fmt::Display for Provider {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn auto_falls_back_only_for_a_missing_library() {
+        let library = |kind| move || Err(Error::new(kind, "library"));
+        let kernel = || Ok("kernel");
+        let missing = ErrorKind::LibraryMissing;
+        assert_eq!(
+            Provider::Auto.choose(library(missing), kernel).ok(),
+            Some("kernel")
+        );
+        assert_eq!(
+            Provider::Auto.choose(|| Ok("library"), kernel).ok(),
+            Some("library")
+        );
+        assert!(
+            Provider::Auto
+                .choose(library(ErrorKind::PermissionDenied), kernel)
+                .is_err()
+        );
+        assert!(
+            Provider::Libraries
+                .choose(library(missing), kernel)
+                .is_err()
+        );
+    }
 
     #[test]
     fn names_round_trip() {
