@@ -5,6 +5,7 @@
 //! driver that was initialised cannot be used after a fork and may take its process down.
 
 pub mod cpu;
+pub mod cuda;
 mod error;
 mod probe;
 

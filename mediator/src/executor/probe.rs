@@ -3,7 +3,7 @@
 use std::fmt;
 use std::str::FromStr;
 
-use super::{Executor, ExecutorError, cpu};
+use super::{Executor, ExecutorError, cpu, cuda};
 
 /// What an administrator asked for with `--executor`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, serde::Serialize)]
@@ -66,7 +66,7 @@ pub fn probe(choice: ExecutorChoice) -> Result<Box<dyn Executor>, ProbeError> {
         ExecutorChoice::Cuda => {
             open_cuda("asked for").map_err(|source| ProbeError { choice, source })
         }
-        ExecutorChoice::Auto => match open_cuda("a real allocation succeeded") {
+        ExecutorChoice::Auto => match open_cuda("CUDA works here: a trial vector add was right") {
             Ok(cuda) => Ok(cuda),
             Err(error) => Ok(Box::new(cpu::CpuExecutor::new(&format!(
                 "no CUDA: {error}"
@@ -75,12 +75,9 @@ pub fn probe(choice: ExecutorChoice) -> Result<Box<dyn Executor>, ProbeError> {
     }
 }
 
-/// Opens CUDA after proving it with a real allocation.
-fn open_cuda(_reason: &str) -> Result<Box<dyn Executor>, ExecutorError> {
-    Err(ExecutorError::Unavailable {
-        what: "this build has no CUDA executor".into(),
-        advice: "use a build that has it".into(),
-    })
+/// Opens CUDA, which proves it.
+fn open_cuda(reason: &str) -> Result<Box<dyn Executor>, ExecutorError> {
+    Ok(Box::new(cuda::open(reason)?))
 }
 
 #[cfg(test)]

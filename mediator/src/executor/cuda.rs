@@ -1,0 +1,340 @@
+//! The CUDA executor: a guest's work on an NVIDIA GPU.
+//!
+//! Nothing of CUDA is needed to build or start the mediator: the driver's library is loaded when the
+//! executor is opened. Opening it is also the proof that it works. A driver can load, list its GPUs
+//! and still fail at the first allocation (in a PV dom0 it does), so [`open`] ends with a real
+//! vector add, through the same code that guests' vectors take.
+//!
+//! * `driver`: the driver's functions and results.
+//! * `device`: context and kernel.
+//! * `slot`: memory, stream and work of one chunk.
+//! * `pipeline`: several slots in turn.
+//! * `platform`: is this a PV dom0?
+//!
+//! The executor gives the driver's own error codes on. After an error that spoils the context, or
+//! work that does not end, it is *lost*: it calls the driver no more, not even to free memory, which
+//! the end of the process does.
+
+mod device;
+mod driver;
+mod pipeline;
+mod platform;
+mod slot;
+
+use std::fs;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use super::{Executor, ExecutorError, ExecutorInfo, VectorAddPipeline};
+use device::Device;
+use driver::{CallError, Driver, LoadError};
+use pipeline::CudaVectorAdd;
+use platform::Platform;
+use slot::{Clock, Slot};
+
+/// Chunks under way at once: one being filled, one copied in, one computed, one copied out.
+const SLOTS: usize = 4;
+
+/// Elements of the vector add that proves the device.
+const PROOF_ELEMENTS: usize = 1000;
+
+/// How long that may take.
+const PROOF_DEADLINE: Duration = Duration::from_secs(30);
+
+/// Runs a guest's work on this machine's first NVIDIA GPU (`CUDA_VISIBLE_DEVICES` chooses another).
+#[derive(Debug)]
+pub struct CudaExecutor {
+    info: ExecutorInfo,
+    // In this order: slots and clock are dropped before the device that they belong to.
+    slots: Vec<Slot>,
+    clock: Clock,
+    device: Arc<Device>,
+}
+
+/// Opens the executor and proves it with a vector add. `reason` is the line that `info` gives for
+/// the choice of this executor.
+///
+/// Initialising CUDA takes some tenths of a second and cannot be interrupted; a caller that must not
+/// hang does it in a process of its own.
+///
+/// # Errors
+/// [`ExecutorError::Unavailable`], with what is missing and what to do about it.
+pub fn open(reason: &str) -> Result<CudaExecutor, ExecutorError> {
+    let driver = Driver::load().map_err(|error| explain_load(error, Platform::detect()))?;
+    match Device::count(driver) {
+        Ok(0) => {
+            return Err(explain(CallError {
+                code: driver::NO_DEVICE,
+                call: "cuDeviceGetCount",
+            }));
+        }
+        Ok(_) => {}
+        Err(error) => return Err(explain(error)),
+    }
+    let mut executor = CudaExecutor::open_device(driver, reason).map_err(explain)?;
+    executor.prove()?;
+    Ok(executor)
+}
+
+impl CudaExecutor {
+    fn open_device(driver: &'static Driver, reason: &str) -> Result<CudaExecutor, CallError> {
+        let device = Arc::new(Device::open(driver)?);
+        let cuda = device.cuda_version()?;
+        let info = ExecutorInfo {
+            kind: "cuda",
+            device: device.name()?,
+            total_memory: device.total_memory()?,
+            driver: match kernel_module_version() {
+                Some(version) => format!("{version} (CUDA {cuda})"),
+                None => format!("CUDA {cuda}"),
+            },
+            reason: reason.to_owned(),
+        };
+        let clock = Clock::new(&device)?;
+        Ok(CudaExecutor {
+            info,
+            slots: Vec::new(),
+            clock,
+            device,
+        })
+    }
+
+    /// Allocates, copies, adds, copies back and compares.
+    fn prove(&mut self) -> Result<(), ExecutorError> {
+        self.allocate(1, PROOF_ELEMENTS)
+            .map_err(|error| match error {
+                AllocateError::TooLarge => unreachable!("the proof is small"),
+                AllocateError::Call(error) => explain(error),
+            })?;
+        let inputs = |i: usize| (i as f32 * 0.5, 3.0 - i as f32);
+        let mut pipeline = CudaVectorAdd::new(self).map_err(explain_proof)?;
+        let (a, b) = pipeline.input(0, PROOF_ELEMENTS);
+        for (i, (a, b)) in a.iter_mut().zip(b).enumerate() {
+            (*a, *b) = inputs(i);
+        }
+        pipeline.submit(0, PROOF_ELEMENTS).map_err(explain_proof)?;
+        let sums = pipeline
+            .result(0, Instant::now() + PROOF_DEADLINE)
+            .map_err(explain_proof)?;
+        let wrong = sums.iter().enumerate().filter(|(i, sum)| {
+            let (a, b) = inputs(*i);
+            **sum != a + b
+        });
+        match wrong.count() {
+            0 => Ok(()),
+            count => Err(ExecutorError::Unavailable {
+                what: format!("the GPU added {count} of {PROOF_ELEMENTS} numbers wrongly"),
+                advice: "check the GPU's memory (`nvidia-smi -q -d ECC`)".into(),
+            }),
+        }
+    }
+
+    /// Sees to it that there are `count` slots for `capacity` elements each, all of them free.
+    fn allocate(&mut self, count: usize, capacity: usize) -> Result<(), AllocateError> {
+        self.device.bind()?;
+        for slot in &mut self.slots {
+            slot.drain();
+        }
+        if self.slots.iter().any(|slot| slot.capacity() < capacity) {
+            // Freed first, so that the new ones need not fit beside the old ones.
+            self.slots.clear();
+        }
+        let capacity = self.slots.first().map_or(capacity, Slot::capacity);
+        let bytes = Slot::bytes(capacity).ok_or(AllocateError::TooLarge)?;
+        while self.slots.len() < count {
+            self.slots.push(Slot::new(&self.device, capacity, bytes)?);
+        }
+        Ok(())
+    }
+}
+
+/// Why slots could not be had.
+enum AllocateError {
+    /// More bytes than there are addresses.
+    TooLarge,
+    Call(CallError),
+}
+
+impl From<CallError> for AllocateError {
+    fn from(error: CallError) -> Self {
+        AllocateError::Call(error)
+    }
+}
+
+impl Executor for CudaExecutor {
+    fn info(&self) -> &ExecutorInfo {
+        &self.info
+    }
+
+    /// The buffers stay for the next request of the session, and are replaced when a larger chunk
+    /// is asked for.
+    fn vector_add(
+        &mut self,
+        chunk_elements: usize,
+    ) -> Result<Box<dyn VectorAddPipeline + '_>, ExecutorError> {
+        assert!(chunk_elements > 0, "empty chunks");
+        let result = self.allocate(SLOTS, chunk_elements);
+        if self.device.is_lost() {
+            return Err(pipeline::lost());
+        }
+        let out_of_memory = || ExecutorError::OutOfMemory {
+            wanted: Slot::bytes(chunk_elements)
+                .and_then(|bytes| bytes.checked_mul(SLOTS))
+                .map_or(u64::MAX, |bytes| bytes as u64),
+            what: format!("a vector add in chunks of {chunk_elements} elements on the GPU"),
+        };
+        match result {
+            Ok(()) => Ok(Box::new(CudaVectorAdd::new(self)?)),
+            Err(AllocateError::TooLarge) => Err(out_of_memory()),
+            Err(AllocateError::Call(error)) => {
+                // What was allocated of it is of no use.
+                self.slots.clear();
+                if error.code == driver::OUT_OF_MEMORY {
+                    return Err(out_of_memory());
+                }
+                Err(executor_error(&self.device, error))
+            }
+        }
+    }
+}
+
+/// The error for a session, of a call made for it.
+fn executor_error(device: &Device, error: CallError) -> ExecutorError {
+    if error.is_sticky() {
+        device.set_lost();
+        return ExecutorError::DeviceLost {
+            what: format!("CUDA error {} in {error}", error.code),
+        };
+    }
+    ExecutorError::Cuda {
+        code: error.code,
+        what: error.to_string(),
+    }
+}
+
+/// The version of the kernel's part of the driver, as `580.159.04`.
+fn kernel_module_version() -> Option<String> {
+    let version = fs::read_to_string("/sys/module/nvidia/version").ok()?;
+    Some(version.trim().to_owned())
+}
+
+/// Why the executor is not there, for want of a library.
+fn explain_load(error: LoadError, platform: Platform) -> ExecutorError {
+    let (what, advice) = match error {
+        LoadError::Absent => (
+            "NVIDIA's driver library (libcuda.so.1) is not installed or cannot be loaded"
+                .to_owned(),
+            "install NVIDIA's driver, or run with `--executor cpu`",
+        ),
+        LoadError::MissingSymbol(symbol) => (
+            format!("NVIDIA's driver library (libcuda.so.1) lacks the function {symbol}"),
+            "install NVIDIA's driver of version 520 or later",
+        ),
+    };
+    unavailable(what, advice, platform)
+}
+
+/// Why the executor is not there, after a call to the driver failed.
+fn explain(error: CallError) -> ExecutorError {
+    explain_on(error, Platform::detect())
+}
+
+fn explain_on(error: CallError, platform: Platform) -> ExecutorError {
+    let advice = match error.code {
+        driver::NO_DEVICE => {
+            "check that `nvidia-smi` lists the GPU, that Xen does not hide it from this domain \
+             (xen-pciback), and CUDA_VISIBLE_DEVICES"
+        }
+        driver::STUB_LIBRARY => {
+            "libcuda.so is the toolkit's stub; install NVIDIA's driver, or take the stubs folder \
+             out of LD_LIBRARY_PATH"
+        }
+        driver::SYSTEM_DRIVER_MISMATCH => {
+            "the driver's library and kernel module are of different versions; reboot, or load the \
+             module anew"
+        }
+        driver::UNSUPPORTED_PTX_VERSION | driver::INVALID_PTX => {
+            "install NVIDIA's driver of version 520 or later"
+        }
+        driver::OUT_OF_MEMORY => "free memory on the GPU (`nvidia-smi` shows who uses it)",
+        driver::UNKNOWN => "see `dmesg`, and try `modprobe nvidia-uvm`",
+        driver::NOT_SUPPORTED => "see `dmesg` for lines with NVRM",
+        _ => "see `dmesg` for lines with NVRM, and try `nvidia-smi`",
+    };
+    unavailable(
+        format!("CUDA error {} in {error}", error.code),
+        advice,
+        platform,
+    )
+}
+
+/// An error of the proof, whose cause lies with the machine and not with a request.
+fn explain_proof(error: ExecutorError) -> ExecutorError {
+    unavailable(
+        format!("the trial vector add failed: {error}"),
+        "see `dmesg` for lines with NVRM, and try `nvidia-smi`",
+        Platform::detect(),
+    )
+}
+
+/// Joins the error with what the machine itself has to do with it.
+fn unavailable(what: String, advice: &str, platform: Platform) -> ExecutorError {
+    match platform.hint() {
+        Some((cause, better)) => ExecutorError::Unavailable {
+            what: format!("{what}; {cause}"),
+            advice: better.to_owned(),
+        },
+        None => ExecutorError::Unavailable {
+            what,
+            advice: advice.to_owned(),
+        },
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_machine_without_a_driver_says_what_to_do() {
+        let error = explain_load(LoadError::Absent, Platform::NotXen).to_string();
+        assert!(
+            error.contains("libcuda.so.1") && error.contains("--executor cpu"),
+            "{error}"
+        );
+        assert_eq!(error.lines().count(), 1);
+    }
+
+    #[test]
+    fn a_pv_dom0_is_named_as_the_cause() {
+        let dom0 = Platform::Xen {
+            paravirtual: true,
+            dom0: true,
+        };
+        let not_supported = CallError {
+            code: driver::NOT_SUPPORTED,
+            call: "cuMemAlloc",
+        };
+        for error in [
+            explain_on(not_supported, dom0),
+            explain_load(LoadError::Absent, dom0),
+        ] {
+            let error = error.to_string();
+            assert!(
+                error.contains("PV dom0") && error.contains("dom0=pvh iommu=pt"),
+                "{error}"
+            );
+        }
+    }
+
+    #[test]
+    fn opening_works_or_explains() {
+        match open("a test") {
+            Ok(executor) => assert_eq!(executor.info().kind, "cuda"),
+            Err(ExecutorError::Unavailable { what, advice }) => {
+                assert!(!what.is_empty() && !advice.is_empty());
+            }
+            Err(other) => panic!("not explained: {other}"),
+        }
+    }
+}

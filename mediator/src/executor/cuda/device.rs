@@ -1,0 +1,197 @@
+//! One GPU: its context and the kernel in it.
+#![allow(unsafe_code)]
+
+use std::ffi::{CStr, CString, c_char, c_int, c_uint, c_void};
+use std::ptr;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use cudarc::driver::sys::{CUcontext, CUdevice, CUdeviceptr, CUfunction, CUmodule, CUstream};
+
+use super::driver::{CallError, Driver, check};
+
+/// The kernel for any GPU from Maxwell on: the driver compiles it for the one it finds.
+const VECTOR_ADD_PTX: &str = include_str!("../vector_add.ptx");
+
+/// Threads in a block; every GPU can have 1024.
+const THREADS: c_uint = 256;
+
+/// Blocks in a grid at most. The kernel strides, so this bounds nothing but the launch.
+const MAX_BLOCKS: usize = 65_535;
+
+/// Device 0 with its primary context and the vector add loaded.
+#[derive(Debug)]
+pub(super) struct Device {
+    driver: &'static Driver,
+    device: CUdevice,
+    context: CUcontext,
+    vector_add: CUfunction,
+    /// Once true nothing more is asked of the driver, frees included: they might not return.
+    lost: AtomicBool,
+}
+
+// SAFETY: the handles are the driver's own, valid in every thread of the process once the context
+// is current there, which `bind` does; the driver locks for itself.
+unsafe impl Send for Device {}
+// SAFETY: as above; the one field that changes is atomic.
+unsafe impl Sync for Device {}
+
+impl Device {
+    /// Initialises the driver and counts its devices.
+    pub(super) fn count(driver: &'static Driver) -> Result<c_int, CallError> {
+        // SAFETY: the first call to the driver, with the only value that is allowed.
+        check(unsafe { (driver.init)(0) }, "cuInit")?;
+        let mut count = 0;
+        // SAFETY: `count` is writable.
+        let code = unsafe { (driver.device_get_count)(&mut count) };
+        check(code, "cuDeviceGetCount")?;
+        Ok(count)
+    }
+
+    /// Opens the first device. [`Device::count`] must have found one.
+    pub(super) fn open(driver: &'static Driver) -> Result<Device, CallError> {
+        let mut device = 0;
+        // SAFETY: the driver is initialised; `device` is writable.
+        let code = unsafe { (driver.device_get)(&mut device, 0) };
+        check(code, "cuDeviceGet")?;
+        let mut context = ptr::null_mut();
+        // SAFETY: `device` is a device; `context` is writable. `drop` releases what is retained.
+        let code = unsafe { (driver.primary_ctx_retain)(&mut context, device) };
+        check(code, "cuDevicePrimaryCtxRetain")?;
+        let mut opened = Device {
+            driver,
+            device,
+            context,
+            vector_add: ptr::null_mut(),
+            lost: AtomicBool::new(false),
+        };
+        opened.bind()?;
+        opened.vector_add = opened.load_kernel()?;
+        Ok(opened)
+    }
+
+    /// Compiles the kernel for this device. The module lives as long as the context.
+    fn load_kernel(&self) -> Result<CUfunction, CallError> {
+        let text = CString::new(VECTOR_ADD_PTX).expect("PTX text has no NUL");
+        let mut module: CUmodule = ptr::null_mut();
+        // SAFETY: the text ends with a NUL, as the driver needs it; the context is current.
+        let code =
+            unsafe { (self.driver.module_load_data)(&mut module, text.as_ptr().cast::<c_void>()) };
+        check(code, "cuModuleLoadData")?;
+        let mut function = ptr::null_mut();
+        // SAFETY: the module is loaded; the name ends with a NUL.
+        let code = unsafe {
+            (self.driver.module_get_function)(&mut function, module, c"vector_add".as_ptr())
+        };
+        check(code, "cuModuleGetFunction")?;
+        Ok(function)
+    }
+
+    /// The driver's functions.
+    pub(super) fn driver(&self) -> &'static Driver {
+        self.driver
+    }
+
+    /// Makes the context current in the calling thread, as every other call needs it.
+    pub(super) fn bind(&self) -> Result<(), CallError> {
+        // SAFETY: the context is retained until `drop`.
+        check(
+            unsafe { (self.driver.ctx_set_current)(self.context) },
+            "cuCtxSetCurrent",
+        )
+    }
+
+    /// Whether the device was given up.
+    pub(super) fn is_lost(&self) -> bool {
+        // Relaxed: nothing is published along with the flag.
+        self.lost.load(Ordering::Relaxed)
+    }
+
+    /// Gives the device up: whatever it still holds stays until the process ends.
+    pub(super) fn set_lost(&self) {
+        self.lost.store(true, Ordering::Relaxed);
+    }
+
+    /// The GPU's name, as in `NVIDIA H100 PCIe`.
+    pub(super) fn name(&self) -> Result<String, CallError> {
+        let mut name = [0 as c_char; 128];
+        // SAFETY: the driver writes at most the given length, its NUL included; the last byte is
+        // held back, so that a NUL is there whatever it does.
+        let code = unsafe { (self.driver.device_get_name)(name.as_mut_ptr(), 127, self.device) };
+        check(code, "cuDeviceGetName")?;
+        // SAFETY: the array ends with a NUL and lives on.
+        Ok(unsafe { CStr::from_ptr(name.as_ptr()) }
+            .to_string_lossy()
+            .into_owned())
+    }
+
+    /// Bytes of memory of the GPU.
+    pub(super) fn total_memory(&self) -> Result<u64, CallError> {
+        let mut bytes = 0;
+        // SAFETY: `bytes` is writable.
+        let code = unsafe { (self.driver.device_total_mem)(&mut bytes, self.device) };
+        check(code, "cuDeviceTotalMem")?;
+        Ok(bytes as u64)
+    }
+
+    /// The newest CUDA version that the driver supports, as `13.0`.
+    pub(super) fn cuda_version(&self) -> Result<String, CallError> {
+        let mut version = 0;
+        // SAFETY: `version` is writable.
+        let code = unsafe { (self.driver.driver_get_version)(&mut version) };
+        check(code, "cuDriverGetVersion")?;
+        Ok(format!("{}.{}", version / 1000, version % 1000 / 10))
+    }
+
+    /// Queues `c[i] = a[i] + b[i]` for the first `elements` of three ranges in device memory.
+    ///
+    /// # Safety
+    /// The ranges are live, at least that long, do not overlap, and stay until the work is done;
+    /// `stream` is live and the context current.
+    pub(super) unsafe fn launch_vector_add(
+        &self,
+        stream: CUstream,
+        mut a: CUdeviceptr,
+        mut b: CUdeviceptr,
+        mut c: CUdeviceptr,
+        elements: usize,
+    ) -> Result<(), CallError> {
+        let mut n = elements as u64;
+        let blocks = elements.div_ceil(THREADS as usize).clamp(1, MAX_BLOCKS);
+        let blocks = c_uint::try_from(blocks).expect("at most 65535");
+        // One pointer to each parameter, in the order and of the types of vector_add.cu.
+        let mut parameters = [
+            (&raw mut a).cast::<c_void>(),
+            (&raw mut b).cast::<c_void>(),
+            (&raw mut c).cast::<c_void>(),
+            (&raw mut n).cast::<c_void>(),
+        ];
+        // SAFETY: the function takes three pointers and a u64, which is what is passed, and the
+        // driver copies them before it returns; the rest is the caller's promise.
+        let code = unsafe {
+            (self.driver.launch_kernel)(
+                self.vector_add,
+                blocks,
+                1,
+                1,
+                THREADS,
+                1,
+                1,
+                0,
+                stream,
+                parameters.as_mut_ptr(),
+                ptr::null_mut(),
+            )
+        };
+        check(code, "cuLaunchKernel")
+    }
+}
+
+impl Drop for Device {
+    fn drop(&mut self) {
+        if !self.is_lost() {
+            // SAFETY: retained in `open`; who used the context held this device until now. The
+            // result says nothing that anyone could act upon.
+            unsafe { (self.driver.primary_ctx_release)(self.device) };
+        }
+    }
+}

@@ -1,0 +1,260 @@
+//! The CUDA driver's functions, loaded at run time.
+//!
+//! cudarc finds and opens the library and gives the types. Its wrapper functions are not used, for
+//! two reasons: they panic where a symbol is missing, and they return the driver's result as a Rust
+//! `enum` of the codes that one CUDA version knows, so that a code which a newer driver adds would
+//! be undefined behaviour. Here a result is an integer, and a missing symbol is an error.
+//!
+//! Only functions that every driver since CUDA 11 has are called.
+#![allow(unsafe_code)]
+
+use std::ffi::{CStr, c_char, c_int, c_uint, c_void};
+use std::fmt;
+use std::panic::catch_unwind;
+use std::sync::OnceLock;
+
+use cudarc::driver::sys::{
+    self, CUcontext, CUdevice, CUdeviceptr, CUevent, CUfunction, CUmodule, CUstream,
+};
+
+/// `CUDA_SUCCESS`.
+pub(super) const SUCCESS: c_int = 0;
+/// `CUDA_ERROR_OUT_OF_MEMORY`.
+pub(super) const OUT_OF_MEMORY: c_int = 2;
+/// `CUDA_ERROR_STUB_LIBRARY`: the toolkit's library to link against, not a driver.
+pub(super) const STUB_LIBRARY: c_int = 34;
+/// `CUDA_ERROR_NO_DEVICE`.
+pub(super) const NO_DEVICE: c_int = 100;
+/// `CUDA_ERROR_INVALID_PTX`.
+pub(super) const INVALID_PTX: c_int = 218;
+/// `CUDA_ERROR_UNSUPPORTED_PTX_VERSION`.
+pub(super) const UNSUPPORTED_PTX_VERSION: c_int = 222;
+/// `CUDA_ERROR_NOT_READY`: not an error, but the answer "not yet" of a query.
+pub(super) const NOT_READY: c_int = 600;
+/// `CUDA_ERROR_NOT_SUPPORTED`.
+pub(super) const NOT_SUPPORTED: c_int = 801;
+/// `CUDA_ERROR_SYSTEM_DRIVER_MISMATCH`: library and kernel module are of different versions.
+pub(super) const SYSTEM_DRIVER_MISMATCH: c_int = 803;
+/// `CUDA_ERROR_UNKNOWN`.
+pub(super) const UNKNOWN: c_int = 999;
+
+/// The codes after which no call in this context, or process, can succeed any more.
+const STICKY: [c_int; 16] = [
+    4,   // CUDA_ERROR_DEINITIALIZED
+    46,  // CUDA_ERROR_DEVICE_UNAVAILABLE
+    201, // CUDA_ERROR_INVALID_CONTEXT
+    214, // CUDA_ERROR_ECC_UNCORRECTABLE
+    220, // CUDA_ERROR_NVLINK_UNCORRECTABLE
+    700, // CUDA_ERROR_ILLEGAL_ADDRESS
+    702, // CUDA_ERROR_LAUNCH_TIMEOUT
+    709, // CUDA_ERROR_CONTEXT_IS_DESTROYED
+    710, // CUDA_ERROR_ASSERT
+    714, // CUDA_ERROR_HARDWARE_STACK_ERROR
+    715, // CUDA_ERROR_ILLEGAL_INSTRUCTION
+    716, // CUDA_ERROR_MISALIGNED_ADDRESS
+    717, // CUDA_ERROR_INVALID_ADDRESS_SPACE
+    718, // CUDA_ERROR_INVALID_PC
+    719, // CUDA_ERROR_LAUNCH_FAILED
+    UNKNOWN,
+];
+
+/// A driver call that failed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct CallError {
+    /// The `CUresult`.
+    pub(super) code: c_int,
+    /// The function, as NVIDIA's documentation names it.
+    pub(super) call: &'static str,
+}
+
+impl CallError {
+    /// Whether everything that follows fails too.
+    pub(super) fn is_sticky(self) -> bool {
+        STICKY.contains(&self.code)
+    }
+}
+
+impl fmt::Display for CallError {
+    /// `cuMemAlloc (CUDA_ERROR_OUT_OF_MEMORY, out of memory)`. A [`CallError`] exists only once the
+    /// driver is loaded, so asking it for the text is safe.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.call)?;
+        if let Ok(driver) = Driver::load() {
+            let name = driver.error_text(driver.get_error_name, self.code);
+            let text = driver.error_text(driver.get_error_string, self.code);
+            write!(
+                f,
+                " ({}, {})",
+                name.unwrap_or("unknown code"),
+                text.unwrap_or("no text")
+            )?;
+        }
+        Ok(())
+    }
+}
+
+/// Why the driver's library cannot be used.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum LoadError {
+    /// No library of the driver can be loaded.
+    Absent,
+    /// The library lacks a function.
+    MissingSymbol(&'static str),
+}
+
+type ErrorText = unsafe extern "C" fn(c_int, *mut *const c_char) -> c_int;
+
+/// Declares [`Driver`]: for each function its field, its symbol and its parameters.
+macro_rules! driver_functions {
+    ($($field:ident = $symbol:literal ($($parameter:ty),*);)*) => {
+        /// The functions of the driver.
+        ///
+        /// The safety contract of each is the one of NVIDIA's documentation of the driver API, most
+        /// of all: handles must be live, and the device's context current in the calling thread.
+        pub(super) struct Driver {
+            $(pub(super) $field: unsafe extern "C" fn($($parameter),*) -> c_int,)*
+        }
+
+        impl Driver {
+            fn from_library() -> Result<Driver, LoadError> {
+                Ok(Driver {
+                    $($field: {
+                        type Function = unsafe extern "C" fn($($parameter),*) -> c_int;
+                        // SAFETY: the type is the one of cuda.h for this symbol, but for the
+                        // result, a C enum, which has the size and the registers of an int.
+                        // `load` has seen that the library is there, and it is never closed.
+                        let symbol = unsafe { sys::culib().get::<Function>($symbol.as_bytes()) };
+                        *symbol.map_err(|_| LoadError::MissingSymbol($symbol))?
+                    },)*
+                })
+            }
+        }
+    };
+}
+
+driver_functions! {
+    init = "cuInit" (c_uint);
+    driver_get_version = "cuDriverGetVersion" (*mut c_int);
+    get_error_name = "cuGetErrorName" (c_int, *mut *const c_char);
+    get_error_string = "cuGetErrorString" (c_int, *mut *const c_char);
+    device_get_count = "cuDeviceGetCount" (*mut c_int);
+    device_get = "cuDeviceGet" (*mut CUdevice, c_int);
+    device_get_name = "cuDeviceGetName" (*mut c_char, c_int, CUdevice);
+    device_total_mem = "cuDeviceTotalMem_v2" (*mut usize, CUdevice);
+    primary_ctx_retain = "cuDevicePrimaryCtxRetain" (*mut CUcontext, CUdevice);
+    primary_ctx_release = "cuDevicePrimaryCtxRelease_v2" (CUdevice);
+    ctx_set_current = "cuCtxSetCurrent" (CUcontext);
+    module_load_data = "cuModuleLoadData" (*mut CUmodule, *const c_void);
+    module_get_function = "cuModuleGetFunction" (*mut CUfunction, CUmodule, *const c_char);
+    stream_create = "cuStreamCreate" (*mut CUstream, c_uint);
+    stream_query = "cuStreamQuery" (CUstream);
+    stream_destroy = "cuStreamDestroy_v2" (CUstream);
+    event_create = "cuEventCreate" (*mut CUevent, c_uint);
+    event_record = "cuEventRecord" (CUevent, CUstream);
+    event_query = "cuEventQuery" (CUevent);
+    event_elapsed_time = "cuEventElapsedTime" (*mut f32, CUevent, CUevent);
+    event_destroy = "cuEventDestroy_v2" (CUevent);
+    mem_host_alloc = "cuMemHostAlloc" (*mut *mut c_void, usize, c_uint);
+    mem_free_host = "cuMemFreeHost" (*mut c_void);
+    mem_alloc = "cuMemAlloc_v2" (*mut CUdeviceptr, usize);
+    mem_free = "cuMemFree_v2" (CUdeviceptr);
+    memcpy_htod_async = "cuMemcpyHtoDAsync_v2" (CUdeviceptr, *const c_void, usize, CUstream);
+    memcpy_dtoh_async = "cuMemcpyDtoHAsync_v2" (*mut c_void, CUdeviceptr, usize, CUstream);
+    launch_kernel = "cuLaunchKernel" (
+        CUfunction, c_uint, c_uint, c_uint, c_uint, c_uint, c_uint, c_uint, CUstream,
+        *mut *mut c_void, *mut *mut c_void
+    );
+}
+
+impl fmt::Debug for Driver {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Driver")
+    }
+}
+
+impl Driver {
+    /// The driver of this machine, loaded at the first call.
+    pub(super) fn load() -> Result<&'static Driver, LoadError> {
+        static DRIVER: OnceLock<Result<Driver, LoadError>> = OnceLock::new();
+        let loaded = DRIVER.get_or_init(|| {
+            // Opening the library is where cudarc panics, should the library vanish between its
+            // own check and its use.
+            let opened = catch_unwind(|| {
+                // SAFETY: opens the library and closes it again. NVIDIA's driver allows that.
+                let present = unsafe { sys::is_culib_present() };
+                present.then(Driver::from_library)
+            });
+            opened.ok().flatten().unwrap_or(Err(LoadError::Absent))
+        });
+        loaded.as_ref().map_err(Clone::clone)
+    }
+
+    fn error_text(&self, function: ErrorText, code: c_int) -> Option<&'static str> {
+        let mut text: *const c_char = std::ptr::null();
+        // SAFETY: the function writes one pointer; any code is allowed.
+        let code = unsafe { function(code, &mut text) };
+        if code != SUCCESS || text.is_null() {
+            return None;
+        }
+        // SAFETY: on success the driver gives a NUL-terminated string of its own, which stays.
+        unsafe { CStr::from_ptr(text) }.to_str().ok()
+    }
+}
+
+/// Turns what a driver function returned into a `Result`.
+pub(super) fn check(code: c_int, call: &'static str) -> Result<(), CallError> {
+    if code == SUCCESS {
+        Ok(())
+    } else {
+        Err(CallError { code, call })
+    }
+}
+
+/// Whether the work that a query asked about is done.
+pub(super) fn check_query(code: c_int, call: &'static str) -> Result<bool, CallError> {
+    if code == NOT_READY {
+        Ok(false)
+    } else {
+        check(code, call).map(|()| true)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn not_yet_is_no_error() {
+        assert_eq!(check_query(SUCCESS, "cuEventQuery"), Ok(true));
+        assert_eq!(check_query(NOT_READY, "cuEventQuery"), Ok(false));
+        let error = CallError {
+            code: 700,
+            call: "cuEventQuery",
+        };
+        assert_eq!(check_query(700, "cuEventQuery"), Err(error));
+        assert!(error.is_sticky());
+        assert!(
+            !CallError {
+                code: OUT_OF_MEMORY,
+                call: "cuMemAlloc"
+            }
+            .is_sticky()
+        );
+    }
+
+    #[test]
+    fn loading_gives_an_error_or_a_driver_but_never_a_panic() {
+        if let Err(error) = Driver::load() {
+            assert_eq!(error, LoadError::Absent);
+            // The text of an error that cannot have come from a driver.
+            assert_eq!(
+                CallError {
+                    code: 1,
+                    call: "cuInit"
+                }
+                .to_string(),
+                "cuInit"
+            );
+        }
+    }
+}
