@@ -7,3 +7,5 @@
 #![deny(unsafe_code)]
 
 pub mod executor;
+pub mod session;
+pub mod usage;

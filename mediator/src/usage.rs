@@ -1,0 +1,98 @@
+//! What a session has used: counters in the worker, figures in the broker.
+
+use std::sync::OnceLock;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use serde::{Deserialize, Serialize};
+
+/// What a session, a guest or the whole mediator has used so far.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Usage {
+    /// Bytes received from the guest, frame headers included.
+    pub bytes_in: u64,
+    /// Bytes sent to the guest, frame headers included.
+    pub bytes_out: u64,
+    /// Requests received.
+    pub requests: u64,
+    /// Requests that were answered with an error.
+    pub failed_requests: u64,
+    /// Vector elements added and delivered.
+    pub elements: u64,
+    /// Time that the device worked, in nanoseconds, as the executor measured it.
+    pub device_ns: u64,
+}
+
+impl Usage {
+    /// Adds `other`; figures that overflow stay at the top.
+    pub fn add(&mut self, other: &Usage) {
+        self.bytes_in = self.bytes_in.saturating_add(other.bytes_in);
+        self.bytes_out = self.bytes_out.saturating_add(other.bytes_out);
+        self.requests = self.requests.saturating_add(other.requests);
+        self.failed_requests = self.failed_requests.saturating_add(other.failed_requests);
+        self.elements = self.elements.saturating_add(other.elements);
+        self.device_ns = self.device_ns.saturating_add(other.device_ns);
+    }
+}
+
+/// What other threads may see of a session while it runs.
+#[derive(Debug, Default)]
+pub struct Observed {
+    /// What it has used.
+    pub counters: Counters,
+    /// The name that the guest's program gave itself, fit for a log; set once it is admitted.
+    pub client: OnceLock<String>,
+}
+
+/// The counters behind a [`Usage`]: the session's thread counts, another one reads.
+///
+/// All accesses are relaxed: each figure stands for itself and none guards other data.
+#[derive(Debug, Default)]
+pub struct Counters {
+    bytes_in: AtomicU64,
+    bytes_out: AtomicU64,
+    requests: AtomicU64,
+    failed_requests: AtomicU64,
+    elements: AtomicU64,
+    device_ns: AtomicU64,
+}
+
+impl Counters {
+    /// Counts bytes received.
+    pub fn received(&self, bytes: usize) {
+        self.bytes_in.fetch_add(bytes as u64, Ordering::Relaxed);
+    }
+
+    /// Counts bytes sent.
+    pub fn sent(&self, bytes: usize) {
+        self.bytes_out.fetch_add(bytes as u64, Ordering::Relaxed);
+    }
+
+    /// Counts one request.
+    pub fn request(&self) {
+        self.requests.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// Counts one request that failed.
+    pub fn failure(&self) {
+        self.failed_requests.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// Counts work done: elements delivered and the device's time for them.
+    pub fn worked(&self, elements: u64, device_ns: u64) {
+        self.elements.fetch_add(elements, Ordering::Relaxed);
+        self.device_ns.fetch_add(device_ns, Ordering::Relaxed);
+    }
+
+    /// The figures now.
+    pub fn usage(&self) -> Usage {
+        Usage {
+            bytes_in: self.bytes_in.load(Ordering::Relaxed),
+            bytes_out: self.bytes_out.load(Ordering::Relaxed),
+            requests: self.requests.load(Ordering::Relaxed),
+            failed_requests: self.failed_requests.load(Ordering::Relaxed),
+            elements: self.elements.load(Ordering::Relaxed),
+            device_ns: self.device_ns.load(Ordering::Relaxed),
+        }
+    }
+}
