@@ -5,16 +5,60 @@
 //! XCP-ng a guest may talk to dom0 only and may map nothing, so there the guest is the server,
 //! below its own `data/` node, and dom0 the client.
 //!
+//! * [`Server`], [`connect`]: the two roles.
 //! * [`store`], [`keys`], [`path`]: xenstore, the keys, and the names of nodes.
+//! * `domain_watch`, `identity`: learning that the peer's domain is gone.
+//! * `link`: doorbell and death notice, as the ring core wants them.
+//! * `memory`: the one file with `unsafe`: pages as regions. `sys`: the crate xen-sys, adapted.
+//!
+//! ```no_run
+//! use std::time::{Duration, Instant};
+//! use vchan::{DomId, xen};
+//!
+//! # fn main() -> vchan::Result<()> {
+//! let soon = || Instant::now() + Duration::from_secs(10);
+//! // In the guest:
+//! let mut server = xen::Server::publish(DomId(0), "data/demo", (64 << 10).into())?;
+//! let mut guest_end = server.accept(soon())?;
+//! // In dom0, for guest 7:
+//! let mut dom0_end = xen::connect(DomId(7), "data/demo", soon())?;
+//! # Ok(())
+//! # }
+//! ```
 
+mod client;
+mod domain_watch;
+mod identity;
 pub mod keys;
+mod link;
+mod memory;
 pub mod path;
+mod server;
 pub mod store;
+mod sys;
 
+pub use client::connect;
+pub use server::Server;
+
+use crate::DomId;
 use crate::error::{Error, PeerError};
+use domain_watch::WatchError;
 use keys::KeyError;
-use path::PathError;
+use path::{ChannelPath, PathError};
 use store::StoreError;
+
+/// What people are told about where the peer is: `xen:7/data/x`.
+fn place(peer: DomId, path: &ChannelPath) -> String {
+    let slash = if path.is_absolute() { "" } else { "/" };
+    format!("xen:{peer}{slash}{path}")
+}
+
+fn domain_gone(place: impl std::fmt::Display) -> Error {
+    Error::setup(
+        format!("the domain at the other end of {place} was destroyed"),
+        "look at `xl list`; a restarted guest has a new domain id",
+    )
+}
 
 impl From<PathError> for Error {
     fn from(error: PathError) -> Self {
@@ -39,6 +83,17 @@ impl From<KeyError> for Error {
         match error {
             KeyError::Store(error) => error.into(),
             error @ KeyError::Value { .. } => PeerError::Rendezvous(error.to_string()).into(),
+        }
+    }
+}
+
+impl From<WatchError> for Error {
+    fn from(error: WatchError) -> Self {
+        match error {
+            WatchError::Absent(_) => {
+                Self::setup(error.to_string(), "check the domain id with `xl list`")
+            }
+            WatchError::EventFd(errno) => Self::os("cannot create an eventfd", errno),
         }
     }
 }

@@ -1,0 +1,219 @@
+//! The vchan client role over Xen: finding a server and mapping its pages.
+
+use std::thread;
+use std::time::{Duration, Instant};
+
+use xen_sys::{Access, GrantMap, GrantRef, Port, UnmapNotify};
+
+use super::domain_watch::PeerDomain;
+use super::keys::{KeyError, Keys};
+use super::link::Link;
+use super::path::ChannelPath;
+use super::store::{Store, StoreError};
+use super::{domain_gone, memory, place, sys};
+use crate::DomId;
+use crate::backend::Parts;
+use crate::channel::Channel;
+use crate::error::{Error, PeerError, Result};
+use crate::layout::{RingPlace, Role};
+use crate::shm::{ControlPage, Region};
+
+/// First and longest pause between two looks for the keys. Polling, because a guest may neither
+/// watch everywhere nor use up its few watches for each connection attempt.
+const PAUSE: (Duration, Duration) = (Duration::from_millis(2), Duration::from_millis(50));
+
+/// Connects to the server that domain `peer` runs at `path`, waiting for its keys if need be.
+///
+/// `path` is absolute, or relative to the home of `peer`. Keys that lead nowhere, such as those of
+/// a server that was killed, are tried once; then this waits for new ones.
+///
+/// # Errors
+/// At once: a path that is none, no Xen, no such domain, no permission, keys that are no numbers,
+/// a control page that breaks the rules. At the deadline: no keys, or only stale ones.
+pub fn connect(peer: DomId, path: &str, deadline: Instant) -> Result<Channel> {
+    let path: ChannelPath = path.parse()?;
+    let store = Store::open(deadline)?;
+    let base = path.resolve(peer);
+    let place = place(peer, &path);
+    let mut stale: Option<(Keys, Error)> = None;
+    let mut denied = None;
+    let mut pause = PAUSE.0;
+    let life = PeerDomain::watch(peer, store, deadline)?;
+    loop {
+        match Keys::read(store, &base, deadline) {
+            Ok(Some(keys)) if stale.as_ref().is_none_or(|(tried, _)| *tried != keys) => {
+                let error = match attach(peer, keys, &place, store, deadline) {
+                    Ok(attached) if still(keys, store, &base, deadline)? => {
+                        return attached.connect();
+                    }
+                    Ok(_) => continue, // a new server took the path meanwhile
+                    Err(Attempt::Stale(error)) => error,
+                    Err(Attempt::Fatal(error)) if still(keys, store, &base, deadline)? => {
+                        return Err(error);
+                    }
+                    Err(Attempt::Fatal(_)) => continue,
+                };
+                log::debug!("the keys at {base} lead nowhere: {error}");
+                stale = Some((keys, error));
+            }
+            Ok(_) => denied = None,
+            // A guest may not even see that a node is missing where it may not read.
+            Err(KeyError::Store(error @ StoreError::Denied { .. })) => denied = Some(error),
+            Err(KeyError::Store(StoreError::TimedOut { .. })) if Instant::now() >= deadline => {}
+            Err(error) => return Err(error.into()),
+        }
+        if life.is_gone() {
+            return Err(domain_gone(place));
+        }
+        let left = deadline.saturating_duration_since(Instant::now());
+        if left.is_zero() {
+            return Err(match (stale, denied) {
+                (Some((_, error)), _) => error,
+                (None, Some(error)) => error.into(),
+                (None, None) => Error::setup(
+                    format!("no vchan server has published {base}"),
+                    "start the server side first, and give both sides the same path (see \
+                     xenstore-ls)",
+                ),
+            });
+        }
+        thread::sleep(pause.min(left));
+        pause = (pause * 2).min(PAUSE.1);
+    }
+}
+
+/// Whether the keys are what they were before their page was mapped.
+fn still(keys: Keys, store: Store, base: &str, deadline: Instant) -> Result<bool> {
+    Ok(Keys::read(store, base, deadline)? == Some(keys))
+}
+
+/// The result of trying one pair of keys.
+type Outcome<T> = std::result::Result<T, Attempt>;
+
+/// Why one pair of keys did not lead to a channel.
+enum Attempt {
+    /// Nobody is there any more: new keys may come.
+    Stale(Error),
+    /// Trying again cannot help.
+    Fatal(Error),
+}
+
+impl From<Error> for Attempt {
+    fn from(error: Error) -> Self {
+        Self::Fatal(error)
+    }
+}
+
+impl From<xen_sys::Error> for Attempt {
+    fn from(error: xen_sys::Error) -> Self {
+        let stale = sys::names_a_missing_server(&error);
+        let error = sys::error(error);
+        if stale {
+            Self::Stale(error)
+        } else {
+            Self::Fatal(error)
+        }
+    }
+}
+
+/// Everything mapped and bound, and the server not yet told.
+struct Attached(Parts);
+
+impl Attached {
+    fn connect(self) -> Result<Channel> {
+        self.0.control.connect_client();
+        self.0
+            .backend
+            .notify()
+            .map_err(|error| Error::os("cannot notify the vchan server", error))?;
+        Channel::from_parts(self.0)
+    }
+}
+
+fn attach(
+    peer: DomId,
+    keys: Keys,
+    place: &str,
+    store: Store,
+    deadline: Instant,
+) -> Outcome<Attached> {
+    // The port first: it is free for one client only, so whoever binds it has the server to
+    // itself, and a port left from an earlier server is refused here, before any page is touched.
+    let life = PeerDomain::watch(peer, store, deadline).map_err(Error::from)?;
+    let events = sys::event_channels()?;
+    let port = events.bind_interdomain(sys::domain(peer), Port(keys.event_channel))?;
+    let link = Link::new(events, port, life, place.to_owned())?;
+
+    let grants = sys::grant_map()?;
+    let notify = UnmapNotify {
+        clear_byte: u16::try_from(ControlPage::live_offset(Role::Client)).ok(),
+        send_event: Some(port),
+    };
+    let refs = [GrantRef(keys.ring_ref)];
+    let page = grants.map(
+        sys::domain(peer),
+        &refs,
+        Access::ReadWrite,
+        Some(notify),
+        deadline,
+    )?;
+    let control = ControlPage::new(memory::mapped(page, Access::ReadWrite));
+    if !control.server_is_live() {
+        return Err(Attempt::Stale(Error::setup(
+            format!("the vchan server behind {place} has closed"),
+            "start the server side again",
+        )));
+    }
+    let orders = control.orders().map_err(Error::from)?;
+    // One copy of the list; what the peer does to it from here on changes nothing.
+    let listed: Vec<GrantRef> = (0..orders.grant_count())
+        .map(|index| GrantRef(control.grant(index)))
+        .collect();
+    let (left, right) = listed.split_at(orders.left_place().pages());
+    check_refs(keys.ring_ref, &listed)?;
+    let map = |place, refs, access| ring(&*grants, peer, &control, place, refs, access, deadline);
+    let left = map(orders.left_place(), left, Access::ReadWrite)?;
+    let right = map(orders.right_place(), right, Access::ReadOnly)?;
+    Ok(Attached(Parts {
+        role: Role::Client,
+        orders,
+        first_index: None,
+        control,
+        left,
+        right,
+        backend: Box::new(link),
+    }))
+}
+
+/// Refuses a list that names a page twice: bytes of one ring would show up in the other.
+fn check_refs(control: u32, listed: &[GrantRef]) -> Result<()> {
+    let mut sorted = listed.to_vec();
+    sorted.push(GrantRef(control));
+    sorted.sort_unstable();
+    match sorted.windows(2).find(|pair| pair[0] == pair[1]) {
+        Some(pair) => Err(PeerError::Rendezvous(format!(
+            "grant reference {} stands for two pages of the channel",
+            pair[0]
+        ))
+        .into()),
+        None => Ok(()),
+    }
+}
+
+fn ring(
+    grants: &dyn GrantMap,
+    peer: DomId,
+    control: &ControlPage,
+    place: RingPlace,
+    refs: &[GrantRef],
+    access: Access,
+    deadline: Instant,
+) -> Outcome<Region> {
+    match control.ring_in_page(place) {
+        Some(region) => Ok(region),
+        None => {
+            let pages = grants.map(sys::domain(peer), refs, access, None, deadline)?;
+            Ok(memory::mapped(pages, access))
+        }
+    }
+}

@@ -1,0 +1,245 @@
+//! The vchan server role over Xen: granting the pages and waiting for the client.
+
+use std::os::fd::{AsFd, BorrowedFd};
+use std::time::{Duration, Instant};
+
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use xen_sys::{Access, GrantShare, UnmapNotify};
+
+use super::domain_watch::PeerDomain;
+use super::keys::Keys;
+use super::link::Link;
+use super::path::ChannelPath;
+use super::store::Store;
+use super::{memory, place, sys};
+use crate::DomId;
+use crate::backend::{Backend, Parts};
+use crate::channel::Channel;
+use crate::error::{Error, Result};
+use crate::layout::{Orders, RingPlace, RingSizes, Role};
+use crate::shm::{ControlPage, Region};
+
+/// How long the requests to xenstore that publish or withdraw a server may take together.
+const STORE_TIME: Duration = Duration::from_secs(5);
+
+/// How often the control page is looked at while no event comes: clients of libxenvchan before
+/// Xen 4.14 do not ring when they connect.
+const LOOK: Duration = Duration::from_millis(250);
+
+/// The smallest ring that [`Server::publish_default`] falls back to, in bytes.
+const LEAST_DEFAULT: usize = 64 << 10;
+
+/// A published channel without a client yet.
+///
+/// Dropping it removes the keys from xenstore and takes the grants back.
+#[derive(Debug)]
+pub struct Server {
+    // Dropped in this order: first nobody can find us any more, then the memory goes (the kernel
+    // clears our live byte and rings), then the doorbell.
+    published: Publication,
+    control: ControlPage,
+    left: Region,
+    right: Region,
+    orders: Orders,
+    link: Link,
+}
+
+impl Server {
+    /// Grants the pages of a channel to `peer` and writes its keys below `path`.
+    ///
+    /// `path` is absolute, or relative to the home of this domain. A guest can write below its own
+    /// `data/` only; dom0 as the server of a guest uses that guest's `/local/domain/<id>/data/…`,
+    /// because the guest can read there.
+    ///
+    /// # Errors
+    /// A path that is none, no Xen, no such domain, no permission, the limit of gntalloc
+    /// (1,024 pages for the whole kernel by default), a xenstore quota. Whatever had been set up
+    /// by then is undone.
+    pub fn publish(peer: DomId, path: &str, rings: RingSizes) -> Result<Self> {
+        let path: ChannelPath = path.parse()?;
+        let orders = Orders::choose(rings).map_err(|error| {
+            Error::setup(error.to_string(), "ask for at most 1048576 bytes a ring")
+        })?;
+        let deadline = Instant::now() + STORE_TIME;
+        let store = Store::open(deadline)?;
+        let life = PeerDomain::watch(peer, store, deadline)?;
+
+        let events = sys::event_channels()?;
+        let port = events.bind_unbound(sys::domain(peer)).map_err(sys::error)?;
+        let link = Link::new(events, port, life, place(peer, &path))?;
+
+        let grants = sys::grant_share()?;
+        let notify = UnmapNotify {
+            clear_byte: u16::try_from(ControlPage::live_offset(Role::Server)).ok(),
+            send_event: Some(port),
+        };
+        let page = grants
+            .share(sys::domain(peer), 1, Access::ReadWrite, Some(notify))
+            .map_err(sys::error)?;
+        let ring_ref = page.refs()[0].0;
+        let control = ControlPage::new(memory::shared(page));
+        control.initialise(orders, 0);
+        let mut filled = 0;
+        let left = ring(&*grants, peer, &control, orders.left_place(), &mut filled)?;
+        let right = ring(&*grants, peer, &control, orders.right_place(), &mut filled)?;
+
+        let keys = Keys {
+            ring_ref,
+            event_channel: port.0,
+        };
+        // Made before the keys are written: a failure half-way removes what is there.
+        let mut published = Publication {
+            store,
+            base: path.as_str().into(),
+            keys,
+            active: true,
+        };
+        published.write(deadline)?;
+        Ok(Self {
+            published,
+            control,
+            left,
+            right,
+            orders,
+            link,
+        })
+    }
+
+    /// [`publish`](Self::publish) with the default ring size of 256 KiB each way, or half of that
+    /// or a quarter where the kernel grants no more pages.
+    pub fn publish_default(peer: DomId, path: &str) -> Result<Self> {
+        let mut bytes = RingSizes::DEFAULT.client_to_server;
+        loop {
+            match Self::publish(peer, path, bytes.into()) {
+                Err(error) if sys::is_grant_limit(&error) && bytes > LEAST_DEFAULT => {
+                    log::info!("no pages for rings of {bytes} bytes, trying half: {error}");
+                    bytes /= 2;
+                }
+                result => return result,
+            }
+        }
+    }
+
+    /// The sizes the rings really have.
+    pub fn ring_sizes(&self) -> RingSizes {
+        self.orders.sizes()
+    }
+
+    /// Waits until a client has connected; may be called again after it timed out.
+    ///
+    /// # Errors
+    /// [`Error::TimedOut`]; [`Error::Setup`] when the peer domain is destroyed meanwhile.
+    pub fn wait_for_client(&mut self, deadline: Instant) -> Result<()> {
+        loop {
+            if self.control.client_arrived() {
+                return Ok(());
+            }
+            if !self.link.peer_alive() {
+                return Err(super::domain_gone(self.link.describe()));
+            }
+            let left = deadline.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                return Err(Error::TimedOut("for a client to connect"));
+            }
+            wait_readable(self.link.poll_fd(), left.min(LOOK))?;
+            self.link
+                .acknowledge()
+                .map_err(|error| Error::os("cannot read from the event channel device", error))?;
+        }
+    }
+
+    /// Waits for the client, then removes the keys and hands out the channel.
+    pub fn accept(mut self, deadline: Instant) -> Result<Channel> {
+        self.wait_for_client(deadline)?;
+        let Self {
+            mut published,
+            control,
+            left,
+            right,
+            orders,
+            link,
+        } = self;
+        published.withdraw();
+        Channel::from_parts(Parts {
+            role: Role::Server,
+            orders,
+            first_index: Some(0),
+            control,
+            left,
+            right,
+            backend: Box::new(link),
+        })
+    }
+}
+
+impl AsFd for Server {
+    /// Readable when [`wait_for_client`](Server::wait_for_client) should look again.
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.link.poll_fd()
+    }
+}
+
+/// One ring: its part of the control page, or pages of its own, whose references are listed.
+fn ring(
+    grants: &dyn GrantShare,
+    peer: DomId,
+    control: &ControlPage,
+    place: RingPlace,
+    filled: &mut usize,
+) -> Result<Region> {
+    if let Some(region) = control.ring_in_page(place) {
+        return Ok(region);
+    }
+    // Writable for the peer also where it only reads, as libxenvchan grants it: clients that map
+    // both rings alike exist, and the bytes it could change are those it alone reads.
+    let pages = grants
+        .share(sys::domain(peer), place.pages(), Access::ReadWrite, None)
+        .map_err(sys::error)?;
+    for reference in pages.refs() {
+        control.set_grant(*filled, reference.0);
+        *filled += 1;
+    }
+    Ok(memory::shared(pages))
+}
+
+fn wait_readable(fd: BorrowedFd<'_>, longest: Duration) -> Result<()> {
+    // Rounded up, so that a wait never spins through its last millisecond.
+    let millis = longest.as_nanos().div_ceil(1_000_000);
+    let timeout = PollTimeout::try_from(i32::try_from(millis).unwrap_or(i32::MAX))
+        .unwrap_or(PollTimeout::MAX);
+    match poll(&mut [PollFd::new(fd, PollFlags::POLLIN)], timeout) {
+        Ok(_) | Err(nix::Error::EINTR) => Ok(()),
+        Err(errno) => Err(Error::os("cannot wait for the event channel", errno)),
+    }
+}
+
+/// Keys in xenstore that are removed at the latest when this is dropped.
+#[derive(Debug)]
+struct Publication {
+    store: Store,
+    /// As given: xenstored resolves a relative path against our own home.
+    base: Box<str>,
+    keys: Keys,
+    active: bool,
+}
+
+impl Publication {
+    fn write(&mut self, deadline: Instant) -> Result<()> {
+        Ok(self.keys.publish(self.store, &self.base, deadline)?)
+    }
+
+    fn withdraw(&mut self) {
+        if std::mem::take(&mut self.active) {
+            let deadline = Instant::now() + STORE_TIME;
+            if let Err(error) = self.keys.withdraw(self.store, &self.base, deadline) {
+                log::warn!("cannot remove the keys below {}: {error}", self.base);
+            }
+        }
+    }
+}
+
+impl Drop for Publication {
+    fn drop(&mut self) {
+        self.withdraw();
+    }
+}
