@@ -39,7 +39,7 @@ const SLOTS: usize = 4;
 const PROOF_ELEMENTS: usize = 1000;
 
 /// How long that may take.
-const PROOF_DEADLINE: Duration = Duration::from_secs(30);
+const PROOF_DEADLINE: Duration = Duration::from_secs(10);
 
 /// Runs a guest's work on this machine's first NVIDIA GPU (`CUDA_VISIBLE_DEVICES` chooses another).
 #[derive(Debug)]

@@ -1,0 +1,339 @@
+//! The CUDA executor over a stand-in for NVIDIA's library.
+//!
+//! `libcuda.rs` is compiled to a `libcuda.so` whose device is this machine's memory. The library path
+//! counts from a process's start only, so each test runs itself once more in a process that finds
+//! the stand-in, and that is told by [`SCENARIO`] what shall go wrong.
+
+use std::env;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+use std::sync::OnceLock;
+use std::time::{Duration, Instant};
+
+use vgpu_mediator::executor::{
+    Executor, ExecutorChoice, ExecutorError, VectorAddPipeline, cuda, probe,
+};
+
+use crate::conformance;
+
+/// What the stand-in plays, for the inner process; see `libcuda.rs`.
+const SCENARIO: &str = "VGPU_STAND_IN";
+
+/// The folder of the test run's own files.
+fn folder() -> PathBuf {
+    PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join("stand_in_libcuda")
+}
+
+/// Compiles the stand-in into a folder of its own: the whole of it, or without one function.
+fn compile(name: &str, options: &[&str]) -> PathBuf {
+    let folder = folder().join(name);
+    std::fs::create_dir_all(&folder).expect("a folder");
+    let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/executor/stand_in/libcuda.rs");
+    // Of the toolchain that compiles this.
+    let rustc = Path::new(env!("CARGO")).with_file_name("rustc");
+    let status = Command::new(rustc)
+        .args([
+            "--edition=2024",
+            "--crate-type=cdylib",
+            "--crate-name=cuda",
+            "-O",
+            "-o",
+        ])
+        .arg(folder.join("libcuda.so"))
+        .args(options)
+        .arg(source)
+        .status()
+        .expect("rustc runs");
+    assert!(status.success());
+    folder
+}
+
+/// Whether this is the inner process, in which `test` shall do its work. In the outer one it starts
+/// the inner one and checks that it succeeds.
+fn inner(test: &str, scenario: &str) -> bool {
+    if env::var_os(SCENARIO).is_some() {
+        return true;
+    }
+    static WHOLE: OnceLock<PathBuf> = OnceLock::new();
+    static LACKING: OnceLock<PathBuf> = OnceLock::new();
+    let folder = if scenario == "lacking" {
+        LACKING.get_or_init(|| compile("lacking", &["--cfg", "lacking"]))
+    } else {
+        WHOLE.get_or_init(|| compile("whole", &[]))
+    };
+    let output = run_self(test, scenario, folder);
+    let text = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{scenario}: {output:?}\n{text}");
+    assert!(
+        String::from_utf8_lossy(&output.stdout).contains("1 passed"),
+        "{output:?}"
+    );
+    // The device is closed with everything freed, or was given up as it stood.
+    assert!(
+        !text.contains("objects left") || text.contains("0 objects left"),
+        "{text}"
+    );
+    assert!(!text.contains("stand-in: misuse"), "{text}");
+    false
+}
+
+fn run_self(test: &str, scenario: &str, folder: &Path) -> Output {
+    Command::new(env::current_exe().expect("this test"))
+        .args([
+            "--exact",
+            &format!("stand_in::{test}"),
+            "--nocapture",
+            "--test-threads=1",
+        ])
+        .env(SCENARIO, scenario)
+        .env("LD_LIBRARY_PATH", folder)
+        .output()
+        .expect("the test runs itself")
+}
+
+fn open() -> cuda::CudaExecutor {
+    cuda::open("a test").expect("the stand-in works")
+}
+
+/// The error of opening.
+fn refused() -> String {
+    let error = cuda::open("a test").expect_err("does not open");
+    assert!(
+        matches!(error, ExecutorError::Unavailable { .. }),
+        "{error:?}"
+    );
+    let text = error.to_string();
+    assert_eq!(text.lines().count(), 1);
+    text
+}
+
+fn soon() -> Instant {
+    Instant::now() + Duration::from_secs(60)
+}
+
+/// Submits one chunk of 100 in slot 0.
+fn submit(pipeline: &mut dyn VectorAddPipeline) -> Result<(), ExecutorError> {
+    let (a, b) = pipeline.input(0, 100);
+    a.fill(1.0);
+    b.fill(2.0);
+    pipeline.submit(0, 100)
+}
+
+#[test]
+fn conforms() {
+    if inner("conforms", "works") {
+        let mut executor = open();
+        assert_eq!(executor.info().device, "Stand-in GPU");
+        assert!(
+            executor.info().driver.contains("CUDA 12.4"),
+            "{}",
+            executor.info().driver
+        );
+        conformance::run(&mut executor);
+    }
+}
+
+#[test]
+fn auto_takes_what_works() {
+    if inner("auto_takes_what_works", "works") {
+        let executor = probe(ExecutorChoice::Auto).expect("auto finds one");
+        assert_eq!(executor.info().kind, "cuda");
+        assert!(
+            executor.info().reason.contains("trial vector add"),
+            "{:?}",
+            executor.info()
+        );
+    }
+}
+
+#[test]
+fn auto_falls_back_and_says_why() {
+    if inner("auto_falls_back_and_says_why", "init=100") {
+        let executor = probe(ExecutorChoice::Auto).expect("auto finds one");
+        assert_eq!(executor.info().kind, "cpu");
+        let reason = &executor.info().reason;
+        assert!(
+            reason.contains("CUDA_ERROR_100") && reason.contains("nvidia-smi"),
+            "{reason}"
+        );
+        let error = probe(ExecutorChoice::Cuda).err().expect("cuda does not");
+        assert!(
+            error
+                .to_string()
+                .starts_with("executor cuda is not available"),
+            "{error}"
+        );
+    }
+}
+
+#[test]
+fn a_moving_executor_works_in_the_thread_it_moved_to() {
+    if inner("a_moving_executor_works_in_the_thread_it_moved_to", "works") {
+        let mut executor = open();
+        conformance::add(&mut executor, 100, 1000);
+        let thread = std::thread::spawn(move || {
+            conformance::add(&mut executor, 100, 1000);
+            executor
+        });
+        drop(thread.join().expect("no panic"));
+    }
+}
+
+#[test]
+fn the_toolkits_stub_is_recognised() {
+    if inner("the_toolkits_stub_is_recognised", "init=34") {
+        let error = refused();
+        assert!(
+            error.contains("CUDA error 34 in cuInit") && error.contains("stub"),
+            "{error}"
+        );
+    }
+}
+
+#[test]
+fn no_device_is_explained() {
+    if inner("no_device_is_explained", "devices=0") {
+        let error = refused();
+        assert!(
+            error.contains("cuDeviceGetCount") && error.contains("xen-pciback"),
+            "{error}"
+        );
+    }
+}
+
+#[test]
+fn a_driver_that_cannot_allocate_is_not_offered() {
+    if inner("a_driver_that_cannot_allocate_is_not_offered", "alloc=801") {
+        let error = refused();
+        assert!(error.contains("CUDA error 801 in cuMemAlloc"), "{error}");
+    }
+}
+
+#[test]
+fn a_driver_too_old_for_the_kernel_is_not_offered() {
+    if inner(
+        "a_driver_too_old_for_the_kernel_is_not_offered",
+        "module=222",
+    ) {
+        let error = refused();
+        assert!(
+            error.contains("CUDA error 222 in cuModuleLoadData"),
+            "{error}"
+        );
+        assert!(error.contains("520"), "{error}");
+    }
+}
+
+#[test]
+fn a_device_that_adds_wrongly_is_not_offered() {
+    if inner("a_device_that_adds_wrongly_is_not_offered", "wrong=1") {
+        assert!(refused().contains("1000 of 1000 numbers wrongly"));
+    }
+}
+
+#[test]
+fn a_missing_function_is_an_error_not_a_panic() {
+    if inner("a_missing_function_is_an_error_not_a_panic", "lacking") {
+        let error = refused();
+        assert!(
+            error.contains("lacks the function cuStreamQuery"),
+            "{error}"
+        );
+    }
+}
+
+#[test]
+fn too_little_memory_is_reported_and_survived() {
+    if inner(
+        "too_little_memory_is_reported_and_survived",
+        "limit=3000000",
+    ) {
+        let mut executor = open();
+        let error = executor
+            .vector_add(200_000)
+            .err()
+            .expect("9.6 MB do not fit into 3");
+        let wanted = 4 * 3 * 200_000 * 4;
+        assert!(
+            matches!(error, ExecutorError::OutOfMemory { wanted: w, .. } if w == wanted),
+            "{error:?}"
+        );
+        assert!(!error.ends_session());
+        conformance::add(&mut executor, 10_000, 100_000);
+    }
+}
+
+/// The first launch is the proof's, so the third is the second chunk of the session.
+#[test]
+fn a_refused_launch_leaves_the_session_usable() {
+    if inner("a_refused_launch_leaves_the_session_usable", "refuse=3") {
+        let mut executor = open();
+        let mut pipeline = executor.vector_add(100).expect("a pipeline");
+        submit(&mut *pipeline).expect("the first chunk");
+        pipeline.result(0, soon()).expect("its result");
+        let error = submit(&mut *pipeline).expect_err("refused");
+        // 987 is in no version of CUDA: codes of drivers to come are passed on.
+        assert!(
+            matches!(&error, ExecutorError::Cuda { code: 987, what } if what.contains("cuLaunchKernel")),
+            "{error:?}"
+        );
+        assert!(!error.ends_session());
+        submit(&mut *pipeline).expect("the next chunk");
+        assert_eq!(pipeline.result(0, soon()).expect("its result"), [3.0; 100]);
+        drop(pipeline);
+        conformance::add(&mut executor, 100, 1000);
+    }
+}
+
+#[test]
+fn a_fault_loses_the_device_and_nothing_hangs() {
+    if inner("a_fault_loses_the_device_and_nothing_hangs", "fault=2") {
+        let mut executor = open();
+        let mut pipeline = executor.vector_add(100).expect("a pipeline");
+        submit(&mut *pipeline).expect("queued");
+        let error = pipeline.result(0, soon()).expect_err("the kernel faults");
+        assert!(
+            matches!(&error, ExecutorError::DeviceLost { what } if what.contains("CUDA error 700")),
+            "{error:?}"
+        );
+        assert!(error.ends_session());
+        assert!(matches!(
+            pipeline.submit(1, 1),
+            Err(ExecutorError::DeviceLost { .. })
+        ));
+        drop(pipeline);
+        let error = executor.vector_add(100).err().expect("still lost");
+        assert!(
+            matches!(error, ExecutorError::DeviceLost { .. }),
+            "{error:?}"
+        );
+    }
+}
+
+#[test]
+fn a_hung_device_cannot_hold_a_request_or_a_drop() {
+    if inner("a_hung_device_cannot_hold_a_request_or_a_drop", "hang=2") {
+        let mut executor = open();
+        let mut pipeline = executor.vector_add(100).expect("a pipeline");
+        submit(&mut *pipeline).expect("queued");
+        let deadline = Instant::now() + Duration::from_millis(50);
+        let error = pipeline.result(0, deadline).expect_err("no end");
+        assert!(matches!(error, ExecutorError::TimedOut { .. }), "{error:?}");
+        assert!(error.ends_session() && Instant::now() >= deadline);
+        drop(pipeline);
+        // The next request finds the slot still under way, and gives the device up.
+        let error = executor.vector_add(100).err().expect("lost");
+        assert!(
+            matches!(error, ExecutorError::DeviceLost { .. }),
+            "{error:?}"
+        );
+        drop(executor);
+    }
+}
+
+#[test]
+fn a_device_that_hangs_in_the_proof_is_not_offered() {
+    if inner("a_device_that_hangs_in_the_proof_is_not_offered", "hang=1") {
+        assert!(refused().contains("trial vector add failed: timed out"));
+    }
+}
