@@ -203,6 +203,24 @@ impl Channel {
         Ok((self.reader, self.writer))
     }
 
+    /// Bytes that are there to be read now.
+    ///
+    /// # Errors
+    /// As [`try_read`](Self::try_read).
+    pub fn available(&mut self) -> Result<usize> {
+        self.reader.available()
+    }
+
+    /// Bytes of the ring this side reads.
+    pub fn incoming_ring_bytes(&self) -> usize {
+        self.reader.ring_bytes()
+    }
+
+    /// Bytes of the ring this side writes.
+    pub fn outgoing_ring_bytes(&self) -> usize {
+        self.writer.ring_bytes()
+    }
+
     /// Sizes of the rings.
     pub fn ring_sizes(&self) -> RingSizes {
         let (incoming, outgoing) = (self.reader.ring_bytes(), self.writer.ring_bytes());

@@ -2,7 +2,7 @@
 //! A byte channel between two Xen domains over granted memory.
 //!
 //! The wire format is libxenvchan's (`xen/io/libxenvchan.h`), so either end may be any existing
-//! libxenvchan program. The same ring also runs over a memfd without Xen (`local`).
+//! libxenvchan program. The same ring also runs over a memfd without Xen ([`local`]).
 //!
 //! # How the crate is laid out
 //! * [`layout`]: the control page's offsets, ring orders and the rule by which a server picks them.
@@ -18,9 +18,11 @@
 
 pub mod backend;
 pub mod channel;
+pub mod conformance;
 pub mod domain;
 pub mod error;
 pub mod layout;
+pub mod local;
 pub mod notify;
 pub mod reader;
 pub mod ring;

@@ -83,6 +83,13 @@ impl Region {
         }
     }
 
+    /// The same region, which this side then only reads.
+    #[must_use]
+    pub fn read_only(mut self) -> Self {
+        self.writable = false;
+        self
+    }
+
     /// Bytes in the region.
     pub fn len(&self) -> usize {
         self.len

@@ -220,20 +220,21 @@ fn acknowledge(backend: &dyn Backend) -> Result<bool> {
 
 /// Waits until one of at most two descriptors is readable; false if `deadline` passed first.
 pub(crate) fn poll_readable(fds: &[BorrowedFd<'_>], deadline: Instant) -> Result<bool> {
-    // Never more than two; the last is repeated where there is one.
+    // The last is repeated where there is only one.
     let mut polled = std::array::from_fn::<_, 2, _>(|i| {
         PollFd::new(fds[i.min(fds.len() - 1)], PollFlags::POLLIN)
     });
+    poll_fds(&mut polled[..fds.len()], deadline)
+}
+
+/// Waits until one of `fds` is as it asks; false if `deadline` passed first.
+pub(crate) fn poll_fds(fds: &mut [PollFd<'_>], deadline: Instant) -> Result<bool> {
     loop {
         // Some kernels refuse very long times; who asked for one simply polls again.
         let left = deadline
             .saturating_duration_since(Instant::now())
             .min(LONGEST_POLL);
-        match ppoll(
-            &mut polled[..fds.len()],
-            Some(TimeSpec::from_duration(left)),
-            None,
-        ) {
+        match ppoll(fds, Some(TimeSpec::from_duration(left)), None) {
             Ok(0) if Instant::now() >= deadline => return Ok(false),
             Ok(0) | Err(Errno::EINTR) => {}
             Ok(_) => return Ok(true),

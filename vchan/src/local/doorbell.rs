@@ -1,0 +1,118 @@
+#![forbid(unsafe_code)]
+//! Two eventfds and a socket as doorbell and death notice.
+//!
+//! An eventfd is used for its edges only: its counter stays at 1 or above, nobody ever reads it,
+//! ringing writes **0**, and the epoll descriptor reports each write once (`EPOLLET`). A write of
+//! 0 always fits, so a hostile peer that fills the counter and takes `O_NONBLOCK` away (the flag
+//! belongs to the description both sides share) cannot make us wait.
+
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::net::UnixStream;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::available_parallelism;
+
+use nix::errno::Errno;
+use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
+use nix::sys::eventfd::{EfdFlags, EventFd};
+use nix::unistd::write;
+
+use crate::backend::Backend;
+
+const RANG: u64 = 0;
+const HUNG_UP: u64 = 1;
+
+/// The local backend of one channel.
+#[derive(Debug)]
+pub(super) struct LocalBackend {
+    epoll: Epoll,
+    /// The peer writes this one; epoll watches it.
+    _own: OwnedFd,
+    /// The peer watches this one.
+    peers: OwnedFd,
+    /// Hangs up when the peer's process ends.
+    _stream: UnixStream,
+    dead: AtomicBool,
+    spin_helps: bool,
+    name: String,
+}
+
+/// An eventfd that is ready for edges.
+pub(super) fn new_eventfd() -> nix::Result<OwnedFd> {
+    let flags = EfdFlags::EFD_NONBLOCK | EfdFlags::EFD_CLOEXEC;
+    EventFd::from_value_and_flags(1, flags).map(Into::into)
+}
+
+impl LocalBackend {
+    pub(super) fn new(
+        own: OwnedFd,
+        peers: OwnedFd,
+        stream: UnixStream,
+        name: String,
+    ) -> nix::Result<Self> {
+        let epoll = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC)?;
+        let edge = EpollFlags::EPOLLET;
+        epoll.add(&own, EpollEvent::new(EpollFlags::EPOLLIN | edge, RANG))?;
+        // Error and hang-up are always reported.
+        epoll.add(
+            &stream,
+            EpollEvent::new(EpollFlags::EPOLLRDHUP | edge, HUNG_UP),
+        )?;
+        Ok(Self {
+            epoll,
+            _own: own,
+            peers,
+            _stream: stream,
+            dead: AtomicBool::new(false),
+            spin_helps: available_parallelism().is_ok_and(|count| count.get() > 1),
+            name,
+        })
+    }
+}
+
+impl Backend for LocalBackend {
+    fn notify(&self) -> io::Result<()> {
+        loop {
+            match write(&self.peers, &0u64.to_ne_bytes()) {
+                Err(Errno::EINTR) => {}
+                // Full beyond what a write can do: it is readable then, which is all we want.
+                Ok(_) | Err(Errno::EAGAIN) => return Ok(()),
+                Err(errno) => return Err(errno.into()),
+            }
+        }
+    }
+
+    fn poll_fd(&self) -> BorrowedFd<'_> {
+        self.epoll.0.as_fd()
+    }
+
+    fn acknowledge(&self) -> io::Result<bool> {
+        let mut events = [EpollEvent::empty(); 2];
+        let count = match self.epoll.wait(&mut events, EpollTimeout::ZERO) {
+            Ok(count) => count,
+            Err(Errno::EINTR) => 0,
+            Err(errno) => return Err(errno.into()),
+        };
+        let mut rang = false;
+        for event in &events[..count] {
+            match event.data() {
+                RANG => rang = true,
+                _ => self.dead.store(true, Ordering::Release),
+            }
+        }
+        Ok(rang)
+    }
+
+    fn peer_alive(&self) -> bool {
+        // Pairs with the store in `acknowledge`.
+        !self.dead.load(Ordering::Acquire)
+    }
+
+    fn spin_helps(&self) -> bool {
+        self.spin_helps
+    }
+
+    fn describe(&self) -> String {
+        self.name.clone()
+    }
+}

@@ -1,0 +1,142 @@
+#![forbid(unsafe_code)]
+//! The two messages of the rendezvous, as bytes. Pure.
+//!
+//! Numbers are little-endian. The server sends a [`Hello`] with three descriptors (memory, the
+//! eventfd that rings the server, the eventfd that rings the client); the client answers with a
+//! [`Reply`]. Nothing else is ever sent on the socket.
+
+use crate::error::PeerError;
+
+const MAGIC: [u8; 8] = *b"vchan-lo";
+/// The only version so far.
+const VERSION: u16 = 1;
+
+/// Length of a hello: magic, version u16, reserved u16, reserved u32, memory bytes u64.
+pub(super) const HELLO_BYTES: usize = 24;
+/// Length of a reply: magic, version u16, code u16, reserved u32.
+pub(super) const REPLY_BYTES: usize = 16;
+
+/// The server's message.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Hello {
+    /// Length of the memory: the control page, the left ring's pages, the right ring's pages.
+    pub(super) memory_bytes: u64,
+}
+
+/// Why a client turns a server down.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Refusal {
+    /// Hello, control page or descriptors are not as they must be.
+    Invalid,
+    /// The client could not map the memory.
+    NoMemory,
+}
+
+/// The client's answer.
+pub(super) type Reply = Result<(), Refusal>;
+
+impl Hello {
+    /// As bytes.
+    pub(super) fn encode(self) -> [u8; HELLO_BYTES] {
+        let mut bytes = [0; HELLO_BYTES];
+        bytes[..8].copy_from_slice(&MAGIC);
+        bytes[8..10].copy_from_slice(&VERSION.to_le_bytes());
+        bytes[16..].copy_from_slice(&self.memory_bytes.to_le_bytes());
+        bytes
+    }
+
+    /// From bytes of a peer.
+    ///
+    /// # Errors
+    /// [`PeerError::Rendezvous`].
+    pub(super) fn decode(bytes: &[u8; HELLO_BYTES]) -> Result<Self, PeerError> {
+        check_start(bytes)?;
+        if bytes[10..16] != [0; 6] {
+            return refuse("reserved bytes of its hello are not zero".to_owned());
+        }
+        let mut number = [0; 8];
+        number.copy_from_slice(&bytes[16..]);
+        Ok(Self {
+            memory_bytes: u64::from_le_bytes(number),
+        })
+    }
+}
+
+/// A reply as bytes.
+pub(super) fn encode_reply(reply: Reply) -> [u8; REPLY_BYTES] {
+    let code: u16 = match reply {
+        Ok(()) => 0,
+        Err(Refusal::Invalid) => 1,
+        Err(Refusal::NoMemory) => 2,
+    };
+    let mut bytes = [0; REPLY_BYTES];
+    bytes[..8].copy_from_slice(&MAGIC);
+    bytes[8..10].copy_from_slice(&VERSION.to_le_bytes());
+    bytes[10..12].copy_from_slice(&code.to_le_bytes());
+    bytes
+}
+
+/// A reply from bytes of a peer.
+///
+/// # Errors
+/// [`PeerError::Rendezvous`].
+pub(super) fn decode_reply(bytes: &[u8; REPLY_BYTES]) -> Result<Reply, PeerError> {
+    check_start(bytes)?;
+    if bytes[12..] != [0; 4] {
+        return refuse("reserved bytes of its reply are not zero".to_owned());
+    }
+    match u16::from_le_bytes([bytes[10], bytes[11]]) {
+        0 => Ok(Ok(())),
+        1 => Ok(Err(Refusal::Invalid)),
+        2 => Ok(Err(Refusal::NoMemory)),
+        code => refuse(format!("its reply has the unknown code {code}")),
+    }
+}
+
+fn check_start(bytes: &[u8]) -> Result<(), PeerError> {
+    if bytes[..8] != MAGIC {
+        return refuse("its first message is not one of a vchan over a Unix socket".to_owned());
+    }
+    match u16::from_le_bytes([bytes[8], bytes[9]]) {
+        VERSION => Ok(()),
+        other => refuse(format!(
+            "it speaks version {other}, this side version {VERSION}"
+        )),
+    }
+}
+
+fn refuse<T>(what: String) -> Result<T, PeerError> {
+    Err(PeerError::Rendezvous(what))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn messages_come_back_as_they_were() {
+        let hello = Hello {
+            memory_bytes: 0x0102_0304_0506_0708,
+        };
+        assert_eq!(Hello::decode(&hello.encode()), Ok(hello));
+        for reply in [Ok(()), Err(Refusal::Invalid), Err(Refusal::NoMemory)] {
+            assert_eq!(decode_reply(&encode_reply(reply)), Ok(reply));
+        }
+    }
+
+    #[test]
+    fn every_other_byte_in_the_head_is_refused() {
+        let good = Hello { memory_bytes: 4096 }.encode();
+        for at in 0..16 {
+            let mut bad = good;
+            bad[at] ^= 0x40;
+            assert!(Hello::decode(&bad).is_err(), "byte {at}");
+        }
+        let good = encode_reply(Ok(()));
+        for at in 0..REPLY_BYTES {
+            let mut bad = good;
+            bad[at] ^= 0x40;
+            assert!(decode_reply(&bad).is_err(), "byte {at}");
+        }
+    }
+}

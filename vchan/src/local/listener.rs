@@ -1,0 +1,267 @@
+#![forbid(unsafe_code)]
+//! A Unix socket at a path: replaced if stale, refused if live, removed when dropped.
+
+use std::fs;
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd};
+use std::os::unix::fs::{FileTypeExt, MetadataExt};
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use nix::errno::Errno;
+use nix::fcntl::{Flock, FlockArg};
+use nix::sys::socket::{AddressFamily, SockFlag, SockType, UnixAddr, connect, socket};
+
+use crate::error::{Error, Result};
+use crate::wait::poll_readable;
+
+/// How often a client looks for a socket that is not there yet.
+const LOOK: Duration = Duration::from_millis(20);
+/// How long another process may hold the directory's lock; it does so for a few system calls.
+const LOCK_PATIENCE: Duration = Duration::from_secs(3);
+
+/// A listening Unix socket.
+#[derive(Debug)]
+pub struct Listener {
+    socket: UnixListener,
+    path: PathBuf,
+    /// Device and inode of the socket file, to remove only our own.
+    identity: (u64, u64),
+}
+
+impl Listener {
+    /// Listens at `path`. A socket there that nobody listens on is replaced.
+    ///
+    /// # Errors
+    /// [`Error::Setup`] if somebody listens there or the path names something else;
+    /// [`Error::Os`].
+    pub fn bind(path: &Path) -> Result<Self> {
+        let shown = path.display();
+        let failed = |source: io::Error| {
+            Error::os_with_advice(
+                format!("cannot listen on {shown}"),
+                source,
+                "choose a path of at most 107 bytes in a directory that exists and is yours",
+            )
+        };
+        // Two processes that start at the same time must not both find the socket stale.
+        let _lock = lock_directory(path)?;
+        match fs::symlink_metadata(path) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            Err(error) => return Err(failed(error)),
+            Ok(metadata) if !metadata.file_type().is_socket() => {
+                return Err(Error::setup(
+                    format!("{shown} exists and is not a socket"),
+                    "choose another path, or remove it",
+                ));
+            }
+            Ok(_) => match try_connect(path) {
+                Err(Errno::ECONNREFUSED) => fs::remove_file(path).map_err(failed)?,
+                // Full queues and missing rights mean that somebody is there.
+                Ok(_) | Err(Errno::EAGAIN | Errno::EACCES) => {
+                    return Err(Error::setup(
+                        format!("another process listens on {shown}"),
+                        "stop it, or choose another path",
+                    ));
+                }
+                Err(errno) => return Err(failed(errno.into())),
+            },
+        }
+        let socket = UnixListener::bind(path).map_err(failed)?;
+        socket.set_nonblocking(true).map_err(failed)?;
+        let metadata = fs::symlink_metadata(path).map_err(failed)?;
+        let identity = (metadata.dev(), metadata.ino());
+        Ok(Self {
+            socket,
+            path: path.to_owned(),
+            identity,
+        })
+    }
+
+    /// Accepts the next connection.
+    ///
+    /// # Errors
+    /// [`Error::TimedOut`] at `deadline`, [`Error::Os`].
+    pub fn accept(&self, deadline: Instant) -> Result<UnixStream> {
+        loop {
+            if let Some(stream) = self.try_accept()? {
+                return Ok(stream);
+            }
+            if !poll_readable(&[self.as_fd()], deadline)? {
+                return Err(Error::TimedOut("see a client connect"));
+            }
+        }
+    }
+
+    /// Accepts a connection if one waits.
+    ///
+    /// # Errors
+    /// [`Error::Os`].
+    pub fn try_accept(&self) -> Result<Option<UnixStream>> {
+        match self.socket.accept() {
+            Ok((stream, _)) => Ok(Some(stream)),
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(None),
+            // The client has given up again, or a signal came.
+            Err(error)
+                if matches!(
+                    error.kind(),
+                    io::ErrorKind::ConnectionAborted | io::ErrorKind::Interrupted
+                ) =>
+            {
+                Ok(None)
+            }
+            Err(error) => Err(Error::os(
+                format!("cannot accept on {}", self.path.display()),
+                error,
+            )),
+        }
+    }
+
+    /// Where it listens.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+}
+
+impl AsFd for Listener {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.socket.as_fd()
+    }
+}
+
+impl Drop for Listener {
+    fn drop(&mut self) {
+        // Somebody may have replaced it; nothing else can be done about an error here.
+        if let Ok(metadata) = fs::symlink_metadata(&self.path)
+            && (metadata.dev(), metadata.ino()) == self.identity
+        {
+            let _ = fs::remove_file(&self.path);
+        }
+    }
+}
+
+/// Connects to `path`, waiting until somebody listens there.
+///
+/// # Errors
+/// [`Error::Setup`] at `deadline` with what was in the way, [`Error::Os`].
+pub fn connect_stream(path: &Path, deadline: Instant) -> Result<UnixStream> {
+    loop {
+        let errno = match try_connect(path) {
+            Ok(stream) => return Ok(stream),
+            Err(errno) => errno,
+        };
+        let state = match errno {
+            Errno::ENOENT => "there is no such socket",
+            Errno::ECONNREFUSED => "nobody listens there",
+            Errno::EAGAIN => "its queue of clients stays full",
+            Errno::EINTR => continue,
+            errno => {
+                return Err(Error::os_with_advice(
+                    format!("cannot connect to {}", path.display()),
+                    errno,
+                    "check the path and the rights on it",
+                ));
+            }
+        };
+        let left = deadline.saturating_duration_since(Instant::now());
+        if left.is_zero() {
+            return Err(Error::setup(
+                format!("cannot connect to {}: {state}", path.display()),
+                "start the other side first, or allow more time",
+            ));
+        }
+        std::thread::sleep(left.min(LOOK));
+    }
+}
+
+/// Connects without waiting for room in the listener's queue.
+fn try_connect(path: &Path) -> nix::Result<UnixStream> {
+    let address = UnixAddr::new(path)?;
+    let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
+    let fd = socket(AddressFamily::Unix, SockType::Stream, flags, None)?;
+    use std::os::fd::AsRawFd;
+    connect(fd.as_raw_fd(), &address)?;
+    Ok(fd.into())
+}
+
+fn lock_directory(path: &Path) -> Result<Flock<fs::File>> {
+    let directory = match path.parent() {
+        Some(parent) if !parent.as_os_str().is_empty() => parent,
+        _ => Path::new("."),
+    };
+    let failed = |source: io::Error| {
+        Error::os_with_advice(
+            format!("cannot open the directory {}", directory.display()),
+            source,
+            "create it, or choose another path",
+        )
+    };
+    let mut file = fs::File::open(directory).map_err(failed)?;
+    let deadline = Instant::now() + LOCK_PATIENCE;
+    loop {
+        match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
+            Ok(lock) => return Ok(lock),
+            Err((back, Errno::EAGAIN | Errno::EINTR)) if Instant::now() < deadline => {
+                file = back;
+                std::thread::sleep(LOOK);
+            }
+            Err((_, errno)) => return Err(failed(errno.into())),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn stale_socket_is_replaced_live_one_refused_and_own_one_removed() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("socket");
+        // Dropping std's listener leaves the file behind, as a killed process does.
+        drop(UnixListener::bind(&path).unwrap());
+        let listener = Listener::bind(&path).expect("stale socket");
+        let error = Listener::bind(&path).unwrap_err();
+        assert!(
+            error.to_string().contains("another process listens"),
+            "{error}"
+        );
+        assert!(path.exists());
+        drop(listener);
+        assert!(!path.exists());
+    }
+
+    #[test]
+    fn other_files_are_left_alone() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("file");
+        fs::write(&path, "precious").unwrap();
+        assert!(matches!(Listener::bind(&path), Err(Error::Setup { .. })));
+        assert_eq!(fs::read(&path).unwrap(), b"precious");
+        assert!(Listener::bind(&dir.path().join("missing/socket")).is_err());
+        assert!(Listener::bind(&dir.path().join("x".repeat(120))).is_err());
+    }
+
+    #[test]
+    fn a_replaced_socket_is_not_removed() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("socket");
+        let listener = Listener::bind(&path).unwrap();
+        fs::remove_file(&path).unwrap();
+        let _other = UnixListener::bind(&path).unwrap();
+        drop(listener);
+        assert!(path.exists());
+    }
+
+    #[test]
+    fn waits_end_at_their_deadline() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("socket");
+        let soon = || Instant::now() + Duration::from_millis(30);
+        let error = connect_stream(&path, soon()).unwrap_err();
+        assert!(error.to_string().contains("no such socket"), "{error}");
+        let listener = Listener::bind(&path).unwrap();
+        assert!(matches!(listener.accept(soon()), Err(Error::TimedOut(_))));
+    }
+}

@@ -1,0 +1,58 @@
+//! The same ring without Xen: a memfd, two eventfds and a Unix socket.
+//!
+//! The socket brings the two processes together and stays open as each one's death notice. Who
+//! listens on it is independent of the vchan role: [`serve_on`] and [`connect_on`] take a
+//! connected stream. [`serve`] and [`connect`] are the usual pairing, for a socket path.
+//!
+//! The peer is not trusted here either: what it sends is checked before it is mapped (seals, size,
+//! kind of descriptor), and from then on the ring's own rules apply.
+
+mod descriptors;
+mod doorbell;
+mod hello;
+mod listener;
+mod memory;
+mod rendezvous;
+
+use std::path::Path;
+use std::time::Instant;
+
+pub use listener::{Listener, connect_stream};
+pub use rendezvous::{connect_on, serve_from_index, serve_on};
+
+use crate::channel::Channel;
+use crate::error::{Error, Result};
+use crate::layout::RingSizes;
+
+/// Listens on `path` for one client and takes the vchan server role.
+///
+/// Clients that do not complete the rendezvous are dropped with a warning in the log, and the wait
+/// goes on. The socket file is gone when this returns.
+///
+/// # Errors
+/// [`Error::TimedOut`] at `deadline`; [`Error::Setup`] if the path is in use or unsuitable, or the
+/// ring sizes are; [`Error::Os`].
+pub fn serve(path: &Path, rings: RingSizes, deadline: Instant) -> Result<Channel> {
+    // Before any client is made to wait.
+    rendezvous::orders(rings)?;
+    let listener = Listener::bind(path)?;
+    loop {
+        let stream = listener.accept(deadline)?;
+        match serve_on(stream, rings, deadline) {
+            Err(error @ (Error::Peer(_) | Error::PeerClosed { .. })) => {
+                log::warn!("a client on {} did not connect: {error}", path.display());
+            }
+            outcome => return outcome,
+        }
+    }
+}
+
+/// Connects to whoever serves on `path`, waiting for it to appear, and takes the vchan client
+/// role.
+///
+/// # Errors
+/// [`Error::TimedOut`] at `deadline`, [`Error::Peer`], [`Error::PeerClosed`], [`Error::Setup`],
+/// [`Error::Os`].
+pub fn connect(path: &Path, deadline: Instant) -> Result<Channel> {
+    connect_on(connect_stream(path, deadline)?, deadline)
+}
