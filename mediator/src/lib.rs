@@ -7,5 +7,6 @@
 #![deny(unsafe_code)]
 
 pub mod executor;
+pub mod listen;
 pub mod session;
 pub mod usage;

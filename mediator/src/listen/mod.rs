@@ -1,0 +1,3 @@
+//! The ways in which guests reach the mediator.
+
+pub mod file;
