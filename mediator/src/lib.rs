@@ -6,7 +6,12 @@
 //! own session.
 #![deny(unsafe_code)]
 
+pub mod cli;
+pub mod config;
 pub mod executor;
+pub mod failure;
 pub mod listen;
+pub mod policy;
+pub mod rate;
 pub mod session;
 pub mod usage;

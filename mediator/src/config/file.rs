@@ -1,0 +1,183 @@
+//! The configuration file as it is written, before flags and checks.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::path::PathBuf;
+
+use serde::de::{Error, MapAccess, SeqAccess, Visitor, value::MapAccessDeserializer};
+use serde::{Deserialize, Deserializer};
+use vgpu_protocol::endpoint::{Endpoint, parse_list};
+
+use super::Limits;
+use crate::executor::ExecutorChoice;
+use crate::policy::{GuestKey, GuestRule};
+
+/// The whole file.
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(super) struct ConfigFile {
+    #[serde(deserialize_with = "endpoints")]
+    pub(super) listen: Vec<Endpoint>,
+    #[serde(deserialize_with = "executor")]
+    pub(super) executor: Option<ExecutorChoice>,
+    pub(super) control: Option<PathBuf>,
+    pub(super) allow_all: bool,
+    #[serde(deserialize_with = "limits")]
+    pub(super) limits: Limits,
+    #[serde(deserialize_with = "guests")]
+    pub(super) guests: BTreeMap<GuestKey, GuestRule>,
+}
+
+/// `"xen:"`, `"xen:,local:/a"` or `["xen:", "local:/a"]`.
+fn endpoints<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<Endpoint>, D::Error> {
+    struct List;
+    impl<'de> Visitor<'de> for List {
+        type Value = Vec<Endpoint>;
+
+        fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+            f.write_str("an endpoint or a list of endpoints, such as \"xen:\"")
+        }
+
+        fn visit_str<E: Error>(self, text: &str) -> Result<Self::Value, E> {
+            parse_list(text).map_err(E::custom)
+        }
+
+        fn visit_seq<A: SeqAccess<'de>>(self, mut parts: A) -> Result<Self::Value, A::Error> {
+            let mut list = Vec::new();
+            while let Some(text) = parts.next_element::<String>()? {
+                list.push(text.parse().map_err(A::Error::custom)?);
+            }
+            Ok(list)
+        }
+    }
+    deserializer.deserialize_any(List)
+}
+
+fn executor<'de, D: Deserializer<'de>>(
+    deserializer: D,
+) -> Result<Option<ExecutorChoice>, D::Error> {
+    let text = String::deserialize(deserializer)?;
+    text.parse().map(Some).map_err(D::Error::custom)
+}
+
+/// Every setting on its own may be left out.
+fn limits<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Limits, D::Error> {
+    macro_rules! partial {
+        ($($name:ident: $type:ty),* $(,)?) => {
+            #[derive(Deserialize)]
+            #[serde(deny_unknown_fields)]
+            struct Partial {
+                $($name: Option<$type>,)*
+            }
+            let given = Partial::deserialize(deserializer)?;
+            let default = Limits::default();
+            Ok(Limits {
+                $($name: given.$name.unwrap_or(default.$name),)*
+            })
+        };
+    }
+    partial! {
+        max_sessions: u32,
+        max_sessions_per_guest: u32,
+        max_elements: u64,
+        max_chunk_elements: u32,
+        connect_timeout_s: u32,
+        hello_timeout_s: u32,
+        idle_timeout_s: u32,
+        stall_timeout_s: u32,
+        drain_timeout_s: u32,
+    }
+}
+
+/// A table of rules in which no guest stands twice, in whatever notation.
+fn guests<'de, D: Deserializer<'de>>(
+    deserializer: D,
+) -> Result<BTreeMap<GuestKey, GuestRule>, D::Error> {
+    struct Rules;
+    impl<'de> Visitor<'de> for Rules {
+        type Value = BTreeMap<GuestKey, GuestRule>;
+
+        fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+            f.write_str("a table of guests, such as { web-1 = \"allow\" }")
+        }
+
+        fn visit_map<A: MapAccess<'de>>(self, mut entries: A) -> Result<Self::Value, A::Error> {
+            let mut rules = BTreeMap::new();
+            while let Some(Key(key)) = entries.next_key()? {
+                if rules.contains_key(&key) {
+                    // Reading the value first lets the error carry this entry's line.
+                    entries.next_value_seed(Refuse(format!("{key} is named twice")))?;
+                }
+                let Rule(rule) = entries.next_value()?;
+                rules.insert(key, rule);
+            }
+            Ok(rules)
+        }
+    }
+    deserializer.deserialize_map(Rules)
+}
+
+struct Key(GuestKey);
+
+impl<'de> Deserialize<'de> for Key {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        GuestKey::deserialize(deserializer).map(Key)
+    }
+}
+
+/// Takes a value only to refuse it.
+struct Refuse(String);
+
+impl<'de> serde::de::DeserializeSeed<'de> for Refuse {
+    type Value = ();
+
+    fn deserialize<D: Deserializer<'de>>(self, _: D) -> Result<(), D::Error> {
+        Err(D::Error::custom(self.0))
+    }
+}
+
+/// `true`, `"allow"`, `{ allow = true, max_sessions = 2 }` and their opposites.
+struct Rule(GuestRule);
+
+impl<'de> Deserialize<'de> for Rule {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        #[derive(Deserialize)]
+        #[serde(deny_unknown_fields)]
+        struct Table {
+            allow: bool,
+            max_sessions: Option<u32>,
+        }
+        struct Notations;
+        impl<'de> Visitor<'de> for Notations {
+            type Value = GuestRule;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("\"allow\", \"deny\", true, false or { allow = true, … }")
+            }
+
+            fn visit_bool<E: Error>(self, allow: bool) -> Result<GuestRule, E> {
+                Ok(GuestRule {
+                    allow,
+                    max_sessions: None,
+                })
+            }
+
+            fn visit_str<E: Error>(self, text: &str) -> Result<GuestRule, E> {
+                match text {
+                    "allow" => self.visit_bool(true),
+                    "deny" => self.visit_bool(false),
+                    other => Err(E::invalid_value(serde::de::Unexpected::Str(other), &self)),
+                }
+            }
+
+            fn visit_map<A: MapAccess<'de>>(self, table: A) -> Result<GuestRule, A::Error> {
+                let table = Table::deserialize(MapAccessDeserializer::new(table))?;
+                Ok(GuestRule {
+                    allow: table.allow,
+                    max_sessions: table.max_sessions,
+                })
+            }
+        }
+        deserializer.deserialize_any(Notations).map(Rule)
+    }
+}

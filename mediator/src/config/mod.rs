@@ -1,0 +1,370 @@
+//! The mediator's configuration: a TOML file, overridden by flags, checked as a whole.
+
+mod file;
+
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use nix::unistd::Uid;
+use serde::Serialize;
+use vgpu_protocol::endpoint::Endpoint;
+use vgpu_protocol::frame::MAX_BODY;
+
+use crate::cli::Flags;
+use crate::executor::ExecutorChoice;
+use crate::failure::Failure;
+use crate::policy::Policy;
+use file::ConfigFile;
+
+/// A configuration that was checked and can be run.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Config {
+    /// Where guests are served; not empty, each once.
+    pub listen: Vec<Endpoint>,
+    /// What runs their work.
+    pub executor: ExecutorChoice,
+    /// The socket for `vgpuctl`.
+    pub control: PathBuf,
+    /// Who may use it.
+    pub policy: Policy,
+    /// How much of it.
+    pub limits: Limits,
+}
+
+/// What guests may take. `dist/mediatord.toml` describes each for administrators.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Limits {
+    /// Sessions at once, of all guests together.
+    pub max_sessions: u32,
+    /// Sessions at once of one guest.
+    pub max_sessions_per_guest: u32,
+    /// Elements of one vector. Vectors are streamed, so this bounds time, not memory.
+    pub max_elements: u64,
+    /// Elements of one chunk of a vector; a session holds a few chunks at once.
+    pub max_chunk_elements: u32,
+    /// Seconds to bring a guest's channel up.
+    pub connect_timeout_s: u32,
+    /// Seconds a guest has for its first message.
+    pub hello_timeout_s: u32,
+    /// Seconds a session may be idle between two requests.
+    pub idle_timeout_s: u32,
+    /// Seconds without any byte moved in the middle of a request.
+    pub stall_timeout_s: u32,
+    /// Seconds that running requests get when the mediator stops.
+    pub drain_timeout_s: u32,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            max_sessions: 64,
+            max_sessions_per_guest: 4,
+            max_elements: 1 << 36,
+            max_chunk_elements: 1 << 20,
+            connect_timeout_s: 10,
+            hello_timeout_s: 10,
+            idle_timeout_s: 3600,
+            stall_timeout_s: 30,
+            drain_timeout_s: 10,
+        }
+    }
+}
+
+impl Limits {
+    /// [`drain_timeout_s`](Self::drain_timeout_s) as a duration.
+    pub fn drain_timeout(&self) -> Duration {
+        Duration::from_secs(self.drain_timeout_s.into())
+    }
+
+    fn check(&self) -> Result<(), String> {
+        let most_in_chunk = MAX_BODY / 8;
+        let at_least_one = [
+            ("max_sessions", u64::from(self.max_sessions)),
+            ("max_sessions_per_guest", self.max_sessions_per_guest.into()),
+            ("max_elements", self.max_elements),
+            ("max_chunk_elements", self.max_chunk_elements.into()),
+            ("connect_timeout_s", self.connect_timeout_s.into()),
+            ("hello_timeout_s", self.hello_timeout_s.into()),
+            ("idle_timeout_s", self.idle_timeout_s.into()),
+            ("stall_timeout_s", self.stall_timeout_s.into()),
+            ("drain_timeout_s", self.drain_timeout_s.into()),
+        ];
+        if let Some((name, _)) = at_least_one.iter().find(|(_, value)| *value == 0) {
+            return Err(format!("limits.{name} is 0; it must be at least 1"));
+        }
+        if self.max_sessions > 1024 {
+            return Err(format!(
+                "limits.max_sessions is {}; at most 1024 are possible",
+                self.max_sessions
+            ));
+        }
+        if self.max_chunk_elements > most_in_chunk {
+            return Err(format!(
+                "limits.max_chunk_elements is {}; at most {most_in_chunk} fit one message",
+                self.max_chunk_elements
+            ));
+        }
+        Ok(())
+    }
+}
+
+const FIX_FILE: &str = "correct it and test it with vgpu-mediatord --config FILE --check-config; \
+                        dist/mediatord.toml describes every setting";
+
+impl Config {
+    /// Reads the file that `flags` name, if any, lets the flags override it, and checks the result.
+    ///
+    /// # Errors
+    /// An unreadable or wrong file, with the line, or settings that contradict each other.
+    pub fn load(flags: &Flags) -> Result<Self, Failure> {
+        let file = match &flags.config {
+            Some(path) => {
+                let text = std::fs::read_to_string(path).map_err(|error| {
+                    Failure::system(
+                        format!("cannot read the configuration {}", path.display()),
+                        error,
+                        "check the path after --config and the file's permissions",
+                    )
+                })?;
+                parse_file(path, &text)?
+            }
+            None => ConfigFile::default(),
+        };
+        Self::merge(flags, file)
+    }
+
+    fn merge(flags: &Flags, file: ConfigFile) -> Result<Self, Failure> {
+        let listen = if flags.listen.is_empty() {
+            file.listen
+        } else {
+            flags.listen.clone()
+        };
+        if listen.is_empty() {
+            return Err(Failure::new(
+                "nothing to listen on",
+                "give --listen xen: (or local:PATH, file:DIR), or set `listen` in the file after \
+                 --config",
+            ));
+        }
+        for (index, endpoint) in listen.iter().enumerate() {
+            if listen[..index].contains(endpoint) {
+                return Err(Failure::new(
+                    format!("{endpoint} is listed twice"),
+                    "name every endpoint once",
+                ));
+            }
+        }
+        let control = match flags.control.clone().or(file.control) {
+            Some(path) if path.is_absolute() => path,
+            Some(path) => std::path::absolute(&path).map_err(|error| {
+                Failure::system(
+                    format!("control socket {}", path.display()),
+                    error,
+                    "give an absolute path",
+                )
+            })?,
+            None => default_control_path(),
+        };
+        Ok(Self {
+            listen,
+            executor: flags.executor.or(file.executor).unwrap_or_default(),
+            control,
+            policy: Policy {
+                allow_all: flags.allow_all || file.allow_all,
+                guests: file.guests,
+            },
+            limits: file.limits,
+        })
+    }
+
+    /// The effective configuration as a file that could be given to `--config`.
+    pub fn to_toml(&self) -> String {
+        #[derive(Serialize)]
+        struct Shown<'a> {
+            listen: Vec<String>,
+            executor: ExecutorChoice,
+            control: &'a Path,
+            allow_all: bool,
+            limits: &'a Limits,
+            guests:
+                &'a std::collections::BTreeMap<crate::policy::GuestKey, crate::policy::GuestRule>,
+        }
+        let shown = Shown {
+            listen: self.listen.iter().map(Endpoint::to_string).collect(),
+            executor: self.executor,
+            control: &self.control,
+            allow_all: self.policy.allow_all,
+            limits: &self.limits,
+            guests: &self.policy.guests,
+        };
+        // Paths that are not UTF-8 are the only thing TOML cannot hold.
+        toml::to_string(&shown).unwrap_or_else(|error| format!("# cannot be shown: {error}\n"))
+    }
+}
+
+/// Where the control socket is unless it is set: of root the system's, of others their own.
+pub fn default_control_path() -> PathBuf {
+    let uid = Uid::effective();
+    if uid.is_root() {
+        return PathBuf::from("/run/vgpu/mediatord.sock");
+    }
+    let directory = match std::env::var_os("XDG_RUNTIME_DIR").map(PathBuf::from) {
+        Some(directory) if directory.is_absolute() => directory.join("vgpu"),
+        _ => PathBuf::from(format!("/tmp/vgpu-{uid}")),
+    };
+    directory.join("mediatord.sock")
+}
+
+fn parse_file(path: &Path, text: &str) -> Result<ConfigFile, Failure> {
+    let file: ConfigFile = toml::from_str(text).map_err(|error| {
+        let line = error
+            .span()
+            .map(|span| 1 + text[..span.start.min(text.len())].matches('\n').count());
+        let place = match line {
+            Some(line) => format!("{}, line {line}", path.display()),
+            None => path.display().to_string(),
+        };
+        let message = error.message().trim().replace('\n', " ");
+        Failure::new(format!("{place}: {message}"), FIX_FILE)
+    })?;
+    file.limits
+        .check()
+        .map_err(|what| Failure::new(format!("{}: {what}", path.display()), FIX_FILE))?;
+    Ok(file)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn load(text: &str, flags: &[&str]) -> Result<Config, Failure> {
+        let flags = Flags::try_parse(flags).expect("these flags are sound");
+        Config::merge(&flags, parse_file(Path::new("m.toml"), text)?)
+    }
+
+    fn error(text: &str) -> String {
+        load(text, &["--listen", "xen:"]).unwrap_err().what
+    }
+
+    #[test]
+    fn the_example_in_dist_is_valid_and_shows_the_defaults() {
+        let text = include_str!("../../../dist/mediatord.toml");
+        let config = load(text, &[]).unwrap();
+        assert_eq!(config.limits, Limits::default());
+        assert_eq!(config.listen, [Endpoint::Xen]);
+        assert!(!config.policy.allow_all);
+    }
+
+    #[test]
+    fn flags_override_the_file() {
+        let text = "listen = 'local:/a'\nexecutor = 'cuda'\ncontrol = '/c'\n";
+        let config = load(text, &[]).unwrap();
+        assert_eq!(config.listen, [Endpoint::Local("/a".into())]);
+        assert_eq!(config.executor, ExecutorChoice::Cuda);
+        assert_eq!(config.control, Path::new("/c"));
+        let flags = [
+            "--listen",
+            "xen:,file:/d",
+            "--executor",
+            "cpu",
+            "--control",
+            "/e",
+        ];
+        let config = load(text, &flags).unwrap();
+        assert_eq!(config.listen, [Endpoint::Xen, Endpoint::File("/d".into())]);
+        assert_eq!(config.executor, ExecutorChoice::Cpu);
+        assert_eq!(config.control, Path::new("/e"));
+        assert!(!config.policy.allow_all);
+        assert!(load(text, &["--allow-all"]).unwrap().policy.allow_all);
+    }
+
+    #[test]
+    fn guests_are_allowed_in_every_notation() {
+        let text = "listen = ['xen:', 'local:/a']\n[guests]\n7 = true\nweb = 'allow'\n\
+                    'uuid:0a1b2c3d-0000-4000-8000-00000000beef' = 'deny'\n\
+                    db = { allow = true, max_sessions = 2 }\n";
+        let config = load(text, &[]).unwrap();
+        let shown: Vec<_> = config
+            .policy
+            .guests
+            .iter()
+            .map(|(key, rule)| (key.to_string(), rule.allow, rule.max_sessions))
+            .collect();
+        let uuid = "uuid:0a1b2c3d-0000-4000-8000-00000000beef".to_owned();
+        assert_eq!(
+            shown,
+            [
+                ("domid:7".into(), true, None),
+                ("name:db".into(), true, Some(2)),
+                ("name:web".into(), true, None),
+                (uuid, false, None),
+            ]
+        );
+        // What --check-config prints is a configuration with the same meaning.
+        assert_eq!(load(&config.to_toml(), &[]).unwrap(), config);
+    }
+
+    #[test]
+    fn mistakes_are_named_with_their_line() {
+        let cases = [
+            (
+                "\nlisten = 'xen:'\nlisen = 'xen:'\n",
+                "m.toml, line 3",
+                "lisen",
+            ),
+            ("listen = 'zen:'\n", "m.toml, line 1", "zen"),
+            ("listen = ['xen:', '']\n", "m.toml, line 1", "empty"),
+            ("listen = 3\n", "m.toml, line 1", "endpoint"),
+            ("executor = 'vulkan'\n", "m.toml, line 1", "vulkan"),
+            ("executor = 'relay:xen:'\n", "m.toml, line 1", "relay"),
+            ("allow_all = 'yes'\n", "m.toml, line 1", "boolean"),
+            (
+                "[limits]\nmax_session = 3\n",
+                "m.toml, line 2",
+                "max_session",
+            ),
+            ("[limits]\nmax_sessions = -1\n", "m.toml, line 2", "-1"),
+            (
+                "[limits]\nmax_sessions = 0\n",
+                "m.toml",
+                "max_sessions is 0",
+            ),
+            (
+                "[limits]\nmax_chunk_elements = 99999999\n",
+                "m.toml",
+                "2097152",
+            ),
+            ("[guests]\n40000 = true\n", "m.toml, line 2", "40000"),
+            ("[guests]\nweb = 'maybe'\n", "m.toml, line 2", "maybe"),
+            (
+                "[guests]\nweb = { alow = true }\n",
+                "m.toml, line 2",
+                "alow",
+            ),
+            (
+                "[guests]\nweb = { max_sessions = 1 }\n",
+                "m.toml, line 2",
+                "allow",
+            ),
+            (
+                "[guests]\n7 = true\n'domid:7' = false\n",
+                "m.toml, line 3",
+                "twice",
+            ),
+            ("listen = 'xen:\n", "m.toml, line 1", "string"),
+        ];
+        for (text, place, word) in cases {
+            let error = error(text);
+            assert!(error.starts_with(place), "{error}");
+            assert!(error.contains(word), "{error}");
+            assert!(!error.contains('\n'), "{error}");
+        }
+    }
+
+    #[test]
+    fn an_endpoint_is_needed_and_named_once() {
+        assert_eq!(load("", &[]).unwrap_err().what, "nothing to listen on");
+        let error = load("", &["--listen", "xen:,xen:"]).unwrap_err().what;
+        assert_eq!(error, "xen: is listed twice");
+    }
+}

@@ -1,0 +1,34 @@
+//! Errors for people: one line of what is wrong and one of what to do.
+
+use std::fmt::Display;
+
+/// Why a program of this crate gives up.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{what}")]
+pub struct Failure {
+    /// What is wrong, in one line.
+    pub what: String,
+    /// What to do about it, in one line.
+    pub advice: String,
+}
+
+impl Failure {
+    /// A failure and its remedy.
+    pub fn new(what: impl Into<String>, advice: impl Into<String>) -> Self {
+        Self {
+            what: what.into(),
+            advice: advice.into(),
+        }
+    }
+
+    /// The system refused to do `what`.
+    pub fn system(what: impl Display, error: impl Display, advice: impl Into<String>) -> Self {
+        Self::new(format!("{what}: {error}"), advice)
+    }
+
+    /// Prints the two lines of `program`'s last words.
+    pub fn print(&self, program: &str) {
+        eprintln!("{program}: {}", self.what);
+        eprintln!("{program}: to fix this: {}", self.advice);
+    }
+}

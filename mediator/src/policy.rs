@@ -1,0 +1,316 @@
+//! Which guests may use the mediator. Deny by default.
+//!
+//! A guest is known by its domid, its name and its VM's uuid, all of which dom0 writes into
+//! xenstore below nodes that the guest cannot write. Nothing below the guest's own `data` or
+//! `vm-data` counts.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::str::FromStr;
+
+use serde::{Deserialize, Serialize};
+
+/// How a configuration names a guest.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub enum GuestKey {
+    /// The number of a running domain. It changes with every start of the VM.
+    DomId(u16),
+    /// The VM's name.
+    Name(String),
+    /// The VM's uuid, in lower case.
+    Uuid(String),
+}
+
+impl FromStr for GuestKey {
+    type Err = String;
+
+    /// A bare number is a domid and a bare uuid a uuid; a prefix settles it otherwise.
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text.split_once(':') {
+            Some(("domid", number)) => parse_domid(number)
+                .ok_or_else(|| format!("`{text}`: a domid is a number from 1 to 32751")),
+            Some(("uuid", uuid)) => parse_uuid(uuid).ok_or_else(|| {
+                format!("`{text}`: a uuid has 32 hexadecimal digits in groups of 8-4-4-4-12")
+            }),
+            Some(("name", name)) => parse_name(name),
+            _ if !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit()) => {
+                parse_domid(text).ok_or_else(|| {
+                    format!(
+                        "`{text}`: a domid is a number from 1 to 32751; write name:{text} if it \
+                         is a name"
+                    )
+                })
+            }
+            _ => parse_uuid(text).map_or_else(|| parse_name(text), Ok),
+        }
+    }
+}
+
+fn parse_domid(text: &str) -> Option<GuestKey> {
+    let digits = !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit());
+    let number: u16 = text.parse().ok()?;
+    // 0 is dom0 itself, and from 0x7FF0 on Xen's numbers have special meanings.
+    (digits && (1..0x7FF0).contains(&number)).then_some(GuestKey::DomId(number))
+}
+
+fn parse_name(text: &str) -> Result<GuestKey, String> {
+    if text.is_empty() || text.chars().any(char::is_control) {
+        return Err(format!("{text:?} is no name of a guest"));
+    }
+    Ok(GuestKey::Name(text.to_owned()))
+}
+
+fn parse_uuid(text: &str) -> Option<GuestKey> {
+    let groups: Vec<&str> = text.split('-').collect();
+    let lengths: Vec<usize> = groups.iter().map(|group| group.len()).collect();
+    let hex = |group: &&str| group.bytes().all(|byte| byte.is_ascii_hexdigit());
+    (lengths == [8, 4, 4, 4, 12] && groups.iter().all(hex))
+        .then(|| GuestKey::Uuid(text.to_ascii_lowercase()))
+}
+
+impl fmt::Display for GuestKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::DomId(number) => write!(f, "domid:{number}"),
+            Self::Name(name) => write!(f, "name:{name}"),
+            Self::Uuid(uuid) => write!(f, "uuid:{uuid}"),
+        }
+    }
+}
+
+impl Serialize for GuestKey {
+    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
+    }
+}
+
+impl<'de> Deserialize<'de> for GuestKey {
+    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let text = String::deserialize(deserializer)?;
+        text.parse().map_err(serde::de::Error::custom)
+    }
+}
+
+/// What a configuration says about one guest.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+pub struct GuestRule {
+    /// Whether it may use the mediator.
+    pub allow: bool,
+    /// Sessions it may have at once, where that is not the general limit.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub max_sessions: Option<u32>,
+}
+
+/// A guest as dom0 knows it.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Identity {
+    /// The running domain's number.
+    pub domid: u16,
+    /// The VM's name, if xenstore has one.
+    pub name: Option<String>,
+    /// The VM's uuid in lower case, if xenstore has one.
+    pub uuid: Option<String>,
+}
+
+impl Identity {
+    /// Whether a configuration or an administrator means this guest by `key`.
+    pub fn is(&self, key: &GuestKey) -> bool {
+        match key {
+            GuestKey::DomId(domid) => *domid == self.domid,
+            GuestKey::Name(name) => self.name.as_ref() == Some(name),
+            GuestKey::Uuid(uuid) => self.uuid.as_ref() == Some(uuid),
+        }
+    }
+}
+
+impl fmt::Display for Identity {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "guest {}", self.domid)?;
+        match &self.name {
+            Some(name) => write!(f, " ({})", name.escape_debug()),
+            None => Ok(()),
+        }
+    }
+}
+
+/// The rules for all guests.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Policy {
+    /// Admit everyone whom no rule denies.
+    pub allow_all: bool,
+    /// Rules by guest. A guest that several rules name is denied if one of them denies it.
+    pub guests: BTreeMap<GuestKey, GuestRule>,
+}
+
+/// What the policy says about a guest.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Judgement {
+    /// Whether it may use the mediator.
+    pub allow: bool,
+    /// Sessions it may have at once, where a rule says so.
+    pub max_sessions: Option<u32>,
+    /// Which rule decided.
+    pub why: String,
+}
+
+impl Policy {
+    /// Judges a guest.
+    pub fn judge(&self, guest: &Identity) -> Judgement {
+        let mut allowed: Option<Judgement> = None;
+        for (key, rule) in self.guests.iter().filter(|(key, _)| guest.is(key)) {
+            let verb = if rule.allow { "allows" } else { "denies" };
+            let judgement = Judgement {
+                allow: rule.allow,
+                max_sessions: rule.max_sessions,
+                why: format!("the rule for {key} {verb} it"),
+            };
+            if !rule.allow {
+                return judgement;
+            }
+            // Of several rules that allow it, the one with the smallest limit counts.
+            let tighter = |old: &Judgement| {
+                rule.max_sessions.unwrap_or(u32::MAX) < old.max_sessions.unwrap_or(u32::MAX)
+            };
+            if allowed.as_ref().is_none_or(tighter) {
+                allowed = Some(judgement);
+            }
+        }
+        allowed.unwrap_or_else(|| Judgement {
+            allow: self.allow_all,
+            max_sessions: None,
+            why: if self.allow_all {
+                "all guests are allowed".into()
+            } else {
+                "no rule allows it".into()
+            },
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const UUID: &str = "0a1b2c3d-0000-4000-8000-00000000beef";
+
+    fn guest() -> Identity {
+        Identity {
+            domid: 7,
+            name: Some("web-1".into()),
+            uuid: Some(UUID.into()),
+        }
+    }
+
+    fn policy(allow_all: bool, rules: &[(&str, bool, Option<u32>)]) -> Policy {
+        let guests = rules
+            .iter()
+            .map(|&(key, allow, max_sessions)| {
+                (
+                    key.parse().unwrap(),
+                    GuestRule {
+                        allow,
+                        max_sessions,
+                    },
+                )
+            })
+            .collect();
+        Policy { allow_all, guests }
+    }
+
+    #[test]
+    fn keys_are_read_by_their_shape_or_prefix() {
+        let cases = [
+            ("7", GuestKey::DomId(7)),
+            ("domid:7", GuestKey::DomId(7)),
+            ("web-1", GuestKey::Name("web-1".into())),
+            ("name:7", GuestKey::Name("7".into())),
+            ("name:a:b", GuestKey::Name("a:b".into())),
+            (
+                "uuid:0A1B2C3D-0000-4000-8000-00000000BEEF",
+                GuestKey::Uuid(UUID.into()),
+            ),
+            (UUID, GuestKey::Uuid(UUID.into())),
+            ("0a1b2c3d-0000", GuestKey::Name("0a1b2c3d-0000".into())),
+        ];
+        for (text, wanted) in cases {
+            assert_eq!(text.parse(), Ok(wanted.clone()), "{text}");
+            assert_eq!(
+                wanted.to_string().parse(),
+                Ok(wanted),
+                "what is printed is read again"
+            );
+        }
+        for text in [
+            "", "0", "40000", "99999999", "domid:x", "domid:", "uuid:7", "name:", "a\nb",
+        ] {
+            assert!(text.parse::<GuestKey>().is_err(), "{text:?}");
+        }
+    }
+
+    #[test]
+    fn nobody_is_allowed_by_default() {
+        let judgement = Policy::default().judge(&guest());
+        assert!(!judgement.allow);
+        assert_eq!(judgement.why, "no rule allows it");
+    }
+
+    #[test]
+    fn each_kind_of_key_finds_its_guest() {
+        for key in ["7", "web-1", UUID] {
+            assert!(
+                policy(false, &[(key, true, None)]).judge(&guest()).allow,
+                "{key}"
+            );
+            assert!(
+                !policy(true, &[(key, false, None)]).judge(&guest()).allow,
+                "{key}"
+            );
+        }
+        for key in ["8", "web-2", "0a1b2c3d-0000-4000-8000-00000000cafe"] {
+            assert!(
+                !policy(false, &[(key, true, None)]).judge(&guest()).allow,
+                "{key}"
+            );
+            assert!(
+                policy(true, &[(key, false, None)]).judge(&guest()).allow,
+                "{key}"
+            );
+        }
+    }
+
+    #[test]
+    fn a_denial_beats_any_permission_and_the_tightest_limit_counts() {
+        let rules = [
+            ("7", true, None),
+            ("web-1", false, None),
+            (UUID, true, None),
+        ];
+        let judgement = policy(true, &rules).judge(&guest());
+        assert!(!judgement.allow);
+        assert_eq!(judgement.why, "the rule for name:web-1 denies it");
+        let rules = [
+            ("7", true, Some(3)),
+            ("web-1", true, None),
+            (UUID, true, Some(2)),
+        ];
+        let judgement = policy(false, &rules).judge(&guest());
+        assert!(judgement.allow);
+        assert_eq!(judgement.max_sessions, Some(2));
+    }
+
+    #[test]
+    fn a_guest_without_name_and_uuid_matches_only_its_domid() {
+        let unnamed = Identity {
+            domid: 7,
+            ..Identity::default()
+        };
+        assert!(policy(false, &[("7", true, None)]).judge(&unnamed).allow);
+        assert!(
+            !policy(false, &[("web-1", true, None)])
+                .judge(&unnamed)
+                .allow
+        );
+        assert_eq!(unnamed.to_string(), "guest 7");
+        assert_eq!(guest().to_string(), "guest 7 (web-1)");
+    }
+}
