@@ -8,7 +8,7 @@
 #![allow(unsafe_code)]
 
 use std::ffi::{c_uint, c_void};
-use std::ptr::{self, NonNull};
+use std::ptr;
 use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant};
@@ -59,8 +59,9 @@ pub(super) struct Slot {
     capacity: usize,
     /// From the start of one range to that of the next, in elements.
     stride: usize,
-    /// Three ranges of floats: a, b, c. Initialised throughout.
-    host: NonNull<f32>,
+    /// Three ranges of floats: a, b, c. What the driver maps has been written by the kernel (zeros)
+    /// or by this process, so it is initialised; and a float may have any bit pattern.
+    host: *mut f32,
     /// The same on the device.
     memory: CUdeviceptr,
     stream: CUstream,
@@ -90,28 +91,26 @@ impl Slot {
         bytes: usize,
     ) -> Result<Slot, CallError> {
         let driver = device.driver();
-        let mut host: *mut c_void = ptr::null_mut();
-        // SAFETY: `host` is writable; the context is current.
-        let code = unsafe { (driver.mem_host_alloc)(&mut host, bytes, HOST_PORTABLE) };
-        check(code, "cuMemHostAlloc")?;
-        let host = NonNull::new(host.cast::<f32>()).expect("the driver gave memory");
-        // SAFETY: so many bytes were allocated, and a float may have any bit pattern.
-        unsafe { ptr::write_bytes(host.as_ptr().cast::<u8>(), 0, bytes) };
         // From here on `drop` frees what was had.
         let mut slot = Slot {
             device: Arc::clone(device),
             state: State::Free,
             capacity,
             stride: bytes / (3 * size_of::<f32>()),
-            host,
+            host: ptr::null_mut(),
             memory: 0,
             stream: ptr::null_mut(),
             started: ptr::null_mut(),
             ended: ptr::null_mut(),
         };
+        let mut host = ptr::null_mut();
         // SAFETY: each output is writable, the context is current, the flags are valid.
         unsafe {
+            // First what fails at once where it does not fit; page-locking takes its time.
             check((driver.mem_alloc)(&mut slot.memory, bytes), "cuMemAlloc")?;
+            let code = (driver.mem_host_alloc)(&mut host, bytes, HOST_PORTABLE);
+            check(code, "cuMemHostAlloc")?;
+            slot.host = host.cast::<f32>();
             let code = (driver.stream_create)(&mut slot.stream, STREAM_NON_BLOCKING);
             check(code, "cuStreamCreate")?;
             check(
@@ -297,7 +296,7 @@ impl Slot {
     fn range(&self, range: usize) -> *mut f32 {
         debug_assert!(range < 3);
         // SAFETY: the allocation holds three strides.
-        unsafe { self.host.as_ptr().add(range * self.stride) }
+        unsafe { self.host.add(range * self.stride) }
     }
 }
 
@@ -326,7 +325,9 @@ impl Drop for Slot {
             if self.memory != 0 {
                 (driver.mem_free)(self.memory);
             }
-            (driver.mem_free_host)(self.host.as_ptr().cast::<c_void>());
+            if !self.host.is_null() {
+                (driver.mem_free_host)(self.host.cast::<c_void>());
+            }
         }
     }
 }
