@@ -18,6 +18,13 @@ xflags::xflags! {
 
         /// Download the packages and build the images, nothing else.
         cmd build {}
+        /// Boot with this terminal as dom0's console.
+        cmd shell {
+            /// A file or folder to put beside the project's binaries (dom0 and guests: /opt/vgpu/bin).
+            repeated --add PATH: PathBuf
+            /// Leave the project's own binaries out (no cargo build).
+            optional --bare
+        }
         /// Boot, run a shell script in dom0 with the lab's functions, print its output, end with its status.
         cmd run {
             /// The script; `-` reads standard input.

@@ -1,0 +1,65 @@
+#!/bin/sh
+# The first process of dom0 and of every guest. Kernel command line:
+#   lab.xenstored=c|oxen   which xenstored dom0 starts
+#   lab.modules=none       load no Xen modules (to test what happens without)
+#   lab.shell              an interactive shell on the console, no agent on ttyS1
+#   lab.name=NAME          host name of a guest
+export PATH=/opt/vgpu/bin:/usr/lib/xen-4.17/bin:/usr/sbin:/usr/bin HOME=/root TERM=linux
+umask 022
+
+mount -t proc proc /proc
+mount -t sysfs sysfs /sys
+mount -t devtmpfs devtmpfs /dev
+mkdir -p /dev/pts /dev/shm /run /tmp
+mount -t devpts devpts /dev/pts # xenconsoled opens pseudo-terminals
+mount -t tmpfs tmpfs /dev/shm
+mount -t tmpfs tmpfs /run
+mount -t tmpfs tmpfs /tmp
+ip link set lo up
+
+xenstored=c modules=all shell= name=dom0
+for word in $(cat /proc/cmdline); do
+    case $word in
+    lab.xenstored=*) xenstored=${word#*=} ;;
+    lab.modules=*) modules=${word#*=} ;;
+    lab.shell) shell=yes ;;
+    lab.name=*) name=${word#*=} ;;
+    esac
+done
+hostname "$name"
+
+if [ "$modules" = all ]; then
+    for module in xen-privcmd xenfs xen-evtchn xen-gntdev xen-gntalloc; do
+        modprobe "$module" || echo "lab: no module $module"
+    done
+    mount -t xenfs xenfs /proc/xen
+fi
+
+if ! grep -qs control_d /proc/xen/capabilities; then
+    # A guest: its console carries the agent, so the kernel stays quiet on it.
+    echo 1 >/proc/sys/kernel/printk
+    stty -F /dev/hvc0 raw -echo
+    while :; do
+        sh /lab/agent.sh </dev/hvc0 >/dev/hvc0 2>/run/agent.log
+    done
+fi
+
+mkdir -p /run/xen /run/xenstored /run/lab /var/log/xen/console /var/lib/xen /var/lib/xenstored
+case $xenstored in
+c) xenstored --pid-file=/run/xenstored.pid ;;
+oxen) oxenstored --pid-file /run/xenstored.pid ;;
+*) echo "lab: unknown xenstored $xenstored" ;;
+esac
+xen-init-dom0 >/run/lab/xen-init-dom0.log 2>&1 || cat /run/lab/xen-init-dom0.log
+xenconsoled --log=guest --pid-file=/run/xenconsoled.pid
+echo "lab: dom0 is up ($xenstored xenstored)"
+
+if [ -n "$shell" ]; then
+    echo "lab: 'exit' or 'poweroff -f' ends the lab; guest_create NAME pv|pvh, guest_exec NAME CMD"
+    ENV=/lab/functions.sh setsid cttyhack sh -i
+    poweroff -f
+fi
+stty -F /dev/ttyS1 raw -echo 115200
+while :; do
+    sh /lab/agent.sh </dev/ttyS1 >/dev/ttyS1 2>/run/lab/agent.log
+done

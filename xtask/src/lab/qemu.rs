@@ -1,0 +1,219 @@
+//! Boots Xen in QEMU's software emulation and keeps hold of the machine.
+
+use std::fs::{self, File};
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use anyhow::{Context, Result, bail};
+
+use super::agent::Agent;
+use super::host::{Output, Xenstored};
+use super::image::Images;
+use super::project;
+
+/// The processor QEMU emulates. Newer models break a PV dom0 (SMAP, mwait);
+/// nested paging is what PVH guests need.
+const PROCESSOR: &str = "qemu64,+svm,+npt,+nrip-save,+vgif";
+
+const XEN_ARGUMENTS: &str =
+    "dom0_mem=1536M dom0_max_vcpus=1 console=com1 com1=115200 guest_loglvl=warning";
+
+/// Emulated memory, MiB, when nothing else is asked for.
+pub(crate) const DEFAULT_MEMORY: u32 = 3072;
+
+/// Boot usually takes 8 s; a busy machine gets twenty times that.
+const BOOT_LIMIT: Duration = Duration::from_secs(180);
+
+/// Run folders kept in `target/lab`.
+const RUNS_KEPT: usize = 12;
+
+/// What to boot.
+pub(crate) struct Boot<'a> {
+    pub(crate) images: &'a Images,
+    /// The project's programs (`project::archive`).
+    pub(crate) project: &'a [u8],
+    pub(crate) xenstored: Xenstored,
+    pub(crate) memory_mib: u32,
+}
+
+/// A running machine; dropping it kills QEMU.
+pub(crate) struct Qemu {
+    child: Child,
+    agent: Agent,
+    folder: PathBuf,
+}
+
+impl Qemu {
+    /// Boots and waits for dom0's agent.
+    ///
+    /// # Errors
+    /// With the last lines of the console and the folder of the logs.
+    pub(crate) fn boot(boot: &Boot<'_>) -> Result<Self> {
+        let folder = run_folder(boot.xenstored.name())?;
+        let mut command = command(boot, &folder, "")?;
+        // The agent's serial port is QEMU's standard input and output: no
+        // socket to name, and nothing left behind.
+        command
+            .args(["-display", "none", "-monitor", "none"])
+            .args(["-serial", "file:console.log"])
+            .args([
+                "-chardev",
+                "stdio,id=agent,signal=off",
+                "-serial",
+                "chardev:agent",
+            ])
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(File::create(folder.join("qemu.log"))?);
+        eprintln!(
+            "lab: booting Xen with {} (logs: {})",
+            boot.xenstored,
+            folder.display()
+        );
+        let started = Instant::now();
+        let mut child = command.spawn().context("starting QEMU")?;
+        let (Some(from), Some(to)) = (child.stdout.take(), child.stdin.take()) else {
+            bail!("QEMU started without its pipes");
+        };
+        let mut machine = Qemu {
+            child,
+            agent: Agent::new(from, to),
+            folder,
+        };
+        let child = &mut machine.child;
+        let ready = machine
+            .agent
+            .wait_ready(started + BOOT_LIMIT, || match child.try_wait()? {
+                None => Ok(()),
+                Some(status) => bail!("QEMU ended while booting ({status})"),
+            });
+        if let Err(error) = ready {
+            let tail = machine.console_tail(25);
+            bail!(
+                "dom0 did not come up: {error}\n  logs: {}\n{tail}",
+                machine.folder.display()
+            );
+        }
+        // The kernel has unpacked it by now.
+        let _ = fs::remove_file(machine.folder.join("initrd.cpio"));
+        eprintln!(
+            "lab: dom0 up after {:.0} s",
+            started.elapsed().as_secs_f32()
+        );
+        Ok(machine)
+    }
+
+    /// Boots with this terminal as dom0's console; returns when the machine ends.
+    pub(crate) fn interactive(boot: &Boot<'_>) -> Result<()> {
+        let folder = run_folder("shell")?;
+        let mut command = command(boot, &folder, "lab.shell")?;
+        command.args(["-display", "none", "-serial", "mon:stdio"]);
+        eprintln!("lab: booting Xen with {}; Ctrl-A X ends it", boot.xenstored);
+        let status = command.status().context("starting QEMU")?;
+        let _ = fs::remove_dir_all(&folder);
+        if !status.success() {
+            bail!("QEMU ended with {status}");
+        }
+        Ok(())
+    }
+
+    /// Runs a shell script in dom0.
+    pub(crate) fn exec(&mut self, script: &str, limit: Duration) -> Result<Output> {
+        let tail = self.folder.display().to_string();
+        self.agent
+            .exec(script, limit)
+            .with_context(|| format!("logs: {tail}"))
+    }
+
+    /// The folder with the console, QEMU's own messages, and saved logs.
+    pub(crate) fn folder(&self) -> &Path {
+        &self.folder
+    }
+
+    /// The last lines of the console, indented.
+    fn console_tail(&self, lines: usize) -> String {
+        let bytes = fs::read(self.folder.join("console.log")).unwrap_or_default();
+        let text = String::from_utf8_lossy(&bytes);
+        let all: Vec<&str> = text.lines().collect();
+        let from = all.len().saturating_sub(lines);
+        all[from..]
+            .iter()
+            .map(|line| format!("    {}\n", line.trim_end()))
+            .collect()
+    }
+}
+
+impl Drop for Qemu {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+        let _ = fs::remove_file(self.folder.join("initrd.cpio"));
+    }
+}
+
+/// QEMU with everything but its serial ports.
+fn command(boot: &Boot<'_>, folder: &Path, extra: &str) -> Result<Command> {
+    // One initramfs out of four archives. QEMU splits the list of modules at
+    // commas and blanks, so it gets names relative to its working folder.
+    let mut initrd = File::create(folder.join("initrd.cpio"))?;
+    for part in [&boot.images.base, &boot.images.dom0] {
+        std::io::copy(&mut File::open(part)?, &mut initrd)?;
+    }
+    initrd.write_all(boot.project)?;
+    initrd.write_all(&guest_copy(boot.project)?)?;
+    let kernel = folder.join("vmlinuz");
+    std::os::unix::fs::symlink(&boot.images.kernel, &kernel).context("linking the kernel")?;
+
+    // setpriv ends QEMU with this process, however that ends.
+    let mut command = Command::new("setpriv");
+    command
+        .args(["--pdeathsig", "KILL", "qemu-system-x86_64"])
+        .args(["-accel", "tcg,thread=multi", "-cpu", PROCESSOR, "-smp", "2"])
+        .args(["-m", &boot.memory_mib.to_string(), "-no-reboot", "-nodefaults"])
+        .arg("-kernel")
+        .arg(&boot.images.xen)
+        .args(["-append", XEN_ARGUMENTS])
+        .args([
+            "-initrd",
+            &format!(
+                "vmlinuz console=hvc0 quiet loglevel=4 panic=1 lab.xenstored={} {extra},initrd.cpio",
+                boot.xenstored.name()
+            ),
+        ])
+        .current_dir(folder);
+    Ok(command)
+}
+
+/// The project's archive once more, as a file dom0 appends to its guests' initramfs.
+fn guest_copy(archive: &[u8]) -> Result<Vec<u8>> {
+    let mut outer = super::cpio::Archive::new(Vec::new());
+    outer.file("boot/project.cpio", 0o644, archive)?;
+    Ok(outer.finish()?)
+}
+
+/// A new folder `target/lab/RUN`; removes the oldest when there are many.
+fn run_folder(name: &str) -> Result<PathBuf> {
+    let target = std::env::var_os("CARGO_TARGET_DIR").map_or_else(
+        || project::root().join("target"),
+        |d| project::root().join(d),
+    );
+    let runs = target.join("lab");
+    fs::create_dir_all(&runs).with_context(|| format!("creating {}", runs.display()))?;
+    let mut old: Vec<PathBuf> = fs::read_dir(&runs)?
+        .filter_map(|e| Some(e.ok()?.path()))
+        .filter(|p| p.is_dir())
+        .collect();
+    old.sort();
+    for folder in old.iter().rev().skip(RUNS_KEPT - 1) {
+        let _ = fs::remove_dir_all(folder);
+    }
+    let seconds = SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .unwrap_or_default()
+        .as_secs();
+    let folder = runs.join(format!("{seconds}-{}-{name}", std::process::id()));
+    fs::create_dir(&folder).with_context(|| format!("creating {}", folder.display()))?;
+    Ok(folder)
+}
