@@ -1,2 +1,50 @@
-//! Placeholder replaced by the first real commit of this crate.
-fn main() {}
+#![forbid(unsafe_code)]
+//! `vgpu`: sends work to a mediator from the command line.
+
+mod bench;
+mod cli;
+mod doctor;
+mod failure;
+mod floats;
+mod info;
+mod output;
+mod ping;
+mod session;
+mod vector_add;
+
+use std::process::ExitCode;
+
+use clap::Parser;
+
+use cli::{Cli, Command};
+use failure::Failure;
+
+fn main() -> ExitCode {
+    let cli = Cli::parse();
+    let default_level = match cli.verbose {
+        0 => "warn",
+        1 => "info",
+        _ => "debug",
+    };
+    env_logger::Builder::from_env(env_logger::Env::default().default_filter_or(default_level))
+        .format_timestamp(None)
+        .init();
+    match run(&cli) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(failure) => {
+            // stderr may be closed; the exit status still tells.
+            let _ = failure.print(&mut std::io::stderr().lock());
+            ExitCode::from(failure.exit_status())
+        }
+    }
+}
+
+fn run(cli: &Cli) -> Result<(), Failure> {
+    match &cli.command {
+        Command::Info => info::run(cli),
+        Command::Ping(arguments) => ping::run(cli, arguments),
+        Command::Doctor => doctor::run(cli),
+        Command::VectorAdd(arguments) => vector_add::run(cli, arguments),
+        Command::Bench(arguments) => bench::run(cli, arguments),
+    }
+}

@@ -1,0 +1,149 @@
+//! The command line.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use clap::{ArgAction, Args, Parser, Subcommand};
+
+/// Send GPU work to the mediator (vgpu-mediatord) and check the results.
+#[derive(Debug, Parser)]
+#[command(
+    name = "vgpu",
+    version,
+    after_help = "\
+Examples:
+  vgpu doctor                                    what is missing here, and what to do
+  vgpu vector-add --n 1048576                    in a Xen guest: dom0 adds two vectors
+  vgpu --endpoint local:/run/vgpu/vgpu.sock info a mediator on this machine
+  vgpu --endpoint xen:,local:/tmp/v.sock ping    the first of the two that answers
+  vgpu --json vector-add --input a.f32 b.f32 --output c.f32
+
+Endpoints: xen: (from a guest to dom0), local:PATH (the mediator's socket on this machine).
+Environment: VGPU_ENDPOINT is used where --endpoint is not given; RUST_LOG sets what is logged.
+Exit status: 0 only when every result was verified; 1 failure; 2 wrong arguments; 130 interrupted."
+)]
+pub(crate) struct Cli {
+    /// Endpoints to try in order, separated by commas [default: $VGPU_ENDPOINT, or xen:]
+    #[arg(long, global = true, value_name = "E[,E…]")]
+    pub(crate) endpoint: Option<String>,
+
+    /// Print JSON instead of text
+    #[arg(long, global = true)]
+    pub(crate) json: bool,
+
+    /// Wait so long for a mediator at each endpoint, and while nothing moves: 10, 2.5s, 500ms, 1m
+    /// [default: 10s for a mediator, 30s while nothing moves]
+    #[arg(long, global = true, value_name = "TIME", value_parser = parse_time)]
+    pub(crate) timeout: Option<Duration>,
+
+    /// Bytes of the shared ring in each direction [default: 262144, less where pages are short]
+    #[arg(long, global = true, value_name = "BYTES")]
+    pub(crate) ring: Option<usize>,
+
+    /// Log more to stderr; twice for still more
+    #[arg(short, long, global = true, action = ArgAction::Count)]
+    pub(crate) verbose: u8,
+
+    #[command(subcommand)]
+    pub(crate) command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// Show what executes the work, and why that
+    Info,
+    /// Measure round trips to the mediator
+    Ping(PingArguments),
+    /// Check everything that is needed here, line by line, with what to do
+    Doctor,
+    /// Add two vectors and verify every element
+    VectorAdd(VectorAddArguments),
+    /// Measure vector adds of several sizes, end to end, and round trips
+    Bench(BenchArguments),
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct PingArguments {
+    /// Round trips to make
+    #[arg(long, value_name = "N", default_value_t = 100, value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
+    pub(crate) count: u32,
+
+    /// Bytes to send there and back
+    #[arg(long, value_name = "BYTES", default_value_t = 16, value_parser = clap::value_parser!(u16).range(0..=4096))]
+    pub(crate) size: u16,
+}
+
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Files hold 32-bit floats, little-endian, one after the other, and nothing else. Without --input the
+vectors are generated, the same ones every time. --input without --output verifies and writes
+nothing; --output is written whole or not at all, and only after every element was verified.")]
+pub(crate) struct VectorAddArguments {
+    /// Elements of each vector; with --input it must be what the files hold
+    #[arg(long, value_name = "N", required_unless_present = "input")]
+    pub(crate) n: Option<u64>,
+
+    /// Files with the two vectors
+    #[arg(long, num_args = 2, value_names = ["A.f32", "B.f32"])]
+    pub(crate) input: Option<Vec<PathBuf>>,
+
+    /// File for the sum
+    #[arg(long, value_name = "C.f32")]
+    pub(crate) output: Option<PathBuf>,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct BenchArguments {
+    /// Elements of the vectors, separated by commas
+    #[arg(long, value_name = "N,…", value_delimiter = ',', default_values_t = [1, 1 << 10, 1 << 16, 1 << 20, 1 << 24], value_parser = clap::value_parser!(u64).range(1..))]
+    pub(crate) sizes: Vec<u64>,
+
+    /// Runs of each size; the median counts
+    #[arg(long, value_name = "N", default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..=10_000))]
+    pub(crate) repeats: u32,
+
+    /// Round trips to make
+    #[arg(long, value_name = "N", default_value_t = 1000, value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
+    pub(crate) pings: u32,
+}
+
+/// Reads a time: seconds, or a number with `ms`, `s` or `m`.
+fn parse_time(text: &str) -> Result<Duration, String> {
+    let (number, unit) = match text {
+        _ if text.ends_with("ms") => (&text[..text.len() - 2], 0.001),
+        _ if text.ends_with('s') => (&text[..text.len() - 1], 1.0),
+        _ if text.ends_with('m') => (&text[..text.len() - 1], 60.0),
+        _ => (text, 1.0),
+    };
+    let seconds =
+        number.trim().parse::<f64>().map_err(|_| {
+            format!("'{text}' is no time; write seconds, or a number with ms, s or m")
+        })? * unit;
+    // A day is longer than any wait here can mean.
+    if !(0.001..=86_400.0).contains(&seconds) {
+        return Err(format!("'{text}' is not between 1ms and a day"));
+    }
+    Ok(Duration::from_secs_f64(seconds))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory;
+
+    #[test]
+    fn the_definition_is_consistent() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn times() {
+        assert_eq!(parse_time("10"), Ok(Duration::from_secs(10)));
+        assert_eq!(parse_time("2.5s"), Ok(Duration::from_millis(2500)));
+        assert_eq!(parse_time("500ms"), Ok(Duration::from_millis(500)));
+        assert_eq!(parse_time("1m"), Ok(Duration::from_secs(60)));
+        for text in ["", "s", "-1", "0", "nan", "inf", "1h", "1e9", "ms"] {
+            assert!(parse_time(text).is_err(), "{text}");
+        }
+    }
+}

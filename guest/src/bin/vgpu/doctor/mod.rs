@@ -1,0 +1,100 @@
+//! `vgpu doctor`: what is here, what is missing, what to do.
+
+mod endpoints;
+mod xen;
+
+use serde::Serialize;
+use serde_json::json;
+use vgpu_guest::Endpoint;
+
+use crate::cli::Cli;
+use crate::failure::Failure;
+use crate::{output, session};
+
+/// One line of the diagnosis.
+#[derive(Debug, Serialize)]
+struct Check {
+    name: &'static str,
+    ok: bool,
+    /// What was found.
+    found: String,
+    /// What to do about it; empty where all is well.
+    advice: String,
+}
+
+impl Check {
+    fn good(name: &'static str, found: impl Into<String>) -> Self {
+        Self {
+            name,
+            ok: true,
+            found: found.into(),
+            advice: String::new(),
+        }
+    }
+
+    fn bad(name: &'static str, found: impl Into<String>, advice: impl Into<String>) -> Self {
+        Self {
+            name,
+            ok: false,
+            found: found.into(),
+            advice: advice.into(),
+        }
+    }
+
+    fn print(&self) -> std::io::Result<()> {
+        if self.ok {
+            return output::line(&format!("✔ {}: {}", self.name, self.found));
+        }
+        output::line(&format!(
+            "✘ {}: {}\n    → {}",
+            self.name, self.found, self.advice
+        ))
+    }
+}
+
+pub(crate) fn run(cli: &Cli) -> Result<(), Failure> {
+    let endpoints = session::endpoints(cli)?;
+    let options = session::options(cli)?;
+    let mut checks = Vec::new();
+    let mut show = |check: Check| -> Result<(), Failure> {
+        if !cli.json {
+            check.print()?;
+        }
+        checks.push(check);
+        Ok(())
+    };
+    // Elsewhere nothing of Xen is needed, and its absence no fault.
+    if endpoints.contains(&Endpoint::Xen) {
+        xen::checks().try_for_each(|check| show(check()))?;
+    }
+    let mut chosen = None;
+    for endpoint in &endpoints {
+        let (check, session) = endpoints::try_session(endpoint, &options);
+        show(check)?;
+        if let Some(session) = session {
+            for check in session.checks() {
+                show(check)?;
+            }
+            chosen = Some(session);
+            break;
+        }
+    }
+    if cli.json {
+        output::json(&json!({
+            "ok": chosen.is_some(),
+            "endpoint": chosen.as_ref().map(|session| session.endpoint.to_string()),
+            "checks": checks,
+        }))?;
+    }
+    let Some(session) = chosen else {
+        let list: Vec<_> = endpoints.iter().map(Endpoint::to_string).collect();
+        return Err(Failure::new(
+            format!("no session over {}", list.join(",")),
+            "do what the lines with ✘ say, from the top, and run vgpu doctor again",
+        ));
+    };
+    if !cli.json {
+        output::line(&format!("{} works", session.endpoint))?;
+    }
+    Ok(())
+}

@@ -1,0 +1,65 @@
+//! Errors for people: one line of what, one line of what to do.
+
+use std::io::{self, Write};
+
+use vgpu_guest::Cause;
+
+/// Why the command failed.
+#[derive(Debug)]
+pub(crate) struct Failure {
+    what: String,
+    advice: String,
+    exit_status: u8,
+}
+
+impl Failure {
+    pub(crate) fn new(what: impl Into<String>, advice: impl Into<String>) -> Self {
+        Self {
+            what: what.into(),
+            advice: advice.into(),
+            exit_status: 1,
+        }
+    }
+
+    /// Arguments that cannot be meant.
+    pub(crate) fn usage(what: impl Into<String>, advice: impl Into<String>) -> Self {
+        Self {
+            exit_status: 2,
+            ..Self::new(what, advice)
+        }
+    }
+
+    pub(crate) fn exit_status(&self) -> u8 {
+        self.exit_status
+    }
+
+    pub(crate) fn print(&self, to: &mut impl Write) -> io::Result<()> {
+        writeln!(to, "error: {}\n help: {}", self.what, self.advice)
+    }
+}
+
+impl From<vgpu_guest::Error> for Failure {
+    fn from(error: vgpu_guest::Error) -> Self {
+        // As shells report a program ended by SIGINT.
+        let exit_status = if matches!(error.cause(), Cause::Interrupted) {
+            130
+        } else {
+            1
+        };
+        Self {
+            what: error.to_string(),
+            advice: error.advice(),
+            exit_status,
+        }
+    }
+}
+
+impl From<io::Error> for Failure {
+    /// The only input and output that is not told in its own words is printing the result.
+    fn from(error: io::Error) -> Self {
+        Self::new(
+            format!("cannot print the result: {error}"),
+            "keep stdout open",
+        )
+    }
+}

@@ -1,0 +1,45 @@
+//! From an endpoint to a transport.
+
+mod local;
+mod xen;
+
+use std::time::Instant;
+
+use vgpu_protocol::endpoint::Endpoint;
+use vgpu_protocol::transport::Transport;
+
+pub use xen::{MEDIATOR_HINT, MediatorHint};
+
+use crate::error::Cause;
+use crate::options::Options;
+
+/// Connects to `endpoint`, until `deadline` at the latest.
+pub(crate) fn open_transport(
+    endpoint: &Endpoint,
+    options: &Options,
+    deadline: Instant,
+) -> Result<Box<dyn Transport>, Cause> {
+    match endpoint {
+        Endpoint::Xen => xen::open(options, deadline),
+        Endpoint::Local(path) => local::open(path, options, deadline),
+        Endpoint::File(path) => Err(Cause::Unreachable {
+            what: "sessions over files are not in this build of vgpu-guest".to_owned(),
+            advice: format!(
+                "use xen: or local:PATH, or the two-file protocol by hand: echo 1 > {}",
+                path.join("command.txt").display()
+            ),
+        }),
+        other => Err(Cause::Unreachable {
+            what: format!("endpoint {other} is not in this build of vgpu-guest"),
+            advice: "use xen: or local:PATH".to_owned(),
+        }),
+    }
+}
+
+/// A wait of a rendezvous that failed, as a cause.
+fn unreachable(what: String, advice: impl Into<String>) -> Cause {
+    Cause::Unreachable {
+        what,
+        advice: advice.into(),
+    }
+}

@@ -1,0 +1,131 @@
+//! `xen:`: from a guest to the mediator in dom0.
+//!
+//! The guest provides the memory and waits; the mediator sees its node in xenstore and connects.
+//! Why nobody comes can only be guessed from the hint that a mediator leaves in the guest's own
+//! part of xenstore.
+
+use std::time::{Duration, Instant};
+
+use vchan::xen::Server;
+use vchan::xen::store::{Store, StoreError};
+use vchan::{DomId, RingSizes};
+use vgpu_protocol::transport::Transport;
+
+use super::unreachable;
+use crate::error::Cause;
+use crate::options::Options;
+
+/// Where a mediator says whether it admits this guest, relative to the guest's home in xenstore.
+pub const MEDIATOR_HINT: &str = "data/vgpu/mediator";
+
+/// How often the wait for the mediator looks for a reason to end.
+const LOOK: Duration = Duration::from_millis(200);
+
+/// How long a mediator may take although its hint says that it will not come: the hint may be old.
+const DENIED_GRACE: Duration = Duration::from_secs(2);
+
+/// How long xenstore may take to give the hint.
+const HINT_TIME: Duration = Duration::from_secs(1);
+
+/// What the mediator in dom0 says about this guest. Only a hint: the guest could write it itself.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum MediatorHint {
+    /// No mediator has been here.
+    Absent,
+    /// A mediator admits this guest, or did when it was started.
+    Allowed,
+    /// A mediator's policy does not admit this guest, or did not when it was started.
+    Denied,
+    /// Something else stands there.
+    Unknown,
+}
+
+impl MediatorHint {
+    /// Reads the hint of this guest.
+    ///
+    /// # Errors
+    /// xenstore cannot be reached, or does not answer until `deadline`.
+    pub fn read(deadline: Instant) -> Result<Self, StoreError> {
+        let value = Store::open(deadline)?.read_if_present(MEDIATOR_HINT, deadline)?;
+        Ok(match value.as_deref() {
+            None | Some("") => Self::Absent,
+            Some("allowed") => Self::Allowed,
+            Some("denied") => Self::Denied,
+            Some(_) => Self::Unknown,
+        })
+    }
+}
+
+pub(super) fn open(options: &Options, deadline: Instant) -> Result<Box<dyn Transport>, Cause> {
+    let failed = |error: vchan::Error| unreachable(error.to_string(), error.advice());
+    let path = format!("data/vgpu/{}", random_name()?);
+    let started = Instant::now();
+    let mut server = match options.ring_bytes {
+        Some(bytes) => Server::publish(DomId(0), &path, RingSizes::from(bytes)),
+        None => Server::publish_default(DomId(0), &path),
+    }
+    .map_err(failed)?;
+    log::debug!(
+        "waiting for the mediator at {path}, rings of {:?}",
+        server.ring_sizes()
+    );
+    // The server removes its node when it is dropped, on every way out of here.
+    loop {
+        match server.wait_for_client(deadline.min(Instant::now() + LOOK)) {
+            Ok(()) => break,
+            Err(vchan::Error::TimedOut(_)) => {}
+            Err(error) => return Err(failed(error)),
+        }
+        if options.interrupted() {
+            return Err(Cause::Interrupted);
+        }
+        let late = Instant::now() >= deadline;
+        if late || started.elapsed() >= DENIED_GRACE {
+            let hint = MediatorHint::read(Instant::now() + HINT_TIME);
+            if late || matches!(hint, Ok(MediatorHint::Denied)) {
+                return Err(nobody_came(hint, started.elapsed()));
+            }
+        }
+    }
+    let channel = server.accept(deadline).map_err(failed)?;
+    Ok(Box::new(channel))
+}
+
+fn nobody_came(hint: Result<MediatorHint, StoreError>, waited: Duration) -> Cause {
+    let seconds = waited.as_secs_f32();
+    match hint {
+        Ok(MediatorHint::Denied) => unreachable(
+            "the mediator's policy does not admit this guest".to_owned(),
+            "ask the admin of dom0 to allow it in the mediator's [guests] table, or to start the \
+             mediator with --allow-all",
+        ),
+        Ok(MediatorHint::Allowed) => unreachable(
+            format!(
+                "the mediator in dom0 admits this guest but did not come within {seconds:.1} s"
+            ),
+            "look whether it still runs and whether this guest has too many sessions (in dom0: \
+             vgpuctl status)",
+        ),
+        Ok(MediatorHint::Absent | MediatorHint::Unknown) => unreachable(
+            format!(
+                "no mediator in dom0 came within {seconds:.1} s, and none has been here before"
+            ),
+            "start it in dom0: vgpu-mediatord --listen xen:",
+        ),
+        Err(error) => unreachable(
+            format!("no mediator in dom0 came within {seconds:.1} s ({error})"),
+            error.advice(),
+        ),
+    }
+}
+
+/// 16 hex digits that no other session of this guest has.
+fn random_name() -> Result<String, Cause> {
+    let number = getrandom::u64().map_err(|error| {
+        unreachable(
+            format!("the system gives no random numbers: {error}"),
+            "mount /dev",
+        )
+    })?;
+    Ok(format!("{number:016x}"))
+}

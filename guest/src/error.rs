@@ -1,0 +1,273 @@
+//! What failed, on which side, and what can be done.
+
+use std::fmt;
+use std::time::Duration;
+
+use vgpu_protocol::endpoint::Endpoint;
+use vgpu_protocol::frame::FrameError;
+use vgpu_protocol::message::{MessageError, Op};
+use vgpu_protocol::status::{ErrorCode, Status};
+use vgpu_protocol::transport::TransportError;
+
+/// Shorthand for results of this crate.
+pub type Result<T> = std::result::Result<T, Error>;
+
+/// Why a call failed. `Display` is one line of what; [`advice`](Error::advice) one of what to do.
+#[derive(Debug)]
+pub struct Error {
+    pub(crate) doing: &'static str,
+    pub(crate) epoch: Option<u64>,
+    pub(crate) cause: Box<Cause>,
+}
+
+/// Where the fault is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Side {
+    /// In this program: its arguments, or it was told to stop.
+    Guest,
+    /// Between the two: no mediator there, or the connection broke.
+    Connection,
+    /// The mediator refused, or broke the protocol.
+    Mediator,
+    /// The device or its driver.
+    Device,
+}
+
+/// Whether the same call can succeed without anything being changed first.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Retry {
+    /// No.
+    No,
+    /// Yes, on the same client.
+    SameSession,
+    /// Perhaps, on a new client: this session is over.
+    NewSession,
+}
+
+/// An endpoint that was not used, and why.
+#[derive(Debug)]
+pub struct Left {
+    /// Which endpoint.
+    pub endpoint: Endpoint,
+    /// Why it was left.
+    pub error: Error,
+}
+
+impl fmt::Display for Left {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}: {}", self.endpoint, self.error.cause)
+    }
+}
+
+/// The reason itself.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Cause {
+    /// The arguments of the call.
+    #[error("{0}")]
+    Input(String),
+    /// None of the endpoints leads to a mediator.
+    #[error("no endpoint leads to a mediator: {}", list(.0))]
+    NoEndpoint(Vec<Left>),
+    /// Nobody can be reached at an endpoint.
+    #[error("{what}")]
+    Unreachable {
+        /// One line: what is wrong.
+        what: String,
+        /// One line: what to do.
+        advice: String,
+    },
+    /// The connection broke.
+    #[error("{0}")]
+    Transport(#[from] TransportError),
+    /// Nothing moved for as long as the options allow.
+    #[error("the mediator made no progress for {} s", .0.as_secs_f32())]
+    Stalled(Duration),
+    /// The mediator answered with an error.
+    #[error("the mediator refused {op}: {status}: {text}")]
+    Refused {
+        /// What was asked. [`Op::Goodbye`]: the mediator ended the session unasked.
+        op: Op,
+        /// Its code.
+        status: Status,
+        /// Its words.
+        text: String,
+    },
+    /// The mediator broke the protocol.
+    #[error("the mediator broke the protocol: {0}")]
+    Protocol(String),
+    /// An earlier error ended the session.
+    #[error("the session is over since: {0}")]
+    SessionOver(String),
+    /// [`Options::interrupt`](crate::Options::interrupt) was set.
+    #[error("interrupted")]
+    Interrupted,
+}
+
+fn list(left: &[Left]) -> String {
+    left.iter()
+        .map(Left::to_string)
+        .collect::<Vec<_>>()
+        .join("; ")
+}
+
+impl From<FrameError> for Cause {
+    fn from(error: FrameError) -> Self {
+        Self::Protocol(error.to_string())
+    }
+}
+
+impl From<MessageError> for Cause {
+    fn from(error: MessageError) -> Self {
+        Self::Protocol(error.to_string())
+    }
+}
+
+impl Cause {
+    /// Whether the session is over after this.
+    pub(crate) fn ends_session(&self) -> bool {
+        match self {
+            Self::Input(_) => false,
+            Self::Refused { op, status, .. } => {
+                *op == Op::Goodbye
+                    || matches!(status, Status::Mediator(code) if code.ends_session())
+            }
+            _ => true,
+        }
+    }
+}
+
+impl Error {
+    pub(crate) fn new(doing: &'static str, epoch: Option<u64>, cause: impl Into<Cause>) -> Self {
+        Self {
+            doing,
+            epoch,
+            cause: Box::new(cause.into()),
+        }
+    }
+
+    /// What was being done, as in `vector add`.
+    pub fn doing(&self) -> &'static str {
+        self.doing
+    }
+
+    /// The session it happened in; `None` before there was one. State of another epoch is gone.
+    pub fn epoch(&self) -> Option<u64> {
+        self.epoch
+    }
+
+    /// The reason.
+    pub fn cause(&self) -> &Cause {
+        &self.cause
+    }
+
+    /// Where the fault is.
+    pub fn side(&self) -> Side {
+        match &*self.cause {
+            Cause::Input(_) | Cause::Interrupted => Side::Guest,
+            Cause::NoEndpoint(_)
+            | Cause::Unreachable { .. }
+            | Cause::Transport(_)
+            | Cause::Stalled(_)
+            | Cause::SessionOver(_) => Side::Connection,
+            Cause::Refused {
+                status: Status::Cuda(_),
+                ..
+            } => Side::Device,
+            Cause::Refused {
+                status: Status::Mediator(ErrorCode::BackendLost),
+                ..
+            } => Side::Device,
+            Cause::Refused { .. } | Cause::Protocol(_) => Side::Mediator,
+        }
+    }
+
+    /// Whether the same call can succeed without anything being changed first.
+    pub fn retry(&self) -> Retry {
+        match &*self.cause {
+            Cause::Input(_) | Cause::Interrupted | Cause::Protocol(_) => Retry::No,
+            Cause::Refused {
+                status: Status::Mediator(code),
+                ..
+            } if code.is_retryable() => {
+                if self.cause.ends_session() {
+                    Retry::NewSession
+                } else {
+                    Retry::SameSession
+                }
+            }
+            Cause::Refused { .. } => Retry::No,
+            Cause::Transport(TransportError::PeerViolation(_)) => Retry::No,
+            Cause::NoEndpoint(_)
+            | Cause::Unreachable { .. }
+            | Cause::Transport(_)
+            | Cause::Stalled(_)
+            | Cause::SessionOver(_) => Retry::NewSession,
+        }
+    }
+
+    /// One line on what a person can do about it.
+    pub fn advice(&self) -> String {
+        let text = match &*self.cause {
+            Cause::Unreachable { advice, .. } => return advice.clone(),
+            Cause::NoEndpoint(left) => {
+                return match left.as_slice() {
+                    [only] => only.error.advice(),
+                    _ => left
+                        .iter()
+                        .map(|left| format!("{} {}", left.endpoint, left.error.advice()))
+                        .collect::<Vec<_>>()
+                        .join("; or "),
+                };
+            }
+            Cause::Refused { status, .. } => return status_advice(*status).to_owned(),
+            Cause::Input(_) => "correct the arguments",
+            Cause::Transport(TransportError::Closed) => {
+                "look at the mediator's log for why it closed, then connect again"
+            }
+            Cause::Transport(_) | Cause::SessionOver(_) => "connect again",
+            Cause::Stalled(_) => {
+                "look whether the mediator still runs (vgpuctl status), or allow more time"
+            }
+            Cause::Protocol(_) => "use the same release of vgpu on both sides",
+            Cause::Interrupted => "start again when ready",
+        };
+        text.to_owned()
+    }
+}
+
+fn status_advice(status: Status) -> &'static str {
+    match status {
+        Status::Mediator(ErrorCode::Denied) => {
+            "ask the admin of dom0 to allow this guest in the mediator's [guests] table"
+        }
+        Status::Mediator(ErrorCode::Version) => "use the same release of vgpu on both sides",
+        Status::Mediator(ErrorCode::Busy | ErrorCode::QuotaHandles) => {
+            "try again later, or end another session of this guest"
+        }
+        Status::Mediator(ErrorCode::QuotaMemory) => {
+            "try again later, or with less data, or ask the admin of dom0 for more memory"
+        }
+        Status::Mediator(ErrorCode::BackendLost) => "connect again; earlier state is gone",
+        Status::Mediator(ErrorCode::Timeout) => "try again; if it stays, look at `vgpuctl top`",
+        Status::Mediator(ErrorCode::Unsupported | ErrorCode::Range) => {
+            "ask for what `vgpu info` says this mediator can do"
+        }
+        _ => "look at the mediator's log for the details",
+    }
+}
+
+impl fmt::Display for Error {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}: {}", self.doing, self.cause)
+    }
+}
+
+impl std::error::Error for Error {
+    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
+        match &*self.cause {
+            Cause::Transport(error) => Some(error),
+            _ => None,
+        }
+    }
+}

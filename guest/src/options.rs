@@ -1,0 +1,56 @@
+//! How a client connects and how long it waits.
+
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+/// Settings of a [`Client`](crate::Client). `Options::default()` suits most programs.
+#[derive(Debug, Clone)]
+pub struct Options {
+    /// How long one endpoint may take until its session is open. Default: 10 s.
+    pub connect_timeout: Duration,
+    /// How long nothing may move before a request is given up. A request that keeps moving may take
+    /// as long as it takes. Default: 30 s.
+    pub stall_timeout: Duration,
+    /// Bytes of the shared ring in each direction; `None`: 256 KiB, or less where the kernel grants
+    /// no more pages.
+    pub ring_bytes: Option<usize>,
+    /// How the mediator's log names this program; at most 64 bytes are sent. Default: the name of
+    /// the executable and its process id.
+    pub client_name: String,
+    /// Waits end with [`Cause::Interrupted`](crate::Cause::Interrupted) soon after this becomes
+    /// true. For signal handlers. Default: none.
+    pub interrupt: Option<Arc<AtomicBool>>,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self {
+            connect_timeout: Duration::from_secs(10),
+            stall_timeout: Duration::from_secs(30),
+            ring_bytes: None,
+            client_name: program_name(),
+            interrupt: None,
+        }
+    }
+}
+
+impl Options {
+    pub(crate) fn interrupted(&self) -> bool {
+        // Relaxed: the flag carries no other data.
+        self.interrupt
+            .as_ref()
+            .is_some_and(|flag| flag.load(Ordering::Relaxed))
+    }
+}
+
+fn program_name() -> String {
+    let path = std::env::args_os().next().unwrap_or_default();
+    let name = Path::new(&path)
+        .file_name()
+        .unwrap_or_default()
+        .to_string_lossy()
+        .into_owned();
+    format!("{name} (pid {})", std::process::id())
+}
