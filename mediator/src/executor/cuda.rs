@@ -253,6 +253,9 @@ fn explain_on(error: CallError, platform: Platform) -> ExecutorError {
             "the driver's library and kernel module are of different versions; reboot, or load the \
              module anew"
         }
+        driver::JIT_COMPILER_NOT_FOUND => {
+            "install the driver's PTX compiler (libnvidia-ptxjitcompiler.so.1)"
+        }
         driver::UNSUPPORTED_PTX_VERSION | driver::INVALID_PTX => {
             "install NVIDIA's driver of version 520 or later"
         }

@@ -27,6 +27,8 @@ pub(super) const STUB_LIBRARY: c_int = 34;
 pub(super) const NO_DEVICE: c_int = 100;
 /// `CUDA_ERROR_INVALID_PTX`.
 pub(super) const INVALID_PTX: c_int = 218;
+/// `CUDA_ERROR_JIT_COMPILER_NOT_FOUND`.
+pub(super) const JIT_COMPILER_NOT_FOUND: c_int = 221;
 /// `CUDA_ERROR_UNSUPPORTED_PTX_VERSION`.
 pub(super) const UNSUPPORTED_PTX_VERSION: c_int = 222;
 /// `CUDA_ERROR_NOT_READY`: not an error, but the answer "not yet" of a query.
