@@ -110,6 +110,14 @@ impl Writer {
     /// # Errors
     /// As [`drain`](Self::drain).
     pub fn close(mut self, deadline: Instant) -> Result<()> {
+        self.close_now(deadline)
+    }
+
+    /// [`close`](Self::close) for a writer that is shared, for instance behind a mutex.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn close_now(&mut self, deadline: Instant) -> Result<()> {
         let outcome = self.drain(deadline);
         self.shared.close();
         outcome

@@ -1,2 +1,54 @@
-//! Placeholder replaced by the first real commit of this crate.
-fn main() {}
+#![forbid(unsafe_code)]
+//! `vchan`: byte channels between Xen domains from the command line.
+
+mod bench;
+mod bench_messages;
+mod bench_serve;
+mod cli;
+mod conformance;
+mod failure;
+mod open;
+mod pipe;
+mod stream;
+
+use std::process::ExitCode;
+
+use clap::Parser;
+
+use cli::{Action, Command};
+use failure::Failure;
+
+fn main() -> ExitCode {
+    let arguments = cli::Arguments::parse();
+    env_logger::Builder::from_env(env_logger::Env::default().default_filter_or("warn"))
+        .format_timestamp(None)
+        .init();
+    match run(arguments.command) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(failure) => {
+            eprintln!("vchan: {}\n  {}", failure.what, failure.advice);
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(command: Command) -> Result<(), Failure> {
+    match command {
+        Command::Serve { place, rings, work } => act(open::serve(&place, &rings)?, &work),
+        Command::Connect { place, work } => act(open::connect(&place)?, &work),
+        Command::BenchServe { place, rings } => bench_serve::run(open::serve(&place, &rings)?),
+        Command::Bench { place, options } => bench::run(open::connect(&place)?, &options),
+        Command::ConformanceServe { place, only } => conformance::serve(&place, only.as_deref()),
+        Command::ConformanceConnect { place, only } => {
+            conformance::connect(&place, only.as_deref())
+        }
+    }
+}
+
+fn act(channel: vchan::Channel, work: &cli::Work) -> Result<(), Failure> {
+    match work.action() {
+        Action::Echo => stream::echo(channel),
+        Action::Sink => stream::sink(channel),
+        Action::Pipe => pipe::run(channel, work.linger),
+    }
+}

@@ -1,0 +1,107 @@
+//! The benchmark's wire protocol; `docs/vchan-bench.md` describes it. Pure.
+
+/// First bytes of every command, "VBN1" in memory order.
+const MAGIC: u32 = u32::from_le_bytes(*b"VBN1");
+/// Bytes of a command: magic u32, kind u32, message bytes u32, zero u32, count u64.
+pub(crate) const COMMAND_BYTES: usize = 24;
+/// The largest message a server accepts.
+pub(crate) const MAX_MESSAGE: u32 = 1 << 24;
+
+/// What the server shall do next.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Kind {
+    /// Read the messages, then answer with the number of bytes read (u64).
+    Sink,
+    /// Write the messages.
+    Source,
+    /// Read a message and write it back, again and again.
+    Echo,
+    /// Close.
+    End,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Command {
+    pub(crate) kind: Kind,
+    pub(crate) message_bytes: u32,
+    pub(crate) count: u64,
+}
+
+impl Command {
+    pub(crate) fn encode(self) -> [u8; COMMAND_BYTES] {
+        let kind: u32 = match self.kind {
+            Kind::Sink => 1,
+            Kind::Source => 2,
+            Kind::Echo => 3,
+            Kind::End => 4,
+        };
+        let mut bytes = [0; COMMAND_BYTES];
+        bytes[..4].copy_from_slice(&MAGIC.to_le_bytes());
+        bytes[4..8].copy_from_slice(&kind.to_le_bytes());
+        bytes[8..12].copy_from_slice(&self.message_bytes.to_le_bytes());
+        bytes[16..].copy_from_slice(&self.count.to_le_bytes());
+        bytes
+    }
+
+    /// The error is one line.
+    pub(crate) fn decode(bytes: &[u8; COMMAND_BYTES]) -> Result<Self, String> {
+        let word = |at: usize| {
+            u32::from_le_bytes([bytes[at], bytes[at + 1], bytes[at + 2], bytes[at + 3]])
+        };
+        if word(0) != MAGIC {
+            return Err("the client does not speak the benchmark's protocol".to_owned());
+        }
+        let kind = match word(4) {
+            1 => Kind::Sink,
+            2 => Kind::Source,
+            3 => Kind::Echo,
+            4 => Kind::End,
+            other => return Err(format!("the client asks for the unknown kind {other}")),
+        };
+        let message_bytes = word(8);
+        if word(12) != 0 || message_bytes > MAX_MESSAGE || (message_bytes == 0 && kind != Kind::End)
+        {
+            return Err(format!(
+                "the client asks for messages of {message_bytes} bytes"
+            ));
+        }
+        let count = u64::from(word(16)) | u64::from(word(20)) << 32;
+        Ok(Self {
+            kind,
+            message_bytes,
+            count,
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn commands_come_back_and_others_are_refused() {
+        for kind in [Kind::Sink, Kind::Source, Kind::Echo, Kind::End] {
+            let command = Command {
+                kind,
+                message_bytes: 4096,
+                count: 1 << 40,
+            };
+            assert_eq!(Command::decode(&command.encode()), Ok(command));
+        }
+        let mut bytes = Command {
+            kind: Kind::Sink,
+            message_bytes: 1,
+            count: 1,
+        }
+        .encode();
+        bytes[4] = 9;
+        assert!(Command::decode(&bytes).is_err());
+        assert!(Command::decode(&[0; COMMAND_BYTES]).is_err());
+        let large = Command {
+            kind: Kind::Sink,
+            message_bytes: MAX_MESSAGE + 1,
+            count: 1,
+        };
+        assert!(Command::decode(&large.encode()).is_err());
+    }
+}

@@ -1,0 +1,67 @@
+//! `vchan bench-serve`: does what a `vchan bench` asks for, then exits.
+
+use std::time::{Duration, Instant};
+
+use vchan::Channel;
+
+use crate::bench_messages::{COMMAND_BYTES, Command, Kind};
+use crate::failure::Failure;
+
+/// The longest a single point may take.
+pub(crate) const POINT_LIMIT: Duration = Duration::from_secs(120);
+
+pub(crate) fn run(mut channel: Channel) -> Result<(), Failure> {
+    let mut buf = Vec::new();
+    loop {
+        let deadline = Instant::now() + POINT_LIMIT;
+        let mut bytes = [0; COMMAND_BYTES];
+        read_exact(&mut channel, &mut bytes, deadline)?;
+        let command = Command::decode(&bytes).map_err(|what| {
+            Failure::new(what, "connect with `vchan bench`, of the same version")
+        })?;
+        let deadline = Instant::now() + POINT_LIMIT;
+        buf.resize(command.message_bytes as usize, 0x5A);
+        match command.kind {
+            Kind::Sink => {
+                for _ in 0..command.count {
+                    read_exact(&mut channel, &mut buf, deadline)?;
+                }
+                let total = command.count * u64::from(command.message_bytes);
+                channel.write_all(&total.to_le_bytes(), deadline)?;
+            }
+            Kind::Source => {
+                for _ in 0..command.count {
+                    channel.write_all(&buf, deadline)?;
+                }
+            }
+            Kind::Echo => {
+                for _ in 0..command.count {
+                    read_exact(&mut channel, &mut buf, deadline)?;
+                    channel.write_all(&buf, deadline)?;
+                }
+            }
+            Kind::End => return Ok(channel.close(deadline)?),
+        }
+    }
+}
+
+/// Fills `buf`; the end of the stream is a failure.
+pub(crate) fn read_exact(
+    channel: &mut Channel,
+    buf: &mut [u8],
+    deadline: Instant,
+) -> Result<(), Failure> {
+    let mut filled = 0;
+    while filled < buf.len() {
+        match channel.read(&mut buf[filled..], deadline)? {
+            0 => {
+                return Err(Failure::new(
+                    "the other side closed in the middle of the benchmark",
+                    "look at its output, then start both sides again",
+                ));
+            }
+            n => filled += n,
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,263 @@
+//! The command line.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use vchan::{DomId, RingSizes};
+
+const EXAMPLES: &str = "\
+Examples:
+  A file from guest 7 to dom0:
+    guest$ vchan serve --peer 0 --path data/copy --pipe < disk.img
+    dom0#  vchan connect --peer 7 --path data/copy --pipe > disk.img < /dev/null
+  Is the way there and back whole?
+    guest$ vchan serve --peer 0 --path data/test --echo
+    dom0#  echo hello | vchan connect --peer 7 --path data/test --pipe
+  The same without Xen:
+    $ vchan serve --backend local --path /tmp/test.sock --sink &
+    $ vchan connect --backend local --path /tmp/test.sock --pipe < /bin/ls
+  How fast is it?
+    guest$ vchan bench-serve --peer 0 --path data/bench --ring 1M
+    dom0#  vchan bench --peer 7 --path data/bench";
+
+/// Byte channels between Xen domains, compatible with libxenvchan.
+#[derive(Debug, Parser)]
+#[command(version, after_help = EXAMPLES)]
+pub(crate) struct Arguments {
+    #[command(subcommand)]
+    pub(crate) command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// Provide a channel (vchan server: grants the memory) and wait for a client.
+    #[command(after_help = EXAMPLES)]
+    Serve {
+        #[command(flatten)]
+        place: Place,
+        #[command(flatten)]
+        rings: Rings,
+        #[command(flatten)]
+        work: Work,
+    },
+    /// Connect to a channel (vchan client: maps the memory), waiting for it to appear.
+    #[command(after_help = EXAMPLES)]
+    Connect {
+        #[command(flatten)]
+        place: Place,
+        #[command(flatten)]
+        work: Work,
+    },
+    /// Measure throughput and round trips against a `bench-serve`.
+    Bench {
+        #[command(flatten)]
+        place: Place,
+        #[command(flatten)]
+        options: BenchOptions,
+    },
+    /// Serve one `bench`, then exit.
+    BenchServe {
+        #[command(flatten)]
+        place: Place,
+        #[command(flatten)]
+        rings: Rings,
+    },
+    /// Run the server's side of the suite that every channel must pass.
+    #[command(hide = true)]
+    ConformanceServe {
+        #[command(flatten)]
+        place: Place,
+        /// Run one case.
+        #[arg(long)]
+        only: Option<String>,
+    },
+    /// Run the client's side of the suite that every channel must pass.
+    #[command(hide = true)]
+    ConformanceConnect {
+        #[command(flatten)]
+        place: Place,
+        /// Run one case.
+        #[arg(long)]
+        only: Option<String>,
+    },
+}
+
+/// Where the peer is.
+#[derive(Debug, Clone, Args)]
+pub(crate) struct Place {
+    /// The domain id of the other side (0 is dom0); not needed with --backend local.
+    #[arg(long, value_name = "DOMID", required_if_eq("backend", "xen"))]
+    pub(crate) peer: Option<DomId>,
+    /// xenstore path of the channel, absolute or relative to the server's home
+    /// (/local/domain/<id>); with --backend local the path of a Unix socket.
+    #[arg(long, value_name = "P")]
+    pub(crate) path: PathBuf,
+    /// What carries the channel.
+    #[arg(long, value_enum, default_value_t = Backend::Xen)]
+    pub(crate) backend: Backend,
+    /// Seconds to wait for the other side to appear.
+    #[arg(long, value_name = "SECONDS", default_value = "60", value_parser = seconds)]
+    pub(crate) timeout: Duration,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Backend {
+    /// Granted pages and an event channel, between two domains.
+    Xen,
+    /// A memfd and eventfds, between two processes of this machine.
+    Local,
+}
+
+/// How large the server makes its rings.
+#[derive(Debug, Clone, Args)]
+pub(crate) struct Rings {
+    /// Bytes of each ring, at most 1M; K and M are allowed [default: 256K, less where the kernel
+    /// grants fewer pages].
+    #[arg(long, value_name = "BYTES", value_parser = bytes)]
+    ring: Option<usize>,
+    /// Bytes of the ring that this side writes, where it shall differ from --ring.
+    #[arg(long, value_name = "BYTES", value_parser = bytes, requires = "ring")]
+    write_ring: Option<usize>,
+}
+
+impl Rings {
+    /// What was asked for, if anything was.
+    pub(crate) fn sizes(&self) -> Option<RingSizes> {
+        let ring = self.ring?;
+        let server_to_client = self.write_ring.unwrap_or(ring);
+        Some(RingSizes {
+            server_to_client,
+            client_to_server: ring,
+        })
+    }
+}
+
+/// What to do with the channel.
+#[derive(Debug, Clone, Args)]
+pub(crate) struct Work {
+    #[command(flatten)]
+    which: Which,
+    /// With --pipe: seconds to keep receiving after all of standard input was sent and the other
+    /// side has gone silent. If standard input is empty, only the other side ends the transfer.
+    #[arg(long, value_name = "SECONDS", default_value = "1", value_parser = seconds)]
+    pub(crate) linger: Duration,
+}
+
+#[derive(Debug, Clone, Args)]
+#[group(required = true, multiple = false)]
+struct Which {
+    /// Send every byte back.
+    #[arg(long)]
+    echo: bool,
+    /// Discard what comes; at the end print its length and crc32c.
+    #[arg(long)]
+    sink: bool,
+    /// Join standard input and output to the channel.
+    #[arg(long)]
+    pipe: bool,
+}
+
+pub(crate) enum Action {
+    Echo,
+    Sink,
+    Pipe,
+}
+
+impl Work {
+    pub(crate) fn action(&self) -> Action {
+        match self.which {
+            Which { echo: true, .. } => Action::Echo,
+            Which { sink: true, .. } => Action::Sink,
+            Which { .. } => Action::Pipe,
+        }
+    }
+}
+
+#[derive(Debug, Clone, Args)]
+pub(crate) struct BenchOptions {
+    /// Print one JSON object a line.
+    #[arg(long)]
+    pub(crate) json: bool,
+    /// Seconds to measure each point.
+    #[arg(long, value_name = "SECONDS", default_value = "0.5", value_parser = seconds)]
+    pub(crate) time: Duration,
+    /// Microseconds to look at the ring before sleeping; 0 always sleeps.
+    #[arg(long, value_name = "MICROSECONDS")]
+    pub(crate) spin: Option<u64>,
+    /// Also measure a round trip over a Unix socket pair of this machine.
+    #[arg(long)]
+    pub(crate) baseline: bool,
+}
+
+fn seconds(text: &str) -> Result<Duration, String> {
+    text.parse()
+        .ok()
+        .and_then(|seconds| Duration::try_from_secs_f64(seconds).ok())
+        // Far more than anybody waits, and safe to add to any clock.
+        .filter(|duration| *duration <= Duration::from_secs(365 * 24 * 3600))
+        .ok_or_else(|| "a number of seconds, at most a year, is needed".to_owned())
+}
+
+fn bytes(text: &str) -> Result<usize, String> {
+    let (digits, unit) = match text.as_bytes().last() {
+        Some(b'K' | b'k') => (&text[..text.len() - 1], 1 << 10),
+        Some(b'M' | b'm') => (&text[..text.len() - 1], 1 << 20),
+        _ => (text, 1),
+    };
+    let plain = digits.bytes().all(|byte| byte.is_ascii_digit());
+    match digits
+        .parse::<usize>()
+        .ok()
+        .and_then(|number| number.checked_mul(unit))
+    {
+        Some(bytes) if plain && bytes > 0 => Ok(bytes),
+        _ => Err("a number of bytes such as 65536, 64K or 1M is needed".to_owned()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory;
+
+    #[test]
+    fn the_definition_is_consistent() {
+        Arguments::command().debug_assert();
+    }
+
+    #[test]
+    fn sizes_and_times() {
+        assert_eq!(bytes("65536"), Ok(65536));
+        assert_eq!(bytes("64K"), Ok(65536));
+        assert_eq!(bytes("1M"), Ok(1 << 20));
+        for text in [
+            "",
+            "0",
+            "K",
+            "-1",
+            "+1",
+            "1.5K",
+            "1G",
+            "99999999999999999999",
+        ] {
+            assert!(bytes(text).is_err(), "{text:?}");
+        }
+        assert_eq!(seconds("0.5"), Ok(Duration::from_millis(500)));
+        for text in ["", "-1", "nan", "inf", "1e99"] {
+            assert!(seconds(text).is_err(), "{text:?}");
+        }
+    }
+
+    #[test]
+    fn one_action_and_a_peer_are_needed() {
+        let parse = |line: &str| Arguments::try_parse_from(line.split(' '));
+        assert!(parse("vchan serve --peer 0 --path data/x --echo").is_ok());
+        assert!(parse("vchan serve --backend local --path /tmp/x --echo").is_ok());
+        assert!(parse("vchan serve --path data/x --echo").is_err());
+        assert!(parse("vchan serve --peer 0 --path data/x").is_err());
+        assert!(parse("vchan serve --peer 0 --path data/x --echo --sink").is_err());
+        assert!(parse("vchan connect --peer 0 --path data/x --sink --ring 64K").is_err());
+        assert!(parse("vchan serve --peer 40000 --path data/x --echo").is_err());
+    }
+}

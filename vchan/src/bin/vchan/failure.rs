@@ -1,0 +1,33 @@
+//! What the command says when it fails: one line of what, one line of what to do.
+
+use std::io;
+
+/// Printed to stderr by `main`.
+#[derive(Debug)]
+pub(crate) struct Failure {
+    pub(crate) what: String,
+    pub(crate) advice: String,
+}
+
+impl Failure {
+    pub(crate) fn new(what: impl Into<String>, advice: impl Into<String>) -> Self {
+        Self {
+            what: what.into(),
+            advice: advice.into(),
+        }
+    }
+
+    /// Standard input or output failed.
+    pub(crate) fn standard(which: &str, error: &io::Error) -> Self {
+        Self::new(
+            format!("cannot use standard {which}: {error}"),
+            "check where it is redirected to, and that there is room",
+        )
+    }
+}
+
+impl From<vchan::Error> for Failure {
+    fn from(error: vchan::Error) -> Self {
+        Self::new(error.to_string(), error.advice())
+    }
+}

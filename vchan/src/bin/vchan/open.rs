@@ -1,0 +1,136 @@
+//! Opening the channel that the command line names.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
+use vchan::local::{self, Listener};
+use vchan::{Channel, DomId, Error, RingSizes, xen};
+
+use crate::cli::{Backend, Place, Rings};
+use crate::failure::Failure;
+
+/// How often a waiting server looks whether it was told to stop.
+const LOOK: Duration = Duration::from_millis(200);
+
+/// Takes the vchan server role and waits for the client.
+///
+/// Told to stop by a signal meanwhile, it takes back what it has published.
+pub(crate) fn serve(place: &Place, rings: &Rings) -> Result<Channel, Failure> {
+    serve_sizes(place, rings.sizes())
+}
+
+/// [`serve`] with given sizes, or with the default.
+pub(crate) fn serve_sizes(place: &Place, rings: Option<RingSizes>) -> Result<Channel, Failure> {
+    let deadline = Instant::now() + place.timeout;
+    let signals = Signals::catch()?;
+    let channel = match place.backend {
+        Backend::Xen => {
+            let (peer, path) = xen_place(place)?;
+            let mut server = match rings {
+                Some(rings) => xen::Server::publish(peer, path, rings)?,
+                None => xen::Server::publish_default(peer, path)?,
+            };
+            wait(&signals, deadline, |until| server.wait_for_client(until))?;
+            server.accept(deadline)?
+        }
+        Backend::Local => {
+            let listener = Listener::bind(&place.path)?;
+            loop {
+                let mut accepted = None;
+                wait(&signals, deadline, |until| {
+                    accepted = Some(listener.accept(until)?);
+                    Ok(())
+                })?;
+                let Some(stream) = accepted else { continue };
+                match local::serve_on(stream, rings.unwrap_or_default(), deadline) {
+                    Err(error @ (Error::Peer(_) | Error::PeerClosed { .. })) => {
+                        log::warn!("a client did not connect: {error}");
+                    }
+                    outcome => break outcome?,
+                }
+            }
+        }
+    };
+    signals.let_go();
+    Ok(channel)
+}
+
+/// Takes the vchan client role, waiting for the server.
+pub(crate) fn connect(place: &Place) -> Result<Channel, Failure> {
+    let deadline = Instant::now() + place.timeout;
+    Ok(match place.backend {
+        Backend::Xen => {
+            let (peer, path) = xen_place(place)?;
+            xen::connect(peer, path, deadline)?
+        }
+        Backend::Local => local::connect(&place.path, deadline)?,
+    })
+}
+
+fn xen_place(place: &Place) -> Result<(DomId, &str), Failure> {
+    let peer = place
+        .peer
+        .ok_or_else(|| Failure::new("--peer is missing", "give the domain id of the other side"))?;
+    let path = place.path.to_str().ok_or_else(|| {
+        Failure::new(
+            "--path is not UTF-8 text",
+            "choose a xenstore path of letters and digits",
+        )
+    })?;
+    Ok((peer, path))
+}
+
+/// Waits in short stretches, so that a signal is noticed.
+fn wait(
+    signals: &Signals,
+    deadline: Instant,
+    mut attempt: impl FnMut(Instant) -> vchan::Result<()>,
+) -> Result<(), Failure> {
+    loop {
+        let until = deadline.min(Instant::now() + LOOK);
+        match attempt(until) {
+            Ok(()) => return Ok(()),
+            Err(Error::TimedOut(_)) if until < deadline => {}
+            Err(error) => return Err(error.into()),
+        }
+        if signals.stop.load(Ordering::Relaxed) {
+            return Err(Failure::new(
+                "stopped by a signal before a client connected",
+                "start it again when the other side is ready",
+            ));
+        }
+    }
+}
+
+/// Catches the signals that end a program, until [`let_go`](Self::let_go).
+struct Signals {
+    stop: Arc<AtomicBool>,
+    let_go: Arc<AtomicBool>,
+}
+
+impl Signals {
+    fn catch() -> Result<Self, Failure> {
+        let signals = Self {
+            stop: Arc::default(),
+            let_go: Arc::default(),
+        };
+        for signal in [SIGINT, SIGTERM, SIGHUP] {
+            signal_hook::flag::register_conditional_default(signal, Arc::clone(&signals.let_go))
+                .and_then(|_| signal_hook::flag::register(signal, Arc::clone(&signals.stop)))
+                .map_err(|error| {
+                    Failure::new(
+                        format!("cannot catch signal {signal}: {error}"),
+                        "look at the system's log for the reason",
+                    )
+                })?;
+        }
+        Ok(signals)
+    }
+
+    /// From here on signals end the program at once; the kernel then tells the peer.
+    fn let_go(&self) {
+        self.let_go.store(true, Ordering::Relaxed);
+    }
+}

@@ -1,0 +1,61 @@
+//! `--echo` and `--sink`.
+
+use std::time::{Duration, Instant};
+
+use indicatif::{ProgressBar, ProgressStyle};
+use vchan::Channel;
+
+use crate::failure::Failure;
+
+/// As large as the parts in which a ring hands data over.
+pub(crate) const BUFFER: usize = 64 << 10;
+
+/// For waits that the peer ends by acting, closing or dying: a year.
+pub(crate) fn whenever() -> Instant {
+    Instant::now() + Duration::from_secs(365 * 24 * 3600)
+}
+
+/// Sends every byte back until the peer closes.
+pub(crate) fn echo(mut channel: Channel) -> Result<(), Failure> {
+    let mut buf = vec![0; BUFFER];
+    let deadline = whenever();
+    loop {
+        match channel.read(&mut buf, deadline)? {
+            0 => break,
+            n => channel.write_all(&buf[..n], deadline)?,
+        }
+    }
+    // Says whether the peer has read all of its echo.
+    Ok(channel.drain(Instant::now())?)
+}
+
+/// Reads to the end and prints what came.
+pub(crate) fn sink(mut channel: Channel) -> Result<(), Failure> {
+    let progress = progress("received");
+    let mut buf = vec![0; BUFFER];
+    let (mut total, mut crc) = (0u64, 0);
+    let deadline = whenever();
+    loop {
+        match channel.read(&mut buf, deadline)? {
+            0 => break,
+            n => {
+                crc = crc32c::crc32c_append(crc, &buf[..n]);
+                total += n as u64;
+                progress.set_position(total);
+            }
+        }
+    }
+    progress.finish_and_clear();
+    println!("sink: {total} bytes crc32c={crc:08x}");
+    Ok(())
+}
+
+/// A running total on stderr, if that is a terminal; else nothing.
+pub(crate) fn progress(what: &str) -> ProgressBar {
+    let bar = ProgressBar::new_spinner();
+    let template = format!("{what} {{bytes}} in {{elapsed}} ({{bytes_per_sec}})");
+    if let Ok(style) = ProgressStyle::with_template(&template) {
+        bar.set_style(style);
+    }
+    bar
+}
