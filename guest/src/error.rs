@@ -55,7 +55,7 @@ pub struct Left {
 
 impl fmt::Display for Left {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}: {}", self.endpoint, self.error.cause)
+        write!(f, "{} ({})", self.endpoint, self.error.cause)
     }
 }
 
@@ -67,7 +67,7 @@ pub enum Cause {
     #[error("{0}")]
     Input(String),
     /// None of the endpoints leads to a mediator.
-    #[error("no endpoint leads to a mediator: {}", list(.0))]
+    #[error("no session over {}", list(.0))]
     NoEndpoint(Vec<Left>),
     /// Nobody can be reached at an endpoint.
     #[error("{what}")]
@@ -108,7 +108,7 @@ fn list(left: &[Left]) -> String {
     left.iter()
         .map(Left::to_string)
         .collect::<Vec<_>>()
-        .join("; ")
+        .join(", ")
 }
 
 impl From<FrameError> for Cause {

@@ -1,13 +1,36 @@
 #![forbid(unsafe_code)]
 //! What a Xen guest links to send GPU work to the mediator in dom0.
 //!
-//! ```no_run
-//! # fn main() -> vgpu_guest::Result<()> {
-//! let (a, b, mut sum) = (vec![1.0; 1 << 20], vec![2.0; 1 << 20], vec![0.0; 1 << 20]);
-//! let mut gpu = vgpu_guest::Client::from_env(&Default::default())?;
+//! ```
+//! # use std::time::{Duration, Instant};
+//! # use vgpu_mediator::{executor::cpu::CpuExecutor, session, usage::Observed};
+//! # let socket = std::env::temp_dir().join(format!("vgpu-example-{}.sock", std::process::id()));
+//! # let listener = vchan::local::Listener::bind(&socket).expect("a free path");
+//! # let mediator = std::thread::spawn(move || {
+//! #     let time = Duration::from_secs(30);
+//! #     let stream = listener.accept(Instant::now() + time).expect("a guest");
+//! #     let mut ring = vchan::local::connect_on(stream, Instant::now() + time).expect("a ring");
+//! #     let limits = vgpu_guest::Limits {
+//! #         max_body: 1 << 20, max_lanes: 1, max_requests: 1, max_handles: 1,
+//! #         max_chunk_elements: 1 << 16, preferred_chunk_elements: 0, max_elements: 1 << 30,
+//! #     };
+//! #     let settings = session::Settings {
+//! #         limits, epoch: 1, hello_timeout: time, idle_timeout: time, stall_timeout: time,
+//! #         reason: None, refusal: None,
+//! #     };
+//! #     let mut cpu = || Ok(Box::new(CpuExecutor::new("an example")) as _);
+//! #     session::serve(&mut ring, &mut cpu, &settings, &Observed::default(), &Default::default())
+//! # });
+//! use vgpu_guest::{Client, Endpoint, Options};
+//!
+//! let (a, b, mut sum) = (vec![1.0; 100_000], vec![2.0; 100_000], vec![0.0; 100_000]);
+//! // In a guest of Xen: dom0. Elsewhere: a mediator on this machine.
+//! let mut gpu = Client::connect(&[Endpoint::Xen, Endpoint::Local(socket)], &Options::default())?;
 //! gpu.vector_add(&a, &b, &mut sum)?;
-//! gpu.goodbye()
-//! # }
+//! gpu.goodbye()?;
+//! assert!(sum.iter().all(|&x| x == 3.0));
+//! # mediator.join().expect("the mediator ended");
+//! # Ok::<(), vgpu_guest::Error>(())
 //! ```
 //!
 //! | type | what it is for |

@@ -4,6 +4,7 @@
 //! Why nobody comes can only be guessed from the hint that a mediator leaves in the guest's own
 //! part of xenstore.
 
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 use vchan::xen::Server;
@@ -56,7 +57,19 @@ impl MediatorHint {
     }
 }
 
+/// Whether nothing of Xen shows: then xenstore and devices that are missing need no mention.
+fn outside_xen() -> bool {
+    let traces = ["/sys/hypervisor/type", "/proc/xen", "/dev/xen"];
+    !traces.iter().any(|path| Path::new(path).exists())
+}
+
 pub(super) fn open(options: &Options, deadline: Instant) -> Result<Box<dyn Transport>, Cause> {
+    if outside_xen() {
+        return Err(unreachable(
+            "this is not a guest of Xen".to_owned(),
+            "run it in one, or use local:PATH with a mediator on this machine",
+        ));
+    }
     let failed = |error: vchan::Error| unreachable(error.to_string(), error.advice());
     let path = format!("data/vgpu/{}", random_name()?);
     let started = Instant::now();
