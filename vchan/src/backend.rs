@@ -43,6 +43,12 @@ pub trait Backend: Debug + Send + Sync {
     /// which then makes [`poll_fd`](Self::poll_fd) readable. Never turns true again.
     fn peer_alive(&self) -> bool;
 
+    /// Whether the peer's whole domain is gone: then an end without a close is not the orderly end
+    /// of the stream. May be true only if [`peer_alive`](Self::peer_alive) is false.
+    fn peer_lost(&self) -> bool {
+        false
+    }
+
     /// Whether waiting for the peer by looking again and again can help, which needs a processor
     /// for each side.
     fn spin_helps(&self) -> bool;

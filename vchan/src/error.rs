@@ -118,6 +118,10 @@ pub enum Error {
         /// Bytes sent to the peer which it never took out of the ring.
         unread: u32,
     },
+    /// The peer's whole domain was destroyed while the channel was open: what it had not yet sent
+    /// is lost. (The end of a process alone looks like a close: its kernel does that for it.)
+    #[error("the other side's domain was destroyed while the channel was open")]
+    PeerLost,
     /// The deadline passed first; the text completes "while waiting to".
     #[error("timed out while waiting to {0}")]
     TimedOut(&'static str),
@@ -182,6 +186,9 @@ impl Error {
             Self::PeerClosed { .. } => {
                 "look at the other side's output, then start both sides again".to_owned()
             }
+            Self::PeerLost => {
+                "start the domain again, then both sides; it has a new domain id".to_owned()
+            }
             Self::TimedOut(_) => {
                 "check that the other side is running, or allow more time".to_owned()
             }
@@ -198,6 +205,7 @@ impl From<Error> for io::Error {
         let kind = match &error {
             Error::Closed => io::ErrorKind::NotConnected,
             Error::PeerClosed { .. } => io::ErrorKind::BrokenPipe,
+            Error::PeerLost => io::ErrorKind::ConnectionAborted,
             Error::TimedOut(_) => io::ErrorKind::TimedOut,
             Error::Peer(_) => io::ErrorKind::InvalidData,
             Error::Setup { .. } => io::ErrorKind::NotFound,
@@ -210,7 +218,7 @@ impl From<Error> for io::Error {
 impl From<Error> for TransportError {
     fn from(error: Error) -> Self {
         match error {
-            Error::Closed | Error::PeerClosed { .. } => Self::Closed,
+            Error::Closed | Error::PeerClosed { .. } | Error::PeerLost => Self::Closed,
             Error::TimedOut(what) => Self::TimedOut(what),
             Error::Peer(peer) => Self::PeerViolation(peer.to_string()),
             Error::Setup { what, .. } => Self::Io {

@@ -152,7 +152,10 @@ impl Reader {
         // the index is read once more after the close has been seen.
         if n == 0 && !self.ended && self.shared.peer_gone()? {
             n = self.copy(buf)?;
-            self.ended = n == 0;
+            if n == 0 {
+                self.shared.check_end()?;
+                self.ended = true;
+            }
         }
         Ok((n > 0 || self.ended).then_some(n))
     }

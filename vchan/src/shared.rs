@@ -25,6 +25,8 @@ pub(crate) struct Shared {
     closed: AtomicBool,
     /// The peer has closed or died; never taken back, whatever the peer does to its live byte.
     gone: AtomicBool,
+    /// It did not close, but vanished with its domain.
+    lost: AtomicBool,
     /// The first rule the peer broke.
     broken: OnceLock<PeerError>,
     pub(crate) events_sent: AtomicU64,
@@ -70,6 +72,7 @@ impl Shared {
             waiters: Waiters::default(),
             closed: AtomicBool::new(false),
             gone: AtomicBool::new(false),
+            lost: AtomicBool::new(false),
             broken: OnceLock::new(),
             events_sent: AtomicU64::new(0),
             events_received: AtomicU64::new(0),
@@ -182,6 +185,10 @@ impl Shared {
         };
         // Acquire: pairs with the closing side's store, which follows its last index store.
         let gone = match self.control.u8_at(at).load(Ordering::Acquire) {
+            live::CONNECTED if self.backend.peer_lost() => {
+                self.lost.store(true, Ordering::Relaxed); // published by the store to `gone`
+                true
+            }
             live::CONNECTED => !self.backend.peer_alive(),
             live::CLOSED => true,
             found => return Err(self.fail(PeerError::Live { field, found })),
@@ -190,6 +197,21 @@ impl Shared {
             self.gone.store(true, Ordering::Release);
         }
         Ok(gone)
+    }
+
+    /// The end that [`peer_gone`](Self::peer_gone) found, for a reader that has read everything.
+    pub(crate) fn check_end(&self) -> Result<()> {
+        match self.lost.load(Ordering::Relaxed) {
+            true => Err(Error::PeerLost),
+            false => Ok(()),
+        }
+    }
+
+    /// The same for a writer whose peer has not read `unread` bytes.
+    pub(crate) fn end(&self, unread: u32) -> Error {
+        self.check_end()
+            .err()
+            .unwrap_or(Error::PeerClosed { unread })
     }
 
     /// Notes a pending event, for a call that is about to report "would block".

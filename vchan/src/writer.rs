@@ -5,7 +5,7 @@ use std::io;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::layout::bit;
 use crate::ring::Producer;
 use crate::shared::Shared;
@@ -52,8 +52,8 @@ impl Writer {
     /// it reads, so that polling the channel's descriptor works.
     ///
     /// # Errors
-    /// [`PeerClosed`](Error::PeerClosed), [`Closed`](Error::Closed) after a close of ours,
-    /// [`Peer`](Error::Peer) if the peer broke the rules, [`Os`](Error::Os) if the doorbell fails.
+    /// [`PeerClosed`](crate::Error::PeerClosed), [`Closed`](crate::Error::Closed) after a close of ours,
+    /// [`Peer`](crate::Error::Peer) if the peer broke the rules, [`Os`](crate::Error::Os) if the doorbell fails.
     pub fn try_write(&mut self, buf: &[u8]) -> Result<usize> {
         let n = self.put(buf)?;
         if n > 0 || buf.is_empty() {
@@ -73,7 +73,7 @@ impl Writer {
     /// there is nothing to flush.
     ///
     /// # Errors
-    /// As [`try_write`](Self::try_write), and [`TimedOut`](Error::TimedOut); a part of `buf` may
+    /// As [`try_write`](Self::try_write), and [`TimedOut`](crate::Error::TimedOut); a part of `buf` may
     /// have been written then.
     pub fn write_all(&mut self, mut buf: &[u8], deadline: Instant) -> Result<()> {
         while !buf.is_empty() {
@@ -88,7 +88,7 @@ impl Writer {
     /// Waits until [`try_write`](Self::try_write) can take a byte or has an error to report.
     ///
     /// # Errors
-    /// [`TimedOut`](Error::TimedOut) at `deadline`, and [`Os`](Error::Os).
+    /// [`TimedOut`](crate::Error::TimedOut) at `deadline`, and [`Os`](crate::Error::Os).
     pub fn wait(&mut self, deadline: Instant) -> Result<()> {
         self.wait_until(deadline, WAITING, Self::is_ready)
     }
@@ -96,8 +96,8 @@ impl Writer {
     /// Waits until the peer has read everything written so far.
     ///
     /// # Errors
-    /// [`PeerClosed`](Error::PeerClosed) if it went away without reading all,
-    /// [`TimedOut`](Error::TimedOut) at `deadline`, and as [`try_write`](Self::try_write).
+    /// [`PeerClosed`](crate::Error::PeerClosed) if it went away without reading all,
+    /// [`TimedOut`](crate::Error::TimedOut) at `deadline`, and as [`try_write`](Self::try_write).
     pub fn drain(&mut self, deadline: Instant) -> Result<()> {
         self.wait_until(deadline, DRAINING, Self::is_drained_or_over)?;
         self.shared.check()?;
@@ -168,7 +168,7 @@ impl Writer {
         self.refresh()?;
         match self.ring.unread() {
             0 => Ok(()),
-            unread => Err(Error::PeerClosed { unread }),
+            unread => Err(self.shared.end(unread)),
         }
     }
 
@@ -191,9 +191,7 @@ impl Writer {
         self.shared.check()?;
         if self.shared.peer_gone()? {
             self.refresh()?;
-            return Err(Error::PeerClosed {
-                unread: self.ring.unread(),
-            });
+            return Err(self.shared.end(self.ring.unread()));
         }
         let mut done = 0;
         while done < buf.len() {

@@ -94,6 +94,10 @@ impl Backend for Link {
         !self.peer.is_gone()
     }
 
+    fn peer_lost(&self) -> bool {
+        self.peer.is_gone()
+    }
+
     fn spin_helps(&self) -> bool {
         // The peer runs on virtual processors of its own, whatever the number of ours.
         true

@@ -3,7 +3,6 @@
 use std::os::fd::{AsFd, BorrowedFd};
 use std::time::{Duration, Instant};
 
-use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use xen_sys::{Access, GrantShare, UnmapNotify};
 
 use super::domain_watch::PeerDomain;
@@ -13,7 +12,7 @@ use super::path::ChannelPath;
 use super::store::Store;
 use super::{memory, place, sys};
 use crate::DomId;
-use crate::backend::{Backend, Parts};
+use crate::backend::{self, Backend, Parts};
 use crate::channel::Channel;
 use crate::error::{Error, Result};
 use crate::layout::{Orders, RingPlace, RingSizes, Role};
@@ -21,10 +20,6 @@ use crate::shm::{ControlPage, Region};
 
 /// How long the requests to xenstore that publish or withdraw a server may take together.
 const STORE_TIME: Duration = Duration::from_secs(5);
-
-/// How often the control page is looked at while no event comes: clients of libxenvchan before
-/// Xen 4.14 do not ring when they connect.
-const LOOK: Duration = Duration::from_millis(250);
 
 /// The smallest ring that [`Server::publish_default`] falls back to, in bytes.
 const LEAST_DEFAULT: usize = 64 << 10;
@@ -130,21 +125,9 @@ impl Server {
     /// # Errors
     /// [`Error::TimedOut`]; [`Error::Setup`] when the peer domain is destroyed meanwhile.
     pub fn wait_for_client(&mut self, deadline: Instant) -> Result<()> {
-        loop {
-            if self.control.client_arrived() {
-                return Ok(());
-            }
-            if !self.link.peer_alive() {
-                return Err(super::domain_gone(self.link.describe()));
-            }
-            let left = deadline.saturating_duration_since(Instant::now());
-            if left.is_zero() {
-                return Err(Error::TimedOut("for a client to connect"));
-            }
-            wait_readable(self.link.poll_fd(), left.min(LOOK))?;
-            self.link
-                .acknowledge()
-                .map_err(|error| Error::os("cannot read from the event channel device", error))?;
+        match backend::wait_for_client(&self.control, &self.link, deadline) {
+            Err(Error::PeerClosed { .. }) => Err(super::domain_gone(self.link.describe())),
+            outcome => outcome,
         }
     }
 
@@ -200,17 +183,6 @@ fn ring(
         *filled += 1;
     }
     Ok(memory::shared(pages))
-}
-
-fn wait_readable(fd: BorrowedFd<'_>, longest: Duration) -> Result<()> {
-    // Rounded up, so that a wait never spins through its last millisecond.
-    let millis = longest.as_nanos().div_ceil(1_000_000);
-    let timeout = PollTimeout::try_from(i32::try_from(millis).unwrap_or(i32::MAX))
-        .unwrap_or(PollTimeout::MAX);
-    match poll(&mut [PollFd::new(fd, PollFlags::POLLIN)], timeout) {
-        Ok(_) | Err(nix::Error::EINTR) => Ok(()),
-        Err(errno) => Err(Error::os("cannot wait for the event channel", errno)),
-    }
 }
 
 /// Keys in xenstore that are removed at the latest when this is dropped.

@@ -318,7 +318,8 @@ impl StoreError {
             Self::TimedOut { .. } => "look whether xenstored runs and answers: xenstore-ls /",
             Self::NotFound { .. } => "check the path and that the other side has published it",
             Self::Denied { .. } => {
-                "a guest may write only below its own data/; use a path such as data/demo there"
+                "run as root; a guest may use its own nodes only, so let it serve at a path such as \
+                 data/demo"
             }
             Self::NotText { .. } => "look at the node with xenstore-ls; remove it if it is stale",
             Self::Quota { .. } => {
