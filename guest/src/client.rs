@@ -14,7 +14,7 @@ use vgpu_protocol::transport::Transport;
 
 use crate::connect::open_transport;
 use crate::error::{Cause, Error, Left, Result};
-use crate::options::Options;
+use crate::options::{Options, after};
 use crate::session::{Incoming, Outgoing, Wire, exchange_vectors};
 
 /// Elements of a chunk where the mediator has no preference: 512 KiB of each vector.
@@ -110,7 +110,7 @@ impl Client {
     }
 
     fn connect_one(endpoint: &Endpoint, options: &Options) -> Result<Self> {
-        let deadline = Instant::now() + options.connect_timeout;
+        let deadline = after(Instant::now(), options.connect_timeout);
         let transport = open_transport(endpoint, options, deadline)
             .map_err(|cause| Error::new("connect", None, cause))?;
         let mut client = Self::start(transport, options, deadline)?;
@@ -123,7 +123,11 @@ impl Client {
     /// # Errors
     /// The mediator refuses, does not answer in [`Options::connect_timeout`], or is none.
     pub fn over(transport: Box<dyn Transport>, options: &Options) -> Result<Self> {
-        Self::start(transport, options, Instant::now() + options.connect_timeout)
+        Self::start(
+            transport,
+            options,
+            after(Instant::now(), options.connect_timeout),
+        )
     }
 
     fn start(transport: Box<dyn Transport>, options: &Options, deadline: Instant) -> Result<Self> {
@@ -195,8 +199,8 @@ impl Client {
         })
     }
 
-    /// Sends `payload` without waiting for anything; if it fails, the next
-    /// [`fence`](Self::fence) says so. Returns the request id by which the fence would name it.
+    /// Sends `payload` without waiting for an answer; if it fails, the next
+    /// [`fence`](Self::fence) says so. It leaves with the next request at the latest. Returns the request id by which the fence would name it.
     ///
     /// # Errors
     /// The session failed, or the mediator knows no quiet requests.

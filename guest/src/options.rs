@@ -3,7 +3,15 @@
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
+
+/// What "for ever" comes to: far beyond any wait, and safely within what a clock can express.
+const LONGEST: Duration = Duration::from_secs(10 * 365 * 24 * 3600);
+
+/// `time` after `start`.
+pub(crate) fn after(start: Instant, time: Duration) -> Instant {
+    start + time.min(LONGEST)
+}
 
 /// Settings of a [`Client`](crate::Client). `Options::default()` suits most programs.
 #[derive(Debug, Clone)]

@@ -268,3 +268,36 @@ fn doctor_checks_xen_only_for_xen() {
         assert!(stdout.contains(part), "no '{part}' in\n{stdout}");
     }
 }
+
+#[test]
+fn a_signal_ends_the_wait_for_a_mediator() {
+    use nix::sys::signal::{Signal, kill};
+    use nix::unistd::Pid;
+
+    let directory = TempDir::new().expect("a directory");
+    let socket = directory.path().join("deaf.sock");
+    let deaf = UnixListener::bind(&socket).expect("bound");
+    for signal in [Signal::SIGINT, Signal::SIGTERM] {
+        let child = Command::new(env!("CARGO_BIN_EXE_vgpu"))
+            .args([
+                "--endpoint",
+                &format!("local:{}", text(&socket)),
+                "--timeout",
+                "60",
+                "info",
+            ])
+            .stderr(std::process::Stdio::piped())
+            .stdout(std::process::Stdio::piped())
+            .spawn()
+            .expect("vgpu runs");
+        // Connected, so its handlers are in place.
+        let (_stream, _) = deaf.accept().expect("a connection");
+        let pid = i32::try_from(child.id()).expect("a process id");
+        kill(Pid::from_raw(pid), signal).expect("a signal");
+        fails(
+            &child.wait_with_output().expect("its end"),
+            130,
+            "interrupted",
+        );
+    }
+}

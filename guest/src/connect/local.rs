@@ -3,22 +3,25 @@
 //! As on Xen, the guest provides the memory: it connects to the mediator's socket, takes the vchan
 //! server role, and sends the memfd over the socket.
 
+use std::net::Shutdown;
 use std::os::fd::AsRawFd;
 use std::os::unix::net::UnixStream;
 use std::path::Path;
+use std::sync::mpsc::{self, RecvTimeoutError};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, UnixAddr, connect, socket};
-use vchan::RingSizes;
+use vchan::{Channel, RingSizes};
 use vgpu_protocol::transport::Transport;
 
 use super::unreachable;
 use crate::error::Cause;
 use crate::options::Options;
 
-/// How often a mediator whose queue of connections is full is asked again.
+/// How often a mediator whose queue of connections is full is asked again, and how often a wait
+/// looks whether the program was told to stop.
 const RETRY: Duration = Duration::from_millis(20);
 
 pub(super) fn open(
@@ -30,9 +33,41 @@ pub(super) fn open(
     let rings = options
         .ring_bytes
         .map_or(RingSizes::DEFAULT, RingSizes::from);
-    let channel = vchan::local::serve_on(stream, rings, deadline)
-        .map_err(|error| unreachable(error.to_string(), error.advice()))?;
+    let channel = serve_on(stream, rings, options, deadline)?;
     Ok(Box::new(channel))
+}
+
+/// Brings the ring up, and gives up as soon as the program is told to stop.
+fn serve_on(
+    stream: UnixStream,
+    rings: RingSizes,
+    options: &Options,
+    deadline: Instant,
+) -> Result<Channel, Cause> {
+    let failed = |error: vchan::Error| unreachable(error.to_string(), error.advice());
+    if options.interrupt.is_none() {
+        return vchan::local::serve_on(stream, rings, deadline).map_err(failed);
+    }
+    let watched = stream
+        .try_clone()
+        .map_err(|error| failed(vchan::Error::os("dup", error)))?;
+    thread::scope(|scope| {
+        let (done, waiting) = mpsc::channel::<()>();
+        // The rendezvous itself knows of no interrupt: the end of its stream ends it.
+        scope.spawn(move || {
+            while matches!(waiting.recv_timeout(RETRY), Err(RecvTimeoutError::Timeout)) {
+                if options.interrupted() {
+                    let _ = watched.shutdown(Shutdown::Both);
+                }
+            }
+        });
+        let channel = vchan::local::serve_on(stream, rings, deadline);
+        drop(done);
+        match channel {
+            Err(_) if options.interrupted() => Err(Cause::Interrupted),
+            channel => channel.map_err(failed),
+        }
+    })
 }
 
 /// Connects without blocking: a connect to a socket whose queue is full would wait for ever.

@@ -26,6 +26,8 @@ pub(crate) fn exchange_vectors(
     let mut deaf = false;
     let mut reply: Option<Result<Vec<u8>, Cause>> = None;
     loop {
+        // Not only in waits: a fast mediator may leave no reason to wait.
+        wire.check_interrupt()?;
         let mut idle = true;
         if reply.is_none() {
             match wire.transport.try_read(incoming.space())? {

@@ -8,7 +8,7 @@ use vgpu_protocol::status::decode_error_text;
 use vgpu_protocol::transport::{Interest, Transport, TransportError};
 
 use crate::error::Cause;
-use crate::options::Options;
+use crate::options::{Options, after};
 
 /// How often a wait looks whether the program was told to stop.
 const LOOK: Duration = Duration::from_millis(100);
@@ -169,12 +169,22 @@ impl Wire {
         Ok(Reply { header, body })
     }
 
+    /// # Errors
+    /// [`Cause::Interrupted`] when the program was told to stop.
+    pub(super) fn check_interrupt(&self) -> Result<(), Cause> {
+        if self.options.interrupted() {
+            Err(Cause::Interrupted)
+        } else {
+            Ok(())
+        }
+    }
+
     /// Waits until something may move.
     ///
     /// # Errors
     /// [`Cause::Stalled`] when nothing has moved since `moved` for as long as the options allow.
     pub(super) fn wait(&mut self, interest: Interest, moved: Instant) -> Result<(), Cause> {
-        let limit = moved + self.options.stall_timeout;
+        let limit = after(moved, self.options.stall_timeout);
         if std::mem::take(&mut self.unflushed) {
             match self.transport.flush(limit) {
                 Err(TransportError::TimedOut(_)) => {
