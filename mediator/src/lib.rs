@@ -6,12 +6,17 @@
 //! own session.
 #![deny(unsafe_code)]
 
+pub mod broker;
 pub mod cli;
 pub mod config;
+pub mod control;
 pub mod executor;
 pub mod failure;
+pub mod lines;
 pub mod listen;
+pub mod logging;
 pub mod policy;
 pub mod rate;
 pub mod session;
 pub mod usage;
+pub mod worker;

@@ -1,2 +1,44 @@
-//! Placeholder replaced by the first real commit of this crate.
-fn main() {}
+//! `vgpu-mediatord`: serves GPU work to Xen guests. See `vgpu_mediator` for how it is built.
+#![forbid(unsafe_code)]
+
+use std::io::Write;
+use std::process::ExitCode;
+
+use clap::Parser;
+use vgpu_mediator::cli::Flags;
+use vgpu_mediator::config::Config;
+use vgpu_mediator::failure::Failure;
+use vgpu_mediator::{broker, logging, worker};
+
+fn main() -> ExitCode {
+    // The mediator starts itself anew for what must be a process of its own.
+    let arguments: Vec<String> = std::env::args_os()
+        .skip(1)
+        .map(|argument| argument.to_string_lossy().into_owned())
+        .collect();
+    match arguments.split_first() {
+        Some((first, rest)) if first == worker::ARGUMENT => return worker::main(rest),
+        Some((first, rest)) if first == broker::probe::ARGUMENT => {
+            return broker::probe::main(rest);
+        }
+        _ => {}
+    }
+    match run(&Flags::parse()) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(failure) => {
+            failure.print("vgpu-mediatord");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(flags: &Flags) -> Result<(), Failure> {
+    let config = Config::load(flags)?;
+    if flags.check_config {
+        return std::io::stdout()
+            .write_all(config.to_toml().as_bytes())
+            .map_err(|error| Failure::system("cannot print", error, "check standard output"));
+    }
+    logging::init(flags.verbose);
+    broker::run(&config, flags.verbose)
+}

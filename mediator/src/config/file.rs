@@ -22,7 +22,6 @@ pub(super) struct ConfigFile {
     pub(super) executor: Option<ExecutorChoice>,
     pub(super) control: Option<PathBuf>,
     pub(super) allow_all: bool,
-    #[serde(deserialize_with = "limits")]
     pub(super) limits: Limits,
     #[serde(deserialize_with = "guests")]
     pub(super) guests: BTreeMap<GuestKey, GuestRule>,
@@ -58,35 +57,6 @@ fn executor<'de, D: Deserializer<'de>>(
 ) -> Result<Option<ExecutorChoice>, D::Error> {
     let text = String::deserialize(deserializer)?;
     text.parse().map(Some).map_err(D::Error::custom)
-}
-
-/// Every setting on its own may be left out.
-fn limits<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Limits, D::Error> {
-    macro_rules! partial {
-        ($($name:ident: $type:ty),* $(,)?) => {
-            #[derive(Deserialize)]
-            #[serde(deny_unknown_fields)]
-            struct Partial {
-                $($name: Option<$type>,)*
-            }
-            let given = Partial::deserialize(deserializer)?;
-            let default = Limits::default();
-            Ok(Limits {
-                $($name: given.$name.unwrap_or(default.$name),)*
-            })
-        };
-    }
-    partial! {
-        max_sessions: u32,
-        max_sessions_per_guest: u32,
-        max_elements: u64,
-        max_chunk_elements: u32,
-        connect_timeout_s: u32,
-        hello_timeout_s: u32,
-        idle_timeout_s: u32,
-        stall_timeout_s: u32,
-        drain_timeout_s: u32,
-    }
 }
 
 /// A table of rules in which no guest stands twice, in whatever notation.

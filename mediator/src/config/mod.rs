@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use nix::unistd::Uid;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use vgpu_protocol::endpoint::Endpoint;
 use vgpu_protocol::frame::MAX_BODY;
 
@@ -32,7 +32,8 @@ pub struct Config {
 }
 
 /// What guests may take. `dist/mediatord.toml` describes each for administrators.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
 pub struct Limits {
     /// Sessions at once, of all guests together.
     pub max_sessions: u32,

@@ -6,7 +6,7 @@ use std::str::FromStr;
 use super::{Executor, ExecutorError, cpu, cuda};
 
 /// What an administrator asked for with `--executor`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, serde::Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, serde::Serialize, serde::Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum ExecutorChoice {
     /// CUDA where a real allocation proves that it works, otherwise the CPU.

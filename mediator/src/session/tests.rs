@@ -203,9 +203,9 @@ fn vector_adds_of_all_shapes_in_all_portions() {
             assert_eq!(sums, floats((0..elements).map(|i| f32::from(i) + 1000.0)));
             assert_eq!(last[0].0.status, Status::OK);
             let reply = VectorAddReply::decode(&last[0].1).unwrap();
-            assert_eq!(reply.elements, elements.into());
+            assert_eq!(reply.elements, u64::from(elements));
             assert_eq!(last[1].0.op, Op::Goodbye);
-            assert_eq!(outcome.usage.elements, elements.into());
+            assert_eq!(outcome.usage.elements, u64::from(elements));
             assert_eq!(outcome.usage.device_ns, reply.device_ns);
             assert!(matches!(outcome.end, SessionEnd::Goodbye));
         }

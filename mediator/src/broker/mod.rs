@@ -1,0 +1,499 @@
+//! The broker: one thread that waits for everything at once and waits for nobody.
+//!
+//! It watches for guests, applies the policy, starts one worker process for each session, collects
+//! what they report, and answers `vgpuctl`. It never touches CUDA and no byte of a session passes
+//! through it. What blocks is elsewhere: xenstore has a thread, the executor's probe a process.
+
+mod accounts;
+mod control_server;
+mod files;
+pub mod instance;
+mod notify;
+pub mod probe;
+mod session;
+mod signals;
+mod status;
+mod stopping;
+mod wait;
+mod who;
+
+use std::collections::BTreeMap;
+use std::fs::{self, Permissions};
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::fs::PermissionsExt;
+use std::os::unix::net::UnixStream;
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use nix::poll::{PollFd, PollFlags};
+use nix::sys::socket::{getsockopt, sockopt::PeerCredentials};
+use nix::unistd::Uid;
+use vchan::local::Listener;
+use vgpu_protocol::endpoint::Endpoint;
+
+use crate::config::Config;
+use crate::control::Ask;
+use crate::failure::Failure;
+use crate::worker::spec::{Carrier, Spec, Turned};
+use accounts::Accounts;
+use control_server::{ControlServer, refused};
+use files::FileService;
+use instance::Instance;
+use notify::notify;
+use probe::Offer;
+use session::Session;
+use signals::Signals;
+use status::Query;
+use stopping::Stopping;
+use who::{Target, Who};
+
+/// Workers at once that only tell a guest why it is turned away; beyond them guests are just
+/// disconnected.
+const MOST_REFUSING: usize = 8;
+
+/// Time that a kicked session gets to tell its guest.
+const KICK_TIME: Duration = Duration::from_secs(2);
+
+/// Runs the mediator until it is told to stop.
+///
+/// # Errors
+/// It cannot start, with what to do about it.
+pub fn run(config: &Config, verbose: u8) -> Result<(), Failure> {
+    let instance = lock(&config.control)?;
+    let offer = probe::find(config.executor)?;
+    log::info!(
+        "executor {}: {}, {}",
+        offer.executor.kind,
+        offer.executor.device,
+        offer.executor.reason
+    );
+    // From here on a signal no longer ends the process where it stands.
+    let signals = Signals::register().map_err(|error| {
+        Failure::system(
+            "cannot handle signals",
+            error,
+            "this is not expected; report it",
+        )
+    })?;
+    let mut broker = Broker::open(config, verbose, instance, offer, signals)?;
+    notify("READY=1");
+    broker.serve()
+}
+
+fn lock(control: &Path) -> Result<Instance, Failure> {
+    let mut path = control.as_os_str().to_owned();
+    path.push(".lock");
+    Instance::acquire(
+        path.as_ref(),
+        &format!("already serves {}", control.display()),
+        "stop that one first (kill its pid, or systemctl stop vgpu-mediatord), or give this one \
+         another --control PATH",
+    )
+}
+
+struct Broker<'a> {
+    config: &'a Config,
+    verbose: u8,
+    offer: Offer,
+    began: Instant,
+    /// High half of all epochs of this mediator.
+    epoch: u64,
+    signals: Signals,
+    locals: Vec<Listener>,
+    files: Vec<FileService>,
+    sessions: BTreeMap<u64, Session>,
+    next_session: u64,
+    accounts: Accounts,
+    queries: Vec<Query>,
+    stopping: Option<Stopping>,
+    control: ControlServer,
+    // Last, so that everything else is gone when the next mediator may start.
+    _instance: Instance,
+}
+
+/// What a descriptor in the poll set belongs to.
+#[derive(Clone, Copy)]
+enum Source {
+    Termination,
+    Children,
+    Local(usize),
+    ControlListener,
+    Control(u64),
+    Session(u64),
+}
+
+impl<'a> Broker<'a> {
+    fn open(
+        config: &'a Config,
+        verbose: u8,
+        instance: Instance,
+        offer: Offer,
+        signals: Signals,
+    ) -> Result<Self, Failure> {
+        let now = Instant::now();
+        let control = ControlServer::bind(&config.control)?;
+        let mut random = [0; 4];
+        getrandom::fill(&mut random).map_err(|error| {
+            Failure::system(
+                "no random numbers",
+                error,
+                "this is not expected; report it",
+            )
+        })?;
+        let mut broker = Self {
+            config,
+            verbose,
+            offer,
+            began: now,
+            epoch: u64::from(u32::from_ne_bytes(random)) << 32,
+            signals,
+            locals: Vec::new(),
+            files: Vec::new(),
+            sessions: BTreeMap::new(),
+            next_session: 1,
+            accounts: Accounts::default(),
+            queries: Vec::new(),
+            stopping: None,
+            control,
+            _instance: instance,
+        };
+        for endpoint in &config.listen {
+            match endpoint {
+                Endpoint::Local(path) => {
+                    broker.locals.push(listen(path, config.policy.allow_all)?);
+                }
+                Endpoint::File(directory) => broker.files.push(FileService::new(directory, now)?),
+                other => {
+                    return Err(Failure::new(
+                        format!("cannot listen on {other}"),
+                        "use xen:, local:PATH or file:DIR",
+                    ));
+                }
+            }
+            log::info!("listening on {endpoint}");
+        }
+        Ok(broker)
+    }
+
+    fn serve(&mut self) -> Result<(), Failure> {
+        loop {
+            let now = Instant::now();
+            self.start_file_services(now);
+            self.expire(now);
+            if self.stopping.as_ref().is_some_and(Stopping::is_over) {
+                log::info!("stopped");
+                return Ok(());
+            }
+            for source in self.wait()? {
+                self.on_ready(source, Instant::now());
+            }
+        }
+    }
+
+    /// Waits until something happens or is due; gives the descriptors concerned.
+    fn wait(&self) -> Result<Vec<Source>, Failure> {
+        let readable = |fd| PollFd::new(fd, PollFlags::POLLIN);
+        let mut sources = vec![Source::Termination, Source::Children];
+        let mut fds = vec![
+            readable(self.signals.termination()),
+            readable(self.signals.children()),
+        ];
+        for (index, listener) in self.locals.iter().enumerate() {
+            sources.push(Source::Local(index));
+            fds.push(readable(listener.as_fd()));
+        }
+        if let Some(listener) = self.control.listener() {
+            sources.push(Source::ControlListener);
+            fds.push(readable(listener));
+        }
+        for (id, fd) in self.control.connections() {
+            sources.push(Source::Control(id));
+            fds.push(fd);
+        }
+        for session in self.sessions.values().filter(|session| !session.silent) {
+            sources.push(Source::Session(session.id));
+            fds.push(readable(session.as_fd()));
+        }
+        wait::wait(&mut fds, self.next_deadline()).map_err(|error| {
+            Failure::system(
+                "cannot wait for events",
+                error,
+                "this is not expected; report it",
+            )
+        })?;
+        let ready = sources.into_iter().zip(&fds);
+        Ok(ready
+            .filter(|(_, fd)| wait::is_ready(fd))
+            .map(|(source, _)| source)
+            .collect())
+    }
+
+    fn next_deadline(&self) -> Option<Instant> {
+        let kills = self.sessions.values().filter_map(|session| session.kill_at);
+        let queries = self.queries.iter().map(|query| query.deadline);
+        let files = self.files.iter().filter_map(FileService::deadline);
+        let stopping = self.stopping.as_ref().and_then(Stopping::deadline);
+        kills
+            .chain(queries)
+            .chain(files)
+            .chain(self.control.deadline())
+            .chain(stopping)
+            .min()
+    }
+
+    fn on_ready(&mut self, source: Source, now: Instant) {
+        match source {
+            Source::Termination => {
+                for _ in 0..self.signals.take_terminations() {
+                    self.stop(now);
+                }
+            }
+            Source::Children => {
+                if self.signals.take_children() > 0 {
+                    self.reap(now);
+                }
+            }
+            Source::Local(index) => self.accept_local(index, now),
+            Source::ControlListener => self.control.accept(now),
+            Source::Control(id) => {
+                if let Some(ask) = self.control.serve(id) {
+                    self.on_ask(id, ask, now);
+                }
+            }
+            Source::Session(id) => {
+                if let Some(session) = self.sessions.get_mut(&id) {
+                    session.listen(now);
+                }
+                self.answer_queries(now);
+            }
+        }
+    }
+
+    fn on_ask(&mut self, connection: u64, ask: Ask, now: Instant) {
+        match ask {
+            Ask::Status => self.begin_query(connection, now),
+            Ask::Kick { guest } => {
+                let answer = match Target::parse(&guest) {
+                    Ok(target) => self.kick(&target, &guest, now),
+                    Err(what) => refused(
+                        &what,
+                        "name a domid, a VM's name or uuid, `local`, or session:N",
+                    ),
+                };
+                self.control.answer(connection, answer);
+            }
+        }
+    }
+
+    fn kick(&mut self, target: &Target, text: &str, now: Instant) -> crate::control::Answer {
+        let mut kicked = 0;
+        for session in self.sessions.values_mut() {
+            if !session.refusing && target.means(session.id, &session.who) {
+                session.ask(crate::worker::link::Ask::Kick);
+                session.kill_at.get_or_insert(now + KICK_TIME);
+                kicked += 1;
+                log::info!("{}: session {} is kicked", session.who, session.id);
+            }
+        }
+        if kicked == 0 {
+            return refused(
+                &format!("{text} has no session"),
+                "vgpuctl status lists the sessions",
+            );
+        }
+        crate::control::Answer::Kicked(kicked)
+    }
+
+    fn accept_local(&mut self, index: usize, now: Instant) {
+        let Some(listener) = self.locals.get(index) else {
+            return;
+        };
+        match listener.try_accept() {
+            Ok(Some(stream)) => self.on_local_guest(stream, now),
+            Ok(None) => {}
+            Err(error) => {
+                log::warn!("local:{}: {error}", listener.path().display());
+                // Out of descriptors, most likely: the connection still waits, so do not spin.
+                std::thread::sleep(Duration::from_millis(50));
+            }
+        }
+    }
+
+    fn on_local_guest(&mut self, stream: UnixStream, now: Instant) {
+        let peer = match getsockopt(&stream, PeerCredentials) {
+            Ok(peer) => peer,
+            Err(errno) => {
+                log::warn!("a local guest cannot be identified: {errno}");
+                return;
+            }
+        };
+        let (uid, pid) = (peer.uid(), peer.pid());
+        let who = Who::Local { uid, pid };
+        let trusted = uid == 0 || uid == Uid::effective().as_raw();
+        let refusal = if !trusted && !self.config.policy.allow_all {
+            Some(Turned::Denied(format!(
+                "user {uid} may not use this mediator; it needs --allow-all for that"
+            )))
+        } else {
+            let most = (!trusted).then_some(self.config.limits.max_sessions_per_guest);
+            self.check_limits(&who, most)
+        };
+        self.begin(who, Carrier::Local, Some(stream.into()), refusal, now);
+    }
+
+    /// Whether there is room for another session of `who`.
+    fn check_limits(&self, who: &Who, most: Option<u32>) -> Option<Turned> {
+        let limits = &self.config.limits;
+        let all = self
+            .sessions
+            .values()
+            .filter(|session| !session.refusing)
+            .count();
+        if most.is_some_and(|most| self.accounts.running(who) >= most as usize) {
+            let most = most.unwrap_or_default();
+            return Some(Turned::Busy(format!(
+                "this guest has {most} sessions already, which is its limit; end one first"
+            )));
+        }
+        (all >= limits.max_sessions as usize).then(|| {
+            Turned::Busy(format!(
+                "the mediator has {all} sessions already, which is its limit; try again later"
+            ))
+        })
+    }
+
+    /// Starts a worker. Returns the session's number if there is one now.
+    fn begin(
+        &mut self,
+        who: Who,
+        carrier: Carrier,
+        guest: Option<OwnedFd>,
+        refusal: Option<Turned>,
+        now: Instant,
+    ) -> Option<u64> {
+        let id = self.next_session;
+        self.next_session += 1;
+        if let Some(Turned::Denied(why) | Turned::Busy(why)) = &refusal {
+            self.accounts.refuse(&who, now);
+            let line = format!("turned away: {why}");
+            self.accounts.log(&who, log::Level::Warn, &line, now);
+            let refusing = self
+                .sessions
+                .values()
+                .filter(|session| session.refusing)
+                .count();
+            if refusing >= MOST_REFUSING {
+                return None;
+            }
+        }
+        let spec = self.spec(id, &who, carrier, refusal);
+        match Session::start(id, who.clone(), &spec, guest, now) {
+            Ok(session) => {
+                if !session.refusing {
+                    self.accounts.begin(&who, now);
+                    let line = format!("session {id} begins (worker {})", session.pid());
+                    self.accounts.log(&who, log::Level::Info, &line, now);
+                }
+                self.sessions.insert(id, session);
+                Some(id)
+            }
+            Err(error) => {
+                let line = format!("no worker can be started: {error}");
+                self.accounts.log(&who, log::Level::Error, &line, now);
+                None
+            }
+        }
+    }
+
+    fn spec(&self, id: u64, who: &Who, carrier: Carrier, refusal: Option<Turned>) -> Spec {
+        let limits = &self.config.limits;
+        Spec {
+            broker_pid: std::process::id().cast_signed(),
+            guest: who.to_string(),
+            carrier,
+            executor: self.offer.choice,
+            reason: self.offer.executor.reason.clone(),
+            epoch: self.epoch | (id & u64::from(u32::MAX)),
+            max_elements: limits.max_elements,
+            max_chunk_elements: limits.max_chunk_elements,
+            connect_timeout_s: limits.connect_timeout_s,
+            hello_timeout_s: limits.hello_timeout_s,
+            idle_timeout_s: limits.idle_timeout_s,
+            stall_timeout_s: limits.stall_timeout_s,
+            refusal,
+            verbose: self.verbose,
+        }
+    }
+
+    /// Collects the workers that have ended.
+    fn reap(&mut self, now: Instant) {
+        let ended: Vec<_> = self
+            .sessions
+            .values_mut()
+            .filter_map(|session| Some((session.id, session.try_wait()?)))
+            .collect();
+        for (id, status) in ended {
+            if let Some(mut session) = self.sessions.remove(&id) {
+                let ended = session.ended(status, now);
+                self.on_ended(&session, &ended, now);
+            }
+        }
+        self.answer_queries(now);
+    }
+
+    fn on_ended(&mut self, session: &Session, ended: &crate::worker::link::Ended, now: Instant) {
+        let Session { id, who, .. } = session;
+        if session.refusing {
+            return;
+        }
+        let usage = session.usage();
+        self.accounts.end(who, usage, now);
+        let level = if ended.fault {
+            log::Level::Warn
+        } else {
+            log::Level::Info
+        };
+        let line = format!(
+            "session {id} ended after {:.1} s: {}; {} requests ({} failed), {} bytes in, {} out, \
+             {} elements",
+            now.duration_since(session.began).as_secs_f64(),
+            ended.text,
+            usage.requests,
+            usage.failed_requests,
+            usage.bytes_in,
+            usage.bytes_out,
+            usage.elements,
+        );
+        self.accounts.log(who, level, &line, now);
+        self.file_service_ended(*id, now);
+    }
+
+    /// Does what is due.
+    fn expire(&mut self, now: Instant) {
+        for session in self.sessions.values_mut() {
+            if session.kill_at.is_some_and(|at| at <= now) {
+                session.kill();
+                // Reaped when its signal comes; killed again should that take long.
+                session.kill_at = Some(now + KICK_TIME);
+            }
+        }
+        self.control.expire(now);
+        self.answer_queries(now);
+        self.expire_stop(now);
+    }
+}
+
+fn listen(path: &Path, everybody: bool) -> Result<Listener, Failure> {
+    let listener =
+        Listener::bind(path).map_err(|error| Failure::new(error.to_string(), error.advice()))?;
+    // Connecting needs the right to write to the socket.
+    let mode = if everybody { 0o666 } else { 0o600 };
+    fs::set_permissions(path, Permissions::from_mode(mode)).map_err(|error| {
+        Failure::system(
+            format!("cannot set the permissions of {}", path.display()),
+            error,
+            "choose a path on a file system with Unix permissions",
+        )
+    })?;
+    Ok(listener)
+}

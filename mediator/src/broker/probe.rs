@@ -1,0 +1,179 @@
+//! Which executor this machine offers, asked of a child process.
+//!
+//! Initialising CUDA may hang, crash, or leave the process unable to fork: none of that may happen
+//! to the broker.
+
+use std::io;
+use std::os::unix::process::CommandExt;
+use std::process::{Child, Command, ExitCode, Stdio};
+use std::time::{Duration, Instant};
+
+use nix::sys::prctl;
+use nix::sys::signal::Signal;
+use serde::{Deserialize, Serialize};
+
+use super::wait::wait_readable;
+use crate::control;
+use crate::executor::{ExecutorChoice, probe};
+use crate::failure::Failure;
+use crate::lines::LineBuffer;
+
+/// First argument of the child.
+pub const ARGUMENT: &str = "probe";
+
+/// Time for the child. A driver that starts up several GPUs takes its time.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// Longest answer of the child in bytes.
+const MAX_ANSWER: usize = 16 << 10;
+
+/// What the child found.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+enum Verdict {
+    Executor(control::Executor),
+    Error(String),
+}
+
+/// An executor that was proven to work.
+#[derive(Debug, Clone)]
+pub struct Offer {
+    /// What workers open; never `auto`.
+    pub choice: ExecutorChoice,
+    /// What it is.
+    pub executor: control::Executor,
+}
+
+/// The child: opens the executor, says in one line what it is, and ends.
+pub fn main(arguments: &[String]) -> ExitCode {
+    // A broker that dies meanwhile must not leave this behind, waiting for a driver.
+    if let Err(errno) = prctl::set_pdeathsig(Signal::SIGKILL) {
+        eprintln!("vgpu-mediatord {ARGUMENT}: {errno}");
+    }
+    let choice = match arguments {
+        [choice] => choice.parse::<ExecutorChoice>(),
+        _ => Err("one argument needed: auto, cuda or cpu".to_owned()),
+    };
+    let verdict = match choice.map(probe) {
+        Ok(Ok(executor)) => {
+            let info = executor.info();
+            Verdict::Executor(control::Executor {
+                kind: info.kind.to_owned(),
+                device: info.device.clone(),
+                total_memory: info.total_memory,
+                driver: info.driver.clone(),
+                reason: info.reason.clone(),
+            })
+        }
+        Ok(Err(error)) => Verdict::Error(error.to_string()),
+        Err(error) => Verdict::Error(error),
+    };
+    match serde_json::to_string(&verdict) {
+        Ok(line) => {
+            println!("{line}");
+            ExitCode::SUCCESS
+        }
+        Err(error) => {
+            eprintln!("vgpu-mediatord {ARGUMENT}: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// Finds the executor that `choice` allows, waiting a minute at most.
+///
+/// # Errors
+/// The one executor asked for does not work here.
+pub fn find(choice: ExecutorChoice) -> Result<Offer, Failure> {
+    let verdict = match (ask(choice), choice) {
+        (Ok(Verdict::Executor(executor)), _) => Ok(executor),
+        (Ok(Verdict::Error(what)), _) => Err(what),
+        // The driver took the child down: the CPU is still there.
+        (Err(what), ExecutorChoice::Auto) => match ask(ExecutorChoice::Cpu) {
+            Ok(Verdict::Executor(mut executor)) => {
+                executor.reason = format!("no CUDA: {what}");
+                Ok(executor)
+            }
+            Ok(Verdict::Error(error)) | Err(error) => Err(error),
+        },
+        (Err(what), _) => Err(format!("executor {choice} is not available: {what}")),
+    };
+    match verdict {
+        Ok(executor) => Ok(Offer {
+            choice: if executor.kind == "cuda" {
+                ExecutorChoice::Cuda
+            } else {
+                ExecutorChoice::Cpu
+            },
+            executor,
+        }),
+        Err(what) => Err(Failure::new(
+            what,
+            "use --executor auto or cpu, or correct what is missing (vgpuctl doctor looks for it)",
+        )),
+    }
+}
+
+fn ask(choice: ExecutorChoice) -> Result<Verdict, String> {
+    let mut child = Command::new("/proc/self/exe")
+        .arg0("vgpu-mediatord")
+        .args([ARGUMENT, &choice.to_string()])
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .process_group(0)
+        .spawn()
+        .map_err(|error| format!("the probe cannot be started: {error}"))?;
+    let answer = read_answer(&mut child);
+    if answer.is_err() {
+        // It may have ended already.
+        let _ = child.kill();
+    }
+    let status = child.wait();
+    match answer {
+        Ok(Some(line)) => {
+            serde_json::from_str(&line).map_err(|error| format!("the probe's answer: {error}"))
+        }
+        Ok(None) => Err(match status {
+            Ok(status) => format!("the probe ended without an answer ({status})"),
+            Err(error) => format!("the probe cannot be waited for: {error}"),
+        }),
+        Err(error) if error.kind() == io::ErrorKind::TimedOut => Err(format!(
+            "the driver did not start within {} s",
+            PATIENCE.as_secs()
+        )),
+        Err(error) => Err(format!("the probe's answer: {error}")),
+    }
+}
+
+/// The child's one line; `None` if it ended without.
+fn read_answer(child: &mut Child) -> io::Result<Option<String>> {
+    let deadline = Instant::now() + PATIENCE;
+    let mut lines = LineBuffer::new(MAX_ANSWER);
+    let Some(stdout) = &mut child.stdout else {
+        return Ok(None);
+    };
+    loop {
+        wait_readable(stdout, deadline)?;
+        // One look at a readable pipe does not block.
+        let mut once = Once(stdout, false);
+        let received = lines.read(&mut once)?;
+        if let Some(line) = received.lines.into_iter().next() {
+            return Ok(Some(line));
+        }
+        if received.closed {
+            return Ok(None);
+        }
+    }
+}
+
+/// Reads once, then reports that there is nothing more for now.
+struct Once<'a, R>(&'a mut R, bool);
+
+impl<R: io::Read> io::Read for Once<'_, R> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        if std::mem::replace(&mut self.1, true) {
+            return Err(io::ErrorKind::WouldBlock.into());
+        }
+        self.0.read(buffer)
+    }
+}

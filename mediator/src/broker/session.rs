@@ -1,0 +1,186 @@
+//! A worker process from the broker's side.
+
+use std::io::{self, Write};
+use std::net::Shutdown;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::net::UnixStream;
+use std::os::unix::process::CommandExt;
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::time::Instant;
+
+use super::who::Who;
+use crate::lines::LineBuffer;
+use crate::usage::Usage;
+use crate::worker;
+use crate::worker::link::{Ask, Ended, MAX_LINE, Report};
+use crate::worker::spec::Spec;
+
+/// A session's worker and what it has reported.
+#[derive(Debug)]
+pub(super) struct Session {
+    pub(super) id: u64,
+    pub(super) who: Who,
+    pub(super) began: Instant,
+    /// It only tells its guest that it is turned away.
+    pub(super) refusing: bool,
+    child: Child,
+    link: UnixStream,
+    lines: LineBuffer,
+    /// The link is over; the process may still be there.
+    pub(super) silent: bool,
+    pub(super) connected: bool,
+    report: Report,
+    /// When the last report came.
+    pub(super) reported: Option<Instant>,
+    /// It has been asked to end, and is killed at this time.
+    pub(super) kill_at: Option<Instant>,
+}
+
+impl Session {
+    /// Starts the worker. `guest` becomes its standard input.
+    pub(super) fn start(
+        id: u64,
+        who: Who,
+        spec: &Spec,
+        guest: Option<OwnedFd>,
+        now: Instant,
+    ) -> io::Result<Self> {
+        let (link, theirs) = UnixStream::pair()?;
+        link.set_nonblocking(true)?;
+        let label = format!("session-{id}");
+        let child = Command::new("/proc/self/exe")
+            .arg0("vgpu-mediatord")
+            .args([worker::ARGUMENT, &label, &serde_json::to_string(spec)?])
+            .env_remove("NOTIFY_SOCKET")
+            .stdin(guest.map_or_else(Stdio::null, Stdio::from))
+            .stdout(OwnedFd::from(theirs))
+            // A Ctrl-C at the terminal is for the broker, which lets the workers finish.
+            .process_group(0)
+            .spawn()?;
+        Ok(Self {
+            id,
+            who,
+            began: now,
+            refusing: spec.refusal.is_some(),
+            child,
+            link,
+            lines: LineBuffer::new(MAX_LINE),
+            silent: false,
+            connected: false,
+            report: Report::default(),
+            reported: None,
+            kill_at: None,
+        })
+    }
+
+    pub(super) fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// What the session had used at its last report.
+    pub(super) fn usage(&self) -> &Usage {
+        &self.report.usage
+    }
+
+    /// The guest's program, by its own account.
+    pub(super) fn client(&self) -> Option<&str> {
+        self.report.client.as_deref()
+    }
+
+    pub(super) fn state(&self) -> &'static str {
+        if self.kill_at.is_some() || self.report.ended.is_some() {
+            "ending"
+        } else if self.connected {
+            "serving"
+        } else {
+            "connecting"
+        }
+    }
+
+    /// Takes the reports that have arrived. A worker that sends anything else is killed: it may
+    /// have been taken over by its guest.
+    pub(super) fn listen(&mut self, now: Instant) {
+        let received = match self.lines.read(&self.link) {
+            Ok(received) => received,
+            Err(error) => return self.distrust(&error.to_string()),
+        };
+        for line in received.lines {
+            match serde_json::from_str::<Report>(&line) {
+                Ok(report) if plausible(&report) => {
+                    self.report = report;
+                    self.connected = true;
+                    self.reported = Some(now);
+                }
+                Ok(_) => return self.distrust("a report has a text that no worker writes"),
+                Err(error) => return self.distrust(&error.to_string()),
+            }
+        }
+        self.silent |= received.closed;
+    }
+
+    fn distrust(&mut self, why: &str) {
+        self.silent = true;
+        self.report.ended = Some(Ended::fault(format!("the worker misbehaves: {why}")));
+        self.kill();
+    }
+
+    /// Asks without waiting; a worker that does not listen is dealt with by `kill_at`.
+    pub(super) fn ask(&mut self, ask: Ask) {
+        let line = format!("{}\n", ask.word());
+        if let Err(error) = (&self.link).write_all(line.as_bytes()) {
+            log::debug!(
+                "session {}: {} cannot be asked: {error}",
+                self.id,
+                ask.word()
+            );
+        }
+    }
+
+    /// Ends the process at once.
+    pub(super) fn kill(&mut self) {
+        // An error means that it has ended already.
+        let _ = self.child.kill();
+        let _ = self.link.shutdown(Shutdown::Both);
+    }
+
+    /// Whether the process has ended; collects its status.
+    pub(super) fn try_wait(&mut self) -> Option<ExitStatus> {
+        // An error means that there is no such child, which cannot be; it would be over then.
+        self.child.try_wait().ok().flatten()
+    }
+
+    /// How it ended, once [`try_wait`](Self::try_wait) has given a status.
+    pub(super) fn ended(&mut self, status: ExitStatus, now: Instant) -> Ended {
+        // The last words may still wait in the socket.
+        while !self.silent {
+            let before = self.report.clone();
+            self.listen(now);
+            if self.report == before {
+                break;
+            }
+        }
+        match self.report.ended.take() {
+            Some(ended) => ended,
+            None => Ended::fault(format!("the worker died ({status})")),
+        }
+    }
+}
+
+/// Texts of an honest worker hold no control characters and are short.
+fn plausible(report: &Report) -> bool {
+    let sound = |text: &str, most: usize| text.len() <= most && !text.chars().any(char::is_control);
+    report
+        .client
+        .as_deref()
+        .is_none_or(|text| sound(text, 1024))
+        && report
+            .ended
+            .as_ref()
+            .is_none_or(|ended| sound(&ended.text, MAX_LINE))
+}
+
+impl AsFd for Session {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.link.as_fd()
+    }
+}

@@ -1,0 +1,87 @@
+//! The end: no new guests, running requests finish, then everything is taken down.
+
+use std::time::{Duration, Instant};
+
+use super::Broker;
+use super::notify::notify;
+use crate::worker::link::Ask;
+
+/// Time to collect workers that were killed.
+const REAPING: Duration = Duration::from_secs(2);
+
+/// How far the end has come.
+#[derive(Debug)]
+pub(super) enum Stopping {
+    /// Sessions may finish their requests until then.
+    Draining(Instant),
+    /// They were killed and are collected until then.
+    Reaping(Instant),
+    /// Nothing is left to wait for.
+    Over,
+}
+
+impl Stopping {
+    pub(super) fn is_over(&self) -> bool {
+        matches!(self, Self::Over)
+    }
+
+    pub(super) fn deadline(&self) -> Option<Instant> {
+        match self {
+            Self::Draining(at) | Self::Reaping(at) => Some(*at),
+            Self::Over => None,
+        }
+    }
+}
+
+impl Broker<'_> {
+    /// A signal to end: the first one drains, the second one does not wait.
+    pub(super) fn stop(&mut self, now: Instant) {
+        if self.stopping.is_some() {
+            log::warn!(
+                "asked to stop again: {} sessions are cut off",
+                self.sessions.len()
+            );
+            self.kill_all(now);
+            return;
+        }
+        let time = self.config.limits.drain_timeout();
+        log::info!(
+            "stopping: {} sessions have {} s to finish their requests",
+            self.sessions.len(),
+            time.as_secs()
+        );
+        notify("STOPPING=1");
+        // Their sockets disappear, so that guests learn at once that nobody is here.
+        self.locals.clear();
+        self.files.clear();
+        for session in self.sessions.values_mut() {
+            session.ask(Ask::Drain);
+        }
+        self.stopping = Some(Stopping::Draining(now + time));
+    }
+
+    fn kill_all(&mut self, now: Instant) {
+        for session in self.sessions.values_mut() {
+            session.kill();
+        }
+        self.stopping = Some(Stopping::Reaping(now + REAPING));
+    }
+
+    pub(super) fn expire_stop(&mut self, now: Instant) {
+        let due = |at: Instant| at <= now;
+        match self.stopping {
+            None => {}
+            Some(_) if self.sessions.is_empty() => self.stopping = Some(Stopping::Over),
+            Some(Stopping::Draining(at)) if due(at) => {
+                log::warn!("{} sessions did not finish in time", self.sessions.len());
+                self.kill_all(now);
+            }
+            Some(Stopping::Reaping(at)) if due(at) => {
+                // They hang in the kernel; they end with this process.
+                log::error!("{} workers cannot be ended", self.sessions.len());
+                self.stopping = Some(Stopping::Over);
+            }
+            Some(_) => {}
+        }
+    }
+}

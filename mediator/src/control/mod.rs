@@ -1,0 +1,164 @@
+//! The control socket: what `vgpuctl` and the mediator say to each other.
+//!
+//! One line of JSON asks, one answers. Both carry the version; fields may be added to version 1,
+//! so readers ignore those they do not know. Only root and the mediator's own user are served.
+
+pub mod client;
+
+use serde::{Deserialize, Serialize};
+
+use crate::usage::Usage;
+
+/// Version of the messages below.
+pub const VERSION: u32 = 1;
+
+/// Longest request in bytes.
+pub const MAX_REQUEST: usize = 4096;
+
+/// Longest answer in bytes that a client takes.
+pub const MAX_RESPONSE: usize = 4 << 20;
+
+/// A question.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Request {
+    /// [`VERSION`].
+    pub v: u32,
+    /// What is asked.
+    #[serde(flatten)]
+    pub ask: Ask,
+}
+
+/// What can be asked.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "op", rename_all = "lowercase")]
+pub enum Ask {
+    /// What runs and who uses it.
+    Status,
+    /// End a guest's sessions.
+    Kick {
+        /// A domid, name or uuid as in the configuration, or `session:N`, or `local`.
+        guest: String,
+    },
+}
+
+/// An answer: exactly one of the three.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Answer {
+    /// To [`Ask::Status`].
+    Status(Box<Status>),
+    /// To [`Ask::Kick`]: how many sessions are being ended.
+    Kicked(usize),
+    /// It could not be done.
+    Error(Refused),
+}
+
+/// Why a request was refused.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Refused {
+    /// What is wrong, in one line.
+    pub what: String,
+    /// What to do, in one line.
+    pub advice: String,
+}
+
+/// An answer with its version.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Response {
+    /// [`VERSION`].
+    pub v: u32,
+    /// The answer.
+    #[serde(flatten)]
+    pub answer: Answer,
+}
+
+/// The mediator as a whole.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Status {
+    /// The mediator's version.
+    pub version: String,
+    /// Its process.
+    pub pid: u32,
+    /// Seconds since it started.
+    pub uptime_s: u64,
+    /// Whether it is about to stop.
+    pub stopping: bool,
+    /// Where it serves guests.
+    pub listen: Vec<String>,
+    /// What runs their work.
+    pub executor: Executor,
+    /// What guests may take.
+    pub limits: Limits,
+    /// Whether guests without a rule are admitted.
+    pub allow_all: bool,
+    /// Sessions since the start, those that were refused not counted.
+    pub sessions_started: u64,
+    /// Guests that were turned away since the start.
+    pub refused: u64,
+    /// What all sessions together have used, ended ones included.
+    pub usage: Usage,
+    /// Guests that have used the mediator, or tried to.
+    pub guests: Vec<Guest>,
+    /// Sessions that run.
+    pub sessions: Vec<Session>,
+}
+
+/// The executor that the mediator offers.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Executor {
+    /// `cuda` or `cpu`.
+    pub kind: String,
+    /// The device's name.
+    pub device: String,
+    /// Its memory in bytes.
+    pub total_memory: u64,
+    /// The driver's version, if there is one.
+    pub driver: String,
+    /// Why this executor.
+    pub reason: String,
+}
+
+/// What guests may take.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Limits {
+    /// Sessions at once, of all guests together.
+    pub max_sessions: u32,
+    /// Sessions at once of one guest.
+    pub max_sessions_per_guest: u32,
+}
+
+/// One guest's account.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Guest {
+    /// As in `guest 7 (web-1)` or `local uid 1000`.
+    pub guest: String,
+    /// Sessions that run.
+    pub sessions: usize,
+    /// Sessions since the mediator started.
+    pub sessions_started: u64,
+    /// How often it was turned away.
+    pub refused: u64,
+    /// What it has used, ended sessions included.
+    pub usage: Usage,
+}
+
+/// One session that runs.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Session {
+    /// Its number since the mediator started.
+    pub id: u64,
+    /// Whose it is.
+    pub guest: String,
+    /// The worker process.
+    pub pid: u32,
+    /// Seconds since it began.
+    pub age_s: u64,
+    /// `connecting`, `serving` or `ending`.
+    pub state: String,
+    /// The guest's program, by its own account.
+    pub client: Option<String>,
+    /// What it has used.
+    pub usage: Usage,
+    /// Whether `usage` is from now; otherwise the worker has not answered in time.
+    pub current: bool,
+}

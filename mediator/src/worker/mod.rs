@@ -1,0 +1,126 @@
+//! The worker: one process for one guest's session.
+//!
+//! The broker starts it as itself with the hidden first argument [`ARGUMENT`]. Its standard input
+//! is the guest's socket (or nothing), its standard output the [`link`] to the broker, its standard
+//! error the log. It opens the guest's channel itself, so no byte of a guest passes the broker.
+
+mod confine;
+pub mod link;
+pub mod spec;
+
+use std::io;
+use std::os::unix::net::UnixStream;
+use std::path::Path;
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+use std::time::Instant;
+
+use vchan::DomId;
+use vgpu_file_transport::Stop;
+use vgpu_protocol::transport::Transport;
+
+use crate::executor::{Executor, ExecutorChoice, probe};
+use crate::listen;
+use crate::logging;
+use crate::session::{self, SessionEnd, StopFlag};
+use crate::usage::Observed;
+use link::{Ended, Link};
+use spec::{Carrier, Spec};
+
+/// First argument of a worker process.
+pub const ARGUMENT: &str = "worker";
+
+/// Runs the worker: `arguments` are a label for `ps` and the [`Spec`].
+pub fn main(arguments: &[String]) -> ExitCode {
+    let spec = match arguments {
+        [_label, spec] => serde_json::from_str::<Spec>(spec).map_err(|error| error.to_string()),
+        _ => Err("a worker is started by vgpu-mediatord, not by hand".to_owned()),
+    };
+    let spec = match spec {
+        Ok(spec) => spec,
+        Err(error) => {
+            eprintln!("vgpu-mediatord {ARGUMENT}: {error}");
+            return ExitCode::from(2);
+        }
+    };
+    let (guest, broker) = match confine::confine(spec.broker_pid) {
+        Ok(streams) => streams,
+        Err(error) => {
+            eprintln!("vgpu-mediatord {ARGUMENT}: cannot set itself up: {error}");
+            return ExitCode::FAILURE;
+        }
+    };
+    logging::init(spec.verbose);
+    let observed = Arc::new(Observed::default());
+    let stop = Arc::new(StopFlag::default());
+    let ended = Arc::new(AtomicBool::new(false));
+    let link = match Link::start(broker, &observed, &stop, &ended) {
+        Ok(link) => link,
+        Err(error) => {
+            log::error!(
+                "worker for {}: cannot reach the broker: {error}",
+                spec.guest
+            );
+            return ExitCode::FAILURE;
+        }
+    };
+    let end = match &spec.carrier {
+        Carrier::File { directory } => serve_files(&spec, directory, &ended, &link),
+        Carrier::Local | Carrier::Xen { .. } => serve_guest(&spec, guest, &observed, &stop, &link),
+    };
+    link.ended(&observed, end);
+    ExitCode::SUCCESS
+}
+
+fn serve_guest(
+    spec: &Spec,
+    guest: UnixStream,
+    observed: &Observed,
+    stop: &StopFlag,
+    link: &Link,
+) -> Ended {
+    let deadline = Instant::now() + spec.connect_timeout();
+    let connected = match &spec.carrier {
+        Carrier::Xen { domid, path } => vchan::xen::connect(DomId(*domid), path, deadline),
+        _ => vchan::local::connect_on(guest, deadline),
+    };
+    let mut channel = match connected {
+        Ok(channel) => channel,
+        Err(error) => {
+            return Ended::fault(format!("no channel: {error} ({})", error.advice()));
+        }
+    };
+    link.connected(observed);
+    let mut open = || open_executor(spec.executor);
+    let transport: &mut dyn Transport = &mut channel;
+    let end = session::serve(transport, &mut open, &spec.settings(), observed, stop);
+    match &end {
+        SessionEnd::Goodbye | SessionEnd::GuestClosed(false) | SessionEnd::Stopped(_) => {
+            Ended::fine(end.to_string())
+        }
+        _ => Ended::fault(end.to_string()),
+    }
+}
+
+fn serve_files(spec: &Spec, directory: &Path, ended: &AtomicBool, link: &Link) -> Ended {
+    let mut executor = match open_executor(spec.executor) {
+        Ok(executor) => executor,
+        Err(error) => return Ended::fault(format!("the executor failed: {error}")),
+    };
+    link.connected(&Observed::default());
+    match listen::file::serve(directory, executor.as_mut(), Stop::when(ended)) {
+        Ok(()) => Ended::fine("stopped"),
+        Err(error) => Ended::fault(error.to_string()),
+    }
+}
+
+fn open_executor(choice: ExecutorChoice) -> Result<Box<dyn Executor>, String> {
+    probe(choice).map_err(|error| error.to_string())
+}
+
+/// Sends one line to a stream whose reader may be gone.
+fn send_line(mut stream: &UnixStream, line: &str) -> io::Result<()> {
+    use std::io::Write;
+    stream.write_all(format!("{line}\n").as_bytes())
+}

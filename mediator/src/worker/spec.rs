@@ -1,0 +1,122 @@
+//! What a worker is started with: one argument of JSON, written and read by the same program.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+use vgpu_protocol::frame::MAX_BODY;
+use vgpu_protocol::message::Limits;
+use vgpu_protocol::status::ErrorCode;
+
+use crate::executor::ExecutorChoice;
+use crate::session::{Refusal, Settings};
+
+/// Chunk that the executors work best with: large enough to hide a kernel's launch, small enough
+/// that a pipeline of them stays in a processor's cache.
+const PREFERRED_CHUNK_ELEMENTS: u32 = 64 << 10;
+
+/// Requests that a guest may have under way.
+const MAX_REQUESTS: u16 = 16;
+
+/// How a worker reaches its guest.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Carrier {
+    /// By the connected socket that is its standard input.
+    Local,
+    /// By the vchan that a domain serves.
+    Xen {
+        /// The guest.
+        domid: u16,
+        /// Path of the channel's keys below the guest's home in xenstore.
+        path: String,
+    },
+    /// By two files in a directory; no session, the worker stays.
+    File {
+        /// Where the files are.
+        directory: PathBuf,
+    },
+}
+
+/// Everything a worker needs to know.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Spec {
+    /// The broker; a worker never outlives it.
+    pub broker_pid: i32,
+    /// For log lines.
+    pub guest: String,
+    /// How the guest is reached.
+    pub carrier: Carrier,
+    /// Never `auto`: the broker has decided.
+    pub executor: ExecutorChoice,
+    /// Why the broker took this executor.
+    pub reason: String,
+    /// See [`Settings::epoch`].
+    pub epoch: u64,
+    /// See [`Limits::max_elements`].
+    pub max_elements: u64,
+    /// See [`Limits::max_chunk_elements`].
+    pub max_chunk_elements: u32,
+    /// Seconds to bring the channel up.
+    pub connect_timeout_s: u32,
+    /// See [`Settings::hello_timeout`].
+    pub hello_timeout_s: u32,
+    /// See [`Settings::idle_timeout`].
+    pub idle_timeout_s: u32,
+    /// See [`Settings::stall_timeout`].
+    pub stall_timeout_s: u32,
+    /// Turn the guest away with this reason.
+    pub refusal: Option<Turned>,
+    /// How often `-v` was given.
+    pub verbose: u8,
+}
+
+/// Why a guest is turned away.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Turned {
+    /// Policy forbids it.
+    Denied(String),
+    /// No capacity now.
+    Busy(String),
+}
+
+impl Spec {
+    /// [`connect_timeout_s`](Self::connect_timeout_s) as a duration.
+    pub fn connect_timeout(&self) -> Duration {
+        Duration::from_secs(self.connect_timeout_s.into())
+    }
+
+    /// What the session is run with.
+    pub fn settings(&self) -> Settings {
+        let seconds = |s: u32| Duration::from_secs(s.into());
+        let refusal = self.refusal.clone().map(|turned| match turned {
+            Turned::Denied(text) => Refusal {
+                code: ErrorCode::Denied,
+                text,
+            },
+            Turned::Busy(text) => Refusal {
+                code: ErrorCode::Busy,
+                text,
+            },
+        });
+        Settings {
+            limits: Limits {
+                max_body: MAX_BODY,
+                // Requests run one after the other in this version.
+                max_lanes: 1,
+                max_requests: MAX_REQUESTS,
+                max_handles: MAX_REQUESTS.into(),
+                max_chunk_elements: self.max_chunk_elements,
+                preferred_chunk_elements: PREFERRED_CHUNK_ELEMENTS.min(self.max_chunk_elements),
+                max_elements: self.max_elements,
+            },
+            epoch: self.epoch,
+            hello_timeout: seconds(self.hello_timeout_s),
+            idle_timeout: seconds(self.idle_timeout_s),
+            stall_timeout: seconds(self.stall_timeout_s),
+            reason: Some(self.reason.clone()),
+            refusal,
+        }
+    }
+}
