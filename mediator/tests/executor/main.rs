@@ -4,6 +4,7 @@
 //! a stand-in for NVIDIA's library, which also plays its failures.
 
 mod conformance;
+mod end_to_end;
 mod stand_in;
 
 use std::time::{Duration, Instant};

@@ -17,7 +17,7 @@ use vgpu_mediator::executor::{
 use crate::conformance;
 
 /// What the stand-in plays, for the inner process; see `libcuda.rs`.
-const SCENARIO: &str = "VGPU_STAND_IN";
+pub(crate) const SCENARIO: &str = "VGPU_STAND_IN";
 
 /// The folder of the test run's own files.
 fn folder() -> PathBuf {
@@ -48,18 +48,23 @@ fn compile(name: &str, options: &[&str]) -> PathBuf {
     folder
 }
 
+/// The folder of the whole stand-in.
+pub(crate) fn library() -> &'static Path {
+    static WHOLE: OnceLock<PathBuf> = OnceLock::new();
+    WHOLE.get_or_init(|| compile("whole", &[]))
+}
+
 /// Whether this is the inner process, in which `test` shall do its work. In the outer one it starts
 /// the inner one and checks that it succeeds.
 fn inner(test: &str, scenario: &str) -> bool {
     if env::var_os(SCENARIO).is_some() {
         return true;
     }
-    static WHOLE: OnceLock<PathBuf> = OnceLock::new();
     static LACKING: OnceLock<PathBuf> = OnceLock::new();
     let folder = if scenario == "lacking" {
         LACKING.get_or_init(|| compile("lacking", &["--cfg", "lacking"]))
     } else {
-        WHOLE.get_or_init(|| compile("whole", &[]))
+        library()
     };
     let output = run_self(test, scenario, folder);
     let text = String::from_utf8_lossy(&output.stderr);

@@ -1,0 +1,169 @@
+//! The real mediator with the CUDA executor over the stand-in: broker, probe process, worker, ring
+//! and guest, and the file protocol. What differs from a GPU machine is the driver's library alone.
+
+use std::fs;
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use vgpu_guest::{Client, Endpoint, Options};
+
+use crate::stand_in;
+
+/// No wait of a test is longer.
+const WATCHDOG: Duration = Duration::from_secs(60);
+
+/// A mediator of this test; dropping it ends it and its workers.
+struct Mediator(Child);
+
+impl Mediator {
+    /// Starts `vgpu-mediatord` with the stand-in playing `scenario`.
+    fn start(folder: &Path, listen: &str, executor: &str, scenario: &str) -> Mediator {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_vgpu-mediatord"));
+        command
+            .args(["--listen", listen, "--executor", executor, "--control"])
+            .arg(folder.join("control.sock"))
+            .env("LD_LIBRARY_PATH", stand_in::library())
+            .env(stand_in::SCENARIO, scenario)
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(fs::File::create(folder.join("log")).expect("a log"));
+        Mediator(command.spawn().expect("the mediator starts"))
+    }
+
+    /// Asks it to end and waits.
+    fn stop(&mut self) {
+        let pid = nix::unistd::Pid::from_raw(self.0.id().try_into().expect("a pid"));
+        let _ = nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGTERM);
+        let deadline = Instant::now() + WATCHDOG;
+        while self.0.try_wait().expect("a child").is_none() {
+            if Instant::now() > deadline {
+                let _ = self.0.kill();
+                panic!("the mediator does not end");
+            }
+            thread::sleep(Duration::from_millis(10));
+        }
+    }
+}
+
+impl Drop for Mediator {
+    fn drop(&mut self) {
+        if thread::panicking() {
+            let _ = self.0.kill();
+            let _ = self.0.wait();
+        } else {
+            self.stop();
+        }
+    }
+}
+
+/// Connects as soon as the mediator listens.
+fn connect(socket: &Path) -> Client {
+    let deadline = Instant::now() + WATCHDOG;
+    loop {
+        match Client::connect(&[Endpoint::Local(socket.into())], &Options::default()) {
+            Ok(client) => return client,
+            Err(error) if Instant::now() > deadline => panic!("{error}"),
+            Err(_) => thread::sleep(Duration::from_millis(50)),
+        }
+    }
+}
+
+#[test]
+fn a_guest_adds_vectors_on_the_stand_in() {
+    let folder = tempfile::tempdir().unwrap();
+    let socket = folder.path().join("vgpu.sock");
+    let listen = format!("local:{}", socket.display());
+    let _mediator = Mediator::start(folder.path(), &listen, "cuda", "works");
+    // Two sessions, so two workers, each with a context of its own.
+    for _ in 0..2 {
+        let mut client = connect(&socket);
+        let info = client.info().expect("info");
+        assert_eq!((&*info.executor, &*info.device), ("cuda", "Stand-in GPU"));
+        for elements in [1, 1000, 3_000_001] {
+            let a: Vec<f32> = (0..elements).map(|i| i as f32).collect();
+            let b: Vec<f32> = (0..elements).map(|i| (i % 77) as f32).collect();
+            let mut sums = vec![0.0; elements];
+            let report = client.vector_add(&a, &b, &mut sums).expect("sums");
+            assert_eq!(report.elements, elements);
+            assert!((0..elements).all(|i| sums[i] == a[i] + b[i]));
+        }
+        client.goodbye().expect("goodbye");
+    }
+}
+
+/// The probe's launch is one per process, so in a worker the second launch is the guest's first.
+#[test]
+fn a_fault_ends_one_session_and_the_next_has_a_new_context() {
+    let folder = tempfile::tempdir().unwrap();
+    let socket = folder.path().join("vgpu.sock");
+    let listen = format!("local:{}", socket.display());
+    let _mediator = Mediator::start(folder.path(), &listen, "cuda", "fault=2");
+    for _ in 0..2 {
+        let mut client = connect(&socket);
+        let error = client
+            .vector_add(&[1.0], &[2.0], &mut [0.0])
+            .expect_err("the kernel faults");
+        assert!(error.to_string().contains("700"), "{error}");
+    }
+}
+
+#[test]
+fn a_mediator_without_the_gpu_it_was_told_to_use_does_not_start() {
+    let folder = tempfile::tempdir().unwrap();
+    let listen = format!("local:{}", folder.path().join("vgpu.sock").display());
+    let mut mediator = Mediator::start(folder.path(), &listen, "cuda", "alloc=801");
+    let deadline = Instant::now() + WATCHDOG;
+    let status = loop {
+        if let Some(status) = mediator.0.try_wait().expect("a child") {
+            break status;
+        }
+        assert!(Instant::now() < deadline, "still running");
+        thread::sleep(Duration::from_millis(10));
+    };
+    assert!(!status.success());
+    let log = fs::read_to_string(folder.path().join("log")).unwrap();
+    assert!(log.contains("CUDA error 801 in cuMemAlloc"), "{log}");
+    assert!(!folder.path().join("vgpu.sock").exists());
+}
+
+#[test]
+fn a_shell_asks_by_files() {
+    let folder = tempfile::tempdir().unwrap();
+    let directory = folder.path().join("files");
+    fs::create_dir(&directory).unwrap();
+    let listen = format!("file:{}", directory.display());
+    let mut mediator = Mediator::start(folder.path(), &listen, "cuda", "works");
+    let response = || fs::read_to_string(directory.join("response.txt")).unwrap_or_default();
+    let wait_for = |text: &str| {
+        let deadline = Instant::now() + WATCHDOG;
+        while !response().starts_with(text) {
+            assert!(Instant::now() < deadline, "still {:?}", response());
+            thread::sleep(Duration::from_millis(10));
+        }
+    };
+    let sh = |script: &str| {
+        let status = Command::new("sh")
+            .args(["-euc", script])
+            .current_dir(&directory)
+            .status();
+        assert!(status.expect("sh runs").success());
+    };
+    wait_for("0:Ready\n");
+    let passed = "1:Vector add PASSED: 1024 elements, 0 errors (cuda executor, Stand-in GPU)\n";
+    for _ in 0..2 {
+        sh("echo 1 > command.txt");
+        wait_for(passed);
+        sh("echo 0 > command.txt");
+        wait_for("0:Ready\n");
+    }
+    sh("echo 2 > command.txt");
+    wait_for("1:Stand-in GPU, 1024 MiB, driver ");
+    mediator.stop();
+    assert!(
+        response().starts_with("2:The mediator has stopped"),
+        "{}",
+        response()
+    );
+}
