@@ -16,6 +16,7 @@ mod status;
 mod stopping;
 mod wait;
 mod who;
+mod xen;
 
 use std::collections::BTreeMap;
 use std::fs::{self, Permissions};
@@ -46,6 +47,7 @@ use signals::Signals;
 use status::Query;
 use stopping::Stopping;
 use who::{Target, Who};
+use xen::{Announced, Command, Event, XenGuests};
 
 /// Workers at once that only tell a guest why it is turned away; beyond them guests are just
 /// disconnected.
@@ -101,6 +103,7 @@ struct Broker<'a> {
     signals: Signals,
     locals: Vec<Listener>,
     files: Vec<FileService>,
+    xen: Option<XenGuests>,
     sessions: BTreeMap<u64, Session>,
     next_session: u64,
     accounts: Accounts,
@@ -117,6 +120,7 @@ enum Source {
     Termination,
     Children,
     Local(usize),
+    Xen,
     ControlListener,
     Control(u64),
     Session(u64),
@@ -149,6 +153,7 @@ impl<'a> Broker<'a> {
             signals,
             locals: Vec::new(),
             files: Vec::new(),
+            xen: None,
             sessions: BTreeMap::new(),
             next_session: 1,
             accounts: Accounts::default(),
@@ -162,6 +167,7 @@ impl<'a> Broker<'a> {
                 Endpoint::Local(path) => {
                     broker.locals.push(listen(path, config.policy.allow_all)?);
                 }
+                Endpoint::Xen => broker.xen = Some(XenGuests::start(&config.policy)?),
                 Endpoint::File(directory) => broker.files.push(FileService::new(directory, now)?),
                 other => {
                     return Err(Failure::new(
@@ -201,6 +207,10 @@ impl<'a> Broker<'a> {
         for (index, listener) in self.locals.iter().enumerate() {
             sources.push(Source::Local(index));
             fds.push(readable(listener.as_fd()));
+        }
+        if let Some(xen) = &self.xen {
+            sources.push(Source::Xen);
+            fds.push(readable(xen.as_fd()));
         }
         if let Some(listener) = self.control.listener() {
             sources.push(Source::ControlListener);
@@ -254,6 +264,7 @@ impl<'a> Broker<'a> {
                 }
             }
             Source::Local(index) => self.accept_local(index, now),
+            Source::Xen => self.on_xen(now),
             Source::ControlListener => self.control.accept(now),
             Source::Control(id) => {
                 if let Some(ask) = self.control.serve(id) {
@@ -339,6 +350,71 @@ impl<'a> Broker<'a> {
             self.check_limits(&who, most)
         };
         self.begin(who, Carrier::Local, Some(stream.into()), refusal, now);
+    }
+
+    fn on_xen(&mut self, now: Instant) {
+        let Some(events) = self.xen.as_mut().map(XenGuests::events) else {
+            return;
+        };
+        let Ok(events) = events else {
+            log::error!("nobody watches for guests any more; restart vgpu-mediatord");
+            self.xen = None;
+            return;
+        };
+        for event in events {
+            match event {
+                Event::Announced(channel) => self.on_xen_guest(channel, now),
+                Event::Gone { domid } => self.on_domain_gone(domid, now),
+            }
+        }
+    }
+
+    fn on_xen_guest(&mut self, channel: Announced, now: Instant) {
+        let Announced {
+            guest,
+            name,
+            max_sessions,
+            again,
+        } = channel;
+        let domid = guest.domid;
+        let who = Who::Xen(guest, name.clone());
+        if self.stopping.is_some() {
+            return;
+        }
+        let most = max_sessions.unwrap_or(self.config.limits.max_sessions_per_guest);
+        if let Some(Turned::Busy(why) | Turned::Denied(why)) = self.check_limits(&who, Some(most)) {
+            // On Xen a guest waits anyway; a process to tell it so would be one too many.
+            if !again {
+                self.accounts.refuse(&who, now);
+                let line = format!("has to wait: {why}");
+                self.accounts.log(&who, log::Level::Warn, &line, now);
+            }
+            self.tell_xen(Command::Later { domid, name });
+            return;
+        }
+        let path = format!("data/vgpu/{name}");
+        if self
+            .begin(who, Carrier::Xen { domid, path }, None, None, now)
+            .is_none()
+        {
+            self.tell_xen(Command::Later { domid, name });
+        }
+    }
+
+    /// Its workers notice by themselves; one that does not is killed, or the domain would stay a
+    /// zombie for as long as its pages are mapped here.
+    fn on_domain_gone(&mut self, gone: u16, now: Instant) {
+        for session in self.sessions.values_mut() {
+            if matches!(&session.who, Who::Xen(guest, _) if guest.domid == gone) {
+                session.kill_at.get_or_insert(now + KICK_TIME);
+            }
+        }
+    }
+
+    fn tell_xen(&self, command: Command) {
+        if let Some(xen) = &self.xen {
+            xen.tell(command);
+        }
     }
 
     /// Whether there is room for another session of `who`.
@@ -443,6 +519,12 @@ impl<'a> Broker<'a> {
 
     fn on_ended(&mut self, session: &Session, ended: &crate::worker::link::Ended, now: Instant) {
         let Session { id, who, .. } = session;
+        if let Who::Xen(guest, name) = who {
+            self.tell_xen(Command::Over {
+                domid: guest.domid,
+                name: name.clone(),
+            });
+        }
         if session.refusing {
             return;
         }

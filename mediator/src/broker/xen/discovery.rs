@@ -1,0 +1,325 @@
+//! The thread that finds guests and their channels in xenstore.
+
+use std::collections::BTreeMap;
+use std::io::Write;
+use std::os::unix::net::UnixStream;
+use std::sync::mpsc::Sender;
+use std::time::{Duration, Instant};
+
+use tokio::sync::mpsc::UnboundedReceiver;
+use vchan::xen::keys::EVENT_CHANNEL;
+use vchan::xen::store::{Store, StoreError};
+
+use super::guest::{DOMAINS, Guest, home};
+use super::name;
+use super::watches::{Subject, Watches};
+use super::{Announced, Command, Event};
+use crate::policy::{Identity, Policy};
+
+/// Time for one answer of xenstored.
+const PATIENCE: Duration = Duration::from_secs(2);
+
+/// How often everything is looked at without an event. xenstore-rs does not report a broken
+/// connection to those who wait for events, so this bounds what a lost one can cost.
+const RECHECK: Duration = Duration::from_secs(30);
+
+/// Domains that are looked at; Xen's numbers end at 32751, its memory long before.
+const MOST_DOMAINS: usize = 4096;
+
+/// Runs until the broker's side of `commands` is gone, then removes the hints.
+pub(super) fn run(
+    store: Store,
+    policy: Policy,
+    events: Sender<Event>,
+    waker: UnixStream,
+    commands: UnboundedReceiver<Command>,
+) {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build();
+    let mut discovery = Discovery {
+        store,
+        policy,
+        events,
+        waker,
+        guests: BTreeMap::new(),
+    };
+    match runtime {
+        Ok(runtime) => runtime.block_on(discovery.serve(commands)),
+        Err(error) => log::error!("cannot watch for guests: {error}"),
+    }
+    discovery.remove_hints();
+}
+
+struct Discovery {
+    store: Store,
+    policy: Policy,
+    events: Sender<Event>,
+    waker: UnixStream,
+    guests: BTreeMap<u16, Guest>,
+}
+
+impl Discovery {
+    async fn serve(&mut self, mut commands: UnboundedReceiver<Command>) {
+        let mut watches = match Watches::open().await {
+            Ok(watches) => watches,
+            Err(error) => {
+                log::error!("cannot watch for guests: {error}");
+                return;
+            }
+        };
+        watches.add(Subject::Introduced);
+        watches.add(Subject::Released);
+        let mut recheck = Instant::now();
+        loop {
+            let now = Instant::now();
+            if recheck <= now {
+                recheck = now + RECHECK;
+                self.refresh(&mut watches, now);
+                self.guests.values_mut().for_each(|guest| guest.mark(now));
+            }
+            let due: Vec<u16> = self
+                .guests
+                .iter_mut()
+                .filter_map(|(domid, guest)| guest.is_due(now).then_some(*domid))
+                .collect();
+            due.into_iter().for_each(|domid| self.look(domid, now));
+
+            let next = self.guests.values().filter_map(Guest::due_at).min();
+            let wake_at = next.map_or(recheck, |next| next.min(recheck));
+            tokio::select! {
+                command = commands.recv() => match command {
+                    Some(command) => self.obey(command),
+                    None => return,
+                },
+                () = watches.marked() => self.on_marks(&mut watches),
+                () = tokio::time::sleep_until(wake_at.into()) => {}
+            }
+        }
+    }
+
+    fn on_marks(&mut self, watches: &mut Watches) {
+        let now = Instant::now();
+        let marks = watches.take();
+        if marks.contains(&Subject::Introduced) || marks.contains(&Subject::Released) {
+            self.refresh(watches, now);
+        }
+        for mark in marks {
+            match mark {
+                Subject::Introduced | Subject::Released => {}
+                Subject::Name(domid) => self.identify(domid, watches, now),
+                Subject::Channels(domid) => {
+                    if let Some(guest) = self.guests.get_mut(&domid) {
+                        guest.mark(now);
+                    }
+                }
+            }
+        }
+    }
+
+    fn obey(&mut self, command: Command) {
+        let now = Instant::now();
+        match command {
+            Command::Over { domid, name } => {
+                if let Some(guest) = self.guests.get_mut(&domid) {
+                    let path = format!("{}/data/vgpu/{name}", guest.home());
+                    guest.over(&name, now);
+                    self.remove(&path);
+                }
+            }
+            Command::Later { domid, name } => {
+                if let Some(guest) = self.guests.get_mut(&domid) {
+                    guest.put_off(&name, now);
+                }
+            }
+        }
+    }
+
+    /// Finds out which domains there are.
+    fn refresh(&mut self, watches: &mut Watches, now: Instant) {
+        let listed = match self.store.list(DOMAINS, now + PATIENCE) {
+            Ok(listed) => listed,
+            Err(error) => {
+                log::warn!("cannot list the domains: {error}");
+                return;
+            }
+        };
+        let domids: Vec<u16> = listed
+            .iter()
+            .filter_map(|name| name.parse().ok())
+            // dom0 itself is no guest.
+            .filter(|domid| *domid != 0)
+            .take(MOST_DOMAINS)
+            .collect();
+        let gone: Vec<u16> = self
+            .guests
+            .keys()
+            .filter(|domid| !domids.contains(domid))
+            .copied()
+            .collect();
+        for domid in gone {
+            self.forget(domid, watches);
+        }
+        for domid in domids {
+            self.identify(domid, watches, now);
+        }
+    }
+
+    fn forget(&mut self, domid: u16, watches: &mut Watches) {
+        self.guests.remove(&domid);
+        watches.remove(Subject::Name(domid));
+        watches.remove(Subject::Channels(domid));
+        self.tell(Event::Gone { domid });
+    }
+
+    /// Reads who a domain is and applies the policy to it.
+    fn identify(&mut self, domid: u16, watches: &mut Watches, now: Instant) {
+        let identity = match self.read_identity(domid) {
+            Ok(identity) => identity,
+            Err(error) => {
+                log::warn!("cannot identify domain {domid}: {error}");
+                return;
+            }
+        };
+        let known = self.guests.get(&domid).map(|guest| &guest.identity);
+        if known.is_some_and(|known| known.uuid.is_some() && known.uuid != identity.uuid) {
+            // The number belongs to another domain now.
+            self.forget(domid, watches);
+        }
+        let judgement = self.policy.judge(&identity);
+        watches.add(Subject::Name(domid));
+        let (allow, changed) = match self.guests.get_mut(&domid) {
+            Some(guest) => {
+                let changed = guest.judgement.allow != judgement.allow;
+                guest.identity = identity;
+                guest.judgement = judgement;
+                (guest.judgement.allow, changed)
+            }
+            None => {
+                let guest = Guest::new(identity, judgement, now);
+                let allow = guest.judgement.allow;
+                self.guests.insert(domid, guest);
+                (allow, true)
+            }
+        };
+        if let (true, Some(guest)) = (changed, self.guests.get(&domid)) {
+            let verb = if allow { "allowed" } else { "denied" };
+            log::info!("{}: {verb}: {}", guest.identity, guest.judgement.why);
+        }
+        if allow {
+            watches.add(Subject::Channels(domid));
+        } else {
+            watches.remove(Subject::Channels(domid));
+        }
+        self.hint(domid, allow);
+    }
+
+    fn read_identity(&self, domid: u16) -> Result<Identity, StoreError> {
+        let deadline = Instant::now() + PATIENCE;
+        let read = |node| {
+            let path = format!("{}/{node}", home(domid));
+            self.store.read_if_present(&path, deadline)
+        };
+        Ok(Identity {
+            domid,
+            name: read("name")?.map(String::from),
+            uuid: read("vm")?.as_deref().and_then(name::uuid),
+        })
+    }
+
+    /// Tells a guest whether it is worth waiting for. Only a hint: the guest could write it itself.
+    fn hint(&self, domid: u16, allow: bool) {
+        let home = home(domid);
+        let path = format!("{home}/data/vgpu/mediator");
+        let wanted = if allow { "allowed" } else { "denied" };
+        let deadline = Instant::now() + PATIENCE;
+        let write = || {
+            // A domain that is still being built has no `data`; made by us, it would not be the
+            // guest's. The toolstack makes it before it announces the domain.
+            match self.store.list(&format!("{home}/data"), deadline) {
+                Ok(_) => {}
+                Err(StoreError::NotFound { .. }) => return Ok(()),
+                Err(error) => return Err(error),
+            }
+            match self.store.read_if_present(&path, deadline) {
+                Ok(Some(there)) if &*there == wanted => Ok(()),
+                // Whatever the guest has put there is replaced.
+                Ok(_) | Err(StoreError::NotText { .. }) => {
+                    self.store.write(&path, wanted, deadline)
+                }
+                Err(error) => Err(error),
+            }
+        };
+        if let Err(error) = write() {
+            log::debug!("no hint for domain {domid}: {error}");
+        }
+    }
+
+    /// Looks at a guest's channels and announces those that wait.
+    fn look(&mut self, domid: u16, now: Instant) {
+        let Some(guest) = self.guests.get_mut(&domid) else {
+            return;
+        };
+        let node = format!("{}/data/vgpu", guest.home());
+        let deadline = now + PATIENCE;
+        let names = match self.store.list(&node, deadline) {
+            Ok(names) => names,
+            Err(StoreError::NotFound { .. }) => Vec::new(),
+            Err(error) => {
+                // A list that is too long for one answer is the guest's own doing.
+                log::debug!("{}: {error}", guest.identity);
+                return;
+            }
+        };
+        let mut announced = Vec::new();
+        for candidate in guest.candidates(&names, now) {
+            let port = format!("{node}/{}/{EVENT_CHANNEL}", candidate.name);
+            // The event channel is written last: before that the guest is not ready.
+            match self.store.read_if_present(&port, deadline) {
+                Ok(Some(_)) => {}
+                Ok(None) => continue,
+                Err(error) => {
+                    log::debug!("{}: {error}", guest.identity);
+                    continue;
+                }
+            }
+            if !guest.announce(&candidate.name, now) {
+                break;
+            }
+            announced.push(Announced {
+                guest: guest.identity.clone(),
+                name: candidate.name,
+                max_sessions: guest.judgement.max_sessions,
+                again: candidate.again,
+            });
+        }
+        for channel in announced {
+            self.tell(Event::Announced(channel));
+        }
+    }
+
+    fn tell(&self, event: Event) {
+        // Without a broker this thread ends soon. A full socket has woken it already.
+        if self.events.send(event).is_ok() {
+            let _ = (&self.waker).write(&[1]);
+        }
+    }
+
+    fn remove(&self, path: &str) {
+        if let Err(error) = self.store.remove(path, Instant::now() + PATIENCE) {
+            log::debug!("cannot remove {path}: {error}");
+        }
+    }
+
+    fn remove_hints(&self) {
+        let deadline = Instant::now() + PATIENCE;
+        for guest in self.guests.values() {
+            let node = format!("{}/data/vgpu", guest.home());
+            self.remove(&format!("{node}/mediator"));
+            // Nothing of the guest's own is in there: the node was made for the hint.
+            if matches!(self.store.list(&node, deadline), Ok(names) if names.is_empty()) {
+                self.remove(&node);
+            }
+        }
+    }
+}
