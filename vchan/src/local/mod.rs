@@ -12,6 +12,8 @@ mod doorbell;
 mod hello;
 mod listener;
 mod memory;
+#[cfg(feature = "test-utils")]
+pub mod peer;
 mod rendezvous;
 
 use std::path::Path;

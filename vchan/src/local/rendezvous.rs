@@ -179,7 +179,7 @@ pub(super) fn orders(rings: RingSizes) -> Result<Orders> {
 }
 
 /// The memory is the control page, then the left ring's pages, then the right ring's.
-fn divide(region: &Region, orders: Orders) -> (ControlPage, Region, Region) {
+pub(super) fn divide(region: &Region, orders: Orders) -> (ControlPage, Region, Region) {
     let control = ControlPage::new(region.part(0, PAGE));
     let mut next = PAGE;
     let mut ring = |place: RingPlace| {

@@ -87,7 +87,7 @@ pub(crate) enum Command {
 #[derive(Debug, Clone, Args)]
 pub(crate) struct Place {
     /// The domain id of the other side (0 is dom0); not needed with --backend local.
-    #[arg(long, value_name = "DOMID", required_if_eq("backend", "xen"))]
+    #[arg(long, value_name = "DOMID")]
     pub(crate) peer: Option<DomId>,
     /// xenstore path of the channel, absolute or relative to the server's home
     /// (/local/domain/<id>); with --backend local the path of a Unix socket.
@@ -250,11 +250,10 @@ mod tests {
     }
 
     #[test]
-    fn one_action_and_a_peer_are_needed() {
+    fn exactly_one_action_is_needed() {
         let parse = |line: &str| Arguments::try_parse_from(line.split(' '));
         assert!(parse("vchan serve --peer 0 --path data/x --echo").is_ok());
         assert!(parse("vchan serve --backend local --path /tmp/x --echo").is_ok());
-        assert!(parse("vchan serve --path data/x --echo").is_err());
         assert!(parse("vchan serve --peer 0 --path data/x").is_err());
         assert!(parse("vchan serve --peer 0 --path data/x --echo --sink").is_err());
         assert!(parse("vchan connect --peer 0 --path data/x --sink --ring 64K").is_err());

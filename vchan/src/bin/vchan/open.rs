@@ -5,6 +5,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
+use vchan::layout::Orders;
 use vchan::local::{self, Listener};
 use vchan::{Channel, DomId, Error, RingSizes, xen};
 
@@ -23,6 +24,13 @@ pub(crate) fn serve(place: &Place, rings: &Rings) -> Result<Channel, Failure> {
 
 /// [`serve`] with given sizes, or with the default.
 pub(crate) fn serve_sizes(place: &Place, rings: Option<RingSizes>) -> Result<Channel, Failure> {
+    // Before anybody is made to wait.
+    Orders::choose(rings.unwrap_or_default()).map_err(|error| {
+        Failure::new(
+            error.to_string(),
+            "ask for rings of at most 1048576 bytes (1M)",
+        )
+    })?;
     let deadline = Instant::now() + place.timeout;
     let signals = Signals::catch()?;
     let channel = match place.backend {

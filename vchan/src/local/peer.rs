@@ -1,0 +1,196 @@
+//! A peer that does what it likes, for tests (feature `test-utils`).
+//!
+//! [`LyingPeer`] goes through the rendezvous honestly and then has its hands on the control page
+//! and the doorbells. [`Offer`] is a server's half of the rendezvous that a test may falsify.
+
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::net::UnixStream;
+use std::sync::atomic::Ordering;
+use std::time::Instant;
+
+use nix::unistd::write;
+
+use super::doorbell::new_eventfd;
+use super::hello::{HELLO_BYTES, Hello, REPLY_BYTES, encode_reply};
+use super::rendezvous::{divide, orders};
+use super::{descriptors, memory};
+use crate::error::{Error, Result};
+use crate::layout::{Orders, PAGE, RingSizes};
+use crate::shm::{ControlPage, Region};
+
+/// One end of a channel without any rules.
+#[derive(Debug)]
+pub struct LyingPeer {
+    /// The control page.
+    pub page: Page,
+    /// Client to server.
+    pub left: Region,
+    /// Server to client.
+    pub right: Region,
+    /// The eventfd that wakes the victim.
+    pub victims_bell: OwnedFd,
+    /// The eventfd that the victim writes to.
+    pub own_bell: OwnedFd,
+    /// Dropping it looks like the death of this peer.
+    pub stream: UnixStream,
+}
+
+/// Raw access to a control page.
+#[derive(Debug, Clone)]
+pub struct Page(ControlPage);
+
+impl Page {
+    /// Stores a `u32` at a byte offset, a multiple of 4.
+    pub fn set_u32(&self, at: usize, value: u32) {
+        self.0.u32_at(at).store(value, Ordering::SeqCst);
+    }
+
+    /// Stores a `u16` at a byte offset, a multiple of 2.
+    pub fn set_u16(&self, at: usize, value: u16) {
+        self.0.u16_at(at).store(value, Ordering::SeqCst);
+    }
+
+    /// Stores a byte.
+    pub fn set_u8(&self, at: usize, value: u8) {
+        self.0.u8_at(at).store(value, Ordering::SeqCst);
+    }
+
+    /// Loads a `u32`.
+    pub fn u32(&self, at: usize) -> u32 {
+        self.0.u32_at(at).load(Ordering::SeqCst)
+    }
+
+    /// Loads a byte.
+    pub fn u8(&self, at: usize) -> u8 {
+        self.0.u8_at(at).load(Ordering::SeqCst)
+    }
+}
+
+impl LyingPeer {
+    /// Takes the client role against a victim that serves.
+    ///
+    /// # Errors
+    /// As a connection has.
+    pub fn connect(stream: UnixStream, deadline: Instant) -> Result<Self> {
+        let mut hello = [0; HELLO_BYTES];
+        let fds = descriptors::receive(&stream, &mut hello, deadline)?;
+        let Ok([memory, to_server, to_client]) = <[OwnedFd; 3]>::try_from(fds) else {
+            return Err(Error::setup(
+                "the victim sent no memory",
+                "look at the test",
+            ));
+        };
+        let bytes = usize::try_from(Hello::decode(&hello)?.memory_bytes).unwrap_or(0);
+        let region = memory::map(&memory, bytes)?;
+        let orders = ControlPage::new(region.part(0, PAGE)).orders()?;
+        let (control, left, right) = divide(&region, orders);
+        control.connect_client();
+        descriptors::send(&stream, &encode_reply(Ok(())), &[], deadline)?;
+        let peer = Self {
+            page: Page(control),
+            left,
+            right,
+            victims_bell: to_server,
+            own_bell: to_client,
+            stream,
+        };
+        peer.ring();
+        Ok(peer)
+    }
+
+    /// Takes the server role against a victim that connects.
+    ///
+    /// # Errors
+    /// As serving has.
+    pub fn serve(stream: UnixStream, rings: RingSizes, deadline: Instant) -> Result<Self> {
+        let offer = Offer::new(rings)?;
+        offer.send(&stream, deadline)?;
+        descriptors::receive(&stream, &mut [0; REPLY_BYTES], deadline)?;
+        let (control, left, right) = divide(&offer.region, offer.orders);
+        let (victims_bell, own_bell) = (offer.to_client, offer.to_server);
+        Ok(Self {
+            page: Page(control),
+            left,
+            right,
+            victims_bell,
+            own_bell,
+            stream,
+        })
+    }
+
+    /// Wakes the victim.
+    pub fn ring(&self) {
+        write(&self.victims_bell, &0u64.to_ne_bytes()).expect("write to an eventfd");
+    }
+}
+
+/// What a server sends, before it is sent.
+#[derive(Debug)]
+pub struct Offer {
+    /// The message.
+    pub hello: [u8; HELLO_BYTES],
+    /// The control page inside the memory.
+    pub page: Page,
+    /// The memory, sealed.
+    pub memory: OwnedFd,
+    /// Rings the server.
+    pub to_server: OwnedFd,
+    /// Rings the client.
+    pub to_client: OwnedFd,
+    region: Region,
+    orders: Orders,
+}
+
+impl Offer {
+    /// An honest offer.
+    ///
+    /// # Errors
+    /// As serving has.
+    pub fn new(rings: RingSizes) -> Result<Self> {
+        let orders = orders(rings)?;
+        let bytes = PAGE * (1 + orders.grant_count());
+        let memory = memory::create(bytes)?;
+        let region = memory::map(&memory, bytes)?;
+        let (control, _, _) = divide(&region, orders);
+        control.initialise(orders, 0);
+        let bell = || new_eventfd().map_err(|errno| Error::os("cannot create an eventfd", errno));
+        Ok(Self {
+            hello: Hello {
+                memory_bytes: bytes as u64,
+            }
+            .encode(),
+            page: Page(control),
+            memory,
+            to_server: bell()?,
+            to_client: bell()?,
+            region,
+            orders,
+        })
+    }
+
+    /// Sends it as an honest server would.
+    ///
+    /// # Errors
+    /// As serving has.
+    pub fn send(&self, stream: &UnixStream, deadline: Instant) -> Result<()> {
+        let fds = [
+            self.memory.as_fd(),
+            self.to_server.as_fd(),
+            self.to_client.as_fd(),
+        ];
+        send_raw(stream, &self.hello, &fds, deadline)
+    }
+}
+
+/// Sends any bytes with any descriptors.
+///
+/// # Errors
+/// As serving has.
+pub fn send_raw(
+    stream: &UnixStream,
+    bytes: &[u8],
+    fds: &[BorrowedFd<'_>],
+    deadline: Instant,
+) -> Result<()> {
+    descriptors::send(stream, bytes, fds, deadline)
+}

@@ -1,0 +1,132 @@
+//! Nothing is left behind: descriptors and mappings after many channels, good and bad.
+//!
+//! One test in a program of its own, because it counts what the whole process holds.
+
+use std::os::unix::net::UnixStream;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use std::os::fd::AsFd;
+use vchan::local::peer::{Offer, send_raw};
+use vchan::local::{connect_on, serve_on};
+
+fn soon() -> Instant {
+    Instant::now() + Duration::from_secs(60)
+}
+
+/// (open descriptors, mappings of channel memory)
+fn held() -> (usize, usize) {
+    let maps = std::fs::read_to_string("/proc/self/maps").unwrap();
+    let memory = maps
+        .lines()
+        .filter(|line| line.contains("memfd:vchan"))
+        .count();
+    (std::fs::read_dir("/proc/self/fd").unwrap().count(), memory)
+}
+
+fn connect_and_close(how: usize) {
+    let (one, other) = UnixStream::pair().unwrap();
+    let server = thread::spawn(move || serve_on(one, 64 << 10, soon()).unwrap());
+    let mut client = connect_on(other, soon()).unwrap();
+    let mut server = server.join().unwrap();
+    server.write_all(b"not read by all", soon()).unwrap();
+    match how % 4 {
+        0 => drop(client),
+        1 => drop(server),
+        2 => {
+            // Splitting adds a descriptor.
+            let (reader, writer) = client.split().unwrap();
+            drop(reader);
+            let _ = writer.close(soon());
+            drop(server);
+        }
+        _ => {
+            client.read(&mut [0; 64], soon()).unwrap();
+            server.close(soon()).unwrap();
+            client.close(soon()).unwrap();
+        }
+    }
+}
+
+fn be_refused() {
+    let offer = Offer::new(4096.into()).unwrap();
+    let (near, far) = UnixStream::pair().unwrap();
+    let fds = [
+        offer.memory.as_fd(),
+        offer.to_server.as_fd(),
+        offer.memory.as_fd(),
+    ];
+    send_raw(&far, &offer.hello, &fds, soon()).unwrap();
+    connect_on(near, soon()).unwrap_err();
+    let (near, _far) = UnixStream::pair().unwrap();
+    let at_once = Instant::now();
+    serve_on(near, 4096, at_once).unwrap_err();
+}
+
+/// c34: neither a child nor a program it starts inherits the channel.
+fn check_flags() {
+    let (one, other) = UnixStream::pair().unwrap();
+    let before = held();
+    let server = thread::spawn(move || serve_on(one, 64 << 10, soon()).unwrap());
+    let client = connect_on(other, soon()).unwrap();
+    let server = server.join().unwrap();
+    assert!(held().0 > before.0 && held().1 > before.1);
+    let smaps = std::fs::read_to_string("/proc/self/smaps").unwrap();
+    let mut mapping = "";
+    let mut checked = 0;
+    for line in smaps.lines() {
+        if let Some(flags) = line.strip_prefix("VmFlags:") {
+            if mapping.contains("memfd:vchan") {
+                assert!(
+                    flags.split_whitespace().any(|flag| flag == "dc"),
+                    "copied by fork: {line}"
+                );
+                checked += 1;
+            }
+        } else if !line
+            .split_whitespace()
+            .next()
+            .is_some_and(|word| word.ends_with(':'))
+        {
+            mapping = line;
+        }
+    }
+    assert!(checked >= 2, "only {checked} mappings found");
+    // O_CLOEXEC is 02000000 in octal.
+    for entry in std::fs::read_dir("/proc/self/fdinfo").unwrap().flatten() {
+        let link = std::fs::read_link(format!("/proc/self/fd/{}", entry.file_name().display()));
+        let Ok(link) = link.map(|link| link.display().to_string()) else {
+            continue;
+        };
+        if !["memfd:vchan", "eventfd", "eventpoll", "socket:"]
+            .iter()
+            .any(|kind| link.contains(kind))
+        {
+            continue;
+        }
+        let info = std::fs::read_to_string(entry.path()).unwrap();
+        let flags = info
+            .lines()
+            .find_map(|line| line.strip_prefix("flags:"))
+            .unwrap()
+            .trim();
+        let flags = u32::from_str_radix(flags, 8).unwrap();
+        assert!(
+            flags & 0o2_000_000 != 0,
+            "{link} would be inherited by exec"
+        );
+    }
+    drop((server, client));
+}
+
+#[test]
+fn three_hundred_channels_leave_nothing_behind() {
+    connect_and_close(0);
+    let before = held();
+    check_flags();
+    for round in 0..300 {
+        connect_and_close(round);
+        be_refused();
+    }
+    assert_eq!(held(), before);
+}
