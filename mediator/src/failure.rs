@@ -26,9 +26,8 @@ impl Failure {
         Self::new(format!("{what}: {error}"), advice)
     }
 
-    /// Prints the two lines of `program`'s last words.
-    pub fn print(&self, program: &str) {
-        eprintln!("{program}: {}", self.what);
-        eprintln!("{program}: to fix this: {}", self.advice);
+    /// Prints the two lines on standard error.
+    pub fn print(&self) {
+        eprintln!("error: {}\n help: {}", self.what, self.advice);
     }
 }

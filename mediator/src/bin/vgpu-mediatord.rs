@@ -26,7 +26,7 @@ fn main() -> ExitCode {
     match run(&Flags::parse()) {
         Ok(()) => ExitCode::SUCCESS,
         Err(failure) => {
-            failure.print("vgpu-mediatord");
+            failure.print();
             ExitCode::FAILURE
         }
     }

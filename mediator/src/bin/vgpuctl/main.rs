@@ -1,2 +1,119 @@
-//! Placeholder replaced by the first real commit of this crate.
-fn main() {}
+//! `vgpuctl`: what the mediator does, and for whom.
+#![forbid(unsafe_code)]
+
+mod cli;
+mod doctor;
+mod figures;
+mod status;
+mod top;
+
+use std::io::{self, Write};
+use std::path::Path;
+use std::process::ExitCode;
+
+use clap::Parser;
+use vgpu_mediator::broker::probe;
+use vgpu_mediator::config::default_control_path;
+use vgpu_mediator::control::client::ask;
+use vgpu_mediator::control::{Answer, Ask, Status};
+use vgpu_mediator::failure::Failure;
+
+use cli::{Cli, Command};
+
+fn main() -> ExitCode {
+    // `doctor` starts itself anew to try CUDA in a process of its own.
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    if let Some((first, rest)) = arguments.split_first()
+        && first == probe::ARGUMENT
+    {
+        return probe::main(rest);
+    }
+    match run(&Cli::parse()) {
+        Ok(status) => status,
+        Err(Exit::Failure(failure)) => {
+            failure.print();
+            ExitCode::FAILURE
+        }
+        // Whoever read the output has seen enough.
+        Err(Exit::Output(error)) if error.kind() == io::ErrorKind::BrokenPipe => ExitCode::SUCCESS,
+        Err(Exit::Output(error)) => {
+            eprintln!("error: cannot print: {error}\n help: check where the output goes");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// Why the program ends early.
+enum Exit {
+    Failure(Failure),
+    Output(io::Error),
+}
+
+impl From<Failure> for Exit {
+    fn from(failure: Failure) -> Self {
+        Self::Failure(failure)
+    }
+}
+
+impl From<io::Error> for Exit {
+    fn from(error: io::Error) -> Self {
+        Self::Output(error)
+    }
+}
+
+fn run(cli: &Cli) -> Result<ExitCode, Exit> {
+    let control = cli.control.clone().unwrap_or_else(default_control_path);
+    match &cli.command {
+        Command::Status => {
+            let status = fetch(&control)?;
+            if cli.json {
+                print_json(&status)?;
+            } else {
+                print(&status::render(&status))?;
+            }
+        }
+        Command::Top { once } => top::run(&control, cli.json, *once)?,
+        Command::Kick { guest } => {
+            let guest = guest.clone();
+            match ask(&control, Ask::Kick { guest })? {
+                Answer::Kicked(sessions) if cli.json => {
+                    print_json(&serde_json::json!({ "kicked": sessions }))?;
+                }
+                Answer::Kicked(1) => print("1 session is being ended\n")?,
+                Answer::Kicked(sessions) => {
+                    print(&format!("{sessions} sessions are being ended\n"))?;
+                }
+                other => return Err(unexpected(other).into()),
+            }
+        }
+        Command::Doctor => return doctor::run(&control, cli.json),
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+fn fetch(control: &Path) -> Result<Status, Failure> {
+    match ask(control, Ask::Status)? {
+        Answer::Status(status) => Ok(*status),
+        other => Err(unexpected(other)),
+    }
+}
+
+fn unexpected(answer: Answer) -> Failure {
+    match answer {
+        Answer::Error(refused) => Failure::new(refused.what, refused.advice),
+        _ => Failure::new(
+            "the mediator answered another question",
+            "use the vgpuctl that came with it",
+        ),
+    }
+}
+
+fn print(text: &str) -> io::Result<()> {
+    let mut stdout = io::stdout().lock();
+    stdout.write_all(text.as_bytes())?;
+    stdout.flush()
+}
+
+fn print_json(object: &impl serde::Serialize) -> io::Result<()> {
+    print(&format!("{}\n", serde_json::to_string(object)?))
+}

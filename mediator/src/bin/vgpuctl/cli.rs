@@ -1,0 +1,71 @@
+//! The command line of `vgpuctl`. Nothing but the parser.
+
+use std::path::PathBuf;
+
+use clap::{Parser, Subcommand};
+
+const EXAMPLES: &str = "\
+Examples:
+  vgpuctl status                  what runs, who uses it
+  vgpuctl --json status           the same for programs, one object on one line
+  vgpuctl top                     rates of all sessions, every second
+  vgpuctl kick web-1              end the sessions of the guest named web-1
+  vgpuctl kick session:12         end one session
+  vgpuctl doctor                  what is missing on this machine, and what to do";
+
+/// Shows and controls a running vgpu-mediatord.
+#[derive(Debug, Parser)]
+#[command(
+    name = "vgpuctl",
+    version,
+    about = "Shows and controls a running vgpu-mediatord.",
+    after_help = EXAMPLES,
+    max_term_width = 96
+)]
+pub(crate) struct Cli {
+    /// Print JSON, one object a line
+    #[arg(long, global = true)]
+    pub(crate) json: bool,
+
+    /// The mediator's control socket [default: /run/vgpu/mediatord.sock, of other users
+    /// $XDG_RUNTIME_DIR/vgpu/mediatord.sock]
+    #[arg(long, global = true, value_name = "PATH")]
+    pub(crate) control: Option<PathBuf>,
+
+    #[command(subcommand)]
+    pub(crate) command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// What runs, who uses it, and what they have used
+    Status,
+    /// Rates of all sessions, again every second
+    Top {
+        /// Print them once, measured over half a second
+        #[arg(long)]
+        once: bool,
+    },
+    /// End a guest's sessions; it may connect again
+    Kick {
+        /// A domid, a VM's name or uuid, `local` (this machine's programs), or session:N
+        guest: String,
+    },
+    /// Look for what is missing on this machine; exits with 1 if something is
+    Doctor,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory;
+
+    #[test]
+    fn the_parser_is_consistent_and_the_examples_parse() {
+        Cli::command().debug_assert();
+        for line in EXAMPLES.lines().skip(1) {
+            let command = line.trim().split("  ").next().unwrap();
+            Cli::try_parse_from(command.split(' ')).unwrap();
+        }
+    }
+}

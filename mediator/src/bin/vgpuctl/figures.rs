@@ -1,0 +1,107 @@
+//! Figures as people read them.
+
+/// A count with a decimal prefix, as in `1.5 M`; below 1000 as it is.
+pub(crate) fn count(value: f64) -> String {
+    const PREFIXES: [&str; 6] = ["k", "M", "G", "T", "P", "E"];
+    if value < 999.5 {
+        return format!("{value:.0}");
+    }
+    let mut value = value / 1000.0;
+    let mut prefix = 0;
+    while value >= 999.95 && prefix + 1 < PREFIXES.len() {
+        value /= 1000.0;
+        prefix += 1;
+    }
+    format!("{value:.1} {}", PREFIXES[prefix])
+}
+
+/// Bytes with a decimal prefix, as in `1.5 MB`.
+pub(crate) fn bytes(value: f64) -> String {
+    let count = count(value);
+    if count.contains(' ') {
+        format!("{count}B")
+    } else {
+        format!("{count} B")
+    }
+}
+
+/// A duration in its two largest units, as in `3 h 20 min`.
+pub(crate) fn duration(seconds: u64) -> String {
+    let (minutes, hours, days) = (seconds / 60, seconds / 3600, seconds / 86400);
+    match (days, hours, minutes) {
+        (0, 0, 0) => format!("{seconds} s"),
+        (0, 0, _) => format!("{minutes} min {} s", seconds % 60),
+        (0, _, _) => format!("{hours} h {} min", minutes % 60),
+        _ => format!("{days} d {} h", hours % 24),
+    }
+}
+
+/// Lines of cells as aligned columns; the first line is the heading. Columns of figures are
+/// aligned to the right.
+pub(crate) fn table(lines: &[Vec<String>], figures_from: usize) -> String {
+    let columns = lines.iter().map(Vec::len).max().unwrap_or(0);
+    let width = |column: usize| {
+        let cells = lines.iter().filter_map(|line| line.get(column));
+        cells.map(|cell| cell.chars().count()).max().unwrap_or(0)
+    };
+    let widths: Vec<usize> = (0..columns).map(width).collect();
+    let mut text = String::new();
+    for line in lines {
+        let cells: Vec<String> = line
+            .iter()
+            .enumerate()
+            .map(|(column, cell)| {
+                let width = widths[column];
+                if column >= figures_from {
+                    format!("{cell:>width$}")
+                } else {
+                    format!("{cell:<width$}")
+                }
+            })
+            .collect();
+        text.push_str(cells.join("  ").trim_end());
+        text.push('\n');
+    }
+    text
+}
+
+/// A text from a guest, short enough for a column.
+pub(crate) fn shorten(text: &str, most: usize) -> String {
+    if text.chars().count() <= most {
+        return text.to_owned();
+    }
+    let kept: String = text.chars().take(most - 1).collect();
+    format!("{kept}…")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn figures_are_short_and_right() {
+        assert_eq!(count(0.0), "0");
+        assert_eq!(count(999.0), "999");
+        assert_eq!(count(999.9), "1.0 k");
+        assert_eq!(count(1_500_000.0), "1.5 M");
+        assert_eq!(count(999_990.0), "1.0 M");
+        assert_eq!(bytes(12.0), "12 B");
+        assert_eq!(bytes(12_582_912.0), "12.6 MB");
+        assert_eq!(duration(59), "59 s");
+        assert_eq!(duration(61), "1 min 1 s");
+        assert_eq!(duration(12_000), "3 h 20 min");
+        assert_eq!(duration(90_000), "1 d 1 h");
+        assert_eq!(shorten("abcdef", 4), "abc…");
+    }
+
+    #[test]
+    fn columns_align() {
+        let line = |cells: &[&str]| cells.iter().map(ToString::to_string).collect::<Vec<_>>();
+        let lines = [
+            line(&["NAME", "N"]),
+            line(&["a", "100"]),
+            line(&["long", "5"]),
+        ];
+        assert_eq!(table(&lines, 1), "NAME    N\na     100\nlong    5\n");
+    }
+}

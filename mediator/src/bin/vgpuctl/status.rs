@@ -1,0 +1,117 @@
+//! `vgpuctl status` for people.
+
+use vgpu_mediator::control::{Guest, Session, Status};
+use vgpu_mediator::usage::Usage;
+
+use crate::figures::{bytes, count, duration, shorten, table};
+
+pub(crate) fn render(status: &Status) -> String {
+    let executor = &status.executor;
+    let driver = match executor.driver.as_str() {
+        "" => String::new(),
+        driver => format!(", driver {driver}"),
+    };
+    let admitted = if status.allow_all {
+        "all guests that no rule denies"
+    } else {
+        "guests that a rule allows"
+    };
+    let mut text = format!(
+        "mediator   {} (pid {}), up {}{}\n\
+         listening  {}\n\
+         executor   {}: {}, {}{driver}\n\
+         because    {}\n\
+         admits     {admitted}; {} of {} sessions in use, {} a guest\n\
+         so far     {} sessions, {} refused; {}\n",
+        status.version,
+        status.pid,
+        duration(status.uptime_s),
+        if status.stopping { ", STOPPING" } else { "" },
+        status.listen.join(", "),
+        executor.kind,
+        executor.device,
+        bytes(executor.total_memory as f64),
+        executor.reason,
+        status.sessions.len(),
+        status.limits.max_sessions,
+        status.limits.max_sessions_per_guest,
+        status.sessions_started,
+        status.refused,
+        sentence(&status.usage),
+    );
+    if !status.guests.is_empty() {
+        let heading = ["GUEST", "NOW", "SESSIONS", "REFUSED"];
+        let mut lines = vec![with_usage_heading(&heading)];
+        lines.extend(status.guests.iter().map(guest));
+        text.push('\n');
+        text.push_str(&table(&lines, 1));
+    }
+    if !status.sessions.is_empty() {
+        let heading = ["SESSION", "GUEST", "STATE", "PROGRAM", "WORKER", "AGE"];
+        let mut lines = vec![with_usage_heading(&heading)];
+        lines.extend(status.sessions.iter().map(session));
+        text.push('\n');
+        text.push_str(&table(&lines, 4));
+    }
+    text
+}
+
+fn guest(guest: &Guest) -> Vec<String> {
+    let mut cells = vec![
+        shorten(&guest.guest, 40),
+        guest.sessions.to_string(),
+        guest.sessions_started.to_string(),
+        guest.refused.to_string(),
+    ];
+    cells.extend(usage(&guest.usage));
+    cells
+}
+
+fn session(session: &Session) -> Vec<String> {
+    let stale = if session.current { "" } else { "?" };
+    let mut cells = vec![
+        format!("{}{stale}", session.id),
+        shorten(&session.guest, 40),
+        session.state.clone(),
+        shorten(session.client.as_deref().unwrap_or("-"), 24),
+        session.pid.to_string(),
+        duration(session.age_s),
+    ];
+    cells.extend(usage(&session.usage));
+    cells
+}
+
+fn with_usage_heading(cells: &[&str]) -> Vec<String> {
+    ["REQUESTS", "FAILED", "IN", "OUT", "ELEMENTS", "DEVICE"]
+        .iter()
+        .fold(cells.to_vec(), |mut all, cell| {
+            all.push(cell);
+            all
+        })
+        .into_iter()
+        .map(str::to_owned)
+        .collect()
+}
+
+fn usage(usage: &Usage) -> [String; 6] {
+    [
+        count(usage.requests as f64),
+        count(usage.failed_requests as f64),
+        bytes(usage.bytes_in as f64),
+        bytes(usage.bytes_out as f64),
+        count(usage.elements as f64),
+        format!("{:.3} s", usage.device_ns as f64 / 1e9),
+    ]
+}
+
+fn sentence(usage: &Usage) -> String {
+    format!(
+        "{} requests ({} failed), {} in, {} out, {} elements, device busy {:.3} s",
+        count(usage.requests as f64),
+        count(usage.failed_requests as f64),
+        bytes(usage.bytes_in as f64),
+        bytes(usage.bytes_out as f64),
+        count(usage.elements as f64),
+        usage.device_ns as f64 / 1e9,
+    )
+}

@@ -1,0 +1,125 @@
+//! `vgpuctl top`: what each session does right now.
+
+use std::path::Path;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use serde::Serialize;
+use vgpu_mediator::control::Status;
+use vgpu_mediator::usage::Usage;
+
+use crate::figures::{bytes, count, duration, shorten, table};
+use crate::{Exit, fetch, print, print_json};
+
+const EVERY: Duration = Duration::from_secs(1);
+
+/// What `--once` measures over.
+const ONCE: Duration = Duration::from_millis(500);
+
+/// Moves the cursor home, and clears what is below after the text.
+const HOME: &str = "\x1b[H";
+const CLEAR: &str = "\x1b[2J";
+const CLEAR_LINE: &str = "\x1b[K\n";
+const CLEAR_BELOW: &str = "\x1b[J";
+
+/// One session's rates.
+#[derive(Debug, PartialEq, Serialize)]
+struct Rates {
+    session: u64,
+    guest: String,
+    state: String,
+    client: Option<String>,
+    age_s: u64,
+    requests_per_s: f64,
+    bytes_in_per_s: f64,
+    bytes_out_per_s: f64,
+    elements_per_s: f64,
+    /// Part of the time in which the device worked for it, in percent.
+    device_percent: f64,
+}
+
+pub(crate) fn run(control: &Path, json: bool, once: bool) -> Result<(), Exit> {
+    let mut before = (fetch(control)?, Instant::now());
+    if !once && !json {
+        print(&format!("{HOME}{CLEAR}"))?;
+    }
+    loop {
+        thread::sleep(if once { ONCE } else { EVERY });
+        let now = (fetch(control)?, Instant::now());
+        let rates = rates(&before.0, &now.0, now.1.duration_since(before.1));
+        if json {
+            print_json(&serde_json::json!({ "sessions": rates }))?;
+        } else {
+            let text = render(&now.0, &rates);
+            if once {
+                print(&text)?;
+            } else {
+                let lines = text.replace('\n', CLEAR_LINE);
+                print(&format!("{HOME}{lines}{CLEAR_BELOW}"))?;
+            }
+        }
+        if once {
+            return Ok(());
+        }
+        before = now;
+    }
+}
+
+fn rates(before: &Status, now: &Status, elapsed: Duration) -> Vec<Rates> {
+    let seconds = elapsed.as_secs_f64().max(1e-3);
+    let rate = |before: u64, now: u64| now.saturating_sub(before) as f64 / seconds;
+    now.sessions
+        .iter()
+        .map(|session| {
+            let old = before.sessions.iter().find(|old| old.id == session.id);
+            // A session that is new has done all it did since then.
+            let old = old.map_or(Usage::default(), |old| old.usage);
+            let new = session.usage;
+            Rates {
+                session: session.id,
+                guest: session.guest.clone(),
+                state: session.state.clone(),
+                client: session.client.clone(),
+                age_s: session.age_s,
+                requests_per_s: rate(old.requests, new.requests),
+                bytes_in_per_s: rate(old.bytes_in, new.bytes_in),
+                bytes_out_per_s: rate(old.bytes_out, new.bytes_out),
+                elements_per_s: rate(old.elements, new.elements),
+                device_percent: rate(old.device_ns, new.device_ns) / 1e7,
+            }
+        })
+        .collect()
+}
+
+fn render(status: &Status, rates: &[Rates]) -> String {
+    let mut text = format!(
+        "vgpu-mediatord {} pid {}, up {}, executor {} ({}), {} of {} sessions\n\n",
+        status.version,
+        status.pid,
+        duration(status.uptime_s),
+        status.executor.kind,
+        status.executor.device,
+        status.sessions.len(),
+        status.limits.max_sessions,
+    );
+    let heading = [
+        "SESSION", "GUEST", "STATE", "PROGRAM", "AGE", "REQ/s", "IN/s", "OUT/s", "ELEM/s", "DEVICE",
+    ];
+    let mut lines = vec![heading.map(str::to_owned).to_vec()];
+    lines.extend(rates.iter().map(|rates| {
+        vec![
+            rates.session.to_string(),
+            shorten(&rates.guest, 40),
+            rates.state.clone(),
+            shorten(rates.client.as_deref().unwrap_or("-"), 24),
+            duration(rates.age_s),
+            count(rates.requests_per_s),
+            bytes(rates.bytes_in_per_s),
+            bytes(rates.bytes_out_per_s),
+            count(rates.elements_per_s),
+            format!("{:.0} %", rates.device_percent),
+        ]
+    }));
+    text.push_str(&table(&lines, 4));
+    text
+}
