@@ -224,7 +224,7 @@ fn explain_load(error: LoadError, platform: Platform) -> ExecutorError {
         LoadError::Absent => (
             "NVIDIA's driver library (libcuda.so.1) is not installed or cannot be loaded"
                 .to_owned(),
-            "install NVIDIA's driver, or run with `--executor cpu`",
+            "install NVIDIA's driver to use a GPU",
         ),
         LoadError::MissingSymbol(symbol) => (
             format!("NVIDIA's driver library (libcuda.so.1) lacks the function {symbol}"),
@@ -302,7 +302,7 @@ mod tests {
     fn a_machine_without_a_driver_says_what_to_do() {
         let error = explain_load(LoadError::Absent, Platform::NotXen).to_string();
         assert!(
-            error.contains("libcuda.so.1") && error.contains("--executor cpu"),
+            error.contains("libcuda.so.1") && error.contains("install NVIDIA's driver"),
             "{error}"
         );
         assert_eq!(error.lines().count(), 1);
