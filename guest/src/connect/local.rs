@@ -20,6 +20,10 @@ use super::unreachable;
 use crate::error::Cause;
 use crate::options::Options;
 
+/// Bytes of each ring: more than over Xen, where pages are scarce. A memfd costs only its memory,
+/// and the longer the ring the less often either side waits for the other.
+const RING_BYTES: usize = 1 << 20;
+
 /// How often a mediator whose queue of connections is full is asked again, and how often a wait
 /// looks whether the program was told to stop.
 const RETRY: Duration = Duration::from_millis(20);
@@ -30,9 +34,7 @@ pub(super) fn open(
     deadline: Instant,
 ) -> Result<Box<dyn Transport>, Cause> {
     let stream = connect_socket(path, options, deadline)?;
-    let rings = options
-        .ring_bytes
-        .map_or(RingSizes::DEFAULT, RingSizes::from);
+    let rings = RingSizes::from(options.ring_bytes.unwrap_or(RING_BYTES));
     let channel = serve_on(stream, rings, options, deadline)?;
     Ok(Box::new(channel))
 }

@@ -14,7 +14,7 @@ use clap::{ArgAction, Args, Parser, Subcommand};
 Examples:
   vgpu doctor                                    what is missing here, and what to do
   vgpu vector-add --n 1048576                    in a Xen guest: dom0 adds two vectors
-  vgpu --endpoint local:/run/vgpu/vgpu.sock info a mediator on this machine
+  vgpu --endpoint local:/run/vgpu/v.sock info    a mediator on this machine
   vgpu --endpoint xen:,local:/tmp/v.sock ping    the first of the two that answers
   vgpu --json vector-add --input a.f32 b.f32 --output c.f32
 
@@ -36,7 +36,8 @@ pub(crate) struct Cli {
     #[arg(long, global = true, value_name = "TIME", value_parser = parse_time)]
     pub(crate) timeout: Option<Duration>,
 
-    /// Bytes of the shared ring in each direction [default: 262144, less where pages are short]
+    /// Bytes of the shared ring in each direction [default: 1048576 over local:; over xen: 262144, or
+    /// less where pages are short]
     #[arg(long, global = true, value_name = "BYTES")]
     pub(crate) ring: Option<usize>,
 
