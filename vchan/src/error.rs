@@ -113,7 +113,7 @@ pub enum Error {
     #[error("the channel was closed by this side")]
     Closed,
     /// The peer closed, or its process or domain is gone.
-    #[error("the peer closed the channel with {unread} bytes not yet read")]
+    #[error("the peer closed the channel{}", left_behind(*unread))]
     PeerClosed {
         /// Bytes sent to the peer which it never took out of the ring.
         unread: u32,
@@ -146,6 +146,13 @@ pub enum Error {
         /// The system's answer.
         source: io::Error,
     },
+}
+
+fn left_behind(unread: u32) -> String {
+    match unread {
+        0 => String::new(),
+        unread => format!(" and left {unread} bytes unread"),
+    }
 }
 
 impl Error {

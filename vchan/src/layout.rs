@@ -34,6 +34,29 @@ pub mod offset {
     pub const GRANTS: usize = 24;
 }
 
+/// The offsets above are those of Xen's header, of which xen-sys holds bindgen's reading.
+const _: () = {
+    use std::mem::offset_of;
+    use xen_sys::generated::uapi::{ring_shared, vchan_interface};
+    assert!(offset_of!(vchan_interface, left) + offset_of!(ring_shared, cons) == offset::LEFT_CONS);
+    assert!(offset_of!(vchan_interface, left) + offset_of!(ring_shared, prod) == offset::LEFT_PROD);
+    assert!(
+        offset_of!(vchan_interface, right) + offset_of!(ring_shared, cons) == offset::RIGHT_CONS
+    );
+    assert!(
+        offset_of!(vchan_interface, right) + offset_of!(ring_shared, prod) == offset::RIGHT_PROD
+    );
+    assert!(offset_of!(vchan_interface, left_order) == offset::LEFT_ORDER);
+    assert!(offset_of!(vchan_interface, right_order) == offset::RIGHT_ORDER);
+    assert!(offset_of!(vchan_interface, cli_live) == offset::CLI_LIVE);
+    assert!(offset_of!(vchan_interface, srv_live) == offset::SRV_LIVE);
+    assert!(offset_of!(vchan_interface, cli_notify) == offset::CLI_NOTIFY);
+    assert!(offset_of!(vchan_interface, srv_notify) == offset::SRV_NOTIFY);
+    assert!(offset_of!(vchan_interface, grants) == offset::GRANTS);
+    assert!(bit::WRITE as u32 == xen_sys::generated::uapi::VCHAN_NOTIFY_WRITE);
+    assert!(bit::READ as u32 == xen_sys::generated::uapi::VCHAN_NOTIFY_READ);
+};
+
 /// Values of the live bytes.
 pub mod live {
     /// The side has closed, or its memory was unmapped.

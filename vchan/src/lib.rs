@@ -4,13 +4,57 @@
 //! The wire format is libxenvchan's (`xen/io/libxenvchan.h`), so either end may be any existing
 //! libxenvchan program. The same ring also runs over a memfd without Xen ([`local`]).
 //!
+//! A server and a client, here in one process over [`local`]; with `xen::Server` and
+//! `xen::connect` in place of the last two functions they are two domains:
+//!
+//! ```
+//! use std::os::unix::net::UnixStream;
+//! use std::time::{Duration, Instant};
+//! use vchan::{Channel, Result, local};
+//!
+//! fn soon() -> Instant {
+//!     Instant::now() + Duration::from_secs(10)
+//! }
+//!
+//! /// Sends back what comes, until the other side closes.
+//! fn echo(mut channel: Channel) -> Result<()> {
+//!     let mut buf = [0; 4096];
+//!     loop {
+//!         match channel.read(&mut buf, soon())? {
+//!             0 => return Ok(()),
+//!             n => channel.write_all(&buf[..n], soon())?,
+//!         }
+//!     }
+//! }
+//!
+//! fn ask(mut channel: Channel) -> Result<()> {
+//!     channel.write_all(b"hello", soon())?;
+//!     let mut answer = [0; 5];
+//!     let mut filled = 0;
+//!     while filled < answer.len() {
+//!         filled += channel.read(&mut answer[filled..], soon())?;
+//!     }
+//!     assert_eq!(&answer, b"hello");
+//!     // Waits until the other side has read everything.
+//!     channel.close(soon())
+//! }
+//!
+//! # fn main() -> Result<()> {
+//! let (one, other) = UnixStream::pair().unwrap();
+//! let server = std::thread::spawn(move || echo(local::serve_on(one, 64 << 10, soon())?));
+//! ask(local::connect_on(other, soon())?)?;
+//! server.join().unwrap()
+//! # }
+//! ```
+//!
 //! # How the crate is laid out
 //! * [`layout`]: the control page's offsets, ring orders and the rule by which a server picks them.
 //! * [`ring`]: index arithmetic on values the peer may have made up. Pure, no memory, no OS.
 //! * [`shm`]: the only file that touches shared memory.
 //! * [`notify`]: the notify bits and the fences that keep a wake-up from being lost.
-//! * [`backend`]: what a carrier (Xen, or a memfd) has to provide.
-//! * [`channel`]: reading, writing, waiting and closing; what applications use.
+//! * [`backend`]: what a carrier has to provide; [`local`] and [`xen`] are the two there are.
+//! * [`channel`], [`reader`], [`writer`]: what applications use.
+//! * [`conformance`]: what every channel must do, whatever carries it.
 //!
 //! # Terms
 //! The *server* provides the memory, the *client* maps it. The **left** ring carries client to

@@ -185,11 +185,12 @@ impl Shared {
         };
         // Acquire: pairs with the closing side's store, which follows its last index store.
         let gone = match self.control.u8_at(at).load(Ordering::Acquire) {
-            live::CONNECTED if self.backend.peer_lost() => {
-                self.lost.store(true, Ordering::Relaxed); // published by the store to `gone`
+            live::CONNECTED if self.backend.peer_alive() => false,
+            live::CONNECTED => {
+                // Published by the store to `gone`.
+                self.lost.store(self.backend.peer_lost(), Ordering::Relaxed);
                 true
             }
-            live::CONNECTED => !self.backend.peer_alive(),
             live::CLOSED => true,
             found => return Err(self.fail(PeerError::Live { field, found })),
         };

@@ -12,6 +12,7 @@ use crate::bench_messages::{Command, Kind};
 use crate::bench_serve::{POINT_LIMIT, read_exact};
 use crate::cli::BenchOptions;
 use crate::failure::Failure;
+use crate::stream::say;
 
 const STREAM_BYTES: [u32; 5] = [64, 1 << 10, 4 << 10, 16 << 10, 64 << 10];
 const ECHO_BYTES: [u32; 2] = [16, 1 << 10];
@@ -25,12 +26,12 @@ pub(crate) fn run(mut channel: Channel, options: &BenchOptions) -> Result<(), Fa
     let sizes = channel.ring_sizes();
     let print = |point: &Point| point.print(options.json);
     if !options.json {
-        println!(
+        say(format_args!(
             "{} (rings: {} bytes to the server, {} to the client)",
             channel.describe(),
             sizes.client_to_server,
             sizes.server_to_client
-        );
+        ))?;
     }
     for (kind, ring_bytes) in [
         (Kind::Sink, sizes.client_to_server),
@@ -43,7 +44,7 @@ pub(crate) fn run(mut channel: Channel, options: &BenchOptions) -> Result<(), Fa
                 message_bytes,
                 ring_bytes,
                 options.time,
-            )?);
+            )?)?;
         }
     }
     for message_bytes in ECHO_BYTES {
@@ -54,7 +55,7 @@ pub(crate) fn run(mut channel: Channel, options: &BenchOptions) -> Result<(), Fa
             message_bytes,
             ring_bytes,
             options.time,
-        )?);
+        )?)?;
     }
     let end = Command {
         kind: Kind::End,
@@ -65,10 +66,10 @@ pub(crate) fn run(mut channel: Channel, options: &BenchOptions) -> Result<(), Fa
     channel.write_all(&end.encode(), deadline)?;
     channel.close(deadline)?;
 
-    print(&memcpy(sizes.client_to_server, options.time));
+    print(&memcpy(sizes.client_to_server, options.time))?;
     if options.baseline {
         for message_bytes in ECHO_BYTES {
-            print(&socket_pair(message_bytes, options.time)?);
+            print(&socket_pair(message_bytes, options.time)?)?;
         }
     }
     Ok(())
@@ -95,7 +96,7 @@ impl Point {
         self.elapsed.as_secs_f64() * 1e6 / self.messages as f64
     }
 
-    fn print(&self, as_json: bool) {
+    fn print(&self, as_json: bool) -> Result<(), Failure> {
         if as_json {
             let mut object = Map::new();
             object.insert("kind".into(), self.kind.into());
@@ -110,19 +111,19 @@ impl Point {
             object.insert("messages".into(), self.messages.into());
             object.insert("seconds".into(), json!(self.elapsed.as_secs_f64()));
             object.insert("events_sent".into(), self.events_sent.into());
-            println!("{}", Value::Object(object));
+            say(format_args!("{}", Value::Object(object)))
         } else if self.round_trip {
             let micros = self.microseconds();
-            println!(
+            say(format_args!(
                 "{:>12} {:>6} B  {micros:>10.2} us/round trip",
                 self.kind, self.message_bytes
-            );
+            ))
         } else {
             let rate = self.megabytes_per_second();
-            println!(
+            say(format_args!(
                 "{:>12} {:>6} B  {rate:>10.1} MB/s",
                 self.kind, self.message_bytes
-            );
+            ))
         }
     }
 }

@@ -10,6 +10,7 @@ use vchan::layout::Role;
 use crate::cli::{Backend, Place};
 use crate::failure::Failure;
 use crate::open;
+use crate::stream::say;
 
 /// Tells a process that it is the one that dies.
 const CHILD: &str = "VCHAN_CONFORMANCE_CHILD";
@@ -52,15 +53,17 @@ fn run(
         match outcome {
             Ok(()) => {
                 passed += 1;
-                println!("ok {}", case.name);
+                say(format_args!("ok {}", case.name))?;
             }
             Err(what) => {
                 failed += 1;
-                println!("FAILED {}: {what}", case.name);
+                say(format_args!("FAILED {}: {what}", case.name))?;
             }
         }
     }
-    println!("conformance: {passed} passed, {failed} failed");
+    say(format_args!(
+        "conformance: {passed} passed, {failed} failed"
+    ))?;
     if failed > 0 || passed == 0 {
         return Err(Failure::new(
             format!("{failed} of {} cases failed", passed + failed),

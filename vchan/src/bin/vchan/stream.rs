@@ -1,5 +1,6 @@
 //! `--echo` and `--sink`.
 
+use std::io::{Write, stdout};
 use std::time::{Duration, Instant};
 
 use indicatif::{ProgressBar, ProgressStyle};
@@ -46,8 +47,12 @@ pub(crate) fn sink(mut channel: Channel) -> Result<(), Failure> {
         }
     }
     progress.finish_and_clear();
-    println!("sink: {total} bytes crc32c={crc:08x}");
-    Ok(())
+    say(format_args!("sink: {total} bytes crc32c={crc:08x}"))
+}
+
+/// Prints a line; that nobody may be there to read it is a failure, not a panic.
+pub(crate) fn say(line: std::fmt::Arguments<'_>) -> Result<(), Failure> {
+    writeln!(stdout(), "{line}").map_err(|error| Failure::standard("output", &error))
 }
 
 /// A running total on stderr, if that is a terminal; else nothing.
