@@ -1,7 +1,7 @@
 //! What a session has used: counters in the worker, figures in the broker.
 
 use std::sync::OnceLock;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use serde::{Deserialize, Serialize};
 
@@ -42,6 +42,19 @@ pub struct Observed {
     pub counters: Counters,
     /// The name that the guest's program gave itself, fit for a log; set once it is admitted.
     pub client: OnceLock<String>,
+    connected: AtomicBool,
+}
+
+impl Observed {
+    /// Notes that the guest's channel is up.
+    pub fn set_connected(&self) {
+        self.connected.store(true, Ordering::Relaxed);
+    }
+
+    /// Whether the guest's channel is up.
+    pub fn is_connected(&self) -> bool {
+        self.connected.load(Ordering::Relaxed)
+    }
 }
 
 /// The counters behind a [`Usage`]: the session's thread counts, another one reads.

@@ -28,7 +28,6 @@ pub(super) struct Session {
     lines: LineBuffer,
     /// The link is over; the process may still be there.
     pub(super) silent: bool,
-    pub(super) connected: bool,
     report: Report,
     /// When the last report came.
     pub(super) reported: Option<Instant>,
@@ -66,7 +65,6 @@ impl Session {
             link,
             lines: LineBuffer::new(MAX_LINE),
             silent: false,
-            connected: false,
             report: Report::default(),
             reported: None,
             kill_at: None,
@@ -90,7 +88,7 @@ impl Session {
     pub(super) fn state(&self) -> &'static str {
         if self.kill_at.is_some() || self.report.ended.is_some() {
             "ending"
-        } else if self.connected {
+        } else if self.report.connected {
             "serving"
         } else {
             "connecting"
@@ -108,7 +106,6 @@ impl Session {
             match serde_json::from_str::<Report>(&line) {
                 Ok(report) if plausible(&report) => {
                     self.report = report;
-                    self.connected = true;
                     self.reported = Some(now);
                 }
                 Ok(_) => return self.distrust("a report has a text that no worker writes"),

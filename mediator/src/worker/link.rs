@@ -24,6 +24,9 @@ pub const MAX_LINE: usize = 4096;
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Report {
+    /// Whether the guest's channel is up.
+    #[serde(default)]
+    pub connected: bool,
     /// The guest's program, by its own account; set once it was admitted.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub client: Option<String>,
@@ -120,6 +123,7 @@ impl Link {
 
     /// Tells that the guest's channel is up.
     pub(super) fn connected(&self, observed: &Observed) {
+        observed.set_connected();
         send(&self.stream, observed, None);
     }
 
@@ -160,6 +164,7 @@ fn listen(stream: &UnixStream, observed: &Observed, stop: &StopFlag, ended: &Ato
 fn send(stream: &UnixStream, observed: &Observed, ended: Option<Ended>) {
     let bounded = |text: String| text.chars().take(1000).collect::<String>();
     let report = Report {
+        connected: observed.is_connected(),
         client: observed.client.get().cloned(),
         usage: observed.counters.usage(),
         ended: ended.map(|ended| Ended {
@@ -185,6 +190,7 @@ mod tests {
     #[test]
     fn reports_are_read_as_they_are_written_and_stay_short() {
         let report = Report {
+            connected: true,
             client: Some("x".repeat(64)),
             usage: Usage {
                 bytes_in: u64::MAX,

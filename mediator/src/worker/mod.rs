@@ -66,7 +66,7 @@ pub fn main(arguments: &[String]) -> ExitCode {
         }
     };
     let end = match &spec.carrier {
-        Carrier::File { directory } => serve_files(&spec, directory, &ended, &link),
+        Carrier::File { directory } => serve_files(&spec, directory, &observed, &ended, &link),
         Carrier::Local | Carrier::Xen { .. } => serve_guest(&spec, guest, &observed, &stop, &link),
     };
     link.ended(&observed, end);
@@ -103,12 +103,18 @@ fn serve_guest(
     }
 }
 
-fn serve_files(spec: &Spec, directory: &Path, ended: &AtomicBool, link: &Link) -> Ended {
+fn serve_files(
+    spec: &Spec,
+    directory: &Path,
+    observed: &Observed,
+    ended: &AtomicBool,
+    link: &Link,
+) -> Ended {
     let mut executor = match open_executor(spec.executor) {
         Ok(executor) => executor,
         Err(error) => return Ended::fault(format!("the executor failed: {error}")),
     };
-    link.connected(&Observed::default());
+    link.connected(observed);
     match listen::file::serve(directory, executor.as_mut(), Stop::when(ended)) {
         Ok(()) => Ended::fine("stopped"),
         Err(error) => Ended::fault(error.to_string()),

@@ -1,0 +1,176 @@
+//! What people see when they make a mistake: one line of what, one of what to do.
+
+mod support;
+
+use std::fs;
+use std::process::{Command, Output};
+
+use support::{MEDIATORD, Mediator, VGPUCTL, run, stderr, stdout};
+
+fn mediatord(flags: &[&str]) -> Output {
+    run(Command::new(MEDIATORD).args(flags).env_remove("RUST_LOG"))
+}
+
+/// Checks that it failed with an error that holds `words`, and says what to do.
+fn assert_refused(output: &Output, words: &[&str]) {
+    let text = stderr(output);
+    assert!(!output.status.success(), "{text}");
+    // A mediator that got further has logged before.
+    assert!(
+        text.lines().any(|line| line.starts_with("error: ")),
+        "{text}"
+    );
+    for word in words {
+        assert!(text.contains(word), "`{word}` is missing: {text}");
+    }
+}
+
+/// The same, and exactly two lines.
+fn assert_two_lines(output: &Output, words: &[&str]) {
+    assert_refused(output, words);
+    let text = stderr(output);
+    let lines: Vec<&str> = text.lines().collect();
+    assert_eq!(lines.len(), 2, "{text}");
+    assert!(lines[0].starts_with("error: "), "{text}");
+    assert!(lines[1].starts_with(" help: "), "{text}");
+}
+
+#[test]
+fn wrong_arguments() {
+    assert_refused(&mediatord(&["--frobnicate"]), &["--frobnicate"]);
+    assert_refused(&mediatord(&["--listen"]), &["--listen"]);
+    assert_refused(&mediatord(&["--listen", "pigeon:x"]), &["pigeon"]);
+    assert_refused(
+        &mediatord(&["--listen", "unix:/x"]),
+        &["unix", "not in this build"],
+    );
+    assert_refused(
+        &mediatord(&["--executor", "vulkan"]),
+        &["vulkan", "auto, cuda or cpu"],
+    );
+    assert_refused(&mediatord(&["--executor", "relay:xen:"]), &["relay"]);
+    assert_two_lines(&mediatord(&[]), &["nothing to listen on", "--listen"]);
+    let nothing = run(&mut Command::new(VGPUCTL));
+    assert!(!nothing.status.success() && stderr(&nothing).contains("Usage: vgpuctl"));
+    assert_refused(&run(Command::new(VGPUCTL).arg("dance")), &["dance"]);
+}
+
+#[test]
+fn help_has_examples() {
+    for program in [MEDIATORD, VGPUCTL] {
+        let output = run(Command::new(program).arg("--help"));
+        assert!(output.status.success());
+        assert!(stdout(&output).contains("Examples:"));
+    }
+}
+
+#[test]
+fn configurations_are_checked() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("m.toml");
+    let check = |text: &str| {
+        fs::write(&path, text).unwrap();
+        mediatord(&["--config", path.to_str().unwrap(), "--check-config"])
+    };
+    let unknown = check("listen = \"xen:\"\n\n[limits]\nmax_guests = 3\n");
+    assert_two_lines(&unknown, &["m.toml, line 4", "max_guests"]);
+    assert_two_lines(&check("listen = \"xen\"\n"), &["line 1", "xen"]);
+    let good = check("listen = \"xen:\"\n[guests]\nweb-1 = \"allow\"\n");
+    assert!(good.status.success(), "{}", stderr(&good));
+    let effective = stdout(&good);
+    assert!(effective.contains("listen = [\"xen:\"]"), "{effective}");
+    assert!(effective.contains("max_sessions = 64"), "{effective}");
+    // What it prints is a configuration itself.
+    assert_eq!(stdout(&check(&effective)), effective);
+    let missing = mediatord(&["--config", "/nowhere/m.toml", "--check-config"]);
+    assert_two_lines(&missing, &["/nowhere/m.toml"]);
+}
+
+#[test]
+fn a_second_mediator_is_told_about_the_first() {
+    let directory = tempfile::tempdir().unwrap();
+    let first = Mediator::start(directory.path(), &[]);
+    let control = directory.path().join("control.sock");
+    let listen = format!("local:{}", directory.path().join("other.sock").display());
+    let flags = ["--listen", &listen, "--control", control.to_str().unwrap()];
+    let second = mediatord(&[&flags[..], &["--executor", "cpu"]].concat());
+    let pid = format!("pid {}", first.pid());
+    assert_two_lines(&second, &["another vgpu-mediatord", &pid, "--control"]);
+
+    // With another control socket, but on the same place for guests.
+    let control = directory.path().join("control2.sock");
+    let listen = first.endpoint().to_string();
+    let flags = ["--listen", &listen, "--control", control.to_str().unwrap()];
+    let third = mediatord(&[&flags[..], &["--executor", "cpu"]].concat());
+    assert_refused(&third, &["another process listens"]);
+    assert!(!control.exists(), "what it had made is gone");
+
+    // The first has not noticed.
+    support::add(&mut first.connect().unwrap(), 10).unwrap();
+    first.stop();
+}
+
+#[test]
+fn what_cannot_be_served_is_refused_at_start() {
+    let directory = tempfile::tempdir().unwrap();
+    let control = directory.path().join("c.sock");
+    let start = |listen: &str, executor: &str| {
+        let control = control.to_str().unwrap();
+        mediatord(&[
+            "--listen",
+            listen,
+            "--control",
+            control,
+            "--executor",
+            executor,
+        ])
+    };
+    let file = directory.path().join("file");
+    fs::write(&file, "x").unwrap();
+    assert_refused(
+        &start(&format!("local:{}", file.display()), "cpu"),
+        &["not a socket"],
+    );
+    assert_refused(
+        &start(&format!("file:{}", file.display()), "cpu"),
+        &["not a directory"],
+    );
+    let long = format!("local:/tmp/{}", "x".repeat(200));
+    assert_refused(&start(&long, "cpu"), &["107 bytes"]);
+    if !std::path::Path::new("/sys/hypervisor/type").exists() {
+        assert_refused(&start("xen:", "cpu"), &["cannot listen on xen:", "dom0"]);
+    }
+    if !std::path::Path::new("/dev/nvidiactl").exists() {
+        assert_refused(
+            &start("file:/tmp", "cuda"),
+            &["executor cuda is not available"],
+        );
+    }
+    assert!(!control.exists());
+}
+
+#[test]
+fn vgpuctl_without_a_mediator() {
+    let directory = tempfile::tempdir().unwrap();
+    let control = directory.path().join("c.sock");
+    let vgpuctl = |flags: &[&str]| {
+        run(Command::new(VGPUCTL)
+            .arg("--control")
+            .arg(&control)
+            .args(flags))
+    };
+    for command in [&["status"][..], &["top", "--once"], &["kick", "7"]] {
+        assert_two_lines(
+            &vgpuctl(command),
+            &["no mediator at", "start vgpu-mediatord"],
+        );
+    }
+    let doctor = vgpuctl(&["doctor"]);
+    assert_eq!(doctor.status.code(), Some(1));
+    let text = stdout(&doctor);
+    assert!(text.contains("✘ mediator: no mediator at"), "{text}");
+    assert!(text.contains("CUDA"), "{text}");
+    let doctor = vgpuctl(&["--json", "doctor"]);
+    let object: serde_json::Value = serde_json::from_slice(&doctor.stdout).unwrap();
+    assert_eq!(object["ok"], false);
+}

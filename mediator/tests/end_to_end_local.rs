@@ -1,0 +1,378 @@
+//! A real mediator, real workers and the real guest library over `local:`.
+
+mod support;
+
+use std::fs;
+use std::io::{BufRead, BufReader, Write};
+use std::os::unix::net::UnixStream;
+use std::process::{Child, Command, Stdio};
+use std::thread;
+use std::time::Duration;
+
+use nix::sys::signal::Signal;
+use support::{Mediator, add, descriptors, is_running, options, run, stderr, stdout, wait_until};
+use vgpu_guest::{Cause, Client, Side};
+
+/// Names in a directory, but for the log.
+fn leftovers(directory: &std::path::Path) -> Vec<String> {
+    let names = fs::read_dir(directory).unwrap();
+    names
+        .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+        .filter(|name| name != "log")
+        .collect()
+}
+
+/// Kinds of descriptors: their numbers differ from run to run.
+fn kinds(descriptors: Vec<String>) -> Vec<String> {
+    let kind = |target: String| target.split(':').next().map(str::to_owned);
+    descriptors.into_iter().filter_map(kind).collect()
+}
+
+#[test]
+fn vectors_of_all_sizes_by_two_guests_at_once_and_again() {
+    let directory = tempfile::tempdir().unwrap();
+    let mediator = Mediator::start(directory.path(), &[]);
+    let before = kinds(mediator.descriptors());
+    for _run in 0..2 {
+        thread::scope(|scope| {
+            for _guest in 0..2 {
+                scope.spawn(|| {
+                    let mut client = mediator.connect().unwrap();
+                    for n in [1, 1000, 1_048_576] {
+                        add(&mut client, n).unwrap();
+                    }
+                    client.goodbye().unwrap();
+                });
+            }
+        });
+    }
+    mediator.wait_for_workers(0);
+    let status = mediator.status();
+    assert_eq!(status["sessions_started"], 4);
+    assert_eq!(status["usage"]["elements"], 4 * (1 + 1000 + 1_048_576));
+    assert_eq!(status["usage"]["failed_requests"], 0);
+    wait_until("all descriptors of sessions are closed", || {
+        kinds(mediator.descriptors()) == before
+    });
+    mediator.stop();
+    assert_eq!(leftovers(directory.path()), [""; 0]);
+}
+
+#[test]
+fn info_says_what_runs_and_why() {
+    let directory = tempfile::tempdir().unwrap();
+    let mediator = Mediator::start(directory.path(), &[]);
+    let mut client = mediator.connect().unwrap();
+    let info = client.info().unwrap();
+    assert_eq!(info.executor, "cpu");
+    assert!(
+        info.mediator.starts_with("vgpu-mediatord "),
+        "{}",
+        info.mediator
+    );
+    assert!(!info.device.is_empty());
+    let start = format!("executor cpu: {}, {}", info.device, info.reason);
+    assert!(mediator.log().contains(&start), "{}", mediator.log());
+    client.ping(b"payload").unwrap();
+    client.goodbye().unwrap();
+    mediator.stop();
+}
+
+#[test]
+fn every_session_has_another_epoch() {
+    let directory = tempfile::tempdir().unwrap();
+    let mut epochs = Vec::new();
+    for _start in 0..2 {
+        let mediator = Mediator::start(directory.path(), &[]);
+        for _session in 0..2 {
+            epochs.push(mediator.connect().unwrap().epoch());
+        }
+        mediator.stop();
+    }
+    epochs.sort_unstable();
+    epochs.dedup();
+    assert_eq!(epochs.len(), 4);
+}
+
+#[test]
+fn a_mediator_killed_in_the_middle_is_an_error_and_its_successor_serves() {
+    let directory = tempfile::tempdir().unwrap();
+    let mediator = Mediator::start(directory.path(), &[]);
+    let mut client = mediator.connect().unwrap();
+    let workers = mediator.wait_for_workers(1);
+    let n = 1 << 22;
+    let (a, mut sum) = (vec![1.0; n], vec![0.0; n]);
+    let mut mediator = Some(mediator);
+    let outcome = client.vector_add_watched(&a, &a, &mut sum, |complete| {
+        if complete > 0
+            && let Some(mediator) = mediator.take()
+        {
+            mediator.crash();
+        }
+    });
+    let error = outcome.unwrap_err();
+    assert_eq!(error.side(), Side::Connection, "{error}");
+    assert!(matches!(error.cause(), Cause::Transport(_)), "{error:?}");
+    wait_until("the worker ends with its broker", || {
+        !is_running(workers[0])
+    });
+
+    // Sockets and lock of the dead mediator are still there, and no obstacle.
+    assert!(!leftovers(directory.path()).is_empty());
+    let mediator = Mediator::start(directory.path(), &[]);
+    add(&mut mediator.connect().unwrap(), 1000).unwrap();
+    mediator.stop();
+    assert_eq!(leftovers(directory.path()), [""; 0]);
+}
+
+/// The guest of [`a_guest_killed_in_the_middle_harms_nobody`], in a process of its own: this
+/// program, told by an environment variable to run this one test.
+#[test]
+fn guest_process() {
+    let Ok(endpoint) = std::env::var("VGPU_TEST_GUEST") else {
+        return;
+    };
+    let mut client = Client::connect(&[endpoint.parse().unwrap()], &options()).unwrap();
+    let n = 1 << 24;
+    let (a, mut sum) = (vec![1.0; n], vec![0.0; n]);
+    let _ = client.vector_add_watched(&a, &a, &mut sum, |complete| {
+        if complete > 0 {
+            println!("under way");
+            std::io::stdout().flush().unwrap();
+            // Killed here, with requests in both directions under way.
+            thread::sleep(support::WATCHDOG);
+        }
+    });
+}
+
+fn start_guest_process(mediator: &Mediator) -> Child {
+    let mut guest = Command::new(std::env::current_exe().unwrap())
+        .args(["--exact", "guest_process", "--nocapture"])
+        .env("VGPU_TEST_GUEST", mediator.endpoint().to_string())
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let lines = BufReader::new(guest.stdout.take().unwrap()).lines();
+    let mut under_way = lines
+        .map_while(Result::ok)
+        .filter(|line| line.contains("under way"));
+    assert!(under_way.next().is_some(), "the guest did not get that far");
+    guest
+}
+
+#[test]
+fn a_guest_killed_in_the_middle_harms_nobody() {
+    let directory = tempfile::tempdir().unwrap();
+    let mediator = Mediator::start(directory.path(), &[]);
+    let mut other = mediator.connect().unwrap();
+    let others_worker = mediator.wait_for_workers(1);
+    let mut guest = start_guest_process(&mediator);
+    assert_eq!(mediator.workers().len(), 2);
+    guest.kill().unwrap();
+    guest.wait().unwrap();
+    assert_eq!(mediator.wait_for_workers(1), others_worker);
+    add(&mut other, 100_000).unwrap();
+    other.goodbye().unwrap();
+    wait_until("the log tells", || {
+        mediator
+            .log()
+            .contains("closed the connection in the middle of a request")
+    });
+    mediator.stop();
+    assert_eq!(leftovers(directory.path()), [""; 0]);
+}
+
+#[test]
+fn a_stop_lets_the_running_request_finish() {
+    let directory = tempfile::tempdir().unwrap();
+    let mut mediator = Mediator::start(directory.path(), &[]);
+    let mut client = mediator.connect().unwrap();
+    let mut idle = mediator.connect().unwrap();
+    let n = 1 << 22;
+    let (a, mut sum) = (vec![1.5; n], vec![0.0; n]);
+    let mut signalled = false;
+    client
+        .vector_add_watched(&a, &a, &mut sum, |complete| {
+            if complete > 0 && !signalled {
+                signalled = true;
+                mediator.signal(Signal::SIGTERM);
+                wait_until("no new guest is taken", || {
+                    !directory.path().join("vgpu.sock").exists()
+                });
+            }
+        })
+        .unwrap();
+    assert!(sum.iter().all(|sum| *sum == 3.0));
+    assert!(mediator.wait().success());
+    for client in [&mut client, &mut idle] {
+        let error = client.ping(b"x").unwrap_err();
+        assert!(error.to_string().contains("stopping"), "{error}");
+    }
+    assert_eq!(leftovers(directory.path()), [""; 0]);
+}
+
+#[test]
+fn a_second_signal_does_not_wait() {
+    let directory = tempfile::tempdir().unwrap();
+    let mut mediator = Mediator::start(directory.path(), &[]);
+    let mut guest = start_guest_process(&mediator);
+    let workers = mediator.wait_for_workers(1);
+    mediator.signal(Signal::SIGTERM);
+    wait_until("it drains", || {
+        mediator.log().contains("stopping: 1 sessions")
+    });
+    assert!(is_running(workers[0]));
+    mediator.signal(Signal::SIGINT);
+    mediator.wait();
+    assert!(!is_running(workers[0]));
+    assert_eq!(leftovers(directory.path()), [""; 0]);
+    guest.kill().unwrap();
+    guest.wait().unwrap();
+}
+
+#[test]
+fn limits_turn_a_guest_away_with_a_reason() {
+    let directory = tempfile::tempdir().unwrap();
+    let config = directory.path().join("m.toml");
+    fs::write(&config, "[limits]\nmax_sessions = 1\nmax_elements = 1000\n").unwrap();
+    let mediator = Mediator::start(directory.path(), &["--config", config.to_str().unwrap()]);
+    let mut client = mediator.connect().unwrap();
+    let error = mediator.connect().unwrap_err();
+    assert!(error.to_string().contains("1 sessions already"), "{error}");
+    let error = add(&mut client, 1001).unwrap_err();
+    assert!(error.to_string().contains("1000"), "{error}");
+    add(&mut client, 1000).unwrap();
+    client.goodbye().unwrap();
+    mediator.wait_for_workers(0);
+    // There is room again.
+    add(&mut mediator.connect().unwrap(), 10).unwrap();
+    assert_eq!(mediator.status()["refused"], 1);
+}
+
+#[test]
+fn vgpuctl_shows_and_ends_sessions() {
+    let directory = tempfile::tempdir().unwrap();
+    let mediator = Mediator::start(directory.path(), &[]);
+    let mut client = mediator.connect().unwrap();
+    add(&mut client, 5000).unwrap();
+    let status = mediator.status();
+    let session = &status["sessions"][0];
+    assert_eq!(session["state"], "serving");
+    assert_eq!(session["client"], "end to end");
+    assert_eq!(session["usage"]["elements"], 5000);
+    assert_eq!(session["current"], true);
+    assert_eq!(status["usage"], session["usage"]);
+    let text = stdout(&run(mediator.vgpuctl().arg("status")));
+    assert!(
+        text.contains("end to end") && text.contains("executor   cpu"),
+        "{text}"
+    );
+    let top = run(mediator.vgpuctl().args(["--json", "top", "--once"]));
+    let top: serde_json::Value = serde_json::from_slice(&top.stdout).unwrap();
+    assert_eq!(top["sessions"][0]["session"], session["id"]);
+    assert!(stdout(&run(mediator.vgpuctl().args(["top", "--once"]))).contains("REQ/s"));
+
+    let nobody = run(mediator.vgpuctl().args(["kick", "web-1"]));
+    assert!(!nobody.status.success());
+    assert!(
+        stderr(&nobody).starts_with("error: web-1 has no session\n help: "),
+        "{nobody:?}"
+    );
+    let kicked = run(mediator
+        .vgpuctl()
+        .args(["kick", &format!("session:{}", session["id"])]));
+    assert!(kicked.status.success(), "{}", stderr(&kicked));
+    mediator.wait_for_workers(0);
+    let error = client.ping(b"x").unwrap_err();
+    assert!(error.to_string().contains("administrator"), "{error}");
+    mediator.stop();
+}
+
+#[test]
+fn peers_that_speak_nonsense_are_let_go_and_others_served() {
+    let directory = tempfile::tempdir().unwrap();
+    let config = directory.path().join("m.toml");
+    fs::write(&config, "[limits]\nconnect_timeout_s = 1\n").unwrap();
+    let mediator = Mediator::start(directory.path(), &["--config", config.to_str().unwrap()]);
+    let socket = directory.path().join("vgpu.sock");
+    // One says nothing, one hangs up, one sends noise.
+    let silent = UnixStream::connect(&socket).unwrap();
+    drop(UnixStream::connect(&socket).unwrap());
+    let mut noisy = UnixStream::connect(&socket).unwrap();
+    noisy.write_all(&[0x5a; 4096]).unwrap();
+    add(&mut mediator.connect().unwrap(), 1000).unwrap();
+    mediator.wait_for_workers(0);
+    drop(silent);
+
+    // The same on the control socket.
+    for request in [
+        &b"\n"[..],
+        b"{}\n",
+        b"{\"v\":9,\"op\":\"status\"}\n",
+        &[b'x'; 10_000],
+    ] {
+        let mut stream = UnixStream::connect(directory.path().join("control.sock")).unwrap();
+        // It may be closed before it has taken all.
+        let _ = stream.write_all(request);
+    }
+    assert_eq!(mediator.status()["sessions"].as_array().unwrap().len(), 0);
+    mediator.stop();
+}
+
+#[test]
+fn a_worker_has_no_descriptors_but_its_own_and_leaves_no_core() {
+    let directory = tempfile::tempdir().unwrap();
+    let mediator = Mediator::start(directory.path(), &[]);
+    let _client = mediator.connect().unwrap();
+    let worker = mediator.wait_for_workers(1)[0];
+    let held = descriptors(worker);
+    assert!(
+        !held.iter().any(|target| target.contains("control.sock")),
+        "{held:?}"
+    );
+    let limits = fs::read_to_string(format!("/proc/{worker}/limits")).unwrap();
+    let core = limits
+        .lines()
+        .find(|line| line.starts_with("Max core file size"))
+        .unwrap();
+    assert_eq!(core.split_whitespace().nth(4), Some("0"), "{core}");
+    let status = fs::read_to_string(format!("/proc/{worker}/status")).unwrap();
+    assert!(status.contains("NoNewPrivs:\t1"), "{status}");
+}
+
+#[test]
+fn files_are_served_to_a_client_that_knows_only_files() {
+    let directory = tempfile::tempdir().unwrap();
+    let files = directory.path().join("exchange");
+    let listen = format!(
+        "file:{},local:{}",
+        files.display(),
+        directory.path().join("l").display()
+    );
+    let mediator = Mediator::start(directory.path(), &["--listen", &listen]);
+    let response = || fs::read_to_string(files.join("response.txt")).unwrap_or_default();
+    wait_until("it is ready", || response() == "0:Ready\n");
+    for _again in 0..2 {
+        fs::write(files.join("command.txt"), "1\n").unwrap();
+        wait_until("it passes", || {
+            response().starts_with("1:Vector add PASSED: 1024 elements")
+        });
+        fs::write(files.join("command.txt"), "0\n").unwrap();
+        wait_until("it is reset", || response() == "0:Ready\n");
+    }
+    // Its worker is replaced when it dies.
+    let worker = mediator.wait_for_workers(1)[0];
+    let pid = nix::unistd::Pid::from_raw(worker.cast_signed());
+    nix::sys::signal::kill(pid, Signal::SIGKILL).unwrap();
+    wait_until("a new worker serves", || {
+        mediator.workers().iter().any(|pid| *pid != worker)
+    });
+    fs::write(files.join("command.txt"), "2\n").unwrap();
+    wait_until("it answers", || {
+        // What is written while nobody serves is not taken.
+        thread::sleep(Duration::from_millis(200));
+        fs::write(files.join("command.txt"), "2\n").unwrap();
+        response().starts_with("1:")
+    });
+    mediator.stop();
+}
