@@ -236,7 +236,7 @@ fn doctor_says_what_is_missing() {
     let output = vgpu(&["--endpoint", &endpoint, "doctor"]);
     assert_eq!(output.status.code(), Some(1));
     let stdout = String::from_utf8_lossy(&output.stdout);
-    assert!(stdout.contains("✘ session: local:"), "{stdout}");
+    assert!(stdout.contains("✘ session: none over local:"), "{stdout}");
     assert!(
         stdout.contains("→ start one: vgpu-mediatord --listen local:"),
         "{stdout}"

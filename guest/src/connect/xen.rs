@@ -4,6 +4,7 @@
 //! Why nobody comes can only be guessed from the hint that a mediator leaves in the guest's own
 //! part of xenstore.
 
+use std::hash::{BuildHasher, Hasher, RandomState};
 use std::path::Path;
 use std::time::{Duration, Instant};
 
@@ -71,7 +72,7 @@ pub(super) fn open(options: &Options, deadline: Instant) -> Result<Box<dyn Trans
         ));
     }
     let failed = |error: vchan::Error| unreachable(error.to_string(), error.advice());
-    let path = format!("data/vgpu/{}", random_name()?);
+    let path = format!("data/vgpu/{}", random_name());
     let started = Instant::now();
     let mut server = match options.ring_bytes {
         Some(bytes) => Server::publish(DomId(0), &path, RingSizes::from(bytes)),
@@ -133,12 +134,37 @@ fn nobody_came(hint: Result<MediatorHint, StoreError>, waited: Duration) -> Caus
 }
 
 /// 16 hex digits that no other session of this guest has.
-fn random_name() -> Result<String, Cause> {
-    let number = getrandom::u64().map_err(|error| {
-        unreachable(
-            format!("the system gives no random numbers: {error}"),
-            "mount /dev",
-        )
-    })?;
-    Ok(format!("{number:016x}"))
+///
+/// Unique is enough, secret is not needed: so not from getrandom, which may block while a guest boots.
+fn random_name() -> String {
+    format!("{:016x}", RandomState::new().build_hasher().finish())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_differ_and_have_the_form_the_mediator_looks_for() {
+        let names: Vec<String> = (0..100).map(|_| random_name()).collect();
+        for (index, name) in names.iter().enumerate() {
+            assert_eq!(name.len(), 16);
+            assert!(
+                name.bytes()
+                    .all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'))
+            );
+            assert!(!names[..index].contains(name));
+        }
+    }
+
+    #[test]
+    fn the_hint_decides_what_is_advised() {
+        let advice = |hint| match nobody_came(Ok(hint), Duration::from_secs(1)) {
+            Cause::Unreachable { advice, .. } => advice,
+            other => panic!("{other}"),
+        };
+        assert!(advice(MediatorHint::Denied).contains("[guests]"));
+        assert!(advice(MediatorHint::Allowed).contains("vgpuctl status"));
+        assert!(advice(MediatorHint::Absent).contains("vgpu-mediatord --listen xen:"));
+    }
 }

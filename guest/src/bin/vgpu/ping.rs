@@ -63,7 +63,7 @@ impl RoundTrips {
 
     pub(crate) fn to_text(&self, endpoint: &str) -> String {
         format!(
-            "{} round trips of {} bytes over {endpoint}: min {:.1} µs, median {:.1} µs, \
+            "{} round trips of {} bytes over {endpoint} took min {:.1} µs, median {:.1} µs, \
              p99 {:.1} µs, max {:.1} µs",
             self.sorted.len(),
             self.bytes,

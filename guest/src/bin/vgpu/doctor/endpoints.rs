@@ -40,7 +40,7 @@ pub(super) fn try_session(endpoint: &Endpoint, options: &Options) -> (Check, Opt
             (Check::good("session", found), Some(session))
         }
         Err(error) => {
-            let found = format!("{endpoint}: {}", reason(&error));
+            let found = format!("none over {endpoint} ({})", reason(&error));
             (Check::bad("session", found, error.advice()), None)
         }
     }
