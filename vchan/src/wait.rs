@@ -112,6 +112,8 @@ struct State {
     /// Counts acknowledged events. A waiter notes it before its last look at the ring: if it has
     /// changed since, an event that it needed may have been taken by another thread.
     generation: u64,
+    /// Threads on the condition variable; waking nobody would cost a system call all the same.
+    followers: u32,
     cancelled: bool,
 }
 
@@ -171,10 +173,12 @@ impl Waiters {
             if left.is_zero() {
                 return Err(Error::TimedOut(waiting));
             }
+            state.followers += 1;
             (state, _) = self
                 .changed
                 .wait_timeout(state, left)
                 .unwrap_or_else(PoisonError::into_inner);
+            state.followers -= 1;
         }
         if state.generation != seen || state.cancelled {
             return Ok(false);
@@ -194,7 +198,9 @@ impl Waiters {
             Err(error) => Err(error),
         };
         // Also after a time-out: a follower must take over.
-        self.changed.notify_all();
+        if state.followers > 0 {
+            self.changed.notify_all();
+        }
         outcome
     }
 
