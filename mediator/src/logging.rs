@@ -7,7 +7,7 @@ use log::LevelFilter;
 
 /// Starts the logger. `verbose` is how often `-v` was given; `RUST_LOG` has the last word.
 ///
-/// Under systemd (`JOURNAL_STREAM`) lines carry the journal's priorities and no time of their own.
+/// Under systemd (`JOURNAL_STREAM`, in old versions only `NOTIFY_SOCKET`) lines carry the journal's priorities and no time of their own.
 pub fn init(verbose: u8) {
     let level = match verbose {
         0 => LevelFilter::Info,
@@ -19,7 +19,10 @@ pub fn init(verbose: u8) {
     // It tells of its inner workings, and of things that a guest can cause.
     builder.filter_module("xenstore_rs", LevelFilter::Error);
     builder.parse_env(Env::default());
-    if std::env::var_os("JOURNAL_STREAM").is_some() {
+    let under_systemd = ["JOURNAL_STREAM", "NOTIFY_SOCKET"]
+        .iter()
+        .any(|name| std::env::var_os(name).is_some());
+    if under_systemd {
         builder.format(|out, record| {
             let priority = match record.level() {
                 log::Level::Error => 3,

@@ -5,6 +5,7 @@
 //! through it. What blocks is elsewhere: xenstore has a thread, the executor's probe a process.
 
 mod accounts;
+mod admission;
 mod control_server;
 mod files;
 pub mod instance;
@@ -19,24 +20,20 @@ mod who;
 mod xen;
 
 use std::collections::BTreeMap;
-use std::fs::{self, Permissions};
-use std::os::fd::{AsFd, OwnedFd};
-use std::os::unix::fs::PermissionsExt;
-use std::os::unix::net::UnixStream;
+use std::os::fd::AsFd;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
 use nix::poll::{PollFd, PollFlags};
-use nix::sys::socket::{getsockopt, sockopt::PeerCredentials};
-use nix::unistd::Uid;
 use vchan::local::Listener;
 use vgpu_protocol::endpoint::Endpoint;
 
 use crate::config::Config;
-use crate::control::Ask;
+use crate::control::{Answer, Ask};
 use crate::failure::Failure;
-use crate::worker::spec::{Carrier, Spec, Turned};
+use crate::worker::{self, link::Ended};
 use accounts::Accounts;
+use admission::listen;
 use control_server::{ControlServer, refused};
 use files::FileService;
 use instance::Instance;
@@ -47,11 +44,7 @@ use signals::Signals;
 use status::Query;
 use stopping::Stopping;
 use who::{Target, Who};
-use xen::{Announced, Command, Event, XenGuests};
-
-/// Workers at once that only tell a guest why it is turned away; beyond them guests are just
-/// disconnected.
-const MOST_REFUSING: usize = 8;
+use xen::{Command, XenGuests};
 
 /// Time that a kicked session gets to tell its guest.
 const KICK_TIME: Duration = Duration::from_secs(2);
@@ -62,13 +55,6 @@ const KICK_TIME: Duration = Duration::from_secs(2);
 /// It cannot start, with what to do about it.
 pub fn run(config: &Config, verbose: u8) -> Result<(), Failure> {
     let instance = lock(&config.control)?;
-    let offer = probe::find(config.executor)?;
-    log::info!(
-        "executor {}: {}, {}",
-        offer.executor.kind,
-        offer.executor.device,
-        offer.executor.reason
-    );
     // From here on a signal no longer ends the process where it stands.
     let signals = Signals::register().map_err(|error| {
         Failure::system(
@@ -77,6 +63,13 @@ pub fn run(config: &Config, verbose: u8) -> Result<(), Failure> {
             "this is not expected; report it",
         )
     })?;
+    let offer = probe::find(config.executor, Some(signals.termination()))?;
+    log::info!(
+        "executor {}: {}, {}",
+        offer.executor.kind,
+        offer.executor.device,
+        offer.executor.reason
+    );
     let mut broker = Broker::open(config, verbose, instance, offer, signals)?;
     notify("READY=1");
     broker.serve()
@@ -296,11 +289,11 @@ impl<'a> Broker<'a> {
         }
     }
 
-    fn kick(&mut self, target: &Target, text: &str, now: Instant) -> crate::control::Answer {
+    fn kick(&mut self, target: &Target, text: &str, now: Instant) -> Answer {
         let mut kicked = 0;
         for session in self.sessions.values_mut() {
             if !session.refusing && target.means(session.id, &session.who) {
-                session.ask(crate::worker::link::Ask::Kick);
+                session.ask(worker::link::Ask::Kick);
                 session.kill_at.get_or_insert(now + KICK_TIME);
                 kicked += 1;
                 log::info!("{}: session {} is kicked", session.who, session.id);
@@ -312,193 +305,7 @@ impl<'a> Broker<'a> {
                 "vgpuctl status lists the sessions",
             );
         }
-        crate::control::Answer::Kicked(kicked)
-    }
-
-    fn accept_local(&mut self, index: usize, now: Instant) {
-        let Some(listener) = self.locals.get(index) else {
-            return;
-        };
-        match listener.try_accept() {
-            Ok(Some(stream)) => self.on_local_guest(stream, now),
-            Ok(None) => {}
-            Err(error) => {
-                log::warn!("local:{}: {error}", listener.path().display());
-                // Out of descriptors, most likely: the connection still waits, so do not spin.
-                std::thread::sleep(Duration::from_millis(50));
-            }
-        }
-    }
-
-    fn on_local_guest(&mut self, stream: UnixStream, now: Instant) {
-        let peer = match getsockopt(&stream, PeerCredentials) {
-            Ok(peer) => peer,
-            Err(errno) => {
-                log::warn!("a local guest cannot be identified: {errno}");
-                return;
-            }
-        };
-        let (uid, pid) = (peer.uid(), peer.pid());
-        let who = Who::Local { uid, pid };
-        let trusted = uid == 0 || uid == Uid::effective().as_raw();
-        let refusal = if !trusted && !self.config.policy.allow_all {
-            Some(Turned::Denied(format!(
-                "user {uid} may not use this mediator; it needs --allow-all for that"
-            )))
-        } else {
-            let most = (!trusted).then_some(self.config.limits.max_sessions_per_guest);
-            self.check_limits(&who, most)
-        };
-        self.begin(who, Carrier::Local, Some(stream.into()), refusal, now);
-    }
-
-    fn on_xen(&mut self, now: Instant) {
-        let Some(events) = self.xen.as_mut().map(XenGuests::events) else {
-            return;
-        };
-        let Ok(events) = events else {
-            log::error!("nobody watches for guests any more; restart vgpu-mediatord");
-            self.xen = None;
-            return;
-        };
-        for event in events {
-            match event {
-                Event::Announced(channel) => self.on_xen_guest(channel, now),
-                Event::Gone { domid } => self.on_domain_gone(domid, now),
-            }
-        }
-    }
-
-    fn on_xen_guest(&mut self, channel: Announced, now: Instant) {
-        let Announced {
-            guest,
-            name,
-            max_sessions,
-            again,
-        } = channel;
-        let domid = guest.domid;
-        let who = Who::Xen(guest, name.clone());
-        if self.stopping.is_some() {
-            return;
-        }
-        let most = max_sessions.unwrap_or(self.config.limits.max_sessions_per_guest);
-        if let Some(Turned::Busy(why) | Turned::Denied(why)) = self.check_limits(&who, Some(most)) {
-            // On Xen a guest waits anyway; a process to tell it so would be one too many.
-            if !again {
-                self.accounts.refuse(&who, now);
-                let line = format!("has to wait: {why}");
-                self.accounts.log(&who, log::Level::Warn, &line, now);
-            }
-            self.tell_xen(Command::Later { domid, name });
-            return;
-        }
-        let path = format!("data/vgpu/{name}");
-        if self
-            .begin(who, Carrier::Xen { domid, path }, None, None, now)
-            .is_none()
-        {
-            self.tell_xen(Command::Later { domid, name });
-        }
-    }
-
-    /// Its workers notice by themselves; one that does not is killed, or the domain would stay a
-    /// zombie for as long as its pages are mapped here.
-    fn on_domain_gone(&mut self, gone: u16, now: Instant) {
-        for session in self.sessions.values_mut() {
-            if matches!(&session.who, Who::Xen(guest, _) if guest.domid == gone) {
-                session.kill_at.get_or_insert(now + KICK_TIME);
-            }
-        }
-    }
-
-    fn tell_xen(&self, command: Command) {
-        if let Some(xen) = &self.xen {
-            xen.tell(command);
-        }
-    }
-
-    /// Whether there is room for another session of `who`.
-    fn check_limits(&self, who: &Who, most: Option<u32>) -> Option<Turned> {
-        let limits = &self.config.limits;
-        let all = self
-            .sessions
-            .values()
-            .filter(|session| !session.refusing)
-            .count();
-        if most.is_some_and(|most| self.accounts.running(who) >= most as usize) {
-            let most = most.unwrap_or_default();
-            return Some(Turned::Busy(format!(
-                "this guest has {most} sessions already, which is its limit; end one first"
-            )));
-        }
-        (all >= limits.max_sessions as usize).then(|| {
-            Turned::Busy(format!(
-                "the mediator has {all} sessions already, which is its limit; try again later"
-            ))
-        })
-    }
-
-    /// Starts a worker. Returns the session's number if there is one now.
-    fn begin(
-        &mut self,
-        who: Who,
-        carrier: Carrier,
-        guest: Option<OwnedFd>,
-        refusal: Option<Turned>,
-        now: Instant,
-    ) -> Option<u64> {
-        let id = self.next_session;
-        self.next_session += 1;
-        if let Some(Turned::Denied(why) | Turned::Busy(why)) = &refusal {
-            self.accounts.refuse(&who, now);
-            let line = format!("turned away: {why}");
-            self.accounts.log(&who, log::Level::Warn, &line, now);
-            let refusing = self
-                .sessions
-                .values()
-                .filter(|session| session.refusing)
-                .count();
-            if refusing >= MOST_REFUSING {
-                return None;
-            }
-        }
-        let spec = self.spec(id, &who, carrier, refusal);
-        match Session::start(id, who.clone(), &spec, guest, now) {
-            Ok(session) => {
-                if !session.refusing {
-                    self.accounts.begin(&who, now);
-                    let line = format!("session {id} begins (worker {})", session.pid());
-                    self.accounts.log(&who, log::Level::Info, &line, now);
-                }
-                self.sessions.insert(id, session);
-                Some(id)
-            }
-            Err(error) => {
-                let line = format!("no worker can be started: {error}");
-                self.accounts.log(&who, log::Level::Error, &line, now);
-                None
-            }
-        }
-    }
-
-    fn spec(&self, id: u64, who: &Who, carrier: Carrier, refusal: Option<Turned>) -> Spec {
-        let limits = &self.config.limits;
-        Spec {
-            broker_pid: std::process::id().cast_signed(),
-            guest: who.to_string(),
-            carrier,
-            executor: self.offer.choice,
-            reason: self.offer.executor.reason.clone(),
-            epoch: self.epoch | (id & u64::from(u32::MAX)),
-            max_elements: limits.max_elements,
-            max_chunk_elements: limits.max_chunk_elements,
-            connect_timeout_s: limits.connect_timeout_s,
-            hello_timeout_s: limits.hello_timeout_s,
-            idle_timeout_s: limits.idle_timeout_s,
-            stall_timeout_s: limits.stall_timeout_s,
-            refusal,
-            verbose: self.verbose,
-        }
+        Answer::Kicked(kicked)
     }
 
     /// Collects the workers that have ended.
@@ -517,7 +324,7 @@ impl<'a> Broker<'a> {
         self.answer_queries(now);
     }
 
-    fn on_ended(&mut self, session: &Session, ended: &crate::worker::link::Ended, now: Instant) {
+    fn on_ended(&mut self, session: &Session, ended: &Ended, now: Instant) {
         let Session { id, who, .. } = session;
         if let Who::Xen(guest, name) = who {
             self.tell_xen(Command::Over {
@@ -563,19 +370,4 @@ impl<'a> Broker<'a> {
         self.answer_queries(now);
         self.expire_stop(now);
     }
-}
-
-fn listen(path: &Path, everybody: bool) -> Result<Listener, Failure> {
-    let listener =
-        Listener::bind(path).map_err(|error| Failure::new(error.to_string(), error.advice()))?;
-    // Connecting needs the right to write to the socket.
-    let mode = if everybody { 0o666 } else { 0o600 };
-    fs::set_permissions(path, Permissions::from_mode(mode)).map_err(|error| {
-        Failure::system(
-            format!("cannot set the permissions of {}", path.display()),
-            error,
-            "choose a path on a file system with Unix permissions",
-        )
-    })?;
-    Ok(listener)
 }

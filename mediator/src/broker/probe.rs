@@ -4,15 +4,17 @@
 //! to the broker.
 
 use std::io;
+use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::process::CommandExt;
 use std::process::{Child, Command, ExitCode, Stdio};
 use std::time::{Duration, Instant};
 
+use nix::poll::{PollFd, PollFlags};
 use nix::sys::prctl;
 use nix::sys::signal::Signal;
 use serde::{Deserialize, Serialize};
 
-use super::wait::wait_readable;
+use super::wait::{is_ready, wait, wait_readable};
 use crate::control;
 use crate::executor::{ExecutorChoice, probe};
 use crate::failure::Failure;
@@ -80,16 +82,24 @@ pub fn main(arguments: &[String]) -> ExitCode {
     }
 }
 
-/// Finds the executor that `choice` allows, waiting a minute at most.
+/// Finds the executor that `choice` allows, waiting a minute at most, or until `interrupt` becomes
+/// readable.
 ///
 /// # Errors
-/// The one executor asked for does not work here.
-pub fn find(choice: ExecutorChoice) -> Result<Offer, Failure> {
-    let verdict = match (ask(choice), choice) {
+/// The one executor asked for does not work here, or the wait was interrupted.
+pub fn find(choice: ExecutorChoice, interrupt: Option<BorrowedFd<'_>>) -> Result<Offer, Failure> {
+    let first = ask(choice, interrupt);
+    if interrupt.is_some_and(|fd| wait_readable(&fd, Instant::now()).is_ok()) {
+        return Err(Failure::new(
+            "stopped while looking for an executor",
+            "start it again",
+        ));
+    }
+    let verdict = match (first, choice) {
         (Ok(Verdict::Executor(executor)), _) => Ok(executor),
         (Ok(Verdict::Error(what)), _) => Err(what),
         // The driver took the child down: the CPU is still there.
-        (Err(what), ExecutorChoice::Auto) => match ask(ExecutorChoice::Cpu) {
+        (Err(what), ExecutorChoice::Auto) => match ask(ExecutorChoice::Cpu, interrupt) {
             Ok(Verdict::Executor(mut executor)) => {
                 executor.reason = format!("no CUDA: {what}");
                 Ok(executor)
@@ -114,7 +124,7 @@ pub fn find(choice: ExecutorChoice) -> Result<Offer, Failure> {
     }
 }
 
-fn ask(choice: ExecutorChoice) -> Result<Verdict, String> {
+fn ask(choice: ExecutorChoice, interrupt: Option<BorrowedFd<'_>>) -> Result<Verdict, String> {
     let mut child = Command::new("/proc/self/exe")
         .arg0("vgpu-mediatord")
         .args([ARGUMENT, &choice.to_string()])
@@ -123,7 +133,7 @@ fn ask(choice: ExecutorChoice) -> Result<Verdict, String> {
         .process_group(0)
         .spawn()
         .map_err(|error| format!("the probe cannot be started: {error}"))?;
-    let answer = read_answer(&mut child);
+    let answer = read_answer(&mut child, interrupt);
     if answer.is_err() {
         // It may have ended already.
         let _ = child.kill();
@@ -146,14 +156,26 @@ fn ask(choice: ExecutorChoice) -> Result<Verdict, String> {
 }
 
 /// The child's one line; `None` if it ended without.
-fn read_answer(child: &mut Child) -> io::Result<Option<String>> {
+fn read_answer(child: &mut Child, interrupt: Option<BorrowedFd<'_>>) -> io::Result<Option<String>> {
     let deadline = Instant::now() + PATIENCE;
     let mut lines = LineBuffer::new(MAX_ANSWER);
     let Some(stdout) = &mut child.stdout else {
         return Ok(None);
     };
     loop {
-        wait_readable(stdout, deadline)?;
+        let readable = |fd| PollFd::new(fd, PollFlags::POLLIN);
+        let mut fds = vec![readable(stdout.as_fd())];
+        fds.extend(interrupt.map(readable));
+        wait(&mut fds, Some(deadline))?;
+        if !is_ready(&fds[0]) {
+            if fds.get(1).is_some_and(is_ready) {
+                return Err(io::ErrorKind::Interrupted.into());
+            }
+            if Instant::now() >= deadline {
+                return Err(io::ErrorKind::TimedOut.into());
+            }
+            continue;
+        }
         // One look at a readable pipe does not block.
         let mut once = Once(stdout, false);
         let received = lines.read(&mut once)?;

@@ -93,9 +93,9 @@ impl Limits {
         if let Some((name, _)) = at_least_one.iter().find(|(_, value)| *value == 0) {
             return Err(format!("limits.{name} is 0; it must be at least 1"));
         }
-        if self.max_sessions > 1024 {
+        if self.max_sessions > 512 {
             return Err(format!(
-                "limits.max_sessions is {}; at most 1024 are possible",
+                "limits.max_sessions is {}; at most 512 are possible",
                 self.max_sessions
             ));
         }

@@ -6,7 +6,8 @@
 //! | [`outbox`] | frames to bytes, bounded | none |
 //! | [`rules`] | what each request means and how it is answered | none |
 //! | [`vector_add`] | one running vector add and its pipeline slots | the executor's |
-//! | [`serve`](mod@serve) | moves bytes both ways under deadlines | the transport's |
+//! | `wire` | moves bytes both ways | the transport's |
+//! | [`serve`](mod@serve) | the loop: what to read, what to run, how long to wait | none of its own |
 //!
 //! A guest can send anything at any time: whatever breaks a rule becomes an error reply or the end
 //! of this session, and nothing else. Memory is bounded by the pipeline's slots, one control frame
@@ -17,6 +18,7 @@ pub mod outbox;
 pub mod rules;
 pub mod serve;
 pub mod vector_add;
+mod wire;
 
 #[cfg(test)]
 mod scripted;
