@@ -267,6 +267,10 @@ impl<'a> Broker<'a> {
             Source::Session(id) => {
                 if let Some(session) = self.sessions.get_mut(&id) {
                     session.listen(now);
+                    // It has nothing to say any more; a healthy one ends within moments.
+                    if session.silent {
+                        session.kill_at.get_or_insert(now + KICK_TIME);
+                    }
                 }
                 self.answer_queries(now);
             }

@@ -4,7 +4,7 @@
 //! and how it ended. A thread of the worker listens, so a session that is busy still answers.
 //! The broker trusts no worker: lines are bounded by [`MAX_LINE`] and none can make it wait.
 
-use std::io::{self, BufRead, BufReader, Read};
+use std::io::{self, BufRead, BufReader, Read, Write};
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -13,7 +13,6 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use super::send_line;
 use crate::session::{StopFlag, StopReason};
 use crate::usage::{Observed, Usage};
 
@@ -172,10 +171,12 @@ fn send(stream: &UnixStream, observed: &Observed, ended: Option<Ended>) {
             ..ended
         }),
     };
-    match serde_json::to_string(&report) {
+    match serde_json::to_vec(&report) {
         // Both threads may send; a line this short goes out in one piece or not at all.
-        Ok(line) => {
-            if let Err(error) = send_line(stream, &line) {
+        Ok(mut line) => {
+            line.push(b'\n');
+            let mut stream = stream;
+            if let Err(error) = stream.write_all(&line) {
                 log::debug!("the broker does not hear: {error}");
             }
         }

@@ -8,7 +8,6 @@ mod confine;
 pub mod link;
 pub mod spec;
 
-use std::io;
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::process::ExitCode;
@@ -123,10 +122,4 @@ fn serve_files(
 
 fn open_executor(choice: ExecutorChoice) -> Result<Box<dyn Executor>, String> {
     probe(choice).map_err(|error| error.to_string())
-}
-
-/// Sends one line to a stream whose reader may be gone.
-fn send_line(mut stream: &UnixStream, line: &str) -> io::Result<()> {
-    use std::io::Write;
-    stream.write_all(format!("{line}\n").as_bytes())
 }
