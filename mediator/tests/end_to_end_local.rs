@@ -338,6 +338,7 @@ fn a_worker_has_no_descriptors_but_its_own_and_leaves_no_core() {
     assert_eq!(core.split_whitespace().nth(4), Some("0"), "{core}");
     let status = fs::read_to_string(format!("/proc/{worker}/status")).unwrap();
     assert!(status.contains("NoNewPrivs:\t1"), "{status}");
+    assert!(status.starts_with("Name:\tvgpu-mediatord\n"), "{status}");
 }
 
 #[test]

@@ -20,6 +20,8 @@ const MAX_FILES: u64 = 1024;
 /// privileges, and has no descriptor but its own.
 pub(super) fn confine(broker_pid: i32) -> io::Result<(UnixStream, UnixStream)> {
     close_inherited()?;
+    // Started through /proc/self/exe, it would be shown as `exe`.
+    prctl::set_name(c"vgpu-mediatord")?;
     prctl::set_pdeathsig(Signal::SIGKILL)?;
     // The broker may have died before the line above.
     if getppid().as_raw() != broker_pid {
