@@ -53,5 +53,6 @@ pub use client::{Client, VectorAddReport};
 pub use connect::{MEDIATOR_HINT, MediatorHint};
 pub use error::{Cause, Error, Left, Result, Retry, Side};
 pub use options::Options;
+pub use vgpu_protocol as protocol;
 pub use vgpu_protocol::endpoint::{Endpoint, EndpointError, parse_list};
 pub use vgpu_protocol::message::{FenceReply, InfoReply, Limits, QuietFailure};

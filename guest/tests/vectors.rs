@@ -346,3 +346,44 @@ fn arguments_are_checked_before_anything_is_sent() {
     );
     client.ping(b"x").expect("the session is unharmed");
 }
+
+#[test]
+fn one_wrong_bit_anywhere_is_an_error_or_wrong_data_and_never_more() {
+    use vgpu_protocol::transport::Transport;
+
+    // All that a mediator says to a vector add of one chunk of 2: 40 + 8 and 40 + 16 bytes.
+    let answer = |request: &FrameHeader| {
+        let result = FrameHeader::data_reply_to(request, 8);
+        let reply = VectorAddReply {
+            elements: 2,
+            device_ns: 0,
+        };
+        let header = FrameHeader::reply_to(request, Status::OK).with_body_len(16);
+        [
+            &result.encode()[..],
+            &[0; 8],
+            &header.encode(),
+            &reply.encode(),
+        ]
+        .concat()
+    };
+    for bit in 0..8 * (48 + 56) {
+        let mut client = client(4096, usize::MAX, move |mediator| {
+            let (request, _) = mediator.receive().expect("a vector add");
+            mediator.receive().expect("its data");
+            let mut bytes = answer(&request);
+            bytes[bit / 8] ^= 1 << (bit % 8);
+            let deadline = std::time::Instant::now() + script::WATCHDOG;
+            mediator.end.write_all(&bytes, deadline).expect("sent");
+        });
+        let mut out = [9.0; 2];
+        match client.vector_add(&[0.0, 0.0], &[0.0, 0.0], &mut out) {
+            // In the result itself, which the transport has to keep whole, or the device's time.
+            Ok(_) => assert!(
+                (320..384).contains(&bit) || (704..768).contains(&bit),
+                "bit {bit}"
+            ),
+            Err(error) => assert_ne!(error.side(), Side::Guest, "bit {bit}: {error}"),
+        }
+    }
+}

@@ -173,8 +173,12 @@ pub fn encode_error_text(text: &str) -> &[u8] {
 /// are replaced, and what exceeds [`MAX_ERROR_TEXT`] is dropped.
 pub fn decode_error_text(body: &[u8]) -> String {
     let bounded = &body[..body.len().min(MAX_ERROR_TEXT)];
-    String::from_utf8_lossy(bounded)
-        .chars()
+    printable(&String::from_utf8_lossy(bounded))
+}
+
+/// A text of the other side's without what could steer a terminal.
+pub(crate) fn printable(text: &str) -> String {
+    text.chars()
         .map(|c| if c.is_control() { ' ' } else { c })
         .collect()
 }

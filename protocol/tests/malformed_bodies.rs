@@ -130,6 +130,12 @@ fn info_replies() {
     body[8..10].copy_from_slice(&[1, 0]);
     body[24] = 0xff;
     refused(InfoReply::decode(&body), "executor is not UTF-8");
+    let hostile = InfoReply {
+        device: "\x1b[2J".into(),
+        ..InfoReply::default()
+    };
+    let shown = InfoReply::decode(&hostile.encode()).expect("a sound body");
+    assert_eq!(shown.device, " [2J");
 }
 
 #[test]

@@ -4,6 +4,7 @@ use bytemuck::{Pod, Zeroable};
 
 use super::{MessageError, bounded, split_front, take_text};
 use crate::le::{U16, U64};
+use crate::status::printable;
 
 /// Longest text in an [`InfoReply`], in bytes.
 pub const MAX_INFO_TEXT: usize = 512;
@@ -60,7 +61,7 @@ impl InfoReply {
         body
     }
 
-    /// Reads the body.
+    /// Reads the body. Control characters in the texts are replaced: they go to a terminal.
     ///
     /// # Errors
     /// Wrong length, a text that is too long or not UTF-8.
@@ -81,7 +82,7 @@ impl InfoReply {
             if usize::from(len.get()) > MAX_INFO_TEXT {
                 return Err(field(name, len, "at most 512 bytes"));
             }
-            take_text(MESSAGE, name, &mut rest, len.get().into()).map(str::to_owned)
+            take_text(MESSAGE, name, &mut rest, len.get().into()).map(printable)
         };
         let [executor, device, driver, reason, mediator] = raw.text_len;
         let info = Self {
