@@ -58,6 +58,10 @@ fn connect(domain: &str, path: &str) -> vchan::Result<()> {
             n => filled += n,
         }
     }
-    println!("{}: {}", channel.describe(), String::from_utf8_lossy(&answer[..filled]));
+    println!(
+        "{}: {}",
+        channel.describe(),
+        String::from_utf8_lossy(&answer[..filled])
+    );
     channel.close(soon())
 }

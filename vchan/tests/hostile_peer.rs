@@ -3,76 +3,18 @@
 //! Numbers in the names are those of the project's list of hostile-peer cases. For each: no panic,
 //! no wait beyond its deadline, and the typed error, again on every later call.
 
-use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc;
 use std::thread;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
-use proptest::prelude::*;
 use vchan::layout::{Role, bit, offset};
-use vchan::local;
-use vchan::local::peer::LyingPeer;
 use vchan::{Channel, Error, PeerError};
 
-const RING: u32 = 4096;
-
-fn soon() -> Instant {
-    Instant::now() + Duration::from_secs(60)
-}
-
-fn short() -> Instant {
-    Instant::now() + Duration::from_millis(30)
-}
-
-/// A victim in `role` and the liar at its other end; rings of 4 KiB.
-fn pair(role: Role) -> (Channel, LyingPeer) {
-    let (one, other) = UnixStream::pair().unwrap();
-    let rings = (RING as usize).into();
-    match role {
-        Role::Server => {
-            let liar = thread::spawn(move || LyingPeer::connect(other, soon()).unwrap());
-            (
-                local::serve_on(one, rings, soon()).unwrap(),
-                liar.join().unwrap(),
-            )
-        }
-        Role::Client => {
-            let liar = thread::spawn(move || LyingPeer::serve(other, rings, soon()).unwrap());
-            (
-                local::connect_on(one, soon()).unwrap(),
-                liar.join().unwrap(),
-            )
-        }
-    }
-}
-
-const ROLES: [Role; 2] = [Role::Server, Role::Client];
-
-/// Where the liar's own indexes are: (its prod, its cons).
-fn liars_indexes(victim: Role) -> (usize, usize) {
-    match victim {
-        Role::Server => (offset::LEFT_PROD, offset::RIGHT_CONS),
-        Role::Client => (offset::RIGHT_PROD, offset::LEFT_CONS),
-    }
-}
-
-fn liars_live(victim: Role) -> usize {
-    match victim {
-        Role::Server => offset::CLI_LIVE,
-        Role::Client => offset::SRV_LIVE,
-    }
-}
-
-/// Where the victim's requests appear, and where the liar's requests go.
-fn notify_bytes(victim: Role) -> (usize, usize) {
-    match victim {
-        Role::Server => (offset::CLI_NOTIFY, offset::SRV_NOTIFY),
-        Role::Client => (offset::SRV_NOTIFY, offset::CLI_NOTIFY),
-    }
-}
+mod liar;
+use liar::*;
 
 /// Runs `f` and fails the test if it does not return; a watchdog, not a measure.
 fn returns<T: Send + 'static>(f: impl FnOnce() -> T + Send + 'static) -> T {
@@ -411,79 +353,5 @@ fn hang_up_is_seen_while_live_stays_one() {
             (2, 0),
             "the data first, then the end"
         );
-    }
-}
-
-#[derive(Debug, Clone)]
-enum Step {
-    Word(usize, u32),
-    Byte(usize, u8),
-    Ring,
-    TryRead(usize),
-    Read(usize),
-    TryWrite(usize),
-    Write(usize),
-    Drain,
-    Honest(u32),
-}
-
-fn step() -> impl Strategy<Value = Step> {
-    let index = prop_oneof![any::<u32>(), 0..=RING + 1, Just(u32::MAX)];
-    prop_oneof![
-        ((0usize..6).prop_map(|word| word * 4), index).prop_map(|(at, v)| Step::Word(at, v)),
-        (16usize..24, any::<u8>()).prop_map(|(at, v)| Step::Byte(at, v)),
-        Just(Step::Ring),
-        (0usize..5000).prop_map(Step::TryRead),
-        (0usize..5000).prop_map(Step::Read),
-        (0usize..5000).prop_map(Step::TryWrite),
-        (0usize..5000).prop_map(Step::Write),
-        Just(Step::Drain),
-        (0u32..3000).prop_map(Step::Honest),
-        (0u32..3000).prop_map(Step::Honest),
-    ]
-}
-
-proptest! {
-    #![proptest_config(ProptestConfig { cases: 300, ..ProptestConfig::default() })]
-
-    /// Any history of lies: the victim answers every call, and never reads or writes outside its
-    /// ring (the copy would panic).
-    #[test]
-    fn any_history_of_lies_is_survived(
-        server in any::<bool>(),
-        steps in proptest::collection::vec(step(), 1..40),
-    ) {
-        let role = if server { Role::Server } else { Role::Client };
-        let (mut victim, liar) = pair(role);
-        victim.set_spin(Duration::ZERO);
-        let soon = || Instant::now() + Duration::from_millis(1);
-        let (mut buf, mut broken) = (vec![0; 5000], None);
-        for step in steps {
-            let outcome = match step {
-                Step::Word(at, value) => { liar.page.set_u32(at, value); Ok(()) }
-                Step::Byte(at, value) => { liar.page.set_u8(at, value); Ok(()) }
-                Step::Ring => { liar.ring(); Ok(()) }
-                Step::Honest(len) => {
-                    let at = liars_indexes(role).0;
-                    liar.page.set_u32(at, liar.page.u32(at).wrapping_add(len));
-                    Ok(())
-                }
-                Step::TryRead(len) => victim.try_read(&mut buf[..len]).map(|_| ()),
-                Step::Read(len) => victim.read(&mut buf[..len], soon()).map(|_| ()),
-                Step::TryWrite(len) => victim.try_write(&buf[..len]).map(|_| ()),
-                Step::Write(len) => victim.write_all(&buf[..len], soon()),
-                Step::Drain => victim.drain(soon()),
-            };
-            if let Err(Error::Peer(error)) = outcome {
-                // The first error is the one that stays.
-                let first = broken.get_or_insert_with(|| error.clone());
-                prop_assert_eq!(&*first, &error);
-            } else if let Err(error) = outcome {
-                prop_assert!(
-                    matches!(error, Error::TimedOut(_) | Error::PeerClosed { .. }),
-                    "{:?}", error
-                );
-            }
-        }
     }
 }

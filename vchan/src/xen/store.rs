@@ -7,7 +7,7 @@
 //! and every caller still returns in time. A request whose caller has given up is skipped, but for
 //! removals: they are what a caller queues to clean up, and run as soon as xenstored is back.
 //!
-//! Watches are not here: see [`super::domain_watch`] for the connection of their own that they
+//! Watches are not here: see `domain_watch` for the connection of their own that they
 //! need.
 
 use std::io;
