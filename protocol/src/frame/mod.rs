@@ -19,7 +19,7 @@ pub const MAGIC: u32 = u32::from_le_bytes(*b"VGPU");
 /// Length of a frame header in bytes.
 pub const HEADER_LEN: usize = 40;
 
-/// Largest body of a [`Op::Data`] frame, in bytes.
+/// Largest body of a [`Op::Data`](crate::message::Op::Data) frame, in bytes.
 pub const MAX_BODY: u32 = 16 << 20;
 
 /// Largest body of any other frame, in bytes.
