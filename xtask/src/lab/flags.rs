@@ -25,6 +25,21 @@ xflags::xflags! {
             /// Leave the project's own binaries out (no cargo build).
             optional --bare
         }
+        /// A PV and a PVH guest add vectors at once through dom0; Xen's own view of it.
+        cmd demo {}
+        /// The integration tests that need Xen.
+        cmd test {
+            /// Only tests whose name contains this.
+            optional --filter TEXT: String
+            /// One JSON object a line.
+            optional --json
+            /// Print the names of the tests, run nothing.
+            optional --list
+            /// A file or folder to put beside the project's binaries.
+            repeated --add PATH: PathBuf
+            /// Leave the project's own binaries out (no cargo build).
+            optional --bare
+        }
         /// Boot, run a shell script in dom0 with the lab's functions, print its output, end with its status.
         cmd run {
             /// The script; `-` reads standard input.

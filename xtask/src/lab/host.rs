@@ -5,6 +5,83 @@ use std::time::Duration;
 
 use anyhow::{Result, bail};
 
+use super::guest::GuestSpec;
+
+/// How long a script may take when nothing else is said: far more than it
+/// needs, also on a busy machine.
+pub(crate) const LIMIT: Duration = Duration::from_secs(120);
+
+/// Where a script runs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Place<'a> {
+    Dom0,
+    /// The guest of this name.
+    Guest(&'a str),
+}
+
+impl fmt::Display for Place<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Place::Dom0 => f.write_str("dom0"),
+            Place::Guest(name) => write!(f, "guest {name}"),
+        }
+    }
+}
+
+/// A machine with Xen, a dom0 in which scripts run as root, and guests.
+///
+/// Two implementations, one suite: Xen in QEMU (`qemu_host.rs`), and any Xen
+/// host over ssh (`ssh_host.rs`).
+pub(crate) trait Host {
+    /// One line for the report.
+    fn describe(&self) -> String;
+
+    /// Why no test can run here, if so.
+    fn unfit(&mut self) -> Option<String>;
+
+    /// Runs a shell script with the project's programs in PATH, and kills it
+    /// after `limit` (status 137).
+    ///
+    /// # Errors
+    /// Only when no answer came; a script that fails is an [`Output`].
+    fn exec(&mut self, place: Place<'_>, script: &str, limit: Duration) -> Result<Output>;
+
+    /// Starts a guest and waits until scripts run in it. A host with given
+    /// guests takes the next of them.
+    ///
+    /// # Errors
+    /// [`Lacking`] when the host has no such guest; else why it did not start.
+    fn guest_create(&mut self, spec: &GuestSpec) -> Result<()>;
+
+    /// Ends a guest at once, as a crash or `xl destroy` does, and waits until
+    /// Xen has forgotten it.
+    ///
+    /// # Errors
+    /// [`Lacking`] when the host's guests must not be destroyed.
+    fn guest_destroy(&mut self, name: &str) -> Result<()>;
+
+    /// The domain id of a guest.
+    ///
+    /// # Errors
+    /// There is no such guest.
+    fn guest_domid(&mut self, name: &str) -> Result<u16>;
+
+    /// Saves what would explain a failure, and gives the folder it is in.
+    fn save_logs(&mut self) -> Option<String>;
+}
+
+/// What a host cannot offer: the test is skipped, loudly, not failed.
+#[derive(Debug)]
+pub(crate) struct Lacking(pub(crate) String);
+
+impl fmt::Display for Lacking {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl std::error::Error for Lacking {}
+
 /// What a script in dom0 or in a guest left behind.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Output {
@@ -85,7 +162,3 @@ impl std::str::FromStr for Xenstored {
         }
     }
 }
-
-/// How long a script may take when nothing else is said: far more than it
-/// needs, also on a busy machine.
-pub(crate) const LIMIT: Duration = Duration::from_secs(120);

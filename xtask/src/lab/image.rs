@@ -14,10 +14,10 @@ use anyhow::{Context, Result, bail};
 
 use super::cpio::Archive;
 use super::packages::{Packages, fnv1a};
-use super::{libraries, modules};
+use super::{kernel, libraries, modules};
 
 /// Raise it when this file changes what an image contains.
-const FORMAT: &str = "1";
+const FORMAT: &str = "2";
 
 /// Xen's programs, in `usr/lib/xen-4.17/bin` of the packages and of the image.
 const XEN_PROGRAMS: &[&str] = &[
@@ -92,7 +92,7 @@ pub(crate) fn build(cache: &Path, packages: &Packages) -> Result<Images> {
     let folder = cache.join(format!("images-{:016x}", fnv1a(inputs.as_bytes())));
     let images = Images {
         xen: folder.join("xen"),
-        kernel: folder.join("vmlinuz"),
+        kernel: folder.join("vmlinux"),
         base: folder.join("base.cpio"),
         dom0: folder.join("dom0.cpio"),
     };
@@ -127,8 +127,9 @@ fn build_in(work: &Path, packages: &Packages) -> Result<()> {
     }
     fs::write(work.join("xen"), xen.stdout)?;
     let kernel_version = kernel_version(&packages.tree)?;
-    let kernel = work.join("vmlinuz");
-    fs::copy(boot.join(format!("vmlinuz-{kernel_version}")), &kernel).context("the kernel")?;
+    let vmlinuz = read(&boot.join(format!("vmlinuz-{kernel_version}")))?;
+    let kernel = kernel::extract(&vmlinuz)?;
+    fs::write(work.join("vmlinux"), &kernel)?;
 
     let base = work.join("base.cpio");
     let mut archive = Archive::new(BufWriter::new(File::create(&base)?));
@@ -136,7 +137,7 @@ fn build_in(work: &Path, packages: &Packages) -> Result<()> {
     archive.finish()?.flush()?;
 
     let mut archive = Archive::new(BufWriter::new(File::create(work.join("dom0.cpio"))?));
-    archive.file("boot/vmlinuz", 0o644, &fs::read(&kernel)?)?;
+    archive.file("boot/vmlinux", 0o644, &kernel)?;
     archive.file("boot/base.cpio", 0o644, &fs::read(&base)?)?;
     archive.finish()?.flush()?;
     Ok(())

@@ -10,6 +10,7 @@ const PROGRAMS: &[(&str, &str)] = &[
     ("qemu-system-x86_64", "qemu-system-x86"),
     ("setpriv", "util-linux"),
     ("readelf", "binutils"),
+    ("xz", "xz-utils"),
     ("dpkg", "dpkg"),
     ("apt-get", "apt"),
 ];

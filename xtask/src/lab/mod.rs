@@ -5,61 +5,148 @@ use std::ffi::OsString;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use anyhow::Result;
+use anyhow::{Result, bail};
 
 mod agent;
 mod base64;
 mod cpio;
+mod demo;
 mod flags;
+mod guest;
 mod host;
 mod image;
+mod job;
+mod kernel;
 mod libraries;
 mod machine;
 mod modules;
 mod packages;
 mod project;
 mod qemu;
+mod qemu_host;
 mod run;
+mod ssh_host;
+mod suite;
 
 use flags::LabCmd;
-use host::Xenstored;
+use host::{Host, Xenstored};
 use image::Images;
+use project::Program;
 use qemu::{Boot, Qemu};
+use qemu_host::QemuHost;
+use ssh_host::SshHost;
+use suite::{Context, Options, Totals};
 
 /// Runs `cargo xtask lab ARGS`.
 pub(crate) fn main(args: Vec<OsString>) -> Result<()> {
     let flags = flags::Lab::from_vec(args).unwrap_or_else(|error| error.exit());
-    let xenstored: Xenstored = flags.xenstored.as_deref().unwrap_or("c").parse()?;
-    let memory_mib = flags.memory.unwrap_or(qemu::DEFAULT_MEMORY);
+    let place = Where {
+        host: flags.host,
+        guests: flags.guest,
+        xenstored: flags.xenstored,
+        memory_mib: flags.memory.unwrap_or(qemu::DEFAULT_MEMORY),
+    };
     match flags.subcommand {
         LabCmd::Build(_) => {
-            let images = images()?;
-            println!("{}", images.base.display());
+            println!("{}", images()?.base.display());
             Ok(())
         }
         LabCmd::Shell(shell) => {
-            let images = images()?;
-            let project = project::archive(&programs(shell.bare, shell.add)?)?;
-            Qemu::interactive(&Boot {
-                images: &images,
-                project: &project,
-                xenstored,
-                memory_mib,
-            })
+            let (images, project) = (images()?, archive(shell.bare, &shell.add)?);
+            Qemu::interactive(&place.boot(&images, &project, place.xenstored()?)?)
         }
         LabCmd::Run(run) => {
-            let images = images()?;
-            let project = project::archive(&programs(run.bare, run.add)?)?;
-            let boot = Boot {
-                images: &images,
-                project: &project,
-                xenstored,
-                memory_mib,
-            };
-            let mut machine = Qemu::boot(&boot)?;
+            let (images, project) = (images()?, archive(run.bare, &run.add)?);
+            let mut machine = Qemu::boot(&place.boot(&images, &project, place.xenstored()?)?)?;
             let limit = Duration::from_secs(run.timeout.unwrap_or(600));
             run::script(&mut machine, &run.script, limit)
         }
+        LabCmd::Demo(_) => {
+            let programs = programs(false, &[])?;
+            let mut host = match &place.host {
+                Some(host) => place.connect(host, &programs)?,
+                None => place.qemu(
+                    &images()?,
+                    &project::archive(&programs)?,
+                    place.xenstored()?,
+                )?,
+            };
+            demo::run(host.as_mut())
+        }
+        LabCmd::Test(test) => place.test(test),
+    }
+}
+
+/// Which machine to use, from the flags.
+struct Where {
+    host: Option<String>,
+    guests: Vec<String>,
+    xenstored: Option<String>,
+    memory_mib: u32,
+}
+
+impl Where {
+    /// The xenstored of one boot.
+    fn xenstored(&self) -> Result<Xenstored> {
+        self.xenstored.as_deref().unwrap_or("c").parse()
+    }
+
+    fn boot<'a>(
+        &self,
+        images: &'a Images,
+        project: &'a [u8],
+        xenstored: Xenstored,
+    ) -> Result<Boot<'a>> {
+        if self.host.is_some() {
+            bail!("--host goes with `demo` and `test` only\n  use ssh itself for a shell there");
+        }
+        Ok(Boot {
+            images,
+            project,
+            xenstored,
+            memory_mib: self.memory_mib,
+        })
+    }
+
+    fn qemu(&self, images: &Images, project: &[u8], xenstored: Xenstored) -> Result<Box<dyn Host>> {
+        let machine = Qemu::boot(&self.boot(images, project, xenstored)?)?;
+        Ok(Box::new(QemuHost::new(machine, xenstored)))
+    }
+
+    fn connect(&self, host: &str, programs: &[Program]) -> Result<Box<dyn Host>> {
+        Ok(Box::new(SshHost::connect(host, &self.guests, programs)?))
+    }
+
+    fn test(&self, test: flags::Test) -> Result<()> {
+        let options = Options {
+            filter: test.filter,
+            json: test.json,
+        };
+        if test.list {
+            suite::list(&options);
+            return Ok(());
+        }
+        let mut programs = programs(test.bare, &test.add)?;
+        if !test.bare {
+            machine::prepare()?; // the C peer needs libxen-dev
+            programs.extend(project::build_for_tests()?);
+        }
+        let mut totals = Totals::default();
+        if let Some(host) = &self.host {
+            let host = self.connect(host, &programs)?;
+            suite::run(&mut Context::new(host), &options, &mut totals);
+            return totals.finish(&options);
+        }
+        let flavours = match self.xenstored.as_deref() {
+            None | Some("both") => vec![Xenstored::C, Xenstored::Oxen],
+            Some(one) => vec![one.parse()?],
+        };
+        let (images, project) = (images()?, project::archive(&programs)?);
+        for flavour in flavours {
+            let host = self.qemu(&images, &project, flavour)?;
+            suite::run(&mut Context::new(host), &options, &mut totals);
+        }
+        totals.finish(&options)
     }
 }
 
@@ -71,13 +158,25 @@ fn images() -> Result<Images> {
     image::build(&cache, &packages)
 }
 
-/// What goes into the project's archive.
-fn programs(bare: bool, add: Vec<PathBuf>) -> Result<Vec<PathBuf>> {
-    let mut files = if bare {
-        Vec::new()
-    } else {
-        project::build_programs()?
-    };
-    files.extend(add);
-    Ok(files)
+/// The archive of [`programs`].
+fn archive(bare: bool, add: &[PathBuf]) -> Result<Vec<u8>> {
+    project::archive(&programs(bare, add)?)
+}
+
+/// The project's programs, unless left out, and the files (or folders of files) to add.
+fn programs(bare: bool, add: &[PathBuf]) -> Result<Vec<Program>> {
+    let mut programs = if bare { Vec::new() } else { project::build()? };
+    for path in add {
+        if path.is_dir() {
+            for entry in std::fs::read_dir(path)? {
+                let file = entry?.path();
+                if file.is_file() {
+                    programs.push(Program::of(file)?);
+                }
+            }
+        } else {
+            programs.push(Program::of(path.clone())?);
+        }
+    }
+    Ok(programs)
 }

@@ -16,42 +16,118 @@ pub(crate) const FOLDER: &str = "opt/vgpu/bin";
 /// Packages with programs that go into the lab.
 const PACKAGES: &[&str] = &["vchan", "vgpu-guest", "vgpu-mediator"];
 
+/// Test programs that run in the lab: package, test, name in the lab.
+const TESTS: &[(&str, &str, &str)] = &[("xen-sys", "real_xen", "xen-sys-real-xen")];
+
+/// The other end of the interoperability tests, on the stock libxenvchan.
+const C_PEER: &str = "vchan-c-peer";
+const C_PEER_SOURCES: &[&str] = &["peer.c", "bench.c"];
+
+/// A file on its way into the lab.
+#[derive(Debug, Clone)]
+pub(crate) struct Program {
+    /// Its name there.
+    pub(crate) name: String,
+    pub(crate) file: PathBuf,
+}
+
+impl Program {
+    /// A file that keeps its name.
+    ///
+    /// # Errors
+    /// It has none, or none in UTF-8.
+    pub(crate) fn of(file: PathBuf) -> Result<Self> {
+        let name = file
+            .file_name()
+            .and_then(|n| n.to_str())
+            .context("a file without a name")?;
+        Ok(Program {
+            name: name.to_owned(),
+            file,
+        })
+    }
+}
+
 /// The root of this workspace.
 pub(crate) fn root() -> PathBuf {
     let xtask = Path::new(env!("CARGO_MANIFEST_DIR"));
     xtask.parent().unwrap_or(xtask).to_owned()
 }
 
-/// Builds the project's programs and gives their paths.
+/// The folder for what is built.
+pub(crate) fn target() -> PathBuf {
+    let set = std::env::var_os("CARGO_TARGET_DIR");
+    set.map_or_else(|| root().join("target"), |folder| root().join(folder))
+}
+
+/// Builds the command line programs.
 ///
 /// # Errors
 /// The compiler's, which by then has said what is wrong on standard error.
-pub(crate) fn build_programs() -> Result<Vec<PathBuf>> {
+pub(crate) fn build() -> Result<Vec<Program>> {
     eprintln!("lab: building the project's programs (release)");
     let mut arguments = vec!["build", "--release", "--bins"];
     for package in PACKAGES {
         arguments.extend(["--package", package]);
     }
-    cargo_executables(&arguments)
+    cargo_executables(&arguments)?
+        .into_iter()
+        .map(Program::of)
+        .collect()
 }
 
-/// Builds the integration test `name` of `package` and gives its executable.
-pub(crate) fn build_test(package: &str, name: &str) -> Result<PathBuf> {
-    eprintln!("lab: building test {name} of {package}");
-    let arguments = [
-        "test",
-        "--release",
-        "--no-run",
-        "--package",
-        package,
-        "--test",
-        name,
-    ];
-    let built = cargo_executables(&arguments)?;
-    built
-        .into_iter()
-        .next()
-        .with_context(|| format!("cargo built no test {name} of {package}"))
+/// Builds what only the suite needs: test programs and the C peer.
+///
+/// # Errors
+/// As [`build`].
+pub(crate) fn build_for_tests() -> Result<Vec<Program>> {
+    let mut programs = Vec::new();
+    for (package, test, name) in TESTS {
+        eprintln!("lab: building test {test} of {package}");
+        let built = cargo_executables(&[
+            "test",
+            "--release",
+            "--no-run",
+            "--package",
+            package,
+            "--test",
+            test,
+        ])?;
+        let file = built
+            .into_iter()
+            .next()
+            .with_context(|| format!("no test {test} was built"))?;
+        programs.push(Program {
+            name: (*name).to_owned(),
+            file,
+        });
+    }
+    programs.push(build_c_peer()?);
+    Ok(programs)
+}
+
+fn build_c_peer() -> Result<Program> {
+    eprintln!("lab: building {C_PEER} (C, stock libxenvchan)");
+    let folder = target().join("lab");
+    fs::create_dir_all(&folder)?;
+    let file = folder.join(format!("{C_PEER}-{}", std::process::id()));
+    let status = Command::new("cc")
+        .args(["-O2", "-Wall", "-Wextra", "-o"])
+        .arg(&file)
+        .args(C_PEER_SOURCES)
+        .arg("-lxenvchan")
+        .current_dir(root().join("vchan/tests/c-peer"))
+        .status()
+        .context("running cc")?;
+    if !status.success() {
+        bail!("{C_PEER} was not built\n  it needs cc and the package libxen-dev");
+    }
+    let last = folder.join(C_PEER);
+    fs::rename(&file, &last)?;
+    Ok(Program {
+        name: C_PEER.to_owned(),
+        file: last,
+    })
 }
 
 /// Runs cargo and gives the executables it reports, fresh or not.
@@ -74,36 +150,38 @@ fn cargo_executables(arguments: &[&str]) -> Result<Vec<PathBuf>> {
         .collect())
 }
 
-/// Writes the archive: each file under its own name, folders with what they
-/// contain (one level).
-pub(crate) fn archive(files: &[PathBuf]) -> Result<Vec<u8>> {
+/// Writes the archive. What debuggers want is left out: it would be most of it,
+/// and every guest unpacks it.
+pub(crate) fn archive(programs: &[Program]) -> Result<Vec<u8>> {
     let mut archive = Archive::new(Vec::new());
     archive.directory(FOLDER)?;
-    for file in files {
-        if file.is_dir() {
-            for entry in fs::read_dir(file)? {
-                let inner = entry?.path();
-                if inner.is_file() {
-                    add(&mut archive, &inner)?;
-                }
-            }
-        } else {
-            add(&mut archive, file)?;
-        }
+    for Program { name, file } in programs {
+        let content = stripped(file)?;
+        archive.file(
+            &format!("{FOLDER}/{name}"),
+            image::permissions(file)?,
+            &content,
+        )?;
     }
     Ok(archive.finish()?)
 }
 
-fn add(archive: &mut Archive<Vec<u8>>, file: &Path) -> Result<()> {
-    let name = file
-        .file_name()
-        .and_then(|n| n.to_str())
-        .context("a file without a plain name")?;
+fn stripped(file: &Path) -> Result<Vec<u8>> {
     let content = fs::read(file).with_context(|| format!("reading {}", file.display()))?;
-    archive.file(
-        &format!("{FOLDER}/{name}"),
-        image::permissions(file)?,
-        &content,
-    )?;
-    Ok(())
+    if !content.starts_with(b"\x7fELF") {
+        return Ok(content);
+    }
+    let name = format!("vgpu-lab-strip-{}", std::process::id());
+    let copy = std::env::temp_dir().join(name);
+    let status = Command::new("strip")
+        .args(["--strip-debug", "-o"])
+        .args([&copy, file])
+        .status()
+        .context("running strip")?;
+    let result = fs::read(&copy);
+    let _ = fs::remove_file(&copy);
+    if !status.success() {
+        return Ok(content); // a program that strip does not know runs all the same
+    }
+    Ok(result?)
 }

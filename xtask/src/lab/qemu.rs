@@ -17,8 +17,8 @@ use super::project;
 /// nested paging is what PVH guests need.
 const PROCESSOR: &str = "qemu64,+svm,+npt,+nrip-save,+vgif";
 
-const XEN_ARGUMENTS: &str =
-    "dom0_mem=1536M dom0_max_vcpus=1 console=com1 com1=115200 guest_loglvl=warning";
+const XEN_ARGUMENTS: &str = "dom0_mem=1536M dom0_max_vcpus=1 console=com1 com1=115200 \
+     conring_size=512k guest_loglvl=warning";
 
 /// Emulated memory, MiB, when nothing else is asked for.
 pub(crate) const DEFAULT_MEMORY: u32 = 3072;
@@ -163,7 +163,7 @@ fn command(boot: &Boot<'_>, folder: &Path, extra: &str) -> Result<Command> {
     }
     initrd.write_all(boot.project)?;
     initrd.write_all(&guest_copy(boot.project)?)?;
-    let kernel = folder.join("vmlinuz");
+    let kernel = folder.join("vmlinux");
     std::os::unix::fs::symlink(&boot.images.kernel, &kernel).context("linking the kernel")?;
 
     // setpriv ends QEMU with this process, however that ends.
@@ -178,7 +178,7 @@ fn command(boot: &Boot<'_>, folder: &Path, extra: &str) -> Result<Command> {
         .args([
             "-initrd",
             &format!(
-                "vmlinuz console=hvc0 quiet loglevel=4 panic=1 lab.xenstored={} {extra},initrd.cpio",
+                "vmlinux console=hvc0 quiet loglevel=4 panic=1 lab.xenstored={} {extra},initrd.cpio",
                 boot.xenstored.name()
             ),
         ])
@@ -195,11 +195,7 @@ fn guest_copy(archive: &[u8]) -> Result<Vec<u8>> {
 
 /// A new folder `target/lab/RUN`; removes the oldest when there are many.
 fn run_folder(name: &str) -> Result<PathBuf> {
-    let target = std::env::var_os("CARGO_TARGET_DIR").map_or_else(
-        || project::root().join("target"),
-        |d| project::root().join(d),
-    );
-    let runs = target.join("lab");
+    let runs = project::target().join("lab");
     fs::create_dir_all(&runs).with_context(|| format!("creating {}", runs.display()))?;
     let mut old: Vec<PathBuf> = fs::read_dir(&runs)?
         .filter_map(|e| Some(e.ok()?.path()))

@@ -7,21 +7,25 @@
 #   @ready                           at start
 #   @bad ID                          the request came damaged: send it again
 #   @out ID BASE64   @err ID BASE64  output, one or more lines
-#   @end ID STATUS OUT-LENGTH ERR-LENGTH   lengths in characters of base64
+#   @end ID STATUS OUT-BYTES ERR-BYTES   of which at most the last 256 and 64 KiB were sent
 #
 # The lengths let the other side notice a kernel message in the middle of a line.
 dir=${LAB_AGENT_DIR:-/run/agent}
 mkdir -p $dir
 
+# Processes are dear in an emulated machine, so there are as few as possible.
 answer() {
-    tail -c 262144 $dir/out | base64 -w 3000 >$dir/out64
-    tail -c 65536 $dir/err | base64 -w 3000 >$dir/err64
     echo
-    sed "s/^/@out $1 /" $dir/out64
-    sed "s/^/@err $1 /" $dir/err64
+    [ ! -s $dir/out ] || tail -c 262144 $dir/out | base64 -w 3000 | sed "s/^/@out $1 /"
+    [ ! -s $dir/err ] || tail -c 65536 $dir/err | base64 -w 3000 | sed "s/^/@err $1 /"
+    read -r status <$dir/status
+    out=0 err=0
+    read -r out err <<END
+$(cd $dir && stat -c %s out err | tr '\n' ' ')
+END
     # The line after the end is for sed in guest_run, which reads one line ahead.
-    printf '@end %s %s %s %s\n@.\n' "$1" "$(cat $dir/status)" \
-        "$(tr -d '\n' <$dir/out64 | wc -c)" "$(tr -d '\n' <$dir/err64 | wc -c)"
+    echo "@end $1 $status $out $err"
+    echo @.
 }
 
 printf '\n@ready\n'

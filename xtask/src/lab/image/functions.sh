@@ -1,7 +1,7 @@
 # Shell functions for scripts in dom0 (sourced by the agent and `lab shell`).
 # In a guest nothing here is of use but PATH.
 
-GUEST_KERNEL=/boot/vmlinuz GUEST_INITRD=/run/lab/guest.cpio
+GUEST_KERNEL=/boot/vmlinux GUEST_INITRD=/run/lab/guest.cpio
 
 # guest_create NAME pv|pvh [memory=MIB] [vcpus=N] [cpus=LIST] [maptrack=FRAMES] [cmdline=WORDS]
 # Starts a guest and waits until its agent answers.
@@ -31,35 +31,39 @@ guest_create() {
     for try in 1 2 3; do
         rm -f "/run/lab/$name.boot"
         xl create -q "/run/lab/$name.cfg" >&2 || return
-        guest_wait "$name" 180 && return
+        xl domid "$name" >"/run/lab/$name.domid" && guest_wait "$name" 180 && return
         # QEMU's emulation of SVM now and then ends a PVH guest with a triple fault.
-        xl domid "$name" >/dev/null 2>&1 && return 1
+        guest_lives "$name" && return 1
         echo "lab: guest $name ended while booting (try $try)" >&2
     done
     return 1
 }
 
 # guest_domid NAME
-guest_domid() { xl domid "$1"; }
+guest_domid() {
+    local domid
+    read -r domid 2>/dev/null <"/run/lab/$1.domid" || { echo "there is no guest $1" >&2; return 1; }
+    echo "$domid"
+}
 
-# guest_tty NAME: the pseudo-terminal of the guest's console.
-guest_tty() {
-    local domid n=0
-    domid=$(xl domid "$1") || return
-    until xenstore-read "/local/domain/$domid/console/tty" 2>/dev/null; do
-        n=$((n + 1))
-        [ $n -lt 100 ] || { echo "guest $1 has no console" >&2; return 1; }
-        usleep 100000
-    done
+# guest_lives NAME
+guest_lives() {
+    local domid
+    read -r domid 2>/dev/null <"/run/lab/$1.domid" && xenstore-exists "/local/domain/$domid/console"
 }
 
 # guest_wait NAME SECONDS: until the guest's agent says that it is ready.
 guest_wait() {
-    local line tty end=$(($(date +%s) + $2))
-    tty=$(guest_tty "$1") || return
+    local line tty end=$(($(date +%s) + $2)) n=0
+    until tty=$(xenstore-read "/local/domain/$(guest_domid "$1")/console/tty" 2>/dev/null); do
+        n=$((n + 1))
+        [ $n -lt 100 ] || { echo "guest $1 has no console" >&2; return 1; }
+        usleep 100000
+    done
+    echo "$tty" >"/run/lab/$1.tty"
     exec 4<>"$tty" || return
     while [ "$(date +%s)" -lt "$end" ]; do
-        read -r -t 5 line <&4 || { xl domid "$1" >/dev/null 2>&1 && continue || break; }
+        read -r -t 5 line <&4 || { guest_lives "$1" && continue || break; }
         if [ "$line" = @ready ]; then
             exec 4>&-
             return 0
@@ -76,36 +80,42 @@ guest_wait() {
 # and status become this function's.
 guest_run() {
     (
-        exec 9>"/run/lab/$1.lock"
+        name=$1 limit=$2 folder=/run/lab/$1.run
+        read -r tty 2>/dev/null <"/run/lab/$name.tty" ||
+            { echo "there is no guest $name" >&2; exit 125; }
+        mkdir -p "$folder"
+        exec 9>"$folder/lock"
         flock 9
+        cd "$folder" && exec 4<>"$tty" || exit 125
         body=$(base64 -w 0)
-        id=$(cut -c1-8 /proc/sys/kernel/random/uuid)
-        answer=/run/lab/$1.answer
-        tty=$(guest_tty "$1") || exit 125
-        exec 4<>"$tty" || exit 125
-        request="@req $id $2 ${#body} $body"
+        read -r id </proc/sys/kernel/random/uuid
+        request="@req $id $limit ${#body} $body"
         for try in 1 2 3 4; do
+            : >end; : >out64; : >err64
             printf '\n%s\n' "$request" >&4
-            timeout -s KILL $(($2 + 30)) \
-                sed -n "/^@[a-z]* $id/p; /^@end $id /q; /^@bad $id/q" <&4 >"$answer" 2>/dev/null
-            if ! xl domid "$1" >/dev/null 2>&1; then
-                echo "guest $1 is gone" >&2
+            timeout -s KILL $((limit + 30)) sed -n "s/^@out $id //w out64
+                s/^@err $id //w err64
+                /^@bad $id/{w end
+                q}
+                /^@end $id /{w end
+                q}" <&4
+            read -r mark id2 status out_bytes err_bytes <end || {
+                guest_lives "$name" && break
+                echo "guest $name is gone" >&2
                 exit 125
-            fi
-            set -- "$1" "$2" $(grep "^@end $id " "$answer")
-            out=$(sed -n "s/^@out $id //p" "$answer" | tr -d '\n')
-            err=$(sed -n "s/^@err $id //p" "$answer" | tr -d '\n')
-            if [ "$3" = @end ] && [ ${#out} = "$6" ] && [ ${#err} = "$7" ]; then
-                [ -z "$out" ] || echo "$out" | base64 -d
-                [ -z "$err" ] || echo "$err" | base64 -d >&2
-                exit "$5"
-            fi
-            # Damaged on the way there: send it again. On the way back: ask for
-            # the answer again, but do not run the script twice.
-            grep -q "^@bad $id" "$answer" || request="@again $id"
-            set -- "$1" "$2"
+            }
+            if [ "$mark" = @bad ]; then continue; fi
+            base64 -d out64 >out 2>/dev/null && base64 -d err64 >err 2>/dev/null &&
+                [ "$(stat -c %s out)" = "$((out_bytes > 262144 ? 262144 : out_bytes))" ] &&
+                [ "$(stat -c %s err)" = "$((err_bytes > 65536 ? 65536 : err_bytes))" ] && {
+                [ ! -s out ] || cat out
+                [ ! -s err ] || cat err >&2
+                exit "$status"
+            }
+            # Damaged on the way back: the answer once more, but not the script.
+            request="@again $id"
         done
-        echo "guest $1 did not answer within $2 s" >&2
+        echo "guest $name did not answer within $limit s" >&2
         exit 124
     )
 }
@@ -119,9 +129,11 @@ guest_exec() {
 
 # guest_destroy NAME: ends it at once, and waits until Xen has forgotten it.
 guest_destroy() {
-    xl destroy "$1" || return
-    local n=0
-    while xl domid "$1" >/dev/null 2>&1; do
+    local n=0 domid
+    domid=$(guest_domid "$1") || return
+    rm -f "/run/lab/$1.tty" "/run/lab/$1.domid"
+    xl destroy "$domid" || return
+    while xl domname "$domid" >/dev/null 2>&1; do
         n=$((n + 1))
         [ $n -lt 100 ] || { echo "guest $1 is still there 10 s after xl destroy" >&2; return 1; }
         usleep 100000

@@ -1,0 +1,86 @@
+//! The [`Host`] that runs in QEMU.
+
+use std::fs;
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail};
+
+use super::base64;
+use super::guest::GuestSpec;
+use super::host::{Host, LIMIT, Output, Place, Xenstored};
+use super::qemu::Qemu;
+
+/// Creating a guest takes 12–30 s on an idle machine.
+const CREATE_LIMIT: Duration = Duration::from_secs(600);
+
+/// Xen in QEMU, booted.
+pub(crate) struct QemuHost {
+    machine: Qemu,
+    xenstored: Xenstored,
+}
+
+impl QemuHost {
+    pub(crate) fn new(machine: Qemu, xenstored: Xenstored) -> Self {
+        QemuHost { machine, xenstored }
+    }
+
+    fn dom0(&mut self, script: &str, limit: Duration) -> Result<Output> {
+        self.machine.exec(script, limit)
+    }
+}
+
+impl Host for QemuHost {
+    fn describe(&self) -> String {
+        format!("Xen 4.17 in QEMU with {}", self.xenstored)
+    }
+
+    fn unfit(&mut self) -> Option<String> {
+        None
+    }
+
+    fn exec(&mut self, place: Place<'_>, script: &str, limit: Duration) -> Result<Output> {
+        match place {
+            Place::Dom0 => self.dom0(script, limit),
+            Place::Guest(name) => {
+                let seconds = limit.as_secs().max(1);
+                let body = base64::encode(script.as_bytes());
+                let script = format!("echo {body} | base64 -d | guest_run {name} {seconds}");
+                self.dom0(&script, limit + Duration::from_secs(60))
+            }
+        }
+    }
+
+    fn guest_create(&mut self, spec: &GuestSpec) -> Result<()> {
+        eprintln!("lab: starting {} guest {}", spec.kind, spec.name);
+        let output = self.dom0(&spec.shell_command(), CREATE_LIMIT)?;
+        if !output.success() {
+            bail!("guest {} did not start: {}", spec.name, output.last_words());
+        }
+        Ok(())
+    }
+
+    fn guest_destroy(&mut self, name: &str) -> Result<()> {
+        self.dom0(&format!("guest_destroy {name}"), LIMIT)?.text()?;
+        Ok(())
+    }
+
+    fn guest_domid(&mut self, name: &str) -> Result<u16> {
+        let output = self.dom0(&format!("guest_domid {name}"), LIMIT)?;
+        output
+            .text()?
+            .parse()
+            .with_context(|| format!("the domain id of guest {name}"))
+    }
+
+    fn save_logs(&mut self) -> Option<String> {
+        let folder = self.machine.folder().to_owned();
+        let script = "xl list; xl dmesg | tail -n 100; dmesg | tail -n 100; xenstore-ls -f; ps; \
+             for log in /var/log/xen/*.log /var/log/xen/console/*.log /run/lab/*.log \
+                 /tmp/vgpu-lab/*/out; do \
+                 echo \"== $log\"; tail -n 60 $log; done";
+        if let Ok(output) = self.dom0(script, LIMIT) {
+            let _ = fs::write(folder.join("dom0.txt"), output.stdout);
+        }
+        Some(folder.display().to_string())
+    }
+}

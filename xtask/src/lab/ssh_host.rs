@@ -1,0 +1,392 @@
+//! The [`Host`] that is any Xen machine, reached over ssh: dom0 as
+//! `--host root@HOST`, its guests as `--guest root@IP`.
+//!
+//! Keys must be in place (nothing is asked). Guests are used as they are: never
+//! created, paused or destroyed.
+
+use std::fs;
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail};
+
+use super::guest::GuestSpec;
+use super::host::{Host, LIMIT, Lacking, Output, Place};
+use super::project::Program;
+
+/// Where the project's programs go on the host and in its guests.
+const PROGRAMS: &str = "/opt/vgpu/bin";
+
+/// What every script starts with. Xen's tools lie in different folders on
+/// Debian and on XCP-ng.
+const PRELUDE: &str = "PATH=/opt/vgpu/bin:$PATH:/usr/sbin:/sbin\n\
+     for folder in /usr/lib/xen*/bin /usr/lib64/xen/bin /usr/libexec/xen/bin; do \
+     [ -d $folder ] && PATH=$PATH:$folder; done; export PATH\n";
+
+/// ssh's own status for a connection that failed.
+const SSH_FAILED: i32 = 255;
+
+/// What the suite cannot do without, as shell tests with what they stand for.
+const NEEDED: &[(&str, &str)] = &[
+    (
+        "grep -qs control_d /proc/xen/capabilities",
+        "it is no dom0 (/proc/xen/capabilities)",
+    ),
+    (
+        "[ -c /dev/xen/evtchn ]",
+        "/dev/xen/evtchn is missing (module xen-evtchn)",
+    ),
+    (
+        "[ -c /dev/xen/gntdev ]",
+        "/dev/xen/gntdev is missing (module xen-gntdev)",
+    ),
+    (
+        "[ -c /dev/xen/xenbus ] || [ -c /proc/xen/xenbus ]",
+        "xenstore cannot be reached",
+    ),
+    ("command -v xl", "xl is missing"),
+    (
+        "command -v lsevtchn",
+        "lsevtchn is missing (package of Xen's tools)",
+    ),
+];
+
+/// A Xen host and its guests, all reached by ssh.
+pub(crate) struct SshHost {
+    dom0: String,
+    guests: Vec<Guest>,
+    /// Folder of ssh's control sockets: one connection a machine for all scripts.
+    control: PathBuf,
+    /// More arguments for ssh.
+    options: Vec<String>,
+}
+
+struct Guest {
+    address: String,
+    /// The name by which the suite calls it, once it was asked for.
+    name: Option<String>,
+}
+
+impl SshHost {
+    /// Connects to all of them and copies `programs` there.
+    ///
+    /// # Errors
+    /// ssh does not get in without questions.
+    pub(crate) fn connect(dom0: &str, guests: &[String], programs: &[Program]) -> Result<Self> {
+        Self::connect_with(dom0, guests, programs, Vec::new())
+    }
+
+    fn connect_with(
+        dom0: &str,
+        guests: &[String],
+        programs: &[Program],
+        options: Vec<String>,
+    ) -> Result<Self> {
+        let control = std::env::temp_dir().join(format!("vgpu-lab-{}", std::process::id()));
+        fs::create_dir_all(&control)?;
+        let guests = guests
+            .iter()
+            .map(|address| Guest {
+                address: address.clone(),
+                name: None,
+            })
+            .collect();
+        let host = SshHost {
+            dom0: dom0.to_owned(),
+            guests,
+            control,
+            options,
+        };
+        for address in host.addresses() {
+            eprintln!("lab: connecting to {address}");
+            host.script(&address, "true", LIMIT).with_context(|| {
+                format!("cannot run commands on {address}\n  `ssh {address} true` must work without a question")
+            })?;
+            host.script(&address, &format!("mkdir -p {PROGRAMS}"), LIMIT)?
+                .text()?;
+            for program in programs {
+                let to = format!("{PROGRAMS}/{}", program.name);
+                host.copy(&address, &program.file, &to)?;
+            }
+        }
+        Ok(host)
+    }
+
+    fn addresses(&self) -> Vec<String> {
+        let guests = self.guests.iter().map(|guest| guest.address.clone());
+        std::iter::once(self.dom0.clone()).chain(guests).collect()
+    }
+
+    fn address(&self, place: Place<'_>) -> Result<String> {
+        match place {
+            Place::Dom0 => Ok(self.dom0.clone()),
+            Place::Guest(name) => self
+                .guests
+                .iter()
+                .find(|guest| guest.name.as_deref() == Some(name))
+                .map(|guest| guest.address.clone())
+                .with_context(|| format!("no guest is called {name}")),
+        }
+    }
+
+    fn script(&self, address: &str, script: &str, limit: Duration) -> Result<Output> {
+        let seconds = limit.as_secs().max(1);
+        // GNU timeout kills itself along with the script, which ssh would
+        // report as a failed connection but for the shell around it.
+        let input = format!("{PRELUDE}{script}\n");
+        self.ssh(
+            address,
+            &format!("timeout -s KILL {seconds} sh -s; exit $?"),
+            input.as_bytes(),
+            limit,
+        )
+    }
+
+    fn copy(&self, address: &str, from: &Path, to: &str) -> Result<()> {
+        let content = fs::read(from).with_context(|| format!("reading {}", from.display()))?;
+        let mode = super::image::permissions(from)?;
+        // A program that runs cannot be written over, but replaced.
+        let command = format!("cat >{to}.new && chmod {mode:o} {to}.new && mv -f {to}.new {to}");
+        self.ssh(address, &command, &content, LIMIT)?.text()?;
+        Ok(())
+    }
+
+    fn ssh(&self, address: &str, command: &str, input: &[u8], limit: Duration) -> Result<Output> {
+        let outer = (limit + Duration::from_secs(30)).as_secs().to_string();
+        let mut child = Command::new("timeout")
+            .args(["-s", "KILL", &outer, "ssh", "-T"])
+            .args(["-o", "BatchMode=yes", "-o", "ConnectTimeout=15"])
+            .args(["-o", "ControlMaster=auto", "-o", "ControlPersist=30"])
+            .arg("-o")
+            .arg(format!("ControlPath={}/%C", self.control.display()))
+            .args(&self.options)
+            .args([address, command])
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .context("running ssh")?;
+        let mut stdin = child.stdin.take().context("no pipe to ssh")?;
+        let output = std::thread::scope(|scope| {
+            // A command that ends early closes the pipe; its status says why.
+            scope.spawn(move || {
+                let _ = stdin.write_all(input);
+            });
+            child.wait_with_output()
+        })?;
+        let status = output.status.code().unwrap_or(137);
+        let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+        let output = Output {
+            status,
+            stdout: text(&output.stdout),
+            stderr: text(&output.stderr),
+        };
+        if status == SSH_FAILED {
+            bail!("ssh to {address} failed: {}", output.last_words());
+        }
+        Ok(output)
+    }
+}
+
+impl Host for SshHost {
+    fn describe(&self) -> String {
+        format!("{} over ssh, {} guests", self.dom0, self.guests.len())
+    }
+
+    fn unfit(&mut self) -> Option<String> {
+        let mut missing = Vec::new();
+        for (test, reason) in NEEDED {
+            match self.script(&self.dom0, test, LIMIT) {
+                Ok(output) if output.success() => {}
+                Ok(_) => missing.push((*reason).to_owned()),
+                Err(error) => missing.push(format!("{error:#}")),
+            }
+        }
+        (!missing.is_empty()).then(|| format!("{}: {}", self.dom0, missing.join("; ")))
+    }
+
+    fn exec(&mut self, place: Place<'_>, script: &str, limit: Duration) -> Result<Output> {
+        let address = self.address(place)?;
+        self.script(&address, script, limit)
+    }
+
+    fn guest_create(&mut self, spec: &GuestSpec) -> Result<()> {
+        if spec.command_line.is_empty()
+            && let Some(guest) = self.guests.iter_mut().find(|guest| guest.name.is_none())
+        {
+            guest.name = Some(spec.name.clone());
+            return Ok(());
+        }
+        let reason = format!("needs one more guest ({}) than --guest names", spec.name);
+        Err(Lacking(reason).into())
+    }
+
+    fn guest_destroy(&mut self, name: &str) -> Result<()> {
+        for guest in &mut self.guests {
+            if guest.name.as_deref() == Some(name) {
+                guest.name = None;
+            }
+        }
+        Err(Lacking("destroys a guest, which is not done to a host's own".to_owned()).into())
+    }
+
+    fn guest_domid(&mut self, name: &str) -> Result<u16> {
+        let output = self.exec(Place::Guest(name), "xenstore-read domid", LIMIT)?;
+        output
+            .text()?
+            .parse()
+            .with_context(|| format!("the domain id of {name}"))
+    }
+
+    fn save_logs(&mut self) -> Option<String> {
+        None
+    }
+}
+
+impl Drop for SshHost {
+    fn drop(&mut self) {
+        for address in self.addresses() {
+            let _ = Command::new("ssh")
+                .arg("-o")
+                .arg(format!("ControlPath={}/%C", self.control.display()))
+                .args(["-O", "exit", &address])
+                .stderr(Stdio::null())
+                .status();
+        }
+        let _ = fs::remove_dir_all(&self.control);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::process::Child;
+    use std::time::Instant;
+
+    use crate::lab::guest::Kind;
+    use crate::lab::job::Job;
+    use crate::lab::machine::find_program;
+
+    /// An sshd of the test's own on 127.0.0.1, with its own keys.
+    struct Sshd {
+        child: Child,
+        folder: PathBuf,
+        options: Vec<String>,
+    }
+
+    impl Sshd {
+        fn start() -> Option<Self> {
+            let program = find_program("sshd")?;
+            let folder = std::env::temp_dir().join(format!("vgpu-lab-sshd-{}", std::process::id()));
+            fs::create_dir_all(&folder).unwrap();
+            for key in ["host", "user"] {
+                let status = Command::new("ssh-keygen")
+                    .args(["-q", "-t", "ed25519", "-N", "", "-f"])
+                    .arg(folder.join(key))
+                    .status();
+                assert!(status.unwrap().success());
+            }
+            // A port that was free a moment ago.
+            let port = std::net::TcpListener::bind("127.0.0.1:0")
+                .unwrap()
+                .local_addr()
+                .unwrap();
+            let path = |name: &str| folder.join(name).display().to_string();
+            let _ = fs::create_dir_all("/run/sshd"); // as root, sshd insists on it
+            let child = Command::new(program)
+                .args(["-D", "-q", "-f", "/dev/null"])
+                .args(["-o", &format!("ListenAddress={port}")])
+                .args(["-o", &format!("HostKey={}", path("host"))])
+                .args(["-o", &format!("AuthorizedKeysFile={}", path("user.pub"))])
+                .args([
+                    "-o",
+                    "StrictModes=no",
+                    "-o",
+                    "UsePAM=no",
+                    "-o",
+                    "PidFile=none",
+                ])
+                .args(["-o", "PermitRootLogin=yes"])
+                .spawn()
+                .unwrap();
+            let options = ["-p", &port.port().to_string(), "-i", &path("user")]
+                .into_iter()
+                .chain([
+                    "-o",
+                    "StrictHostKeyChecking=no",
+                    "-o",
+                    "UserKnownHostsFile=/dev/null",
+                ])
+                .chain(["-o", "LogLevel=ERROR", "-o", "IdentitiesOnly=yes"])
+                .map(str::to_owned)
+                .collect();
+            let deadline = Instant::now() + Duration::from_secs(30);
+            while std::net::TcpStream::connect(port).is_err() {
+                assert!(Instant::now() < deadline, "sshd does not listen");
+                std::thread::sleep(Duration::from_millis(50));
+            }
+            Some(Sshd {
+                child,
+                folder,
+                options,
+            })
+        }
+    }
+
+    impl Drop for Sshd {
+        fn drop(&mut self) {
+            let _ = self.child.kill();
+            let _ = self.child.wait();
+            let _ = fs::remove_dir_all(&self.folder);
+        }
+    }
+
+    #[test]
+    fn a_machine_without_xen_is_reached_and_found_unfit() {
+        let Some(sshd) = Sshd::start() else {
+            eprintln!("skipped: no sshd on this machine (package openssh-server)");
+            return;
+        };
+        let address = "127.0.0.1".to_owned();
+        let guests = [address.clone()];
+        let mut host = SshHost::connect_with(&address, &guests, &[], sshd.options.clone()).unwrap();
+        let limit = Duration::from_secs(60);
+        let output = host
+            .exec(Place::Dom0, "echo out; echo err >&2; exit 3", limit)
+            .unwrap();
+        assert_eq!((output.status, output.stdout.as_str()), (3, "out\n"));
+        assert!(output.stderr.contains("err"));
+        let output = host
+            .exec(Place::Dom0, "sleep 100", Duration::from_secs(1))
+            .unwrap();
+        assert_eq!(output.status, 137, "killed at its limit");
+
+        assert!(
+            host.exec(Place::Guest("one"), "true", limit).is_err(),
+            "not named yet"
+        );
+        host.guest_create(&GuestSpec::new("one", Kind::Pv)).unwrap();
+        let job = Job::start(
+            &mut host,
+            Place::Guest("one"),
+            "ssh-test",
+            "echo hello; exit 4",
+        );
+        let output = job.unwrap().wait(&mut host, limit).unwrap();
+        assert_eq!((output.status, output.stdout.as_str()), (4, "hello\n"));
+        let error = host
+            .guest_create(&GuestSpec::new("two", Kind::Pv))
+            .unwrap_err();
+        assert!(error.downcast_ref::<Lacking>().is_some());
+
+        if !Path::new("/proc/xen/capabilities").exists() {
+            let reason = host.unfit().expect("this is no Xen host");
+            assert!(
+                reason.contains("dom0") && reason.contains("/dev/xen"),
+                "{reason}"
+            );
+        }
+    }
+}

@@ -1,0 +1,187 @@
+//! What a case works with: the host, guests that cases share, the mediator.
+
+use std::time::Duration;
+
+use anyhow::{Context as _, Result, bail, ensure};
+
+use super::{Footprint, Mediator};
+use crate::lab::guest::{GuestSpec, Kind};
+use crate::lab::host::{Host, LIMIT, Output, Place};
+use crate::lab::job::Job;
+
+/// The mediator that most cases use.
+pub(crate) const MEDIATOR: &str = "exec vgpu-mediatord --listen xen: --executor cpu --allow-all --control /run/vgpu/mediatord.sock";
+
+/// What the mediator logs when it serves an endpoint.
+const LISTENING: &str = "listening on xen:";
+
+/// Memory of shared guests: 16 million elements are three vectors of 64 MiB.
+const SHARED_MEMORY_MIB: u32 = 448;
+
+/// The world of one run of the suite.
+pub(crate) struct Context {
+    pub(crate) host: Box<dyn Host>,
+    guests: Vec<Kind>,
+    mediator: Option<Job>,
+    jobs_started: u32,
+    /// What the last case left, with the guests and the mediator it was taken with.
+    pub(crate) unchanged: Option<(Footprint, (Vec<String>, Mediator))>,
+}
+
+impl Context {
+    pub(crate) fn new(host: Box<dyn Host>) -> Self {
+        Context {
+            host,
+            guests: Vec::new(),
+            mediator: None,
+            jobs_started: 0,
+            unchanged: None,
+        }
+    }
+
+    /// Name of the shared guest of this kind.
+    pub(crate) fn shared(kind: Kind) -> &'static str {
+        kind.name()
+    }
+
+    /// Names of the shared guests that run now.
+    pub(crate) fn running_guests(&self) -> Vec<String> {
+        self.guests
+            .iter()
+            .map(|kind| Self::shared(*kind).to_owned())
+            .collect()
+    }
+
+    /// Makes the shared guests of these kinds run.
+    pub(crate) fn ensure_guests(&mut self, kinds: &[Kind]) -> Result<()> {
+        for kind in kinds {
+            if self.guests.contains(kind) {
+                let alive = self
+                    .host
+                    .exec(Place::Guest(Self::shared(*kind)), "true", LIMIT);
+                if alive.is_ok_and(|output| output.success()) {
+                    continue;
+                }
+                eprintln!("lab: the shared {kind} guest does not answer; starting it anew");
+                let _ = self.host.guest_destroy(Self::shared(*kind));
+                self.guests.retain(|k| k != kind);
+            }
+            let mut spec = GuestSpec::new(Self::shared(*kind), *kind);
+            spec.memory_mib = SHARED_MEMORY_MIB;
+            self.host.guest_create(&spec)?;
+            self.guests.push(*kind);
+        }
+        Ok(())
+    }
+
+    /// Brings the mediator into the state a case wants to find.
+    pub(crate) fn ensure_mediator(&mut self, wanted: Mediator) -> Result<()> {
+        let running = match &self.mediator {
+            Some(job) => job.poll(self.host.as_mut())?.is_none(),
+            None => false,
+        };
+        match (wanted, running) {
+            (Mediator::Running, false) => self.start_mediator(),
+            (Mediator::Stopped, true) => self.stop_mediator(),
+            _ => Ok(()),
+        }
+    }
+
+    /// Starts the shared mediator and waits until it listens.
+    pub(crate) fn start_mediator(&mut self) -> Result<()> {
+        let job = self.start(Place::Dom0, MEDIATOR)?;
+        self.mediator = Some(job.clone());
+        job.wait_for(self.host.as_mut(), LISTENING, LIMIT)
+            .context("the mediator")?;
+        Ok(())
+    }
+
+    /// Ends the shared mediator as an administrator does (SIGTERM).
+    pub(crate) fn stop_mediator(&mut self) -> Result<()> {
+        if let Some(job) = self.mediator.take() {
+            job.signal(self.host.as_mut(), "TERM")?;
+            let output = job.wait(self.host.as_mut(), Duration::from_secs(60))?;
+            ensure!(
+                output.success(),
+                "the mediator ended badly: {}",
+                output.last_words()
+            );
+        }
+        Ok(())
+    }
+
+    /// The shared mediator, handed over to a case that will kill it.
+    pub(crate) fn take_mediator(&mut self) -> Result<Job> {
+        self.mediator.take().context("no mediator runs")
+    }
+
+    /// Runs a script that must succeed, and gives its standard output.
+    pub(crate) fn succeed(&mut self, place: Place<'_>, script: &str) -> Result<String> {
+        self.succeed_within(place, script, LIMIT)
+    }
+
+    /// The same with a limit of its own.
+    pub(crate) fn succeed_within(
+        &mut self,
+        place: Place<'_>,
+        script: &str,
+        limit: Duration,
+    ) -> Result<String> {
+        let output = self.host.exec(place, script, limit)?;
+        let text = output
+            .text()
+            .with_context(|| format!("`{script}` in {place}"))?;
+        Ok(text.to_owned())
+    }
+
+    /// Runs a command that must fail by itself, in good order: a status that is
+    /// neither 0 nor that of a signal or a panic, and a line of what and a line
+    /// of what to do. Gives its standard error.
+    pub(crate) fn fail(&mut self, place: Place<'_>, script: &str) -> Result<String> {
+        let output = self.host.exec(place, script, LIMIT)?;
+        ensure_failed_well(script, &output)?;
+        Ok(output.stderr)
+    }
+
+    /// Starts a script in the background.
+    pub(crate) fn start(&mut self, place: Place<'_>, script: &str) -> Result<Job> {
+        self.jobs_started += 1;
+        let name = format!("job{}", self.jobs_started);
+        Job::start(self.host.as_mut(), place, &name, script)
+    }
+
+    /// A guest of the case's own.
+    pub(crate) fn create(&mut self, spec: &GuestSpec) -> Result<()> {
+        self.host.guest_create(spec)
+    }
+}
+
+/// Checks that a program failed as the project's programs shall.
+pub(crate) fn ensure_failed_well(script: &str, output: &Output) -> Result<()> {
+    match output.status {
+        0 => bail!("`{script}` succeeded: {}", output.last_words()),
+        101 => bail!("`{script}` panicked: {}", output.last_words()),
+        126.. => bail!(
+            "`{script}` ended with status {}: {}",
+            output.status,
+            output.last_words()
+        ),
+        _ => {}
+    }
+    let lines = output
+        .stderr
+        .lines()
+        .filter(|line| !line.trim().is_empty())
+        .count();
+    ensure!(
+        lines >= 2,
+        "`{script}` does not say what to do: {}",
+        output.last_words()
+    );
+    ensure!(
+        lines <= 12,
+        "`{script}` fails in {lines} lines: {}",
+        output.last_words()
+    );
+    Ok(())
+}

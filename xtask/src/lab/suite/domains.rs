@@ -1,0 +1,67 @@
+//! Guests that end while a channel is open.
+
+use std::time::Duration;
+
+use anyhow::{Result, ensure};
+
+use super::context::ensure_failed_well;
+use super::{Case, Context, Mediator, vector_add};
+use crate::lab::guest::GuestSpec;
+use crate::lab::guest::Kind::Pv;
+use crate::lab::host::Place;
+
+/// How soon after its guest's end a program in dom0 must have noticed.
+const NOTICE_LIMIT: Duration = Duration::from_secs(60);
+
+pub(crate) const CASES: &[Case] = &[
+    Case {
+        name: "domains/guest-destroyed-mid-transfer",
+        guests: &[],
+        mediator: Mediator::Stopped,
+        run: guest_destroyed,
+    },
+    Case {
+        name: "domains/guest-destroyed-in-a-session",
+        guests: &[Pv],
+        mediator: Mediator::Running,
+        run: guest_destroyed_in_session,
+    },
+];
+
+fn victim(context: &mut Context) -> Result<u16> {
+    let mut spec = GuestSpec::new("victim", Pv);
+    spec.memory_mib = 256;
+    context.create(&spec)?;
+    context.host.guest_domid("victim")
+}
+
+fn guest_destroyed(context: &mut Context) -> Result<()> {
+    let domid = victim(context)?;
+    context.start(
+        Place::Guest("victim"),
+        "vchan serve --peer 0 --path data/t --pipe </dev/zero",
+    )?;
+    let connect = format!("vchan connect --peer {domid} --path data/t --sink");
+    let client = context.start(Place::Dom0, &connect)?;
+    std::thread::sleep(Duration::from_secs(3));
+    ensure!(
+        client.poll(context.host.as_mut())?.is_none(),
+        "the transfer ended by itself"
+    );
+    context.host.guest_destroy("victim")?;
+    let output = client.wait(context.host.as_mut(), NOTICE_LIMIT)?;
+    ensure_failed_well(&connect, &output)
+}
+
+fn guest_destroyed_in_session(context: &mut Context) -> Result<()> {
+    victim(context)?;
+    let script = "while vgpu --endpoint xen: vector-add --n 1048576; do :; done";
+    context.start(Place::Guest("victim"), script)?;
+    let appeared = "n=0; while [ $n -lt 60 ]; do \
+         [ $(pgrep -x vgpu-mediatord | wc -l) -gt 1 ] && exit 0; n=$((n + 1)); usleep 300000; \
+         done; echo no worker came >&2; exit 1";
+    context.succeed(Place::Dom0, appeared)?;
+    context.host.guest_destroy("victim")?;
+    // The mediator is whole, and serves the others.
+    vector_add::vector_add(context, Pv, 1_000)
+}

@@ -1,0 +1,122 @@
+//! What a case must leave as it found it, as Xen, xenstore and the kernels see
+//! it: grants, event channels, nodes, processes, sockets.
+
+use std::collections::BTreeMap;
+use std::fmt;
+
+use anyhow::Result;
+
+use crate::lab::host::{Host, LIMIT, Place};
+
+/// A count of everything that could leak, by name.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub(crate) struct Footprint(BTreeMap<String, u64>);
+
+/// Prints `NAME NUMBER` lines. Grants that are mapped are found in what Xen
+/// itself lists for the debug key `g`, by the domain that granted them; event
+/// channels by lsevtchn. Both are dom0's view of every domain.
+const DOM0_SCRIPT: &str = r#"
+domains=$(xenstore-list /local/domain)
+xl debug-keys g
+xl dmesg -c | awk '
+    /gnttab_usage_print_all . key/ { split("", count) }
+    /active/ { next }
+    match($0, /grant-table for remote d[0-9]+/) {
+        domain = substr($0, RSTART + 24, RLENGTH - 24); count[domain] += 0; next
+    }
+    /\[0x[0-9a-f]+\]/ { count[domain]++ }
+    END { for (d in count) print "d" d ".granted-and-mapped", count[d] }'
+for d in $domains; do
+    echo "d$d.event-channels $(lsevtchn $d 2>/dev/null | wc -l)"
+    # Not counted: the folder in which guests publish, and the mediator's hint in it.
+    echo "d$d.data-nodes $(xenstore-ls -f /local/domain/$d/data 2>/dev/null |
+        grep -vcE '/data/vgpu(/mediator)? = ')"
+done
+"#;
+
+/// For dom0 and guests alike.
+const COMMON_SCRIPT: &str = r#"
+for name in vgpu-mediatord vgpu vchan vgpuctl; do
+    echo "$1$name-processes $(pgrep -x "$name" | wc -l)"
+done
+echo "$1sockets $(ls /run/vgpu/*.sock 2>/dev/null | wc -l)"
+"#;
+
+impl Footprint {
+    /// Counts in dom0 and in the named guests.
+    pub(crate) fn take(host: &mut dyn Host, guests: &[String]) -> Result<Self> {
+        let mut counts = BTreeMap::new();
+        let mut add = |text: &str| {
+            for line in text.lines() {
+                if let Some((name, number)) = line.rsplit_once(' ')
+                    && let Ok(number) = number.parse()
+                {
+                    counts.insert(name.to_owned(), number);
+                }
+            }
+        };
+        let script = format!("set -- dom0.\n{COMMON_SCRIPT}\n{DOM0_SCRIPT}");
+        add(host.exec(Place::Dom0, &script, LIMIT)?.text()?);
+        for guest in guests {
+            let script = format!("set -- {guest}.\n{COMMON_SCRIPT}");
+            add(host.exec(Place::Guest(guest), &script, LIMIT)?.text()?);
+        }
+        Ok(Footprint(counts))
+    }
+
+    /// Grants that are mapped at this moment, of all domains together.
+    pub(crate) fn mapped_grants(&self) -> u64 {
+        self.0
+            .iter()
+            .filter(|(name, _)| name.ends_with(".granted-and-mapped"))
+            .map(|(_, n)| n)
+            .sum()
+    }
+
+    /// A count by name; `None` if nothing of that name was counted.
+    pub(crate) fn get(&self, name: &str) -> Option<u64> {
+        self.0.get(name).copied()
+    }
+
+    /// What `later` has that this has not, or less of: in words, for people.
+    pub(crate) fn differences(&self, later: &Footprint) -> Vec<String> {
+        let mut names: Vec<&String> = self.0.keys().chain(later.0.keys()).collect();
+        names.sort();
+        names.dedup();
+        names
+            .into_iter()
+            .filter_map(|name| {
+                let (before, after) = (self.get(name), later.get(name));
+                (before != after).then(|| {
+                    let text = |n: Option<u64>| n.map_or("none".to_owned(), |n| n.to_string());
+                    format!("{name} {} → {}", text(before), text(after))
+                })
+            })
+            .collect()
+    }
+}
+
+impl fmt::Display for Footprint {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (name, number) in self.0.iter().filter(|(_, number)| **number > 0) {
+            writeln!(f, "    {name:<32} {number:>5}")?;
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn differences_name_what_changed() {
+        let footprint = |pairs: &[(&str, u64)]| {
+            Footprint(pairs.iter().map(|(n, v)| ((*n).to_owned(), *v)).collect())
+        };
+        let before = footprint(&[("a", 1), ("b", 2)]);
+        let after = footprint(&[("a", 1), ("b", 3), ("c", 1)]);
+        assert_eq!(before.differences(&after), ["b 2 → 3", "c none → 1"]);
+        assert!(before.differences(&before).is_empty());
+    }
+}

@@ -1,0 +1,97 @@
+//! The programs where something of Xen, or the other side, is missing.
+
+use anyhow::{Result, ensure};
+
+use super::{Case, Context, Mediator};
+use crate::lab::guest::GuestSpec;
+use crate::lab::guest::Kind::{self, Pv};
+use crate::lab::host::Place;
+
+pub(crate) const CASES: &[Case] = &[
+    alone("lone/no-mediator", &[Pv], |c| {
+        let error = c.fail(
+            Place::Guest("pv"),
+            "vgpu --endpoint xen: vector-add --n 1000",
+        )?;
+        ensure!(
+            error.contains("mediator"),
+            "does not name the mediator: {error}"
+        );
+        Ok(())
+    }),
+    alone("lone/no-such-domain", &[], |c| {
+        c.fail(
+            Place::Dom0,
+            "vchan connect --peer 999 --path data/none --timeout 3 --echo",
+        )?;
+        c.fail(
+            Place::Dom0,
+            "vchan serve --peer 999 --path data/none --timeout 3 --echo",
+        )
+        .map(drop)
+    }),
+    alone("lone/path-without-keys", &[Pv], |c| {
+        let domid = c.host.guest_domid("pv")?;
+        let command = format!("vchan connect --peer {domid} --path data/none --timeout 3 --echo");
+        c.fail(Place::Dom0, &command).map(drop)
+    }),
+    alone("lone/keys-that-are-no-numbers", &[Pv], |c| {
+        bad_keys(c, "a\u{300}b", "0x10")
+    }),
+    alone("lone/keys-out-of-range", &[Pv], |c| {
+        bad_keys(c, "99999999999999999999", "5000000000")?;
+        bad_keys(c, "8", "4294967295")?;
+        bad_keys(c, "4294967295", "3")
+    }),
+    alone("lone/no-modules-no-dev-xen", &[], no_modules),
+];
+
+const fn alone(
+    name: &'static str,
+    guests: &'static [Kind],
+    run: fn(&mut Context) -> Result<()>,
+) -> Case {
+    Case {
+        name,
+        guests,
+        mediator: Mediator::Stopped,
+        run,
+    }
+}
+
+/// A guest that publishes nonsense must not get dom0's client further than an error.
+fn bad_keys(context: &mut Context, ring_ref: &str, event_channel: &str) -> Result<()> {
+    let domid = context.host.guest_domid("pv")?;
+    let write = format!(
+        "xenstore-write data/bad/ring-ref '{ring_ref}' data/bad/event-channel '{event_channel}'"
+    );
+    context.succeed(Place::Guest("pv"), &write)?;
+    let command = format!("vchan connect --peer {domid} --path data/bad --timeout 3 --echo");
+    let outcome = context.fail(Place::Dom0, &command);
+    context.succeed(Place::Guest("pv"), "xenstore-rm data/bad")?;
+    outcome.map(drop)
+}
+
+fn no_modules(context: &mut Context) -> Result<()> {
+    let mut spec = GuestSpec::new("bare", Pv);
+    spec.memory_mib = 192;
+    spec.command_line = "lab.modules=none".to_owned();
+    context.create(&spec)?;
+    let outcome = (|| {
+        let guest = Place::Guest("bare");
+        let error = context.fail(guest, "vgpu --endpoint xen: vector-add --n 1000")?;
+        ensure!(
+            error.contains("xen"),
+            "does not name what is missing: {error}"
+        );
+        context.fail(
+            guest,
+            "vchan serve --peer 0 --path data/x --timeout 3 --echo",
+        )?;
+        context
+            .succeed(guest, "vgpu --endpoint xen: doctor; true")
+            .map(drop)
+    })();
+    context.host.guest_destroy("bare")?;
+    outcome
+}

@@ -1,0 +1,135 @@
+//! Mediators that die, hang, or come twice.
+
+use std::time::Duration;
+
+use anyhow::{Result, ensure};
+
+use super::context::{MEDIATOR, ensure_failed_well};
+use super::{Case, Context, Mediator, vector_add};
+use crate::lab::guest::Kind::{self, Pv};
+use crate::lab::host::Place;
+
+const NOTICE_LIMIT: Duration = Duration::from_secs(60);
+
+pub(crate) const CASES: &[Case] = &[
+    running("mediators/second-one-is-refused", &[], |c| {
+        let error = c.fail(Place::Dom0, MEDIATOR)?;
+        ensure!(
+            error.contains("already") || error.contains("pid"),
+            "says not why: {error}"
+        );
+        Ok(())
+    }),
+    running("mediators/killed-mid-transfer", &[Pv], killed_mid_transfer),
+    running("mediators/worker-killed-mid-transfer", &[Pv], worker_killed),
+    running("mediators/vgpuctl-sees-it", &[], |c| {
+        c.succeed(Place::Dom0, "vgpuctl status").map(drop)
+    }),
+    Case {
+        name: "mediators/denied-by-default",
+        guests: &[Pv],
+        mediator: Mediator::Stopped,
+        run: denied_by_default,
+    },
+    Case {
+        name: "mediators/allowed-by-the-guests-table",
+        guests: &[Pv],
+        mediator: Mediator::Stopped,
+        run: allowed_by_table,
+    },
+];
+
+const fn running(
+    name: &'static str,
+    guests: &'static [Kind],
+    run: fn(&mut Context) -> Result<()>,
+) -> Case {
+    Case {
+        name,
+        guests,
+        mediator: Mediator::Running,
+        run,
+    }
+}
+
+/// Long enough that it is certainly still going on when it is cut.
+const LONG: &str = "vgpu --endpoint xen: vector-add --n 16777216";
+
+/// Waits until a session's worker runs in dom0 beside the broker, and has mapped grants.
+const WORKER: &str = "n=0; while [ $n -lt 60 ]; do \
+     [ $(pgrep -x vgpu-mediatord | wc -l) -gt 1 ] && exit 0; n=$((n + 1)); usleep 300000; \
+     done; echo no worker came >&2; exit 1";
+
+fn killed_mid_transfer(context: &mut Context) -> Result<()> {
+    let client = context.start(Place::Guest("pv"), LONG)?;
+    context.succeed(Place::Dom0, WORKER)?;
+    std::thread::sleep(Duration::from_secs(2));
+    let mediator = context.take_mediator()?;
+    mediator.signal(context.host.as_mut(), "KILL")?;
+    let output = client.wait(context.host.as_mut(), NOTICE_LIMIT)?;
+    ensure_failed_well(LONG, &output)?;
+    // A new one takes its place, although the old one could not clean up.
+    context.start_mediator()?;
+    vector_add::vector_add(context, Pv, 1_000)
+}
+
+fn worker_killed(context: &mut Context) -> Result<()> {
+    let client = context.start(Place::Guest("pv"), LONG)?;
+    context.succeed(Place::Dom0, WORKER)?;
+    std::thread::sleep(Duration::from_secs(2));
+    // The youngest process of that name is the worker.
+    context.succeed(Place::Dom0, "kill -KILL $(pgrep -n -x vgpu-mediatord)")?;
+    let output = client.wait(context.host.as_mut(), NOTICE_LIMIT)?;
+    ensure_failed_well(LONG, &output)?;
+    vector_add::vector_add(context, Pv, 1_000)
+}
+
+fn denied_by_default(context: &mut Context) -> Result<()> {
+    with_mediator(
+        context,
+        "vgpu-mediatord --listen xen: --executor cpu",
+        |context| {
+            let command = "vgpu --endpoint xen: vector-add --n 1000";
+            let error = context.fail(Place::Guest("pv"), command)?;
+            ensure!(
+                error.contains("den") || error.contains("allow"),
+                "says not why: {error}"
+            );
+            Ok(())
+        },
+    )
+}
+
+fn allowed_by_table(context: &mut Context) -> Result<()> {
+    for key in [
+        "domid:$(guest_domid pv)",
+        "pv",
+        "uuid:$(xl vm-list | awk '$3 == \"pv\" {print $1}')",
+    ] {
+        let command = format!(
+            "printf '[guests]\\n\"%s\" = \"allow\"\\n' \"{key}\" >/tmp/policy.toml\n\
+             exec vgpu-mediatord --listen xen: --executor cpu --config /tmp/policy.toml"
+        );
+        with_mediator(context, &command, |context| {
+            vector_add::vector_add(context, Pv, 1_000)
+        })?;
+    }
+    context
+        .succeed(Place::Dom0, "rm -f /tmp/policy.toml")
+        .map(drop)
+}
+
+/// Runs `test` while a mediator of its own runs in dom0.
+fn with_mediator(
+    context: &mut Context,
+    command: &str,
+    test: impl FnOnce(&mut Context) -> Result<()>,
+) -> Result<()> {
+    let mediator = context.start(Place::Dom0, &format!(". /lab/functions.sh; {command}"))?;
+    let outcome = mediator
+        .wait_for(context.host.as_mut(), "listening on xen:", NOTICE_LIMIT)
+        .and_then(|_| test(context));
+    mediator.signal(context.host.as_mut(), "TERM")?;
+    mediator.wait(context.host.as_mut(), NOTICE_LIMIT)?;
+    outcome
+}

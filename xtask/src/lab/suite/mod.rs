@@ -1,0 +1,49 @@
+//! The integration tests that need Xen: `cargo xtask lab test`.
+//!
+//! One file a topic, each with a table of cases; a new topic is a new file and
+//! a line in [`TOPICS`]. A case gets a [`Context`] and fails by an error.
+
+use anyhow::Result;
+
+mod channel;
+mod context;
+mod domains;
+mod footprint;
+mod lone;
+mod mediators;
+mod runner;
+mod vector_add;
+
+pub(crate) use context::Context;
+pub(crate) use footprint::Footprint;
+pub(crate) use runner::{Options, Totals, list, run};
+
+use super::guest::Kind;
+
+/// Every case of the suite, in the order in which they run.
+pub(crate) const TOPICS: &[&[Case]] = &[
+    channel::CASES,
+    vector_add::CASES,
+    mediators::CASES,
+    lone::CASES,
+    domains::CASES,
+];
+
+/// One test.
+pub(crate) struct Case {
+    /// `topic/what`: what `--filter` looks at.
+    pub(crate) name: &'static str,
+    /// The shared guests it uses; they run before it starts.
+    pub(crate) guests: &'static [Kind],
+    /// Whether a mediator that admits everybody runs before it starts.
+    pub(crate) mediator: Mediator,
+    /// The test itself. An error is a failure; [`super::host::Lacking`] in it a skip.
+    pub(crate) run: fn(&mut Context) -> Result<()>,
+}
+
+/// The mediator a case wants to find.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Mediator {
+    Running,
+    Stopped,
+}
