@@ -132,6 +132,11 @@ impl Shared {
         Ok(())
     }
 
+    /// Whether the peer has asked, by `bit`, to be told of our next step.
+    pub(crate) fn peer_asked(&self, bit: u8) -> bool {
+        notify::NotifyByte::load(self.asked_of_us()) & bit != 0
+    }
+
     /// Asks the peer to tell; the caller looks again before it sleeps.
     pub(crate) fn request(&self, bit: u8) {
         notify::request(self.asked_of_peer(), bit);

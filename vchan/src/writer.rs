@@ -133,6 +133,12 @@ impl Writer {
         Ok(self.ring.free() as usize)
     }
 
+    /// Whether the peer has asked to be woken by the next write, which a reader does that found
+    /// nothing to read. A hint: it may have changed by the time this returns.
+    pub fn peer_awaits_data(&self) -> bool {
+        self.shared.peer_asked(bit::WRITE)
+    }
+
     /// Sets how long [`io::Write::write`] waits; `None`, the default, is until the peer reads,
     /// closes or dies.
     pub fn set_timeout(&mut self, timeout: Option<Duration>) {

@@ -121,6 +121,28 @@ fn echo_and_pipe_return_every_byte() {
     succeeded(&server.wait_with_output().unwrap());
 }
 
+/// Silence that is our own doing, since nobody takes our output, ends no transfer.
+#[test]
+fn a_slow_reader_of_the_output_gets_every_byte() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("socket");
+    let server = vchan("serve --echo", &path).spawn().unwrap();
+    let input = &payload()[..300_000];
+    let mut client = with_input(vchan("connect --pipe --linger 0.05", &path), input);
+    // Longer than --linger: the pipe is full, the rest waits in the ring.
+    std::thread::sleep(std::time::Duration::from_millis(1000));
+    let mut output = Vec::new();
+    client
+        .stdout
+        .take()
+        .unwrap()
+        .read_to_end(&mut output)
+        .unwrap();
+    assert!(output == input, "{} bytes came back", output.len());
+    succeeded(&client.wait_with_output().unwrap());
+    succeeded(&server.wait_with_output().unwrap());
+}
+
 #[test]
 fn bench_prints_one_object_a_line() {
     let dir = tempfile::tempdir().unwrap();
@@ -168,7 +190,7 @@ fn failures_are_two_lines_and_a_status() {
         let lines: Vec<_> = text.lines().collect();
         assert_eq!(lines.len(), 2, "{text}");
         assert!(
-            lines[0].starts_with("vchan: ") && lines[1].starts_with("  "),
+            lines[0].starts_with("error: ") && lines[1].starts_with(" help: "),
             "{text}"
         );
         text

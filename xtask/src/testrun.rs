@@ -61,22 +61,6 @@ const STEPS: &[Step] = &[
         &[&["cargo", "test", "--workspace", "--locked"]],
     ),
     Step {
-        name: "interleavings of the notification protocol (loom)",
-        commands: &[&[
-            "cargo",
-            "test",
-            "--package",
-            "vchan",
-            "--test",
-            "loom_notify",
-            "--release",
-            "--locked",
-            "--target-dir",
-            "target/loom",
-        ]],
-        env: &[("RUSTFLAGS", "--cfg loom")],
-    },
-    Step {
         name: "documentation",
         commands: &[&["cargo", "doc", "--workspace", "--no-deps", "--locked"]],
         env: &[("RUSTDOCFLAGS", "-D warnings")],

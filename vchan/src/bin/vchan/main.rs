@@ -26,7 +26,7 @@ fn main() -> ExitCode {
     match run(arguments.command) {
         Ok(()) => ExitCode::SUCCESS,
         Err(failure) => {
-            eprintln!("vchan: {}\n  {}", failure.what, failure.advice);
+            eprintln!("error: {}\n help: {}", failure.what, failure.advice);
             ExitCode::FAILURE
         }
     }

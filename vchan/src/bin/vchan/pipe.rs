@@ -2,8 +2,9 @@
 //!
 //! The wire format knows no half-close, so somebody must decide when a transfer is over:
 //! * when the peer closes, and everything it sent has been written out;
-//! * when standard input, not empty, has been sent and read by the peer, and the peer has then
-//!   been silent for `--linger`.
+//! * when standard input, not empty, has been sent and read by the peer, the peer waits for more,
+//!   and nothing has come from it for `--linger`. A peer that is merely slow holds bytes and does
+//!   not wait for more, so its answer is not cut off.
 
 use std::io::{Read, Write, stdin, stdout};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -19,10 +20,16 @@ use crate::stream::{BUFFER, progress, whenever};
 /// How long the peer may take to read the rest before a close gives up on it.
 const PATIENCE: Duration = Duration::from_secs(30);
 
+/// For how many times `--linger` a silent peer is given the benefit of the doubt: one that looks
+/// at the ring without ever asking to be woken cannot be told from one that is still at work.
+const DOUBT: u32 = 30;
+
 #[derive(Debug, Default)]
 struct Shared {
     /// Bytes received so far.
     received: AtomicU64,
+    /// All that was received has been written out, and more is waited for.
+    all_written: AtomicBool,
     /// This side has decided to close.
     closing: AtomicBool,
     /// Why the sending thread ended early.
@@ -73,9 +80,13 @@ fn receive(shared: &Shared, mut reader: Reader) -> Result<(), Failure> {
     let mut buf = vec![0; BUFFER];
     let deadline = whenever();
     loop {
+        shared.all_written.store(true, Ordering::Release);
         let n = match reader.read(&mut buf, deadline) {
             Ok(0) => break,
-            Ok(n) => n,
+            Ok(n) => {
+                shared.all_written.store(false, Ordering::Release);
+                n
+            }
             Err(Error::Closed) if shared.closing.load(Ordering::Acquire) => break,
             Err(error) => return Err(error.into()),
         };
@@ -109,10 +120,19 @@ fn send(shared: &Shared, writer: &Mutex<Writer>, linger: Duration) -> Result<(),
         return Ok(());
     }
     lock().drain(deadline)?;
+    let mut silent = 0;
     loop {
         let before = shared.received.load(Ordering::Relaxed);
         thread::sleep(linger);
-        if shared.received.load(Ordering::Relaxed) == before {
+        // Pairs with the stores in `receive`: the count is not behind what the flag says.
+        if !shared.all_written.load(Ordering::Acquire)
+            || shared.received.load(Ordering::Relaxed) != before
+        {
+            silent = 0;
+            continue;
+        }
+        silent += 1;
+        if lock().peer_awaits_data() || silent >= DOUBT {
             break;
         }
     }
