@@ -219,7 +219,9 @@ fn a_second_signal_does_not_wait() {
     let workers = mediator.wait_for_workers(1);
     mediator.signal(Signal::SIGTERM);
     wait_until("it drains", || {
-        mediator.log().contains("stopping: 1 sessions")
+        mediator
+            .log()
+            .contains("stopping; sessions to finish within 10 s: 1")
     });
     assert!(is_running(workers[0]));
     mediator.signal(Signal::SIGINT);
@@ -238,7 +240,10 @@ fn limits_turn_a_guest_away_with_a_reason() {
     let mediator = Mediator::start(directory.path(), &["--config", config.to_str().unwrap()]);
     let mut client = mediator.connect().unwrap();
     let error = mediator.connect().unwrap_err();
-    assert!(error.to_string().contains("1 sessions already"), "{error}");
+    assert!(
+        error.to_string().contains("limit of sessions (1)"),
+        "{error}"
+    );
     let error = add(&mut client, 1001).unwrap_err();
     assert!(error.to_string().contains("1000"), "{error}");
     add(&mut client, 1000).unwrap();

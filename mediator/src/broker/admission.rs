@@ -131,17 +131,17 @@ impl Broker<'_> {
         let all = self
             .sessions
             .values()
-            .filter(|session| !session.refusing)
+            .filter(|session| !session.refusing && !matches!(session.who, Who::File(_)))
             .count();
         if most.is_some_and(|most| self.accounts.running(who) >= most as usize) {
             let most = most.unwrap_or_default();
             return Some(Turned::Busy(format!(
-                "this guest has {most} sessions already, which is its limit; end one first"
+                "this guest is at its limit of sessions ({most}); end one first"
             )));
         }
         (all >= limits.max_sessions as usize).then(|| {
             Turned::Busy(format!(
-                "the mediator has {all} sessions already, which is its limit; try again later"
+                "the mediator is at its limit of sessions ({all}); try again later"
             ))
         })
     }

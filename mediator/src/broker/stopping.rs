@@ -38,7 +38,7 @@ impl Broker<'_> {
     pub(super) fn stop(&mut self, now: Instant) {
         if self.stopping.is_some() {
             log::warn!(
-                "asked to stop again: {} sessions are cut off",
+                "asked to stop again; sessions cut off: {}",
                 self.sessions.len()
             );
             self.kill_all(now);
@@ -46,7 +46,7 @@ impl Broker<'_> {
         }
         let time = self.config.limits.drain_timeout();
         log::info!(
-            "stopping: {} sessions have {} s to finish their requests",
+            "stopping; sessions to finish within {1} s: {0}",
             self.sessions.len(),
             time.as_secs()
         );
@@ -73,12 +73,15 @@ impl Broker<'_> {
             None => {}
             Some(_) if self.sessions.is_empty() => self.stopping = Some(Stopping::Over),
             Some(Stopping::Draining(at)) if due(at) => {
-                log::warn!("{} sessions did not finish in time", self.sessions.len());
+                log::warn!(
+                    "sessions that did not finish in time: {}",
+                    self.sessions.len()
+                );
                 self.kill_all(now);
             }
             Some(Stopping::Reaping(at)) if due(at) => {
                 // They hang in the kernel; they end with this process.
-                log::error!("{} workers cannot be ended", self.sessions.len());
+                log::error!("workers that cannot be ended: {}", self.sessions.len());
                 self.stopping = Some(Stopping::Over);
             }
             Some(_) => {}

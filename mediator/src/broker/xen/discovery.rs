@@ -101,6 +101,7 @@ impl Discovery {
     fn on_marks(&mut self, watches: &mut Watches) {
         let now = Instant::now();
         let marks = watches.take();
+        log::trace!("changed: {marks:?}");
         if marks.contains(&Subject::Introduced) || marks.contains(&Subject::Released) {
             self.refresh(watches, now);
         }
@@ -182,6 +183,10 @@ impl Discovery {
             }
         };
         let known = self.guests.get(&domid).map(|guest| &guest.identity);
+        if known.is_some() && identity.name.is_none() && identity.uuid.is_none() {
+            // Its nodes are being removed: it is about to be gone.
+            return;
+        }
         if known.is_some_and(|known| known.uuid.is_some() && known.uuid != identity.uuid) {
             // The number belongs to another domain now.
             self.forget(domid, watches);
@@ -271,8 +276,15 @@ impl Discovery {
                 return;
             }
         };
+        let candidates = guest.candidates(&names, now);
+        log::trace!(
+            "{}: {} nodes, {} channels to look into",
+            guest.identity,
+            names.len(),
+            candidates.len()
+        );
         let mut announced = Vec::new();
-        for candidate in guest.candidates(&names, now) {
+        for candidate in candidates {
             let port = format!("{node}/{}/{EVENT_CHANNEL}", candidate.name);
             // The event channel is written last: before that the guest is not ready.
             match self.store.read_if_present(&port, deadline) {
