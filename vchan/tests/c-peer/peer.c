@@ -8,17 +8,21 @@
  *     vchan-c-peer server DOMID PATH  MODE [options]
  *     vchan-c-peer client DOMID PATH  MODE [options]
  *
+ *     vchan-c-peer pattern --bytes N     what `source` sends, on standard output; its length and
+ *                                        checksum on standard error
+ *
  * MODE is one of
  *     echo         sends every byte back until the other side closes
  *     sink         discards; at the end prints `sink: N bytes crc32c=HEX`
  *     source       sends --bytes N of a fixed pattern, closes, prints `source: N bytes crc32c=HEX`
+ *     ping         sends --bytes N of the pattern in messages of --chunk, reads each back and compares
  *     bench-serve  answers the bench of docs/vchan-bench.md
  *     bench        runs it, and prints one JSON object a line
  * Options
  *     --to-server N --to-client N   ring sizes in bytes (server role; default 65536)
  *     --nonblocking                 uses the library's non-blocking calls and libxenvchan_wait
  *     --chunk N                     bytes a call (default 65536)
- *     --bytes N                     how much `source` sends
+ *     --bytes N                     how much `source` and `ping` send
  *     --timeout S                   ends the program with SIGALRM after S seconds (default 120)
  *     --time S                      seconds for a point of the bench (default 0.5)
  *     --packets                     the bench sends a message with the library's all-or-nothing
@@ -145,6 +149,16 @@ static int run_sink(struct peer *p)
     return n < 0;
 }
 
+static uint32_t fill(unsigned char *buf, size_t len, uint32_t state)
+{
+    for (size_t i = 0; i < len; i++) {
+        state = state * 1664525u + 1013904223u;
+        buf[i] = (unsigned char)(state >> 24);
+    }
+    return state;
+}
+
+/* Sends the pattern into the channel, or without one to standard output. */
 static int run_source(struct peer *p, unsigned long long bytes)
 {
     unsigned char *buf = malloc(p->chunk);
@@ -153,19 +167,41 @@ static int run_source(struct peer *p, unsigned long long bytes)
 
     while (sent < bytes) {
         size_t n = bytes - sent < p->chunk ? (size_t)(bytes - sent) : p->chunk;
-        for (size_t i = 0; i < n; i++) {
-            state = state * 1664525u + 1013904223u;
-            buf[i] = (unsigned char)(state >> 24);
-        }
-        if (peer_write_all(p, buf, n) < 0) {
+        state = fill(buf, n, state);
+        if (p->chan ? peer_write_all(p, buf, n) < 0 : fwrite(buf, 1, n, stdout) != n) {
             fprintf(stderr, "c-peer: the channel closed after %llu bytes\n", sent);
             return 1;
         }
         crc = crc_add(crc, buf, n);
         sent += n;
     }
-    printf("source: %llu bytes crc32c=%08x\n", sent, crc);
+    fprintf(p->chan ? stdout : stderr, "source: %llu bytes crc32c=%08x\n", sent, crc);
     free(buf);
+    return 0;
+}
+
+static int run_ping(struct peer *p, unsigned long long bytes)
+{
+    unsigned char *sent = malloc(p->chunk), *back = malloc(p->chunk);
+    unsigned long long done = 0;
+    uint32_t state = 1;
+
+    while (done < bytes) {
+        size_t n = bytes - done < p->chunk ? (size_t)(bytes - done) : p->chunk;
+        state = fill(sent, n, state);
+        if (peer_write_all(p, sent, n) < 0 || peer_read_all(p, back, n) < 0) {
+            fprintf(stderr, "c-peer: the channel closed after %llu bytes\n", done);
+            return 1;
+        }
+        if (memcmp(sent, back, n)) {
+            fprintf(stderr, "c-peer: other bytes came back after %llu\n", done);
+            return 1;
+        }
+        done += n;
+    }
+    printf("ping: %llu bytes\n", done);
+    free(sent);
+    free(back);
     return 0;
 }
 
@@ -183,7 +219,7 @@ static struct libxenvchan *connect_client(int domain, const char *path)
 static int usage(void)
 {
     fprintf(stderr, "usage: vchan-c-peer server|client DOMID PATH "
-                    "echo|sink|source|bench-serve|bench [options]; see the head of peer.c\n");
+                    "echo|sink|source|ping|bench-serve|bench [options]; see the head of peer.c\n");
     return 2;
 }
 
@@ -194,6 +230,10 @@ int main(int argc, char **argv)
     unsigned timeout = 120;
     int blocking = 1, status;
 
+    if (argc == 4 && !strcmp(argv[1], "pattern") && !strcmp(argv[2], "--bytes")) {
+        crc_init();
+        return run_source(&p, strtoull(argv[3], NULL, 10)) || fflush(stdout);
+    }
     if (argc < 5)
         return usage();
     int server = !strcmp(argv[1], "server");
@@ -255,6 +295,8 @@ int main(int argc, char **argv)
         status = run_sink(&p);
     else if (!strcmp(mode, "source"))
         status = run_source(&p, bytes);
+    else if (!strcmp(mode, "ping"))
+        status = run_ping(&p, bytes);
     else if (!strcmp(mode, "bench-serve"))
         status = run_bench_serve(&p);
     else if (!strcmp(mode, "bench"))
