@@ -42,6 +42,11 @@ const SUBCOMMANDS: &[Subcommand] = &[
         about: "boot a real Xen in QEMU and run things in it (shell, run, demo, test)",
         run: lab::main,
     },
+    Subcommand {
+        name: "bench",
+        about: "compare with other software (vchan: beside the stock libxenvchan, in the lab)",
+        run: lab::bench::main,
+    },
 ];
 
 fn main() -> ExitCode {

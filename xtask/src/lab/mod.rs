@@ -9,6 +9,7 @@ use anyhow::{Result, bail};
 
 mod agent;
 mod base64;
+pub(crate) mod bench;
 mod cpio;
 mod demo;
 mod flags;

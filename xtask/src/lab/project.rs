@@ -106,7 +106,7 @@ pub(crate) fn build_for_tests() -> Result<Vec<Program>> {
     Ok(programs)
 }
 
-fn build_c_peer() -> Result<Program> {
+pub(crate) fn build_c_peer() -> Result<Program> {
     eprintln!("lab: building {C_PEER} (C, stock libxenvchan)");
     let folder = target().join("lab");
     fs::create_dir_all(&folder)?;

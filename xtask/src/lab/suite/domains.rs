@@ -58,7 +58,7 @@ fn guest_destroyed_in_session(context: &mut Context) -> Result<()> {
     let script = "while vgpu --endpoint xen: vector-add --n 1048576; do :; done";
     context.start(Place::Guest("victim"), script)?;
     let appeared = "n=0; while [ $n -lt 60 ]; do \
-         [ $(pgrep -x vgpu-mediatord | wc -l) -gt 1 ] && exit 0; n=$((n + 1)); usleep 300000; \
+         [ $(pidof vgpu-mediatord | wc -w) -gt 1 ] && exit 0; n=$((n + 1)); usleep 300000; \
          done; echo no worker came >&2; exit 1";
     context.succeed(Place::Dom0, appeared)?;
     context.host.guest_destroy("victim")?;

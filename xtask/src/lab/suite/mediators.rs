@@ -57,7 +57,7 @@ const LONG: &str = "vgpu --endpoint xen: vector-add --n 16777216";
 
 /// Waits until a session's worker runs in dom0 beside the broker, and has mapped grants.
 const WORKER: &str = "n=0; while [ $n -lt 60 ]; do \
-     [ $(pgrep -x vgpu-mediatord | wc -l) -gt 1 ] && exit 0; n=$((n + 1)); usleep 300000; \
+     [ $(pidof vgpu-mediatord | wc -w) -gt 1 ] && exit 0; n=$((n + 1)); usleep 300000; \
      done; echo no worker came >&2; exit 1";
 
 fn killed_mid_transfer(context: &mut Context) -> Result<()> {
@@ -78,7 +78,7 @@ fn worker_killed(context: &mut Context) -> Result<()> {
     context.succeed(Place::Dom0, WORKER)?;
     std::thread::sleep(Duration::from_secs(2));
     // The youngest process of that name is the worker.
-    context.succeed(Place::Dom0, "kill -KILL $(pgrep -n -x vgpu-mediatord)")?;
+    context.succeed(Place::Dom0, "kill -KILL $(pidof vgpu-mediatord | tr ' ' '\\n' | sort -n | tail -n 1)")?;
     let output = client.wait(context.host.as_mut(), NOTICE_LIMIT)?;
     ensure_failed_well(LONG, &output)?;
     vector_add::vector_add(context, Pv, 1_000)

@@ -9,9 +9,11 @@ mod channel;
 mod context;
 mod domains;
 mod footprint;
+mod interop;
 mod lone;
 mod mediators;
 mod runner;
+mod vchan;
 mod vector_add;
 
 pub(crate) use context::Context;
@@ -27,6 +29,8 @@ pub(crate) const TOPICS: &[&[Case]] = &[
     mediators::CASES,
     lone::CASES,
     domains::CASES,
+    interop::CASES,
+    vchan::CASES,
 ];
 
 /// One test.
