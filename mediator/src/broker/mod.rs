@@ -334,6 +334,7 @@ impl<'a> Broker<'a> {
             self.tell_xen(Command::Over {
                 domid: guest.domid,
                 name: name.clone(),
+                failed: !session.was_connected(),
             });
         }
         if session.refusing {

@@ -85,6 +85,11 @@ impl Session {
         self.report.client.as_deref()
     }
 
+    /// Whether the guest's channel came up.
+    pub(super) fn was_connected(&self) -> bool {
+        self.report.connected
+    }
+
     pub(super) fn state(&self) -> &'static str {
         if self.kill_at.is_some() || self.report.ended.is_some() {
             "ending"

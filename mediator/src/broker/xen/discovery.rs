@@ -7,7 +7,7 @@ use std::sync::mpsc::Sender;
 use std::time::{Duration, Instant};
 
 use tokio::sync::mpsc::UnboundedReceiver;
-use vchan::xen::keys::EVENT_CHANNEL;
+use vchan::xen::keys::{KeyError, Keys};
 use vchan::xen::store::{Store, StoreError};
 
 use super::guest::{DOMAINS, Guest, home};
@@ -121,10 +121,14 @@ impl Discovery {
     fn obey(&mut self, command: Command) {
         let now = Instant::now();
         match command {
-            Command::Over { domid, name } => {
+            Command::Over {
+                domid,
+                name,
+                failed,
+            } => {
                 if let Some(guest) = self.guests.get_mut(&domid) {
                     let path = format!("{}/data/vgpu/{name}", guest.home());
-                    guest.over(&name, now);
+                    guest.over(&name, failed, now);
                     self.remove(&path);
                 }
             }
@@ -285,13 +289,18 @@ impl Discovery {
         );
         let mut announced = Vec::new();
         for candidate in candidates {
-            let port = format!("{node}/{}/{EVENT_CHANNEL}", candidate.name);
-            // The event channel is written last: before that the guest is not ready.
-            match self.store.read_if_present(&port, deadline) {
+            let keys = format!("{node}/{}", candidate.name);
+            match Keys::read(self.store, &keys, deadline) {
                 Ok(Some(_)) => {}
+                // The guest writes one after the other.
                 Ok(None) => continue,
+                Err(KeyError::Store(error)) => {
+                    log::debug!("{}: {error}", guest.identity);
+                    continue;
+                }
                 Err(error) => {
                     log::debug!("{}: {error}", guest.identity);
+                    guest.ignore(&candidate.name, now);
                     continue;
                 }
             }

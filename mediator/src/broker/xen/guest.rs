@@ -19,6 +19,13 @@ const MOST_ANNOUNCED: usize = 16;
 /// How long a channel for which there is no room is put off.
 const LATER: Duration = Duration::from_secs(1);
 
+/// How long a channel whose keys make no sense is left alone.
+const IGNORED: Duration = Duration::from_secs(30);
+
+/// After a channel that led nowhere, the guest's next one waits so long; twice as long after each
+/// further one, up to the second figure. Trying one costs dom0 a process.
+const PENALTY: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(60));
+
 /// Events of one guest closer than this make one look.
 const DEBOUNCE: Duration = Duration::from_millis(5);
 
@@ -32,6 +39,9 @@ pub(super) struct Guest {
     looks: TokenBucket,
     /// Each announcement starts a process in dom0, so their rate is bounded too.
     announcements: TokenBucket,
+    /// None is announced before this.
+    not_before: Instant,
+    penalty: Duration,
     channels: BTreeMap<String, Channel>,
 }
 
@@ -56,8 +66,10 @@ impl Guest {
             identity,
             judgement,
             look_at: None,
-            looks: TokenBucket::new(8, Duration::from_millis(100), now),
+            looks: TokenBucket::new(4, Duration::from_millis(200), now),
             announcements: TokenBucket::new(16, Duration::from_millis(500), now),
+            not_before: now,
+            penalty: PENALTY.0,
             channels: BTreeMap::new(),
         }
     }
@@ -129,8 +141,8 @@ impl Guest {
 
     /// Whether the candidate may be announced now; if not, another look is due later.
     pub(super) fn announce(&mut self, name: &str, now: Instant) -> bool {
-        if !self.announcements.take(now) {
-            let next = self.announcements.next(now);
+        if now < self.not_before || !self.announcements.take(now) {
+            let next = self.announcements.next(now).max(self.not_before);
             self.look_at = Some(self.look_at.map_or(next, |at| at.min(next)));
             return false;
         }
@@ -145,9 +157,21 @@ impl Guest {
         }
     }
 
-    /// The session on the channel is over. There may be room for another.
-    pub(super) fn over(&mut self, name: &str, now: Instant) {
+    /// The channel's keys make no sense.
+    pub(super) fn ignore(&mut self, name: &str, now: Instant) {
+        self.channels
+            .insert(name.to_owned(), Channel::Later(now + IGNORED));
+    }
+
+    /// The session on the channel is over, or `failed` to begin. There may be room for another.
+    pub(super) fn over(&mut self, name: &str, failed: bool, now: Instant) {
         self.channels.remove(name);
+        if failed {
+            self.not_before = now + self.penalty;
+            self.penalty = (self.penalty * 2).min(PENALTY.1);
+        } else {
+            self.penalty = PENALTY.0;
+        }
         self.mark(now);
     }
 }
@@ -197,12 +221,12 @@ mod tests {
         // The guest removes its keys once it is connected; that makes nothing new.
         assert!(guest.candidates(&[], now).is_empty());
         assert!(guest.candidates(&there, now).is_empty());
-        guest.over(&name(1), now);
+        guest.over(&name(1), false, now);
         assert_eq!(guest.candidates(&there, now).len(), 1);
     }
 
     #[test]
-    fn a_flood_of_events_makes_ten_looks_a_second() {
+    fn a_flood_of_events_makes_five_looks_a_second() {
         let start = Instant::now();
         let mut guest = guest(start);
         let looks = (0..10_000)
@@ -212,7 +236,7 @@ mod tests {
                 guest.is_due(now)
             })
             .count();
-        assert!((90..=110).contains(&looks), "{looks}");
+        assert!((45..=60).contains(&looks), "{looks}");
     }
 
     #[test]
@@ -228,7 +252,7 @@ mod tests {
         assert!(guest.candidates(&there, start).is_empty());
         // They fail at once, and the next ones come: two a second from here on.
         for candidate in &found {
-            guest.over(&candidate.name, start);
+            guest.over(&candidate.name, false, start);
         }
         let found = guest.candidates(&there, start);
         assert!(!guest.announce(&found[0].name, start));
@@ -256,6 +280,39 @@ mod tests {
             .collect();
         assert_eq!(again, [(&*name(1), true), (&*name(2), false)]);
         assert_eq!(guest.channels.len(), 1);
+    }
+
+    #[test]
+    fn channels_that_lead_nowhere_are_tried_ever_less_often() {
+        let mut now = Instant::now();
+        let mut guest = guest(now);
+        let mut waits = Vec::new();
+        for number in 0..9 {
+            let before = now;
+            while !guest.announce(&name(number), now) {
+                now = guest.due_at().expect("another look is due");
+                assert!(guest.is_due(now));
+            }
+            waits.push(now.duration_since(before).as_secs());
+            guest.over(&name(number), true, now);
+        }
+        assert_eq!(waits, [0, 1, 2, 4, 8, 16, 32, 60, 60]);
+        // One that works ends the penalty.
+        now += PENALTY.1;
+        assert!(guest.announce(&name(10), now));
+        guest.over(&name(10), false, now);
+        assert!(guest.announce(&name(11), now));
+        guest.over(&name(11), true, now);
+        assert!(guest.announce(&name(12), now + PENALTY.0));
+    }
+
+    #[test]
+    fn a_channel_without_sense_is_left_alone_for_a_while() {
+        let now = Instant::now();
+        let mut guest = guest(now);
+        guest.ignore(&name(1), now);
+        assert!(guest.candidates(&names(1..2), now).is_empty());
+        assert_eq!(guest.candidates(&names(1..2), now + IGNORED).len(), 1);
     }
 
     #[test]

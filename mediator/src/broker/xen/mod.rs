@@ -12,8 +12,9 @@
 //! | `discovery` | the thread |
 //!
 //! A guest decides how often its watch fires and what stands in its node. So events only leave a
-//! mark, a marked guest is looked at no more often than ten times a second, a look reads a bounded
-//! number of nodes, and a guest has a bounded number of channels waiting.
+//! mark, a marked guest is looked at no more often than five times a second, a look reads a bounded
+//! number of nodes, a guest has a bounded number of channels waiting, and one whose channels lead
+//! nowhere waits ever longer.
 
 mod discovery;
 mod guest;
@@ -78,6 +79,8 @@ pub(super) enum Command {
         domid: u16,
         /// The channel.
         name: String,
+        /// It led nowhere: the guest was not there.
+        failed: bool,
     },
     /// There is no room for it now: announce it again in a while if it still waits.
     Later {
