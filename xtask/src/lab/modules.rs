@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
 
-/// Modules by name; see [`load_order`].
+/// Modules by name, whatever they depend on besides.
 pub(crate) const MODULES: &[&str] = &[
     "xen-privcmd",
     "xenfs",
