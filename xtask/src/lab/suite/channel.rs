@@ -9,6 +9,7 @@ use super::{Case, Context, Mediator};
 use crate::lab::guest::GuestSpec;
 use crate::lab::guest::Kind::{self, Pv, Pvh};
 use crate::lab::host::Place;
+use crate::lab::job::Job;
 
 const SUITE_LIMIT: Duration = Duration::from_secs(300);
 
@@ -73,7 +74,14 @@ fn conformance(context: &mut Context, kind: Kind) -> Result<()> {
     let server = context.start(Place::Guest(name), serve)?;
     let connect = format!("vchan conformance-connect --peer {domid} --path data/conformance");
     let client = context.start(Place::Dom0, &connect)?;
-    for (side, job) in [("dom0", client), ("the guest", server)] {
+    let outcome = both_succeed(context, [("dom0", client), ("the guest", server)]);
+    // Each channel removes its own node; the folder around them is this case's.
+    context.succeed(Place::Guest(name), "xenstore-rm data/conformance")?;
+    outcome
+}
+
+fn both_succeed(context: &mut Context, sides: [(&str, Job); 2]) -> Result<()> {
+    for (side, job) in sides {
         let output = job.wait(context.host.as_mut(), SUITE_LIMIT)?;
         let failed: Vec<&str> = output
             .stdout
