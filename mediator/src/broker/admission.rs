@@ -65,8 +65,15 @@ impl Broker<'_> {
             return;
         };
         let Ok(events) = events else {
-            log::error!("nobody watches for guests any more; restart vgpu-mediatord");
+            // Whoever supervises this process starts it anew.
             self.xen = None;
+            self.failure = Some(Failure::new(
+                "nobody watches for guests any more: the thread for it has ended",
+                "look at the log above; start the mediator again",
+            ));
+            if self.stopping.is_none() {
+                self.stop(now);
+            }
             return;
         };
         for event in events {

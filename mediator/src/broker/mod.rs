@@ -102,6 +102,8 @@ struct Broker<'a> {
     accounts: Accounts,
     queries: Vec<Query>,
     stopping: Option<Stopping>,
+    /// Why it stops of its own accord.
+    failure: Option<Failure>,
     control: ControlServer,
     // Last, so that everything else is gone when the next mediator may start.
     _instance: Instance,
@@ -152,6 +154,7 @@ impl<'a> Broker<'a> {
             accounts: Accounts::default(),
             queries: Vec::new(),
             stopping: None,
+            failure: None,
             control,
             _instance: instance,
         };
@@ -181,7 +184,7 @@ impl<'a> Broker<'a> {
             self.expire(now);
             if self.stopping.as_ref().is_some_and(Stopping::is_over) {
                 log::info!("stopped");
-                return Ok(());
+                return self.failure.take().map_or(Ok(()), Err);
             }
             for source in self.wait()? {
                 self.on_ready(source, Instant::now());
