@@ -109,7 +109,7 @@ fn endless(context: &mut Context, guest: &str) -> Result<[crate::lab::job::Job; 
     )?;
     let connect = format!("exec vchan connect --peer {domid} --path data/t --sink");
     let client = context.start(Place::Dom0, &connect)?;
-    let mapped = "n=0; until grep -qs /dev/xen/gntdev /proc/$(pidof -s vchan)/maps; do \
+    let mapped = "n=0; until grep -qs /dev/xen/gntdev /proc/$(pidof vchan | cut -d' ' -f1)/maps; do \
          [ $n -lt 100 ] || exit 1; n=$((n + 1)); usleep 200000; done";
     context.succeed(Place::Dom0, mapped)?;
     for job in [&server, &client] {

@@ -1,0 +1,90 @@
+//! The command `vchan` where xenstored is absent, stands still, hangs up, or talks nonsense.
+//!
+//! The real program against real sockets; what a real xenstored does is tested in the lab.
+
+use std::io::{Read, Write};
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::Path;
+use std::process::{Command, Output};
+use std::thread;
+
+/// Runs `vchan ARGUMENTS` with xenstored's socket at `socket`.
+fn vchan(socket: &Path, arguments: &str) -> Output {
+    Command::new(env!("CARGO_BIN_EXE_vchan"))
+        .args(arguments.split(' '))
+        .env("XENSTORED_PATH", socket)
+        .output()
+        .expect("vchan starts")
+}
+
+/// Fails as the program shall: status 1, one line of what, one of what to do.
+fn assert_failed(output: &Output, what: &str) {
+    let text = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert_eq!(output.status.code(), Some(1), "{text}");
+    let lines: Vec<&str> = text
+        .lines()
+        .filter(|line| !line.starts_with('[')) // log lines
+        .collect();
+    assert_eq!(lines.len(), 2, "{text}");
+    assert!(lines[0].contains(what), "{text}");
+}
+
+/// A socket on which `answer` talks to everyone who connects.
+fn xenstored(answer: fn(UnixStream)) -> (tempfile::TempDir, std::path::PathBuf) {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("socket");
+    let listener = UnixListener::bind(&path).unwrap();
+    thread::spawn(move || {
+        for stream in listener.incoming().flatten() {
+            thread::spawn(move || answer(stream));
+        }
+    });
+    (folder, path)
+}
+
+// The client's side, which goes to xenstore first; a server also needs devices that only Xen has.
+const CONNECT: &str = "connect --peer 1 --path data/x --timeout 1 --echo";
+const SERVE: &str = "serve --peer 1 --path data/x --timeout 1 --echo";
+
+#[test]
+fn no_xenstored() {
+    if Path::new("/dev/xen/xenbus").exists() {
+        eprintln!("this machine has a xenstore: nothing to see");
+        return;
+    }
+    for arguments in [CONNECT, SERVE] {
+        let output = vchan(Path::new("/nonexistent/socket"), arguments);
+        assert_failed(&output, "cannot reach xenstore");
+    }
+}
+
+#[test]
+fn xenstored_that_never_answers() {
+    let (_folder, socket) = xenstored(|mut stream| {
+        let _ = std::io::copy(&mut stream, &mut std::io::sink());
+    });
+    assert_failed(&vchan(&socket, CONNECT), "did not answer in time");
+}
+
+#[test]
+fn xenstored_that_hangs_up() {
+    let (_folder, socket) = xenstored(drop);
+    assert_failed(&vchan(&socket, CONNECT), "cannot reach xenstore");
+}
+
+#[test]
+fn xenstored_that_talks_nonsense() {
+    let (_folder, socket) = xenstored(|mut stream| {
+        let mut request = [0; 16];
+        while stream.read_exact(&mut request).is_ok() {
+            // An unknown message type, no payload.
+            let mut reply = request;
+            reply[..4].copy_from_slice(&99u32.to_ne_bytes());
+            reply[12..].copy_from_slice(&0u32.to_ne_bytes());
+            if stream.write_all(&reply).is_err() {
+                return;
+            }
+        }
+    });
+    assert_failed(&vchan(&socket, CONNECT), "cannot reach xenstore");
+}
