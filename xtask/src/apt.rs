@@ -20,7 +20,7 @@ pub(crate) fn ensure(packages: &[&str]) -> Result<()> {
         );
     }
     // An old package index names files that are gone; a new one costs seconds.
-    run_as_root(&["apt-get", "update", "-qq"]).ok();
+    update_lists().ok();
     let mut install = vec![
         "env",
         "DEBIAN_FRONTEND=noninteractive",
@@ -33,6 +33,14 @@ pub(crate) fn ensure(packages: &[&str]) -> Result<()> {
     install.extend(&missing);
     run_as_root(&install)
         .with_context(|| format!("cannot install {list}\nrun as root: apt-get install {list}"))
+}
+
+/// Fetches the lists of packages anew.
+///
+/// # Errors
+/// It needs root, or no mirror answers.
+pub(crate) fn update_lists() -> Result<()> {
+    run_as_root(&["apt-get", "update", "-qq"]).context("cannot update the lists of packages")
 }
 
 fn installed(package: &str) -> bool {
@@ -74,7 +82,8 @@ fn run_as_root(argv: &[&str]) -> Result<()> {
     Ok(())
 }
 
-fn which(program: &str) -> Option<std::path::PathBuf> {
+/// Where `program` lies in PATH.
+pub(crate) fn which(program: &str) -> Option<std::path::PathBuf> {
     std::env::split_paths(&std::env::var_os("PATH")?)
         .map(|dir| dir.join(program))
         .find(|p| p.is_file())

@@ -15,7 +15,7 @@ const FOLDER: &str = "/tmp/vgpu-lab";
 const INTERVAL: Duration = Duration::from_millis(400);
 
 /// A script that was started. Nothing ends it but itself or [`Job::signal`].
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Job {
     guest: Option<String>,
     name: String,
@@ -125,7 +125,11 @@ impl Job {
 
     /// Sends `signal` (`TERM`, `KILL`, `STOP`…) to all its processes.
     pub(crate) fn signal(&self, host: &mut dyn Host, signal: &str) -> Result<()> {
-        let script = format!("kill -{signal} -$(cat {FOLDER}/{}/pid)", self.name);
+        // Once it has ended its process group's number may be another's.
+        let script = format!(
+            "cd {FOLDER}/{} && [ ! -e status ] && kill -{signal} -$(cat pid)",
+            self.name
+        );
         host.exec(self.place(), &script, LIMIT)?;
         Ok(())
     }

@@ -7,6 +7,8 @@ use std::time::Duration;
 
 use anyhow::{Result, bail};
 
+use crate::apt;
+
 mod agent;
 mod base64;
 pub(crate) mod bench;
@@ -19,7 +21,6 @@ mod image;
 mod job;
 mod kernel;
 mod libraries;
-mod machine;
 mod modules;
 mod packages;
 mod project;
@@ -129,7 +130,7 @@ impl Where {
         }
         let mut programs = programs(test.bare, &test.add)?;
         if !test.bare {
-            machine::prepare()?; // the C peer needs libxen-dev
+            apt::ensure(packages::INSTALLED)?; // the C peer needs libxen-dev
             programs.extend(project::build_for_tests()?);
         }
         let mut totals = Totals::default();
@@ -153,7 +154,7 @@ impl Where {
 
 /// The images, built if need be.
 fn images() -> Result<Images> {
-    machine::prepare()?;
+    apt::ensure(packages::INSTALLED)?;
     let cache = packages::cache_folder()?;
     let packages = packages::fetch(&cache)?;
     image::build(&cache, &packages)

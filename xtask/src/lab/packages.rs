@@ -7,7 +7,7 @@ use std::process::Command;
 
 use anyhow::{Context, Result, bail};
 
-use super::machine;
+use crate::apt;
 
 /// Everything the images are made of. The kernel is found by [`kernel_package`].
 const PACKAGES: &[&str] = &[
@@ -42,6 +42,16 @@ const PACKAGES: &[&str] = &[
     "zlib1g",
 ];
 
+/// What must be installed on this machine: the emulator, what takes packages and
+/// kernels apart, and the headers for the stock libxenvchan peer.
+pub(crate) const INSTALLED: &[&str] = &[
+    "qemu-system-x86",
+    "binutils",
+    "xz-utils",
+    "util-linux",
+    "libxen-dev",
+];
+
 /// The unpacked packages.
 pub(crate) struct Packages {
     /// Root of the unpacked files (`usr/`, `lib/`, `boot/`).
@@ -72,7 +82,7 @@ pub(crate) fn fetch(cache: &Path) -> Result<Packages> {
         Ok(files) => files,
         Err(first) => {
             eprintln!("lab: {first:#}; updating the package lists");
-            machine::update_package_lists()?;
+            apt::update_lists()?;
             package_files()?
         }
     };

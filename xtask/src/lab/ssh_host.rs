@@ -267,7 +267,6 @@ mod tests {
 
     use crate::lab::guest::Kind;
     use crate::lab::job::Job;
-    use crate::lab::machine::find_program;
 
     /// An sshd of the test's own on 127.0.0.1, with its own keys.
     struct Sshd {
@@ -278,7 +277,7 @@ mod tests {
 
     impl Sshd {
         fn start() -> Option<Self> {
-            let program = find_program("sshd")?;
+            let program = crate::apt::which("sshd")?;
             let folder = std::env::temp_dir().join(format!("vgpu-lab-sshd-{}", std::process::id()));
             fs::create_dir_all(&folder).unwrap();
             for key in ["host", "user"] {

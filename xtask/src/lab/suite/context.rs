@@ -24,6 +24,8 @@ pub(crate) struct Context {
     guests: Vec<Kind>,
     mediator: Option<Job>,
     jobs_started: u32,
+    /// Those the running case started, the shared mediator aside.
+    jobs: Vec<Job>,
     /// What the last case left, with the guests and the mediator it was taken with.
     pub(crate) unchanged: Option<(Footprint, (Vec<String>, Mediator))>,
 }
@@ -35,6 +37,7 @@ impl Context {
             guests: Vec::new(),
             mediator: None,
             jobs_started: 0,
+            jobs: Vec::new(),
             unchanged: None,
         }
     }
@@ -147,7 +150,19 @@ impl Context {
     pub(crate) fn start(&mut self, place: Place<'_>, script: &str) -> Result<Job> {
         self.jobs_started += 1;
         let name = format!("job{}", self.jobs_started);
-        Job::start(self.host.as_mut(), place, &name, script)
+        let job = Job::start(self.host.as_mut(), place, &name, script)?;
+        self.jobs.push(job.clone());
+        Ok(job)
+    }
+
+    /// Forgets the jobs of the case that ended; those of a failed one are killed.
+    pub(crate) fn end_jobs(&mut self, failed: bool) {
+        for job in std::mem::take(&mut self.jobs) {
+            if failed && self.mediator.as_ref() != Some(&job) {
+                // A guest that is gone has taken its processes along.
+                let _ = job.signal(self.host.as_mut(), "KILL");
+            }
+        }
     }
 
     /// A guest of the case's own.

@@ -78,7 +78,10 @@ fn worker_killed(context: &mut Context) -> Result<()> {
     context.succeed(Place::Dom0, WORKER)?;
     std::thread::sleep(Duration::from_secs(2));
     // The youngest process of that name is the worker.
-    context.succeed(Place::Dom0, "kill -KILL $(pidof vgpu-mediatord | tr ' ' '\\n' | sort -n | tail -n 1)")?;
+    context.succeed(
+        Place::Dom0,
+        "kill -KILL $(pidof vgpu-mediatord | tr ' ' '\\n' | sort -n | tail -n 1)",
+    )?;
     let output = client.wait(context.host.as_mut(), NOTICE_LIMIT)?;
     ensure_failed_well(LONG, &output)?;
     vector_add::vector_add(context, Pv, 1_000)

@@ -140,6 +140,7 @@ fn try_case(context: &mut Context, case: &Case) -> Result<()> {
         _ => Footprint::take(context.host.as_mut(), &guests)?,
     };
     let outcome = (case.run)(context);
+    context.end_jobs(outcome.is_err());
     // Also after a failure: the next case shall find what this one promised.
     context.ensure_mediator(case.mediator)?;
     outcome?;
