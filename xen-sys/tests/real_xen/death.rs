@@ -279,6 +279,6 @@ fn in_another_process() {
 
 /// Keeps the mappings of the caller alive; the other process kills this one long before the end.
 fn wait_to_be_killed() {
-    std::thread::sleep(Duration::from_secs(60));
+    std::thread::sleep(Duration::from_secs(300));
     panic!("nobody killed this process");
 }

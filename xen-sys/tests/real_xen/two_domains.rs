@@ -87,7 +87,7 @@ fn dom0_maps() {
     let guest = DomId(peer.parse().expect("XEN_SYS_PEER is a number"));
     let provider = Provider::from_env().expect("provider");
 
-    let deadline = Instant::now() + Duration::from_secs(60);
+    let deadline = Instant::now() + Duration::from_secs(120);
     let place = loop {
         match xenstore("xenstore-read", &[&node]) {
             Some(place) if !place.is_empty() => break place,

@@ -1,12 +1,10 @@
-//! The lower layers in real Xen: raw bindings over both providers, and the
-//! suite every channel must pass.
+//! The suite that every channel must pass, in real Xen.
 
 use std::time::Duration;
 
 use anyhow::{Result, ensure};
 
 use super::{Case, Context, Mediator};
-use crate::lab::guest::GuestSpec;
 use crate::lab::guest::Kind::{self, Pv, Pvh};
 use crate::lab::host::Place;
 use crate::lab::job::Job;
@@ -15,14 +13,6 @@ use crate::lab::job::Job;
 const SUITE_LIMIT: Duration = Duration::from_secs(900);
 
 pub(crate) const CASES: &[Case] = &[
-    quiet("channel/xen-sys-both-providers-in-dom0", &[], |c| {
-        xen_sys(c, Place::Dom0, 0)
-    }),
-    quiet(
-        "channel/xen-sys-both-providers-in-a-guest",
-        &[],
-        xen_sys_in_guest,
-    ),
     quiet("channel/conformance-pv", &[Pv], |c| conformance(c, Pv)),
     quiet("channel/conformance-pvh", &[Pvh], |c| conformance(c, Pvh)),
 ];
@@ -38,33 +28,6 @@ const fn quiet(
         mediator: Mediator::Stopped,
         run,
     }
-}
-
-fn xen_sys(context: &mut Context, place: Place<'_>, domid: u16) -> Result<()> {
-    // One at a time: the tests share the kernel's limit of grantable pages.
-    let script = format!("XEN_SYS_DOMID={domid} xen-sys-real-xen --ignored --test-threads=1");
-    let output = context.host.exec(place, &script, SUITE_LIMIT)?;
-    if !output.success() {
-        let failed: Vec<&str> = output
-            .stdout
-            .lines()
-            .filter(|line| line.ends_with("FAILED"))
-            .collect();
-        anyhow::bail!("{} | {}", failed.join(", "), output.last_words());
-    }
-    Ok(())
-}
-
-/// In a guest of its own: the suite maps grants, which the shared guests may not.
-fn xen_sys_in_guest(context: &mut Context) -> Result<()> {
-    let mut spec = GuestSpec::new("mapper", Pv);
-    spec.memory_mib = 256;
-    spec.maptrack_frames = None;
-    context.create(&spec)?;
-    let domid = context.host.guest_domid("mapper")?;
-    let outcome = xen_sys(context, Place::Guest("mapper"), domid);
-    context.host.guest_destroy("mapper")?;
-    outcome
 }
 
 /// The guest is the server, dom0 the client: the only roles XCP-ng allows.

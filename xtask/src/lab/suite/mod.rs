@@ -15,6 +15,7 @@ mod mediators;
 mod runner;
 mod vchan;
 mod vector_add;
+mod xen_sys;
 
 pub(crate) use context::Context;
 pub(crate) use footprint::Footprint;
@@ -24,6 +25,7 @@ use super::guest::Kind;
 
 /// Every case of the suite, in the order in which they run.
 pub(crate) const TOPICS: &[&[Case]] = &[
+    xen_sys::CASES,
     channel::CASES,
     vector_add::CASES,
     mediators::CASES,
