@@ -66,6 +66,11 @@ pub(crate) trait Host {
     /// There is no such guest.
     fn guest_domid(&mut self, name: &str) -> Result<u16>;
 
+    /// How many guests this host has lost so far through a fault of its own, and not of theirs.
+    fn guests_lost(&self) -> usize {
+        0
+    }
+
     /// Saves what would explain a failure, and gives the folder it is in.
     fn save_logs(&mut self) -> Option<String>;
 }

@@ -34,10 +34,11 @@ impl Job {
         script: &str,
     ) -> Result<Job> {
         let body = base64::encode(script.as_bytes());
+        // The outer shell survives the signals that go to the whole group, to write the status.
         let start = format!(
             "mkdir -p {FOLDER}/{name} && cd {FOLDER}/{name} || exit 1\n\
              rm -f status; echo {body} | base64 -d >script\n\
-             setsid sh -c 'echo $$ >pid; sh ./script; echo $? >status.new; mv status.new status' \
+             setsid sh -c 'trap : TERM INT HUP; echo $$ >pid; sh ./script; echo $? >status.new; mv status.new status' \
              </dev/null >out 2>err &"
         );
         host.exec(place, &start, LIMIT)?.text()?;

@@ -72,6 +72,15 @@ impl Host for QemuHost {
             .with_context(|| format!("the domain id of guest {name}"))
     }
 
+    /// QEMU's emulation of nested paging now and then ends a PVH guest with a triple fault, which
+    /// Xen reports on the console.
+    fn guests_lost(&self) -> usize {
+        let console = fs::read(self.machine.folder().join("console.log")).unwrap_or_default();
+        String::from_utf8_lossy(&console)
+            .matches("Triple fault")
+            .count()
+    }
+
     fn save_logs(&mut self) -> Option<String> {
         let folder = self.machine.folder().to_owned();
         let script = "xl list; xl dmesg | tail -n 100; dmesg | tail -n 100; xenstore-ls -f; ps; \

@@ -83,6 +83,8 @@ guest_run() {
         name=$1 limit=$2 folder=/run/lab/$1.run
         read -r tty 2>/dev/null <"/run/lab/$name.tty" ||
             { echo "there is no guest $name" >&2; exit 125; }
+        # The console of a guest that is gone may be another guest's by now.
+        guest_lives "$name" || { echo "guest $name is gone" >&2; exit 125; }
         mkdir -p "$folder"
         exec 9>"$folder/lock"
         flock 9

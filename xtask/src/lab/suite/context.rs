@@ -55,19 +55,18 @@ impl Context {
             .collect()
     }
 
-    /// Makes the shared guests of these kinds run.
+    /// Makes the shared guests of these kinds run, and forgets others that have ended.
     pub(crate) fn ensure_guests(&mut self, kinds: &[Kind]) -> Result<()> {
+        for kind in self.guests.clone() {
+            if !self.answers(kind) {
+                eprintln!("lab: the shared {kind} guest does not answer; it is taken away");
+                let _ = self.host.guest_destroy(Self::shared(kind));
+                self.guests.retain(|k| *k != kind);
+            }
+        }
         for kind in kinds {
             if self.guests.contains(kind) {
-                let alive = self
-                    .host
-                    .exec(Place::Guest(Self::shared(*kind)), "true", LIMIT);
-                if alive.is_ok_and(|output| output.success()) {
-                    continue;
-                }
-                eprintln!("lab: the shared {kind} guest does not answer; starting it anew");
-                let _ = self.host.guest_destroy(Self::shared(*kind));
-                self.guests.retain(|k| k != kind);
+                continue;
             }
             let mut spec = GuestSpec::new(Self::shared(*kind), *kind);
             spec.memory_mib = SHARED_MEMORY_MIB;
@@ -75,6 +74,12 @@ impl Context {
             self.guests.push(*kind);
         }
         Ok(())
+    }
+
+    fn answers(&mut self, kind: Kind) -> bool {
+        self.host
+            .exec(Place::Guest(Self::shared(kind)), "true", LIMIT)
+            .is_ok_and(|output| output.success())
     }
 
     /// Brings the mediator into the state a case wants to find.

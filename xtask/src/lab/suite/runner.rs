@@ -86,7 +86,20 @@ pub(crate) fn run(context: &mut Context, options: &Options, totals: &mut Totals)
         let started = Instant::now();
         let verdict = match &unfit {
             Some(reason) => Verdict::Skip(reason.clone()),
-            None => run_case(context, case),
+            None => {
+                let lost = context.host.guests_lost();
+                match run_case(context, case) {
+                    Verdict::Fail(reason) if context.host.guests_lost() > lost => {
+                        eprintln!(
+                            "lab: {}: QEMU's emulation ended a guest (triple fault, see console.log), \
+                             so it runs once more; it had failed with: {reason}",
+                            case.name
+                        );
+                        run_case(context, case)
+                    }
+                    verdict => verdict,
+                }
+            }
         };
         let seconds = started.elapsed().as_secs_f32();
         let (word, reason) = match verdict {
