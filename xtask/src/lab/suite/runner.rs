@@ -6,7 +6,7 @@ use anyhow::{Result, bail};
 
 use super::footprint::Footprint;
 use super::{Case, Context, TOPICS};
-use crate::lab::host::Lacking;
+use crate::lab::host::{LIMIT, Lacking, Place};
 
 /// How long Xen and the kernels may take to take back what a case had: a grant
 /// is free only when its last mapping and file are gone.
@@ -81,7 +81,7 @@ pub(crate) fn list(options: &Options) {
 pub(crate) fn run(context: &mut Context, options: &Options, totals: &mut Totals) {
     let host = context.host.describe();
     println_unless(options.json, &format!("--- {host}"));
-    let unfit = context.host.unfit();
+    let mut unfit = context.host.unfit();
     for case in chosen(options) {
         let started = Instant::now();
         let verdict = match &unfit {
@@ -114,6 +114,9 @@ pub(crate) fn run(context: &mut Context, options: &Options, totals: &mut Totals)
             Verdict::Fail(reason) => {
                 totals.failed += 1;
                 let logs = context.host.save_logs();
+                if context.host.exec(Place::Dom0, "true", LIMIT).is_err() {
+                    unfit = Some(format!("the machine has ended in {}", case.name));
+                }
                 (
                     "FAIL",
                     logs.map_or(reason.clone(), |logs| format!("{reason} (logs: {logs})")),
