@@ -43,7 +43,7 @@ pub fn connect(peer: DomId, path: &str, deadline: Instant) -> Result<Channel> {
     loop {
         match Keys::read(store, &base, deadline) {
             Ok(Some(keys)) if stale.as_ref().is_none_or(|(tried, _)| *tried != keys) => {
-                let error = match attach(peer, keys, &place, store, deadline) {
+                let error = match attach(peer, keys, &place, life.clone(), deadline) {
                     Ok(attached) if still(keys, store, &base, deadline)? => {
                         return attached.connect();
                     }
@@ -136,12 +136,11 @@ fn attach(
     peer: DomId,
     keys: Keys,
     place: &str,
-    store: Store,
+    life: PeerDomain,
     deadline: Instant,
 ) -> Outcome<Attached> {
     // The port first: it is free for one client only, so whoever binds it has the server to
     // itself, and a port left from an earlier server is refused here, before any page is touched.
-    let life = PeerDomain::watch(peer, store, deadline).map_err(Error::from)?;
     let events = sys::event_channels()?;
     let port = events.bind_interdomain(sys::domain(peer), Port(keys.event_channel))?;
     let link = Link::new(events, port, life, place.to_owned())?;

@@ -41,8 +41,8 @@ const PROBE: Duration = Duration::from_secs(2);
 /// Longest pause between attempts to watch again after a failure.
 const RETRY: Duration = Duration::from_secs(30);
 
-/// The life of one peer domain, watched until this is dropped.
-#[derive(Debug)]
+/// The life of one peer domain, watched until the last clone of this is dropped.
+#[derive(Debug, Clone)]
 pub(crate) struct PeerDomain(Arc<Peer>);
 
 #[derive(Debug)]
@@ -68,12 +68,15 @@ impl PeerDomain {
     ) -> Result<Self, WatchError> {
         let flags = EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK;
         let wake = EventFd::from_value_and_flags(0, flags).map_err(WatchError::EventFd)?;
-        let identity = match identity::look(domain, store, deadline) {
-            identity::Look::Alive(identity) => Some(identity),
-            identity::Look::Gone => return Err(WatchError::Absent(domain)),
-            identity::Look::Hidden => None,
+        let identity = match domain.0 {
+            0 => None, // dom0 is always there, and nobody outlives it
+            _ => match identity::look(domain, store, deadline) {
+                identity::Look::Alive(identity) => Some(identity),
+                identity::Look::Gone => return Err(WatchError::Absent(domain)),
+                identity::Look::Hidden => None,
+            },
         };
-        let watched = identity.is_some() && domain.0 != 0;
+        let watched = identity.is_some();
         let gone = AtomicBool::new(false);
         let peer = Arc::new(Peer {
             domain,
