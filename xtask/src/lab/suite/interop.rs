@@ -216,7 +216,7 @@ fn guest_serves(
 
 /// dom0 as the server, below the guest's data node, which the guest may read.
 fn dom0_serves(context: &mut Context) -> Result<()> {
-    let mut spec = GuestSpec::new("mapper", Pvh);
+    let mut spec = GuestSpec::new("mapper", Pv);
     spec.memory_mib = 256;
     spec.maptrack_frames = None; // the guest maps dom0's pages
     context.create(&spec)?;
