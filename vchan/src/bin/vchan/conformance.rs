@@ -29,6 +29,13 @@ pub(crate) fn connect(place: &Place, only: Option<&str>) -> Result<(), Failure> 
     })
 }
 
+/// Prints the cases' names, one a line.
+pub(crate) fn list() -> Result<(), Failure> {
+    cases()
+        .iter()
+        .try_for_each(|case| say(format_args!("{}", case.name)))
+}
+
 /// Runs this end of every case, each at a path of its own, and prints a line for each.
 fn run(
     place: &Place,
@@ -43,7 +50,7 @@ fn run(
         .filter(|case| only.is_none_or(|name| name == case.name))
     {
         let outcome = if case.dies == Some(role) && !is_child {
-            die(&case)
+            die(&case, only.is_some())
         } else {
             match side(&place_of(place, &case), &case) {
                 Ok(outcome) => outcome,
@@ -74,11 +81,16 @@ fn run(
 }
 
 /// Runs a case whose end kills itself in a process of its own.
-fn die(case: &Case) -> Result<(), String> {
+fn die(case: &Case, already_only: bool) -> Result<(), String> {
+    let only: &[&str] = if already_only {
+        &[]
+    } else {
+        &["--only", case.name]
+    };
     let run = || {
         Command::new(std::env::current_exe()?)
             .args(std::env::args_os().skip(1))
-            .args(["--only", case.name])
+            .args(only)
             .env(CHILD, "1")
             .status()
     };

@@ -52,38 +52,44 @@ const fn running(
     }
 }
 
-/// Takes the better part of a second even on an idle machine.
-const LONG: &str = "vgpu --endpoint xen: vector-add --n 16777216";
+/// Goes on until something fails, and fails with it.
+const ON_AND_ON: &str =
+    "while :; do vgpu --endpoint xen: vector-add --n 16777216 >/dev/null || exit; done";
 
-/// Waits for a session's worker, gives it time to get data going, and stops it
-/// there: what is killed next is killed in the middle, however fast the machine.
-const STOP_WORKER: &str = "end=$(($(date +%s) + 60))\n\
-     until [ $(pgrep -x vgpu-mediatord | wc -l) -gt 1 ]; do \
-     [ $(date +%s) -lt $end ] || { echo no worker came >&2; exit 1; }; done\n\
-     usleep 300000; kill -STOP $(pgrep -n -x vgpu-mediatord)";
+/// Stops a worker in the middle of its session and prints its pid. That it was in the middle shows
+/// in that its guest does not go on to the next session.
+const STOP_WORKER: &str = r#"
+for n in $(seq 100); do
+    set -- $(pidof vgpu-mediatord | tr ' ' '\n' | sort -n)
+    if [ $# -gt 1 ]; then
+        eval worker=\${$#}
+        kill -STOP $worker; sleep 2
+        set -- $(pidof vgpu-mediatord)
+        [ $# -eq 2 ] && { echo $worker; exit 0; }
+        kill -KILL $worker
+    fi
+    usleep 100000
+done
+echo no worker came >&2; exit 1"#;
 
 fn killed_mid_transfer(context: &mut Context) -> Result<()> {
-    let client = context.start(Place::Guest("pv"), LONG)?;
+    let client = context.start(Place::Guest("pv"), ON_AND_ON)?;
     context.succeed(Place::Dom0, STOP_WORKER)?;
     let mediator = context.take_mediator()?;
     mediator.signal(context.host.as_mut(), "KILL")?;
     let output = client.wait(context.host.as_mut(), NOTICE_LIMIT)?;
-    ensure_failed_well(LONG, &output)?;
+    ensure_failed_well(ON_AND_ON, &output)?;
     // A new one takes its place, although the old one could not clean up.
     context.start_mediator()?;
     vector_add::vector_add(context, Pv, 1_000)
 }
 
 fn worker_killed(context: &mut Context) -> Result<()> {
-    let client = context.start(Place::Guest("pv"), LONG)?;
-    context.succeed(Place::Dom0, STOP_WORKER)?;
-    // The youngest process of that name is the worker.
-    context.succeed(
-        Place::Dom0,
-        "kill -KILL $(pidof vgpu-mediatord | tr ' ' '\\n' | sort -n | tail -n 1)",
-    )?;
+    let client = context.start(Place::Guest("pv"), ON_AND_ON)?;
+    let worker = context.succeed(Place::Dom0, STOP_WORKER)?;
+    context.succeed(Place::Dom0, &format!("kill -KILL {worker}"))?;
     let output = client.wait(context.host.as_mut(), NOTICE_LIMIT)?;
-    ensure_failed_well(LONG, &output)?;
+    ensure_failed_well(ON_AND_ON, &output)?;
     vector_add::vector_add(context, Pv, 1_000)
 }
 
