@@ -29,7 +29,7 @@ xflags::xflags! {
         cmd demo {}
         /// The integration tests that need Xen.
         cmd test {
-            /// Only tests whose name contains this.
+            /// Only tests whose name contains this; several texts are separated by commas.
             optional --filter TEXT: String
             /// One JSON object a line.
             optional --json

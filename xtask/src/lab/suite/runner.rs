@@ -14,7 +14,7 @@ const SETTLE_LIMIT: Duration = Duration::from_secs(30);
 
 /// What to run and how to print it.
 pub(crate) struct Options {
-    /// Only cases whose name contains this.
+    /// Only cases whose name contains one of these, separated by commas.
     pub(crate) filter: Option<String>,
     /// One JSON object a line on standard output.
     pub(crate) json: bool,
@@ -66,7 +66,7 @@ fn chosen(options: &Options) -> impl Iterator<Item = &'static Case> {
         options
             .filter
             .as_ref()
-            .is_none_or(|filter| case.name.contains(filter.as_str()))
+            .is_none_or(|filter| filter.split(',').any(|part| case.name.contains(part)))
     })
 }
 
