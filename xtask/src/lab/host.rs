@@ -66,6 +66,11 @@ pub(crate) trait Host {
     /// There is no such guest.
     fn guest_domid(&mut self, name: &str) -> Result<u16>;
 
+    /// Whether guests can be taken away and made anew at will.
+    fn has_spare_guests(&self) -> bool {
+        false
+    }
+
     /// How many guests this host has lost so far through a fault of its own, and not of theirs.
     fn guests_lost(&self) -> usize {
         0

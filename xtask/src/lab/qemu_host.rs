@@ -72,6 +72,10 @@ impl Host for QemuHost {
             .with_context(|| format!("the domain id of guest {name}"))
     }
 
+    fn has_spare_guests(&self) -> bool {
+        true
+    }
+
     /// QEMU's emulation of nested paging now and then ends a PVH guest with a triple fault, which
     /// Xen reports on the console.
     fn guests_lost(&self) -> usize {

@@ -55,10 +55,14 @@ impl Context {
             .collect()
     }
 
-    /// Makes the shared guests of these kinds run, and forgets others that have ended.
+    /// Makes the shared guests of these kinds run. Others that have ended are forgotten, and no PVH
+    /// guest stays that is not needed: QEMU's emulation may end it also while it idles.
     pub(crate) fn ensure_guests(&mut self, kinds: &[Kind]) -> Result<()> {
         for kind in self.guests.clone() {
-            if !self.answers(kind) {
+            if kind == Kind::Pvh && !kinds.contains(&kind) && self.host.has_spare_guests() {
+                self.host.guest_destroy(Self::shared(kind))?;
+                self.guests.retain(|k| *k != kind);
+            } else if !self.answers(kind) {
                 eprintln!("lab: the shared {kind} guest does not answer; it is taken away");
                 let _ = self.host.guest_destroy(Self::shared(kind));
                 self.guests.retain(|k| *k != kind);
