@@ -42,8 +42,10 @@ pub(crate) const CASES: &[Case] = &[
     case("interop/pvh-in-page-1024-2048", &[Pvh], |c| {
         guest_serves(c, Pvh, 1024, 2048, MIB)
     }),
-    case("interop/pvh-65536-64-mib", &[Pvh], |c| {
-        guest_serves(c, Pvh, 65536, 65536, 64 * MIB)
+    // Less than for PV: QEMU's emulation ends a PVH guest with a triple fault now and then, the
+    // more likely the longer it runs.
+    case("interop/pvh-65536", &[Pvh], |c| {
+        guest_serves(c, Pvh, 65536, 65536, 4 * MIB)
     }),
     case("interop/pvh-1048576-4096", &[Pvh], |c| {
         guest_serves(c, Pvh, 1 << 20, 4096, 4 * MIB)
