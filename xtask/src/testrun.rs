@@ -65,6 +65,18 @@ const STEPS: &[Step] = &[
         commands: &[&["cargo", "doc", "--workspace", "--no-deps", "--locked"]],
         env: &[("RUSTDOCFLAGS", "-D warnings")],
     },
+    step(
+        "the lab's suite over ssh, as far as a host without Xen goes",
+        &[&[
+            "cargo",
+            "test",
+            "--package",
+            "xtask",
+            "--locked",
+            "--",
+            "--ignored",
+        ]],
+    ),
     step("the demo without Xen", &[&["cargo", "xtask", "demo"]]),
     step(
         "the lab: a real Xen",
@@ -97,7 +109,13 @@ pub(crate) fn main(args: Vec<OsString>) -> Result<()> {
 }
 
 fn run(filter: Option<&str>) -> Result<()> {
-    apt::ensure(&["gcc", "libc6-dev", "libclang-14-dev", "libxen-dev"])?;
+    apt::ensure(&[
+        "gcc",
+        "libc6-dev",
+        "libclang-14-dev",
+        "libxen-dev",
+        "openssh-server",
+    ])?;
     let mut outcomes: Vec<(&str, bool, u64)> = Vec::new();
     for step in STEPS
         .iter()

@@ -22,10 +22,13 @@ use crate::shm::{ControlPage, Region};
 /// watch everywhere nor use up its few watches for each connection attempt.
 const PAUSE: (Duration, Duration) = (Duration::from_millis(2), Duration::from_millis(50));
 
+/// When keys that led nowhere are tried again.
+const STALE_AGAIN: Duration = Duration::from_millis(500);
+
 /// Connects to the server that domain `peer` runs at `path`, waiting for its keys if need be.
 ///
 /// `path` is absolute, or relative to the home of `peer`. Keys that lead nowhere, such as those of
-/// a server that was killed, are tried once; then this waits for new ones.
+/// a server that was killed, are tried now and then: the next server may get the same numbers.
 ///
 /// # Errors
 /// At once: a path that is none, no Xen, no such domain, no permission, keys that are no numbers,
@@ -35,14 +38,18 @@ pub fn connect(peer: DomId, path: &str, deadline: Instant) -> Result<Channel> {
     let store = Store::open(deadline)?;
     let base = path.resolve(peer);
     let place = place(peer, &path);
-    let mut stale: Option<(Keys, Error)> = None;
+    let mut stale: Option<(Keys, Error, Instant)> = None;
     let mut denied = None;
     let mut answered = false;
     let mut pause = PAUSE.0;
     let life = PeerDomain::watch(peer, store, deadline)?;
     loop {
         match Keys::read(store, &base, deadline) {
-            Ok(Some(keys)) if stale.as_ref().is_none_or(|(tried, _)| *tried != keys) => {
+            Ok(Some(keys))
+                if stale
+                    .as_ref()
+                    .is_none_or(|(tried, _, at)| *tried != keys || at.elapsed() >= STALE_AGAIN) =>
+            {
                 let error = match attach(peer, keys, &place, life.clone(), deadline) {
                     Ok(attached) if still(keys, store, &base, deadline)? => {
                         return attached.connect();
@@ -55,7 +62,7 @@ pub fn connect(peer: DomId, path: &str, deadline: Instant) -> Result<Channel> {
                     Err(Attempt::Fatal(_)) => continue,
                 };
                 log::debug!("the keys at {base} lead nowhere: {error}");
-                stale = Some((keys, error));
+                stale = Some((keys, error, Instant::now()));
             }
             Ok(_) => (answered, denied) = (true, None),
             // A guest may not even see that a node is missing where it may not read.
@@ -70,7 +77,7 @@ pub fn connect(peer: DomId, path: &str, deadline: Instant) -> Result<Channel> {
         let left = deadline.saturating_duration_since(Instant::now());
         if left.is_zero() {
             return Err(match (stale, denied) {
-                (Some((_, error)), _) => error,
+                (Some((_, error, _)), _) => error,
                 (None, Some(error)) => error.into(),
                 (None, None) => Error::setup(
                     format!("no vchan server has published {base}"),

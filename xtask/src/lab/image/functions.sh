@@ -22,7 +22,7 @@ guest_create() {
     {
         printf 'name="%s"\ntype="%s"\nmemory=%s\nvcpus=%s\n' "$name" "$type" "$memory" "$vcpus"
         printf 'kernel="%s"\nramdisk="%s"\n' $GUEST_KERNEL $GUEST_INITRD
-        printf 'extra="console=hvc0 quiet loglevel=4 panic=1 lab.name=%s %s"\n' "$name" "$cmdline"
+        printf 'extra="console=hvc0 quiet loglevel=4 panic=1 mitigations=off lab.name=%s %s"\n' "$name" "$cmdline"
         printf 'on_poweroff="destroy"\non_crash="destroy"\non_reboot="destroy"\n'
         [ -z "$maptrack" ] || printf 'max_maptrack_frames=%s\n' "$maptrack"
         [ -z "$cpus" ] || printf 'cpus="%s"\n' "$cpus"
