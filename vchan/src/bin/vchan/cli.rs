@@ -63,9 +63,6 @@ pub(crate) enum Command {
         #[command(flatten)]
         rings: Rings,
     },
-    /// List the cases of the suite that every channel must pass.
-    #[command(hide = true)]
-    ConformanceList,
     /// Run the server's side of the suite that every channel must pass.
     #[command(hide = true)]
     ConformanceServe {

@@ -29,13 +29,6 @@ pub(crate) fn connect(place: &Place, only: Option<&str>) -> Result<(), Failure> 
     })
 }
 
-/// Prints the cases' names, one a line.
-pub(crate) fn list() -> Result<(), Failure> {
-    cases()
-        .iter()
-        .try_for_each(|case| say(format_args!("{}", case.name)))
-}
-
 /// Runs this end of every case, each at a path of its own, and prints a line for each.
 fn run(
     place: &Place,

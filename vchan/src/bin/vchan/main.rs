@@ -38,7 +38,6 @@ fn run(command: Command) -> Result<(), Failure> {
         Command::Connect { place, work } => act(open::connect(&place)?, &work),
         Command::BenchServe { place, rings } => bench_serve::run(open::serve(&place, &rings)?),
         Command::Bench { place, options } => bench::run(open::connect(&place)?, &options),
-        Command::ConformanceList => conformance::list(),
         Command::ConformanceServe { place, only } => conformance::serve(&place, only.as_deref()),
         Command::ConformanceConnect { place, only } => {
             conformance::connect(&place, only.as_deref())

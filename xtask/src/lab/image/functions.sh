@@ -18,6 +18,8 @@ guest_create() {
         *) echo "guest_create: what is $word?" >&2; return 2 ;;
         esac
     done
+    # Without mitigations, because QEMU's emulation of SVM loses track of a PVH guest's page tables
+    # when each entry to the kernel changes them: it ends in a triple fault after some seconds.
     [ -e $GUEST_INITRD ] || cat /boot/base.cpio /boot/project.cpio >$GUEST_INITRD
     {
         printf 'name="%s"\ntype="%s"\nmemory=%s\nvcpus=%s\n' "$name" "$type" "$memory" "$vcpus"

@@ -86,20 +86,7 @@ pub(crate) fn run(context: &mut Context, options: &Options, totals: &mut Totals)
         let started = Instant::now();
         let verdict = match &unfit {
             Some(reason) => Verdict::Skip(reason.clone()),
-            None => {
-                let lost = context.host.guests_lost();
-                match run_case(context, case) {
-                    Verdict::Fail(reason) if context.host.guests_lost() > lost => {
-                        eprintln!(
-                            "lab: {}: QEMU's emulation ended a guest (triple fault, see console.log), \
-                             so it runs once more; it had failed with: {reason}",
-                            case.name
-                        );
-                        run_case(context, case)
-                    }
-                    verdict => verdict,
-                }
-            }
+            None => run_unless_lost(context, case),
         };
         let seconds = started.elapsed().as_secs_f32();
         let (word, reason) = match verdict {
@@ -135,6 +122,26 @@ pub(crate) fn run(context: &mut Context, options: &Options, totals: &mut Totals)
             println!("{word} {:<44} {seconds:>6.1} s  {reason}", case.name);
         }
     }
+}
+
+/// How often a case starts over because the host lost its guest.
+const LOST_GUESTS: u32 = 3;
+
+/// Runs a case; again, and loudly, where the emulator ended a guest under it: that shows nothing
+/// about the project.
+fn run_unless_lost(context: &mut Context, case: &Case) -> Verdict {
+    for _ in 0..LOST_GUESTS {
+        let lost = context.host.guests_lost();
+        match run_case(context, case) {
+            Verdict::Fail(reason) if context.host.guests_lost() > lost => eprintln!(
+                "lab: {}: QEMU's emulation ended a guest (triple fault, see console.log), so it \
+                 runs once more; it had failed with: {reason}",
+                case.name
+            ),
+            verdict => return verdict,
+        }
+    }
+    run_case(context, case)
 }
 
 fn run_case(context: &mut Context, case: &Case) -> Verdict {
