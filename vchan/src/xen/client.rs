@@ -63,6 +63,7 @@ pub fn connect(peer: DomId, path: &str, deadline: Instant) -> Result<Channel> {
                 };
                 log::debug!("the keys at {base} lead nowhere: {error}");
                 stale = Some((keys, error, Instant::now()));
+                (answered, denied) = (true, None);
             }
             Ok(_) => (answered, denied) = (true, None),
             // A guest may not even see that a node is missing where it may not read.
