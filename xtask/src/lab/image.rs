@@ -68,6 +68,13 @@ const FILES: &[(&str, &str)] = &[
     ("etc/hosts", "127.0.0.1 localhost\n"),
     // dom0's memory is fixed on the command line; guests get what is left.
     ("etc/xen/xl.conf", "autoballoon=\"off\"\n"),
+    // Without the first two oxenstored does not start; the quotas are XCP-ng's.
+    (
+        "etc/xen/oxenstored.conf",
+        "xenstored-kva = /proc/xen/xsd_kva\nxenstored-port = /proc/xen/xsd_port\n\
+         quota-maxentity = 8192\nquota-maxsize = 2048\nquota-maxwatch = 512\n\
+         quota-transaction = 10\n",
+    ),
     ("etc/ld.so.cache", ""),
 ];
 

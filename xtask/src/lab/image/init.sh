@@ -47,7 +47,17 @@ fi
 mkdir -p /run/xen /run/xenstored /run/lab /var/log/xen/console /var/lib/xen /var/lib/xenstored
 case $xenstored in
 c) xenstored --pid-file=/run/xenstored.pid ;;
-oxen) oxenstored --pid-file /run/xenstored.pid ;;
+oxen)
+    # In the foreground of a background job: what it has to say is not lost.
+    oxenstored --no-fork --no-access-log >/var/log/xen/oxenstored.log 2>&1 &
+    echo $! >/run/xenstored.pid
+    n=0
+    until [ -S /run/xenstored/socket ]; do
+        n=$((n + 1))
+        [ $n -lt 100 ] || { cat /var/log/xen/oxenstored.log; break; }
+        usleep 100000
+    done
+    ;;
 *) echo "lab: unknown xenstored $xenstored" ;;
 esac
 xen-init-dom0 >/run/lab/xen-init-dom0.log 2>&1 || cat /run/lab/xen-init-dom0.log
