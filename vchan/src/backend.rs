@@ -13,8 +13,8 @@ use std::time::{Duration, Instant};
 
 use crate::error::{Error, Result};
 use crate::layout::{Orders, Role};
+use crate::poll::poll_readable;
 use crate::shm::{ControlPage, Region};
-use crate::wait::poll_readable;
 
 /// How often a server looks for its client unasked: clients of libxenvchan before Xen 4.14 do not
 /// ring when they connect.

@@ -3,8 +3,6 @@
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
-use std::sync::Arc;
-use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use vgpu_protocol::transport::{Interest, Transport, TransportError};
@@ -15,6 +13,8 @@ use crate::layout::{RingSizes, Role, bit};
 use crate::reader::Reader;
 use crate::ring::{Consumer, Producer};
 use crate::shared::Shared;
+use crate::sync::Arc;
+use crate::sync::atomic::Ordering;
 use crate::wait::{DEFAULT_SPIN, Spin};
 use crate::writer::Writer;
 

@@ -16,7 +16,7 @@
 //!
 //! The functions are generic so that the same code runs under loom's atomics.
 
-use std::sync::atomic::{AtomicU8, AtomicU32, Ordering, fence};
+use crate::sync::atomic::{AtomicU8, AtomicU32, Ordering, fence};
 
 /// A notify byte in shared memory.
 pub trait NotifyByte {

@@ -2,13 +2,13 @@
 //! The reading half of a channel.
 
 use std::io;
-use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use crate::error::Result;
 use crate::layout::bit;
 use crate::ring::Consumer;
 use crate::shared::Shared;
+use crate::sync::Arc;
 use crate::wait::Spin;
 use crate::writer::{copy_step, deadline_after};
 

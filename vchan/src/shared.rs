@@ -1,8 +1,6 @@
 #![forbid(unsafe_code)]
 //! What the two halves of a channel have in common.
 
-use std::sync::OnceLock;
-use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use crate::backend::{Backend, Parts};
@@ -10,6 +8,8 @@ use crate::error::{Error, PeerError, Result, RingName};
 use crate::layout::{Role, live, offset};
 use crate::notify;
 use crate::shm::{ControlPage, Region};
+use crate::sync::OnceLock;
+use crate::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, Ordering};
 use crate::wait::{Spin, Waiters};
 
 /// Fields drop in this order: memory before the doorbell.

@@ -5,17 +5,12 @@
 //! it, the other (the *follower*) sleeps on a condition variable and is woken by the leader, who
 //! may have taken an event that was meant for both.
 
-use std::os::fd::{AsFd, BorrowedFd};
-use std::sync::{Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
-
-use nix::errno::Errno;
-use nix::poll::{PollFd, PollFlags, ppoll};
-use nix::sys::eventfd::{EfdFlags, EventFd};
-use nix::sys::time::TimeSpec;
 
 use crate::backend::Backend;
 use crate::error::{Error, Result};
+use crate::poll::{Cancel, poll_backend};
+use crate::sync::{Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
 
 /// How long a side looks at the ring before it sleeps, unless told otherwise.
 pub const DEFAULT_SPIN: Duration = Duration::from_micros(100);
@@ -26,8 +21,6 @@ const MISSES_TO_STOP: u32 = 2;
 const SHORT_SLEEPS_TO_TRY: u32 = 8;
 /// A sleep is short if spinning would cost no more than this part of it.
 const SHORT_SLEEP_FACTOR: u32 = 20;
-/// The longest time for one system call.
-const LONGEST_POLL: Duration = Duration::from_secs(24 * 3600);
 
 /// Decides whether to spin. Never spins on an idle channel: it stops after two misses and starts
 /// again only after a number of short sleeps.
@@ -102,7 +95,7 @@ pub(crate) struct Waiters {
     state: Mutex<State>,
     changed: Condvar,
     /// Readable once the channel is closed by this side; exists once the channel is split.
-    cancel: OnceLock<EventFd>,
+    cancel: OnceLock<Cancel>,
 }
 
 #[derive(Debug, Default)]
@@ -120,11 +113,8 @@ struct State {
 impl Waiters {
     /// Prepares for two threads: the one that closes must be able to wake the other.
     pub(crate) fn enable_cancel(&self) -> Result<()> {
-        let flags = EfdFlags::EFD_NONBLOCK | EfdFlags::EFD_CLOEXEC;
-        let fd = EventFd::from_value_and_flags(0, flags)
-            .map_err(|errno| Error::os("cannot create an eventfd", errno))?;
         // A second split of the same channel is not possible; an existing descriptor stays.
-        let _ = self.cancel.set(fd);
+        let _ = self.cancel.set(Cancel::new()?);
         Ok(())
     }
 
@@ -133,9 +123,8 @@ impl Waiters {
         let mut state = self.lock();
         state.cancelled = true;
         self.changed.notify_all();
-        if let Some(fd) = self.cancel.get() {
-            // Fails only if the counter is full, and then the descriptor is readable already.
-            let _ = fd.write(1);
+        if let Some(cancel) = self.cancel.get() {
+            cancel.signal();
         }
     }
 
@@ -186,7 +175,7 @@ impl Waiters {
         state.leader = true;
         drop(state);
 
-        let outcome = self.poll(backend, deadline);
+        let outcome = poll_backend(backend, self.cancel.get(), deadline);
         let mut state = self.lock();
         state.leader = false;
         let outcome = match outcome {
@@ -204,14 +193,6 @@ impl Waiters {
         outcome
     }
 
-    /// False if the deadline passed first.
-    fn poll(&self, backend: &dyn Backend, deadline: Instant) -> Result<bool> {
-        match self.cancel.get() {
-            Some(cancel) => poll_readable(&[backend.poll_fd(), cancel.as_fd()], deadline),
-            None => poll_readable(&[backend.poll_fd()], deadline),
-        }
-    }
-
     fn lock(&self) -> MutexGuard<'_, State> {
         // The state stays consistent even if a thread panicked while it held the lock.
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
@@ -222,31 +203,6 @@ fn acknowledge(backend: &dyn Backend) -> Result<bool> {
     backend
         .acknowledge()
         .map_err(|source| Error::os("cannot acknowledge the doorbell", source))
-}
-
-/// Waits until one of at most two descriptors is readable; false if `deadline` passed first.
-pub(crate) fn poll_readable(fds: &[BorrowedFd<'_>], deadline: Instant) -> Result<bool> {
-    // The last is repeated where there is only one.
-    let mut polled = std::array::from_fn::<_, 2, _>(|i| {
-        PollFd::new(fds[i.min(fds.len() - 1)], PollFlags::POLLIN)
-    });
-    poll_fds(&mut polled[..fds.len()], deadline)
-}
-
-/// Waits until one of `fds` is as it asks; false if `deadline` passed first.
-pub(crate) fn poll_fds(fds: &mut [PollFd<'_>], deadline: Instant) -> Result<bool> {
-    loop {
-        // Some kernels refuse very long times; who asked for one simply polls again.
-        let left = deadline
-            .saturating_duration_since(Instant::now())
-            .min(LONGEST_POLL);
-        match ppoll(fds, Some(TimeSpec::from_duration(left)), None) {
-            Ok(0) if Instant::now() >= deadline => return Ok(false),
-            Ok(0) | Err(Errno::EINTR) => {}
-            Ok(_) => return Ok(true),
-            Err(errno) => return Err(Error::os("cannot wait for the peer", errno)),
-        }
-    }
 }
 
 #[cfg(test)]

@@ -2,13 +2,13 @@
 //! The writing half of a channel.
 
 use std::io;
-use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use crate::error::Result;
 use crate::layout::bit;
 use crate::ring::Producer;
 use crate::shared::Shared;
+use crate::sync::Arc;
 use crate::wait::Spin;
 
 const WAITING: &str = "write to the peer";

@@ -14,7 +14,7 @@ use nix::poll::{PollFd, PollFlags};
 use nix::sys::socket::{ControlMessage, ControlMessageOwned, MsgFlags, recvmsg, sendmsg};
 
 use crate::error::{Error, PeerError, Result};
-use crate::wait::poll_fds;
+use crate::poll::poll_fds;
 
 /// The most descriptors that a message carries.
 const MOST: usize = 3;

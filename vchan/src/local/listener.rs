@@ -14,7 +14,7 @@ use nix::fcntl::{Flock, FlockArg};
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, UnixAddr, connect, socket};
 
 use crate::error::{Error, Result};
-use crate::wait::poll_readable;
+use crate::poll::poll_readable;
 
 /// How often a client looks for a socket that is not there yet.
 const LOOK: Duration = Duration::from_millis(20);
