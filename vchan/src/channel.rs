@@ -13,9 +13,9 @@ use crate::layout::{RingSizes, Role, bit};
 use crate::reader::Reader;
 use crate::ring::{Consumer, Producer};
 use crate::shared::Shared;
+use crate::spin::{DEFAULT_SPIN, Spin};
 use crate::sync::Arc;
 use crate::sync::atomic::Ordering;
-use crate::wait::{DEFAULT_SPIN, Spin};
 use crate::writer::Writer;
 
 /// What a channel has done so far.
@@ -31,6 +31,10 @@ pub struct Stats {
     pub events_received: u64,
     /// Times a thread of this side went to sleep.
     pub sleeps: u64,
+    /// Waits that were over while this side still looked at the ring.
+    pub spin_hits: u64,
+    /// Times this side looked in vain before it slept.
+    pub spin_misses: u64,
 }
 
 /// One end of a channel: a stream of bytes each way.
@@ -98,7 +102,7 @@ impl Channel {
             at(offsets.prod),
         );
 
-        let spin = || shared.spin(DEFAULT_SPIN);
+        let spin = || Spin::new(shared.useful_spin(DEFAULT_SPIN));
         Ok(Self {
             reader: Reader::new(Arc::clone(&shared), ring_in?, spin()),
             writer: Writer::new(Arc::clone(&shared), ring_out?, spin()),
@@ -245,6 +249,8 @@ impl Channel {
             events_sent: shared.events_sent.load(Ordering::Relaxed),
             events_received: shared.events_received.load(Ordering::Relaxed),
             sleeps: shared.sleeps.load(Ordering::Relaxed),
+            spin_hits: self.reader.spin.hits + self.writer.spin.hits,
+            spin_misses: self.reader.spin.misses + self.writer.spin.misses,
         }
     }
 
@@ -256,11 +262,13 @@ impl Channel {
         self.reader.shared.peer_gone()
     }
 
-    /// Sets how long a waiting call looks at the ring before it sleeps; zero is not at all. An
-    /// idle channel never looks, whatever is set.
+    /// Sets how long a waiting call at most looks at the ring before it sleeps; zero is not at
+    /// all. How long it really looks follows the length of the waits before; an idle channel never
+    /// looks, whatever is set. Default: [`DEFAULT_SPIN`].
     pub fn set_spin(&mut self, spin: Duration) {
-        self.reader.spin = self.reader.shared.spin(spin);
-        self.writer.spin = self.reader.shared.spin(spin);
+        let spin = self.reader.shared.useful_spin(spin);
+        self.reader.spin.set_max(spin);
+        self.writer.spin.set_max(spin);
     }
 
     /// Sets how long [`io::Read`] and [`io::Write`] wait; `None`, the default, is until the peer

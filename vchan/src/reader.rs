@@ -8,8 +8,8 @@ use crate::error::Result;
 use crate::layout::bit;
 use crate::ring::Consumer;
 use crate::shared::Shared;
+use crate::spin::Spin;
 use crate::sync::Arc;
-use crate::wait::Spin;
 use crate::writer::{copy_step, deadline_after};
 
 const WAITING: &str = "read from the peer";

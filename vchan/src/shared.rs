@@ -8,9 +8,10 @@ use crate::error::{Error, PeerError, Result, RingName};
 use crate::layout::{Role, live, offset};
 use crate::notify;
 use crate::shm::{ControlPage, Region};
+use crate::spin::{Looked, Spin};
 use crate::sync::OnceLock;
 use crate::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, Ordering};
-use crate::wait::{Spin, Waiters};
+use crate::wait::Waiters;
 
 /// Fields drop in this order: memory before the doorbell.
 #[derive(Debug)]
@@ -238,28 +239,35 @@ impl Shared {
         waiting: &'static str,
         mut ready: impl FnMut() -> Result<bool>,
     ) -> Result<()> {
+        if ready()? {
+            return Ok(());
+        }
         loop {
-            if spin.run(&mut ready)? {
-                return Ok(());
-            }
+            let start = match spin.run(deadline, &mut ready)? {
+                Looked::Ready => return Ok(()),
+                Looked::NotSince(start) => start,
+            };
             let seen = self.waiters.generation();
             self.request(bits);
             if ready()? {
                 self.withdraw(bits);
                 return Ok(());
             }
-            let start = Instant::now();
             self.sleeps.fetch_add(1, Ordering::Relaxed);
-            if self
+            let slept = self
                 .waiters
-                .sleep(self.backend.as_ref(), seen, deadline, waiting)?
-            {
+                .sleep(self.backend.as_ref(), seen, deadline, waiting);
+            let end = Instant::now();
+            // Also after a time-out: waits that end in one are those of an idle channel.
+            spin.waited(end.saturating_duration_since(start));
+            if slept? {
                 self.events_received.fetch_add(1, Ordering::Relaxed);
             }
-            let end = Instant::now();
-            spin.slept(end - start);
+            if ready()? {
+                return Ok(());
+            }
             // A peer that rings without end must not carry us beyond the deadline.
-            if end >= deadline && !ready()? {
+            if end >= deadline {
                 return Err(Error::TimedOut(waiting));
             }
         }
@@ -279,12 +287,12 @@ impl Shared {
     }
 
     /// The longest useful spin on this backend.
-    pub(crate) fn spin(&self, wanted: Duration) -> Spin {
-        Spin::new(if self.backend.spin_helps() {
+    pub(crate) fn useful_spin(&self, wanted: Duration) -> Duration {
+        if self.backend.spin_helps() {
             wanted
         } else {
             Duration::ZERO
-        })
+        }
     }
 }
 

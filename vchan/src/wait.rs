@@ -1,93 +1,16 @@
-//! Waiting for the peer: look again and again for a bounded while, then sleep.
+//! Sleeping until the peer rings.
 //!
-//! [`Spin`] decides how long looking is worthwhile. [`Waiters`] lets the two halves of a split
+//! [`Waiters`] lets the two halves of a split
 //! channel sleep on the one descriptor of the backend: whoever comes first (the *leader*) polls
 //! it, the other (the *follower*) sleeps on a condition variable and is woken by the leader, who
 //! may have taken an event that was meant for both.
 
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use crate::backend::Backend;
 use crate::error::{Error, Result};
 use crate::poll::{Cancel, poll_backend};
 use crate::sync::{Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
-
-/// How long a side looks at the ring before it sleeps, unless told otherwise.
-pub const DEFAULT_SPIN: Duration = Duration::from_micros(100);
-
-/// Misses in a row after which spinning stops.
-const MISSES_TO_STOP: u32 = 2;
-/// Short sleeps after which spinning is tried again.
-const SHORT_SLEEPS_TO_TRY: u32 = 8;
-/// A sleep is short if spinning would cost no more than this part of it.
-const SHORT_SLEEP_FACTOR: u32 = 20;
-
-/// Decides whether to spin. Never spins on an idle channel: it stops after two misses and starts
-/// again only after a number of short sleeps.
-#[derive(Debug)]
-pub(crate) struct Spin {
-    max: Duration,
-    on: bool,
-    misses: u32,
-    short_sleeps: u32,
-}
-
-impl Spin {
-    pub(crate) fn new(max: Duration) -> Self {
-        Self {
-            max,
-            on: !max.is_zero(),
-            misses: 0,
-            short_sleeps: 0,
-        }
-    }
-
-    /// Calls `ready` until it says yes or the time for looking is over.
-    pub(crate) fn run(&mut self, mut ready: impl FnMut() -> Result<bool>) -> Result<bool> {
-        if ready()? {
-            return Ok(true);
-        }
-        if !self.on {
-            return Ok(false);
-        }
-        let start = Instant::now();
-        loop {
-            // The clock is read seldom: on some guests it is a system call.
-            for _ in 0..32 {
-                std::hint::spin_loop();
-                if ready()? {
-                    self.misses = 0;
-                    return Ok(true);
-                }
-            }
-            if start.elapsed() >= self.max {
-                self.misses += 1;
-                if self.misses >= MISSES_TO_STOP {
-                    self.on = false;
-                    self.short_sleeps = 0;
-                }
-                return Ok(false);
-            }
-        }
-    }
-
-    /// Learns from a sleep.
-    pub(crate) fn slept(&mut self, duration: Duration) {
-        if self.on || self.max.is_zero() {
-            return;
-        }
-        if duration < self.max * SHORT_SLEEP_FACTOR {
-            self.short_sleeps += 1;
-            if self.short_sleeps >= SHORT_SLEEPS_TO_TRY {
-                self.on = true;
-                // One more miss turns it off again.
-                self.misses = MISSES_TO_STOP - 1;
-            }
-        } else {
-            self.short_sleeps = 0;
-        }
-    }
-}
 
 /// Everyone of this process who waits on one channel.
 #[derive(Debug, Default)]
@@ -203,51 +126,4 @@ fn acknowledge(backend: &dyn Backend) -> Result<bool> {
     backend
         .acknowledge()
         .map_err(|source| Error::os("cannot acknowledge the doorbell", source))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn spinning_stops_when_idle_and_comes_back_with_traffic() {
-        let mut spin = Spin::new(Duration::from_micros(1));
-        for _ in 0..MISSES_TO_STOP {
-            assert!(spin.on);
-            assert!(!spin.run(|| Ok(false)).unwrap());
-        }
-        assert!(!spin.on);
-        for _ in 0..100 {
-            spin.slept(Duration::from_secs(1));
-        }
-        assert!(!spin.on, "long sleeps must not start it");
-        for _ in 0..SHORT_SLEEPS_TO_TRY {
-            spin.slept(Duration::from_micros(2));
-        }
-        assert!(spin.on);
-        let mut looks = 0;
-        assert!(
-            spin.run(|| {
-                looks += 1;
-                Ok(looks == 3)
-            })
-            .unwrap()
-        );
-        assert_eq!(spin.misses, 0, "a hit forgives the misses");
-    }
-
-    #[test]
-    fn no_spin_means_one_look() {
-        let mut spin = Spin::new(Duration::ZERO);
-        let mut looks = 0;
-        assert!(
-            !spin
-                .run(|| {
-                    looks += 1;
-                    Ok(false)
-                })
-                .unwrap()
-        );
-        assert_eq!(looks, 1);
-    }
 }

@@ -8,8 +8,8 @@ use crate::error::Result;
 use crate::layout::bit;
 use crate::ring::Producer;
 use crate::shared::Shared;
+use crate::spin::Spin;
 use crate::sync::Arc;
-use crate::wait::Spin;
 
 const WAITING: &str = "write to the peer";
 const DRAINING: &str = "see the peer read everything";
