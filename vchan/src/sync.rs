@@ -1,9 +1,10 @@
 #![forbid(unsafe_code)]
 //! Where the channel's own files take their atomics, locks and fences from.
 //!
-//! Here they are the standard library's. `tests/loom_channel.rs` compiles the same files (`wait`, `notify`,
-//! `shared`, `reader`, `writer`) with a module of this name that holds loom's, so that what loom
-//! explores is the code itself. Use these paths in those files, not `std::sync`.
+//! Here they are the standard library's. `tests/loom_channel.rs` compiles the same files (`channel`,
+//! `notify`, `reader`, `ring`, `shared`, `wait`, `writer`) with a module of this name that holds loom's, so that what loom
+//! explores is the code itself. What those files newly use of `shm`, `backend` or `poll` needs its
+//! like in `tests/loom/`. Use these paths in those files, not `std::sync`.
 
 pub(crate) use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
 

@@ -1,0 +1,123 @@
+//! A doorbell that loom can see, under the names of `src/backend.rs`.
+
+use std::fmt::Debug;
+use std::io;
+use std::os::fd::BorrowedFd;
+
+use loom::sync::atomic::{AtomicBool, Ordering};
+use loom::sync::{Condvar, Mutex};
+
+use crate::layout::{Orders, Role};
+use crate::shm::{ControlPage, Region};
+use crate::sync::{Arc, Without, is_left_out};
+
+/// What the channel's files need of a backend.
+pub(crate) trait Backend: Debug + Send + Sync {
+    fn notify(&self) -> io::Result<()>;
+    fn poll_fd(&self) -> BorrowedFd<'_>;
+    fn acknowledge(&self) -> io::Result<bool>;
+    fn peer_alive(&self) -> bool;
+    fn peer_lost(&self) -> bool {
+        !self.peer_alive()
+    }
+    fn spin_helps(&self) -> bool {
+        false
+    }
+    fn describe(&self) -> String {
+        "a model".to_owned()
+    }
+    /// In place of the descriptor.
+    fn bell(&self) -> &Bell;
+}
+
+/// What a channel is made of.
+#[derive(Debug)]
+pub(crate) struct Parts {
+    pub(crate) role: Role,
+    pub(crate) orders: Orders,
+    pub(crate) first_index: Option<u32>,
+    pub(crate) control: ControlPage,
+    pub(crate) left: Region,
+    pub(crate) right: Region,
+    pub(crate) backend: Box<dyn Backend>,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    rung: bool,
+    cancelled: bool,
+}
+
+/// Up from the ring until it is acknowledged, like an eventfd.
+#[derive(Debug, Default)]
+pub(crate) struct Bell {
+    state: Mutex<State>,
+    changed: Condvar,
+}
+
+impl Bell {
+    pub(crate) fn ring(&self) {
+        if is_left_out(Without::UnaskedRing) {
+            return;
+        }
+        self.state.lock().unwrap().rung = true;
+        self.changed.notify_all();
+    }
+
+    pub(crate) fn cancel(&self) {
+        self.state.lock().unwrap().cancelled = true;
+        self.changed.notify_all();
+    }
+
+    /// Takes the ring.
+    pub(crate) fn take(&self) -> bool {
+        std::mem::take(&mut self.state.lock().unwrap().rung)
+    }
+
+    /// Whether polling would return at once.
+    pub(crate) fn is_up(&self) -> bool {
+        let state = self.state.lock().unwrap();
+        state.rung || state.cancelled
+    }
+
+    /// Sleeps until the bell is up.
+    pub(crate) fn wait(&self) {
+        let mut state = self.state.lock().unwrap();
+        while !(state.rung || state.cancelled) {
+            state = self.changed.wait(state).unwrap();
+        }
+    }
+}
+
+/// One side's two bells.
+#[derive(Debug)]
+pub(crate) struct Doorbell {
+    pub(crate) own: Arc<Bell>,
+    pub(crate) peers: Arc<Bell>,
+    /// The peer's domain was destroyed.
+    pub(crate) dead: Arc<AtomicBool>,
+}
+
+impl Backend for Doorbell {
+    fn notify(&self) -> io::Result<()> {
+        self.peers.ring();
+        Ok(())
+    }
+
+    fn poll_fd(&self) -> BorrowedFd<'_> {
+        unreachable!("a model sleeps on `bell`")
+    }
+
+    fn acknowledge(&self) -> io::Result<bool> {
+        // The twin's is made up for when it sleeps.
+        Ok(!is_left_out(Without::AcknowledgeFirst) && self.own.take())
+    }
+
+    fn peer_alive(&self) -> bool {
+        !self.dead.load(Ordering::SeqCst)
+    }
+
+    fn bell(&self) -> &Bell {
+        &self.own
+    }
+}

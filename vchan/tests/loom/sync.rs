@@ -1,0 +1,211 @@
+//! loom's primitives under the names of `src/sync.rs`, and the switch that takes one thing out.
+
+pub(crate) use loom::sync::{Mutex, MutexGuard};
+// Counting references orders nothing that the protocols rest on, and loom's panics where a model
+// that failed unwinds.
+pub(crate) use std::sync::{Arc, OnceLock, PoisonError};
+
+use std::cell::Cell;
+use std::sync::LockResult;
+
+/// What a twin leaves out of the code.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Without {
+    /// Nothing: the code as it is.
+    Nothing,
+    /// The fences between index and notify byte.
+    Fences,
+    /// The look at the ring between the request and the sleep: the request comes after it.
+    LookBeforeSleep,
+    /// The order between the last index and the live byte of a side that closes, which both the
+    /// release of the live byte and the fence behind each index give.
+    OrderOfClose,
+    /// The look at the index after the peer was seen to have closed.
+    LookAfterClose,
+    /// The leader's wake-up of the follower.
+    FollowerWakeUp,
+    /// The wake-up of the own half that sleeps, by the one that closes.
+    Cancel,
+    /// The ring that nobody has asked for: of a side that closes, of a backend that saw a death.
+    UnaskedRing,
+    /// Acknowledging the doorbell before the request and the last look: it comes after them.
+    AcknowledgeFirst,
+}
+
+thread_local! {
+    // loom runs all threads of a model on one thread of the system.
+    static WITHOUT: Cell<Without> = const { Cell::new(Without::Nothing) };
+}
+
+pub(crate) fn leave_out(what: Without) {
+    WITHOUT.set(what);
+}
+
+pub(crate) fn is_left_out(what: Without) -> bool {
+    WITHOUT.get() == what
+}
+
+/// loom's condition variable; its waits never time out.
+#[derive(Debug, Default)]
+pub(crate) struct Condvar(loom::sync::Condvar);
+
+impl Condvar {
+    pub(crate) fn wait_timeout<'a, T>(
+        &self,
+        guard: MutexGuard<'a, T>,
+        _left: std::time::Duration,
+    ) -> LockResult<(MutexGuard<'a, T>, ())> {
+        match self.0.wait(guard) {
+            Ok(guard) => Ok((guard, ())),
+            Err(error) => Err(PoisonError::new((error.into_inner(), ()))),
+        }
+    }
+
+    pub(crate) fn notify_all(&self) {
+        if !is_left_out(Without::FollowerWakeUp) {
+            self.0.notify_all();
+        }
+    }
+}
+
+pub(crate) mod atomic {
+    pub(crate) use loom::sync::atomic::{AtomicU64, Ordering};
+
+    use super::{Without, is_left_out};
+    use std::cell::{Cell, RefCell};
+    use std::sync::Arc;
+    use std::sync::atomic::{AtomicU32 as Plain, Ordering::Relaxed};
+    use vchan::layout::live;
+
+    thread_local! {
+        /// Requests that a twin holds back until it sleeps.
+        static LATE: RefCell<Vec<(Arc<loom::sync::atomic::AtomicU8>, u8)>> =
+            const { RefCell::new(Vec::new()) };
+        /// A live byte was seen at 0.
+        static CLOSE_SEEN: Cell<bool> = const { Cell::new(false) };
+    }
+
+    /// To be called first in every execution.
+    pub(crate) fn start() {
+        LATE.take();
+        CLOSE_SEEN.set(false);
+    }
+
+    /// The held-back requests of a twin, made now.
+    pub(crate) fn make_late_requests() {
+        for (byte, bits) in LATE.take() {
+            byte.fetch_or(bits, Ordering::SeqCst);
+        }
+    }
+
+    pub(crate) fn fence(ordering: Ordering) {
+        if !is_left_out(Without::Fences) && !is_left_out(Without::OrderOfClose) {
+            loom::sync::atomic::fence(ordering);
+        }
+    }
+
+    #[derive(Debug)]
+    pub(crate) struct AtomicBool(loom::sync::atomic::AtomicBool);
+
+    impl AtomicBool {
+        pub(crate) fn new(value: bool) -> Self {
+            Self(loom::sync::atomic::AtomicBool::new(value))
+        }
+
+        pub(crate) fn load(&self, ordering: Ordering) -> bool {
+            self.0.load(ordering)
+        }
+
+        pub(crate) fn store(&self, value: bool, ordering: Ordering) {
+            self.0.store(value, ordering);
+        }
+
+        pub(crate) fn swap(&self, value: bool, ordering: Ordering) -> bool {
+            // A failed model is over: a channel dropped while it unwinds counts as closed before.
+            std::thread::panicking() || self.0.swap(value, ordering)
+        }
+    }
+
+    /// A live or notify byte.
+    #[derive(Debug)]
+    pub(crate) struct AtomicU8 {
+        byte: Arc<loom::sync::atomic::AtomicU8>,
+        is_live: bool,
+    }
+
+    impl AtomicU8 {
+        pub(crate) fn live(value: u8) -> Self {
+            let byte = Arc::new(loom::sync::atomic::AtomicU8::new(value));
+            Self {
+                byte,
+                is_live: true,
+            }
+        }
+
+        pub(crate) fn notify(value: u8) -> Self {
+            let byte = Arc::new(loom::sync::atomic::AtomicU8::new(value));
+            Self {
+                byte,
+                is_live: false,
+            }
+        }
+
+        pub(crate) fn load(&self, ordering: Ordering) -> u8 {
+            let value = self.byte.load(ordering);
+            if self.is_live && value == live::CLOSED {
+                CLOSE_SEEN.set(true);
+            }
+            value
+        }
+
+        pub(crate) fn store(&self, value: u8, ordering: Ordering) {
+            let ordering = match is_left_out(Without::OrderOfClose) {
+                true => Ordering::Relaxed,
+                false => ordering,
+            };
+            self.byte.store(value, ordering);
+        }
+
+        pub(crate) fn fetch_or(&self, bits: u8, ordering: Ordering) -> u8 {
+            if is_left_out(Without::LookBeforeSleep) {
+                LATE.with_borrow_mut(|late| late.push((Arc::clone(&self.byte), bits)));
+                return 0;
+            }
+            self.byte.fetch_or(bits, ordering)
+        }
+
+        pub(crate) fn fetch_and(&self, bits: u8, ordering: Ordering) -> u8 {
+            self.byte.fetch_and(bits, ordering)
+        }
+    }
+
+    /// An index of a ring.
+    #[derive(Debug)]
+    pub(crate) struct AtomicU32 {
+        word: loom::sync::atomic::AtomicU32,
+        /// What a load last returned, for the twin that does not look again.
+        last: Plain,
+    }
+
+    impl AtomicU32 {
+        pub(crate) fn new(value: u32) -> Self {
+            Self {
+                word: loom::sync::atomic::AtomicU32::new(value),
+                last: Plain::new(value),
+            }
+        }
+
+        pub(crate) fn load(&self, ordering: Ordering) -> u32 {
+            if is_left_out(Without::LookAfterClose) && CLOSE_SEEN.get() {
+                return self.last.load(Relaxed);
+            }
+            let value = self.word.load(ordering);
+            self.last.store(value, Relaxed);
+            value
+        }
+
+        pub(crate) fn store(&self, value: u32, ordering: Ordering) {
+            self.word.store(value, ordering);
+        }
+    }
+}
