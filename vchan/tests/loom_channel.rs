@@ -36,6 +36,8 @@ mod ring;
 mod shared;
 #[path = "loom/shm.rs"]
 mod shm;
+#[path = "../src/spin.rs"]
+mod spin;
 #[path = "loom/sync.rs"]
 mod sync;
 #[path = "../src/wait.rs"]
