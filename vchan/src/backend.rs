@@ -14,6 +14,7 @@ use std::time::{Duration, Instant};
 use crate::error::{Error, Result};
 use crate::layout::{Orders, Role};
 use crate::poll::poll_readable;
+use crate::reactor::Token;
 use crate::shm::{ControlPage, Region};
 
 /// How often a server looks for its client unasked: clients of libxenvchan before Xen 4.14 do not
@@ -52,6 +53,15 @@ pub trait Backend: Debug + Send + Sync {
     /// Whether waiting for the peer by looking again and again can help, which needs a processor
     /// for each side.
     fn spin_helps(&self) -> bool;
+
+    /// Which channel of its [`Reactor`](crate::reactor::Reactor) this is, if it is on one.
+    fn token(&self) -> Option<Token> {
+        None
+    }
+
+    /// Told after each step of an index of ours, if there is a [`token`](Self::token): a peer whose
+    /// rings lead to such steps may ring as often as it likes. Must cost next to nothing.
+    fn moved(&self) {}
 
     /// Where the peer is, for people: `xen:7/data/x` or `local:/run/x.sock`.
     fn describe(&self) -> String;

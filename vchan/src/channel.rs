@@ -10,6 +10,7 @@ use vgpu_protocol::transport::{Interest, Transport, TransportError};
 use crate::backend::Parts;
 use crate::error::{Error, Result};
 use crate::layout::{RingSizes, Role, bit};
+use crate::reactor::Token;
 use crate::reader::Reader;
 use crate::ring::{Consumer, Producer};
 use crate::shared::Shared;
@@ -276,6 +277,12 @@ impl Channel {
     pub fn set_timeout(&mut self, timeout: Option<Duration>) {
         self.reader.set_timeout(timeout);
         self.writer.set_timeout(timeout);
+    }
+
+    /// Which channel of its [`Reactor`](crate::reactor::Reactor) this is; `None` for a channel of
+    /// its own.
+    pub fn token(&self) -> Option<Token> {
+        self.reader.shared.backend.token()
     }
 
     /// Where the peer is, for people.

@@ -54,6 +54,7 @@
 //! * [`notify`]: the notify bits and the fences that keep a wake-up from being lost.
 //! * [`backend`]: what a carrier has to provide; [`local`] and [`xen`] are the two there are.
 //! * [`channel`], [`reader`], [`writer`]: what applications use.
+//! * [`reactor`]: many channels over one event-channel handle, in one poll loop.
 //! * [`conformance`]: what every channel must do, whatever carries it.
 //!
 //! # Terms
@@ -69,6 +70,7 @@ pub mod layout;
 pub mod local;
 pub mod notify;
 mod poll;
+pub mod reactor;
 pub mod reader;
 pub mod ring;
 mod shared;

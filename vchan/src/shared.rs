@@ -21,6 +21,8 @@ pub(crate) struct Shared {
     left: Region,
     right: Region,
     pub(crate) backend: Box<dyn Backend>,
+    /// The backend wants to hear of every step.
+    on_reactor: bool,
     pub(crate) waiters: Waiters,
     /// This side has closed.
     closed: AtomicBool,
@@ -69,6 +71,7 @@ impl Shared {
             control,
             left,
             right,
+            on_reactor: backend.token().is_some(),
             backend,
             waiters: Waiters::default(),
             closed: AtomicBool::new(false),
@@ -127,6 +130,9 @@ impl Shared {
     /// Publishes one of our indexes and rings the peer if it asked to be told.
     #[inline]
     pub(crate) fn publish(&self, at: usize, value: u32, bit: u8) -> Result<()> {
+        if self.on_reactor {
+            self.backend.moved();
+        }
         if notify::publish(self.index(at), value, self.asked_of_us(), bit) {
             self.ring_peer()?;
         }

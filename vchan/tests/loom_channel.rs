@@ -28,6 +28,11 @@ mod layout;
 mod notify;
 #[path = "loom/poll.rs"]
 mod poll;
+/// The models are on none.
+mod reactor {
+    #[derive(Debug, Clone, Copy)]
+    pub struct Token;
+}
 #[path = "../src/reader.rs"]
 mod reader;
 #[path = "../src/ring.rs"]

@@ -2,7 +2,7 @@
 
 use std::fs;
 use std::io;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 
@@ -160,6 +160,68 @@ pub(crate) fn port_error(operation: &str, port: Port, error: &io::Error) -> Erro
         format!("cannot {operation} event channel {port}"),
         error,
     )
+}
+
+/// Ports that one system call carries.
+const PORTS: usize = 64;
+
+/// Reads pending ports of `/dev/xen/evtchn` into the start of `ports`; they are masked then.
+pub(crate) fn read_ports(fd: BorrowedFd<'_>, ports: &mut [Port]) -> io::Result<usize> {
+    let mut numbers = [0u32; PORTS];
+    let room = ports.len().min(PORTS);
+    loop {
+        // SAFETY: `numbers` has room for `room` whole ports, which is all the device writes.
+        let length = unsafe {
+            libc::read(
+                fd.as_raw_fd(),
+                numbers.as_mut_ptr().cast(),
+                room * size_of::<u32>(),
+            )
+        };
+        if let Ok(length) = usize::try_from(length) {
+            let count = length / size_of::<u32>();
+            for (place, &number) in ports.iter_mut().zip(&numbers[..count]) {
+                *place = Port(number);
+            }
+            return Ok(count);
+        }
+        let error = io::Error::last_os_error();
+        match error.kind() {
+            io::ErrorKind::Interrupted => {}
+            io::ErrorKind::WouldBlock => return Ok(0),
+            _ => return Err(error),
+        }
+    }
+}
+
+/// Writes `ports` to `/dev/xen/evtchn`, which unmasks them.
+pub(crate) fn write_ports(fd: BorrowedFd<'_>, mut ports: &[Port]) -> io::Result<()> {
+    let mut numbers = [0u32; PORTS];
+    while !ports.is_empty() {
+        let count = ports.len().min(PORTS);
+        for (number, port) in numbers.iter_mut().zip(ports) {
+            *number = port.0;
+        }
+        // SAFETY: `numbers` holds `count` ports.
+        let length = unsafe {
+            libc::write(
+                fd.as_raw_fd(),
+                numbers.as_ptr().cast(),
+                count * size_of::<u32>(),
+            )
+        };
+        match usize::try_from(length) {
+            // Unmasking twice is harmless: whole ports were taken, at least one.
+            Ok(length) => ports = &ports[(length / size_of::<u32>()).clamp(1, count)..],
+            Err(_) => {
+                let error = io::Error::last_os_error();
+                if error.kind() != io::ErrorKind::Interrupted {
+                    return Err(error);
+                }
+            }
+        }
+    }
+    Ok(())
 }
 
 /// Explains why the next pending port cannot be read.

@@ -51,6 +51,28 @@ pub trait EventChannels: AsFd + fmt::Debug + Send + Sync {
     /// `EventsLost` when the kernel's list overflowed: call [`reset`](Self::reset).
     fn pending(&self) -> Result<Option<Port>>;
 
+    /// Fills `ports` from its start with pending ports, each masked now and at most once among
+    /// them; returns how many. Never blocks.
+    ///
+    /// # Errors
+    /// As [`pending`](Self::pending).
+    fn pending_many(&self, ports: &mut [Port]) -> Result<usize> {
+        for (count, place) in ports.iter_mut().enumerate() {
+            match self.pending() {
+                Ok(Some(port)) => *place = port,
+                // An error that lasts comes again with the next call.
+                Err(error) if count == 0 => return Err(error),
+                Ok(None) | Err(_) => return Ok(count),
+            }
+        }
+        Ok(ports.len())
+    }
+
+    /// Lets each of `ports` be delivered again, as [`unmask`](Self::unmask).
+    fn unmask_many(&self, ports: &[Port]) -> Result<()> {
+        ports.iter().try_for_each(|&port| self.unmask(port))
+    }
+
     /// Lets `port` be delivered again. Unmask before looking for work: an event that comes
     /// after the look then is not lost.
     fn unmask(&self, port: Port) -> Result<()>;

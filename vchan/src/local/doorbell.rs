@@ -9,6 +9,7 @@
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::available_parallelism;
 
@@ -18,6 +19,8 @@ use nix::sys::eventfd::{EfdFlags, EventFd};
 use nix::unistd::write;
 
 use crate::backend::Backend;
+use crate::error::{Error, Result};
+use crate::reactor::{Handle, Member, Token};
 
 const RANG: u64 = 0;
 const HUNG_UP: u64 = 1;
@@ -25,16 +28,24 @@ const HUNG_UP: u64 = 1;
 /// The local backend of one channel.
 #[derive(Debug)]
 pub(super) struct LocalBackend {
-    epoll: Epoll,
-    /// The peer writes this one; epoll watches it.
-    _own: OwnedFd,
+    watched: Watched,
+    /// The peer writes this one; `watched` watches it.
+    _own: Arc<OwnedFd>,
     /// The peer watches this one.
     peers: OwnedFd,
     /// Hangs up when the peer's process ends.
-    _stream: UnixStream,
-    dead: AtomicBool,
+    _stream: Arc<UnixStream>,
     spin_helps: bool,
     name: String,
+}
+
+/// Who looks at the doorbell and at the socket.
+#[derive(Debug)]
+enum Watched {
+    /// The channel itself.
+    Alone { epoll: Epoll, dead: AtomicBool },
+    /// A reactor.
+    Reactor(Member),
 }
 
 /// An eventfd that is ready for edges.
@@ -45,29 +56,45 @@ pub(super) fn new_eventfd() -> nix::Result<OwnedFd> {
 
 impl LocalBackend {
     pub(super) fn new(
+        reactor: Option<&Handle>,
         own: OwnedFd,
         peers: OwnedFd,
         stream: UnixStream,
         name: String,
-    ) -> nix::Result<Self> {
-        let epoll = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC)?;
-        let edge = EpollFlags::EPOLLET;
-        epoll.add(&own, EpollEvent::new(EpollFlags::EPOLLIN | edge, RANG))?;
-        // Error and hang-up are always reported.
-        epoll.add(
-            &stream,
-            EpollEvent::new(EpollFlags::EPOLLRDHUP | edge, HUNG_UP),
-        )?;
+    ) -> Result<Self> {
+        let (own, stream) = (Arc::new(own), Arc::new(stream));
+        let watched = match reactor {
+            Some(reactor) => {
+                let bell = Arc::clone(&own);
+                Watched::Reactor(reactor.core().add_eventfd(bell, Arc::clone(&stream))?)
+            }
+            None => Watched::Alone {
+                epoll: watch(&own, &stream)
+                    .map_err(|errno| Error::os("cannot watch the doorbell with epoll", errno))?,
+                dead: AtomicBool::new(false),
+            },
+        };
         Ok(Self {
-            epoll,
+            watched,
             _own: own,
             peers,
             _stream: stream,
-            dead: AtomicBool::new(false),
             spin_helps: available_parallelism().is_ok_and(|count| count.get() > 1),
             name,
         })
     }
+}
+
+fn watch(own: &OwnedFd, stream: &UnixStream) -> nix::Result<Epoll> {
+    let epoll = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC)?;
+    let edge = EpollFlags::EPOLLET;
+    epoll.add(own, EpollEvent::new(EpollFlags::EPOLLIN | edge, RANG))?;
+    // Error and hang-up are always reported.
+    epoll.add(
+        stream,
+        EpollEvent::new(EpollFlags::EPOLLRDHUP | edge, HUNG_UP),
+    )?;
+    Ok(epoll)
 }
 
 impl Backend for LocalBackend {
@@ -83,12 +110,19 @@ impl Backend for LocalBackend {
     }
 
     fn poll_fd(&self) -> BorrowedFd<'_> {
-        self.epoll.0.as_fd()
+        match &self.watched {
+            Watched::Alone { epoll, .. } => epoll.0.as_fd(),
+            Watched::Reactor(member) => member.poll_fd(),
+        }
     }
 
     fn acknowledge(&self) -> io::Result<bool> {
+        let (epoll, dead) = match &self.watched {
+            Watched::Alone { epoll, dead } => (epoll, dead),
+            Watched::Reactor(member) => return member.acknowledge(),
+        };
         let mut events = [EpollEvent::empty(); 2];
-        let count = match self.epoll.wait(&mut events, EpollTimeout::ZERO) {
+        let count = match epoll.wait(&mut events, EpollTimeout::ZERO) {
             Ok(count) => count,
             Err(Errno::EINTR) => 0,
             Err(errno) => return Err(errno.into()),
@@ -97,15 +131,31 @@ impl Backend for LocalBackend {
         for event in &events[..count] {
             match event.data() {
                 RANG => rang = true,
-                _ => self.dead.store(true, Ordering::Release),
+                _ => dead.store(true, Ordering::Release),
             }
         }
         Ok(rang)
     }
 
     fn peer_alive(&self) -> bool {
-        // Pairs with the store in `acknowledge`.
-        !self.dead.load(Ordering::Acquire)
+        match &self.watched {
+            // Pairs with the store in `acknowledge`.
+            Watched::Alone { dead, .. } => !dead.load(Ordering::Acquire),
+            Watched::Reactor(member) => !member.hung_up(),
+        }
+    }
+
+    fn token(&self) -> Option<Token> {
+        match &self.watched {
+            Watched::Alone { .. } => None,
+            Watched::Reactor(member) => Some(member.token()),
+        }
+    }
+
+    fn moved(&self) {
+        if let Watched::Reactor(member) = &self.watched {
+            member.moved();
+        }
     }
 
     fn spin_helps(&self) -> bool {

@@ -20,7 +20,9 @@ use std::path::Path;
 use std::time::Instant;
 
 pub use listener::{Listener, connect_stream};
-pub use rendezvous::{connect_on, serve_from_index, serve_on};
+pub use rendezvous::{
+    connect_on, connect_on_reactor, serve_from_index, serve_on, serve_on_reactor,
+};
 
 use crate::channel::Channel;
 use crate::error::{Error, Result};

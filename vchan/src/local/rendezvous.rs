@@ -15,6 +15,7 @@ use crate::backend::{Backend, Parts, wait_for_client};
 use crate::channel::Channel;
 use crate::error::{Error, PeerError, Result};
 use crate::layout::{ORDER_MAX, Orders, PAGE, RingPlace, RingSizes, Role};
+use crate::reactor::Handle;
 use crate::shm::{ControlPage, Region};
 
 /// Takes the vchan server role on a connected stream: makes the memory, sends it, and waits for
@@ -31,6 +32,19 @@ pub fn serve_on(
     serve_from_index(stream, rings, 0, deadline)
 }
 
+/// [`serve_on`] with the channel on a reactor. Waits for the client all the same.
+///
+/// # Errors
+/// As there.
+pub fn serve_on_reactor(
+    reactor: &Handle,
+    stream: UnixStream,
+    rings: impl Into<RingSizes>,
+    deadline: Instant,
+) -> Result<Channel> {
+    serve_over(Some(reactor), stream, rings.into(), 0, deadline)
+}
+
 /// [`serve_on`] with both rings starting at `first_index` instead of 0, for tests of the indexes'
 /// wrap-around.
 ///
@@ -42,7 +56,17 @@ pub fn serve_from_index(
     first_index: u32,
     deadline: Instant,
 ) -> Result<Channel> {
-    let orders = orders(rings.into())?;
+    serve_over(None, stream, rings.into(), first_index, deadline)
+}
+
+fn serve_over(
+    reactor: Option<&Handle>,
+    stream: UnixStream,
+    rings: RingSizes,
+    first_index: u32,
+    deadline: Instant,
+) -> Result<Channel> {
+    let orders = orders(rings)?;
     let memory_bytes = PAGE * (1 + orders.grant_count());
     let memory = memory::create(memory_bytes)?;
     let region = memory::map(&memory, memory_bytes)?;
@@ -76,7 +100,7 @@ pub fn serve_from_index(
             ));
         }
     }
-    let backend = backend(to_server, to_client, stream)?;
+    let backend = backend(reactor, to_server, to_client, stream)?;
     wait_for_client(&control, &backend, deadline)?;
     Channel::from_parts(Parts {
         role: Role::Server,
@@ -95,6 +119,26 @@ pub fn serve_from_index(
 /// # Errors
 /// [`Error::TimedOut`], [`Error::PeerClosed`], [`Error::Peer`], [`Error::Os`].
 pub fn connect_on(stream: UnixStream, deadline: Instant) -> Result<Channel> {
+    connect_over(None, stream, deadline)
+}
+
+/// [`connect_on`] with the channel on a reactor. Waits for the server all the same.
+///
+/// # Errors
+/// As there.
+pub fn connect_on_reactor(
+    reactor: &Handle,
+    stream: UnixStream,
+    deadline: Instant,
+) -> Result<Channel> {
+    connect_over(Some(reactor), stream, deadline)
+}
+
+fn connect_over(
+    reactor: Option<&Handle>,
+    stream: UnixStream,
+    deadline: Instant,
+) -> Result<Channel> {
     let mut hello = [0; HELLO_BYTES];
     let fds = descriptors::receive(&stream, &mut hello, deadline)?;
     let answer = |reply: Reply| descriptors::send(&stream, &encode_reply(reply), &[], deadline);
@@ -113,7 +157,7 @@ pub fn connect_on(stream: UnixStream, deadline: Instant) -> Result<Channel> {
     let (control, left, right) = divide(&offer.region, offer.orders);
     control.connect_client();
     answer(Ok(()))?;
-    let backend = backend(offer.to_client, offer.to_server, stream)?;
+    let backend = backend(reactor, offer.to_client, offer.to_server, stream)?;
     backend
         .notify()
         .map_err(|source| Error::os("cannot ring the peer's doorbell", source))?;
@@ -193,10 +237,14 @@ pub(super) fn divide(region: &Region, orders: Orders) -> (ControlPage, Region, R
     (control, left, right)
 }
 
-fn backend(own: OwnedFd, peers: OwnedFd, stream: UnixStream) -> Result<LocalBackend> {
+fn backend(
+    reactor: Option<&Handle>,
+    own: OwnedFd,
+    peers: OwnedFd,
+    stream: UnixStream,
+) -> Result<LocalBackend> {
     let name = describe(&stream);
-    LocalBackend::new(own, peers, stream, name)
-        .map_err(|errno| Error::os("cannot watch the doorbell with epoll", errno))
+    LocalBackend::new(reactor, own, peers, stream, name)
 }
 
 /// `local:PATH` where the socket has one, else the peer's process.

@@ -16,6 +16,7 @@ use crate::backend::Parts;
 use crate::channel::Channel;
 use crate::error::{Error, PeerError, Result};
 use crate::layout::{RingPlace, Role};
+use crate::reactor::Handle;
 use crate::shm::{ControlPage, Region};
 
 /// First and longest pause between two looks for the keys. Polling, because a guest may neither
@@ -34,6 +35,28 @@ const STALE_AGAIN: Duration = Duration::from_millis(500);
 /// At once: a path that is none, no Xen, no such domain, no permission, keys that are no numbers,
 /// a control page that breaks the rules. At the deadline: no keys, or only stale ones.
 pub fn connect(peer: DomId, path: &str, deadline: Instant) -> Result<Channel> {
+    connect_over(None, peer, path, deadline)
+}
+
+/// [`connect`] on a reactor: over its event-channel handle. Waits all the same.
+///
+/// # Errors
+/// As there.
+pub fn connect_on_reactor(
+    reactor: &Handle,
+    peer: DomId,
+    path: &str,
+    deadline: Instant,
+) -> Result<Channel> {
+    connect_over(Some(reactor), peer, path, deadline)
+}
+
+fn connect_over(
+    reactor: Option<&Handle>,
+    peer: DomId,
+    path: &str,
+    deadline: Instant,
+) -> Result<Channel> {
     let path: ChannelPath = path.parse()?;
     let store = Store::open(deadline)?;
     let base = path.resolve(peer);
@@ -50,7 +73,7 @@ pub fn connect(peer: DomId, path: &str, deadline: Instant) -> Result<Channel> {
                     .as_ref()
                     .is_none_or(|(tried, _, at)| *tried != keys || at.elapsed() >= STALE_AGAIN) =>
             {
-                let error = match attach(peer, keys, &place, life.clone(), deadline) {
+                let error = match attach(reactor, peer, keys, &place, life.clone(), deadline) {
                     Ok(attached) if still(keys, store, &base, deadline)? => {
                         return attached.connect();
                     }
@@ -141,6 +164,7 @@ impl Attached {
 }
 
 fn attach(
+    reactor: Option<&Handle>,
     peer: DomId,
     keys: Keys,
     place: &str,
@@ -149,9 +173,13 @@ fn attach(
 ) -> Outcome<Attached> {
     // The port first: it is free for one client only, so whoever binds it has the server to
     // itself, and a port left from an earlier server is refused here, before any page is touched.
-    let events = sys::event_channels()?;
-    let port = events.bind_interdomain(sys::domain(peer), Port(keys.event_channel))?;
-    let link = Link::new(events, port, life, place.to_owned())?;
+    let link = Link::new(reactor, life, place.to_owned(), |events| {
+        let remote = Port(keys.event_channel);
+        events
+            .bind_interdomain(sys::domain(peer), remote)
+            .map_err(Attempt::from)
+    })?;
+    let port = link.port();
 
     let grants = sys::grant_map()?;
     let notify = UnmapNotify {

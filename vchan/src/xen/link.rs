@@ -1,52 +1,85 @@
 //! Doorbell and death notice of one channel: an event channel port and the watch on the peer's
-//! domain, behind one descriptor.
+//! domain, behind one descriptor. The port is one of a handle of its own, or of a reactor's.
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
+use std::sync::Arc;
 
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags};
 use xen_sys::{ErrorKind, EventChannels, Port};
 
 use super::domain_watch::PeerDomain;
+use super::sys;
 use crate::backend::Backend;
 use crate::error::{Error, Result};
+use crate::reactor::{Death, Handle, Member, Token};
 
 /// The event channel of one channel, and the life of the domain at its other end.
 #[derive(Debug)]
 pub(super) struct Link {
-    events: Box<dyn EventChannels>,
+    // Before the handle: the reactor unbinds the port.
+    watched: Watched,
+    events: Arc<dyn EventChannels>,
     port: Port,
     peer: PeerDomain,
-    /// Readable when either of the two descriptors is; absent where the domain is not watched.
-    both: Option<Epoll>,
     place: String,
 }
 
+/// Who looks at the event channel and at the peer domain.
+#[derive(Debug)]
+enum Watched {
+    /// The channel itself, whose handle it is. The descriptor is readable when either of the two
+    /// is; there is none where the domain is not watched.
+    Alone(Option<Epoll>),
+    /// A reactor, whose handle it is.
+    Reactor(Member),
+}
+
 impl Link {
-    /// Joins a bound `port` of `events` with the watch over its peer.
-    pub(super) fn new(
-        events: Box<dyn EventChannels>,
-        port: Port,
+    /// Has `bind` bind a port, on a handle of its own or on that of `reactor`, and joins it with
+    /// the watch over its peer.
+    pub(super) fn new<E: From<Error>>(
+        reactor: Option<&Handle>,
         peer: PeerDomain,
         place: String,
-    ) -> Result<Self> {
-        let both = if peer.is_watched() {
-            Some(join(events.as_fd(), peer.as_fd()).map_err(|errno| {
-                Error::os(
-                    "cannot wait for the event channel and the peer domain",
-                    errno,
-                )
-            })?)
-        } else {
-            None
+        bind: impl FnOnce(&dyn EventChannels) -> Result<Port, E>,
+    ) -> Result<Self, E> {
+        let (watched, events, port) = match reactor {
+            Some(reactor) => {
+                let death = peer
+                    .is_watched()
+                    .then(|| Death::Domain(Box::new(peer.clone())));
+                let (member, events, port) =
+                    reactor.core().add_port(death, sys::event_channels, bind)?;
+                (Watched::Reactor(member), events, port)
+            }
+            None => {
+                let events: Arc<dyn EventChannels> = sys::event_channels()?.into();
+                let port = bind(&*events)?;
+                let both = match peer.is_watched() {
+                    true => Some(join(events.as_fd(), peer.as_fd()).map_err(|errno| {
+                        Error::os(
+                            "cannot wait for the event channel and the peer domain",
+                            errno,
+                        )
+                    })?),
+                    false => None,
+                };
+                (Watched::Alone(both), events, port)
+            }
         };
         Ok(Self {
+            watched,
             events,
             port,
             peer,
-            both,
             place,
         })
+    }
+
+    /// The local port, for the notification of an unmap.
+    pub(super) fn port(&self) -> Port {
+        self.port
     }
 }
 
@@ -64,13 +97,17 @@ impl Backend for Link {
     }
 
     fn poll_fd(&self) -> BorrowedFd<'_> {
-        match &self.both {
-            Some(both) => both.0.as_fd(),
-            None => self.events.as_fd(),
+        match &self.watched {
+            Watched::Alone(Some(both)) => both.0.as_fd(),
+            Watched::Alone(None) => self.events.as_fd(),
+            Watched::Reactor(member) => member.poll_fd(),
         }
     }
 
     fn acknowledge(&self) -> io::Result<bool> {
+        if let Watched::Reactor(member) = &self.watched {
+            return member.acknowledge();
+        }
         // One event, not all there are: each unmask lets a hostile peer raise the next, and it may
         // be as fast as we are. What is left keeps the descriptor readable.
         match self.events.pending() {
@@ -100,6 +137,19 @@ impl Backend for Link {
     fn spin_helps(&self) -> bool {
         // The peer runs on virtual processors of its own, whatever the number of ours.
         true
+    }
+
+    fn token(&self) -> Option<Token> {
+        match &self.watched {
+            Watched::Alone(_) => None,
+            Watched::Reactor(member) => Some(member.token()),
+        }
+    }
+
+    fn moved(&self) {
+        if let Watched::Reactor(member) = &self.watched {
+            member.moved();
+        }
     }
 
     fn describe(&self) -> String {

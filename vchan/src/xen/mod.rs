@@ -37,7 +37,7 @@ mod server;
 pub mod store;
 mod sys;
 
-pub use client::connect;
+pub use client::{connect, connect_on_reactor};
 pub use server::Server;
 
 use crate::DomId;

@@ -16,6 +16,7 @@ use crate::backend::{self, Backend, Parts};
 use crate::channel::Channel;
 use crate::error::{Error, Result};
 use crate::layout::{Orders, RingPlace, RingSizes, Role};
+use crate::reactor::{Handle, Token};
 use crate::shm::{ControlPage, Region};
 
 /// How long the requests to xenstore that publish or withdraw a server may take together.
@@ -51,6 +52,32 @@ impl Server {
     /// (1,024 pages for the whole kernel by default), a xenstore quota. Whatever had been set up
     /// by then is undone.
     pub fn publish(peer: DomId, path: &str, rings: RingSizes) -> Result<Self> {
+        Self::publish_over(None, peer, path, rings)
+    }
+
+    /// [`publish`](Self::publish) on a reactor: over its event-channel handle. Its
+    /// [`token`](Self::token) comes when [`wait_for_client`](Self::wait_for_client) should look
+    /// again, and stays that of the channel.
+    ///
+    /// Clients of libxenvchan before Xen 4.14 do not ring when they connect, but when they write.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn publish_on_reactor(
+        reactor: &Handle,
+        peer: DomId,
+        path: &str,
+        rings: RingSizes,
+    ) -> Result<Self> {
+        Self::publish_over(Some(reactor), peer, path, rings)
+    }
+
+    fn publish_over(
+        reactor: Option<&Handle>,
+        peer: DomId,
+        path: &str,
+        rings: RingSizes,
+    ) -> Result<Self> {
         let path: ChannelPath = path.parse()?;
         let orders = Orders::choose(rings).map_err(|error| {
             Error::setup(error.to_string(), "ask for at most 1048576 bytes a ring")
@@ -59,9 +86,10 @@ impl Server {
         let store = Store::open(deadline)?;
         let life = PeerDomain::watch(peer, store, deadline)?;
 
-        let events = sys::event_channels()?;
-        let port = events.bind_unbound(sys::domain(peer)).map_err(sys::error)?;
-        let link = Link::new(events, port, life, place(peer, &path))?;
+        let link = Link::new(reactor, life, place(peer, &path), |events| {
+            events.bind_unbound(sys::domain(peer)).map_err(Error::from)
+        })?;
+        let port = link.port();
 
         let grants = sys::grant_share()?;
         let notify = UnmapNotify {
@@ -118,6 +146,11 @@ impl Server {
     /// The sizes the rings really have.
     pub fn ring_sizes(&self) -> RingSizes {
         self.orders.sizes()
+    }
+
+    /// Which one of its reactor this is, if it is on one.
+    pub fn token(&self) -> Option<Token> {
+        self.link.token()
     }
 
     /// Waits until a client has connected; may be called again after it timed out.

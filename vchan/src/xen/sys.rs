@@ -27,6 +27,12 @@ pub(super) fn domain(domain: DomId) -> xen_sys::DomId {
     xen_sys::DomId(domain.0)
 }
 
+impl From<xen_sys::Error> for Error {
+    fn from(error: xen_sys::Error) -> Self {
+        self::error(error)
+    }
+}
+
 /// The error with the advice that fits a channel.
 pub(super) fn error(error: xen_sys::Error) -> Error {
     let advice = match (error.kind(), error.errno()) {

@@ -26,6 +26,10 @@ pub(crate) trait Backend: Debug + Send + Sync {
     fn describe(&self) -> String {
         "a model".to_owned()
     }
+    fn token(&self) -> Option<crate::reactor::Token> {
+        None
+    }
+    fn moved(&self) {}
     /// In place of the descriptor.
     fn bell(&self) -> &Bell;
 }

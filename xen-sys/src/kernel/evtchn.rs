@@ -65,6 +65,15 @@ impl EventChannels for Evtchn {
         }
     }
 
+    fn pending_many(&self, ports: &mut [Port]) -> Result<usize> {
+        device::read_ports(self.as_fd(), ports).map_err(|error| device::pending_error(&error))
+    }
+
+    fn unmask_many(&self, ports: &[Port]) -> Result<()> {
+        device::write_ports(self.as_fd(), ports)
+            .map_err(|error| Error::os(ErrorKind::Os, "cannot unmask event channels", &error))
+    }
+
     fn unmask(&self, port: Port) -> Result<()> {
         // Writing a port to the device unmasks it.
         (&self.device)

@@ -1,0 +1,492 @@
+#![forbid(unsafe_code)]
+//! The reactor's descriptors and what it knows of its channels.
+//!
+//! Two epoll descriptors: `sources` has what the world says (event channels, doorbells, deaths, the
+//! timer), and is drained by [`Core::turn`] alone, under the lock, by whichever thread comes first;
+//! `public` has `sources` and `queued`, which says that tokens wait for [`Reactor::wait`].
+//!
+//! [`Reactor::wait`]: super::Reactor::wait
+
+use std::collections::{BTreeSet, HashMap, VecDeque};
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::net::UnixStream;
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use nix::errno::Errno;
+use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
+use nix::sys::eventfd::{EfdFlags, EventFd};
+use nix::sys::time::TimeSpec;
+use nix::sys::timerfd::{ClockId, Expiration, TimerFd, TimerFlags, TimerSetTimeFlags};
+use xen_sys::{ErrorKind, EventChannels, Port};
+
+use super::Token;
+use super::limiter::Limiter;
+use super::member::{Member, Slot};
+use crate::error::{Error, Result};
+
+/// The most that one turn takes from each source, and hands out as tokens.
+const BATCH: usize = 64;
+
+/// Marks of the sources. Those of channel N are 2N (doorbell) and 2N + 1 (death); N starts at 1.
+const EVENT_CHANNELS: u64 = 0;
+const TIMER: u64 = 1;
+
+/// How the peer of one channel rings us.
+#[derive(Debug)]
+pub(crate) enum Bell {
+    /// A port of the reactor's event-channel handle.
+    Port(Port),
+    /// An eventfd used for its edges (see `local::doorbell`).
+    Eventfd(Arc<OwnedFd>),
+}
+
+/// What tells that the peer of one channel is gone.
+#[derive(Debug)]
+pub(crate) enum Death {
+    /// Readable, for ever, once the peer's domain is gone.
+    Domain(Box<dyn Domain>),
+    /// Hangs up when the peer's process ends.
+    Stream(Arc<UnixStream>),
+}
+
+/// The watch over a peer's domain.
+pub(crate) trait Domain: AsFd + Send + Sync + std::fmt::Debug {}
+impl<T: AsFd + Send + Sync + std::fmt::Debug> Domain for T {}
+
+/// What a reactor and its channels share.
+#[derive(Debug)]
+pub(crate) struct Core {
+    sources: Epoll,
+    public: Epoll,
+    queued: EventFd,
+    timer: TimerFd,
+    state: Mutex<State>,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    /// Opened with the first channel over Xen.
+    events: Option<Arc<dyn EventChannels>>,
+    ports: HashMap<Port, u64>,
+    channels: HashMap<u64, Entry>,
+    last_id: u64,
+    /// Tokens to hand out, in order. May name channels that are gone.
+    ready: VecDeque<u64>,
+    /// `queued` is readable.
+    signalled: bool,
+    /// Whose bells are off until when.
+    off: BTreeSet<(Instant, u64)>,
+    /// What the timer is set to.
+    timer: Option<Instant>,
+}
+
+#[derive(Debug)]
+struct Entry {
+    slot: Arc<Slot>,
+    bell: Bell,
+    death: Option<Death>,
+    limiter: Limiter,
+    /// It is in `ready`.
+    queued: bool,
+    /// Its bell is off until then.
+    off: Option<Instant>,
+    /// Its eventfd was turned on again, which looks like a ring.
+    turned_on: bool,
+}
+
+impl Core {
+    pub(super) fn new() -> nix::Result<Self> {
+        let epoll = || Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC);
+        let (sources, public) = (epoll()?, epoll()?);
+        let flags = EfdFlags::EFD_NONBLOCK | EfdFlags::EFD_CLOEXEC;
+        let queued = EventFd::from_value_and_flags(0, flags)?;
+        let flags = TimerFlags::TFD_NONBLOCK | TimerFlags::TFD_CLOEXEC;
+        let timer = TimerFd::new(ClockId::CLOCK_MONOTONIC, flags)?;
+        sources.add(&timer, EpollEvent::new(EpollFlags::EPOLLIN, TIMER))?;
+        for fd in [sources.0.as_fd(), queued.as_fd()] {
+            public.add(fd, EpollEvent::new(EpollFlags::EPOLLIN, 0))?;
+        }
+        Ok(Self {
+            sources,
+            public,
+            queued,
+            timer,
+            state: Mutex::default(),
+        })
+    }
+
+    /// What the world says, without the tokens that wait.
+    pub(super) fn sources(&self) -> BorrowedFd<'_> {
+        self.sources.0.as_fd()
+    }
+
+    pub(super) fn len(&self) -> usize {
+        self.lock().channels.len()
+    }
+
+    /// Does one turn's work and hands out tokens.
+    pub(super) fn poll(&self, ready: &mut Vec<Token>) -> io::Result<()> {
+        let mut state = self.lock();
+        self.take_events(&mut state)?;
+        ready.clear();
+        while ready.len() < BATCH
+            && let Some(id) = state.ready.pop_front()
+        {
+            if let Some(entry) = state.channels.get_mut(&id) {
+                entry.queued = false;
+                ready.push(Token(id));
+            }
+        }
+        // Left readable while there is work, to save system calls.
+        if ready.is_empty() && state.signalled {
+            state.signalled = false;
+            let _ = self.queued.read();
+        }
+        self.signal(&mut state);
+        Ok(())
+    }
+
+    /// Does one turn's work; tokens wait for [`poll`](Self::poll).
+    pub(super) fn turn(&self) -> io::Result<()> {
+        let mut state = self.lock();
+        let outcome = self.take_events(&mut state);
+        self.signal(&mut state);
+        outcome
+    }
+
+    pub(super) fn again(&self, token: Token) {
+        let mut state = self.lock();
+        state.push(token.0);
+        self.signal(&mut state);
+    }
+
+    /// Runs `f` while no thread takes events.
+    pub(super) fn between_turns<T>(&self, f: impl FnOnce() -> T) -> T {
+        let _state = self.lock();
+        f()
+    }
+
+    /// Puts a channel with an eventfd on the reactor.
+    pub(crate) fn add_eventfd(
+        self: &Arc<Self>,
+        bell: Arc<OwnedFd>,
+        stream: Arc<UnixStream>,
+    ) -> Result<Member> {
+        let mut state = self.lock();
+        let id = state.next_id();
+        let death = Death::Stream(stream);
+        self.watch(id, Some(&death))?;
+        let on = EpollEvent::new(EpollFlags::EPOLLIN | EpollFlags::EPOLLET, 2 * id);
+        if let Err(errno) = self.sources.add(&bell, on) {
+            self.unwatch(Some(&death));
+            return Err(cannot_watch(errno));
+        }
+        Ok(self.insert(&mut state, id, Bell::Eventfd(bell), Some(death)))
+    }
+
+    /// Puts a channel with an event channel on the reactor. `open` makes the handle if it is the
+    /// first; `bind` binds the port.
+    pub(crate) fn add_port<E: From<Error>>(
+        self: &Arc<Self>,
+        death: Option<Death>,
+        open: impl FnOnce() -> Result<Box<dyn EventChannels>>,
+        bind: impl FnOnce(&dyn EventChannels) -> Result<Port, E>,
+    ) -> Result<(Member, Arc<dyn EventChannels>, Port), E> {
+        // Held until the port is known: its first event may come before `bind` returns.
+        let mut state = self.lock();
+        let events = match &state.events {
+            Some(events) => Arc::clone(events),
+            None => {
+                let events: Arc<dyn EventChannels> = open()?.into();
+                let readable = EpollEvent::new(EpollFlags::EPOLLIN, EVENT_CHANNELS);
+                self.sources.add(&events, readable).map_err(cannot_watch)?;
+                Arc::clone(state.events.insert(events))
+            }
+        };
+        let id = state.next_id();
+        self.watch(id, death.as_ref())?;
+        let port = bind(&*events).inspect_err(|_| self.unwatch(death.as_ref()))?;
+        state.ports.insert(port, id);
+        let member = self.insert(&mut state, id, Bell::Port(port), death);
+        Ok((member, events, port))
+    }
+
+    /// Takes a channel off: nobody looks at its descriptors any more, its port is unbound.
+    pub(super) fn remove(&self, id: u64) {
+        let mut state = self.lock();
+        let Some(entry) = state.channels.remove(&id) else {
+            return;
+        };
+        if let Some(at) = entry.off {
+            state.off.remove(&(at, id));
+        }
+        match &entry.bell {
+            Bell::Port(port) => {
+                state.ports.remove(port);
+                if let Some(events) = &state.events
+                    && let Err(error) = events.unbind(*port)
+                {
+                    log::warn!("{error}");
+                }
+            }
+            // Not left to the close: the peer has the same file open.
+            Bell::Eventfd(bell) => drop(self.sources.delete(bell)),
+        }
+        self.unwatch(entry.death.as_ref());
+    }
+
+    fn insert(
+        self: &Arc<Self>,
+        state: &mut State,
+        id: u64,
+        bell: Bell,
+        death: Option<Death>,
+    ) -> Member {
+        let slot = Arc::new(Slot::default());
+        let entry = Entry {
+            slot: Arc::clone(&slot),
+            bell,
+            death,
+            limiter: Limiter::default(),
+            queued: false,
+            off: None,
+            turned_on: false,
+        };
+        state.channels.insert(id, entry);
+        Member::new(Arc::clone(self), Token(id), slot)
+    }
+
+    fn watch(&self, id: u64, death: Option<&Death>) -> Result<()> {
+        let (fd, flags) = match death {
+            None => return Ok(()),
+            Some(Death::Domain(domain)) => (domain.as_fd(), EpollFlags::EPOLLIN),
+            // Error and hang-up are always reported.
+            Some(Death::Stream(stream)) => (stream.as_fd(), EpollFlags::EPOLLRDHUP),
+        };
+        let event = EpollEvent::new(flags | EpollFlags::EPOLLET, 2 * id + 1);
+        self.sources.add(fd, event).map_err(cannot_watch)
+    }
+
+    fn unwatch(&self, death: Option<&Death>) {
+        // Fails only if it is not watched.
+        let _ = match death {
+            None => Ok(()),
+            Some(Death::Domain(domain)) => self.sources.delete(domain),
+            Some(Death::Stream(stream)) => self.sources.delete(stream),
+        };
+    }
+
+    /// A bounded part of what has happened becomes tokens and flags.
+    fn take_events(&self, state: &mut State) -> io::Result<()> {
+        let mut events = [EpollEvent::empty(); BATCH];
+        let count = match self.sources.wait(&mut events, EpollTimeout::ZERO) {
+            Ok(0) | Err(Errno::EINTR) => return Ok(()),
+            Ok(count) => count,
+            Err(errno) => return Err(errno.into()),
+        };
+        let now = Instant::now();
+        for event in &events[..count] {
+            match event.data() {
+                EVENT_CHANNELS => state.take_ports(now)?,
+                TIMER => {
+                    // Read, so that it is silent until it is set again.
+                    let _ = self.timer.wait();
+                    state.timer = None;
+                }
+                data if data % 2 == 0 => {
+                    if let Some(delay) = state.rang(data / 2, now) {
+                        self.turn_off(state, data / 2, now + delay)?;
+                    }
+                }
+                data => state.died(data / 2),
+            }
+        }
+        self.turn_on(state, now)?;
+        self.set_timer(state, now)
+    }
+
+    /// Lets an eventfd be silent until `until`.
+    fn turn_off(&self, state: &mut State, id: u64, until: Instant) -> io::Result<()> {
+        if let Some(entry) = state.channels.get_mut(&id)
+            && let Bell::Eventfd(bell) = &entry.bell
+        {
+            let mut off = EpollEvent::new(EpollFlags::EPOLLET, 2 * id);
+            self.sources.modify(bell, &mut off)?;
+            entry.off = Some(until);
+            state.off.insert((until, id));
+        }
+        Ok(())
+    }
+
+    /// Lets those ring again who have been silent for long enough.
+    fn turn_on(&self, state: &mut State, now: Instant) -> io::Result<()> {
+        while let Some(&(at, id)) = state.off.first()
+            && at <= now
+        {
+            state.off.pop_first();
+            let Some(entry) = state.channels.get_mut(&id) else {
+                continue;
+            };
+            entry.off = None;
+            match &entry.bell {
+                Bell::Port(port) => {
+                    if let Some(events) = &state.events {
+                        events.unmask(*port)?;
+                    }
+                }
+                Bell::Eventfd(bell) => {
+                    // The counter is never 0, so this reports what came meanwhile, if anything did.
+                    entry.turned_on = true;
+                    let on = EpollFlags::EPOLLIN | EpollFlags::EPOLLET;
+                    self.sources
+                        .modify(bell, &mut EpollEvent::new(on, 2 * id))?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn set_timer(&self, state: &mut State, now: Instant) -> io::Result<()> {
+        let Some(&(at, _)) = state.off.first() else {
+            return Ok(());
+        };
+        if state.timer.is_some_and(|set| set <= at) {
+            return Ok(());
+        }
+        // Zero would disarm it.
+        let left = at
+            .saturating_duration_since(now)
+            .max(Duration::from_nanos(1));
+        let once = Expiration::OneShot(TimeSpec::from_duration(left));
+        self.timer.set(once, TimerSetTimeFlags::empty())?;
+        state.timer = Some(at);
+        Ok(())
+    }
+
+    /// Makes `queued` readable if tokens wait.
+    fn signal(&self, state: &mut State) {
+        if !state.ready.is_empty() && !state.signalled {
+            state.signalled = true;
+            // A counter of 1 cannot overflow.
+            let _ = self.queued.write(1);
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        // Nothing panics half-way through a change of the state.
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl AsFd for Core {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.public.0.as_fd()
+    }
+}
+
+impl State {
+    fn next_id(&mut self) -> u64 {
+        self.last_id += 1;
+        self.last_id
+    }
+
+    /// Puts a channel at the end of the queue, unless it is in it.
+    fn push(&mut self, id: u64) {
+        if let Some(entry) = self.channels.get_mut(&id)
+            && !std::mem::replace(&mut entry.queued, true)
+        {
+            self.ready.push_back(id);
+        }
+    }
+
+    /// Notes a ring. Says for how long the peer must not ring again, if at all.
+    fn rang(&mut self, id: u64, now: Instant) -> Option<Duration> {
+        self.push(id);
+        let entry = self.channels.get_mut(&id)?;
+        // Pairs with the swap in `Member::acknowledge`.
+        entry.slot.rang.store(true, Ordering::Release);
+        entry.slot.wake();
+        let moved = entry.slot.moved.swap(false, Ordering::Relaxed);
+        if std::mem::take(&mut entry.turned_on) {
+            return None;
+        }
+        let delay = entry.limiter.ring(moved, now);
+        (!delay.is_zero()).then_some(delay)
+    }
+
+    fn died(&mut self, id: u64) {
+        self.push(id);
+        if let Some(entry) = self.channels.get(&id) {
+            // Pairs with the load in `Member::hung_up`.
+            entry.slot.hung_up.store(true, Ordering::Release);
+            entry.slot.wake();
+        }
+    }
+
+    /// Reads pending ports and lets them ring again, at once or later.
+    fn take_ports(&mut self, now: Instant) -> io::Result<()> {
+        let Some(events) = self.events.clone() else {
+            return Ok(());
+        };
+        let mut ports = [Port(0); BATCH];
+        let count = match events.pending_many(&mut ports) {
+            Ok(count) => count,
+            Err(error) if error.kind() == ErrorKind::EventsLost => return self.recover(&*events),
+            Err(error) => return Err(error.into()),
+        };
+        let mut kept = 0;
+        for index in 0..count {
+            let port = ports[index];
+            // A port that was unbound while it was pending is nobody's.
+            let Some(&id) = self.ports.get(&port) else {
+                continue;
+            };
+            match self.rang(id, now) {
+                None => {
+                    ports[kept] = port;
+                    kept += 1;
+                }
+                Some(delay) => {
+                    if let Some(entry) = self.channels.get_mut(&id) {
+                        entry.off = Some(now + delay);
+                        self.off.insert((now + delay, id));
+                    }
+                }
+            }
+        }
+        // Before anybody looks at the rings: what comes later rings again.
+        events.unmask_many(&ports[..kept])?;
+        Ok(())
+    }
+
+    /// The kernel's list of ports overflowed: anybody may have rung. Those whose bells are off have
+    /// been heard already.
+    fn recover(&mut self, events: &dyn EventChannels) -> io::Result<()> {
+        log::warn!("more events than the kernel's list holds: looking at every channel");
+        events.reset()?;
+        let ports: Vec<(Port, u64)> = self.ports.iter().map(|(&port, &id)| (port, id)).collect();
+        for (port, id) in ports {
+            self.push(id);
+            let Some(entry) = self.channels.get(&id) else {
+                continue;
+            };
+            entry.slot.rang.store(true, Ordering::Release);
+            entry.slot.wake();
+            if entry.off.is_none() {
+                events.unmask(port)?;
+            }
+        }
+        Ok(())
+    }
+}
+
+fn cannot_watch(errno: Errno) -> Error {
+    Error::os("cannot watch a channel with epoll", errno)
+}
+
+#[cfg(test)]
+#[path = "core_tests.rs"]
+mod tests;

@@ -1,0 +1,173 @@
+#![forbid(unsafe_code)]
+//! Many channels, one descriptor, one loop.
+//!
+//! A channel of its own costs an event-channel handle and a descriptor to poll. A [`Reactor`] has
+//! one handle on `/dev/xen/evtchn` (opened with the first channel over Xen) and one descriptor for
+//! any number of channels, over Xen and [`local`](crate::local) alike. [`Reactor::wait`] tells
+//! which of them may make progress:
+//!
+//! ```
+//! use std::collections::HashMap;
+//! use std::os::unix::net::UnixStream;
+//! use std::time::{Duration, Instant};
+//! use vchan::reactor::Reactor;
+//! use vchan::{Result, local};
+//!
+//! # fn main() -> Result<()> {
+//! let soon = || Instant::now() + Duration::from_secs(10);
+//! let mut reactor = Reactor::new()?;
+//! let mut channels = HashMap::new();
+//! # let mut clients = Vec::new();
+//! for _ in 0..3 {
+//!     let (one, other) = UnixStream::pair().unwrap();
+//! #   let client = std::thread::spawn(move || local::connect_on(other, soon()));
+//!     let channel = local::serve_on_reactor(reactor.handle(), one, 4096, soon())?;
+//! #   let mut client = client.join().unwrap()?;
+//! #   client.write_all(b"hello", soon())?;
+//! #   clients.push(client);
+//!     let token = channel.token().expect("it is on a reactor");
+//!     channels.insert(token, channel);
+//! }
+//! let (mut ready, mut buf) = (Vec::new(), [0; 1024]);
+//! # let mut heard = 0;
+//! while !channels.is_empty() {
+//!     reactor.wait(&mut ready, soon())?;
+//!     for token in ready.drain(..) {
+//!         let Some(channel) = channels.get_mut(&token) else { continue };
+//!         // A bounded amount for each, so that all get their turn.
+//!         match channel.try_read(&mut buf)? {
+//!             None => {}
+//!             Some(0) => drop(channels.remove(&token)),
+//!             Some(_) => reactor.handle().again(token), // there may be more
+//!         }
+//! #       heard += 1;
+//! #       if heard == 3 { clients.clear() }
+//!     }
+//! }
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! # Rules
+//! * A token comes when the peer has rung or is found dead, once however often it rang. It stands
+//!   for *may*: the call it leads to may still report "would block".
+//! * As with every descriptor that tells of changes only: after a token, go on until `try_read`
+//!   or `try_write` reports that it would block, or ask for the token again with
+//!   [`Handle::again`]. A new channel needs its first `try_*` calls without a token.
+//! * Tokens come in the order in which they became ready, and one that is asked for again goes to
+//!   the end: nobody waits for more than one turn of all others.
+//! * Every channel keeps all its calls. Those that wait may be used on any thread, also on the one
+//!   that otherwise sits in [`Reactor::wait`]; meanwhile they do the reactor's work, and what they
+//!   learn of other channels comes out of the next [`Reactor::wait`]. A channel on which a call
+//!   has slept holds two more descriptors from then on.
+//! * Channels outlive their reactor: without it, calls that wait and [`AsFd`] of the channel go on.
+//!
+//! # Peers that ring without end
+//! A peer can raise its event channel again as soon as it has been unmasked. One whose rings move
+//! nothing, 64 times in a row, is unmasked late: after 1 ms, then 2, up to 32 ms. An index that
+//! moves, or a tenth of a second of silence, forgives it. Until then it costs this side some 30
+//! short looks a second, and the other channels nothing.
+
+mod core;
+mod limiter;
+mod member;
+
+use std::os::fd::{AsFd, BorrowedFd};
+use std::sync::Arc;
+use std::time::Instant;
+
+use crate::error::{Error, Result};
+use crate::poll::poll_readable;
+
+pub(crate) use self::core::{Core, Death};
+pub(crate) use member::Member;
+
+/// Names a channel, or a server that waits for its client, on a reactor. Never used again for
+/// another one of the same reactor.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Token(pub(crate) u64);
+
+/// One poll loop for many channels; see the [module](self).
+#[derive(Debug)]
+pub struct Reactor {
+    handle: Handle,
+}
+
+/// What puts channels on a [`Reactor`], from any thread.
+#[derive(Debug, Clone)]
+pub struct Handle {
+    core: Arc<Core>,
+}
+
+impl Reactor {
+    /// A reactor without channels.
+    ///
+    /// # Errors
+    /// [`Error::Os`] when no descriptors can be had; it takes four.
+    pub fn new() -> Result<Self> {
+        let core =
+            Core::new().map_err(|errno| Error::os("cannot create an epoll descriptor", errno))?;
+        Ok(Self {
+            handle: Handle {
+                core: Arc::new(core),
+            },
+        })
+    }
+
+    /// What puts channels on this reactor.
+    pub fn handle(&self) -> &Handle {
+        &self.handle
+    }
+
+    /// Replaces what is in `ready` by the channels that may make progress, at most 64, in the
+    /// order in which they became so. Waits for the first of them; leaves `ready` empty at
+    /// `deadline`, which may lie in the past.
+    ///
+    /// # Errors
+    /// [`Error::Os`] if the event channels' device or epoll fails.
+    pub fn wait(&mut self, ready: &mut Vec<Token>, deadline: Instant) -> Result<()> {
+        let core = &self.handle.core;
+        loop {
+            core.poll(ready).map_err(failed)?;
+            // The clock last: rings that lead to no token must not hold us here.
+            if !ready.is_empty() || Instant::now() >= deadline {
+                return Ok(());
+            }
+            poll_readable(&[core.as_fd()], deadline)?;
+        }
+    }
+}
+
+impl AsFd for Reactor {
+    /// Readable when [`wait`](Reactor::wait) has something to do; it then returns at once, though
+    /// perhaps without a token. For programs with other descriptors to poll.
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.handle.core.as_fd()
+    }
+}
+
+impl Handle {
+    /// Has [`Reactor::wait`] report `token` once more, after all that are ready now: for work that
+    /// was cut short to give others their turn. A token whose channel is gone is forgotten.
+    pub fn again(&self, token: Token) {
+        self.core.again(token);
+    }
+
+    /// How many channels, and servers that wait for a client, are on the reactor.
+    pub fn len(&self) -> usize {
+        self.core.len()
+    }
+
+    /// Whether there are none.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    pub(crate) fn core(&self) -> &Arc<Core> {
+        &self.core
+    }
+}
+
+fn failed(source: std::io::Error) -> Error {
+    Error::os("cannot look for events of the channels", source)
+}
