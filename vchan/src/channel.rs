@@ -208,6 +208,12 @@ impl Channel {
         Ok((self.reader, self.writer))
     }
 
+    /// Both halves at once, for one thread that uses data of the one while it fills the other.
+    /// [`split`](Self::split) is for two threads.
+    pub fn halves(&mut self) -> (&mut Reader, &mut Writer) {
+        (&mut self.reader, &mut self.writer)
+    }
+
     /// Bytes that are there to be read now.
     ///
     /// # Errors

@@ -136,6 +136,16 @@ pub enum Error {
         /// One line: what to do.
         advice: String,
     },
+    /// The caller asked for more bytes than there are; nothing was done.
+    #[error("cannot {what} {asked} bytes: the most is {most}")]
+    TooMany {
+        /// What was to be done with them.
+        what: &'static str,
+        /// How many were asked for.
+        asked: usize,
+        /// How many it could have been.
+        most: usize,
+    },
     /// The operating system refused.
     #[error("{context}: {source}")]
     Os {
@@ -202,6 +212,11 @@ impl Error {
             Self::Peer(_) => {
                 "close this channel and do not trust the peer; it is broken or hostile".to_owned()
             }
+            Self::TooMany { .. } => {
+                "ask for no more than the ring holds, and pass on no more than \
+                 was peeked at or reserved; check a length that came from the peer first"
+                    .to_owned()
+            }
             Self::Setup { advice, .. } | Self::Os { advice, .. } => advice.clone(),
         }
     }
@@ -216,6 +231,7 @@ impl From<Error> for io::Error {
             Error::TimedOut(_) => io::ErrorKind::TimedOut,
             Error::Peer(_) => io::ErrorKind::InvalidData,
             Error::Setup { .. } => io::ErrorKind::NotFound,
+            Error::TooMany { .. } => io::ErrorKind::InvalidInput,
             Error::Os { source, .. } => source.kind(),
         };
         Self::new(kind, error)
@@ -231,6 +247,10 @@ impl From<Error> for TransportError {
             Error::Setup { what, .. } => Self::Io {
                 context: what,
                 source: io::ErrorKind::NotConnected.into(),
+            },
+            error @ Error::TooMany { .. } => Self::Io {
+                context: error.to_string(),
+                source: io::ErrorKind::InvalidInput.into(),
             },
             Error::Os {
                 context, source, ..

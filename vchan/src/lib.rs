@@ -51,6 +51,7 @@
 //! * [`layout`]: the control page's offsets, ring orders and the rule by which a server picks them.
 //! * [`ring`]: index arithmetic on values the peer may have made up. Pure, no memory, no OS.
 //! * [`shm`]: the only file that touches shared memory.
+//! * [`in_place`]: using the bytes in the ring without a copy.
 //! * [`notify`]: the notify bits and the fences that keep a wake-up from being lost.
 //! * [`backend`]: what a carrier has to provide; [`local`] and [`xen`] are the two there are.
 //! * [`channel`], [`reader`], [`writer`]: what applications use.
@@ -66,6 +67,7 @@ pub mod channel;
 pub mod conformance;
 pub mod domain;
 pub mod error;
+pub mod in_place;
 pub mod layout;
 pub mod local;
 pub mod notify;
@@ -84,6 +86,7 @@ pub mod xen;
 pub use channel::{Channel, Stats};
 pub use domain::DomId;
 pub use error::{Error, PeerError, Result};
+pub use in_place::{PeerBytes, RingSpace};
 pub use layout::RingSizes;
 pub use reader::Reader;
 pub use spin::DEFAULT_SPIN;

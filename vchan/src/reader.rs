@@ -6,8 +6,9 @@ use std::time::{Duration, Instant};
 
 use crate::error::Result;
 use crate::layout::bit;
-use crate::ring::Consumer;
+use crate::ring::{Consumer, Span};
 use crate::shared::Shared;
+use crate::shm::Region;
 use crate::spin::Spin;
 use crate::sync::Arc;
 use crate::writer::{copy_step, deadline_after};
@@ -30,6 +31,8 @@ pub struct Reader {
     pub(crate) spin: Spin,
     pub(crate) timeout: Option<Duration>,
     pub(crate) bytes: u64,
+    /// Up to which byte of the stream `peek` has shown it.
+    pub(crate) peeked: u64,
 }
 
 impl Reader {
@@ -46,6 +49,7 @@ impl Reader {
             spin,
             timeout: None,
             bytes: 0,
+            peeked: 0,
         }
     }
 
@@ -62,12 +66,10 @@ impl Reader {
         if let Some(n) = self.take(buf)? {
             return Ok(Some(n));
         }
-        // Old events must not make a poll loop spin; what comes from here on wakes it again.
-        self.shared.acknowledge()?;
-        self.shared.request(bit::WRITE);
+        self.ask()?;
         let taken = self.take(buf)?;
         if taken.is_some() {
-            self.shared.withdraw(bit::WRITE);
+            self.no_longer_ask();
         }
         Ok(taken)
     }
@@ -91,13 +93,7 @@ impl Reader {
     /// # Errors
     /// [`TimedOut`](crate::Error::TimedOut) at `deadline`, and [`Os`](crate::Error::Os).
     pub fn wait(&mut self, deadline: Instant) -> Result<()> {
-        // Taken out so that `ready` may borrow the rest.
-        let mut spin = std::mem::replace(&mut self.spin, Spin::new(Duration::ZERO));
-        let shared = Arc::clone(&self.shared);
-        let outcome =
-            shared.wait_until(&mut spin, bit::WRITE, deadline, WAITING, || self.is_ready());
-        self.spin = spin;
-        outcome
+        self.wait_for(1, deadline)
     }
 
     /// Bytes that are there to be read now.
@@ -123,11 +119,74 @@ impl Reader {
 
     /// Whether a read would not block. A broken or closed channel is ready to say so.
     pub(crate) fn is_ready(&mut self) -> Result<bool> {
-        if self.ended || self.ring.available() > 0 || self.shared.is_unusable() {
+        self.has(1)
+    }
+
+    /// Whether `least` bytes are there, or no more can come.
+    fn has(&mut self, least: u32) -> Result<bool> {
+        if self.ended || self.ring.available() >= least || self.shared.is_unusable() {
             return Ok(true);
         }
         self.refresh()?;
-        Ok(self.ring.available() > 0 || self.shared.peer_gone()?)
+        Ok(self.ring.available() >= least || self.shared.peer_gone()?)
+    }
+
+    /// How much lies in the ring to be used there. `None`: less than `least`, and the peer may
+    /// write more. Fewer than `least` bytes are all that is left; none are the end of the stream.
+    pub(crate) fn look(&mut self, least: u32) -> Result<Option<u32>> {
+        self.shared.check()?;
+        if !self.ended {
+            self.refresh()?;
+            // The index once more after the close has been seen, as in `take`.
+            if self.ring.available() < least && self.shared.peer_gone()? {
+                self.refresh()?;
+                if self.ring.available() == 0 {
+                    self.shared.check_end()?;
+                    self.ended = true;
+                }
+                return Ok(Some(self.ring.available()));
+            }
+        }
+        let available = self.ring.available();
+        Ok((available >= least || self.ended).then_some(available))
+    }
+
+    /// The memory of the ring, and where the next `len` bytes lie in it; [`look`](Self::look) has
+    /// found that many.
+    pub(crate) fn readable(&self, len: u32) -> (&Region, Span) {
+        (self.shared.incoming().1, self.ring.readable(len))
+    }
+
+    /// Gives the next `len` bytes back to the peer; [`look`](Self::look) has found that many.
+    pub(crate) fn pass(&mut self, len: u32) -> Result<()> {
+        self.shared.check()?;
+        let cons = self.ring.advance(len);
+        self.bytes += u64::from(len);
+        self.shared.publish(self.cons_at, cons, bit::READ)
+    }
+
+    /// Waits until [`look`](Self::look) has an answer.
+    pub(crate) fn wait_for(&mut self, least: u32, deadline: Instant) -> Result<()> {
+        // Taken out so that `ready` may borrow the rest.
+        let mut spin = std::mem::replace(&mut self.spin, Spin::new(Duration::ZERO));
+        let shared = Arc::clone(&self.shared);
+        let outcome =
+            shared.wait_until(&mut spin, bit::WRITE, deadline, WAITING, || self.has(least));
+        self.spin = spin;
+        outcome
+    }
+
+    /// Asks the peer to ring when it writes, for a call that is about to report "would block".
+    pub(crate) fn ask(&mut self) -> Result<()> {
+        // Old events must not make a poll loop spin; what comes from here on wakes it again.
+        self.shared.acknowledge()?;
+        self.shared.request(bit::WRITE);
+        Ok(())
+    }
+
+    /// Takes that back.
+    pub(crate) fn no_longer_ask(&self) {
+        self.shared.withdraw(bit::WRITE);
     }
 
     /// Drops what is there, for a close. Returns whether there was anything.

@@ -1,5 +1,6 @@
 #![allow(unsafe_code)]
-//! The one place that reads and writes memory shared with the peer.
+//! The one place that reads and writes memory shared with the peer, but for access
+//! [in place](crate::in_place), which follows the same rules.
 //!
 //! # Why this is sound although the peer may write at any time
 //! The peer is another address space: from the compiler's view its stores are those of a device.
@@ -140,6 +141,17 @@ impl Region {
             );
         }
         compiler_fence(Ordering::SeqCst);
+    }
+
+    /// Where `len` bytes from `offset` on lie, for [`in_place`](crate::in_place).
+    ///
+    /// # Panics
+    /// If the region does not hold that many.
+    #[inline]
+    pub(crate) fn pointer(&self, offset: usize, len: usize) -> NonNull<u8> {
+        self.check(offset, len);
+        // SAFETY: `offset` is within the mapping, checked above.
+        unsafe { self.start.add(offset) }
     }
 
     #[inline]

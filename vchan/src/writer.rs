@@ -6,8 +6,9 @@ use std::time::{Duration, Instant};
 
 use crate::error::Result;
 use crate::layout::bit;
-use crate::ring::Producer;
+use crate::ring::{Producer, Span};
 use crate::shared::Shared;
+use crate::shm::Region;
 use crate::spin::Spin;
 use crate::sync::Arc;
 
@@ -28,6 +29,8 @@ pub struct Writer {
     pub(crate) spin: Spin,
     pub(crate) timeout: Option<Duration>,
     pub(crate) bytes: u64,
+    /// Up to which byte of the stream `reserve` has handed out room.
+    pub(crate) reserved: u64,
 }
 
 impl Writer {
@@ -43,6 +46,7 @@ impl Writer {
             spin,
             timeout: None,
             bytes: 0,
+            reserved: 0,
         }
     }
 
@@ -59,12 +63,10 @@ impl Writer {
         if n > 0 || buf.is_empty() {
             return Ok(n);
         }
-        // Old events must not make a poll loop spin; what comes from here on wakes it again.
-        self.shared.acknowledge()?;
-        self.shared.request(bit::READ);
+        self.ask()?;
         let n = self.put(buf)?;
         if n > 0 {
-            self.shared.withdraw(bit::READ);
+            self.no_longer_ask();
         }
         Ok(n)
     }
@@ -90,7 +92,7 @@ impl Writer {
     /// # Errors
     /// [`TimedOut`](crate::Error::TimedOut) at `deadline`, and [`Os`](crate::Error::Os).
     pub fn wait(&mut self, deadline: Instant) -> Result<()> {
-        self.wait_until(deadline, WAITING, Self::is_ready)
+        self.wait_for(1, deadline)
     }
 
     /// Waits until the peer has read everything written so far.
@@ -152,11 +154,61 @@ impl Writer {
 
     /// Whether a write would not block. A broken or closed channel is ready to say so.
     pub(crate) fn is_ready(&mut self) -> Result<bool> {
-        if self.ring.free() > 0 || self.shared.is_unusable() {
+        self.has_room(1)
+    }
+
+    /// Whether `least` bytes fit, or there is an end or an error to report.
+    fn has_room(&mut self, least: u32) -> Result<bool> {
+        if self.ring.free() >= least || self.shared.is_unusable() {
             return Ok(true);
         }
         self.refresh()?;
-        Ok(self.ring.free() > 0 || self.shared.peer_gone()?)
+        Ok(self.ring.free() >= least || self.shared.peer_gone()?)
+    }
+
+    /// How much of the ring is there to be filled. `None`: less than `least`, until the peer reads.
+    pub(crate) fn look(&mut self, least: u32) -> Result<Option<u32>> {
+        self.shared.check()?;
+        self.refresh()?;
+        if self.shared.peer_gone()? {
+            self.refresh()?;
+            return Err(self.shared.end(self.ring.unread()));
+        }
+        let free = self.ring.free();
+        Ok((free >= least).then_some(free))
+    }
+
+    /// The memory of the ring, and where the next `len` bytes go in it; [`look`](Self::look) has
+    /// found room for that many.
+    pub(crate) fn writable(&self, len: u32) -> (&Region, Span) {
+        (self.shared.outgoing().1, self.ring.writable(len))
+    }
+
+    /// Hands the next `len` bytes of the ring to the peer; [`look`](Self::look) has found room for
+    /// that many.
+    pub(crate) fn pass(&mut self, len: u32) -> Result<()> {
+        self.shared.check()?;
+        let prod = self.ring.advance(len);
+        self.bytes += u64::from(len);
+        self.shared.publish(self.prod_at, prod, bit::WRITE)
+    }
+
+    /// Waits until [`look`](Self::look) has an answer.
+    pub(crate) fn wait_for(&mut self, least: u32, deadline: Instant) -> Result<()> {
+        self.wait_until(deadline, WAITING, |writer| writer.has_room(least))
+    }
+
+    /// Asks the peer to ring when it reads, for a call that is about to report "no room".
+    pub(crate) fn ask(&mut self) -> Result<()> {
+        // Old events must not make a poll loop spin; what comes from here on wakes it again.
+        self.shared.acknowledge()?;
+        self.shared.request(bit::READ);
+        Ok(())
+    }
+
+    /// Takes that back.
+    pub(crate) fn no_longer_ask(&self) {
+        self.shared.withdraw(bit::READ);
     }
 
     /// Whether waiting for the peer to read has come to its end, good or bad.
@@ -182,7 +234,7 @@ impl Writer {
         &mut self,
         deadline: Instant,
         waiting: &'static str,
-        ready: fn(&mut Self) -> Result<bool>,
+        mut ready: impl FnMut(&mut Self) -> Result<bool>,
     ) -> Result<()> {
         // Taken out so that `ready` may borrow the rest.
         let mut spin = std::mem::replace(&mut self.spin, Spin::new(Duration::ZERO));

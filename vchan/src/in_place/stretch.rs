@@ -1,0 +1,261 @@
+#![allow(unsafe_code)]
+//! One unbroken stretch of shared memory, lent by a [`Region`].
+//!
+//! The rules are those of [`shm`](crate::shm): no Rust reference to the bytes ever exists; they
+//! are read and written as atomics, by copies to and from private memory, or by the kernel, which
+//! is as indifferent to a peer's changes as a device. Offsets and lengths are checked here.
+
+use std::io;
+use std::marker::PhantomData;
+use std::os::fd::{AsRawFd, BorrowedFd};
+use std::ptr::NonNull;
+use std::sync::atomic::{AtomicU64, Ordering, compiler_fence};
+
+use crate::shm::Region;
+
+/// Bytes of a word.
+pub(super) const WORD: usize = size_of::<u64>();
+/// Words moved at a time where the stretch does not begin at a multiple of 8.
+const BLOCK: usize = 8;
+
+/// A stretch to look at.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Stretch<'a> {
+    start: NonNull<u8>,
+    len: usize,
+    memory: PhantomData<&'a Region>,
+}
+
+/// A stretch to fill; the only one over its bytes, as whoever makes it promises by a `&mut` of
+/// the ring's writing half.
+#[derive(Debug)]
+pub(super) struct StretchMut<'a> {
+    start: NonNull<u8>,
+    len: usize,
+    memory: PhantomData<&'a mut Region>,
+}
+
+// SAFETY: the bytes stay mapped for 'a and may be read by any number of threads; that the peer
+// writes meanwhile is covered by the module's documentation.
+unsafe impl Send for Stretch<'_> {}
+// SAFETY: as for `Send`.
+unsafe impl Sync for Stretch<'_> {}
+// SAFETY: the bytes stay mapped for 'a, and no other thread of ours has a way to them.
+unsafe impl Send for StretchMut<'_> {}
+// SAFETY: a shared `StretchMut` gives no access at all.
+unsafe impl Sync for StretchMut<'_> {}
+
+impl<'a> Stretch<'a> {
+    /// Lends `len` bytes from `offset` on.
+    ///
+    /// # Panics
+    /// If the region does not hold that many.
+    pub(super) fn new(region: &'a Region, offset: usize, len: usize) -> Self {
+        Self {
+            start: region.pointer(offset, len),
+            len,
+            memory: PhantomData,
+        }
+    }
+
+    pub(super) fn len(&self) -> usize {
+        self.len
+    }
+
+    /// A part of it.
+    ///
+    /// # Panics
+    /// If the part does not lie within; likewise below.
+    pub(super) fn part(&self, offset: usize, len: usize) -> Self {
+        check(self.len, offset, len);
+        Self {
+            // SAFETY: within the stretch, checked above.
+            start: unsafe { self.start.add(offset) },
+            len,
+            memory: PhantomData,
+        }
+    }
+
+    pub(super) fn as_ptr(&self) -> *const [u8] {
+        std::ptr::slice_from_raw_parts(self.start.as_ptr(), self.len)
+    }
+
+    /// Copies bytes from `offset` on out into `to`.
+    #[inline]
+    pub(super) fn copy_to(&self, offset: usize, to: &mut [u8]) {
+        check(self.len, offset, to.len());
+        // SAFETY: source checked above; `to` is private, so the two cannot overlap.
+        unsafe {
+            let from = self.start.as_ptr().add(offset);
+            std::ptr::copy_nonoverlapping(from, to.as_mut_ptr(), to.len());
+        }
+        // The optimiser must not read the source again in place of the copy.
+        compiler_fence(Ordering::SeqCst);
+    }
+
+    /// Calls `f` with each whole word of the stretch, each read once.
+    #[inline]
+    pub(super) fn for_each_word(&self, f: &mut impl FnMut(u64)) {
+        let words = self.len / WORD;
+        if self.start.as_ptr().addr().is_multiple_of(WORD) {
+            let first = self.start.as_ptr().cast::<u64>();
+            for i in 0..words {
+                // SAFETY: in the stretch, aligned, and only ever accessed atomically or copied
+                // bytewise.
+                let word = unsafe { AtomicU64::from_ptr(first.add(i)) };
+                // The acquire load of the peer's index came before.
+                f(word.load(Ordering::Relaxed));
+            }
+            return;
+        }
+        let mut block = [0; BLOCK * WORD];
+        for i in (0..words).step_by(BLOCK) {
+            let bytes = (words - i).min(BLOCK) * WORD;
+            self.copy_to(i * WORD, &mut block[..bytes]);
+            for word in block[..bytes].chunks_exact(WORD) {
+                f(u64::from_ne_bytes(word.try_into().expect("chunks of 8")));
+            }
+        }
+    }
+
+    fn iovec(&self) -> libc::iovec {
+        libc::iovec {
+            iov_base: self.start.as_ptr().cast(),
+            iov_len: self.len,
+        }
+    }
+}
+
+impl<'a> StretchMut<'a> {
+    /// Lends `len` bytes from `offset` on.
+    ///
+    /// # Panics
+    /// If the region does not hold that many or is read-only.
+    pub(super) fn new(region: &'a Region, offset: usize, len: usize) -> Self {
+        assert!(region.is_writable(), "room in a read-only region");
+        Self {
+            start: region.pointer(offset, len),
+            len,
+            memory: PhantomData,
+        }
+    }
+
+    pub(super) fn len(&self) -> usize {
+        self.len
+    }
+
+    /// A part of it.
+    ///
+    /// # Panics
+    /// If the part does not lie within; likewise below.
+    pub(super) fn into_part(self, offset: usize, len: usize) -> Self {
+        check(self.len, offset, len);
+        Self {
+            // SAFETY: within the stretch, checked above.
+            start: unsafe { self.start.add(offset) },
+            len,
+            memory: PhantomData,
+        }
+    }
+
+    /// The same bytes for a shorter time.
+    pub(super) fn reborrow(&mut self) -> StretchMut<'_> {
+        StretchMut {
+            start: self.start,
+            len: self.len,
+            memory: PhantomData,
+        }
+    }
+
+    pub(super) fn as_mut_ptr(&mut self) -> *mut [u8] {
+        std::ptr::slice_from_raw_parts_mut(self.start.as_ptr(), self.len)
+    }
+
+    /// Copies `from` to `offset`.
+    #[inline]
+    pub(super) fn copy_from(&mut self, offset: usize, from: &[u8]) {
+        check(self.len, offset, from.len());
+        // SAFETY: destination checked above; `from` is private, so the two cannot overlap.
+        unsafe {
+            let to = self.start.as_ptr().add(offset);
+            std::ptr::copy_nonoverlapping(from.as_ptr(), to, from.len());
+        }
+        compiler_fence(Ordering::SeqCst);
+    }
+
+    /// Fills each whole word of the stretch with what `f` returns.
+    #[inline]
+    pub(super) fn fill_words(&mut self, f: &mut impl FnMut() -> u64) {
+        let words = self.len / WORD;
+        if self.start.as_ptr().addr().is_multiple_of(WORD) {
+            let first = self.start.as_ptr().cast::<u64>();
+            for i in 0..words {
+                // SAFETY: in the stretch, aligned, and only ever accessed atomically or copied
+                // bytewise.
+                let word = unsafe { AtomicU64::from_ptr(first.add(i)) };
+                // The release store of our index comes after.
+                word.store(f(), Ordering::Relaxed);
+            }
+            return;
+        }
+        let mut block = [0; BLOCK * WORD];
+        for i in (0..words).step_by(BLOCK) {
+            let bytes = (words - i).min(BLOCK) * WORD;
+            for word in block[..bytes].chunks_exact_mut(WORD) {
+                word.copy_from_slice(&f().to_ne_bytes());
+            }
+            self.copy_from(i * WORD, &block[..bytes]);
+        }
+    }
+
+    fn iovec(&mut self) -> libc::iovec {
+        libc::iovec {
+            iov_base: self.start.as_ptr().cast(),
+            iov_len: self.len,
+        }
+    }
+}
+
+#[inline]
+fn check(whole: usize, offset: usize, len: usize) {
+    assert!(
+        offset <= whole && len <= whole - offset,
+        "{len} bytes at {offset} are outside a stretch of {whole}"
+    );
+}
+
+/// `writev(2)`: writes the stretches to `fd`, one after the other; returns how many bytes.
+pub(super) fn write(fd: BorrowedFd<'_>, from: [Stretch<'_>; 2]) -> io::Result<usize> {
+    let parts = from.map(|stretch| stretch.iovec());
+    // SAFETY: both parts stay mapped during the call, which only reads them.
+    bytes(unsafe { libc::writev(fd.as_raw_fd(), parts.as_ptr(), 2) })
+}
+
+/// `sendmsg(2)`: as [`write`], for a socket; never waits and raises no signal.
+pub(super) fn send(fd: BorrowedFd<'_>, from: [Stretch<'_>; 2]) -> io::Result<usize> {
+    let mut parts = from.map(|stretch| stretch.iovec());
+    // SAFETY: all-zero is a valid `msghdr`: no name, no parts, no control data.
+    let mut message: libc::msghdr = unsafe { std::mem::zeroed() };
+    message.msg_iov = parts.as_mut_ptr();
+    message.msg_iovlen = 2;
+    // SAFETY: the message and its two parts stay valid during the call, which only reads them.
+    bytes(unsafe {
+        libc::sendmsg(
+            fd.as_raw_fd(),
+            &raw const message,
+            libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL,
+        )
+    })
+}
+
+/// `readv(2)`: reads from `fd` into the stretches, one after the other; 0 is the end of the file.
+pub(super) fn read(fd: BorrowedFd<'_>, mut into: [StretchMut<'_>; 2]) -> io::Result<usize> {
+    let parts = into.each_mut().map(StretchMut::iovec);
+    // SAFETY: both parts stay mapped and writable during the call, and nobody else of this
+    // process writes there.
+    bytes(unsafe { libc::readv(fd.as_raw_fd(), parts.as_ptr(), 2) })
+}
+
+fn bytes(answer: isize) -> io::Result<usize> {
+    usize::try_from(answer).map_err(|_| io::Error::last_os_error())
+}

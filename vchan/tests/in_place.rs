@@ -1,0 +1,591 @@
+//! Using the ring's bytes where they lie: `peek`, `consume`, `reserve`, `commit`, and file
+//! descriptors straight to and from the ring.
+
+use std::collections::VecDeque;
+use std::fs::File;
+use std::io::{self, Read, Seek, Write};
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::net::UnixStream;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
+use std::time::Duration;
+
+use nix::fcntl::{FcntlArg, OFlag, fcntl};
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::unistd::{pipe, pipe2};
+use vchan::{Channel, Error, PeerError, RingSizes, local};
+
+mod liar;
+use liar::{RING, ROLES, liars_indexes, liars_live, pair as liar_pair, short, soon};
+
+/// Two honest ends.
+fn pair(rings: impl Into<RingSizes>) -> (Channel, Channel) {
+    pair_from(rings, 0)
+}
+
+/// Two honest ends whose indexes start at `first_index`.
+fn pair_from(rings: impl Into<RingSizes>, first_index: u32) -> (Channel, Channel) {
+    let rings = rings.into();
+    let (one, other) = UnixStream::pair().unwrap();
+    let server =
+        thread::spawn(move || local::serve_from_index(one, rings, first_index, soon()).unwrap());
+    let client = local::connect_on(other, soon()).unwrap();
+    (server.join().unwrap(), client)
+}
+
+/// Not the same anywhere near, whatever the alignment.
+fn noise(n: usize) -> Vec<u8> {
+    (0..u32::try_from(n).unwrap())
+        .map(|i| (i.wrapping_mul(0x9E37_79B9) >> 24) as u8)
+        .collect()
+}
+
+struct Random(u64);
+
+impl Random {
+    fn below(&mut self, n: usize) -> usize {
+        self.0 ^= self.0 << 13;
+        self.0 ^= self.0 >> 7;
+        self.0 ^= self.0 << 17;
+        usize::try_from(self.0 % n as u64).unwrap()
+    }
+}
+
+/// Random steps of both kinds of access on both ends, against a queue that says what is right.
+#[test]
+fn any_mixture_of_copies_and_access_in_place_is_one_stream() {
+    let mut random = Random(0x5EED_0001);
+    for (rings, start) in [(1024, 0), (4096, 0xFFFF_FF01), (2048, 13)] {
+        let sizes = RingSizes {
+            server_to_client: rings,
+            client_to_server: rings + 1,
+        };
+        let (mut one, mut other) = pair_from(sizes, start);
+        for _ in 0..2 {
+            let size = one.outgoing_ring_bytes();
+            let mut queue = VecDeque::new();
+            for _ in 0..4000 {
+                let ask = random.below(size + 1);
+                match random.below(5) {
+                    0 => {
+                        let data = noise(ask);
+                        let n = one.try_write(&data).unwrap();
+                        assert_eq!(n, ask.min(size - queue.len()));
+                        queue.extend(&data[..n]);
+                    }
+                    1 => {
+                        let free = size - queue.len();
+                        let Some(mut room) = one.try_reserve(0).unwrap() else {
+                            assert_eq!(free, 0);
+                            continue;
+                        };
+                        assert_eq!(room.len(), free);
+                        let skip = random.below(9).min(free);
+                        let data = noise(skip);
+                        room.reborrow().copy_from(&data);
+                        let mut rest = room.after(skip).up_to(ask);
+                        let mut word = 0x0123_4567_89AB_CDEF_u64 ^ ask as u64;
+                        let mut words = Vec::new();
+                        let filled = rest.fill_words(|| {
+                            word = word.rotate_left(9);
+                            words.extend(word.to_ne_bytes());
+                            word
+                        });
+                        assert_eq!((filled, words.len()), (rest.len() / 8, filled * 8));
+                        one.commit(skip).unwrap();
+                        one.commit(words.len()).unwrap();
+                        queue.extend(data.iter().chain(&words));
+                    }
+                    2 => {
+                        let mut buf = vec![0; ask];
+                        let n = other.try_read(&mut buf).unwrap().unwrap_or(0);
+                        assert_eq!(n, ask.min(queue.len()));
+                        assert!(queue.drain(..n).eq(buf[..n].iter().copied()));
+                    }
+                    _ => {
+                        let Some(bytes) = other.try_peek(0).unwrap() else {
+                            assert!(queue.is_empty());
+                            continue;
+                        };
+                        let expected = queue.make_contiguous();
+                        assert_eq!(bytes.len(), expected.len());
+                        let skip = random.below(9);
+                        let (view, expected) = (
+                            bytes.after(skip).up_to(ask),
+                            &expected[skip.min(expected.len())..],
+                        );
+                        let expected = &expected[..ask.min(expected.len())];
+                        let mut buf = vec![0; view.len() + 3];
+                        assert_eq!(view.copy_to(&mut buf), expected.len());
+                        assert_eq!(&buf[..view.len()], expected);
+                        let mut words = expected
+                            .chunks_exact(8)
+                            .map(|word| u64::from_ne_bytes(word.try_into().unwrap()));
+                        let seen = view.for_each_word(|word| assert_eq!(Some(word), words.next()));
+                        assert_eq!((seen, words.next()), (view.len() / 8, None));
+                        let at = random.below(size);
+                        let there = expected.get(at..at + 8);
+                        assert_eq!(view.array::<8>(at).as_ref().map(|a| &a[..]), there);
+                        let stretches = view.as_ptrs().map(|part| part.len());
+                        assert_eq!(stretches.iter().sum::<usize>(), view.len());
+                        let n = random.below(bytes.len() + 1);
+                        other.consume(n).unwrap();
+                        queue.drain(..n);
+                    }
+                }
+            }
+            std::mem::swap(&mut one, &mut other);
+        }
+    }
+}
+
+#[test]
+fn no_more_can_be_passed_on_than_was_lent() {
+    let too_many = |outcome: vchan::Result<()>, expected: usize| match outcome {
+        Err(Error::TooMany { most, .. }) => assert_eq!(most, expected),
+        other => panic!("expected TooMany, got {other:?}"),
+    };
+    let (mut one, mut other) = pair(4096);
+    too_many(one.commit(1), 0);
+    too_many(other.consume(1), 0);
+    one.write_all(b"0123456789", soon()).unwrap();
+    // There are ten, but nobody has looked.
+    too_many(other.consume(1), 0);
+    assert_eq!(other.peek(1, soon()).unwrap().len(), 10);
+    one.write_all(b"more", soon()).unwrap();
+    too_many(other.consume(11), 10);
+    too_many(other.consume(usize::MAX), 10);
+    other.consume(0).unwrap();
+    other.consume(4).unwrap();
+    too_many(other.consume(7), 6);
+    // A copying read takes from what was peeked at, and may go beyond it.
+    other.read(&mut [0; 5], soon()).unwrap();
+    too_many(other.consume(2), 1);
+    other.read(&mut [0; 5], soon()).unwrap();
+    too_many(other.consume(1), 0);
+
+    assert_eq!(one.reserve(1, soon()).unwrap().len(), 4096);
+    one.write_all(&[0; 4000], soon()).unwrap();
+    too_many(one.commit(97), 96);
+    one.commit(96).unwrap();
+    assert!(one.try_reserve(1).unwrap().is_none());
+
+    for outcome in [
+        one.reserve(4097, soon()).map(drop),
+        one.try_reserve(usize::MAX).map(drop),
+        other.peek(4097, soon()).map(drop),
+        other.try_peek(usize::MAX).map(drop),
+    ] {
+        too_many(outcome, 4096);
+    }
+    let error = other.consume(usize::MAX).unwrap_err();
+    assert!(!error.advice().is_empty());
+    assert_eq!(
+        io::Error::from(error).kind(),
+        io::ErrorKind::InvalidInput,
+        "it is the caller's mistake"
+    );
+}
+
+#[test]
+fn waits_for_as_much_as_was_asked_for() {
+    let (mut one, mut other) = pair(4096);
+    let writer = thread::spawn(move || {
+        for chunk in noise(1000).chunks(100) {
+            thread::sleep(Duration::from_millis(3));
+            one.write_all(chunk, soon()).unwrap();
+        }
+        one
+    });
+    let bytes = other.peek(1000, soon()).unwrap();
+    let mut copy = vec![0; 1000];
+    assert_eq!((bytes.len(), bytes.copy_to(&mut copy)), (1000, 1000));
+    assert_eq!(copy, noise(1000));
+    let mut one = writer.join().unwrap();
+    assert!(matches!(other.peek(1001, short()), Err(Error::TimedOut(_))));
+
+    // And for as much room.
+    one.write_all(&noise(3000), soon()).unwrap();
+    assert!(matches!(one.reserve(97, short()), Err(Error::TimedOut(_))));
+    let reader = thread::spawn(move || {
+        for _ in 0..40 {
+            thread::sleep(Duration::from_millis(1));
+            other.read(&mut [0; 100], soon()).unwrap();
+        }
+        other
+    });
+    assert_eq!(one.reserve(4096, soon()).unwrap().len(), 4096);
+    drop(reader.join().unwrap());
+}
+
+#[test]
+fn a_poll_loop_hears_when_there_is_something() {
+    let (mut one, mut other) = pair(4096);
+    let readable = |channel: &Channel, ms: u16| {
+        let mut fds = [PollFd::new(channel.as_fd(), PollFlags::POLLIN)];
+        poll(&mut fds, PollTimeout::from(ms)).unwrap() == 1
+    };
+    // What the connection itself has caused is acknowledged by the first call.
+    assert!(other.try_peek(1).unwrap().is_none());
+    one.write_all(b"x", soon()).unwrap();
+    assert!(readable(&other, 60_000));
+    assert_eq!(other.try_peek(1).unwrap().unwrap().len(), 1);
+    other.consume(1).unwrap();
+    assert!(other.try_peek(1).unwrap().is_none());
+
+    let room = one.reserve(4096, soon()).unwrap().len();
+    one.commit(room).unwrap();
+    assert!(one.try_reserve(1).unwrap().is_none());
+    assert_eq!(other.peek(4096, soon()).unwrap().len(), 4096);
+    other.consume(100).unwrap();
+    assert!(readable(&one, 60_000));
+    assert_eq!(one.try_reserve(1).unwrap().unwrap().len(), 100);
+}
+
+#[test]
+fn what_was_written_before_a_close_can_be_peeked_at() {
+    let (mut one, mut other) = pair(4096);
+    one.write_all(b"last words", soon()).unwrap();
+    assert_eq!(other.peek(1, soon()).unwrap().len(), 10);
+    drop(one);
+    // Fewer than asked for are what is left.
+    let bytes = other.peek(100, soon()).unwrap();
+    assert_eq!(bytes.array(0), Some(*b"last words"));
+    assert_eq!(bytes.array::<11>(0), None);
+    other.consume(5).unwrap();
+    assert_eq!(other.peek(100, soon()).unwrap().array(0), Some(*b"words"));
+    other.consume(5).unwrap();
+    for _ in 0..2 {
+        assert!(other.peek(1, soon()).unwrap().is_empty());
+        assert!(other.try_peek(1).unwrap().unwrap().is_empty());
+        assert!(matches!(
+            other.reserve(1, soon()),
+            Err(Error::PeerClosed { .. })
+        ));
+    }
+
+    // The end comes while we wait for more than there is.
+    let (mut one, mut other) = pair(4096);
+    let closer = thread::spawn(move || {
+        one.write_all(b"some", soon()).unwrap();
+        thread::sleep(Duration::from_millis(20));
+    });
+    assert_eq!(other.peek(100, soon()).unwrap().len(), 4);
+    closer.join().unwrap();
+
+    // A view stays usable when our own other half closes; consuming then says so.
+    let (mut one, other) = pair(4096);
+    one.write_all(b"bytes", soon()).unwrap();
+    let (mut reader, mut writer) = other.split().unwrap();
+    let bytes = reader.peek(1, soon()).unwrap();
+    writer.close_now(soon()).unwrap();
+    assert_eq!(bytes.array(0), Some(*b"bytes"));
+    assert!(matches!(reader.consume(5), Err(Error::Closed)));
+    assert!(matches!(reader.peek(1, soon()), Err(Error::Closed)));
+}
+
+// vchan.md (c) 16.
+#[test]
+fn c16_a_peer_that_rewrites_bytes_meanwhile_changes_nothing_but_the_bytes() {
+    for role in ROLES {
+        let (mut victim, liar) = liar_pair(role);
+        let (left, right) = (liar.left.clone(), liar.right.clone());
+        let stop = Arc::new(AtomicBool::new(false));
+        let rewriter = {
+            let stop = Arc::clone(&stop);
+            thread::spawn(move || {
+                let mut value = 0;
+                while !stop.load(Ordering::Relaxed) {
+                    left.copy_in(0, &[value; RING as usize]);
+                    right.copy_in(0, &[value; RING as usize]);
+                    value = value.wrapping_add(1);
+                }
+            })
+        };
+        let (prod, cons) = liars_indexes(role);
+        let (mut read, mut written) = (0u32, 0u32);
+        for round in 0..2000u32 {
+            read = read.wrapping_add(1 + round % RING);
+            liar.page.set_u32(prod, read);
+            let bytes = victim.peek(1, soon()).unwrap();
+            assert_eq!(bytes.len(), (1 + round % RING) as usize);
+            // A copy holds still.
+            if let Some(header) = bytes.array::<16>(0) {
+                let first = header;
+                std::hint::black_box(&victim);
+                assert_eq!(first, header);
+            }
+            let n = victim.peek(1, soon()).unwrap().len();
+            let mut words = 0;
+            assert_eq!(
+                victim
+                    .peek(1, soon())
+                    .unwrap()
+                    .for_each_word(|_| words += 1),
+                n / 8
+            );
+            assert_eq!(words, n / 8);
+            victim.consume(n).unwrap();
+
+            let mut room = victim.reserve(1, soon()).unwrap();
+            assert_eq!(room.len(), RING as usize);
+            room.fill_words(|| 7);
+            victim.commit(1 + (round as usize * 7) % 4096).unwrap();
+            written = written.wrapping_add(1 + (round * 7) % 4096);
+            liar.page.set_u32(cons, written);
+        }
+        stop.store(true, Ordering::Relaxed);
+        rewriter.join().unwrap();
+    }
+}
+
+#[test]
+fn an_index_that_turns_hostile_after_a_peek_is_named_and_sticks() {
+    for role in ROLES {
+        let (mut victim, liar) = liar_pair(role);
+        let (prod, cons) = liars_indexes(role);
+        liar.page.set_u32(prod, 10);
+        assert_eq!(victim.peek(1, soon()).unwrap().len(), 10);
+        liar.page.set_u32(prod, RING + 5);
+        // What was lent was checked; the lie has no part in giving it back.
+        victim.consume(4).unwrap();
+        for _ in 0..2 {
+            let found = victim.peek(1, soon()).map(|bytes| bytes.len());
+            assert!(
+                matches!(found, Err(Error::Peer(PeerError::Producer { found, .. })) if found == RING + 5),
+                "{found:?}"
+            );
+            assert!(matches!(victim.try_peek(1), Err(Error::Peer(_))));
+            assert!(matches!(victim.consume(1), Err(Error::Peer(_))));
+            assert!(matches!(victim.reserve(1, soon()), Err(Error::Peer(_))));
+            assert!(matches!(victim.commit(0), Err(Error::Peer(_))));
+        }
+
+        let (mut victim, liar) = liar_pair(role);
+        assert_eq!(victim.reserve(1, soon()).unwrap().len(), RING as usize);
+        victim.commit(10).unwrap();
+        liar.page.set_u32(cons, 11);
+        victim.commit(10).unwrap();
+        // Eleven are possible by now.
+        assert_eq!(
+            victim.reserve(1, soon()).unwrap().len(),
+            RING as usize - 20 + 11
+        );
+        liar.page.set_u32(cons, 21);
+        assert!(matches!(
+            victim.reserve(1, soon()),
+            Err(Error::Peer(PeerError::Consumer { found: 21, .. }))
+        ));
+        assert!(matches!(victim.commit(1), Err(Error::Peer(_))));
+
+        let (mut victim, liar) = liar_pair(role);
+        liar.page.set_u8(liars_live(role), 9);
+        assert!(matches!(
+            victim.peek(1, soon()),
+            Err(Error::Peer(PeerError::Live { found: 9, .. }))
+        ));
+    }
+}
+
+/// A file, through the ring, into `output`, whose other end, if it has one, `drain` reads and
+/// checks. Returns the checksum of the file.
+fn through_the_ring(
+    bytes: usize,
+    rings: usize,
+    output: impl AsFd + Send + 'static,
+    drain: impl FnOnce() -> Option<u32>,
+) -> u32 {
+    let mut file = tempfile::tempfile().unwrap();
+    let chunk = noise((1 << 20) + 5);
+    let (mut left, mut crc) = (bytes, 0);
+    while left > 0 {
+        let part = &chunk[..left.min(chunk.len())];
+        file.write_all(part).unwrap();
+        crc = crc32c::crc32c_append(crc, part);
+        left -= part.len();
+    }
+    file.rewind().unwrap();
+    let (mut one, mut other) = pair(rings);
+    let sender = thread::spawn(move || {
+        loop {
+            let n = one
+                .reserve(1, soon())
+                .unwrap()
+                .up_to(rings / 2 + 3)
+                .read_from(&file, soon())
+                .unwrap();
+            if n == 0 {
+                break one.close(soon()).unwrap();
+            }
+            one.commit(n).unwrap();
+        }
+    });
+    let receiver = thread::spawn(move || {
+        let mut total = 0;
+        loop {
+            let bytes = other.peek(1, soon()).unwrap();
+            if bytes.is_empty() {
+                break total;
+            }
+            let n = bytes.write_to(&output, soon()).unwrap();
+            other.consume(n).unwrap();
+            total += n;
+        }
+    });
+    let drained = drain();
+    assert_eq!(receiver.join().unwrap(), bytes);
+    sender.join().unwrap();
+    assert!(drained.is_none_or(|drained| drained == crc));
+    crc
+}
+
+fn checksum(mut from: impl Read) -> u32 {
+    let (mut crc, mut buf) = (0, vec![0; 100_001]);
+    loop {
+        match from.read(&mut buf).unwrap() {
+            0 => return crc,
+            n => crc = crc32c::crc32c_append(crc, &buf[..n]),
+        }
+    }
+}
+
+#[test]
+fn file_to_ring_to_file() {
+    let mut target = tempfile::tempfile().unwrap();
+    let output = target.try_clone().unwrap();
+    let crc = through_the_ring((48 << 20) + 777, 256 << 10, output, || None);
+    target.rewind().unwrap();
+    assert_eq!(checksum(target), crc);
+}
+
+#[test]
+fn file_to_ring_to_pipe() {
+    let (read_end, write_end) = pipe().unwrap();
+    through_the_ring((16 << 20) + 3, 64 << 10, write_end, || {
+        Some(checksum(File::from(read_end)))
+    });
+}
+
+#[test]
+fn file_to_ring_to_a_non_blocking_pipe() {
+    let (read_end, write_end) = pipe2(OFlag::O_NONBLOCK).unwrap();
+    fcntl(&read_end, FcntlArg::F_SETFL(OFlag::empty())).unwrap();
+    through_the_ring((32 << 20) + 3, 64 << 10, write_end, || {
+        Some(checksum(File::from(read_end)))
+    });
+}
+
+#[test]
+fn file_to_ring_to_socket() {
+    let (near, far) = UnixStream::pair().unwrap();
+    through_the_ring((32 << 20) + 3, 1024, near, || Some(checksum(far)));
+}
+
+/// Data that waits in a channel of its own.
+fn waiting(bytes: usize) -> (Channel, Channel) {
+    let (mut one, other) = pair(256 << 10);
+    one.write_all(&noise(bytes), soon()).unwrap();
+    (one, other)
+}
+
+fn full(fd: &OwnedFd) {
+    let flags = OFlag::from_bits_retain(fcntl(fd, FcntlArg::F_GETFL).unwrap());
+    fcntl(fd, FcntlArg::F_SETFL(flags | OFlag::O_NONBLOCK)).unwrap();
+    for piece in [65536, 4096, 1] {
+        while nix::unistd::write(fd, &vec![0; piece]).is_ok() {}
+    }
+    fcntl(fd, FcntlArg::F_SETFL(flags)).unwrap();
+}
+
+#[test]
+fn a_descriptor_that_takes_nothing_holds_nobody_beyond_the_deadline() {
+    let (_one, mut other) = waiting(200_000);
+    let bytes = other.peek(1, soon()).unwrap();
+    for flags in [OFlag::empty(), OFlag::O_NONBLOCK] {
+        let (read_end, write_end) = pipe2(flags).unwrap();
+        full(&write_end);
+        let error = bytes.write_to(&write_end, short()).unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::TimedOut);
+        // Room for one page: that much goes, and a blocking pipe does not hold the rest of the
+        // write, which nobody would ever read.
+        let mut buf = [0; 4096];
+        assert_eq!(nix::unistd::read(&read_end, &mut buf).unwrap(), 4096);
+        assert_eq!(bytes.write_to(&write_end, soon()).unwrap(), 4096);
+        drop(read_end);
+        let error = bytes.write_to(&write_end, soon()).unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::BrokenPipe);
+    }
+    let (near, far) = UnixStream::pair().unwrap();
+    let near = OwnedFd::from(near);
+    let written = bytes.write_to(&near, soon()).unwrap();
+    assert!(written > 0 && written <= bytes.len());
+    full(&near);
+    let error = bytes.write_to(&near, short()).unwrap_err();
+    assert_eq!(error.kind(), io::ErrorKind::TimedOut);
+    drop(far);
+    let error = bytes.write_to(&near, soon()).unwrap_err();
+    assert_eq!(error.kind(), io::ErrorKind::BrokenPipe);
+
+    let read_only = File::open("/dev/null").unwrap();
+    assert!(bytes.write_to(&read_only, soon()).is_err());
+    assert_eq!(bytes.up_to(0).write_to(&near, short()).unwrap(), 0);
+}
+
+#[test]
+fn a_descriptor_that_brings_nothing_holds_nobody_beyond_the_deadline() {
+    let (mut one, mut other) = pair(4096);
+    for flags in [OFlag::empty(), OFlag::O_NONBLOCK] {
+        let (read_end, write_end) = pipe2(flags).unwrap();
+        let mut room = one.reserve(1, soon()).unwrap();
+        let error = room.read_from(&read_end, short()).unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::TimedOut);
+        nix::unistd::write(&write_end, b"abc").unwrap();
+        assert_eq!(room.read_from(&read_end, soon()).unwrap(), 3);
+        drop(write_end);
+        let error = room.reborrow().up_to(0).read_from(&read_end, soon());
+        assert_eq!(error.unwrap_err().kind(), io::ErrorKind::InvalidInput);
+        assert_eq!(room.read_from(&read_end, soon()).unwrap(), 0, "the end");
+        one.commit(3).unwrap();
+        assert_eq!(other.peek(3, soon()).unwrap().array(0), Some(*b"abc"));
+        other.consume(3).unwrap();
+    }
+}
+
+#[test]
+fn two_threads_may_fill_two_parts() {
+    let (mut one, mut other) = pair_from(4096, 1000);
+    let mut room = one.reserve(4096, soon()).unwrap();
+    let mut begin = room.reborrow().up_to(1001);
+    begin.copy_from(&[1; 1001]);
+    thread::scope(|scope| {
+        scope.spawn(|| room.after(1001).copy_from(&[2; 4096]));
+    });
+    one.commit(4096).unwrap();
+    let bytes = other.peek(4096, soon()).unwrap();
+    thread::scope(|scope| {
+        scope.spawn(|| assert_eq!(bytes.up_to(1001).array(0), Some([1; 1001])));
+        scope.spawn(|| assert_eq!(bytes.after(1001).array(0), Some([2; 3095])));
+    });
+}
+
+#[test]
+fn one_thread_echoes_in_place() {
+    let (mut one, mut other) = pair_from(4096, 4000);
+    one.write_all(&noise(3000), soon()).unwrap();
+    let (reader, writer) = other.halves();
+    let bytes = reader.peek(3000, soon()).unwrap();
+    let mut room = writer.reserve(3000, soon()).unwrap();
+    let mut page = [0; 512];
+    let mut moved = 0;
+    while moved < bytes.len() {
+        let n = bytes.after(moved).copy_to(&mut page);
+        room.reborrow().after(moved).copy_from(&page[..n]);
+        moved += n;
+    }
+    writer.commit(3000).unwrap();
+    reader.consume(3000).unwrap();
+    let mut copy = vec![0; 3000];
+    assert_eq!(one.peek(3000, soon()).unwrap().copy_to(&mut copy), 3000);
+    assert_eq!(copy, noise(3000));
+}
