@@ -218,7 +218,7 @@ mod tests {
 
     // vchan.md (c) 1, 2, 3, 4.
     #[test]
-    fn impossible_producer_indexes_are_named() {
+    fn case_01_to_04_impossible_producer_indexes_are_named() {
         let mut ring = consumer(0);
         ring.observe(100).unwrap();
         for prod in [1025, 0xFFFF_FFFF, 99, 0] {
@@ -242,7 +242,7 @@ mod tests {
 
     // vchan.md (c) 5 and 8.
     #[test]
-    fn full_and_empty_across_the_wrap_of_u32() {
+    fn case_05_08_full_and_empty_across_the_wrap_of_u32() {
         let start = 0xFFFF_FF00;
         let mut writer = Producer::new(RingName::Left, 1024, start, start).unwrap();
         let mut reader = consumer(start);

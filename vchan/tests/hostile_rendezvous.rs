@@ -62,7 +62,7 @@ fn too_few_or_too_many_descriptors() {
 }
 
 #[test]
-fn descriptors_of_the_wrong_kind() {
+fn case_40_doorbells_and_memory_of_the_wrong_kind() {
     let offer = offer();
     let (reading, writing) = pipe().unwrap();
     let (memory, to_server) = (offer.memory.as_fd(), offer.to_server.as_fd());
@@ -113,7 +113,7 @@ fn sizes_in_the_hello() {
 }
 
 #[test]
-fn c10_orders_that_are_impossible_or_do_not_match_the_memory() {
+fn case_10_orders_that_are_impossible_or_do_not_match_the_memory() {
     for (left, right) in [
         (0, 16),
         (9, 16),
@@ -151,7 +151,7 @@ fn c10_orders_that_are_impossible_or_do_not_match_the_memory() {
 }
 
 #[test]
-fn c15_control_page_in_another_state() {
+fn case_15_control_page_in_another_state() {
     let state = |at: usize, value: u8| {
         let offer = offer();
         offer.page.set_u8(at, value);
@@ -239,7 +239,7 @@ proptest! {
         prop_assert!(matches!(error, Error::Peer(_)), "{:?}", error);
     }
 
-    /// c15: a random page in place of an honest one.
+    /// Case 15: a random page in place of an honest one.
     #[test]
     fn any_control_page_is_answered(words in proptest::collection::vec(any::<u32>(), 6)) {
         let offer = offer();

@@ -1,17 +1,23 @@
 //! Nothing is left behind: descriptors and mappings after many channels, good and bad.
 //!
-//! One test in a program of its own, because it counts what the whole process holds.
+//! A program of their own, and one after the other, because they count what the process holds.
 
 use std::os::unix::net::UnixStream;
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use std::os::fd::AsFd;
-use vchan::local::peer::{Offer, send_raw};
+use vchan::local::peer::{LyingPeer, Offer, send_raw};
 use vchan::local::{connect_on, serve_on};
 
 fn soon() -> Instant {
     Instant::now() + Duration::from_secs(60)
+}
+
+fn alone() -> MutexGuard<'static, ()> {
+    static ONE: Mutex<()> = Mutex::new(());
+    ONE.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// (open descriptors, mappings of channel memory)
@@ -58,13 +64,28 @@ fn be_refused() {
     ];
     send_raw(&far, &offer.hello, &fds, soon()).unwrap();
     connect_on(near, soon()).unwrap_err();
+    // More than any message has: those that came along must be closed again.
+    let (near, far) = UnixStream::pair().unwrap();
+    let many = [offer.memory.as_fd(); 9];
+    send_raw(&far, &offer.hello, &many, soon()).unwrap();
+    connect_on(near, soon()).unwrap_err();
+    let (near, far) = UnixStream::pair().unwrap();
+    let answering = thread::spawn(move || {
+        send_raw(&far, &[0; 16], &[offer.memory.as_fd(); 5], soon()).unwrap();
+        (far, offer)
+    });
+    serve_on(near, 4096, soon()).unwrap_err();
+    answering.join().unwrap();
     let (near, _far) = UnixStream::pair().unwrap();
     let at_once = Instant::now();
     serve_on(near, 4096, at_once).unwrap_err();
 }
 
-/// c34: neither a child nor a program it starts inherits the channel.
-fn check_flags() {
+/// Neither a child nor a program it starts inherits the channel: `MADV_DONTFORK` on every mapping,
+/// `O_CLOEXEC` on every descriptor.
+#[test]
+fn case_34_fork_and_exec_inherit_nothing() {
+    let _alone = alone();
     let (one, other) = UnixStream::pair().unwrap();
     let before = held();
     let server = thread::spawn(move || serve_on(one, 64 << 10, soon()).unwrap());
@@ -119,11 +140,30 @@ fn check_flags() {
     drop((server, client));
 }
 
+/// A peer that keeps what it has mapped keeps its own mapping, not ours.
+#[test]
+fn case_39_peer_never_unmaps() {
+    let _alone = alone();
+    let before = held();
+    let keepers: Vec<LyingPeer> = (0..50)
+        .map(|_| {
+            let (one, other) = UnixStream::pair().unwrap();
+            let keeper = thread::spawn(move || LyingPeer::connect(other, soon()).unwrap());
+            drop(serve_on(one, 64 << 10, soon()).unwrap());
+            keeper.join().unwrap()
+        })
+        .collect();
+    // Its mapping, its two doorbells and its end of the socket.
+    assert_eq!(held(), (before.0 + 3 * 50, before.1 + 50));
+    drop(keepers);
+    assert_eq!(held(), before);
+}
+
 #[test]
 fn three_hundred_channels_leave_nothing_behind() {
+    let _alone = alone();
     connect_and_close(0);
     let before = held();
-    check_flags();
     for round in 0..300 {
         connect_and_close(round);
         be_refused();

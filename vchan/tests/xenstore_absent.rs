@@ -47,7 +47,7 @@ const CONNECT: &str = "connect --peer 1 --path data/x --timeout 1 --echo";
 const SERVE: &str = "serve --peer 1 --path data/x --timeout 1 --echo";
 
 #[test]
-fn no_xenstored() {
+fn case_45_no_xenstored() {
     if Path::new("/dev/xen/xenbus").exists() {
         eprintln!("this machine has a xenstore: nothing to see");
         return;
@@ -59,7 +59,7 @@ fn no_xenstored() {
 }
 
 #[test]
-fn xenstored_that_never_answers() {
+fn case_42_xenstored_never_answers() {
     let (_folder, socket) = xenstored(|mut stream| {
         let _ = std::io::copy(&mut stream, &mut std::io::sink());
     });
@@ -67,7 +67,7 @@ fn xenstored_that_never_answers() {
 }
 
 #[test]
-fn xenstored_that_hangs_up() {
+fn case_42_xenstored_hangs_up() {
     let (_folder, socket) = xenstored(drop);
     assert_failed(&vchan(&socket, CONNECT), "cannot reach xenstore");
 }

@@ -4,14 +4,14 @@
 //! `MSG_DONTWAIT` is given on each call: the stream may have been inherited and shared with
 //! processes that expect it to block, or the peer may hold a descriptor of the same description.
 
-use std::io::{IoSlice, IoSliceMut};
+use std::io::IoSlice;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::os::unix::net::UnixStream;
 use std::time::Instant;
 
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags};
-use nix::sys::socket::{ControlMessage, ControlMessageOwned, MsgFlags, recvmsg, sendmsg};
+use nix::sys::socket::{ControlMessage, MsgFlags, sendmsg};
 
 use crate::error::{Error, PeerError, Result};
 use crate::poll::poll_fds;
@@ -66,31 +66,19 @@ pub(super) fn receive(
 ) -> Result<Vec<OwnedFd>> {
     let mut fds = Vec::new();
     let mut filled = 0;
-    let mut space = nix::cmsg_space!([RawFd; MOST]);
     while filled < bytes.len() {
-        let mut parts = [IoSliceMut::new(&mut bytes[filled..])];
-        let flags = MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_CMSG_CLOEXEC;
-        match recvmsg::<()>(stream.as_raw_fd(), &mut parts, Some(&mut space), flags) {
-            Ok(message) => {
-                // Took what fitted into `space`; the kernel closed what did not.
-                let truncated = message.flags.contains(MsgFlags::MSG_CTRUNC);
-                if let Ok(controls) = message.cmsgs() {
-                    for control in controls {
-                        if let ControlMessageOwned::ScmRights(raw) = control {
-                            // SAFETY: the kernel has just made these for us; nobody else knows
-                            // their numbers.
-                            fds.extend(raw.iter().map(|&fd| unsafe { OwnedFd::from_raw_fd(fd) }));
-                        }
-                    }
-                }
+        match receive_some(stream, &mut bytes[filled..], &mut fds) {
+            Ok((n, truncated)) => {
                 if truncated || fds.len() > MOST {
-                    let what = "more than three descriptors in one message".to_owned();
+                    let what = "more than three descriptors in one message, or more than this \
+                                process may open"
+                        .to_owned();
                     return Err(PeerError::Rendezvous(what).into());
                 }
-                if message.bytes == 0 {
+                if n == 0 {
                     return Err(Error::PeerClosed { unread: 0 });
                 }
-                filled += message.bytes;
+                filled += n;
             }
             Err(Errno::EAGAIN) => poll(stream, PollFlags::POLLIN, deadline)?,
             Err(Errno::EINTR) => {}
@@ -99,6 +87,56 @@ pub(super) fn receive(
         }
     }
     Ok(fds)
+}
+
+/// Room for the control message with [`MOST`] descriptors, aligned as `cmsghdr` wants it.
+type Control = [u64; 8];
+
+/// A header of 16 bytes, the descriptors, and what aligns the end.
+const _: () = assert!(size_of::<Control>() >= 16 + MOST * size_of::<RawFd>() + 8);
+
+/// One `recvmsg` without waiting: bytes received, and whether descriptors were cut off. Those that
+/// did arrive are in `fds` also then. (nix hands out none of them in that case: a peer that sends
+/// too many could make this process run out of descriptors.)
+fn receive_some(
+    stream: &UnixStream,
+    bytes: &mut [u8],
+    fds: &mut Vec<OwnedFd>,
+) -> nix::Result<(usize, bool)> {
+    let mut part = libc::iovec {
+        iov_base: bytes.as_mut_ptr().cast(),
+        iov_len: bytes.len(),
+    };
+    let mut control: Control = [0; 8];
+    // SAFETY: all-zero is a valid `msghdr`: null pointers and lengths of 0.
+    let mut message: libc::msghdr = unsafe { std::mem::zeroed() };
+    message.msg_iov = &raw mut part;
+    message.msg_iovlen = 1;
+    message.msg_control = control.as_mut_ptr().cast();
+    message.msg_controllen = size_of::<Control>() as _;
+    let flags = libc::MSG_DONTWAIT | libc::MSG_CMSG_CLOEXEC;
+    // SAFETY: `message` describes `bytes` and `control`, which outlive the call.
+    let n = unsafe { libc::recvmsg(stream.as_raw_fd(), &raw mut message, flags) };
+    let n = Errno::result(n)?;
+    // SAFETY: the kernel has filled `message` in; the macros stay within `control`, whose headers
+    // the kernel wrote, with as many descriptors behind each as its length says. The kernel has
+    // just made those descriptors for us; nobody else knows their numbers.
+    unsafe {
+        let mut header = libc::CMSG_FIRSTHDR(&raw const message);
+        while !header.is_null() {
+            if (*header).cmsg_level == libc::SOL_SOCKET && (*header).cmsg_type == libc::SCM_RIGHTS {
+                let data = libc::CMSG_DATA(header);
+                let length = (*header).cmsg_len as usize - (data.addr() - header.addr());
+                for at in 0..length / size_of::<RawFd>() {
+                    let fd = data.add(at * size_of::<RawFd>()).cast::<RawFd>();
+                    fds.push(OwnedFd::from_raw_fd(fd.read_unaligned()));
+                }
+            }
+            header = libc::CMSG_NXTHDR(&raw const message, header);
+        }
+    }
+    let truncated = message.msg_flags & libc::MSG_CTRUNC != 0;
+    Ok((n.unsigned_abs(), truncated))
 }
 
 fn poll(stream: &UnixStream, flags: PollFlags, deadline: Instant) -> Result<()> {

@@ -73,19 +73,27 @@ fn connect_over(
                     .as_ref()
                     .is_none_or(|(tried, _, at)| *tried != keys || at.elapsed() >= STALE_AGAIN) =>
             {
-                let error = match attach(reactor, peer, keys, &place, life.clone(), deadline) {
+                match attach(reactor, peer, keys, &place, life.clone(), deadline) {
                     Ok(attached) if still(keys, store, &base, deadline)? => {
                         return attached.connect();
                     }
-                    Ok(_) => continue, // a new server took the path meanwhile
-                    Err(Attempt::Stale(error)) => error,
                     Err(Attempt::Fatal(error)) if still(keys, store, &base, deadline)? => {
                         return Err(error);
                     }
-                    Err(Attempt::Fatal(_)) => continue,
-                };
-                log::debug!("the keys at {base} lead nowhere: {error}");
-                stale = Some((keys, error, Instant::now()));
+                    Err(Attempt::Stale(error)) => {
+                        log::debug!("the keys at {base} lead nowhere: {error}");
+                        stale = Some((keys, error, Instant::now()));
+                    }
+                    // A new server took the path meanwhile; or somebody makes it look so, again
+                    // and again, which the pause and the deadline below bound.
+                    Ok(_) | Err(Attempt::Fatal(_)) => {
+                        let error = Error::setup(
+                            format!("the keys at {base} keep changing"),
+                            "let one server use the path at a time",
+                        );
+                        stale = Some((keys, error, Instant::now()));
+                    }
+                }
                 (answered, denied) = (true, None);
             }
             Ok(_) => (answered, denied) = (true, None),
@@ -117,7 +125,12 @@ fn connect_over(
 
 /// Whether the keys are what they were before their page was mapped.
 fn still(keys: Keys, store: Store, base: &str, deadline: Instant) -> Result<bool> {
-    Ok(Keys::read(store, base, deadline)? == Some(keys))
+    match Keys::read(store, base, deadline) {
+        Ok(now) => Ok(now == Some(keys)),
+        // Something else stands there by now.
+        Err(KeyError::Value { .. }) => Ok(false),
+        Err(error) => Err(error.into()),
+    }
 }
 
 /// The result of trying one pair of keys.

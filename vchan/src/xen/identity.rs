@@ -123,6 +123,20 @@ mod tests {
         }
     }
 
+    /// vchan.md (c) 31: a new domain has the number of the old one, but not its uuid.
+    #[test]
+    fn case_31_a_reused_domain_id_is_seen() {
+        let uuid = |byte| Identity::Uuid([byte; 16]);
+        let vm = |path: &str| Identity::Vm(path.into());
+        assert!(uuid(1).differs(&uuid(2)));
+        assert!(vm("/vm/1").differs(&vm("/vm/2")));
+        assert!(!uuid(1).differs(&uuid(1)));
+        assert!(!vm("/vm/1").differs(&vm("/vm/1")));
+        // Seen in two ways, or not at all: no proof of another domain.
+        assert!(!uuid(1).differs(&vm("/vm/2")));
+        assert!(!Identity::Unnamed.differs(&uuid(1)));
+    }
+
     #[test]
     fn dying_crashed_and_missing_domains_are_gone() {
         let crashed = info(false, Some(3));

@@ -92,15 +92,22 @@ impl Table {
         writable: bool,
         deadline: Instant,
     ) -> io::Result<NonNull<u8>> {
-        loop {
-            match memory::map(self.fd.as_fd(), index, pages, writable) {
-                Err(error)
-                    if error.raw_os_error() == Some(libc::EAGAIN) && Instant::now() < deadline =>
-                {
-                    thread::sleep(PAGING_RETRY);
-                }
-                result => return result,
+        until_paged_in(deadline, || {
+            memory::map(self.fd.as_fd(), index, pages, writable)
+        })
+    }
+}
+
+/// Maps, again and again while the page to be mapped is paged out (`EAGAIN`), until `deadline`.
+fn until_paged_in<T>(deadline: Instant, mut map: impl FnMut() -> io::Result<T>) -> io::Result<T> {
+    loop {
+        match map() {
+            Err(error)
+                if error.raw_os_error() == Some(libc::EAGAIN) && Instant::now() < deadline =>
+            {
+                thread::sleep(PAGING_RETRY);
             }
+            result => return result,
         }
     }
 }
@@ -121,5 +128,35 @@ impl Unmap for Table {
         unsafe { memory::unmap(region.start, region.pages) }.map_err(failed)?;
         // SAFETY: the descriptor is gntdev.
         unsafe { ioctl::gntdev_unmap(self.fd.as_fd(), region.index, count) }.map_err(failed)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+
+    /// vchan.md (c) 44: a page that comes back is mapped, one that stays away ends the wait.
+    #[test]
+    fn case_44_mmap_again_until_the_deadline() {
+        let away = || io::Error::from_raw_os_error(libc::EAGAIN);
+        let mut tries = 0;
+        let soon = Instant::now() + Duration::from_secs(60);
+        let mapped = until_paged_in(soon, || {
+            tries += 1;
+            if tries < 3 { Err(away()) } else { Ok(tries) }
+        });
+        assert_eq!(mapped.unwrap(), 3);
+        let short = Instant::now() + Duration::from_millis(10);
+        let error = until_paged_in(short, || Err::<(), _>(away())).unwrap_err();
+        assert_eq!(error.raw_os_error(), Some(libc::EAGAIN));
+        // Any other refusal is final.
+        let mut tries = 0;
+        let refused = until_paged_in(soon, || {
+            tries += 1;
+            Err::<(), _>(io::Error::from_raw_os_error(libc::EINVAL))
+        });
+        assert!(refused.is_err() && tries == 1);
     }
 }

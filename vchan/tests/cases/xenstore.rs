@@ -1,0 +1,125 @@
+//! vchan.md (c) 46 to 48: what the peer writes into xenstore. The real program against a xenstored
+//! of ours; the same in the lab with real ones (`lone/`, `faults/`).
+
+use std::sync::atomic::{AtomicU32, Ordering};
+
+use crate::xenstored::{Xenstored, domain_one, failed, start};
+
+const CONNECT: &str = "connect --peer 1 --path data/x --timeout 1 --echo";
+
+/// What a client says of these two values.
+fn offered(ring_ref: &'static [u8], event_channel: &'static [u8]) -> String {
+    let store = Xenstored::new(move |kind, path| {
+        domain_one(kind, path, |path| {
+            Some(match path {
+                "/local/domain/1/data/x/ring-ref" => Ok(ring_ref.to_vec()),
+                "/local/domain/1/data/x/event-channel" => Ok(event_channel.to_vec()),
+                _ => Err("ENOENT"),
+            })
+        })
+    });
+    failed(start(&store.socket(), CONNECT))
+}
+
+#[test]
+fn case_46_keys_that_are_no_numbers() {
+    let lies: [(&'static [u8], &str); 11] = [
+        (b"-1", "not a plain decimal"),
+        (b"0", "outside 1..="),
+        (b"4294967296", "outside 1..="),
+        (b"18446744073709551617", "outside 1..="),
+        (b"0x10", "not a plain decimal"),
+        (b"ten", "not a plain decimal"),
+        (b"8\n", "not a plain decimal"),
+        (b"8\0\0", "not a plain decimal"),
+        (b" 8", "not a plain decimal"),
+        (b"", "empty"),
+        (b"\xFF\xFE", "not UTF-8"),
+    ];
+    for (lie, why) in lies {
+        let error = offered(b"8", lie);
+        assert!(error.contains(why), "{lie:?}: {error}");
+        let error = offered(lie, b"8");
+        assert!(error.contains(why), "{lie:?}: {error}");
+    }
+    // As long as a message of xenstore can be.
+    let store = Xenstored::new(move |kind, path| {
+        domain_one(kind, path, |path| {
+            Some(if path.ends_with("event-channel") {
+                Ok(vec![b'9'; 4096])
+            } else {
+                Err("ENOENT")
+            })
+        })
+    });
+    let error = failed(start(&store.socket(), CONNECT));
+    assert!(
+        error.contains("outside 1..=") && error.len() < 200,
+        "{error}"
+    );
+
+    // Deleted between the two reads: as if there were none yet.
+    let reads = AtomicU32::new(0);
+    let store = Xenstored::new(move |kind, path| {
+        domain_one(kind, path, |path| {
+            let first = path.ends_with("event-channel");
+            if first {
+                reads.fetch_add(1, Ordering::Relaxed);
+            }
+            Some(if first {
+                Ok(b"8".to_vec())
+            } else {
+                Err("ENOENT")
+            })
+        })
+    });
+    let error = failed(start(&store.socket(), CONNECT));
+    assert!(error.contains("no vchan server has published"), "{error}");
+    let asked = store.nodes_read();
+    assert!(asked.len() > 4, "it looked again: {asked:?}");
+}
+
+/// libxenvchan cuts a node's path off at 63 characters; here every length is whole or refused.
+#[test]
+fn case_47_paths_longer_than_a_fixed_buffer() {
+    for length in [49, 50, 63, 64, 65, 200, 990] {
+        let path = format!("data/{}", "x".repeat(length - 5));
+        let store = Xenstored::new(|kind, path| domain_one(kind, path, |_| Some(Err("ENOENT"))));
+        let error = failed(start(
+            &store.socket(),
+            &format!("connect --peer 1 --path {path} --timeout 0.2 --echo"),
+        ));
+        assert!(error.contains(&path), "{error}");
+        let whole = format!("/local/domain/1/{path}/event-channel");
+        let asked = store.nodes_read();
+        assert!(asked.contains(&whole), "{length}: {asked:?}");
+        assert!(
+            asked.iter().all(|node| *node == whole
+                || ["/local/domain/1", "/local/domain/1/vm"].contains(&node.as_str())),
+            "{length}: {asked:?}"
+        );
+    }
+    for length in [991, 1024, 4096] {
+        let path = "x".repeat(length);
+        let store = Xenstored::new(|_, path| panic!("asked for {path}"));
+        let error = failed(start(
+            &store.socket(),
+            &format!("connect --peer 1 --path {path} --timeout 0.2 --echo"),
+        ));
+        assert!(error.contains(&length.to_string()), "{error}");
+    }
+}
+
+/// Keys that are different at every look: no pair of two servers is used, and the time ends.
+#[test]
+fn case_48_keys_swapped_between_the_reads() {
+    let reads = AtomicU32::new(8);
+    let store = Xenstored::new(move |kind, path| {
+        domain_one(kind, path, |_| {
+            let n = reads.fetch_add(1, Ordering::Relaxed);
+            Some(Ok(n.to_string().into_bytes()))
+        })
+    });
+    let error = failed(start(&store.socket(), CONNECT));
+    assert!(error.contains("keep changing"), "{error}");
+}
