@@ -15,6 +15,7 @@ use crate::error::{Error, Result};
 use crate::layout::{Orders, Role};
 use crate::poll::poll_readable;
 use crate::reactor::Token;
+use crate::region::{Access, OwnerMemory, PeerMemory, RegionError, Ticket};
 use crate::shm::{ControlPage, Region};
 
 /// How often a server looks for its client unasked: clients of libxenvchan before Xen 4.14 do not
@@ -65,6 +66,37 @@ pub trait Backend: Debug + Send + Sync {
 
     /// Where the peer is, for people: `xen:7/data/x` or `local:/run/x.sock`.
     fn describe(&self) -> String;
+
+    /// Pages that a [region](crate::region) with `data` pages of bytes takes in all.
+    fn region_pages(&self, data: usize) -> usize {
+        data.saturating_add(1)
+    }
+
+    /// Makes memory for a region of `data` pages that the peer can get. Never waits.
+    ///
+    /// # Errors
+    /// What the system says; then nothing stays behind.
+    fn share_region(&self, _data: usize, _access: Access) -> Result<OwnerMemory> {
+        Err(RegionError::Unsupported(self.describe()).into())
+    }
+
+    /// Sends the peer what it needs beside the ticket to map `memory`. Never waits.
+    ///
+    /// # Errors
+    /// What the system says.
+    fn hand_over_region(&self, _memory: &OwnerMemory, _ticket: &Ticket) -> Result<()> {
+        Ok(())
+    }
+
+    /// Maps the memory of a region of the peer's, of which only the ticket's own fields have been
+    /// checked. Once the header is mapped writable its owner is told when it is unmapped.
+    ///
+    /// # Errors
+    /// [`Error::Region`] for whatever is not as the ticket says, [`Error::TimedOut`],
+    /// [`Error::Os`].
+    fn map_region(&self, _ticket: &Ticket, _deadline: Instant) -> Result<PeerMemory> {
+        Err(RegionError::Unsupported(self.describe()).into())
+    }
 }
 
 /// All that a connected channel is made of.

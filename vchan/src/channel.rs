@@ -296,6 +296,10 @@ impl Channel {
         self.reader.shared.backend.describe()
     }
 
+    pub(crate) fn shared(&self) -> &Arc<Shared> {
+        &self.reader.shared
+    }
+
     fn wait_both(
         &mut self,
         deadline: Instant,

@@ -9,6 +9,8 @@ use std::io;
 
 use vgpu_protocol::transport::TransportError;
 
+use crate::region::{RegionError, TicketError};
+
 /// Shorthand for results of this crate.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
@@ -128,6 +130,9 @@ pub enum Error {
     /// The peer broke the rules.
     #[error(transparent)]
     Peer(#[from] PeerError),
+    /// A shared region cannot do what was asked; the channel goes on.
+    #[error(transparent)]
+    Region(#[from] RegionError),
     /// The two ends could not be brought together.
     #[error("{what}")]
     Setup {
@@ -212,6 +217,7 @@ impl Error {
             Self::Peer(_) => {
                 "close this channel and do not trust the peer; it is broken or hostile".to_owned()
             }
+            Self::Region(error) => error.advice().to_owned(),
             Self::TooMany { .. } => {
                 "ask for no more than the ring holds, and pass on no more than \
                  was peeked at or reserved; check a length that came from the peer first"
@@ -219,6 +225,12 @@ impl Error {
             }
             Self::Setup { advice, .. } | Self::Os { advice, .. } => advice.clone(),
         }
+    }
+}
+
+impl From<TicketError> for Error {
+    fn from(error: TicketError) -> Self {
+        RegionError::from(error).into()
     }
 }
 
@@ -230,6 +242,7 @@ impl From<Error> for io::Error {
             Error::PeerLost => io::ErrorKind::ConnectionAborted,
             Error::TimedOut(_) => io::ErrorKind::TimedOut,
             Error::Peer(_) => io::ErrorKind::InvalidData,
+            Error::Region(_) => io::ErrorKind::InvalidInput,
             Error::Setup { .. } => io::ErrorKind::NotFound,
             Error::TooMany { .. } => io::ErrorKind::InvalidInput,
             Error::Os { source, .. } => source.kind(),
@@ -244,6 +257,10 @@ impl From<Error> for TransportError {
             Error::Closed | Error::PeerClosed { .. } | Error::PeerLost => Self::Closed,
             Error::TimedOut(what) => Self::TimedOut(what),
             Error::Peer(peer) => Self::PeerViolation(peer.to_string()),
+            Error::Region(error) => Self::Io {
+                context: error.to_string(),
+                source: io::ErrorKind::InvalidInput.into(),
+            },
             Error::Setup { what, .. } => Self::Io {
                 context: what,
                 source: io::ErrorKind::NotConnected.into(),

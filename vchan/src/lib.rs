@@ -56,6 +56,7 @@
 //! * [`backend`]: what a carrier has to provide; [`local`] and [`xen`] are the two there are.
 //! * [`channel`], [`reader`], [`writer`]: what applications use.
 //! * [`reactor`]: many channels over one event-channel handle, in one poll loop.
+//! * [`region`]: bulk buffers beside the ring.
 //! * [`conformance`]: what every channel must do, whatever carries it.
 //!
 //! # Terms
@@ -74,6 +75,7 @@ pub mod notify;
 mod poll;
 pub mod reactor;
 pub mod reader;
+pub mod region;
 pub mod ring;
 mod shared;
 pub mod shm;

@@ -7,6 +7,7 @@ use crate::backend::{Backend, Parts};
 use crate::error::{Error, PeerError, Result, RingName};
 use crate::layout::{Role, live, offset};
 use crate::notify;
+use crate::region::ledger::Ledger;
 use crate::shm::{ControlPage, Region};
 use crate::spin::{Looked, Spin};
 use crate::sync::OnceLock;
@@ -16,6 +17,8 @@ use crate::wait::Waiters;
 /// Fields drop in this order: memory before the doorbell.
 #[derive(Debug)]
 pub(crate) struct Shared {
+    /// Beside the rings; ends with them.
+    pub(crate) regions: Ledger,
     role: Role,
     control: ControlPage,
     left: Region,
@@ -67,6 +70,7 @@ impl Shared {
             ..
         } = parts;
         Self {
+            regions: Ledger::default(),
             role,
             control,
             left,
@@ -155,7 +159,7 @@ impl Shared {
     }
 
     #[cold]
-    fn ring_peer(&self) -> Result<()> {
+    pub(crate) fn ring_peer(&self) -> Result<()> {
         self.events_sent.fetch_add(1, Ordering::Relaxed);
         self.backend
             .notify()
@@ -208,6 +212,7 @@ impl Shared {
         };
         if gone {
             self.gone.store(true, Ordering::Release);
+            self.regions.peer_gone();
         }
         Ok(gone)
     }
@@ -231,8 +236,37 @@ impl Shared {
     pub(crate) fn acknowledge(&self) -> Result<()> {
         if self.waiters.acknowledge(self.backend.as_ref())? {
             self.events_received.fetch_add(1, Ordering::Relaxed);
+            self.regions.sweep();
         }
         Ok(())
+    }
+
+    /// Sleeps until the doorbell rings or the peer dies, at the latest until `until`, unless
+    /// `ready` says that it is not necessary. May return early for no reason.
+    pub(crate) fn wait_for_bell(
+        &self,
+        until: Instant,
+        ready: &mut dyn FnMut() -> bool,
+    ) -> Result<()> {
+        let seen = self.waiters.generation();
+        if ready() {
+            return Ok(());
+        }
+        let waiting = "hear the peer's doorbell";
+        match self
+            .waiters
+            .sleep(self.backend.as_ref(), seen, until, waiting)
+        {
+            Ok(rang) => {
+                if rang {
+                    self.events_received.fetch_add(1, Ordering::Relaxed);
+                    self.regions.sweep();
+                }
+                Ok(())
+            }
+            Err(Error::TimedOut(_)) => Ok(()),
+            Err(error) => Err(error),
+        }
     }
 
     /// Waits until `ready` says yes: spins, then asks the peer to tell (`bits`), looks again and
@@ -268,6 +302,7 @@ impl Shared {
             spin.waited(end.saturating_duration_since(start));
             if slept? {
                 self.events_received.fetch_add(1, Ordering::Relaxed);
+                self.regions.sweep();
             }
             if ready()? {
                 return Ok(());
@@ -284,6 +319,7 @@ impl Shared {
         if self.closed.swap(true, Ordering::AcqRel) {
             return;
         }
+        self.regions.close();
         let own_live = self.control.u8_at(ControlPage::live_offset(self.role));
         // Release: whoever reads this sees every index stored before.
         own_live.store(live::CLOSED, Ordering::SeqCst);

@@ -18,7 +18,7 @@ use std::any::Any;
 use std::fmt;
 use std::ptr::NonNull;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU8, AtomicU16, AtomicU32, Ordering, compiler_fence};
+use std::sync::atomic::{AtomicU8, AtomicU16, AtomicU32, AtomicU64, Ordering, compiler_fence};
 
 use crate::error::PeerError;
 use crate::layout::{Orders, PAGE, RingPlace, Role, bit, live, offset};
@@ -36,8 +36,8 @@ pub struct Region {
 // SAFETY: the memory is reached through raw pointers and atomics only and stays mapped while
 // `_owner` lives; the module documentation covers concurrent access.
 unsafe impl Send for Region {}
-// SAFETY: as for `Send`. Two threads of ours never copy to the same ring bytes: one half reads
-// one ring, the other writes the other.
+// SAFETY: as for `Send`. Two threads of ours never copy to the same bytes: of a channel one half
+// reads one ring, the other writes the other; a shared region is written through `&mut` only.
 unsafe impl Sync for Region {}
 
 impl fmt::Debug for Region {
@@ -152,6 +152,58 @@ impl Region {
         self.check(offset, len);
         // SAFETY: `offset` is within the mapping, checked above.
         unsafe { self.start.add(offset) }
+    }
+
+    /// Sets every byte to 0.
+    ///
+    /// # Panics
+    /// If the region is read-only.
+    pub(crate) fn zero(&self) {
+        assert!(self.writable, "write to a read-only region");
+        // SAFETY: all of the region, which is writable.
+        unsafe { std::ptr::write_bytes(self.start.as_ptr(), 0, self.len) };
+        compiler_fence(Ordering::SeqCst);
+    }
+
+    /// The byte at `at`. A store to a read-only region faults.
+    ///
+    /// # Panics
+    /// If it lies outside the region.
+    #[inline]
+    pub(crate) fn u8_at(&self, at: usize) -> &AtomicU8 {
+        // SAFETY: `word` checks it; the memory outlives `&self` and is only ever accessed
+        // atomically or copied bytewise.
+        unsafe { AtomicU8::from_ptr(self.word(at)) }
+    }
+
+    /// The word at `at`; as [`u8_at`](Self::u8_at).
+    ///
+    /// # Panics
+    /// If it lies outside the region or is not aligned.
+    #[inline]
+    pub(crate) fn u32_at(&self, at: usize) -> &AtomicU32 {
+        // SAFETY: as for `u8_at`.
+        unsafe { AtomicU32::from_ptr(self.word(at)) }
+    }
+
+    /// The word at `at`; as [`u32_at`](Self::u32_at).
+    ///
+    /// # Panics
+    /// As there.
+    #[inline]
+    pub(crate) fn u64_at(&self, at: usize) -> &AtomicU64 {
+        // SAFETY: as for `u8_at`.
+        unsafe { AtomicU64::from_ptr(self.word(at)) }
+    }
+
+    /// The address of a `T` within the region, aligned for it.
+    #[inline]
+    fn word<T>(&self, at: usize) -> *mut T {
+        self.check(at, size_of::<T>());
+        // SAFETY: within the mapping, checked above.
+        let word = unsafe { self.start.as_ptr().add(at) }.cast::<T>();
+        assert!(word.is_aligned(), "offset {at} is not aligned");
+        word
     }
 
     #[inline]
@@ -300,4 +352,28 @@ impl ControlPage {
         // SAFETY: as for `u32_at`; bytes need no alignment.
         unsafe { AtomicU8::from_ptr(self.page.start.as_ptr().add(at)) }
     }
+}
+
+/// Private zeroed memory in place of shared, for tests of what stands in it.
+#[cfg(test)]
+pub(crate) fn test_region(pages: usize) -> Region {
+    use std::alloc::{Layout, alloc_zeroed, dealloc};
+
+    struct Heap(NonNull<u8>, Layout);
+    // SAFETY: the address is only used to free the memory, once.
+    unsafe impl Send for Heap {}
+    // SAFETY: as above.
+    unsafe impl Sync for Heap {}
+    impl Drop for Heap {
+        fn drop(&mut self) {
+            // SAFETY: allocated below with this layout; the regions over it are gone.
+            unsafe { dealloc(self.0.as_ptr(), self.1) };
+        }
+    }
+
+    let layout = Layout::from_size_align(pages * PAGE, PAGE).unwrap();
+    // SAFETY: the layout is not empty: tests ask for a page at least.
+    let start = NonNull::new(unsafe { alloc_zeroed(layout) }).unwrap();
+    // SAFETY: allocated above, readable and writable until `Heap` drops.
+    unsafe { Region::new(start, layout.size(), true, Arc::new(Heap(start, layout))) }
 }

@@ -35,6 +35,22 @@ mod reactor {
 }
 #[path = "../src/reader.rs"]
 mod reader;
+/// The models have none.
+mod region {
+    pub mod ledger {
+        #[derive(Debug, Default)]
+        pub(crate) struct Ledger {}
+
+        impl Ledger {
+            pub(crate) fn sweep(&self) {}
+            pub(crate) fn peer_gone(&self) {}
+            pub(crate) fn close(&self) {}
+        }
+    }
+    pub use crate::region_error::{RegionError, TicketError};
+}
+#[path = "../src/region/error.rs"]
+mod region_error;
 #[path = "../src/ring.rs"]
 mod ring;
 #[path = "../src/shared.rs"]

@@ -12,15 +12,19 @@ use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::available_parallelism;
+use std::time::Instant;
 
 use nix::errno::Errno;
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
 use nix::sys::eventfd::{EfdFlags, EventFd};
 use nix::unistd::write;
 
+use super::handover::Handover;
+use super::memory;
 use crate::backend::Backend;
 use crate::error::{Error, Result};
 use crate::reactor::{Handle, Member, Token};
+use crate::region::{Access, OwnerMemory, PeerMemory, Ticket};
 
 const RANG: u64 = 0;
 const HUNG_UP: u64 = 1;
@@ -34,7 +38,7 @@ pub(super) struct LocalBackend {
     /// The peer watches this one.
     peers: OwnedFd,
     /// Hangs up when the peer's process ends.
-    _stream: Arc<UnixStream>,
+    handover: Handover,
     spin_helps: bool,
     name: String,
 }
@@ -78,7 +82,7 @@ impl LocalBackend {
             watched,
             _own: own,
             peers,
-            _stream: stream,
+            handover: Handover::new(stream),
             spin_helps: available_parallelism().is_ok_and(|count| count.get() > 1),
             name,
         })
@@ -164,5 +168,16 @@ impl Backend for LocalBackend {
 
     fn describe(&self) -> String {
         self.name.clone()
+    }
+    fn share_region(&self, data: usize, access: Access) -> Result<OwnerMemory> {
+        memory::for_region(data, access.peer_writes())
+    }
+
+    fn hand_over_region(&self, memory: &OwnerMemory, ticket: &Ticket) -> Result<()> {
+        self.handover.send(memory, ticket)
+    }
+
+    fn map_region(&self, ticket: &Ticket, deadline: Instant) -> Result<PeerMemory> {
+        self.handover.map(ticket, deadline)
     }
 }

@@ -3,7 +3,7 @@
 //!
 //! Numbers are little-endian. The server sends a [`Hello`] with three descriptors (memory, the
 //! eventfd that rings the server, the eventfd that rings the client); the client answers with a
-//! [`Reply`]. Nothing else is ever sent on the socket.
+//! [`Reply`]. What is sent on the socket later is in [`handover`](super::handover).
 
 use crate::error::PeerError;
 

@@ -3,20 +3,23 @@
 
 use std::any::Any;
 use std::ffi::c_void;
+use std::fmt::Display;
 use std::num::NonZeroUsize;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::ptr::NonNull;
 use std::sync::Arc;
 
 use nix::errno::Errno;
-use nix::fcntl::{FcntlArg, SealFlag, fcntl};
+use nix::fcntl::{FcntlArg, OFlag, SealFlag, fcntl, open};
 use nix::sys::memfd::{MFdFlags, memfd_create};
 use nix::sys::mman::{MapFlags, MmapAdvise, ProtFlags, madvise, mmap, munmap};
-use nix::sys::stat::fstat;
+use nix::sys::stat::{Mode, fchmod, fstat};
 use nix::sys::statfs::{TMPFS_MAGIC, fstatfs};
 use nix::unistd::ftruncate;
 
 use crate::error::{Error, PeerError, Result};
+use crate::layout::PAGE;
+use crate::region::{Carrier, OwnerMemory};
 use crate::shm::Region;
 
 /// Makes a memfd of `len` zero bytes, sealed against a change of its size.
@@ -24,34 +27,92 @@ use crate::shm::Region;
 /// # Errors
 /// [`Error::Os`].
 pub(super) fn create(len: usize) -> Result<OwnedFd> {
-    let failed = |what: &str, errno: Errno| {
-        Error::os_with_advice(
-            format!("cannot {what} shared memory of {len} bytes"),
-            errno,
-            "free some memory or descriptors, or use smaller rings",
-        )
-    };
-    let flags = MFdFlags::MFD_CLOEXEC | MFdFlags::MFD_ALLOW_SEALING;
-    let fd = memfd_create(c"vchan", flags).map_err(|errno| failed("create", errno))?;
-    let size = i64::try_from(len).map_err(|_| failed("size", Errno::EFBIG))?;
-    ftruncate(&fd, size).map_err(|errno| failed("size", errno))?;
-    let seals = SealFlag::F_SEAL_SHRINK | SealFlag::F_SEAL_GROW | SealFlag::F_SEAL_SEAL;
-    fcntl(&fd, FcntlArg::F_ADD_SEALS(seals)).map_err(|errno| failed("seal", errno))?;
+    let fd = create_open(len)?;
+    seal(&fd, SIZE | SealFlag::F_SEAL_SEAL).map_err(|errno| failed("seal", len, errno))?;
     Ok(fd)
 }
 
+const SIZE: SealFlag = SealFlag::F_SEAL_SHRINK.union(SealFlag::F_SEAL_GROW);
+
+/// A memfd that can still be sealed.
+fn create_open(len: usize) -> Result<OwnedFd> {
+    let flags = MFdFlags::MFD_CLOEXEC | MFdFlags::MFD_ALLOW_SEALING;
+    let fd = memfd_create(c"vchan", flags).map_err(|errno| failed("create", len, errno))?;
+    let size = i64::try_from(len).map_err(|_| failed("size", len, Errno::EFBIG))?;
+    ftruncate(&fd, size).map_err(|errno| failed("size", len, errno))?;
+    Ok(fd)
+}
+
+fn seal(fd: &OwnedFd, seals: SealFlag) -> nix::Result<()> {
+    fcntl(fd, FcntlArg::F_ADD_SEALS(seals)).map(drop)
+}
+
+fn failed(what: &str, len: usize, errno: Errno) -> Error {
+    Error::os_with_advice(
+        format!("cannot {what} shared memory of {len} bytes"),
+        errno,
+        "free some memory or descriptors, or use smaller rings and regions",
+    )
+}
+
+/// Makes the memory of a region: a header page and `pages` of data, which the peer can map
+/// writable only if it may.
+///
+/// # Errors
+/// [`Error::Os`].
+pub(super) fn for_region(pages: usize, peer_writes: bool) -> Result<OwnerMemory> {
+    let header = create(PAGE)?;
+    let len = pages * PAGE;
+    let fd = create_open(len)?;
+    seal(&fd, SIZE).map_err(|errno| failed("seal", len, errno))?;
+    let data = map(&fd, len)?;
+    let fd = match peer_writes {
+        true => fd,
+        false => for_reader(fd).map_err(|errno| failed("seal", len, errno))?,
+    };
+    seal(&fd, SealFlag::F_SEAL_SEAL).map_err(|errno| failed("seal", len, errno))?;
+    Ok(OwnerMemory {
+        header: map(&header, PAGE)?,
+        data,
+        list: None,
+        carrier: Carrier::Descriptors,
+        descriptors: Some([header, fd]),
+    })
+}
+
+/// A descriptor of the same memory that gives no new writable mapping.
+fn for_reader(fd: OwnedFd) -> nix::Result<OwnedFd> {
+    match seal(&fd, SealFlag::F_SEAL_FUTURE_WRITE) {
+        // Linux before 5.1, such as XCP-ng's, has no such seal.
+        Err(Errno::EINVAL) => reopen_read_only(&fd),
+        outcome => outcome.map(|()| fd),
+    }
+}
+
+/// Opens the memory again for reading. Who gets this descriptor cannot write, but its user could
+/// open the memory once more: so the file's mode forbids it.
+fn reopen_read_only(fd: &OwnedFd) -> nix::Result<OwnedFd> {
+    fchmod(fd, Mode::S_IRUSR)?;
+    let link = format!("/proc/self/fd/{}", fd.as_raw_fd());
+    open(
+        link.as_str(),
+        OFlag::O_RDONLY | OFlag::O_CLOEXEC,
+        Mode::empty(),
+    )
+}
+
 /// Checks that touching `len` bytes of a peer's descriptor can never fault: it is a memfd on
-/// ordinary pages, exactly that long, and sealed against shrinking.
+/// ordinary pages, at least that long, and sealed against shrinking. Gives its length.
 ///
 /// # Errors
 /// [`Error::Peer`].
-fn verify(fd: &OwnedFd, len: usize) -> Result<()> {
+fn verify(fd: &OwnedFd, len: usize) -> Result<usize> {
     let refuse = |why: String| Err(PeerError::Rendezvous(why).into());
     let seals = match fcntl(fd, FcntlArg::F_GET_SEALS) {
         Ok(bits) => SealFlag::from_bits_truncate(bits),
         Err(_) => return refuse("the memory's descriptor is not a memfd".to_owned()),
     };
-    if !seals.contains(SealFlag::F_SEAL_SHRINK | SealFlag::F_SEAL_GROW) {
+    if !seals.contains(SIZE) {
         return refuse("the memfd is not sealed against shrinking and growing".to_owned());
     }
     // Huge pages may run out at the moment of use; ordinary ones are not reserved either, but
@@ -60,29 +121,54 @@ fn verify(fd: &OwnedFd, len: usize) -> Result<()> {
         return refuse("the memfd is not on ordinary pages".to_owned());
     }
     let size = fstat(fd).map_err(|errno| Error::os("cannot examine the peer's memfd", errno))?;
-    if usize::try_from(size.st_size) != Ok(len) {
-        return refuse(format!(
-            "the memfd has {} bytes instead of {len}",
-            size.st_size
-        ));
+    match usize::try_from(size.st_size) {
+        Ok(size) if size >= len => Ok(size),
+        _ => refuse(wrong_size(size.st_size, len)),
     }
-    Ok(())
 }
 
-/// Maps all `len` bytes of a descriptor that [`create`] made or [`verify`] passed.
+fn wrong_size(found: impl Display, len: usize) -> String {
+    format!("the memfd has {found} bytes instead of {len}")
+}
+
+/// Maps all `len` bytes of a descriptor that [`create`] made or that passes [`verify`].
 ///
 /// # Errors
 /// [`Error::Os`], [`Error::Peer`] if it is not such a descriptor.
 pub(super) fn map(fd: &OwnedFd, len: usize) -> Result<Region> {
+    match verify(fd, len)? {
+        size if size == len => map_verified(fd, len, true),
+        size => Err(PeerError::Rendezvous(wrong_size(size, len)).into()),
+    }
+}
+
+/// Maps the first `len` bytes of the memory of a region, writable or not.
+///
+/// # Errors
+/// As [`map`].
+pub(super) fn map_start(fd: &OwnedFd, len: usize, writable: bool) -> Result<Region> {
     verify(fd, len)?;
-    let failed = |errno| Error::os(format!("cannot map shared memory of {len} bytes"), errno);
+    map_verified(fd, len, writable)
+}
+
+fn map_verified(fd: &OwnedFd, len: usize, writable: bool) -> Result<Region> {
+    let failed = |errno| match (errno, writable) {
+        (Errno::EPERM | Errno::EACCES, true) => {
+            PeerError::Rendezvous("the memfd is read-only".to_owned()).into()
+        }
+        _ => failed("map", len, errno),
+    };
     let length = NonZeroUsize::new(len).ok_or_else(|| failed(Errno::EINVAL))?;
+    let write = match writable {
+        true => ProtFlags::PROT_WRITE,
+        false => ProtFlags::empty(),
+    };
     // SAFETY: a new mapping at an address of the kernel's choice touches nothing that exists.
     let start = unsafe {
         mmap(
             None,
             length,
-            ProtFlags::PROT_READ | ProtFlags::PROT_WRITE,
+            ProtFlags::PROT_READ | write,
             MapFlags::MAP_SHARED | MapFlags::MAP_POPULATE,
             fd.as_fd(),
             0,
@@ -94,9 +180,9 @@ pub(super) fn map(fd: &OwnedFd, len: usize) -> Result<Region> {
     // keep the channel's memory busy.
     unsafe { madvise(start, len, MmapAdvise::MADV_DONTFORK) }.map_err(failed)?;
     let owner: Arc<dyn Any + Send + Sync> = Arc::new(mapping);
-    // SAFETY: mapped readable and writable until `owner` drops; the seals keep the file from
-    // shrinking, so no access faults; only raw pointers to it exist.
-    Ok(unsafe { Region::new(start.cast(), len, true, owner) })
+    // SAFETY: mapped readable, and writable as said, until `owner` drops; the seals keep the file
+    // from shrinking, so no access faults; only raw pointers to it exist.
+    Ok(unsafe { Region::new(start.cast(), len, writable, owner) })
 }
 
 /// Unmaps when dropped.
@@ -146,5 +232,30 @@ mod tests {
         let file: OwnedFd = tempfile::tempfile().unwrap().into();
         ftruncate(&file, 8192).unwrap();
         assert!(matches!(map(&file, 8192), Err(Error::Peer(_))));
+    }
+
+    #[test]
+    fn a_reader_of_a_region_cannot_write() {
+        let memory = for_region(2, false).unwrap();
+        memory.data.copy_in(5000, b"seen");
+        let sealed = memory.descriptors.unwrap()[1].try_clone().unwrap();
+        // What an old kernel gives instead.
+        let open = create_open(2 * PAGE).unwrap();
+        seal(&open, SIZE).unwrap();
+        let writable = map(&open, 2 * PAGE).unwrap();
+        writable.copy_in(5000, b"seen");
+        let reopened = reopen_read_only(&open).unwrap();
+        for fd in [sealed, reopened] {
+            assert!(matches!(
+                map_start(&fd, 2 * PAGE, true),
+                Err(Error::Peer(_))
+            ));
+            let region = map_start(&fd, 2 * PAGE, false).unwrap();
+            assert!(!region.is_writable());
+            let mut seen = [0; 4];
+            region.copy_out(5000, &mut seen);
+            assert_eq!(&seen, b"seen");
+            assert!(nix::unistd::write(&fd, b"x").is_err());
+        }
     }
 }

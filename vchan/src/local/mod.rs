@@ -1,6 +1,7 @@
 //! The same ring without Xen: a memfd, two eventfds and a Unix socket.
 //!
-//! The socket brings the two processes together and stays open as each one's death notice. Who
+//! The socket brings the two processes together and stays open as each one's death notice and for
+//! the descriptors of [regions](crate::region). Who
 //! listens on it is independent of the vchan role: [`serve_on`] and [`connect_on`] take a
 //! connected stream. [`serve`] and [`connect`] are the usual pairing, for a socket path.
 //!
@@ -9,6 +10,7 @@
 
 mod descriptors;
 mod doorbell;
+mod handover;
 mod hello;
 mod listener;
 mod memory;

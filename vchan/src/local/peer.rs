@@ -194,3 +194,15 @@ pub fn send_raw(
 ) -> Result<()> {
     descriptors::send(stream, bytes, fds, deadline)
 }
+
+/// Receives a message of exactly `bytes`, with whatever descriptors come along.
+///
+/// # Errors
+/// As serving has.
+pub fn receive_raw(
+    stream: &UnixStream,
+    bytes: &mut [u8],
+    deadline: Instant,
+) -> Result<Vec<OwnedFd>> {
+    descriptors::receive(stream, bytes, deadline)
+}

@@ -94,6 +94,11 @@ impl PeerDomain {
         Ok(Self(peer))
     }
 
+    /// Which domain it is.
+    pub(crate) fn domain(&self) -> DomId {
+        self.0.domain
+    }
+
     /// Whether the end of the domain will be noticed: not that of dom0, nor from a guest.
     pub(crate) fn is_watched(&self) -> bool {
         self.0.watched

@@ -4,15 +4,17 @@
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::Arc;
+use std::time::Instant;
 
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags};
 use xen_sys::{ErrorKind, EventChannels, Port};
 
 use super::domain_watch::PeerDomain;
-use super::sys;
+use super::{region, sys};
 use crate::backend::Backend;
 use crate::error::{Error, Result};
 use crate::reactor::{Death, Handle, Member, Token};
+use crate::region::{Access, OwnerMemory, PeerMemory, Ticket};
 
 /// The event channel of one channel, and the life of the domain at its other end.
 #[derive(Debug)]
@@ -154,5 +156,17 @@ impl Backend for Link {
 
     fn describe(&self) -> String {
         self.place.clone()
+    }
+
+    fn region_pages(&self, data: usize) -> usize {
+        region::pages(data)
+    }
+
+    fn share_region(&self, data: usize, access: Access) -> Result<OwnerMemory> {
+        region::share(self.peer.domain(), self.port, data, access)
+    }
+
+    fn map_region(&self, ticket: &Ticket, deadline: Instant) -> Result<PeerMemory> {
+        region::map(self.peer.domain(), self.port, ticket, deadline)
     }
 }

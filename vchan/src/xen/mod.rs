@@ -9,6 +9,7 @@
 //! * [`store`], [`keys`], [`path`]: xenstore, the keys, and the names of nodes.
 //! * `domain_watch`, `identity`: learning that the peer's domain is gone.
 //! * `link`: doorbell and death notice, as the ring core wants them.
+//! * `region`: pages of shared regions.
 //! * `memory`: the one file with `unsafe`: pages as regions. `sys`: the crate xen-sys, adapted.
 //!
 //! ```no_run
@@ -33,6 +34,7 @@ pub mod keys;
 mod link;
 mod memory;
 pub mod path;
+mod region;
 mod server;
 pub mod store;
 mod sys;

@@ -1,0 +1,154 @@
+#![forbid(unsafe_code)]
+//! The header page of a region: whose it is, and the state of its two sides.
+//!
+//! | offset | what | written by |
+//! |---|---|---|
+//! | 0..48 | the ticket, see [`ticket`](super::ticket) | owner, before it hands the ticket out |
+//! | 48 | grant reference of the first further page of the list, 0 if none | owner |
+//! | 64 | owner's state | owner; its kernel sets 0 when the page is unmapped |
+//! | 128 | peer's state | see below; the peer's kernel sets 0 when the page is unmapped |
+//! | 256.. | grant references of the data pages, see [`directory`](super::directory) | owner |
+//!
+//! The peer's state goes one way only: `AWAITED` → `MAPPED` (peer) → `RELEASED` (peer or its
+//! kernel), or `AWAITED` → `RELEASED` (owner, which revokes what nobody has mapped). Both first
+//! steps are compare-exchanges of the same byte, so one of them wins.
+
+use std::sync::atomic::{AtomicU8, Ordering};
+
+use super::error::RegionError;
+use super::ticket::{TICKET_BYTES, Ticket};
+use crate::layout::PAGE;
+use crate::shm::Region;
+
+/// Offset of the reference to the first further page of the list.
+pub(crate) const NEXT: usize = 48;
+/// Offset of the owner's state.
+pub(crate) const OWNER_STATE: usize = 64;
+/// Offset of the peer's state.
+pub(crate) const PEER_STATE: usize = 128;
+/// Offset of the list of data pages.
+pub(crate) const LIST: usize = 256;
+
+/// Values of the owner's state.
+mod owner {
+    pub(super) const CLOSED: u8 = 0;
+    pub(super) const OPEN: u8 = 1;
+    pub(super) const REVOKED: u8 = 2;
+}
+
+/// Values of the peer's state.
+mod peer {
+    pub(super) const RELEASED: u8 = 0;
+    pub(super) const MAPPED: u8 = 1;
+    pub(super) const AWAITED: u8 = 2;
+}
+
+/// A header page, seen as atomics.
+#[derive(Debug)]
+pub(crate) struct Header {
+    page: Region,
+}
+
+impl Header {
+    /// Takes a region of one page; writable, except to look at one with [`check`](Self::check).
+    ///
+    /// # Panics
+    /// If it is not one page; backends map it themselves.
+    pub(crate) fn new(page: Region) -> Self {
+        assert_eq!(page.len(), PAGE, "the header is one page");
+        Self { page }
+    }
+
+    /// Owner: makes it the header of `ticket`'s region.
+    pub(super) fn initialise(&self, ticket: &Ticket) {
+        self.page.copy_in(0, &ticket.encode());
+        self.owner_state().store(owner::OPEN, Ordering::SeqCst);
+        // Last: what a peer needs to see before it may map.
+        self.peer_state().store(peer::AWAITED, Ordering::SeqCst);
+    }
+
+    /// Peer: whether this is the header of `ticket`'s region, still open and never mapped.
+    ///
+    /// # Errors
+    /// [`RegionError::Stale`], [`RegionError::Used`], or why it is not open.
+    pub(crate) fn check(&self, ticket: &Ticket) -> Result<(), RegionError> {
+        let mut found = [0; TICKET_BYTES];
+        self.page.copy_out(0, &mut found);
+        if found != ticket.encode() {
+            return Err(RegionError::Stale);
+        }
+        self.check_open()?;
+        match self.peer_state().load(Ordering::SeqCst) {
+            peer::AWAITED => Ok(()),
+            _ => Err(RegionError::Used),
+        }
+    }
+
+    /// Peer: declares the region mapped. From a yes on it must [`release`](Self::release) it, where
+    /// no kernel does.
+    ///
+    /// # Errors
+    /// [`RegionError::Used`], also if the owner has revoked it just now.
+    pub(super) fn claim(&self) -> Result<(), RegionError> {
+        self.peer_state()
+            .compare_exchange(
+                peer::AWAITED,
+                peer::MAPPED,
+                Ordering::SeqCst,
+                Ordering::SeqCst,
+            )
+            .map(drop)
+            .map_err(|_| RegionError::Used)
+    }
+
+    /// Peer: whether the owner lets it go on, from one load.
+    ///
+    /// # Errors
+    /// Why not.
+    #[inline]
+    pub(super) fn check_open(&self) -> Result<(), RegionError> {
+        // Pairs with the stores in `initialise`, `revoke` and `close`.
+        match self.owner_state().load(Ordering::SeqCst) {
+            owner::OPEN => Ok(()),
+            owner::REVOKED => Err(RegionError::Revoked),
+            owner::CLOSED => Err(RegionError::OwnerClosed),
+            other => Err(RegionError::State(other)),
+        }
+    }
+
+    /// Peer: says that its mapping is gone, where no kernel does.
+    pub(super) fn release(&self) {
+        // Pairs with the load in `is_released`.
+        self.peer_state().store(peer::RELEASED, Ordering::SeqCst);
+    }
+
+    /// Owner: refuses the peer every further access.
+    pub(super) fn revoke(&self) {
+        self.owner_state().store(owner::REVOKED, Ordering::SeqCst);
+        // Nobody has mapped it: nobody will (pairs with `claim`).
+        let _ = self.peer_state().compare_exchange(
+            peer::AWAITED,
+            peer::RELEASED,
+            Ordering::SeqCst,
+            Ordering::SeqCst,
+        );
+    }
+
+    /// Owner: the region ends with the channel.
+    pub(super) fn close(&self) {
+        self.owner_state().store(owner::CLOSED, Ordering::SeqCst);
+    }
+
+    /// Owner: whether the peer, by its own word, has no mapping and gets none.
+    pub(super) fn is_released(&self) -> bool {
+        self.peer_state().load(Ordering::SeqCst) == peer::RELEASED
+    }
+
+    fn owner_state(&self) -> &AtomicU8 {
+        self.page.u8_at(OWNER_STATE)
+    }
+
+    fn peer_state(&self) -> &AtomicU8 {
+        self.page.u8_at(PEER_STATE)
+    }
+}

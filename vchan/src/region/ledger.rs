@@ -1,0 +1,273 @@
+#![forbid(unsafe_code)]
+//! All regions of one channel, on this side: limits, and the end they share.
+//!
+//! # What a peer that never unmaps can cost
+//! Pages that were granted to a peer may stay mapped there for as long as it likes, and no
+//! interface tells whether they are: the peer's state byte is its own word. So the pages of an
+//! ended region stay with the channel. Once the peer has let go, by its word, they serve the next
+//! region; a peer that lied there sees bytes that were meant for it anyway. In this way all
+//! regions of a channel together never take more pages than its limit, whatever the peer does.
+
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use super::error::RegionError;
+use super::header::Header;
+use super::mapped::MappedCell;
+use super::memory::OwnerMemory;
+use super::owned::{OwnedCell, Owner};
+use super::ticket::Access;
+use crate::layout::PAGE;
+
+/// The most regions of a channel that this side has made and not ended, and as many that it has
+/// mapped.
+pub const MOST_REGIONS: usize = 64;
+
+/// Bytes of all regions that this side makes in a channel, and as many of those that it maps,
+/// unless told otherwise: 64 MiB.
+pub const DEFAULT_LIMIT: usize = 64 << 20;
+
+/// The regions of one channel.
+#[derive(Debug)]
+pub(crate) struct Ledger {
+    state: Mutex<State>,
+    /// Length of `state.mapped`, so that a channel without regions pays one load.
+    mapped: AtomicUsize,
+}
+
+#[derive(Debug)]
+struct State {
+    closed: bool,
+    limit: usize,
+    last_id: u64,
+    /// Pages of everything that this side has made: in use, ended, being made.
+    own_pages: usize,
+    own: Vec<Arc<OwnedCell>>,
+    /// Memory of ended regions.
+    kept: Vec<Arc<Owner>>,
+    /// Pages of everything that is mapped, or being mapped.
+    mapped_pages: usize,
+    /// Ids of what is being mapped.
+    mapping: Vec<u64>,
+    mapped: Vec<Arc<MappedCell>>,
+}
+
+/// Where the memory of a new region comes from.
+pub(super) enum Source {
+    /// An ended region's, all of whose users are gone.
+    Kept(Arc<Owner>),
+    /// To be made by the backend; the pages are reserved.
+    Fresh,
+}
+
+impl Default for Ledger {
+    fn default() -> Self {
+        Self {
+            state: Mutex::new(State {
+                closed: false,
+                limit: DEFAULT_LIMIT / PAGE,
+                last_id: 0,
+                own_pages: 0,
+                own: Vec::new(),
+                kept: Vec::new(),
+                mapped_pages: 0,
+                mapping: Vec::new(),
+                mapped: Vec::new(),
+            }),
+            mapped: AtomicUsize::new(0),
+        }
+    }
+}
+
+impl Ledger {
+    pub(super) fn set_limit(&self, bytes: usize) {
+        self.lock().limit = bytes.div_ceil(PAGE);
+    }
+
+    /// Owner: finds memory for a region that needs `total` pages, `data` of them for its bytes, or
+    /// reserves them; with its id.
+    pub(super) fn begin(
+        &self,
+        data: usize,
+        total: usize,
+        access: Access,
+        peer_alive: bool,
+    ) -> Result<(u64, Source), RegionError> {
+        let mut state = self.lock();
+        if state.own.len() >= MOST_REGIONS {
+            return Err(RegionError::TooMany(MOST_REGIONS));
+        }
+        let free = |owner: &Arc<Owner>| {
+            let unused = Arc::strong_count(owner) == 1;
+            unused && (owner.header.is_released() || !peer_alive)
+        };
+        // The least that fits, so that the large ones stay for large regions.
+        let fitting = (0..state.kept.len())
+            .filter(|&at| {
+                let owner = &state.kept[at];
+                owner.access == access && owner.memory.data.len() / PAGE >= data && free(owner)
+            })
+            .min_by_key(|&at| state.kept[at].memory.data.len());
+        let source = match fitting {
+            Some(at) => Source::Kept(state.kept.swap_remove(at)),
+            None => {
+                if total > state.limit.saturating_sub(state.own_pages) {
+                    let held = state.kept.iter().filter(|owner| !free(owner));
+                    return Err(RegionError::Limit {
+                        wanted: total,
+                        used: state.own_pages,
+                        held: held.map(|owner| owner.memory.pages()).sum(),
+                        limit: state.limit,
+                    });
+                }
+                state.own_pages += total;
+                Source::Fresh
+            }
+        };
+        state.last_id += 1;
+        Ok((state.last_id, source))
+    }
+
+    /// Owner: the reserved pages could not be had.
+    pub(super) fn abandon(&self, total: usize) {
+        self.lock().own_pages -= total;
+    }
+
+    /// Owner: the region exists. False if the channel was closed meanwhile.
+    pub(super) fn add(&self, cell: &Arc<OwnedCell>) -> bool {
+        let mut state = self.lock();
+        if !state.closed {
+            state.own.push(Arc::clone(cell));
+        }
+        !state.closed
+    }
+
+    /// Owner: the region has ended; its memory stays for another, unless the channel is closed.
+    pub(super) fn end(&self, cell: &Arc<OwnedCell>) {
+        let mut state = self.lock();
+        state.own.retain(|own| !Arc::ptr_eq(own, cell));
+        let owner = cell.take();
+        if !state.closed {
+            state.kept.extend(owner);
+        }
+    }
+
+    /// Owner: memory of a region that was never handed out.
+    pub(super) fn keep(&self, memory: Arc<Owner>) {
+        let mut state = self.lock();
+        if !state.closed {
+            state.kept.push(memory);
+        }
+    }
+
+    /// Peer: reserves the pages of a mapping.
+    pub(super) fn begin_mapping(&self, id: u64, pages: usize) -> Result<(), RegionError> {
+        let mut state = self.lock();
+        // A second mapping that ends would take back the peer's state of the first.
+        if state.mapped.iter().any(|cell| cell.id == id) || state.mapping.contains(&id) {
+            return Err(RegionError::Used);
+        }
+        if state.mapped.len() + state.mapping.len() >= MOST_REGIONS {
+            return Err(RegionError::TooMany(MOST_REGIONS));
+        }
+        if pages > state.limit.saturating_sub(state.mapped_pages) {
+            return Err(RegionError::Limit {
+                wanted: pages,
+                used: state.mapped_pages,
+                held: 0,
+                limit: state.limit,
+            });
+        }
+        state.mapped_pages += pages;
+        state.mapping.push(id);
+        Ok(())
+    }
+
+    /// Peer: the mapping did not come about.
+    pub(super) fn abandon_mapping(&self, id: u64, pages: usize) {
+        let mut state = self.lock();
+        state.mapping.retain(|&mapping| mapping != id);
+        state.mapped_pages -= pages;
+    }
+
+    /// Peer: the mapping exists. False if the channel was closed meanwhile.
+    pub(super) fn add_mapping(&self, cell: &Arc<MappedCell>) -> bool {
+        let mut state = self.lock();
+        state.mapping.retain(|&mapping| mapping != cell.id);
+        if !state.closed {
+            state.mapped.push(Arc::clone(cell));
+            self.mapped.store(state.mapped.len(), Ordering::Release);
+        }
+        !state.closed
+    }
+
+    /// Peer: unmaps one region.
+    pub(super) fn end_mapping(&self, cell: &Arc<MappedCell>) {
+        self.end_mappings(|mapped| Arc::ptr_eq(mapped, cell));
+    }
+
+    /// The peer is gone: nothing of its memory stays mapped. The end of its domain waits for that.
+    pub(crate) fn peer_gone(&self) {
+        self.end_mappings(|_| true);
+    }
+
+    /// The doorbell rang: unmaps what its owner has revoked or closed.
+    #[inline]
+    pub(crate) fn sweep(&self) {
+        // Pairs with the stores in `add_mapping` and `end_mappings`.
+        if self.mapped.load(Ordering::Acquire) > 0 {
+            self.end_mappings(|cell| cell.check_open().is_err());
+        }
+    }
+
+    fn end_mappings(&self, which: impl Fn(&Arc<MappedCell>) -> bool) {
+        let ended: Vec<_> = {
+            let mut state = self.lock();
+            let ended: Vec<_> = state.mapped.extract_if(.., |cell| which(cell)).collect();
+            state.mapped_pages -= ended.iter().map(|cell| cell.pages).sum::<usize>();
+            self.mapped.store(state.mapped.len(), Ordering::Release);
+            ended
+        };
+        // Unmapped without the lock: it rings the owner, through the channel.
+        for cell in ended {
+            drop(cell.take());
+        }
+    }
+
+    /// This side closes the channel: all its regions end.
+    pub(crate) fn close(&self) {
+        let (own, kept) = {
+            let mut state = self.lock();
+            state.closed = true;
+            (
+                std::mem::take(&mut state.own),
+                std::mem::take(&mut state.kept),
+            )
+        };
+        self.end_mappings(|_| true);
+        for owner in own.iter().filter_map(|cell| cell.take()).chain(kept) {
+            owner.header.close();
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        // Every change is made by statements that do not panic half-way.
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Pages of data that `bytes` need.
+///
+/// # Errors
+/// [`RegionError::Empty`].
+pub(super) fn data_pages(bytes: usize) -> Result<usize, RegionError> {
+    match bytes.div_ceil(PAGE) {
+        0 => Err(RegionError::Empty),
+        pages => Ok(pages),
+    }
+}
+
+/// Header of memory, as both sides of the module need it.
+pub(super) fn header(memory: &OwnerMemory) -> Header {
+    Header::new(memory.header.clone())
+}

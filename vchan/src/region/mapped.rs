@@ -1,0 +1,220 @@
+#![forbid(unsafe_code)]
+//! The side that maps a region its peer made.
+
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::time::Instant;
+
+use super::error::RegionError;
+use super::header::Header;
+use super::ticket::{Access, Ticket};
+use super::view::{self, View};
+use crate::error::{Error, Result};
+use crate::shared::Shared;
+use crate::shm::Region;
+
+/// A region of the peer's, mapped here. See the [module](super).
+///
+/// It is unmapped when it is dropped, when its owner revokes or closes it, when the channel is
+/// closed, and when the channel learns that the peer's process or domain is gone. Accesses after
+/// that are errors.
+#[derive(Debug)]
+pub struct MappedRegion {
+    cell: Arc<MappedCell>,
+    channel: Weak<Shared>,
+    ticket: Ticket,
+}
+
+/// What channel and [`MappedRegion`] both hold; the mapping goes when either of them ends.
+#[derive(Debug)]
+pub(super) struct MappedCell {
+    pub(super) id: u64,
+    pub(super) pages: usize,
+    mapping: Mutex<Option<Arc<Mapping>>>,
+}
+
+/// The mapping, until its last user is done.
+#[derive(Debug)]
+pub(super) struct Mapping {
+    /// `None` only while it is dropped.
+    data: Option<Region>,
+    header: Header,
+    kernel_tells: bool,
+    channel: Weak<Shared>,
+}
+
+impl Mapping {
+    fn data(&self) -> Result<&Region> {
+        self.data.as_ref().ok_or(Error::Closed)
+    }
+}
+
+impl Drop for Mapping {
+    fn drop(&mut self) {
+        // The owner may use the pages again once it is told, so they go first.
+        self.data = None;
+        if !self.kernel_tells {
+            self.header.release();
+            if let Some(channel) = self.channel.upgrade() {
+                // A peer that cannot be rung is gone.
+                let _ = channel.ring_peer();
+            }
+        }
+    }
+}
+
+impl MappedCell {
+    pub(super) fn take(&self) -> Option<Arc<Mapping>> {
+        self.lock().take()
+    }
+
+    pub(super) fn check_open(&self) -> Result<(), RegionError> {
+        match self.lock().as_ref() {
+            Some(mapping) => mapping.header.check_open(),
+            None => Err(RegionError::Revoked),
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Option<Arc<Mapping>>> {
+        // Nothing can panic while it is held.
+        self.mapping.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Maps the region that `bytes` is the ticket of.
+pub(super) fn map(channel: &Arc<Shared>, bytes: &[u8], deadline: Instant) -> Result<MappedRegion> {
+    channel.check()?;
+    if channel.peer_gone()? {
+        return Err(channel.end(0));
+    }
+    let ticket = Ticket::decode(bytes)?;
+    let pages = channel.backend.region_pages(ticket.pages());
+    channel.regions.begin_mapping(ticket.id, pages)?;
+    let memory = match channel.backend.map_region(&ticket, deadline) {
+        Ok(memory) => memory,
+        Err(error) => {
+            channel.regions.abandon_mapping(ticket.id, pages);
+            return Err(match error {
+                // Not a ticket that came too late, but memory that nobody may offer.
+                Error::Peer(error) => channel.fail(error),
+                error => error,
+            });
+        }
+    };
+    let header = Header::new(memory.header);
+    if let Err(error) = header.check(&ticket).and_then(|()| header.claim()) {
+        channel.regions.abandon_mapping(ticket.id, pages);
+        return Err(error.into());
+    }
+    let mapping = Mapping {
+        data: Some(memory.data),
+        header,
+        kernel_tells: memory.kernel_tells,
+        channel: Arc::downgrade(channel),
+    };
+    let cell = Arc::new(MappedCell {
+        id: ticket.id,
+        pages,
+        mapping: Mutex::new(Some(Arc::new(mapping))),
+    });
+    let region = MappedRegion {
+        cell,
+        channel: Arc::downgrade(channel),
+        ticket,
+    };
+    match channel.regions.add_mapping(&region.cell) {
+        true => Ok(region),
+        false => Err(Error::Closed),
+    }
+}
+
+impl MappedRegion {
+    /// Bytes of the region.
+    #[expect(clippy::len_without_is_empty, reason = "there is at least one byte")]
+    pub fn len(&self) -> usize {
+        // Checked when the ticket was decoded.
+        usize::try_from(self.ticket.length).unwrap_or(usize::MAX)
+    }
+
+    /// What the two sides may do.
+    pub fn access(&self) -> Access {
+        self.ticket.access
+    }
+
+    /// Copies bytes out of the region, from `offset` on. The owner can change them at any moment:
+    /// check the copy, and use the copy.
+    ///
+    /// # Errors
+    /// [`RegionError::OutOfBounds`]; [`RegionError::Revoked`] and [`RegionError::OwnerClosed`];
+    /// [`Error::PeerClosed`], [`Error::PeerLost`], [`Error::Closed`] with the channel.
+    pub fn read_at(&self, offset: usize, to: &mut [u8]) -> Result<()> {
+        view::read(self.usable()?.data()?, self.len(), offset, to)
+    }
+
+    /// Copies `from` into the region at `offset`. An owner that reads a message sent afterwards
+    /// over the channel also finds these bytes.
+    ///
+    /// # Errors
+    /// As [`read_at`](Self::read_at); [`RegionError::ReadOnly`] with [`Access::PeerReads`].
+    pub fn write_at(&mut self, offset: usize, from: &[u8]) -> Result<()> {
+        view::write(self.writable()?.data()?, self.len(), offset, from)
+    }
+
+    /// Loads a word in the machine's byte order, in one piece.
+    ///
+    /// # Errors
+    /// As [`read_at`](Self::read_at); [`RegionError::Misaligned`].
+    pub fn load_u64(&self, offset: usize) -> Result<u64> {
+        view::load(self.usable()?.data()?, self.len(), offset)
+    }
+
+    /// Stores a word in the machine's byte order, in one piece.
+    ///
+    /// # Errors
+    /// As [`write_at`](Self::write_at); [`RegionError::Misaligned`].
+    pub fn store_u64(&mut self, offset: usize, value: u64) -> Result<()> {
+        view::store(self.writable()?.data()?, self.len(), offset, value)
+    }
+
+    /// The address of `len` bytes at `offset`, for those who hand it to a device or a system call.
+    /// The bytes stay mapped while the view lives, and an owner that revokes waits for that.
+    ///
+    /// # Errors
+    /// As [`read_at`](Self::read_at).
+    pub fn view(&self, offset: usize, len: usize) -> Result<View> {
+        let mapping = self.usable()?;
+        let writable = self.access().peer_writes();
+        let view = View::new(mapping.data()?, self.len(), offset, len, writable)?;
+        Ok(view.holding(mapping))
+    }
+
+    fn usable(&self) -> Result<Arc<Mapping>> {
+        let channel = self.channel.upgrade().ok_or(Error::Closed)?;
+        channel.check()?;
+        if channel.peer_gone()? {
+            return Err(channel.end(0));
+        }
+        let mapping = self.cell.lock().clone().ok_or(RegionError::Revoked)?;
+        if let Err(error) = mapping.header.check_open() {
+            drop(mapping);
+            channel.regions.end_mapping(&self.cell);
+            return Err(error.into());
+        }
+        Ok(mapping)
+    }
+
+    fn writable(&self) -> Result<Arc<Mapping>> {
+        match self.access().peer_writes() {
+            true => self.usable(),
+            false => Err(RegionError::ReadOnly.into()),
+        }
+    }
+}
+
+impl Drop for MappedRegion {
+    fn drop(&mut self) {
+        match self.channel.upgrade() {
+            Some(channel) => channel.regions.end_mapping(&self.cell),
+            None => drop(self.cell.take()),
+        }
+    }
+}

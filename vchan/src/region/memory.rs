@@ -1,0 +1,41 @@
+#![forbid(unsafe_code)]
+//! What a backend provides for a region: pages, and the means by which the peer gets at them.
+
+use std::os::fd::OwnedFd;
+
+use super::ticket::Carrier;
+use crate::layout::PAGE;
+use crate::shm::Region;
+
+/// Memory that this side has made for regions of its own, one after the other.
+#[derive(Debug)]
+pub struct OwnerMemory {
+    /// The header page, writable for both sides. Unmapping it sets the owner's state to 0.
+    pub header: Region,
+    /// The data pages, writable here.
+    pub data: Region,
+    /// Further pages of the list of grant references; only kept, not looked at.
+    pub list: Option<Region>,
+    /// What a ticket says about this memory.
+    pub carrier: Carrier,
+    /// The memfds of header and data, where the peer needs them.
+    pub descriptors: Option<[OwnedFd; 2]>,
+}
+
+impl OwnerMemory {
+    /// All pages it consists of.
+    pub fn pages(&self) -> usize {
+        1 + (self.data.len() + self.list.as_ref().map_or(0, Region::len)) / PAGE
+    }
+}
+
+/// Memory of the peer's that this side has mapped.
+#[derive(Debug)]
+pub struct PeerMemory {
+    /// The header page, writable.
+    pub header: Region,
+    /// The data pages, writable if the ticket allows that.
+    pub data: Region,
+    /// Whether unmapping the header clears the peer's state in it and rings the owner's doorbell.
+    pub kernel_tells: bool,
+}

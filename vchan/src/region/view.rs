@@ -1,0 +1,99 @@
+#![forbid(unsafe_code)]
+//! Access to the bytes of a region, checked.
+
+use std::any::Any;
+use std::fmt;
+use std::ptr::NonNull;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use super::bounds;
+use crate::error::Result;
+use crate::shm::Region;
+
+const WORD: usize = size_of::<u64>();
+
+pub(super) fn read(data: &Region, len: usize, offset: usize, to: &mut [u8]) -> Result<()> {
+    bounds::check(offset, to.len(), len)?;
+    data.copy_out(offset, to);
+    Ok(())
+}
+
+pub(super) fn write(data: &Region, len: usize, offset: usize, from: &[u8]) -> Result<()> {
+    bounds::check(offset, from.len(), len)?;
+    data.copy_in(offset, from);
+    Ok(())
+}
+
+pub(super) fn load(data: &Region, len: usize, offset: usize) -> Result<u64> {
+    bounds::check_word(offset, WORD, len)?;
+    // Pairs with the other side's `store`.
+    Ok(data.u64_at(offset).load(Ordering::Acquire))
+}
+
+pub(super) fn store(data: &Region, len: usize, offset: usize, value: u64) -> Result<()> {
+    bounds::check_word(offset, WORD, len)?;
+    // Pairs with the other side's `load`.
+    data.u64_at(offset).store(value, Ordering::Release);
+    Ok(())
+}
+
+/// Some bytes of a region by their address, mapped while this lives.
+///
+/// Getting the address is safe; what is done with it is up to `unsafe` code elsewhere, which
+/// **must not make a reference** to the bytes (the peer may change them at any time) nor use the
+/// address after the view is gone.
+pub struct View {
+    bytes: Region,
+    writable: bool,
+    _mapping: Option<Arc<dyn Any + Send + Sync>>,
+}
+
+impl View {
+    pub(super) fn new(
+        data: &Region,
+        region: usize,
+        offset: usize,
+        len: usize,
+        writable: bool,
+    ) -> Result<Self> {
+        bounds::check(offset, len, region)?;
+        Ok(Self {
+            bytes: data.part(offset, len),
+            writable,
+            _mapping: None,
+        })
+    }
+
+    /// Drops `mapping` after the bytes.
+    pub(super) fn holding(mut self, mapping: Arc<dyn Any + Send + Sync>) -> Self {
+        self._mapping = Some(mapping);
+        self
+    }
+
+    /// The first byte.
+    pub fn as_ptr(&self) -> NonNull<u8> {
+        self.bytes.pointer(0, 0)
+    }
+
+    /// How many bytes.
+    pub fn len(&self) -> usize {
+        self.bytes.len()
+    }
+
+    /// Whether there are none.
+    pub fn is_empty(&self) -> bool {
+        self.bytes.is_empty()
+    }
+
+    /// Whether they may be written.
+    pub fn is_writable(&self) -> bool {
+        self.writable
+    }
+}
+
+impl fmt::Debug for View {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "View({:?})", self.bytes)
+    }
+}
