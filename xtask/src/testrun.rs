@@ -93,7 +93,8 @@ const STEPS: &[Step] = &[
             "oxen",
             "test",
             "--filter",
-            "vector-add/,mediators/,domains/",
+            "vector-add/pv-1048576,vector-add/pvh-1048576,vector-add/pvh-16777216,\
+             vector-add/two-guests,mediators/killed,domains/",
         ]],
     ),
 ];

@@ -58,7 +58,6 @@ const LIBRARY_FOLDER: &str = "usr/lib/x86_64-linux-gnu";
 
 const SCRIPTS: &[(&str, &str)] = &[
     ("init", include_str!("image/init.sh")),
-    ("lab/agent.sh", include_str!("image/agent.sh")),
     ("lab/functions.sh", include_str!("image/functions.sh")),
 ];
 

@@ -29,6 +29,7 @@ mod qemu_host;
 mod run;
 mod ssh_host;
 mod suite;
+mod wire;
 
 use flags::LabCmd;
 use host::{Host, Xenstored};

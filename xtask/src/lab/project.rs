@@ -23,6 +23,9 @@ const TESTS: &[(&str, &str, &str)] = &[("xen-sys", "real_xen", "xen-sys-real-xen
 const C_PEER: &str = "vchan-c-peer";
 const C_PEER_SOURCES: &[&str] = &["peer.c", "bench.c"];
 
+/// Runs our scripts there.
+const AGENT: &str = "lab-agent";
+
 /// A file on its way into the lab.
 #[derive(Debug, Clone)]
 pub(crate) struct Program {
@@ -70,10 +73,16 @@ pub(crate) fn build() -> Result<Vec<Program>> {
     for package in PACKAGES {
         arguments.extend(["--package", package]);
     }
-    cargo_executables(&arguments)?
-        .into_iter()
-        .map(Program::of)
-        .collect()
+    let mut files = cargo_executables(&arguments)?;
+    files.extend(cargo_executables(&[
+        "build",
+        "--release",
+        "--package",
+        "xtask",
+        "--bin",
+        AGENT,
+    ])?);
+    files.into_iter().map(Program::of).collect()
 }
 
 /// Builds what only the suite needs: test programs and the C peer.

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use anyhow::{Context, Result, bail};
 
 use super::agent::Agent;
-use super::host::{Output, Xenstored};
+use super::host::{Output, Place, Xenstored};
 use super::image::Images;
 use super::project;
 
@@ -119,11 +119,16 @@ impl Qemu {
         Ok(())
     }
 
-    /// Runs a shell script in dom0.
-    pub(crate) fn exec(&mut self, script: &str, limit: Duration) -> Result<Output> {
+    /// Runs a shell script.
+    pub(crate) fn exec(
+        &mut self,
+        place: Place<'_>,
+        script: &str,
+        limit: Duration,
+    ) -> Result<Output> {
         let tail = self.folder.display().to_string();
         self.agent
-            .exec(script, limit)
+            .exec(place, script, limit)
             .with_context(|| format!("logs: {tail}"))
     }
 

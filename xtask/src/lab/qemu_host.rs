@@ -5,7 +5,6 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 
-use super::base64;
 use super::guest::GuestSpec;
 use super::host::{Host, LIMIT, Output, Place, Xenstored};
 use super::qemu::Qemu;
@@ -25,7 +24,7 @@ impl QemuHost {
     }
 
     fn dom0(&mut self, script: &str, limit: Duration) -> Result<Output> {
-        self.machine.exec(script, limit)
+        self.machine.exec(Place::Dom0, script, limit)
     }
 }
 
@@ -39,15 +38,7 @@ impl Host for QemuHost {
     }
 
     fn exec(&mut self, place: Place<'_>, script: &str, limit: Duration) -> Result<Output> {
-        match place {
-            Place::Dom0 => self.dom0(script, limit),
-            Place::Guest(name) => {
-                let seconds = limit.as_secs().max(1);
-                let body = base64::encode(script.as_bytes());
-                let script = format!("echo {body} | base64 -d | guest_run {name} {seconds}");
-                self.dom0(&script, limit + Duration::from_secs(60))
-            }
-        }
+        self.machine.exec(place, script, limit)
     }
 
     fn guest_create(&mut self, spec: &GuestSpec) -> Result<()> {

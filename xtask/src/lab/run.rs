@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail};
 
 use super::base64;
+use super::host::Place;
 use super::qemu::Qemu;
 
 /// How often the script's output is fetched.
@@ -29,6 +30,7 @@ pub(crate) fn script(machine: &mut Qemu, file: &Path, limit: Duration) -> Result
     // In the background, so that its output can be had while it runs.
     machine
         .exec(
+            Place::Dom0,
             &format!(
                 "mkdir -p /run/lab/script; cd /run/lab/script; rm -f status; : >out\n\
                  echo {} | base64 -d >script\n\
@@ -42,8 +44,13 @@ pub(crate) fn script(machine: &mut Qemu, file: &Path, limit: Duration) -> Result
     let deadline = Instant::now() + limit;
     let mut shown = 0usize;
     loop {
-        let done = machine.exec("cat /run/lab/script/status", Duration::from_secs(30))?;
+        let done = machine.exec(
+            Place::Dom0,
+            "cat /run/lab/script/status",
+            Duration::from_secs(30),
+        )?;
         let more = machine.exec(
+            Place::Dom0,
             &format!("tail -c +{} /run/lab/script/out", shown + 1),
             Duration::from_secs(60),
         )?;

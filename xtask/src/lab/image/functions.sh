@@ -81,47 +81,7 @@ guest_wait() {
 # guest_run NAME SECONDS <SCRIPT: runs a shell script in the guest; its output
 # and status become this function's.
 guest_run() {
-    (
-        name=$1 limit=$2 folder=/run/lab/$1.run
-        read -r tty 2>/dev/null <"/run/lab/$name.tty" ||
-            { echo "there is no guest $name" >&2; exit 125; }
-        # The console of a guest that is gone may be another guest's by now.
-        guest_lives "$name" || { echo "guest $name is gone" >&2; exit 125; }
-        mkdir -p "$folder"
-        exec 9>"$folder/lock"
-        flock 9
-        cd "$folder" && exec 4<>"$tty" || exit 125
-        body=$(base64 -w 0)
-        read -r id </proc/sys/kernel/random/uuid
-        request="@req $id $limit ${#body} $body"
-        for try in 1 2 3 4; do
-            : >end; : >out64; : >err64
-            printf '\n%s\n' "$request" >&4
-            timeout -s KILL $((limit + 30)) sed -n "s/^@out $id //w out64
-                s/^@err $id //w err64
-                /^@bad $id/{w end
-                q}
-                /^@end $id /{w end
-                q}" <&4
-            read -r mark id2 status out_bytes err_bytes <end || {
-                guest_lives "$name" && break
-                echo "guest $name is gone" >&2
-                exit 125
-            }
-            if [ "$mark" = @bad ]; then continue; fi
-            base64 -d out64 >out 2>/dev/null && base64 -d err64 >err 2>/dev/null &&
-                [ "$(stat -c %s out)" = "$((out_bytes > 262144 ? 262144 : out_bytes))" ] &&
-                [ "$(stat -c %s err)" = "$((err_bytes > 65536 ? 65536 : err_bytes))" ] && {
-                [ ! -s out ] || cat out
-                [ ! -s err ] || cat err >&2
-                exit "$status"
-            }
-            # Damaged on the way back: the answer once more, but not the script.
-            request="@again $id"
-        done
-        echo "guest $name did not answer within $limit s" >&2
-        exit 124
-    )
+    lab-agent guest "$1" "$2"
 }
 
 # guest_exec NAME COMMAND…: the same for one command line (LIMIT=seconds, default 120).

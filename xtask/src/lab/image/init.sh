@@ -40,7 +40,7 @@ if ! grep -qs control_d /proc/xen/capabilities; then
     echo 1 >/proc/sys/kernel/printk
     stty -F /dev/hvc0 raw -echo
     while :; do
-        sh /lab/agent.sh </dev/hvc0 >/dev/hvc0 2>/run/agent.log
+        lab-agent serve /run/agent </dev/hvc0 >/dev/hvc0 2>/run/agent.log
     done
 fi
 
@@ -71,5 +71,5 @@ if [ -n "$shell" ]; then
 fi
 stty -F /dev/ttyS1 raw -echo 115200
 while :; do
-    sh /lab/agent.sh </dev/ttyS1 >/dev/ttyS1 2>/run/lab/agent.log
+    lab-agent serve /run/agent </dev/ttyS1 >/dev/ttyS1 2>/run/lab/agent.log
 done

@@ -55,14 +55,15 @@ impl Context {
             .collect()
     }
 
-    /// Makes the shared guests of these kinds run. Others that have ended are forgotten, and no PVH
-    /// guest stays that is not needed: QEMU's emulation may end it also while it idles.
+    /// Makes the shared guests of these kinds run. Others that have ended are forgotten (unless they
+    /// have just been looked at), and no PVH guest stays that is not needed: QEMU's emulation may
+    /// end it also while it idles.
     pub(crate) fn ensure_guests(&mut self, kinds: &[Kind]) -> Result<()> {
         for kind in self.guests.clone() {
             if kind == Kind::Pvh && !kinds.contains(&kind) && self.host.has_spare_guests() {
                 self.host.guest_destroy(Self::shared(kind))?;
                 self.guests.retain(|k| *k != kind);
-            } else if !self.answers(kind) {
+            } else if self.unchanged.is_none() && !self.answers(kind) {
                 eprintln!("lab: the shared {kind} guest does not answer; it is taken away");
                 let _ = self.host.guest_destroy(Self::shared(kind));
                 self.guests.retain(|k| *k != kind);

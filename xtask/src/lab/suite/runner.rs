@@ -6,6 +6,7 @@ use anyhow::{Result, bail};
 
 use super::footprint::Footprint;
 use super::{Case, Context, TOPICS};
+use crate::lab::guest::Kind;
 use crate::lab::host::{LIMIT, Lacking, Place};
 
 /// How long Xen and the kernels may take to take back what a case had: a grant
@@ -14,7 +15,8 @@ const SETTLE_LIMIT: Duration = Duration::from_secs(30);
 
 /// What to run and how to print it.
 pub(crate) struct Options {
-    /// Only cases whose name contains one of these, separated by commas.
+    /// Only cases whose name contains one of these, separated by commas, and none of those with a
+    /// `!` before them.
     pub(crate) filter: Option<String>,
     /// One JSON object a line on standard output.
     pub(crate) json: bool,
@@ -61,13 +63,27 @@ enum Verdict {
     Skip(String),
 }
 
-fn chosen(options: &Options) -> impl Iterator<Item = &'static Case> {
-    TOPICS.iter().copied().flatten().filter(|case| {
-        options
-            .filter
-            .as_ref()
-            .is_none_or(|filter| filter.split(',').any(|part| case.name.contains(part)))
-    })
+/// The cases of the filter, those that need a PVH guest last, so that it starts only once.
+fn chosen(options: &Options) -> Vec<&'static Case> {
+    let filter = options.filter.as_deref().unwrap_or_default();
+    let mut cases: Vec<_> = TOPICS
+        .iter()
+        .copied()
+        .flatten()
+        .filter(|case| is_chosen(case.name, filter))
+        .collect();
+    cases.sort_by_key(|case| case.guests.contains(&Kind::Pvh));
+    cases
+}
+
+/// Whether `name` contains one of the filter's parts, if there are any, and none of those that
+/// begin with `!`.
+fn is_chosen(name: &str, filter: &str) -> bool {
+    let parts = || filter.split(',').filter(|part| !part.is_empty());
+    let refused = parts().filter_map(|part| part.strip_prefix('!'));
+    let mut wanted = parts().filter(|part| !part.starts_with('!')).peekable();
+    let any = wanted.peek().is_none() || wanted.any(|part| name.contains(part));
+    any && !refused.into_iter().any(|part| name.contains(part))
 }
 
 /// Prints the names of the chosen cases.
@@ -184,5 +200,20 @@ fn try_case(context: &mut Context, case: &Case) -> Result<()> {
 fn println_unless(json: bool, line: &str) {
     if !json {
         println!("{line}");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::is_chosen;
+
+    #[test]
+    fn filters_choose_and_refuse() {
+        assert!(is_chosen("interop/a", ""));
+        assert!(is_chosen("interop/a", "vchan/,interop/"));
+        assert!(!is_chosen("interop/a", "vchan/"));
+        assert!(!is_chosen("interop/a", "interop/,!/a"));
+        assert!(!is_chosen("interop/a", "!/a"));
+        assert!(is_chosen("interop/b", "!/a"));
     }
 }

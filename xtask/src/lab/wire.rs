@@ -1,0 +1,178 @@
+//! The lines between xtask, the agent in dom0 and the agents in guests (`bin/lab-agent`).
+//!
+//! ```text
+//! @req ID GUEST SECONDS LENGTH BASE64   run this script (LENGTH characters of base64) in that
+//!                                       guest, or here if GUEST is -
+//! @again ID                             answer that request once more
+//! ```
+//! answers
+//! ```text
+//! @ready                                at start
+//! @bad ID                               the request came damaged: send it again
+//! @out ID BASE64   @err ID BASE64       output, one or more lines
+//! @end ID STATUS OUT-BYTES ERR-BYTES    all of it has been sent
+//! ```
+//! The lengths let the other side notice a kernel message in the middle of a line.
+
+use std::io;
+use std::time::Instant;
+
+use super::base64;
+
+/// How often a damaged request or answer is tried again.
+const TRIES: usize = 4;
+
+/// A script that shall run.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Request {
+    /// In which guest; `None` is where the agent is.
+    pub(crate) guest: Option<String>,
+    /// After how many seconds it is killed.
+    pub(crate) seconds: u64,
+    pub(crate) script: Vec<u8>,
+}
+
+/// What the script left behind.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Reply {
+    pub(crate) status: i32,
+    pub(crate) out: Vec<u8>,
+    pub(crate) err: Vec<u8>,
+}
+
+impl Request {
+    pub(crate) fn line(&self, id: &str) -> String {
+        let (guest, seconds) = (self.guest.as_deref().unwrap_or("-"), self.seconds);
+        let body = base64::encode(&self.script);
+        // What stood half on the line before ends here.
+        format!("\n@req {id} {guest} {seconds} {} {body}\n", body.len())
+    }
+}
+
+/// Lines to and from an agent.
+pub(crate) trait Lines {
+    fn send(&mut self, text: &str) -> io::Result<()>;
+
+    /// The next line without its end; `None` if none came until `deadline`.
+    fn next(&mut self, deadline: Instant) -> io::Result<Option<String>>;
+}
+
+/// Why no answer came.
+#[derive(Debug)]
+pub(crate) enum NoAnswer {
+    Late,
+    Damaged,
+    Line(io::Error),
+}
+
+impl From<io::Error> for NoAnswer {
+    fn from(error: io::Error) -> Self {
+        Self::Line(error)
+    }
+}
+
+/// Sends a request and takes its answer; neither is given up because of one damaged line. `id`
+/// must not have been used on these lines before.
+pub(crate) fn exchange(
+    lines: &mut dyn Lines,
+    id: &str,
+    request: &Request,
+    deadline: Instant,
+) -> Result<Reply, NoAnswer> {
+    let text = request.line(id);
+    lines.send(&text)?;
+    let mut answer = Answer::default();
+    let mut tries = 1;
+    loop {
+        let line = lines.next(deadline)?.ok_or(NoAnswer::Late)?;
+        match answer.take(&line, id) {
+            Step::More => {}
+            Step::Done(reply) => return Ok(reply),
+            Step::Damaged | Step::BadRequest if tries == TRIES => return Err(NoAnswer::Damaged),
+            Step::Damaged => {
+                tries += 1;
+                answer = Answer::default();
+                lines.send(&format!("\n@again {id}\n"))?;
+            }
+            Step::BadRequest => {
+                tries += 1;
+                lines.send(&text)?;
+            }
+        }
+    }
+}
+
+/// What has come of one answer.
+#[derive(Default)]
+pub(crate) struct Answer {
+    out: Option<Vec<u8>>,
+    err: Option<Vec<u8>>,
+    damaged: bool,
+}
+
+pub(crate) enum Step {
+    More,
+    Done(Reply),
+    Damaged,
+    BadRequest,
+}
+
+impl Answer {
+    pub(crate) fn take(&mut self, line: &str, id: &str) -> Step {
+        let mut words = line.split(' ');
+        let mark = words.next().unwrap_or_default();
+        if words.next() != Some(id) {
+            return Step::More;
+        }
+        match mark {
+            "@out" | "@err" => {
+                let stream = if mark == "@out" {
+                    &mut self.out
+                } else {
+                    &mut self.err
+                };
+                match words.next().and_then(base64::decode) {
+                    Some(bytes) if words.next().is_none() => {
+                        stream.get_or_insert_default().extend(bytes);
+                    }
+                    _ => self.damaged = true,
+                }
+            }
+            "@bad" => return Step::BadRequest,
+            "@end" => {
+                let mut number = || words.next().and_then(|word| word.parse::<i64>().ok());
+                let (status, lengths) = (number(), [number(), number()]);
+                let (out, err) = (
+                    self.out.take().unwrap_or_default(),
+                    self.err.take().unwrap_or_default(),
+                );
+                let came = [out.len(), err.len()].map(|len| i64::try_from(len).ok());
+                return match status.and_then(|status| i32::try_from(status).ok()) {
+                    Some(status) if lengths == came && !self.damaged => {
+                        Step::Done(Reply { status, out, err })
+                    }
+                    _ => Step::Damaged,
+                };
+            }
+            _ => {}
+        }
+        Step::More
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_line_cut_by_another_is_damage_not_a_result() {
+        let mut answer = Answer::default();
+        assert!(matches!(
+            answer.take("@out 5 aGVs[  1.0] kernel", "5"),
+            Step::More
+        ));
+        assert!(matches!(answer.take("@end 5 0 8 0", "5"), Step::Damaged));
+        let mut answer = Answer::default();
+        assert!(matches!(answer.take("@end 5 0 8 0", "5"), Step::Damaged));
+    }
+}
