@@ -168,7 +168,11 @@ fn archive(bare: bool, add: &[PathBuf]) -> Result<Vec<u8>> {
 
 /// The project's programs, unless left out, and the files (or folders of files) to add.
 fn programs(bare: bool, add: &[PathBuf]) -> Result<Vec<Program>> {
-    let mut programs = if bare { Vec::new() } else { project::build()? };
+    let mut programs = if bare {
+        vec![project::build_agent()?]
+    } else {
+        project::build()?
+    };
     for path in add {
         if path.is_dir() {
             for entry in std::fs::read_dir(path)? {

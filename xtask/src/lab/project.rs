@@ -73,16 +73,21 @@ pub(crate) fn build() -> Result<Vec<Program>> {
     for package in PACKAGES {
         arguments.extend(["--package", package]);
     }
-    let mut files = cargo_executables(&arguments)?;
-    files.extend(cargo_executables(&[
-        "build",
-        "--release",
-        "--package",
-        "xtask",
-        "--bin",
-        AGENT,
-    ])?);
-    files.into_iter().map(Program::of).collect()
+    let mut programs = vec![build_agent()?];
+    for file in cargo_executables(&arguments)? {
+        programs.push(Program::of(file)?);
+    }
+    Ok(programs)
+}
+
+/// Builds what runs our scripts there.
+///
+/// # Errors
+/// As [`build`].
+pub(crate) fn build_agent() -> Result<Program> {
+    let built = cargo_executables(&["build", "--release", "--package", "xtask", "--bin", AGENT])?;
+    let file = built.into_iter().next();
+    Program::of(file.with_context(|| format!("no {AGENT} was built"))?)
 }
 
 /// Builds what only the suite needs: test programs and the C peer.
