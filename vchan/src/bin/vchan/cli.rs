@@ -139,9 +139,13 @@ pub(crate) struct Work {
     #[command(flatten)]
     which: Which,
     /// With --pipe: seconds to keep receiving after all of standard input was sent and the other
-    /// side has gone silent. If standard input is empty, only the other side ends the transfer.
+    /// side has gone silent. If standard input is empty and no regular file, only the other side
+    /// ends the transfer.
     #[arg(long, value_name = "SECONDS", default_value = "1", value_parser = seconds)]
     pub(crate) linger: Duration,
+    /// Show no progress on stderr. Without this it is shown if that is a terminal.
+    #[arg(short, long)]
+    pub(crate) quiet: bool,
 }
 
 #[derive(Debug, Clone, Args)]

@@ -9,6 +9,7 @@ mod conformance;
 mod failure;
 mod open;
 mod pipe;
+mod progress;
 mod stream;
 
 use std::process::ExitCode;
@@ -17,6 +18,7 @@ use clap::Parser;
 
 use cli::{Action, Command};
 use failure::Failure;
+use progress::Progress;
 
 fn main() -> ExitCode {
     let arguments = cli::Arguments::parse();
@@ -46,9 +48,10 @@ fn run(command: Command) -> Result<(), Failure> {
 }
 
 fn act(channel: vchan::Channel, work: &cli::Work) -> Result<(), Failure> {
+    let progress = Progress::new(work.quiet);
     match work.action() {
         Action::Echo => stream::echo(channel),
-        Action::Sink => stream::sink(channel),
-        Action::Pipe => pipe::run(channel, work.linger),
+        Action::Sink => stream::sink(channel, &progress),
+        Action::Pipe => pipe::run(channel, work.linger, &progress),
     }
 }

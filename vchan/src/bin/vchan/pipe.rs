@@ -1,21 +1,33 @@
 //! `--pipe`: standard input to the channel, the channel to standard output.
 //!
+//! Bytes go between the ring and the two descriptors directly; the kernel's copy is the only one.
+//!
 //! The wire format knows no half-close, so somebody must decide when a transfer is over:
 //! * when the peer closes, and everything it sent has been written out;
-//! * when standard input, not empty, has been sent and read by the peer, the peer waits for more,
-//!   and nothing has come from it for `--linger`. A peer that is merely slow holds bytes and does
-//!   not wait for more, so its answer is not cut off.
+//! * when standard input has been sent and read by the peer, the peer waits for more, and nothing
+//!   has come from it for `--linger`. A peer that is merely slow holds bytes and does not wait for
+//!   more, so its answer is not cut off. An input that was empty from the start does not count,
+//!   unless it is a regular file: it is what a receiver has that is given none.
 
-use std::io::{Read, Write, stdin, stdout};
+use std::fs::OpenOptions;
+use std::io::{self, stdin, stdout};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::fs::OpenOptionsExt;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use nix::errno::Errno;
+use nix::fcntl::OFlag;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::stat::{SFlag, fstat};
+use nix::unistd::{Whence, lseek};
 use vchan::{Channel, Error, Reader, Writer};
 
 use crate::failure::Failure;
-use crate::stream::{BUFFER, progress, whenever};
+use crate::progress::{Meter, Progress};
+use crate::stream::whenever;
 
 /// How long the peer may take to read the rest before a close gives up on it.
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -36,15 +48,19 @@ struct Shared {
     failure: Mutex<Option<Failure>>,
 }
 
-pub(crate) fn run(channel: Channel, linger: Duration) -> Result<(), Failure> {
+pub(crate) fn run(channel: Channel, linger: Duration, progress: &Progress) -> Result<(), Failure> {
+    let input = Input::standard();
+    let sending = Arc::new(progress.meter("sent", input.bytes));
+    let receiving = progress.meter("received", None);
     let (reader, writer) = channel.split()?;
     let shared = Arc::new(Shared::default());
     let writer = Arc::new(Mutex::new(writer));
     let sender = {
         let (shared, writer) = (Arc::clone(&shared), Arc::clone(&writer));
+        let sending = Arc::clone(&sending);
         // Never joined unless it closes: it may be waiting for a terminal.
         thread::spawn(move || {
-            if let Err(failure) = send(&shared, &writer, linger) {
+            if let Err(failure) = send(&shared, &writer, input, linger, &sending) {
                 *shared
                     .failure
                     .lock()
@@ -52,10 +68,11 @@ pub(crate) fn run(channel: Channel, linger: Duration) -> Result<(), Failure> {
             }
         })
     };
-    let received = receive(&shared, reader);
+    let received = receive(&shared, reader, &receiving);
     if shared.closing.load(Ordering::Acquire) {
         let _ = sender.join();
     }
+    sending.done();
     let failure = shared
         .failure
         .lock()
@@ -73,53 +90,73 @@ pub(crate) fn run(channel: Channel, linger: Duration) -> Result<(), Failure> {
     Ok(())
 }
 
-fn receive(shared: &Shared, mut reader: Reader) -> Result<(), Failure> {
-    let progress = progress("received");
-    let failed = |error| Failure::standard("output", &error);
-    let mut output = stdout().lock();
-    let mut buf = vec![0; BUFFER];
+fn receive(shared: &Shared, mut reader: Reader, meter: &Meter) -> Result<(), Failure> {
+    let output = output().map_err(|error| Failure::standard("output", &error))?;
+    let step = step(reader.ring_bytes());
     let deadline = whenever();
     loop {
         shared.all_written.store(true, Ordering::Release);
-        let n = match reader.read(&mut buf, deadline) {
-            Ok(0) => break,
-            Ok(n) => {
-                shared.all_written.store(false, Ordering::Release);
-                n
-            }
+        let bytes = match reader.peek(1, deadline) {
+            Ok(bytes) if bytes.is_empty() => break,
+            Ok(bytes) => bytes,
             Err(Error::Closed) if shared.closing.load(Ordering::Acquire) => break,
             Err(error) => return Err(error.into()),
         };
-        output.write_all(&buf[..n]).map_err(failed)?;
-        output.flush().map_err(failed)?;
-        let total = shared.received.fetch_add(n as u64, Ordering::Relaxed) + n as u64;
-        progress.set_position(total);
+        shared.all_written.store(false, Ordering::Release);
+        let n = bytes
+            .up_to(step)
+            .write_to(&output, deadline)
+            .map_err(|error| Failure::standard("output", &error))?;
+        shared.received.fetch_add(n as u64, Ordering::Relaxed);
+        meter.add(n);
+        match reader.consume(n) {
+            Err(Error::Closed) if shared.closing.load(Ordering::Acquire) => break,
+            outcome => outcome?,
+        }
     }
-    progress.finish_and_clear();
     Ok(())
 }
 
-fn send(shared: &Shared, writer: &Mutex<Writer>, linger: Duration) -> Result<(), Failure> {
+fn send(
+    shared: &Shared,
+    writer: &Mutex<Writer>,
+    input: Input,
+    linger: Duration,
+    meter: &Meter,
+) -> Result<(), Failure> {
     let lock = || writer.lock().unwrap_or_else(PoisonError::into_inner);
-    let mut input = stdin().lock();
-    let mut buf = vec![0; BUFFER];
+    let stdin = stdin();
+    // What was sent so far is still delivered.
+    let failed = |mut writer: MutexGuard<'_, Writer>, error: io::Error| {
+        shared.closing.store(true, Ordering::Release);
+        let _ = writer.close_now(Instant::now() + PATIENCE);
+        Failure::standard("input", &error)
+    };
+    let step = step(lock().ring_bytes());
     let deadline = whenever();
-    let mut sent = false;
+    let mut sent = input.bytes.is_some();
     loop {
-        match input.read(&mut buf) {
+        // Without the lock: it may take for ever, and who ends the transfer needs the writer.
+        wait_readable(stdin.as_fd()).map_err(|errno| failed(lock(), errno.into()))?;
+        let mut writer = lock();
+        let room = writer.reserve(1, deadline)?;
+        match room.up_to(step).read_from(&stdin, Instant::now()) {
             Ok(0) => break,
             Ok(n) => {
-                lock().write_all(&buf[..n], deadline)?;
+                writer.commit(n)?;
+                meter.add(n);
                 sent = true;
             }
-            Err(error) if error.kind() == std::io::ErrorKind::Interrupted => {}
-            Err(error) => return Err(Failure::standard("input", &error)),
+            // Another process has read what was there.
+            Err(error) if error.kind() == io::ErrorKind::TimedOut => {}
+            Err(error) => return Err(failed(writer, error)),
         }
     }
     if !sent {
         return Ok(());
     }
     lock().drain(deadline)?;
+    meter.done();
     let mut silent = 0;
     loop {
         let before = shared.received.load(Ordering::Relaxed);
@@ -138,4 +175,62 @@ fn send(shared: &Shared, writer: &Mutex<Writer>, linger: Duration) -> Result<(),
     }
     shared.closing.store(true, Ordering::Release);
     Ok(lock().close_now(Instant::now() + PATIENCE)?)
+}
+
+/// What is known of standard input.
+#[derive(Debug, Clone, Copy)]
+struct Input {
+    /// Bytes left in it, if it is a regular file.
+    bytes: Option<u64>,
+}
+
+impl Input {
+    fn standard() -> Self {
+        let stdin = stdin();
+        let bytes = fstat(&stdin)
+            .ok()
+            .filter(|stat| file_type(stat.st_mode) == SFlag::S_IFREG)
+            .map(|stat| {
+                let at = lseek(&stdin, 0, Whence::SeekCur).unwrap_or(0);
+                u64::try_from(stat.st_size.saturating_sub(at)).unwrap_or(0)
+            });
+        Self { bytes }
+    }
+}
+
+/// Standard output. A blocking pipe is opened once more, without blocking, which nobody else who
+/// has the pipe notices: it then takes as much as it has room for in one call.
+fn output() -> io::Result<OwnedFd> {
+    let stdout = stdout();
+    let fd = stdout.as_fd();
+    if file_type(fstat(fd)?.st_mode) == SFlag::S_IFIFO {
+        let again = OpenOptions::new()
+            .write(true)
+            .custom_flags(OFlag::O_NONBLOCK.bits())
+            .open("/proc/self/fd/1");
+        if let Ok(file) = again {
+            return Ok(file.into());
+        }
+    }
+    fd.try_clone_to_owned()
+}
+
+fn file_type(mode: nix::sys::stat::mode_t) -> SFlag {
+    SFlag::from_bits_truncate(mode) & SFlag::S_IFMT
+}
+
+/// Bytes moved at a time: the other side works on one part while the next is moved.
+fn step(ring_bytes: usize) -> usize {
+    (ring_bytes / 4).max(1024)
+}
+
+/// Waits without end until there is something to read, or the end, or an error.
+fn wait_readable(fd: BorrowedFd<'_>) -> Result<(), Errno> {
+    loop {
+        let mut fds = [PollFd::new(fd, PollFlags::POLLIN)];
+        match poll(&mut fds, PollTimeout::NONE) {
+            Err(Errno::EINTR) => {}
+            outcome => return outcome.map(drop),
+        }
+    }
 }

@@ -3,10 +3,10 @@
 use std::io::{Write, stdout};
 use std::time::{Duration, Instant};
 
-use indicatif::{ProgressBar, ProgressStyle};
 use vchan::Channel;
 
 use crate::failure::Failure;
+use crate::progress::Progress;
 
 /// As large as the parts in which a ring hands data over.
 pub(crate) const BUFFER: usize = 64 << 10;
@@ -31,8 +31,8 @@ pub(crate) fn echo(mut channel: Channel) -> Result<(), Failure> {
 }
 
 /// Reads to the end and prints what came.
-pub(crate) fn sink(mut channel: Channel) -> Result<(), Failure> {
-    let progress = progress("received");
+pub(crate) fn sink(mut channel: Channel, progress: &Progress) -> Result<(), Failure> {
+    let meter = progress.meter("received", None);
     let mut buf = vec![0; BUFFER];
     let (mut total, mut crc) = (0u64, 0);
     let deadline = whenever();
@@ -42,25 +42,15 @@ pub(crate) fn sink(mut channel: Channel) -> Result<(), Failure> {
             n => {
                 crc = crc32c::crc32c_append(crc, &buf[..n]);
                 total += n as u64;
-                progress.set_position(total);
+                meter.add(n);
             }
         }
     }
-    progress.finish_and_clear();
+    meter.done();
     say(format_args!("sink: {total} bytes crc32c={crc:08x}"))
 }
 
 /// Prints a line; that nobody may be there to read it is a failure, not a panic.
 pub(crate) fn say(line: std::fmt::Arguments<'_>) -> Result<(), Failure> {
     writeln!(stdout(), "{line}").map_err(|error| Failure::standard("output", &error))
-}
-
-/// A running total on stderr, if that is a terminal; else nothing.
-pub(crate) fn progress(what: &str) -> ProgressBar {
-    let bar = ProgressBar::new_spinner();
-    let template = format!("{what} {{bytes}} in {{elapsed}} ({{bytes_per_sec}})");
-    if let Ok(style) = ProgressStyle::with_template(&template) {
-        bar.set_style(style);
-    }
-    bar
 }

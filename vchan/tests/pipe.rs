@@ -1,0 +1,239 @@
+//! `vchan … --pipe`: files through a channel, and the progress that is shown meanwhile.
+
+use std::fs::{self, File};
+use std::io::{Read, Write};
+use std::os::fd::OwnedFd;
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
+use std::sync::mpsc;
+use std::thread;
+use std::time::Duration;
+
+use nix::pty::{Winsize, openpty};
+
+/// `vchan` with nothing to read, its output and errors to be read here.
+fn vchan(arguments: &str, socket: &Path) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_vchan"));
+    command.args(arguments.split_whitespace());
+    command.args(["--backend", "local", "--timeout", "60", "--path"]);
+    command.arg(socket).env_remove("TERM");
+    command
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped());
+    command
+}
+
+/// Not a multiple of anything.
+fn payload(bytes: u32) -> Vec<u8> {
+    (0..bytes)
+        .map(|i| (i.wrapping_mul(0x9E37_79B9) >> 24) as u8)
+        .collect()
+}
+
+/// Waits for success, and returns what came on standard output and error.
+#[track_caller]
+fn succeeds(child: Child) -> (Vec<u8>, String) {
+    let output = child.wait_with_output().unwrap();
+    let errors = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(output.status.success(), "{}: {errors}", output.status);
+    (output.stdout, errors)
+}
+
+#[track_caller]
+fn fails(child: Child) -> String {
+    let output = child.wait_with_output().unwrap();
+    assert_eq!(output.status.code(), Some(1));
+    String::from_utf8(output.stderr).unwrap()
+}
+
+#[test]
+fn a_file_arrives_whole_and_nobody_says_a_word() {
+    let dir = tempfile::tempdir().unwrap();
+    let (socket, from, to) = (
+        dir.path().join("socket"),
+        dir.path().join("from"),
+        dir.path().join("to"),
+    );
+    for (bytes, sending, receiving) in [
+        (21_000_017, "serve --pipe --ring 1M", "connect --pipe"),
+        (3_000_017, "connect --pipe", "serve --pipe --ring 1K"),
+        // Also the one that has no bytes.
+        (0, "serve --pipe", "connect --pipe"),
+    ] {
+        fs::write(&from, payload(bytes)).unwrap();
+        let mut sender = vchan(&format!("{sending} --linger 0.05"), &socket);
+        let mut receiver = vchan(receiving, &socket);
+        let sender = sender.stdin(File::open(&from).unwrap()).spawn().unwrap();
+        let receiver = receiver.stdout(File::create(&to).unwrap()).spawn().unwrap();
+        assert_eq!(succeeds(sender), (Vec::new(), String::new()));
+        assert_eq!(succeeds(receiver), (Vec::new(), String::new()));
+        assert!(fs::read(&to).unwrap() == payload(bytes), "{bytes} bytes");
+    }
+}
+
+#[test]
+fn the_peers_end_is_the_end_also_while_the_input_stays_open() {
+    let dir = tempfile::tempdir().unwrap();
+    let socket = dir.path().join("socket");
+    let mut sender = vchan("serve --pipe --linger 0.05", &socket)
+        .stdin(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut receiver = vchan("connect --pipe", &socket)
+        .stdin(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let held = receiver.stdin.take();
+    sender.stdin.take().unwrap().write_all(b"all").unwrap();
+    assert_eq!(succeeds(sender).0, b"");
+    assert_eq!(succeeds(receiver).0, b"all");
+    drop(held);
+}
+
+#[test]
+fn success_means_that_everything_was_delivered() {
+    let dir = tempfile::tempdir().unwrap();
+    let socket = dir.path().join("socket");
+    let from = dir.path().join("from");
+    fs::write(&from, payload(3_000_017)).unwrap();
+    let sender = || {
+        let mut command = vchan("serve --pipe --linger 0.05", &socket);
+        command.stdin(File::open(&from).unwrap()).spawn().unwrap()
+    };
+
+    // The receiver cannot write what it gets.
+    let sending = sender();
+    let full = File::options().write(true).open("/dev/full").unwrap();
+    let receiver = vchan("connect --pipe", &socket).stdout(full).spawn();
+    let errors = fails(receiver.unwrap());
+    assert!(
+        errors.starts_with("error: cannot use standard output"),
+        "{errors}"
+    );
+    let errors = fails(sending);
+    assert!(errors.contains("unread"), "{errors}");
+
+    // Nobody reads what the receiver writes.
+    let sending = sender();
+    let mut receiver = vchan("connect --pipe", &socket).spawn().unwrap();
+    drop(receiver.stdout.take());
+    let errors = fails(receiver);
+    assert!(errors.contains("Broken pipe"), "{errors}");
+    fails(sending);
+
+    // The receiver is killed.
+    let sending = sender();
+    let mut receiver = vchan("connect --pipe", &socket).spawn().unwrap();
+    receiver
+        .stdout
+        .take()
+        .unwrap()
+        .read_exact(&mut [0; 1000])
+        .unwrap();
+    receiver.kill().unwrap();
+    receiver.wait().unwrap();
+    fails(sending);
+
+    // The sender cannot read its input.
+    let mut unreadable = vchan("serve --pipe", &socket);
+    let sending = unreadable.stdin(File::open(dir.path()).unwrap()).spawn();
+    let receiver = vchan("connect --pipe", &socket).spawn().unwrap();
+    let errors = fails(sending.unwrap());
+    receiver.wait_with_output().unwrap();
+    assert!(
+        errors.starts_with("error: cannot use standard input"),
+        "{errors}"
+    );
+}
+
+/// A terminal: what a program gets, and what is shown there.
+fn terminal() -> (OwnedFd, File) {
+    let size = Winsize {
+        ws_row: 24,
+        ws_col: 100,
+        ws_xpixel: 0,
+        ws_ypixel: 0,
+    };
+    let pty = openpty(Some(&size), None).unwrap();
+    (pty.slave, pty.master.into())
+}
+
+/// Reads what a terminal shows until the programs on it have ended, or until `wanted` is there.
+fn shown(mut screen: File, wanted: &'static str) -> (String, File) {
+    let (sender, receiver) = mpsc::channel();
+    thread::spawn(move || {
+        let (mut text, mut buf) = (String::new(), [0; 4096]);
+        // An error is how a terminal says that nobody has it open any more.
+        while wanted.is_empty() || !text.contains(wanted) {
+            match screen.read(&mut buf) {
+                Ok(n) if n > 0 => text.push_str(&String::from_utf8_lossy(&buf[..n])),
+                _ => break,
+            }
+        }
+        sender.send((text, screen))
+    });
+    receiver
+        .recv_timeout(Duration::from_secs(60))
+        .expect("the terminal never showed it")
+}
+
+#[test]
+fn progress_is_shown_on_a_terminal_and_nowhere_else() {
+    let dir = tempfile::tempdir().unwrap();
+    let (socket, from) = (dir.path().join("socket"), dir.path().join("from"));
+    fs::write(&from, payload(3_000_000)).unwrap();
+    for quiet in [false, true] {
+        let (slave, screen) = terminal();
+        let mut sender = vchan("serve --pipe --linger 0.05", &socket);
+        if quiet {
+            sender.arg("--quiet");
+        }
+        sender.stdin(File::open(&from).unwrap()).stderr(slave);
+        let sending = sender.spawn().unwrap();
+        // Or the test would hold the terminal open.
+        drop(sender);
+        let mut receiver = vchan("connect --pipe", &socket).spawn().unwrap();
+        // It comes to a halt, as nobody takes what has been received.
+        let mut screen = screen;
+        if !quiet {
+            let text;
+            (text, screen) = shown(screen, "%");
+            assert!(
+                text.contains("sent") && text.contains("of 2.86 MiB"),
+                "{text:?}"
+            );
+        }
+        let mut received = Vec::new();
+        let mut stdout = receiver.stdout.take().unwrap();
+        stdout.read_to_end(&mut received).unwrap();
+        assert_eq!(received.len(), 3_000_000);
+        assert_eq!(succeeds(receiver).1, "", "stderr is no terminal there");
+        succeeds(sending);
+        let (text, _) = shown(screen, "");
+        if quiet {
+            assert_eq!(text, "");
+        } else {
+            assert!(text.contains("sent 2.86 MiB in "), "{text:?}");
+        }
+    }
+}
+
+#[test]
+fn a_terminal_gets_every_byte_of_the_output() {
+    let dir = tempfile::tempdir().unwrap();
+    let (socket, from) = (dir.path().join("socket"), dir.path().join("from"));
+    let text = "0123456789".repeat(20_000) + "!";
+    fs::write(&from, &text).unwrap();
+    let (slave, screen) = terminal();
+    let mut receiver = vchan("serve --pipe", &socket);
+    let receiving = receiver.stdout(slave).spawn().unwrap();
+    drop(receiver);
+    let mut sender = vchan("connect --pipe --linger 0.05", &socket);
+    let sending = sender.stdin(File::open(&from).unwrap()).spawn().unwrap();
+    let (seen, _screen) = shown(screen, "!");
+    assert_eq!(seen.len(), text.len());
+    assert!(seen == text);
+    succeeds(sending);
+    succeeds(receiving);
+}
