@@ -1,60 +1,142 @@
 #![deny(unsafe_code)]
 //! A byte channel between two Xen domains over granted memory.
 //!
-//! The wire format is libxenvchan's (`xen/io/libxenvchan.h`), so either end may be any existing
-//! libxenvchan program. The same ring also runs over a memfd without Xen ([`local`]).
+//! Two rings in memory that both domains see, one for each direction; the data path has no system
+//! call and no copy but yours. The wire format is libxenvchan's (`xen/io/libxenvchan.h`), so the
+//! other end may be any existing libxenvchan program, in either role. The same rings also run over
+//! a memfd between two processes of one machine ([`local`]), for development and tests.
 //!
-//! A server and a client, here in one process over [`local`]; with `xen::Server` and
-//! `xen::connect` in place of the last two functions they are two domains:
+//! The other end is not trusted: whatever it writes into the shared memory, a call returns in
+//! time, with data or with an error that names what the peer did.
+//!
+//! # A server and a client
+//! Over a Unix socket, as here, or between two domains: with `xen:0/data/sum` in the guest that
+//! serves and `xen:7/data/sum` in dom0, nothing else changes.
 //!
 //! ```
-//! use std::os::unix::net::UnixStream;
 //! use std::time::{Duration, Instant};
-//! use vchan::{Channel, Result, local};
+//! use vchan::{Address, Error, Result};
 //!
+//! /// Every call that may wait takes a deadline.
 //! fn soon() -> Instant {
 //!     Instant::now() + Duration::from_secs(10)
 //! }
 //!
-//! /// Sends back what comes, until the other side closes.
-//! fn echo(mut channel: Channel) -> Result<()> {
-//!     let mut buf = [0; 4096];
+//! /// Answers each number with the sum so far, until the client closes.
+//! fn server(address: &Address) -> Result<()> {
+//!     let mut channel = address.serve(None, soon())?;
+//!     let mut sum = 0u64;
 //!     loop {
-//!         match channel.read(&mut buf, soon())? {
-//!             0 => return Ok(()),
-//!             n => channel.write_all(&buf[..n], soon())?,
-//!         }
+//!         // Lends the bytes in the ring once all 8 are there; fewer are left only at the end.
+//!         let Some(number) = channel.peek(8, soon())?.word(0) else {
+//!             return Ok(());
+//!         };
+//!         channel.consume(8)?;
+//!         sum = sum.wrapping_add(number);
+//!         channel.write_all(&sum.to_ne_bytes(), soon())?;
 //!     }
 //! }
 //!
-//! fn ask(mut channel: Channel) -> Result<()> {
-//!     channel.write_all(b"hello", soon())?;
-//!     let mut answer = [0; 5];
-//!     let mut filled = 0;
-//!     while filled < answer.len() {
-//!         filled += channel.read(&mut answer[filled..], soon())?;
+//! fn client(address: &Address) -> Result<u64> {
+//!     // Waits for the server to appear.
+//!     let mut channel = address.connect(soon())?;
+//!     let mut sum = [0; 8];
+//!     for number in 1..=100u64 {
+//!         channel.write_all(&number.to_ne_bytes(), soon())?;
+//!         // A channel is a stream: what was written at once may come in parts.
+//!         let mut filled = 0;
+//!         while filled < sum.len() {
+//!             match channel.read(&mut sum[filled..], soon())? {
+//!                 0 => return Err(Error::PeerClosed { unread: 0 }),
+//!                 n => filled += n,
+//!             }
+//!         }
 //!     }
-//!     assert_eq!(&answer, b"hello");
-//!     // Waits until the other side has read everything.
-//!     channel.close(soon())
+//!     // Waits until the server has read everything, then closes.
+//!     channel.close(soon())?;
+//!     Ok(u64::from_ne_bytes(sum))
 //! }
 //!
 //! # fn main() -> Result<()> {
-//! let (one, other) = UnixStream::pair().unwrap();
-//! let server = std::thread::spawn(move || echo(local::serve_on(one, 64 << 10, soon())?));
-//! ask(local::connect_on(other, soon())?)?;
-//! server.join().unwrap()
+//! # let socket = std::env::temp_dir().join(format!("vchan-doc-{}.sock", std::process::id()));
+//! # let socket = socket.display();
+//! let address: Address = format!("local:{socket}").parse()?;
+//! let sum = std::thread::scope(|scope| {
+//!     let server = scope.spawn(|| server(&address));
+//!     let sum = client(&address)?;
+//!     server.join().unwrap()?;
+//!     Ok::<_, Error>(sum)
+//! })?;
+//! assert_eq!(sum, 5050);
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! `examples/` in the sources holds complete programs: an echo server and client, and one that
+//! sends a file from kernel to kernel.
+//!
+//! # What to use for what
+//! | you want | use |
+//! |---|---|
+//! | a stream of bytes | [`Channel::read`], [`Channel::write_all`], or [`std::io::Read`] and [`Write`](std::io::Write) with [`Channel::set_timeout`] |
+//! | no copy: fill and look at the ring itself, or move bytes between it and a file or socket | [`Channel::reserve`] and [`peek`](Channel::peek): [`in_place`] |
+//! | one thread for each direction | [`Channel::split`] |
+//! | a poll loop of your own | `try_…` calls, and the descriptor that a channel lends with [`AsFd`](std::os::fd::AsFd) |
+//! | one thread for many channels | [`reactor`] |
+//! | buffers of many megabytes that both sides address | [`region`] |
+//! | to know why it failed, and to tell a person | [`Error`], [`Error::advice`] |
+//!
+//! # When things go wrong
+//! * The peer **closes**, or its process ends: what it wrote before is still read, then reads
+//!   return 0, the end. Writes fail with [`Error::PeerClosed`], which says how much it left unread.
+//! * Its **domain is destroyed**: every waiting call wakes, and reads end with
+//!   [`Error::PeerLost`]; the mapping is dropped, so that no zombie stays in `xl list`.
+//! * It **breaks the rules**: [`Error::Peer`] names the field and the value, now and in every
+//!   later call. Close the channel.
+//! * It does **nothing**: [`Error::TimedOut`] at the deadline. The channel stays usable.
+//!
+//! To check a message, copy it first: the peer can still change what lies in the ring. The
+//! copying calls always do; [in place](in_place) it is up to you.
+//!
+//! # In a poll loop
+//! ```
+//! use std::os::fd::AsFd;
+//! use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+//! # use std::time::{Duration, Instant};
+//! # fn main() -> Result<(), Box<dyn std::error::Error>> {
+//! # let soon = Instant::now() + Duration::from_secs(10);
+//! # let (one, other) = std::os::unix::net::UnixStream::pair()?;
+//! # let server = std::thread::spawn(move || vchan::local::serve_on(one, 4096, soon));
+//! # let mut channel = vchan::local::connect_on(other, soon)?;
+//! # let mut peer = server.join().unwrap()?;
+//! # peer.write_all(b"hello", soon)?;
+//! # drop(peer);
+//! let mut received: Vec<u8> = Vec::new();
+//! let mut buf = [0; 4096];
+//! loop {
+//!     // Until it says that it would block: only then the peer has been asked to ring.
+//!     match channel.try_read(&mut buf)? {
+//!         Some(0) => break, // the end
+//!         Some(n) => received.extend(&buf[..n]),
+//!         None => {
+//!             let mut fds = [PollFd::new(channel.as_fd(), PollFlags::POLLIN)];
+//!             poll(&mut fds, PollTimeout::NONE)?;
+//!         }
+//!     }
+//! }
+//! assert_eq!(received, b"hello");
+//! # Ok(())
 //! # }
 //! ```
 //!
 //! # How the crate is laid out
 //! * [`layout`]: the control page's offsets, ring orders and the rule by which a server picks them.
 //! * [`ring`]: index arithmetic on values the peer may have made up. Pure, no memory, no OS.
-//! * [`shm`]: the only file that touches shared memory.
+//! * [`shm`]: the memory shared with the peer, and the rules for touching it.
 //! * [`in_place`]: using the bytes in the ring without a copy.
 //! * [`notify`]: the notify bits and the fences that keep a wake-up from being lost.
 //! * [`backend`]: what a carrier has to provide; [`local`] and [`xen`] are the two there are.
-//! * [`channel`], [`reader`], [`writer`]: what applications use.
+//! * [`channel`], [`reader`], [`writer`]: what applications use. [`address`]: where a channel is.
 //! * [`reactor`]: many channels over one event-channel handle, in one poll loop.
 //! * [`region`]: bulk buffers beside the ring.
 //! * [`conformance`]: what every channel must do, whatever carries it.
@@ -63,6 +145,7 @@
 //! The *server* provides the memory, the *client* maps it. The **left** ring carries client to
 //! server, the **right** ring server to client. Sizes are in bytes.
 
+pub mod address;
 pub mod backend;
 pub mod channel;
 pub mod conformance;
@@ -85,6 +168,7 @@ mod wait;
 pub mod writer;
 pub mod xen;
 
+pub use address::Address;
 pub use channel::{Channel, Stats};
 pub use domain::DomId;
 pub use error::{Error, PeerError, Result};
