@@ -8,6 +8,7 @@
 
 mod cases;
 mod close;
+pub mod many;
 mod stream;
 
 use std::time::{Duration, Instant};
