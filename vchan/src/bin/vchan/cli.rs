@@ -6,6 +6,9 @@ use std::time::Duration;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use vchan::{DomId, RingSizes};
 
+use crate::cycles::Rounds;
+use crate::many::{Asking, Count};
+
 const EXAMPLES: &str = "\
 Examples:
   A file from guest 7 to dom0:
@@ -81,6 +84,43 @@ pub(crate) enum Command {
         #[arg(long)]
         only: Option<String>,
     },
+    /// Open and close channels, and have peers killed, to see what stays behind: server's side.
+    #[command(hide = true)]
+    CycleServe {
+        #[command(flatten)]
+        place: Place,
+        #[command(flatten)]
+        rounds: Rounds,
+    },
+    /// The client's side of that.
+    #[command(hide = true)]
+    CycleConnect {
+        #[command(flatten)]
+        place: Place,
+        #[command(flatten)]
+        rounds: Rounds,
+    },
+    /// Echo on many channels in one thread, at PATH/0, PATH/1 and so on.
+    #[command(hide = true)]
+    ManyServe {
+        #[command(flatten)]
+        place: Place,
+        #[command(flatten)]
+        rings: Rings,
+        #[command(flatten)]
+        count: Count,
+    },
+    /// Ask on many channels in one thread and check every answer.
+    #[command(hide = true)]
+    ManyConnect {
+        #[command(flatten)]
+        place: Place,
+        #[command(flatten)]
+        asking: Asking,
+    },
+    /// Print how many more pages this kernel would grant.
+    #[command(hide = true)]
+    PagesLeft,
 }
 
 /// Where the peer is.

@@ -6,7 +6,10 @@ mod bench_messages;
 mod bench_serve;
 mod cli;
 mod conformance;
+mod cycles;
 mod failure;
+mod held;
+mod many;
 mod open;
 mod pipe;
 mod progress;
@@ -44,6 +47,15 @@ fn run(command: Command) -> Result<(), Failure> {
         Command::ConformanceConnect { place, only } => {
             conformance::connect(&place, only.as_deref())
         }
+        Command::CycleServe { place, rounds } => cycles::serve(&place, rounds),
+        Command::CycleConnect { place, rounds } => cycles::connect(&place, rounds),
+        Command::ManyServe {
+            place,
+            rings,
+            count,
+        } => many::serve(&place, rings.sizes(), count),
+        Command::ManyConnect { place, asking } => many::connect(&place, asking),
+        Command::PagesLeft => held::pages_left(),
     }
 }
 

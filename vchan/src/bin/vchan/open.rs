@@ -77,7 +77,8 @@ pub(crate) fn connect(place: &Place) -> Result<Channel, Failure> {
     })
 }
 
-fn xen_place(place: &Place) -> Result<(DomId, &str), Failure> {
+/// The peer and the path on Xen.
+pub(crate) fn xen_place(place: &Place) -> Result<(DomId, &str), Failure> {
     let peer = place
         .peer
         .ok_or_else(|| Failure::new("--peer is missing", "give the domain id of the other side"))?;

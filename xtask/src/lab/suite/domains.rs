@@ -43,14 +43,29 @@ fn guest_destroyed(context: &mut Context) -> Result<()> {
     )?;
     let connect = format!("vchan connect --peer {domid} --path data/t --sink");
     let client = context.start(Place::Dom0, &connect)?;
-    std::thread::sleep(Duration::from_secs(3));
+    // And a hundred more, of one thread on each side.
+    context.start(
+        Place::Guest("victim"),
+        "vchan many-serve --peer 0 --path data/many",
+    )?;
+    let connect_many =
+        format!("vchan many-connect --peer {domid} --path data/many --until-lost --stalled 2");
+    let many = context.start(Place::Dom0, &connect_many)?;
+    many.wait_for(context.host.as_mut(), "connected: 100", NOTICE_LIMIT)?;
     ensure!(
         client.poll(context.host.as_mut())?.is_none(),
         "the transfer ended by itself"
     );
     context.host.guest_destroy("victim")?;
     let output = client.wait(context.host.as_mut(), NOTICE_LIMIT)?;
-    ensure_failed_well(&connect, &output)
+    ensure_failed_well(&connect, &output)?;
+    let output = many.wait(context.host.as_mut(), NOTICE_LIMIT)?;
+    ensure!(
+        output.text()?.contains("lost: 98 channels"),
+        "{}",
+        output.last_words()
+    );
+    Ok(())
 }
 
 fn guest_destroyed_in_session(context: &mut Context) -> Result<()> {

@@ -11,6 +11,7 @@ mod domains;
 mod footprint;
 mod interop;
 mod lone;
+mod many;
 mod mediators;
 mod runner;
 mod vchan;
@@ -33,6 +34,7 @@ pub(crate) const TOPICS: &[&[Case]] = &[
     domains::CASES,
     interop::CASES,
     vchan::CASES,
+    many::CASES,
 ];
 
 /// One test.

@@ -1,0 +1,264 @@
+//! `cycle-serve` and `cycle-connect`: many channels one after the other, and peers that are killed,
+//! to see whether anything stays behind.
+//!
+//! Both sides go through the same rounds, each at a path of its own. In the first `count` the
+//! channel is closed in one of four ways. In the `kills` after them one side, by turns, leaves its
+//! end to a child process, which is killed in the middle of an endless transfer; the other side
+//! lives on. At the end each side looks at what it holds.
+
+use std::io::{BufRead, BufReader};
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use clap::Args;
+use vchan::layout::Role;
+use vchan::local::{self, Listener};
+use vchan::{Channel, Error, RingSizes, xen};
+
+use crate::bench_serve::read_exact;
+use crate::cli::{Backend, Place};
+use crate::failure::Failure;
+use crate::held::Held;
+use crate::open;
+use crate::stream::say;
+
+/// Tells a child which round it dies in.
+const CHILD: &str = "VCHAN_CYCLE_CHILD";
+/// Rounds before the first count: threads start, caches fill.
+const WARM_UP: u32 = 4;
+/// What is sent in a round that ends with a close.
+const MESSAGE: [u8; 300] = [0xA5; 300];
+/// How much must have moved before a transfer counts as one.
+const FLOWING: u64 = 16 << 10;
+/// The longest that one round may take.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+#[derive(Debug, Clone, Copy, Args)]
+pub(crate) struct Rounds {
+    /// Channels that are opened and closed.
+    #[arg(long, default_value_t = 1000)]
+    count: u32,
+    /// Channels of which one side is killed, after those.
+    #[arg(long, default_value_t = 100)]
+    kills: u32,
+}
+
+pub(crate) fn serve(place: &Place, rounds: Rounds) -> Result<(), Failure> {
+    run(place, rounds, Role::Server)
+}
+
+pub(crate) fn connect(place: &Place, rounds: Rounds) -> Result<(), Failure> {
+    run(place, rounds, Role::Client)
+}
+
+fn run(place: &Place, Rounds { count, kills }: Rounds, role: Role) -> Result<(), Failure> {
+    if let Some(round) = child_round() {
+        return die(place, role, round);
+    }
+    let listener = listen(place, role)?;
+    let mut before = None;
+    for round in 0..count {
+        if round == WARM_UP {
+            before = Some(Held::now()?);
+        }
+        let channel = match &listener {
+            Some(listener) => local::serve_on(listener.accept(soon())?, rings(round), soon())?,
+            None if place.backend == Backend::Local => local::connect(&place.path, soon())?,
+            None => open_end(place, role, round)?,
+        };
+        close_somehow(channel, role, round).map_err(|failure| in_round(round, failure))?;
+    }
+    say(format_args!("closed: {count} rounds"))?;
+    for round in count..count + kills {
+        let outcome = match victim(round) == role {
+            true => kill_child(round),
+            false => survive(place, role, round),
+        };
+        outcome.map_err(|failure| in_round(round, failure))?;
+    }
+    say(format_args!("killed: {kills} rounds"))?;
+    let after = Held::now()?;
+    match before {
+        Some(before) if before != after => Err(Failure::new(
+            format!("held {before} before and {after} after"),
+            "something was left behind: report it",
+        )),
+        _ => say(format_args!("held: {after}, before and after")),
+    }
+}
+
+fn in_round(round: u32, failure: Failure) -> Failure {
+    Failure::new(format!("round {round}: {}", failure.what), failure.advice)
+}
+
+fn soon() -> Instant {
+    Instant::now() + PATIENCE
+}
+
+/// Where clients of the rounds that end with a close come one after the other, without Xen.
+fn listen(place: &Place, role: Role) -> Result<Option<Listener>, Failure> {
+    Ok(match (place.backend, role) {
+        (Backend::Local, Role::Server) => Some(Listener::bind(&place.path)?),
+        _ => None,
+    })
+}
+
+fn rings(round: u32) -> RingSizes {
+    RingSizes::from(match round.is_multiple_of(2) {
+        true => 16 << 10,
+        false => 1 << 10,
+    })
+}
+
+/// An end at the round's own path.
+fn open_end(place: &Place, role: Role, round: u32) -> Result<Channel, Failure> {
+    let deadline = soon();
+    Ok(match place.backend {
+        Backend::Xen => {
+            let (peer, path) = open::xen_place(place)?;
+            let path = format!("{path}/{round}");
+            match role {
+                Role::Server => {
+                    xen::Server::publish(peer, &path, rings(round))?.accept(deadline)?
+                }
+                Role::Client => xen::connect(peer, &path, deadline)?,
+            }
+        }
+        Backend::Local => {
+            let mut path = place.path.clone().into_os_string();
+            path.push(format!(".{round}"));
+            match role {
+                Role::Server => local::serve(path.as_ref(), rings(round), deadline)?,
+                Role::Client => local::connect(path.as_ref(), deadline)?,
+            }
+        }
+    })
+}
+
+/// One of four ends: either side closes in good order, or drops what the other still has to read.
+fn close_somehow(mut channel: Channel, role: Role, round: u32) -> Result<(), Failure> {
+    let first = match round.is_multiple_of(2) {
+        true => Role::Server,
+        false => Role::Client,
+    };
+    let mut got = MESSAGE.map(|_| 0);
+    let in_order = (round / 2).is_multiple_of(2);
+    if role == first {
+        channel.write_all(&MESSAGE, soon())?;
+        if in_order {
+            read_exact(&mut channel, &mut got, soon())?;
+            channel.close(soon())?;
+        }
+        drop(channel);
+    } else {
+        read_exact(&mut channel, &mut got, soon())?;
+        if in_order {
+            channel.write_all(&got, soon())?;
+        }
+        if channel.read(&mut [0], soon())? != 0 {
+            return Err(Failure::new("a byte too many came", "report it"));
+        }
+    }
+    match role == first && !in_order || got == MESSAGE {
+        true => Ok(()),
+        false => Err(Failure::new("other bytes came than were sent", "report it")),
+    }
+}
+
+/// Whose end is killed.
+fn victim(round: u32) -> Role {
+    match round.is_multiple_of(2) {
+        true => Role::Server,
+        false => Role::Client,
+    }
+}
+
+/// Whether the victim of the round is the side that writes.
+fn victim_writes(round: u32) -> bool {
+    (round / 2).is_multiple_of(2)
+}
+
+fn child_round() -> Option<u32> {
+    std::env::var(CHILD).ok()?.parse().ok()
+}
+
+/// The child: moves bytes until it is killed.
+fn die(place: &Place, role: Role, round: u32) -> Result<(), Failure> {
+    let channel = open_end(place, role, round)?;
+    move_bytes(channel, victim_writes(round), || {
+        say(format_args!("moving"))
+    })?;
+    Err(Failure::new(
+        "the other side has ended a transfer without end",
+        "look at its output",
+    ))
+}
+
+/// Lets a child die in the middle.
+fn kill_child(round: u32) -> Result<(), Failure> {
+    let failed = |what: &str, error: std::io::Error| {
+        Failure::new(format!("cannot {what} a child: {error}"), "look at dmesg")
+    };
+    let mut child = Command::new("/proc/self/exe")
+        .args(std::env::args_os().skip(1))
+        .env(CHILD, round.to_string())
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .spawn()
+        .map_err(|error| failed("start", error))?;
+    let said = wait_until_moving(&mut child);
+    child.kill().map_err(|error| failed("kill", error))?;
+    child.wait().map_err(|error| failed("wait for", error))?;
+    said.map_err(|error| failed("hear from", error))
+}
+
+fn wait_until_moving(child: &mut Child) -> std::io::Result<()> {
+    let stdout = child.stdout.take().ok_or(std::io::ErrorKind::BrokenPipe)?;
+    let mut line = String::new();
+    BufReader::new(stdout).read_line(&mut line)?;
+    match line.as_str() {
+        "moving\n" => Ok(()),
+        _ => Err(std::io::ErrorKind::UnexpectedEof.into()),
+    }
+}
+
+/// The other side: the peer's end is an end like any other.
+fn survive(place: &Place, role: Role, round: u32) -> Result<(), Failure> {
+    let channel = open_end(place, role, round)?;
+    let mut flowed = false;
+    move_bytes(channel, !victim_writes(round), || {
+        flowed = true;
+        Ok(())
+    })?;
+    match flowed {
+        true => Ok(()),
+        false => Err(Failure::new(
+            "the other side ended before anything moved",
+            "look at its output",
+        )),
+    }
+}
+
+/// Writes, or reads, until the peer is gone.
+fn move_bytes(
+    mut channel: Channel,
+    write: bool,
+    mut flowing: impl FnMut() -> Result<(), Failure>,
+) -> Result<(), Failure> {
+    let mut buf = vec![0x5A; 4096];
+    let mut moved = 0;
+    loop {
+        let outcome = match write {
+            true => channel.write_all(&buf, soon()).map(|()| buf.len()),
+            false => channel.read(&mut buf, soon()),
+        };
+        let n = match outcome {
+            Ok(0) | Err(Error::PeerClosed { .. }) => return Ok(()),
+            outcome => outcome? as u64,
+        };
+        if moved < FLOWING && moved + n >= FLOWING {
+            flowing()?;
+        }
+        moved += n;
+    }
+}
