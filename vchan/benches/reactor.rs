@@ -1,0 +1,151 @@
+//! What one bad channel costs 99 good ones in the same thread: `cargo bench -p vchan --bench
+//! reactor`.
+//!
+//! One thread echoes on 100 channels of a reactor, another asks on 99 of them and checks each
+//! answer. The hundredth is idle, or does something bad; the good ones' throughput beside a bad
+//! one is compared with that beside an idle one, in turns. What the bad one does it does in the
+//! asking thread, and beside the idle one that thread makes the same system calls to no effect:
+//! an attacker has a processor of its own, and shall not take ours by this program's doing.
+
+use std::os::fd::AsFd;
+use std::os::unix::net::UnixStream;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags};
+use nix::sys::eventfd::EventFd;
+use vchan::conformance::many::{Ask, Echo, Many};
+use vchan::layout::offset;
+use vchan::local::peer::LyingPeer;
+use vchan::reactor::{Handle, Reactor};
+use vchan::{Channel, local};
+
+const GOOD: u64 = 99;
+const RING: usize = 16 << 10;
+const ROUNDS: usize = 9;
+const WARM_UP: Duration = Duration::from_millis(100);
+const MEASURE: Duration = Duration::from_millis(500);
+/// Rings in each turn of the asking thread.
+const STORM: usize = 16;
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Bad {
+    /// Connected, and silent.
+    Idle,
+    /// Its rings are full, and it reads nothing.
+    Stalled,
+    /// Rings without end and moves nothing.
+    Storm,
+    /// Rings without end, with one more byte each time.
+    Trickle,
+}
+
+fn soon() -> Instant {
+    Instant::now() + Duration::from_secs(60)
+}
+
+fn pair(servers: &Handle, clients: &Handle) -> (Channel, Channel) {
+    let (one, other) = UnixStream::pair().expect("a socket pair");
+    thread::scope(|scope| {
+        let client = scope.spawn(|| local::connect_on_reactor(clients, other, soon()));
+        let server = local::serve_on_reactor(servers, one, RING, soon()).expect("a server");
+        (server, client.join().expect("no panic").expect("a client"))
+    })
+}
+
+/// Megabytes a second, there and back, of the good ones together.
+fn measure(bad: Bad) -> f64 {
+    let mut servers = Reactor::new().expect("a reactor");
+    let mut clients = Reactor::new().expect("a reactor");
+    let (mut echoes, mut asks) = (Many::default(), Many::default());
+    for seed in 0..GOOD {
+        let (server, client) = pair(servers.handle(), clients.handle());
+        echoes.add(server, Echo::default());
+        asks.add(client, Ask::new(seed, u64::MAX));
+    }
+    let (one, other) = UnixStream::pair().expect("a socket pair");
+    let liar = thread::spawn(move || LyingPeer::connect(other, soon()));
+    let server = local::serve_on_reactor(servers.handle(), one, RING, soon()).expect("a server");
+    let liar = liar.join().expect("no panic").expect("a peer");
+    echoes.add(server, Echo::default());
+    if bad == Bad::Stalled {
+        // A full ring, and its answers are never read.
+        liar.page.set_u32(offset::LEFT_PROD, 16 << 10);
+    }
+
+    // Edges that an epoll descriptor collects, as those of the bell are collected.
+    let nobody = EventFd::from_value(1).expect("an eventfd");
+    let epoll = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC).expect("an epoll descriptor");
+    let edges = EpollEvent::new(EpollFlags::EPOLLIN | EpollFlags::EPOLLET, 0);
+    epoll.add(nobody.as_fd(), edges).expect("epoll");
+
+    let stop = AtomicBool::new(false);
+    thread::scope(|scope| {
+        scope.spawn(|| {
+            while !stop.load(Ordering::Relaxed) {
+                let until = Instant::now() + Duration::from_millis(20);
+                echoes.turn(&mut servers, until).expect("the reactor");
+            }
+        });
+        let start = Instant::now();
+        let (mut from, mut trickled) = (None, 0u32);
+        let rate = loop {
+            for _ in 0..STORM {
+                match bad {
+                    Bad::Idle | Bad::Stalled => drop(nobody.write(0)),
+                    Bad::Storm => liar.ring(),
+                    Bad::Trickle => {
+                        // No more than the victim has taken, and it takes back what it sent.
+                        if trickled.wrapping_sub(liar.page.u32(offset::LEFT_CONS)) < 4096 {
+                            trickled = trickled.wrapping_add(1);
+                            liar.page.set_u32(offset::LEFT_PROD, trickled);
+                        }
+                        let answered = liar.page.u32(offset::RIGHT_PROD);
+                        liar.page.set_u32(offset::RIGHT_CONS, answered);
+                        liar.ring();
+                    }
+                }
+            }
+            let until = Instant::now() + Duration::from_millis(1);
+            asks.turn(&mut clients, until).expect("the reactor");
+            let elapsed = start.elapsed();
+            if elapsed < WARM_UP {
+                continue;
+            }
+            let received: u64 = asks.works().map(Ask::received).sum();
+            let (then, before) = *from.get_or_insert((Instant::now(), received));
+            if elapsed >= WARM_UP + MEASURE {
+                break (received - before) as f64 / then.elapsed().as_secs_f64() / 1e6;
+            }
+        };
+        stop.store(true, Ordering::Relaxed);
+        rate
+    })
+}
+
+fn median(mut values: Vec<f64>) -> f64 {
+    values.sort_by(f64::total_cmp);
+    values[values.len() / 2]
+}
+
+fn main() {
+    println!("| the hundredth channel | MB/s of the other 99 | beside an idle one | ratio |");
+    println!("|---|---|---|---|");
+    for bad in [Bad::Idle, Bad::Stalled, Bad::Storm, Bad::Trickle] {
+        let (mut with, mut without, mut ratios) = (Vec::new(), Vec::new(), Vec::new());
+        for _ in 0..ROUNDS {
+            let (idle, found) = (measure(Bad::Idle), measure(bad));
+            with.push(found);
+            without.push(idle);
+            ratios.push(found / idle);
+        }
+        let name = format!("{bad:?}").to_lowercase();
+        println!(
+            "| {name} | {:.0} | {:.0} | {:.2} |",
+            median(with),
+            median(without),
+            median(ratios)
+        );
+    }
+}
