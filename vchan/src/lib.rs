@@ -90,7 +90,7 @@
 //! * The peer **closes**, or its process ends: what it wrote before is still read, then reads
 //!   return 0, the end. Writes fail with [`Error::PeerClosed`], which says how much it left unread.
 //! * Its **domain is destroyed**: every waiting call wakes, and reads end with
-//!   [`Error::PeerLost`]; the mapping is dropped, so that no zombie stays in `xl list`.
+//!   [`Error::PeerLost`]. Drop the channel then: its mapping keeps the dead domain in `xl list`.
 //! * It **breaks the rules**: [`Error::Peer`] names the field and the value, now and in every
 //!   later call. Close the channel.
 //! * It does **nothing**: [`Error::TimedOut`] at the deadline. The channel stays usable.
@@ -176,4 +176,5 @@ pub use in_place::{PeerBytes, RingSpace};
 pub use layout::RingSizes;
 pub use reader::Reader;
 pub use spin::DEFAULT_SPIN;
+pub use vgpu_protocol::transport::{Interest, Transport, TransportError};
 pub use writer::Writer;
