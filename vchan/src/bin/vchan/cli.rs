@@ -84,6 +84,29 @@ pub(crate) enum Command {
         #[arg(long)]
         only: Option<String>,
     },
+    /// Make a shared region for one `region-connect`, then exit.
+    #[command(hide = true)]
+    RegionServe {
+        #[command(flatten)]
+        place: Place,
+        #[command(flatten)]
+        rings: Rings,
+        /// Bytes of the region; K and M are allowed.
+        #[arg(long, value_name = "BYTES", default_value = "2M", value_parser = bytes)]
+        bytes: usize,
+    },
+    /// Map the shared region of a `region-serve` and use it.
+    #[command(hide = true)]
+    RegionConnect {
+        #[command(flatten)]
+        place: Place,
+        /// What to do with it.
+        #[arg(long = "to", value_enum)]
+        work: RegionWork,
+        /// Seconds to measure each way.
+        #[arg(long, value_name = "SECONDS", default_value = "0.5", value_parser = seconds)]
+        time: Duration,
+    },
     /// Open and close channels, and have peers killed, to see what stays behind: server's side.
     #[command(hide = true)]
     CycleServe {
@@ -121,6 +144,34 @@ pub(crate) enum Command {
     /// Print how many more pages this kernel would grant.
     #[command(hide = true)]
     PagesLeft,
+}
+
+/// What the two ends of a shared region do.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum RegionWork {
+    /// Move bytes both ways and verify them, revoke, ask for too much.
+    Check,
+    /// Stay mapped until the other side is gone.
+    Hold,
+    /// Compare with the ring alone.
+    Bench,
+}
+
+impl RegionWork {
+    /// By which the client asks for it.
+    pub(crate) fn byte(self) -> u8 {
+        match self {
+            Self::Check => b'c',
+            Self::Hold => b'h',
+            Self::Bench => b'b',
+        }
+    }
+
+    pub(crate) fn from_byte(byte: u8) -> Option<Self> {
+        [Self::Check, Self::Hold, Self::Bench]
+            .into_iter()
+            .find(|work| work.byte() == byte)
+    }
 }
 
 /// Where the peer is.

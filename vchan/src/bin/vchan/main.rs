@@ -13,6 +13,8 @@ mod many;
 mod open;
 mod pipe;
 mod progress;
+mod region;
+mod region_bench;
 mod stream;
 
 use std::process::ExitCode;
@@ -56,6 +58,14 @@ fn run(command: Command) -> Result<(), Failure> {
         } => many::serve(&place, rings.sizes(), count),
         Command::ManyConnect { place, asking } => many::connect(&place, asking),
         Command::PagesLeft => held::pages_left(),
+        Command::RegionServe {
+            place,
+            rings,
+            bytes,
+        } => region::serve(open::serve(&place, &rings)?, bytes),
+        Command::RegionConnect { place, work, time } => {
+            region::connect(open::connect(&place)?, work, time)
+        }
     }
 }
 
