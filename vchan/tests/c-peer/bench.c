@@ -2,6 +2,7 @@
  *
  * Both ends of docs/vchan-bench.md over the stock libxenvchan, to compare with. */
 #include <inttypes.h>
+#include <poll.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -20,11 +21,12 @@ struct command {
 
 _Static_assert(sizeof(struct command) == 24, "the command has no padding");
 
-static const uint32_t stream_bytes[] = {64, 1024, 4096, 16384, 65536};
-static const uint32_t echo_bytes[] = {16, 1024};
-
 #define MAX_MESSAGE (1u << 24)
-#define COUNT_OF(array) (sizeof(array) / sizeof((array)[0]))
+
+static const char usual_points[] =
+    "sink:64,sink:1024,sink:4096,sink:16384,sink:65536,"
+    "source:64,source:1024,source:4096,source:16384,source:65536,"
+    "echo:16,echo:1024";
 
 static double now(void)
 {
@@ -92,18 +94,20 @@ static double run_point(struct peer *p, enum kind kind, char *buf, uint32_t byte
     return now() - start;
 }
 
-static int measure(struct peer *p, enum kind kind, char *buf, uint32_t bytes, size_t ring)
+static int measure(struct peer *p, enum kind kind, const char *name, char *buf, uint32_t bytes)
 {
-    const char *name = kind == SINK ? "sink" : kind == SOURCE ? "source" : "echo";
+    size_t ring = (size_t)1 << (kind == SOURCE ? p->chan->read.order : p->chan->write.order);
     uint64_t count = 8;
     double seconds;
 
+    if (p->bench_bytes)
+        count = p->bench_bytes > bytes ? p->bench_bytes / bytes : 1;
     /* A growing count, until one run lasts at least half of the wanted time. */
     for (;;) {
         seconds = run_point(p, kind, buf, bytes, count);
         if (seconds < 0)
             return closed();
-        if (seconds * 2 >= p->seconds)
+        if (p->bench_bytes || seconds * 2 >= p->seconds)
             break;
         double factor = p->seconds / (seconds > 1e-9 ? seconds : 1e-9);
         factor = factor < 2 ? 2 : factor > 16 ? 16 : factor;
@@ -118,23 +122,63 @@ static int measure(struct peer *p, enum kind kind, char *buf, uint32_t bytes, si
     return 0;
 }
 
+/* Says what comes next and waits for a line, if that was asked for. */
+static void step(struct peer *p, const char *next)
+{
+    int c;
+
+    if (!p->step)
+        return;
+    printf("{\"step\":\"%s\"}\n", next);
+    while ((c = getchar()) != '\n' && c != EOF)
+        ;
+}
+
+/* Waits for the server to say something, which it does not. */
+static int stay_idle(struct peer *p)
+{
+    struct pollfd event = {.fd = libxenvchan_fd_for_select(p->chan), .events = POLLIN};
+    double end = now() + p->idle;
+
+    for (double left; (left = end - now()) > 0;) {
+        if (libxenvchan_data_ready(p->chan) > 0 || libxenvchan_is_open(p->chan) != 1)
+            return closed();
+        if (poll(&event, 1, (int)(left * 1000) + 1) > 0 && libxenvchan_wait(p->chan) < 0)
+            return closed();
+    }
+    return 0;
+}
+
 int run_bench(struct peer *p)
 {
     char *buf = malloc(MAX_MESSAGE);
-    size_t outgoing = (size_t)1 << p->chan->write.order;
-    size_t incoming = (size_t)1 << p->chan->read.order;
     struct command end = {{'V', 'B', 'N', '1'}, END, 0, 0, 0};
 
     memset(buf, 0x5a, MAX_MESSAGE);
-    for (size_t i = 0; i < COUNT_OF(stream_bytes); i++)
-        if (measure(p, SINK, buf, stream_bytes[i], outgoing))
+    for (const char *at = p->points ? p->points : usual_points; *at;) {
+        char point[32] = "", name[16] = "";
+        uint32_t bytes = 0;
+        enum kind kind;
+
+        sscanf(at, "%31[^,]", point);
+        at += strlen(point);
+        at += *at == ',';
+        sscanf(point, "%15[^:]:%" SCNu32, name, &bytes);
+        kind = !strcmp(name, "sink") ? SINK : !strcmp(name, "source") ? SOURCE : ECHO;
+        if ((kind == ECHO && strcmp(name, "echo")) || bytes == 0 || bytes > MAX_MESSAGE) {
+            fprintf(stderr, "c-peer: `%s` is no point: KIND:BYTES is needed\n", point);
+            return 2;
+        }
+        step(p, point);
+        if (measure(p, kind, name, buf, bytes))
             return 1;
-    for (size_t i = 0; i < COUNT_OF(stream_bytes); i++)
-        if (measure(p, SOURCE, buf, stream_bytes[i], incoming))
+    }
+    if (p->idle > 0) {
+        step(p, "idle");
+        if (stay_idle(p))
             return 1;
-    for (size_t i = 0; i < COUNT_OF(echo_bytes); i++)
-        if (measure(p, ECHO, buf, echo_bytes[i], outgoing))
-            return 1;
+    }
+    step(p, "end");
     free(buf);
     return peer_write_all(p, &end, sizeof end) < 0 ? closed() : 0;
 }

@@ -25,6 +25,10 @@
  *     --bytes N                     how much `source` and `ping` send
  *     --timeout S                   ends the program with SIGALRM after S seconds (default 120)
  *     --time S                      seconds for a point of the bench (default 0.5)
+ *     --points LIST                 the points of the bench, KIND:BYTES separated by commas
+ *     --bytes N                     also: what each point of the bench moves, in place of --time
+ *     --idle S                      the bench then stays connected for S seconds without traffic
+ *     --step                        the bench announces each point and waits for a line before it
  *     --packets                     the bench sends a message with the library's all-or-nothing
  *                                   calls, where it fits the ring
  * Exit status: 0 success, 1 failure, 2 wrong usage.
@@ -251,6 +255,10 @@ int main(int argc, char **argv)
             p.packets = 1;
             continue;
         }
+        if (!strcmp(argv[i], "--step")) {
+            p.step = 1;
+            continue;
+        }
         if (!value)
             return usage();
         if (!strcmp(argv[i], "--to-server"))
@@ -265,6 +273,10 @@ int main(int argc, char **argv)
             timeout = (unsigned)strtoul(value, NULL, 10);
         else if (!strcmp(argv[i], "--time"))
             p.seconds = strtod(value, NULL);
+        else if (!strcmp(argv[i], "--points"))
+            p.points = value;
+        else if (!strcmp(argv[i], "--idle"))
+            p.idle = strtod(value, NULL);
         else
             return usage();
         i++;
@@ -272,6 +284,7 @@ int main(int argc, char **argv)
     if (p.chunk == 0)
         return usage();
 
+    p.bench_bytes = bytes;
     setvbuf(stdout, NULL, _IOLBF, 0);
     crc_init();
     alarm(timeout);

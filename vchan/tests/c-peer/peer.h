@@ -15,6 +15,10 @@ struct peer {
     size_t to_server, to_client; /* ring sizes asked for, server role */
     int packets;                 /* send and recv where a message fits the ring */
     double seconds;              /* the time for one point of the bench */
+    unsigned long long bench_bytes; /* in place of it: what one point moves, if not 0 */
+    const char *points;          /* of the bench; NULL: the usual ones */
+    double idle;                 /* seconds to stay connected after the points */
+    int step;                    /* wait for a line on standard input before each point */
 };
 
 ssize_t peer_read(struct peer *p, void *buf, size_t len);

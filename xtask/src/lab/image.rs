@@ -88,6 +88,18 @@ pub(crate) struct Images {
     pub(crate) dom0: PathBuf,
 }
 
+impl Images {
+    /// The images in `folder`.
+    pub(crate) fn of(folder: &Path) -> Self {
+        Images {
+            xen: folder.join("xen"),
+            kernel: folder.join("vmlinux"),
+            base: folder.join("base.cpio"),
+            dom0: folder.join("dom0.cpio"),
+        }
+    }
+}
+
 /// Builds the images, or finds them in the cache.
 pub(crate) fn build(cache: &Path, packages: &Packages) -> Result<Images> {
     let mut inputs = format!("{FORMAT} {} {:?}", packages.version, modules::MODULES);
@@ -96,12 +108,7 @@ pub(crate) fn build(cache: &Path, packages: &Packages) -> Result<Images> {
         inputs.push_str(text);
     }
     let folder = cache.join(format!("images-{:016x}", fnv1a(inputs.as_bytes())));
-    let images = Images {
-        xen: folder.join("xen"),
-        kernel: folder.join("vmlinux"),
-        base: folder.join("base.cpio"),
-        dom0: folder.join("dom0.cpio"),
-    };
+    let images = Images::of(&folder);
     if folder.is_dir() {
         return Ok(images);
     }
@@ -142,9 +149,19 @@ fn build_in(work: &Path, packages: &Packages) -> Result<()> {
     add_base(&mut archive, &packages.tree, &kernel_version)?;
     archive.finish()?.flush()?;
 
-    let mut archive = Archive::new(BufWriter::new(File::create(work.join("dom0.cpio"))?));
-    archive.file("boot/vmlinux", 0o644, &kernel)?;
-    archive.file("boot/base.cpio", 0o644, &fs::read(&base)?)?;
+    add_dom0(work)
+}
+
+/// Writes `dom0.cpio` beside the `vmlinux` and `base.cpio` that it is made of.
+///
+/// # Errors
+/// One of them is missing, or the disk is full.
+pub(crate) fn add_dom0(folder: &Path) -> Result<()> {
+    let file = File::create(folder.join("dom0.cpio"))?;
+    let mut archive = Archive::new(BufWriter::new(file));
+    for name in ["vmlinux", "base.cpio"] {
+        archive.file(&format!("boot/{name}"), 0o644, &read(&folder.join(name))?)?;
+    }
     archive.finish()?.flush()?;
     Ok(())
 }

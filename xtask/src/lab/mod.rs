@@ -48,6 +48,7 @@ pub(crate) fn main(args: Vec<OsString>) -> Result<()> {
         guests: flags.guest,
         xenstored: flags.xenstored,
         memory_mib: flags.memory.unwrap_or(qemu::DEFAULT_MEMORY),
+        runs: project::runs(),
     };
     match flags.subcommand {
         LabCmd::Build(_) => {
@@ -86,6 +87,8 @@ struct Where {
     guests: Vec<String>,
     xenstored: Option<String>,
     memory_mib: u32,
+    /// For the logs of QEMU's runs.
+    runs: PathBuf,
 }
 
 impl Where {
@@ -95,7 +98,7 @@ impl Where {
     }
 
     fn boot<'a>(
-        &self,
+        &'a self,
         images: &'a Images,
         project: &'a [u8],
         xenstored: Xenstored,
@@ -108,6 +111,7 @@ impl Where {
             project,
             xenstored,
             memory_mib: self.memory_mib,
+            runs: &self.runs,
         })
     }
 
@@ -171,7 +175,7 @@ fn programs(bare: bool, add: &[PathBuf]) -> Result<Vec<Program>> {
     let mut programs = if bare {
         vec![project::build_agent()?]
     } else {
-        project::build()?
+        project::build(project::PACKAGES)?
     };
     for path in add {
         if path.is_dir() {

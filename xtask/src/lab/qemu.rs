@@ -11,7 +11,6 @@ use anyhow::{Context, Result, bail};
 use super::agent::Agent;
 use super::host::{Output, Place, Xenstored};
 use super::image::Images;
-use super::project;
 
 /// The processor QEMU emulates. Newer models break a PV dom0 (SMAP, mwait);
 /// nested paging is what PVH guests need.
@@ -26,7 +25,7 @@ pub(crate) const DEFAULT_MEMORY: u32 = 3072;
 /// Boot usually takes 8 s; a busy machine gets twenty times that.
 const BOOT_LIMIT: Duration = Duration::from_secs(180);
 
-/// Run folders kept in `target/lab`.
+/// Run folders kept.
 const RUNS_KEPT: usize = 12;
 
 /// What to boot.
@@ -36,6 +35,8 @@ pub(crate) struct Boot<'a> {
     pub(crate) project: &'a [u8],
     pub(crate) xenstored: Xenstored,
     pub(crate) memory_mib: u32,
+    /// Below it each run has a folder for its logs.
+    pub(crate) runs: &'a Path,
 }
 
 /// A running machine; dropping it kills QEMU.
@@ -51,7 +52,7 @@ impl Qemu {
     /// # Errors
     /// With the last lines of the console and the folder of the logs.
     pub(crate) fn boot(boot: &Boot<'_>) -> Result<Self> {
-        let folder = run_folder(boot.xenstored.name())?;
+        let folder = run_folder(boot.runs, boot.xenstored.name())?;
         let mut command = command(boot, &folder, "")?;
         // The agent's serial port is QEMU's standard input and output: no
         // socket to name, and nothing left behind.
@@ -107,7 +108,7 @@ impl Qemu {
 
     /// Boots with this terminal as dom0's console; returns when the machine ends.
     pub(crate) fn interactive(boot: &Boot<'_>) -> Result<()> {
-        let folder = run_folder("shell")?;
+        let folder = run_folder(boot.runs, "shell")?;
         let mut command = command(boot, &folder, "lab.shell")?;
         command.args(["-display", "none", "-serial", "mon:stdio"]);
         eprintln!("lab: booting Xen with {}; Ctrl-A X ends it", boot.xenstored);
@@ -198,11 +199,10 @@ fn guest_copy(archive: &[u8]) -> Result<Vec<u8>> {
     Ok(outer.finish()?)
 }
 
-/// A new folder `target/lab/RUN`; removes the oldest when there are many.
-fn run_folder(name: &str) -> Result<PathBuf> {
-    let runs = project::target().join("lab");
-    fs::create_dir_all(&runs).with_context(|| format!("creating {}", runs.display()))?;
-    let mut old: Vec<PathBuf> = fs::read_dir(&runs)?
+/// A new folder `RUNS/RUN`; removes the oldest when there are many.
+fn run_folder(runs: &Path, name: &str) -> Result<PathBuf> {
+    fs::create_dir_all(runs).with_context(|| format!("creating {}", runs.display()))?;
+    let mut old: Vec<PathBuf> = fs::read_dir(runs)?
         .filter_map(|e| Some(e.ok()?.path()))
         .filter(|p| p.is_dir())
         .collect();

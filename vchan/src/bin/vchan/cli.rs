@@ -6,6 +6,7 @@ use std::time::Duration;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use vchan::{DomId, RingSizes};
 
+use crate::bench::Points;
 use crate::cycles::Rounds;
 use crate::many::{Asking, Count};
 
@@ -283,6 +284,19 @@ pub(crate) struct BenchOptions {
     /// Also measure a round trip over a Unix socket pair of this machine.
     #[arg(long)]
     pub(crate) baseline: bool,
+    /// Measure these only: KIND or KIND:BYTES, separated by commas [kinds: sink, source, echo,
+    /// memcpy, socket-pair].
+    #[arg(long, value_name = "LIST", value_parser = clap::value_parser!(Points))]
+    pub(crate) points: Option<Points>,
+    /// Move this many bytes at each point, however long that takes.
+    #[arg(long, value_name = "BYTES", value_parser = amount, conflicts_with = "time")]
+    pub(crate) bytes: Option<u64>,
+    /// Then stay connected for so many seconds without any traffic.
+    #[arg(long, value_name = "SECONDS", value_parser = seconds)]
+    pub(crate) idle: Option<Duration>,
+    /// Before each point and before closing, say so and wait for a line on standard input.
+    #[arg(long)]
+    pub(crate) step: bool,
 }
 
 fn seconds(text: &str) -> Result<Duration, String> {
@@ -309,6 +323,10 @@ fn bytes(text: &str) -> Result<usize, String> {
         Some(bytes) if plain && bytes > 0 => Ok(bytes),
         _ => Err("a number of bytes such as 65536, 64K or 1M is needed".to_owned()),
     }
+}
+
+fn amount(text: &str) -> Result<u64, String> {
+    Ok(bytes(text)? as u64)
 }
 
 #[cfg(test)]

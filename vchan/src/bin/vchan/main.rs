@@ -2,8 +2,6 @@
 //! `vchan`: byte channels between Xen domains from the command line.
 
 mod bench;
-mod bench_messages;
-mod bench_serve;
 mod cli;
 mod conformance;
 mod cycles;
@@ -43,7 +41,7 @@ fn run(command: Command) -> Result<(), Failure> {
     match command {
         Command::Serve { place, rings, work } => act(open::serve(&place, &rings)?, &work),
         Command::Connect { place, work } => act(open::connect(&place)?, &work),
-        Command::BenchServe { place, rings } => bench_serve::run(open::serve(&place, &rings)?),
+        Command::BenchServe { place, rings } => bench::serve(open::serve(&place, &rings)?),
         Command::Bench { place, options } => bench::run(open::connect(&place)?, &options),
         Command::ConformanceServe { place, only } => conformance::serve(&place, only.as_deref()),
         Command::ConformanceConnect { place, only } => {

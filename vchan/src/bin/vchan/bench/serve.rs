@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use vchan::Channel;
 
-use crate::bench_messages::{COMMAND_BYTES, Command, Kind};
+use super::messages::{COMMAND_BYTES, Command, Kind};
 use crate::failure::Failure;
 
 /// The longest a single point may take.

@@ -1,0 +1,58 @@
+//! What the channel's figures are compared with, measured by the same program.
+
+use std::hint::black_box;
+use std::io::{Read, Write};
+use std::os::unix::net::UnixStream;
+use std::time::{Duration, Instant};
+
+use super::amount::Amount;
+use crate::failure::Failure;
+
+/// What this machine copies on one processor, from one block into a ring-sized buffer.
+///
+/// # Errors
+/// None of its own; as the others.
+pub(crate) fn memcpy(
+    block: usize,
+    ring_bytes: usize,
+    amount: Amount,
+) -> Result<(u64, Duration), Failure> {
+    let from = vec![0x5A; block];
+    let mut to = vec![0x5A; ring_bytes.max(block)];
+    amount.run(block, |count| {
+        let start = Instant::now();
+        for i in 0..count {
+            let places = (to.len() / block) as u64;
+            let offset = usize::try_from(i % places).unwrap_or(0) * block;
+            to[offset..offset + block].copy_from_slice(black_box(&from));
+            black_box(&mut to);
+        }
+        Ok(start.elapsed())
+    })
+}
+
+/// An echo over a Unix socket pair between two threads.
+///
+/// # Errors
+/// There is no socket or thread to be had.
+pub(crate) fn socket_pair(size: usize, amount: Amount) -> Result<(u64, Duration), Failure> {
+    let failed = |error| Failure::standard("socket pair", &error);
+    let (mut near, mut far) = UnixStream::pair().map_err(failed)?;
+    let echo = std::thread::spawn(move || {
+        let mut buf = vec![0; size];
+        while far.read_exact(&mut buf).is_ok() && far.write_all(&buf).is_ok() {}
+    });
+    let mut buf = vec![0; size];
+    let measured = amount.run(size, |count| {
+        let start = Instant::now();
+        for _ in 0..count {
+            near.write_all(&buf)
+                .and_then(|()| near.read_exact(&mut buf))
+                .map_err(failed)?;
+        }
+        Ok(start.elapsed())
+    });
+    drop(near);
+    let _ = echo.join();
+    measured
+}

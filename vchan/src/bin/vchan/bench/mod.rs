@@ -1,0 +1,194 @@
+//! `vchan bench`: throughput by message size, and round trips.
+
+mod amount;
+mod baselines;
+mod figure;
+mod messages;
+mod points;
+mod serve;
+
+use std::io::{BufRead, stdin};
+use std::time::{Duration, Instant};
+
+use vchan::{Channel, Error, RingSizes};
+
+use crate::cli::BenchOptions;
+use crate::failure::Failure;
+use crate::stream::say;
+use amount::Amount;
+use figure::Figure;
+use messages::{Command, Kind};
+pub(crate) use points::Points;
+use points::{Point, Work};
+pub(crate) use serve::run as serve;
+use serve::{POINT_LIMIT, read_exact};
+
+pub(crate) fn run(mut channel: Channel, options: &BenchOptions) -> Result<(), Failure> {
+    if let Some(spin) = options.spin {
+        channel.set_spin(Duration::from_micros(spin));
+    }
+    let sizes = channel.ring_sizes();
+    let amount = match options.bytes {
+        Some(bytes) => Amount::Bytes(bytes),
+        None => Amount::Time(options.time),
+    };
+    if !options.json {
+        say(format_args!(
+            "{} (rings: {} bytes to the server, {} to the client)",
+            channel.describe(),
+            sizes.client_to_server,
+            sizes.server_to_client
+        ))?;
+    }
+    let (baselines, points): (Vec<Point>, Vec<Point>) = chosen(options)
+        .0
+        .into_iter()
+        .partition(|point| point.work.is_baseline());
+    for point in points {
+        step(options, &point)?;
+        measure(&mut channel, point, sizes, amount)?.print(options.json)?;
+    }
+    if let Some(idle) = options.idle {
+        step(options, &"idle")?;
+        stay_idle(&mut channel, idle)?;
+    }
+    step(options, &"end")?;
+    let end = Command {
+        kind: Kind::End,
+        message_bytes: 0,
+        count: 0,
+    };
+    let deadline = Instant::now() + POINT_LIMIT;
+    channel.write_all(&end.encode(), deadline)?;
+    channel.close(deadline)?;
+
+    // Without the channel, and with the server gone: these want the machine for themselves.
+    for point in baselines {
+        let block = point.message_bytes as usize;
+        let (messages, elapsed) = match point.work {
+            Work::SocketPair => baselines::socket_pair(block, amount)?,
+            _ => baselines::memcpy(block, sizes.client_to_server, amount)?,
+        };
+        let ring_bytes = match point.work {
+            Work::SocketPair => 0,
+            _ => sizes.client_to_server,
+        };
+        let events_sent = 0;
+        Figure {
+            point,
+            ring_bytes,
+            messages,
+            elapsed,
+            events_sent,
+        }
+        .print(options.json)?;
+    }
+    Ok(())
+}
+
+/// The points that were asked for, or the usual ones.
+fn chosen(options: &BenchOptions) -> Points {
+    let mut points = options
+        .points
+        .clone()
+        .unwrap_or_else(|| Points::usual(&[Work::Sink, Work::Source, Work::Echo, Work::Memcpy]));
+    if options.baseline {
+        points.0.extend(Points::usual(&[Work::SocketPair]).0);
+    }
+    points
+}
+
+/// With `--step`: says what comes next and waits for a line, so that somebody may look at the
+/// system in between.
+fn step(options: &BenchOptions, next: &dyn std::fmt::Display) -> Result<(), Failure> {
+    if !options.step {
+        return Ok(());
+    }
+    say(format_args!("{{\"step\":\"{next}\"}}"))?;
+    let mut line = String::new();
+    stdin()
+        .lock()
+        .read_line(&mut line)
+        .map_err(|error| Failure::standard("input", &error))?;
+    Ok(())
+}
+
+/// Waits for the server to say something, which it does not.
+fn stay_idle(channel: &mut Channel, idle: Duration) -> Result<(), Failure> {
+    match channel.read(&mut [0], Instant::now() + idle) {
+        Err(Error::TimedOut(_)) => Ok(()),
+        Err(error) => Err(error.into()),
+        Ok(_) => Err(Failure::new(
+            "the other side did not stay silent",
+            "report this as a defect",
+        )),
+    }
+}
+
+fn measure(
+    channel: &mut Channel,
+    point: Point,
+    sizes: RingSizes,
+    amount: Amount,
+) -> Result<Figure, Failure> {
+    let (kind, ring_bytes) = match point.work {
+        Work::Source => (Kind::Source, sizes.server_to_client),
+        Work::Echo => (Kind::Echo, sizes.client_to_server),
+        _ => (Kind::Sink, sizes.client_to_server),
+    };
+    let message_bytes = point.message_bytes;
+    let mut buf = vec![0x5A; message_bytes as usize];
+    let mut events_before = 0;
+    let (messages, elapsed) = amount.run(buf.len(), |count| {
+        events_before = channel.stats().events_sent;
+        let command = Command {
+            kind,
+            message_bytes,
+            count,
+        };
+        let start = Instant::now();
+        exchange(channel, command, &mut buf)?;
+        Ok(start.elapsed())
+    })?;
+    Ok(Figure {
+        point,
+        ring_bytes,
+        messages,
+        elapsed,
+        events_sent: channel.stats().events_sent - events_before,
+    })
+}
+
+/// One command and what it brings about.
+fn exchange(channel: &mut Channel, command: Command, buf: &mut [u8]) -> Result<(), Failure> {
+    let deadline = Instant::now() + POINT_LIMIT;
+    channel.write_all(&command.encode(), deadline)?;
+    match command.kind {
+        Kind::Sink => {
+            for _ in 0..command.count {
+                channel.write_all(buf, deadline)?;
+            }
+            let mut total = [0; 8];
+            read_exact(channel, &mut total, deadline)?;
+            if u64::from_le_bytes(total) != command.count * buf.len() as u64 {
+                return Err(Failure::new(
+                    "the other side read another number of bytes than were sent",
+                    "report this as a defect",
+                ));
+            }
+        }
+        Kind::Source => {
+            for _ in 0..command.count {
+                read_exact(channel, buf, deadline)?;
+            }
+        }
+        Kind::Echo => {
+            for _ in 0..command.count {
+                channel.write_all(buf, deadline)?;
+                read_exact(channel, buf, deadline)?;
+            }
+        }
+        Kind::End => {}
+    }
+    Ok(())
+}

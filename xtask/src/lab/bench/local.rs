@@ -1,0 +1,204 @@
+//! `cargo xtask bench local`: two processes of this machine, each on a processor of its own,
+//! beside memcpy and a Unix socket pair in the same run.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::process::{Command, Stdio};
+
+use anyhow::{Context as _, Result, bail, ensure};
+use serde_json::{Value, json};
+
+use super::flags::Local;
+use super::measure::{median, parse};
+use super::points::{Point, memcpy};
+use super::results::compared;
+use super::{prebuilt, rings, seconds, targets, write_json};
+use crate::apt;
+
+const KINDS: [&str; 5] = ["sink", "source", "echo", "memcpy", "socket-pair"];
+
+/// Runs it.
+///
+/// # Errors
+/// A side failed, or data was wrong.
+pub(super) fn run(options: &Local) -> Result<()> {
+    let rounds = options.rounds.unwrap_or(5).max(1);
+    let time = seconds(options.time)?;
+    let cpus = options.cpus.as_deref().unwrap_or("0,1");
+    let Some((client_cpu, server_cpu)) = cpus.split_once(',') else {
+        bail!("--cpus takes two processors, as in 0,1");
+    };
+    let vchan = prebuilt::vchan(options.prebuilt.as_deref())?;
+    let processors = std::thread::available_parallelism().map_or(1, usize::from);
+    let mut found = Vec::new();
+    for ring in rings(options.rings.as_deref())? {
+        let mut figures = Figures::new();
+        for round in 1..=rounds {
+            eprintln!("bench: ring {ring}, round {round} of {rounds}");
+            for (point, figure) in once(&vchan, ring, time, [client_cpu, server_cpu])? {
+                figures.entry(point).or_default().push(figure);
+            }
+        }
+        println!("{}", table(ring, processors, &figures));
+        found.push(json!({ "ring_bytes": ring, "figures": objects(&figures) }));
+    }
+    let all = json!({
+        "bench": "local",
+        "rounds": rounds,
+        "seconds_a_point": time,
+        "processors": processors,
+        "rings": found,
+    });
+    write_json(options.json.as_deref(), &all)
+}
+
+/// Figures of all rounds: MB/s, or µs for a round trip.
+type Figures = BTreeMap<Point, Vec<f64>>;
+
+/// One server and one client.
+fn once(vchan: &Path, ring: usize, time: f64, cpus: [&str; 2]) -> Result<Vec<(Point, f64)>> {
+    let socket = std::env::temp_dir().join(format!("vchan-bench-{}.sock", std::process::id()));
+    let command = |cpu: &str, words: &[&str]| {
+        // Without taskset the kernel decides; the figures are then less steady.
+        let mut command = match apt::which("taskset") {
+            Some(taskset) => {
+                let mut command = Command::new(taskset);
+                command.args(["-c", cpu]).arg(vchan);
+                command
+            }
+            None => Command::new(vchan),
+        };
+        command.args(words).args(["--backend", "local", "--path"]);
+        command.arg(&socket);
+        command
+    };
+    let mut server = command(cpus[1], &["bench-serve", "--ring", &ring.to_string()])
+        .stdout(Stdio::null())
+        .spawn()
+        .with_context(|| format!("starting {}", vchan.display()))?;
+    let client = command(cpus[0], &["bench", "--json", "--baseline"])
+        .args(["--time", &time.to_string()])
+        .stderr(Stdio::inherit())
+        .output();
+    if client.as_ref().is_ok_and(|client| !client.status.success()) {
+        let _ = server.kill();
+    }
+    let served = server.wait()?;
+    let client = client?;
+    ensure!(
+        client.status.success() && served.success(),
+        "client: {}, server: {served}",
+        client.status
+    );
+    parse(&String::from_utf8_lossy(&client.stdout))
+}
+
+/// The figure that `point` is compared with, the ratio, and what it should be.
+fn comparison(point: &Point, figures: &Figures) -> Option<(f64, Option<targets::Target>)> {
+    let baseline = match point.kind.as_str() {
+        "sink" | "source" => memcpy(),
+        "echo" => Point::new("socket-pair", point.bytes),
+        _ => return None,
+    };
+    let ratio = median(figures.get(point)?) / median(figures.get(&baseline)?);
+    let target = match (point.kind.as_str(), point.bytes) {
+        ("echo", _) => Some(targets::LOCAL_ROUND_TRIP),
+        (_, 65536) => Some(targets::LOCAL_RATE),
+        _ => None,
+    };
+    Some((ratio, target))
+}
+
+fn in_order(figures: &Figures) -> Vec<&Point> {
+    let place = |point: &Point| KINDS.iter().position(|kind| *kind == point.kind);
+    let mut points: Vec<&Point> = figures.keys().collect();
+    points.sort_by_key(|point| (place(point), point.bytes));
+    points
+}
+
+fn table(ring: usize, processors: usize, figures: &Figures) -> String {
+    let mut text = format!(
+        "\n## Rings of {ring} bytes each way, {processors} processors\n\n\
+         | | message | median | compared with | ratio | target |\n|---|---|---|---|---|---|\n"
+    );
+    for point in in_order(figures) {
+        let Some(values) = figures.get(point) else {
+            continue;
+        };
+        let (unit, with) = if point.is_round_trip() {
+            ("µs", "socket pair")
+        } else {
+            ("MB/s", "memcpy")
+        };
+        let value = median(values);
+        let digits = if value < 100.0 { 2 } else { 0 };
+        let (with, ratio, verdict) = match comparison(point, figures) {
+            Some((ratio, target)) => (
+                with,
+                format!("{ratio:.2}"),
+                target.map_or_else(String::new, |target| target.verdict(ratio)),
+            ),
+            None => ("", String::new(), String::new()),
+        };
+        text.push_str(&format!(
+            "| {} | {} B | {value:.digits$} {unit} | {with} | {ratio} | {verdict} |\n",
+            point.kind, point.bytes
+        ));
+    }
+    if processors <= 2 {
+        text.push_str(
+            "\nWith two processors both are taken by the two sides; whatever else runs makes one \
+             of them wait, and a side that looks at the ring keeps its processor from others.\n",
+        );
+    }
+    text
+}
+
+fn objects(figures: &Figures) -> Vec<Value> {
+    let object = |point: &Point, values: &Vec<f64>| {
+        let (ratio, target) = comparison(point, figures).unzip();
+        json!({
+            "kind": point.kind,
+            "message_bytes": point.bytes,
+            "unit": if point.is_round_trip() { "us_per_round_trip" } else { "mb_per_s" },
+            "median": median(values),
+            "rounds": values,
+            "compared": compared(ratio, target.flatten()),
+        })
+    };
+    let figures = figures.iter();
+    figures
+        .map(|(point, values)| object(point, values))
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn figures_are_compared_with_their_baseline() {
+        let mut figures = Figures::new();
+        for (kind, bytes, value) in [
+            ("echo", 16, 1.0),
+            ("socket-pair", 16, 10.0),
+            ("sink", 65536, 7000.0),
+            ("sink", 64, 700.0),
+            ("memcpy", 65536, 10_000.0),
+        ] {
+            figures.insert(Point::new(kind, bytes), vec![value]);
+        }
+        let text = table(65536, 2, &figures);
+        let rows: Vec<&str> = text.lines().filter(|line| line.contains(" B |")).collect();
+        assert_eq!(
+            rows,
+            [
+                "| sink | 64 B | 700 MB/s | memcpy | 0.07 |  |",
+                "| sink | 65536 B | 7000 MB/s | memcpy | 0.70 | ≥ 0.8: missed |",
+                "| echo | 16 B | 1.00 µs | socket pair | 0.10 | ≤ 0.2: met |",
+                "| memcpy | 65536 B | 10000 MB/s |  |  |  |",
+                "| socket-pair | 16 B | 10.00 µs |  |  |  |"
+            ]
+        );
+    }
+}

@@ -1,0 +1,120 @@
+//! One run of one pair: the server in the guest, the client in dom0.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use anyhow::{Context as _, Result, bail, ensure};
+use serde_json::Value;
+
+use super::super::host::{Host, LIMIT, Place};
+use super::super::job::Job;
+use super::pairs::Pair;
+use super::points::Point;
+
+/// The guest of the bench.
+pub(super) const GUEST: &str = "bench";
+
+/// A whole run, on a busy machine.
+const RUN_LIMIT: Duration = Duration::from_secs(900);
+
+/// Figures of all rounds: MB/s, or µs for a round trip.
+pub(super) type Figures = BTreeMap<(Pair, Point), Vec<f64>>;
+
+/// Measures `points` once and adds what comes out.
+///
+/// # Errors
+/// One side failed, which also says that data was wrong.
+pub(super) fn run(
+    host: &mut dyn Host,
+    pair: Pair,
+    ring: usize,
+    points: &[Point],
+    time: f64,
+    figures: &mut Figures,
+) -> Result<()> {
+    let domid = host.guest_domid(GUEST)?;
+    let serve = format!("exec {}", pair.serve(ring));
+    let bench = format!(
+        "exec {}",
+        pair.bench(domid, points, &format!("--time {time}"))
+    );
+    let server = Job::start(host, Place::Guest(GUEST), "bench-serve", &serve)?;
+    // Waited for in dom0 itself: every look from outside costs the machine time.
+    let client = host.exec(Place::Dom0, &bench, RUN_LIMIT)?;
+    ensure!(
+        client.success(),
+        "`{bench}` ended with {}: {}",
+        client.status,
+        client.last_words()
+    );
+    server.wait(host, LIMIT)?.text()?;
+    for (point, figure) in parse(&client.stdout)? {
+        figures.entry((pair, point)).or_default().push(figure);
+    }
+    Ok(())
+}
+
+/// The points and figures of a bench's output.
+///
+/// # Errors
+/// An object is not one of `docs/vchan-bench.md`.
+pub(super) fn parse(output: &str) -> Result<Vec<(Point, f64)>> {
+    let mut found = Vec::new();
+    for line in output.lines().filter(|line| line.starts_with('{')) {
+        let object: Value = serde_json::from_str(line).with_context(|| line.to_owned())?;
+        if object.get("step").is_some() {
+            continue;
+        }
+        let (Some(kind), Some(bytes)) = (object["kind"].as_str(), object["message_bytes"].as_u64())
+        else {
+            bail!("not a line of the bench: {line}");
+        };
+        let figure = object["mb_per_s"]
+            .as_f64()
+            .or_else(|| object["us_per_round_trip"].as_f64())
+            .with_context(|| format!("no figure in {line}"))?;
+        found.push((Point::new(kind, bytes), figure));
+    }
+    Ok(found)
+}
+
+/// The middle of `values`; NaN if there are none.
+pub(super) fn median(values: &[f64]) -> f64 {
+    let mut sorted = values.to_vec();
+    sorted.sort_by(f64::total_cmp);
+    let middle = sorted.len() / 2;
+    match sorted.len() {
+        0 => f64::NAN,
+        length if length % 2 == 1 => sorted[middle],
+        _ => f64::midpoint(sorted[middle - 1], sorted[middle]),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn figures_are_read_and_steps_passed_over() {
+        let found = parse(
+            "c-peer: client ready\n{\"step\":\"sink:64\"}\n\
+             {\"kind\":\"sink\",\"message_bytes\":64,\"mb_per_s\":1.5,\"messages\":1}\n\
+             {\"kind\":\"echo\",\"message_bytes\":16,\"us_per_round_trip\":20}\n",
+        );
+        assert_eq!(
+            found.unwrap(),
+            [
+                (Point::new("sink", 64), 1.5),
+                (Point::new("echo", 16), 20.0)
+            ]
+        );
+        assert!(parse("{\"kind\":\"sink\",\"message_bytes\":64}").is_err());
+    }
+
+    #[test]
+    fn the_median_is_the_middle() {
+        assert_eq!(median(&[10.0, 1000.0, 100.0]), 100.0);
+        assert_eq!(median(&[1.0, 2.0]), 1.5);
+        assert!(median(&[]).is_nan());
+    }
+}

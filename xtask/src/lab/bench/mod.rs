@@ -1,0 +1,221 @@
+//! `cargo xtask bench`: our channel beside the stock libxenvchan in one boot of the lab, or
+//! beside memcpy and a Unix socket pair on this machine. `docs/benchmarks.md` tells what is
+//! measured, and how. Speed never fails a bench; wrong data does.
+
+use std::ffi::OsString;
+use std::path::Path;
+use std::time::Instant;
+
+use anyhow::{Context as _, Result, ensure};
+use serde_json::{Value, json};
+
+use super::guest::{GuestSpec, Kind};
+use super::host::{Host, LIMIT, Place, Xenstored};
+use super::project;
+use super::qemu::{self, Boot, Qemu};
+use super::qemu_host::QemuHost;
+
+mod counters;
+mod local;
+mod measure;
+mod pairs;
+mod points;
+mod prebuilt;
+mod results;
+mod stepped;
+mod table;
+mod targets;
+
+use measure::GUEST;
+use pairs::Pair;
+use points::Selection;
+use prebuilt::Prebuilt;
+use results::Ring;
+
+const USUAL_RINGS: [usize; 2] = [64 << 10, 1 << 20];
+
+mod flags {
+    #![allow(unreachable_pub, reason = "written by the xflags macro")]
+
+    use std::path::PathBuf;
+
+    xflags::xflags! {
+        /// Benchmarks that compare with other software.
+        cmd bench {
+            /// vchan beside the stock libxenvchan in one boot of the lab.
+            cmd vchan {
+                /// Rounds; each figure is their median (default 3).
+                optional --rounds N: usize
+                /// Seconds for a point in each round (default 0.5).
+                optional --time SECONDS: f64
+                /// Ring sizes in bytes, separated by commas (default 65536,1048576).
+                optional --rings LIST: String
+                /// What to measure: sink, source, echo (each also with a size, sink:4096), wakeups, wakeups:sink:4096, idle; separated by commas (default all).
+                optional --points LIST: String
+                /// Whom to measure, client before server: stock, ours, ours-stock, stock-ours, classic; separated by commas (default the first four).
+                optional --pairs LIST: String
+                /// Also ours on both sides held to the page layout of libxenvchan.
+                optional --classic
+                /// Write everything that was found to this file.
+                optional --json FILE: PathBuf
+                /// Use what `bench prepare` wrote; neither cargo nor packages are needed.
+                optional --prebuilt FOLDER: PathBuf
+            }
+            /// vchan without Xen, beside memcpy and a Unix socket pair of this machine.
+            cmd local {
+                /// Rounds; each figure is their median (default 5).
+                optional --rounds N: usize
+                /// Seconds for a point in each round (default 0.5).
+                optional --time SECONDS: f64
+                /// Ring sizes in bytes, separated by commas (default 65536,1048576).
+                optional --rings LIST: String
+                /// The two processors for client and server (default 0,1).
+                optional --cpus LIST: String
+                /// Write everything that was found to this file.
+                optional --json FILE: PathBuf
+                /// Use what `bench prepare` wrote.
+                optional --prebuilt FOLDER: PathBuf
+            }
+            /// Write all that `bench vchan` needs, this program included, to a folder.
+            cmd prepare {
+                required folder: PathBuf
+            }
+        }
+    }
+}
+
+/// Runs `cargo xtask bench ARGS`.
+pub(crate) fn main(args: Vec<OsString>) -> Result<()> {
+    let flags = flags::Bench::from_vec(args).unwrap_or_else(|error| error.exit());
+    match flags.subcommand {
+        flags::BenchCmd::Vchan(options) => vchan(&options),
+        flags::BenchCmd::Local(options) => local::run(&options),
+        flags::BenchCmd::Prepare(options) => prebuilt::prepare(&options.folder),
+    }
+}
+
+/// Reads a list of ring sizes.
+fn rings(list: Option<&str>) -> Result<Vec<usize>> {
+    let Some(list) = list else {
+        return Ok(USUAL_RINGS.to_vec());
+    };
+    list.split(',')
+        .map(|ring| {
+            ring.parse()
+                .with_context(|| format!("`{ring}` is no ring size in bytes"))
+        })
+        .collect()
+}
+
+/// Seconds for a point.
+fn seconds(time: Option<f64>) -> Result<f64> {
+    let time = time.unwrap_or(0.5);
+    ensure!(
+        time > 0.0 && time <= 30.0,
+        "a point takes more than 0 and at most 30 seconds"
+    );
+    Ok(time)
+}
+
+fn write_json(file: Option<&Path>, value: &Value) -> Result<()> {
+    let Some(file) = file else { return Ok(()) };
+    let text = serde_json::to_string_pretty(value)?;
+    std::fs::write(file, text + "\n").with_context(|| format!("writing {}", file.display()))
+}
+
+fn vchan(options: &flags::Vchan) -> Result<()> {
+    let rounds = options.rounds.unwrap_or(3).max(1);
+    let time = seconds(options.time)?;
+    let sizes = rings(options.rings.as_deref())?;
+    let selection = match &options.points {
+        Some(list) => Selection::parse(list)?,
+        None => Selection::all(),
+    };
+    let mut pairs = match &options.pairs {
+        Some(list) => Pair::list(list)?,
+        None => pairs::USUAL.to_vec(),
+    };
+    if options.classic && !pairs.contains(&Pair::Classic) {
+        pairs.push(Pair::Classic);
+    }
+
+    let prebuilt = prebuilt::obtain(options.prebuilt.as_deref())?;
+    let started = Instant::now();
+    let mut host = boot(&prebuilt)?;
+    let mut found = Vec::new();
+    for bytes in sizes {
+        let say = |what: &str| {
+            let seconds = started.elapsed().as_secs();
+            eprintln!("bench: {seconds} s: ring {bytes}: {what}");
+        };
+        let mut ring = Ring {
+            bytes,
+            ..Ring::default()
+        };
+        if !selection.channel.is_empty() {
+            for round in 1..=rounds {
+                for pair in &pairs {
+                    say(&format!("round {round} of {rounds}, {pair}"));
+                    let mut points = selection.channel.clone();
+                    if *pair == Pair::Ours {
+                        points.push(points::memcpy());
+                    }
+                    measure::run(&mut host, *pair, bytes, &points, time, &mut ring.figures)
+                        .with_context(|| format!("{pair} with rings of {bytes} bytes"))?;
+                }
+            }
+        }
+        // The mixed pairs have the page layout, and so the wake-ups, of stock.
+        let counted = [Pair::Stock, Pair::Ours, Pair::Classic];
+        for pair in counted.into_iter().filter(|pair| pairs.contains(pair)) {
+            if selection.wake_ups.is_empty() && !selection.idle {
+                break;
+            }
+            say(&format!("wake-ups and idling, {pair}"));
+            let outcome = stepped::run(&mut host, pair, bytes, &selection.wake_ups, selection.idle)
+                .with_context(|| format!("{pair} with rings of {bytes} bytes"))?;
+            ring.counted.push((pair, outcome));
+        }
+        println!("{}", table::text(&ring));
+        found.push(ring.object());
+    }
+    let all = json!({
+        "bench": "vchan",
+        "rounds": rounds,
+        "seconds_a_point": time,
+        "rings": found,
+    });
+    write_json(options.json.as_deref(), &all)
+}
+
+/// Boots the lab: dom0 on one processor, the guest on the other.
+fn boot(prebuilt: &Prebuilt) -> Result<QemuHost> {
+    let machine = Qemu::boot(&Boot {
+        images: &prebuilt.images,
+        project: &project::archive(&prebuilt.programs)?,
+        xenstored: Xenstored::C,
+        memory_mib: qemu::DEFAULT_MEMORY,
+        runs: &prebuilt.runs,
+    })?;
+    let mut host = QemuHost::new(machine, Xenstored::C);
+    host.exec(Place::Dom0, "xl vcpu-pin 0 all 0", LIMIT)?
+        .text()?;
+    let mut spec = GuestSpec::new(GUEST, Kind::Pv);
+    spec.memory_mib = 256;
+    spec.cpus = Some("1".to_owned());
+    host.guest_create(&spec)?;
+    Ok(host)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ring_sizes_are_a_list() {
+        assert_eq!(rings(None).unwrap(), USUAL_RINGS);
+        assert_eq!(rings(Some("4096,8192")).unwrap(), [4096, 8192]);
+        assert!(rings(Some("64K")).is_err());
+        assert!(seconds(Some(0.0)).is_err());
+    }
+}

@@ -1,0 +1,118 @@
+//! Who is measured: a client in dom0 and a server in the guest.
+
+use std::fmt;
+use std::str::FromStr;
+
+use anyhow::{Result, bail};
+
+use super::points::Point;
+
+/// A client and a server.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Pair {
+    /// The stock libxenvchan on both sides: what the rest is compared with.
+    Stock,
+    /// Ours on both sides.
+    Ours,
+    /// Our client, stock server.
+    OursStock,
+    /// Stock client, our server.
+    StockOurs,
+    /// Ours on both sides, held to the page layout of libxenvchan.
+    Classic,
+}
+
+/// What the ordinary run compares.
+pub(super) const USUAL: [Pair; 4] = [Pair::Stock, Pair::Ours, Pair::OursStock, Pair::StockOurs];
+
+const NAMES: [(Pair, &str); 5] = [
+    (Pair::Stock, "stock"),
+    (Pair::Ours, "ours"),
+    (Pair::OursStock, "ours-stock"),
+    (Pair::StockOurs, "stock-ours"),
+    (Pair::Classic, "classic"),
+];
+
+impl Pair {
+    /// Reads a list separated by commas.
+    ///
+    /// # Errors
+    /// A word is no pair.
+    pub(super) fn list(text: &str) -> Result<Vec<Self>> {
+        text.split(',').map(str::parse).collect()
+    }
+
+    /// The name of the program that serves.
+    pub(super) fn server_program(self) -> &'static str {
+        match self {
+            Pair::Stock | Pair::OursStock => "vchan-c-peer",
+            Pair::Ours | Pair::StockOurs | Pair::Classic => "vchan",
+        }
+    }
+
+    /// The name of the program that measures.
+    pub(super) fn client_program(self) -> &'static str {
+        match self {
+            Pair::Stock | Pair::StockOurs => "vchan-c-peer",
+            Pair::Ours | Pair::OursStock | Pair::Classic => "vchan",
+        }
+    }
+
+    /// The server's command line, for the guest.
+    pub(super) fn serve(self, ring: usize) -> String {
+        match self.server_program() {
+            "vchan" => format!(
+                "vchan bench-serve --peer 0 --path data/b --ring {ring}{}",
+                self.layout()
+            ),
+            stock => format!(
+                "{stock} server 0 data/b bench-serve --to-server {ring} --to-client {ring} \
+                 --timeout 900"
+            ),
+        }
+    }
+
+    /// The client's command line, for dom0, with the bench's own `options`.
+    pub(super) fn bench(self, domid: u16, points: &[Point], options: &str) -> String {
+        let list: Vec<String> = points.iter().map(Point::argument).collect();
+        let list = list.join(",");
+        match self.client_program() {
+            "vchan" => format!(
+                "vchan bench --peer {domid} --path data/b --json --points {list} {options}{}",
+                self.layout()
+            ),
+            stock => format!(
+                "{stock} client {domid} /local/domain/{domid}/data/b bench --points {list} \
+                 --timeout 900 {options}"
+            ),
+        }
+    }
+
+    fn layout(self) -> &'static str {
+        match self {
+            Pair::Classic => " --classic",
+            _ => "",
+        }
+    }
+}
+
+impl fmt::Display for Pair {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let named = NAMES.iter().find(|(pair, _)| pair == self);
+        f.write_str(named.map_or("", |(_, name)| name))
+    }
+}
+
+impl FromStr for Pair {
+    type Err = anyhow::Error;
+
+    fn from_str(text: &str) -> Result<Self> {
+        match NAMES.iter().find(|(_, name)| *name == text) {
+            Some((pair, _)) => Ok(*pair),
+            None => bail!(
+                "there is no pair `{text}`\n  pairs are stock, ours, ours-stock (our client, stock \
+                 server), stock-ours, classic"
+            ),
+        }
+    }
+}
