@@ -15,7 +15,7 @@ use vchan::layout::Role;
 use vchan::local::{self, Listener};
 use vchan::{Channel, Error, RingSizes, xen};
 
-use crate::bench_serve::read_exact;
+use crate::bench::read_exact;
 use crate::cli::{Backend, Place};
 use crate::failure::Failure;
 use crate::held::Held;

@@ -20,8 +20,9 @@ use figure::Figure;
 use messages::{Command, Kind};
 pub(crate) use points::Points;
 use points::{Point, Work};
+use serve::POINT_LIMIT;
+pub(crate) use serve::read_exact;
 pub(crate) use serve::run as serve;
-use serve::{POINT_LIMIT, read_exact};
 
 pub(crate) fn run(mut channel: Channel, options: &BenchOptions) -> Result<(), Failure> {
     if let Some(spin) = options.spin {
