@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use vchan::region::{Access, MappedRegion, OwnedRegion, TICKET_BYTES};
 use vchan::{Channel, Error};
 
-use crate::bench_serve::read_exact;
+use crate::bench::read_exact;
 use crate::cli::RegionWork;
 use crate::failure::Failure;
 use crate::region_bench;

@@ -6,7 +6,7 @@ use serde_json::json;
 use vchan::Channel;
 use vchan::region::{MappedRegion, OwnedRegion};
 
-use crate::bench_serve::{POINT_LIMIT, read_exact};
+use crate::bench::{POINT_LIMIT, read_exact};
 use crate::failure::Failure;
 use crate::stream::say;
 

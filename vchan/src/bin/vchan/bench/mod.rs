@@ -20,7 +20,7 @@ use figure::Figure;
 use messages::{Command, Kind};
 pub(crate) use points::Points;
 use points::{Point, Work};
-use serve::POINT_LIMIT;
+pub(crate) use serve::POINT_LIMIT;
 pub(crate) use serve::read_exact;
 pub(crate) use serve::run as serve;
 
