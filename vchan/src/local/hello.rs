@@ -12,9 +12,9 @@ const MAGIC: [u8; 8] = *b"vchan-lo";
 const VERSION: u16 = 1;
 
 /// Length of a hello: magic, version u16, reserved u16, reserved u32, memory bytes u64.
-pub(super) const HELLO_BYTES: usize = 24;
+pub const HELLO_BYTES: usize = 24;
 /// Length of a reply: magic, version u16, code u16, reserved u32.
-pub(super) const REPLY_BYTES: usize = 16;
+pub const REPLY_BYTES: usize = 16;
 
 /// The server's message.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -11,10 +11,11 @@ use std::time::Instant;
 use nix::unistd::write;
 
 use super::doorbell::new_eventfd;
-use super::hello::{HELLO_BYTES, Hello, REPLY_BYTES, encode_reply};
+pub use super::hello::{HELLO_BYTES, REPLY_BYTES};
+use super::hello::{Hello, decode_reply, encode_reply};
 use super::rendezvous::{divide, orders};
 use super::{descriptors, memory};
-use crate::error::{Error, Result};
+use crate::error::{Error, PeerError, Result};
 use crate::layout::{Orders, PAGE, RingSizes};
 use crate::shm::{ControlPage, Region};
 
@@ -106,16 +107,7 @@ impl LyingPeer {
         let offer = Offer::new(rings)?;
         offer.send(&stream, deadline)?;
         descriptors::receive(&stream, &mut [0; REPLY_BYTES], deadline)?;
-        let (control, left, right) = divide(&offer.region, offer.orders);
-        let (victims_bell, own_bell) = (offer.to_client, offer.to_server);
-        Ok(Self {
-            page: Page(control),
-            left,
-            right,
-            victims_bell,
-            own_bell,
-            stream,
-        })
+        Ok(offer.into_peer(stream))
     }
 
     /// Wakes the victim.
@@ -168,6 +160,20 @@ impl Offer {
         })
     }
 
+    /// The other end of the victim's channel, once the victim has taken the offer.
+    #[must_use]
+    pub fn into_peer(self, stream: UnixStream) -> LyingPeer {
+        let (control, left, right) = divide(&self.region, self.orders);
+        LyingPeer {
+            page: Page(control),
+            left,
+            right,
+            victims_bell: self.to_client,
+            own_bell: self.to_server,
+            stream,
+        }
+    }
+
     /// Sends it as an honest server would.
     ///
     /// # Errors
@@ -180,6 +186,22 @@ impl Offer {
         ];
         send_raw(stream, &self.hello, &fds, deadline)
     }
+}
+
+/// A server's message as it is decoded, then encoded again.
+///
+/// # Errors
+/// [`PeerError::Rendezvous`].
+pub fn reencode_hello(bytes: &[u8; HELLO_BYTES]) -> Result<[u8; HELLO_BYTES], PeerError> {
+    Hello::decode(bytes).map(Hello::encode)
+}
+
+/// A client's answer as it is decoded, then encoded again.
+///
+/// # Errors
+/// [`PeerError::Rendezvous`].
+pub fn reencode_reply(bytes: &[u8; REPLY_BYTES]) -> Result<[u8; REPLY_BYTES], PeerError> {
+    decode_reply(bytes).map(encode_reply)
 }
 
 /// Sends any bytes with any descriptors.
