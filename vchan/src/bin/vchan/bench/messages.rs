@@ -1,6 +1,6 @@
 //! The benchmark's wire protocol; `docs/vchan-bench.md` describes it. Pure.
 
-use super::words::{Access, WORD};
+use super::words::{Access, WORD_BYTES};
 
 /// First bytes of every command, "VBN1" in memory order.
 const MAGIC: u32 = u32::from_le_bytes(*b"VBN1");
@@ -86,7 +86,7 @@ impl Command {
         if word(12) > most_flags
             || message_bytes > MAX_MESSAGE
             || (message_bytes == 0 && kind != Kind::End)
-            || (words && !message_bytes.is_multiple_of(WORD as u32))
+            || (words && !message_bytes.is_multiple_of(WORD_BYTES))
         {
             return Err(format!(
                 "the client asks for messages of {message_bytes} bytes"

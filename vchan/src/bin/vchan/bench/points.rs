@@ -4,7 +4,7 @@ use std::fmt;
 use std::str::FromStr;
 
 use super::messages::MAX_MESSAGE;
-use super::words::{Access, WORD};
+use super::words::{Access, WORD_BYTES};
 
 /// What is done with the messages of a point.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -66,7 +66,7 @@ impl Work {
     /// Messages must be a whole number of these.
     fn unit(self) -> u32 {
         match self {
-            Self::Produce(_) | Self::Consume(_) => WORD as u32,
+            Self::Produce(_) | Self::Consume(_) => WORD_BYTES,
             _ => 1,
         }
     }
@@ -130,7 +130,7 @@ impl FromStr for Points {
                     _ => {
                         return Err(format!(
                             "a message has 1 to {MAX_MESSAGE} bytes, and of words a multiple of \
-                             {WORD}"
+                             {WORD_BYTES}"
                         ));
                     }
                 },

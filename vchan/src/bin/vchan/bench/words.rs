@@ -9,7 +9,8 @@ use super::serve::read_exact;
 use crate::failure::Failure;
 
 /// Bytes of a word.
-pub(crate) const WORD: usize = 8;
+pub(crate) const WORD_BYTES: u32 = 8;
+const WORD: usize = size_of::<u64>();
 
 /// How the bytes get between the program and the ring.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -22,10 +23,13 @@ pub(crate) enum Access {
 
 /// The sum of the words 0, 1, 2 … of `count` messages.
 pub(crate) fn expected_sum(count: u64, message_bytes: u32) -> u64 {
-    let words = u128::from(count) * u128::from(message_bytes) / WORD as u128;
-    let sum = words * words.saturating_sub(1) / 2;
-    // Sums wrap around, here as in what is compared with it.
-    (sum & u128::from(u64::MAX)) as u64
+    let words = count.wrapping_mul(u64::from(message_bytes / WORD_BYTES));
+    // n (n - 1) / 2, halving the factor that is even; wraps around as what is compared with it.
+    if words.is_multiple_of(2) {
+        (words / 2).wrapping_mul(words.wrapping_sub(1))
+    } else {
+        words.wrapping_mul((words - 1) / 2)
+    }
 }
 
 /// Writes `count` messages as long as `buf`, the words of which are 0, 1, 2 and so on.
