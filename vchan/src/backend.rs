@@ -12,6 +12,7 @@ use std::os::fd::BorrowedFd;
 use std::time::{Duration, Instant};
 
 use crate::error::{Error, Result};
+use crate::extension_page::ExtensionPage;
 use crate::layout::{Orders, Role};
 use crate::poll::poll_readable;
 use crate::reactor::Token;
@@ -114,6 +115,8 @@ pub struct Parts {
     pub first_index: Option<u32>,
     /// The control page, writable.
     pub control: ControlPage,
+    /// The extension page, writable, if both sides use it.
+    pub extension: Option<ExtensionPage>,
     /// Client to server; exactly `orders.left_bytes()` long; writable at least for the client.
     pub left: Region,
     /// Server to client; exactly `orders.right_bytes()` long; writable at least for the server.

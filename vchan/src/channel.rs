@@ -9,14 +9,16 @@ use vgpu_protocol::transport::{Interest, Transport, TransportError};
 
 use crate::backend::Parts;
 use crate::error::{Error, Result};
-use crate::layout::{RingSizes, Role, bit};
+use crate::layout::{Format, RingSizes, Role};
 use crate::reactor::Token;
 use crate::reader::Reader;
 use crate::ring::{Consumer, Producer};
+use crate::ring_end::RingEnd;
 use crate::shared::Shared;
 use crate::spin::{DEFAULT_SPIN, Spin};
 use crate::sync::Arc;
 use crate::sync::atomic::Ordering;
+use crate::waiting::{self, Waits, Wish};
 use crate::writer::Writer;
 
 /// What a channel has done so far.
@@ -80,33 +82,28 @@ impl Channel {
         };
         assert!(writable.is_writable(), "the outgoing ring must be writable");
         let first_index = parts.first_index;
-        let shared = Arc::new(Shared::new(parts));
+        let (shared, incoming, outgoing) = Shared::new(parts);
+        let shared = Arc::new(shared);
 
-        let at = |offset| match first_index {
-            Some(index) => index,
-            None => shared.index(offset).load(Ordering::Acquire),
-        };
-        let size =
-            |region: &crate::shm::Region| u32::try_from(region.len()).expect("orders end at 20");
-        let (offsets, region) = shared.incoming();
+        let at = |index: fn(&RingEnd) -> u32, end| first_index.unwrap_or_else(|| index(end));
+        let size = |end: &RingEnd| u32::try_from(end.memory.len()).expect("orders end at 21");
         let ring_in = Consumer::new(
-            offsets.name,
-            size(region),
-            at(offsets.cons),
-            at(offsets.prod),
-        );
-        let (offsets, region) = shared.outgoing();
+            incoming.name,
+            size(&incoming),
+            at(RingEnd::own_index, &incoming),
+            at(RingEnd::peers_index, &incoming),
+        )?;
         let ring_out = Producer::new(
-            offsets.name,
-            size(region),
-            at(offsets.cons),
-            at(offsets.prod),
-        );
+            outgoing.name,
+            size(&outgoing),
+            at(RingEnd::peers_index, &outgoing),
+            at(RingEnd::own_index, &outgoing),
+        )?;
 
         let spin = || Spin::new(shared.useful_spin(DEFAULT_SPIN));
         Ok(Self {
-            reader: Reader::new(Arc::clone(&shared), ring_in?, spin()),
-            writer: Writer::new(Arc::clone(&shared), ring_out?, spin()),
+            reader: Reader::new(Arc::clone(&shared), incoming, ring_in, spin()),
+            writer: Writer::new(Arc::clone(&shared), outgoing, ring_out, spin()),
         })
     }
 
@@ -114,6 +111,7 @@ impl Channel {
     ///
     /// # Errors
     /// As there.
+    #[inline]
     pub fn try_read(&mut self, buf: &mut [u8]) -> Result<Option<usize>> {
         self.reader.try_read(buf)
     }
@@ -122,6 +120,7 @@ impl Channel {
     ///
     /// # Errors
     /// As there.
+    #[inline]
     pub fn try_write(&mut self, buf: &[u8]) -> Result<usize> {
         self.writer.try_write(buf)
     }
@@ -130,14 +129,25 @@ impl Channel {
     ///
     /// # Errors
     /// As there.
+    #[inline]
     pub fn read(&mut self, buf: &mut [u8], deadline: Instant) -> Result<usize> {
         self.reader.read(buf, deadline)
+    }
+
+    /// See [`Reader::read_exact`].
+    ///
+    /// # Errors
+    /// As there.
+    #[inline]
+    pub fn read_exact(&mut self, buf: &mut [u8], deadline: Instant) -> Result<()> {
+        self.reader.read_exact(buf, deadline)
     }
 
     /// See [`Writer::write_all`].
     ///
     /// # Errors
     /// As there.
+    #[inline]
     pub fn write_all(&mut self, buf: &[u8], deadline: Instant) -> Result<()> {
         self.writer.write_all(buf, deadline)
     }
@@ -150,11 +160,14 @@ impl Channel {
         match interest {
             Interest::Read => self.reader.wait(deadline),
             Interest::Write => self.writer.wait(deadline),
-            Interest::ReadOrWrite => self.wait_both(
-                deadline,
-                "read from or write to the peer",
-                |reader, writer| Ok(reader.is_ready()? || writer.is_ready()?),
-            ),
+            Interest::ReadOrWrite => {
+                let mut both = Both {
+                    reader: &mut self.reader,
+                    writer: &mut self.writer,
+                    drains: false,
+                };
+                waiting::wait(&mut both, deadline, "read from or write to the peer")
+            }
         }
     }
 
@@ -183,17 +196,12 @@ impl Channel {
     }
 
     fn drain_discarding(&mut self, deadline: Instant) -> Result<()> {
-        self.wait_both(
-            deadline,
-            "see the peer read everything",
-            |reader, writer| {
-                if writer.is_drained_or_over()? {
-                    return Ok(true);
-                }
-                reader.discard()?;
-                Ok(false)
-            },
-        )?;
+        let mut both = Both {
+            reader: &mut self.reader,
+            writer: &mut self.writer,
+            drains: true,
+        };
+        waiting::wait(&mut both, deadline, "see the peer read everything")?;
         self.reader.shared.check()?;
         self.writer.check_drained()
     }
@@ -245,6 +253,11 @@ impl Channel {
                 client_to_server: outgoing,
             },
         }
+    }
+
+    /// The wire format in use.
+    pub fn format(&self) -> Format {
+        self.reader.shared.format()
     }
 
     /// What has happened so far.
@@ -299,21 +312,55 @@ impl Channel {
     pub(crate) fn shared(&self) -> &Arc<Shared> {
         &self.reader.shared
     }
+}
 
-    fn wait_both(
-        &mut self,
-        deadline: Instant,
-        waiting: &'static str,
-        mut ready: impl FnMut(&mut Reader, &mut Writer) -> Result<bool>,
-    ) -> Result<()> {
-        let Self { reader, writer } = self;
-        let mut spin = std::mem::replace(&mut reader.spin, Spin::new(Duration::ZERO));
-        let shared = Arc::clone(&reader.shared);
-        let bits = bit::READ | bit::WRITE;
-        let outcome =
-            shared.wait_until(&mut spin, bits, deadline, waiting, || ready(reader, writer));
-        reader.spin = spin;
-        outcome
+/// Both halves of a channel that wait together, by the reader's window.
+struct Both<'a> {
+    reader: &'a mut Reader,
+    writer: &'a mut Writer,
+    /// Waits until all has been read and drops what comes meanwhile, for a close.
+    drains: bool,
+}
+
+impl Waits for Both<'_> {
+    fn shared(&self) -> &Shared {
+        &self.reader.shared
+    }
+
+    fn spin(&mut self) -> &mut Spin {
+        &mut self.reader.spin
+    }
+
+    fn has_moved(&self) -> bool {
+        self.reader.has_moved() || self.writer.has_moved()
+    }
+
+    fn insists(&self) -> bool {
+        false
+    }
+
+    fn is_ready(&mut self, _wish: Wish) -> Result<bool> {
+        if !self.drains {
+            return Ok(self.reader.is_ready()? || self.writer.is_ready()?);
+        }
+        if self.writer.is_drained_or_over()? {
+            return Ok(true);
+        }
+        self.reader.discard()?;
+        Ok(false)
+    }
+
+    fn ask(&mut self, _wish: Wish) {
+        self.reader.ask_for(1);
+        match self.drains {
+            true => self.writer.ask_for_drain(),
+            false => self.writer.ask_for(1),
+        }
+    }
+
+    fn withdraw(&mut self) {
+        self.reader.no_longer_ask();
+        self.writer.no_longer_ask();
     }
 }
 
@@ -366,14 +413,7 @@ impl Transport for Channel {
     }
 
     fn read_exact(&mut self, buf: &mut [u8], deadline: Instant) -> Result<(), TransportError> {
-        let mut filled = 0;
-        while filled < buf.len() {
-            match self.reader.read(&mut buf[filled..], deadline)? {
-                0 => return Err(TransportError::Closed),
-                n => filled += n,
-            }
-        }
-        Ok(())
+        Ok(self.reader.read_exact(buf, deadline)?)
     }
 
     fn write_all(&mut self, buf: &[u8], deadline: Instant) -> Result<(), TransportError> {

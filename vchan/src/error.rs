@@ -102,6 +102,9 @@ pub enum PeerError {
         /// Which rule they break.
         reason: &'static str,
     },
+    /// The handshake of the extension went wrong.
+    #[error("peer broke the extension's handshake: {0}")]
+    Extension(#[from] crate::extension::ExtensionError),
     /// Something in the rendezvous (hello message, descriptors, xenstore values) is wrong.
     #[error("peer broke the rendezvous: {0}")]
     Rendezvous(String),

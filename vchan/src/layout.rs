@@ -123,13 +123,39 @@ pub const ORDER_SMALL: u16 = 10;
 pub const ORDER_LARGE: u16 = 11;
 /// The smallest ring with pages of its own.
 pub const ORDER_PAGE: u16 = 12;
-/// The largest ring of the wire format, 1 MiB.
+/// The largest ring of libxenvchan's format, 1 MiB.
 pub const ORDER_MAX: u16 = 20;
+/// The largest ring with the [extension](crate::extension), 2 MiB.
+pub const ORDER_MAX_EXTENDED: u16 = 21;
 
-/// A size that no ring of the wire format can have.
+/// A size that no ring can have.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-#[error("a ring of {0} bytes is not possible: the most is {max} bytes", max = 1usize << ORDER_MAX)]
-pub struct RingSizeError(pub usize);
+#[error("a ring of {bytes} bytes is not possible: the most is {most} bytes")]
+pub struct RingSizeError {
+    /// What was asked for.
+    pub bytes: usize,
+    /// What there can be.
+    pub most: usize,
+}
+
+/// Which wire format a side is ready to use.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Format {
+    /// The [extension](crate::extension) where the peer knows it, else libxenvchan's.
+    #[default]
+    Extended,
+    /// libxenvchan's only.
+    Classic,
+}
+
+impl std::fmt::Display for Format {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::Extended => "extended",
+            Self::Classic => "classic",
+        })
+    }
+}
 
 /// A valid pair of ring orders (log2 of bytes); the only way to get one checks the rules.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -145,6 +171,30 @@ impl Orders {
     /// # Errors
     /// A size above 1 MiB.
     pub fn choose(sizes: RingSizes) -> Result<Self, RingSizeError> {
+        Self::choose_up_to(sizes, ORDER_MAX)
+    }
+
+    /// [`choose`](Self::choose) where the extension allows rings of 2 MiB.
+    ///
+    /// # Errors
+    /// A size above 2 MiB.
+    pub fn choose_extended(sizes: RingSizes) -> Result<Self, RingSizeError> {
+        Self::choose_up_to(sizes, ORDER_MAX_EXTENDED)
+    }
+
+    /// The one of the two above that goes with `format`.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn choose_for(format: Format, sizes: RingSizes) -> Result<Self, RingSizeError> {
+        match format {
+            Format::Extended => Self::choose_extended(sizes),
+            Format::Classic => Self::choose(sizes),
+        }
+    }
+
+    fn choose_up_to(sizes: RingSizes, most: u16) -> Result<Self, RingSizeError> {
+        let page_order = |bytes| page_order(bytes, most);
         const SMALL: usize = 1 << ORDER_SMALL;
         const LARGE: usize = 1 << ORDER_LARGE;
         let (left, right) = (sizes.client_to_server, sizes.server_to_client);
@@ -193,6 +243,31 @@ impl Orders {
             return refuse("the list of grants would overlap the ring in the control page");
         }
         Ok(orders)
+    }
+
+    /// What a client without the extension finds: of a larger ring the first 1 MiB.
+    #[must_use]
+    pub fn classic(self) -> Self {
+        Self {
+            left: self.left.min(ORDER_MAX),
+            right: self.right.min(ORDER_MAX),
+        }
+    }
+
+    /// Checks a pair found in a peer's extension page against this one, which is from its control
+    /// page: only a ring of the largest classic order may be larger.
+    ///
+    /// # Errors
+    /// The rule that is broken.
+    pub fn extended(self, left: u16, right: u16) -> Result<Self, &'static str> {
+        if left > ORDER_MAX_EXTENDED || right > ORDER_MAX_EXTENDED {
+            return Err("each may be 21 at most");
+        }
+        let extended = Self { left, right };
+        if extended.classic() != self {
+            return Err("an order below 21 must be that of the control page, and 21 goes with 20");
+        }
+        Ok(extended)
     }
 
     /// Order of the left ring.
@@ -281,10 +356,13 @@ fn in_page_offset(order: u16) -> usize {
     1 << order
 }
 
-fn page_order(bytes: usize) -> Result<u16, RingSizeError> {
-    (ORDER_PAGE..=ORDER_MAX)
+fn page_order(bytes: usize, most: u16) -> Result<u16, RingSizeError> {
+    (ORDER_PAGE..=most)
         .find(|&order| bytes <= 1 << order)
-        .ok_or(RingSizeError(bytes))
+        .ok_or(RingSizeError {
+            bytes,
+            most: 1 << most,
+        })
 }
 
 #[cfg(test)]
@@ -318,8 +396,15 @@ mod tests {
         assert_eq!(chosen(1 << 20, 1), (20, 11));
         assert_eq!(
             Orders::choose(((1 << 20) + 1).into()),
-            Err(RingSizeError((1 << 20) + 1))
+            Err(RingSizeError {
+                bytes: (1 << 20) + 1,
+                most: 1 << 20
+            })
         );
+        let large = Orders::choose_extended(((1 << 20) + 1).into()).unwrap();
+        assert_eq!((large.left, large.right), (21, 21));
+        assert_eq!((large.classic().left, large.classic().right), (20, 20));
+        assert!(Orders::choose_extended(((2 << 20) + 1).into()).is_err());
     }
 
     // vchan.md (c) 10.

@@ -131,6 +131,7 @@
 //!
 //! # How the crate is laid out
 //! * [`layout`]: the control page's offsets, ring orders and the rule by which a server picks them.
+//! * [`extension`]: what two sides of this crate use beyond libxenvchan's format.
 //! * [`ring`]: index arithmetic on values the peer may have made up. Pure, no memory, no OS.
 //! * [`shm`]: the memory shared with the peer, and the rules for touching it.
 //! * [`in_place`]: using the bytes in the ring without a copy.
@@ -151,6 +152,8 @@ pub mod channel;
 pub mod conformance;
 pub mod domain;
 pub mod error;
+pub mod extension;
+pub mod extension_page;
 pub mod in_place;
 pub mod layout;
 pub mod local;
@@ -160,11 +163,14 @@ pub mod reactor;
 pub mod reader;
 pub mod region;
 pub mod ring;
+mod ring_end;
+mod setup;
 mod shared;
 pub mod shm;
 mod spin;
 mod sync;
 mod wait;
+mod waiting;
 pub mod writer;
 pub mod xen;
 
@@ -173,8 +179,9 @@ pub use channel::{Channel, Stats};
 pub use domain::DomId;
 pub use error::{Error, PeerError, Result};
 pub use in_place::{PeerBytes, RingSpace};
-pub use layout::RingSizes;
+pub use layout::{Format, RingSizes};
 pub use reader::Reader;
+pub use setup::Setup;
 pub use spin::DEFAULT_SPIN;
 pub use vgpu_protocol::transport::{Interest, Transport, TransportError};
 pub use writer::Writer;

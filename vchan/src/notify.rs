@@ -14,6 +14,19 @@
 //! the index. Without one of them both may read old values and the sleeper sleeps for ever;
 //! `tests/loom_notify.rs` explores all interleavings, with a twin that lacks the fence and fails.
 //!
+//! In the [extension](crate::extension) each waiting half has a **wait word** of its own in place
+//! of a bit, and says in it at which index it wants to hear:
+//!
+//! ```text
+//!   mover                                sleeper
+//!   index.store(new, Release)            word = ARMED | wanted     (arm)
+//!   fence(SeqCst)            <-------->  fence(SeqCst)
+//!   word set and reached ?  take, ring   index.load(Acquire)       still short of it? sleep
+//! ```
+//!
+//! The mover takes the word with a swap. Should the sleeper have armed anew for a later index in
+//! between, the swap takes that too, and the ring wakes it early: it looks and arms once more.
+//!
 //! The functions are generic so that the same code runs under loom's atomics.
 
 use crate::sync::atomic::{AtomicU8, AtomicU32, Ordering, fence};
@@ -87,11 +100,111 @@ pub fn request<B: NotifyByte>(byte: &B, bit: u8) {
     B::fence();
 }
 
+/// Set in a wait word whose owner waits; the other bits are the low ones of the wanted index.
+pub const ARMED: u32 = 1 << 31;
+
+/// The wait word of a side that wants to be woken once the index has reached `wanted`.
+#[inline]
+pub fn armed_for(wanted: u32) -> u32 {
+    ARMED | wanted
+}
+
+/// Whether `index` has reached what an armed `word` asks for. Rings are far smaller than 2^30
+/// bytes, so of two indexes modulo 2^31 the one less than half way ahead is the later one.
+#[inline]
+pub fn is_reached(word: u32, index: u32) -> bool {
+    word & ARMED != 0 && index.wrapping_sub(word) & !ARMED < 1 << 30
+}
+
+/// A wait word in shared memory.
+pub trait WaitWord {
+    /// Relaxed load.
+    fn load(&self) -> u32;
+    /// Relaxed store.
+    fn store(&self, value: u32);
+    /// Takes the request, whatever it is by now; sequentially consistent.
+    fn take(&self);
+    /// A sequentially consistent fence.
+    fn fence();
+}
+
+impl WaitWord for AtomicU32 {
+    #[inline]
+    fn load(&self) -> u32 {
+        self.load(Ordering::Relaxed)
+    }
+    #[inline]
+    fn store(&self, value: u32) {
+        self.store(value, Ordering::Relaxed);
+    }
+    #[inline]
+    fn take(&self) {
+        self.swap(0, Ordering::SeqCst);
+    }
+    #[inline]
+    fn fence() {
+        fence(Ordering::SeqCst);
+    }
+}
+
+/// Mover: publishes `value`, then says whether the peer waits for an index up to there. If so the
+/// request is taken and the caller must ring the doorbell.
+#[inline]
+pub fn publish_past<W: WaitWord>(index: &impl RingIndex, value: u32, word: &W) -> bool {
+    index.publish(value);
+    // Pairs with the fence in `arm`.
+    W::fence();
+    // The load keeps the usual case, an awake peer, free of a locked operation.
+    let reached = is_reached(word.load(), value);
+    if reached {
+        word.take();
+    }
+    reached
+}
+
+/// Sleeper: asks to be told when the index reaches `wanted`. The caller must look at the index
+/// again before it sleeps.
+#[inline]
+pub fn arm<W: WaitWord>(word: &W, wanted: u32) {
+    word.store(armed_for(wanted));
+    // Pairs with the fence in `publish_past`.
+    W::fence();
+}
+
+/// Sleeper: takes a request back that turned out not to be needed. If the peer has taken it
+/// already, its ring comes anyway and is harmless.
+#[inline]
+pub fn disarm<W: WaitWord>(word: &W) {
+    if word.load() != 0 {
+        word.store(0);
+    }
+}
+
 /// Sleeper: takes a request back that turned out not to be needed. If the peer has taken it
 /// already, its ring comes anyway and is harmless.
 #[inline]
 pub fn withdraw<B: NotifyByte>(byte: &B, bit: u8) {
     if byte.load() & bit != 0 {
         byte.clear(bit);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_wanted_index_is_reached_from_there_on() {
+        for start in [0, 5, ARMED - 2, ARMED, ARMED + 7, u32::MAX - 3] {
+            let word = armed_for(start);
+            for ahead in [0, 1, 1 << 21] {
+                assert!(is_reached(word, start.wrapping_add(ahead)), "{start:#x}");
+            }
+            for behind in [1, 2, 1 << 21] {
+                assert!(!is_reached(word, start.wrapping_sub(behind)), "{start:#x}");
+            }
+        }
+        assert!(!is_reached(0, 0), "nobody waits");
+        assert!(!is_reached(5, 5), "without the flag nobody waits");
     }
 }

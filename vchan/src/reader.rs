@@ -4,13 +4,14 @@
 use std::io;
 use std::time::{Duration, Instant};
 
-use crate::error::Result;
-use crate::layout::bit;
+use crate::error::{Error, Result};
 use crate::ring::{Consumer, Span};
+use crate::ring_end::RingEnd;
 use crate::shared::Shared;
 use crate::shm::Region;
 use crate::spin::Spin;
 use crate::sync::Arc;
+use crate::waiting::{self, Waits, Wish};
 use crate::writer::{copy_step, deadline_after};
 
 const WAITING: &str = "read from the peer";
@@ -19,12 +20,11 @@ const WAITING: &str = "read from the peer";
 /// [`Channel::split`](crate::Channel::split).
 #[derive(Debug)]
 pub struct Reader {
-    pub(crate) shared: Arc<Shared>,
+    // Dropped before `shared`: memory before the doorbell.
+    end: RingEnd,
     ring: Consumer,
-    /// Where the peer's write index lies in the control page.
-    prod_at: usize,
-    /// Where ours lies.
-    cons_at: usize,
+    pub(crate) shared: Arc<Shared>,
+    /// The most that is copied between two publications.
     step: u32,
     /// The peer is gone and its write index was read after that: nothing more can come.
     ended: bool,
@@ -36,14 +36,12 @@ pub struct Reader {
 }
 
 impl Reader {
-    pub(crate) fn new(shared: Arc<Shared>, ring: Consumer, spin: Spin) -> Self {
-        let (at, _) = shared.incoming();
-        let (prod_at, cons_at, step) = (at.prod, at.cons, copy_step(ring.size()));
+    pub(crate) fn new(shared: Arc<Shared>, end: RingEnd, ring: Consumer, spin: Spin) -> Self {
+        let step = copy_step(ring.size());
         Self {
-            shared,
+            end,
             ring,
-            prod_at,
-            cons_at,
+            shared,
             step,
             ended: false,
             spin,
@@ -62,7 +60,15 @@ impl Reader {
     /// # Errors
     /// [`Closed`](crate::Error::Closed) after a close of ours, [`Peer`](crate::Error::Peer) if
     /// the peer broke the rules, [`Os`](crate::Error::Os) if the doorbell fails.
+    #[inline]
     pub fn try_read(&mut self, buf: &mut [u8]) -> Result<Option<usize>> {
+        if self.take_known(buf)? {
+            return Ok(Some(buf.len()));
+        }
+        self.try_read_fresh(buf)
+    }
+
+    fn try_read_fresh(&mut self, buf: &mut [u8]) -> Result<Option<usize>> {
         if let Some(n) = self.take(buf)? {
             return Ok(Some(n));
         }
@@ -79,13 +85,59 @@ impl Reader {
     ///
     /// # Errors
     /// As [`try_read`](Self::try_read), and [`TimedOut`](crate::Error::TimedOut).
+    #[inline]
     pub fn read(&mut self, buf: &mut [u8], deadline: Instant) -> Result<usize> {
+        if self.take_known(buf)? {
+            return Ok(buf.len());
+        }
+        self.read_fresh(buf, deadline)
+    }
+
+    fn read_fresh(&mut self, buf: &mut [u8], deadline: Instant) -> Result<usize> {
         loop {
             if let Some(n) = self.take(buf)? {
                 return Ok(n);
             }
             self.wait(deadline)?;
         }
+    }
+
+    /// Fills all of `buf`, waiting until `deadline`. Sleeps once for a large part of it, where
+    /// [`read`](Self::read) would be woken for its first byte.
+    ///
+    /// # Errors
+    /// As [`read`](Self::read); [`PeerClosed`](crate::Error::PeerClosed) if the stream ends
+    /// before `buf` is full. A part of it may have been read then.
+    #[inline]
+    pub fn read_exact(&mut self, buf: &mut [u8], deadline: Instant) -> Result<()> {
+        if self.take_known(buf)? {
+            return Ok(());
+        }
+        self.read_exact_fresh(buf, deadline)
+    }
+
+    fn read_exact_fresh(&mut self, buf: &mut [u8], deadline: Instant) -> Result<()> {
+        let mut filled = 0;
+        while filled < buf.len() {
+            match self.take(&mut buf[filled..])? {
+                Some(0) => return Err(Error::PeerClosed { unread: 0 }),
+                Some(n) => filled += n,
+                None => {
+                    // A writer that finds no room has filled more than this.
+                    let most = self.ring.size() / 2;
+                    let left = u32::try_from(buf.len() - filled).unwrap_or(u32::MAX);
+                    let least = left.min(most);
+                    let mut side = ForData {
+                        least,
+                        // While awake: the first step may begin while the peer writes the next.
+                        awake: least.min(self.step),
+                        reader: self,
+                    };
+                    waiting::wait(&mut side, deadline, WAITING)?;
+                }
+            }
+        }
+        Ok(())
     }
 
     /// Waits until [`try_read`](Self::try_read) has something to say.
@@ -154,39 +206,48 @@ impl Reader {
     /// The memory of the ring, and where the next `len` bytes lie in it; [`look`](Self::look) has
     /// found that many.
     pub(crate) fn readable(&self, len: u32) -> (&Region, Span) {
-        (self.shared.incoming().1, self.ring.readable(len))
+        (&self.end.memory, self.ring.readable(len))
     }
 
     /// Gives the next `len` bytes back to the peer; [`look`](Self::look) has found that many.
     pub(crate) fn pass(&mut self, len: u32) -> Result<()> {
         self.shared.check()?;
-        let cons = self.ring.advance(len);
         self.bytes += u64::from(len);
-        self.shared.publish(self.cons_at, cons, bit::READ)
+        self.advance(len)
     }
 
     /// Waits until [`look`](Self::look) has an answer.
     pub(crate) fn wait_for(&mut self, least: u32, deadline: Instant) -> Result<()> {
-        // Taken out so that `ready` may borrow the rest.
-        let mut spin = std::mem::replace(&mut self.spin, Spin::new(Duration::ZERO));
-        let shared = Arc::clone(&self.shared);
-        let outcome =
-            shared.wait_until(&mut spin, bit::WRITE, deadline, WAITING, || self.has(least));
-        self.spin = spin;
-        outcome
+        let mut side = ForData {
+            reader: self,
+            least,
+            awake: least,
+        };
+        waiting::wait(&mut side, deadline, WAITING)
     }
 
     /// Asks the peer to ring when it writes, for a call that is about to report "would block".
     pub(crate) fn ask(&mut self) -> Result<()> {
         // Old events must not make a poll loop spin; what comes from here on wakes it again.
         self.shared.acknowledge()?;
-        self.shared.request(bit::WRITE);
+        self.ask_for(1);
         Ok(())
+    }
+
+    /// Asks the peer to ring when `least` bytes are there.
+    pub(crate) fn ask_for(&self, least: u32) {
+        self.end.ask.arm(self.ring.cons().wrapping_add(least));
     }
 
     /// Takes that back.
     pub(crate) fn no_longer_ask(&self) {
-        self.shared.withdraw(bit::WRITE);
+        self.end.ask.disarm();
+    }
+
+    /// Whether the peer's index is another one than was last seen.
+    #[inline]
+    pub(crate) fn has_moved(&self) -> bool {
+        self.end.peers_index() != self.ring.prod()
     }
 
     /// Drops what is there, for a close. Returns whether there was anything.
@@ -194,10 +255,24 @@ impl Reader {
         self.refresh()?;
         let len = self.ring.available();
         if len > 0 {
-            let cons = self.ring.advance(len);
-            self.shared.publish(self.cons_at, cons, bit::READ)?;
+            self.advance(len)?;
         }
         Ok(len > 0)
+    }
+
+    /// Fills `buf` if that takes no look at the peer's index and no more than one step: false,
+    /// and nothing done, otherwise.
+    #[inline]
+    fn take_known(&mut self, buf: &mut [u8]) -> Result<bool> {
+        let most = self.ring.available().min(self.step);
+        let len = match u32::try_from(buf.len()) {
+            Ok(len) if len <= most && !self.shared.is_unusable() => len,
+            _ => return Ok(false),
+        };
+        self.copy_out(buf, len);
+        self.bytes += u64::from(len);
+        self.advance(len)?;
+        Ok(true)
     }
 
     /// `None`: nothing there. `Some(0)`: the end, or an empty `buf`.
@@ -219,7 +294,6 @@ impl Reader {
         Ok((n > 0 || self.ended).then_some(n))
     }
 
-    #[inline]
     fn copy(&mut self, buf: &mut [u8]) -> Result<usize> {
         let mut done = 0;
         while done < buf.len() {
@@ -235,29 +309,83 @@ impl Reader {
             if len == 0 {
                 break;
             }
-            let span = self.ring.readable(len);
-            let (_, memory) = self.shared.incoming();
-            let (first, second) =
-                buf[done..done + span.first + span.second].split_at_mut(span.first);
-            memory.copy_out(span.offset, first);
-            if !second.is_empty() {
-                memory.copy_out(0, second);
-            }
+            self.copy_out(&mut buf[done..done + len as usize], len);
             done += len as usize;
-            let cons = self.ring.advance(len);
-            self.shared.publish(self.cons_at, cons, bit::READ)?;
+            self.advance(len)?;
         }
         self.bytes += done as u64;
         Ok(done)
     }
 
+    /// Copies the next `len` bytes, which are there, to `to`, which is that long.
+    #[inline]
+    fn copy_out(&self, to: &mut [u8], len: u32) {
+        let span = self.ring.readable(len);
+        if span.second == 0 {
+            return self.end.memory.copy_out(span.offset, to);
+        }
+        let (first, second) = to.split_at_mut(span.first);
+        self.end.memory.copy_out(span.offset, first);
+        self.end.memory.copy_out(0, second);
+    }
+
+    /// Gives the next `len` bytes, which are there, back to the peer.
+    #[inline]
+    fn advance(&mut self, len: u32) -> Result<()> {
+        let cons = self.ring.advance(len);
+        self.shared.publish(&self.end, cons)
+    }
+
     /// Reads the peer's index, once, and checks it.
     #[inline]
     fn refresh(&mut self) -> Result<()> {
-        let prod = crate::notify::RingIndex::observe(self.shared.index(self.prod_at));
         self.ring
-            .observe(prod)
+            .observe(self.end.peers_index())
             .map_err(|error| self.shared.fail(error))
+    }
+}
+
+/// A reader that waits for a number of bytes.
+struct ForData<'a> {
+    reader: &'a mut Reader,
+    /// What to sleep for.
+    least: u32,
+    /// What to look for, not more than that.
+    awake: u32,
+}
+
+impl Waits for ForData<'_> {
+    fn shared(&self) -> &Shared {
+        &self.reader.shared
+    }
+
+    fn spin(&mut self) -> &mut Spin {
+        &mut self.reader.spin
+    }
+
+    #[inline]
+    fn has_moved(&self) -> bool {
+        self.reader.has_moved()
+    }
+
+    fn insists(&self) -> bool {
+        false
+    }
+
+    fn is_ready(&mut self, wish: Wish) -> Result<bool> {
+        let least = match wish {
+            Wish::Plenty => self.awake,
+            Wish::Enough => self.least,
+        };
+        self.reader.has(least)
+    }
+
+    fn ask(&mut self, _wish: Wish) {
+        self.reader.ask_for(self.least);
+    }
+
+    fn withdraw(&mut self) {
+        self.reader.no_longer_ask();
     }
 }
 

@@ -21,6 +21,7 @@ pub struct Span {
     pub second: usize,
 }
 
+#[inline]
 fn span(index: u32, len: u32, size: u32) -> Span {
     debug_assert!(len <= size && size.is_power_of_two());
     let offset = index & (size - 1);
@@ -65,8 +66,21 @@ impl Consumer {
     }
 
     /// The ring's bytes.
+    #[inline]
     pub fn size(&self) -> u32 {
         self.size
+    }
+
+    /// How far we have read.
+    #[inline]
+    pub fn cons(&self) -> u32 {
+        self.cons
+    }
+
+    /// How far the peer has written, as last checked.
+    #[inline]
+    pub fn prod(&self) -> u32 {
+        self.prod
     }
 
     /// Takes a freshly loaded `prod` of the peer.
@@ -150,8 +164,21 @@ impl Producer {
     }
 
     /// The ring's bytes.
+    #[inline]
     pub fn size(&self) -> u32 {
         self.size
+    }
+
+    /// How far the peer has read, as last checked.
+    #[inline]
+    pub fn cons(&self) -> u32 {
+        self.cons
+    }
+
+    /// How far the peer will have read once `bytes` are free.
+    #[inline]
+    pub fn cons_for(&self, bytes: u32) -> u32 {
+        self.prod.wrapping_sub(self.size).wrapping_add(bytes)
     }
 
     /// Takes a freshly loaded `cons` of the peer.

@@ -5,13 +5,12 @@ use std::time::{Duration, Instant};
 
 use crate::backend::{Backend, Parts};
 use crate::error::{Error, PeerError, Result, RingName};
-use crate::layout::{Role, live, offset};
-use crate::notify;
+use crate::layout::{Format, Role, live, offset};
 use crate::region::ledger::Ledger;
-use crate::shm::{ControlPage, Region};
-use crate::spin::{Looked, Spin};
+use crate::ring_end::{RingEnd, ring_end};
+use crate::shm::SharedU8;
 use crate::sync::OnceLock;
-use crate::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, Ordering};
+use crate::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use crate::wait::Waiters;
 
 /// Fields drop in this order: memory before the doorbell.
@@ -20,13 +19,15 @@ pub(crate) struct Shared {
     /// Beside the rings; ends with them.
     pub(crate) regions: Ledger,
     role: Role,
-    control: ControlPage,
-    left: Region,
-    right: Region,
+    format: Format,
+    own_live: SharedU8,
+    peers_live: SharedU8,
     pub(crate) backend: Box<dyn Backend>,
     /// The backend wants to hear of every step.
     on_reactor: bool,
     pub(crate) waiters: Waiters,
+    /// `closed` is set or `broken` is: no call can succeed any more.
+    unusable: AtomicBool,
     /// This side has closed.
     closed: AtomicBool,
     /// The peer has closed or died; never taken back, whatever the peer does to its live byte.
@@ -40,44 +41,41 @@ pub(crate) struct Shared {
     pub(crate) sleeps: AtomicU64,
 }
 
-/// Offsets of one ring's two indexes.
-#[derive(Debug, Clone, Copy)]
-pub(crate) struct IndexOffsets {
-    pub(crate) name: RingName,
-    pub(crate) cons: usize,
-    pub(crate) prod: usize,
-}
-
-const LEFT: IndexOffsets = IndexOffsets {
-    name: RingName::Left,
-    cons: offset::LEFT_CONS,
-    prod: offset::LEFT_PROD,
-};
-const RIGHT: IndexOffsets = IndexOffsets {
-    name: RingName::Right,
-    cons: offset::RIGHT_CONS,
-    prod: offset::RIGHT_PROD,
-};
-
 impl Shared {
-    pub(crate) fn new(parts: Parts) -> Self {
+    /// What is shared, and the ends of the ring that this side reads and of the one it writes.
+    pub(crate) fn new(parts: Parts) -> (Self, RingEnd, RingEnd) {
         let Parts {
             role,
             control,
+            extension,
             left,
             right,
             backend,
             ..
         } = parts;
-        Self {
+        let end = |name, memory| ring_end(role, name, &control, extension.as_ref(), memory);
+        let (left, right) = (end(RingName::Left, left), end(RingName::Right, right));
+        let (incoming, outgoing) = match role {
+            Role::Server => (left, right),
+            Role::Client => (right, left),
+        };
+        let (own, peers) = match role {
+            Role::Server => (offset::SRV_LIVE, offset::CLI_LIVE),
+            Role::Client => (offset::CLI_LIVE, offset::SRV_LIVE),
+        };
+        let shared = Self {
             regions: Ledger::default(),
             role,
-            control,
-            left,
-            right,
+            format: match extension {
+                Some(_) => Format::Extended,
+                None => Format::Classic,
+            },
+            own_live: control.byte(own),
+            peers_live: control.byte(peers),
             on_reactor: backend.token().is_some(),
             backend,
             waiters: Waiters::default(),
+            unusable: AtomicBool::new(false),
             closed: AtomicBool::new(false),
             gone: AtomicBool::new(false),
             lost: AtomicBool::new(false),
@@ -85,77 +83,29 @@ impl Shared {
             events_sent: AtomicU64::new(0),
             events_received: AtomicU64::new(0),
             sleeps: AtomicU64::new(0),
-        }
+        };
+        (shared, incoming, outgoing)
     }
 
     pub(crate) fn role(&self) -> Role {
         self.role
     }
 
-    /// The ring this side reads.
-    pub(crate) fn incoming(&self) -> (IndexOffsets, &Region) {
-        match self.role {
-            Role::Server => (LEFT, &self.left),
-            Role::Client => (RIGHT, &self.right),
-        }
+    /// The format in use.
+    pub(crate) fn format(&self) -> Format {
+        self.format
     }
 
-    /// The ring this side writes.
-    pub(crate) fn outgoing(&self) -> (IndexOffsets, &Region) {
-        match self.role {
-            Role::Server => (RIGHT, &self.right),
-            Role::Client => (LEFT, &self.left),
-        }
-    }
-
+    /// Publishes the index of a ring of ours, and rings the peer if it asked to be told.
     #[inline]
-    pub(crate) fn index(&self, at: usize) -> &AtomicU32 {
-        self.control.u32_at(at)
-    }
-
-    /// What this side must tell the peer about; the peer sets bits, we take them.
-    #[inline]
-    fn asked_of_us(&self) -> &AtomicU8 {
-        self.control.u8_at(match self.role {
-            Role::Server => offset::SRV_NOTIFY,
-            Role::Client => offset::CLI_NOTIFY,
-        })
-    }
-
-    /// What the peer must tell this side about; we set bits, the peer takes them.
-    #[inline]
-    fn asked_of_peer(&self) -> &AtomicU8 {
-        self.control.u8_at(match self.role {
-            Role::Server => offset::CLI_NOTIFY,
-            Role::Client => offset::SRV_NOTIFY,
-        })
-    }
-
-    /// Publishes one of our indexes and rings the peer if it asked to be told.
-    #[inline]
-    pub(crate) fn publish(&self, at: usize, value: u32, bit: u8) -> Result<()> {
+    pub(crate) fn publish(&self, end: &RingEnd, index: u32) -> Result<()> {
         if self.on_reactor {
             self.backend.moved();
         }
-        if notify::publish(self.index(at), value, self.asked_of_us(), bit) {
-            self.ring_peer()?;
+        match end.publish(index) {
+            true => self.ring_peer(),
+            false => Ok(()),
         }
-        Ok(())
-    }
-
-    /// Whether the peer has asked, by `bit`, to be told of our next step.
-    pub(crate) fn peer_asked(&self, bit: u8) -> bool {
-        notify::NotifyByte::load(self.asked_of_us()) & bit != 0
-    }
-
-    /// Asks the peer to tell; the caller looks again before it sleeps.
-    pub(crate) fn request(&self, bit: u8) {
-        notify::request(self.asked_of_peer(), bit);
-    }
-
-    /// Takes a request back.
-    pub(crate) fn withdraw(&self, bit: u8) {
-        notify::withdraw(self.asked_of_peer(), bit);
     }
 
     #[cold]
@@ -169,38 +119,53 @@ impl Shared {
     /// The reason for which no call can succeed any more, if there is one.
     #[inline]
     pub(crate) fn check(&self) -> Result<()> {
-        if self.closed.load(Ordering::Relaxed) {
-            return Err(Error::Closed);
-        }
-        match self.broken.get() {
-            None => Ok(()),
-            Some(error) => Err(error.clone().into()),
+        match self.is_unusable() {
+            true => Err(self.reason()),
+            false => Ok(()),
         }
     }
 
+    #[inline]
     pub(crate) fn is_unusable(&self) -> bool {
-        self.check().is_err()
+        // Acquire: pairs with the stores in `fail` and `close`, which follow the reason.
+        self.unusable.load(Ordering::Acquire)
+    }
+
+    #[cold]
+    fn reason(&self) -> Error {
+        match self.broken.get() {
+            Some(error) if !self.closed.load(Ordering::Relaxed) => error.clone().into(),
+            _ => Error::Closed,
+        }
     }
 
     /// Records what the peer did; every later call fails with the first such error.
     #[cold]
     pub(crate) fn fail(&self, error: PeerError) -> Error {
-        self.broken.get_or_init(|| error).clone().into()
+        let first = self.broken.get_or_init(|| error).clone();
+        // Release: pairs with the load in `is_unusable`.
+        self.unusable.store(true, Ordering::Release);
+        first.into()
+    }
+
+    /// Whether nothing stands against a write as far as two loads tell: this side is open, and the
+    /// peer's live byte says that it is there. A peer that died otherwise is found by
+    /// [`peer_gone`](Self::peer_gone), at the latest when the ring is full.
+    #[inline]
+    pub(crate) fn may_write(&self) -> bool {
+        !self.is_unusable()
+            && !self.gone.load(Ordering::Relaxed)
+            && self.peers_live.load(Ordering::Relaxed) == live::CONNECTED
     }
 
     /// Whether the peer has closed or died. What it wrote before is still in the ring: a reader
     /// looks at the index once more after this says yes.
-    #[inline]
     pub(crate) fn peer_gone(&self) -> Result<bool> {
         if self.gone.load(Ordering::Acquire) {
             return Ok(true);
         }
-        let (at, field) = match self.role {
-            Role::Server => (offset::CLI_LIVE, "cli_live"),
-            Role::Client => (offset::SRV_LIVE, "srv_live"),
-        };
         // Acquire: pairs with the closing side's store, which follows its last index store.
-        let gone = match self.control.u8_at(at).load(Ordering::Acquire) {
+        let gone = match self.peers_live.load(Ordering::Acquire) {
             live::CONNECTED if self.backend.peer_alive() => false,
             live::CONNECTED => {
                 // Published by the store to `gone`.
@@ -208,7 +173,13 @@ impl Shared {
                 true
             }
             live::CLOSED => true,
-            found => return Err(self.fail(PeerError::Live { field, found })),
+            found => {
+                let field = match self.role {
+                    Role::Server => "cli_live",
+                    Role::Client => "srv_live",
+                };
+                return Err(self.fail(PeerError::Live { field, found }));
+            }
         };
         if gone {
             self.gone.store(true, Ordering::Release);
@@ -269,60 +240,16 @@ impl Shared {
         }
     }
 
-    /// Waits until `ready` says yes: spins, then asks the peer to tell (`bits`), looks again and
-    /// sleeps.
-    pub(crate) fn wait_until(
-        &self,
-        spin: &mut Spin,
-        bits: u8,
-        deadline: Instant,
-        waiting: &'static str,
-        mut ready: impl FnMut() -> Result<bool>,
-    ) -> Result<()> {
-        if ready()? {
-            return Ok(());
-        }
-        loop {
-            let start = match spin.run(deadline, &mut ready)? {
-                Looked::Ready => return Ok(()),
-                Looked::NotSince(start) => start,
-            };
-            let seen = self.waiters.generation();
-            self.request(bits);
-            if ready()? {
-                self.withdraw(bits);
-                return Ok(());
-            }
-            self.sleeps.fetch_add(1, Ordering::Relaxed);
-            let slept = self
-                .waiters
-                .sleep(self.backend.as_ref(), seen, deadline, waiting);
-            let end = Instant::now();
-            // Also after a time-out: waits that end in one are those of an idle channel.
-            spin.waited(end.saturating_duration_since(start));
-            if slept? {
-                self.events_received.fetch_add(1, Ordering::Relaxed);
-                self.regions.sweep();
-            }
-            if ready()? {
-                return Ok(());
-            }
-            // A peer that rings without end must not carry us beyond the deadline.
-            if end >= deadline {
-                return Err(Error::TimedOut(waiting));
-            }
-        }
-    }
-
     /// Ends the channel on this side: the peer sees it, and every waiter of ours returns.
     pub(crate) fn close(&self) {
         if self.closed.swap(true, Ordering::AcqRel) {
             return;
         }
         self.regions.close();
-        let own_live = self.control.u8_at(ControlPage::live_offset(self.role));
+        // Release: pairs with the load in `is_unusable`.
+        self.unusable.store(true, Ordering::Release);
         // Release: whoever reads this sees every index stored before.
-        own_live.store(live::CLOSED, Ordering::SeqCst);
+        self.own_live.store(live::CLOSED, Ordering::SeqCst);
         // Unasked, as libxenvchan does. A peer that cannot be rung is gone already.
         let _ = self.ring_peer();
         self.waiters.cancel();

@@ -16,6 +16,7 @@
 
 use std::any::Any;
 use std::fmt;
+use std::ops::Deref;
 use std::ptr::NonNull;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, AtomicU16, AtomicU32, AtomicU64, Ordering, compiler_fence};
@@ -115,13 +116,7 @@ impl Region {
         self.check(offset, from.len());
         assert!(self.writable, "write to a read-only region");
         // SAFETY: destination checked above; `from` is private, so the two cannot overlap.
-        unsafe {
-            std::ptr::copy_nonoverlapping(
-                from.as_ptr(),
-                self.start.as_ptr().add(offset),
-                from.len(),
-            );
-        }
+        unsafe { copy(from.as_ptr(), self.start.as_ptr().add(offset), from.len()) };
         compiler_fence(Ordering::SeqCst);
     }
 
@@ -133,13 +128,7 @@ impl Region {
     pub fn copy_out(&self, offset: usize, to: &mut [u8]) {
         self.check(offset, to.len());
         // SAFETY: source checked above; `to` is private, so the two cannot overlap.
-        unsafe {
-            std::ptr::copy_nonoverlapping(
-                self.start.as_ptr().add(offset),
-                to.as_mut_ptr(),
-                to.len(),
-            );
-        }
+        unsafe { copy(self.start.as_ptr().add(offset), to.as_mut_ptr(), to.len()) };
         compiler_fence(Ordering::SeqCst);
     }
 
@@ -171,9 +160,9 @@ impl Region {
     /// If it lies outside the region.
     #[inline]
     pub(crate) fn u8_at(&self, at: usize) -> &AtomicU8 {
-        // SAFETY: `word` checks it; the memory outlives `&self` and is only ever accessed
+        // SAFETY: `address` checks it; the memory outlives `&self` and is only ever accessed
         // atomically or copied bytewise.
-        unsafe { AtomicU8::from_ptr(self.word(at)) }
+        unsafe { AtomicU8::from_ptr(self.address(at)) }
     }
 
     /// The word at `at`; as [`u8_at`](Self::u8_at).
@@ -183,7 +172,7 @@ impl Region {
     #[inline]
     pub(crate) fn u32_at(&self, at: usize) -> &AtomicU32 {
         // SAFETY: as for `u8_at`.
-        unsafe { AtomicU32::from_ptr(self.word(at)) }
+        unsafe { AtomicU32::from_ptr(self.address(at)) }
     }
 
     /// The word at `at`; as [`u32_at`](Self::u32_at).
@@ -193,12 +182,12 @@ impl Region {
     #[inline]
     pub(crate) fn u64_at(&self, at: usize) -> &AtomicU64 {
         // SAFETY: as for `u8_at`.
-        unsafe { AtomicU64::from_ptr(self.word(at)) }
+        unsafe { AtomicU64::from_ptr(self.address(at)) }
     }
 
     /// The address of a `T` within the region, aligned for it.
     #[inline]
-    fn word<T>(&self, at: usize) -> *mut T {
+    fn address<T>(&self, at: usize) -> *mut T {
         self.check(at, size_of::<T>());
         // SAFETY: within the mapping, checked above.
         let word = unsafe { self.start.as_ptr().add(at) }.cast::<T>();
@@ -206,13 +195,133 @@ impl Region {
         word
     }
 
+    /// The word at `offset`, which is a multiple of 4, to be kept.
+    ///
+    /// # Panics
+    /// If it is not, or the region does not hold it, or is read-only.
+    pub(crate) fn word(&self, offset: usize) -> SharedU32 {
+        assert!(self.writable, "a word of a read-only region");
+        SharedU32 {
+            at: NonNull::from(self.u32_at(offset)),
+            _owner: Arc::clone(&self._owner),
+        }
+    }
+
+    /// The byte at `offset`, to be kept.
+    ///
+    /// # Panics
+    /// If the region does not hold it, or is read-only.
+    pub(crate) fn byte(&self, offset: usize) -> SharedU8 {
+        assert!(self.writable, "a byte of a read-only region");
+        SharedU8 {
+            at: NonNull::from(self.u8_at(offset)),
+            _owner: Arc::clone(&self._owner),
+        }
+    }
+
     #[inline]
     fn check(&self, offset: usize, len: usize) {
-        assert!(
-            offset <= self.len && len <= self.len - offset,
-            "{len} bytes at {offset} are outside a region of {}",
-            self.len
-        );
+        if offset > self.len || len > self.len - offset {
+            outside(offset, len, self.len);
+        }
+    }
+}
+
+#[cold]
+#[inline(never)]
+fn outside(offset: usize, len: usize, region: usize) -> ! {
+    panic!("{len} bytes at {offset} are outside a region of {region}");
+}
+
+/// Copies up to this many bytes without a call: a call costs more than they do.
+const SMALL: usize = 64;
+
+/// `copy_nonoverlapping` with small copies inline.
+///
+/// # Safety
+/// As there, for `len` bytes.
+#[inline(always)]
+unsafe fn copy(from: *const u8, to: *mut u8, len: usize) {
+    /// The first and the last `size_of::<T>()` bytes of `len`, which overlap in the middle.
+    #[inline(always)]
+    unsafe fn ends<T>(from: *const u8, to: *mut u8, len: usize) {
+        let last = len - size_of::<T>();
+        // SAFETY: the caller has checked that a `T` fits; unaligned access is meant.
+        unsafe {
+            let (head, tail) = (
+                from.cast::<T>().read_unaligned(),
+                from.add(last).cast::<T>().read_unaligned(),
+            );
+            to.cast::<T>().write_unaligned(head);
+            to.add(last).cast::<T>().write_unaligned(tail);
+        }
+    }
+    // SAFETY: each arm moves bytes of the `len` only.
+    unsafe {
+        match len {
+            0 => {}
+            1 => *to = *from,
+            2..4 => ends::<u16>(from, to, len),
+            4..8 => ends::<u32>(from, to, len),
+            8..16 => ends::<u64>(from, to, len),
+            16..=32 => ends::<[u64; 2]>(from, to, len),
+            33..=SMALL => ends::<[u64; 4]>(from, to, len),
+            _ => std::ptr::copy_nonoverlapping(from, to, len),
+        }
+    }
+}
+
+/// A word shared with the peer, and what keeps it mapped.
+pub struct SharedU32 {
+    at: NonNull<AtomicU32>,
+    _owner: Arc<dyn Any + Send + Sync>,
+}
+
+// SAFETY: the word is only ever accessed atomically and stays mapped while `_owner` lives.
+unsafe impl Send for SharedU32 {}
+// SAFETY: as for `Send`.
+unsafe impl Sync for SharedU32 {}
+
+impl Deref for SharedU32 {
+    type Target = AtomicU32;
+
+    #[inline(always)]
+    fn deref(&self) -> &AtomicU32 {
+        // SAFETY: aligned and mapped, checked by `Region::word`; never accessed but atomically.
+        unsafe { self.at.as_ref() }
+    }
+}
+
+impl fmt::Debug for SharedU32 {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        (**self).fmt(f)
+    }
+}
+
+/// A byte shared with the peer, and what keeps it mapped.
+pub struct SharedU8 {
+    at: NonNull<AtomicU8>,
+    _owner: Arc<dyn Any + Send + Sync>,
+}
+
+// SAFETY: the byte is only ever accessed atomically and stays mapped while `_owner` lives.
+unsafe impl Send for SharedU8 {}
+// SAFETY: as for `Send`.
+unsafe impl Sync for SharedU8 {}
+
+impl Deref for SharedU8 {
+    type Target = AtomicU8;
+
+    #[inline(always)]
+    fn deref(&self) -> &AtomicU8 {
+        // SAFETY: mapped, checked by `Region::byte`; never accessed but atomically.
+        unsafe { self.at.as_ref() }
+    }
+}
+
+impl fmt::Debug for SharedU8 {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        (**self).fmt(f)
     }
 }
 
@@ -329,6 +438,16 @@ impl ControlPage {
             Role::Server => offset::SRV_LIVE,
             Role::Client => offset::CLI_LIVE,
         }
+    }
+
+    /// The word at a byte offset.
+    pub(crate) fn word(&self, at: usize) -> SharedU32 {
+        self.page.word(at)
+    }
+
+    /// The byte at a byte offset.
+    pub(crate) fn byte(&self, at: usize) -> SharedU8 {
+        self.page.byte(at)
     }
 
     #[inline]

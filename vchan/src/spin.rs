@@ -58,22 +58,28 @@ impl Spin {
         (self.hits, self.misses) = (hits, misses);
     }
 
-    /// Calls `ready` until it says yes, the window is over, or the deadline. Returns whether it
-    /// did, and since when this took part in the wait.
+    /// Whether there may be any looking.
+    pub(crate) fn is_allowed(&self) -> bool {
+        !self.max.is_zero()
+    }
+
+    /// Calls `ready` until it says yes, the window is over, or the deadline; now and then it is
+    /// told to look thoroughly. Returns whether it did, and since when this took part in the wait.
+    #[inline]
     pub(crate) fn run(
         &mut self,
         deadline: Instant,
-        mut ready: impl FnMut() -> Result<bool>,
+        mut ready: impl FnMut(bool) -> Result<bool>,
     ) -> Result<Looked> {
         if self.window.is_zero() {
             return Ok(Looked::NotSince(Instant::now()));
         }
         let mut start = None;
         loop {
-            for _ in 0..LOOKS {
+            for look in 1..=LOOKS {
                 // Leaves the core to its sibling, and the line to the peer that is to write it.
                 std::hint::spin_loop();
-                if ready()? {
+                if ready(look == LOOKS)? {
                     self.hit();
                     return Ok(Looked::Ready);
                 }
@@ -139,7 +145,7 @@ mod tests {
     fn looks(spin: &mut Spin, until: u32) -> u32 {
         let mut looks = 0;
         let deadline = Instant::now() + Duration::from_secs(60);
-        spin.run(deadline, || {
+        spin.run(deadline, |_| {
             looks += 1;
             Ok(looks == until)
         })
@@ -220,7 +226,7 @@ mod tests {
             spin.waited(SHORT);
         }
         let deadline = Instant::now() + Duration::from_millis(5);
-        let looked = spin.run(deadline, || Ok(false)).unwrap();
+        let looked = spin.run(deadline, |_| Ok(false)).unwrap();
         assert!(matches!(looked, Looked::NotSince(_)));
         assert!(Instant::now() >= deadline);
     }

@@ -5,12 +5,13 @@ use std::io;
 use std::time::{Duration, Instant};
 
 use crate::error::Result;
-use crate::layout::bit;
 use crate::ring::{Producer, Span};
+use crate::ring_end::RingEnd;
 use crate::shared::Shared;
 use crate::shm::Region;
 use crate::spin::Spin;
 use crate::sync::Arc;
+use crate::waiting::{self, Waits, Wish};
 
 const WAITING: &str = "write to the peer";
 const DRAINING: &str = "see the peer read everything";
@@ -19,12 +20,11 @@ const DRAINING: &str = "see the peer read everything";
 /// [`Channel::split`](crate::Channel::split).
 #[derive(Debug)]
 pub struct Writer {
-    pub(crate) shared: Arc<Shared>,
+    // Dropped before `shared`: memory before the doorbell.
+    end: RingEnd,
     ring: Producer,
-    /// Where the peer's read index lies in the control page.
-    cons_at: usize,
-    /// Where our write index lies.
-    prod_at: usize,
+    pub(crate) shared: Arc<Shared>,
+    /// The most that is copied between two publications.
     step: u32,
     pub(crate) spin: Spin,
     pub(crate) timeout: Option<Duration>,
@@ -34,14 +34,12 @@ pub struct Writer {
 }
 
 impl Writer {
-    pub(crate) fn new(shared: Arc<Shared>, ring: Producer, spin: Spin) -> Self {
-        let (at, _) = shared.outgoing();
-        let (cons_at, prod_at, step) = (at.cons, at.prod, copy_step(ring.size()));
+    pub(crate) fn new(shared: Arc<Shared>, end: RingEnd, ring: Producer, spin: Spin) -> Self {
+        let step = copy_step(ring.size());
         Self {
-            shared,
+            end,
             ring,
-            cons_at,
-            prod_at,
+            shared,
             step,
             spin,
             timeout: None,
@@ -58,7 +56,15 @@ impl Writer {
     /// # Errors
     /// [`PeerClosed`](crate::Error::PeerClosed), [`Closed`](crate::Error::Closed) after a close of ours,
     /// [`Peer`](crate::Error::Peer) if the peer broke the rules, [`Os`](crate::Error::Os) if the doorbell fails.
+    #[inline]
     pub fn try_write(&mut self, buf: &[u8]) -> Result<usize> {
+        if self.put_known(buf)? {
+            return Ok(buf.len());
+        }
+        self.try_write_fresh(buf)
+    }
+
+    fn try_write_fresh(&mut self, buf: &[u8]) -> Result<usize> {
         let n = self.put(buf)?;
         if n > 0 || buf.is_empty() {
             return Ok(n);
@@ -77,10 +83,22 @@ impl Writer {
     /// # Errors
     /// As [`try_write`](Self::try_write), and [`TimedOut`](crate::Error::TimedOut); a part of `buf` may
     /// have been written then.
-    pub fn write_all(&mut self, mut buf: &[u8], deadline: Instant) -> Result<()> {
+    #[inline]
+    pub fn write_all(&mut self, buf: &[u8], deadline: Instant) -> Result<()> {
+        if self.put_known(buf)? {
+            return Ok(());
+        }
+        self.write_all_fresh(buf, deadline)
+    }
+
+    fn write_all_fresh(&mut self, mut buf: &[u8], deadline: Instant) -> Result<()> {
         while !buf.is_empty() {
             match self.put(buf)? {
-                0 => self.wait(deadline)?,
+                0 => {
+                    let left = u32::try_from(buf.len()).unwrap_or(u32::MAX);
+                    let plenty = self.ring.size() / 4;
+                    self.wait_for_room(left.min(plenty), plenty, deadline)?;
+                }
                 n => buf = &buf[n..],
             }
         }
@@ -101,7 +119,7 @@ impl Writer {
     /// [`PeerClosed`](crate::Error::PeerClosed) if it went away without reading all,
     /// [`TimedOut`](crate::Error::TimedOut) at `deadline`, and as [`try_write`](Self::try_write).
     pub fn drain(&mut self, deadline: Instant) -> Result<()> {
-        self.wait_until(deadline, DRAINING, Self::is_drained_or_over)?;
+        waiting::wait(&mut ForDrain { writer: self }, deadline, DRAINING)?;
         self.shared.check()?;
         self.check_drained()
     }
@@ -135,10 +153,10 @@ impl Writer {
         Ok(self.ring.free() as usize)
     }
 
-    /// Whether the peer has asked to be woken by the next write, which a reader does that found
-    /// nothing to read. A hint: it may have changed by the time this returns.
+    /// Whether the peer has asked to be woken by a write, which a reader does that found nothing
+    /// to read. A hint: it may have changed by the time this returns.
     pub fn peer_awaits_data(&self) -> bool {
-        self.shared.peer_asked(bit::WRITE)
+        self.end.peer_waits()
     }
 
     /// Sets how long [`io::Write::write`] waits; `None`, the default, is until the peer reads,
@@ -181,34 +199,59 @@ impl Writer {
     /// The memory of the ring, and where the next `len` bytes go in it; [`look`](Self::look) has
     /// found room for that many.
     pub(crate) fn writable(&self, len: u32) -> (&Region, Span) {
-        (self.shared.outgoing().1, self.ring.writable(len))
+        (&self.end.memory, self.ring.writable(len))
     }
 
     /// Hands the next `len` bytes of the ring to the peer; [`look`](Self::look) has found room for
     /// that many.
     pub(crate) fn pass(&mut self, len: u32) -> Result<()> {
         self.shared.check()?;
-        let prod = self.ring.advance(len);
         self.bytes += u64::from(len);
-        self.shared.publish(self.prod_at, prod, bit::WRITE)
+        self.advance(len)
     }
 
     /// Waits until [`look`](Self::look) has an answer.
     pub(crate) fn wait_for(&mut self, least: u32, deadline: Instant) -> Result<()> {
-        self.wait_until(deadline, WAITING, |writer| writer.has_room(least))
+        self.wait_for_room(least, least, deadline)
+    }
+
+    /// Waits for room for `least` bytes, and for a moment for `plenty`.
+    fn wait_for_room(&mut self, least: u32, plenty: u32, deadline: Instant) -> Result<()> {
+        let mut side = ForRoom {
+            writer: self,
+            least,
+            plenty,
+        };
+        waiting::wait(&mut side, deadline, WAITING)
     }
 
     /// Asks the peer to ring when it reads, for a call that is about to report "no room".
     pub(crate) fn ask(&mut self) -> Result<()> {
         // Old events must not make a poll loop spin; what comes from here on wakes it again.
         self.shared.acknowledge()?;
-        self.shared.request(bit::READ);
+        self.ask_for(1);
         Ok(())
+    }
+
+    /// Asks the peer to ring when `least` bytes are free.
+    pub(crate) fn ask_for(&self, least: u32) {
+        self.end.ask.arm(self.ring.cons_for(least));
+    }
+
+    /// Asks the peer to ring when it has read everything.
+    pub(crate) fn ask_for_drain(&self) {
+        self.ask_for(self.ring.size());
     }
 
     /// Takes that back.
     pub(crate) fn no_longer_ask(&self) {
-        self.shared.withdraw(bit::READ);
+        self.end.ask.disarm();
+    }
+
+    /// Whether the peer's index is another one than was last seen.
+    #[inline]
+    pub(crate) fn has_moved(&self) -> bool {
+        self.end.peers_index() != self.ring.cons()
     }
 
     /// Whether waiting for the peer to read has come to its end, good or bad.
@@ -230,21 +273,21 @@ impl Writer {
         }
     }
 
-    fn wait_until(
-        &mut self,
-        deadline: Instant,
-        waiting: &'static str,
-        mut ready: impl FnMut(&mut Self) -> Result<bool>,
-    ) -> Result<()> {
-        // Taken out so that `ready` may borrow the rest.
-        let mut spin = std::mem::replace(&mut self.spin, Spin::new(Duration::ZERO));
-        let shared = Arc::clone(&self.shared);
-        let outcome = shared.wait_until(&mut spin, bit::READ, deadline, waiting, || ready(self));
-        self.spin = spin;
-        outcome
+    /// Writes all of `buf` if that takes no look at the peer's index and no more than one step:
+    /// false, and nothing done, otherwise.
+    #[inline]
+    fn put_known(&mut self, buf: &[u8]) -> Result<bool> {
+        let most = self.ring.free().min(self.step);
+        let len = match u32::try_from(buf.len()) {
+            Ok(len) if len <= most && self.shared.may_write() => len,
+            _ => return Ok(false),
+        };
+        self.copy_in(buf, len);
+        self.bytes += u64::from(len);
+        self.advance(len)?;
+        Ok(true)
     }
 
-    #[inline]
     fn put(&mut self, buf: &[u8]) -> Result<usize> {
         self.shared.check()?;
         if self.shared.peer_gone()? {
@@ -265,38 +308,133 @@ impl Writer {
             if len == 0 {
                 break;
             }
-            let span = self.ring.writable(len);
-            let (_, memory) = self.shared.outgoing();
-            let (first, second) = buf[done..done + span.first + span.second].split_at(span.first);
-            memory.copy_in(span.offset, first);
-            if !second.is_empty() {
-                memory.copy_in(0, second);
-            }
+            self.copy_in(&buf[done..done + len as usize], len);
             done += len as usize;
-            let prod = self.ring.advance(len);
-            self.shared.publish(self.prod_at, prod, bit::WRITE)?;
+            self.advance(len)?;
         }
         self.bytes += done as u64;
         Ok(done)
     }
 
+    /// Copies `from`, which is `len` bytes long, to where the next bytes go; there is room.
+    #[inline]
+    fn copy_in(&self, from: &[u8], len: u32) {
+        let span = self.ring.writable(len);
+        if span.second == 0 {
+            return self.end.memory.copy_in(span.offset, from);
+        }
+        let (first, second) = from.split_at(span.first);
+        self.end.memory.copy_in(span.offset, first);
+        self.end.memory.copy_in(0, second);
+    }
+
+    /// Hands the next `len` bytes to the peer.
+    #[inline]
+    fn advance(&mut self, len: u32) -> Result<()> {
+        let prod = self.ring.advance(len);
+        self.shared.publish(&self.end, prod)
+    }
+
     /// Reads the peer's index, once, and checks it.
     #[inline]
     fn refresh(&mut self) -> Result<()> {
-        let cons = crate::notify::RingIndex::observe(self.shared.index(self.cons_at));
         self.ring
-            .observe(cons)
+            .observe(self.end.peers_index())
             .map_err(|error| self.shared.fail(error))
+    }
+}
+
+/// A writer that waits for room.
+struct ForRoom<'a> {
+    writer: &'a mut Writer,
+    least: u32,
+    /// With this much a nearly full ring does not cost a wait for each message.
+    plenty: u32,
+}
+
+impl Waits for ForRoom<'_> {
+    fn shared(&self) -> &Shared {
+        &self.writer.shared
+    }
+
+    fn spin(&mut self) -> &mut Spin {
+        &mut self.writer.spin
+    }
+
+    #[inline]
+    fn has_moved(&self) -> bool {
+        self.writer.has_moved()
+    }
+
+    fn insists(&self) -> bool {
+        self.plenty > self.least
+    }
+
+    fn is_ready(&mut self, wish: Wish) -> Result<bool> {
+        self.writer.has_room(self.bytes(wish))
+    }
+
+    fn ask(&mut self, wish: Wish) {
+        self.writer.ask_for(self.bytes(wish));
+    }
+
+    fn withdraw(&mut self) {
+        self.writer.no_longer_ask();
+    }
+}
+
+impl ForRoom<'_> {
+    fn bytes(&self, wish: Wish) -> u32 {
+        match wish {
+            Wish::Plenty => self.plenty,
+            Wish::Enough => self.least,
+        }
+    }
+}
+
+/// A writer that waits until everything has been read.
+struct ForDrain<'a> {
+    writer: &'a mut Writer,
+}
+
+impl Waits for ForDrain<'_> {
+    fn shared(&self) -> &Shared {
+        &self.writer.shared
+    }
+
+    fn spin(&mut self) -> &mut Spin {
+        &mut self.writer.spin
+    }
+
+    #[inline]
+    fn has_moved(&self) -> bool {
+        self.writer.has_moved()
+    }
+
+    fn insists(&self) -> bool {
+        false
+    }
+
+    fn is_ready(&mut self, _wish: Wish) -> Result<bool> {
+        self.writer.is_drained_or_over()
+    }
+
+    fn ask(&mut self, _wish: Wish) {
+        self.writer.ask_for_drain();
+    }
+
+    fn withdraw(&mut self) {
+        self.writer.no_longer_ask();
     }
 }
 
 /// Waits for at most [`Writer::set_timeout`] for room for one byte.
 impl io::Write for Writer {
     fn write(&mut self, buf: &[u8]) -> io::Result<usize> {
-        let deadline = deadline_after(self.timeout);
-        if buf.is_empty() {
-            return Ok(0);
+        if self.put_known(buf)? {
+            return Ok(buf.len());
         }
+        let deadline = deadline_after(self.timeout);
         loop {
             match self.put(buf)? {
                 0 => self.wait(deadline)?,

@@ -106,7 +106,7 @@ fn sizes_in_the_hello() {
     ];
     for bytes in [0u64, 1, 4095, 1 << 22, 1 << 40, u64::MAX] {
         let mut hello = offer.hello;
-        hello[16..].copy_from_slice(&bytes.to_le_bytes());
+        hello[16..24].copy_from_slice(&bytes.to_le_bytes());
         let error = offered(&hello, &fds);
         assert!(matches!(error, Error::Peer(_)), "{bytes}: {error:?}");
     }
@@ -223,7 +223,7 @@ fn a_server_meets_answers_that_are_none() {
     assert!(matches!(serve(b"", false), Error::TimedOut(_)));
     assert!(matches!(serve(b"vchan", true), Error::PeerClosed { .. }));
     // "Accepted", but the control page does not say so: the wait for it ends.
-    let accepted = b"vchan-lo\x01\0\0\0\0\0\0\0";
+    let accepted = b"vchan-lo\x02\0\0\0\0\0\0\0";
     assert!(matches!(serve(accepted, false), Error::TimedOut(_)));
     assert!(matches!(serve(accepted, true), Error::PeerClosed { .. }));
 }
@@ -232,7 +232,7 @@ proptest! {
     #![proptest_config(ProptestConfig { cases: 200, ..ProptestConfig::default() })]
 
     #[test]
-    fn any_hello_is_answered(hello in proptest::collection::vec(any::<u8>(), 24..64)) {
+    fn any_hello_is_answered(hello in proptest::collection::vec(any::<u8>(), 40..80)) {
         let offer = offer();
         let fds = [offer.memory.as_fd(), offer.to_server.as_fd(), offer.to_client.as_fd()];
         let error = offered(&hello, &fds);

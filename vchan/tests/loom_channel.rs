@@ -22,6 +22,29 @@ mod backend;
 mod channel;
 #[path = "../src/error.rs"]
 mod error;
+#[path = "../src/extension.rs"]
+mod extension;
+/// The models have none.
+mod extension_page {
+    use crate::error::RingName;
+    use crate::shm::SharedU32;
+
+    #[derive(Debug, Clone)]
+    pub enum ExtensionPage {}
+
+    pub struct RingWords {
+        pub prod: SharedU32,
+        pub cons: SharedU32,
+        pub reader_wait: SharedU32,
+        pub writer_wait: SharedU32,
+    }
+
+    impl ExtensionPage {
+        pub fn words(&self, _ring: RingName) -> RingWords {
+            match *self {}
+        }
+    }
+}
 #[path = "../src/layout.rs"]
 mod layout;
 #[path = "../src/notify.rs"]
@@ -53,6 +76,8 @@ mod region {
 mod region_error;
 #[path = "../src/ring.rs"]
 mod ring;
+#[path = "../src/ring_end.rs"]
+mod ring_end;
 #[path = "../src/shared.rs"]
 mod shared;
 #[path = "loom/shm.rs"]
@@ -63,6 +88,8 @@ mod spin;
 mod sync;
 #[path = "../src/wait.rs"]
 mod wait;
+#[path = "../src/waiting.rs"]
+mod waiting;
 #[path = "../src/writer.rs"]
 mod writer;
 
@@ -132,6 +159,7 @@ fn pair(start: Start) -> Pair {
             orders,
             first_index: None,
             control: control.clone(),
+            extension: None,
             left: left.clone(),
             right: right.clone(),
             backend: Box::new(Doorbell {

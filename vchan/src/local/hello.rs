@@ -6,21 +6,28 @@
 //! [`Reply`]. What is sent on the socket later is in [`handover`](super::handover).
 
 use crate::error::PeerError;
+use crate::extension::Nonce;
 
 const MAGIC: [u8; 8] = *b"vchan-lo";
-/// The only version so far.
-const VERSION: u16 = 1;
+/// The only version in use; version 1 had no extension page.
+const VERSION: u16 = 2;
+/// In the flags: the second page is an extension page.
+const EXTENSION: u16 = 1;
 
-/// Length of a hello: magic, version u16, reserved u16, reserved u32, memory bytes u64.
-pub const HELLO_BYTES: usize = 24;
+/// Length of a hello: magic, version u16, flags u16, reserved u32, memory bytes u64, nonce of the
+/// extension page.
+pub(super) const HELLO_BYTES: usize = 40;
 /// Length of a reply: magic, version u16, code u16, reserved u32.
-pub const REPLY_BYTES: usize = 16;
+pub(super) const REPLY_BYTES: usize = 16;
 
 /// The server's message.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Hello {
-    /// Length of the memory: the control page, the left ring's pages, the right ring's pages.
+    /// Length of the memory: the control page, the extension page if there is one, the left
+    /// ring's pages, the right ring's pages.
     pub(super) memory_bytes: u64,
+    /// The nonce of the extension page, if there is one.
+    pub(super) extension: Option<Nonce>,
 }
 
 /// Why a client turns a server down.
@@ -41,7 +48,11 @@ impl Hello {
         let mut bytes = [0; HELLO_BYTES];
         bytes[..8].copy_from_slice(&MAGIC);
         bytes[8..10].copy_from_slice(&VERSION.to_le_bytes());
-        bytes[16..].copy_from_slice(&self.memory_bytes.to_le_bytes());
+        bytes[16..24].copy_from_slice(&self.memory_bytes.to_le_bytes());
+        if let Some(nonce) = self.extension {
+            bytes[10..12].copy_from_slice(&EXTENSION.to_le_bytes());
+            bytes[24..].copy_from_slice(&nonce);
+        }
         bytes
     }
 
@@ -51,13 +62,21 @@ impl Hello {
     /// [`PeerError::Rendezvous`].
     pub(super) fn decode(bytes: &[u8; HELLO_BYTES]) -> Result<Self, PeerError> {
         check_start(bytes)?;
-        if bytes[10..16] != [0; 6] {
+        if bytes[12..16] != [0; 4] {
             return refuse("reserved bytes of its hello are not zero".to_owned());
         }
         let mut number = [0; 8];
-        number.copy_from_slice(&bytes[16..]);
+        number.copy_from_slice(&bytes[16..24]);
+        let mut nonce = [0; 16];
+        nonce.copy_from_slice(&bytes[24..]);
+        let extension = match u16::from_le_bytes([bytes[10], bytes[11]]) {
+            0 => None,
+            EXTENSION => Some(nonce),
+            flags => return refuse(format!("its hello has the unknown flags {flags:#x}")),
+        };
         Ok(Self {
             memory_bytes: u64::from_le_bytes(number),
+            extension,
         })
     }
 }
@@ -115,10 +134,13 @@ mod tests {
 
     #[test]
     fn messages_come_back_as_they_were() {
-        let hello = Hello {
-            memory_bytes: 0x0102_0304_0506_0708,
-        };
-        assert_eq!(Hello::decode(&hello.encode()), Ok(hello));
+        for extension in [None, Some(*b"0123456789abcdef")] {
+            let hello = Hello {
+                memory_bytes: 0x0102_0304_0506_0708,
+                extension,
+            };
+            assert_eq!(Hello::decode(&hello.encode()), Ok(hello));
+        }
         for reply in [Ok(()), Err(Refusal::Invalid), Err(Refusal::NoMemory)] {
             assert_eq!(decode_reply(&encode_reply(reply)), Ok(reply));
         }
@@ -126,7 +148,11 @@ mod tests {
 
     #[test]
     fn every_other_byte_in_the_head_is_refused() {
-        let good = Hello { memory_bytes: 4096 }.encode();
+        let good = Hello {
+            memory_bytes: 4096,
+            extension: None,
+        }
+        .encode();
         for at in 0..16 {
             let mut bad = good;
             bad[at] ^= 0x40;

@@ -17,18 +17,21 @@ mod memory;
 #[cfg(feature = "test-utils")]
 pub mod peer;
 mod rendezvous;
+mod shape;
 
 use std::path::Path;
 use std::time::Instant;
 
 pub use listener::{Listener, connect_stream};
 pub use rendezvous::{
-    connect_on, connect_on_reactor, serve_from_index, serve_on, serve_on_reactor,
+    connect_on, connect_on_reactor, connect_with, serve_from_index, serve_on, serve_on_reactor,
+    serve_with,
 };
 
 use crate::channel::Channel;
 use crate::error::{Error, Result};
-use crate::layout::RingSizes;
+use crate::layout::{Format, RingSizes};
+use shape::Shape;
 
 /// Listens on `path` for one client and takes the vchan server role.
 ///
@@ -40,7 +43,7 @@ use crate::layout::RingSizes;
 /// ring sizes are; [`Error::Os`].
 pub fn serve(path: &Path, rings: RingSizes, deadline: Instant) -> Result<Channel> {
     // Before any client is made to wait.
-    rendezvous::orders(rings)?;
+    Shape::choose(Format::Extended, rings)?;
     let listener = Listener::bind(path)?;
     loop {
         let stream = listener.accept(deadline)?;

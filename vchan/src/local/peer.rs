@@ -11,12 +11,13 @@ use std::time::Instant;
 use nix::unistd::write;
 
 use super::doorbell::new_eventfd;
-pub use super::hello::{HELLO_BYTES, REPLY_BYTES};
-use super::hello::{Hello, decode_reply, encode_reply};
-use super::rendezvous::{divide, orders};
+use super::hello::{HELLO_BYTES, Hello, REPLY_BYTES, encode_reply};
+use super::shape::Shape;
 use super::{descriptors, memory};
 use crate::error::{Error, PeerError, Result};
-use crate::layout::{Orders, PAGE, RingSizes};
+use crate::extension::{Acceptance, Header, offset};
+use crate::extension_page::{ExtensionPage, new_nonce};
+use crate::layout::{Format, PAGE, RingSizes};
 use crate::shm::{ControlPage, Region};
 
 /// One end of a channel without any rules.
@@ -24,6 +25,8 @@ use crate::shm::{ControlPage, Region};
 pub struct LyingPeer {
     /// The control page.
     pub page: Page,
+    /// The extension page, if it was offered; accepted, if this peer was told to.
+    pub extension: Option<Page>,
     /// Client to server.
     pub left: Region,
     /// Server to client.
@@ -36,9 +39,9 @@ pub struct LyingPeer {
     pub stream: UnixStream,
 }
 
-/// Raw access to a control page.
+/// Raw access to a control page or an extension page.
 #[derive(Debug, Clone)]
-pub struct Page(ControlPage);
+pub struct Page(Region);
 
 impl Page {
     /// Stores a `u32` at a byte offset, a multiple of 4.
@@ -46,14 +49,19 @@ impl Page {
         self.0.u32_at(at).store(value, Ordering::SeqCst);
     }
 
-    /// Stores a `u16` at a byte offset, a multiple of 2.
+    /// Stores a `u16` at a byte offset, not atomically.
     pub fn set_u16(&self, at: usize, value: u16) {
-        self.0.u16_at(at).store(value, Ordering::SeqCst);
+        self.0.copy_in(at, &value.to_ne_bytes());
     }
 
     /// Stores a byte.
     pub fn set_u8(&self, at: usize, value: u8) {
         self.0.u8_at(at).store(value, Ordering::SeqCst);
+    }
+
+    /// Stores bytes, not atomically.
+    pub fn set_bytes(&self, at: usize, bytes: &[u8]) {
+        self.0.copy_in(at, bytes);
     }
 
     /// Loads a `u32`.
@@ -68,11 +76,39 @@ impl Page {
 }
 
 impl LyingPeer {
-    /// Takes the client role against a victim that serves.
+    /// Takes the client role against a victim that serves, in libxenvchan's format.
     ///
     /// # Errors
     /// As a connection has.
     pub fn connect(stream: UnixStream, deadline: Instant) -> Result<Self> {
+        Self::connect_answering(stream, deadline, |_, _| ())
+    }
+
+    /// [`connect`](Self::connect) with an honest answer to the offer of the extension.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn connect_extended(stream: UnixStream, deadline: Instant) -> Result<Self> {
+        Self::connect_answering(stream, deadline, |header, page| {
+            let answer = Acceptance {
+                version: header.version,
+                features: header.features,
+                nonce: header.nonce,
+            };
+            page.set_bytes(offset::ACCEPTANCE, &answer.encode());
+        })
+    }
+
+    /// [`connect`](Self::connect) with any answer to the offer of the extension, written by
+    /// `answer` before the victim is told of this client.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn connect_answering(
+        stream: UnixStream,
+        deadline: Instant,
+        answer: impl FnOnce(&Header, &Page),
+    ) -> Result<Self> {
         let mut hello = [0; HELLO_BYTES];
         let fds = descriptors::receive(&stream, &mut hello, deadline)?;
         let Ok([memory, to_server, to_client]) = <[OwnedFd; 3]>::try_from(fds) else {
@@ -81,16 +117,29 @@ impl LyingPeer {
                 "look at the test",
             ));
         };
-        let bytes = usize::try_from(Hello::decode(&hello)?.memory_bytes).unwrap_or(0);
+        let hello = Hello::decode(&hello)?;
+        let bytes = usize::try_from(hello.memory_bytes).unwrap_or(0);
         let region = memory::map(&memory, bytes)?;
-        let orders = ControlPage::new(region.part(0, PAGE)).orders()?;
-        let (control, left, right) = divide(&region, orders);
-        control.connect_client();
+        let classic = ControlPage::new(region.part(0, PAGE)).orders()?;
+        let mut orders = classic;
+        if let Some(nonce) = hello.extension {
+            let page = ExtensionPage::new(region.part(PAGE, PAGE));
+            let header = page.header()?;
+            (_, orders) = header.check(classic, &nonce).map_err(PeerError::from)?;
+            answer(&header, &Page(region.part(PAGE, PAGE)));
+        }
+        let shape = Shape {
+            orders,
+            extension: hello.extension.is_some(),
+        };
+        let pieces = shape.divide(&region);
+        pieces.control.connect_client();
         descriptors::send(&stream, &encode_reply(Ok(())), &[], deadline)?;
         let peer = Self {
-            page: Page(control),
-            left,
-            right,
+            page: Page(region.part(0, PAGE)),
+            extension: shape.extension.then(|| Page(region.part(PAGE, PAGE))),
+            left: pieces.left,
+            right: pieces.right,
             victims_bell: to_server,
             own_bell: to_client,
             stream,
@@ -99,15 +148,36 @@ impl LyingPeer {
         Ok(peer)
     }
 
-    /// Takes the server role against a victim that connects.
+    /// Takes the server role against a victim that connects, without the extension.
     ///
     /// # Errors
     /// As serving has.
     pub fn serve(stream: UnixStream, rings: RingSizes, deadline: Instant) -> Result<Self> {
-        let offer = Offer::new(rings)?;
+        Self::serve_offer(Offer::new(rings)?, stream, deadline)
+    }
+
+    /// [`serve`](Self::serve) with the extension.
+    ///
+    /// # Errors
+    /// As serving has.
+    pub fn serve_extended(stream: UnixStream, rings: RingSizes, deadline: Instant) -> Result<Self> {
+        Self::serve_offer(Offer::extended(rings)?, stream, deadline)
+    }
+
+    fn serve_offer(offer: Offer, stream: UnixStream, deadline: Instant) -> Result<Self> {
         offer.send(&stream, deadline)?;
         descriptors::receive(&stream, &mut [0; REPLY_BYTES], deadline)?;
-        Ok(offer.into_peer(stream))
+        let pieces = offer.shape.divide(&offer.region);
+        let (victims_bell, own_bell) = (offer.to_client, offer.to_server);
+        Ok(Self {
+            page: offer.page,
+            extension: offer.extension,
+            left: pieces.left,
+            right: pieces.right,
+            victims_bell,
+            own_bell,
+            stream,
+        })
     }
 
     /// Wakes the victim.
@@ -123,6 +193,8 @@ pub struct Offer {
     pub hello: [u8; HELLO_BYTES],
     /// The control page inside the memory.
     pub page: Page,
+    /// The extension page inside the memory, if there is one.
+    pub extension: Option<Page>,
     /// The memory, sealed.
     pub memory: OwnedFd,
     /// Rings the server.
@@ -130,48 +202,52 @@ pub struct Offer {
     /// Rings the client.
     pub to_client: OwnedFd,
     region: Region,
-    orders: Orders,
+    shape: Shape,
 }
 
 impl Offer {
-    /// An honest offer.
+    /// An honest offer without the extension.
     ///
     /// # Errors
     /// As serving has.
     pub fn new(rings: RingSizes) -> Result<Self> {
-        let orders = orders(rings)?;
-        let bytes = PAGE * (1 + orders.grant_count());
-        let memory = memory::create(bytes)?;
-        let region = memory::map(&memory, bytes)?;
-        let (control, _, _) = divide(&region, orders);
-        control.initialise(orders, 0);
+        Self::of(Shape::choose(Format::Classic, rings)?)
+    }
+
+    /// An honest offer with the extension.
+    ///
+    /// # Errors
+    /// As serving has.
+    pub fn extended(rings: RingSizes) -> Result<Self> {
+        Self::of(Shape::choose(Format::Extended, rings)?)
+    }
+
+    fn of(shape: Shape) -> Result<Self> {
+        let memory = memory::create(shape.bytes())?;
+        let region = memory::map(&memory, shape.bytes())?;
+        let pieces = shape.divide(&region);
+        pieces.control.initialise(shape.orders.classic(), 0);
+        let mut nonce = None;
+        if let Some(page) = &pieces.extension {
+            let header = Header::offer(shape.orders, new_nonce()?);
+            page.initialise(&header, 0);
+            nonce = Some(header.nonce);
+        }
         let bell = || new_eventfd().map_err(|errno| Error::os("cannot create an eventfd", errno));
         Ok(Self {
             hello: Hello {
-                memory_bytes: bytes as u64,
+                memory_bytes: shape.bytes() as u64,
+                extension: nonce,
             }
             .encode(),
-            page: Page(control),
+            page: Page(region.part(0, PAGE)),
+            extension: shape.extension.then(|| Page(region.part(PAGE, PAGE))),
             memory,
             to_server: bell()?,
             to_client: bell()?,
             region,
-            orders,
+            shape,
         })
-    }
-
-    /// The other end of the victim's channel, once the victim has taken the offer.
-    #[must_use]
-    pub fn into_peer(self, stream: UnixStream) -> LyingPeer {
-        let (control, left, right) = divide(&self.region, self.orders);
-        LyingPeer {
-            page: Page(control),
-            left,
-            right,
-            victims_bell: self.to_client,
-            own_bell: self.to_server,
-            stream,
-        }
     }
 
     /// Sends it as an honest server would.
@@ -186,22 +262,6 @@ impl Offer {
         ];
         send_raw(stream, &self.hello, &fds, deadline)
     }
-}
-
-/// A server's message as it is decoded, then encoded again.
-///
-/// # Errors
-/// [`PeerError::Rendezvous`].
-pub fn reencode_hello(bytes: &[u8; HELLO_BYTES]) -> Result<[u8; HELLO_BYTES], PeerError> {
-    Hello::decode(bytes).map(Hello::encode)
-}
-
-/// A client's answer as it is decoded, then encoded again.
-///
-/// # Errors
-/// [`PeerError::Rendezvous`].
-pub fn reencode_reply(bytes: &[u8; REPLY_BYTES]) -> Result<[u8; REPLY_BYTES], PeerError> {
-    decode_reply(bytes).map(encode_reply)
 }
 
 /// Sends any bytes with any descriptors.

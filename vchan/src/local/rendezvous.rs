@@ -10,13 +10,17 @@ use nix::sys::socket::{getsockopt, sockopt};
 
 use super::doorbell::{LocalBackend, new_eventfd};
 use super::hello::{HELLO_BYTES, Hello, REPLY_BYTES, Refusal, Reply, decode_reply, encode_reply};
+use super::shape::{MOST_BYTES, Pieces, Shape};
 use super::{descriptors, memory};
 use crate::backend::{Backend, Parts, wait_for_client};
 use crate::channel::Channel;
 use crate::error::{Error, PeerError, Result};
-use crate::layout::{ORDER_MAX, Orders, PAGE, RingPlace, RingSizes, Role};
+use crate::extension::{Acceptance, Header};
+use crate::extension_page::{ExtensionPage, new_nonce};
+use crate::layout::{Format, Orders, PAGE, RingSizes, Role};
 use crate::reactor::Handle;
-use crate::shm::{ControlPage, Region};
+use crate::setup::Setup;
+use crate::shm::ControlPage;
 
 /// Takes the vchan server role on a connected stream: makes the memory, sends it, and waits for
 /// the client to map it.
@@ -29,7 +33,7 @@ pub fn serve_on(
     rings: impl Into<RingSizes>,
     deadline: Instant,
 ) -> Result<Channel> {
-    serve_from_index(stream, rings, 0, deadline)
+    serve_with(&Setup::new(), stream, rings, deadline)
 }
 
 /// [`serve_on`] with the channel on a reactor. Waits for the client all the same.
@@ -42,7 +46,7 @@ pub fn serve_on_reactor(
     rings: impl Into<RingSizes>,
     deadline: Instant,
 ) -> Result<Channel> {
-    serve_over(Some(reactor), stream, rings.into(), 0, deadline)
+    serve_with(&Setup::new().reactor(reactor), stream, rings, deadline)
 }
 
 /// [`serve_on`] with both rings starting at `first_index` instead of 0, for tests of the indexes'
@@ -56,27 +60,45 @@ pub fn serve_from_index(
     first_index: u32,
     deadline: Instant,
 ) -> Result<Channel> {
-    serve_over(None, stream, rings.into(), first_index, deadline)
+    serve_with(
+        &Setup::new().first_index(first_index),
+        stream,
+        rings,
+        deadline,
+    )
 }
 
-fn serve_over(
-    reactor: Option<&Handle>,
+/// [`serve_on`] with a choice of format and the rest of [`Setup`].
+///
+/// # Errors
+/// As [`serve_on`].
+pub fn serve_with(
+    setup: &Setup<'_>,
     stream: UnixStream,
-    rings: RingSizes,
-    first_index: u32,
+    rings: impl Into<RingSizes>,
     deadline: Instant,
 ) -> Result<Channel> {
-    let orders = orders(rings)?;
-    let memory_bytes = PAGE * (1 + orders.grant_count());
-    let memory = memory::create(memory_bytes)?;
-    let region = memory::map(&memory, memory_bytes)?;
-    let (control, left, right) = divide(&region, orders);
-    control.initialise(orders, first_index);
+    let shape = Shape::choose(setup.format, rings.into())?;
+    let memory = memory::create(shape.bytes())?;
+    let region = memory::map(&memory, shape.bytes())?;
+    let pieces = shape.divide(&region);
+    pieces
+        .control
+        .initialise(shape.orders.classic(), setup.first_index);
+    let offer = match &pieces.extension {
+        Some(page) => {
+            let offer = Header::offer(shape.orders, new_nonce()?);
+            page.initialise(&offer, setup.first_index);
+            Some((page, offer))
+        }
+        None => None,
+    };
 
     let eventfd = || new_eventfd().map_err(|errno| Error::os("cannot create an eventfd", errno));
     let (to_server, to_client) = (eventfd()?, eventfd()?);
     let hello = Hello {
-        memory_bytes: memory_bytes as u64,
+        memory_bytes: shape.bytes() as u64,
+        extension: offer.map(|(_, offer)| offer.nonce),
     };
     let fds = [memory.as_fd(), to_server.as_fd(), to_client.as_fd()];
     descriptors::send(&stream, &hello.encode(), &fds, deadline)?;
@@ -100,13 +122,23 @@ fn serve_over(
             ));
         }
     }
-    let backend = backend(reactor, to_server, to_client, stream)?;
-    wait_for_client(&control, &backend, deadline)?;
+    let backend = backend(setup.reactor, to_server, to_client, stream)?;
+    wait_for_client(&pieces.control, &backend, deadline)?;
+    let accepted = match &offer {
+        Some((page, offer)) => page.acceptance(offer)?,
+        None => None,
+    };
+    let orders = match accepted {
+        Some(acceptance) => acceptance.orders(shape.orders),
+        None => shape.orders.classic(),
+    };
+    let (left, right) = pieces.rings(orders);
     Channel::from_parts(Parts {
         role: Role::Server,
         orders,
-        first_index: Some(first_index),
-        control,
+        first_index: Some(setup.first_index),
+        extension: accepted.and(pieces.extension),
+        control: pieces.control,
         left: left.read_only(),
         right,
         backend: Box::new(backend),
@@ -119,7 +151,7 @@ fn serve_over(
 /// # Errors
 /// [`Error::TimedOut`], [`Error::PeerClosed`], [`Error::Peer`], [`Error::Os`].
 pub fn connect_on(stream: UnixStream, deadline: Instant) -> Result<Channel> {
-    connect_over(None, stream, deadline)
+    connect_with(&Setup::new(), stream, deadline)
 }
 
 /// [`connect_on`] with the channel on a reactor. Waits for the server all the same.
@@ -131,18 +163,24 @@ pub fn connect_on_reactor(
     stream: UnixStream,
     deadline: Instant,
 ) -> Result<Channel> {
-    connect_over(Some(reactor), stream, deadline)
+    connect_with(&Setup::new().reactor(reactor), stream, deadline)
 }
 
-fn connect_over(
-    reactor: Option<&Handle>,
-    stream: UnixStream,
-    deadline: Instant,
-) -> Result<Channel> {
+/// [`connect_on`] with a choice of format and the rest of [`Setup`].
+///
+/// # Errors
+/// As [`connect_on`].
+pub fn connect_with(setup: &Setup<'_>, stream: UnixStream, deadline: Instant) -> Result<Channel> {
     let mut hello = [0; HELLO_BYTES];
     let fds = descriptors::receive(&stream, &mut hello, deadline)?;
     let answer = |reply: Reply| descriptors::send(&stream, &encode_reply(reply), &[], deadline);
-    let offer = match examine(&hello, fds) {
+    let Offer {
+        pieces,
+        orders,
+        extension,
+        to_server,
+        to_client,
+    } = match examine(&hello, fds, setup.format) {
         Ok(offer) => offer,
         Err(error) => {
             let refusal = match error {
@@ -154,18 +192,22 @@ fn connect_over(
             return Err(error);
         }
     };
-    let (control, left, right) = divide(&offer.region, offer.orders);
-    control.connect_client();
+    if let Some((page, acceptance)) = &extension {
+        page.accept(acceptance);
+    }
+    pieces.control.connect_client();
     answer(Ok(()))?;
-    let backend = backend(reactor, offer.to_client, offer.to_server, stream)?;
+    let backend = backend(setup.reactor, to_client, to_server, stream)?;
     backend
         .notify()
         .map_err(|source| Error::os("cannot ring the peer's doorbell", source))?;
+    let (left, right) = pieces.rings(orders);
     Channel::from_parts(Parts {
         role: Role::Client,
-        orders: offer.orders,
+        orders,
         first_index: None,
-        control,
+        control: pieces.control,
+        extension: extension.map(|(page, _)| page),
         left,
         right: right.read_only(),
         backend: Box::new(backend),
@@ -174,13 +216,16 @@ fn connect_over(
 
 /// What a client was sent, checked.
 struct Offer {
-    region: Region,
+    pieces: Pieces,
+    /// Of the rings as they will be used.
     orders: Orders,
+    /// The extension page and what to answer there, if it will be used.
+    extension: Option<(ExtensionPage, Acceptance)>,
     to_server: OwnedFd,
     to_client: OwnedFd,
 }
 
-fn examine(hello: &[u8; HELLO_BYTES], fds: Vec<OwnedFd>) -> Result<Offer> {
+fn examine(hello: &[u8; HELLO_BYTES], fds: Vec<OwnedFd>, format: Format) -> Result<Offer> {
     let refuse = |why: String| Err(PeerError::Rendezvous(why).into());
     let hello = Hello::decode(hello)?;
     let Ok([memory, to_server, to_client]) = <[OwnedFd; 3]>::try_from(fds) else {
@@ -191,50 +236,49 @@ fn examine(hello: &[u8; HELLO_BYTES], fds: Vec<OwnedFd>) -> Result<Offer> {
             return refuse("a doorbell it sent is not an eventfd".to_owned());
         }
     }
-    let most = PAGE * (1 + 2 * (1 << ORDER_MAX) / PAGE);
+    let least = PAGE * (1 + usize::from(hello.extension.is_some()));
     let bytes = match usize::try_from(hello.memory_bytes) {
-        Ok(bytes) if (PAGE..=most).contains(&bytes) => bytes,
+        Ok(bytes) if (least..=MOST_BYTES).contains(&bytes) => bytes,
         _ => return refuse(format!("it offers {} bytes of memory", hello.memory_bytes)),
     };
     let region = memory::map(&memory, bytes)?;
     let control = ControlPage::new(region.part(0, PAGE));
-    let orders = control.orders()?;
-    let needed = PAGE * (1 + orders.grant_count());
-    if bytes != needed {
+    let classic = control.orders()?;
+    // Also who does not use the extension has to know where the rings lie.
+    let (extension, offered) = match hello.extension {
+        Some(nonce) => {
+            let page = ExtensionPage::new(region.part(PAGE, PAGE));
+            let header = page.header()?;
+            let (acceptance, offered) = header.check(classic, &nonce).map_err(PeerError::from)?;
+            (Some((page, acceptance)), offered)
+        }
+        None => (None, classic),
+    };
+    let shape = Shape {
+        orders: offered,
+        extension: extension.is_some(),
+    };
+    if bytes != shape.bytes() {
         return refuse(format!(
-            "it offers {bytes} bytes for rings that need {needed}"
+            "it offers {bytes} bytes for rings that need {}",
+            shape.bytes()
         ));
     }
     if !control.server_is_live() || control.client_arrived() {
         return refuse("its control page does not await a client".to_owned());
     }
+    let extension = extension.filter(|_| format == Format::Extended);
+    let orders = match &extension {
+        Some((_, acceptance)) => acceptance.orders(offered),
+        None => classic,
+    };
     Ok(Offer {
-        region,
+        pieces: shape.divide(&region),
         orders,
+        extension,
         to_server,
         to_client,
     })
-}
-
-/// The ring orders for wished sizes.
-pub(super) fn orders(rings: RingSizes) -> Result<Orders> {
-    Orders::choose(rings)
-        .map_err(|error| Error::setup(error.to_string(), "ask for rings of at most 1048576 bytes"))
-}
-
-/// The memory is the control page, then the left ring's pages, then the right ring's.
-pub(super) fn divide(region: &Region, orders: Orders) -> (ControlPage, Region, Region) {
-    let control = ControlPage::new(region.part(0, PAGE));
-    let mut next = PAGE;
-    let mut ring = |place: RingPlace| {
-        control.ring_in_page(place).unwrap_or_else(|| {
-            let part = region.part(next, PAGE * place.pages());
-            next += part.len();
-            part
-        })
-    };
-    let (left, right) = (ring(orders.left_place()), ring(orders.right_place()));
-    (control, left, right)
 }
 
 fn backend(

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use xen_sys::{Access, GrantMap, GrantRef, Port, UnmapNotify};
 
 use super::domain_watch::PeerDomain;
-use super::keys::{KeyError, Keys};
+use super::keys::{ExtensionKey, KeyError, Keys};
 use super::link::Link;
 use super::path::ChannelPath;
 use super::store::{Store, StoreError};
@@ -15,8 +15,11 @@ use crate::DomId;
 use crate::backend::Parts;
 use crate::channel::Channel;
 use crate::error::{Error, PeerError, Result};
-use crate::layout::{RingPlace, Role};
+use crate::extension::{Acceptance, ExtensionError};
+use crate::extension_page::ExtensionPage;
+use crate::layout::{Format, Orders, RingPlace, Role};
 use crate::reactor::Handle;
+use crate::setup::Setup;
 use crate::shm::{ControlPage, Region};
 
 /// First and longest pause between two looks for the keys. Polling, because a guest may neither
@@ -35,7 +38,7 @@ const STALE_AGAIN: Duration = Duration::from_millis(500);
 /// At once: a path that is none, no Xen, no such domain, no permission, keys that are no numbers,
 /// a control page that breaks the rules. At the deadline: no keys, or only stale ones.
 pub fn connect(peer: DomId, path: &str, deadline: Instant) -> Result<Channel> {
-    connect_over(None, peer, path, deadline)
+    connect_with(&Setup::new(), peer, path, deadline)
 }
 
 /// [`connect`] on a reactor: over its event-channel handle. Waits all the same.
@@ -48,11 +51,15 @@ pub fn connect_on_reactor(
     path: &str,
     deadline: Instant,
 ) -> Result<Channel> {
-    connect_over(Some(reactor), peer, path, deadline)
+    connect_with(&Setup::new().reactor(reactor), peer, path, deadline)
 }
 
-fn connect_over(
-    reactor: Option<&Handle>,
+/// [`connect`] with a choice of format and the rest of [`Setup`].
+///
+/// # Errors
+/// As there.
+pub fn connect_with(
+    setup: &Setup<'_>,
     peer: DomId,
     path: &str,
     deadline: Instant,
@@ -73,7 +80,7 @@ fn connect_over(
                     .as_ref()
                     .is_none_or(|(tried, _, at)| *tried != keys || at.elapsed() >= STALE_AGAIN) =>
             {
-                match attach(reactor, peer, keys, &place, life.clone(), deadline) {
+                match attach(setup, peer, keys, &place, life.clone(), deadline) {
                     Ok(attached) if still(keys, store, &base, deadline)? => {
                         return attached.connect();
                     }
@@ -163,21 +170,29 @@ impl From<xen_sys::Error> for Attempt {
 }
 
 /// Everything mapped and bound, and the server not yet told.
-struct Attached(Parts);
+struct Attached {
+    parts: Parts,
+    /// The answer to the server's offer.
+    acceptance: Option<Acceptance>,
+}
 
 impl Attached {
     fn connect(self) -> Result<Channel> {
-        self.0.control.connect_client();
-        self.0
+        let Self { parts, acceptance } = self;
+        if let (Some(page), Some(acceptance)) = (&parts.extension, &acceptance) {
+            page.accept(acceptance);
+        }
+        parts.control.connect_client();
+        parts
             .backend
             .notify()
             .map_err(|error| Error::os("cannot notify the vchan server", error))?;
-        Channel::from_parts(self.0)
+        Channel::from_parts(parts)
     }
 }
 
 fn attach(
-    reactor: Option<&Handle>,
+    setup: &Setup<'_>,
     peer: DomId,
     keys: Keys,
     place: &str,
@@ -186,7 +201,7 @@ fn attach(
 ) -> Outcome<Attached> {
     // The port first: it is free for one client only, so whoever binds it has the server to
     // itself, and a port left from an earlier server is refused here, before any page is touched.
-    let link = Link::new(reactor, life, place.to_owned(), |events| {
+    let link = Link::new(setup.reactor, life, place.to_owned(), |events| {
         let remote = Port(keys.event_channel);
         events
             .bind_interdomain(sys::domain(peer), remote)
@@ -214,31 +229,107 @@ fn attach(
             "start the server side again",
         )));
     }
-    let orders = control.orders().map_err(Error::from)?;
-    // One copy of the list; what the peer does to it from here on changes nothing.
-    let listed: Vec<GrantRef> = (0..orders.grant_count())
-        .map(|index| GrantRef(control.grant(index)))
+    let classic = control.orders().map_err(Error::from)?;
+    let offered = match keys.extension {
+        Some(key) if setup.format == Format::Extended => {
+            extension(&*grants, peer, key, classic, deadline)?
+        }
+        _ => None,
+    };
+    let orders = match &offered {
+        Some(offered) => offered.acceptance.orders(offered.orders),
+        None => classic,
+    };
+    // One copy of the lists; what the peer does to them from here on changes nothing.
+    let listed: Vec<u32> = (0..classic.grant_count())
+        .map(|index| control.grant(index))
         .collect();
-    let (left, right) = listed.split_at(orders.left_place().pages());
-    check_refs(keys.ring_ref, &listed)?;
-    let map = |place, refs, access| ring(&*grants, peer, &control, place, refs, access, deadline);
-    let left = map(orders.left_place(), left, Access::ReadWrite)?;
-    let right = map(orders.right_place(), right, Access::ReadOnly)?;
-    Ok(Attached(Parts {
-        role: Role::Client,
+    let (left, right) = listed.split_at(classic.left_place().pages());
+    let (mut left, mut right) = (left.to_vec(), right.to_vec());
+    if let Some(offered) = &offered
+        && orders != classic
+    {
+        let extra = offered
+            .page
+            .extra_grants(orders.grant_count() - classic.grant_count());
+        let of_left = orders.left_place().pages() - classic.left_place().pages();
+        left.extend(&extra[..of_left]);
+        right.extend(&extra[of_left..]);
+    }
+    let extension_ref = offered.as_ref().and(keys.extension).map(|key| key.page_ref);
+    let rings = left.iter().chain(&right).copied();
+    check_refs(rings.chain([keys.ring_ref]).chain(extension_ref))?;
+    let map = |place, refs: &[u32], access| {
+        let refs: Vec<GrantRef> = refs.iter().copied().map(GrantRef).collect();
+        ring(&*grants, peer, &control, place, &refs, access, deadline)
+    };
+    let left = map(orders.left_place(), &left, Access::ReadWrite)?;
+    let right = map(orders.right_place(), &right, Access::ReadOnly)?;
+    let (extension, acceptance) = match offered {
+        Some(offered) => (Some(offered.page), Some(offered.acceptance)),
+        None => (None, None),
+    };
+    Ok(Attached {
+        parts: Parts {
+            role: Role::Client,
+            orders,
+            first_index: None,
+            control,
+            extension,
+            left,
+            right,
+            backend: Box::new(link),
+        },
+        acceptance,
+    })
+}
+
+/// What a server offers in its extension page, checked.
+struct Offered {
+    page: ExtensionPage,
+    /// What to answer.
+    acceptance: Acceptance,
+    /// Those offered.
+    orders: Orders,
+}
+
+/// Maps the extension page. `None` if the key leads to no such page: a server that was killed may
+/// have left it to one that knows no extension.
+fn extension(
+    grants: &dyn GrantMap,
+    peer: DomId,
+    key: ExtensionKey,
+    classic: Orders,
+    deadline: Instant,
+) -> Outcome<Option<Offered>> {
+    let refs = [GrantRef(key.page_ref)];
+    let page = match grants.map(sys::domain(peer), &refs, Access::ReadWrite, None, deadline) {
+        Err(error) if sys::names_a_missing_server(&error) => {
+            log::warn!("the extension's key is stale, going on without: {error}");
+            return Ok(None);
+        }
+        outcome => ExtensionPage::new(memory::mapped(outcome?, Access::ReadWrite)),
+    };
+    let header = match page.header() {
+        Err(error @ PeerError::Extension(ExtensionError::Magic(_))) => {
+            log::warn!("the extension's key is stale, going on without: {error}");
+            return Ok(None);
+        }
+        outcome => outcome.map_err(Error::from)?,
+    };
+    let (acceptance, orders) = header
+        .check(classic, &key.nonce)
+        .map_err(|error| Error::from(PeerError::from(error)))?;
+    Ok(Some(Offered {
+        page,
+        acceptance,
         orders,
-        first_index: None,
-        control,
-        left,
-        right,
-        backend: Box::new(link),
     }))
 }
 
-/// Refuses a list that names a page twice: bytes of one ring would show up in the other.
-fn check_refs(control: u32, listed: &[GrantRef]) -> Result<()> {
-    let mut sorted = listed.to_vec();
-    sorted.push(GrantRef(control));
+/// Refuses references that name a page twice: bytes of one ring would show up in the other.
+fn check_refs(refs: impl Iterator<Item = u32>) -> Result<()> {
+    let mut sorted: Vec<u32> = refs.collect();
     sorted.sort_unstable();
     match sorted.windows(2).find(|pair| pair[0] == pair[1]) {
         Some(pair) => Err(PeerError::Rendezvous(format!(

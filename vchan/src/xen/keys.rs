@@ -1,14 +1,18 @@
-//! The two xenstore keys by which a client finds a server's page and event channel.
+//! The xenstore keys by which a client finds a server's pages and event channel.
 //!
 //! `<path>/ring-ref` is the grant reference of the control page, `<path>/event-channel` the port
 //! that the server has bound for its client; both are decimal (Xen `libxenvchan.h`). Servers write
 //! the ring reference first and the event channel last, so a client that sees the latter may read
 //! both, unless a stale pair is just being replaced: hence [`Keys::read`]'s second look by the
 //! caller once the page is mapped.
+//!
+//! `<path>/vchan-extension` is ours: the grant reference of the extension page in decimal, a space,
+//! and the channel's nonce as 32 hexadecimal digits. Clients that do not know it never look.
 
 use std::time::Instant;
 
 use super::store::{Store, StoreError};
+use crate::extension::{NONCE_BYTES, Nonce};
 
 /// Name of the key with the grant reference of the control page.
 pub const RING_REF: &str = "ring-ref";
@@ -16,20 +20,62 @@ pub const RING_REF: &str = "ring-ref";
 /// Name of the key with the server's event channel port.
 pub const EVENT_CHANNEL: &str = "event-channel";
 
-/// A server's pair of keys, checked.
+/// Name of the key with the extension page and the nonce.
+pub const EXTENSION: &str = "vchan-extension";
+
+/// Where the extension page of a channel is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ExtensionKey {
+    /// Grant reference of the extension page, not 0.
+    pub page_ref: u32,
+    /// The nonce that the page must have.
+    pub nonce: Nonce,
+}
+
+impl ExtensionKey {
+    /// The key's value.
+    pub fn encode(&self) -> String {
+        let mut text = format!("{} ", self.page_ref);
+        for byte in self.nonce {
+            text.push_str(&format!("{byte:02x}"));
+        }
+        text
+    }
+
+    /// From what a peer wrote.
+    pub fn parse(text: &str) -> Result<Self, NumberError> {
+        let (page_ref, digits) = text.split_once(' ').ok_or(NumberError::NoNonce)?;
+        let page_ref = parse_number(page_ref)?;
+        if digits.len() != 2 * NONCE_BYTES || !digits.bytes().all(|byte| byte.is_ascii_hexdigit()) {
+            return Err(NumberError::NoNonce);
+        }
+        let mut nonce = [0; NONCE_BYTES];
+        for (byte, at) in nonce.iter_mut().zip((0..).step_by(2)) {
+            *byte =
+                u8::from_str_radix(&digits[at..at + 2], 16).map_err(|_| NumberError::NoNonce)?;
+        }
+        Ok(Self { page_ref, nonce })
+    }
+}
+
+/// A server's keys, checked.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Keys {
     /// Grant reference of the control page, not 0.
     pub ring_ref: u32,
     /// Port of the server's event channel, not 0.
     pub event_channel: u32,
+    /// The extension page, if the server offers one.
+    pub extension: Option<ExtensionKey>,
 }
 
 impl Keys {
-    /// Reads both keys in the directory `base`, or `None` while one of them is missing.
+    /// Reads the keys in the directory `base`, or `None` while one of the two that there must be is
+    /// missing.
     ///
     /// # Errors
-    /// [`KeyError::Value`] for a key that is not a decimal number from 1 to 2^32 − 1.
+    /// [`KeyError::Value`] for a key that is not a decimal number from 1 to 2^32 − 1, or an
+    /// extension key that is not as described above.
     pub fn read(store: Store, base: &str, deadline: Instant) -> Result<Option<Self>, KeyError> {
         // The one written last is read first: where it is, the other one is.
         let Some(event_channel) = read_number(store, base, EVENT_CHANNEL, deadline)? else {
@@ -38,15 +84,26 @@ impl Keys {
         let Some(ring_ref) = read_number(store, base, RING_REF, deadline)? else {
             return Ok(None);
         };
+        let extension = match read_value(store, base, EXTENSION, ExtensionKey::parse, deadline) {
+            // Where a guest may not read it is not told that a node is missing either.
+            Err(KeyError::Store(StoreError::Denied { .. })) => None,
+            outcome => outcome?,
+        };
         Ok(Some(Self {
             ring_ref,
             event_channel,
+            extension,
         }))
     }
 
-    /// Writes both keys; nobody can mistake an older pair for this one half-way.
+    /// Writes the keys; nobody can mistake an older pair for this one half-way.
     pub fn publish(&self, store: Store, base: &str, deadline: Instant) -> Result<(), StoreError> {
         store.remove(&format!("{base}/{EVENT_CHANNEL}"), deadline)?;
+        let extension = format!("{base}/{EXTENSION}");
+        match &self.extension {
+            Some(key) => store.write(&extension, &key.encode(), deadline)?,
+            None => store.remove(&extension, deadline)?,
+        }
         store.write(
             &format!("{base}/{RING_REF}"),
             &self.ring_ref.to_string(),
@@ -59,7 +116,7 @@ impl Keys {
         )
     }
 
-    /// Removes both keys, if they are still these, and their directory if nothing else is in it.
+    /// Removes the keys, if they are still these, and their directory if nothing else is in it.
     pub fn withdraw(&self, store: Store, base: &str, deadline: Instant) -> Result<(), StoreError> {
         for (key, ours) in [
             (EVENT_CHANNEL, self.event_channel),
@@ -71,6 +128,9 @@ impl Keys {
                 Some(_) => return Ok(()), // another server has taken the path
                 None => {}
             }
+        }
+        if self.extension.is_some() {
+            store.remove(&format!("{base}/{EXTENSION}"), deadline)?;
         }
         match store.list(base, deadline) {
             Ok(names) if names.is_empty() => store.remove(base, deadline),
@@ -86,12 +146,22 @@ fn read_number(
     key: &'static str,
     deadline: Instant,
 ) -> Result<Option<u32>, KeyError> {
+    read_value(store, base, key, parse_number, deadline)
+}
+
+fn read_value<T>(
+    store: Store,
+    base: &str,
+    key: &'static str,
+    parse: fn(&str) -> Result<T, NumberError>,
+    deadline: Instant,
+) -> Result<Option<T>, KeyError> {
     let node = format!("{base}/{key}");
     let Some(value) = store.read_if_present(&node, deadline)? else {
         return Ok(None);
     };
-    match parse_number(&value) {
-        Ok(number) => Ok(Some(number)),
+    match parse(&value) {
+        Ok(parsed) => Ok(Some(parsed)),
         Err(why) => Err(KeyError::Value {
             node,
             value: excerpt(&value),
@@ -147,6 +217,9 @@ pub enum NumberError {
     /// 0, or more than 32 bits hold.
     #[error("it is outside 1..=4294967295")]
     OutOfRange,
+    /// The nonce of an extension key is missing or no 32 hexadecimal digits.
+    #[error("it does not end with a nonce of 32 hexadecimal digits")]
+    NoNonce,
 }
 
 /// Why the keys could not be had.
@@ -193,6 +266,34 @@ mod tests {
             parse_number(&"9".repeat(4096)),
             Err(NumberError::OutOfRange)
         );
+    }
+
+    #[test]
+    fn extension_keys_come_back_and_others_are_refused() {
+        let key = ExtensionKey {
+            page_ref: 4_000_000_000,
+            nonce: [0xA5; NONCE_BYTES],
+        };
+        assert_eq!(ExtensionKey::parse(&key.encode()), Ok(key));
+        let nonce = "0123456789abcdef0123456789ABCDEF";
+        assert!(ExtensionKey::parse(&format!("8 {nonce}")).is_ok());
+        for text in [
+            String::new(),
+            "8".to_owned(),
+            "8 ".to_owned(),
+            format!("8  {nonce}"),
+            format!("8 {nonce}0"),
+            format!("8 {}", &nonce[1..]),
+            format!("8 {}g", &nonce[1..]),
+            format!("8 +{}", &nonce[1..]),
+            format!("0 {nonce}"),
+            format!("-8 {nonce}"),
+            format!(" {nonce}"),
+            format!("4294967296 {nonce}"),
+            format!("8 {nonce}\n"),
+        ] {
+            assert!(ExtensionKey::parse(&text).is_err(), "{text:?}");
+        }
     }
 
     #[test]

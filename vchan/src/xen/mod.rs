@@ -39,7 +39,7 @@ mod server;
 pub mod store;
 mod sys;
 
-pub use client::{connect, connect_on_reactor};
+pub use client::{connect, connect_on_reactor, connect_with};
 pub use server::Server;
 
 use crate::DomId;

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use xen_sys::{Access, GrantShare, UnmapNotify};
 
 use super::domain_watch::PeerDomain;
-use super::keys::Keys;
+use super::keys::{ExtensionKey, Keys};
 use super::link::Link;
 use super::path::ChannelPath;
 use super::store::Store;
@@ -15,8 +15,11 @@ use crate::DomId;
 use crate::backend::{self, Backend, Parts};
 use crate::channel::Channel;
 use crate::error::{Error, Result};
-use crate::layout::{Orders, RingPlace, RingSizes, Role};
+use crate::extension::Header;
+use crate::extension_page::{ExtensionPage, new_nonce};
+use crate::layout::{Format, Orders, RingPlace, RingSizes, Role};
 use crate::reactor::{Handle, Token};
+use crate::setup::Setup;
 use crate::shm::{ControlPage, Region};
 
 /// How long the requests to xenstore that publish or withdraw a server may take together.
@@ -34,9 +37,12 @@ pub struct Server {
     // clears our live byte and rings), then the doorbell.
     published: Publication,
     control: ControlPage,
+    extension: Option<(ExtensionPage, Header)>,
     left: Region,
     right: Region,
+    /// Those offered: with the extension a ring may be larger than without.
     orders: Orders,
+    first_index: u32,
     link: Link,
 }
 
@@ -52,7 +58,7 @@ impl Server {
     /// (1,024 pages for the whole kernel by default), a xenstore quota. Whatever had been set up
     /// by then is undone.
     pub fn publish(peer: DomId, path: &str, rings: RingSizes) -> Result<Self> {
-        Self::publish_over(None, peer, path, rings)
+        Self::publish_with(&Setup::new(), peer, path, rings)
     }
 
     /// [`publish`](Self::publish) on a reactor: over its event-channel handle. Its
@@ -69,24 +75,29 @@ impl Server {
         path: &str,
         rings: RingSizes,
     ) -> Result<Self> {
-        Self::publish_over(Some(reactor), peer, path, rings)
+        Self::publish_with(&Setup::new().reactor(reactor), peer, path, rings)
     }
 
-    fn publish_over(
-        reactor: Option<&Handle>,
+    /// [`publish`](Self::publish) with a choice of format and the rest of [`Setup`].
+    ///
+    /// # Errors
+    /// As there.
+    pub fn publish_with(
+        setup: &Setup<'_>,
         peer: DomId,
         path: &str,
         rings: RingSizes,
     ) -> Result<Self> {
         let path: ChannelPath = path.parse()?;
-        let orders = Orders::choose(rings).map_err(|error| {
-            Error::setup(error.to_string(), "ask for at most 1048576 bytes a ring")
+        let orders = Orders::choose_for(setup.format, rings).map_err(|error| {
+            let advice = format!("ask for at most {} bytes a ring", error.most);
+            Error::setup(error.to_string(), advice)
         })?;
         let deadline = Instant::now() + STORE_TIME;
         let store = Store::open(deadline)?;
         let life = PeerDomain::watch(peer, store, deadline)?;
 
-        let link = Link::new(reactor, life, place(peer, &path), |events| {
+        let link = Link::new(setup.reactor, life, place(peer, &path), |events| {
             events.bind_unbound(sys::domain(peer)).map_err(Error::from)
         })?;
         let port = link.port();
@@ -101,14 +112,32 @@ impl Server {
             .map_err(sys::error)?;
         let ring_ref = page.refs()[0].0;
         let control = ControlPage::new(memory::shared(page));
-        control.initialise(orders, 0);
-        let mut filled = 0;
-        let left = ring(&*grants, peer, &control, orders.left_place(), &mut filled)?;
-        let right = ring(&*grants, peer, &control, orders.right_place(), &mut filled)?;
+        control.initialise(orders.classic(), setup.first_index);
+        let (left, mut listed) = ring(&*grants, peer, &control, orders.left_place())?;
+        let (right, right_refs) = ring(&*grants, peer, &control, orders.right_place())?;
+        // The classic list first, of each ring the pages up to 1 MiB.
+        let classic = orders.classic();
+        let mut extra = listed.split_off(classic.left_place().pages());
+        listed.extend(&right_refs[..classic.right_place().pages()]);
+        extra.extend(&right_refs[classic.right_place().pages()..]);
+        for (index, &reference) in listed.iter().enumerate() {
+            control.set_grant(index, reference);
+        }
+        // Last, so that it takes no page that a ring needs.
+        let extension = match setup.format {
+            Format::Classic => None,
+            Format::Extended => offer(&*grants, peer, orders, &extra, setup.first_index)?,
+        };
 
         let keys = Keys {
             ring_ref,
             event_channel: port.0,
+            extension: extension
+                .as_ref()
+                .map(|(_, header, page_ref)| ExtensionKey {
+                    page_ref: *page_ref,
+                    nonce: header.nonce,
+                }),
         };
         // Made before the keys are written: a failure half-way removes what is there.
         let mut published = Publication {
@@ -121,19 +150,33 @@ impl Server {
         Ok(Self {
             published,
             control,
+            extension: extension.map(|(page, header, _)| (page, header)),
             left,
             right,
             orders,
+            first_index: setup.first_index,
             link,
         })
     }
 
     /// [`publish`](Self::publish) with the default ring size of 256 KiB each way, or half of that
     /// or a quarter where the kernel grants no more pages.
+    ///
+    /// # Errors
+    /// As [`publish`](Self::publish).
     pub fn publish_default(peer: DomId, path: &str) -> Result<Self> {
+        Self::publish_default_with(&Setup::new(), peer, path)
+    }
+
+    /// [`publish_default`](Self::publish_default) with a choice of format and the rest of
+    /// [`Setup`].
+    ///
+    /// # Errors
+    /// As [`publish`](Self::publish).
+    pub fn publish_default_with(setup: &Setup<'_>, peer: DomId, path: &str) -> Result<Self> {
         let mut bytes = RingSizes::DEFAULT.client_to_server;
         loop {
-            match Self::publish(peer, path, bytes.into()) {
+            match Self::publish_with(setup, peer, path, bytes.into()) {
                 Err(error) if sys::is_grant_limit(&error) && bytes > LEAST_DEFAULT => {
                     log::info!("no pages for rings of {bytes} bytes, trying half: {error}");
                     bytes /= 2;
@@ -143,7 +186,7 @@ impl Server {
         }
     }
 
-    /// The sizes the rings really have.
+    /// The sizes the rings really have; 1 MiB at most for a client without the extension.
     pub fn ring_sizes(&self) -> RingSizes {
         self.orders.sizes()
     }
@@ -170,19 +213,32 @@ impl Server {
         let Self {
             mut published,
             control,
+            extension,
             left,
             right,
-            orders,
+            orders: offered,
+            first_index,
             link,
         } = self;
         published.withdraw();
+        let accepted = match &extension {
+            Some((page, header)) => page.acceptance(header)?,
+            None => None,
+        };
+        let orders = match accepted {
+            Some(acceptance) => acceptance.orders(offered),
+            None => offered.classic(),
+        };
         Channel::from_parts(Parts {
             role: Role::Server,
             orders,
-            first_index: Some(0),
+            first_index: Some(first_index),
             control,
-            left,
-            right,
+            extension: extension
+                .filter(|_| accepted.is_some())
+                .map(|(page, _)| page),
+            left: left.part(0, orders.left_bytes()),
+            right: right.part(0, orders.right_bytes()),
             backend: Box::new(link),
         })
     }
@@ -195,27 +251,52 @@ impl AsFd for Server {
     }
 }
 
-/// One ring: its part of the control page, or pages of its own, whose references are listed.
+/// One ring: its part of the control page, or pages of its own and their references.
 fn ring(
     grants: &dyn GrantShare,
     peer: DomId,
     control: &ControlPage,
     place: RingPlace,
-    filled: &mut usize,
-) -> Result<Region> {
+) -> Result<(Region, Vec<u32>)> {
     if let Some(region) = control.ring_in_page(place) {
-        return Ok(region);
+        return Ok((region, Vec::new()));
     }
     // Writable for the peer also where it only reads, as libxenvchan grants it: clients that map
     // both rings alike exist, and the bytes it could change are those it alone reads.
     let pages = grants
         .share(sys::domain(peer), place.pages(), Access::ReadWrite, None)
         .map_err(sys::error)?;
-    for reference in pages.refs() {
-        control.set_grant(*filled, reference.0);
-        *filled += 1;
+    let refs = pages.refs().iter().map(|reference| reference.0).collect();
+    Ok((memory::shared(pages), refs))
+}
+
+/// The extension page with its offer and its reference; `None` where the kernel grants no page more
+/// and the rings can do without.
+fn offer(
+    grants: &dyn GrantShare,
+    peer: DomId,
+    orders: Orders,
+    extra: &[u32],
+    first_index: u32,
+) -> Result<Option<(ExtensionPage, Header, u32)>> {
+    let page = match grants
+        .share(sys::domain(peer), 1, Access::ReadWrite, None)
+        .map_err(sys::error)
+    {
+        Err(error) if sys::is_grant_limit(&error) && orders == orders.classic() => {
+            log::info!("no page for the extension, going on without: {error}");
+            return Ok(None);
+        }
+        outcome => outcome?,
+    };
+    let page_ref = page.refs()[0].0;
+    let page = ExtensionPage::new(memory::shared(page));
+    let header = Header::offer(orders, new_nonce()?);
+    page.initialise(&header, first_index);
+    for (index, &reference) in extra.iter().enumerate() {
+        page.set_extra_grant(index, reference);
     }
-    Ok(memory::shared(pages))
+    Ok(Some((page, header, page_ref)))
 }
 
 /// Keys in xenstore that are removed at the latest when this is dropped.

@@ -7,6 +7,7 @@ use std::os::fd::BorrowedFd;
 use loom::sync::atomic::{AtomicBool, Ordering};
 use loom::sync::{Condvar, Mutex};
 
+use crate::extension_page::ExtensionPage;
 use crate::layout::{Orders, Role};
 use crate::shm::{ControlPage, Region};
 use crate::sync::{Arc, Without, is_left_out};
@@ -41,6 +42,7 @@ pub(crate) struct Parts {
     pub(crate) orders: Orders,
     pub(crate) first_index: Option<u32>,
     pub(crate) control: ControlPage,
+    pub(crate) extension: Option<ExtensionPage>,
     pub(crate) left: Region,
     pub(crate) right: Region,
     pub(crate) backend: Box<dyn Backend>,

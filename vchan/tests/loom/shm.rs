@@ -4,7 +4,7 @@
 use crate::sync::Arc;
 use loom::cell::UnsafeCell;
 
-use crate::layout::{Role, live, offset};
+use crate::layout::{live, offset};
 use crate::sync::atomic::{AtomicU8, AtomicU32};
 
 /// Ring bytes that a model may touch: this many at the start, this many at the end.
@@ -66,16 +66,21 @@ impl Region {
     }
 }
 
+/// A word as the channel holds it.
+pub(crate) type SharedU32 = Arc<AtomicU32>;
+/// A byte as the channel holds it.
+pub(crate) type SharedU8 = Arc<AtomicU8>;
+
 #[derive(Debug)]
 struct Fields {
-    left_cons: AtomicU32,
-    left_prod: AtomicU32,
-    right_cons: AtomicU32,
-    right_prod: AtomicU32,
-    cli_live: AtomicU8,
-    srv_live: AtomicU8,
-    cli_notify: AtomicU8,
-    srv_notify: AtomicU8,
+    left_cons: SharedU32,
+    left_prod: SharedU32,
+    right_cons: SharedU32,
+    right_prod: SharedU32,
+    cli_live: SharedU8,
+    srv_live: SharedU8,
+    cli_notify: SharedU8,
+    srv_notify: SharedU8,
 }
 
 /// The control page of a connected channel.
@@ -86,41 +91,34 @@ impl ControlPage {
     /// Both live, nobody has asked for anything; `left` and `right` are (cons, prod).
     pub(crate) fn connected(left: (u32, u32), right: (u32, u32)) -> Self {
         Self(Arc::new(Fields {
-            left_cons: AtomicU32::new(left.0),
-            left_prod: AtomicU32::new(left.1),
-            right_cons: AtomicU32::new(right.0),
-            right_prod: AtomicU32::new(right.1),
-            cli_live: AtomicU8::live(live::CONNECTED),
-            srv_live: AtomicU8::live(live::CONNECTED),
-            cli_notify: AtomicU8::notify(0),
-            srv_notify: AtomicU8::notify(0),
+            left_cons: Arc::new(AtomicU32::new(left.0)),
+            left_prod: Arc::new(AtomicU32::new(left.1)),
+            right_cons: Arc::new(AtomicU32::new(right.0)),
+            right_prod: Arc::new(AtomicU32::new(right.1)),
+            cli_live: Arc::new(AtomicU8::live(live::CONNECTED)),
+            srv_live: Arc::new(AtomicU8::live(live::CONNECTED)),
+            cli_notify: Arc::new(AtomicU8::notify(0)),
+            srv_notify: Arc::new(AtomicU8::notify(0)),
         }))
     }
 
-    pub(crate) fn live_offset(role: Role) -> usize {
-        match role {
-            Role::Server => offset::SRV_LIVE,
-            Role::Client => offset::CLI_LIVE,
-        }
-    }
-
-    pub(crate) fn u32_at(&self, at: usize) -> &AtomicU32 {
-        match at {
+    pub(crate) fn word(&self, at: usize) -> SharedU32 {
+        Arc::clone(match at {
             offset::LEFT_CONS => &self.0.left_cons,
             offset::LEFT_PROD => &self.0.left_prod,
             offset::RIGHT_CONS => &self.0.right_cons,
             offset::RIGHT_PROD => &self.0.right_prod,
             at => panic!("there is no index at {at}"),
-        }
+        })
     }
 
-    pub(crate) fn u8_at(&self, at: usize) -> &AtomicU8 {
-        match at {
+    pub(crate) fn byte(&self, at: usize) -> SharedU8 {
+        Arc::clone(match at {
             offset::CLI_LIVE => &self.0.cli_live,
             offset::SRV_LIVE => &self.0.srv_live,
             offset::CLI_NOTIFY => &self.0.cli_notify,
             offset::SRV_NOTIFY => &self.0.srv_notify,
             at => panic!("there is no byte at {at}"),
-        }
+        })
     }
 }

@@ -207,5 +207,9 @@ pub(crate) mod atomic {
         pub(crate) fn store(&self, value: u32, ordering: Ordering) {
             self.word.store(value, ordering);
         }
+
+        pub(crate) fn swap(&self, value: u32, ordering: Ordering) -> u32 {
+            self.word.swap(value, ordering)
+        }
     }
 }

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
-use vchan::{DomId, RingSizes};
+use vchan::{DomId, Format, RingSizes, Setup};
 
 use crate::bench::Points;
 use crate::cycles::Rounds;
@@ -191,6 +191,24 @@ pub(crate) struct Place {
     /// Seconds to wait for the other side to appear.
     #[arg(long, value_name = "SECONDS", default_value = "60", value_parser = seconds)]
     pub(crate) timeout: Duration,
+    /// Use libxenvchan's format only, whatever the other side knows.
+    #[arg(long)]
+    pub(crate) classic: bool,
+}
+
+impl Place {
+    /// The format to be ready for.
+    pub(crate) fn format(&self) -> Format {
+        match self.classic {
+            true => Format::Classic,
+            false => Format::Extended,
+        }
+    }
+
+    /// How to set up the channel.
+    pub(crate) fn setup(&self) -> Setup<'static> {
+        Setup::new().format(self.format())
+    }
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -204,7 +222,7 @@ pub(crate) enum Backend {
 /// How large the server makes its rings.
 #[derive(Debug, Clone, Args)]
 pub(crate) struct Rings {
-    /// Bytes of each ring, at most 1M; K and M are allowed [default: 256K, less where the kernel
+    /// Bytes of each ring, at most 2M, or 1M with --classic; K and M are allowed [default: 256K, less where the kernel
     /// grants fewer pages].
     #[arg(long, value_name = "BYTES", value_parser = bytes)]
     ring: Option<usize>,
@@ -285,7 +303,7 @@ pub(crate) struct BenchOptions {
     #[arg(long)]
     pub(crate) baseline: bool,
     /// Measure these only: KIND or KIND:BYTES, separated by commas [kinds: sink, source, echo,
-    /// produce, produce-in-place, consume, consume-in-place, memcpy, socket-pair].
+    /// memcpy, socket-pair].
     #[arg(long, value_name = "LIST", value_parser = clap::value_parser!(Points))]
     pub(crate) points: Option<Points>,
     /// Move this many bytes at each point, however long that takes.

@@ -25,20 +25,19 @@ pub(crate) fn serve(place: &Place, rings: &Rings) -> Result<Channel, Failure> {
 /// [`serve`] with given sizes, or with the default.
 pub(crate) fn serve_sizes(place: &Place, rings: Option<RingSizes>) -> Result<Channel, Failure> {
     // Before anybody is made to wait.
-    Orders::choose(rings.unwrap_or_default()).map_err(|error| {
-        Failure::new(
-            error.to_string(),
-            "ask for rings of at most 1048576 bytes (1M)",
-        )
+    Orders::choose_for(place.format(), rings.unwrap_or_default()).map_err(|error| {
+        let advice = format!("ask for rings of at most {} bytes", error.most);
+        Failure::new(error.to_string(), advice)
     })?;
+    let setup = place.setup();
     let deadline = Instant::now() + place.timeout;
     let signals = Signals::catch()?;
     let channel = match place.backend {
         Backend::Xen => {
             let (peer, path) = xen_place(place)?;
             let mut server = match rings {
-                Some(rings) => xen::Server::publish(peer, path, rings)?,
-                None => xen::Server::publish_default(peer, path)?,
+                Some(rings) => xen::Server::publish_with(&setup, peer, path, rings)?,
+                None => xen::Server::publish_default_with(&setup, peer, path)?,
             };
             wait(&signals, deadline, |until| server.wait_for_client(until))?;
             server.accept(deadline)?
@@ -52,7 +51,7 @@ pub(crate) fn serve_sizes(place: &Place, rings: Option<RingSizes>) -> Result<Cha
                     Ok(())
                 })?;
                 let Some(stream) = accepted else { continue };
-                match local::serve_on(stream, rings.unwrap_or_default(), deadline) {
+                match local::serve_with(&setup, stream, rings.unwrap_or_default(), deadline) {
                     Err(error @ (Error::Peer(_) | Error::PeerClosed { .. })) => {
                         log::warn!("a client did not connect: {error}");
                     }
@@ -71,9 +70,12 @@ pub(crate) fn connect(place: &Place) -> Result<Channel, Failure> {
     Ok(match place.backend {
         Backend::Xen => {
             let (peer, path) = xen_place(place)?;
-            xen::connect(peer, path, deadline)?
+            xen::connect_with(&place.setup(), peer, path, deadline)?
         }
-        Backend::Local => local::connect(&place.path, deadline)?,
+        Backend::Local => {
+            let stream = local::connect_stream(&place.path, deadline)?;
+            local::connect_with(&place.setup(), stream, deadline)?
+        }
     })
 }
 

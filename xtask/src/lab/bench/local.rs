@@ -12,26 +12,10 @@ use super::flags::Local;
 use super::measure::{median, parse};
 use super::points::{Point, memcpy};
 use super::results::compared;
-use super::targets::Target;
 use super::{prebuilt, rings, seconds, targets, write_json};
 use crate::apt;
 
-/// In the order of the table.
-const KINDS: [&str; 9] = [
-    "sink",
-    "source",
-    "echo",
-    "produce",
-    "produce-in-place",
-    "consume",
-    "consume-in-place",
-    "memcpy",
-    "socket-pair",
-];
-
-/// All of them, for the program.
-const POINTS: &str = "sink,source,echo,produce:65536,produce-in-place:65536,consume:65536,\
-                      consume-in-place:65536,memcpy,socket-pair";
+const KINDS: [&str; 5] = ["sink", "source", "echo", "memcpy", "socket-pair"];
 
 /// Runs it.
 ///
@@ -92,7 +76,7 @@ fn once(vchan: &Path, ring: usize, time: f64, cpus: [&str; 2]) -> Result<Vec<(Po
         .stdout(Stdio::null())
         .spawn()
         .with_context(|| format!("starting {}", vchan.display()))?;
-    let client = command(cpus[0], &["bench", "--json", "--points", POINTS])
+    let client = command(cpus[0], &["bench", "--json", "--baseline"])
         .args(["--time", &time.to_string()])
         .stderr(Stdio::inherit())
         .output();
@@ -109,28 +93,20 @@ fn once(vchan: &Path, ring: usize, time: f64, cpus: [&str; 2]) -> Result<Vec<(Po
     parse(&String::from_utf8_lossy(&client.stdout))
 }
 
-/// What `point` is compared with, the ratio, and what that should be.
-fn comparison<'a>(point: &Point, figures: &Figures) -> Option<(&'a str, f64, Option<Target>)> {
+/// The figure that `point` is compared with, the ratio, and what it should be.
+fn comparison(point: &Point, figures: &Figures) -> Option<(f64, Option<targets::Target>)> {
     let baseline = match point.kind.as_str() {
         "sink" | "source" => memcpy(),
         "echo" => Point::new("socket-pair", point.bytes),
-        "produce-in-place" => Point::new("produce", point.bytes),
-        "consume-in-place" => Point::new("consume", point.bytes),
         _ => return None,
     };
     let ratio = median(figures.get(point)?) / median(figures.get(&baseline)?);
-    let with = match point.kind.as_str() {
-        "sink" | "source" => "memcpy",
-        "echo" => "socket pair",
-        _ => "by way of a buffer",
-    };
     let target = match (point.kind.as_str(), point.bytes) {
         ("echo", _) => Some(targets::LOCAL_ROUND_TRIP),
-        ("produce-in-place" | "consume-in-place", _) => Some(targets::IN_PLACE),
         (_, 65536) => Some(targets::LOCAL_RATE),
         _ => None,
     };
-    Some((with, ratio, target))
+    Some((ratio, target))
 }
 
 fn in_order(figures: &Figures) -> Vec<&Point> {
@@ -149,11 +125,15 @@ fn table(ring: usize, processors: usize, figures: &Figures) -> String {
         let Some(values) = figures.get(point) else {
             continue;
         };
-        let unit = if point.is_round_trip() { "µs" } else { "MB/s" };
+        let (unit, with) = if point.is_round_trip() {
+            ("µs", "socket pair")
+        } else {
+            ("MB/s", "memcpy")
+        };
         let value = median(values);
         let digits = if value < 100.0 { 2 } else { 0 };
         let (with, ratio, verdict) = match comparison(point, figures) {
-            Some((with, ratio, target)) => (
+            Some((ratio, target)) => (
                 with,
                 format!("{ratio:.2}"),
                 target.map_or_else(String::new, |target| target.verdict(ratio)),
@@ -176,9 +156,7 @@ fn table(ring: usize, processors: usize, figures: &Figures) -> String {
 
 fn objects(figures: &Figures) -> Vec<Value> {
     let object = |point: &Point, values: &Vec<f64>| {
-        let (ratio, target) = comparison(point, figures)
-            .map(|(_, ratio, target)| (ratio, target))
-            .unzip();
+        let (ratio, target) = comparison(point, figures).unzip();
         json!({
             "kind": point.kind,
             "message_bytes": point.bytes,

@@ -13,7 +13,6 @@ mod interop;
 mod lone;
 mod many;
 mod mediators;
-mod region;
 mod runner;
 mod vchan;
 mod vector_add;
@@ -35,7 +34,6 @@ pub(crate) const TOPICS: &[&[Case]] = &[
     domains::CASES,
     interop::CASES,
     vchan::CASES,
-    region::CASES,
     many::CASES,
 ];
 

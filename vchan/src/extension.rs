@@ -1,0 +1,440 @@
+#![forbid(unsafe_code)]
+//! The extension of the wire format: where it lies, and what of it is checked. Pure.
+//!
+//! libxenvchan's control page keeps all that changes in one cache line, wakes on any step of an
+//! index, and ends at rings of 1 MiB. Two sides that both know the extension use a second shared
+//! page instead, the **extension page**:
+//!
+//! | offset | what | written by |
+//! |---|---|---|
+//! | 0 | [`Header`]: what the server offers | server, before anybody can find the page |
+//! | 128 | [`Acceptance`]: what the client takes | client, before it sets `cli_live` to 1 |
+//! | 256 + 128 n | eight words, each on a line of its own: [`offset`] | see there |
+//! | 2048 | `u32[512]`: references of the left ring's pages beyond 1 MiB, then of the right ring's | server |
+//!
+//! The live bytes stay in the control page, where the kernel clears them for a process that dies.
+//! The indexes and notify bytes there stay as they are once the extension is accepted. A side that
+//! does not know the extension never looks at the page, and the channel is libxenvchan's.
+//!
+//! Numbers are in native byte order, as in the control page. A **wait word** is 0, or
+//! [`ARMED`](crate::notify::ARMED) and the low 31 bits of the index at which its owner wants to be
+//! woken.
+
+use crate::layout::{ORDER_MAX, ORDER_MAX_EXTENDED, Orders, PAGE};
+
+/// First bytes of an extension page.
+pub const MAGIC: [u8; 8] = *b"vchan-ex";
+/// The newest version, and the only one so far. Who offers a version knows all before it.
+pub const VERSION: u16 = 1;
+/// Length of a session's nonce.
+pub const NONCE_BYTES: usize = 16;
+
+/// Parts of the extension that a side may lack.
+pub mod feature {
+    /// Rings of 2 MiB (order 21). Without it a ring ends at 1 MiB.
+    pub const LARGE_RINGS: u32 = 1;
+    /// All that this version of the crate knows.
+    pub const ALL: u32 = LARGE_RINGS;
+}
+
+/// Byte offsets in the extension page.
+pub mod offset {
+    /// [`Header`](super::Header).
+    pub const HEADER: usize = 0;
+    /// [`Acceptance`](super::Acceptance).
+    pub const ACCEPTANCE: usize = 128;
+    /// How far the client has written into the left ring.
+    pub const LEFT_PROD: usize = 256;
+    /// How far the server has read from the left ring.
+    pub const LEFT_CONS: usize = 384;
+    /// At which `LEFT_PROD` the server wants to be woken; set by it, taken by the client.
+    pub const LEFT_READER_WAIT: usize = 512;
+    /// At which `LEFT_CONS` the client wants to be woken; set by it, taken by the server.
+    pub const LEFT_WRITER_WAIT: usize = 640;
+    /// How far the server has written into the right ring.
+    pub const RIGHT_PROD: usize = 768;
+    /// How far the client has read from the right ring.
+    pub const RIGHT_CONS: usize = 896;
+    /// At which `RIGHT_PROD` the client wants to be woken; set by it, taken by the server.
+    pub const RIGHT_READER_WAIT: usize = 1024;
+    /// At which `RIGHT_CONS` the server wants to be woken; set by it, taken by the client.
+    pub const RIGHT_WRITER_WAIT: usize = 1152;
+    /// References of the pages beyond the first 1 MiB of each ring.
+    pub const EXTRA_GRANTS: usize = 2048;
+}
+
+/// Entries of the list of extra grants.
+pub const EXTRA_GRANTS_MAX: usize = 2 * ((1 << ORDER_MAX_EXTENDED) - (1 << ORDER_MAX)) / PAGE;
+
+const _: () = assert!(offset::EXTRA_GRANTS + 4 * EXTRA_GRANTS_MAX <= PAGE);
+
+/// What tells one channel from every other, also from one that had the same numbers before.
+pub type Nonce = [u8; NONCE_BYTES];
+
+/// What a peer did wrong in the handshake.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum ExtensionError {
+    /// The page does not begin as an extension page does.
+    #[error("the page begins with {0:02x?}, which is not an extension page")]
+    Magic([u8; 8]),
+    /// The server offers version 0, or the client accepts one that was not offered.
+    #[error("version {found} is not one of 1 to {newest}")]
+    Version {
+        /// The version found.
+        found: u16,
+        /// The newest one allowed.
+        newest: u16,
+    },
+    /// The client accepts features that were not offered.
+    #[error("features {found:#x} were accepted where {offered:#x} were offered")]
+    Features {
+        /// Bits found.
+        found: u32,
+        /// Bits offered.
+        offered: u32,
+    },
+    /// The page belongs to another channel.
+    #[error("its nonce is that of another channel")]
+    Nonce,
+    /// The server offers ring orders that do not go with those of the control page.
+    #[error("it offers ring orders left {left}, right {right}: {rule}")]
+    Orders {
+        /// Order of the left ring.
+        left: u16,
+        /// Order of the right ring.
+        right: u16,
+        /// Which rule they break.
+        rule: &'static str,
+    },
+    /// The count of extra grants is not what the orders need.
+    #[error("it lists {found} extra grants for rings that need {needed}")]
+    ExtraGrants {
+        /// The count found.
+        found: u16,
+        /// The count that follows from the orders.
+        needed: usize,
+    },
+}
+
+/// What a server offers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Header {
+    /// The newest version the server knows.
+    pub version: u16,
+    /// [`feature`] bits; unknown ones are to be ignored.
+    pub features: u32,
+    /// Order of the left ring.
+    pub left_order: u16,
+    /// Order of the right ring.
+    pub right_order: u16,
+    /// Entries of the list of extra grants.
+    pub extra_grants: u16,
+    /// The channel's nonce.
+    pub nonce: Nonce,
+}
+
+/// Bytes of a [`Header`] at its offset.
+pub const HEADER_BYTES: usize = 40;
+
+impl Header {
+    /// The offer of this version for rings of these orders.
+    pub fn offer(orders: Orders, nonce: Nonce) -> Self {
+        let extra = orders.grant_count() - orders.classic().grant_count();
+        Self {
+            version: VERSION,
+            features: feature::ALL,
+            left_order: orders.left(),
+            right_order: orders.right(),
+            // At most 512.
+            extra_grants: u16::try_from(extra).unwrap_or(u16::MAX),
+            nonce,
+        }
+    }
+
+    /// As bytes of the page.
+    pub fn encode(&self) -> [u8; HEADER_BYTES] {
+        let mut bytes = [0; HEADER_BYTES];
+        bytes[..8].copy_from_slice(&MAGIC);
+        bytes[8..10].copy_from_slice(&self.version.to_ne_bytes());
+        bytes[10..12].copy_from_slice(&self.left_order.to_ne_bytes());
+        bytes[12..14].copy_from_slice(&self.right_order.to_ne_bytes());
+        bytes[14..16].copy_from_slice(&self.extra_grants.to_ne_bytes());
+        bytes[16..20].copy_from_slice(&self.features.to_ne_bytes());
+        bytes[24..].copy_from_slice(&self.nonce);
+        bytes
+    }
+
+    /// From a private copy of the page's bytes.
+    ///
+    /// # Errors
+    /// [`ExtensionError::Magic`].
+    pub fn decode(bytes: &[u8; HEADER_BYTES]) -> Result<Self, ExtensionError> {
+        let magic = part(bytes, 0);
+        if magic != MAGIC {
+            return Err(ExtensionError::Magic(magic));
+        }
+        Ok(Self {
+            version: u16::from_ne_bytes(part(bytes, 8)),
+            left_order: u16::from_ne_bytes(part(bytes, 10)),
+            right_order: u16::from_ne_bytes(part(bytes, 12)),
+            extra_grants: u16::from_ne_bytes(part(bytes, 14)),
+            features: u32::from_ne_bytes(part(bytes, 16)),
+            nonce: part(bytes, 24),
+        })
+    }
+
+    /// Client: checks the offer of the channel that `nonce` belongs to and whose control page has
+    /// the orders `classic`. Returns what to accept, and the orders offered, of which
+    /// [`Acceptance::orders`] are used.
+    ///
+    /// # Errors
+    /// All but [`ExtensionError::Magic`] and [`ExtensionError::Features`].
+    pub fn check(
+        &self,
+        classic: Orders,
+        nonce: &Nonce,
+    ) -> Result<(Acceptance, Orders), ExtensionError> {
+        if self.nonce != *nonce {
+            return Err(ExtensionError::Nonce);
+        }
+        if self.version == 0 {
+            return Err(ExtensionError::Version {
+                found: 0,
+                newest: VERSION,
+            });
+        }
+        let orders = classic
+            .extended(self.left_order, self.right_order)
+            .map_err(|rule| ExtensionError::Orders {
+                left: self.left_order,
+                right: self.right_order,
+                rule,
+            })?;
+        let needed = orders.grant_count() - classic.grant_count();
+        if usize::from(self.extra_grants) != needed {
+            return Err(ExtensionError::ExtraGrants {
+                found: self.extra_grants,
+                needed,
+            });
+        }
+        let acceptance = Acceptance {
+            version: self.version.min(VERSION),
+            features: self.features & feature::ALL,
+            nonce: *nonce,
+        };
+        Ok((acceptance, orders))
+    }
+}
+
+/// What a client takes of an offer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Acceptance {
+    /// The version both use; 0 in the page while nothing is accepted.
+    pub version: u16,
+    /// [`feature`] bits, a part of those offered.
+    pub features: u32,
+    /// The channel's nonce again: who writes here has found the page through the offer.
+    pub nonce: Nonce,
+}
+
+/// Bytes of an [`Acceptance`] at its offset.
+pub const ACCEPTANCE_BYTES: usize = 24;
+
+impl Acceptance {
+    /// As bytes of the page.
+    pub fn encode(&self) -> [u8; ACCEPTANCE_BYTES] {
+        let mut bytes = [0; ACCEPTANCE_BYTES];
+        bytes[..2].copy_from_slice(&self.version.to_ne_bytes());
+        bytes[4..8].copy_from_slice(&self.features.to_ne_bytes());
+        bytes[8..].copy_from_slice(&self.nonce);
+        bytes
+    }
+
+    /// From a private copy of the page's bytes.
+    pub fn decode(bytes: &[u8; ACCEPTANCE_BYTES]) -> Self {
+        Self {
+            version: u16::from_ne_bytes(part(bytes, 0)),
+            features: u32::from_ne_bytes(part(bytes, 4)),
+            nonce: part(bytes, 8),
+        }
+    }
+
+    /// Server: checks the answer to `offer`. `None`: the client uses the classic format.
+    ///
+    /// # Errors
+    /// [`ExtensionError::Version`], [`ExtensionError::Features`], [`ExtensionError::Nonce`].
+    pub fn check(self, offer: &Header) -> Result<Option<Self>, ExtensionError> {
+        if self.version == 0 {
+            return Ok(None);
+        }
+        if self.version > offer.version {
+            return Err(ExtensionError::Version {
+                found: self.version,
+                newest: offer.version,
+            });
+        }
+        if self.nonce != offer.nonce {
+            return Err(ExtensionError::Nonce);
+        }
+        if self.features & !offer.features != 0 {
+            return Err(ExtensionError::Features {
+                found: self.features,
+                offered: offer.features,
+            });
+        }
+        Ok(Some(self))
+    }
+
+    /// The orders in use, of those offered.
+    pub fn orders(&self, offered: Orders) -> Orders {
+        if self.features & feature::LARGE_RINGS != 0 {
+            offered
+        } else {
+            offered.classic()
+        }
+    }
+}
+
+/// `N` bytes from `at` on; the constants above keep it in range.
+fn part<const N: usize>(bytes: &[u8], at: usize) -> [u8; N] {
+    std::array::from_fn(|i| bytes[at + i])
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::layout::RingSizes;
+
+    const NONCE: Nonce = *b"0123456789abcdef";
+
+    fn large() -> Orders {
+        Orders::choose_extended(RingSizes {
+            server_to_client: 2 << 20,
+            client_to_server: 1 << 20,
+        })
+        .unwrap()
+    }
+
+    #[test]
+    fn records_come_back_as_they_were() {
+        let header = Header::offer(large(), NONCE);
+        assert_eq!(header.extra_grants, 256);
+        assert_eq!(Header::decode(&header.encode()), Ok(header));
+        let (acceptance, orders) = header.check(large().classic(), &NONCE).unwrap();
+        assert_eq!(orders, large());
+        assert_eq!(Acceptance::decode(&acceptance.encode()), acceptance);
+        assert_eq!(acceptance.check(&header), Ok(Some(acceptance)));
+    }
+
+    #[test]
+    fn words_are_on_lines_of_their_own_and_in_the_page() {
+        use super::offset::*;
+        let mut words = [
+            LEFT_PROD,
+            LEFT_CONS,
+            LEFT_READER_WAIT,
+            LEFT_WRITER_WAIT,
+            RIGHT_PROD,
+            RIGHT_CONS,
+            RIGHT_READER_WAIT,
+            RIGHT_WRITER_WAIT,
+        ];
+        words.sort_unstable();
+        assert!(ACCEPTANCE + 128 <= words[0]);
+        for pair in words.windows(2) {
+            assert_eq!(pair[1] - pair[0], 128);
+        }
+        assert!(words[7] + 128 <= EXTRA_GRANTS);
+    }
+
+    #[test]
+    fn offers_that_are_refused() {
+        let good = Header::offer(large(), NONCE);
+        let classic = large().classic();
+        let check = |header: Header| header.check(classic, &NONCE).unwrap_err();
+        let other = Header { version: 0, ..good };
+        assert!(matches!(check(other), ExtensionError::Version { .. }));
+        assert_eq!(
+            good.check(classic, &[0; NONCE_BYTES]),
+            Err(ExtensionError::Nonce)
+        );
+        for (left_order, right_order) in [(0, 21), (20, 22), (0xFFFF, 21), (19, 21), (20, 19)] {
+            let header = Header {
+                left_order,
+                right_order,
+                ..good
+            };
+            let error = check(header);
+            assert!(matches!(error, ExtensionError::Orders { .. }), "{error}");
+        }
+        for extra_grants in [0, 255, 257, 512, u16::MAX] {
+            let header = Header {
+                extra_grants,
+                ..good
+            };
+            let error = check(header);
+            assert!(
+                matches!(error, ExtensionError::ExtraGrants { needed: 256, .. }),
+                "{error}"
+            );
+        }
+        let mut bytes = good.encode();
+        bytes[3] ^= 1;
+        assert!(matches!(
+            Header::decode(&bytes),
+            Err(ExtensionError::Magic(_))
+        ));
+    }
+
+    #[test]
+    fn a_newer_server_is_met_at_what_both_know() {
+        let newer = Header {
+            version: 7,
+            features: u32::MAX,
+            ..Header::offer(large(), NONCE)
+        };
+        let (acceptance, _) = newer.check(large().classic(), &NONCE).unwrap();
+        assert_eq!(
+            (acceptance.version, acceptance.features),
+            (VERSION, feature::ALL)
+        );
+        let small = Header {
+            features: 0,
+            ..newer
+        };
+        let (acceptance, orders) = small.check(large().classic(), &NONCE).unwrap();
+        assert_eq!(acceptance.orders(orders), large().classic());
+    }
+
+    #[test]
+    fn answers_that_are_refused() {
+        let offer = Header::offer(large(), NONCE);
+        let good = Acceptance {
+            version: 1,
+            features: 0,
+            nonce: NONCE,
+        };
+        assert_eq!(good.check(&offer), Ok(Some(good)));
+        let nothing = Acceptance { version: 0, ..good };
+        assert_eq!(nothing.check(&offer), Ok(None));
+        let newer = Acceptance { version: 2, ..good };
+        assert!(matches!(
+            newer.check(&offer),
+            Err(ExtensionError::Version { found: 2, .. })
+        ));
+        let more = Acceptance {
+            features: 2,
+            ..good
+        };
+        assert!(matches!(
+            more.check(&offer),
+            Err(ExtensionError::Features { found: 2, .. })
+        ));
+        let other = Acceptance {
+            nonce: [1; NONCE_BYTES],
+            ..good
+        };
+        assert_eq!(other.check(&offer), Err(ExtensionError::Nonce));
+    }
+}

@@ -1,0 +1,49 @@
+#![forbid(unsafe_code)]
+//! How to set up a channel where the usual way will not do.
+
+use crate::layout::Format;
+use crate::reactor::Handle;
+
+/// What [`local::serve_with`](crate::local::serve_with), [`xen::connect_with`](crate::xen::connect_with)
+/// and their like are told beyond the place.
+///
+/// ```
+/// use vchan::{Format, Setup};
+/// // Exactly libxenvchan's format, whatever the peer knows.
+/// let setup = Setup::new().format(Format::Classic);
+/// # let _ = setup;
+/// ```
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Setup<'a> {
+    pub(crate) format: Format,
+    pub(crate) reactor: Option<&'a Handle>,
+    pub(crate) first_index: u32,
+}
+
+impl<'a> Setup<'a> {
+    /// The usual way: the extended format, on no reactor.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Which wire format to be ready for.
+    #[must_use]
+    pub fn format(mut self, format: Format) -> Self {
+        self.format = format;
+        self
+    }
+
+    /// Puts the channel on a reactor.
+    #[must_use]
+    pub fn reactor(mut self, reactor: &'a Handle) -> Self {
+        self.reactor = Some(reactor);
+        self
+    }
+
+    /// Lets both rings of a server start at `index` instead of 0, for tests of the wrap-around.
+    #[must_use]
+    pub fn first_index(mut self, index: u32) -> Self {
+        self.first_index = index;
+        self
+    }
+}

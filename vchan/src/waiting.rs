@@ -1,0 +1,114 @@
+#![forbid(unsafe_code)]
+//! One wait: look for a while, ask to be woken, look again, sleep.
+
+use std::time::{Duration, Instant};
+
+use crate::error::{Error, Result};
+use crate::shared::Shared;
+use crate::spin::{Looked, Spin};
+use crate::sync::atomic::Ordering;
+
+/// For how long a sleeper insists on [`Wish::Plenty`].
+const INSIST: Duration = Duration::from_millis(2);
+
+/// How much a waiting side would like to find.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Wish {
+    /// What makes the next step worth its cost.
+    Plenty,
+    /// What makes any step possible.
+    Enough,
+}
+
+/// A side that waits for steps of the peer.
+pub(crate) trait Waits {
+    /// What both halves have in common.
+    fn shared(&self) -> &Shared;
+    /// The window of the half that waits.
+    fn spin(&mut self) -> &mut Spin;
+    /// Whether the peer's index is another one than was last seen. Must cost next to nothing.
+    fn has_moved(&self) -> bool;
+    /// Whether plenty is more than enough.
+    fn insists(&self) -> bool;
+    /// Whether the wish is fulfilled, or an error or end is there to be reported.
+    fn is_ready(&mut self, wish: Wish) -> Result<bool>;
+    /// Asks the peer to ring when the wish is fulfilled.
+    fn ask(&mut self, wish: Wish);
+    /// Takes that back.
+    fn withdraw(&mut self);
+}
+
+/// Waits until [`Wish::Enough`] is there, and for a moment for [`Wish::Plenty`].
+///
+/// # Errors
+/// [`Error::TimedOut`] at `deadline`, [`Error::Os`], and what `is_ready` reports.
+pub(crate) fn wait(side: &mut impl Waits, deadline: Instant, waiting: &'static str) -> Result<()> {
+    if side.is_ready(Wish::Plenty)? {
+        return Ok(());
+    }
+    // Taken out so that `is_ready` may borrow the rest.
+    let mut spin = std::mem::replace(side.spin(), Spin::new(Duration::ZERO));
+    let outcome = wait_with(side, &mut spin, deadline, waiting);
+    *side.spin() = spin;
+    outcome
+}
+
+fn wait_with(
+    side: &mut impl Waits,
+    spin: &mut Spin,
+    deadline: Instant,
+    waiting: &'static str,
+) -> Result<()> {
+    // Without looking there is no insisting either: take what comes.
+    let mut insists = side.insists() && spin.is_allowed();
+    loop {
+        let looked = spin.run(deadline, |thorough| match thorough || side.has_moved() {
+            true => side.is_ready(Wish::Plenty),
+            false => Ok(false),
+        })?;
+        let start = match looked {
+            Looked::Ready => return Ok(()),
+            Looked::NotSince(start) => start,
+        };
+        if insists && side.is_ready(Wish::Enough)? {
+            spin.waited(start.elapsed());
+            return Ok(());
+        }
+        let (wish, until) = match insists {
+            true => (Wish::Plenty, deadline.min(start + INSIST)),
+            false => (Wish::Enough, deadline),
+        };
+        let shared = side.shared();
+        let seen = shared.waiters.generation();
+        side.ask(wish);
+        if side.is_ready(wish)? {
+            side.withdraw();
+            return Ok(());
+        }
+        let shared = side.shared();
+        shared.sleeps.fetch_add(1, Ordering::Relaxed);
+        let slept = shared
+            .waiters
+            .sleep(shared.backend.as_ref(), seen, until, waiting);
+        let end = Instant::now();
+        // Also after a time-out: waits that end in one are those of an idle channel.
+        spin.waited(end.saturating_duration_since(start));
+        match slept {
+            Ok(heard) => {
+                if heard {
+                    shared.events_received.fetch_add(1, Ordering::Relaxed);
+                    shared.regions.sweep();
+                }
+            }
+            Err(Error::TimedOut(_)) if until < deadline => insists = false,
+            Err(error) => return Err(error),
+        }
+        if side.is_ready(Wish::Enough)? {
+            return Ok(());
+        }
+        // A peer that rings without end must not carry us beyond the deadline.
+        if end >= deadline {
+            return Err(Error::TimedOut(waiting));
+        }
+    }
+}
