@@ -6,6 +6,7 @@
 //! end to a child process, which is killed in the middle of an endless transfer; the other side
 //! lives on. At the end each side looks at what it holds.
 
+use std::collections::VecDeque;
 use std::io::{BufRead, BufReader};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
@@ -26,6 +27,8 @@ use crate::stream::say;
 const CHILD: &str = "VCHAN_CYCLE_CHILD";
 /// Rounds before the first count: threads start, caches fill.
 const WARM_UP: u32 = 4;
+/// How many servers are published at a time.
+const AHEAD: u32 = 16;
 /// What is sent in a round that ends with a close.
 const MESSAGE: [u8; 300] = [0xA5; 300];
 /// How much must have moved before a transfer counts as one.
@@ -55,17 +58,13 @@ fn run(place: &Place, Rounds { count, kills }: Rounds, role: Role) -> Result<(),
     if let Some(round) = child_round() {
         return die(place, role, round);
     }
-    let listener = listen(place, role)?;
+    let mut ends = Ends::new(place, role, count)?;
     let mut before = None;
     for round in 0..count {
         if round == WARM_UP {
             before = Some(Held::now()?);
         }
-        let channel = match &listener {
-            Some(listener) => local::serve_on(listener.accept(soon())?, rings(round), soon())?,
-            None if place.backend == Backend::Local => local::connect(&place.path, soon())?,
-            None => open_end(place, role, round)?,
-        };
+        let channel = ends.next(place, round)?;
         close_somehow(channel, role, round).map_err(|failure| in_round(round, failure))?;
     }
     say(format_args!("closed: {count} rounds"))?;
@@ -95,12 +94,64 @@ fn soon() -> Instant {
     Instant::now() + PATIENCE
 }
 
-/// Where clients of the rounds that end with a close come one after the other, without Xen.
-fn listen(place: &Place, role: Role) -> Result<Option<Listener>, Failure> {
-    Ok(match (place.backend, role) {
-        (Backend::Local, Role::Server) => Some(Listener::bind(&place.path)?),
-        _ => None,
-    })
+/// Where the channels of the rounds that end with a close come from.
+enum Ends {
+    /// Xen: published ahead, so that one side's requests to xenstore and the other's mapping go on
+    /// at the same time.
+    Published {
+        ahead: VecDeque<xen::Server>,
+        next: u32,
+        count: u32,
+    },
+    /// Without Xen clients come one after the other.
+    Listening(Listener),
+    Connecting,
+}
+
+impl Ends {
+    fn new(place: &Place, role: Role, count: u32) -> Result<Self, Failure> {
+        Ok(match (role, place.backend) {
+            (Role::Client, _) => Self::Connecting,
+            (Role::Server, Backend::Local) => Self::Listening(Listener::bind(&place.path)?),
+            (Role::Server, Backend::Xen) => Self::Published {
+                ahead: VecDeque::new(),
+                next: 0,
+                count,
+            },
+        })
+    }
+
+    fn next(&mut self, place: &Place, round: u32) -> Result<Channel, Failure> {
+        match self {
+            Self::Published { ahead, next, count } => {
+                // None is there when what is held is counted.
+                let until = match round < WARM_UP {
+                    true => round + 1,
+                    false => (round + AHEAD).min(*count),
+                };
+                for round in *next..until {
+                    ahead.push_back(publish(place, round)?);
+                }
+                *next = until;
+                let server = ahead.pop_front().expect("one for each round");
+                Ok(server.accept(soon())?)
+            }
+            Self::Listening(listener) => {
+                let stream = listener.accept(soon())?;
+                Ok(local::serve_on(stream, rings(round), soon())?)
+            }
+            Self::Connecting if place.backend == Backend::Local => {
+                Ok(local::connect(&place.path, soon())?)
+            }
+            Self::Connecting => open_end(place, Role::Client, round),
+        }
+    }
+}
+
+fn publish(place: &Place, round: u32) -> Result<xen::Server, Failure> {
+    let (peer, path) = open::xen_place(place)?;
+    let path = format!("{path}/{round}");
+    Ok(xen::Server::publish(peer, &path, rings(round))?)
 }
 
 fn rings(round: u32) -> RingSizes {
