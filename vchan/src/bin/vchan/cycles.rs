@@ -6,9 +6,10 @@
 //! end to a child process, which is killed in the middle of an endless transfer; the other side
 //! lives on. At the end each side looks at what it holds.
 
-use std::collections::VecDeque;
 use std::io::{BufRead, BufReader};
+use std::ops::Range;
 use std::process::{Child, Command, Stdio};
+use std::thread;
 use std::time::{Duration, Instant};
 
 use clap::Args;
@@ -27,14 +28,14 @@ use crate::stream::say;
 const CHILD: &str = "VCHAN_CYCLE_CHILD";
 /// Rounds before the first count: threads start, caches fill.
 const WARM_UP: u32 = 4;
-/// How many servers are published at a time.
-const AHEAD: u32 = 16;
+/// Threads that go through the rounds.
+const LANES: u32 = 8;
 /// What is sent in a round that ends with a close.
 const MESSAGE: [u8; 300] = [0xA5; 300];
 /// How much must have moved before a transfer counts as one.
 const FLOWING: u64 = 16 << 10;
 /// The longest that one round may take.
-const PATIENCE: Duration = Duration::from_secs(60);
+const PATIENCE: Duration = Duration::from_secs(120);
 
 #[derive(Debug, Clone, Copy, Args)]
 pub(crate) struct Rounds {
@@ -58,32 +59,56 @@ fn run(place: &Place, Rounds { count, kills }: Rounds, role: Role) -> Result<(),
     if let Some(round) = child_round() {
         return die(place, role, round);
     }
-    let mut ends = Ends::new(place, role, count)?;
-    let mut before = None;
-    for round in 0..count {
-        if round == WARM_UP {
-            before = Some(Held::now()?);
-        }
-        let channel = ends.next(place, round)?;
-        close_somehow(channel, role, round).map_err(|failure| in_round(round, failure))?;
-    }
+    let listener = match (role, place.backend) {
+        (Role::Server, Backend::Local) => Some(Listener::bind(&place.path)?),
+        _ => None,
+    };
+    let close = |round| close_one(place, listener.as_ref(), role, round);
+    (0..WARM_UP.min(count)).try_for_each(close)?;
+    let before = Held::now()?;
+    in_lanes(WARM_UP.min(count)..count, close)?;
     say(format_args!("closed: {count} rounds"))?;
-    for round in count..count + kills {
-        let outcome = match victim(round) == role {
-            true => kill_child(round),
-            false => survive(place, role, round),
-        };
-        outcome.map_err(|failure| in_round(round, failure))?;
-    }
+    in_lanes(count..count + kills, |round| match victim(round) == role {
+        true => kill_child(round),
+        false => survive(place, role, round),
+    })?;
     say(format_args!("killed: {kills} rounds"))?;
-    let after = Held::now()?;
-    match before {
-        Some(before) if before != after => Err(Failure::new(
+    // A thread that has been joined is in the kernel's list for a moment more.
+    let deadline = soon();
+    let mut after = Held::now()?;
+    while before != after && Instant::now() < deadline {
+        thread::sleep(Duration::from_millis(20));
+        after = Held::now()?;
+    }
+    if before != after {
+        return Err(Failure::new(
             format!("held {before} before and {after} after"),
             "something was left behind: report it",
-        )),
-        _ => say(format_args!("held: {after}, before and after")),
+        ));
     }
+    say(format_args!("held: {after}, before and after"))
+}
+
+/// Runs the rounds in several threads, each every n-th, until one fails: while one waits for
+/// xenstored or for the other domain, others go on.
+fn in_lanes(
+    rounds: Range<u32>,
+    run: impl Fn(u32) -> Result<(), Failure> + Sync,
+) -> Result<(), Failure> {
+    let run = &run;
+    thread::scope(|scope| {
+        let lanes: Vec<_> = (0..LANES)
+            .map(|lane| {
+                let mut rounds = rounds.clone().filter(move |round| round % LANES == lane);
+                scope.spawn(move || {
+                    rounds.try_for_each(|round| run(round).map_err(|error| in_round(round, error)))
+                })
+            })
+            .collect();
+        lanes
+            .into_iter()
+            .try_for_each(|lane| lane.join().expect("no lane panics"))
+    })
 }
 
 fn in_round(round: u32, failure: Failure) -> Failure {
@@ -94,64 +119,28 @@ fn soon() -> Instant {
     Instant::now() + PATIENCE
 }
 
-/// Where the channels of the rounds that end with a close come from.
-enum Ends {
-    /// Xen: published ahead, so that one side's requests to xenstore and the other's mapping go on
-    /// at the same time.
-    Published {
-        ahead: VecDeque<xen::Server>,
-        next: u32,
-        count: u32,
-    },
-    /// Without Xen clients come one after the other.
-    Listening(Listener),
-    Connecting,
-}
-
-impl Ends {
-    fn new(place: &Place, role: Role, count: u32) -> Result<Self, Failure> {
-        Ok(match (role, place.backend) {
-            (Role::Client, _) => Self::Connecting,
-            (Role::Server, Backend::Local) => Self::Listening(Listener::bind(&place.path)?),
-            (Role::Server, Backend::Xen) => Self::Published {
-                ahead: VecDeque::new(),
-                next: 0,
-                count,
-            },
-        })
-    }
-
-    fn next(&mut self, place: &Place, round: u32) -> Result<Channel, Failure> {
-        match self {
-            Self::Published { ahead, next, count } => {
-                // None is there when what is held is counted.
-                let until = match round < WARM_UP {
-                    true => round + 1,
-                    false => (round + AHEAD).min(*count),
-                };
-                for round in *next..until {
-                    ahead.push_back(publish(place, round)?);
-                }
-                *next = until;
-                let server = ahead.pop_front().expect("one for each round");
-                Ok(server.accept(soon())?)
-            }
-            Self::Listening(listener) => {
-                let stream = listener.accept(soon())?;
-                Ok(local::serve_on(stream, rings(round), soon())?)
-            }
-            Self::Connecting if place.backend == Backend::Local => {
-                Ok(local::connect(&place.path, soon())?)
-            }
-            Self::Connecting => open_end(place, Role::Client, round),
+/// A round that ends with a close.
+fn close_one(
+    place: &Place,
+    listener: Option<&Listener>,
+    role: Role,
+    mut round: u32,
+) -> Result<(), Failure> {
+    let mut channel = match listener {
+        Some(listener) => local::serve_on(listener.accept(soon())?, rings(round), soon())?,
+        None if place.backend == Backend::Local => local::connect(&place.path, soon())?,
+        None => open_end(place, role, round)?,
+    };
+    // Without Xen the lanes' clients come in any order.
+    let mut number = round.to_le_bytes();
+    match role {
+        Role::Client => channel.write_all(&number, soon())?,
+        Role::Server => {
+            read_exact(&mut channel, &mut number, soon())?;
+            round = u32::from_le_bytes(number);
         }
     }
-}
-
-fn publish(place: &Place, round: u32) -> Result<xen::Server, Failure> {
-    let (peer, path) = open::xen_place(place)?;
-    let path = format!("{path}/{round}");
-    Ok(xen::Server::publish(peer, &path, rings(round))?)
+    close_somehow(channel, role, round)
 }
 
 fn rings(round: u32) -> RingSizes {
