@@ -2,21 +2,23 @@
 //! One unbroken stretch of shared memory, lent by a [`Region`].
 //!
 //! The rules are those of [`shm`](crate::shm): no Rust reference to the bytes ever exists; they
-//! are read and written as atomics, by copies to and from private memory, or by the kernel, which
-//! is as indifferent to a peer's changes as a device. Offsets and lengths are checked here.
+//! are moved by copies to and from private memory, or by the kernel, which is as indifferent to a
+//! peer's changes as a device. Offsets and lengths are checked here.
 
 use std::io;
 use std::marker::PhantomData;
 use std::os::fd::{AsRawFd, BorrowedFd};
 use std::ptr::NonNull;
-use std::sync::atomic::{AtomicU64, Ordering, compiler_fence};
+use std::sync::atomic::{Ordering, compiler_fence};
 
 use crate::shm::Region;
 
 /// Bytes of a word.
 pub(super) const WORD: usize = size_of::<u64>();
-/// Words moved at a time where the stretch does not begin at a multiple of 8.
-const BLOCK: usize = 8;
+/// Bytes of words that are moved together: as many as a processor's vector registers hold, so that
+/// the private copy of a block need not touch memory, and the optimiser may use vectors at all,
+/// which it does not with atomics.
+const BLOCK: usize = 16 * WORD;
 
 /// A stretch to look at.
 #[derive(Debug, Clone, Copy)]
@@ -96,26 +98,16 @@ impl<'a> Stretch<'a> {
     /// Calls `f` with each whole word of the stretch, each read once.
     #[inline]
     pub(super) fn for_each_word(&self, f: &mut impl FnMut(u64)) {
-        let words = self.len / WORD;
-        if self.start.as_ptr().addr().is_multiple_of(WORD) {
-            let first = self.start.as_ptr().cast::<u64>();
-            for i in 0..words {
-                // SAFETY: in the stretch, aligned, and only ever accessed atomically or copied
-                // bytewise.
-                let word = unsafe { AtomicU64::from_ptr(first.add(i)) };
-                // The acquire load of the peer's index came before.
-                f(word.load(Ordering::Relaxed));
-            }
-            return;
+        let blocks = self.len / BLOCK;
+        for i in 0..blocks {
+            let mut block = [0; BLOCK];
+            self.copy_to(i * BLOCK, &mut block);
+            words(&block).for_each(&mut *f);
         }
-        let mut block = [0; BLOCK * WORD];
-        for i in (0..words).step_by(BLOCK) {
-            let bytes = (words - i).min(BLOCK) * WORD;
-            self.copy_to(i * WORD, &mut block[..bytes]);
-            for word in block[..bytes].chunks_exact(WORD) {
-                f(u64::from_ne_bytes(word.try_into().expect("chunks of 8")));
-            }
-        }
+        let mut block = [0; BLOCK];
+        let rest = &mut block[..(self.len % BLOCK) / WORD * WORD];
+        self.copy_to(blocks * BLOCK, rest);
+        words(rest).for_each(f);
     }
 
     fn iovec(&self) -> libc::iovec {
@@ -186,26 +178,16 @@ impl<'a> StretchMut<'a> {
     /// Fills each whole word of the stretch with what `f` returns.
     #[inline]
     pub(super) fn fill_words(&mut self, f: &mut impl FnMut() -> u64) {
-        let words = self.len / WORD;
-        if self.start.as_ptr().addr().is_multiple_of(WORD) {
-            let first = self.start.as_ptr().cast::<u64>();
-            for i in 0..words {
-                // SAFETY: in the stretch, aligned, and only ever accessed atomically or copied
-                // bytewise.
-                let word = unsafe { AtomicU64::from_ptr(first.add(i)) };
-                // The release store of our index comes after.
-                word.store(f(), Ordering::Relaxed);
-            }
-            return;
+        let blocks = self.len / BLOCK;
+        for i in 0..blocks {
+            let mut block = [0; BLOCK];
+            fill(&mut block, f);
+            self.copy_from(i * BLOCK, &block);
         }
-        let mut block = [0; BLOCK * WORD];
-        for i in (0..words).step_by(BLOCK) {
-            let bytes = (words - i).min(BLOCK) * WORD;
-            for word in block[..bytes].chunks_exact_mut(WORD) {
-                word.copy_from_slice(&f().to_ne_bytes());
-            }
-            self.copy_from(i * WORD, &block[..bytes]);
-        }
+        let mut block = [0; BLOCK];
+        let rest = &mut block[..(self.len % BLOCK) / WORD * WORD];
+        fill(rest, f);
+        self.copy_from(blocks * BLOCK, rest);
     }
 
     fn iovec(&mut self) -> libc::iovec {
@@ -213,6 +195,19 @@ impl<'a> StretchMut<'a> {
             iov_base: self.start.as_ptr().cast(),
             iov_len: self.len,
         }
+    }
+}
+
+#[inline]
+fn words(bytes: &[u8]) -> impl Iterator<Item = u64> {
+    let words = bytes.chunks_exact(WORD);
+    words.map(|word| u64::from_ne_bytes(word.try_into().expect("chunks of 8")))
+}
+
+#[inline]
+fn fill(bytes: &mut [u8], f: &mut impl FnMut() -> u64) {
+    for word in bytes.chunks_exact_mut(WORD) {
+        word.copy_from_slice(&f().to_ne_bytes());
     }
 }
 

@@ -88,9 +88,6 @@ impl<'a> PeerBytes<'a> {
 
     /// Calls `f` with all whole words in order, in native byte order, each read once; returns how
     /// many. Up to 7 bytes at the end make no word and are left out.
-    ///
-    /// Fastest where the words began at a multiple of 8 in the stream, which they do as long as
-    /// all messages are multiples of 8 bytes.
     #[inline]
     pub fn for_each_word(&self, mut f: impl FnMut(u64)) -> usize {
         let words = self.len() / WORD;
@@ -200,9 +197,6 @@ impl<'a> RingSpace<'a> {
 
     /// Fills all whole words in order, in native byte order, with what `f` returns; returns how
     /// many. Up to 7 bytes at the end make no word and are left as they are.
-    ///
-    /// Fastest where the words begin at a multiple of 8 in the stream, which they do as long as
-    /// all messages are multiples of 8 bytes.
     #[inline]
     pub fn fill_words(&mut self, mut f: impl FnMut() -> u64) -> usize {
         let words = self.len() / WORD;
