@@ -180,6 +180,56 @@ fn bench_prints_one_object_a_line() {
 }
 
 #[test]
+fn bench_adds_up_words_in_place_and_by_way_of_a_buffer() {
+    let dir = tempfile::tempdir().unwrap();
+    for (ring, message) in [("1K", 4096), ("64K", 65536), ("1M", 65536)] {
+        let path = dir.path().join(ring);
+        let server = vchan(&format!("bench-serve --ring {ring}"), &path)
+            .spawn()
+            .unwrap();
+        let points: Vec<String> = ["produce", "produce-in-place", "consume", "consume-in-place"]
+            .iter()
+            .map(|kind| format!("{kind}:{message}"))
+            .collect();
+        let bench = format!("bench --json --bytes 2M --points {}", points.join(","));
+        let text = succeeded(&vchan(&bench, &path).output().unwrap());
+        succeeded(&server.wait_with_output().unwrap());
+        let messages: Vec<u64> = text
+            .lines()
+            .map(|line| serde_json::from_str::<serde_json::Value>(line).unwrap())
+            .map(|object| object["messages"].as_u64().unwrap())
+            .collect();
+        assert_eq!(messages, [(2 << 20) / message; 4], "{text}");
+    }
+}
+
+#[test]
+fn a_led_bench_waits_for_a_word_before_each_step() {
+    use std::io::{BufRead, Write};
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("socket");
+    let server = vchan("bench-serve --ring 64K", &path).spawn().unwrap();
+    let mut client = vchan("bench --json --bytes 64K --step --idle 0.1", &path)
+        .args(["--points", "sink:4096,echo:16"])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut words = client.stdin.take().unwrap();
+    let mut said = std::io::BufReader::new(client.stdout.take().unwrap()).lines();
+    let mut next = || said.next().unwrap().unwrap();
+    for step in ["sink:4096", "echo:16", "idle", "end"] {
+        assert_eq!(next(), format!("{{\"step\":\"{step}\"}}"));
+        words.write_all(b"\n").unwrap();
+        if step.contains(':') {
+            assert!(next().contains("message_bytes"));
+        }
+    }
+    assert!(client.wait().unwrap().success());
+    succeeded(&server.wait_with_output().unwrap());
+}
+
+#[test]
 fn failures_are_two_lines_and_a_status() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("socket");

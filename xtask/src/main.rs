@@ -11,7 +11,10 @@ use std::process::ExitCode;
 mod apt;
 mod bindgen;
 mod demo;
+mod fuzz;
 mod lab;
+mod nightly;
+mod sanitize;
 mod testrun;
 
 /// One subcommand: its name, one line of help, and what runs it.
@@ -41,6 +44,16 @@ const SUBCOMMANDS: &[Subcommand] = &[
         name: "lab",
         about: "boot a real Xen in QEMU and run things in it (shell, run, demo, test)",
         run: lab::main,
+    },
+    Subcommand {
+        name: "fuzz",
+        about: "look for inputs that break a decoder or the ring, guided by coverage (nightly)",
+        run: fuzz::main,
+    },
+    Subcommand {
+        name: "sanitize",
+        about: "vchan's suite without Xen under AddressSanitizer, ThreadSanitizer or Miri (nightly)",
+        run: sanitize::main,
     },
     Subcommand {
         name: "bench",

@@ -127,11 +127,19 @@ impl Config {
                         "check the path after --config and the file's permissions",
                     )
                 })?;
-                parse_file(path, &text)?
+                return Self::from_text(flags, path, &text);
             }
             None => ConfigFile::default(),
         };
         Self::merge(flags, file)
+    }
+
+    /// [`load`](Self::load) with the file's text; `path` is for messages only.
+    ///
+    /// # Errors
+    /// As there, but for an unreadable file.
+    pub fn from_text(flags: &Flags, path: &Path, text: &str) -> Result<Self, Failure> {
+        Self::merge(flags, parse_file(path, text)?)
     }
 
     fn merge(flags: &Flags, file: ConfigFile) -> Result<Self, Failure> {

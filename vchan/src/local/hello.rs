@@ -16,9 +16,9 @@ const EXTENSION: u16 = 1;
 
 /// Length of a hello: magic, version u16, flags u16, reserved u32, memory bytes u64, nonce of the
 /// extension page.
-pub(super) const HELLO_BYTES: usize = 40;
+pub const HELLO_BYTES: usize = 40;
 /// Length of a reply: magic, version u16, code u16, reserved u32.
-pub(super) const REPLY_BYTES: usize = 16;
+pub const REPLY_BYTES: usize = 16;
 
 /// The server's message.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -70,7 +70,8 @@ impl Hello {
         let mut nonce = [0; 16];
         nonce.copy_from_slice(&bytes[24..]);
         let extension = match u16::from_le_bytes([bytes[10], bytes[11]]) {
-            0 => None,
+            0 if nonce == [0; 16] => None,
+            0 => return refuse("its hello has a nonce and no extension page".to_owned()),
             EXTENSION => Some(nonce),
             flags => return refuse(format!("its hello has the unknown flags {flags:#x}")),
         };

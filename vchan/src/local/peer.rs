@@ -11,7 +11,8 @@ use std::time::Instant;
 use nix::unistd::write;
 
 use super::doorbell::new_eventfd;
-use super::hello::{HELLO_BYTES, Hello, REPLY_BYTES, encode_reply};
+pub use super::hello::{HELLO_BYTES, REPLY_BYTES};
+use super::hello::{Hello, decode_reply, encode_reply};
 use super::shape::Shape;
 use super::{descriptors, memory};
 use crate::error::{Error, PeerError, Result};
@@ -167,17 +168,7 @@ impl LyingPeer {
     fn serve_offer(offer: Offer, stream: UnixStream, deadline: Instant) -> Result<Self> {
         offer.send(&stream, deadline)?;
         descriptors::receive(&stream, &mut [0; REPLY_BYTES], deadline)?;
-        let pieces = offer.shape.divide(&offer.region);
-        let (victims_bell, own_bell) = (offer.to_client, offer.to_server);
-        Ok(Self {
-            page: offer.page,
-            extension: offer.extension,
-            left: pieces.left,
-            right: pieces.right,
-            victims_bell,
-            own_bell,
-            stream,
-        })
+        Ok(offer.into_peer(stream))
     }
 
     /// Wakes the victim.
@@ -250,6 +241,21 @@ impl Offer {
         })
     }
 
+    /// The other end of the victim's channel, once the victim has taken the offer.
+    #[must_use]
+    pub fn into_peer(self, stream: UnixStream) -> LyingPeer {
+        let pieces = self.shape.divide(&self.region);
+        LyingPeer {
+            page: self.page,
+            extension: self.extension,
+            left: pieces.left,
+            right: pieces.right,
+            victims_bell: self.to_client,
+            own_bell: self.to_server,
+            stream,
+        }
+    }
+
     /// Sends it as an honest server would.
     ///
     /// # Errors
@@ -262,6 +268,22 @@ impl Offer {
         ];
         send_raw(stream, &self.hello, &fds, deadline)
     }
+}
+
+/// A server's message as it is decoded, then encoded again.
+///
+/// # Errors
+/// [`PeerError::Rendezvous`].
+pub fn reencode_hello(bytes: &[u8; HELLO_BYTES]) -> Result<[u8; HELLO_BYTES], PeerError> {
+    Hello::decode(bytes).map(Hello::encode)
+}
+
+/// A client's answer as it is decoded, then encoded again.
+///
+/// # Errors
+/// [`PeerError::Rendezvous`].
+pub fn reencode_reply(bytes: &[u8; REPLY_BYTES]) -> Result<[u8; REPLY_BYTES], PeerError> {
+    decode_reply(bytes).map(encode_reply)
 }
 
 /// Sends any bytes with any descriptors.

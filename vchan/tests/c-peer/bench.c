@@ -50,7 +50,9 @@ int run_bench_serve(struct peer *p)
     for (;;) {
         if (peer_read_all(p, &c, sizeof c) < 0)
             return closed();
-        if (memcmp(c.magic, "VBN1", 4) || c.message_bytes > MAX_MESSAGE || c.zero) {
+        /* Kinds 5 and 6 compare two ways of using our own library. */
+        if (memcmp(c.magic, "VBN1", 4) || c.message_bytes > MAX_MESSAGE || c.zero ||
+            c.kind < SINK || c.kind > END) {
             fprintf(stderr, "c-peer: not a command of the benchmark\n");
             return 1;
         }

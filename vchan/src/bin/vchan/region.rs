@@ -56,7 +56,7 @@ pub(crate) fn connect(
     read_exact(&mut channel, &mut ticket, deadline())?;
     let mut region = channel.map_region(&ticket, deadline())?;
     match work {
-        RegionWork::Check => connect_check(&mut channel, &mut region),
+        RegionWork::Check => connect_check(&mut channel, &mut region, ticket),
         RegionWork::Hold => connect_hold(channel, &region),
         RegionWork::Bench => region_bench::connect(&mut channel, &mut region, time),
     }
@@ -97,7 +97,11 @@ fn serve_check(channel: &mut Channel, region: &mut OwnedRegion) -> Result<(), Fa
     read_exact(channel, &mut mapped, deadline())
 }
 
-fn connect_check(channel: &mut Channel, region: &mut MappedRegion) -> Result<(), Failure> {
+fn connect_check(
+    channel: &mut Channel,
+    region: &mut MappedRegion,
+    used: [u8; TICKET_BYTES],
+) -> Result<(), Failure> {
     let len = region.len();
     let mut theirs = [0; 4];
     read_exact(channel, &mut theirs, deadline())?;
@@ -120,6 +124,7 @@ fn connect_check(channel: &mut Channel, region: &mut MappedRegion) -> Result<(),
 
     let mut ticket = [0; TICKET_BYTES];
     read_exact(channel, &mut ticket, deadline())?;
+    refuse_bad_tickets(channel, &used, &ticket)?;
     let mut reads_only = channel.map_region(&ticket, deadline())?;
     let refused = reads_only.write_at(0, b"x");
     reads_only.read_at(0, &mut [0])?;
@@ -131,6 +136,30 @@ fn connect_check(channel: &mut Channel, region: &mut MappedRegion) -> Result<(),
     }
     channel.write_all(b"m", deadline())?;
     Ok(channel.close(deadline())?)
+}
+
+/// Tickets that are spent, or changed on the way, are errors and harm nothing.
+fn refuse_bad_tickets(
+    channel: &Channel,
+    used: &[u8; TICKET_BYTES],
+    good: &[u8; TICKET_BYTES],
+) -> Result<(), Failure> {
+    // Id, nonce, length, reference of the header page: see the format in `region::ticket`.
+    let changed = [8, 20, 33, 41].map(|at| {
+        let mut ticket = *good;
+        ticket[at] ^= 0x10;
+        ticket
+    });
+    for ticket in changed.iter().chain([used]) {
+        let soon = Instant::now() + Duration::from_millis(20);
+        if channel.map_region(ticket, soon).is_ok() {
+            return Err(Failure::new(
+                format!("a bad ticket was mapped: {ticket:02x?}"),
+                "this is a defect of vchan; please report it",
+            ));
+        }
+    }
+    Ok(())
 }
 
 /// Waits for the client's end, then takes the region back.

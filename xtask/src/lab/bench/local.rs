@@ -12,10 +12,26 @@ use super::flags::Local;
 use super::measure::{median, parse};
 use super::points::{Point, memcpy};
 use super::results::compared;
+use super::targets::Target;
 use super::{prebuilt, rings, seconds, targets, write_json};
 use crate::apt;
 
-const KINDS: [&str; 5] = ["sink", "source", "echo", "memcpy", "socket-pair"];
+/// In the order of the table.
+const KINDS: [&str; 9] = [
+    "sink",
+    "source",
+    "echo",
+    "produce",
+    "produce-in-place",
+    "consume",
+    "consume-in-place",
+    "memcpy",
+    "socket-pair",
+];
+
+/// All of them, for the program.
+const POINTS: &str = "sink,source,echo,produce:65536,produce-in-place:65536,consume:65536,\
+                      consume-in-place:65536,memcpy,socket-pair";
 
 /// Runs it.
 ///
@@ -76,7 +92,7 @@ fn once(vchan: &Path, ring: usize, time: f64, cpus: [&str; 2]) -> Result<Vec<(Po
         .stdout(Stdio::null())
         .spawn()
         .with_context(|| format!("starting {}", vchan.display()))?;
-    let client = command(cpus[0], &["bench", "--json", "--baseline"])
+    let client = command(cpus[0], &["bench", "--json", "--points", POINTS])
         .args(["--time", &time.to_string()])
         .stderr(Stdio::inherit())
         .output();
@@ -93,20 +109,28 @@ fn once(vchan: &Path, ring: usize, time: f64, cpus: [&str; 2]) -> Result<Vec<(Po
     parse(&String::from_utf8_lossy(&client.stdout))
 }
 
-/// The figure that `point` is compared with, the ratio, and what it should be.
-fn comparison(point: &Point, figures: &Figures) -> Option<(f64, Option<targets::Target>)> {
+/// What `point` is compared with, the ratio, and what that should be.
+fn comparison<'a>(point: &Point, figures: &Figures) -> Option<(&'a str, f64, Option<Target>)> {
     let baseline = match point.kind.as_str() {
         "sink" | "source" => memcpy(),
         "echo" => Point::new("socket-pair", point.bytes),
+        "produce-in-place" => Point::new("produce", point.bytes),
+        "consume-in-place" => Point::new("consume", point.bytes),
         _ => return None,
     };
     let ratio = median(figures.get(point)?) / median(figures.get(&baseline)?);
+    let with = match point.kind.as_str() {
+        "sink" | "source" => "memcpy",
+        "echo" => "socket pair",
+        _ => "by way of a buffer",
+    };
     let target = match (point.kind.as_str(), point.bytes) {
         ("echo", _) => Some(targets::LOCAL_ROUND_TRIP),
+        ("produce-in-place" | "consume-in-place", _) => Some(targets::IN_PLACE),
         (_, 65536) => Some(targets::LOCAL_RATE),
         _ => None,
     };
-    Some((ratio, target))
+    Some((with, ratio, target))
 }
 
 fn in_order(figures: &Figures) -> Vec<&Point> {
@@ -125,15 +149,11 @@ fn table(ring: usize, processors: usize, figures: &Figures) -> String {
         let Some(values) = figures.get(point) else {
             continue;
         };
-        let (unit, with) = if point.is_round_trip() {
-            ("µs", "socket pair")
-        } else {
-            ("MB/s", "memcpy")
-        };
+        let unit = if point.is_round_trip() { "µs" } else { "MB/s" };
         let value = median(values);
         let digits = if value < 100.0 { 2 } else { 0 };
         let (with, ratio, verdict) = match comparison(point, figures) {
-            Some((ratio, target)) => (
+            Some((with, ratio, target)) => (
                 with,
                 format!("{ratio:.2}"),
                 target.map_or_else(String::new, |target| target.verdict(ratio)),
@@ -156,7 +176,9 @@ fn table(ring: usize, processors: usize, figures: &Figures) -> String {
 
 fn objects(figures: &Figures) -> Vec<Value> {
     let object = |point: &Point, values: &Vec<f64>| {
-        let (ratio, target) = comparison(point, figures).unzip();
+        let (ratio, target) = comparison(point, figures)
+            .map(|(_, ratio, target)| (ratio, target))
+            .unzip();
         json!({
             "kind": point.kind,
             "message_bytes": point.bytes,

@@ -50,7 +50,7 @@ mod flags {
                 optional --time SECONDS: f64
                 /// Ring sizes in bytes, separated by commas (default 65536,1048576).
                 optional --rings LIST: String
-                /// What to measure: sink, source, echo (each also with a size, sink:4096), wakeups, wakeups:sink:4096, idle; separated by commas (default all).
+                /// What to measure: sink, source, echo (each also with a size, sink:4096), in-place, wakeups, wakeups:sink:4096, idle; separated by commas (default all).
                 optional --points LIST: String
                 /// Whom to measure, client before server: stock, ours, ours-stock, stock-ours, classic; separated by commas (default the first four).
                 optional --pairs LIST: String
@@ -152,17 +152,15 @@ fn vchan(options: &flags::Vchan) -> Result<()> {
             bytes,
             ..Ring::default()
         };
-        if !selection.channel.is_empty() {
-            for round in 1..=rounds {
-                for pair in &pairs {
-                    say(&format!("round {round} of {rounds}, {pair}"));
-                    let mut points = selection.channel.clone();
-                    if *pair == Pair::Ours {
-                        points.push(points::memcpy());
-                    }
-                    measure::run(&mut host, *pair, bytes, &points, time, &mut ring.figures)
-                        .with_context(|| format!("{pair} with rings of {bytes} bytes"))?;
+        for round in 1..=rounds {
+            for pair in &pairs {
+                let points = selection.of(*pair);
+                if points.is_empty() {
+                    continue;
                 }
+                say(&format!("round {round} of {rounds}, {pair}"));
+                measure::run(&mut host, *pair, bytes, &points, time, &mut ring.figures)
+                    .with_context(|| format!("{pair} with rings of {bytes} bytes"))?;
             }
         }
         // The mixed pairs have the page layout, and so the wake-ups, of stock.

@@ -2,6 +2,8 @@
 
 use anyhow::{Result, bail};
 
+use super::pairs::Pair;
+
 /// One point of `docs/vchan-bench.md`: kind and message bytes.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) struct Point {
@@ -46,11 +48,21 @@ const CHANNEL: &Kinds = &[
 /// Transfers whose wake-ups are counted.
 const WAKE_UPS: &Kinds = &[("sink", &[4096, 65536]), ("source", &[4096, 65536])];
 
+/// The same work done with a buffer; [`in_place`] names its like without one. Only ours has both.
+const WORDS: &Kinds = &[("produce", &[65536]), ("consume", &[65536])];
+
+/// The point that does the work of `copying` in the ring itself.
+pub(super) fn in_place(copying: &Point) -> Point {
+    Point::new(&format!("{}-in-place", copying.kind), copying.bytes)
+}
+
 /// What a run measures.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(super) struct Selection {
     /// Rates and round trips.
     pub(super) channel: Vec<Point>,
+    /// Of ours: the copying side of what is compared with its like in place.
+    pub(super) words: Vec<Point>,
     /// Transfers whose wake-ups are counted.
     pub(super) wake_ups: Vec<Point>,
     /// Whether an idle channel is looked at.
@@ -62,13 +74,14 @@ impl Selection {
     pub(super) fn all() -> Self {
         Selection {
             channel: expand(CHANNEL, ""),
+            words: expand(WORDS, ""),
             wake_ups: expand(WAKE_UPS, ""),
             idle: true,
         }
     }
 
-    /// What `list` names, separated by commas: `sink`, `sink:4096` and so on, `wakeups`,
-    /// `wakeups:sink:4096`, `idle`.
+    /// What `list` names, separated by commas: `sink`, `sink:4096` and so on, `in-place`,
+    /// `wakeups`, `wakeups:sink:4096`, `idle`.
     ///
     /// # Errors
     /// A word is none of these.
@@ -78,6 +91,10 @@ impl Selection {
             let points = match word.split_once(':') {
                 _ if word == "idle" => {
                     chosen.idle = true;
+                    continue;
+                }
+                _ if word == "in-place" => {
+                    chosen.words.extend(expand(WORDS, ""));
                     continue;
                 }
                 _ if word == "wakeups" => {
@@ -98,11 +115,25 @@ impl Selection {
             if word.is_empty() || points.is_empty() {
                 bail!(
                     "there is no point `{word}`\n  points are sink, source, echo (each also with a \
-                     size, sink:4096), wakeups, wakeups:sink:4096, idle"
+                     size, sink:4096), in-place, wakeups, wakeups:sink:4096, idle"
                 );
             }
         }
         Ok(chosen)
+    }
+
+    /// What is measured of `pair` in each round.
+    pub(super) fn of(&self, pair: Pair) -> Vec<Point> {
+        let mut points = self.channel.clone();
+        if pair == Pair::Ours {
+            for copying in &self.words {
+                points.extend([copying.clone(), in_place(copying)]);
+            }
+            if !points.is_empty() {
+                points.push(memcpy());
+            }
+        }
+        points
     }
 }
 
@@ -132,9 +163,13 @@ mod tests {
 
     #[test]
     fn a_list_names_kinds_sizes_and_what_is_counted() {
-        let chosen = Selection::parse("echo,sink:100,wakeups:source:4096,idle").unwrap();
+        let chosen = Selection::parse("echo,sink:100,in-place,wakeups:source:4096,idle").unwrap();
         let words: Vec<String> = chosen.channel.iter().map(Point::argument).collect();
         assert_eq!(words, ["echo:16", "echo:1024", "sink:100"]);
+        assert_eq!(
+            in_place(&chosen.words[0]).argument(),
+            "produce-in-place:65536"
+        );
         assert_eq!(chosen.wake_ups, [Point::new("source", 4096)]);
         assert!(chosen.idle);
         assert_eq!(Selection::parse("wakeups").unwrap().wake_ups.len(), 4);

@@ -4,7 +4,7 @@ use serde_json::{Value, json};
 
 use super::measure::{Figures, median};
 use super::pairs::Pair;
-use super::points::{Point, memcpy};
+use super::points::{Point, in_place, memcpy};
 use super::stepped::{Counted, Sides, Transfer};
 use super::targets::{self, Target};
 
@@ -40,6 +40,20 @@ impl Ring {
 
     pub(super) fn has(&self, pair: Pair) -> bool {
         self.figures.keys().any(|(of, _)| *of == pair)
+    }
+
+    /// The work that was measured with a buffer and in place.
+    pub(super) fn words(&self) -> Vec<&Point> {
+        let words = self.figures.keys().filter(|(pair, point)| {
+            *pair == Pair::Ours && self.figures.contains_key(&(*pair, in_place(point)))
+        });
+        words.map(|(_, point)| point).collect()
+    }
+
+    /// The rate in place, compared with that by way of a buffer.
+    pub(super) fn in_place_ratio(&self, copying: &Point) -> Option<f64> {
+        let of = |point| self.median(Pair::Ours, point);
+        Some(of(&in_place(copying))? / of(copying)?)
     }
 
     /// The channel's points that any pair has, in the order of the tables.
@@ -110,6 +124,13 @@ impl Ring {
             }
             object
         });
+        let in_place = self.words().into_iter().map(|copying| {
+            json!({
+                "kind": copying.kind,
+                "message_bytes": copying.bytes,
+                "to_copying": compared(self.in_place_ratio(copying), Some(targets::IN_PLACE)),
+            })
+        });
         let counted = self.counted.iter().map(|(pair, counted)| {
             let transfers = counted.transfers.iter().map(|transfer| {
                 let mut object = json!({
@@ -134,6 +155,7 @@ impl Ring {
         json!({
             "ring_bytes": self.bytes,
             "figures": figures.collect::<Vec<_>>(),
+            "in_place": in_place.collect::<Vec<_>>(),
             "counted": counted.collect::<Vec<_>>(),
         })
     }

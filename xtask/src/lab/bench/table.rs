@@ -1,7 +1,7 @@
 //! The tables of one ring size, as they stand in `docs/benchmarks.md`.
 
 use super::pairs::Pair;
-use super::points::{Point, memcpy};
+use super::points::{Point, in_place, memcpy};
 use super::results::Ring;
 use super::stepped::Counted;
 use super::targets::{self, Target};
@@ -14,7 +14,13 @@ pub(super) fn text(ring: &Ring) -> String {
             "\n`memcpy` of 64 KiB blocks, same boot, dom0: {copy:.0} MB/s.\n"
         ));
     }
-    let tables = [ours(ring), mixed(ring), wake_ups(ring), idle(ring)];
+    let tables = [
+        ours(ring),
+        mixed(ring),
+        words(ring),
+        wake_ups(ring),
+        idle(ring),
+    ];
     for table in tables.into_iter().flatten() {
         text.push('\n');
         text.push_str(&table);
@@ -124,6 +130,30 @@ fn mixed(ring: &Ring) -> Option<String> {
         }
         row
     });
+    markdown(&heading, rows.collect())
+}
+
+fn words(ring: &Ring) -> Option<String> {
+    let rows = ring.words().into_iter().map(|copying| {
+        let of = |point| figure(point, ring.median(Pair::Ours, point));
+        let to_copying = ring.in_place_ratio(copying);
+        vec![
+            copying.kind.clone(),
+            format!("{} B", copying.bytes),
+            of(copying),
+            of(&in_place(copying)),
+            ratio(to_copying),
+            verdict(Some(targets::IN_PLACE), to_copying),
+        ]
+    });
+    let heading = [
+        "words made and added up",
+        "message",
+        "by way of a buffer",
+        "in place",
+        "in place / buffer",
+        "target",
+    ];
     markdown(&heading, rows.collect())
 }
 
@@ -256,6 +286,19 @@ mod tests {
         assert_eq!(
             rows(&text(&ring))[1],
             "| source | 64 B | 100 MB/s | 110 MB/s | 1.10 | ≥ 1: met | 90 MB/s | 0.90 | ≥ 1: missed |"
+        );
+    }
+
+    #[test]
+    fn work_in_place_stands_beside_copying() {
+        let ring = ring(&[
+            (Pair::Ours, "produce", 65536, &[100.0]),
+            (Pair::Ours, "produce-in-place", 65536, &[150.0]),
+            (Pair::Ours, "consume", 65536, &[100.0]),
+        ]);
+        assert_eq!(
+            rows(&text(&ring)),
+            ["| produce | 65536 B | 100 MB/s | 150 MB/s | 1.50 | ≥ 1.3: met |"]
         );
     }
 

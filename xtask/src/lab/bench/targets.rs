@@ -9,6 +9,8 @@ const LARGE_RING: usize = 1 << 20;
 
 /// Wake-ups for each MiB, compared with stock.
 pub(super) const WAKE_UPS: Target = Target::AtMost(0.25);
+/// Rates of producing and consuming in place, compared with copying.
+pub(super) const IN_PLACE: Target = Target::AtLeast(1.3);
 /// Without Xen: 64 KiB messages, compared with memcpy.
 pub(super) const LOCAL_RATE: Target = Target::AtLeast(0.8);
 /// Without Xen: round trips, compared with a Unix socket pair.

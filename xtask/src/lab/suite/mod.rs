@@ -13,6 +13,7 @@ mod interop;
 mod lone;
 mod many;
 mod mediators;
+mod region;
 mod runner;
 mod vchan;
 mod vector_add;
@@ -34,6 +35,7 @@ pub(crate) const TOPICS: &[&[Case]] = &[
     domains::CASES,
     interop::CASES,
     vchan::CASES,
+    region::CASES,
     many::CASES,
 ];
 

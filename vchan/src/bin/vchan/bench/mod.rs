@@ -6,6 +6,7 @@ mod figure;
 mod messages;
 mod points;
 mod serve;
+mod words;
 
 use std::io::{BufRead, stdin};
 use std::time::{Duration, Instant};
@@ -135,6 +136,8 @@ fn measure(
     let (kind, ring_bytes) = match point.work {
         Work::Source => (Kind::Source, sizes.server_to_client),
         Work::Echo => (Kind::Echo, sizes.client_to_server),
+        Work::Produce(access) => (Kind::Produce(access), sizes.client_to_server),
+        Work::Consume(access) => (Kind::Consume(access), sizes.server_to_client),
         _ => (Kind::Sink, sizes.client_to_server),
     };
     let message_bytes = point.message_bytes;
@@ -169,14 +172,7 @@ fn exchange(channel: &mut Channel, command: Command, buf: &mut [u8]) -> Result<(
             for _ in 0..command.count {
                 channel.write_all(buf, deadline)?;
             }
-            let mut total = [0; 8];
-            read_exact(channel, &mut total, deadline)?;
-            if u64::from_le_bytes(total) != command.count * buf.len() as u64 {
-                return Err(Failure::new(
-                    "the other side read another number of bytes than were sent",
-                    "report this as a defect",
-                ));
-            }
+            check_total(channel, command, deadline)?;
         }
         Kind::Source => {
             for _ in 0..command.count {
@@ -189,7 +185,42 @@ fn exchange(channel: &mut Channel, command: Command, buf: &mut [u8]) -> Result<(
                 read_exact(channel, buf, deadline)?;
             }
         }
+        Kind::Produce(access) => {
+            words::produce(channel, access, command.count, buf, deadline)?;
+            check_total(channel, command, deadline)?;
+            let mut sum = [0; 8];
+            read_exact(channel, &mut sum, deadline)?;
+            check_sum(command, u64::from_le_bytes(sum))?;
+        }
+        Kind::Consume(access) => {
+            let sum = words::consume(channel, access, command.count, buf, deadline)?;
+            check_sum(command, sum)?;
+        }
         Kind::End => {}
+    }
+    Ok(())
+}
+
+/// Reads how many bytes the server says it has read.
+fn check_total(channel: &mut Channel, command: Command, deadline: Instant) -> Result<(), Failure> {
+    let mut total = [0; 8];
+    read_exact(channel, &mut total, deadline)?;
+    if u64::from_le_bytes(total) != command.count * u64::from(command.message_bytes) {
+        return Err(Failure::new(
+            "the other side read another number of bytes than were sent",
+            "report this as a defect",
+        ));
+    }
+    Ok(())
+}
+
+fn check_sum(command: Command, sum: u64) -> Result<(), Failure> {
+    let expected = words::expected_sum(command.count, command.message_bytes);
+    if sum != expected {
+        return Err(Failure::new(
+            format!("the words that came add up to {sum}, those that went to {expected}"),
+            "report this as a defect",
+        ));
     }
     Ok(())
 }

@@ -4,6 +4,7 @@ use std::fmt;
 use std::str::FromStr;
 
 use super::messages::MAX_MESSAGE;
+use super::words::{Access, WORD_BYTES};
 
 /// What is done with the messages of a point.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -14,16 +15,24 @@ pub(crate) enum Work {
     Source,
     /// To the server and back, one at a time.
     Echo,
+    /// To the server: one side makes words, the other adds them up.
+    Produce(Access),
+    /// The same from the server.
+    Consume(Access),
     /// No channel: one processor copies from a block into a ring-sized buffer.
     Memcpy,
     /// No channel: an echo over a Unix socket pair between two threads.
     SocketPair,
 }
 
-const NAMES: [(Work, &str); 5] = [
+const NAMES: [(Work, &str); 9] = [
     (Work::Sink, "sink"),
     (Work::Source, "source"),
     (Work::Echo, "echo"),
+    (Work::Produce(Access::Copy), "produce"),
+    (Work::Produce(Access::InPlace), "produce-in-place"),
+    (Work::Consume(Access::Copy), "consume"),
+    (Work::Consume(Access::InPlace), "consume-in-place"),
     (Work::Memcpy, "memcpy"),
     (Work::SocketPair, "socket-pair"),
 ];
@@ -50,7 +59,15 @@ impl Work {
         match self {
             Self::Sink | Self::Source => &[64, 1 << 10, 4 << 10, 16 << 10, 64 << 10],
             Self::Echo | Self::SocketPair => &[16, 1 << 10],
-            Self::Memcpy => &[64 << 10],
+            Self::Produce(_) | Self::Consume(_) | Self::Memcpy => &[64 << 10],
+        }
+    }
+
+    /// Messages must be a whole number of these.
+    fn unit(self) -> u32 {
+        match self {
+            Self::Produce(_) | Self::Consume(_) => WORD_BYTES,
+            _ => 1,
         }
     }
 }
@@ -102,11 +119,20 @@ impl FromStr for Points {
             match bytes {
                 None => points.extend(Self::usual(&[*work]).0),
                 Some(bytes) => match bytes.parse() {
-                    Ok(message_bytes @ 1..=MAX_MESSAGE) => points.push(Point {
-                        work: *work,
-                        message_bytes,
-                    }),
-                    _ => return Err(format!("a message has 1 to {MAX_MESSAGE} bytes")),
+                    Ok(message_bytes @ 1..=MAX_MESSAGE)
+                        if message_bytes.is_multiple_of(work.unit()) =>
+                    {
+                        points.push(Point {
+                            work: *work,
+                            message_bytes,
+                        });
+                    }
+                    _ => {
+                        return Err(format!(
+                            "a message has 1 to {MAX_MESSAGE} bytes, and of words a multiple of \
+                             {WORD_BYTES}"
+                        ));
+                    }
                 },
             }
         }
@@ -123,7 +149,15 @@ mod tests {
         let points: Points = "echo,sink:4096".parse().unwrap();
         let written: Vec<String> = points.0.iter().map(Point::to_string).collect();
         assert_eq!(written, ["echo:16", "echo:1024", "sink:4096"]);
-        for text in ["", "other", "sink:", "sink:0", "sink:16777217", "sink:-1"] {
+        for text in [
+            "",
+            "other",
+            "sink:",
+            "sink:0",
+            "sink:16777217",
+            "sink:-1",
+            "produce:12",
+        ] {
             assert!(text.parse::<Points>().is_err(), "{text:?}");
         }
     }

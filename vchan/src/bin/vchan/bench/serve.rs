@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 use vchan::Channel;
 
 use super::messages::{COMMAND_BYTES, Command, Kind};
+use super::words;
 use crate::failure::Failure;
 
 /// The longest a single point may take.
@@ -39,6 +40,15 @@ pub(crate) fn run(mut channel: Channel) -> Result<(), Failure> {
                     read_exact(&mut channel, &mut buf, deadline)?;
                     channel.write_all(&buf, deadline)?;
                 }
+            }
+            Kind::Produce(access) => {
+                let sum = words::consume(&mut channel, access, command.count, &mut buf, deadline)?;
+                let total = command.count * u64::from(command.message_bytes);
+                channel.write_all(&total.to_le_bytes(), deadline)?;
+                channel.write_all(&sum.to_le_bytes(), deadline)?;
+            }
+            Kind::Consume(access) => {
+                words::produce(&mut channel, access, command.count, &mut buf, deadline)?;
             }
             Kind::End => return Ok(channel.close(deadline)?),
         }

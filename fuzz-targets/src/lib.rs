@@ -1,0 +1,107 @@
+#![forbid(unsafe_code)]
+//! What is fuzzed: one function a target, each taking the bytes that a hostile other side sends.
+//!
+//! A target panics if something must not be: a decoder that panics, an accepted value that does
+//! not mean what was sent, an answer that its own decoder refuses. Three things run them:
+//! * `cargo xtask fuzz` (libFuzzer, nightly) looks for new inputs, guided by coverage;
+//! * `tests/corpus.rs` replays the inputs kept in `fuzz/corpus/` and random changes of them, in
+//!   every `cargo test`;
+//! * the same under a sanitizer: `cargo xtask sanitize`.
+//!
+//! To add one: write the function, name it in [`TARGETS`], add `fuzz/fuzz_targets/NAME.rs` and its
+//! `[[bin]]` in `fuzz/Cargo.toml`.
+
+mod control;
+mod input;
+mod protocol;
+mod ring;
+mod session;
+mod text;
+
+/// A target.
+#[derive(Debug, Clone, Copy)]
+pub struct Target {
+    /// Its name: of the corpus's folder and of libFuzzer's program.
+    pub name: &'static str,
+    /// Runs it once.
+    pub run: fn(&[u8]),
+    /// Inputs that go deep, from which a search may start.
+    pub seeds: fn() -> Vec<Vec<u8>>,
+    /// Random changes of known inputs that an ordinary test run tries.
+    pub changes: u32,
+}
+
+/// All of them.
+pub const TARGETS: &[Target] = &[
+    Target {
+        name: "protocol",
+        run: protocol::run,
+        seeds: protocol::seeds,
+        changes: 20_000,
+    },
+    Target {
+        name: "mediator_session",
+        run: session::mediator,
+        seeds: session::mediator_seeds,
+        changes: 1_000,
+    },
+    Target {
+        name: "guest_session",
+        run: session::guest,
+        seeds: session::guest_seeds,
+        changes: 1_000,
+    },
+    Target {
+        name: "control_page",
+        run: ring::control_page,
+        seeds: ring::control_page_seeds,
+        changes: 1_000,
+    },
+    Target {
+        name: "rendezvous",
+        run: ring::rendezvous,
+        seeds: ring::rendezvous_seeds,
+        changes: 10_000,
+    },
+    Target {
+        name: "xenstore",
+        run: text::xenstore,
+        seeds: text::xenstore_seeds,
+        changes: 20_000,
+    },
+    Target {
+        name: "guide_files",
+        run: text::guide_files,
+        seeds: text::guide_files_seeds,
+        changes: 20_000,
+    },
+    Target {
+        name: "endpoints",
+        run: text::endpoints,
+        seeds: text::endpoints_seeds,
+        changes: 20_000,
+    },
+    Target {
+        name: "mediator_config",
+        run: control::config,
+        seeds: control::config_seeds,
+        changes: 5_000,
+    },
+    Target {
+        name: "control_lines",
+        run: control::lines,
+        seeds: control::lines_seeds,
+        changes: 5_000,
+    },
+];
+
+/// The target of this name.
+///
+/// # Panics
+/// If there is none.
+pub fn target(name: &str) -> &'static Target {
+    TARGETS
+        .iter()
+        .find(|target| target.name == name)
+        .unwrap_or_else(|| panic!("there is no fuzz target {name}"))
+}
