@@ -24,27 +24,8 @@ mod channel;
 mod error;
 #[path = "../src/extension.rs"]
 mod extension;
-/// The models have none.
-mod extension_page {
-    use crate::error::RingName;
-    use crate::shm::SharedU32;
-
-    #[derive(Debug, Clone)]
-    pub enum ExtensionPage {}
-
-    pub struct RingWords {
-        pub prod: SharedU32,
-        pub cons: SharedU32,
-        pub reader_wait: SharedU32,
-        pub writer_wait: SharedU32,
-    }
-
-    impl ExtensionPage {
-        pub fn words(&self, _ring: RingName) -> RingWords {
-            match *self {}
-        }
-    }
-}
+#[path = "loom/extension_page.rs"]
+mod extension_page;
 #[path = "../src/layout.rs"]
 mod layout;
 #[path = "../src/notify.rs"]
@@ -93,15 +74,18 @@ mod waiting;
 #[path = "../src/writer.rs"]
 mod writer;
 
+use std::cell::Cell;
 use std::time::{Duration, Instant};
 
 use loom::sync::atomic::{AtomicBool, Ordering};
 use loom::thread;
+use vgpu_protocol::transport::Transport;
 
 use backend::{Bell, Doorbell, Parts};
 use channel::Channel;
 use error::Error;
-use layout::{Orders, Role};
+use extension_page::ExtensionPage;
+use layout::{Format, Orders, Role};
 use shm::{ControlPage, Region};
 use sync::{Arc, Without, leave_out};
 
@@ -112,8 +96,20 @@ const MANY: usize = 2;
 /// Bytes of the left ring, which the client writes.
 const LEFT: u32 = 1 << 10;
 
-/// Runs `scenario` in every interleaving, with `without` left out of the code.
-fn explore(switches: usize, without: Without, scenario: impl Fn() + Sync + Send + 'static) {
+thread_local! {
+    // loom runs all threads of a model on one thread of the system.
+    static FORMAT: Cell<Format> = const { Cell::new(Format::Classic) };
+}
+
+/// Runs `scenario` on channels of this format in every interleaving, with `without` left out of
+/// the code.
+fn explore(
+    format: Format,
+    switches: usize,
+    without: Without,
+    scenario: impl Fn() + Sync + Send + 'static,
+) {
+    FORMAT.set(format);
     leave_out(without);
     let mut model = loom::model::Builder::new();
     model.preemption_bound = Some(switches);
@@ -147,7 +143,12 @@ struct Pair {
 fn pair(start: Start) -> Pair {
     let bells = [Arc::new(Bell::default()), Arc::new(Bell::default())];
     let dead = Arc::new(AtomicBool::new(false));
-    let control = ControlPage::connected((0u32.wrapping_sub(start.unread), 0), (0, 0));
+    let (left_indexes, right_indexes) = ((0u32.wrapping_sub(start.unread), 0), (0, 0));
+    let control = ControlPage::connected(left_indexes, right_indexes);
+    let extension = match FORMAT.get() {
+        Format::Classic => None,
+        Format::Extended => Some(ExtensionPage::connected(left_indexes, right_indexes)),
+    };
     let orders = Orders::check(10, 11).unwrap();
     let (left, right) = (
         Region::new(orders.left_bytes()),
@@ -159,7 +160,7 @@ fn pair(start: Start) -> Pair {
             orders,
             first_index: None,
             control: control.clone(),
-            extension: None,
+            extension: extension.clone(),
             left: left.clone(),
             right: right.clone(),
             backend: Box::new(Doorbell {
@@ -266,6 +267,27 @@ mod scenario {
         });
         client.write_all(&[1, 2], far()).unwrap();
         reader.join().unwrap();
+    }
+
+    /// The reader waits for two bytes, which come one by one.
+    pub(super) fn read_two() {
+        let Pair {
+            mut server,
+            mut client,
+            ..
+        } = pair(Start { unread: 0 });
+        let writer = thread::spawn(move || {
+            client.write_all(&[1], far()).unwrap();
+            client.write_all(&[2], far()).unwrap();
+            client
+        });
+        let mut bytes = [0; 2];
+        Transport::read_exact(&mut server, &mut bytes, far()).unwrap();
+        assert_eq!(bytes, [1, 2]);
+        let client = writer.join().unwrap();
+        if FORMAT.get() == Format::Extended {
+            assert!(client.stats().events_sent <= 1, "the first byte is no news");
+        }
     }
 
     /// One side goes to sleep while the other closes without a word.
@@ -427,29 +449,32 @@ mod scenario {
     }
 }
 
-/// The scenario holds, and fails in its twins for the reason given.
+/// The scenario holds in both formats, and fails in its twins for the reason given.
 macro_rules! holds_but_not {
-    ($scenario:ident, $switches:ident, $($twin:ident: $without:ident => $why:literal),+ $(,)?) => {
+    ($scenario:ident, $switches:ident, $($twin:ident: $without:ident => $why:literal),* $(,)?) => {
         mod $scenario {
+            holds_but_not!(@ classic Classic $scenario $switches $($twin $without $why)*);
+            holds_but_not!(@ extended Extended $scenario $switches $($twin $without $why)*);
+        }
+    };
+    (@ $name:ident $format:ident $scenario:ident $switches:ident
+        $($twin:ident $without:ident $why:literal)*) => {
+        mod $name {
+            use crate::{Format, Without, explore, scenario};
+
             #[test]
             fn holds() {
-                super::explore(
-                    super::$switches,
-                    super::Without::Nothing,
-                    super::scenario::$scenario,
-                );
+                let switches = crate::$switches;
+                explore(Format::$format, switches, Without::Nothing, scenario::$scenario);
             }
             $(
                 #[test]
                 #[should_panic(expected = $why)]
                 fn $twin() {
-                    super::explore(
-                        super::$switches,
-                        super::Without::$without,
-                        super::scenario::$scenario,
-                    );
+                    let switches = crate::$switches;
+                    explore(Format::$format, switches, Without::$without, scenario::$scenario);
                 }
-            )+
+            )*
         }
     };
 }
@@ -464,6 +489,11 @@ holds_but_not! {
 }
 holds_but_not! {
     round_trip, FEW,
+    without_the_fences: Fences => "deadlock",
+    without_the_look_before_the_sleep: LookBeforeSleep => "deadlock",
+}
+holds_but_not! {
+    read_two, FEW,
     without_the_fences: Fences => "deadlock",
     without_the_look_before_the_sleep: LookBeforeSleep => "deadlock",
 }

@@ -1,4 +1,4 @@
-//! Every interleaving of the notify protocol, as the memory model allows it.
+//! Every interleaving of the notify protocols, bit and wait word, as the memory model allows it.
 //!
 //! One thread publishes an index as a writer does, the other goes to sleep as a reader does; the
 //! code is the crate's own, over loom's atomics. The twins leave out one thing each and must lose a
@@ -8,7 +8,7 @@ use loom::sync::Arc;
 use loom::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, Ordering, fence};
 use loom::thread;
 use vchan::layout::bit;
-use vchan::notify::{NotifyByte, RingIndex, publish, request};
+use vchan::notify::{NotifyByte, RingIndex, WaitWord, arm, publish, publish_past, request};
 
 struct Index(AtomicU32);
 
@@ -94,4 +94,81 @@ fn without_the_fences_a_wake_up_is_lost() {
 #[should_panic(expected = "lost wake-up")]
 fn without_the_second_look_a_wake_up_is_lost() {
     explore::<true>(1, false);
+}
+
+/// A wait word; `FENCES` as for [`Byte`].
+struct Word<const FENCES: bool>(AtomicU32);
+
+impl<const FENCES: bool> WaitWord for Word<FENCES> {
+    fn load(&self) -> u32 {
+        self.0.load(Ordering::Relaxed)
+    }
+    fn store(&self, value: u32) {
+        self.0.store(value, Ordering::Relaxed);
+    }
+    fn take(&self) {
+        self.0.swap(0, Ordering::SeqCst);
+    }
+    fn fence() {
+        if FENCES {
+            fence(Ordering::SeqCst);
+        }
+    }
+}
+
+/// As [`explore`], with a wait word: the sleeper, who has seen `seen` already and armed for it,
+/// arms anew for `last` while the mover may just be taking the earlier request.
+fn explore_word<const FENCES: bool>(seen: u32, last: u32, look_again: bool) {
+    loom::model(move || {
+        let shared = Arc::new((
+            Index(AtomicU32::new(0)),
+            Word::<FENCES>(AtomicU32::new(0)),
+            AtomicBool::new(false),
+        ));
+        let (index, word, bell) = &*shared;
+        if seen > 0 {
+            arm(word, seen);
+        }
+        let mover = {
+            let shared = Arc::clone(&shared);
+            thread::spawn(move || {
+                let (index, word, bell) = &*shared;
+                for value in 1..=last {
+                    if publish_past(index, value, word) {
+                        bell.store(true, Ordering::SeqCst);
+                    }
+                }
+            })
+        };
+        let mut sleeps = index.observe() != last;
+        if sleeps {
+            arm(word, last);
+            sleeps = !look_again || index.observe() != last;
+        }
+        mover.join().unwrap();
+        assert!(!sleeps || bell.load(Ordering::SeqCst), "lost wake-up");
+    });
+}
+
+#[test]
+fn no_wake_up_is_lost_with_a_wait_word() {
+    explore_word::<true>(0, 1, true);
+    explore_word::<true>(0, 2, true);
+}
+
+#[test]
+fn no_wake_up_is_lost_when_the_mover_takes_a_request_that_was_renewed() {
+    explore_word::<true>(1, 2, true);
+}
+
+#[test]
+#[should_panic(expected = "lost wake-up")]
+fn without_the_fences_a_wait_word_is_missed() {
+    explore_word::<false>(0, 1, true);
+}
+
+#[test]
+#[should_panic(expected = "lost wake-up")]
+fn without_the_second_look_a_wait_word_is_missed() {
+    explore_word::<true>(0, 1, false);
 }

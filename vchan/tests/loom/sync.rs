@@ -79,10 +79,14 @@ pub(crate) mod atomic {
 
     thread_local! {
         /// Requests that a twin holds back until it sleeps.
-        static LATE: RefCell<Vec<(Arc<loom::sync::atomic::AtomicU8>, u8)>> =
-            const { RefCell::new(Vec::new()) };
+        static LATE: RefCell<Vec<Late>> = const { RefCell::new(Vec::new()) };
         /// A live byte was seen at 0.
         static CLOSE_SEEN: Cell<bool> = const { Cell::new(false) };
+    }
+
+    enum Late {
+        Bits(Arc<loom::sync::atomic::AtomicU8>, u8),
+        Word(Arc<loom::sync::atomic::AtomicU32>, u32),
     }
 
     /// To be called first in every execution.
@@ -93,8 +97,11 @@ pub(crate) mod atomic {
 
     /// The held-back requests of a twin, made now.
     pub(crate) fn make_late_requests() {
-        for (byte, bits) in LATE.take() {
-            byte.fetch_or(bits, Ordering::SeqCst);
+        for late in LATE.take() {
+            match late {
+                Late::Bits(byte, bits) => drop(byte.fetch_or(bits, Ordering::SeqCst)),
+                Late::Word(word, value) => word.store(value, Ordering::SeqCst),
+            }
         }
     }
 
@@ -168,7 +175,8 @@ pub(crate) mod atomic {
 
         pub(crate) fn fetch_or(&self, bits: u8, ordering: Ordering) -> u8 {
             if is_left_out(Without::LookBeforeSleep) {
-                LATE.with_borrow_mut(|late| late.push((Arc::clone(&self.byte), bits)));
+                let late = Late::Bits(Arc::clone(&self.byte), bits);
+                LATE.with_borrow_mut(|all| all.push(late));
                 return 0;
             }
             self.byte.fetch_or(bits, ordering)
@@ -179,10 +187,11 @@ pub(crate) mod atomic {
         }
     }
 
-    /// An index of a ring.
+    /// An index of a ring, or a wait word.
     #[derive(Debug)]
     pub(crate) struct AtomicU32 {
-        word: loom::sync::atomic::AtomicU32,
+        word: Arc<loom::sync::atomic::AtomicU32>,
+        is_wait_word: bool,
         /// What a load last returned, for the twin that does not look again.
         last: Plain,
     }
@@ -190,13 +199,22 @@ pub(crate) mod atomic {
     impl AtomicU32 {
         pub(crate) fn new(value: u32) -> Self {
             Self {
-                word: loom::sync::atomic::AtomicU32::new(value),
+                word: Arc::new(loom::sync::atomic::AtomicU32::new(value)),
+                is_wait_word: false,
                 last: Plain::new(value),
             }
         }
 
+        pub(crate) fn wait_word() -> Self {
+            Self {
+                is_wait_word: true,
+                ..Self::new(0)
+            }
+        }
+
         pub(crate) fn load(&self, ordering: Ordering) -> u32 {
-            if is_left_out(Without::LookAfterClose) && CLOSE_SEEN.get() {
+            let is_index = !self.is_wait_word;
+            if is_index && is_left_out(Without::LookAfterClose) && CLOSE_SEEN.get() {
                 return self.last.load(Relaxed);
             }
             let value = self.word.load(ordering);
@@ -205,6 +223,10 @@ pub(crate) mod atomic {
         }
 
         pub(crate) fn store(&self, value: u32, ordering: Ordering) {
+            if self.is_wait_word && value != 0 && is_left_out(Without::LookBeforeSleep) {
+                let late = Late::Word(Arc::clone(&self.word), value);
+                return LATE.with_borrow_mut(|all| all.push(late));
+            }
             self.word.store(value, ordering);
         }
 
