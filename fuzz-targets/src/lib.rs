@@ -14,7 +14,6 @@
 mod control;
 mod input;
 mod protocol;
-mod region;
 mod ring;
 mod session;
 mod text;
@@ -63,12 +62,6 @@ pub const TARGETS: &[Target] = &[
         run: ring::rendezvous,
         seeds: ring::rendezvous_seeds,
         changes: 10_000,
-    },
-    Target {
-        name: "region",
-        run: region::run,
-        seeds: region::seeds,
-        changes: 500,
     },
     Target {
         name: "xenstore",

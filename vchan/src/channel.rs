@@ -40,6 +40,21 @@ pub struct Stats {
     pub spin_misses: u64,
 }
 
+/// How the peer ended its stream.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum PeerEnd {
+    /// It has not.
+    Open,
+    /// It called `close`: what it wrote is all it had to write.
+    Closed,
+    /// It went without: its process or its domain ended, or it dropped the channel. It may have
+    /// had more to write.
+    Gone,
+    /// One of the two. libxenvchan's format does not tell them apart.
+    ClosedOrGone,
+}
+
 /// One end of a channel: a stream of bytes each way.
 ///
 /// Calls that wait take a deadline; [`io::Read`] and [`io::Write`] wait for at most
@@ -49,7 +64,8 @@ pub struct Stats {
 /// it becomes readable when that may have changed. Then call `try_*` again; the descriptor's own
 /// contents are private.
 ///
-/// Dropping a channel closes it at once; [`close`](Self::close) first waits for the peer to read.
+/// Dropping a channel closes it at once; [`close`](Self::close) first waits for the peer to read, and
+/// tells it that this was all.
 #[derive(Debug)]
 pub struct Channel {
     // Dropped before the last reference to the shared part, which unmaps and hangs up.
@@ -191,6 +207,7 @@ impl Channel {
             return Ok(());
         }
         let outcome = self.drain_discarding(deadline);
+        self.writer.end_stream();
         self.reader.shared.close();
         outcome
     }
@@ -279,10 +296,15 @@ impl Channel {
     /// # Errors
     /// [`Error::Peer`].
     pub fn peer_gone(&self) -> Result<bool> {
-        if let Err(error @ Error::Peer(_)) = self.reader.shared.check() {
-            return Err(error);
-        }
         self.reader.shared.peer_gone()
+    }
+
+    /// See [`Reader::peer_end`].
+    ///
+    /// # Errors
+    /// As there.
+    pub fn peer_end(&self) -> Result<PeerEnd> {
+        self.reader.peer_end()
     }
 
     /// Sets how long a waiting call at most looks at the ring before it sleeps; zero is not at

@@ -9,7 +9,7 @@
 //! |---|---|---|
 //! | 0 | [`Header`]: what the server offers | server, before anybody can find the page |
 //! | 128 | [`Acceptance`]: what the client takes | client, before it sets `cli_live` to 1 |
-//! | 256 + 128 n | eight words, each on a line of its own: [`offset`] | see there |
+//! | 256 + 128 n | ten words, each on a line of its own: [`offset`] | see there |
 //! | 2048 | `u32[512]`: references of the left ring's pages beyond 1 MiB, then of the right ring's | server |
 //!
 //! The live bytes stay in the control page, where the kernel clears them for a process that dies.
@@ -59,6 +59,10 @@ pub mod offset {
     pub const RIGHT_READER_WAIT: usize = 1024;
     /// At which `RIGHT_CONS` the server wants to be woken; set by it, taken by the client.
     pub const RIGHT_WRITER_WAIT: usize = 1152;
+    /// 1 once the client has closed and said that it has written all it had to write.
+    pub const LEFT_ENDED: usize = 1280;
+    /// The same of the server.
+    pub const RIGHT_ENDED: usize = 1408;
     /// References of the pages beyond the first 1 MiB of each ring.
     pub const EXTRA_GRANTS: usize = 2048;
 }
@@ -339,13 +343,15 @@ mod tests {
             RIGHT_CONS,
             RIGHT_READER_WAIT,
             RIGHT_WRITER_WAIT,
+            LEFT_ENDED,
+            RIGHT_ENDED,
         ];
         words.sort_unstable();
         assert!(ACCEPTANCE + 128 <= words[0]);
         for pair in words.windows(2) {
             assert_eq!(pair[1] - pair[0], 128);
         }
-        assert!(words[7] + 128 <= EXTRA_GRANTS);
+        assert!(words[9] + 128 <= EXTRA_GRANTS);
     }
 
     #[test]

@@ -25,6 +25,8 @@ pub(crate) struct RingWords {
     pub(crate) reader_wait: SharedU32,
     /// Where the writer wants to be woken.
     pub(crate) writer_wait: SharedU32,
+    /// Whether the writer has ended the stream, not just gone.
+    pub(crate) ended: SharedU32,
 }
 
 impl ExtensionPage {
@@ -39,11 +41,6 @@ impl ExtensionPage {
             "the extension page must be writable for both"
         );
         Self { page }
-    }
-
-    /// The page as bytes; for [`hostile`](crate::hostile).
-    pub(crate) fn region(&self) -> &Region {
-        &self.page
     }
 
     /// Server: clears the page and writes the offer, before anybody can know of the page.
@@ -109,18 +106,20 @@ impl ExtensionPage {
     }
 
     pub(crate) fn words(&self, ring: RingName) -> RingWords {
-        let (prod, cons, reader_wait, writer_wait) = match ring {
+        let (prod, cons, reader_wait, writer_wait, ended) = match ring {
             RingName::Left => (
                 offset::LEFT_PROD,
                 offset::LEFT_CONS,
                 offset::LEFT_READER_WAIT,
                 offset::LEFT_WRITER_WAIT,
+                offset::LEFT_ENDED,
             ),
             RingName::Right => (
                 offset::RIGHT_PROD,
                 offset::RIGHT_CONS,
                 offset::RIGHT_READER_WAIT,
                 offset::RIGHT_WRITER_WAIT,
+                offset::RIGHT_ENDED,
             ),
         };
         RingWords {
@@ -128,6 +127,7 @@ impl ExtensionPage {
             cons: self.page.word(cons),
             reader_wait: self.page.word(reader_wait),
             writer_wait: self.page.word(writer_wait),
+            ended: self.page.word(ended),
         }
     }
 }

@@ -4,6 +4,7 @@
 use std::io;
 use std::time::{Duration, Instant};
 
+use crate::channel::PeerEnd;
 use crate::error::{Error, Result};
 use crate::ring::{Consumer, Span};
 use crate::ring_end::RingEnd;
@@ -156,6 +157,23 @@ impl Reader {
         self.shared.check()?;
         self.refresh()?;
         Ok(self.ring.available() as usize)
+    }
+
+    /// How the peer ended its stream, for a protocol that does not say so itself. To be asked when
+    /// the stream has been read to its end. What a peer says of its own stream is its own word.
+    ///
+    /// # Errors
+    /// [`Peer`](crate::Error::Peer) if the peer broke the rules.
+    pub fn peer_end(&self) -> Result<PeerEnd> {
+        if !self.shared.peer_gone()? {
+            return Ok(PeerEnd::Open);
+        }
+        Ok(match self.end.stream_ended() {
+            Some(true) => PeerEnd::Closed,
+            Some(false) => PeerEnd::Gone,
+            None if self.shared.peer_vanished() => PeerEnd::Gone,
+            None => PeerEnd::ClosedOrGone,
+        })
     }
 
     /// Sets how long [`io::Read::read`] waits; `None`, the default, is until the peer writes,

@@ -9,6 +9,7 @@ use crate::extension_page::{ExtensionPage, RingWords};
 use crate::layout::{Role, bit, offset};
 use crate::notify;
 use crate::shm::{ControlPage, Region, SharedU8, SharedU32};
+use crate::sync::atomic::Ordering;
 
 /// A place where one side asks the other to be woken.
 #[derive(Debug)]
@@ -58,6 +59,8 @@ pub(crate) struct RingEnd {
     asked: Request,
     /// Where we ask to hear of the peer's.
     pub(crate) ask: Request,
+    /// Where the writer says that the stream has ended; nowhere in libxenvchan's format.
+    ended: Option<SharedU32>,
     /// The bytes.
     pub(crate) memory: Region,
 }
@@ -84,6 +87,21 @@ impl RingEnd {
         notify::RingIndex::observe(&*self.own)
     }
 
+    /// Writer: says that the stream has ended. The caller closes next, which publishes this.
+    pub(crate) fn end_stream(&self) {
+        if let Some(word) = &self.ended {
+            word.store(1, Ordering::Relaxed);
+        }
+    }
+
+    /// Reader that has seen the peer close: whether it had ended the stream. `None`: the format
+    /// does not tell.
+    pub(crate) fn stream_ended(&self) -> Option<bool> {
+        self.ended
+            .as_ref()
+            .map(|word| word.load(Ordering::Relaxed) != 0)
+    }
+
     /// Whether the peer waits for a step of ours. A hint.
     pub(crate) fn peer_waits(&self) -> bool {
         self.asked.is_armed()
@@ -105,7 +123,9 @@ pub(crate) fn ring_end(
             cons,
             reader_wait,
             writer_wait,
+            ended,
         } = page.words(name);
+        let ended = Some(ended);
         let (reader_wait, writer_wait) = (
             Request::Threshold(reader_wait),
             Request::Threshold(writer_wait),
@@ -117,6 +137,7 @@ pub(crate) fn ring_end(
                 peers: prod,
                 asked: writer_wait,
                 ask: reader_wait,
+                ended,
                 memory,
             },
             false => RingEnd {
@@ -125,6 +146,7 @@ pub(crate) fn ring_end(
                 peers: cons,
                 asked: reader_wait,
                 ask: writer_wait,
+                ended,
                 memory,
             },
         };
@@ -154,6 +176,7 @@ pub(crate) fn ring_end(
             byte: control.byte(theirs),
             bit: asks,
         },
+        ended: None,
         memory,
     }
 }

@@ -188,6 +188,11 @@ impl Shared {
         Ok(gone)
     }
 
+    /// Whether the peer that [`peer_gone`](Self::peer_gone) found gone had not closed.
+    pub(crate) fn peer_vanished(&self) -> bool {
+        self.peers_live.load(Ordering::Relaxed) == live::CONNECTED
+    }
+
     /// The end that [`peer_gone`](Self::peer_gone) found, for a reader that has read everything.
     pub(crate) fn check_end(&self) -> Result<()> {
         match self.lost.load(Ordering::Relaxed) {

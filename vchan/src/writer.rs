@@ -139,8 +139,22 @@ impl Writer {
     /// As there.
     pub fn close_now(&mut self, deadline: Instant) -> Result<()> {
         let outcome = self.drain(deadline);
+        self.end_stream();
         self.shared.close();
         outcome
+    }
+
+    /// Tells the peer, where the format can, that the close that comes is the end of the stream.
+    pub(crate) fn end_stream(&self) {
+        self.end.end_stream();
+    }
+
+    /// Closes the whole channel at once, as dropping both halves does: the peer still reads what
+    /// was written, and is not told that this was all. See [`Reader::peer_end`].
+    ///
+    /// [`Reader::peer_end`]: crate::Reader::peer_end
+    pub fn abandon(&mut self) {
+        self.shared.close();
     }
 
     /// Bytes that fit now.

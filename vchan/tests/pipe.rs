@@ -135,12 +135,35 @@ fn success_means_that_everything_was_delivered() {
     receiver.wait().unwrap();
     fails(sending);
 
+    // The sender is killed, here with everything so far read and written out.
+    for receiving in [
+        "connect --pipe",
+        "connect --pipe --classic",
+        "connect --sink",
+    ] {
+        let mut sending = vchan("serve --pipe", &socket);
+        let mut sending = sending.stdin(Stdio::piped()).spawn().unwrap();
+        let mut receiver = vchan(receiving, &socket).spawn().unwrap();
+        sending.stdin.as_ref().unwrap().write_all(b"part").unwrap();
+        if receiving.contains("pipe") {
+            let mut part = [0; 4];
+            let stdout = receiver.stdout.as_mut().unwrap();
+            stdout.read_exact(&mut part).unwrap();
+        } else {
+            thread::sleep(Duration::from_millis(200));
+        }
+        sending.kill().unwrap();
+        sending.wait().unwrap();
+        let errors = fails(receiver);
+        assert!(errors.contains("without ending its stream"), "{errors}");
+    }
+
     // The sender cannot read its input.
     let mut unreadable = vchan("serve --pipe", &socket);
     let sending = unreadable.stdin(File::open(dir.path()).unwrap()).spawn();
     let receiver = vchan("connect --pipe", &socket).spawn().unwrap();
     let errors = fails(sending.unwrap());
-    receiver.wait_with_output().unwrap();
+    fails(receiver);
     assert!(
         errors.starts_with("error: cannot use standard input"),
         "{errors}"

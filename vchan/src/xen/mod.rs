@@ -39,7 +39,6 @@ mod server;
 pub mod store;
 mod sys;
 
-pub(crate) use client::connect_parts;
 pub use client::{connect, connect_on_reactor, connect_with};
 pub use server::Server;
 

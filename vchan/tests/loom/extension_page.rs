@@ -12,6 +12,7 @@ pub(crate) struct RingWords {
     pub(crate) cons: SharedU32,
     pub(crate) reader_wait: SharedU32,
     pub(crate) writer_wait: SharedU32,
+    pub(crate) ended: SharedU32,
 }
 
 impl RingWords {
@@ -21,6 +22,7 @@ impl RingWords {
             cons: Arc::new(AtomicU32::new(cons)),
             reader_wait: Arc::new(AtomicU32::wait_word()),
             writer_wait: Arc::new(AtomicU32::wait_word()),
+            ended: Arc::new(AtomicU32::new(0)),
         }
     }
 }

@@ -26,6 +26,19 @@ impl Failure {
     }
 }
 
+impl Failure {
+    /// The stream has come to its end; fails if the peer went away without ending it.
+    pub(crate) fn unless_ended(end: vchan::PeerEnd) -> Result<(), Self> {
+        match end {
+            vchan::PeerEnd::Gone => Err(Self::new(
+                "the other side went away without ending its stream: there may be more missing",
+                "look at the other side's output, then start both sides again",
+            )),
+            _ => Ok(()),
+        }
+    }
+}
+
 impl From<vchan::Error> for Failure {
     fn from(error: vchan::Error) -> Self {
         Self::new(error.to_string(), error.advice())

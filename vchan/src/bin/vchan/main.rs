@@ -6,9 +6,7 @@ mod cli;
 mod conformance;
 mod cycles;
 mod failure;
-mod faults;
 mod held;
-mod hostile;
 mod many;
 mod open;
 mod pipe;
@@ -66,8 +64,6 @@ fn run(command: Command) -> Result<(), Failure> {
         Command::RegionConnect { place, work, time } => {
             region::connect(open::connect(&place)?, work, time)
         }
-        Command::Hostile(command) => hostile::main(command),
-        Command::Fault(command) => faults::main(command),
     }
 }
 

@@ -40,6 +40,8 @@ const DOUBT: u32 = 30;
 struct Shared {
     /// Bytes received so far.
     received: AtomicU64,
+    /// Bytes sent so far.
+    sent: AtomicU64,
     /// All that was received has been written out, and more is waited for.
     all_written: AtomicBool,
     /// This side has decided to close.
@@ -99,7 +101,7 @@ fn receive(shared: &Shared, mut reader: Reader, meter: &Meter) -> Result<(), Fai
         let bytes = match reader.peek(1, deadline) {
             Ok(bytes) if bytes.is_empty() => break,
             Ok(bytes) => bytes,
-            Err(Error::Closed) if shared.closing.load(Ordering::Acquire) => break,
+            Err(Error::Closed) if shared.closing.load(Ordering::Acquire) => return Ok(()),
             Err(error) => return Err(error.into()),
         };
         shared.all_written.store(false, Ordering::Release);
@@ -110,11 +112,17 @@ fn receive(shared: &Shared, mut reader: Reader, meter: &Meter) -> Result<(), Fai
         shared.received.fetch_add(n as u64, Ordering::Relaxed);
         meter.add(n);
         match reader.consume(n) {
-            Err(Error::Closed) if shared.closing.load(Ordering::Acquire) => break,
+            Err(Error::Closed) if shared.closing.load(Ordering::Acquire) => return Ok(()),
             outcome => outcome?,
         }
     }
-    Ok(())
+    // Who only takes what we send need not end a stream of its own.
+    let only_sent =
+        shared.sent.load(Ordering::Relaxed) > 0 && shared.received.load(Ordering::Relaxed) == 0;
+    match only_sent {
+        true => Ok(()),
+        false => Failure::unless_ended(reader.peer_end()?),
+    }
 }
 
 fn send(
@@ -126,10 +134,11 @@ fn send(
 ) -> Result<(), Failure> {
     let lock = || writer.lock().unwrap_or_else(PoisonError::into_inner);
     let stdin = stdin();
-    // What was sent so far is still delivered.
+    // What was sent so far is still delivered, but the peer is not told that this was all.
     let failed = |mut writer: MutexGuard<'_, Writer>, error: io::Error| {
         shared.closing.store(true, Ordering::Release);
-        let _ = writer.close_now(Instant::now() + PATIENCE);
+        let _ = writer.drain(Instant::now() + PATIENCE);
+        writer.abandon();
         Failure::standard("input", &error)
     };
     let step = step(lock().ring_bytes());
@@ -144,6 +153,7 @@ fn send(
             Ok(0) => break,
             Ok(n) => {
                 writer.commit(n)?;
+                shared.sent.fetch_add(n as u64, Ordering::Relaxed);
                 meter.add(n);
                 sent = true;
             }

@@ -47,7 +47,8 @@ pub(crate) fn sink(mut channel: Channel, progress: &Progress) -> Result<(), Fail
         }
     }
     meter.done();
-    say(format_args!("sink: {total} bytes crc32c={crc:08x}"))
+    say(format_args!("sink: {total} bytes crc32c={crc:08x}"))?;
+    Failure::unless_ended(channel.peer_end()?)
 }
 
 /// Prints a line; that nobody may be there to read it is a failure, not a panic.
