@@ -14,6 +14,7 @@
 mod control;
 mod input;
 mod protocol;
+mod region;
 mod ring;
 mod session;
 mod text;
@@ -62,6 +63,12 @@ pub const TARGETS: &[Target] = &[
         run: ring::rendezvous,
         seeds: ring::rendezvous_seeds,
         changes: 10_000,
+    },
+    Target {
+        name: "region",
+        run: region::run,
+        seeds: region::seeds,
+        changes: 500,
     },
     Target {
         name: "xenstore",

@@ -296,6 +296,9 @@ impl Channel {
     /// # Errors
     /// [`Error::Peer`].
     pub fn peer_gone(&self) -> Result<bool> {
+        if let Err(error @ Error::Peer(_)) = self.reader.shared.check() {
+            return Err(error);
+        }
         self.reader.shared.peer_gone()
     }
 

@@ -43,6 +43,11 @@ impl ExtensionPage {
         Self { page }
     }
 
+    /// The page as bytes; for [`hostile`](crate::hostile).
+    pub(crate) fn region(&self) -> &Region {
+        &self.page
+    }
+
     /// Server: clears the page and writes the offer, before anybody can know of the page.
     pub fn initialise(&self, offer: &Header, first_index: u32) {
         self.page.zero();

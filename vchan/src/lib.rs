@@ -141,6 +141,7 @@
 //! * [`reactor`]: many channels over one event-channel handle, in one poll loop.
 //! * [`region`]: bulk buffers beside the ring.
 //! * [`conformance`]: what every channel must do, whatever carries it.
+//! * [`hostile`]: what no peer must be able to do to it.
 //!
 //! # Terms
 //! The *server* provides the memory, the *client* maps it. The **left** ring carries client to
@@ -154,6 +155,7 @@ pub mod domain;
 pub mod error;
 pub mod extension;
 pub mod extension_page;
+pub mod hostile;
 pub mod in_place;
 pub mod layout;
 pub mod local;

@@ -92,6 +92,11 @@ impl Region {
         self
     }
 
+    /// Where it begins; for [`hostile`](crate::hostile), which puts guards around it.
+    pub(crate) fn start(&self) -> NonNull<u8> {
+        self.start
+    }
+
     /// Bytes in the region.
     pub fn len(&self) -> usize {
         self.len
@@ -345,6 +350,11 @@ impl ControlPage {
             "the control page is page-aligned"
         );
         Self { page }
+    }
+
+    /// The page as bytes; for [`hostile`](crate::hostile).
+    pub(crate) fn region(&self) -> &Region {
+        &self.page
     }
 
     /// Server: clears the page and fills in a ring pair without a client. Both rings start at

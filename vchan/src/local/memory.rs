@@ -12,7 +12,7 @@ use std::sync::Arc;
 use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, OFlag, SealFlag, fcntl, open};
 use nix::sys::memfd::{MFdFlags, memfd_create};
-use nix::sys::mman::{MapFlags, MmapAdvise, ProtFlags, madvise, mmap, munmap};
+use nix::sys::mman::{MapFlags, MmapAdvise, ProtFlags, madvise, mmap, mmap_anonymous, munmap};
 use nix::sys::stat::{Mode, fchmod, fstat};
 use nix::sys::statfs::{TMPFS_MAGIC, fstatfs};
 use nix::unistd::ftruncate;
@@ -158,24 +158,31 @@ fn map_verified(fd: &OwnedFd, len: usize, writable: bool) -> Result<Region> {
         }
         _ => failed("map", len, errno),
     };
+    let mapping = Mapping::reserve(len).map_err(failed)?;
+    let start = mapping.inside();
     let length = NonZeroUsize::new(len).ok_or_else(|| failed(Errno::EINVAL))?;
     let write = match writable {
         true => ProtFlags::PROT_WRITE,
         false => ProtFlags::empty(),
     };
-    // SAFETY: a new mapping at an address of the kernel's choice touches nothing that exists.
-    let start = unsafe {
+    // SAFETY: replaces pages that were reserved just now for this, and nothing else.
+    let mapped = unsafe {
         mmap(
-            None,
+            NonZeroUsize::new(start.as_ptr().addr()),
             length,
             ProtFlags::PROT_READ | write,
-            MapFlags::MAP_SHARED | MapFlags::MAP_POPULATE,
+            MapFlags::MAP_SHARED | MapFlags::MAP_POPULATE | MapFlags::MAP_FIXED,
             fd.as_fd(),
             0,
         )
+    };
+    if let Err(errno) = mapped {
+        if !matches!(errno, Errno::EPERM | Errno::EACCES) {
+            // The reserved pages may be gone by now and the place another's: not ours to unmap.
+            std::mem::forget(mapping);
+        }
+        return Err(failed(errno));
     }
-    .map_err(failed)?;
-    let mapping = Mapping { start, len };
     // SAFETY: exactly the range just mapped. A forked child does not inherit it, so it cannot
     // keep the channel's memory busy.
     unsafe { madvise(start, len, MmapAdvise::MADV_DONTFORK) }.map_err(failed)?;
@@ -185,11 +192,32 @@ fn map_verified(fd: &OwnedFd, len: usize, writable: bool) -> Result<Region> {
     Ok(unsafe { Region::new(start.cast(), len, writable, owner) })
 }
 
-/// Unmaps when dropped.
+/// A page without access on either side: who goes beyond what the peer shares is stopped.
+const GUARD: usize = PAGE;
+
+/// Address space with a guard page at each end; unmapped, and what was mapped there, when dropped.
 #[derive(Debug)]
 struct Mapping {
     start: NonNull<c_void>,
     len: usize,
+}
+
+impl Mapping {
+    /// Reserves room for `len` bytes between the guards.
+    fn reserve(len: usize) -> nix::Result<Self> {
+        let whole = len.next_multiple_of(PAGE).saturating_add(2 * GUARD);
+        let length = NonZeroUsize::new(whole).ok_or(Errno::EINVAL)?;
+        let flags = MapFlags::MAP_PRIVATE | MapFlags::MAP_NORESERVE;
+        // SAFETY: a new mapping at an address of the kernel's choice touches nothing that exists.
+        let start = unsafe { mmap_anonymous(None, length, ProtFlags::PROT_NONE, flags) }?;
+        Ok(Self { start, len: whole })
+    }
+
+    /// Where the room between the guards begins.
+    fn inside(&self) -> NonNull<c_void> {
+        // SAFETY: the reserved range is longer than one guard.
+        unsafe { self.start.cast::<u8>().add(GUARD).cast() }
+    }
 }
 
 // SAFETY: the address is only used to unmap, once, from whichever thread drops it.
@@ -199,7 +227,7 @@ unsafe impl Sync for Mapping {}
 
 impl Drop for Mapping {
     fn drop(&mut self) {
-        // SAFETY: the range was mapped by `map` and every `Region` over it is gone. It fails only
+        // SAFETY: the range was reserved by `reserve` and every `Region` in it is gone. It fails only
         // for a bad range.
         let _ = unsafe { munmap(self.start, self.len) };
     }
@@ -218,6 +246,31 @@ mod tests {
         two.copy_out(4000, &mut seen);
         assert_eq!(&seen, b"across a page");
         assert!(ftruncate(&fd, 0).is_err(), "the seal does not hold");
+    }
+
+    #[test]
+    fn nothing_can_be_touched_beyond_it() {
+        let region = map(&create(8192).unwrap(), 8192).unwrap();
+        let start = region.start().as_ptr().addr();
+        let maps = std::fs::read_to_string("/proc/self/maps").unwrap();
+        let rights = |address: usize| {
+            maps.lines().find_map(|line| {
+                let (range, rest) = line.split_once(' ')?;
+                let (from, to) = range.split_once('-')?;
+                let number = |text| usize::from_str_radix(text, 16).unwrap();
+                (number(from)..number(to))
+                    .contains(&address)
+                    .then(|| rest[..4].to_owned())
+            })
+        };
+        for (address, expected) in [
+            (start - 1, "---p"),
+            (start, "rw-s"),
+            (start + 8191, "rw-s"),
+            (start + 8192, "---p"),
+        ] {
+            assert_eq!(rights(address).as_deref(), Some(expected));
+        }
     }
 
     #[test]

@@ -27,6 +27,7 @@ pub use rendezvous::{
     connect_on, connect_on_reactor, connect_with, serve_from_index, serve_on, serve_on_reactor,
     serve_with,
 };
+pub(crate) use rendezvous::{connect_parts, serve_parts};
 
 use crate::channel::Channel;
 use crate::error::{Error, Result};

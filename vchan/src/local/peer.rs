@@ -19,6 +19,7 @@ use crate::error::{Error, PeerError, Result};
 use crate::extension::{Acceptance, Header, offset};
 use crate::extension_page::{ExtensionPage, new_nonce};
 use crate::layout::{Format, PAGE, RingSizes};
+use crate::region::{RegionError, directory};
 use crate::shm::{ControlPage, Region};
 
 /// One end of a channel without any rules.
@@ -309,4 +310,33 @@ pub fn receive_raw(
     deadline: Instant,
 ) -> Result<Vec<OwnedFd>> {
     descriptors::receive(stream, bytes, deadline)
+}
+
+/// What a peer makes of a falsified list of a region's pages. The list is that of `pages` honest
+/// references from 1000 on; the header page has reference 7, further pages have 100 and so on. Each
+/// of `lies` puts a value in an entry of one of these pages.
+///
+/// # Errors
+/// [`RegionError::List`]; [`RegionError::Stale`] for a further page that nobody granted.
+pub fn read_list(pages: usize, lies: &[(usize, usize, u32)]) -> Result<Vec<u32>> {
+    let further = directory::further_pages(pages);
+    let bytes = PAGE * (1 + further);
+    let memory = memory::map(&memory::create(bytes)?, bytes)?;
+    let page = |number| memory.part(PAGE * number, PAGE);
+    let refs: Vec<u32> = (100..).take(further).collect();
+    let data: Vec<u32> = (1000..).take(pages).collect();
+    let rest = (further > 0).then(|| memory.part(PAGE, PAGE * further));
+    directory::write(&page(0), rest.as_ref(), &refs, &data);
+    for &(number, entry, value) in lies {
+        page(number % (1 + further))
+            .u32_at(entry % (PAGE / 4) * 4)
+            .store(value, Ordering::Relaxed);
+    }
+    let granted = |reference: u32| {
+        let number = usize::try_from(reference.checked_sub(100)?).ok()?;
+        (number < further).then(|| page(1 + number))
+    };
+    directory::read(&page(0), 7, pages, |reference| {
+        granted(reference).ok_or_else(|| RegionError::Stale.into())
+    })
 }

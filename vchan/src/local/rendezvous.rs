@@ -78,7 +78,17 @@ pub fn serve_with(
     rings: impl Into<RingSizes>,
     deadline: Instant,
 ) -> Result<Channel> {
-    let shape = Shape::choose(setup.format, rings.into())?;
+    Channel::from_parts(serve_parts(setup, stream, rings.into(), deadline)?)
+}
+
+/// What [`serve_with`] makes its channel of.
+pub(crate) fn serve_parts(
+    setup: &Setup<'_>,
+    stream: UnixStream,
+    rings: RingSizes,
+    deadline: Instant,
+) -> Result<Parts> {
+    let shape = Shape::choose(setup.format, rings)?;
     let memory = memory::create(shape.bytes())?;
     let region = memory::map(&memory, shape.bytes())?;
     let pieces = shape.divide(&region);
@@ -133,7 +143,7 @@ pub fn serve_with(
         None => shape.orders.classic(),
     };
     let (left, right) = pieces.rings(orders);
-    Channel::from_parts(Parts {
+    Ok(Parts {
         role: Role::Server,
         orders,
         first_index: Some(setup.first_index),
@@ -171,6 +181,15 @@ pub fn connect_on_reactor(
 /// # Errors
 /// As [`connect_on`].
 pub fn connect_with(setup: &Setup<'_>, stream: UnixStream, deadline: Instant) -> Result<Channel> {
+    Channel::from_parts(connect_parts(setup, stream, deadline)?)
+}
+
+/// What [`connect_with`] makes its channel of.
+pub(crate) fn connect_parts(
+    setup: &Setup<'_>,
+    stream: UnixStream,
+    deadline: Instant,
+) -> Result<Parts> {
     let mut hello = [0; HELLO_BYTES];
     let fds = descriptors::receive(&stream, &mut hello, deadline)?;
     let answer = |reply: Reply| descriptors::send(&stream, &encode_reply(reply), &[], deadline);
@@ -202,7 +221,7 @@ pub fn connect_with(setup: &Setup<'_>, stream: UnixStream, deadline: Instant) ->
         .notify()
         .map_err(|source| Error::os("cannot ring the peer's doorbell", source))?;
     let (left, right) = pieces.rings(orders);
-    Channel::from_parts(Parts {
+    Ok(Parts {
         role: Role::Client,
         orders,
         first_index: None,

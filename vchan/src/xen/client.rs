@@ -64,6 +64,16 @@ pub fn connect_with(
     path: &str,
     deadline: Instant,
 ) -> Result<Channel> {
+    Channel::from_parts(connect_parts(setup, peer, path, deadline)?)
+}
+
+/// What [`connect_with`] makes its channel of.
+pub(crate) fn connect_parts(
+    setup: &Setup<'_>,
+    peer: DomId,
+    path: &str,
+    deadline: Instant,
+) -> Result<Parts> {
     let path: ChannelPath = path.parse()?;
     let store = Store::open(deadline)?;
     let base = path.resolve(peer);
@@ -177,7 +187,7 @@ struct Attached {
 }
 
 impl Attached {
-    fn connect(self) -> Result<Channel> {
+    fn connect(self) -> Result<Parts> {
         let Self { parts, acceptance } = self;
         if let (Some(page), Some(acceptance)) = (&parts.extension, &acceptance) {
             page.accept(acceptance);
@@ -187,7 +197,7 @@ impl Attached {
             .backend
             .notify()
             .map_err(|error| Error::os("cannot notify the vchan server", error))?;
-        Channel::from_parts(parts)
+        Ok(parts)
     }
 }
 

@@ -208,7 +208,12 @@ impl Server {
     }
 
     /// Waits for the client, then removes the keys and hands out the channel.
-    pub fn accept(mut self, deadline: Instant) -> Result<Channel> {
+    pub fn accept(self, deadline: Instant) -> Result<Channel> {
+        Channel::from_parts(self.accept_parts(deadline)?)
+    }
+
+    /// What [`accept`](Self::accept) makes its channel of.
+    pub(crate) fn accept_parts(mut self, deadline: Instant) -> Result<Parts> {
         self.wait_for_client(deadline)?;
         let Self {
             mut published,
@@ -229,7 +234,7 @@ impl Server {
             Some(acceptance) => acceptance.orders(offered),
             None => offered.classic(),
         };
-        Channel::from_parts(Parts {
+        Ok(Parts {
             role: Role::Server,
             orders,
             first_index: Some(first_index),

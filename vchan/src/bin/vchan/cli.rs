@@ -145,6 +145,12 @@ pub(crate) enum Command {
     /// Print how many more pages this kernel would grant.
     #[command(hide = true)]
     PagesLeft,
+    /// A peer that breaks every rule it can, and its victim.
+    #[command(hide = true, subcommand)]
+    Hostile(crate::hostile::Command),
+    /// Sides of tests in which something of Xen fails or is taken away.
+    #[command(hide = true, subcommand)]
+    Fault(crate::faults::Command),
 }
 
 /// What the two ends of a shared region do.

@@ -6,7 +6,9 @@ mod cli;
 mod conformance;
 mod cycles;
 mod failure;
+mod faults;
 mod held;
+mod hostile;
 mod many;
 mod open;
 mod pipe;
@@ -64,6 +66,8 @@ fn run(command: Command) -> Result<(), Failure> {
         Command::RegionConnect { place, work, time } => {
             region::connect(open::connect(&place)?, work, time)
         }
+        Command::Hostile(command) => hostile::main(command),
+        Command::Fault(command) => faults::main(command),
     }
 }
 
