@@ -13,13 +13,17 @@
 //! domains may watch `@releaseDomain`; a guest cannot, and its peer is dom0 as a rule, which
 //! does not go away alone.
 
+use std::env;
+use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
+use std::pin::pin;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use nix::sys::eventfd::{EfdFlags, EventFd};
+use tokio::net::UnixStream;
 use tokio_stream::StreamExt;
 use xenstore_rs::AsyncWatch;
 use xenstore_rs::tokio::XsTokio;
@@ -31,9 +35,11 @@ use crate::DomId;
 /// The watch name that fires when any domain shuts down or is released.
 const RELEASE_DOMAIN: &str = "@releaseDomain";
 
-/// How often the peers are looked at without an event. xenstore-rs does not report a broken
-/// connection to those who wait for events, so this bounds what a lost one can cost.
-const RECHECK: Duration = Duration::from_secs(5);
+/// How often the peers are looked at where nothing can tell of their end.
+const POLL: Duration = Duration::from_secs(5);
+
+/// Where xenstore-rs finds xenstored, unless `XENSTORED_PATH` says otherwise.
+const SOCKET: &str = "/run/xenstored/socket";
 
 /// How long one look at a peer may wait for xenstored.
 const PROBE: Duration = Duration::from_secs(2);
@@ -154,7 +160,7 @@ fn start(store: Store) {
     });
 }
 
-/// The thread: looks at all peers at every event, and every [`RECHECK`] without one.
+/// The thread: looks at all peers at every event.
 fn run(store: Store) {
     let runtime = match tokio::runtime::Builder::new_current_thread()
         .enable_all()
@@ -162,9 +168,9 @@ fn run(store: Store) {
     {
         Ok(runtime) => runtime,
         Err(error) => {
-            log::warn!("cannot watch for dead domains, looking every {RECHECK:?}: {error}");
+            log::warn!("cannot watch for dead domains, looking every {POLL:?}: {error}");
             loop {
-                thread::sleep(RECHECK);
+                thread::sleep(POLL);
                 check_all(store);
             }
         }
@@ -188,14 +194,35 @@ async fn listen(store: Store) -> String {
         Ok(events) => events,
         Err(error) => return error.to_string(),
     };
+    let mut gone = pin!(xenstored_gone());
     loop {
         // `check_all` blocks this thread, which runs nothing but this watch; events wait in
         // xenstored's queue meanwhile, and one look answers all of them.
-        match tokio::time::timeout(RECHECK, events.next()).await {
-            Ok(Some(_)) | Err(_) => check_all(store),
-            Ok(None) => return "end of events".into(),
+        tokio::select! {
+            event = events.next() => match event {
+                Some(_) => check_all(store),
+                None => return "end of events".into(),
+            },
+            () = &mut gone => return "xenstored has ended".into(),
         }
     }
+}
+
+/// Waits until xenstored hangs up. xenstore-rs does not tell those who wait for events of it, so
+/// this holds a connection on which nothing is ever said. Through `/dev/xen/xenbus` there is
+/// nothing to see: xenstored is a domain of its own there.
+async fn xenstored_gone() {
+    let path = env::var_os("XENSTORED_PATH").unwrap_or_else(|| SOCKET.into());
+    if let Ok(socket) = UnixStream::connect(path).await {
+        while socket.readable().await.is_ok() {
+            match socket.try_read(&mut [0; 16]) {
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                Ok(1..) => {}
+                Ok(0) | Err(_) => return,
+            }
+        }
+    }
+    std::future::pending().await
 }
 
 fn check_all(store: Store) {
