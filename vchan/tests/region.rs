@@ -294,8 +294,17 @@ fn limits_are_per_channel_and_per_side() {
     let mapped = client.map_region(&first.ticket(), soon()).unwrap();
     drop(first);
     assert_region(five_more(), limit(5, 6, 6));
+    server.regions().give_back();
+    assert_region(five_more(), limit(5, 6, 6));
     drop(mapped);
-    five_more().unwrap();
+    let smaller = five_more().unwrap();
+    // The same pages; a larger region needs others.
+    let larger = || server.create_region(6 * 4096, Access::Both);
+    drop(smaller);
+    assert_region(larger(), limit(7, 6, 0));
+    server.regions().give_back();
+    larger().unwrap();
+    server.regions().give_back();
 
     // The mapping side has limits of its own.
     client.regions().set_limit(3 * 4096);

@@ -131,8 +131,8 @@ impl RegionError {
             }
             Self::Empty => "ask for at least one byte",
             Self::Limit { .. } => {
-                "use a smaller region, end others first, or raise the limit with \
-                 set_region_limit"
+                "use a smaller region; end others and give their pages back; or raise the limit with \
+                 Regions::set_limit"
             }
             Self::TooMany(_) => "end other regions of this channel first",
             Self::Ticket(_) => {

@@ -97,10 +97,7 @@ impl Ledger {
         if state.own.len() >= MOST_REGIONS {
             return Err(RegionError::TooMany(MOST_REGIONS));
         }
-        let free = |owner: &Arc<Owner>| {
-            let unused = Arc::strong_count(owner) == 1;
-            unused && (owner.header.is_released() || !peer_alive)
-        };
+        let free = |owner: &Arc<Owner>| is_free(owner, peer_alive);
         // The least that fits, so that the large ones stay for large regions.
         let fitting = (0..state.kept.len())
             .filter(|&at| {
@@ -150,6 +147,19 @@ impl Ledger {
         if !state.closed {
             state.kept.extend(owner);
         }
+    }
+
+    /// Owner: lets go of the memory of ended regions that nobody holds, as far as the peer says.
+    pub(super) fn give_back(&self, peer_alive: bool) {
+        let mut state = self.lock();
+        let given: Vec<_> = state
+            .kept
+            .extract_if(.., |owner| is_free(owner, peer_alive))
+            .collect();
+        state.own_pages -= given
+            .iter()
+            .map(|owner| owner.memory.pages())
+            .sum::<usize>();
     }
 
     /// Owner: memory of a region that was never handed out.
@@ -254,6 +264,12 @@ impl Ledger {
         // Every change is made by statements that do not panic half-way.
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+/// Whether the memory of an ended region has no user on this side and, by its word, none of the
+/// peer's.
+fn is_free(owner: &Arc<Owner>, peer_alive: bool) -> bool {
+    Arc::strong_count(owner) == 1 && (owner.header.is_released() || !peer_alive)
 }
 
 /// Pages of data that `bytes` need.

@@ -67,7 +67,9 @@
 //! * A ticket, the header page and the list of pages are copied once, checked, then used. A ticket
 //!   that is wrong or too late is an error and nothing else.
 //! * After [`OwnedRegion::revoke`] the peer has unmapped; one that does not obey is an error at the
-//!   deadline. What the pages of such regions can amount to is [limited](Regions::set_limit).
+//!   deadline. What the pages of such regions can amount to is [limited](Regions::set_limit): the
+//!   pages of ended regions stay with the channel for its next ones, unless they are
+//!   [given back](Regions::give_back).
 //! * Regions end with their channel, with the process, and with the domain of either side. A
 //!   mapping does not keep a dead domain in `xl list`.
 
@@ -129,6 +131,15 @@ impl Regions {
     pub fn set_limit(&self, bytes: usize) {
         if let Some(channel) = self.0.upgrade() {
             channel.regions.set_limit(bytes);
+        }
+    }
+
+    /// Gives the pages of ended regions back, as far as the peer says that it has let them go,
+    /// instead of keeping them for the channel's next regions. For peers whose word counts, such as
+    /// dom0: one that lies keeps pages of the kernel's busy beyond every [limit](Self::set_limit).
+    pub fn give_back(&self) {
+        if let Some(channel) = self.0.upgrade() {
+            channel.regions.give_back(channel.backend.peer_alive());
         }
     }
 

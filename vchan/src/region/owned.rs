@@ -20,7 +20,8 @@ const RING_AGAIN: Duration = Duration::from_millis(100);
 /// A region that this side made and its peer may map. See the [module](super).
 ///
 /// Dropping it revokes the region without waiting. Its pages stay set aside for the next region of
-/// the same channel, and are given back when the channel is closed.
+/// the same channel, and are given back when the channel is closed
+/// ([or before](super::Regions::give_back)).
 #[derive(Debug)]
 pub struct OwnedRegion {
     cell: Arc<OwnedCell>,

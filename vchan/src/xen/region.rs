@@ -146,7 +146,8 @@ fn share_error(error: xen_sys::Error, data: usize) -> Error {
             pages(data)
         ),
         io::Error::from_raw_os_error(libc::ENOSPC),
-        "ask for a smaller region or smaller rings, close other channels, or raise \
+        "ask for a smaller region or smaller rings, close other channels, give the pages of ended \
+         regions back, or raise \
          /sys/module/xen_gntalloc/parameters/limit (pages for the whole kernel, 1024 by default)",
     )
 }
