@@ -9,7 +9,7 @@ use anyhow::{Context as _, Result, bail, ensure};
 use serde_json::{Value, json};
 
 use super::flags::Local;
-use super::measure::{median, parse};
+use super::measure::{Line, median, parse};
 use super::points::{Point, memcpy};
 use super::results::compared;
 use super::targets::Target;
@@ -51,8 +51,8 @@ pub(super) fn run(options: &Local) -> Result<()> {
         let mut figures = Figures::new();
         for round in 1..=rounds {
             eprintln!("bench: ring {ring}, round {round} of {rounds}");
-            for (point, figure) in once(&vchan, ring, time, [client_cpu, server_cpu])? {
-                figures.entry(point).or_default().push(figure);
+            for line in once(&vchan, ring, time, [client_cpu, server_cpu])? {
+                figures.entry(line.point).or_default().push(line.figure);
             }
         }
         println!("{}", table(ring, processors, &figures));
@@ -72,7 +72,7 @@ pub(super) fn run(options: &Local) -> Result<()> {
 type Figures = BTreeMap<Point, Vec<f64>>;
 
 /// One server and one client.
-fn once(vchan: &Path, ring: usize, time: f64, cpus: [&str; 2]) -> Result<Vec<(Point, f64)>> {
+fn once(vchan: &Path, ring: usize, time: f64, cpus: [&str; 2]) -> Result<Vec<Line>> {
     let socket = std::env::temp_dir().join(format!("vchan-bench-{}.sock", std::process::id()));
     let command = |cpu: &str, words: &[&str]| {
         // Without taskset the kernel decides; the figures are then less steady.

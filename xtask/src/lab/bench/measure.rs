@@ -10,6 +10,7 @@ use super::super::host::{Host, LIMIT, Place};
 use super::super::job::Job;
 use super::pairs::Pair;
 use super::points::Point;
+use super::results::Ring;
 
 /// The guest of the bench.
 pub(super) const GUEST: &str = "bench";
@@ -27,13 +28,12 @@ pub(super) type Figures = BTreeMap<(Pair, Point), Vec<f64>>;
 pub(super) fn run(
     host: &mut dyn Host,
     pair: Pair,
-    ring: usize,
     points: &[Point],
     time: f64,
-    figures: &mut Figures,
+    found: &mut Ring,
 ) -> Result<()> {
     let domid = host.guest_domid(GUEST)?;
-    let serve = format!("exec {}", pair.serve(ring));
+    let serve = format!("exec {}", pair.serve(found.bytes));
     let bench = format!(
         "exec {}",
         pair.bench(domid, points, &format!("--time {time}"))
@@ -48,17 +48,31 @@ pub(super) fn run(
         client.last_words()
     );
     server.wait(host, LIMIT)?.text()?;
-    for (point, figure) in parse(&client.stdout)? {
-        figures.entry((pair, point)).or_default().push(figure);
+    for line in parse(&client.stdout)? {
+        if let Some(format) = line.format {
+            found.formats.insert(pair, format);
+        }
+        let figures = found.figures.entry((pair, line.point)).or_default();
+        figures.push(line.figure);
     }
     Ok(())
 }
 
-/// The points and figures of a bench's output.
+/// One object that a bench has printed.
+#[derive(Debug, Clone, PartialEq)]
+pub(super) struct Line {
+    pub(super) point: Point,
+    /// MB/s, or µs for a round trip.
+    pub(super) figure: f64,
+    /// What the two sides have agreed on; the stock library has nothing to say about that.
+    pub(super) format: Option<String>,
+}
+
+/// The objects of a bench's output.
 ///
 /// # Errors
 /// An object is not one of `docs/vchan-bench.md`.
-pub(super) fn parse(output: &str) -> Result<Vec<(Point, f64)>> {
+pub(super) fn parse(output: &str) -> Result<Vec<Line>> {
     let mut found = Vec::new();
     for line in output.lines().filter(|line| line.starts_with('{')) {
         let object: Value = serde_json::from_str(line).with_context(|| line.to_owned())?;
@@ -73,7 +87,11 @@ pub(super) fn parse(output: &str) -> Result<Vec<(Point, f64)>> {
             .as_f64()
             .or_else(|| object["us_per_round_trip"].as_f64())
             .with_context(|| format!("no figure in {line}"))?;
-        found.push((Point::new(kind, bytes), figure));
+        found.push(Line {
+            point: Point::new(kind, bytes),
+            figure,
+            format: object["format"].as_str().map(str::to_owned),
+        });
     }
     Ok(found)
 }
@@ -98,14 +116,19 @@ mod tests {
     fn figures_are_read_and_steps_passed_over() {
         let found = parse(
             "c-peer: client ready\n{\"step\":\"sink:64\"}\n\
-             {\"kind\":\"sink\",\"message_bytes\":64,\"mb_per_s\":1.5,\"messages\":1}\n\
+             {\"kind\":\"sink\",\"message_bytes\":64,\"mb_per_s\":1.5,\"format\":\"classic\"}\n\
              {\"kind\":\"echo\",\"message_bytes\":16,\"us_per_round_trip\":20}\n",
         );
+        let line = |kind, bytes, figure, format: Option<&str>| Line {
+            point: Point::new(kind, bytes),
+            figure,
+            format: format.map(str::to_owned),
+        };
         assert_eq!(
             found.unwrap(),
             [
-                (Point::new("sink", 64), 1.5),
-                (Point::new("echo", 16), 20.0)
+                line("sink", 64, 1.5, Some("classic")),
+                line("echo", 16, 20.0, None)
             ]
         );
         assert!(parse("{\"kind\":\"sink\",\"message_bytes\":64}").is_err());

@@ -140,50 +140,86 @@ fn vchan(options: &flags::Vchan) -> Result<()> {
     }
 
     let prebuilt = prebuilt::obtain(options.prebuilt.as_deref())?;
-    let started = Instant::now();
     let mut host = boot(&prebuilt)?;
+    let plan = Plan {
+        rounds,
+        time,
+        selection,
+        pairs,
+        started: Instant::now(),
+    };
+    let mut all = json!({
+        "bench": "vchan",
+        "rounds": rounds,
+        "seconds_a_point": time,
+        "rings": [],
+    });
     let mut found = Vec::new();
     for bytes in sizes {
-        let say = |what: &str| {
-            let seconds = started.elapsed().as_secs();
-            eprintln!("bench: {seconds} s: ring {bytes}: {what}");
-        };
         let mut ring = Ring {
             bytes,
             ..Ring::default()
         };
-        for round in 1..=rounds {
-            for pair in &pairs {
-                let points = selection.of(*pair);
+        let outcome = plan.run(&mut host, &mut ring);
+        // Also when it failed: what was measured until then is as good as before.
+        println!("{}", table::text(&ring));
+        found.push(ring.object());
+        all["rings"] = found.clone().into();
+        write_json(options.json.as_deref(), &all)?;
+        outcome.with_context(|| format!("rings of {bytes} bytes"))?;
+    }
+    Ok(())
+}
+
+/// What is done at each ring size.
+struct Plan {
+    rounds: usize,
+    /// Seconds for a point.
+    time: f64,
+    selection: Selection,
+    pairs: Vec<Pair>,
+    started: Instant,
+}
+
+impl Plan {
+    fn run(&self, host: &mut dyn Host, ring: &mut Ring) -> Result<()> {
+        let fitting: Vec<Pair> = self
+            .pairs
+            .iter()
+            .copied()
+            .filter(|pair| ring.bytes <= pair.largest_ring())
+            .collect();
+        for round in 1..=self.rounds {
+            for pair in &fitting {
+                let points = self.selection.of(*pair);
                 if points.is_empty() {
                     continue;
                 }
-                say(&format!("round {round} of {rounds}, {pair}"));
-                measure::run(&mut host, *pair, bytes, &points, time, &mut ring.figures)
-                    .with_context(|| format!("{pair} with rings of {bytes} bytes"))?;
+                self.say(ring, &format!("round {round} of {}, {pair}", self.rounds));
+                measure::run(host, *pair, &points, self.time, ring)
+                    .with_context(|| pair.to_string())?;
             }
+        }
+        let Selection { wake_ups, idle, .. } = &self.selection;
+        if wake_ups.is_empty() && !idle {
+            return Ok(());
         }
         // The mixed pairs have the page layout, and so the wake-ups, of stock.
-        let counted = [Pair::Stock, Pair::Ours, Pair::Classic];
-        for pair in counted.into_iter().filter(|pair| pairs.contains(pair)) {
-            if selection.wake_ups.is_empty() && !selection.idle {
-                break;
+        for pair in [Pair::Stock, Pair::Ours, Pair::Classic] {
+            if fitting.contains(&pair) {
+                self.say(ring, &format!("wake-ups and idling, {pair}"));
+                let counted = stepped::run(host, pair, ring.bytes, wake_ups, *idle)
+                    .with_context(|| pair.to_string())?;
+                ring.counted.push((pair, counted));
             }
-            say(&format!("wake-ups and idling, {pair}"));
-            let outcome = stepped::run(&mut host, pair, bytes, &selection.wake_ups, selection.idle)
-                .with_context(|| format!("{pair} with rings of {bytes} bytes"))?;
-            ring.counted.push((pair, outcome));
         }
-        println!("{}", table::text(&ring));
-        found.push(ring.object());
+        Ok(())
     }
-    let all = json!({
-        "bench": "vchan",
-        "rounds": rounds,
-        "seconds_a_point": time,
-        "rings": found,
-    });
-    write_json(options.json.as_deref(), &all)
+
+    fn say(&self, ring: &Ring, what: &str) {
+        let seconds = self.started.elapsed().as_secs();
+        eprintln!("bench: {seconds} s: rings of {} bytes: {what}", ring.bytes);
+    }
 }
 
 /// Boots the lab: dom0 on one processor, the guest on the other.

@@ -58,6 +58,14 @@ impl Pair {
         }
     }
 
+    /// The largest ring that both sides can have.
+    pub(super) fn largest_ring(self) -> usize {
+        match self {
+            Pair::Ours => 2 << 20,
+            _ => 1 << 20,
+        }
+    }
+
     /// The server's command line, for the guest.
     pub(super) fn serve(self, ring: usize) -> String {
         match self.server_program() {

@@ -1,5 +1,7 @@
 //! What a bench has found, and its ratios.
 
+use std::collections::BTreeMap;
+
 use serde_json::{Value, json};
 
 use super::measure::{Figures, median};
@@ -17,6 +19,8 @@ pub(super) struct Ring {
     /// Of each ring.
     pub(super) bytes: usize,
     pub(super) figures: Figures,
+    /// What the sides of a pair have agreed on, as far as the client is ours and says so.
+    pub(super) formats: BTreeMap<Pair, String>,
     pub(super) counted: Vec<(Pair, Counted)>,
 }
 
@@ -115,6 +119,9 @@ impl Ring {
                 "median": median(values),
                 "rounds": values,
             });
+            if let Some(format) = self.formats.get(pair) {
+                object["format"] = format.as_str().into();
+            }
             if *pair != Pair::Stock && to_stock.is_some() {
                 object["to_stock"] = compared(to_stock, target);
             }

@@ -14,6 +14,9 @@ pub(super) fn text(ring: &Ring) -> String {
             "\n`memcpy` of 64 KiB blocks, same boot, dom0: {copy:.0} MB/s.\n"
         ));
     }
+    if let Some(format) = ring.formats.get(&Pair::Ours) {
+        text.push_str(&format!("\nOurs on both sides: {format} format.\n"));
+    }
     let tables = [
         ours(ring),
         mixed(ring),
@@ -240,7 +243,7 @@ mod tests {
         Ring {
             bytes: 65536,
             figures,
-            counted: Vec::new(),
+            ..Ring::default()
         }
     }
 

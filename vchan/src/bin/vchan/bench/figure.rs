@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use serde_json::{Map, Value, json};
+use vchan::Format;
 
 use super::points::Point;
 use crate::failure::Failure;
@@ -18,6 +19,8 @@ pub(crate) struct Figure {
     pub(crate) elapsed: Duration,
     /// Times this side rang the other.
     pub(crate) events_sent: u64,
+    /// What the channel's pages look like; `None` where there is no channel.
+    pub(crate) format: Option<Format>,
 }
 
 impl Figure {
@@ -69,6 +72,9 @@ impl Figure {
         object.insert("messages".into(), self.messages.into());
         object.insert("seconds".into(), json!(self.elapsed.as_secs_f64()));
         object.insert("events_sent".into(), self.events_sent.into());
+        if let Some(format) = self.format {
+            object.insert("format".into(), format.to_string().into());
+        }
         Value::Object(object)
     }
 }

@@ -36,8 +36,9 @@ pub(crate) fn run(mut channel: Channel, options: &BenchOptions) -> Result<(), Fa
     };
     if !options.json {
         say(format_args!(
-            "{} (rings: {} bytes to the server, {} to the client)",
+            "{} ({} format, rings: {} bytes to the server, {} to the client)",
             channel.describe(),
+            channel.format(),
             sizes.client_to_server,
             sizes.server_to_client
         ))?;
@@ -82,6 +83,7 @@ pub(crate) fn run(mut channel: Channel, options: &BenchOptions) -> Result<(), Fa
             messages,
             elapsed,
             events_sent,
+            format: None,
         }
         .print(options.json)?;
     }
@@ -160,6 +162,7 @@ fn measure(
         messages,
         elapsed,
         events_sent: channel.stats().events_sent - events_before,
+        format: Some(channel.format()),
     })
 }
 
