@@ -180,6 +180,14 @@ impl Ground {
         }
     }
 
+    /// Where this side says that its stream has ended, if it can.
+    pub(super) fn ended(&self) -> Option<usize> {
+        self.is_extended().then_some(match self.role() {
+            Role::Server => PAGE + extension::offset::RIGHT_ENDED,
+            Role::Client => PAGE + extension::offset::LEFT_ENDED,
+        })
+    }
+
     /// Where in the control page the first ring begins, or the page ends.
     pub(super) fn rings_from(&self) -> usize {
         [self.orders().left_place(), self.orders().right_place()]

@@ -437,6 +437,7 @@ impl Victim {
                     requests.contains(&at)
                         || (self.ground.is_extended() && requests.contains(&word))
                         || (at == own_live && closed)
+                        || (self.ground.ended() == Some(word) && closed && after.word(word) == 1)
                 }
             };
             if !right {
