@@ -12,9 +12,11 @@
 //! `[[bin]]` in `fuzz/Cargo.toml`.
 
 mod control;
+mod extension;
 mod input;
 mod protocol;
 mod region;
+mod region_memory;
 mod ring;
 mod session;
 mod text;
@@ -65,10 +67,22 @@ pub const TARGETS: &[Target] = &[
         changes: 10_000,
     },
     Target {
+        name: "extension",
+        run: extension::run,
+        seeds: extension::seeds,
+        changes: 20_000,
+    },
+    Target {
         name: "region",
         run: region::run,
         seeds: region::seeds,
         changes: 500,
+    },
+    Target {
+        name: "region_memory",
+        run: region_memory::run,
+        seeds: region_memory::seeds,
+        changes: 1_000,
     },
     Target {
         name: "xenstore",

@@ -4,12 +4,12 @@ use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
 use std::time::{Duration, Instant};
 
-use vchan::layout::{PAGE, RingSizes, Role};
+use vchan::layout::{Format, PAGE, RingSizes, Role};
 use vchan::local::peer::{
     HELLO_BYTES, LyingPeer, Offer, Page, REPLY_BYTES, reencode_hello, reencode_reply, send_raw,
 };
 use vchan::shm::Region;
-use vchan::{Channel, Error, PeerError, local};
+use vchan::{Channel, Error, PeerError, extension, local};
 
 use crate::input::Input;
 
@@ -28,14 +28,22 @@ fn sizes(choice: u8) -> RingSizes {
     }
 }
 
-/// Writes anywhere into the control page, in one of three widths.
-fn falsify(page: &Page, input: &mut Input<'_>) {
-    let at = usize::from(input.u16()) % PAGE;
-    match at % 3 {
-        // Most of the page means nothing; half of the lies go where it does.
-        0 => page.set_u8(at % 24, input.u8()),
-        1 => page.set_u32(at % 24 / 4 * 4, input.u32()),
-        _ => page.set_u32(at / 4 * 4, input.u32()),
+/// Writes anywhere into the control page, or into the extension page if there is one.
+fn falsify(control: &Page, extension: Option<&Page>, input: &mut Input<'_>) {
+    let choice = input.u16();
+    let at = usize::from(choice) % PAGE;
+    match extension {
+        // Most of a page means nothing; two thirds of the lies go where it does.
+        Some(page) if choice & 0x8000 != 0 => match at % 3 {
+            0 => page.set_u8(at % 160, input.u8()),
+            1 => page.set_u32(extension::offset::LEFT_PROD + at % 8 * 128, input.u32()),
+            _ => page.set_u32(at / 4 * 4, input.u32()),
+        },
+        _ => match at % 3 {
+            0 => control.set_u8(at % 24, input.u8()),
+            1 => control.set_u32(at % 24 / 4 * 4, input.u32()),
+            _ => control.set_u32(at / 4 * 4, input.u32()),
+        },
     }
 }
 
@@ -56,13 +64,17 @@ pub(crate) fn rendezvous(data: &[u8]) {
 
 /// A client that is made a false offer.
 fn offered(input: &mut Input<'_>) {
-    let mut offer = Offer::new(sizes(input.u8())).expect("an honest offer");
-    let choice = input.u8();
+    let (rings, choice) = (sizes(input.u8()), input.u8());
+    let offer = match choice & 16 {
+        0 => Offer::new(rings),
+        _ => Offer::extended(rings),
+    };
+    let mut offer = offer.expect("an honest offer");
     if choice & 1 != 0 {
         offer.hello[usize::from(input.u8()) % HELLO_BYTES] ^= input.u8();
     }
     while !input.is_empty() {
-        falsify(&offer.page, input);
+        falsify(&offer.page, offer.extension.as_ref(), input);
     }
     let fds = match choice >> 1 & 7 {
         0 => vec![offer.memory.as_fd(), offer.to_server.as_fd()],
@@ -83,12 +95,14 @@ fn offered(input: &mut Input<'_>) {
 }
 
 pub(crate) fn rendezvous_seeds() -> Vec<Vec<u8>> {
-    let honest = Offer::new(sizes(2)).expect("an honest offer").hello;
+    let honest = Offer::extended(sizes(2)).expect("an honest offer").hello;
     let seed = |tail: &[u8]| [&honest[..], &[0; REPLY_BYTES], tail].concat();
     vec![
         seed(&[2, 14]),
+        seed(&[2, 30]),
         seed(&[0, 15, 9, 1]),
         seed(&[1, 14, 16, 0, 20]),
+        seed(&[3, 30, 9, 128, 1]),
     ]
 }
 
@@ -97,6 +111,7 @@ struct Stage {
     victim: Channel,
     peer: LyingPeer,
     role: Role,
+    extended: bool,
     /// The first rule the victim saw broken.
     broken: Option<PeerError>,
     /// Where the victim reads and writes next, if that is known.
@@ -122,18 +137,31 @@ pub(crate) fn control_page(data: &[u8]) {
 impl Stage {
     fn set(input: &mut Input<'_>) -> Option<Self> {
         let choice = input.u8();
-        let rings = sizes(choice >> 1);
+        let (serves, extended, rings) = (choice & 1 != 0, choice & 2 != 0, sizes(choice >> 2));
         let (ours, theirs) = UnixStream::pair().expect("a pair of sockets");
-        let (role, mut victim, peer, start) = if choice & 1 == 0 {
-            let offer = Offer::new(rings).expect("an honest offer");
+        let (role, mut victim, peer, start) = if serves {
+            let peer = std::thread::spawn(move || match extended {
+                true => LyingPeer::connect_extended(ours, soon()),
+                false => LyingPeer::connect(ours, soon()),
+            });
+            let first = input.u32();
+            let victim = local::serve_from_index(theirs, rings, first, soon());
+            let victim = victim.expect("a peer that has not lied yet");
+            let peer = peer.join().expect("no panic").expect("a victim");
+            (Role::Server, victim, peer, (first, first))
+        } else {
+            let offer = match extended {
+                true => Offer::extended(rings),
+                false => Offer::new(rings),
+            };
+            let offer = offer.expect("an honest offer");
             // Indexes that both rings start with; the peer may also leave something to read.
             let (left, right, unread) = (input.u32(), input.u32(), input.u16());
-            use vchan::layout::offset;
-            offer.page.set_u32(offset::LEFT_CONS, left);
-            offer.page.set_u32(offset::LEFT_PROD, left);
-            offer.page.set_u32(offset::RIGHT_CONS, right);
-            let prod = right.wrapping_add(unread.into());
-            offer.page.set_u32(offset::RIGHT_PROD, prod);
+            let (page, at) = indexes(&offer.page, offer.extension.as_ref());
+            page.set_u32(at.left_cons, left);
+            page.set_u32(at.left_prod, left);
+            page.set_u32(at.right_cons, right);
+            page.set_u32(at.right_prod, right.wrapping_add(unread.into()));
             offer.send(&ours, soon()).expect("room in an empty socket");
             let victim = match local::connect_on(theirs, soon()) {
                 Ok(victim) => victim,
@@ -141,19 +169,18 @@ impl Stage {
                 Err(error) => panic!("false indexes led to {error:?}"),
             };
             (Role::Client, victim, offer.into_peer(ours), (right, left))
-        } else {
-            let peer = std::thread::spawn(move || LyingPeer::connect(ours, soon()));
-            let first = input.u32();
-            let victim = local::serve_from_index(theirs, rings, first, soon());
-            let victim = victim.expect("a peer that has not lied yet");
-            let peer = peer.join().expect("no panic").expect("a victim");
-            (Role::Server, victim, peer, (first, first))
         };
+        let format = match extended {
+            true => Format::Extended,
+            false => Format::Classic,
+        };
+        assert_eq!(victim.format(), format);
         victim.set_spin(Duration::ZERO);
         Some(Self {
             victim,
             peer,
             role,
+            extended,
             broken: None,
             read_at: start.0,
             write_at: start.1,
@@ -161,10 +188,15 @@ impl Stage {
     }
 
     fn step(&mut self, input: &mut Input<'_>) {
+        let outcome = self.act(input);
+        self.judge(outcome);
+    }
+
+    fn act(&mut self, input: &mut Input<'_>) -> vchan::Result<()> {
         let now = Instant::now();
-        let outcome = match input.u8() % 16 {
+        match input.u8() % 20 {
             0..=3 => {
-                falsify(&self.peer.page, input);
+                falsify(&self.peer.page, self.extension(), input);
                 Ok(())
             }
             4 | 5 => {
@@ -189,6 +221,33 @@ impl Stage {
                     Err(_) => Ok(usize::try_from(n).expect("small")),
                 }
             }),
+            15 => self.read(input, |victim, buf| {
+                let before = victim.stats().bytes_read;
+                let outcome = victim.read_exact(buf, now);
+                let n = usize::try_from(victim.stats().bytes_read - before).expect("small");
+                match outcome {
+                    Err(error) if n == 0 => Err(error),
+                    _ => Ok(Some(n)),
+                }
+            }),
+            16 => self.read(input, |victim, buf| {
+                let len = victim.peek(buf.len().min(100), now)?.copy_to(buf);
+                victim.consume(len).map(|()| Some(len))
+            }),
+            17 => self.write(input, |victim, buf| {
+                let mut space = victim.reserve(buf.len().min(100), now)?;
+                let len = space.copy_from(buf);
+                victim.commit(len).map(|()| len)
+            }),
+            18 => {
+                // More than was lent.
+                let n = usize::from(input.u16()) + 1;
+                let lent = self.victim.try_peek(0)?.map_or(0, |bytes| bytes.len());
+                match self.victim.consume(lent + n) {
+                    Err(Error::TooMany { .. }) => Ok(()),
+                    outcome => outcome.map(|()| panic!("{n} bytes too many were consumed")),
+                }
+            }
             11 => self.victim.available().map(|n| {
                 assert!(n <= self.victim.incoming_ring_bytes());
             }),
@@ -202,8 +261,7 @@ impl Stage {
             _ => self
                 .victim
                 .wait(vgpu_protocol::transport::Interest::ReadOrWrite, now),
-        };
-        self.judge(outcome);
+        }
     }
 
     fn judge(&mut self, outcome: vchan::Result<()>) {
@@ -225,15 +283,20 @@ impl Stage {
         }
     }
 
+    /// The extension page, if it is in use.
+    fn extension(&self) -> Option<&Page> {
+        self.peer.extension.as_ref().filter(|_| self.extended)
+    }
+
     /// The peer says that it has written and read a little more.
     fn move_honestly(&mut self, by: u16) {
-        use vchan::layout::offset;
-        let (prod, cons) = match self.role {
-            Role::Server => (offset::LEFT_PROD, offset::RIGHT_CONS),
-            Role::Client => (offset::RIGHT_PROD, offset::LEFT_CONS),
+        let (page, at) = indexes(&self.peer.page, self.extension());
+        let at = match (self.role, by & 1 == 0) {
+            (Role::Server, true) => at.left_prod,
+            (Role::Server, false) => at.right_cons,
+            (Role::Client, true) => at.right_prod,
+            (Role::Client, false) => at.left_cons,
         };
-        let at = if by & 1 == 0 { prod } else { cons };
-        let page = &self.peer.page;
         page.set_u32(at, page.u32(at).wrapping_add((by >> 1).into()));
     }
 
@@ -278,6 +341,39 @@ impl Stage {
     }
 }
 
+/// Where the indexes lie.
+struct Indexes {
+    left_prod: usize,
+    left_cons: usize,
+    right_prod: usize,
+    right_cons: usize,
+}
+
+/// The page that the indexes lie in, and where.
+fn indexes<'p>(control: &'p Page, extension: Option<&'p Page>) -> (&'p Page, Indexes) {
+    use vchan::layout::offset as classic;
+    match extension {
+        None => {
+            let at = Indexes {
+                left_prod: classic::LEFT_PROD,
+                left_cons: classic::LEFT_CONS,
+                right_prod: classic::RIGHT_PROD,
+                right_cons: classic::RIGHT_CONS,
+            };
+            (control, at)
+        }
+        Some(page) => {
+            let at = Indexes {
+                left_prod: extension::offset::LEFT_PROD,
+                left_cons: extension::offset::LEFT_CONS,
+                right_prod: extension::offset::RIGHT_PROD,
+                right_cons: extension::offset::RIGHT_CONS,
+            };
+            (page, at)
+        }
+    }
+}
+
 fn contents(ring: &Region) -> Vec<u8> {
     let mut bytes = vec![0; ring.len()];
     ring.copy_out(0, &mut bytes);
@@ -286,12 +382,13 @@ fn contents(ring: &Region) -> Vec<u8> {
 
 pub(crate) fn control_page_seeds() -> Vec<Vec<u8>> {
     let mut seeds = Vec::new();
-    for choice in 0..8 {
+    for choice in 0..16 {
         let mut seed = vec![choice];
         seed.extend([0; 10]);
         // Write, say it was read; say something was written, read it; wait and drain.
         seed.extend([
-            9, 0, 1, 7, 4, 1, 2, 4, 0, 2, 8, 0, 1, 7, 9, 0, 10, 0, 9, 5, 6, 15, 12,
+            9, 0, 1, 7, 4, 1, 2, 4, 0, 2, 8, 0, 1, 7, 9, 0, 10, 0, 9, 5, 6, 19, 12, 4, 0, 2, 16,
+            50, 0, 17, 60, 0, 7, 4, 8, 0, 15, 4, 0, 18, 1, 0,
         ]);
         seeds.push(seed);
     }

@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use vchan::DomId;
-use vchan::xen::keys::parse_number;
+use vchan::xen::keys::{ExtensionKey, parse_number};
 use vchan::xen::path::{ChannelPath, PATH_MAX};
 use vgpu_file_transport::guide::{Command, parse_command, parse_response};
 use vgpu_mediator::policy::GuestKey;
@@ -21,6 +21,9 @@ pub(crate) fn xenstore(data: &[u8]) {
     if let Ok(number) = parse_number(text) {
         assert!(number > 0 && number.to_string() == text);
     }
+    if let Ok(key) = ExtensionKey::parse(text) {
+        assert_eq!(key.encode(), text.to_ascii_lowercase());
+    }
     if let Ok(path) = text.parse::<ChannelPath>() {
         assert_eq!(path.as_str(), text, "a path is taken as it is or refused");
         let longest = path.resolve(DomId(u16::MAX)) + "/event-channel";
@@ -35,6 +38,7 @@ pub(crate) fn xenstore(data: &[u8]) {
 pub(crate) fn xenstore_seeds() -> Vec<Vec<u8>> {
     owned(&[
         "4294967295",
+        "17 000102030405060708090a0b0c0d0e0f",
         "/local/domain/7/data/vgpu/0123456789abcdef",
         "data/vchan/1",
         "domid:7",

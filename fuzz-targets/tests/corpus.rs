@@ -68,8 +68,8 @@ macro_rules! replay {
 }
 
 replay! {
-    protocol mediator_session guest_session control_page rendezvous region xenstore guide_files
-    endpoints mediator_config control_lines
+    protocol mediator_session guest_session control_page rendezvous extension region region_memory
+    xenstore guide_files endpoints mediator_config control_lines
 }
 
 #[test]
