@@ -87,7 +87,8 @@ fn build(nightly: &Nightly, target_dir: &Path) -> Result<()> {
     nightly::run(
         nightly
             .cargo(RUSTFLAGS)
-            .args(["build", "--release", "--locked", "--target", TARGET])
+            // Not --locked: a dependency that the workspace gains is added to its lock file.
+            .args(["build", "--release", "--target", TARGET])
             .args(["--manifest-path", "fuzz/Cargo.toml", "--target-dir"])
             .arg(target_dir),
     )
