@@ -21,6 +21,7 @@ mod measure;
 mod pairs;
 mod points;
 mod prebuilt;
+mod regions;
 mod results;
 mod stepped;
 mod table;
@@ -76,6 +77,19 @@ mod flags {
                 /// Use what `bench prepare` wrote.
                 optional --prebuilt FOLDER: PathBuf
             }
+            /// Bytes through shared regions beside the ring alone, in one boot of the lab.
+            cmd regions {
+                /// Rounds; each figure is their median (default 3).
+                optional --rounds N: usize
+                /// Seconds for a point in each round (default 0.5).
+                optional --time SECONDS: f64
+                /// Ring sizes in bytes, separated by commas (default 65536,262144,1048576).
+                optional --rings LIST: String
+                /// Write everything that was found to this file.
+                optional --json FILE: PathBuf
+                /// Use what `bench prepare` wrote.
+                optional --prebuilt FOLDER: PathBuf
+            }
             /// Write all that `bench vchan` needs, this program included, to a folder.
             cmd prepare {
                 required folder: PathBuf
@@ -90,6 +104,7 @@ pub(crate) fn main(args: Vec<OsString>) -> Result<()> {
     match flags.subcommand {
         flags::BenchCmd::Vchan(options) => vchan(&options),
         flags::BenchCmd::Local(options) => local::run(&options),
+        flags::BenchCmd::Regions(options) => regions::run(&options),
         flags::BenchCmd::Prepare(options) => prebuilt::prepare(&options.folder),
     }
 }
