@@ -355,6 +355,25 @@ fn c39_a_peer_that_never_unmaps_strands_a_bounded_number_of_pages() {
 }
 
 #[test]
+fn c39_small_regions_that_are_never_let_go_cost_a_bounded_number_of_descriptors() {
+    let (victim, liar) = pair(ROLES[0]);
+    let mut made = 0;
+    let refused = loop {
+        match victim.create_region(1, Access::Both) {
+            Ok(region) => {
+                made += 1;
+                assert!(made < 10_000, "no end");
+                let (header, _) = taken(&liar);
+                header.write_all_at(&[1], PEER_STATE).unwrap();
+                drop(region);
+            }
+            Err(error) => break error,
+        }
+    };
+    assert!(matches!(refused, Error::Region(RegionError::TooMany(n)) if n == made));
+}
+
+#[test]
 fn c39_a_peer_that_claims_to_have_unmapped_gets_the_same_pages_again() {
     let (victim, liar) = pair(ROLES[0]);
     victim.regions().set_limit(4 * 4096);

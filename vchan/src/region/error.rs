@@ -59,7 +59,7 @@ pub enum RegionError {
         /// The limit in pages.
         limit: usize,
     },
-    /// Too many regions in one channel.
+    /// Too many regions in one channel, ended ones that keep their pages included.
     #[error("the channel has {0} regions already, which is the most")]
     TooMany(usize),
     /// The bytes are not a ticket that this side can use.
@@ -134,7 +134,7 @@ impl RegionError {
                 "use a smaller region; end others and give their pages back; or raise the limit with \
                  Regions::set_limit"
             }
-            Self::TooMany(_) => "end other regions of this channel first",
+            Self::TooMany(_) => "end other regions of this channel and give their pages back",
             Self::Ticket(_) => {
                 "pass on the bytes of ticket() unchanged, to the same version of vchan"
             }

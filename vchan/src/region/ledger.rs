@@ -23,6 +23,10 @@ use crate::layout::PAGE;
 /// mapped.
 pub const MOST_REGIONS: usize = 64;
 
+/// The most regions whose memory a channel holds, those that have ended among them: each costs a
+/// few descriptors.
+const MOST_HELD: usize = 4 * MOST_REGIONS;
+
 /// Bytes of all regions that this side makes in a channel, and as many of those that it maps,
 /// unless told otherwise: 64 MiB.
 pub const DEFAULT_LIMIT: usize = 64 << 20;
@@ -108,6 +112,10 @@ impl Ledger {
         let source = match fitting {
             Some(at) => Source::Kept(state.kept.swap_remove(at)),
             None => {
+                let all = state.own.len() + state.kept.len();
+                if all >= MOST_HELD {
+                    return Err(RegionError::TooMany(all));
+                }
                 if total > state.limit.saturating_sub(state.own_pages) {
                     let held = state.kept.iter().filter(|owner| !free(owner));
                     return Err(RegionError::Limit {

@@ -121,9 +121,13 @@ pub(super) fn map(channel: &Arc<Shared>, bytes: &[u8], deadline: Instant) -> Res
         channel: Arc::downgrade(channel),
         ticket,
     };
-    match channel.regions.add_mapping(&region.cell) {
-        true => Ok(region),
-        false => Err(Error::Closed),
+    if !channel.regions.add_mapping(&region.cell) {
+        return Err(Error::Closed);
+    }
+    // An end that was noticed before the mapping was listed found nothing to unmap.
+    match channel.peer_gone()? {
+        true => Err(channel.end(0)),
+        false => Ok(region),
     }
 }
 
