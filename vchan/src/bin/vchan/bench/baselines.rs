@@ -5,6 +5,8 @@ use std::io::{Read, Write};
 use std::os::unix::net::UnixStream;
 use std::time::{Duration, Instant};
 
+use nix::sched::{CpuSet, sched_getaffinity, sched_setaffinity};
+use nix::unistd::Pid;
 use vchan::layout::PAGE;
 
 use super::amount::Amount;
@@ -38,7 +40,8 @@ pub(crate) fn memcpy(
     })
 }
 
-/// An echo over a Unix socket pair between two threads.
+/// An echo over a Unix socket pair between two threads. Where this process is kept on one
+/// processor, the second thread leaves it, as the other side of the channel is elsewhere, too.
 ///
 /// # Errors
 /// There is no socket or thread to be had.
@@ -46,6 +49,7 @@ pub(crate) fn socket_pair(size: usize, amount: Amount) -> Result<(u64, Duration)
     let failed = |error| Failure::standard("socket pair", &error);
     let (mut near, mut far) = UnixStream::pair().map_err(failed)?;
     let echo = std::thread::spawn(move || {
+        leave_the_only_processor();
         let mut buf = vec![0; size];
         while far.read_exact(&mut buf).is_ok() && far.write_all(&buf).is_ok() {}
     });
@@ -62,4 +66,25 @@ pub(crate) fn socket_pair(size: usize, amount: Amount) -> Result<(u64, Duration)
     drop(near);
     let _ = echo.join();
     measured
+}
+
+/// Lets the calling thread run anywhere but on the one processor it is kept on, if it is on one
+/// and there are others; else it stays where it is.
+fn leave_the_only_processor() {
+    let this_thread = Pid::from_raw(0);
+    let Ok(kept) = sched_getaffinity(this_thread) else {
+        return;
+    };
+    let of = |set: &CpuSet| -> Vec<usize> {
+        let all = 0..CpuSet::count();
+        all.filter(|cpu| set.is_set(*cpu).unwrap_or(false))
+            .collect()
+    };
+    let [only] = of(&kept)[..] else { return };
+    let mut others = CpuSet::new();
+    for cpu in (0..CpuSet::count()).filter(|cpu| *cpu != only) {
+        let _ = others.set(cpu); // within the set's size
+    }
+    // Fails where there is no other processor.
+    let _ = sched_setaffinity(this_thread, &others);
 }
