@@ -14,7 +14,7 @@ use super::pairs::Pair;
 use super::points::Point;
 
 /// How often a counted transfer fills its ring.
-const RINGS_FULL: u64 = 1024;
+const RINGS_FULL: u64 = 256;
 
 /// Between the last traffic and the first look at an idle channel.
 const CALM_SECONDS: u64 = 2;
