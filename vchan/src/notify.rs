@@ -120,9 +120,10 @@ pub fn is_reached(word: u32, index: u32) -> bool {
 pub trait WaitWord {
     /// Relaxed load.
     fn load(&self) -> u32;
-    /// Relaxed store.
+    /// Release store: pairs with [`take`](Self::take). Who takes the request rings after all that
+    /// its owner did before, such as acknowledging an earlier ring.
     fn store(&self, value: u32);
-    /// Takes the request, whatever it is by now; sequentially consistent.
+    /// Takes the request, whatever it is by now; sequentially consistent, so also an acquire load.
     fn take(&self);
     /// A sequentially consistent fence.
     fn fence();
@@ -135,7 +136,7 @@ impl WaitWord for AtomicU32 {
     }
     #[inline]
     fn store(&self, value: u32) {
-        self.store(value, Ordering::Relaxed);
+        self.store(value, Ordering::Release);
     }
     #[inline]
     fn take(&self) {

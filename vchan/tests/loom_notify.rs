@@ -104,7 +104,7 @@ impl<const FENCES: bool> WaitWord for Word<FENCES> {
         self.0.load(Ordering::Relaxed)
     }
     fn store(&self, value: u32) {
-        self.0.store(value, Ordering::Relaxed);
+        self.0.store(value, Ordering::Release);
     }
     fn take(&self) {
         self.0.swap(0, Ordering::SeqCst);

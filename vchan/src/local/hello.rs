@@ -16,8 +16,10 @@ const EXTENSION: u16 = 1;
 
 /// Length of a hello: magic, version u16, flags u16, reserved u32, memory bytes u64, nonce of the
 /// extension page.
+#[allow(unreachable_pub, reason = "only tests of other crates use it")]
 pub const HELLO_BYTES: usize = 40;
 /// Length of a reply: magic, version u16, code u16, reserved u32.
+#[allow(unreachable_pub, reason = "only tests of other crates use it")]
 pub const REPLY_BYTES: usize = 16;
 
 /// The server's message.

@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use vchan::Channel;
+use vchan::{Channel, Error};
 
 use super::messages::{COMMAND_BYTES, Command, Kind};
 use super::words;
@@ -56,22 +56,22 @@ pub(crate) fn run(mut channel: Channel) -> Result<(), Failure> {
 }
 
 /// Fills `buf`; the end of the stream is a failure.
+#[inline]
 pub(crate) fn read_exact(
     channel: &mut Channel,
     buf: &mut [u8],
     deadline: Instant,
 ) -> Result<(), Failure> {
-    let mut filled = 0;
-    while filled < buf.len() {
-        match channel.read(&mut buf[filled..], deadline)? {
-            0 => {
-                return Err(Failure::new(
-                    "the other side closed in the middle of the benchmark",
-                    "look at its output, then start both sides again",
-                ));
-            }
-            n => filled += n,
-        }
+    channel.read_exact(buf, deadline).map_err(closed)
+}
+
+#[cold]
+fn closed(error: Error) -> Failure {
+    match error {
+        Error::PeerClosed { .. } => Failure::new(
+            "the other side closed in the middle of the benchmark",
+            "look at its output, then start both sides again",
+        ),
+        error => error.into(),
     }
-    Ok(())
 }
