@@ -7,8 +7,8 @@
 //! does) and the sleep on it (`loom/poll.rs`). A lost wake-up shows as a deadlock of the model.
 //!
 //! Each protocol has a twin that leaves one thing out ([`Without`]) and must fail; if it does not,
-//! the model is too small to show anything. Explored are all executions with at most two
-//! ([`MANY`]) or three ([`FEW`]) switches at a point where the running thread could have gone on.
+//! the model is too small to show anything. Explored are all executions with at most three
+//! ([`MANY`]) or four ([`FEW`]) switches at a point where the running thread could have gone on.
 #![allow(
     dead_code,
     unreachable_pub,
@@ -90,9 +90,9 @@ use shm::{ControlPage, Region};
 use sync::{Arc, Without, leave_out};
 
 /// Switches explored where there are few things to interleave.
-const FEW: usize = 3;
+const FEW: usize = 4;
 /// Switches explored where there are many.
-const MANY: usize = 2;
+const MANY: usize = 3;
 /// Bytes of the left ring, which the client writes.
 const LEFT: u32 = 1 << 10;
 
