@@ -42,14 +42,7 @@ pub(crate) fn run(arguments: impl Iterator<Item = String>) -> Result<(), Box<dyn
         let start = Instant::now();
         channel.write_all(text.as_bytes(), soon())?;
         let mut answer = vec![0; text.len()];
-        let mut filled = 0;
-        // A channel is a stream: what was written at once may come in parts.
-        while filled < answer.len() {
-            match channel.read(&mut answer[filled..], soon())? {
-                0 => return Err("the server closed before it had answered".into()),
-                n => filled += n,
-            }
-        }
+        channel.read_exact(&mut answer, soon())?;
         let took = start.elapsed();
         if answer != text.as_bytes() {
             return Err(format!("'{text}' came back as {answer:?}").into());

@@ -43,14 +43,7 @@
 //!     let mut sum = [0; 8];
 //!     for number in 1..=100u64 {
 //!         channel.write_all(&number.to_ne_bytes(), soon())?;
-//!         // A channel is a stream: what was written at once may come in parts.
-//!         let mut filled = 0;
-//!         while filled < sum.len() {
-//!             match channel.read(&mut sum[filled..], soon())? {
-//!                 0 => return Err(Error::PeerClosed { unread: 0 }),
-//!                 n => filled += n,
-//!             }
-//!         }
+//!         channel.read_exact(&mut sum, soon())?;
 //!     }
 //!     // Waits until the server has read everything, then closes.
 //!     channel.close(soon())?;
@@ -78,7 +71,7 @@
 //! # What to use for what
 //! | you want | use |
 //! |---|---|
-//! | a stream of bytes | [`Channel::read`], [`Channel::write_all`], or [`std::io::Read`] and [`Write`](std::io::Write) with [`Channel::set_timeout`] |
+//! | a stream of bytes | [`Channel::read`], [`read_exact`](Channel::read_exact), [`write_all`](Channel::write_all), or [`std::io::Read`] and [`Write`](std::io::Write) with [`Channel::set_timeout`] |
 //! | no copy: fill and look at the ring itself, or move bytes between it and a file or socket | [`Channel::reserve`] and [`peek`](Channel::peek): [`in_place`] |
 //! | one thread for each direction | [`Channel::split`] |
 //! | a poll loop of your own | `try_…` calls, and the descriptor that a channel lends with [`AsFd`](std::os::fd::AsFd) |
@@ -89,6 +82,7 @@
 //! # When things go wrong
 //! * The peer **closes**, or its process ends: what it wrote before is still read, then reads
 //!   return 0, the end. Writes fail with [`Error::PeerClosed`], which says how much it left unread.
+//!   [`Channel::peer_end`] tells the two apart, unless the peer is libxenvchan.
 //! * Its **domain is destroyed**: every waiting call wakes, and reads end with
 //!   [`Error::PeerLost`]. Drop the channel then: its mapping keeps the dead domain in `xl list`.
 //! * It **breaks the rules**: [`Error::Peer`] names the field and the value, now and in every

@@ -136,8 +136,9 @@ fn client_killed(context: &mut Context) -> Result<()> {
 fn server_killed(context: &mut Context) -> Result<()> {
     let [server, client] = endless(context, "pv")?;
     server.signal(context.host.as_mut(), "KILL")?;
-    // On this wire format the death of a process is a close: the sink prints what came.
+    // The sink prints what came, and knows that the server did not mean this to be all.
     let output = client.wait(context.host.as_mut(), LIMIT)?;
+    ensure_failed_well("vchan connect", &output)?;
     ensure!(
         output.stdout.starts_with("sink: "),
         "{}",
