@@ -309,7 +309,8 @@ pub(crate) struct BenchOptions {
     #[arg(long)]
     pub(crate) baseline: bool,
     /// Measure these only: KIND or KIND:BYTES, separated by commas [kinds: sink, source, echo,
-    /// produce, produce-in-place, consume, consume-in-place, memcpy, socket-pair].
+    /// produce, produce-in-place, consume, consume-in-place, memcpy, socket-pair,
+    /// socket-pair-together].
     #[arg(long, value_name = "LIST", value_parser = clap::value_parser!(Points))]
     pub(crate) points: Option<Points>,
     /// Move this many bytes at each point, however long that takes.

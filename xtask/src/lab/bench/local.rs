@@ -17,7 +17,7 @@ use super::{prebuilt, rings, seconds, targets, write_json};
 use crate::apt;
 
 /// In the order of the table.
-const KINDS: [&str; 9] = [
+const KINDS: [&str; 10] = [
     "sink",
     "source",
     "echo",
@@ -27,11 +27,12 @@ const KINDS: [&str; 9] = [
     "consume-in-place",
     "memcpy",
     "socket-pair",
+    "socket-pair-together",
 ];
 
 /// All of them, for the program.
 const POINTS: &str = "sink,source,echo,produce:65536,produce-in-place:65536,consume:65536,\
-                      consume-in-place:65536,memcpy,socket-pair";
+                      consume-in-place:65536,memcpy,socket-pair,socket-pair-together";
 
 /// Runs it.
 ///

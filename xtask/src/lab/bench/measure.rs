@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use anyhow::{Context as _, Result, bail, ensure};
+use anyhow::{Context as _, Result, bail};
 use serde_json::Value;
 
 use super::super::host::{Host, LIMIT, Place};
@@ -41,12 +41,15 @@ pub(super) fn run(
     let server = Job::start(host, Place::Guest(GUEST), "bench-serve", &serve)?;
     // Waited for in dom0 itself: every look from outside costs the machine time.
     let client = host.exec(Place::Dom0, &bench, RUN_LIMIT)?;
-    ensure!(
-        client.success(),
-        "`{bench}` ended with {}: {}",
-        client.status,
-        client.last_words()
-    );
+    if !client.success() {
+        let server = server.output_so_far(host)?;
+        bail!(
+            "`{bench}` ended with {}: {}; the server says: {}",
+            client.status,
+            client.last_words(),
+            server.last_words()
+        );
+    }
     server.wait(host, LIMIT)?.text()?;
     for line in parse(&client.stdout)? {
         if let Some(format) = line.format {

@@ -21,7 +21,10 @@ impl Point {
 
     /// Whether its figure is a time: less is better.
     pub(super) fn is_round_trip(&self) -> bool {
-        matches!(self.kind.as_str(), "echo" | "socket-pair")
+        matches!(
+            self.kind.as_str(),
+            "echo" | "socket-pair" | "socket-pair-together"
+        )
     }
 
     /// `KIND:BYTES`, as the programs take it.

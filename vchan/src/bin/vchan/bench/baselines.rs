@@ -10,6 +10,7 @@ use nix::unistd::Pid;
 use vchan::layout::PAGE;
 
 use super::amount::Amount;
+use super::points::Threads;
 use crate::failure::Failure;
 
 /// What this machine copies on one processor, from one block into memory that lies as a ring does:
@@ -40,16 +41,21 @@ pub(crate) fn memcpy(
     })
 }
 
-/// An echo over a Unix socket pair between two threads. Where this process is kept on one
-/// processor, the second thread leaves it, as the other side of the channel is elsewhere, too.
+/// An echo over a Unix socket pair between two threads.
 ///
 /// # Errors
 /// There is no socket or thread to be had.
-pub(crate) fn socket_pair(size: usize, amount: Amount) -> Result<(u64, Duration), Failure> {
+pub(crate) fn socket_pair(
+    size: usize,
+    threads: Threads,
+    amount: Amount,
+) -> Result<(u64, Duration), Failure> {
     let failed = |error| Failure::standard("socket pair", &error);
     let (mut near, mut far) = UnixStream::pair().map_err(failed)?;
     let echo = std::thread::spawn(move || {
-        leave_the_only_processor();
+        if threads == Threads::Apart {
+            leave_the_only_processor();
+        }
         let mut buf = vec![0; size];
         while far.read_exact(&mut buf).is_ok() && far.write_all(&buf).is_ok() {}
     });

@@ -20,7 +20,7 @@ use amount::Amount;
 use figure::Figure;
 use messages::{Command, Kind};
 pub(crate) use points::Points;
-use points::{Point, Work};
+use points::{Point, Threads, Work};
 pub(crate) use serve::POINT_LIMIT;
 pub(crate) use serve::read_exact;
 pub(crate) use serve::run as serve;
@@ -69,11 +69,11 @@ pub(crate) fn run(mut channel: Channel, options: &BenchOptions) -> Result<(), Fa
     for point in baselines {
         let block = point.message_bytes as usize;
         let (messages, elapsed) = match point.work {
-            Work::SocketPair => baselines::socket_pair(block, amount)?,
+            Work::SocketPair(threads) => baselines::socket_pair(block, threads, amount)?,
             _ => baselines::memcpy(block, sizes.client_to_server, amount)?,
         };
         let ring_bytes = match point.work {
-            Work::SocketPair => 0,
+            Work::SocketPair(_) => 0,
             _ => sizes.client_to_server,
         };
         let events_sent = 0;
@@ -97,7 +97,9 @@ fn chosen(options: &BenchOptions) -> Points {
         .clone()
         .unwrap_or_else(|| Points::usual(&[Work::Sink, Work::Source, Work::Echo, Work::Memcpy]));
     if options.baseline {
-        points.0.extend(Points::usual(&[Work::SocketPair]).0);
+        points
+            .0
+            .extend(Points::usual(&[Work::SocketPair(Threads::Apart)]).0);
     }
     points
 }

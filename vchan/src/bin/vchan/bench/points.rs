@@ -22,10 +22,19 @@ pub(crate) enum Work {
     /// No channel: one processor copies from a block into a ring-sized buffer.
     Memcpy,
     /// No channel: an echo over a Unix socket pair between two threads.
-    SocketPair,
+    SocketPair(Threads),
 }
 
-const NAMES: [(Work, &str); 9] = [
+/// Where two threads run.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Threads {
+    /// On processors of their own, as the two sides of the channel.
+    Apart,
+    /// Wherever this process is kept: on one processor, if it is kept on one.
+    Together,
+}
+
+const NAMES: [(Work, &str); 10] = [
     (Work::Sink, "sink"),
     (Work::Source, "source"),
     (Work::Echo, "echo"),
@@ -34,7 +43,8 @@ const NAMES: [(Work, &str); 9] = [
     (Work::Consume(Access::Copy), "consume"),
     (Work::Consume(Access::InPlace), "consume-in-place"),
     (Work::Memcpy, "memcpy"),
-    (Work::SocketPair, "socket-pair"),
+    (Work::SocketPair(Threads::Apart), "socket-pair"),
+    (Work::SocketPair(Threads::Together), "socket-pair-together"),
 ];
 
 impl Work {
@@ -46,19 +56,19 @@ impl Work {
 
     /// Whether the figure is a time for each message, not a rate.
     pub(crate) fn is_round_trip(self) -> bool {
-        matches!(self, Self::Echo | Self::SocketPair)
+        matches!(self, Self::Echo | Self::SocketPair(_))
     }
 
     /// Whether it needs no channel.
     pub(crate) fn is_baseline(self) -> bool {
-        matches!(self, Self::Memcpy | Self::SocketPair)
+        matches!(self, Self::Memcpy | Self::SocketPair(_))
     }
 
     /// The usual message sizes.
     fn sizes(self) -> &'static [u32] {
         match self {
             Self::Sink | Self::Source => &[64, 1 << 10, 4 << 10, 16 << 10, 64 << 10],
-            Self::Echo | Self::SocketPair => &[16, 1 << 10],
+            Self::Echo | Self::SocketPair(_) => &[16, 1 << 10],
             Self::Produce(_) | Self::Consume(_) | Self::Memcpy => &[64 << 10],
         }
     }
