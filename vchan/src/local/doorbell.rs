@@ -11,13 +11,12 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::thread::available_parallelism;
 use std::time::Instant;
 
 use nix::errno::Errno;
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
 use nix::sys::eventfd::{EfdFlags, EventFd};
-use nix::unistd::write;
+use nix::unistd::{SysconfVar, sysconf, write};
 
 use super::handover::Handover;
 use super::memory;
@@ -58,6 +57,14 @@ pub(super) fn new_eventfd() -> nix::Result<OwnedFd> {
     EventFd::from_value_and_flags(1, flags).map(Into::into)
 }
 
+/// Processors of the machine, not only those this process may use: the peer's may be others.
+fn processors() -> i64 {
+    match sysconf(SysconfVar::_NPROCESSORS_ONLN) {
+        Ok(Some(count)) => count,
+        _ => 1,
+    }
+}
+
 impl LocalBackend {
     pub(super) fn new(
         reactor: Option<&Handle>,
@@ -83,7 +90,7 @@ impl LocalBackend {
             _own: own,
             peers,
             handover: Handover::new(stream),
-            spin_helps: available_parallelism().is_ok_and(|count| count.get() > 1),
+            spin_helps: processors() > 1,
             name,
         })
     }
