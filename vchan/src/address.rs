@@ -9,7 +9,7 @@ use std::time::Instant;
 use crate::channel::Channel;
 use crate::domain::DomId;
 use crate::error::{Error, Result};
-use crate::layout::RingSizes;
+use crate::layout::{Format, RingSizes};
 use crate::{local, xen};
 
 /// `local:PATH` or `xen:DOMID/PATH`: where a channel is, seen from one of its ends.
@@ -36,14 +36,17 @@ pub enum Address {
 impl Address {
     /// Takes the vchan server role: provides the memory and waits for one client.
     ///
-    /// `rings` of `None` are the [default](RingSizes::DEFAULT), on Xen smaller ones where the
-    /// kernel grants fewer pages.
+    /// `rings` of `None` are the default: [`local::default_rings`], or on Xen
+    /// [`RingSizes::DEFAULT`] and smaller ones where the kernel grants fewer pages.
     ///
     /// # Errors
     /// As [`local::serve`] has, or [`xen::Server`].
     pub fn serve(&self, rings: Option<RingSizes>, deadline: Instant) -> Result<Channel> {
         match (self, rings) {
-            (Self::Local(path), rings) => local::serve(path, rings.unwrap_or_default(), deadline),
+            (Self::Local(path), rings) => {
+                let rings = rings.unwrap_or_else(|| local::default_rings(Format::default()));
+                local::serve(path, rings, deadline)
+            }
             (Self::Xen { peer, path }, Some(rings)) => {
                 xen::Server::publish(*peer, path.as_str(), rings)?.accept(deadline)
             }

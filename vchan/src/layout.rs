@@ -94,8 +94,10 @@ pub struct RingSizes {
 }
 
 impl RingSizes {
-    /// What `vchan` and `vgpu` use unless told otherwise: 256 KiB each way, 129 pages in all of
-    /// the 1024 that a kernel grants by default.
+    /// What `vchan` and `vgpu` use on Xen unless told otherwise: 256 KiB each way, 130 pages in all
+    /// of the 1024 that a kernel grants by default. Sides that stay awake lose little to larger
+    /// rings, and a guest may want several channels, and regions beside them. Without Xen see
+    /// [`local::default_rings`](crate::local::default_rings).
     pub const DEFAULT: Self = Self {
         server_to_client: 256 << 10,
         client_to_server: 256 << 10,

@@ -229,7 +229,7 @@ pub(crate) enum Backend {
 #[derive(Debug, Clone, Args)]
 pub(crate) struct Rings {
     /// Bytes of each ring, at most 2M, or 1M with --classic; K and M are allowed [default: 256K, less where the kernel
-    /// grants fewer pages].
+    /// grants fewer pages; with --backend local the most there is].
     #[arg(long, value_name = "BYTES", value_parser = bytes)]
     ring: Option<usize>,
     /// Bytes of the ring that this side writes, where it shall differ from --ring.

@@ -51,7 +51,8 @@ pub(crate) fn serve_sizes(place: &Place, rings: Option<RingSizes>) -> Result<Cha
                     Ok(())
                 })?;
                 let Some(stream) = accepted else { continue };
-                match local::serve_with(&setup, stream, rings.unwrap_or_default(), deadline) {
+                let rings = rings.unwrap_or_else(|| local::default_rings(place.format()));
+                match local::serve_with(&setup, stream, rings, deadline) {
                     Err(error @ (Error::Peer(_) | Error::PeerClosed { .. })) => {
                         log::warn!("a client did not connect: {error}");
                     }
