@@ -153,7 +153,7 @@ fn rings(round: u32) -> RingSizes {
 /// An end at the round's own path.
 fn open_end(place: &Place, role: Role, round: u32) -> Result<Channel, Failure> {
     let deadline = soon();
-    Ok(match place.backend {
+    let mut channel = match place.backend {
         Backend::Xen => {
             let (peer, path) = open::xen_place(place)?;
             let path = format!("{path}/{round}");
@@ -172,7 +172,10 @@ fn open_end(place: &Place, role: Role, round: u32) -> Result<Channel, Failure> {
                 Role::Client => local::connect(path.as_ref(), deadline)?,
             }
         }
-    })
+    };
+    // Many threads share a processor here.
+    channel.set_spin(Duration::ZERO);
+    Ok(channel)
 }
 
 /// One of four ends: either side closes in good order, or drops what the other still has to read.
