@@ -117,26 +117,32 @@ impl Keys {
     }
 
     /// Removes the keys, if they are still these, and their directory if nothing else is in it.
+    /// To be called while the port is bound: no other server has its number then.
     pub fn withdraw(&self, store: Store, base: &str, deadline: Instant) -> Result<(), StoreError> {
-        for (key, ours) in [
-            (EVENT_CHANNEL, self.event_channel),
-            (RING_REF, self.ring_ref),
-        ] {
-            let node = format!("{base}/{key}");
-            match store.read_if_present(&node, deadline)? {
-                Some(value) if parse_number(&value) == Ok(ours) => store.remove(&node, deadline)?,
-                Some(_) => return Ok(()), // another server has taken the path
-                None => {}
-            }
+        let is_ours = |key, ours| -> Result<Option<bool>, StoreError> {
+            let value = store.read_if_present(&format!("{base}/{key}"), deadline)?;
+            Ok(value.map(|value| parse_number(&value) == Ok(ours)))
+        };
+        match is_ours(EVENT_CHANNEL, self.event_channel)? {
+            Some(true) => {}
+            Some(false) => return Ok(()), // another server has taken the path
+            // Ours were written in part only, or another server is about to replace them.
+            None if is_ours(RING_REF, self.ring_ref)? == Some(false) => return Ok(()),
+            None => {}
         }
-        if self.extension.is_some() {
-            store.remove(&format!("{base}/{EXTENSION}"), deadline)?;
+        let names = match store.list(base, deadline) {
+            Err(StoreError::NotFound { .. }) => return Ok(()),
+            names => names?,
+        };
+        let (keys, others): (Vec<_>, Vec<_>) = names
+            .iter()
+            .partition(|name| [EVENT_CHANNEL, RING_REF, EXTENSION].contains(&&***name));
+        if others.is_empty() {
+            // All at once.
+            return store.remove(base, deadline);
         }
-        match store.list(base, deadline) {
-            Ok(names) if names.is_empty() => store.remove(base, deadline),
-            Ok(_) | Err(StoreError::NotFound { .. }) => Ok(()),
-            Err(error) => Err(error),
-        }
+        keys.iter()
+            .try_for_each(|key| store.remove(&format!("{base}/{key}"), deadline))
     }
 }
 

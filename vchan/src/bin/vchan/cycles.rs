@@ -63,14 +63,25 @@ fn run(place: &Place, Rounds { count, kills }: Rounds, role: Role) -> Result<(),
         (Role::Server, Backend::Local) => Some(Listener::bind(&place.path)?),
         _ => None,
     };
-    let close = |round| close_one(place, listener.as_ref(), role, round);
-    (0..WARM_UP.min(count)).try_for_each(close)?;
+    let warm_up = WARM_UP.min(count);
+    let close = |first, rounds: Range<u32>| {
+        in_lanes(first, rounds, |lane| {
+            close_all(place, listener.as_ref(), role, lane)
+        })
+    };
+    close(1, 0..warm_up)?;
     let before = Held::now()?;
-    in_lanes(WARM_UP.min(count)..count, close)?;
+    close(LANES, warm_up..count)?;
     say(format_args!("closed: {count} rounds"))?;
-    in_lanes(count..count + kills, |round| match victim(round) == role {
-        true => kill_child(round),
-        false => survive(place, role, round),
+    in_lanes(LANES, count..count + kills, |lane| {
+        for round in lane {
+            let outcome = match victim(round) == role {
+                true => kill_child(round),
+                false => survive(place, role, round),
+            };
+            outcome.map_err(|error| in_round(round, error))?;
+        }
+        Ok(())
     })?;
     say(format_args!("killed: {kills} rounds"))?;
     // A thread that has been joined is in the kernel's list for a moment more.
@@ -89,25 +100,27 @@ fn run(place: &Place, Rounds { count, kills }: Rounds, role: Role) -> Result<(),
     say(format_args!("held: {after}, before and after"))
 }
 
-/// Runs the rounds in several threads, each every n-th, until one fails: while one waits for
-/// xenstored or for the other domain, others go on.
+/// The rounds of one thread.
+type Lane<'a> = &'a mut dyn Iterator<Item = u32>;
+
+/// Runs the rounds in several threads, each every n-th: while one waits for xenstored or for the
+/// other domain, others go on.
 fn in_lanes(
+    lanes: u32,
     rounds: Range<u32>,
-    run: impl Fn(u32) -> Result<(), Failure> + Sync,
+    run: impl Fn(Lane<'_>) -> Result<(), Failure> + Sync,
 ) -> Result<(), Failure> {
     let run = &run;
     thread::scope(|scope| {
-        let lanes: Vec<_> = (0..LANES)
+        let threads: Vec<_> = (0..lanes)
             .map(|lane| {
-                let mut rounds = rounds.clone().filter(move |round| round % LANES == lane);
-                scope.spawn(move || {
-                    rounds.try_for_each(|round| run(round).map_err(|error| in_round(round, error)))
-                })
+                let mut rounds = rounds.clone().filter(move |round| round % lanes == lane);
+                scope.spawn(move || run(&mut rounds))
             })
             .collect();
-        lanes
+        threads
             .into_iter()
-            .try_for_each(|lane| lane.join().expect("no lane panics"))
+            .try_for_each(|thread| thread.join().expect("no lane panics"))
     })
 }
 
@@ -119,18 +132,45 @@ fn soon() -> Instant {
     Instant::now() + PATIENCE
 }
 
-/// A round that ends with a close.
-fn close_one(
+/// Rounds that end with a close.
+fn close_all(
     place: &Place,
     listener: Option<&Listener>,
     role: Role,
-    mut round: u32,
+    lane: Lane<'_>,
 ) -> Result<(), Failure> {
-    let mut channel = match listener {
-        Some(listener) => local::serve_on(listener.accept(soon())?, rings(round), soon())?,
-        None if place.backend == Backend::Local => local::connect(&place.path, soon())?,
-        None => open_end(place, role, round)?,
-    };
+    let mut lane = lane.peekable();
+    let mut published = None;
+    while let Some(round) = lane.next() {
+        let mut open = || match (listener, role, place.backend) {
+            (Some(listener), ..) => Ok(local::serve_on(
+                listener.accept(soon())?,
+                rings(round),
+                soon(),
+            )?),
+            (None, Role::Server, Backend::Xen) => {
+                let server = match published.take() {
+                    Some(server) => server,
+                    None => publish(place, round)?,
+                };
+                // While the client is still busy: it need not ask for the keys again and again.
+                if let Some(&next) = lane.peek() {
+                    published = Some(publish(place, next)?);
+                }
+                Ok(server.accept(soon())?)
+            }
+            (None, Role::Client, Backend::Local) => Ok(local::connect(&place.path, soon())?),
+            _ => open_end(place, role, round),
+        };
+        open()
+            .and_then(|channel| close_one(channel, role, round))
+            .map_err(|error| in_round(round, error))?;
+    }
+    Ok(())
+}
+
+fn close_one(mut channel: Channel, role: Role, mut round: u32) -> Result<(), Failure> {
+    channel.set_spin(Duration::ZERO);
     // Without Xen the lanes' clients come in any order.
     let mut number = round.to_le_bytes();
     match role {
@@ -141,6 +181,12 @@ fn close_one(
         }
     }
     close_somehow(channel, role, round)
+}
+
+fn publish(place: &Place, round: u32) -> Result<xen::Server, Failure> {
+    let (peer, path) = open::xen_place(place)?;
+    let path = format!("{path}/{round}");
+    Ok(xen::Server::publish(peer, &path, rings(round))?)
 }
 
 fn rings(round: u32) -> RingSizes {
@@ -154,16 +200,13 @@ fn rings(round: u32) -> RingSizes {
 fn open_end(place: &Place, role: Role, round: u32) -> Result<Channel, Failure> {
     let deadline = soon();
     let mut channel = match place.backend {
-        Backend::Xen => {
-            let (peer, path) = open::xen_place(place)?;
-            let path = format!("{path}/{round}");
-            match role {
-                Role::Server => {
-                    xen::Server::publish(peer, &path, rings(round))?.accept(deadline)?
-                }
-                Role::Client => xen::connect(peer, &path, deadline)?,
+        Backend::Xen => match role {
+            Role::Server => publish(place, round)?.accept(deadline)?,
+            Role::Client => {
+                let (peer, path) = open::xen_place(place)?;
+                xen::connect(peer, &format!("{path}/{round}"), deadline)?
             }
-        }
+        },
         Backend::Local => {
             let mut path = place.path.clone().into_os_string();
             path.push(format!(".{round}"));
