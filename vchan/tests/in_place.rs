@@ -14,23 +14,24 @@ use std::time::Duration;
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::unistd::{pipe, pipe2};
-use vchan::{Channel, Error, PeerError, RingSizes, local};
+use vchan::{Channel, Error, Format, PeerError, RingSizes, Setup, local};
 
 mod liar;
 use liar::{RING, ROLES, liars_indexes, liars_live, pair as liar_pair, short, soon};
 
 /// Two honest ends.
 fn pair(rings: impl Into<RingSizes>) -> (Channel, Channel) {
-    pair_from(rings, 0)
+    pair_from(Format::Extended, rings, 0)
 }
 
 /// Two honest ends whose indexes start at `first_index`.
-fn pair_from(rings: impl Into<RingSizes>, first_index: u32) -> (Channel, Channel) {
+fn pair_from(format: Format, rings: impl Into<RingSizes>, first_index: u32) -> (Channel, Channel) {
     let rings = rings.into();
+    let setup = Setup::new().format(format).first_index(first_index);
     let (one, other) = UnixStream::pair().unwrap();
-    let server =
-        thread::spawn(move || local::serve_from_index(one, rings, first_index, soon()).unwrap());
+    let server = thread::spawn(move || local::serve_with(&setup, one, rings, soon()).unwrap());
     let client = local::connect_on(other, soon()).unwrap();
+    assert_eq!(client.format(), format);
     (server.join().unwrap(), client)
 }
 
@@ -56,12 +57,17 @@ impl Random {
 #[test]
 fn any_mixture_of_copies_and_access_in_place_is_one_stream() {
     let mut random = Random(0x5EED_0001);
-    for (rings, start) in [(1024, 0), (4096, 0xFFFF_FF01), (2048, 13)] {
+    for (format, rings, start) in [
+        (Format::Classic, 1024, 0),
+        (Format::Extended, 4096, 0xFFFF_FF01),
+        (Format::Classic, 4096, 0x7FFF_FF01),
+        (Format::Extended, 2048, 0x7FFF_FF0D),
+    ] {
         let sizes = RingSizes {
             server_to_client: rings,
             client_to_server: rings + 1,
         };
-        let (mut one, mut other) = pair_from(sizes, start);
+        let (mut one, mut other) = pair_from(format, sizes, start);
         for _ in 0..2 {
             let size = one.outgoing_ring_bytes();
             let mut queue = VecDeque::new();
@@ -190,7 +196,13 @@ fn no_more_can_be_passed_on_than_was_lent() {
 
 #[test]
 fn waits_for_as_much_as_was_asked_for() {
-    let (mut one, mut other) = pair(4096);
+    for format in [Format::Classic, Format::Extended] {
+        waits_in(format);
+    }
+}
+
+fn waits_in(format: Format) {
+    let (mut one, mut other) = pair_from(format, 4096, 0x7FFF_FF01);
     let writer = thread::spawn(move || {
         for chunk in noise(1000).chunks(100) {
             thread::sleep(Duration::from_millis(3));
@@ -554,7 +566,7 @@ fn a_descriptor_that_brings_nothing_holds_nobody_beyond_the_deadline() {
 
 #[test]
 fn two_threads_may_fill_two_parts() {
-    let (mut one, mut other) = pair_from(4096, 1000);
+    let (mut one, mut other) = pair_from(Format::Extended, 4096, 1000);
     let mut room = one.reserve(4096, soon()).unwrap();
     let mut begin = room.reborrow().up_to(1001);
     begin.copy_from(&[1; 1001]);
@@ -571,7 +583,7 @@ fn two_threads_may_fill_two_parts() {
 
 #[test]
 fn one_thread_echoes_in_place() {
-    let (mut one, mut other) = pair_from(4096, 4000);
+    let (mut one, mut other) = pair_from(Format::Classic, 4096, 4000);
     one.write_all(&noise(3000), soon()).unwrap();
     let (reader, writer) = other.halves();
     let bytes = reader.peek(3000, soon()).unwrap();
