@@ -231,7 +231,7 @@ fn file_type(mode: nix::sys::stat::mode_t) -> SFlag {
 
 /// Bytes moved at a time: the other side works on one part while the next is moved.
 fn step(ring_bytes: usize) -> usize {
-    (ring_bytes / 4).max(1024)
+    (ring_bytes / 4).clamp(1 << 10, 128 << 10)
 }
 
 /// Waits without end until there is something to read, or the end, or an error.
