@@ -118,7 +118,7 @@ fn receive(shared: &Shared, mut reader: Reader, meter: &Meter) -> Result<(), Fai
     }
     // Who only takes what we send need not end a stream of its own.
     let only_sent =
-        shared.sent.load(Ordering::Relaxed) > 0 && shared.received.load(Ordering::Relaxed) == 0;
+        shared.sent.load(Ordering::SeqCst) > 0 && shared.received.load(Ordering::Relaxed) == 0;
     match only_sent {
         true => Ok(()),
         false => Failure::unless_ended(reader.peer_end()?),
@@ -152,8 +152,9 @@ fn send(
         match room.up_to(step).read_from(&stdin, Instant::now()) {
             Ok(0) => break,
             Ok(n) => {
+                // First: the peer may be gone the moment after it has seen the bytes.
+                shared.sent.fetch_add(n as u64, Ordering::SeqCst);
                 writer.commit(n)?;
-                shared.sent.fetch_add(n as u64, Ordering::Relaxed);
                 meter.add(n);
                 sent = true;
             }
