@@ -10,7 +10,7 @@ use std::time::Instant;
 use crate::backend::Backend;
 use crate::error::{Error, Result};
 use crate::poll::{Cancel, poll_backend};
-use crate::sync::{Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
+use crate::sync::{Condvar, Generation, Mutex, MutexGuard, OnceLock, PoisonError};
 
 /// Everyone of this process who waits on one channel.
 #[derive(Debug, Default)]
@@ -27,7 +27,7 @@ struct State {
     leader: bool,
     /// Counts acknowledged events. A waiter notes it before its last look at the ring: if it has
     /// changed since, an event that it needed may have been taken by another thread.
-    generation: u64,
+    generation: Generation,
     /// Threads on the condition variable; waking nobody would cost a system call all the same.
     followers: u32,
     cancelled: bool,
@@ -52,7 +52,7 @@ impl Waiters {
     }
 
     /// What to pass to [`sleep`](Self::sleep); to be read before the last look at the ring.
-    pub(crate) fn generation(&self) -> u64 {
+    pub(crate) fn generation(&self) -> Generation {
         self.lock().generation
     }
 
@@ -63,7 +63,7 @@ impl Waiters {
         if state.leader {
             return Ok(false);
         }
-        state.generation += 1;
+        state.generation.next();
         acknowledge(backend)
     }
 
@@ -72,7 +72,7 @@ impl Waiters {
     pub(crate) fn sleep(
         &self,
         backend: &dyn Backend,
-        seen: u64,
+        seen: Generation,
         deadline: Instant,
         waiting: &'static str,
     ) -> Result<bool> {
@@ -103,7 +103,7 @@ impl Waiters {
         state.leader = false;
         let outcome = match outcome {
             Ok(true) => {
-                state.generation += 1;
+                state.generation.next();
                 acknowledge(backend)
             }
             Ok(false) => Err(Error::TimedOut(waiting)),

@@ -526,6 +526,7 @@ holds_but_not! {
 }
 holds_but_not! {
     split_halves, MANY,
+    without_noticing_an_event_that_the_other_took: Generation => "deadlock",
     without_waking_the_follower: FollowerWakeUp => "deadlock",
 }
 holds_but_not! {

@@ -127,8 +127,10 @@ fn run(nightly: &Nightly, which: Which, only: Option<&str>) -> Result<()> {
             cargo.args(["--test", &name]);
         }
         cargo.arg("--").args(only);
-        // A leak in a helper process must fail the test that started it, hence the exit code.
         cargo.env("ASAN_OPTIONS", "detect_stack_use_after_return=1");
+        // Built once in a while: small and quickly is better than incrementally.
+        cargo.env("CARGO_INCREMENTAL", "0");
+        cargo.env("CARGO_PROFILE_DEV_DEBUG", "line-tables-only");
         nightly::run(&mut cargo)
     };
     match which {

@@ -24,6 +24,8 @@ pub(crate) enum Without {
     LookAfterClose,
     /// The leader's wake-up of the follower.
     FollowerWakeUp,
+    /// Noticing that another thread took an event since the last look.
+    Generation,
     /// The wake-up of the own half that sleeps, by the one that closes.
     Cancel,
     /// The ring that nobody has asked for: of a side that closes, of a backend that saw a death.
@@ -43,6 +45,22 @@ pub(crate) fn leave_out(what: Without) {
 
 pub(crate) fn is_left_out(what: Without) -> bool {
     WITHOUT.get() == what
+}
+
+/// The count of events; to a twin all are the same.
+#[derive(Debug, Default, Clone, Copy)]
+pub(crate) struct Generation(u64);
+
+impl Generation {
+    pub(crate) fn next(&mut self) {
+        self.0 += 1;
+    }
+}
+
+impl PartialEq for Generation {
+    fn eq(&self, other: &Self) -> bool {
+        is_left_out(Without::Generation) || self.0 == other.0
+    }
 }
 
 /// loom's condition variable; its waits never time out.
