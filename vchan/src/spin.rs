@@ -17,8 +17,13 @@ pub const DEFAULT_SPIN: Duration = Duration::from_millis(1);
 
 /// The first window after none.
 const FIRST: Duration = Duration::from_micros(32);
-/// Looks between two readings of the clock, which is a system call on some guests.
-const LOOKS: u32 = 32;
+/// Pauses of the processor between two readings of the clock, which is a system call on some
+/// guests. A pause takes 10 to 50 ns, and 1 µs in an emulator.
+const RESTS: u32 = 64;
+/// Looks after which the rest between two looks becomes one pause longer.
+const LOOKS: u32 = 8;
+/// The longest rest between two looks, in pauses.
+const LONGEST_REST: u32 = 8;
 /// Short waits to let pass after looking has not helped once: at first, and at most.
 const PAUSE: (u32, u32) = (4, 256);
 
@@ -74,12 +79,19 @@ impl Spin {
         if self.window.is_zero() {
             return Ok(Looked::NotSince(Instant::now()));
         }
-        let mut start = None;
+        let (mut start, mut looks) = (None, 0u32);
         loop {
-            for look in 1..=LOOKS {
-                // Leaves the core to its sibling, and the line to the peer that is to write it.
-                std::hint::spin_loop();
-                if ready(look == LOOKS)? {
+            let mut rested = 0;
+            while rested < RESTS {
+                let rest = (1 + looks / LOOKS).min(LONGEST_REST);
+                looks += 1;
+                // Leaves the core to its sibling, and the line to the peer that is to write it: each
+                // look takes the line away from a writer, who may be about to write more.
+                for _ in 0..rest {
+                    std::hint::spin_loop();
+                }
+                rested += rest;
+                if ready(rested >= RESTS)? {
                     self.hit();
                     return Ok(Looked::Ready);
                 }
