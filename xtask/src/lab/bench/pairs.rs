@@ -22,6 +22,10 @@ pub(super) enum Pair {
     Classic,
 }
 
+/// How long the two sides wait for each other: on a busy machine a guest may take a minute to start
+/// a program.
+const MEETING_SECONDS: u32 = 300;
+
 /// What the ordinary run compares.
 pub(super) const USUAL: [Pair; 4] = [Pair::Stock, Pair::Ours, Pair::OursStock, Pair::StockOurs];
 
@@ -70,7 +74,7 @@ impl Pair {
     pub(super) fn serve(self, ring: usize) -> String {
         match self.server_program() {
             "vchan" => format!(
-                "vchan bench-serve --peer 0 --path data/b --ring {ring}{}",
+                "vchan bench-serve --peer 0 --path data/b --ring {ring} --timeout {MEETING_SECONDS}{}",
                 self.layout()
             ),
             stock => format!(
@@ -86,7 +90,8 @@ impl Pair {
         let list = list.join(",");
         match self.client_program() {
             "vchan" => format!(
-                "vchan bench --peer {domid} --path data/b --json --points {list} {options}{}",
+                "vchan bench --peer {domid} --path data/b --json --points {list} \
+                 --timeout {MEETING_SECONDS} {options}{}",
                 self.layout()
             ),
             stock => format!(
@@ -122,5 +127,28 @@ impl FromStr for Pair {
                  server), stock-ours, classic"
             ),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_pair_has_its_programs_and_format() {
+        let point = [Point::new("sink", 64)];
+        for (pair, name) in NAMES {
+            assert_eq!(name.parse::<Pair>().unwrap(), pair);
+            assert_eq!(pair.to_string(), name);
+            let (serve, bench) = (pair.serve(65536), pair.bench(7, &point, "--time 1"));
+            assert!(serve.starts_with(pair.server_program()), "{serve}");
+            assert!(bench.starts_with(pair.client_program()), "{bench}");
+            assert!(bench.contains("--points sink:64"), "{bench}");
+            let classic = pair == Pair::Classic;
+            assert_eq!(serve.contains("--classic"), classic, "{serve}");
+            assert_eq!(bench.contains("--classic"), classic, "{bench}");
+        }
+        assert_eq!(Pair::list("stock,ours").unwrap(), [Pair::Stock, Pair::Ours]);
+        assert!(Pair::list("stock,").is_err());
     }
 }
