@@ -84,7 +84,7 @@ impl Spin {
             let mut rested = 0;
             while rested < RESTS {
                 let rest = (1 + looks / LOOKS).min(LONGEST_REST);
-                looks += 1;
+                looks = looks.saturating_add(1);
                 // Leaves the core to its sibling, and the line to the peer that is to write it: each
                 // look takes the line away from a writer, who may be about to write more.
                 for _ in 0..rest {
