@@ -3,18 +3,23 @@
 //!
 //! One thread echoes on 100 channels of a reactor, another asks on 99 of them and checks each
 //! answer. The hundredth is idle, or does something bad; the good ones' throughput beside a bad
-//! one is compared with that beside an idle one, in turns. What the bad one does it does in the
-//! asking thread, and beside the idle one that thread makes the same system calls to no effect:
-//! an attacker has a processor of its own, and shall not take ours by this program's doing.
+//! one is compared with that beside an idle one, in turns: bytes for each second of processor time
+//! that the echoing thread takes, which says what it could do at most and does not depend on who
+//! else uses the machine; and bytes a second by the clock, which does.
+//!
+//! What the bad one does it does in the asking thread, and beside the idle one that thread makes
+//! the same system calls to no effect: an attacker has a processor of its own, and shall not take
+//! ours by this program's doing.
 
 use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags};
 use nix::sys::eventfd::EventFd;
+use nix::time::ClockId;
 use vchan::conformance::many::{Ask, Echo, Many};
 use vchan::layout::offset;
 use vchan::local::peer::LyingPeer;
@@ -54,8 +59,21 @@ fn pair(servers: &Handle, clients: &Handle) -> (Channel, Channel) {
     })
 }
 
-/// Megabytes a second, there and back, of the good ones together.
-fn measure(bad: Bad) -> f64 {
+/// What the good ones together got, there and back.
+struct Rates {
+    /// MB for each second of the echoing thread's processor time.
+    processor: f64,
+    /// MB a second.
+    clock: f64,
+}
+
+/// Nanoseconds of processor time that the calling thread has taken.
+fn processor_time() -> u64 {
+    let time = ClockId::CLOCK_THREAD_CPUTIME_ID.now().expect("a clock");
+    u64::try_from(Duration::from(time).as_nanos()).expect("less than centuries")
+}
+
+fn measure(bad: Bad) -> Rates {
     let mut servers = Reactor::new().expect("a reactor");
     let mut clients = Reactor::new().expect("a reactor");
     let (mut echoes, mut asks) = (Many::default(), Many::default());
@@ -80,17 +98,18 @@ fn measure(bad: Bad) -> f64 {
     let edges = EpollEvent::new(EpollFlags::EPOLLIN | EpollFlags::EPOLLET, 0);
     epoll.add(nobody.as_fd(), edges).expect("epoll");
 
-    let stop = AtomicBool::new(false);
+    let (stop, taken) = (AtomicBool::new(false), AtomicU64::new(0));
     thread::scope(|scope| {
         scope.spawn(|| {
             while !stop.load(Ordering::Relaxed) {
+                taken.store(processor_time(), Ordering::Relaxed);
                 let until = Instant::now() + Duration::from_millis(20);
                 echoes.turn(&mut servers, until).expect("the reactor");
             }
         });
         let start = Instant::now();
         let (mut from, mut trickled) = (None, 0u32);
-        let rate = loop {
+        let rates = loop {
             for _ in 0..STORM {
                 match bad {
                     Bad::Idle | Bad::Stalled => drop(nobody.write(0)),
@@ -114,13 +133,19 @@ fn measure(bad: Bad) -> f64 {
                 continue;
             }
             let received: u64 = asks.works().map(Ask::received).sum();
-            let (then, before) = *from.get_or_insert((Instant::now(), received));
+            let taken = taken.load(Ordering::Relaxed);
+            let (then, taken_before, before) =
+                *from.get_or_insert((Instant::now(), taken, received));
             if elapsed >= WARM_UP + MEASURE {
-                break (received - before) as f64 / then.elapsed().as_secs_f64() / 1e6;
+                let megabytes = (received - before) as f64 / 1e6;
+                break Rates {
+                    processor: megabytes / ((taken - taken_before) as f64 / 1e9),
+                    clock: megabytes / then.elapsed().as_secs_f64(),
+                };
             }
         };
         stop.store(true, Ordering::Relaxed);
-        rate
+        rates
     })
 }
 
@@ -130,22 +155,20 @@ fn median(mut values: Vec<f64>) -> f64 {
 }
 
 fn main() {
-    println!("| the hundredth channel | MB/s of the other 99 | beside an idle one | ratio |");
-    println!("|---|---|---|---|");
+    println!("| the hundredth channel | MB per processor second | ratio | MB/s | ratio |");
+    println!("|---|---|---|---|---|");
     for bad in [Bad::Idle, Bad::Stalled, Bad::Storm, Bad::Trickle] {
-        let (mut with, mut without, mut ratios) = (Vec::new(), Vec::new(), Vec::new());
-        for _ in 0..ROUNDS {
-            let (idle, found) = (measure(Bad::Idle), measure(bad));
-            with.push(found);
-            without.push(idle);
-            ratios.push(found / idle);
-        }
-        let name = format!("{bad:?}").to_lowercase();
+        let pairs: Vec<(Rates, Rates)> = (0..ROUNDS)
+            .map(|_| (measure(Bad::Idle), measure(bad)))
+            .collect();
+        let of = |f: fn(&(Rates, Rates)) -> f64| median(pairs.iter().map(f).collect());
         println!(
-            "| {name} | {:.0} | {:.0} | {:.2} |",
-            median(with),
-            median(without),
-            median(ratios)
+            "| {} | {:.0} | {:.2} | {:.0} | {:.2} |",
+            format!("{bad:?}").to_lowercase(),
+            of(|(_, with)| with.processor),
+            of(|(idle, with)| with.processor / idle.processor),
+            of(|(_, with)| with.clock),
+            of(|(idle, with)| with.clock / idle.clock),
         );
     }
 }
