@@ -91,9 +91,7 @@ pub(crate) fn main(args: Vec<OsString>) -> Result<()> {
 
 /// What is not there and how to get it.
 fn missing(nightly: &Nightly, which: Which) -> Option<String> {
-    let add = |what: &str| {
-        format!("add it: rustup component add --toolchain nightly --target {TARGET} {what}")
-    };
+    let add = |what: &str| format!("add it: rustup component add --toolchain nightly {what}");
     match which {
         Which::Address if !nightly.has_runtime("asan") => Some(format!(
             "this nightly has no AddressSanitizer\n{}",
