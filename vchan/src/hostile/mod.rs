@@ -16,9 +16,11 @@ mod ground;
 mod guard;
 mod liar;
 mod lockstep;
+mod offer;
 mod random;
 mod report;
 mod slot;
+mod verdict;
 mod victim;
 
 use std::sync::Arc;
@@ -32,6 +34,7 @@ use slot::LARGEST;
 use victim::Victim;
 
 pub use lockstep::{lie_to, suffer};
+pub use offer::Offer;
 pub use report::Report;
 pub use slot::{Slot, kinds};
 

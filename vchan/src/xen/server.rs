@@ -196,6 +196,11 @@ impl Server {
         self.link.token()
     }
 
+    /// What a client reads first; for [`hostile`](crate::hostile).
+    pub(crate) fn pages(&self) -> (&ControlPage, Option<&ExtensionPage>) {
+        (&self.control, self.extension.as_ref().map(|(page, _)| page))
+    }
+
     /// Waits until a client has connected; may be called again after it timed out.
     ///
     /// # Errors

@@ -16,5 +16,6 @@ mod indexes;
 mod lifecycle;
 mod memory_model;
 mod resources;
+mod table;
 mod xenstore;
 mod xenstored;

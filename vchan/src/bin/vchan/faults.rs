@@ -6,6 +6,7 @@ use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 use clap::Subcommand;
+use vchan::hostile::Offer;
 use vchan::{Channel, DomId, Error, RingSizes, xen};
 use vgpu_protocol::transport::Interest;
 
@@ -36,6 +37,16 @@ pub(crate) enum Command {
         #[arg(long)]
         serve_path: String,
     },
+    /// Publish channels whose pages no client may accept, and keep them until killed.
+    Offer {
+        #[command(flatten)]
+        place: Place,
+    },
+    /// Connect to each of these; every one must be refused.
+    Refuse {
+        #[command(flatten)]
+        place: Place,
+    },
     /// Serve with one page too few, at every page that the set-up needs; needs root.
     Pages {
         #[command(flatten)]
@@ -57,6 +68,8 @@ pub(crate) fn main(command: Command) -> Result<(), Failure> {
     match command {
         Command::Hold { place } => hold(&place),
         Command::Blocked { place, serve_path } => blocked(&place, serve_path),
+        Command::Offer { place } => offer(&place),
+        Command::Refuse { place } => refuse(&place),
         Command::Pages { place } => pages(&place),
         Command::Flood { place } => flood(&place),
         Command::Swap { place } => swap(&place),
@@ -172,6 +185,40 @@ fn blocked(place: &Place, serve_path: String) -> Result<(), Failure> {
 
 fn wrong(what: String) -> Failure {
     Failure::new(what, "see the lines before")
+}
+
+fn offer(place: &Place) -> Result<(), Failure> {
+    let (peer, path) = open::xen_place(place)?;
+    let mut offers = Vec::new();
+    for (number, _) in Offer::lies().enumerate() {
+        offers.push(Offer::publish(peer, &format!("{path}/{number}"), number)?);
+    }
+    say(format_args!("offered: {} pages", offers.len()))?;
+    loop {
+        thread::sleep(SETTLE);
+        for (offer, lie) in offers.iter().zip(Offer::lies()) {
+            if offer.was_accepted() {
+                return Err(wrong(format!("`{lie}` was accepted")));
+            }
+        }
+    }
+}
+
+fn refuse(place: &Place) -> Result<(), Failure> {
+    let (peer, path) = open::xen_place(place)?;
+    let mut refused = 0;
+    for (number, lie) in Offer::lies().enumerate() {
+        let path = format!("{path}/{number}");
+        match xen::connect(peer, &path, Instant::now() + place.timeout) {
+            Ok(_) => return Err(wrong(format!("`{lie}` was accepted"))),
+            Err(error @ (Error::Peer(_) | Error::Setup { .. } | Error::Os { .. })) => {
+                say(format_args!("ok {lie}: {error}"))?;
+                refused += 1;
+            }
+            Err(error) => return Err(wrong(format!("`{lie}`: {error:?}"))),
+        }
+    }
+    say(format_args!("refused: {refused} pages"))
 }
 
 /// Every set-up of a channel with rings of 16 pages each, from no page at all to enough.

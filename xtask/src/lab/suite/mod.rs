@@ -8,6 +8,8 @@ use anyhow::Result;
 mod channel;
 mod context;
 mod domains;
+mod faults;
+mod faults_store;
 mod footprint;
 mod interop;
 mod lone;
@@ -37,6 +39,8 @@ pub(crate) const TOPICS: &[&[Case]] = &[
     vchan::CASES,
     region::CASES,
     many::CASES,
+    faults::CASES,
+    faults_store::CASES,
 ];
 
 /// One test.

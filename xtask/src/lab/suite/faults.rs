@@ -1,0 +1,211 @@
+//! What Xen, its kernels and its toolstack can take away from a channel. The numbers are those of
+//! the cases in the reference (`vchan.md`, section (c)); the table is in `docs/threat-model.md`.
+
+use std::time::Duration;
+
+use anyhow::{Context as _, Result, ensure};
+
+use super::{Case, Context, Mediator};
+use crate::lab::guest::GuestSpec;
+use crate::lab::guest::Kind::{self, Pv};
+use crate::lab::host::{LIMIT, Lacking, Place};
+use crate::lab::job::Job;
+
+pub(crate) const CASES: &[Case] = &[
+    case("faults/case-26-domain-gone-in-every-call", &[], |context| {
+        domain_gone(context, |context, _| context.host.guest_destroy("victim"))
+    }),
+    case("faults/case-35-domain-saved", &[], |context| {
+        domain_gone(context, save)
+    }),
+    case("faults/case-32-33-one-client-at-a-time", &[Pv], one_client),
+    case("faults/case-37-no-page-at-any-step", &[Pv], pages),
+    case("faults/case-38-nothing-can-be-mapped", &[Pv], no_maptrack),
+    case("faults/case-39-peer-never-unmaps", &[Pv], never_unmaps),
+];
+
+pub(super) const fn case(
+    name: &'static str,
+    guests: &'static [Kind],
+    run: fn(&mut Context) -> Result<()>,
+) -> Case {
+    Case {
+        name,
+        guests,
+        mediator: Mediator::Stopped,
+        run,
+    }
+}
+
+/// Until the job has printed `text`, or for a minute.
+fn says(context: &mut Context, job: &Job, text: &str) -> Result<()> {
+    job.wait_for(context.host.as_mut(), text, Duration::from_secs(60))
+        .map(drop)
+}
+
+/// Nine calls wait for one domain, and it goes away.
+fn domain_gone(
+    context: &mut Context,
+    go: impl FnOnce(&mut Context, u16) -> Result<()>,
+) -> Result<()> {
+    let mut spec = GuestSpec::new("victim", Pv);
+    spec.memory_mib = 192;
+    context.create(&spec)?;
+    let domid = context.host.guest_domid("victim")?;
+    let outcome = blocked(context, "victim", domid).and_then(|job| {
+        go(context, domid)?;
+        every_call_ended(context, &job)
+    });
+    let _ = context.host.guest_destroy("victim");
+    outcome
+}
+
+/// Suspends the guest, writes it to a file and lets it go. What it finds when it is restored, under
+/// another number and without its event channels, is not looked at.
+fn save(context: &mut Context, domid: u16) -> Result<()> {
+    let script = format!(
+        "xl save {domid} /tmp/saved; status=$?; ls -l /tmp/saved; rm -f /tmp/saved; exit $status"
+    );
+    let output = context.host.exec(Place::Dom0, &script, LIMIT)?;
+    match output.success() {
+        true => Ok(()),
+        false => Err(Lacking(format!(
+            "a guest that can be saved: {}",
+            output.last_words()
+        ))
+        .into()),
+    }
+}
+
+/// Starts the driver that waits in every call.
+fn blocked(context: &mut Context, guest: &str, domid: u16) -> Result<Job> {
+    context.start(
+        Place::Guest(guest),
+        "exec vchan fault hold --peer 0 --path data/f",
+    )?;
+    let script = format!(
+        "exec vchan fault blocked --peer {domid} --path data/f \
+         --serve-path /local/domain/{domid}/data/g"
+    );
+    let job = context.start(Place::Dom0, &script)?;
+    says(context, &job, "blocked: 9 calls")?;
+    Ok(job)
+}
+
+fn every_call_ended(context: &mut Context, job: &Job) -> Result<()> {
+    let output = job.wait(context.host.as_mut(), LIMIT)?;
+    let lines = output.stdout.lines();
+    let good = lines.filter(|line| line.starts_with("ok ")).count();
+    ensure!(
+        output.success() && good == 9,
+        "{} | {}",
+        output.stdout.replace('\n', " | "),
+        output.last_words()
+    );
+    Ok(())
+}
+
+/// Two clients come for one server; then a new session on the same path.
+fn one_client(context: &mut Context) -> Result<()> {
+    let domid = context.host.guest_domid("pv")?;
+    let script = format!(
+        "vchan connect --peer {domid} --path data/t --timeout 60 --sink >/tmp/one 2>&1 & one=$!\n\
+         vchan connect --peer {domid} --path data/t --timeout 60 --sink >/tmp/two 2>&1 & two=$!\n\
+         wait $one; wait $two; cat /tmp/one /tmp/two; rm /tmp/one /tmp/two"
+    );
+    let clients = context.start(Place::Dom0, &script)?;
+    for word in ["first", "second"] {
+        // Whoever does not get the first session waits for the second.
+        let serve = format!(
+            "echo {word} session | vchan serve --peer 0 --path data/t --timeout 60 --pipe --linger 0"
+        );
+        context.succeed(Place::Guest("pv"), &serve)?;
+    }
+    let output = clients.wait(context.host.as_mut(), LIMIT)?;
+    let mut said: Vec<&str> = output
+        .stdout
+        .lines()
+        .filter(|line| line.starts_with("sink: "))
+        .collect();
+    said.sort_unstable();
+    // `first session` and `second session`, each with its newline, each once and whole.
+    ensure!(
+        said.len() == 2
+            && said[0].starts_with("sink: 14 bytes")
+            && said[1].starts_with("sink: 15 bytes"),
+        "{}",
+        output.last_words()
+    );
+    Ok(())
+}
+
+fn pages(context: &mut Context) -> Result<()> {
+    let text = context.succeed(
+        Place::Guest("pv"),
+        "vchan fault pages --peer 0 --path data/f",
+    )?;
+    ensure!(text.contains("pages: failed at each of"), "{text}");
+    context
+        .succeed(Place::Guest("pv"), "! xenstore-exists data/f")
+        .map(drop)
+}
+
+/// A domain that may map nothing, as guests of XCP-ng: told so at once, and nothing stays.
+fn no_maptrack(context: &mut Context) -> Result<()> {
+    let domid = context.host.guest_domid("pv")?;
+    let path = format!("/local/domain/{domid}/data/t");
+    let serve = format!("exec vchan serve --peer {domid} --path {path} --timeout 60 --echo");
+    let server = context.start(Place::Dom0, &serve)?;
+    let connect = format!("vchan connect --peer 0 --path {path} --timeout 4 --echo");
+    let error = context.fail(Place::Guest("pv"), &connect);
+    server.signal(context.host.as_mut(), "TERM")?;
+    server.wait(context.host.as_mut(), LIMIT)?;
+    let error = error?;
+    ensure!(
+        error.contains("max_maptrack_frames=0"),
+        "does not say why: {error}"
+    );
+    Ok(())
+}
+
+/// Clients that keep what they have mapped: each holds the pages of its own channel and no more,
+/// the server goes on meanwhile, and all comes back when they end.
+fn never_unmaps(context: &mut Context) -> Result<()> {
+    let domid = context.host.guest_domid("pv")?;
+    let mut keepers = Vec::new();
+    for round in 0..3 {
+        let server = context.start(
+            Place::Guest("pv"),
+            "exec vchan serve --peer 0 --path data/t --ring 64K --echo",
+        )?;
+        let connect = format!("exec vchan connect --peer {domid} --path data/t --echo");
+        let keeper = context.start(Place::Dom0, &connect)?;
+        let mapped = format!(
+            "n=0; until [ \"$(grep -ls /dev/xen/gntdev /proc/[0-9]*/maps | wc -l)\" -gt {round} ]; \
+             do [ $n -lt 100 ] || exit 1; n=$((n + 1)); usleep 200000; done"
+        );
+        context.succeed(Place::Dom0, &mapped)?;
+        keeper.signal(context.host.as_mut(), "STOP")?;
+        keepers.push(keeper);
+        server.signal(context.host.as_mut(), "KILL")?;
+        context.succeed(
+            Place::Guest("pv"),
+            "while pidof vchan; do usleep 100000; done",
+        )?;
+    }
+    let held = context
+        .succeed(
+            Place::Dom0,
+            "grep -hs /dev/xen/gntdev /proc/[0-9]*/maps | awk '{ split($1, a, \"-\"); n++ } END { print n }'",
+        )
+        .context("mappings of the keepers")?;
+    for keeper in &keepers {
+        keeper.signal(context.host.as_mut(), "KILL")?;
+    }
+    // At most five mappings a channel: control page, extension page, two rings and what goes
+    // with the largest of them.
+    let held: u32 = held.trim().parse().unwrap_or(0);
+    ensure!((3..=15).contains(&held), "{held} mappings are held");
+    // The footprint that the runner takes next must be what it was.
+    Ok(())
+}
