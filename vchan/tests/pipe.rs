@@ -7,7 +7,7 @@ use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::sync::mpsc;
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use nix::pty::{Winsize, openpty};
 
@@ -45,6 +45,15 @@ fn fails(child: Child) -> String {
     let output = child.wait_with_output().unwrap();
     assert_eq!(output.status.code(), Some(1));
     String::from_utf8(output.stderr).unwrap()
+}
+
+/// Waits until a server's socket is there, or is gone again since the two have met.
+fn wait_for(socket: &Path, there: bool) {
+    let start = Instant::now();
+    while socket.exists() != there {
+        assert!(start.elapsed() < Duration::from_secs(60), "no meeting");
+        thread::sleep(Duration::from_millis(1));
+    }
 }
 
 #[test]
@@ -143,6 +152,7 @@ fn success_means_that_everything_was_delivered() {
     ] {
         let mut sending = vchan("serve --pipe", &socket);
         let mut sending = sending.stdin(Stdio::piped()).spawn().unwrap();
+        wait_for(&socket, true);
         let mut receiver = vchan(receiving, &socket).spawn().unwrap();
         sending.stdin.as_ref().unwrap().write_all(b"part").unwrap();
         if receiving.contains("pipe") {
@@ -150,6 +160,7 @@ fn success_means_that_everything_was_delivered() {
             let stdout = receiver.stdout.as_mut().unwrap();
             stdout.read_exact(&mut part).unwrap();
         } else {
+            wait_for(&socket, false);
             thread::sleep(Duration::from_millis(200));
         }
         sending.kill().unwrap();
