@@ -20,7 +20,7 @@ use vchan::{Channel, Error, RingSizes, xen};
 use crate::bench::read_exact;
 use crate::cli::{Backend, Place};
 use crate::failure::Failure;
-use crate::held::Held;
+use crate::held::{self, Held};
 use crate::open;
 use crate::stream::say;
 
@@ -28,6 +28,8 @@ use crate::stream::say;
 const CHILD: &str = "VCHAN_CYCLE_CHILD";
 /// Rounds before the first count: threads start, caches fill.
 const WARM_UP: u32 = 4;
+/// How long what is held must stay the same before it is counted.
+const SETTLED: Duration = Duration::from_secs(1);
 /// Threads that go through the rounds.
 const LANES: u32 = 8;
 /// What is sent in a round that ends with a close.
@@ -70,7 +72,7 @@ fn run(place: &Place, Rounds { count, kills }: Rounds, role: Role) -> Result<(),
         })
     };
     close(1, 0..warm_up)?;
-    let before = Held::now()?;
+    let before = settled()?;
     close(LANES, warm_up..count)?;
     say(format_args!("closed: {count} rounds"))?;
     in_lanes(LANES, count..count + kills, |lane| {
@@ -92,12 +94,28 @@ fn run(place: &Place, Rounds { count, kills }: Rounds, role: Role) -> Result<(),
         after = Held::now()?;
     }
     if before != after {
+        held::list_descriptors();
         return Err(Failure::new(
             format!("held {before} before and {after} after"),
             "something was left behind: report it",
         ));
     }
     say(format_args!("held: {after}, before and after"))
+}
+
+/// What is held once the threads that the first rounds have started are ready themselves: one of
+/// them makes its connections to xenstored while the rounds go on.
+fn settled() -> Result<Held, Failure> {
+    let deadline = soon();
+    let mut held = Held::now()?;
+    loop {
+        thread::sleep(SETTLED);
+        let again = Held::now()?;
+        if again == held || Instant::now() >= deadline {
+            return Ok(again);
+        }
+        held = again;
+    }
 }
 
 /// The rounds of one thread.

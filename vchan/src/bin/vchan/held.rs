@@ -50,6 +50,19 @@ pub(crate) fn open_on(path: &str) -> Result<usize, Failure> {
         .count())
 }
 
+/// Logs what each descriptor of this process is open on, to tell what was left.
+pub(crate) fn list_descriptors() {
+    for entry in fs::read_dir("/proc/self/fd")
+        .into_iter()
+        .flatten()
+        .flatten()
+    {
+        if let Ok(link) = fs::read_link(entry.path()) {
+            log::warn!("{} is {}", entry.file_name().display(), link.display());
+        }
+    }
+}
+
 /// Prints how many pages this kernel would still grant: all others are granted now.
 pub(crate) fn pages_left() -> Result<(), Failure> {
     let device = Provider::from_env()
