@@ -100,9 +100,8 @@ pub fn suffer(
         control.send(fresh)?;
     }
     victims.iter_mut().for_each(Victim::end);
-    watchdog.pat(STORM);
     control.send(STORM)?;
-    weather(&mut victims, &options, &mut report)?;
+    weather(&mut victims, &options, &watchdog, &mut report)?;
     control.send(0)?;
     Ok(report)
 }

@@ -175,9 +175,15 @@ fn let_go(victims: &mut [Victim], next_round: u64) {
 }
 
 /// The victim's half of the storm.
-fn weather(victims: &mut [Victim], options: &Options, report: &mut Report) -> Said<()> {
+fn weather(
+    victims: &mut [Victim],
+    options: &Options,
+    watchdog: &Watchdog,
+    report: &mut Report,
+) -> Said<()> {
     let mut random = Random::of(options.seed, 0, 0, side::VICTIM);
     for call in 0..options.storm() {
+        watchdog.pat(u64::MAX - call);
         let slot = random.index(victims.len());
         let victim = &mut victims[slot];
         let at = |what: String| format!("{what}\n in slot {slot}, call {call} of the storm");
@@ -237,7 +243,7 @@ impl Watchdog {
 
     /// Something has happened.
     fn pat(&self, round: u64) {
-        // The storm's rounds are all the same number; what counts is the change.
+        // In the storm it is a count of calls instead; what counts is the change.
         self.rounds.store(round, Ordering::Relaxed);
     }
 }
@@ -271,12 +277,11 @@ pub fn run(
         round += 1;
         let_go(&mut victims, round);
     }
-    watchdog.pat(round + 1);
     victims.iter_mut().for_each(Victim::end);
     let over = AtomicBool::new(false);
     thread::scope(|scope| {
         scope.spawn(|| storm(&liars, options.seed, || over.load(Ordering::Relaxed)));
-        let outcome = weather(&mut victims, options, &mut report);
+        let outcome = weather(&mut victims, options, &watchdog, &mut report);
         over.store(true, Ordering::Relaxed);
         outcome
     })?;
