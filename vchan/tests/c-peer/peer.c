@@ -288,6 +288,10 @@ int main(int argc, char **argv)
     setvbuf(stdout, NULL, _IOLBF, 0);
     crc_init();
     alarm(timeout);
+    if (!strncmp(mode, "bench", 5) && prepare_bench(&p) < 0) {
+        fprintf(stderr, "c-peer: no memory\n");
+        return 1;
+    }
     /* The server reads what goes to the server (left) and writes what goes to the client. */
     p.chan = server ? libxenvchan_server_init(NULL, domain, path, p.to_server, p.to_client)
                     : connect_client(domain, path);
