@@ -141,7 +141,7 @@ pub(crate) fn run(context: &mut Context, options: &Options, totals: &mut Totals)
 }
 
 /// How often a case starts over because the host lost its guest.
-const LOST_GUESTS: u32 = 3;
+const LOST_GUESTS: u32 = 5;
 
 /// Runs a case; again, and loudly, where the emulator ended a guest under it: that shows nothing
 /// about the project.
