@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use anyhow::{Result, ensure};
 
-use super::{Case, Context, Mediator};
+use super::{Case, Context};
 use crate::lab::guest::Kind::{self, Pv, Pvh};
 use crate::lab::host::Place;
 use crate::lab::job::Job;
@@ -13,22 +13,9 @@ use crate::lab::job::Job;
 const SUITE_LIMIT: Duration = Duration::from_secs(900);
 
 pub(crate) const CASES: &[Case] = &[
-    quiet("channel/conformance-pv", &[Pv], |c| conformance(c, Pv)),
-    quiet("channel/conformance-pvh", &[Pvh], |c| conformance(c, Pvh)),
+    Case::new("channel/conformance-pv", &[Pv], |c| conformance(c, Pv)),
+    Case::new("channel/conformance-pvh", &[Pvh], |c| conformance(c, Pvh)),
 ];
-
-const fn quiet(
-    name: &'static str,
-    guests: &'static [Kind],
-    run: fn(&mut Context) -> Result<()>,
-) -> Case {
-    Case {
-        name,
-        guests,
-        mediator: Mediator::Stopped,
-        run,
-    }
-}
 
 /// What a PVH guest runs of the suite: one of each kind. All of it takes longer than most such
 /// guests live in QEMU's emulation.

@@ -5,7 +5,7 @@ use std::time::Duration;
 use anyhow::{Result, ensure};
 
 use super::context::ensure_failed_well;
-use super::{Case, Context, Mediator, vector_add};
+use super::{Case, Context, vector_add};
 use crate::lab::guest::GuestSpec;
 use crate::lab::guest::Kind::Pv;
 use crate::lab::host::Place;
@@ -14,18 +14,12 @@ use crate::lab::host::Place;
 const NOTICE_LIMIT: Duration = Duration::from_secs(60);
 
 pub(crate) const CASES: &[Case] = &[
-    Case {
-        name: "domains/guest-destroyed-mid-transfer",
-        guests: &[],
-        mediator: Mediator::Stopped,
-        run: guest_destroyed,
-    },
-    Case {
-        name: "domains/guest-destroyed-in-a-session",
-        guests: &[Pv],
-        mediator: Mediator::Running,
-        run: guest_destroyed_in_session,
-    },
+    Case::new("domains/guest-destroyed-mid-transfer", &[], guest_destroyed),
+    Case::with_mediator(
+        "domains/guest-destroyed-in-a-session",
+        &[Pv],
+        guest_destroyed_in_session,
+    ),
 ];
 
 fn victim(context: &mut Context) -> Result<u16> {

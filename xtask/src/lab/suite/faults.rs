@@ -5,37 +5,24 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
 
-use super::{Case, Context, Mediator};
+use super::{Case, Context};
 use crate::lab::guest::GuestSpec;
-use crate::lab::guest::Kind::{self, Pv};
+use crate::lab::guest::Kind::Pv;
 use crate::lab::host::{LIMIT, Lacking, Place};
 use crate::lab::job::Job;
 
 pub(crate) const CASES: &[Case] = &[
-    case("faults/case-26-domain-gone-in-every-call", &[], |context| {
+    Case::new("faults/case-26-domain-gone-in-every-call", &[], |context| {
         domain_gone(context, |context, _| context.host.guest_destroy("victim"))
     }),
-    case("faults/case-35-domain-saved", &[], |context| {
+    Case::new("faults/case-35-domain-saved", &[], |context| {
         domain_gone(context, save)
     }),
-    case("faults/case-32-33-one-client-at-a-time", &[Pv], one_client),
-    case("faults/case-37-no-page-at-any-step", &[Pv], pages),
-    case("faults/case-38-nothing-can-be-mapped", &[Pv], no_maptrack),
-    case("faults/case-39-peer-never-unmaps", &[Pv], never_unmaps),
+    Case::new("faults/case-32-33-one-client-at-a-time", &[Pv], one_client),
+    Case::new("faults/case-37-no-page-at-any-step", &[Pv], pages),
+    Case::new("faults/case-38-nothing-can-be-mapped", &[Pv], no_maptrack),
+    Case::new("faults/case-39-peer-never-unmaps", &[Pv], never_unmaps),
 ];
-
-pub(super) const fn case(
-    name: &'static str,
-    guests: &'static [Kind],
-    run: fn(&mut Context) -> Result<()>,
-) -> Case {
-    Case {
-        name,
-        guests,
-        mediator: Mediator::Stopped,
-        run,
-    }
-}
 
 /// Until the job has printed `text`, or for a minute.
 fn says(context: &mut Context, job: &Job, text: &str) -> Result<()> {

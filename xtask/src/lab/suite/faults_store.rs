@@ -2,12 +2,11 @@
 
 use anyhow::Result;
 
-use super::faults::case;
 use super::{Case, Context};
 use crate::lab::guest::Kind::Pv;
 use crate::lab::host::{LIMIT, Place};
 
-pub(crate) const CASES: &[Case] = &[case("faults/case-48-keys-never-the-same", &[Pv], swap)];
+pub(crate) const CASES: &[Case] = &[Case::new("faults/case-48-keys-never-the-same", &[Pv], swap)];
 
 /// Keys that are others at every look lead nowhere, and not beyond the deadline.
 fn swap(context: &mut Context) -> Result<()> {

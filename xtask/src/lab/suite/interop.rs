@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
 
-use super::{Case, Context, Mediator};
+use super::{Case, Context};
 use crate::lab::guest::GuestSpec;
 use crate::lab::guest::Kind::{self, Pv, Pvh};
 use crate::lab::host::Place;
@@ -21,51 +21,38 @@ const PEER_TIMEOUT: &str = "--timeout 280";
 const MIB: u64 = 1 << 20;
 
 pub(crate) const CASES: &[Case] = &[
-    case("interop/pv-in-page-1024-2048", &[Pv], |c| {
+    Case::new("interop/pv-in-page-1024-2048", &[Pv], |c| {
         guest_serves(c, Pv, 1024, 2048, MIB)
     }),
-    case("interop/pv-in-page-2048-1024", &[Pv], |c| {
+    Case::new("interop/pv-in-page-2048-1024", &[Pv], |c| {
         guest_serves(c, Pv, 2048, 1024, MIB)
     }),
-    case("interop/pv-1024-65536", &[Pv], |c| {
+    Case::new("interop/pv-1024-65536", &[Pv], |c| {
         guest_serves(c, Pv, 1024, 65536, MIB)
     }),
-    case("interop/pv-1048576-2048", &[Pv], |c| {
+    Case::new("interop/pv-1048576-2048", &[Pv], |c| {
         guest_serves(c, Pv, 1 << 20, 2048, MIB)
     }),
-    case("interop/pv-65536-64-mib", &[Pv], |c| {
+    Case::new("interop/pv-65536-64-mib", &[Pv], |c| {
         guest_serves(c, Pv, 65536, 65536, 64 * MIB)
     }),
-    case("interop/pv-1048576-64-mib", &[Pv], |c| {
+    Case::new("interop/pv-1048576-64-mib", &[Pv], |c| {
         guest_serves(c, Pv, 1 << 20, 1 << 20, 64 * MIB)
     }),
-    case("interop/pvh-in-page-1024-2048", &[Pvh], |c| {
+    Case::new("interop/pvh-in-page-1024-2048", &[Pvh], |c| {
         guest_serves(c, Pvh, 1024, 2048, MIB)
     }),
     // Less than for PV: QEMU's emulation ends a PVH guest with a triple fault now and then, the
     // more likely the longer it runs.
-    case("interop/pvh-65536", &[Pvh], |c| {
+    Case::new("interop/pvh-65536", &[Pvh], |c| {
         guest_serves(c, Pvh, 65536, 65536, 4 * MIB)
     }),
-    case("interop/pvh-1048576-4096", &[Pvh], |c| {
+    Case::new("interop/pvh-1048576-4096", &[Pvh], |c| {
         guest_serves(c, Pvh, 1 << 20, 4096, 4 * MIB)
     }),
-    case("interop/echo-both-roles", &[Pv], echo),
-    case("interop/dom0-serves", &[], dom0_serves),
+    Case::new("interop/echo-both-roles", &[Pv], echo),
+    Case::new("interop/dom0-serves", &[], dom0_serves),
 ];
-
-const fn case(
-    name: &'static str,
-    guests: &'static [Kind],
-    run: fn(&mut Context) -> Result<()>,
-) -> Case {
-    Case {
-        name,
-        guests,
-        mediator: Mediator::Stopped,
-        run,
-    }
-}
 
 /// Who runs which program, and where the data goes.
 struct Transfer<'a> {

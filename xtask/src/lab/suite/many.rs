@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use anyhow::{Result, ensure};
 
-use super::{Case, Context, Mediator};
+use super::{Case, Context};
 use crate::lab::guest::Kind::Pv;
 use crate::lab::host::{Output, Place};
 
@@ -12,18 +12,8 @@ use crate::lab::host::{Output, Place};
 const LIMIT: Duration = Duration::from_secs(1200);
 
 pub(crate) const CASES: &[Case] = &[
-    Case {
-        name: "vchan/no-leaks",
-        guests: &[Pv],
-        mediator: Mediator::Stopped,
-        run: no_leaks,
-    },
-    Case {
-        name: "vchan/hundred-channels-in-one-thread",
-        guests: &[Pv],
-        mediator: Mediator::Stopped,
-        run: hundred,
-    },
+    Case::new("vchan/no-leaks", &[Pv], no_leaks),
+    Case::new("vchan/hundred-channels-in-one-thread", &[Pv], hundred),
 ];
 
 /// Both sides' commands, run together; gives what the guest's and what dom0's printed.

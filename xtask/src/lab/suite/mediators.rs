@@ -5,14 +5,14 @@ use std::time::Duration;
 use anyhow::{Result, ensure};
 
 use super::context::{MEDIATOR, ensure_failed_well};
-use super::{Case, Context, Mediator, vector_add};
-use crate::lab::guest::Kind::{self, Pv};
+use super::{Case, Context, vector_add};
+use crate::lab::guest::Kind::Pv;
 use crate::lab::host::Place;
 
 const NOTICE_LIMIT: Duration = Duration::from_secs(60);
 
 pub(crate) const CASES: &[Case] = &[
-    running("mediators/second-one-is-refused", &[], |c| {
+    Case::with_mediator("mediators/second-one-is-refused", &[], |c| {
         let error = c.fail(Place::Dom0, MEDIATOR)?;
         ensure!(
             error.contains("already") || error.contains("pid"),
@@ -20,37 +20,18 @@ pub(crate) const CASES: &[Case] = &[
         );
         Ok(())
     }),
-    running("mediators/killed-mid-transfer", &[Pv], killed_mid_transfer),
-    running("mediators/worker-killed-mid-transfer", &[Pv], worker_killed),
-    running("mediators/vgpuctl-sees-it", &[], |c| {
+    Case::with_mediator("mediators/killed-mid-transfer", &[Pv], killed_mid_transfer),
+    Case::with_mediator("mediators/worker-killed-mid-transfer", &[Pv], worker_killed),
+    Case::with_mediator("mediators/vgpuctl-sees-it", &[], |c| {
         c.succeed(Place::Dom0, "vgpuctl status").map(drop)
     }),
-    Case {
-        name: "mediators/denied-by-default",
-        guests: &[Pv],
-        mediator: Mediator::Stopped,
-        run: denied_by_default,
-    },
-    Case {
-        name: "mediators/allowed-by-the-guests-table",
-        guests: &[Pv],
-        mediator: Mediator::Stopped,
-        run: allowed_by_table,
-    },
+    Case::new("mediators/denied-by-default", &[Pv], denied_by_default),
+    Case::new(
+        "mediators/allowed-by-the-guests-table",
+        &[Pv],
+        allowed_by_table,
+    ),
 ];
-
-const fn running(
-    name: &'static str,
-    guests: &'static [Kind],
-    run: fn(&mut Context) -> Result<()>,
-) -> Case {
-    Case {
-        name,
-        guests,
-        mediator: Mediator::Running,
-        run,
-    }
-}
 
 /// Goes on until something fails, and fails with it.
 const ON_AND_ON: &str =

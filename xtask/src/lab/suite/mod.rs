@@ -55,6 +55,34 @@ pub(crate) struct Case {
     pub(crate) run: fn(&mut Context) -> Result<()>,
 }
 
+impl Case {
+    /// A case without a mediator.
+    const fn new(
+        name: &'static str,
+        guests: &'static [Kind],
+        run: fn(&mut Context) -> Result<()>,
+    ) -> Self {
+        Case {
+            name,
+            guests,
+            mediator: Mediator::Stopped,
+            run,
+        }
+    }
+
+    /// A case that finds a mediator running which admits everybody.
+    const fn with_mediator(
+        name: &'static str,
+        guests: &'static [Kind],
+        run: fn(&mut Context) -> Result<()>,
+    ) -> Self {
+        Case {
+            mediator: Mediator::Running,
+            ..Case::new(name, guests, run)
+        }
+    }
+}
+
 /// The mediator a case wants to find.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Mediator {

@@ -3,33 +3,20 @@
 
 use anyhow::{Result, ensure};
 
-use super::{Case, Context, Mediator};
+use super::{Case, Context};
 use crate::lab::guest::GuestSpec;
-use crate::lab::guest::Kind::{self, Pv};
+use crate::lab::guest::Kind::Pv;
 use crate::lab::host::{LIMIT, Place};
 use crate::lab::job::Job;
 
 pub(crate) const CASES: &[Case] = &[
-    case(
+    Case::new(
         "region/both-ways-budget-and-killed-peers",
         &[Pv],
         shared_guest,
     ),
-    case("region/destroyed-guest-is-no-zombie", &[], destroyed_guest),
+    Case::new("region/destroyed-guest-is-no-zombie", &[], destroyed_guest),
 ];
-
-const fn case(
-    name: &'static str,
-    guests: &'static [Kind],
-    run: fn(&mut Context) -> Result<()>,
-) -> Case {
-    Case {
-        name,
-        guests,
-        mediator: Mediator::Stopped,
-        run,
-    }
-}
 
 /// The guest's end, which makes the region, and dom0's, which maps it.
 fn start(context: &mut Context, guest: &str, work: &str) -> Result<[Job; 2]> {

@@ -79,11 +79,10 @@ fn chosen(options: &Options) -> Vec<&'static Case> {
 /// Whether `name` contains one of the filter's parts, if there are any, and none of those that
 /// begin with `!`.
 fn is_chosen(name: &str, filter: &str) -> bool {
-    let parts = || filter.split(',').filter(|part| !part.is_empty());
-    let refused = parts().filter_map(|part| part.strip_prefix('!'));
-    let mut wanted = parts().filter(|part| !part.starts_with('!')).peekable();
-    let any = wanted.peek().is_none() || wanted.any(|part| name.contains(part));
-    any && !refused.into_iter().any(|part| name.contains(part))
+    let parts = filter.split(',').filter(|part| !part.is_empty());
+    let (refused, wanted): (Vec<&str>, Vec<&str>) = parts.partition(|part| part.starts_with('!'));
+    (wanted.is_empty() || wanted.iter().any(|part| name.contains(part)))
+        && !refused.iter().any(|part| name.contains(&part[1..]))
 }
 
 /// Prints the names of the chosen cases.

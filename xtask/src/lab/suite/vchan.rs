@@ -8,39 +8,26 @@ use std::time::Duration;
 use anyhow::{Context as _, Result, ensure};
 
 use super::context::ensure_failed_well;
-use super::{Case, Context, Mediator};
+use super::{Case, Context};
 use crate::lab::guest::GuestSpec;
-use crate::lab::guest::Kind::{self, Pv, Pvh};
+use crate::lab::guest::Kind::{Pv, Pvh};
 use crate::lab::host::{LIMIT, Lacking, Place};
 
 const SUITE_LIMIT: Duration = Duration::from_secs(300);
 
 pub(crate) const CASES: &[Case] = &[
-    case("vchan/every-pair-of-providers", &[Pv], providers),
-    case("vchan/client-killed-mid-transfer", &[Pv], client_killed),
-    case("vchan/server-killed-mid-transfer", &[Pv], server_killed),
-    case("vchan/stale-keys-then-a-new-server", &[Pv], stale_keys),
-    case("vchan/server-stopped-while-waiting", &[Pv], stopped),
-    case("vchan/no-pages-left-to-grant", &[Pv], no_pages),
-    case("vchan/paused-guest-goes-on", &[Pv], paused),
-    case("vchan/destroyed-guest-is-no-zombie", &[], no_zombie),
-    case("vchan/no-permission", &[Pv], no_permission),
-    case("vchan/stuck-xenstored", &[Pv], stuck_xenstored),
-    case("vchan/conformance-dom0-serves", &[], dom0_serves),
+    Case::new("vchan/every-pair-of-providers", &[Pv], providers),
+    Case::new("vchan/client-killed-mid-transfer", &[Pv], client_killed),
+    Case::new("vchan/server-killed-mid-transfer", &[Pv], server_killed),
+    Case::new("vchan/stale-keys-then-a-new-server", &[Pv], stale_keys),
+    Case::new("vchan/server-stopped-while-waiting", &[Pv], stopped),
+    Case::new("vchan/no-pages-left-to-grant", &[Pv], no_pages),
+    Case::new("vchan/paused-guest-goes-on", &[Pv], paused),
+    Case::new("vchan/destroyed-guest-is-no-zombie", &[], no_zombie),
+    Case::new("vchan/no-permission", &[Pv], no_permission),
+    Case::new("vchan/stuck-xenstored", &[Pv], stuck_xenstored),
+    Case::new("vchan/conformance-dom0-serves", &[], dom0_serves),
 ];
-
-const fn case(
-    name: &'static str,
-    guests: &'static [Kind],
-    run: fn(&mut Context) -> Result<()>,
-) -> Case {
-    Case {
-        name,
-        guests,
-        mediator: Mediator::Stopped,
-        run,
-    }
-}
 
 /// Guest's and dom0's commands, run together; both must succeed.
 fn pair(context: &mut Context, guest: &str, in_guest: &str, in_dom0: &str) -> Result<()> {

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
 
-use super::{Case, Context, Mediator};
+use super::{Case, Context};
 use crate::lab::guest::Kind::{self, Pv, Pvh};
 use crate::lab::host::Place;
 
@@ -12,39 +12,39 @@ use crate::lab::host::Place;
 const LARGE_LIMIT: Duration = Duration::from_secs(400);
 
 pub(crate) const CASES: &[Case] = &[
-    running("vector-add/pv-1", &[Pv], |c| vector_add(c, Pv, 1)),
-    running("vector-add/pv-1000", &[Pv], |c| vector_add(c, Pv, 1_000)),
-    running("vector-add/pv-1048576-and-again", &[Pv], |c| {
+    Case::with_mediator("vector-add/pv-1", &[Pv], |c| vector_add(c, Pv, 1)),
+    Case::with_mediator("vector-add/pv-1000", &[Pv], |c| vector_add(c, Pv, 1_000)),
+    Case::with_mediator("vector-add/pv-1048576-and-again", &[Pv], |c| {
         vector_add(c, Pv, 1_048_576)?;
         vector_add(c, Pv, 1_048_576)
     }),
-    running("vector-add/pv-16777216", &[Pv], |c| {
+    Case::with_mediator("vector-add/pv-16777216", &[Pv], |c| {
         vector_add(c, Pv, 16_777_216)
     }),
-    running("vector-add/pvh-1", &[Pvh], |c| vector_add(c, Pvh, 1)),
-    running("vector-add/pvh-1000", &[Pvh], |c| vector_add(c, Pvh, 1_000)),
-    running("vector-add/pvh-1048576", &[Pvh], |c| {
+    Case::with_mediator("vector-add/pvh-1", &[Pvh], |c| vector_add(c, Pvh, 1)),
+    Case::with_mediator("vector-add/pvh-1000", &[Pvh], |c| vector_add(c, Pvh, 1_000)),
+    Case::with_mediator("vector-add/pvh-1048576", &[Pvh], |c| {
         vector_add(c, Pvh, 1_048_576)
     }),
-    running("vector-add/pvh-16777216", &[Pvh], |c| {
+    Case::with_mediator("vector-add/pvh-16777216", &[Pvh], |c| {
         vector_add(c, Pvh, 16_777_216)
     }),
-    running(
+    Case::with_mediator(
         "vector-add/two-guests-at-once",
         &[Pv, Pvh],
         two_guests_at_once,
     ),
-    running(
+    Case::with_mediator(
         "vector-add/mediator-restarted-between",
         &[Pv],
         mediator_restarted,
     ),
-    running("vector-add/info-and-ping", &[Pv], info_and_ping),
-    running("vector-add/no-elements-is-refused", &[Pv], |c| {
+    Case::with_mediator("vector-add/info-and-ping", &[Pv], info_and_ping),
+    Case::with_mediator("vector-add/no-elements-is-refused", &[Pv], |c| {
         c.fail(Place::Guest("pv"), "vgpu --endpoint xen: vector-add --n 0")
             .map(drop)
     }),
-    running("vector-add/more-than-memory-is-refused", &[Pv], |c| {
+    Case::with_mediator("vector-add/more-than-memory-is-refused", &[Pv], |c| {
         c.fail(
             Place::Guest("pv"),
             "vgpu --endpoint xen: vector-add --n 4000000000000",
@@ -53,19 +53,6 @@ pub(crate) const CASES: &[Case] = &[
         vector_add(c, Pv, 1)
     }),
 ];
-
-const fn running(
-    name: &'static str,
-    guests: &'static [Kind],
-    run: fn(&mut Context) -> Result<()>,
-) -> Case {
-    Case {
-        name,
-        guests,
-        mediator: Mediator::Running,
-        run,
-    }
-}
 
 /// One verified vector add in the shared guest of this kind.
 pub(crate) fn vector_add(context: &mut Context, kind: Kind, elements: u64) -> Result<()> {

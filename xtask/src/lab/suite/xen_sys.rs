@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
 
-use super::{Case, Context, Mediator};
+use super::{Case, Context};
 use crate::lab::guest::GuestSpec;
 use crate::lab::guest::Kind::{self, Pv, Pvh};
 use crate::lab::host::Place;
@@ -22,10 +22,10 @@ const AT_LEAST: u32 = 100;
 const PROVIDERS: [&str; 2] = ["libraries", "ioctls"];
 
 pub(crate) const CASES: &[Case] = &[
-    case("xen-sys/loopback-in-dom0", &[], |c| {
+    Case::new("xen-sys/loopback-in-dom0", &[], |c| {
         loopback(c, Place::Dom0, 0)
     }),
-    case("xen-sys/loopback-in-a-guest", &[], |c| {
+    Case::new("xen-sys/loopback-in-a-guest", &[], |c| {
         let mut spec = GuestSpec::new("mapper", Pv);
         spec.memory_mib = 192;
         // A guest as XCP-ng makes it can map nothing, its own grants neither.
@@ -38,25 +38,12 @@ pub(crate) const CASES: &[Case] = &[
         c.host.guest_destroy("mapper")?;
         outcome
     }),
-    case("xen-sys/no-maptrack-frames", &[Pv], no_maptrack_frames),
-    case("xen-sys/pv-grants-dom0-maps", &[Pv], |c| two_domains(c, Pv)),
-    case("xen-sys/pvh-grants-dom0-maps", &[Pvh], |c| {
+    Case::new("xen-sys/no-maptrack-frames", &[Pv], no_maptrack_frames),
+    Case::new("xen-sys/pv-grants-dom0-maps", &[Pv], |c| two_domains(c, Pv)),
+    Case::new("xen-sys/pvh-grants-dom0-maps", &[Pvh], |c| {
         two_domains(c, Pvh)
     }),
 ];
-
-const fn case(
-    name: &'static str,
-    guests: &'static [Kind],
-    run: fn(&mut Context) -> Result<()>,
-) -> Case {
-    Case {
-        name,
-        guests,
-        mediator: Mediator::Stopped,
-        run,
-    }
-}
 
 /// The whole program in one domain.
 fn loopback(context: &mut Context, place: Place<'_>, domid: u16) -> Result<()> {
