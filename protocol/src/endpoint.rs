@@ -1,6 +1,8 @@
-//! Where a mediator is: `xen:`, `local:PATH`, `file:DIR`, and lists of these.
+//! Where a mediator is: `xen:`, `local:PATH`, `unix:PATH`, `tcp:HOST:PORT`, `file:DIR`, and lists of
+//! these.
 
 use std::fmt;
+use std::net::Ipv6Addr;
 use std::path::PathBuf;
 use std::str::FromStr;
 
@@ -10,8 +12,20 @@ use std::str::FromStr;
 pub enum Endpoint {
     /// `xen:`: from a guest to dom0, over granted pages.
     Xen,
+    /// `xen:DOMAIN`: from dom0 to the mediator in a guest that has the GPU. DOMAIN is a domid, a
+    /// name or a uuid.
+    XenDomain(String),
     /// `local:PATH`: within one machine, over a memfd; PATH is the mediator's Unix socket.
     Local(PathBuf),
+    /// `unix:PATH`: within one machine, the bytes themselves over the mediator's Unix socket.
+    Unix(PathBuf),
+    /// `tcp:HOST:PORT`: over a network.
+    Tcp {
+        /// A name or an address; of IPv6 without the brackets.
+        host: String,
+        /// Never 0.
+        port: u16,
+    },
     /// `file:DIR`: through files in a directory that both sides see.
     File(PathBuf),
 }
@@ -21,23 +35,32 @@ pub enum Endpoint {
 #[non_exhaustive]
 pub enum EndpointError {
     /// Nothing before or after a comma, or nothing at all.
-    #[error("the endpoint is empty; write one of xen:, local:PATH, file:DIR")]
+    #[error(
+        "the endpoint is empty; write one of xen:, local:PATH, unix:PATH, tcp:HOST:PORT, file:DIR"
+    )]
     Empty,
     /// No `scheme:` in front.
-    #[error("'{0}' has no scheme; write xen:, local:{0} or file:{0}")]
+    #[error("'{0}' has no scheme; write xen:, local:{0}, unix:{0}, tcp:{0}:PORT or file:{0}")]
     NoScheme(String),
-    /// A scheme that exists in the design, but not in this build.
-    #[error("'{0}:' endpoints are not in this build, which has xen:, local:PATH and file:DIR")]
-    NotInThisBuild(String),
     /// A scheme nobody knows.
-    #[error("'{0}:' is no endpoint scheme; this build has xen:, local:PATH and file:DIR")]
+    #[error(
+        "'{0}:' is no endpoint scheme; there are xen:, local:PATH, unix:PATH, tcp:HOST:PORT and \
+         file:DIR"
+    )]
     UnknownScheme(String),
-    /// `local:` or `file:` without a path.
+    /// `local:`, `unix:` or `file:` without a path.
     #[error("'{0}:' needs a path after the colon, as in {0}:/run/vgpu/vgpu.sock")]
     EmptyPath(&'static str),
-    /// `xen:` takes nothing after the colon: a guest reaches dom0 only, at an agreed place.
-    #[error("'xen:{0}' has text after the colon; write xen: alone, it always means dom0")]
-    XenWithText(String),
+    /// `xen:` with what can be no domain's id, name or uuid.
+    #[error(
+        "'xen:{0}' names no domain; write xen: for dom0, or a domid, a name or a uuid after it"
+    )]
+    NoDomain(String),
+    /// `tcp:` without a host and a port of its own.
+    #[error(
+        "'tcp:{0}' is no address; write tcp:HOST:PORT or tcp:[IPV6]:PORT, PORT from 1 to 65535"
+    )]
+    NoAddress(String),
     /// A path with a NUL byte, which no system call takes.
     #[error("the path of '{0}:' contains a NUL byte")]
     Nul(&'static str),
@@ -56,10 +79,11 @@ impl FromStr for Endpoint {
         };
         match scheme {
             "xen" if rest.is_empty() => Ok(Self::Xen),
-            "xen" => Err(EndpointError::XenWithText(rest.to_owned())),
+            "xen" => domain(rest).map(Self::XenDomain),
             "local" => path("local", rest).map(Self::Local),
+            "unix" => path("unix", rest).map(Self::Unix),
+            "tcp" => address(rest),
             "file" => path("file", rest).map(Self::File),
-            "unix" | "tcp" => Err(EndpointError::NotInThisBuild(scheme.to_owned())),
             _ => Err(EndpointError::UnknownScheme(scheme.to_owned())),
         }
     }
@@ -75,11 +99,46 @@ fn path(scheme: &'static str, rest: &str) -> Result<PathBuf, EndpointError> {
     Ok(PathBuf::from(rest))
 }
 
+fn domain(rest: &str) -> Result<String, EndpointError> {
+    let sound = |c: char| !c.is_control() && !c.is_whitespace() && c != '/';
+    if rest.len() > 255 || !rest.chars().all(sound) {
+        return Err(EndpointError::NoDomain(rest.to_owned()));
+    }
+    Ok(rest.to_owned())
+}
+
+fn address(rest: &str) -> Result<Endpoint, EndpointError> {
+    let wrong = || EndpointError::NoAddress(rest.to_owned());
+    let (host, port) = rest.rsplit_once(':').ok_or_else(wrong)?;
+    let port = port
+        .parse()
+        .ok()
+        .filter(|port| *port != 0)
+        .ok_or_else(wrong)?;
+    let host = match host
+        .strip_prefix('[')
+        .and_then(|host| host.strip_suffix(']'))
+    {
+        Some(host) => host.parse::<Ipv6Addr>().map_err(|_| wrong())?.to_string(),
+        None => host.to_owned(),
+    };
+    let sound = |c: char| c.is_ascii_alphanumeric() || "-._:".contains(c);
+    let bare_ipv6 = !rest.starts_with('[') && host.contains(':');
+    if host.is_empty() || host.len() > 253 || bare_ipv6 || !host.chars().all(sound) {
+        return Err(wrong());
+    }
+    Ok(Endpoint::Tcp { host, port })
+}
+
 impl fmt::Display for Endpoint {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Xen => f.write_str("xen:"),
+            Self::XenDomain(domain) => write!(f, "xen:{domain}"),
             Self::Local(path) => write!(f, "local:{}", path.display()),
+            Self::Unix(path) => write!(f, "unix:{}", path.display()),
+            Self::Tcp { host, port } if host.contains(':') => write!(f, "tcp:[{host}]:{port}"),
+            Self::Tcp { host, port } => write!(f, "tcp:{host}:{port}"),
             Self::File(path) => write!(f, "file:{}", path.display()),
         }
     }
