@@ -17,7 +17,7 @@
 
 use std::fs::File;
 use std::io::{self, Read, Write};
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
@@ -27,6 +27,8 @@ use nix::sys::stat::Mode;
 use nix::unistd::{UnlinkatFlags, unlinkat};
 
 use crate::guide::{COMMAND_FILE, MAX_COMMAND_BYTES, RESPONSE_FILE, Response};
+use crate::listing::open_directory;
+use crate::name::GuestName;
 use crate::watch::Stamp;
 
 /// Where a response is written before it is renamed. The leading dot keeps it out of listings.
@@ -125,20 +127,37 @@ impl Directory {
                 path: path.into(),
                 source: errno.into(),
             })?;
+        Self::lock(path.into(), file)
+    }
+
+    /// Opens and locks the directory of `guest` in `parent`, which is never reached by a link.
+    ///
+    /// # Errors
+    /// [`DirectoryError::Open`], [`DirectoryError::Busy`].
+    pub fn open_guest(parent: &Path, guest: &GuestName) -> Result<Directory, DirectoryError> {
+        let path = parent.join(guest.as_str());
+        let open = |source: Errno| DirectoryError::Open {
+            path: path.clone(),
+            source: source.into(),
+        };
+        let flags = OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
+        let parent = openat(AT_FDCWD, parent, flags, Mode::empty()).map_err(open)?;
+        let file = open_directory(parent.as_fd(), guest.as_str()).map_err(open)?;
+        Self::lock(path, file)
+    }
+
+    fn lock(path: PathBuf, file: OwnedFd) -> Result<Directory, DirectoryError> {
         let directory = match Flock::lock(File::from(file), FlockArg::LockExclusiveNonblock) {
             Ok(locked) => Handle::Locked(locked),
             Err((_, Errno::EWOULDBLOCK)) => {
-                return Err(DirectoryError::Busy { path: path.into() });
+                return Err(DirectoryError::Busy { path });
             }
             Err((file, errno)) => {
                 log::debug!("{}: no lock on this file system: {errno}", path.display());
                 Handle::Unlocked(file)
             }
         };
-        Ok(Directory {
-            path: path.into(),
-            directory,
-        })
+        Ok(Directory { path, directory })
     }
 
     /// Where the directory is, for messages.
@@ -301,6 +320,12 @@ impl Directory {
             path: self.path.join(name),
             source,
         }
+    }
+}
+
+impl AsFd for Directory {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.directory.file().as_fd()
     }
 }
 

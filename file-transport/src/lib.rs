@@ -9,6 +9,8 @@
 //! * [`watch`]: when a command is *new*. What was seen and when goes in, what to do comes out.
 //! * [`directory`]: opening, reading and replacing the files.
 //! * [`serve()`]: the loop that joins the three.
+//! * [`guests`]: the directories of single guests beside the two files.
+//! * [`name`]: the names of guests' directories and of sessions.
 //!
 //! # What is guaranteed
 //! * A command that lies complete in `command.txt` is run once, and once more each time the file is
@@ -24,8 +26,12 @@
 //!   look (close-to-open consistency), on sshfs it mounts with `-o dir_cache=no,direct_io`.
 
 pub mod directory;
+pub mod guests;
 pub mod guide;
+mod listing;
+pub mod name;
 pub mod serve;
 pub mod watch;
 
-pub use serve::{ServeError, Stop, serve};
+pub use name::{GuestName, SessionName};
+pub use serve::{ServeError, Stop, serve, serve_directory};

@@ -60,7 +60,20 @@ pub fn serve(
     run: &mut dyn FnMut(Command) -> Result<String, String>,
     stop: Stop<'_>,
 ) -> Result<(), ServeError> {
-    let directory = Directory::open(directory)?;
+    serve_directory(Directory::open(directory)?, run, &mut |_| {}, stop)
+}
+
+/// Like [`serve`], with a directory that is open already, and `between` called at every look, for
+/// what else there is to do in it. It must not take long.
+///
+/// # Errors
+/// As [`serve`].
+pub fn serve_directory(
+    directory: Directory,
+    run: &mut dyn FnMut(Command) -> Result<String, String>,
+    between: &mut dyn FnMut(&Directory),
+    stop: Stop<'_>,
+) -> Result<(), ServeError> {
     let taken = directory.reset_command()?;
     directory.respond(&Response::ready())?;
     let mut watch = Watch::new(taken, Instant::now());
@@ -71,6 +84,7 @@ pub fn serve(
     };
     while !stop.reached(Instant::now()) {
         answer.retry()?;
+        between(&directory);
         let look = directory.look()?;
         match watch.see(sight(&look), Instant::now()) {
             Action::None => thread::sleep(watch.pause(Instant::now())),

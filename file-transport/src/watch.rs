@@ -16,9 +16,13 @@ use crate::guide::{Command, CommandError, Response, Status, parse_command};
 /// steps of one writing (truncate, write, set times) into one command.
 pub const SETTLE: Duration = Duration::from_millis(20);
 
-/// How long a number without a newline must lie unchanged before it counts as whole, for clients
-/// that write none (`printf 1 > command.txt`).
+/// How long a number without a newline must lie unchanged before it is refused: until then its
+/// writer may be in the middle of it, and `1` may become `12`. It never runs.
 pub const SETTLE_UNTERMINATED: Duration = Duration::from_millis(500);
+
+/// How long a file must stay empty before that is refused. Every writing begins with an empty file,
+/// and over NFS a round trip or more lies between the truncation and the number.
+pub const SETTLE_EMPTY: Duration = Duration::from_secs(2);
 
 /// The time between two looks while commands come.
 pub const POLL: Duration = Duration::from_millis(50);
@@ -78,6 +82,8 @@ pub struct Watch {
     taken: Option<Stamp>,
     /// A writing that is not dealt with, and since when it has been as it is.
     settling: Option<(Stamp, Instant)>,
+    /// The empty file that was refused, so that it is refused once; what is written then is new.
+    refused_empty: Option<Stamp>,
     /// The reason for which the file was reported as unusable, so that it is reported once.
     unusable: Option<String>,
     /// When anything happened last.
@@ -90,6 +96,7 @@ impl Watch {
         Watch {
             taken,
             settling: None,
+            refused_empty: None,
             unusable: None,
             last_change: now,
         }
@@ -103,6 +110,7 @@ impl Watch {
         match sight {
             Sight::Absent => {
                 self.taken = None;
+                self.refused_empty = None;
                 self.settling = None;
                 Action::None
             }
@@ -121,8 +129,11 @@ impl Watch {
     }
 
     fn see_file(&mut self, stamp: Stamp, bytes: &[u8], now: Instant) -> Action {
-        if bytes.is_empty() {
+        if bytes.is_empty() && self.refused_empty != Some(stamp) {
             // Truncated, so being written: what comes next is new even if it looks the same.
+            self.taken = None;
+        }
+        if !bytes.is_empty() && self.refused_empty.take().is_some() {
             self.taken = None;
         }
         if self.taken == Some(stamp) {
@@ -141,11 +152,13 @@ impl Watch {
             return Action::None;
         }
         let parsed = match parse_command(bytes) {
-            Err(CommandError::Empty) => return Action::None,
+            Err(CommandError::Empty) if age < SETTLE_EMPTY => return Action::None,
             Err(CommandError::HalfWritten) if age < SETTLE_UNTERMINATED => return Action::None,
-            Err(CommandError::HalfWritten) => parse_command(&[bytes, b"\n"].concat()),
             other => other,
         };
+        if bytes.is_empty() {
+            self.refused_empty = Some(stamp);
+        }
         self.taken = Some(stamp);
         self.settling = None;
         self.last_change = now;
@@ -282,7 +295,7 @@ mod tests {
     }
 
     #[test]
-    fn a_number_without_newline_counts_after_a_while() {
+    fn a_number_without_newline_is_refused_after_a_while_and_never_runs() {
         let start = Instant::now();
         let mut watch = Watch::new(None, start);
         let half = Sight::File {
@@ -291,13 +304,50 @@ mod tests {
         };
         assert_eq!(watch.see(half, start), Action::None);
         assert_eq!(
+            watch.see(half, start + SETTLE_UNTERMINATED - SETTLE),
+            Action::None
+        );
+        let refused = Response::new(Status::Failure, &CommandError::HalfWritten.to_string());
+        assert_eq!(
             watch.see(half, start + SETTLE_UNTERMINATED),
-            Action::Run(Command::GpuInfo)
+            Action::Answer(refused)
         );
         assert_eq!(
             watch.see(half, start + SETTLE_UNTERMINATED * 2),
             Action::None
         );
+        // The newline comes after all.
+        let mut now = start + SETTLE_UNTERMINATED * 3;
+        assert_eq!(
+            look(&mut watch, &mut now, stamp(2), b"2\n"),
+            Action::Run(Command::GpuInfo)
+        );
+    }
+
+    #[test]
+    fn a_file_that_stays_empty_is_refused_once() {
+        for (nothing, then) in [(&b""[..], stamp(1)), (b"\n", stamp(2))] {
+            let start = Instant::now();
+            let mut watch = Watch::new(None, start);
+            let empty = Sight::File {
+                stamp: stamp(1),
+                bytes: nothing,
+            };
+            let refused = Response::new(Status::Failure, &CommandError::Empty.to_string());
+            assert_eq!(watch.see(empty, start), Action::None);
+            assert_eq!(watch.see(empty, start + SETTLE_EMPTY / 2), Action::None);
+            assert_eq!(
+                watch.see(empty, start + SETTLE_EMPTY),
+                Action::Answer(refused)
+            );
+            assert_eq!(watch.see(empty, start + SETTLE_EMPTY * 2), Action::None);
+            assert_eq!(watch.see(empty, start + SETTLE_EMPTY * 9), Action::None);
+            let mut now = start + SETTLE_EMPTY * 10;
+            assert_eq!(
+                look(&mut watch, &mut now, then, b"1\n"),
+                Action::Run(Command::VectorAdd)
+            );
+        }
     }
 
     #[test]

@@ -59,10 +59,23 @@ fn a_shell_session() {
     );
     assert_eq!(served.runs(), 4);
 
-    // Without a newline, and with the one of another system.
-    assert_eq!(ask(&served, "printf 1 > command.txt"), passed);
+    // With the newline of another system; without one it may be half a number.
     assert_eq!(ask(&served, "printf '1\\r\\n' > command.txt"), passed);
+    assert_eq!(served.runs(), 5);
+    assert_eq!(
+        ask(&served, "printf 1 > command.txt"),
+        "2:command.txt holds a number without a newline; write 0, 1 or 2 and a newline\n"
+    );
+    assert_eq!(ask(&served, "echo 1 > command.txt"), passed);
+    assert_eq!(
+        ask(&served, ": > command.txt; sleep 2"),
+        "2:command.txt is empty; write 0, 1 or 2 and a newline\n"
+    );
     assert_eq!(served.runs(), 6);
+    assert_eq!(
+        ask(&served, "echo 99999999999999999999 > command.txt"),
+        "2:the number in command.txt is too large; write 0, 1 or 2 and a newline\n"
+    );
 
     assert_eq!(ask(&served, "echo 2 > command.txt"), "2:no GPU here\n");
     assert_eq!(

@@ -1,26 +1,60 @@
-//! `file:` endpoints: one worker for each, started again when it ends.
+//! `file:` endpoints: a worker for each directory, started again when it ends.
+//!
+//! A directory `DIR` and each `DIR/<guest>/` beside it has a worker, an account and a name in the log
+//! of its own, so that one that hangs or is full of nonsense holds up no other. The worker of `DIR`
+//! reports the guests' directories that it sees; the broker itself looks into none.
 
+use std::fmt;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
+use vgpu_file_transport::GuestName;
+
 use super::Broker;
 use super::who::Who;
 use crate::failure::Failure;
+use crate::policy::GuestKey;
+use crate::worker::link::Found;
 use crate::worker::spec::Carrier;
 
 /// First and longest pause before a worker that failed is started again.
-const PAUSE: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(60));
+const PAUSE: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(15));
 
 /// A worker that ran this long has not failed at once.
 const LASTED: Duration = Duration::from_secs(60);
 
+/// A guest's directory whose worker ended is forgotten unless it was seen again this lately: then
+/// the admin has removed it.
+const REMEMBERED: Duration = Duration::from_secs(10);
+
+/// A directory that is served.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) struct Place {
+    /// As the admin named it.
+    pub(super) directory: PathBuf,
+    /// Whose directory in there; `None` for the directory itself.
+    pub(super) guest: Option<GuestName>,
+}
+
+impl fmt::Display for Place {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let directory = self.directory.display();
+        match &self.guest {
+            None => write!(f, "file:{directory}"),
+            Some(guest) => write!(f, "file:{directory}/{guest}"),
+        }
+    }
+}
+
 /// A directory and its worker.
 #[derive(Debug)]
 pub(super) struct FileService {
-    directory: PathBuf,
+    place: Place,
     state: State,
     pause: Duration,
+    /// When the worker of `DIR` saw this guest's directory last.
+    seen: Instant,
 }
 
 #[derive(Debug)]
@@ -49,11 +83,20 @@ impl FileService {
                 "make it, or name one that exists",
             )
         })?;
-        Ok(Self {
+        let place = Place {
             directory: directory.to_owned(),
+            guest: None,
+        };
+        Ok(Self::of(place, now))
+    }
+
+    fn of(place: Place, now: Instant) -> Self {
+        Self {
+            place,
             state: State::Waiting { until: now },
             pause: PAUSE.0,
-        })
+            seen: now,
+        }
     }
 
     /// When its worker is to be started.
@@ -63,19 +106,32 @@ impl FileService {
             State::Running { .. } => None,
         }
     }
+
+    fn is_due(&self, now: Instant) -> bool {
+        self.deadline().is_some_and(|at| at <= now)
+    }
+
+    fn is_forgotten(&self, now: Instant) -> bool {
+        self.place.guest.is_some()
+            && self.is_due(now)
+            && now.saturating_duration_since(self.seen) >= REMEMBERED
+    }
 }
 
 impl Broker<'_> {
     /// Starts the workers that are due.
     pub(super) fn start_file_services(&mut self, now: Instant) {
+        self.files.retain(|service| !service.is_forgotten(now));
         for index in 0..self.files.len() {
-            let due = self.files[index].deadline().is_some_and(|at| at <= now);
-            if !due {
+            if !self.files[index].is_due(now) {
                 continue;
             }
-            let directory = self.files[index].directory.clone();
-            let who = Who::File(directory.clone());
-            let session = self.begin(who, Carrier::File { directory }, None, None, now);
+            let place = self.files[index].place.clone();
+            let carrier = Carrier::File {
+                directory: place.directory.clone(),
+                guest: place.guest.as_ref().map(GuestName::to_string),
+            };
+            let session = self.begin(Who::File(place), carrier, None, None, now);
             let service = &mut self.files[index];
             service.state = match session {
                 Some(session) => State::Running {
@@ -87,6 +143,55 @@ impl Broker<'_> {
                 },
             };
         }
+    }
+
+    /// Takes what the worker `session` of a directory has seen there.
+    pub(super) fn on_found(&mut self, session: u64, found: &Found, now: Instant) {
+        let serves = |service: &&FileService| matches!(service.state, State::Running { session: running, .. } if running == session);
+        let Some(place) = self.files.iter().find(serves).map(|at| at.place.clone()) else {
+            return;
+        };
+        match found {
+            Found::Guest(name) => match name.parse() {
+                // Only beside the two files of `DIR` itself: there are no guests of guests.
+                Ok(guest) if place.guest.is_none() => self.on_guest_directory(place, guest, now),
+                _ => log::warn!("{place}: its worker reports a guest that cannot be"),
+            },
+        }
+    }
+
+    fn on_guest_directory(&mut self, place: Place, guest: GuestName, now: Instant) {
+        let place = Place {
+            guest: Some(guest),
+            ..place
+        };
+        if let Some(service) = self.files.iter_mut().find(|at| at.place == place) {
+            service.seen = now;
+            return;
+        }
+        if self.stopping.is_some() || self.is_denied(&place) {
+            return;
+        }
+        let guests = self.files.iter().filter(|at| at.place.guest.is_some());
+        let most = self.config.limits.max_file_guests as usize;
+        if guests.count() >= most {
+            let who = Who::File(place);
+            let line = format!("not served: limits.max_file_guests is {most}");
+            self.accounts.log(&who, log::Level::Warn, &line, now);
+            return;
+        }
+        log::info!("listening on {place}");
+        self.files.push(FileService::of(place, now));
+    }
+
+    /// Whether a rule denies the guest of this name.
+    fn is_denied(&self, place: &Place) -> bool {
+        let key = place
+            .guest
+            .as_ref()
+            .map(|guest| GuestKey::Name(guest.to_string()));
+        let rule = key.and_then(|key| self.config.policy.guests.get(&key));
+        rule.is_some_and(|rule| !rule.allow)
     }
 
     /// Notes that a session has ended; if it was a file service, it is due again after a pause.

@@ -19,7 +19,7 @@ mod wait;
 mod who;
 mod xen;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::os::fd::AsFd;
 use std::path::Path;
 use std::time::{Duration, Instant};
@@ -268,12 +268,17 @@ impl<'a> Broker<'a> {
                 }
             }
             Source::Session(id) => {
+                let mut found = VecDeque::new();
                 if let Some(session) = self.sessions.get_mut(&id) {
                     session.listen(now);
+                    std::mem::swap(&mut found, &mut session.found);
                     // It has nothing to say any more; a healthy one ends within moments.
                     if session.silent {
                         session.kill_at.get_or_insert(now + KICK_TIME);
                     }
+                }
+                for found in found {
+                    self.on_found(id, &found, now);
                 }
                 self.answer_queries(now);
             }

@@ -1,5 +1,6 @@
 //! A worker process from the broker's side.
 
+use std::collections::VecDeque;
 use std::io::{self, Write};
 use std::net::Shutdown;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -12,8 +13,11 @@ use super::who::Who;
 use crate::lines::LineBuffer;
 use crate::usage::Usage;
 use crate::worker;
-use crate::worker::link::{Ask, Ended, MAX_LINE, Report};
+use crate::worker::link::{Ask, Ended, Found, MAX_LINE, Report};
 use crate::worker::spec::Spec;
+
+/// Findings of one worker that wait at most.
+const MOST_FOUND: usize = 1024;
 
 /// A session's worker and what it has reported.
 #[derive(Debug)]
@@ -29,6 +33,8 @@ pub(super) struct Session {
     /// The link is over; the process may still be there.
     pub(super) silent: bool,
     report: Report,
+    /// What it has seen in its directory, to be taken by the broker.
+    pub(super) found: VecDeque<Found>,
     /// When the last report came.
     pub(super) reported: Option<Instant>,
     /// It has been asked to end, and is killed at this time.
@@ -66,6 +72,7 @@ impl Session {
             lines: LineBuffer::new(MAX_LINE),
             silent: false,
             report: Report::default(),
+            found: VecDeque::new(),
             reported: None,
             kill_at: None,
         })
@@ -109,7 +116,11 @@ impl Session {
         };
         for line in received.lines {
             match serde_json::from_str::<Report>(&line) {
-                Ok(report) if plausible(&report) => {
+                Ok(mut report) if plausible(&report) => {
+                    // As many as a look at a directory brings: more are reported again.
+                    if self.found.len() < MOST_FOUND {
+                        self.found.extend(report.found.take());
+                    }
                     self.report = report;
                     self.reported = Some(now);
                 }

@@ -1,8 +1,8 @@
 //! Whose session it is.
 
 use std::fmt;
-use std::path::PathBuf;
 
+use super::files::Place;
 use crate::policy::{GuestKey, Identity};
 
 /// The other end of a session.
@@ -17,8 +17,8 @@ pub(super) enum Who {
         /// Itself.
         pid: i32,
     },
-    /// Whoever writes into a directory.
-    File(PathBuf),
+    /// Whoever writes the two files of a directory.
+    File(Place),
 }
 
 /// Identifies an account: what counts as one guest.
@@ -27,7 +27,7 @@ pub(super) enum AccountKey {
     /// Domids are used again, so the uuid belongs to it.
     Xen(u16, Option<String>),
     Local(u32),
-    File(PathBuf),
+    File(Place),
 }
 
 impl Who {
@@ -36,7 +36,7 @@ impl Who {
         match self {
             Self::Xen(identity, _) => AccountKey::Xen(identity.domid, identity.uuid.clone()),
             Self::Local { uid, .. } => AccountKey::Local(*uid),
-            Self::File(directory) => AccountKey::File(directory.clone()),
+            Self::File(place) => AccountKey::File(place.clone()),
         }
     }
 
@@ -45,7 +45,7 @@ impl Who {
         match self {
             Self::Xen(identity, _) => identity.to_string(),
             Self::Local { uid, .. } => format!("local uid {uid}"),
-            Self::File(directory) => format!("file:{}", directory.display()),
+            Self::File(place) => place.to_string(),
         }
     }
 }

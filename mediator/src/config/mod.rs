@@ -39,6 +39,8 @@ pub struct Limits {
     pub max_sessions: u32,
     /// Sessions at once of one guest.
     pub max_sessions_per_guest: u32,
+    /// Guests' directories `DIR/<guest>/` that are served, of all `file:` endpoints together.
+    pub max_file_guests: u32,
     /// Elements of one vector. Vectors are streamed, so this bounds time, not memory.
     pub max_elements: u64,
     /// Elements of one chunk of a vector; a session holds a few chunks at once.
@@ -60,6 +62,7 @@ impl Default for Limits {
         Self {
             max_sessions: 64,
             max_sessions_per_guest: 4,
+            max_file_guests: 32,
             max_elements: 1 << 36,
             max_chunk_elements: 1 << 20,
             connect_timeout_s: 10,
@@ -82,6 +85,7 @@ impl Limits {
         let at_least_one = [
             ("max_sessions", u64::from(self.max_sessions)),
             ("max_sessions_per_guest", self.max_sessions_per_guest.into()),
+            ("max_file_guests", self.max_file_guests.into()),
             ("max_elements", self.max_elements),
             ("max_chunk_elements", self.max_chunk_elements.into()),
             ("connect_timeout_s", self.connect_timeout_s.into()),
@@ -97,6 +101,12 @@ impl Limits {
             return Err(format!(
                 "limits.max_sessions is {}; at most 512 are possible",
                 self.max_sessions
+            ));
+        }
+        if self.max_file_guests > 256 {
+            return Err(format!(
+                "limits.max_file_guests is {}; at most 256 are possible",
+                self.max_file_guests
             ));
         }
         if self.max_chunk_elements > most_in_chunk {

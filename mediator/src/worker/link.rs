@@ -32,9 +32,20 @@ pub struct Report {
     /// What the session has used so far.
     #[serde(default)]
     pub usage: Usage,
+    /// What the worker of a directory has seen there.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub found: Option<Found>,
     /// Present in the last report.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ended: Option<Ended>,
+}
+
+/// Something in a directory that only the broker can decide about.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Found {
+    /// A guest's directory beside the two files.
+    Guest(String),
 }
 
 /// How a worker's work ended.
@@ -123,12 +134,17 @@ impl Link {
     /// Tells that the guest's channel is up.
     pub(super) fn connected(&self, observed: &Observed) {
         observed.set_connected();
-        send(&self.stream, observed, None);
+        send(&self.stream, observed, None, None);
+    }
+
+    /// Tells what there is in the directory.
+    pub(super) fn found(&self, observed: &Observed, found: Found) {
+        send(&self.stream, observed, Some(found), None);
     }
 
     /// Says the last word.
     pub(super) fn ended(&self, observed: &Observed, ended: Ended) {
-        send(&self.stream, observed, Some(ended));
+        send(&self.stream, observed, None, Some(ended));
     }
 }
 
@@ -147,7 +163,7 @@ fn listen(stream: &UnixStream, observed: &Observed, stop: &StopFlag, ended: &Ato
             }
             Ok(_) => match Ask::from_word(line.trim_end()) {
                 Some(Ask::Report) => {
-                    send(stream, observed, None);
+                    send(stream, observed, None, None);
                     continue;
                 }
                 Some(Ask::Drain) => StopReason::Draining,
@@ -160,12 +176,13 @@ fn listen(stream: &UnixStream, observed: &Observed, stop: &StopFlag, ended: &Ato
     }
 }
 
-fn send(stream: &UnixStream, observed: &Observed, ended: Option<Ended>) {
+fn send(stream: &UnixStream, observed: &Observed, found: Option<Found>, ended: Option<Ended>) {
     let bounded = |text: String| text.chars().take(1000).collect::<String>();
     let report = Report {
         connected: observed.is_connected(),
         client: observed.client.get().cloned(),
         usage: observed.counters.usage(),
+        found,
         ended: ended.map(|ended| Ended {
             text: bounded(ended.text),
             ..ended
@@ -201,6 +218,7 @@ mod tests {
                 elements: u64::MAX,
                 device_ns: u64::MAX,
             },
+            found: Some(Found::Guest("z".repeat(64))),
             ended: Some(Ended::fault("y".repeat(1000))),
         };
         let line = serde_json::to_string(&report).unwrap();

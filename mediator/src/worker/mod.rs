@@ -17,6 +17,7 @@ use std::time::Instant;
 
 use vchan::DomId;
 use vgpu_file_transport::Stop;
+use vgpu_file_transport::directory::Directory;
 use vgpu_protocol::transport::Transport;
 
 use crate::executor::{Executor, ExecutorChoice, probe};
@@ -65,7 +66,9 @@ pub fn main(arguments: &[String]) -> ExitCode {
         }
     };
     let end = match &spec.carrier {
-        Carrier::File { directory } => serve_files(&spec, directory, &observed, &ended, &link),
+        Carrier::File { directory, guest } => {
+            serve_files(&spec, directory, guest.as_deref(), &observed, &ended, &link)
+        }
         Carrier::Local | Carrier::Xen { .. } => serve_guest(&spec, guest, &observed, &stop, &link),
     };
     link.ended(&observed, end);
@@ -105,16 +108,32 @@ fn serve_guest(
 fn serve_files(
     spec: &Spec,
     directory: &Path,
+    guest: Option<&str>,
     observed: &Observed,
     ended: &AtomicBool,
     link: &Link,
 ) -> Ended {
-    let mut executor = match open_executor(spec.executor) {
-        Ok(executor) => executor,
-        Err(error) => return Ended::fault(format!("the executor failed: {error}")),
+    let opened = match guest.map(str::parse) {
+        None => Directory::open(directory),
+        Some(Ok(guest)) => Directory::open_guest(directory, &guest),
+        Some(Err(error)) => return Ended::fault(error.to_string()),
+    };
+    let opened = match opened {
+        Ok(opened) => opened,
+        Err(error) => return Ended::fault(error.to_string()),
     };
     link.connected(observed);
-    match listen::file::serve(directory, executor.as_mut(), Stop::when(ended)) {
+    let mut open = || open_executor(spec.executor);
+    let mut found = |found| link.found(observed, found);
+    let look_for_guests = guest.is_none();
+    let served = listen::file::serve(
+        opened,
+        look_for_guests,
+        &mut open,
+        &mut found,
+        Stop::when(ended),
+    );
+    match served {
         Ok(()) => Ended::fine("stopped"),
         Err(error) => Ended::fault(error.to_string()),
     }

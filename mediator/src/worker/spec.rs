@@ -33,8 +33,10 @@ pub enum Carrier {
     },
     /// By two files in a directory; no session, the worker stays.
     File {
-        /// Where the files are.
+        /// Where the files are, or the guest's directory.
         directory: PathBuf,
+        /// Whose directory in there.
+        guest: Option<String>,
     },
 }
 

@@ -1,0 +1,106 @@
+//! Reading a directory: its names, at most so many, from the server and not from a cache.
+
+use std::ffi::CStr;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+
+use nix::dir::Dir;
+use nix::fcntl::{OFlag, openat};
+use nix::sys::stat::Mode;
+
+/// What every open of a directory below the served one has in common: no symbolic link, nothing but
+/// a directory, nothing left open in a worker process.
+const DIRECTORY: OFlag = OFlag::O_RDONLY
+    .union(OFlag::O_DIRECTORY)
+    .union(OFlag::O_NOFOLLOW)
+    .union(OFlag::O_CLOEXEC);
+
+/// The names in a directory.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Names {
+    /// In the order that the file system gives them, without those that begin with a dot.
+    pub(crate) names: Vec<String>,
+    /// Whether there are more than were asked for.
+    pub(crate) cut: bool,
+}
+
+/// Opens the directory `name` in `parent` and follows no link.
+///
+/// It is opened by its name each time: that is where an NFS client asks the server whether what it
+/// holds of the directory is still true (close-to-open consistency).
+pub(crate) fn open_directory(parent: BorrowedFd<'_>, name: &str) -> nix::Result<OwnedFd> {
+    openat(parent, name, DIRECTORY, Mode::empty())
+}
+
+/// Reads the names in `directory`, at most `most` of them.
+///
+/// Names with a leading dot are left out but count: half-written files are called so, and what NFS
+/// clients make of open files that were removed (`.nfs…`). Names that are not UTF-8 are left out too.
+pub(crate) fn names(directory: impl AsFd, most: usize) -> nix::Result<Names> {
+    // A descriptor of its own: its position is not shared with anybody.
+    let own = openat(directory.as_fd(), ".", DIRECTORY, Mode::empty())?;
+    let mut found = Names {
+        names: Vec::new(),
+        cut: false,
+    };
+    let mut read = 0;
+    for entry in Dir::from_fd(own)?.iter() {
+        let entry = entry?;
+        let name: &CStr = entry.file_name();
+        if matches!(name.to_bytes(), b"." | b"..") {
+            continue;
+        }
+        if read == most {
+            found.cut = true;
+            break;
+        }
+        read += 1;
+        match name.to_str() {
+            Ok(name) if !name.starts_with('.') => found.names.push(name.to_owned()),
+            _ => {}
+        }
+    }
+    Ok(found)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs::{self, File};
+    use std::os::unix::fs::symlink;
+
+    use nix::errno::Errno;
+
+    use super::*;
+
+    #[test]
+    fn names_are_bounded_and_dots_left_out() {
+        let directory = tempfile::tempdir().unwrap();
+        for name in ["a", "b", ".nfs0001", ".new"] {
+            File::create(directory.path().join(name)).unwrap();
+        }
+        let open = File::open(directory.path()).unwrap();
+        let mut all = names(&open, 4).unwrap();
+        all.names.sort();
+        assert_eq!((all.names, all.cut), (vec!["a".into(), "b".into()], false));
+        assert!(names(&open, 3).unwrap().cut);
+        // Again from the start, and with what came since.
+        File::create(directory.path().join("c")).unwrap();
+        assert_eq!(names(&open, 100).unwrap().names.len(), 3);
+    }
+
+    #[test]
+    fn only_directories_are_opened_and_never_links() {
+        let directory = tempfile::tempdir().unwrap();
+        fs::create_dir(directory.path().join("real")).unwrap();
+        symlink("real", directory.path().join("link")).unwrap();
+        File::create(directory.path().join("file")).unwrap();
+        let parent = File::open(directory.path()).unwrap();
+        assert!(open_directory(parent.as_fd(), "real").is_ok());
+        for name in ["link", "file"] {
+            let errno = open_directory(parent.as_fd(), name).unwrap_err();
+            assert!(
+                matches!(errno, Errno::ELOOP | Errno::ENOTDIR),
+                "{name}: {errno}"
+            );
+        }
+    }
+}
