@@ -1,6 +1,7 @@
 //! What a guest is made of.
 
 use std::fmt;
+use std::net::Ipv4Addr;
 
 /// How Xen runs a guest.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -40,6 +41,8 @@ pub(crate) struct GuestSpec {
     pub(crate) maptrack_frames: Option<u32>,
     /// Physical processors it may run on, as xl writes them.
     pub(crate) cpus: Option<String>,
+    /// Its address in the network between dom0 and guests, `None` for no network.
+    pub(crate) address: Option<Ipv4Addr>,
     /// More words on its kernel command line.
     pub(crate) command_line: String,
 }
@@ -53,6 +56,7 @@ impl GuestSpec {
             memory_mib: 320,
             maptrack_frames: Some(0),
             cpus: None,
+            address: None,
             command_line: String::new(),
         }
     }
@@ -70,6 +74,9 @@ impl GuestSpec {
         }
         if let Some(cpus) = &self.cpus {
             line.push_str(&format!(" cpus={cpus}"));
+        }
+        if let Some(address) = self.address {
+            line.push_str(&format!(" address={address}"));
         }
         if !self.command_line.is_empty() {
             line.push_str(&format!(" 'cmdline={}'", self.command_line));

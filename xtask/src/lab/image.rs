@@ -1,9 +1,11 @@
 //! Builds the initramfs of dom0 and guests from the unpacked packages.
 //!
-//! `base.cpio` is what both boot; `dom0.cpio` adds, for dom0 alone, the guests'
-//! kernel and their copy of the base. Both are cached by a hash of what goes in.
-//! The project's own programs come in a third, small archive (`project.rs`).
+//! `base.cpio` is what both boot; `network.cpio` is what a network takes besides
+//! (`network.rs`); `dom0.cpio` adds, for dom0 alone, the guests' kernel and a copy of
+//! these two. All are cached by a hash of what goes in. The project's own programs
+//! come in one more, small archive (`project.rs`).
 
+use std::collections::BTreeSet;
 use std::fs::{self, File};
 use std::io::{BufWriter, Write};
 use std::os::unix::fs::PermissionsExt;
@@ -14,10 +16,10 @@ use anyhow::{Context, Result, bail};
 
 use super::cpio::Archive;
 use super::packages::{Packages, fnv1a};
-use super::{kernel, libraries, modules};
+use super::{kernel, libraries, modules, network};
 
 /// Raise it when this file changes what an image contains.
-const FORMAT: &str = "2";
+const FORMAT: &str = "3";
 
 /// Xen's programs, in `usr/lib/xen-4.17/bin` of the packages and of the image.
 const XEN_PROGRAMS: &[&str] = &[
@@ -54,7 +56,7 @@ const EXTRA_LIBRARIES: &[&str] = &[
 ];
 
 const XEN_BIN: &str = "usr/lib/xen-4.17/bin";
-const LIBRARY_FOLDER: &str = "usr/lib/x86_64-linux-gnu";
+pub(super) const LIBRARY_FOLDER: &str = "usr/lib/x86_64-linux-gnu";
 
 const SCRIPTS: &[(&str, &str)] = &[
     ("init", include_str!("image/init.sh")),
@@ -85,6 +87,8 @@ pub(crate) struct Images {
     /// Linux, for dom0 and guests.
     pub(crate) kernel: PathBuf,
     pub(crate) base: PathBuf,
+    /// What a network takes besides the base.
+    pub(crate) network: PathBuf,
     pub(crate) dom0: PathBuf,
 }
 
@@ -95,6 +99,7 @@ impl Images {
             xen: folder.join("xen"),
             kernel: folder.join("vmlinux"),
             base: folder.join("base.cpio"),
+            network: folder.join("network.cpio"),
             dom0: folder.join("dom0.cpio"),
         }
     }
@@ -102,8 +107,9 @@ impl Images {
 
 /// Builds the images, or finds them in the cache.
 pub(crate) fn build(cache: &Path, packages: &Packages) -> Result<Images> {
-    let mut inputs = format!("{FORMAT} {} {:?}", packages.version, modules::MODULES);
-    for (name, text) in SCRIPTS.iter().chain(FILES) {
+    let modules = [modules::MODULES, network::MODULES];
+    let mut inputs = format!("{FORMAT} {} {modules:?}", packages.version);
+    for (name, text) in SCRIPTS.iter().chain(FILES).chain(network::SCRIPTS) {
         inputs.push_str(name);
         inputs.push_str(text);
     }
@@ -146,20 +152,22 @@ fn build_in(work: &Path, packages: &Packages) -> Result<()> {
 
     let base = work.join("base.cpio");
     let mut archive = Archive::new(BufWriter::new(File::create(&base)?));
-    add_base(&mut archive, &packages.tree, &kernel_version)?;
+    let libraries = add_base(&mut archive, &packages.tree, &kernel_version)?;
     archive.finish()?.flush()?;
+    let network = work.join("network.cpio");
+    network::build(&network, &packages.tree, &kernel_version, &libraries)?;
 
     add_dom0(work)
 }
 
-/// Writes `dom0.cpio` beside the `vmlinux` and `base.cpio` that it is made of.
+/// Writes `dom0.cpio` beside the `vmlinux`, `base.cpio` and `network.cpio` that it is made of.
 ///
 /// # Errors
 /// One of them is missing, or the disk is full.
 pub(crate) fn add_dom0(folder: &Path) -> Result<()> {
     let file = File::create(folder.join("dom0.cpio"))?;
     let mut archive = Archive::new(BufWriter::new(file));
-    for name in ["vmlinux", "base.cpio"] {
+    for name in ["vmlinux", "base.cpio", "network.cpio"] {
         archive.file(&format!("boot/{name}"), 0o644, &read(&folder.join(name))?)?;
     }
     archive.finish()?.flush()?;
@@ -179,7 +187,12 @@ fn kernel_version(tree: &Path) -> Result<String> {
         .context("the kernel's version is not UTF-8")
 }
 
-fn add_base<W: Write>(archive: &mut Archive<W>, tree: &Path, kernel: &str) -> Result<()> {
+/// Gives the names of the libraries that are in it.
+fn add_base<W: Write>(
+    archive: &mut Archive<W>,
+    tree: &Path,
+    kernel: &str,
+) -> Result<BTreeSet<String>> {
     for folder in [
         "dev",
         "proc",
@@ -246,8 +259,9 @@ fn add_base<W: Write>(archive: &mut Archive<W>, tree: &Path, kernel: &str) -> Re
         archive.file(&format!("{LIBRARY_FOLDER}/{name}"), 0o755, &read(&file)?)?;
         wanted.push(file);
     }
+    let mut libraries: BTreeSet<String> = EXTRA_LIBRARIES.iter().map(|n| n.to_string()).collect();
     for (name, file) in libraries::closure(tree, &wanted)? {
-        if !EXTRA_LIBRARIES.contains(&name.as_str()) {
+        if libraries.insert(name.clone()) {
             archive.file(&format!("{LIBRARY_FOLDER}/{name}"), 0o755, &read(&file)?)?;
         }
     }
@@ -258,7 +272,7 @@ fn add_base<W: Write>(archive: &mut Archive<W>, tree: &Path, kernel: &str) -> Re
     )?;
 
     let folder = format!("lib/modules/{kernel}");
-    let found = modules::collect(&tree.join(&folder))?;
+    let found = modules::collect(&tree.join(&folder), modules::MODULES)?;
     for module in &found {
         archive.file(
             &format!("usr/{folder}/{}", module.path),
@@ -268,10 +282,10 @@ fn add_base<W: Write>(archive: &mut Archive<W>, tree: &Path, kernel: &str) -> Re
     }
     let list = modules::dependency_file(&found);
     archive.file(&format!("usr/{folder}/modules.dep"), 0o644, list.as_bytes())?;
-    Ok(())
+    Ok(libraries)
 }
 
-fn read(file: &Path) -> Result<Vec<u8>> {
+pub(super) fn read(file: &Path) -> Result<Vec<u8>> {
     fs::read(file).with_context(|| format!("reading {}", file.display()))
 }
 

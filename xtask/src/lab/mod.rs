@@ -22,6 +22,7 @@ mod job;
 mod kernel;
 mod libraries;
 mod modules;
+mod network;
 mod packages;
 mod project;
 mod qemu;

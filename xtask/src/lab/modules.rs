@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
 
-/// Modules by name, whatever they depend on besides.
+/// Modules of every boot by name, whatever they depend on besides.
 pub(crate) const MODULES: &[&str] = &[
     "xen-privcmd",
     "xenfs",
@@ -27,15 +27,15 @@ pub(crate) struct Module {
     pub(crate) depends: Vec<String>,
 }
 
-/// Finds [`MODULES`] and what they depend on below `folder`
+/// Finds the modules of these names and what they depend on below `folder`
 /// (`lib/modules/VERSION` of the unpacked kernel package).
-pub(crate) fn collect(folder: &Path) -> Result<Vec<Module>> {
+pub(crate) fn collect(folder: &Path, names: &[&str]) -> Result<Vec<Module>> {
     // modules.order lists every module the kernel was built with, one a line.
     let order = fs::read_to_string(folder.join("modules.order")).context("modules.order")?;
     let by_name: BTreeMap<String, &str> =
         order.lines().map(|path| (plain_name(path), path)).collect();
     let mut modules: Vec<Module> = Vec::new();
-    let mut waiting: Vec<String> = MODULES.iter().map(|m| m.replace('-', "_")).collect();
+    let mut waiting: Vec<String> = names.iter().map(|m| m.replace('-', "_")).collect();
     while let Some(name) = waiting.pop() {
         let Some(path) = by_name.get(&name) else {
             continue;
@@ -61,23 +61,31 @@ pub(crate) fn collect(folder: &Path) -> Result<Vec<Module>> {
     Ok(modules)
 }
 
-/// The text of `modules.dep`, which modprobe reads.
+/// The text of `modules.dep`, which modprobe reads. It loads what stands last first, so each
+/// module stands before all that it depends on itself.
 pub(crate) fn dependency_file(modules: &[Module]) -> String {
     let mut text = String::new();
     for module in modules {
         let mut all = Vec::new();
-        let mut waiting: Vec<&String> = module.depends.iter().collect();
-        while let Some(path) = waiting.pop() {
-            if !all.contains(&path) {
-                all.push(path);
-                let next = modules.iter().find(|m| m.path == *path);
-                waiting.extend(next.into_iter().flat_map(|m| &m.depends));
-            }
+        for path in &module.depends {
+            add_after_its_own(modules, path, &mut all);
         }
-        let all: Vec<&str> = all.into_iter().map(String::as_str).collect();
+        all.reverse();
         text.push_str(&format!("{}: {}\n", module.path, all.join(" ")));
     }
     text
+}
+
+/// Adds what `path` depends on, then itself, unless it is there.
+fn add_after_its_own<'a>(modules: &'a [Module], path: &'a str, all: &mut Vec<&'a str>) {
+    if all.contains(&path) {
+        return;
+    }
+    let own = modules.iter().find(|m| m.path == path);
+    for next in own.into_iter().flat_map(|m| &m.depends) {
+        add_after_its_own(modules, next, all);
+    }
+    all.push(path);
 }
 
 /// `kernel/drivers/xen/xen-evtchn.ko` → `xen_evtchn`
@@ -127,5 +135,18 @@ mod tests {
         };
         let text = dependency_file(&[module("a", &["b"]), module("b", &["c"]), module("c", &[])]);
         assert_eq!(text, "a: b c\nb: c\nc: \n");
+        // Two ways to the same module, the short one named last.
+        let text = dependency_file(&[
+            module("a", &["b", "d"]),
+            module("b", &["d"]),
+            module("d", &[]),
+        ]);
+        assert_eq!(text, "a: b d\nb: d\nd: \n");
+        let text = dependency_file(&[
+            module("a", &["d", "b"]),
+            module("b", &["d"]),
+            module("d", &[]),
+        ]);
+        assert_eq!(text, "a: b d\nb: d\nd: \n");
     }
 }

@@ -12,17 +12,32 @@ use crate::apt;
 /// Everything the images are made of. The kernel is found by [`kernel_package`].
 const PACKAGES: &[&str] = &[
     "busybox-static",
+    "libblkid1",
     "libbz2-1.0",
     "libc6",
+    "libcom-err2",
     "libfdt1",
     "libgcc-s1",
+    "libgssapi-krb5-2",
+    "libk5crypto3",
+    "libkeyutils1",
+    "libkrb5-3",
+    "libkrb5support0",
     "liblzma5",
     "liblzo2-2",
+    "libmount1",
     "libncurses6",
     "libnl-3-200",
     "libnl-route-3-200",
+    "libnsl2",
+    "libpcre2-8-0",
+    "libselinux1",
+    "libssl3",
     "libtinfo6",
+    "libtirpc-common",
+    "libtirpc3",
     "libuuid1",
+    "libwrap0",
     "libxencall1",
     "libxendevicemodel1",
     "libxenevtchn1",
@@ -35,6 +50,10 @@ const PACKAGES: &[&str] = &[
     "libxentoollog1",
     "libyajl2",
     "libzstd1",
+    "mount",
+    "netbase",
+    "nfs-common",
+    "nfs-kernel-server",
     "util-linux",
     "xen-hypervisor-4.17-amd64",
     "xen-utils-4.17",
@@ -93,7 +112,7 @@ pub(crate) fn fetch(cache: &Path) -> Result<Packages> {
     }
 
     eprintln!(
-        "lab: downloading {} Debian packages (Xen, Linux; about 80 MB)",
+        "lab: downloading {} Debian packages (Xen, Linux, NFS; about 85 MB)",
         files.len()
     );
     // Worked on beside its final place and renamed when complete, so that two

@@ -213,6 +213,10 @@ impl Host for SshHost {
     }
 
     fn guest_create(&mut self, spec: &GuestSpec) -> Result<()> {
+        if spec.address.is_some() {
+            let reason = "needs a network of its own between dom0 and guests".to_owned();
+            return Err(Lacking(reason).into());
+        }
         if spec.command_line.is_empty()
             && let Some(guest) = self.guests.iter_mut().find(|guest| guest.name.is_none())
         {

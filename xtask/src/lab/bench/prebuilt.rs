@@ -14,7 +14,7 @@ use crate::apt;
 const PROGRAMS: [&str; 3] = ["vchan", "vchan-c-peer", "lab-agent"];
 
 /// What the images are made of; `dom0.cpio` is made of them again where it is needed.
-const IMAGES: [&str; 3] = ["xen", "vmlinux", "base.cpio"];
+const IMAGES: [&str; 4] = ["xen", "vmlinux", "base.cpio", "network.cpio"];
 
 /// Everything to boot the lab and measure in it.
 pub(super) struct Prebuilt {
@@ -114,10 +114,8 @@ pub(super) fn prepare(folder: &Path) -> Result<()> {
         write_program(&program.file, &bin.join(&program.name))?;
     }
     write_program(&std::env::current_exe()?, &folder.join("xtask"))?;
-    for (name, file) in IMAGES
-        .iter()
-        .zip([&images.xen, &images.kernel, &images.base])
-    {
+    let built = [&images.xen, &images.kernel, &images.base, &images.network];
+    for (name, file) in IMAGES.iter().zip(built) {
         fs::copy(file, into.join(name)).with_context(|| format!("copying {}", file.display()))?;
     }
     println!(

@@ -1,12 +1,14 @@
 # Shell functions for scripts in dom0 (sourced by the agent and `lab shell`).
 # In a guest nothing here is of use but PATH.
 
-GUEST_KERNEL=/boot/vmlinux GUEST_INITRD=/run/lab/guest.cpio
+GUEST_KERNEL=/boot/vmlinux
 
-# guest_create NAME pv|pvh [memory=MIB] [vcpus=N] [cpus=LIST] [maptrack=FRAMES] [cmdline=WORDS]
-# Starts a guest and waits until its agent answers.
+# guest_create NAME pv|pvh [memory=MIB] [vcpus=N] [cpus=LIST] [maptrack=FRAMES] [address=10.77.0.N]
+#   [cmdline=WORDS]
+# Starts a guest and waits until its agent answers. With an address it has a network to dom0.
 guest_create() {
-    local name=$1 type=$2 memory=320 vcpus=1 cpus= maptrack= cmdline= word
+    local name=$1 type=$2 memory=320 vcpus=1 cpus= maptrack= address= cmdline= word
+    local initrd=/run/lab/guest.cpio parts=/boot/base.cpio
     shift 2
     for word in "$@"; do
         case $word in
@@ -14,19 +16,26 @@ guest_create() {
         vcpus=*) vcpus=${word#*=} ;;
         cpus=*) cpus=${word#*=} ;;
         maptrack=*) maptrack=${word#*=} ;;
+        address=*) address=${word#*=} ;;
         cmdline=*) cmdline=${word#*=} ;;
         *) echo "guest_create: what is $word?" >&2; return 2 ;;
         esac
     done
+    if [ -n "$address" ]; then
+        network_up || return
+        initrd=/run/lab/networked.cpio parts="$parts /boot/network.cpio"
+        cmdline="lab.address=$address $cmdline"
+    fi
     # Without mitigations, because QEMU's emulation of SVM loses track of a PVH guest's page tables
     # when each entry to the kernel changes them: it ends in a triple fault after some seconds.
-    [ -e $GUEST_INITRD ] || cat /boot/base.cpio /boot/project.cpio >$GUEST_INITRD
+    [ -e $initrd ] || cat $parts /boot/project.cpio >$initrd
     {
         printf 'name="%s"\ntype="%s"\nmemory=%s\nvcpus=%s\n' "$name" "$type" "$memory" "$vcpus"
-        printf 'kernel="%s"\nramdisk="%s"\n' $GUEST_KERNEL $GUEST_INITRD
+        printf 'kernel="%s"\nramdisk="%s"\n' $GUEST_KERNEL $initrd
         printf 'extra="console=hvc0 quiet loglevel=4 panic=1 mitigations=off lab.name=%s %s"\n' "$name" "$cmdline"
         printf 'on_poweroff="destroy"\non_crash="destroy"\non_reboot="destroy"\n'
         [ -z "$maptrack" ] || printf 'max_maptrack_frames=%s\n' "$maptrack"
+        [ -z "$address" ] || printf 'vif=["ip=%s,script=vif-lab"]\n' "$address"
         [ -z "$cpus" ] || printf 'cpus="%s"\n' "$cpus"
     } >"/run/lab/$name.cfg"
     local try
@@ -39,6 +48,12 @@ guest_create() {
         echo "lab: guest $name ended while booting (try $try)" >&2
     done
     return 1
+}
+
+# network_up: makes dom0 fit for guests with a network, and for NFS (lab/network.sh).
+network_up() {
+    [ ! -e /lab/network.sh ] || return 0
+    (cd / && cpio -idu <boot/network.cpio) && modprobe xen-netback
 }
 
 # guest_domid NAME

@@ -4,6 +4,7 @@
 #   lab.modules=none       load no Xen modules (to test what happens without)
 #   lab.shell              an interactive shell on the console, no agent on ttyS1
 #   lab.name=NAME          host name of a guest
+#   lab.address=10.77.0.N  address of a guest in the network to dom0
 export PATH=/opt/vgpu/bin:/usr/lib/xen-4.17/bin:/usr/sbin:/usr/bin HOME=/root TERM=linux
 umask 022
 
@@ -17,13 +18,14 @@ mount -t tmpfs tmpfs /run
 mount -t tmpfs tmpfs /tmp
 ip link set lo up
 
-xenstored=c modules=all shell= name=dom0
+xenstored=c modules=all shell= name=dom0 address=
 for word in $(cat /proc/cmdline); do
     case $word in
     lab.xenstored=*) xenstored=${word#*=} ;;
     lab.modules=*) modules=${word#*=} ;;
     lab.shell) shell=yes ;;
     lab.name=*) name=${word#*=} ;;
+    lab.address=*) address=${word#*=} ;;
     esac
 done
 hostname "$name"
@@ -33,6 +35,18 @@ if [ "$modules" = all ]; then
         modprobe "$module" || echo "lab: no module $module"
     done
     mount -t xenfs xenfs /proc/xen
+fi
+
+if [ -n "$address" ]; then
+    modprobe xen-netfront
+    modprobe nfsv4 # mount does not ask for it: there is no modules.alias
+    n=0
+    until [ -e /sys/class/net/eth0 ] || [ $n -ge 300 ]; do
+        n=$((n + 1))
+        usleep 100000
+    done
+    ip addr add "$address/24" dev eth0
+    ip link set eth0 up
 fi
 
 if ! grep -qs control_d /proc/xen/capabilities; then

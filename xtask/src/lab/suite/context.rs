@@ -1,5 +1,6 @@
 //! What a case works with: the host, guests that cases share, the mediator.
 
+use std::net::Ipv4Addr;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail, ensure};
@@ -18,10 +19,21 @@ const LISTENING: &str = "listening on xen:";
 /// Memory of shared guests: 16 million elements are three vectors of 64 MiB.
 const SHARED_MEMORY_MIB: u32 = 448;
 
+/// Names and addresses of the shared guests with a network; dom0 is 10.77.0.1.
+const NETWORKED: [(&str, Ipv4Addr); 2] = [
+    ("vm1", Ipv4Addr::new(10, 77, 0, 11)),
+    ("vm2", Ipv4Addr::new(10, 77, 0, 12)),
+];
+
+/// Their memory: two vectors of a million elements and what NFS keeps of them.
+const NETWORKED_MEMORY_MIB: u32 = 288;
+
 /// The world of one run of the suite.
 pub(crate) struct Context {
     pub(crate) host: Box<dyn Host>,
     guests: Vec<Kind>,
+    /// Whether the guests with a network run.
+    networked: bool,
     mediator: Option<Job>,
     jobs_started: u32,
     /// Those the running case started, the shared mediator aside.
@@ -35,6 +47,7 @@ impl Context {
         Context {
             host,
             guests: Vec::new(),
+            networked: false,
             mediator: None,
             jobs_started: 0,
             jobs: Vec::new(),
@@ -47,11 +60,18 @@ impl Context {
         kind.name()
     }
 
+    /// The shared guests that have a network to dom0, with their addresses.
+    pub(crate) fn networked() -> [(&'static str, Ipv4Addr); 2] {
+        NETWORKED
+    }
+
     /// Names of the shared guests that run now.
     pub(crate) fn running_guests(&self) -> Vec<String> {
-        self.guests
-            .iter()
-            .map(|kind| Self::shared(*kind).to_owned())
+        let networked = NETWORKED.iter().filter(|_| self.networked);
+        let names = self.guests.iter().map(|kind| Self::shared(*kind));
+        names
+            .chain(networked.map(|(name, _)| *name))
+            .map(str::to_owned)
             .collect()
     }
 
@@ -81,9 +101,43 @@ impl Context {
         Ok(())
     }
 
+    /// Makes the shared guests with a network run, or takes them away where nobody wants them.
+    pub(crate) fn ensure_networked(&mut self, wanted: bool) -> Result<()> {
+        if self.networked {
+            let names = NETWORKED.map(|(name, _)| name);
+            let sound = self.unchanged.is_some() || names.iter().all(|name| self.runs(name));
+            if wanted && sound {
+                return Ok(());
+            }
+            self.networked = false;
+            for name in names {
+                let _ = self.host.guest_destroy(name);
+            }
+        }
+        if wanted {
+            for (at, (name, address)) in NETWORKED.into_iter().enumerate() {
+                let mut spec = GuestSpec::new(name, Kind::Pv);
+                spec.memory_mib = NETWORKED_MEMORY_MIB;
+                spec.address = Some(address);
+                if let Err(error) = self.host.guest_create(&spec) {
+                    for (name, _) in &NETWORKED[..at] {
+                        let _ = self.host.guest_destroy(name);
+                    }
+                    return Err(error);
+                }
+            }
+            self.networked = true;
+        }
+        Ok(())
+    }
+
     fn answers(&mut self, kind: Kind) -> bool {
+        self.runs(Self::shared(kind))
+    }
+
+    fn runs(&mut self, name: &str) -> bool {
         self.host
-            .exec(Place::Guest(Self::shared(kind)), "true", LIMIT)
+            .exec(Place::Guest(name), "true", LIMIT)
             .is_ok_and(|output| output.success())
     }
 

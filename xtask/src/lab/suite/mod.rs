@@ -15,6 +15,7 @@ mod interop;
 mod lone;
 mod many;
 mod mediators;
+mod nfs;
 mod region;
 mod runner;
 mod vchan;
@@ -39,6 +40,7 @@ pub(crate) const TOPICS: &[&[Case]] = &[
     vchan::CASES,
     region::CASES,
     many::CASES,
+    nfs::CASES,
     faults::CASES,
     faults_store::CASES,
 ];
@@ -49,6 +51,8 @@ pub(crate) struct Case {
     pub(crate) name: &'static str,
     /// The shared guests it uses; they run before it starts.
     pub(crate) guests: &'static [Kind],
+    /// Whether it uses the shared guests with a network ([`Context::networked`]).
+    pub(crate) networked: bool,
     /// Whether a mediator that admits everybody runs before it starts.
     pub(crate) mediator: Mediator,
     /// The test itself. An error is a failure; [`super::host::Lacking`] in it a skip.
@@ -65,8 +69,17 @@ impl Case {
         Case {
             name,
             guests,
+            networked: false,
             mediator: Mediator::Stopped,
             run,
+        }
+    }
+
+    /// A case without a mediator, with the two shared PV guests that have a network to dom0.
+    const fn networked(name: &'static str, run: fn(&mut Context) -> Result<()>) -> Self {
+        Case {
+            networked: true,
+            ..Case::new(name, &[], run)
         }
     }
 

@@ -171,6 +171,7 @@ fn run_case(context: &mut Context, case: &Case) -> Verdict {
 
 fn try_case(context: &mut Context, case: &Case) -> Result<()> {
     context.ensure_guests(case.guests)?;
+    context.ensure_networked(case.networked)?;
     context.ensure_mediator(case.mediator)?;
     let guests = context.running_guests();
     let before = match context.unchanged.take() {
