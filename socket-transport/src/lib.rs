@@ -1,0 +1,50 @@
+#![forbid(unsafe_code)]
+//! Sessions over sockets: `unix:PATH` within one machine, `tcp:HOST:PORT` over a network.
+//!
+//! Both give a [`SocketTransport`], which carries a session as a ring does. What differs is trust.
+//! A Unix socket shows who is at the other end, and its bytes never leave the kernel: they travel
+//! as they are. Over TCP both sides first prove that they know the same [`Secret`], and everything
+//! after that is encrypted and authenticated, the end of the stream included.
+//!
+//! | module | what it does |
+//! |---|---|
+//! | [`handshake`] | who is there: bytes in, bytes out, no socket |
+//! | [`record`] | the encrypted stream: records sealed and opened, no socket |
+//! | `transport` | a session's bytes to and from a socket, in few system calls |
+//! | `unix`, `tcp`, `resolve` | from an address to a connected socket, within a deadline |
+//! | `secret` | the files with names and keys |
+//!
+//! ```
+//! # use std::os::unix::net::UnixStream;
+//! # use std::time::{Duration, Instant};
+//! use vgpu_protocol::transport::Transport;
+//! use vgpu_socket_transport::SocketTransport;
+//!
+//! let deadline = Instant::now() + Duration::from_secs(10);
+//! let (ours, theirs) = UnixStream::pair()?;
+//! let (mut ours, mut theirs) = (SocketTransport::from_unix(ours)?, SocketTransport::from_unix(theirs)?);
+//! ours.write_all(b"hello", deadline)?;
+//! ours.close(deadline)?;
+//! let mut hello = [0; 5];
+//! theirs.read_exact(&mut hello, deadline)?;
+//! assert_eq!(&hello, b"hello");
+//! assert_eq!(theirs.try_read(&mut hello)?, Some(0), "the end of the stream");
+//! # Ok::<(), Box<dyn std::error::Error>>(())
+//! ```
+
+mod error;
+pub mod handshake;
+mod pending;
+pub mod record;
+mod resolve;
+mod secret;
+mod socket;
+mod tcp;
+mod transport;
+mod unix;
+
+pub use error::{AcceptError, ConnectError};
+pub use secret::{MAX_NAME, Secret, SecretError, Secrets};
+pub use tcp::{accept_tcp, connect_tcp};
+pub use transport::SocketTransport;
+pub use unix::connect_unix;

@@ -1,0 +1,115 @@
+//! From a host's name to addresses, within a deadline.
+
+use std::net::{IpAddr, SocketAddr, ToSocketAddrs};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::mpsc::{self, RecvTimeoutError};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use crate::error::ConnectError;
+
+/// Addresses of one name that are tried at most.
+const MOST_ADDRESSES: usize = 16;
+
+/// Questions to the system's resolver under way at most, in the whole process. It cannot be told
+/// to give up, so one that has outlived its deadline keeps a thread until it ends by itself.
+const MOST_QUESTIONS: usize = 16;
+
+static QUESTIONS: AtomicUsize = AtomicUsize::new(0);
+
+/// How often a wait asks whether to give up.
+const LOOK: Duration = Duration::from_millis(50);
+
+/// A place among [`MOST_QUESTIONS`].
+struct Question;
+
+impl Question {
+    fn begin() -> Option<Self> {
+        // Relaxed: the number stands for itself; `drop` in any thread is its partner.
+        let more = |n| (n < MOST_QUESTIONS).then_some(n + 1);
+        QUESTIONS
+            .fetch_update(Ordering::Relaxed, Ordering::Relaxed, more)
+            .ok()
+            .map(|_| Self)
+    }
+}
+
+impl Drop for Question {
+    fn drop(&mut self) {
+        // Relaxed: see `begin`, its partner.
+        QUESTIONS.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+/// The addresses of `host`, with `port`.
+pub(crate) fn resolve(
+    host: &str,
+    port: u16,
+    deadline: Instant,
+    interrupted: &dyn Fn() -> bool,
+) -> Result<Vec<SocketAddr>, ConnectError> {
+    if let Ok(address) = host.parse::<IpAddr>() {
+        return Ok(vec![SocketAddr::new(address, port)]);
+    }
+    let failed = |why: &str| {
+        ConnectError::new(
+            format!("the name {host} has no address: {why}"),
+            "check the name and this machine's resolver (getent hosts), or write the address",
+        )
+    };
+    let question = Question::begin()
+        .ok_or_else(|| failed("earlier questions to the resolver still wait for answers"))?;
+    let (answer, answers) = mpsc::channel();
+    let asked = (host.to_owned(), port);
+    thread::Builder::new()
+        .name("resolve".into())
+        .spawn(move || {
+            let found = asked
+                .to_socket_addrs()
+                .map(|found| found.take(MOST_ADDRESSES).collect::<Vec<_>>());
+            drop(question);
+            // Nobody may wait for it any more.
+            let _ = answer.send(found);
+        })
+        .map_err(|error| failed(&error.to_string()))?;
+    loop {
+        if interrupted() {
+            return Err(ConnectError::interrupted());
+        }
+        let left = deadline.saturating_duration_since(Instant::now());
+        match answers.recv_timeout(left.min(LOOK)) {
+            Ok(Ok(addresses)) if addresses.is_empty() => return Err(failed("none is known")),
+            Ok(Ok(addresses)) => return Ok(addresses),
+            Ok(Err(error)) => return Err(failed(&error.to_string())),
+            Err(RecvTimeoutError::Timeout) if Instant::now() < deadline => {}
+            Err(_) => return Err(failed("the resolver did not answer in time")),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn addresses_need_no_resolver() {
+        let past = Instant::now();
+        for host in ["127.0.0.1", "::1"] {
+            let found = resolve(host, 7, past, &|| true).unwrap();
+            assert_eq!(found, [SocketAddr::new(host.parse().unwrap(), 7)]);
+        }
+    }
+
+    #[test]
+    fn names_are_bounded_by_the_deadline_and_by_interrupts() {
+        let now = Instant::now();
+        let error = resolve("localhost", 7, now, &|| true).unwrap_err();
+        assert!(error.is_interrupted());
+        let far = now + Duration::from_secs(60);
+        let found = resolve("localhost", 7, far, &|| false).unwrap();
+        assert!(found.iter().all(|address| address.ip().is_loopback()));
+        // RFC 2606 keeps this name from ever existing.
+        let error = resolve("nobody.invalid", 7, far, &|| false).unwrap_err();
+        assert!(error.to_string().contains("nobody.invalid"), "{error}");
+    }
+}

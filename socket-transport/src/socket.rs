@@ -1,0 +1,167 @@
+//! The system calls on a connected socket. None waits but [`poll`].
+
+use std::io::{self, IoSlice, IoSliceMut};
+use std::net::{Shutdown, TcpStream};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
+use std::os::unix::net::UnixStream;
+use std::time::{Duration, Instant};
+
+use nix::errno::Errno;
+use nix::poll::{PollFd, PollFlags, PollTimeout};
+use nix::sys::socket::{MsgFlags, recvmsg, sendmsg, setsockopt, sockopt};
+
+/// Seconds without a byte until a silent host is asked whether it is still there, between two such
+/// questions, and how many without an answer make it gone: 25 s together.
+const KEEPALIVE: (u32, u32, u32) = (10, 5, 3);
+
+/// What was sent and is not confirmed for so long makes the host gone too.
+const UNCONFIRMED: Duration = Duration::from_secs(25);
+
+/// A connected, non-blocking stream socket.
+#[derive(Debug)]
+pub(crate) enum Socket {
+    Unix(UnixStream),
+    Tcp(TcpStream),
+}
+
+/// What came of a read.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum Received {
+    Bytes(usize),
+    /// Nothing is there now.
+    Nothing,
+    /// Nothing will come any more.
+    End,
+}
+
+impl Socket {
+    pub(crate) fn unix(stream: UnixStream) -> io::Result<Self> {
+        stream.set_nonblocking(true)?;
+        Ok(Self::Unix(stream))
+    }
+
+    /// A vanished host is noticed by questions of the kernel's own.
+    pub(crate) fn tcp(stream: TcpStream) -> io::Result<Self> {
+        stream.set_nonblocking(true)?;
+        // Records are written whole; the kernel must not hold one back to make it longer.
+        stream.set_nodelay(true)?;
+        let (idle, interval, count) = KEEPALIVE;
+        setsockopt(&stream, sockopt::KeepAlive, &true)?;
+        setsockopt(&stream, sockopt::TcpKeepIdle, &idle)?;
+        setsockopt(&stream, sockopt::TcpKeepInterval, &interval)?;
+        setsockopt(&stream, sockopt::TcpKeepCount, &count)?;
+        let unconfirmed = u32::try_from(UNCONFIRMED.as_millis()).unwrap_or(u32::MAX);
+        setsockopt(&stream, sockopt::TcpUserTimeout, &unconfirmed)?;
+        Ok(Self::Tcp(stream))
+    }
+
+    pub(crate) fn is_tcp(&self) -> bool {
+        matches!(self, Self::Tcp(_))
+    }
+
+    /// Takes what is there into `first`, and what does not fit it into `then`, in one system call.
+    pub(crate) fn receive(&self, first: &mut [u8], then: &mut [u8]) -> io::Result<Received> {
+        let mut parts = [IoSliceMut::new(first), IoSliceMut::new(then)];
+        loop {
+            let answer = recvmsg::<()>(
+                self.as_fd().as_raw_fd(),
+                &mut parts,
+                None,
+                MsgFlags::MSG_DONTWAIT,
+            );
+            return match answer.map(|message| message.bytes) {
+                Ok(0) => Ok(Received::End),
+                Ok(n) => Ok(Received::Bytes(n)),
+                Err(Errno::EINTR) => continue,
+                Err(Errno::EAGAIN) => Ok(Received::Nothing),
+                Err(errno) => Err(errno.into()),
+            };
+        }
+    }
+
+    /// Gives the kernel what it takes of `first`, then of `then`; 0: it has no room. A peer that is
+    /// gone is an error, never a signal.
+    pub(crate) fn send(&self, first: &[u8], then: &[u8]) -> io::Result<usize> {
+        let parts = [IoSlice::new(first), IoSlice::new(then)];
+        let flags = MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_NOSIGNAL;
+        loop {
+            return match sendmsg::<()>(self.as_fd().as_raw_fd(), &parts, &[], flags, None) {
+                Ok(n) => Ok(n),
+                Err(Errno::EINTR) => continue,
+                // ENOBUFS: the kernel is short of memory for the moment.
+                Err(Errno::EAGAIN | Errno::ENOBUFS) => Ok(0),
+                Err(errno) => Err(errno.into()),
+            };
+        }
+    }
+
+    /// Nothing more will be sent.
+    pub(crate) fn finish_sending(&self) {
+        // An error means that there is no connection to finish any more.
+        let _ = match self {
+            Self::Unix(stream) => stream.shutdown(Shutdown::Write),
+            Self::Tcp(stream) => stream.shutdown(Shutdown::Write),
+        };
+    }
+}
+
+impl AsFd for Socket {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        match self {
+            Self::Unix(stream) => stream.as_fd(),
+            Self::Tcp(stream) => stream.as_fd(),
+        }
+    }
+}
+
+/// Whether the other side is gone, by what the kernel says.
+pub(crate) fn is_gone(error: &io::Error) -> bool {
+    use io::ErrorKind::{BrokenPipe, ConnectionAborted, ConnectionReset, NotConnected};
+    matches!(
+        error.kind(),
+        BrokenPipe | ConnectionAborted | ConnectionReset | NotConnected
+    )
+}
+
+/// What a wait found.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(crate) struct Ready {
+    pub(crate) read: bool,
+    pub(crate) write: bool,
+}
+
+/// Waits until `socket` can be read or written, as wanted, or its connection is over, which counts
+/// as both. `None`: `deadline` came first.
+pub(crate) fn poll(
+    socket: &impl AsFd,
+    wanted: Ready,
+    deadline: Instant,
+) -> io::Result<Option<Ready>> {
+    let mut flags = PollFlags::empty();
+    flags.set(PollFlags::POLLIN, wanted.read);
+    flags.set(PollFlags::POLLOUT, wanted.write);
+    loop {
+        let left = deadline.saturating_duration_since(Instant::now());
+        // Rounded up, so that a wait does not end before its time again and again.
+        let ms = left.as_nanos().div_ceil(1_000_000);
+        let timeout = PollTimeout::try_from(ms).unwrap_or(PollTimeout::MAX);
+        let mut fds = [PollFd::new(socket.as_fd(), flags)];
+        match nix::poll::poll(&mut fds, timeout) {
+            Ok(0) if Instant::now() >= deadline => return Ok(None),
+            Ok(0) | Err(Errno::EINTR) => {
+                if Instant::now() >= deadline {
+                    return Ok(None);
+                }
+            }
+            Ok(_) => {
+                let found = fds[0].revents().unwrap_or(PollFlags::POLLERR);
+                let over = found.intersects(PollFlags::POLLERR | PollFlags::POLLHUP);
+                return Ok(Some(Ready {
+                    read: over || found.contains(PollFlags::POLLIN),
+                    write: over || found.contains(PollFlags::POLLOUT),
+                }));
+            }
+            Err(errno) => return Err(errno.into()),
+        }
+    }
+}
