@@ -152,6 +152,7 @@ pub mod extension_page;
 pub mod hostile;
 pub mod in_place;
 pub mod layout;
+mod linger;
 pub mod local;
 pub mod notify;
 mod poll;

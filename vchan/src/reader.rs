@@ -6,12 +6,14 @@ use std::time::{Duration, Instant};
 
 use crate::channel::PeerEnd;
 use crate::error::{Error, Result};
+use crate::linger::Linger;
 use crate::ring::{Consumer, Span};
 use crate::ring_end::RingEnd;
 use crate::shared::Shared;
 use crate::shm::Region;
 use crate::spin::Spin;
 use crate::sync::Arc;
+use crate::sync::atomic::Ordering;
 use crate::waiting::{self, Waits, Wish};
 use crate::writer::{copy_step, deadline_after};
 
@@ -30,6 +32,7 @@ pub struct Reader {
     /// The peer is gone and its write index was read after that: nothing more can come.
     ended: bool,
     pub(crate) spin: Spin,
+    linger: Linger,
     pub(crate) timeout: Option<Duration>,
     pub(crate) bytes: u64,
     /// Up to which byte of the stream `peek` has shown it.
@@ -46,6 +49,7 @@ impl Reader {
             step,
             ended: false,
             spin,
+            linger: Linger::new(),
             timeout: None,
             bytes: 0,
             peeked: 0,
@@ -268,6 +272,19 @@ impl Reader {
         self.end.peers_index() != self.ring.prod()
     }
 
+    /// Reads the peer's index for a call that wants `wanted` bytes, after a few pauses where that pays.
+    fn refresh_for(&mut self, wanted: u32) -> Result<()> {
+        let before = self.ring.available();
+        // Relaxed: a guess at whether this side answers, on which nothing else depends.
+        let sent = self.shared.sent.load(Ordering::Relaxed);
+        for _ in 0..self.linger.pauses(wanted, sent) {
+            std::hint::spin_loop();
+        }
+        self.refresh()?;
+        self.linger.found(self.ring.available() - before);
+        Ok(())
+    }
+
     /// Drops what is there, for a close. Returns whether there was anything.
     pub(crate) fn discard(&mut self) -> Result<bool> {
         self.refresh()?;
@@ -317,7 +334,7 @@ impl Reader {
         while done < buf.len() {
             let left = u32::try_from(buf.len() - done).unwrap_or(u32::MAX);
             if self.ring.available() < left && !self.ended {
-                match self.refresh() {
+                match self.refresh_for(left) {
                     // What was read so far was valid; the error is sticky and comes next time.
                     Err(_) if done > 0 => break,
                     outcome => outcome?,

@@ -10,7 +10,7 @@ use crate::region::ledger::Ledger;
 use crate::ring_end::{RingEnd, ring_end};
 use crate::shm::SharedU8;
 use crate::sync::OnceLock;
-use crate::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use crate::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use crate::wait::Waiters;
 
 /// Fields drop in this order: memory before the doorbell.
@@ -36,6 +36,8 @@ pub(crate) struct Shared {
     lost: AtomicBool,
     /// The first rule the peer broke.
     broken: OnceLock<PeerError>,
+    /// The index up to which this side has written.
+    pub(crate) sent: AtomicU32,
     pub(crate) events_sent: AtomicU64,
     pub(crate) events_received: AtomicU64,
     pub(crate) sleeps: AtomicU64,
@@ -80,6 +82,7 @@ impl Shared {
             gone: AtomicBool::new(false),
             lost: AtomicBool::new(false),
             broken: OnceLock::new(),
+            sent: AtomicU32::new(0),
             events_sent: AtomicU64::new(0),
             events_received: AtomicU64::new(0),
             sleeps: AtomicU64::new(0),

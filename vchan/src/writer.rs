@@ -11,6 +11,7 @@ use crate::shared::Shared;
 use crate::shm::Region;
 use crate::spin::Spin;
 use crate::sync::Arc;
+use crate::sync::atomic::Ordering;
 use crate::waiting::{self, Waits, Wish};
 
 const WAITING: &str = "write to the peer";
@@ -346,6 +347,8 @@ impl Writer {
     #[inline]
     fn advance(&mut self, len: u32) -> Result<()> {
         let prod = self.ring.advance(len);
+        // Relaxed: read by this side's reader only, as a hint.
+        self.shared.sent.store(prod, Ordering::Relaxed);
         self.shared.publish(&self.end, prod)
     }
 

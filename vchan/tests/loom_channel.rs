@@ -28,6 +28,8 @@ mod extension;
 mod extension_page;
 #[path = "../src/layout.rs"]
 mod layout;
+#[path = "../src/linger.rs"]
+mod linger;
 #[path = "../src/notify.rs"]
 mod notify;
 #[path = "loom/poll.rs"]

@@ -1,0 +1,131 @@
+#![forbid(unsafe_code)]
+//! How long a reader of small messages lets them gather before it looks again.
+//!
+//! A reader that is faster than the writer finds one small message at each look, and each look takes
+//! the index's cache line away from the writer: both then run at the speed of that exchange. A few
+//! pauses let a batch gather, which costs one exchange. Where nothing more comes the pauses are
+//! lost, so they are made only while they pay, and never by a side that answers what it reads.
+
+/// Pauses of the processor at first, and at most: half a microsecond.
+const PAUSES: (u32, u32) = (2, 16);
+/// Messages that make a batch.
+const BATCH: u32 = 8;
+/// Bytes from which on a message is worth an exchange of its own.
+const LARGE: u32 = 4096;
+/// Looks to let pass after pauses did not pay: at first, and at most.
+const REST: (u32, u32) = (4, 1024);
+
+/// The pauses of one reader.
+#[derive(Debug)]
+pub(crate) struct Linger {
+    /// Of the next look.
+    pauses: u32,
+    /// Bytes wanted by the look under way, and whether there were pauses before it.
+    wanted: u32,
+    paused: bool,
+    /// The last look found too little.
+    little: bool,
+    /// Looks to let pass.
+    rest: u32,
+    next_rest: u32,
+    /// How far this side had written at the last look.
+    sent: u32,
+}
+
+impl Linger {
+    pub(crate) fn new() -> Self {
+        Self {
+            pauses: PAUSES.0,
+            wanted: 0,
+            paused: false,
+            little: false,
+            rest: 0,
+            next_rest: REST.0,
+            sent: 0,
+        }
+    }
+
+    /// How many pauses to make before a look for `wanted` bytes, on a side that has written up to the
+    /// index `sent`.
+    #[inline]
+    pub(crate) fn pauses(&mut self, wanted: u32, sent: u32) -> u32 {
+        let answers = std::mem::replace(&mut self.sent, sent) != sent;
+        self.wanted = wanted.min(LARGE);
+        self.paused = false;
+        // A peer that waits for an answer sends no more.
+        if answers || !self.little || wanted >= LARGE {
+            return 0;
+        }
+        if self.rest > 0 {
+            self.rest -= 1;
+            return 0;
+        }
+        self.paused = true;
+        self.pauses
+    }
+
+    /// Learns how many bytes the look found.
+    #[inline]
+    pub(crate) fn found(&mut self, bytes: u32) {
+        if bytes == 0 {
+            // A wait follows, and what it finds says nothing about these pauses.
+            self.little = false;
+            return;
+        }
+        self.little = bytes < self.wanted * BATCH;
+        if !self.paused {
+            return;
+        }
+        if bytes > self.wanted {
+            self.next_rest = REST.0;
+            if self.little {
+                self.pauses = (self.pauses * 2).min(PAUSES.1);
+            }
+        } else {
+            self.pauses = PAUSES.0;
+            self.rest = self.next_rest;
+            self.next_rest = (self.next_rest * 2).min(REST.1);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_stream_of_small_messages_is_let_gather() {
+        let mut linger = Linger::new();
+        assert_eq!(linger.pauses(64, 0), 0, "nothing is known yet");
+        let mut pauses = 0;
+        for _ in 0..8 {
+            linger.found(128);
+            pauses = linger.pauses(64, 0);
+        }
+        assert_eq!(pauses, PAUSES.1);
+        linger.found(64 * BATCH);
+        assert_eq!(linger.pauses(64, 0), 0, "there was a batch");
+        linger.found(64);
+        assert_eq!(linger.pauses(LARGE, 0), 0);
+    }
+
+    #[test]
+    fn an_answer_is_never_held_up() {
+        let mut linger = Linger::new();
+        for sent in 1..1000 {
+            assert_eq!(linger.pauses(64, sent), 0);
+            linger.found(64);
+        }
+    }
+
+    #[test]
+    fn what_does_not_pay_becomes_rare() {
+        let mut linger = Linger::new();
+        let mut made = 0;
+        for _ in 0..100_000 {
+            made += linger.pauses(64, 0);
+            linger.found(64);
+        }
+        assert!(made < 1000, "{made} pauses in vain");
+    }
+}
