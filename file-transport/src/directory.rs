@@ -18,7 +18,7 @@
 use std::fs::File;
 use std::io::{self, Read, Write};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::os::unix::fs::MetadataExt;
+use std::os::unix::fs::{MetadataExt, fchown};
 use std::path::{Path, PathBuf};
 
 use nix::errno::Errno;
@@ -180,9 +180,16 @@ impl Directory {
     fn write_command(&self, bytes: &[u8]) -> io::Result<Option<Stamp>> {
         let flags = SAFE | OFlag::O_WRONLY;
         // 0666 before the umask: whether guests may write is for the umask and the export to say.
+        // Who owns the directory may write in any case: an export that counts every user of a guest
+        // as one of dom0's needs no more than that directory.
         let create = || {
             let mode = Mode::from_bits_truncate(0o666);
-            self.open_at(COMMAND_FILE, flags | OFlag::O_CREAT | OFlag::O_EXCL, mode)
+            let flags = flags | OFlag::O_CREAT | OFlag::O_EXCL;
+            let fd = self.open_at(COMMAND_FILE, flags, mode)?;
+            if let Ok(about) = self.directory.file().metadata() {
+                let _ = fchown(&fd, Some(about.uid()), Some(about.gid()));
+            }
+            Ok::<_, Errno>(fd)
         };
         let mut file = match self.open_at(COMMAND_FILE, flags, Mode::empty()) {
             Ok(fd) => {

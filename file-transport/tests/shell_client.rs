@@ -2,6 +2,8 @@
 
 mod served;
 
+use std::fs;
+use std::os::unix::fs::{MetadataExt, chown};
 use std::process::{Command, Stdio};
 
 use served::Served;
@@ -91,7 +93,7 @@ fn a_shell_session() {
 
     let path = served.path.clone();
     served.stop().unwrap();
-    let last = std::fs::read_to_string(path.join("response.txt")).unwrap();
+    let last = fs::read_to_string(path.join("response.txt")).unwrap();
     assert_eq!(
         last,
         "2:The mediator has stopped; start vgpu-mediatord again\n"
@@ -105,4 +107,21 @@ fn a_number_written_in_two_pieces_is_one_number() {
     let answer = ask(&served, "{ printf 1; sleep 0.2; echo 7; } > command.txt");
     assert!(answer.starts_with("2:command 17 is unknown"), "{answer}");
     assert_eq!(served.runs(), 0);
+}
+
+/// A guest writes as whom its export says, and that one need own no more than the directory.
+#[test]
+fn the_command_file_belongs_to_the_owner_of_the_directory() {
+    let directory = tempfile::tempdir().unwrap();
+    let owner = if nix::unistd::geteuid().is_root() {
+        chown(directory.path(), Some(65534), Some(65534)).unwrap();
+        65534
+    } else {
+        nix::unistd::geteuid().as_raw()
+    };
+    let served = Served::start(directory.path());
+    let about = fs::metadata(directory.path().join("command.txt")).unwrap();
+    assert_eq!(about.uid(), owner);
+    assert_eq!(about.mode() & 0o600, 0o600);
+    served.stop().unwrap();
 }

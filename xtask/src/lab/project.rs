@@ -22,7 +22,9 @@ const TESTS: &[(&str, &str, &str)] = &[("xen-sys", "real_xen", "xen-sys-real-xen
 
 /// The other end of the interoperability tests, on the stock libxenvchan.
 const C_PEER: &str = "vchan-c-peer";
-const C_PEER_SOURCES: &[&str] = &["peer.c", "bench.c"];
+
+/// A client of the file protocol as people write it in C.
+const GUIDE_CLIENT: &str = "guide_client";
 
 /// Runs our scripts there.
 const AGENT: &str = "lab-agent";
@@ -123,29 +125,42 @@ pub(crate) fn build_for_tests() -> Result<Vec<Program>> {
         });
     }
     programs.push(build_c_peer()?);
+    programs.push(build_guide_client()?);
     Ok(programs)
 }
 
 pub(crate) fn build_c_peer() -> Result<Program> {
     eprintln!("lab: building {C_PEER} (C, stock libxenvchan)");
+    let sources = ["vchan/tests/c-peer/peer.c", "vchan/tests/c-peer/bench.c"];
+    build_c(C_PEER, &sources, &["-lxenvchan"])
+        .with_context(|| format!("{C_PEER} needs cc and the package libxen-dev"))
+}
+
+/// Builds the client of the file protocol's two files.
+fn build_guide_client() -> Result<Program> {
+    build_c(GUIDE_CLIENT, &["file-transport/tests/guide_client.c"], &[])
+        .with_context(|| format!("{GUIDE_CLIENT} needs cc"))
+}
+
+fn build_c(name: &str, sources: &[&str], libraries: &[&str]) -> Result<Program> {
     let folder = runs();
     fs::create_dir_all(&folder)?;
-    let file = folder.join(format!("{C_PEER}-{}", std::process::id()));
+    let file = folder.join(format!("{name}-{}", std::process::id()));
     let status = Command::new("cc")
         .args(["-O2", "-Wall", "-Wextra", "-o"])
         .arg(&file)
-        .args(C_PEER_SOURCES)
-        .arg("-lxenvchan")
-        .current_dir(root().join("vchan/tests/c-peer"))
+        .args(sources)
+        .args(libraries)
+        .current_dir(root())
         .status()
         .context("running cc")?;
     if !status.success() {
-        bail!("{C_PEER} was not built\n  it needs cc and the package libxen-dev");
+        bail!("cc ended with {status}");
     }
-    let last = folder.join(C_PEER);
+    let last = folder.join(name);
     fs::rename(&file, &last)?;
     Ok(Program {
-        name: C_PEER.to_owned(),
+        name: name.to_owned(),
         file: last,
     })
 }

@@ -19,8 +19,7 @@ share_make() {
     local directory=/dev/shm/vgpu/$1
     mkdir -p "$directory"
     mountpoint -q "$directory" && return
-    mount -t tmpfs -o size=64m,mode=0700,uid=65534,gid=65534,nodev,nosuid,noexec vgpu "$directory" &&
-        echo 0 >"$directory/command.txt" && chown 65534:65534 "$directory/command.txt"
+    mount -t tmpfs -o size=64m,mode=0700,uid=65534,gid=65534,nodev,nosuid,noexec vgpu "$directory"
 }
 
 # share_export NAME ADDRESS: exports it to this guest alone, whose every user counts as nobody.

@@ -10,8 +10,8 @@ use crate::lab::job::Job;
 pub(crate) const CASES: &[Case] = &[Case::networked("nfs/guide", guide)];
 
 /// The mediator of these cases.
-const MEDIATOR: &str = "exec vgpu-mediatord --listen file:/dev/shm/vgpu/vm1,file:/dev/shm/vgpu/vm2 \
-     --executor cpu --allow-all --control /run/vgpu/mediatord.sock";
+const MEDIATOR: &str = "exec vgpu-mediatord --listen file:/dev/shm/vgpu --executor cpu \
+     --allow-all --control /run/vgpu/mediatord.sock";
 
 /// How a guest mounts its directory.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -113,7 +113,9 @@ fn guide(context: &mut Context) -> Result<()> {
     let mediator = serve(context)?;
     for mount in Mount::BOTH {
         mounted(context, mount, |context| {
-            let client = format!("{ASK}for number in 1 1 2 9 1; do ask $number || exit; done");
+            let client = format!(
+                "{ASK}for number in 1 1 2 9; do ask $number || exit; done; guide_client /mnt/vgpu 1"
+            );
             let mut clients = Vec::new();
             for (name, _) in Context::networked() {
                 clients.push(context.start(Place::Guest(name), &client)?);
