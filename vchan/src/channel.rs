@@ -340,6 +340,52 @@ impl Channel {
     pub(crate) fn shared(&self) -> &Arc<Shared> {
         &self.reader.shared
     }
+
+    /// For [`either`](crate::either): the longest look that was allowed.
+    pub(crate) fn longest_look(&self) -> Duration {
+        self.reader.spin.max()
+    }
+
+    /// Whether the peer's index of what `interest` names is another one than was last seen.
+    #[inline]
+    pub(crate) fn has_moved(&self, interest: Interest) -> bool {
+        (reads(interest) && self.reader.has_moved())
+            || (writes(interest) && self.writer.has_moved())
+    }
+
+    /// Whether what `interest` names would not block.
+    pub(crate) fn is_ready(&mut self, interest: Interest) -> Result<bool> {
+        Ok((reads(interest) && self.reader.is_ready()?)
+            || (writes(interest) && self.writer.is_ready()?))
+    }
+
+    /// Asks the peer to ring when that changes.
+    pub(crate) fn ask(&self, interest: Interest) {
+        if reads(interest) {
+            self.reader.ask_for(1);
+        }
+        if writes(interest) {
+            self.writer.ask_for(1);
+        }
+    }
+
+    /// Takes that back.
+    pub(crate) fn no_longer_ask(&self, interest: Interest) {
+        if reads(interest) {
+            self.reader.no_longer_ask();
+        }
+        if writes(interest) {
+            self.writer.no_longer_ask();
+        }
+    }
+}
+
+fn reads(interest: Interest) -> bool {
+    interest != Interest::Write
+}
+
+fn writes(interest: Interest) -> bool {
+    interest != Interest::Read
 }
 
 /// Both halves of a channel that wait together, by the reader's window.

@@ -76,6 +76,7 @@
 //! | one thread for each direction | [`Channel::split`] |
 //! | a poll loop of your own | `try_…` calls, and the descriptor that a channel lends with [`AsFd`](std::os::fd::AsFd) |
 //! | one thread for many channels | [`reactor`] |
+//! | one thread between two channels, or a channel and a socket | [`either`] |
 //! | buffers of many megabytes that both sides address | [`region`] |
 //! | to know why it failed, and to tell a person | [`Error`], [`Error::advice`] |
 //!
@@ -133,6 +134,7 @@
 //! * [`backend`]: what a carrier has to provide; [`local`] and [`xen`] are the two there are.
 //! * [`channel`], [`reader`], [`writer`]: what applications use. [`address`]: where a channel is.
 //! * [`reactor`]: many channels over one event-channel handle, in one poll loop.
+//! * [`either`]: one wait for two channels.
 //! * [`region`]: bulk buffers beside the ring.
 //! * [`conformance`]: what every channel must do, whatever carries it.
 //! * [`hostile`]: what no peer must be able to do to it.
@@ -146,6 +148,7 @@ pub mod backend;
 pub mod channel;
 pub mod conformance;
 pub mod domain;
+pub mod either;
 pub mod error;
 pub mod extension;
 pub mod extension_page;

@@ -63,6 +63,11 @@ impl Spin {
         (self.hits, self.misses) = (hits, misses);
     }
 
+    /// The longest window.
+    pub(crate) fn max(&self) -> Duration {
+        self.max
+    }
+
     /// Whether there may be any looking.
     pub(crate) fn is_allowed(&self) -> bool {
         !self.max.is_zero()

@@ -3,7 +3,8 @@
 //! Reading: [`Reader::peek`] lends what is there as [`PeerBytes`], and [`Reader::consume`] gives
 //! it back to the peer. Writing: [`Writer::reserve`] lends free room as [`RingSpace`], and
 //! [`Writer::commit`] hands what was put there to the peer. [`Channel`] has the same methods, and
-//! the views move bytes between the ring and a file descriptor with no copy but the kernel's.
+//! the views move bytes between the ring and a file descriptor with no copy but the kernel's, or
+//! from one channel's ring to another's with one ([`RingSpace::copy_from_peer`]).
 //!
 //! # What the peer can do
 //! The memory stays shared. **The peer may change a byte at any moment, also between two looks of

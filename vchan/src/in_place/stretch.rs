@@ -175,6 +175,18 @@ impl<'a> StretchMut<'a> {
         compiler_fence(Ordering::SeqCst);
     }
 
+    /// Copies all of `from` to `offset`; both may change meanwhile.
+    #[inline]
+    pub(super) fn copy_from_stretch(&mut self, offset: usize, from: &Stretch<'_>) {
+        check(self.len, offset, from.len);
+        // SAFETY: both checked. Two rings never overlap, but nothing here has to rely on that.
+        unsafe {
+            let to = self.start.as_ptr().add(offset);
+            std::ptr::copy(from.start.as_ptr(), to, from.len);
+        }
+        compiler_fence(Ordering::SeqCst);
+    }
+
     /// Fills each whole word of the stretch with what `f` returns.
     #[inline]
     pub(super) fn fill_words(&mut self, f: &mut impl FnMut() -> u64) {

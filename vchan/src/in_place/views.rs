@@ -195,6 +195,30 @@ impl<'a> RingSpace<'a> {
         n
     }
 
+    /// Copies the first bytes of another channel's ring to the beginning, as many as there are and
+    /// fit; returns how many. For payload that is passed on: what its peer changes meanwhile, it
+    /// changes for whoever reads it here.
+    pub fn copy_from_peer(&mut self, from: PeerBytes<'_>) -> usize {
+        let n = from.len().min(self.len());
+        let mut done = 0;
+        while done < n {
+            let (rest, split) = (from.after(done).up_to(n - done), self.first.len());
+            // Neither side's stretch may end within a copy.
+            let (to, at) = match done < split {
+                true => (&mut self.first, done),
+                false => (&mut self.second, done - split),
+            };
+            let piece = match rest.first.len() {
+                0 => rest.second,
+                _ => rest.first,
+            };
+            let len = piece.len().min(to.len() - at);
+            to.copy_from_stretch(at, &piece.part(0, len));
+            done += len;
+        }
+        n
+    }
+
     /// Fills all whole words in order, in native byte order, with what `f` returns; returns how
     /// many. Up to 7 bytes at the end make no word and are left as they are.
     #[inline]

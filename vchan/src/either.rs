@@ -1,0 +1,214 @@
+#![forbid(unsafe_code)]
+//! Waiting for two channels, or for a channel and a socket, at once.
+//!
+//! For one thread that passes data on from one to the other. As with one channel, the wait first
+//! looks for a while whether something has moved, for as long as that has paid so far, and sleeps
+//! then; two idle sides cost nothing.
+//!
+//! ```
+//! use std::os::unix::net::UnixStream;
+//! use std::time::{Duration, Instant};
+//! use vchan::either::{Either, Side};
+//! use vchan::{Interest, Result, local};
+//!
+//! # fn main() -> Result<()> {
+//! # let soon = || Instant::now() + Duration::from_secs(10);
+//! # let pair = || -> Result<_> {
+//! #     let (one, other) = UnixStream::pair().unwrap();
+//! #     let server = std::thread::spawn(move || local::serve_on(one, 4096, soon()));
+//! #     let client = local::connect_on(other, soon())?;
+//! #     Ok((server.join().unwrap()?, client))
+//! # };
+//! # let ((mut left, mut far_left), (mut right, _far_right)) = (pair()?, pair()?);
+//! let mut either = Either::new();
+//! # far_left.write_all(b"hello", soon())?;
+//! // Only what would block needs a wait.
+//! while left.available()? == 0 && right.available()? == 0 {
+//!     let sides = [
+//!         Side::Channel(&mut left, Interest::Read),
+//!         Side::Channel(&mut right, Interest::Read),
+//!     ];
+//!     either.wait(sides, soon())?;
+//! }
+//! # assert_eq!(left.available()?, 5);
+//! # Ok(())
+//! # }
+//! ```
+
+use std::os::fd::{AsFd, BorrowedFd};
+use std::time::{Duration, Instant};
+
+use nix::poll::{PollFd, PollFlags};
+
+use crate::channel::Channel;
+use crate::error::{Error, Result};
+use crate::poll::poll_fds;
+use crate::spin::{DEFAULT_SPIN, Looked, Spin};
+use crate::sync::atomic::Ordering;
+use vgpu_protocol::transport::Interest;
+
+const WAITING: &str = "move bytes on either side";
+
+/// One of the two.
+#[derive(Debug)]
+pub enum Side<'a> {
+    /// A channel, and what it is waited for.
+    Channel(&'a mut Channel, Interest),
+    /// A descriptor of another kind, such as a socket, and for what.
+    Descriptor(BorrowedFd<'a>, Interest),
+    /// Nothing is expected of this side now, not even its end.
+    Nothing,
+}
+
+/// Waits for two sides, and learns how long looking pays.
+#[derive(Debug)]
+pub struct Either {
+    spin: Spin,
+}
+
+impl Default for Either {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl Either {
+    /// One that has learnt nothing yet. To be kept as long as the two sides.
+    pub fn new() -> Self {
+        Self {
+            spin: Spin::new(DEFAULT_SPIN),
+        }
+    }
+
+    /// Waits until one of the sides may make progress. May return early for no reason.
+    ///
+    /// The longest look is the shorter of what the channels allow: see
+    /// [`Channel::set_spin`].
+    ///
+    /// # Errors
+    /// [`Error::TimedOut`] at `deadline`, [`Error::Os`]. What is wrong with a channel is said by
+    /// its own calls, which this makes return at once.
+    pub fn wait(&mut self, mut sides: [Side<'_>; 2], deadline: Instant) -> Result<()> {
+        let longest = sides.iter().filter_map(Side::longest_look).min();
+        let longest = longest.unwrap_or(Duration::ZERO);
+        if self.spin.max() != longest {
+            self.spin.set_max(longest);
+        }
+        loop {
+            let looked = self.spin.run(deadline, |thorough| {
+                any(&mut sides, |side| match thorough || side.has_moved() {
+                    true => side.is_ready(),
+                    false => Ok(false),
+                })
+            })?;
+            let start = match looked {
+                Looked::Ready => return Ok(()),
+                Looked::NotSince(start) => start,
+            };
+            sides.iter().for_each(Side::ask);
+            if any(&mut sides, Side::is_ready)? {
+                sides.iter().for_each(Side::withdraw);
+                return Ok(());
+            }
+            let woken = sleep(&sides, deadline);
+            let end = Instant::now();
+            self.spin.waited(end.saturating_duration_since(start));
+            woken?;
+            if any(&mut sides, Side::is_ready)? {
+                return Ok(());
+            }
+            // A peer that rings without end must not carry us beyond the deadline.
+            if end >= deadline {
+                return Err(Error::TimedOut(WAITING));
+            }
+        }
+    }
+}
+
+fn any<'a>(
+    sides: &mut [Side<'a>; 2],
+    mut test: impl FnMut(&mut Side<'a>) -> Result<bool>,
+) -> Result<bool> {
+    let [one, other] = sides;
+    Ok(test(one)? || test(other)?)
+}
+
+/// Sleeps until one of them rings, and takes note of who did.
+fn sleep(sides: &[Side<'_>; 2], deadline: Instant) -> Result<()> {
+    for side in sides {
+        if let Side::Channel(channel, _) = side {
+            channel.shared().sleeps.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+    let mut fds: Vec<_> = sides.iter().filter_map(Side::poll_fd).collect();
+    if !poll_fds(&mut fds, deadline)? {
+        return Err(Error::TimedOut(WAITING));
+    }
+    let rang: Vec<bool> = fds
+        .iter()
+        .map(|fd| fd.revents().is_none_or(|events| !events.is_empty()))
+        .collect();
+    let waiting = sides.iter().filter(|side| !matches!(side, Side::Nothing));
+    for (side, rang) in waiting.zip(rang) {
+        if let (Side::Channel(channel, _), true) = (side, rang) {
+            channel.shared().acknowledge()?;
+        }
+    }
+    Ok(())
+}
+
+impl Side<'_> {
+    /// How long this side lets a wait look; `None` if it does not care.
+    fn longest_look(&self) -> Option<Duration> {
+        match self {
+            Self::Channel(channel, _) => Some(channel.longest_look()),
+            Self::Descriptor(..) | Self::Nothing => None,
+        }
+    }
+
+    #[inline]
+    fn has_moved(&self) -> bool {
+        match self {
+            Self::Channel(channel, interest) => channel.has_moved(*interest),
+            Self::Descriptor(..) | Self::Nothing => false,
+        }
+    }
+
+    fn is_ready(&mut self) -> Result<bool> {
+        match self {
+            Self::Channel(channel, interest) => channel.is_ready(*interest),
+            Self::Descriptor(fd, interest) => {
+                poll_fds(&mut [PollFd::new(*fd, events(*interest))], Instant::now())
+            }
+            Self::Nothing => Ok(false),
+        }
+    }
+
+    fn ask(&self) {
+        if let Self::Channel(channel, interest) = self {
+            channel.ask(*interest);
+        }
+    }
+
+    fn withdraw(&self) {
+        if let Self::Channel(channel, interest) = self {
+            channel.no_longer_ask(*interest);
+        }
+    }
+
+    fn poll_fd(&self) -> Option<PollFd<'_>> {
+        match self {
+            Self::Channel(channel, _) => Some(PollFd::new(channel.as_fd(), PollFlags::POLLIN)),
+            Self::Descriptor(fd, interest) => Some(PollFd::new(*fd, events(*interest))),
+            Self::Nothing => None,
+        }
+    }
+}
+
+fn events(interest: Interest) -> PollFlags {
+    match interest {
+        Interest::Read => PollFlags::POLLIN,
+        Interest::Write => PollFlags::POLLOUT,
+        Interest::ReadOrWrite => PollFlags::POLLIN | PollFlags::POLLOUT,
+    }
+}
