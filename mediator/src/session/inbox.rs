@@ -17,11 +17,21 @@ pub enum Event {
 /// Assembles frames. Bodies of Data frames never pass through here.
 #[derive(Debug, Default)]
 pub struct Inbox {
+    /// The other side is a mediator, which only answers.
+    replies: bool,
     header: HeaderBuffer,
     control: Option<(FrameHeader, Vec<u8>, usize)>,
 }
 
 impl Inbox {
+    /// For what a mediator sends; [`default`](Self::default) is for what a guest sends.
+    pub fn of_replies() -> Self {
+        Self {
+            replies: true,
+            ..Self::default()
+        }
+    }
+
     /// Where the next bytes belong; never empty.
     pub fn unfilled(&mut self) -> &mut [u8] {
         match &mut self.control {
@@ -47,15 +57,15 @@ impl Inbox {
         let Some(header) = self.header.advance(received)? else {
             return Ok(Event::None);
         };
-        if header.op == Op::Data && !header.is_reply() {
+        // A reply of a guest, or a request of a mediator, has no business here, and its Data
+        // bodies may be large: no body is taken for it, the rules end the session.
+        if header.is_reply() != self.replies {
+            return Ok(Event::Frame(header, Vec::new()));
+        }
+        if header.op == Op::Data {
             return Ok(Event::Data(header));
         }
         if header.body_len == 0 {
-            return Ok(Event::Frame(header, Vec::new()));
-        }
-        // A reply of a guest has no business here and its Data bodies may be large: no body is
-        // taken for it, the rules end the session.
-        if header.is_reply() {
             return Ok(Event::Frame(header, Vec::new()));
         }
         let body_len = header.body_len as usize;
@@ -116,6 +126,20 @@ mod tests {
         let mut inbox = Inbox::default();
         assert_eq!(feed(&mut inbox, &data.encode(), 7), [Event::Data(data)]);
         assert!(!inbox.is_partial());
+    }
+
+    #[test]
+    fn each_side_is_told_apart_by_its_flags() {
+        let asked = FrameHeader::request(Op::Data, 3).with_body_len(1 << 20);
+        let answered = FrameHeader::data_reply_to(&asked, 1 << 20);
+        for (mut inbox, mine, foreign) in [
+            (Inbox::default(), asked, answered),
+            (Inbox::of_replies(), answered, asked),
+        ] {
+            assert_eq!(feed(&mut inbox, &mine.encode(), 40), [Event::Data(mine)]);
+            let events = feed(&mut inbox, &foreign.encode(), 40);
+            assert_eq!(events, [Event::Frame(foreign, Vec::new())]);
+        }
     }
 
     #[test]

@@ -5,20 +5,26 @@
 //! | [`inbox`] | bytes to frames | none |
 //! | [`outbox`] | frames to bytes, bounded | none |
 //! | [`rules`] | what each request means and how it is answered | none |
-//! | [`vector_add`] | one running vector add and its pipeline slots | the executor's |
+//! | [`input`] | which Data frames a vector add's input consists of | none |
 //! | `wire` | moves bytes both ways | the transport's |
-//! | [`serve`](mod@serve) | the loop: what to read, what to run, how long to wait | none of its own |
+//! | `front` | the guest's side: its frames, and what waits its turn | none of its own |
+//! | [`serve`](mod@serve) | the loop, and what it asks of whatever runs the requests | none of its own |
+//! | `execute` | runs them on an executor here; `crate::relay` is the other way | none of its own |
+//! | [`vector_add`] | one running vector add and its pipeline slots | the executor's |
 //!
 //! A guest can send anything at any time: whatever breaks a rule becomes an error reply or the end
 //! of this session, and nothing else. Memory is bounded by the pipeline's slots, one control frame
 //! and [`outbox::CAPACITY`] bytes of replies.
 
+mod execute;
+pub(crate) mod front;
 pub mod inbox;
+pub mod input;
 pub mod outbox;
 pub mod rules;
 pub mod serve;
 pub mod vector_add;
-mod wire;
+pub(crate) mod wire;
 
 #[cfg(test)]
 mod scripted;

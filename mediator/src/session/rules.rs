@@ -54,6 +54,8 @@ struct Discarded {
 #[derive(Debug)]
 pub struct Rules {
     limits: Limits,
+    /// What this mediator can do at most.
+    able: Features,
     epoch: u64,
     refusal: Option<Refusal>,
     hello: Option<Hello>,
@@ -69,6 +71,7 @@ impl Rules {
     pub fn new(limits: Limits, epoch: u64, refusal: Option<Refusal>) -> Self {
         Self {
             limits,
+            able: Features::ALL,
             epoch,
             refusal,
             hello: None,
@@ -88,6 +91,25 @@ impl Rules {
     pub fn client_name(&self) -> Option<String> {
         let name = &self.hello.as_ref()?.client_name;
         Some(name.escape_debug().to_string())
+    }
+
+    /// Allows no more than `limits` and `features` either; to be called before
+    /// [`admit`](Self::admit).
+    pub fn narrow(&mut self, limits: Limits, features: Features) {
+        let own = &self.limits;
+        let max_chunk_elements = own.max_chunk_elements.min(limits.max_chunk_elements);
+        self.limits = Limits {
+            max_body: own.max_body.min(limits.max_body),
+            max_lanes: own.max_lanes.min(limits.max_lanes),
+            max_requests: own.max_requests.min(limits.max_requests),
+            max_handles: own.max_handles.min(limits.max_handles),
+            max_chunk_elements,
+            // Whoever computes knows best, within what is allowed here.
+            preferred_chunk_elements: limits.preferred_chunk_elements.min(max_chunk_elements),
+            max_elements: own.max_elements.min(limits.max_elements),
+        };
+        self.streams = HandleTable::new(HandleKind::Stream, self.limits.max_handles);
+        self.able = self.able.common(features);
     }
 
     /// Admits the guest: the reply to its Hello. `info` is what Info will answer.
@@ -237,7 +259,7 @@ impl Rules {
             .hello
             .as_ref()
             .map_or(Features::default(), |hello| hello.features);
-        Features::ALL.common(offered)
+        self.able.common(offered)
     }
 
     fn on_first_frame(&mut self, header: &FrameHeader, body: &[u8]) -> Verdict {

@@ -7,9 +7,10 @@ use std::collections::VecDeque;
 use std::time::Instant;
 
 use vgpu_protocol::frame::{FrameHeader, HEADER_LEN};
-use vgpu_protocol::message::{Chunks, VectorAdd, VectorAddReply};
+use vgpu_protocol::message::{VectorAdd, VectorAddReply};
 use vgpu_protocol::status::{ErrorCode, Status};
 
+use super::input::Input;
 use super::outbox::Reply;
 use crate::executor::{ExecutorError, VectorAddPipeline};
 
@@ -24,7 +25,7 @@ pub struct Running<'p> {
     pipeline: Box<dyn VectorAddPipeline + 'p>,
     request: FrameHeader,
     elements: u64,
-    chunks: Chunks,
+    input: Input,
     /// The frame whose body is being received.
     filling: Option<Filling>,
     /// Chunks submitted and not yet delivered, oldest first.
@@ -32,7 +33,6 @@ pub struct Running<'p> {
     next_slot: usize,
     /// The oldest chunk's frame is being sent.
     writing: Option<Writing>,
-    input_ended: bool,
     failure: Option<Failure>,
 }
 
@@ -77,12 +77,11 @@ impl<'p> Running<'p> {
             pipeline,
             request,
             elements: job.elements,
-            chunks: job.chunks(),
+            input: Input::new(&job),
             filling: None,
             submitted: VecDeque::new(),
             next_slot: 0,
             writing: None,
-            input_ended: false,
             failure: None,
         }
     }
@@ -95,12 +94,12 @@ impl<'p> Running<'p> {
     /// Whether the last Data frame of this request has begun, and is complete unless
     /// [`left_of_body`](Self::left_of_body) says otherwise.
     pub fn input_ended(&self) -> bool {
-        self.input_ended
+        self.input.has_ended()
     }
 
     /// Whether nothing is left to do but the final reply.
     pub fn is_finished(&self) -> bool {
-        let done = self.input_ended && self.filling.is_none() && self.submitted.is_empty();
+        let done = self.input.has_ended() && self.filling.is_none() && self.submitted.is_empty();
         self.writing.is_none() && (done || self.failure.is_some())
     }
 
@@ -156,9 +155,11 @@ impl<'p> Running<'p> {
         debug_assert!(self.filling.is_none());
         let len = header.body_len as usize;
         let more = header.has_more();
-        self.input_ended |= !more;
-        let chunk = match self.expect_chunk(len, more) {
-            Ok(chunk) => Some(chunk),
+        let chunk = match self.input.expect(len, more) {
+            Ok(elements) => Some(Chunk {
+                slot: self.next_slot,
+                elements,
+            }),
             Err((code, text)) => {
                 self.fail(code.into(), text);
                 None
@@ -170,38 +171,6 @@ impl<'p> Running<'p> {
                 received: 0,
                 len,
             });
-        }
-    }
-
-    /// Checks a Data frame of `len` bytes against the chunk that is due.
-    fn expect_chunk(&mut self, len: usize, more: bool) -> Result<Chunk, (ErrorCode, String)> {
-        let cancelled = || {
-            let text = "the guest ended the input early".to_owned();
-            (ErrorCode::Cancelled, text)
-        };
-        if len == 0 && !more && self.chunks.elements_left() > 0 {
-            return Err(cancelled());
-        }
-        let Some(elements) = self.chunks.next() else {
-            let text = format!("Data of {len} bytes after the last chunk");
-            return Err((ErrorCode::Range, text));
-        };
-        let elements = elements as usize;
-        let wanted = elements * 2 * ELEMENT;
-        if len != wanted {
-            let text = format!("Data of {len} bytes where the chunk needs {wanted}");
-            return Err((ErrorCode::Range, text));
-        }
-        match (self.chunks.elements_left() == 0, more) {
-            (true, true) => Err((
-                ErrorCode::Range,
-                "the last chunk says that another follows".to_owned(),
-            )),
-            (false, false) => Err(cancelled()),
-            _ => Ok(Chunk {
-                slot: self.next_slot,
-                elements,
-            }),
         }
     }
 
@@ -346,7 +315,7 @@ impl std::fmt::Debug for Running<'_> {
         f.debug_struct("Running")
             .field("request", &self.request)
             .field("submitted", &self.submitted.len())
-            .field("input_ended", &self.input_ended)
+            .field("input", &self.input)
             .field("failure", &self.failure)
             .finish_non_exhaustive()
     }

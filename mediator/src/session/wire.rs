@@ -23,8 +23,8 @@ const FRUITLESS_WAKES: u32 = 64;
 const SCRAP: usize = 64 << 10;
 
 /// The moving parts below a session's rules.
-pub(super) struct Wire<'a> {
-    transport: &'a mut dyn Transport,
+pub(crate) struct Wire<'a, T: Transport + ?Sized> {
+    transport: &'a mut T,
     counters: &'a Counters,
     inbox: Inbox,
     outbox: Outbox,
@@ -37,8 +37,8 @@ pub(super) struct Wire<'a> {
     fruitless: u32,
 }
 
-impl<'a> Wire<'a> {
-    pub(super) fn new(transport: &'a mut dyn Transport, counters: &'a Counters) -> Self {
+impl<'a, T: Transport + ?Sized> Wire<'a, T> {
+    pub(crate) fn new(transport: &'a mut T, counters: &'a Counters) -> Self {
         Self {
             transport,
             counters,
@@ -54,7 +54,7 @@ impl<'a> Wire<'a> {
     }
 
     /// Queues a reply; errors are counted.
-    pub(super) fn answer(&mut self, reply: &Reply) {
+    pub(crate) fn answer(&mut self, reply: &Reply) {
         if !reply.status().is_ok() {
             self.counters.failure();
         }
@@ -62,48 +62,48 @@ impl<'a> Wire<'a> {
     }
 
     /// Queues the mediator's own last word, which is no answer.
-    pub(super) fn say_last(&mut self, code: ErrorCode, text: &str) {
+    pub(crate) fn say_last(&mut self, code: ErrorCode, text: &str) {
         self.outbox.push(&Reply::closing(code.into(), text));
     }
 
     /// Whether no reply waits.
-    pub(super) fn is_sent(&self) -> bool {
+    pub(crate) fn is_sent(&self) -> bool {
         self.outbox.is_empty()
     }
 
     /// Whether further requests may be read; see [`super::outbox::CAPACITY`].
-    pub(super) fn may_read(&self) -> bool {
+    pub(crate) fn may_read(&self) -> bool {
         !self.outbox.is_full()
     }
 
     /// Whether a frame has begun in either direction and is not complete.
-    pub(super) fn is_in_frame(&self) -> bool {
+    pub(crate) fn is_in_frame(&self) -> bool {
         self.inbox.is_partial() || self.scrap_left > 0 || !self.outbox.is_empty()
     }
 
     /// When the last byte moved.
-    pub(super) fn moved_at(&self) -> Instant {
+    pub(crate) fn moved_at(&self) -> Instant {
         self.moved_at
     }
 
     /// Bytes have moved, or the device has worked.
-    pub(super) fn progress(&mut self) {
+    pub(crate) fn progress(&mut self) {
         self.moved_at = Instant::now();
         self.fruitless = 0;
     }
 
     /// The next `bytes` bytes are of no use.
-    pub(super) fn discard(&mut self, bytes: usize) {
+    pub(crate) fn discard(&mut self, bytes: usize) {
         self.scrap_left = bytes;
     }
 
     /// Whether useless bytes are still to come.
-    pub(super) fn is_discarding(&self) -> bool {
+    pub(crate) fn is_discarding(&self) -> bool {
         self.scrap_left > 0
     }
 
     /// Takes useless bytes. Returns whether there were any.
-    pub(super) fn read_scrap(&mut self) -> Result<bool, SessionEnd> {
+    pub(crate) fn read_scrap(&mut self) -> Result<bool, SessionEnd> {
         let room = self.scrap_left.min(self.scrap.len());
         let received = self.transport.try_read(&mut self.scrap[..room]);
         let Some(n) = self.received(received, true)? else {
@@ -114,7 +114,7 @@ impl<'a> Wire<'a> {
     }
 
     /// Takes bytes of a frame; `None` if there were none.
-    pub(super) fn read_event(&mut self, in_request: bool) -> Result<Option<Event>, SessionEnd> {
+    pub(crate) fn read_event(&mut self, in_request: bool) -> Result<Option<Event>, SessionEnd> {
         let received = self.transport.try_read(self.inbox.unfilled());
         let in_request = in_request || self.inbox.is_partial();
         let Some(n) = self.received(received, in_request)? else {
@@ -128,7 +128,7 @@ impl<'a> Wire<'a> {
     }
 
     /// Takes bytes of a chunk straight into the pipeline. Returns whether there were any, and room.
-    pub(super) fn read_chunk(&mut self, running: &mut Running<'_>) -> Result<bool, SessionEnd> {
+    pub(crate) fn read_chunk(&mut self, running: &mut Running<'_>) -> Result<bool, SessionEnd> {
         let Some(buffer) = running.unfilled() else {
             return Ok(false);
         };
@@ -162,7 +162,7 @@ impl<'a> Wire<'a> {
     /// Sends replies, or the result that `running` has ready. Returns whether bytes moved.
     ///
     /// A frame that has begun is completed before another.
-    pub(super) fn send(&mut self, running: Option<&mut Running<'_>>) -> Result<bool, SessionEnd> {
+    pub(crate) fn send(&mut self, running: Option<&mut Running<'_>>) -> Result<bool, SessionEnd> {
         let result = running.and_then(|running| {
             let turn =
                 running.is_writing() || (self.outbox.is_empty() && running.begin_result(None));
@@ -207,11 +207,24 @@ impl<'a> Wire<'a> {
     }
 
     /// Waits until bytes may move; false once `deadline` has passed.
-    pub(super) fn wait(
+    pub(crate) fn wait(
         &mut self,
         read: bool,
         write: bool,
         deadline: Instant,
+    ) -> Result<bool, SessionEnd> {
+        self.wait_by(read, write, deadline, |transport, interest| {
+            transport.wait(interest.unwrap_or(Interest::Read), deadline)
+        })
+    }
+
+    /// [`wait`](Self::wait) by another way to sleep, which is told what the guest is waited for.
+    pub(crate) fn wait_by(
+        &mut self,
+        read: bool,
+        write: bool,
+        deadline: Instant,
+        sleep: impl FnOnce(&mut T, Option<Interest>) -> Result<(), TransportError>,
     ) -> Result<bool, SessionEnd> {
         if Instant::now() >= deadline {
             return Ok(false);
@@ -228,11 +241,12 @@ impl<'a> Wire<'a> {
             std::thread::sleep(Duration::from_millis(1));
         }
         let interest = match (read, write) {
-            (true, true) => Interest::ReadOrWrite,
-            (false, true) => Interest::Write,
-            (_, false) => Interest::Read,
+            (true, true) => Some(Interest::ReadOrWrite),
+            (false, true) => Some(Interest::Write),
+            (true, false) => Some(Interest::Read),
+            (false, false) => None,
         };
-        match self.transport.wait(interest, deadline) {
+        match sleep(self.transport, interest) {
             Ok(()) => {
                 self.fruitless = self.fruitless.saturating_add(1);
                 Ok(true)
@@ -243,7 +257,7 @@ impl<'a> Wire<'a> {
     }
 
     /// Completes a result frame that was sent in part, so that a last word can follow it.
-    pub(super) fn complete_frame(&mut self, running: &mut Running<'_>) {
+    pub(crate) fn complete_frame(&mut self, running: &mut Running<'_>) {
         let deadline = Instant::now() + CLOSING_TIME;
         while running.is_writing() && !self.cut {
             let sent = self.send(Some(running));
@@ -252,7 +266,7 @@ impl<'a> Wire<'a> {
     }
 
     /// Sends the last replies if the guest takes them, and closes.
-    pub(super) fn close(&mut self) {
+    pub(crate) fn close(&mut self) {
         let deadline = Instant::now() + CLOSING_TIME;
         while !self.outbox.is_empty() && !self.cut {
             let sent = self.send(None);
