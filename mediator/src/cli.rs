@@ -15,6 +15,8 @@ Examples:
       On any machine, without Xen and without a GPU.
   vgpu-mediatord --listen xen:,file:/dev/shm/vgpu --allow-all
       All guests over Xen, and the file protocol in a directory.
+  vgpu-mediatord --listen xen: --executor relay:xen:gpu --config /etc/vgpu/mediatord.toml
+      In dom0: pass the guests' sessions on to the mediator in the domain `gpu`.
   vgpu-mediatord --config /etc/vgpu/mediatord.toml --check-config
       Check a file and print what would be in effect.
 
@@ -42,8 +44,15 @@ pub struct Flags {
     pub listen: Vec<Endpoint>,
 
     /// What runs the work: auto takes CUDA where it works, else the CPU [default: auto]
-    #[arg(long, value_name = "auto|cuda|cpu")]
+    ///
+    /// relay:E passes sessions on to another mediator: relay:xen:DOMAIN to one in a guest that has
+    /// the GPU, relay:tcp:HOST:PORT to one on another machine, relay:unix:PATH or relay:local:PATH
+    #[arg(long, value_name = "auto|cuda|cpu|relay:E")]
     pub executor: Option<ExecutorChoice>,
+
+    /// The file with the secret that the mediator behind relay:tcp: knows this one by
+    #[arg(long, value_name = "FILE")]
+    pub relay_secret: Option<PathBuf>,
 
     /// Admit every guest that no rule denies
     #[arg(long)]
@@ -97,7 +106,7 @@ mod tests {
                 examples += 1;
             }
         }
-        assert_eq!(examples, 4);
+        assert_eq!(examples, 5);
     }
 
     #[test]

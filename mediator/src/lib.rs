@@ -17,6 +17,7 @@ pub mod listen;
 pub mod logging;
 pub mod policy;
 pub mod rate;
+pub mod relay;
 pub mod session;
 pub mod usage;
 pub mod worker;

@@ -63,7 +63,11 @@ pub fn run(config: &Config, verbose: u8) -> Result<(), Failure> {
             "this is not expected; report it",
         )
     })?;
-    let offer = probe::find(config.executor, Some(signals.termination()))?;
+    let offer = probe::find(
+        &config.executor,
+        config.relay_secret.as_deref(),
+        Some(signals.termination()),
+    )?;
     log::info!(
         "executor {}: {}, {}",
         offer.executor.kind,

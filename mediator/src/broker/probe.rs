@@ -6,6 +6,7 @@
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitCode, Stdio};
 use std::time::{Duration, Instant};
 
@@ -13,12 +14,14 @@ use nix::poll::{PollFd, PollFlags};
 use nix::sys::prctl;
 use nix::sys::signal::Signal;
 use serde::{Deserialize, Serialize};
+use vgpu_protocol::endpoint::Endpoint;
 
 use super::wait::{is_ready, wait, wait_readable};
 use crate::control;
 use crate::executor::{ExecutorChoice, probe};
 use crate::failure::Failure;
 use crate::lines::LineBuffer;
+use crate::relay::{self, Route};
 
 /// First argument of the child.
 pub const ARGUMENT: &str = "probe";
@@ -52,22 +55,16 @@ pub fn main(arguments: &[String]) -> ExitCode {
     if let Err(errno) = prctl::set_pdeathsig(Signal::SIGKILL) {
         eprintln!("vgpu-mediatord {ARGUMENT}: {errno}");
     }
-    let choice = match arguments {
-        [choice] => choice.parse::<ExecutorChoice>(),
-        _ => Err("one argument needed: auto, cuda or cpu".to_owned()),
-    };
-    let verdict = match choice.map(probe) {
-        Ok(Ok(executor)) => {
-            let info = executor.info();
-            Verdict::Executor(control::Executor {
-                kind: info.kind.to_owned(),
-                device: info.device.clone(),
-                total_memory: info.total_memory,
-                driver: info.driver.clone(),
-                reason: info.reason.clone(),
-            })
+    let found = match arguments {
+        [choice] => choice.parse().and_then(|choice| look(choice, None)),
+        [choice, secret] => {
+            let secret = Some(PathBuf::from(secret));
+            choice.parse().and_then(|choice| look(choice, secret))
         }
-        Ok(Err(error)) => Verdict::Error(error.to_string()),
+        _ => Err("arguments: auto, cuda, cpu or relay:E, and a secret's file".to_owned()),
+    };
+    let verdict = match found {
+        Ok(executor) => Verdict::Executor(executor),
         Err(error) => Verdict::Error(error),
     };
     match serde_json::to_string(&verdict) {
@@ -82,13 +79,39 @@ pub fn main(arguments: &[String]) -> ExitCode {
     }
 }
 
+fn look(choice: ExecutorChoice, secret: Option<PathBuf>) -> Result<control::Executor, String> {
+    if let ExecutorChoice::Relay(endpoint) = choice {
+        let info = relay::look(&Route { endpoint, secret })?;
+        return Ok(control::Executor {
+            kind: info.executor,
+            device: info.device,
+            total_memory: info.total_memory,
+            driver: info.driver,
+            reason: info.reason,
+        });
+    }
+    let executor = probe(choice).map_err(|error| error.to_string())?;
+    let info = executor.info();
+    Ok(control::Executor {
+        kind: info.kind.to_owned(),
+        device: info.device.clone(),
+        total_memory: info.total_memory,
+        driver: info.driver.clone(),
+        reason: info.reason.clone(),
+    })
+}
+
 /// Finds the executor that `choice` allows, waiting a minute at most, or until `interrupt` becomes
 /// readable.
 ///
 /// # Errors
 /// The one executor asked for does not work here, or the wait was interrupted.
-pub fn find(choice: ExecutorChoice, interrupt: Option<BorrowedFd<'_>>) -> Result<Offer, Failure> {
-    let first = ask(choice, interrupt);
+pub fn find(
+    choice: &ExecutorChoice,
+    secret: Option<&Path>,
+    interrupt: Option<BorrowedFd<'_>>,
+) -> Result<Offer, Failure> {
+    let first = ask(choice, secret, interrupt);
     if interrupt.is_some_and(|fd| wait_readable(&fd, Instant::now()).is_ok()) {
         return Err(Failure::new(
             "stopped while looking for an executor",
@@ -97,9 +120,14 @@ pub fn find(choice: ExecutorChoice, interrupt: Option<BorrowedFd<'_>>) -> Result
     }
     let verdict = match (first, choice) {
         (Ok(Verdict::Executor(executor)), _) => Ok(executor),
+        // It may be started later, and it may have been restarted by the next session.
+        (Ok(Verdict::Error(what)) | Err(what), ExecutorChoice::Relay(endpoint)) => {
+            log::warn!("{what} (sessions are refused until then)");
+            Ok(not_there_yet(endpoint))
+        }
         (Ok(Verdict::Error(what)), _) => Err(what),
         // The driver took the child down: the CPU is still there.
-        (Err(what), ExecutorChoice::Auto) => match ask(ExecutorChoice::Cpu, interrupt) {
+        (Err(what), ExecutorChoice::Auto) => match ask(&ExecutorChoice::Cpu, None, interrupt) {
             Ok(Verdict::Executor(mut executor)) => {
                 executor.reason = format!("no CUDA: {what}");
                 Ok(executor)
@@ -110,10 +138,10 @@ pub fn find(choice: ExecutorChoice, interrupt: Option<BorrowedFd<'_>>) -> Result
     };
     match verdict {
         Ok(executor) => Ok(Offer {
-            choice: if executor.kind == "cuda" {
-                ExecutorChoice::Cuda
-            } else {
-                ExecutorChoice::Cpu
+            choice: match choice {
+                ExecutorChoice::Relay(_) => choice.clone(),
+                _ if executor.kind == "cuda" => ExecutorChoice::Cuda,
+                _ => ExecutorChoice::Cpu,
             },
             executor,
         }),
@@ -124,10 +152,26 @@ pub fn find(choice: ExecutorChoice, interrupt: Option<BorrowedFd<'_>>) -> Result
     }
 }
 
-fn ask(choice: ExecutorChoice, interrupt: Option<BorrowedFd<'_>>) -> Result<Verdict, String> {
+/// What stands for a mediator that does not answer at the start.
+fn not_there_yet(endpoint: &Endpoint) -> control::Executor {
+    control::Executor {
+        kind: "relay".to_owned(),
+        device: "not known yet".to_owned(),
+        total_memory: 0,
+        driver: String::new(),
+        reason: format!("{endpoint} did not answer when this mediator started"),
+    }
+}
+
+fn ask(
+    choice: &ExecutorChoice,
+    secret: Option<&Path>,
+    interrupt: Option<BorrowedFd<'_>>,
+) -> Result<Verdict, String> {
     let mut child = Command::new("/proc/self/exe")
         .arg0("vgpu-mediatord")
         .args([ARGUMENT, &choice.to_string()])
+        .args(secret)
         .stdin(Stdio::null())
         .stdout(Stdio::piped())
         .process_group(0)

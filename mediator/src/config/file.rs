@@ -20,6 +20,7 @@ pub(super) struct ConfigFile {
     pub(super) listen: Vec<Endpoint>,
     #[serde(deserialize_with = "executor")]
     pub(super) executor: Option<ExecutorChoice>,
+    pub(super) relay_secret: Option<PathBuf>,
     pub(super) control: Option<PathBuf>,
     pub(super) allow_all: bool,
     pub(super) limits: Limits,

@@ -23,6 +23,8 @@ pub struct Config {
     pub listen: Vec<Endpoint>,
     /// What runs their work.
     pub executor: ExecutorChoice,
+    /// The file with this mediator's secret for the one it relays to over TCP.
+    pub relay_secret: Option<PathBuf>,
     /// The socket for `vgpuctl`.
     pub control: PathBuf,
     /// Who may use it.
@@ -184,9 +186,14 @@ impl Config {
             })?,
             None => default_control_path(),
         };
+        let executor = flags.executor.clone().or(file.executor).unwrap_or_default();
+        let relay_secret = flags.relay_secret.clone().or(file.relay_secret);
+        check_relay(&executor, relay_secret.as_deref(), &listen)?;
         Ok(Self {
             listen,
-            executor: flags.executor.or(file.executor).unwrap_or_default(),
+            executor,
+            // Workers start where this process does, so a relative path means the same to them.
+            relay_secret,
             control,
             policy: Policy {
                 allow_all: flags.allow_all || file.allow_all,
@@ -201,7 +208,9 @@ impl Config {
         #[derive(Serialize)]
         struct Shown<'a> {
             listen: Vec<String>,
-            executor: ExecutorChoice,
+            executor: &'a ExecutorChoice,
+            #[serde(skip_serializing_if = "Option::is_none")]
+            relay_secret: Option<&'a Path>,
             control: &'a Path,
             allow_all: bool,
             limits: &'a Limits,
@@ -210,7 +219,8 @@ impl Config {
         }
         let shown = Shown {
             listen: self.listen.iter().map(Endpoint::to_string).collect(),
-            executor: self.executor,
+            executor: &self.executor,
+            relay_secret: self.relay_secret.as_deref(),
             control: &self.control,
             allow_all: self.policy.allow_all,
             limits: &self.limits,
@@ -218,6 +228,30 @@ impl Config {
         };
         // Paths that are not UTF-8 are the only thing TOML cannot hold.
         toml::to_string(&shown).unwrap_or_else(|error| format!("# cannot be shown: {error}\n"))
+    }
+}
+
+/// What a relay needs, and what it cannot serve.
+fn check_relay(
+    executor: &ExecutorChoice,
+    secret: Option<&Path>,
+    listen: &[Endpoint],
+) -> Result<(), Failure> {
+    let ExecutorChoice::Relay(endpoint) = executor else {
+        return Ok(());
+    };
+    if matches!(endpoint, Endpoint::Tcp { .. }) && secret.is_none() {
+        return Err(Failure::new(
+            format!("relay:{endpoint} needs a secret"),
+            "make one on the other machine (vgpuctl secret NAME), copy it here, and give              --relay-secret FILE or set `relay_secret`",
+        ));
+    }
+    match listen.iter().find(|listened| *listened == endpoint) {
+        None => Ok(()),
+        Some(_) => Err(Failure::new(
+            format!("relay:{endpoint} leads back to this mediator"),
+            "name another mediator after relay:",
+        )),
     }
 }
 

@@ -3,11 +3,13 @@
 use std::fmt;
 use std::str::FromStr;
 
+use vgpu_protocol::endpoint::Endpoint;
+
 use super::{Executor, ExecutorError, cpu, cuda};
 
 /// What an administrator asked for with `--executor`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, serde::Serialize, serde::Deserialize)]
-#[serde(rename_all = "lowercase")]
+#[derive(Debug, Clone, PartialEq, Eq, Default, serde::Serialize, serde::Deserialize)]
+#[serde(try_from = "String", into = "String")]
 pub enum ExecutorChoice {
     /// CUDA where a real allocation proves that it works, otherwise the CPU.
     #[default]
@@ -16,7 +18,12 @@ pub enum ExecutorChoice {
     Cuda,
     /// The CPU.
     Cpu,
+    /// Another mediator: see [`relay`](crate::relay).
+    Relay(Endpoint),
 }
+
+/// The notations, for messages.
+const CHOICES: &str = "auto, cuda or cpu, or relay:E";
 
 impl FromStr for ExecutorChoice {
     type Err = String;
@@ -26,22 +33,58 @@ impl FromStr for ExecutorChoice {
             "auto" => Ok(Self::Auto),
             "cuda" => Ok(Self::Cuda),
             "cpu" => Ok(Self::Cpu),
-            relay if relay == "relay" || relay.starts_with("relay:") => Err(format!(
-                "executor `{relay}`: this build cannot relay to another mediator; \
-                 use auto, cuda or cpu"
-            )),
-            other => Err(format!("unknown executor `{other}`; use auto, cuda or cpu")),
+            other => match other.strip_prefix("relay") {
+                Some(rest) if rest.is_empty() || rest.starts_with(':') => relay(rest, other),
+                _ => Err(format!("unknown executor `{other}`; use {CHOICES}")),
+            },
         }
+    }
+}
+
+/// What stands behind `relay`.
+fn relay(rest: &str, whole: &str) -> Result<ExecutorChoice, String> {
+    const WAYS: &str =
+        "use relay:xen:DOMAIN, relay:tcp:HOST:PORT, relay:unix:PATH or relay:local:PATH";
+    let endpoint = rest
+        .strip_prefix(':')
+        .unwrap_or_default()
+        .parse::<Endpoint>()
+        .map_err(|error| format!("executor `{whole}`: {error}; {WAYS}"))?;
+    match endpoint {
+        Endpoint::Xen => Err(format!(
+            "executor `{whole}`: which domain? relay:xen:DOMAIN names the one with the GPU"
+        )),
+        Endpoint::XenDomain(_) | Endpoint::Local(_) | Endpoint::Unix(_) | Endpoint::Tcp { .. } => {
+            Ok(ExecutorChoice::Relay(endpoint))
+        }
+        other => Err(format!(
+            "executor `{whole}`: no relay goes over {other}; {WAYS}"
+        )),
+    }
+}
+
+impl TryFrom<String> for ExecutorChoice {
+    type Error = String;
+
+    fn try_from(text: String) -> Result<Self, String> {
+        text.parse()
+    }
+}
+
+impl From<ExecutorChoice> for String {
+    fn from(choice: ExecutorChoice) -> Self {
+        choice.to_string()
     }
 }
 
 impl fmt::Display for ExecutorChoice {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::Auto => "auto",
-            Self::Cuda => "cuda",
-            Self::Cpu => "cpu",
-        })
+        match self {
+            Self::Auto => f.write_str("auto"),
+            Self::Cuda => f.write_str("cuda"),
+            Self::Cpu => f.write_str("cpu"),
+            Self::Relay(endpoint) => write!(f, "relay:{endpoint}"),
+        }
     }
 }
 
@@ -59,9 +102,17 @@ pub struct ProbeError {
 /// [`reason`](super::ExecutorInfo::reason) why it is this one.
 ///
 /// # Errors
-/// [`ProbeError`] when the one executor asked for does not work here. `auto` always finds one.
+/// [`ProbeError`] when the one executor asked for does not work here. `auto` always finds one;
+/// another mediator is none, sessions are passed on to it whole.
 pub fn probe(choice: ExecutorChoice) -> Result<Box<dyn Executor>, ProbeError> {
     match choice {
+        ExecutorChoice::Relay(_) => Err(ProbeError {
+            choice,
+            source: ExecutorError::Unavailable {
+                what: "another mediator takes whole sessions".into(),
+                advice: "use it over xen:, local:, unix: or tcp:".into(),
+            },
+        }),
         ExecutorChoice::Cpu => Ok(Box::new(cpu::CpuExecutor::new("asked for"))),
         ExecutorChoice::Cuda => {
             open_cuda("asked for").map_err(|source| ProbeError { choice, source })
@@ -90,16 +141,33 @@ mod tests {
             ExecutorChoice::Auto,
             ExecutorChoice::Cuda,
             ExecutorChoice::Cpu,
+            ExecutorChoice::Relay(Endpoint::XenDomain("gpu-1".into())),
+            ExecutorChoice::Relay(Endpoint::Local("/a".into())),
+            ExecutorChoice::Relay("tcp:[::1]:7".parse().unwrap()),
         ] {
-            assert_eq!(choice.to_string().parse(), Ok(choice));
+            assert_eq!(choice.to_string().parse(), Ok(choice.clone()));
+            let json = serde_json::to_string(&choice).unwrap();
+            assert_eq!(
+                serde_json::from_str::<ExecutorChoice>(&json).unwrap(),
+                choice
+            );
         }
         let error = "vulkan".parse::<ExecutorChoice>().unwrap_err();
         assert!(
             error.contains("`vulkan`") && error.contains("auto, cuda or cpu"),
             "{error}"
         );
-        let error = "relay:xen:".parse::<ExecutorChoice>().unwrap_err();
-        assert!(error.contains("relay"), "{error}");
+        for (text, word) in [
+            ("relay", "relay:xen:DOMAIN"),
+            ("relay:", "relay:xen:DOMAIN"),
+            ("relay:xen:", "which domain"),
+            ("relay:file:/d", "file:/d"),
+            ("relay:tcp:host", "tcp:HOST:PORT"),
+            ("relays:xen:g", "unknown executor"),
+        ] {
+            let error = text.parse::<ExecutorChoice>().unwrap_err();
+            assert!(error.contains(word), "{error}");
+        }
     }
 
     #[test]

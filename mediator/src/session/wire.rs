@@ -94,7 +94,7 @@ impl<'a, T: Transport + ?Sized> Wire<'a, T> {
 
     /// The next `bytes` bytes are of no use.
     pub(crate) fn discard(&mut self, bytes: usize) {
-        self.scrap_left = bytes;
+        self.scrap_left += bytes;
     }
 
     /// Whether useless bytes are still to come.
@@ -192,12 +192,35 @@ impl<'a, T: Transport + ?Sized> Wire<'a, T> {
 
     fn sent(&mut self, result: Result<usize, TransportError>) -> Result<usize, SessionEnd> {
         let n = result.map_err(|error| self.failed(error, true))?;
-        self.counters.sent(n);
-        self.unflushed |= n > 0;
+        self.note_sent(n);
         Ok(n)
     }
 
-    fn failed(&mut self, error: TransportError, in_request: bool) -> SessionEnd {
+    /// The transport itself, for who moves the bytes of a frame; see
+    /// [`note_sent`](Self::note_sent).
+    pub(crate) fn transport(&mut self) -> &mut T {
+        self.transport
+    }
+
+    /// Notes `n` bytes that were written to the [`transport`](Self::transport).
+    pub(crate) fn note_sent(&mut self, n: usize) {
+        self.counters.sent(n);
+        self.unflushed |= n > 0;
+    }
+
+    /// Writes what fits of `bytes`, a part of a frame; returns how many.
+    pub(crate) fn write(&mut self, bytes: &[u8]) -> Result<usize, SessionEnd> {
+        let sent = self.transport.try_write(bytes);
+        self.sent(sent)
+    }
+
+    /// A frame cannot be completed: nothing can follow it.
+    pub(crate) fn cut(&mut self) {
+        self.cut = true;
+    }
+
+    /// What a failure of the transport means for the session.
+    pub(crate) fn failed(&mut self, error: TransportError, in_request: bool) -> SessionEnd {
         self.cut = true;
         match error {
             TransportError::Closed => SessionEnd::GuestClosed(in_request),

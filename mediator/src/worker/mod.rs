@@ -23,6 +23,7 @@ use vgpu_protocol::transport::Transport;
 use crate::executor::{Executor, ExecutorChoice, probe};
 use crate::listen;
 use crate::logging;
+use crate::relay;
 use crate::session::{self, SessionEnd, StopFlag};
 use crate::usage::Observed;
 use link::{Ended, Link};
@@ -94,9 +95,15 @@ fn serve_guest(
         }
     };
     link.connected(observed);
-    let mut open = || open_executor(spec.executor);
-    let transport: &mut dyn Transport = &mut channel;
-    let end = session::serve(transport, &mut open, &spec.settings(), observed, stop);
+    let settings = spec.settings();
+    let end = match spec.route() {
+        Some(route) => relay::serve(&mut channel.into(), &route, &settings, observed, stop),
+        None => {
+            let mut open = || open_executor(&spec.executor);
+            let transport: &mut dyn Transport = &mut channel;
+            session::serve(transport, &mut open, &settings, observed, stop)
+        }
+    };
     match &end {
         SessionEnd::Goodbye | SessionEnd::GuestClosed(false) | SessionEnd::Stopped(_) => {
             Ended::fine(end.to_string())
@@ -123,7 +130,7 @@ fn serve_files(
         Err(error) => return Ended::fault(error.to_string()),
     };
     link.connected(observed);
-    let mut open = || open_executor(spec.executor);
+    let mut open = || open_executor(&spec.executor);
     let mut found = |found| link.found(observed, found);
     let look_for_guests = guest.is_none();
     let served = listen::file::serve(
@@ -139,6 +146,6 @@ fn serve_files(
     }
 }
 
-fn open_executor(choice: ExecutorChoice) -> Result<Box<dyn Executor>, String> {
-    probe(choice).map_err(|error| error.to_string())
+fn open_executor(choice: &ExecutorChoice) -> Result<Box<dyn Executor>, String> {
+    probe(choice.clone()).map_err(|error| error.to_string())
 }

@@ -9,6 +9,7 @@ use vgpu_protocol::message::Limits;
 use vgpu_protocol::status::ErrorCode;
 
 use crate::executor::ExecutorChoice;
+use crate::relay::Route;
 use crate::session::{Refusal, Settings};
 
 /// Chunk that the executors work best with: large enough to hide a kernel's launch, small enough
@@ -51,6 +52,8 @@ pub struct Spec {
     pub carrier: Carrier,
     /// Never `auto`: the broker has decided.
     pub executor: ExecutorChoice,
+    /// The file with this mediator's secret, for a relay over TCP.
+    pub relay_secret: Option<PathBuf>,
     /// Why the broker took this executor.
     pub reason: String,
     /// See [`Settings::epoch`].
@@ -87,6 +90,17 @@ impl Spec {
     /// [`connect_timeout_s`](Self::connect_timeout_s) as a duration.
     pub fn connect_timeout(&self) -> Duration {
         Duration::from_secs(self.connect_timeout_s.into())
+    }
+
+    /// The way to the mediator that runs the work, if that is another one.
+    pub fn route(&self) -> Option<Route> {
+        match &self.executor {
+            ExecutorChoice::Relay(endpoint) => Some(Route {
+                endpoint: endpoint.clone(),
+                secret: self.relay_secret.clone(),
+            }),
+            _ => None,
+        }
     }
 
     /// What the session is run with.

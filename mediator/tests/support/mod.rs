@@ -78,7 +78,10 @@ impl Mediator {
             .arg(format!("local:{}", directory.join("vgpu.sock").display()))
             .arg("--control")
             .arg(directory.join("control.sock"))
-            .args(["--executor", "cpu"])
+            .args(match flags.contains(&"--executor") {
+                true => &[][..],
+                false => &["--executor", "cpu"],
+            })
             .args(flags)
             .env_remove("RUST_LOG")
             .stdin(Stdio::null())

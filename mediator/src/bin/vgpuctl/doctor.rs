@@ -184,7 +184,7 @@ fn nvidia_driver() -> (Check, bool) {
 
 fn cuda(driver: bool) -> Check {
     const NAME: &str = "CUDA";
-    match probe::find(ExecutorChoice::Cuda, None) {
+    match probe::find(&ExecutorChoice::Cuda, None, None) {
         Ok(offer) => {
             let executor = offer.executor;
             Check::good(

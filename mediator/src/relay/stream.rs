@@ -1,0 +1,191 @@
+//! Either side's stream: a ring whose bytes can be used in place, a socket, or any other transport.
+
+use std::os::fd::AsFd;
+use std::time::{Duration, Instant};
+
+use vchan::Channel;
+use vchan::either::{Either, Side};
+use vgpu_protocol::transport::{Interest, Transport, TransportError};
+use vgpu_socket_transport::SocketTransport;
+
+/// First and longest turn in which a stream without a descriptor is looked at.
+const TURN: (Duration, Duration) = (Duration::from_millis(1), Duration::from_millis(20));
+
+type Result<T> = std::result::Result<T, TransportError>;
+
+/// A connected stream.
+pub enum Stream {
+    /// Rings in shared memory.
+    Channel(Box<Channel>),
+    /// A socket.
+    Socket(Box<SocketTransport>),
+    /// Anything else.
+    Other(Box<dyn Transport>),
+}
+
+impl std::fmt::Debug for Stream {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_tuple("Stream").field(&self.describe()).finish()
+    }
+}
+
+impl From<Channel> for Stream {
+    fn from(channel: Channel) -> Self {
+        Self::Channel(Box::new(channel))
+    }
+}
+
+impl From<SocketTransport> for Stream {
+    fn from(socket: SocketTransport) -> Self {
+        Self::Socket(Box::new(socket))
+    }
+}
+
+impl Stream {
+    fn inner(&mut self) -> &mut dyn Transport {
+        match self {
+            Self::Channel(channel) => channel.as_mut(),
+            Self::Socket(socket) => socket.as_mut(),
+            Self::Other(transport) => transport.as_mut(),
+        }
+    }
+
+    /// Whether a read may have something to say. Unlike a read it does not ask to be rung when that
+    /// changes, which costs a system call: every wait here asks anyway.
+    pub(super) fn may_read(&mut self) -> Result<bool> {
+        Ok(match self {
+            Self::Channel(channel) => channel.available()? > 0 || channel.peer_gone()?,
+            Self::Socket(_) | Self::Other(_) => true,
+        })
+    }
+
+    /// The same for a write.
+    pub(super) fn may_write(&mut self) -> Result<bool> {
+        Ok(match self {
+            Self::Channel(channel) => channel.halves().1.room()? > 0 || channel.peer_gone()?,
+            Self::Socket(_) | Self::Other(_) => true,
+        })
+    }
+
+    /// What [`Either`] can wait for; `None` for a stream that has to be asked itself.
+    fn side(&mut self, interest: Option<Interest>) -> Option<Side<'_>> {
+        match (self, interest) {
+            (_, None) => Some(Side::Nothing),
+            (Self::Channel(channel), Some(interest)) => Some(Side::Channel(channel, interest)),
+            (Self::Socket(socket), Some(interest)) => {
+                // What it has gathered leaves when the kernel has room.
+                let interest = match interest {
+                    Interest::Read if socket.wants_write() => Interest::ReadOrWrite,
+                    interest => interest,
+                };
+                Some(Side::Descriptor(SocketTransport::as_fd(socket), interest))
+            }
+            (Self::Other(_), Some(_)) => None,
+        }
+    }
+
+    /// Whether `interest` is met now. Also sends on what the stream has gathered.
+    fn is_ready(&mut self, interest: Interest) -> Result<bool> {
+        match self.wait(interest, Instant::now()) {
+            Ok(()) => Ok(true),
+            Err(TransportError::TimedOut(_)) => Ok(false),
+            Err(error) => Err(error),
+        }
+    }
+}
+
+impl Transport for Stream {
+    fn try_read(&mut self, buf: &mut [u8]) -> Result<Option<usize>> {
+        match self.may_read()? {
+            true => self.inner().try_read(buf),
+            false => Ok(None),
+        }
+    }
+
+    fn try_write(&mut self, buf: &[u8]) -> Result<usize> {
+        match self.may_write()? {
+            true => self.inner().try_write(buf),
+            false => Ok(0),
+        }
+    }
+
+    fn wait(&mut self, interest: Interest, deadline: Instant) -> Result<()> {
+        self.inner().wait(interest, deadline)
+    }
+
+    fn flush(&mut self, deadline: Instant) -> Result<()> {
+        self.inner().flush(deadline)
+    }
+
+    fn close(&mut self, deadline: Instant) -> Result<()> {
+        self.inner().close(deadline)
+    }
+
+    fn describe(&self) -> String {
+        match self {
+            Self::Channel(channel) => channel.describe(),
+            Self::Socket(socket) => socket.describe(),
+            Self::Other(transport) => transport.describe(),
+        }
+    }
+}
+
+/// One wait for both streams.
+#[derive(Debug)]
+pub(super) struct Waiting {
+    either: Either,
+    turn: Duration,
+}
+
+impl Waiting {
+    pub(super) fn new() -> Self {
+        Self {
+            either: Either::new(),
+            turn: TURN.0,
+        }
+    }
+
+    /// Bytes have moved.
+    pub(super) fn progress(&mut self) {
+        self.turn = TURN.0;
+    }
+
+    /// Waits until either stream may do what is wanted of it. May return early for no reason.
+    ///
+    /// # Errors
+    /// [`TransportError::TimedOut`] at `deadline`. What is wrong with a stream is said by its own
+    /// calls.
+    pub(super) fn wait(
+        &mut self,
+        near: (&mut Stream, Option<Interest>),
+        far: (&mut Stream, Option<Interest>),
+        deadline: Instant,
+    ) -> Result<()> {
+        let mut streams = [near, far];
+        for (stream, interest) in &mut streams {
+            // A socket may have taken more from the kernel than was read from it.
+            if let (Stream::Socket(_) | Stream::Other(_), Some(interest)) = (&stream, *interest)
+                && stream.is_ready(interest)?
+            {
+                return Ok(());
+            }
+        }
+        let [(near, near_wants), (far, far_wants)] = streams;
+        match (near.side(near_wants), far.side(far_wants)) {
+            (Some(near), Some(far)) => Ok(self.either.wait([near, far], deadline)?),
+            // Only one of them can sleep: it does so in turns, the other one is asked in between.
+            (None, _) => near.wait(near_wants.unwrap_or(Interest::Read), self.turn(deadline)),
+            (_, None) => far.wait(far_wants.unwrap_or(Interest::Read), self.turn(deadline)),
+        }
+        .or_else(|error| match error {
+            TransportError::TimedOut(_) if Instant::now() < deadline => Ok(()),
+            error => Err(error),
+        })
+    }
+
+    fn turn(&mut self, deadline: Instant) -> Instant {
+        let end = deadline.min(Instant::now() + self.turn);
+        self.turn = (self.turn * 2).min(TURN.1);
+        end
+    }
+}
