@@ -12,6 +12,7 @@ use crate::lab::host::{LIMIT, Lacking, Place};
 use crate::lab::job::Job;
 
 pub(crate) const CASES: &[Case] = &[
+    Case::new("faults/case-14-15-pages-that-are-none", &[Pv], bad_pages),
     Case::new("faults/case-26-domain-gone-in-every-call", &[], |context| {
         domain_gone(context, |context, _| context.host.guest_destroy("victim"))
     }),
@@ -28,6 +29,25 @@ pub(crate) const CASES: &[Case] = &[
 fn says(context: &mut Context, job: &Job, text: &str) -> Result<()> {
     job.wait_for(context.host.as_mut(), text, Duration::from_secs(60))
         .map(drop)
+}
+
+/// Channels whose pages break one rule each: the grants of the ring among them, and the extension.
+fn bad_pages(context: &mut Context) -> Result<()> {
+    let domid = context.host.guest_domid("pv")?;
+    let offer = context.start(
+        Place::Guest("pv"),
+        "exec vchan fault offer --peer 0 --path data/f",
+    )?;
+    says(context, &offer, "offered: ")?;
+    let refuse = format!("vchan fault refuse --peer {domid} --path data/f --timeout 1");
+    let text = context.succeed(Place::Dom0, &refuse);
+    let ended = offer.poll(context.host.as_mut())?;
+    offer.signal(context.host.as_mut(), "KILL")?;
+    context.succeed(Place::Guest("pv"), "xenstore-rm data/f")?;
+    let text = text?;
+    ensure!(ended.is_none(), "the offer ended: {ended:?}");
+    ensure!(text.contains("refused: 19 pages"), "{text}");
+    Ok(())
 }
 
 /// Nine calls wait for one domain, and it goes away.

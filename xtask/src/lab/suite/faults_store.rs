@@ -1,12 +1,39 @@
-//! Case 48 of the reference with a real xenstored: keys that do not stand still.
+//! Cases 43 and 48 of the reference with a real xenstored: floods, and keys that do not stand still.
 
-use anyhow::Result;
+use anyhow::{Result, ensure};
 
-use super::{Case, Context};
+use super::{Case, Context, vector_add};
 use crate::lab::guest::Kind::Pv;
 use crate::lab::host::{LIMIT, Place};
 
-pub(crate) const CASES: &[Case] = &[Case::new("faults/case-48-keys-never-the-same", &[Pv], swap)];
+pub(crate) const CASES: &[Case] = &[
+    Case::with_mediator("faults/case-43-flood-below-our-path", &[Pv], flood),
+    Case::new("faults/case-48-keys-never-the-same", &[Pv], swap),
+];
+
+/// A guest writes without end below the path at which dom0 looks for it.
+fn flood(context: &mut Context) -> Result<()> {
+    let domid = context.host.guest_domid("pv")?;
+    let flood = context.start(
+        Place::Guest("pv"),
+        "exec vchan fault flood --peer 0 --path data/vgpu/flood --timeout 10",
+    )?;
+    let served = context.start(
+        Place::Guest("pv"),
+        "exec vchan serve --peer 0 --path data/t --sink",
+    )?;
+    context.succeed(
+        Place::Dom0,
+        &format!("vchan connect --peer {domid} --path data/t --pipe </etc/hosts"),
+    )?;
+    served.wait(context.host.as_mut(), LIMIT)?.text()?;
+    // The mediator, which does watch the guest's folder, serves meanwhile.
+    vector_add::vector_add(context, Pv, 1_000)?;
+    let output = flood.wait(context.host.as_mut(), LIMIT)?;
+    let text = output.text()?;
+    ensure!(text.starts_with("flood: "), "{text}");
+    Ok(())
+}
 
 /// Keys that are others at every look lead nowhere, and not beyond the deadline.
 fn swap(context: &mut Context) -> Result<()> {
