@@ -9,6 +9,7 @@ mod channel;
 mod context;
 mod domains;
 mod faults;
+mod faults_hostile;
 mod faults_store;
 mod footprint;
 mod interop;
@@ -43,6 +44,7 @@ pub(crate) const TOPICS: &[&[Case]] = &[
     nfs::CASES,
     faults::CASES,
     faults_store::CASES,
+    faults_hostile::CASES,
 ];
 
 /// One test.

@@ -1,0 +1,64 @@
+//! A peer that breaks every rule it can, over real grants and event channels.
+
+use std::time::Duration;
+
+use anyhow::{Context as _, Result, ensure};
+
+use super::faults::case;
+use super::{Case, Context};
+use crate::lab::guest::Kind::Pv;
+use crate::lab::host::Place;
+
+/// A hundred thousand states take half a minute on an idle machine.
+const RUN_LIMIT: Duration = Duration::from_secs(600);
+
+pub(crate) const CASES: &[Case] = &[
+    case("faults/hostile-guest-against-dom0", &[Pv], |context| {
+        hostile(context, "", "--victim", 100_000)
+    }),
+    case("faults/hostile-dom0-against-a-guest", &[Pv], |context| {
+        hostile(context, "--victim", "", 10_000)
+    }),
+];
+
+/// One side lies, the other has every answer checked.
+fn hostile(context: &mut Context, guest: &str, dom0: &str, states: u64) -> Result<()> {
+    let domid = context.host.guest_domid("pv")?;
+    let lies = |side: &str| match side {
+        "" => format!("--states {states}"),
+        side => side.to_owned(),
+    };
+    let serve = format!("vchan hostile serve --peer 0 --path data/h {}", lies(guest));
+    let connect = format!(
+        "vchan hostile connect --peer {domid} --path data/h {}",
+        lies(dom0)
+    );
+    let server = context.start(Place::Guest("pv"), &serve)?;
+    let client = context.start(Place::Dom0, &connect)?;
+    let ours = client.wait(context.host.as_mut(), RUN_LIMIT)?;
+    let theirs = server.wait(context.host.as_mut(), RUN_LIMIT)?;
+    context.succeed(Place::Guest("pv"), "xenstore-rm data/h; true")?;
+    let victim = if dom0.is_empty() { &theirs } else { &ours };
+    for output in [&ours, &theirs] {
+        output
+            .text()
+            .with_context(|| format!("{} | {}", ours.stdout, theirs.stdout))?;
+    }
+    // The seed, and the counts: for whoever reads the log.
+    eprintln!("{}", victim.stdout.trim());
+    let reached = victim
+        .stdout
+        .lines()
+        .find_map(states_of)
+        .context("no count of states")?;
+    ensure!(reached >= states, "only {reached} states");
+    Ok(())
+}
+
+/// The number in `hostile: N corrupted states, …`.
+fn states_of(line: &str) -> Option<u64> {
+    let (number, _) = line
+        .strip_prefix("hostile: ")?
+        .split_once(" corrupted states")?;
+    number.parse().ok()
+}
