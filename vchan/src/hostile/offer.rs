@@ -86,8 +86,8 @@ impl Offer {
         Ok(Self(server))
     }
 
-    /// Whether somebody has taken it for good.
-    pub fn was_accepted(&self) -> bool {
+    /// Whether a client says that it is there.
+    pub fn is_accepted(&self) -> bool {
         let (control, _) = self.0.pages();
         control.u8_at(offset::CLI_LIVE).load(Ordering::SeqCst) == live::CONNECTED
     }
