@@ -13,8 +13,11 @@ mod bindgen;
 mod demo;
 mod fuzz;
 mod lab;
+mod mediator;
 mod nightly;
 mod sanitize;
+mod sshd;
+mod sshfs;
 mod testrun;
 
 /// One subcommand: its name, one line of help, and what runs it.
@@ -34,6 +37,11 @@ const SUBCOMMANDS: &[Subcommand] = &[
         name: "test",
         about: "everything that must hold, the lab included; installs what it needs",
         run: testrun::main,
+    },
+    Subcommand {
+        name: "sshfs",
+        about: "the file protocol over sshfs, on this machine",
+        run: sshfs::main,
     },
     Subcommand {
         name: "bindgen",

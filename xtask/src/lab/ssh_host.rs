@@ -266,86 +266,10 @@ impl Drop for SshHost {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::process::Child;
-    use std::time::Instant;
-
     use crate::lab::guest::Kind;
     use crate::lab::job::Job;
     use crate::lab::suite::{self, Context, Options, Totals};
-
-    /// An sshd of the test's own on 127.0.0.1, with its own keys.
-    struct Sshd {
-        child: Child,
-        folder: PathBuf,
-        options: Vec<String>,
-    }
-
-    impl Sshd {
-        fn start() -> Option<Self> {
-            let program = crate::apt::which("sshd")?;
-            let folder = std::env::temp_dir().join(format!("vgpu-lab-sshd-{}", std::process::id()));
-            fs::create_dir_all(&folder).unwrap();
-            for key in ["host", "user"] {
-                let status = Command::new("ssh-keygen")
-                    .args(["-q", "-t", "ed25519", "-N", "", "-f"])
-                    .arg(folder.join(key))
-                    .status();
-                assert!(status.unwrap().success());
-            }
-            // A port that was free a moment ago.
-            let port = std::net::TcpListener::bind("127.0.0.1:0")
-                .unwrap()
-                .local_addr()
-                .unwrap();
-            let path = |name: &str| folder.join(name).display().to_string();
-            let _ = fs::create_dir_all("/run/sshd"); // as root, sshd insists on it
-            let child = Command::new(program)
-                .args(["-D", "-q", "-f", "/dev/null"])
-                .args(["-o", &format!("ListenAddress={port}")])
-                .args(["-o", &format!("HostKey={}", path("host"))])
-                .args(["-o", &format!("AuthorizedKeysFile={}", path("user.pub"))])
-                .args([
-                    "-o",
-                    "StrictModes=no",
-                    "-o",
-                    "UsePAM=no",
-                    "-o",
-                    "PidFile=none",
-                ])
-                .args(["-o", "PermitRootLogin=yes"])
-                .spawn()
-                .unwrap();
-            let options = ["-p", &port.port().to_string(), "-i", &path("user")]
-                .into_iter()
-                .chain([
-                    "-o",
-                    "StrictHostKeyChecking=no",
-                    "-o",
-                    "UserKnownHostsFile=/dev/null",
-                ])
-                .chain(["-o", "LogLevel=ERROR", "-o", "IdentitiesOnly=yes"])
-                .map(str::to_owned)
-                .collect();
-            let deadline = Instant::now() + Duration::from_secs(30);
-            while std::net::TcpStream::connect(port).is_err() {
-                assert!(Instant::now() < deadline, "sshd does not listen");
-                std::thread::sleep(Duration::from_millis(50));
-            }
-            Some(Sshd {
-                child,
-                folder,
-                options,
-            })
-        }
-    }
-
-    impl Drop for Sshd {
-        fn drop(&mut self) {
-            let _ = self.child.kill();
-            let _ = self.child.wait();
-            let _ = fs::remove_dir_all(&self.folder);
-        }
-    }
+    use crate::sshd::Sshd;
 
     #[test]
     #[ignore = "needs sshd (package openssh-server): cargo xtask test runs it"]
@@ -353,7 +277,7 @@ mod tests {
         let sshd = Sshd::start().expect("sshd, from the package openssh-server");
         let address = "127.0.0.1".to_owned();
         let guests = [address.clone()];
-        let mut host = SshHost::connect_with(&address, &guests, &[], sshd.options.clone()).unwrap();
+        let mut host = SshHost::connect_with(&address, &guests, &[], sshd.arguments()).unwrap();
         let limit = Duration::from_secs(60);
         let output = host
             .exec(Place::Dom0, "echo out; echo err >&2; exit 3", limit)
