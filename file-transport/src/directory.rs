@@ -36,7 +36,7 @@ const RESPONSE_TEMPORARY: &str = ".response.txt.new";
 
 /// What every open here has in common: no symbolic link, no waiting for a FIFO's other end, no
 /// controlling terminal, nothing left open in a worker process.
-const SAFE: OFlag = OFlag::O_NOFOLLOW
+pub(crate) const SAFE: OFlag = OFlag::O_NOFOLLOW
     .union(OFlag::O_NONBLOCK)
     .union(OFlag::O_NOCTTY)
     .union(OFlag::O_CLOEXEC);

@@ -31,6 +31,8 @@ pub mod guide;
 mod listing;
 pub mod name;
 pub mod serve;
+pub mod session;
+pub mod sessions;
 pub mod watch;
 
 pub use name::{GuestName, SessionName};

@@ -17,7 +17,7 @@ const DIRECTORY: OFlag = OFlag::O_RDONLY
 /// The names in a directory.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Names {
-    /// In the order that the file system gives them, without those that begin with a dot.
+    /// In the order that the file system gives them.
     pub(crate) names: Vec<String>,
     /// Whether there are more than were asked for.
     pub(crate) cut: bool,
@@ -36,6 +36,13 @@ pub(crate) fn open_directory(parent: BorrowedFd<'_>, name: &str) -> nix::Result<
 /// Names with a leading dot are left out but count: half-written files are called so, and what NFS
 /// clients make of open files that were removed (`.nfs…`). Names that are not UTF-8 are left out too.
 pub(crate) fn names(directory: impl AsFd, most: usize) -> nix::Result<Names> {
+    let mut found = names_with_dots(directory, most)?;
+    found.names.retain(|name| !name.starts_with('.'));
+    Ok(found)
+}
+
+/// [`names`] with those that begin with a dot.
+pub(crate) fn names_with_dots(directory: impl AsFd, most: usize) -> nix::Result<Names> {
     // A descriptor of its own: its position is not shared with anybody.
     let own = openat(directory.as_fd(), ".", DIRECTORY, Mode::empty())?;
     let mut found = Names {
@@ -54,10 +61,7 @@ pub(crate) fn names(directory: impl AsFd, most: usize) -> nix::Result<Names> {
             break;
         }
         read += 1;
-        match name.to_str() {
-            Ok(name) if !name.starts_with('.') => found.names.push(name.to_owned()),
-            _ => {}
-        }
+        found.names.extend(name.to_str().map(str::to_owned));
     }
     Ok(found)
 }

@@ -189,7 +189,7 @@ fn no_mediator_anywhere() {
     // Every endpoint of a list is named with its own reason.
     let both = format!("{endpoint},file:{}", text(directory.path()));
     let output = vgpu(&["--endpoint", &both, "info"]);
-    fails(&output, 1, "sessions over files are not in this build");
+    fails(&output, 1, "cannot make a session in");
     let stderr = String::from_utf8_lossy(&output.stderr);
     assert!(stderr.contains("is not running any more"), "{stderr}");
     // A file that is no socket, and a path too long for one.

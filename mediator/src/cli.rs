@@ -23,7 +23,8 @@ Examples:
 Endpoints:
   xen:          guests of this Xen host (needs root in dom0)
   local:PATH    programs on this machine, by a Unix socket at PATH
-  file:DIR      command.txt and response.txt in DIR, for clients on NFS or sshfs
+  file:DIR      DIR and each DIR/<guest>/ in it, for clients on NFS or sshfs: sessions
+                (vgpu --endpoint file:DIR), and command.txt with response.txt for a shell
 
 Who is allowed: guests only by [guests] or --allow-all; over local: always root and the
 user that runs the mediator, others only with --allow-all; over file: whoever can write

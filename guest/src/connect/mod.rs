@@ -1,5 +1,6 @@
 //! From an endpoint to a transport.
 
+mod file;
 mod local;
 mod xen;
 
@@ -22,16 +23,10 @@ pub(crate) fn open_transport(
     match endpoint {
         Endpoint::Xen => xen::open(options, deadline),
         Endpoint::Local(path) => local::open(path, options, deadline),
-        Endpoint::File(path) => Err(Cause::Unreachable {
-            what: "sessions over files are not in this build of vgpu-guest".to_owned(),
-            advice: format!(
-                "use xen: or local:PATH, or the two-file protocol by hand: echo 1 > {}",
-                path.join("command.txt").display()
-            ),
-        }),
+        Endpoint::File(directory) => file::open(directory, options, deadline),
         other => Err(Cause::Unreachable {
             what: format!("endpoint {other} is not in this build of vgpu-guest"),
-            advice: "use xen: or local:PATH".to_owned(),
+            advice: "use xen:, local:PATH or file:DIR".to_owned(),
         }),
     }
 }

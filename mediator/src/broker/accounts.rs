@@ -58,6 +58,7 @@ impl Accounts {
     }
 
     /// How many sessions of `who` run.
+    #[cfg(test)]
     pub(super) fn running(&self, who: &Who) -> usize {
         self.accounts
             .get(&who.account())

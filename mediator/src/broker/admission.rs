@@ -133,14 +133,17 @@ impl Broker<'_> {
     }
 
     /// Whether there is room for another session of `who`.
-    fn check_limits(&self, who: &Who, most: Option<u32>) -> Option<Turned> {
+    pub(super) fn check_limits(&self, who: &Who, most: Option<u32>) -> Option<Turned> {
         let limits = &self.config.limits;
-        let all = self
-            .sessions
-            .values()
-            .filter(|session| !session.refusing && !matches!(session.who, Who::File(_)))
-            .count();
-        if most.is_some_and(|most| self.accounts.running(who) >= most as usize) {
+        let serving = || {
+            // The workers of directories are no sessions.
+            let sessions = self.sessions.values();
+            sessions.filter(|session| !session.refusing && !matches!(session.who, Who::File(_)))
+        };
+        let all = serving().count();
+        let account = who.account();
+        let own = serving().filter(|session| session.who.account() == account);
+        if most.is_some_and(|most| own.count() >= most as usize) {
             let most = most.unwrap_or_default();
             return Some(Turned::Busy(format!(
                 "this guest is at its limit of sessions ({most}); end one first"

@@ -9,13 +9,13 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use vgpu_file_transport::GuestName;
+use vgpu_file_transport::{GuestName, SessionName};
 
 use super::Broker;
 use super::who::Who;
 use crate::failure::Failure;
-use crate::policy::GuestKey;
-use crate::worker::link::Found;
+use crate::policy::{GuestKey, GuestRule};
+use crate::worker::link::{Ask, Found};
 use crate::worker::spec::Carrier;
 
 /// First and longest pause before a worker that failed is started again.
@@ -157,6 +157,10 @@ impl Broker<'_> {
                 Ok(guest) if place.guest.is_none() => self.on_guest_directory(place, guest, now),
                 _ => log::warn!("{place}: its worker reports a guest that cannot be"),
             },
+            Found::Session(name) => match name.parse() {
+                Ok(name) => self.on_file_session(place, name, now),
+                Err(error) => log::warn!("{place}: its worker reports a session: {error}"),
+            },
         }
     }
 
@@ -184,14 +188,55 @@ impl Broker<'_> {
         self.files.push(FileService::of(place, now));
     }
 
+    /// A guest has made a session. It is reported again until a worker has taken it.
+    fn on_file_session(&mut self, place: Place, name: SessionName, now: Instant) {
+        let who = Who::FileSession(place, name);
+        let runs = self.sessions.values().any(|session| session.who == who);
+        if runs || self.stopping.is_some() {
+            return;
+        }
+        let Who::FileSession(place, _) = &who else {
+            return;
+        };
+        let most = self
+            .rule(place)
+            .and_then(|rule| rule.max_sessions)
+            .unwrap_or(self.config.limits.max_sessions_per_guest);
+        let carrier = Carrier::FileSession {
+            directory: place.directory.clone(),
+            guest: place.guest.as_ref().map(GuestName::to_string),
+            session: name.to_string(),
+        };
+        let refusal = self.check_limits(&who, Some(most));
+        self.begin(who, carrier, None, refusal, now);
+    }
+
+    /// Tells the worker of a directory that a session there has ended, so that its guest is told.
+    pub(super) fn file_session_ended(&mut self, who: &Who) {
+        let Who::FileSession(place, name) = who else {
+            return;
+        };
+        let worker = self.files.iter().find_map(|service| match service.state {
+            State::Running { session, .. } if service.place == *place => Some(session),
+            _ => None,
+        });
+        if let Some(worker) = worker.and_then(|worker| self.sessions.get_mut(&worker)) {
+            worker.ask(Ask::Over(*name));
+        }
+    }
+
+    /// What the configuration says of the guest of this name.
+    fn rule(&self, place: &Place) -> Option<&GuestRule> {
+        let guest = place.guest.as_ref()?;
+        self.config
+            .policy
+            .guests
+            .get(&GuestKey::Name(guest.to_string()))
+    }
+
     /// Whether a rule denies the guest of this name.
     fn is_denied(&self, place: &Place) -> bool {
-        let key = place
-            .guest
-            .as_ref()
-            .map(|guest| GuestKey::Name(guest.to_string()));
-        let rule = key.and_then(|key| self.config.policy.guests.get(&key));
-        rule.is_some_and(|rule| !rule.allow)
+        self.rule(place).is_some_and(|rule| !rule.allow)
     }
 
     /// Notes that a session has ended; if it was a file service, it is due again after a pause.

@@ -349,6 +349,7 @@ impl<'a> Broker<'a> {
                 failed: !session.was_connected(),
             });
         }
+        self.file_session_ended(who);
         if session.refusing {
             return;
         }

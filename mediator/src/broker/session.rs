@@ -139,13 +139,9 @@ impl Session {
 
     /// Asks without waiting; a worker that does not listen is dealt with by `kill_at`.
     pub(super) fn ask(&mut self, ask: Ask) {
-        let line = format!("{}\n", ask.word());
+        let line = format!("{ask}\n");
         if let Err(error) = (&self.link).write_all(line.as_bytes()) {
-            log::debug!(
-                "session {}: {} cannot be asked: {error}",
-                self.id,
-                ask.word()
-            );
+            log::debug!("session {}: {} cannot be asked: {error}", self.id, ask);
         }
     }
 

@@ -2,6 +2,8 @@
 
 use std::fmt;
 
+use vgpu_file_transport::SessionName;
+
 use super::files::Place;
 use crate::policy::{GuestKey, Identity};
 
@@ -19,6 +21,8 @@ pub(super) enum Who {
     },
     /// Whoever writes the two files of a directory.
     File(Place),
+    /// A session in a directory.
+    FileSession(Place, SessionName),
 }
 
 /// Identifies an account: what counts as one guest.
@@ -36,7 +40,7 @@ impl Who {
         match self {
             Self::Xen(identity, _) => AccountKey::Xen(identity.domid, identity.uuid.clone()),
             Self::Local { uid, .. } => AccountKey::Local(*uid),
-            Self::File(place) => AccountKey::File(place.clone()),
+            Self::File(place) | Self::FileSession(place, _) => AccountKey::File(place.clone()),
         }
     }
 
@@ -45,7 +49,7 @@ impl Who {
         match self {
             Self::Xen(identity, _) => identity.to_string(),
             Self::Local { uid, .. } => format!("local uid {uid}"),
-            Self::File(place) => place.to_string(),
+            Self::File(place) | Self::FileSession(place, _) => place.to_string(),
         }
     }
 }
@@ -87,6 +91,10 @@ impl Target {
             (Self::Session(wanted), _) => *wanted == id,
             (Self::Local, Who::Local { .. }) => true,
             (Self::Guest(key), Who::Xen(identity, _)) => identity.is(key),
+            (Self::Guest(GuestKey::Name(name)), Who::FileSession(place, _)) => place
+                .guest
+                .as_ref()
+                .is_some_and(|guest| guest.as_str() == name),
             _ => false,
         }
     }

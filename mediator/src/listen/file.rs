@@ -1,9 +1,12 @@
 //! `file:DIR`: clients that have nothing but two text files.
 //!
-//! `docs/file-protocol.md` describes the protocol. There are no sessions in it, so one worker
-//! process serves a directory for as long as the mediator runs: [`serve`] is what it does.
+//! `docs/file-protocol.md` describes the protocol. Its two files know no sessions, so one worker
+//! process serves a directory for as long as the mediator runs: [`Service`] is what it does. It also
+//! sees the sessions that guests make there and reports them, since the broker looks into no guest's
+//! directory; each gets a worker of its own.
 
 use std::cell::RefCell;
+use std::sync::mpsc::Receiver;
 use std::time::{Duration, Instant};
 
 use vgpu_file_transport::directory::Directory;
@@ -11,7 +14,8 @@ use vgpu_file_transport::guests::Guests;
 use vgpu_file_transport::guide::{
     Command, VECTOR_ADD_ELEMENTS, vector_add_failed, vector_add_passed,
 };
-use vgpu_file_transport::{ServeError, Stop};
+use vgpu_file_transport::sessions::Sessions;
+use vgpu_file_transport::{ServeError, SessionName, Stop};
 
 use crate::executor::{Executor, ExecutorError, ExecutorInfo};
 use crate::session::OpenExecutor;
@@ -24,49 +28,78 @@ const DEADLINE: Duration = Duration::from_secs(30);
 /// of the device, and there may be a directory for every guest.
 const IDLE: Duration = Duration::from_secs(60);
 
-/// Serves `directory` until `stop`, with an executor that is opened for the first command.
-///
-/// `found` is told the guests' directories in it, if they are wanted, at every look.
-///
-/// # Errors
-/// A directory that cannot be served. A command that fails is answered with the reason.
-pub fn serve(
-    directory: Directory,
-    look_for_guests: bool,
-    open: OpenExecutor<'_>,
-    found: &mut dyn FnMut(Found),
-    stop: Stop<'_>,
-) -> Result<(), ServeError> {
-    let service = RefCell::new(Service {
-        open,
-        executor: None,
-        used: Instant::now(),
-    });
-    let mut guests = Guests::new();
-    vgpu_file_transport::serve_directory(
-        directory,
-        &mut |command| service.borrow_mut().run(command),
-        &mut |directory| {
-            let now = Instant::now();
-            service.borrow_mut().rest(now);
-            if look_for_guests {
-                let seen = guests.look(directory, now);
-                seen.iter()
-                    .for_each(|guest| found(Found::Guest(guest.to_string())));
+/// What is done in a directory besides the two files.
+#[allow(missing_debug_implementations, reason = "it holds a function")]
+pub struct Service<'a> {
+    /// Whether guests may have directories in this one.
+    pub look_for_guests: bool,
+    /// Tells mediators apart; see [`vgpu_file_transport::session::accept`].
+    pub mediator: u64,
+    /// Is told what only the broker can decide about.
+    pub found: &'a mut dyn FnMut(Found),
+    /// Sessions whose workers have ended.
+    pub over: &'a Receiver<SessionName>,
+}
+
+impl Service<'_> {
+    /// Serves `directory` until `stop`, with an executor that is opened for the first command.
+    ///
+    /// # Errors
+    /// A directory that cannot be served. A command that fails is answered with the reason.
+    pub fn serve(
+        &mut self,
+        directory: Directory,
+        open: OpenExecutor<'_>,
+        stop: Stop<'_>,
+    ) -> Result<(), ServeError> {
+        let device = RefCell::new(Device {
+            open,
+            executor: None,
+            used: Instant::now(),
+        });
+        let mut guests = Guests::new();
+        let mut sessions = Sessions::new(self.mediator);
+        vgpu_file_transport::serve_directory(
+            directory,
+            &mut |command| device.borrow_mut().run(command),
+            &mut |directory| {
+                let now = Instant::now();
+                device.borrow_mut().rest(now);
+                self.look(directory, &mut guests, &mut sessions, now);
+            },
+            stop,
+        )
+    }
+
+    fn look(
+        &mut self,
+        directory: &Directory,
+        guests: &mut Guests,
+        sessions: &mut Sessions,
+        now: Instant,
+    ) {
+        for session in self.over.try_iter() {
+            sessions.over(directory, session);
+        }
+        for session in sessions.look(directory, now) {
+            (self.found)(Found::Session(session.to_string()));
+        }
+        if self.look_for_guests {
+            for guest in guests.look(directory, now) {
+                (self.found)(Found::Guest(guest.to_string()));
             }
-        },
-        stop,
-    )
+        }
+    }
 }
 
 /// The executor, while there is something to do.
-struct Service<'a> {
+struct Device<'a> {
     open: OpenExecutor<'a>,
     executor: Option<Box<dyn Executor>>,
     used: Instant,
 }
 
-impl Service<'_> {
+impl Device<'_> {
     fn run(&mut self, command: Command) -> Result<String, String> {
         let mut executor = match self.executor.take() {
             Some(executor) => executor,
@@ -172,6 +205,7 @@ fn advise(error: &ExecutorError) -> String {
 mod tests {
     use std::fs;
     use std::sync::atomic::{AtomicBool, Ordering};
+    use std::sync::mpsc;
     use std::thread;
 
     use super::*;
@@ -196,11 +230,15 @@ mod tests {
         let deadline = Instant::now() + Duration::from_secs(60);
         thread::scope(|scope| {
             let serving = scope.spawn(|| {
-                serve(
+                Service {
+                    look_for_guests: true,
+                    mediator: 7,
+                    found: &mut |found| panic!("there is no {found:?}"),
+                    over: &mpsc::channel().1,
+                }
+                .serve(
                     Directory::open(directory.path()).unwrap(),
-                    false,
                     &mut || Ok(Box::new(CpuExecutor::new("a test"))),
-                    &mut |found| panic!("nobody asked for {found:?}"),
                     Stop::when(&stop).or_at(deadline),
                 )
             });

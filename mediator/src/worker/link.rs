@@ -4,14 +4,17 @@
 //! and how it ended. A thread of the worker listens, so a session that is busy still answers.
 //! The broker trusts no worker: lines are bounded by [`MAX_LINE`] and none can make it wait.
 
+use std::fmt;
 use std::io::{self, BufRead, BufReader, Read, Write};
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc;
 use std::thread;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
+use vgpu_file_transport::SessionName;
 
 use crate::session::{StopFlag, StopReason};
 use crate::usage::{Observed, Usage};
@@ -46,6 +49,8 @@ pub struct Report {
 pub enum Found {
     /// A guest's directory beside the two files.
     Guest(String),
+    /// A session that waits for a mediator.
+    Session(String),
 }
 
 /// How a worker's work ended.
@@ -85,22 +90,30 @@ pub enum Ask {
     Drain,
     /// End after the request that runs: an administrator wants it.
     Kick,
+    /// Of the worker of a directory: this session there has no worker any more.
+    Over(SessionName),
 }
 
 impl Ask {
-    /// The word on the wire.
-    pub fn word(self) -> &'static str {
-        match self {
-            Self::Report => "report",
-            Self::Drain => "drain",
-            Self::Kick => "kick",
-        }
-    }
-
     fn from_word(word: &str) -> Option<Self> {
+        if let Some(session) = word.strip_prefix("over ") {
+            return session.parse().ok().map(Self::Over);
+        }
         [Self::Report, Self::Drain, Self::Kick]
             .into_iter()
-            .find(|ask| ask.word() == word)
+            .find(|ask| ask.to_string() == word)
+    }
+}
+
+/// The word on the wire.
+impl fmt::Display for Ask {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Report => f.write_str("report"),
+            Self::Drain => f.write_str("drain"),
+            Self::Kick => f.write_str("kick"),
+            Self::Over(session) => write!(f, "over {session}"),
+        }
     }
 }
 
@@ -117,6 +130,7 @@ impl Link {
         observed: &Arc<Observed>,
         stop: &Arc<StopFlag>,
         ended: &Arc<AtomicBool>,
+        over: mpsc::Sender<SessionName>,
     ) -> io::Result<Self> {
         // A broker that does not read must not hold up the end of a session.
         stream.set_write_timeout(Some(Duration::from_secs(1)))?;
@@ -127,7 +141,7 @@ impl Link {
         let (observed, stop, ended) = (observed.clone(), stop.clone(), ended.clone());
         thread::Builder::new()
             .name("link".into())
-            .spawn(move || listen(&stream, &observed, &stop, &ended))?;
+            .spawn(move || listen(&stream, &observed, &stop, &ended, &over))?;
         Ok(link)
     }
 
@@ -148,7 +162,13 @@ impl Link {
     }
 }
 
-fn listen(stream: &UnixStream, observed: &Observed, stop: &StopFlag, ended: &AtomicBool) {
+fn listen(
+    stream: &UnixStream,
+    observed: &Observed,
+    stop: &StopFlag,
+    ended: &AtomicBool,
+    over: &mpsc::Sender<SessionName>,
+) {
     let mut reader = BufReader::new(stream.take(u64::MAX));
     let mut line = String::new();
     loop {
@@ -164,6 +184,11 @@ fn listen(stream: &UnixStream, observed: &Observed, stop: &StopFlag, ended: &Ato
             Ok(_) => match Ask::from_word(line.trim_end()) {
                 Some(Ask::Report) => {
                     send(stream, observed, None, None);
+                    continue;
+                }
+                Some(Ask::Over(session)) => {
+                    // Only the worker of a directory listens.
+                    let _ = over.send(session);
                     continue;
                 }
                 Some(Ask::Drain) => StopReason::Draining,
@@ -228,9 +253,11 @@ mod tests {
 
     #[test]
     fn words_are_read_as_they_are_written() {
-        for ask in [Ask::Report, Ask::Drain, Ask::Kick] {
-            assert_eq!(Ask::from_word(ask.word()), Some(ask));
+        let over = Ask::Over(SessionName::new([7; 16]));
+        for ask in [Ask::Report, Ask::Drain, Ask::Kick, over] {
+            assert_eq!(Ask::from_word(&ask.to_string()), Some(ask));
         }
+        assert_eq!(Ask::from_word("over ../x"), None);
         assert_eq!(Ask::from_word("dance"), None);
     }
 }

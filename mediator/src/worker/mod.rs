@@ -13,17 +13,19 @@ use std::path::Path;
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
+use std::sync::mpsc;
 use std::time::Instant;
 
-use vchan::DomId;
+use vchan::{Channel, DomId};
 use vgpu_file_transport::Stop;
 use vgpu_file_transport::directory::Directory;
+use vgpu_file_transport::name::NameError;
 use vgpu_protocol::transport::Transport;
 
 use crate::executor::{Executor, ExecutorChoice, probe};
 use crate::listen;
 use crate::logging;
-use crate::relay;
+use crate::relay::{self, Stream};
 use crate::session::{self, SessionEnd, StopFlag};
 use crate::usage::Observed;
 use link::{Ended, Link};
@@ -56,7 +58,8 @@ pub fn main(arguments: &[String]) -> ExitCode {
     let observed = Arc::new(Observed::default());
     let stop = Arc::new(StopFlag::default());
     let ended = Arc::new(AtomicBool::new(false));
-    let link = match Link::start(broker, &observed, &stop, &ended) {
+    let (over, sessions_over) = mpsc::channel();
+    let link = match Link::start(broker, &observed, &stop, &ended, over) {
         Ok(link) => link,
         Err(error) => {
             log::error!(
@@ -68,9 +71,27 @@ pub fn main(arguments: &[String]) -> ExitCode {
     };
     let end = match &spec.carrier {
         Carrier::File { directory, guest } => {
-            serve_files(&spec, directory, guest.as_deref(), &observed, &ended, &link)
+            let opened = open_directory(directory, guest.as_deref());
+            let look_for_guests = guest.is_none();
+            match opened {
+                Ok(directory) => {
+                    link.connected(&observed);
+                    let mut service = listen::file::Service {
+                        look_for_guests,
+                        mediator: spec.mediator(),
+                        found: &mut |found| link.found(&observed, found),
+                        over: &sessions_over,
+                    };
+                    let mut open = || open_executor(&spec.executor);
+                    match service.serve(directory, &mut open, Stop::when(&ended)) {
+                        Ok(()) => Ended::fine("stopped"),
+                        Err(error) => Ended::fault(error.to_string()),
+                    }
+                }
+                Err(error) => Ended::fault(error),
+            }
         }
-        Carrier::Local | Carrier::Xen { .. } => serve_guest(&spec, guest, &observed, &stop, &link),
+        _ => serve_guest(&spec, guest, &observed, &stop, &link),
     };
     link.ended(&observed, end);
     ExitCode::SUCCESS
@@ -84,23 +105,30 @@ fn serve_guest(
     link: &Link,
 ) -> Ended {
     let deadline = Instant::now() + spec.connect_timeout();
-    let connected = match &spec.carrier {
-        Carrier::Xen { domid, path } => vchan::xen::connect(DomId(*domid), path, deadline),
-        _ => vchan::local::connect_on(guest, deadline),
+    let channel = |connected: Result<Channel, vchan::Error>| match connected {
+        Ok(channel) => Ok(Stream::from(channel)),
+        Err(error) => Err(format!("no channel: {error} ({})", error.advice())),
     };
-    let mut channel = match connected {
-        Ok(channel) => channel,
-        Err(error) => {
-            return Ended::fault(format!("no channel: {error} ({})", error.advice()));
-        }
+    let connected = match &spec.carrier {
+        Carrier::Xen { domid, path } => channel(vchan::xen::connect(DomId(*domid), path, deadline)),
+        Carrier::FileSession {
+            directory,
+            guest,
+            session,
+        } => accept_files(spec, directory, guest.as_deref(), session, deadline),
+        Carrier::Local | Carrier::File { .. } => channel(vchan::local::connect_on(guest, deadline)),
+    };
+    let mut transport = match connected {
+        Ok(transport) => transport,
+        Err(error) => return Ended::fault(error),
     };
     link.connected(observed);
     let settings = spec.settings();
     let end = match spec.route() {
-        Some(route) => relay::serve(&mut channel.into(), &route, &settings, observed, stop),
+        Some(route) => relay::serve(&mut transport, &route, &settings, observed, stop),
         None => {
             let mut open = || open_executor(&spec.executor);
-            let transport: &mut dyn Transport = &mut channel;
+            let transport: &mut dyn Transport = &mut transport;
             session::serve(transport, &mut open, &settings, observed, stop)
         }
     };
@@ -112,38 +140,39 @@ fn serve_guest(
     }
 }
 
-fn serve_files(
+fn accept_files(
     spec: &Spec,
     directory: &Path,
     guest: Option<&str>,
-    observed: &Observed,
-    ended: &AtomicBool,
-    link: &Link,
-) -> Ended {
-    let opened = match guest.map(str::parse) {
+    session: &str,
+    deadline: Instant,
+) -> Result<Stream, String> {
+    let named = |error: NameError| error.to_string();
+    let guest = guest.map(str::parse).transpose().map_err(named)?;
+    let session = session.parse().map_err(named)?;
+    vgpu_file_transport::session::accept(
+        directory,
+        guest.as_ref(),
+        session,
+        spec.mediator(),
+        deadline,
+    )
+    .map(|transport| Stream::Other(Box::new(transport)))
+    .map_err(|error| error.to_string())
+}
+
+/// Opens `DIR` or `DIR/<guest>/` to be served.
+fn open_directory(directory: &Path, guest: Option<&str>) -> Result<Directory, String> {
+    let opened = match guest {
         None => Directory::open(directory),
-        Some(Ok(guest)) => Directory::open_guest(directory, &guest),
-        Some(Err(error)) => return Ended::fault(error.to_string()),
+        Some(guest) => {
+            let guest = guest
+                .parse()
+                .map_err(|error: NameError| error.to_string())?;
+            Directory::open_guest(directory, &guest)
+        }
     };
-    let opened = match opened {
-        Ok(opened) => opened,
-        Err(error) => return Ended::fault(error.to_string()),
-    };
-    link.connected(observed);
-    let mut open = || open_executor(&spec.executor);
-    let mut found = |found| link.found(observed, found);
-    let look_for_guests = guest.is_none();
-    let served = listen::file::serve(
-        opened,
-        look_for_guests,
-        &mut open,
-        &mut found,
-        Stop::when(ended),
-    );
-    match served {
-        Ok(()) => Ended::fine("stopped"),
-        Err(error) => Ended::fault(error.to_string()),
-    }
+    opened.map_err(|error| error.to_string())
 }
 
 fn open_executor(choice: &ExecutorChoice) -> Result<Box<dyn Executor>, String> {

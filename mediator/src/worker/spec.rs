@@ -39,6 +39,15 @@ pub enum Carrier {
         /// Whose directory in there.
         guest: Option<String>,
     },
+    /// By the files of a session that a guest has made in a directory.
+    FileSession {
+        /// The directory that is served, or that holds the guest's.
+        directory: PathBuf,
+        /// Whose directory in there.
+        guest: Option<String>,
+        /// The session's name.
+        session: String,
+    },
 }
 
 /// Everything a worker needs to know.
@@ -87,6 +96,11 @@ pub enum Turned {
 }
 
 impl Spec {
+    /// What tells mediators apart: the same for all sessions of one.
+    pub fn mediator(&self) -> u64 {
+        self.epoch >> 32
+    }
+
     /// [`connect_timeout_s`](Self::connect_timeout_s) as a duration.
     pub fn connect_timeout(&self) -> Duration {
         Duration::from_secs(self.connect_timeout_s.into())

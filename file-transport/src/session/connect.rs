@@ -1,0 +1,304 @@
+//! Bringing a session up: the guest makes it, the mediator takes it.
+
+use std::fmt;
+use std::path::{Path, PathBuf};
+use std::sync::mpsc;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use nix::errno::Errno;
+
+use super::directory::{SessionDirectory, open_place};
+use super::exchange::Exchange;
+use super::file_name;
+use super::mount::Mount;
+use super::segment::Role;
+use super::stream::{FileTransport, Progress};
+use crate::name::{GuestName, SESSIONS, SessionName};
+
+/// How often a wait looks whether the program was told to stop.
+const LOOK: Duration = Duration::from_millis(50);
+
+/// How long a mediator may take to make `sessions/` after it has started.
+const STARTING: Duration = Duration::from_secs(1);
+
+/// How a guest connects.
+#[derive(Debug, Clone, Default)]
+#[non_exhaustive]
+pub struct Settings {}
+
+/// Why there is no session.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ConnectError {
+    what: String,
+    advice: String,
+    interrupted: bool,
+}
+
+impl ConnectError {
+    fn new(what: impl Into<String>, advice: impl Into<String>) -> Self {
+        Self {
+            what: what.into(),
+            advice: advice.into(),
+            interrupted: false,
+        }
+    }
+
+    /// One line on what a person can do about it.
+    pub fn advice(&self) -> &str {
+        &self.advice
+    }
+
+    /// Whether the caller's own `interrupted` said so.
+    pub fn is_interrupted(&self) -> bool {
+        self.interrupted
+    }
+}
+
+impl fmt::Display for ConnectError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.what)
+    }
+}
+
+impl std::error::Error for ConnectError {}
+
+fn random<const N: usize>() -> Result<[u8; N], ConnectError> {
+    let mut bytes = [0; N];
+    getrandom::fill(&mut bytes).map_err(|error| {
+        ConnectError::new(
+            format!("no random numbers: {error}"),
+            "this is not expected; report it",
+        )
+    })?;
+    Ok(bytes)
+}
+
+/// Makes a session in `directory` and waits until a mediator has taken it, until `deadline` at the
+/// latest and while `interrupted` says no.
+///
+/// # Errors
+/// The directory cannot be used, nobody serves it, or its file system does not answer.
+pub fn connect(
+    directory: &Path,
+    _settings: &Settings,
+    deadline: Instant,
+    interrupted: &dyn Fn() -> bool,
+) -> Result<FileTransport, ConnectError> {
+    let session = SessionName::new(random()?);
+    let writer = random()?;
+    let own = u64::from_le_bytes(random()?);
+    let path = directory.to_owned();
+    let (sender, failure) = mpsc::channel();
+    let prepare = {
+        let path = path.clone();
+        move || make(&path, session, writer, own, deadline)
+    };
+    let failed = move |error| {
+        // Nobody listens any more if the deadline has passed.
+        let _ = sender.send(error);
+    };
+    let mut transport = start(
+        path.join(SESSIONS).join(session.to_string()),
+        prepare,
+        failed,
+    )?;
+    loop {
+        if interrupted() {
+            let mut error = ConnectError::new("interrupted", "start again when ready");
+            error.interrupted = true;
+            return Err(error);
+        }
+        let left = deadline.saturating_duration_since(Instant::now());
+        match transport.wait_connected(left.min(LOOK)) {
+            Progress::Connected(transport) => return Ok(transport),
+            Progress::Failed(error) => {
+                return Err(failure.try_recv().unwrap_or_else(|_| {
+                    ConnectError::new(
+                        error.to_string(),
+                        "look at the mediator's log, then try again",
+                    )
+                }));
+            }
+            Progress::Waiting(waiting) if left.is_zero() => {
+                drop(waiting);
+                return Err(nobody(&path));
+            }
+            Progress::Waiting(waiting) => transport = waiting,
+        }
+    }
+}
+
+fn start(
+    path: PathBuf,
+    prepare: impl FnOnce() -> Result<(SessionDirectory, Exchange), ConnectError> + Send + 'static,
+    failed: impl FnOnce(ConnectError) + Send + 'static,
+) -> Result<FileTransport, ConnectError> {
+    FileTransport::start(path, prepare, failed).map_err(|error| {
+        ConnectError::new(
+            format!("no thread can be started: {error}"),
+            "end other programs, or raise the limit of processes",
+        )
+    })
+}
+
+fn nobody(path: &Path) -> ConnectError {
+    let path = path.display();
+    ConnectError::new(
+        format!("no mediator has taken the session in {path}, or its file system does not answer"),
+        format!(
+            "see that one runs where the directory lies (vgpu-mediatord --listen file:DIR), that \
+             ls {path} answers here, and run vgpu --endpoint file:{path} doctor"
+        ),
+    )
+}
+
+/// On the transport's thread: makes the session's directory.
+fn make(
+    path: &Path,
+    session: SessionName,
+    writer: [u8; 16],
+    own: u64,
+    deadline: Instant,
+) -> Result<(SessionDirectory, Exchange), ConnectError> {
+    let began = Instant::now();
+    loop {
+        // By its path each time: a name that was missing is asked for again at the server.
+        let place = open_place(path, None).map_err(|errno| cannot_open(path, errno))?;
+        let remote = Mount::of(&place).is_none_or(|mount| mount.is_remote());
+        match SessionDirectory::create(&place, path, session, own) {
+            Ok(directory) => {
+                let exchange = Exchange::new(Role::Guest, session, writer, remote, Instant::now());
+                return Ok((directory, exchange));
+            }
+            // The mediator makes it when it starts.
+            Err(Errno::ENOENT) if began.elapsed() < STARTING && Instant::now() < deadline => {
+                thread::sleep(LOOK);
+            }
+            Err(errno) => return Err(cannot_make(path, errno)),
+        }
+    }
+}
+
+fn cannot_open(path: &Path, errno: Errno) -> ConnectError {
+    ConnectError::new(
+        format!(
+            "cannot open the directory {}: {}",
+            path.display(),
+            errno.desc()
+        ),
+        match errno {
+            Errno::ENOENT => "mount it, or correct the path after file:",
+            Errno::EACCES | Errno::EPERM => "give this user the right to read and write it",
+            Errno::ENOTDIR => "name the directory that the mediator serves after file:",
+            Errno::ESTALE => "mount it again: what was exported is there no more",
+            _ => "look whether its file system is mounted and its server answers",
+        },
+    )
+}
+
+fn cannot_make(path: &Path, errno: Errno) -> ConnectError {
+    let shown = path.display();
+    let advice = match errno {
+        Errno::ENOENT => format!(
+            "start a mediator where the directory lies (vgpu-mediatord --listen file:DIR); it makes \
+             {shown}/{SESSIONS}"
+        ),
+        Errno::EACCES | Errno::EPERM => format!(
+            "give this user the right to write {shown}/{SESSIONS}; over NFS root is nobody there \
+             unless the export says otherwise (chown nobody, or no_root_squash)"
+        ),
+        Errno::EROFS => "export and mount it for writing (rw)".to_owned(),
+        Errno::ENOSPC | Errno::EDQUOT => "make room on the file system".to_owned(),
+        _ => "look whether its file system is mounted and its server answers".to_owned(),
+    };
+    ConnectError::new(
+        format!(
+            "cannot make a session in {shown}/{SESSIONS}: {}",
+            errno.desc()
+        ),
+        advice,
+    )
+}
+
+/// Takes the session that a guest has made in `directory`, or in its own directory there, unless a
+/// mediator took it before. `mediator` tells mediators apart and is the same for all sessions of one.
+///
+/// # Errors
+/// The session is gone, was taken, or its guest does not go on before `deadline`.
+pub fn accept(
+    directory: &Path,
+    guest: Option<&GuestName>,
+    session: SessionName,
+    mediator: u64,
+    deadline: Instant,
+) -> Result<FileTransport, ConnectError> {
+    let writer = random()?;
+    let own = u64::from_le_bytes(random()?);
+    let path = guest.map_or_else(
+        || directory.to_owned(),
+        |guest| directory.join(guest.as_str()),
+    );
+    let (sender, failure) = mpsc::channel();
+    let prepare = {
+        let (directory, path, guest) = (directory.to_owned(), path.clone(), guest.cloned());
+        move || {
+            let gone = |errno: Errno| {
+                ConnectError::new(
+                    format!("cannot open the session {session}: {}", errno.desc()),
+                    "nothing to do if the guest has gone; else look at owner and mode",
+                )
+            };
+            let place = open_place(&directory, guest.as_ref()).map_err(gone)?;
+            let opened = SessionDirectory::open(&place, &path, session, own).map_err(gone)?;
+            let remote = Mount::of(&place).is_none_or(|mount| mount.is_remote());
+            claim(&opened, session, mediator)?;
+            let exchange = Exchange::new(Role::Mediator, session, writer, remote, Instant::now());
+            Ok((opened, exchange))
+        }
+    };
+    let failed = move |error| {
+        let _ = sender.send(error);
+    };
+    let transport = start(
+        path.join(SESSIONS).join(session.to_string()),
+        prepare,
+        failed,
+    )?;
+    let left = deadline.saturating_duration_since(Instant::now());
+    match transport.wait_connected(left) {
+        Progress::Connected(transport) => Ok(transport),
+        Progress::Failed(error) => Err(failure.try_recv().unwrap_or_else(|_| {
+            ConnectError::new(error.to_string(), "nothing to do: the guest may try again")
+        })),
+        Progress::Waiting(_) => Err(ConnectError::new(
+            format!("the guest of session {session} does not go on"),
+            "nothing to do: it may try again",
+        )),
+    }
+}
+
+fn claim(
+    directory: &SessionDirectory,
+    session: SessionName,
+    mediator: u64,
+) -> Result<(), ConnectError> {
+    let text = format!("{mediator:016x}\n");
+    let failed = |trouble: super::room::Trouble| {
+        ConnectError::new(
+            format!("cannot take the session {session}: {trouble}"),
+            "make room, and see that the mediator may write there",
+        )
+    };
+    if !directory
+        .claim(file_name::CLAIM, text.as_bytes())
+        .map_err(failed)?
+    {
+        return Err(ConnectError::new(
+            format!("the session {session} was taken before"),
+            "nothing to do: no session is continued by another mediator",
+        ));
+    }
+    directory.claim(file_name::PROBE, b"1\n").map_err(failed)?;
+    Ok(())
+}

@@ -1,0 +1,316 @@
+//! The real directory of a session.
+//!
+//! Everything is relative to an open directory, no link is followed, nothing but regular files is
+//! read, and no more of them than the reader asked for. The directory itself is opened by its name
+//! for each look, which makes an NFS client ask the server (close-to-open consistency), and must be
+//! the same one every time.
+
+use std::fs::File;
+use std::io::{self, Read, Write};
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+use std::time::SystemTime;
+
+use nix::errno::Errno;
+use nix::fcntl::{AT_FDCWD, AtFlags, OFlag, openat, renameat};
+use nix::sys::stat::{Mode, SFlag, fstat, fstatat, mkdirat};
+use nix::unistd::{UnlinkatFlags, unlinkat};
+
+use super::room::{Content, Room, Trouble};
+use super::segment::Role;
+use crate::directory::SAFE;
+use crate::listing::{self, open_directory};
+use crate::name::{GuestName, SESSIONS, SessionName};
+
+/// Names in a session's directory. Two sides that keep to the rules come to fewer than 200.
+pub const MOST_NAMES: usize = 1024;
+
+/// The directory of one session, opened by one side.
+#[derive(Debug)]
+pub struct SessionDirectory {
+    /// `sessions/`, which holds it.
+    sessions: OwnedFd,
+    name: String,
+    path: PathBuf,
+    role: Role,
+    /// Device and inode: what is called so must stay the same.
+    identity: (u64, u64),
+    /// As of the last look.
+    directory: OwnedFd,
+    /// Part of the names of files in the making, so that two processes never share one.
+    own: u64,
+    made: u64,
+}
+
+/// Opens `DIR` or `DIR/<guest>/`, where only `DIR` itself may be a link.
+pub(crate) fn open_place(directory: &Path, guest: Option<&GuestName>) -> nix::Result<OwnedFd> {
+    let flags = OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
+    let place = openat(AT_FDCWD, directory, flags, Mode::empty())?;
+    match guest {
+        None => Ok(place),
+        Some(guest) => open_directory(place.as_fd(), guest.as_str()),
+    }
+}
+
+impl SessionDirectory {
+    /// Makes the directory of a new session in `place`; the mediator has made `sessions/` there.
+    pub(crate) fn create(
+        place: &OwnedFd,
+        path: &Path,
+        session: SessionName,
+        own: u64,
+    ) -> nix::Result<Self> {
+        let sessions = open_directory(place.as_fd(), SESSIONS)?;
+        // 0700: only this user and root can look into it.
+        mkdirat(&sessions, session.to_string().as_str(), Mode::S_IRWXU)?;
+        Self::in_sessions(sessions, path, session, Role::Guest, own)
+    }
+
+    /// Opens the directory of a session that a guest has made.
+    pub(crate) fn open(
+        place: &OwnedFd,
+        path: &Path,
+        session: SessionName,
+        own: u64,
+    ) -> nix::Result<Self> {
+        let sessions = open_directory(place.as_fd(), SESSIONS)?;
+        Self::in_sessions(sessions, path, session, Role::Mediator, own)
+    }
+
+    fn in_sessions(
+        sessions: OwnedFd,
+        path: &Path,
+        session: SessionName,
+        role: Role,
+        own: u64,
+    ) -> nix::Result<Self> {
+        let name = session.to_string();
+        let directory = open_directory(sessions.as_fd(), &name)?;
+        let about = fstat(&directory)?;
+        Ok(Self {
+            path: path.join(SESSIONS).join(&name),
+            sessions,
+            name,
+            role,
+            identity: (about.st_dev, about.st_ino),
+            directory,
+            own,
+            made: 0,
+        })
+    }
+
+    /// Where it is, for messages.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Makes the file `name`, of which there must be none, with `bytes`. `Ok(false)`: there is one.
+    pub(crate) fn claim(&self, name: &str, bytes: &[u8]) -> Result<bool, Trouble> {
+        let flags = SAFE | OFlag::O_WRONLY | OFlag::O_CREAT | OFlag::O_EXCL;
+        match openat(
+            &self.directory,
+            name,
+            flags,
+            Mode::from_bits_truncate(0o644),
+        ) {
+            Ok(fd) => File::from(fd)
+                .write_all(bytes)
+                .map(|()| true)
+                .map_err(|error| self.trouble("write", name, error)),
+            Err(Errno::EEXIST) => Ok(false),
+            Err(errno) => Err(self.trouble("make", name, errno.into())),
+        }
+    }
+
+    /// Whether the name leads to a file, by a lookup, without a look at the directory.
+    #[allow(dead_code)]
+    pub(crate) fn lookup(&self, name: &str) -> bool {
+        fstatat(&self.directory, name, AtFlags::AT_SYMLINK_NOFOLLOW).is_ok()
+    }
+
+    /// How old the file `name` is, by the clock of the machine that keeps it.
+    #[allow(dead_code)]
+    pub(crate) fn age(&mut self, name: &str) -> Option<std::time::Duration> {
+        let now = self.temporary();
+        let flags = SAFE | OFlag::O_WRONLY | OFlag::O_CREAT | OFlag::O_EXCL;
+        let mut file = File::from(
+            openat(
+                &self.directory,
+                now.as_str(),
+                flags,
+                Mode::from_bits_truncate(0o600),
+            )
+            .ok()?,
+        );
+        let written = file.write_all(b"now\n").and_then(|()| file.sync_all());
+        drop(file);
+        let time = |name: &str| -> Option<SystemTime> {
+            let flags = SAFE | OFlag::O_RDONLY;
+            let fd = openat(&self.directory, name, flags, Mode::empty()).ok()?;
+            File::from(fd).metadata().ok()?.modified().ok()
+        };
+        let age = written
+            .ok()
+            .and_then(|()| time(&now)?.duration_since(time(name)?).ok());
+        let _ = unlinkat(&self.directory, now.as_str(), UnlinkatFlags::NoRemoveDir);
+        age
+    }
+
+    /// Removes what it can of the directory, and the directory if nothing is left: bounded, and for
+    /// a session that is over.
+    pub(crate) fn clear(&mut self) {
+        // Twice, since what is removed while a directory is read may hide another name.
+        for _ in 0..2 {
+            let Ok(found) = self.all_names() else {
+                return;
+            };
+            for name in found {
+                let _ = unlinkat(&self.directory, name.as_str(), UnlinkatFlags::NoRemoveDir);
+            }
+            if unlinkat(&self.sessions, self.name.as_str(), UnlinkatFlags::RemoveDir).is_ok() {
+                return;
+            }
+        }
+    }
+
+    fn all_names(&mut self) -> Result<Vec<String>, Trouble> {
+        self.renew()?;
+        listing::names_with_dots(&self.directory, MOST_NAMES)
+            .map(|found| found.names)
+            .map_err(|errno| self.trouble("list", "", errno.into()))
+    }
+
+    /// Opens the directory anew by its name.
+    fn renew(&mut self) -> Result<(), Trouble> {
+        let directory = open_directory(self.sessions.as_fd(), &self.name)
+            .map_err(|errno| self.trouble("open", "", errno.into()))?;
+        let about = fstat(&directory).map_err(|errno| self.trouble("open", "", errno.into()))?;
+        if (about.st_dev, about.st_ino) != self.identity {
+            return Err(Trouble::Gone);
+        }
+        self.directory = directory;
+        Ok(())
+    }
+
+    fn temporary(&mut self) -> String {
+        self.made += 1;
+        let side = match self.role {
+            Role::Guest => 'g',
+            Role::Mediator => 'm',
+        };
+        format!(".{side}-{:016x}-{:x}", self.own, self.made)
+    }
+
+    fn trouble(&self, doing: &str, name: &str, source: io::Error) -> Trouble {
+        let gone = match source.raw_os_error().map(Errno::from_raw) {
+            Some(Errno::ESTALE) => true,
+            // Of a file, only that one is missing; of the directory, all of it.
+            Some(Errno::ENOENT | Errno::ENOTDIR | Errno::ELOOP) => {
+                name.is_empty() || self.is_gone()
+            }
+            _ => false,
+        };
+        if gone {
+            return Trouble::Gone;
+        }
+        Trouble::Io {
+            context: format!("cannot {doing} {}", self.path.join(name).display()),
+            source,
+        }
+    }
+
+    fn is_gone(&self) -> bool {
+        fstat(&self.directory).map_or(true, |about| about.st_nlink == 0)
+    }
+
+    fn write_temporary(&self, temporary: &str, bytes: &[u8]) -> io::Result<()> {
+        let flags = SAFE | OFlag::O_WRONLY | OFlag::O_CREAT | OFlag::O_EXCL;
+        // Readable for the other side, whoever that is there; the directory keeps others out.
+        let mode = Mode::from_bits_truncate(0o644);
+        let mut file = File::from(openat(&self.directory, temporary, flags, mode)?);
+        file.write_all(bytes)?;
+        // The bytes are at the server before the name is.
+        file.sync_all()?;
+        nix::unistd::close(file).map_err(io::Error::from)
+    }
+}
+
+impl Room for SessionDirectory {
+    fn list(&mut self) -> Result<Vec<String>, Trouble> {
+        self.renew()?;
+        let found = listing::names(&self.directory, MOST_NAMES)
+            .map_err(|errno| self.trouble("list", "", errno.into()))?;
+        if found.cut {
+            return Err(Trouble::Crowded(MOST_NAMES));
+        }
+        Ok(found.names)
+    }
+
+    fn read(&mut self, name: &str, most: usize) -> Result<Content, Trouble> {
+        // To open a device may already do something. A guest that puts one here in this very moment
+        // is stopped by the mount option nodev.
+        if self.role == Role::Mediator {
+            let about = fstatat(&self.directory, name, AtFlags::AT_SYMLINK_NOFOLLOW);
+            let kind =
+                about.map(|about| SFlag::from_bits_truncate(about.st_mode & SFlag::S_IFMT.bits()));
+            if kind.is_ok_and(|kind| kind != SFlag::S_IFREG) {
+                return Ok(Content::Unfit("no regular file"));
+            }
+        }
+        let fd = match openat(&self.directory, name, SAFE | OFlag::O_RDONLY, Mode::empty()) {
+            Ok(fd) => fd,
+            Err(Errno::ENOENT | Errno::ESTALE) => return Ok(Content::Absent),
+            Err(Errno::ELOOP) => return Ok(Content::Unfit("a symbolic link")),
+            Err(Errno::ENXIO) => return Ok(Content::Unfit("a socket or a FIFO")),
+            Err(errno) => return Err(self.trouble("open", name, errno.into())),
+        };
+        let file = File::from(fd);
+        let read = || -> io::Result<Content> {
+            let about = file.metadata()?;
+            if !about.is_file() {
+                return Ok(Content::Unfit("no regular file"));
+            }
+            if about.size() > most as u64 {
+                return Ok(Content::Unfit("too long"));
+            }
+            let mut bytes = Vec::with_capacity(usize::try_from(about.size()).unwrap_or(most) + 1);
+            // Bounded again: it may grow while it is read.
+            (&file).take(most as u64 + 1).read_to_end(&mut bytes)?;
+            Ok(if bytes.len() > most {
+                Content::Unfit("too long")
+            } else {
+                Content::Bytes(bytes)
+            })
+        };
+        match read() {
+            Err(error) if error.raw_os_error() == Some(Errno::ESTALE as i32) => Ok(Content::Absent),
+            other => other.map_err(|error| self.trouble("read", name, error)),
+        }
+    }
+
+    fn publish(&mut self, name: &str, bytes: &[u8]) -> Result<(), Trouble> {
+        let temporary = self.temporary();
+        let written = self.write_temporary(&temporary, bytes).and_then(|()| {
+            renameat(&self.directory, temporary.as_str(), &self.directory, name)?;
+            Ok(())
+        });
+        written.map_err(|error| {
+            let trouble = self.trouble("write", name, error);
+            // Nothing half-done stays, if the system lets it be removed.
+            let _ = unlinkat(
+                &self.directory,
+                temporary.as_str(),
+                UnlinkatFlags::NoRemoveDir,
+            );
+            trouble
+        })
+    }
+
+    fn remove(&mut self, name: &str) -> Result<(), Trouble> {
+        match unlinkat(&self.directory, name, UnlinkatFlags::NoRemoveDir) {
+            Ok(()) | Err(Errno::ENOENT) => Ok(()),
+            Err(errno) => Err(self.trouble("remove", name, errno.into())),
+        }
+    }
+}

@@ -1,0 +1,27 @@
+//! Full sessions over a directory that both sides see: an ordered stream of bytes each way.
+//!
+//! | file | job | I/O |
+//! |---|---|---|
+//! | [`segment`] | one file's bytes | none |
+//! | [`file_name`] | what files are called | none |
+//! | [`exchange`] | which file to take and to write, when to give up | by [`room`] |
+//! | [`pace`] | how often to look | none |
+//! | [`directory`] | the real directory | all of it |
+//! | [`mount`] | which file system it lies on | reads `/proc` |
+//! | [`stream`] | the transport, and the thread that does the I/O | by `directory` |
+//! | [`connect`](mod@connect) | making a session, taking one | by `stream` |
+//!
+//! `docs/file-protocol.md` describes the files for people who look into such a directory.
+
+pub mod connect;
+pub mod directory;
+pub mod exchange;
+pub mod file_name;
+pub mod mount;
+pub mod pace;
+pub mod room;
+pub mod segment;
+pub mod stream;
+
+pub use connect::{ConnectError, Settings, accept, connect};
+pub use stream::FileTransport;

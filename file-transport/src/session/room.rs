@@ -1,0 +1,62 @@
+//! What a session needs of its directory, so that its rules can be run against a model of one.
+
+use std::io;
+
+/// A directory that two sides share. Names come from [`super::file_name`].
+pub trait Room {
+    /// The names in it, as fresh as the file system gives them: some may be missing that are there,
+    /// some there that are gone.
+    ///
+    /// # Errors
+    /// See [`Trouble`].
+    fn list(&mut self) -> Result<Vec<String>, Trouble>;
+
+    /// Reads the file `name` whole, once, if it has at most `most` bytes.
+    ///
+    /// # Errors
+    /// See [`Trouble`].
+    fn read(&mut self, name: &str, most: usize) -> Result<Content, Trouble>;
+
+    /// Makes the file `name`: nobody ever sees a part of it under that name. After an error it may
+    /// be there or not, and the same call with the same bytes may be repeated.
+    ///
+    /// # Errors
+    /// See [`Trouble`].
+    fn publish(&mut self, name: &str, bytes: &[u8]) -> Result<(), Trouble>;
+
+    /// Removes the file `name`, if it is there.
+    ///
+    /// # Errors
+    /// See [`Trouble`].
+    fn remove(&mut self, name: &str) -> Result<(), Trouble>;
+}
+
+/// What [`Room::read`] found.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Content {
+    /// The bytes.
+    Bytes(Vec<u8>),
+    /// There is no such file, or no longer.
+    Absent,
+    /// Something that is no file of a session, and what.
+    Unfit(&'static str),
+}
+
+/// Why a directory cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum Trouble {
+    /// It is there no more: removed, or the file system under it.
+    #[error("the session's directory is gone")]
+    Gone,
+    /// There are more names than a session ever makes.
+    #[error("the session's directory holds more than {0} names")]
+    Crowded(usize),
+    /// The system refused; another time it may not, as with a full disk.
+    #[error("{context}: {source}")]
+    Io {
+        /// What was being done.
+        context: String,
+        /// The system's answer.
+        source: io::Error,
+    },
+}

@@ -1,0 +1,442 @@
+//! The sessions of a served directory, `DIR/sessions/`: finding new ones, sweeping old ones.
+//!
+//! The process that serves the two files looks here too, and tells the broker; the session itself is
+//! a process of its own. All work is bounded by look, whatever a guest makes in its directory.
+//!
+//! A session's directory is removed by its guest. What a guest leaves, because it was killed or may
+//! not remove files, is removed here once nothing has changed in it for a while: a side that lives
+//! writes a beat every second. What an earlier mediator had taken is marked with `m-gone` at once,
+//! so that its guest need not wait for beats that will not come.
+
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::io::Read;
+use std::os::fd::{AsFd, OwnedFd};
+use std::time::{Duration, Instant};
+
+use nix::errno::Errno;
+use nix::fcntl::{OFlag, openat};
+use nix::sys::stat::{Mode, fchmod, fstat, mkdirat};
+use nix::unistd::{Gid, Uid, UnlinkatFlags, fchown, unlinkat};
+
+use crate::directory::{Directory, SAFE};
+use crate::listing::{self, open_directory};
+use crate::name::{SESSIONS, SessionName};
+use crate::session::directory::MOST_NAMES;
+use crate::session::file_name::{self, CLAIM, GONE};
+use crate::session::segment::{Kind, Role};
+
+/// Names in `sessions/` that one look reads.
+const MOST_ENTRIES: usize = 4096;
+
+/// Sessions that are kept in mind; others wait until there is room.
+const MOST_SESSIONS: usize = 512;
+
+/// Sessions that one look opens.
+const OPENED_AT_ONCE: usize = 16;
+
+/// A session that nobody has taken is reported again after this long.
+const AGAIN: Duration = Duration::from_secs(1);
+
+/// The time between two looks into the same session.
+const EACH: Duration = Duration::from_secs(1);
+
+/// A session that is over is removed when nothing has changed in it for this long.
+pub const OVER: Duration = Duration::from_secs(15);
+
+/// Any other session, when nothing has changed in it for this long.
+pub const STALE: Duration = Duration::from_secs(60);
+
+/// The sessions of one served directory.
+#[derive(Debug)]
+pub struct Sessions {
+    /// Tells mediators apart; see [`crate::session::accept`].
+    mediator: u64,
+    seen: BTreeMap<SessionName, Seen>,
+    complaint: Option<Errno>,
+}
+
+#[derive(Debug)]
+struct Seen {
+    looked: Option<Instant>,
+    reported: Option<Instant>,
+    /// Checksum of the names, and since when it is that.
+    names: u32,
+    changed: Instant,
+    state: State,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum State {
+    /// Its guest has written nothing yet, or nobody has taken it.
+    New,
+    /// A worker of this mediator has taken it.
+    Taken,
+    /// Nobody will go on with it.
+    Over,
+}
+
+impl Sessions {
+    /// None seen yet. `mediator` is the number of this mediator.
+    pub fn new(mediator: u64) -> Self {
+        Self {
+            mediator,
+            seen: BTreeMap::new(),
+            complaint: None,
+        }
+    }
+
+    /// The worker that had `session` has ended.
+    pub fn over(&mut self, directory: &Directory, session: SessionName) {
+        let Some(seen) = self.seen.get_mut(&session) else {
+            return;
+        };
+        seen.state = State::Over;
+        if let Ok(opened) = open_sessions(directory)
+            .and_then(|sessions| open_directory(sessions.as_fd(), &session.to_string()))
+        {
+            mark(&opened);
+        }
+    }
+
+    /// Looks once, and gives the sessions that wait for a mediator.
+    pub fn look(&mut self, directory: &Directory, now: Instant) -> Vec<SessionName> {
+        let looked = open_sessions(directory).and_then(|sessions| {
+            let found = listing::names(&sessions, MOST_ENTRIES)?;
+            Ok((sessions, found))
+        });
+        let (sessions, found) = match looked {
+            Ok(looked) => looked,
+            Err(errno) => {
+                if self.complaint.replace(errno) != Some(errno) {
+                    let path = directory.path().join(SESSIONS);
+                    log::warn!("no sessions in {}: {}", path.display(), errno.desc());
+                }
+                return Vec::new();
+            }
+        };
+        if !found.cut {
+            self.complaint = None;
+        } else if self.complaint.replace(Errno::E2BIG) != Some(Errno::E2BIG) {
+            let path = directory.path().join(SESSIONS);
+            log::warn!(
+                "{} holds more than {MOST_ENTRIES} names; sessions may be missed",
+                path.display()
+            );
+        }
+        let mut names: Vec<SessionName> = found
+            .names
+            .iter()
+            .filter_map(|name| name.parse().ok())
+            .collect();
+        names.sort_unstable();
+        self.seen
+            .retain(|name, _| found.cut || names.binary_search(name).is_ok());
+        for name in names {
+            if self.seen.len() >= MOST_SESSIONS {
+                break;
+            }
+            self.seen.entry(name).or_insert(Seen {
+                looked: None,
+                reported: None,
+                names: 0,
+                changed: now,
+                state: State::New,
+            });
+        }
+        self.look_into(&sessions, now)
+    }
+
+    fn look_into(&mut self, sessions: &OwnedFd, now: Instant) -> Vec<SessionName> {
+        let mut due: Vec<(Option<Instant>, SessionName)> = self
+            .seen
+            .iter()
+            .filter(|(_, seen)| {
+                // One that has never been reported may become ready at any time.
+                let pause = if seen.state == State::New && seen.reported.is_none() {
+                    Duration::ZERO
+                } else {
+                    EACH
+                };
+                seen.looked
+                    .is_none_or(|looked| now.saturating_duration_since(looked) >= pause)
+            })
+            .map(|(name, seen)| (seen.looked, *name))
+            .collect();
+        // Those that have waited longest, and before them those that are new.
+        due.sort_unstable();
+        let mut waiting = Vec::new();
+        for (_, name) in due.into_iter().take(OPENED_AT_ONCE) {
+            let Some(seen) = self.seen.get_mut(&name) else {
+                continue;
+            };
+            if seen.look(self.mediator, sessions, name, now) {
+                waiting.push(name);
+            }
+        }
+        waiting
+    }
+}
+
+impl Seen {
+    /// Looks into the session's directory. Returns whether to report it.
+    fn look(&mut self, mediator: u64, sessions: &OwnedFd, name: SessionName, now: Instant) -> bool {
+        self.looked = Some(now);
+        let Ok(directory) = open_directory(sessions.as_fd(), &name.to_string()) else {
+            return false;
+        };
+        let Ok(mut found) = listing::names_with_dots(&directory, MOST_NAMES) else {
+            return false;
+        };
+        found.names.sort_unstable();
+        let names = crc32c::crc32c(found.names.join("/").as_bytes());
+        if names != self.names {
+            self.names = names;
+            self.changed = now;
+        }
+        let has = |wanted: &str| found.names.iter().any(|name| name == wanted);
+        if self.state != State::Over && has(CLAIM) {
+            self.state = if read_claim(&directory) == Some(mediator) {
+                State::Taken
+            } else {
+                State::Over
+            };
+        }
+        if self.state == State::Over && !has(GONE) {
+            mark(&directory);
+        }
+        let unchanged = now.saturating_duration_since(self.changed);
+        let limit = if self.state == State::Over {
+            OVER
+        } else {
+            STALE
+        };
+        if unchanged >= limit {
+            clear(&directory, sessions, name, &found.names);
+            return false;
+        }
+        let begun = found
+            .names
+            .iter()
+            .any(|name| matches!(file_name::parse(name), Some((Role::Guest, Kind::Beat, _))));
+        let early = |reported: Instant| now.saturating_duration_since(reported) < AGAIN;
+        if self.state != State::New || !begun || self.reported.is_some_and(early) {
+            return false;
+        }
+        self.reported = Some(now);
+        true
+    }
+}
+
+/// Opens `sessions/`, and makes it unless it is there: for the owner of the served directory, and for
+/// as many others as may write that.
+fn open_sessions(directory: &Directory) -> nix::Result<OwnedFd> {
+    match open_directory(directory.as_fd(), SESSIONS) {
+        Err(Errno::ENOENT) => {}
+        other => return other,
+    }
+    match mkdirat(directory, SESSIONS, Mode::S_IRWXU) {
+        Ok(()) | Err(Errno::EEXIST) => {}
+        Err(errno) => return Err(errno),
+    }
+    let sessions = open_directory(directory.as_fd(), SESSIONS)?;
+    let about = fstat(directory)?;
+    let owner = (Uid::from_raw(about.st_uid), Gid::from_raw(about.st_gid));
+    if let Err(errno) = fchown(&sessions, Some(owner.0), Some(owner.1)) {
+        log::debug!("{SESSIONS}: {}", errno.desc());
+    }
+    let mode = Mode::from_bits_truncate(about.st_mode & 0o777);
+    // Where several may write, none may remove what is another's.
+    let shared = mode.intersects(Mode::S_IWGRP | Mode::S_IWOTH);
+    let sticky = if shared { Mode::S_ISVTX } else { Mode::empty() };
+    fchmod(&sessions, mode | sticky)?;
+    Ok(sessions)
+}
+
+/// Which mediator has taken the session in `directory`.
+fn read_claim(directory: &OwnedFd) -> Option<u64> {
+    let file = File::from(openat(directory, CLAIM, SAFE | OFlag::O_RDONLY, Mode::empty()).ok()?);
+    let mut text = String::new();
+    file.metadata().ok().filter(std::fs::Metadata::is_file)?;
+    file.take(64).read_to_string(&mut text).ok()?;
+    u64::from_str_radix(text.trim_end(), 16).ok()
+}
+
+/// Tells the guest that nobody will go on with the session in `directory`.
+fn mark(directory: &OwnedFd) {
+    let flags = SAFE | OFlag::O_WRONLY | OFlag::O_CREAT | OFlag::O_EXCL;
+    if let Err(errno) = openat(directory, GONE, flags, Mode::from_bits_truncate(0o644))
+        && errno != Errno::EEXIST
+    {
+        log::debug!("{GONE}: {}", errno.desc());
+    }
+}
+
+/// Removes the files `names` of a session's directory, and the directory if nothing else is there.
+fn clear(directory: &OwnedFd, sessions: &OwnedFd, name: SessionName, names: &[String]) {
+    for file in names {
+        if let Err(Errno::EISDIR | Errno::EPERM) =
+            unlinkat(directory, file.as_str(), UnlinkatFlags::NoRemoveDir)
+        {
+            let _ = unlinkat(directory, file.as_str(), UnlinkatFlags::RemoveDir);
+        }
+    }
+    match unlinkat(
+        sessions,
+        name.to_string().as_str(),
+        UnlinkatFlags::RemoveDir,
+    ) {
+        Ok(()) => log::debug!("session {name} was left behind and is removed"),
+        Err(errno) => log::debug!("session {name} cannot be removed yet: {}", errno.desc()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+    use std::os::unix::fs::symlink;
+    use std::path::PathBuf;
+
+    use super::*;
+
+    const NAME: &str = "00112233445566778899aabbccddeeff";
+
+    struct Served {
+        path: tempfile::TempDir,
+        directory: Directory,
+        sessions: Sessions,
+        now: Instant,
+    }
+
+    impl Served {
+        fn new() -> Self {
+            let path = tempfile::tempdir().unwrap();
+            let directory = Directory::open(path.path()).unwrap();
+            let mut served = Self {
+                path,
+                directory,
+                sessions: Sessions::new(7),
+                now: Instant::now(),
+            };
+            assert_eq!(served.look(), [""; 0]);
+            served
+        }
+
+        fn session(&self, name: &str, files: &[&str]) -> PathBuf {
+            let path = self.path.path().join(SESSIONS).join(name);
+            fs::create_dir(&path).unwrap();
+            for file in files {
+                fs::write(path.join(file), "").unwrap();
+            }
+            path
+        }
+
+        fn look(&mut self) -> Vec<String> {
+            let found = self.sessions.look(&self.directory, self.now);
+            found.iter().map(SessionName::to_string).collect()
+        }
+
+        fn look_after(&mut self, pause: Duration) -> Vec<String> {
+            self.now += pause;
+            self.look()
+        }
+    }
+
+    #[test]
+    fn a_new_session_is_reported_until_it_is_taken() {
+        let mut served = Served::new();
+        let path = served.session(NAME, &[]);
+        assert_eq!(served.look(), [""; 0], "its guest has written nothing");
+        fs::write(path.join("g-beat-0000000000000001"), "").unwrap();
+        assert_eq!(served.look(), [NAME]);
+        assert_eq!(served.look(), [""; 0], "not at once again");
+        assert_eq!(served.look_after(AGAIN), [NAME]);
+        fs::write(path.join(CLAIM), "0000000000000007\n").unwrap();
+        assert_eq!(served.look_after(AGAIN), [""; 0]);
+        assert!(!path.join(GONE).exists());
+        // Its worker has ended.
+        served
+            .sessions
+            .over(&served.directory, NAME.parse().unwrap());
+        assert!(path.join(GONE).exists());
+        assert_eq!(served.look_after(EACH), [""; 0]);
+        assert!(path.exists());
+        served.look_after(OVER);
+        assert!(!path.exists());
+    }
+
+    #[test]
+    fn what_another_mediator_had_is_marked_at_once_and_never_taken() {
+        let mut served = Served::new();
+        let path = served.session(NAME, &["g-beat-0000000000000001"]);
+        fs::write(path.join(CLAIM), "0000000000000008\n").unwrap();
+        assert_eq!(served.look(), [""; 0]);
+        assert!(path.join(GONE).exists());
+        // While its guest still writes it stays.
+        for beat in 2..40 {
+            fs::write(path.join(format!("g-beat-{beat:016x}")), "").unwrap();
+            assert_eq!(served.look_after(EACH), [""; 0]);
+        }
+        assert!(path.exists());
+        served.look_after(OVER);
+        assert!(!path.exists());
+    }
+
+    #[test]
+    fn half_made_sessions_are_swept_and_strange_things_are_left_alone() {
+        let mut served = Served::new();
+        let empty = served.session(NAME, &[]);
+        let nested = served.session(&NAME.replace('0', "1"), &["g-beat-0000000000000001"]);
+        fs::create_dir_all(nested.join("a/b")).unwrap();
+        fs::create_dir(served.path.path().join("sessions/other")).unwrap();
+        let outside = tempfile::tempdir().unwrap();
+        fs::write(outside.path().join("g-beat-0000000000000001"), "").unwrap();
+        let link = served
+            .path
+            .path()
+            .join(SESSIONS)
+            .join(NAME.replace('0', "2"));
+        symlink(outside.path(), &link).unwrap();
+        for _ in 0..3 {
+            served.look_after(STALE);
+        }
+        assert!(!empty.exists());
+        assert!(nested.join("a/b").exists() && !nested.join("g-beat-0000000000000001").exists());
+        assert!(served.path.path().join("sessions/other").exists());
+        assert_eq!(fs::read_dir(outside.path()).unwrap().count(), 1);
+    }
+
+    #[test]
+    fn many_sessions_are_looked_into_a_few_at_a_time() {
+        let mut served = Served::new();
+        for number in 0..100 {
+            served.session(&format!("{number:032x}"), &["g-beat-0000000000000001"]);
+        }
+        let mut reported = Vec::new();
+        for look in 0..7 {
+            let found = served.look();
+            assert!(found.len() <= OPENED_AT_ONCE, "look {look}");
+            reported.extend(found);
+        }
+        reported.sort();
+        reported.dedup();
+        assert_eq!(reported.len(), 100);
+    }
+
+    #[test]
+    fn a_link_in_place_of_the_sessions_is_not_followed() {
+        let mut served = Served::new();
+        let outside = tempfile::tempdir().unwrap();
+        let path = served.path.path().join(SESSIONS);
+        fs::remove_dir(&path).unwrap();
+        symlink(outside.path(), &path).unwrap();
+        fs::create_dir(outside.path().join(NAME)).unwrap();
+        assert_eq!(served.look_after(STALE), [""; 0]);
+        assert!(outside.path().join(NAME).exists());
+        // Once it is gone, all is well again.
+        fs::remove_file(&path).unwrap();
+        served.look();
+        served.session(NAME, &["g-beat-0000000000000001"]);
+        assert_eq!(served.look(), [NAME]);
+    }
+}

@@ -1,0 +1,70 @@
+//! Full sessions over `file:` with a real mediator, real workers and the real guest library.
+
+mod support;
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::thread;
+
+use support::{Mediator, add, options, wait_until};
+use vgpu_guest::{Client, Endpoint};
+
+/// A mediator that serves a directory, with these guests' directories.
+fn start(directory: &Path, guests: &[&str]) -> (Mediator, PathBuf) {
+    let served = directory.join("served");
+    for guest in guests {
+        fs::create_dir_all(served.join(guest)).unwrap();
+    }
+    let listen = format!("file:{}", served.display());
+    let mediator = Mediator::start(directory, &["--listen", &listen]);
+    (mediator, served)
+}
+
+fn connect(place: &Path) -> Client {
+    Client::connect(&[Endpoint::File(place.to_owned())], &options()).unwrap()
+}
+
+fn sessions(place: &Path) -> usize {
+    fs::read_dir(place.join("sessions")).map_or(0, Iterator::count)
+}
+
+#[test]
+fn vectors_of_all_sizes_by_two_guests_at_once() {
+    let directory = tempfile::tempdir().unwrap();
+    let (mediator, served) = start(directory.path(), &["web-1", "web-2"]);
+    let places = [served.join("web-1"), served.join("web-2")];
+    thread::scope(|scope| {
+        for place in &places {
+            scope.spawn(|| {
+                let mut client = connect(place);
+                for n in [1, 1024, 1_048_576, 1024] {
+                    add(&mut client, n).unwrap();
+                }
+                client.ping(b"there and back").unwrap();
+                client.goodbye().unwrap();
+            });
+        }
+    });
+    let mut client = connect(&served);
+    add(&mut client, 1024).unwrap();
+    client.goodbye().unwrap();
+    // Each session ends in good order, for its own account, and leaves nothing behind.
+    for place in ["/web-1", "/web-2", ""] {
+        let name = format!("file:{}{place}: session", served.display());
+        wait_until("the session has ended", || {
+            let log = mediator.log();
+            log.lines()
+                .any(|line| line.contains(&name) && line.contains("goodbye"))
+        });
+    }
+    for place in [&places[0], &places[1], &served] {
+        assert_eq!(sessions(place), 0, "{}", place.display());
+    }
+    let status = mediator.status();
+    assert_eq!(
+        status["usage"]["elements"],
+        2 * (1 + 2 * 1024 + 1_048_576) + 1024
+    );
+    assert_eq!(status["usage"]["failed_requests"], 0);
+    mediator.stop();
+}
