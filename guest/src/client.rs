@@ -28,7 +28,7 @@ const GOODBYE_TIME: Duration = Duration::from_secs(2);
 /// what belonged to the session, and nothing is left in xenstore.
 #[derive(Debug)]
 pub struct Client {
-    wire: Wire,
+    pub(crate) wire: Wire,
     endpoint: Option<Endpoint>,
     left: Vec<Left>,
     hello: HelloReply,
@@ -232,7 +232,7 @@ impl Client {
         Ok(self.next_request(Op::Ping).with_body_len(len))
     }
 
-    fn next_request(&mut self, op: Op) -> FrameHeader {
+    pub(crate) fn next_request(&mut self, op: Op) -> FrameHeader {
         // 0 is never a request's id.
         self.last_request_id = self.last_request_id.checked_add(1).unwrap_or(1);
         FrameHeader::request(op, self.last_request_id)
@@ -251,7 +251,7 @@ impl Client {
     }
 
     /// Runs one request and remembers an error that ends the session.
-    fn request<T>(
+    pub(crate) fn request<T>(
         &mut self,
         doing: &'static str,
         run: impl FnOnce(&mut Self) -> std::result::Result<T, Cause>,

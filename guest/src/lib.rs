@@ -36,21 +36,22 @@
 //! | type | what it is for |
 //! |---|---|
 //! | [`Client`] | a session: [`info`](Client::info), [`ping`](Client::ping), [`vector_add`](Client::vector_add), [`fence`](Client::fence) |
-//! | [`Endpoint`] | where the mediator is: `xen:` in a guest, `local:PATH` on one machine |
-//! | [`Options`] | time limits, ring size, an interrupt flag |
+//! | [`Endpoint`] | where the mediator is: `xen:` in a guest, `local:PATH` and `unix:PATH` on one machine, `tcp:HOST:PORT` anywhere |
+//! | [`Options`] | time limits, ring size, the secret for `tcp:`, an interrupt flag |
 //! | [`Error`] | what failed, on which [`Side`], whether to [`Retry`], what to do |
 
 #[cfg(target_endian = "big")]
 compile_error!("vector data travels little-endian, straight from memory");
 
 mod client;
+pub mod conformance;
 mod connect;
 mod error;
 mod options;
 mod session;
 
 pub use client::{Client, VectorAddReport};
-pub use connect::{MEDIATOR_HINT, MediatorHint};
+pub use connect::{MEDIATOR_HINT, MediatorHint, SECRET_FILE};
 pub use error::{Cause, Error, Left, Result, Retry, Side};
 pub use options::Options;
 pub use vgpu_protocol as protocol;

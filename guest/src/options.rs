@@ -1,6 +1,6 @@
 //! How a client connects and how long it waits.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
@@ -24,6 +24,9 @@ pub struct Options {
     /// Bytes of the shared ring in each direction, at most 1 MiB. `None`: 1 MiB over `local:`; over
     /// `xen:` 256 KiB, or less where the kernel grants no more pages.
     pub ring_bytes: Option<usize>,
+    /// The file with the `NAME KEY` line that `tcp:` needs; only its user may read it. `None`: the
+    /// one that the environment variable `VGPU_SECRET_FILE` names. Default: `None`.
+    pub secret_file: Option<PathBuf>,
     /// How the mediator's log names this program; at most 64 bytes are sent. Default: the name of
     /// the executable and its process id.
     pub client_name: String,
@@ -38,6 +41,7 @@ impl Default for Options {
             connect_timeout: Duration::from_secs(10),
             stall_timeout: Duration::from_secs(30),
             ring_bytes: None,
+            secret_file: None,
             client_name: program_name(),
             interrupt: None,
         }

@@ -301,3 +301,26 @@ fn a_signal_ends_the_wait_for_a_mediator() {
         );
     }
 }
+
+#[test]
+fn tcp_needs_a_secret_and_doctor_says_how_to_get_one() {
+    let list = "tcp:127.0.0.1:9";
+    let without = |arguments: &[&str]| {
+        Command::new(env!("CARGO_BIN_EXE_vgpu"))
+            .args(["--endpoint", list])
+            .args(arguments)
+            .env_remove("VGPU_SECRET_FILE")
+            .env_remove("RUST_LOG")
+            .output()
+            .expect("vgpu runs")
+    };
+    fails(&without(&["info"]), 1, "needs a secret");
+    let doctor = without(&["doctor"]);
+    let told = String::from_utf8_lossy(&doctor.stdout);
+    assert!(!doctor.status.success());
+    assert!(told.contains("✘ secret: none is configured"), "{told}");
+    assert!(told.contains("vgpuctl secret NAME"), "{told}");
+    let directory = tempfile::tempdir().unwrap();
+    let secret = file(&directory, "secret", 0);
+    fails(&without(&["--secret-file", &secret, "info"]), 1, &secret);
+}

@@ -17,18 +17,22 @@ Examples:
       All guests over Xen, and the file protocol in a directory.
   vgpu-mediatord --listen xen: --executor relay:xen:gpu --config /etc/vgpu/mediatord.toml
       In dom0: pass the guests' sessions on to the mediator in the domain `gpu`.
+  vgpu-mediatord --listen tcp:127.0.0.1:7070 --secrets /etc/vgpu/secrets
+      Clients that know a secret of the file, encrypted; vgpuctl secret NAME makes one.
   vgpu-mediatord --config /etc/vgpu/mediatord.toml --check-config
       Check a file and print what would be in effect.
 
 Endpoints:
   xen:          guests of this Xen host (needs root in dom0)
   local:PATH    programs on this machine, by a Unix socket at PATH
+  unix:PATH     the same without shared memory: the bytes go through the socket
+  tcp:HOST:PORT over a network, for clients with a secret (--secrets)
   file:DIR      DIR and each DIR/<guest>/ in it, for clients on NFS or sshfs: sessions
                 (vgpu --endpoint file:DIR), and command.txt with response.txt for a shell
 
-Who is allowed: guests only by [guests] or --allow-all; over local: always root and the
-user that runs the mediator, others only with --allow-all; over file: whoever can write
-in DIR.";
+Who is allowed: guests only by [guests] or --allow-all; over local: and unix: always
+root and the user that runs the mediator, others only with --allow-all; over tcp: whoever
+has a secret; over file: whoever can write in DIR.";
 
 /// Serves GPU work to Xen guests.
 #[derive(Debug, Clone, Default, Parser)]
@@ -40,9 +44,14 @@ in DIR.";
     max_term_width = 96
 )]
 pub struct Flags {
-    /// Where to serve guests: xen:, local:PATH, file:DIR, or several with commas
+    /// Where to serve guests: xen:, local:PATH, unix:PATH, tcp:HOST:PORT, file:DIR, or several with
+    /// commas
     #[arg(long, value_name = "E[,E…]", value_delimiter = ',')]
     pub listen: Vec<Endpoint>,
+
+    /// The secrets of those who connect over tcp:, one NAME KEY a line; nobody else may read it
+    #[arg(long, value_name = "FILE")]
+    pub secrets: Option<PathBuf>,
 
     /// What runs the work: auto takes CUDA where it works, else the CPU [default: auto]
     ///
@@ -107,7 +116,7 @@ mod tests {
                 examples += 1;
             }
         }
-        assert_eq!(examples, 5);
+        assert_eq!(examples, 6);
     }
 
     #[test]

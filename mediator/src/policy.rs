@@ -154,6 +154,26 @@ pub struct Judgement {
 }
 
 impl Policy {
+    /// Judges a client that has shown the secret of `name`. The secret lets it in; a rule for that
+    /// name can deny it or say how many sessions it may have.
+    pub fn judge_name(&self, name: &str) -> Judgement {
+        match self.guests.get(&GuestKey::Name(name.to_owned())) {
+            Some(rule) => Judgement {
+                allow: rule.allow,
+                max_sessions: rule.max_sessions,
+                why: match rule.allow {
+                    true => "it has a secret".into(),
+                    false => format!("the rule for name:{name} denies it"),
+                },
+            },
+            None => Judgement {
+                allow: true,
+                max_sessions: None,
+                why: "it has a secret".into(),
+            },
+        }
+    }
+
     /// Judges a guest.
     pub fn judge(&self, guest: &Identity) -> Judgement {
         let mut allowed: Option<Judgement> = None;
@@ -276,6 +296,17 @@ mod tests {
                 "{key}"
             );
         }
+    }
+
+    #[test]
+    fn a_secret_lets_its_name_in_unless_a_rule_denies_it() {
+        let rules = [("web-1", false, None), ("db", true, Some(2))];
+        let policy = policy(false, &rules);
+        assert!(policy.judge_name("other").allow);
+        assert_eq!(policy.judge_name("db").max_sessions, Some(2));
+        let denied = policy.judge_name("web-1");
+        assert!(!denied.allow);
+        assert_eq!(denied.why, "the rule for name:web-1 denies it");
     }
 
     #[test]

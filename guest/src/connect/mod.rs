@@ -2,6 +2,8 @@
 
 mod file;
 mod local;
+mod tcp;
+mod unix;
 mod xen;
 
 use std::time::Instant;
@@ -9,6 +11,7 @@ use std::time::Instant;
 use vgpu_protocol::endpoint::Endpoint;
 use vgpu_protocol::transport::Transport;
 
+pub use tcp::SECRET_FILE;
 pub use xen::{MEDIATOR_HINT, MediatorHint};
 
 use crate::error::Cause;
@@ -23,10 +26,12 @@ pub(crate) fn open_transport(
     match endpoint {
         Endpoint::Xen => xen::open(options, deadline),
         Endpoint::Local(path) => local::open(path, options, deadline),
+        Endpoint::Unix(path) => unix::open(path, options, deadline),
+        Endpoint::Tcp { host, port } => tcp::open(host, *port, options, deadline),
         Endpoint::File(directory) => file::open(directory, options, deadline),
         other => Err(Cause::Unreachable {
             what: format!("endpoint {other} is not in this build of vgpu-guest"),
-            advice: "use xen:, local:PATH or file:DIR".to_owned(),
+            advice: "use xen:, local:PATH, unix:PATH, tcp:HOST:PORT or file:DIR".to_owned(),
         }),
     }
 }

@@ -34,6 +34,7 @@ fn main() -> ExitCode {
 
 fn run(flags: &Flags) -> Result<(), Failure> {
     let config = Config::load(flags)?;
+    config.check_secrets()?;
     if flags.check_config {
         return std::io::stdout()
             .write_all(config.to_toml().as_bytes())

@@ -1,7 +1,7 @@
 //! Guests that want a session: who they are, whether they may have one, and its worker.
 
 use std::fs::{self, Permissions};
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixStream;
 use std::path::Path;
@@ -22,23 +22,46 @@ use crate::worker::spec::{Carrier, Spec, Turned};
 /// disconnected.
 const MOST_REFUSING: usize = 8;
 
+/// A listening Unix socket.
+#[derive(Debug)]
+pub(super) struct LocalDoor {
+    listener: Listener,
+    /// What those who come in by it speak.
+    carrier: Carrier,
+}
+
+impl LocalDoor {
+    pub(super) fn new(listener: Listener, carrier: Carrier) -> Self {
+        Self { listener, carrier }
+    }
+}
+
+impl AsFd for LocalDoor {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.listener.as_fd()
+    }
+}
+
 impl Broker<'_> {
     pub(super) fn accept_local(&mut self, index: usize, now: Instant) {
-        let Some(listener) = self.locals.get(index) else {
+        let Some(LocalDoor { listener, carrier }) = self.locals.get(index) else {
             return;
         };
         match listener.try_accept() {
-            Ok(Some(stream)) => self.on_local_guest(stream, now),
+            Ok(Some(stream)) => {
+                let carrier = carrier.clone();
+                self.on_local_guest(stream, carrier, now);
+            }
             Ok(None) => {}
             Err(error) => {
-                log::warn!("local:{}: {error}", listener.path().display());
+                log::warn!("{}: {error}", listener.path().display());
                 // Out of descriptors, most likely: the connection still waits, so do not spin.
                 std::thread::sleep(Duration::from_millis(50));
             }
         }
     }
 
-    fn on_local_guest(&mut self, stream: UnixStream, now: Instant) {
+    fn on_local_guest(&mut self, stream: UnixStream, carrier: Carrier, now: Instant) {
         let peer = match getsockopt(&stream, PeerCredentials) {
             Ok(peer) => peer,
             Err(errno) => {
@@ -47,7 +70,10 @@ impl Broker<'_> {
             }
         };
         let (uid, pid) = (peer.uid(), peer.pid());
-        let who = Who::Local { uid, pid };
+        let who = match carrier {
+            Carrier::Unix => Who::Unix { uid, pid },
+            _ => Who::Local { uid, pid },
+        };
         let trusted = uid == 0 || uid == Uid::effective().as_raw();
         let refusal = if !trusted && !self.config.policy.allow_all {
             Some(Turned::Denied(format!(
@@ -57,7 +83,7 @@ impl Broker<'_> {
             let most = (!trusted).then_some(self.config.limits.max_sessions_per_guest);
             self.check_limits(&who, most)
         };
-        self.begin(who, Carrier::Local, Some(stream.into()), refusal, now);
+        self.begin(who, carrier, Some(stream.into()), refusal, now);
     }
 
     pub(super) fn on_xen(&mut self, now: Instant) {
@@ -138,7 +164,7 @@ impl Broker<'_> {
         let serving = || {
             // The workers of directories are no sessions.
             let sessions = self.sessions.values();
-            sessions.filter(|session| !session.refusing && !matches!(session.who, Who::File(_)))
+            sessions.filter(|session| session.counts() && !matches!(session.who, Who::File(_)))
         };
         let all = serving().count();
         let account = who.account();
@@ -165,29 +191,45 @@ impl Broker<'_> {
         refusal: Option<Turned>,
         now: Instant,
     ) -> Option<u64> {
+        if let Some(turned) = &refusal
+            && !self.note_refusal(&who, turned, now)
+        {
+            return None;
+        }
+        let refused = refusal.is_some();
+        let id = self.start(who.clone(), carrier, guest, refusal, now)?;
+        if !refused && let Some(session) = self.sessions.get(&id) {
+            self.accounts.begin(&who, now);
+            let line = format!("session {id} begins (worker {})", session.pid());
+            self.accounts.log(&who, log::Level::Info, &line, now);
+        }
+        Some(id)
+    }
+
+    /// Counts and logs that `who` is turned away. Returns whether a worker may tell it why.
+    pub(super) fn note_refusal(&mut self, who: &Who, turned: &Turned, now: Instant) -> bool {
+        let (Turned::Denied(why) | Turned::Busy(why)) = turned;
+        self.accounts.refuse(who, now);
+        let line = format!("turned away: {why}");
+        self.accounts.log(who, log::Level::Warn, &line, now);
+        let refusing = self.sessions.values().filter(|session| session.refusing);
+        refusing.count() < MOST_REFUSING
+    }
+
+    /// Starts a worker, for an account or for nobody yet.
+    pub(super) fn start(
+        &mut self,
+        who: Who,
+        carrier: Carrier,
+        guest: Option<OwnedFd>,
+        refusal: Option<Turned>,
+        now: Instant,
+    ) -> Option<u64> {
         let id = self.next_session;
         self.next_session += 1;
-        if let Some(Turned::Denied(why) | Turned::Busy(why)) = &refusal {
-            self.accounts.refuse(&who, now);
-            let line = format!("turned away: {why}");
-            self.accounts.log(&who, log::Level::Warn, &line, now);
-            let refusing = self
-                .sessions
-                .values()
-                .filter(|session| session.refusing)
-                .count();
-            if refusing >= MOST_REFUSING {
-                return None;
-            }
-        }
         let spec = self.spec(id, &who, carrier, refusal);
         match Session::start(id, who.clone(), &spec, guest, now) {
             Ok(session) => {
-                if !session.refusing {
-                    self.accounts.begin(&who, now);
-                    let line = format!("session {id} begins (worker {})", session.pid());
-                    self.accounts.log(&who, log::Level::Info, &line, now);
-                }
                 self.sessions.insert(id, session);
                 Some(id)
             }

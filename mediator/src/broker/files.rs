@@ -161,6 +161,8 @@ impl Broker<'_> {
                 Ok(name) => self.on_file_session(place, name, now),
                 Err(error) => log::warn!("{place}: its worker reports a session: {error}"),
             },
+            // Not of directories.
+            Found::Client(_) => {}
         }
     }
 

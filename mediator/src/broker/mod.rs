@@ -13,8 +13,10 @@ mod notify;
 pub mod probe;
 mod session;
 mod signals;
+mod sockets;
 mod status;
 mod stopping;
+mod strangers;
 mod wait;
 mod who;
 mod xen;
@@ -25,15 +27,15 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use nix::poll::{PollFd, PollFlags};
-use vchan::local::Listener;
 use vgpu_protocol::endpoint::Endpoint;
 
 use crate::config::Config;
 use crate::control::{Answer, Ask};
 use crate::failure::Failure;
-use crate::worker::{self, link::Ended};
+use crate::worker::link::{self, Ended, Found};
+use crate::worker::spec::Carrier;
 use accounts::Accounts;
-use admission::listen;
+use admission::{LocalDoor, listen};
 use control_server::{ControlServer, refused};
 use files::FileService;
 use instance::Instance;
@@ -41,6 +43,7 @@ use notify::notify;
 use probe::Offer;
 use session::Session;
 use signals::Signals;
+use sockets::{Newcomers, TcpDoor};
 use status::Query;
 use stopping::Stopping;
 use who::{Target, Who};
@@ -98,7 +101,10 @@ struct Broker<'a> {
     /// High half of all epochs of this mediator.
     epoch: u64,
     signals: Signals,
-    locals: Vec<Listener>,
+    locals: Vec<LocalDoor>,
+    tcps: Vec<TcpDoor>,
+    /// Who came in by `tcps` and is not known yet.
+    newcomers: Newcomers,
     files: Vec<FileService>,
     xen: Option<XenGuests>,
     sessions: BTreeMap<u64, Session>,
@@ -119,6 +125,7 @@ enum Source {
     Termination,
     Children,
     Local(usize),
+    Tcp(usize),
     Xen,
     ControlListener,
     Control(u64),
@@ -151,6 +158,8 @@ impl<'a> Broker<'a> {
             epoch: u64::from(u32::from_ne_bytes(random)) << 32,
             signals,
             locals: Vec::new(),
+            tcps: Vec::new(),
+            newcomers: Newcomers::default(),
             files: Vec::new(),
             xen: None,
             sessions: BTreeMap::new(),
@@ -165,14 +174,23 @@ impl<'a> Broker<'a> {
         for endpoint in &config.listen {
             match endpoint {
                 Endpoint::Local(path) => {
-                    broker.locals.push(listen(path, config.policy.allow_all)?);
+                    let listener = listen(path, config.policy.allow_all)?;
+                    broker.locals.push(LocalDoor::new(listener, Carrier::Local));
+                }
+                Endpoint::Unix(path) => {
+                    let listener = listen(path, config.policy.allow_all)?;
+                    broker.locals.push(LocalDoor::new(listener, Carrier::Unix));
+                }
+                Endpoint::Tcp { host, port } => {
+                    let door = TcpDoor::open(host, *port, endpoint.to_string())?;
+                    broker.tcps.push(door);
                 }
                 Endpoint::Xen => broker.xen = Some(XenGuests::start(&config.policy)?),
                 Endpoint::File(directory) => broker.files.push(FileService::new(directory, now)?),
                 other => {
                     return Err(Failure::new(
                         format!("cannot listen on {other}"),
-                        "use xen:, local:PATH or file:DIR",
+                        "use xen:, local:PATH, unix:PATH, tcp:HOST:PORT or file:DIR",
                     ));
                 }
             }
@@ -207,6 +225,10 @@ impl<'a> Broker<'a> {
         for (index, listener) in self.locals.iter().enumerate() {
             sources.push(Source::Local(index));
             fds.push(readable(listener.as_fd()));
+        }
+        for (index, door) in self.tcps.iter().enumerate() {
+            sources.push(Source::Tcp(index));
+            fds.push(readable(door.as_fd()));
         }
         if let Some(xen) = &self.xen {
             sources.push(Source::Xen);
@@ -247,6 +269,7 @@ impl<'a> Broker<'a> {
             .chain(queries)
             .chain(files)
             .chain(self.control.deadline())
+            .chain(self.newcomers.deadline())
             .chain(stopping)
             .min()
     }
@@ -264,6 +287,7 @@ impl<'a> Broker<'a> {
                 }
             }
             Source::Local(index) => self.accept_local(index, now),
+            Source::Tcp(index) => self.accept_tcp(index, now),
             Source::Xen => self.on_xen(now),
             Source::ControlListener => self.control.accept(now),
             Source::Control(id) => {
@@ -282,7 +306,10 @@ impl<'a> Broker<'a> {
                     }
                 }
                 for found in found {
-                    self.on_found(id, &found, now);
+                    match &found {
+                        Found::Client(name) => self.on_client(id, name, now),
+                        found => self.on_found(id, found, now),
+                    }
                 }
                 self.answer_queries(now);
             }
@@ -297,7 +324,7 @@ impl<'a> Broker<'a> {
                     Ok(target) => self.kick(&target, &guest, now),
                     Err(what) => refused(
                         &what,
-                        "name a domid, a VM's name or uuid, `local`, or session:N",
+                        "name a domid, a VM's name or uuid, the name of a secret, `local`, or session:N",
                     ),
                 };
                 self.control.answer(connection, answer);
@@ -309,7 +336,7 @@ impl<'a> Broker<'a> {
         let mut kicked = 0;
         for session in self.sessions.values_mut() {
             if !session.refusing && target.means(session.id, &session.who) {
-                session.ask(worker::link::Ask::Kick);
+                session.ask(link::Ask::Kick);
                 session.kill_at.get_or_insert(now + KICK_TIME);
                 kicked += 1;
                 log::info!("{}: session {} is kicked", session.who, session.id);
@@ -350,6 +377,9 @@ impl<'a> Broker<'a> {
             });
         }
         self.file_session_ended(who);
+        if session.stranger {
+            return self.stranger_ended(session, &ended.text, now);
+        }
         if session.refusing {
             return;
         }
@@ -385,6 +415,7 @@ impl<'a> Broker<'a> {
             }
         }
         self.control.expire(now);
+        self.look_at_newcomers(now);
         self.answer_queries(now);
         self.expire_stop(now);
     }

@@ -10,6 +10,8 @@ use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::Instant;
 
 use super::who::Who;
+use vgpu_socket_transport::MAX_NAME;
+
 use crate::lines::LineBuffer;
 use crate::usage::Usage;
 use crate::worker;
@@ -27,6 +29,8 @@ pub(super) struct Session {
     pub(super) began: Instant,
     /// It only tells its guest that it is turned away.
     pub(super) refusing: bool,
+    /// It does not know yet whom it would serve.
+    pub(super) stranger: bool,
     child: Child,
     link: UnixStream,
     lines: LineBuffer,
@@ -67,6 +71,7 @@ impl Session {
             who,
             began: now,
             refusing: spec.refusal.is_some(),
+            stranger: false,
             child,
             link,
             lines: LineBuffer::new(MAX_LINE),
@@ -76,6 +81,11 @@ impl Session {
             reported: None,
             kill_at: None,
         })
+    }
+
+    /// Whether it serves a guest, or is about to.
+    pub(super) fn counts(&self) -> bool {
+        !self.refusing && !self.stranger
     }
 
     pub(super) fn pid(&self) -> u32 {
@@ -186,6 +196,10 @@ fn plausible(report: &Report) -> bool {
             .ended
             .as_ref()
             .is_none_or(|ended| sound(&ended.text, MAX_LINE))
+        && match &report.found {
+            Some(Found::Client(name)) => sound(name, MAX_NAME),
+            _ => true,
+        }
 }
 
 impl AsFd for Session {

@@ -68,7 +68,7 @@ impl Broker<'_> {
                 (key.clone(), guest)
             })
             .collect();
-        let serving = || self.sessions.values().filter(|session| !session.refusing);
+        let serving = || self.sessions.values().filter(|session| session.counts());
         for session in serving() {
             usage.add(session.usage());
             let key = session.who.account();

@@ -53,9 +53,15 @@ impl Broker<'_> {
         notify("STOPPING=1");
         // Their sockets disappear, so that guests learn at once that nobody is here.
         self.locals.clear();
+        self.tcps.clear();
+        self.newcomers.clear();
         self.files.clear();
         for session in self.sessions.values_mut() {
-            session.ask(Ask::Drain);
+            match session.stranger {
+                // It has nobody to finish for.
+                true => session.kill(),
+                false => session.ask(Ask::Drain),
+            }
         }
         self.stopping = Some(Stopping::Draining(now + time));
     }

@@ -1,6 +1,7 @@
 //! Whose session it is.
 
 use std::fmt;
+use std::net::SocketAddr;
 
 use vgpu_file_transport::SessionName;
 
@@ -19,6 +20,20 @@ pub(super) enum Who {
         /// Itself.
         pid: i32,
     },
+    /// A process of this machine, over the bytes of a Unix socket.
+    Unix {
+        /// Its user.
+        uid: u32,
+        /// Itself.
+        pid: i32,
+    },
+    /// Somebody who connected over TCP.
+    Tcp {
+        /// Whose secret it has shown.
+        name: Option<String>,
+        /// Where it came from.
+        address: SocketAddr,
+    },
     /// Whoever writes the two files of a directory.
     File(Place),
     /// A session in a directory.
@@ -30,7 +45,10 @@ pub(super) enum Who {
 pub(super) enum AccountKey {
     /// Domids are used again, so the uuid belongs to it.
     Xen(u16, Option<String>),
+    /// By whatever kind of socket.
     Local(u32),
+    /// All who have shown no secret share one.
+    Tcp(Option<String>),
     File(Place),
 }
 
@@ -39,7 +57,8 @@ impl Who {
     pub(super) fn account(&self) -> AccountKey {
         match self {
             Self::Xen(identity, _) => AccountKey::Xen(identity.domid, identity.uuid.clone()),
-            Self::Local { uid, .. } => AccountKey::Local(*uid),
+            Self::Local { uid, .. } | Self::Unix { uid, .. } => AccountKey::Local(*uid),
+            Self::Tcp { name, .. } => AccountKey::Tcp(name.clone()),
             Self::File(place) | Self::FileSession(place, _) => AccountKey::File(place.clone()),
         }
     }
@@ -48,7 +67,11 @@ impl Who {
     pub(super) fn account_name(&self) -> String {
         match self {
             Self::Xen(identity, _) => identity.to_string(),
-            Self::Local { uid, .. } => format!("local uid {uid}"),
+            Self::Local { uid, .. } | Self::Unix { uid, .. } => format!("local uid {uid}"),
+            Self::Tcp { name: None, .. } => "tcp, without a secret".to_owned(),
+            Self::Tcp {
+                name: Some(name), ..
+            } => format!("tcp {name}"),
             Self::File(place) | Self::FileSession(place, _) => place.to_string(),
         }
     }
@@ -58,6 +81,15 @@ impl fmt::Display for Who {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Local { uid, pid } => write!(f, "local uid {uid} pid {pid}"),
+            Self::Unix { uid, pid } => write!(f, "unix uid {uid} pid {pid}"),
+            Self::Tcp {
+                name: None,
+                address,
+            } => write!(f, "tcp {address}"),
+            Self::Tcp {
+                name: Some(name),
+                address,
+            } => write!(f, "tcp {name} ({address})"),
             _ => f.write_str(&self.account_name()),
         }
     }
@@ -89,12 +121,15 @@ impl Target {
     pub(super) fn means(&self, id: u64, who: &Who) -> bool {
         match (self, who) {
             (Self::Session(wanted), _) => *wanted == id,
-            (Self::Local, Who::Local { .. }) => true,
+            (Self::Local, Who::Local { .. } | Who::Unix { .. }) => true,
             (Self::Guest(key), Who::Xen(identity, _)) => identity.is(key),
             (Self::Guest(GuestKey::Name(name)), Who::FileSession(place, _)) => place
                 .guest
                 .as_ref()
                 .is_some_and(|guest| guest.as_str() == name),
+            (Self::Guest(GuestKey::Name(wanted)), Who::Tcp { name, .. }) => {
+                name.as_ref() == Some(wanted)
+            }
             _ => false,
         }
     }
@@ -113,6 +148,11 @@ mod tests {
         };
         let xen = Who::Xen(identity, "0123456789abcdef".into());
         let local = Who::Local { uid: 1000, pid: 5 };
+        let unix = Who::Unix { uid: 1000, pid: 5 };
+        let tcp = |name: Option<&str>| Who::Tcp {
+            name: name.map(str::to_owned),
+            address: "192.0.2.1:5".parse().unwrap(),
+        };
         for (text, xen_wanted, local_wanted) in [
             ("7", true, false),
             ("web", true, false),
@@ -124,6 +164,10 @@ mod tests {
             let target = Target::parse(text).unwrap();
             assert_eq!(target.means(3, &xen), xen_wanted, "{text}");
             assert_eq!(target.means(3, &local), local_wanted, "{text}");
+            assert_eq!(target.means(3, &unix), local_wanted, "{text}");
+            let tcp_wanted = matches!(text, "web" | "session:3");
+            assert_eq!(target.means(3, &tcp(Some("web"))), tcp_wanted, "{text}");
+            assert_eq!(target.means(3, &tcp(None)), text == "session:3", "{text}");
         }
         assert!(Target::parse("session:x").is_err());
         assert!(Target::parse("").is_err());

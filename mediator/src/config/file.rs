@@ -21,6 +21,7 @@ pub(super) struct ConfigFile {
     #[serde(deserialize_with = "executor")]
     pub(super) executor: Option<ExecutorChoice>,
     pub(super) relay_secret: Option<PathBuf>,
+    pub(super) secrets: Option<PathBuf>,
     pub(super) control: Option<PathBuf>,
     pub(super) allow_all: bool,
     pub(super) limits: Limits,

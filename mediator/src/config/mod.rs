@@ -9,6 +9,7 @@ use nix::unistd::Uid;
 use serde::{Deserialize, Serialize};
 use vgpu_protocol::endpoint::Endpoint;
 use vgpu_protocol::frame::MAX_BODY;
+use vgpu_socket_transport::Secrets;
 
 use crate::cli::Flags;
 use crate::executor::ExecutorChoice;
@@ -21,6 +22,8 @@ use file::ConfigFile;
 pub struct Config {
     /// Where guests are served; not empty, each once.
     pub listen: Vec<Endpoint>,
+    /// The file with the secrets of those who connect over `tcp:`; set wherever `listen` has one.
+    pub secrets: Option<PathBuf>,
     /// What runs their work.
     pub executor: ExecutorChoice,
     /// The file with this mediator's secret for the one it relays to over TCP.
@@ -163,7 +166,7 @@ impl Config {
         if listen.is_empty() {
             return Err(Failure::new(
                 "nothing to listen on",
-                "give --listen xen: (or local:PATH, file:DIR), or set `listen` in the file after \
+                "give --listen xen: (or local:PATH, unix:PATH, tcp:HOST:PORT, file:DIR), or set `listen` in the file after \
                  --config",
             ));
         }
@@ -175,15 +178,22 @@ impl Config {
                 ));
             }
         }
+        let secrets = match flags.secrets.clone().or(file.secrets) {
+            Some(path) => Some(absolute(&path, "the file with the secrets")?),
+            None => None,
+        };
+        let is_tcp = |endpoint: &&Endpoint| matches!(endpoint, Endpoint::Tcp { .. });
+        if let Some(endpoint) = listen.iter().find(is_tcp)
+            && secrets.is_none()
+        {
+            return Err(Failure::new(
+                format!("{endpoint} needs a file with the secrets of its clients"),
+                "make one: (umask 077; vgpuctl secret NAME >> /etc/vgpu/secrets); then give \
+                 --secrets /etc/vgpu/secrets, or set `secrets` in the file after --config",
+            ));
+        }
         let control = match flags.control.clone().or(file.control) {
-            Some(path) if path.is_absolute() => path,
-            Some(path) => std::path::absolute(&path).map_err(|error| {
-                Failure::system(
-                    format!("control socket {}", path.display()),
-                    error,
-                    "give an absolute path",
-                )
-            })?,
+            Some(path) => absolute(&path, "the control socket")?,
             None => default_control_path(),
         };
         let executor = flags.executor.clone().or(file.executor).unwrap_or_default();
@@ -192,6 +202,7 @@ impl Config {
         Ok(Self {
             listen,
             executor,
+            secrets,
             // Workers start where this process does, so a relative path means the same to them.
             relay_secret,
             control,
@@ -203,6 +214,21 @@ impl Config {
         })
     }
 
+    /// Looks into the file with the secrets, where there is need of one. Workers read it again for
+    /// every client.
+    ///
+    /// # Errors
+    /// It cannot be read, others can read it, or a line is wrong.
+    pub fn check_secrets(&self) -> Result<(), Failure> {
+        let is_tcp = |endpoint: &Endpoint| matches!(endpoint, Endpoint::Tcp { .. });
+        match &self.secrets {
+            Some(path) if self.listen.iter().any(is_tcp) => Secrets::read(path)
+                .map(|_| ())
+                .map_err(|error| Failure::new(error.to_string(), error.advice())),
+            _ => Ok(()),
+        }
+    }
+
     /// The effective configuration as a file that could be given to `--config`.
     pub fn to_toml(&self) -> String {
         #[derive(Serialize)]
@@ -211,6 +237,8 @@ impl Config {
             executor: &'a ExecutorChoice,
             #[serde(skip_serializing_if = "Option::is_none")]
             relay_secret: Option<&'a Path>,
+            #[serde(skip_serializing_if = "Option::is_none")]
+            secrets: Option<&'a Path>,
             control: &'a Path,
             allow_all: bool,
             limits: &'a Limits,
@@ -221,6 +249,7 @@ impl Config {
             listen: self.listen.iter().map(Endpoint::to_string).collect(),
             executor: &self.executor,
             relay_secret: self.relay_secret.as_deref(),
+            secrets: self.secrets.as_deref(),
             control: &self.control,
             allow_all: self.policy.allow_all,
             limits: &self.limits,
@@ -253,6 +282,16 @@ fn check_relay(
             "name another mediator after relay:",
         )),
     }
+}
+
+fn absolute(path: &Path, what: &str) -> Result<PathBuf, Failure> {
+    std::path::absolute(path).map_err(|error| {
+        Failure::system(
+            format!("{what}, {}", path.display()),
+            error,
+            "give an absolute path",
+        )
+    })
 }
 
 /// Where the control socket is unless it is set: of root the system's, of others their own.
@@ -412,6 +451,20 @@ mod tests {
             assert!(error.contains(word), "{error}");
             assert!(!error.contains('\n'), "{error}");
         }
+    }
+
+    #[test]
+    fn tcp_needs_secrets() {
+        let error = load("listen = 'tcp:127.0.0.1:7070'\n", &[]).unwrap_err();
+        assert!(error.what.contains("secrets"), "{}", error.what);
+        assert!(error.advice.contains("vgpuctl secret"), "{}", error.advice);
+        let text = "listen = 'tcp:127.0.0.1:7070'\nsecrets = '/s'\n";
+        let config = load(text, &[]).unwrap();
+        assert_eq!(config.secrets, Some("/s".into()));
+        assert_eq!(load(&config.to_toml(), &[]).unwrap(), config);
+        assert!(config.check_secrets().is_err(), "there is no such file");
+        let config = load(text, &["--secrets", "/t"]).unwrap();
+        assert_eq!(config.secrets, Some("/t".into()));
     }
 
     #[test]

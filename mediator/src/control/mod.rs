@@ -36,7 +36,8 @@ pub enum Ask {
     Status,
     /// End a guest's sessions.
     Kick {
-        /// A domid, name or uuid as in the configuration, or `session:N`, or `local`.
+        /// A domid, name or uuid as in the configuration, the name of a secret, `session:N`, or
+        /// `local`.
         guest: String,
     },
 }
@@ -130,7 +131,7 @@ pub struct Limits {
 /// One guest's account.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Guest {
-    /// As in `guest 7 (web-1)` or `local uid 1000`.
+    /// As in `guest 7 (web-1)`, `local uid 1000` or `tcp web-1`.
     pub guest: String,
     /// Sessions that run.
     pub sessions: usize,

@@ -2,7 +2,7 @@
 
 use std::fs::{self, File};
 use std::io;
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 
 use nix::errno::Errno;
@@ -18,7 +18,7 @@ const MAX_FILES: u64 = 1024;
 ///
 /// Afterwards it dies with the broker, writes no core file that would hold a guest's data, gains no
 /// privileges, and has no descriptor but its own.
-pub(super) fn confine(broker_pid: i32) -> io::Result<(UnixStream, UnixStream)> {
+pub(super) fn confine(broker_pid: i32) -> io::Result<(OwnedFd, UnixStream)> {
     close_inherited()?;
     // Started through /proc/self/exe, it would be shown as `exe`.
     prctl::set_name(c"vgpu-mediatord")?;
@@ -34,7 +34,7 @@ pub(super) fn confine(broker_pid: i32) -> io::Result<(UnixStream, UnixStream)> {
     setrlimit(Resource::RLIMIT_NOFILE, files, files)?;
 
     // Copies that later programs would not inherit; then nothing can mistake them for a terminal.
-    let guest = UnixStream::from(io::stdin().as_fd().try_clone_to_owned()?);
+    let guest = io::stdin().as_fd().try_clone_to_owned()?;
     let broker = UnixStream::from(io::stdout().as_fd().try_clone_to_owned()?);
     dup2_stdin(File::open("/dev/null")?)?;
     dup2_stdout(io::stderr())?;

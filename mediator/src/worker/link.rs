@@ -1,6 +1,6 @@
 //! The socket between a worker and the broker: lines of JSON from the worker, words from the broker.
 //!
-//! The broker asks (`report`, `drain`, `kick`), the worker answers and says when it has connected
+//! The broker asks (`report`, `drain`, `kick`) and decides (`admit`, `denied`, `busy`), the worker answers and says when it has connected
 //! and how it ended. A thread of the worker listens, so a session that is busy still answers.
 //! The broker trusts no worker: lines are bounded by [`MAX_LINE`] and none can make it wait.
 
@@ -9,13 +9,14 @@ use std::io::{self, BufRead, BufReader, Read, Write};
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::mpsc;
+use std::sync::mpsc::{self, Receiver, Sender};
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
 use vgpu_file_transport::SessionName;
 
+use super::spec::Turned;
 use crate::session::{StopFlag, StopReason};
 use crate::usage::{Observed, Usage};
 
@@ -35,7 +36,7 @@ pub struct Report {
     /// What the session has used so far.
     #[serde(default)]
     pub usage: Usage,
-    /// What the worker of a directory has seen there.
+    /// What the worker has found out.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub found: Option<Found>,
     /// Present in the last report.
@@ -43,7 +44,7 @@ pub struct Report {
     pub ended: Option<Ended>,
 }
 
-/// Something in a directory that only the broker can decide about.
+/// Something that only the broker can decide about.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Found {
@@ -51,6 +52,8 @@ pub enum Found {
     Guest(String),
     /// A session that waits for a mediator.
     Session(String),
+    /// Over TCP: the name of the client, which has shown that it knows the secret.
+    Client(String),
 }
 
 /// How a worker's work ended.
@@ -82,7 +85,7 @@ impl Ended {
 }
 
 /// What the broker asks of a worker.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Ask {
     /// A report now.
     Report,
@@ -92,35 +95,53 @@ pub enum Ask {
     Kick,
     /// Of the worker of a directory: this session there has no worker any more.
     Over(SessionName),
+    /// Serve the [`Found::Client`].
+    Admit,
+    /// Tell the [`Found::Client`] that it is not served.
+    TurnAway(Turned),
 }
 
 impl Ask {
-    fn from_word(word: &str) -> Option<Self> {
-        if let Some(session) = word.strip_prefix("over ") {
-            return session.parse().ok().map(Self::Over);
-        }
-        [Self::Report, Self::Drain, Self::Kick]
-            .into_iter()
-            .find(|ask| ask.to_string() == word)
+    fn from_line(line: &str) -> Option<Self> {
+        let (word, rest) = line.split_once(' ').unwrap_or((line, ""));
+        Some(match word {
+            "report" => Self::Report,
+            "drain" => Self::Drain,
+            "kick" => Self::Kick,
+            "over" => Self::Over(rest.parse().ok()?),
+            "admit" => Self::Admit,
+            "denied" => Self::TurnAway(Turned::Denied(rest.to_owned())),
+            "busy" => Self::TurnAway(Turned::Busy(rest.to_owned())),
+            _ => return None,
+        })
     }
 }
 
-/// The word on the wire.
+/// The line on the wire, without its end.
 impl fmt::Display for Ask {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        // A line is one line whatever a reason says.
+        let flat = |why: &str| why.replace(char::is_control, " ");
         match self {
             Self::Report => f.write_str("report"),
             Self::Drain => f.write_str("drain"),
             Self::Kick => f.write_str("kick"),
             Self::Over(session) => write!(f, "over {session}"),
+            Self::Admit => f.write_str("admit"),
+            Self::TurnAway(Turned::Denied(why)) => write!(f, "denied {}", flat(why)),
+            Self::TurnAway(Turned::Busy(why)) => write!(f, "busy {}", flat(why)),
         }
     }
 }
+
+/// What the broker has decided about a [`Found::Client`]: served, or not and why.
+pub(super) type Decision = Option<Turned>;
 
 /// The worker's end.
 #[derive(Debug)]
 pub(super) struct Link {
     stream: Arc<UnixStream>,
+    decisions: Receiver<Decision>,
 }
 
 impl Link {
@@ -130,18 +151,20 @@ impl Link {
         observed: &Arc<Observed>,
         stop: &Arc<StopFlag>,
         ended: &Arc<AtomicBool>,
-        over: mpsc::Sender<SessionName>,
+        over: Sender<SessionName>,
     ) -> io::Result<Self> {
         // A broker that does not read must not hold up the end of a session.
         stream.set_write_timeout(Some(Duration::from_secs(1)))?;
         let stream = Arc::new(stream);
+        let (decided, decisions) = mpsc::channel();
         let link = Self {
             stream: Arc::clone(&stream),
+            decisions,
         };
         let (observed, stop, ended) = (observed.clone(), stop.clone(), ended.clone());
         thread::Builder::new()
             .name("link".into())
-            .spawn(move || listen(&stream, &observed, &stop, &ended, &over))?;
+            .spawn(move || listen(&stream, &observed, &stop, &ended, &over, &decided))?;
         Ok(link)
     }
 
@@ -151,7 +174,13 @@ impl Link {
         send(&self.stream, observed, None, None);
     }
 
-    /// Tells what there is in the directory.
+    /// What the broker decides about a [`Found::Client`]; `None`: nothing in time.
+    pub(super) fn decision(&self, deadline: Instant) -> Option<Decision> {
+        let left = deadline.saturating_duration_since(Instant::now());
+        self.decisions.recv_timeout(left).ok()
+    }
+
+    /// Tells what this worker has found out.
     pub(super) fn found(&self, observed: &Observed, found: Found) {
         send(&self.stream, observed, Some(found), None);
     }
@@ -167,7 +196,8 @@ fn listen(
     observed: &Observed,
     stop: &StopFlag,
     ended: &AtomicBool,
-    over: &mpsc::Sender<SessionName>,
+    over: &Sender<SessionName>,
+    decided: &Sender<Decision>,
 ) {
     let mut reader = BufReader::new(stream.take(u64::MAX));
     let mut line = String::new();
@@ -181,7 +211,7 @@ fn listen(
                 stop.set(StopReason::Draining);
                 return;
             }
-            Ok(_) => match Ask::from_word(line.trim_end()) {
+            Ok(_) => match Ask::from_line(line.trim_end()) {
                 Some(Ask::Report) => {
                     send(stream, observed, None, None);
                     continue;
@@ -189,6 +219,15 @@ fn listen(
                 Some(Ask::Over(session)) => {
                     // Only the worker of a directory listens.
                     let _ = over.send(session);
+                    continue;
+                }
+                Some(Ask::Admit) => {
+                    // Nobody may wait for it any more.
+                    let _ = decided.send(None);
+                    continue;
+                }
+                Some(Ask::TurnAway(turned)) => {
+                    let _ = decided.send(Some(turned));
                     continue;
                 }
                 Some(Ask::Drain) => StopReason::Draining,
@@ -253,11 +292,21 @@ mod tests {
 
     #[test]
     fn words_are_read_as_they_are_written() {
-        let over = Ask::Over(SessionName::new([7; 16]));
-        for ask in [Ask::Report, Ask::Drain, Ask::Kick, over] {
-            assert_eq!(Ask::from_word(&ask.to_string()), Some(ask));
+        let reason = "the rule for name:web denies it".to_owned();
+        for ask in [
+            Ask::Report,
+            Ask::Drain,
+            Ask::Kick,
+            Ask::Over(SessionName::new([7; 16])),
+            Ask::Admit,
+            Ask::TurnAway(Turned::Denied(reason.clone())),
+            Ask::TurnAway(Turned::Busy(reason)),
+        ] {
+            assert_eq!(Ask::from_line(&ask.to_string()), Some(ask));
         }
-        assert_eq!(Ask::from_word("over ../x"), None);
-        assert_eq!(Ask::from_word("dance"), None);
+        assert_eq!(Ask::from_line("over ../x"), None);
+        assert_eq!(Ask::from_line("dance"), None);
+        let sly = Ask::TurnAway(Turned::Busy("full\nadmit".into()));
+        assert_eq!(sly.to_string(), "busy full admit");
     }
 }

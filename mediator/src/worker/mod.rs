@@ -8,7 +8,8 @@ mod confine;
 pub mod link;
 pub mod spec;
 
-use std::os::unix::net::UnixStream;
+use std::net::TcpStream;
+use std::os::fd::OwnedFd;
 use std::path::Path;
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -20,7 +21,7 @@ use vchan::{Channel, DomId};
 use vgpu_file_transport::Stop;
 use vgpu_file_transport::directory::Directory;
 use vgpu_file_transport::name::NameError;
-use vgpu_protocol::transport::Transport;
+use vgpu_socket_transport::{Secrets, SocketTransport, accept_tcp};
 
 use crate::executor::{Executor, ExecutorChoice, probe};
 use crate::listen;
@@ -28,7 +29,7 @@ use crate::logging;
 use crate::relay::{self, Stream};
 use crate::session::{self, SessionEnd, StopFlag};
 use crate::usage::Observed;
-use link::{Ended, Link};
+use link::{Ended, Found, Link};
 use spec::{Carrier, Spec};
 
 /// First argument of a worker process.
@@ -91,34 +92,20 @@ pub fn main(arguments: &[String]) -> ExitCode {
                 Err(error) => Ended::fault(error),
             }
         }
-        _ => serve_guest(&spec, guest, &observed, &stop, &link),
+        _ => serve_guest(spec, guest, &observed, &stop, &link),
     };
     link.ended(&observed, end);
     ExitCode::SUCCESS
 }
 
 fn serve_guest(
-    spec: &Spec,
-    guest: UnixStream,
+    mut spec: Spec,
+    guest: OwnedFd,
     observed: &Observed,
     stop: &StopFlag,
     link: &Link,
 ) -> Ended {
-    let deadline = Instant::now() + spec.connect_timeout();
-    let channel = |connected: Result<Channel, vchan::Error>| match connected {
-        Ok(channel) => Ok(Stream::from(channel)),
-        Err(error) => Err(format!("no channel: {error} ({})", error.advice())),
-    };
-    let connected = match &spec.carrier {
-        Carrier::Xen { domid, path } => channel(vchan::xen::connect(DomId(*domid), path, deadline)),
-        Carrier::FileSession {
-            directory,
-            guest,
-            session,
-        } => accept_files(spec, directory, guest.as_deref(), session, deadline),
-        Carrier::Local | Carrier::File { .. } => channel(vchan::local::connect_on(guest, deadline)),
-    };
-    let mut transport = match connected {
+    let mut transport = match connect(&mut spec, guest, observed, link) {
         Ok(transport) => transport,
         Err(error) => return Ended::fault(error),
     };
@@ -128,8 +115,7 @@ fn serve_guest(
         Some(route) => relay::serve(&mut transport, &route, &settings, observed, stop),
         None => {
             let mut open = || open_executor(&spec.executor);
-            let transport: &mut dyn Transport = &mut transport;
-            session::serve(transport, &mut open, &settings, observed, stop)
+            session::serve(&mut transport, &mut open, &settings, observed, stop)
         }
     };
     match &end {
@@ -138,6 +124,53 @@ fn serve_guest(
         }
         _ => Ended::fault(end.to_string()),
     }
+}
+
+/// Brings the guest's channel up. Over TCP that includes finding out whose it is.
+fn connect(
+    spec: &mut Spec,
+    guest: OwnedFd,
+    observed: &Observed,
+    link: &Link,
+) -> Result<Stream, String> {
+    let deadline = Instant::now() + spec.connect_timeout();
+    let channel = |connected: Result<Channel, vchan::Error>| match connected {
+        Ok(channel) => Ok(Stream::from(channel)),
+        Err(error) => Err(format!("no channel: {error} ({})", error.advice())),
+    };
+    match &spec.carrier {
+        Carrier::Xen { domid, path } => channel(vchan::xen::connect(DomId(*domid), path, deadline)),
+        Carrier::Unix => SocketTransport::from_unix(guest.into())
+            .map(Stream::from)
+            .map_err(|error| format!("no channel: {error}")),
+        Carrier::Tcp { secrets } => {
+            let (transport, name) = authenticate(guest.into(), secrets, deadline)?;
+            link.found(observed, Found::Client(name));
+            spec.refusal = link
+                .decision(deadline)
+                .ok_or("the broker did not decide in time")?;
+            Ok(transport.into())
+        }
+        Carrier::FileSession {
+            directory,
+            guest,
+            session,
+        } => accept_files(spec, directory, guest.as_deref(), session, deadline),
+        Carrier::Local | Carrier::File { .. } => {
+            channel(vchan::local::connect_on(guest.into(), deadline))
+        }
+    }
+}
+
+/// The file is read for every client, so that a new secret counts from the next one on.
+fn authenticate(
+    stream: TcpStream,
+    secrets: &Path,
+    deadline: Instant,
+) -> Result<(SocketTransport, String), String> {
+    let secrets =
+        Secrets::read(secrets).map_err(|error| format!("{error} ({})", error.advice()))?;
+    accept_tcp(stream, &secrets, deadline).map_err(|error| error.to_string())
 }
 
 fn accept_files(

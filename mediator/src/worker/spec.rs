@@ -25,6 +25,13 @@ const MAX_REQUESTS: u16 = 16;
 pub enum Carrier {
     /// By the connected socket that is its standard input.
     Local,
+    /// By the bytes of the connected Unix socket that is its standard input.
+    Unix,
+    /// By the TCP connection that is its standard input, once its client has shown a secret.
+    Tcp {
+        /// The file with the secrets.
+        secrets: PathBuf,
+    },
     /// By the vchan that a domain serves.
     Xen {
         /// The guest.

@@ -1,6 +1,8 @@
 //! A real `vgpu-mediatord` in a directory of its own.
 #![allow(dead_code, reason = "each test program uses its part of this")]
 
+pub(crate) mod sockets;
+
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Output, Stdio};

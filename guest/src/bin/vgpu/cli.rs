@@ -16,16 +16,23 @@ Examples:
   vgpu vector-add --n 1048576                    in a Xen guest: dom0 adds two vectors
   vgpu --endpoint local:/run/vgpu/v.sock info    a mediator on this machine
   vgpu --endpoint xen:,local:/tmp/v.sock ping    the first of the two that answers
+  vgpu --secret-file ~/.vgpu-secret --endpoint tcp:gpu-host:7070 info
   vgpu --json vector-add --input a.f32 b.f32 --output c.f32
 
-Endpoints: xen: (from a guest to dom0), local:PATH (the mediator's socket on this machine).
-Environment: VGPU_ENDPOINT is used where --endpoint is not given; RUST_LOG sets what is logged.
+Endpoints: xen: (from a guest to dom0), local:PATH or unix:PATH (the mediator's socket on this
+machine), tcp:HOST:PORT (over a network; needs a secret).
+Environment: VGPU_ENDPOINT and VGPU_SECRET_FILE are used where --endpoint and --secret-file are not
+given; RUST_LOG sets what is logged.
 Exit status: 0 only when every result was verified; 1 failure; 2 wrong arguments; 130 interrupted."
 )]
 pub(crate) struct Cli {
     /// Endpoints to try in order, separated by commas [default: $VGPU_ENDPOINT, or xen:]
     #[arg(long, global = true, value_name = "E[,E…]")]
     pub(crate) endpoint: Option<String>,
+
+    /// The file with the NAME KEY line for tcp: [default: $VGPU_SECRET_FILE]
+    #[arg(long, global = true, value_name = "FILE")]
+    pub(crate) secret_file: Option<PathBuf>,
 
     /// Print JSON instead of text
     #[arg(long, global = true)]
@@ -61,6 +68,9 @@ pub(crate) enum Command {
     VectorAdd(VectorAddArguments),
     /// Measure vector adds of several sizes, end to end, and round trips
     Bench(BenchArguments),
+    /// Show that a session does all that it must, at every endpoint of the list
+    #[command(hide = true)]
+    Conformance(ConformanceArguments),
 }
 
 #[derive(Debug, Args)]
@@ -91,6 +101,13 @@ pub(crate) struct VectorAddArguments {
     /// File for the sum
     #[arg(long, value_name = "C.f32")]
     pub(crate) output: Option<PathBuf>,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct ConformanceArguments {
+    /// Run only the cases with this in their name
+    #[arg(long, value_name = "TEXT", default_value = "")]
+    pub(crate) only: String,
 }
 
 #[derive(Debug, Args)]

@@ -12,13 +12,7 @@ pub(crate) fn run(cli: &Cli) -> Result<(), Failure> {
     let endpoint = session::endpoint_name(&client);
     let limits = *client.limits();
     let session = format!("{:#018x}", client.epoch());
-    let left: Vec<_> = client
-        .left()
-        .iter()
-        .map(
-            |left| json!({"endpoint": left.endpoint.to_string(), "reason": left.error.to_string()}),
-        )
-        .collect();
+    let left = session::left(&client);
     client.goodbye()?;
     if cli.json {
         output::json(&json!({

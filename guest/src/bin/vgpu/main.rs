@@ -3,6 +3,7 @@
 
 mod bench;
 mod cli;
+mod conformance;
 mod doctor;
 mod failure;
 mod floats;
@@ -46,5 +47,6 @@ fn run(cli: &Cli) -> Result<(), Failure> {
         Command::Doctor => doctor::run(cli),
         Command::VectorAdd(arguments) => vector_add::run(cli, arguments),
         Command::Bench(arguments) => bench::run(cli, arguments),
+        Command::Conformance(arguments) => conformance::run(cli, arguments),
     }
 }

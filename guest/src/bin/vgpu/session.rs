@@ -3,8 +3,9 @@
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
+use serde_json::{Value, json};
 use signal_hook::consts::{SIGINT, SIGTERM};
-use vgpu_guest::{Client, Endpoint, Options, parse_list};
+use vgpu_guest::{Client, Endpoint, Left, Options, parse_list};
 
 use crate::cli::Cli;
 use crate::failure::Failure;
@@ -36,6 +37,7 @@ pub(crate) fn options(cli: &Cli) -> Result<Options, Failure> {
     }
     let mut options = Options {
         ring_bytes: cli.ring,
+        secret_file: cli.secret_file.clone(),
         client_name: format!(
             "vgpu {} (pid {})",
             env!("CARGO_PKG_VERSION"),
@@ -58,6 +60,17 @@ pub(crate) fn open(cli: &Cli) -> Result<Client, Failure> {
         eprintln!("left {left}");
     }
     Ok(client)
+}
+
+/// The endpoints before the one in use, and why they were left.
+pub(crate) fn left(client: &Client) -> Vec<Value> {
+    let entry = |left: &Left| {
+        json!({
+            "endpoint": left.endpoint.to_string(),
+            "reason": left.error.to_string(),
+        })
+    };
+    client.left().iter().map(entry).collect()
 }
 
 /// The endpoint in use, as people wrote it.

@@ -36,6 +36,7 @@ pub(crate) fn run(cli: &Cli, arguments: &VectorAddArguments) -> Result<(), Failu
     bar.finish_and_clear();
     let report = report?;
     let endpoint = session::endpoint_name(&client);
+    let left = session::left(&client);
     client.goodbye()?;
 
     let verdict = floats::verify(&a, &b, &out);
@@ -49,6 +50,7 @@ pub(crate) fn run(cli: &Cli, arguments: &VectorAddArguments) -> Result<(), Failu
             "executor": info.executor,
             "device": info.device,
             "endpoint": endpoint,
+            "left": left,
             "seconds": seconds,
             "device_seconds": report.device_time.as_secs_f64(),
             "bytes": bytes,

@@ -11,6 +11,7 @@ Examples:
   vgpuctl top                     rates of all sessions, every second
   vgpuctl kick web-1              end the sessions of the guest named web-1
   vgpuctl kick session:12         end one session
+  vgpuctl secret web-1            a new secret for the client web-1 over tcp:
   vgpuctl doctor                  what is missing on this machine, and what to do";
 
 /// Shows and controls a running vgpu-mediatord.
@@ -48,8 +49,14 @@ pub(crate) enum Command {
     },
     /// End a guest's sessions; it may connect again
     Kick {
-        /// A domid, a VM's name or uuid, `local` (this machine's programs), or session:N
+        /// A domid, a VM's name or uuid, the name of a secret, `local` (this machine's programs), or
+        /// session:N
         guest: String,
+    },
+    /// Make a secret for a client over tcp:, and print its line for both sides' files
+    Secret {
+        /// What to call the client: letters, digits, dots, dashes and underscores
+        name: String,
     },
     /// Look for what is missing on this machine; exits with 1 if something is
     Doctor,

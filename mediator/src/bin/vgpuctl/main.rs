@@ -4,6 +4,7 @@
 mod cli;
 mod doctor;
 mod figures;
+mod secret;
 mod status;
 mod top;
 
@@ -86,6 +87,7 @@ fn run(cli: &Cli) -> Result<ExitCode, Exit> {
                 other => return Err(unexpected(other).into()),
             }
         }
+        Command::Secret { name } => secret::run(name, cli.json)?,
         Command::Doctor => return doctor::run(&control, cli.json),
     }
     Ok(ExitCode::SUCCESS)

@@ -1,6 +1,7 @@
 //! `vgpu doctor`: what is here, what is missing, what to do.
 
 mod endpoints;
+mod secret;
 mod xen;
 
 use serde::Serialize;
@@ -66,6 +67,10 @@ pub(crate) fn run(cli: &Cli) -> Result<(), Failure> {
     // Elsewhere nothing of Xen is needed, and its absence no fault.
     if endpoints.contains(&Endpoint::Xen) {
         xen::checks().try_for_each(|check| show(check()))?;
+    }
+    let is_tcp = |endpoint: &Endpoint| matches!(endpoint, Endpoint::Tcp { .. });
+    if endpoints.iter().any(is_tcp) {
+        show(secret::check(&options))?;
     }
     let mut chosen = None;
     for endpoint in &endpoints {

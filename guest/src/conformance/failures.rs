@@ -1,0 +1,116 @@
+//! Requests and connections that fail, and what is left afterwards.
+
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+use std::time::Duration;
+
+use vgpu_protocol::frame::Flags;
+use vgpu_protocol::message::Op;
+use vgpu_protocol::status::{ErrorCode, Status};
+
+use crate::error::{Cause, Retry};
+use crate::options::Options;
+
+use super::{Ground, at, check, fails, goodbye, works};
+
+/// A lane that no mediator offers.
+const NO_LANE: u16 = 4999;
+
+pub(super) fn refused(ground: &Ground<'_>) -> Result<(), String> {
+    let mut client = ground.connect()?;
+    for op in [Op::Info, Op::Ping, Op::Fence] {
+        let asked = client.request("on a lane that is not there", |client| {
+            let request = client.next_request(op).with_lane(NO_LANE);
+            client.wire.call(request, &[])
+        });
+        let error = fails("a lane that is not there", asked)?;
+        let range = Status::from(ErrorCode::Range);
+        check(
+            matches!(error.cause(), Cause::Refused { status, .. } if *status == range),
+            || format!("{op} on a lane that is not there: {error}"),
+        )?;
+        check(error.epoch() == Some(client.epoch()), || {
+            format!("the error is of session {:x?}", error.epoch())
+        })?;
+        works(&mut client, "after a refused request")?;
+    }
+    goodbye(client)
+}
+
+pub(super) fn quiet_failures(ground: &Ground<'_>) -> Result<(), String> {
+    let mut client = ground.connect()?;
+    let mut wrong = Vec::new();
+    for round in 0..3 {
+        client.ping_quiet(b"good").map_err(at("quiet ping"))?;
+        let id = client
+            .request("quiet ping", |client| {
+                let request = client.next_request(Op::Ping).with_lane(NO_LANE);
+                let request = request.with_flags(Flags::QUIET);
+                client.wire.send(request, &[])?;
+                Ok(request.request_id)
+            })
+            .map_err(|error| format!("round {round}: {error}"))?;
+        wrong.push(id);
+    }
+    let fence = client.fence().map_err(at("fence"))?;
+    let told: Vec<u32> = fence.failures.iter().map(|at| at.request_id).collect();
+    check(told == wrong && fence.dropped == 0, || {
+        format!("requests {wrong:?} failed, the fence told {told:?}")
+    })?;
+    let fence = client.fence().map_err(at("a second fence"))?;
+    check(fence.failures.is_empty(), || {
+        "the second fence told the same again".to_owned()
+    })?;
+    works(&mut client, "after quiet failures")?;
+    goodbye(client)
+}
+
+pub(super) fn arguments(ground: &Ground<'_>) -> Result<(), String> {
+    let mut client = ground.connect()?;
+    let outcomes = [
+        client.ping(&[0; 4097]).map(|_| ()),
+        client
+            .vector_add(&[1.0; 2], &[1.0; 3], &mut [0.0; 2])
+            .map(|_| ()),
+        client
+            .vector_add(&[1.0; 2], &[1.0; 2], &mut [0.0; 3])
+            .map(|_| ()),
+    ];
+    for outcome in outcomes {
+        let error = fails("wrong arguments", outcome)?;
+        check(
+            matches!(error.cause(), Cause::Input(_)) && error.retry() == Retry::No,
+            || format!("wrong arguments: {error}"),
+        )?;
+    }
+    works(&mut client, "after wrong arguments")?;
+    goodbye(client)
+}
+
+pub(super) fn interrupts(ground: &Ground<'_>) -> Result<(), String> {
+    let options = Options {
+        interrupt: Some(Arc::new(AtomicBool::new(true))),
+        ..ground.options.clone()
+    };
+    let error = fails("connect", ground.connect_with(&options))?;
+    check(matches!(error.cause(), Cause::Interrupted), || {
+        format!("interrupted while connecting: {error}")
+    })?;
+    let mut client = ground.connect()?;
+    works(&mut client, "after an interrupted attempt")?;
+    goodbye(client)
+}
+
+pub(super) fn deadlines(ground: &Ground<'_>) -> Result<(), String> {
+    let options = Options {
+        connect_timeout: Duration::from_nanos(1),
+        ..ground.options.clone()
+    };
+    let error = fails("connect in no time", ground.connect_with(&options))?;
+    check(error.retry() == Retry::NewSession, || {
+        format!("no time to connect: {error}")
+    })?;
+    let mut client = ground.connect()?;
+    works(&mut client, "after an attempt without time")?;
+    goodbye(client)
+}

@@ -1,0 +1,141 @@
+//! What every session must do, whatever carries it.
+//!
+//! Each [`Case`] opens sessions of its own at one endpoint and talks to a real mediator there, which
+//! may be on another machine. `vgpu conformance` runs them from a command line;
+//! `mediator/tests/conformance.rs` runs them over every endpoint that needs no Xen, and the lab runs
+//! them in a guest.
+
+mod failures;
+mod requests;
+mod sessions;
+mod vectors;
+
+use std::time::{Duration, Instant};
+
+use vgpu_protocol::endpoint::Endpoint;
+
+use crate::client::Client;
+use crate::options::Options;
+
+/// Where a case runs.
+#[derive(Debug, Clone, Copy)]
+pub struct Ground<'a> {
+    /// The endpoint that is tried.
+    pub endpoint: &'a Endpoint,
+    /// How its sessions are opened. The time limits are watchdogs: give them room.
+    pub options: &'a Options,
+}
+
+/// One thing to show.
+#[derive(Debug, Clone, Copy)]
+pub struct Case {
+    /// A name in words joined by underscores, unique.
+    pub name: &'static str,
+    run: fn(&Ground<'_>) -> Result<(), String>,
+}
+
+/// All cases, in order.
+pub const CASES: &[Case] = &[
+    case("info_names_executor_and_mediator", requests::info),
+    case("pings_of_all_sizes", requests::pings),
+    case("quiet_requests_and_fences", requests::quiet),
+    case("refused_requests", failures::refused),
+    case(
+        "quiet_failures_are_told_by_the_fence",
+        failures::quiet_failures,
+    ),
+    case("wrong_arguments_leave_the_session", failures::arguments),
+    case("vector_adds_around_a_chunk", vectors::around_a_chunk),
+    case(
+        "vector_add_of_several_chunks_and_a_remainder",
+        vectors::several_chunks,
+    ),
+    case("vector_add_of_1048576", vectors::million),
+    case("sums_are_those_of_ieee_754", vectors::special_values),
+    case("large_then_small", vectors::large_then_small),
+    case("two_sessions_at_once", sessions::two_at_once),
+    case("epochs_differ", sessions::epochs),
+    case("goodbye_ends_a_session", sessions::goodbye_ends),
+    case("dropped_in_the_middle", sessions::dropped),
+    case("interrupts_are_heard", failures::interrupts),
+    case("deadlines_are_kept", failures::deadlines),
+];
+
+const fn case(name: &'static str, run: fn(&Ground<'_>) -> Result<(), String>) -> Case {
+    Case { name, run }
+}
+
+/// How a case went.
+#[derive(Debug)]
+pub struct Outcome {
+    /// Which case.
+    pub case: &'static Case,
+    /// What was wrong, in one line.
+    pub result: Result<(), String>,
+    /// How long it took.
+    pub elapsed: Duration,
+}
+
+/// Runs the cases whose name contains `only`, one after the other; each is told when it is over.
+pub fn run<'a>(ground: &'a Ground<'a>, only: &'a str) -> impl Iterator<Item = Outcome> + 'a {
+    let wanted = CASES.iter().filter(move |case| case.name.contains(only));
+    wanted.map(|case| {
+        let start = Instant::now();
+        let result = (case.run)(ground);
+        Outcome {
+            case,
+            result,
+            elapsed: start.elapsed(),
+        }
+    })
+}
+
+impl Ground<'_> {
+    fn connect(&self) -> Result<Client, String> {
+        self.connect_with(self.options).map_err(at("connect"))
+    }
+
+    fn connect_with(&self, options: &Options) -> crate::Result<Client> {
+        Client::connect(std::slice::from_ref(self.endpoint), options)
+    }
+}
+
+fn check(holds: bool, otherwise: impl FnOnce() -> String) -> Result<(), String> {
+    if holds { Ok(()) } else { Err(otherwise()) }
+}
+
+/// Says at which step an error came.
+fn at(step: &str) -> impl Fn(crate::Error) -> String + '_ {
+    move |error| format!("{step}: {error}")
+}
+
+/// The error that `outcome` must be.
+fn fails<T>(step: &str, outcome: crate::Result<T>) -> Result<crate::Error, String> {
+    match outcome {
+        Err(error) => Ok(error),
+        Ok(_) => Err(format!("{step}: succeeded")),
+    }
+}
+
+fn goodbye(client: Client) -> Result<(), String> {
+    client.goodbye().map_err(at("goodbye"))
+}
+
+/// Shows that the session works: a ping and a small sum.
+fn works(client: &mut Client, step: &str) -> Result<(), String> {
+    client.ping(b"still there?").map_err(at(step))?;
+    vectors::add(client, 33).map_err(|error| format!("{step}: {error}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_are_unique() {
+        let mut names: Vec<_> = CASES.iter().map(|case| case.name).collect();
+        names.sort_unstable();
+        names.dedup();
+        assert_eq!(names.len(), CASES.len());
+    }
+}

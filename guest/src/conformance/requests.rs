@@ -1,0 +1,58 @@
+//! Requests that succeed.
+
+use super::{Ground, at, check, goodbye};
+
+pub(super) fn info(ground: &Ground<'_>) -> Result<(), String> {
+    let mut client = ground.connect()?;
+    let info = client.info().map_err(at("info"))?;
+    check(["cpu", "cuda"].contains(&&*info.executor), || {
+        format!("the executor is called {:?}", info.executor)
+    })?;
+    check(info.mediator.starts_with("vgpu-mediatord "), || {
+        format!("the mediator is called {:?}", info.mediator)
+    })?;
+    check(!info.device.is_empty() && !info.reason.is_empty(), || {
+        format!("no device or no reason: {info:?}")
+    })?;
+    let limits = *client.limits();
+    check(
+        limits.max_elements >= 1 << 20
+            && limits.max_chunk_elements > 0
+            && limits.preferred_chunk_elements <= limits.max_chunk_elements,
+        || format!("limits that allow no work: {limits:?}"),
+    )?;
+    check(client.endpoint() == Some(ground.endpoint), || {
+        format!("{:?} is said to be in use", client.endpoint())
+    })?;
+    goodbye(client)
+}
+
+pub(super) fn pings(ground: &Ground<'_>) -> Result<(), String> {
+    let mut client = ground.connect()?;
+    let around = |size: usize| [size - 1, size, size + 1];
+    let powers = (4..12).map(|power| 1 << power).flat_map(around);
+    for size in (0..=17).chain(powers).chain([4095, 4096]) {
+        let payload: Vec<u8> = (0..=255).cycle().skip(size).take(size).collect();
+        client
+            .ping(&payload)
+            .map_err(|error| format!("{size} bytes: {error}"))?;
+    }
+    goodbye(client)
+}
+
+pub(super) fn quiet(ground: &Ground<'_>) -> Result<(), String> {
+    let mut client = ground.connect()?;
+    for round in 0..3 {
+        for size in 0..100 {
+            client
+                .ping_quiet(&vec![7; size * 40])
+                .map_err(at("quiet ping"))?;
+        }
+        let fence = client.fence().map_err(at("fence"))?;
+        check(fence.failures.is_empty() && fence.dropped == 0, || {
+            format!("round {round}: {fence:?}")
+        })?;
+    }
+    client.ping(b"after fences").map_err(at("ping"))?;
+    goodbye(client)
+}

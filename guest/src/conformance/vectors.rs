@@ -1,0 +1,107 @@
+//! Vector adds, every sum of which is checked.
+
+use crate::client::Client;
+
+use super::{Ground, check, goodbye};
+
+/// Adds two vectors of `n` elements whose values depend on their place, so that a chunk in the
+/// wrong place or from another request is noticed.
+pub(super) fn add(client: &mut Client, n: usize) -> Result<(), String> {
+    let a: Vec<f32> = (0..n).map(|i| (i % 16_381) as f32).collect();
+    let b: Vec<f32> = (0..n).map(|i| (i / 16_381) as f32 + n as f32).collect();
+    let sum = sum(client, &a, &b)?;
+    for (i, sum) in sum.iter().enumerate() {
+        let wanted = a[i] + b[i];
+        check(*sum == wanted, || {
+            format!("element {i} of {n} is {sum}, not {wanted}")
+        })?;
+    }
+    Ok(())
+}
+
+fn sum(client: &mut Client, a: &[f32], b: &[f32]) -> Result<Vec<f32>, String> {
+    let n = a.len();
+    let mut sum = vec![f32::NAN; n];
+    let report = client
+        .vector_add(a, b, &mut sum)
+        .map_err(|error| format!("{n} elements: {error}"))?;
+    check(report.elements == n, || {
+        format!("{n} elements: {} reported", report.elements)
+    })?;
+    Ok(sum)
+}
+
+/// The chunk that a long vector travels in.
+fn chunk(client: &Client) -> usize {
+    let limits = client.limits();
+    let chunk = match limits.preferred_chunk_elements {
+        0 => limits.max_chunk_elements,
+        preferred => preferred,
+    };
+    chunk as usize
+}
+
+pub(super) fn around_a_chunk(ground: &Ground<'_>) -> Result<(), String> {
+    let mut client = ground.connect()?;
+    let chunk = chunk(&client);
+    for n in [0, 1, 2, 1024, chunk - 1, chunk, chunk + 1] {
+        add(&mut client, n)?;
+    }
+    goodbye(client)
+}
+
+pub(super) fn several_chunks(ground: &Ground<'_>) -> Result<(), String> {
+    let mut client = ground.connect()?;
+    let chunk = chunk(&client);
+    add(&mut client, 5 * chunk + 4099)?;
+    goodbye(client)
+}
+
+pub(super) fn million(ground: &Ground<'_>) -> Result<(), String> {
+    let mut client = ground.connect()?;
+    add(&mut client, 1 << 20)?;
+    goodbye(client)
+}
+
+pub(super) fn special_values(ground: &Ground<'_>) -> Result<(), String> {
+    let values = [
+        0.0,
+        -0.0,
+        1.0,
+        -1.5,
+        f32::MAX,
+        f32::MIN,
+        f32::MIN_POSITIVE,
+        f32::from_bits(1),
+        f32::EPSILON,
+        f32::INFINITY,
+        f32::NEG_INFINITY,
+        f32::NAN,
+        16_777_216.0,
+    ];
+    let a: Vec<f32> = values.iter().flat_map(|a| values.map(|_| *a)).collect();
+    let b: Vec<f32> = values.iter().flat_map(|_| values).collect();
+    let mut client = ground.connect()?;
+    let sum = sum(&mut client, &a, &b)?;
+    for (i, sum) in sum.iter().enumerate() {
+        let wanted = a[i] + b[i];
+        // Which NaN it is, IEEE 754 leaves open.
+        let same = sum.to_bits() == wanted.to_bits() || (sum.is_nan() && wanted.is_nan());
+        check(same, || format!("{:e} + {:e} is {sum:e}", a[i], b[i]))?;
+    }
+    goodbye(client)
+}
+
+pub(super) fn large_then_small(ground: &Ground<'_>) -> Result<(), String> {
+    let mut client = ground.connect()?;
+    for round in 0..4 {
+        add(&mut client, (1 << 19) + round)?;
+        for size in [1, 4096, 7] {
+            client
+                .ping(&vec![1; size])
+                .map_err(|error| format!("ping after a large vector: {error}"))?;
+        }
+        add(&mut client, 1 + round)?;
+    }
+    goodbye(client)
+}

@@ -1,0 +1,89 @@
+//! The command `vgpu` with a list of endpoints: which it takes, and what it says about the others.
+
+use std::os::unix::net::UnixListener;
+use std::path::Path;
+use std::process::Command;
+use std::thread::{self, JoinHandle};
+use std::time::Duration;
+
+use vgpu_mediator::executor::cpu::CpuExecutor;
+use vgpu_mediator::session::{self, SessionEnd};
+use vgpu_mediator::usage::Observed;
+use vgpu_socket_transport::SocketTransport;
+
+/// One session of a mediator at `unix:PATH`.
+fn serve_once(path: &Path) -> JoinHandle<SessionEnd> {
+    let listener = UnixListener::bind(path).expect("a free path");
+    thread::spawn(move || {
+        let time = Duration::from_secs(60);
+        let (stream, _) = listener.accept().expect("a guest");
+        let mut transport = SocketTransport::from_unix(stream).expect("a socket");
+        let settings = session::Settings {
+            limits: vgpu_guest::Limits {
+                max_body: 1 << 20,
+                max_lanes: 1,
+                max_requests: 1,
+                max_handles: 1,
+                max_chunk_elements: 1 << 16,
+                preferred_chunk_elements: 0,
+                max_elements: 1 << 30,
+            },
+            epoch: 0xABC,
+            hello_timeout: time,
+            idle_timeout: time,
+            stall_timeout: time,
+            reason: None,
+            refusal: None,
+        };
+        let mut cpu = || Ok(Box::new(CpuExecutor::new("a test")) as _);
+        session::serve(
+            &mut transport,
+            &mut cpu,
+            &settings,
+            &Observed::default(),
+            &Default::default(),
+        )
+    })
+}
+
+#[test]
+fn the_list_is_tried_in_order_and_what_was_left_is_told() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("vgpu.sock");
+    let absent = directory.path().join("absent.sock");
+    let list = format!(
+        "local:{0},tcp:127.0.0.1:9,unix:{0},unix:{1}",
+        absent.display(),
+        path.display()
+    );
+    for arguments in [&["info"][..], &["vector-add", "--n", "1000"]] {
+        let mediator = serve_once(&path);
+        let output = Command::new(env!("CARGO_BIN_EXE_vgpu"))
+            .arg("--json")
+            .args(arguments)
+            .env("VGPU_ENDPOINT", &list)
+            .env_remove("VGPU_SECRET_FILE")
+            .env_remove("RUST_LOG")
+            .output()
+            .expect("vgpu runs");
+        let stderr = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.success(), "{stderr}");
+        assert!(matches!(mediator.join().unwrap(), SessionEnd::Goodbye));
+        std::fs::remove_file(&path).unwrap();
+        let told: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+        assert_eq!(told["endpoint"], format!("unix:{}", path.display()));
+        let left = told["left"].as_array().unwrap();
+        let wanted = [
+            (format!("local:{}", absent.display()), "no mediator listens"),
+            ("tcp:127.0.0.1:9".to_owned(), "needs a secret"),
+            (format!("unix:{}", absent.display()), "no mediator listens"),
+        ];
+        assert_eq!(left.len(), wanted.len(), "{told}");
+        for (left, (endpoint, reason)) in left.iter().zip(&wanted) {
+            assert_eq!(left["endpoint"], *endpoint);
+            let why = left["reason"].as_str().unwrap();
+            assert!(why.contains(reason), "{why}");
+            assert!(stderr.contains(&format!("left {endpoint} (")), "{stderr}");
+        }
+    }
+}

@@ -1,0 +1,33 @@
+//! `vgpuctl secret NAME`: a new secret for a client over TCP.
+
+use std::io::{self, IsTerminal};
+
+use vgpu_mediator::failure::Failure;
+use vgpu_socket_transport::Secret;
+
+use crate::{Exit, print, print_json};
+
+/// Standard output holds the line alone, so that it can be appended to a file.
+pub(crate) fn run(name: &str, json: bool) -> Result<(), Exit> {
+    let secret =
+        Secret::generate(name).map_err(|error| Failure::new(error.to_string(), error.advice()))?;
+    let line = secret.to_line();
+    if json {
+        return Ok(print_json(&serde_json::json!({
+            "name": secret.name(),
+            "line": line.as_str(),
+        }))?);
+    }
+    print(&format!("{}\n", line.as_str()))?;
+    if io::stdout().is_terminal() {
+        eprintln!();
+    }
+    eprintln!(
+        "Add this line to the mediator's file of secrets (`secrets` in mediatord.toml) and put it \
+         alone\ninto a file of the client, named by --secret-file or VGPU_SECRET_FILE; chmod 600 \
+         both. Who has it\nis {}: send it by a way that nobody listens to. It counts from the next \
+         connection on.",
+        secret.name()
+    );
+    Ok(())
+}

@@ -1,0 +1,180 @@
+//! `unix:` and `tcp:` endpoints: who connects, and what the broker decides about it.
+//!
+//! The broker accepts and hands the socket to a worker; it reads no byte of it. A Unix socket says
+//! at once whose process is at the other end. Over TCP nobody is known at first: the worker finds
+//! out by the handshake, tells the client's name, and waits for the broker's decision.
+
+use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::time::{Duration, Instant};
+
+use super::session::Session;
+use super::strangers::Strangers;
+use super::who::Who;
+use super::{Broker, KICK_TIME};
+use crate::failure::Failure;
+use crate::worker::link::Ask;
+use crate::worker::spec::{Carrier, Turned};
+
+/// A listening TCP socket.
+#[derive(Debug)]
+pub(super) struct TcpDoor {
+    socket: TcpListener,
+    /// As it was configured.
+    name: String,
+}
+
+impl TcpDoor {
+    /// Listens at `host` and `port`.
+    pub(super) fn open(host: &str, port: u16, name: String) -> Result<Self, Failure> {
+        let bound = TcpListener::bind((host, port)).and_then(|socket| {
+            socket.set_nonblocking(true)?;
+            Ok((socket.local_addr()?, socket))
+        });
+        let (address, socket) = bound.map_err(|error| {
+            Failure::system(
+                format!("cannot listen on {name}"),
+                error,
+                "name an address of this machine and a free port above 1023, such as \
+                 tcp:127.0.0.1:7070",
+            )
+        })?;
+        if !address.ip().is_loopback() {
+            log::info!(
+                "{name} can be reached from other machines: who knows no secret learns nothing, \
+                 but let a firewall decide who may try"
+            );
+        }
+        Ok(Self { socket, name })
+    }
+}
+
+impl AsFd for TcpDoor {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.socket.as_fd()
+    }
+}
+
+/// Connections that wait to be looked at.
+pub(super) type Newcomers = Strangers<(TcpStream, SocketAddr)>;
+
+impl Broker<'_> {
+    pub(super) fn accept_tcp(&mut self, index: usize, now: Instant) {
+        use std::io::ErrorKind::{ConnectionAborted, Interrupted, WouldBlock};
+        let Some(door) = self.tcps.get(index) else {
+            return;
+        };
+        match door.socket.accept() {
+            Ok((stream, address)) => {
+                let who = Who::Tcp {
+                    name: None,
+                    address,
+                };
+                let arrived = self.newcomers.arrive(address.ip(), (stream, address), now);
+                if arrived.is_err() {
+                    self.accounts.refuse(&who, now);
+                    let line = "disconnected: too many wait to show their secret";
+                    self.accounts.log(&who, log::Level::Warn, line, now);
+                }
+                self.look_at_newcomers(now);
+            }
+            Err(error) if matches!(error.kind(), ConnectionAborted | Interrupted | WouldBlock) => {}
+            Err(error) => {
+                log::warn!("{}: {error}", door.name);
+                // Out of descriptors, most likely: the connection still waits, so do not spin.
+                std::thread::sleep(Duration::from_millis(50));
+            }
+        }
+    }
+
+    /// Starts workers for those who have a place.
+    pub(super) fn look_at_newcomers(&mut self, now: Instant) {
+        while let Some((stream, address)) = self.newcomers.next(now) {
+            self.look_at(stream, address, now);
+        }
+    }
+
+    fn look_at(&mut self, stream: TcpStream, address: SocketAddr, now: Instant) {
+        let Some(secrets) = self.config.secrets.clone() else {
+            return;
+        };
+        let who = Who::Tcp {
+            name: None,
+            address,
+        };
+        let from: IpAddr = address.ip();
+        let guest: OwnedFd = stream.into();
+        if let Some(id) = self.start(who, Carrier::Tcp { secrets }, Some(guest), None, now)
+            && let Some(session) = self.sessions.get_mut(&id)
+        {
+            let limit = Duration::from_secs(self.config.limits.connect_timeout_s.into());
+            session.stranger = true;
+            // It keeps its own time; this is for one that cannot.
+            session.kill_at = Some(now + limit + KICK_TIME);
+            self.newcomers.begin(from, id);
+        }
+    }
+
+    /// The client of session `id` has shown the secret of `name`: decides whether it is served.
+    pub(super) fn on_client(&mut self, id: u64, name: &str, now: Instant) {
+        let Some(Who::Tcp { address, .. }) = self
+            .sessions
+            .get(&id)
+            .filter(|session| session.stranger)
+            .map(|session| &session.who)
+        else {
+            log::warn!("session {id}: its worker names a client where there is none to name");
+            return;
+        };
+        let who = Who::Tcp {
+            name: Some(name.to_owned()),
+            address: *address,
+        };
+        self.newcomers.let_in(id);
+        let judgement = self.config.policy.judge_name(name);
+        let most = judgement
+            .max_sessions
+            .unwrap_or(self.config.limits.max_sessions_per_guest);
+        // Until the decision it is no session that counts.
+        let refusal = match judgement.allow {
+            false => Some(Turned::Denied(judgement.why)),
+            true => self.check_limits(&who, Some(most)),
+        };
+        let told = match &refusal {
+            None => true,
+            Some(turned) => self.note_refusal(&who, turned, now),
+        };
+        let Some(session) = self.sessions.get_mut(&id) else {
+            return;
+        };
+        session.who = who.clone();
+        session.stranger = false;
+        session.kill_at = None;
+        match refusal {
+            None => {
+                session.ask(Ask::Admit);
+                let line = format!("session {id} begins (worker {})", session.pid());
+                self.accounts.begin(&who, now);
+                self.accounts.log(&who, log::Level::Info, &line, now);
+            }
+            Some(turned) => {
+                session.refusing = true;
+                session.ask(Ask::TurnAway(turned));
+                if !told {
+                    session.kill();
+                }
+            }
+        }
+        self.look_at_newcomers(now);
+    }
+
+    /// A worker has ended before it knew whom it served.
+    pub(super) fn stranger_ended(&mut self, session: &Session, why: &str, now: Instant) {
+        self.newcomers.refused(session.id, now);
+        self.accounts.refuse(&session.who, now);
+        let line = format!("not let in: {why}");
+        self.accounts
+            .log(&session.who, log::Level::Warn, &line, now);
+        self.look_at_newcomers(now);
+    }
+}

@@ -1,0 +1,127 @@
+//! A mediator with every kind of endpoint that needs no Xen.
+
+use std::fs::{self, Permissions};
+use std::net::{Ipv4Addr, TcpListener};
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU8, Ordering};
+
+use vgpu_guest::{Client, Endpoint, Error, Options};
+use vgpu_socket_transport::Secret;
+
+use super::{Mediator, options};
+
+/// Addresses given to mediators of this process.
+static ADDRESSES: AtomicU8 = AtomicU8::new(1);
+
+/// Endpoints, and what a client needs to use them.
+pub(crate) struct Sockets {
+    directory: PathBuf,
+    tcp: Endpoint,
+}
+
+impl Sockets {
+    /// Secrets, paths and a port for a mediator in `directory`.
+    pub(crate) fn new(directory: &Path) -> Self {
+        let sockets = Self {
+            directory: directory.to_owned(),
+            tcp: free_tcp(),
+        };
+        let mut lines = String::from("# clients of a test\n");
+        for name in ["tester", "other"] {
+            let line = Secret::generate(name).unwrap().to_line();
+            write_private(&sockets.secret(name), &line);
+            lines.push_str(&line);
+            lines.push('\n');
+        }
+        write_private(&sockets.secrets(), &lines);
+        sockets
+    }
+
+    /// The file of the client `name`.
+    pub(crate) fn secret(&self, name: &str) -> PathBuf {
+        self.directory.join(format!("{name}.secret"))
+    }
+
+    /// The mediator's file.
+    pub(crate) fn secrets(&self) -> PathBuf {
+        self.directory.join("secrets")
+    }
+
+    pub(crate) fn unix(&self) -> Endpoint {
+        Endpoint::Unix(self.directory.join("unix.sock"))
+    }
+
+    /// A directory, which a mediator serves if it is told to.
+    pub(crate) fn file(&self) -> Endpoint {
+        Endpoint::File(self.directory.join("exchange"))
+    }
+
+    pub(crate) fn tcp(&self) -> Endpoint {
+        self.tcp.clone()
+    }
+
+    /// Host and port of [`tcp`](Self::tcp).
+    pub(crate) fn address(&self) -> (String, u16) {
+        match &self.tcp {
+            Endpoint::Tcp { host, port } => (host.clone(), *port),
+            other => panic!("{other} is not of TCP"),
+        }
+    }
+
+    /// Starts a mediator that listens on `local:`, `unix:` and `tcp:`.
+    pub(crate) fn start(&self, flags: &[&str]) -> Mediator {
+        let listen = format!("{},{}", self.unix(), self.tcp());
+        let secrets = self.secrets();
+        let secrets = secrets.to_str().expect("a path of text");
+        let own = ["--listen", &listen, "--secrets", secrets];
+        Mediator::start(&self.directory, &[&own[..], flags].concat())
+    }
+
+    /// Options of the client `tester`.
+    pub(crate) fn options(&self) -> Options {
+        self.options_of("tester")
+    }
+
+    pub(crate) fn options_of(&self, name: &str) -> Options {
+        Options {
+            secret_file: Some(self.secret(name)),
+            ..options()
+        }
+    }
+
+    pub(crate) fn connect(&self, endpoint: &Endpoint) -> Result<Client, Error> {
+        Client::connect(std::slice::from_ref(endpoint), &self.options())
+    }
+
+    /// What can be listened on and connected to here, for tests over all of it.
+    pub(crate) fn endpoints(&self, mediator: &Mediator) -> Vec<Endpoint> {
+        vec![mediator.endpoint(), self.unix(), self.tcp()]
+    }
+}
+
+pub(crate) fn write_private(path: &Path, text: &str) {
+    fs::write(path, text).expect("a directory of the test's own");
+    fs::set_permissions(path, Permissions::from_mode(0o600)).expect("our own file");
+}
+
+/// A port that nothing uses, at a loopback address that no other test is likely to use.
+fn free_tcp() -> Endpoint {
+    // Relaxed: only this counter counts.
+    let last = ADDRESSES.fetch_add(1, Ordering::Relaxed);
+    let [.., high, low] = std::process::id().to_be_bytes();
+    let address = Ipv4Addr::new(
+        127,
+        high.clamp(1, 254),
+        low.clamp(1, 254),
+        last.clamp(1, 254),
+    );
+    let port = TcpListener::bind((address, 0))
+        .and_then(|listener| listener.local_addr())
+        .expect("a free port")
+        .port();
+    Endpoint::Tcp {
+        host: address.to_string(),
+        port,
+    }
+}
