@@ -23,7 +23,7 @@ use std::time::{Duration, Instant};
 
 use super::file_name;
 use super::room::{Content, Room, Trouble};
-use super::segment::{HEADER, Header, Kind, MAX_FILE, MAX_PAYLOAD, Role, SegmentError};
+use super::segment::{HEADER, Header, Kind, MAX_FILE, Role, SegmentError};
 use crate::name::SessionName;
 
 /// Bytes of the stream that lie in files and were not taken yet, at most, each way.
@@ -93,8 +93,8 @@ fn name(role: Role) -> &'static str {
 /// A piece of the stream to be sent.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Piece {
-    /// At most [`MAX_PAYLOAD`] bytes.
-    pub bytes: Vec<u8>,
+    /// [`HEADER`] bytes of room, then at most [`super::segment::MAX_PAYLOAD`] bytes.
+    pub file: Vec<u8>,
     /// Nothing comes after it.
     pub last: bool,
 }
@@ -474,21 +474,20 @@ impl Exchange {
 
     /// Writes the pieces that `next` gives, as far as the window allows. Returns whether it wrote.
     ///
-    /// `next` is asked for at most [`MAX_PAYLOAD`] bytes at a time, and gives nothing when there is
-    /// nothing to send.
+    /// `next` gives nothing when there is nothing to send.
     ///
     /// # Errors
     /// The session is over.
     pub fn send(
         &mut self,
         room: &mut dyn Room,
-        next: &mut dyn FnMut(usize) -> Option<Piece>,
+        next: &mut dyn FnMut() -> Option<Piece>,
         now: Instant,
     ) -> Result<bool, Fault> {
         let mut wrote = false;
         loop {
             if self.frozen.is_none() && self.has_room() {
-                self.frozen = next(MAX_PAYLOAD).map(|piece| self.freeze(&piece));
+                self.frozen = next().map(|piece| self.freeze(piece));
             }
             let Some(frozen) = &self.frozen else {
                 return Ok(wrote);
@@ -512,16 +511,15 @@ impl Exchange {
         }
     }
 
-    fn freeze(&mut self, piece: &Piece) -> Frozen {
+    fn freeze(&mut self, piece: Piece) -> Frozen {
+        let Piece { mut file, last } = piece;
         let header = Header {
-            last: piece.last,
+            last,
             ..self.header(Kind::Data, self.data_written + 1)
         };
         self.tell();
-        Frozen {
-            file: header.encode(&piece.bytes),
-            last: piece.last,
-        }
+        header.complete(&mut file);
+        Frozen { file, last }
     }
 
     fn header(&self, kind: Kind, number: u64) -> Header {

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 /// Between two looks while something moves.
-pub const FASTEST: Duration = Duration::from_micros(500);
+pub const FASTEST: Duration = Duration::from_micros(50);
 
 /// Between two looks when nothing has moved for a while.
 pub const SLOWEST: Duration = Duration::from_millis(50);
@@ -28,6 +28,6 @@ mod tests {
             quiet += pause(quiet);
             looks += 1;
         }
-        assert!(looks < 70, "{looks} looks in the first second");
+        assert!(looks < 90, "{looks} looks in the first second");
     }
 }

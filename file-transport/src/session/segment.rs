@@ -94,9 +94,6 @@ pub enum SegmentError {
     /// Shorter than its header says, or than a header.
     #[error("it ends after {0} bytes, before its end")]
     Short(usize),
-    /// Longer than its header says, or than any may be.
-    #[error("it is longer than it says")]
-    Long,
     /// The checksum does not fit.
     #[error("its checksum is wrong")]
     Checksum,
@@ -124,30 +121,40 @@ impl SegmentError {
 impl Header {
     /// The file with this header and `payload`, which must not exceed [`MAX_PAYLOAD`].
     pub fn encode(&self, payload: &[u8]) -> Vec<u8> {
-        debug_assert!(payload.len() <= MAX_PAYLOAD);
-        let mut file = Vec::with_capacity(HEADER + payload.len());
+        let mut file = vec![0; HEADER];
+        file.extend(payload);
+        self.complete(&mut file);
+        file
+    }
+
+    /// Writes this header into the first [`HEADER`] bytes of `file`, behind which the payload lies.
+    ///
+    /// # Panics
+    /// If `file` is shorter than a header.
+    pub fn complete(&self, file: &mut [u8]) {
+        debug_assert!(file.len() <= MAX_FILE);
+        let payload = file.len() - HEADER;
+        let mut header = Vec::with_capacity(HEADER);
         let kind = match self.kind {
             Kind::Data => 1u8,
             Kind::Beat => 2,
         };
         let flags = u32::from(self.last) | u32::from(self.gives_up) << 1;
         // At most 1 MiB.
-        let len = u32::try_from(payload.len()).unwrap_or(u32::MAX);
-        file.extend(MAGIC);
-        file.extend(VERSION.to_le_bytes());
-        file.extend([self.role.byte(), kind]);
-        file.extend(flags.to_le_bytes());
-        file.extend(self.session.bits());
-        file.extend(self.writer);
+        let len = u32::try_from(payload).unwrap_or(u32::MAX);
+        header.extend(MAGIC);
+        header.extend(VERSION.to_le_bytes());
+        header.extend([self.role.byte(), kind]);
+        header.extend(flags.to_le_bytes());
+        header.extend(self.session.bits());
+        header.extend(self.writer);
         for number in [self.number, self.taken, self.offset] {
-            file.extend(number.to_le_bytes());
+            header.extend(number.to_le_bytes());
         }
-        file.extend(len.to_le_bytes());
-        file.extend([0; 4]);
-        file.extend(payload);
-        let checksum = checksum(&file);
+        header.extend(len.to_le_bytes());
+        file[..CHECKSUM_AT].copy_from_slice(&header);
+        let checksum = checksum(file);
         file[CHECKSUM_AT..HEADER].copy_from_slice(&checksum.to_le_bytes());
-        file
     }
 
     /// Reads a whole file: the header and where its payload begins. Everything is checked but whose
@@ -162,22 +169,24 @@ impl Header {
         if header[..8] != MAGIC {
             return Err(SegmentError::Magic);
         }
-        let u16_at = |at: usize| u16::from_le_bytes([header[at], header[at + 1]]);
-        let version = u16_at(8);
-        if version != VERSION {
-            return Err(SegmentError::Version(version));
-        }
         let u32_at = |at: usize| u32::from_le_bytes(array(header, at));
         let u64_at = |at: usize| u64::from_le_bytes(array(header, at));
         let len = u32_at(72) as usize;
-        if len > MAX_PAYLOAD || payload.len() > len {
-            return Err(SegmentError::Long);
-        }
-        if payload.len() < len {
-            return Err(SegmentError::Short(file.len()));
-        }
+        // First of all: in a file that has not arrived whole no field means anything.
         if checksum(file) != u32_at(CHECKSUM_AT) {
-            return Err(SegmentError::Checksum);
+            let short = len <= MAX_PAYLOAD && payload.len() < len;
+            return Err(if short {
+                SegmentError::Short(file.len())
+            } else {
+                SegmentError::Checksum
+            });
+        }
+        let version = u16::from_le_bytes(array(header, 8));
+        if version != VERSION {
+            return Err(SegmentError::Version(version));
+        }
+        if len > MAX_PAYLOAD || payload.len() != len {
+            return Err(SegmentError::Field("length"));
         }
         let role = match header[10] {
             1 => Role::Guest,
@@ -322,7 +331,7 @@ mod tests {
             assert!(error.may_pass(), "{len}: {error}");
         }
         let long = [&file[..], b"x"].concat();
-        assert_eq!(Header::decode(&long), Err(SegmentError::Long));
+        assert_eq!(Header::decode(&long), Err(SegmentError::Checksum));
         assert!(Header::decode(&vec![0; file.len()]).unwrap_err().may_pass());
     }
 

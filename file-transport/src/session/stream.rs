@@ -16,7 +16,7 @@ use vgpu_protocol::transport::{Interest, Transport, TransportError};
 use super::directory::SessionDirectory;
 use super::exchange::{Exchange, Fault, Looked, Piece, Taken};
 use super::pace::{self, pause};
-use super::segment::{MAX_PAYLOAD, Role};
+use super::segment::{HEADER, MAX_FILE, MAX_PAYLOAD, Role};
 
 /// Bytes that wait to be written to files, at most.
 const OUTBOX: usize = 2 * MAX_PAYLOAD;
@@ -48,8 +48,10 @@ struct Shared {
 
 #[derive(Debug, Default)]
 struct State {
-    outbox: VecDeque<u8>,
-    /// All that is in the outbox is to be written, however little.
+    /// Files without their headers, all but the last full.
+    outbox: VecDeque<Vec<u8>>,
+    outbox_bytes: usize,
+    /// All that is in the outbox is to be written, however little, until it is empty.
     flushed: bool,
     /// Nothing comes into the outbox any more.
     closing: bool,
@@ -67,6 +69,37 @@ struct State {
     dropped: bool,
     /// The thread has ended.
     over: bool,
+}
+
+impl State {
+    /// Appends to the last file of the outbox, and begins another when it is full.
+    fn put(&mut self, mut bytes: &[u8]) {
+        self.outbox_bytes += bytes.len();
+        while !bytes.is_empty() {
+            let room = self.outbox.back().map_or(0, |file| MAX_FILE - file.len());
+            if room == 0 {
+                let mut file = Vec::with_capacity(HEADER + bytes.len().min(MAX_PAYLOAD));
+                file.resize(HEADER, 0);
+                self.outbox.push_back(file);
+                continue;
+            }
+            let (now, later) = bytes.split_at(bytes.len().min(room));
+            if let Some(file) = self.outbox.back_mut() {
+                file.extend_from_slice(now);
+            }
+            bytes = later;
+        }
+    }
+
+    fn has_full(&self) -> bool {
+        self.outbox
+            .front()
+            .is_some_and(|file| file.len() == MAX_FILE)
+    }
+
+    fn has_to_send(&self) -> bool {
+        self.has_full() || self.closing || self.flushed && !self.outbox.is_empty()
+    }
 }
 
 /// What ended the session, to be told at every later call.
@@ -238,10 +271,9 @@ impl Transport for FileTransport {
         }
         let mut state = self.shared.lock();
         Self::broken(&state)?;
-        let n = buf.len().min(OUTBOX - state.outbox.len());
-        state.outbox.extend(&buf[..n]);
-        state.flushed = false;
-        if state.outbox.len() >= MAX_PAYLOAD {
+        let n = buf.len().min(OUTBOX - state.outbox_bytes);
+        state.put(&buf[..n]);
+        if state.has_full() {
             self.shared.for_thread.notify_one();
         }
         Ok(n)
@@ -256,7 +288,7 @@ impl Transport for FileTransport {
         let left = deadline.saturating_duration_since(Instant::now());
         let waiting = |state: &mut State| {
             let readable = !state.inbox.is_empty() || state.ended;
-            let writable = state.outbox.len() < OUTBOX;
+            let writable = state.outbox_bytes < OUTBOX;
             let over = state.fault.is_some() || state.over;
             !(over || read && readable || write && writable)
         };
@@ -388,7 +420,7 @@ fn run(
         let looked = exchange.look(directory, space, Instant::now())?;
         let mut moved = looked.news;
         deliver(shared, exchange, looked);
-        let mut next = |most: usize| next_piece(shared, most);
+        let mut next = || next_piece(shared);
         moved |= exchange.send(directory, &mut next, Instant::now())?;
         exchange.beat(directory, Instant::now())?;
         deliver(shared, exchange, Looked::default());
@@ -421,17 +453,17 @@ fn deliver(shared: &Shared, exchange: &Exchange, looked: Looked) {
 }
 
 /// Takes the next piece out of the outbox: a full one, or what there is if that was asked for.
-fn next_piece(shared: &Shared, most: usize) -> Option<Piece> {
+fn next_piece(shared: &Shared) -> Option<Piece> {
     let mut state = shared.lock();
-    let whole = state.outbox.len() >= most;
-    if !whole && !state.closing && (!state.flushed || state.outbox.is_empty()) {
+    if !state.has_to_send() {
         return None;
     }
-    let n = state.outbox.len().min(most);
-    let bytes: Vec<u8> = state.outbox.drain(..n).collect();
+    let file = state.outbox.pop_front().unwrap_or_else(|| vec![0; HEADER]);
+    state.outbox_bytes -= file.len() - HEADER;
+    state.flushed &= !state.outbox.is_empty();
     let last = state.closing && state.outbox.is_empty();
     shared.for_caller.notify_all();
-    Some(Piece { bytes, last })
+    Some(Piece { file, last })
 }
 
 /// Waits until there is something to do, or it is time to look again.
@@ -447,12 +479,7 @@ fn rest(shared: &Shared, exchange: &Exchange, moved: bool, moved_at: Instant, no
     let time = time.min(due.max(pace::FASTEST));
     let can_send = exchange.has_room() && !exchange.is_held_up();
     let state = shared.lock();
-    let idle = |state: &mut State| {
-        let to_send = state.closing
-            || state.flushed && !state.outbox.is_empty()
-            || state.outbox.len() >= MAX_PAYLOAD;
-        !(state.dropped || can_send && to_send)
-    };
+    let idle = |state: &mut State| !(state.dropped || can_send && state.has_to_send());
     // With room in the inbox again there is something to read at once; the notification says so.
     if state.inbox_full {
         drop(shared.for_thread.wait_timeout(state, time));
