@@ -19,6 +19,7 @@ mod region;
 mod region_memory;
 mod ring;
 mod session;
+mod sockets;
 mod text;
 
 /// A target.
@@ -113,6 +114,18 @@ pub const TARGETS: &[Target] = &[
         run: control::lines,
         seeds: control::lines_seeds,
         changes: 5_000,
+    },
+    Target {
+        name: "tcp_greeting",
+        run: sockets::greeting,
+        seeds: sockets::greeting_seeds,
+        changes: 2_000,
+    },
+    Target {
+        name: "tcp_records",
+        run: sockets::records,
+        seeds: sockets::records_seeds,
+        changes: 300,
     },
 ];
 
