@@ -19,6 +19,7 @@ mod mediators;
 mod nfs;
 mod region;
 mod runner;
+mod session;
 mod vchan;
 mod vector_add;
 mod xen_sys;
@@ -34,6 +35,7 @@ pub(crate) const TOPICS: &[&[Case]] = &[
     xen_sys::CASES,
     channel::CASES,
     vector_add::CASES,
+    session::CASES,
     mediators::CASES,
     lone::CASES,
     domains::CASES,
