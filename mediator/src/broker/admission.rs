@@ -160,26 +160,38 @@ impl Broker<'_> {
 
     /// Whether there is room for another session of `who`.
     pub(super) fn check_limits(&self, who: &Who, most: Option<u32>) -> Option<Turned> {
-        let limits = &self.config.limits;
-        let serving = || {
-            // The workers of directories are no sessions.
-            let sessions = self.sessions.values();
-            sessions.filter(|session| session.counts() && !matches!(session.who, Who::File(_)))
-        };
-        let all = serving().count();
+        let (all, room) = self.occupancy();
         let account = who.account();
-        let own = serving().filter(|session| session.who.account() == account);
+        let own = self
+            .serving()
+            .filter(|session| session.who.account() == account);
         if most.is_some_and(|most| own.count() >= most as usize) {
             let most = most.unwrap_or_default();
             return Some(Turned::Busy(format!(
                 "this guest is at its limit of sessions ({most}); end one first"
             )));
         }
-        (all >= limits.max_sessions as usize).then(|| {
+        (!room).then(|| {
             Turned::Busy(format!(
                 "the mediator is at its limit of sessions ({all}); try again later"
             ))
         })
+    }
+
+    /// Sessions that count towards the limits: the workers of directories, and channels on offer
+    /// that nobody has taken, are none.
+    fn serving(&self) -> impl Iterator<Item = &Session> {
+        self.sessions.values().filter(|session| {
+            session.counts()
+                && !matches!(session.who, Who::File(_))
+                && !self.is_offering(session.id)
+        })
+    }
+
+    /// How many there are, and whether there is room for another.
+    pub(super) fn occupancy(&self) -> (usize, bool) {
+        let all = self.serving().count();
+        (all, all < self.config.limits.max_sessions as usize)
     }
 
     /// Starts a worker. Returns the session's number if there is one now.

@@ -10,6 +10,7 @@ mod control_server;
 mod files;
 pub mod instance;
 mod notify;
+mod offers;
 pub mod probe;
 mod session;
 mod signals;
@@ -19,7 +20,7 @@ mod stopping;
 mod strangers;
 mod wait;
 mod who;
-mod xen;
+pub(crate) mod xen;
 
 use std::collections::{BTreeMap, VecDeque};
 use std::os::fd::AsFd;
@@ -40,6 +41,7 @@ use control_server::{ControlServer, refused};
 use files::FileService;
 use instance::Instance;
 use notify::notify;
+use offers::{Offers, own_domid};
 use probe::Offer;
 use session::Session;
 use signals::Signals;
@@ -107,6 +109,7 @@ struct Broker<'a> {
     newcomers: Newcomers,
     files: Vec<FileService>,
     xen: Option<XenGuests>,
+    offers: Option<Offers>,
     sessions: BTreeMap<u64, Session>,
     next_session: u64,
     accounts: Accounts,
@@ -162,6 +165,7 @@ impl<'a> Broker<'a> {
             newcomers: Newcomers::default(),
             files: Vec::new(),
             xen: None,
+            offers: None,
             sessions: BTreeMap::new(),
             next_session: 1,
             accounts: Accounts::default(),
@@ -185,7 +189,10 @@ impl<'a> Broker<'a> {
                     let door = TcpDoor::open(host, *port, endpoint.to_string())?;
                     broker.tcps.push(door);
                 }
-                Endpoint::Xen => broker.xen = Some(XenGuests::start(&config.policy)?),
+                Endpoint::Xen => match own_domid() {
+                    None | Some(0) => broker.xen = Some(XenGuests::start(&config.policy)?),
+                    Some(_) => broker.offers = Some(Offers::start(now)?),
+                },
                 Endpoint::File(directory) => broker.files.push(FileService::new(directory, now)?),
                 other => {
                     return Err(Failure::new(
@@ -203,6 +210,7 @@ impl<'a> Broker<'a> {
         loop {
             let now = Instant::now();
             self.start_file_services(now);
+            self.keep_offering(now);
             self.expire(now);
             if self.stopping.as_ref().is_some_and(Stopping::is_over) {
                 log::info!("stopped");
@@ -268,6 +276,7 @@ impl<'a> Broker<'a> {
         kills
             .chain(queries)
             .chain(files)
+            .chain(self.offer_due())
             .chain(self.control.deadline())
             .chain(self.newcomers.deadline())
             .chain(stopping)
@@ -311,6 +320,7 @@ impl<'a> Broker<'a> {
                         found => self.on_found(id, found, now),
                     }
                 }
+                self.look_at_offer(id, now);
                 self.answer_queries(now);
             }
         }
@@ -381,6 +391,16 @@ impl<'a> Broker<'a> {
             return self.stranger_ended(session, &ended.text, now);
         }
         if session.refusing {
+            return;
+        }
+        if self.offer_ended(session, now) {
+            let level = if ended.fault {
+                log::Level::Warn
+            } else {
+                log::Level::Debug
+            };
+            let line = format!("an offer ended: {}", ended.text);
+            self.accounts.log(who, level, &line, now);
             return;
         }
         let usage = session.usage();

@@ -82,7 +82,10 @@ impl Broker<'_> {
                 guest: session.who.to_string(),
                 pid: session.pid(),
                 age_s: now.duration_since(session.began).as_secs(),
-                state: session.state().to_owned(),
+                state: match self.is_offering(session.id) {
+                    true => "offered".to_owned(),
+                    false => session.state().to_owned(),
+                },
                 client: session.client().map(str::to_owned),
                 usage: *session.usage(),
                 current: is_current(session, asked),

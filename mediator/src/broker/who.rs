@@ -34,6 +34,8 @@ pub(super) enum Who {
         /// Where it came from.
         address: SocketAddr,
     },
+    /// The mediator in dom0, of which this one is the relay's far end.
+    Dom0,
     /// Whoever writes the two files of a directory.
     File(Place),
     /// A session in a directory.
@@ -49,6 +51,7 @@ pub(super) enum AccountKey {
     Local(u32),
     /// All who have shown no secret share one.
     Tcp(Option<String>),
+    Dom0,
     File(Place),
 }
 
@@ -59,6 +62,7 @@ impl Who {
             Self::Xen(identity, _) => AccountKey::Xen(identity.domid, identity.uuid.clone()),
             Self::Local { uid, .. } | Self::Unix { uid, .. } => AccountKey::Local(*uid),
             Self::Tcp { name, .. } => AccountKey::Tcp(name.clone()),
+            Self::Dom0 => AccountKey::Dom0,
             Self::File(place) | Self::FileSession(place, _) => AccountKey::File(place.clone()),
         }
     }
@@ -72,6 +76,7 @@ impl Who {
             Self::Tcp {
                 name: Some(name), ..
             } => format!("tcp {name}"),
+            Self::Dom0 => "dom0".to_owned(),
             Self::File(place) | Self::FileSession(place, _) => place.to_string(),
         }
     }
@@ -102,6 +107,8 @@ pub(super) enum Target {
     Session(u64),
     /// All processes of this machine.
     Local,
+    /// All sessions that dom0's mediator passes on.
+    Dom0,
 }
 
 impl Target {
@@ -109,6 +116,9 @@ impl Target {
     pub(super) fn parse(text: &str) -> Result<Self, String> {
         if text == "local" {
             return Ok(Self::Local);
+        }
+        if text == "dom0" {
+            return Ok(Self::Dom0);
         }
         match text.strip_prefix("session:").map(str::parse) {
             Some(Ok(id)) => Ok(Self::Session(id)),
@@ -121,7 +131,7 @@ impl Target {
     pub(super) fn means(&self, id: u64, who: &Who) -> bool {
         match (self, who) {
             (Self::Session(wanted), _) => *wanted == id,
-            (Self::Local, Who::Local { .. } | Who::Unix { .. }) => true,
+            (Self::Local, Who::Local { .. } | Who::Unix { .. }) | (Self::Dom0, Who::Dom0) => true,
             (Self::Guest(key), Who::Xen(identity, _)) => identity.is(key),
             (Self::Guest(GuestKey::Name(name)), Who::FileSession(place, _)) => place
                 .guest

@@ -154,7 +154,7 @@ pub struct Session {
     pub pid: u32,
     /// Seconds since it began.
     pub age_s: u64,
-    /// `connecting`, `serving` or `ending`.
+    /// `offered` (a channel that nobody has taken), `connecting`, `serving` or `ending`.
     pub state: String,
     /// The guest's program, by its own account.
     pub client: Option<String>,

@@ -1,17 +1,20 @@
 //! The way to the other mediator.
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use vchan::RingSizes;
 use vgpu_protocol::endpoint::Endpoint;
 use vgpu_socket_transport::{ConnectError, Secret, connect_tcp, connect_unix};
 
-use super::Route;
 use super::far::Lost;
 use super::stream::Stream;
+use super::{Route, offers};
 
 /// Bytes of each ring over `local:`: as a guest has them.
 const LOCAL_RING: usize = 1 << 20;
+
+/// Time for somebody to listen at a path.
+const LISTENING: Duration = Duration::from_secs(1);
 
 /// Opens the stream; the session on it is not open yet.
 pub(super) fn connect(route: &Route, deadline: Instant) -> Result<Stream, Lost> {
@@ -25,11 +28,16 @@ pub(super) fn connect(route: &Route, deadline: Instant) -> Result<Stream, Lost> 
     let interrupted = || false;
     match &route.endpoint {
         Endpoint::Local(path) => {
-            let stream = vchan::local::connect_stream(path, deadline).map_err(vchan_failed)?;
+            // One that is being started may take a moment; one that is not there should be said soon.
+            let soon = deadline.min(Instant::now() + LISTENING);
+            let stream = vchan::local::connect_stream(path, soon).map_err(vchan_failed)?;
             let rings = RingSizes::from(LOCAL_RING);
             let channel = vchan::local::serve_on(stream, rings, deadline).map_err(vchan_failed)?;
             Ok(channel.into())
         }
+        Endpoint::XenDomain(domain) => offers::take(domain, deadline)
+            .map(Stream::from)
+            .map_err(|none| unreachable(&none.what, &none.advice)),
         Endpoint::Unix(path) => connect_unix(path, deadline, &interrupted)
             .map(Stream::from)
             .map_err(socket_failed),

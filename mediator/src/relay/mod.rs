@@ -21,6 +21,7 @@
 mod body;
 mod connect;
 mod far;
+mod offers;
 mod stream;
 mod vector_add;
 
@@ -41,6 +42,7 @@ use crate::session::{SessionEnd, Settings, StopFlag};
 use crate::usage::Observed;
 use body::Body;
 use far::{Far, Lost};
+pub use offers::OFFERS;
 pub use stream::Stream;
 use stream::Waiting;
 use vector_add::{Parts, Wants};

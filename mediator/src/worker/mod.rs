@@ -15,8 +15,9 @@ use std::process::ExitCode;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use std::sync::mpsc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
+use vchan::xen::Server;
 use vchan::{Channel, DomId};
 use vgpu_file_transport::Stop;
 use vgpu_file_transport::directory::Directory;
@@ -31,6 +32,9 @@ use crate::session::{self, SessionEnd, StopFlag};
 use crate::usage::Observed;
 use link::{Ended, Found, Link};
 use spec::{Carrier, Spec};
+
+/// How soon a worker without a guest notices that the broker wants it to end.
+const STOP_CHECK: Duration = Duration::from_millis(250);
 
 /// First argument of a worker process.
 pub const ARGUMENT: &str = "worker";
@@ -105,9 +109,20 @@ fn serve_guest(
     stop: &StopFlag,
     link: &Link,
 ) -> Ended {
-    let mut transport = match connect(&mut spec, guest, observed, link) {
-        Ok(transport) => transport,
-        Err(error) => return Ended::fault(error),
+    let offered = match &spec.carrier {
+        Carrier::Offer { path } => match offer(path, stop) {
+            Ok(Some(channel)) => Some(channel),
+            Ok(None) => return Ended::fine("stopped"),
+            Err(error) => return Ended::fault(format!("{error} ({})", error.advice())),
+        },
+        _ => None,
+    };
+    let mut transport = match offered {
+        Some(channel) => channel.into(),
+        None => match connect(&mut spec, guest, observed, link) {
+            Ok(transport) => transport,
+            Err(error) => return Ended::fault(error),
+        },
     };
     link.connected(observed);
     let settings = spec.settings();
@@ -123,6 +138,21 @@ fn serve_guest(
             Ended::fine(end.to_string())
         }
         _ => Ended::fault(end.to_string()),
+    }
+}
+
+/// Offers a channel to dom0 until it is taken; `None` when the broker wants this to end.
+fn offer(path: &str, stop: &StopFlag) -> Result<Option<Channel>, vchan::Error> {
+    let mut server = Server::publish_default(DomId(0), path)?;
+    loop {
+        match server.wait_for_client(Instant::now() + STOP_CHECK) {
+            Ok(()) => return server.accept(Instant::now()).map(Some),
+            Err(vchan::Error::TimedOut(_)) => {}
+            Err(error) => return Err(error),
+        }
+        if stop.get().is_some() {
+            return Ok(None);
+        }
     }
 }
 
@@ -156,7 +186,7 @@ fn connect(
             guest,
             session,
         } => accept_files(spec, directory, guest.as_deref(), session, deadline),
-        Carrier::Local | Carrier::File { .. } => {
+        Carrier::Local | Carrier::File { .. } | Carrier::Offer { .. } => {
             channel(vchan::local::connect_on(guest.into(), deadline))
         }
     }

@@ -39,6 +39,11 @@ pub enum Carrier {
         /// Path of the channel's keys below the guest's home in xenstore.
         path: String,
     },
+    /// By a vchan that this domain serves, for the mediator in dom0.
+    Offer {
+        /// Path of the channel's keys below this domain's own home in xenstore.
+        path: String,
+    },
     /// By two files in a directory; no session, the worker stays.
     File {
         /// Where the files are, or the guest's directory.

@@ -118,7 +118,8 @@ fn xen() -> (Check, bool) {
     let check = Check::bad(
         NAME,
         format!("a guest of Xen{number}, not dom0"),
-        "run vgpu-mediatord in dom0; guests run vgpu (and vgpu doctor)",
+        "run vgpu-mediatord in dom0; guests run vgpu (and vgpu doctor), but for one with the GPU: \
+         docs/relay.md",
     );
     (check, true)
 }

@@ -18,7 +18,7 @@
 
 mod discovery;
 mod guest;
-mod name;
+pub(crate) mod name;
 mod watches;
 
 use std::io::{self, Read};
@@ -37,7 +37,7 @@ use crate::failure::Failure;
 use crate::policy::{Identity, Policy};
 
 /// Where only one mediator of a host can be; below it, `xen:` of two would meet the same guests.
-const LOCK: &str = "/run/vgpu/xen.lock";
+pub(super) const LOCK: &str = "/run/vgpu/xen.lock";
 
 /// Time for xenstored's first answers.
 const PATIENCE: Duration = Duration::from_secs(5);

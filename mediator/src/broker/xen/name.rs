@@ -1,7 +1,7 @@
 //! Names in the guest's own node. The guest writes them, so they are checked before use.
 
 /// Whether a child of `data/vgpu` is a channel: 16 hexadecimal digits, lower case.
-pub(super) fn is_channel(name: &str) -> bool {
+pub(crate) fn is_channel(name: &str) -> bool {
     name.len() == 16
         && name
             .bytes()
@@ -9,7 +9,7 @@ pub(super) fn is_channel(name: &str) -> bool {
 }
 
 /// The uuid in the value of a domain's node `vm`, which dom0 writes: `/vm/UUID` and perhaps more.
-pub(super) fn uuid(vm: &str) -> Option<String> {
+pub(crate) fn uuid(vm: &str) -> Option<String> {
     let rest = vm.strip_prefix("/vm/")?;
     let uuid = rest.get(..36)?;
     let sound = uuid.bytes().enumerate().all(|(index, byte)| match index {
