@@ -23,6 +23,7 @@ mod points;
 mod prebuilt;
 mod regions;
 mod results;
+mod sessions;
 mod stepped;
 mod table;
 mod targets;
@@ -90,6 +91,15 @@ mod flags {
                 /// Use what `bench prepare` wrote.
                 optional --prebuilt FOLDER: PathBuf
             }
+            /// Whole sessions over local:, unix:, tcp: and file: on this machine.
+            cmd sessions {
+                /// Rounds; each figure is their median (default 5).
+                optional --rounds N: usize
+                /// Write everything that was found to this file.
+                optional --json FILE: PathBuf
+                /// Use the programs in this folder instead of building them.
+                optional --programs FOLDER: PathBuf
+            }
             /// Write all that `bench vchan` needs, this program included, to a folder.
             cmd prepare {
                 required folder: PathBuf
@@ -105,6 +115,7 @@ pub(crate) fn main(args: Vec<OsString>) -> Result<()> {
         flags::BenchCmd::Vchan(options) => vchan(&options),
         flags::BenchCmd::Local(options) => local::run(&options),
         flags::BenchCmd::Regions(options) => regions::run(&options),
+        flags::BenchCmd::Sessions(options) => sessions::run(&options),
         flags::BenchCmd::Prepare(options) => prebuilt::prepare(&options.folder),
     }
 }
