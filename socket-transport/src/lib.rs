@@ -10,7 +10,8 @@
 //! |---|---|
 //! | [`handshake`] | who is there: bytes in, bytes out, no socket |
 //! | [`record`] | the encrypted stream: records sealed and opened, no socket |
-//! | `transport` | a session's bytes to and from a socket, in few system calls |
+//! | `transport` | a session's stream on a socket: when to wait, when it ends |
+//! | `outgoing`, `incoming` | its bytes to and from the kernel, in few system calls |
 //! | `unix`, `tcp`, `resolve` | from an address to a connected socket, within a deadline |
 //! | `secret` | the files with names and keys |
 //!
@@ -34,6 +35,8 @@
 
 mod error;
 pub mod handshake;
+mod incoming;
+mod outgoing;
 mod pending;
 pub mod record;
 mod resolve;

@@ -19,6 +19,9 @@ pub const TAG: usize = 16;
 /// Content of a record at most, in bytes: Noise messages are at most 65,535 bytes long.
 pub const MAX_CONTENT: usize = 65_535 - TAG;
 
+/// A record on the wire at most, in bytes.
+pub(crate) const MAX_RECORD: usize = LENGTH + MAX_CONTENT + TAG;
+
 /// Records under one key. 2^20 of them are 64 GiB at most, far below what AES-GCM can do with one
 /// key (some 2^24 records of this length, by the reckoning of RFC 8446 §5.5).
 const RECORDS_PER_KEY: u64 = 1 << 20;

@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout};
 use nix::sys::socket::{MsgFlags, recvmsg, sendmsg, setsockopt, sockopt};
+use vgpu_protocol::transport::TransportError;
 
 /// Seconds without a byte until a silent host is asked whether it is still there, between two such
 /// questions, and how many without an answer make it gone: 25 s together.
@@ -19,7 +20,13 @@ const UNCONFIRMED: Duration = Duration::from_secs(25);
 
 /// A connected, non-blocking stream socket.
 #[derive(Debug)]
-pub(crate) enum Socket {
+pub(crate) struct Socket {
+    stream: Stream,
+    place: String,
+}
+
+#[derive(Debug)]
+enum Stream {
     Unix(UnixStream),
     Tcp(TcpStream),
 }
@@ -35,13 +42,17 @@ pub(crate) enum Received {
 }
 
 impl Socket {
-    pub(crate) fn unix(stream: UnixStream) -> io::Result<Self> {
+    /// `place` is for messages.
+    pub(crate) fn unix(stream: UnixStream, place: String) -> io::Result<Self> {
         stream.set_nonblocking(true)?;
-        Ok(Self::Unix(stream))
+        Ok(Self {
+            stream: Stream::Unix(stream),
+            place,
+        })
     }
 
     /// A vanished host is noticed by questions of the kernel's own.
-    pub(crate) fn tcp(stream: TcpStream) -> io::Result<Self> {
+    pub(crate) fn tcp(stream: TcpStream, place: String) -> io::Result<Self> {
         stream.set_nonblocking(true)?;
         // Records are written whole; the kernel must not hold one back to make it longer.
         stream.set_nodelay(true)?;
@@ -52,11 +63,30 @@ impl Socket {
         setsockopt(&stream, sockopt::TcpKeepCount, &count)?;
         let unconfirmed = u32::try_from(UNCONFIRMED.as_millis()).unwrap_or(u32::MAX);
         setsockopt(&stream, sockopt::TcpUserTimeout, &unconfirmed)?;
-        Ok(Self::Tcp(stream))
+        Ok(Self {
+            stream: Stream::Tcp(stream),
+            place,
+        })
     }
 
     pub(crate) fn is_tcp(&self) -> bool {
-        matches!(self, Self::Tcp(_))
+        matches!(self.stream, Stream::Tcp(_))
+    }
+
+    /// Where the other side is.
+    pub(crate) fn place(&self) -> &str {
+        &self.place
+    }
+
+    /// What the kernel said, as a transport's error.
+    pub(crate) fn failed(&self, doing: &str, source: io::Error) -> TransportError {
+        if is_gone(&source) {
+            return TransportError::Closed;
+        }
+        TransportError::Io {
+            context: format!("{doing} {}", self.place),
+            source,
+        }
     }
 
     /// Takes what is there into `first`, and what does not fit it into `then`, in one system call.
@@ -98,18 +128,18 @@ impl Socket {
     /// Nothing more will be sent.
     pub(crate) fn finish_sending(&self) {
         // An error means that there is no connection to finish any more.
-        let _ = match self {
-            Self::Unix(stream) => stream.shutdown(Shutdown::Write),
-            Self::Tcp(stream) => stream.shutdown(Shutdown::Write),
+        let _ = match &self.stream {
+            Stream::Unix(stream) => stream.shutdown(Shutdown::Write),
+            Stream::Tcp(stream) => stream.shutdown(Shutdown::Write),
         };
     }
 }
 
 impl AsFd for Socket {
     fn as_fd(&self) -> BorrowedFd<'_> {
-        match self {
-            Self::Unix(stream) => stream.as_fd(),
-            Self::Tcp(stream) => stream.as_fd(),
+        match &self.stream {
+            Stream::Unix(stream) => stream.as_fd(),
+            Stream::Tcp(stream) => stream.as_fd(),
         }
     }
 }
@@ -147,7 +177,6 @@ pub(crate) fn poll(
         let timeout = PollTimeout::try_from(ms).unwrap_or(PollTimeout::MAX);
         let mut fds = [PollFd::new(socket.as_fd(), flags)];
         match nix::poll::poll(&mut fds, timeout) {
-            Ok(0) if Instant::now() >= deadline => return Ok(None),
             Ok(0) | Err(Errno::EINTR) => {
                 if Instant::now() >= deadline {
                     return Ok(None);

@@ -56,9 +56,9 @@ pub fn connect_tcp(
         let others = u32::try_from(addresses.len() - index).unwrap_or(u32::MAX);
         match reach(address, Instant::now() + left / others, interrupted) {
             Ok(stream) => {
-                let socket = Socket::tcp(stream)
+                let socket = Socket::tcp(stream, place)
                     .map_err(|error| ConnectError::new(error.to_string(), "try again"))?;
-                return greet(socket, &place, secret, deadline, interrupted);
+                return greet(socket, secret, deadline, interrupted);
             }
             Err(Errno::EINTR) => return Err(ConnectError::interrupted()),
             Err(errno) => failures.push((address, errno)),
@@ -130,11 +130,11 @@ fn unreachable(place: &str, failures: &[(&SocketAddr, Errno)]) -> ConnectError {
 
 fn greet(
     socket: Socket,
-    place: &str,
     secret: &Secret,
     deadline: Instant,
     interrupted: &dyn Fn() -> bool,
 ) -> Result<SocketTransport, ConnectError> {
+    let place = socket.place();
     let failed = |failure: Failure| match failure {
         Failure::Interrupted => ConnectError::interrupted(),
         Failure::TimedOut => ConnectError::new(
@@ -170,7 +170,7 @@ fn greet(
         )
     })?;
     exchange.send(&ready).map_err(failed)?;
-    Ok(SocketTransport::sealed(socket, records, place.to_owned()))
+    Ok(SocketTransport::sealed(socket, records))
 }
 
 /// Finds out who connected, until `deadline` at the latest. Returns the stream, and by which name
@@ -191,7 +191,7 @@ pub fn accept_tcp(
         Err(error) if is_gone(&error) => return Err(AcceptError::Gone { received: 0 }),
         Err(error) => return Err(error.into()),
     };
-    let socket = Socket::tcp(stream)?;
+    let socket = Socket::tcp(stream, place)?;
     let exchange = Exchange {
         socket: &socket,
         deadline,
@@ -215,7 +215,7 @@ pub fn accept_tcp(
     let mut ready = [0; READY_RECORD];
     take(&mut ready)?;
     let (name, records) = answered.finish(&ready)?;
-    Ok((SocketTransport::sealed(socket, records, place), name))
+    Ok((SocketTransport::sealed(socket, records), name))
 }
 
 /// A handshake's bytes, before there are records.

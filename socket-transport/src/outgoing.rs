@@ -1,0 +1,150 @@
+//! From the writer to the socket: small writes gathered, large ones passed on or sealed at once.
+
+use vgpu_protocol::transport::TransportError;
+
+use crate::pending::Pending;
+use crate::record::{MAX_CONTENT, MAX_RECORD, Records};
+use crate::socket::Socket;
+
+/// Writes below this many bytes are gathered.
+const GATHERED: usize = 16 << 10;
+
+/// Records that wait for the kernel at most.
+const PENDING_RECORDS: usize = 4;
+
+type Result<T> = std::result::Result<T, TransportError>;
+
+/// What was written and is not with the kernel yet.
+#[derive(Debug, Default)]
+pub(crate) struct Outgoing {
+    /// Content not yet sealed, or not yet sent.
+    gathered: Pending,
+    /// Records on their way to the kernel. Unused where nothing is sealed.
+    sealed: Pending,
+    /// Set when nothing can be sent any more.
+    deaf: bool,
+}
+
+impl Outgoing {
+    /// Whether the other side, or the system, takes nothing any more.
+    pub(crate) fn is_deaf(&self) -> bool {
+        self.deaf
+    }
+
+    /// Whether anything waits for the kernel.
+    pub(crate) fn is_waiting(&self) -> bool {
+        !self.deaf && self.gathered.len() + self.sealed.len() > 0
+    }
+
+    /// Whether another record may wait for the kernel.
+    pub(crate) fn has_room(&self) -> bool {
+        self.sealed.len() + MAX_RECORD <= PENDING_RECORDS * MAX_RECORD
+    }
+
+    /// Takes bytes of `buf`; 0: there is no room.
+    pub(crate) fn write(
+        &mut self,
+        socket: &Socket,
+        records: Option<&mut Records>,
+        buf: &[u8],
+    ) -> Result<usize> {
+        if buf.len() < GATHERED && self.gathered.len() + buf.len() < MAX_CONTENT {
+            self.gathered.end().extend_from_slice(buf);
+            return Ok(buf.len());
+        }
+        match records {
+            Some(records) => self.write_records(socket, records, buf),
+            None => self.write_plain(socket, buf),
+        }
+    }
+
+    /// Gives the kernel what waits, as far as it has room.
+    pub(crate) fn push(&mut self, socket: &Socket, records: Option<&mut Records>) -> Result<()> {
+        if self.deaf {
+            return Ok(());
+        }
+        let Some(records) = records else {
+            return self.write_plain(socket, &[]).map(drop);
+        };
+        self.push_sealed(socket)?;
+        if !self.gathered.is_empty() && self.has_room() {
+            self.seal_gathered(records);
+            self.push_sealed(socket)?;
+        }
+        Ok(())
+    }
+
+    /// The same for what is sealed already.
+    pub(crate) fn push_sealed(&mut self, socket: &Socket) -> Result<()> {
+        while !self.deaf && !self.sealed.is_empty() {
+            match socket.send(self.sealed.bytes(), &[]) {
+                Ok(0) => break,
+                Ok(n) => self.sealed.advance(n),
+                Err(error) => return Err(self.failed(socket, error)),
+            }
+        }
+        Ok(())
+    }
+
+    /// Seals the end of the stream.
+    pub(crate) fn end(&mut self, records: &mut Records) {
+        records.seal(&[], self.sealed.end());
+    }
+
+    /// Sends `buf` as it is, after what was gathered.
+    fn write_plain(&mut self, socket: &Socket, buf: &[u8]) -> Result<usize> {
+        if self.gathered.is_empty() && buf.is_empty() {
+            return Ok(0);
+        }
+        let gathered = self.gathered.len();
+        match socket.send(self.gathered.bytes(), buf) {
+            Ok(sent) => {
+                self.gathered.advance(sent);
+                Ok(sent.saturating_sub(gathered))
+            }
+            Err(error) => Err(self.failed(socket, error)),
+        }
+    }
+
+    fn write_records(
+        &mut self,
+        socket: &Socket,
+        records: &mut Records,
+        buf: &[u8],
+    ) -> Result<usize> {
+        if !self.has_room() {
+            self.push_sealed(socket)?;
+        }
+        let mut taken = 0;
+        while taken < buf.len() && self.has_room() {
+            let rest = &buf[taken..];
+            if self.gathered.is_empty() && rest.len() >= MAX_CONTENT {
+                records.seal(&rest[..MAX_CONTENT], self.sealed.end());
+                taken += MAX_CONTENT;
+                continue;
+            }
+            // The end of a large write waits a moment for the next header.
+            let n = rest.len().min(MAX_CONTENT - self.gathered.len());
+            self.gathered.end().extend_from_slice(&rest[..n]);
+            taken += n;
+            if self.gathered.len() == MAX_CONTENT {
+                self.seal_gathered(records);
+            }
+        }
+        self.push_sealed(socket)?;
+        Ok(taken)
+    }
+
+    fn seal_gathered(&mut self, records: &mut Records) {
+        records.seal(self.gathered.bytes(), self.sealed.end());
+        self.gathered.clear();
+    }
+
+    /// No later call takes what can never be sent.
+    fn failed(&mut self, socket: &Socket, error: std::io::Error) -> TransportError {
+        self.deaf = true;
+        self.gathered.clear();
+        self.sealed.clear();
+        socket.failed("writing to", error)
+    }
+}
