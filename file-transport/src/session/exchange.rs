@@ -239,6 +239,17 @@ impl Exchange {
         self.out_ended && self.in_flight.is_empty()
     }
 
+    /// Whether both streams have ended, as far as this side can see. What the other does not need any
+    /// more it may have removed.
+    pub fn has_ended(&self) -> bool {
+        self.out_ended && self.in_ended
+    }
+
+    /// Whether both streams have ended, were taken whole, and each side has been told so.
+    pub fn is_finished(&self) -> bool {
+        self.was_read_whole() && self.in_ended && self.told == self.taken
+    }
+
     /// Whether another piece may be sent now.
     pub fn has_room(&self) -> bool {
         !self.out_ended && self.in_flight_bytes < WINDOW && self.in_flight.len() < MAX_IN_FLIGHT
@@ -544,7 +555,10 @@ impl Exchange {
 
     fn written(&mut self, now: Instant) {
         self.written_at = now;
-        self.unwritable_since = None;
+        // On a full disk there may be room for a beat and none for data.
+        if self.frozen.is_none() {
+            self.unwritable_since = None;
+        }
     }
 
     /// Writes a beat if one is due. Returns whether it wrote.

@@ -382,12 +382,18 @@ impl Drop for OnEnd<'_> {
 fn work(shared: &Shared, mut directory: SessionDirectory, mut exchange: Exchange) {
     let role = exchange.role();
     let end = run(shared, &mut directory, &mut exchange);
-    if let Err(fault) = end {
-        log::debug!("{}: {fault}", directory.path().display());
-        let mut state = shared.lock();
-        state.fault = Some(fault.into());
-        shared.for_caller.notify_all();
+    match end {
+        Ok(()) => {}
+        // The guest removes the directory as soon as it has read all.
+        Err(Fault::Vanished) if role == Role::Mediator && exchange.has_ended() => {
+            shared.lock().was_read_whole = true;
+        }
+        Err(fault) => {
+            log::debug!("{}: {fault}", directory.path().display());
+            shared.lock().fault = Some(fault.into());
+        }
     }
+    shared.for_caller.notify_all();
     // The guest made the directory. What it cannot remove, a mediator sweeps.
     if role == Role::Guest {
         directory.clear();
@@ -410,7 +416,7 @@ fn run(
             };
             (space, state.dropped, state.closing)
         };
-        let over = exchange.was_read_whole() && exchange.has_read_all();
+        let over = exchange.is_finished();
         if dropped && (!closing || over) {
             if !over {
                 exchange.give_up(directory, Instant::now())?;
