@@ -8,12 +8,13 @@ use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
 
-use super::directory::{SessionDirectory, open_place};
+use super::caches::CacheTest;
+use super::directory::{PROBE_CONTENT, SessionDirectory, open_place};
 use super::exchange::Exchange;
 use super::file_name;
 use super::mount::Mount;
 use super::segment::Role;
-use super::stream::{FileTransport, Progress};
+use super::stream::{FileTransport, Prepared, Progress};
 use crate::name::{GuestName, SESSIONS, SessionName};
 
 /// How often a wait looks whether the program was told to stop.
@@ -24,8 +25,10 @@ const STARTING: Duration = Duration::from_secs(1);
 
 /// How a guest connects.
 #[derive(Debug, Clone, Default)]
-#[non_exhaustive]
-pub struct Settings {}
+pub struct Settings {
+    /// Take some seconds to find out what the mount caches; see [`FileTransport::remarks`].
+    pub thorough: bool,
+}
 
 /// Why there is no session.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -81,7 +84,7 @@ fn random<const N: usize>() -> Result<[u8; N], ConnectError> {
 /// The directory cannot be used, nobody serves it, or its file system does not answer.
 pub fn connect(
     directory: &Path,
-    _settings: &Settings,
+    settings: &Settings,
     deadline: Instant,
     interrupted: &dyn Fn() -> bool,
 ) -> Result<FileTransport, ConnectError> {
@@ -91,8 +94,8 @@ pub fn connect(
     let path = directory.to_owned();
     let (sender, failure) = mpsc::channel();
     let prepare = {
-        let path = path.clone();
-        move || make(&path, session, writer, own, deadline)
+        let (path, thorough) = (path.clone(), settings.thorough);
+        move || make(&path, session, writer, own, deadline, thorough)
     };
     let failed = move |error| {
         // Nobody listens any more if the deadline has passed.
@@ -111,7 +114,23 @@ pub fn connect(
         }
         let left = deadline.saturating_duration_since(Instant::now());
         match transport.wait_connected(left.min(LOOK)) {
-            Progress::Connected(transport) => return Ok(transport),
+            Progress::Connected(transport) => {
+                for remark in transport.remarks() {
+                    let level = if remark.grave || remark.seen {
+                        log::Level::Warn
+                    } else {
+                        log::Level::Info
+                    };
+                    log::log!(
+                        level,
+                        "file:{}: {}; {}",
+                        path.display(),
+                        remark.what,
+                        remark.advice
+                    );
+                }
+                return Ok(transport);
+            }
             Progress::Failed(error) => {
                 return Err(failure.try_recv().unwrap_or_else(|_| {
                     ConnectError::new(
@@ -131,7 +150,7 @@ pub fn connect(
 
 fn start(
     path: PathBuf,
-    prepare: impl FnOnce() -> Result<(SessionDirectory, Exchange), ConnectError> + Send + 'static,
+    prepare: impl FnOnce() -> Result<Prepared, ConnectError> + Send + 'static,
     failed: impl FnOnce(ConnectError) + Send + 'static,
 ) -> Result<FileTransport, ConnectError> {
     FileTransport::start(path, prepare, failed).map_err(|error| {
@@ -160,16 +179,19 @@ fn make(
     writer: [u8; 16],
     own: u64,
     deadline: Instant,
-) -> Result<(SessionDirectory, Exchange), ConnectError> {
+    thorough: bool,
+) -> Result<Prepared, ConnectError> {
     let began = Instant::now();
     loop {
         // By its path each time: a name that was missing is asked for again at the server.
         let place = open_place(path, None).map_err(|errno| cannot_open(path, errno))?;
-        let remote = Mount::of(&place).is_none_or(|mount| mount.is_remote());
+        let mount = Mount::of(&place);
+        let remote = mount.as_ref().is_none_or(Mount::is_remote);
         match SessionDirectory::create(&place, path, session, own) {
             Ok(directory) => {
                 let exchange = Exchange::new(Role::Guest, session, writer, remote, Instant::now());
-                return Ok((directory, exchange));
+                let test = CacheTest::new(mount, thorough);
+                return Ok((directory, exchange, Some(test)));
             }
             // The mediator makes it when it starts.
             Err(Errno::ENOENT) if began.elapsed() < STARTING && Instant::now() < deadline => {
@@ -250,11 +272,11 @@ pub fn accept(
                 )
             };
             let place = open_place(&directory, guest.as_ref()).map_err(gone)?;
-            let opened = SessionDirectory::open(&place, &path, session, own).map_err(gone)?;
+            let mut opened = SessionDirectory::open(&place, &path, session, own).map_err(gone)?;
             let remote = Mount::of(&place).is_none_or(|mount| mount.is_remote());
-            claim(&opened, session, mediator)?;
+            claim(&mut opened, session, mediator)?;
             let exchange = Exchange::new(Role::Mediator, session, writer, remote, Instant::now());
-            Ok((opened, exchange))
+            Ok((opened, exchange, None))
         }
     };
     let failed = move |error| {
@@ -279,7 +301,7 @@ pub fn accept(
 }
 
 fn claim(
-    directory: &SessionDirectory,
+    directory: &mut SessionDirectory,
     session: SessionName,
     mediator: u64,
 ) -> Result<(), ConnectError> {
@@ -290,15 +312,20 @@ fn claim(
             "make room, and see that the mediator may write there",
         )
     };
-    if !directory
+    let claimed = directory
         .claim(file_name::CLAIM, text.as_bytes())
-        .map_err(failed)?
-    {
+        .map_err(failed)?;
+    if claimed.is_none() {
         return Err(ConnectError::new(
             format!("the session {session} was taken before"),
             "nothing to do: no session is continued by another mediator",
         ));
     }
-    directory.claim(file_name::PROBE, b"1\n").map_err(failed)?;
+    if let Some(probe) = directory
+        .claim(file_name::PROBE, PROBE_CONTENT)
+        .map_err(failed)?
+    {
+        directory.keep_probe(probe);
+    }
     Ok(())
 }

@@ -17,11 +17,17 @@ use nix::fcntl::{AT_FDCWD, AtFlags, OFlag, openat, renameat};
 use nix::sys::stat::{Mode, SFlag, fstat, fstatat, mkdirat};
 use nix::unistd::{UnlinkatFlags, unlinkat};
 
+use super::file_name;
 use super::room::{Content, Room, Trouble};
 use super::segment::Role;
 use crate::directory::SAFE;
 use crate::listing::{self, open_directory};
 use crate::name::{GuestName, SESSIONS, SessionName};
+
+/// What is in [`file_name::PROBE`] at first.
+pub(crate) const PROBE_CONTENT: &[u8] = b"1\n";
+/// What the mediator appends when the guest asks.
+const CHANGED_PROBE: &[u8] = b"2\n";
 
 /// Names in a session's directory. Two sides that keep to the rules come to fewer than 200.
 pub const MOST_NAMES: usize = 1024;
@@ -41,6 +47,8 @@ pub struct SessionDirectory {
     /// Part of the names of files in the making, so that two processes never share one.
     own: u64,
     made: u64,
+    /// Of the mediator: the file that a guest's test wants changed.
+    probe: Option<File>,
 }
 
 /// Opens `DIR` or `DIR/<guest>/`, where only `DIR` itself may be a link.
@@ -97,6 +105,7 @@ impl SessionDirectory {
             directory,
             own,
             made: 0,
+            probe: None,
         })
     }
 
@@ -105,8 +114,8 @@ impl SessionDirectory {
         &self.path
     }
 
-    /// Makes the file `name`, of which there must be none, with `bytes`. `Ok(false)`: there is one.
-    pub(crate) fn claim(&self, name: &str, bytes: &[u8]) -> Result<bool, Trouble> {
+    /// Makes the file `name`, of which there must be none, with `bytes`. `Ok(None)`: there is one.
+    pub(crate) fn claim(&self, name: &str, bytes: &[u8]) -> Result<Option<File>, Trouble> {
         let flags = SAFE | OFlag::O_WRONLY | OFlag::O_CREAT | OFlag::O_EXCL;
         match openat(
             &self.directory,
@@ -114,23 +123,51 @@ impl SessionDirectory {
             flags,
             Mode::from_bits_truncate(0o644),
         ) {
-            Ok(fd) => File::from(fd)
-                .write_all(bytes)
-                .map(|()| true)
-                .map_err(|error| self.trouble("write", name, error)),
-            Err(Errno::EEXIST) => Ok(false),
+            Ok(fd) => {
+                let mut file = File::from(fd);
+                match file.write_all(bytes) {
+                    Ok(()) => Ok(Some(file)),
+                    Err(error) => Err(self.trouble("write", name, error)),
+                }
+            }
+            Err(Errno::EEXIST) => Ok(None),
             Err(errno) => Err(self.trouble("make", name, errno.into())),
         }
     }
 
     /// Whether the name leads to a file, by a lookup, without a look at the directory.
-    #[allow(dead_code)]
     pub(crate) fn lookup(&self, name: &str) -> bool {
-        fstatat(&self.directory, name, AtFlags::AT_SYMLINK_NOFOLLOW).is_ok()
+        self.size(name).is_some()
+    }
+
+    /// Its size, by a lookup.
+    pub(crate) fn size(&self, name: &str) -> Option<i64> {
+        let about = fstatat(&self.directory, name, AtFlags::AT_SYMLINK_NOFOLLOW);
+        about.ok().map(|about| about.st_size)
+    }
+
+    /// Keeps the probe open, so that what is changed later is this file and no other.
+    pub(crate) fn keep_probe(&mut self, probe: File) {
+        self.probe = Some(probe);
+    }
+
+    /// Changes the probe, once, and says so.
+    pub(crate) fn change_probe(&mut self) {
+        let Some(mut probe) = self.probe.take() else {
+            return;
+        };
+        let changed = probe
+            .write_all(CHANGED_PROBE)
+            .and_then(|()| probe.sync_all());
+        drop(probe);
+        if changed.is_ok()
+            && let Err(trouble) = self.publish(file_name::CHANGED, b"")
+        {
+            log::debug!("{trouble}");
+        }
     }
 
     /// How old the file `name` is, by the clock of the machine that keeps it.
-    #[allow(dead_code)]
     pub(crate) fn age(&mut self, name: &str) -> Option<std::time::Duration> {
         let now = self.temporary();
         let flags = SAFE | OFlag::O_WRONLY | OFlag::O_CREAT | OFlag::O_EXCL;

@@ -127,6 +127,8 @@ pub struct Looked {
     pub news: bool,
     /// Whether there is more to take once there is space.
     pub more: bool,
+    /// Whether the other side's part of the guest's test of its mount is there.
+    pub probed: bool,
 }
 
 /// One side of one session.
@@ -290,6 +292,8 @@ impl Exchange {
                 }
                 Some((role, Kind::Data, number)) if role == self.role.peer() => data.push(number),
                 None if name == file_name::GONE => gone = self.role == Role::Guest,
+                None if name == file_name::ASK => looked.probed |= self.role == Role::Mediator,
+                None if name == file_name::CHANGED => looked.probed |= self.role == Role::Guest,
                 _ => {}
             }
         }

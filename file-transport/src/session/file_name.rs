@@ -2,8 +2,8 @@
 //!
 //! `g-data-%016x` and `g-beat-%016x` are the guest's, `m-data-…` and `m-beat-…` the mediator's. No
 //! name is used twice. `m-claim` says that a mediator has taken the session, `m-gone` that this
-//! mediator is gone, `m-probe` is there to be found by the guest's test of its mount. A leading dot
-//! marks files in the making. Every other name is nobody's and left alone.
+//! mediator is gone; `m-probe`, `g-probe` and `m-probed` are for the guest's test of its mount. A
+//! leading dot marks files in the making. Every other name is nobody's and left alone.
 
 use super::segment::{Kind, Role};
 
@@ -13,6 +13,11 @@ pub const CLAIM: &str = "m-claim";
 pub const GONE: &str = "m-gone";
 /// Made by the mediator before its first beat.
 pub const PROBE: &str = "m-probe";
+
+/// Made by a guest that tests its mount: the mediator is to change [`PROBE`].
+pub const ASK: &str = "g-probe";
+/// Made by the mediator once it has changed [`PROBE`].
+pub const CHANGED: &str = "m-probed";
 
 /// The name of a segment.
 pub fn segment(role: Role, kind: Kind, number: u64) -> String {
@@ -68,6 +73,8 @@ mod tests {
             CLAIM,
             GONE,
             PROBE,
+            ASK,
+            CHANGED,
         ] {
             assert_eq!(parse(name), None, "{name}");
         }

@@ -7,12 +7,14 @@
 //! | [`exchange`] | which file to take and to write, when to give up | by [`room`] |
 //! | [`pace`] | how often to look | none |
 //! | [`directory`] | the real directory | all of it |
+//! | [`caches`] | the guest's test of what its mount caches | by `directory` |
 //! | [`mount`] | which file system it lies on | reads `/proc` |
 //! | [`stream`] | the transport, and the thread that does the I/O | by `directory` |
 //! | [`connect`](mod@connect) | making a session, taking one | by `stream` |
 //!
 //! `docs/file-protocol.md` describes the files for people who look into such a directory.
 
+pub mod caches;
 pub mod connect;
 pub mod directory;
 pub mod exchange;

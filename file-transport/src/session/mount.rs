@@ -25,6 +25,8 @@ pub struct Remark {
     pub advice: String,
     /// Whether sessions cannot be relied on; else they are only slower, or the two files are.
     pub grave: bool,
+    /// Whether it was seen to be so, not only read in the mount's options.
+    pub seen: bool,
 }
 
 impl Mount {
@@ -82,6 +84,7 @@ impl Mount {
                 what: what.to_owned(),
                 advice: advice.to_owned(),
                 grave,
+                seen: false,
             });
         };
         if self.has("ro") {

@@ -13,8 +13,10 @@ use std::time::{Duration, Instant};
 
 use vgpu_protocol::transport::{Interest, Transport, TransportError};
 
+use super::caches::CacheTest;
 use super::directory::SessionDirectory;
 use super::exchange::{Exchange, Fault, Looked, Piece, Taken};
+use super::mount::Remark;
 use super::pace::{self, pause};
 use super::segment::{HEADER, MAX_FILE, MAX_PAYLOAD, Role};
 
@@ -60,6 +62,8 @@ struct State {
     /// The thread holds back what it could read, for lack of room.
     inbox_full: bool,
     connected: bool,
+    /// What the guest's test of its mount has found.
+    remarks: Vec<Remark>,
     /// The other side's stream has ended.
     ended: bool,
     /// The other side has taken all, the end included.
@@ -161,6 +165,9 @@ impl Shared {
     }
 }
 
+/// What the thread begins with; the test is the guest's.
+pub(super) type Prepared = (SessionDirectory, Exchange, Option<CacheTest>);
+
 /// How far a session has come on its way up.
 #[derive(Debug)]
 pub(super) enum Progress {
@@ -176,7 +183,7 @@ impl FileTransport {
     /// Starts the thread. `prepare` runs on it first, and gives the directory.
     pub(super) fn start<E: Send + 'static>(
         path: PathBuf,
-        prepare: impl FnOnce() -> Result<(SessionDirectory, Exchange), E> + Send + 'static,
+        prepare: impl FnOnce() -> Result<Prepared, E> + Send + 'static,
         failed: impl FnOnce(E) + Send + 'static,
     ) -> io::Result<Self> {
         let shared = Arc::new(Shared {
@@ -190,7 +197,7 @@ impl FileTransport {
             .spawn(move || {
                 let end = OnEnd(&theirs);
                 match prepare() {
-                    Ok((directory, exchange)) => work(&theirs, directory, exchange),
+                    Ok((directory, exchange, test)) => work(&theirs, directory, exchange, test),
                     Err(error) => failed(error),
                 }
                 drop(end);
@@ -220,6 +227,12 @@ impl FileTransport {
             None if over => Progress::Failed(TransportError::Closed),
             None => Progress::Waiting(self),
         }
+    }
+
+    /// What is to be said about the mount: what its options and a test of it show. Nothing of a
+    /// mediator's transport.
+    pub fn remarks(&self) -> Vec<Remark> {
+        self.shared.lock().remarks.clone()
     }
 
     fn broken(state: &State) -> Result<(), TransportError> {
@@ -379,9 +392,14 @@ impl Drop for OnEnd<'_> {
 }
 
 /// The thread: looks, writes, rests.
-fn work(shared: &Shared, mut directory: SessionDirectory, mut exchange: Exchange) {
+fn work(
+    shared: &Shared,
+    mut directory: SessionDirectory,
+    mut exchange: Exchange,
+    mut test: Option<CacheTest>,
+) {
     let role = exchange.role();
-    let end = run(shared, &mut directory, &mut exchange);
+    let end = run(shared, &mut directory, &mut exchange, &mut test);
     match end {
         Ok(()) => {}
         // The guest removes the directory as soon as it has read all.
@@ -404,7 +422,14 @@ fn run(
     shared: &Shared,
     directory: &mut SessionDirectory,
     exchange: &mut Exchange,
+    test: &mut Option<CacheTest>,
 ) -> Result<(), Fault> {
+    let role = exchange.role();
+    if let Some(test) = test {
+        // The first beat is what a mediator waits for.
+        exchange.beat(directory, Instant::now())?;
+        test.before_listing(directory, || shared.lock().dropped);
+    }
     let mut moved_at = Instant::now();
     loop {
         let (space, dropped, closing) = {
@@ -425,11 +450,20 @@ fn run(
         }
         let looked = exchange.look(directory, space, Instant::now())?;
         let mut moved = looked.news;
-        deliver(shared, exchange, looked);
+        if looked.probed && role == Role::Mediator {
+            directory.change_probe();
+        }
+        let tested = test
+            .as_mut()
+            .is_some_and(|test| test.look(directory, exchange.is_connected(), looked.probed));
+        if tested && let Some(test) = test.take() {
+            shared.lock().remarks = test.remarks();
+        }
+        deliver(shared, exchange, looked, test.is_none());
         let mut next = || next_piece(shared);
         moved |= exchange.send(directory, &mut next, Instant::now())?;
         exchange.beat(directory, Instant::now())?;
-        deliver(shared, exchange, Looked::default());
+        deliver(shared, exchange, Looked::default(), test.is_none());
         let now = Instant::now();
         if moved {
             moved_at = now;
@@ -439,7 +473,7 @@ fn run(
 }
 
 /// Hands to the caller what a look has brought.
-fn deliver(shared: &Shared, exchange: &Exchange, looked: Looked) {
+fn deliver(shared: &Shared, exchange: &Exchange, looked: Looked, tested: bool) {
     let mut state = shared.lock();
     let before = (state.connected, state.ended, state.was_read_whole);
     let something = !looked.pieces.is_empty();
@@ -450,7 +484,7 @@ fn deliver(shared: &Shared, exchange: &Exchange, looked: Looked) {
         }
         state.inbox_full = looked.more;
     }
-    state.connected |= exchange.is_connected();
+    state.connected |= exchange.is_connected() && tested;
     state.ended |= exchange.has_read_all();
     state.was_read_whole |= exchange.was_read_whole();
     if something || before != (state.connected, state.ended, state.was_read_whole) {

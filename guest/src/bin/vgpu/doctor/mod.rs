@@ -1,6 +1,7 @@
 //! `vgpu doctor`: what is here, what is missing, what to do.
 
 mod endpoints;
+mod file;
 mod secret;
 mod xen;
 
@@ -42,7 +43,21 @@ impl Check {
         }
     }
 
+    /// It works, but could do better.
+    fn remark(name: &'static str, found: impl Into<String>, advice: impl Into<String>) -> Self {
+        Self {
+            ok: true,
+            ..Self::bad(name, found, advice)
+        }
+    }
+
     fn print(&self) -> std::io::Result<()> {
+        if self.ok && !self.advice.is_empty() {
+            return output::line(&format!(
+                "! {}: {}\n    → {}",
+                self.name, self.found, self.advice
+            ));
+        }
         if self.ok {
             return output::line(&format!("✔ {}: {}", self.name, self.found));
         }
@@ -74,6 +89,11 @@ pub(crate) fn run(cli: &Cli) -> Result<(), Failure> {
     }
     let mut chosen = None;
     for endpoint in &endpoints {
+        if let Endpoint::File(directory) = endpoint {
+            file::checks(directory, &options)
+                .into_iter()
+                .try_for_each(&mut show)?;
+        }
         let (check, session) = endpoints::try_session(endpoint, &options);
         show(check)?;
         if let Some(session) = session {

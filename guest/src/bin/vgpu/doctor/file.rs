@@ -1,0 +1,144 @@
+//! What `file:DIR` needs: a mount that answers, its options, the right to write, and what it caches.
+
+use std::fs::File;
+use std::path::{Path, PathBuf};
+use std::sync::mpsc;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use nix::unistd::{AccessFlags, access};
+use vgpu_file_transport::name::SESSIONS;
+use vgpu_file_transport::session::mount::{Mount, Remark};
+use vgpu_file_transport::session::{Settings, connect};
+use vgpu_guest::Options;
+use vgpu_protocol::transport::Transport;
+
+use super::Check;
+
+/// How long the file system may take to answer.
+const ANSWER: Duration = Duration::from_secs(5);
+
+/// All checks of `directory`.
+pub(super) fn checks(directory: &Path, options: &Options) -> Vec<Check> {
+    let (sender, answer) = mpsc::channel();
+    let path = directory.to_owned();
+    // On a mount whose server is away this thread waits for ever, and only it.
+    thread::spawn(move || sender.send(look(&path)));
+    let Ok((mut checks, usable)) = answer.recv_timeout(ANSWER) else {
+        return vec![Check::bad(
+            "directory",
+            format!("{} does not answer", directory.display()),
+            "look whether the server of the mount runs and can be reached; umount -f, then mount \
+             again",
+        )];
+    };
+    if usable {
+        checks.extend(test(directory, options));
+    }
+    checks
+}
+
+/// Whether it is there, on what, and for this user.
+fn look(directory: &PathBuf) -> (Vec<Check>, bool) {
+    let shown = directory.display();
+    let opened = match File::open(directory) {
+        Ok(opened) => opened,
+        Err(error) => {
+            let advice = "mount it, or correct the path after file:";
+            let check = Check::bad("directory", format!("{shown}: {error}"), advice);
+            return (vec![check], false);
+        }
+    };
+    let mut checks = Vec::new();
+    match Mount::of(&opened) {
+        Some(mount) => {
+            let found = format!(
+                "{shown} is on {} ({}): {}",
+                mount.kind,
+                mount.point,
+                mount.options.join(",")
+            );
+            checks.push(Check::good("mount", found));
+            checks.extend(
+                mount
+                    .remarks()
+                    .into_iter()
+                    .map(|remark| as_check("mount option", remark)),
+            );
+        }
+        None => checks.push(Check::remark(
+            "mount",
+            format!("nothing in /proc/self/mountinfo is {shown}'s"),
+            "mount /proc, to see which options are in force",
+        )),
+    }
+    let sessions = directory.join(SESSIONS);
+    let writable = access(&sessions, AccessFlags::W_OK | AccessFlags::X_OK);
+    match writable {
+        Ok(()) => checks.push(Check::good(
+            "sessions",
+            format!("{} can be written", sessions.display()),
+        )),
+        Err(nix::errno::Errno::ENOENT) => checks.push(Check::bad(
+            "sessions",
+            format!("no mediator has made {}", sessions.display()),
+            "start one where the directory lies: vgpu-mediatord --listen file:DIR",
+        )),
+        Err(errno) => checks.push(Check::bad(
+            "sessions",
+            format!(
+                "{} cannot be written by this user: {}",
+                sessions.display(),
+                errno.desc()
+            ),
+            "give this user the right to write it; over NFS root is nobody there unless the export \
+             says otherwise (chown nobody, or no_root_squash)",
+        )),
+    }
+    (checks, writable.is_ok())
+}
+
+fn as_check(name: &'static str, remark: Remark) -> Check {
+    let Remark {
+        what,
+        advice,
+        grave,
+        ..
+    } = remark;
+    if grave {
+        Check::bad(name, what, advice)
+    } else {
+        Check::remark(name, what, advice)
+    }
+}
+
+/// Connects, and finds out what the mount remembers that is no longer so.
+fn test(directory: &Path, options: &Options) -> Vec<Check> {
+    const NAME: &str = "caches";
+    let deadline = Instant::now() + options.connect_timeout;
+    let settings = Settings { thorough: true };
+    let interrupted = || {
+        // Relaxed: the flag carries no other data.
+        let flag = options.interrupt.as_ref();
+        flag.is_some_and(|flag| flag.load(std::sync::atomic::Ordering::Relaxed))
+    };
+    match connect(directory, &settings, deadline, &interrupted) {
+        Ok(mut transport) => {
+            let seen: Vec<Remark> = transport
+                .remarks()
+                .into_iter()
+                .filter(|remark| remark.seen)
+                .collect();
+            // Nothing was said in this session; what becomes of it does not matter.
+            let _ = transport.close(Instant::now() + Duration::from_secs(1));
+            if seen.is_empty() {
+                let found = "names, sizes and contents are seen here as they are there";
+                return vec![Check::good(NAME, found)];
+            }
+            seen.into_iter()
+                .map(|remark| as_check(NAME, remark))
+                .collect()
+        }
+        Err(error) => vec![Check::bad(NAME, error.to_string(), error.advice())],
+    }
+}
