@@ -12,8 +12,9 @@ use super::cpio::Archive;
 use super::image::{LIBRARY_FOLDER, read};
 use super::{libraries, modules};
 
-/// Modules besides those of every boot: the server, for dom0, and the client, for guests.
-pub(super) const MODULES: &[&str] = &["nfsd", "nfsv4"];
+/// Modules besides those of every boot: the NFS server, for dom0, and the client, for guests; and
+/// the network card that QEMU emulates, for dom0's way out.
+pub(super) const MODULES: &[&str] = &["nfsd", "nfsv4", "e1000"];
 
 /// The server's programs, the client's, and the `mount` that calls it and knows `/etc/fstab`.
 const PROGRAMS: &[&str] = &[

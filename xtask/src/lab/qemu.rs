@@ -178,6 +178,10 @@ fn command(boot: &Boot<'_>, folder: &Path, extra: &str) -> Result<Command> {
         .args(["--pdeathsig", "KILL", "qemu-system-x86_64"])
         .args(["-accel", "tcg,thread=multi", "-cpu", PROCESSOR, "-smp", "2"])
         .args(["-m", &boot.memory_mib.to_string(), "-no-reboot", "-nodefaults"])
+        // dom0's way to this machine, which is 10.0.2.2 there. Nothing happens on it before a case
+        // loads the card's driver. Nobody boots from it, so it needs no ROM.
+        .args(["-netdev", "user,id=outside"])
+        .args(["-device", "e1000,netdev=outside,romfile="])
         .arg("-kernel")
         .arg(&boot.images.xen)
         .args(["-append", XEN_ARGUMENTS])

@@ -18,6 +18,7 @@ mod many;
 mod mediators;
 mod nfs;
 mod region;
+mod relay;
 mod runner;
 mod session;
 mod vchan;
@@ -44,6 +45,7 @@ pub(crate) const TOPICS: &[&[Case]] = &[
     region::CASES,
     many::CASES,
     nfs::CASES,
+    relay::CASES,
     faults::CASES,
     faults_store::CASES,
     faults_hostile::CASES,

@@ -68,6 +68,11 @@ pub(crate) fn vector_add(context: &mut Context, kind: Kind, elements: u64) -> Re
 
 /// Checks the object that `vgpu --json vector-add` prints.
 pub(crate) fn ensure_verified(text: &str, elements: u64) -> Result<()> {
+    ensure_verified_by(text, elements, "cpu")
+}
+
+/// The same for another executor.
+pub(crate) fn ensure_verified_by(text: &str, elements: u64, executor: &str) -> Result<()> {
     let last = text.lines().last().unwrap_or_default();
     let result: serde_json::Value =
         serde_json::from_str(last).with_context(|| format!("not one JSON object: {text}"))?;
@@ -76,7 +81,10 @@ pub(crate) fn ensure_verified(text: &str, elements: u64) -> Result<()> {
         "not {elements} elements: {last}"
     );
     ensure!(result["errors"] == 0, "wrong sums: {last}");
-    ensure!(result["executor"] == "cpu", "not the CPU executor: {last}");
+    ensure!(
+        result["executor"] == executor,
+        "not the {executor} executor: {last}"
+    );
     Ok(())
 }
 
