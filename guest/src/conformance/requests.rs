@@ -5,7 +5,7 @@ use super::{Ground, at, check, goodbye};
 pub(super) fn info(ground: &Ground<'_>) -> Result<(), String> {
     let mut client = ground.connect()?;
     let info = client.info().map_err(at("info"))?;
-    check(["cpu", "cuda"].contains(&&*info.executor), || {
+    check(["cpu", "cuda", "relay"].contains(&&*info.executor), || {
         format!("the executor is called {:?}", info.executor)
     })?;
     check(info.mediator.starts_with("vgpu-mediatord "), || {

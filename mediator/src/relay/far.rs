@@ -25,6 +25,8 @@ pub(super) struct Far {
     /// Where it is, as the administrator wrote it.
     place: String,
     inbox: Inbox,
+    /// What comes next is the body of a Data frame, which is not read here.
+    in_body: bool,
     /// Frames without their Data bodies that wait to go out.
     out: Vec<u8>,
     sent: usize,
@@ -91,6 +93,7 @@ impl Far {
             stream,
             place: place.to_owned(),
             inbox: Inbox::of_replies(),
+            in_body: false,
             out: Vec::new(),
             sent: 0,
             last_request: 0,
@@ -170,8 +173,11 @@ impl Far {
     }
 
     /// Why it has closed: its Goodbye, if that is the next thing to be read.
-    fn last_words(&mut self) -> Lost {
+    pub(super) fn last_words(&mut self) -> Lost {
         loop {
+            if self.in_body {
+                return self.failed(TransportError::Closed);
+            }
             match self.read_event() {
                 Ok(Some(Event::None)) => {}
                 Ok(Some(event @ Event::Frame(..))) => {
@@ -196,10 +202,18 @@ impl Far {
             None => Ok(None),
             Some(0) => Err(self.failed(TransportError::Closed)),
             Some(n) => match self.inbox.advance(n) {
-                Ok(event) => Ok(Some(event)),
+                Ok(event) => {
+                    self.in_body = matches!(&event, Event::Data(header) if header.body_len > 0);
+                    Ok(Some(event))
+                }
                 Err(error) => Err(self.violates(&format!("sends what is no frame: {error}"))),
             },
         }
+    }
+
+    /// The body of the Data frame that was announced has been read.
+    pub(super) fn body_read(&mut self) {
+        self.in_body = false;
     }
 
     /// Asks something that is answered with one frame, and waits for it; the guest waits, too.

@@ -3,7 +3,7 @@
 //! The mediator there keeps one free channel below its own home in xenstore, at
 //! `data/vgpu-offer/<16 hex digits>`, and offers the next when that is taken. That an offer is taken
 //! once only is Xen's doing: its event channel binds to one peer and refuses the second. A lock
-//! among the workers here spares them the race; see `docs/adr/0010-relay.md`.
+//! among the workers here spares them the race; see `docs/adr/0011-relay.md`.
 //!
 //! What stands in that node is the other domain's word: names are checked, a look tries a bounded
 //! number of offers, each for a bounded time, and all ends at the deadline.

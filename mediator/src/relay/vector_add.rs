@@ -178,7 +178,7 @@ impl Passing<'_> {
             let mut moved = self.send_to_guest(guest)?;
             moved |= self.take_from_guest(guest)?;
             moved |= self.send_to_far()?;
-            moved |= self.take_from_far()?;
+            moved |= self.take_from_far(guest)?;
             if self.is_over() {
                 return Ok(());
             }
@@ -275,6 +275,7 @@ impl Passing<'_> {
         self.wants.far_read |= step.starved;
         self.wants.near_write |= step.full;
         if self.parts.back.is_written() {
+            self.parts.far.body_read();
             guest.counters.worked(sending.elements, 0);
             self.sending = None;
         }
@@ -300,6 +301,10 @@ impl Passing<'_> {
             let step = match self.parts.forth.pass(near, &mut self.parts.far.stream) {
                 Ok(step) => step,
                 Err(Failed::From(error)) => return Err(guest.wire.failed(error, true).into()),
+                // It may have said why.
+                Err(Failed::To(TransportError::Closed)) => {
+                    return Err(self.parts.far.last_words().into());
+                }
                 Err(Failed::To(error)) => return Err(self.parts.far.failed(error).into()),
             };
             guest.counters.received(step.read);
@@ -366,7 +371,7 @@ impl Passing<'_> {
     }
 
     /// Results and the final reply.
-    fn take_from_far(&mut self) -> Result<bool, Stopped> {
+    fn take_from_far(&mut self, guest: &mut Guest<'_>) -> Result<bool, Stopped> {
         if self.sending.is_some() || self.outcome.is_some() {
             return Ok(false);
         }
@@ -380,7 +385,11 @@ impl Passing<'_> {
         match event {
             Event::None => {}
             Event::Data(header) => self.begin_result(&header)?,
-            Event::Frame(header, body) => self.finish(&header, &body)?,
+            Event::Frame(header, body) => {
+                if let Some((status, text)) = self.finish(&header, &body)? {
+                    self.fail(guest, status, text);
+                }
+            }
         }
         Ok(true)
     }
@@ -396,6 +405,9 @@ impl Passing<'_> {
             Ok(Some(0)) => Err(self.parts.far.failed(TransportError::Closed).into()),
             Ok(Some(n)) => {
                 self.scrap -= n;
+                if self.scrap == 0 {
+                    self.parts.far.body_read();
+                }
                 Ok(true)
             }
             Err(error) => Err(self.parts.far.failed(error).into()),
@@ -435,8 +447,12 @@ impl Passing<'_> {
         Ok(())
     }
 
-    /// Takes the other mediator's final reply.
-    fn finish(&mut self, header: &FrameHeader, body: &[u8]) -> Result<(), Lost> {
+    /// Takes the other mediator's final reply; gives what failed, if something did.
+    fn finish(
+        &mut self,
+        header: &FrameHeader,
+        body: &[u8],
+    ) -> Result<Option<(Status, String)>, Lost> {
         let far = &mut *self.parts.far;
         let status = far.check_reply(header, body, &self.ours)?;
         if !status.is_ok() {
@@ -455,9 +471,7 @@ impl Passing<'_> {
                 let what = format!("gave up: {text} ({status})");
                 return Err(Lost::new(place, &what, "connect again"));
             }
-            let text = format!("{text} (at {place})");
-            self.failure.get_or_insert((status, text));
-            return Ok(());
+            return Ok(Some((status, format!("{text} (at {place})"))));
         }
         let reply = VectorAddReply::decode(body).ok();
         let whole = reply
@@ -471,7 +485,7 @@ impl Passing<'_> {
             return Err(far.violates("says that it is done, and is not"));
         }
         self.outcome = reply.map(|reply| reply.device_ns);
-        Ok(())
+        Ok(None)
     }
 
     /// The time that the other mediator's device worked, by its own account, and not longer than
