@@ -2,7 +2,9 @@
 
 use std::sync::LazyLock;
 
-use vgpu_socket_transport::handshake::{Answered, GREETING_START, Greeting, greeting_length};
+use vgpu_socket_transport::handshake::{
+    Answered, GREETING_START, Greeting, READY_RECORD, greeting_length,
+};
 use vgpu_socket_transport::record::{LENGTH, Records, first_record};
 use vgpu_socket_transport::{Secret, Secrets};
 
@@ -22,7 +24,7 @@ pub(crate) fn greeting(data: &[u8]) {
             assert_eq!(told, Some(Ok(data.len())));
             assert_eq!(&data[GREETING_START..][..6], b"tester");
             // Without the key nobody gets any further, whatever he repeats.
-            let mut ready = [0; _];
+            let mut ready = [0; READY_RECORD];
             let n = data.len().min(ready.len());
             ready[..n].copy_from_slice(&data[..n]);
             assert!(answered.finish(&ready).is_err());
