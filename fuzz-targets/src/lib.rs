@@ -119,13 +119,13 @@ pub const TARGETS: &[Target] = &[
         name: "tcp_greeting",
         run: sockets::greeting,
         seeds: sockets::greeting_seeds,
-        changes: 2_000,
+        changes: 1_000,
     },
     Target {
         name: "tcp_records",
         run: sockets::records,
         seeds: sockets::records_seeds,
-        changes: 300,
+        changes: 100,
     },
 ];
 
