@@ -13,6 +13,7 @@
 
 mod control;
 mod extension;
+mod files;
 mod input;
 mod protocol;
 mod region;
@@ -90,6 +91,18 @@ pub const TARGETS: &[Target] = &[
         run: text::xenstore,
         seeds: text::xenstore_seeds,
         changes: 20_000,
+    },
+    Target {
+        name: "file_segments",
+        run: files::segments,
+        seeds: files::segments_seeds,
+        changes: 20_000,
+    },
+    Target {
+        name: "file_session",
+        run: files::session,
+        seeds: files::session_seeds,
+        changes: 5_000,
     },
     Target {
         name: "guide_files",

@@ -1,0 +1,414 @@
+//! A guest that keeps to no rule, against a mediator's transport on a real directory. Each attack ends
+//! its own session with what is wrong, within the stated time, and touches nothing outside.
+
+use std::fs::{self, File};
+use std::io::{Seek, SeekFrom, Write};
+use std::os::unix::fs::symlink;
+use std::os::unix::net::UnixListener;
+use std::path::{Path, PathBuf};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use nix::sys::stat::{Mode, SFlag, makedev, mknod};
+use nix::unistd::mkfifo;
+use vgpu_file_transport::SessionName;
+use vgpu_file_transport::session::file_name::segment;
+use vgpu_file_transport::session::segment::{HEADER, Header, Kind, Role};
+use vgpu_file_transport::session::{FileTransport, accept};
+use vgpu_protocol::transport::Transport;
+
+const SESSION: SessionName = SessionName::new([5; 16]);
+const WATCHDOG: Duration = Duration::from_secs(60);
+
+fn deadline() -> Instant {
+    Instant::now() + WATCHDOG
+}
+
+fn header(kind: Kind, number: u64, offset: u64) -> Header {
+    Header {
+        role: Role::Guest,
+        kind,
+        last: false,
+        gives_up: false,
+        session: SESSION,
+        writer: [9; 16],
+        number,
+        taken: 0,
+        offset,
+    }
+}
+
+/// What a hostile guest has: its session's directory, to do in as it likes.
+struct Guest {
+    _root: tempfile::TempDir,
+    served: PathBuf,
+    path: PathBuf,
+    /// Something that is none of its business.
+    secret: PathBuf,
+}
+
+impl Guest {
+    fn new() -> Self {
+        let root = tempfile::tempdir().unwrap();
+        let served = root.path().join("served");
+        let path = served.join("sessions").join(SESSION.to_string());
+        fs::create_dir_all(&path).unwrap();
+        let secret = root.path().join("secret");
+        fs::write(&secret, header(Kind::Data, 1, 0).encode(b"secret")).unwrap();
+        let guest = Self {
+            _root: root,
+            served,
+            path,
+            secret,
+        };
+        guest.put(Kind::Beat, 1, &header(Kind::Beat, 1, 0).encode(&[]));
+        guest
+    }
+
+    fn name(&self, kind: Kind, number: u64) -> PathBuf {
+        self.path.join(segment(Role::Guest, kind, number))
+    }
+
+    fn put(&self, kind: Kind, number: u64, bytes: &[u8]) {
+        let temporary = self.path.join(".made");
+        fs::write(&temporary, bytes).unwrap();
+        fs::rename(&temporary, self.name(kind, number)).unwrap();
+    }
+
+    fn data(&self, number: u64, offset: u64, payload: &[u8]) {
+        self.put(
+            Kind::Data,
+            number,
+            &header(Kind::Data, number, offset).encode(payload),
+        );
+    }
+
+    fn accept(&self) -> FileTransport {
+        accept(&self.served, None, SESSION, 7, deadline()).unwrap()
+    }
+}
+
+/// Overwrites a field of a segment and gives it a checksum that fits.
+fn forged(at: usize, field: &[u8], payload: &[u8]) -> Vec<u8> {
+    let mut file = header(Kind::Data, 1, 0).encode(payload);
+    file[at..at + field.len()].copy_from_slice(field);
+    file[76..80].fill(0);
+    let sum = crc32c::crc32c(&file);
+    file[76..80].copy_from_slice(&sum.to_le_bytes());
+    file
+}
+
+type Attack = (&'static str, fn(&Guest), &'static str);
+
+const ATTACKS: &[Attack] = &[
+    (
+        "a link to a file outside",
+        |guest| symlink(&guest.secret, guest.name(Kind::Data, 1)).unwrap(),
+        "no regular file",
+    ),
+    (
+        "a link to nothing",
+        |guest| symlink("/nowhere", guest.name(Kind::Data, 1)).unwrap(),
+        "no regular file",
+    ),
+    (
+        "a FIFO",
+        |guest| mkfifo(&guest.name(Kind::Data, 1), Mode::S_IRWXU).unwrap(),
+        "no regular file",
+    ),
+    (
+        "a FIFO for a beat",
+        |guest| mkfifo(&guest.name(Kind::Beat, 2), Mode::S_IRWXU).unwrap(),
+        "no regular file",
+    ),
+    (
+        "a directory",
+        |guest| fs::create_dir(guest.name(Kind::Data, 1)).unwrap(),
+        "no regular file",
+    ),
+    (
+        "a socket",
+        |guest| drop(UnixListener::bind(guest.name(Kind::Data, 1)).unwrap()),
+        "no regular file",
+    ),
+    (
+        "an end cut off for good",
+        |guest| {
+            let file = header(Kind::Data, 1, 0).encode(&[1; 1000]);
+            guest.put(Kind::Data, 1, &file[..500]);
+        },
+        "it ends after 500 bytes, before its end",
+    ),
+    (
+        "an empty file",
+        |guest| guest.put(Kind::Data, 1, b""),
+        "it ends after 0 bytes",
+    ),
+    (
+        "a wrong checksum",
+        |guest| {
+            let mut file = header(Kind::Data, 1, 0).encode(b"data");
+            file[HEADER] ^= 1;
+            guest.put(Kind::Data, 1, &file);
+        },
+        "its checksum is wrong",
+    ),
+    (
+        "no segment at all",
+        |guest| guest.put(Kind::Data, 1, &[b'x'; 200]),
+        "it does not begin like a segment",
+    ),
+    (
+        "a segment again under another number",
+        |guest| {
+            guest.data(1, 0, b"once");
+            fs::copy(guest.name(Kind::Data, 1), guest.name(Kind::Data, 2)).unwrap();
+        },
+        "its number is that of another file",
+    ),
+    (
+        "another session's segment",
+        |guest| {
+            let other = Header {
+                session: SessionName::new([6; 16]),
+                ..header(Kind::Data, 1, 0)
+            };
+            guest.put(Kind::Data, 1, &other.encode(b"data"));
+        },
+        "its session is that of another file",
+    ),
+    (
+        "another process's segment",
+        |guest| {
+            let other = Header {
+                writer: [1; 16],
+                ..header(Kind::Data, 1, 0)
+            };
+            guest.put(Kind::Data, 1, &other.encode(b"data"));
+        },
+        "its writer is that of another file",
+    ),
+    (
+        "the mediator's own side",
+        |guest| {
+            let other = Header {
+                role: Role::Mediator,
+                ..header(Kind::Data, 1, 0)
+            };
+            guest.put(Kind::Data, 1, &other.encode(b"data"));
+        },
+        "its writer's side is that of another file",
+    ),
+    (
+        "a huge file",
+        |guest| {
+            let file = File::create(guest.path.join(".huge")).unwrap();
+            file.set_len(1 << 40).unwrap();
+            fs::rename(guest.path.join(".huge"), guest.name(Kind::Data, 1)).unwrap();
+        },
+        "is too long",
+    ),
+    (
+        "a long beat",
+        |guest| guest.put(Kind::Beat, 2, &[0; 81]),
+        "is too long",
+    ),
+    (
+        "a length that is not the file's",
+        |guest| guest.put(Kind::Data, 1, &forged(72, &3u32.to_le_bytes(), b"data")),
+        "its length makes no sense",
+    ),
+    (
+        "a length beyond all",
+        |guest| guest.put(Kind::Data, 1, &forged(72, &[0xff; 4], b"data")),
+        "its length makes no sense",
+    ),
+    (
+        "a later version",
+        |guest| guest.put(Kind::Data, 1, &forged(8, &[2], b"data")),
+        "it has version 2",
+    ),
+    (
+        "an unknown kind",
+        |guest| guest.put(Kind::Data, 1, &forged(11, &[3], b"data")),
+        "its kind makes no sense",
+    ),
+    (
+        "unknown flags",
+        |guest| guest.put(Kind::Data, 1, &forged(12, &[0x80], b"data")),
+        "its flags makes no sense",
+    ),
+    (
+        "another place in the stream",
+        |guest| guest.data(1, 77, b"data"),
+        "begins at byte 77 of the stream, not at 0",
+    ),
+    (
+        "taking what was never sent",
+        |guest| {
+            let beat = Header {
+                taken: 1000,
+                ..header(Kind::Beat, 2, 0)
+            };
+            guest.put(Kind::Beat, 2, &beat.encode(&[]));
+        },
+        "says it has taken segment 1000",
+    ),
+    (
+        "thousands of names",
+        |guest| {
+            for number in 0..2000 {
+                File::create(guest.path.join(format!("junk-{number}"))).unwrap();
+            }
+        },
+        "holds more than 1024 names",
+    ),
+    (
+        "thousands of names that begin with a dot",
+        |guest| {
+            for number in 0..2000 {
+                File::create(guest.path.join(format!(".junk-{number}"))).unwrap();
+            }
+        },
+        "holds more than 1024 names",
+    ),
+    (
+        "another directory in its place",
+        |guest| {
+            fs::rename(&guest.path, guest.served.join("sessions/aside")).unwrap();
+            fs::create_dir(&guest.path).unwrap();
+        },
+        "the session's directory is gone",
+    ),
+    (
+        "a link in its place",
+        |guest| {
+            let aside = guest.served.join("sessions/aside");
+            fs::rename(&guest.path, &aside).unwrap();
+            symlink(&aside, &guest.path).unwrap();
+        },
+        "the session's directory is gone",
+    ),
+    (
+        "a device",
+        |guest| {
+            let zero = makedev(1, 5);
+            if mknod(
+                &guest.name(Kind::Data, 1),
+                SFlag::S_IFCHR,
+                Mode::S_IRWXU,
+                zero,
+            )
+            .is_err()
+            {
+                eprintln!("SKIPPED: devices cannot be made here");
+                symlink("/dev/zero", guest.name(Kind::Data, 1)).unwrap();
+            }
+        },
+        "no regular file",
+    ),
+];
+
+#[test]
+fn each_attack_ends_its_own_session_and_says_what_is_wrong() {
+    thread::scope(|scope| {
+        for (what, attack, wanted) in ATTACKS {
+            scope.spawn(move || {
+                let guest = Guest::new();
+                let secret = fs::read(&guest.secret).unwrap();
+                let mut mediator = guest.accept();
+                attack(&guest);
+                let mut buffer = [0; 4096];
+                let error = loop {
+                    match mediator.read_exact(&mut buffer[..4], deadline()) {
+                        // What was in order before the attack.
+                        Ok(()) => assert_eq!(&buffer[..4], b"once", "{what}"),
+                        Err(error) => break error,
+                    }
+                };
+                assert!(error.to_string().contains(wanted), "{what}: {error}");
+                // For good.
+                assert!(mediator.try_write(b"x").is_err(), "{what}");
+                drop(mediator);
+                assert_eq!(fs::read(&guest.secret).unwrap(), secret, "{what}");
+            });
+        }
+    });
+}
+
+#[test]
+fn a_directory_under_a_name_of_the_mediators_ends_the_session() {
+    let guest = Guest::new();
+    let name = guest.path.join(segment(Role::Mediator, Kind::Data, 1));
+    fs::create_dir_all(name.join("full")).unwrap();
+    let mut mediator = guest.accept();
+    mediator.write_all(b"answer", deadline()).unwrap();
+    mediator.flush(deadline()).unwrap();
+    let error = mediator.read_exact(&mut [0; 1], deadline()).unwrap_err();
+    assert!(error.to_string().contains("cannot write"), "{error}");
+}
+
+#[test]
+fn a_link_under_a_name_of_the_mediators_is_replaced_not_followed() {
+    let guest = Guest::new();
+    let name = guest.path.join(segment(Role::Mediator, Kind::Data, 1));
+    symlink(&guest.secret, &name).unwrap();
+    let before = fs::read(&guest.secret).unwrap();
+    let mut mediator = guest.accept();
+    mediator.write_all(b"answer", deadline()).unwrap();
+    mediator.flush(deadline()).unwrap();
+    let deadline = deadline();
+    while fs::symlink_metadata(&name).unwrap().is_symlink() {
+        assert!(Instant::now() < deadline);
+        thread::sleep(Duration::from_millis(5));
+    }
+    assert_eq!(fs::read(&guest.secret).unwrap(), before);
+}
+
+#[test]
+fn a_file_that_arrives_late_or_changes_while_it_is_read_is_taken_whole_or_not() {
+    let guest = Guest::new();
+    let mut mediator = guest.accept();
+    let whole = header(Kind::Data, 1, 0).encode(&[7; 100_000]);
+    // In place, as no honest guest does: in pieces, and with other bytes in between.
+    let mut file = File::create(guest.name(Kind::Data, 1)).unwrap();
+    for round in 0..20u8 {
+        file.seek(SeekFrom::Start(0)).unwrap();
+        let upto = whole.len() * usize::from(round) / 20;
+        file.write_all(&whole[..upto]).unwrap();
+        file.write_all(&vec![round; 1000]).unwrap();
+        thread::sleep(Duration::from_millis(5));
+    }
+    file.seek(SeekFrom::Start(0)).unwrap();
+    file.write_all(&whole).unwrap();
+    file.set_len(whole.len() as u64).unwrap();
+    let mut buffer = vec![0; 100_000];
+    mediator.read_exact(&mut buffer, deadline()).unwrap();
+    assert!(buffer.iter().all(|byte| *byte == 7));
+}
+
+#[test]
+fn a_forged_claim_keeps_the_mediator_away() {
+    let guest = Guest::new();
+    fs::write(guest.path.join("m-claim"), "0000000000000007\n").unwrap();
+    let error = accept(&guest.served, None, SESSION, 7, deadline()).unwrap_err();
+    assert!(error.to_string().contains("was taken before"), "{error}");
+}
+
+#[test]
+fn a_session_outside_is_not_reached_by_links() {
+    let guest = Guest::new();
+    let outside = tempfile::tempdir().unwrap();
+    let link = guest.served.join("web-1");
+    fs::create_dir_all(outside.path().join("sessions").join(SESSION.to_string())).unwrap();
+    symlink(outside.path(), &link).unwrap();
+    let name = "web-1".parse().unwrap();
+    assert!(accept(&guest.served, Some(&name), SESSION, 7, deadline()).is_err());
+    fs::remove_file(&link).unwrap();
+    fs::create_dir(&link).unwrap();
+    symlink(outside.path().join("sessions"), link.join("sessions")).unwrap();
+    assert!(accept(&guest.served, Some(&name), SESSION, 7, deadline()).is_err());
+    let path: &Path = outside.path();
+    let session = path.join("sessions").join(SESSION.to_string());
+    assert_eq!(fs::read_dir(session).unwrap().count(), 0);
+}
