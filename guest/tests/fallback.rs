@@ -87,3 +87,44 @@ fn the_list_is_tried_in_order_and_what_was_left_is_told() {
         }
     }
 }
+
+#[test]
+fn the_conformance_suite_is_a_command() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("vgpu.sock");
+    let conformance = |more: &[&str]| {
+        Command::new(env!("CARGO_BIN_EXE_vgpu"))
+            .arg("--endpoint")
+            .arg(format!("unix:{}", path.display()))
+            .args(more)
+            .env_remove("RUST_LOG")
+            .output()
+            .expect("vgpu runs")
+    };
+    let mediator = serve_once(&path);
+    let passed = conformance(&["--json", "conformance", "--only", "pings_of_all_sizes"]);
+    assert_eq!(passed.status.code(), Some(0));
+    assert!(matches!(mediator.join().unwrap(), SessionEnd::Goodbye));
+    let lines: Vec<serde_json::Value> = String::from_utf8_lossy(&passed.stdout)
+        .lines()
+        .map(|line| serde_json::from_str(line).unwrap())
+        .collect();
+    assert_eq!(lines.len(), 2, "{lines:?}");
+    assert_eq!(lines[0]["case"], "pings_of_all_sizes");
+    assert_eq!(lines[0]["ok"], true);
+    assert_eq!(lines[1], serde_json::json!({"passed": 1, "failed": 0}));
+    // Nobody listens there any more.
+    let failed = conformance(&["conformance", "--only", "pings_of_all_sizes"]);
+    assert_eq!(failed.status.code(), Some(1));
+    let told = String::from_utf8_lossy(&failed.stdout);
+    assert!(
+        told.starts_with("FAILED pings_of_all_sizes over unix:"),
+        "{told}"
+    );
+    assert!(
+        told.ends_with("conformance: 0 passed, 1 failed\n"),
+        "{told}"
+    );
+    let unknown = conformance(&["conformance", "--only", "no such case"]);
+    assert_eq!(unknown.status.code(), Some(2));
+}
