@@ -41,6 +41,9 @@ const AGAIN: Duration = Duration::from_secs(1);
 /// The time between two looks into the same session.
 const EACH: Duration = Duration::from_secs(1);
 
+/// The longest time between two tries to remove a session in which something cannot be removed.
+const STUCK: Duration = Duration::from_secs(600);
+
 /// A session that is over is removed when nothing has changed in it for this long.
 pub const OVER: Duration = Duration::from_secs(15);
 
@@ -63,6 +66,8 @@ struct Seen {
     /// Checksum of the names, and since when it is that.
     names: u32,
     changed: Instant,
+    /// Until the next look: longer where a removal has failed.
+    pause: Duration,
     state: State,
 }
 
@@ -141,6 +146,7 @@ impl Sessions {
                 reported: None,
                 names: 0,
                 changed: now,
+                pause: EACH,
                 state: State::New,
             });
         }
@@ -156,7 +162,7 @@ impl Sessions {
                 let pause = if seen.state == State::New && seen.reported.is_none() {
                     Duration::ZERO
                 } else {
-                    EACH
+                    seen.pause
                 };
                 seen.looked
                     .is_none_or(|looked| now.saturating_duration_since(looked) >= pause)
@@ -193,6 +199,7 @@ impl Seen {
         if names != self.names {
             self.names = names;
             self.changed = now;
+            self.pause = EACH.max(self.pause / 2);
         }
         let has = |wanted: &str| found.names.iter().any(|name| name == wanted);
         if self.state != State::Over && has(CLAIM) {
@@ -213,6 +220,8 @@ impl Seen {
         };
         if unchanged >= limit {
             clear(&directory, sessions, name, &found.names);
+            // Whatever a guest has put there, trying again costs less and less.
+            self.pause = (self.pause * 2).min(STUCK);
             return false;
         }
         let begun = found

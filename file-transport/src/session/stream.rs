@@ -15,7 +15,7 @@ use vgpu_protocol::transport::{Interest, Transport, TransportError};
 
 use super::caches::CacheTest;
 use super::directory::SessionDirectory;
-use super::exchange::{Exchange, Fault, Looked, Piece, Taken};
+use super::exchange::{Exchange, Fault, Looked, Piece, SILENCE, Taken};
 use super::mount::Remark;
 use super::pace::{self, pause};
 use super::segment::{HEADER, MAX_FILE, MAX_PAYLOAD, Role};
@@ -431,6 +431,7 @@ fn run(
         test.before_listing(directory, || shared.lock().dropped);
     }
     let mut moved_at = Instant::now();
+    let mut dropped_at = None;
     loop {
         let (space, dropped, closing) = {
             let state = shared.lock();
@@ -442,7 +443,10 @@ fn run(
             (space, state.dropped, state.closing)
         };
         let over = exchange.is_finished();
-        if dropped && (!closing || over) {
+        // Nobody waits for the other side to take the rest, but it has the time to.
+        let since = dropped.then(|| *dropped_at.get_or_insert_with(Instant::now));
+        let late = since.is_some_and(|since| since.elapsed() >= SILENCE);
+        if dropped && (!closing || over || late) {
             if !over {
                 exchange.give_up(directory, Instant::now())?;
             }
@@ -525,5 +529,41 @@ fn rest(shared: &Shared, exchange: &Exchange, moved: bool, moved_at: Instant, no
         drop(shared.for_thread.wait_timeout(state, time));
     } else {
         drop(shared.for_thread.wait_timeout_while(state, time, idle));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// As on a mount whose server is away: the thread never comes back from the kernel.
+    #[test]
+    fn a_file_system_that_hangs_holds_up_nobody() {
+        let hang = || -> Result<Prepared, ()> {
+            loop {
+                thread::park();
+            }
+        };
+        let transport = FileTransport::start(PathBuf::from("/mnt"), hang, |()| {}).unwrap();
+        let began = Instant::now();
+        let patience = Duration::from_millis(50);
+        let Progress::Waiting(mut transport) = transport.wait_connected(patience) else {
+            panic!("nobody can have answered");
+        };
+        let soon = || Instant::now() + Duration::from_millis(50);
+        assert_eq!(transport.try_read(&mut [0; 8]).unwrap(), None);
+        // Room is bounded, and then there is none.
+        let much = vec![0; OUTBOX + 1];
+        assert_eq!(transport.try_write(&much).unwrap(), OUTBOX);
+        assert_eq!(transport.try_write(&much).unwrap(), 0);
+        transport.flush(soon()).unwrap();
+        for interest in [Interest::Read, Interest::Write, Interest::ReadOrWrite] {
+            let waited = transport.wait(interest, soon());
+            assert!(matches!(waited, Err(TransportError::TimedOut(_))));
+        }
+        let closed = transport.close(soon());
+        assert!(matches!(closed, Err(TransportError::TimedOut("close"))));
+        drop(transport);
+        assert!(began.elapsed() >= patience * 5);
     }
 }
