@@ -50,7 +50,7 @@ const ACK_DELAY: Duration = Duration::from_millis(100);
 
 /// On a file system that may hold old listings, a side that waits writes beats at growing distances
 /// from this on: a change of its own makes its system ask the server.
-const STIR: Duration = Duration::from_millis(50);
+const STIR: Duration = Duration::from_millis(10);
 
 /// Beats of its own that a side leaves in place, so that a reader with an old listing finds one.
 const BEATS_KEPT: u64 = 4;

@@ -135,7 +135,8 @@ impl Mount {
             remark(
                 "sshfs caches directories for 20 s unless told otherwise, and its options cannot \
                  be seen from here",
-                "mount with -o dir_cache=no,direct_io,reconnect,ServerAliveInterval=15",
+                "mount with -o dir_cache=no,direct_io,attr_timeout=0,entry_timeout=0,reconnect,\
+                 ServerAliveInterval=15",
                 false,
             );
         }
