@@ -112,6 +112,7 @@ impl Where {
             project,
             xenstored,
             memory_mib: self.memory_mib,
+            processors: qemu::DEFAULT_PROCESSORS,
             runs: &self.runs,
         })
     }

@@ -22,6 +22,9 @@ const XEN_ARGUMENTS: &str = "dom0_mem=1536M dom0_max_vcpus=1 console=com1 com1=1
 /// Emulated memory, MiB, when nothing else is asked for.
 pub(crate) const DEFAULT_MEMORY: u32 = 3072;
 
+/// Processors, when nothing else is asked for: dom0 has one of them.
+pub(crate) const DEFAULT_PROCESSORS: u32 = 2;
+
 /// Boot usually takes 8 s; a busy machine gets twenty times that.
 const BOOT_LIMIT: Duration = Duration::from_secs(180);
 
@@ -35,6 +38,7 @@ pub(crate) struct Boot<'a> {
     pub(crate) project: &'a [u8],
     pub(crate) xenstored: Xenstored,
     pub(crate) memory_mib: u32,
+    pub(crate) processors: u32,
     /// Below it each run has a folder for its logs.
     pub(crate) runs: &'a Path,
 }
@@ -176,7 +180,8 @@ fn command(boot: &Boot<'_>, folder: &Path, extra: &str) -> Result<Command> {
     let mut command = Command::new("setpriv");
     command
         .args(["--pdeathsig", "KILL", "qemu-system-x86_64"])
-        .args(["-accel", "tcg,thread=multi", "-cpu", PROCESSOR, "-smp", "2"])
+        .args(["-accel", "tcg,thread=multi", "-cpu", PROCESSOR])
+        .args(["-smp", &boot.processors.to_string()])
         .args(["-m", &boot.memory_mib.to_string(), "-no-reboot", "-nodefaults"])
         // dom0's way to this machine, which is 10.0.2.2 there. Nothing happens on it before a case
         // loads the card's driver. Nobody boots from it, so it needs no ROM.

@@ -22,6 +22,7 @@ mod pairs;
 mod points;
 mod prebuilt;
 mod regions;
+mod relay;
 mod results;
 mod sessions;
 mod stepped;
@@ -40,6 +41,8 @@ mod flags {
     #![allow(unreachable_pub, reason = "written by the xflags macro")]
 
     use std::path::PathBuf;
+
+    use super::RelayWhere;
 
     xflags::xflags! {
         /// Benchmarks that compare with other software.
@@ -100,10 +103,44 @@ mod flags {
                 /// Use the programs in this folder instead of building them.
                 optional --programs FOLDER: PathBuf
             }
-            /// Write all that `bench vchan` needs, this program included, to a folder.
+            /// Sessions passed on to a second mediator beside direct ones: on this machine, and in one boot of the lab.
+            cmd relay {
+                /// Rounds; each figure is their median (default 3).
+                optional --rounds N: usize
+                /// native, lab or both (default both).
+                optional --only WHERE: RelayWhere
+                /// Processors of the lab's machine (default 4; dom0, client and GPU domain have one each).
+                optional --processors N: u32
+                /// Write everything that was found to this file.
+                optional --json FILE: PathBuf
+                /// Use what `bench prepare` wrote.
+                optional --prebuilt FOLDER: PathBuf
+            }
+            /// Write all that these need, this program included, to a folder.
             cmd prepare {
                 required folder: PathBuf
             }
+        }
+    }
+}
+
+/// Where the relay is measured.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum RelayWhere {
+    Native,
+    Lab,
+    Both,
+}
+
+impl std::str::FromStr for RelayWhere {
+    type Err = anyhow::Error;
+
+    fn from_str(text: &str) -> Result<Self> {
+        match text {
+            "native" => Ok(Self::Native),
+            "lab" => Ok(Self::Lab),
+            "both" => Ok(Self::Both),
+            _ => anyhow::bail!("`{text}` is none of native, lab, both"),
         }
     }
 }
@@ -116,6 +153,7 @@ pub(crate) fn main(args: Vec<OsString>) -> Result<()> {
         flags::BenchCmd::Local(options) => local::run(&options),
         flags::BenchCmd::Regions(options) => regions::run(&options),
         flags::BenchCmd::Sessions(options) => sessions::run(&options),
+        flags::BenchCmd::Relay(options) => relay::run(&options),
         flags::BenchCmd::Prepare(options) => prebuilt::prepare(&options.folder),
     }
 }
@@ -255,6 +293,7 @@ fn boot(prebuilt: &Prebuilt) -> Result<QemuHost> {
         project: &project::archive(&prebuilt.programs)?,
         xenstored: Xenstored::C,
         memory_mib: qemu::DEFAULT_MEMORY,
+        processors: qemu::DEFAULT_PROCESSORS,
         runs: &prebuilt.runs,
     })?;
     let mut host = QemuHost::new(machine, Xenstored::C);

@@ -10,8 +10,15 @@ use super::super::image::{self, Images};
 use super::super::project::{self, Program};
 use crate::apt;
 
-/// The program that is measured, its like on the stock library, and what runs our scripts.
-const PROGRAMS: [&str; 3] = ["vchan", "vchan-c-peer", "lab-agent"];
+/// The programs that are measured, vchan's like on the stock library, and what runs our scripts.
+const PROGRAMS: [&str; 6] = [
+    "vchan",
+    "vchan-c-peer",
+    "lab-agent",
+    "vgpu",
+    "vgpu-mediatord",
+    "vgpuctl",
+];
 
 /// What the images are made of; `dom0.cpio` is made of them again where it is needed.
 const IMAGES: [&str; 4] = ["xen", "vmlinux", "base.cpio", "network.cpio"];
@@ -31,7 +38,18 @@ pub(super) struct Prebuilt {
 pub(super) fn obtain(folder: Option<&Path>) -> Result<Prebuilt> {
     match folder {
         Some(folder) => take(&std::path::absolute(folder)?),
-        None => build(),
+        None => build(&["vchan"]),
+    }
+}
+
+/// The same with the programs of sessions.
+///
+/// # Errors
+/// As there.
+pub(super) fn obtain_all(folder: Option<&Path>) -> Result<Prebuilt> {
+    match folder {
+        Some(_) => obtain(folder),
+        None => build(project::PACKAGES),
     }
 }
 
@@ -53,8 +71,8 @@ pub(super) fn vchan(folder: Option<&Path>) -> Result<PathBuf> {
     Ok(program)
 }
 
-fn build() -> Result<Prebuilt> {
-    let mut programs = project::build(&["vchan"])?;
+fn build(packages: &[&str]) -> Result<Prebuilt> {
+    let mut programs = project::build(packages)?;
     let images = super::super::images()?; // installs what the C peer needs, too
     programs.push(project::build_c_peer()?);
     Ok(Prebuilt {
@@ -101,7 +119,7 @@ fn take(folder: &Path) -> Result<Prebuilt> {
 pub(super) fn prepare(folder: &Path) -> Result<()> {
     let Prebuilt {
         images, programs, ..
-    } = build()?;
+    } = build(project::PACKAGES)?;
     let bin = folder.join("bin");
     let into = folder.join("images");
     for folder in [&bin, &into] {
@@ -119,7 +137,7 @@ pub(super) fn prepare(folder: &Path) -> Result<()> {
         fs::copy(file, into.join(name)).with_context(|| format!("copying {}", file.display()))?;
     }
     println!(
-        "{folder}: on any x86-64 Linux with QEMU: {folder}/xtask bench vchan --prebuilt {folder}",
+        "{folder}: on any x86-64 Linux with QEMU: {folder}/xtask bench vchan --prebuilt {folder} (or bench relay)",
         folder = folder.display()
     );
     Ok(())

@@ -90,7 +90,7 @@ fn measure(programs: &Path, directory: &Path, rounds: usize) -> Result<Figures> 
 }
 
 /// One client's secret, which is also the mediator's whole file.
-fn make_secret(programs: &Path, directory: &Path) -> Result<PathBuf> {
+pub(super) fn make_secret(programs: &Path, directory: &Path) -> Result<PathBuf> {
     let made = Command::new(programs.join("vgpuctl"))
         .args(["secret", "bench"])
         .output()
@@ -107,7 +107,7 @@ fn make_secret(programs: &Path, directory: &Path) -> Result<PathBuf> {
 }
 
 /// `vgpu bench` over one endpoint: rows with their microseconds.
-fn once(programs: &Path, endpoint: &str, secret: &str) -> Result<Vec<(String, f64)>> {
+pub(super) fn once(programs: &Path, endpoint: &str, secret: &str) -> Result<Vec<(String, f64)>> {
     let sizes = ELEMENTS.map(|elements| elements.to_string()).join(",");
     let output = Command::new(programs.join("vgpu"))
         .args(["--endpoint", endpoint, "--secret-file", secret, "--json"])
@@ -120,10 +120,12 @@ fn once(programs: &Path, endpoint: &str, secret: &str) -> Result<Vec<(String, f6
         "vgpu bench over {endpoint}: {}",
         String::from_utf8_lossy(&output.stderr)
     );
-    String::from_utf8_lossy(&output.stdout)
-        .lines()
-        .map(row)
-        .collect()
+    rows(&String::from_utf8_lossy(&output.stdout))
+}
+
+/// What `vgpu --json bench` prints.
+pub(super) fn rows(text: &str) -> Result<Vec<(String, f64)>> {
+    text.lines().map(row).collect()
 }
 
 fn row(line: &str) -> Result<(String, f64)> {
