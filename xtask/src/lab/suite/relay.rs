@@ -172,6 +172,15 @@ for n in $(seq 100); do
 done
 echo no network card came up >&2; exit 1"#;
 
+/// Takes the card's interrupt away again.
+const OUTSIDE_DOWN: &str = "rm -f /tmp/relay-secret
+for device in /sys/class/net/*; do
+    case $(readlink $device/device/driver) in
+    */e1000) ip link set ${device##*/} down ;;
+    esac
+done
+rmmod e1000";
+
 /// A mediator on the test machine itself; killed when dropped.
 struct Outside {
     child: Child,
@@ -269,7 +278,5 @@ fn tcp_outside(context: &mut Context) -> Result<()> {
         "does not say which mediator is gone: {error}"
     );
     stop(context, &relay)?;
-    context
-        .succeed(Place::Dom0, "rm -f /tmp/relay-secret")
-        .map(drop)
+    context.succeed(Place::Dom0, OUTSIDE_DOWN).map(drop)
 }
