@@ -59,8 +59,9 @@ pub enum DirectoryError {
         /// The directory.
         path: PathBuf,
     },
-    /// It was removed while it was served.
-    #[error("the directory {path} was removed; create it and start the mediator again")]
+    /// It was removed while it was served, or another lies in its place: a file system was mounted
+    /// over it, or taken away from under it.
+    #[error("the directory {path} was removed or replaced; create it and start the mediator again")]
     Gone {
         /// The directory.
         path: PathBuf,
@@ -96,6 +97,9 @@ pub enum Look {
 pub struct Directory {
     path: PathBuf,
     directory: Handle,
+    /// Whether the path led here when it was opened; one that is relative to a place this process
+    /// has left tells nothing later on.
+    found_by_path: bool,
 }
 
 /// The open directory, with the lock where the file system has locks.
@@ -157,7 +161,13 @@ impl Directory {
                 Handle::Unlocked(file)
             }
         };
-        Ok(Directory { path, directory })
+        let mut directory = Directory {
+            path,
+            directory,
+            found_by_path: false,
+        };
+        directory.found_by_path = directory.lies_at_its_path() == Some(true);
+        Ok(directory)
     }
 
     /// Where the directory is, for messages.
@@ -221,6 +231,9 @@ impl Directory {
     /// # Errors
     /// [`DirectoryError::Gone`]; everything else is a [`Look`].
     pub fn look(&self) -> Result<Look, DirectoryError> {
+        if self.found_by_path && self.lies_at_its_path() == Some(false) {
+            return Err(self.gone());
+        }
         let fd = match self.open_at(COMMAND_FILE, SAFE | OFlag::O_RDONLY, Mode::empty()) {
             Ok(fd) => fd,
             Err(Errno::ENOENT) => {
@@ -316,9 +329,23 @@ impl Directory {
     fn check_present(&self) -> Result<(), DirectoryError> {
         match self.directory.file().metadata() {
             Ok(about) if about.nlink() > 0 => Ok(()),
-            _ => Err(DirectoryError::Gone {
-                path: self.path.clone(),
-            }),
+            _ => Err(self.gone()),
+        }
+    }
+
+    /// Whether the path still leads here; `None` where that cannot be told now.
+    fn lies_at_its_path(&self) -> Option<bool> {
+        let here = self.directory.file().metadata().ok()?;
+        match std::fs::metadata(&self.path) {
+            Ok(there) => Some((there.dev(), there.ino()) == (here.dev(), here.ino())),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Some(false),
+            Err(_) => None,
+        }
+    }
+
+    fn gone(&self) -> DirectoryError {
+        DirectoryError::Gone {
+            path: self.path.clone(),
         }
     }
 

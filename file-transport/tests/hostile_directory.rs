@@ -161,3 +161,16 @@ fn a_removed_directory_ends_the_serving() {
     let error = served.stop().unwrap_err().to_string();
     assert!(error.contains("was removed"), "{error}");
 }
+
+#[test]
+fn a_directory_with_another_in_its_place_ends_the_serving() {
+    let parent = tempfile::tempdir().unwrap();
+    let path = parent.path().join("vgpu");
+    fs::create_dir(&path).unwrap();
+    let served = Served::start(&path);
+    fs::rename(&path, parent.path().join("away")).unwrap();
+    fs::create_dir(&path).unwrap();
+    std::thread::sleep(Duration::from_millis(500));
+    let error = served.stop().unwrap_err().to_string();
+    assert!(error.contains("replaced"), "{error}");
+}

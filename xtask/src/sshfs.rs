@@ -55,6 +55,16 @@ const CASES: &[Case] = &[
         options: "",
         run: |world| guide(world, ["1:", "1:", "1:", "2:", "1:"]),
     },
+    Case {
+        name: "sshfs/sessions-recommended",
+        options: RECOMMENDED,
+        run: sessions,
+    },
+    Case {
+        name: "sshfs/sessions-defaults",
+        options: "",
+        run: sessions,
+    },
 ];
 
 const PASSED: &str = "1:Vector add PASSED: 1024 elements, 0 errors (cpu executor";
@@ -63,6 +73,8 @@ const UNKNOWN: &str = "2:command 9 is unknown; write 0 (nothing), 1 (vector add)
 /// What the cases work with.
 struct World {
     sshd: Sshd,
+    /// Where `vgpu` is.
+    programs: PathBuf,
     folder: PathBuf,
 }
 
@@ -140,6 +152,7 @@ pub(crate) fn main(args: Vec<OsString>) -> Result<()> {
     let folder = std::env::temp_dir().join(format!("vgpu-sshfs-{}", std::process::id()));
     let world = World {
         sshd: Sshd::start()?,
+        programs,
         folder,
     };
     for folder in [world.served(), world.mount_point()] {
@@ -155,7 +168,7 @@ pub(crate) fn main(args: Vec<OsString>) -> Result<()> {
     }
     let endpoint = format!("file:{}", world.served().display());
     let more = ["--executor", "cpu", "--allow-all"];
-    let mut mediator = Mediator::start(&programs, &world.folder, &endpoint, &more)?;
+    let mut mediator = Mediator::start(&world.programs, &world.folder, &endpoint, &more)?;
     wait_for(&world.served().join("response.txt"), "0:Ready")
         .with_context(|| format!("the mediator: {}", mediator.log()))?;
     let mut failed = 0;
@@ -230,6 +243,24 @@ fn guide(world: &World, expected: [&str; 5]) -> Result<()> {
     let alike =
         lines.len() == expected.len() && lines.iter().zip(expected).all(|(l, e)| l.starts_with(e));
     ensure!(alike, "{lines:?}");
+    Ok(())
+}
+
+/// Verified vector adds of two sizes, by two clients at once.
+fn sessions(world: &World) -> Result<()> {
+    let client = world.programs.join("vgpu");
+    for elements in [1_024, 1_048_576] {
+        let one = format!(
+            "{} --timeout 60 --endpoint file:{} vector-add --n {elements}",
+            client.display(),
+            world.mount_point().display()
+        );
+        // Exit status 0 is for verified results only.
+        shell(
+            Path::new("/"),
+            &format!("{one} & {one} || exit; wait $! || exit"),
+        )?;
+    }
     Ok(())
 }
 
