@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use vgpu_file_transport::session::exchange::SILENCE;
 use vgpu_file_transport::session::{FileTransport, Settings, accept, connect};
 use vgpu_protocol::transport::{Transport, TransportError};
 
@@ -30,7 +31,7 @@ fn pair(directory: &Path) -> Result<(FileTransport, FileTransport), Box<dyn Erro
         }
         thread::sleep(Duration::from_millis(1));
     };
-    let mediator = accept(directory, None, name, 1, deadline())?;
+    let mediator = accept(directory, None, name, 1, SILENCE, deadline())?;
     let guest = guest.join().map_err(|_| "the guest's thread panicked")??;
     Ok((guest, mediator))
 }

@@ -12,6 +12,7 @@ use std::time::{Duration, Instant};
 use nix::sys::stat::{Mode, SFlag, makedev, mknod};
 use nix::unistd::mkfifo;
 use vgpu_file_transport::SessionName;
+use vgpu_file_transport::session::exchange::SILENCE;
 use vgpu_file_transport::session::file_name::segment;
 use vgpu_file_transport::session::segment::{HEADER, Header, Kind, Role};
 use vgpu_file_transport::session::{FileTransport, accept};
@@ -84,7 +85,7 @@ impl Guest {
     }
 
     fn accept(&self) -> FileTransport {
-        accept(&self.served, None, SESSION, 7, deadline()).unwrap()
+        accept(&self.served, None, SESSION, 7, SILENCE, deadline()).unwrap()
     }
 }
 
@@ -391,7 +392,7 @@ fn a_file_that_arrives_late_or_changes_while_it_is_read_is_taken_whole_or_not() 
 fn a_forged_claim_keeps_the_mediator_away() {
     let guest = Guest::new();
     fs::write(guest.path.join("m-claim"), "0000000000000007\n").unwrap();
-    let error = accept(&guest.served, None, SESSION, 7, deadline()).unwrap_err();
+    let error = accept(&guest.served, None, SESSION, 7, SILENCE, deadline()).unwrap_err();
     assert!(error.to_string().contains("was taken before"), "{error}");
 }
 
@@ -403,11 +404,11 @@ fn a_session_outside_is_not_reached_by_links() {
     fs::create_dir_all(outside.path().join("sessions").join(SESSION.to_string())).unwrap();
     symlink(outside.path(), &link).unwrap();
     let name = "web-1".parse().unwrap();
-    assert!(accept(&guest.served, Some(&name), SESSION, 7, deadline()).is_err());
+    assert!(accept(&guest.served, Some(&name), SESSION, 7, SILENCE, deadline()).is_err());
     fs::remove_file(&link).unwrap();
     fs::create_dir(&link).unwrap();
     symlink(outside.path().join("sessions"), link.join("sessions")).unwrap();
-    assert!(accept(&guest.served, Some(&name), SESSION, 7, deadline()).is_err());
+    assert!(accept(&guest.served, Some(&name), SESSION, 7, SILENCE, deadline()).is_err());
     let path: &Path = outside.path();
     let session = path.join("sessions").join(SESSION.to_string());
     assert_eq!(fs::read_dir(session).unwrap().count(), 0);

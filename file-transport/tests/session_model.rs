@@ -326,7 +326,7 @@ fn a_silent_side_is_dead_after_the_stated_time_and_a_sleeping_one_is_not() {
             Err(fault) => break fault,
         }
     };
-    assert!(matches!(fault, Fault::Silent(Role::Mediator)), "{fault}");
+    assert!(matches!(fault, Fault::Silent(Role::Mediator, _)), "{fault}");
     assert!(now - died >= SILENCE && now - died < SILENCE + Duration::from_secs(2));
 }
 

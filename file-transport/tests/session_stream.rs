@@ -6,6 +6,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use vgpu_file_transport::SessionName;
+use vgpu_file_transport::session::exchange::SILENCE;
 use vgpu_file_transport::session::{ConnectError, FileTransport, Settings, accept, connect};
 use vgpu_protocol::transport::{Interest, Transport, TransportError};
 
@@ -36,7 +37,7 @@ fn pair(directory: &Path) -> (FileTransport, FileTransport) {
     fs::create_dir_all(directory.join("sessions")).unwrap();
     thread::scope(|scope| {
         let guest = scope.spawn(|| connect_in(directory).unwrap());
-        let mediator = accept(directory, None, session(directory), 7, deadline()).unwrap();
+        let mediator = accept(directory, None, session(directory), 7, SILENCE, deadline()).unwrap();
         (guest.join().unwrap(), mediator)
     })
 }
@@ -153,6 +154,7 @@ fn a_session_is_taken_once() {
         None,
         session(directory.path()),
         8,
+        SILENCE,
         deadline(),
     );
     let error = again.unwrap_err().to_string();

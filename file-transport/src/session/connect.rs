@@ -246,7 +246,8 @@ fn cannot_make(path: &Path, errno: Errno) -> ConnectError {
 }
 
 /// Takes the session that a guest has made in `directory`, or in its own directory there, unless a
-/// mediator took it before. `mediator` tells mediators apart and is the same for all sessions of one.
+/// mediator took it before. `mediator` tells mediators apart and is the same for all sessions of one;
+/// a guest that is silent for `silence` counts as dead.
 ///
 /// # Errors
 /// The session is gone, was taken, or its guest does not go on before `deadline`.
@@ -255,6 +256,7 @@ pub fn accept(
     guest: Option<&GuestName>,
     session: SessionName,
     mediator: u64,
+    silence: Duration,
     deadline: Instant,
 ) -> Result<FileTransport, ConnectError> {
     let writer = random()?;
@@ -277,7 +279,9 @@ pub fn accept(
             let mut opened = SessionDirectory::open(&place, &path, session, own).map_err(gone)?;
             let remote = Mount::of(&place).is_none_or(|mount| mount.is_remote());
             claim(&mut opened, session, mediator)?;
-            let exchange = Exchange::new(Role::Mediator, session, writer, remote, Instant::now());
+            let mut exchange =
+                Exchange::new(Role::Mediator, session, writer, remote, Instant::now());
+            exchange.bear_silence(silence);
             Ok((opened, exchange, None))
         }
     };

@@ -35,7 +35,8 @@ pub const MAX_IN_FLIGHT: usize = 64;
 /// A side that has written nothing else for this long writes a beat.
 pub const BEAT: Duration = Duration::from_secs(1);
 
-/// A side of which nothing new was seen for this long, in at least [`LOOKS`] looks, is dead.
+/// A side of which nothing new was seen for this long, in at least [`LOOKS`] looks, is dead, unless
+/// [`Exchange::bear_silence`] says otherwise.
 pub const SILENCE: Duration = Duration::from_secs(20);
 
 /// Looks that must have brought nothing before a side counts as dead: a machine that was asleep for
@@ -61,9 +62,9 @@ pub enum Fault {
     /// The directory is there no more.
     #[error("the session's directory is gone: it was removed, or the file system under it")]
     Vanished,
-    /// Nothing new was seen for [`SILENCE`].
-    #[error("the {} has given no sign of life for {} s", name(*.0), SILENCE.as_secs())]
-    Silent(Role),
+    /// Nothing new was seen for this long.
+    #[error("the {} has given no sign of life for {} s", name(*.0), .1.as_secs())]
+    Silent(Role, Duration),
     /// A later mediator, or the same one after the session's process died, has left word.
     #[error("the mediator that served this session is gone")]
     MediatorGone,
@@ -139,6 +140,7 @@ pub struct Exchange {
     writer: [u8; 16],
     /// Whether listings may be old; see [`STIR`].
     remote: bool,
+    silence: Duration,
     peer: Option<[u8; 16]>,
 
     data_written: u64,
@@ -194,6 +196,7 @@ impl Exchange {
             session,
             writer,
             remote,
+            silence: SILENCE,
             peer: None,
             data_written: 0,
             bytes_written: 0,
@@ -219,6 +222,11 @@ impl Exchange {
             unreadable_since: None,
             unwritable_since: None,
         }
+    }
+
+    /// Gives the other side up after this much silence, instead of [`SILENCE`]; at least three beats.
+    pub fn bear_silence(&mut self, silence: Duration) {
+        self.silence = silence.max(BEAT * 3);
     }
 
     /// Which side this is.
@@ -343,12 +351,12 @@ impl Exchange {
     }
 
     fn check_silence(&self, now: Instant) -> Result<(), Fault> {
-        let silent = now.saturating_duration_since(self.news_at) >= SILENCE;
+        let silent = now.saturating_duration_since(self.news_at) >= self.silence;
         // Before there is a peer, whoever connects has a deadline; after its end there is nothing to
         // hear any more.
         let expected = self.peer.is_some() && !self.in_ended;
         if silent && expected && self.looks_since >= LOOKS {
-            return Err(Fault::Silent(self.role.peer()));
+            return Err(Fault::Silent(self.role.peer(), self.silence));
         }
         Ok(())
     }

@@ -130,7 +130,7 @@ impl From<Fault> for Broken {
             Fault::GaveUp(_) => Self::Closed,
             Fault::Violation(what) => Self::Violation(what),
             Fault::Vanished => io(io::ErrorKind::NotFound),
-            Fault::Silent(_) => io(io::ErrorKind::TimedOut),
+            Fault::Silent(..) => io(io::ErrorKind::TimedOut),
             Fault::MediatorGone => io(io::ErrorKind::ConnectionAborted),
             Fault::Io { context, source } => Self::Io {
                 context,

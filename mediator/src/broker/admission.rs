@@ -269,6 +269,7 @@ impl Broker<'_> {
             hello_timeout_s: limits.hello_timeout_s,
             idle_timeout_s: limits.idle_timeout_s,
             stall_timeout_s: limits.stall_timeout_s,
+            file_silence_s: limits.file_silence_s,
             refusal,
             verbose: self.verbose,
         }

@@ -58,6 +58,8 @@ pub struct Limits {
     pub idle_timeout_s: u32,
     /// Seconds without any byte moved in the middle of a request.
     pub stall_timeout_s: u32,
+    /// Seconds after which a guest over `file:` that gives no sign of life counts as dead.
+    pub file_silence_s: u32,
     /// Seconds that running requests get when the mediator stops.
     pub drain_timeout_s: u32,
 }
@@ -74,6 +76,7 @@ impl Default for Limits {
             hello_timeout_s: 10,
             idle_timeout_s: 3600,
             stall_timeout_s: 30,
+            file_silence_s: 20,
             drain_timeout_s: 10,
         }
     }
@@ -97,6 +100,7 @@ impl Limits {
             ("hello_timeout_s", self.hello_timeout_s.into()),
             ("idle_timeout_s", self.idle_timeout_s.into()),
             ("stall_timeout_s", self.stall_timeout_s.into()),
+            ("file_silence_s", self.file_silence_s.into()),
             ("drain_timeout_s", self.drain_timeout_s.into()),
         ];
         if let Some((name, _)) = at_least_one.iter().find(|(_, value)| *value == 0) {
@@ -106,6 +110,13 @@ impl Limits {
             return Err(format!(
                 "limits.max_sessions is {}; at most 512 are possible",
                 self.max_sessions
+            ));
+        }
+        if self.file_silence_s < 3 {
+            return Err(format!(
+                "limits.file_silence_s is {}; it must be at least 3, since signs of life come every \
+                 second",
+                self.file_silence_s
             ));
         }
         if self.max_file_guests > 256 {

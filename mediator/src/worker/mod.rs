@@ -218,6 +218,7 @@ fn accept_files(
         guest.as_ref(),
         session,
         spec.mediator(),
+        spec.file_silence(),
         deadline,
     )
     .map(|transport| Stream::Other(Box::new(transport)))

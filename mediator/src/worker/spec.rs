@@ -91,6 +91,8 @@ pub struct Spec {
     pub idle_timeout_s: u32,
     /// See [`Settings::stall_timeout`].
     pub stall_timeout_s: u32,
+    /// Seconds without a sign of life over files.
+    pub file_silence_s: u32,
     /// Turn the guest away with this reason.
     pub refusal: Option<Turned>,
     /// How often `-v` was given.
@@ -111,6 +113,11 @@ impl Spec {
     /// What tells mediators apart: the same for all sessions of one.
     pub fn mediator(&self) -> u64 {
         self.epoch >> 32
+    }
+
+    /// [`file_silence_s`](Self::file_silence_s) as a duration.
+    pub fn file_silence(&self) -> Duration {
+        Duration::from_secs(self.file_silence_s.into())
     }
 
     /// [`connect_timeout_s`](Self::connect_timeout_s) as a duration.
