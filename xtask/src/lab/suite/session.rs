@@ -9,7 +9,7 @@ use super::{Case, Context};
 use crate::lab::guest::Kind::Pv;
 use crate::lab::host::Place;
 
-/// The suite sends some 150 MB through emulated memory.
+/// The suite opens some thirty sessions and sends 30 MB, through emulated memory.
 const SUITE_LIMIT: Duration = Duration::from_secs(400);
 
 /// A mediator on dom0's end of the network, and the guests' copy of the secret.
