@@ -27,7 +27,7 @@ use nix::sys::stat::Mode;
 use nix::unistd::{UnlinkatFlags, unlinkat};
 
 use crate::guide::{COMMAND_FILE, MAX_COMMAND_BYTES, RESPONSE_FILE, Response};
-use crate::listing::open_directory;
+use crate::listing::{is_unfit, open_directory};
 use crate::name::GuestName;
 use crate::watch::Stamp;
 
@@ -233,6 +233,9 @@ impl Directory {
     pub fn look(&self) -> Result<Look, DirectoryError> {
         if self.found_by_path && self.lies_at_its_path() == Some(false) {
             return Err(self.gone());
+        }
+        if is_unfit(self, COMMAND_FILE) {
+            return Ok(Look::Unusable(not_a_file()));
         }
         let fd = match self.open_at(COMMAND_FILE, SAFE | OFlag::O_RDONLY, Mode::empty()) {
             Ok(fd) => fd,

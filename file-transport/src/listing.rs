@@ -4,8 +4,8 @@ use std::ffi::CStr;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use nix::dir::Dir;
-use nix::fcntl::{OFlag, openat};
-use nix::sys::stat::Mode;
+use nix::fcntl::{AtFlags, OFlag, openat};
+use nix::sys::stat::{Mode, SFlag, fstatat};
 
 /// What every open of a directory below the served one has in common: no symbolic link, nothing but
 /// a directory, nothing left open in a worker process.
@@ -29,6 +29,14 @@ pub(crate) struct Names {
 /// holds of the directory is still true (close-to-open consistency).
 pub(crate) fn open_directory(parent: BorrowedFd<'_>, name: &str) -> nix::Result<OwnedFd> {
     openat(parent, name, DIRECTORY, Mode::empty())
+}
+
+/// Whether `name` is something else than a regular file. Asked before a file is opened that a guest may
+/// have replaced by a device: to open one may already do something. A guest that replaces it in this
+/// very moment is stopped by the mount option nodev.
+pub(crate) fn is_unfit(directory: impl AsFd, name: &str) -> bool {
+    let about = fstatat(directory.as_fd(), name, AtFlags::AT_SYMLINK_NOFOLLOW);
+    about.is_ok_and(|about| about.st_mode & SFlag::S_IFMT.bits() != SFlag::S_IFREG.bits())
 }
 
 /// Reads the names in `directory`, at most `most` of them.

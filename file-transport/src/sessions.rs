@@ -264,6 +264,9 @@ fn open_sessions(directory: &Directory) -> nix::Result<OwnedFd> {
 
 /// Which mediator has taken the session in `directory`.
 fn read_claim(directory: &OwnedFd) -> Option<u64> {
+    if listing::is_unfit(directory, CLAIM) {
+        return None;
+    }
     let file = File::from(openat(directory, CLAIM, SAFE | OFlag::O_RDONLY, Mode::empty()).ok()?);
     let mut text = String::new();
     file.metadata().ok().filter(std::fs::Metadata::is_file)?;

@@ -10,6 +10,7 @@ use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::Instant;
 
 use super::who::Who;
+use vgpu_file_transport::{GuestName, SessionName};
 use vgpu_socket_transport::MAX_NAME;
 
 use crate::lines::LineBuffer;
@@ -198,6 +199,8 @@ fn plausible(report: &Report) -> bool {
             .is_none_or(|ended| sound(&ended.text, MAX_LINE))
         && match &report.found {
             Some(Found::Client(name)) => sound(name, MAX_NAME),
+            Some(Found::Guest(name)) => name.parse::<GuestName>().is_ok(),
+            Some(Found::Session(name)) => name.parse::<SessionName>().is_ok(),
             _ => true,
         }
 }
