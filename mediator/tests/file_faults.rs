@@ -267,7 +267,8 @@ fn a_vanished_directory_ends_its_sessions_and_is_served_again_when_it_is_back() 
     let mediator = serve(directory.path(), &served);
     let mut client = connect(&served);
     add(&mut client, 1024).unwrap();
-    fs::remove_dir_all(&served).unwrap();
+    // Both sides may write into it while it is emptied.
+    wait_until("it is removed", || fs::remove_dir_all(&served).is_ok());
     let error = add(&mut client, 1024).unwrap_err();
     assert!(
         error
