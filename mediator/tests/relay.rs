@@ -303,3 +303,30 @@ fn a_relay_may_start_first() {
     let _far = Mediator::start(directories[1].path(), &[]);
     add(&mut near.connect().unwrap(), 1000).unwrap();
 }
+
+#[test]
+fn commands_of_the_two_files_are_run_behind_as_well() {
+    let mut chain = Chain::start(&[], &[]);
+    let served = chain.directories[0].path().join("served");
+    std::fs::create_dir(&served).unwrap();
+    let directory = tempfile::tempdir().unwrap();
+    let listen = format!("file:{}", served.display());
+    let _guide = relay_to(&directory, chain.far(), &["--listen", &listen]);
+    let ask = |command: &str, wanted: &str| {
+        std::fs::write(served.join("command.txt"), command).unwrap();
+        wait_until(wanted, || {
+            let response = std::fs::read_to_string(served.join("response.txt"));
+            response.unwrap_or_default().starts_with(wanted)
+        });
+    };
+    let passed = "1:Vector add PASSED: 1024 elements, 0 errors (relay executor, ";
+    wait_until("the directory is served", || {
+        served.join("response.txt").exists()
+    });
+    ask("1\n", passed);
+    chain.crash_far();
+    ask("1\n", "2:");
+    ask("2\n", "2:");
+    chain.start_far();
+    ask("1\n", passed);
+}

@@ -211,6 +211,29 @@ impl Far {
         }
     }
 
+    /// What is queued, to be written in another way.
+    pub(super) fn take_queued(&mut self) -> Vec<u8> {
+        self.sent = 0;
+        std::mem::take(&mut self.out)
+    }
+
+    /// The next event, waited for until `deadline`.
+    pub(super) fn next_event(
+        &mut self,
+        started: Instant,
+        deadline: Instant,
+    ) -> Result<Event, Lost> {
+        loop {
+            let sent = self.send()?;
+            if let Some(event) = self.read_event()? {
+                return Ok(event);
+            }
+            if sent == 0 && !self.wait(deadline)? {
+                return Err(self.hung(started.elapsed()));
+            }
+        }
+    }
+
     /// The body of the Data frame that was announced has been read.
     pub(super) fn body_read(&mut self) {
         self.in_body = false;
@@ -224,25 +247,16 @@ impl Far {
         self.queue(&request, body);
         let started = Instant::now();
         loop {
-            let sent = self.send()?;
-            let event = self.read_event()?;
-            match event {
-                Some(Event::Frame(header, body)) => {
+            match self.next_event(started, deadline)? {
+                Event::None => {}
+                Event::Frame(header, body) => {
                     let status = self.check_reply(&header, &body, &request)?;
                     return match status {
                         Status::Ok => Ok(body),
                         status => Err(self.refused(status, &body)),
                     };
                 }
-                Some(Event::Data(_)) => return Err(self.violates("sends data nobody asked for")),
-                Some(Event::None) => {}
-                None if sent > 0 => {}
-                None => {
-                    if self.wait(deadline)? {
-                        continue;
-                    }
-                    return Err(self.hung(started.elapsed()));
-                }
+                Event::Data(_) => return Err(self.violates("sends data nobody asked for")),
             }
         }
     }

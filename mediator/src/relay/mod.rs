@@ -12,6 +12,7 @@
 //! | `offers` | takes one of the channels that a GPU domain offers |
 //! | `far` | the session there: Hello, requests, replies and their checks |
 //! | `vector_add` | one vector add on its way through |
+//! | `executor` | the other mediator as an executor, for the file protocol's commands |
 //! | `body` | bytes from one stream to the other |
 //! | `stream` | either stream, and one wait for both |
 //!
@@ -20,6 +21,7 @@
 
 mod body;
 mod connect;
+mod executor;
 mod far;
 mod offers;
 mod stream;
@@ -41,6 +43,7 @@ use crate::session::serve::{Backend, NotOpened, Opened, serve_with};
 use crate::session::{SessionEnd, Settings, StopFlag};
 use crate::usage::Observed;
 use body::Body;
+pub use executor::executor;
 use far::{Far, Lost};
 pub use offers::OFFERS;
 pub use stream::Stream;

@@ -87,7 +87,10 @@ pub fn main(arguments: &[String]) -> ExitCode {
                         found: &mut |found| link.found(&observed, found),
                         over: &sessions_over,
                     };
-                    let mut open = || open_executor(&spec.executor);
+                    let mut open = || match spec.route() {
+                        Some(route) => relay::executor(&route),
+                        None => open_executor(&spec.executor),
+                    };
                     match service.serve(directory, &mut open, Stop::when(&ended)) {
                         Ok(()) => Ended::fine("stopped"),
                         Err(error) => Ended::fault(error.to_string()),
