@@ -194,3 +194,46 @@ pub(crate) fn poll(
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::net::TcpListener;
+
+    use nix::sys::socket::getsockopt;
+
+    use super::*;
+
+    #[test]
+    fn the_kernel_looks_for_a_host_that_has_vanished() {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let stream = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        let socket = Socket::tcp(stream, "tcp:test".to_owned()).unwrap();
+        assert!(getsockopt(&socket, sockopt::KeepAlive).unwrap());
+        assert!(getsockopt(&socket, sockopt::TcpNoDelay).unwrap());
+        let idle = getsockopt(&socket, sockopt::TcpKeepIdle).unwrap();
+        let interval = getsockopt(&socket, sockopt::TcpKeepInterval).unwrap();
+        let count = getsockopt(&socket, sockopt::TcpKeepCount).unwrap();
+        assert_eq!(idle + interval * count, 25);
+        let unconfirmed = getsockopt(&socket, sockopt::TcpUserTimeout).unwrap();
+        assert_eq!(unconfirmed, 25_000);
+    }
+
+    #[test]
+    fn a_peer_that_is_gone_is_an_error_and_no_signal() {
+        let (one, other) = UnixStream::pair().unwrap();
+        let socket = Socket::unix(one, "unix:test".to_owned()).unwrap();
+        assert_eq!(socket.send(b"a", b"b").unwrap(), 2);
+        drop(other);
+        let error = socket.send(b"a", &[]).unwrap_err();
+        assert!(is_gone(&error), "{error}");
+        let far = Instant::now() + Duration::from_secs(60);
+        let ready = poll(&socket, Ready::default(), far).unwrap();
+        assert_eq!(
+            ready,
+            Some(Ready {
+                read: true,
+                write: true
+            })
+        );
+    }
+}
