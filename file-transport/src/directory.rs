@@ -61,7 +61,7 @@ pub enum DirectoryError {
     },
     /// It was removed while it was served, or another lies in its place: a file system was mounted
     /// over it, or taken away from under it.
-    #[error("the directory {path} was removed or replaced; create it and start the mediator again")]
+    #[error("the directory {path} was removed or replaced; create it, and it is served again")]
     Gone {
         /// The directory.
         path: PathBuf,

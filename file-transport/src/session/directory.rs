@@ -196,19 +196,23 @@ impl SessionDirectory {
 
     /// Removes what it can of the directory, and the directory if nothing is left: bounded, and for
     /// a session that is over.
-    pub(crate) fn clear(&mut self) {
+    ///
+    /// Returns whether it is gone.
+    pub(crate) fn clear(&mut self) -> bool {
         // Twice, since what is removed while a directory is read may hide another name.
         for _ in 0..2 {
-            let Ok(found) = self.all_names() else {
-                return;
+            let found = match self.all_names() {
+                Ok(found) => found,
+                Err(trouble) => return matches!(trouble, Trouble::Gone),
             };
             for name in found {
                 let _ = unlinkat(&self.directory, name.as_str(), UnlinkatFlags::NoRemoveDir);
             }
             if unlinkat(&self.sessions, self.name.as_str(), UnlinkatFlags::RemoveDir).is_ok() {
-                return;
+                return true;
             }
         }
+        false
     }
 
     fn all_names(&mut self) -> Result<Vec<String>, Trouble> {

@@ -4,12 +4,12 @@
 //! |---|---|---|
 //! | [`segment`] | one file's bytes | none |
 //! | [`file_name`] | what files are called | none |
-//! | [`exchange`] | which file to take and to write, when to give up | by [`room`] |
+//! | [`exchange`] | which file to take (`incoming.rs`) and to write (`outgoing.rs`), when to give up | by [`room`] |
 //! | [`pace`] | how often to look | none |
 //! | [`directory`] | the real directory | all of it |
 //! | [`caches`] | the guest's test of what its mount caches | by `directory` |
 //! | [`mount`] | which file system it lies on | reads `/proc` |
-//! | [`stream`] | the transport, and the thread that does the I/O | by `directory` |
+//! | [`stream`] | the transport, its queues, and the thread that does the I/O | by `directory` |
 //! | [`connect`](mod@connect) | making a session, taking one | by `stream` |
 //!
 //! `docs/file-protocol.md` describes the files for people who look into such a directory.

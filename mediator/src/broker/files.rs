@@ -19,7 +19,7 @@ use crate::worker::link::{Ask, Found};
 use crate::worker::spec::Carrier;
 
 /// First and longest pause before a worker that failed is started again.
-const PAUSE: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(15));
+const PAUSE: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(5));
 
 /// A worker that ran this long has not failed at once.
 const LASTED: Duration = Duration::from_secs(60);

@@ -1,0 +1,200 @@
+//! Looking: what comes next is taken, what is strange is refused, silence is noticed.
+
+use std::time::Instant;
+
+use super::{Exchange, Fault, LOOKS, Looked, PATIENCE, STIR, Taken, bear};
+use crate::session::file_name;
+use crate::session::room::{Content, Room};
+use crate::session::segment::{HEADER, Header, Kind, MAX_FILE, Role, SegmentError};
+
+impl Exchange {
+    /// Looks once: takes what comes next while `space` bytes are not used up, notes what the peer
+    /// has taken, and removes that.
+    ///
+    /// # Errors
+    /// The session is over.
+    pub fn look(
+        &mut self,
+        room: &mut dyn Room,
+        space: usize,
+        now: Instant,
+    ) -> Result<Looked, Fault> {
+        self.looks_since = self.looks_since.saturating_add(1);
+        let names = match room.list() {
+            Ok(names) => names,
+            Err(trouble) => {
+                bear(&mut self.unreadable_since, trouble, now)?;
+                return Ok(Looked::default());
+            }
+        };
+        let mut looked = Looked::default();
+        let mut newest_beat = 0;
+        let mut gone = false;
+        let mut data = Vec::new();
+        for name in &names {
+            match file_name::parse(name) {
+                Some((role, Kind::Beat, number)) if role == self.role.peer() => {
+                    newest_beat = newest_beat.max(number);
+                }
+                Some((role, Kind::Data, number)) if role == self.role.peer() => data.push(number),
+                None if name == file_name::GONE => gone = self.role == Role::Guest,
+                None if name == file_name::ASK => looked.probed |= self.role == Role::Mediator,
+                None if name == file_name::CHANGED => looked.probed |= self.role == Role::Guest,
+                _ => {}
+            }
+        }
+        if newest_beat > self.beat_seen {
+            looked.news |= self.take_beat(room, newest_beat, now)?;
+        }
+        data.sort_unstable();
+        let newest = data.last().copied().unwrap_or(0);
+        looked.news |= newest > self.data_seen;
+        self.data_seen = self.data_seen.max(newest);
+        let mut complete = true;
+        let mut space_left = space;
+        for number in data {
+            if number != self.taken + 1 || self.in_ended {
+                continue;
+            }
+            if space_left == 0 {
+                looked.more = true;
+                break;
+            }
+            let Some(piece) = self.take_data(room, number, now)? else {
+                complete = false;
+                break;
+            };
+            space_left = space_left.saturating_sub(piece.bytes().len());
+            looked.news = true;
+            if !piece.bytes().is_empty() {
+                looked.pieces.push(piece);
+            }
+        }
+        if looked.news {
+            self.news_at = now;
+            self.looks_since = 0;
+            self.stir_after = STIR;
+        }
+        // What the other side wrote before its end is still to be read.
+        if complete && !looked.more && !self.in_ended && looked.pieces.is_empty() {
+            if gone {
+                return Err(Fault::MediatorGone);
+            }
+            if self.gave_up {
+                return Err(Fault::GaveUp(self.role.peer()));
+            }
+        }
+        self.check_silence(now)?;
+        Ok(looked)
+    }
+
+    fn check_silence(&self, now: Instant) -> Result<(), Fault> {
+        let silent = now.saturating_duration_since(self.news_at) >= self.silence;
+        // Before there is a peer, whoever connects has a deadline; after its end there is nothing to
+        // hear any more.
+        let expected = self.peer.is_some() && !self.in_ended;
+        if silent && expected && self.looks_since >= LOOKS {
+            return Err(Fault::Silent(self.role.peer(), self.silence));
+        }
+        Ok(())
+    }
+
+    /// Reads a beat. Returns whether it was one.
+    fn take_beat(&mut self, room: &mut dyn Room, number: u64, now: Instant) -> Result<bool, Fault> {
+        let Some((header, _)) = self.open(room, Kind::Beat, number, now)? else {
+            return Ok(false);
+        };
+        self.beat_seen = number;
+        self.note(room, &header)?;
+        self.gave_up |= header.gives_up;
+        Ok(true)
+    }
+
+    /// Takes the next data segment, unless it cannot be read yet.
+    fn take_data(
+        &mut self,
+        room: &mut dyn Room,
+        number: u64,
+        now: Instant,
+    ) -> Result<Option<Taken>, Fault> {
+        let Some((header, file)) = self.open(room, Kind::Data, number, now)? else {
+            return Ok(None);
+        };
+        if header.offset != self.bytes_taken {
+            return Err(Fault::Violation(format!(
+                "{} begins at byte {} of the stream, not at {}",
+                file_name::segment(header.role, Kind::Data, number),
+                header.offset,
+                self.bytes_taken
+            )));
+        }
+        self.note(room, &header)?;
+        let payload = file.len() - HEADER;
+        self.taken = number;
+        self.bytes_taken += payload as u64;
+        self.in_ended = header.last;
+        self.untold_bytes += payload;
+        self.untold_since.get_or_insert(now);
+        Ok(Some(Taken { file, at: HEADER }))
+    }
+
+    /// Reads a file that was listed and checks that it is what its name says.
+    fn open(
+        &mut self,
+        room: &mut dyn Room,
+        kind: Kind,
+        number: u64,
+        now: Instant,
+    ) -> Result<Option<(Header, Vec<u8>)>, Fault> {
+        let role = self.role.peer();
+        let name = file_name::segment(role, kind, number);
+        let most = match kind {
+            Kind::Data => MAX_FILE,
+            Kind::Beat => HEADER,
+        };
+        let file = match room.read(&name, most) {
+            Ok(Content::Bytes(file)) => file,
+            // A beat that was replaced meanwhile; data whose name outlives it in a listing.
+            Ok(Content::Absent) => return Ok(None),
+            Ok(Content::Unfit(what)) => {
+                return Err(Fault::Violation(format!("{name} is {what}")));
+            }
+            Err(trouble) => {
+                bear(&mut self.unreadable_since, trouble, now)?;
+                return Ok(None);
+            }
+        };
+        let checked = Header::decode(&file).and_then(|header| {
+            header.check(role, kind, number, self.session, self.peer)?;
+            Ok(header)
+        });
+        match checked {
+            Ok(header) => {
+                self.peer = Some(header.writer);
+                if self
+                    .suspect
+                    .as_ref()
+                    .is_some_and(|(suspect, _)| *suspect == name)
+                {
+                    self.suspect = None;
+                }
+                self.unreadable_since = None;
+                Ok(Some((header, file)))
+            }
+            Err(error) => self.suspect(name, error, now).map(|()| None),
+        }
+    }
+
+    /// A file that is not whole may be so at the next look, but not for ever.
+    fn suspect(&mut self, name: String, error: SegmentError, now: Instant) -> Result<(), Fault> {
+        let since = match &self.suspect {
+            Some((suspect, since)) if *suspect == name => *since,
+            _ => now,
+        };
+        if !error.may_pass() || now.saturating_duration_since(since) >= PATIENCE {
+            return Err(Fault::Violation(format!("{name}: {error}")));
+        }
+        self.suspect = Some((name, since));
+        Ok(())
+    }
+}

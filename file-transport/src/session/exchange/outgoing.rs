@@ -1,0 +1,203 @@
+//! Writing: data as far as the window goes, beats when they are due; removing what was taken.
+
+use std::time::Instant;
+
+use super::{
+    ACK_DELAY, BEAT, BEATS_KEPT, Exchange, Fault, Frozen, MAX_IN_FLIGHT, Piece, STIR, WINDOW, bear,
+    name,
+};
+use crate::session::file_name;
+use crate::session::room::{Room, Trouble};
+use crate::session::segment::{HEADER, Header, Kind};
+
+impl Exchange {
+    /// Writes the pieces that `next` gives, as far as the window allows. Returns whether it wrote.
+    ///
+    /// `next` gives nothing when there is nothing to send.
+    ///
+    /// # Errors
+    /// The session is over.
+    pub fn send(
+        &mut self,
+        room: &mut dyn Room,
+        next: &mut dyn FnMut() -> Option<Piece>,
+        now: Instant,
+    ) -> Result<bool, Fault> {
+        let mut wrote = false;
+        loop {
+            if self.frozen.is_none() && self.has_room() {
+                self.frozen = next().map(|piece| self.freeze(piece));
+            }
+            let Some(frozen) = &self.frozen else {
+                return Ok(wrote);
+            };
+            let number = self.data_written + 1;
+            let name = file_name::segment(self.role, Kind::Data, number);
+            if let Err(trouble) = room.publish(&name, &frozen.file) {
+                bear(&mut self.unwritable_since, trouble, now)?;
+                return Ok(wrote);
+            }
+            let payload = frozen.file.len() - HEADER;
+            self.out_ended = frozen.last;
+            self.frozen = None;
+            self.data_written = number;
+            self.bytes_written += payload as u64;
+            self.in_flight.push_back(payload);
+            self.in_flight_bytes += payload;
+            self.written(now);
+            self.stir_after = STIR;
+            wrote = true;
+        }
+    }
+
+    fn freeze(&mut self, piece: Piece) -> Frozen {
+        let Piece { mut file, last } = piece;
+        let header = Header {
+            last,
+            ..self.header(Kind::Data, self.data_written + 1)
+        };
+        self.tell();
+        header.complete(&mut file);
+        Frozen { file, last }
+    }
+
+    fn header(&self, kind: Kind, number: u64) -> Header {
+        Header {
+            role: self.role,
+            kind,
+            last: false,
+            gives_up: false,
+            session: self.session,
+            writer: self.writer,
+            number,
+            taken: self.taken,
+            offset: self.bytes_written,
+        }
+    }
+
+    fn tell(&mut self) {
+        self.told = self.taken;
+        self.untold_bytes = 0;
+        self.untold_since = None;
+    }
+
+    fn written(&mut self, now: Instant) {
+        self.written_at = now;
+        // On a full disk there may be room for a beat and none for data.
+        if self.frozen.is_none() {
+            self.unwritable_since = None;
+        }
+    }
+
+    /// Writes a beat if one is due. Returns whether it wrote.
+    ///
+    /// # Errors
+    /// The session is over.
+    pub fn beat(&mut self, room: &mut dyn Room, now: Instant) -> Result<bool, Fault> {
+        if !self.is_beat_due(now) {
+            return Ok(false);
+        }
+        self.write_beat(room, false, now)
+    }
+
+    /// When a beat is due at the latest.
+    pub fn beat_due_at(&self) -> Instant {
+        let pause = if self.remote {
+            self.stir_after.min(BEAT)
+        } else {
+            BEAT
+        };
+        let beat = self.written_at + pause;
+        self.untold_since
+            .map_or(beat, |since| beat.min(since + ACK_DELAY))
+    }
+
+    fn is_beat_due(&self, now: Instant) -> bool {
+        let untold = self.taken - self.told;
+        self.beats_written == 0
+            || self.untold_bytes >= WINDOW / 4
+            || untold >= MAX_IN_FLIGHT as u64 / 4
+            || (untold > 0 && self.in_ended)
+            || now >= self.beat_due_at()
+    }
+
+    /// Tells the other side that this one ends without closing.
+    ///
+    /// # Errors
+    /// The session is over anyway.
+    pub fn give_up(&mut self, room: &mut dyn Room, now: Instant) -> Result<(), Fault> {
+        self.write_beat(room, true, now).map(|_| ())
+    }
+
+    fn write_beat(
+        &mut self,
+        room: &mut dyn Room,
+        gives_up: bool,
+        now: Instant,
+    ) -> Result<bool, Fault> {
+        // A beat that failed may be in place, so its number is used up.
+        self.beats_written += 1;
+        let number = self.beats_written;
+        let header = Header {
+            gives_up,
+            ..self.header(Kind::Beat, number)
+        };
+        let name = file_name::segment(self.role, Kind::Beat, number);
+        let published = room.publish(&name, &header.encode(&[]));
+        if now >= self.written_at + self.stir_after {
+            self.stir_after = (self.stir_after * 2).min(BEAT);
+        }
+        if let Some(old) = number.checked_sub(BEATS_KEPT).filter(|old| *old > 0) {
+            self.remove(room, Kind::Beat, old)?;
+        }
+        match published {
+            Ok(()) => {
+                self.tell();
+                self.written(now);
+                Ok(true)
+            }
+            Err(trouble) => {
+                bear(&mut self.unwritable_since, trouble, now)?;
+                // Not at every look.
+                self.written_at = now;
+                self.untold_since = self.untold_since.map(|_| now);
+                Ok(false)
+            }
+        }
+    }
+
+    /// Notes what the peer has taken, and removes it.
+    pub(super) fn note(&mut self, room: &mut dyn Room, header: &Header) -> Result<(), Fault> {
+        if header.taken > self.data_written {
+            return Err(Fault::Violation(format!(
+                "the {} says it has taken segment {}, and there are {}",
+                name(header.role),
+                header.taken,
+                self.data_written
+            )));
+        }
+        // An older file may be read after a newer one.
+        loop {
+            let oldest = self.data_written - self.in_flight.len() as u64 + 1;
+            if oldest > header.taken {
+                return Ok(());
+            }
+            if let Some(bytes) = self.in_flight.pop_front() {
+                self.in_flight_bytes -= bytes;
+            }
+            self.remove(room, Kind::Data, oldest)?;
+        }
+    }
+
+    /// Removes a file of its own. One that stays is in nobody's way but the disk's.
+    fn remove(&mut self, room: &mut dyn Room, kind: Kind, number: u64) -> Result<(), Fault> {
+        match room.remove(&file_name::segment(self.role, kind, number)) {
+            Err(Trouble::Gone) => Err(Fault::Vanished),
+            Err(trouble) => {
+                log::debug!("{trouble}");
+                Ok(())
+            }
+            Ok(()) => Ok(()),
+        }
+    }
+}

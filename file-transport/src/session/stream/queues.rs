@@ -1,0 +1,138 @@
+//! Between the caller and the thread: two queues of bounded size, and how it ended.
+
+use std::collections::VecDeque;
+use std::io;
+use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
+
+use vgpu_protocol::transport::TransportError;
+
+use crate::session::exchange::{Fault, Taken};
+use crate::session::mount::Remark;
+use crate::session::segment::{HEADER, MAX_FILE, MAX_PAYLOAD};
+
+/// Between the caller and the thread. Nobody does I/O while it holds the lock.
+#[derive(Debug)]
+pub(super) struct Shared {
+    pub(super) state: Mutex<State>,
+    /// Something for the caller: bytes, room, an end.
+    pub(super) for_caller: Condvar,
+    /// Something for the thread: bytes to send, room for what comes, an end.
+    pub(super) for_thread: Condvar,
+}
+
+#[derive(Debug, Default)]
+pub(super) struct State {
+    /// Files without their headers, all but the last full.
+    pub(super) outbox: VecDeque<Vec<u8>>,
+    pub(super) outbox_bytes: usize,
+    /// All that is in the outbox is to be written, however little, until it is empty.
+    pub(super) flushed: bool,
+    /// Nothing comes into the outbox any more.
+    pub(super) closing: bool,
+    pub(super) inbox: VecDeque<Taken>,
+    pub(super) inbox_bytes: usize,
+    /// The thread holds back what it could read, for lack of room.
+    pub(super) inbox_full: bool,
+    pub(super) connected: bool,
+    /// What the guest's test of its mount has found.
+    pub(super) remarks: Vec<Remark>,
+    /// The other side's stream has ended.
+    pub(super) ended: bool,
+    /// The other side has taken all, the end included.
+    pub(super) was_read_whole: bool,
+    pub(super) fault: Option<Broken>,
+    /// Nobody wants the session any more.
+    pub(super) dropped: bool,
+    /// The thread has ended.
+    pub(super) over: bool,
+}
+
+impl State {
+    /// Appends to the last file of the outbox, and begins another when it is full.
+    pub(super) fn put(&mut self, mut bytes: &[u8]) {
+        self.outbox_bytes += bytes.len();
+        while !bytes.is_empty() {
+            let room = self.outbox.back().map_or(0, |file| MAX_FILE - file.len());
+            if room == 0 {
+                let mut file = Vec::with_capacity(HEADER + bytes.len().min(MAX_PAYLOAD));
+                file.resize(HEADER, 0);
+                self.outbox.push_back(file);
+                continue;
+            }
+            let (now, later) = bytes.split_at(bytes.len().min(room));
+            if let Some(file) = self.outbox.back_mut() {
+                file.extend_from_slice(now);
+            }
+            bytes = later;
+        }
+    }
+
+    pub(super) fn has_full(&self) -> bool {
+        self.outbox
+            .front()
+            .is_some_and(|file| file.len() == MAX_FILE)
+    }
+
+    pub(super) fn has_to_send(&self) -> bool {
+        self.has_full() || self.closing || self.flushed && !self.outbox.is_empty()
+    }
+}
+
+/// What ended the session, to be told at every later call.
+#[derive(Debug, Clone)]
+pub(super) enum Broken {
+    Closed,
+    Violation(String),
+    Io {
+        context: String,
+        kind: io::ErrorKind,
+        errno: Option<i32>,
+    },
+}
+
+impl From<Fault> for Broken {
+    fn from(fault: Fault) -> Self {
+        let context = fault.to_string();
+        let io = |kind| Self::Io {
+            context,
+            kind,
+            errno: None,
+        };
+        match fault {
+            Fault::GaveUp(_) => Self::Closed,
+            Fault::Violation(what) => Self::Violation(what),
+            Fault::Vanished => io(io::ErrorKind::NotFound),
+            Fault::Silent(..) => io(io::ErrorKind::TimedOut),
+            Fault::MediatorGone => io(io::ErrorKind::ConnectionAborted),
+            Fault::Io { context, source } => Self::Io {
+                context,
+                kind: source.kind(),
+                errno: source.raw_os_error(),
+            },
+        }
+    }
+}
+
+impl From<Broken> for TransportError {
+    fn from(broken: Broken) -> Self {
+        match broken {
+            Broken::Closed => Self::Closed,
+            Broken::Violation(what) => Self::PeerViolation(what),
+            Broken::Io {
+                context,
+                kind,
+                errno,
+            } => Self::Io {
+                context,
+                source: errno.map_or_else(|| kind.into(), io::Error::from_raw_os_error),
+            },
+        }
+    }
+}
+
+impl Shared {
+    pub(super) fn lock(&self) -> MutexGuard<'_, State> {
+        // A thread that panicked left whole bytes behind; what it did not do, the other side tells.
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
