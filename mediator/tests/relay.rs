@@ -131,6 +131,9 @@ fn info_says_what_is_behind_and_so_does_status() {
     assert_eq!(executor["reason"], wanted);
     let text = stdout(&run(chain.near.vgpuctl().arg("status")));
     assert!(text.contains("relay") && text.contains("cpu at "), "{text}");
+    // What CUDA needs is the other machine's business.
+    let text = stdout(&run(chain.near.vgpuctl().arg("doctor")));
+    assert!(text.contains("CUDA: not needed here: cpu at "), "{text}");
 }
 
 #[test]

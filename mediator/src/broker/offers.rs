@@ -120,6 +120,9 @@ impl Broker<'_> {
             offers.pause = PAUSE.0;
             offers.not_before = now;
         }
+        if let Some(session) = self.sessions.get_mut(&id) {
+            session.began = now;
+        }
         self.accounts.begin(&Who::Dom0, now);
         let line = format!("session {id} begins (worker {pid})");
         self.accounts.log(&Who::Dom0, log::Level::Info, &line, now);

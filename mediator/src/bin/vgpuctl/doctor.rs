@@ -8,7 +8,9 @@ use std::time::{Duration, Instant};
 use serde::Serialize;
 use vchan::xen::store::Store;
 use vgpu_mediator::broker::probe;
+use vgpu_mediator::control::Status;
 use vgpu_mediator::executor::ExecutorChoice;
+use vgpu_mediator::failure::Failure;
 
 use crate::{Exit, fetch, print, print_json};
 
@@ -81,10 +83,19 @@ pub(crate) fn run(control: &Path, json: bool) -> Result<ExitCode, Exit> {
         }
         show(xenstore())?;
     }
-    let (check, driver) = nvidia_driver();
-    show(check)?;
-    show(cuda(driver))?;
-    show(mediator(control))?;
+    let status = fetch(control);
+    match &status {
+        Ok(status) if status.executor.kind == "relay" => {
+            let found = format!("not needed here: {}", status.executor.reason);
+            show(Check::new("CUDA", Verdict::Absent, found))?;
+        }
+        _ => {
+            let (check, driver) = nvidia_driver();
+            show(check)?;
+            show(cuda(driver))?;
+        }
+    }
+    show(mediator(status))?;
     let bad = checks.iter().any(|check| check.verdict == Verdict::Bad);
     if json {
         print_json(&serde_json::json!({ "ok": !bad, "checks": checks }))?;
@@ -207,9 +218,9 @@ fn cuda(driver: bool) -> Check {
     }
 }
 
-fn mediator(control: &Path) -> Check {
+fn mediator(status: Result<Status, Failure>) -> Check {
     const NAME: &str = "mediator";
-    match fetch(control) {
+    match status {
         Ok(status) => Check::good(
             NAME,
             format!(

@@ -38,9 +38,17 @@ const LISTENING: &str = "listening on xen:";
 
 /// Starts a domain called `gpu` with a mediator in it that offers channels.
 fn start_gpu_domain(context: &mut Context, kind: Kind) -> Result<()> {
+    create_gpu_domain(context, kind)?;
+    start_offering(context)
+}
+
+fn create_gpu_domain(context: &mut Context, kind: Kind) -> Result<()> {
     let mut spec = GuestSpec::new("gpu", kind);
     spec.memory_mib = GPU_MEMORY_MIB;
-    context.create(&spec)?;
+    context.create(&spec)
+}
+
+fn start_offering(context: &mut Context) -> Result<()> {
     let script = "exec vgpu-mediatord --listen xen: --executor cpu --control /run/vgpu/c.sock";
     let job = context.start(Place::Guest("gpu"), script)?;
     job.wait_for(context.host.as_mut(), LISTENING, LIMIT)
@@ -127,6 +135,18 @@ for n in $(seq 300); do
 done
 echo nothing moves >&2; exit 1"#;
 
+/// Sixty offers: some with keys that are no numbers, some with numbers that lead nowhere.
+const GARBAGE: &str = r#"
+set --
+for n in $(seq 20); do
+    node=data/vgpu-offer/$(printf %016x $n)
+    set -- "$@" $node/ring-ref many $node/event-channel -1
+    node=data/vgpu-offer/$(printf %016x $((n + 100)))
+    set -- "$@" $node/ring-ref 99999 $node/event-channel 1000
+    set -- "$@" data/vgpu-offer/not-an-offer-$n x
+done
+xenstore-write "$@""#;
+
 fn destroyed(context: &mut Context) -> Result<()> {
     start_gpu_domain(context, Pv)?;
     let relay = start_relay(context, "relay:xen:gpu")?;
@@ -148,8 +168,15 @@ fn destroyed(context: &mut Context) -> Result<()> {
         error.contains("there is no domain"),
         "does not say that the domain is missing: {error}"
     );
-    // The same name, another domain id.
-    start_gpu_domain(context, Pv)?;
+    // The same name, another domain id; at first with offers that lead nowhere.
+    create_gpu_domain(context, Pv)?;
+    context.succeed(Place::Guest("gpu"), GARBAGE)?;
+    let error = context.fail(Place::Guest("pv"), &add(10))?;
+    ensure!(
+        error.contains("xen:gpu) cannot be reached"),
+        "garbage is not refused as it should be: {error}"
+    );
+    start_offering(context)?;
     verified(context, "pv", 1_048_576)?;
     stop(context, &relay)?;
     context.host.guest_destroy("gpu")
