@@ -103,10 +103,14 @@ impl Way {
     }
 }
 
+/// A vector of one element is a round trip, too.
 fn most(row: &str) -> f64 {
-    match row.starts_with("round trip") {
-        true => MOST_ROUND_TRIP,
-        false => MOST_BULK,
+    let bulk = row
+        .strip_prefix("vector add of ")
+        .is_some_and(|elements| elements.trim() != "1");
+    match bulk {
+        true => MOST_BULK,
+        false => MOST_ROUND_TRIP,
     }
 }
 
@@ -255,7 +259,7 @@ mod tests {
         for (relayed, us) in [(false, 2.0), (true, 6.0), (false, 4.0), (true, 9.0)] {
             way.add(
                 relayed,
-                vec![("round trip".into(), us), ("add".into(), 1.0)],
+                vec![("round trip".into(), us), ("vector add of  7".into(), 1.0)],
             );
         }
         let text = way.text();
