@@ -9,7 +9,7 @@ use vgpu_protocol::transport::{Interest, Transport, TransportError};
 use vgpu_socket_transport::SocketTransport;
 
 /// First and longest turn in which a stream without a descriptor is looked at.
-const TURN: (Duration, Duration) = (Duration::from_millis(1), Duration::from_millis(20));
+const TURN: (Duration, Duration) = (Duration::from_millis(1), Duration::from_millis(100));
 
 type Result<T> = std::result::Result<T, TransportError>;
 

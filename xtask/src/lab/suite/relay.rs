@@ -22,6 +22,7 @@ pub(crate) const CASES: &[Case] = &[
     Case::new("relay/gpu-domain-pv", &[Pv, Pvh], |c| gpu_domain(c, Pv)),
     Case::new("relay/gpu-domain-pvh", &[Pv], |c| gpu_domain(c, Pvh)),
     Case::new("relay/gpu-domain-destroyed", &[Pv], destroyed),
+    Case::new("relay/garbage-offers", &[Pv], garbage_offers),
     Case::new("relay/tcp-outside", &[Pv], tcp_outside),
 ];
 
@@ -168,16 +169,26 @@ fn destroyed(context: &mut Context) -> Result<()> {
         error.contains("there is no domain"),
         "does not say that the domain is missing: {error}"
     );
-    // The same name, another domain id; at first with offers that lead nowhere.
+    // The same name, another domain id.
+    start_gpu_domain(context, Pv)?;
+    verified(context, "pv", 1_048_576)?;
+    stop(context, &relay)?;
+    context.host.guest_destroy("gpu")
+}
+
+/// A GPU domain whose offers lead nowhere costs a session seven seconds, and its own mediator, once
+/// it starts, clears them away.
+fn garbage_offers(context: &mut Context) -> Result<()> {
     create_gpu_domain(context, Pv)?;
     context.succeed(Place::Guest("gpu"), GARBAGE)?;
+    let relay = start_relay(context, "relay:xen:gpu")?;
     let error = context.fail(Place::Guest("pv"), &add(10))?;
     ensure!(
         error.contains("xen:gpu) cannot be reached"),
         "garbage is not refused as it should be: {error}"
     );
     start_offering(context)?;
-    verified(context, "pv", 1_048_576)?;
+    verified(context, "pv", 1_000)?;
     stop(context, &relay)?;
     context.host.guest_destroy("gpu")
 }
