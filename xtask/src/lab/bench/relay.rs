@@ -226,7 +226,7 @@ fn lab(prebuilt: &Prebuilt, processors: u32, rounds: usize) -> Result<Way> {
             );
             let name = format!("dom0-{round}-{relayed}");
             let mediator = start(&mut host, Place::Dom0, &name, &script)?;
-            let bench = "vgpu --endpoint xen: --json bench --repeats 3 --pings 200 \
+            let bench = "vgpu --timeout 60s --endpoint xen: --json bench --repeats 3 --pings 200 \
                          --sizes 1048576,4194304";
             let output = host.exec(Place::Guest("client"), bench, BENCH_LIMIT)?;
             way.add(relayed, rows(output.text()?)?);

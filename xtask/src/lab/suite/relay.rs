@@ -80,8 +80,9 @@ fn stop(context: &mut Context, mediator: &Job) -> Result<()> {
     Ok(())
 }
 
+/// Patient: four domains share two emulated processors.
 fn add(elements: u64) -> String {
-    format!("vgpu --endpoint xen: --json vector-add --n {elements}")
+    format!("vgpu --timeout 60s --endpoint xen: --json vector-add --n {elements}")
 }
 
 fn verified(context: &mut Context, guest: &str, elements: u64) -> Result<()> {
@@ -92,12 +93,18 @@ fn verified(context: &mut Context, guest: &str, elements: u64) -> Result<()> {
 fn gpu_domain(context: &mut Context, kind: Kind) -> Result<()> {
     start_gpu_domain(context, kind)?;
     let relay = start_relay(context, "relay:xen:gpu")?;
-    let info = context.succeed(Place::Guest("pv"), "vgpu --endpoint xen: info")?;
+    let info = context.succeed(
+        Place::Guest("pv"),
+        "vgpu --timeout 60s --endpoint xen: info",
+    )?;
     ensure!(
         info.contains("relay") && info.contains("cpu at xen:gpu"),
         "info does not say what is behind: {info}"
     );
-    context.succeed(Place::Guest("pv"), "vgpu --endpoint xen: ping")?;
+    context.succeed(
+        Place::Guest("pv"),
+        "vgpu --timeout 60s --endpoint xen: ping",
+    )?;
     // Two clients at once: of two guests where there are two, else two programs of one.
     let clients = match kind {
         Pv => ["pv", "pvh"],
@@ -152,8 +159,7 @@ fn destroyed(context: &mut Context) -> Result<()> {
     start_gpu_domain(context, Pv)?;
     let relay = start_relay(context, "relay:xen:gpu")?;
     verified(context, "pv", 1_000)?;
-    let endless =
-        "while :; do vgpu --endpoint xen: vector-add --n 4194304 >/dev/null || exit; done";
+    let endless = "while :; do vgpu --timeout 60s --endpoint xen: vector-add --n 4194304 >/dev/null || exit; done";
     let client = context.start(Place::Guest("pv"), endless)?;
     context.succeed(Place::Dom0, UNDER_WAY)?;
     context.host.guest_destroy("gpu")?;
@@ -307,7 +313,10 @@ fn tcp_outside(context: &mut Context) -> Result<()> {
     for elements in [1, 1_000, 1_048_576] {
         verified(context, "pv", elements).with_context(|| format!("outside: {}", outside.log()))?;
     }
-    context.succeed(Place::Guest("pv"), "vgpu --endpoint xen: ping")?;
+    context.succeed(
+        Place::Guest("pv"),
+        "vgpu --timeout 60s --endpoint xen: ping",
+    )?;
     // It dies; the guest hears of it.
     drop(outside);
     let error = context.fail(Place::Guest("pv"), &add(10))?;
