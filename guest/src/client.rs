@@ -18,9 +18,6 @@ use crate::session::Wire;
 
 pub use vector_add::VectorAddReport;
 
-/// How long a goodbye waits for the mediator to take it.
-const GOODBYE_TIME: Duration = Duration::from_secs(2);
-
 /// An open session with a mediator.
 ///
 /// One request at a time. After an error [`Error::retry`] says whether the client can still be
@@ -218,7 +215,7 @@ impl Client {
         self.request("goodbye", |client| {
             let request = client.next_request(Op::Goodbye);
             client.wire.call(request, &[])?;
-            client.wire.close(GOODBYE_TIME)
+            client.wire.close()
         })
     }
 

@@ -208,9 +208,11 @@ impl Wire {
         }
     }
 
-    /// Closes the transport, waiting at most `patience` for what was written to be taken.
-    pub(crate) fn close(&mut self, patience: Duration) -> Result<(), Cause> {
-        Ok(self.transport.close(Instant::now() + patience)?)
+    /// Closes the transport, waiting at most the stall limit for what was written to be taken: over
+    /// NFS that is several calls to a server that may be busy.
+    pub(crate) fn close(&mut self) -> Result<(), Cause> {
+        let deadline = after(Instant::now(), self.options.stall_timeout);
+        Ok(self.transport.close(deadline)?)
     }
 }
 
