@@ -18,6 +18,7 @@ use super::qemu_host::QemuHost;
 mod counters;
 mod local;
 mod measure;
+mod nfs;
 mod pairs;
 mod points;
 mod prebuilt;
@@ -94,6 +95,19 @@ mod flags {
                 /// Use what `bench prepare` wrote.
                 optional --prebuilt FOLDER: PathBuf
             }
+            /// Whole sessions over the ring and over NFS, in one boot of the lab.
+            cmd nfs {
+                /// Rounds; each figure is the median of their medians (default 3).
+                optional --rounds N: usize
+                /// Vector adds of each size in each round (default 5).
+                optional --repeats N: u32
+                /// Round trips in each round (default 20).
+                optional --pings N: u32
+                /// Write everything that was found to this file.
+                optional --json FILE: PathBuf
+                /// Use what `bench prepare` wrote.
+                optional --prebuilt FOLDER: PathBuf
+            }
             /// Whole sessions over local:, unix:, tcp: and file: on this machine.
             cmd sessions {
                 /// Rounds; each figure is their median (default 5).
@@ -152,6 +166,7 @@ pub(crate) fn main(args: Vec<OsString>) -> Result<()> {
         flags::BenchCmd::Vchan(options) => vchan(&options),
         flags::BenchCmd::Local(options) => local::run(&options),
         flags::BenchCmd::Regions(options) => regions::run(&options),
+        flags::BenchCmd::Nfs(options) => nfs::run(&options),
         flags::BenchCmd::Sessions(options) => sessions::run(&options),
         flags::BenchCmd::Relay(options) => relay::run(&options),
         flags::BenchCmd::Prepare(options) => prebuilt::prepare(&options.folder),
@@ -288,6 +303,13 @@ impl Plan {
 
 /// Boots the lab: dom0 on one processor, the guest on the other.
 fn boot(prebuilt: &Prebuilt) -> Result<QemuHost> {
+    let mut spec = GuestSpec::new(GUEST, Kind::Pv);
+    spec.memory_mib = 256;
+    boot_with(prebuilt, &spec)
+}
+
+/// The same with a guest of these properties.
+fn boot_with(prebuilt: &Prebuilt, spec: &GuestSpec) -> Result<QemuHost> {
     let machine = Qemu::boot(&Boot {
         images: &prebuilt.images,
         project: &project::archive(&prebuilt.programs)?,
@@ -299,9 +321,10 @@ fn boot(prebuilt: &Prebuilt) -> Result<QemuHost> {
     let mut host = QemuHost::new(machine, Xenstored::C);
     host.exec(Place::Dom0, "xl vcpu-pin 0 all 0", LIMIT)?
         .text()?;
-    let mut spec = GuestSpec::new(GUEST, Kind::Pv);
-    spec.memory_mib = 256;
-    spec.cpus = Some("1".to_owned());
+    let spec = GuestSpec {
+        cpus: Some("1".to_owned()),
+        ..spec.clone()
+    };
     host.guest_create(&spec)?;
     Ok(host)
 }

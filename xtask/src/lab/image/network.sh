@@ -18,7 +18,7 @@ nfsd_start() {
 share_make() {
     local directory=/dev/shm/vgpu/$1
     mkdir -p "$directory"
-    mountpoint -q "$directory" && return
+    grep -q " $directory " /proc/mounts && return
     mount -t tmpfs -o size=64m,mode=0700,uid=65534,gid=65534,nodev,nosuid,noexec vgpu "$directory"
 }
 

@@ -16,7 +16,7 @@ mod interop;
 mod lone;
 mod many;
 mod mediators;
-mod nfs;
+pub(crate) mod nfs;
 mod region;
 mod relay;
 mod runner;

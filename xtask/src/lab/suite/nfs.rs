@@ -1,21 +1,37 @@
 //! The file protocol where it is meant to be used: dom0 exports a directory for each of two guests
 //! by NFS 4.2, and they mount it over their network.
 
+use std::time::Duration;
+
 use anyhow::{Result, ensure};
 
+use super::context::ensure_failed_well;
+use super::vector_add::ensure_verified;
 use super::{Case, Context};
 use crate::lab::host::{LIMIT, Place};
 use crate::lab::job::Job;
 
-pub(crate) const CASES: &[Case] = &[Case::networked("nfs/guide", guide)];
+pub(crate) const CASES: &[Case] = &[
+    Case::networked("nfs/guide", guide),
+    Case::networked("nfs/sessions", sessions),
+    Case::networked("nfs/mediator-killed", mediator_killed),
+    Case::networked("nfs/export-withdrawn", export_withdrawn),
+    Case::networked("nfs/file-system-replaced", replaced),
+];
 
-/// The mediator of these cases.
-const MEDIATOR: &str = "exec vgpu-mediatord --listen file:/dev/shm/vgpu --executor cpu \
-     --allow-all --control /run/vgpu/mediatord.sock";
+/// A million elements are some twelve megabytes through NFS.
+const SESSION_LIMIT: Duration = Duration::from_secs(300);
+
+/// The mediator of these cases: patient, since every step of a session is several calls over an
+/// emulated network, on a machine that may be busy.
+const MEDIATOR: &str = "printf '[limits]\\nconnect_timeout_s = 100\\nhello_timeout_s = 100\\n\
+     stall_timeout_s = 100\\n' >/run/lab/mediatord.toml
+     exec vgpu-mediatord --listen file:/dev/shm/vgpu --executor cpu --allow-all \
+     --config /run/lab/mediatord.toml --control /run/vgpu/mediatord.sock";
 
 /// How a guest mounts its directory.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Mount {
+pub(crate) enum Mount {
     /// As `docs/file-protocol.md` recommends.
     Recommended,
     /// With no option of ours.
@@ -24,6 +40,15 @@ enum Mount {
 
 impl Mount {
     const BOTH: [Mount; 2] = [Mount::Recommended, Mount::Default];
+
+    /// What mounts a guest's directory at `/mnt/vgpu`; by its path, because the shell has a `mount`
+    /// built in.
+    pub(crate) fn command(self) -> String {
+        format!(
+            "mkdir -p /mnt/vgpu && /usr/bin/mount -t nfs -o {} 10.77.0.1:/ /mnt/vgpu",
+            self.options()
+        )
+    }
 
     fn options(self) -> &'static str {
         match self {
@@ -72,12 +97,8 @@ fn mounted(
     mount: Mount,
     test: impl FnOnce(&mut Context) -> Result<()>,
 ) -> Result<()> {
-    // One that a failed case left would lie below. By its path, because the shell has one built in.
-    let script = format!(
-        "umount -l /mnt/vgpu 2>/dev/null; mkdir -p /mnt/vgpu &&
-         /usr/bin/mount -t nfs -o {} 10.77.0.1:/ /mnt/vgpu",
-        mount.options()
-    );
+    // One that a failed case left would lie below.
+    let script = format!("umount -l /mnt/vgpu 2>/dev/null; {}", mount.command());
     for (name, _) in Context::networked() {
         context.succeed(Place::Guest(name), &script)?;
     }
@@ -140,5 +161,118 @@ fn guide(context: &mut Context) -> Result<()> {
             Ok(())
         })?;
     }
+    stop(context, &mediator)
+}
+
+/// One verified vector add.
+fn vector_add(context: &mut Context, guest: &str, elements: u64) -> Result<()> {
+    let script = session(elements);
+    let text = context.succeed_within(Place::Guest(guest), &script, SESSION_LIMIT)?;
+    ensure_verified(&text, elements)
+}
+
+fn session(elements: u64) -> String {
+    format!("vgpu --timeout 100 --endpoint file:/mnt/vgpu --json vector-add --n {elements}")
+}
+
+fn sessions(context: &mut Context) -> Result<()> {
+    let mediator = serve(context)?;
+    for mount in Mount::BOTH {
+        mounted(context, mount, |context| {
+            for elements in [1_024, 1_048_576] {
+                let mut clients = Vec::new();
+                for (name, _) in Context::networked() {
+                    clients.push(context.start(Place::Guest(name), &session(elements))?);
+                }
+                for client in clients {
+                    let output = client.wait(context.host.as_mut(), SESSION_LIMIT)?;
+                    ensure_verified(output.text()?, elements)?;
+                }
+            }
+            Ok(())
+        })?;
+    }
+    stop(context, &mediator)
+}
+
+/// Goes on until something fails, and fails with it.
+const ON_AND_ON: &str = "while :; do \
+     vgpu --timeout 100 --endpoint file:/mnt/vgpu vector-add --n 1048576 >/dev/null || exit; done";
+
+/// Starts [`ON_AND_ON`] in `vm1`, and does `first` in dom0 while numbers are on their way.
+fn interrupt(context: &mut Context, first: &str) -> Result<Job> {
+    let client = context.start(Place::Guest("vm1"), ON_AND_ON)?;
+    let script = format!(
+        "n=0; cd /dev/shm/vgpu/vm1/sessions || exit
+         until [ -e \"$(echo */g-data-*4 | cut -d ' ' -f 1)\" ]; do
+             n=$((n + 1)); [ $n -lt 6000 ] || exit
+             usleep 10000
+         done
+         cd /; . /lab/network.sh; {first}"
+    );
+    context.succeed(Place::Dom0, &script)?;
+    Ok(client)
+}
+
+/// Waits until the client has failed as it should.
+fn failed_well(context: &mut Context, client: &Job) -> Result<String> {
+    let output = client.wait(context.host.as_mut(), LIMIT)?;
+    ensure_failed_well(ON_AND_ON, &output)?;
+    Ok(output.stderr)
+}
+
+fn mediator_killed(context: &mut Context) -> Result<()> {
+    let mut mediator = serve(context)?;
+    for mount in Mount::BOTH {
+        mounted(context, mount, |context| {
+            let kill = "kill -KILL $(pidof vgpu-mediatord)";
+            let client = interrupt(context, kill)?;
+            mediator.wait(context.host.as_mut(), LIMIT)?;
+            mediator = start_mediator(context)?;
+            failed_well(context, &client)?;
+            vector_add(context, "vm1", 1_024)
+        })?;
+    }
+    stop(context, &mediator)
+}
+
+fn export_withdrawn(context: &mut Context) -> Result<()> {
+    let mediator = serve(context)?;
+    for mount in Mount::BOTH {
+        mounted(context, mount, |context| {
+            let client = interrupt(context, "share_withdraw vm1 10.77.0.11")?;
+            says_withdrawn(&failed_well(context, &client)?)?;
+            says_withdrawn(&context.fail(Place::Guest("vm1"), &session(1_024))?)?;
+            vector_add(context, "vm2", 1_024)?;
+            let again = ". /lab/network.sh; share_export vm1 10.77.0.11";
+            context.succeed(Place::Dom0, again)?;
+            vector_add(context, "vm1", 1_024)
+        })?;
+    }
+    stop(context, &mediator)
+}
+
+/// The server refuses the guest, or no longer knows what its handles stand for.
+fn says_withdrawn(error: &str) -> Result<()> {
+    let small = error.to_lowercase();
+    let named = ["permission", "stale", "gone"]
+        .iter()
+        .any(|word| small.contains(word));
+    ensure!(named, "says not why: {error}");
+    Ok(())
+}
+
+/// The exported tmpfs is another one all of a sudden, as after a restart of dom0.
+fn replaced(context: &mut Context) -> Result<()> {
+    let mediator = serve(context)?;
+    mounted(context, Mount::Recommended, |context| {
+        let replace = "umount -l /dev/shm/vgpu/vm1 && share_make vm1 && exportfs -f";
+        let client = interrupt(context, replace)?;
+        failed_well(context, &client)?;
+        // The mediator has to notice it too.
+        let served = "until [ -d /dev/shm/vgpu/vm1/sessions ]; do usleep 100000; done";
+        context.succeed(Place::Dom0, served)?;
+        vector_add(context, "vm1", 1_024)
+    })?;
     stop(context, &mediator)
 }
