@@ -479,6 +479,19 @@ mod tests {
     }
 
     #[test]
+    fn a_relay_over_tcp_needs_a_secret_and_none_leads_back() {
+        let text = "listen = ['xen:', 'local:/a']\nexecutor = 'relay:tcp:gpu:7070'\n";
+        let error = load(text, &[]).unwrap_err();
+        assert!(error.what.contains("needs a secret"), "{error:?}");
+        assert!(error.advice.contains("--relay-secret"), "{error:?}");
+        let config = load(text, &["--relay-secret", "/s"]).unwrap();
+        assert_eq!(config.relay_secret.as_deref(), Some(Path::new("/s")));
+        assert_eq!(load(&config.to_toml(), &[]).unwrap(), config);
+        let error = load(text, &["--executor", "relay:local:/a"]).unwrap_err();
+        assert!(error.what.contains("leads back"), "{error:?}");
+    }
+
+    #[test]
     fn an_endpoint_is_needed_and_named_once() {
         assert_eq!(load("", &[]).unwrap_err().what, "nothing to listen on");
         let error = load("", &["--listen", "xen:,xen:"]).unwrap_err().what;
