@@ -95,7 +95,7 @@ const STEPS: &[Step] = &[
             "c",
             "test",
             "--filter",
-            "!interop/pv-65536-64-mib,!interop/pvh-in-page,!interop/pvh-1048576,!vchan/no-leaks,!faults/hostile-guest,!relay/gpu-domain-pv,!relay/garbage,!session/conformance-tcp,!nfs/sessions,!nfs/mediator-killed,!nfs/export-withdrawn,!nfs/file-system-replaced",
+            "!interop/pv-65536-64-mib,!interop/pvh-in-page,!interop/pvh-1048576,!vchan/no-leaks,!faults/hostile-guest,!relay/gpu-domain-pv,!relay/garbage,!session/conformance-tcp,!nfs/mediator-killed,!nfs/export-withdrawn,!nfs/file-system-replaced",
         ]],
     ),
     // The rest does not depend on which xenstored it is.
