@@ -148,7 +148,7 @@ const GARBAGE: &str = r#"
 set --
 for n in $(seq 20); do
     node=data/vgpu-offer/$(printf %016x $n)
-    set -- "$@" $node/ring-ref many $node/event-channel -1
+    set -- "$@" $node/ring-ref many $node/event-channel 0x1
     node=data/vgpu-offer/$(printf %016x $((n + 100)))
     set -- "$@" $node/ring-ref 99999 $node/event-channel 1000
     set -- "$@" data/vgpu-offer/not-an-offer-$n x
