@@ -460,13 +460,15 @@ impl io::Write for Channel {
     }
 }
 
+/// Who uses a channel as a transport waits by [`Transport::wait`]; its descriptor is of use to
+/// callers of [`Channel::try_read`] and [`Channel::try_write`] only.
 impl Transport for Channel {
     fn try_read(&mut self, buf: &mut [u8]) -> Result<Option<usize>, TransportError> {
-        Ok(Self::try_read(self, buf)?)
+        Ok(self.reader.read_now(buf)?)
     }
 
     fn try_write(&mut self, buf: &[u8]) -> Result<usize, TransportError> {
-        Ok(Self::try_write(self, buf)?)
+        Ok(self.writer.write_now(buf)?)
     }
 
     fn wait(&mut self, interest: Interest, deadline: Instant) -> Result<(), TransportError> {

@@ -73,6 +73,16 @@ impl Reader {
         self.try_read_fresh(buf)
     }
 
+    /// [`try_read`](Self::try_read) for a caller that will [`wait`](Self::wait), not poll: the peer is
+    /// not asked to ring, which would cost it an event for every message.
+    #[inline]
+    pub(crate) fn read_now(&mut self, buf: &mut [u8]) -> Result<Option<usize>> {
+        if self.take_known(buf)? {
+            return Ok(Some(buf.len()));
+        }
+        self.take(buf)
+    }
+
     fn try_read_fresh(&mut self, buf: &mut [u8]) -> Result<Option<usize>> {
         if let Some(n) = self.take(buf)? {
             return Ok(Some(n));

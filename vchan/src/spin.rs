@@ -4,15 +4,14 @@
 //! Waking a sleeper costs an event, an interrupt and a scheduler: 5 to 50 µs on hardware, 300 µs
 //! in an emulator. Looking costs a processor. The window follows what waits have cost so far, as
 //! KVM's halt polling does: a wait that was over within the longest window would have been won by
-//! looking, so the window doubles; a wait that was longer would not, so it shrinks. An idle channel
+//! looking, so the window doubles; a wait that was much longer would not, so it shrinks. An idle channel
 //! therefore sleeps: one long wait after another brings the window to zero and keeps it there.
 
 use std::time::{Duration, Instant};
 
 use crate::error::Result;
 
-/// The longest window, unless told otherwise. It must exceed twice what waking the peer takes:
-/// two sides that both sleep see a wait of that length, and neither would begin to look.
+/// The longest window, unless told otherwise: more than waking a peer takes anywhere.
 pub const DEFAULT_SPIN: Duration = Duration::from_millis(1);
 
 /// The first window after none.
@@ -24,6 +23,9 @@ const RESTS: u32 = 64;
 const LOOKS: u32 = 8;
 /// The longest rest between two looks, in pauses.
 const LONGEST_REST: u32 = 8;
+/// A wait of so many longest windows may still come of sleeping alone: two sides that sleep see
+/// each other's wake-ups in it, and through a relay those of a third.
+const BOTH_SLEEP: u32 = 4;
 /// Short waits to let pass after looking has not helped once: at first, and at most.
 const PAUSE: (u32, u32) = (4, 256);
 
@@ -118,7 +120,8 @@ impl Spin {
 
     /// Learns from a wait that looking did not end: how long it was, looking included.
     pub(crate) fn waited(&mut self, total: Duration) {
-        if total > self.max {
+        let looked_in_vain = total > self.max && self.window == self.max;
+        if looked_in_vain || total > self.max * BOTH_SLEEP {
             if self.window.is_zero() {
                 return;
             }
@@ -201,6 +204,28 @@ mod tests {
             spin.waited(LONG);
             assert_eq!(looks(&mut spin, u32::MAX), 0);
         }
+    }
+
+    // Neither side would ever begin if the other's sleep counted against looking.
+    #[test]
+    fn waits_that_two_sleepers_make_long_open_the_window_too() {
+        let mut spin = Spin::new(MAX);
+        for _ in 0..12 {
+            spin.waited(if spin.window == MAX { SHORT } else { 3 * MAX });
+        }
+        assert_eq!(spin.window, MAX);
+    }
+
+    #[test]
+    fn work_that_takes_longer_than_looking_is_looked_for_rarely() {
+        let mut spin = Spin::new(MAX);
+        let (mut wasted, mut waits) = (Duration::ZERO, Duration::ZERO);
+        for _ in 0..10_000 {
+            wasted += spin.window;
+            spin.waited(2 * MAX);
+            waits += 2 * MAX;
+        }
+        assert!(wasted < waits / 50, "{wasted:?} of {waits:?}");
     }
 
     // Two sides on one processor: every wait is short once looking has stopped, and none while it

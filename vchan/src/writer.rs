@@ -65,6 +65,16 @@ impl Writer {
         self.try_write_fresh(buf)
     }
 
+    /// [`try_write`](Self::try_write) for a caller that will [`wait`](Self::wait), not poll: the peer
+    /// is not asked to ring.
+    #[inline]
+    pub(crate) fn write_now(&mut self, buf: &[u8]) -> Result<usize> {
+        if self.put_known(buf)? {
+            return Ok(buf.len());
+        }
+        self.put(buf)
+    }
+
     fn try_write_fresh(&mut self, buf: &[u8]) -> Result<usize> {
         let n = self.put(buf)?;
         if n > 0 || buf.is_empty() {
