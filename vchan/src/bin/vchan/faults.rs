@@ -57,6 +57,11 @@ pub(crate) enum Command {
         #[command(flatten)]
         place: Place,
     },
+    /// Write nodes until xenstore refuses more, and publish a channel then.
+    Quota {
+        #[command(flatten)]
+        place: Place,
+    },
     /// Publish keys that are never the same twice, for so many seconds.
     Swap {
         #[command(flatten)]
@@ -72,6 +77,7 @@ pub(crate) fn main(command: Command) -> Result<(), Failure> {
         Command::Refuse { place } => refuse(&place),
         Command::Pages { place } => pages(&place),
         Command::Flood { place } => flood(&place),
+        Command::Quota { place } => quota(&place),
         Command::Swap { place } => swap(&place),
     }
 }
@@ -295,6 +301,46 @@ fn flood(place: &Place) -> Result<(), Failure> {
         .remove(path, Instant::now() + PATIENCE)
         .map_err(Error::from)?;
     say(format_args!("flood: {writes} writes"))
+}
+
+/// More nodes than any quota should allow; Xen's default is 1000 a domain.
+const TOO_MANY_NODES: u32 = 20_000;
+
+/// No node to be had: a server says so and leaves nothing, and serves once there are some again.
+fn quota(place: &Place) -> Result<(), Failure> {
+    let (peer, path) = open::xen_place(place)?;
+    let deadline = || Instant::now() + PATIENCE;
+    let store = xen::store::Store::open(deadline()).map_err(Error::from)?;
+    let (filler, channel) = (format!("{path}/filler"), format!("{path}/channel"));
+    let refused = (0..TOO_MANY_NODES).find_map(|number| {
+        // Spread, for a node may not have too many children either.
+        let node = format!("{filler}/{}/{number}", number / 50);
+        let written = store.write(&node, "", deadline());
+        written.err().map(|error| (number, error))
+    });
+    let served = match refused {
+        Some(_) => xen::Server::publish(peer, &channel, RingSizes::from(RING)).map(drop),
+        None => Ok(()),
+    };
+    store.remove(&filler, deadline()).map_err(Error::from)?;
+    let Some((nodes, refusal)) = refused else {
+        return Err(wrong(format!("{TOO_MANY_NODES} nodes were taken")));
+    };
+    match served {
+        Err(error) if error.to_string().contains("quota") => {
+            say(format_args!("ok after {nodes} nodes ({refusal}): {error}"))?;
+        }
+        other => return Err(wrong(format!("beyond the quota: {other:?}"))),
+    }
+    let left = store
+        .read_if_present(&channel, deadline())
+        .map_err(Error::from)?;
+    if left.is_some() {
+        return Err(wrong(format!("{channel} was left behind")));
+    }
+    drop(xen::Server::publish(peer, &channel, RingSizes::from(RING))?);
+    store.remove(path, deadline()).map_err(Error::from)?;
+    say(format_args!("quota: refused, then served"))
 }
 
 /// Keys of nobody, different at each look.

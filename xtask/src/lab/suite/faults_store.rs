@@ -1,4 +1,5 @@
-//! Cases 43 and 48 of the reference with a real xenstored: floods, and keys that do not stand still.
+//! Cases 41, 43 and 48 of the reference with a real xenstored: a quota used up, floods, and keys that
+//! do not stand still.
 
 use anyhow::{Result, ensure};
 
@@ -7,9 +8,20 @@ use crate::lab::guest::Kind::Pv;
 use crate::lab::host::{LIMIT, Place};
 
 pub(crate) const CASES: &[Case] = &[
+    Case::new("faults/case-41-no-node-to-be-had", &[Pv], quota),
     Case::with_mediator("faults/case-43-flood-below-our-path", &[Pv], flood),
     Case::new("faults/case-48-keys-never-the-same", &[Pv], swap),
 ];
+
+/// A guest has as many nodes as xenstored lets it have.
+fn quota(context: &mut Context) -> Result<()> {
+    let text = context.succeed(
+        Place::Guest("pv"),
+        "vchan fault quota --peer 0 --path data/q",
+    )?;
+    ensure!(text.contains("quota: refused, then served"), "{text}");
+    Ok(())
+}
 
 /// A guest writes without end below the path at which dom0 looks for it.
 fn flood(context: &mut Context) -> Result<()> {
