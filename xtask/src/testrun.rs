@@ -95,7 +95,11 @@ const STEPS: &[Step] = &[
             "c",
             "test",
             "--filter",
-            "!interop/pv-65536-64-mib,!interop/pvh-in-page,!interop/pvh-1048576,!vchan/no-leaks,!faults/hostile-guest,!relay/gpu-domain-pv,!relay/garbage,!session/conformance-tcp,!nfs/mediator-killed,!nfs/export-withdrawn,!nfs/file-system-replaced",
+            "!interop/pv-in-page,!interop/pv-65536,!interop/pv-1024,!interop/pv-1048576-2048,\
+             !interop/dom0-serves,!interop/pvh-in-page,!interop/pvh-1048576,\
+             !vchan/no-leaks,!faults/hostile-guest,\
+             !session/conformance-tcp,!nfs/guide,!nfs/mediator,!nfs/export,!nfs/file-system,\
+             !relay/gpu-domain-pv,!relay/garbage",
         ]],
     ),
     // The rest does not depend on which xenstored it is.
