@@ -97,8 +97,8 @@ const STEPS: &[Step] = &[
             "--filter",
             "!interop/pv-in-page,!interop/pv-65536,!interop/pv-1024,!interop/pv-1048576-2048,\
              !interop/dom0-serves,!interop/pvh-in-page,!interop/pvh-1048576,\
-             !vchan/no-leaks,!faults/hostile-guest,\
-             !session/conformance-tcp,!nfs/guide,!nfs/mediator,!nfs/export,!nfs/file-system,\
+             !vchan/no-leaks,\
+             !session/conformance-tcp,!nfs/mediator,!nfs/export,!nfs/file-system,\
              !relay/gpu-domain-pv,!relay/garbage",
         ]],
     ),

@@ -16,7 +16,7 @@ pub(crate) const CASES: &[Case] = &[
         hostile(context, "", "--victim", 2_400)?;
         hostile(context, "--victim", "", 1_200)
     }),
-    // Not part of `cargo xtask test`, which has the same number of states over local.
+    // Two minutes on an idle machine.
     Case::new("faults/hostile-guest-against-dom0", &[Pv], |context| {
         hostile(context, "", "--victim", 100_000)
     }),
