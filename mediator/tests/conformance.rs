@@ -2,9 +2,8 @@
 
 mod support;
 
-use support::sockets::Sockets;
+use support::sockets::{Sockets, run_conformance};
 use vgpu_guest::Endpoint;
-use vgpu_guest::conformance::{self, CASES, Ground};
 
 /// Runs all cases over one endpoint of a mediator that has several. `idle` is how many workers it
 /// has without sessions.
@@ -19,20 +18,7 @@ fn conforms(choose: fn(&Sockets) -> Option<Endpoint>, idle: usize) {
     let mediator = sockets.start(&flags);
     let endpoint = choose(&sockets).unwrap_or_else(|| mediator.endpoint());
     let options = sockets.options();
-    let ground = Ground {
-        endpoint: &endpoint,
-        options: &options,
-    };
-    let mut run = 0;
-    for outcome in conformance::run(&ground, "") {
-        let name = outcome.case.name;
-        if let Err(error) = outcome.result {
-            panic!("{name} over {endpoint}: {error}");
-        }
-        println!("{name}: {:?}", outcome.elapsed);
-        run += 1;
-    }
-    assert_eq!(run, CASES.len());
+    run_conformance(&endpoint, &options, &endpoint.to_string());
     mediator.wait_for_workers(idle);
     mediator.stop();
 }

@@ -3,9 +3,8 @@
 mod support;
 
 use support::Mediator;
-use support::sockets::Sockets;
+use support::sockets::{Sockets, run_conformance};
 use vgpu_guest::Endpoint;
-use vgpu_guest::conformance::{self, CASES, Ground};
 
 /// Runs all cases over one endpoint of a mediator that relays over another.
 fn conforms(near: fn(&Sockets) -> Option<Endpoint>, far: fn(&Sockets, &Mediator) -> Endpoint) {
@@ -24,20 +23,7 @@ fn conforms(near: fn(&Sockets) -> Option<Endpoint>, far: fn(&Sockets, &Mediator)
     let mediator = front.start(&flags);
     let endpoint = endpoint.unwrap_or_else(|| mediator.endpoint());
     let options = front.options();
-    let ground = Ground {
-        endpoint: &endpoint,
-        options: &options,
-    };
-    let mut run = 0;
-    for outcome in conformance::run(&ground, "") {
-        let name = outcome.case.name;
-        if let Err(error) = outcome.result {
-            panic!("{name} over {endpoint} and {executor}: {error}");
-        }
-        println!("{name}: {:?}", outcome.elapsed);
-        run += 1;
-    }
-    assert_eq!(run, CASES.len());
+    run_conformance(&endpoint, &options, &format!("{endpoint} and {executor}"));
     far_mediator.wait_for_workers(0);
     mediator.stop();
     far_mediator.stop();

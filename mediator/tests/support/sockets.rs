@@ -6,10 +6,26 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU8, Ordering};
 
+use vgpu_guest::conformance::{self, CASES, Ground};
 use vgpu_guest::{Client, Endpoint, Error, Options};
 use vgpu_socket_transport::Secret;
 
 use super::{Mediator, options};
+
+/// Runs every case of the sessions' conformance suite over `endpoint`; `over` is for messages.
+pub(crate) fn run_conformance(endpoint: &Endpoint, options: &Options, over: &str) {
+    let ground = Ground { endpoint, options };
+    let mut run = 0;
+    for outcome in conformance::run(&ground, "") {
+        let name = outcome.case.name;
+        if let Err(error) = outcome.result {
+            panic!("{name} over {over}: {error}");
+        }
+        println!("{name}: {:?}", outcome.elapsed);
+        run += 1;
+    }
+    assert_eq!(run, CASES.len());
+}
 
 /// Addresses given to mediators of this process.
 static ADDRESSES: AtomicU8 = AtomicU8::new(1);

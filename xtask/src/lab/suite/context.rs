@@ -163,17 +163,23 @@ impl Context {
         Ok(())
     }
 
-    /// Ends the shared mediator as an administrator does (SIGTERM).
+    /// Ends the shared mediator, if it runs.
     pub(crate) fn stop_mediator(&mut self) -> Result<()> {
-        if let Some(job) = self.mediator.take() {
-            job.signal(self.host.as_mut(), "TERM")?;
-            let output = job.wait(self.host.as_mut(), Duration::from_secs(60))?;
-            ensure!(
-                output.success(),
-                "the mediator ended badly: {}",
-                output.last_words()
-            );
+        match self.mediator.take() {
+            Some(job) => self.end_mediator(&job),
+            None => Ok(()),
         }
+    }
+
+    /// Ends a mediator as an administrator does (SIGTERM).
+    pub(crate) fn end_mediator(&mut self, mediator: &Job) -> Result<()> {
+        mediator.signal(self.host.as_mut(), "TERM")?;
+        let output = mediator.wait(self.host.as_mut(), LIMIT)?;
+        ensure!(
+            output.success(),
+            "the mediator ended badly: {}",
+            output.last_words()
+        );
         Ok(())
     }
 

@@ -79,18 +79,6 @@ fn start_mediator(context: &mut Context) -> Result<Job> {
     Ok(mediator)
 }
 
-/// Ends the mediator as an administrator does.
-fn stop(context: &mut Context, mediator: &Job) -> Result<()> {
-    mediator.signal(context.host.as_mut(), "TERM")?;
-    let output = mediator.wait(context.host.as_mut(), LIMIT)?;
-    ensure!(
-        output.success(),
-        "the mediator ended badly: {}",
-        output.last_words()
-    );
-    Ok(())
-}
-
 /// Runs `test` while both guests have their directory mounted at `/mnt/vgpu`.
 fn mounted(
     context: &mut Context,
@@ -161,7 +149,7 @@ fn guide(context: &mut Context) -> Result<()> {
             Ok(())
         })?;
     }
-    stop(context, &mediator)
+    context.end_mediator(&mediator)
 }
 
 /// One verified vector add.
@@ -192,7 +180,7 @@ fn sessions(context: &mut Context) -> Result<()> {
             Ok(())
         })?;
     }
-    stop(context, &mediator)
+    context.end_mediator(&mediator)
 }
 
 /// Goes on until something fails, and fails with it.
@@ -233,7 +221,7 @@ fn mediator_killed(context: &mut Context) -> Result<()> {
             vector_add(context, "vm1", 1_024)
         })?;
     }
-    stop(context, &mediator)
+    context.end_mediator(&mediator)
 }
 
 fn export_withdrawn(context: &mut Context) -> Result<()> {
@@ -249,7 +237,7 @@ fn export_withdrawn(context: &mut Context) -> Result<()> {
             vector_add(context, "vm1", 1_024)
         })?;
     }
-    stop(context, &mediator)
+    context.end_mediator(&mediator)
 }
 
 /// The server refuses the guest, or no longer knows what its handles stand for.
@@ -274,5 +262,5 @@ fn replaced(context: &mut Context) -> Result<()> {
         context.succeed(Place::Dom0, served)?;
         vector_add(context, "vm1", 1_024)
     })?;
-    stop(context, &mediator)
+    context.end_mediator(&mediator)
 }

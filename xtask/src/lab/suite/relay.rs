@@ -69,17 +69,6 @@ fn start_relay(context: &mut Context, executor: &str) -> Result<Job> {
     Ok(job)
 }
 
-fn stop(context: &mut Context, mediator: &Job) -> Result<()> {
-    mediator.signal(context.host.as_mut(), "TERM")?;
-    let output = mediator.wait(context.host.as_mut(), LIMIT)?;
-    ensure!(
-        output.success(),
-        "the mediator ended badly: {}",
-        output.last_words()
-    );
-    Ok(())
-}
-
 /// Patient: four domains share two emulated processors.
 fn add(elements: u64) -> String {
     format!("vgpu --timeout 60s --endpoint xen: --json vector-add --n {elements}")
@@ -130,7 +119,7 @@ fn gpu_domain(context: &mut Context, kind: Kind) -> Result<()> {
         status["usage"]["elements"] == elements && status["executor"]["kind"] == "relay",
         "dom0's accounts are wrong: {status}"
     );
-    stop(context, &relay)?;
+    context.end_mediator(&relay)?;
     context.host.guest_destroy("gpu")
 }
 
@@ -178,7 +167,7 @@ fn destroyed(context: &mut Context) -> Result<()> {
     // The same name, another domain id.
     start_gpu_domain(context, Pv)?;
     verified(context, "pv", 1_048_576)?;
-    stop(context, &relay)?;
+    context.end_mediator(&relay)?;
     context.host.guest_destroy("gpu")
 }
 
@@ -195,7 +184,7 @@ fn garbage_offers(context: &mut Context) -> Result<()> {
     );
     start_offering(context)?;
     verified(context, "pv", 1_000)?;
-    stop(context, &relay)?;
+    context.end_mediator(&relay)?;
     context.host.guest_destroy("gpu")
 }
 
@@ -324,6 +313,6 @@ fn tcp_outside(context: &mut Context) -> Result<()> {
         error.contains("tcp:10.0.2.2"),
         "does not say which mediator is gone: {error}"
     );
-    stop(context, &relay)?;
+    context.end_mediator(&relay)?;
     context.succeed(Place::Dom0, OUTSIDE_DOWN).map(drop)
 }
