@@ -50,8 +50,8 @@ impl Stream {
         }
     }
 
-    /// Whether a read may have something to say. Unlike a read it does not ask to be rung when that
-    /// changes, which costs a system call: every wait here asks anyway.
+    /// Whether a read may have something to say. Unlike a look at the bytes in place it does not ask to
+    /// be rung when that changes, which costs a system call: every wait here asks anyway.
     pub(super) fn may_read(&mut self) -> Result<bool> {
         Ok(match self {
             Self::Channel(channel) => channel.available()? > 0 || channel.peer_gone()?,
@@ -96,17 +96,11 @@ impl Stream {
 
 impl Transport for Stream {
     fn try_read(&mut self, buf: &mut [u8]) -> Result<Option<usize>> {
-        match self.may_read()? {
-            true => self.inner().try_read(buf),
-            false => Ok(None),
-        }
+        self.inner().try_read(buf)
     }
 
     fn try_write(&mut self, buf: &[u8]) -> Result<usize> {
-        match self.may_write()? {
-            true => self.inner().try_write(buf),
-            false => Ok(0),
-        }
+        self.inner().try_write(buf)
     }
 
     fn wait(&mut self, interest: Interest, deadline: Instant) -> Result<()> {
