@@ -18,6 +18,7 @@ pub struct ServeError(#[from] DirectoryError);
 #[derive(Debug, Clone, Copy)]
 pub struct Stop<'a> {
     flag: &'a AtomicBool,
+    other: Option<&'a AtomicBool>,
     deadline: Option<Instant>,
 }
 
@@ -27,7 +28,16 @@ impl<'a> Stop<'a> {
     pub fn when(flag: &'a AtomicBool) -> Stop<'a> {
         Stop {
             flag,
+            other: None,
             deadline: None,
+        }
+    }
+
+    /// Ends once `other` is true too.
+    pub fn or_when(self, other: &'a AtomicBool) -> Stop<'a> {
+        Stop {
+            other: Some(other),
+            ..self
         }
     }
 
@@ -39,9 +49,14 @@ impl<'a> Stop<'a> {
         }
     }
 
-    fn reached(&self, now: Instant) -> bool {
-        // Relaxed: the flag carries no data with it.
-        self.flag.load(Ordering::Relaxed) || self.deadline.is_some_and(|deadline| now >= deadline)
+    /// Whether it is time to end, at the time `now`.
+    pub fn reached(&self, now: Instant) -> bool {
+        // Relaxed: the flags carry no data with them.
+        self.flag.load(Ordering::Relaxed)
+            || self
+                .other
+                .is_some_and(|other| other.load(Ordering::Relaxed))
+            || self.deadline.is_some_and(|deadline| now >= deadline)
     }
 }
 
@@ -49,7 +64,7 @@ impl<'a> Stop<'a> {
 ///
 /// At start `command.txt` is set to 0 and `response.txt` to `0:Ready`. `run` is called for each new
 /// command that asks for work; its text becomes the answer, with status 1 or 2, and it must end
-/// within a time of its own, since nothing else is served meanwhile. At the end both files stay,
+/// within a time of its own, since no other command is seen meanwhile. At the end both files stay,
 /// with a `response.txt` that says that nobody will answer.
 ///
 /// # Errors
@@ -60,31 +75,31 @@ pub fn serve(
     run: &mut dyn FnMut(Command) -> Result<String, String>,
     stop: Stop<'_>,
 ) -> Result<(), ServeError> {
-    serve_directory(Directory::open(directory)?, run, &mut |_| {}, stop)
+    serve_directory(&Directory::open(directory)?, run, &mut |_| {}, stop)
 }
 
-/// Like [`serve`], with a directory that is open already, and `between` called at every look, for
-/// what else there is to do in it. It must not take long.
+/// Like [`serve`], with a directory that is open already, and `between` called at every look, thus
+/// never while a command runs, with the time. It must not take long.
 ///
 /// # Errors
 /// As [`serve`].
 pub fn serve_directory(
-    directory: Directory,
+    directory: &Directory,
     run: &mut dyn FnMut(Command) -> Result<String, String>,
-    between: &mut dyn FnMut(&Directory),
+    between: &mut dyn FnMut(Instant),
     stop: Stop<'_>,
 ) -> Result<(), ServeError> {
     let taken = directory.reset_command()?;
     directory.respond(&Response::ready())?;
     let mut watch = Watch::new(taken, Instant::now());
     let mut answer = Answer {
-        directory: &directory,
+        directory,
         waiting: None,
         complaint: None,
     };
     while !stop.reached(Instant::now()) {
         answer.retry()?;
-        between(&directory);
+        between(Instant::now());
         let look = directory.look()?;
         match watch.see(sight(&look), Instant::now()) {
             Action::None => thread::sleep(watch.pause(Instant::now())),

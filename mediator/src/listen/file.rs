@@ -1,25 +1,23 @@
 //! `file:DIR`: clients that have nothing but two text files.
 //!
 //! `docs/file-protocol.md` describes the protocol. Its two files know no sessions, so one worker
-//! process serves a directory for as long as the mediator runs: [`Service`] is what it does. It also
-//! sees the sessions that guests make there and reports them, since the broker looks into no guest's
-//! directory; each gets a worker of its own.
+//! process serves a directory for as long as the mediator runs: [`serve`] is what it does. Beside the
+//! commands it looks for the sessions that guests make there ([`Discovery`]).
 
 use std::cell::RefCell;
-use std::sync::mpsc::Receiver;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
 use std::time::{Duration, Instant};
 
+use vgpu_file_transport::Stop;
 use vgpu_file_transport::directory::Directory;
-use vgpu_file_transport::guests::Guests;
 use vgpu_file_transport::guide::{
     Command, VECTOR_ADD_ELEMENTS, vector_add_failed, vector_add_passed,
 };
-use vgpu_file_transport::sessions::Sessions;
-use vgpu_file_transport::{ServeError, SessionName, Stop};
 
+use super::discovery::Discovery;
 use crate::executor::{Executor, ExecutorError, ExecutorInfo};
 use crate::session::OpenExecutor;
-use crate::worker::link::Found;
 
 /// How long the device may take for the few numbers of one command.
 const DEADLINE: Duration = Duration::from_secs(30);
@@ -28,67 +26,50 @@ const DEADLINE: Duration = Duration::from_secs(30);
 /// of the device, and there may be a directory for every guest.
 const IDLE: Duration = Duration::from_secs(60);
 
-/// What is done in a directory besides the two files.
-#[allow(missing_debug_implementations, reason = "it holds a function")]
-pub struct Service<'a> {
-    /// Whether guests may have directories in this one.
-    pub look_for_guests: bool,
-    /// Tells mediators apart; see [`vgpu_file_transport::session::accept`].
-    pub mediator: u64,
-    /// Is told what only the broker can decide about.
-    pub found: &'a mut dyn FnMut(Found),
-    /// Sessions whose workers have ended.
-    pub over: &'a Receiver<SessionName>,
-}
-
-impl Service<'_> {
-    /// Serves `directory` until `stop`, with an executor that is opened for the first command.
-    ///
-    /// # Errors
-    /// A directory that cannot be served. A command that fails is answered with the reason.
-    pub fn serve(
-        &mut self,
-        directory: Directory,
-        open: OpenExecutor<'_>,
-        stop: Stop<'_>,
-    ) -> Result<(), ServeError> {
-        let device = RefCell::new(Device {
-            open,
-            executor: None,
-            used: Instant::now(),
-        });
-        let mut guests = Guests::new();
-        let mut sessions = Sessions::new(self.mediator);
+/// Serves `directory` until `stop`, with an executor that is opened for the first command, while a
+/// second thread does what `discovery` says.
+///
+/// # Errors
+/// A directory that cannot be served, in words. A command that fails is answered with the reason.
+pub fn serve(
+    directory: &Directory,
+    open: OpenExecutor<'_>,
+    mut discovery: Discovery<'_>,
+    stop: Stop<'_>,
+) -> Result<(), String> {
+    let device = RefCell::new(Device {
+        open,
+        executor: None,
+        used: Instant::now(),
+    });
+    // Neither thread goes on without the other, also when one panics.
+    let one_has_ended = AtomicBool::new(false);
+    let stop = stop.or_when(&one_has_ended);
+    thread::scope(|scope| {
+        let _ended = SetWhenDropped(&one_has_ended);
+        thread::Builder::new()
+            .name("discovery".into())
+            .spawn_scoped(scope, || {
+                let _ended = SetWhenDropped(&one_has_ended);
+                discovery.run(directory, stop);
+            })
+            .map_err(|error| format!("no thread that looks for sessions: {error}"))?;
         vgpu_file_transport::serve_directory(
             directory,
             &mut |command| device.borrow_mut().run(command),
-            &mut |directory| {
-                let now = Instant::now();
-                device.borrow_mut().rest(now);
-                self.look(directory, &mut guests, &mut sessions, now);
-            },
+            &mut |now| device.borrow_mut().rest(now),
             stop,
         )
-    }
+        .map_err(|error| error.to_string())
+    })
+}
 
-    fn look(
-        &mut self,
-        directory: &Directory,
-        guests: &mut Guests,
-        sessions: &mut Sessions,
-        now: Instant,
-    ) {
-        for session in self.over.try_iter() {
-            sessions.over(directory, session);
-        }
-        for session in sessions.look(directory, now) {
-            (self.found)(Found::Session(session.to_string()));
-        }
-        if self.look_for_guests {
-            for guest in guests.look(directory, now) {
-                (self.found)(Found::Guest(guest.to_string()));
-            }
-        }
+struct SetWhenDropped<'a>(&'a AtomicBool);
+
+impl Drop for SetWhenDropped<'_> {
+    fn drop(&mut self) {
+        // Relaxed: it carries no data, as Stop's other flags.
+        self.0.store(true, Ordering::Relaxed);
     }
 }
 
@@ -204,12 +185,12 @@ fn advise(error: &ExecutorError) -> String {
 #[cfg(test)]
 mod tests {
     use std::fs;
-    use std::sync::atomic::{AtomicBool, Ordering};
+    use std::path::Path;
     use std::sync::mpsc;
-    use std::thread;
 
     use super::*;
     use crate::executor::cpu::CpuExecutor;
+    use crate::worker::link::Found;
 
     #[test]
     fn commands_reach_the_executor() {
@@ -223,37 +204,89 @@ mod tests {
         assert!(info.ends_with("(cpu executor: a test)"), "{info}");
     }
 
-    #[test]
-    fn a_directory_is_served_by_an_executor() {
-        let directory = tempfile::tempdir().unwrap();
+    const WATCHDOG: Duration = Duration::from_secs(60);
+
+    /// Serves `path` meanwhile, tells `found` what is found, and opens executors with `open`.
+    fn while_served(
+        path: &Path,
+        found: &mut (dyn FnMut(Found) + Send),
+        open: &mut (dyn FnMut() -> Result<Box<dyn Executor>, String> + Send),
+        work: impl FnOnce(),
+    ) {
         let stop = AtomicBool::new(false);
-        let deadline = Instant::now() + Duration::from_secs(60);
+        let (_sender, over) = mpsc::channel();
+        let deadline = Instant::now() + WATCHDOG;
         thread::scope(|scope| {
             let serving = scope.spawn(|| {
-                Service {
+                let directory = Directory::open(path).unwrap();
+                let discovery = Discovery {
                     look_for_guests: true,
                     mediator: 7,
-                    found: &mut |found| panic!("there is no {found:?}"),
-                    over: &mpsc::channel().1,
-                }
-                .serve(
-                    Directory::open(directory.path()).unwrap(),
-                    &mut || Ok(Box::new(CpuExecutor::new("a test"))),
-                    Stop::when(&stop).or_at(deadline),
-                )
+                    found,
+                    over,
+                };
+                let stop = Stop::when(&stop).or_at(deadline);
+                serve(&directory, open, discovery, stop)
             });
-            let read = || fs::read_to_string(directory.path().join("response.txt"));
-            let wait_for = |start: &str| {
-                while !read().is_ok_and(|line| line.starts_with(start)) {
-                    assert!(Instant::now() < deadline, "{:?}", read());
-                    thread::sleep(Duration::from_millis(10));
-                }
-            };
-            wait_for("0:Ready");
-            fs::write(directory.path().join("command.txt"), "1\n").unwrap();
-            wait_for("1:Vector add PASSED: 1024 elements, 0 errors (cpu executor");
+            work();
             stop.store(true, Ordering::Relaxed);
             serving.join().expect("no panic").expect("served");
         });
+    }
+
+    fn wait_for(path: &Path, start: &str) {
+        let deadline = Instant::now() + WATCHDOG;
+        let read = || fs::read_to_string(path.join("response.txt"));
+        while !read().is_ok_and(|line| line.starts_with(start)) {
+            assert!(Instant::now() < deadline, "{:?}", read());
+            thread::sleep(Duration::from_millis(10));
+        }
+    }
+
+    const PASSED: &str = "1:Vector add PASSED: 1024 elements, 0 errors (cpu executor";
+
+    #[test]
+    fn a_directory_is_served_by_an_executor() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path();
+        while_served(
+            path,
+            &mut |found| panic!("there is no {found:?}"),
+            &mut || Ok(Box::new(CpuExecutor::new("a test"))),
+            || {
+                wait_for(path, "0:Ready");
+                fs::write(path.join("command.txt"), "1\n").unwrap();
+                wait_for(path, PASSED);
+            },
+        );
+    }
+
+    #[test]
+    fn a_session_is_seen_while_a_command_runs() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path();
+        let (tell, told) = mpsc::channel();
+        let (begin, begun) = mpsc::channel();
+        while_served(
+            path,
+            &mut |found| tell.send(found).unwrap(),
+            // The command does not get on before the session was seen.
+            &mut move || {
+                begin.send(()).unwrap();
+                match told.recv_timeout(WATCHDOG) {
+                    Ok(Found::Session(_)) => Ok(Box::new(CpuExecutor::new("a test"))),
+                    other => Err(format!("no session was seen: {other:?}")),
+                }
+            },
+            || {
+                wait_for(path, "0:Ready");
+                fs::write(path.join("command.txt"), "1\n").unwrap();
+                begun.recv_timeout(WATCHDOG).expect("the command runs");
+                let session = path.join("sessions/00112233445566778899aabbccddeeff");
+                fs::create_dir_all(&session).unwrap();
+                fs::write(session.join("g-beat-0000000000000001"), "").unwrap();
+                wait_for(path, PASSED);
+            },
+        );
     }
 }

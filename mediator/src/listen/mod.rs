@@ -1,3 +1,4 @@
 //! The ways in which guests reach the mediator.
 
+pub mod discovery;
 pub mod file;

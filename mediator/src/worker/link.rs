@@ -185,6 +185,12 @@ impl Link {
         send(&self.stream, observed, Some(found), None);
     }
 
+    /// What does as [`found`](Self::found), for another thread.
+    pub(super) fn finder<'a>(&'a self, observed: &'a Observed) -> impl FnMut(Found) + Send + 'a {
+        let stream = &*self.stream;
+        move |found| send(stream, observed, Some(found), None)
+    }
+
     /// Says the last word.
     pub(super) fn ended(&self, observed: &Observed, ended: Ended) {
         send(&self.stream, observed, None, Some(ended));
@@ -253,7 +259,7 @@ fn send(stream: &UnixStream, observed: &Observed, found: Option<Found>, ended: O
         }),
     };
     match serde_json::to_vec(&report) {
-        // Both threads may send; a line this short goes out in one piece or not at all.
+        // Several threads may send; a line this short goes out in one piece or not at all.
         Ok(mut line) => {
             line.push(b'\n');
             let mut stream = stream;

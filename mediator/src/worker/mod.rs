@@ -25,7 +25,7 @@ use vgpu_file_transport::name::NameError;
 use vgpu_socket_transport::{Secrets, SocketTransport, accept_tcp};
 
 use crate::executor::{Executor, ExecutorChoice, probe};
-use crate::listen;
+use crate::listen::{self, discovery::Discovery};
 use crate::logging;
 use crate::relay::{self, Stream};
 use crate::session::{self, SessionEnd, StopFlag};
@@ -77,23 +77,23 @@ pub fn main(arguments: &[String]) -> ExitCode {
     let end = match &spec.carrier {
         Carrier::File { directory, guest } => {
             let opened = open_directory(directory, guest.as_deref());
-            let look_for_guests = guest.is_none();
             match opened {
                 Ok(directory) => {
                     link.connected(&observed);
-                    let mut service = listen::file::Service {
-                        look_for_guests,
+                    let discovery = Discovery {
+                        look_for_guests: guest.is_none(),
                         mediator: spec.mediator(),
-                        found: &mut |found| link.found(&observed, found),
-                        over: &sessions_over,
+                        found: &mut link.finder(&observed),
+                        over: sessions_over,
                     };
                     let mut open = || match spec.route() {
                         Some(route) => relay::executor(&route),
                         None => open_executor(&spec.executor),
                     };
-                    match service.serve(directory, &mut open, Stop::when(&ended)) {
+                    match listen::file::serve(&directory, &mut open, discovery, Stop::when(&ended))
+                    {
                         Ok(()) => Ended::fine("stopped"),
-                        Err(error) => Ended::fault(error.to_string()),
+                        Err(error) => Ended::fault(error),
                     }
                 }
                 Err(error) => Ended::fault(error),
