@@ -3,7 +3,7 @@
 use std::sync::LazyLock;
 
 use vgpu_socket_transport::handshake::{
-    Answered, GREETING_START, Greeting, READY_RECORD, greeting_length,
+    Answered, GREETING_START, Greeting, MESSAGE, READY_RECORD, Refused, greeting_length,
 };
 use vgpu_socket_transport::record::{LENGTH, Records, first_record};
 use vgpu_socket_transport::{Secret, Secrets};
@@ -19,7 +19,7 @@ static SECRETS: LazyLock<Secrets> = LazyLock::new(|| Secrets::parse(LINE).expect
 /// The first bytes of a connection, and the same bytes as a file of secrets.
 pub(crate) fn greeting(data: &[u8]) {
     let told = data.first_chunk().map(greeting_length);
-    match Answered::new(data, &SECRETS) {
+    match answered(data) {
         Ok((answered, _)) => {
             assert_eq!(told, Some(Ok(data.len())));
             assert_eq!(&data[GREETING_START..][..6], b"tester");
@@ -56,9 +56,15 @@ pub(crate) fn greeting_seeds() -> Vec<Vec<u8>> {
     ]
 }
 
+fn answered(greeting: &[u8]) -> Result<(Answered, [u8; MESSAGE]), Refused> {
+    Answered::new(greeting, |name| {
+        Ok(SECRETS.expected(name).expect("random numbers"))
+    })
+}
+
 fn pair() -> (Records, Records) {
     let (client, greeting) = Greeting::new(&SECRET);
-    let (mediator, answer) = Answered::new(&greeting, &SECRETS).expect("a greeting");
+    let (mediator, answer) = answered(&greeting).expect("a greeting");
     let (client, ready) = client.finish(&answer).expect("an answer");
     let ready = ready.as_slice().try_into().expect("its length");
     let (_, mediator) = mediator.finish(ready).expect("the client is there");

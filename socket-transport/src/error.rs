@@ -3,6 +3,7 @@
 use std::io;
 
 use crate::handshake::Refused;
+use crate::secret::SecretError;
 
 /// Why a connection did not come about. `Display` is one line of what, [`advice`](Self::advice) one
 /// of what to do.
@@ -60,6 +61,12 @@ pub enum AcceptError {
     /// It does not know the secret, or is no client of this mediator.
     #[error(transparent)]
     Refused(#[from] Refused),
+    /// The file of secrets cannot be read.
+    #[error("{error} ({})", error.advice())]
+    Secrets {
+        /// Why.
+        error: SecretError,
+    },
     /// The operating system refused.
     #[error("{0}")]
     Io(#[from] io::Error),

@@ -21,7 +21,8 @@ use snow::params::NoiseParams;
 use snow::{Builder, HandshakeState};
 
 use crate::record::{LENGTH, MAX_CONTENT, Records, TAG};
-use crate::secret::{MAX_NAME, Secret, Secrets, is_name};
+use crate::secret::{MAX_NAME, Secret, is_name};
+use crate::secrets::Expected;
 
 /// First bytes of every connection.
 const MAGIC: [u8; 4] = *b"vgpu";
@@ -125,17 +126,21 @@ pub struct Answered {
 }
 
 impl Answered {
-    /// Takes a whole greeting, [`greeting_length`] bytes. Returns what to answer.
+    /// Takes a whole greeting, [`greeting_length`] bytes, and asks `expected` for the key of the name
+    /// in it. Returns what to answer.
     ///
     /// # Errors
-    /// It is not that of a client with a secret.
-    pub fn new(greeting: &[u8], secrets: &Secrets) -> Result<(Self, [u8; MESSAGE]), Refused> {
+    /// It is not that of a client with a secret, or `expected` fails.
+    pub fn new<E: From<Refused>>(
+        greeting: &[u8],
+        expected: impl FnOnce(&str) -> Result<Expected, E>,
+    ) -> Result<(Self, [u8; MESSAGE]), E> {
         let (start, _) = greeting
             .split_first_chunk::<GREETING_START>()
             .ok_or(Refused::NoName)?;
         let length = greeting_length(start)?;
         if greeting.len() != length {
-            return Err(Refused::NoName);
+            return Err(Refused::NoName.into());
         }
         let (start, first) = greeting.split_at(length - MESSAGE);
         let name = std::str::from_utf8(&start[GREETING_START..])
@@ -143,16 +148,17 @@ impl Answered {
             .filter(|name| is_name(name))
             .ok_or(Refused::NoName)?
             .to_owned();
-        let (key, known) = secrets.key_or_decoy(&name);
-        let refused = |name: &str| match known {
-            true => Refused::WrongKey(name.to_owned()),
-            false => Refused::Unknown(name.to_owned()),
-        };
+        let expected = expected(&name)?;
+        let (key, known) = expected.key_or_decoy();
         let mut noise = builder(start, key)
             .build_responder()
             .expect("the pattern needs nothing else");
         if noise.read_message(first, &mut [0; MESSAGE]).is_err() || !known {
-            return Err(refused(&name));
+            return Err(match known {
+                true => Refused::WrongKey(name),
+                false => Refused::Unknown(name),
+            }
+            .into());
         }
         let answer = message(&mut noise);
         let records = Records::new(
@@ -234,6 +240,7 @@ fn message(noise: &mut HandshakeState) -> [u8; MESSAGE] {
 #[cfg(test)]
 pub(crate) mod tests {
     use super::*;
+    use crate::secrets::Secrets;
 
     pub(crate) fn secrets(of: &[&Secret]) -> Secrets {
         let lines: Vec<String> = of
@@ -244,7 +251,7 @@ pub(crate) mod tests {
     }
 
     fn answered(greeting: &[u8], secrets: &Secrets) -> Result<(Answered, [u8; MESSAGE]), Refused> {
-        Answered::new(greeting, secrets)
+        Answered::new(greeting, |name| Ok(secrets.expected(name).unwrap()))
     }
 
     /// The two ends of a stream.

@@ -13,7 +13,7 @@
 //! | `transport` | a session's stream on a socket: when to wait, when it ends |
 //! | `outgoing`, `incoming` | its bytes to and from the kernel, in few system calls |
 //! | `unix`, `tcp`, `resolve` | from an address to a connected socket, within a deadline |
-//! | `secret` | the files with names and keys |
+//! | `secret`, `secrets` | a name with its key, and the files that hold them |
 //!
 //! ```
 //! # use std::os::unix::net::UnixStream;
@@ -41,13 +41,15 @@ mod pending;
 pub mod record;
 mod resolve;
 mod secret;
+mod secrets;
 mod socket;
 mod tcp;
 mod transport;
 mod unix;
 
 pub use error::{AcceptError, ConnectError};
-pub use secret::{MAX_NAME, Secret, SecretError, Secrets};
+pub use secret::{MAX_NAME, Secret, SecretError};
+pub use secrets::{Expected, Secrets};
 pub use tcp::{accept_tcp, connect_tcp};
 pub use transport::SocketTransport;
 pub use unix::connect_unix;

@@ -15,7 +15,8 @@ use crate::handshake::{
     Answered, GREETING_START, Greeting, MESSAGE, READY_RECORD, greeting_length,
 };
 use crate::resolve::resolve;
-use crate::secret::{Secret, Secrets};
+use crate::secret::{Secret, SecretError};
+use crate::secrets::Expected;
 use crate::socket::{Ready, Received, Socket, is_gone, poll};
 use crate::transport::SocketTransport;
 
@@ -173,17 +174,20 @@ fn greet(
     Ok(SocketTransport::sealed(socket, records))
 }
 
-/// Finds out who connected, until `deadline` at the latest. Returns the stream, and by which name
-/// the client is known in `secrets`.
+/// Finds out who connected, until `deadline` at the latest. Returns the stream, and the client's name.
+///
+/// `expected` is asked for the key of a name once a whole greeting was read that could be a client's,
+/// see [`Secrets::expected`](crate::Secrets::expected); what else it has read of the secrets it should
+/// have dropped when it returns, since this then waits for the client.
 ///
 /// Costs little until the client has shown that it has a secret: two hundred bytes and a few
 /// thousandths of a second of arithmetic at most.
 ///
 /// # Errors
-/// It has none, or does not show it in time.
+/// The client has no secret, or does not show it in time, or `expected` fails.
 pub fn accept_tcp(
     stream: TcpStream,
-    secrets: &Secrets,
+    expected: impl FnOnce(&str) -> Result<Expected, SecretError>,
     deadline: Instant,
 ) -> Result<(SocketTransport, String), AcceptError> {
     let place = match stream.peer_addr() {
@@ -208,7 +212,9 @@ pub fn accept_tcp(
     let start = greeting.first_chunk().copied().unwrap_or_default();
     greeting.resize(greeting_length(&start)?, 0);
     take(&mut greeting[GREETING_START..])?;
-    let (answered, answer) = Answered::new(&greeting, secrets)?;
+    let (answered, answer) = Answered::new(&greeting, |name| {
+        expected(name).map_err(|error| AcceptError::Secrets { error })
+    })?;
     exchange
         .send(&answer)
         .map_err(|failure| failure.of_client(greeting.len()))?;

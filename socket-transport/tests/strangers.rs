@@ -2,6 +2,7 @@
 
 mod ends;
 
+use std::cell::Cell;
 use std::io::{Read, Write};
 use std::net::{Shutdown, TcpListener, TcpStream};
 use std::thread;
@@ -24,7 +25,8 @@ fn meet(theirs: &Secret, ours: &Secret) -> (AcceptError, String, String) {
         });
         // `localhost` may be ::1 first, where nobody listens.
         let (stream, _) = listener.accept().unwrap();
-        let refused = accept_tcp(stream, &secrets(&[ours]), soon()).unwrap_err();
+        let refused =
+            accept_tcp(stream, |name| secrets(&[ours]).expected(name), soon()).unwrap_err();
         let (what, advice) = client.join().unwrap();
         (refused, what.replace(&port.to_string(), "PORT"), advice)
     })
@@ -61,11 +63,16 @@ fn no_secret_is_an_error_that_says_how_to_get_one() {
 #[test]
 fn strangers_cost_little_and_are_named() {
     let ours = secrets(&[&Secret::generate("web").unwrap()]);
+    let asked = Cell::new(0);
     let said = |bytes: &[u8], then: Shutdown| {
+        let expected = |name: &str| {
+            asked.set(asked.get() + 1);
+            ours.expected(name)
+        };
         let (mut client, accepted) = raw();
         client.write_all(bytes).unwrap();
         client.shutdown(then).unwrap();
-        let error = accept_tcp(accepted, &ours, soon()).unwrap_err();
+        let error = accept_tcp(accepted, expected, soon()).unwrap_err();
         // Nothing is ever said to a stranger.
         assert_eq!(client.read(&mut [0]).unwrap_or(0), 0);
         error.to_string()
@@ -87,6 +94,7 @@ fn strangers_cost_little_and_are_named() {
         "it is no vgpu client: it began with \"\\x16\\x03\\x01\\x02\\x00\\x01\""
     );
     let greeting = [&b"vgpu\x01\x03web"[..], &[0; 48]].concat();
+    assert_eq!(asked.get(), 0, "no key is touched before there is a name");
     assert_eq!(
         said(&greeting, Shutdown::Write),
         "its key is not the one of web"
@@ -106,7 +114,7 @@ fn a_slow_stranger_is_bounded_by_the_deadline() {
         }
     });
     let deadline = Instant::now() + Duration::from_millis(200);
-    let error = accept_tcp(accepted, &ours, deadline).unwrap_err();
+    let error = accept_tcp(accepted, |name| ours.expected(name), deadline).unwrap_err();
     assert!(matches!(error, AcceptError::TimedOut { .. }), "{error}");
     assert!(Instant::now() >= deadline);
     writer.join().unwrap();

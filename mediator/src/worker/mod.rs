@@ -195,15 +195,16 @@ fn connect(
     }
 }
 
-/// The file is read for every client, so that a new secret counts from the next one on.
+/// The file is read for every client, so that a new secret counts from the next one on, and only
+/// once the client has said its name: of all the keys one is kept, and the others are not in memory
+/// while this waits for a stranger.
 fn authenticate(
     stream: TcpStream,
     secrets: &Path,
     deadline: Instant,
 ) -> Result<(SocketTransport, String), String> {
-    let secrets =
-        Secrets::read(secrets).map_err(|error| format!("{error} ({})", error.advice()))?;
-    accept_tcp(stream, &secrets, deadline).map_err(|error| error.to_string())
+    let expected = |name: &str| Secrets::read(secrets)?.expected(name);
+    accept_tcp(stream, expected, deadline).map_err(|error| error.to_string())
 }
 
 fn accept_files(

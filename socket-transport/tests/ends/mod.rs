@@ -41,7 +41,7 @@ pub(crate) fn tcp_through(port: u16, listener: &TcpListener) -> (SocketTransport
         let client = scope
             .spawn(|| connect_tcp("127.0.0.1", port, Some(&secret), soon(), &|| false).unwrap());
         let (stream, _) = listener.accept().unwrap();
-        let (mediator, name) = accept_tcp(stream, &secrets, soon()).unwrap();
+        let (mediator, name) = accept_tcp(stream, |name| secrets.expected(name), soon()).unwrap();
         assert_eq!(name, "tester");
         (client.join().unwrap(), mediator)
     })
