@@ -15,8 +15,8 @@ use crate::transport::SocketTransport;
 /// How often a listener whose queue is full is asked again.
 const RETRY: Duration = Duration::from_millis(20);
 
-/// Connects to the Unix socket at `path`, until `deadline` at the latest. `interrupted` is asked
-/// now and then whether to give up.
+/// Connects to the mediator's Unix socket at `path`, until `deadline` at the latest. `interrupted` is
+/// asked now and then whether to give up.
 ///
 /// # Errors
 /// Nobody listens there, nobody takes the connection in time, or it may not be made.
@@ -25,30 +25,46 @@ pub fn connect_unix(
     deadline: Instant,
     interrupted: &dyn Fn() -> bool,
 ) -> Result<SocketTransport, ConnectError> {
-    let address = UnixAddr::new(path).map_err(|errno| refused(path, errno))?;
+    let scheme = "unix";
+    let stream = connect_unix_stream(scheme, path, deadline, interrupted)?;
+    SocketTransport::connected_unix(stream, format!("{scheme}:{}", path.display()))
+        .map_err(|error| ConnectError::new(error.to_string(), "look at the system's log"))
+}
+
+/// As [`connect_unix`], the bare stream, whose reads and writes do not block. `scheme` is that of the
+/// endpoint, for what to do when nobody listens: a mediator listens at a path for one kind of
+/// session.
+///
+/// # Errors
+/// As [`connect_unix`].
+pub fn connect_unix_stream(
+    scheme: &str,
+    path: &Path,
+    deadline: Instant,
+    interrupted: &dyn Fn() -> bool,
+) -> Result<UnixStream, ConnectError> {
+    let refused = |errno| refused(scheme, path, errno);
+    let address = UnixAddr::new(path).map_err(refused)?;
     let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
-    let fd = socket(AddressFamily::Unix, SockType::Stream, flags, None)
-        .map_err(|errno| refused(path, errno))?;
+    let fd = socket(AddressFamily::Unix, SockType::Stream, flags, None).map_err(refused)?;
     // A blocking connect to a listener whose queue is full would wait for ever.
     loop {
         match connect(fd.as_raw_fd(), &address) {
-            Ok(()) => break,
+            Ok(()) => return Ok(UnixStream::from(fd)),
             Err(Errno::EAGAIN | Errno::EINTR) if Instant::now() < deadline => {
                 if interrupted() {
                     return Err(ConnectError::interrupted());
                 }
                 thread::sleep(RETRY);
             }
-            Err(errno) => return Err(refused(path, errno)),
+            Err(errno) => return Err(refused(errno)),
         }
     }
-    SocketTransport::connected_unix(UnixStream::from(fd), format!("unix:{}", path.display()))
-        .map_err(|error| ConnectError::new(error.to_string(), "look at the system's log"))
 }
 
-fn refused(path: &Path, errno: Errno) -> ConnectError {
+fn refused(scheme: &str, path: &Path, errno: Errno) -> ConnectError {
     let path = path.display();
-    let start = format!("start one: vgpu-mediatord --listen unix:{path}");
+    let start = format!("start one: vgpu-mediatord --listen {scheme}:{path}");
     match errno {
         Errno::ENOENT => ConnectError::new(format!("no mediator listens at {path}"), start),
         Errno::ECONNREFUSED => ConnectError::new(

@@ -11,7 +11,9 @@ use std::time::{Duration, Instant};
 use ends::{raw, secrets, soon, tcp_through};
 use vgpu_protocol::transport::{Transport, TransportError};
 use vgpu_socket_transport::handshake::Refused;
-use vgpu_socket_transport::{AcceptError, Secret, accept_tcp, connect_tcp, connect_unix};
+use vgpu_socket_transport::{
+    AcceptError, Secret, accept_tcp, connect_tcp, connect_unix, connect_unix_stream,
+};
 
 /// What the mediator makes of a client that knows `theirs`, and what the client is told.
 fn meet(theirs: &Secret, ours: &Secret) -> (AcceptError, String, String) {
@@ -143,6 +145,10 @@ fn a_client_is_bounded_by_its_deadline_and_by_interrupts() {
     let path = directory.path().join("none");
     let error = connect_unix(&path, soon(), &|| false).unwrap_err();
     assert!(error.to_string().contains("no mediator listens"), "{error}");
+    assert!(error.advice().contains("--listen unix:"));
+    let error = connect_unix_stream("local", &path, soon(), &|| false).unwrap_err();
+    assert!(error.to_string().contains("no mediator listens"), "{error}");
+    assert!(error.advice().contains("--listen local:"));
 }
 
 /// Reads one record, length and all.
