@@ -27,15 +27,9 @@ fn deadline() -> Instant {
 
 fn header(kind: Kind, number: u64, offset: u64) -> Header {
     Header {
-        role: Role::Guest,
-        kind,
-        last: false,
-        gives_up: false,
-        session: SESSION,
-        writer: [9; 16],
         number,
-        taken: 0,
         offset,
+        ..Header::first(Role::Guest, kind, SESSION, [9; 16])
     }
 }
 

@@ -47,15 +47,8 @@ pub(crate) fn segments_seeds() -> Vec<Vec<u8>> {
 
 fn header(kind: Kind, number: u64) -> Header {
     Header {
-        role: Role::Guest,
-        kind,
-        last: false,
-        gives_up: false,
-        session: SESSION,
-        writer: [9; 16],
         number,
-        taken: 0,
-        offset: 0,
+        ..Header::first(Role::Guest, kind, SESSION, [9; 16])
     }
 }
 

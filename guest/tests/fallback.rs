@@ -1,11 +1,14 @@
 //! The command `vgpu` with a list of endpoints: which it takes, and what it says about the others.
 
+mod script;
+
 use std::os::unix::net::UnixListener;
 use std::path::Path;
 use std::process::Command;
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
+use script::LIMITS;
 use vgpu_mediator::executor::cpu::CpuExecutor;
 use vgpu_mediator::session::{self, SessionEnd};
 use vgpu_mediator::usage::Observed;
@@ -19,15 +22,7 @@ fn serve_once(path: &Path) -> JoinHandle<SessionEnd> {
         let (stream, _) = listener.accept().expect("a guest");
         let mut transport = SocketTransport::from_unix(stream).expect("a socket");
         let settings = session::Settings {
-            limits: vgpu_guest::Limits {
-                max_body: 1 << 20,
-                max_lanes: 1,
-                max_requests: 1,
-                max_handles: 1,
-                max_chunk_elements: 1 << 16,
-                preferred_chunk_elements: 0,
-                max_elements: 1 << 30,
-            },
+            limits: LIMITS,
             epoch: 0xABC,
             hello_timeout: time,
             idle_timeout: time,

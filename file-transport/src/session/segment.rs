@@ -119,6 +119,21 @@ impl SegmentError {
 }
 
 impl Header {
+    /// The first header of its kind that `writer` writes: number 1, nothing taken, nothing before it.
+    pub fn first(role: Role, kind: Kind, session: SessionName, writer: [u8; 16]) -> Self {
+        Self {
+            role,
+            kind,
+            last: false,
+            gives_up: false,
+            session,
+            writer,
+            number: 1,
+            taken: 0,
+            offset: 0,
+        }
+    }
+
     /// The file with this header and `payload`, which must not exceed [`MAX_PAYLOAD`].
     pub fn encode(&self, payload: &[u8]) -> Vec<u8> {
         let mut file = vec![0; HEADER];

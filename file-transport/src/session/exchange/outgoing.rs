@@ -63,15 +63,10 @@ impl Exchange {
 
     fn header(&self, kind: Kind, number: u64) -> Header {
         Header {
-            role: self.role,
-            kind,
-            last: false,
-            gives_up: false,
-            session: self.session,
-            writer: self.writer,
             number,
             taken: self.taken,
             offset: self.bytes_written,
+            ..Header::first(self.role, kind, self.session, self.writer)
         }
     }
 
