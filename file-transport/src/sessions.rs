@@ -8,23 +8,21 @@
 //! writes a beat every second. What an earlier mediator had taken is marked with `m-gone` at once,
 //! so that its guest need not wait for beats that will not come.
 
+mod on_disk;
+
 use std::collections::BTreeMap;
-use std::fs::File;
-use std::io::Read;
 use std::os::fd::{AsFd, OwnedFd};
 use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
-use nix::fcntl::{OFlag, openat};
-use nix::sys::stat::{Mode, fchmod, fstat, mkdirat};
-use nix::unistd::{Gid, Uid, UnlinkatFlags, fchown, unlinkat};
 
-use crate::directory::{Directory, SAFE};
+use crate::directory::Directory;
 use crate::listing::{self, open_directory};
 use crate::name::{SESSIONS, SessionName};
 use crate::session::directory::MOST_NAMES;
 use crate::session::file_name::{self, CLAIM, GONE};
 use crate::session::segment::{Kind, Role};
+use on_disk::{clear, mark, open_sessions, read_claim};
 
 /// Names in `sessions/` that one look reads.
 const MOST_ENTRIES: usize = 4096;
@@ -234,72 +232,6 @@ impl Seen {
         }
         self.reported = Some(now);
         true
-    }
-}
-
-/// Opens `sessions/`, and makes it unless it is there: for the owner of the served directory, and for
-/// as many others as may write that.
-fn open_sessions(directory: &Directory) -> nix::Result<OwnedFd> {
-    match open_directory(directory.as_fd(), SESSIONS) {
-        Err(Errno::ENOENT) => {}
-        other => return other,
-    }
-    match mkdirat(directory, SESSIONS, Mode::S_IRWXU) {
-        Ok(()) | Err(Errno::EEXIST) => {}
-        Err(errno) => return Err(errno),
-    }
-    let sessions = open_directory(directory.as_fd(), SESSIONS)?;
-    let about = fstat(directory)?;
-    let owner = (Uid::from_raw(about.st_uid), Gid::from_raw(about.st_gid));
-    if let Err(errno) = fchown(&sessions, Some(owner.0), Some(owner.1)) {
-        log::debug!("{SESSIONS}: {}", errno.desc());
-    }
-    let mode = Mode::from_bits_truncate(about.st_mode & 0o777);
-    // Where several may write, none may remove what is another's.
-    let shared = mode.intersects(Mode::S_IWGRP | Mode::S_IWOTH);
-    let sticky = if shared { Mode::S_ISVTX } else { Mode::empty() };
-    fchmod(&sessions, mode | sticky)?;
-    Ok(sessions)
-}
-
-/// Which mediator has taken the session in `directory`.
-fn read_claim(directory: &OwnedFd) -> Option<u64> {
-    if listing::is_unfit(directory, CLAIM) {
-        return None;
-    }
-    let file = File::from(openat(directory, CLAIM, SAFE | OFlag::O_RDONLY, Mode::empty()).ok()?);
-    let mut text = String::new();
-    file.metadata().ok().filter(std::fs::Metadata::is_file)?;
-    file.take(64).read_to_string(&mut text).ok()?;
-    u64::from_str_radix(text.trim_end(), 16).ok()
-}
-
-/// Tells the guest that nobody will go on with the session in `directory`.
-fn mark(directory: &OwnedFd) {
-    let flags = SAFE | OFlag::O_WRONLY | OFlag::O_CREAT | OFlag::O_EXCL;
-    if let Err(errno) = openat(directory, GONE, flags, Mode::from_bits_truncate(0o644))
-        && errno != Errno::EEXIST
-    {
-        log::debug!("{GONE}: {}", errno.desc());
-    }
-}
-
-/// Removes the files `names` of a session's directory, and the directory if nothing else is there.
-fn clear(directory: &OwnedFd, sessions: &OwnedFd, name: SessionName, names: &[String]) {
-    for file in names {
-        if let Err(Errno::EISDIR | Errno::EPERM) =
-            unlinkat(directory, file.as_str(), UnlinkatFlags::NoRemoveDir)
-        {
-            let _ = unlinkat(directory, file.as_str(), UnlinkatFlags::RemoveDir);
-        }
-    }
-    match unlinkat(
-        sessions,
-        name.to_string().as_str(),
-        UnlinkatFlags::RemoveDir,
-    ) {
-        Ok(()) => log::debug!("session {name} was left behind and is removed"),
-        Err(errno) => log::debug!("session {name} cannot be removed yet: {}", errno.desc()),
     }
 }
 
