@@ -1,14 +1,13 @@
 //! The mediator's configuration: a TOML file, overridden by flags, checked as a whole.
 
 mod file;
+mod limits;
 
 use std::path::{Path, PathBuf};
-use std::time::Duration;
 
 use nix::unistd::Uid;
-use serde::{Deserialize, Serialize};
+use serde::Serialize;
 use vgpu_protocol::endpoint::Endpoint;
-use vgpu_protocol::frame::MAX_BODY;
 use vgpu_socket_transport::Secrets;
 
 use crate::cli::Flags;
@@ -16,6 +15,7 @@ use crate::executor::ExecutorChoice;
 use crate::failure::Failure;
 use crate::policy::Policy;
 use file::ConfigFile;
+pub use limits::Limits;
 
 /// A configuration that was checked and can be run.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -34,105 +34,6 @@ pub struct Config {
     pub policy: Policy,
     /// How much of it.
     pub limits: Limits,
-}
-
-/// What guests may take. `dist/mediatord.toml` describes each for administrators.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields, default)]
-pub struct Limits {
-    /// Sessions at once, of all guests together.
-    pub max_sessions: u32,
-    /// Sessions at once of one guest.
-    pub max_sessions_per_guest: u32,
-    /// Guests' directories `DIR/<guest>/` that are served, of all `file:` endpoints together.
-    pub max_file_guests: u32,
-    /// Elements of one vector. Vectors are streamed, so this bounds time, not memory.
-    pub max_elements: u64,
-    /// Elements of one chunk of a vector; a session holds a few chunks at once.
-    pub max_chunk_elements: u32,
-    /// Seconds to bring a guest's channel up.
-    pub connect_timeout_s: u32,
-    /// Seconds a guest has for its first message.
-    pub hello_timeout_s: u32,
-    /// Seconds a session may be idle between two requests.
-    pub idle_timeout_s: u32,
-    /// Seconds without any byte moved in the middle of a request.
-    pub stall_timeout_s: u32,
-    /// Seconds after which a guest over `file:` that gives no sign of life counts as dead.
-    pub file_silence_s: u32,
-    /// Seconds that running requests get when the mediator stops.
-    pub drain_timeout_s: u32,
-}
-
-impl Default for Limits {
-    fn default() -> Self {
-        Self {
-            max_sessions: 64,
-            max_sessions_per_guest: 4,
-            max_file_guests: 32,
-            max_elements: 1 << 36,
-            max_chunk_elements: 1 << 20,
-            connect_timeout_s: 10,
-            hello_timeout_s: 10,
-            idle_timeout_s: 3600,
-            stall_timeout_s: 30,
-            file_silence_s: 20,
-            drain_timeout_s: 10,
-        }
-    }
-}
-
-impl Limits {
-    /// [`drain_timeout_s`](Self::drain_timeout_s) as a duration.
-    pub fn drain_timeout(&self) -> Duration {
-        Duration::from_secs(self.drain_timeout_s.into())
-    }
-
-    fn check(&self) -> Result<(), String> {
-        let most_in_chunk = MAX_BODY / 8;
-        let at_least_one = [
-            ("max_sessions", u64::from(self.max_sessions)),
-            ("max_sessions_per_guest", self.max_sessions_per_guest.into()),
-            ("max_file_guests", self.max_file_guests.into()),
-            ("max_elements", self.max_elements),
-            ("max_chunk_elements", self.max_chunk_elements.into()),
-            ("connect_timeout_s", self.connect_timeout_s.into()),
-            ("hello_timeout_s", self.hello_timeout_s.into()),
-            ("idle_timeout_s", self.idle_timeout_s.into()),
-            ("stall_timeout_s", self.stall_timeout_s.into()),
-            ("file_silence_s", self.file_silence_s.into()),
-            ("drain_timeout_s", self.drain_timeout_s.into()),
-        ];
-        if let Some((name, _)) = at_least_one.iter().find(|(_, value)| *value == 0) {
-            return Err(format!("limits.{name} is 0; it must be at least 1"));
-        }
-        if self.max_sessions > 512 {
-            return Err(format!(
-                "limits.max_sessions is {}; at most 512 are possible",
-                self.max_sessions
-            ));
-        }
-        if self.file_silence_s < 3 {
-            return Err(format!(
-                "limits.file_silence_s is {}; it must be at least 3, since signs of life come every \
-                 second",
-                self.file_silence_s
-            ));
-        }
-        if self.max_file_guests > 256 {
-            return Err(format!(
-                "limits.max_file_guests is {}; at most 256 are possible",
-                self.max_file_guests
-            ));
-        }
-        if self.max_chunk_elements > most_in_chunk {
-            return Err(format!(
-                "limits.max_chunk_elements is {}; at most {most_in_chunk} fit one message",
-                self.max_chunk_elements
-            ));
-        }
-        Ok(())
-    }
 }
 
 const FIX_FILE: &str = "correct it and test it with vgpu-mediatord --config FILE --check-config; \
@@ -189,10 +90,9 @@ impl Config {
                 ));
             }
         }
-        let secrets = match flags.secrets.clone().or(file.secrets) {
-            Some(path) => Some(absolute(&path, "the file with the secrets")?),
-            None => None,
-        };
+        let secrets = flags.secrets.clone().or(file.secrets);
+        let secrets = secrets.map(|path| absolute(&path, "the file with the secrets"));
+        let secrets = secrets.transpose()?;
         let is_tcp = |endpoint: &&Endpoint| matches!(endpoint, Endpoint::Tcp { .. });
         if let Some(endpoint) = listen.iter().find(is_tcp)
             && secrets.is_none()

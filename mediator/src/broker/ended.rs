@@ -1,0 +1,75 @@
+//! Workers that have ended: who has to know, and what goes into the account and the log.
+
+use std::time::Instant;
+
+use super::Broker;
+use super::session::Session;
+use super::who::Who;
+use super::xen::Command;
+use crate::worker::link::Ended;
+
+impl Broker<'_> {
+    /// Collects the workers that have ended.
+    pub(super) fn reap(&mut self, now: Instant) {
+        let ended: Vec<_> = self
+            .sessions
+            .values_mut()
+            .filter_map(|session| Some((session.id, session.try_wait()?)))
+            .collect();
+        for (id, status) in ended {
+            if let Some(mut session) = self.sessions.remove(&id) {
+                let ended = session.ended(status, now);
+                self.on_ended(&session, &ended, now);
+            }
+        }
+        self.answer_queries(now);
+    }
+
+    fn on_ended(&mut self, session: &Session, ended: &Ended, now: Instant) {
+        let Session { id, who, .. } = session;
+        if let Who::Xen(guest, name) = who {
+            self.tell_xen(Command::Over {
+                domid: guest.domid,
+                name: name.clone(),
+                failed: !session.was_connected(),
+            });
+        }
+        self.file_session_ended(who);
+        if session.stranger {
+            return self.stranger_ended(session, &ended.text, now);
+        }
+        if session.refusing {
+            return;
+        }
+        if self.offer_ended(session, now) {
+            let level = if ended.fault {
+                log::Level::Warn
+            } else {
+                log::Level::Debug
+            };
+            let line = format!("an offer ended: {}", ended.text);
+            self.accounts.log(who, level, &line, now);
+            return;
+        }
+        let usage = session.usage();
+        self.accounts.end(who, usage, now);
+        let level = if ended.fault {
+            log::Level::Warn
+        } else {
+            log::Level::Info
+        };
+        let line = format!(
+            "session {id} ended after {:.1} s: {}; {} requests ({} failed), {} bytes in, {} out, \
+             {} elements",
+            now.duration_since(session.began).as_secs_f64(),
+            ended.text,
+            usage.requests,
+            usage.failed_requests,
+            usage.bytes_in,
+            usage.bytes_out,
+            usage.elements,
+        );
+        self.accounts.log(who, level, &line, now);
+        self.file_service_ended(*id, now);
+    }
+}
