@@ -93,8 +93,7 @@ impl Config {
         let secrets = flags.secrets.clone().or(file.secrets);
         let secrets = secrets.map(|path| absolute(&path, "the file with the secrets"));
         let secrets = secrets.transpose()?;
-        let is_tcp = |endpoint: &&Endpoint| matches!(endpoint, Endpoint::Tcp { .. });
-        if let Some(endpoint) = listen.iter().find(is_tcp)
+        if let Some(endpoint) = listen.iter().find(|endpoint| is_tcp(endpoint))
             && secrets.is_none()
         {
             return Err(Failure::new(
@@ -131,7 +130,6 @@ impl Config {
     /// # Errors
     /// It cannot be read, others can read it, or a line is wrong.
     pub fn check_secrets(&self) -> Result<(), Failure> {
-        let is_tcp = |endpoint: &Endpoint| matches!(endpoint, Endpoint::Tcp { .. });
         match &self.secrets {
             Some(path) if self.listen.iter().any(is_tcp) => Secrets::read(path)
                 .map(|_| ())
@@ -171,6 +169,10 @@ impl Config {
     }
 }
 
+fn is_tcp(endpoint: &Endpoint) -> bool {
+    matches!(endpoint, Endpoint::Tcp { .. })
+}
+
 /// What a relay needs, and what it cannot serve.
 fn check_relay(
     executor: &ExecutorChoice,
@@ -180,10 +182,11 @@ fn check_relay(
     let ExecutorChoice::Relay(endpoint) = executor else {
         return Ok(());
     };
-    if matches!(endpoint, Endpoint::Tcp { .. }) && secret.is_none() {
+    if is_tcp(endpoint) && secret.is_none() {
         return Err(Failure::new(
             format!("relay:{endpoint} needs a secret"),
-            "make one on the other machine (vgpuctl secret NAME), copy it here, and give              --relay-secret FILE or set `relay_secret`",
+            "make one on the other machine (vgpuctl secret NAME), copy it here, and give \
+             --relay-secret FILE or set `relay_secret`",
         ));
     }
     match listen.iter().find(|listened| *listened == endpoint) {
