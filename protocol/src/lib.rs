@@ -8,6 +8,7 @@
 //!
 //! | module | what it holds |
 //! |---|---|
+//! | [`clock`] | the time, for deadlines |
 //! | [`endpoint`] | `xen:`, `local:PATH`, `file:DIR`: where a mediator is |
 //! | [`transport`] | the byte stream below a session |
 //! | [`frame`] | the header, its flags and its validation |
@@ -25,6 +26,7 @@
 //! # Ok::<(), vgpu_protocol::frame::FrameError>(())
 //! ```
 
+pub mod clock;
 pub mod endpoint;
 pub mod frame;
 pub mod handle;
