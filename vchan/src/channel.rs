@@ -209,6 +209,7 @@ impl Channel {
         let outcome = self.drain_discarding(deadline);
         self.writer.end_stream();
         self.reader.shared.close();
+        log::debug!("{} closed: {:?}", self.describe(), self.stats());
         outcome
     }
 

@@ -42,7 +42,7 @@ use nix::poll::{PollFd, PollFlags};
 
 use crate::channel::Channel;
 use crate::error::{Error, Result};
-use crate::poll::poll_fds;
+use crate::poll::{poll_from, poll_now};
 use crate::spin::{DEFAULT_SPIN, Looked, Spin};
 use crate::sync::atomic::Ordering;
 use vgpu_protocol::transport::Interest;
@@ -101,16 +101,16 @@ impl Either {
                     false => Ok(false),
                 })
             })?;
-            let start = match looked {
+            let (start, now) = match looked {
                 Looked::Ready => return Ok(()),
-                Looked::NotSince(start) => start,
+                Looked::InVain { start, now } => (start, now),
             };
             sides.iter().for_each(Side::ask);
             if any(&mut sides, Side::is_ready)? {
                 sides.iter().for_each(Side::withdraw);
                 return Ok(());
             }
-            let woken = sleep(&sides, deadline);
+            let woken = sleep(&sides, now, deadline);
             let end = Instant::now();
             self.spin.waited(end.saturating_duration_since(start));
             woken?;
@@ -134,14 +134,14 @@ fn any<'a>(
 }
 
 /// Sleeps until one of them rings, and takes note of who did.
-fn sleep(sides: &[Side<'_>; 2], deadline: Instant) -> Result<()> {
+fn sleep(sides: &[Side<'_>; 2], now: Instant, deadline: Instant) -> Result<()> {
     for side in sides {
         if let Side::Channel(channel, _) = side {
             channel.shared().sleeps.fetch_add(1, Ordering::Relaxed);
         }
     }
     let mut fds: Vec<_> = sides.iter().filter_map(Side::poll_fd).collect();
-    if !poll_fds(&mut fds, deadline)? {
+    if !poll_from(&mut fds, now, deadline)? {
         return Err(Error::TimedOut(WAITING));
     }
     let rang: Vec<bool> = fds
@@ -177,9 +177,7 @@ impl Side<'_> {
     fn is_ready(&mut self) -> Result<bool> {
         match self {
             Self::Channel(channel, interest) => channel.is_ready(*interest),
-            Self::Descriptor(fd, interest) => {
-                poll_fds(&mut [PollFd::new(*fd, events(*interest))], Instant::now())
-            }
+            Self::Descriptor(fd, interest) => poll_now(&mut [PollFd::new(*fd, events(*interest))]),
             Self::Nothing => Ok(false),
         }
     }

@@ -34,15 +34,20 @@ impl Cancel {
 }
 
 /// Waits until the doorbell rings, the peer dies or `cancel` is signalled; false if `deadline`
-/// passed first.
+/// passed first. `now` spares the clock: see [`poll_from`].
 pub(crate) fn poll_backend(
     backend: &dyn Backend,
     cancel: Option<&Cancel>,
+    now: Instant,
     deadline: Instant,
 ) -> Result<bool> {
+    let bell = PollFd::new(backend.poll_fd(), PollFlags::POLLIN);
     match cancel {
-        Some(cancel) => poll_readable(&[backend.poll_fd(), cancel.0.as_fd()], deadline),
-        None => poll_readable(&[backend.poll_fd()], deadline),
+        Some(cancel) => {
+            let cancel = PollFd::new(cancel.0.as_fd(), PollFlags::POLLIN);
+            poll_from(&mut [bell, cancel], now, deadline)
+        }
+        None => poll_from(&mut [bell], now, deadline),
     }
 }
 
@@ -57,16 +62,37 @@ pub(crate) fn poll_readable(fds: &[BorrowedFd<'_>], deadline: Instant) -> Result
 
 /// Waits until one of `fds` is as it asks; false if `deadline` passed first.
 pub(crate) fn poll_fds(fds: &mut [PollFd<'_>], deadline: Instant) -> Result<bool> {
+    poll_from(fds, Instant::now(), deadline)
+}
+
+/// [`poll_fds`] for who has just read the clock, which is a system call on some guests.
+pub(crate) fn poll_from(
+    fds: &mut [PollFd<'_>],
+    mut now: Instant,
+    deadline: Instant,
+) -> Result<bool> {
     loop {
         // Some kernels refuse very long times; who asked for one simply polls again.
-        let left = deadline
-            .saturating_duration_since(Instant::now())
-            .min(LONGEST_POLL);
+        let left = deadline.saturating_duration_since(now).min(LONGEST_POLL);
         match ppoll(fds, Some(TimeSpec::from_duration(left)), None) {
-            Ok(0) if Instant::now() >= deadline => return Ok(false),
             Ok(0) | Err(Errno::EINTR) => {}
             Ok(_) => return Ok(true),
             Err(errno) => return Err(Error::os("cannot wait for the peer", errno)),
+        }
+        now = Instant::now();
+        if now >= deadline {
+            return Ok(false);
+        }
+    }
+}
+
+/// Whether one of `fds` is as it asks now.
+pub(crate) fn poll_now(fds: &mut [PollFd<'_>]) -> Result<bool> {
+    loop {
+        match ppoll(fds, Some(TimeSpec::from_duration(Duration::ZERO)), None) {
+            Ok(ready) => return Ok(ready > 0),
+            Err(Errno::EINTR) => {}
+            Err(errno) => return Err(Error::os("cannot look for the peer", errno)),
         }
     }
 }

@@ -234,7 +234,7 @@ impl Shared {
         let waiting = "hear the peer's doorbell";
         match self
             .waiters
-            .sleep(self.backend.as_ref(), seen, until, waiting)
+            .sleep(self.backend.as_ref(), seen, Instant::now(), until, waiting)
         {
             Ok(rang) => {
                 if rang {

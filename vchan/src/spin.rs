@@ -7,6 +7,7 @@
 //! looking, so the window doubles; a wait that was much longer would not, so it shrinks. An idle channel
 //! therefore sleeps: one long wait after another brings the window to zero and keeps it there.
 
+use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 
 use crate::error::Result;
@@ -16,9 +17,12 @@ pub const DEFAULT_SPIN: Duration = Duration::from_millis(1);
 
 /// The first window after none.
 const FIRST: Duration = Duration::from_micros(32);
-/// Pauses of the processor between two readings of the clock, which is a system call on some
-/// guests. A pause takes 10 to 50 ns, and 1 µs in an emulator.
+/// Pauses of the processor between two thorough looks. A pause takes 10 to 50 ns, and up to 1 µs in
+/// an emulator.
 const RESTS: u32 = 64;
+/// The part of the time of looking that reading the clock, blind to the ring, may take: one of so
+/// many.
+const CLOCK_SHARE: u32 = 8;
 /// Looks after which the rest between two looks becomes one pause longer.
 const LOOKS: u32 = 8;
 /// The longest rest between two looks, in pauses.
@@ -84,9 +88,12 @@ impl Spin {
         mut ready: impl FnMut(bool) -> Result<bool>,
     ) -> Result<Looked> {
         if self.window.is_zero() {
-            return Ok(Looked::NotSince(Instant::now()));
+            let now = Instant::now();
+            return Ok(Looked::InVain { start: now, now });
         }
-        let (mut start, mut looks) = (None, 0u32);
+        let pace = Pace::here();
+        let turns = pace.turns(self.window);
+        let (mut start, mut looks, mut turn) = (None, 0u32, 0);
         loop {
             let mut rested = 0;
             while rested < RESTS {
@@ -103,12 +110,17 @@ impl Spin {
                     return Ok(Looked::Ready);
                 }
             }
+            turn += 1;
+            if turn < turns {
+                continue;
+            }
             let now = Instant::now();
-            let start = *start.get_or_insert(now);
+            let start = *start.get_or_insert_with(|| pace.before(now, turns));
             if now - start >= self.window || now >= deadline {
                 self.misses += 1;
-                return Ok(Looked::NotSince(start));
+                return Ok(Looked::InVain { start, now });
             }
+            turn = 0;
         }
     }
 
@@ -150,8 +162,63 @@ impl Spin {
 pub(crate) enum Looked {
     /// With what was waited for.
     Ready,
-    /// Without; the wait has lasted since then.
-    NotSince(Instant),
+    /// Without.
+    InVain {
+        /// Since when the wait has lasted.
+        start: Instant,
+        /// What the clock says.
+        now: Instant,
+    },
+}
+
+/// What looking and the clock cost on this machine.
+#[derive(Debug, Clone, Copy)]
+struct Pace {
+    /// [`RESTS`] pauses.
+    turn: Duration,
+    /// So many of them at least between two readings of the clock.
+    turns: u32,
+}
+
+impl Pace {
+    /// Measured once in a process.
+    fn here() -> Self {
+        static PACE: OnceLock<Pace> = OnceLock::new();
+        *PACE.get_or_init(|| {
+            // The least of a few: the thread may be interrupted in any of them.
+            let least = |pauses: u32| {
+                let times = (0..4).map(|_| {
+                    let start = Instant::now();
+                    for _ in 0..pauses {
+                        std::hint::spin_loop();
+                    }
+                    start.elapsed()
+                });
+                times.min().unwrap_or_default()
+            };
+            let clock = least(0);
+            Self::of(least(RESTS).saturating_sub(clock), clock)
+        })
+    }
+
+    fn of(turn: Duration, clock: Duration) -> Self {
+        let turn = turn.max(Duration::from_nanos(RESTS.into()));
+        let turns = (clock * CLOCK_SHARE).as_nanos().div_ceil(turn.as_nanos());
+        let turns = u32::try_from(turns).unwrap_or(u32::MAX).max(1);
+        Self { turn, turns }
+    }
+
+    /// Turns between two readings of the clock in a window of this length.
+    fn turns(&self, window: Duration) -> u32 {
+        let fit = window.as_nanos().div_ceil(self.turn.as_nanos());
+        u32::try_from(fit).unwrap_or(u32::MAX).clamp(1, self.turns)
+    }
+
+    /// When `turns` turns began that are over `now`.
+    fn before(&self, now: Instant, turns: u32) -> Instant {
+        now.checked_sub(self.turn.saturating_mul(turns))
+            .unwrap_or(now)
+    }
 }
 
 #[cfg(test)]
@@ -252,6 +319,25 @@ mod tests {
         assert!(!spin.window.is_zero());
     }
 
+    // A clock that costs a system call of 80 µs, in an emulated guest.
+    #[test]
+    fn a_slow_clock_is_read_rarely() {
+        let us = Duration::from_micros;
+        let fast = Pace::of(us(2), Duration::from_nanos(25));
+        assert_eq!((fast.turns(us(32)), fast.turns(MAX)), (1, 1));
+        let slow = Pace::of(us(15), us(80));
+        assert_eq!((slow.turns(us(32)), slow.turns(MAX)), (3, 43));
+        let now = Instant::now() + MAX;
+        assert_eq!(now - slow.before(now, 43), 43 * us(15));
+        // Whatever was measured.
+        let odd = Pace::of(Duration::ZERO, Duration::ZERO);
+        assert_eq!(odd.turns(Duration::MAX), 1);
+        assert_eq!(
+            Pace::of(Duration::ZERO, Duration::from_secs(9)).turns(us(1)),
+            16
+        );
+    }
+
     #[test]
     fn no_spin_means_no_look() {
         let mut spin = Spin::new(Duration::ZERO);
@@ -269,7 +355,7 @@ mod tests {
         }
         let deadline = Instant::now() + Duration::from_millis(5);
         let looked = spin.run(deadline, |_| Ok(false)).unwrap();
-        assert!(matches!(looked, Looked::NotSince(_)));
+        assert!(matches!(looked, Looked::InVain { .. }));
         assert!(Instant::now() >= deadline);
     }
 }

@@ -68,11 +68,13 @@ impl Waiters {
     }
 
     /// Sleeps until the doorbell rings, the peer dies, the channel is closed, or `deadline`.
-    /// Returns whether this thread heard the doorbell. May return early for no reason.
+    /// Returns whether this thread heard the doorbell. May return early for no reason. `now` is
+    /// what the caller has just read.
     pub(crate) fn sleep(
         &self,
         backend: &dyn Backend,
         seen: Generation,
+        mut now: Instant,
         deadline: Instant,
         waiting: &'static str,
     ) -> Result<bool> {
@@ -81,7 +83,7 @@ impl Waiters {
             if state.generation != seen || state.cancelled {
                 return Ok(false);
             }
-            let left = deadline.saturating_duration_since(Instant::now());
+            let left = deadline.saturating_duration_since(now);
             if left.is_zero() {
                 return Err(Error::TimedOut(waiting));
             }
@@ -91,6 +93,7 @@ impl Waiters {
                 .wait_timeout(state, left)
                 .unwrap_or_else(PoisonError::into_inner);
             state.followers -= 1;
+            now = Instant::now();
         }
         if state.generation != seen || state.cancelled {
             return Ok(false);
@@ -98,7 +101,7 @@ impl Waiters {
         state.leader = true;
         drop(state);
 
-        let outcome = poll_backend(backend, self.cancel.get(), deadline);
+        let outcome = poll_backend(backend, self.cancel.get(), now, deadline);
         let mut state = self.lock();
         state.leader = false;
         let outcome = match outcome {

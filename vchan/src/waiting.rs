@@ -66,9 +66,9 @@ fn wait_with(
             true => side.is_ready(Wish::Plenty),
             false => Ok(false),
         })?;
-        let start = match looked {
+        let (start, now) = match looked {
             Looked::Ready => return Ok(()),
-            Looked::NotSince(start) => start,
+            Looked::InVain { start, now } => (start, now),
         };
         if insists && side.is_ready(Wish::Enough)? {
             spin.waited(start.elapsed());
@@ -89,7 +89,7 @@ fn wait_with(
         shared.sleeps.fetch_add(1, Ordering::Relaxed);
         let slept = shared
             .waiters
-            .sleep(shared.backend.as_ref(), seen, until, waiting);
+            .sleep(shared.backend.as_ref(), seen, now, until, waiting);
         let end = Instant::now();
         // Also after a time-out: waits that end in one are those of an idle channel.
         spin.waited(end.saturating_duration_since(start));
