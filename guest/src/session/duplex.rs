@@ -1,7 +1,6 @@
 //! Sending and receiving at once, on one thread.
 
-use std::time::Instant;
-
+use vgpu_protocol::clock;
 use vgpu_protocol::transport::{Interest, TransportError};
 
 use super::{Incoming, Outgoing, Wire};
@@ -21,7 +20,7 @@ pub(crate) fn exchange_vectors(
     incoming: &mut Incoming<'_>,
     progress: &mut dyn FnMut(usize),
 ) -> Result<Vec<u8>, Cause> {
-    let mut moved = Instant::now();
+    let mut moved = clock::now();
     // Set when the mediator closed: what it said before is still read.
     let mut deaf = false;
     let mut reply: Option<Result<Vec<u8>, Cause>> = None;
@@ -74,7 +73,7 @@ pub(crate) fn exchange_vectors(
             unfinished => reply = unfinished,
         }
         if !idle {
-            moved = Instant::now();
+            moved = clock::now();
             continue;
         }
         let interest = match (reply.is_none(), sending) {

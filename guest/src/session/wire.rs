@@ -2,6 +2,7 @@
 
 use std::time::{Duration, Instant};
 
+use vgpu_protocol::clock;
 use vgpu_protocol::frame::{FrameHeader, HeaderBuffer};
 use vgpu_protocol::message::Op;
 use vgpu_protocol::status::decode_error_text;
@@ -108,14 +109,14 @@ impl Wire {
     }
 
     fn write(&mut self, mut bytes: &[u8]) -> Result<(), Cause> {
-        let mut moved = Instant::now();
+        let mut moved = clock::now();
         while !bytes.is_empty() {
             match self.transport.try_write(bytes)? {
                 0 => self.wait(Interest::Write, moved)?,
                 n => {
                     bytes = &bytes[n..];
                     self.unflushed = true;
-                    moved = Instant::now();
+                    moved = clock::now();
                 }
             }
         }
@@ -136,12 +137,12 @@ impl Wire {
 
     /// Takes the next frame, which must be a reply that fits memory set aside for it.
     fn receive(&mut self) -> Result<Reply, Cause> {
-        let mut moved = Instant::now();
+        let mut moved = clock::now();
         let header = loop {
             match self.transport.try_read(self.header.unfilled())? {
                 Some(0) => return Err(TransportError::Closed.into()),
                 Some(n) => {
-                    moved = Instant::now();
+                    moved = clock::now();
                     if let Some(header) = self.header.advance(n)? {
                         break header;
                     }
@@ -161,7 +162,7 @@ impl Wire {
                 Some(0) => return Err(TransportError::Closed.into()),
                 Some(n) => {
                     filled += n;
-                    moved = Instant::now();
+                    moved = clock::now();
                 }
                 None => self.wait(Interest::Read, moved)?,
             }
@@ -198,7 +199,7 @@ impl Wire {
         }
         match self
             .transport
-            .wait(interest, limit.min(Instant::now() + LOOK))
+            .wait(interest, limit.min(clock::now() + LOOK))
         {
             Err(TransportError::TimedOut(_)) if Instant::now() >= limit => {
                 Err(Cause::Stalled(self.options.stall_timeout))

@@ -6,6 +6,7 @@
 use std::fmt;
 use std::time::{Duration, Instant};
 
+use vgpu_protocol::clock;
 use vgpu_protocol::frame::FrameHeader;
 use vgpu_protocol::handle::{HandleKind, HandleMinter};
 use vgpu_protocol::message::{Features, Hello, HelloReply, InfoReply, Op};
@@ -245,7 +246,7 @@ impl Far {
         let len = u32::try_from(body.len()).unwrap_or(u32::MAX);
         let request = self.request(op).with_body_len(len);
         self.queue(&request, body);
-        let started = Instant::now();
+        let started = clock::now();
         loop {
             match self.next_event(started, deadline)? {
                 Event::None => {}
@@ -263,7 +264,7 @@ impl Far {
 
     /// Waits for this side alone; false at `deadline`.
     fn wait(&mut self, deadline: Instant) -> Result<bool, Lost> {
-        if Instant::now() >= deadline {
+        if clock::now() >= deadline {
             return Ok(false);
         }
         let interest = match self.is_sent() {

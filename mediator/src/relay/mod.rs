@@ -30,8 +30,8 @@ mod vector_add;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
+use vgpu_protocol::clock;
 use vgpu_protocol::endpoint::Endpoint;
-
 use vgpu_protocol::frame::FrameHeader;
 use vgpu_protocol::message::{InfoReply, Op, VectorAdd};
 use vgpu_protocol::status::ErrorCode;
@@ -195,7 +195,7 @@ impl Backend<Stream> for Relay<'_> {
             guest.wire.answer(reply);
             return Ok(());
         };
-        let deadline = Instant::now() + guest.patience(request) * SHARE.0 / SHARE.1;
+        let deadline = clock::now() + guest.patience(request) * SHARE.0 / SHARE.1;
         let lost = match far.call(Op::Ping, body, deadline) {
             Ok(echo) if echo == body => {
                 guest.wire.answer(reply);

@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 
 use vchan::Channel;
 use vchan::either::{Either, Side};
+use vgpu_protocol::clock;
 use vgpu_protocol::transport::{Interest, Transport, TransportError};
 use vgpu_socket_transport::SocketTransport;
 
@@ -86,7 +87,7 @@ impl Stream {
 
     /// Whether `interest` is met now. Also sends on what the stream has gathered.
     fn is_ready(&mut self, interest: Interest) -> Result<bool> {
-        match self.wait(interest, Instant::now()) {
+        match self.wait(interest, clock::now()) {
             Ok(()) => Ok(true),
             Err(TransportError::TimedOut(_)) => Ok(false),
             Err(error) => Err(error),
@@ -178,7 +179,7 @@ impl Waiting {
     }
 
     fn turn(&mut self, deadline: Instant) -> Instant {
-        let end = deadline.min(Instant::now() + self.turn);
+        let end = deadline.min(clock::now() + self.turn);
         self.turn = (self.turn * 2).min(TURN.1);
         end
     }

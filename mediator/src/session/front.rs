@@ -6,6 +6,7 @@ use std::collections::VecDeque;
 use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 
+use vgpu_protocol::clock;
 use vgpu_protocol::frame::FrameHeader;
 use vgpu_protocol::message::{Op, VectorAdd};
 use vgpu_protocol::status::ErrorCode;
@@ -228,7 +229,7 @@ impl<'a, T: Transport + ?Sized> Front<'a, T> {
         };
         let mut until = deadline;
         if !in_frame {
-            until = until.min(Instant::now() + STOP_CHECK);
+            until = until.min(clock::now() + STOP_CHECK);
         }
         if backend.wait(self, reading, writing, until)? || Instant::now() < deadline {
             return Ok(());

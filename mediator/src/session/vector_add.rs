@@ -6,6 +6,7 @@
 use std::collections::VecDeque;
 use std::time::Instant;
 
+use vgpu_protocol::clock;
 use vgpu_protocol::frame::{FrameHeader, HEADER_LEN};
 use vgpu_protocol::message::{VectorAdd, VectorAddReply};
 use vgpu_protocol::status::{ErrorCode, Status};
@@ -236,7 +237,7 @@ impl<'p> Running<'p> {
         };
         let deadline = match (wait_until, self.pipeline.is_done(chunk.slot)) {
             (None, Ok(false)) => return false,
-            (None, _) => Instant::now(),
+            (None, _) => clock::now(),
             (Some(deadline), _) => deadline,
         };
         if let Err(error) = self.pipeline.result(chunk.slot, deadline) {
@@ -275,7 +276,7 @@ impl<'p> Running<'p> {
             None => Ok(&writing.header[writing.sent..]),
             Some(in_body) => {
                 // It is there, so this does not wait.
-                let result = self.pipeline.result(chunk.slot, Instant::now())?;
+                let result = self.pipeline.result(chunk.slot, clock::now())?;
                 Ok(&bytemuck::cast_slice(result)[in_body..])
             }
         }

@@ -4,6 +4,7 @@
 
 use std::time::{Duration, Instant};
 
+use vgpu_protocol::clock;
 use vgpu_protocol::status::ErrorCode;
 use vgpu_protocol::transport::{Interest, Transport, TransportError};
 
@@ -48,7 +49,7 @@ impl<'a, T: Transport + ?Sized> Wire<'a, T> {
             scrap_left: 0,
             unflushed: false,
             cut: false,
-            moved_at: Instant::now(),
+            moved_at: clock::now(),
             fruitless: 0,
         }
     }
@@ -88,7 +89,7 @@ impl<'a, T: Transport + ?Sized> Wire<'a, T> {
 
     /// Bytes have moved, or the device has worked.
     pub(crate) fn progress(&mut self) {
-        self.moved_at = Instant::now();
+        self.moved_at = clock::now();
         self.fruitless = 0;
     }
 
@@ -249,7 +250,7 @@ impl<'a, T: Transport + ?Sized> Wire<'a, T> {
         deadline: Instant,
         sleep: impl FnOnce(&mut T, Option<Interest>) -> Result<(), TransportError>,
     ) -> Result<bool, SessionEnd> {
-        if Instant::now() >= deadline {
+        if clock::now() >= deadline {
             return Ok(false);
         }
         if self.unflushed {
