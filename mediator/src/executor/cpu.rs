@@ -11,6 +11,8 @@ const SLOTS: usize = 2;
 #[derive(Debug)]
 pub struct CpuExecutor {
     info: ExecutorInfo,
+    /// Kept from one request to the next: fresh pages cost more than the sums.
+    slots: [Slot; SLOTS],
 }
 
 impl CpuExecutor {
@@ -23,7 +25,10 @@ impl CpuExecutor {
             driver: String::new(),
             reason: reason.to_owned(),
         };
-        Self { info }
+        Self {
+            info,
+            slots: Default::default(),
+        }
     }
 }
 
@@ -36,14 +41,16 @@ impl Executor for CpuExecutor {
         &mut self,
         chunk_elements: usize,
     ) -> Result<Box<dyn VectorAddPipeline + '_>, ExecutorError> {
-        let slots = (0..SLOTS)
-            .map(|_| Slot::new(chunk_elements))
-            .collect::<Result<_, _>>()?;
+        for slot in &mut self.slots {
+            slot.make_room(chunk_elements)?;
+        }
+        let slots = &mut self.slots;
         Ok(Box::new(CpuVectorAdd { slots, busy_ns: 0 }))
     }
 }
 
 /// The sum overwrites `a`, so that a slot is two buffers and not three.
+#[derive(Debug, Default)]
 struct Slot {
     a: Vec<f32>,
     b: Vec<f32>,
@@ -51,21 +58,25 @@ struct Slot {
 }
 
 impl Slot {
-    fn new(elements: usize) -> Result<Self, ExecutorError> {
-        Ok(Self {
-            a: zeroed(elements)?,
-            b: zeroed(elements)?,
-            submitted: None,
-        })
+    /// Gets a free slot ready for chunks of up to `elements`.
+    fn make_room(&mut self, elements: usize) -> Result<(), ExecutorError> {
+        self.submitted = None;
+        for buffer in [&mut self.a, &mut self.b] {
+            if buffer.len() < elements {
+                *buffer = Vec::new();
+                *buffer = zeroed(elements)?;
+            }
+        }
+        Ok(())
     }
 }
 
-struct CpuVectorAdd {
-    slots: Vec<Slot>,
+struct CpuVectorAdd<'e> {
+    slots: &'e mut [Slot; SLOTS],
     busy_ns: u64,
 }
 
-impl VectorAddPipeline for CpuVectorAdd {
+impl VectorAddPipeline for CpuVectorAdd<'_> {
     fn slots(&self) -> usize {
         self.slots.len()
     }
