@@ -1,13 +1,13 @@
 #![forbid(unsafe_code)]
 //! A connected channel.
 
-use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::time::{Duration, Instant};
 
-use vgpu_protocol::transport::{Interest, Transport, TransportError};
+use vgpu_protocol::transport::Interest;
 
 use crate::backend::Parts;
+use crate::both::Both;
 use crate::error::{Error, Result};
 use crate::layout::{Format, RingSizes, Role};
 use crate::reactor::Token;
@@ -18,7 +18,7 @@ use crate::shared::Shared;
 use crate::spin::{DEFAULT_SPIN, Spin};
 use crate::sync::Arc;
 use crate::sync::atomic::Ordering;
-use crate::waiting::{self, Waits, Wish};
+use crate::waiting;
 use crate::writer::Writer;
 
 /// What a channel has done so far.
@@ -57,7 +57,7 @@ pub enum PeerEnd {
 
 /// One end of a channel: a stream of bytes each way.
 ///
-/// Calls that wait take a deadline; [`io::Read`] and [`io::Write`] wait for at most
+/// Calls that wait take a deadline; [`io::Read`](std::io::Read) and [`io::Write`](std::io::Write) wait for at most
 /// [`set_timeout`](Self::set_timeout). A peer that dies, process or domain, ends every wait.
 ///
 /// [`AsFd`] gives one descriptor for poll loops: after a `try_*` call reported that it would block
@@ -320,7 +320,7 @@ impl Channel {
         self.writer.spin.set_max(spin);
     }
 
-    /// Sets how long [`io::Read`] and [`io::Write`] wait; `None`, the default, is until the peer
+    /// Sets how long [`io::Read`](std::io::Read) and [`io::Write`](std::io::Write) wait; `None`, the default, is until the peer
     /// acts, closes or dies.
     pub fn set_timeout(&mut self, timeout: Option<Duration>) {
         self.reader.set_timeout(timeout);
@@ -389,111 +389,8 @@ fn writes(interest: Interest) -> bool {
     interest != Interest::Read
 }
 
-/// Both halves of a channel that wait together, by the reader's window.
-struct Both<'a> {
-    reader: &'a mut Reader,
-    writer: &'a mut Writer,
-    /// Waits until all has been read and drops what comes meanwhile, for a close.
-    drains: bool,
-}
-
-impl Waits for Both<'_> {
-    fn shared(&self) -> &Shared {
-        &self.reader.shared
-    }
-
-    fn spin(&mut self) -> &mut Spin {
-        &mut self.reader.spin
-    }
-
-    fn has_moved(&self) -> bool {
-        self.reader.has_moved() || self.writer.has_moved()
-    }
-
-    fn insists(&self) -> bool {
-        false
-    }
-
-    fn is_ready(&mut self, _wish: Wish) -> Result<bool> {
-        if !self.drains {
-            return Ok(self.reader.is_ready()? || self.writer.is_ready()?);
-        }
-        if self.writer.is_drained_or_over()? {
-            return Ok(true);
-        }
-        self.reader.discard()?;
-        Ok(false)
-    }
-
-    fn ask(&mut self, _wish: Wish) {
-        self.reader.ask_for(1);
-        match self.drains {
-            true => self.writer.ask_for_drain(),
-            false => self.writer.ask_for(1),
-        }
-    }
-
-    fn withdraw(&mut self) {
-        self.reader.no_longer_ask();
-        self.writer.no_longer_ask();
-    }
-}
-
 impl AsFd for Channel {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.reader.shared.backend.poll_fd()
-    }
-}
-
-impl io::Read for Channel {
-    fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
-        io::Read::read(&mut self.reader, buf)
-    }
-}
-
-impl io::Write for Channel {
-    fn write(&mut self, buf: &[u8]) -> io::Result<usize> {
-        io::Write::write(&mut self.writer, buf)
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        Ok(())
-    }
-}
-
-/// Who uses a channel as a transport waits by [`Transport::wait`]; its descriptor is of use to
-/// callers of [`Channel::try_read`] and [`Channel::try_write`] only.
-impl Transport for Channel {
-    fn try_read(&mut self, buf: &mut [u8]) -> Result<Option<usize>, TransportError> {
-        Ok(self.reader.read_now(buf)?)
-    }
-
-    fn try_write(&mut self, buf: &[u8]) -> Result<usize, TransportError> {
-        Ok(self.writer.write_now(buf)?)
-    }
-
-    fn wait(&mut self, interest: Interest, deadline: Instant) -> Result<(), TransportError> {
-        Ok(Self::wait(self, interest, deadline)?)
-    }
-
-    /// Every byte is visible to the peer as soon as it is written.
-    fn flush(&mut self, _deadline: Instant) -> Result<(), TransportError> {
-        Ok(())
-    }
-
-    fn close(&mut self, deadline: Instant) -> Result<(), TransportError> {
-        Ok(Self::close(self, deadline)?)
-    }
-
-    fn describe(&self) -> String {
-        Self::describe(self)
-    }
-
-    fn read_exact(&mut self, buf: &mut [u8], deadline: Instant) -> Result<(), TransportError> {
-        Ok(self.reader.read_exact(buf, deadline)?)
-    }
-
-    fn write_all(&mut self, buf: &[u8], deadline: Instant) -> Result<(), TransportError> {
-        Ok(self.writer.write_all(buf, deadline)?)
     }
 }

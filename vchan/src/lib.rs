@@ -145,8 +145,10 @@
 
 pub mod address;
 pub mod backend;
+mod both;
 pub mod channel;
 pub mod conformance;
+mod control_page;
 pub mod domain;
 pub mod either;
 pub mod error;
@@ -169,6 +171,7 @@ mod shared;
 pub mod shm;
 mod spin;
 mod sync;
+mod transport;
 mod wait;
 mod waiting;
 pub mod writer;

@@ -1,5 +1,5 @@
 #![forbid(unsafe_code)]
-//! The reactor's descriptors and what it knows of its channels.
+//! The reactor's descriptors, and which channel stands on them.
 //!
 //! Two epoll descriptors: `sources` has what the world says (event channels, doorbells, deaths, the
 //! timer), and is drained by [`Core::turn`] alone, under the lock, by whichever thread comes first;
@@ -7,11 +7,9 @@
 //!
 //! [`Reactor::wait`]: super::Reactor::wait
 
-use std::collections::{BTreeSet, HashMap, VecDeque};
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
-use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -20,15 +18,13 @@ use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTime
 use nix::sys::eventfd::{EfdFlags, EventFd};
 use nix::sys::time::TimeSpec;
 use nix::sys::timerfd::{ClockId, Expiration, TimerFd, TimerFlags, TimerSetTimeFlags};
-use xen_sys::{ErrorKind, EventChannels, Port};
+use xen_sys::{EventChannels, Port};
 
 use super::Token;
 use super::limiter::Limiter;
 use super::member::{Member, Slot};
+use super::state::{BATCH, Entry, State};
 use crate::error::{Error, Result};
-
-/// The most that one turn takes from each source, and hands out as tokens.
-const BATCH: usize = 64;
 
 /// Marks of the sources. Those of channel N are 2N (doorbell) and 2N + 1 (death); N starts at 1.
 const EVENT_CHANNELS: u64 = 0;
@@ -64,37 +60,6 @@ pub(crate) struct Core {
     queued: EventFd,
     timer: TimerFd,
     state: Mutex<State>,
-}
-
-#[derive(Debug, Default)]
-struct State {
-    /// Opened with the first channel over Xen.
-    events: Option<Arc<dyn EventChannels>>,
-    ports: HashMap<Port, u64>,
-    channels: HashMap<u64, Entry>,
-    last_id: u64,
-    /// Tokens to hand out, in order. May name channels that are gone.
-    ready: VecDeque<u64>,
-    /// `queued` is readable.
-    signalled: bool,
-    /// Whose bells are off until when.
-    off: BTreeSet<(Instant, u64)>,
-    /// What the timer is set to.
-    timer: Option<Instant>,
-}
-
-#[derive(Debug)]
-struct Entry {
-    slot: Arc<Slot>,
-    bell: Bell,
-    death: Option<Death>,
-    limiter: Limiter,
-    /// It is in `ready`.
-    queued: bool,
-    /// Its bell is off until then.
-    off: Option<Instant>,
-    /// Its eventfd was turned on again, which looks like a ring.
-    turned_on: bool,
 }
 
 impl Core {
@@ -384,102 +349,6 @@ impl Core {
 impl AsFd for Core {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.public.0.as_fd()
-    }
-}
-
-impl State {
-    fn next_id(&mut self) -> u64 {
-        self.last_id += 1;
-        self.last_id
-    }
-
-    /// Puts a channel at the end of the queue, unless it is in it.
-    fn push(&mut self, id: u64) {
-        if let Some(entry) = self.channels.get_mut(&id)
-            && !std::mem::replace(&mut entry.queued, true)
-        {
-            self.ready.push_back(id);
-        }
-    }
-
-    /// Notes a ring. Says for how long the peer must not ring again, if at all.
-    fn rang(&mut self, id: u64, now: Instant) -> Option<Duration> {
-        self.push(id);
-        let entry = self.channels.get_mut(&id)?;
-        // Pairs with the swap in `Member::acknowledge`.
-        entry.slot.rang.store(true, Ordering::Release);
-        entry.slot.wake();
-        let moved = entry.slot.moved.swap(false, Ordering::Relaxed);
-        if std::mem::take(&mut entry.turned_on) {
-            return None;
-        }
-        let delay = entry.limiter.ring(moved, now);
-        (!delay.is_zero()).then_some(delay)
-    }
-
-    fn died(&mut self, id: u64) {
-        self.push(id);
-        if let Some(entry) = self.channels.get(&id) {
-            // Pairs with the load in `Member::hung_up`.
-            entry.slot.hung_up.store(true, Ordering::Release);
-            entry.slot.wake();
-        }
-    }
-
-    /// Reads pending ports and lets them ring again, at once or later.
-    fn take_ports(&mut self, now: Instant) -> io::Result<()> {
-        let Some(events) = self.events.clone() else {
-            return Ok(());
-        };
-        let mut ports = [Port(0); BATCH];
-        let count = match events.pending_many(&mut ports) {
-            Ok(count) => count,
-            Err(error) if error.kind() == ErrorKind::EventsLost => return self.recover(&*events),
-            Err(error) => return Err(error.into()),
-        };
-        let mut kept = 0;
-        for index in 0..count {
-            let port = ports[index];
-            // A port that was unbound while it was pending is nobody's.
-            let Some(&id) = self.ports.get(&port) else {
-                continue;
-            };
-            match self.rang(id, now) {
-                None => {
-                    ports[kept] = port;
-                    kept += 1;
-                }
-                Some(delay) => {
-                    if let Some(entry) = self.channels.get_mut(&id) {
-                        entry.off = Some(now + delay);
-                        self.off.insert((now + delay, id));
-                    }
-                }
-            }
-        }
-        // Before anybody looks at the rings: what comes later rings again.
-        events.unmask_many(&ports[..kept])?;
-        Ok(())
-    }
-
-    /// The kernel's list of ports overflowed: anybody may have rung. Those whose bells are off have
-    /// been heard already.
-    fn recover(&mut self, events: &dyn EventChannels) -> io::Result<()> {
-        log::warn!("more events than the kernel's list holds: looking at every channel");
-        events.reset()?;
-        let ports: Vec<(Port, u64)> = self.ports.iter().map(|(&port, &id)| (port, id)).collect();
-        for (port, id) in ports {
-            self.push(id);
-            let Some(entry) = self.channels.get(&id) else {
-                continue;
-            };
-            entry.slot.rang.store(true, Ordering::Release);
-            entry.slot.wake();
-            if entry.off.is_none() {
-                events.unmask(port)?;
-            }
-        }
-        Ok(())
     }
 }
 

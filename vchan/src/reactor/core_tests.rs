@@ -1,9 +1,9 @@
 //! The reactor over an event-channel device in memory, which keeps the rules of the real one: a
 //! port that was read stays masked until it is written back, and a full list loses events.
 
-use std::collections::HashSet;
+use std::collections::{HashSet, VecDeque};
 
-use xen_sys::DomId;
+use xen_sys::{DomId, ErrorKind};
 
 use super::super::{Handle, Reactor};
 use super::*;

@@ -71,6 +71,7 @@
 mod core;
 mod limiter;
 mod member;
+mod state;
 
 use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::Arc;

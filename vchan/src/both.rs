@@ -1,0 +1,59 @@
+#![forbid(unsafe_code)]
+//! One wait for both directions of a channel.
+
+use crate::error::Result;
+use crate::reader::Reader;
+use crate::shared::Shared;
+use crate::spin::Spin;
+use crate::waiting::{Waits, Wish};
+use crate::writer::Writer;
+
+/// Both halves of a channel that wait together, by the reader's window.
+pub(crate) struct Both<'a> {
+    pub(crate) reader: &'a mut Reader,
+    pub(crate) writer: &'a mut Writer,
+    /// Waits until all has been read and drops what comes meanwhile, for a close.
+    pub(crate) drains: bool,
+}
+
+impl Waits for Both<'_> {
+    fn shared(&self) -> &Shared {
+        &self.reader.shared
+    }
+
+    fn spin(&mut self) -> &mut Spin {
+        &mut self.reader.spin
+    }
+
+    fn has_moved(&self) -> bool {
+        self.reader.has_moved() || self.writer.has_moved()
+    }
+
+    fn insists(&self) -> bool {
+        false
+    }
+
+    fn is_ready(&mut self, _wish: Wish) -> Result<bool> {
+        if !self.drains {
+            return Ok(self.reader.is_ready()? || self.writer.is_ready()?);
+        }
+        if self.writer.is_drained_or_over()? {
+            return Ok(true);
+        }
+        self.reader.discard()?;
+        Ok(false)
+    }
+
+    fn ask(&mut self, _wish: Wish) {
+        self.reader.ask_for(1);
+        match self.drains {
+            true => self.writer.ask_for_drain(),
+            false => self.writer.ask_for(1),
+        }
+    }
+
+    fn withdraw(&mut self) {
+        self.reader.no_longer_ask();
+        self.writer.no_longer_ask();
+    }
+}

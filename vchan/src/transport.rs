@@ -1,0 +1,62 @@
+#![forbid(unsafe_code)]
+//! A channel behind the traits of others: standard input and output, and the transport of a session.
+
+use std::io;
+use std::time::Instant;
+
+use vgpu_protocol::transport::{Interest, Transport, TransportError};
+
+use crate::channel::Channel;
+
+impl io::Read for Channel {
+    fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
+        io::Read::read(self.halves().0, buf)
+    }
+}
+
+impl io::Write for Channel {
+    fn write(&mut self, buf: &[u8]) -> io::Result<usize> {
+        io::Write::write(self.halves().1, buf)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+/// Who uses a channel as a transport waits by [`Transport::wait`]; its descriptor is of use to
+/// callers of [`Channel::try_read`] and [`Channel::try_write`] only.
+impl Transport for Channel {
+    fn try_read(&mut self, buf: &mut [u8]) -> Result<Option<usize>, TransportError> {
+        Ok(self.halves().0.read_now(buf)?)
+    }
+
+    fn try_write(&mut self, buf: &[u8]) -> Result<usize, TransportError> {
+        Ok(self.halves().1.write_now(buf)?)
+    }
+
+    fn wait(&mut self, interest: Interest, deadline: Instant) -> Result<(), TransportError> {
+        Ok(Self::wait(self, interest, deadline)?)
+    }
+
+    /// Every byte is visible to the peer as soon as it is written.
+    fn flush(&mut self, _deadline: Instant) -> Result<(), TransportError> {
+        Ok(())
+    }
+
+    fn close(&mut self, deadline: Instant) -> Result<(), TransportError> {
+        Ok(Self::close(self, deadline)?)
+    }
+
+    fn describe(&self) -> String {
+        Self::describe(self)
+    }
+
+    fn read_exact(&mut self, buf: &mut [u8], deadline: Instant) -> Result<(), TransportError> {
+        Ok(Self::read_exact(self, buf, deadline)?)
+    }
+
+    fn write_all(&mut self, buf: &[u8], deadline: Instant) -> Result<(), TransportError> {
+        Ok(Self::write_all(self, buf, deadline)?)
+    }
+}
