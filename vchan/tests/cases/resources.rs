@@ -1,22 +1,31 @@
 //! vchan.md (c) 37 to 45: what runs out, fails, or is not there. Grants, event channels and
 //! mappings of Xen's are for the lab (`faults/`, `xen-sys/`); descriptors and memory stand in here.
 
-use std::fs;
-use std::os::unix::net::UnixStream;
+use std::fs::{self, File};
+use std::io::{Read, Write};
+use std::os::fd::AsRawFd;
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::Path;
 use std::process::Command;
 use std::thread;
 use std::time::{Duration, Instant};
 
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
+use vchan::layout::Role;
 use vchan::local::peer::Offer;
-use vchan::local::{connect_on, serve_on};
-use vchan::{Channel, Error};
+use vchan::local::{connect_on, connect_with, serve_on, serve_with};
+use vchan::reactor::Reactor;
+use vchan::{Channel, Error, Format, PeerError, Setup};
 
 use crate::liar::*;
 use crate::xenstored::{TRANSACTION_START, WATCH, Xenstored, domain_one, failed, start};
 
-/// Runs one of the tests below that change limits of the whole process, in a process of its own.
-fn in_a_process_of_its_own(test: &str) {
+/// Where the partner of a process with a limit listens.
+const PARTNER: &str = "VCHAN_TEST_PARTNER";
+
+/// Runs one of the tests below that change limits of the whole process, in a process of its own,
+/// with somebody at `partner` to set channels up with.
+fn in_a_process_of_its_own(test: &str, partner: &Path) {
     let output = Command::new(std::env::current_exe().unwrap())
         .args([
             "--exact",
@@ -24,18 +33,161 @@ fn in_a_process_of_its_own(test: &str) {
             "--ignored",
             "--nocapture",
         ])
+        .env(PARTNER, partner)
         .output()
         .unwrap();
     let text = String::from_utf8_lossy(&output.stdout);
     let errors = String::from_utf8_lossy(&output.stderr);
     assert!(output.status.success(), "{text}\n{errors}");
     assert!(text.contains("1 passed"), "{text}");
+    eprint!("{errors}");
 }
 
-/// Set-up fails at each descriptor it needs, once: a typed error each time, and nothing kept.
+/// Set-up fails at each descriptor it needs, once, in either role, and where there is no room to
+/// map: a typed error with advice each time, on both sides, and nothing kept.
 #[test]
 fn case_37_set_up_fails_at_every_step() {
-    in_a_process_of_its_own("descriptors_run_out");
+    let directory = tempfile::tempdir().unwrap();
+    let partner = directory.path().join("partner");
+    let listener = UnixListener::bind(&partner).unwrap();
+    thread::spawn(move || listener.incoming().for_each(|stream| meet(stream.unwrap())));
+    for test in [
+        "each_descriptor_is_missing_once",
+        "a_server_has_no_room_to_map",
+        "descriptors_run_out_on_both_sides",
+    ] {
+        in_a_process_of_its_own(test, &partner);
+    }
+}
+
+/// The partner's side of one set-up: an honest peer without a limit, in the role that the other does
+/// not have. The other process notices should this panic: nobody answers it any more.
+fn meet(mut stream: UnixStream) {
+    let mut role = [0];
+    stream.read_exact(&mut role).unwrap();
+    let outcome = match role {
+        [b'c'] => connect_on(stream, soon()),
+        _ => serve_on(stream, 64 << 10, soon()),
+    };
+    match outcome {
+        Ok(mut channel) => assert_eq!(channel.read(&mut [0], soon()).unwrap(), 0),
+        Err(error) => {
+            let named = matches!(error, Error::PeerClosed { .. } | Error::Setup { .. });
+            assert!(named && !error.advice().is_empty(), "{error:?}");
+        }
+    }
+}
+
+/// A stream to the partner, which then does what is not `role`.
+fn to_partner(role: Role) -> UnixStream {
+    let mut stream = UnixStream::connect(std::env::var_os(PARTNER).unwrap()).unwrap();
+    let partners = match role {
+        Role::Server => b"c",
+        Role::Client => b"s",
+    };
+    stream.write_all(partners).unwrap();
+    stream
+}
+
+fn set_up(role: Role, setup: &Setup<'_>, stream: UnixStream) -> Result<Channel, Error> {
+    match role {
+        Role::Server => serve_with(setup, stream, 64 << 10, soon()),
+        Role::Client => connect_with(setup, stream, soon()),
+    }
+}
+
+/// Runs `f` while this process may have no descriptor from `limit` on.
+fn below<T>(limit: usize, f: impl FnOnce() -> T) -> T {
+    let (_, most) = getrlimit(Resource::RLIMIT_NOFILE).unwrap();
+    setrlimit(Resource::RLIMIT_NOFILE, limit as u64, most).unwrap();
+    let outcome = f();
+    setrlimit(Resource::RLIMIT_NOFILE, most, most).unwrap();
+    outcome
+}
+
+/// Whether memory of a channel is mapped here.
+fn is_anything_mapped() -> bool {
+    let maps = fs::read_to_string("/proc/self/maps").unwrap();
+    maps.contains("memfd:vchan")
+}
+
+#[test]
+#[ignore = "changes a limit of the process; run by case_37"]
+fn each_descriptor_is_missing_once() {
+    // The next descriptor then always has the next number.
+    let mut holes = Vec::new();
+    loop {
+        let hole = File::open("/dev/null").unwrap();
+        let (number, open) = (hole.as_raw_fd(), descriptors());
+        holes.push(hole);
+        // The one that counts is among those it counts.
+        if usize::try_from(number).unwrap() + 2 >= open {
+            break;
+        }
+    }
+    for role in ROLES {
+        for (format, on_reactor) in [
+            (Format::Extended, false),
+            (Format::Classic, false),
+            (Format::Extended, true),
+        ] {
+            let reactor = Reactor::new().unwrap();
+            let setup = Setup::new().format(format);
+            let setup = match on_reactor {
+                true => setup.reactor(reactor.handle()),
+                false => setup,
+            };
+            let what = format!("{role:?}, {format:?}, on a reactor: {on_reactor}");
+            let before = descriptors();
+            let whole = set_up(role, &setup, to_partner(role)).unwrap();
+            let kept = descriptors() - before;
+            assert!(is_anything_mapped());
+            drop(whole);
+            let mut failures = 0;
+            loop {
+                assert_eq!(descriptors(), before, "{what}: kept after {failures}");
+                assert!(!is_anything_mapped(), "{what}: {failures}");
+                assert_eq!(reactor.handle().len(), 0, "{what}: {failures}");
+                let stream = to_partner(role);
+                // The one that counts makes room for the stream.
+                let outcome = below(before + failures, || set_up(role, &setup, stream));
+                let error = match outcome {
+                    Ok(_) => break,
+                    Err(error) => error,
+                };
+                match &error {
+                    Error::Os { source, .. } => {
+                        assert_eq!(source.raw_os_error(), Some(libc::EMFILE), "{what}: {error}");
+                    }
+                    // Of the descriptors in a message those that do not fit are dropped.
+                    Error::Peer(PeerError::Rendezvous(_)) if role == Role::Client => {}
+                    other => panic!("{what}: {other:?}"),
+                }
+                assert!(!error.advice().is_empty(), "{what}: {error}");
+                failures += 1;
+                assert!(failures < 60, "{what}: never enough descriptors");
+            }
+            // The stream was there before.
+            assert!(
+                failures >= kept - 1,
+                "{what}: {failures} steps failed, and a channel has {kept} descriptors"
+            );
+            // One more is never one too many.
+            let stream = to_partner(role);
+            below(before + failures + 1, || set_up(role, &setup, stream)).unwrap();
+            eprintln!("{what}: failed at each of {failures} descriptors");
+        }
+    }
+}
+
+#[test]
+#[ignore = "changes a limit of the process; run by case_37"]
+fn a_server_has_no_room_to_map() {
+    let before = descriptors();
+    let stream = to_partner(Role::Server);
+    let outcome = with_little_room(|| serve_on(stream, 1 << 20, soon()));
+    assert_no_memory(outcome);
+    assert_eq!(descriptors(), before);
 }
 
 fn descriptors() -> usize {
@@ -44,7 +196,7 @@ fn descriptors() -> usize {
 
 #[test]
 #[ignore = "changes a limit of the process; run by case_37"]
-fn descriptors_run_out() {
+fn descriptors_run_out_on_both_sides() {
     let (_, most) = getrlimit(Resource::RLIMIT_NOFILE).unwrap();
     let before = descriptors();
     for (failures, more) in (2..60).enumerate() {
@@ -81,7 +233,7 @@ fn descriptors_run_out() {
 /// No room to map what the server offers.
 #[test]
 fn case_38_no_room_to_map() {
-    in_a_process_of_its_own("address_space_runs_out");
+    in_a_process_of_its_own("address_space_runs_out", Path::new("nobody"));
 }
 
 #[test]
@@ -91,20 +243,30 @@ fn address_space_runs_out() {
     let before = descriptors();
     let (near, far) = UnixStream::pair().unwrap();
     offer.send(&far, soon()).unwrap();
+    let outcome = with_little_room(|| connect_on(near, soon()));
+    assert_no_memory(outcome);
+    drop(far);
+    assert_eq!(descriptors(), before);
+}
+
+/// Runs `f` while this process may map 512 KiB more.
+fn with_little_room<T>(f: impl FnOnce() -> T) -> T {
     let (_, most) = getrlimit(Resource::RLIMIT_AS).unwrap();
     let statm = fs::read_to_string("/proc/self/statm").unwrap();
     let pages: u64 = statm.split(' ').next().unwrap().parse().unwrap();
     setrlimit(Resource::RLIMIT_AS, pages * 4096 + (512 << 10), most).unwrap();
-    let outcome = connect_on(near, soon());
+    let outcome = f();
     setrlimit(Resource::RLIMIT_AS, most, most).unwrap();
+    outcome
+}
+
+fn assert_no_memory(outcome: Result<Channel, Error>) {
     match outcome {
         Err(Error::Os { source, .. }) => {
             assert_eq!(source.raw_os_error(), Some(libc::ENOMEM));
         }
         other => panic!("{other:?}"),
     }
-    drop(far);
-    assert_eq!(descriptors(), before);
 }
 
 /// A xenstored that refuses for want of room, in each of its words.
