@@ -66,6 +66,21 @@ fn case_42_xenstored_never_answers() {
     assert_failed(&vchan(&socket, CONNECT), "did not answer in time");
 }
 
+/// The socket of a xenstored that was killed stays where it is. It is what was wrong, and not that
+/// there is no `/dev/xen/xenbus` here, or that there is one on which nobody answers.
+#[test]
+fn case_42_a_socket_that_refuses_is_an_error_at_once() {
+    let folder = tempfile::tempdir().unwrap();
+    let socket = folder.path().join("socket");
+    drop(UnixListener::bind(&socket).unwrap());
+    for arguments in [CONNECT, SERVE] {
+        let output = vchan(&socket, arguments);
+        assert_failed(&output, "nobody answers at xenstored's socket");
+        let text = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert!(text.contains("start it again"), "{text}");
+    }
+}
+
 #[test]
 fn case_42_xenstored_hangs_up() {
     let (_folder, socket) = xenstored(drop);

@@ -6,14 +6,14 @@
 //! domain that goes away through the special watch `@releaseDomain`, without saying which. One
 //! thread per process listens there and looks at the domains of the live channels; a channel whose
 //! domain is gone (or whose number now belongs to another domain) has its waiters woken through an
-//! eventfd that stays readable.
+//! eventfd that stays readable. Once xenstored has ended the thread also looks every few seconds: the
+//! next one does not tell of the domains that ran before.
 //!
 //! The watch has a connection of its own: xenstore-rs' tokio client delivers watch events and
 //! replies through one task, and a flood of the former would hold back the latter. Only privileged
 //! domains may watch `@releaseDomain`; a guest cannot, and its peer is dom0 as a rule, which
 //! does not go away alone.
 
-use std::env;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::pin::pin;
@@ -23,23 +23,19 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use nix::sys::eventfd::{EfdFlags, EventFd};
-use tokio::net::UnixStream;
 use tokio_stream::StreamExt;
 use xenstore_rs::AsyncWatch;
-use xenstore_rs::tokio::XsTokio;
 
 use super::identity::{self, Identity};
 use super::store::Store;
+use super::store_connection;
 use crate::DomId;
 
 /// The watch name that fires when any domain shuts down or is released.
 const RELEASE_DOMAIN: &str = "@releaseDomain";
 
-/// How often the peers are looked at where nothing can tell of their end.
+/// How often the peers are looked at while nothing can tell of their end.
 const POLL: Duration = Duration::from_secs(5);
-
-/// Where xenstore-rs finds xenstored, unless `XENSTORED_PATH` says otherwise.
-const SOCKET: &str = "/run/xenstored/socket";
 
 /// How long one look at a peer may wait for xenstored.
 const PROBE: Duration = Duration::from_secs(2);
@@ -176,53 +172,56 @@ fn run(store: Store) {
         }
     };
     let mut pause = Duration::from_secs(1);
+    let mut restarted = false;
     loop {
-        let reason = runtime.block_on(listen(store));
-        log::debug!("the watch {RELEASE_DOMAIN} ended ({reason}); again in {pause:?}");
+        let ended = runtime.block_on(listen(store, restarted));
+        restarted |= matches!(ended, Ended::Xenstored);
+        log::debug!("the watch {RELEASE_DOMAIN} ended ({ended:?}); again in {pause:?}");
         check_all(store);
         thread::sleep(pause);
-        pause = (pause * 2).min(RETRY);
+        // Without xenstored only a look tells of an end.
+        pause = (pause * 2).min(if restarted { POLL } else { RETRY });
     }
 }
 
-async fn listen(store: Store) -> String {
-    let connection = match XsTokio::new().await {
-        Ok(connection) => connection,
-        Err(error) => return error.to_string(),
+/// Why [`listen`] has returned.
+#[derive(Debug)]
+enum Ended {
+    /// The watch could not be set.
+    #[expect(dead_code, reason = "for the log")]
+    NotSet(io::Error),
+    /// xenstored has hung up.
+    Xenstored,
+    /// The connection for the watch broke.
+    Events,
+}
+
+/// Looks at all peers at every event; now and then as well once xenstored has been `restarted`.
+async fn listen(store: Store, restarted: bool) -> Ended {
+    let (connection, presence) = match store_connection::for_watches().await {
+        Ok(connected) => connected,
+        Err(error) => return Ended::NotSet(error),
     };
-    let mut events = match connection.watch(RELEASE_DOMAIN).await {
-        Ok(events) => events,
-        Err(error) => return error.to_string(),
+    let mut gone = pin!(presence.ended());
+    let mut events = tokio::select! {
+        events = connection.watch(RELEASE_DOMAIN) => match events {
+            Ok(events) => events,
+            Err(error) => return Ended::NotSet(error),
+        },
+        () = &mut gone => return Ended::Xenstored,
     };
-    let mut gone = pin!(xenstored_gone());
     loop {
         // `check_all` blocks this thread, which runs nothing but this watch; events wait in
         // xenstored's queue meanwhile, and one look answers all of them.
         tokio::select! {
             event = events.next() => match event {
                 Some(_) => check_all(store),
-                None => return "end of events".into(),
+                None => return Ended::Events,
             },
-            () = &mut gone => return "xenstored has ended".into(),
+            () = tokio::time::sleep(POLL), if restarted => check_all(store),
+            () = &mut gone => return Ended::Xenstored,
         }
     }
-}
-
-/// Waits until xenstored hangs up. xenstore-rs does not tell those who wait for events of it, so
-/// this holds a connection on which nothing is ever said. Through `/dev/xen/xenbus` there is
-/// nothing to see: xenstored is a domain of its own there.
-async fn xenstored_gone() {
-    let path = env::var_os("XENSTORED_PATH").unwrap_or_else(|| SOCKET.into());
-    if let Ok(socket) = UnixStream::connect(path).await {
-        while socket.readable().await.is_ok() {
-            match socket.try_read(&mut [0; 16]) {
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
-                Ok(1..) => {}
-                Ok(0) | Err(_) => return,
-            }
-        }
-    }
-    std::future::pending().await
 }
 
 fn check_all(store: Store) {

@@ -1,11 +1,15 @@
 //! xenstore: four requests, each with a deadline that holds.
 //!
-//! xenstore-rs' blocking client has no timeouts and hands out no file descriptor, and an open of
-//! `/dev/xen/xenbus` or a connect to a xenstored that accepts nobody may block as well. So one
+//! xenstore-rs' blocking client has no timeouts and hands out no file descriptor, and a connect to a
+//! xenstored that accepts nobody may block as well. So one
 //! thread per process owns the connection and makes the requests one after the other; callers
 //! wait for its answer until their deadline. When xenstored is stuck that thread is stuck with it
 //! and every caller still returns in time. A request whose caller has given up is skipped, but for
 //! removals: they are what a caller queues to clean up, and run as soon as xenstored is back.
+//!
+//! Which way leads to xenstored is decided in `store_connection`. Through `/dev/xen/xenbus` the
+//! thread waits for answers in `read`, which a signal interrupts: also there a process ends when its
+//! `main` does, or is killed, whether or not xenstored still lives.
 //!
 //! Watches are not here: see `domain_watch` for the connection of their own that they
 //! need.
@@ -21,6 +25,7 @@ use xenstore_rs::Xs;
 use xenstore_rs::unix::XsUnix;
 
 use super::path::{self, PathError};
+use super::store_connection;
 
 /// Largest value that a default xenstored quota lets an unprivileged domain write, in bytes.
 pub const VALUE_MAX: usize = 2048;
@@ -61,7 +66,8 @@ impl Store {
     /// Connects to xenstored, unless this process has done so before.
     ///
     /// # Errors
-    /// [`StoreError::Unreachable`] when there is no xenstored socket and no `/dev/xen/xenbus`.
+    /// [`StoreError::Unreachable`] when there is no xenstored socket and no `/dev/xen/xenbus`, or
+    /// nobody answers at the socket.
     pub fn open(deadline: Instant) -> Result<Self, StoreError> {
         static QUEUE: OnceLock<Sender<Request>> = OnceLock::new();
         let store = Self(QUEUE.get_or_init(|| {
@@ -188,7 +194,7 @@ fn answer(connection: &mut Option<XsUnix>, what: &What, path: &str) -> io::Resul
             answered => return answered,
         }
     }
-    let xs = XsUnix::new()?;
+    let xs = store_connection::for_requests()?;
     let answered = make(&xs, what, path);
     if !matches!(&answered, Err(error) if reply_code(error).is_none()) {
         *connection = Some(xs);
@@ -310,6 +316,10 @@ impl StoreError {
             Self::Path(error) => error.advice(),
             Self::Unreachable { source } if source.kind() == io::ErrorKind::PermissionDenied => {
                 "run as root, or give this user access to /run/xenstored/socket or /dev/xen/xenbus"
+            }
+            Self::Unreachable { source } if source.kind() != io::ErrorKind::NotFound => {
+                "xenstored has ended or hangs up: see its log in dom0 and start it again (a guest that \
+                 ran before may need a restart then)"
             }
             Self::Unreachable { .. } => {
                 "this must run on Xen: in dom0 start xenstored, in a guest load xenfs (modprobe \
