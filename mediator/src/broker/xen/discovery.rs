@@ -19,9 +19,11 @@ use crate::policy::{Identity, Policy};
 /// Time for one answer of xenstored.
 const PATIENCE: Duration = Duration::from_secs(2);
 
-/// How often everything is looked at without an event. xenstore-rs does not report a broken
-/// connection to those who wait for events, so this bounds what a lost one can cost.
+/// How often everything is looked at without an event: what a lost one can cost.
 const RECHECK: Duration = Duration::from_secs(30);
+
+/// How often it is tried whether xenstored is back.
+const RETRY: Duration = Duration::from_secs(1);
 
 /// Domains that are looked at; Xen's numbers end at 32751, its memory long before.
 const MOST_DOMAINS: usize = 4096;
@@ -43,6 +45,7 @@ pub(super) fn run(
         events,
         waker,
         guests: BTreeMap::new(),
+        restarted: false,
     };
     match runtime {
         Ok(runtime) => runtime.block_on(discovery.serve(commands)),
@@ -57,6 +60,9 @@ struct Discovery {
     events: Sender<Event>,
     waker: UnixStream,
     guests: BTreeMap<u16, Guest>,
+    /// xenstored has ended once. The next one may know nothing of domains that still run, so that
+    /// a domain it does not list is no longer proof of the domain's end.
+    restarted: bool,
 }
 
 impl Discovery {
@@ -68,8 +74,7 @@ impl Discovery {
                 return;
             }
         };
-        watches.add(Subject::Introduced);
-        watches.add(Subject::Released);
+        watch_domains(&mut watches);
         let mut recheck = Instant::now();
         loop {
             let now = Instant::now();
@@ -93,7 +98,47 @@ impl Discovery {
                     None => return,
                 },
                 () = watches.marked() => self.on_marks(&mut watches),
+                () = watches.ended() => {
+                    drop(watches);
+                    watches = match self.xenstored_again(&mut commands).await {
+                        Some(watches) => watches,
+                        None => return,
+                    };
+                    watch_domains(&mut watches);
+                    recheck = Instant::now();
+                }
                 () = tokio::time::sleep_until(wake_at.into()) => {}
+            }
+        }
+    }
+
+    /// Waits until there is a xenstored again; `None` when the broker ends first.
+    async fn xenstored_again(
+        &mut self,
+        commands: &mut UnboundedReceiver<Command>,
+    ) -> Option<Watches> {
+        log::error!(
+            "xenstored has ended: sessions go on, but no guest can begin one until it is back; look \
+             at its log and start it again"
+        );
+        self.restarted = true;
+        let mut next = Instant::now() + RETRY;
+        loop {
+            tokio::select! {
+                command = commands.recv() => self.obey(command?),
+                () = tokio::time::sleep_until(next.into()) => match Watches::open().await {
+                    Ok(watches) => {
+                        log::warn!(
+                            "xenstored is back: guests that it does not know any more begin \
+                             sessions only after they have been started again"
+                        );
+                        return Some(watches);
+                    }
+                    Err(error) => {
+                        log::debug!("no watches yet: {error}");
+                        next = Instant::now() + RETRY;
+                    }
+                },
             }
         }
     }
@@ -174,7 +219,12 @@ impl Discovery {
         self.guests.remove(&domid);
         watches.remove(Subject::Name(domid));
         watches.remove(Subject::Channels(domid));
-        self.tell(Event::Gone { domid });
+        if self.restarted {
+            // The worker of its session sees for itself whether the domain is alive.
+            log::info!("xenstore does not know domain {domid} any more");
+        } else {
+            self.tell(Event::Gone { domid });
+        }
     }
 
     /// Reads who a domain is and applies the policy to it.
@@ -343,4 +393,10 @@ impl Discovery {
             }
         }
     }
+}
+
+/// Watches the comings and goings of domains.
+fn watch_domains(watches: &mut Watches) {
+    watches.add(Subject::Introduced);
+    watches.add(Subject::Released);
 }

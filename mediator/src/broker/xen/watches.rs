@@ -12,6 +12,7 @@ use std::time::Duration;
 use tokio::sync::Notify;
 use tokio::task::JoinHandle;
 use tokio_stream::StreamExt;
+use vchan::xen::store_connection::{self, Presence};
 use xenstore_rs::AsyncWatch;
 use xenstore_rs::tokio::XsTokio;
 
@@ -67,6 +68,7 @@ impl Board {
 #[derive(Debug)]
 pub(super) struct Watches {
     xenstore: XsTokio,
+    presence: Presence,
     board: Arc<Board>,
     tasks: BTreeMap<Subject, JoinHandle<()>>,
 }
@@ -74,8 +76,10 @@ pub(super) struct Watches {
 impl Watches {
     /// Connects.
     pub(super) async fn open() -> io::Result<Self> {
+        let (xenstore, presence) = store_connection::for_watches().await?;
         Ok(Self {
-            xenstore: XsTokio::new().await?,
+            xenstore,
+            presence,
             board: Arc::default(),
             tasks: BTreeMap::new(),
         })
@@ -105,9 +109,20 @@ impl Watches {
         }
     }
 
+    /// Waits until xenstored has gone away. These watches are of no use from then on.
+    pub(super) async fn ended(&self) {
+        self.presence.ended().await;
+    }
+
     /// Takes all marks off the board.
     pub(super) fn take(&self) -> BTreeSet<Subject> {
         std::mem::take(&mut self.board.marks())
+    }
+}
+
+impl Drop for Watches {
+    fn drop(&mut self) {
+        self.tasks.values().for_each(JoinHandle::abort);
     }
 }
 
