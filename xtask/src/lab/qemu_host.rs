@@ -78,7 +78,8 @@ impl Host for QemuHost {
 
     fn save_logs(&mut self) -> Option<String> {
         let folder = self.machine.folder().to_owned();
-        let script = "xl list; xl dmesg | tail -n 100; dmesg | tail -n 100; xenstore-ls -f; ps; \
+        let script = "! [ -e /proc/$(cat /run/xenstored.pid) ] || { xl list; xenstore-ls -f; }; \
+             xl dmesg | tail -n 100; dmesg | tail -n 100; ps; \
              for log in /var/log/xen/*.log /var/log/xen/console/*.log /run/lab/*.log \
                  /tmp/vgpu-lab/*/out; do \
                  echo \"== $log\"; tail -n 60 $log; done";

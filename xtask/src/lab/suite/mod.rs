@@ -11,6 +11,7 @@ mod domains;
 mod faults;
 mod faults_hostile;
 mod faults_store;
+mod faults_xenstored;
 mod footprint;
 mod interop;
 mod lone;
@@ -49,6 +50,7 @@ pub(crate) const TOPICS: &[&[Case]] = &[
     faults::CASES,
     faults_store::CASES,
     faults_hostile::CASES,
+    faults_xenstored::CASES,
 ];
 
 /// One test.
@@ -61,6 +63,8 @@ pub(crate) struct Case {
     pub(crate) networked: bool,
     /// Whether a mediator that admits everybody runs before it starts.
     pub(crate) mediator: Mediator,
+    /// Whether nothing can run after it: it comes last, and what it leaves is not looked at.
+    pub(crate) ends_machine: bool,
     /// The test itself. An error is a failure; [`super::host::Lacking`] in it a skip.
     pub(crate) run: fn(&mut Context) -> Result<()>,
 }
@@ -77,6 +81,7 @@ impl Case {
             guests,
             networked: false,
             mediator: Mediator::Stopped,
+            ends_machine: false,
             run,
         }
     }
@@ -98,6 +103,18 @@ impl Case {
         Case {
             mediator: Mediator::Running,
             ..Case::new(name, guests, run)
+        }
+    }
+
+    /// The same, and the last thing that its machine does.
+    const fn ends_machine(
+        name: &'static str,
+        guests: &'static [Kind],
+        run: fn(&mut Context) -> Result<()>,
+    ) -> Self {
+        Case {
+            ends_machine: true,
+            ..Case::with_mediator(name, guests, run)
         }
     }
 }

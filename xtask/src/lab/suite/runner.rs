@@ -63,7 +63,8 @@ enum Verdict {
     Skip(String),
 }
 
-/// The cases of the filter, those that need a PVH guest last, so that it starts only once.
+/// The cases of the filter: those that need a PVH guest late, so that it starts only once, and last
+/// those that end the machine.
 fn chosen(options: &Options) -> Vec<&'static Case> {
     let filter = options.filter.as_deref().unwrap_or_default();
     let mut cases: Vec<_> = TOPICS
@@ -72,7 +73,7 @@ fn chosen(options: &Options) -> Vec<&'static Case> {
         .flatten()
         .filter(|case| is_chosen(case.name, filter))
         .collect();
-    cases.sort_by_key(|case| case.guests.contains(&Kind::Pvh));
+    cases.sort_by_key(|case| (case.ends_machine, case.guests.contains(&Kind::Pvh)));
     cases
 }
 
@@ -103,6 +104,9 @@ pub(crate) fn run(context: &mut Context, options: &Options, totals: &mut Totals)
             Some(reason) => Verdict::Skip(reason.clone()),
             None => run_unless_lost(context, case),
         };
+        if case.ends_machine && !matches!(verdict, Verdict::Skip(_)) {
+            unfit = Some(format!("the machine has ended with {}", case.name));
+        }
         let seconds = started.elapsed().as_secs_f32();
         let (word, reason) = match verdict {
             Verdict::Pass => {
@@ -179,6 +183,9 @@ fn try_case(context: &mut Context, case: &Case) -> Result<()> {
         _ => Footprint::take(context.host.as_mut(), &guests)?,
     };
     let outcome = (case.run)(context);
+    if case.ends_machine {
+        return outcome;
+    }
     context.end_jobs(outcome.is_err());
     // Also after a failure: the next case shall find what this one promised.
     context.ensure_mediator(case.mediator)?;
