@@ -10,6 +10,7 @@ mod context;
 mod domains;
 mod faults;
 mod faults_hostile;
+mod faults_restore;
 mod faults_store;
 mod faults_xenstored;
 mod footprint;
@@ -49,6 +50,7 @@ pub(crate) const TOPICS: &[&[Case]] = &[
     relay::CASES,
     faults::CASES,
     faults_store::CASES,
+    faults_restore::CASES,
     faults_hostile::CASES,
     faults_xenstored::CASES,
 ];
