@@ -2,11 +2,11 @@
 //! Where the channel's own files take their atomics, locks and fences from.
 //!
 //! Here they are the standard library's. `tests/loom_channel.rs` compiles the same files (`channel`,
-//! `notify`, `reader`, `ring`, `shared`, `wait`, `writer`) with a module of this name that holds loom's, so that what loom
-//! explores is the code itself. What those files newly use of `shm`, `backend` or `poll` needs its
+//! `notify`, `reader`, `region`, `ring`, `shared`, `wait`, `writer`) with a module of this name that
+//! holds loom's, so that what loom explores is the code itself. What those files newly use of `shm`, `backend` or `poll` needs its
 //! like in `tests/loom/`. Use these paths in those files, not `std::sync`.
 
-pub(crate) use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
+pub(crate) use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
 
 /// A count of events: whoever finds another one than before has missed some.
 #[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
@@ -20,6 +20,6 @@ impl Generation {
 
 pub(crate) mod atomic {
     pub(crate) use std::sync::atomic::{
-        AtomicBool, AtomicU8, AtomicU32, AtomicU64, Ordering, fence,
+        AtomicBool, AtomicU8, AtomicU32, AtomicU64, AtomicUsize, Ordering, fence,
     };
 }

@@ -11,6 +11,7 @@
 //! ([`MANY`]) or four ([`FEW`]) switches at a point where the running thread could have gone on.
 #![allow(
     dead_code,
+    unfulfilled_lint_expectations,
     unreachable_pub,
     unused_qualifications,
     reason = "of the crate's files each test uses a part"
@@ -43,22 +44,10 @@ mod reactor {
 }
 #[path = "../src/reader.rs"]
 mod reader;
-/// The models have none.
-mod region {
-    pub mod ledger {
-        #[derive(Debug, Default)]
-        pub(crate) struct Ledger {}
-
-        impl Ledger {
-            pub(crate) fn sweep(&self) {}
-            pub(crate) fn peer_gone(&self) {}
-            pub(crate) fn close(&self) {}
-        }
-    }
-    pub use crate::region_error::{RegionError, TicketError};
-}
-#[path = "../src/region/error.rs"]
-mod region_error;
+#[path = "loom/region.rs"]
+mod region;
+#[path = "loom/region_scenario.rs"]
+mod region_scenario;
 #[path = "../src/ring.rs"]
 mod ring;
 #[path = "../src/ring_end.rs"]
@@ -159,6 +148,7 @@ fn pair(start: Start) -> Pair {
         Region::new(orders.left_bytes()),
         Region::new(orders.right_bytes()),
     );
+    let shared_memory = Arc::default();
     let side = |role, own: usize| {
         let parts = Parts {
             role,
@@ -169,6 +159,7 @@ fn pair(start: Start) -> Pair {
             left: left.clone(),
             right: right.clone(),
             backend: Box::new(Doorbell {
+                shared_memory: Arc::clone(&shared_memory),
                 own: Arc::clone(&bells[own]),
                 peers: Arc::clone(&bells[1 - own]),
                 dead: Arc::clone(&dead),
@@ -284,4 +275,15 @@ holds_but_not! {
 holds_but_not! {
     own_half_closes, FEW,
     without_the_cancel: Cancel => "deadlock",
+}
+holds_but_not! {
+    map_against_revoke, FEW,
+    without_one_winner: OneWins => "Causality violation",
+    without_the_order_of_access_and_release: OrderOfRelease => "Causality violation",
+    without_the_second_look_at_the_ticket: SecondLook => "Causality violation",
+    without_the_ring_when_it_lets_go: UnaskedRing => "deadlock",
+}
+holds_but_not! {
+    revoke_under_a_sleeper, FEW,
+    without_the_unasked_ring: UnaskedRing => "deadlock",
 }

@@ -9,16 +9,17 @@
 //! | 128 | peer's state | see below; the peer's kernel sets 0 when the page is unmapped |
 //! | 256.. | grant references of the data pages, see [`directory`](super::directory) | owner |
 //!
-//! The peer's state goes one way only: `AWAITED` → `MAPPED` (peer) → `RELEASED` (peer or its
-//! kernel), or `AWAITED` → `RELEASED` (owner, which revokes what nobody has mapped). Both first
-//! steps are compare-exchanges of the same byte, so one of them wins.
-
-use std::sync::atomic::{AtomicU8, Ordering};
+//! The peer's state goes `AWAITED` → `MAPPED` (peer) → `RELEASED` (peer or its kernel), or `AWAITED`
+//! → `RELEASED` (owner, which revokes what nobody has mapped). Both first steps are
+//! compare-exchanges of the same byte, so one of them wins. The page then serves the next region:
+//! a peer that claims looks at the ticket once more, and gives a claim of the wrong region back,
+//! `MAPPED` → `AWAITED`.
 
 use super::error::RegionError;
 use super::ticket::{TICKET_BYTES, Ticket};
 use crate::layout::PAGE;
 use crate::shm::Region;
+use crate::sync::atomic::{AtomicU8, Ordering};
 
 /// Offset of the reference to the first further page of the list.
 pub(crate) const NEXT: usize = 48;
@@ -72,11 +73,7 @@ impl Header {
     /// # Errors
     /// [`RegionError::Stale`], [`RegionError::Used`], or why it is not open.
     pub(crate) fn check(&self, ticket: &Ticket) -> Result<(), RegionError> {
-        let mut found = [0; TICKET_BYTES];
-        self.page.copy_out(0, &mut found);
-        if found != ticket.encode() {
-            return Err(RegionError::Stale);
-        }
+        self.check_ticket(ticket)?;
         self.check_open()?;
         match self.peer_state().load(Ordering::SeqCst) {
             peer::AWAITED => Ok(()),
@@ -84,12 +81,24 @@ impl Header {
         }
     }
 
-    /// Peer: declares the region mapped. From a yes on it must [`release`](Self::release) it, where
-    /// no kernel does.
+    fn check_ticket(&self, ticket: &Ticket) -> Result<(), RegionError> {
+        let mut found = [0; TICKET_BYTES];
+        self.page.copy_out(0, &mut found);
+        match found == ticket.encode() {
+            true => Ok(()),
+            false => Err(RegionError::Stale),
+        }
+    }
+
+    /// Peer: declares the region of `ticket`, which was [checked](Self::check), mapped. From a yes on
+    /// it must [`release`](Self::release) it, where no kernel does. One claim at a time, so that none
+    /// meets one that is given back.
     ///
     /// # Errors
-    /// [`RegionError::Used`], also if the owner has revoked it just now.
-    pub(super) fn claim(&self) -> Result<(), RegionError> {
+    /// [`RegionError::Used`], also if the owner has revoked it just now. [`RegionError::Stale`] if the
+    /// owner has revoked it and made another of its memory since the check: the claim was given
+    /// back, and the owner, which may wait for that, should be rung.
+    pub(super) fn claim(&self, ticket: &Ticket) -> Result<(), RegionError> {
         self.peer_state()
             .compare_exchange(
                 peer::AWAITED,
@@ -97,8 +106,12 @@ impl Header {
                 Ordering::SeqCst,
                 Ordering::SeqCst,
             )
-            .map(drop)
-            .map_err(|_| RegionError::Used)
+            .map_err(|_| RegionError::Used)?;
+        // What is claimed does not change any more.
+        self.check_ticket(ticket).inspect_err(|_| {
+            // Pairs with `is_released`: an owner that revokes meanwhile looks again.
+            self.peer_state().store(peer::AWAITED, Ordering::SeqCst);
+        })
     }
 
     /// Peer: whether the owner lets it go on, from one load.
@@ -125,13 +138,6 @@ impl Header {
     /// Owner: refuses the peer every further access.
     pub(super) fn revoke(&self) {
         self.owner_state().store(owner::REVOKED, Ordering::SeqCst);
-        // Nobody has mapped it: nobody will (pairs with `claim`).
-        let _ = self.peer_state().compare_exchange(
-            peer::AWAITED,
-            peer::RELEASED,
-            Ordering::SeqCst,
-            Ordering::SeqCst,
-        );
     }
 
     /// Owner: the region ends with the channel.
@@ -139,9 +145,16 @@ impl Header {
         self.owner_state().store(owner::CLOSED, Ordering::SeqCst);
     }
 
-    /// Owner: whether the peer, by its own word, has no mapping and gets none.
+    /// Owner, of what it has revoked: whether the peer, by its own word, has no mapping and gets none.
     pub(super) fn is_released(&self) -> bool {
-        self.peer_state().load(Ordering::SeqCst) == peer::RELEASED
+        // Nobody has mapped it: nobody will (pairs with `claim`).
+        let refused = self.peer_state().compare_exchange(
+            peer::AWAITED,
+            peer::RELEASED,
+            Ordering::SeqCst,
+            Ordering::SeqCst,
+        );
+        matches!(refused, Ok(_) | Err(peer::RELEASED))
     }
 
     fn owner_state(&self) -> &AtomicU8 {

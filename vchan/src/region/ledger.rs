@@ -8,16 +8,15 @@
 //! region; a peer that lied there sees bytes that were meant for it anyway. In this way all
 //! regions of a channel together never take more pages than its limit, whatever the peer does.
 
-use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-
 use super::error::RegionError;
 use super::header::Header;
 use super::mapped::MappedCell;
 use super::memory::OwnerMemory;
 use super::owned::{OwnedCell, Owner};
-use super::ticket::Access;
+use super::ticket::{Access, Ticket};
 use crate::layout::PAGE;
+use crate::sync::atomic::{AtomicUsize, Ordering};
+use crate::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 /// The most regions of a channel that this side has made and not ended, and as many that it has
 /// mapped.
@@ -199,6 +198,12 @@ impl Ledger {
         state.mapped_pages += pages;
         state.mapping.push(id);
         Ok(())
+    }
+
+    /// Peer: claims the region of `ticket`, under the lock for the reason in [`Header::claim`].
+    pub(super) fn claim(&self, header: &Header, ticket: &Ticket) -> Result<(), RegionError> {
+        let _one_at_a_time = self.lock();
+        header.claim(ticket)
     }
 
     /// Peer: the mapping did not come about.

@@ -1,7 +1,6 @@
 #![forbid(unsafe_code)]
 //! The side that maps a region its peer made.
 
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Instant;
 
 use super::error::RegionError;
@@ -11,6 +10,7 @@ use super::view::{self, View};
 use crate::error::{Error, Result};
 use crate::shared::Shared;
 use crate::shm::Region;
+use crate::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
 /// A region of the peer's, mapped here. See the [module](super).
 ///
@@ -101,7 +101,15 @@ pub(super) fn map(channel: &Arc<Shared>, bytes: &[u8], deadline: Instant) -> Res
         }
     };
     let header = Header::new(memory.header);
-    if let Err(error) = header.check(&ticket).and_then(|()| header.claim()) {
+    let claim = || {
+        let claimed = channel.regions.claim(&header, &ticket);
+        if matches!(claimed, Err(RegionError::Stale)) {
+            // A peer that cannot be rung is gone.
+            let _ = channel.ring_peer();
+        }
+        claimed
+    };
+    if let Err(error) = header.check(&ticket).and_then(|()| claim()) {
         channel.regions.abandon_mapping(ticket.id, pages);
         return Err(error.into());
     }

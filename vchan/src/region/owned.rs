@@ -1,7 +1,6 @@
 #![forbid(unsafe_code)]
 //! The side that made a region.
 
-use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
 use super::error::RegionError;
@@ -13,6 +12,7 @@ use super::view::{self, View};
 use crate::error::{Error, Result};
 use crate::layout::PAGE;
 use crate::shared::Shared;
+use crate::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
 /// How often a revocation rings the peer again: one that copied when the bell rang looks only now.
 const RING_AGAIN: Duration = Duration::from_millis(100);
@@ -52,7 +52,7 @@ impl OwnedCell {
         self.lock().clone()
     }
 
-    fn lock(&self) -> std::sync::MutexGuard<'_, Option<Arc<Owner>>> {
+    fn lock(&self) -> MutexGuard<'_, Option<Arc<Owner>>> {
         // Nothing can panic while it is held.
         self.owner.lock().unwrap_or_else(PoisonError::into_inner)
     }

@@ -4,12 +4,12 @@
 use std::any::Any;
 use std::fmt;
 use std::ptr::NonNull;
-use std::sync::Arc;
-use std::sync::atomic::Ordering;
 
 use super::bounds;
 use crate::error::Result;
 use crate::shm::Region;
+use crate::sync::Arc;
+use crate::sync::atomic::Ordering;
 
 const WORD: usize = size_of::<u64>();
 

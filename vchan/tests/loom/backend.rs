@@ -1,14 +1,20 @@
 //! A doorbell that loom can see, under the names of `src/backend.rs`.
 
+use std::collections::BTreeMap;
 use std::fmt::Debug;
 use std::io;
 use std::os::fd::BorrowedFd;
+// What the kernel does orders nothing here.
+use std::sync::Mutex;
+use std::time::Instant;
 
+use loom::sync::Condvar;
 use loom::sync::atomic::{AtomicBool, Ordering};
-use loom::sync::{Condvar, Mutex};
 
+use crate::error::Result;
 use crate::extension_page::ExtensionPage;
-use crate::layout::{Orders, Role};
+use crate::layout::{Orders, PAGE, Role};
+use crate::region::{Access, Carrier, OwnerMemory, PeerMemory, Ticket};
 use crate::shm::{ControlPage, Region};
 use crate::sync::{Arc, Without, is_left_out};
 
@@ -31,6 +37,20 @@ pub(crate) trait Backend: Debug + Send + Sync {
         None
     }
     fn moved(&self) {}
+    fn region_pages(&self, data: usize) -> usize {
+        data + 1
+    }
+    fn share_region(&self, data: usize, _access: Access) -> Result<OwnerMemory> {
+        Ok(OwnerMemory {
+            header: Region::header(),
+            data: Region::new(data * PAGE),
+            list: None,
+            carrier: Carrier::Descriptors,
+            descriptors: None,
+        })
+    }
+    fn hand_over_region(&self, memory: &OwnerMemory, ticket: &Ticket) -> Result<()>;
+    fn map_region(&self, ticket: &Ticket, deadline: Instant) -> Result<PeerMemory>;
     /// In place of the descriptor.
     fn bell(&self) -> &Bell;
 }
@@ -57,7 +77,7 @@ struct State {
 /// Up from the ring until it is acknowledged, like an eventfd.
 #[derive(Debug, Default)]
 pub(crate) struct Bell {
-    state: Mutex<State>,
+    state: loom::sync::Mutex<State>,
     changed: Condvar,
 }
 
@@ -95,6 +115,9 @@ impl Bell {
     }
 }
 
+/// Header and data of what was handed over, by the region's number.
+pub(crate) type SharedMemory = Arc<Mutex<BTreeMap<u64, [Region; 2]>>>;
+
 /// One side's two bells.
 #[derive(Debug)]
 pub(crate) struct Doorbell {
@@ -102,6 +125,7 @@ pub(crate) struct Doorbell {
     pub(crate) peers: Arc<Bell>,
     /// The peer's domain was destroyed.
     pub(crate) dead: Arc<AtomicBool>,
+    pub(crate) shared_memory: SharedMemory,
 }
 
 impl Backend for Doorbell {
@@ -121,6 +145,22 @@ impl Backend for Doorbell {
 
     fn peer_alive(&self) -> bool {
         !self.dead.load(Ordering::SeqCst)
+    }
+
+    fn hand_over_region(&self, memory: &OwnerMemory, ticket: &Ticket) -> Result<()> {
+        let handed = [memory.header.clone(), memory.data.clone()];
+        self.shared_memory.lock().unwrap().insert(ticket.id, handed);
+        Ok(())
+    }
+
+    fn map_region(&self, ticket: &Ticket, _deadline: Instant) -> Result<PeerMemory> {
+        let all = self.shared_memory.lock().unwrap();
+        let [header, data] = &all[&ticket.id];
+        Ok(PeerMemory {
+            header: header.clone(),
+            data: data.clone(),
+            kernel_tells: false,
+        })
     }
 
     fn bell(&self) -> &Bell {

@@ -8,6 +8,7 @@ use vgpu_protocol::transport::Transport;
 
 use crate::error::Error;
 use crate::layout::Format;
+pub(crate) use crate::region_scenario::*;
 use crate::sync::Without;
 use crate::{FORMAT, LEFT, Pair, Start, far, pair, poll, read_all, sync};
 

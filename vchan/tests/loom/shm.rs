@@ -1,35 +1,74 @@
 //! Shared memory as loom sees it, under the names of `src/shm.rs`: each index and byte of the
-//! control page an atomic of its own, each ring byte a cell whose data races loom reports.
+//! control page and of a region's header an atomic of its own, each other byte a cell whose data races
+//! loom reports.
 
-use crate::sync::Arc;
+use std::ptr::NonNull;
+use std::sync::{Mutex, OnceLock};
+
 use loom::cell::UnsafeCell;
 
-use crate::layout::{live, offset};
-use crate::sync::atomic::{AtomicU8, AtomicU32};
+use crate::layout::{PAGE, live, offset};
+use crate::region::TICKET_BYTES;
+use crate::region::header::{OWNER_STATE, PEER_STATE};
+use crate::sync::atomic::{AtomicU8, AtomicU32, AtomicU64, AtomicUsize, Ordering};
+use crate::sync::{Arc, Without, is_left_out};
 
 /// Ring bytes that a model may touch: this many at the start, this many at the end.
 const CELLS: usize = 4;
 
-/// A ring of which only the first and last few bytes exist.
+/// A ring, or the data of a region, of which only the first and last few bytes exist; or the header
+/// page of a region.
 #[derive(Debug, Clone)]
 pub(crate) struct Region {
-    cells: Arc<Cells>,
+    memory: Arc<Memory>,
     len: usize,
 }
 
 #[derive(Debug)]
-struct Cells(Vec<UnsafeCell<u8>>);
+enum Memory {
+    Bytes(Vec<UnsafeCell<u8>>),
+    Header {
+        /// All that were ever there; copied while they change, as the code expects.
+        tickets: Mutex<Vec<[u8; TICKET_BYTES]>>,
+        /// Which of them is.
+        ticket: AtomicUsize,
+        /// What the peer saw first, for the twin that does not look again.
+        seen: OnceLock<usize>,
+        owner: AtomicU8,
+        peer: AtomicU8,
+    },
+}
 
 // SAFETY: the cells are reached through loom only, which runs one thread of the model at a time.
-unsafe impl Send for Cells {}
+unsafe impl Send for Memory {}
 // SAFETY: as for `Send`.
-unsafe impl Sync for Cells {}
+unsafe impl Sync for Memory {}
 
 impl Region {
     pub(crate) fn new(len: usize) -> Self {
-        let cells = (0..2 * CELLS).map(|_| UnsafeCell::new(0)).collect();
+        Self::of(
+            Memory::Bytes((0..2 * CELLS).map(|_| UnsafeCell::new(0)).collect()),
+            len,
+        )
+    }
+
+    /// The header page of a region; zeros, as its other bytes.
+    pub(crate) fn header() -> Self {
+        Self::of(
+            Memory::Header {
+                tickets: Mutex::new(vec![[0; TICKET_BYTES]]),
+                ticket: AtomicUsize::new(0),
+                seen: OnceLock::new(),
+                owner: AtomicU8::notify(0),
+                peer: AtomicU8::notify(0),
+            },
+            PAGE,
+        )
+    }
+
+    fn of(memory: Memory, len: usize) -> Self {
         Self {
-            cells: Arc::new(Cells(cells)),
+            memory: Arc::new(memory),
             len,
         }
     }
@@ -38,18 +77,44 @@ impl Region {
         self.len
     }
 
+    pub(crate) fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+
     pub(crate) fn is_writable(&self) -> bool {
         true
     }
 
+    pub(crate) fn part(&self, offset: usize, len: usize) -> Self {
+        assert_eq!((offset, len), (0, self.len), "a part of a model's memory");
+        self.clone()
+    }
+
+    pub(crate) fn pointer(&self, _offset: usize, _len: usize) -> NonNull<u8> {
+        unreachable!("a model has no addresses")
+    }
+
     fn cell(&self, at: usize) -> &UnsafeCell<u8> {
+        let Memory::Bytes(cells) = &*self.memory else {
+            panic!("there is no byte at {at}");
+        };
         match at {
-            at if at < CELLS => &self.cells.0[at],
-            at => &self.cells.0[at + 2 * CELLS - self.len],
+            at if at < CELLS => &cells[at],
+            at => &cells[at + 2 * CELLS - self.len],
         }
     }
 
     pub(crate) fn copy_in(&self, offset: usize, from: &[u8]) {
+        if let Memory::Header {
+            tickets, ticket, ..
+        } = &*self.memory
+        {
+            let mut tickets = tickets.lock().unwrap();
+            tickets.push(from.try_into().unwrap());
+            let latest = tickets.len() - 1;
+            drop(tickets);
+            return ticket.store(latest, Ordering::Relaxed);
+        }
         for (i, &byte) in from.iter().enumerate() {
             // SAFETY: loom lets the closure run only if no other access is in progress, and fails
             // the model where one is not ordered before or after this one.
@@ -59,10 +124,47 @@ impl Region {
     }
 
     pub(crate) fn copy_out(&self, offset: usize, to: &mut [u8]) {
+        if let Memory::Header {
+            tickets,
+            ticket,
+            seen,
+            ..
+        } = &*self.memory
+        {
+            let current = match seen.get() {
+                Some(&seen) if is_left_out(Without::SecondLook) => seen,
+                _ => ticket.load(Ordering::Relaxed),
+            };
+            let _ = seen.set(current);
+            return to.copy_from_slice(&tickets.lock().unwrap()[current]);
+        }
         for (i, byte) in to.iter_mut().enumerate() {
             // SAFETY: as in `copy_in`.
             *byte = self.cell(offset + i).with(|cell| unsafe { *cell });
         }
+    }
+
+    /// What an owner does before it uses the memory for another region.
+    pub(crate) fn zero(&self) {
+        let Memory::Bytes(cells) = &*self.memory else {
+            panic!("a header is not cleared");
+        };
+        for cell in cells {
+            // SAFETY: as in `copy_in`.
+            cell.with_mut(|cell| unsafe { *cell = 0 });
+        }
+    }
+
+    pub(crate) fn u8_at(&self, at: usize) -> &AtomicU8 {
+        match (&*self.memory, at) {
+            (Memory::Header { owner, .. }, OWNER_STATE) => owner,
+            (Memory::Header { peer, .. }, PEER_STATE) => peer,
+            _ => panic!("there is no state at {at}"),
+        }
+    }
+
+    pub(crate) fn u64_at(&self, _at: usize) -> &AtomicU64 {
+        unreachable!("a model has no words in regions")
     }
 }
 

@@ -3,7 +3,7 @@
 pub(crate) use loom::sync::{Mutex, MutexGuard};
 // Counting references orders nothing that the protocols rest on, and loom's panics where a model
 // that failed unwinds.
-pub(crate) use std::sync::{Arc, OnceLock, PoisonError};
+pub(crate) use std::sync::{Arc, OnceLock, PoisonError, Weak};
 
 use std::cell::Cell;
 use std::sync::LockResult;
@@ -32,6 +32,12 @@ pub(crate) enum Without {
     UnaskedRing,
     /// Acknowledging the doorbell before the request and the last look: it comes after them.
     AcknowledgeFirst,
+    /// Of two sides that change the state of a region at once only one wins: each looks, then sets.
+    OneWins,
+    /// The order between a peer's last access to a region and its word that it has let go.
+    OrderOfRelease,
+    /// The look at a region's ticket after it was claimed.
+    SecondLook,
 }
 
 thread_local! {
@@ -87,13 +93,16 @@ impl Condvar {
 }
 
 pub(crate) mod atomic {
-    pub(crate) use loom::sync::atomic::{AtomicU64, Ordering};
+    pub(crate) use loom::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
     use super::{Without, is_left_out};
     use std::cell::{Cell, RefCell};
     use std::sync::Arc;
     use std::sync::atomic::{AtomicU32 as Plain, Ordering::Relaxed};
     use vchan::layout::live;
+
+    /// Of a region's peer, in its header.
+    const RELEASED: u8 = 0;
 
     thread_local! {
         /// Requests that a twin holds back until it sleeps.
@@ -151,7 +160,7 @@ pub(crate) mod atomic {
         }
     }
 
-    /// A live or notify byte.
+    /// A live or notify byte, or the state of a region.
     #[derive(Debug)]
     pub(crate) struct AtomicU8 {
         byte: Arc<loom::sync::atomic::AtomicU8>,
@@ -184,10 +193,9 @@ pub(crate) mod atomic {
         }
 
         pub(crate) fn store(&self, value: u8, ordering: Ordering) {
-            let ordering = match is_left_out(Without::OrderOfClose) {
-                true => Ordering::Relaxed,
-                false => ordering,
-            };
+            let relaxed = is_left_out(Without::OrderOfClose)
+                || (is_left_out(Without::OrderOfRelease) && value == RELEASED);
+            let ordering = if relaxed { Ordering::Relaxed } else { ordering };
             self.byte.store(value, ordering);
         }
 
@@ -198,6 +206,25 @@ pub(crate) mod atomic {
                 return 0;
             }
             self.byte.fetch_or(bits, ordering)
+        }
+
+        pub(crate) fn compare_exchange(
+            &self,
+            current: u8,
+            new: u8,
+            success: Ordering,
+            failure: Ordering,
+        ) -> Result<u8, u8> {
+            if !is_left_out(Without::OneWins) {
+                return self.byte.compare_exchange(current, new, success, failure);
+            }
+            match self.byte.load(failure) {
+                found if found == current => {
+                    self.byte.store(new, success);
+                    Ok(found)
+                }
+                found => Err(found),
+            }
         }
 
         pub(crate) fn fetch_and(&self, bits: u8, ordering: Ordering) -> u8 {

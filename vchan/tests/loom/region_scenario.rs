@@ -1,0 +1,113 @@
+//! A region that is handed over and taken back, in the models.
+
+use std::mem::ManuallyDrop;
+use std::ops::{Deref, DerefMut};
+
+use loom::thread;
+
+use crate::channel::Channel;
+use crate::error::Error;
+use crate::region::{Access, OwnedRegion, RegionError};
+use crate::{Pair, Start, far, pair};
+
+/// Bytes of every region here.
+const BYTES: usize = 1;
+
+/// Something whose end is part of the protocol: not in a model that has failed and unwinds.
+struct Ends<T>(ManuallyDrop<T>);
+
+impl<T> Ends<T> {
+    fn new(value: T) -> Self {
+        Self(ManuallyDrop::new(value))
+    }
+}
+
+impl<T> Deref for Ends<T> {
+    type Target = T;
+
+    fn deref(&self) -> &T {
+        &self.0
+    }
+}
+
+impl<T> DerefMut for Ends<T> {
+    fn deref_mut(&mut self) -> &mut T {
+        &mut self.0
+    }
+}
+
+impl<T> Drop for Ends<T> {
+    fn drop(&mut self) {
+        if !std::thread::panicking() {
+            // SAFETY: dropped once, here, and not used any more.
+            unsafe { ManuallyDrop::drop(&mut self.0) };
+        }
+    }
+}
+
+/// A region with this byte in it.
+fn region_with(channel: &Channel, byte: u8) -> Ends<OwnedRegion> {
+    let mut region = Ends::new(channel.create_region(BYTES, Access::Both).unwrap());
+    region.write_at(0, &[byte]).unwrap();
+    region
+}
+
+/// Takes a region back, uses its memory for the next, and takes that back too.
+fn take_back_and_reuse(channel: &Channel, mut region: Ends<OwnedRegion>) {
+    region.revoke(far()).unwrap();
+    drop(region);
+    let mut next = region_with(channel, 2);
+    next.revoke(far()).unwrap();
+}
+
+/// The peer maps, looks and lets go while the owner takes the region back. The peer sees its own
+/// region's byte or an error; the owner uses the memory again when the peer is done with it, not
+/// before.
+pub(crate) fn map_against_revoke() {
+    let Pair { server, client, .. } = pair(Start { unread: 0 });
+    let region = region_with(&server, 1);
+    let ticket = region.ticket();
+    let peer = thread::spawn(move || {
+        match client.map_region(&ticket, far()).map(Ends::new) {
+            Ok(mapped) => {
+                let mut byte = [0];
+                match mapped.read_at(0, &mut byte) {
+                    Ok(()) => assert_eq!(byte, [1], "another region's byte"),
+                    Err(Error::Region(RegionError::Revoked)) => {}
+                    Err(error) => panic!("{error:?}"),
+                }
+            }
+            Err(Error::Region(RegionError::Revoked | RegionError::Used)) => {}
+            // The memory holds the next region already.
+            Err(Error::Region(RegionError::Stale)) => {}
+            Err(error) => panic!("{error:?}"),
+        }
+        client
+    });
+    take_back_and_reuse(&server, region);
+    drop(peer.join().unwrap());
+}
+
+/// The peer has a region mapped and sleeps in a read of the channel; the owner takes the region back.
+pub(crate) fn revoke_under_a_sleeper() {
+    let Pair {
+        mut server,
+        mut client,
+        ..
+    } = pair(Start { unread: 0 });
+    let region = region_with(&server, 1);
+    let mapped = Ends::new(client.map_region(&region.ticket(), far()).unwrap());
+    let peer = thread::spawn(move || {
+        assert_eq!(client.read(&mut [0], far()).unwrap(), 1);
+        let gone = mapped.read_at(0, &mut [0]);
+        assert!(
+            matches!(gone, Err(Error::Region(RegionError::Revoked))),
+            "{gone:?}"
+        );
+        drop(mapped);
+        client
+    });
+    take_back_and_reuse(&server, region);
+    server.write_all(&[0], far()).unwrap();
+    drop(peer.join().unwrap());
+}
