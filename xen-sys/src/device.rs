@@ -285,6 +285,14 @@ mod tests {
         assert!(error.to_string().contains("first reference 8"));
     }
 
+    /// vchan.md (c) 22.
+    #[test]
+    fn case_22_an_overflow_is_told_from_other_errors() {
+        let read = |code| pending_error(&io::Error::from_raw_os_error(code)).kind();
+        assert_eq!(read(libc::EFBIG), ErrorKind::EventsLost);
+        assert_eq!(read(libc::EIO), ErrorKind::Os);
+    }
+
     #[test]
     fn action_bits() {
         let both = UnmapNotify {

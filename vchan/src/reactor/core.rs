@@ -358,4 +358,4 @@ fn cannot_watch(errno: Errno) -> Error {
 
 #[cfg(test)]
 #[path = "core_tests.rs"]
-mod tests;
+pub(crate) mod tests;

@@ -9,29 +9,29 @@ use super::super::{Handle, Reactor};
 use super::*;
 
 #[derive(Debug)]
-struct Device {
+pub(crate) struct Device {
     readable: EventFd,
     state: Mutex<DeviceState>,
 }
 
 #[derive(Debug, Default)]
-struct DeviceState {
+pub(crate) struct DeviceState {
     bound: HashSet<Port>,
-    masked: HashSet<Port>,
+    pub(crate) masked: HashSet<Port>,
     /// Rung while masked.
     held: HashSet<Port>,
     pending: VecDeque<Port>,
     room: usize,
     overflown: bool,
-    resets: u32,
+    pub(crate) resets: u32,
 }
 
 /// The same device for the reactor and for the test that rings.
 #[derive(Debug, Clone)]
-struct Shared(Arc<Device>);
+pub(crate) struct Shared(Arc<Device>);
 
 impl Shared {
-    fn new(room: usize) -> Self {
+    pub(crate) fn new(room: usize) -> Self {
         let flags = EfdFlags::EFD_NONBLOCK | EfdFlags::EFD_CLOEXEC;
         Self(Arc::new(Device {
             readable: EventFd::from_value_and_flags(0, flags).unwrap(),
@@ -42,7 +42,7 @@ impl Shared {
         }))
     }
 
-    fn with<T>(&self, f: impl FnOnce(&mut DeviceState) -> T) -> T {
+    pub(crate) fn with<T>(&self, f: impl FnOnce(&mut DeviceState) -> T) -> T {
         let mut state = self.0.state.lock().unwrap();
         let value = f(&mut state);
         let _ = self.0.readable.read();
@@ -53,7 +53,7 @@ impl Shared {
     }
 
     /// What a peer does.
-    fn ring(&self, port: u32) {
+    pub(crate) fn ring(&self, port: u32) {
         self.with(|state| state.ring(Port(port)));
     }
 }

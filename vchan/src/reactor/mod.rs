@@ -80,6 +80,9 @@ use std::time::Instant;
 use crate::error::{Error, Result};
 use crate::poll::poll_readable;
 
+/// For tests: event channels without Xen.
+#[cfg(test)]
+pub(crate) use self::core::tests as device_in_memory;
 pub(crate) use self::core::{Core, Death};
 pub(crate) use member::Member;
 

@@ -96,6 +96,18 @@ impl PeerDomain {
         Ok(Self(peer))
     }
 
+    /// A domain that is there and stays.
+    #[cfg(test)]
+    pub(super) fn unwatched(domain: DomId) -> Self {
+        Self(Arc::new(Peer {
+            domain,
+            identity: None,
+            watched: false,
+            gone: AtomicBool::new(false),
+            wake: EventFd::new().unwrap(),
+        }))
+    }
+
     /// Which domain it is.
     pub(crate) fn domain(&self) -> DomId {
         self.0.domain

@@ -170,3 +170,37 @@ impl Backend for Link {
         region::map(self.peer.domain(), self.port, ticket, deadline)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::DomId;
+    use crate::reactor::device_in_memory::Shared;
+
+    /// vchan.md (c) 22: the kernel's list of ports has overflowed, and says EFBIG until it is reset.
+    #[test]
+    fn case_22_an_overflow_is_one_event_and_the_next_is_heard() {
+        // Without room for a single port.
+        let device = Shared::new(0);
+        let port = device.bind_unbound(sys::domain(DomId(0))).unwrap();
+        let link = Link {
+            watched: Watched::Alone(None),
+            events: Arc::new(device.clone()),
+            port,
+            peer: PeerDomain::unwatched(DomId(0)),
+            place: "xen:0/data/t".into(),
+        };
+        assert!(!link.acknowledge().unwrap());
+        for round in 1..=3 {
+            device.ring(port.0);
+            device.ring(port.0);
+            assert!(crate::poll::poll_readable(&[link.poll_fd()], Instant::now()).unwrap());
+            assert!(link.acknowledge().unwrap());
+            // What was rung while the port was masked rings as soon as it no longer is.
+            assert!(link.acknowledge().unwrap());
+            assert!(!link.acknowledge().unwrap());
+            assert_eq!(device.with(|state| state.resets), 2 * round);
+            assert!(device.with(|state| state.masked.is_empty()));
+        }
+    }
+}
