@@ -10,12 +10,13 @@ use crate::backend::Parts;
 use crate::both::Both;
 use crate::error::{Error, Result};
 use crate::layout::{Format, RingSizes, Role};
+use crate::pace::Pace;
 use crate::reactor::Token;
 use crate::reader::Reader;
 use crate::ring::{Consumer, Producer};
 use crate::ring_end::RingEnd;
 use crate::shared::Shared;
-use crate::spin::{DEFAULT_SPIN, Spin};
+use crate::spin::Spin;
 use crate::sync::Arc;
 use crate::sync::atomic::Ordering;
 use crate::waiting;
@@ -116,7 +117,8 @@ impl Channel {
             at(RingEnd::own_index, &outgoing),
         )?;
 
-        let spin = || Spin::new(shared.useful_spin(DEFAULT_SPIN));
+        let longest = shared.useful_spin(Pace::here().default_spin);
+        let spin = || Spin::new(longest);
         Ok(Self {
             reader: Reader::new(Arc::clone(&shared), incoming, ring_in, spin()),
             writer: Writer::new(Arc::clone(&shared), outgoing, ring_out, spin()),
@@ -313,7 +315,7 @@ impl Channel {
 
     /// Sets how long a waiting call at most looks at the ring before it sleeps; zero is not at
     /// all. How long it really looks follows the length of the waits before; an idle channel never
-    /// looks, whatever is set. Default: [`DEFAULT_SPIN`].
+    /// looks, whatever is set. Default: [`DEFAULT_SPIN`](crate::DEFAULT_SPIN).
     pub fn set_spin(&mut self, spin: Duration) {
         let spin = self.reader.shared.useful_spin(spin);
         self.reader.spin.set_max(spin);

@@ -43,7 +43,7 @@ use nix::poll::{PollFd, PollFlags};
 use crate::channel::Channel;
 use crate::error::{Error, Result};
 use crate::poll::{poll_from, poll_now};
-use crate::spin::{DEFAULT_SPIN, Looked, Spin};
+use crate::spin::{Looked, Spin};
 use crate::sync::atomic::Ordering;
 use vgpu_protocol::transport::Interest;
 
@@ -76,7 +76,7 @@ impl Either {
     /// One that has learnt nothing yet. To be kept as long as the two sides.
     pub fn new() -> Self {
         Self {
-            spin: Spin::new(DEFAULT_SPIN),
+            spin: Spin::new(Duration::ZERO),
         }
     }
 

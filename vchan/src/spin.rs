@@ -1,28 +1,18 @@
 #![forbid(unsafe_code)]
 //! How long looking at the ring again and again is worthwhile before going to sleep.
 //!
-//! Waking a sleeper costs an event, an interrupt and a scheduler: 5 to 50 µs on hardware, 300 µs
-//! in an emulator. Looking costs a processor. The window follows what waits have cost so far, as
+//! Waking a sleeper costs an event, an interrupt and a scheduler; see [`pace`](crate::pace). Looking costs a processor. The window follows what waits have cost so far, as
 //! KVM's halt polling does: a wait that was over within the longest window would have been won by
 //! looking, so the window doubles; a wait that was much longer would not, so it shrinks. An idle channel
 //! therefore sleeps: one long wait after another brings the window to zero and keeps it there.
 
-use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 
 use crate::error::Result;
-
-/// The longest window, unless told otherwise: more than waking a peer takes anywhere.
-pub const DEFAULT_SPIN: Duration = Duration::from_millis(1);
+use crate::pace::{Pace, RESTS};
 
 /// The first window after none.
 const FIRST: Duration = Duration::from_micros(32);
-/// Pauses of the processor between two thorough looks. A pause takes 10 to 50 ns, and up to 1 µs in
-/// an emulator.
-const RESTS: u32 = 64;
-/// The part of the time of looking that reading the clock, blind to the ring, may take: one of so
-/// many.
-const CLOCK_SHARE: u32 = 8;
 /// Looks after which the rest between two looks becomes one pause longer.
 const LOOKS: u32 = 8;
 /// The longest rest between two looks, in pauses.
@@ -171,56 +161,6 @@ pub(crate) enum Looked {
     },
 }
 
-/// What looking and the clock cost on this machine.
-#[derive(Debug, Clone, Copy)]
-struct Pace {
-    /// [`RESTS`] pauses.
-    turn: Duration,
-    /// So many of them at least between two readings of the clock.
-    turns: u32,
-}
-
-impl Pace {
-    /// Measured once in a process.
-    fn here() -> Self {
-        static PACE: OnceLock<Pace> = OnceLock::new();
-        *PACE.get_or_init(|| {
-            // The least of a few: the thread may be interrupted in any of them.
-            let least = |pauses: u32| {
-                let times = (0..4).map(|_| {
-                    let start = Instant::now();
-                    for _ in 0..pauses {
-                        std::hint::spin_loop();
-                    }
-                    start.elapsed()
-                });
-                times.min().unwrap_or_default()
-            };
-            let clock = least(0);
-            Self::of(least(RESTS).saturating_sub(clock), clock)
-        })
-    }
-
-    fn of(turn: Duration, clock: Duration) -> Self {
-        let turn = turn.max(Duration::from_nanos(RESTS.into()));
-        let turns = (clock * CLOCK_SHARE).as_nanos().div_ceil(turn.as_nanos());
-        let turns = u32::try_from(turns).unwrap_or(u32::MAX).max(1);
-        Self { turn, turns }
-    }
-
-    /// Turns between two readings of the clock in a window of this length.
-    fn turns(&self, window: Duration) -> u32 {
-        let fit = window.as_nanos().div_ceil(self.turn.as_nanos());
-        u32::try_from(fit).unwrap_or(u32::MAX).clamp(1, self.turns)
-    }
-
-    /// When `turns` turns began that are over `now`.
-    fn before(&self, now: Instant, turns: u32) -> Instant {
-        now.checked_sub(self.turn.saturating_mul(turns))
-            .unwrap_or(now)
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -317,25 +257,6 @@ mod tests {
         looks(&mut spin, 1);
         spin.waited(LONG);
         assert!(!spin.window.is_zero());
-    }
-
-    // A clock that costs a system call of 80 µs, in an emulated guest.
-    #[test]
-    fn a_slow_clock_is_read_rarely() {
-        let us = Duration::from_micros;
-        let fast = Pace::of(us(2), Duration::from_nanos(25));
-        assert_eq!((fast.turns(us(32)), fast.turns(MAX)), (1, 1));
-        let slow = Pace::of(us(15), us(80));
-        assert_eq!((slow.turns(us(32)), slow.turns(MAX)), (3, 43));
-        let now = Instant::now() + MAX;
-        assert_eq!(now - slow.before(now, 43), 43 * us(15));
-        // Whatever was measured.
-        let odd = Pace::of(Duration::ZERO, Duration::ZERO);
-        assert_eq!(odd.turns(Duration::MAX), 1);
-        assert_eq!(
-            Pace::of(Duration::ZERO, Duration::from_secs(9)).turns(us(1)),
-            16
-        );
     }
 
     #[test]

@@ -35,6 +35,8 @@ mod layout;
 mod linger;
 #[path = "../src/notify.rs"]
 mod notify;
+#[path = "../src/pace.rs"]
+mod pace;
 #[path = "loom/poll.rs"]
 mod poll;
 /// The models are on none.
