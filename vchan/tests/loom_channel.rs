@@ -78,7 +78,7 @@ use std::time::{Duration, Instant};
 
 use loom::sync::atomic::AtomicBool;
 
-use backend::{Bell, Doorbell, Parts};
+use backend::{Bell, Doorbell, KERNEL_TELLS, Parts};
 use channel::Channel;
 use extension_page::ExtensionPage;
 use layout::{Format, Orders, Role};
@@ -106,6 +106,7 @@ fn explore(
     scenario: impl Fn() + Sync + Send + 'static,
 ) {
     FORMAT.set(format);
+    KERNEL_TELLS.set(false);
     leave_out(without);
     let mut model = loom::model::Builder::new();
     model.preemption_bound = Some(switches);
@@ -284,6 +285,14 @@ holds_but_not! {
     without_the_order_of_access_and_release: OrderOfRelease => "Causality violation",
     without_the_second_look_at_the_ticket: SecondLook => "Causality violation",
     without_the_ring_when_it_lets_go: UnaskedRing => "deadlock",
+}
+holds_but_not! {
+    late_ticket, FEW,
+    without_the_second_look_at_the_ticket: SecondLook => "Used",
+}
+holds_but_not! {
+    late_ticket_where_the_kernel_tells, FEW,
+    without_the_second_look_at_the_ticket: SecondLook => "Used",
 }
 holds_but_not! {
     revoke_under_a_sleeper, FEW,

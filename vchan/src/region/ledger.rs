@@ -53,6 +53,8 @@ struct State {
     /// Ids of what is being mapped.
     mapping: Vec<u64>,
     mapped: Vec<Arc<MappedCell>>,
+    /// Headers of the peer's that were mapped in vain; see [`Ledger::keep_unclaimed`].
+    unclaimed: Vec<Header>,
 }
 
 /// Where the memory of a new region comes from.
@@ -76,6 +78,7 @@ impl Default for Ledger {
                 mapped_pages: 0,
                 mapping: Vec::new(),
                 mapped: Vec::new(),
+                unclaimed: Vec::new(),
             }),
             mapped: AtomicUsize::new(0),
         }
@@ -213,6 +216,17 @@ impl Ledger {
         state.mapped_pages -= pages;
     }
 
+    /// Peer: keeps a header mapped that was not claimed, and whose unmapping a kernel would tell: by
+    /// then it may be the header of another region, whose state that would end. A page each, until
+    /// the channel ends or its peer.
+    pub(super) fn keep_unclaimed(&self, header: Header) {
+        let mut state = self.lock();
+        // An owner that makes more than that come to nothing does harm to itself.
+        if !state.closed && state.unclaimed.len() < MOST_REGIONS {
+            state.unclaimed.push(header);
+        }
+    }
+
     /// Peer: the mapping exists. False if the channel was closed meanwhile.
     pub(super) fn add_mapping(&self, cell: &Arc<MappedCell>) -> bool {
         let mut state = self.lock();
@@ -232,6 +246,8 @@ impl Ledger {
     /// The peer is gone: nothing of its memory stays mapped. The end of its domain waits for that.
     pub(crate) fn peer_gone(&self) {
         self.end_mappings(|_| true);
+        let unclaimed = std::mem::take(&mut self.lock().unclaimed);
+        drop(unclaimed);
     }
 
     /// The doorbell rang: unmaps what its owner has revoked or closed.
@@ -267,7 +283,7 @@ impl Ledger {
                 std::mem::take(&mut state.kept),
             )
         };
-        self.end_mappings(|_| true);
+        self.peer_gone();
         for owner in own.iter().filter_map(|cell| cell.take()).chain(kept) {
             owner.header.close();
         }

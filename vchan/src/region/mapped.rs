@@ -111,6 +111,9 @@ pub(super) fn map(channel: &Arc<Shared>, bytes: &[u8], deadline: Instant) -> Res
     };
     if let Err(error) = header.check(&ticket).and_then(|()| claim()) {
         channel.regions.abandon_mapping(ticket.id, pages);
+        if memory.kernel_tells {
+            channel.regions.keep_unclaimed(header);
+        }
         return Err(error.into());
     }
     let mapping = Mapping {

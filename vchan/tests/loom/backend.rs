@@ -1,5 +1,6 @@
 //! A doorbell that loom can see, under the names of `src/backend.rs`.
 
+use std::cell::Cell;
 use std::collections::BTreeMap;
 use std::fmt::Debug;
 use std::io;
@@ -118,6 +119,11 @@ impl Bell {
 /// Header and data of what was handed over, by the region's number.
 pub(crate) type SharedMemory = Arc<Mutex<BTreeMap<u64, [Region; 2]>>>;
 
+thread_local! {
+    /// Whether the end of a mapping is told by a kernel, as on Xen.
+    pub(crate) static KERNEL_TELLS: Cell<bool> = const { Cell::new(false) };
+}
+
 /// One side's two bells.
 #[derive(Debug)]
 pub(crate) struct Doorbell {
@@ -157,9 +163,9 @@ impl Backend for Doorbell {
         let all = self.shared_memory.lock().unwrap();
         let [header, data] = &all[&ticket.id];
         Ok(PeerMemory {
-            header: header.clone(),
+            header: header.mapped(KERNEL_TELLS.get().then(|| Arc::clone(&self.peers))),
             data: data.clone(),
-            kernel_tells: false,
+            kernel_tells: KERNEL_TELLS.get(),
         })
     }
 

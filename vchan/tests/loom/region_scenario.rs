@@ -5,6 +5,7 @@ use std::ops::{Deref, DerefMut};
 
 use loom::thread;
 
+use crate::backend::KERNEL_TELLS;
 use crate::channel::Channel;
 use crate::error::Error;
 use crate::region::{Access, OwnedRegion, RegionError};
@@ -86,6 +87,32 @@ pub(crate) fn map_against_revoke() {
     });
     take_back_and_reuse(&server, region);
     drop(peer.join().unwrap());
+}
+
+/// The peer maps a region while its owner takes it back and makes the next of the same memory. The
+/// next is whole, and can be mapped.
+pub(crate) fn late_ticket() {
+    let Pair { server, client, .. } = pair(Start { unread: 0 });
+    let mut region = region_with(&server, 1);
+    let ticket = region.ticket();
+    let peer = thread::spawn(move || {
+        drop(client.map_region(&ticket, far()).map(Ends::new));
+        client
+    });
+    region.revoke(far()).unwrap();
+    drop(region);
+    let next = region_with(&server, 2);
+    let client = peer.join().unwrap();
+    let mapped = Ends::new(client.map_region(&next.ticket(), far()).unwrap());
+    let mut byte = [0];
+    mapped.read_at(0, &mut byte).unwrap();
+    assert_eq!(byte, [2]);
+}
+
+/// The same where a kernel tells the owner when a header is unmapped.
+pub(crate) fn late_ticket_where_the_kernel_tells() {
+    KERNEL_TELLS.set(true);
+    late_ticket();
 }
 
 /// The peer has a region mapped and sleeps in a read of the channel; the owner takes the region back.

@@ -7,6 +7,7 @@ use std::sync::{Mutex, OnceLock};
 
 use loom::cell::UnsafeCell;
 
+use crate::backend::Bell;
 use crate::layout::{PAGE, live, offset};
 use crate::region::TICKET_BYTES;
 use crate::region::header::{OWNER_STATE, PEER_STATE};
@@ -22,6 +23,10 @@ const CELLS: usize = 4;
 pub(crate) struct Region {
     memory: Arc<Memory>,
     len: usize,
+    /// Of a header that the peer has mapped, where a kernel tells of the end of that.
+    _mapping: Option<Arc<Mapping>>,
+    /// The ticket that was seen first by this mapping, for the twin that does not look again.
+    seen: Arc<OnceLock<usize>>,
 }
 
 #[derive(Debug)]
@@ -32,8 +37,6 @@ enum Memory {
         tickets: Mutex<Vec<[u8; TICKET_BYTES]>>,
         /// Which of them is.
         ticket: AtomicUsize,
-        /// What the peer saw first, for the twin that does not look again.
-        seen: OnceLock<usize>,
         owner: AtomicU8,
         peer: AtomicU8,
     },
@@ -58,7 +61,6 @@ impl Region {
             Memory::Header {
                 tickets: Mutex::new(vec![[0; TICKET_BYTES]]),
                 ticket: AtomicUsize::new(0),
-                seen: OnceLock::new(),
                 owner: AtomicU8::notify(0),
                 peer: AtomicU8::notify(0),
             },
@@ -70,6 +72,24 @@ impl Region {
         Self {
             memory: Arc::new(memory),
             len,
+            _mapping: None,
+            seen: Arc::default(),
+        }
+    }
+
+    /// As the peer maps it; when that ends its kernel, if it does, says so in the header and rings
+    /// `kernel_rings`.
+    pub(crate) fn mapped(&self, kernel_rings: Option<Arc<Bell>>) -> Self {
+        let memory = &self.memory;
+        let mapping = kernel_rings.map(|bell| Mapping {
+            memory: Arc::clone(memory),
+            bell,
+        });
+        Self {
+            memory: Arc::clone(memory),
+            len: self.len,
+            _mapping: mapping.map(Arc::new),
+            seen: Arc::default(),
         }
     }
 
@@ -125,17 +145,14 @@ impl Region {
 
     pub(crate) fn copy_out(&self, offset: usize, to: &mut [u8]) {
         if let Memory::Header {
-            tickets,
-            ticket,
-            seen,
-            ..
+            tickets, ticket, ..
         } = &*self.memory
         {
-            let current = match seen.get() {
+            let current = match self.seen.get() {
                 Some(&seen) if is_left_out(Without::SecondLook) => seen,
                 _ => ticket.load(Ordering::Relaxed),
             };
-            let _ = seen.set(current);
+            let _ = self.seen.set(current);
             return to.copy_from_slice(&tickets.lock().unwrap()[current]);
         }
         for (i, byte) in to.iter_mut().enumerate() {
@@ -165,6 +182,24 @@ impl Region {
 
     pub(crate) fn u64_at(&self, _at: usize) -> &AtomicU64 {
         unreachable!("a model has no words in regions")
+    }
+}
+
+#[derive(Debug)]
+struct Mapping {
+    memory: Arc<Memory>,
+    bell: Arc<Bell>,
+}
+
+impl Drop for Mapping {
+    fn drop(&mut self) {
+        // A model that has failed is over.
+        if let Memory::Header { peer, .. } = &*self.memory
+            && !std::thread::panicking()
+        {
+            peer.store(0, Ordering::SeqCst);
+            self.bell.ring();
+        }
     }
 }
 
