@@ -2,10 +2,10 @@
 
 mod file;
 mod limits;
+mod paths;
 
 use std::path::{Path, PathBuf};
 
-use nix::unistd::Uid;
 use serde::Serialize;
 use vgpu_protocol::endpoint::Endpoint;
 use vgpu_socket_transport::Secrets;
@@ -16,6 +16,8 @@ use crate::failure::Failure;
 use crate::policy::Policy;
 use file::ConfigFile;
 pub use limits::Limits;
+use paths::absolute;
+pub use paths::default_control_path;
 
 /// A configuration that was checked and can be run.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -196,29 +198,6 @@ fn check_relay(
             "name another mediator after relay:",
         )),
     }
-}
-
-fn absolute(path: &Path, what: &str) -> Result<PathBuf, Failure> {
-    std::path::absolute(path).map_err(|error| {
-        Failure::system(
-            format!("{what}, {}", path.display()),
-            error,
-            "give an absolute path",
-        )
-    })
-}
-
-/// Where the control socket is unless it is set: of root the system's, of others their own.
-pub fn default_control_path() -> PathBuf {
-    let uid = Uid::effective();
-    if uid.is_root() {
-        return PathBuf::from("/run/vgpu/mediatord.sock");
-    }
-    let directory = match std::env::var_os("XDG_RUNTIME_DIR").map(PathBuf::from) {
-        Some(directory) if directory.is_absolute() => directory.join("vgpu"),
-        _ => PathBuf::from(format!("/tmp/vgpu-{uid}")),
-    };
-    directory.join("mediatord.sock")
 }
 
 fn parse_file(path: &Path, text: &str) -> Result<ConfigFile, Failure> {

@@ -1,0 +1,30 @@
+//! Paths of the configuration: made absolute, and where the control socket is.
+
+use std::path::{Path, PathBuf};
+
+use nix::unistd::Uid;
+
+use crate::failure::Failure;
+
+pub(super) fn absolute(path: &Path, what: &str) -> Result<PathBuf, Failure> {
+    std::path::absolute(path).map_err(|error| {
+        Failure::system(
+            format!("{what}, {}", path.display()),
+            error,
+            "give an absolute path",
+        )
+    })
+}
+
+/// Where the control socket is unless it is set: of root the system's, of others their own.
+pub fn default_control_path() -> PathBuf {
+    let uid = Uid::effective();
+    if uid.is_root() {
+        return PathBuf::from("/run/vgpu/mediatord.sock");
+    }
+    let directory = match std::env::var_os("XDG_RUNTIME_DIR").map(PathBuf::from) {
+        Some(directory) if directory.is_absolute() => directory.join("vgpu"),
+        _ => PathBuf::from(format!("/tmp/vgpu-{uid}")),
+    };
+    directory.join("mediatord.sock")
+}
