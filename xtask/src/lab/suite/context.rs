@@ -227,12 +227,20 @@ impl Context {
 
     /// Forgets the jobs of the case that ended; those of a failed one are killed.
     pub(crate) fn end_jobs(&mut self, failed: bool) {
-        for job in std::mem::take(&mut self.jobs) {
-            if failed && self.mediator.as_ref() != Some(&job) {
+        let jobs = std::mem::take(&mut self.jobs);
+        if !failed {
+            return;
+        }
+        for job in jobs {
+            if self.mediator.as_ref() != Some(&job) {
                 // A guest that is gone has taken its processes along.
                 let _ = job.signal(self.host.as_mut(), "KILL");
             }
         }
+        // A killed mediator leaves its control socket to the next one, which must not be counted
+        // as there before a case that starts over.
+        let stale = "sleep 0.2; pidof vgpu-mediatord >/dev/null || rm -f /run/vgpu/*.sock";
+        let _ = self.host.exec(Place::Dom0, stale, LIMIT);
     }
 
     /// A guest of the case's own.
