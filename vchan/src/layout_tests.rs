@@ -1,0 +1,93 @@
+//! The control page's offsets, ring orders and the choice of them.
+
+use super::*;
+
+fn chosen(client_to_server: usize, server_to_client: usize) -> (u16, u16) {
+    let orders = Orders::choose(RingSizes {
+        server_to_client,
+        client_to_server,
+    })
+    .unwrap();
+    assert_eq!(
+        Orders::check(orders.left, orders.right),
+        Ok(orders),
+        "own choice is refused"
+    );
+    (orders.left, orders.right)
+}
+
+#[test]
+fn choice_follows_libxenvchan() {
+    assert_eq!(chosen(0, 0), (10, 11));
+    assert_eq!(chosen(1024, 2048), (10, 11));
+    assert_eq!(chosen(1025, 1024), (11, 10));
+    assert_eq!(chosen(2048, 2048), (11, 12));
+    assert_eq!(chosen(1, 4096), (11, 12));
+    assert_eq!(chosen(4097, 1), (13, 11));
+    assert_eq!(chosen(2049, 2049), (12, 12));
+    assert_eq!(chosen(65536, 65537), (16, 17));
+    assert_eq!(chosen(1 << 20, 1), (20, 11));
+    assert_eq!(
+        Orders::choose(((1 << 20) + 1).into()),
+        Err(RingSizeError {
+            bytes: (1 << 20) + 1,
+            most: 1 << 20
+        })
+    );
+    let large = Orders::choose_extended(((1 << 20) + 1).into()).unwrap();
+    assert_eq!((large.left, large.right), (21, 21));
+    assert_eq!((large.classic().left, large.classic().right), (20, 20));
+    assert!(Orders::choose_extended(((2 << 20) + 1).into()).is_err());
+}
+
+// vchan.md (c) 10.
+#[test]
+fn impossible_orders_are_refused() {
+    for (left, right) in [
+        (0, 12),
+        (9, 11),
+        (12, 21),
+        (0xFFFF, 12),
+        (10, 10),
+        (11, 11),
+        (10, 20),
+        (20, 10),
+    ] {
+        assert!(
+            Orders::check(left, right).is_err(),
+            "({left}, {right}) was accepted"
+        );
+    }
+    for (left, right) in [
+        (10, 11),
+        (11, 10),
+        (11, 20),
+        (20, 11),
+        (20, 20),
+        (12, 12),
+        (10, 19),
+    ] {
+        assert!(
+            Orders::check(left, right).is_ok(),
+            "({left}, {right}) was refused"
+        );
+    }
+}
+
+#[test]
+fn grants_fit_before_any_ring_in_the_page() {
+    for left in ORDER_SMALL..=ORDER_MAX {
+        for right in ORDER_SMALL..=ORDER_MAX {
+            let Ok(orders) = Orders::check(left, right) else {
+                continue;
+            };
+            let end = offset::GRANTS + 4 * orders.grant_count();
+            assert!(end <= PAGE);
+            for place in [orders.left_place(), orders.right_place()] {
+                if let RingPlace::ControlPage { offset } = place {
+                    assert!(end <= offset);
+                }
+            }
+        }
+    }
+}
