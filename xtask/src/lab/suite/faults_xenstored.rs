@@ -84,7 +84,9 @@ fn killed(context: &mut Context) -> Result<()> {
     }
     let domid = context.host.guest_domid("pv")?;
     context.succeed(Place::Guest("pv"), GUEST)?;
-    let text = context.succeed(Place::Dom0, &DOM0.replace("DOMID", &domid.to_string()))?;
+    let script = DOM0.replace("DOMID", &domid.to_string());
+    let output = context.host.exec(Place::Dom0, &script, LIMIT)?;
+    let text = output.text()?;
     let says = |what: &str| text.lines().any(|line| line.contains(what));
     for expected in [
         "the one that waited: status 1",
