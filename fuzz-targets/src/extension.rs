@@ -4,7 +4,7 @@ use vchan::RingSizes;
 use vchan::extension::{
     ACCEPTANCE_BYTES, Acceptance, HEADER_BYTES, Header, NONCE_BYTES, VERSION, feature,
 };
-use vchan::layout::Orders;
+use vchan::layout::{Format, ORDER_MAX_EXTENDED, ORDER_MAX_LOCAL, Orders};
 
 use crate::input::Input;
 
@@ -22,7 +22,11 @@ pub(crate) fn run(data: &[u8]) {
         return;
     };
     assert_eq!(Header::decode(&offer.encode()), Ok(offer));
-    if let Ok((acceptance, offered)) = offer.check(classic, &offer.nonce) {
+    for most in [ORDER_MAX_EXTENDED, ORDER_MAX_LOCAL] {
+        let Ok((acceptance, offered)) = offer.check(classic, &offer.nonce, most) else {
+            continue;
+        };
+        assert!(offered.left() <= most && offered.right() <= most);
         assert!(acceptance.version >= 1 && acceptance.version <= VERSION.min(offer.version));
         assert_eq!(acceptance.features & !(offer.features & feature::ALL), 0);
         assert_eq!(offered.classic(), classic);
@@ -32,7 +36,9 @@ pub(crate) fn run(data: &[u8]) {
         assert!(used == offered || used == classic);
         // What a client accepts, its server takes.
         assert_eq!(acceptance.check(&offer), Ok(Some(acceptance)));
-        assert!(offer.check(classic, &[0x5A; NONCE_BYTES]).is_err() || offer.nonce[0] == 0x5A);
+        assert!(
+            offer.check(classic, &[0x5A; NONCE_BYTES], most).is_err() || offer.nonce[0] == 0x5A
+        );
     }
     let answer = Acceptance::decode(&answer);
     assert_eq!(Acceptance::decode(&answer.encode()), answer);
@@ -44,12 +50,16 @@ pub(crate) fn run(data: &[u8]) {
 
 pub(crate) fn seeds() -> Vec<Vec<u8>> {
     let mut seeds = Vec::new();
-    for bytes in [64 << 10, 1 << 20, 2 << 20] {
-        let orders = Orders::choose_extended(RingSizes::from(bytes)).expect("possible sizes");
+    for bytes in [64 << 10, 1 << 20, 2 << 20, 8 << 20] {
+        let most = ORDER_MAX_LOCAL;
+        let orders = Orders::choose_for(Format::Extended, most, RingSizes::from(bytes))
+            .expect("possible sizes");
         let offer = Header::offer(orders, *b"0123456789abcdef");
         let classic = orders.classic();
-        let (answer, _) = offer.check(classic, &offer.nonce).expect("an honest offer");
-        let order = |order: u16| u8::try_from(order).expect("orders end at 21");
+        let (answer, _) = offer
+            .check(classic, &offer.nonce, most)
+            .expect("an honest offer");
+        let order = |order: u16| u8::try_from(order).expect("orders end at 23");
         let mut seed = vec![order(classic.left()), order(classic.right())];
         seed.extend(offer.encode());
         seed.extend(answer.encode());

@@ -31,7 +31,8 @@ pub const NONCE_BYTES: usize = 16;
 
 /// Parts of the extension that a side may lack.
 pub mod feature {
-    /// Rings of 2 MiB (order 21). Without it a ring ends at 1 MiB.
+    /// Rings beyond 1 MiB: of 2 MiB (order 21), and of up to 8 MiB (order 23) in memory that is not
+    /// granted page by page.
     pub const LARGE_RINGS: u32 = 1;
     /// All that this version of the crate knows.
     pub const ALL: u32 = LARGE_RINGS;
@@ -150,7 +151,7 @@ impl Header {
             features: feature::ALL,
             left_order: orders.left(),
             right_order: orders.right(),
-            // At most 512.
+            // At most 512 on Xen; see `ORDER_MAX_LOCAL` for what there is else.
             extra_grants: u16::try_from(extra).unwrap_or(u16::MAX),
             nonce,
         }
@@ -190,7 +191,7 @@ impl Header {
 
     /// Client: checks the offer of the channel that `nonce` belongs to and whose control page has
     /// the orders `classic`. Returns what to accept, and the orders offered, of which
-    /// [`Acceptance::orders`] are used.
+    /// [`Acceptance::orders`] are used. `most` is the largest order of this kind of memory.
     ///
     /// # Errors
     /// All but [`ExtensionError::Magic`] and [`ExtensionError::Features`].
@@ -198,6 +199,7 @@ impl Header {
         &self,
         classic: Orders,
         nonce: &Nonce,
+        most: u16,
     ) -> Result<(Acceptance, Orders), ExtensionError> {
         if self.nonce != *nonce {
             return Err(ExtensionError::Nonce);
@@ -209,7 +211,7 @@ impl Header {
             });
         }
         let orders = classic
-            .extended(self.left_order, self.right_order)
+            .extended(self.left_order, self.right_order, most)
             .map_err(|rule| ExtensionError::Orders {
                 left: self.left_order,
                 right: self.right_order,

@@ -1,16 +1,30 @@
 //! What is offered, what is accepted, and what is refused.
 
 use super::*;
-use crate::layout::RingSizes;
+use crate::layout::{Format, ORDER_MAX_LOCAL, RingSizes};
 
 const NONCE: Nonce = *b"0123456789abcdef";
 
 fn large() -> Orders {
-    Orders::choose_extended(RingSizes {
+    let sizes = RingSizes {
         server_to_client: 2 << 20,
         client_to_server: 1 << 20,
-    })
-    .unwrap()
+    };
+    Orders::choose_for(Format::Extended, ORDER_MAX_EXTENDED, sizes).unwrap()
+}
+
+// Their references would not fit the page: a client over Xen must not even look for them.
+#[test]
+fn rings_that_only_local_memory_allows() {
+    let sizes = RingSizes::from(8 << 20);
+    let orders = Orders::choose_for(Format::Extended, ORDER_MAX_LOCAL, sizes).unwrap();
+    let (offer, classic) = (Header::offer(orders, NONCE), orders.classic());
+    let (acceptance, taken) = offer.check(classic, &NONCE, ORDER_MAX_LOCAL).unwrap();
+    assert_eq!((taken, acceptance.orders(taken)), (orders, orders));
+    assert!(matches!(
+        offer.check(classic, &NONCE, ORDER_MAX_EXTENDED),
+        Err(ExtensionError::Orders { .. })
+    ));
 }
 
 #[test]
@@ -18,7 +32,9 @@ fn records_come_back_as_they_were() {
     let header = Header::offer(large(), NONCE);
     assert_eq!(header.extra_grants, 256);
     assert_eq!(Header::decode(&header.encode()), Ok(header));
-    let (acceptance, orders) = header.check(large().classic(), &NONCE).unwrap();
+    let (acceptance, orders) = header
+        .check(large().classic(), &NONCE, ORDER_MAX_EXTENDED)
+        .unwrap();
     assert_eq!(orders, large());
     assert_eq!(Acceptance::decode(&acceptance.encode()), acceptance);
     assert_eq!(acceptance.check(&header), Ok(Some(acceptance)));
@@ -51,11 +67,15 @@ fn words_are_on_lines_of_their_own_and_in_the_page() {
 fn offers_that_are_refused() {
     let good = Header::offer(large(), NONCE);
     let classic = large().classic();
-    let check = |header: Header| header.check(classic, &NONCE).unwrap_err();
+    let check = |header: Header| {
+        header
+            .check(classic, &NONCE, ORDER_MAX_EXTENDED)
+            .unwrap_err()
+    };
     let other = Header { version: 0, ..good };
     assert!(matches!(check(other), ExtensionError::Version { .. }));
     assert_eq!(
-        good.check(classic, &[0; NONCE_BYTES]),
+        good.check(classic, &[0; NONCE_BYTES], ORDER_MAX_EXTENDED),
         Err(ExtensionError::Nonce)
     );
     for (left_order, right_order) in [(0, 21), (20, 22), (0xFFFF, 21), (19, 21), (20, 19)] {
@@ -93,7 +113,9 @@ fn a_newer_server_is_met_at_what_both_know() {
         features: u32::MAX,
         ..Header::offer(large(), NONCE)
     };
-    let (acceptance, _) = newer.check(large().classic(), &NONCE).unwrap();
+    let (acceptance, _) = newer
+        .check(large().classic(), &NONCE, ORDER_MAX_EXTENDED)
+        .unwrap();
     assert_eq!(
         (acceptance.version, acceptance.features),
         (VERSION, feature::ALL)
@@ -102,7 +124,9 @@ fn a_newer_server_is_met_at_what_both_know() {
         features: 0,
         ..newer
     };
-    let (acceptance, orders) = small.check(large().classic(), &NONCE).unwrap();
+    let (acceptance, orders) = small
+        .check(large().classic(), &NONCE, ORDER_MAX_EXTENDED)
+        .unwrap();
     assert_eq!(acceptance.orders(orders), large().classic());
 }
 

@@ -127,8 +127,12 @@ pub const ORDER_LARGE: u16 = 11;
 pub const ORDER_PAGE: u16 = 12;
 /// The largest ring of libxenvchan's format, 1 MiB.
 pub const ORDER_MAX: u16 = 20;
-/// The largest ring with the [extension](crate::extension), 2 MiB.
+/// The largest ring of granted pages with the [extension](crate::extension), 2 MiB: their references
+/// must fit its page.
 pub const ORDER_MAX_EXTENDED: u16 = 21;
+/// The largest ring with the extension in memory that is shared as a whole, 8 MiB: twice what a
+/// processor keeps in its second-level cache, and more.
+pub const ORDER_MAX_LOCAL: u16 = 23;
 
 /// A size that no ring can have.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
@@ -176,21 +180,14 @@ impl Orders {
         Self::choose_up_to(sizes, ORDER_MAX)
     }
 
-    /// [`choose`](Self::choose) where the extension allows rings of 2 MiB.
+    /// [`choose`](Self::choose) for a server that is ready to use `format`, where the extension
+    /// allows orders up to `most`: [`ORDER_MAX_EXTENDED`] or [`ORDER_MAX_LOCAL`].
     ///
     /// # Errors
-    /// A size above 2 MiB.
-    pub fn choose_extended(sizes: RingSizes) -> Result<Self, RingSizeError> {
-        Self::choose_up_to(sizes, ORDER_MAX_EXTENDED)
-    }
-
-    /// The one of the two above that goes with `format`.
-    ///
-    /// # Errors
-    /// As there.
-    pub fn choose_for(format: Format, sizes: RingSizes) -> Result<Self, RingSizeError> {
+    /// A size above what the format allows.
+    pub fn choose_for(format: Format, most: u16, sizes: RingSizes) -> Result<Self, RingSizeError> {
         match format {
-            Format::Extended => Self::choose_extended(sizes),
+            Format::Extended => Self::choose_up_to(sizes, most),
             Format::Classic => Self::choose(sizes),
         }
     }
@@ -257,17 +254,17 @@ impl Orders {
     }
 
     /// Checks a pair found in a peer's extension page against this one, which is from its control
-    /// page: only a ring of the largest classic order may be larger.
+    /// page: only a ring of the largest classic order may be larger, up to the order `most`.
     ///
     /// # Errors
     /// The rule that is broken.
-    pub fn extended(self, left: u16, right: u16) -> Result<Self, &'static str> {
-        if left > ORDER_MAX_EXTENDED || right > ORDER_MAX_EXTENDED {
-            return Err("each may be 21 at most");
+    pub fn extended(self, left: u16, right: u16, most: u16) -> Result<Self, &'static str> {
+        if left > most || right > most {
+            return Err("each may be 21 at most, or 23 in memory that is not granted");
         }
         let extended = Self { left, right };
         if extended.classic() != self {
-            return Err("an order below 21 must be that of the control page, and 21 goes with 20");
+            return Err("one below 21 must be that of the control page, and others go with 20");
         }
         Ok(extended)
     }

@@ -34,10 +34,15 @@ fn choice_follows_libxenvchan() {
             most: 1 << 20
         })
     );
-    let large = Orders::choose_extended(((1 << 20) + 1).into()).unwrap();
-    assert_eq!((large.left, large.right), (21, 21));
-    assert_eq!((large.classic().left, large.classic().right), (20, 20));
-    assert!(Orders::choose_extended(((2 << 20) + 1).into()).is_err());
+    let extended = |most, bytes: usize| Orders::choose_for(Format::Extended, most, bytes.into());
+    for most in [ORDER_MAX_EXTENDED, ORDER_MAX_LOCAL] {
+        let large = extended(most, (1 << 20) + 1).unwrap();
+        assert_eq!((large.left, large.right), (21, 21));
+        assert_eq!((large.classic().left, large.classic().right), (20, 20));
+        assert!(extended(most, 1 << most).is_ok());
+        assert!(extended(most, (1 << most) + 1).is_err());
+        assert!(Orders::choose_for(Format::Classic, most, ((1 << 20) + 1).into()).is_err());
+    }
 }
 
 // vchan.md (c) 10.

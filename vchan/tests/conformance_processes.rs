@@ -257,8 +257,8 @@ fn failures_are_two_lines_and_a_status() {
     assert!(text.contains("no such socket"), "{text}");
     let text = run("serve --sink --backend local --timeout 0.05", &path);
     assert!(text.contains("timed out"), "{text}");
-    let text = run("serve --sink --backend local --ring 4M", &path);
-    assert!(text.contains("2097152"), "{text}");
+    let text = run("serve --sink --backend local --ring 9M", &path);
+    assert!(text.contains("8388608"), "{text}");
     let text = run("serve --sink --backend local --classic --ring 2M", &path);
     assert!(text.contains("1048576"), "{text}");
     let text = run(

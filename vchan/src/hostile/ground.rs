@@ -14,7 +14,7 @@ use crate::backend::{Backend, Parts};
 use crate::channel::Channel;
 use crate::error::{PeerError, Result};
 use crate::extension::{self, Acceptance, Header};
-use crate::layout::{Orders, PAGE, RingPlace, Role, offset};
+use crate::layout::{ORDER_MAX_LOCAL, Orders, PAGE, RingPlace, Role, offset};
 use crate::reactor::Token;
 use crate::shm::Region;
 
@@ -66,7 +66,7 @@ impl Ground {
             Some(page) => {
                 let header = page.header()?;
                 let (acceptance, _) = header
-                    .check(parts.orders.classic(), &header.nonce)
+                    .check(parts.orders.classic(), &header.nonce, ORDER_MAX_LOCAL)
                     .map_err(PeerError::from)?;
                 Some((header, acceptance))
             }

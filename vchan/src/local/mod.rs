@@ -31,17 +31,18 @@ pub(crate) use rendezvous::{connect_parts, serve_parts};
 
 use crate::channel::Channel;
 use crate::error::{Error, Result};
-use crate::layout::{Format, ORDER_MAX, ORDER_MAX_EXTENDED, RingSizes};
+use crate::layout::{Format, ORDER_MAX, ORDER_MAX_LOCAL, RingSizes};
 use shape::Shape;
 
-/// The ring sizes to use unless told otherwise: the largest there are, 4 MiB in all.
+/// The ring sizes to use unless told otherwise: the largest there are, 16 MiB in all, of which the system
+/// gives what is used.
 ///
 /// Here memory has no budget as on Xen, and a ring that is larger than a processor's own cache lets
 /// the writer run ahead of the reader by more than that: the bytes then come out of the cache that
 /// both processors share, up to four times as fast as out of the other's own (`docs/benchmarks.md`).
 pub fn default_rings(format: Format) -> RingSizes {
     let order = match format {
-        Format::Extended => ORDER_MAX_EXTENDED,
+        Format::Extended => ORDER_MAX_LOCAL,
         Format::Classic => ORDER_MAX,
     };
     RingSizes::from(1 << order)

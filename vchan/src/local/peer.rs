@@ -18,7 +18,7 @@ use super::{descriptors, memory};
 use crate::error::{Error, PeerError, Result};
 use crate::extension::{Acceptance, Header, offset};
 use crate::extension_page::{ExtensionPage, new_nonce};
-use crate::layout::{Format, PAGE, RingSizes};
+use crate::layout::{Format, ORDER_MAX_LOCAL, PAGE, RingSizes};
 use crate::region::{RegionError, directory};
 use crate::shm::{ControlPage, Region};
 
@@ -127,7 +127,9 @@ impl LyingPeer {
         if let Some(nonce) = hello.extension {
             let page = ExtensionPage::new(region.part(PAGE, PAGE));
             let header = page.header()?;
-            (_, orders) = header.check(classic, &nonce).map_err(PeerError::from)?;
+            (_, orders) = header
+                .check(classic, &nonce, ORDER_MAX_LOCAL)
+                .map_err(PeerError::from)?;
             answer(&header, &Page(region.part(PAGE, PAGE)));
         }
         let shape = Shape {

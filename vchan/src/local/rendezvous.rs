@@ -17,7 +17,7 @@ use crate::channel::Channel;
 use crate::error::{Error, PeerError, Result};
 use crate::extension::{Acceptance, Header};
 use crate::extension_page::{ExtensionPage, new_nonce};
-use crate::layout::{Format, Orders, PAGE, RingSizes, Role};
+use crate::layout::{Format, ORDER_MAX_LOCAL, Orders, PAGE, RingSizes, Role};
 use crate::reactor::Handle;
 use crate::setup::Setup;
 use crate::shm::ControlPage;
@@ -268,7 +268,9 @@ fn examine(hello: &[u8; HELLO_BYTES], fds: Vec<OwnedFd>, format: Format) -> Resu
         Some(nonce) => {
             let page = ExtensionPage::new(region.part(PAGE, PAGE));
             let header = page.header()?;
-            let (acceptance, offered) = header.check(classic, &nonce).map_err(PeerError::from)?;
+            let (acceptance, offered) = header
+                .check(classic, &nonce, ORDER_MAX_LOCAL)
+                .map_err(PeerError::from)?;
             (Some((page, acceptance)), offered)
         }
         None => (None, classic),

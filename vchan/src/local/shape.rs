@@ -3,7 +3,7 @@
 
 use crate::error::{Error, Result};
 use crate::extension_page::ExtensionPage;
-use crate::layout::{Format, ORDER_MAX_EXTENDED, Orders, PAGE, RingPlace, RingSizes};
+use crate::layout::{Format, ORDER_MAX_LOCAL, Orders, PAGE, RingPlace, RingSizes};
 use crate::shm::{ControlPage, Region};
 
 /// Memory for rings of given orders, with or without an extension page.
@@ -17,7 +17,7 @@ pub(super) struct Shape {
 }
 
 /// The most memory that a channel can need, in bytes.
-pub(super) const MOST_BYTES: usize = PAGE * 2 + 2 * (1 << ORDER_MAX_EXTENDED);
+pub(super) const MOST_BYTES: usize = PAGE * 2 + 2 * (1 << ORDER_MAX_LOCAL);
 
 /// The memory, divided.
 #[derive(Debug)]
@@ -31,7 +31,7 @@ pub(super) struct Pieces {
 impl Shape {
     /// For rings of wished sizes.
     pub(super) fn choose(format: Format, rings: RingSizes) -> Result<Self> {
-        let orders = Orders::choose_for(format, rings).map_err(|error| {
+        let orders = Orders::choose_for(format, ORDER_MAX_LOCAL, rings).map_err(|error| {
             Error::setup(
                 error.to_string(),
                 format!("ask for rings of at most {} bytes", error.most),

@@ -17,7 +17,7 @@ use crate::channel::Channel;
 use crate::error::{Error, PeerError, Result};
 use crate::extension::{Acceptance, ExtensionError};
 use crate::extension_page::ExtensionPage;
-use crate::layout::{Format, Orders, RingPlace, Role};
+use crate::layout::{Format, ORDER_MAX_EXTENDED, Orders, RingPlace, Role};
 use crate::reactor::Handle;
 use crate::setup::Setup;
 use crate::shm::{ControlPage, Region};
@@ -328,7 +328,7 @@ fn extension(
         outcome => outcome.map_err(Error::from)?,
     };
     let (acceptance, orders) = header
-        .check(classic, &key.nonce)
+        .check(classic, &key.nonce, ORDER_MAX_EXTENDED)
         .map_err(|error| Error::from(PeerError::from(error)))?;
     Ok(Some(Offered {
         page,

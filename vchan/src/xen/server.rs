@@ -17,7 +17,7 @@ use crate::channel::Channel;
 use crate::error::{Error, Result};
 use crate::extension::Header;
 use crate::extension_page::{ExtensionPage, new_nonce};
-use crate::layout::{Format, Orders, RingPlace, RingSizes, Role};
+use crate::layout::{Format, ORDER_MAX_EXTENDED, Orders, RingPlace, RingSizes, Role};
 use crate::reactor::{Handle, Token};
 use crate::setup::Setup;
 use crate::shm::{ControlPage, Region};
@@ -89,10 +89,11 @@ impl Server {
         rings: RingSizes,
     ) -> Result<Self> {
         let path: ChannelPath = path.parse()?;
-        let orders = Orders::choose_for(setup.format, rings).map_err(|error| {
-            let advice = format!("ask for at most {} bytes a ring", error.most);
-            Error::setup(error.to_string(), advice)
-        })?;
+        let orders =
+            Orders::choose_for(setup.format, ORDER_MAX_EXTENDED, rings).map_err(|error| {
+                let advice = format!("ask for at most {} bytes a ring", error.most);
+                Error::setup(error.to_string(), advice)
+            })?;
         let deadline = Instant::now() + STORE_TIME;
         let store = Store::open(deadline)?;
         let life = PeerDomain::watch(peer, store, deadline)?;

@@ -228,7 +228,7 @@ pub(crate) enum Backend {
 /// How large the server makes its rings.
 #[derive(Debug, Clone, Args)]
 pub(crate) struct Rings {
-    /// Bytes of each ring, at most 2M, or 1M with --classic; K and M are allowed [default: 256K, less where the kernel
+    /// Bytes of each ring, at most 2M, or 8M with --backend local, 1M with --classic; K and M are allowed [default: 256K, less where the kernel
     /// grants fewer pages; with --backend local the most there is].
     #[arg(long, value_name = "BYTES", value_parser = bytes)]
     ring: Option<usize>,

@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
-use vchan::layout::Orders;
+use vchan::layout::{ORDER_MAX_EXTENDED, ORDER_MAX_LOCAL, Orders};
 use vchan::local::{self, Listener};
 use vchan::{Channel, DomId, Error, RingSizes, xen};
 
@@ -25,7 +25,11 @@ pub(crate) fn serve(place: &Place, rings: &Rings) -> Result<Channel, Failure> {
 /// [`serve`] with given sizes, or with the default.
 pub(crate) fn serve_sizes(place: &Place, rings: Option<RingSizes>) -> Result<Channel, Failure> {
     // Before anybody is made to wait.
-    Orders::choose_for(place.format(), rings.unwrap_or_default()).map_err(|error| {
+    let most = match place.backend {
+        Backend::Xen => ORDER_MAX_EXTENDED,
+        Backend::Local => ORDER_MAX_LOCAL,
+    };
+    Orders::choose_for(place.format(), most, rings.unwrap_or_default()).map_err(|error| {
         let advice = format!("ask for rings of at most {} bytes", error.most);
         Failure::new(error.to_string(), advice)
     })?;
