@@ -144,6 +144,7 @@
 //! server, the **right** ring server to client. Sizes are in bytes.
 
 pub mod address;
+mod ahead;
 pub mod backend;
 mod both;
 pub mod channel;

@@ -4,6 +4,7 @@
 use std::io;
 use std::time::{Duration, Instant};
 
+use crate::ahead::Ahead;
 use crate::channel::PeerEnd;
 use crate::error::{Error, Result};
 use crate::linger::Linger;
@@ -33,6 +34,7 @@ pub struct Reader {
     ended: bool,
     pub(crate) spin: Spin,
     linger: Linger,
+    ahead: Ahead,
     pub(crate) timeout: Option<Duration>,
     pub(crate) bytes: u64,
     /// Up to which byte of the stream `peek` has shown it.
@@ -44,6 +46,7 @@ impl Reader {
         let step = copy_step(ring.size());
         Self {
             end,
+            ahead: Ahead::new(ring.size()),
             ring,
             shared,
             step,
@@ -282,7 +285,8 @@ impl Reader {
         self.end.peers_index() != self.ring.prod()
     }
 
-    /// Reads the peer's index for a call that wants `wanted` bytes, after a few pauses where that pays.
+    /// Reads the peer's index for a call that wants `wanted` bytes, after a few pauses or more than once
+    /// where that pays.
     fn refresh_for(&mut self, wanted: u32) -> Result<()> {
         let before = self.ring.available();
         // Relaxed: a guess at whether this side answers, on which nothing else depends.
@@ -291,8 +295,22 @@ impl Reader {
             std::hint::spin_loop();
         }
         self.refresh()?;
-        self.linger.found(self.ring.available() - before);
-        Ok(())
+        let found = self.ring.available() - before;
+        self.linger.found(found);
+        let available = self.ring.available();
+        let Some(distance) = self.ahead.look(found, available, sent) else {
+            return Ok(());
+        };
+        if !self.spin.is_allowed() {
+            return Ok(());
+        }
+        let mut ahead = std::mem::take(&mut self.ahead);
+        let outcome = ahead.wait(distance, available, || {
+            self.refresh()?;
+            Ok(self.ring.available())
+        });
+        self.ahead = ahead;
+        outcome
     }
 
     /// Drops what is there, for a close. Returns whether there was anything.

@@ -4,6 +4,7 @@
 use std::io;
 use std::time::{Duration, Instant};
 
+use crate::ahead::Ahead;
 use crate::error::Result;
 use crate::ring::{Producer, Span};
 use crate::ring_end::RingEnd;
@@ -28,6 +29,7 @@ pub struct Writer {
     /// The most that is copied between two publications.
     step: u32,
     pub(crate) spin: Spin,
+    ahead: Ahead,
     pub(crate) timeout: Option<Duration>,
     pub(crate) bytes: u64,
     /// Up to which byte of the stream `reserve` has handed out room.
@@ -39,6 +41,7 @@ impl Writer {
         let step = copy_step(ring.size());
         Self {
             end,
+            ahead: Ahead::new(ring.size()),
             ring,
             shared,
             step,
@@ -323,7 +326,7 @@ impl Writer {
         while done < buf.len() {
             let left = u32::try_from(buf.len() - done).unwrap_or(u32::MAX);
             if self.ring.free() < left {
-                match self.refresh() {
+                match self.refresh_apart() {
                     // What was written so far counts; the error is sticky and comes next time.
                     Err(_) if done > 0 => break,
                     outcome => outcome?,
@@ -360,6 +363,28 @@ impl Writer {
         // Relaxed: read by this side's reader only, as a hint.
         self.shared.sent.store(prod, Ordering::Relaxed);
         self.shared.publish(&self.end, prod)
+    }
+
+    /// Reads the peer's index, and more than once where the reader is close ahead.
+    fn refresh_apart(&mut self) -> Result<()> {
+        let before = self.ring.free();
+        self.refresh()?;
+        let found = self.ring.free() - before;
+        // Nothing answers here: a ring that stays nearly full is that of a stream.
+        let free = self.ring.free();
+        let Some(distance) = self.ahead.look(found, free, 0) else {
+            return Ok(());
+        };
+        if !self.spin.is_allowed() {
+            return Ok(());
+        }
+        let mut ahead = std::mem::take(&mut self.ahead);
+        let outcome = ahead.wait(distance, free, || {
+            self.refresh()?;
+            Ok(self.ring.free())
+        });
+        self.ahead = ahead;
+        outcome
     }
 
     /// Reads the peer's index, once, and checks it.

@@ -17,6 +17,8 @@
     reason = "of the crate's files each test uses a part"
 )]
 
+#[path = "../src/ahead.rs"]
+mod ahead;
 #[path = "loom/backend.rs"]
 mod backend;
 #[path = "../src/both.rs"]

@@ -1,0 +1,196 @@
+#![forbid(unsafe_code)]
+//! How the two sides of a long stream get apart.
+//!
+//! A reader right behind the writer fetches each line out of the writer's own cache, at a third of
+//! the rate at which it comes out of the cache that all processors share; and the writer, on its next
+//! way round the ring, fetches it out of the reader's. Once the two are further apart than a
+//! processor's own cache is large, both run at full speed and stay apart. So a reader that has
+//! followed closely for a while waits once until that much is there; never on a side that answers,
+//! never for a writer that pauses, and ever more rarely where it does not help. A writer whose ring
+//! stays nearly full does the same with the room that its reader makes.
+
+use crate::error::Result;
+
+/// The distance: more than a processor's second-level cache holds.
+const DISTANCE: u32 = 3 << 20;
+/// Rings below this have no room for it on both sides.
+const SMALLEST_RING: u32 = 8 << 20;
+/// Distances to let pass after one that did not last: at first, and at most.
+const REST: (u32, u32) = (1, 256);
+
+/// Pauses of the processor between two looks.
+const PAUSES: u32 = 16;
+/// Looks without a step of the other side after which it is taken to pause.
+const PATIENCE: u32 = 32;
+/// Looks in all: well below a millisecond.
+const MOST_LOOKS: u32 = 1 << 10;
+
+/// What one half of a channel has learnt.
+#[derive(Debug, Default)]
+pub(crate) struct Ahead {
+    /// Zero where the ring is too small.
+    distance: u32,
+    /// Bytes found so far in this stream, each time with the other side close ahead.
+    close: u32,
+    /// How far this side had written at the last look.
+    sent: u32,
+    /// The distance was reached; what the next look finds says whether it lasts.
+    reached: bool,
+    rest: u32,
+    next_rest: u32,
+}
+
+impl Ahead {
+    pub(crate) fn new(ring: u32) -> Self {
+        Self {
+            distance: if ring < SMALLEST_RING { 0 } else { DISTANCE },
+            close: 0,
+            sent: 0,
+            reached: false,
+            rest: 0,
+            next_rest: REST.0,
+        }
+    }
+
+    /// Notes that a look found `found` bytes, `available` in all, on a side that has written up to
+    /// the index `sent`. Returns the distance to wait for, if that may pay.
+    #[inline]
+    pub(crate) fn look(&mut self, found: u32, available: u32, sent: u32) -> Option<u32> {
+        if self.distance == 0 || found == 0 {
+            return None;
+        }
+        self.learn(found, available, sent)
+    }
+
+    fn learn(&mut self, found: u32, available: u32, sent: u32) -> Option<u32> {
+        let answers = std::mem::replace(&mut self.sent, sent) != sent;
+        if std::mem::take(&mut self.reached) {
+            match available >= self.distance / 2 {
+                true => self.next_rest = REST.0,
+                false => self.pay_less(),
+            }
+        }
+        if answers || available >= self.distance {
+            self.close = 0;
+            return None;
+        }
+        self.close = self.close.saturating_add(found);
+        if self.close < self.distance {
+            return None;
+        }
+        self.close = 0;
+        if self.rest > 0 {
+            self.rest -= 1;
+            return None;
+        }
+        Some(self.distance)
+    }
+
+    /// Waits a moment until `distance` bytes are there, of which there are `available` now, as long
+    /// as `look` finds more.
+    ///
+    /// # Errors
+    /// Those of `look`.
+    #[cold]
+    pub(crate) fn wait(
+        &mut self,
+        distance: u32,
+        mut available: u32,
+        mut look: impl FnMut() -> Result<u32>,
+    ) -> Result<()> {
+        let (mut looks, mut still) = (0, 0);
+        while available < distance && looks < MOST_LOOKS && still < PATIENCE {
+            for _ in 0..PAUSES {
+                std::hint::spin_loop();
+            }
+            let before = std::mem::replace(&mut available, look()?);
+            looks += 1;
+            still = if available == before { still + 1 } else { 0 };
+        }
+        self.reached = available >= distance;
+        if !self.reached {
+            self.pay_less();
+        }
+        Ok(())
+    }
+
+    fn pay_less(&mut self) {
+        self.rest = self.next_rest;
+        self.next_rest = (self.next_rest * 2).min(REST.1);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const RING: u32 = 8 << 20;
+    const STEP: u32 = 64 << 10;
+
+    /// Looks that find the other side close, until one asks for the distance; how many.
+    fn looks_until_asked(ahead: &mut Ahead, most: u32) -> Option<u32> {
+        (1..=most).find(|_| ahead.look(STEP, STEP, 0).is_some())
+    }
+
+    #[test]
+    fn a_long_stream_close_behind_asks_once_for_the_distance() {
+        let mut ahead = Ahead::new(RING);
+        assert_eq!(looks_until_asked(&mut ahead, 1000), Some(DISTANCE / STEP));
+        let mut there = STEP;
+        let found = ahead.wait(DISTANCE, there, || {
+            there += STEP;
+            Ok(there)
+        });
+        assert!(found.is_ok() && there >= DISTANCE);
+        for _ in 0..1000 {
+            assert_eq!(ahead.look(STEP, DISTANCE, 0), None, "they are apart");
+        }
+    }
+
+    #[test]
+    fn neither_answers_nor_small_rings_wait() {
+        let mut ahead = Ahead::new(RING);
+        for sent in 1..1000 {
+            assert_eq!(ahead.look(STEP, STEP, sent), None);
+        }
+        assert_eq!(looks_until_asked(&mut Ahead::new(RING / 2), 10_000), None);
+    }
+
+    #[test]
+    fn a_side_that_pauses_is_not_waited_for() {
+        let mut ahead = Ahead::new(RING);
+        let mut looks = 0;
+        let waited = ahead.wait(DISTANCE, STEP, || {
+            looks += 1;
+            Ok(STEP)
+        });
+        assert!(waited.is_ok());
+        assert_eq!(looks, PATIENCE);
+    }
+
+    #[test]
+    fn a_slow_side_is_waited_for_within_bounds() {
+        let mut ahead = Ahead::new(RING);
+        let mut there = STEP;
+        let waited = ahead.wait(DISTANCE, there, || {
+            there += 1;
+            Ok(there)
+        });
+        assert!(waited.is_ok());
+        assert_eq!(there, STEP + MOST_LOOKS);
+    }
+
+    #[test]
+    fn what_does_not_last_becomes_rare() {
+        let mut ahead = Ahead::new(RING);
+        let mut asked = 0;
+        for _ in 0..100_000 {
+            if ahead.look(STEP, STEP, 0).is_some() {
+                asked += 1;
+                let reached = ahead.wait(DISTANCE, STEP, || Ok(DISTANCE));
+                assert!(reached.is_ok());
+            }
+        }
+        assert!(asked < 20, "{asked} times in vain");
+    }
+}
