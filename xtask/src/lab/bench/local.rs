@@ -30,6 +30,9 @@ const KINDS: [&str; 10] = [
     "socket-pair-together",
 ];
 
+/// Rings in bytes, unless told otherwise: the last is the default of a channel.
+const RINGS: [usize; 2] = [1 << 20, 8 << 20];
+
 /// All of them, for the program.
 const POINTS: &str = "sink,source,echo,produce:65536,produce-in-place:65536,consume:65536,\
                       consume-in-place:65536,memcpy,socket-pair,socket-pair-together";
@@ -48,7 +51,7 @@ pub(super) fn run(options: &Local) -> Result<()> {
     let vchan = prebuilt::vchan(options.prebuilt.as_deref())?;
     let processors = std::thread::available_parallelism().map_or(1, usize::from);
     let mut found = Vec::new();
-    for ring in rings(options.rings.as_deref())? {
+    for ring in rings(options.rings.as_deref(), &RINGS)? {
         let mut figures = Figures::new();
         for round in 1..=rounds {
             eprintln!("bench: ring {ring}, round {round} of {rounds}");

@@ -33,10 +33,7 @@ struct Figures {
 pub(super) fn run(options: &Regions) -> Result<()> {
     let rounds = options.rounds.unwrap_or(3).max(1);
     let time = seconds(options.time)?;
-    let sizes = match &options.rings {
-        Some(list) => rings(Some(list))?,
-        None => vec![64 << 10, 256 << 10, 1 << 20],
-    };
+    let sizes = rings(options.rings.as_deref(), &[64 << 10, 256 << 10, 1 << 20])?;
     let prebuilt = prebuilt::obtain(options.prebuilt.as_deref())?;
     let mut host = boot(&prebuilt)?;
     let mut found: BTreeMap<usize, Figures> = BTreeMap::new();
