@@ -12,10 +12,12 @@ use std::os::unix::net::UnixStream;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
+use nix::poll::{PollFd, PollFlags};
+
 use super::{descriptors, memory};
 use crate::error::{Error, PeerError, Result};
 use crate::layout::PAGE;
-use crate::poll::poll_readable;
+use crate::poll::{poll_now, poll_readable};
 use crate::region::header::Header;
 use crate::region::ledger::MOST_REGIONS;
 use crate::region::{
@@ -118,7 +120,8 @@ impl Handover {
             if let Some(error) = &inbox.broken {
                 return Err(error.clone().into());
             }
-            if !poll_readable(&[self.stream.as_fd()], Instant::now())? {
+            let stream = PollFd::new(self.stream.as_fd(), PollFlags::POLLIN);
+            if !poll_now(&mut [stream])? {
                 return Ok(None);
             }
             match self.receive() {
