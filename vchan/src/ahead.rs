@@ -13,8 +13,6 @@ use crate::error::Result;
 
 /// The distance: more than a processor's second-level cache holds.
 const DISTANCE: u32 = 3 << 20;
-/// Rings below this have no room for it on both sides.
-const SMALLEST_RING: u32 = 8 << 20;
 /// Distances to let pass after one that did not last: at first, and at most.
 const REST: (u32, u32) = (1, 256);
 
@@ -26,7 +24,7 @@ const PATIENCE: u32 = 32;
 const MOST_LOOKS: u32 = 1 << 10;
 
 /// What one half of a channel has learnt.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(crate) struct Ahead {
     /// Zero where the ring is too small.
     distance: u32,
@@ -43,7 +41,8 @@ pub(crate) struct Ahead {
 impl Ahead {
     pub(crate) fn new(ring: u32) -> Self {
         Self {
-            distance: if ring < SMALLEST_RING { 0 } else { DISTANCE },
+            // With room for it on both sides.
+            distance: if ring / 2 < DISTANCE { 0 } else { DISTANCE },
             close: 0,
             sent: 0,
             reached: false,
@@ -53,9 +52,28 @@ impl Ahead {
     }
 
     /// Notes that a look found `found` bytes, `available` in all, on a side that has written up to
+    /// the index `sent`; where it may pay, waits a moment for more by way of `look`.
+    ///
+    /// # Errors
+    /// Those of `look`.
+    #[inline]
+    pub(crate) fn keep_apart(
+        &mut self,
+        found: u32,
+        available: u32,
+        sent: u32,
+        look: impl FnMut() -> Result<u32>,
+    ) -> Result<()> {
+        match self.look(found, available, sent) {
+            Some(distance) => self.wait(distance, available, look),
+            None => Ok(()),
+        }
+    }
+
+    /// Notes that a look found `found` bytes, `available` in all, on a side that has written up to
     /// the index `sent`. Returns the distance to wait for, if that may pay.
     #[inline]
-    pub(crate) fn look(&mut self, found: u32, available: u32, sent: u32) -> Option<u32> {
+    fn look(&mut self, found: u32, available: u32, sent: u32) -> Option<u32> {
         if self.distance == 0 || found == 0 {
             return None;
         }
@@ -92,7 +110,7 @@ impl Ahead {
     /// # Errors
     /// Those of `look`.
     #[cold]
-    pub(crate) fn wait(
+    fn wait(
         &mut self,
         distance: u32,
         mut available: u32,

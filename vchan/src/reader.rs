@@ -297,20 +297,14 @@ impl Reader {
         self.refresh()?;
         let found = self.ring.available() - before;
         self.linger.found(found);
-        let available = self.ring.available();
-        let Some(distance) = self.ahead.look(found, available, sent) else {
-            return Ok(());
-        };
         if !self.spin.is_allowed() {
             return Ok(());
         }
-        let mut ahead = std::mem::take(&mut self.ahead);
-        let outcome = ahead.wait(distance, available, || {
-            self.refresh()?;
+        let available = self.ring.available();
+        self.ahead.keep_apart(found, available, sent, || {
+            observe(&mut self.ring, &self.end, &self.shared)?;
             Ok(self.ring.available())
-        });
-        self.ahead = ahead;
-        outcome
+        })
     }
 
     /// Drops what is there, for a close. Returns whether there was anything.
@@ -402,10 +396,15 @@ impl Reader {
     /// Reads the peer's index, once, and checks it.
     #[inline]
     fn refresh(&mut self) -> Result<()> {
-        self.ring
-            .observe(self.end.peers_index())
-            .map_err(|error| self.shared.fail(error))
+        observe(&mut self.ring, &self.end, &self.shared)
     }
+}
+
+/// [`Reader::refresh`] of a part of it.
+#[inline]
+fn observe(ring: &mut Consumer, end: &RingEnd, shared: &Shared) -> Result<()> {
+    ring.observe(end.peers_index())
+        .map_err(|error| shared.fail(error))
 }
 
 /// A reader that waits for a number of bytes.

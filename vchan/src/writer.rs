@@ -370,30 +370,29 @@ impl Writer {
         let before = self.ring.free();
         self.refresh()?;
         let found = self.ring.free() - before;
-        // Nothing answers here: a ring that stays nearly full is that of a stream.
-        let free = self.ring.free();
-        let Some(distance) = self.ahead.look(found, free, 0) else {
-            return Ok(());
-        };
         if !self.spin.is_allowed() {
             return Ok(());
         }
-        let mut ahead = std::mem::take(&mut self.ahead);
-        let outcome = ahead.wait(distance, free, || {
-            self.refresh()?;
+        // Nothing answers here: a ring that stays nearly full is that of a stream.
+        let free = self.ring.free();
+        self.ahead.keep_apart(found, free, 0, || {
+            observe(&mut self.ring, &self.end, &self.shared)?;
             Ok(self.ring.free())
-        });
-        self.ahead = ahead;
-        outcome
+        })
     }
 
     /// Reads the peer's index, once, and checks it.
     #[inline]
     fn refresh(&mut self) -> Result<()> {
-        self.ring
-            .observe(self.end.peers_index())
-            .map_err(|error| self.shared.fail(error))
+        observe(&mut self.ring, &self.end, &self.shared)
     }
+}
+
+/// [`Writer::refresh`] of a part of it.
+#[inline]
+fn observe(ring: &mut Producer, end: &RingEnd, shared: &Shared) -> Result<()> {
+    ring.observe(end.peers_index())
+        .map_err(|error| shared.fail(error))
 }
 
 /// A writer that waits for room.
