@@ -326,9 +326,8 @@ impl Reader {
             Ok(len) if len <= most && !self.shared.is_unusable() => len,
             _ => return Ok(false),
         };
-        self.copy_out(buf, len);
+        self.take_next(buf, len)?;
         self.bytes += u64::from(len);
-        self.advance(len)?;
         Ok(true)
     }
 
@@ -366,28 +365,31 @@ impl Reader {
             if len == 0 {
                 break;
             }
-            self.copy_out(&mut buf[done..done + len as usize], len);
+            let next = &mut buf[done..done + len as usize];
             done += len as usize;
-            self.advance(len)?;
+            self.take_next(next, len)?;
         }
         self.bytes += done as u64;
         Ok(done)
     }
 
-    /// Copies the next `len` bytes, which are there, to `to`, which is that long.
+    /// Moves the next `len` bytes, which are there, to `to`, which is that long.
     #[inline]
-    fn copy_out(&self, to: &mut [u8], len: u32) {
+    fn take_next(&mut self, to: &mut [u8], len: u32) -> Result<()> {
+        // The private cursor first, as in `Writer::put_next`.
         let span = self.ring.readable(len);
+        let cons = self.ring.advance(len);
         if span.second == 0 {
-            return self.end.memory.copy_out(span.offset, to);
+            self.end.memory.copy_out(span.offset, to);
+        } else {
+            let (first, second) = to.split_at_mut(span.first);
+            self.end.memory.copy_out(span.offset, first);
+            self.end.memory.copy_out(0, second);
         }
-        let (first, second) = to.split_at_mut(span.first);
-        self.end.memory.copy_out(span.offset, first);
-        self.end.memory.copy_out(0, second);
+        self.shared.publish(&self.end, cons)
     }
 
     /// Gives the next `len` bytes, which are there, back to the peer.
-    #[inline]
     fn advance(&mut self, len: u32) -> Result<()> {
         let cons = self.ring.advance(len);
         self.shared.publish(&self.end, cons)

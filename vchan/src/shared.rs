@@ -156,9 +156,9 @@ impl Shared {
     /// [`peer_gone`](Self::peer_gone), at the latest when the ring is full.
     #[inline]
     pub(crate) fn may_write(&self) -> bool {
-        !self.is_unusable()
-            && !self.gone.load(Ordering::Relaxed)
-            && self.peers_live.load(Ordering::Relaxed) == live::CONNECTED
+        !(self.is_unusable()
+            | self.gone.load(Ordering::Relaxed)
+            | (self.peers_live.load(Ordering::Relaxed) != live::CONNECTED))
     }
 
     /// Whether the peer has closed or died. What it wrote before is still in the ring: a reader

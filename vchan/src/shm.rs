@@ -237,8 +237,9 @@ impl Region {
 
     #[inline]
     fn check(&self, offset: usize, len: usize) {
-        if offset > self.len || len > self.len - offset {
-            outside(offset, len, self.len);
+        match offset.checked_add(len) {
+            Some(end) if end <= self.len => {}
+            _ => outside(offset, len, self.len),
         }
     }
 }
@@ -274,19 +275,23 @@ unsafe fn copy(from: *const u8, to: *mut u8, len: usize) {
     }
     // SAFETY: each arm moves bytes of the `len` only.
     unsafe {
-        match len {
-            0 => {}
-            1 => *to = *from,
-            2..4 => ends::<u16>(from, to, len),
-            4..8 => ends::<u32>(from, to, len),
-            8..16 => ends::<u64>(from, to, len),
-            16..=32 => ends::<[u64; 2]>(from, to, len),
-            33..=SMALL => ends::<[u64; 4]>(from, to, len),
-            _ => std::ptr::copy_nonoverlapping(from, to, len),
+        if len > SMALL {
+            std::ptr::copy_nonoverlapping(from, to, len);
+        } else if len > 32 {
+            ends::<[u64; 4]>(from, to, len);
+        } else if len >= 16 {
+            ends::<[u64; 2]>(from, to, len);
+        } else if len >= 8 {
+            ends::<u64>(from, to, len);
+        } else if len >= 4 {
+            ends::<u32>(from, to, len);
+        } else if len >= 2 {
+            ends::<u16>(from, to, len);
+        } else if len == 1 {
+            *to = *from;
         }
     }
 }
-
 /// A word shared with the peer, and what keeps it mapped.
 pub struct SharedU32 {
     at: NonNull<AtomicU32>,

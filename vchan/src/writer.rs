@@ -310,9 +310,8 @@ impl Writer {
             Ok(len) if len <= most && self.shared.may_write() => len,
             _ => return Ok(false),
         };
-        self.copy_in(buf, len);
+        self.put_next(buf, len)?;
         self.bytes += u64::from(len);
-        self.advance(len)?;
         Ok(true)
     }
 
@@ -336,30 +335,38 @@ impl Writer {
             if len == 0 {
                 break;
             }
-            self.copy_in(&buf[done..done + len as usize], len);
+            let next = &buf[done..done + len as usize];
             done += len as usize;
-            self.advance(len)?;
+            self.put_next(next, len)?;
         }
         self.bytes += done as u64;
         Ok(done)
     }
 
-    /// Copies `from`, which is `len` bytes long, to where the next bytes go; there is room.
+    /// Hands `from`, which is `len` bytes long, to the peer; there is room.
     #[inline]
-    fn copy_in(&self, from: &[u8], len: u32) {
+    fn put_next(&mut self, from: &[u8], len: u32) -> Result<()> {
+        // The private cursor first: a copy to where anything may lie would have it loaded again.
         let span = self.ring.writable(len);
+        let prod = self.ring.advance(len);
         if span.second == 0 {
-            return self.end.memory.copy_in(span.offset, from);
+            self.end.memory.copy_in(span.offset, from);
+        } else {
+            let (first, second) = from.split_at(span.first);
+            self.end.memory.copy_in(span.offset, first);
+            self.end.memory.copy_in(0, second);
         }
-        let (first, second) = from.split_at(span.first);
-        self.end.memory.copy_in(span.offset, first);
-        self.end.memory.copy_in(0, second);
+        self.publish(prod)
     }
 
-    /// Hands the next `len` bytes to the peer.
-    #[inline]
+    /// Hands the next `len` bytes, which lie in the ring, to the peer.
     fn advance(&mut self, len: u32) -> Result<()> {
         let prod = self.ring.advance(len);
+        self.publish(prod)
+    }
+
+    #[inline]
+    fn publish(&self, prod: u32) -> Result<()> {
         // Relaxed: read by this side's reader only, as a hint.
         self.shared.sent.store(prod, Ordering::Relaxed);
         self.shared.publish(&self.end, prod)
