@@ -56,4 +56,10 @@ impl Waits for Both<'_> {
         self.reader.no_longer_ask();
         self.writer.no_longer_ask();
     }
+
+    #[inline]
+    fn stay_awake(&mut self) {
+        self.reader.stay_awake();
+        self.writer.stay_awake();
+    }
 }

@@ -372,7 +372,17 @@ impl Channel {
         }
     }
 
-    /// Takes that back.
+    /// Tells the peer that it need not think of ringing until asked.
+    pub(crate) fn stay_awake(&self, interest: Interest) {
+        if reads(interest) {
+            self.reader.stay_awake();
+        }
+        if writes(interest) {
+            self.writer.stay_awake();
+        }
+    }
+
+    /// Takes [`ask`](Self::ask) back.
     pub(crate) fn no_longer_ask(&self, interest: Interest) {
         if reads(interest) {
             self.reader.no_longer_ask();

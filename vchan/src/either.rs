@@ -102,7 +102,10 @@ impl Either {
                 })
             })?;
             let (start, now) = match looked {
-                Looked::Ready => return Ok(()),
+                Looked::Ready => {
+                    sides.iter().for_each(Side::stay_awake);
+                    return Ok(());
+                }
                 Looked::InVain { start, now } => (start, now),
             };
             sides.iter().for_each(Side::ask);
@@ -185,6 +188,12 @@ impl Side<'_> {
     fn ask(&self) {
         if let Self::Channel(channel, interest) = self {
             channel.ask(*interest);
+        }
+    }
+
+    fn stay_awake(&self) {
+        if let Self::Channel(channel, interest) = self {
+            channel.stay_awake(*interest);
         }
     }
 

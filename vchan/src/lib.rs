@@ -168,6 +168,7 @@ pub mod reader;
 pub mod region;
 pub mod ring;
 mod ring_end;
+mod settle;
 mod setup;
 mod shared;
 pub mod shm;

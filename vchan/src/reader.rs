@@ -279,6 +279,12 @@ impl Reader {
         self.end.ask.disarm();
     }
 
+    /// Lets the peer know that looking has paid, and goes on.
+    #[inline]
+    pub(crate) fn stay_awake(&self) {
+        self.end.ask.stay_awake();
+    }
+
     /// Whether the peer's index is another one than was last seen.
     #[inline]
     pub(crate) fn has_moved(&self) -> bool {
@@ -450,6 +456,11 @@ impl Waits for ForData<'_> {
 
     fn withdraw(&mut self) {
         self.reader.no_longer_ask();
+    }
+
+    #[inline]
+    fn stay_awake(&mut self) {
+        self.reader.stay_awake();
     }
 }
 

@@ -36,6 +36,8 @@ pub(crate) trait Waits {
     fn ask(&mut self, wish: Wish);
     /// Takes that back.
     fn withdraw(&mut self);
+    /// Tells the peer that it need not think of ringing until asked.
+    fn stay_awake(&mut self);
 }
 
 /// Waits until [`Wish::Enough`] is there, and for a moment for [`Wish::Plenty`].
@@ -67,7 +69,10 @@ fn wait_with(
             false => Ok(false),
         })?;
         let (start, now) = match looked {
-            Looked::Ready => return Ok(()),
+            Looked::Ready => {
+                side.stay_awake();
+                return Ok(());
+            }
             Looked::InVain { start, now } => (start, now),
         };
         if insists && side.is_ready(Wish::Enough)? {

@@ -276,6 +276,12 @@ impl Writer {
         self.end.ask.disarm();
     }
 
+    /// Lets the peer know that looking has paid, and goes on.
+    #[inline]
+    pub(crate) fn stay_awake(&self) {
+        self.end.ask.stay_awake();
+    }
+
     /// Whether the peer's index is another one than was last seen.
     #[inline]
     pub(crate) fn has_moved(&self) -> bool {
@@ -439,6 +445,11 @@ impl Waits for ForRoom<'_> {
     fn withdraw(&mut self) {
         self.writer.no_longer_ask();
     }
+
+    #[inline]
+    fn stay_awake(&mut self) {
+        self.writer.stay_awake();
+    }
 }
 
 impl ForRoom<'_> {
@@ -483,6 +494,11 @@ impl Waits for ForDrain<'_> {
 
     fn withdraw(&mut self) {
         self.writer.no_longer_ask();
+    }
+
+    #[inline]
+    fn stay_awake(&mut self) {
+        self.writer.stay_awake();
     }
 }
 
