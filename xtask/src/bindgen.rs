@@ -21,7 +21,7 @@ mod flags {
 /// Runs `cargo xtask bindgen` with the arguments that follow its name.
 pub(crate) fn main(args: Vec<OsString>) -> Result<()> {
     let check = flags::Bindgen::from_vec(args)
-        .unwrap_or_else(|error| error.exit())
+        .unwrap_or_else(|error| crate::help_or_misuse(error))
         .check;
     let root = Path::new(env!("CARGO_MANIFEST_DIR"))
         .parent()

@@ -18,7 +18,7 @@ mod flags {
 
 /// Runs `cargo xtask demo`.
 pub(crate) fn main(args: Vec<OsString>) -> Result<()> {
-    flags::Demo::from_vec(args).unwrap_or_else(|error| error.exit());
+    flags::Demo::from_vec(args).unwrap_or_else(|error| crate::help_or_misuse(error));
     eprintln!("demo: building vgpu-mediatord and vgpu (the first time takes a minute or two)");
     let programs = build()?;
     let dir = std::env::temp_dir().join(format!("vgpu-demo-{}", std::process::id()));

@@ -41,7 +41,7 @@ const MAX_LEN: &str = "-max_len=4096";
 /// Runs `cargo xtask fuzz ARGS`; fails at the first target for which an input was found that breaks
 /// it, and says where that input lies.
 pub(crate) fn main(args: Vec<OsString>) -> Result<()> {
-    let flags = flags::Fuzz::from_vec(args).unwrap_or_else(|error| error.exit());
+    let flags = flags::Fuzz::from_vec(args).unwrap_or_else(|error| crate::help_or_misuse(error));
     let all = targets()?;
     if flags.list {
         all.iter().for_each(|name| println!("{name}"));

@@ -5,6 +5,7 @@
 //! [`SUBCOMMANDS`].
 
 use std::ffi::OsString;
+use std::io::Write;
 use std::path::Path;
 use std::process::ExitCode;
 
@@ -69,6 +70,16 @@ const SUBCOMMANDS: &[Subcommand] = &[
         run: lab::bench::main,
     },
 ];
+
+/// Ends the program with the help that was asked for, or with what is wrong with its arguments.
+fn help_or_misuse(error: xflags::Error) -> ! {
+    if error.is_help() {
+        // Nobody reads further than `head` does.
+        let _ = writeln!(std::io::stdout(), "{error}");
+        std::process::exit(0)
+    }
+    error.exit()
+}
 
 fn main() -> ExitCode {
     let mut args = std::env::args_os().skip(1);

@@ -64,7 +64,8 @@ const PURE: &[&str] = &[
 
 /// Runs `cargo xtask sanitize ARGS`; fails if a test does, or if what was named cannot be run.
 pub(crate) fn main(args: Vec<OsString>) -> Result<()> {
-    let flags = flags::Sanitize::from_vec(args).unwrap_or_else(|error| error.exit());
+    let flags =
+        flags::Sanitize::from_vec(args).unwrap_or_else(|error| crate::help_or_misuse(error));
     let nightly = Nightly::find()?;
     let only = flags.only.as_deref();
     if let Some(which) = flags.which {

@@ -146,7 +146,7 @@ impl Drop for World {
 
 /// Runs `cargo xtask sshfs`.
 pub(crate) fn main(args: Vec<OsString>) -> Result<()> {
-    flags::Sshfs::from_vec(args).unwrap_or_else(|error| error.exit());
+    flags::Sshfs::from_vec(args).unwrap_or_else(|error| crate::help_or_misuse(error));
     apt::ensure(&["sshfs", "fuse3", "openssh-server"])?;
     let programs = mediator::build()?;
     let folder = std::env::temp_dir().join(format!("vgpu-sshfs-{}", std::process::id()));

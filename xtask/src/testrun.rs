@@ -121,7 +121,7 @@ const STEPS: &[Step] = &[
 
 /// Runs `cargo xtask test ARGS`; fails if a step fails or none ran.
 pub(crate) fn main(args: Vec<OsString>) -> Result<()> {
-    let flags = flags::Test::from_vec(args).unwrap_or_else(|error| error.exit());
+    let flags = flags::Test::from_vec(args).unwrap_or_else(|error| crate::help_or_misuse(error));
     if flags.list {
         STEPS.iter().for_each(|step| println!("{}", step.name));
         return Ok(());

@@ -43,7 +43,7 @@ use suite::{Context, Options, Totals};
 
 /// Runs `cargo xtask lab ARGS`.
 pub(crate) fn main(args: Vec<OsString>) -> Result<()> {
-    let flags = flags::Lab::from_vec(args).unwrap_or_else(|error| error.exit());
+    let flags = flags::Lab::from_vec(args).unwrap_or_else(|error| crate::help_or_misuse(error));
     let place = Where {
         host: flags.host,
         guests: flags.guest,

@@ -161,7 +161,7 @@ impl std::str::FromStr for RelayWhere {
 
 /// Runs `cargo xtask bench ARGS`.
 pub(crate) fn main(args: Vec<OsString>) -> Result<()> {
-    let flags = flags::Bench::from_vec(args).unwrap_or_else(|error| error.exit());
+    let flags = flags::Bench::from_vec(args).unwrap_or_else(|error| crate::help_or_misuse(error));
     match flags.subcommand {
         flags::BenchCmd::Vchan(options) => vchan(&options),
         flags::BenchCmd::Local(options) => local::run(&options),
