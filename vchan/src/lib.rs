@@ -147,6 +147,7 @@ pub mod address;
 mod ahead;
 pub mod backend;
 mod both;
+pub mod byte_count;
 pub mod channel;
 pub mod conformance;
 mod control_page;

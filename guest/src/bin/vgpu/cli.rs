@@ -43,9 +43,9 @@ pub(crate) struct Cli {
     #[arg(long, global = true, value_name = "TIME", value_parser = parse_time)]
     pub(crate) timeout: Option<Duration>,
 
-    /// Bytes of the shared ring in each direction [default: 1048576 over local:; over xen: 262144, or
-    /// less where pages are short]
-    #[arg(long, global = true, value_name = "BYTES")]
+    /// Bytes of the shared ring in each direction: 65536, 64K, 1M [default: 1M over local:; over xen:
+    /// 256K, or less where pages are short]
+    #[arg(long, global = true, value_name = "BYTES", value_parser = vchan::byte_count::parse)]
     pub(crate) ring: Option<usize>,
 
     /// Log more to stderr; twice for still more

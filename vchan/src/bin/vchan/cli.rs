@@ -4,7 +4,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
-use vchan::{DomId, Format, RingSizes, Setup};
+use vchan::{DomId, Format, RingSizes, Setup, byte_count};
 
 use crate::bench::Points;
 use crate::cycles::Rounds;
@@ -93,7 +93,7 @@ pub(crate) enum Command {
         #[command(flatten)]
         rings: Rings,
         /// Bytes of the region; K and M are allowed.
-        #[arg(long, value_name = "BYTES", default_value = "2M", value_parser = bytes)]
+        #[arg(long, value_name = "BYTES", default_value = "2M", value_parser = byte_count::parse)]
         bytes: usize,
     },
     /// Map the shared region of a `region-serve` and use it.
@@ -230,10 +230,10 @@ pub(crate) enum Backend {
 pub(crate) struct Rings {
     /// Bytes of each ring, at most 2M, or 8M with --backend local, 1M with --classic; K and M are allowed [default: 256K, less where the kernel
     /// grants fewer pages; with --backend local the most there is].
-    #[arg(long, value_name = "BYTES", value_parser = bytes)]
+    #[arg(long, value_name = "BYTES", value_parser = byte_count::parse)]
     ring: Option<usize>,
     /// Bytes of the ring that this side writes, where it shall differ from --ring.
-    #[arg(long, value_name = "BYTES", value_parser = bytes, requires = "ring")]
+    #[arg(long, value_name = "BYTES", value_parser = byte_count::parse, requires = "ring")]
     write_ring: Option<usize>,
 }
 
@@ -333,25 +333,8 @@ fn seconds(text: &str) -> Result<Duration, String> {
         .ok_or_else(|| "a number of seconds, at most a year, is needed".to_owned())
 }
 
-fn bytes(text: &str) -> Result<usize, String> {
-    let (digits, unit) = match text.as_bytes().last() {
-        Some(b'K' | b'k') => (&text[..text.len() - 1], 1 << 10),
-        Some(b'M' | b'm') => (&text[..text.len() - 1], 1 << 20),
-        _ => (text, 1),
-    };
-    let plain = digits.bytes().all(|byte| byte.is_ascii_digit());
-    match digits
-        .parse::<usize>()
-        .ok()
-        .and_then(|number| number.checked_mul(unit))
-    {
-        Some(bytes) if plain && bytes > 0 => Ok(bytes),
-        _ => Err("a number of bytes such as 65536, 64K or 1M is needed".to_owned()),
-    }
-}
-
 fn amount(text: &str) -> Result<u64, String> {
-    Ok(bytes(text)? as u64)
+    Ok(byte_count::parse(text)? as u64)
 }
 
 #[cfg(test)]
@@ -365,22 +348,7 @@ mod tests {
     }
 
     #[test]
-    fn sizes_and_times() {
-        assert_eq!(bytes("65536"), Ok(65536));
-        assert_eq!(bytes("64K"), Ok(65536));
-        assert_eq!(bytes("1M"), Ok(1 << 20));
-        for text in [
-            "",
-            "0",
-            "K",
-            "-1",
-            "+1",
-            "1.5K",
-            "1G",
-            "99999999999999999999",
-        ] {
-            assert!(bytes(text).is_err(), "{text:?}");
-        }
+    fn times() {
         assert_eq!(seconds("0.5"), Ok(Duration::from_millis(500)));
         for text in ["", "-1", "nan", "inf", "1e99"] {
             assert!(seconds(text).is_err(), "{text:?}");
