@@ -30,7 +30,7 @@
 //! The mover's fence costs more than all the rest of a small message: it waits until the line that was
 //! just written has come from the other processor. So a side that keeps looking by itself says so:
 //! its word is [`AWAKE`], and the mover neither fences nor rings. Who wants to sleep then takes that
-//! back first and lets it [settle](crate::settle):
+//! back first and lets it settle (`settle.rs`):
 //!
 //! ```text
 //!   mover                                sleeper
@@ -148,9 +148,9 @@ pub trait WaitWord {
     fn take(&self);
     /// A sequentially consistent fence.
     fn fence();
-    /// [`settle::unfenced`].
+    /// Runs a publication without a fence: marks, for a model, what [`settle`](Self::settle) waits for.
     fn unfenced<R>(publication: impl FnOnce() -> R) -> R;
-    /// [`settle::settle`].
+    /// Returns once every such publication either sees what this thread has stored, or can be seen by it.
     fn settle();
 }
 
