@@ -19,8 +19,8 @@ pub(crate) const CASES: &[Case] = &[Case::new("faults/case-31-35-restored", &[],
     outcome
 })];
 
-/// Saving and restoring write and read the guest's memory.
-const RESTORE_LIMIT: Duration = Duration::from_secs(600);
+/// Saving and restoring write and read the guest's memory. More than the limits in the script.
+const RESTORE_LIMIT: Duration = Duration::from_secs(420);
 
 /// In dom0. Two clients stand still while their guest goes and another gets its number: one that waits
 /// for a server, and one whose pages the guest grants.
@@ -43,20 +43,20 @@ until_ grep -qs domain-watch /proc/$waits/task/*/comm
 kill -STOP $waits $holds
 # Keeps the number (-D), which libxl otherwise gives to nobody for a minute.
 export LIBXL_DOMID_REUSE_TIMEOUT=0
-xl save -D $domid saved >save.log 2>&1 || { tail -n 3 save.log; exit 77; }
+timeout 120 xl save -D $domid saved >save.log 2>&1 || { tail -n 3 save.log; exit 77; }
 # The guest's configuration is text near the beginning of the file: another uuid of the same length.
 old=$(head -c 2000 saved | tr '\0,' '.\n' | sed -n 's/.*"uuid": "\([-0-9a-f]*\)".*/\1/p')
 at=$(head -c 2000 saved | tr '\0\n' '..' | awk -v uuid="$old" '{ print index($0, uuid) }')
 [ ${#old} = 36 ] && [ "$at" -gt 0 ] || { echo "no uuid in the file"; exit 77; }
 new=$(cat /proc/sys/kernel/random/uuid)
 printf %s $new | dd of=saved bs=1 seek=$((at - 1)) conv=notrunc 2>/dev/null
-xl restore saved >restore.log 2>&1 && echo "restored beside its predecessor"
+timeout 60 xl restore saved >restore.log 2>&1 && echo "restored beside its predecessor"
 grep -o 'creation fail: File exists' restore.log
 kill -KILL $holds
 until_ eval "! xl list $domid"
 # For libxl a number given back in the same second is in use still, whatever the timeout.
 sleep 2
-xl restore saved >restore.log 2>&1 || { tail -n 3 restore.log; exit 1; }
+timeout 120 xl restore saved >restore.log 2>&1 || { tail -n 5 restore.log; exit 1; }
 rm saved
 xl list -v victim | grep -q " $domid .* $new" && echo "another domain has the number"
 kill -CONT $waits
