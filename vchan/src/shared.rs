@@ -156,7 +156,7 @@ impl Shared {
     /// [`peer_gone`](Self::peer_gone), at the latest when the ring is full.
     #[inline]
     pub(crate) fn may_write(&self) -> bool {
-        // All three, for one branch.
+        // Not short-circuit: fewer branches.
         !(self.is_unusable()
             | self.gone.load(Ordering::Relaxed)
             | (self.peers_live.load(Ordering::Relaxed) != live::CONNECTED))

@@ -133,7 +133,11 @@ impl Writer {
     /// [`PeerClosed`](crate::Error::PeerClosed) if it went away without reading all,
     /// [`TimedOut`](crate::Error::TimedOut) at `deadline`, and as [`try_write`](Self::try_write).
     pub fn drain(&mut self, deadline: Instant) -> Result<()> {
-        waiting::wait(&mut ForDrain { writer: self }, deadline, DRAINING)?;
+        let mut side = Waiting {
+            writer: self,
+            wait: Wait::Drain,
+        };
+        waiting::wait(&mut side, deadline, DRAINING)?;
         self.shared.check()?;
         self.check_drained()
     }
@@ -245,10 +249,9 @@ impl Writer {
 
     /// Waits for room for `least` bytes, and for a moment for `plenty`.
     fn wait_for_room(&mut self, least: u32, plenty: u32, deadline: Instant) -> Result<()> {
-        let mut side = ForRoom {
+        let mut side = Waiting {
             writer: self,
-            least,
-            plenty,
+            wait: Wait::Room { least, plenty },
         };
         waiting::wait(&mut side, deadline, WAITING)
     }
@@ -408,15 +411,23 @@ fn observe(ring: &mut Producer, end: &RingEnd, shared: &Shared) -> Result<()> {
         .map_err(|error| shared.fail(error))
 }
 
-/// A writer that waits for room.
-struct ForRoom<'a> {
-    writer: &'a mut Writer,
-    least: u32,
-    /// With this much a nearly full ring does not cost a wait for each message.
-    plenty: u32,
+/// What a writer waits for.
+#[derive(Clone, Copy)]
+enum Wait {
+    /// Room for `least` bytes. With `plenty` a nearly full ring does not cost a wait for each
+    /// message.
+    Room { least: u32, plenty: u32 },
+    /// That everything has been read.
+    Drain,
 }
 
-impl Waits for ForRoom<'_> {
+/// A writer that waits.
+struct Waiting<'a> {
+    writer: &'a mut Writer,
+    wait: Wait,
+}
+
+impl Waits for Waiting<'_> {
     fn shared(&self) -> &Shared {
         &self.writer.shared
     }
@@ -431,66 +442,22 @@ impl Waits for ForRoom<'_> {
     }
 
     fn insists(&self) -> bool {
-        self.plenty > self.least
+        matches!(self.wait, Wait::Room { least, plenty } if plenty > least)
     }
 
     fn is_ready(&mut self, wish: Wish) -> Result<bool> {
-        self.writer.has_room(self.bytes(wish))
+        match self.wait.room(wish) {
+            Some(bytes) => self.writer.has_room(bytes),
+            None => self.writer.is_drained_or_over(),
+        }
     }
 
     fn ask(&mut self, wish: Wish) {
-        self.writer.ask_for(self.bytes(wish));
-    }
-
-    fn withdraw(&mut self) {
-        self.writer.no_longer_ask();
-    }
-
-    #[inline]
-    fn stay_awake(&mut self) {
-        self.writer.stay_awake();
-    }
-}
-
-impl ForRoom<'_> {
-    fn bytes(&self, wish: Wish) -> u32 {
-        match wish {
-            Wish::Plenty => self.plenty,
-            Wish::Enough => self.least,
+        match self.wait.room(wish) {
+            Some(bytes) => self.writer.ask_for(bytes),
+            None => self.writer.ask_for_drain(),
         }
     }
-}
-
-/// A writer that waits until everything has been read.
-struct ForDrain<'a> {
-    writer: &'a mut Writer,
-}
-
-impl Waits for ForDrain<'_> {
-    fn shared(&self) -> &Shared {
-        &self.writer.shared
-    }
-
-    fn spin(&mut self) -> &mut Spin {
-        &mut self.writer.spin
-    }
-
-    #[inline]
-    fn has_moved(&self) -> bool {
-        self.writer.has_moved()
-    }
-
-    fn insists(&self) -> bool {
-        false
-    }
-
-    fn is_ready(&mut self, _wish: Wish) -> Result<bool> {
-        self.writer.is_drained_or_over()
-    }
-
-    fn ask(&mut self, _wish: Wish) {
-        self.writer.ask_for_drain();
-    }
 
     fn withdraw(&mut self) {
         self.writer.no_longer_ask();
@@ -499,6 +466,17 @@ impl Waits for ForDrain<'_> {
     #[inline]
     fn stay_awake(&mut self) {
         self.writer.stay_awake();
+    }
+}
+
+impl Wait {
+    /// The room that fulfils `wish`, if it is room that is waited for.
+    fn room(self, wish: Wish) -> Option<u32> {
+        match (self, wish) {
+            (Self::Room { plenty, .. }, Wish::Plenty) => Some(plenty),
+            (Self::Room { least, .. }, Wish::Enough) => Some(least),
+            (Self::Drain, _) => None,
+        }
     }
 }
 
