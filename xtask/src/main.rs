@@ -11,6 +11,7 @@ use std::process::ExitCode;
 
 mod apt;
 mod bindgen;
+mod busy;
 mod demo;
 mod fuzz;
 mod lab;

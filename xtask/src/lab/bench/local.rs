@@ -15,6 +15,7 @@ use super::results::compared;
 use super::targets::Target;
 use super::{prebuilt, rings, seconds, targets, write_json};
 use crate::apt;
+use crate::busy::Busy;
 
 /// In the order of the table.
 const KINDS: [&str; 10] = [
@@ -50,6 +51,8 @@ pub(super) fn run(options: &Local) -> Result<()> {
     };
     let vchan = prebuilt::vchan(options.prebuilt.as_deref())?;
     let processors = std::thread::available_parallelism().map_or(1, usize::from);
+    let loops = options.busy_host.unwrap_or(0);
+    let _busy = Busy::start(loops);
     let mut found = Vec::new();
     for ring in rings(options.rings.as_deref(), &RINGS)? {
         let mut figures = Figures::new();
@@ -67,6 +70,8 @@ pub(super) fn run(options: &Local) -> Result<()> {
         "rounds": rounds,
         "seconds_a_point": time,
         "processors": processors,
+        "cpus": cpus,
+        "busy_loops_on_the_host": loops,
         "rings": found,
     });
     write_json(options.json.as_deref(), &all)

@@ -11,9 +11,11 @@ use serde_json::{Value, json};
 
 use super::guest::{GuestSpec, Kind};
 use super::host::{Host, LIMIT, Place, Xenstored};
+use super::job::Job;
 use super::project;
 use super::qemu::{self, Boot, Qemu};
 use super::qemu_host::QemuHost;
+use crate::busy::Busy;
 
 mod counters;
 mod local;
@@ -62,6 +64,10 @@ mod flags {
                 optional --pairs LIST: String
                 /// Also ours on both sides held to the page layout of libxenvchan.
                 optional --classic
+                /// Busy loops in dom0 beside the bench (default none).
+                optional --busy-dom0 N: usize
+                /// Busy loops on this machine, beside QEMU (default none).
+                optional --busy-host N: usize
                 /// Write everything that was found to this file.
                 optional --json FILE: PathBuf
                 /// Use what `bench prepare` wrote; neither cargo nor packages are needed.
@@ -75,8 +81,10 @@ mod flags {
                 optional --time SECONDS: f64
                 /// Ring sizes in bytes, separated by commas (default 1048576,8388608).
                 optional --rings LIST: String
-                /// The two processors for client and server (default 0,1).
+                /// The two processors for client and server, which may be one (default 0,1).
                 optional --cpus LIST: String
+                /// Busy loops on this machine beside the bench (default none).
+                optional --busy-host N: usize
                 /// Write everything that was found to this file.
                 optional --json FILE: PathBuf
                 /// Use what `bench prepare` wrote.
@@ -220,6 +228,13 @@ fn vchan(options: &flags::Vchan) -> Result<()> {
 
     let prebuilt = prebuilt::obtain(options.prebuilt.as_deref())?;
     let mut host = boot(&prebuilt)?;
+    let (in_dom0, here) = (
+        options.busy_dom0.unwrap_or(0),
+        options.busy_host.unwrap_or(0),
+    );
+    // After the boot, which they would only make longer; those in dom0 end with its machine.
+    busy_dom0(&mut host, in_dom0)?;
+    let _busy = Busy::start(here);
     let plan = Plan {
         rounds,
         time,
@@ -231,6 +246,8 @@ fn vchan(options: &flags::Vchan) -> Result<()> {
         "bench": "vchan",
         "rounds": rounds,
         "seconds_a_point": time,
+        "busy_loops_in_dom0": in_dom0,
+        "busy_loops_on_the_host": here,
         "rings": [],
     });
     let mut found = Vec::new();
@@ -246,6 +263,18 @@ fn vchan(options: &flags::Vchan) -> Result<()> {
         all["rings"] = found.clone().into();
         write_json(options.json.as_deref(), &all)?;
         outcome.with_context(|| format!("rings of {bytes} bytes"))?;
+    }
+    Ok(())
+}
+
+/// Starts busy loops in dom0.
+///
+/// # Errors
+/// dom0 does not answer.
+fn busy_dom0(host: &mut dyn Host, loops: usize) -> Result<()> {
+    for number in 0..loops {
+        let name = format!("busy{number}");
+        Job::start(host, Place::Dom0, &name, "while :; do :; done")?;
     }
     Ok(())
 }
