@@ -2,6 +2,8 @@
 
 use std::fmt::Display;
 
+use crate::logging;
+
 /// Why a program of this crate gives up.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{what}")]
@@ -26,8 +28,8 @@ impl Failure {
         Self::new(format!("{what}: {error}"), advice)
     }
 
-    /// Prints the two lines on standard error.
+    /// Prints the two lines on standard error, behind what was logged before.
     pub fn print(&self) {
-        eprintln!("error: {}\n help: {}", self.what, self.advice);
+        logging::say(&format!("error: {}\n help: {}\n", self.what, self.advice));
     }
 }

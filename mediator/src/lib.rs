@@ -16,6 +16,7 @@ pub mod lines;
 pub mod listen;
 pub mod logging;
 pub mod policy;
+pub mod print;
 pub mod rate;
 pub mod relay;
 pub mod session;

@@ -1,27 +1,58 @@
-//! Logging to standard error, for terminals and for systemd alike.
+//! Logging to standard error, for terminals and for systemd alike, that nobody has to read.
+//!
+//! Lines go through a bounded queue to a thread, and it alone waits when whoever reads the log does
+//! not: a mediator must serve, and end, all the same. Lines for which there is no room are counted,
+//! and the log says how many are missing.
 
-use std::io::Write;
+use std::collections::VecDeque;
+use std::io::{self, IsTerminal, Write};
+use std::sync::{Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::thread;
+use std::time::{Duration, Instant};
 
-use env_logger::{Builder, Env, TimestampPrecision};
+use env_logger::{Builder, Env, Target, TimestampPrecision, WriteStyle};
 use log::LevelFilter;
+
+use crate::print::{print_error, write_all};
+
+/// Bytes of lines that wait at most, in each process.
+const MOST_WAITING: usize = 256 << 10;
+
+/// How long a process that ends waits for its last lines to be taken.
+const FLUSH: Duration = Duration::from_secs(1);
+
+/// The queue of this process, once [`init`] was called.
+static QUEUE: OnceLock<Queue> = OnceLock::new();
 
 /// Starts the logger. `verbose` is how often `-v` was given; `RUST_LOG` has the last word.
 ///
-/// Under systemd (`JOURNAL_STREAM`, in old versions only `NOTIFY_SOCKET`) lines carry the journal's priorities and no time of their own.
-pub fn init(verbose: u8) {
+/// Under systemd (`JOURNAL_STREAM`, in old versions only `NOTIFY_SOCKET`) lines carry the journal's
+/// priorities and no time of their own. A panic becomes a line of the log too.
+///
+/// # Errors
+/// The thread that writes cannot be started.
+pub fn init(verbose: u8) -> io::Result<()> {
     let level = match verbose {
         0 => LevelFilter::Info,
         1 => LevelFilter::Debug,
         _ => LevelFilter::Trace,
     };
+    let under_systemd = ["JOURNAL_STREAM", "NOTIFY_SOCKET"]
+        .iter()
+        .any(|name| std::env::var_os(name).is_some());
+    let queue = QUEUE.get_or_init(|| Queue::new(if under_systemd { "<4>" } else { "" }));
+    thread::Builder::new()
+        .name("log".into())
+        .spawn(|| queue.write_out(|line| write_all(&io::stderr(), line)))?;
     let mut builder = Builder::new();
     builder.filter_level(level);
     // It tells of its inner workings, and of things that a guest can cause.
     builder.filter_module("xenstore_rs", LevelFilter::Error);
+    builder.target(Target::Pipe(Box::new(queue)));
+    if in_colour() {
+        builder.write_style(WriteStyle::Always);
+    }
     builder.parse_env(Env::default());
-    let under_systemd = ["JOURNAL_STREAM", "NOTIFY_SOCKET"]
-        .iter()
-        .any(|name| std::env::var_os(name).is_some());
     if under_systemd {
         builder.format(|out, record| {
             let priority = match record.level() {
@@ -38,4 +69,186 @@ pub fn init(verbose: u8) {
     }
     // Only a second call in one process could fail, and it would change nothing.
     let _ = builder.try_init();
+    // The default hook writes to standard error itself, and would wait there.
+    std::panic::set_hook(Box::new(|panic| {
+        log::error!("{}", panic.to_string().replace('\n', " "));
+        flush();
+    }));
+    Ok(())
+}
+
+/// Prints lines that are no log, such as the error that a program ends with: in their turn where
+/// there is a log, at once where there is none.
+pub fn say(text: &str) {
+    match QUEUE.get() {
+        Some(queue) => queue.push(text.as_bytes()),
+        None => print_error(text),
+    }
+}
+
+/// Waits until everything was written, for a second at most. Whatever then still waits is lost with
+/// the process, whose end the thread that waits does not hold up.
+pub fn flush() {
+    if let Some(queue) = QUEUE.get() {
+        queue.flush(Instant::now() + FLUSH);
+    }
+}
+
+/// Colours as env_logger would choose them, had it the terminal itself.
+fn in_colour() -> bool {
+    let set = |name| std::env::var_os(name).is_some_and(|value| !value.is_empty());
+    io::stderr().is_terminal()
+        && !set("NO_COLOR")
+        && std::env::var_os("TERM").is_none_or(|term| term != "dumb")
+}
+
+/// Lines on their way to the thread that writes them.
+#[derive(Debug)]
+struct Queue {
+    state: Mutex<State>,
+    /// For the writer: there is something to write. For [`Queue::flush`]: something was written.
+    changed: Condvar,
+    /// In front of the line about lines that are missing.
+    priority: &'static str,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    lines: VecDeque<Vec<u8>>,
+    /// Of all of them.
+    bytes: usize,
+    /// Lines for which there was no room after the last of `lines`.
+    lost: u64,
+    /// The writer is at a line that it has taken.
+    writing: bool,
+}
+
+impl Queue {
+    fn new(priority: &'static str) -> Self {
+        Self {
+            state: Mutex::default(),
+            changed: Condvar::new(),
+            priority,
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        // Every change is complete before anything can panic.
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Queues one line, or several that belong together. Never waits for a reader.
+    fn push(&self, text: &[u8]) {
+        let mut state = self.lock();
+        if state.bytes + text.len() > MOST_WAITING {
+            state.lost += 1;
+            return;
+        }
+        self.note_lost(&mut state);
+        state.bytes += text.len();
+        state.lines.push_back(text.to_vec());
+        drop(state);
+        self.changed.notify_all();
+    }
+
+    /// Queues the line about lines that are missing, if there are any.
+    fn note_lost(&self, state: &mut State) {
+        if state.lost == 0 {
+            return;
+        }
+        let lost = std::mem::take(&mut state.lost);
+        let line = format!(
+            "{}{lost} lines are missing here: the log was not read\n",
+            self.priority
+        );
+        state.bytes += line.len();
+        state.lines.push_back(line.into_bytes());
+    }
+
+    /// The next line, once there is one.
+    fn next(&self) -> Vec<u8> {
+        let mut state = self.lock();
+        loop {
+            if state.lines.is_empty() {
+                self.note_lost(&mut state);
+            }
+            if let Some(line) = state.lines.pop_front() {
+                state.bytes -= line.len();
+                state.writing = true;
+                return line;
+            }
+            state.writing = false;
+            self.changed.notify_all();
+            state = self
+                .changed
+                .wait(state)
+                .unwrap_or_else(PoisonError::into_inner);
+        }
+    }
+
+    /// Writes what comes, for as long as the process lives.
+    fn write_out(&self, mut write: impl FnMut(&[u8]) -> io::Result<()>) {
+        loop {
+            let line = self.next();
+            // Nobody could be told of a standard error that takes nothing.
+            let _ = write(&line);
+        }
+    }
+
+    fn flush(&self, deadline: Instant) {
+        let mut state = self.lock();
+        while state.writing || !state.lines.is_empty() || state.lost > 0 {
+            let left = deadline.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                return;
+            }
+            let waited = self.changed.wait_timeout(state, left);
+            state = waited.unwrap_or_else(PoisonError::into_inner).0;
+        }
+    }
+}
+
+/// env_logger writes every record by one call.
+impl Write for &'static Queue {
+    fn write(&mut self, line: &[u8]) -> io::Result<usize> {
+        self.push(line);
+        Ok(line.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::mpsc;
+
+    use super::*;
+
+    const WATCHDOG: Duration = Duration::from_secs(60);
+
+    #[test]
+    fn lines_that_nobody_takes_are_counted_and_named_in_their_place() {
+        let queue: &'static Queue = Box::leak(Box::new(Queue::new("<4>")));
+        let line = vec![b'x'; MOST_WAITING / 4];
+        for _ in 0..7 {
+            queue.push(&line);
+        }
+        // A thread that has nobody to write for holds up neither a push nor, for long, a flush.
+        queue.flush(Instant::now());
+        let (sender, lines) = mpsc::channel();
+        thread::spawn(move || {
+            queue.write_out(|line| sender.send(line.to_vec()).map_err(io::Error::other))
+        });
+        queue.flush(Instant::now() + WATCHDOG);
+        queue.push(b"later\n");
+        let took: Vec<_> = (0..6)
+            .map(|_| lines.recv_timeout(WATCHDOG).unwrap())
+            .collect();
+        assert!(took[..4].iter().all(|took| *took == line));
+        let missing = String::from_utf8(took[4].clone()).unwrap();
+        assert!(missing.starts_with("<4>3 lines are missing"), "{missing}");
+        assert_eq!(took[5], b"later\n");
+    }
 }

@@ -3,8 +3,10 @@
 mod support;
 
 use std::fs;
+use std::io::Read;
 use std::process::{Command, Output};
 
+use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use support::{MEDIATORD, Mediator, VGPUCTL, run, stderr, stdout};
 
 fn mediatord(flags: &[&str]) -> Output {
@@ -84,6 +86,52 @@ fn configurations_are_checked() {
     assert_eq!(stdout(&check(&effective)), effective);
     let missing = mediatord(&["--config", "/nowhere/m.toml", "--check-config"]);
     assert_two_lines(&missing, &["/nowhere/m.toml"]);
+}
+
+/// Whoever starts a program may share a pipe with it that does not block.
+#[test]
+fn a_large_configuration_goes_whole_into_a_pipe_that_does_not_block() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("m.toml");
+    let guests: String = (0..10_000)
+        .map(|i| format!("guest-{i} = \"allow\"\n"))
+        .collect();
+    fs::write(&path, format!("listen = \"xen:\"\n[guests]\n{guests}")).unwrap();
+    let (mut ours, theirs) = std::io::pipe().unwrap();
+    let flags = FcntlArg::F_SETFL(OFlag::O_NONBLOCK);
+    fcntl(&theirs, flags).unwrap();
+    let mut child = Command::new(MEDIATORD)
+        .arg("--config")
+        .arg(&path)
+        .arg("--check-config")
+        .stdout(theirs)
+        .spawn()
+        .unwrap();
+    let mut text = String::new();
+    ours.read_to_string(&mut text).unwrap();
+    assert!(child.wait().unwrap().success());
+    assert_eq!(text.matches("guest-").count(), 10_000);
+    // What it prints is a configuration itself, to its last line.
+    fs::write(&path, &text).unwrap();
+    let again = Command::new(MEDIATORD)
+        .arg("--config")
+        .arg(&path)
+        .arg("--check-config")
+        .output()
+        .unwrap();
+    assert_eq!(stdout(&again), text);
+
+    // Whoever has seen enough is no error.
+    let (ours, theirs) = std::io::pipe().unwrap();
+    drop(ours);
+    let closed = Command::new(MEDIATORD)
+        .arg("--config")
+        .arg(&path)
+        .arg("--check-config")
+        .stdout(theirs)
+        .output()
+        .unwrap();
+    assert!(closed.status.success(), "{}", stderr(&closed));
 }
 
 #[test]

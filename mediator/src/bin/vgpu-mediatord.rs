@@ -1,13 +1,14 @@
 //! `vgpu-mediatord`: serves GPU work to Xen guests. See `vgpu_mediator` for how it is built.
 #![forbid(unsafe_code)]
 
-use std::io::Write;
+use std::io;
 use std::process::ExitCode;
 
 use clap::Parser;
 use vgpu_mediator::cli::Flags;
 use vgpu_mediator::config::Config;
 use vgpu_mediator::failure::Failure;
+use vgpu_mediator::print::print;
 use vgpu_mediator::{broker, logging, worker};
 
 fn main() -> ExitCode {
@@ -23,23 +24,34 @@ fn main() -> ExitCode {
         }
         _ => {}
     }
-    match run(&Flags::parse()) {
+    let status = match run(&Flags::parse()) {
         Ok(()) => ExitCode::SUCCESS,
         Err(failure) => {
             failure.print();
             ExitCode::FAILURE
         }
-    }
+    };
+    logging::flush();
+    status
 }
 
 fn run(flags: &Flags) -> Result<(), Failure> {
     let config = Config::load(flags)?;
     config.check_secrets()?;
     if flags.check_config {
-        return std::io::stdout()
-            .write_all(config.to_toml().as_bytes())
-            .map_err(|error| Failure::system("cannot print", error, "check standard output"));
+        return match print(&config.to_toml()) {
+            // Whoever read the output has seen enough.
+            Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
+            printed => printed
+                .map_err(|error| Failure::system("cannot print", error, "check standard output")),
+        };
     }
-    logging::init(flags.verbose);
+    logging::init(flags.verbose).map_err(|error| {
+        Failure::system(
+            "no thread for the log",
+            error,
+            "look at the limits of processes and memory (ulimit -a)",
+        )
+    })?;
     broker::run(&config, flags.verbose)
 }

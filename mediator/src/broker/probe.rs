@@ -1,13 +1,16 @@
 //! Which executor this machine offers, asked of a child process.
 //!
 //! Initialising CUDA may hang, crash, or leave the process unable to fork: none of that may happen
-//! to the broker.
+//! to the broker. The child answers on a socket that is its standard input. Its standard output is
+//! the log: a driver or a preloaded library may print what it likes.
 
 use std::io;
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::net::UnixStream;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, ExitCode, Stdio};
+use std::process::{Child, Command, ExitCode, ExitStatus};
+use std::thread;
 use std::time::{Duration, Instant};
 
 use nix::poll::{PollFd, PollFlags};
@@ -21,6 +24,7 @@ use crate::control;
 use crate::executor::{ExecutorChoice, probe};
 use crate::failure::Failure;
 use crate::lines::LineBuffer;
+use crate::print::{print_error, write_all};
 use crate::relay::{self, Route};
 
 /// First argument of the child.
@@ -31,6 +35,10 @@ const PATIENCE: Duration = Duration::from_secs(60);
 
 /// Longest answer of the child in bytes.
 const MAX_ANSWER: usize = 16 << 10;
+
+/// How long a child that was killed, or has nothing more to say, may take to end. One that hangs in
+/// the kernel is left behind.
+const END: Duration = Duration::from_secs(2);
 
 /// What the child found.
 #[derive(Debug, Serialize, Deserialize)]
@@ -53,7 +61,7 @@ pub struct Offer {
 pub fn main(arguments: &[String]) -> ExitCode {
     // A broker that dies meanwhile must not leave this behind, waiting for a driver.
     if let Err(errno) = prctl::set_pdeathsig(Signal::SIGKILL) {
-        eprintln!("vgpu-mediatord {ARGUMENT}: {errno}");
+        print_error(&format!("vgpu-mediatord {ARGUMENT}: {errno}\n"));
     }
     let found = match arguments {
         [choice] => choice.parse().and_then(|choice| look(choice, None)),
@@ -67,13 +75,13 @@ pub fn main(arguments: &[String]) -> ExitCode {
         Ok(executor) => Verdict::Executor(executor),
         Err(error) => Verdict::Error(error),
     };
-    match serde_json::to_string(&verdict) {
-        Ok(line) => {
-            println!("{line}");
-            ExitCode::SUCCESS
-        }
+    let answered = serde_json::to_string(&verdict)
+        .map_err(io::Error::from)
+        .and_then(|line| write_all(&io::stdin(), format!("{line}\n").as_bytes()));
+    match answered {
+        Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("vgpu-mediatord {ARGUMENT}: {error}");
+            print_error(&format!("vgpu-mediatord {ARGUMENT}: {error}\n"));
             ExitCode::FAILURE
         }
     }
@@ -168,78 +176,101 @@ fn ask(
     secret: Option<&Path>,
     interrupt: Option<BorrowedFd<'_>>,
 ) -> Result<Verdict, String> {
-    let mut child = Command::new("/proc/self/exe")
-        .arg0("vgpu-mediatord")
-        .args([ARGUMENT, &choice.to_string()])
-        .args(secret)
-        .stdin(Stdio::null())
-        .stdout(Stdio::piped())
-        .process_group(0)
-        .spawn()
-        .map_err(|error| format!("the probe cannot be started: {error}"))?;
-    let answer = read_answer(&mut child, interrupt);
-    if answer.is_err() {
-        // It may have ended already.
-        let _ = child.kill();
-    }
-    let status = child.wait();
-    match answer {
-        Ok(Some(line)) => {
-            serde_json::from_str(&line).map_err(|error| format!("the probe's answer: {error}"))
-        }
-        Ok(None) => Err(match status {
-            Ok(status) => format!("the probe ended without an answer ({status})"),
-            Err(error) => format!("the probe cannot be waited for: {error}"),
-        }),
-        Err(error) if error.kind() == io::ErrorKind::TimedOut => Err(format!(
-            "the driver did not start within {} s",
-            PATIENCE.as_secs()
-        )),
-        Err(error) => Err(format!("the probe's answer: {error}")),
-    }
-}
-
-/// The child's one line; `None` if it ended without.
-fn read_answer(child: &mut Child, interrupt: Option<BorrowedFd<'_>>) -> io::Result<Option<String>> {
-    let deadline = Instant::now() + PATIENCE;
-    let mut lines = LineBuffer::new(MAX_ANSWER);
-    let Some(stdout) = &mut child.stdout else {
-        return Ok(None);
-    };
+    let mut probe = Probe::start(choice, secret, Instant::now())?;
     loop {
         let readable = |fd| PollFd::new(fd, PollFlags::POLLIN);
-        let mut fds = vec![readable(stdout.as_fd())];
+        let mut fds = vec![readable(probe.as_fd())];
         fds.extend(interrupt.map(readable));
-        wait(&mut fds, Some(deadline))?;
-        if !is_ready(&fds[0]) {
-            if fds.get(1).is_some_and(is_ready) {
-                return Err(io::ErrorKind::Interrupted.into());
-            }
-            if Instant::now() >= deadline {
-                return Err(io::ErrorKind::TimedOut.into());
-            }
-            continue;
+        wait(&mut fds, Some(probe.deadline)).map_err(|error| format!("the probe: {error}"))?;
+        if fds.get(1).is_some_and(is_ready) {
+            probe.kill();
+            return Err("interrupted".to_owned());
         }
-        // One look at a readable pipe does not block.
-        let mut once = Once(stdout, false);
-        let received = lines.read(&mut once)?;
-        if let Some(line) = received.lines.into_iter().next() {
-            return Ok(Some(line));
-        }
-        if received.closed {
-            return Ok(None);
+        if let Some(answer) = probe.answer(Instant::now()) {
+            return answer;
         }
     }
 }
 
-/// Reads once, then reports that there is nothing more for now.
-struct Once<'a, R>(&'a mut R, bool);
+/// A child that looks for an executor.
+#[derive(Debug)]
+struct Probe {
+    child: Child,
+    answers: UnixStream,
+    lines: LineBuffer,
+    /// When it has taken too long.
+    deadline: Instant,
+}
 
-impl<R: io::Read> io::Read for Once<'_, R> {
-    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        if std::mem::replace(&mut self.1, true) {
-            return Err(io::ErrorKind::WouldBlock.into());
+impl Probe {
+    fn start(choice: &ExecutorChoice, secret: Option<&Path>, now: Instant) -> Result<Self, String> {
+        let spawn = || {
+            let (answers, theirs) = UnixStream::pair()?;
+            answers.set_nonblocking(true)?;
+            let child = Command::new("/proc/self/exe")
+                .arg0("vgpu-mediatord")
+                .args([ARGUMENT, &choice.to_string()])
+                .args(secret)
+                .stdin(OwnedFd::from(theirs))
+                .stdout(io::stderr().as_fd().try_clone_to_owned()?)
+                .process_group(0)
+                .spawn()?;
+            Ok((child, answers))
+        };
+        let (child, answers) =
+            spawn().map_err(|error: io::Error| format!("the probe cannot be started: {error}"))?;
+        Ok(Self {
+            child,
+            answers,
+            lines: LineBuffer::new(MAX_ANSWER),
+            deadline: now + PATIENCE,
+        })
+    }
+
+    /// What it has found, or that nothing more is to be expected; `None` as long as it looks. Asked
+    /// when it is readable or its time is over.
+    fn answer(&mut self, now: Instant) -> Option<Result<Verdict, String>> {
+        let answer = match self.lines.read(&self.answers) {
+            Ok(received) => match received.lines.first() {
+                Some(line) => serde_json::from_str(line)
+                    .map_err(|error| format!("the probe's answer: {error}")),
+                None if received.closed => Err(match self.end() {
+                    Some(status) => format!("the probe ended without an answer ({status})"),
+                    None => "the probe gave no answer and does not end".to_owned(),
+                }),
+                None if now < self.deadline => return None,
+                None => Err(format!(
+                    "the driver did not start within {} s",
+                    PATIENCE.as_secs()
+                )),
+            },
+            Err(error) => Err(format!("the probe's answer: {error}")),
+        };
+        self.kill();
+        Some(answer)
+    }
+
+    fn kill(&mut self) {
+        // It may have ended already.
+        let _ = self.child.kill();
+        self.end();
+    }
+
+    /// Collects the child, which is about to end.
+    fn end(&mut self) -> Option<ExitStatus> {
+        let deadline = Instant::now() + END;
+        loop {
+            match self.child.try_wait() {
+                Ok(None) if Instant::now() < deadline => thread::sleep(Duration::from_millis(5)),
+                Ok(status) => return status,
+                Err(_) => return None,
+            }
         }
-        self.0.read(buffer)
+    }
+}
+
+impl AsFd for Probe {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.answers.as_fd()
     }
 }

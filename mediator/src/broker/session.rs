@@ -3,16 +3,17 @@
 use std::collections::VecDeque;
 use std::io::{self, Write};
 use std::net::Shutdown;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::os::unix::process::CommandExt;
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::Instant;
 
-use super::who::Who;
+use nix::fcntl::{FcntlArg, FdFlag, fcntl};
 use vgpu_file_transport::{GuestName, SessionName};
 use vgpu_socket_transport::MAX_NAME;
 
+use super::who::Who;
 use crate::lines::LineBuffer;
 use crate::usage::Usage;
 use crate::worker;
@@ -47,7 +48,8 @@ pub(super) struct Session {
 }
 
 impl Session {
-    /// Starts the worker. `guest` becomes its standard input.
+    /// Starts the worker. `guest` becomes its standard input, the link a descriptor that an argument
+    /// names, and standard output is the log: a preloaded library may print what it likes.
     pub(super) fn start(
         id: u64,
         who: Who,
@@ -58,15 +60,20 @@ impl Session {
         let (link, theirs) = UnixStream::pair()?;
         link.set_nonblocking(true)?;
         let label = format!("session-{id}");
+        // Inherited by this child alone: no other thread of the broker starts processes.
+        fcntl(&theirs, FcntlArg::F_SETFD(FdFlag::empty()))?;
+        let descriptor = theirs.as_raw_fd().to_string();
         let child = Command::new("/proc/self/exe")
             .arg0("vgpu-mediatord")
-            .args([worker::ARGUMENT, &label, &serde_json::to_string(spec)?])
+            .args([worker::ARGUMENT, &label, &descriptor])
+            .arg(serde_json::to_string(spec)?)
             .env_remove("NOTIFY_SOCKET")
             .stdin(guest.map_or_else(Stdio::null, Stdio::from))
-            .stdout(OwnedFd::from(theirs))
+            .stdout(io::stderr().as_fd().try_clone_to_owned()?)
             // A Ctrl-C at the terminal is for the broker, which lets the workers finish.
             .process_group(0)
             .spawn()?;
+        drop(theirs);
         Ok(Self {
             id,
             who,

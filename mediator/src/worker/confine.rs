@@ -1,25 +1,34 @@
 //! What a worker gives up before it meets its guest.
+#![allow(unsafe_code)]
 
 use std::fs::{self, File};
 use std::io;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, FromRawFd, OwnedFd, RawFd};
 use std::os::unix::net::UnixStream;
 
 use nix::errno::Errno;
+use nix::fcntl::{FcntlArg, FdFlag, fcntl};
 use nix::sys::prctl;
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use nix::sys::signal::Signal;
-use nix::unistd::{close, dup2_stdin, dup2_stdout, getppid};
+use nix::unistd::{close, dup2_stdin, getppid};
 
 /// Descriptors that a session with a CUDA context needs at most, with room to spare.
 const MAX_FILES: u64 = 1024;
 
-/// Confines this process and takes its two streams: the guest's and the broker's.
+/// Confines this process and takes its two streams: the guest's, which is standard input, and the
+/// broker's, which has the number `broker`. Nothing may be open yet but what was inherited.
 ///
 /// Afterwards it dies with the broker, writes no core file that would hold a guest's data, gains no
 /// privileges, and has no descriptor but its own.
-pub(super) fn confine(broker_pid: i32) -> io::Result<(OwnedFd, UnixStream)> {
-    close_inherited()?;
+pub(super) fn confine(broker: RawFd, broker_pid: i32) -> io::Result<(OwnedFd, UnixStream)> {
+    close_inherited(broker)?;
+    // SAFETY: it is open, as `close_inherited` has seen, and nothing here owns it yet: the broker
+    // passes it to be taken once, and this is called once, before anything else is opened.
+    let broker = unsafe { OwnedFd::from_raw_fd(broker) };
+    // Later programs must not have it.
+    fcntl(&broker, FcntlArg::F_SETFD(FdFlag::FD_CLOEXEC))?;
+    let broker = UnixStream::from(broker);
     // Started through /proc/self/exe, it would be shown as `exe`.
     prctl::set_name(c"vgpu-mediatord")?;
     prctl::set_pdeathsig(Signal::SIGKILL)?;
@@ -33,17 +42,15 @@ pub(super) fn confine(broker_pid: i32) -> io::Result<(OwnedFd, UnixStream)> {
     let files = hard.min(MAX_FILES);
     setrlimit(Resource::RLIMIT_NOFILE, files, files)?;
 
-    // Copies that later programs would not inherit; then nothing can mistake them for a terminal.
+    // A copy that later programs would not inherit; then nothing can mistake it for a terminal.
     let guest = io::stdin().as_fd().try_clone_to_owned()?;
-    let broker = UnixStream::from(io::stdout().as_fd().try_clone_to_owned()?);
     dup2_stdin(File::open("/dev/null")?)?;
-    dup2_stdout(io::stderr())?;
     Ok((guest, broker))
 }
 
 /// Closes what whoever started the broker forgot to close. All of the broker's own descriptors are
-/// closed at exec already.
-fn close_inherited() -> io::Result<()> {
+/// closed at exec already, except for `link`, which is this worker's.
+fn close_inherited(link: RawFd) -> io::Result<()> {
     let mut open = Vec::new();
     for entry in fs::read_dir("/proc/self/fd")? {
         if let Some(fd) = entry?
@@ -54,7 +61,10 @@ fn close_inherited() -> io::Result<()> {
             open.push(fd);
         }
     }
-    for fd in open.into_iter().filter(|fd| *fd > 2) {
+    if link <= 2 || !open.contains(&link) {
+        return Err(io::Error::other("the link to the broker is not open"));
+    }
+    for fd in open.into_iter().filter(|fd| *fd > 2 && *fd != link) {
         match close(fd) {
             // The listing's own descriptor is closed by now.
             Ok(()) | Err(Errno::EBADF) => {}

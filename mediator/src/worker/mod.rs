@@ -1,15 +1,16 @@
 //! The worker: one process for one guest's session.
 //!
 //! The broker starts it as itself with the hidden first argument [`ARGUMENT`]. Its standard input
-//! is the guest's socket (or nothing), its standard output the [`link`] to the broker, its standard
-//! error the log. It opens the guest's channel itself, so no byte of a guest passes the broker.
+//! is the guest's socket (or nothing), the [`link`] to the broker a descriptor that it inherits, and
+//! standard output and error are the log. It opens the guest's channel itself, so no byte of a guest passes the broker.
 
 mod confine;
 pub mod link;
 pub mod spec;
 
 use std::net::TcpStream;
-use std::os::fd::OwnedFd;
+use std::os::fd::{OwnedFd, RawFd};
+use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -39,27 +40,37 @@ const STOP_CHECK: Duration = Duration::from_millis(250);
 /// First argument of a worker process.
 pub const ARGUMENT: &str = "worker";
 
-/// Runs the worker: `arguments` are a label for `ps` and the [`Spec`].
+/// Runs the worker: `arguments` are a label for `ps`, the descriptor of the link and the [`Spec`].
 pub fn main(arguments: &[String]) -> ExitCode {
-    let spec = match arguments {
-        [_label, spec] => serde_json::from_str::<Spec>(spec).map_err(|error| error.to_string()),
-        _ => Err("a worker is started by vgpu-mediatord, not by hand".to_owned()),
-    };
-    let spec = match spec {
-        Ok(spec) => spec,
-        Err(error) => {
-            eprintln!("vgpu-mediatord {ARGUMENT}: {error}");
-            return ExitCode::from(2);
+    let outcome = read_arguments(arguments).and_then(|(broker, spec)| {
+        // Before anything else is opened, as it closes what is not known.
+        let streams = confine::confine(broker, spec.broker_pid)
+            .and_then(|streams| logging::init(spec.verbose).map(|()| streams));
+        match streams {
+            Ok((guest, broker)) => Ok(run(spec, guest, broker)),
+            Err(error) => Err(format!("cannot set itself up: {error}")),
         }
+    });
+    let status = outcome.unwrap_or_else(|error| {
+        logging::say(&format!("vgpu-mediatord {ARGUMENT}: {error}\n"));
+        ExitCode::FAILURE
+    });
+    logging::flush();
+    status
+}
+
+fn read_arguments(arguments: &[String]) -> Result<(RawFd, Spec), String> {
+    let [_label, broker, spec] = arguments else {
+        return Err("a worker is started by vgpu-mediatord, not by hand".to_owned());
     };
-    let (guest, broker) = match confine::confine(spec.broker_pid) {
-        Ok(streams) => streams,
-        Err(error) => {
-            eprintln!("vgpu-mediatord {ARGUMENT}: cannot set itself up: {error}");
-            return ExitCode::FAILURE;
-        }
-    };
-    logging::init(spec.verbose);
+    let broker = broker
+        .parse()
+        .map_err(|_| format!("`{broker}` is no descriptor"))?;
+    let spec = serde_json::from_str(spec).map_err(|error| error.to_string())?;
+    Ok((broker, spec))
+}
+
+fn run(spec: Spec, guest: OwnedFd, broker: UnixStream) -> ExitCode {
     let observed = Arc::new(Observed::default());
     let stop = Arc::new(StopFlag::default());
     let ended = Arc::new(AtomicBool::new(false));

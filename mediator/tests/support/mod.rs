@@ -50,6 +50,17 @@ pub(crate) fn stderr(output: &Output) -> String {
     String::from_utf8(output.stderr.clone()).expect("text")
 }
 
+/// A child that no test leaves behind.
+pub(crate) struct Killed(pub(crate) Child);
+
+impl Drop for Killed {
+    fn drop(&mut self) {
+        // It may have ended already.
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
 /// A mediator that serves `local:` in a temporary directory. Killed when dropped.
 pub(crate) struct Mediator {
     child: Child,
@@ -59,7 +70,16 @@ pub(crate) struct Mediator {
 impl Mediator {
     /// Starts one in `directory` and waits until it serves.
     pub(crate) fn start(directory: &Path, flags: &[&str]) -> Self {
-        let mediator = Self::spawn(directory, flags);
+        Self::start_with(directory, flags, |_| {})
+    }
+
+    /// The same, after `prepare` has changed what it is started with.
+    pub(crate) fn start_with(
+        directory: &Path,
+        flags: &[&str],
+        prepare: impl FnOnce(&mut Command),
+    ) -> Self {
+        let mediator = Self::spawn(directory, flags, prepare);
         wait_until("the mediator listens", || {
             let log = || fs::read_to_string(directory.join("log")).unwrap_or_default();
             assert!(is_running(mediator.pid()), "{}", log());
@@ -69,13 +89,14 @@ impl Mediator {
         mediator
     }
 
-    fn spawn(directory: &Path, flags: &[&str]) -> Self {
+    fn spawn(directory: &Path, flags: &[&str], prepare: impl FnOnce(&mut Command)) -> Self {
         let log = File::options()
             .create(true)
             .append(true)
             .open(directory.join("log"))
             .expect("a log file");
-        let child = Command::new(MEDIATORD)
+        let mut command = Command::new(MEDIATORD);
+        command
             .arg("--listen")
             .arg(format!("local:{}", directory.join("vgpu.sock").display()))
             .arg("--control")
@@ -88,9 +109,9 @@ impl Mediator {
             .env_remove("RUST_LOG")
             .stdin(Stdio::null())
             .stdout(log.try_clone().expect("a descriptor"))
-            .stderr(log)
-            .spawn()
-            .expect("the mediator starts");
+            .stderr(log);
+        prepare(&mut command);
+        let child = command.spawn().expect("the mediator starts");
         Self {
             child,
             directory: directory.to_owned(),
@@ -106,7 +127,8 @@ impl Mediator {
     }
 
     pub(crate) fn log(&self) -> String {
-        fs::read_to_string(self.directory.join("log")).expect("the log")
+        let log = fs::read(self.directory.join("log")).expect("the log");
+        String::from_utf8_lossy(&log).into_owned()
     }
 
     pub(crate) fn connect(&self) -> Result<Client, Error> {

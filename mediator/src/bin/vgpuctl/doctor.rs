@@ -11,8 +11,9 @@ use vgpu_mediator::broker::probe;
 use vgpu_mediator::control::Status;
 use vgpu_mediator::executor::ExecutorChoice;
 use vgpu_mediator::failure::Failure;
+use vgpu_mediator::print::print;
 
-use crate::{Exit, fetch, print, print_json};
+use crate::{Exit, fetch, print_json};
 
 /// How a check went.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]

@@ -8,7 +8,7 @@ mod secret;
 mod status;
 mod top;
 
-use std::io::{self, Write};
+use std::io;
 use std::path::Path;
 use std::process::ExitCode;
 
@@ -18,12 +18,16 @@ use vgpu_mediator::config::default_control_path;
 use vgpu_mediator::control::client::ask;
 use vgpu_mediator::control::{Answer, Ask, Status};
 use vgpu_mediator::failure::Failure;
+use vgpu_mediator::print::{print, print_error};
 
 use cli::{Cli, Command};
 
 fn main() -> ExitCode {
     // `doctor` starts itself anew to try CUDA in a process of its own.
-    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    let arguments: Vec<String> = std::env::args_os()
+        .skip(1)
+        .map(|argument| argument.to_string_lossy().into_owned())
+        .collect();
     if let Some((first, rest)) = arguments.split_first()
         && first == probe::ARGUMENT
     {
@@ -38,7 +42,9 @@ fn main() -> ExitCode {
         // Whoever read the output has seen enough.
         Err(Exit::Output(error)) if error.kind() == io::ErrorKind::BrokenPipe => ExitCode::SUCCESS,
         Err(Exit::Output(error)) => {
-            eprintln!("error: cannot print: {error}\n help: check where the output goes");
+            print_error(&format!(
+                "error: cannot print: {error}\n help: check where the output goes\n"
+            ));
             ExitCode::FAILURE
         }
     }
@@ -108,12 +114,6 @@ fn unexpected(answer: Answer) -> Failure {
             "use the vgpuctl that came with it",
         ),
     }
-}
-
-fn print(text: &str) -> io::Result<()> {
-    let mut stdout = io::stdout().lock();
-    stdout.write_all(text.as_bytes())?;
-    stdout.flush()
 }
 
 fn print_json(object: &impl serde::Serialize) -> io::Result<()> {

@@ -1,11 +1,10 @@
 //! `vgpuctl secret NAME`: a new secret for a client over TCP.
 
-use std::io::{self, IsTerminal};
-
 use vgpu_mediator::failure::Failure;
+use vgpu_mediator::print::{is_terminal, print, print_error};
 use vgpu_socket_transport::Secret;
 
-use crate::{Exit, print, print_json};
+use crate::{Exit, print_json};
 
 /// Standard output holds the line alone, so that it can be appended to a file.
 pub(crate) fn run(name: &str, json: bool) -> Result<(), Exit> {
@@ -19,15 +18,15 @@ pub(crate) fn run(name: &str, json: bool) -> Result<(), Exit> {
         }))?);
     }
     print(&format!("{}\n", line.as_str()))?;
-    if io::stdout().is_terminal() {
-        eprintln!();
+    if is_terminal() {
+        print_error("\n");
     }
-    eprintln!(
+    print_error(&format!(
         "Add this line to the mediator's file of secrets (`secrets` in mediatord.toml) and put it \
          alone\ninto a file of the client, named by --secret-file or VGPU_SECRET_FILE; chmod 600 \
          both. Who has it\nis {}: send it by a way that nobody listens to. It counts from the next \
-         connection on.",
+         connection on.\n",
         secret.name()
-    );
+    ));
     Ok(())
 }

@@ -6,10 +6,11 @@ use std::time::{Duration, Instant};
 
 use serde::Serialize;
 use vgpu_mediator::control::Status;
+use vgpu_mediator::print::print;
 use vgpu_mediator::usage::Usage;
 
 use crate::figures::{bytes, count, duration, shorten, table};
-use crate::{Exit, fetch, print, print_json};
+use crate::{Exit, fetch, print_json};
 
 const EVERY: Duration = Duration::from_secs(1);
 
