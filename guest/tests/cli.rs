@@ -219,7 +219,7 @@ fn a_mediator_that_takes_no_connection_is_given_up_at_the_deadline() {
 #[test]
 fn outside_xen_the_default_endpoint_says_so() {
     if Path::new("/dev/xen/gntalloc").exists() {
-        eprintln!("skipped: this is a Xen guest");
+        test_skip::skipped("this is a Xen guest");
         return;
     }
     let output = vgpu(&["--timeout", "1", "vector-add", "--n", "10"]);
@@ -253,7 +253,7 @@ fn doctor_says_what_is_missing() {
 #[test]
 fn doctor_checks_xen_only_for_xen() {
     if Path::new("/sys/hypervisor/type").exists() {
-        eprintln!("skipped: this is a Xen machine");
+        test_skip::skipped("this is a Xen machine");
         return;
     }
     let output = vgpu(&["--endpoint", "xen:", "--timeout", "1", "doctor"]);

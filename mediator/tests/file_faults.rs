@@ -205,7 +205,7 @@ impl Tmpfs {
         ) {
             Ok(()) => Some(Self(path.to_owned())),
             Err(errno) => {
-                eprintln!("SKIPPED: a tmpfs cannot be mounted here: {errno}");
+                test_skip::skipped(format_args!("a tmpfs cannot be mounted here: {errno}"));
                 None
             }
         }

@@ -15,7 +15,6 @@
 #![allow(unsafe_code)]
 
 use std::fs;
-use std::io::Write;
 use std::path::PathBuf;
 
 use cudarc::nvrtc::{CompileOptions, compile_ptx_with_opts, sys};
@@ -125,13 +124,10 @@ fn the_code_is_what_the_launch_expects() {
 
 #[test]
 fn the_compiler_makes_the_same() {
-    // Not `eprintln!`, which a passing test swallows.
-    let mut stderr = std::io::stderr();
     match compile() {
-        None => writeln!(
-            stderr,
-            "SKIPPED: no NVRTC here, so vector_add.cu was not compiled (put libnvrtc.so of CUDA \
-             11.8 into LD_LIBRARY_PATH); the checksums were compared"
+        None => test_skip::skipped(
+            "no NVRTC here, so vector_add.cu was not compiled (put libnvrtc.so of CUDA 11.8 into \
+             LD_LIBRARY_PATH); the checksums were compared",
         ),
         Some((compiler, text)) if compiler == COMPILER => {
             assert_eq!(
@@ -139,19 +135,16 @@ fn the_compiler_makes_the_same() {
                 committed().1,
                 "{COMPILER} makes another vector_add.ptx"
             );
-            writeln!(stderr, "{compiler} makes the committed vector_add.ptx")
         }
-        Some((compiler, text)) => writeln!(
-            stderr,
-            "SKIPPED: vector_add.ptx is the work of {COMPILER}, here is {compiler}, which {}",
+        Some((compiler, text)) => test_skip::skipped(format_args!(
+            "vector_add.ptx is the work of {COMPILER}, here is {compiler}, which {}",
             if text.contains("vector_add(") {
                 "compiles the source too"
             } else {
                 "refuses"
             }
-        ),
+        )),
     }
-    .expect("stderr");
 }
 
 #[test]

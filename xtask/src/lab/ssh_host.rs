@@ -272,7 +272,7 @@ mod tests {
     use crate::sshd::Sshd;
 
     #[test]
-    #[ignore = "needs sshd (package openssh-server): cargo xtask test runs it"]
+    #[ignore = "needs sshd (package openssh-server): run by cargo xtask test"]
     fn a_machine_without_xen_is_reached_and_found_unfit() {
         let sshd = Sshd::start().expect("sshd, from the package openssh-server");
         let address = "127.0.0.1".to_owned();
