@@ -36,6 +36,7 @@ use flags::LabCmd;
 use host::{Host, Xenstored};
 use image::Images;
 use project::Program;
+pub(crate) use project::target;
 use qemu::{Boot, Qemu};
 use qemu_host::QemuHost;
 use ssh_host::SshHost;

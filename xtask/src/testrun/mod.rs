@@ -1,0 +1,207 @@
+//! `cargo xtask test`: everything that must hold, from formatting to the real Xen.
+//!
+//! The steps run in two lanes beside each other: what is tried on this machine, and the lab, whose
+//! emulated machine leaves it processor time. No test asserts a time, so neither disturbs the other.
+
+use std::ffi::OsString;
+
+use anyhow::{Result, bail};
+
+use crate::apt;
+use crate::busy::Busy;
+
+mod lanes;
+mod report;
+
+use report::{Outcome, Report};
+
+mod flags {
+    #![allow(unreachable_pub, reason = "written by the xflags macro")]
+
+    xflags::xflags! {
+        /// Runs everything that must hold: formatting, lints, bindings, tests, the demo and the lab.
+        cmd test {
+            /// Run only the steps with this text in their name.
+            optional --only TEXT: String
+            /// Say which steps there are, and run none.
+            optional --list
+            /// One step after the other, with its output as it comes.
+            optional --serial
+            /// Run all of it N times; each run must pass.
+            optional --repeat N: usize
+            /// Run beside N busy loops, as on a machine that is short of processors.
+            optional --busy N: usize
+        }
+    }
+}
+
+/// Where a step runs: one of a lane at a time.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Lane {
+    Here,
+    Lab,
+}
+
+/// One thing that must hold, and the command that shows it.
+struct Step {
+    name: &'static str,
+    lane: Lane,
+    /// Program and arguments; the program `xtask` is this one.
+    command: &'static [&'static str],
+    /// Extra environment for it.
+    env: &'static [(&'static str, &'static str)],
+}
+
+const fn step(name: &'static str, lane: Lane, command: &'static [&'static str]) -> Step {
+    Step {
+        name,
+        lane,
+        command,
+        env: &[],
+    }
+}
+
+const STEPS: &[Step] = &[
+    step(
+        "formatting",
+        Lane::Here,
+        &["cargo", "fmt", "--all", "--check"],
+    ),
+    step(
+        "unit and integration tests",
+        Lane::Here,
+        &["cargo", "test", "--workspace", "--locked", "--no-fail-fast"],
+    ),
+    step(
+        "lints",
+        Lane::Here,
+        &[
+            "cargo",
+            "clippy",
+            "--workspace",
+            "--all-targets",
+            "--locked",
+            "--",
+            "-D",
+            "warnings",
+        ],
+    ),
+    Step {
+        env: &[("RUSTDOCFLAGS", "-D warnings")],
+        ..step(
+            "documentation",
+            Lane::Here,
+            &["cargo", "doc", "--workspace", "--no-deps", "--locked"],
+        )
+    },
+    step(
+        "committed bindings match the headers",
+        Lane::Here,
+        &["xtask", "bindgen", "--check"],
+    ),
+    step(
+        "the lab's suite over ssh, as far as a host without Xen goes",
+        Lane::Here,
+        &[
+            "cargo",
+            "test",
+            "--package",
+            "xtask",
+            "--locked",
+            "--",
+            "--ignored",
+        ],
+    ),
+    step("the demo without Xen", Lane::Here, &["xtask", "demo"]),
+    step(
+        "the file protocol over sshfs",
+        Lane::Here,
+        &["xtask", "sshfs"],
+    ),
+    // The longest cases are left to `cargo xtask lab test`, which runs everything with both
+    // xenstoreds; what they show of the formats, others here show with fewer bytes or rounds.
+    step(
+        "the lab: a real Xen, without the longest cases",
+        Lane::Lab,
+        &[
+            "xtask",
+            "lab",
+            "--xenstored",
+            "c",
+            "test",
+            "--filter",
+            "!interop/pv-in-page,!interop/pv-65536,!interop/pv-1024,!interop/pv-1048576-2048,\
+             !interop/dom0-serves,!interop/pvh-in-page,!interop/pvh-1048576,\
+             !vchan/no-leaks,\
+             !session/conformance-tcp,!nfs/mediator,!nfs/export,!nfs/file-system,\
+             !relay/gpu-domain-pv,!relay/garbage",
+        ],
+    ),
+    // The rest does not depend on which xenstored it is.
+    step(
+        "the lab: sessions with oxenstored",
+        Lane::Lab,
+        &[
+            "xtask",
+            "lab",
+            "--xenstored",
+            "oxen",
+            "test",
+            "--filter",
+            "vector-add/pv-1048576,vector-add/pvh-1048576,vector-add/pvh-16777216,\
+             vector-add/two-guests,mediators/killed,domains/",
+        ],
+    ),
+];
+
+/// Runs `cargo xtask test ARGS`; fails if a step fails or none ran.
+pub(crate) fn main(args: Vec<OsString>) -> Result<()> {
+    let flags = flags::Test::from_vec(args).unwrap_or_else(|error| crate::help_or_misuse(error));
+    let only = flags.only.as_deref().unwrap_or_default();
+    let steps: Vec<&Step> = STEPS.iter().filter(|s| s.name.contains(only)).collect();
+    if flags.list {
+        steps.iter().for_each(|step| println!("{}", step.name));
+        return Ok(());
+    }
+    if steps.is_empty() {
+        let names: Vec<&str> = STEPS.iter().map(|s| s.name).collect();
+        bail!(
+            "no step has `{only}` in its name\nsteps: {}",
+            names.join("; ")
+        );
+    }
+    apt::ensure(&[
+        "gcc",
+        "libc6-dev",
+        "libclang-14-dev",
+        "libxen-dev",
+        "openssh-server",
+    ])?;
+    let interrupted = lanes::Interrupted::watch()?;
+    let loops = flags.busy.unwrap_or(0);
+    let _busy = Busy::start(loops);
+    let runs = flags.repeat.unwrap_or(1).max(1);
+    let mut figures = Vec::new();
+    let mut failed = 0;
+    for run in 1..=runs {
+        if runs > 1 {
+            eprintln!("\n=== run {run} of {runs}, beside {loops} busy loops ===");
+        }
+        let reports = lanes::run(&steps, flags.serial, &interrupted)?;
+        failed += report::summary(&reports);
+        figures.push(report::figures(&reports));
+    }
+    if runs > 1 {
+        eprintln!("\n=== {runs} runs, beside {loops} busy loops ===");
+        for (run, figures) in (1..).zip(&figures) {
+            println!("run {run}: {figures}");
+        }
+    }
+    if failed > 0 {
+        bail!(
+            "{failed} of {} steps failed\nrun one again: cargo xtask test --only NAME",
+            steps.len() * runs
+        );
+    }
+    Ok(())
+}
