@@ -13,9 +13,9 @@ use std::time::{Duration, Instant};
 
 use proptest::prelude::*;
 use vgpu_file_transport::SessionName;
-use vgpu_file_transport::session::exchange::{Exchange, Fault, Piece, SILENCE};
+use vgpu_file_transport::session::exchange::{Exchange, Fault, PATIENCE, Piece, SILENCE};
 use vgpu_file_transport::session::file_name::GONE;
-use vgpu_file_transport::session::room::{Content, Room, Trouble};
+use vgpu_file_transport::session::room::{Content, Free, Room, Trouble};
 use vgpu_file_transport::session::segment::{HEADER, Role};
 
 /// Numbers that look random and are the same each time.
@@ -67,6 +67,19 @@ struct View {
     random: Random,
     /// Of each name, what was ever made under it: no name may get other bytes.
     made: BTreeMap<String, Vec<u8>>,
+    /// Bytes of the file system, where that is bounded.
+    pool: Option<u64>,
+    /// Whether it says what is free.
+    tells: bool,
+}
+
+impl View {
+    fn free_bytes(&self) -> u64 {
+        // Whole blocks are taken.
+        let used = |file: &Vec<u8>| (file.len() as u64).next_multiple_of(4096);
+        let used: u64 = self.server.borrow().values().map(used).sum();
+        self.pool.map_or(u64::MAX, |pool| pool.saturating_sub(used))
+    }
 }
 
 fn refused(what: &str) -> Trouble {
@@ -111,6 +124,12 @@ impl Room for View {
     }
 
     fn publish(&mut self, name: &str, bytes: &[u8]) -> Result<(), Trouble> {
+        if (bytes.len() as u64).next_multiple_of(4096) > self.free_bytes() {
+            return Err(Trouble::Full {
+                context: "no space".into(),
+                source: io::ErrorKind::StorageFull.into(),
+            });
+        }
         let before = self.made.insert(name.into(), bytes.into());
         assert!(
             before.is_none_or(|before| before == bytes),
@@ -132,6 +151,15 @@ impl Room for View {
         }
         self.server.borrow_mut().remove(name);
         Ok(())
+    }
+
+    fn free(&mut self) -> Option<Free> {
+        let size = self.pool.filter(|_| self.tells)?;
+        Some(Free {
+            size,
+            bytes: self.free_bytes(),
+            files: u64::MAX,
+        })
     }
 }
 
@@ -161,6 +189,8 @@ impl Side {
                 trials,
                 random: Random(seed | 1),
                 made: BTreeMap::new(),
+                pool: None,
+                tells: true,
             },
             to_send: Vec::new(),
             sent: 0,
@@ -291,6 +321,118 @@ proptest! {
         let trials = Trials { failed, failed_but_done, old_listing, ..Trials::default() };
         run(trials, seed, sizes.map(usize::from));
     }
+}
+
+/// Sends `total` bytes to a mediator that sends back what it takes, and takes nothing while it still
+/// has to send: through a file system of `pool` bytes, with looks in an order that `seed` decides.
+fn echo(pool: u64, total: usize, seed: u64) -> Result<(), String> {
+    const PIECE: usize = 1 << 20;
+    let mut now = Instant::now();
+    let server = Server::default();
+    let trials = Trials::default();
+    let mut guest = Side::new(Role::Guest, &server, 2, trials, seed, now);
+    let mut mediator = Side::new(Role::Mediator, &server, 3, trials, seed, now);
+    guest.view.pool = Some(pool);
+    mediator.view.pool = Some(pool);
+    guest.to_send = bytes(total, 3);
+    let mut random = Random(seed | 1);
+    let mut returned = 0;
+    for _ in 0..40_000 {
+        now += Duration::from_millis(1);
+        let (side, space) = match random.percent(50) {
+            true => (&mut guest, 2 * PIECE),
+            false if mediator.received.len() - returned > PIECE => (&mut mediator, 0),
+            false => (&mut mediator, 2 * PIECE),
+        };
+        let mut turn = || {
+            let looked = side.exchange.look(&mut side.view, space, now)?;
+            for piece in &looked.pieces {
+                side.received.extend(piece.bytes());
+            }
+            let (all, sent) = match side.exchange.role() {
+                Role::Guest => (&side.to_send, &mut side.sent),
+                Role::Mediator => (&side.received, &mut returned),
+            };
+            let mut next = || {
+                let rest = &all[*sent..];
+                let n = rest.len().min(PIECE);
+                *sent += n;
+                let file = [&[0; HEADER][..], &rest[..n]].concat();
+                (n > 0).then_some(Piece { file, last: false })
+            };
+            side.exchange.send(&mut side.view, &mut next, now)?;
+            side.exchange.beat(&mut side.view, now)
+        };
+        turn().map_err(|fault: Fault| fault.to_string())?;
+        if guest.received.len() == total {
+            assert!(guest.received == guest.to_send, "other bytes");
+            return Ok(());
+        }
+    }
+    Err(format!(
+        "neither goes on: {} sent, {} back",
+        guest.sent,
+        guest.received.len()
+    ))
+}
+
+#[test]
+fn two_directions_through_a_file_system_smaller_than_both_windows_finish() {
+    for pool in [1 << 20, 6 << 20, 12 << 20] {
+        for seed in [1, 4_711] {
+            echo(pool, 16 << 20, seed).unwrap_or_else(|why| panic!("{pool}, {seed}: {why}"));
+        }
+    }
+}
+
+#[test]
+fn a_full_file_system_ends_the_session_and_a_question_still_fits_into_what_is_kept_free() {
+    let mut now = Instant::now();
+    let (server, mut guest, mut mediator) = pair(&mut now);
+    guest.view.pool = Some(8 << 20);
+    mediator.view.pool = Some(8 << 20);
+    // Something else leaves half of the reserve.
+    server
+        .borrow_mut()
+        .insert("filler".into(), vec![0; (7 << 20) + (1 << 19)]);
+    guest.to_send.extend(b" and more");
+    guest.turn(now).unwrap();
+    now += Duration::from_millis(200);
+    mediator.turn(now).unwrap();
+    assert_eq!(mediator.received, b"request and more");
+    let began = now;
+    let mut next = || {
+        let file = vec![0; HEADER + (1 << 16)];
+        Some(Piece { file, last: false })
+    };
+    let fault = loop {
+        now += Duration::from_millis(100);
+        mediator.turn(now).unwrap();
+        guest.exchange.look(&mut guest.view, 1 << 20, now).unwrap();
+        match guest.exchange.send(&mut guest.view, &mut next, now) {
+            Ok(wrote) => assert!(!wrote && now - began < PATIENCE * 2),
+            Err(fault) => break fault.to_string(),
+        }
+        guest.exchange.beat(&mut guest.view, now).unwrap();
+    };
+    assert!(fault.contains("No space left on device"), "{fault}");
+    assert!(now - began >= PATIENCE);
+}
+
+#[test]
+fn a_side_that_did_not_run_tries_more_than_once_before_it_gives_up() {
+    let mut now = Instant::now();
+    let (_server, mut guest, _mediator) = pair(&mut now);
+    guest.view.pool = Some(0);
+    guest.view.tells = false;
+    guest.to_send.extend(b" and more");
+    guest.turn(now).unwrap();
+    now += Duration::from_secs(3600);
+    guest.turn(now).unwrap();
+    guest.view.pool = None;
+    guest.turn(now).unwrap();
+    assert_eq!(guest.sent, guest.to_send.len());
+    assert!(!guest.exchange.is_held_up());
 }
 
 /// Two sides that have exchanged a few bytes.

@@ -14,11 +14,12 @@ use std::time::SystemTime;
 
 use nix::errno::Errno;
 use nix::fcntl::{AT_FDCWD, AtFlags, OFlag, openat, renameat};
-use nix::sys::stat::{Mode, fstat, fstatat, mkdirat};
+use nix::sys::stat::{Mode, fchmod, fstat, fstatat, mkdirat};
+use nix::sys::statvfs::fstatvfs;
 use nix::unistd::{UnlinkatFlags, unlinkat};
 
 use super::file_name;
-use super::room::{Content, Room, Trouble};
+use super::room::{Content, Free, Room, Trouble};
 use super::segment::Role;
 use crate::directory::SAFE;
 use crate::listing::{self, open_directory};
@@ -70,9 +71,18 @@ impl SessionDirectory {
         own: u64,
     ) -> nix::Result<Self> {
         let sessions = open_directory(place.as_fd(), SESSIONS)?;
-        // 0700: only this user and root can look into it.
         mkdirat(&sessions, session.to_string().as_str(), Mode::S_IRWXU)?;
-        Self::in_sessions(sessions, path, session, Role::Guest, own)
+        let session = Self::in_sessions(sessions, path, session, Role::Guest, own)?;
+        // Only this user and root can look into it, and the group where the admin shares by one: a
+        // `sessions/` that hands its group on and lets it write. Whatever the umask is.
+        let about = fstat(&session.sessions)?;
+        let shared = Mode::S_ISGID | Mode::S_IRWXG;
+        let mode = match Mode::from_bits_truncate(about.st_mode).contains(shared) {
+            true => Mode::S_IRWXU | shared,
+            false => Mode::S_IRWXU,
+        };
+        fchmod(&session.directory, mode)?;
+        Ok(session)
     }
 
     /// Opens the directory of a session that a guest has made.
@@ -125,7 +135,7 @@ impl SessionDirectory {
         ) {
             Ok(fd) => {
                 let mut file = File::from(fd);
-                match file.write_all(bytes) {
+                match make_readable(&file).and_then(|()| file.write_all(bytes)) {
                     Ok(()) => Ok(Some(file)),
                     Err(error) => Err(self.trouble("write", name, error)),
                 }
@@ -267,14 +277,32 @@ impl SessionDirectory {
 
     fn write_temporary(&self, temporary: &str, bytes: &[u8]) -> io::Result<()> {
         let flags = SAFE | OFlag::O_WRONLY | OFlag::O_CREAT | OFlag::O_EXCL;
-        // Readable for the other side, whoever that is there; the directory keeps others out.
         let mode = Mode::from_bits_truncate(0o644);
         let mut file = File::from(openat(&self.directory, temporary, flags, mode)?);
+        make_readable(&file)?;
         file.write_all(bytes)?;
         // The bytes are at the server before the name is.
         file.sync_all()?;
         nix::unistd::close(file).map_err(io::Error::from)
     }
+}
+
+/// Lets the other side read `file`, whoever that is there and whatever the umask is here; the
+/// directory keeps others out.
+fn make_readable(file: &File) -> io::Result<()> {
+    let mode = Mode::from_bits_truncate(0o644);
+    // Asked first: over NFS the change would be a round trip.
+    if Mode::from_bits_truncate(fstat(file)?.st_mode).contains(mode) {
+        return Ok(());
+    }
+    fchmod(file, mode).map_err(io::Error::from)
+}
+
+fn is_out_of_space(error: &io::Error) -> bool {
+    matches!(
+        error.raw_os_error().map(Errno::from_raw),
+        Some(Errno::ENOSPC | Errno::EDQUOT)
+    )
 }
 
 impl Room for SessionDirectory {
@@ -326,12 +354,18 @@ impl Room for SessionDirectory {
 
     fn publish(&mut self, name: &str, bytes: &[u8]) -> Result<(), Trouble> {
         let temporary = self.temporary();
-        let written = self.write_temporary(&temporary, bytes).and_then(|()| {
+        let written = self.write_temporary(&temporary, bytes);
+        // Before the rename nothing can have come under the name.
+        let full = written.as_ref().is_err_and(is_out_of_space);
+        let written = written.and_then(|()| {
             renameat(&self.directory, temporary.as_str(), &self.directory, name)?;
             Ok(())
         });
         written.map_err(|error| {
-            let trouble = self.trouble("write", name, error);
+            let trouble = match self.trouble("write", name, error) {
+                Trouble::Io { context, source } if full => Trouble::Full { context, source },
+                other => other,
+            };
             // Nothing half-done stays, if the system lets it be removed.
             let _ = unlinkat(
                 &self.directory,
@@ -339,6 +373,24 @@ impl Room for SessionDirectory {
                 UnlinkatFlags::NoRemoveDir,
             );
             trouble
+        })
+    }
+
+    fn free(&mut self) -> Option<Free> {
+        let about = fstatvfs(&self.directory).ok()?;
+        // Some FUSE file systems know nothing and say 0.
+        if about.blocks() == 0 {
+            return None;
+        }
+        let bytes = |blocks: u64| blocks.saturating_mul(about.fragment_size());
+        Some(Free {
+            size: bytes(about.blocks()),
+            bytes: bytes(about.blocks_available()),
+            files: match about.files() {
+                // They are made as they are needed.
+                0 => u64::MAX,
+                _ => about.files_available(),
+            },
         })
     }
 

@@ -16,9 +16,15 @@
 //! bytes under the same name (an NFS server may have done what it seemed to refuse). Every file
 //! names the process that wrote it, by 128 random bits; the first one seen stays the only one, so
 //! neither a new mediator nor a new guest can go on with what another began.
+//!
+//! # What keeps a small file system from filling up
+//! Both directions, and other sessions, write into one pool. A side that filled it would stop the
+//! other, whose result has to go somewhere before it takes more. So a side has at most half of what
+//! is left to it in flight, and cuts its pieces to that: see `space.rs`.
 
 mod incoming;
 mod outgoing;
+mod space;
 
 use std::collections::VecDeque;
 use std::io;
@@ -27,6 +33,7 @@ use std::time::{Duration, Instant};
 use super::room::Trouble;
 use super::segment::Role;
 use crate::name::SessionName;
+use space::Space;
 
 /// Bytes of the stream that lie in files and were not taken yet, at most, each way.
 pub const WINDOW: usize = 8 << 20;
@@ -42,10 +49,12 @@ pub const BEAT: Duration = Duration::from_secs(1);
 pub const SILENCE: Duration = Duration::from_secs(20);
 
 /// Looks that must have brought nothing before a side counts as dead: a machine that was asleep for
-/// an hour has looked at nothing in that time.
+/// an hour has looked at nothing in that time. The same number of tries must have failed before
+/// [`PATIENCE`] ends.
 pub const LOOKS: u32 = 10;
 
-/// How long a full disk, or a file that cannot be read, is tried again before the session ends.
+/// How long a full disk, or a file that cannot be read, is tried again before the session ends, and
+/// at least [`LOOKS`] times.
 pub const PATIENCE: Duration = Duration::from_secs(5);
 
 /// What was taken is acknowledged this much later, unless another file says it before.
@@ -147,13 +156,18 @@ pub struct Exchange {
 
     data_written: u64,
     bytes_written: u64,
-    /// Encoded, and perhaps in place already: never changed any more.
+    /// What is in no file yet of the piece that was begun.
+    unsent: Option<Unsent>,
+    /// Encoded, and perhaps in place already: never changed any more, unless the disk was full.
     frozen: Option<Frozen>,
+    space: Space,
     /// Bytes of each data file that the peer has not taken, the oldest first.
     in_flight: VecDeque<usize>,
     in_flight_bytes: usize,
     out_ended: bool,
     beats_written: u64,
+    /// The last beat could not be written.
+    beat_failed: bool,
     written_at: Instant,
     stir_after: Duration,
 
@@ -170,17 +184,47 @@ pub struct Exchange {
     untold_bytes: usize,
     untold_since: Option<Instant>,
 
-    /// A file that cannot be read yet, and since when.
-    suspect: Option<(String, Instant)>,
-    /// Since when the system refuses to read, and to write.
-    unreadable_since: Option<Instant>,
-    unwritable_since: Option<Instant>,
+    /// A file that cannot be read yet.
+    suspect: Option<(String, Trying)>,
+    /// Since when the system refuses to read, to write, and to give space for data.
+    unreadable: Option<Trying>,
+    unwritable: Option<Trying>,
+    cramped: Option<Trying>,
+}
+
+/// A piece of which the part from `at` on is in no file yet.
+#[derive(Debug)]
+struct Unsent {
+    piece: Piece,
+    at: usize,
 }
 
 #[derive(Debug)]
 struct Frozen {
     file: Vec<u8>,
     last: bool,
+    /// What the file says was taken.
+    taken: u64,
+}
+
+/// Something that has failed since then, so many times.
+#[derive(Debug, Clone, Copy)]
+struct Trying {
+    since: Instant,
+    tries: u32,
+}
+
+impl Trying {
+    /// Notes another failure at `now`; whether it was the last one to be borne. The time alone does
+    /// not count: a process that did not run meanwhile has not tried.
+    fn is_over(trying: &mut Option<Self>, now: Instant) -> bool {
+        let trying = trying.get_or_insert(Self {
+            since: now,
+            tries: 0,
+        });
+        trying.tries = trying.tries.saturating_add(1);
+        now.saturating_duration_since(trying.since) >= PATIENCE && trying.tries >= LOOKS
+    }
 }
 
 impl Exchange {
@@ -202,11 +246,14 @@ impl Exchange {
             peer: None,
             data_written: 0,
             bytes_written: 0,
+            unsent: None,
             frozen: None,
+            space: Space::default(),
             in_flight: VecDeque::new(),
             in_flight_bytes: 0,
             out_ended: false,
             beats_written: 0,
+            beat_failed: false,
             written_at: now,
             stir_after: STIR,
             taken: 0,
@@ -221,8 +268,9 @@ impl Exchange {
             untold_bytes: 0,
             untold_since: None,
             suspect: None,
-            unreadable_since: None,
-            unwritable_since: None,
+            unreadable: None,
+            unwritable: None,
+            cramped: None,
         }
     }
 
@@ -267,20 +315,19 @@ impl Exchange {
         !self.out_ended && self.in_flight_bytes < WINDOW && self.in_flight.len() < MAX_IN_FLIGHT
     }
 
-    /// Whether there is a file that has yet to be written: try again soon.
+    /// Whether there is a piece that has yet to be written: try again soon.
     pub fn is_held_up(&self) -> bool {
-        self.frozen.is_some()
+        self.frozen.is_some() || self.unsent.is_some()
     }
 }
 
 /// The system refused: borne for a while, unless the directory is gone.
-fn bear(since: &mut Option<Instant>, trouble: Trouble, now: Instant) -> Result<(), Fault> {
+fn bear(trying: &mut Option<Trying>, trouble: Trouble, now: Instant) -> Result<(), Fault> {
     match trouble {
         Trouble::Gone => Err(Fault::Vanished),
         crowded @ Trouble::Crowded(_) => Err(Fault::Violation(crowded.to_string())),
-        Trouble::Io { context, source } => {
-            let since = *since.get_or_insert(now);
-            if now.saturating_duration_since(since) >= PATIENCE {
+        Trouble::Io { context, source } | Trouble::Full { context, source } => {
+            if Trying::is_over(trying, now) {
                 return Err(Fault::Io { context, source });
             }
             Ok(())

@@ -29,6 +29,22 @@ pub trait Room {
     /// # Errors
     /// See [`Trouble`].
     fn remove(&mut self, name: &str) -> Result<(), Trouble>;
+
+    /// What is free on the file system, for whoever comes; `None` where it does not tell.
+    fn free(&mut self) -> Option<Free> {
+        None
+    }
+}
+
+/// What is free on a file system.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Free {
+    /// Bytes in all, free or not.
+    pub size: u64,
+    /// Bytes that can be written.
+    pub bytes: u64,
+    /// Files that can be made; [`u64::MAX`] where they are not counted.
+    pub files: u64,
 }
 
 /// What [`Room::read`] found.
@@ -51,7 +67,15 @@ pub enum Trouble {
     /// There are more names than a session ever makes.
     #[error("the session's directory holds more than {0} names")]
     Crowded(usize),
-    /// The system refused; another time it may not, as with a full disk.
+    /// There is no space left, so nothing was made under the name: other bytes may come under it.
+    #[error("{context}: {source}")]
+    Full {
+        /// What was being done.
+        context: String,
+        /// The system's answer.
+        source: io::Error,
+    },
+    /// The system refused; another time it may not. What was to be done may be done.
     #[error("{context}: {source}")]
     Io {
         /// What was being done.

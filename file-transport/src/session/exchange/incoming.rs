@@ -1,8 +1,12 @@
 //! Looking: what comes next is taken, what is strange is refused, silence is noticed.
 
+use std::io;
 use std::time::Instant;
 
-use super::{Exchange, Fault, LOOKS, Looked, PATIENCE, STIR, Taken, bear};
+use nix::errno::Errno;
+
+use super::space::Space;
+use super::{Exchange, Fault, LOOKS, Looked, STIR, Taken, Trying, bear, name};
 use crate::session::file_name;
 use crate::session::room::{Content, Room};
 use crate::session::segment::{HEADER, Header, Kind, MAX_FILE, Role, SegmentError};
@@ -23,7 +27,7 @@ impl Exchange {
         let names = match room.list() {
             Ok(names) => names,
             Err(trouble) => {
-                bear(&mut self.unreadable_since, trouble, now)?;
+                bear(&mut self.unreadable, trouble, now)?;
                 return Ok(Looked::default());
             }
         };
@@ -77,6 +81,12 @@ impl Exchange {
         }
         // What the other side wrote before its end is still to be read.
         if complete && !looked.more && !self.in_ended && looked.pieces.is_empty() {
+            if (gone || self.gave_up) && Space::is_full(room) {
+                return Err(Fault::Io {
+                    context: format!("the {} ended on a full file system", name(self.role.peer())),
+                    source: io::Error::from_raw_os_error(Errno::ENOSPC as i32),
+                });
+            }
             if gone {
                 return Err(Fault::MediatorGone);
             }
@@ -160,7 +170,7 @@ impl Exchange {
                 return Err(Fault::Violation(format!("{name} is {what}")));
             }
             Err(trouble) => {
-                bear(&mut self.unreadable_since, trouble, now)?;
+                bear(&mut self.unreadable, trouble, now)?;
                 return Ok(None);
             }
         };
@@ -178,7 +188,7 @@ impl Exchange {
                 {
                     self.suspect = None;
                 }
-                self.unreadable_since = None;
+                self.unreadable = None;
                 Ok(Some((header, file)))
             }
             Err(error) => self.suspect(name, error, now).map(|()| None),
@@ -187,14 +197,14 @@ impl Exchange {
 
     /// A file that is not whole may be so at the next look, but not for ever.
     fn suspect(&mut self, name: String, error: SegmentError, now: Instant) -> Result<(), Fault> {
-        let since = match &self.suspect {
-            Some((suspect, since)) if *suspect == name => *since,
-            _ => now,
+        let mut trying = match self.suspect.take() {
+            Some((suspect, trying)) if suspect == name => Some(trying),
+            _ => None,
         };
-        if !error.may_pass() || now.saturating_duration_since(since) >= PATIENCE {
+        if !error.may_pass() || Trying::is_over(&mut trying, now) {
             return Err(Fault::Violation(format!("{name}: {error}")));
         }
-        self.suspect = Some((name, since));
+        self.suspect = trying.map(|trying| (name, trying));
         Ok(())
     }
 }

@@ -2,8 +2,9 @@
 
 use std::time::Instant;
 
+use super::space::full;
 use super::{
-    ACK_DELAY, BEAT, BEATS_KEPT, Exchange, Fault, Frozen, MAX_IN_FLIGHT, Piece, STIR, WINDOW, bear,
+    ACK_DELAY, BEAT, BEATS_KEPT, Exchange, Fault, Frozen, MAX_IN_FLIGHT, Piece, STIR, Unsent, bear,
     name,
 };
 use crate::session::file_name;
@@ -25,8 +26,13 @@ impl Exchange {
     ) -> Result<bool, Fault> {
         let mut wrote = false;
         loop {
-            if self.frozen.is_none() && self.has_room() {
-                self.frozen = next().map(|piece| self.freeze(piece));
+            if self.frozen.is_none() {
+                if self.unsent.is_none() && self.has_room() {
+                    self.unsent = next().map(|piece| Unsent { piece, at: HEADER });
+                }
+                if !self.has_room() || !self.cut(room, now)? {
+                    return Ok(wrote);
+                }
             }
             let Some(frozen) = &self.frozen else {
                 return Ok(wrote);
@@ -34,12 +40,19 @@ impl Exchange {
             let number = self.data_written + 1;
             let name = file_name::segment(self.role, Kind::Data, number);
             if let Err(trouble) = room.publish(&name, &frozen.file) {
-                bear(&mut self.unwritable_since, trouble, now)?;
+                if matches!(trouble, Trouble::Full { .. }) {
+                    self.thaw();
+                }
+                bear(&mut self.unwritable, trouble, now)?;
                 return Ok(wrote);
             }
             let payload = frozen.file.len() - HEADER;
-            self.out_ended = frozen.last;
+            let (last, taken) = (frozen.last, frozen.taken);
             self.frozen = None;
+            self.space.wrote(payload);
+            self.cramped = None;
+            self.out_ended = last;
+            self.tell(taken);
             self.data_written = number;
             self.bytes_written += payload as u64;
             self.in_flight.push_back(payload);
@@ -50,15 +63,64 @@ impl Exchange {
         }
     }
 
-    fn freeze(&mut self, piece: Piece) -> Frozen {
-        let Piece { mut file, last } = piece;
+    /// Cuts as much of the piece in hand as there is space for. Returns whether there is a file now.
+    fn cut(&mut self, room: &mut dyn Room, now: Instant) -> Result<bool, Fault> {
+        let Some(Unsent { piece, at }) = &self.unsent else {
+            return Ok(false);
+        };
+        let left = piece.file.len() - at;
+        let in_flight = (self.in_flight_bytes, self.in_flight.len());
+        let Some(most) = self.space.allowance(room, left, in_flight, now) else {
+            // What is in flight gives space when it is taken; without that, others must.
+            if self.in_flight.is_empty() {
+                bear(&mut self.cramped, full(), now)?;
+            }
+            return Ok(false);
+        };
+        let Some(Unsent { piece, at }) = self.unsent.take() else {
+            return Ok(false);
+        };
+        let n = left.min(most);
+        let last = piece.last && n == left;
+        let mut file = match at {
+            HEADER if n == left => piece.file,
+            _ => {
+                let mut file = vec![0; HEADER];
+                file.extend_from_slice(&piece.file[at..at + n]);
+                if n < left {
+                    self.unsent = Some(Unsent { piece, at: at + n });
+                }
+                file
+            }
+        };
         let header = Header {
             last,
             ..self.header(Kind::Data, self.data_written + 1)
         };
-        self.tell();
         header.complete(&mut file);
-        Frozen { file, last }
+        self.frozen = Some(Frozen {
+            file,
+            last,
+            taken: header.taken,
+        });
+        Ok(true)
+    }
+
+    /// Nothing of the frozen file exists, so its bytes may come in smaller files.
+    fn thaw(&mut self) {
+        let Some(Frozen { file, last, .. }) = self.frozen.take() else {
+            return;
+        };
+        let payload = file.len() - HEADER;
+        self.space.refused(payload);
+        match &mut self.unsent {
+            // It was cut from this one, which still has its bytes.
+            Some(unsent) => unsent.at -= payload,
+            None => {
+                let piece = Piece { file, last };
+                self.unsent = Some(Unsent { piece, at: HEADER });
+            }
+        }
     }
 
     fn header(&self, kind: Kind, number: u64) -> Header {
@@ -70,17 +132,21 @@ impl Exchange {
         }
     }
 
-    fn tell(&mut self) {
-        self.told = self.taken;
-        self.untold_bytes = 0;
-        self.untold_since = None;
+    /// The other side can read that so many of its files were taken.
+    fn tell(&mut self, taken: u64) {
+        self.told = self.told.max(taken);
+        if self.told == self.taken {
+            self.untold_bytes = 0;
+            self.untold_since = None;
+        }
     }
 
     fn written(&mut self, now: Instant) {
         self.written_at = now;
+        self.beat_failed = false;
         // On a full disk there may be room for a beat and none for data.
-        if self.frozen.is_none() {
-            self.unwritable_since = None;
+        if !self.is_held_up() {
+            self.unwritable = None;
         }
     }
 
@@ -89,7 +155,7 @@ impl Exchange {
     /// # Errors
     /// The session is over.
     pub fn beat(&mut self, room: &mut dyn Room, now: Instant) -> Result<bool, Fault> {
-        if !self.is_beat_due(now) {
+        if !self.is_beat_due(room, now) {
             return Ok(false);
         }
         self.write_beat(room, false, now)
@@ -107,10 +173,13 @@ impl Exchange {
             .map_or(beat, |since| beat.min(since + ACK_DELAY))
     }
 
-    fn is_beat_due(&self, now: Instant) -> bool {
+    fn is_beat_due(&mut self, room: &mut dyn Room, now: Instant) -> bool {
+        if self.beat_failed {
+            return now >= self.beat_due_at();
+        }
         let untold = self.taken - self.told;
         self.beats_written == 0
-            || self.untold_bytes >= WINDOW / 4
+            || self.untold_bytes >= self.space.peers_window(room, self.untold_bytes, now) / 4
             || untold >= MAX_IN_FLIGHT as u64 / 4
             || (untold > 0 && self.in_ended)
             || now >= self.beat_due_at()
@@ -147,13 +216,14 @@ impl Exchange {
         }
         match published {
             Ok(()) => {
-                self.tell();
+                self.tell(header.taken);
                 self.written(now);
                 Ok(true)
             }
             Err(trouble) => {
-                bear(&mut self.unwritable_since, trouble, now)?;
+                bear(&mut self.unwritable, trouble, now)?;
                 // Not at every look.
+                self.beat_failed = true;
                 self.written_at = now;
                 self.untold_since = self.untold_since.map(|_| now);
                 Ok(false)

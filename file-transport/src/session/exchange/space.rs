@@ -1,0 +1,144 @@
+//! How much of a file system a side may fill.
+//!
+//! With `free` bytes free and `used` of its own in flight, a side may have `(free + used) / 2` in
+//! flight, less a reserve: as much is left to the other direction as this one takes. Two directions
+//! come to rest at a third each, `n` writers at one part of `n + 1` each, and none is ever left
+//! without space by the others alone, since what is in flight is taken and removed again.
+//!
+//! The reserve is for what must be written whatever happens: the beats that acknowledge, by which
+//! files go away, and answers in `response.txt`. Data never takes it, so a file system with no more
+//! than that free is full.
+
+use std::io;
+use std::time::{Duration, Instant};
+
+use nix::errno::Errno;
+
+use super::{MAX_IN_FLIGHT, WINDOW};
+use crate::session::room::{Free, Room, Trouble};
+
+/// Bytes that data leaves free, or an eighth of a file system that is smaller than eight of it.
+const RESERVE: u64 = 1 << 20;
+
+/// Files that data leaves for others to be made.
+const RESERVED_FILES: u64 = 16;
+
+/// A piece of at most this much goes whole, also into the reserve: a question, an answer, a goodbye.
+const SMALL: usize = 4096;
+
+/// No piece is cut smaller than this.
+const SMALLEST_CUT: usize = 16 << 10;
+
+/// Where this much is free, an answer of the file system holds for [`HOLDS`]: over NFS asking is a
+/// round trip.
+const PLENTY: u64 = 16 * WINDOW as u64;
+
+/// See [`PLENTY`].
+const HOLDS: Duration = Duration::from_millis(100);
+
+/// What a side knows of its file system.
+#[derive(Debug, Default)]
+pub(super) struct Space {
+    asked: Option<(Option<Free>, Instant)>,
+    /// Bytes that the system refused for lack of space, halved with each refusal and doubled again
+    /// with each success: quotas, and file systems that do not tell what is free.
+    refused: Option<usize>,
+}
+
+impl Space {
+    /// How much of a piece of `left` bytes may be written, with so many bytes and files in flight.
+    /// `None`: nothing now.
+    pub(super) fn allowance(
+        &mut self,
+        room: &mut dyn Room,
+        left: usize,
+        in_flight: (usize, usize),
+        now: Instant,
+    ) -> Option<usize> {
+        if left <= SMALL {
+            return Some(left);
+        }
+        let (used, files) = in_flight;
+        let most = self.refused.unwrap_or(left);
+        let Some(free) = self.free(room, now) else {
+            return Some(most);
+        };
+        let bytes = free.bytes.saturating_sub(reserve(&free));
+        let spare_files = free.files.saturating_sub(RESERVED_FILES);
+        let share = bytes.saturating_sub(used as u64) / 2;
+        let files_share = spare_files.saturating_sub(files as u64) / 2;
+        // Where nothing of it is in flight a side goes on as long as there is anything to take.
+        let least = SMALLEST_CUT.min(left);
+        let (bytes, files) = match files {
+            0 => (share.max(bytes.min(least as u64)), spare_files),
+            _ => (share, files_share),
+        };
+        if bytes < least as u64 || files == 0 {
+            return None;
+        }
+        Some(most.min(usize::try_from(bytes).unwrap_or(usize::MAX)))
+    }
+
+    /// How much the other side can have in flight at most.
+    pub(super) fn peers_window(
+        &mut self,
+        room: &mut dyn Room,
+        untold: usize,
+        now: Instant,
+    ) -> usize {
+        // Not worth a question.
+        if untold < SMALLEST_CUT {
+            return WINDOW;
+        }
+        let Some(free) = self.free(room, now) else {
+            return WINDOW;
+        };
+        let bytes = free.bytes.saturating_sub(reserve(&free));
+        usize::try_from(bytes).unwrap_or(WINDOW).min(WINDOW)
+    }
+
+    /// So much was written.
+    pub(super) fn wrote(&mut self, payload: usize) {
+        self.refused = self
+            .refused
+            .map(|refused| refused.max(payload) * 2)
+            .filter(|refused| *refused < WINDOW);
+    }
+
+    /// The system had no space for so much.
+    pub(super) fn refused(&mut self, payload: usize) {
+        self.refused = Some((payload / 2).max(SMALLEST_CUT));
+        self.asked = None;
+    }
+
+    /// Whether data finds no space now.
+    pub(super) fn is_full(room: &mut dyn Room) -> bool {
+        room.free()
+            .is_some_and(|free| free.bytes <= reserve(&free) || free.files <= RESERVED_FILES)
+    }
+
+    fn free(&mut self, room: &mut dyn Room, now: Instant) -> Option<Free> {
+        if let Some((Some(free), at)) = self.asked
+            && free.bytes >= PLENTY
+            && free.files >= 16 * MAX_IN_FLIGHT as u64
+            && now.saturating_duration_since(at) < HOLDS
+        {
+            return Some(free);
+        }
+        let free = room.free();
+        self.asked = Some((free, now));
+        free
+    }
+}
+
+fn reserve(free: &Free) -> u64 {
+    RESERVE.min(free.size / 8)
+}
+
+/// There is no more free than the reserve.
+pub(super) fn full() -> Trouble {
+    Trouble::Full {
+        context: "the session's file system is full".to_owned(),
+        source: io::Error::from_raw_os_error(Errno::ENOSPC as i32),
+    }
+}
