@@ -12,27 +12,38 @@
 //! open for every look. A client that had the old file open may get `ESTALE` for that one read; it
 //! looks again anyway. The new file belongs to the mediator, so clients need no right to write it.
 //!
-//! `command.txt` is the other way round: it belongs to the client, which truncates and writes it,
-//! and the mediator does not replace it, lest the client lose its right to write.
+//! `command.txt` belongs to the client, which truncates and writes it. The mediator replaces it at
+//! its start only, in the same way, and gives it to the owner that it had. To write into the file
+//! that lies there would be to write into whatever a guest links there between a check and the
+//! write. So nothing is opened for writing here but what this process has just made.
+//!
+//! # What cannot be replaced is removed
+//! On a full disk the old answer would pass for the new one. So it goes first, and there is none
+//! until the new one could be written.
 
 use std::fs::File;
 use std::io::{self, Read, Write};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::os::unix::fs::{MetadataExt, fchown};
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use nix::errno::Errno;
-use nix::fcntl::{AT_FDCWD, Flock, FlockArg, OFlag, openat, renameat};
-use nix::sys::stat::Mode;
-use nix::unistd::{UnlinkatFlags, unlinkat};
+use nix::fcntl::{AT_FDCWD, AtFlags, OFlag, openat, renameat};
+use nix::sys::stat::{FileStat, Mode, SFlag, fchmod, fstat, fstatat};
+use nix::unistd::{Gid, Uid, UnlinkatFlags, fchown, unlinkat};
 
 use crate::guide::{COMMAND_FILE, MAX_COMMAND_BYTES, RESPONSE_FILE, Response};
 use crate::listing::{is_unfit, open_directory};
+use crate::lock::{Lock, LockError};
 use crate::name::GuestName;
+use crate::session::mount::Mount;
 use crate::watch::Stamp;
 
 /// Where a response is written before it is renamed. The leading dot keeps it out of listings.
 const RESPONSE_TEMPORARY: &str = ".response.txt.new";
+
+/// The same for the command file.
+const COMMAND_TEMPORARY: &str = ".command.txt.new";
 
 /// What every open here has in common: no symbolic link, no waiting for a FIFO's other end, no
 /// controlling terminal, nothing left open in a worker process.
@@ -58,6 +69,17 @@ pub enum DirectoryError {
     Busy {
         /// The directory.
         path: PathBuf,
+    },
+    /// The lock file there is of another user, and this one may not remove it.
+    #[error(
+        "user {owner} has the lock file {path}; if no mediator of that user runs, remove it, else stop \
+         that one"
+    )]
+    Foreign {
+        /// The lock file.
+        path: PathBuf,
+        /// Its owner.
+        owner: u32,
     },
     /// It was removed while it was served, or another lies in its place: a file system was mounted
     /// over it, or taken away from under it.
@@ -96,27 +118,15 @@ pub enum Look {
 #[derive(Debug)]
 pub struct Directory {
     path: PathBuf,
-    directory: Handle,
+    directory: File,
+    /// `None` where the file system has no locks or no space: there, two mediators are the admin's
+    /// to avoid.
+    _lock: Option<Lock>,
     /// Whether the path led here when it was opened; one that is relative to a place this process
     /// has left tells nothing later on.
     found_by_path: bool,
-}
-
-/// The open directory, with the lock where the file system has locks.
-#[derive(Debug)]
-enum Handle {
-    Locked(Flock<File>),
-    /// NFS refuses to lock directories; there, two mediators are the admin's to avoid.
-    Unlocked(File),
-}
-
-impl Handle {
-    fn file(&self) -> &File {
-        match self {
-            Handle::Locked(file) => file,
-            Handle::Unlocked(file) => file,
-        }
-    }
+    /// Whether what is written may fail as late as it is synced.
+    remote: bool,
 }
 
 impl Directory {
@@ -151,20 +161,29 @@ impl Directory {
     }
 
     fn lock(path: PathBuf, file: OwnedFd) -> Result<Directory, DirectoryError> {
-        let directory = match Flock::lock(File::from(file), FlockArg::LockExclusiveNonblock) {
-            Ok(locked) => Handle::Locked(locked),
-            Err((_, Errno::EWOULDBLOCK)) => {
-                return Err(DirectoryError::Busy { path });
+        let lock = match Lock::take(file.as_fd()) {
+            Ok(lock) => Some(lock),
+            Err(LockError::Held) => return Err(DirectoryError::Busy { path }),
+            Err(LockError::Foreign(owner)) => {
+                let path = path.join(crate::lock::LOCK_FILE);
+                return Err(DirectoryError::Foreign { path, owner });
             }
-            Err((file, errno)) => {
-                log::debug!("{}: no lock on this file system: {errno}", path.display());
-                Handle::Unlocked(file)
+            Err(LockError::Unavailable(errno)) => {
+                let shown = path.display();
+                log::warn!(
+                    "{shown}: no lock against a second mediator: {}",
+                    errno.desc()
+                );
+                None
             }
         };
+        let remote = Mount::of(&file).is_none_or(|mount| mount.is_remote());
         let mut directory = Directory {
             path,
-            directory,
+            directory: File::from(file),
+            _lock: lock,
             found_by_path: false,
+            remote,
         };
         directory.found_by_path = directory.lies_at_its_path() == Some(true);
         Ok(directory)
@@ -176,54 +195,50 @@ impl Directory {
     }
 
     /// Puts the number 0 into `command.txt`, so that nothing written before the mediator was there
-    /// runs, and gives the stamp of that writing.
+    /// runs, and gives the stamp of that writing. Where that cannot be, what lies there is taken for
+    /// written before; its stamp is given, and the log says why.
     ///
-    /// A file that exists is written in place: it stays its owner's.
-    ///
-    /// # Errors
-    /// [`DirectoryError::Write`].
-    pub fn reset_command(&self) -> Result<Option<Stamp>, DirectoryError> {
-        self.write_command(b"0\n")
-            .map_err(|source| self.write_error(COMMAND_FILE, source))
+    /// The new file has the owner and the rights of the old one, and may be written by whoever may
+    /// write into the directory.
+    pub fn reset_command(&self) -> Option<Stamp> {
+        match self.replace_command(b"0\n") {
+            Ok(stamp) => Some(stamp),
+            Err(source) => {
+                log::warn!("{}", self.write_error(COMMAND_FILE, source));
+                let about = self.lstat(COMMAND_FILE).ok()?;
+                Some(stamp(&about))
+            }
+        }
     }
 
-    fn write_command(&self, bytes: &[u8]) -> io::Result<Option<Stamp>> {
-        let flags = SAFE | OFlag::O_WRONLY;
-        // 0666 before the umask: whether guests may write is for the umask and the export to say.
-        // Who owns the directory may write in any case: an export that counts every user of a guest
-        // as one of dom0's needs no more than that directory.
-        let create = || {
-            let mode = Mode::from_bits_truncate(0o666);
-            let flags = flags | OFlag::O_CREAT | OFlag::O_EXCL;
-            let fd = self.open_at(COMMAND_FILE, flags, mode)?;
-            if let Ok(about) = self.directory.file().metadata() {
-                let _ = fchown(&fd, Some(about.uid()), Some(about.gid()));
+    fn replace_command(&self, bytes: &[u8]) -> io::Result<Stamp> {
+        let directory = fstat(&self.directory)?;
+        // A second name elsewhere, or something else than a file, tells nothing about the client.
+        let old = self
+            .lstat(COMMAND_FILE)
+            .ok()
+            .filter(|old| is_regular(old) && old.st_nlink == 1);
+        let owner = old.as_ref().unwrap_or(&directory);
+        let owner = (Uid::from_raw(owner.st_uid), Gid::from_raw(owner.st_gid));
+        let rights = directory.st_mode | old.map_or(0, |old| old.st_mode);
+        let mode = Mode::from_bits_truncate(rights & 0o066 | 0o644);
+        let mut file = self.make(COMMAND_TEMPORARY)?;
+        let written = (|| {
+            // Only root may give files away; whoever else this is shares by group or mode.
+            if let Err(errno) = fchown(&file, Some(owner.0), Some(owner.1)) {
+                log::debug!("{COMMAND_FILE}: {}", errno.desc());
             }
-            Ok::<_, Errno>(fd)
-        };
-        let mut file = match self.open_at(COMMAND_FILE, flags, Mode::empty()) {
-            Ok(fd) => {
-                let file = File::from(fd);
-                let about = file.metadata()?;
-                if about.is_file() && about.nlink() == 1 {
-                    file.set_len(0)?;
-                    file
-                } else {
-                    // A second name elsewhere must not be written through this one.
-                    self.remove(COMMAND_FILE)?;
-                    File::from(create()?)
-                }
-            }
-            Err(Errno::ENOENT) => File::from(create()?),
-            // A link, a FIFO nobody reads, a socket, a directory: not the client's command file.
-            Err(Errno::ELOOP | Errno::ENXIO | Errno::EISDIR) => {
-                self.remove(COMMAND_FILE)?;
-                File::from(create()?)
-            }
-            Err(errno) => return Err(errno.into()),
-        };
-        file.write_all(bytes)?;
-        Ok(Some(stamp(&file.metadata()?)))
+            fchmod(&file, mode)?;
+            file.write_all(bytes)?;
+            self.sync(&file)?;
+            self.rename(COMMAND_TEMPORARY, COMMAND_FILE)?;
+            // After the rename, which changes the change time.
+            Ok(stamp(&fstat(&file)?))
+        })();
+        if written.is_err() {
+            let _ = self.remove(COMMAND_TEMPORARY);
+        }
+        written
     }
 
     /// Looks at `command.txt` once.
@@ -249,24 +264,28 @@ impl Directory {
             Err(errno) => return Ok(unreadable(errno.into())),
         };
         let mut file = File::from(fd);
-        let before = match file.metadata() {
-            Ok(about) if about.is_file() => stamp(&about),
+        let before = match fstat(&file) {
+            Ok(about) if is_regular(&about) => stamp(&about),
             Ok(_) => return Ok(Look::Unusable(not_a_file())),
-            Err(error) => return Ok(unreadable(error)),
+            Err(errno) => return Ok(unreadable(errno.into())),
         };
         let mut bytes = Vec::new();
         let limit = MAX_COMMAND_BYTES as u64 + 1;
-        let after = match Read::by_ref(&mut file).take(limit).read_to_end(&mut bytes) {
-            Ok(_) => file.metadata().map(|about| stamp(&about)),
-            Err(error) => Err(error),
-        };
+        let read = Read::by_ref(&mut file).take(limit).read_to_end(&mut bytes);
+        // By its name: a file of somebody else that was linked here for a moment has no such name
+        // now, or another one besides.
+        let after = read.and_then(|_| Ok(self.lstat(COMMAND_FILE)?));
         Ok(match after {
-            Ok(after) if after == before => Look::File {
+            Ok(after) if is_regular(&after) && after.st_nlink > 1 => Look::Unusable(
+                "command.txt has a second name (a hard link); remove it and write a number to it"
+                    .into(),
+            ),
+            Ok(after) if stamp(&after) == before => Look::File {
                 stamp: before,
                 bytes,
             },
             Ok(_) => Look::Absent,
-            Err(error) if error.raw_os_error() == Some(Errno::ESTALE as i32) => Look::Absent,
+            Err(error) if is_absent(&error) => Look::Absent,
             Err(error) => unreadable(error),
         })
     }
@@ -286,24 +305,26 @@ impl Directory {
     }
 
     fn replace_response(&self, line: &[u8]) -> io::Result<()> {
-        let flags = SAFE | OFlag::O_WRONLY | OFlag::O_CREAT | OFlag::O_EXCL;
-        let mode = Mode::from_bits_truncate(0o644);
-        let fd = match self.open_at(RESPONSE_TEMPORARY, flags, mode) {
-            Err(Errno::EEXIST) => {
-                // Left by a mediator that was killed, or put there by a client.
-                self.remove(RESPONSE_TEMPORARY)?;
-                self.open_at(RESPONSE_TEMPORARY, flags, mode)?
-            }
-            other => other?,
-        };
-        let mut file = File::from(fd);
-        let directory = self.directory.file();
-        let written = file.write_all(line).and_then(|()| {
-            // On an NFS mount this close sends the bytes, before the rename shows the name.
-            drop(file);
-            renameat(directory, RESPONSE_TEMPORARY, directory, RESPONSE_FILE)?;
-            Ok(())
-        });
+        match self.write_response(line) {
+            Ok(()) => Ok(()),
+            // The old answer must not pass for this one, and takes space that this one may need.
+            Err(error) => match self.remove(RESPONSE_FILE) {
+                Ok(()) if is_out_of_space(&error) => self.write_response(line),
+                _ => Err(error),
+            },
+        }
+    }
+
+    fn write_response(&self, line: &[u8]) -> io::Result<()> {
+        let mut file = self.make(RESPONSE_TEMPORARY)?;
+        let written = (|| {
+            // Whatever the umask is: clients are other users.
+            fchmod(&file, Mode::from_bits_truncate(0o644))?;
+            file.write_all(line)?;
+            self.sync(&file)?;
+            nix::unistd::close(file)?;
+            self.rename(RESPONSE_TEMPORARY, RESPONSE_FILE)
+        })();
         if written.is_err() {
             // The first error is the one to report.
             let _ = self.remove(RESPONSE_TEMPORARY);
@@ -311,16 +332,51 @@ impl Directory {
         written
     }
 
+    /// Makes the file `name`, which is this process's alone until it is renamed.
+    fn make(&self, name: &str) -> io::Result<File> {
+        let flags = SAFE | OFlag::O_WRONLY | OFlag::O_CREAT | OFlag::O_EXCL;
+        let mode = Mode::S_IRUSR | Mode::S_IWUSR;
+        let fd = match self.open_at(name, flags, mode) {
+            Err(Errno::EEXIST) => {
+                // Left by a mediator that was killed, or put there by a client.
+                self.remove(name)?;
+                self.open_at(name, flags, mode)?
+            }
+            other => other?,
+        };
+        Ok(File::from(fd))
+    }
+
+    /// On a mount the bytes go to the server now, and what it has no space for is an error now.
+    fn sync(&self, file: &File) -> io::Result<()> {
+        if self.remote { file.sync_all() } else { Ok(()) }
+    }
+
+    fn rename(&self, from: &str, to: &str) -> io::Result<()> {
+        match renameat(&self.directory, from, &self.directory, to) {
+            // A directory with the name, empty or not, which a client has put there.
+            Err(Errno::EISDIR) => {
+                self.remove(to)?;
+                renameat(&self.directory, from, &self.directory, to)?;
+            }
+            other => other?,
+        }
+        Ok(())
+    }
+
+    fn lstat(&self, name: &str) -> nix::Result<FileStat> {
+        fstatat(&self.directory, name, AtFlags::AT_SYMLINK_NOFOLLOW)
+    }
+
     fn open_at(&self, name: &str, flags: OFlag, mode: Mode) -> nix::Result<OwnedFd> {
-        openat(self.directory.file().as_fd(), name, flags, mode)
+        openat(self.directory.as_fd(), name, flags, mode)
     }
 
     /// Removes `name`: a file, a link, anything but a directory with something in it.
     fn remove(&self, name: &str) -> io::Result<()> {
-        let directory = self.directory.file();
-        match unlinkat(directory, name, UnlinkatFlags::NoRemoveDir) {
+        match unlinkat(&self.directory, name, UnlinkatFlags::NoRemoveDir) {
             Err(Errno::EISDIR) => {
-                unlinkat(directory, name, UnlinkatFlags::RemoveDir)?;
+                unlinkat(&self.directory, name, UnlinkatFlags::RemoveDir)?;
             }
             Err(Errno::ENOENT) => {}
             other => other?,
@@ -330,7 +386,7 @@ impl Directory {
 
     /// [`DirectoryError::Gone`] when the directory has been removed.
     fn check_present(&self) -> Result<(), DirectoryError> {
-        match self.directory.file().metadata() {
+        match self.directory.metadata() {
             Ok(about) if about.nlink() > 0 => Ok(()),
             _ => Err(self.gone()),
         }
@@ -338,7 +394,7 @@ impl Directory {
 
     /// Whether the path still leads here; `None` where that cannot be told now.
     fn lies_at_its_path(&self) -> Option<bool> {
-        let here = self.directory.file().metadata().ok()?;
+        let here = self.directory.metadata().ok()?;
         match std::fs::metadata(&self.path) {
             Ok(there) => Some((there.dev(), there.ino()) == (here.dev(), here.ino())),
             Err(error) if error.kind() == io::ErrorKind::NotFound => Some(false),
@@ -362,7 +418,7 @@ impl Directory {
 
 impl AsFd for Directory {
     fn as_fd(&self) -> BorrowedFd<'_> {
-        self.directory.file().as_fd()
+        self.directory.as_fd()
     }
 }
 
@@ -371,18 +427,44 @@ fn not_a_file() -> String {
 }
 
 fn unreadable(error: io::Error) -> Look {
+    let Some(Errno::EACCES) = error.raw_os_error().map(Errno::from_raw) else {
+        return Look::Unusable(format!(
+            "command.txt cannot be read: {error}; check its owner and mode"
+        ));
+    };
     Look::Unusable(format!(
-        "command.txt cannot be read: {error}; check its owner and mode"
+        "command.txt cannot be read by the mediator, which runs as user {}; chmod a+r command.txt, or \
+         write it with a umask of 022",
+        nix::unistd::geteuid()
     ))
 }
 
-fn stamp(about: &std::fs::Metadata) -> Stamp {
+fn is_regular(about: &FileStat) -> bool {
+    about.st_mode & SFlag::S_IFMT.bits() == SFlag::S_IFREG.bits()
+}
+
+fn is_absent(error: &io::Error) -> bool {
+    matches!(
+        error.raw_os_error().map(Errno::from_raw),
+        Some(Errno::ENOENT | Errno::ESTALE)
+    )
+}
+
+/// Whether there is no space, for this user or at all.
+pub(crate) fn is_out_of_space(error: &io::Error) -> bool {
+    matches!(
+        error.raw_os_error().map(Errno::from_raw),
+        Some(Errno::ENOSPC | Errno::EDQUOT)
+    )
+}
+
+fn stamp(about: &FileStat) -> Stamp {
     let nanoseconds =
         |seconds: i64, rest: i64| i128::from(seconds) * 1_000_000_000 + i128::from(rest);
     Stamp {
-        inode: about.ino(),
-        size: about.size(),
-        modified_ns: nanoseconds(about.mtime(), about.mtime_nsec()),
-        changed_ns: nanoseconds(about.ctime(), about.ctime_nsec()),
+        inode: about.st_ino,
+        size: u64::try_from(about.st_size).unwrap_or(0),
+        modified_ns: nanoseconds(about.st_mtime, about.st_mtime_nsec),
+        changed_ns: nanoseconds(about.st_ctime, about.st_ctime_nsec),
     }
 }

@@ -176,6 +176,11 @@ impl Response {
         Response::new(Status::Working, &format!("Running command {command}"))
     }
 
+    /// What stands there while `command.txt` is empty, until that has lasted for too long.
+    pub fn waiting() -> Response {
+        Response::new(Status::Working, "Waiting for a number in command.txt")
+    }
+
     /// What stands there once the mediator has stopped, so that a waiting client ends.
     pub fn stopped() -> Response {
         Response::new(

@@ -29,6 +29,7 @@ pub mod directory;
 pub mod guests;
 pub mod guide;
 mod listing;
+mod lock;
 pub mod name;
 pub mod serve;
 pub mod session;

@@ -3,11 +3,11 @@
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
-use crate::directory::{Directory, DirectoryError, Look};
-use crate::guide::{Command, Response};
-use crate::watch::{Action, Sight, Watch};
+use crate::directory::{Directory, DirectoryError, Look, is_out_of_space};
+use crate::guide::{Command, Response, Status};
+use crate::watch::{Action, SETTLE_EMPTY, Sight, Watch};
 
 /// Why serving ended before it was asked to.
 #[derive(Debug, thiserror::Error)]
@@ -69,7 +69,8 @@ impl<'a> Stop<'a> {
 ///
 /// # Errors
 /// A directory that cannot be opened, is served already, cannot be written at start, or was removed.
-/// Later write errors, such as a full disk, are logged and tried again at each look.
+/// A full disk, and later write errors, are logged and tried again at each look; until then there is no
+/// `response.txt`.
 pub fn serve(
     directory: &Path,
     run: &mut dyn FnMut(Command) -> Result<String, String>,
@@ -89,18 +90,25 @@ pub fn serve_directory(
     between: &mut dyn FnMut(Instant),
     stop: Stop<'_>,
 ) -> Result<(), ServeError> {
-    let taken = directory.reset_command()?;
-    directory.respond(&Response::ready())?;
+    let taken = directory.reset_command();
     let mut watch = Watch::new(taken, Instant::now());
     let mut answer = Answer {
         directory,
         waiting: None,
+        stands: None,
         complaint: None,
     };
+    answer.begin()?;
+    let mut empty_since = None;
+    let mut unusable = Complaint::default();
     while !stop.reached(Instant::now()) {
         answer.retry()?;
         between(Instant::now());
         let look = directory.look()?;
+        answer.doubt(&look, &mut empty_since, Instant::now())?;
+        if let Look::Unusable(reason) = &look {
+            unusable.say(directory, reason, Instant::now());
+        }
         match watch.see(sight(&look), Instant::now()) {
             Action::None => thread::sleep(watch.pause(Instant::now())),
             Action::Answer(response) => answer.give(response)?,
@@ -133,15 +141,82 @@ fn sight(look: &Look) -> Sight<'_> {
     }
 }
 
+/// How long `command.txt` may be empty, as at the beginning of each writing, before the answer to the
+/// command before goes: on a full disk nothing may follow, and the client, which over NFS does not
+/// notice, looks a second after it wrote.
+const DOUBT: Duration = Duration::from_millis(100);
+
+/// The shortest time between two lines about a `command.txt` that cannot be used: a guest may change
+/// what is wrong with it as often as it likes.
+const COMPLAIN: Duration = Duration::from_secs(60);
+
+/// Tells the log why `command.txt` cannot be used.
+#[derive(Default)]
+struct Complaint {
+    said: Option<(String, Instant)>,
+}
+
+impl Complaint {
+    fn say(&mut self, directory: &Directory, reason: &str, now: Instant) {
+        let early = |at: Instant| now.saturating_duration_since(at) < COMPLAIN;
+        if matches!(&self.said, Some((said, at)) if said == reason || early(*at)) {
+            return;
+        }
+        log::warn!("file:{}: {reason}", directory.path().display());
+        self.said = Some((reason.to_owned(), now));
+    }
+}
+
 /// The answer that should stand in `response.txt`, kept until it could be written.
 struct Answer<'a> {
     directory: &'a Directory,
     waiting: Option<Response>,
+    /// The status of the answer that stands there, if there is one.
+    stands: Option<Status>,
     /// The last write error, so that a full disk fills no log.
     complaint: Option<String>,
 }
 
 impl Answer<'_> {
+    /// The first answer. A full disk delays it; a directory that cannot be written is an error.
+    fn begin(&mut self) -> Result<(), DirectoryError> {
+        match self.directory.respond(&Response::ready()) {
+            Err(DirectoryError::Write { source, .. }) if is_out_of_space(&source) => {
+                self.give(Response::ready())
+            }
+            Ok(()) => {
+                self.stands = Some(Status::Working);
+                Ok(())
+            }
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Withdraws the answer to the command before once a writing has begun and does not go on.
+    fn doubt(
+        &mut self,
+        look: &Look,
+        since: &mut Option<Instant>,
+        now: Instant,
+    ) -> Result<(), DirectoryError> {
+        let Look::File { bytes, .. } = look else {
+            return Ok(());
+        };
+        if !bytes.is_empty() {
+            *since = None;
+            return Ok(());
+        }
+        let first = since.is_none();
+        let began = *since.get_or_insert(now);
+        let answered =
+            self.waiting.is_none() && self.stands.is_some_and(|it| it != Status::Working);
+        let waited = now.saturating_duration_since(began);
+        if !first && answered && (DOUBT..SETTLE_EMPTY).contains(&waited) {
+            return self.give(Response::waiting());
+        }
+        Ok(())
+    }
+
     fn give(&mut self, response: Response) -> Result<(), DirectoryError> {
         self.waiting = Some(response);
         self.retry()
@@ -153,11 +228,13 @@ impl Answer<'_> {
         };
         match self.directory.respond(response) {
             Ok(()) => {
+                self.stands = Some(response.status());
                 self.waiting = None;
                 self.complaint = None;
                 Ok(())
             }
             Err(error @ DirectoryError::Write { .. }) => {
+                self.stands = None;
                 let text = error.to_string();
                 if self.complaint.as_ref() != Some(&text) {
                     log::warn!("{text}; trying again");
