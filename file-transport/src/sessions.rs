@@ -12,6 +12,7 @@ mod on_disk;
 
 use std::collections::BTreeMap;
 use std::os::fd::{AsFd, OwnedFd};
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
@@ -22,7 +23,7 @@ use crate::name::{SESSIONS, SessionName};
 use crate::session::directory::MOST_NAMES;
 use crate::session::file_name::{self, CLAIM, GONE};
 use crate::session::segment::{Kind, Role};
-use on_disk::{clear, mark, open_sessions, read_claim};
+use on_disk::{clear, closed_session, mark, open_sessions, read_claim};
 
 /// Names in `sessions/` that one look reads.
 const MOST_ENTRIES: usize = 4096;
@@ -42,6 +43,9 @@ const EACH: Duration = Duration::from_secs(1);
 /// The longest time between two tries to remove a session in which something cannot be removed.
 const STUCK: Duration = Duration::from_secs(600);
 
+/// The shortest time between two lines about sessions that this user may not look into.
+const COMPLAIN: Duration = Duration::from_secs(60);
+
 /// A session that is over is removed when nothing has changed in it for this long.
 pub const OVER: Duration = Duration::from_secs(15);
 
@@ -55,6 +59,8 @@ pub struct Sessions {
     mediator: u64,
     seen: BTreeMap<SessionName, Seen>,
     complaint: Option<Errno>,
+    /// When the log was told last of a session that this user may not look into.
+    complained: Option<Instant>,
 }
 
 #[derive(Debug)]
@@ -86,6 +92,7 @@ impl Sessions {
             mediator,
             seen: BTreeMap::new(),
             complaint: None,
+            complained: None,
         }
     }
 
@@ -148,10 +155,10 @@ impl Sessions {
                 state: State::New,
             });
         }
-        self.look_into(&sessions, now)
+        self.look_into(&directory.path().join(SESSIONS), &sessions, now)
     }
 
-    fn look_into(&mut self, sessions: &OwnedFd, now: Instant) -> Vec<SessionName> {
+    fn look_into(&mut self, path: &Path, sessions: &OwnedFd, now: Instant) -> Vec<SessionName> {
         let mut due: Vec<(Option<Instant>, SessionName)> = self
             .seen
             .iter()
@@ -170,13 +177,21 @@ impl Sessions {
         // Those that have waited longest, and before them those that are new.
         due.sort_unstable();
         let mut waiting = Vec::new();
+        let mut closed = None;
         for (_, name) in due.into_iter().take(OPENED_AT_ONCE) {
             let Some(seen) = self.seen.get_mut(&name) else {
                 continue;
             };
-            if seen.look(self.mediator, sessions, name, now) {
+            if seen.look(self.mediator, sessions, name, &mut closed, now) {
                 waiting.push(name);
             }
+        }
+        let early = |said: Instant| now.saturating_duration_since(said) < COMPLAIN;
+        if let Some(name) = closed
+            && !self.complained.is_some_and(early)
+        {
+            self.complained = Some(now);
+            log::warn!("{}: {}", path.display(), closed_session(sessions, name));
         }
         waiting
     }
@@ -184,13 +199,30 @@ impl Sessions {
 
 impl Seen {
     /// Looks into the session's directory. Returns whether to report it.
-    fn look(&mut self, mediator: u64, sessions: &OwnedFd, name: SessionName, now: Instant) -> bool {
+    ///
+    /// `closed` becomes the session's name if this user may not look into it.
+    fn look(
+        &mut self,
+        mediator: u64,
+        sessions: &OwnedFd,
+        name: SessionName,
+        closed: &mut Option<SessionName>,
+        now: Instant,
+    ) -> bool {
         self.looked = Some(now);
-        let Ok(directory) = open_directory(sessions.as_fd(), &name.to_string()) else {
-            return false;
-        };
-        let Ok(mut found) = listing::names_with_dots(&directory, MOST_NAMES) else {
-            return false;
+        let opened = open_directory(sessions.as_fd(), &name.to_string()).and_then(|directory| {
+            let found = listing::names_with_dots(&directory, MOST_NAMES)?;
+            Ok((directory, found))
+        });
+        let (directory, mut found) = match opened {
+            Ok(opened) => opened,
+            Err(errno) => {
+                // What is no directory is nobody's session, and what is gone is over.
+                if matches!(errno, Errno::EACCES | Errno::EPERM) {
+                    *closed = Some(name);
+                }
+                return false;
+            }
         };
         found.names.sort_unstable();
         let names = crc32c::crc32c(found.names.join("/").as_bytes());

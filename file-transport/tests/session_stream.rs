@@ -7,6 +7,8 @@ use std::time::{Duration, Instant};
 
 use vgpu_file_transport::SessionName;
 use vgpu_file_transport::session::exchange::SILENCE;
+use vgpu_file_transport::session::file_name::segment;
+use vgpu_file_transport::session::segment::{Kind, Role};
 use vgpu_file_transport::session::{ConnectError, FileTransport, Settings, accept, connect};
 use vgpu_protocol::transport::{Interest, Transport, TransportError};
 
@@ -171,6 +173,45 @@ fn a_directory_that_vanishes_is_an_error_at_once() {
         let error = side.read_exact(&mut [0; 1], deadline()).unwrap_err();
         assert!(error.to_string().contains("directory is gone"), "{error}");
     }
+}
+
+#[test]
+fn a_wait_whose_deadline_passes_looks_once_more() {
+    let directory = tempfile::tempdir().unwrap();
+    let (mut guest, mut mediator) = pair(directory.path());
+    let path = path(directory.path());
+    // By then each looks twenty times a second.
+    thread::sleep(Duration::from_secs(1));
+    let mut counted = 0;
+    for round in 1..=200u64 {
+        let file = path.join(segment(Role::Mediator, Kind::Data, round));
+        let until = Instant::now() + Duration::from_millis(20 + round % 50);
+        mediator.write_all(b"x", deadline()).unwrap();
+        let (waited, there_at) = thread::scope(|scope| {
+            let wrote = scope.spawn(|| {
+                // Just before the end, or on a busy machine just after it.
+                let before = until - Duration::from_millis(10);
+                thread::sleep(before.saturating_duration_since(Instant::now()));
+                mediator.flush(deadline()).unwrap();
+                while !file.exists() {
+                    thread::sleep(Duration::from_micros(200));
+                }
+                Instant::now()
+            });
+            (guest.wait(Interest::Read, until), wrote.join().unwrap())
+        });
+        if there_at < until {
+            counted += 1;
+            waited.unwrap_or_else(|error| panic!("round {round}: {error}, and it lay there"));
+        }
+        guest.read_exact(&mut [0; 1], deadline()).unwrap();
+        // So that looks become rare again.
+        if counted >= 12 {
+            break;
+        }
+        thread::sleep(Duration::from_millis(500));
+    }
+    assert!(counted >= 1, "no file came in time");
 }
 
 #[test]

@@ -1,12 +1,17 @@
 //! Bringing a session up: the guest makes it, the mediator takes it.
 
 use std::fmt;
+use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::sync::mpsc;
 use std::thread;
 use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
+use nix::fcntl::AtFlags;
+use nix::sys::stat::fstatat;
+use nix::unistd::geteuid;
+use vgpu_protocol::transport::TransportError;
 
 use super::caches::CacheTest;
 use super::directory::{PROBE_CONTENT, SessionDirectory, open_place};
@@ -15,10 +20,14 @@ use super::file_name;
 use super::mount::Mount;
 use super::segment::Role;
 use super::stream::{FileTransport, Prepared, Progress};
+use crate::guide::RESPONSE_FILE;
 use crate::name::{GuestName, SESSIONS, SessionName};
 
 /// How often a wait looks whether the program was told to stop.
 const LOOK: Duration = Duration::from_millis(50);
+
+/// The last wait of a connection that comes to nothing.
+const LAST: Duration = Duration::from_millis(1);
 
 /// How long a mediator may take to make `sessions/` after it has started.
 const STARTING: Duration = Duration::from_secs(1);
@@ -93,9 +102,10 @@ pub fn connect(
     let own = u64::from_le_bytes(random()?);
     let path = directory.to_owned();
     let (sender, failure) = mpsc::channel();
+    let (doubts, doubt) = mpsc::channel();
     let prepare = {
         let (path, thorough) = (path.clone(), settings.thorough);
-        move || make(&path, session, writer, own, deadline, thorough)
+        move || make(&path, session, writer, own, deadline, thorough, &doubts)
     };
     let failed = move |error| {
         // Nobody listens any more if the deadline has passed.
@@ -112,8 +122,15 @@ pub fn connect(
             error.interrupted = true;
             return Err(error);
         }
-        let left = deadline.saturating_duration_since(Instant::now());
-        match transport.wait_connected(left.min(LOOK)) {
+        let now = Instant::now();
+        let late = now >= deadline;
+        // Late or not, it looks once more.
+        let until = if late {
+            now + LAST
+        } else {
+            deadline.min(now + LOOK)
+        };
+        match transport.wait_connected(until) {
             Progress::Connected(transport) => {
                 // Who asks for a thorough test tells the findings himself.
                 let remarks = transport.remarks();
@@ -134,16 +151,13 @@ pub fn connect(
                 return Ok(transport);
             }
             Progress::Failed(error) => {
-                return Err(failure.try_recv().unwrap_or_else(|_| {
-                    ConnectError::new(
-                        error.to_string(),
-                        "look at the mediator's log, then try again",
-                    )
-                }));
+                return Err(failure
+                    .try_recv()
+                    .unwrap_or_else(|_| ConnectError::new(error.to_string(), advice(&error))));
             }
-            Progress::Waiting(waiting) if left.is_zero() => {
+            Progress::Waiting(waiting) if late => {
                 drop(waiting);
-                return Err(nobody(&path));
+                return Err(nobody(&path, doubt.try_recv().ok()));
             }
             Progress::Waiting(waiting) => transport = waiting,
         }
@@ -163,8 +177,41 @@ fn start(
     })
 }
 
-fn nobody(path: &Path) -> ConnectError {
+/// What to do about a session that broke while it came up.
+fn advice(error: &TransportError) -> &'static str {
+    match error {
+        TransportError::Io { source, .. }
+            if source.kind() == std::io::ErrorKind::PermissionDenied =>
+        {
+            "the mediator's files are closed to this user, as an older mediator makes them with a umask \
+             of 027 or 077: update it, or start it with umask 022"
+        }
+        TransportError::Io { source, .. } if source.kind() == std::io::ErrorKind::StorageFull => {
+            "make room on the file system"
+        }
+        _ => "look at the mediator's log, then try again",
+    }
+}
+
+/// Why a mediator may be unable to take a session that this user makes in `place`: it runs as another
+/// user. Told by the owner of what it writes there.
+fn closed_to_mediator(place: &OwnedFd, session: &SessionDirectory) -> Option<String> {
+    let response = fstatat(place, RESPONSE_FILE, AtFlags::AT_SYMLINK_NOFOLLOW).ok()?;
+    let (mediator, own) = (response.st_uid, geteuid().as_raw());
+    (mediator != 0 && mediator != own && !session.is_shared()).then(|| {
+        format!(
+            "the mediator there runs as user {mediator} and may not look into sessions of user {own}: \
+             run it as root or as user {own}, or share the directory by a group of both (chgrp, chmod \
+             2770)"
+        )
+    })
+}
+
+fn nobody(path: &Path, closed: Option<String>) -> ConnectError {
     let path = path.display();
+    if let Some(why) = closed {
+        return ConnectError::new(format!("no mediator has taken the session in {path}"), why);
+    }
     ConnectError::new(
         format!("no mediator has taken the session in {path}, or its file system does not answer"),
         format!(
@@ -182,21 +229,27 @@ fn make(
     own: u64,
     deadline: Instant,
     thorough: bool,
+    doubts: &mpsc::Sender<String>,
 ) -> Result<Prepared, ConnectError> {
     let began = Instant::now();
     loop {
+        let now = Instant::now();
         // By its path each time: a name that was missing is asked for again at the server.
         let place = open_place(path, None).map_err(|errno| cannot_open(path, errno))?;
         let mount = Mount::of(&place);
         let remote = mount.as_ref().is_none_or(Mount::is_remote);
         match SessionDirectory::create(&place, path, session, own) {
             Ok(directory) => {
+                if let Some(why) = closed_to_mediator(&place, &directory) {
+                    // Nobody listens any more if the deadline has passed.
+                    let _ = doubts.send(why);
+                }
                 let exchange = Exchange::new(Role::Guest, session, writer, remote, Instant::now());
                 let test = CacheTest::new(mount, thorough);
                 return Ok((directory, exchange, Some(test)));
             }
             // The mediator makes it when it starts.
-            Err(Errno::ENOENT) if began.elapsed() < STARTING && Instant::now() < deadline => {
+            Err(Errno::ENOENT) if now < deadline.min(began + STARTING) => {
                 thread::sleep(LOOK);
             }
             Err(errno) => return Err(cannot_make(path, errno)),
@@ -270,9 +323,16 @@ pub fn accept(
         let (directory, path, guest) = (directory.to_owned(), path.clone(), guest.cloned());
         move || {
             let gone = |errno: Errno| {
+                let advice = match errno {
+                    Errno::EACCES | Errno::EPERM => {
+                        "run the mediator as root or as the guest's user, or share the directory by a \
+                         group of both (chgrp, chmod 2770)"
+                    }
+                    _ => "nothing to do if the guest has gone; else look at owner and mode",
+                };
                 ConnectError::new(
                     format!("cannot open the session {session}: {}", errno.desc()),
-                    "nothing to do if the guest has gone; else look at owner and mode",
+                    advice,
                 )
             };
             let place = open_place(&directory, guest.as_ref()).map_err(gone)?;
@@ -293,8 +353,7 @@ pub fn accept(
         prepare,
         failed,
     )?;
-    let left = deadline.saturating_duration_since(Instant::now());
-    match transport.wait_connected(left) {
+    match transport.wait_connected(deadline) {
         Progress::Connected(transport) => Ok(transport),
         Progress::Failed(error) => Err(failure.try_recv().unwrap_or_else(|_| {
             ConnectError::new(error.to_string(), "nothing to do: the guest may try again")

@@ -21,7 +21,7 @@ use nix::unistd::{UnlinkatFlags, unlinkat};
 use super::file_name;
 use super::room::{Content, Free, Room, Trouble};
 use super::segment::Role;
-use crate::directory::SAFE;
+use crate::directory::{SAFE, is_out_of_space};
 use crate::listing::{self, open_directory};
 use crate::name::{GuestName, SESSIONS, SessionName};
 
@@ -117,6 +117,11 @@ impl SessionDirectory {
             made: 0,
             probe: None,
         })
+    }
+
+    /// Whether others than its owner may look into it.
+    pub(crate) fn is_shared(&self) -> bool {
+        fstat(&self.directory).is_ok_and(|about| about.st_mode & 0o077 != 0)
     }
 
     /// Where it is, for messages.
@@ -296,13 +301,6 @@ fn make_readable(file: &File) -> io::Result<()> {
         return Ok(());
     }
     fchmod(file, mode).map_err(io::Error::from)
-}
-
-fn is_out_of_space(error: &io::Error) -> bool {
-    matches!(
-        error.raw_os_error().map(Errno::from_raw),
-        Some(Errno::ENOSPC | Errno::EDQUOT)
-    )
 }
 
 impl Room for SessionDirectory {

@@ -9,7 +9,7 @@ mod thread;
 
 use std::io;
 use std::path::PathBuf;
-use std::sync::{Arc, Condvar, Mutex, PoisonError};
+use std::sync::{Arc, Condvar, Mutex};
 use std::time::{Duration, Instant};
 
 use vgpu_protocol::transport::{Interest, Transport, TransportError};
@@ -84,15 +84,12 @@ impl FileTransport {
         })
     }
 
-    /// Waits until the other side has answered, for at most `patience`.
-    pub(super) fn wait_connected(self, patience: Duration) -> Progress {
-        let state = self.shared.lock();
+    /// Waits until the other side has answered, until `deadline`.
+    pub(super) fn wait_connected(self, deadline: Instant) -> Progress {
         let waiting = |state: &mut State| !state.connected && !state.over && state.fault.is_none();
         let (state, _) = self
             .shared
-            .for_caller
-            .wait_timeout_while(state, patience, waiting)
-            .unwrap_or_else(PoisonError::into_inner);
+            .wait_until(self.shared.lock(), deadline, waiting);
         let fault = state.fault.clone();
         let (connected, over) = (state.connected, state.over);
         drop(state);
@@ -173,19 +170,15 @@ impl Transport for FileTransport {
             Interest::Write => (false, true),
             Interest::ReadOrWrite => (true, true),
         };
-        let left = deadline.saturating_duration_since(Instant::now());
         let waiting = |state: &mut State| {
             let readable = !state.inbox.is_empty() || state.ended;
             let writable = state.outbox_bytes < OUTBOX;
             let over = state.fault.is_some() || state.over;
             !(over || read && readable || write && writable)
         };
-        let state = self.shared.lock();
         let (_state, waited) = self
             .shared
-            .for_caller
-            .wait_timeout_while(state, left, waiting)
-            .unwrap_or_else(PoisonError::into_inner);
+            .wait_until(self.shared.lock(), deadline, waiting);
         if waited.timed_out() {
             return Err(TransportError::TimedOut(match interest {
                 Interest::Read => "read",
@@ -221,14 +214,9 @@ impl Transport for FileTransport {
         Self::broken(&state)?;
         state.closing = true;
         self.shared.for_thread.notify_one();
-        let left = deadline.saturating_duration_since(Instant::now());
         let waiting =
             |state: &mut State| !state.was_read_whole && state.fault.is_none() && !state.over;
-        let (state, waited) = self
-            .shared
-            .for_caller
-            .wait_timeout_while(state, left, waiting)
-            .unwrap_or_else(PoisonError::into_inner);
+        let (state, waited) = self.shared.wait_until(state, deadline, waiting);
         if state.was_read_whole {
             return Ok(());
         }
@@ -271,7 +259,7 @@ mod tests {
         let transport = FileTransport::start(PathBuf::from("/mnt"), hang, |()| {}).unwrap();
         let began = Instant::now();
         let patience = Duration::from_millis(50);
-        let Progress::Waiting(mut transport) = transport.wait_connected(patience) else {
+        let Progress::Waiting(mut transport) = transport.wait_connected(began + patience) else {
             panic!("nobody can have answered");
         };
         let soon = || Instant::now() + Duration::from_millis(50);

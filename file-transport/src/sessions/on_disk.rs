@@ -5,9 +5,9 @@ use std::io::Read;
 use std::os::fd::{AsFd, OwnedFd};
 
 use nix::errno::Errno;
-use nix::fcntl::{OFlag, openat};
-use nix::sys::stat::{Mode, fchmod, fstat, mkdirat};
-use nix::unistd::{Gid, Uid, UnlinkatFlags, fchown, unlinkat};
+use nix::fcntl::{AtFlags, OFlag, openat};
+use nix::sys::stat::{Mode, fchmod, fstat, fstatat, mkdirat};
+use nix::unistd::{Gid, Uid, UnlinkatFlags, fchown, geteuid, unlinkat};
 
 use crate::directory::{Directory, SAFE};
 use crate::listing::{self, open_directory};
@@ -26,17 +26,38 @@ pub(super) fn open_sessions(directory: &Directory) -> nix::Result<OwnedFd> {
         Err(errno) => return Err(errno),
     }
     let sessions = open_directory(directory.as_fd(), SESSIONS)?;
+    // As it was made a moment ago, or a guest has put another in its place: of that one nothing is
+    // changed.
+    if fstat(&sessions)?.st_uid != geteuid().as_raw() {
+        return Ok(sessions);
+    }
     let about = fstat(directory)?;
     let owner = (Uid::from_raw(about.st_uid), Gid::from_raw(about.st_gid));
     if let Err(errno) = fchown(&sessions, Some(owner.0), Some(owner.1)) {
         log::debug!("{SESSIONS}: {}", errno.desc());
     }
-    let mode = Mode::from_bits_truncate(about.st_mode & 0o777);
+    // A group that is handed on stays so: guests then share their sessions with it.
+    let mode = Mode::from_bits_truncate(about.st_mode & 0o2777);
     // Where several may write, none may remove what is another's.
     let shared = mode.intersects(Mode::S_IWGRP | Mode::S_IWOTH);
     let sticky = if shared { Mode::S_ISVTX } else { Mode::empty() };
     fchmod(&sessions, mode | sticky)?;
     Ok(sessions)
+}
+
+/// Why this user cannot take the session `name`, and what to do.
+pub(super) fn closed_session(sessions: &OwnedFd, name: SessionName) -> String {
+    let name = name.to_string();
+    let about = fstatat(sessions, name.as_str(), AtFlags::AT_SYMLINK_NOFOLLOW);
+    let owner = about.map_or_else(
+        |_| "another user".into(),
+        |it| format!("user {}", it.st_uid),
+    );
+    format!(
+        "the session {name} of {owner} is closed to this mediator, which runs as user {}: run it as \
+         root or as that user, or share the directory by a group of both (chgrp, chmod 2770)",
+        geteuid()
+    )
 }
 
 /// Which mediator has taken the session in `directory`.

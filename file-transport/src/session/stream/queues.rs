@@ -2,13 +2,17 @@
 
 use std::collections::VecDeque;
 use std::io;
-use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Condvar, Mutex, MutexGuard, PoisonError, WaitTimeoutResult};
+use std::time::{Duration, Instant};
 
 use vgpu_protocol::transport::TransportError;
 
 use crate::session::exchange::{Fault, Taken};
 use crate::session::mount::Remark;
 use crate::session::segment::{HEADER, MAX_FILE, MAX_PAYLOAD};
+
+/// How long a wait whose deadline has passed waits for one more look.
+const LAST_LOOK: Duration = Duration::from_millis(200);
 
 /// Between the caller and the thread. Nobody does I/O while it holds the lock.
 #[derive(Debug)]
@@ -43,6 +47,11 @@ pub(super) struct State {
     pub(super) fault: Option<Broken>,
     /// Nobody wants the session any more.
     pub(super) dropped: bool,
+    /// Looks at the directory that have begun, and how many of them have ended.
+    pub(super) looks_begun: u64,
+    pub(super) looks_ended: u64,
+    /// Somebody's deadline has passed: look at once.
+    pub(super) look_now: bool,
     /// The thread has ended.
     pub(super) over: bool,
 }
@@ -131,6 +140,39 @@ impl From<Broken> for TransportError {
 }
 
 impl Shared {
+    /// Waits while `waiting` says so, until `deadline`. Whoever has waited in vain then has the thread
+    /// look at the directory once more: what came while it rested has come in time. A file system that
+    /// hangs holds that up for [`LAST_LOOK`] at most.
+    pub(super) fn wait_until<'a>(
+        &self,
+        state: MutexGuard<'a, State>,
+        deadline: Instant,
+        mut waiting: impl FnMut(&mut State) -> bool,
+    ) -> (MutexGuard<'a, State>, WaitTimeoutResult) {
+        let left = deadline.saturating_duration_since(Instant::now());
+        let (mut state, waited) = self
+            .for_caller
+            .wait_timeout_while(state, left, &mut waiting)
+            .unwrap_or_else(PoisonError::into_inner);
+        if !waited.timed_out() || left.is_zero() || state.over || state.fault.is_some() {
+            return (state, waited);
+        }
+        // One that runs now may have begun before the deadline.
+        let wanted = state.looks_begun + 1;
+        state.look_now = true;
+        self.for_thread.notify_one();
+        let (mut state, _) = self
+            .for_caller
+            .wait_timeout_while(state, LAST_LOOK, |state| {
+                waiting(state) && !state.over && state.looks_ended < wanted
+            })
+            .unwrap_or_else(PoisonError::into_inner);
+        state.look_now = false;
+        self.for_caller
+            .wait_timeout_while(state, Duration::ZERO, waiting)
+            .unwrap_or_else(PoisonError::into_inner)
+    }
+
     pub(super) fn lock(&self) -> MutexGuard<'_, State> {
         // A thread that panicked left whole bytes behind; what it did not do, the other side tells.
         self.state.lock().unwrap_or_else(PoisonError::into_inner)

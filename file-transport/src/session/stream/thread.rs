@@ -84,7 +84,8 @@ fn run(
     let mut dropped_at = None;
     loop {
         let (space, dropped, closing) = {
-            let state = shared.lock();
+            let mut state = shared.lock();
+            state.looks_begun += 1;
             let space = if state.closing || state.dropped {
                 usize::MAX
             } else {
@@ -111,6 +112,7 @@ fn run(
             shared.lock().remarks = test.remarks();
         }
         deliver(shared, exchange, looked, test.is_none());
+        tell_look(shared);
         let mut next = || next_piece(shared);
         moved |= exchange.send(directory, &mut next, Instant::now())?;
         exchange.beat(directory, Instant::now())?;
@@ -120,6 +122,15 @@ fn run(
             moved_at = now;
         }
         rest(shared, exchange, moved, moved_at, now);
+    }
+}
+
+/// The look is over and its news are delivered: for those whose deadline has passed.
+fn tell_look(shared: &Shared) {
+    let mut state = shared.lock();
+    state.looks_ended = state.looks_begun;
+    if state.look_now {
+        shared.for_caller.notify_all();
     }
 }
 
@@ -170,7 +181,8 @@ fn rest(shared: &Shared, exchange: &Exchange, moved: bool, moved_at: Instant, no
     let time = time.min(due.max(pace::FASTEST));
     let can_send = exchange.has_room() && !exchange.is_held_up();
     let state = shared.lock();
-    let idle = |state: &mut State| !(state.dropped || can_send && state.has_to_send());
+    let idle =
+        |state: &mut State| !(state.dropped || state.look_now || can_send && state.has_to_send());
     // With room in the inbox again there is something to read at once; the notification says so.
     if state.inbox_full {
         drop(shared.for_thread.wait_timeout(state, time));
