@@ -3,14 +3,18 @@
 use std::collections::BTreeMap;
 use std::fs::{self, Permissions};
 use std::io::{self, Write};
-use std::os::fd::{AsFd, BorrowedFd};
-use std::os::unix::fs::PermissionsExt;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
+use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
+use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags};
-use nix::sys::socket::{getsockopt, sockopt::PeerCredentials};
+use nix::sys::socket::{
+    AddressFamily, SockFlag, SockType, UnixAddr, connect, getsockopt, socket,
+    sockopt::PeerCredentials,
+};
 use nix::unistd::Uid;
 
 use crate::control::{Answer, Ask, MAX_REQUEST, Refused, Request, Response, VERSION};
@@ -28,6 +32,8 @@ const PATIENCE: Duration = Duration::from_secs(10);
 pub(super) struct ControlServer {
     listener: UnixListener,
     path: PathBuf,
+    /// Device and inode of the socket's file, to remove only our own.
+    identity: (u64, u64),
     connections: BTreeMap<u64, Connection>,
     next: u64,
 }
@@ -43,35 +49,54 @@ struct Connection {
 }
 
 impl ControlServer {
-    /// Listens at `path`, which the caller holds the lock for: what is there is stale.
+    /// Listens at `path`. The caller holds the lock for it, but a lock file can be removed: so a
+    /// socket on which somebody listens stays, and ours appears there ready, by a rename.
     pub(super) fn bind(path: &Path) -> Result<Self, Failure> {
         let failed = |error: io::Error| {
             Failure::system(
                 format!("cannot listen on the control socket {}", path.display()),
                 error,
-                "give --control a path of at most 107 bytes in a directory of yours",
+                "give --control a path of at most 96 bytes in a directory of yours",
             )
         };
         match fs::symlink_metadata(path) {
-            Ok(metadata) => {
-                use std::os::unix::fs::FileTypeExt;
-                if !metadata.file_type().is_socket() {
-                    return Err(Failure::new(
-                        format!("{} exists and is not a socket", path.display()),
-                        "give --control another path, or remove the file",
-                    ));
-                }
-                fs::remove_file(path).map_err(failed)?;
+            Ok(metadata) if !metadata.file_type().is_socket() => {
+                return Err(Failure::new(
+                    format!("{} exists and is not a socket", path.display()),
+                    "give --control another path, or remove the file",
+                ));
             }
+            Ok(_) if is_live(path) => {
+                return Err(Failure::new(
+                    format!("another process listens on {}", path.display()),
+                    "stop that one first, or give this one another --control PATH",
+                ));
+            }
+            Ok(_) => {}
             Err(error) if error.kind() == io::ErrorKind::NotFound => {}
             Err(error) => return Err(failed(error)),
         }
-        let listener = UnixListener::bind(path).map_err(failed)?;
-        listener.set_nonblocking(true).map_err(failed)?;
-        fs::set_permissions(path, Permissions::from_mode(0o600)).map_err(failed)?;
+        let mut temporary = path.as_os_str().to_owned();
+        temporary.push(format!(".{}", std::process::id()));
+        let temporary = PathBuf::from(temporary);
+        // Of a process of the same number that was killed here.
+        let _ = fs::remove_file(&temporary);
+        let bind = || {
+            let listener = UnixListener::bind(&temporary)?;
+            listener.set_nonblocking(true)?;
+            fs::set_permissions(&temporary, Permissions::from_mode(0o600))?;
+            let about = fs::symlink_metadata(&temporary)?;
+            fs::rename(&temporary, path)?;
+            Ok((listener, (about.dev(), about.ino())))
+        };
+        let (listener, identity) = bind().map_err(|error| {
+            let _ = fs::remove_file(&temporary);
+            failed(error)
+        })?;
         Ok(Self {
             listener,
             path: path.to_owned(),
+            identity,
             connections: BTreeMap::new(),
             next: 0,
         })
@@ -233,9 +258,24 @@ impl ControlServer {
 
 impl Drop for ControlServer {
     fn drop(&mut self) {
-        // The lock is still held, so the socket is ours.
-        let _ = fs::remove_file(&self.path);
+        // Another mediator's, if ours was removed. Nothing can be done about an error here.
+        if let Ok(there) = fs::symlink_metadata(&self.path)
+            && (there.dev(), there.ino()) == self.identity
+        {
+            let _ = fs::remove_file(&self.path);
+        }
     }
+}
+
+/// Whether somebody listens on the socket at `path`. Does not wait for room in its queue.
+fn is_live(path: &Path) -> bool {
+    let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
+    let tried = UnixAddr::new(path).and_then(|address| {
+        let probe = socket(AddressFamily::Unix, SockType::Stream, flags, None)?;
+        connect(probe.as_raw_fd(), &address)
+    });
+    // A full queue and missing rights mean that somebody is there.
+    !matches!(tried, Err(Errno::ECONNREFUSED | Errno::ENOENT))
 }
 
 /// An answer that says no.
@@ -244,4 +284,30 @@ pub(super) fn refused(what: &str, advice: &str) -> Answer {
         what: what.to_owned(),
         advice: advice.to_owned(),
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_socket_in_use_stays_and_the_end_of_one_leaves_that_of_another() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("control.sock");
+        let first = ControlServer::bind(&path).unwrap();
+        let refused = ControlServer::bind(&path).unwrap_err().what;
+        assert!(refused.contains("another process listens"), "{refused}");
+        fs::remove_file(&path).unwrap();
+        let second = ControlServer::bind(&path).unwrap();
+        drop(first);
+        assert!(is_live(&path));
+        drop(second);
+        assert_eq!(fs::read_dir(directory.path()).unwrap().count(), 0);
+        // What a killed one left behind is no obstacle.
+        drop(UnixListener::bind(&path).unwrap());
+        let _third = ControlServer::bind(&path).unwrap();
+        assert!(is_live(&path));
+        let mode = fs::metadata(&path).unwrap().permissions().mode();
+        assert_eq!(mode & 0o777, 0o600);
+    }
 }
