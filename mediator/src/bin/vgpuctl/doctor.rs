@@ -1,5 +1,7 @@
 //! `vgpuctl doctor`: what this machine has, what is missing, what to do.
 
+mod files;
+
 use std::fs::{self, OpenOptions};
 use std::path::Path;
 use std::process::ExitCode;
@@ -94,6 +96,11 @@ pub(crate) fn run(control: &Path, json: bool) -> Result<ExitCode, Exit> {
             let (check, driver) = nvidia_driver();
             show(check)?;
             show(cuda(driver))?;
+        }
+    }
+    if let Ok(status) = &status {
+        for check in files::checks(status) {
+            show(check)?;
         }
     }
     show(mediator(status))?;

@@ -1,12 +1,15 @@
 //! What `file:DIR` needs: a mount that answers, its options, the right to write, and what it caches.
 
 use std::fs::File;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::mpsc;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use nix::unistd::{AccessFlags, access};
+use nix::errno::Errno;
+use nix::unistd::{AccessFlags, access, geteuid};
+use vgpu_file_transport::guide::{COMMAND_FILE, RESPONSE_FILE};
 use vgpu_file_transport::name::SESSIONS;
 use vgpu_file_transport::session::mount::{Mount, Remark};
 use vgpu_file_transport::session::{Settings, connect};
@@ -72,6 +75,7 @@ fn look(directory: &PathBuf) -> (Vec<Check>, bool) {
             "mount /proc, to see which options are in force",
         )),
     }
+    checks.extend(two_files(directory));
     let sessions = directory.join(SESSIONS);
     let writable = access(&sessions, AccessFlags::W_OK | AccessFlags::X_OK);
     match writable {
@@ -79,7 +83,7 @@ fn look(directory: &PathBuf) -> (Vec<Check>, bool) {
             "sessions",
             format!("{} can be written", sessions.display()),
         )),
-        Err(nix::errno::Errno::ENOENT) => checks.push(Check::bad(
+        Err(Errno::ENOENT) => checks.push(Check::bad(
             "sessions",
             format!("no mediator has made {}", sessions.display()),
             "start one where the directory lies: vgpu-mediatord --listen file:DIR",
@@ -96,6 +100,62 @@ fn look(directory: &PathBuf) -> (Vec<Check>, bool) {
         )),
     }
     (checks, writable.is_ok())
+}
+
+/// Whether this user may use the two files, and whom they come from.
+fn two_files(directory: &Path) -> Vec<Check> {
+    const NAME: &str = "two files";
+    let mut checks = Vec::new();
+    let mut look = |file: &str, right: AccessFlags, may: &str, advice: &str| {
+        let path = directory.join(file);
+        match access(&path, right) {
+            Ok(()) => checks.push(Check::good(
+                NAME,
+                format!("{} can be {may}", path.display()),
+            )),
+            // It is made when somebody writes it.
+            Err(Errno::ENOENT) => {}
+            Err(errno) => checks.push(Check::bad(
+                NAME,
+                format!(
+                    "{} cannot be {may} by this user: {}",
+                    path.display(),
+                    errno.desc()
+                ),
+                advice,
+            )),
+        }
+    };
+    look(
+        RESPONSE_FILE,
+        AccessFlags::R_OK,
+        "read",
+        "an older mediator makes it so with a umask of 027 or 077: update it, or start it with umask 022",
+    );
+    look(
+        COMMAND_FILE,
+        AccessFlags::W_OK,
+        "written",
+        "where the directory lies, chown it and command.txt to this user, or share them by a group (chgrp, \
+         chmod 2770); over NFS to the user that the export maps this one to",
+    );
+    let maker = std::fs::symlink_metadata(directory.join(RESPONSE_FILE)).map(|about| about.uid());
+    let own = geteuid().as_raw();
+    let shared = std::fs::metadata(directory.join(SESSIONS))
+        .is_ok_and(|about| about.mode() & 0o2070 == 0o2070);
+    if let Ok(maker) = maker
+        && maker != 0
+        && maker != own
+        && !shared
+    {
+        checks.push(Check::remark(
+            NAME,
+            format!("the mediator runs as user {maker}, this program as user {own}"),
+            "a mediator that is not root cannot look into the sessions of other users: run it as root, or \
+             share the directory by a group of both (chgrp, chmod 2770)",
+        ));
+    }
+    checks
 }
 
 fn as_check(name: &'static str, remark: Remark) -> Check {
