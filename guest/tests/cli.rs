@@ -302,6 +302,47 @@ fn a_signal_ends_the_wait_for_a_mediator() {
     }
 }
 
+/// GNU `timeout` signals its child and then the child's group.
+#[test]
+fn two_signals_at_once_are_one_and_let_the_program_clean_up() {
+    use nix::sys::signal::{Signal, kill};
+    use nix::unistd::Pid;
+
+    let directory = TempDir::new().expect("a directory");
+    let socket = directory.path().join("deaf.sock");
+    let deaf = UnixListener::bind(&socket).expect("bound");
+    let child = Command::new(env!("CARGO_BIN_EXE_vgpu"))
+        .args(["--endpoint", &format!("local:{}", text(&socket))])
+        .args(["--timeout", "60", "info"])
+        .stderr(std::process::Stdio::piped())
+        .stdout(std::process::Stdio::piped())
+        .spawn()
+        .expect("vgpu runs");
+    // Connected, so its handlers are in place.
+    let (_stream, _) = deaf.accept().expect("a connection");
+    let pid = Pid::from_raw(i32::try_from(child.id()).expect("a process id"));
+    // Two of one kind, still pending, would be one for the kernel.
+    kill(pid, Signal::SIGINT).expect("a signal");
+    kill(pid, Signal::SIGTERM).expect("a signal");
+    fails(
+        &child.wait_with_output().expect("its end"),
+        130,
+        "interrupted",
+    );
+}
+
+#[test]
+fn an_endpoint_that_is_not_utf_8_is_refused() {
+    use std::os::unix::ffi::OsStrExt;
+
+    let output = Command::new(env!("CARGO_BIN_EXE_vgpu"))
+        .arg("info")
+        .env("VGPU_ENDPOINT", std::ffi::OsStr::from_bytes(b"local:/\xff"))
+        .output()
+        .expect("vgpu runs");
+    fails(&output, 2, "VGPU_ENDPOINT is not UTF-8");
+}
+
 #[test]
 fn tcp_needs_a_secret_and_doctor_says_how_to_get_one() {
     let list = "tcp:127.0.0.1:9";

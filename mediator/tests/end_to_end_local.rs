@@ -7,10 +7,12 @@ use std::io::{BufRead, BufReader, Write};
 use std::os::unix::net::UnixStream;
 use std::process::{Child, Command, Stdio};
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use nix::sys::signal::Signal;
-use support::{Mediator, add, descriptors, is_running, options, run, stderr, stdout, wait_until};
+use support::{
+    Killed, Mediator, add, descriptors, is_running, options, run, stderr, stdout, wait_until,
+};
 use vgpu_guest::{Cause, Client, Side};
 
 /// Names in a directory, but for the log.
@@ -224,12 +226,97 @@ fn a_second_signal_does_not_wait() {
             .contains("stopping; sessions to finish within 10 s: 1")
     });
     assert!(is_running(workers[0]));
+    // Sooner it would count as the first once more.
+    thread::sleep(Duration::from_millis(1100));
     mediator.signal(Signal::SIGINT);
     mediator.wait();
+    assert!(
+        mediator.log().contains("asked to stop again"),
+        "{}",
+        mediator.log()
+    );
     assert!(!is_running(workers[0]));
     assert_eq!(leftovers(directory.path()), [""; 0]);
     guest.kill().unwrap();
     guest.wait().unwrap();
+}
+
+/// GNU `timeout` signals its child and then the child's group, systemd adds a SIGHUP.
+#[test]
+fn signals_that_come_at_once_are_one_and_cut_nobody_off() {
+    let directory = tempfile::tempdir().unwrap();
+    let mut mediator = Mediator::start(directory.path(), &[]);
+    let mut client = mediator.connect().unwrap();
+    let n = 1 << 22;
+    let (a, mut sum) = (vec![1.5; n], vec![0.0; n]);
+    let mut signalled = false;
+    client
+        .vector_add_watched(&a, &a, &mut sum, |complete| {
+            if complete > 0 && !signalled {
+                signalled = true;
+                // Two of one kind, still pending, would be one for the kernel.
+                mediator.signal(Signal::SIGTERM);
+                mediator.signal(Signal::SIGHUP);
+                mediator.signal(Signal::SIGTERM);
+                wait_until("no new guest is taken", || {
+                    !directory.path().join("vgpu.sock").exists()
+                });
+                mediator.signal(Signal::SIGTERM);
+            }
+        })
+        .unwrap();
+    assert!(sum.iter().all(|sum| *sum == 3.0));
+    assert!(mediator.wait().success());
+}
+
+/// The mediator does not accept while it is stopped, and its queue is full.
+#[test]
+fn vgpuctl_gives_up_on_a_mediator_that_takes_no_connection() {
+    let directory = tempfile::tempdir().unwrap();
+    let mediator = Mediator::start(directory.path(), &[]);
+    mediator.signal(Signal::SIGSTOP);
+    let control = directory.path().join("control.sock");
+    let soon = || Instant::now() + Duration::from_millis(50);
+    let mut queue = Vec::new();
+    while let Ok(stream) = vgpu_socket_transport::dial_unix(&control, soon()) {
+        queue.push(stream);
+    }
+    assert!(!queue.is_empty());
+    let output = run(mediator.vgpuctl().arg("status"));
+    assert!(!output.status.success());
+    assert!(
+        stderr(&output).contains("gave no answer in 5 s"),
+        "{output:?}"
+    );
+    mediator.signal(Signal::SIGCONT);
+    drop(queue);
+    mediator.stop();
+}
+
+#[test]
+fn top_writes_plain_tables_into_a_pipe() {
+    let directory = tempfile::tempdir().unwrap();
+    let mediator = Mediator::start(directory.path(), &[]);
+    let _client = mediator.connect().unwrap();
+    let top = mediator
+        .vgpuctl()
+        .arg("top")
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut top = Killed(top);
+    let lines = BufReader::new(top.0.stdout.take().unwrap()).lines();
+    let mut tables = 0;
+    // The heading of the third table comes after two whole ones.
+    for line in lines.map_while(Result::ok) {
+        assert!(!line.contains('\x1b'), "{line:?}");
+        tables += usize::from(line.contains("REQ/s"));
+        if tables == 3 {
+            break;
+        }
+    }
+    assert_eq!(tables, 3);
+    mediator.stop();
 }
 
 #[test]

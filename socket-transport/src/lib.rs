@@ -52,4 +52,4 @@ pub use secret::{MAX_NAME, Secret, SecretError};
 pub use secrets::{Expected, Secrets};
 pub use tcp::{accept_tcp, connect_tcp};
 pub use transport::SocketTransport;
-pub use unix::{connect_unix, connect_unix_stream};
+pub use unix::{connect_unix, connect_unix_stream, dial_unix};

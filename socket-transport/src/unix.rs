@@ -1,5 +1,6 @@
 //! From a path to a connected socket.
 
+use std::io;
 use std::os::fd::AsRawFd;
 use std::os::unix::net::UnixStream;
 use std::path::Path;
@@ -43,21 +44,44 @@ pub fn connect_unix_stream(
     deadline: Instant,
     interrupted: &dyn Fn() -> bool,
 ) -> Result<UnixStream, ConnectError> {
-    let refused = |errno| refused(scheme, path, errno);
-    let address = UnixAddr::new(path).map_err(refused)?;
+    match open(path, deadline, interrupted) {
+        Ok(stream) => Ok(stream),
+        Err(Errno::EINTR) => Err(ConnectError::interrupted()),
+        Err(errno) => Err(refused(scheme, path, errno)),
+    }
+}
+
+/// As [`connect_unix_stream`], for sockets that are no mediator's endpoint, whose errors mean other
+/// things to people.
+///
+/// # Errors
+/// What the system says; of kind [`io::ErrorKind::WouldBlock`] when the listener's queue was full until
+/// `deadline`.
+pub fn dial_unix(path: &Path, deadline: Instant) -> io::Result<UnixStream> {
+    Ok(open(path, deadline, &|| false)?)
+}
+
+/// A blocking `connect` to a listener whose queue is full would wait for ever. `EINTR` means that
+/// `interrupted` said so.
+fn open(
+    path: &Path,
+    deadline: Instant,
+    interrupted: &dyn Fn() -> bool,
+) -> Result<UnixStream, Errno> {
+    let address = UnixAddr::new(path)?;
     let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
-    let fd = socket(AddressFamily::Unix, SockType::Stream, flags, None).map_err(refused)?;
-    // A blocking connect to a listener whose queue is full would wait for ever.
+    let fd = socket(AddressFamily::Unix, SockType::Stream, flags, None)?;
     loop {
+        let now = Instant::now();
         match connect(fd.as_raw_fd(), &address) {
             Ok(()) => return Ok(UnixStream::from(fd)),
-            Err(Errno::EAGAIN | Errno::EINTR) if Instant::now() < deadline => {
+            Err(Errno::EAGAIN | Errno::EINTR) if now < deadline => {
                 if interrupted() {
-                    return Err(ConnectError::interrupted());
+                    return Err(Errno::EINTR);
                 }
-                thread::sleep(RETRY);
+                thread::sleep(RETRY.min(deadline - now));
             }
-            Err(errno) => return Err(refused(errno)),
+            Err(errno) => return Err(errno),
         }
     }
 }

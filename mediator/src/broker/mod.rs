@@ -287,7 +287,7 @@ impl<'a> Broker<'a> {
     fn on_ready(&mut self, source: Source, now: Instant) {
         match source {
             Source::Termination => {
-                for _ in 0..self.signals.take_terminations() {
+                if self.signals.take_terminations() > 0 {
                     self.stop(now);
                 }
             }

@@ -7,6 +7,10 @@ use std::ffi::OsStr;
 use std::os::linux::net::SocketAddrExt;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::net::{SocketAddr, UnixDatagram};
+use std::time::Duration;
+
+/// How long systemd may take to make room for a word.
+const PATIENCE: Duration = Duration::from_secs(1);
 
 /// Tells systemd about this service, if systemd started it.
 pub(super) fn notify(state: &str) {
@@ -23,7 +27,10 @@ fn send(name: &OsStr, state: &str) -> std::io::Result<()> {
         Some(name) => SocketAddr::from_abstract_name(name)?,
         None => SocketAddr::from_pathname(name)?,
     };
-    UnixDatagram::unbound()?.send_to_addr(state.as_bytes(), &address)?;
+    let socket = UnixDatagram::unbound()?;
+    // A manager that does not read must not hold up what it starts.
+    socket.set_write_timeout(Some(PATIENCE))?;
+    socket.send_to_addr(state.as_bytes(), &address)?;
     Ok(())
 }
 

@@ -9,11 +9,15 @@ use crate::worker::link::Ask;
 /// Time to collect workers that were killed.
 const REAPING: Duration = Duration::from_secs(2);
 
+/// How soon after the first a second signal to end can be meant as one. Programs send several at
+/// once: GNU `timeout` signals its child and then the group, systemd sends SIGTERM and SIGHUP.
+const SAME: Duration = Duration::from_secs(1);
+
 /// How far the end has come.
 #[derive(Debug)]
 pub(super) enum Stopping {
-    /// Sessions may finish their requests until then.
-    Draining(Instant),
+    /// Sessions may finish their requests until `until`.
+    Draining { since: Instant, until: Instant },
     /// They were killed and are collected until then.
     Reaping(Instant),
     /// Nothing is left to wait for.
@@ -27,22 +31,30 @@ impl Stopping {
 
     pub(super) fn deadline(&self) -> Option<Instant> {
         match self {
-            Self::Draining(at) | Self::Reaping(at) => Some(*at),
+            Self::Draining { until: at, .. } | Self::Reaping(at) => Some(*at),
             Self::Over => None,
         }
     }
 }
 
 impl Broker<'_> {
-    /// A signal to end: the first one drains, the second one does not wait.
+    /// A signal to end: the first one drains, one that comes at least a second later does not wait.
     pub(super) fn stop(&mut self, now: Instant) {
-        if self.stopping.is_some() {
-            log::warn!(
-                "asked to stop again; sessions cut off: {}",
-                self.sessions.len()
-            );
-            self.kill_all(now);
-            return;
+        match self.stopping {
+            None => {}
+            Some(Stopping::Draining { since, .. }) if now.duration_since(since) < SAME => {
+                log::debug!("asked to stop twice at once, which counts once");
+                return;
+            }
+            Some(Stopping::Draining { .. }) => {
+                log::warn!(
+                    "asked to stop again; sessions cut off: {}",
+                    self.sessions.len()
+                );
+                return self.kill_all(now);
+            }
+            // They are being cut off already.
+            Some(Stopping::Reaping(_) | Stopping::Over) => return,
         }
         let time = self.config.limits.drain_timeout();
         log::info!(
@@ -63,7 +75,10 @@ impl Broker<'_> {
                 false => session.ask(Ask::Drain),
             }
         }
-        self.stopping = Some(Stopping::Draining(now + time));
+        self.stopping = Some(Stopping::Draining {
+            since: now,
+            until: now + time,
+        });
     }
 
     fn kill_all(&mut self, now: Instant) {
@@ -78,7 +93,7 @@ impl Broker<'_> {
         match self.stopping {
             None => {}
             Some(_) if self.sessions.is_empty() => self.stopping = Some(Stopping::Over),
-            Some(Stopping::Draining(at)) if due(at) => {
+            Some(Stopping::Draining { until, .. }) if due(until) => {
                 log::warn!(
                     "sessions that did not finish in time: {}",
                     self.sessions.len()

@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 
 use serde::Serialize;
 use vgpu_protocol::endpoint::Endpoint;
-use vgpu_socket_transport::Secrets;
+use vgpu_socket_transport::{Secret, Secrets};
 
 use crate::cli::Flags;
 use crate::executor::ExecutorChoice;
@@ -106,16 +106,18 @@ impl Config {
         }
         let control = match flags.control.clone().or(file.control) {
             Some(path) => absolute(&path, "the control socket")?,
-            None => default_control_path(),
+            None => absolute(&default_control_path(), "the control socket")?,
         };
         let executor = flags.executor.clone().or(file.executor).unwrap_or_default();
         let relay_secret = flags.relay_secret.clone().or(file.relay_secret);
+        let relay_secret =
+            relay_secret.map(|path| absolute(&path, "the file with the relay's secret"));
+        let relay_secret = relay_secret.transpose()?;
         check_relay(&executor, relay_secret.as_deref(), &listen)?;
         Ok(Self {
             listen,
             executor,
             secrets,
-            // Workers start where this process does, so a relative path means the same to them.
             relay_secret,
             control,
             policy: Policy {
@@ -126,12 +128,18 @@ impl Config {
         })
     }
 
-    /// Looks into the file with the secrets, where there is need of one. Workers read it again for
-    /// every client.
+    /// Looks into the files with secrets, where there is need of them. Workers read them again for
+    /// every client and every relayed session.
     ///
     /// # Errors
-    /// It cannot be read, others can read it, or a line is wrong.
+    /// One cannot be read, others can read it, or a line is wrong.
     pub fn check_secrets(&self) -> Result<(), Failure> {
+        if let ExecutorChoice::Relay(endpoint) = &self.executor
+            && is_tcp(endpoint)
+            && let Some(path) = &self.relay_secret
+        {
+            Secret::read(path).map_err(|error| Failure::new(error.to_string(), error.advice()))?;
+        }
         match &self.secrets {
             Some(path) if self.listen.iter().any(is_tcp) => Secrets::read(path)
                 .map(|_| ())
@@ -166,8 +174,7 @@ impl Config {
             limits: &self.limits,
             guests: &self.policy.guests,
         };
-        // Paths that are not UTF-8 are the only thing TOML cannot hold.
-        toml::to_string(&shown).unwrap_or_else(|error| format!("# cannot be shown: {error}\n"))
+        toml::to_string(&shown).expect("every path is UTF-8, and TOML can hold the rest")
     }
 }
 
@@ -361,6 +368,42 @@ mod tests {
     }
 
     #[test]
+    fn a_path_that_is_not_utf_8_is_refused_at_once() {
+        use std::os::unix::ffi::OsStrExt;
+        let path = || Some(PathBuf::from(std::ffi::OsStr::from_bytes(b"/a/\xff")));
+        let sound = Flags::try_parse(&["--listen", "tcp:127.0.0.1:7070", "--secrets", "/s"]);
+        let sound = sound.unwrap();
+        for (flags, word) in [
+            (
+                Flags {
+                    secrets: path(),
+                    ..sound.clone()
+                },
+                "the secrets",
+            ),
+            (
+                Flags {
+                    relay_secret: path(),
+                    ..sound.clone()
+                },
+                "the relay's",
+            ),
+            (
+                Flags {
+                    control: path(),
+                    ..sound.clone()
+                },
+                "control socket",
+            ),
+        ] {
+            let error = Config::load(&flags).unwrap_err();
+            assert!(error.what.contains(word), "{error:?}");
+            assert!(error.what.contains("not UTF-8"), "{error:?}");
+        }
+        assert!(Config::load(&sound).is_ok());
+    }
+
+    #[test]
     fn a_relay_over_tcp_needs_a_secret_and_none_leads_back() {
         let text = "listen = ['xen:', 'local:/a']\nexecutor = 'relay:tcp:gpu:7070'\n";
         let error = load(text, &[]).unwrap_err();
@@ -368,6 +411,7 @@ mod tests {
         assert!(error.advice.contains("--relay-secret"), "{error:?}");
         let config = load(text, &["--relay-secret", "/s"]).unwrap();
         assert_eq!(config.relay_secret.as_deref(), Some(Path::new("/s")));
+        assert!(config.check_secrets().is_err(), "there is no such file");
         assert_eq!(load(&config.to_toml(), &[]).unwrap(), config);
         let error = load(text, &["--executor", "relay:local:/a"]).unwrap_err();
         assert!(error.what.contains("leads back"), "{error:?}");

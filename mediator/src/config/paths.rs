@@ -6,14 +6,23 @@ use nix::unistd::Uid;
 
 use crate::failure::Failure;
 
+/// `path`, made absolute. It must be text: workers are told of it in JSON, and `--check-config` prints
+/// it as TOML.
 pub(super) fn absolute(path: &Path, what: &str) -> Result<PathBuf, Failure> {
-    std::path::absolute(path).map_err(|error| {
+    let path = std::path::absolute(path).map_err(|error| {
         Failure::system(
             format!("{what}, {}", path.display()),
             error,
             "give an absolute path",
         )
-    })
+    })?;
+    match path.to_str() {
+        Some(_) => Ok(path),
+        None => Err(Failure::new(
+            format!("{what}, {path:?}, has a path that is not UTF-8"),
+            "rename the file or the directory, or name it by a link",
+        )),
+    }
 }
 
 /// Where the control socket is unless it is set: of root the system's, of others their own.

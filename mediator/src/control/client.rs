@@ -3,12 +3,14 @@
 use std::io::{self, BufRead, BufReader, Read, Write};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
-use std::time::Duration;
+use std::time::{Duration, Instant};
+
+use vgpu_socket_transport::dial_unix;
 
 use super::{Answer, Ask, MAX_RESPONSE, Request, Response, VERSION};
 use crate::failure::Failure;
 
-/// How long the mediator has for an answer.
+/// How long the mediator has to take the connection and answer.
 const PATIENCE: Duration = Duration::from_secs(5);
 
 /// Asks the mediator at `path` and waits for its answer, five seconds at most.
@@ -16,26 +18,66 @@ const PATIENCE: Duration = Duration::from_secs(5);
 /// # Errors
 /// Nobody is there, access is denied, no answer in time, or an answer that is an error.
 pub fn ask(path: &Path, ask: Ask) -> Result<Answer, Failure> {
-    let stream = UnixStream::connect(path).map_err(|error| cannot_connect(path, &error))?;
-    exchange(stream, ask).map_err(|error| {
-        let timed_out = matches!(
+    let deadline = Instant::now() + PATIENCE;
+    let no_answer = format!("the mediator at {} gave no answer", path.display());
+    let timed_out = || {
+        Failure::new(
+            format!("{no_answer} in {} s", PATIENCE.as_secs()),
+            "look at its log (journalctl -u vgpu-mediatord); restart it if it hangs",
+        )
+    };
+    let stream = match dial_unix(path, deadline) {
+        Ok(stream) => stream,
+        Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Err(timed_out()),
+        Err(error) => return Err(cannot_connect(path, &error)),
+    };
+    exchange(Timed { stream, deadline }, ask).map_err(|error| {
+        if matches!(
             error.kind(),
             io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut
-        );
-        let what = format!("the mediator at {} gave no answer", path.display());
-        if timed_out {
-            let advice = "look at its log (journalctl -u vgpu-mediatord); restart it if it hangs";
-            Failure::new(format!("{what} in {} s", PATIENCE.as_secs()), advice)
+        ) {
+            timed_out()
         } else {
             let advice = "use the vgpuctl that came with it, and look at its log";
-            Failure::system(what, error, advice)
+            Failure::system(&no_answer, error, advice)
         }
     })
 }
 
-fn exchange(mut stream: UnixStream, ask: Ask) -> io::Result<Answer> {
-    stream.set_read_timeout(Some(PATIENCE))?;
-    stream.set_write_timeout(Some(PATIENCE))?;
+/// A stream all of whose reads and writes together end at the deadline.
+struct Timed {
+    stream: UnixStream,
+    deadline: Instant,
+}
+
+impl Timed {
+    /// What is left; never zero, which would mean no end, so that a last look is always taken.
+    fn left(&self) -> Option<Duration> {
+        let left = self.deadline.saturating_duration_since(Instant::now());
+        Some(left.max(Duration::from_millis(1)))
+    }
+}
+
+impl Read for Timed {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        self.stream.set_read_timeout(self.left())?;
+        self.stream.read(buffer)
+    }
+}
+
+impl Write for Timed {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.stream.set_write_timeout(self.left())?;
+        self.stream.write(bytes)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+fn exchange(mut stream: Timed, ask: Ask) -> io::Result<Answer> {
+    stream.stream.set_nonblocking(false)?;
     let mut request = serde_json::to_string(&Request { v: VERSION, ask })?;
     request.push('\n');
     stream.write_all(request.as_bytes())?;

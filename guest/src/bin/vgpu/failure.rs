@@ -1,6 +1,6 @@
 //! Errors for people: one line of what, one line of what to do.
 
-use std::io::{self, Write};
+use std::{fmt, io};
 
 use vgpu_guest::Cause;
 
@@ -32,9 +32,12 @@ impl Failure {
     pub(crate) fn exit_status(&self) -> u8 {
         self.exit_status
     }
+}
 
-    pub(crate) fn print(&self, to: &mut impl Write) -> io::Result<()> {
-        writeln!(to, "error: {}\n help: {}", self.what, self.advice)
+/// The two lines.
+impl fmt::Display for Failure {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "error: {}\n help: {}", self.what, self.advice)
     }
 }
 

@@ -284,9 +284,7 @@ mod tests {
             ),
         ] {
             let failure = check_against(elements, Some(12_000)).expect_err("too much");
-            let mut text = Vec::new();
-            failure.print(&mut text).expect("written");
-            let text = String::from_utf8(text).expect("text");
+            let text = failure.to_string();
             assert!(text.contains(expected), "{text}");
         }
         assert!(available_memory().is_some_and(|bytes| bytes > 1 << 20));

@@ -33,8 +33,7 @@ fn main() -> ExitCode {
     match run(&cli) {
         Ok(()) => ExitCode::SUCCESS,
         Err(failure) => {
-            // stderr may be closed; the exit status still tells.
-            let _ = failure.print(&mut std::io::stderr().lock());
+            output::error(&failure.to_string());
             ExitCode::from(failure.exit_status())
         }
     }

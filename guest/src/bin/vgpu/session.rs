@@ -1,7 +1,11 @@
 //! From the command line to an open session.
 
+use std::io::{self, Read};
+use std::os::unix::net::UnixStream;
 use std::sync::Arc;
-use std::sync::atomic::AtomicBool;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
+use std::time::Duration;
 
 use serde_json::{Value, json};
 use signal_hook::consts::{SIGINT, SIGTERM};
@@ -9,32 +13,56 @@ use vgpu_guest::{Client, Endpoint, Left, Options, parse_list};
 
 use crate::cli::Cli;
 use crate::failure::Failure;
+use crate::output;
 
 /// The endpoints to try: of the command line, of the environment, or dom0.
 pub(crate) fn endpoints(cli: &Cli) -> Result<Vec<Endpoint>, Failure> {
     let advice = "write for example --endpoint xen: or --endpoint local:/run/vgpu/vgpu.sock";
     let (text, from) = match (&cli.endpoint, std::env::var_os("VGPU_ENDPOINT")) {
         (Some(text), _) => (text.clone(), "--endpoint"),
-        (None, Some(text)) => (text.to_string_lossy().into_owned(), "VGPU_ENDPOINT"),
+        (None, Some(text)) => {
+            let text = text.into_string().map_err(|text| {
+                Failure::usage(format!("VGPU_ENDPOINT is not UTF-8: {text:?}"), advice)
+            })?;
+            (text, "VGPU_ENDPOINT")
+        }
         (None, None) => return Ok(vec![Endpoint::Xen]),
     };
     parse_list(&text).map_err(|error| Failure::usage(format!("{from}: {error}"), advice))
 }
 
-/// The settings of the command line. From here on SIGINT and SIGTERM end waits, so that the node in
-/// xenstore and the grants are cleaned up; a second signal ends the program at once.
-pub(crate) fn options(cli: &Cli) -> Result<Options, Failure> {
+/// How soon after the first a second signal can be meant as one: GNU `timeout` sends two at once, to
+/// its child and to the group.
+const SAME: Duration = Duration::from_secs(1);
+
+/// From here on SIGINT and SIGTERM set the flag that this gives. One that comes a second or more after
+/// the first ends the program at once.
+fn interrupts() -> io::Result<Arc<AtomicBool>> {
     let interrupt = Arc::new(AtomicBool::new(false));
+    let impatient = Arc::new(AtomicBool::new(false));
+    let (mut first, signalled) = UnixStream::pair()?;
     for signal in [SIGINT, SIGTERM] {
-        signal_hook::flag::register_conditional_default(signal, Arc::clone(&interrupt))
-            .and_then(|_| signal_hook::flag::register(signal, Arc::clone(&interrupt)))
-            .map_err(|error| {
-                Failure::new(
-                    format!("cannot handle signal {signal}: {error}"),
-                    "try again",
-                )
-            })?;
+        signal_hook::flag::register_conditional_default(signal, Arc::clone(&impatient))?;
+        signal_hook::flag::register(signal, Arc::clone(&interrupt))?;
+        signal_hook::low_level::pipe::register(signal, signalled.try_clone()?)?;
     }
+    thread::Builder::new()
+        .name("signals".into())
+        .spawn(move || {
+            // An error would only mean that no signal can come.
+            let _ = first.read(&mut [0]);
+            thread::sleep(SAME);
+            // Relaxed: the flag carries no data; the signal handler reads it.
+            impatient.store(true, Ordering::Relaxed);
+        })?;
+    Ok(interrupt)
+}
+
+/// The settings of the command line. From here on SIGINT and SIGTERM end waits, so that the node in
+/// xenstore and the grants are cleaned up.
+pub(crate) fn options(cli: &Cli) -> Result<Options, Failure> {
+    let interrupt = interrupts()
+        .map_err(|error| Failure::new(format!("cannot handle signals: {error}"), "try again"))?;
     let mut options = Options {
         ring_bytes: cli.ring,
         secret_file: cli.secret_file.clone(),
@@ -57,7 +85,7 @@ pub(crate) fn options(cli: &Cli) -> Result<Options, Failure> {
 pub(crate) fn open(cli: &Cli) -> Result<Client, Failure> {
     let client = Client::connect(&endpoints(cli)?, &options(cli)?)?;
     for left in client.left() {
-        eprintln!("left {left}");
+        output::error(&format!("left {left}"));
     }
     Ok(client)
 }

@@ -41,7 +41,7 @@ pub(crate) struct Cli {
 pub(crate) enum Command {
     /// What runs, who uses it, and what they have used
     Status,
-    /// Rates of all sessions, again every second
+    /// Rates of all sessions, again every second; on a terminal in place
     Top {
         /// Print them once, measured over half a second
         #[arg(long)]

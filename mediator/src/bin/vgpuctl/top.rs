@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use serde::Serialize;
 use vgpu_mediator::control::Status;
-use vgpu_mediator::print::print;
+use vgpu_mediator::print::{is_terminal, print};
 use vgpu_mediator::usage::Usage;
 
 use crate::figures::{bytes, count, duration, shorten, table};
@@ -41,9 +41,12 @@ struct Rates {
 
 pub(crate) fn run(control: &Path, json: bool, once: bool) -> Result<(), Exit> {
     let mut before = (fetch(control)?, Instant::now());
-    if !once && !json {
+    // Into a file or a pipe go the same tables, one after the other.
+    let in_place = !once && !json && is_terminal();
+    if in_place {
         print(&format!("{HOME}{CLEAR}"))?;
     }
+    let mut between = "";
     loop {
         thread::sleep(if once { ONCE } else { EVERY });
         let now = (fetch(control)?, Instant::now());
@@ -52,11 +55,12 @@ pub(crate) fn run(control: &Path, json: bool, once: bool) -> Result<(), Exit> {
             print_json(&serde_json::json!({ "sessions": rates }))?;
         } else {
             let text = render(&now.0, &rates);
-            if once {
-                print(&text)?;
-            } else {
+            if in_place {
                 let lines = text.replace('\n', CLEAR_LINE);
                 print(&format!("{HOME}{lines}{CLEAR_BELOW}"))?;
+            } else {
+                print(&format!("{between}{text}"))?;
+                between = "\n";
             }
         }
         if once {
