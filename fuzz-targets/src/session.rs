@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use vgpu_guest::{Client, Options};
 use vgpu_mediator::executor::Executor;
 use vgpu_mediator::executor::cpu::CpuExecutor;
-use vgpu_mediator::session::{Settings, StopFlag, serve};
+use vgpu_mediator::session::{OpenError, Settings, StopFlag, serve};
 use vgpu_mediator::usage::Observed;
 use vgpu_protocol::frame::{FrameHeader, HEADER_LEN, MAX_BODY};
 use vgpu_protocol::message::Limits;
@@ -130,7 +130,8 @@ pub(crate) fn mediator(data: &[u8]) {
 fn mediate(data: &[u8]) -> Vec<u8> {
     let mut script = Script::new(data);
     let output = Arc::clone(&script.output);
-    let mut open = || -> Result<Box<dyn Executor>, String> { Ok(Box::new(CpuExecutor::new(""))) };
+    let mut open =
+        || -> Result<Box<dyn Executor>, OpenError> { Ok(Box::new(CpuExecutor::new(""))) };
     serve(
         &mut script,
         &mut open,

@@ -10,6 +10,7 @@
 //! * `slot`: memory, stream and work of one chunk.
 //! * `pipeline`: several slots in turn.
 //! * `platform`: is this a PV dom0?
+//! * `words`: what the codes mean that a driver refuses to start with.
 //!
 //! The executor gives the driver's own error codes on. After an error that spoils the context, or
 //! work that does not end, it is *lost*: it calls the driver no more, not even to free memory, which
@@ -20,6 +21,7 @@ mod driver;
 mod pipeline;
 mod platform;
 mod slot;
+mod words;
 
 use std::fs;
 use std::sync::Arc;
@@ -31,6 +33,7 @@ use driver::{CallError, Driver, LoadError};
 use pipeline::CudaVectorAdd;
 use platform::Platform;
 use slot::{Clock, Slot};
+use words::Words;
 
 /// Chunks under way at once: one being filled, one copied in, one computed, one copied out.
 const SLOTS: usize = 4;
@@ -240,35 +243,22 @@ fn explain(error: CallError) -> ExecutorError {
 }
 
 fn explain_on(error: CallError, platform: Platform) -> ExecutorError {
-    let advice = match error.code {
-        driver::NO_DEVICE => {
-            "check that `nvidia-smi` lists the GPU, that Xen does not hide it from this domain \
-             (xen-pciback), and CUDA_VISIBLE_DEVICES"
-        }
-        driver::STUB_LIBRARY => {
-            "libcuda.so is the toolkit's stub; install NVIDIA's driver, or take the stubs folder \
-             out of LD_LIBRARY_PATH"
-        }
-        driver::SYSTEM_DRIVER_MISMATCH => {
-            "the driver's library and kernel module are of different versions; reboot, or load the \
-             module anew"
-        }
-        driver::JIT_COMPILER_NOT_FOUND => {
-            "install the driver's PTX compiler (libnvidia-ptxjitcompiler.so.1)"
-        }
-        driver::UNSUPPORTED_PTX_VERSION | driver::INVALID_PTX => {
-            "install NVIDIA's driver of version 520 or later"
-        }
-        driver::OUT_OF_MEMORY => "free memory on the GPU (`nvidia-smi` shows who uses it)",
-        driver::UNKNOWN => "see `dmesg`, and try `modprobe nvidia-uvm`",
-        driver::NOT_SUPPORTED => "see `dmesg` for lines with NVRM",
-        _ => "see `dmesg` for lines with NVRM, and try `nvidia-smi`",
-    };
-    unavailable(
-        format!("CUDA error {} in {error}", error.code),
+    let Words {
+        cause,
         advice,
-        platform,
-    )
+        busy,
+    } = words::of(error.code);
+    let mut what = format!("CUDA error {} in {error}", error.code);
+    if !cause.is_empty() {
+        what = format!("{what}: {cause}");
+    }
+    if busy {
+        return ExecutorError::Busy {
+            what,
+            advice: advice.to_owned(),
+        };
+    }
+    unavailable(what, advice, platform)
 }
 
 /// An error of the proof, whose cause lies with the machine and not with a request.
@@ -315,7 +305,7 @@ mod tests {
             dom0: true,
         };
         let not_supported = CallError {
-            code: driver::NOT_SUPPORTED,
+            code: 801,
             call: "cuMemAlloc",
         };
         for error in [
@@ -334,7 +324,9 @@ mod tests {
     fn opening_works_or_explains() {
         match open("a test") {
             Ok(executor) => assert_eq!(executor.info().kind, "cuda"),
-            Err(ExecutorError::Unavailable { what, advice }) => {
+            Err(
+                ExecutorError::Unavailable { what, advice } | ExecutorError::Busy { what, advice },
+            ) => {
                 assert!(!what.is_empty() && !advice.is_empty());
             }
             Err(other) => panic!("not explained: {other}"),

@@ -12,6 +12,14 @@ pub enum ExecutorError {
         /// What an administrator can do about it.
         advice: String,
     },
+    /// This machine has the device, and others have it now.
+    #[error("{what}; {advice}")]
+    Busy {
+        /// What is in the way.
+        what: String,
+        /// What an administrator can do about it.
+        advice: String,
+    },
     /// A CUDA driver call failed.
     #[error("{what} failed with CUDA error {code}")]
     Cuda {
@@ -48,7 +56,10 @@ impl ExecutorError {
     pub fn ends_session(&self) -> bool {
         matches!(
             self,
-            Self::DeviceLost { .. } | Self::TimedOut { .. } | Self::Unavailable { .. }
+            Self::DeviceLost { .. }
+                | Self::TimedOut { .. }
+                | Self::Unavailable { .. }
+                | Self::Busy { .. }
         )
     }
 }

@@ -22,10 +22,6 @@ use crate::session::OpenExecutor;
 /// How long the device may take for the few numbers of one command.
 const DEADLINE: Duration = Duration::from_secs(30);
 
-/// An executor without a command for this long is closed: with CUDA it keeps hundreds of megabytes
-/// of the device, and there may be a directory for every guest.
-const IDLE: Duration = Duration::from_secs(60);
-
 /// Serves `directory` until `stop`, with an executor that is opened for the first command, while a
 /// second thread does what `discovery` says.
 ///
@@ -40,7 +36,6 @@ pub fn serve(
     let device = RefCell::new(Device {
         open,
         executor: None,
-        used: Instant::now(),
     });
     // Neither thread goes on without the other, also when one panics.
     let one_has_ended = AtomicBool::new(false);
@@ -57,7 +52,7 @@ pub fn serve(
         vgpu_file_transport::serve_directory(
             directory,
             &mut |command| device.borrow_mut().run(command),
-            &mut |now| device.borrow_mut().rest(now),
+            &mut |_| device.borrow_mut().executor = None,
             stop,
         )
         .map_err(|error| error.to_string())
@@ -73,36 +68,23 @@ impl Drop for SetWhenDropped<'_> {
     }
 }
 
-/// The executor, while there is something to do.
+/// The executor, until the answer to a command was written. With CUDA it keeps hundreds of megabytes
+/// of the device, or in exclusive mode all of it, and there may be a directory for every guest.
 struct Device<'a> {
     open: OpenExecutor<'a>,
     executor: Option<Box<dyn Executor>>,
-    used: Instant,
 }
 
 impl Device<'_> {
     fn run(&mut self, command: Command) -> Result<String, String> {
-        let mut executor = match self.executor.take() {
-            Some(executor) => executor,
-            None => (self.open)().map_err(|error| format!("the executor failed: {error}"))?,
-        };
+        let mut executor =
+            (self.open)().map_err(|error| format!("the executor failed: {error}"))?;
         let outcome = run(executor.as_mut(), command);
-        self.used = Instant::now();
-        // One that is lost is opened anew by the next command.
-        if !matches!(outcome, Err(Failed::Device(ref error)) if error.ends_session()) {
-            self.executor = Some(executor);
-        }
+        self.executor = Some(executor);
         outcome.map_err(|failed| match failed {
             Failed::Device(error) => advise(&error),
             Failed::Sums(text) => text,
         })
-    }
-
-    /// Closes an executor that nobody has used for a while.
-    fn rest(&mut self, now: Instant) {
-        if now.saturating_duration_since(self.used) >= IDLE {
-            self.executor = None;
-        }
     }
 }
 
@@ -189,7 +171,9 @@ mod tests {
     use std::sync::mpsc;
 
     use super::*;
+    use crate::executor::VectorAddPipeline;
     use crate::executor::cpu::CpuExecutor;
+    use crate::session::OpenError;
     use crate::worker::link::Found;
 
     #[test]
@@ -210,7 +194,7 @@ mod tests {
     fn while_served(
         path: &Path,
         found: &mut (dyn FnMut(Found) + Send),
-        open: &mut (dyn FnMut() -> Result<Box<dyn Executor>, String> + Send),
+        open: &mut (dyn FnMut() -> Result<Box<dyn Executor>, OpenError> + Send),
         work: impl FnOnce(),
     ) {
         let stop = AtomicBool::new(false);
@@ -261,6 +245,52 @@ mod tests {
         );
     }
 
+    /// An executor that tells when it is closed.
+    struct Told(CpuExecutor, mpsc::Sender<()>);
+
+    impl Executor for Told {
+        fn info(&self) -> &ExecutorInfo {
+            self.0.info()
+        }
+
+        fn vector_add(
+            &mut self,
+            chunk_elements: usize,
+        ) -> Result<Box<dyn VectorAddPipeline + '_>, ExecutorError> {
+            self.0.vector_add(chunk_elements)
+        }
+    }
+
+    impl Drop for Told {
+        fn drop(&mut self) {
+            let _ = self.1.send(());
+        }
+    }
+
+    #[test]
+    fn the_executor_is_closed_once_the_command_is_answered() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path();
+        let (tell, closed) = mpsc::channel();
+        while_served(
+            path,
+            &mut |found| panic!("there is no {found:?}"),
+            &mut move || Ok(Box::new(Told(CpuExecutor::new("a test"), tell.clone()))),
+            || {
+                for _again in 0..2 {
+                    wait_for(path, "0:Ready");
+                    fs::write(path.join("command.txt"), "1\n").unwrap();
+                    wait_for(path, PASSED);
+                    let soon = WATCHDOG / 2;
+                    closed
+                        .recv_timeout(soon)
+                        .expect("closed while it is served");
+                    fs::write(path.join("command.txt"), "0\n").unwrap();
+                }
+            },
+        );
+    }
+
     #[test]
     fn a_session_is_seen_while_a_command_runs() {
         let directory = tempfile::tempdir().unwrap();
@@ -275,7 +305,7 @@ mod tests {
                 begin.send(()).unwrap();
                 match told.recv_timeout(WATCHDOG) {
                     Ok(Found::Session(_)) => Ok(Box::new(CpuExecutor::new("a test"))),
-                    other => Err(format!("no session was seen: {other:?}")),
+                    other => Err(format!("no session was seen: {other:?}").into()),
                 }
             },
             || {

@@ -11,6 +11,7 @@ use vgpu_protocol::transport::Transport;
 use super::far::{Far, Lost};
 use super::{Route, describe, open};
 use crate::executor::{Executor, ExecutorError, ExecutorInfo, VectorAddPipeline};
+use crate::session::OpenError;
 use crate::session::inbox::Event;
 
 /// Time for one addition there.
@@ -19,9 +20,12 @@ const PATIENCE: Duration = Duration::from_secs(20);
 /// Opens a session with the mediator at the end of `route`, as an executor.
 ///
 /// # Errors
-/// One line: it cannot be reached or refuses.
-pub fn executor(route: &Route) -> Result<Box<dyn Executor>, String> {
-    let far = open(route).map_err(|lost| lost.text)?;
+/// It cannot be reached or refuses.
+pub fn executor(route: &Route) -> Result<Box<dyn Executor>, OpenError> {
+    let far = open(route).map_err(|lost| OpenError {
+        code: lost.code,
+        text: lost.text,
+    })?;
     let info = describe(&far);
     let info = ExecutorInfo {
         kind: "relay",

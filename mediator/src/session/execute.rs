@@ -51,9 +51,9 @@ impl<'o> Execute<'o> {
 impl<T: Transport + ?Sized> Backend<T> for Execute<'_> {
     fn open(&mut self) -> Result<Opened, NotOpened> {
         let executor = (self.open)().map_err(|error| NotOpened {
-            code: ErrorCode::BackendLost,
+            code: error.code,
             text: format!("the mediator cannot open its executor: {error}"),
-            end: SessionEnd::ExecutorLost(error),
+            end: SessionEnd::ExecutorLost(error.text),
         })?;
         let info = self.info_reply(executor.info());
         self.executor = Some(executor);

@@ -38,7 +38,7 @@ use vgpu_protocol::message::Limits;
 use vgpu_protocol::status::ErrorCode;
 use vgpu_protocol::transport::TransportError;
 
-pub use serve::{OpenExecutor, serve};
+pub use serve::{OpenError, OpenExecutor, serve};
 
 /// What a session is run with.
 #[derive(Debug, Clone)]

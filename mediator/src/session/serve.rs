@@ -11,11 +11,43 @@ use super::execute::Execute;
 use super::front::{Front, Step};
 use super::outbox::Reply;
 use super::{SessionEnd, Settings, StopFlag};
-use crate::executor::Executor;
+use crate::executor::{Executor, ExecutorError, ProbeError};
 use crate::usage::Observed;
 
-/// Opens the session's executor, once, when a guest was admitted. The error is one line.
-pub type OpenExecutor<'a> = &'a mut dyn FnMut() -> Result<Box<dyn Executor>, String>;
+/// Opens the session's executor, once, when a guest was admitted.
+pub type OpenExecutor<'a> = &'a mut dyn FnMut() -> Result<Box<dyn Executor>, OpenError>;
+
+/// An executor cannot be had.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{text}")]
+pub struct OpenError {
+    /// [`ErrorCode::Busy`] where others have the device and waiting may help.
+    pub code: ErrorCode,
+    /// One line.
+    pub text: String,
+}
+
+impl From<String> for OpenError {
+    fn from(text: String) -> Self {
+        Self {
+            code: ErrorCode::BackendLost,
+            text,
+        }
+    }
+}
+
+impl From<ProbeError> for OpenError {
+    fn from(error: ProbeError) -> Self {
+        let text = error.to_string();
+        match error.source {
+            ExecutorError::Busy { .. } => Self {
+                code: ErrorCode::Busy,
+                text,
+            },
+            _ => text.into(),
+        }
+    }
+}
 
 /// What runs a session's requests: an executor here, or a mediator elsewhere.
 pub(crate) trait Backend<T: Transport + ?Sized> {

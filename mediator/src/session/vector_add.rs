@@ -305,6 +305,7 @@ pub fn status_of(error: &ExecutorError) -> Status {
         ExecutorError::Cuda { code, .. } => Status::from_raw((*code).max(1)),
         ExecutorError::OutOfMemory { .. } => ErrorCode::QuotaMemory.into(),
         ExecutorError::TimedOut { .. } => ErrorCode::Timeout.into(),
+        ExecutorError::Busy { .. } => ErrorCode::Busy.into(),
         ExecutorError::DeviceLost { .. } | ExecutorError::Unavailable { .. } => {
             ErrorCode::BackendLost.into()
         }

@@ -29,7 +29,7 @@ use crate::executor::{Executor, ExecutorChoice, probe};
 use crate::listen::{self, discovery::Discovery};
 use crate::logging;
 use crate::relay::{self, Stream};
-use crate::session::{self, SessionEnd, StopFlag};
+use crate::session::{self, OpenError, SessionEnd, StopFlag};
 use crate::usage::Observed;
 use link::{Ended, Found, Link};
 use spec::{Carrier, Spec};
@@ -254,6 +254,6 @@ fn open_directory(directory: &Path, guest: Option<&str>) -> Result<Directory, St
     opened.map_err(|error| error.to_string())
 }
 
-fn open_executor(choice: &ExecutorChoice) -> Result<Box<dyn Executor>, String> {
-    probe(choice.clone()).map_err(|error| error.to_string())
+fn open_executor(choice: &ExecutorChoice) -> Result<Box<dyn Executor>, OpenError> {
+    Ok(probe(choice.clone())?)
 }

@@ -109,6 +109,41 @@ fn a_fault_ends_one_session_and_the_next_has_a_new_context() {
     }
 }
 
+/// A GPU in exclusive mode: one session has it, and a command by files gives it back.
+#[test]
+fn a_gpu_that_another_session_has_is_busy_and_a_command_gives_it_back() {
+    let folder = tempfile::tempdir().unwrap();
+    let socket = folder.path().join("vgpu.sock");
+    let directory = folder.path().join("files");
+    fs::create_dir(&directory).unwrap();
+    let listen = format!("local:{},file:{}", socket.display(), directory.display());
+    let scenario = format!("alone={}", folder.path().join("taken").display());
+    let _mediator = Mediator::start(folder.path(), &listen, "cuda", &scenario);
+    let first = connect(&socket);
+    let endpoint = Endpoint::Local(socket.clone());
+    let error = Client::connect(std::slice::from_ref(&endpoint), &Options::default())
+        .expect_err("the GPU is taken");
+    let text = error.to_string();
+    assert!(
+        text.contains("E_BUSY") && text.contains("for itself"),
+        "{text}"
+    );
+    first.goodbye().expect("goodbye");
+    let response = || fs::read_to_string(directory.join("response.txt")).unwrap_or_default();
+    let deadline = Instant::now() + WATCHDOG;
+    while folder.path().join("taken").exists() || !response().starts_with("0:Ready") {
+        assert!(Instant::now() < deadline, "still {:?}", response());
+        thread::sleep(Duration::from_millis(10));
+    }
+    fs::write(directory.join("command.txt"), "1\n").unwrap();
+    while !response().starts_with("1:Vector add PASSED") {
+        assert!(Instant::now() < deadline, "still {:?}", response());
+        thread::sleep(Duration::from_millis(10));
+    }
+    // The mediator serves the directory still, and a session has the GPU.
+    connect(&socket).goodbye().expect("goodbye");
+}
+
 #[test]
 fn a_mediator_without_the_gpu_it_was_told_to_use_does_not_start() {
     let folder = tempfile::tempdir().unwrap();

@@ -21,24 +21,12 @@ use cudarc::driver::sys::{
 pub(super) const SUCCESS: c_int = 0;
 /// `CUDA_ERROR_OUT_OF_MEMORY`.
 pub(super) const OUT_OF_MEMORY: c_int = 2;
-/// `CUDA_ERROR_STUB_LIBRARY`: the toolkit's library to link against, not a driver.
-pub(super) const STUB_LIBRARY: c_int = 34;
 /// `CUDA_ERROR_NO_DEVICE`.
 pub(super) const NO_DEVICE: c_int = 100;
-/// `CUDA_ERROR_INVALID_PTX`.
-pub(super) const INVALID_PTX: c_int = 218;
-/// `CUDA_ERROR_JIT_COMPILER_NOT_FOUND`.
-pub(super) const JIT_COMPILER_NOT_FOUND: c_int = 221;
-/// `CUDA_ERROR_UNSUPPORTED_PTX_VERSION`.
-pub(super) const UNSUPPORTED_PTX_VERSION: c_int = 222;
 /// `CUDA_ERROR_NOT_READY`: not an error, but the answer "not yet" of a query.
 pub(super) const NOT_READY: c_int = 600;
-/// `CUDA_ERROR_NOT_SUPPORTED`.
-pub(super) const NOT_SUPPORTED: c_int = 801;
-/// `CUDA_ERROR_SYSTEM_DRIVER_MISMATCH`: library and kernel module are of different versions.
-pub(super) const SYSTEM_DRIVER_MISMATCH: c_int = 803;
 /// `CUDA_ERROR_UNKNOWN`.
-pub(super) const UNKNOWN: c_int = 999;
+const UNKNOWN: c_int = 999;
 
 /// The codes after which no call in this context, or process, can succeed any more.
 const STICKY: [c_int; 16] = [

@@ -218,7 +218,7 @@ fn a_refused_guest_is_told_why() {
 fn an_executor_that_cannot_be_opened_is_named() {
     let mut transport = Scripted::new(hello(), 1000, AtEnd::Stalls);
     let observed = Observed::default();
-    let mut open = || Err("no such device".to_owned());
+    let mut open = || Err("no such device".to_owned().into());
     let stop = StopFlag::default();
     let end = serve(&mut transport, &mut open, &settings(), &observed, &stop);
     assert!(matches!(end, SessionEnd::ExecutorLost(_)));

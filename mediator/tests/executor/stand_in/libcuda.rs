@@ -6,17 +6,21 @@
 //! early gives wrong sums. It checks that handles are live and that copies stay within allocations.
 //!
 //! `VGPU_STAND_IN` says what goes wrong, as `KIND=NUMBER`: `init=CODE`, `devices=COUNT`,
-//! `alloc=CODE`, `module=CODE`, `limit=BYTES` of device memory, `wrong=1` for wrong sums, and
-//! `refuse=N`, `fault=N`, `hang=N` from, or at, the N-th launch on.
+//! `context=CODE`, `alloc=CODE`, `module=CODE`, `limit=BYTES` of device memory, `wrong=1` for wrong sums, and
+//! `refuse=N`, `fault=N`, `hang=N` from, or at, the N-th launch on. `late=FILE`: there is no driver
+//! before the file is there; `alone=FILE`: one context at a time has the GPU, and the file marks it.
 #![allow(non_snake_case)]
 
 use std::collections::{BTreeMap, VecDeque};
 use std::ffi::{CStr, c_char, c_int, c_uint, c_void};
+use std::path::PathBuf;
 use std::sync::{Mutex, MutexGuard, OnceLock};
 
 const OK: c_int = 0;
 const INVALID_VALUE: c_int = 1;
 const OUT_OF_MEMORY: c_int = 2;
+const DEVICE_UNAVAILABLE: c_int = 46;
+const NO_DEVICE: c_int = 100;
 const INVALID_CONTEXT: c_int = 201;
 const INVALID_HANDLE: c_int = 400;
 const NOT_READY: c_int = 600;
@@ -66,6 +70,12 @@ fn driver() -> MutexGuard<'static, Driver> {
 fn scenario(kind: &str) -> Option<i64> {
     let text = std::env::var("VGPU_STAND_IN").ok()?;
     text.strip_prefix(kind)?.strip_prefix('=')?.parse().ok()
+}
+
+/// The file that the scenario gives to `kind`.
+fn file(kind: &str) -> Option<PathBuf> {
+    let text = std::env::var("VGPU_STAND_IN").ok()?;
+    Some(text.strip_prefix(kind)?.strip_prefix('=')?.into())
 }
 
 /// A code as the driver returns it, from the scenario.
@@ -181,7 +191,10 @@ impl Driver {
 
 #[unsafe(no_mangle)]
 extern "C" fn cuInit(_flags: c_uint) -> c_int {
-    code("init")
+    match file("late") {
+        Some(file) if !file.exists() => NO_DEVICE,
+        _ => code("init"),
+    }
 }
 
 #[unsafe(no_mangle)]
@@ -234,8 +247,13 @@ extern "C" fn cuDeviceTotalMem_v2(bytes: &mut usize, _device: c_int) -> c_int {
 
 #[unsafe(no_mangle)]
 extern "C" fn cuDevicePrimaryCtxRetain(context: &mut *mut c_void, _device: c_int) -> c_int {
+    if let Some(file) = file("alone")
+        && std::fs::File::create_new(file).is_err()
+    {
+        return DEVICE_UNAVAILABLE;
+    }
     *context = 8 as *mut c_void;
-    OK
+    code("context")
 }
 
 #[unsafe(no_mangle)]
@@ -244,6 +262,9 @@ extern "C" fn cuDevicePrimaryCtxRelease_v2(_device: c_int) -> c_int {
     let objects =
         driver.device.len() + driver.host.len() + driver.streams.len() + driver.events.len();
     eprintln!("stand-in: {objects} objects left");
+    if let Some(file) = file("alone") {
+        let _ = std::fs::remove_file(file);
+    }
     OK
 }
 

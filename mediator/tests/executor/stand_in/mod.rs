@@ -14,6 +14,9 @@ use vgpu_mediator::executor::{
     Executor, ExecutorChoice, ExecutorError, VectorAddPipeline, cuda, probe,
 };
 
+use vgpu_mediator::session::OpenError;
+use vgpu_protocol::status::ErrorCode;
+
 use crate::conformance;
 
 /// What the stand-in plays, for the inner process; see `libcuda.rs`.
@@ -192,6 +195,74 @@ fn the_toolkits_stub_is_recognised() {
             error.contains("CUDA error 34 in cuInit") && error.contains("stub"),
             "{error}"
         );
+    }
+}
+
+/// What people are told instead of a number, and what they are told to do.
+#[test]
+fn errors_of_the_start_have_words_of_their_own() {
+    let cases = [
+        ("init=3", "the driver did not start", "dmesg"),
+        ("init=34", "stub", "LD_LIBRARY_PATH"),
+        ("init=36", "too old", "520"),
+        ("init=101", "no GPU has the number", "CUDA_VISIBLE_DEVICES"),
+        (
+            "init=802",
+            "fabric manager",
+            "systemctl start nvidia-fabricmanager",
+        ),
+        ("init=803", "different versions", "reboot"),
+        ("init=804", "forward compatibility", "cuda-compat"),
+        (
+            "init=805",
+            "multi-process service",
+            "nvidia-cuda-mps-control",
+        ),
+        (
+            "context=101",
+            "no GPU has the number",
+            "CUDA_VISIBLE_DEVICES",
+        ),
+        ("context=304", "kernel refused", "/dev/nvidia*"),
+        ("context=802", "fabric manager", "nvidia-smi -q"),
+    ];
+    let test = "errors_of_the_start_have_words_of_their_own";
+    match env::var(SCENARIO) {
+        Err(_) => {
+            for (scenario, _, _) in cases {
+                inner(test, scenario);
+            }
+        }
+        Ok(scenario) => {
+            let (_, cause, advice) = cases
+                .into_iter()
+                .find(|(case, _, _)| *case == scenario)
+                .expect("one of them");
+            let error = refused();
+            let (_, code) = scenario.split_once('=').expect("a code");
+            assert!(error.contains(&format!("CUDA error {code} in ")), "{error}");
+            assert!(error.contains(cause) && error.contains(advice), "{error}");
+        }
+    }
+}
+
+/// In the compute mode Exclusive_Process one process has the GPU.
+#[test]
+fn a_gpu_that_others_have_is_busy() {
+    for (scenario, cause) in [
+        ("context=46", "for itself"),
+        ("context=2", "no memory left"),
+    ] {
+        if inner("a_gpu_that_others_have_is_busy", scenario) {
+            if env::var(SCENARIO).is_ok_and(|played| played != scenario) {
+                continue;
+            }
+            let error = cuda::open("a test").expect_err("does not open");
+            assert!(matches!(error, ExecutorError::Busy { .. }), "{error:?}");
+            assert!(error.to_string().contains(cause), "{error}");
+            let error = OpenError::from(probe(ExecutorChoice::Cuda).err().expect("busy"));
+            assert_eq!(error.code, ErrorCode::Busy);
+        }
     }
 }
 
