@@ -305,6 +305,12 @@ fn a_relay_may_start_first() {
     refusal(&near.connect().unwrap_err());
     let _far = Mediator::start(directories[1].path(), &[]);
     add(&mut near.connect().unwrap(), 1000).unwrap();
+    // What is behind is found out, too.
+    wait_until("the status tells the device", || {
+        near.status()["executor"]["reason"]
+            .as_str()
+            .is_some_and(|reason| reason.starts_with("cpu at local:"))
+    });
 }
 
 #[test]

@@ -13,6 +13,7 @@ pub mod instance;
 mod notify;
 mod offers;
 pub mod probe;
+mod reprobe;
 mod session;
 mod signals;
 mod sockets;
@@ -44,6 +45,7 @@ use instance::Instance;
 use notify::notify;
 use offers::{Offers, own_domid};
 use probe::Offer;
+use reprobe::Reprobe;
 use session::Session;
 use signals::Signals;
 use sockets::{Newcomers, TcpDoor};
@@ -74,8 +76,13 @@ pub fn run(config: &Config, verbose: u8) -> Result<(), Failure> {
         config.relay_secret.as_deref(),
         Some(signals.termination()),
     )?;
-    log::info!(
-        "executor {}: {}, {}",
+    let (level, again) = match offer.stands_in {
+        true => (log::Level::Warn, "; looked for again while this runs"),
+        false => (log::Level::Info, ""),
+    };
+    log::log!(
+        level,
+        "executor {}: {}, {}{again}",
         offer.executor.kind,
         offer.executor.device,
         offer.executor.reason
@@ -100,6 +107,8 @@ struct Broker<'a> {
     config: &'a Config,
     verbose: u8,
     offer: Offer,
+    /// While `offer` only stands in for what was asked for.
+    reprobe: Option<Reprobe>,
     began: Instant,
     /// High half of all epochs of this mediator.
     epoch: u64,
@@ -128,6 +137,7 @@ struct Broker<'a> {
 enum Source {
     Termination,
     Children,
+    Probe,
     Local(usize),
     Tcp(usize),
     Xen,
@@ -157,6 +167,7 @@ impl<'a> Broker<'a> {
         let mut broker = Self {
             config,
             verbose,
+            reprobe: offer.stands_in.then(|| Reprobe::new(now)),
             offer,
             began: now,
             epoch: u64::from(u32::from_ne_bytes(random)) << 32,
@@ -231,6 +242,10 @@ impl<'a> Broker<'a> {
             readable(self.signals.termination()),
             readable(self.signals.children()),
         ];
+        if let Some(answer) = self.reprobe.as_ref().and_then(Reprobe::answer) {
+            sources.push(Source::Probe);
+            fds.push(readable(answer));
+        }
         for (index, listener) in self.locals.iter().enumerate() {
             sources.push(Source::Local(index));
             fds.push(readable(listener.as_fd()));
@@ -280,6 +295,11 @@ impl<'a> Broker<'a> {
             .chain(self.offer_due())
             .chain(self.control.deadline())
             .chain(self.newcomers.deadline())
+            .chain(
+                self.reprobe
+                    .as_ref()
+                    .map(|reprobe| reprobe.deadline(Instant::now())),
+            )
             .chain(stopping)
             .min()
     }
@@ -296,6 +316,7 @@ impl<'a> Broker<'a> {
                     self.reap(now);
                 }
             }
+            Source::Probe => self.look_again(now),
             Source::Local(index) => self.accept_local(index, now),
             Source::Tcp(index) => self.accept_tcp(index, now),
             Source::Xen => self.on_xen(now),
@@ -373,6 +394,7 @@ impl<'a> Broker<'a> {
         }
         self.control.expire(now);
         self.look_at_newcomers(now);
+        self.look_again(now);
         self.answer_queries(now);
         self.expire_stop(now);
     }

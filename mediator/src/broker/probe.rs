@@ -43,7 +43,7 @@ const END: Duration = Duration::from_secs(2);
 /// What the child found.
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
-enum Verdict {
+pub(super) enum Verdict {
     Executor(control::Executor),
     Error(String),
 }
@@ -55,6 +55,8 @@ pub struct Offer {
     pub choice: ExecutorChoice,
     /// What it is.
     pub executor: control::Executor,
+    /// It stands in for what was asked for, which may come later.
+    pub stands_in: bool,
 }
 
 /// The child: opens the executor, says in one line what it is, and ends.
@@ -126,11 +128,13 @@ pub fn find(
             "start it again",
         ));
     }
+    let mut stands_in = false;
     let verdict = match (first, choice) {
         (Ok(Verdict::Executor(executor)), _) => Ok(executor),
         // It may be started later, and it may have been restarted by the next session.
         (Ok(Verdict::Error(what)) | Err(what), ExecutorChoice::Relay(endpoint)) => {
             log::warn!("{what} (sessions are refused until then)");
+            stands_in = true;
             Ok(not_there_yet(endpoint))
         }
         (Ok(Verdict::Error(what)), _) => Err(what),
@@ -151,6 +155,7 @@ pub fn find(
                 _ if executor.kind == "cuda" => ExecutorChoice::Cuda,
                 _ => ExecutorChoice::Cpu,
             },
+            stands_in: stands_in || *choice == ExecutorChoice::Auto && executor.kind == "cpu",
             executor,
         }),
         Err(what) => Err(Failure::new(
@@ -184,26 +189,50 @@ fn ask(
         wait(&mut fds, Some(probe.deadline)).map_err(|error| format!("the probe: {error}"))?;
         if fds.get(1).is_some_and(is_ready) {
             probe.kill();
+            probe.end();
             return Err("interrupted".to_owned());
         }
-        if let Some(answer) = probe.answer(Instant::now()) {
-            return answer;
-        }
+        let Some(answer) = probe.answer(Instant::now()) else {
+            continue;
+        };
+        probe.kill();
+        let status = probe.end();
+        return match (answer, status) {
+            (Answer::Verdict(verdict), _) => Ok(verdict),
+            (Answer::Nothing(why), _) => Err(why),
+            (Answer::Closed, Some(status)) => {
+                Err(format!("the probe ended without an answer ({status})"))
+            }
+            (Answer::Closed, None) => Err("the probe ended without an answer".to_owned()),
+        };
     }
+}
+
+/// How a probe has ended.
+pub(super) enum Answer {
+    Verdict(Verdict),
+    /// It was of no use, in words.
+    Nothing(String),
+    /// It has closed its socket, most likely with its end.
+    Closed,
 }
 
 /// A child that looks for an executor.
 #[derive(Debug)]
-struct Probe {
+pub(super) struct Probe {
     child: Child,
     answers: UnixStream,
     lines: LineBuffer,
     /// When it has taken too long.
-    deadline: Instant,
+    pub(super) deadline: Instant,
 }
 
 impl Probe {
-    fn start(choice: &ExecutorChoice, secret: Option<&Path>, now: Instant) -> Result<Self, String> {
+    pub(super) fn start(
+        choice: &ExecutorChoice,
+        secret: Option<&Path>,
+        now: Instant,
+    ) -> Result<Self, String> {
         let spawn = || {
             let (answers, theirs) = UnixStream::pair()?;
             answers.set_nonblocking(true)?;
@@ -228,35 +257,38 @@ impl Probe {
     }
 
     /// What it has found, or that nothing more is to be expected; `None` as long as it looks. Asked
-    /// when it is readable or its time is over.
-    fn answer(&mut self, now: Instant) -> Option<Result<Verdict, String>> {
-        let answer = match self.lines.read(&self.answers) {
+    /// when it is readable or its time is over. It is to be killed then.
+    pub(super) fn answer(&mut self, now: Instant) -> Option<Answer> {
+        let nothing = |why: String| Answer::Nothing(format!("the probe's answer: {why}"));
+        Some(match self.lines.read(&self.answers) {
             Ok(received) => match received.lines.first() {
-                Some(line) => serde_json::from_str(line)
-                    .map_err(|error| format!("the probe's answer: {error}")),
-                None if received.closed => Err(match self.end() {
-                    Some(status) => format!("the probe ended without an answer ({status})"),
-                    None => "the probe gave no answer and does not end".to_owned(),
-                }),
+                Some(line) => match serde_json::from_str(line) {
+                    Ok(verdict) => Answer::Verdict(verdict),
+                    Err(error) => nothing(error.to_string()),
+                },
+                None if received.closed => Answer::Closed,
                 None if now < self.deadline => return None,
-                None => Err(format!(
+                None => Answer::Nothing(format!(
                     "the driver did not start within {} s",
                     PATIENCE.as_secs()
                 )),
             },
-            Err(error) => Err(format!("the probe's answer: {error}")),
-        };
-        self.kill();
-        Some(answer)
+            Err(error) => nothing(error.to_string()),
+        })
     }
 
-    fn kill(&mut self) {
+    pub(super) fn kill(&mut self) {
         // It may have ended already.
         let _ = self.child.kill();
-        self.end();
     }
 
-    /// Collects the child, which is about to end.
+    /// Whether the child has ended, which is collected by that.
+    pub(super) fn has_ended(&mut self) -> bool {
+        // An error means that there is no such child.
+        !matches!(self.child.try_wait(), Ok(None))
+    }
+
+    /// Waits for the child, which is about to end.
     fn end(&mut self) -> Option<ExitStatus> {
         let deadline = Instant::now() + END;
         loop {

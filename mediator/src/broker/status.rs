@@ -98,6 +98,7 @@ impl Broker<'_> {
             stopping: self.stopping.is_some(),
             listen: self.config.listen.iter().map(ToString::to_string).collect(),
             executor: self.offer.executor.clone(),
+            looks_again_s: self.looks_again_in(now),
             limits: control::Limits {
                 max_sessions: self.config.limits.max_sessions,
                 max_sessions_per_guest: self.config.limits.max_sessions_per_guest,

@@ -67,6 +67,7 @@ impl Broker<'_> {
         self.locals.clear();
         self.tcps.clear();
         self.newcomers.clear();
+        self.reprobe = None;
         self.files.clear();
         for session in self.sessions.values_mut() {
             match session.stranger {

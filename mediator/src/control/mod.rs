@@ -88,6 +88,10 @@ pub struct Status {
     pub listen: Vec<String>,
     /// What runs their work.
     pub executor: Executor,
+    /// Present while that only stands in for what the configuration asks for: seconds until the
+    /// mediator looks again.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub looks_again_s: Option<u64>,
     /// What guests may take.
     pub limits: Limits,
     /// Whether guests without a rule are admitted.

@@ -7,9 +7,9 @@
 use std::fmt;
 use std::io::{self, BufRead, BufReader, Read, Write};
 use std::os::unix::net::UnixStream;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{self, Receiver, Sender};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -17,6 +17,7 @@ use serde::{Deserialize, Serialize};
 use vgpu_file_transport::SessionName;
 
 use super::spec::Turned;
+use crate::executor::ExecutorChoice;
 use crate::session::{StopFlag, StopReason};
 use crate::usage::{Observed, Usage};
 
@@ -95,6 +96,13 @@ pub enum Ask {
     Kick,
     /// Of the worker of a directory: this session there has no worker any more.
     Over(SessionName),
+    /// Open this executor from now on, for this reason.
+    Executor {
+        /// Never `auto`.
+        choice: ExecutorChoice,
+        /// In one line.
+        reason: String,
+    },
     /// Serve the [`Found::Client`].
     Admit,
     /// Tell the [`Found::Client`] that it is not served.
@@ -109,6 +117,13 @@ impl Ask {
             "drain" => Self::Drain,
             "kick" => Self::Kick,
             "over" => Self::Over(rest.parse().ok()?),
+            "executor" => {
+                let (choice, reason) = rest.split_once(' ')?;
+                Self::Executor {
+                    choice: choice.parse().ok()?,
+                    reason: reason.to_owned(),
+                }
+            }
             "admit" => Self::Admit,
             "denied" => Self::TurnAway(Turned::Denied(rest.to_owned())),
             "busy" => Self::TurnAway(Turned::Busy(rest.to_owned())),
@@ -127,6 +142,7 @@ impl fmt::Display for Ask {
             Self::Drain => f.write_str("drain"),
             Self::Kick => f.write_str("kick"),
             Self::Over(session) => write!(f, "over {session}"),
+            Self::Executor { choice, reason } => write!(f, "executor {choice} {}", flat(reason)),
             Self::Admit => f.write_str("admit"),
             Self::TurnAway(Turned::Denied(why)) => write!(f, "denied {}", flat(why)),
             Self::TurnAway(Turned::Busy(why)) => write!(f, "busy {}", flat(why)),
@@ -136,6 +152,9 @@ impl fmt::Display for Ask {
 
 /// What the broker has decided about a [`Found::Client`]: served, or not and why.
 pub(super) type Decision = Option<Turned>;
+
+/// What executor a session opens, and why.
+pub(super) type Chosen = Mutex<(ExecutorChoice, String)>;
 
 /// The worker's end.
 #[derive(Debug)]
@@ -152,6 +171,7 @@ impl Link {
         stop: &Arc<StopFlag>,
         ended: &Arc<AtomicBool>,
         over: Sender<SessionName>,
+        chosen: &Arc<Chosen>,
     ) -> io::Result<Self> {
         // A broker that does not read must not hold up the end of a session.
         stream.set_write_timeout(Some(Duration::from_secs(1)))?;
@@ -162,9 +182,15 @@ impl Link {
             decisions,
         };
         let (observed, stop, ended) = (observed.clone(), stop.clone(), ended.clone());
-        thread::Builder::new()
-            .name("link".into())
-            .spawn(move || listen(&stream, &observed, &stop, &ended, &over, &decided))?;
+        let chosen = chosen.clone();
+        thread::Builder::new().name("link".into()).spawn(move || {
+            let told = Told {
+                over,
+                decided,
+                chosen,
+            };
+            listen(&stream, &observed, &stop, &ended, &told);
+        })?;
         Ok(link)
     }
 
@@ -197,14 +223,25 @@ impl Link {
     }
 }
 
+/// Where what the broker says goes.
+struct Told {
+    over: Sender<SessionName>,
+    decided: Sender<Decision>,
+    chosen: Arc<Chosen>,
+}
+
 fn listen(
     stream: &UnixStream,
     observed: &Observed,
     stop: &StopFlag,
     ended: &AtomicBool,
-    over: &Sender<SessionName>,
-    decided: &Sender<Decision>,
+    told: &Told,
 ) {
+    let Told {
+        over,
+        decided,
+        chosen,
+    } = told;
     let mut reader = BufReader::new(stream.take(u64::MAX));
     let mut line = String::new();
     loop {
@@ -225,6 +262,10 @@ fn listen(
                 Some(Ask::Over(session)) => {
                     // Only the worker of a directory listens.
                     let _ = over.send(session);
+                    continue;
+                }
+                Some(Ask::Executor { choice, reason }) => {
+                    *chosen.lock().unwrap_or_else(PoisonError::into_inner) = (choice, reason);
                     continue;
                 }
                 Some(Ask::Admit) => {
@@ -304,6 +345,10 @@ mod tests {
             Ask::Drain,
             Ask::Kick,
             Ask::Over(SessionName::new([7; 16])),
+            Ask::Executor {
+                choice: ExecutorChoice::Cuda,
+                reason: reason.clone(),
+            },
             Ask::Admit,
             Ask::TurnAway(Turned::Denied(reason.clone())),
             Ask::TurnAway(Turned::Busy(reason)),

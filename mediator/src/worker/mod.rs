@@ -13,9 +13,9 @@ use std::os::fd::{OwnedFd, RawFd};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::process::ExitCode;
-use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use std::sync::mpsc;
+use std::sync::{Arc, PoisonError};
 use std::time::{Duration, Instant};
 
 use vchan::xen::Server;
@@ -31,7 +31,7 @@ use crate::logging;
 use crate::relay::{self, Stream};
 use crate::session::{self, OpenError, SessionEnd, StopFlag};
 use crate::usage::Observed;
-use link::{Ended, Found, Link};
+use link::{Chosen, Ended, Found, Link};
 use spec::{Carrier, Spec};
 
 /// How soon a worker without a guest notices that the broker wants it to end.
@@ -75,7 +75,8 @@ fn run(spec: Spec, guest: OwnedFd, broker: UnixStream) -> ExitCode {
     let stop = Arc::new(StopFlag::default());
     let ended = Arc::new(AtomicBool::new(false));
     let (over, sessions_over) = mpsc::channel();
-    let link = match Link::start(broker, &observed, &stop, &ended, over) {
+    let chosen = Arc::new(Chosen::new((spec.executor.clone(), spec.reason.clone())));
+    let link = match Link::start(broker, &observed, &stop, &ended, over, &chosen) {
         Ok(link) => link,
         Err(error) => {
             log::error!(
@@ -99,7 +100,7 @@ fn run(spec: Spec, guest: OwnedFd, broker: UnixStream) -> ExitCode {
                     };
                     let mut open = || match spec.route() {
                         Some(route) => relay::executor(&route),
-                        None => open_executor(&spec.executor),
+                        None => open_executor(&choice(&chosen).0),
                     };
                     match listen::file::serve(&directory, &mut open, discovery, Stop::when(&ended))
                     {
@@ -110,7 +111,7 @@ fn run(spec: Spec, guest: OwnedFd, broker: UnixStream) -> ExitCode {
                 Err(error) => Ended::fault(error),
             }
         }
-        _ => serve_guest(spec, guest, &observed, &stop, &link),
+        _ => serve_guest(spec, guest, &observed, &stop, &link, &chosen),
     };
     link.ended(&observed, end);
     ExitCode::SUCCESS
@@ -122,6 +123,7 @@ fn serve_guest(
     observed: &Observed,
     stop: &StopFlag,
     link: &Link,
+    chosen: &Chosen,
 ) -> Ended {
     let offered = match &spec.carrier {
         Carrier::Offer { path } => match offer(path, stop) {
@@ -139,6 +141,8 @@ fn serve_guest(
         },
     };
     link.connected(observed);
+    // The guest may have come long after the process, and the driver in between.
+    (spec.executor, spec.reason) = choice(chosen);
     let settings = spec.settings();
     let end = match spec.route() {
         Some(route) => relay::serve(&mut transport, &route, &settings, observed, stop),
@@ -153,6 +157,14 @@ fn serve_guest(
         }
         _ => Ended::fault(end.to_string()),
     }
+}
+
+/// What the broker wants to be opened now.
+fn choice(chosen: &Chosen) -> (ExecutorChoice, String) {
+    chosen
+        .lock()
+        .unwrap_or_else(PoisonError::into_inner)
+        .clone()
 }
 
 /// Offers a channel to dom0 until it is taken; `None` when the broker wants this to end.

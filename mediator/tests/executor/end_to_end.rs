@@ -109,6 +109,76 @@ fn a_fault_ends_one_session_and_the_next_has_a_new_context() {
     }
 }
 
+/// At boot a driver may be there later than the mediator.
+#[test]
+fn auto_takes_a_gpu_that_comes_later() {
+    let folder = tempfile::tempdir().unwrap();
+    let socket = folder.path().join("vgpu.sock");
+    let directory = folder.path().join("files");
+    fs::create_dir(&directory).unwrap();
+    let listen = format!("local:{},file:{}", socket.display(), directory.display());
+    let driver = folder.path().join("driver");
+    let scenario = format!("late={}", driver.display());
+    let _mediator = Mediator::start(folder.path(), &listen, "auto", &scenario);
+    let executor = || {
+        let mut client = connect(&socket);
+        let info = client.info().expect("info");
+        client.goodbye().expect("goodbye");
+        (info.executor, info.reason)
+    };
+    let (kind, reason) = executor();
+    assert!(
+        kind == "cpu" && reason.contains("nvidia-smi"),
+        "{kind}: {reason}"
+    );
+    let log = || fs::read_to_string(folder.path().join("log")).unwrap();
+    assert!(
+        log().contains("looked for again while this runs"),
+        "{}",
+        log()
+    );
+    let doctor = Command::new(env!("CARGO_BIN_EXE_vgpuctl"))
+        .arg("--control")
+        .arg(folder.path().join("control.sock"))
+        .arg("doctor")
+        .output()
+        .expect("vgpuctl runs");
+    let doctor = String::from_utf8_lossy(&doctor.stdout).into_owned();
+    assert!(
+        doctor.contains("runs, but with the cpu executor"),
+        "{doctor}"
+    );
+    assert!(doctor.contains("it looks again in "), "{doctor}");
+
+    fs::write(&driver, "").unwrap();
+    let deadline = Instant::now() + WATCHDOG;
+    let reason = loop {
+        match executor() {
+            (kind, reason) if kind == "cuda" => break reason,
+            found => assert!(Instant::now() < deadline, "still {found:?}"),
+        }
+        thread::sleep(Duration::from_millis(50));
+    };
+    assert!(reason.contains("by now"), "{reason}");
+    // The worker of a directory was there before the driver, and is told at the same time.
+    let response = || fs::read_to_string(directory.join("response.txt")).unwrap_or_default();
+    let wait_for = |start: &str| {
+        while !response().starts_with(start) {
+            assert!(Instant::now() < deadline, "still {:?}", response());
+            thread::sleep(Duration::from_millis(10));
+        }
+    };
+    loop {
+        fs::write(directory.join("command.txt"), "1\n").unwrap();
+        wait_for("1:");
+        if response().contains("(cuda executor, Stand-in GPU)") {
+            break;
+        }
+        fs::write(directory.join("command.txt"), "0\n").unwrap();
+        wait_for("0:Ready");
+    }
+}
+
 /// A GPU in exclusive mode: one session has it, and a command by files gives it back.
 #[test]
 fn a_gpu_that_another_session_has_is_busy_and_a_command_gives_it_back() {

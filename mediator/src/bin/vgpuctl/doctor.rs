@@ -229,6 +229,21 @@ fn cuda(driver: bool) -> Check {
 fn mediator(status: Result<Status, Failure>) -> Check {
     const NAME: &str = "mediator";
     match status {
+        Ok(Status {
+            executor,
+            looks_again_s: Some(seconds),
+            ..
+        }) => Check::bad(
+            NAME,
+            format!(
+                "runs, but with the {} executor in place of what it was to use: {}",
+                executor.kind, executor.reason
+            ),
+            format!(
+                "correct the cause; it looks again in {seconds} s, and new sessions then get what \
+                 it finds (restarting it looks at once)"
+            ),
+        ),
         Ok(status) => Check::good(
             NAME,
             format!(

@@ -16,11 +16,15 @@ pub(crate) fn render(status: &Status) -> String {
     } else {
         "guests that a rule allows"
     };
+    let again = match status.looks_again_s {
+        Some(seconds) => format!("; looked for again in {seconds} s"),
+        None => String::new(),
+    };
     let mut text = format!(
         "mediator   {} (pid {}), up {}{}\n\
          listening  {}\n\
          executor   {}: {}, {}{driver}\n\
-         because    {}\n\
+         because    {}{again}\n\
          admits     {admitted}; {} of {} sessions in use, {} a guest\n\
          so far     {} sessions, {} refused; {}\n",
         status.version,
