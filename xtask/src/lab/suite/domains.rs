@@ -1,17 +1,12 @@
 //! Guests that end while a channel is open.
 
-use std::time::Duration;
-
 use anyhow::{Result, ensure};
 
 use super::context::ensure_failed_well;
 use super::{Case, Context, vector_add};
 use crate::lab::guest::GuestSpec;
 use crate::lab::guest::Kind::Pv;
-use crate::lab::host::Place;
-
-/// How soon after its guest's end a program in dom0 must have noticed.
-const NOTICE_LIMIT: Duration = Duration::from_secs(60);
+use crate::lab::host::{LIMIT, Place};
 
 pub(crate) const CASES: &[Case] = &[
     Case::new("domains/guest-destroyed-mid-transfer", &[], guest_destroyed),
@@ -45,15 +40,15 @@ fn guest_destroyed(context: &mut Context) -> Result<()> {
     let connect_many =
         format!("vchan many-connect --peer {domid} --path data/many --until-lost --stalled 2");
     let many = context.start(Place::Dom0, &connect_many)?;
-    many.wait_for(context.host.as_mut(), "connected: 100", NOTICE_LIMIT)?;
+    many.wait_for(context.host.as_mut(), "connected: 100", LIMIT)?;
     ensure!(
         client.poll(context.host.as_mut())?.is_none(),
         "the transfer ended by itself"
     );
     context.host.guest_destroy("victim")?;
-    let output = client.wait(context.host.as_mut(), NOTICE_LIMIT)?;
+    let output = client.wait(context.host.as_mut(), LIMIT)?;
     ensure_failed_well(&connect, &output)?;
-    let output = many.wait(context.host.as_mut(), NOTICE_LIMIT)?;
+    let output = many.wait(context.host.as_mut(), LIMIT)?;
     ensure!(
         output.text()?.contains("lost: 98 channels"),
         "{}",

@@ -1,8 +1,6 @@
 //! What Xen, its kernels and its toolstack can take away from a channel. The numbers are those of
 //! the cases in the reference (`vchan.md`, section (c)); the table is in `docs/threat-model.md`.
 
-use std::time::Duration;
-
 use anyhow::{Context as _, Result, ensure};
 
 use super::{Case, Context};
@@ -27,8 +25,7 @@ pub(crate) const CASES: &[Case] = &[
 
 /// Until the job has printed `text`, or for a minute.
 fn says(context: &mut Context, job: &Job, text: &str) -> Result<()> {
-    job.wait_for(context.host.as_mut(), text, Duration::from_secs(60))
-        .map(drop)
+    job.wait_for(context.host.as_mut(), text, LIMIT).map(drop)
 }
 
 /// Channels whose pages break one rule each: the grants of the ring among them, and the extension.

@@ -1,15 +1,11 @@
 //! Mediators that die, hang, or come twice.
 
-use std::time::Duration;
-
 use anyhow::{Result, ensure};
 
 use super::context::{MEDIATOR, ensure_failed_well};
 use super::{Case, Context, vector_add};
 use crate::lab::guest::Kind::Pv;
-use crate::lab::host::Place;
-
-const NOTICE_LIMIT: Duration = Duration::from_secs(60);
+use crate::lab::host::{LIMIT, Place};
 
 pub(crate) const CASES: &[Case] = &[
     Case::with_mediator("mediators/second-one-is-refused", &[], |c| {
@@ -58,7 +54,7 @@ fn killed_mid_transfer(context: &mut Context) -> Result<()> {
     context.succeed(Place::Dom0, STOP_WORKER)?;
     let mediator = context.take_mediator()?;
     mediator.signal(context.host.as_mut(), "KILL")?;
-    let output = client.wait(context.host.as_mut(), NOTICE_LIMIT)?;
+    let output = client.wait(context.host.as_mut(), LIMIT)?;
     ensure_failed_well(ON_AND_ON, &output)?;
     // A new one takes its place, although the old one could not clean up.
     context.start_mediator()?;
@@ -69,7 +65,7 @@ fn worker_killed(context: &mut Context) -> Result<()> {
     let client = context.start(Place::Guest("pv"), ON_AND_ON)?;
     let worker = context.succeed(Place::Dom0, STOP_WORKER)?;
     context.succeed(Place::Dom0, &format!("kill -KILL {worker}"))?;
-    let output = client.wait(context.host.as_mut(), NOTICE_LIMIT)?;
+    let output = client.wait(context.host.as_mut(), LIMIT)?;
     ensure_failed_well(ON_AND_ON, &output)?;
     vector_add::vector_add(context, Pv, 1_000)
 }
@@ -117,9 +113,9 @@ fn with_mediator(
 ) -> Result<()> {
     let mediator = context.start(Place::Dom0, &format!(". /lab/functions.sh; {command}"))?;
     let outcome = mediator
-        .wait_for(context.host.as_mut(), "listening on xen:", NOTICE_LIMIT)
+        .wait_for(context.host.as_mut(), "listening on xen:", LIMIT)
         .and_then(|_| test(context));
     mediator.signal(context.host.as_mut(), "TERM")?;
-    mediator.wait(context.host.as_mut(), NOTICE_LIMIT)?;
+    mediator.wait(context.host.as_mut(), LIMIT)?;
     outcome
 }

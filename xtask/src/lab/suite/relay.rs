@@ -29,9 +29,6 @@ pub(crate) const CASES: &[Case] = &[
 /// 16 million elements are 192 MiB through two emulated rings.
 const LARGE_LIMIT: Duration = Duration::from_secs(600);
 
-/// How soon a client must have noticed that the GPU domain is gone.
-const NOTICE_LIMIT: Duration = Duration::from_secs(120);
-
 /// Memory of a GPU domain: it keeps nothing of a vector but a few chunks.
 const GPU_MEMORY_MIB: u32 = 200;
 
@@ -152,7 +149,7 @@ fn destroyed(context: &mut Context) -> Result<()> {
     let client = context.start(Place::Guest("pv"), endless)?;
     context.succeed(Place::Dom0, UNDER_WAY)?;
     context.host.guest_destroy("gpu")?;
-    let output = client.wait(context.host.as_mut(), NOTICE_LIMIT)?;
+    let output = client.wait(context.host.as_mut(), LIMIT)?;
     ensure_failed_well(endless, &output)?;
     ensure!(
         output.stderr.contains("xen:gpu"),
