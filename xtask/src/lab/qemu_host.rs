@@ -67,6 +67,10 @@ impl Host for QemuHost {
         true
     }
 
+    fn lacks_nothing(&self) -> bool {
+        true
+    }
+
     /// QEMU's emulation of nested paging now and then ends a PVH guest with a triple fault, which
     /// Xen reports on the console.
     fn guests_lost(&self) -> usize {

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail, ensure};
 
-use super::{Footprint, Mediator};
+use super::{Case, Mediator};
 use crate::lab::guest::{GuestSpec, Kind};
 use crate::lab::host::{Host, LIMIT, Output, Place};
 use crate::lab::job::Job;
@@ -38,8 +38,8 @@ pub(crate) struct Context {
     jobs_started: u32,
     /// Those the running case started, the shared mediator aside.
     jobs: Vec<Job>,
-    /// What the last case left, with the guests and the mediator it was taken with.
-    pub(crate) unchanged: Option<(Footprint, (Vec<String>, Mediator))>,
+    /// Whether the last case passed, so that the shared guests need not be asked whether they live.
+    pub(crate) sound: bool,
 }
 
 impl Context {
@@ -51,7 +51,7 @@ impl Context {
             mediator: None,
             jobs_started: 0,
             jobs: Vec::new(),
-            unchanged: None,
+            sound: false,
         }
     }
 
@@ -75,6 +75,19 @@ impl Context {
             .collect()
     }
 
+    /// Whether all that `case` wants to find is here already.
+    pub(crate) fn suits(&self, case: &Case) -> bool {
+        let running = match case.mediator {
+            Mediator::Running => self.mediator.is_some(),
+            Mediator::Stopped => self.mediator.is_none(),
+        };
+        let spare = self.guests.contains(&Kind::Pvh) && !case.guests.contains(&Kind::Pvh);
+        running
+            && self.networked == case.networked
+            && !(spare && self.host.has_spare_guests())
+            && case.guests.iter().all(|kind| self.guests.contains(kind))
+    }
+
     /// Makes the shared guests of these kinds run. Others that have ended are forgotten (unless they
     /// have just been looked at), and no PVH guest stays that is not needed: QEMU's emulation may
     /// end it also while it idles.
@@ -83,7 +96,7 @@ impl Context {
             if kind == Kind::Pvh && !kinds.contains(&kind) && self.host.has_spare_guests() {
                 self.host.guest_destroy(Self::shared(kind))?;
                 self.guests.retain(|k| *k != kind);
-            } else if self.unchanged.is_none() && !self.answers(kind) {
+            } else if !self.sound && !self.answers(kind) {
                 eprintln!("lab: the shared {kind} guest does not answer; it is taken away");
                 let _ = self.host.guest_destroy(Self::shared(kind));
                 self.guests.retain(|k| *k != kind);
@@ -105,7 +118,7 @@ impl Context {
     pub(crate) fn ensure_networked(&mut self, wanted: bool) -> Result<()> {
         if self.networked {
             let names = NETWORKED.map(|(name, _)| name);
-            let sound = self.unchanged.is_some() || names.iter().all(|name| self.runs(name));
+            let sound = self.sound || names.iter().all(|name| self.runs(name));
             if wanted && sound {
                 return Ok(());
             }

@@ -14,6 +14,7 @@ mod faults_restore;
 mod faults_store;
 mod faults_xenstored;
 mod footprint;
+mod group;
 mod interop;
 mod lone;
 mod many;

@@ -60,6 +60,11 @@ fn loopback(context: &mut Context, place: Place<'_>, domid: u16) -> Result<()> {
         failed.join(", "),
         output.last_words()
     );
+    let skipped = output
+        .stdout
+        .lines()
+        .find(|line| line.contains("SKIPPED: "));
+    ensure!(skipped.is_none(), "{}", skipped.unwrap_or_default());
     let passed = passed(output.text()?)?;
     ensure!(passed >= AT_LEAST, "only {passed} tests ran");
     Ok(())
