@@ -8,7 +8,7 @@ use super::{Case, Context};
 use crate::lab::guest::Kind::Pv;
 use crate::lab::host::Place;
 
-/// A hundred thousand states and the storm after them take minutes in the emulator.
+/// Far more than the states and the storm after them take in the emulator.
 const RUN_LIMIT: Duration = Duration::from_secs(1800);
 
 pub(crate) const CASES: &[Case] = &[
@@ -16,9 +16,10 @@ pub(crate) const CASES: &[Case] = &[
         hostile(context, "", "--victim", 2_400)?;
         hostile(context, "--victim", "", 1_200)
     }),
-    // Two minutes on an idle machine.
+    // Ten times as many, against the same oracle, are driven over shared memory
+    // (vchan/tests/hostile_states.rs); here it is about real grants and event channels.
     Case::new("faults/hostile-guest-against-dom0", &[Pv], |context| {
-        hostile(context, "", "--victim", 100_000)
+        hostile(context, "", "--victim", 10_000)
     }),
 ];
 

@@ -40,18 +40,6 @@ pub(crate) const CASES: &[Case] = &[
         mediator_restarted,
     ),
     Case::with_mediator("vector-add/info-and-ping", &[Pv], info_and_ping),
-    Case::with_mediator("vector-add/no-elements-is-refused", &[Pv], |c| {
-        c.fail(Place::Guest("pv"), "vgpu --endpoint xen: vector-add --n 0")
-            .map(drop)
-    }),
-    Case::with_mediator("vector-add/more-than-memory-is-refused", &[Pv], |c| {
-        c.fail(
-            Place::Guest("pv"),
-            "vgpu --endpoint xen: vector-add --n 4000000000000",
-        )
-        .map(drop)?;
-        vector_add(c, Pv, 1)
-    }),
 ];
 
 /// One verified vector add in the shared guest of this kind.
