@@ -16,9 +16,10 @@
 //! The indexes and notify bytes there stay as they are once the extension is accepted. A side that
 //! does not know the extension never looks at the page, and the channel is libxenvchan's.
 //!
-//! Numbers are in native byte order, as in the control page. A **wait word** is 0, or
-//! [`ARMED`](crate::notify::ARMED) and the low 31 bits of the index at which its owner wants to be
-//! woken.
+//! Numbers are in native byte order, as in the control page. A **wait word** asks to be woken when
+//! [`ARMED`](crate::notify::ARMED) is set in it, at the index of which it holds the low 31 bits. With
+//! ARMED clear it asks for nothing, whatever it holds: 0 here, and 1 by earlier versions of this crate
+//! while they looked at the index themselves.
 
 use crate::layout::{ORDER_MAX, ORDER_MAX_EXTENDED, Orders, PAGE};
 
