@@ -83,7 +83,7 @@ fn offered(input: &mut Input<'_>) {
         _ => vec![
             offer.memory.as_fd(),
             offer.to_server.as_fd(),
-            offer.to_client.as_fd(),
+            offer.from_server.as_fd(),
         ],
     };
     let (ours, theirs) = UnixStream::pair().expect("a pair of sockets");

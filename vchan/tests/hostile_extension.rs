@@ -94,7 +94,7 @@ fn offered(lie: impl FnOnce(&mut Offer)) -> vchan::Result<Channel> {
     let fds = [
         offer.memory.as_fd(),
         offer.to_server.as_fd(),
-        offer.to_client.as_fd(),
+        offer.from_server.as_fd(),
     ];
     send_raw(&far, &offer.hello, &fds, soon()).unwrap();
     connect_on(near, soon())

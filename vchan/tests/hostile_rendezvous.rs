@@ -52,7 +52,7 @@ fn too_few_or_too_many_descriptors() {
     let all = [
         offer.memory.as_fd(),
         offer.to_server.as_fd(),
-        offer.to_client.as_fd(),
+        offer.from_server.as_fd(),
     ];
     assert_refused(offered(&offer.hello, &[]), "three descriptors");
     assert_refused(offered(&offer.hello, &all[..1]), "three descriptors");
@@ -67,10 +67,10 @@ fn case_40_doorbells_and_memory_of_the_wrong_kind() {
     let (reading, writing) = pipe().unwrap();
     let (memory, to_server) = (offer.memory.as_fd(), offer.to_server.as_fd());
     let pipes = [memory, reading.as_fd(), writing.as_fd()];
-    assert_refused(offered(&offer.hello, &pipes), "not an eventfd");
+    assert_refused(offered(&offer.hello, &pipes), "not a connected Unix socket");
     assert_refused(
         offered(&offer.hello, &[memory, to_server, memory]),
-        "not an eventfd",
+        "not a connected Unix socket",
     );
     let file: OwnedFd = tempfile::tempfile().unwrap().into();
     for not_memory in [file.as_fd(), reading.as_fd(), to_server] {
@@ -82,7 +82,7 @@ fn case_40_doorbells_and_memory_of_the_wrong_kind() {
 #[test]
 fn memory_that_could_fault() {
     let offer = offer();
-    let bells = (offer.to_server.as_fd(), offer.to_client.as_fd());
+    let bells = (offer.to_server.as_fd(), offer.from_server.as_fd());
     let length = nix::sys::stat::fstat(&offer.memory).unwrap().st_size;
     let unsealed = memfd_create(c"x", MFdFlags::MFD_ALLOW_SEALING).unwrap();
     ftruncate(&unsealed, length).unwrap();
@@ -102,7 +102,7 @@ fn sizes_in_the_hello() {
     let fds = [
         offer.memory.as_fd(),
         offer.to_server.as_fd(),
-        offer.to_client.as_fd(),
+        offer.from_server.as_fd(),
     ];
     for bytes in [0u64, 1, 4095, 1 << 22, 1 << 40, u64::MAX] {
         let mut hello = offer.hello;
@@ -129,7 +129,7 @@ fn case_10_orders_that_are_impossible_or_do_not_match_the_memory() {
         let fds = [
             offer.memory.as_fd(),
             offer.to_server.as_fd(),
-            offer.to_client.as_fd(),
+            offer.from_server.as_fd(),
         ];
         let error = offered(&offer.hello, &fds);
         assert!(
@@ -144,7 +144,7 @@ fn case_10_orders_that_are_impossible_or_do_not_match_the_memory() {
         let fds = [
             offer.memory.as_fd(),
             offer.to_server.as_fd(),
-            offer.to_client.as_fd(),
+            offer.from_server.as_fd(),
         ];
         assert_refused(offered(&offer.hello, &fds), "for rings that need");
     }
@@ -158,7 +158,7 @@ fn case_15_control_page_in_another_state() {
         let fds = [
             offer.memory.as_fd(),
             offer.to_server.as_fd(),
-            offer.to_client.as_fd(),
+            offer.from_server.as_fd(),
         ];
         offered(&offer.hello, &fds)
     };
@@ -170,7 +170,7 @@ fn case_15_control_page_in_another_state() {
     let fds = [
         offer.memory.as_fd(),
         offer.to_server.as_fd(),
-        offer.to_client.as_fd(),
+        offer.from_server.as_fd(),
     ];
     let error = offered(&offer.hello, &fds);
     assert!(
@@ -185,7 +185,7 @@ fn an_unfinished_hello_ends_with_the_stream_or_the_deadline() {
     let fds = [
         offer.memory.as_fd(),
         offer.to_server.as_fd(),
-        offer.to_client.as_fd(),
+        offer.from_server.as_fd(),
     ];
     let (near, far) = UnixStream::pair().unwrap();
     send_raw(&far, &offer.hello[..10], &fds, soon()).unwrap();
@@ -223,7 +223,7 @@ fn a_server_meets_answers_that_are_none() {
     assert!(matches!(serve(b"", false), Error::TimedOut(_)));
     assert!(matches!(serve(b"vchan", true), Error::PeerClosed { .. }));
     // "Accepted", but the control page does not say so: the wait for it ends.
-    let accepted = b"vchan-lo\x02\0\0\0\0\0\0\0";
+    let accepted = b"vchan-lo\x03\0\0\0\0\0\0\0";
     assert!(matches!(serve(accepted, false), Error::TimedOut(_)));
     assert!(matches!(serve(accepted, true), Error::PeerClosed { .. }));
 }
@@ -234,7 +234,7 @@ proptest! {
     #[test]
     fn any_hello_is_answered(hello in proptest::collection::vec(any::<u8>(), 40..80)) {
         let offer = offer();
-        let fds = [offer.memory.as_fd(), offer.to_server.as_fd(), offer.to_client.as_fd()];
+        let fds = [offer.memory.as_fd(), offer.to_server.as_fd(), offer.from_server.as_fd()];
         let error = offered(&hello, &fds);
         prop_assert!(matches!(error, Error::Peer(_)), "{:?}", error);
     }

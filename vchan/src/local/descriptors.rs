@@ -3,6 +3,10 @@
 //!
 //! `MSG_DONTWAIT` is given on each call: the stream may have been inherited and shared with
 //! processes that expect it to block, or the peer may hold a descriptor of the same description.
+//!
+//! Nothing is taken from the stream that was not looked at before. A read that meets descriptors for
+//! which it has no room lets go of them, and if nobody else has those files the reader pays for their
+//! release ([`stranger`](super::stranger)). A peek lets go of copies only.
 
 use std::io::IoSlice;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
@@ -11,8 +15,9 @@ use std::time::Instant;
 
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags};
-use nix::sys::socket::{ControlMessage, MsgFlags, sendmsg};
+use nix::sys::socket::{ControlMessage, MsgFlags, recv, sendmsg};
 
+use super::stranger::Stranger;
 use crate::error::{Error, PeerError, Result};
 use crate::poll::poll_fds;
 
@@ -54,39 +59,59 @@ pub(super) fn send(
     Ok(())
 }
 
-/// Fills `bytes` and returns the descriptors that came along, at most three.
+/// Fills `bytes` and returns the descriptors that came along, at most `wanted`. A message with more
+/// is left where it is; nothing can be received after it.
 ///
 /// # Errors
 /// [`Error::PeerClosed`] at a premature end, [`Error::TimedOut`], [`Error::Peer`] for more
-/// descriptors than any message has, [`Error::Os`].
+/// descriptors than wanted, [`Error::Os`].
 pub(super) fn receive(
     stream: &UnixStream,
     bytes: &mut [u8],
+    wanted: usize,
     deadline: Instant,
-) -> Result<Vec<OwnedFd>> {
+) -> Result<Vec<Stranger<OwnedFd>>> {
+    let failed = |errno| match errno {
+        Errno::ECONNRESET => Error::PeerClosed { unread: 0 },
+        errno => Error::os("cannot receive on the Unix socket", errno),
+    };
     let mut fds = Vec::new();
     let mut filled = 0;
     while filled < bytes.len() {
-        match receive_some(stream, &mut bytes[filled..], &mut fds) {
-            Ok((n, truncated)) => {
-                if truncated || fds.len() > MOST {
-                    let what = "more than three descriptors in one message, or more than this \
-                                process may open"
-                        .to_owned();
-                    return Err(PeerError::Rendezvous(what).into());
+        match peek(stream, &mut bytes[filled..], wanted, &mut fds) {
+            Ok((0, _)) => return Err(Error::PeerClosed { unread: 0 }),
+            Ok((n, cut)) => {
+                if cut || fds.len() > wanted {
+                    return Err(PeerError::Rendezvous(too_many(wanted)).into());
                 }
-                if n == 0 {
-                    return Err(Error::PeerClosed { unread: 0 });
-                }
-                filled += n;
+                // What the message lets go of is in `fds` too.
+                filled += take(stream, &mut bytes[filled..filled + n]).map_err(failed)?;
             }
             Err(Errno::EAGAIN) => poll(stream, PollFlags::POLLIN, deadline)?,
             Err(Errno::EINTR) => {}
-            Err(Errno::ECONNRESET) => return Err(Error::PeerClosed { unread: 0 }),
-            Err(errno) => return Err(Error::os("cannot receive on the Unix socket", errno)),
+            Err(errno) => return Err(failed(errno)),
         }
     }
     Ok(fds)
+}
+
+fn too_many(wanted: usize) -> String {
+    let most = match wanted {
+        0 => return "descriptors came with a message that has none".to_owned(),
+        2 => "two",
+        _ => "three",
+    };
+    format!("more than {most} descriptors in one message, or more than this process may open")
+}
+
+/// Takes the bytes that a peek has found. Nobody else reads the stream, so they are still there.
+fn take(stream: &UnixStream, bytes: &mut [u8]) -> nix::Result<usize> {
+    loop {
+        match recv(stream.as_raw_fd(), bytes, MsgFlags::MSG_DONTWAIT) {
+            Err(Errno::EINTR) => {}
+            outcome => return outcome,
+        }
+    }
 }
 
 /// Room for the control message with [`MOST`] descriptors, aligned as `cmsghdr` wants it.
@@ -95,13 +120,14 @@ type Control = [u64; 8];
 /// A header of 16 bytes, the descriptors, and what aligns the end.
 const _: () = assert!(size_of::<Control>() >= 16 + MOST * size_of::<RawFd>() + 8);
 
-/// One `recvmsg` without waiting: bytes received, and whether descriptors were cut off. Those that
-/// did arrive are in `fds` also then. (nix hands out none of them in that case: a peer that sends
-/// too many could make this process run out of descriptors.)
-fn receive_some(
+/// Looks at what comes next, without waiting: how many bytes, and whether more descriptors than
+/// `most` are with them. Up to `most` are in `fds` also then. (nix hands out none of them in that
+/// case: a peer that sends too many could make this process run out of descriptors.)
+fn peek(
     stream: &UnixStream,
     bytes: &mut [u8],
-    fds: &mut Vec<OwnedFd>,
+    most: usize,
+    fds: &mut Vec<Stranger<OwnedFd>>,
 ) -> nix::Result<(usize, bool)> {
     let mut part = libc::iovec {
         iov_base: bytes.as_mut_ptr().cast(),
@@ -112,9 +138,13 @@ fn receive_some(
     let mut message: libc::msghdr = unsafe { std::mem::zeroed() };
     message.msg_iov = &raw mut part;
     message.msg_iovlen = 1;
-    message.msg_control = control.as_mut_ptr().cast();
-    message.msg_controllen = size_of::<Control>() as _;
-    let flags = libc::MSG_DONTWAIT | libc::MSG_CMSG_CLOEXEC;
+    // Without the padding at the end, which would hold one more.
+    let room = size_of::<libc::cmsghdr>() + most * size_of::<RawFd>();
+    if most > 0 {
+        message.msg_control = control.as_mut_ptr().cast();
+        message.msg_controllen = room.min(size_of::<Control>()) as _;
+    }
+    let flags = libc::MSG_DONTWAIT | libc::MSG_CMSG_CLOEXEC | libc::MSG_PEEK;
     // SAFETY: `message` describes `bytes` and `control`, which outlive the call.
     let n = unsafe { libc::recvmsg(stream.as_raw_fd(), &raw mut message, flags) };
     let n = Errno::result(n)?;
@@ -129,7 +159,7 @@ fn receive_some(
                 let length = (*header).cmsg_len as usize - (data.addr() - header.addr());
                 for at in 0..length / size_of::<RawFd>() {
                     let fd = data.add(at * size_of::<RawFd>()).cast::<RawFd>();
-                    fds.push(OwnedFd::from_raw_fd(fd.read_unaligned()));
+                    fds.push(OwnedFd::from_raw_fd(fd.read_unaligned()).into());
                 }
             }
             header = libc::CMSG_NXTHDR(&raw const message, header);

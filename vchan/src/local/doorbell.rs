@@ -1,13 +1,8 @@
 #![forbid(unsafe_code)]
-//! Two eventfds and a socket as doorbell and death notice.
-//!
-//! An eventfd is used for its edges only: its counter stays at 1 or above, nobody ever reads it,
-//! ringing writes **0**, and the epoll descriptor reports each write once (`EPOLLET`). A write of
-//! 0 always fits, so a hostile peer that fills the counter and takes `O_NONBLOCK` away (the flag
-//! belongs to the description both sides share) cannot make us wait.
+//! Two [bells](Bell) and a socket as doorbell and death notice.
 
 use std::io;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -15,11 +10,12 @@ use std::time::Instant;
 
 use nix::errno::Errno;
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
-use nix::sys::eventfd::{EfdFlags, EventFd};
-use nix::unistd::{SysconfVar, sysconf, write};
+use nix::unistd::{SysconfVar, sysconf};
 
+use super::bell::Bell;
 use super::handover::Handover;
 use super::memory;
+use super::stranger::Stranger;
 use crate::backend::Backend;
 use crate::error::{Error, Result};
 use crate::reactor::{Handle, Member, Token};
@@ -32,10 +28,10 @@ const HUNG_UP: u64 = 1;
 #[derive(Debug)]
 pub(super) struct LocalBackend {
     watched: Watched,
-    /// The peer writes this one; `watched` watches it.
-    _own: Arc<OwnedFd>,
-    /// The peer watches this one.
-    peers: OwnedFd,
+    /// The peer rings this one; `watched` watches it.
+    _own: Arc<Bell>,
+    /// Rings the one that the peer watches.
+    peers: Bell,
     /// Hangs up when the peer's process ends.
     handover: Handover,
     spin_helps: bool,
@@ -51,12 +47,6 @@ enum Watched {
     Reactor(Member),
 }
 
-/// An eventfd that is ready for edges.
-pub(super) fn new_eventfd() -> nix::Result<OwnedFd> {
-    let flags = EfdFlags::EFD_NONBLOCK | EfdFlags::EFD_CLOEXEC;
-    EventFd::from_value_and_flags(1, flags).map(Into::into)
-}
-
 /// Processors of the machine, not only those this process may use: the peer's may be others.
 fn processors() -> i64 {
     match sysconf(SysconfVar::_NPROCESSORS_ONLN) {
@@ -68,16 +58,16 @@ fn processors() -> i64 {
 impl LocalBackend {
     pub(super) fn new(
         reactor: Option<&Handle>,
-        own: OwnedFd,
-        peers: OwnedFd,
-        stream: UnixStream,
+        own: Bell,
+        peers: Bell,
+        stream: Stranger<UnixStream>,
         name: String,
     ) -> Result<Self> {
         let (own, stream) = (Arc::new(own), Arc::new(stream));
         let watched = match reactor {
             Some(reactor) => {
                 let bell = Arc::clone(&own);
-                Watched::Reactor(reactor.core().add_eventfd(bell, Arc::clone(&stream))?)
+                Watched::Reactor(reactor.core().add_bell(bell, Arc::clone(&stream))?)
             }
             None => Watched::Alone {
                 epoll: watch(&own, &stream)
@@ -96,7 +86,7 @@ impl LocalBackend {
     }
 }
 
-fn watch(own: &OwnedFd, stream: &UnixStream) -> nix::Result<Epoll> {
+fn watch(own: &Bell, stream: &Stranger<UnixStream>) -> nix::Result<Epoll> {
     let epoll = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC)?;
     let edge = EpollFlags::EPOLLET;
     epoll.add(own, EpollEvent::new(EpollFlags::EPOLLIN | edge, RANG))?;
@@ -110,14 +100,7 @@ fn watch(own: &OwnedFd, stream: &UnixStream) -> nix::Result<Epoll> {
 
 impl Backend for LocalBackend {
     fn notify(&self) -> io::Result<()> {
-        loop {
-            match write(&self.peers, &0u64.to_ne_bytes()) {
-                Err(Errno::EINTR) => {}
-                // Full beyond what a write can do: it is readable then, which is all we want.
-                Ok(_) | Err(Errno::EAGAIN) => return Ok(()),
-                Err(errno) => return Err(errno.into()),
-            }
-        }
+        self.peers.ring()
     }
 
     fn poll_fd(&self) -> BorrowedFd<'_> {

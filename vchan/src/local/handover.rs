@@ -14,6 +14,7 @@ use std::time::{Duration, Instant};
 
 use nix::poll::{PollFd, PollFlags};
 
+use super::stranger::Stranger;
 use super::{descriptors, memory};
 use crate::error::{Error, PeerError, Result};
 use crate::layout::PAGE;
@@ -33,7 +34,7 @@ const LOOK_AGAIN: Duration = Duration::from_millis(20);
 /// The connected stream of a channel.
 #[derive(Debug)]
 pub(super) struct Handover {
-    stream: Arc<UnixStream>,
+    stream: Arc<Stranger<UnixStream>>,
     inbox: Mutex<Inbox>,
 }
 
@@ -48,12 +49,12 @@ struct Inbox {
 #[derive(Debug)]
 struct Offer {
     ticket: [u8; TICKET_BYTES],
-    header: OwnedFd,
-    data: OwnedFd,
+    header: Stranger<OwnedFd>,
+    data: Stranger<OwnedFd>,
 }
 
 impl Handover {
-    pub(super) fn new(stream: Arc<UnixStream>) -> Self {
+    pub(super) fn new(stream: Arc<Stranger<UnixStream>>) -> Self {
         Self {
             stream,
             inbox: Mutex::default(),
@@ -149,11 +150,11 @@ impl Handover {
     fn receive(&self) -> Result<Offer> {
         let mut ticket = [0; TICKET_BYTES];
         let refuse = |why: &str| Err(PeerError::Rendezvous(why.to_owned()).into());
-        let fds = match descriptors::receive(&self.stream, &mut ticket, Instant::now()) {
+        let fds = match descriptors::receive(&self.stream, &mut ticket, 2, Instant::now()) {
             Err(Error::TimedOut(_)) => return refuse("part of a message about a region"),
             outcome => outcome?,
         };
-        match <[OwnedFd; 2]>::try_from(fds) {
+        match <[Stranger<OwnedFd>; 2]>::try_from(fds) {
             Ok([header, data]) => Ok(Offer {
                 ticket,
                 header,

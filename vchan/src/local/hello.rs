@@ -2,15 +2,15 @@
 //! The two messages of the rendezvous, as bytes. Pure.
 //!
 //! Numbers are little-endian. The server sends a [`Hello`] with three descriptors (memory, the
-//! eventfd that rings the server, the eventfd that rings the client); the client answers with a
-//! [`Reply`]. What is sent on the socket later is in [`handover`](super::handover).
+//! client's end of the [bell](super::bell) that rings the server, and of that which rings the
+//! client); the client answers with a [`Reply`]. What is sent on the socket later is in [`handover`](super::handover).
 
 use crate::error::PeerError;
 use crate::extension::Nonce;
 
 const MAGIC: [u8; 8] = *b"vchan-lo";
-/// The only version in use; version 1 had no extension page.
-const VERSION: u16 = 2;
+/// The only version in use; version 1 had no extension page, version 2 rang with eventfds.
+const VERSION: u16 = 3;
 /// In the flags: the second page is an extension page.
 const EXTENSION: u16 = 1;
 

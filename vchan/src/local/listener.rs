@@ -13,6 +13,7 @@ use nix::errno::Errno;
 use nix::fcntl::{Flock, FlockArg};
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, UnixAddr, connect, socket};
 
+use super::stranger::Stranger;
 use crate::error::{Error, Result};
 use crate::poll::poll_readable;
 
@@ -24,7 +25,8 @@ const LOCK_PATIENCE: Duration = Duration::from_secs(3);
 /// A listening Unix socket.
 #[derive(Debug)]
 pub struct Listener {
-    socket: UnixListener,
+    /// Who waits in its queue may have filled it.
+    socket: Stranger<UnixListener>,
     path: PathBuf,
     /// Device and inode of the socket file, to remove only our own.
     identity: (u64, u64),
@@ -73,7 +75,7 @@ impl Listener {
         let metadata = fs::symlink_metadata(path).map_err(failed)?;
         let identity = (metadata.dev(), metadata.ino());
         Ok(Self {
-            socket,
+            socket: socket.into(),
             path: path.to_owned(),
             identity,
         })
@@ -148,7 +150,7 @@ impl Drop for Listener {
 pub fn connect_stream(path: &Path, deadline: Instant) -> Result<UnixStream> {
     loop {
         let errno = match try_connect(path) {
-            Ok(stream) => return Ok(stream),
+            Ok(stream) => return Ok(stream.trust()),
             Err(errno) => errno,
         };
         let state = match errno {
@@ -176,13 +178,13 @@ pub fn connect_stream(path: &Path, deadline: Instant) -> Result<UnixStream> {
 }
 
 /// Connects without waiting for room in the listener's queue.
-fn try_connect(path: &Path) -> nix::Result<UnixStream> {
+fn try_connect(path: &Path) -> nix::Result<Stranger<UnixStream>> {
     let address = UnixAddr::new(path)?;
     let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
     let fd = socket(AddressFamily::Unix, SockType::Stream, flags, None)?;
     use std::os::fd::AsRawFd;
     connect(fd.as_raw_fd(), &address)?;
-    Ok(fd.into())
+    Ok(UnixStream::from(fd).into())
 }
 
 fn lock_directory(path: &Path) -> Result<Flock<fs::File>> {

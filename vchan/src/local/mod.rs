@@ -1,4 +1,4 @@
-//! The same ring without Xen: a memfd, two eventfds and a Unix socket.
+//! The same ring without Xen: a memfd, two doorbells and a Unix socket.
 //!
 //! The socket brings the two processes together and stays open as each one's death notice and for
 //! the descriptors of [regions](crate::region). Who
@@ -8,6 +8,7 @@
 //! The peer is not trusted here either: what it sends is checked before it is mapped (seals, size,
 //! kind of descriptor), and from then on the ring's own rules apply.
 
+mod bell;
 mod descriptors;
 mod doorbell;
 mod handover;
@@ -18,16 +19,19 @@ mod memory;
 pub mod peer;
 mod rendezvous;
 mod shape;
+mod stranger;
 
 use std::path::Path;
 use std::time::Instant;
 
+pub(crate) use bell::Bell;
 pub use listener::{Listener, connect_stream};
 pub use rendezvous::{
     connect_on, connect_on_reactor, connect_with, serve_from_index, serve_on, serve_on_reactor,
     serve_with,
 };
 pub(crate) use rendezvous::{connect_parts, serve_parts};
+pub use stranger::Stranger;
 
 use crate::channel::Channel;
 use crate::error::{Error, Result};

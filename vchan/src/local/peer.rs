@@ -8,12 +8,11 @@ use std::os::unix::net::UnixStream;
 use std::sync::atomic::Ordering;
 use std::time::Instant;
 
-use nix::unistd::write;
-
-use super::doorbell::new_eventfd;
+pub use super::bell::Bell;
 pub use super::hello::{HELLO_BYTES, REPLY_BYTES};
 use super::hello::{Hello, decode_reply, encode_reply};
 use super::shape::Shape;
+use super::stranger::Stranger;
 use super::{descriptors, memory};
 use crate::error::{Error, PeerError, Result};
 use crate::extension::{Acceptance, Header, offset};
@@ -33,10 +32,10 @@ pub struct LyingPeer {
     pub left: Region,
     /// Server to client.
     pub right: Region,
-    /// The eventfd that wakes the victim.
-    pub victims_bell: OwnedFd,
-    /// The eventfd that the victim writes to.
-    pub own_bell: OwnedFd,
+    victims_bell: Bell,
+    own_bell: Bell,
+    /// The victim's ends of the two, if this peer made them and so may keep them.
+    victims_ends: Option<[Bell; 2]>,
     /// Dropping it looks like the death of this peer.
     pub stream: UnixStream,
 }
@@ -112,8 +111,8 @@ impl LyingPeer {
         answer: impl FnOnce(&Header, &Page),
     ) -> Result<Self> {
         let mut hello = [0; HELLO_BYTES];
-        let fds = descriptors::receive(&stream, &mut hello, deadline)?;
-        let Ok([memory, to_server, to_client]) = <[OwnedFd; 3]>::try_from(fds) else {
+        let fds = descriptors::receive(&stream, &mut hello, 3, deadline)?;
+        let Ok([memory, to_server, from_server]) = <[Stranger<OwnedFd>; 3]>::try_from(fds) else {
             return Err(Error::setup(
                 "the victim sent no memory",
                 "look at the test",
@@ -144,8 +143,9 @@ impl LyingPeer {
             extension: shape.extension.then(|| Page(region.part(PAGE, PAGE))),
             left: pieces.left,
             right: pieces.right,
-            victims_bell: to_server,
-            own_bell: to_client,
+            victims_bell: Bell::from_peer(to_server)?,
+            own_bell: Bell::from_peer(from_server)?,
+            victims_ends: None,
             stream,
         };
         peer.ring();
@@ -170,13 +170,24 @@ impl LyingPeer {
 
     fn serve_offer(offer: Offer, stream: UnixStream, deadline: Instant) -> Result<Self> {
         offer.send(&stream, deadline)?;
-        descriptors::receive(&stream, &mut [0; REPLY_BYTES], deadline)?;
+        descriptors::receive(&stream, &mut [0; REPLY_BYTES], 0, deadline)?;
         Ok(offer.into_peer(stream))
     }
 
     /// Wakes the victim.
     pub fn ring(&self) {
-        write(&self.victims_bell, &0u64.to_ne_bytes()).expect("write to an eventfd");
+        self.victims_bell.ring().expect("a ring");
+    }
+
+    /// All descriptors of the bells that this peer has: those that it rings and hears, and the
+    /// victim's where it kept them.
+    pub fn bells(&self) -> Vec<BorrowedFd<'_>> {
+        let ends = self.victims_ends.iter().flatten();
+        [&self.victims_bell, &self.own_bell]
+            .into_iter()
+            .chain(ends)
+            .map(AsFd::as_fd)
+            .collect()
     }
 }
 
@@ -192,9 +203,11 @@ pub struct Offer {
     /// The memory, sealed.
     pub memory: OwnedFd,
     /// Rings the server.
-    pub to_server: OwnedFd,
-    /// Rings the client.
-    pub to_client: OwnedFd,
+    pub to_server: Bell,
+    /// Is rung for the client.
+    pub from_server: Bell,
+    /// The server's ends of the two.
+    own_ends: [Bell; 2],
     region: Region,
     shape: Shape,
 }
@@ -227,7 +240,8 @@ impl Offer {
             page.initialise(&header, 0);
             nonce = Some(header.nonce);
         }
-        let bell = || new_eventfd().map_err(|errno| Error::os("cannot create an eventfd", errno));
+        let (from_client, to_server) = Bell::pair()?;
+        let (to_client, from_server) = Bell::pair()?;
         Ok(Self {
             hello: Hello {
                 memory_bytes: shape.bytes() as u64,
@@ -237,8 +251,9 @@ impl Offer {
             page: Page(region.part(0, PAGE)),
             extension: shape.extension.then(|| Page(region.part(PAGE, PAGE))),
             memory,
-            to_server: bell()?,
-            to_client: bell()?,
+            to_server,
+            from_server,
+            own_ends: [to_client, from_client],
             region,
             shape,
         })
@@ -248,13 +263,15 @@ impl Offer {
     #[must_use]
     pub fn into_peer(self, stream: UnixStream) -> LyingPeer {
         let pieces = self.shape.divide(&self.region);
+        let [victims_bell, own_bell] = self.own_ends;
         LyingPeer {
             page: self.page,
             extension: self.extension,
             left: pieces.left,
             right: pieces.right,
-            victims_bell: self.to_client,
-            own_bell: self.to_server,
+            victims_bell,
+            own_bell,
+            victims_ends: Some([self.to_server, self.from_server]),
             stream,
         }
     }
@@ -267,7 +284,7 @@ impl Offer {
         let fds = [
             self.memory.as_fd(),
             self.to_server.as_fd(),
-            self.to_client.as_fd(),
+            self.from_server.as_fd(),
         ];
         send_raw(stream, &self.hello, &fds, deadline)
     }
@@ -311,7 +328,8 @@ pub fn receive_raw(
     bytes: &mut [u8],
     deadline: Instant,
 ) -> Result<Vec<OwnedFd>> {
-    descriptors::receive(stream, bytes, deadline)
+    let fds = descriptors::receive(stream, bytes, 3, deadline)?;
+    Ok(fds.into_iter().map(Stranger::trust).collect())
 }
 
 /// What a peer makes of a falsified list of a region's pages. The list is that of `pages` honest

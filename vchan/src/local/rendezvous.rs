@@ -5,12 +5,13 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::time::Instant;
 
-use nix::fcntl::readlink;
 use nix::sys::socket::{getsockopt, sockopt};
 
-use super::doorbell::{LocalBackend, new_eventfd};
+use super::bell::Bell;
+use super::doorbell::LocalBackend;
 use super::hello::{HELLO_BYTES, Hello, REPLY_BYTES, Refusal, Reply, decode_reply, encode_reply};
 use super::shape::{MOST_BYTES, Pieces, Shape};
+use super::stranger::Stranger;
 use super::{descriptors, memory};
 use crate::backend::{Backend, Parts, wait_for_client};
 use crate::channel::Channel;
@@ -88,6 +89,7 @@ pub(crate) fn serve_parts(
     rings: RingSizes,
     deadline: Instant,
 ) -> Result<Parts> {
+    let stream = Stranger::from(stream);
     let shape = Shape::choose(setup.format, rings)?;
     let memory = memory::create(shape.bytes())?;
     let region = memory::map(&memory, shape.bytes())?;
@@ -104,19 +106,20 @@ pub(crate) fn serve_parts(
         None => None,
     };
 
-    let eventfd = || new_eventfd().map_err(|errno| Error::os("cannot create an eventfd", errno));
-    let (to_server, to_client) = (eventfd()?, eventfd()?);
+    let (from_client, to_server) = Bell::pair()?;
+    let (to_client, from_server) = Bell::pair()?;
     let hello = Hello {
         memory_bytes: shape.bytes() as u64,
         extension: offer.map(|(_, offer)| offer.nonce),
     };
-    let fds = [memory.as_fd(), to_server.as_fd(), to_client.as_fd()];
+    let fds = [memory.as_fd(), to_server.as_fd(), from_server.as_fd()];
     descriptors::send(&stream, &hello.encode(), &fds, deadline)?;
 
+    // The client's, so that they go when it goes.
+    drop((to_server, from_server));
+
     let mut reply = [0; REPLY_BYTES];
-    if !descriptors::receive(&stream, &mut reply, deadline)?.is_empty() {
-        return Err(PeerError::Rendezvous("its reply came with descriptors".to_owned()).into());
-    }
+    descriptors::receive(&stream, &mut reply, 0, deadline)?;
     match decode_reply(&reply)? {
         Ok(()) => {}
         Err(Refusal::Invalid) => {
@@ -132,7 +135,7 @@ pub(crate) fn serve_parts(
             ));
         }
     }
-    let backend = backend(setup.reactor, to_server, to_client, stream)?;
+    let backend = backend(setup.reactor, from_client, to_client, stream)?;
     wait_for_client(&pieces.control, &backend, deadline)?;
     let accepted = match &offer {
         Some((page, offer)) => page.acceptance(offer)?,
@@ -190,15 +193,16 @@ pub(crate) fn connect_parts(
     stream: UnixStream,
     deadline: Instant,
 ) -> Result<Parts> {
+    let stream = Stranger::from(stream);
     let mut hello = [0; HELLO_BYTES];
-    let fds = descriptors::receive(&stream, &mut hello, deadline)?;
+    let fds = descriptors::receive(&stream, &mut hello, 3, deadline)?;
     let answer = |reply: Reply| descriptors::send(&stream, &encode_reply(reply), &[], deadline);
     let Offer {
         pieces,
         orders,
         extension,
         to_server,
-        to_client,
+        from_server,
     } = match examine(&hello, fds, setup.format) {
         Ok(offer) => offer,
         Err(error) => {
@@ -216,7 +220,7 @@ pub(crate) fn connect_parts(
     }
     pieces.control.connect_client();
     answer(Ok(()))?;
-    let backend = backend(setup.reactor, to_client, to_server, stream)?;
+    let backend = backend(setup.reactor, from_server, to_server, stream)?;
     backend
         .notify()
         .map_err(|source| Error::os("cannot ring the peer's doorbell", source))?;
@@ -240,21 +244,21 @@ struct Offer {
     orders: Orders,
     /// The extension page and what to answer there, if it will be used.
     extension: Option<(ExtensionPage, Acceptance)>,
-    to_server: OwnedFd,
-    to_client: OwnedFd,
+    to_server: Bell,
+    from_server: Bell,
 }
 
-fn examine(hello: &[u8; HELLO_BYTES], fds: Vec<OwnedFd>, format: Format) -> Result<Offer> {
+fn examine(
+    hello: &[u8; HELLO_BYTES],
+    fds: Vec<Stranger<OwnedFd>>,
+    format: Format,
+) -> Result<Offer> {
     let refuse = |why: String| Err(PeerError::Rendezvous(why).into());
     let hello = Hello::decode(hello)?;
-    let Ok([memory, to_server, to_client]) = <[OwnedFd; 3]>::try_from(fds) else {
+    let Ok([memory, to_server, from_server]) = <[Stranger<OwnedFd>; 3]>::try_from(fds) else {
         return refuse("its hello does not come with three descriptors".to_owned());
     };
-    for fd in [&to_server, &to_client] {
-        if !is_eventfd(fd) {
-            return refuse("a doorbell it sent is not an eventfd".to_owned());
-        }
-    }
+    let (to_server, from_server) = (Bell::from_peer(to_server)?, Bell::from_peer(from_server)?);
     let least = PAGE * (1 + usize::from(hello.extension.is_some()));
     let bytes = match usize::try_from(hello.memory_bytes) {
         Ok(bytes) if (least..=MOST_BYTES).contains(&bytes) => bytes,
@@ -298,15 +302,15 @@ fn examine(hello: &[u8; HELLO_BYTES], fds: Vec<OwnedFd>, format: Format) -> Resu
         orders,
         extension,
         to_server,
-        to_client,
+        from_server,
     })
 }
 
 fn backend(
     reactor: Option<&Handle>,
-    own: OwnedFd,
-    peers: OwnedFd,
-    stream: UnixStream,
+    own: Bell,
+    peers: Bell,
+    stream: Stranger<UnixStream>,
 ) -> Result<LocalBackend> {
     let name = describe(&stream);
     LocalBackend::new(reactor, own, peers, stream, name)
@@ -326,10 +330,4 @@ fn describe(stream: &UnixStream) -> String {
         Ok(peer) => format!("local: process {}", peer.pid()),
         Err(_) => "local: unnamed socket".to_owned(),
     }
-}
-
-fn is_eventfd(fd: &OwnedFd) -> bool {
-    use std::os::fd::AsRawFd;
-    let link = format!("/proc/self/fd/{}", fd.as_raw_fd());
-    readlink(link.as_str()).is_ok_and(|target| target == "anon_inode:[eventfd]")
 }

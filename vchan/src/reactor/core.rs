@@ -8,7 +8,7 @@
 //! [`Reactor::wait`]: super::Reactor::wait
 
 use std::io;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::net::UnixStream;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -25,6 +25,7 @@ use super::limiter::Limiter;
 use super::member::{Member, Slot};
 use super::state::{BATCH, Entry, State};
 use crate::error::{Error, Result};
+use crate::local::{self, Stranger};
 
 /// Marks of the sources. Those of channel N are 2N (doorbell) and 2N + 1 (death); N starts at 1.
 const EVENT_CHANNELS: u64 = 0;
@@ -35,8 +36,8 @@ const TIMER: u64 = 1;
 pub(crate) enum Bell {
     /// A port of the reactor's event-channel handle.
     Port(Port),
-    /// An eventfd used for its edges (see `local::doorbell`).
-    Eventfd(Arc<OwnedFd>),
+    /// One that reports each ring once and is never read.
+    Local(Arc<local::Bell>),
 }
 
 /// What tells that the peer of one channel is gone.
@@ -45,7 +46,7 @@ pub(crate) enum Death {
     /// Readable, for ever, once the peer's domain is gone.
     Domain(Box<dyn Domain>),
     /// Hangs up when the peer's process ends.
-    Stream(Arc<UnixStream>),
+    Stream(Arc<Stranger<UnixStream>>),
 }
 
 /// The watch over a peer's domain.
@@ -134,22 +135,21 @@ impl Core {
         f()
     }
 
-    /// Puts a channel with an eventfd on the reactor.
-    pub(crate) fn add_eventfd(
+    /// Puts a channel with a local bell on the reactor.
+    pub(crate) fn add_bell(
         self: &Arc<Self>,
-        bell: Arc<OwnedFd>,
-        stream: Arc<UnixStream>,
+        bell: Arc<local::Bell>,
+        stream: Arc<Stranger<UnixStream>>,
     ) -> Result<Member> {
         let mut state = self.lock();
         let id = state.next_id();
         let death = Death::Stream(stream);
         self.watch(id, Some(&death))?;
-        let on = EpollEvent::new(EpollFlags::EPOLLIN | EpollFlags::EPOLLET, 2 * id);
-        if let Err(errno) = self.sources.add(&bell, on) {
+        if let Err(errno) = self.sources.add(&bell, edges(id)) {
             self.unwatch(Some(&death));
             return Err(cannot_watch(errno));
         }
-        Ok(self.insert(&mut state, id, Bell::Eventfd(bell), Some(death)))
+        Ok(self.insert(&mut state, id, Bell::Local(bell), Some(death)))
     }
 
     /// Puts a channel with an event channel on the reactor. `open` makes the handle if it is the
@@ -198,7 +198,7 @@ impl Core {
                 }
             }
             // Not left to the close: the peer has the same file open.
-            Bell::Eventfd(bell) => drop(self.sources.delete(bell)),
+            Bell::Local(bell) => drop(self.sources.delete(bell)),
         }
         self.unwatch(entry.death.as_ref());
     }
@@ -273,13 +273,13 @@ impl Core {
         self.set_timer(state, now)
     }
 
-    /// Lets an eventfd be silent until `until`.
+    /// Lets a local bell be silent until `until`. Off the epoll descriptor, so that no ring costs
+    /// anything here.
     fn turn_off(&self, state: &mut State, id: u64, until: Instant) -> io::Result<()> {
         if let Some(entry) = state.channels.get_mut(&id)
-            && let Bell::Eventfd(bell) = &entry.bell
+            && let Bell::Local(bell) = &entry.bell
         {
-            let mut off = EpollEvent::new(EpollFlags::EPOLLET, 2 * id);
-            self.sources.modify(bell, &mut off)?;
+            self.sources.delete(bell)?;
             entry.off = Some(until);
             state.off.insert((until, id));
         }
@@ -302,12 +302,10 @@ impl Core {
                         events.unmask(*port)?;
                     }
                 }
-                Bell::Eventfd(bell) => {
-                    // The counter is never 0, so this reports what came meanwhile, if anything did.
+                Bell::Local(bell) => {
+                    // Always readable, so this reports what came meanwhile, if anything did.
                     entry.turned_on = true;
-                    let on = EpollFlags::EPOLLIN | EpollFlags::EPOLLET;
-                    self.sources
-                        .modify(bell, &mut EpollEvent::new(on, 2 * id))?;
+                    self.sources.add(bell, edges(id))?;
                 }
             }
         }
@@ -350,6 +348,11 @@ impl AsFd for Core {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.public.0.as_fd()
     }
+}
+
+/// What to be told about the local bell of channel `id`.
+fn edges(id: u64) -> EpollEvent {
+    EpollEvent::new(EpollFlags::EPOLLIN | EpollFlags::EPOLLET, 2 * id)
 }
 
 fn cannot_watch(errno: Errno) -> Error {

@@ -43,7 +43,7 @@ pub(super) struct Entry {
     pub(super) queued: bool,
     /// Its bell is off until then.
     pub(super) off: Option<Instant>,
-    /// Its eventfd was turned on again, which looks like a ring.
+    /// Its bell was turned on again, which looks like a ring.
     pub(super) turned_on: bool,
 }
 

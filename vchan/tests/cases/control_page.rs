@@ -40,7 +40,7 @@ fn case_10_impossible_ring_orders() {
         let fds = [
             offer.memory.as_fd(),
             offer.to_server.as_fd(),
-            offer.to_client.as_fd(),
+            offer.from_server.as_fd(),
         ];
         let (near, far) = UnixStream::pair().unwrap();
         send_raw(&far, &offer.hello, &fds, soon()).unwrap();

@@ -145,7 +145,7 @@ fn each_descriptor_is_missing_once() {
             drop(whole);
             let mut failures = 0;
             loop {
-                assert_eq!(descriptors(), before, "{what}: kept after {failures}");
+                assert_no_more_than(before, &format!("{what}: kept after {failures}"));
                 assert!(!is_anything_mapped(), "{what}: {failures}");
                 assert_eq!(reactor.handle().len(), 0, "{what}: {failures}");
                 let stream = to_partner(role);
@@ -187,11 +187,22 @@ fn a_server_has_no_room_to_map() {
     let stream = to_partner(Role::Server);
     let outcome = with_little_room(|| serve_on(stream, 1 << 20, soon()));
     assert_no_memory(outcome);
-    assert_eq!(descriptors(), before);
+    assert_no_more_than(before, "kept");
 }
 
 fn descriptors() -> usize {
     fs::read_dir("/proc/self/fd").unwrap().count()
+}
+
+/// Waits until `before` descriptors are open: what a peer may have filled is closed by a thread of its
+/// own.
+#[track_caller]
+fn assert_no_more_than(before: usize, what: &str) {
+    let deadline = soon();
+    while descriptors() != before && Instant::now() < deadline {
+        thread::sleep(Duration::from_millis(1));
+    }
+    assert_eq!(descriptors(), before, "{what}");
 }
 
 #[test]
@@ -216,11 +227,8 @@ fn descriptors_run_out_on_both_sides() {
         };
         let complete = typed(&server) && typed(&client);
         drop((server, client));
-        assert_eq!(
-            descriptors(),
-            before,
-            "kept after failing at descriptor {more}"
-        );
+        let what = format!("kept after failing at descriptor {more}");
+        assert_no_more_than(before, &what);
         if complete {
             // How many depends on when each side needs its descriptors.
             assert!(failures > 0, "no step failed");
@@ -246,7 +254,7 @@ fn address_space_runs_out() {
     let outcome = with_little_room(|| connect_on(near, soon()));
     assert_no_memory(outcome);
     drop(far);
-    assert_eq!(descriptors(), before);
+    assert_no_more_than(before, "kept");
 }
 
 /// Runs `f` while this process may map 512 KiB more.
