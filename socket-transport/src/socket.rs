@@ -177,11 +177,9 @@ pub(crate) fn poll(
         let timeout = PollTimeout::try_from(ms).unwrap_or(PollTimeout::MAX);
         let mut fds = [PollFd::new(socket.as_fd(), flags)];
         match nix::poll::poll(&mut fds, timeout) {
-            Ok(0) | Err(Errno::EINTR) => {
-                if Instant::now() >= deadline {
-                    return Ok(None);
-                }
-            }
+            // The kernel has looked after the time was over; an interruption says nothing of the kind.
+            Ok(0) if left.is_zero() || Instant::now() >= deadline => return Ok(None),
+            Ok(0) | Err(Errno::EINTR) => {}
             Ok(_) => {
                 let found = fds[0].revents().unwrap_or(PollFlags::POLLERR);
                 let over = found.intersects(PollFlags::POLLERR | PollFlags::POLLHUP);

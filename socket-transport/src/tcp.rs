@@ -97,7 +97,8 @@ fn reach(
         let until = deadline.min(Instant::now() + LOOK);
         match poll(&fd, write, until) {
             Ok(Some(_)) => break,
-            Ok(None) if Instant::now() < deadline => {}
+            // Until the deadline itself has been waited for, and so looked after it.
+            Ok(None) if until < deadline => {}
             Ok(None) => return Err(Errno::ETIMEDOUT),
             Err(error) => return Err(Errno::from_raw(error.raw_os_error().unwrap_or_default())),
         }
@@ -300,7 +301,8 @@ impl Exchange<'_> {
             if poll(self.socket, wanted, until)?.is_some() {
                 return Ok(());
             }
-            if Instant::now() >= self.deadline {
+            // Not the clock: the last look must come after the deadline.
+            if until >= self.deadline {
                 return Err(Failure::TimedOut);
             }
         }

@@ -134,11 +134,15 @@ pub fn wait_for_client(
     backend: &dyn Backend,
     deadline: Instant,
 ) -> Result<()> {
-    while !control.client_arrived() {
+    loop {
+        // Read before the look, so that there is one after the deadline.
+        let now = Instant::now();
+        if control.client_arrived() {
+            return Ok(());
+        }
         if !backend.peer_alive() {
             return Err(Error::PeerClosed { unread: 0 });
         }
-        let now = Instant::now();
         if now >= deadline {
             return Err(Error::TimedOut("see a client connect"));
         }
@@ -148,5 +152,4 @@ pub fn wait_for_client(
                 .map_err(|source| Error::os("cannot acknowledge the doorbell", source))?;
         }
     }
-    Ok(())
 }

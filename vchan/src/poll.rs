@@ -75,14 +75,13 @@ pub(crate) fn poll_from(
         // Some kernels refuse very long times; who asked for one simply polls again.
         let left = deadline.saturating_duration_since(now).min(LONGEST_POLL);
         match ppoll(fds, Some(TimeSpec::from_duration(left)), None) {
+            // The kernel has looked after the time was over; an interruption says nothing of the kind.
+            Ok(0) if left.is_zero() || Instant::now() >= deadline => return Ok(false),
             Ok(0) | Err(Errno::EINTR) => {}
             Ok(_) => return Ok(true),
             Err(errno) => return Err(Error::os("cannot wait for the peer", errno)),
         }
         now = Instant::now();
-        if now >= deadline {
-            return Ok(false);
-        }
     }
 }
 

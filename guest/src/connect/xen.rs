@@ -85,7 +85,8 @@ pub(super) fn open(options: &Options, deadline: Instant) -> Result<Box<dyn Trans
     );
     // The server removes its node when it is dropped, on every way out of here.
     loop {
-        match server.wait_for_client(deadline.min(Instant::now() + LOOK)) {
+        let until = deadline.min(Instant::now() + LOOK);
+        match server.wait_for_client(until) {
             Ok(()) => break,
             Err(vchan::Error::TimedOut(_)) => {}
             Err(error) => return Err(failed(error)),
@@ -93,7 +94,8 @@ pub(super) fn open(options: &Options, deadline: Instant) -> Result<Box<dyn Trans
         if options.interrupted() {
             return Err(Cause::Interrupted);
         }
-        let late = Instant::now() >= deadline;
+        // Not the clock: the last look must come after the deadline.
+        let late = until >= deadline;
         if late || started.elapsed() >= DENIED_GRACE {
             let hint = MediatorHint::read(Instant::now() + HINT_TIME);
             if late || matches!(hint, Ok(MediatorHint::Denied)) {

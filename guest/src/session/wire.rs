@@ -197,11 +197,10 @@ impl Wire {
         if self.options.interrupted() {
             return Err(Cause::Interrupted);
         }
-        match self
-            .transport
-            .wait(interest, limit.min(clock::now() + LOOK))
-        {
-            Err(TransportError::TimedOut(_)) if Instant::now() >= limit => {
+        let until = limit.min(clock::now() + LOOK);
+        match self.transport.wait(interest, until) {
+            // Not the clock: the last look must come after the limit.
+            Err(TransportError::TimedOut(_)) if until >= limit => {
                 Err(Cause::Stalled(self.options.stall_timeout))
             }
             Err(TransportError::TimedOut(_)) => Ok(()),

@@ -30,11 +30,13 @@ pub(super) fn wait(fds: &mut [PollFd<'_>], deadline: Option<Instant>) -> io::Res
 pub(super) fn wait_readable(fd: &impl AsFd, deadline: Instant) -> io::Result<()> {
     loop {
         let mut fds = [PollFd::new(fd.as_fd(), PollFlags::POLLIN)];
+        // Read before the look, so that there is one after the deadline.
+        let late = Instant::now() >= deadline;
         wait(&mut fds, Some(deadline))?;
         if is_ready(&fds[0]) {
             return Ok(());
         }
-        if Instant::now() >= deadline {
+        if late {
             return Err(io::ErrorKind::TimedOut.into());
         }
     }

@@ -165,17 +165,37 @@ impl Waiting {
                 return Ok(());
             }
         }
+        let outcome = self.sleep(&mut streams, deadline);
+        match outcome {
+            Err(TransportError::TimedOut(_)) if Instant::now() < deadline => Ok(()),
+            // The one that did not sleep has not been looked at since.
+            Err(error @ TransportError::TimedOut(_)) => {
+                for (stream, interest) in &mut streams {
+                    if let Some(interest) = *interest
+                        && stream.is_ready(interest)?
+                    {
+                        return Ok(());
+                    }
+                }
+                Err(error)
+            }
+            outcome => outcome,
+        }
+    }
+
+    fn sleep(
+        &mut self,
+        streams: &mut [(&mut Stream, Option<Interest>); 2],
+        deadline: Instant,
+    ) -> Result<()> {
         let [(near, near_wants), (far, far_wants)] = streams;
+        let (near_wants, far_wants) = (*near_wants, *far_wants);
         match (near.side(near_wants), far.side(far_wants)) {
             (Some(near), Some(far)) => Ok(self.either.wait([near, far], deadline)?),
             // Only one of them can sleep: it does so in turns, the other one is asked in between.
             (None, _) => near.wait(near_wants.unwrap_or(Interest::Read), self.turn(deadline)),
             (_, None) => far.wait(far_wants.unwrap_or(Interest::Read), self.turn(deadline)),
         }
-        .or_else(|error| match error {
-            TransportError::TimedOut(_) if Instant::now() < deadline => Ok(()),
-            error => Err(error),
-        })
     }
 
     fn turn(&mut self, deadline: Instant) -> Instant {

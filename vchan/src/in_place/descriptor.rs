@@ -102,12 +102,14 @@ pub(super) fn read_from(
         ));
     }
     loop {
+        // Read before the look, so that there is one after the deadline.
+        let late = Instant::now() >= deadline;
         if !ready(fd, PollFlags::POLLIN, deadline)? {
             return Err(timed_out("have something for the channel"));
         }
         match stretch::read(fd, space.stretches()) {
             // Somebody else was faster, or a signal came.
-            Err(error) if again(&error) && Instant::now() < deadline => {}
+            Err(error) if again(&error) && !late => {}
             Err(error) if again(&error) => {
                 return Err(timed_out("have something for the channel"));
             }

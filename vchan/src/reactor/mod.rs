@@ -132,9 +132,11 @@ impl Reactor {
     pub fn wait(&mut self, ready: &mut Vec<Token>, deadline: Instant) -> Result<()> {
         let core = &self.handle.core;
         loop {
+            // Read before the look, so that there is one after the deadline; and rings that lead to no
+            // token must not hold us here.
+            let now = Instant::now();
             core.poll(ready).map_err(failed)?;
-            // The clock last: rings that lead to no token must not hold us here.
-            if !ready.is_empty() || Instant::now() >= deadline {
+            if !ready.is_empty() || now >= deadline {
                 return Ok(());
             }
             poll_readable(&[core.as_fd()], deadline)?;

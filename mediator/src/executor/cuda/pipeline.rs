@@ -105,8 +105,12 @@ impl VectorAddPipeline for CudaVectorAdd<'_> {
     fn result(&mut self, slot: usize, deadline: Instant) -> Result<&[f32], ExecutorError> {
         // Not cuEventSynchronize: it would wait for a hung GPU for ever.
         let mut pause = FIRST_PAUSE;
-        while !(self.is_done(slot)? && self.count(slot)?) {
+        loop {
+            // Read before the look, so that there is one after the deadline.
             let left = deadline.saturating_duration_since(Instant::now());
+            if self.is_done(slot)? && self.count(slot)? {
+                break;
+            }
             if left.is_zero() {
                 return Err(ExecutorError::TimedOut {
                     what: "the GPU to add a chunk".into(),
