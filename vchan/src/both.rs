@@ -25,6 +25,10 @@ impl Waits for Both<'_> {
         &mut self.reader.spin
     }
 
+    fn moved(&self) -> u64 {
+        self.reader.bytes + self.writer.bytes
+    }
+
     fn has_moved(&self) -> bool {
         self.reader.has_moved() || self.writer.has_moved()
     }
@@ -55,11 +59,5 @@ impl Waits for Both<'_> {
     fn withdraw(&mut self) {
         self.reader.no_longer_ask();
         self.writer.no_longer_ask();
-    }
-
-    #[inline]
-    fn stay_awake(&mut self) {
-        self.reader.stay_awake();
-        self.writer.stay_awake();
     }
 }

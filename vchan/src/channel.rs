@@ -313,9 +313,15 @@ impl Channel {
         self.reader.peer_end()
     }
 
+    /// How long a waiting call at most looks at the ring before it sleeps.
+    pub fn spin(&self) -> Duration {
+        self.reader.spin.max()
+    }
+
     /// Sets how long a waiting call at most looks at the ring before it sleeps; zero is not at
-    /// all. How long it really looks follows the length of the waits before; an idle channel never
-    /// looks, whatever is set. Default: [`DEFAULT_SPIN`](crate::DEFAULT_SPIN).
+    /// all, and more than a day is a day. How long it really looks follows what looking has spared
+    /// so far; an idle channel never looks, whatever is set. Default: [`DEFAULT_SPIN`](crate::DEFAULT_SPIN),
+    /// longer where system calls are slow, and zero over `local` with one processor.
     pub fn set_spin(&mut self, spin: Duration) {
         let spin = self.reader.shared.useful_spin(spin);
         self.reader.spin.set_max(spin);
@@ -344,9 +350,9 @@ impl Channel {
         &self.reader.shared
     }
 
-    /// For [`either`](crate::either): the longest look that was allowed.
-    pub(crate) fn longest_look(&self) -> Duration {
-        self.reader.spin.max()
+    /// Bytes moved so far, in both directions.
+    pub(crate) fn moved(&self) -> u64 {
+        self.reader.bytes.wrapping_add(self.writer.bytes)
     }
 
     /// Whether the peer's index of what `interest` names is another one than was last seen.
@@ -369,16 +375,6 @@ impl Channel {
         }
         if writes(interest) {
             self.writer.ask_for(1);
-        }
-    }
-
-    /// Tells the peer that it need not think of ringing until asked.
-    pub(crate) fn stay_awake(&self, interest: Interest) {
-        if reads(interest) {
-            self.reader.stay_awake();
-        }
-        if writes(interest) {
-            self.writer.stay_awake();
         }
     }
 

@@ -95,17 +95,15 @@ impl Either {
             self.spin.set_max(longest);
         }
         loop {
-            let looked = self.spin.run(deadline, |thorough| {
+            let moved = sides.iter().map(Side::moved).fold(0, u64::wrapping_add);
+            let looked = self.spin.run(moved, deadline, |thorough| {
                 any(&mut sides, |side| match thorough || side.has_moved() {
                     true => side.is_ready(),
                     false => Ok(false),
                 })
             })?;
             let (start, now) = match looked {
-                Looked::Ready => {
-                    sides.iter().for_each(Side::stay_awake);
-                    return Ok(());
-                }
+                Looked::Ready => return Ok(()),
                 Looked::InVain { start, now } => (start, now),
             };
             sides.iter().for_each(Side::ask);
@@ -116,8 +114,13 @@ impl Either {
             let woken = sleep(&sides, now, deadline);
             let end = Instant::now();
             self.spin.waited(end.saturating_duration_since(start));
-            woken?;
+            match woken {
+                Ok(()) | Err(Error::TimedOut(_)) => {}
+                Err(error) => return Err(error),
+            }
+            // Also after the deadline: see `waiting`.
             if any(&mut sides, Side::is_ready)? {
+                sides.iter().for_each(Side::withdraw);
                 return Ok(());
             }
             // A peer that rings without end must not carry us beyond the deadline.
@@ -164,8 +167,16 @@ impl Side<'_> {
     /// How long this side lets a wait look; `None` if it does not care.
     fn longest_look(&self) -> Option<Duration> {
         match self {
-            Self::Channel(channel, _) => Some(channel.longest_look()),
+            Self::Channel(channel, _) => Some(channel.spin()),
             Self::Descriptor(..) | Self::Nothing => None,
+        }
+    }
+
+    /// Bytes that this side has moved so far.
+    fn moved(&self) -> u64 {
+        match self {
+            Self::Channel(channel, _) => channel.moved(),
+            Self::Descriptor(..) | Self::Nothing => 0,
         }
     }
 
@@ -188,12 +199,6 @@ impl Side<'_> {
     fn ask(&self) {
         if let Self::Channel(channel, interest) = self {
             channel.ask(*interest);
-        }
-    }
-
-    fn stay_awake(&self) {
-        if let Self::Channel(channel, interest) = self {
-            channel.stay_awake(*interest);
         }
     }
 

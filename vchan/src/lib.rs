@@ -169,7 +169,6 @@ pub mod reader;
 pub mod region;
 pub mod ring;
 mod ring_end;
-mod settle;
 mod setup;
 mod shared;
 pub mod shm;
@@ -178,6 +177,7 @@ mod sync;
 mod transport;
 mod wait;
 mod waiting;
+mod window;
 pub mod writer;
 pub mod xen;
 

@@ -27,26 +27,8 @@
 //! The mover takes the word with a swap. Should the sleeper have armed anew for a later index in
 //! between, the swap takes that too, and the ring wakes it early: it looks and arms once more.
 //!
-//! The mover's fence costs more than all the rest of a small message: it waits until the line that was
-//! just written has come from the other processor. So a side that keeps looking by itself says so:
-//! its word is [`AWAKE`], and the mover neither fences nor rings. Who wants to sleep then takes that
-//! back first and lets it settle (`settle.rs`):
-//!
-//! ```text
-//!   mover                                sleeper
-//!   index.store(new, Release)            word = 0                  (no longer awake)
-//!   word is AWAKE ?  done                settle
-//!   otherwise as above                   as above
-//! ```
-//!
-//! After the settling a mover either sees that the word is no longer `AWAKE`, and both do as above;
-//! or it had stored its index before, and the sleeper's look at it comes after.
-//!
 //! The functions are generic so that the same code runs under loom's atomics.
 
-use std::sync::atomic::compiler_fence;
-
-use crate::settle;
 use crate::sync::atomic::{AtomicU8, AtomicU32, Ordering, fence};
 
 /// A notify byte in shared memory.
@@ -121,9 +103,6 @@ pub fn request<B: NotifyByte>(byte: &B, bit: u8) {
 /// Set in a wait word whose owner waits; the other bits are the low ones of the wanted index.
 pub const ARMED: u32 = 1 << 31;
 
-/// In a wait word: its owner looks by itself, and will [`doze`] before it arms.
-pub const AWAKE: u32 = 1;
-
 /// The wait word of a side that wants to be woken once the index has reached `wanted`.
 #[inline]
 pub fn armed_for(wanted: u32) -> u32 {
@@ -148,10 +127,6 @@ pub trait WaitWord {
     fn take(&self);
     /// A sequentially consistent fence.
     fn fence();
-    /// Runs a publication without a fence: marks, for a model, what [`settle`](Self::settle) waits for.
-    fn unfenced<R>(publication: impl FnOnce() -> R) -> R;
-    /// Returns once every such publication either sees what this thread has stored, or can be seen by it.
-    fn settle();
 }
 
 impl WaitWord for AtomicU32 {
@@ -171,54 +146,21 @@ impl WaitWord for AtomicU32 {
     fn fence() {
         fence(Ordering::SeqCst);
     }
-    #[inline]
-    fn unfenced<R>(publication: impl FnOnce() -> R) -> R {
-        settle::unfenced(publication)
-    }
-    fn settle() {
-        settle::settle();
-    }
 }
 
 /// Mover: publishes `value`, then says whether the peer waits for an index up to there. If so the
 /// request is taken and the caller must ring the doorbell.
 #[inline]
 pub fn publish_past<W: WaitWord>(index: &impl RingIndex, value: u32, word: &W) -> bool {
-    let is_awake = W::unfenced(|| {
-        index.publish(value);
-        // In this order in the program; the settling in `doze` is for what the processor makes of it.
-        compiler_fence(Ordering::SeqCst);
-        word.load() == AWAKE
-    });
-    if is_awake {
-        return false;
-    }
+    index.publish(value);
     // Pairs with the fence in `arm`.
     W::fence();
-    // The load keeps the usual case, an awake peer, free of a locked operation.
+    // The plain load keeps the usual case, an awake peer, free of a locked operation.
     let reached = is_reached(word.load(), value);
     if reached {
         word.take();
     }
     reached
-}
-
-/// Says that this side looks by itself, unless a request of its still stands. Returns whether it has
-/// said so: it must [`doze`] before it arms then.
-#[inline]
-pub fn stay_awake<W: WaitWord>(word: &W) -> bool {
-    let free = word.load() == 0;
-    if free {
-        word.store(AWAKE);
-    }
-    free
-}
-
-/// Says that this side no longer looks by itself, and returns when every mover either knows or has
-/// stored an index that a look finds.
-pub fn doze<W: WaitWord>(word: &W) {
-    word.store(0);
-    W::settle();
 }
 
 /// Sleeper: asks to be told when the index reaches `wanted`. The caller must look at the index

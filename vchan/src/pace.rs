@@ -70,6 +70,11 @@ impl Pace {
         u32::try_from(fit).unwrap_or(u32::MAX).clamp(1, self.turns)
     }
 
+    /// How long so many pauses take.
+    pub(crate) fn time_of(&self, pauses: u32) -> Duration {
+        self.turn.saturating_mul(pauses) / RESTS
+    }
+
     /// When `turns` turns began that are over `now`.
     pub(crate) fn before(&self, now: Instant, turns: u32) -> Instant {
         now.checked_sub(self.turn.saturating_mul(turns))

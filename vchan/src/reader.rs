@@ -279,12 +279,6 @@ impl Reader {
         self.end.ask.disarm();
     }
 
-    /// Lets the peer know that looking has paid, and goes on.
-    #[inline]
-    pub(crate) fn stay_awake(&self) {
-        self.end.ask.stay_awake();
-    }
-
     /// Whether the peer's index is another one than was last seen.
     #[inline]
     pub(crate) fn has_moved(&self) -> bool {
@@ -303,7 +297,7 @@ impl Reader {
         self.refresh()?;
         let found = self.ring.available() - before;
         self.linger.found(found);
-        if !self.spin.is_allowed() {
+        if !self.spin.pays() {
             return Ok(());
         }
         let available = self.ring.available();
@@ -433,6 +427,10 @@ impl Waits for ForData<'_> {
         &mut self.reader.spin
     }
 
+    fn moved(&self) -> u64 {
+        self.reader.bytes
+    }
+
     #[inline]
     fn has_moved(&self) -> bool {
         self.reader.has_moved()
@@ -456,11 +454,6 @@ impl Waits for ForData<'_> {
 
     fn withdraw(&mut self) {
         self.reader.no_longer_ask();
-    }
-
-    #[inline]
-    fn stay_awake(&mut self) {
-        self.reader.stay_awake();
     }
 }
 

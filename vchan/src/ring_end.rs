@@ -4,9 +4,6 @@
 //! The two wire formats differ in where the indexes lie and in how a sleeper asks to be woken.
 //! Both are settled here once, when the channel is made; a transfer then follows pointers.
 
-// What a thread keeps to itself needs none of `crate::sync`.
-use std::sync::atomic::AtomicBool;
-
 use crate::error::RingName;
 use crate::extension_page::{ExtensionPage, RingWords};
 use crate::layout::{Role, bit, offset};
@@ -20,12 +17,7 @@ pub(crate) enum Request {
     /// libxenvchan's: a bit, for any step of the index.
     Bit { byte: SharedU8, bit: u8 },
     /// The extension's: the index to reach.
-    Threshold {
-        word: SharedU32,
-        /// Its owner has said that it is awake. Its own knowledge, used by its thread only: of the word,
-        /// which the peer can write, nobody has to wait for anything.
-        awake: AtomicBool,
-    },
+    Threshold(SharedU32),
 }
 
 impl Request {
@@ -34,23 +26,7 @@ impl Request {
     pub(crate) fn arm(&self, wanted: u32) {
         match self {
             Self::Bit { byte, bit } => notify::request(&**byte, *bit),
-            Self::Threshold { word, awake } => {
-                if awake.load(Ordering::Relaxed) {
-                    awake.store(false, Ordering::Relaxed);
-                    notify::doze(&**word);
-                }
-                notify::arm(&**word, wanted);
-            }
-        }
-    }
-
-    /// Says that this side looks by itself until it arms.
-    #[inline]
-    pub(crate) fn stay_awake(&self) {
-        if let Self::Threshold { word, awake } = self
-            && notify::stay_awake(&**word)
-        {
-            awake.store(true, Ordering::Relaxed);
+            Self::Threshold(word) => notify::arm(&**word, wanted),
         }
     }
 
@@ -58,7 +34,7 @@ impl Request {
     pub(crate) fn disarm(&self) {
         match self {
             Self::Bit { byte, bit } => notify::withdraw(&**byte, *bit),
-            Self::Threshold { word, .. } => notify::disarm(&**word),
+            Self::Threshold(word) => notify::disarm(&**word),
         }
     }
 
@@ -66,7 +42,7 @@ impl Request {
     pub(crate) fn is_armed(&self) -> bool {
         match self {
             Self::Bit { byte, bit } => notify::NotifyByte::load(&**byte) & bit != 0,
-            Self::Threshold { word, .. } => notify::WaitWord::load(&**word) & notify::ARMED != 0,
+            Self::Threshold(word) => notify::WaitWord::load(&**word) & notify::ARMED != 0,
         }
     }
 }
@@ -95,7 +71,7 @@ impl RingEnd {
     #[inline]
     pub(crate) fn publish(&self, index: u32) -> bool {
         match &self.asked {
-            Request::Threshold { word, .. } => notify::publish_past(&*self.own, index, &**word),
+            Request::Threshold(word) => notify::publish_past(&*self.own, index, &**word),
             Request::Bit { byte, bit } => notify::publish(&*self.own, index, &**byte, *bit),
         }
     }
@@ -150,11 +126,10 @@ pub(crate) fn ring_end(
             ended,
         } = page.words(name);
         let ended = Some(ended);
-        let threshold = |word| Request::Threshold {
-            word,
-            awake: AtomicBool::new(false),
-        };
-        let (reader_wait, writer_wait) = (threshold(reader_wait), threshold(writer_wait));
+        let (reader_wait, writer_wait) = (
+            Request::Threshold(reader_wait),
+            Request::Threshold(writer_wait),
+        );
         return match reads {
             true => RingEnd {
                 name,

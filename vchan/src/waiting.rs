@@ -26,6 +26,8 @@ pub(crate) trait Waits {
     fn shared(&self) -> &Shared;
     /// The window of the half that waits.
     fn spin(&mut self) -> &mut Spin;
+    /// Bytes that it has moved so far.
+    fn moved(&self) -> u64;
     /// Whether the peer's index is another one than was last seen. Must cost next to nothing.
     fn has_moved(&self) -> bool;
     /// Whether plenty is more than enough.
@@ -36,8 +38,6 @@ pub(crate) trait Waits {
     fn ask(&mut self, wish: Wish);
     /// Takes that back.
     fn withdraw(&mut self);
-    /// Tells the peer that it need not think of ringing until asked.
-    fn stay_awake(&mut self);
 }
 
 /// Waits until [`Wish::Enough`] is there, and for a moment for [`Wish::Plenty`].
@@ -61,18 +61,17 @@ fn wait_with(
     deadline: Instant,
     waiting: &'static str,
 ) -> Result<()> {
-    // Without looking there is no insisting either: take what comes.
-    let mut insists = side.insists() && spin.is_allowed();
+    // Where looking does not pay there is no insisting either: take what comes.
+    let mut insists = side.insists() && spin.pays();
     loop {
-        let looked = spin.run(deadline, |thorough| match thorough || side.has_moved() {
-            true => side.is_ready(Wish::Plenty),
-            false => Ok(false),
+        let looked = spin.run(side.moved(), deadline, |thorough| {
+            match thorough || side.has_moved() {
+                true => side.is_ready(Wish::Plenty),
+                false => Ok(false),
+            }
         })?;
         let (start, now) = match looked {
-            Looked::Ready => {
-                side.stay_awake();
-                return Ok(());
-            }
+            Looked::Ready => return Ok(()),
             Looked::InVain { start, now } => (start, now),
         };
         if insists && side.is_ready(Wish::Enough)? {
@@ -105,10 +104,13 @@ fn wait_with(
                     shared.regions.sweep();
                 }
             }
-            Err(Error::TimedOut(_)) if until < deadline => insists = false,
+            Err(Error::TimedOut(_)) => insists &= until >= deadline,
             Err(error) => return Err(error),
         }
+        // The deadline counts only if there is still nothing after it: a peer may have moved without
+        // ringing, or this thread may not have run for a while.
         if side.is_ready(Wish::Enough)? {
+            side.withdraw();
             return Ok(());
         }
         // A peer that rings without end must not carry us beyond the deadline.

@@ -279,12 +279,6 @@ impl Writer {
         self.end.ask.disarm();
     }
 
-    /// Lets the peer know that looking has paid, and goes on.
-    #[inline]
-    pub(crate) fn stay_awake(&self) {
-        self.end.ask.stay_awake();
-    }
-
     /// Whether the peer's index is another one than was last seen.
     #[inline]
     pub(crate) fn has_moved(&self) -> bool {
@@ -386,7 +380,7 @@ impl Writer {
         let before = self.ring.free();
         self.refresh()?;
         let found = self.ring.free() - before;
-        if !self.spin.is_allowed() {
+        if !self.spin.pays() {
             return Ok(());
         }
         // Nothing answers here: a ring that stays nearly full is that of a stream.
@@ -436,6 +430,10 @@ impl Waits for Waiting<'_> {
         &mut self.writer.spin
     }
 
+    fn moved(&self) -> u64 {
+        self.writer.bytes
+    }
+
     #[inline]
     fn has_moved(&self) -> bool {
         self.writer.has_moved()
@@ -461,11 +459,6 @@ impl Waits for Waiting<'_> {
 
     fn withdraw(&mut self) {
         self.writer.no_longer_ask();
-    }
-
-    #[inline]
-    fn stay_awake(&mut self) {
-        self.writer.stay_awake();
     }
 }
 

@@ -58,8 +58,6 @@ mod ring;
 mod ring_end;
 #[path = "loom/scenario.rs"]
 mod scenario;
-#[path = "loom/settle.rs"]
-mod settle;
 #[path = "../src/shared.rs"]
 mod shared;
 #[path = "loom/shm.rs"]
@@ -74,6 +72,8 @@ mod transport;
 mod wait;
 #[path = "../src/waiting.rs"]
 mod waiting;
+#[path = "../src/window.rs"]
+mod window;
 #[path = "../src/writer.rs"]
 mod writer;
 
@@ -239,11 +239,6 @@ holds_but_not! {
     without_the_look_before_the_sleep: LookBeforeSleep => "deadlock",
 }
 holds_but_not! {
-    round_trip_after_looking, FEW,
-    without_the_fences: Fences => "deadlock",
-    without_the_look_before_the_sleep: LookBeforeSleep => "deadlock",
-}
-holds_but_not! {
     read_two, FEW,
     without_the_fences: Fences => "deadlock",
     without_the_look_before_the_sleep: LookBeforeSleep => "deadlock",
@@ -306,16 +301,4 @@ holds_but_not! {
 holds_but_not! {
     revoke_under_a_sleeper, FEW,
     without_the_unasked_ring: UnaskedRing => "deadlock",
-}
-
-/// The extension's own: libxenvchan's format has no word for it.
-#[test]
-#[should_panic(expected = "deadlock")]
-fn without_the_settling_a_side_that_was_awake_sleeps_for_ever() {
-    explore(
-        Format::Extended,
-        FEW,
-        Without::Settling,
-        scenario::round_trip_after_looking,
-    );
 }

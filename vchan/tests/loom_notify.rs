@@ -8,9 +8,7 @@ use loom::sync::Arc;
 use loom::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, Ordering, fence};
 use loom::thread;
 use vchan::layout::bit;
-use vchan::notify::{
-    NotifyByte, RingIndex, WaitWord, arm, doze, publish, publish_past, request, stay_awake,
-};
+use vchan::notify::{NotifyByte, RingIndex, WaitWord, arm, publish, publish_past, request};
 
 struct Index(AtomicU32);
 
@@ -98,16 +96,10 @@ fn without_the_second_look_a_wake_up_is_lost() {
     explore::<true>(1, false);
 }
 
-loom::lazy_static! {
-    /// As in `loom/settle.rs`: held by a publication without a fence while it is under way.
-    static ref STORE_BUFFER: loom::sync::Mutex<()> = loom::sync::Mutex::new(());
-}
+/// A wait word; `FENCES` as for [`Byte`].
+struct Word<const FENCES: bool>(AtomicU32);
 
-/// A wait word; `FENCES` as for [`Byte`], `SETTLES` false: the twin that arms at once after having
-/// been awake.
-struct Word<const FENCES: bool, const SETTLES: bool>(AtomicU32);
-
-impl<const FENCES: bool, const SETTLES: bool> WaitWord for Word<FENCES, SETTLES> {
+impl<const FENCES: bool> WaitWord for Word<FENCES> {
     fn load(&self) -> u32 {
         self.0.load(Ordering::Relaxed)
     }
@@ -122,15 +114,6 @@ impl<const FENCES: bool, const SETTLES: bool> WaitWord for Word<FENCES, SETTLES>
             fence(Ordering::SeqCst);
         }
     }
-    fn unfenced<R>(publication: impl FnOnce() -> R) -> R {
-        let _in_flight = STORE_BUFFER.lock().unwrap();
-        publication()
-    }
-    fn settle() {
-        if SETTLES {
-            drop(STORE_BUFFER.lock().unwrap());
-        }
-    }
 }
 
 /// How a wait word stands before the mover starts.
@@ -140,27 +123,20 @@ enum Before {
     /// The sleeper has armed for an earlier index, and arms anew while the mover may just be taking
     /// the request.
     ArmedFor(u32),
-    /// The sleeper has looked by itself until now.
-    Awake,
 }
 
 /// As [`explore`], with a wait word.
-fn explore_word<const FENCES: bool, const SETTLES: bool>(
-    before: Before,
-    last: u32,
-    look_again: bool,
-) {
+fn explore_word<const FENCES: bool>(before: Before, last: u32, look_again: bool) {
     loom::model(move || {
         let shared = Arc::new((
             Index(AtomicU32::new(0)),
-            Word::<FENCES, SETTLES>(AtomicU32::new(0)),
+            Word::<FENCES>(AtomicU32::new(0)),
             AtomicBool::new(false),
         ));
         let (index, word, bell) = &*shared;
         match before {
             Before::Nothing => {}
             Before::ArmedFor(seen) => arm(word, seen),
-            Before::Awake => assert!(stay_awake(word)),
         }
         let mover = {
             let shared = Arc::clone(&shared);
@@ -175,9 +151,6 @@ fn explore_word<const FENCES: bool, const SETTLES: bool>(
         };
         let mut sleeps = index.observe() != last;
         if sleeps {
-            if matches!(before, Before::Awake) {
-                doze(word);
-            }
             arm(word, last);
             sleeps = !look_again || index.observe() != last;
         }
@@ -188,47 +161,23 @@ fn explore_word<const FENCES: bool, const SETTLES: bool>(
 
 #[test]
 fn no_wake_up_is_lost_with_a_wait_word() {
-    explore_word::<true, true>(Before::Nothing, 1, true);
-    explore_word::<true, true>(Before::Nothing, 2, true);
+    explore_word::<true>(Before::Nothing, 1, true);
+    explore_word::<true>(Before::Nothing, 2, true);
 }
 
 #[test]
 fn no_wake_up_is_lost_when_the_mover_takes_a_request_that_was_renewed() {
-    explore_word::<true, true>(Before::ArmedFor(1), 2, true);
-}
-
-#[test]
-fn no_wake_up_is_lost_by_a_sleeper_that_was_awake() {
-    explore_word::<true, true>(Before::Awake, 1, true);
-    explore_word::<true, true>(Before::Awake, 2, true);
-}
-
-#[test]
-#[should_panic(expected = "lost wake-up")]
-fn without_the_settling_a_wake_up_is_lost() {
-    explore_word::<true, false>(Before::Awake, 1, true);
-}
-
-#[test]
-#[should_panic(expected = "lost wake-up")]
-fn the_settling_does_not_replace_the_fences() {
-    explore_word::<false, true>(Before::Awake, 2, true);
+    explore_word::<true>(Before::ArmedFor(1), 2, true);
 }
 
 #[test]
 #[should_panic(expected = "lost wake-up")]
 fn without_the_fences_a_wait_word_is_missed() {
-    explore_word::<false, true>(Before::Nothing, 1, true);
+    explore_word::<false>(Before::Nothing, 1, true);
 }
 
 #[test]
 #[should_panic(expected = "lost wake-up")]
 fn without_the_second_look_a_wait_word_is_missed() {
-    explore_word::<true, true>(Before::Nothing, 1, false);
-}
-
-#[test]
-#[should_panic(expected = "lost wake-up")]
-fn without_the_second_look_settling_does_not_help() {
-    explore_word::<true, true>(Before::Awake, 1, false);
+    explore_word::<true>(Before::Nothing, 1, false);
 }

@@ -36,6 +36,8 @@ use spec::{Carrier, Spec};
 
 /// How soon a worker without a guest notices that the broker wants it to end.
 const STOP_CHECK: Duration = Duration::from_millis(250);
+/// The part of the usual longest look at the ring that a worker allows itself: one of so many.
+const LOOKING_SHARE: u32 = 8;
 
 /// First argument of a worker process.
 pub const ARGUMENT: &str = "worker";
@@ -167,12 +169,19 @@ fn choice(chosen: &Chosen) -> (ExecutorChoice, String) {
         .clone()
 }
 
+/// A channel whose waits look for a short while only: when a guest writes is its own choice, and the
+/// processor that looks for it meanwhile is not.
+fn looking_briefly(mut channel: Channel) -> Channel {
+    channel.set_spin(channel.spin() / LOOKING_SHARE);
+    channel
+}
+
 /// Offers a channel to dom0 until it is taken; `None` when the broker wants this to end.
 fn offer(path: &str, stop: &StopFlag) -> Result<Option<Channel>, vchan::Error> {
     let mut server = Server::publish_default(DomId(0), path)?;
     loop {
         match server.wait_for_client(Instant::now() + STOP_CHECK) {
-            Ok(()) => return server.accept(Instant::now()).map(Some),
+            Ok(()) => return server.accept(Instant::now()).map(looking_briefly).map(Some),
             Err(vchan::Error::TimedOut(_)) => {}
             Err(error) => return Err(error),
         }
@@ -191,7 +200,7 @@ fn connect(
 ) -> Result<Stream, String> {
     let deadline = Instant::now() + spec.connect_timeout();
     let channel = |connected: Result<Channel, vchan::Error>| match connected {
-        Ok(channel) => Ok(Stream::from(channel)),
+        Ok(channel) => Ok(Stream::from(looking_briefly(channel))),
         Err(error) => Err(format!("no channel: {error} ({})", error.advice())),
     };
     match &spec.carrier {

@@ -6,7 +6,7 @@ use super::ground::Ground;
 use super::random::Random;
 use crate::extension;
 use crate::layout::{PAGE, offset};
-use crate::notify::{ARMED, AWAKE};
+use crate::notify::ARMED;
 
 /// The most rings of the doorbell in a row.
 const STORM: u32 = 12;
@@ -127,7 +127,7 @@ impl Liar {
                 let (reads, writes) = ground.words();
                 let near = ground.u32(random.pick(&[reads.prod, reads.cons, writes.prod]));
                 let any = random.word();
-                let value = random.pick(&[0, AWAKE, ARMED, u32::MAX, ARMED | near, near, any]);
+                let value = random.pick(&[0, 1, ARMED, u32::MAX, ARMED | near, near, any]);
                 ground.set_u32(at, value);
             }
             4 => word(extended::EXTRA_GRANTS + random.index(2048), random.word()),

@@ -4,7 +4,7 @@ use std::time::Instant;
 
 use loom::sync::atomic::Ordering;
 use loom::thread;
-use vgpu_protocol::transport::{Interest, Transport};
+use vgpu_protocol::transport::Transport;
 
 use crate::error::Error;
 use crate::layout::Format;
@@ -52,23 +52,11 @@ pub(super) fn end_seen_awake() {
 
 /// A question and its answer: both sides sleep and wake each other.
 pub(super) fn round_trip() {
-    answer_a_question(pair(Start { unread: 0 }));
-}
-
-/// The same between two that have looked by themselves before.
-pub(super) fn round_trip_after_looking() {
-    let pair = pair(Start { unread: 0 });
-    pair.server.stay_awake(Interest::Read);
-    pair.client.stay_awake(Interest::Read);
-    answer_a_question(pair);
-}
-
-fn answer_a_question(pair: Pair) {
     let Pair {
         mut server,
         mut client,
         ..
-    } = pair;
+    } = pair(Start { unread: 0 });
     let echo = thread::spawn(move || {
         let mut byte = [0];
         assert_eq!(server.read(&mut byte, far()).unwrap(), 1);

@@ -15,8 +15,6 @@ pub(crate) enum Without {
     Nothing,
     /// The fences between index and notify byte.
     Fences,
-    /// The time until stores have become visible, which a side takes that stays awake no longer.
-    Settling,
     /// The look at the ring between the request and the sleep: the request comes after it.
     LookBeforeSleep,
     /// The order between the last index and the live byte of a side that closes, which both the

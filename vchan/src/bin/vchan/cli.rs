@@ -66,6 +66,9 @@ pub(crate) enum Command {
         place: Place,
         #[command(flatten)]
         rings: Rings,
+        /// Microseconds to look at the ring before sleeping; 0 always sleeps.
+        #[arg(long, value_name = "MICROSECONDS")]
+        spin: Option<u64>,
     },
     /// Run the server's side of the suite that every channel must pass.
     #[command(hide = true)]

@@ -43,7 +43,9 @@ fn run(command: Command) -> Result<(), Failure> {
     match command {
         Command::Serve { place, rings, work } => act(open::serve(&place, &rings)?, &work),
         Command::Connect { place, work } => act(open::connect(&place)?, &work),
-        Command::BenchServe { place, rings } => bench::serve(open::serve(&place, &rings)?),
+        Command::BenchServe { place, rings, spin } => {
+            bench::serve(open::serve(&place, &rings)?, spin)
+        }
         Command::Bench { place, options } => bench::run(open::connect(&place)?, &options),
         Command::ConformanceServe { place, only } => conformance::serve(&place, only.as_deref()),
         Command::ConformanceConnect { place, only } => {

@@ -53,7 +53,7 @@ pub(super) fn against_stock(point: &Point, ring: usize) -> Option<Target> {
         ("echo", 16..=1024, _) => Some(Target::AtMost(0.05)),
         ("sink" | "source", 4096..=65536, SMALL_RING) => Some(Target::AtLeast(5.0)),
         ("sink" | "source", 65536, LARGE_RING) => Some(Target::AtLeast(1.05)),
-        ("sink" | "source", 64, LARGE_RING) => Some(Target::AtLeast(3.0)),
+        ("sink" | "source", 64, LARGE_RING) => Some(Target::AtLeast(2.0)),
         _ => None,
     }
 }

@@ -26,9 +26,7 @@ pub(crate) use serve::read_exact;
 pub(crate) use serve::run as serve;
 
 pub(crate) fn run(mut channel: Channel, options: &BenchOptions) -> Result<(), Failure> {
-    if let Some(spin) = options.spin {
-        channel.set_spin(Duration::from_micros(spin));
-    }
+    set_spin(&mut channel, options.spin);
     let sizes = channel.ring_sizes();
     let amount = match options.bytes {
         Some(bytes) => Amount::Bytes(bytes),
@@ -88,6 +86,13 @@ pub(crate) fn run(mut channel: Channel, options: &BenchOptions) -> Result<(), Fa
         .print(options.json)?;
     }
     Ok(())
+}
+
+/// How long this side looks at the ring before it sleeps, in microseconds, if that was said.
+fn set_spin(channel: &mut Channel, spin: Option<u64>) {
+    if let Some(spin) = spin {
+        channel.set_spin(Duration::from_micros(spin));
+    }
 }
 
 /// The points that were asked for, or the usual ones.

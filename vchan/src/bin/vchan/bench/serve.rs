@@ -11,7 +11,8 @@ use crate::failure::Failure;
 /// The longest a single point may take.
 pub(crate) const POINT_LIMIT: Duration = Duration::from_secs(120);
 
-pub(crate) fn run(mut channel: Channel) -> Result<(), Failure> {
+pub(crate) fn run(mut channel: Channel, spin: Option<u64>) -> Result<(), Failure> {
+    super::set_spin(&mut channel, spin);
     let mut buf = Vec::new();
     loop {
         let deadline = Instant::now() + POINT_LIMIT;
