@@ -2,7 +2,9 @@
 
 use std::fmt;
 use std::net::SocketAddr;
+use std::path::PathBuf;
 
+use nix::unistd::Uid;
 use vgpu_file_transport::SessionName;
 
 use super::files::Place;
@@ -55,7 +57,50 @@ pub(super) enum AccountKey {
     File(Place),
 }
 
+/// A way in. What cannot be told apart by who comes is at least bounded by where it comes in.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Road {
+    Xen,
+    /// `local:` and `unix:`.
+    Local,
+    Tcp,
+    /// The directory as the admin named it, with all directories of guests in it.
+    File(PathBuf),
+}
+
+impl fmt::Display for Road {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Xen => f.write_str("xen:"),
+            Self::Local => f.write_str("local: and unix:"),
+            Self::Tcp => f.write_str("tcp:"),
+            Self::File(directory) => write!(f, "file:{}", directory.display()),
+        }
+    }
+}
+
 impl Who {
+    /// Which way it comes.
+    pub(super) fn road(&self) -> Road {
+        match self {
+            Self::Xen(..) | Self::Dom0 => Road::Xen,
+            Self::Local { .. } | Self::Unix { .. } => Road::Local,
+            Self::Tcp { .. } => Road::Tcp,
+            Self::File(place) | Self::FileSession(place, _) => Road::File(place.directory.clone()),
+        }
+    }
+
+    /// Whether it could do anything to this process anyway: limits guard against its mistakes only.
+    pub(super) fn is_trusted(&self) -> bool {
+        match self {
+            Self::Local { uid, .. } | Self::Unix { uid, .. } => {
+                *uid == 0 || *uid == Uid::effective().as_raw()
+            }
+            Self::Dom0 => true,
+            Self::Xen(..) | Self::Tcp { .. } | Self::File(_) | Self::FileSession(..) => false,
+        }
+    }
+
     /// The account that its use counts for.
     pub(super) fn account(&self) -> AccountKey {
         match self {
@@ -109,16 +154,25 @@ pub(super) enum Target {
     Local,
     /// All sessions that dom0's mediator passes on.
     Dom0,
+    /// What `vgpuctl status` prints for an account or for one session.
+    Printed(String),
 }
 
+/// How the names begin that [`Who`] prints. A rule for a VM that is called like one of them is
+/// written `name:…`, as everywhere.
+const PRINTED: [&str; 6] = ["guest ", "local uid ", "unix uid ", "tcp ", "tcp,", "file:"];
+
 impl Target {
-    /// `session:N`, `local`, or a guest as in the configuration.
+    /// `session:N`, `local`, a guest as in the configuration, or a name that `status` prints.
     pub(super) fn parse(text: &str) -> Result<Self, String> {
         if text == "local" {
             return Ok(Self::Local);
         }
         if text == "dom0" {
             return Ok(Self::Dom0);
+        }
+        if PRINTED.iter().any(|start| text.starts_with(start)) {
+            return Ok(Self::Printed(text.to_owned()));
         }
         match text.strip_prefix("session:").map(str::parse) {
             Some(Ok(id)) => Ok(Self::Session(id)),
@@ -132,6 +186,8 @@ impl Target {
         match (self, who) {
             (Self::Session(wanted), _) => *wanted == id,
             (Self::Local, Who::Local { .. } | Who::Unix { .. }) | (Self::Dom0, Who::Dom0) => true,
+            // Compared as printed: what the printer writes needs no second reading of its parts.
+            (Self::Printed(text), who) => *text == who.account_name() || *text == who.to_string(),
             (Self::Guest(key), Who::Xen(identity, _)) => identity.is(key),
             (Self::Guest(GuestKey::Name(name)), Who::FileSession(place, _)) => place
                 .guest
@@ -147,7 +203,73 @@ impl Target {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+    use vgpu_file_transport::GuestName;
+
     use super::*;
+
+    /// Everybody that can have a session.
+    fn anybody() -> impl Strategy<Value = Who> {
+        let identity = || {
+            let name = prop::option::of(any::<String>());
+            (any::<u16>(), name, prop::option::of("[0-9a-f]{8}"))
+                .prop_map(|(domid, name, uuid)| Identity { domid, name, uuid })
+        };
+        // Directories and guests that are easily taken for one another.
+        let place = || {
+            let guest = prop::option::of("[ab][ab.-]{0,2}");
+            ("/[ab /]{0,4}", guest).prop_map(|(directory, guest)| Place {
+                directory: directory.into(),
+                guest: guest.map(|name| name.parse::<GuestName>().unwrap()),
+            })
+        };
+        let address = any::<(bool, u32, u16)>().prop_map(|(six, host, port)| {
+            let four = std::net::Ipv4Addr::from_bits(host);
+            match six {
+                true => SocketAddr::new(four.to_ipv6_mapped().into(), port),
+                false => SocketAddr::new(four.into(), port),
+            }
+        });
+        let secret = prop::option::of("[A-Za-z0-9._-]{1,8}");
+        prop_oneof![
+            identity().prop_map(|identity| Who::Xen(identity, "0123456789abcdef".into())),
+            any::<(u32, i32)>().prop_map(|(uid, pid)| Who::Local { uid, pid }),
+            any::<(u32, i32)>().prop_map(|(uid, pid)| Who::Unix { uid, pid }),
+            (secret, address).prop_map(|(name, address)| Who::Tcp { name, address }),
+            Just(Who::Dom0),
+            place().prop_map(Who::File),
+            (place(), any::<[u8; 16]>())
+                .prop_map(|(place, name)| Who::FileSession(place, SessionName::new(name))),
+        ]
+    }
+
+    proptest! {
+        #[test]
+        fn what_status_prints_means_the_one_it_was_printed_for(
+            who in anybody(), other in anybody(), id in any::<u64>(),
+        ) {
+            let printed = [who.account_name(), who.to_string()];
+            for name in &printed {
+                let target = Target::parse(name).unwrap();
+                prop_assert!(target.means(id, &who), "{name}");
+                // `dom0` aside, a name means nobody else, unless that one is printed the same.
+                let same = printed.contains(&other.account_name())
+                    || printed.contains(&other.to_string());
+                prop_assert!(same || !target.means(id, &other), "{name}: {other}");
+            }
+        }
+
+        #[test]
+        fn accounts_that_are_printed_the_same_are_the_same(who in anybody(), other in anybody()) {
+            // A domid and a directory may be in use twice, at different times or by two endpoints.
+            let ambiguous = |who: &Who| {
+                matches!(who, Who::Xen(..) | Who::File(_) | Who::FileSession(..))
+            };
+            if who.account() != other.account() && !ambiguous(&who) {
+                prop_assert_ne!(who.account_name(), other.account_name());
+            }
+        }
+    }
 
     #[test]
     fn targets_mean_what_they_say() {

@@ -36,8 +36,8 @@ pub enum Ask {
     Status,
     /// End a guest's sessions.
     Kick {
-        /// A domid, name or uuid as in the configuration, the name of a secret, `session:N`, or
-        /// `local`.
+        /// A domid, name or uuid as in the configuration, the name of a secret, `session:N`, `local`,
+        /// or what [`Guest::guest`] or [`Session::guest`] says.
         guest: String,
     },
 }

@@ -3,7 +3,8 @@
 
 pub(crate) mod sockets;
 
-use std::fs::{self, File};
+use std::fs::{self, File, Permissions};
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Output, Stdio};
 use std::thread;
@@ -222,6 +223,12 @@ pub(crate) fn add(client: &mut Client, n: usize) -> Result<(), Error> {
         assert_eq!(*sum, a[i] + b[i], "element {i} of {n}");
     }
     Ok(())
+}
+
+/// Takes the right to change a directory from all but its owner, whatever the umask has left: only
+/// then directories in it are guests'.
+pub(crate) fn only_ours_to_change(directory: &Path) {
+    fs::set_permissions(directory, Permissions::from_mode(0o755)).expect("our own directory");
 }
 
 fn pid(pid: u32) -> Pid {

@@ -11,6 +11,7 @@ Examples:
   vgpuctl top                     rates of all sessions, every second
   vgpuctl kick web-1              end the sessions of the guest named web-1
   vgpuctl kick session:12         end one session
+  vgpuctl kick 'local uid 1000'   whatever status prints in its column GUEST
   vgpuctl secret web-1            a new secret for the client web-1 over tcp:
   vgpuctl doctor                  what is missing on this machine, and what to do";
 
@@ -49,8 +50,8 @@ pub(crate) enum Command {
     },
     /// End a guest's sessions; it may connect again
     Kick {
-        /// A domid, a VM's name or uuid, the name of a secret, `local` (this machine's programs), or
-        /// session:N
+        /// A guest as `status` prints it, a domid, a VM's name or uuid, the name of a secret, `local`
+        /// (this machine's programs), or session:N
         guest: String,
     },
     /// Make a secret for a client over tcp:, and print its line for both sides' files
@@ -72,7 +73,15 @@ mod tests {
         Cli::command().debug_assert();
         for line in EXAMPLES.lines().skip(1) {
             let command = line.trim().split("  ").next().unwrap();
-            Cli::try_parse_from(command.split(' ')).unwrap();
+            // As a shell would: what stands in quotes is one word.
+            let words = command
+                .split('\'')
+                .enumerate()
+                .flat_map(|(part, text)| match part % 2 {
+                    0 => text.split_whitespace().collect(),
+                    _ => vec![text],
+                });
+            Cli::try_parse_from(words).unwrap();
         }
     }
 }

@@ -62,7 +62,7 @@ pub(crate) fn render(status: &Status) -> String {
 
 fn guest(guest: &Guest) -> Vec<String> {
     let mut cells = vec![
-        shorten(&guest.guest, 40),
+        guest.guest.clone(),
         guest.sessions.to_string(),
         guest.sessions_started.to_string(),
         guest.refused.to_string(),
@@ -75,7 +75,7 @@ fn session(session: &Session) -> Vec<String> {
     let stale = if session.current { "" } else { "?" };
     let mut cells = vec![
         format!("{}{stale}", session.id),
-        shorten(&session.guest, 40),
+        session.guest.clone(),
         session.state.clone(),
         shorten(session.client.as_deref().unwrap_or("-"), 24),
         session.pid.to_string(),

@@ -114,7 +114,7 @@ fn render(status: &Status, rates: &[Rates]) -> String {
     lines.extend(rates.iter().map(|rates| {
         vec![
             rates.session.to_string(),
-            shorten(&rates.guest, 40),
+            rates.guest.clone(),
             rates.state.clone(),
             shorten(rates.client.as_deref().unwrap_or("-"), 24),
             duration(rates.age_s),
