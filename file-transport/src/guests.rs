@@ -2,9 +2,17 @@
 //!
 //! The admin makes them, and exports each to its guest alone. They are looked for while the mediator
 //! runs, so a new one needs no restart.
+//!
+//! A directory's name is the guest's: rules and limits go by it. So it counts only where nobody but
+//! root and this process's user can have made or renamed it, which is for `DIR` to say: its owner and
+//! mode. Whose `DIR/<guest>/` itself is says nothing. It belongs to whom the export maps the guest to,
+//! and may be a file system of its own.
 
 use std::os::fd::AsFd;
 use std::time::{Duration, Instant};
+
+use nix::sys::stat::{FileStat, Mode, fstat};
+use nix::unistd::Uid;
 
 use crate::directory::Directory;
 use crate::listing;
@@ -24,6 +32,8 @@ const MOST_GUESTS: usize = 512;
 pub struct Guests {
     looked: Option<Instant>,
     complained: bool,
+    /// What was said of a directory that others can change.
+    untrusted: Option<String>,
 }
 
 impl Guests {
@@ -51,6 +61,9 @@ impl Guests {
                 directory.path().display()
             );
         }
+        if !self.trusts(directory, &found.names) {
+            return Vec::new();
+        }
         let is_directory =
             |name: &GuestName| listing::open_directory(directory.as_fd(), name.as_str()).is_ok();
         let mut guests: Vec<GuestName> = found
@@ -63,12 +76,51 @@ impl Guests {
         guests.sort();
         guests
     }
+
+    /// Whether only those who are trusted can put guests there. If not, and there are directories that
+    /// could be meant as guests', it says so once.
+    fn trusts(&mut self, directory: &Directory, names: &[String]) -> bool {
+        let why = match fstat(directory.as_fd()) {
+            Ok(about) => others_can_change(&about),
+            Err(errno) => Some(errno.desc().to_owned()),
+        };
+        let Some(why) = why else {
+            self.untrusted = None;
+            return true;
+        };
+        let meant = |name: &&String| {
+            name.parse::<GuestName>().is_ok()
+                && listing::open_directory(directory.as_fd(), name).is_ok()
+        };
+        if self.untrusted.as_ref() != Some(&why)
+            && let Some(name) = names.iter().take(MOST_GUESTS).find(meant)
+        {
+            let path = directory.path().display();
+            log::warn!(
+                "{path}: {name} and other directories in it are not served as guests': {why}, so \
+                 anybody could have made them (chown root {path}; chmod 755 {path})"
+            );
+            self.untrusted = Some(why);
+        }
+        false
+    }
+}
+
+/// Why others than root and this process's user can make or rename something in a directory.
+fn others_can_change(about: &FileStat) -> Option<String> {
+    if about.st_uid != 0 && about.st_uid != Uid::effective().as_raw() {
+        return Some(format!("user {} owns it", about.st_uid));
+    }
+    // With an access control list the bits of the group are all that any entry may grant.
+    let others = Mode::S_IWGRP.union(Mode::S_IWOTH).bits();
+    (about.st_mode & others != 0)
+        .then(|| format!("its mode {:04o} lets others write", about.st_mode & 0o7777))
 }
 
 #[cfg(test)]
 mod tests {
     use std::fs;
-    use std::os::unix::fs::symlink;
+    use std::os::unix::fs::{PermissionsExt, chown, symlink};
 
     use super::*;
 
@@ -92,5 +144,43 @@ mod tests {
             names(guests.look(&directory, now + LOOK)),
             ["db", "new", "web-1"]
         );
+    }
+
+    #[test]
+    fn where_others_can_make_directories_none_is_a_guests() {
+        let path = tempfile::tempdir().unwrap();
+        let path = path.path();
+        fs::create_dir(path.join("web-1")).unwrap();
+        fs::set_permissions(path.join("web-1"), fs::Permissions::from_mode(0o777)).unwrap();
+        let directory = Directory::open(path).unwrap();
+        let mut guests = Guests::new();
+        let mut now = Instant::now();
+        let mut found = || {
+            now += LOOK;
+            guests.look(&directory, now).len()
+        };
+        for (mode, wanted) in [
+            (0o755, 1),
+            (0o700, 1),
+            (0o775, 0),
+            (0o757, 0),
+            // Who can make directories there can take any name that is free.
+            (0o1777, 0),
+            (0o2755, 1),
+        ] {
+            fs::set_permissions(path, fs::Permissions::from_mode(mode)).unwrap();
+            assert_eq!(found(), wanted, "{mode:o}");
+        }
+        if !Uid::effective().is_root() {
+            println!("SKIPPED in part: only root can give directories away");
+            return;
+        }
+        // As the admin leaves a guest's directory for the export; and `DIR` itself in a client's hands.
+        chown(path.join("web-1"), Some(65534), Some(65534)).unwrap();
+        assert_eq!(found(), 1);
+        chown(path, Some(65534), None).unwrap();
+        assert_eq!(found(), 0);
+        chown(path, Some(0), None).unwrap();
+        assert_eq!(found(), 1);
     }
 }

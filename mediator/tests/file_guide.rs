@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 use nix::sys::signal::Signal;
 use nix::sys::stat::Mode;
 use nix::unistd::mkfifo;
-use support::{Mediator, run, stderr, stdout, wait_until};
+use support::{Mediator, only_ours_to_change, run, stderr, stdout, wait_until};
 
 const PASSED: &str = "1:Vector add PASSED: 1024 elements, 0 errors (cpu executor, ";
 
@@ -21,6 +21,7 @@ const PASSED: &str = "1:Vector add PASSED: 1024 elements, 0 errors (cpu executor
 fn start(directory: &Path, guests: &[&str]) -> (Mediator, PathBuf) {
     let served = directory.join("served");
     fs::create_dir(&served).unwrap();
+    only_ours_to_change(&served);
     for guest in guests {
         fs::create_dir(served.join(guest)).unwrap();
     }
@@ -224,6 +225,7 @@ fn the_number_of_guests_directories_is_bounded_and_rules_apply() {
     for guest in ["a-denied", "b", "c", "d"] {
         fs::create_dir_all(served.join(guest)).unwrap();
     }
+    only_ours_to_change(&served);
     let listen = format!("file:{}", served.display());
     let mediator = Mediator::start(
         directory.path(),

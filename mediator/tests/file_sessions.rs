@@ -6,7 +6,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::thread;
 
-use support::{Mediator, add, options, wait_until};
+use support::{Mediator, add, only_ours_to_change, options, wait_until};
 use vgpu_guest::{Client, Endpoint};
 
 /// A mediator that serves a directory, with these guests' directories.
@@ -14,6 +14,7 @@ fn start(directory: &Path, guests: &[&str]) -> (Mediator, PathBuf) {
     let served = directory.join("served");
     for guest in guests {
         fs::create_dir_all(served.join(guest)).unwrap();
+        only_ours_to_change(&served);
     }
     let listen = format!("file:{}", served.display());
     let mediator = Mediator::start(directory, &["--listen", &listen]);
