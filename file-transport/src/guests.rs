@@ -172,7 +172,7 @@ mod tests {
             assert_eq!(found(), wanted, "{mode:o}");
         }
         if !Uid::effective().is_root() {
-            println!("SKIPPED in part: only root can give directories away");
+            test_skip::skipped("in part: only root can give directories away");
             return;
         }
         // As the admin leaves a guest's directory for the export; and `DIR` itself in a client's hands.

@@ -79,6 +79,56 @@ impl LineBuffer {
     }
 }
 
+/// Longest line of a log in bytes; what is beyond is left out.
+const LONGEST_LOOSE: usize = 2048;
+
+/// Lines of a log that anything may be written to, also by a library or by a process that its guest
+/// has taken over: every byte is taken, none is an error, and what comes out is one plain line each.
+#[derive(Debug, Default)]
+pub struct LooseLines {
+    bytes: Vec<u8>,
+}
+
+impl LooseLines {
+    /// Reads what is there from a stream that does not block, at most 16 KiB. Gives the complete lines
+    /// that are not empty, and whether there may come more.
+    pub fn read(&mut self, mut stream: impl Read) -> (Vec<String>, bool) {
+        let mut buffer = [0; 4096];
+        let mut lines = Vec::new();
+        let mut taken = 0;
+        while taken < AT_ONCE {
+            match stream.read(&mut buffer) {
+                Ok(0) => {
+                    self.end_line(&mut lines);
+                    return (lines, false);
+                }
+                Ok(n) => {
+                    taken += n;
+                    for byte in &buffer[..n] {
+                        match byte {
+                            b'\n' => self.end_line(&mut lines),
+                            byte if self.bytes.len() < LONGEST_LOOSE => self.bytes.push(*byte),
+                            _ => {}
+                        }
+                    }
+                }
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(_) => return (lines, false),
+            }
+        }
+        (lines, true)
+    }
+
+    fn end_line(&mut self, lines: &mut Vec<String>) {
+        let line = String::from_utf8_lossy(&self.bytes).replace(char::is_control, " ");
+        self.bytes.clear();
+        if !line.trim().is_empty() {
+            lines.push(line);
+        }
+    }
+}
+
 fn invalid(what: &str) -> io::Error {
     io::Error::new(io::ErrorKind::InvalidData, what)
 }
@@ -102,6 +152,18 @@ mod tests {
         assert!(LineBuffer::new(3).read(&b"four\n"[..]).is_err());
         assert!(LineBuffer::new(3).read(&b"six\n"[..]).is_ok());
         assert!(LineBuffer::new(9).read(&b"\xff\n"[..]).is_err());
+    }
+
+    #[test]
+    fn a_log_takes_everything_and_gives_plain_lines() {
+        let mut log = LooseLines::default();
+        let (lines, open) = log.read(&b"<4>a: one\n\n\x1b[2Jtwo\xff\r\nthr"[..]);
+        assert_eq!(lines, ["<4>a: one", " [2Jtwo\u{fffd} ", "thr"]);
+        assert!(!open);
+        let (lines, _) = log.read(&[&[b'x'; 5000][..], b"\nnext\n"].concat()[..]);
+        assert_eq!(lines, ["x".repeat(LONGEST_LOOSE), "next".into()]);
+        let (lines, open) = log.read(&b"y\n".repeat(1 << 20)[..]);
+        assert_eq!((lines.len(), open), (AT_ONCE / 2, true));
     }
 
     #[test]

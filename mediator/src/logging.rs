@@ -11,7 +11,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use env_logger::{Builder, Env, Target, TimestampPrecision, WriteStyle};
-use log::LevelFilter;
+use log::{Level, LevelFilter};
 
 use crate::print::{print_error, write_all};
 
@@ -32,14 +32,28 @@ static QUEUE: OnceLock<Queue> = OnceLock::new();
 /// # Errors
 /// The thread that writes cannot be started.
 pub fn init(verbose: u8) -> io::Result<()> {
+    start(verbose, false)
+}
+
+/// Starts the logger of a worker, whose standard error the broker reads: it says the time, and bounds
+/// what comes. [`parse_worker_line`] is the other end.
+///
+/// # Errors
+/// As [`init`].
+pub(crate) fn init_worker(verbose: u8) -> io::Result<()> {
+    start(verbose, true)
+}
+
+fn start(verbose: u8, for_broker: bool) -> io::Result<()> {
     let level = match verbose {
         0 => LevelFilter::Info,
         1 => LevelFilter::Debug,
         _ => LevelFilter::Trace,
     };
-    let under_systemd = ["JOURNAL_STREAM", "NOTIFY_SOCKET"]
-        .iter()
-        .any(|name| std::env::var_os(name).is_some());
+    let under_systemd = !for_broker
+        && ["JOURNAL_STREAM", "NOTIFY_SOCKET"]
+            .iter()
+            .any(|name| std::env::var_os(name).is_some());
     let queue = QUEUE.get_or_init(|| Queue::new(if under_systemd { "<4>" } else { "" }));
     thread::Builder::new()
         .name("log".into())
@@ -53,13 +67,18 @@ pub fn init(verbose: u8) -> io::Result<()> {
         builder.write_style(WriteStyle::Always);
     }
     builder.parse_env(Env::default());
-    if under_systemd {
+    if for_broker {
+        builder.format(|out, record| {
+            let text = record.args().to_string().replace('\n', " ");
+            writeln!(out, "<{}>{} {text}", record.level() as u8, record.target())
+        });
+    } else if under_systemd {
         builder.format(|out, record| {
             let priority = match record.level() {
-                log::Level::Error => 3,
-                log::Level::Warn => 4,
-                log::Level::Info => 6,
-                log::Level::Debug | log::Level::Trace => 7,
+                Level::Error => 3,
+                Level::Warn => 4,
+                Level::Info => 6,
+                Level::Debug | Level::Trace => 7,
             };
             writeln!(out, "<{priority}>{}", record.args())
         });
@@ -75,6 +94,19 @@ pub fn init(verbose: u8) -> io::Result<()> {
         flush();
     }));
     Ok(())
+}
+
+/// Level, target and text of a line that a worker has logged. Whatever else stands there, from a
+/// library or a process that was taken over, is a warning.
+pub(crate) fn parse_worker_line(line: &str) -> (Level, &str, &str) {
+    let parse = || {
+        let (level, rest) = line.strip_prefix('<')?.split_once('>')?;
+        let level: usize = level.parse().ok()?;
+        let level = Level::iter().find(|it| *it as usize == level)?;
+        let (target, text) = rest.split_once(' ')?;
+        Some((level, target, text))
+    };
+    parse().unwrap_or((Level::Warn, module_path!(), line))
 }
 
 /// Prints lines that are no log, such as the error that a program ends with: in their turn where
@@ -227,6 +259,23 @@ mod tests {
     use super::*;
 
     const WATCHDOG: Duration = Duration::from_secs(60);
+
+    #[test]
+    fn a_line_of_a_worker_has_a_level_and_anything_else_is_a_warning() {
+        let debug = parse_worker_line("<4>vchan::local a b");
+        assert_eq!(debug, (Level::Debug, "vchan::local", "a b"));
+        for line in [
+            "",
+            "<",
+            "<9>x y",
+            "<4>",
+            "libcuda: <3>x y",
+            "<4294967297>x y",
+        ] {
+            let (level, _, text) = parse_worker_line(line);
+            assert_eq!((level, text), (Level::Warn, line));
+        }
+    }
 
     #[test]
     fn lines_that_nobody_takes_are_counted_and_named_in_their_place() {

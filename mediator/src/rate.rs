@@ -4,87 +4,122 @@ use std::time::{Duration, Instant};
 
 /// Allows `burst` events at once and then one every `interval`.
 ///
-/// The idea of a bucket that refills over time is Firecracker's rate limiter's; this one counts
-/// whole events.
+/// The idea of a bucket that refills over time is Firecracker's rate limiter's. This one counts whole
+/// events, and keeps the time when it will be full in place of a number of tokens.
 #[derive(Debug, Clone)]
 pub struct TokenBucket {
     burst: u32,
     interval: Duration,
-    tokens: u32,
-    refilled: Instant,
+    full_at: Instant,
 }
 
 impl TokenBucket {
-    /// A full bucket. `interval` must not be zero.
+    /// A full bucket. `burst` and `interval` must not be zero.
     pub fn new(burst: u32, interval: Duration, now: Instant) -> Self {
         Self {
             burst,
             interval,
-            tokens: burst,
-            refilled: now,
+            full_at: now,
         }
     }
 
     /// Takes one token, if there is one.
     pub fn take(&mut self, now: Instant) -> bool {
-        self.refill(now);
-        if self.tokens == 0 {
-            return false;
+        let there = self.next(now) <= now;
+        if there {
+            self.owe(now);
         }
-        self.tokens -= 1;
-        true
+        there
     }
 
     /// When the next token is there: `now`, or later.
-    pub fn next(&mut self, now: Instant) -> Instant {
-        self.refill(now);
-        if self.tokens > 0 {
-            now
-        } else {
-            self.refilled + self.interval
-        }
+    pub fn next(&self, now: Instant) -> Instant {
+        let rest = self.interval * self.burst.saturating_sub(1);
+        self.full_at.checked_sub(rest).map_or(now, |at| at.max(now))
     }
 
-    fn refill(&mut self, now: Instant) {
-        let elapsed = now.saturating_duration_since(self.refilled);
-        let gained = elapsed.as_nanos() / self.interval.as_nanos().max(1);
-        let missing = u128::from(self.burst - self.tokens);
-        if gained >= missing {
-            self.tokens = self.burst;
-            self.refilled = now;
-        } else {
-            // Below `missing`, which is a u32.
-            let gained = u32::try_from(gained).unwrap_or(0);
-            self.tokens += gained;
-            self.refilled += self.interval * gained;
-        }
+    /// Takes one token also where there is none, for an event that has happened already; later ones
+    /// wait the longer. Gives the time when nothing is owed any more: `now`, or later.
+    pub fn owe(&mut self, now: Instant) -> Instant {
+        self.full_at = self.full_at.max(now) + self.interval;
+        let all = self.interval * self.burst;
+        self.full_at.checked_sub(all).map_or(now, |at| at.max(now))
+    }
+
+    /// Puts one token back: the event turned out to be another bucket's.
+    pub fn put_back(&mut self) {
+        self.full_at = self
+            .full_at
+            .checked_sub(self.interval)
+            .unwrap_or(self.full_at);
+    }
+
+    /// Whether it is as good as new.
+    pub fn is_full(&self, now: Instant) -> bool {
+        self.full_at <= now
     }
 }
 
-/// Lets through so many log lines about one guest, and counts the rest.
+/// How long nothing may be said of lines that were suppressed.
+const UNTOLD: Duration = Duration::from_secs(10);
+
+/// Lets through so many log lines, and counts the rest.
 #[derive(Debug)]
 pub struct LogLimit {
     bucket: TokenBucket,
     suppressed: u64,
+    /// When the first of them was.
+    since: Instant,
 }
 
 impl LogLimit {
-    /// Ten lines at once, then one a second.
+    /// Of one guest: ten lines at once, then one a second.
     pub fn new(now: Instant) -> Self {
+        Self::of(10, Duration::from_secs(1), now)
+    }
+
+    /// `burst` lines at once, then one an `interval`.
+    pub fn of(burst: u32, interval: Duration, now: Instant) -> Self {
         Self {
-            bucket: TokenBucket::new(10, Duration::from_secs(1), now),
+            bucket: TokenBucket::new(burst, interval, now),
             suppressed: 0,
+            since: now,
         }
     }
 
-    /// `None`: do not log. `Some(n)`: log, and say that `n` lines were left out before.
+    /// `None`: do not log. `Some(n)`: log, and say that `n` lines were suppressed before.
     pub fn admit(&mut self, now: Instant) -> Option<u64> {
         if self.bucket.take(now) {
             Some(std::mem::take(&mut self.suppressed))
         } else {
-            self.suppressed += 1;
+            self.suppress(1, now);
             None
         }
+    }
+
+    /// Counts `lines` that something else has suppressed.
+    pub fn suppress(&mut self, lines: u64, now: Instant) {
+        if self.suppressed == 0 {
+            self.since = now;
+        }
+        self.suppressed += lines;
+    }
+
+    /// How many lines were suppressed, which somebody else says.
+    pub fn take_suppressed(&mut self) -> u64 {
+        std::mem::take(&mut self.suppressed)
+    }
+
+    /// When to say how many lines were suppressed though none has come since, if any were.
+    pub fn due(&self) -> Option<Instant> {
+        (self.suppressed > 0).then(|| self.since + UNTOLD)
+    }
+
+    /// How many lines were suppressed, if it is time to say so.
+    pub fn overdue(&mut self, now: Instant) -> Option<u64> {
+        self.due()
+            .is_some_and(|at| at <= now)
+            .then(|| std::mem::take(&mut self.suppressed))
     }
 }
 
@@ -118,5 +153,27 @@ mod tests {
         let admitted = (0..15).filter(|_| limit.admit(start).is_some()).count();
         assert_eq!(admitted, 10);
         assert_eq!(limit.admit(start + Duration::from_secs(1)), Some(5));
+        assert_eq!(limit.due(), None);
+        assert_eq!(limit.admit(start + Duration::from_secs(1)), None);
+        // Nobody comes by who could say so.
+        let due = start + Duration::from_secs(1) + UNTOLD;
+        assert_eq!(limit.due(), Some(due));
+        assert_eq!(limit.overdue(due - Duration::from_nanos(1)), None);
+        assert_eq!(limit.overdue(due), Some(1));
+        assert_eq!(limit.due(), None);
+    }
+
+    #[test]
+    fn what_is_owed_is_paid_before_there_is_more() {
+        let start = Instant::now();
+        let second = Duration::from_secs(1);
+        let mut bucket = TokenBucket::new(2, second, start);
+        let owed: Vec<_> = (0..5).map(|_| bucket.owe(start) - start).collect();
+        assert_eq!(owed, [0, 0, 1, 2, 3].map(|n| second * n));
+        assert!(!bucket.take(start + second * 3));
+        assert_eq!(bucket.next(start), start + second * 4);
+        bucket.put_back();
+        assert!(bucket.take(start + second * 3));
+        assert!(!bucket.is_full(start + second * 4) && bucket.is_full(start + second * 5));
     }
 }

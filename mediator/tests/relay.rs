@@ -165,6 +165,8 @@ fn a_far_mediator_that_is_full_is_busy() {
     let directory = tempfile::tempdir().unwrap();
     let far_limits = limits(&directory, "max_sessions = 1\nmax_sessions_per_guest = 1");
     let chain = Chain::start(&[], &["--config", &far_limits]);
+    // The session by which the near one found out what is behind it may still be ending.
+    chain.far().wait_for_workers(0);
     let first = chain.near.connect().unwrap();
     let error = chain.near.connect().unwrap_err();
     let (status, text) = refusal(&error);

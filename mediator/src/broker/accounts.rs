@@ -1,15 +1,35 @@
-//! What each guest has used, and how often it was let in or turned away.
+//! What each guest has used, how often it was let in or turned away, and how much of the broker's work
+//! and log it may still cause.
+//!
+//! Starting a process and writing a line are limited for each account, and again for each [`Road`]: who
+//! can make up names, user ids or secrets has many accounts, but comes by one road. No I/O but the log.
 
 use std::collections::BTreeMap;
-use std::time::Instant;
+use std::fmt::Display;
+use std::time::{Duration, Instant};
 
-use super::who::{AccountKey, Who};
-use crate::rate::LogLimit;
+use super::who::{AccountKey, Road, Who};
+use crate::rate::{LogLimit, TokenBucket};
 use crate::usage::Usage;
 
 /// Accounts kept at most; the oldest without a session make room. Guests come and go by the
 /// thousands on a host that runs for years.
 const MOST: usize = 512;
+
+/// Processes that an account starts at once, and the time for another one.
+const STARTS: (u32, Duration) = (16, Duration::from_millis(500));
+
+/// The same of an account that [is trusted](Who::is_trusted).
+const TRUSTED_STARTS: (u32, Duration) = (256, Duration::from_millis(20));
+
+/// The same of all accounts of a road that are not.
+const ROAD_STARTS: (u32, Duration) = (64, Duration::from_millis(60));
+
+/// Lines of all accounts of a road.
+const ROAD_LINES: (u32, Duration) = (40, Duration::from_millis(250));
+
+/// Lines of a road that are written only where somebody asked for them by `-v`.
+const ROAD_DETAILS: (u32, Duration) = (1000, Duration::from_millis(10));
 
 /// One guest's figures. Those of running sessions are not in here.
 #[derive(Debug)]
@@ -21,14 +41,36 @@ pub(super) struct Account {
     pub(super) refused: u64,
     /// Of ended sessions.
     pub(super) usage: Usage,
+    road: Road,
+    starts: TokenBucket,
     log: LogLimit,
     used_at: Instant,
+}
+
+/// What all accounts of one road may cause together.
+#[derive(Debug)]
+struct Shared {
+    starts: TokenBucket,
+    log: LogLimit,
+    details: LogLimit,
+}
+
+impl Shared {
+    fn new(now: Instant) -> Self {
+        Self {
+            starts: TokenBucket::new(ROAD_STARTS.0, ROAD_STARTS.1, now),
+            log: LogLimit::of(ROAD_LINES.0, ROAD_LINES.1, now),
+            details: LogLimit::of(ROAD_DETAILS.0, ROAD_DETAILS.1, now),
+        }
+    }
 }
 
 /// The accounts of all guests.
 #[derive(Debug, Default)]
 pub(super) struct Accounts {
     accounts: BTreeMap<AccountKey, Account>,
+    /// As many as there are endpoints.
+    roads: BTreeMap<Road, Shared>,
     pub(super) started: u64,
     pub(super) refused: u64,
     /// Of ended sessions.
@@ -40,21 +82,53 @@ impl Accounts {
     pub(super) fn of(&mut self, who: &Who, now: Instant) -> &mut Account {
         let key = who.account();
         if !self.accounts.contains_key(&key) && self.accounts.len() >= MOST {
-            self.forget_one();
+            self.forget_one(now);
         }
-        let account = self.accounts.entry(key).or_insert_with(|| Account {
-            name: String::new(),
-            running: 0,
-            started: 0,
-            refused: 0,
-            usage: Usage::default(),
-            log: LogLimit::new(now),
-            used_at: now,
+        let account = self.accounts.entry(key).or_insert_with(|| {
+            let (burst, interval) = match who.is_trusted() {
+                true => TRUSTED_STARTS,
+                false => STARTS,
+            };
+            Account {
+                name: String::new(),
+                running: 0,
+                started: 0,
+                refused: 0,
+                usage: Usage::default(),
+                road: who.road(),
+                starts: TokenBucket::new(burst, interval, now),
+                log: LogLimit::new(now),
+                used_at: now,
+            }
         });
         // A guest may have been renamed.
         account.name = who.account_name();
         account.used_at = now;
         account
+    }
+
+    fn road(&mut self, road: Road, now: Instant) -> &mut Shared {
+        self.roads.entry(road).or_insert_with(|| Shared::new(now))
+    }
+
+    /// When a process may be started for `who`: `now`, or later.
+    pub(super) fn may_start_at(&self, who: &Who, now: Instant) -> Instant {
+        let account = self.accounts.get(&who.account());
+        let own = account.map_or(now, |account| account.starts.next(now));
+        if who.is_trusted() {
+            return own;
+        }
+        let road = self.roads.get(&who.road());
+        own.max(road.map_or(now, |road| road.starts.next(now)))
+    }
+
+    /// Charges a process that is started for `who`. Gives the time when its account owes nothing any
+    /// more, which is `now` where it was not started before its time.
+    pub(super) fn charge_start(&mut self, who: &Who, now: Instant) -> Instant {
+        if !who.is_trusted() {
+            self.road(who.road(), now).starts.owe(now);
+        }
+        self.of(who, now).starts.owe(now)
     }
 
     /// How many sessions of `who` run.
@@ -87,13 +161,94 @@ impl Accounts {
         self.of(who, now).refused += 1;
     }
 
-    /// Logs a line that the guest caused, unless it has caused too many.
+    /// Logs a line that `who` caused, unless it has caused too many.
     pub(super) fn log(&mut self, who: &Who, level: log::Level, line: &str, now: Instant) {
-        match self.of(who, now).log.admit(now) {
-            None => {}
-            Some(0) => log::log!(level, "{who}: {line}"),
-            Some(n) => log::log!(level, "{who}: {line} ({n} lines about it left out)"),
+        self.log_of(who, who, module_path!(), level, line, now);
+    }
+
+    /// As [`log`](Self::log), about something else than `who` in the words of the line.
+    pub(super) fn log_of(
+        &mut self,
+        who: &Who,
+        about: &dyn Display,
+        target: &str,
+        level: log::Level,
+        line: &str,
+        now: Instant,
+    ) {
+        if !log::log_enabled!(target: target, level) {
+            return;
         }
+        if level > log::Level::Info {
+            let details = self.road(who.road(), now).details.admit(now);
+            if let Some(suppressed) = details {
+                say_suppressed(&who.road(), suppressed);
+                log::log!(target: target, level, "{about}: {line}");
+            }
+            return;
+        }
+        let account = self.of(who, now);
+        let name = account.name.clone();
+        let Some(of_account) = account.log.admit(now) else {
+            return;
+        };
+        // Others of its road do not silence one that is trusted.
+        if !who.is_trusted() {
+            match self.admit_to_road(who.road(), of_account + 1, now) {
+                Some(of_road) => say_suppressed(&who.road(), of_road),
+                None => return,
+            }
+        }
+        say_suppressed(&name, of_account);
+        log::log!(target: target, level, "{about}: {line}");
+    }
+
+    /// Logs a line that somebody caused who is not known, and who came by `road`.
+    pub(super) fn log_of_road(&mut self, road: &Road, line: &str, now: Instant) {
+        if let Some(suppressed) = self.road(road.clone(), now).log.admit(now) {
+            say_suppressed(road, suppressed);
+            log::warn!("{line}");
+        }
+    }
+
+    /// Admits a line that stands for `lines`, or counts these as suppressed.
+    fn admit_to_road(&mut self, road: Road, lines: u64, now: Instant) -> Option<u64> {
+        let limit = &mut self.road(road, now).log;
+        let admitted = limit.admit(now);
+        if admitted.is_none() {
+            // It has counted one.
+            limit.suppress(lines - 1, now);
+        }
+        admitted
+    }
+
+    /// Says how many lines were suppressed where no later line has said so.
+    pub(super) fn tell_suppressed(&mut self, now: Instant) {
+        let mut due: Vec<(String, Road, u64)> = Vec::new();
+        for account in self.accounts.values_mut() {
+            if let Some(lines) = account.log.overdue(now) {
+                due.push((account.name.clone(), account.road.clone(), lines));
+            }
+        }
+        for (name, road, lines) in due {
+            if let Some(of_road) = self.admit_to_road(road.clone(), lines, now) {
+                say_suppressed(&road, of_road);
+                say_suppressed(&name, lines);
+            }
+        }
+        for (road, shared) in &mut self.roads {
+            for limit in [&mut shared.log, &mut shared.details] {
+                say_suppressed(road, limit.overdue(now).unwrap_or(0));
+            }
+        }
+    }
+
+    /// When [`tell_suppressed`](Self::tell_suppressed) has something to say.
+    pub(super) fn deadline(&self) -> Option<Instant> {
+        let accounts = self.accounts.values().filter_map(|it| it.log.due());
+        let roads = self.roads.values();
+        let roads = roads.flat_map(|road| [road.log.due(), road.details.due()]);
+        accounts.chain(roads.flatten()).min()
     }
 
     /// All accounts.
@@ -101,22 +256,36 @@ impl Accounts {
         self.accounts.iter()
     }
 
-    fn forget_one(&mut self) {
+    fn forget_one(&mut self, now: Instant) {
         let oldest = self
             .accounts
             .iter()
             .filter(|(_, account)| account.running == 0)
             .min_by_key(|(_, account)| account.used_at)
             .map(|(key, _)| key.clone());
-        if let Some(key) = oldest {
-            self.accounts.remove(&key);
+        if let Some(mut account) = oldest.and_then(|key| self.accounts.remove(&key)) {
+            let lines = account.log.take_suppressed();
+            self.road(account.road, now).log.suppress(lines, now);
         }
+    }
+}
+
+fn say_suppressed(of: &dyn Display, lines: u64) {
+    match lines {
+        0 => {}
+        1 => log::warn!("{of}: 1 line suppressed"),
+        lines => log::warn!("{of}: {lines} lines suppressed"),
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use nix::unistd::Uid;
+    use vgpu_file_transport::SessionName;
+
+    use super::super::files::Place;
     use super::*;
+    use crate::policy::Identity;
 
     fn local(uid: u32) -> Who {
         Who::Local { uid, pid: 1 }
@@ -153,5 +322,83 @@ mod tests {
         }
         assert_eq!(accounts.iter().count(), MOST);
         assert_eq!(accounts.running(&local(0)), 1);
+    }
+
+    #[test]
+    fn every_road_has_a_bucket_an_account_and_one_for_all() {
+        let start = Instant::now();
+        let second = Duration::from_secs(1);
+        let starts = |accounts: &mut Accounts, who: &Who, now| {
+            let started = (0..1000).take_while(|_| {
+                let may = accounts.may_start_at(who, now) <= now;
+                may && accounts.charge_start(who, now) <= now
+            });
+            u32::try_from(started.count()).unwrap()
+        };
+        let place = |guest: Option<&str>| Place {
+            directory: "/d".into(),
+            guest: guest.map(|name| name.parse().unwrap()),
+        };
+        let somebody = |number: u32| {
+            // No user of this machine that runs tests.
+            let uid = 0x7000_0000 + number;
+            let guest = place(Some(&format!("g{number}")));
+            let tcp = Who::Tcp {
+                name: Some(format!("n{number}")),
+                address: "192.0.2.1:1".parse().unwrap(),
+            };
+            let identity = Identity {
+                domid: u16::try_from(number).unwrap(),
+                ..Identity::default()
+            };
+            [
+                Who::Local { uid, pid: 1 },
+                Who::Xen(identity, "0123456789abcdef".into()),
+                tcp,
+                Who::FileSession(guest, SessionName::new([7; 16])),
+            ]
+        };
+        let mut accounts = Accounts::default();
+        for who in somebody(0) {
+            assert_eq!(starts(&mut accounts, &who, start), STARTS.0, "{who}");
+            assert_eq!(starts(&mut accounts, &who, start + second), 2, "{who}");
+            assert!(accounts.may_start_at(&who, start + second) <= start + 2 * second);
+        }
+        // Whoever makes up names has the bucket of the road, also after accounts were forgotten.
+        let now = start + 1000 * second;
+        let mut started = [0; 4];
+        for number in 0..2000 {
+            for (index, who) in somebody(number).iter().enumerate() {
+                started[index] += starts(&mut accounts, who, now);
+                accounts.refuse(who, now);
+            }
+        }
+        assert_eq!(started, [ROAD_STARTS.0; 4]);
+        // One who is trusted does not wait for them.
+        let uid = Uid::effective().as_raw();
+        let trusted = Who::Unix { uid, pid: 1 };
+        assert_eq!(starts(&mut accounts, &trusted, now), TRUSTED_STARTS.0);
+    }
+
+    #[test]
+    fn suppressed_lines_are_told_once_and_by_road_where_names_are_made_up() {
+        let start = Instant::now();
+        let mut accounts = Accounts::default();
+        // What is off is neither written nor counted: no logger runs here, so all levels are.
+        accounts.log(&local(1), log::Level::Warn, "off", start);
+        assert_eq!(accounts.deadline(), None);
+        for uid in 1..=2000 {
+            let account = accounts.of(&local(uid), start);
+            assert_eq!((0..11).filter_map(|_| account.log.admit(start)).count(), 10);
+        }
+        let due = accounts.deadline().unwrap();
+        accounts.tell_suppressed(due);
+        // A few are told by name. All others are one number, which is told when its time has come.
+        let own = accounts.accounts.values().filter_map(|it| it.log.due());
+        assert_eq!(own.count(), 0);
+        let of_road = accounts.roads[&Road::Local].log.due().unwrap();
+        assert_eq!(accounts.deadline(), Some(of_road));
+        accounts.tell_suppressed(of_road);
+        assert_eq!(accounts.deadline(), None);
     }
 }

@@ -8,11 +8,11 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use nix::sys::socket::{getsockopt, sockopt::PeerCredentials};
-use nix::unistd::Uid;
 use vchan::local::Listener;
 
+use super::fair_queue::FairQueue;
 use super::session::Session;
-use super::who::Who;
+use super::who::{AccountKey, Road, Who};
 use super::xen::{Announced, Command, Event, XenGuests};
 use super::{Broker, KICK_TIME};
 use crate::failure::Failure;
@@ -21,6 +21,28 @@ use crate::worker::spec::{Carrier, Spec, Turned};
 /// Workers at once that only tell a guest why it is turned away; beyond them guests are just
 /// disconnected.
 const MOST_REFUSING: usize = 8;
+
+/// Connections over Unix sockets that wait until their account may start another process: in all, and
+/// of one account.
+const WAITING: (usize, usize) = (128, 32);
+
+/// How long they wait; clients give up at about that time.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// Somebody of this machine who wants a session.
+#[derive(Debug)]
+pub(super) struct LocalNewcomer {
+    stream: UnixStream,
+    carrier: Carrier,
+    who: Who,
+}
+
+/// Those who wait.
+pub(super) type LocalNewcomers = FairQueue<AccountKey, LocalNewcomer>;
+
+pub(super) fn newcomers() -> LocalNewcomers {
+    FairQueue::new(WAITING.0, WAITING.1)
+}
 
 /// A listening Unix socket.
 #[derive(Debug)]
@@ -54,7 +76,8 @@ impl Broker<'_> {
             }
             Ok(None) => {}
             Err(error) => {
-                log::warn!("{}: {error}", listener.path().display());
+                let line = format!("{}: {error}", listener.path().display());
+                self.accounts.log_of_road(&Road::Local, &line, now);
                 // Out of descriptors, most likely: the connection still waits, so do not spin.
                 std::thread::sleep(Duration::from_millis(50));
             }
@@ -65,7 +88,8 @@ impl Broker<'_> {
         let peer = match getsockopt(&stream, PeerCredentials) {
             Ok(peer) => peer,
             Err(errno) => {
-                log::warn!("a local guest cannot be identified: {errno}");
+                let line = format!("a local guest cannot be identified: {errno}");
+                self.accounts.log_of_road(&Road::Local, &line, now);
                 return;
             }
         };
@@ -74,8 +98,60 @@ impl Broker<'_> {
             Carrier::Unix => Who::Unix { uid, pid },
             _ => Who::Local { uid, pid },
         };
-        let trusted = uid == 0 || uid == Uid::effective().as_raw();
-        let refusal = if !trusted && !self.config.policy.allow_all {
+        let newcomer = LocalNewcomer {
+            stream,
+            carrier,
+            who,
+        };
+        let account = newcomer.who.account();
+        self.local_newcomers.push(account, newcomer, now);
+        self.let_in_local_newcomers(now);
+    }
+
+    /// Starts workers for those whose account has a start, and disconnects those for whom there is no
+    /// room or who have waited for too long.
+    pub(super) fn let_in_local_newcomers(&mut self, now: Instant) {
+        while let Some(newcomer) = self.next_local_newcomer(now) {
+            self.let_in_local(newcomer, now);
+        }
+        let out_of_patience = self.local_newcomers.expire(PATIENCE, now);
+        let crowded_out = std::iter::from_fn(|| self.local_newcomers.crowded_out());
+        let gone: Vec<_> = crowded_out.collect();
+        for LocalNewcomer { who, .. } in out_of_patience.into_iter().chain(gone).map(|it| it.item) {
+            self.accounts.refuse(&who, now);
+            let line = "disconnected: it connects more often than its account may";
+            self.accounts.log(&who, log::Level::Warn, line, now);
+        }
+    }
+
+    fn next_local_newcomer(&mut self, now: Instant) -> Option<LocalNewcomer> {
+        let may_start = |who: &Who| self.accounts.may_start_at(who, now) <= now;
+        let index = self
+            .local_newcomers
+            .iter()
+            .position(|entry| may_start(&entry.item.who))?;
+        self.local_newcomers.remove(index).map(|entry| entry.item)
+    }
+
+    /// When that is due next.
+    pub(super) fn local_newcomers_due(&self, now: Instant) -> Option<Instant> {
+        let first = self.local_newcomers.first()? + PATIENCE;
+        let starts = self.local_newcomers.iter();
+        let starts = starts.map(|entry| self.accounts.may_start_at(&entry.item.who, now));
+        starts.chain([first]).min()
+    }
+
+    fn let_in_local(&mut self, newcomer: LocalNewcomer, now: Instant) {
+        let LocalNewcomer {
+            stream,
+            carrier,
+            who,
+        } = newcomer;
+        let trusted = who.is_trusted();
+        let refusal = if let Who::Local { uid, .. } | Who::Unix { uid, .. } = who
+            && !trusted
+            && !self.config.policy.allow_all
+        {
             Some(Turned::Denied(format!(
                 "user {uid} may not use this mediator; it needs --allow-all for that"
             )))
@@ -120,6 +196,10 @@ impl Broker<'_> {
         let domid = guest.domid;
         let who = Who::Xen(guest, name.clone());
         if self.stopping.is_some() {
+            return;
+        }
+        if self.accounts.may_start_at(&who, now) > now {
+            self.tell_xen(Command::Later { domid, name });
             return;
         }
         let most = max_sessions.unwrap_or(self.config.limits.max_sessions_per_guest);
@@ -170,6 +250,17 @@ impl Broker<'_> {
             return Some(Turned::Busy(format!(
                 "this guest is at its limit of sessions ({most}); end one first"
             )));
+        }
+        if let Who::FileSession(..) = who {
+            let road = who.road();
+            let most = self.config.limits.max_file_sessions;
+            let same = |session: &&Session| session.who.road() == road;
+            if self.serving().filter(same).count() >= most as usize {
+                return Some(Turned::Busy(format!(
+                    "{road} is at its limit of sessions (limits.max_file_sessions is {most}); try \
+                     again later"
+                )));
+            }
         }
         (!room).then(|| {
             Turned::Busy(format!(
@@ -237,6 +328,10 @@ impl Broker<'_> {
         refusal: Option<Turned>,
         now: Instant,
     ) -> Option<u64> {
+        // Who comes over TCP has no account yet; its source is charged, and its account once it is known.
+        if !matches!(who, Who::Tcp { name: None, .. }) {
+            self.accounts.charge_start(&who, now);
+        }
         let id = self.next_session;
         self.next_session += 1;
         let spec = self.spec(id, &who, carrier, refusal);

@@ -17,6 +17,8 @@ impl Broker<'_> {
             .filter_map(|session| Some((session.id, session.try_wait()?)))
             .collect();
         for (id, status) in ended {
+            // Its last words, which may say why.
+            self.on_log(id, now);
             if let Some(mut session) = self.sessions.remove(&id) {
                 let ended = session.ended(status, now);
                 self.on_ended(&session, &ended, now);

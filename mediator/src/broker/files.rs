@@ -6,6 +6,7 @@
 
 use std::fmt;
 use std::fs;
+use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -74,7 +75,8 @@ impl FileService {
                 ));
             }
             Ok(_) => Ok(()),
-            Err(_) => fs::create_dir(directory),
+            // Whoever else may write there could make guests up.
+            Err(_) => fs::DirBuilder::new().mode(0o755).create(directory),
         };
         made.map_err(|error| {
             Failure::system(
@@ -127,6 +129,11 @@ impl Broker<'_> {
                 continue;
             }
             let place = self.files[index].place.clone();
+            let may_start = self.accounts.may_start_at(&Who::File(place.clone()), now);
+            if may_start > now {
+                self.files[index].state = State::Waiting { until: may_start };
+                continue;
+            }
             let carrier = Carrier::File {
                 directory: place.directory.clone(),
                 guest: place.guest.as_ref().map(GuestName::to_string),
@@ -151,22 +158,35 @@ impl Broker<'_> {
         let Some(place) = self.files.iter().find(serves).map(|at| at.place.clone()) else {
             return;
         };
-        match found {
+        let nonsense = |what: &str| Err(format!("its worker reports {what}"));
+        let outcome = match found {
             Found::Guest(name) => match name.parse() {
                 // Only beside the two files of `DIR` itself: there are no guests of guests.
-                Ok(guest) if place.guest.is_none() => self.on_guest_directory(place, guest, now),
-                _ => log::warn!("{place}: its worker reports a guest that cannot be"),
+                Ok(guest) if place.guest.is_none() => {
+                    self.on_guest_directory(place.clone(), guest, now);
+                    Ok(())
+                }
+                _ => nonsense("a guest that cannot be"),
             },
             Found::Session(name) => match name.parse() {
-                Ok(name) => self.on_file_session(place, name, now),
-                Err(error) => log::warn!("{place}: its worker reports a session: {error}"),
+                Ok(name) => {
+                    self.on_file_session(place.clone(), name, now);
+                    Ok(())
+                }
+                Err(error) => nonsense(&format!("a session: {error}")),
             },
             // Not of directories.
-            Found::Client(_) => {}
+            Found::Client(_) => Ok(()),
+        };
+        if let Err(line) = outcome {
+            let who = Who::File(place);
+            self.accounts.log(&who, log::Level::Warn, &line, now);
         }
     }
 
     fn on_guest_directory(&mut self, place: Place, guest: GuestName, now: Instant) {
+        // Until it is served, lines about it are of the directory that it lies in.
+        let parent = Who::File(place.clone());
         let place = Place {
             guest: Some(guest),
             ..place
@@ -181,12 +201,14 @@ impl Broker<'_> {
         let guests = self.files.iter().filter(|at| at.place.guest.is_some());
         let most = self.config.limits.max_file_guests as usize;
         if guests.count() >= most {
-            let who = Who::File(place);
             let line = format!("not served: limits.max_file_guests is {most}");
-            self.accounts.log(&who, log::Level::Warn, &line, now);
+            let warn = log::Level::Warn;
+            self.accounts
+                .log_of(&parent, &place, module_path!(), warn, &line, now);
             return;
         }
-        log::info!("listening on {place}");
+        let line = format!("listening on {place}");
+        self.accounts.log(&parent, log::Level::Info, &line, now);
         self.files.push(FileService::of(place, now));
     }
 
@@ -194,7 +216,7 @@ impl Broker<'_> {
     fn on_file_session(&mut self, place: Place, name: SessionName, now: Instant) {
         let who = Who::FileSession(place, name);
         let runs = self.sessions.values().any(|session| session.who == who);
-        if runs || self.stopping.is_some() {
+        if runs || self.stopping.is_some() || self.accounts.may_start_at(&who, now) > now {
             return;
         }
         let Who::FileSession(place, _) = &who else {

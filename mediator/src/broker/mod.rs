@@ -8,6 +8,7 @@ mod accounts;
 mod admission;
 mod control_server;
 mod ended;
+mod fair_queue;
 mod files;
 pub mod instance;
 mod notify;
@@ -35,10 +36,11 @@ use vgpu_protocol::endpoint::Endpoint;
 use crate::config::Config;
 use crate::control::{Answer, Ask};
 use crate::failure::Failure;
+use crate::logging;
 use crate::worker::link::{self, Found};
 use crate::worker::spec::Carrier;
 use accounts::Accounts;
-use admission::{LocalDoor, listen};
+use admission::{LocalDoor, LocalNewcomers, listen};
 use control_server::{ControlServer, refused};
 use files::FileService;
 use instance::Instance;
@@ -114,6 +116,8 @@ struct Broker<'a> {
     epoch: u64,
     signals: Signals,
     locals: Vec<LocalDoor>,
+    /// Who came in by `locals` sooner than its account has a start.
+    local_newcomers: LocalNewcomers,
     tcps: Vec<TcpDoor>,
     /// Who came in by `tcps` and is not known yet.
     newcomers: Newcomers,
@@ -144,6 +148,8 @@ enum Source {
     ControlListener,
     Control(u64),
     Session(u64),
+    /// What its worker logs.
+    Log(u64),
 }
 
 impl<'a> Broker<'a> {
@@ -173,6 +179,7 @@ impl<'a> Broker<'a> {
             epoch: u64::from(u32::from_ne_bytes(random)) << 32,
             signals,
             locals: Vec::new(),
+            local_newcomers: admission::newcomers(),
             tcps: Vec::new(),
             newcomers: Newcomers::default(),
             files: Vec::new(),
@@ -270,7 +277,13 @@ impl<'a> Broker<'a> {
             sources.push(Source::Session(session.id));
             fds.push(readable(session.as_fd()));
         }
-        wait::wait(&mut fds, self.next_deadline()).map_err(|error| {
+        for session in self.sessions.values() {
+            if let Some(log) = session.log() {
+                sources.push(Source::Log(session.id));
+                fds.push(readable(log));
+            }
+        }
+        wait::wait(&mut fds, self.next_deadline(Instant::now())).map_err(|error| {
             Failure::system(
                 "cannot wait for events",
                 error,
@@ -284,7 +297,7 @@ impl<'a> Broker<'a> {
             .collect())
     }
 
-    fn next_deadline(&self) -> Option<Instant> {
+    fn next_deadline(&self, now: Instant) -> Option<Instant> {
         let kills = self.sessions.values().filter_map(|session| session.kill_at);
         let queries = self.queries.iter().map(|query| query.deadline);
         let files = self.files.iter().filter_map(FileService::deadline);
@@ -292,14 +305,12 @@ impl<'a> Broker<'a> {
         kills
             .chain(queries)
             .chain(files)
-            .chain(self.offer_due())
+            .chain(self.offer_due(now))
             .chain(self.control.deadline())
-            .chain(self.newcomers.deadline())
-            .chain(
-                self.reprobe
-                    .as_ref()
-                    .map(|reprobe| reprobe.deadline(Instant::now())),
-            )
+            .chain(self.reprobe.as_ref().map(|reprobe| reprobe.deadline(now)))
+            .chain(self.newcomers.deadline(now))
+            .chain(self.local_newcomers_due(now))
+            .chain(self.accounts.deadline())
             .chain(stopping)
             .min()
     }
@@ -326,6 +337,7 @@ impl<'a> Broker<'a> {
                     self.on_ask(id, ask, now);
                 }
             }
+            Source::Log(id) => self.on_log(id, now),
             Source::Session(id) => {
                 let mut found = VecDeque::new();
                 if let Some(session) = self.sessions.get_mut(&id) {
@@ -348,6 +360,19 @@ impl<'a> Broker<'a> {
         }
     }
 
+    /// Takes what the worker of a session has logged.
+    fn on_log(&mut self, id: u64, now: Instant) {
+        let Some(session) = self.sessions.get_mut(&id) else {
+            return;
+        };
+        let lines = session.logged();
+        let who = session.who.clone();
+        for line in lines {
+            let (level, target, text) = logging::parse_worker_line(&line);
+            self.accounts.log_of(&who, &who, target, level, text, now);
+        }
+    }
+
     fn on_ask(&mut self, connection: u64, ask: Ask, now: Instant) {
         match ask {
             Ask::Status => self.begin_query(connection, now),
@@ -356,7 +381,8 @@ impl<'a> Broker<'a> {
                     Ok(target) => self.kick(&target, &guest, now),
                     Err(what) => refused(
                         &what,
-                        "name a domid, a VM's name or uuid, the name of a secret, `local`, or session:N",
+                        "name a guest as vgpuctl status prints it, a domid, a VM's name or uuid, the \
+                         name of a secret, `local`, or session:N",
                     ),
                 };
                 self.control.answer(connection, answer);
@@ -395,6 +421,8 @@ impl<'a> Broker<'a> {
         self.control.expire(now);
         self.look_at_newcomers(now);
         self.look_again(now);
+        self.let_in_local_newcomers(now);
+        self.accounts.tell_suppressed(now);
         self.answer_queries(now);
         self.expire_stop(now);
     }

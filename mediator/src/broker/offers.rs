@@ -76,15 +76,16 @@ impl Offers {
 
 impl Broker<'_> {
     /// When a channel should be offered and is not.
-    pub(super) fn offer_due(&self) -> Option<Instant> {
+    pub(super) fn offer_due(&self, now: Instant) -> Option<Instant> {
         let offers = self.offers.as_ref()?;
         let free = self.stopping.is_none() && offers.current.is_none() && self.occupancy().1;
-        free.then_some(offers.not_before)
+        let may_start = || self.accounts.may_start_at(&Who::Dom0, now);
+        free.then(|| offers.not_before.max(may_start()))
     }
 
     /// Offers a channel if none is on offer.
     pub(super) fn keep_offering(&mut self, now: Instant) {
-        if self.offer_due().is_none_or(|due| due > now) {
+        if self.offer_due(now).is_none_or(|due| due > now) {
             return;
         }
         let mut name = [0; 8];

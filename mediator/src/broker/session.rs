@@ -14,7 +14,7 @@ use vgpu_file_transport::{GuestName, SessionName};
 use vgpu_socket_transport::MAX_NAME;
 
 use super::who::Who;
-use crate::lines::LineBuffer;
+use crate::lines::{LineBuffer, LooseLines};
 use crate::usage::Usage;
 use crate::worker;
 use crate::worker::link::{Ask, Ended, Found, MAX_LINE, Report};
@@ -36,6 +36,9 @@ pub(super) struct Session {
     child: Child,
     link: UnixStream,
     lines: LineBuffer,
+    /// Its standard error, until that is over.
+    log: Option<UnixStream>,
+    log_lines: LooseLines,
     /// The link is over; the process may still be there.
     pub(super) silent: bool,
     report: Report,
@@ -59,6 +62,8 @@ impl Session {
     ) -> io::Result<Self> {
         let (link, theirs) = UnixStream::pair()?;
         link.set_nonblocking(true)?;
+        let (log, their_log) = UnixStream::pair()?;
+        log.set_nonblocking(true)?;
         let label = format!("session-{id}");
         // Inherited by this child alone: no other thread of the broker starts processes.
         fcntl(&theirs, FcntlArg::F_SETFD(FdFlag::empty()))?;
@@ -69,7 +74,8 @@ impl Session {
             .arg(serde_json::to_string(spec)?)
             .env_remove("NOTIFY_SOCKET")
             .stdin(guest.map_or_else(Stdio::null, Stdio::from))
-            .stdout(io::stderr().as_fd().try_clone_to_owned()?)
+            .stdout(OwnedFd::from(their_log.try_clone()?))
+            .stderr(OwnedFd::from(their_log))
             // A Ctrl-C at the terminal is for the broker, which lets the workers finish.
             .process_group(0)
             .spawn()?;
@@ -83,6 +89,8 @@ impl Session {
             child,
             link,
             lines: LineBuffer::new(MAX_LINE),
+            log: Some(log),
+            log_lines: LooseLines::default(),
             silent: false,
             report: Report::default(),
             found: VecDeque::new(),
@@ -150,9 +158,31 @@ impl Session {
     }
 
     fn distrust(&mut self, why: &str) {
+        self.put_out(&format!("the worker misbehaves: {why}"));
+    }
+
+    /// Ends the process at once, and says why in its place.
+    pub(super) fn put_out(&mut self, why: &str) {
         self.silent = true;
-        self.report.ended = Some(Ended::fault(format!("the worker misbehaves: {why}")));
+        self.report.ended = Some(Ended::fault(why));
         self.kill();
+    }
+
+    /// Where the worker's log comes from, while it does.
+    pub(super) fn log(&self) -> Option<BorrowedFd<'_>> {
+        self.log.as_ref().map(AsFd::as_fd)
+    }
+
+    /// Takes some of what the worker has logged.
+    pub(super) fn logged(&mut self) -> Vec<String> {
+        let Some(log) = &self.log else {
+            return Vec::new();
+        };
+        let (lines, open) = self.log_lines.read(log);
+        if !open {
+            self.log = None;
+        }
+        lines
     }
 
     /// Asks without waiting; a worker that does not listen is dealt with by `kill_at`.

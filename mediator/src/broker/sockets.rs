@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use super::session::Session;
 use super::strangers::Strangers;
-use super::who::Who;
+use super::who::{Road, Who};
 use super::{Broker, KICK_TIME};
 use crate::failure::Failure;
 use crate::worker::link::Ask;
@@ -66,32 +66,46 @@ impl Broker<'_> {
         };
         match door.socket.accept() {
             Ok((stream, address)) => {
-                let who = Who::Tcp {
-                    name: None,
-                    address,
-                };
-                let arrived = self.newcomers.arrive(address.ip(), (stream, address), now);
-                if arrived.is_err() {
-                    self.accounts.refuse(&who, now);
-                    let line = "disconnected: too many wait to show their secret";
-                    self.accounts.log(&who, log::Level::Warn, line, now);
-                }
+                self.newcomers.arrive(address.ip(), (stream, address), now);
                 self.look_at_newcomers(now);
             }
             Err(error) if matches!(error.kind(), ConnectionAborted | Interrupted | WouldBlock) => {}
             Err(error) => {
-                log::warn!("{}: {error}", door.name);
+                let line = format!("{}: {error}", door.name);
+                self.accounts.log_of_road(&Road::Tcp, &line, now);
                 // Out of descriptors, most likely: the connection still waits, so do not spin.
                 std::thread::sleep(Duration::from_millis(50));
             }
         }
     }
 
-    /// Starts workers for those who have a place.
+    /// Starts workers for those who have a place, and disconnects those for whom there is no room.
     pub(super) fn look_at_newcomers(&mut self, now: Instant) {
-        while let Some((stream, address)) = self.newcomers.next(now) {
+        for (_, address) in self.newcomers.out_of_patience(now) {
+            self.disconnected(address, "nobody could look at it in time", now);
+        }
+        while let Some(turn) = self.newcomers.next(now) {
+            if let Some(id) = turn.instead_of
+                && let Some(session) = self.sessions.get_mut(&id)
+            {
+                session.put_out("it was silent, and its place was needed for others");
+            }
+            let (stream, address) = turn.connection;
             self.look_at(stream, address, now);
         }
+        while let Some((_, address)) = self.newcomers.crowded_out() {
+            self.disconnected(address, "too many wait to show their secret", now);
+        }
+    }
+
+    fn disconnected(&mut self, address: SocketAddr, why: &str, now: Instant) {
+        let who = Who::Tcp {
+            name: None,
+            address,
+        };
+        self.accounts.refuse(&who, now);
+        let line = format!("disconnected: {why}");
+        self.accounts.log(&who, log::Level::Warn, &line, now);
     }
 
     fn look_at(&mut self, stream: TcpStream, address: SocketAddr, now: Instant) {
@@ -111,7 +125,7 @@ impl Broker<'_> {
             session.stranger = true;
             // It keeps its own time; this is for one that cannot.
             session.kill_at = Some(now + limit + KICK_TIME);
-            self.newcomers.begin(from, id);
+            self.newcomers.begin(from, id, now);
         }
     }
 
@@ -123,14 +137,19 @@ impl Broker<'_> {
             .filter(|session| session.stranger)
             .map(|session| &session.who)
         else {
-            log::warn!("session {id}: its worker names a client where there is none to name");
+            let line =
+                format!("session {id}: its worker names a client where there is none to name");
+            if let Some(who) = self.sessions.get(&id).map(|session| session.who.clone()) {
+                self.accounts.log(&who, log::Level::Warn, &line, now);
+            }
             return;
         };
         let who = Who::Tcp {
             name: Some(name.to_owned()),
             address: *address,
         };
-        self.newcomers.let_in(id);
+        let paid = self.accounts.charge_start(&who, now);
+        self.newcomers.let_in(id, paid, now);
         let judgement = self.config.policy.judge_name(name);
         let most = judgement
             .max_sessions

@@ -68,6 +68,7 @@ impl Broker<'_> {
         self.tcps.clear();
         self.newcomers.clear();
         self.reprobe = None;
+        self.local_newcomers.clear();
         self.files.clear();
         for session in self.sessions.values_mut() {
             match session.stranger {

@@ -15,6 +15,8 @@ pub struct Limits {
     pub max_sessions_per_guest: u32,
     /// Guests' directories `DIR/<guest>/` that are served, of all `file:` endpoints together.
     pub max_file_guests: u32,
+    /// Sessions at once of one `file:` endpoint, with all guests' directories in it.
+    pub max_file_sessions: u32,
     /// Elements of one vector. Vectors are streamed, so this bounds time, not memory.
     pub max_elements: u64,
     /// Elements of one chunk of a vector; a session holds a few chunks at once.
@@ -39,6 +41,7 @@ impl Default for Limits {
             max_sessions: 64,
             max_sessions_per_guest: 4,
             max_file_guests: 32,
+            max_file_sessions: 32,
             max_elements: 1 << 36,
             max_chunk_elements: 1 << 20,
             connect_timeout_s: 10,
@@ -63,6 +66,7 @@ impl Limits {
             ("max_sessions", u64::from(self.max_sessions)),
             ("max_sessions_per_guest", self.max_sessions_per_guest.into()),
             ("max_file_guests", self.max_file_guests.into()),
+            ("max_file_sessions", self.max_file_sessions.into()),
             ("max_elements", self.max_elements),
             ("max_chunk_elements", self.max_chunk_elements.into()),
             ("connect_timeout_s", self.connect_timeout_s.into()),

@@ -47,7 +47,7 @@ pub fn main(arguments: &[String]) -> ExitCode {
     let outcome = read_arguments(arguments).and_then(|(broker, spec)| {
         // Before anything else is opened, as it closes what is not known.
         let streams = confine::confine(broker, spec.broker_pid)
-            .and_then(|streams| logging::init(spec.verbose).map(|()| streams));
+            .and_then(|streams| logging::init_worker(spec.verbose).map(|()| streams));
         match streams {
             Ok((guest, broker)) => Ok(run(spec, guest, broker)),
             Err(error) => Err(format!("cannot set itself up: {error}")),
