@@ -174,7 +174,7 @@ impl Tmpfs {
         ) {
             Ok(()) => Some(Self(place)),
             Err(errno) => {
-                eprintln!("SKIPPED: a tmpfs cannot be mounted here: {errno}");
+                test_skip::skipped(format_args!("a tmpfs cannot be mounted here: {errno}"));
                 None
             }
         }

@@ -26,7 +26,7 @@ const OTHER: u32 = 61_235;
 fn closed_umask() -> Option<MutexGuard<'static, ()>> {
     static ALONE: Mutex<()> = Mutex::new(());
     if !geteuid().is_root() {
-        eprintln!("SKIPPED: only root can start programs as other users");
+        test_skip::skipped("only root can start programs as other users");
         return None;
     }
     let alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);

@@ -311,7 +311,7 @@ mod tests {
     fn a_user_who_locks_a_readable_lock_file_keeps_nobody_out() {
         use std::os::unix::process::CommandExt;
         if !Uid::effective().is_root() {
-            eprintln!("SKIPPED: only root can start a program as another user");
+            test_skip::skipped("only root can start a program as another user");
             return;
         }
         let directory = tempfile::tempdir().unwrap();
@@ -328,7 +328,7 @@ mod tests {
             .gid(61_234)
             .spawn();
         let Ok(mut stranger) = stranger else {
-            eprintln!("SKIPPED: there is no flock(1) here");
+            test_skip::skipped("there is no flock(1) here");
             return;
         };
         let file = File::open(&path).unwrap();
