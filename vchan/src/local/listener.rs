@@ -47,7 +47,8 @@ impl Listener {
                 "choose a path of at most 107 bytes in a directory that exists and is yours",
             )
         };
-        // Two processes that start at the same time must not both find the socket stale.
+        // Two processes that start at the same time must not both find the socket stale. Whoever may
+        // read the directory may lock it, so one that keeps the lock is none of them: on without it.
         let _lock = lock_directory(path)?;
         match fs::symlink_metadata(path) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => {}
@@ -187,7 +188,8 @@ fn try_connect(path: &Path) -> nix::Result<Stranger<UnixStream>> {
     Ok(UnixStream::from(fd).into())
 }
 
-fn lock_directory(path: &Path) -> Result<Flock<fs::File>> {
+/// `None`: somebody has held the lock for longer than anybody needs it.
+fn lock_directory(path: &Path) -> Result<Option<Flock<fs::File>>> {
     let directory = match path.parent() {
         Some(parent) if !parent.as_os_str().is_empty() => parent,
         _ => Path::new("."),
@@ -203,8 +205,11 @@ fn lock_directory(path: &Path) -> Result<Flock<fs::File>> {
     let deadline = Instant::now() + LOCK_PATIENCE;
     loop {
         match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
-            Ok(lock) => return Ok(lock),
-            Err((back, Errno::EAGAIN | Errno::EINTR)) if Instant::now() < deadline => {
+            Ok(lock) => return Ok(Some(lock)),
+            Err((back, Errno::EAGAIN | Errno::EINTR)) => {
+                if Instant::now() >= deadline {
+                    return Ok(None);
+                }
                 file = back;
                 std::thread::sleep(LOOK);
             }
@@ -232,6 +237,16 @@ mod tests {
         assert!(path.exists());
         drop(listener);
         assert!(!path.exists());
+    }
+
+    #[test]
+    fn who_locks_the_directory_keeps_no_listener_out() {
+        let dir = tempfile::tempdir().unwrap();
+        let open = fs::File::open(dir.path()).unwrap();
+        let _theirs = Flock::lock(open, FlockArg::LockExclusiveNonblock).unwrap();
+        let path = dir.path().join("socket");
+        drop(UnixListener::bind(&path).unwrap());
+        Listener::bind(&path).expect("a stale socket is replaced");
     }
 
     #[test]
