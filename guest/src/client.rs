@@ -9,7 +9,7 @@ use vgpu_protocol::frame::{Flags, FrameHeader, MAX_CONTROL_BODY};
 use vgpu_protocol::handle::{HandleKind, HandleMinter};
 use vgpu_protocol::message::{Features, FenceReply, Hello, HelloReply, InfoReply, Limits, Op};
 use vgpu_protocol::status::ErrorCode;
-use vgpu_protocol::transport::Transport;
+use vgpu_protocol::transport::{Transport, TransportError};
 
 use crate::connect::open_transport;
 use crate::error::{Cause, Error, Left, Result};
@@ -215,7 +215,11 @@ impl Client {
         self.request("goodbye", |client| {
             let request = client.next_request(Op::Goodbye);
             client.wire.call(request, &[])?;
-            client.wire.close()
+            match client.wire.close() {
+                // Having answered, the mediator may close first.
+                Err(Cause::Transport(TransportError::Closed)) => Ok(()),
+                closed => closed,
+            }
         })
     }
 

@@ -63,6 +63,11 @@ fn help_shows_examples_for_every_part() {
         "bench",
         "VGPU_ENDPOINT",
         "Examples:",
+        "xen:",
+        "local:PATH",
+        "unix:PATH",
+        "tcp:HOST:PORT",
+        "file:DIR",
     ] {
         assert!(help.contains(part), "no {part} in\n{help}");
     }
@@ -88,6 +93,23 @@ fn wrong_endpoints() {
         .output()
         .expect("vgpu runs");
     fails(&output, 2, "VGPU_ENDPOINT: 'carrier:'");
+}
+
+#[test]
+fn a_path_that_is_no_socket_is_named_for_what_it_is() {
+    let directory = TempDir::new().expect("a directory");
+    let (path, plain) = (text(directory.path()), file(&directory, "plain", 4));
+    for scheme in ["local", "unix"] {
+        let at = |path: &str| {
+            let endpoint = format!("{scheme}:{path}");
+            vgpu(&["--endpoint", &endpoint, "--timeout", "2", "info"])
+        };
+        let output = at(&path);
+        fails(&output, 1, "is a directory");
+        let advice = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert!(advice.contains(&format!("is file:{path}")), "{advice}");
+        fails(&at(&plain), 1, "is not a mediator's socket");
+    }
 }
 
 #[test]

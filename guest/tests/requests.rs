@@ -257,7 +257,6 @@ fn what_is_no_mediator_is_refused_at_hello() {
         client.expect_err("no session")
     };
     let error = failed(|mediator| {
-        use vgpu_protocol::transport::Transport;
         let deadline = std::time::Instant::now() + script::WATCHDOG;
         mediator.end.write_all(&[b'x'; 40], deadline).expect("sent");
         let _ = mediator.receive();

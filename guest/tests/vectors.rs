@@ -349,8 +349,6 @@ fn arguments_are_checked_before_anything_is_sent() {
 
 #[test]
 fn one_wrong_bit_anywhere_is_an_error_or_wrong_data_and_never_more() {
-    use vgpu_protocol::transport::Transport;
-
     // All that a mediator says to a vector add of one chunk of 2: 40 + 8 and 40 + 16 bytes.
     let answer = |request: &FrameHeader| {
         let result = FrameHeader::data_reply_to(request, 8);

@@ -33,7 +33,7 @@ pub(crate) const LIMITS: Limits = Limits {
 
 /// The mediator's end.
 pub(crate) struct Script {
-    pub(crate) end: pipe::End,
+    pub(crate) end: Box<dyn Transport>,
 }
 
 type Frame = (FrameHeader, Vec<u8>);
@@ -156,6 +156,9 @@ pub(crate) fn play<T: Send + 'static>(
     script: impl FnOnce(&mut Script) -> T + Send + 'static,
 ) -> (Result<Client>, JoinHandle<T>) {
     let (guest, mediator) = pipe::pair(capacity, portion);
-    let thread = std::thread::spawn(move || script(&mut Script { end: mediator }));
+    let thread = std::thread::spawn(move || {
+        let end = Box::new(mediator);
+        script(&mut Script { end })
+    });
     (Client::over(Box::new(guest), options), thread)
 }

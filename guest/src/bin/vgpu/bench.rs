@@ -66,7 +66,7 @@ pub(crate) fn run(cli: &Cli, arguments: &BenchArguments) -> Result<(), Failure> 
             ))?;
         }
     }
-    client.goodbye()?;
+    session::end(client);
     Ok(())
 }
 

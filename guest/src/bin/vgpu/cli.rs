@@ -20,7 +20,8 @@ Examples:
   vgpu --json vector-add --input a.f32 b.f32 --output c.f32
 
 Endpoints: xen: (from a guest to dom0), local:PATH or unix:PATH (the mediator's socket on this
-machine), tcp:HOST:PORT (over a network; needs a secret).
+machine), tcp:HOST:PORT (over a network; needs a secret), file:DIR (files in a directory that the
+mediator sees too, over NFS for example).
 Environment: VGPU_ENDPOINT and VGPU_SECRET_FILE are used where --endpoint and --secret-file are not
 given; RUST_LOG sets what is logged.
 Exit status: 0 only when every result was verified; 1 failure; 2 wrong arguments; 130 interrupted."
@@ -88,7 +89,8 @@ pub(crate) struct PingArguments {
 #[command(after_help = "\
 Files hold 32-bit floats, little-endian, one after the other, and nothing else. Without --input the
 vectors are generated, the same ones every time. --input without --output verifies and writes
-nothing; --output is written whole or not at all, and only after every element was verified.")]
+nothing; --output is written whole or not at all, and only after every element was verified. A file
+that is there keeps its mode and owner; a link is followed; a FIFO or device is written into.")]
 pub(crate) struct VectorAddArguments {
     /// Elements of each vector; with --input it must be what the files hold
     #[arg(long, value_name = "N", required_unless_present = "input")]

@@ -1,10 +1,8 @@
-//! Vectors of floats: made, read, checked, written.
+//! Vectors of floats: made, read, checked.
 
 use std::fs::File;
-use std::io::{Read, Write};
+use std::io::Read;
 use std::path::Path;
-
-use tempfile::NamedTempFile;
 
 use crate::failure::Failure;
 use crate::output;
@@ -171,57 +169,6 @@ fn unreadable(path: &Path, error: &std::io::Error) -> Failure {
     Failure::new(
         format!("cannot read {}: {error}", path.display()),
         "check the path and its permissions",
-    )
-}
-
-/// A file that appears whole or not at all.
-#[derive(Debug)]
-pub(crate) struct OutputFile<'p> {
-    path: &'p Path,
-    temporary: NamedTempFile,
-}
-
-impl<'p> OutputFile<'p> {
-    /// Makes the temporary file, so that a directory that cannot be written is found before the
-    /// work is done.
-    pub(crate) fn prepare(path: &'p Path) -> Result<Self, Failure> {
-        use std::os::unix::fs::PermissionsExt;
-
-        if path.is_dir() {
-            let what = format!("{} is a directory", path.display());
-            return Err(Failure::new(what, "give --output the name of a file"));
-        }
-        let directory = match path.parent() {
-            Some(parent) if parent != Path::new("") => parent,
-            _ => Path::new("."),
-        };
-        // What a newly made file gets, less the umask.
-        let permissions = std::fs::Permissions::from_mode(0o666);
-        let temporary = tempfile::Builder::new()
-            .prefix(".vgpu-")
-            .permissions(permissions)
-            .tempfile_in(directory)
-            .map_err(|error| unwritable(path, &error))?;
-        Ok(Self { path, temporary })
-    }
-
-    /// Writes the vector and gives the file its name.
-    pub(crate) fn finish(mut self, vector: &[f32]) -> Result<(), Failure> {
-        self.temporary
-            .write_all(bytemuck::cast_slice(vector))
-            .and_then(|()| self.temporary.as_file().sync_all())
-            .map_err(|error| unwritable(self.path, &error))?;
-        self.temporary
-            .persist(self.path)
-            .map_err(|error| unwritable(self.path, &error.error))?;
-        Ok(())
-    }
-}
-
-fn unwritable(path: &Path, error: &std::io::Error) -> Failure {
-    Failure::new(
-        format!("cannot write {}: {error}", path.display()),
-        "check that the directory exists, may be written and has room",
     )
 }
 

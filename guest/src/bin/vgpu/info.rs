@@ -1,6 +1,9 @@
 //! `vgpu info`.
 
+use std::io;
+
 use serde_json::json;
+use vgpu_guest::{Client, InfoReply};
 
 use crate::cli::Cli;
 use crate::failure::Failure;
@@ -9,13 +12,18 @@ use crate::{output, session};
 pub(crate) fn run(cli: &Cli) -> Result<(), Failure> {
     let mut client = session::open(cli)?;
     let info = client.info()?;
-    let endpoint = session::endpoint_name(&client);
+    let printed = print(cli, &client, &info);
+    session::end(client);
+    Ok(printed?)
+}
+
+fn print(cli: &Cli, client: &Client, info: &InfoReply) -> io::Result<()> {
+    let endpoint = session::endpoint_name(client);
     let limits = *client.limits();
     let session = format!("{:#018x}", client.epoch());
-    let left = session::left(&client);
-    client.goodbye()?;
+    let left = session::left(client);
     if cli.json {
-        output::json(&json!({
+        return output::json(&json!({
             "executor": info.executor,
             "device": info.device,
             "total_memory": info.total_memory,
@@ -32,8 +40,7 @@ pub(crate) fn run(cli: &Cli) -> Result<(), Failure> {
                 "max_requests": limits.max_requests,
             },
             "left": left,
-        }))?;
-        return Ok(());
+        }));
     }
     let driver = if info.driver.is_empty() {
         "none"
@@ -56,6 +63,5 @@ pub(crate) fn run(cli: &Cli) -> Result<(), Failure> {
         info.mediator,
         limits.max_elements,
         limits.max_chunk_elements,
-    ))?;
-    Ok(())
+    ))
 }

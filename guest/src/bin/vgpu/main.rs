@@ -9,6 +9,7 @@ mod failure;
 mod floats;
 mod info;
 mod output;
+mod output_file;
 mod ping;
 mod session;
 mod vector_add;

@@ -13,13 +13,13 @@ pub(crate) fn run(cli: &Cli, arguments: &PingArguments) -> Result<(), Failure> {
     let mut client = session::open(cli)?;
     let trips = RoundTrips::measure(&mut client, arguments.count, arguments.size.into())?;
     let endpoint = session::endpoint_name(&client);
-    client.goodbye()?;
-    if cli.json {
-        output::json(&trips.to_json(&endpoint))?;
+    let printed = if cli.json {
+        output::json(&trips.to_json(&endpoint))
     } else {
-        output::line(&trips.to_text(&endpoint))?;
-    }
-    Ok(())
+        output::line(&trips.to_text(&endpoint))
+    };
+    session::end(client);
+    Ok(printed?)
 }
 
 /// Times of round trips, in order of length.

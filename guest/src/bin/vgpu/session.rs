@@ -108,3 +108,11 @@ pub(crate) fn endpoint_name(client: &Client) -> String {
         .map(Endpoint::to_string)
         .unwrap_or_default()
 }
+
+/// Ends the session once its result is in the user's hands. What goes wrong from here on takes nothing
+/// back, so it is a warning at most.
+pub(crate) fn end(client: Client) {
+    if let Err(error) = client.goodbye() {
+        log::warn!("the session did not end in good order, which changes no result: {error}");
+    }
+}

@@ -8,8 +8,8 @@ use serde_json::json;
 
 use crate::cli::{Cli, VectorAddArguments};
 use crate::failure::Failure;
-use crate::floats::{self, OutputFile};
-use crate::{output, session};
+use crate::output_file::OutputFile;
+use crate::{floats, output, session};
 
 /// Transfers of fewer elements are over before a bar can be read.
 const BAR_FROM: u64 = 8 << 20;
@@ -37,13 +37,15 @@ pub(crate) fn run(cli: &Cli, arguments: &VectorAddArguments) -> Result<(), Failu
     let report = report?;
     let endpoint = session::endpoint_name(&client);
     let left = session::left(&client);
-    client.goodbye()?;
-
     let verdict = floats::verify(&a, &b, &out);
+    // Verify, write, print: whatever fails later takes nothing back that was done before.
+    if let (0, Some(file)) = (verdict.errors, output_file) {
+        file.finish(bytemuck::cast_slice(&out))?;
+    }
     let seconds = report.elapsed.as_secs_f64();
     let bytes = 3 * size_of_val(out.as_slice());
     let gb_per_s = rate(bytes as u64, report.elapsed);
-    if cli.json {
+    let printed = if cli.json {
         output::json(&json!({
             "elements": elements,
             "errors": verdict.errors,
@@ -56,7 +58,7 @@ pub(crate) fn run(cli: &Cli, arguments: &VectorAddArguments) -> Result<(), Failu
             "bytes": bytes,
             "gb_per_s": gb_per_s,
             "chunk_elements": report.chunk_elements,
-        }))?;
+        }))
     } else {
         let passed = if verdict.errors == 0 {
             "PASSED"
@@ -73,8 +75,9 @@ pub(crate) fn run(cli: &Cli, arguments: &VectorAddArguments) -> Result<(), Failu
             info.executor,
             info.device,
             report.device_time.as_secs_f64(),
-        ))?;
-    }
+        ))
+    };
+    session::end(client);
     if let Some((index, found, due)) = verdict.first {
         return Err(Failure::new(
             format!(
@@ -86,7 +89,7 @@ pub(crate) fn run(cli: &Cli, arguments: &VectorAddArguments) -> Result<(), Failu
              log",
         ));
     }
-    output_file.map_or(Ok(()), |file| file.finish(&out))
+    Ok(printed?)
 }
 
 /// Bytes moved in a time, in 10⁹ bytes a second.

@@ -12,6 +12,8 @@ pub(super) struct Session {
     pub(super) endpoint: Endpoint,
     info: InfoReply,
     round_trip_us: f64,
+    /// Why the session did not end in good order.
+    bad_end: Option<Error>,
 }
 
 /// Opens a session, asks what is there, and ends it.
@@ -21,15 +23,13 @@ pub(super) fn try_session(endpoint: &Endpoint, options: &Options) -> (Check, Opt
         let connected = start.elapsed();
         let info = client.info()?;
         let round_trip_us = client.ping(&[0; 16])?.as_secs_f64() * 1e6;
-        client.goodbye()?;
-        Ok((
-            connected,
-            Session {
-                endpoint: endpoint.clone(),
-                info,
-                round_trip_us,
-            },
-        ))
+        let session = Session {
+            endpoint: endpoint.clone(),
+            info,
+            round_trip_us,
+            bad_end: client.goodbye().err(),
+        };
+        Ok((connected, session))
     });
     match asked {
         Ok((connected, session)) => {
@@ -59,11 +59,16 @@ impl Session {
         let info = &self.info;
         let executor = format!("{} on {} ({})", info.executor, info.device, info.reason);
         let memory = format!("{} on the device", output::bytes(info.total_memory));
-        vec![
+        let mut checks = vec![
             Check::good("mediator", info.mediator.clone()),
             Check::good("executor", executor),
             Check::good("memory", memory),
             Check::good("round trip", format!("{:.1} µs", self.round_trip_us)),
-        ]
+        ];
+        if let Some(error) = &self.bad_end {
+            let found = format!("no good end ({})", reason(error));
+            checks.push(Check::remark("goodbye", found, error.advice()));
+        }
+        checks
     }
 }
