@@ -10,7 +10,7 @@ use crate::channel::Channel;
 use crate::domain::DomId;
 use crate::error::{Error, Result};
 use crate::layout::{Format, RingSizes};
-use crate::{local, xen};
+use crate::{Setup, local, xen};
 
 /// `local:PATH` or `xen:DOMID/PATH`: where a channel is, seen from one of its ends.
 ///
@@ -42,16 +42,17 @@ impl Address {
     /// # Errors
     /// As [`local::serve`] has, or [`xen::Server`].
     pub fn serve(&self, rings: Option<RingSizes>, deadline: Instant) -> Result<Channel> {
+        let setup = Setup::new().deadline(deadline);
         match (self, rings) {
             (Self::Local(path), rings) => {
                 let rings = rings.unwrap_or_else(|| local::default_rings(Format::default()));
                 local::serve(path, rings, deadline)
             }
             (Self::Xen { peer, path }, Some(rings)) => {
-                xen::Server::publish(*peer, path.as_str(), rings)?.accept(deadline)
+                xen::Server::publish_with(&setup, *peer, path.as_str(), rings)?.accept(deadline)
             }
             (Self::Xen { peer, path }, None) => {
-                xen::Server::publish_default(*peer, path.as_str())?.accept(deadline)
+                xen::Server::publish_default_with(&setup, *peer, path.as_str())?.accept(deadline)
             }
         }
     }

@@ -1,6 +1,8 @@
 #![forbid(unsafe_code)]
 //! How to set up a channel where the usual way will not do.
 
+use std::time::Instant;
+
 use crate::layout::Format;
 use crate::reactor::Handle;
 
@@ -18,6 +20,7 @@ pub struct Setup<'a> {
     pub(crate) format: Format,
     pub(crate) reactor: Option<&'a Handle>,
     pub(crate) first_index: u32,
+    pub(crate) deadline: Option<Instant>,
 }
 
 impl<'a> Setup<'a> {
@@ -37,6 +40,14 @@ impl<'a> Setup<'a> {
     #[must_use]
     pub fn reactor(mut self, reactor: &'a Handle) -> Self {
         self.reactor = Some(reactor);
+        self
+    }
+
+    /// Until when a server may take to publish itself in xenstore; five seconds from the call if this
+    /// is not given.
+    #[must_use]
+    pub fn deadline(mut self, deadline: Instant) -> Self {
+        self.deadline = Some(deadline);
         self
     }
 

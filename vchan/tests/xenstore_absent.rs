@@ -6,7 +6,9 @@ use std::io::{Read, Write};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::Path;
 use std::process::{Command, Output};
+use std::sync::Arc;
 use std::thread;
+use std::time::Duration;
 
 /// Runs `vchan ARGUMENTS` with xenstored's socket at `socket`.
 fn vchan(socket: &Path, arguments: &str) -> Output {
@@ -30,12 +32,16 @@ fn assert_failed(output: &Output, what: &str) {
 }
 
 /// A socket on which `answer` talks to everyone who connects.
-fn xenstored(answer: fn(UnixStream)) -> (tempfile::TempDir, std::path::PathBuf) {
+fn xenstored(
+    answer: impl Fn(UnixStream) + Send + Sync + 'static,
+) -> (tempfile::TempDir, std::path::PathBuf) {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("socket");
     let listener = UnixListener::bind(&path).unwrap();
     thread::spawn(move || {
+        let answer = Arc::new(answer);
         for stream in listener.incoming().flatten() {
+            let answer = Arc::clone(&answer);
             thread::spawn(move || answer(stream));
         }
     });
@@ -78,6 +84,31 @@ fn case_42_a_socket_that_refuses_is_an_error_at_once() {
         assert_failed(&output, "nobody answers at xenstored's socket");
         let text = String::from_utf8_lossy(&output.stderr).into_owned();
         assert!(text.contains("start it again"), "{text}");
+    }
+}
+
+/// Every node is refused, slowly: the deadline falls into a look that has no answer yet.
+#[test]
+fn a_denied_node_is_not_a_xenstored_that_does_not_answer() {
+    for pause in [5, 70, 150] {
+        let (_folder, socket) = xenstored(move |mut stream| {
+            let mut header = [0; 16];
+            while stream.read_exact(&mut header).is_ok() {
+                let len = u32::from_ne_bytes(header[12..].try_into().unwrap());
+                let mut payload = vec![0; len as usize];
+                if stream.read_exact(&mut payload).is_err() {
+                    return;
+                }
+                thread::sleep(Duration::from_millis(pause));
+                let code = b"EACCES\0";
+                header[..4].copy_from_slice(&16u32.to_ne_bytes());
+                header[12..].copy_from_slice(&7u32.to_ne_bytes());
+                if stream.write_all(&[&header[..], code].concat()).is_err() {
+                    return;
+                }
+            }
+        });
+        assert_failed(&vchan(&socket, CONNECT), "xenstore denies access to");
     }
 }
 

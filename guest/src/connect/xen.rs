@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use vchan::xen::Server;
 use vchan::xen::store::{Store, StoreError};
-use vchan::{DomId, RingSizes};
+use vchan::{DomId, RingSizes, Setup};
 use vgpu_protocol::transport::Transport;
 
 use super::unreachable;
@@ -74,9 +74,10 @@ pub(super) fn open(options: &Options, deadline: Instant) -> Result<Box<dyn Trans
     let failed = |error: vchan::Error| unreachable(error.to_string(), error.advice());
     let path = format!("data/vgpu/{}", random_name());
     let started = Instant::now();
+    let setup = Setup::new().deadline(deadline);
     let mut server = match options.ring_bytes {
-        Some(bytes) => Server::publish(DomId(0), &path, RingSizes::from(bytes)),
-        None => Server::publish_default(DomId(0), &path),
+        Some(bytes) => Server::publish_with(&setup, DomId(0), &path, RingSizes::from(bytes)),
+        None => Server::publish_default_with(&setup, DomId(0), &path),
     }
     .map_err(failed)?;
     log::debug!(

@@ -116,8 +116,8 @@ pub(crate) fn connect_parts(
             Ok(_) => (answered, denied) = (true, None),
             // A guest may not even see that a node is missing where it may not read.
             Err(KeyError::Store(error @ StoreError::Denied { .. })) => denied = Some(error),
-            // A last look cut short by the deadline says nothing about xenstored.
-            Err(KeyError::Store(StoreError::TimedOut { .. })) if answered => {}
+            // A last look cut short by the deadline says nothing about xenstored, which has answered.
+            Err(KeyError::Store(StoreError::TimedOut { .. })) if answered || denied.is_some() => {}
             Err(error) => return Err(error.into()),
         }
         if life.is_gone() {

@@ -16,6 +16,14 @@ use crate::DomId;
 /// Longest full node path in bytes that every xenstored accepts.
 pub const PATH_MAX: usize = 1024;
 
+/// What a node's name may hold beside letters and digits, the slash between names included (Xen
+/// `docs/misc/xenstore.txt`, "Paths").
+macro_rules! signs {
+    () => {
+        "-/_@"
+    };
+}
+
 /// Room left for the home prefix and the longest key: `/local/domain/65535/` and `/event-channel`.
 const RESERVED: usize = 20 + 14;
 
@@ -77,7 +85,7 @@ pub(super) fn check(path: &str) -> Result<(), PathError> {
     }
     if let Some(bad) = path
         .chars()
-        .find(|c| !(c.is_ascii_alphanumeric() || "-/_@".contains(*c)))
+        .find(|c| !(c.is_ascii_alphanumeric() || signs!().contains(*c)))
     {
         return Err(PathError::Character {
             path: path.into(),
@@ -88,11 +96,7 @@ pub(super) fn check(path: &str) -> Result<(), PathError> {
         return Err(PathError::Slashes { path: path.into() });
     }
     if path.starts_with('@') {
-        // Special watch names, `@releaseDomain` and the like: not nodes.
-        return Err(PathError::Character {
-            path: path.into(),
-            bad: '@',
-        });
+        return Err(PathError::Special { path: path.into() });
     }
     Ok(())
 }
@@ -118,6 +122,12 @@ pub enum PathError {
         /// The first such character.
         bad: char,
     },
+    /// The name of a special watch, `@releaseDomain` and the like.
+    #[error("`{path}` is no node: names with @ in front are special watches")]
+    Special {
+        /// The path.
+        path: Box<str>,
+    },
     /// An empty component or a slash at the end.
     #[error("the xenstore path `{path}` has an empty component")]
     Slashes {
@@ -129,8 +139,12 @@ pub enum PathError {
 impl PathError {
     /// What a person can do about it.
     pub fn advice(&self) -> &'static str {
-        "give a path such as data/demo (below the serving domain's home) or \
-         /local/domain/7/data/demo; letters, digits, - _ @ and single slashes are allowed"
+        concat!(
+            "give a path such as data/demo (below the serving domain's home) or ",
+            "/local/domain/7/data/demo; letters, digits and ",
+            signs!(),
+            " are allowed, but no @ in front and no two slashes in a row"
+        )
     }
 }
 
@@ -164,12 +178,26 @@ mod tests {
                 "{slashes}"
             );
         }
-        for bad in ["a b", "a\0b", "a\nb", "ä", "a+b", "@releaseDomain", "a.b"] {
+        for bad in ["a b", "a\0b", "a\nb", "ä", "a+b", "a.b"] {
             assert!(
                 matches!(parse(bad), Err(PathError::Character { .. })),
                 "{bad:?}"
             );
         }
+    }
+
+    #[test]
+    fn what_the_advice_allows_is_allowed() {
+        let error = parse("a b").unwrap_err();
+        let advice = error.advice();
+        for sign in "-/_@".chars() {
+            assert!(advice.contains(sign));
+            let path = format!("a{sign}b");
+            assert_eq!(parse(&path).unwrap().as_str(), path);
+        }
+        let special = parse("@releaseDomain").unwrap_err();
+        assert!(matches!(special, PathError::Special { .. }));
+        assert!(special.advice().contains("no @ in front"));
     }
 
     #[test]

@@ -22,7 +22,8 @@ use crate::reactor::{Handle, Token};
 use crate::setup::Setup;
 use crate::shm::{ControlPage, Region};
 
-/// How long the requests to xenstore that publish or withdraw a server may take together.
+/// How long the requests to xenstore that withdraw a server may take together; also those that publish
+/// it, where the caller gives no deadline.
 const STORE_TIME: Duration = Duration::from_secs(5);
 
 /// The smallest ring that [`Server::publish_default`] falls back to, in bytes.
@@ -94,7 +95,9 @@ impl Server {
                 let advice = format!("ask for at most {} bytes a ring", error.most);
                 Error::setup(error.to_string(), advice)
             })?;
-        let deadline = Instant::now() + STORE_TIME;
+        let deadline = setup
+            .deadline
+            .unwrap_or_else(|| Instant::now() + STORE_TIME);
         let store = Store::open(deadline)?;
         let life = PeerDomain::watch(peer, store, deadline)?;
 

@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
 use std::time::{Duration, Instant};
 
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
@@ -14,6 +15,9 @@ use crate::failure::Failure;
 
 /// How often a waiting server looks whether it was told to stop.
 const LOOK: Duration = Duration::from_millis(200);
+
+/// Pause before a client whose server took another one looks for the next.
+const SERVER_TOOK_ANOTHER: Duration = Duration::from_millis(50);
 
 /// Takes the vchan server role and waits for the client.
 ///
@@ -33,8 +37,8 @@ pub(crate) fn serve_sizes(place: &Place, rings: Option<RingSizes>) -> Result<Cha
         let advice = format!("ask for rings of at most {} bytes", error.most);
         Failure::new(error.to_string(), advice)
     })?;
-    let setup = place.setup();
     let deadline = Instant::now() + place.timeout;
+    let setup = place.setup().deadline(deadline);
     let signals = Signals::catch()?;
     let channel = match place.backend {
         Backend::Xen => {
@@ -78,8 +82,16 @@ pub(crate) fn connect(place: &Place) -> Result<Channel, Failure> {
             xen::connect_with(&place.setup(), peer, path, deadline)?
         }
         Backend::Local => {
-            let stream = local::connect_stream(&place.path, deadline)?;
-            local::connect_with(&place.setup(), stream, deadline)?
+            loop {
+                let stream = local::connect_stream(&place.path, deadline)?;
+                match local::connect_with(&place.setup(), stream, deadline) {
+                    // The server took another client; the next one may take this.
+                    Err(Error::PeerClosed { .. }) if Instant::now() < deadline => {
+                        thread::sleep(SERVER_TOOK_ANOTHER);
+                    }
+                    outcome => break outcome?,
+                }
+            }
         }
     })
 }
