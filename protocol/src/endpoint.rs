@@ -21,7 +21,8 @@ pub enum Endpoint {
     Unix(PathBuf),
     /// `tcp:HOST:PORT`: over a network.
     Tcp {
-        /// A name or an address; of IPv6 without the brackets.
+        /// A name or an address; of IPv6 without the brackets, and with a zone where it needs one
+        /// (`fe80::1%eth0`).
         host: String,
         /// Never 0.
         port: u16,
@@ -49,7 +50,7 @@ pub enum EndpointError {
     )]
     UnknownScheme(String),
     /// `local:`, `unix:` or `file:` without a path.
-    #[error("'{0}:' needs a path after the colon, as in {0}:/run/vgpu/vgpu.sock")]
+    #[error("'{0}:' needs a path after the colon, as in {0}:{example}", example = example(.0))]
     EmptyPath(&'static str),
     /// `xen:` with what can be no domain's id, name or uuid.
     #[error(
@@ -89,6 +90,14 @@ impl FromStr for Endpoint {
     }
 }
 
+/// A path as it may stand after the colon.
+fn example(scheme: &str) -> &'static str {
+    match scheme {
+        "file" => "/mnt/vgpu",
+        _ => "/run/vgpu/vgpu.sock",
+    }
+}
+
 fn path(scheme: &'static str, rest: &str) -> Result<PathBuf, EndpointError> {
     if rest.is_empty() {
         return Err(EndpointError::EmptyPath(scheme));
@@ -119,15 +128,36 @@ fn address(rest: &str) -> Result<Endpoint, EndpointError> {
         .strip_prefix('[')
         .and_then(|host| host.strip_suffix(']'))
     {
-        Some(host) => host.parse::<Ipv6Addr>().map_err(|_| wrong())?.to_string(),
+        Some(host) => ipv6(host).ok_or_else(wrong)?,
         None => host.to_owned(),
     };
-    let sound = |c: char| c.is_ascii_alphanumeric() || "-._:".contains(c);
-    let bare_ipv6 = !rest.starts_with('[') && host.contains(':');
+    let bracketed = rest.starts_with('[');
+    let sound =
+        |c: char| c.is_ascii_alphanumeric() || "-._:".contains(c) || (bracketed && c == '%');
+    let bare_ipv6 = !bracketed && host.contains(':');
     if host.is_empty() || host.len() > 253 || bare_ipv6 || !host.chars().all(sound) {
         return Err(wrong());
     }
     Ok(Endpoint::Tcp { host, port })
+}
+
+/// An IPv6 address in its usual form, with its zone if it has one: `fe80::1%eth0`, where the zone is
+/// the name or the number of an interface (RFC 4007, section 11).
+fn ipv6(text: &str) -> Option<String> {
+    let (address, zone) = match text.split_once('%') {
+        Some((address, zone)) => (address, Some(zone)),
+        None => (text, None),
+    };
+    let address: Ipv6Addr = address.parse().ok()?;
+    let sound = |c: char| c.is_ascii_alphanumeric() || "-._".contains(c);
+    match zone {
+        None => Some(address.to_string()),
+        // Linux's names of interfaces have at most 15 characters.
+        Some(zone) if (1..=15).contains(&zone.len()) && zone.chars().all(sound) => {
+            Some(format!("{address}%{zone}"))
+        }
+        Some(_) => None,
+    }
 }
 
 impl fmt::Display for Endpoint {

@@ -16,6 +16,8 @@ fn endpoints_read_back_as_written() {
         "tcp:gpu-host.example:7114",
         "tcp:192.0.2.1:1",
         "tcp:[::1]:65535",
+        "tcp:[fe80::1%eth0]:7070",
+        "tcp:[fe80::1%3]:7070",
         "xen:7",
         "xen:gpu-vm",
     ] {
@@ -47,6 +49,7 @@ fn what_is_no_endpoint_says_why() {
     );
     assert_eq!(refused("local:"), EndpointError::EmptyPath("local"));
     assert_eq!(refused("file:"), EndpointError::EmptyPath("file"));
+    assert!(refused("file:").to_string().contains("file:/mnt/vgpu"));
     assert_eq!(refused("local:/a\0b"), EndpointError::Nul("local"));
     for domain in ["3/data", "a b", "a\nb"] {
         let text = format!("xen:{domain}");
@@ -62,6 +65,11 @@ fn what_is_no_endpoint_says_why() {
         "::1:80",
         "[::1]",
         "[host]:1",
+        "[::1%]:1",
+        "[::1%a b]:1",
+        "[::1%interface-name-too-long]:1",
+        "host%eth0:1",
+        "[host%eth0]:1",
         "a b:1",
         "a/b:1",
     ] {

@@ -1,10 +1,12 @@
 //! From a host's name to addresses, within a deadline.
 
-use std::net::{IpAddr, SocketAddr, ToSocketAddrs};
+use std::net::{IpAddr, Ipv6Addr, SocketAddr, SocketAddrV6, ToSocketAddrs};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc::{self, RecvTimeoutError};
 use std::thread;
 use std::time::{Duration, Instant};
+
+use nix::net::if_::if_nametoindex;
 
 use crate::error::ConnectError;
 
@@ -51,6 +53,9 @@ pub(crate) fn resolve(
     if let Ok(address) = host.parse::<IpAddr>() {
         return Ok(vec![SocketAddr::new(address, port)]);
     }
+    if let Some(address) = with_zone(host, port)? {
+        return Ok(vec![address]);
+    }
     let failed = |why: &str| {
         ConnectError::new(
             format!("the name {host} has no address: {why}"),
@@ -87,6 +92,26 @@ pub(crate) fn resolve(
     }
 }
 
+/// The address in a text such as `fe80::1%eth0`; `None` if it is something else.
+fn with_zone(host: &str, port: u16) -> Result<Option<SocketAddr>, ConnectError> {
+    let Some((address, zone)) = host.split_once('%') else {
+        return Ok(None);
+    };
+    let Ok(address) = address.parse::<Ipv6Addr>() else {
+        return Ok(None);
+    };
+    let index = match zone.parse() {
+        Ok(index) => index,
+        Err(_) => if_nametoindex(zone).map_err(|errno| {
+            ConnectError::new(
+                format!("{host} names the interface {zone}: {}", errno.desc()),
+                "write the name or the number of one of this machine's interfaces after % (ip link)",
+            )
+        })?,
+    };
+    Ok(Some(SocketAddrV6::new(address, port, 0, index).into()))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -98,6 +123,23 @@ mod tests {
             let found = resolve(host, 7, past, &|| true).unwrap();
             assert_eq!(found, [SocketAddr::new(host.parse().unwrap(), 7)]);
         }
+    }
+
+    #[test]
+    fn zones_are_interfaces_by_name_or_by_number() {
+        let past = Instant::now();
+        let of = |host: &str| resolve(host, 7, past, &|| true);
+        // Every machine has a loopback interface, and it is the first.
+        for host in ["fe80::1%lo", "fe80::1%1"] {
+            match of(host).unwrap()[..] {
+                [SocketAddr::V6(found)] => {
+                    assert_eq!((found.scope_id(), found.port()), (1, 7), "{host}");
+                }
+                ref other => panic!("{other:?}"),
+            }
+        }
+        let error = of("fe80::1%no-such-if").unwrap_err().to_string();
+        assert!(error.contains("interface no-such-if"), "{error}");
     }
 
     #[test]

@@ -1,7 +1,9 @@
 //! From a path to a connected socket.
 
+use std::fs;
 use std::io;
 use std::os::fd::AsRawFd;
+use std::os::unix::fs::FileTypeExt;
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::thread;
@@ -86,10 +88,22 @@ fn open(
     }
 }
 
-fn refused(scheme: &str, path: &Path, errno: Errno) -> ConnectError {
-    let path = path.display();
+fn refused(scheme: &str, full_path: &Path, errno: Errno) -> ConnectError {
+    let path = full_path.display();
     let start = format!("start one: vgpu-mediatord --listen {scheme}:{path}");
+    // The kernel refuses to connect to anything else than a socket as if nobody listened.
+    let found = || fs::metadata(full_path).ok().map(|found| found.file_type());
     match errno {
+        Errno::ECONNREFUSED if found().is_some_and(|kind| kind.is_dir()) => ConnectError::new(
+            format!("{path} is a directory"),
+            format!(
+                "{scheme}: takes the path of the mediator's socket; a directory that the mediator \
+                 serves is file:{path}"
+            ),
+        ),
+        Errno::ECONNREFUSED if found().is_some_and(|kind| !kind.is_socket()) => {
+            ConnectError::new(format!("{path} is not a mediator's socket"), start)
+        }
         Errno::ENOENT => ConnectError::new(format!("no mediator listens at {path}"), start),
         Errno::ECONNREFUSED => ConnectError::new(
             format!("the mediator that made {path} is not running any more"),
