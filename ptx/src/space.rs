@@ -1,0 +1,168 @@
+//! Where addresses lead (PTX ISA 5.1): every access of a kernel is decided here.
+
+use std::sync::Arc;
+
+use crate::error::Code;
+use crate::memory::Bytes;
+use crate::types::Space;
+
+/// Shared memory of the own block; of block r of the cluster from `SHARED + (r + 1 << RANK_SHIFT)`.
+pub(crate) const SHARED: u64 = 1 << 40;
+pub(crate) const RANK_SHIFT: u32 = 24;
+/// Memory of the own thread.
+pub(crate) const LOCAL: u64 = 2 << 40;
+/// Parameters of the kernel.
+pub(crate) const PARAM: u64 = 3 << 40;
+/// Functions, 16 apart; nothing to read there.
+pub(crate) const FUNCTION: u64 = 4 << 40;
+/// Constants of the modules.
+pub(crate) const CONST: u64 = 5 << 40;
+/// What is allocated, and module variables.
+pub(crate) const GLOBAL: u64 = 0x7f00_0000_0000;
+/// The end of all addresses.
+pub(crate) const END: u64 = 1 << 48;
+/// An address below this is one within the space that the instruction names.
+const WINDOW: u64 = 1 << 40;
+
+/// A range of device memory.
+#[derive(Debug)]
+pub(crate) struct Region {
+    pub(crate) base: u64,
+    pub(crate) bytes: Bytes,
+    pub(crate) read_only: bool,
+}
+
+/// A fault of one lane.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Fault {
+    pub(crate) code: Code,
+    pub(crate) text: String,
+    pub(crate) pc: u32,
+    pub(crate) lane: u32,
+}
+
+impl Fault {
+    pub(crate) fn new(code: Code, pc: u32, lane: u32, text: impl Into<String>) -> Self {
+        Self {
+            code,
+            text: text.into(),
+            pc,
+            lane,
+        }
+    }
+}
+
+/// The region that holds an address; `hit` is where the last one was found.
+#[inline(always)]
+pub(crate) fn region<'r>(
+    regions: &'r [Arc<Region>],
+    hit: &mut usize,
+    addr: u64,
+) -> Option<&'r Region> {
+    if let Some(r) = regions.get(*hit)
+        && addr.wrapping_sub(r.base) < r.bytes.len()
+    {
+        return Some(r);
+    }
+    let at = regions.partition_point(|r| r.base <= addr).checked_sub(1)?;
+    let r = &regions[at];
+    if addr - r.base < r.bytes.len() {
+        *hit = at;
+        return Some(r);
+    }
+    None
+}
+
+/// The window of a generic address.
+pub(crate) fn space_of(addr: u64) -> Space {
+    match addr >> 40 {
+        1 => Space::Shared,
+        2 => Space::Local,
+        3 => Space::Param,
+        5 => Space::Const,
+        _ => Space::Global,
+    }
+}
+
+/// The start of the window of a space; 0 where an address is the same in the space and generic.
+pub(crate) fn window(space: Space) -> u64 {
+    match space {
+        Space::Shared => SHARED,
+        Space::Local => LOCAL,
+        Space::Param => PARAM,
+        _ => 0,
+    }
+}
+
+/// `cvta`: an address of `space` as a generic one. One that already is stays.
+pub(crate) fn to_generic(space: Space, addr: u64) -> u64 {
+    if addr < WINDOW {
+        addr + window(space)
+    } else {
+        addr
+    }
+}
+
+/// `cvta.to`: the way back.
+pub(crate) fn from_generic(space: Space, addr: u64) -> u64 {
+    let base = window(space);
+    if base != 0 && addr >> 40 == base >> 40 {
+        addr - base
+    } else {
+        addr
+    }
+}
+
+/// Where an address leads, its window taken away.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Lead {
+    Global(u64),
+    /// Block of the cluster, if not the own, and offset.
+    Shared(Option<u32>, u64),
+    Local(u64),
+    Param(u64),
+}
+
+/// Decides by the space that the instruction names and the address.
+#[inline]
+pub(crate) fn lead(space: Space, addr: u64) -> Lead {
+    let inside = match space {
+        Space::Generic => addr,
+        s if addr < WINDOW => addr | window(s),
+        _ => addr,
+    };
+    let low = inside & (WINDOW - 1);
+    match (space, space_of(inside)) {
+        (Space::Global, _) => Lead::Global(addr),
+        (_, Space::Shared) => match low >> RANK_SHIFT {
+            0 => Lead::Shared(None, low),
+            r => Lead::Shared(u32::try_from(r - 1).ok(), low & ((1 << RANK_SHIFT) - 1)),
+        },
+        (_, Space::Local) => Lead::Local(low),
+        (_, Space::Param) => Lead::Param(low),
+        _ => Lead::Global(addr),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_address_goes_through_its_window_and_back() {
+        for s in [
+            Space::Shared,
+            Space::Local,
+            Space::Param,
+            Space::Global,
+            Space::Const,
+        ] {
+            let a = if window(s) == 0 { GLOBAL + 16 } else { 16 };
+            assert_eq!(from_generic(s, to_generic(s, a)), a);
+        }
+        assert_eq!(lead(Space::Shared, 8), Lead::Shared(None, 8));
+        assert_eq!(lead(Space::Generic, SHARED + 8), Lead::Shared(None, 8));
+        assert_eq!(lead(Space::Generic, 8), Lead::Global(8));
+        assert_eq!(lead(Space::Global, SHARED), Lead::Global(SHARED));
+    }
+}
