@@ -42,7 +42,7 @@ guest_create() {
     for try in 1 2 3; do
         rm -f "/run/lab/$name.boot"
         xl create -q "/run/lab/$name.cfg" >&2 || return
-        xl domid "$name" >"/run/lab/$name.domid" && guest_wait "$name" 180 && return
+        xl domid "$name" >"/run/lab/$name.domid" && guest_wait "$name" 400 && return
         # QEMU's emulation of SVM now and then ends a PVH guest with a triple fault.
         guest_lives "$name" && return 1
         echo "lab: guest $name ended while booting (try $try)" >&2
