@@ -392,7 +392,7 @@ mod tests {
             fill(&mut strangers, start);
             let other = address("198.51.100.1");
             let mut now = start;
-            for session in 100_000..100_100 {
+            for session in 100_000..100_020 {
                 // The crowd sends ever new ones, and has its way in between.
                 now += GRACE;
                 fill(&mut strangers, now);
