@@ -16,6 +16,7 @@ mod extension;
 mod files;
 mod input;
 mod protocol;
+mod ptx;
 mod region;
 mod region_memory;
 mod ring;
@@ -139,6 +140,18 @@ pub const TARGETS: &[Target] = &[
         run: sockets::records,
         seeds: sockets::records_seeds,
         changes: 100,
+    },
+    Target {
+        name: "ptx_module",
+        run: ptx::module,
+        seeds: ptx::module_seeds,
+        changes: 20_000,
+    },
+    Target {
+        name: "ptx_kernel",
+        run: ptx::kernel,
+        seeds: ptx::kernel_seeds,
+        changes: 3_000,
     },
 ];
 

@@ -228,10 +228,9 @@ impl Device {
         let Some(at) = at.ok().filter(|k| !s.regions[*k].read_only) else {
             return invalid(format!("nothing is allocated at 0x{address:x}"));
         };
-        let mut list = (*s.regions).clone();
-        let r = list.remove(at);
+        // Copied only if a running launch holds the list.
+        let r = Arc::make_mut(&mut s.regions).remove(at);
         s.used -= r.bytes.len();
-        s.regions = Arc::new(list);
         Ok(())
     }
 
@@ -572,7 +571,7 @@ impl State {
         } else {
             self.next = after;
         }
-        let mut list = (*self.regions).clone();
+        let list = Arc::make_mut(&mut self.regions);
         let at = list.partition_point(|r| r.base < base);
         list.insert(
             at,
@@ -582,7 +581,6 @@ impl State {
                 read_only,
             }),
         );
-        self.regions = Arc::new(list);
         self.used += bytes;
         Ok(base)
     }
@@ -711,6 +709,11 @@ fn starts(
                 Value::Function(f) => FUNCTION + 16 * u64::from(f),
                 Value::Frame(_) | Value::FrameGeneric(_) | Value::Special(_) => {
                     s.varying.push((c.slot, c.wide, c.value));
+                    if let Value::Special(x) = c.value
+                        && x.is_of_block()
+                    {
+                        s.of_block.push((c.slot, c.wide, x));
+                    }
                     continue;
                 }
             };

@@ -6,7 +6,7 @@
     reason = "arguments of any size"
 )]
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use crate::Code;
@@ -18,24 +18,72 @@ use crate::warp::{State, Warp, lanes};
 /// Bytes of output that are kept; the oldest are dropped, as on a GPU.
 const OUTPUT: usize = 1 << 20;
 /// Bytes of one string, or of one printf.
-const STRING: u64 = 64 << 10;
+const STRING: u64 = 16 << 10;
 
 /// What launches of a device share besides memory.
 #[derive(Debug, Default)]
 pub(crate) struct Environment {
-    output: Mutex<VecDeque<Vec<u8>>>,
+    output: Mutex<Output>,
     heap: Mutex<Heap>,
 }
 
-/// The heap of `malloc`: a part of device memory.
+#[derive(Debug, Default)]
+struct Output {
+    texts: VecDeque<Vec<u8>>,
+    total: usize,
+}
+
+/// The heap of `malloc`: a part of device memory. Every step is logarithmic, whatever a kernel does.
 #[derive(Debug, Default)]
 struct Heap {
     base: u64,
     size: u64,
-    /// What is in use: offset and size.
+    /// Sizes of what is in use, and of what is free, by offset.
     used: BTreeMap<u64, u64>,
-    /// Where to look first.
-    next: u64,
+    free: BTreeMap<u64, u64>,
+    /// What is free by size and offset.
+    by_size: BTreeSet<(u64, u64)>,
+}
+
+impl Heap {
+    fn add_free(&mut self, at: u64, size: u64) {
+        self.free.insert(at, size);
+        self.by_size.insert((size, at));
+    }
+
+    fn take_free(&mut self, at: u64, size: u64) {
+        self.free.remove(&at);
+        self.by_size.remove(&(size, at));
+    }
+
+    fn malloc(&mut self, size: u64) -> Option<u64> {
+        let size = size.max(1).checked_next_multiple_of(16)?;
+        let (room, at) = self.by_size.range((size, 0)..).next().copied()?;
+        self.take_free(at, room);
+        if room > size {
+            self.add_free(at + size, room - size);
+        }
+        self.used.insert(at, size);
+        Some(at)
+    }
+
+    fn release(&mut self, at: u64) {
+        let Some(mut size) = self.used.remove(&at) else {
+            return;
+        };
+        let mut at = at;
+        if let Some((before, n)) = self.free.range(..at).next_back().map(|(o, n)| (*o, *n))
+            && before + n == at
+        {
+            self.take_free(before, n);
+            (at, size) = (before, n + size);
+        }
+        if let Some(n) = self.free.get(&(at + size)).copied() {
+            self.take_free(at + size, n);
+            size += n;
+        }
+        self.add_free(at, size);
+    }
 }
 
 fn lock<T>(m: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -44,11 +92,13 @@ fn lock<T>(m: &Mutex<T>) -> MutexGuard<'_, T> {
 
 impl Environment {
     pub(crate) fn set_heap(&self, base: u64, size: u64) {
-        *lock(&self.heap) = Heap {
+        let mut h = Heap {
             base,
             size,
             ..Heap::default()
         };
+        h.add_free(0, size);
+        *lock(&self.heap) = h;
     }
 
     pub(crate) fn heap(&self) -> (u64, u64) {
@@ -56,54 +106,35 @@ impl Environment {
         (h.base, h.size)
     }
 
+    /// The address, or 0 where there is no room.
     fn malloc(&self, size: u64) -> u64 {
         let mut h = lock(&self.heap);
-        let Some(size) = size
-            .max(1)
-            .checked_next_multiple_of(16)
-            .filter(|s| *s <= h.size)
-        else {
-            return 0;
-        };
-        for from in [h.next, 0] {
-            let mut at = from;
-            let before = h.used.range(..=at).next_back().map(|(o, s)| o + s);
-            at = at.max(before.unwrap_or(0));
-            for (o, s) in h.used.range(at..) {
-                if o - at >= size {
-                    break;
-                }
-                at = o + s;
-            }
-            if h.size - at.min(h.size) >= size {
-                h.used.insert(at, size);
-                h.next = at + size;
-                return h.base + at;
-            }
-        }
-        0
+        h.malloc(size).map_or(0, |at| h.base + at)
     }
 
     fn free(&self, at: u64) {
         let mut h = lock(&self.heap);
         let off = at.wrapping_sub(h.base);
-        if h.used.remove(&off).is_some() {
-            h.next = h.next.min(off);
-        }
+        h.release(off);
     }
 
     fn print(&self, text: Vec<u8>) {
+        if text.is_empty() {
+            return;
+        }
         let mut o = lock(&self.output);
-        o.push_back(text);
-        let mut total: usize = o.iter().map(Vec::len).sum();
-        while total > OUTPUT {
-            total -= o.pop_front().map_or(0, |t| t.len());
+        o.total += text.len();
+        o.texts.push_back(text);
+        while o.total > OUTPUT {
+            let gone = o.texts.pop_front().map_or(0, |t| t.len());
+            o.total -= gone;
         }
     }
 
     /// All output since the last call.
     pub(crate) fn take_output(&self) -> Vec<u8> {
         std::mem::take(&mut *lock(&self.output))
+            .texts
             .into_iter()
             .flatten()
             .collect()

@@ -107,9 +107,14 @@ impl Block {
                 let given = WARP_SLICE.min(left);
                 let mut fuel = given;
                 let stop = run(&mut self.warps[k], cx, &self.shared, &mut fuel);
-                let spent = (given - fuel).max(1);
+                let unspent = std::mem::take(&mut self.warps[k].unspent);
+                let spent = (given - fuel - unspent).max(1);
                 *used += u64::from(spent);
-                left = left.saturating_sub(spent);
+                left = if unspent > 0 {
+                    0
+                } else {
+                    left.saturating_sub(spent)
+                };
                 match stop {
                     Stop::Slice => {}
                     Stop::Parked => self.arrive(cx, k)?,

@@ -12,8 +12,8 @@ const EM_CUDA: u16 = 190;
 /// Kinds of entries in a fatbin.
 const KIND_PTX: u16 = 1;
 const KIND_CUBIN: u16 = 2;
-/// A PTX entry is refused beyond this many bytes, packed or not.
-const TEXT_LIMIT: usize = 256 << 20;
+/// A text of more bytes is refused, packed or not.
+const TEXT_LIMIT: usize = 64 << 20;
 /// Flags of an entry.
 const COMPRESSED_LZ4: u64 = 0x2000;
 const COMPRESSED_ZSTD: u64 = 0x8000;
@@ -48,6 +48,9 @@ pub(crate) fn text(image: &[u8]) -> Result<Cow<'_, str>, Error> {
         return fatbin(image).map(Cow::Owned);
     }
     let end = image.iter().position(|b| *b == 0).unwrap_or(image.len());
+    if end > TEXT_LIMIT {
+        return Err(not_recognized());
+    }
     let text = String::from_utf8_lossy(&image[..end]);
     if begins_with_version(&text) {
         Ok(text)

@@ -330,43 +330,56 @@ fn multiply(
         _ => place_c(r, q),
     };
     let is_integer = matches!(a.ty, Type::S8 | Type::U8);
+    let all = |rows: u32, cols: u32| (0..rows).flat_map(move |r| (0..cols).map(move |q| (r, q)));
+    let place = |which: u32| move |(r, q): (u32, u32)| at(which, r, q);
     let mut out = Vec::with_capacity((m * n) as usize);
-    for r in 0..m {
-        for q in 0..n {
+    if is_integer {
+        let value = |l: &Lanes<'_>, f: &Fragment, (lane, e): (usize, usize)| {
+            integer(f.ty, l.element(f, lane, e))
+        };
+        let x: Vec<i64> = all(m, k).map(place(0)).map(|p| value(l, a, p)).collect();
+        // By columns, so that a sum runs along both.
+        let y: Vec<i64> = all(n, k).map(|(q, j)| value(l, b, at(1, j, q))).collect();
+        for (r, q) in all(m, n) {
             let (lane, e) = at(2, r, q);
-            let start = l.element(c, lane, e);
-            let v = if is_integer {
-                let mut sum = integer(Type::S32, start);
-                for j in 0..k {
-                    let (x, y) = (at(0, r, j), at(1, j, q));
-                    sum += integer(a.ty, l.element(a, x.0, x.1))
-                        * integer(b.ty, l.element(b, y.0, y.1));
-                }
-                if saturate {
-                    sum.clamp(i64::from(i32::MIN), i64::from(i32::MAX)) as u64
-                } else {
-                    sum as u64
-                }
+            let (row, column) = (
+                &x[(r * k) as usize..][..k as usize],
+                &y[(q * k) as usize..][..k as usize],
+            );
+            let sum = row.iter().zip(column).map(|(x, y)| x * y).sum::<i64>()
+                + integer(Type::S32, l.element(c, lane, e));
+            let v = if saturate {
+                sum.clamp(i64::from(i32::MIN), i64::from(i32::MAX))
             } else {
-                let mut sum = number(c.ty, start);
-                for j in 0..k {
-                    let (x, y) = (at(0, r, j), at(1, j, q));
-                    let (x, y) = (
-                        number(a.ty, l.element(a, x.0, x.1)),
-                        number(b.ty, l.element(b, y.0, y.1)),
-                    );
-                    sum = if d.ty == Type::F64 {
-                        x.mul_add(y, sum)
-                    } else {
-                        sum + x * y
-                    };
-                }
-                match d.ty {
-                    Type::F64 => sum.to_bits(),
-                    Type::F16 => u64::from(narrow(sum, Type::F16, Rounding::Nearest)),
-                    _ if sum.is_nan() => u64::from(NAN32),
-                    _ => u64::from(f32r(sum as f32)),
-                }
+                sum
+            };
+            out.push((lane, e, v as u64));
+        }
+    } else {
+        let value = |l: &Lanes<'_>, f: &Fragment, (lane, e): (usize, usize)| {
+            number(f.ty, l.element(f, lane, e))
+        };
+        let x: Vec<f64> = all(m, k).map(place(0)).map(|p| value(l, a, p)).collect();
+        let y: Vec<f64> = all(n, k).map(|(q, j)| value(l, b, at(1, j, q))).collect();
+        for (r, q) in all(m, n) {
+            let (lane, e) = at(2, r, q);
+            let (row, column) = (
+                &x[(r * k) as usize..][..k as usize],
+                &y[(q * k) as usize..][..k as usize],
+            );
+            let mut sum = number(c.ty, l.element(c, lane, e));
+            for (x, y) in row.iter().zip(column) {
+                sum = if d.ty == Type::F64 {
+                    x.mul_add(*y, sum)
+                } else {
+                    sum + x * y
+                };
+            }
+            let v = match d.ty {
+                Type::F64 => sum.to_bits(),
+                Type::F16 => u64::from(narrow(sum, Type::F16, Rounding::Nearest)),
+                _ if sum.is_nan() => u64::from(NAN32),
+                _ => u64::from(f32r(sum as f32)),
             };
             out.push((lane, e, v));
         }

@@ -11,6 +11,9 @@ use std::ptr::NonNull;
 use std::sync::atomic::Ordering::{AcqRel, Acquire, Relaxed};
 use std::sync::atomic::{AtomicU8, AtomicU16, AtomicU32, AtomicU64};
 
+#[cfg(target_endian = "big")]
+compile_error!("device memory is little-endian, and so must the processor be");
+
 /// Zeroed memory of a fixed size.
 pub(crate) struct Bytes {
     at: NonNull<u8>,
@@ -44,6 +47,10 @@ pub(crate) trait Word: Copy + Eq {
     fn load(a: &Self::Atomic) -> Self;
     /// Relaxed.
     fn store(a: &Self::Atomic, v: Self);
+    /// The low bits.
+    fn low(v: u64) -> Self;
+    /// The value, zeros above.
+    fn wide(self) -> u64;
     /// Replaces `old` by `new`, or says what is there instead.
     fn swap_if(a: &Self::Atomic, old: Self, new: Self) -> Result<Self, Self>;
 }
@@ -56,6 +63,12 @@ macro_rules! words {
             fn load(a: &$atomic) -> Self { a.load(Relaxed) }
             #[inline(always)]
             fn store(a: &$atomic, v: Self) { a.store(v, Relaxed); }
+            #[inline(always)]
+            #[allow(clippy::cast_possible_truncation, reason = "the low bits are meant")]
+            fn low(v: u64) -> Self { v as Self }
+            #[inline(always)]
+            #[allow(clippy::cast_lossless, reason = "of every size")]
+            fn wide(self) -> u64 { self as u64 }
             #[inline(always)]
             fn swap_if(a: &$atomic, old: Self, new: Self) -> Result<Self, Self> {
                 // Pairs with the same exchange of other workers: what a lane wrote before it is seen after it.
@@ -110,17 +123,34 @@ impl Bytes {
 
     /// 32 values that lie one behind the other.
     #[inline(always)]
-    pub(crate) fn load_row<T: Word + Default>(&self, at: u64) -> Option<[T; 32]> {
+    pub(crate) fn load_row<T: Word>(&self, at: u64, out: &mut [T; 32]) -> Option<()> {
+        // Two at a time where that is aligned: each of them is still read whole.
+        if size_of::<T>() == 4
+            && let Some(pairs) = self.atomics::<u64>(at, 16)
+        {
+            for (v, a) in out.as_chunks_mut::<2>().0.iter_mut().zip(pairs) {
+                let both = u64::load(a);
+                *v = [T::low(both), T::low(both >> 32)];
+            }
+            return Some(());
+        }
         let a = self.atomics::<T>(at, 32)?;
-        let mut v = [T::default(); 32];
-        for (v, a) in v.iter_mut().zip(a) {
+        for (v, a) in out.iter_mut().zip(a) {
             *v = T::load(a);
         }
-        Some(v)
+        Some(())
     }
 
     #[inline(always)]
     pub(crate) fn store_row<T: Word>(&self, at: u64, v: &[T; 32]) -> Option<()> {
+        if size_of::<T>() == 4
+            && let Some(pairs) = self.atomics::<u64>(at, 16)
+        {
+            for (v, a) in v.as_chunks::<2>().0.iter().zip(pairs) {
+                u64::store(a, v[0].wide() | v[1].wide() << 32);
+            }
+            return Some(());
+        }
         let a = self.atomics::<T>(at, 32)?;
         for (v, a) in v.iter().zip(a) {
             T::store(a, *v);
@@ -196,7 +226,7 @@ mod tests {
         assert_eq!(b.load::<u8>(u64::MAX), None);
         assert_eq!(b.store(9, 1u8), Some(()));
         assert_eq!(b.store(10, 1u8), None);
-        assert!(b.load_row::<u8>(0).is_none());
+        assert!(b.load_row::<u8>(0, &mut [0; 32]).is_none());
     }
 
     #[test]

@@ -33,6 +33,12 @@ pub(crate) fn ftz(x: u32) -> u32 {
     }
 }
 
+/// The same for a value.
+#[inline(always)]
+pub(crate) fn flushed(x: f32) -> f32 {
+    f32::from_bits(ftz(x.to_bits()))
+}
+
 /// Clamps to [0, 1]; NaN and −0 become +0.
 #[inline(always)]
 pub(crate) fn sat32(x: u32) -> u32 {
@@ -67,12 +73,11 @@ pub(crate) fn max_f32(a: u32, b: u32) -> u32 {
 /// a × b + c, rounded once. Without the processor's instruction: the product is exact in f64, the
 /// sum is rounded to odd there, which keeps the last rounding right.
 #[inline(always)]
-pub(crate) fn fma_f32<const V3: bool>(a: u32, b: u32, c: u32) -> u32 {
-    let (a, b, c) = (f32::from_bits(a), f32::from_bits(b), f32::from_bits(c));
+pub(crate) fn fma_f32<const V3: bool>(a: f32, b: f32, c: f32) -> f32 {
     if V3 {
-        f32r(a.mul_add(b, c))
+        a.mul_add(b, c)
     } else {
-        f32r(odd_sum(f64::from(a) * f64::from(b), f64::from(c)) as f32)
+        odd_sum(f64::from(a) * f64::from(b), f64::from(c)) as f32
     }
 }
 
@@ -113,8 +118,9 @@ mod tests {
                 }
             };
             let (a, b, c) = (next(), next(), next());
-            let want = f32r(f32::from_bits(a).mul_add(f32::from_bits(b), f32::from_bits(c)));
-            assert_eq!(fma_f32::<false>(a, b, c), want, "{a:x} {b:x} {c:x}");
+            let [x, y, z] = [a, b, c].map(f32::from_bits);
+            let (got, want) = (f32r(fma_f32::<false>(x, y, z)), f32r(x.mul_add(y, z)));
+            assert_eq!(got, want, "{a:x} {b:x} {c:x}");
         }
     }
 

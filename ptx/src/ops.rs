@@ -44,18 +44,26 @@ macro_rules! with_hot_ops {
             MulHiU32 |a, b| ((u64::from(a) * u64::from(b)) >> 32) as u32;
             Add16 |a, b| a.wrapping_add(b) & 0xffff;
             Sub16 |a, b| a.wrapping_sub(b) & 0xffff;
-            AddF32 |a, b| f32r(f32::from_bits(a) + f32::from_bits(b));
-            SubF32 |a, b| f32r(f32::from_bits(a) - f32::from_bits(b));
-            MulF32 |a, b| f32r(f32::from_bits(a) * f32::from_bits(b));
-            DivF32 |a, b| f32r(f32::from_bits(a) / f32::from_bits(b));
+        }
+        float_bin32 {
+            AddF32 |a, b| a + b;
+            SubF32 |a, b| a - b;
+            MulF32 |a, b| a * b;
+            DivF32 |a, b| a / b;
+            AddF32z |a, b| flushed(flushed(a) + flushed(b));
+            SubF32z |a, b| flushed(flushed(a) - flushed(b));
+            MulF32z |a, b| flushed(flushed(a) * flushed(b));
+        }
+        float_tri32 {
+            FmaF32 |a, b, c| fma_f32::<V3>(a, b, c);
+            FmaF32z |a, b, c| flushed(fma_f32::<V3>(flushed(a), flushed(b), flushed(c)));
+        }
+        bin32 {
             MinF32 |a, b| min_f32(a, b);
             MaxF32 |a, b| max_f32(a, b);
-            AddF32z |a, b| ftz(f32r(f32::from_bits(ftz(a)) + f32::from_bits(ftz(b))));
-            SubF32z |a, b| ftz(f32r(f32::from_bits(ftz(a)) - f32::from_bits(ftz(b))));
         }
         tri32 {
             Mad32 |a, b, c| a.wrapping_mul(b).wrapping_add(c);
-            FmaF32 |a, b, c| fma_f32::<V3>(a, b, c);
             Shf32 |a, b, c| (((u64::from(b) << 32 | u64::from(a)) << (c & 31)) >> 32) as u32;
         }
         un64 {

@@ -530,9 +530,9 @@ impl<'a> Parser<'a, '_> {
         if !self.is("?") {
             return Ok(n);
         }
-        let a = self.number()?;
+        let a = self.deeper(Self::number)?;
         self.want(":")?;
-        let b = self.number()?;
+        let b = self.deeper(Self::number)?;
         Ok(if n == Number::Int(0) { b } else { a })
     }
 

@@ -231,6 +231,16 @@ pub(crate) enum Special {
     ClusterNctaRank,
 }
 
+impl Special {
+    /// Whether another block has another value.
+    pub(crate) fn is_of_block(self) -> bool {
+        matches!(
+            self,
+            Self::Ctaid(_) | Self::ClusterId(_) | Self::ClusterCtaId(_) | Self::ClusterCtaRank
+        )
+    }
+}
+
 /// A slot with its value.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Constant {

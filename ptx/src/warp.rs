@@ -91,6 +91,8 @@ pub(crate) struct Warp {
     /// Local memory, a word of all lanes after the other.
     pub(crate) local: Vec<[u32; 32]>,
     pub(crate) hit: usize,
+    /// Instructions that were left when the warp gave up its turn.
+    pub(crate) unspent: u32,
     spins: u32,
     turn: u32,
     now: u64,
@@ -120,11 +122,14 @@ impl Warp {
             free: Vec::new(),
             local: Vec::new(),
             hit: 0,
+            unspent: 0,
             spins: 0,
             turn: 0,
             now: 0,
         };
-        w.frames.push(w.frame_of(cx, cx.kernel));
+        let mut first = w.frame_of(cx, cx.kernel);
+        cx.fill(&mut first.regs, cx.kernel, index, [0; 3], 0);
+        w.frames.push(first);
         w
     }
 
@@ -148,7 +153,7 @@ impl Warp {
         self.pc = cx.program.functions[cx.kernel as usize].start;
         let f = &mut self.frames[0];
         f.lanes = self.live;
-        cx.fill(&mut f.regs, cx.kernel, self.index, ctaid, 0);
+        cx.refill(&mut f.regs, cx.kernel, self.index, ctaid);
         let words = cx.program.functions[cx.kernel as usize].frame.div_ceil(4) as usize;
         if self.local.len() < words {
             self.local.resize(words, [0; 32]);

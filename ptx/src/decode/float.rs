@@ -153,7 +153,7 @@ fn op32(op: u32, a: u32, b: u32, c: u32, k: u32) -> u32 {
         code::MUL if nearest => (x * y).to_bits(),
         code::DIV if nearest => (x / y).to_bits(),
         code::RCP if nearest => (1.0 / x).to_bits(),
-        code::FMA if nearest => crate::number::fma_f32::<false>(a, b, c),
+        code::FMA if nearest => crate::number::fma_f32::<false>(x, y, f32::from_bits(c)).to_bits(),
         code::SQRT if nearest => x.sqrt().to_bits(),
         // A root of 24 bits is never halfway, and 53 bits of it decide.
         code::SQRT if x == 0.0 => a,
@@ -288,6 +288,7 @@ pub(crate) fn arithmetic<'a>(
         code::F64 => b.hot(i, hot64, &[t; 3]),
         code::FTZ if op == code::ADD => b.hot(i, Op::AddF32z, &[t; 3]),
         code::FTZ if op == code::SUB => b.hot(i, Op::SubF32z, &[t; 3]),
+        code::FTZ => b.hot(i, Op::MulF32z, &[t; 3]),
         _ => b.simple(i, lane, k | op, &[t; 3]),
     }
 }
@@ -307,6 +308,7 @@ pub(crate) fn fma<'a>(
     match k {
         0 => b.hot(i, Op::FmaF32, &[t; 4]),
         code::F64 => b.hot(i, Op::FmaF64, &[t; 4]),
+        code::FTZ => b.hot(i, Op::FmaF32z, &[t; 4]),
         _ => b.simple(i, lane, k | code::FMA, &[t; 4]),
     }
 }

@@ -8,7 +8,7 @@ pub(crate) mod float;
 pub(crate) mod integer;
 pub(crate) mod together;
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 
 use crate::ast::{self, Instruction, Number, Operand, Statement};
 use crate::error::Diagnostic;
@@ -166,8 +166,8 @@ pub(crate) struct Names {
 #[derive(Debug, Default)]
 struct Scope<'a> {
     names: HashMap<&'a str, Entity>,
-    /// Prefix, how many, width.
-    ranges: Vec<(&'a str, u32, u32)>,
+    /// How many, and width, of each prefix.
+    ranges: HashMap<&'a str, (u32, u32)>,
 }
 
 /// A function while it is decoded.
@@ -185,6 +185,7 @@ pub(crate) struct Body<'p, 'a> {
     found: Vec<Diagnostic>,
     line: u32,
     sinks: [Slot; 3],
+    seen_variables: HashSet<u32>,
     lane_functions: &'p mut HashMap<usize, u32>,
     target: u32,
     version: (u32, u32),
@@ -230,6 +231,7 @@ pub(crate) fn function<'a>(
         found: Vec::new(),
         line: f.line,
         sinks: [NONE; 3],
+        seen_variables: HashSet::new(),
         lane_functions: s.lane_functions,
         target: s.target,
         version: s.version,
@@ -480,7 +482,7 @@ impl<'a> Body<'_, 'a> {
                 }
                 if let Some(n) = v.range {
                     if let Some(s) = self.scopes.last_mut() {
-                        s.ranges.push((v.name, n, bits));
+                        s.ranges.insert(v.name, (n, bits));
                     }
                 } else {
                     let e = self.register(v.ty)?;
@@ -530,12 +532,7 @@ impl<'a> Body<'_, 'a> {
             let digits = name.len() - name.trim_end_matches(|c: char| c.is_ascii_digit()).len();
             for cut in (1..=digits).rev() {
                 let (prefix, number) = name.split_at(name.len() - cut);
-                let Some((_, n, bits)) = self.scopes[k]
-                    .ranges
-                    .iter()
-                    .find(|r| r.0 == prefix)
-                    .copied()
-                else {
+                let Some((n, bits)) = self.scopes[k].ranges.get(prefix).copied() else {
                     continue;
                 };
                 if number.parse::<u32>().is_ok_and(|i| i < n)
@@ -715,7 +712,7 @@ impl<'a> Body<'_, 'a> {
     }
 
     fn variable_value(&mut self, wide: bool, v: u32, plus: i64) -> Decoded<Slot> {
-        if !self.function.variables.contains(&v) {
+        if self.seen_variables.insert(v) {
             self.function.variables.push(v);
         }
         self.constant(
