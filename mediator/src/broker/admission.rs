@@ -8,7 +8,7 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use nix::sys::socket::{getsockopt, sockopt::PeerCredentials};
-use vchan::local::Listener;
+use vchan::local::{Listener, Stranger};
 
 use super::fair_queue::FairQueue;
 use super::session::Session;
@@ -32,7 +32,7 @@ const PATIENCE: Duration = Duration::from_secs(10);
 /// Somebody of this machine who wants a session.
 #[derive(Debug)]
 pub(super) struct LocalNewcomer {
-    stream: UnixStream,
+    stream: Stranger<OwnedFd>,
     carrier: Carrier,
     who: Who,
 }
@@ -85,7 +85,8 @@ impl Broker<'_> {
     }
 
     fn on_local_guest(&mut self, stream: UnixStream, carrier: Carrier, now: Instant) {
-        let peer = match getsockopt(&stream, PeerCredentials) {
+        let stream = Stranger::from(OwnedFd::from(stream));
+        let peer = match getsockopt(&*stream, PeerCredentials) {
             Ok(peer) => peer,
             Err(errno) => {
                 let line = format!("a local guest cannot be identified: {errno}");
@@ -159,7 +160,7 @@ impl Broker<'_> {
             let most = (!trusted).then_some(self.config.limits.max_sessions_per_guest);
             self.check_limits(&who, most)
         };
-        self.begin(who, carrier, Some(stream.into()), refusal, now);
+        self.begin(who, carrier, Some(stream), refusal, now);
     }
 
     pub(super) fn on_xen(&mut self, now: Instant) {
@@ -290,7 +291,7 @@ impl Broker<'_> {
         &mut self,
         who: Who,
         carrier: Carrier,
-        guest: Option<OwnedFd>,
+        guest: Option<Stranger<OwnedFd>>,
         refusal: Option<Turned>,
         now: Instant,
     ) -> Option<u64> {
@@ -324,7 +325,7 @@ impl Broker<'_> {
         &mut self,
         who: Who,
         carrier: Carrier,
-        guest: Option<OwnedFd>,
+        guest: Option<Stranger<OwnedFd>>,
         refusal: Option<Turned>,
         now: Instant,
     ) -> Option<u64> {

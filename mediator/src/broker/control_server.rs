@@ -16,6 +16,7 @@ use nix::sys::socket::{
     sockopt::PeerCredentials,
 };
 use nix::unistd::Uid;
+use vchan::local::Stranger;
 
 use crate::control::{Answer, Ask, MAX_REQUEST, Refused, Request, Response, VERSION};
 use crate::failure::Failure;
@@ -30,7 +31,7 @@ const PATIENCE: Duration = Duration::from_secs(10);
 /// The listening socket and its connections.
 #[derive(Debug)]
 pub(super) struct ControlServer {
-    listener: UnixListener,
+    listener: Stranger<UnixListener>,
     path: PathBuf,
     /// Device and inode of the socket's file, to remove only our own.
     identity: (u64, u64),
@@ -40,7 +41,7 @@ pub(super) struct ControlServer {
 
 #[derive(Debug)]
 struct Connection {
-    stream: UnixStream,
+    stream: Stranger<UnixStream>,
     lines: LineBuffer,
     unsent: Vec<u8>,
     /// Its question was read; the connection closes once the answer is sent.
@@ -94,7 +95,7 @@ impl ControlServer {
             failed(error)
         })?;
         Ok(Self {
-            listener,
+            listener: listener.into(),
             path: path.to_owned(),
             identity,
             connections: BTreeMap::new(),
@@ -131,7 +132,7 @@ impl ControlServer {
     /// Takes one connection that waits.
     pub(super) fn accept(&mut self, now: Instant) {
         let stream = match self.listener.accept() {
-            Ok((stream, _)) => stream,
+            Ok((stream, _)) => Stranger::from(stream),
             Err(error) => {
                 if error.kind() != io::ErrorKind::WouldBlock {
                     log::warn!("control socket: {error}");
@@ -140,7 +141,7 @@ impl ControlServer {
             }
         };
         let admitted = stream.set_nonblocking(true).is_ok()
-            && getsockopt(&stream, PeerCredentials)
+            && getsockopt(&*stream, PeerCredentials)
                 .is_ok_and(|peer| peer.uid() == 0 || peer.uid() == Uid::effective().as_raw());
         self.connections.insert(
             self.next,
@@ -169,7 +170,7 @@ impl ControlServer {
             self.send(id);
             return None;
         }
-        let received = match connection.lines.read(&connection.stream) {
+        let received = match connection.lines.read(&*connection.stream) {
             Ok(received) => received,
             Err(error) => {
                 log::debug!("control connection: {error}");
@@ -241,7 +242,7 @@ impl ControlServer {
             self.connections.remove(&id);
             return;
         }
-        match connection.stream.write(&connection.unsent) {
+        match (&*connection.stream).write(&connection.unsent) {
             Ok(n) if n == connection.unsent.len() => {
                 self.connections.remove(&id);
             }

@@ -31,6 +31,7 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use nix::poll::{PollFd, PollFlags};
+use vchan::local::being_closed;
 use vgpu_protocol::endpoint::Endpoint;
 
 use crate::config::Config;
@@ -58,6 +59,13 @@ use xen::XenGuests;
 
 /// Time that a kicked session gets to tell its guest.
 const KICK_TIME: Duration = Duration::from_secs(2);
+
+/// Connections of clients that are being closed, at most, while more are taken. Each has a thread
+/// then: one that waited for a thread would be open in every worker that is started, until its exec.
+const MOST_CLOSING: usize = 16;
+
+/// How soon that is looked at again.
+const LOOK_AT_CLOSING: Duration = Duration::from_millis(100);
 
 /// Runs the mediator until it is told to stop.
 ///
@@ -253,7 +261,7 @@ impl<'a> Broker<'a> {
             sources.push(Source::Probe);
             fds.push(readable(answer));
         }
-        for (index, listener) in self.locals.iter().enumerate() {
+        for (index, listener) in self.open_doors() {
             sources.push(Source::Local(index));
             fds.push(readable(listener.as_fd()));
         }
@@ -297,6 +305,20 @@ impl<'a> Broker<'a> {
             .collect())
     }
 
+    /// The Unix sockets whose clients are taken: none while as many connections as may be are still
+    /// being closed. A client can make a close sleep; it then keeps clients out, and holds up nobody
+    /// who is here.
+    fn open_doors(&self) -> impl Iterator<Item = (usize, &LocalDoor)> {
+        let open = being_closed() < MOST_CLOSING;
+        self.locals.iter().enumerate().filter(move |_| open)
+    }
+
+    /// When to look again whether the doors can be opened.
+    fn doors_due(&self, now: Instant) -> Option<Instant> {
+        let shut = !self.locals.is_empty() && being_closed() >= MOST_CLOSING;
+        shut.then(|| now + LOOK_AT_CLOSING)
+    }
+
     fn next_deadline(&self, now: Instant) -> Option<Instant> {
         let kills = self.sessions.values().filter_map(|session| session.kill_at);
         let queries = self.queries.iter().map(|query| query.deadline);
@@ -306,6 +328,7 @@ impl<'a> Broker<'a> {
             .chain(queries)
             .chain(files)
             .chain(self.offer_due(now))
+            .chain(self.doors_due(now))
             .chain(self.control.deadline())
             .chain(self.reprobe.as_ref().map(|reprobe| reprobe.deadline(now)))
             .chain(self.newcomers.deadline(now))

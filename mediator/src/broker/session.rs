@@ -10,6 +10,7 @@ use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::Instant;
 
 use nix::fcntl::{FcntlArg, FdFlag, fcntl};
+use vchan::local::Stranger;
 use vgpu_file_transport::{GuestName, SessionName};
 use vgpu_socket_transport::MAX_NAME;
 
@@ -57,13 +58,15 @@ impl Session {
         id: u64,
         who: Who,
         spec: &Spec,
-        guest: Option<OwnedFd>,
+        guest: Option<Stranger<OwnedFd>>,
         now: Instant,
     ) -> io::Result<Self> {
         let (link, theirs) = UnixStream::pair()?;
         link.set_nonblocking(true)?;
         let (log, their_log) = UnixStream::pair()?;
         log.set_nonblocking(true)?;
+        // A failed start closes it, and then this process must have another.
+        let copy = guest.as_ref().map(|guest| guest.try_clone()).transpose()?;
         let label = format!("session-{id}");
         // Inherited by this child alone: no other thread of the broker starts processes.
         fcntl(&theirs, FcntlArg::F_SETFD(FdFlag::empty()))?;
@@ -73,13 +76,18 @@ impl Session {
             .args([worker::ARGUMENT, &label, &descriptor])
             .arg(serde_json::to_string(spec)?)
             .env_remove("NOTIFY_SOCKET")
-            .stdin(guest.map_or_else(Stdio::null, Stdio::from))
+            .stdin(copy.map_or_else(Stdio::null, Stdio::from))
             .stdout(OwnedFd::from(their_log.try_clone()?))
             .stderr(OwnedFd::from(their_log))
             // A Ctrl-C at the terminal is for the broker, which lets the workers finish.
             .process_group(0)
             .spawn()?;
         drop(theirs);
+        // The worker has it and keeps it until it reads the word, so this close is never the last one.
+        drop(guest.map(Stranger::trust));
+        if let Err(error) = (&link).write_all(&[worker::BEGIN]) {
+            log::debug!("session {id}: its worker ended as it began: {error}");
+        }
         Ok(Self {
             id,
             who,

@@ -117,7 +117,7 @@ impl Broker<'_> {
             address,
         };
         let from: IpAddr = address.ip();
-        let guest: OwnedFd = stream.into();
+        let guest = OwnedFd::from(stream).into();
         if let Some(id) = self.start(who, Carrier::Tcp { secrets }, Some(guest), None, now)
             && let Some(session) = self.sessions.get_mut(&id)
         {

@@ -2,7 +2,7 @@
 #![allow(unsafe_code)]
 
 use std::fs::{self, File};
-use std::io;
+use std::io::{self, Read};
 use std::os::fd::{AsFd, FromRawFd, OwnedFd, RawFd};
 use std::os::unix::net::UnixStream;
 
@@ -44,6 +44,7 @@ pub(super) fn confine(broker: RawFd, broker_pid: i32) -> io::Result<(OwnedFd, Un
 
     // A copy that later programs would not inherit; then nothing can mistake it for a terminal.
     let guest = io::stdin().as_fd().try_clone_to_owned()?;
+    (&broker).read_exact(&mut [0])?;
     dup2_stdin(File::open("/dev/null")?)?;
     Ok((guest, broker))
 }

@@ -39,6 +39,10 @@ const STOP_CHECK: Duration = Duration::from_millis(250);
 /// The part of the usual longest look at the ring that a worker allows itself: one of so many.
 const LOOKING_SHARE: u32 = 8;
 
+/// The first byte that the broker sends: it has let go of the guest's socket, which the worker holds
+/// until then. So it is never the broker that closes the socket last.
+pub const BEGIN: u8 = b'\n';
+
 /// First argument of a worker process.
 pub const ARGUMENT: &str = "worker";
 

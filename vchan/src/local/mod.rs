@@ -31,7 +31,7 @@ pub use rendezvous::{
     serve_with,
 };
 pub(crate) use rendezvous::{connect_parts, serve_parts};
-pub use stranger::Stranger;
+pub use stranger::{Stranger, being_closed};
 
 use crate::channel::Channel;
 use crate::error::{Error, Result};

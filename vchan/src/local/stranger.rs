@@ -176,6 +176,12 @@ fn close_elsewhere(fd: OwnedFd) {
     }
 }
 
+/// How many descriptors are being closed by threads of their own, or wait for one.
+pub fn being_closed() -> usize {
+    let closing = CLOSING.lock().unwrap_or_else(PoisonError::into_inner);
+    closing.waiting.len() + closing.threads
+}
+
 fn close_those_that_wait() {
     loop {
         let mut closing = CLOSING.lock().unwrap_or_else(PoisonError::into_inner);
