@@ -1,22 +1,23 @@
 //! Clients that leave sockets behind whose last close sleeps: they hold up the broker at no time.
 //!
 //! Each connects, sends a TCP socket with a full send buffer and a long `SO_LINGER`, and goes away.
-//! Whoever then closes the connection, closes that socket too, and sleeps.
+//! Whoever then closes the connection, closes that socket too, and sleeps, unless it exits.
 
 mod support;
 
 use std::fs;
-use std::io::{BufRead, BufReader, IoSlice, Write};
+use std::io::{BufRead, BufReader, IoSlice, Read, Write};
 use std::net::{TcpListener, TcpStream};
 use std::os::fd::AsRawFd;
 use std::os::unix::net::UnixStream;
 use std::path::Path;
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, ChildStdout, Command, Stdio};
 use std::thread;
 
 use nix::sys::signal::Signal;
 use nix::sys::socket::{ControlMessage, MsgFlags, sendmsg, setsockopt, sockopt};
-use support::{Mediator, WATCHDOG};
+use support::{Mediator, WATCHDOG, add, options, wait_until};
+use vgpu_guest::Client;
 
 /// How long the last close sleeps, in seconds: far longer than any watchdog.
 const LINGER: i32 = 1000;
@@ -62,7 +63,11 @@ fn attacker() {
     thread::sleep(20 * WATCHDOG);
 }
 
-struct Attacker(Child);
+struct Attacker {
+    child: Child,
+    /// Kept open: it ends when it cannot print.
+    _output: BufReader<ChildStdout>,
+}
 
 impl Attacker {
     /// Leaves 30 connections behind at `path`.
@@ -73,20 +78,53 @@ impl Attacker {
             .stdout(Stdio::piped())
             .spawn()
             .unwrap();
-        let output = BufReader::new(child.stdout.take().unwrap());
+        let mut output = BufReader::new(child.stdout.take().unwrap());
         let attacked = output
+            .by_ref()
             .lines()
             .map_while(Result::ok)
             .any(|line| line.contains("attacked"));
         assert!(attacked);
-        Self(child)
+        Self {
+            child,
+            _output: output,
+        }
     }
 }
 
 impl Drop for Attacker {
     fn drop(&mut self) {
-        let _ = self.0.kill();
-        let _ = self.0.wait();
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+#[test]
+fn a_guest_is_served_while_what_strangers_left_lingers() {
+    for scheme in ["local", "unix"] {
+        let directory = tempfile::tempdir().unwrap();
+        let unix = directory.path().join("unix.sock");
+        let listen = format!("unix:{}", unix.display());
+        let config = directory.path().join("config.toml");
+        fs::write(&config, "[limits]\nmax_sessions = 1\n").unwrap();
+        let flags = ["--config", config.to_str().unwrap(), "--listen", &listen];
+        let mut mediator = Mediator::start(directory.path(), &flags);
+        let (path, endpoint) = match scheme {
+            "unix" => (unix, listen.parse().unwrap()),
+            _ => (directory.path().join("vgpu.sock"), mediator.endpoint()),
+        };
+        // Far more than may wait to be let in, so that many are just disconnected.
+        let _attackers = [(); 5].map(|()| Attacker::attack(&path));
+        // Those who came before it have to be turned away first.
+        let mut client = None;
+        wait_until("a guest is let in", || {
+            client = Client::connect(std::slice::from_ref(&endpoint), &options()).ok();
+            client.is_some()
+        });
+        add(&mut client.unwrap(), 100).unwrap();
+        wait_until("no child is left", || mediator.workers().is_empty());
+        mediator.signal(Signal::SIGTERM);
+        assert!(mediator.wait().success(), "{scheme}: {}", mediator.log());
     }
 }
 

@@ -12,6 +12,9 @@ const RECEIVED: usize = 4 * MAX_RECORD;
 /// A reader's memory of at least this many bytes is filled by the kernel directly.
 const DIRECT: usize = 16 << 10;
 
+/// What is wrong with them.
+pub(crate) const DESCRIPTORS: &str = "descriptors came, which no session has";
+
 type Result<T> = std::result::Result<T, TransportError>;
 
 /// What came from the socket and was not read yet.
@@ -37,6 +40,10 @@ enum Over {
 }
 
 impl Over {
+    fn descriptors() -> Self {
+        Self::Violation(DESCRIPTORS.to_owned())
+    }
+
     /// What every read from then on returns.
     fn answer(&self) -> Result<Option<usize>> {
         match self {
@@ -81,6 +88,7 @@ impl Incoming {
                 self.over = Some(Over::End);
                 Ok(Some(0))
             }
+            Ok(Received::Descriptors) => self.over.insert(Over::descriptors()).answer(),
             Err(error) => Err(self.failed(socket, error)),
         }
     }
@@ -108,6 +116,7 @@ impl Incoming {
                 Ok(Received::Bytes(n)) => self.end += n,
                 Ok(Received::Nothing) => return Ok(None),
                 Ok(Received::End) => self.over = Some(Over::Cut),
+                Ok(Received::Descriptors) => self.over = Some(Over::descriptors()),
                 Err(error) => return Err(self.failed(socket, error)),
             }
         }

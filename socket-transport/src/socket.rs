@@ -2,10 +2,11 @@
 
 use std::io::{self, IoSlice, IoSliceMut};
 use std::net::{Shutdown, TcpStream};
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, RawFd};
 use std::os::unix::net::UnixStream;
 use std::time::{Duration, Instant};
 
+use nix::cmsg_space;
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout};
 use nix::sys::socket::{MsgFlags, recvmsg, sendmsg, setsockopt, sockopt};
@@ -17,6 +18,9 @@ const KEEPALIVE: (u32, u32, u32) = (10, 5, 3);
 
 /// What was sent and is not confirmed for so long makes the host gone too.
 const UNCONFIRMED: Duration = Duration::from_secs(25);
+
+/// The most that the kernel passes at once. Those for which there is no room it would close at once.
+const MOST_DESCRIPTORS: usize = 253;
 
 /// A connected, non-blocking stream socket.
 #[derive(Debug)]
@@ -39,6 +43,9 @@ pub(crate) enum Received {
     Nothing,
     /// Nothing will come any more.
     End,
+    /// Descriptors, with which no session has anything to do. They stay open until this process ends:
+    /// closing one can sleep for as long as the other side likes, where no process is exiting.
+    Descriptors,
 }
 
 impl Socket {
@@ -92,16 +99,26 @@ impl Socket {
     /// Takes what is there into `first`, and what does not fit it into `then`, in one system call.
     pub(crate) fn receive(&self, first: &mut [u8], then: &mut [u8]) -> io::Result<Received> {
         let mut parts = [IoSliceMut::new(first), IoSliceMut::new(then)];
+        let mut control = match self.stream {
+            Stream::Unix(_) => cmsg_space!([RawFd; MOST_DESCRIPTORS]),
+            Stream::Tcp(_) => Vec::new(),
+        };
         loop {
             let answer = recvmsg::<()>(
                 self.as_fd().as_raw_fd(),
                 &mut parts,
-                None,
-                MsgFlags::MSG_DONTWAIT,
+                (!control.is_empty()).then_some(&mut control[..]),
+                MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_CMSG_CLOEXEC,
             );
-            return match answer.map(|message| message.bytes) {
-                Ok(0) => Ok(Received::End),
-                Ok(n) => Ok(Received::Bytes(n)),
+            let bytes = answer.and_then(|message| match message.bytes {
+                0 => Ok(Some(0)),
+                // An error means that there were more than this process may have.
+                n => Ok((message.cmsgs()?.next().is_none()).then_some(n)),
+            });
+            return match bytes {
+                Ok(Some(0)) => Ok(Received::End),
+                Ok(Some(n)) => Ok(Received::Bytes(n)),
+                Ok(None) | Err(Errno::ENOBUFS) => Ok(Received::Descriptors),
                 Err(Errno::EINTR) => continue,
                 Err(Errno::EAGAIN) => Ok(Received::Nothing),
                 Err(errno) => Err(errno.into()),
@@ -197,7 +214,7 @@ pub(crate) fn poll(
 mod tests {
     use std::net::TcpListener;
 
-    use nix::sys::socket::getsockopt;
+    use nix::sys::socket::{ControlMessage, getsockopt};
 
     use super::*;
 
@@ -214,6 +231,29 @@ mod tests {
         assert_eq!(idle + interval * count, 25);
         let unconfirmed = getsockopt(&socket, sockopt::TcpUserTimeout).unwrap();
         assert_eq!(unconfirmed, 25_000);
+    }
+
+    #[test]
+    fn descriptors_are_noticed_behind_bytes_and_as_many_as_can_come() {
+        let (one, other) = UnixStream::pair().unwrap();
+        let socket = Socket::unix(one, "unix:test".to_owned()).unwrap();
+        let send = |fds: &[RawFd]| {
+            let rights = [ControlMessage::ScmRights(fds)];
+            let control = if fds.is_empty() { &[] } else { &rights[..] };
+            let bytes = [IoSlice::new(b"x")];
+            sendmsg::<()>(other.as_raw_fd(), &bytes, control, MsgFlags::empty(), None).unwrap();
+        };
+        send(&[]);
+        assert_eq!(
+            socket.receive(&mut [0; 9], &mut []).unwrap(),
+            Received::Bytes(1)
+        );
+        for count in [1, MOST_DESCRIPTORS] {
+            send(&[]);
+            send(&vec![other.as_raw_fd(); count]);
+            let received = socket.receive(&mut [0; 9], &mut []).unwrap();
+            assert_eq!(received, Received::Descriptors);
+        }
     }
 
     #[test]

@@ -286,7 +286,8 @@ impl Exchange<'_> {
                     read: true,
                     write: false,
                 })?,
-                Received::End => return Err(Failure::Gone),
+                // TCP passes no descriptors.
+                Received::End | Received::Descriptors => return Err(Failure::Gone),
             }
         }
         Ok(())

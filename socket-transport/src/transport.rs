@@ -7,7 +7,7 @@ use std::time::Instant;
 
 use vgpu_protocol::transport::{Interest, Transport, TransportError};
 
-use crate::incoming::Incoming;
+use crate::incoming::{DESCRIPTORS, Incoming};
 use crate::outgoing::Outgoing;
 use crate::record::Records;
 use crate::socket::{Ready, Received, Socket, poll};
@@ -110,6 +110,7 @@ impl SocketTransport {
     fn discard(&mut self) -> Result<bool> {
         let mut scrap = [0; 16 << 10];
         match self.socket.receive(&mut scrap, &mut []) {
+            Ok(Received::Descriptors) => Err(TransportError::PeerViolation(DESCRIPTORS.to_owned())),
             Ok(received) => Ok(received != Received::End),
             Err(error) => Err(self.socket.failed("reading from", error)),
         }

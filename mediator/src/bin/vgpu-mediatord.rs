@@ -19,6 +19,7 @@ fn main() -> ExitCode {
         .collect();
     match arguments.split_first() {
         Some((first, rest)) if first == worker::ARGUMENT => return worker::main(rest),
+        Some((first, _)) if first == broker::closer::ARGUMENT => return broker::closer::main(),
         Some((first, rest)) if first == broker::probe::ARGUMENT => {
             return broker::probe::main(rest);
         }

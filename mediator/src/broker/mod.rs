@@ -2,10 +2,12 @@
 //!
 //! It watches for guests, applies the policy, starts one worker process for each session, collects
 //! what they report, and answers `vgpuctl`. It never touches CUDA and no byte of a session passes
-//! through it. What blocks is elsewhere: xenstore has a thread, the executor's probe a process.
+//! through it. What blocks is elsewhere: xenstore has a thread, the executor's probe a process, and what
+//! clients may have filled is closed by the end of processes.
 
 mod accounts;
 mod admission;
+pub mod closer;
 mod control_server;
 mod ended;
 mod fair_queue;
@@ -31,7 +33,6 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use nix::poll::{PollFd, PollFlags};
-use vchan::local::being_closed;
 use vgpu_protocol::endpoint::Endpoint;
 
 use crate::config::Config;
@@ -42,6 +43,7 @@ use crate::worker::link::{self, Found};
 use crate::worker::spec::Carrier;
 use accounts::Accounts;
 use admission::{LocalDoor, LocalNewcomers, listen};
+use closer::Closers;
 use control_server::{ControlServer, refused};
 use files::FileService;
 use instance::Instance;
@@ -59,13 +61,6 @@ use xen::XenGuests;
 
 /// Time that a kicked session gets to tell its guest.
 const KICK_TIME: Duration = Duration::from_secs(2);
-
-/// Connections of clients that are being closed, at most, while more are taken. Each has a thread
-/// then: one that waited for a thread would be open in every worker that is started, until its exec.
-const MOST_CLOSING: usize = 16;
-
-/// How soon that is looked at again.
-const LOOK_AT_CLOSING: Duration = Duration::from_millis(100);
 
 /// Runs the mediator until it is told to stop.
 ///
@@ -140,6 +135,7 @@ struct Broker<'a> {
     /// Why it stops of its own accord.
     failure: Option<Failure>,
     control: ControlServer,
+    closers: Closers,
     // Last, so that everything else is gone when the next mediator may start.
     _instance: Instance,
 }
@@ -200,6 +196,7 @@ impl<'a> Broker<'a> {
             stopping: None,
             failure: None,
             control,
+            closers: Closers::new(now),
             _instance: instance,
         };
         for endpoint in &config.listen {
@@ -305,18 +302,11 @@ impl<'a> Broker<'a> {
             .collect())
     }
 
-    /// The Unix sockets whose clients are taken: none while as many connections as may be are still
-    /// being closed. A client can make a close sleep; it then keeps clients out, and holds up nobody
-    /// who is here.
+    /// The Unix sockets whose clients are taken: none while many connections wait for a process that
+    /// closes them, which is a moment.
     fn open_doors(&self) -> impl Iterator<Item = (usize, &LocalDoor)> {
-        let open = being_closed() < MOST_CLOSING;
+        let open = self.closers.have_room();
         self.locals.iter().enumerate().filter(move |_| open)
-    }
-
-    /// When to look again whether the doors can be opened.
-    fn doors_due(&self, now: Instant) -> Option<Instant> {
-        let shut = !self.locals.is_empty() && being_closed() >= MOST_CLOSING;
-        shut.then(|| now + LOOK_AT_CLOSING)
     }
 
     fn next_deadline(&self, now: Instant) -> Option<Instant> {
@@ -328,7 +318,7 @@ impl<'a> Broker<'a> {
             .chain(queries)
             .chain(files)
             .chain(self.offer_due(now))
-            .chain(self.doors_due(now))
+            .chain(self.closers.deadline())
             .chain(self.control.deadline())
             .chain(self.reprobe.as_ref().map(|reprobe| reprobe.deadline(now)))
             .chain(self.newcomers.deadline(now))
@@ -448,5 +438,7 @@ impl<'a> Broker<'a> {
         self.accounts.tell_suppressed(now);
         self.answer_queries(now);
         self.expire_stop(now);
+        // Last, as the others may have let go of connections.
+        self.closers.work(now);
     }
 }

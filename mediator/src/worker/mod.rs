@@ -8,7 +8,8 @@ mod confine;
 pub mod link;
 pub mod spec;
 
-use std::net::TcpStream;
+use std::mem::ManuallyDrop;
+use std::net::{Shutdown, TcpStream};
 use std::os::fd::{OwnedFd, RawFd};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
@@ -139,6 +140,14 @@ fn serve_guest(
         },
         _ => None,
     };
+    // Before the transport, so that it goes after it.
+    let _held = match spec.carrier {
+        Carrier::Unix => match guest.try_clone() {
+            Ok(copy) => Some(ClosedAtExit(ManuallyDrop::new(copy.into()))),
+            Err(error) => return Ended::fault(format!("no channel: {error}")),
+        },
+        _ => None,
+    };
     let mut transport = match offered {
         Some(channel) => channel.into(),
         None => match connect(&mut spec, guest, observed, link) {
@@ -162,6 +171,18 @@ fn serve_guest(
             Ended::fine(end.to_string())
         }
         _ => Ended::fault(end.to_string()),
+    }
+}
+
+/// The socket of a client that may have filled it: ended where this is dropped, and closed by the end
+/// of the process only. A client can leave sockets in it whose close sleeps, except where a process
+/// exits.
+struct ClosedAtExit(ManuallyDrop<UnixStream>);
+
+impl Drop for ClosedAtExit {
+    fn drop(&mut self) {
+        // An error means that it has ended already.
+        let _ = self.0.shutdown(Shutdown::Both);
     }
 }
 

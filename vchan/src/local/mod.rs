@@ -31,7 +31,7 @@ pub use rendezvous::{
     serve_with,
 };
 pub(crate) use rendezvous::{connect_parts, serve_parts};
-pub use stranger::{Stranger, being_closed};
+pub use stranger::{Stranger, keep_unclosed, take_unclosed, unclosed};
 
 use crate::channel::Channel;
 use crate::error::{Error, Result};

@@ -6,7 +6,8 @@
 //! a FUSE file system until its server answers. A stranger can send us such a file (`SCM_RIGHTS`), and
 //! it need not be received for that: what lies unread in the queue of a Unix socket is released with
 //! the socket. So nobody with a deadline closes such a descriptor: a [`Stranger`] is closed where it
-//! is dropped only if that is known not to sleep, otherwise by a thread made for it.
+//! is dropped only if that is known not to sleep, otherwise by a thread made for it (or see
+//! [`keep_unclosed`]).
 
 use std::collections::VecDeque;
 use std::mem::ManuallyDrop;
@@ -153,18 +154,21 @@ pub(super) fn option(fd: &impl AsFd, option: libc::c_int) -> Option<libc::c_int>
 struct Closing {
     waiting: VecDeque<OwnedFd>,
     threads: usize,
+    /// No threads: it waits for [`take_unclosed`].
+    kept: bool,
 }
 
 static CLOSING: Mutex<Closing> = Mutex::new(Closing {
     waiting: VecDeque::new(),
     threads: 0,
+    kept: false,
 });
 
 fn close_elsewhere(fd: OwnedFd) {
     // Nothing in here panics while it is locked.
     let mut closing = CLOSING.lock().unwrap_or_else(PoisonError::into_inner);
     closing.waiting.push_back(fd);
-    if closing.threads < MOST_THREADS {
+    if !closing.kept && closing.threads < MOST_THREADS {
         let thread = thread::Builder::new()
             .name("vchan-close".into())
             .stack_size(STACK);
@@ -176,10 +180,24 @@ fn close_elsewhere(fd: OwnedFd) {
     }
 }
 
-/// How many descriptors are being closed by threads of their own, or wait for one.
-pub fn being_closed() -> usize {
+/// From now on no threads close what this process drops: it is kept until somebody
+/// [takes](take_unclosed) it. For a process that has a better way, such as another process that exits.
+pub fn keep_unclosed() {
+    let mut closing = CLOSING.lock().unwrap_or_else(PoisonError::into_inner);
+    closing.kept = true;
+}
+
+/// How many descriptors wait to be closed, by a thread or by whoever takes them.
+pub fn unclosed() -> usize {
     let closing = CLOSING.lock().unwrap_or_else(PoisonError::into_inner);
-    closing.waiting.len() + closing.threads
+    closing.waiting.len()
+}
+
+/// Takes up to `most` of the descriptors that wait to be closed, first those that wait longest.
+pub fn take_unclosed(most: usize) -> Vec<Stranger<OwnedFd>> {
+    let mut closing = CLOSING.lock().unwrap_or_else(PoisonError::into_inner);
+    let count = most.min(closing.waiting.len());
+    closing.waiting.drain(..count).map(Stranger::from).collect()
 }
 
 fn close_those_that_wait() {
