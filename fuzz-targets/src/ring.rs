@@ -255,7 +255,7 @@ impl Stage {
             13 => self.victim.peer_gone().map(drop),
             14 => {
                 let (incoming, _) = self.rings();
-                incoming.copy_in(usize::from(input.u8()), input.take(200));
+                incoming.store_bytes(usize::from(input.u8()), input.take(200));
                 Ok(())
             }
             _ => self
@@ -376,7 +376,7 @@ fn indexes<'p>(control: &'p Page, extension: Option<&'p Page>) -> (&'p Page, Ind
 
 fn contents(ring: &Region) -> Vec<u8> {
     let mut bytes = vec![0; ring.len()];
-    ring.copy_out(0, &mut bytes);
+    ring.load_bytes(0, &mut bytes);
     bytes
 }
 

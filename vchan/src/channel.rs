@@ -82,7 +82,7 @@ impl Channel {
     ///
     /// # Panics
     /// If the regions do not have the sizes that `parts.orders` says.
-    pub fn from_parts(parts: Parts) -> Result<Self> {
+    pub(crate) fn from_parts(parts: Parts) -> Result<Self> {
         assert_eq!(
             parts.left.len(),
             parts.orders.left_bytes(),

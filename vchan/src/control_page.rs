@@ -8,7 +8,7 @@ use crate::layout::{Orders, PAGE, RingPlace, Role, bit, live, offset};
 use crate::shm::{Region, SharedU8, SharedU32};
 
 /// The control page, seen as atomics.
-#[derive(Debug, Clone)]
+#[derive(Debug)]
 pub struct ControlPage {
     page: Region,
 }
@@ -18,7 +18,7 @@ impl ControlPage {
     ///
     /// # Panics
     /// If it is not that; backends map it themselves, so the peer has no part in it.
-    pub fn new(page: Region) -> Self {
+    pub(crate) fn new(page: Region) -> Self {
         assert_eq!(page.len(), PAGE, "the control page is one page");
         assert!(page.is_writable(), "the control page must be writable");
         assert_eq!(
@@ -36,7 +36,7 @@ impl ControlPage {
 
     /// Server: clears the page and fills in a ring pair without a client. Both rings start at
     /// `first_index`, 0 but in tests of the wrap-around.
-    pub fn initialise(&self, orders: Orders, first_index: u32) {
+    pub(crate) fn initialise(&self, orders: Orders, first_index: u32) {
         for at in (0..PAGE).step_by(4) {
             self.u32_at(at).store(0, Ordering::Relaxed);
         }
@@ -111,7 +111,7 @@ impl ControlPage {
     }
 
     /// The part of the page where a ring lies, if it lies in the page.
-    pub fn ring_in_page(&self, place: RingPlace) -> Option<Region> {
+    pub(crate) fn ring_in_page(&self, place: RingPlace) -> Option<Region> {
         match place {
             // A ring at offset N is N bytes long.
             RingPlace::ControlPage { offset } => Some(self.page.part(offset, offset)),

@@ -11,7 +11,7 @@ use crate::shm::{Region, SharedU32};
 use crate::sync::atomic::Ordering;
 
 /// The extension page of one channel.
-#[derive(Debug, Clone)]
+#[derive(Debug)]
 pub struct ExtensionPage {
     page: Region,
 }
@@ -34,7 +34,7 @@ impl ExtensionPage {
     ///
     /// # Panics
     /// If it is not that; backends map it themselves, so the peer has no part in it.
-    pub fn new(page: Region) -> Self {
+    pub(crate) fn new(page: Region) -> Self {
         assert_eq!(page.len(), PAGE, "the extension page is one page");
         assert!(
             page.is_writable(),
@@ -49,7 +49,7 @@ impl ExtensionPage {
     }
 
     /// Server: clears the page and writes the offer, before anybody can know of the page.
-    pub fn initialise(&self, offer: &Header, first_index: u32) {
+    pub(crate) fn initialise(&self, offer: &Header, first_index: u32) {
         self.page.zero();
         for ring in [RingName::Left, RingName::Right] {
             let words = self.words(ring);
@@ -63,7 +63,7 @@ impl ExtensionPage {
     ///
     /// # Panics
     /// If there is no such entry.
-    pub fn set_extra_grant(&self, index: usize, grant_ref: u32) {
+    pub(crate) fn set_extra_grant(&self, index: usize, grant_ref: u32) {
         assert!(index < EXTRA_GRANTS_MAX);
         self.page
             .word(offset::EXTRA_GRANTS + 4 * index)
@@ -74,7 +74,7 @@ impl ExtensionPage {
     ///
     /// # Panics
     /// If there are not that many.
-    pub fn extra_grants(&self, count: usize) -> Vec<u32> {
+    pub(crate) fn extra_grants(&self, count: usize) -> Vec<u32> {
         assert!(count <= EXTRA_GRANTS_MAX);
         let mut bytes = vec![0; 4 * count];
         self.page.copy_out(offset::EXTRA_GRANTS, &mut bytes);
@@ -88,14 +88,14 @@ impl ExtensionPage {
     ///
     /// # Errors
     /// [`PeerError::Extension`] if the page is no extension page.
-    pub fn header(&self) -> Result<Header, PeerError> {
+    pub(crate) fn header(&self) -> Result<Header, PeerError> {
         let mut bytes = [0; HEADER_BYTES];
         self.page.copy_out(offset::HEADER, &mut bytes);
         Ok(Header::decode(&bytes)?)
     }
 
     /// Client: accepts. The caller declares itself connected next, which publishes this.
-    pub fn accept(&self, acceptance: &Acceptance) {
+    pub(crate) fn accept(&self, acceptance: &Acceptance) {
         self.page.copy_in(offset::ACCEPTANCE, &acceptance.encode());
     }
 
@@ -104,7 +104,7 @@ impl ExtensionPage {
     ///
     /// # Errors
     /// [`PeerError::Extension`].
-    pub fn acceptance(&self, offer: &Header) -> Result<Option<Acceptance>, PeerError> {
+    pub(crate) fn acceptance(&self, offer: &Header) -> Result<Option<Acceptance>, PeerError> {
         let mut bytes = [0; ACCEPTANCE_BYTES];
         self.page.copy_out(offset::ACCEPTANCE, &mut bytes);
         Ok(Acceptance::decode(&bytes).check(offer)?)

@@ -49,6 +49,9 @@ impl Consumer {
     ///
     /// # Errors
     /// [`PeerError::StartIndexes`] if `prod` is more than a ring ahead of `cons`.
+    ///
+    /// # Panics
+    /// If `size` is no power of two.
     pub fn new(ring: RingName, size: u32, cons: u32, prod: u32) -> Result<Self, PeerError> {
         check_start(ring, size, cons, prod)?;
         Ok(Self {
@@ -141,6 +144,9 @@ impl Producer {
     ///
     /// # Errors
     /// [`PeerError::StartIndexes`] if `prod` is more than a ring ahead of `cons`.
+    ///
+    /// # Panics
+    /// If `size` is no power of two.
     pub fn new(ring: RingName, size: u32, cons: u32, prod: u32) -> Result<Self, PeerError> {
         check_start(ring, size, cons, prod)?;
         Ok(Self {

@@ -26,7 +26,20 @@ pub use crate::control_page::ControlPage;
 use crate::layout::PAGE;
 
 /// A stretch of memory shared with the peer, together with whatever keeps it mapped.
-#[derive(Clone)]
+///
+/// A channel copies its bytes as plain memory, so two owners of the same bytes would race in this
+/// process: only this crate can copy, divide or share a region.
+///
+/// ```compile_fail
+/// fn copies_at_once(region: &vchan::shm::Region) {
+///     region.copy_in(0, b"no");
+/// }
+/// ```
+/// ```compile_fail
+/// fn two_owners(region: &vchan::shm::Region) -> vchan::shm::Region {
+///     region.clone()
+/// }
+/// ```
 pub struct Region {
     start: NonNull<u8>,
     len: usize,
@@ -74,7 +87,7 @@ impl Region {
     /// # Panics
     /// If the part does not lie within the region; callers pass offsets they computed themselves.
     #[must_use]
-    pub fn part(&self, offset: usize, len: usize) -> Self {
+    pub(crate) fn part(&self, offset: usize, len: usize) -> Self {
         self.check(offset, len);
         // SAFETY: `offset` is within the mapping, checked above.
         let start = unsafe { self.start.add(offset) };
@@ -86,9 +99,15 @@ impl Region {
         }
     }
 
+    /// The same region once more.
+    #[must_use]
+    pub(crate) fn share(&self) -> Self {
+        self.part(0, self.len)
+    }
+
     /// The same region, which this side then only reads.
     #[must_use]
-    pub fn read_only(mut self) -> Self {
+    pub(crate) fn read_only(mut self) -> Self {
         self.writable = false;
         self
     }
@@ -118,7 +137,7 @@ impl Region {
     /// # Panics
     /// If the bytes do not fit or the region is read-only.
     #[inline]
-    pub fn copy_in(&self, offset: usize, from: &[u8]) {
+    pub(crate) fn copy_in(&self, offset: usize, from: &[u8]) {
         self.check(offset, from.len());
         assert!(self.writable, "write to a read-only region");
         // SAFETY: destination checked above; `from` is private, so the two cannot overlap.
@@ -131,11 +150,36 @@ impl Region {
     /// # Panics
     /// If the region does not hold that many.
     #[inline]
-    pub fn copy_out(&self, offset: usize, to: &mut [u8]) {
+    pub(crate) fn copy_out(&self, offset: usize, to: &mut [u8]) {
         self.check(offset, to.len());
         // SAFETY: source checked above; `to` is private, so the two cannot overlap.
         unsafe { copy(self.start.as_ptr().add(offset), to.as_mut_ptr(), to.len()) };
         compiler_fence(Ordering::SeqCst);
+    }
+
+    /// Sets the bytes from `offset` on one by one, atomically: for the peers that tests play.
+    ///
+    /// # Panics
+    /// If the bytes do not fit or the region is read-only.
+    pub fn store_bytes(&self, offset: usize, from: &[u8]) {
+        self.check(offset, from.len());
+        assert!(self.writable, "write to a read-only region");
+        for (at, byte) in (offset..).zip(from) {
+            // Relaxed: the indexes say which bytes count, not the bytes themselves.
+            self.u8_at(at).store(*byte, Ordering::Relaxed);
+        }
+    }
+
+    /// Reads the bytes from `offset` on one by one, atomically: for the peers that tests play.
+    ///
+    /// # Panics
+    /// If the region does not hold that many.
+    pub fn load_bytes(&self, offset: usize, to: &mut [u8]) {
+        self.check(offset, to.len());
+        for (at, byte) in (offset..).zip(to) {
+            // Relaxed: as in `store_bytes`.
+            *byte = self.u8_at(at).load(Ordering::Relaxed);
+        }
     }
 
     /// Where `len` bytes from `offset` on lie, for [`in_place`](crate::in_place).

@@ -14,9 +14,10 @@ use crate::backend::{Backend, Parts};
 use crate::channel::Channel;
 use crate::error::{PeerError, Result};
 use crate::extension::{self, Acceptance, Header};
+use crate::extension_page::ExtensionPage;
 use crate::layout::{ORDER_MAX_LOCAL, Orders, PAGE, RingPlace, Role, offset};
 use crate::reactor::Token;
-use crate::shm::Region;
+use crate::shm::{ControlPage, Region};
 
 /// Pages, doorbell and death notice of one channel.
 #[derive(Debug)]
@@ -235,14 +236,16 @@ impl Ground {
 
     /// A new channel over the same pages, as a rendezvous would make it of them now.
     pub(super) fn channel(&self, first_index: u32) -> Result<Channel> {
+        let extension = self.parts.extension.as_ref();
+        let extension = extension.map(|page| page.region().share());
         Channel::from_parts(Parts {
             role: self.role(),
             orders: self.orders(),
             first_index: (self.role() == Role::Server).then_some(first_index),
-            control: self.parts.control.clone(),
-            extension: self.parts.extension.clone(),
-            left: self.parts.left.clone(),
-            right: self.parts.right.clone(),
+            control: ControlPage::new(self.parts.control.region().share()),
+            extension: extension.map(ExtensionPage::new),
+            left: self.parts.left.share(),
+            right: self.parts.right.share(),
             backend: Box::new(Lent(Arc::clone(&self.backend))),
         })
     }

@@ -84,7 +84,7 @@ impl Handover {
         }
         let offer = self.wait_for(&ticket.encode(), deadline)?;
         let header = memory::map(&offer.header, PAGE)?;
-        Header::new(header.clone()).check(ticket)?;
+        Header::new(header.share()).check(ticket)?;
         let bytes = ticket.pages().saturating_mul(PAGE);
         let data = memory::map_start(&offer.data, bytes, ticket.access.peer_writes())?;
         Ok(PeerMemory {

@@ -5,6 +5,7 @@
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
+use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Instant;
 
@@ -29,9 +30,9 @@ pub struct LyingPeer {
     /// The extension page, if it was offered; accepted, if this peer was told to.
     pub extension: Option<Page>,
     /// Client to server.
-    pub left: Region,
+    pub left: Arc<Region>,
     /// Server to client.
-    pub right: Region,
+    pub right: Arc<Region>,
     victims_bell: Bell,
     own_bell: Bell,
     /// The victim's ends of the two, if this peer made them and so may keep them.
@@ -41,8 +42,15 @@ pub struct LyingPeer {
 }
 
 /// Raw access to a control page or an extension page.
-#[derive(Debug, Clone)]
+#[derive(Debug)]
 pub struct Page(Region);
+
+impl Clone for Page {
+    // Every access is atomic, so two of them do not race.
+    fn clone(&self) -> Self {
+        Self(self.0.share())
+    }
+}
 
 impl Page {
     /// Stores a `u32` at a byte offset, a multiple of 4.
@@ -50,9 +58,9 @@ impl Page {
         self.0.u32_at(at).store(value, Ordering::SeqCst);
     }
 
-    /// Stores a `u16` at a byte offset, not atomically.
+    /// Stores a `u16` at a byte offset, byte by byte.
     pub fn set_u16(&self, at: usize, value: u16) {
-        self.0.copy_in(at, &value.to_ne_bytes());
+        self.0.store_bytes(at, &value.to_ne_bytes());
     }
 
     /// Stores a byte.
@@ -60,9 +68,9 @@ impl Page {
         self.0.u8_at(at).store(value, Ordering::SeqCst);
     }
 
-    /// Stores bytes, not atomically.
+    /// Stores bytes one by one.
     pub fn set_bytes(&self, at: usize, bytes: &[u8]) {
-        self.0.copy_in(at, bytes);
+        self.0.store_bytes(at, bytes);
     }
 
     /// Loads a `u32`.
@@ -141,8 +149,8 @@ impl LyingPeer {
         let peer = Self {
             page: Page(region.part(0, PAGE)),
             extension: shape.extension.then(|| Page(region.part(PAGE, PAGE))),
-            left: pieces.left,
-            right: pieces.right,
+            left: Arc::new(pieces.left),
+            right: Arc::new(pieces.right),
             victims_bell: Bell::from_peer(to_server)?,
             own_bell: Bell::from_peer(from_server)?,
             victims_ends: None,
@@ -267,8 +275,8 @@ impl Offer {
         LyingPeer {
             page: self.page,
             extension: self.extension,
-            left: pieces.left,
-            right: pieces.right,
+            left: Arc::new(pieces.left),
+            right: Arc::new(pieces.right),
             victims_bell,
             own_bell,
             victims_ends: Some([self.to_server, self.from_server]),

@@ -314,5 +314,5 @@ pub(super) fn data_pages(bytes: usize) -> Result<usize, RegionError> {
 
 /// Header of memory, as both sides of the module need it.
 pub(super) fn header(memory: &OwnerMemory) -> Header {
-    Header::new(memory.header.clone())
+    Header::new(memory.header.share())
 }

@@ -15,10 +15,10 @@ use crate::liar::*;
 const BODY_LEN: usize = 24;
 
 /// The ring in which the liar's bytes reach the victim.
-fn incoming(liar: &vchan::local::peer::LyingPeer, victim: Role) -> vchan::shm::Region {
+fn incoming(liar: &vchan::local::peer::LyingPeer, victim: Role) -> Arc<vchan::shm::Region> {
     match victim {
-        Role::Server => liar.left.clone(),
-        Role::Client => liar.right.clone(),
+        Role::Server => Arc::clone(&liar.left),
+        Role::Client => Arc::clone(&liar.right),
     }
 }
 
@@ -31,17 +31,17 @@ fn case_16_payload_rewritten_after_validation() {
         let sound = FrameHeader::request(Op::Hello, 7).encode();
         let copies = RING as usize / HEADER_LEN;
         for copy in 0..copies {
-            ring.copy_in(copy * HEADER_LEN, &sound);
+            ring.store_bytes(copy * HEADER_LEN, &sound);
         }
         let stop = Arc::new(AtomicBool::new(false));
         let rewriter = {
-            let (stop, ring) = (Arc::clone(&stop), ring.clone());
+            let (stop, ring) = (Arc::clone(&stop), Arc::clone(&ring));
             thread::spawn(move || {
                 let mut length = 0u32;
                 while !stop.load(Ordering::Relaxed) {
                     length = if length == 0 { u32::MAX } else { 0 };
                     for copy in 0..copies {
-                        ring.copy_in(copy * HEADER_LEN + BODY_LEN, &length.to_le_bytes());
+                        ring.store_bytes(copy * HEADER_LEN + BODY_LEN, &length.to_le_bytes());
                     }
                 }
             })
@@ -80,7 +80,7 @@ fn case_17_hostile_frame_lengths() {
         ] {
             let mut bytes = FrameHeader::request(Op::Hello, 7).encode();
             bytes[BODY_LEN..BODY_LEN + 4].copy_from_slice(&length.to_le_bytes());
-            ring.copy_in(sent, &bytes);
+            ring.store_bytes(sent, &bytes);
             sent += HEADER_LEN;
             liar.page
                 .set_u32(liars_indexes(role).0, u32::try_from(sent).unwrap());
@@ -104,7 +104,7 @@ fn case_18_truncated_frame_then_close() {
         for cut in [1, 24, HEADER_LEN - 1] {
             let (mut victim, liar) = pair(role);
             let bytes = FrameHeader::request(Op::Hello, 7).encode();
-            incoming(&liar, role).copy_in(0, &bytes[..cut]);
+            incoming(&liar, role).store_bytes(0, &bytes[..cut]);
             liar.page
                 .set_u32(liars_indexes(role).0, u32::try_from(cut).unwrap());
             liar.page.set_u8(liars_live(role), 0);

@@ -128,7 +128,7 @@ fn case_06_own_indexes_rewritten_by_the_peer() {
             "the index comes from the private cursor"
         );
         let mut written = [0; 11];
-        ring.copy_out(0, &mut written);
+        ring.load_bytes(0, &mut written);
         assert_eq!(&written, b"firstsecond");
 
         liar.page.set_u32(liars_indexes(role).0, 3);

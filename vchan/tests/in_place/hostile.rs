@@ -20,8 +20,8 @@ fn c16_a_peer_that_rewrites_bytes_meanwhile_changes_nothing_but_the_bytes() {
             thread::spawn(move || {
                 let mut value = 0;
                 while !stop.load(Ordering::Relaxed) {
-                    left.copy_in(0, &[value; RING as usize]);
-                    right.copy_in(0, &[value; RING as usize]);
+                    left.store_bytes(0, &[value; RING as usize]);
+                    right.store_bytes(0, &[value; RING as usize]);
                     value = value.wrapping_add(1);
                 }
             })

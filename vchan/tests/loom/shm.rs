@@ -105,6 +105,10 @@ impl Region {
         true
     }
 
+    pub(crate) fn share(&self) -> Self {
+        self.clone()
+    }
+
     pub(crate) fn part(&self, offset: usize, len: usize) -> Self {
         assert_eq!((offset, len), (0, self.len), "a part of a model's memory");
         self.clone()
