@@ -1009,6 +1009,11 @@ fn quick_load<T: Word + Default>(bytes: &Bytes, at: &[u64; 32], m: u32, out: &mu
             *out = [v; 32];
             return true;
         }
+        if let Some(v) = bytes.gather::<T>(at) {
+            *out = v;
+            return true;
+        }
+        return false;
     }
     // The register may hold the addresses, which are needed again where this does not succeed.
     let mut v = *out;

@@ -158,6 +158,32 @@ impl Bytes {
         Some(())
     }
 
+    /// A value from each of 32 places; none if one does not lie inside, aligned.
+    #[inline(always)]
+    pub(crate) fn gather<T: Word + Default>(&self, at: &[u64; 32]) -> Option<[T; 32]> {
+        let size = size_of::<T>();
+        let all = self.atomics::<T>(0, self.len / size)?;
+        let mut low = 0;
+        for at in at {
+            low |= at;
+        }
+        if low & (size as u64 - 1) != 0 {
+            return None;
+        }
+        let mut v = [T::default(); 32];
+        let mut inside = true;
+        for l in 0..32 {
+            match usize::try_from(at[l])
+                .ok()
+                .and_then(|at| all.get(at / size))
+            {
+                Some(a) => v[l] = T::load(a),
+                None => inside = false,
+            }
+        }
+        inside.then_some(v)
+    }
+
     /// Replaces a value by `f` of it in one step; gives the old one.
     #[inline]
     pub(crate) fn update<T: Word>(&self, at: u64, mut f: impl FnMut(T) -> T) -> Option<T> {
