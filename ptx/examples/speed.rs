@@ -295,34 +295,56 @@ fn main() {
         "9 instructions an element",
     );
 
-    let one = On::new(mandel, 1, true);
-    let all = On::new(mandel, cores, true);
-    let mut seconds = [0.0; 2];
-    for (on, s) in [&one, &all].into_iter().zip(&mut seconds) {
-        let out = on.buffer((0..32 * 8 * 64).map(|_| 0.0));
+    // Blocks that have nothing to do with each other, on more and more workers.
+    let (mut alone, mut plain_alone) = (0.0, 0.0);
+    for workers in (0..).map(|k| 1 << k).take_while(|n| *n <= cores) {
+        let on = On::new(mandel, workers, true);
+        let out = on.buffer((0..32 * 8 * 512).map(|_| 0.0));
         let f = |x: f32| x.to_le_bytes();
         let p = [
             &out.to_le_bytes()[..],
             &32i32.to_le_bytes(),
-            &512i32.to_le_bytes(),
+            &4096i32.to_le_bytes(),
             &f(-0.1),
             &f(0.1),
             &f(0.0),
             &f(0.0),
             &2000i32.to_le_bytes(),
         ];
-        *s = on.run(
-            "64 blocks of mandelbrot",
+        let name = format!("512 blocks of mandelbrot, {workers} workers");
+        let t = on.run(
+            &name,
             "mandelbrot_f32",
-            ([1, 64, 1], [32, 8, 1]),
+            ([1, 512, 1], [32, 8, 1]),
             &p,
-            "",
+            "target 0.9",
         );
+        if t == 0.0 {
+            continue;
+        }
+        // As much of plain Rust on each of so many threads: what the processor gives.
+        let plain = best(|| {
+            std::thread::scope(|s| {
+                for _ in 0..workers {
+                    s.spawn(|| {
+                        for _ in 0..1000 {
+                            black_box(mandelbrot(black_box(-0.1), 0.1, limit));
+                        }
+                    });
+                }
+            });
+        });
+        if workers == 1 {
+            (alone, plain_alone) = (t, plain);
+        } else {
+            let own = alone / t / f64::from(workers);
+            println!(
+                "{:44} {own:9.2}     plain Rust {:.2}",
+                "  efficiency",
+                plain_alone / plain
+            );
+        }
     }
-    println!(
-        "64 blocks on {cores} cores: efficiency {:.2} (target 0.9)",
-        seconds[0] / seconds[1] / f64::from(cores)
-    );
 
     let big = include_bytes!("../tests/corpus/coop_groups.ptx");
     let t = best(|| {

@@ -143,9 +143,9 @@ impl<'a> Cx<'a> {
         for (slot, wide, special) in &self.launch.starts[function as usize].of_block {
             let row = self.special(*special, warp, ctaid);
             if *wide {
-                regs.r64[*slot as usize] = row.map(u64::from);
+                *regs.r64[*slot as usize] = row.map(u64::from);
             } else {
-                regs.r32[*slot as usize] = row;
+                *regs.r32[*slot as usize] = row;
             }
         }
     }
@@ -161,25 +161,25 @@ impl<'a> Cx<'a> {
     ) {
         let s = &self.launch.starts[function as usize];
         for (slot, v) in &s.r32 {
-            regs.r32[*slot as usize] = [*v; 32];
+            *regs.r32[*slot as usize] = [*v; 32];
         }
         for (slot, v) in &s.r64 {
-            regs.r64[*slot as usize] = [*v; 32];
+            *regs.r64[*slot as usize] = [*v; 32];
         }
         for (slot, wide, value) in &s.varying {
             let row: [u32; 32] = match value {
                 Value::Special(special) => self.special(*special, warp, ctaid),
                 Value::Frame(at) => [base.wrapping_add(*at); 32],
                 Value::FrameGeneric(at) => {
-                    regs.r64[*slot as usize] = [LOCAL + u64::from(base) + u64::from(*at); 32];
+                    *regs.r64[*slot as usize] = [LOCAL + u64::from(base) + u64::from(*at); 32];
                     continue;
                 }
                 _ => [0; 32],
             };
             if *wide {
-                regs.r64[*slot as usize] = row.map(u64::from);
+                *regs.r64[*slot as usize] = row.map(u64::from);
             } else {
-                regs.r32[*slot as usize] = row;
+                *regs.r32[*slot as usize] = row;
             }
         }
     }
@@ -473,7 +473,7 @@ fn expand(m: u32) -> [u32; 32] {
 
 #[inline(always)]
 fn put32(r: &mut Regs, d: u16, m: u32, v: &[u32; 32]) {
-    let o = &mut r.r32[d as usize];
+    let o = &mut r.r32[d as usize].0;
     if m == u32::MAX {
         *o = *v;
     } else {
@@ -486,7 +486,7 @@ fn put32(r: &mut Regs, d: u16, m: u32, v: &[u32; 32]) {
 
 #[inline(always)]
 fn put64(r: &mut Regs, d: u16, m: u32, v: &[u64; 32]) {
-    let o = &mut r.r64[d as usize];
+    let o = &mut r.r64[d as usize].0;
     if m == u32::MAX {
         *o = *v;
     } else {
@@ -565,7 +565,7 @@ fn put_floats(r: &mut Regs, d: u16, m: u32, v: &[f32; 32]) {
     let mut nan = 0u32;
     for l in 0..32 {
         bits[l] = v[l].to_bits();
-        nan |= if v[l] != v[l] { 1 } else { 0 };
+        nan |= u32::from(v[l].is_nan());
     }
     if nan != 0 {
         for b in &mut bits {
@@ -877,7 +877,6 @@ fn is_row(a: &[u64; 32], size: u64) -> bool {
 macro_rules! global {
     ($load:ident $store:ident $file:ident $t:ty) => {
         #[inline(always)]
-        #[expect(clippy::too_many_arguments, reason = "as all that touch memory")]
         fn $load(
             w: &mut Warp,
             cx: &Cx<'_>,
@@ -911,7 +910,6 @@ macro_rules! global {
         }
 
         #[inline(always)]
-        #[expect(clippy::too_many_arguments, reason = "as all that touch memory")]
         fn $store(
             w: &mut Warp,
             cx: &Cx<'_>,
@@ -961,7 +959,6 @@ fn addresses(r: &Regs, slot: u16, wide: bool, offset: i64) -> [u64; 32] {
 }
 
 #[inline(always)]
-#[expect(clippy::too_many_arguments, reason = "as all that touch memory")]
 fn load_shared32(
     w: &mut Warp,
     cx: &Cx<'_>,
@@ -979,7 +976,6 @@ fn load_shared32(
 }
 
 #[inline(always)]
-#[expect(clippy::too_many_arguments, reason = "as all that touch memory")]
 fn store_shared32(
     w: &mut Warp,
     cx: &Cx<'_>,

@@ -53,10 +53,15 @@ pub(crate) fn text(image: &[u8]) -> Result<Cow<'_, str>, Error> {
     }
     let text = String::from_utf8_lossy(&image[..end]);
     if begins_with_version(&text) {
-        Ok(text)
-    } else {
-        Err(not_recognized())
+        return Ok(text);
     }
+    let mut e = not_recognized();
+    if image.starts_with(b"BC\xc0\xde") {
+        e.text += "\nLLVM bitcode or LTO-IR: compile it to PTX first";
+    } else if text.contains("__global__") {
+        e.text += "\nCUDA source: compile it to PTX first (nvcc -ptx, NVRTC)";
+    }
+    Err(e)
 }
 
 fn begins_with_version(text: &str) -> bool {
@@ -203,6 +208,8 @@ mod tests {
         assert_eq!(text(&elf).unwrap_err().code, Code::InvalidImage);
         elf[18] = 190;
         assert_eq!(text(&elf).unwrap_err().code, Code::NoBinaryForGpu);
+        let source = text(b"__global__ void k() {}").unwrap_err();
+        assert!(source.code == Code::InvalidImage && source.text.contains("CUDA source"));
         assert!(text(b"// c\n/* d */ .version 8.0\n\0junk").is_ok());
     }
 

@@ -249,6 +249,9 @@ fn run(r: &Run, as_json: bool) -> anyhow::Result<ExitCode> {
             "device_ns",
             json!(u64::try_from(device_ns).unwrap_or(u64::MAX)),
         );
+        // As `vgpu run` prints them: here nothing lies between.
+        object.insert("endpoint", json!(null));
+        object.insert("left", json!([]));
         object.insert("warp_instructions", json!(report.steps));
         object.insert("blocks", json!(report.blocks));
         write_out(&format!("{}\n", json!(object)))?;

@@ -13,11 +13,31 @@ const PATIENCE: u32 = 256;
 /// Instructions of a turn.
 const TURN: u32 = 128;
 
+/// A register of all lanes, at the start of a cache line: a vector of lanes never lies across two.
+#[derive(Debug, Clone, Copy)]
+#[repr(align(64))]
+pub(crate) struct Row<T>(pub(crate) [T; 32]);
+
+impl<T> std::ops::Deref for Row<T> {
+    type Target = [T; 32];
+    #[inline(always)]
+    fn deref(&self) -> &[T; 32] {
+        &self.0
+    }
+}
+
+impl<T> std::ops::DerefMut for Row<T> {
+    #[inline(always)]
+    fn deref_mut(&mut self) -> &mut [T; 32] {
+        &mut self.0
+    }
+}
+
 /// A register file.
 #[derive(Debug, Default)]
 pub(crate) struct Regs {
-    pub(crate) r32: Vec<[u32; 32]>,
-    pub(crate) r64: Vec<[u64; 32]>,
+    pub(crate) r32: Vec<Row<u32>>,
+    pub(crate) r64: Vec<Row<u64>>,
     pub(crate) p: Vec<u32>,
     /// The carry flag of each lane.
     pub(crate) cc: u32,
@@ -165,8 +185,8 @@ impl Warp {
         Frame {
             function,
             regs: Regs {
-                r32: vec![[0; 32]; f.n32 as usize],
-                r64: vec![[0; 32]; f.n64 as usize],
+                r32: vec![Row([0; 32]); f.n32 as usize],
+                r64: vec![Row([0; 32]); f.n64 as usize],
                 p: vec![0; f.np as usize],
                 cc: 0,
             },
