@@ -13,7 +13,7 @@ use super::measure::{Line, median, parse};
 use super::points::{Point, memcpy};
 use super::results::compared;
 use super::targets::Target;
-use super::{prebuilt, rings, seconds, targets, write_json};
+use super::{prebuilt, rings, seconds, situations, targets, write_json};
 use crate::apt;
 use crate::busy::Busy;
 
@@ -52,19 +52,31 @@ pub(super) fn run(options: &Local) -> Result<()> {
     let vchan = prebuilt::vchan(options.prebuilt.as_deref())?;
     let processors = std::thread::available_parallelism().map_or(1, usize::from);
     let loops = options.busy_host.unwrap_or(0);
-    let _busy = Busy::start(loops);
+    let busy = Busy::start(loops);
+    let sides = Sides {
+        cpus: [client_cpu, server_cpu],
+        points: POINTS,
+        spin: None,
+    };
     let mut found = Vec::new();
     for ring in rings(options.rings.as_deref(), &RINGS)? {
         let mut figures = Figures::new();
         for round in 1..=rounds {
             eprintln!("bench: ring {ring}, round {round} of {rounds}");
-            for line in once(&vchan, ring, time, [client_cpu, server_cpu])? {
+            for line in once(&vchan, ring, time, &sides)? {
                 figures.entry(line.point).or_default().push(line.figure);
             }
         }
         println!("{}", table(ring, processors, &figures));
         found.push(json!({ "ring_bytes": ring, "figures": objects(&figures) }));
     }
+    drop(busy);
+    // They choose processors and load themselves; who asked for others wants only those.
+    let situations = if options.cpus.is_none() && options.busy_host.is_none() {
+        situations::run(&vchan, rounds)?
+    } else {
+        Vec::new()
+    };
     let all = json!({
         "bench": "local",
         "rounds": rounds,
@@ -73,15 +85,25 @@ pub(super) fn run(options: &Local) -> Result<()> {
         "cpus": cpus,
         "busy_loops_on_the_host": loops,
         "rings": found,
+        "situations": situations,
     });
     write_json(options.json.as_deref(), &all)
 }
 
 /// Figures of all rounds: MB/s, or µs for a round trip.
-type Figures = BTreeMap<Point, Vec<f64>>;
+pub(super) type Figures = BTreeMap<Point, Vec<f64>>;
+
+/// How one server and one client are started.
+pub(super) struct Sides<'a> {
+    /// Processors of client and server, as taskset takes them.
+    pub(super) cpus: [&'a str; 2],
+    pub(super) points: &'a str,
+    /// `--spin` of both; none for the default.
+    pub(super) spin: Option<&'a str>,
+}
 
 /// One server and one client.
-fn once(vchan: &Path, ring: usize, time: f64, cpus: [&str; 2]) -> Result<Vec<Line>> {
+pub(super) fn once(vchan: &Path, ring: usize, time: f64, sides: &Sides<'_>) -> Result<Vec<Line>> {
     let socket = std::env::temp_dir().join(format!("vchan-bench-{}.sock", std::process::id()));
     let command = |cpu: &str, words: &[&str]| {
         // Without taskset the kernel decides; the figures are then less steady.
@@ -95,16 +117,22 @@ fn once(vchan: &Path, ring: usize, time: f64, cpus: [&str; 2]) -> Result<Vec<Lin
         };
         command.args(words).args(["--backend", "local", "--path"]);
         command.arg(&socket);
+        if let Some(spin) = sides.spin {
+            command.args(["--spin", spin]);
+        }
         command
     };
-    let mut server = command(cpus[1], &["bench-serve", "--ring", &ring.to_string()])
+    let mut server = command(sides.cpus[1], &["bench-serve", "--ring", &ring.to_string()])
         .stdout(Stdio::null())
         .spawn()
         .with_context(|| format!("starting {}", vchan.display()))?;
-    let client = command(cpus[0], &["bench", "--json", "--points", POINTS])
-        .args(["--time", &time.to_string()])
-        .stderr(Stdio::inherit())
-        .output();
+    let client = command(
+        sides.cpus[0],
+        &["bench", "--json", "--points", sides.points],
+    )
+    .args(["--time", &time.to_string()])
+    .stderr(Stdio::inherit())
+    .output();
     if client.as_ref().is_ok_and(|client| !client.status.success()) {
         let _ = server.kill();
     }

@@ -28,6 +28,7 @@ mod regions;
 mod relay;
 mod results;
 mod sessions;
+mod situations;
 mod stepped;
 mod table;
 mod targets;

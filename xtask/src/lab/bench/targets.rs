@@ -16,6 +16,9 @@ pub(super) const LOCAL_RATE: Target = Target::AtLeast(0.8);
 /// Without Xen: round trips, compared with a Unix socket pair.
 pub(super) const LOCAL_ROUND_TRIP: Target = Target::AtMost(0.2);
 
+/// Without Xen, both sides on one processor: as fast as sleeping at once, or nearly.
+pub(super) const ONE_PROCESSOR: Target = Target::AtLeast(0.9);
+
 /// A bound for a ratio.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub(super) enum Target {
