@@ -1,200 +1,331 @@
 //! The file for a result: found to be writable before the work is done, written after it was verified.
 //!
-//! A regular file is replaced whole or not at all, and keeps its mode, its owner and the links that
-//! lead to it. What cannot be replaced is written into: a FIFO, a character device, and a file whose
-//! owner or directory does not let a copy take its place.
+//! A regular file is replaced whole or not at all, and keeps its mode, its owner, its extended
+//! attributes with the access lists, and the links that lead to it. What cannot be replaced so is
+//! written into: a FIFO, a character device, and a file whose owner, attributes or directory do not
+//! let a copy take its place.
 
 use std::fs::{self, File, Metadata, OpenOptions, Permissions};
 use std::io::{self, Write};
-use std::os::fd::AsFd;
-use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt, PermissionsExt};
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt, PermissionsExt, fchown};
 use std::path::{Path, PathBuf};
 
 use nix::errno::Errno;
-use nix::fcntl::{FcntlArg, OFlag, fcntl};
-use nix::unistd::{Gid, Uid, fchown};
+use nix::fcntl::{FallocateFlags, FcntlArg, OFlag, fallocate, fcntl};
+use rustix::fs::{XattrFlags, fgetxattr, flistxattr, fremovexattr, fsetxattr};
 use tempfile::NamedTempFile;
 
 use crate::failure::Failure;
 
-/// Links followed one after the other, as the kernel does at most.
-const MOST_LINKS: usize = 40;
+/// Longest value of an extended attribute, and longest list of their names (Linux).
+const XATTR_MAX: usize = 64 << 10;
 
-/// The permission bits that a replaced file hands on; set-user-id and the like are not for results.
-const MODE: u32 = 0o777;
+/// Where Linux keeps a file's access list.
+const ACCESS_LIST: &str = "system.posix_acl_access";
 
-/// Where a result will be written.
+/// How often the place is looked at again because something else appeared there.
+const LOOKS: usize = 5;
+
+/// Device and inode: which file it is, as long as somebody holds it open. The number of a file that is
+/// gone is given to the next.
+type Identity = (u64, u64);
+
+/// A place for the result, found to be usable before the work is done.
 #[derive(Debug)]
 pub(crate) struct OutputFile<'p> {
-    /// As the user wrote it.
     path: &'p Path,
-    way: Way,
+    target: Target,
+    made: Option<Made>,
 }
 
 #[derive(Debug)]
-enum Way {
-    /// The temporary file takes the name of `target`, which no link stands at.
-    Replace {
-        target: PathBuf,
+enum Target {
+    /// A regular file, there whole or not at all: it gets its name when it is complete.
+    Renamed {
         temporary: NamedTempFile,
+        to: PathBuf,
+        /// What is there now, held so that nothing else can have its number.
+        replaces: Option<File>,
     },
-    /// A regular file that is overwritten.
-    Overwrite(File),
-    /// A FIFO or a character device.
-    Stream(File),
+    /// What a rename would take away: a device, a pipe, a file with further names or with an owner
+    /// or attributes that a new file cannot be given.
+    Written(File),
 }
 
 impl<'p> OutputFile<'p> {
-    /// Looks at what stands at `path`, and opens or makes what will be written.
+    /// Finds out what stands at `path`, and whether it may be written.
     ///
     /// # Errors
-    /// A directory, socket or block device; a FIFO that nobody reads; whatever the system refuses.
+    /// A directory, a socket, a block device, a pipe that nobody reads, or no right to write.
     pub(crate) fn prepare(path: &'p Path) -> Result<Self, Failure> {
-        let way = match fs::metadata(path) {
-            Ok(found) if found.is_file() => existing(path, &found),
-            Ok(found) => return special(path, &found).map(|way| Self { path, way }),
-            Err(error) if error.kind() == io::ErrorKind::NotFound => new(path),
-            Err(error) => Err(error),
+        match fs::metadata(path) {
+            Ok(metadata) => {
+                refuse_unwritable_kinds(path, &metadata)?;
+                Self::existing(path, None)
+            }
+            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(unwritable(path, &error)),
+            Err(_) if path.as_os_str().as_bytes().ends_with(b"/") => Err(is_directory(path)),
+            Err(_) if path.is_symlink() => {
+                // The kernel makes the file that the link names, and refuses the links that others
+                // may have laid in a directory like /tmp.
+                let file = open(path, true)?;
+                let made = Made::new(path, file).map_err(|error| unwritable(path, &error))?;
+                Self::existing(path, Some(made))
+            }
+            Err(_) => {
+                let directory = match path.parent() {
+                    Some(parent) if parent != Path::new("") => parent,
+                    _ => Path::new("."),
+                };
+                // What a newly made file gets, less the umask.
+                let temporary =
+                    temporary_in(directory, 0o666).map_err(|error| unwritable(path, &error))?;
+                let to = path.to_owned();
+                let target = Target::Renamed {
+                    temporary,
+                    to,
+                    replaces: None,
+                };
+                Ok(Self {
+                    path,
+                    target,
+                    made: None,
+                })
+            }
+        }
+    }
+
+    fn existing(path: &'p Path, made: Option<Made>) -> Result<Self, Failure> {
+        // Also where it will be replaced: a file that may not be written is left alone.
+        let file = open(path, false)?;
+        let metadata = file.metadata().map_err(|error| unwritable(path, &error))?;
+        refuse_unwritable_kinds(path, &metadata)?;
+        let target = if metadata.is_file() {
+            replacement(path, &file, &metadata).unwrap_or(Target::Written(file))
+        } else {
+            // From here on a slow reader is waited for.
+            fcntl(&file, FcntlArg::F_GETFL)
+                .map(|flags| OFlag::from_bits_truncate(flags) - OFlag::O_NONBLOCK)
+                .and_then(|flags| fcntl(&file, FcntlArg::F_SETFL(flags)))
+                .map_err(|errno| unwritable(path, &errno.into()))?;
+            Target::Written(file)
         };
-        way.map(|way| Self { path, way })
-            .map_err(|error| unwritable(path, &error))
+        Ok(Self { path, target, made })
     }
 
     /// Writes `bytes`, which are everything that the file shall hold.
     ///
     /// # Errors
-    /// Whatever the system says. What stood at the path is still there, unless it had to be written
-    /// into.
+    /// It cannot be written. Then a regular file is as it was before, unless it had to be written
+    /// in place and the error came on the way.
     pub(crate) fn finish(self, bytes: &[u8]) -> Result<(), Failure> {
-        let written = match self.way {
-            Way::Stream(mut stream) => stream.write_all(bytes),
-            Way::Overwrite(mut file) => file
-                .set_len(0)
-                .and_then(|()| file.write_all(bytes))
-                .and_then(|()| file.sync_all()),
-            Way::Replace {
-                target,
+        let path = self.path;
+        let mut file = self;
+        for _ in 0..LOOKS {
+            match file.place(bytes) {
+                Ok(true) => return Ok(()),
+                // It is treated like what was there from the start.
+                Ok(false) => file = Self::prepare(path)?,
+                Err(error) => return Err(unwritable(path, &error)),
+            }
+        }
+        Err(Failure::new(
+            format!("{} keeps being replaced", path.display()),
+            "let nobody else write there meanwhile",
+        ))
+    }
+
+    /// Puts `bytes` in place. False: something else stands there by now, and was left alone.
+    fn place(mut self, bytes: &[u8]) -> io::Result<bool> {
+        match self.target {
+            Target::Written(file) => write_into(file, bytes)?,
+            Target::Renamed {
                 mut temporary,
-            } => temporary
-                .write_all(bytes)
-                .and_then(|()| temporary.as_file().sync_all())
-                .and_then(|()| {
-                    let persisted = temporary.persist(target);
-                    persisted.map(drop).map_err(|error| error.error)
-                }),
-        };
-        written.map_err(|error| unwritable(self.path, &error))
+                to,
+                replaces,
+            } => {
+                temporary.write_all(bytes)?;
+                temporary.as_file().sync_all()?;
+                let there = fs::symlink_metadata(&to).ok().map(|there| identity(&there));
+                let before = replaces.as_ref().map(File::metadata).transpose()?;
+                if there != before.map(|before| identity(&before)) {
+                    return Ok(false);
+                }
+                let renamed = match replaces {
+                    Some(_) => temporary.persist(&to),
+                    // What appears after the look is not renamed over either.
+                    None => match temporary.persist_noclobber(&to) {
+                        Err(error) if error.error.kind() == io::ErrorKind::AlreadyExists => {
+                            return Ok(false);
+                        }
+                        // Not every file system has it.
+                        Err(error) => error.file.persist(&to),
+                        done => done,
+                    },
+                };
+                renamed.map_err(|error| error.error)?;
+            }
+        }
+        if let Some(made) = &mut self.made {
+            made.wanted = true;
+        }
+        Ok(true)
     }
 }
 
-/// A regular file: replaced by a copy of the same mode and owner, or else overwritten.
-fn existing(path: &Path, found: &Metadata) -> io::Result<Way> {
-    // Whoever may not write the file shall not replace it either.
-    let file = OpenOptions::new().write(true).open(path)?;
-    // A path through /proc/self/fd need not lead to a name.
-    let Ok(target) = fs::canonicalize(path) else {
-        return Ok(Way::Overwrite(file));
+/// An empty file that was made for the result, removed if none comes.
+#[derive(Debug)]
+struct Made {
+    to: PathBuf,
+    /// The file itself, held so that nothing else can have its number.
+    file: File,
+    wanted: bool,
+}
+
+impl Made {
+    fn new(path: &Path, file: File) -> io::Result<Self> {
+        let to = fs::canonicalize(path)?;
+        Ok(Self {
+            to,
+            file,
+            wanted: false,
+        })
+    }
+}
+
+impl Drop for Made {
+    fn drop(&mut self) {
+        if self.wanted {
+            return;
+        }
+        // Not what somebody else has put there or written into meanwhile.
+        if let (Ok(there), Ok(made)) = (fs::symlink_metadata(&self.to), self.file.metadata())
+            && identity(&there) == identity(&made)
+            && made.len() == 0
+        {
+            let _ = fs::remove_file(&self.to);
+        }
+    }
+}
+
+fn identity(metadata: &Metadata) -> Identity {
+    (metadata.dev(), metadata.ino())
+}
+
+/// Opens what stands at `path` for writing and changes nothing, nor waits for a pipe's reader.
+fn open(path: &Path, create: bool) -> Result<File, Failure> {
+    let flags = OFlag::O_NONBLOCK | OFlag::O_NOCTTY;
+    OpenOptions::new()
+        .write(true)
+        .create(create)
+        .truncate(false)
+        .custom_flags(flags.bits())
+        .open(path)
+        .map_err(|error| match error.raw_os_error().map(Errno::from_raw) {
+            Some(Errno::ENXIO) => Failure::new(
+                format!("{} is a FIFO that nobody reads", path.display()),
+                "start what reads it first",
+            ),
+            _ => unwritable(path, &error),
+        })
+}
+
+fn refuse_unwritable_kinds(path: &Path, metadata: &Metadata) -> Result<(), Failure> {
+    let kind = metadata.file_type();
+    let what = if kind.is_dir() {
+        return Err(is_directory(path));
+    } else if kind.is_socket() {
+        "a socket"
+    } else if kind.is_block_device() {
+        "a block device"
+    } else {
+        return Ok(());
     };
-    // Other names of the file would keep the old content.
-    if found.nlink() > 1 {
-        return Ok(Way::Overwrite(file));
-    }
-    let temporary = match temporary_beside(&target, found.mode() & MODE) {
-        Err(error) if cannot_be_replaced(&error) => return Ok(Way::Overwrite(file)),
-        other => other?,
-    };
-    let (uid, gid) = (Uid::from_raw(found.uid()), Gid::from_raw(found.gid()));
-    let made = temporary.as_file().metadata()?;
-    if (made.uid(), made.gid()) != (found.uid(), found.gid())
-        && fchown(temporary.as_file(), Some(uid), Some(gid)).is_err()
-    {
-        return Ok(Way::Overwrite(file));
-    }
-    // The umask has no say in a mode that was there before.
-    let mode = Permissions::from_mode(found.mode() & MODE);
-    temporary.as_file().set_permissions(mode)?;
-    Ok(Way::Replace { target, temporary })
+    Err(Failure::new(
+        format!("{} is {what}", path.display()),
+        "give --output the name of a file, a pipe or a character device",
+    ))
 }
 
-fn cannot_be_replaced(error: &io::Error) -> bool {
-    use io::ErrorKind::{PermissionDenied, ReadOnlyFilesystem};
-    matches!(error.kind(), PermissionDenied | ReadOnlyFilesystem)
+fn is_directory(path: &Path) -> Failure {
+    let what = format!("{} is a directory", path.display());
+    Failure::new(what, "give --output the name of a file")
 }
 
-/// Nothing is there yet, at the path or where its links lead.
-fn new(path: &Path) -> io::Result<Way> {
-    let target = follow(path)?;
-    // What a newly made file gets, less the umask.
-    let temporary = temporary_beside(&target, 0o666)?;
-    Ok(Way::Replace { target, temporary })
-}
-
-fn temporary_beside(target: &Path, mode: u32) -> io::Result<NamedTempFile> {
+fn temporary_in(directory: &Path, mode: u32) -> io::Result<NamedTempFile> {
     tempfile::Builder::new()
         .prefix(".vgpu-")
         .permissions(Permissions::from_mode(mode))
-        .tempfile_in(directory_of(target))
+        .tempfile_in(directory)
 }
 
-fn directory_of(path: &Path) -> &Path {
-    match path.parent() {
-        Some(parent) if parent != Path::new("") => parent,
-        _ => Path::new("."),
+/// A file that can take the place of `old`, with its owner, mode and attributes; `None` where there
+/// cannot be one.
+fn replacement(path: &Path, old: &File, metadata: &Metadata) -> Option<Target> {
+    let to = fs::canonicalize(path).ok()?;
+    // The other names of a file would keep what was there before.
+    if metadata.nlink() != 1 || identity(&fs::symlink_metadata(&to).ok()?) != identity(metadata) {
+        return None;
     }
-}
-
-/// Where links lead at whose end nothing is.
-fn follow(path: &Path) -> io::Result<PathBuf> {
-    let mut path = path.to_owned();
-    for _ in 0..MOST_LINKS {
-        match fs::read_link(&path) {
-            Ok(link) => path = directory_of(&path).join(link),
-            // No link, or nothing at all.
-            Err(_) => return Ok(path),
-        }
+    let temporary = temporary_in(to.parent()?, 0o600).ok()?;
+    let file = temporary.as_file();
+    let new = file.metadata().ok()?;
+    if (new.uid(), new.gid()) != (metadata.uid(), metadata.gid()) {
+        fchown(file, Some(metadata.uid()), Some(metadata.gid())).ok()?;
     }
-    Err(Errno::ELOOP.into())
+    copy_attributes(old, file).ok()?;
+    // As after any write, without the bits that lend rights.
+    file.set_permissions(Permissions::from_mode(metadata.mode() & 0o777))
+        .ok()?;
+    Some(Target::Renamed {
+        temporary,
+        to,
+        replaces: Some(old.try_clone().ok()?),
+    })
 }
 
-/// Something else than a regular file.
-fn special(path: &Path, found: &Metadata) -> Result<Way, Failure> {
-    let kind = found.file_type();
-    let refused = |what: &str, advice: &str| {
-        Err(Failure::new(
-            format!("{} is {what}", path.display()),
-            advice,
-        ))
+/// Copies the extended attributes, access lists among them: the group's bits of a mode are the mask
+/// of the list, and mean other people without it.
+fn copy_attributes(old: &File, new: &File) -> rustix::io::Result<()> {
+    let mut names = vec![0; XATTR_MAX];
+    let length = match flistxattr(old, names.as_mut_slice()) {
+        Err(rustix::io::Errno::NOTSUP) => return Ok(()),
+        length => length?,
     };
-    if kind.is_dir() {
-        return refused("a directory", "give --output the name of a file");
-    }
-    if kind.is_socket() {
-        return refused("a socket", "give --output the name of a file");
-    }
-    if kind.is_block_device() {
-        return refused(
-            "a disk or another block device",
-            "give --output the name of a file; nothing was written",
-        );
-    }
-    let opened = OpenOptions::new()
-        .write(true)
-        .custom_flags((OFlag::O_NONBLOCK | OFlag::O_NOCTTY).bits())
-        .open(path);
-    match opened.and_then(|stream| block(&stream).map(|()| stream)) {
-        Ok(stream) => Ok(Way::Stream(stream)),
-        Err(error) if error.raw_os_error() == Some(Errno::ENXIO as i32) => {
-            refused("a FIFO that nobody reads", "start what reads it first")
+    let names = names[..length].split(|byte| *byte == 0);
+    let names: Vec<&[u8]> = names.filter(|name| !name.is_empty()).collect();
+    // The new file may have got a list from its directory.
+    if !names.contains(&ACCESS_LIST.as_bytes()) {
+        match fremovexattr(new, ACCESS_LIST) {
+            Ok(()) | Err(rustix::io::Errno::NODATA | rustix::io::Errno::NOTSUP) => {}
+            Err(errno) => return Err(errno),
         }
-        Err(error) => Err(unwritable(path, &error)),
     }
+    let mut value = vec![0; XATTR_MAX];
+    for name in names {
+        let length = fgetxattr(old, name, value.as_mut_slice())?;
+        fsetxattr(new, name, &value[..length], XattrFlags::empty())?;
+    }
+    Ok(())
 }
 
-/// Lets writes wait for room. The descriptor was opened here, so nobody shares its flags.
-fn block(stream: &impl AsFd) -> io::Result<()> {
-    let flags = OFlag::from_bits_retain(fcntl(stream, FcntlArg::F_GETFL)?);
-    fcntl(stream, FcntlArg::F_SETFL(flags - OFlag::O_NONBLOCK))?;
-    Ok(())
+/// Writes into what is there.
+fn write_into(mut file: File, bytes: &[u8]) -> io::Result<()> {
+    if !file.metadata()?.is_file() {
+        return file.write_all(bytes);
+    }
+    // A full disk is found before the first byte of what was there is gone.
+    let length = bytes.len() as u64;
+    // Not every file system can reserve room; on those an error may come on the way.
+    let most = i64::try_from(length).unwrap_or(i64::MAX);
+    let reserved = fallocate(&file, FallocateFlags::FALLOC_FL_KEEP_SIZE, 0, most);
+    if let Err(errno @ (Errno::ENOSPC | Errno::EDQUOT | Errno::EFBIG)) = reserved {
+        return Err(errno.into());
+    }
+    file.write_all(bytes)?;
+    file.set_len(length)?;
+    file.sync_all()
 }
 
 fn unwritable(path: &Path, error: &io::Error) -> Failure {
@@ -238,12 +369,8 @@ mod tests {
             fs::write(&path, "before").expect("written");
             fs::set_permissions(&path, Permissions::from_mode(kept)).expect("allowed");
             if nix::unistd::geteuid().is_root() {
-                fchown(
-                    File::open(&path).expect("there"),
-                    Some(Uid::from_raw(1234)),
-                    Some(Gid::from_raw(4321)),
-                )
-                .expect("root may");
+                fchown(File::open(&path).expect("there"), Some(1234), Some(4321))
+                    .expect("root may");
             } else if kept == 0o444 {
                 assert!(refused(&path).contains("cannot write"));
                 continue;
@@ -339,5 +466,154 @@ mod tests {
         let kind = fs::symlink_metadata(&path).expect("there").file_type();
         assert!(kind.is_socket());
         assert!(refused(directory.path()).contains("is a directory"));
+    }
+
+    /// An access list as the kernel takes it: version 2, entries of tag, rights and id.
+    fn access_list(entries: &[(u16, u16, u32)]) -> Vec<u8> {
+        let mut bytes = 2u32.to_le_bytes().to_vec();
+        for (tag, rights, id) in entries {
+            bytes.extend(tag.to_le_bytes());
+            bytes.extend(rights.to_le_bytes());
+            bytes.extend(id.to_le_bytes());
+        }
+        bytes
+    }
+
+    /// One user more may read and write; the owner's group may do nothing.
+    fn one_user_more() -> Vec<u8> {
+        let nobody = u32::MAX;
+        access_list(&[
+            (0x01, 6, nobody),
+            (0x02, 6, 1234),
+            (0x04, 0, nobody),
+            (0x10, 6, nobody),
+            (0x20, 0, nobody),
+        ])
+    }
+
+    fn attribute(path: &Path, name: &str) -> Option<Vec<u8>> {
+        let mut value = vec![0; XATTR_MAX];
+        let file = File::open(path).expect("there");
+        let length = fgetxattr(file, name, value.as_mut_slice()).ok()?;
+        value.truncate(length);
+        Some(value)
+    }
+
+    #[test]
+    fn a_file_keeps_its_access_list_and_gets_none_that_it_did_not_have() {
+        let directory = TempDir::new().expect("a directory");
+        let path = directory.path().join("c");
+        fs::write(&path, "before").expect("written");
+        let list = one_user_more();
+        let file = File::open(&path).expect("there");
+        if fsetxattr(&file, ACCESS_LIST, &list, XattrFlags::empty()).is_err() {
+            test_skip::skipped("this file system has no access lists");
+            return;
+        }
+        fsetxattr(&file, "user.note", b"kept", XattrFlags::empty()).expect("an attribute");
+        assert_eq!(mode(&path), 0o660);
+        write(&path, b"after");
+        assert_eq!(fs::read(&path).expect("there"), b"after");
+        assert_eq!(mode(&path), 0o660);
+        assert_eq!(attribute(&path, ACCESS_LIST), Some(list.clone()));
+        assert_eq!(attribute(&path, "user.note").as_deref(), Some(&b"kept"[..]));
+
+        // The other way round: the directory gives a list to every new file.
+        let plain = directory.path().join("plain");
+        fs::write(&plain, "before").expect("written");
+        fs::set_permissions(&plain, Permissions::from_mode(0o660)).expect("allowed");
+        let parent = File::open(directory.path()).expect("there");
+        let default = "system.posix_acl_default";
+        fsetxattr(&parent, default, &list, XattrFlags::empty()).expect("a list");
+        write(&plain, b"after");
+        assert_eq!(fs::read(&plain).expect("there"), b"after");
+        assert_eq!(attribute(&plain, ACCESS_LIST), None);
+        assert_eq!(mode(&plain), 0o660);
+    }
+
+    #[test]
+    fn a_full_disk_costs_a_file_that_is_written_in_place_nothing() {
+        use nix::mount::{MsFlags, mount};
+        use nix::sched::{CloneFlags, unshare};
+
+        // A mount that only this thread sees.
+        let tested = thread::spawn(|| {
+            let directory = TempDir::new().expect("a directory");
+            let nothing = None::<&str>;
+            let mounted = unshare(CloneFlags::CLONE_NEWNS)
+                .and_then(|()| {
+                    let flags = MsFlags::MS_REC | MsFlags::MS_PRIVATE;
+                    mount(nothing, "/", nothing, flags, nothing)
+                })
+                .and_then(|()| {
+                    let (kind, flags) = (Some("tmpfs"), MsFlags::empty());
+                    mount(kind, directory.path(), kind, flags, Some("size=64k"))
+                });
+            if let Err(errno) = mounted {
+                test_skip::skipped(format!("no file system of its own: {errno}"));
+                return;
+            }
+            let (one, other) = (directory.path().join("one"), directory.path().join("other"));
+            fs::write(&one, "before").expect("written");
+            fs::hard_link(&one, &other).expect("a second name");
+            let file = OutputFile::prepare(&one).expect("writable");
+            let error = file.finish(&vec![7; 1 << 20]).expect_err("no room");
+            assert!(error.to_string().contains("cannot write"));
+            assert_eq!(fs::read(&other).expect("there"), b"before");
+            write(&one, b"now");
+            assert_eq!(fs::read(&other).expect("there"), b"now");
+            nix::mount::umount(directory.path()).expect("unmounted");
+        });
+        tested.join().expect("it held");
+    }
+
+    #[test]
+    fn what_appears_meanwhile_is_not_renamed_over() {
+        let directory = TempDir::new().expect("a directory");
+        let at = |name: &str| directory.path().join(name);
+        // Where nothing was, and where a file was.
+        for before in [None, Some("before")] {
+            let path = at("c");
+            let _ = fs::remove_file(&path);
+            if let Some(before) = before {
+                fs::write(&path, before).expect("written");
+            }
+            let file = OutputFile::prepare(&path).expect("writable");
+            let _ = fs::remove_file(&path);
+            let listener = UnixListener::bind(&path).expect("bound");
+            let error = file.finish(b"after").expect_err("a socket is refused");
+            assert!(error.to_string().contains("is a socket"));
+            let kind = fs::symlink_metadata(&path).expect("there").file_type();
+            assert!(kind.is_socket());
+            drop(listener);
+
+            let _ = fs::remove_file(&path);
+            if let Some(before) = before {
+                fs::write(&path, before).expect("written");
+            }
+            let file = OutputFile::prepare(&path).expect("writable");
+            let _ = fs::remove_file(&path);
+            symlink("far", &path).expect("made");
+            file.finish(b"after").expect("written");
+            assert!(fs::symlink_metadata(&path).expect("there").is_symlink());
+            assert_eq!(fs::read(at("far")).expect("there"), b"after");
+            fs::remove_file(at("far")).expect("there");
+        }
+        fs::remove_file(at("c")).expect("there");
+        assert_eq!(fs::read_dir(directory.path()).expect("there").count(), 0);
+    }
+
+    #[test]
+    fn a_file_that_was_made_through_a_link_goes_again_unless_it_is_written() {
+        let directory = TempDir::new().expect("a directory");
+        let (link, target) = (directory.path().join("link"), directory.path().join("c"));
+        symlink("c", &link).expect("made");
+        drop(OutputFile::prepare(&link).expect("writable"));
+        assert!(!target.exists());
+        // What somebody else wrote there meanwhile stays.
+        let file = OutputFile::prepare(&link).expect("writable");
+        fs::write(&target, "theirs").expect("written");
+        drop(file);
+        assert_eq!(fs::read(&target).expect("there"), b"theirs");
     }
 }
