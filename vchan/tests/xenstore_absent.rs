@@ -87,6 +87,59 @@ fn case_42_a_socket_that_refuses_is_an_error_at_once() {
     }
 }
 
+/// It answers at first, and then no more: that nobody has published anything is not known.
+#[test]
+fn case_42_xenstored_falls_silent() {
+    let (_folder, socket) = xenstored(|mut stream| {
+        let mut keys = 0;
+        let mut header = [0; 16];
+        while stream.read_exact(&mut header).is_ok() {
+            let len = u32::from_ne_bytes(header[12..].try_into().unwrap());
+            let mut payload = vec![0; len as usize];
+            if stream.read_exact(&mut payload).is_err() {
+                return;
+            }
+            let of_keys = payload.starts_with(b"/local/domain/1/data/x");
+            keys += usize::from(of_keys);
+            if keys > 3 {
+                let _ = std::io::copy(&mut stream, &mut std::io::sink());
+                return;
+            }
+            // The domain is there, and its nodes are not.
+            let is_watch = header[..4] == 4u32.to_ne_bytes();
+            let answer: &[u8] = match (of_keys, is_watch) {
+                (true, _) => b"ENOENT\0",
+                (false, true) => b"OK\0",
+                (false, false) => b"/vm/1",
+            };
+            if of_keys {
+                header[..4].copy_from_slice(&16u32.to_ne_bytes());
+            }
+            let len = u32::try_from(answer.len()).unwrap();
+            header[12..].copy_from_slice(&len.to_ne_bytes());
+            if stream.write_all(&[&header[..], answer].concat()).is_err() {
+                return;
+            }
+        }
+    });
+    let arguments = "connect --peer 1 --path data/x --timeout 4 --echo";
+    assert_failed(&vchan(&socket, arguments), "did not answer in time");
+}
+
+/// Closed standard error: there is nobody to tell, and the status says that it failed.
+#[test]
+fn a_closed_standard_error_is_no_panic() {
+    let (reader, writer) = std::io::pipe().unwrap();
+    drop(reader);
+    let status = Command::new(env!("CARGO_BIN_EXE_vchan"))
+        .args(SERVE.split(' '))
+        .env("XENSTORED_PATH", "/dev/null/socket")
+        .stderr(writer)
+        .status()
+        .unwrap();
+    assert_eq!(status.code(), Some(1));
+}
+
 /// Every node is refused, slowly: the deadline falls into a look that has no answer yet.
 #[test]
 fn a_denied_node_is_not_a_xenstored_that_does_not_answer() {
@@ -108,7 +161,14 @@ fn a_denied_node_is_not_a_xenstored_that_does_not_answer() {
                 }
             }
         });
-        assert_failed(&vchan(&socket, CONNECT), "xenstore denies access to");
+        let output = vchan(&socket, CONNECT);
+        assert_failed(&output, "xenstore denies access to");
+        // Who asks is a domain to xenstored, not a user.
+        let text = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert!(
+            text.contains("let the guest serve") && !text.contains("root"),
+            "{text}"
+        );
     }
 }
 

@@ -26,6 +26,9 @@ use crate::shm::{ControlPage, Region};
 /// watch everywhere nor use up its few watches for each connection attempt.
 const PAUSE: (Duration, Duration) = (Duration::from_millis(2), Duration::from_millis(50));
 
+/// A look that waits this long in vain says that xenstored does not answer, whatever it said before.
+const SILENCE: Duration = Duration::from_secs(1);
+
 /// When keys that led nowhere are tried again.
 const STALE_AGAIN: Duration = Duration::from_millis(500);
 
@@ -84,6 +87,7 @@ pub(crate) fn connect_parts(
     let mut pause = PAUSE.0;
     let life = PeerDomain::watch(peer, store, deadline)?;
     loop {
+        let began = Instant::now();
         match Keys::read(store, &base, deadline) {
             Ok(Some(keys))
                 if stale
@@ -117,7 +121,8 @@ pub(crate) fn connect_parts(
             // A guest may not even see that a node is missing where it may not read.
             Err(KeyError::Store(error @ StoreError::Denied { .. })) => denied = Some(error),
             // A last look cut short by the deadline says nothing about xenstored, which has answered.
-            Err(KeyError::Store(StoreError::TimedOut { .. })) if answered || denied.is_some() => {}
+            Err(KeyError::Store(StoreError::TimedOut { .. }))
+                if (answered || denied.is_some()) && began.elapsed() < SILENCE => {}
             Err(error) => return Err(error.into()),
         }
         if life.is_gone() {

@@ -184,6 +184,12 @@ mod tests {
                 "{bad:?}"
             );
         }
+        for special in ["@releaseDomain", "@introduceDomain"] {
+            assert!(
+                matches!(parse(special), Err(PathError::Special { .. })),
+                "{special}"
+            );
+        }
     }
 
     #[test]

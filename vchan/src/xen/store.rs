@@ -304,7 +304,7 @@ impl StoreError {
                 "ENOENT" => Self::NotFound { path },
                 NOT_TEXT => Self::NotText { path },
                 "EACCES" | "EPERM" => Self::Denied { path },
-                "ENOSPC" | "EDQUOT" | "E2BIG" => Self::Quota { path, code },
+                "ENOSPC" | "EDQUOT" | "EQUOTA" | "E2BIG" => Self::Quota { path, code },
                 _ => Self::Refused { path, code },
             },
         }
@@ -328,8 +328,8 @@ impl StoreError {
             Self::TimedOut { .. } => "look whether xenstored runs and answers: xenstore-ls /",
             Self::NotFound { .. } => "check the path and that the other side has published it",
             Self::Denied { .. } => {
-                "run as root; a guest may use its own nodes only, so let it serve at a path such as \
-                 data/demo"
+                "xenstored lets a guest use its own nodes only: let the guest serve, at a path such as \
+                 data/demo, and dom0 connect"
             }
             Self::NotText { .. } => "look at the node with xenstore-ls; remove it if it is stale",
             Self::Quota { .. } => {

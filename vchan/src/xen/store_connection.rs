@@ -151,10 +151,11 @@ fn choose<S>(socket: io::Result<S>, seen: bool, path: &Path) -> io::Result<Optio
         Ok(socket) => Ok(Some(socket)),
         Err(error) if !seen && matches!(error.kind(), NotFound | NotADirectory) => Ok(None),
         Err(error) => {
-            let text = format!(
-                "nobody answers at xenstored's socket {}: {error}",
-                path.display()
-            );
+            let why = match error.kind() {
+                io::ErrorKind::PermissionDenied => "this user may not open",
+                _ => "nobody answers at",
+            };
+            let text = format!("{why} xenstored's socket {}: {error}", path.display());
             // Not "not found" when it was there before: something has ended, nothing is missing.
             let kind = match error.kind() {
                 NotFound | NotADirectory => io::ErrorKind::ConnectionRefused,
@@ -219,6 +220,7 @@ mod tests {
         let denied = || io::Error::from(io::ErrorKind::PermissionDenied);
         let error = choose::<()>(Err(denied()), false, Path::new("/s")).unwrap_err();
         assert_eq!(error.kind(), io::ErrorKind::PermissionDenied);
+        assert!(error.to_string().contains("may not open"), "{error}");
         let below_a_file = UnixStream::connect("/dev/null/socket");
         assert!(matches!(
             choose(below_a_file, false, Path::new("/s")),

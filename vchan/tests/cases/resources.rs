@@ -280,13 +280,15 @@ fn assert_no_memory(outcome: Result<Channel, Error>) {
 /// A xenstored that refuses for want of room, in each of its words.
 #[test]
 fn case_41_xenstore_quotas() {
-    for code in ["ENOSPC", "EDQUOT", "E2BIG", "EAGAIN", "EBUSY"] {
+    for code in ["ENOSPC", "EDQUOT", "EQUOTA", "E2BIG", "EAGAIN", "EBUSY"] {
         let store = Xenstored::new(move |kind, path| domain_one(kind, path, |_| Some(Err(code))));
         let error = failed(start(
             &store.socket(),
             "connect --peer 1 --path data/x --timeout 1 --echo",
         ));
         assert!(error.contains(code), "{code}: {error}");
+        let quota = !["EAGAIN", "EBUSY"].contains(&code);
+        assert_eq!(error.contains("quota reached"), quota, "{code}: {error}");
         // No loop until it agrees, and no transaction that could be refused at its end.
         assert!(store.nodes_read().len() < 10, "{:?}", store.nodes_read());
         let asked = store.asked.lock().unwrap();

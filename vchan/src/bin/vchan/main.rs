@@ -17,6 +17,7 @@ mod region;
 mod region_bench;
 mod stream;
 
+use std::io::Write;
 use std::process::ExitCode;
 
 use clap::Parser;
@@ -33,7 +34,9 @@ fn main() -> ExitCode {
     match run(arguments.command) {
         Ok(()) => ExitCode::SUCCESS,
         Err(failure) => {
-            eprintln!("error: {}\n help: {}", failure.what, failure.advice);
+            // Where this fails there is nobody to tell.
+            let text = format!("error: {}\n help: {}\n", failure.what, failure.advice);
+            let _ = std::io::stderr().write_all(text.as_bytes());
             ExitCode::FAILURE
         }
     }
