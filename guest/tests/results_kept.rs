@@ -2,19 +2,22 @@
 
 mod script;
 
+use std::fs;
 use std::io::Read;
+use std::net::TcpListener;
+use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixListener;
 use std::path::Path;
 use std::process::{Command, Stdio};
 use std::thread::{self, JoinHandle};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use script::{LIMITS, Script, WATCHDOG};
 use vgpu_protocol::frame::FrameHeader;
 use vgpu_protocol::message::{InfoReply, Op};
 use vgpu_protocol::status::{ErrorCode, Status, encode_error_text};
-use vgpu_protocol::transport::TransportError;
-use vgpu_socket_transport::SocketTransport;
+use vgpu_protocol::transport::{Transport, TransportError};
+use vgpu_socket_transport::{Secrets, SocketTransport, accept_tcp};
 
 /// How a mediator behaves when it shall answer Goodbye.
 #[derive(Debug, Clone, Copy)]
@@ -109,12 +112,113 @@ fn a_result_outlives_a_goodbye_that_fails() {
             assert!(output.status.success(), "{case}");
             assert!(!output.stdout.is_empty(), "{case}");
             if arguments[0] == "vector-add" {
-                let written = std::fs::metadata(&output_path).expect("the result");
+                let written = fs::metadata(&output_path).expect("the result");
                 assert_eq!(written.len(), 4000, "{case}");
             }
             let told = String::from_utf8_lossy(&output.stderr).contains("in good order")
                 || String::from_utf8_lossy(&output.stdout).contains("! goodbye");
             assert_eq!(told, !matches!(end, End::Properly), "{case}");
+        }
+    }
+}
+
+/// A mediator for one session over `scheme` that is gone when the guest says goodbye; its endpoint.
+fn mediator_over(scheme: &str, directory: &Path) -> (String, JoinHandle<()>) {
+    const KEY: &str = "00112233445566778899aabbccddeeff00112233445566778899aabbccddeeff";
+
+    let deadline = Instant::now() + WATCHDOG;
+    let path = directory.join("v.sock");
+    let closes = |transport: Box<dyn Transport>| {
+        let mut script = Script { end: transport };
+        match serve(&mut script, End::Closes) {
+            Ok(()) | Err(TransportError::Closed) => {}
+            Err(error) => panic!("{error}"),
+        }
+    };
+    match scheme {
+        "local" => {
+            let listener = vchan::local::Listener::bind(&path).expect("a free path");
+            let mediator = thread::spawn(move || {
+                let stream = listener.accept(deadline).expect("a guest");
+                let ring = vchan::local::connect_on(stream, deadline).expect("a ring");
+                closes(Box::new(ring));
+            });
+            (format!("local:{}", path.display()), mediator)
+        }
+        "unix" => (
+            format!("unix:{}", path.display()),
+            mediator(&path, End::Closes),
+        ),
+        "tcp" => {
+            let line = format!("tester {KEY}\n");
+            let secret = directory.join("secret");
+            fs::write(&secret, &line).expect("written");
+            fs::set_permissions(&secret, fs::Permissions::from_mode(0o600)).expect("our own");
+            let secrets = Secrets::parse(&line).expect("a secret");
+            let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
+            let address = listener.local_addr().expect("an address");
+            let mediator = thread::spawn(move || {
+                let (stream, _) = listener.accept().expect("a guest");
+                let expected = |name: &str| secrets.expected(name);
+                let (transport, _) = accept_tcp(stream, expected, deadline).expect("a client");
+                closes(Box::new(transport));
+            });
+            (format!("tcp:{address}"), mediator)
+        }
+        "file" => {
+            let exchange = directory.join("exchange");
+            fs::create_dir_all(exchange.join("sessions")).expect("made");
+            let endpoint = format!("file:{}", exchange.display());
+            let mediator = thread::spawn(move || {
+                let name = loop {
+                    assert!(Instant::now() < deadline, "no session");
+                    let mut found = fs::read_dir(exchange.join("sessions")).expect("listed");
+                    match found.next() {
+                        Some(entry) => break entry.expect("an entry").file_name(),
+                        None => thread::sleep(Duration::from_millis(5)),
+                    }
+                };
+                let session = name.to_str().expect("text").parse().expect("a session");
+                let transport = vgpu_file_transport::session::accept(
+                    &exchange, None, session, 7, WATCHDOG, deadline,
+                );
+                closes(Box::new(transport.expect("a guest")));
+            });
+            (endpoint, mediator)
+        }
+        other => panic!("{other}"),
+    }
+}
+
+#[test]
+fn a_result_outlives_a_goodbye_that_fails_over_every_endpoint() {
+    for scheme in ["local", "unix", "tcp", "file"] {
+        for arguments in [
+            &["info"][..],
+            &["ping", "--count", "3"],
+            &["bench", "--sizes", "10", "--repeats", "1", "--pings", "3"],
+            &["vector-add", "--n", "100000", "--output", "sum"],
+        ] {
+            let directory = tempfile::tempdir().expect("a directory");
+            let (endpoint, mediator) = mediator_over(scheme, directory.path());
+            let output = Command::new(env!("CARGO_BIN_EXE_vgpu"))
+                .args(["--endpoint", &endpoint, "--timeout", "20"])
+                .args(["--secret-file", "secret"])
+                .args(arguments)
+                .current_dir(directory.path())
+                .env_remove("RUST_LOG")
+                .output()
+                .expect("vgpu runs");
+            let case = format!("{endpoint} {arguments:?}: {output:?}");
+            assert!(output.status.success(), "{case}");
+            assert!(!output.stdout.is_empty(), "{case}");
+            let told = String::from_utf8_lossy(&output.stderr);
+            assert!(told.contains("in good order"), "{case}");
+            if arguments[0] == "vector-add" {
+                let sum = fs::metadata(directory.path().join("sum")).expect("the result");
+                assert_eq!(sum.len(), 400_000, "{case}");
+            }
+            mediator.join().expect("the mediator saw nothing wrong");
         }
     }
 }
@@ -137,7 +241,7 @@ fn a_result_is_written_although_nobody_reads_what_is_printed() {
     let stderr = String::from_utf8_lossy(&output.stderr);
     assert_eq!(output.status.code(), Some(1), "{stderr}");
     assert!(stderr.contains("cannot print the result"), "{stderr}");
-    let written = std::fs::metadata(&output_path).expect("the result");
+    let written = fs::metadata(&output_path).expect("the result");
     assert_eq!(written.len(), 4000);
 }
 

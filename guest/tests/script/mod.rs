@@ -54,7 +54,8 @@ impl Script {
         let deadline = Instant::now() + WATCHDOG;
         let header = header.with_body_len(u32::try_from(body.len()).expect("a short body"));
         self.end.write_all(&header.encode(), deadline)?;
-        self.end.write_all(body, deadline)
+        self.end.write_all(body, deadline)?;
+        self.end.flush(deadline)
     }
 
     pub(crate) fn refuse(
