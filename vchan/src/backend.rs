@@ -1,9 +1,8 @@
 //! What a carrier of channels provides: memory that both ends see, a doorbell each way, and a way
 //! to learn that the peer is gone.
 //!
-//! A backend does the rendezvous in its own way and then hands [`Parts`] to
-//! [`Channel::from_parts`](crate::channel::Channel::from_parts). From then on the channel owns the
-//! control page: the backend never touches it again, except that dropping the [`Region`]s' owner
+//! A backend does the rendezvous in its own way and then makes a [`Channel`](crate::channel::Channel)
+//! of [`Parts`], which only this crate can do. From then on the channel owns the control page: the backend never touches it again, except that dropping the [`Region`]s' owner
 //! unmaps it (and, on Xen, has the kernel clear the live byte and ring the peer's doorbell).
 
 use std::fmt::Debug;

@@ -193,7 +193,7 @@ impl Orders {
     }
 
     fn choose_up_to(sizes: RingSizes, most: u16) -> Result<Self, RingSizeError> {
-        let page_order = |bytes| page_order(bytes, most);
+        let page_order = |bytes| page_order(bytes, most.min(ORDER_MAX_LOCAL));
         const SMALL: usize = 1 << ORDER_SMALL;
         const LARGE: usize = 1 << ORDER_LARGE;
         let (left, right) = (sizes.client_to_server, sizes.server_to_client);
@@ -259,6 +259,7 @@ impl Orders {
     /// # Errors
     /// The rule that is broken.
     pub fn extended(self, left: u16, right: u16, most: u16) -> Result<Self, &'static str> {
+        let most = most.min(ORDER_MAX_LOCAL);
         if left > most || right > most {
             return Err("each may be 21 at most, or 23 in memory that is not granted");
         }

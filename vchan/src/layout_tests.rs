@@ -96,3 +96,14 @@ fn grants_fit_before_any_ring_in_the_page() {
         }
     }
 }
+
+#[test]
+fn no_order_beyond_the_largest_is_ever_taken() {
+    let classic = Orders::check(ORDER_MAX, ORDER_MAX).unwrap();
+    for order in [24, 63, 64, u16::MAX] {
+        assert!(classic.extended(order, order, u16::MAX).is_err(), "{order}");
+    }
+    assert!(classic.extended(23, 23, u16::MAX).is_ok());
+    let largest = RingSizes::from(usize::MAX);
+    assert!(Orders::choose_for(Format::Extended, u16::MAX, largest).is_err());
+}
