@@ -438,7 +438,7 @@ fn worker(work: &Work<'_>, number: u32) {
     } else {
         RESIDENT
     };
-    // Slices since one ended: when all have had theirs in vain, another begins.
+    // Slices since one ended: when every one has had its slice without result, another begins.
     let mut vain = 0;
     loop {
         while resident.len() < cap && (work.cooperative || vain >= resident.len()) {

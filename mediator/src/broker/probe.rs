@@ -211,7 +211,7 @@ fn ask(
 /// How a probe has ended.
 pub(super) enum Answer {
     Verdict(Verdict),
-    /// It was of no use, in words.
+    /// Why its answer cannot be used, in words.
     Nothing(String),
     /// It has closed its socket, most likely with its end.
     Closed,

@@ -17,7 +17,7 @@ use crate::usage::Observed;
 /// Opens the session's executor, once, when a guest was admitted.
 pub type OpenExecutor<'a> = &'a mut dyn FnMut() -> Result<Box<dyn Executor>, OpenError>;
 
-/// An executor cannot be had.
+/// No executor can be opened.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{text}")]
 pub struct OpenError {

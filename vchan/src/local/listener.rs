@@ -25,7 +25,7 @@ const LOCK_PATIENCE: Duration = Duration::from_secs(3);
 /// A listening Unix socket.
 #[derive(Debug)]
 pub struct Listener {
-    /// Who waits in its queue may have filled it.
+    /// A client that waits in its queue may have filled it.
     socket: Stranger<UnixListener>,
     path: PathBuf,
     /// Device and inode of the socket file, to remove only our own.
