@@ -9,7 +9,7 @@ use std::time::Instant;
 use crate::channel::Channel;
 use crate::domain::DomId;
 use crate::error::{Error, Result};
-use crate::layout::{Format, RingSizes};
+use crate::wire::layout::{Format, RingSizes};
 use crate::{Setup, local, xen};
 
 /// `local:PATH` or `xen:DOMID/PATH`: where a channel is, seen from one of its ends.

@@ -11,12 +11,12 @@ use std::os::fd::BorrowedFd;
 use std::time::{Duration, Instant};
 
 use crate::error::{Error, Result};
-use crate::extension_page::ExtensionPage;
-use crate::layout::{Orders, Role};
-use crate::poll::poll_readable;
 use crate::reactor::Token;
 use crate::region::{Access, OwnerMemory, PeerMemory, RegionError, Ticket};
-use crate::shm::{ControlPage, Region};
+use crate::waiting::poll::poll_readable;
+use crate::wire::extension_page::ExtensionPage;
+use crate::wire::layout::{Orders, Role};
+use crate::wire::shm::{ControlPage, Region};
 
 /// How often a server looks for its client unasked: clients of libxenvchan before Xen 4.14 do not
 /// ring when they connect.

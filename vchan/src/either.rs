@@ -42,9 +42,9 @@ use nix::poll::{PollFd, PollFlags};
 
 use crate::channel::Channel;
 use crate::error::{Error, Result};
-use crate::poll::{poll_from, poll_now};
-use crate::spin::{Looked, Spin};
 use crate::sync::atomic::Ordering;
+use crate::waiting::poll::{poll_from, poll_now};
+use crate::waiting::spin::{Looked, Spin};
 use vgpu_protocol::transport::Interest;
 
 const WAITING: &str = "move bytes on either side";

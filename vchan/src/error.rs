@@ -104,7 +104,7 @@ pub enum PeerError {
     },
     /// The handshake of the extension went wrong.
     #[error("peer broke the extension's handshake: {0}")]
-    Extension(#[from] crate::extension::ExtensionError),
+    Extension(#[from] crate::wire::extension::ExtensionError),
     /// Something in the rendezvous (hello message, descriptors, xenstore values) is wrong.
     #[error("peer broke the rendezvous: {0}")]
     Rendezvous(String),

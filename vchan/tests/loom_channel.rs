@@ -17,65 +17,29 @@
     reason = "of the crate's files each test uses a part"
 )]
 
-#[path = "../src/ahead.rs"]
-mod ahead;
 #[path = "loom/backend.rs"]
 mod backend;
-#[path = "../src/both.rs"]
-mod both;
-#[path = "../src/channel.rs"]
+#[path = "../src/channel/mod.rs"]
 mod channel;
 #[path = "../src/error.rs"]
 mod error;
-#[path = "../src/extension.rs"]
-mod extension;
-#[path = "loom/extension_page.rs"]
-mod extension_page;
-#[path = "../src/layout.rs"]
-mod layout;
-#[path = "../src/linger.rs"]
-mod linger;
-#[path = "../src/notify.rs"]
-mod notify;
-#[path = "../src/pace.rs"]
-mod pace;
-#[path = "loom/poll.rs"]
-mod poll;
 /// The models are on none.
 mod reactor {
     #[derive(Debug, Clone, Copy)]
     pub struct Token;
 }
-#[path = "../src/reader.rs"]
-mod reader;
 #[path = "loom/region.rs"]
 mod region;
 #[path = "loom/region_scenario.rs"]
 mod region_scenario;
-#[path = "../src/ring.rs"]
-mod ring;
-#[path = "../src/ring_end.rs"]
-mod ring_end;
 #[path = "loom/scenario.rs"]
 mod scenario;
-#[path = "../src/shared.rs"]
-mod shared;
-#[path = "loom/shm.rs"]
-mod shm;
-#[path = "../src/spin.rs"]
-mod spin;
 #[path = "loom/sync.rs"]
 mod sync;
-#[path = "../src/transport.rs"]
-mod transport;
-#[path = "../src/wait.rs"]
-mod wait;
-#[path = "../src/waiting.rs"]
+#[path = "loom/waiting.rs"]
 mod waiting;
-#[path = "../src/window.rs"]
-mod window;
-#[path = "../src/writer.rs"]
-mod writer;
+#[path = "loom/wire.rs"]
+mod wire;
 
 use std::cell::Cell;
 use std::time::{Duration, Instant};
@@ -84,10 +48,10 @@ use loom::sync::atomic::AtomicBool;
 
 use backend::{Bell, Doorbell, KERNEL_TELLS, Parts};
 use channel::Channel;
-use extension_page::ExtensionPage;
-use layout::{Format, Orders, Role};
-use shm::{ControlPage, Region};
 use sync::{Arc, Without, leave_out};
+use wire::extension_page::ExtensionPage;
+use wire::layout::{Format, Orders, Role};
+use wire::shm::{ControlPage, Region};
 
 /// Switches explored where there are few things to interleave.
 const FEW: usize = 4;

@@ -1,7 +1,7 @@
 //! The table of cases.
 
 use super::{Case, close, stream};
-use crate::layout::{RingSizes, Role};
+use crate::wire::layout::{RingSizes, Role};
 
 /// Both rings in the control page.
 const IN_PAGE: RingSizes = RingSizes {

@@ -14,7 +14,7 @@ mod stream;
 use std::time::{Duration, Instant};
 
 use crate::channel::Channel;
-use crate::layout::{RingSizes, Role};
+use crate::wire::layout::{RingSizes, Role};
 
 /// What one end does; the error says in one line what was wrong.
 pub type Side = fn(Channel) -> Result<(), String>;

@@ -8,7 +8,7 @@ use vgpu_protocol::transport::Interest;
 use super::{Sequence, at, check, read_exact, soon, write_all};
 use crate::channel::Channel;
 use crate::error::Error;
-use crate::poll::poll_readable;
+use crate::waiting::poll::poll_readable;
 
 /// Sends back what comes until the end of the stream.
 pub(super) fn echo(mut channel: Channel) -> Result<(), String> {

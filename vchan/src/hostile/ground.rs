@@ -13,11 +13,11 @@ use std::sync::atomic::Ordering;
 use crate::backend::{Backend, Parts};
 use crate::channel::Channel;
 use crate::error::{PeerError, Result};
-use crate::extension::{self, Acceptance, Header};
-use crate::extension_page::ExtensionPage;
-use crate::layout::{ORDER_MAX_LOCAL, Orders, PAGE, RingPlace, Role, offset};
 use crate::reactor::Token;
-use crate::shm::{ControlPage, Region};
+use crate::wire::extension::{self, Acceptance, Header};
+use crate::wire::extension_page::ExtensionPage;
+use crate::wire::layout::{ORDER_MAX_LOCAL, Orders, PAGE, RingPlace, Role, offset};
+use crate::wire::shm::{ControlPage, Region};
 
 /// Pages, doorbell and death notice of one channel.
 #[derive(Debug)]

@@ -8,8 +8,8 @@ use std::ptr::NonNull;
 
 use nix::sys::mman::{MapFlags, ProtFlags, mmap_anonymous, munmap};
 
-use crate::layout::PAGE;
-use crate::shm::Region;
+use crate::wire::layout::PAGE;
+use crate::wire::shm::Region;
 
 /// One page that nobody may touch, as long as this lives.
 #[derive(Debug)]

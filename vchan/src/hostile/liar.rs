@@ -4,9 +4,9 @@
 use super::PAYLOADS;
 use super::ground::Ground;
 use super::random::Random;
-use crate::extension;
-use crate::layout::{PAGE, offset};
-use crate::notify::ARMED;
+use crate::wire::extension;
+use crate::wire::layout::{PAGE, offset};
+use crate::wire::notify::ARMED;
 
 /// The most rings of the doorbell in a row.
 const STORM: u32 = 12;

@@ -3,10 +3,10 @@
 
 use crate::domain::DomId;
 use crate::error::Result;
-use crate::extension::offset as extended;
-use crate::layout::{PAGE, RingSizes, live, offset};
-use crate::shm::Region;
 use crate::sync::atomic::Ordering;
+use crate::wire::extension::offset as extended;
+use crate::wire::layout::{PAGE, RingSizes, live, offset};
+use crate::wire::shm::Region;
 use crate::xen;
 
 /// What is wrong with the pages of an offer.

@@ -5,10 +5,10 @@ use std::os::unix::net::UnixStream;
 use std::time::{Duration, Instant};
 
 use super::ground::Ground;
+use crate::connect_options::Setup;
 use crate::domain::DomId;
 use crate::error::{Error, Result};
-use crate::layout::{Format, RingSizes, Role};
-use crate::setup::Setup;
+use crate::wire::layout::{Format, RingSizes, Role};
 use crate::{local, xen};
 
 /// How long a rendezvous inside one process may take.

@@ -5,7 +5,7 @@ use super::ground::Picture;
 use super::victim::{Victim, size};
 use super::{PAYLOADS, Said};
 use crate::error::{Error, PeerError, Result};
-use crate::layout::PAGE;
+use crate::wire::layout::PAGE;
 
 /// What the victim's private state must be.
 #[derive(Debug, Default)]

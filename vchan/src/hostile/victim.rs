@@ -16,7 +16,7 @@ use super::report::Report;
 use super::verdict::{Legal, Model};
 use crate::channel::Channel;
 use crate::error::{Error, PeerError, Result};
-use crate::layout::Role;
+use crate::wire::layout::Role;
 
 /// What a private buffer holds beyond what was read.
 const CANARY: u8 = 0xA5;

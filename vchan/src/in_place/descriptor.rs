@@ -12,7 +12,7 @@ use nix::sys::stat::{SFlag, fstat};
 
 use super::stretch;
 use super::views::{PeerBytes, RingSpace};
-use crate::poll::poll_fds;
+use crate::waiting::poll::poll_fds;
 
 /// What a blocking pipe with room takes without waiting: POSIX promises as much for writes of up
 /// to `PIPE_BUF` bytes, which is this on Linux.

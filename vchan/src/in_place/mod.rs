@@ -62,9 +62,9 @@ use std::time::Instant;
 pub use views::{PeerBytes, RingSpace};
 
 use crate::channel::Channel;
+use crate::channel::reader::Reader;
+use crate::channel::writer::Writer;
 use crate::error::{Error, Result};
-use crate::reader::Reader;
-use crate::writer::Writer;
 
 impl Reader {
     /// Lends what lies in the ring, without waiting. Nothing is taken out of the ring before

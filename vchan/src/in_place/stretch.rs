@@ -11,7 +11,7 @@ use std::os::fd::{AsRawFd, BorrowedFd};
 use std::ptr::NonNull;
 use std::sync::atomic::{Ordering, compiler_fence};
 
-use crate::shm::Region;
+use crate::wire::shm::Region;
 
 /// Bytes of a word.
 pub(super) const WORD: usize = size_of::<u64>();

@@ -7,8 +7,8 @@ use std::time::Instant;
 
 use super::descriptor;
 use super::stretch::{Stretch, StretchMut, WORD};
-use crate::ring::Span;
-use crate::shm::Region;
+use crate::wire::ring::Span;
+use crate::wire::shm::Region;
 
 /// Bytes in shared memory to look at, lent by [`Reader::peek`](crate::Reader::peek).
 ///

@@ -19,7 +19,7 @@ use nix::sys::socket::{ControlMessage, MsgFlags, recv, sendmsg};
 
 use super::stranger::Stranger;
 use crate::error::{Error, PeerError, Result};
-use crate::poll::poll_fds;
+use crate::waiting::poll::poll_fds;
 
 /// The most descriptors that a message carries.
 const MOST: usize = 3;

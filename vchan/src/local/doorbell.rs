@@ -13,7 +13,7 @@ use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTime
 use nix::unistd::{SysconfVar, sysconf};
 
 use super::bell::Bell;
-use super::handover::Handover;
+use super::descriptor_socket::Handover;
 use super::memory;
 use super::stranger::Stranger;
 use crate::backend::Backend;

@@ -3,10 +3,10 @@
 //!
 //! Numbers are little-endian. The server sends a [`Hello`] with three descriptors (memory, the
 //! client's end of the [bell](super::bell) that rings the server, and of that which rings the
-//! client); the client answers with a [`Reply`]. What is sent on the socket later is in [`handover`](super::handover).
+//! client); the client answers with a [`Reply`]. What is sent on the socket later is in [`descriptor_socket`](super::descriptor_socket).
 
 use crate::error::PeerError;
-use crate::extension::Nonce;
+use crate::wire::extension::Nonce;
 
 const MAGIC: [u8; 8] = *b"vchan-lo";
 /// The only version in use; version 1 had no extension page, version 2 rang with eventfds.

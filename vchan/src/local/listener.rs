@@ -15,7 +15,7 @@ use nix::sys::socket::{AddressFamily, SockFlag, SockType, UnixAddr, connect, soc
 
 use super::stranger::Stranger;
 use crate::error::{Error, Result};
-use crate::poll::poll_readable;
+use crate::waiting::poll::poll_readable;
 
 /// How often a client looks for a socket that is not there yet.
 const LOOK: Duration = Duration::from_millis(20);

@@ -18,9 +18,9 @@ use nix::sys::statfs::{TMPFS_MAGIC, fstatfs};
 use nix::unistd::ftruncate;
 
 use crate::error::{Error, PeerError, Result};
-use crate::layout::PAGE;
 use crate::region::{Carrier, OwnerMemory};
-use crate::shm::Region;
+use crate::wire::layout::PAGE;
+use crate::wire::shm::Region;
 
 /// Makes a memfd of `len` zero bytes, sealed against a change of its size.
 ///

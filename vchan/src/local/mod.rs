@@ -9,16 +9,16 @@
 //! kind of descriptor), and from then on the ring's own rules apply.
 
 mod bell;
+mod descriptor_socket;
 mod descriptors;
 mod doorbell;
-mod handover;
 mod hello;
 mod listener;
 mod memory;
+mod memory_layout;
 #[cfg(feature = "test-utils")]
 pub mod peer;
 mod rendezvous;
-mod shape;
 mod stranger;
 
 use std::path::Path;
@@ -35,8 +35,8 @@ pub use stranger::{Stranger, keep_unclosed, take_unclosed, unclosed};
 
 use crate::channel::Channel;
 use crate::error::{Error, Result};
-use crate::layout::{Format, ORDER_MAX, ORDER_MAX_LOCAL, RingSizes};
-use shape::Shape;
+use crate::wire::layout::{Format, ORDER_MAX, ORDER_MAX_LOCAL, RingSizes};
+use memory_layout::Shape;
 
 /// The ring sizes to use unless told otherwise: the largest there are, 16 MiB in all, of which the system
 /// gives what is used.

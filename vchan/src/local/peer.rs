@@ -12,15 +12,15 @@ use std::time::Instant;
 pub use super::bell::Bell;
 pub use super::hello::{HELLO_BYTES, REPLY_BYTES};
 use super::hello::{Hello, decode_reply, encode_reply};
-use super::shape::Shape;
+use super::memory_layout::Shape;
 use super::stranger::Stranger;
 use super::{descriptors, memory};
 use crate::error::{Error, PeerError, Result};
-use crate::extension::{Acceptance, Header, offset};
-use crate::extension_page::{ExtensionPage, new_nonce};
-use crate::layout::{Format, ORDER_MAX_LOCAL, PAGE, RingSizes};
-use crate::region::{RegionError, directory};
-use crate::shm::{ControlPage, Region};
+use crate::region::{RegionError, grant_list};
+use crate::wire::extension::{Acceptance, Header, offset};
+use crate::wire::extension_page::{ExtensionPage, new_nonce};
+use crate::wire::layout::{Format, ORDER_MAX_LOCAL, PAGE, RingSizes};
+use crate::wire::shm::{ControlPage, Region};
 
 /// One end of a channel without any rules.
 #[derive(Debug)]
@@ -347,14 +347,14 @@ pub fn receive_raw(
 /// # Errors
 /// [`RegionError::List`]; [`RegionError::Stale`] for a further page that nobody granted.
 pub fn read_list(pages: usize, lies: &[(usize, usize, u32)]) -> Result<Vec<u32>> {
-    let further = directory::further_pages(pages);
+    let further = grant_list::further_pages(pages);
     let bytes = PAGE * (1 + further);
     let memory = memory::map(&memory::create(bytes)?, bytes)?;
     let page = |number| memory.part(PAGE * number, PAGE);
     let refs: Vec<u32> = (100..).take(further).collect();
     let data: Vec<u32> = (1000..).take(pages).collect();
     let rest = (further > 0).then(|| memory.part(PAGE, PAGE * further));
-    directory::write(&page(0), rest.as_ref(), &refs, &data);
+    grant_list::write(&page(0), rest.as_ref(), &refs, &data);
     for &(number, entry, value) in lies {
         page(number % (1 + further))
             .u32_at(entry % (PAGE / 4) * 4)
@@ -364,7 +364,7 @@ pub fn read_list(pages: usize, lies: &[(usize, usize, u32)]) -> Result<Vec<u32>>
         let number = usize::try_from(reference.checked_sub(100)?).ok()?;
         (number < further).then(|| page(1 + number))
     };
-    directory::read(&page(0), 7, pages, |reference| {
+    grant_list::read(&page(0), 7, pages, |reference| {
         granted(reference).ok_or_else(|| RegionError::Stale.into())
     })
 }

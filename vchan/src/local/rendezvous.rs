@@ -10,18 +10,18 @@ use nix::sys::socket::{getsockopt, sockopt};
 use super::bell::Bell;
 use super::doorbell::LocalBackend;
 use super::hello::{HELLO_BYTES, Hello, REPLY_BYTES, Refusal, Reply, decode_reply, encode_reply};
-use super::shape::{MOST_BYTES, Pieces, Shape};
+use super::memory_layout::{MOST_BYTES, Pieces, Shape};
 use super::stranger::Stranger;
 use super::{descriptors, memory};
 use crate::backend::{Backend, Parts, wait_for_client};
 use crate::channel::Channel;
+use crate::connect_options::Setup;
 use crate::error::{Error, PeerError, Result};
-use crate::extension::{Acceptance, Header};
-use crate::extension_page::{ExtensionPage, new_nonce};
-use crate::layout::{Format, ORDER_MAX_LOCAL, Orders, PAGE, RingSizes, Role};
 use crate::reactor::Handle;
-use crate::setup::Setup;
-use crate::shm::ControlPage;
+use crate::wire::extension::{Acceptance, Header};
+use crate::wire::extension_page::{ExtensionPage, new_nonce};
+use crate::wire::layout::{Format, ORDER_MAX_LOCAL, Orders, PAGE, RingSizes, Role};
+use crate::wire::shm::ControlPage;
 
 /// Takes the vchan server role on a connected stream: makes the memory, sends it, and waits for
 /// the client to map it.

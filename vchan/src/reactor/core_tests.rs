@@ -266,7 +266,7 @@ fn the_death_of_a_domain_is_a_token_and_wakes_who_sleeps_on_the_channel() {
     std::thread::scope(|scope| {
         let sleeper = scope.spawn(|| {
             while !member.hung_up() {
-                assert!(crate::poll::poll_readable(&[member.poll_fd()], soon()).unwrap());
+                assert!(crate::waiting::poll::poll_readable(&[member.poll_fd()], soon()).unwrap());
                 member.acknowledge().unwrap();
             }
         });
@@ -287,16 +287,16 @@ fn a_sleeper_hears_what_another_thread_took_and_leaves_others_their_tokens() {
     // Taken by the reactor before the sleeper has a descriptor of its own.
     device.ring(first.0);
     assert_eq!(look(&mut reactor), [one.token()]);
-    assert!(crate::poll::poll_readable(&[one.poll_fd()], Instant::now()).unwrap());
+    assert!(crate::waiting::poll::poll_readable(&[one.poll_fd()], Instant::now()).unwrap());
     assert!(one.acknowledge().unwrap());
-    assert!(!crate::poll::poll_readable(&[one.poll_fd()], Instant::now()).unwrap());
+    assert!(!crate::waiting::poll::poll_readable(&[one.poll_fd()], Instant::now()).unwrap());
     // Taken by the sleeper, for another channel.
     device.ring(second.0);
     assert!(!one.acknowledge().unwrap());
-    assert!(crate::poll::poll_readable(&[reactor.as_fd()], Instant::now()).unwrap());
+    assert!(crate::waiting::poll::poll_readable(&[reactor.as_fd()], Instant::now()).unwrap());
     assert_eq!(look(&mut reactor), [other.token()]);
     assert!(look(&mut reactor).is_empty());
-    assert!(!crate::poll::poll_readable(&[reactor.as_fd()], Instant::now()).unwrap());
+    assert!(!crate::waiting::poll::poll_readable(&[reactor.as_fd()], Instant::now()).unwrap());
     drop(other);
     device.ring(second.0);
     assert!(look(&mut reactor).is_empty(), "a port of nobody");

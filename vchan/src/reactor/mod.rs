@@ -78,7 +78,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use crate::error::{Error, Result};
-use crate::poll::poll_readable;
+use crate::waiting::poll::poll_readable;
 
 /// For tests: event channels without Xen.
 #[cfg(test)]

@@ -7,7 +7,7 @@
 //! | 48 | grant reference of the first further page of the list, 0 if none | owner |
 //! | 64 | owner's state | owner; its kernel sets 0 when the page is unmapped |
 //! | 128 | peer's state | see below; the peer's kernel sets 0 when the page is unmapped |
-//! | 256.. | grant references of the data pages, see [`directory`](super::directory) | owner |
+//! | 256.. | grant references of the data pages, see [`grant_list`](super::grant_list) | owner |
 //!
 //! The peer's state goes `AWAITED` → `MAPPED` (peer) → `RELEASED` (peer or its kernel), or `AWAITED`
 //! → `RELEASED` (owner, which revokes what nobody has mapped). Both first steps are
@@ -17,9 +17,9 @@
 
 use super::error::RegionError;
 use super::ticket::{TICKET_BYTES, Ticket};
-use crate::layout::PAGE;
-use crate::shm::Region;
 use crate::sync::atomic::{AtomicU8, Ordering};
+use crate::wire::layout::PAGE;
+use crate::wire::shm::Region;
 
 /// Offset of the reference to the first further page of the list.
 pub(crate) const NEXT: usize = 48;

@@ -14,9 +14,9 @@ use super::mapped::MappedCell;
 use super::memory::OwnerMemory;
 use super::owned::{OwnedCell, Owner};
 use super::ticket::{Access, Ticket};
-use crate::layout::PAGE;
 use crate::sync::atomic::{AtomicUsize, Ordering};
 use crate::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use crate::wire::layout::PAGE;
 
 /// The most regions of a channel that this side has made and not ended, and as many that it has
 /// mapped.

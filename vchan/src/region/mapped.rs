@@ -7,10 +7,10 @@ use super::error::RegionError;
 use super::header::Header;
 use super::ticket::{Access, Ticket};
 use super::view::{self, View};
+use crate::channel::channel_state::Shared;
 use crate::error::{Error, Result};
-use crate::shared::Shared;
-use crate::shm::Region;
 use crate::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use crate::wire::shm::Region;
 
 /// A region of the peer's, mapped here. See the [module](super).
 ///

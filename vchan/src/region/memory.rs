@@ -4,8 +4,8 @@
 use std::os::fd::OwnedFd;
 
 use super::ticket::Carrier;
-use crate::layout::PAGE;
-use crate::shm::Region;
+use crate::wire::layout::PAGE;
+use crate::wire::shm::Region;
 
 /// Memory that this side has made for regions of its own, one after the other.
 #[derive(Debug)]

@@ -74,8 +74,8 @@
 //!   mapping does not keep a dead domain in `xl list`.
 
 mod bounds;
-pub(crate) mod directory;
 mod error;
+pub(crate) mod grant_list;
 pub(crate) mod header;
 pub(crate) mod ledger;
 mod mapped;
@@ -96,8 +96,8 @@ pub use ticket::{Access, Carrier, TICKET_BYTES, Ticket};
 pub use view::View;
 
 use crate::channel::Channel;
+use crate::channel::channel_state::Shared;
 use crate::error::{Error, Result};
-use crate::shared::Shared;
 
 /// Makes and maps regions of one channel; stays with whoever needs it when the channel is
 /// [split](Channel::split). Does not keep the channel open.

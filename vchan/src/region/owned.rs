@@ -9,10 +9,10 @@ use super::ledger::{self, Source};
 use super::memory::OwnerMemory;
 use super::ticket::{Access, TICKET_BYTES, Ticket};
 use super::view::{self, View};
+use crate::channel::channel_state::Shared;
 use crate::error::{Error, Result};
-use crate::layout::PAGE;
-use crate::shared::Shared;
 use crate::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use crate::wire::layout::PAGE;
 
 /// How often a revocation rings the peer again: one that copied when the bell rang looks only now.
 const RING_AGAIN: Duration = Duration::from_millis(100);

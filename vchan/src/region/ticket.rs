@@ -17,7 +17,7 @@
 //! that a ticket whose region is gone is recognised.
 
 use super::error::{RegionError, TicketError};
-use crate::layout::PAGE;
+use crate::wire::layout::PAGE;
 
 /// Length of a ticket in bytes.
 pub const TICKET_BYTES: usize = 48;

@@ -7,9 +7,9 @@ use std::ptr::NonNull;
 
 use super::bounds;
 use crate::error::Result;
-use crate::shm::Region;
 use crate::sync::Arc;
 use crate::sync::atomic::Ordering;
+use crate::wire::shm::Region;
 
 const WORD: usize = size_of::<u64>();
 

@@ -14,13 +14,13 @@ use super::{domain_gone, memory, place, sys};
 use crate::DomId;
 use crate::backend::Parts;
 use crate::channel::Channel;
+use crate::connect_options::Setup;
 use crate::error::{Error, PeerError, Result};
-use crate::extension::{Acceptance, ExtensionError};
-use crate::extension_page::ExtensionPage;
-use crate::layout::{Format, ORDER_MAX_EXTENDED, Orders, RingPlace, Role};
 use crate::reactor::Handle;
-use crate::setup::Setup;
-use crate::shm::{ControlPage, Region};
+use crate::wire::extension::{Acceptance, ExtensionError};
+use crate::wire::extension_page::ExtensionPage;
+use crate::wire::layout::{Format, ORDER_MAX_EXTENDED, Orders, RingPlace, Role};
+use crate::wire::shm::{ControlPage, Region};
 
 /// First and longest pause between two looks for the keys. Polling, because a guest may neither
 /// watch everywhere nor use up its few watches for each connection attempt.

@@ -12,7 +12,7 @@
 use std::time::Instant;
 
 use super::store::{Store, StoreError};
-use crate::extension::{NONCE_BYTES, Nonce};
+use crate::wire::extension::{NONCE_BYTES, Nonce};
 
 /// Name of the key with the grant reference of the control page.
 pub const RING_REF: &str = "ring-ref";

@@ -194,7 +194,9 @@ mod tests {
         for round in 1..=3 {
             device.ring(port.0);
             device.ring(port.0);
-            assert!(crate::poll::poll_readable(&[link.poll_fd()], Instant::now()).unwrap());
+            assert!(
+                crate::waiting::poll::poll_readable(&[link.poll_fd()], Instant::now()).unwrap()
+            );
             assert!(link.acknowledge().unwrap());
             // What was rung while the port was masked rings as soon as it no longer is.
             assert!(link.acknowledge().unwrap());

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use xen_sys::{Access, MappedPages, SharedPages};
 
-use crate::shm::Region;
+use crate::wire::shm::Region;
 
 /// Pages of ours that the peer may map.
 pub(super) fn shared(pages: SharedPages) -> Region {

@@ -10,14 +10,14 @@ use super::{memory, sys};
 use crate::DomId;
 use crate::error::{Error, Result};
 use crate::region::header::{self, Header};
-use crate::region::{Access, Carrier, OwnerMemory, PeerMemory, Ticket, TicketError, directory};
+use crate::region::{Access, Carrier, OwnerMemory, PeerMemory, Ticket, TicketError, grant_list};
 
 /// What a channel over another backend would have: descriptors.
 const CARRIER_DESCRIPTORS: u8 = 2;
 
 /// Pages that a region of `data` pages takes: with the header, and what its list does not fit in.
 pub(super) fn pages(data: usize) -> usize {
-    data.saturating_add(1 + directory::further_pages(data))
+    data.saturating_add(1 + grant_list::further_pages(data))
 }
 
 /// Grants the pages of a region to `peer`. Unmapping the header clears this side's state and rings
@@ -36,7 +36,7 @@ pub(super) fn share(peer: DomId, port: Port, data: usize, access: Access) -> Res
         false => Grant::ReadOnly,
     };
     let bytes = share(data, grant, None)?;
-    let list = match directory::further_pages(data) {
+    let list = match grant_list::further_pages(data) {
         0 => None,
         pages => Some(share(pages, Grant::ReadOnly, None)?),
     };
@@ -50,7 +50,7 @@ pub(super) fn share(peer: DomId, port: Port, data: usize, access: Access) -> Res
         header: header.refs()[0].0,
     };
     let (header, list) = (memory::shared(header), list.map(memory::shared));
-    directory::write(&header, list.as_ref(), &list_refs, &data_refs);
+    grant_list::write(&header, list.as_ref(), &list_refs, &data_refs);
     Ok(OwnerMemory {
         header,
         data: memory::shared(bytes),
@@ -93,7 +93,7 @@ pub(super) fn map(
         Some(notify),
         deadline,
     )?;
-    let refs = directory::read(&header, header_ref, ticket.pages(), |reference| {
+    let refs = grant_list::read(&header, header_ref, ticket.pages(), |reference| {
         map_pages(
             &*grants,
             peer,
@@ -121,7 +121,7 @@ fn map_pages(
     access: Grant,
     notify: Option<UnmapNotify>,
     deadline: Instant,
-) -> Result<crate::shm::Region> {
+) -> Result<crate::wire::shm::Region> {
     let refs: Vec<GrantRef> = refs.iter().copied().map(GrantRef).collect();
     grants
         .map(sys::domain(peer), &refs, access, notify, deadline)

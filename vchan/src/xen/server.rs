@@ -14,13 +14,13 @@ use super::{memory, place, sys};
 use crate::DomId;
 use crate::backend::{self, Backend, Parts};
 use crate::channel::Channel;
+use crate::connect_options::Setup;
 use crate::error::{Error, Result};
-use crate::extension::Header;
-use crate::extension_page::{ExtensionPage, new_nonce};
-use crate::layout::{Format, ORDER_MAX_EXTENDED, Orders, RingPlace, RingSizes, Role};
 use crate::reactor::{Handle, Token};
-use crate::setup::Setup;
-use crate::shm::{ControlPage, Region};
+use crate::wire::extension::Header;
+use crate::wire::extension_page::{ExtensionPage, new_nonce};
+use crate::wire::layout::{Format, ORDER_MAX_EXTENDED, Orders, RingPlace, RingSizes, Role};
+use crate::wire::shm::{ControlPage, Region};
 
 /// How long the requests to xenstore that withdraw a server may take together; also those that publish
 /// it, where the caller gives no deadline.

@@ -13,11 +13,11 @@ use loom::sync::Condvar;
 use loom::sync::atomic::{AtomicBool, Ordering};
 
 use crate::error::Result;
-use crate::extension_page::ExtensionPage;
-use crate::layout::{Orders, PAGE, Role};
 use crate::region::{Access, Carrier, OwnerMemory, PeerMemory, Ticket};
-use crate::shm::{ControlPage, Region};
 use crate::sync::{Arc, Without, is_left_out};
+use crate::wire::extension_page::ExtensionPage;
+use crate::wire::layout::{Orders, PAGE, Role};
+use crate::wire::shm::{ControlPage, Region};
 
 /// What the channel's files need of a backend.
 pub(crate) trait Backend: Debug + Send + Sync {

@@ -1,9 +1,9 @@
 //! The extension page as loom sees it, under the names of `src/extension_page.rs`.
 
 use crate::error::RingName;
-use crate::shm::SharedU32;
 use crate::sync::Arc;
 use crate::sync::atomic::AtomicU32;
+use crate::wire::shm::SharedU32;
 
 /// The words of one ring.
 #[derive(Debug, Clone)]

@@ -7,10 +7,11 @@ use loom::thread;
 use vgpu_protocol::transport::Transport;
 
 use crate::error::Error;
-use crate::layout::Format;
 pub(crate) use crate::region_scenario::*;
 use crate::sync::Without;
-use crate::{FORMAT, LEFT, Pair, Start, far, pair, poll, read_all, sync};
+use crate::waiting::poll;
+use crate::wire::layout::Format;
+use crate::{FORMAT, LEFT, Pair, Start, far, pair, read_all, sync};
 
 /// One side writes twice and closes at once; the other sleeps and must get all, then the end.
 pub(super) fn write_then_close() {

@@ -8,11 +8,11 @@ use std::sync::{Mutex, OnceLock};
 use loom::cell::UnsafeCell;
 
 use crate::backend::Bell;
-use crate::layout::{PAGE, live, offset};
 use crate::region::TICKET_BYTES;
 use crate::region::header::{OWNER_STATE, PEER_STATE};
 use crate::sync::atomic::{AtomicU8, AtomicU32, AtomicU64, AtomicUsize, Ordering};
 use crate::sync::{Arc, Without, is_left_out};
+use crate::wire::layout::{PAGE, live, offset};
 
 /// Ring bytes that a model may touch: this many at the start, this many at the end.
 const CELLS: usize = 4;

@@ -21,9 +21,9 @@ use std::ptr::NonNull;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, AtomicU16, AtomicU32, AtomicU64, Ordering, compiler_fence};
 
-pub use crate::control_page::ControlPage;
+pub use crate::wire::control_page::ControlPage;
 #[cfg(test)]
-use crate::layout::PAGE;
+use crate::wire::layout::PAGE;
 
 /// A stretch of memory shared with the peer, together with whatever keeps it mapped.
 ///

@@ -5,11 +5,11 @@
 //! Both are settled here once, when the channel is made; a transfer then follows pointers.
 
 use crate::error::RingName;
-use crate::extension_page::{ExtensionPage, RingWords};
-use crate::layout::{Role, bit, offset};
-use crate::notify;
-use crate::shm::{ControlPage, Region, SharedU8, SharedU32};
 use crate::sync::atomic::Ordering;
+use crate::wire::extension_page::{ExtensionPage, RingWords};
+use crate::wire::layout::{Role, bit, offset};
+use crate::wire::notify;
+use crate::wire::shm::{ControlPage, Region, SharedU8, SharedU32};
 
 /// A place where one side asks the other to be woken.
 #[derive(Debug)]

@@ -1,14 +1,14 @@
 #![forbid(unsafe_code)]
 //! Looking at the ring again and again before going to sleep.
 //!
-//! Waking a sleeper costs an event, an interrupt and a scheduler; see [`pace`](crate::pace). Looking
-//! costs a processor. How long to look is decided in [`window`](crate::window).
+//! Waking a sleeper costs an event, an interrupt and a scheduler; see [`pace`](crate::waiting::machine_costs). Looking
+//! costs a processor. How long to look is decided in [`window`](crate::waiting::spin_window).
 
 use std::time::{Duration, Instant};
 
 use crate::error::Result;
-use crate::pace::{Pace, RESTS};
-use crate::window::Window;
+use crate::waiting::machine_costs::{Pace, RESTS};
+use crate::waiting::spin_window::Window;
 
 /// Looks after which the rest between two looks becomes one pause longer.
 const LOOKS: u32 = 8;

@@ -1,26 +1,32 @@
 #![forbid(unsafe_code)]
 //! A connected channel.
 
+pub(crate) mod both_halves;
+pub(crate) mod channel_state;
+pub(crate) mod look_then_sleep;
+pub(crate) mod reader;
+mod transport_impl;
+pub(crate) mod writer;
+
 use std::os::fd::{AsFd, BorrowedFd};
 use std::time::{Duration, Instant};
 
 use vgpu_protocol::transport::Interest;
 
 use crate::backend::Parts;
-use crate::both::Both;
 use crate::error::{Error, Result};
-use crate::layout::{Format, RingSizes, Role};
-use crate::pace::Pace;
 use crate::reactor::Token;
-use crate::reader::Reader;
-use crate::ring::{Consumer, Producer};
-use crate::ring_end::RingEnd;
-use crate::shared::Shared;
-use crate::spin::Spin;
 use crate::sync::Arc;
 use crate::sync::atomic::Ordering;
-use crate::waiting;
-use crate::writer::Writer;
+use crate::waiting::machine_costs::Pace;
+use crate::waiting::spin::Spin;
+use crate::wire::layout::{Format, RingSizes, Role};
+use crate::wire::ring::{Consumer, Producer};
+use crate::wire::ring_end::RingEnd;
+use both_halves::Both;
+use channel_state::Shared;
+pub use reader::Reader;
+pub use writer::Writer;
 
 /// What a channel has done so far.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -184,7 +190,7 @@ impl Channel {
                     writer: &mut self.writer,
                     drains: false,
                 };
-                waiting::wait(&mut both, deadline, "read from or write to the peer")
+                look_then_sleep::wait(&mut both, deadline, "read from or write to the peer")
             }
         }
     }
@@ -221,7 +227,7 @@ impl Channel {
             writer: &mut self.writer,
             drains: true,
         };
-        waiting::wait(&mut both, deadline, "see the peer read everything")?;
+        look_then_sleep::wait(&mut both, deadline, "see the peer read everything")?;
         self.reader.shared.check()?;
         self.writer.check_drained()
     }

@@ -2,9 +2,9 @@
 //! How the memory of a channel is divided.
 
 use crate::error::{Error, Result};
-use crate::extension_page::ExtensionPage;
-use crate::layout::{Format, ORDER_MAX_LOCAL, Orders, PAGE, RingPlace, RingSizes};
-use crate::shm::{ControlPage, Region};
+use crate::wire::extension_page::ExtensionPage;
+use crate::wire::layout::{Format, ORDER_MAX_LOCAL, Orders, PAGE, RingPlace, RingSizes};
+use crate::wire::shm::{ControlPage, Region};
 
 /// Memory for rings of given orders, with or without an extension page.
 ///

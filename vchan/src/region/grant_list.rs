@@ -10,8 +10,8 @@ use std::sync::atomic::Ordering;
 
 use super::error::RegionError;
 use super::header::{LIST, NEXT};
-use crate::layout::PAGE;
-use crate::shm::Region;
+use crate::wire::layout::PAGE;
+use crate::wire::shm::Region;
 
 const ENTRY: usize = size_of::<u32>();
 /// Entries in the header page.
@@ -107,7 +107,7 @@ fn check_all(data: &[u32], others: &[u32]) -> Result<(), RegionError> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::shm::test_region;
+    use crate::wire::shm::test_region;
 
     /// A list of `pages` references from 1000 on, further pages from 100 on, header 7.
     fn list(pages: u32) -> (Region, Region) {

@@ -5,13 +5,13 @@ use std::time::{Duration, Instant};
 
 use crate::backend::{Backend, Parts};
 use crate::error::{Error, PeerError, Result, RingName};
-use crate::layout::{Format, Role, live, offset};
 use crate::region::ledger::Ledger;
-use crate::ring_end::{RingEnd, ring_end};
-use crate::shm::SharedU8;
 use crate::sync::OnceLock;
 use crate::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
-use crate::wait::Waiters;
+use crate::waiting::waiters::Waiters;
+use crate::wire::layout::{Format, Role, live, offset};
+use crate::wire::ring_end::{RingEnd, ring_end};
+use crate::wire::shm::SharedU8;
 
 /// Fields drop in this order: memory before the doorbell.
 #[derive(Debug)]

@@ -2,13 +2,13 @@
 //! The extension page in shared memory; what it means is in [`extension`](crate::extension).
 
 use crate::error::{Error, PeerError, Result, RingName};
-use crate::extension::{
+use crate::sync::atomic::Ordering;
+use crate::wire::extension::{
     ACCEPTANCE_BYTES, Acceptance, EXTRA_GRANTS_MAX, HEADER_BYTES, Header, NONCE_BYTES, Nonce,
     offset,
 };
-use crate::layout::PAGE;
-use crate::shm::{Region, SharedU32};
-use crate::sync::atomic::Ordering;
+use crate::wire::layout::PAGE;
+use crate::wire::shm::{Region, SharedU32};
 
 /// The extension page of one channel.
 #[derive(Debug)]

@@ -3,10 +3,10 @@
 
 use std::time::{Duration, Instant};
 
+use crate::channel::channel_state::Shared;
 use crate::error::{Error, Result};
-use crate::shared::Shared;
-use crate::spin::{Looked, Spin};
 use crate::sync::atomic::Ordering;
+use crate::waiting::spin::{Looked, Spin};
 
 /// For how long a sleeper insists on [`Wish::Plenty`].
 const INSIST: Duration = Duration::from_millis(2);

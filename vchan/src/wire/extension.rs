@@ -21,7 +21,7 @@
 //! ARMED clear it asks for nothing, whatever it holds: 0 here, and 1 by earlier versions of this crate
 //! while they looked at the index themselves.
 
-use crate::layout::{ORDER_MAX, ORDER_MAX_EXTENDED, Orders, PAGE};
+use crate::wire::layout::{ORDER_MAX, ORDER_MAX_EXTENDED, Orders, PAGE};
 
 /// First bytes of an extension page.
 pub const MAGIC: [u8; 8] = *b"vchan-ex";

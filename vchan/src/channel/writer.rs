@@ -4,16 +4,16 @@
 use std::io;
 use std::time::{Duration, Instant};
 
-use crate::ahead::Ahead;
+use crate::channel::channel_state::Shared;
+use crate::channel::look_then_sleep::{self, Waits, Wish};
 use crate::error::Result;
-use crate::ring::{Producer, Span};
-use crate::ring_end::RingEnd;
-use crate::shared::Shared;
-use crate::shm::Region;
-use crate::spin::Spin;
 use crate::sync::Arc;
 use crate::sync::atomic::Ordering;
-use crate::waiting::{self, Waits, Wish};
+use crate::waiting::spin::Spin;
+use crate::waiting::stream_distance::Ahead;
+use crate::wire::ring::{Producer, Span};
+use crate::wire::ring_end::RingEnd;
+use crate::wire::shm::Region;
 
 const WAITING: &str = "write to the peer";
 const DRAINING: &str = "see the peer read everything";
@@ -137,7 +137,7 @@ impl Writer {
             writer: self,
             wait: Wait::Drain,
         };
-        waiting::wait(&mut side, deadline, DRAINING)?;
+        look_then_sleep::wait(&mut side, deadline, DRAINING)?;
         self.shared.check()?;
         self.check_drained()
     }
@@ -253,7 +253,7 @@ impl Writer {
             writer: self,
             wait: Wait::Room { least, plenty },
         };
-        waiting::wait(&mut side, deadline, WAITING)
+        look_then_sleep::wait(&mut side, deadline, WAITING)
     }
 
     /// Asks the peer to ring when it reads, for a call that is about to report "no room".

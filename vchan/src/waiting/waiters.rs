@@ -9,8 +9,8 @@ use std::time::Instant;
 
 use crate::backend::Backend;
 use crate::error::{Error, Result};
-use crate::poll::{Cancel, poll_backend};
 use crate::sync::{Condvar, Generation, Mutex, MutexGuard, OnceLock, PoisonError};
+use crate::waiting::poll::{Cancel, poll_backend};
 
 /// Everyone of this process who waits on one channel.
 #[derive(Debug, Default)]

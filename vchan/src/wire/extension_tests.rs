@@ -1,7 +1,7 @@
 //! What is offered, what is accepted, and what is refused.
 
 use super::*;
-use crate::layout::{Format, ORDER_MAX_LOCAL, RingSizes};
+use crate::wire::layout::{Format, ORDER_MAX_LOCAL, RingSizes};
 
 const NONCE: Nonce = *b"0123456789abcdef";
 

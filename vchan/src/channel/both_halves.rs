@@ -1,12 +1,12 @@
 #![forbid(unsafe_code)]
 //! One wait for both directions of a channel.
 
+use crate::channel::channel_state::Shared;
+use crate::channel::look_then_sleep::{Waits, Wish};
+use crate::channel::reader::Reader;
+use crate::channel::writer::Writer;
 use crate::error::Result;
-use crate::reader::Reader;
-use crate::shared::Shared;
-use crate::spin::Spin;
-use crate::waiting::{Waits, Wish};
-use crate::writer::Writer;
+use crate::waiting::spin::Spin;
 
 /// Both halves of a channel that wait together, by the reader's window.
 pub(crate) struct Both<'a> {

@@ -4,19 +4,19 @@
 use std::io;
 use std::time::{Duration, Instant};
 
-use crate::ahead::Ahead;
 use crate::channel::PeerEnd;
+use crate::channel::channel_state::Shared;
+use crate::channel::look_then_sleep::{self, Waits, Wish};
+use crate::channel::writer::{copy_step, deadline_after};
 use crate::error::{Error, Result};
-use crate::linger::Linger;
-use crate::ring::{Consumer, Span};
-use crate::ring_end::RingEnd;
-use crate::shared::Shared;
-use crate::shm::Region;
-use crate::spin::Spin;
 use crate::sync::Arc;
 use crate::sync::atomic::Ordering;
-use crate::waiting::{self, Waits, Wish};
-use crate::writer::{copy_step, deadline_after};
+use crate::waiting::batching::Linger;
+use crate::waiting::spin::Spin;
+use crate::waiting::stream_distance::Ahead;
+use crate::wire::ring::{Consumer, Span};
+use crate::wire::ring_end::RingEnd;
+use crate::wire::shm::Region;
 
 const WAITING: &str = "read from the peer";
 
@@ -151,7 +151,7 @@ impl Reader {
                         awake: least.min(self.step),
                         reader: self,
                     };
-                    waiting::wait(&mut side, deadline, WAITING)?;
+                    look_then_sleep::wait(&mut side, deadline, WAITING)?;
                 }
             }
         }
@@ -258,7 +258,7 @@ impl Reader {
             least,
             awake: least,
         };
-        waiting::wait(&mut side, deadline, WAITING)
+        look_then_sleep::wait(&mut side, deadline, WAITING)
     }
 
     /// Asks the peer to ring when it writes, for a call that is about to report "would block".

@@ -17,13 +17,13 @@ use nix::poll::{PollFd, PollFlags};
 use super::stranger::Stranger;
 use super::{descriptors, memory};
 use crate::error::{Error, PeerError, Result};
-use crate::layout::PAGE;
-use crate::poll::{poll_now, poll_readable};
 use crate::region::header::Header;
 use crate::region::ledger::MOST_REGIONS;
 use crate::region::{
     Carrier, OwnerMemory, PeerMemory, RegionError, TICKET_BYTES, Ticket, TicketError,
 };
+use crate::waiting::poll::{poll_now, poll_readable};
+use crate::wire::layout::PAGE;
 
 /// What a channel over another backend would have: grants.
 const CARRIER_GRANTS: u8 = 1;

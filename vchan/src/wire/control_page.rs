@@ -4,8 +4,8 @@
 use std::sync::atomic::{AtomicU8, AtomicU16, AtomicU32, Ordering};
 
 use crate::error::PeerError;
-use crate::layout::{Orders, PAGE, RingPlace, Role, bit, live, offset};
-use crate::shm::{Region, SharedU8, SharedU32};
+use crate::wire::layout::{Orders, PAGE, RingPlace, Role, bit, live, offset};
+use crate::wire::shm::{Region, SharedU8, SharedU32};
 
 /// The control page, seen as atomics.
 #[derive(Debug)]

@@ -1,0 +1,14 @@
+#![forbid(unsafe_code)]
+//! How one half of a channel waits: for how long it looks at the ring, and how it sleeps.
+//!
+//! `spin` looks, for as long as `spin_window` allows and at the pace that `machine_costs` measured;
+//! `waiters` and `poll` sleep. `batching` and `stream_distance` wait a little although there is
+//! something to do, so that the next step is a larger one.
+
+pub(crate) mod batching;
+pub(crate) mod machine_costs;
+pub(crate) mod poll;
+pub(crate) mod spin;
+pub(crate) mod spin_window;
+pub(crate) mod stream_distance;
+pub(crate) mod waiters;

@@ -1,0 +1,14 @@
+#![deny(unsafe_code)]
+//! What both sides of a channel see: the two pages, the rings, and the rules for touching them.
+//!
+//! `control_page` is libxenvchan's page and `extension_page` the one beside it; `ring_end` is one
+//! end of one ring, in either format. Nothing here waits.
+
+pub(crate) mod control_page;
+pub mod extension;
+pub mod extension_page;
+pub mod layout;
+pub mod notify;
+pub mod ring;
+pub(crate) mod ring_end;
+pub mod shm;

@@ -1,0 +1,16 @@
+//! The crate's own files, but for the sleep in the kernel.
+
+#[path = "../../src/waiting/batching.rs"]
+pub(crate) mod batching;
+#[path = "../../src/waiting/machine_costs.rs"]
+pub(crate) mod machine_costs;
+#[path = "poll.rs"]
+pub(crate) mod poll;
+#[path = "../../src/waiting/spin.rs"]
+pub(crate) mod spin;
+#[path = "../../src/waiting/spin_window.rs"]
+pub(crate) mod spin_window;
+#[path = "../../src/waiting/stream_distance.rs"]
+pub(crate) mod stream_distance;
+#[path = "../../src/waiting/waiters.rs"]
+pub(crate) mod waiters;

@@ -1,0 +1,16 @@
+//! The crate's own files, but for the memory itself and what is written in it only at the start.
+
+#[path = "../../src/wire/extension.rs"]
+pub(crate) mod extension;
+#[path = "extension_page.rs"]
+pub(crate) mod extension_page;
+#[path = "../../src/wire/layout.rs"]
+pub(crate) mod layout;
+#[path = "../../src/wire/notify.rs"]
+pub(crate) mod notify;
+#[path = "../../src/wire/ring.rs"]
+pub(crate) mod ring;
+#[path = "../../src/wire/ring_end.rs"]
+pub(crate) mod ring_end;
+#[path = "shm.rs"]
+pub(crate) mod shm;
