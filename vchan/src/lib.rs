@@ -132,7 +132,7 @@
 //! * [`in_place`]: using the bytes in the ring without a copy.
 //! * [`notify`]: the notify bits and the fences that keep a wake-up from being lost.
 //! * [`backend`]: what a carrier has to provide; [`local`] and [`xen`] are the two there are.
-//! * [`channel`], [`reader`], [`writer`]: what applications use. [`address`]: where a channel is.
+//! * [`Channel`], [`Reader`], [`Writer`]: what applications use. [`address`]: where a channel is.
 //! * [`reactor`]: many channels over one event-channel handle, in one poll loop.
 //! * [`either`]: one wait for two channels.
 //! * [`region`]: bulk buffers beside the ring.

@@ -29,7 +29,7 @@ mod flags {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Which {
     /// Accesses outside of what is allocated, use after free, double free, leaks. Mapped memory has
-    /// no red zones: for it the checks in `vchan/src/shm.rs` are what counts.
+    /// no red zones: for it the checks in `vchan/src/wire/shm.rs` are what counts.
     Address,
     /// Data races. Needs the standard library's source: its locks must be instrumented too, or
     /// each of their uses looks like a race.

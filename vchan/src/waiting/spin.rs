@@ -1,8 +1,8 @@
 #![forbid(unsafe_code)]
 //! Looking at the ring again and again before going to sleep.
 //!
-//! Waking a sleeper costs an event, an interrupt and a scheduler; see [`pace`](crate::waiting::machine_costs). Looking
-//! costs a processor. How long to look is decided in [`window`](crate::waiting::spin_window).
+//! Waking a sleeper costs an event, an interrupt and a scheduler; see [`machine_costs`](crate::waiting::machine_costs). Looking
+//! costs a processor. How long to look is decided in [`spin_window`](crate::waiting::spin_window).
 
 use std::time::{Duration, Instant};
 
