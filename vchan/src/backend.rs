@@ -10,13 +10,15 @@ use std::io;
 use std::os::fd::BorrowedFd;
 use std::time::{Duration, Instant};
 
-use crate::error::{Error, Result};
-use crate::reactor::Token;
-use crate::region::{Access, OwnerMemory, PeerMemory, RegionError, Ticket};
+use crate::error::{Error, RegionError, Result};
+use crate::reactor::token::Token;
+use crate::region::memory::{OwnerMemory, PeerMemory};
+use crate::region::ticket::{Access, Ticket};
 use crate::waiting::poll::poll_readable;
+use crate::wire::control_page::ControlPage;
 use crate::wire::extension_page::ExtensionPage;
 use crate::wire::layout::{Orders, Role};
-use crate::wire::shm::{ControlPage, Region};
+use crate::wire::shm::Region;
 
 /// How often a server looks for its client unasked: clients of libxenvchan before Xen 4.14 do not
 /// ring when they connect.

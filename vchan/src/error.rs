@@ -9,7 +9,7 @@ use std::io;
 
 use vgpu_protocol::transport::TransportError;
 
-use crate::region::{RegionError, TicketError};
+pub use crate::region::error::{RegionError, TicketError};
 
 /// Shorthand for results of this crate.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
@@ -104,10 +104,56 @@ pub enum PeerError {
     },
     /// The handshake of the extension went wrong.
     #[error("peer broke the extension's handshake: {0}")]
-    Extension(#[from] crate::wire::extension::ExtensionError),
+    Extension(#[from] ExtensionError),
     /// Something in the rendezvous (hello message, descriptors, xenstore values) is wrong.
     #[error("peer broke the rendezvous: {0}")]
     Rendezvous(String),
+}
+
+/// What a peer did wrong in the handshake of the [extension](crate::extension).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum ExtensionError {
+    /// The page does not begin as an extension page does.
+    #[error("the page begins with {0:02x?}, which is not an extension page")]
+    Magic([u8; 8]),
+    /// The server offers version 0, or the client accepts one that was not offered.
+    #[error("version {found} is not one of 1 to {newest}")]
+    Version {
+        /// The version found.
+        found: u16,
+        /// The newest one allowed.
+        newest: u16,
+    },
+    /// The client accepts features that were not offered.
+    #[error("features {found:#x} were accepted where {offered:#x} were offered")]
+    Features {
+        /// Bits found.
+        found: u32,
+        /// Bits offered.
+        offered: u32,
+    },
+    /// The page belongs to another channel.
+    #[error("its nonce is that of another channel")]
+    Nonce,
+    /// The server offers ring orders that do not go with those of the control page.
+    #[error("it offers ring orders left {left}, right {right}: {rule}")]
+    Orders {
+        /// Order of the left ring.
+        left: u16,
+        /// Order of the right ring.
+        right: u16,
+        /// Which rule they break.
+        rule: &'static str,
+    },
+    /// The count of extra grants is not what the orders need.
+    #[error("it lists {found} extra grants for rings that need {needed}")]
+    ExtraGrants {
+        /// The count found.
+        found: u16,
+        /// The count that follows from the orders.
+        needed: usize,
+    },
 }
 
 /// Why a call did not do what it was asked.

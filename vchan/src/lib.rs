@@ -171,4 +171,4 @@ pub use in_place::{PeerBytes, RingSpace};
 pub use vgpu_protocol::transport::{Interest, Transport, TransportError};
 pub use waiting::machine_costs::DEFAULT_SPIN;
 pub use wire::layout::{Format, RingSizes};
-pub use wire::{extension, extension_page, layout, notify, ring, shm};
+pub use wire::{control_page, extension, extension_page, layout, notify, ring, shm};

@@ -5,7 +5,8 @@ use std::os::unix::net::UnixStream;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use vchan::extension::{Acceptance, ExtensionError, feature, offset};
+use vchan::error::ExtensionError;
+use vchan::extension::{Acceptance, feature, offset};
 use vchan::local::peer::{LyingPeer, Offer, Page, send_raw};
 use vchan::local::{connect_on, serve_on};
 use vchan::notify::{ARMED, armed_for};

@@ -4,7 +4,7 @@
 //! loom's atomics, locks and condition variables. Models stand in for three things only: the
 //! shared memory (`loom/shm.rs`; loom reports every unordered access to a ring byte), the doorbell
 //! (`loom/backend.rs`, a flag that stays up until acknowledged, as an eventfd or event channel
-//! does) and the sleep on it (`loom/poll.rs`). A lost wake-up shows as a deadlock of the model.
+//! does) and the sleep on it (`loom/backend_poll.rs`). A lost wake-up shows as a deadlock of the model.
 //!
 //! Each protocol has a twin that leaves one thing out ([`Without`]) and must fail; if it does not,
 //! the model is too small to show anything. Explored are all executions with at most three
@@ -25,8 +25,10 @@ mod channel;
 mod error;
 /// The models are on none.
 mod reactor {
-    #[derive(Debug, Clone, Copy)]
-    pub struct Token;
+    pub(crate) mod token {
+        #[derive(Debug, Clone, Copy)]
+        pub struct Token;
+    }
 }
 #[path = "loom/region.rs"]
 mod region;
@@ -49,9 +51,10 @@ use loom::sync::atomic::AtomicBool;
 use backend::{Bell, Doorbell, KERNEL_TELLS, Parts};
 use channel::Channel;
 use sync::{Arc, Without, leave_out};
+use wire::control_page::ControlPage;
 use wire::extension_page::ExtensionPage;
 use wire::layout::{Format, Orders, Role};
-use wire::shm::{ControlPage, Region};
+use wire::shm::Region;
 
 /// Switches explored where there are few things to interleave.
 const FEW: usize = 4;

@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 use crate::backend::{Backend, Parts};
 use crate::error::{Error, PeerError, Result, RingName};
 use crate::region::ledger::Ledger;
+use crate::region::mapped_cell::RingsPeer;
 use crate::sync::OnceLock;
 use crate::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use crate::waiting::waiters::Waiters;
@@ -271,6 +272,13 @@ impl Shared {
         } else {
             Duration::ZERO
         }
+    }
+}
+
+impl RingsPeer for Shared {
+    fn ring(&self) {
+        // A peer that cannot be rung is gone.
+        let _ = self.ring_peer();
     }
 }
 

@@ -3,8 +3,11 @@
 
 pub(crate) mod both_halves;
 pub(crate) mod channel_state;
+pub(crate) mod half;
 pub(crate) mod look_then_sleep;
+pub(crate) mod peer_end;
 pub(crate) mod reader;
+mod stats;
 mod transport_impl;
 pub(crate) mod writer;
 
@@ -15,7 +18,7 @@ use vgpu_protocol::transport::Interest;
 
 use crate::backend::Parts;
 use crate::error::{Error, Result};
-use crate::reactor::Token;
+use crate::reactor::token::Token;
 use crate::sync::Arc;
 use crate::sync::atomic::Ordering;
 use crate::waiting::machine_costs::Pace;
@@ -25,42 +28,10 @@ use crate::wire::ring::{Consumer, Producer};
 use crate::wire::ring_end::RingEnd;
 use both_halves::Both;
 use channel_state::Shared;
+pub use peer_end::PeerEnd;
 pub use reader::Reader;
+pub use stats::Stats;
 pub use writer::Writer;
-
-/// What a channel has done so far.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct Stats {
-    /// Bytes given to readers of this side.
-    pub bytes_read: u64,
-    /// Bytes taken from writers of this side.
-    pub bytes_written: u64,
-    /// Times this side rang the peer's doorbell.
-    pub events_sent: u64,
-    /// Times this side took note of its own doorbell.
-    pub events_received: u64,
-    /// Times a thread of this side went to sleep.
-    pub sleeps: u64,
-    /// Waits that were over while this side still looked at the ring.
-    pub spin_hits: u64,
-    /// Times this side looked in vain before it slept.
-    pub spin_misses: u64,
-}
-
-/// How the peer ended its stream.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-#[non_exhaustive]
-pub enum PeerEnd {
-    /// It has not.
-    Open,
-    /// It called `close`: what it wrote is all it had to write.
-    Closed,
-    /// It went without: its process or its domain ended, or it dropped the channel. It may have
-    /// had more to write.
-    Gone,
-    /// One of the two. libxenvchan's format does not tell them apart.
-    ClosedOrGone,
-}
 
 /// One end of a channel: a stream of bytes each way.
 ///

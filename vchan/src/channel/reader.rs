@@ -4,10 +4,10 @@
 use std::io;
 use std::time::{Duration, Instant};
 
-use crate::channel::PeerEnd;
 use crate::channel::channel_state::Shared;
+use crate::channel::half::{copy_step, deadline_after};
 use crate::channel::look_then_sleep::{self, Waits, Wish};
-use crate::channel::writer::{copy_step, deadline_after};
+use crate::channel::peer_end::PeerEnd;
 use crate::error::{Error, Result};
 use crate::sync::Arc;
 use crate::sync::atomic::Ordering;

@@ -5,6 +5,7 @@ use std::io;
 use std::time::{Duration, Instant};
 
 use crate::channel::channel_state::Shared;
+use crate::channel::half::{copy_step, deadline_after};
 use crate::channel::look_then_sleep::{self, Waits, Wish};
 use crate::error::Result;
 use crate::sync::Arc;
@@ -491,16 +492,4 @@ impl io::Write for Writer {
     fn flush(&mut self) -> io::Result<()> {
         Ok(())
     }
-}
-
-/// Bytes copied between two publications of an index: a large copy is handed over in steps, so
-/// that the other side works on the first part, still in the cache, while we copy the next.
-pub(crate) fn copy_step(ring_bytes: u32) -> u32 {
-    (ring_bytes / 4).clamp(4 << 10, 64 << 10)
-}
-
-/// "No timeout" is ten years: far beyond any wait, and safely within what a clock can express.
-pub(crate) fn deadline_after(timeout: Option<Duration>) -> Instant {
-    const FOREVER: Duration = Duration::from_secs(10 * 365 * 24 * 3600);
-    Instant::now() + timeout.unwrap_or(FOREVER).min(FOREVER)
 }

@@ -14,10 +14,11 @@ use crate::backend::{Backend, Parts};
 use crate::channel::Channel;
 use crate::error::{PeerError, Result};
 use crate::reactor::Token;
+use crate::wire::control_page::ControlPage;
 use crate::wire::extension::{self, Acceptance, Header};
 use crate::wire::extension_page::ExtensionPage;
 use crate::wire::layout::{ORDER_MAX_LOCAL, Orders, PAGE, RingPlace, Role, offset};
-use crate::wire::shm::{ControlPage, Region};
+use crate::wire::shm::Region;
 
 /// Pages, doorbell and death notice of one channel.
 #[derive(Debug)]

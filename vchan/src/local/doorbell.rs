@@ -67,7 +67,11 @@ impl LocalBackend {
         let watched = match reactor {
             Some(reactor) => {
                 let bell = Arc::clone(&own);
-                Watched::Reactor(reactor.core().add_bell(bell, Arc::clone(&stream))?)
+                Watched::Reactor(Member::with_bell(
+                    reactor.core(),
+                    bell,
+                    Arc::clone(&stream),
+                )?)
             }
             None => Watched::Alone {
                 epoll: watch(&own, &stream)

@@ -2,9 +2,10 @@
 //! How the memory of a channel is divided.
 
 use crate::error::{Error, Result};
+use crate::wire::control_page::ControlPage;
 use crate::wire::extension_page::ExtensionPage;
 use crate::wire::layout::{Format, ORDER_MAX_LOCAL, Orders, PAGE, RingPlace, RingSizes};
-use crate::wire::shm::{ControlPage, Region};
+use crate::wire::shm::Region;
 
 /// Memory for rings of given orders, with or without an extension page.
 ///

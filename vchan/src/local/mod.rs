@@ -8,7 +8,7 @@
 //! The peer is not trusted here either: what it sends is checked before it is mapped (seals, size,
 //! kind of descriptor), and from then on the ring's own rules apply.
 
-mod bell;
+pub(crate) mod bell;
 mod descriptor_socket;
 mod descriptors;
 mod doorbell;
@@ -19,12 +19,11 @@ mod memory_layout;
 #[cfg(feature = "test-utils")]
 pub mod peer;
 mod rendezvous;
-mod stranger;
+pub(crate) mod stranger;
 
 use std::path::Path;
 use std::time::Instant;
 
-pub(crate) use bell::Bell;
 pub use listener::{Listener, connect_stream};
 pub use rendezvous::{
     connect_on, connect_on_reactor, connect_with, serve_from_index, serve_on, serve_on_reactor,

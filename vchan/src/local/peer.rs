@@ -17,10 +17,11 @@ use super::stranger::Stranger;
 use super::{descriptors, memory};
 use crate::error::{Error, PeerError, Result};
 use crate::region::{RegionError, grant_list};
+use crate::wire::control_page::ControlPage;
 use crate::wire::extension::{Acceptance, Header, offset};
 use crate::wire::extension_page::{ExtensionPage, new_nonce};
 use crate::wire::layout::{Format, ORDER_MAX_LOCAL, PAGE, RingSizes};
-use crate::wire::shm::{ControlPage, Region};
+use crate::wire::shm::Region;
 
 /// One end of a channel without any rules.
 #[derive(Debug)]

@@ -18,10 +18,10 @@ use crate::channel::Channel;
 use crate::connect_options::Setup;
 use crate::error::{Error, PeerError, Result};
 use crate::reactor::Handle;
+use crate::wire::control_page::ControlPage;
 use crate::wire::extension::{Acceptance, Header};
 use crate::wire::extension_page::{ExtensionPage, new_nonce};
 use crate::wire::layout::{Format, ORDER_MAX_LOCAL, Orders, PAGE, RingSizes, Role};
-use crate::wire::shm::ControlPage;
 
 /// Takes the vchan server role on a connected stream: makes the memory, sends it, and waits for
 /// the client to map it.

@@ -20,38 +20,18 @@ use nix::sys::time::TimeSpec;
 use nix::sys::timerfd::{ClockId, Expiration, TimerFd, TimerFlags, TimerSetTimeFlags};
 use xen_sys::{EventChannels, Port};
 
-use super::Token;
 use super::limiter::Limiter;
-use super::member::{Member, Slot};
+use super::slot::Slot;
 use super::state::{BATCH, Entry, State};
+use super::token::Token;
+use super::watched::{Bell, Death};
 use crate::error::{Error, Result};
-use crate::local::{self, Stranger};
+use crate::local::bell;
+use crate::local::stranger::Stranger;
 
 /// Marks of the sources. Those of channel N are 2N (doorbell) and 2N + 1 (death); N starts at 1.
 const EVENT_CHANNELS: u64 = 0;
 const TIMER: u64 = 1;
-
-/// How the peer of one channel rings us.
-#[derive(Debug)]
-pub(crate) enum Bell {
-    /// A port of the reactor's event-channel handle.
-    Port(Port),
-    /// One that reports each ring once and is never read.
-    Local(Arc<local::Bell>),
-}
-
-/// What tells that the peer of one channel is gone.
-#[derive(Debug)]
-pub(crate) enum Death {
-    /// Readable, for ever, once the peer's domain is gone.
-    Domain(Box<dyn Domain>),
-    /// Hangs up when the peer's process ends.
-    Stream(Arc<Stranger<UnixStream>>),
-}
-
-/// The watch over a peer's domain.
-pub(crate) trait Domain: AsFd + Send + Sync + std::fmt::Debug {}
-impl<T: AsFd + Send + Sync + std::fmt::Debug> Domain for T {}
 
 /// What a reactor and its channels share.
 #[derive(Debug)]
@@ -61,6 +41,13 @@ pub(crate) struct Core {
     queued: EventFd,
     timer: TimerFd,
     state: Mutex<State>,
+}
+
+/// A channel's place on a reactor, to be given up with [`Core::remove`].
+#[derive(Debug)]
+pub(super) struct Place {
+    pub(super) token: Token,
+    pub(super) slot: Arc<Slot>,
 }
 
 impl Core {
@@ -136,11 +123,11 @@ impl Core {
     }
 
     /// Puts a channel with a local bell on the reactor.
-    pub(crate) fn add_bell(
-        self: &Arc<Self>,
-        bell: Arc<local::Bell>,
+    pub(super) fn add_bell(
+        &self,
+        bell: Arc<bell::Bell>,
         stream: Arc<Stranger<UnixStream>>,
-    ) -> Result<Member> {
+    ) -> Result<Place> {
         let mut state = self.lock();
         let id = state.next_id();
         let death = Death::Stream(stream);
@@ -149,17 +136,17 @@ impl Core {
             self.unwatch(Some(&death));
             return Err(cannot_watch(errno));
         }
-        Ok(self.insert(&mut state, id, Bell::Local(bell), Some(death)))
+        Ok(insert(&mut state, id, Bell::Local(bell), Some(death)))
     }
 
     /// Puts a channel with an event channel on the reactor. `open` makes the handle if it is the
     /// first; `bind` binds the port.
-    pub(crate) fn add_port<E: From<Error>>(
-        self: &Arc<Self>,
+    pub(super) fn add_port<E: From<Error>>(
+        &self,
         death: Option<Death>,
         open: impl FnOnce() -> Result<Box<dyn EventChannels>>,
         bind: impl FnOnce(&dyn EventChannels) -> Result<Port, E>,
-    ) -> Result<(Member, Arc<dyn EventChannels>, Port), E> {
+    ) -> Result<(Place, Arc<dyn EventChannels>, Port), E> {
         // Held until the port is known: its first event may come before `bind` returns.
         let mut state = self.lock();
         let events = match &state.events {
@@ -175,8 +162,8 @@ impl Core {
         self.watch(id, death.as_ref())?;
         let port = bind(&*events).inspect_err(|_| self.unwatch(death.as_ref()))?;
         state.ports.insert(port, id);
-        let member = self.insert(&mut state, id, Bell::Port(port), death);
-        Ok((member, events, port))
+        let place = insert(&mut state, id, Bell::Port(port), death);
+        Ok((place, events, port))
     }
 
     /// Takes a channel off: nobody looks at its descriptors any more, its port is unbound.
@@ -201,27 +188,6 @@ impl Core {
             Bell::Local(bell) => drop(self.sources.delete(bell)),
         }
         self.unwatch(entry.death.as_ref());
-    }
-
-    fn insert(
-        self: &Arc<Self>,
-        state: &mut State,
-        id: u64,
-        bell: Bell,
-        death: Option<Death>,
-    ) -> Member {
-        let slot = Arc::new(Slot::default());
-        let entry = Entry {
-            slot: Arc::clone(&slot),
-            bell,
-            death,
-            limiter: Limiter::default(),
-            queued: false,
-            off: None,
-            turned_on: false,
-        };
-        state.channels.insert(id, entry);
-        Member::new(Arc::clone(self), Token(id), slot)
     }
 
     fn watch(&self, id: u64, death: Option<&Death>) -> Result<()> {
@@ -347,6 +313,24 @@ impl Core {
 impl AsFd for Core {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.public.0.as_fd()
+    }
+}
+
+fn insert(state: &mut State, id: u64, bell: Bell, death: Option<Death>) -> Place {
+    let slot = Arc::new(Slot::default());
+    let entry = Entry {
+        slot: Arc::clone(&slot),
+        bell,
+        death,
+        limiter: Limiter::default(),
+        queued: false,
+        off: None,
+        turned_on: false,
+    };
+    state.channels.insert(id, entry);
+    Place {
+        token: Token(id),
+        slot,
     }
 }
 

@@ -5,7 +5,7 @@ use std::collections::{HashSet, VecDeque};
 
 use xen_sys::{DomId, ErrorKind};
 
-use super::super::{Handle, Reactor};
+use super::super::{Handle, Member, Reactor};
 use super::*;
 
 #[derive(Debug)]
@@ -142,7 +142,7 @@ impl EventChannels for Shared {
 fn add(reactor: &Handle, device: &Shared, death: Option<Death>) -> (Member, Port) {
     let open = || Ok(Box::new(device.clone()) as _);
     let bind = |events: &dyn EventChannels| Ok::<_, Error>(events.bind_unbound(DomId(0)).unwrap());
-    let (member, _, port) = reactor.core().add_port(death, open, bind).unwrap();
+    let (member, _, port) = Member::with_port(reactor.core(), death, open, bind).unwrap();
     (member, port)
 }
 

@@ -3,56 +3,19 @@
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, OnceLock};
+use std::os::unix::net::UnixStream;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
-use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags};
-use nix::sys::eventfd::{EfdFlags, EventFd};
+use xen_sys::{EventChannels, Port};
 
-use super::Token;
-use super::core::Core;
-
-/// What the reactor has heard for one channel, and what the channel tells it.
-#[derive(Debug, Default)]
-pub(super) struct Slot {
-    pub(super) rang: AtomicBool,
-    /// The peer's socket has hung up, or its domain is gone.
-    pub(super) hung_up: AtomicBool,
-    /// An index of ours has moved since the last ring.
-    pub(super) moved: AtomicBool,
-    /// Made when somebody wants to sleep on this channel alone; `None` if that failed.
-    own: OnceLock<Option<Own>>,
-}
-
-/// For those who sleep on one channel: whatever happens to the reactor, since nobody else may be
-/// there to take it, and what another thread has taken for this channel.
-#[derive(Debug)]
-struct Own {
-    both: Epoll,
-    heard: EventFd,
-}
-
-impl Slot {
-    /// Wakes who sleeps on this channel alone.
-    pub(super) fn wake(&self) {
-        if let Some(Some(own)) = self.own.get() {
-            // Fails only if the counter is full, and then it is readable already.
-            let _ = own.heard.write(1);
-        }
-    }
-}
-
-impl Own {
-    fn new(sources: BorrowedFd<'_>) -> nix::Result<Self> {
-        let both = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC)?;
-        let flags = EfdFlags::EFD_NONBLOCK | EfdFlags::EFD_CLOEXEC;
-        let heard = EventFd::from_value_and_flags(0, flags)?;
-        for fd in [sources, heard.as_fd()] {
-            both.add(fd, EpollEvent::new(EpollFlags::EPOLLIN, 0))?;
-        }
-        Ok(Self { both, heard })
-    }
-}
+use super::core::{Core, Place};
+use super::slot::{Own, Slot};
+use super::token::Token;
+use super::watched::Death;
+use crate::error::{Error, Result};
+use crate::local::bell::Bell;
+use crate::local::stranger::Stranger;
 
 /// A channel's place on a reactor, given up when dropped.
 #[derive(Debug)]
@@ -63,8 +26,33 @@ pub(crate) struct Member {
 }
 
 impl Member {
-    pub(super) fn new(core: Arc<Core>, token: Token, slot: Arc<Slot>) -> Self {
-        Self { core, token, slot }
+    /// Puts a channel with a local bell on the reactor.
+    pub(crate) fn with_bell(
+        core: &Arc<Core>,
+        bell: Arc<Bell>,
+        stream: Arc<Stranger<UnixStream>>,
+    ) -> Result<Self> {
+        Ok(Self::at(core, core.add_bell(bell, stream)?))
+    }
+
+    /// Puts a channel with an event channel on the reactor. `open` makes the handle if it is the
+    /// first; `bind` binds the port.
+    pub(crate) fn with_port<E: From<Error>>(
+        core: &Arc<Core>,
+        death: Option<Death>,
+        open: impl FnOnce() -> Result<Box<dyn EventChannels>>,
+        bind: impl FnOnce(&dyn EventChannels) -> Result<Port, E>,
+    ) -> Result<(Self, Arc<dyn EventChannels>, Port), E> {
+        let (place, events, port) = core.add_port(death, open, bind)?;
+        Ok((Self::at(core, place), events, port))
+    }
+
+    fn at(core: &Arc<Core>, place: Place) -> Self {
+        Self {
+            core: Arc::clone(core),
+            token: place.token,
+            slot: place.slot,
+        }
     }
 
     pub(crate) fn token(&self) -> Token {

@@ -71,25 +71,25 @@
 mod core;
 mod limiter;
 mod member;
+mod slot;
 mod state;
+pub(crate) mod token;
+mod watched;
 
 use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::Arc;
 use std::time::Instant;
 
+use self::core::Core;
 use crate::error::{Error, Result};
 use crate::waiting::poll::poll_readable;
 
 /// For tests: event channels without Xen.
 #[cfg(test)]
 pub(crate) use self::core::tests as device_in_memory;
-pub(crate) use self::core::{Core, Death};
 pub(crate) use member::Member;
-
-/// Names a channel, or a server that waits for its client, on a reactor. Never used again for
-/// another one of the same reactor.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct Token(pub(crate) u64);
+pub use token::Token;
+pub(crate) use watched::Death;
 
 /// One poll loop for many channels; see the [module](self).
 #[derive(Debug)]

@@ -9,9 +9,9 @@ use std::time::{Duration, Instant};
 
 use xen_sys::{ErrorKind, EventChannels, Port};
 
-use super::core::{Bell, Death};
 use super::limiter::Limiter;
-use super::member::Slot;
+use super::slot::Slot;
+use super::watched::{Bell, Death};
 
 /// The most that one turn takes from each source, and hands out as tokens.
 pub(super) const BATCH: usize = 64;

@@ -10,9 +10,9 @@
 
 use super::error::RegionError;
 use super::header::Header;
-use super::mapped::MappedCell;
+use super::mapped_cell::MappedCell;
 use super::memory::OwnerMemory;
-use super::owned::{OwnedCell, Owner};
+use super::owned_cell::{OwnedCell, Owner};
 use super::ticket::{Access, Ticket};
 use crate::sync::atomic::{AtomicUsize, Ordering};
 use crate::sync::{Arc, Mutex, MutexGuard, PoisonError};

@@ -5,12 +5,12 @@ use std::time::Instant;
 
 use super::error::RegionError;
 use super::header::Header;
+use super::mapped_cell::{MappedCell, Mapping};
 use super::ticket::{Access, Ticket};
 use super::view::{self, View};
 use crate::channel::channel_state::Shared;
 use crate::error::{Error, Result};
-use crate::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
-use crate::wire::shm::Region;
+use crate::sync::{Arc, Weak};
 
 /// A region of the peer's, mapped here. See the [module](super).
 ///
@@ -22,62 +22,6 @@ pub struct MappedRegion {
     cell: Arc<MappedCell>,
     channel: Weak<Shared>,
     ticket: Ticket,
-}
-
-/// What channel and [`MappedRegion`] both hold; the mapping goes when either of them ends.
-#[derive(Debug)]
-pub(super) struct MappedCell {
-    pub(super) id: u64,
-    pub(super) pages: usize,
-    mapping: Mutex<Option<Arc<Mapping>>>,
-}
-
-/// The mapping, until its last user is done.
-#[derive(Debug)]
-pub(super) struct Mapping {
-    /// `None` only while it is dropped.
-    data: Option<Region>,
-    header: Header,
-    kernel_tells: bool,
-    channel: Weak<Shared>,
-}
-
-impl Mapping {
-    fn data(&self) -> Result<&Region> {
-        self.data.as_ref().ok_or(Error::Closed)
-    }
-}
-
-impl Drop for Mapping {
-    fn drop(&mut self) {
-        // The owner may use the pages again once it is told, so they go first.
-        self.data = None;
-        if !self.kernel_tells {
-            self.header.release();
-            if let Some(channel) = self.channel.upgrade() {
-                // A peer that cannot be rung is gone.
-                let _ = channel.ring_peer();
-            }
-        }
-    }
-}
-
-impl MappedCell {
-    pub(super) fn take(&self) -> Option<Arc<Mapping>> {
-        self.lock().take()
-    }
-
-    pub(super) fn check_open(&self) -> Result<(), RegionError> {
-        match self.lock().as_ref() {
-            Some(mapping) => mapping.header.check_open(),
-            None => Err(RegionError::Revoked),
-        }
-    }
-
-    fn lock(&self) -> MutexGuard<'_, Option<Arc<Mapping>>> {
-        // Nothing can panic while it is held.
-        self.mapping.lock().unwrap_or_else(PoisonError::into_inner)
-    }
 }
 
 /// Maps the region that `bytes` is the ticket of.
@@ -116,19 +60,14 @@ pub(super) fn map(channel: &Arc<Shared>, bytes: &[u8], deadline: Instant) -> Res
         }
         return Err(error.into());
     }
-    let mapping = Mapping {
-        data: Some(memory.data),
+    let mapping = Mapping::new(
+        memory.data,
         header,
-        kernel_tells: memory.kernel_tells,
-        channel: Arc::downgrade(channel),
-    };
-    let cell = Arc::new(MappedCell {
-        id: ticket.id,
-        pages,
-        mapping: Mutex::new(Some(Arc::new(mapping))),
-    });
+        memory.kernel_tells,
+        Arc::<Shared>::downgrade(channel),
+    );
     let region = MappedRegion {
-        cell,
+        cell: Arc::new(MappedCell::new(ticket.id, pages, mapping)),
         channel: Arc::downgrade(channel),
         ticket,
     };
@@ -208,8 +147,8 @@ impl MappedRegion {
         if channel.peer_gone()? {
             return Err(channel.end(0));
         }
-        let mapping = self.cell.lock().clone().ok_or(RegionError::Revoked)?;
-        if let Err(error) = mapping.header.check_open() {
+        let mapping = self.cell.get().ok_or(RegionError::Revoked)?;
+        if let Err(error) = mapping.check_open() {
             drop(mapping);
             channel.regions.end_mapping(&self.cell);
             return Err(error.into());

@@ -74,14 +74,16 @@
 //!   mapping does not keep a dead domain in `xl list`.
 
 mod bounds;
-mod error;
+pub(crate) mod error;
 pub(crate) mod grant_list;
 pub(crate) mod header;
 pub(crate) mod ledger;
 mod mapped;
-mod memory;
+pub(crate) mod mapped_cell;
+pub(crate) mod memory;
 mod owned;
-mod ticket;
+mod owned_cell;
+pub(crate) mod ticket;
 mod view;
 
 use std::sync::{Arc, Weak};

@@ -4,14 +4,13 @@
 use std::time::{Duration, Instant};
 
 use super::error::RegionError;
-use super::header::Header;
 use super::ledger::{self, Source};
-use super::memory::OwnerMemory;
+use super::owned_cell::{OwnedCell, Owner};
 use super::ticket::{Access, TICKET_BYTES, Ticket};
 use super::view::{self, View};
 use crate::channel::channel_state::Shared;
 use crate::error::{Error, Result};
-use crate::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use crate::sync::{Arc, Weak};
 use crate::wire::layout::PAGE;
 
 /// How often a revocation rings the peer again: one that copied when the bell rang looks only now.
@@ -26,36 +25,6 @@ const RING_AGAIN: Duration = Duration::from_millis(100);
 pub struct OwnedRegion {
     cell: Arc<OwnedCell>,
     channel: Weak<Shared>,
-}
-
-/// What channel and [`OwnedRegion`] both hold; the memory goes when either of them ends.
-#[derive(Debug)]
-pub(super) struct OwnedCell {
-    ticket: Ticket,
-    owner: Mutex<Option<Arc<Owner>>>,
-}
-
-/// Memory with its header.
-#[derive(Debug)]
-pub(super) struct Owner {
-    pub(super) header: Header,
-    pub(super) memory: OwnerMemory,
-    pub(super) access: Access,
-}
-
-impl OwnedCell {
-    pub(super) fn take(&self) -> Option<Arc<Owner>> {
-        self.lock().take()
-    }
-
-    fn get(&self) -> Option<Arc<Owner>> {
-        self.lock().clone()
-    }
-
-    fn lock(&self) -> MutexGuard<'_, Option<Arc<Owner>>> {
-        // Nothing can panic while it is held.
-        self.owner.lock().unwrap_or_else(PoisonError::into_inner)
-    }
 }
 
 /// Makes a region of `bytes` in `channel`.
@@ -100,12 +69,8 @@ pub(super) fn create(channel: &Arc<Shared>, bytes: usize, access: Access) -> Res
         channel.regions.keep(owner);
         return Err(error);
     }
-    let cell = Arc::new(OwnedCell {
-        ticket,
-        owner: Mutex::new(Some(owner)),
-    });
     let region = OwnedRegion {
-        cell,
+        cell: Arc::new(OwnedCell::new(ticket, owner)),
         channel: Arc::downgrade(channel),
     };
     match channel.regions.add(&region.cell) {

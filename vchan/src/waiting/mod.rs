@@ -2,9 +2,10 @@
 //! How one half of a channel waits: for how long it looks at the ring, and how it sleeps.
 //!
 //! `spin` looks, for as long as `spin_window` allows and at the pace that `machine_costs` measured;
-//! `waiters` and `poll` sleep. `batching` and `stream_distance` wait a little although there is
+//! `waiters`, `backend_poll` and `poll` sleep. `batching` and `stream_distance` wait a little although there is
 //! something to do, so that the next step is a larger one.
 
+pub(crate) mod backend_poll;
 pub(crate) mod batching;
 pub(crate) mod machine_costs;
 pub(crate) mod poll;

@@ -1,55 +1,17 @@
 #![forbid(unsafe_code)]
 //! Sleeping in the kernel until a descriptor is readable, with a deadline.
 
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::BorrowedFd;
 use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, ppoll};
-use nix::sys::eventfd::{EfdFlags, EventFd};
 use nix::sys::time::TimeSpec;
 
-use crate::backend::Backend;
 use crate::error::{Error, Result};
 
 /// The longest time for one system call.
 const LONGEST_POLL: Duration = Duration::from_secs(24 * 3600);
-
-/// Readable from the moment it is signalled, for good.
-#[derive(Debug)]
-pub(crate) struct Cancel(EventFd);
-
-impl Cancel {
-    pub(crate) fn new() -> Result<Self> {
-        let flags = EfdFlags::EFD_NONBLOCK | EfdFlags::EFD_CLOEXEC;
-        EventFd::from_value_and_flags(0, flags)
-            .map(Self)
-            .map_err(|errno| Error::os("cannot create an eventfd", errno))
-    }
-
-    pub(crate) fn signal(&self) {
-        // Fails only if the counter is full, and then the descriptor is readable already.
-        let _ = self.0.write(1);
-    }
-}
-
-/// Waits until the doorbell rings, the peer dies or `cancel` is signalled; false if `deadline`
-/// passed first. `now` spares the clock: see [`poll_from`].
-pub(crate) fn poll_backend(
-    backend: &dyn Backend,
-    cancel: Option<&Cancel>,
-    now: Instant,
-    deadline: Instant,
-) -> Result<bool> {
-    let bell = PollFd::new(backend.poll_fd(), PollFlags::POLLIN);
-    match cancel {
-        Some(cancel) => {
-            let cancel = PollFd::new(cancel.0.as_fd(), PollFlags::POLLIN);
-            poll_from(&mut [bell, cancel], now, deadline)
-        }
-        None => poll_from(&mut [bell], now, deadline),
-    }
-}
 
 /// Waits until one of at most two descriptors is readable; false if `deadline` passed first.
 pub(crate) fn poll_readable(fds: &[BorrowedFd<'_>], deadline: Instant) -> Result<bool> {

@@ -10,7 +10,7 @@ use std::time::Instant;
 use crate::backend::Backend;
 use crate::error::{Error, Result};
 use crate::sync::{Condvar, Generation, Mutex, MutexGuard, OnceLock, PoisonError};
-use crate::waiting::poll::{Cancel, poll_backend};
+use crate::waiting::backend_poll::{Cancel, poll_backend};
 
 /// Everyone of this process who waits on one channel.
 #[derive(Debug, Default)]

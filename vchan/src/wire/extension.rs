@@ -21,6 +21,7 @@
 //! ARMED clear it asks for nothing, whatever it holds: 0 here, and 1 by earlier versions of this crate
 //! while they looked at the index themselves.
 
+use crate::error::ExtensionError;
 use crate::wire::layout::{ORDER_MAX, ORDER_MAX_EXTENDED, Orders, PAGE};
 
 /// First bytes of an extension page.
@@ -76,52 +77,6 @@ const _: () = assert!(offset::EXTRA_GRANTS + 4 * EXTRA_GRANTS_MAX <= PAGE);
 
 /// What tells one channel from every other, also from one that had the same numbers before.
 pub type Nonce = [u8; NONCE_BYTES];
-
-/// What a peer did wrong in the handshake.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-#[non_exhaustive]
-pub enum ExtensionError {
-    /// The page does not begin as an extension page does.
-    #[error("the page begins with {0:02x?}, which is not an extension page")]
-    Magic([u8; 8]),
-    /// The server offers version 0, or the client accepts one that was not offered.
-    #[error("version {found} is not one of 1 to {newest}")]
-    Version {
-        /// The version found.
-        found: u16,
-        /// The newest one allowed.
-        newest: u16,
-    },
-    /// The client accepts features that were not offered.
-    #[error("features {found:#x} were accepted where {offered:#x} were offered")]
-    Features {
-        /// Bits found.
-        found: u32,
-        /// Bits offered.
-        offered: u32,
-    },
-    /// The page belongs to another channel.
-    #[error("its nonce is that of another channel")]
-    Nonce,
-    /// The server offers ring orders that do not go with those of the control page.
-    #[error("it offers ring orders left {left}, right {right}: {rule}")]
-    Orders {
-        /// Order of the left ring.
-        left: u16,
-        /// Order of the right ring.
-        right: u16,
-        /// Which rule they break.
-        rule: &'static str,
-    },
-    /// The count of extra grants is not what the orders need.
-    #[error("it lists {found} extra grants for rings that need {needed}")]
-    ExtraGrants {
-        /// The count found.
-        found: u16,
-        /// The count that follows from the orders.
-        needed: usize,
-    },
-}
 
 /// What a server offers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

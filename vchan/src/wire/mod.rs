@@ -4,7 +4,7 @@
 //! `control_page` is libxenvchan's page and `extension_page` the one beside it; `ring_end` is one
 //! end of one ring, in either format. Nothing here waits.
 
-pub(crate) mod control_page;
+pub mod control_page;
 pub mod extension;
 pub mod extension_page;
 pub mod layout;

@@ -6,10 +6,11 @@
 
 use crate::error::RingName;
 use crate::sync::atomic::Ordering;
+use crate::wire::control_page::ControlPage;
 use crate::wire::extension_page::{ExtensionPage, RingWords};
 use crate::wire::layout::{Role, bit, offset};
 use crate::wire::notify;
-use crate::wire::shm::{ControlPage, Region, SharedU8, SharedU32};
+use crate::wire::shm::{Region, SharedU8, SharedU32};
 
 /// A place where one side asks the other to be woken.
 #[derive(Debug)]

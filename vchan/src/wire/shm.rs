@@ -21,7 +21,6 @@ use std::ptr::NonNull;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, AtomicU16, AtomicU32, AtomicU64, Ordering, compiler_fence};
 
-pub use crate::wire::control_page::ControlPage;
 #[cfg(test)]
 use crate::wire::layout::PAGE;
 

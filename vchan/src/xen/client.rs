@@ -15,12 +15,13 @@ use crate::DomId;
 use crate::backend::Parts;
 use crate::channel::Channel;
 use crate::connect_options::Setup;
-use crate::error::{Error, PeerError, Result};
+use crate::error::{Error, ExtensionError, PeerError, Result};
 use crate::reactor::Handle;
-use crate::wire::extension::{Acceptance, ExtensionError};
+use crate::wire::control_page::ControlPage;
+use crate::wire::extension::Acceptance;
 use crate::wire::extension_page::ExtensionPage;
 use crate::wire::layout::{Format, ORDER_MAX_EXTENDED, Orders, RingPlace, Role};
-use crate::wire::shm::{ControlPage, Region};
+use crate::wire::shm::Region;
 
 /// First and longest pause between two looks for the keys. Polling, because a guest may neither
 /// watch everywhere nor use up its few watches for each connection attempt.

@@ -52,7 +52,7 @@ impl Link {
                     .is_watched()
                     .then(|| Death::Domain(Box::new(peer.clone())));
                 let (member, events, port) =
-                    reactor.core().add_port(death, sys::event_channels, bind)?;
+                    Member::with_port(reactor.core(), death, sys::event_channels, bind)?;
                 (Watched::Reactor(member), events, port)
             }
             None => {

@@ -17,10 +17,11 @@ use crate::channel::Channel;
 use crate::connect_options::Setup;
 use crate::error::{Error, Result};
 use crate::reactor::{Handle, Token};
+use crate::wire::control_page::ControlPage;
 use crate::wire::extension::Header;
 use crate::wire::extension_page::{ExtensionPage, new_nonce};
 use crate::wire::layout::{Format, ORDER_MAX_EXTENDED, Orders, RingPlace, RingSizes, Role};
-use crate::wire::shm::{ControlPage, Region};
+use crate::wire::shm::Region;
 
 /// How long the requests to xenstore that withdraw a server may take together; also those that publish
 /// it, where the caller gives no deadline.

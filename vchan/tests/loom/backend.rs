@@ -15,9 +15,10 @@ use loom::sync::atomic::{AtomicBool, Ordering};
 use crate::error::Result;
 use crate::region::{Access, Carrier, OwnerMemory, PeerMemory, Ticket};
 use crate::sync::{Arc, Without, is_left_out};
+use crate::wire::control_page::ControlPage;
 use crate::wire::extension_page::ExtensionPage;
 use crate::wire::layout::{Orders, PAGE, Role};
-use crate::wire::shm::{ControlPage, Region};
+use crate::wire::shm::Region;
 
 /// What the channel's files need of a backend.
 pub(crate) trait Backend: Debug + Send + Sync {
@@ -34,7 +35,7 @@ pub(crate) trait Backend: Debug + Send + Sync {
     fn describe(&self) -> String {
         "a model".to_owned()
     }
-    fn token(&self) -> Option<crate::reactor::Token> {
+    fn token(&self) -> Option<crate::reactor::token::Token> {
         None
     }
     fn moved(&self) {}

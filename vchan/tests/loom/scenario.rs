@@ -9,7 +9,7 @@ use vgpu_protocol::transport::Transport;
 use crate::error::Error;
 pub(crate) use crate::region_scenario::*;
 use crate::sync::Without;
-use crate::waiting::poll;
+use crate::waiting::backend_poll;
 use crate::wire::layout::Format;
 use crate::{FORMAT, LEFT, Pair, Start, far, pair, read_all, sync};
 
@@ -206,7 +206,7 @@ pub(super) fn split_halves() {
         clients_bell,
         ..
     } = pair(Start { unread: LEFT });
-    poll::next_cancel(Some(clients_bell));
+    backend_poll::next_cancel(Some(clients_bell));
     let (mut reader, mut writer) = client.split().unwrap();
     let reads = thread::spawn(move || {
         assert_eq!(reader.read(&mut [0], far()).unwrap(), 1);
@@ -230,7 +230,7 @@ pub(super) fn leader_times_out() {
         clients_bell,
         ..
     } = pair(Start { unread: LEFT });
-    poll::next_cancel(Some(clients_bell));
+    backend_poll::next_cancel(Some(clients_bell));
     let (mut reader, mut writer) = client.split().unwrap();
     let reads = thread::spawn(move || {
         let past = Instant::now();
@@ -255,7 +255,7 @@ pub(super) fn own_half_closes() {
         clients_bell,
         ..
     } = pair(Start { unread: 0 });
-    poll::next_cancel(Some(clients_bell));
+    backend_poll::next_cancel(Some(clients_bell));
     let (mut reader, writer) = client.split().unwrap();
     let reads = thread::spawn(move || {
         let outcome = reader.read(&mut [0], far());

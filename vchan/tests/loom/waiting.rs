@@ -1,11 +1,11 @@
 //! The crate's own files, but for the sleep in the kernel.
 
+#[path = "backend_poll.rs"]
+pub(crate) mod backend_poll;
 #[path = "../../src/waiting/batching.rs"]
 pub(crate) mod batching;
 #[path = "../../src/waiting/machine_costs.rs"]
 pub(crate) mod machine_costs;
-#[path = "poll.rs"]
-pub(crate) mod poll;
 #[path = "../../src/waiting/spin.rs"]
 pub(crate) mod spin;
 #[path = "../../src/waiting/spin_window.rs"]

@@ -2,6 +2,10 @@
 
 #[path = "../../src/wire/extension.rs"]
 pub(crate) mod extension;
+/// The model of the control page is a part of that of the memory.
+pub(crate) mod control_page {
+    pub(crate) use super::shm::ControlPage;
+}
 #[path = "extension_page.rs"]
 pub(crate) mod extension_page;
 #[path = "../../src/wire/layout.rs"]

@@ -1,4 +1,4 @@
-//! Sleeping on the model's doorbell, under the names of `src/waiting/poll.rs`.
+//! Sleeping on the model's doorbell, under the names of `src/waiting/backend_poll.rs`.
 
 use std::cell::RefCell;
 use std::time::Instant;

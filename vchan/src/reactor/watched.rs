@@ -1,0 +1,33 @@
+#![forbid(unsafe_code)]
+//! What a reactor watches for each channel: its bell, and what tells that its peer is gone.
+
+use std::os::fd::AsFd;
+use std::os::unix::net::UnixStream;
+use std::sync::Arc;
+
+use xen_sys::Port;
+
+use crate::local::bell;
+use crate::local::stranger::Stranger;
+
+/// How the peer of one channel rings us.
+#[derive(Debug)]
+pub(super) enum Bell {
+    /// A port of the reactor's event-channel handle.
+    Port(Port),
+    /// One that reports each ring once and is never read.
+    Local(Arc<bell::Bell>),
+}
+
+/// What tells that the peer of one channel is gone.
+#[derive(Debug)]
+pub(crate) enum Death {
+    /// Readable, for ever, once the peer's domain is gone.
+    Domain(Box<dyn Domain>),
+    /// Hangs up when the peer's process ends.
+    Stream(Arc<Stranger<UnixStream>>),
+}
+
+/// The watch over a peer's domain.
+pub(crate) trait Domain: AsFd + Send + Sync + std::fmt::Debug {}
+impl<T: AsFd + Send + Sync + std::fmt::Debug> Domain for T {}

@@ -1,0 +1,48 @@
+#![forbid(unsafe_code)]
+//! Sleeping in the kernel until a channel's backend has something to say, or this side closes.
+
+use std::os::fd::AsFd;
+use std::time::Instant;
+
+use nix::poll::{PollFd, PollFlags};
+use nix::sys::eventfd::{EfdFlags, EventFd};
+
+use crate::backend::Backend;
+use crate::error::{Error, Result};
+use crate::waiting::poll::poll_from;
+
+/// Readable from the moment it is signalled, for good.
+#[derive(Debug)]
+pub(crate) struct Cancel(EventFd);
+
+impl Cancel {
+    pub(crate) fn new() -> Result<Self> {
+        let flags = EfdFlags::EFD_NONBLOCK | EfdFlags::EFD_CLOEXEC;
+        EventFd::from_value_and_flags(0, flags)
+            .map(Self)
+            .map_err(|errno| Error::os("cannot create an eventfd", errno))
+    }
+
+    pub(crate) fn signal(&self) {
+        // Fails only if the counter is full, and then the descriptor is readable already.
+        let _ = self.0.write(1);
+    }
+}
+
+/// Waits until the doorbell rings, the peer dies or `cancel` is signalled; false if `deadline`
+/// passed first. `now` spares the clock: see [`poll_from`].
+pub(crate) fn poll_backend(
+    backend: &dyn Backend,
+    cancel: Option<&Cancel>,
+    now: Instant,
+    deadline: Instant,
+) -> Result<bool> {
+    let bell = PollFd::new(backend.poll_fd(), PollFlags::POLLIN);
+    match cancel {
+        Some(cancel) => {
+            let cancel = PollFd::new(cancel.0.as_fd(), PollFlags::POLLIN);
+            poll_from(&mut [bell, cancel], now, deadline)
+        }
+        None => poll_from(&mut [bell], now, deadline),
+    }
+}
