@@ -2,6 +2,8 @@
 //!
 //! The real program against real sockets; what a real xenstored does is tested in the lab.
 
+mod xenstore_rs;
+
 use std::io::{Read, Write};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::Path;
@@ -193,4 +195,9 @@ fn xenstored_that_talks_nonsense() {
         }
     });
     assert_failed(&vchan(&socket, CONNECT), "cannot reach xenstore");
+}
+
+#[test]
+fn the_same_with_xenstore_rs() {
+    xenstore_rs::run_again(&[], "the_same_with_xenstore_rs");
 }

@@ -5,6 +5,7 @@ use std::io;
 use std::process::ExitCode;
 
 use clap::Parser;
+use vchan::xen::store::provider::Provider;
 use vgpu_mediator::cli::Flags;
 use vgpu_mediator::config::Config;
 use vgpu_mediator::failure::Failure;
@@ -12,6 +13,7 @@ use vgpu_mediator::print::print;
 use vgpu_mediator::{broker, logging, worker};
 
 fn main() -> ExitCode {
+    Provider::XenstoreRs.prefer();
     // The mediator starts itself anew for what must be a process of its own.
     let arguments: Vec<String> = std::env::args_os()
         .skip(1)

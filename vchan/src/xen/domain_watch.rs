@@ -9,26 +9,22 @@
 //! eventfd that stays readable. Once xenstored has ended the thread also looks every few seconds: the
 //! next one does not tell of the domains that ran before.
 //!
-//! The watch has a connection of its own: xenstore-rs' tokio client delivers watch events and
-//! replies through one task, and a flood of the former would hold back the latter. Only privileged
+//! The watch has a connection of its own, so that a flood of events holds back no reply. Only privileged
 //! domains may watch `@releaseDomain`; a guest cannot, and its peer is dom0 as a rule, which
 //! does not go away alone.
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
-use std::pin::pin;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use nix::sys::eventfd::{EfdFlags, EventFd};
-use tokio_stream::StreamExt;
-use xenstore_rs::AsyncWatch;
 
 use super::identity::{self, Identity};
 use super::store::Store;
-use super::store_connection;
+use super::store::provider::{Provider, Waited};
 use crate::DomId;
 
 /// The watch name that fires when any domain shuts down or is released.
@@ -170,25 +166,13 @@ fn start(store: Store) {
 
 /// The thread: looks at all peers at every event.
 fn run(store: Store) {
-    let runtime = match tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()
-    {
-        Ok(runtime) => runtime,
-        Err(error) => {
-            log::warn!("cannot watch for dead domains, looking every {POLL:?}: {error}");
-            loop {
-                thread::sleep(POLL);
-                check_all(store);
-            }
-        }
-    };
     let mut pause = Duration::from_secs(1);
     let mut restarted = false;
     loop {
-        let ended = runtime.block_on(listen(store, restarted));
-        restarted |= matches!(ended, Ended::Xenstored);
-        log::debug!("the watch {RELEASE_DOMAIN} ended ({ended:?}); again in {pause:?}");
+        match listen(store, restarted) {
+            Ok(()) => restarted = true,
+            Err(error) => log::debug!("cannot watch {RELEASE_DOMAIN}: {error}"),
+        }
         check_all(store);
         thread::sleep(pause);
         // Without xenstored only a look tells of an end.
@@ -196,42 +180,18 @@ fn run(store: Store) {
     }
 }
 
-/// Why [`listen`] has returned.
-#[derive(Debug)]
-enum Ended {
-    /// The watch could not be set.
-    #[expect(dead_code, reason = "for the log")]
-    NotSet(io::Error),
-    /// xenstored has hung up.
-    Xenstored,
-    /// The connection for the watch broke.
-    Events,
-}
-
 /// Looks at all peers at every event; now and then as well once xenstored has been `restarted`.
-async fn listen(store: Store, restarted: bool) -> Ended {
-    let (connection, presence) = match store_connection::for_watches().await {
-        Ok(connected) => connected,
-        Err(error) => return Ended::NotSet(error),
-    };
-    let mut gone = pin!(presence.ended());
-    let mut events = tokio::select! {
-        events = connection.watch(RELEASE_DOMAIN) => match events {
-            Ok(events) => events,
-            Err(error) => return Ended::NotSet(error),
-        },
-        () = &mut gone => return Ended::Xenstored,
-    };
+/// Returns when xenstored has hung up.
+fn listen(store: Store, restarted: bool) -> io::Result<()> {
+    let mut watch = Provider::current()?.watch(RELEASE_DOMAIN)?;
     loop {
-        // `check_all` blocks this thread, which runs nothing but this watch; events wait in
-        // xenstored's queue meanwhile, and one look answers all of them.
-        tokio::select! {
-            event = events.next() => match event {
-                Some(_) => check_all(store),
-                None => return Ended::Events,
-            },
-            () = tokio::time::sleep(POLL), if restarted => check_all(store),
-            () = &mut gone => return Ended::Xenstored,
+        // Events wait in the socket while the peers are looked at, and one look answers all of them.
+        match watch.wait(restarted.then_some(POLL)) {
+            Waited::Fired | Waited::TimedOut => check_all(store),
+            Waited::Ended => {
+                log::debug!("the watch {RELEASE_DOMAIN} ended");
+                return Ok(());
+            }
         }
     }
 }

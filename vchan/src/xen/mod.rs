@@ -7,7 +7,6 @@
 //!
 //! * [`Server`], [`connect`]: the two roles.
 //! * [`store`], [`keys`], [`path`]: xenstore, the keys, and the names of nodes.
-//! * [`store_connection`]: socket or device.
 //! * `domain_watch`, `identity`: learning that the peer's domain is gone.
 //! * `link`: doorbell and death notice, as the ring core wants them.
 //! * `region`: pages of shared regions.
@@ -38,7 +37,6 @@ pub mod path;
 mod region;
 mod server;
 pub mod store;
-pub mod store_connection;
 mod sys;
 
 pub(crate) use client::connect_parts;

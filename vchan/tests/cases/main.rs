@@ -7,6 +7,8 @@
 
 #[path = "../liar/mod.rs"]
 mod liar;
+#[path = "../xenstore_rs/mod.rs"]
+mod xenstore_rs;
 
 mod control_page;
 mod data;

@@ -3,6 +3,7 @@
 
 use std::sync::atomic::{AtomicU32, Ordering};
 
+use crate::xenstore_rs;
 use crate::xenstored::{Xenstored, domain_one, failed, start};
 
 const CONNECT: &str = "connect --peer 1 --path data/x --timeout 1 --echo";
@@ -125,4 +126,15 @@ fn case_48_keys_swapped_between_the_reads() {
     });
     let error = failed(start(&store.socket(), CONNECT));
     assert!(error.contains("keep changing"), "{error}");
+}
+
+#[test]
+fn the_same_with_xenstore_rs() {
+    let cases = [
+        "xenstore::",
+        "case_41_xenstore",
+        "case_42_xenstored",
+        "case_43_no_watch",
+    ];
+    xenstore_rs::run_again(&cases, "the_same_with_xenstore_rs");
 }

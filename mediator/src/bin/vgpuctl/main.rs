@@ -13,6 +13,7 @@ use std::path::Path;
 use std::process::ExitCode;
 
 use clap::Parser;
+use vchan::xen::store::provider::Provider;
 use vgpu_mediator::broker::probe;
 use vgpu_mediator::config::default_control_path;
 use vgpu_mediator::control::client::ask;
@@ -23,6 +24,7 @@ use vgpu_mediator::print::{print, print_error};
 use cli::{Cli, Command};
 
 fn main() -> ExitCode {
+    Provider::XenstoreRs.prefer();
     // `doctor` starts itself anew to try CUDA in a process of its own.
     let arguments: Vec<String> = std::env::args_os()
         .skip(1)

@@ -12,7 +12,7 @@ use std::time::Duration;
 use tokio::sync::Notify;
 use tokio::task::JoinHandle;
 use tokio_stream::StreamExt;
-use vchan::xen::store_connection::{self, Presence};
+use vchan::xen::store::xenstore_rs::{self as connection, Presence};
 use xenstore_rs::AsyncWatch;
 use xenstore_rs::tokio::XsTokio;
 
@@ -76,7 +76,7 @@ pub(super) struct Watches {
 impl Watches {
     /// Connects.
     pub(super) async fn open() -> io::Result<Self> {
-        let (xenstore, presence) = store_connection::for_watches().await?;
+        let (xenstore, presence) = connection::for_watches().await?;
         Ok(Self {
             xenstore,
             presence,

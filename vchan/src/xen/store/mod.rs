@@ -1,34 +1,42 @@
 //! xenstore: four requests, each with a deadline that holds.
 //!
-//! xenstore-rs' blocking client has no timeouts and hands out no file descriptor, and a connect to a
-//! xenstored that accepts nobody may block as well. So one
-//! thread per process owns the connection and makes the requests one after the other; callers
-//! wait for its answer until their deadline. When xenstored is stuck that thread is stuck with it
-//! and every caller still returns in time. A request whose caller has given up is skipped, but for
-//! removals: they are what a caller queues to clean up, and run as soon as xenstored is back.
+//! One thread per process owns the connection and makes the requests one after the other; callers
+//! wait for its answer until their deadline. When xenstored is stuck, and that thread with it, every
+//! caller still returns in time. A request whose caller has given up is skipped, but for removals:
+//! they are what a caller queues to clean up, and run as soon as xenstored is back.
 //!
-//! Which way leads to xenstored is decided in `store_connection`. Through `/dev/xen/xenbus` the
-//! thread waits for answers in `read`, which a signal interrupts: also there a process ends when its
-//! `main` does, or is killed, whether or not xenstored still lives.
+//! | file | what it holds |
+//! |---|---|
+//! | [`provider`] | the small trait that the rest needs, and the choice between its two providers |
+//! | `client`, `wire` | the own client, and its messages |
+//! | `xenstore_rs` | the crate xenstore-rs, behind a feature |
+//! | `route` | socket or device |
 //!
-//! Watches are not here: see `domain_watch` for the connection of their own that they
-//! need.
+//! Through `/dev/xen/xenbus` the thread waits for answers in calls that a signal interrupts: also
+//! there a process ends when its `main` does, or is killed, whether or not xenstored still lives.
+
+mod client;
+pub mod provider;
+mod route;
+mod wire;
+#[cfg(feature = "xenstore-rs")]
+pub mod xenstore_rs;
 
 use std::io;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{self, RecvTimeoutError, Sender, SyncSender};
 use std::sync::{Arc, OnceLock};
 use std::thread;
-use std::time::Instant;
-
-use xenstore_rs::Xs;
-use xenstore_rs::unix::XsUnix;
+use std::time::{Duration, Instant};
 
 use super::path::{self, PathError};
-use super::store_connection;
+use provider::{Failed, Provider, Requests};
 
 /// Largest value that a default xenstored quota lets an unprivileged domain write, in bytes.
 pub const VALUE_MAX: usize = 2048;
+
+/// How long xenstored may take over a removal whose caller has left.
+const LATE_REMOVAL: Duration = Duration::from_secs(5);
 
 /// The process's connection to xenstored.
 ///
@@ -41,9 +49,11 @@ pub struct Store(&'static Sender<Request>);
 struct Request {
     what: What,
     path: Box<str>,
+    /// The caller's.
+    deadline: Instant,
     /// Set by the caller when its deadline passed.
     abandoned: Arc<AtomicBool>,
-    reply: SyncSender<io::Result<Answer>>,
+    reply: SyncSender<Result<Answer, Failed>>,
 }
 
 #[derive(Debug)]
@@ -144,6 +154,7 @@ impl Store {
         let request = Request {
             what,
             path: path.into(),
+            deadline,
             abandoned: abandoned.clone(),
             reply,
         };
@@ -152,7 +163,7 @@ impl Store {
         };
         self.0.send(request).map_err(|_| gone())?;
         match answer.recv_timeout(deadline.saturating_duration_since(Instant::now())) {
-            Ok(result) => result.map_err(|error| StoreError::from_io(path, error)),
+            Ok(result) => result.map_err(|failed| StoreError::of(path, failed)),
             Err(RecvTimeoutError::Timeout) => {
                 // Relaxed: a request that slips through is as if the caller had given up later.
                 abandoned.store(true, Ordering::Relaxed);
@@ -166,70 +177,59 @@ impl Store {
 /// The thread: makes the requests in order until the process ends.
 fn serve(requests: &mpsc::Receiver<Request>) {
     let mut connection = None;
-    while let Ok(Request {
-        what,
-        path,
-        abandoned,
-        reply,
-    }) = requests.recv()
-    {
-        if abandoned.load(Ordering::Relaxed) && !matches!(what, What::Remove) {
+    while let Ok(request) = requests.recv() {
+        let abandoned = request.abandoned.load(Ordering::Relaxed);
+        if abandoned && !matches!(request.what, What::Remove) {
             continue;
         }
+        // A removal may be made late, when xenstored is back: give it the time it needs then.
+        let deadline = match request.what {
+            What::Remove => request.deadline.max(Instant::now() + LATE_REMOVAL),
+            _ => request.deadline,
+        };
         // The caller may have left: nobody to tell.
-        let _ = reply.send(answer(&mut connection, &what, &path));
+        let _ = request
+            .reply
+            .send(answer(&mut connection, &request, deadline));
     }
 }
 
 /// Makes one request, on a new connection if the old one turns out to be broken.
 ///
 /// All four requests may be made twice without harm.
-fn answer(connection: &mut Option<XsUnix>, what: &What, path: &str) -> io::Result<Answer> {
+fn answer(
+    connection: &mut Option<Box<dyn Requests>>,
+    request: &Request,
+    deadline: Instant,
+) -> Result<Answer, Failed> {
     if let Some(xs) = connection {
-        match make(xs, what, path) {
-            Err(error) if reply_code(&error).is_none() => {
+        match make(xs.as_mut(), request, deadline) {
+            Err(Failed::Broken(error)) => {
                 log::warn!("the connection to xenstored broke ({error}); connecting again");
                 *connection = None;
             }
             answered => return answered,
         }
     }
-    let xs = store_connection::for_requests()?;
-    let answered = make(&xs, what, path);
-    if !matches!(&answered, Err(error) if reply_code(error).is_none()) {
+    let mut xs = Provider::current()
+        .and_then(|provider| provider.connect(deadline))
+        .map_err(Failed::Broken)?;
+    let answered = make(xs.as_mut(), request, deadline);
+    if !matches!(answered, Err(Failed::Broken(_))) {
         *connection = Some(xs);
     }
     answered
 }
 
-fn make(xs: &XsUnix, what: &What, path: &str) -> io::Result<Answer> {
-    match what {
+fn make(xs: &mut dyn Requests, request: &Request, deadline: Instant) -> Result<Answer, Failed> {
+    let path = &*request.path;
+    match &request.what {
         What::Open => Ok(Answer::Done),
-        What::Directory => xs.directory(path).map(Answer::Names),
-        What::Read => xs.read(path).map(Answer::Value),
-        What::Write(value) => xs.write(path, value).map(|()| Answer::Done),
-        What::Remove => xs.rm(path).map(|()| Answer::Done),
+        What::Directory => xs.directory(path, deadline).map(Answer::Names),
+        What::Read => xs.read(path, deadline).map(Answer::Value),
+        What::Write(value) => xs.write(path, value, deadline).map(|()| Answer::Done),
+        What::Remove => xs.remove(path, deadline).map(|()| Answer::Done),
     }
-}
-
-/// Stands for the code of an answer that came but cannot be used.
-const NOT_TEXT: &str = "value is not UTF-8";
-
-/// The error code of xenstored's answer (`ENOENT`…), or `None` when the connection itself failed.
-///
-/// xenstore-rs folds the codes into [`io::ErrorKind`]s, several to one; its text keeps them. A
-/// value that is not UTF-8 comes as `InvalidData` and leaves the connection in order.
-fn reply_code(error: &io::Error) -> Option<String> {
-    if error.kind() == io::ErrorKind::InvalidData && error.raw_os_error().is_none() {
-        let inner = error.get_ref()?;
-        if inner.is::<std::str::Utf8Error>() {
-            return Some(NOT_TEXT.into());
-        }
-    }
-    error
-        .to_string()
-        .strip_prefix("XS interface error ")
-        .map(str::to_owned)
 }
 
 /// Why a xenstore request failed.
@@ -296,13 +296,14 @@ pub enum StoreError {
 }
 
 impl StoreError {
-    fn from_io(path: &str, source: io::Error) -> Self {
+    fn of(path: &str, failed: Failed) -> Self {
         let path = path.into();
-        match reply_code(&source) {
-            None => Self::Unreachable { source },
-            Some(code) => match code.as_str() {
+        match failed {
+            Failed::Broken(source) => Self::Unreachable { source },
+            Failed::TimedOut => Self::TimedOut { path },
+            Failed::NotText => Self::NotText { path },
+            Failed::Refused(code) => match code.as_str() {
                 "ENOENT" => Self::NotFound { path },
-                NOT_TEXT => Self::NotText { path },
                 "EACCES" | "EPERM" => Self::Denied { path },
                 "ENOSPC" | "EDQUOT" | "EQUOTA" | "E2BIG" => Self::Quota { path, code },
                 _ => Self::Refused { path, code },
@@ -316,6 +317,9 @@ impl StoreError {
             Self::Path(error) => error.advice(),
             Self::Unreachable { source } if source.kind() == io::ErrorKind::PermissionDenied => {
                 "run as root, or give this user access to /run/xenstored/socket or /dev/xen/xenbus"
+            }
+            Self::Unreachable { source } if source.kind() == io::ErrorKind::InvalidInput => {
+                "unset VCHAN_XENSTORE, or set it to own"
             }
             Self::Unreachable { source } if source.kind() != io::ErrorKind::NotFound => {
                 "xenstored has ended or hangs up: see its log in dom0 and start it again (a guest that \
