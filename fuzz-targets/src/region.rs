@@ -1,8 +1,8 @@
 //! Shared regions: the ticket, and the list of pages behind it.
 
 use vchan::Error;
-use vchan::local::peer::read_list;
 use vchan::region::{Access, Carrier, RegionError, TICKET_BYTES, Ticket};
+use vchan_testing::peer::read_list;
 
 use crate::input::Input;
 

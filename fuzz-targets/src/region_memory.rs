@@ -6,9 +6,9 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use vchan::layout::PAGE;
-use vchan::local::peer::{LyingPeer, Offer, send_raw};
 use vchan::region::{Access, Carrier, TICKET_BYTES, Ticket};
 use vchan::{Error, RingSizes, local};
+use vchan_testing::peer::{LyingPeer, Offer, send_raw};
 
 use crate::input::Input;
 

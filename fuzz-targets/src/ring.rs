@@ -5,11 +5,11 @@ use std::os::unix::net::UnixStream;
 use std::time::{Duration, Instant};
 
 use vchan::layout::{Format, PAGE, RingSizes, Role};
-use vchan::local::peer::{
-    HELLO_BYTES, LyingPeer, Offer, Page, REPLY_BYTES, reencode_hello, reencode_reply, send_raw,
-};
 use vchan::shm::Region;
 use vchan::{Channel, Error, PeerError, extension, local};
+use vchan_testing::peer::{
+    HELLO_BYTES, LyingPeer, Offer, Page, REPLY_BYTES, reencode_hello, reencode_reply, send_raw,
+};
 
 use crate::input::Input;
 

@@ -20,11 +20,11 @@ use std::time::{Duration, Instant};
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags};
 use nix::sys::eventfd::EventFd;
 use nix::time::ClockId;
-use vchan::conformance::many::{Ask, Echo, Many};
 use vchan::layout::offset;
-use vchan::local::peer::LyingPeer;
 use vchan::reactor::{Handle, Reactor};
 use vchan::{Channel, local};
+use vchan_testing::conformance::many::{Ask, Echo, Many};
+use vchan_testing::peer::LyingPeer;
 
 const GOOD: u64 = 99;
 const RING: usize = 16 << 10;

@@ -136,8 +136,6 @@
 //! * [`reactor`]: many channels over one event-channel handle, in one poll loop.
 //! * [`either`]: one wait for two channels.
 //! * [`region`]: bulk buffers beside the ring.
-//! * [`conformance`]: what every channel must do, whatever carries it.
-//! * [`hostile`]: what no peer must be able to do to it.
 //!
 //! # Terms
 //! The *server* provides the memory, the *client* maps it. The **left** ring carries client to
@@ -147,17 +145,18 @@ pub mod address;
 pub mod backend;
 pub mod byte_count;
 mod channel;
-pub mod conformance;
 mod connect_options;
 pub mod domain;
 pub mod either;
 pub mod error;
-pub mod hostile;
 pub mod in_place;
 pub mod local;
 pub mod reactor;
 pub mod region;
 mod sync;
+#[cfg(feature = "testing")]
+#[doc(hidden)]
+pub mod testing;
 mod waiting;
 mod wire;
 pub mod xen;

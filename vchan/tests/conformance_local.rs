@@ -3,8 +3,8 @@
 use std::os::unix::net::UnixStream;
 use std::time::Instant;
 
-use vchan::conformance::{PATIENCE, cases};
 use vchan::{Format, Setup, local};
+use vchan_testing::conformance::{PATIENCE, cases};
 
 /// Cases in which nobody dies: both ends in this process, in the formats they are ready for.
 fn every_case(served: Format, connected: Format) {

@@ -14,10 +14,10 @@ use std::time::{Duration, Instant};
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use nix::sys::eventfd::{EfdFlags, EventFd};
 use nix::sys::socket::{setsockopt, sockopt};
-use vchan::local::peer::{LyingPeer, Offer, send_raw};
 use vchan::local::{Listener, connect_on, connect_stream, serve, serve_on};
 use vchan::region::Access;
 use vchan::{Error, PeerError};
+use vchan_testing::peer::{LyingPeer, Offer, send_raw};
 
 /// How long the last close sleeps.
 const LINGER: Duration = Duration::from_secs(1000);

@@ -7,10 +7,10 @@ use std::time::{Duration, Instant};
 
 use vchan::error::ExtensionError;
 use vchan::extension::{Acceptance, feature, offset};
-use vchan::local::peer::{LyingPeer, Offer, Page, send_raw};
 use vchan::local::{connect_on, serve_on};
 use vchan::notify::{ARMED, armed_for};
 use vchan::{Channel, Error, Format, PeerError};
+use vchan_testing::peer::{LyingPeer, Offer, Page, send_raw};
 
 const RING: u32 = 4096;
 

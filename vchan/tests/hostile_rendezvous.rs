@@ -10,9 +10,9 @@ use nix::sys::memfd::{MFdFlags, memfd_create};
 use nix::unistd::{ftruncate, pipe};
 use proptest::prelude::*;
 use vchan::layout::{live, offset};
-use vchan::local::peer::{Offer, send_raw};
 use vchan::local::{connect_on, serve_on};
 use vchan::{Error, PeerError};
+use vchan_testing::peer::{Offer, send_raw};
 
 fn soon() -> Instant {
     Instant::now() + Duration::from_secs(60)

@@ -3,8 +3,8 @@
 //! `VCHAN_HOSTILE_SEED`, `VCHAN_HOSTILE_FROM` and `VCHAN_HOSTILE_STATES` choose another run; the
 //! command `vchan hostile here --seed … --from … --states …` does the same.
 
-use vchan::hostile::{Options, Slot, kinds, run};
 use vchan::layout::Role;
+use vchan_testing::hostile::{Options, Slot, kinds, run};
 
 fn number(name: &str) -> Option<u64> {
     Some(std::env::var(name).ok()?.parse().expect("a number"))

@@ -8,8 +8,8 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use std::os::fd::AsFd;
-use vchan::local::peer::{LyingPeer, Offer, send_raw};
 use vchan::local::{connect_on, serve_on};
+use vchan_testing::peer::{LyingPeer, Offer, send_raw};
 
 fn soon() -> Instant {
     Instant::now() + Duration::from_secs(60)

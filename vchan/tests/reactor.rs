@@ -9,12 +9,12 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
-use vchan::conformance::many::{Ask, Echo, Many};
-use vchan::conformance::{PATIENCE, cases};
 use vchan::layout::{Role, offset};
-use vchan::local::peer::LyingPeer;
 use vchan::reactor::{Handle, Reactor};
 use vchan::{Channel, Error, PeerError, local};
+use vchan_testing::conformance::many::{Ask, Echo, Many};
+use vchan_testing::conformance::{PATIENCE, cases};
+use vchan_testing::peer::LyingPeer;
 
 mod liar;
 use liar::{liars_indexes, short, soon};

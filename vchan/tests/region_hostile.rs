@@ -14,9 +14,9 @@ use nix::fcntl::{FcntlArg, SealFlag, fcntl};
 use nix::sys::memfd::{MFdFlags, memfd_create};
 use nix::unistd::{ftruncate, pipe};
 use proptest::prelude::*;
-use vchan::local::peer::{LyingPeer, receive_raw, send_raw};
 use vchan::region::{Access, Carrier, MappedRegion, RegionError, TICKET_BYTES, Ticket};
 use vchan::{Channel, Error};
+use vchan_testing::peer::{LyingPeer, receive_raw, send_raw};
 
 const PAGE: u64 = 4096;
 /// Offsets in the header page.

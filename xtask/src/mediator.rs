@@ -24,6 +24,8 @@ pub(crate) fn build() -> Result<PathBuf> {
             "--package",
             "vchan",
             "--package",
+            "vchan-testing",
+            "--package",
             "vgpu-guest",
             "--package",
             "vgpu-mediator",

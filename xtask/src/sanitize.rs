@@ -6,6 +6,7 @@ use crate::nightly::{self, Nightly, TARGET};
 use anyhow::{Context, Result, bail};
 use std::ffi::OsString;
 use std::fs;
+use std::path::Path;
 use std::str::FromStr;
 
 mod flags {
@@ -117,7 +118,8 @@ fn run(nightly: &Nightly, which: Which, only: Option<&str>) -> Result<()> {
     let test = |rustflags: &str, extra: &[&str]| -> Result<()> {
         let mut cargo = nightly.cargo(rustflags);
         cargo
-            .args(["test", "--locked", "--package", "vchan", "--target", TARGET])
+            .args(["test", "--locked", "--package", "vchan"])
+            .args(["--package", "vchan-testing", "--target", TARGET])
             .args(extra)
             .arg("--target-dir")
             .arg(&target_dir)
@@ -157,9 +159,17 @@ fn run(nightly: &Nightly, which: Which, only: Option<&str>) -> Result<()> {
 
 /// vchan's test programs but for loom's, which switch stacks themselves.
 fn tests() -> Result<Vec<String>> {
-    let folder = crate::workspace_root().join("vchan/tests");
     let mut names = Vec::new();
-    for entry in fs::read_dir(&folder).with_context(|| folder.display().to_string())? {
+    for folder in ["vchan/tests", "vchan-testing/tests"] {
+        names.extend(tests_in(&crate::workspace_root().join(folder))?);
+    }
+    names.sort();
+    Ok(names)
+}
+
+fn tests_in(folder: &Path) -> Result<Vec<String>> {
+    let mut names = Vec::new();
+    for entry in fs::read_dir(folder).with_context(|| folder.display().to_string())? {
         let path = entry?.path();
         let is_test = path.extension().is_some_and(|e| e == "rs") || path.join("main.rs").exists();
         let Some(name) = path.file_stem().map(|name| name.to_string_lossy()) else {
@@ -169,6 +179,5 @@ fn tests() -> Result<Vec<String>> {
             names.push(name.into_owned());
         }
     }
-    names.sort();
     Ok(names)
 }

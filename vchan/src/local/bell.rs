@@ -1,4 +1,8 @@
 #![forbid(unsafe_code)]
+#![cfg_attr(
+    not(feature = "testing"),
+    allow(unreachable_pub, reason = "only tests of other crates use it")
+)]
 //! A doorbell whose ring neither waits nor leaves anything to be read.
 //!
 //! It is a pair of connected Unix sockets that are shut down in both directions: no byte and no
@@ -20,12 +24,11 @@ use crate::error::{Error, PeerError, Result};
 
 /// One end of a doorbell.
 #[derive(Debug)]
-#[allow(unreachable_pub, reason = "only tests of other crates use it")]
 pub struct Bell(Stranger<OwnedFd>);
 
 impl Bell {
     /// Both ends. What either rings, the other hears.
-    pub(super) fn pair() -> Result<(Self, Self)> {
+    pub fn pair() -> Result<(Self, Self)> {
         let made = socketpair(
             AddressFamily::Unix,
             SockType::Stream,
@@ -42,7 +45,7 @@ impl Bell {
     ///
     /// # Errors
     /// [`PeerError::Rendezvous`] if it is none.
-    pub(super) fn from_peer(fd: Stranger<OwnedFd>) -> Result<Self> {
+    pub fn from_peer(fd: Stranger<OwnedFd>) -> Result<Self> {
         // Once connected, a stream stays so, and once shut down too: nobody who has it can undo that.
         let is_bell = option(&fd, libc::SO_DOMAIN) == Some(libc::AF_UNIX)
             && option(&fd, libc::SO_TYPE) == Some(libc::SOCK_STREAM)
@@ -58,7 +61,7 @@ impl Bell {
     }
 
     /// Wakes who watches the other end, if anybody does. Never waits.
-    pub(super) fn ring(&self) -> io::Result<()> {
+    pub fn ring(&self) -> io::Result<()> {
         Ok(shutdown(self.0.as_raw_fd(), Shutdown::Both)?)
     }
 }

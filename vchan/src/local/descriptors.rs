@@ -28,7 +28,7 @@ const MOST: usize = 3;
 ///
 /// # Errors
 /// [`Error::PeerClosed`], [`Error::TimedOut`], [`Error::Os`].
-pub(super) fn send(
+pub(crate) fn send(
     stream: &UnixStream,
     mut bytes: &[u8],
     fds: &[BorrowedFd<'_>],
@@ -65,7 +65,7 @@ pub(super) fn send(
 /// # Errors
 /// [`Error::PeerClosed`] at a premature end, [`Error::TimedOut`], [`Error::Peer`] for more
 /// descriptors than wanted, [`Error::Os`].
-pub(super) fn receive(
+pub(crate) fn receive(
     stream: &UnixStream,
     bytes: &mut [u8],
     wanted: usize,

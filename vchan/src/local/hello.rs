@@ -1,4 +1,8 @@
 #![forbid(unsafe_code)]
+#![cfg_attr(
+    not(feature = "testing"),
+    allow(unreachable_pub, reason = "only tests of other crates use it")
+)]
 //! The two messages of the rendezvous, as bytes. Pure.
 //!
 //! Numbers are little-endian. The server sends a [`Hello`] with three descriptors (memory, the
@@ -16,25 +20,23 @@ const EXTENSION: u16 = 1;
 
 /// Length of a hello: magic, version u16, flags u16, reserved u32, memory bytes u64, nonce of the
 /// extension page.
-#[allow(unreachable_pub, reason = "only tests of other crates use it")]
 pub const HELLO_BYTES: usize = 40;
 /// Length of a reply: magic, version u16, code u16, reserved u32.
-#[allow(unreachable_pub, reason = "only tests of other crates use it")]
 pub const REPLY_BYTES: usize = 16;
 
 /// The server's message.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Hello {
+pub struct Hello {
     /// Length of the memory: the control page, the extension page if there is one, the left
     /// ring's pages, the right ring's pages.
-    pub(super) memory_bytes: u64,
+    pub memory_bytes: u64,
     /// The nonce of the extension page, if there is one.
-    pub(super) extension: Option<Nonce>,
+    pub extension: Option<Nonce>,
 }
 
 /// Why a client turns a server down.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Refusal {
+pub enum Refusal {
     /// Hello, control page or descriptors are not as they must be.
     Invalid,
     /// The client could not map the memory.
@@ -42,11 +44,11 @@ pub(super) enum Refusal {
 }
 
 /// The client's answer.
-pub(super) type Reply = Result<(), Refusal>;
+pub type Reply = Result<(), Refusal>;
 
 impl Hello {
     /// As bytes.
-    pub(super) fn encode(self) -> [u8; HELLO_BYTES] {
+    pub fn encode(self) -> [u8; HELLO_BYTES] {
         let mut bytes = [0; HELLO_BYTES];
         bytes[..8].copy_from_slice(&MAGIC);
         bytes[8..10].copy_from_slice(&VERSION.to_le_bytes());
@@ -62,7 +64,7 @@ impl Hello {
     ///
     /// # Errors
     /// [`PeerError::Rendezvous`].
-    pub(super) fn decode(bytes: &[u8; HELLO_BYTES]) -> Result<Self, PeerError> {
+    pub fn decode(bytes: &[u8; HELLO_BYTES]) -> Result<Self, PeerError> {
         check_start(bytes)?;
         if bytes[12..16] != [0; 4] {
             return refuse("reserved bytes of its hello are not zero".to_owned());
@@ -85,7 +87,7 @@ impl Hello {
 }
 
 /// A reply as bytes.
-pub(super) fn encode_reply(reply: Reply) -> [u8; REPLY_BYTES] {
+pub fn encode_reply(reply: Reply) -> [u8; REPLY_BYTES] {
     let code: u16 = match reply {
         Ok(()) => 0,
         Err(Refusal::Invalid) => 1,
@@ -102,7 +104,7 @@ pub(super) fn encode_reply(reply: Reply) -> [u8; REPLY_BYTES] {
 ///
 /// # Errors
 /// [`PeerError::Rendezvous`].
-pub(super) fn decode_reply(bytes: &[u8; REPLY_BYTES]) -> Result<Reply, PeerError> {
+pub fn decode_reply(bytes: &[u8; REPLY_BYTES]) -> Result<Reply, PeerError> {
     check_start(bytes)?;
     if bytes[12..] != [0; 4] {
         return refuse("reserved bytes of its reply are not zero".to_owned());

@@ -26,7 +26,7 @@ use crate::wire::shm::Region;
 ///
 /// # Errors
 /// [`Error::Os`].
-pub(super) fn create(len: usize) -> Result<OwnedFd> {
+pub(crate) fn create(len: usize) -> Result<OwnedFd> {
     let fd = create_open(len)?;
     seal(&fd, SIZE | SealFlag::F_SEAL_SEAL).map_err(|errno| failed("seal", len, errno))?;
     Ok(fd)
@@ -135,7 +135,7 @@ fn wrong_size(found: impl Display, len: usize) -> String {
 ///
 /// # Errors
 /// [`Error::Os`], [`Error::Peer`] if it is not such a descriptor.
-pub(super) fn map(fd: &OwnedFd, len: usize) -> Result<Region> {
+pub(crate) fn map(fd: &OwnedFd, len: usize) -> Result<Region> {
     match verify(fd, len)? {
         size if size == len => map_verified(fd, len, true),
         size => Err(PeerError::Rendezvous(wrong_size(size, len)).into()),

@@ -1,4 +1,8 @@
 #![forbid(unsafe_code)]
+#![cfg_attr(
+    not(feature = "testing"),
+    allow(unreachable_pub, reason = "only tests of other crates use it")
+)]
 //! How the memory of a channel is divided.
 
 use crate::error::{Error, Result};
@@ -12,9 +16,11 @@ use crate::wire::shm::Region;
 /// First the control page, then the extension page if there is one, the left ring's pages, the
 /// right ring's.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Shape {
-    pub(super) orders: Orders,
-    pub(super) extension: bool,
+pub struct Shape {
+    /// Of the rings.
+    pub orders: Orders,
+    /// Whether there is an extension page.
+    pub extension: bool,
 }
 
 /// The most memory that a channel can need, in bytes.
@@ -22,16 +28,20 @@ pub(super) const MOST_BYTES: usize = PAGE * 2 + 2 * (1 << ORDER_MAX_LOCAL);
 
 /// The memory, divided.
 #[derive(Debug)]
-pub(super) struct Pieces {
-    pub(super) control: ControlPage,
-    pub(super) extension: Option<ExtensionPage>,
-    pub(super) left: Region,
-    pub(super) right: Region,
+pub struct Pieces {
+    /// The first page.
+    pub control: ControlPage,
+    /// The second, if it is one.
+    pub extension: Option<ExtensionPage>,
+    /// Client to server.
+    pub left: Region,
+    /// Server to client.
+    pub right: Region,
 }
 
 impl Shape {
     /// For rings of wished sizes.
-    pub(super) fn choose(format: Format, rings: RingSizes) -> Result<Self> {
+    pub fn choose(format: Format, rings: RingSizes) -> Result<Self> {
         let orders = Orders::choose_for(format, ORDER_MAX_LOCAL, rings).map_err(|error| {
             Error::setup(
                 error.to_string(),
@@ -45,12 +55,12 @@ impl Shape {
     }
 
     /// Bytes of memory.
-    pub(super) fn bytes(self) -> usize {
+    pub fn bytes(self) -> usize {
         PAGE * (1 + usize::from(self.extension) + self.orders.grant_count())
     }
 
     /// The pieces of `region`, which is [`bytes`](Self::bytes) long.
-    pub(super) fn divide(self, region: &Region) -> Pieces {
+    pub fn divide(self, region: &Region) -> Pieces {
         let control = ControlPage::new(region.part(0, PAGE));
         let mut next = PAGE;
         let mut pages = |count| {
@@ -77,7 +87,7 @@ impl Shape {
 
 impl Pieces {
     /// The rings as they are used with `orders`, which are those of the shape or its classic ones.
-    pub(super) fn rings(&self, orders: Orders) -> (Region, Region) {
+    pub fn rings(&self, orders: Orders) -> (Region, Region) {
         (
             self.left.part(0, orders.left_bytes()),
             self.right.part(0, orders.right_bytes()),

@@ -10,14 +10,12 @@
 
 pub(crate) mod bell;
 mod descriptor_socket;
-mod descriptors;
+pub(crate) mod descriptors;
 mod doorbell;
-mod hello;
+pub(crate) mod hello;
 mod listener;
-mod memory;
-mod memory_layout;
-#[cfg(feature = "test-utils")]
-pub mod peer;
+pub(crate) mod memory;
+pub(crate) mod memory_layout;
 mod rendezvous;
 pub(crate) mod stranger;
 

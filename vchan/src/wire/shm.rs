@@ -111,7 +111,7 @@ impl Region {
         self
     }
 
-    /// Where it begins; for [`hostile`](crate::hostile), which puts guards around it.
+    /// Where it begins; for tests that put guards around it.
     pub(crate) fn start(&self) -> NonNull<u8> {
         self.start
     }

@@ -201,7 +201,7 @@ impl Server {
         self.link.token()
     }
 
-    /// What a client reads first; for [`hostile`](crate::hostile).
+    /// What a client reads first; for tests that spoil it.
     pub(crate) fn pages(&self) -> (&ControlPage, Option<&ExtensionPage>) {
         (&self.control, self.extension.as_ref().map(|(page, _)| page))
     }

@@ -8,8 +8,8 @@ use std::thread;
 
 use vchan::layout::{ORDER_MAX, ORDER_SMALL, Orders, Role, live, offset};
 use vchan::local::connect_on;
-use vchan::local::peer::{Offer, send_raw};
 use vchan::{Error, PeerError};
+use vchan_testing::peer::{Offer, send_raw};
 
 use crate::liar::*;
 

@@ -15,7 +15,7 @@ use crate::liar::*;
 const BODY_LEN: usize = 24;
 
 /// The ring in which the liar's bytes reach the victim.
-fn incoming(liar: &vchan::local::peer::LyingPeer, victim: Role) -> Arc<vchan::shm::Region> {
+fn incoming(liar: &vchan_testing::peer::LyingPeer, victim: Role) -> Arc<vchan::shm::Region> {
     match victim {
         Role::Server => Arc::clone(&liar.left),
         Role::Client => Arc::clone(&liar.right),

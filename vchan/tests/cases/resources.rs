@@ -12,10 +12,10 @@ use std::time::{Duration, Instant};
 
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use vchan::layout::Role;
-use vchan::local::peer::Offer;
 use vchan::local::{connect_on, connect_with, serve_on, serve_with};
 use vchan::reactor::Reactor;
 use vchan::{Channel, Error, Format, PeerError, Setup};
+use vchan_testing::peer::Offer;
 
 use crate::liar::*;
 use crate::xenstored::{TRANSACTION_START, WATCH, Xenstored, domain_one, failed, start};

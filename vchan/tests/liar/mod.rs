@@ -7,8 +7,8 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use vchan::layout::{Role, offset};
-use vchan::local::peer::LyingPeer;
 use vchan::{Channel, Error, PeerError, local};
+use vchan_testing::peer::LyingPeer;
 
 pub(crate) const RING: u32 = 4096;
 

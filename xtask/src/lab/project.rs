@@ -15,7 +15,7 @@ use super::image;
 pub(crate) const FOLDER: &str = "opt/vgpu/bin";
 
 /// Packages with programs that go into the lab.
-pub(crate) const PACKAGES: &[&str] = &["vchan", "vgpu-guest", "vgpu-mediator"];
+pub(crate) const PACKAGES: &[&str] = &["vchan", "vchan-testing", "vgpu-guest", "vgpu-mediator"];
 
 /// Test programs that run in the lab: package, test, name in the lab.
 const TESTS: &[(&str, &str, &str)] = &[("xen-sys", "real_xen", "xen-sys-real-xen")];

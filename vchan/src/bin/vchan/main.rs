@@ -3,18 +3,11 @@
 
 mod bench;
 mod cli;
-mod conformance;
-mod cycles;
 mod failure;
-mod faults;
-mod held;
-mod hostile;
-mod many;
 mod open;
 mod pipe;
+mod place;
 mod progress;
-mod region;
-mod region_bench;
 mod stream;
 
 use std::io::Write;
@@ -50,29 +43,6 @@ fn run(command: Command) -> Result<(), Failure> {
             bench::serve(open::serve(&place, &rings)?, spin)
         }
         Command::Bench { place, options } => bench::run(open::connect(&place)?, &options),
-        Command::ConformanceServe { place, only } => conformance::serve(&place, only.as_deref()),
-        Command::ConformanceConnect { place, only } => {
-            conformance::connect(&place, only.as_deref())
-        }
-        Command::CycleServe { place, rounds } => cycles::serve(&place, rounds),
-        Command::CycleConnect { place, rounds } => cycles::connect(&place, rounds),
-        Command::ManyServe {
-            place,
-            rings,
-            count,
-        } => many::serve(&place, rings.sizes(), count),
-        Command::ManyConnect { place, asking } => many::connect(&place, asking),
-        Command::PagesLeft => held::pages_left(),
-        Command::RegionServe {
-            place,
-            rings,
-            bytes,
-        } => region::serve(open::serve(&place, &rings)?, bytes),
-        Command::RegionConnect { place, work, time } => {
-            region::connect(open::connect(&place)?, work, time)
-        }
-        Command::Hostile(command) => hostile::main(command),
-        Command::Fault(command) => faults::main(command),
     }
 }
 

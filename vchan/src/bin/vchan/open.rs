@@ -10,8 +10,8 @@ use vchan::layout::{ORDER_MAX_EXTENDED, ORDER_MAX_LOCAL, Orders};
 use vchan::local::{self, Listener};
 use vchan::{Channel, DomId, Error, RingSizes, xen};
 
-use crate::cli::{Backend, Place, Rings};
 use crate::failure::Failure;
+use crate::place::{Backend, Place, Rings};
 
 /// How often a waiting server looks whether it was told to stop.
 const LOOK: Duration = Duration::from_millis(200);

@@ -11,8 +11,9 @@ use super::super::project::{self, Program};
 use crate::apt;
 
 /// The programs that are measured, vchan's like on the stock library, and what runs our scripts.
-const PROGRAMS: [&str; 6] = [
+const PROGRAMS: [&str; 7] = [
     "vchan",
+    "vchan-testing",
     "vchan-c-peer",
     "lab-agent",
     "vgpu",
@@ -38,7 +39,7 @@ pub(super) struct Prebuilt {
 pub(super) fn obtain(folder: Option<&Path>) -> Result<Prebuilt> {
     match folder {
         Some(folder) => take(&std::path::absolute(folder)?),
-        None => build(&["vchan"]),
+        None => build(&["vchan", "vchan-testing"]),
     }
 }
 

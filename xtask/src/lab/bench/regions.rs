@@ -68,11 +68,10 @@ pub(super) fn run(options: &Regions) -> Result<()> {
 /// The guest makes the region, dom0 writes into it.
 fn once(host: &mut dyn Host, ring: usize, time: f64) -> Result<String> {
     let domid = host.guest_domid(GUEST)?;
-    let serve = format!(
-        "exec vchan region-serve --peer 0 --path data/bench --ring {ring} --bytes {REGION}"
-    );
+    let serve =
+        format!("exec vchan-testing region-serve xen:0/data/bench --ring {ring} --bytes {REGION}");
     let bench = format!(
-        "exec vchan region-connect --peer {domid} --path data/bench --to bench --time {time}"
+        "exec vchan-testing region-connect xen:{domid}/data/bench --to bench --time {time}"
     );
     let server = Job::start(host, Place::Guest(GUEST), "bench-serve", &serve)?;
     let client = host.exec(Place::Dom0, &bench, RUN_LIMIT)?;

@@ -30,9 +30,9 @@ fn conformance(context: &mut Context, kind: Kind) -> Result<()> {
         Pv => format!("exec {command}"),
         Pvh => format!("for c in {IN_PVH}; do {command} --only $c || exit; done"),
     };
-    let serve = suite("vchan conformance-serve --peer 0 --path data/conformance");
+    let serve = suite("vchan-testing conformance-serve xen:0/data/conformance");
     let server = context.start(Place::Guest(name), &serve)?;
-    let connect = format!("vchan conformance-connect --peer {domid} --path data/conformance");
+    let connect = format!("vchan-testing conformance-connect xen:{domid}/data/conformance");
     let client = context.start(Place::Dom0, &suite(&connect))?;
     let outcome = both_succeed(context, [("dom0", client), ("the guest", server)]);
     // Each channel removes its own node; the folder around them is this case's.

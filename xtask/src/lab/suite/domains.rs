@@ -35,10 +35,10 @@ fn guest_destroyed(context: &mut Context) -> Result<()> {
     // And a hundred more, of one thread on each side.
     context.start(
         Place::Guest("victim"),
-        "vchan many-serve --peer 0 --path data/many",
+        "vchan-testing many-serve xen:0/data/many",
     )?;
     let connect_many =
-        format!("vchan many-connect --peer {domid} --path data/many --until-lost --stalled 2");
+        format!("vchan-testing many-connect xen:{domid}/data/many --until-lost --stalled 2");
     let many = context.start(Place::Dom0, &connect_many)?;
     many.wait_for(context.host.as_mut(), "connected: 100", LIMIT)?;
     ensure!(

@@ -33,10 +33,10 @@ fn bad_pages(context: &mut Context) -> Result<()> {
     let domid = context.host.guest_domid("pv")?;
     let offer = context.start(
         Place::Guest("pv"),
-        "exec vchan fault offer --peer 0 --path data/f",
+        "exec vchan-testing fault offer xen:0/data/f",
     )?;
     says(context, &offer, "offered: ")?;
-    let refuse = format!("vchan fault refuse --peer {domid} --path data/f --timeout 1");
+    let refuse = format!("vchan-testing fault refuse xen:{domid}/data/f --timeout 1");
     let text = context.succeed(Place::Dom0, &refuse);
     let ended = offer.poll(context.host.as_mut())?;
     offer.signal(context.host.as_mut(), "KILL")?;
@@ -85,10 +85,10 @@ fn save(context: &mut Context, domid: u16) -> Result<()> {
 fn blocked(context: &mut Context, guest: &str, domid: u16) -> Result<Job> {
     context.start(
         Place::Guest(guest),
-        "exec vchan fault hold --peer 0 --path data/f",
+        "exec vchan-testing fault hold xen:0/data/f",
     )?;
     let script = format!(
-        "exec vchan fault blocked --peer {domid} --path data/f \
+        "exec vchan-testing fault blocked xen:{domid}/data/f \
          --serve-path /local/domain/{domid}/data/g"
     );
     let job = context.start(Place::Dom0, &script)?;
@@ -144,10 +144,7 @@ fn one_client(context: &mut Context) -> Result<()> {
 }
 
 fn pages(context: &mut Context) -> Result<()> {
-    let text = context.succeed(
-        Place::Guest("pv"),
-        "vchan fault pages --peer 0 --path data/f",
-    )?;
+    let text = context.succeed(Place::Guest("pv"), "vchan-testing fault pages xen:0/data/f")?;
     ensure!(text.contains("pages: failed at each of"), "{text}");
     context
         .succeed(Place::Guest("pv"), "! xenstore-exists data/f")

@@ -31,11 +31,11 @@ fn hostile(context: &mut Context, guest: &str, dom0: &str, states: u64) -> Resul
         side => side.to_owned(),
     };
     let serve = format!(
-        "vchan hostile serve --peer 0 --path data/h --timeout 240 {}",
+        "vchan-testing hostile serve xen:0/data/h --timeout 240 {}",
         lies(guest)
     );
     let connect = format!(
-        "vchan hostile connect --peer {domid} --path data/h --timeout 240 {}",
+        "vchan-testing hostile connect xen:{domid}/data/h --timeout 240 {}",
         lies(dom0)
     );
     let server = context.start(Place::Guest("pv"), &serve)?;

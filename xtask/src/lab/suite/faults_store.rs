@@ -15,10 +15,7 @@ pub(crate) const CASES: &[Case] = &[
 
 /// A guest has as many nodes as xenstored lets it have.
 fn quota(context: &mut Context) -> Result<()> {
-    let text = context.succeed(
-        Place::Guest("pv"),
-        "vchan fault quota --peer 0 --path data/q",
-    )?;
+    let text = context.succeed(Place::Guest("pv"), "vchan-testing fault quota xen:0/data/q")?;
     ensure!(text.contains("quota: refused, then served"), "{text}");
     Ok(())
 }
@@ -28,7 +25,7 @@ fn flood(context: &mut Context) -> Result<()> {
     let domid = context.host.guest_domid("pv")?;
     let flood = context.start(
         Place::Guest("pv"),
-        "exec vchan fault flood --peer 0 --path data/vgpu/flood --timeout 10",
+        "exec vchan-testing fault flood xen:0/data/vgpu/flood --timeout 10",
     )?;
     let served = context.start(
         Place::Guest("pv"),
@@ -52,7 +49,7 @@ fn swap(context: &mut Context) -> Result<()> {
     let domid = context.host.guest_domid("pv")?;
     let swapping = context.start(
         Place::Guest("pv"),
-        "exec vchan fault swap --peer 0 --path data/t --timeout 8",
+        "exec vchan-testing fault swap xen:0/data/t --timeout 8",
     )?;
     let there = format!(
         "n=0; until xenstore-exists /local/domain/{domid}/data/t/event-channel; do \

@@ -36,7 +36,7 @@ done
 
 /// For dom0 and guests alike.
 const COMMON_SCRIPT: &str = r#"
-for name in vgpu-mediatord vgpu vchan vgpuctl; do
+for name in vgpu-mediatord vgpu vchan vchan-testing vgpuctl; do
     echo "$1$name-processes $(pidof "$name" | wc -w)"
 done
 echo "$1sockets $(ls /run/vgpu/*.sock 2>/dev/null | wc -l)"

@@ -35,12 +35,13 @@ fn pair(context: &mut Context, in_guest: &str, in_dom0: &str) -> Result<[String;
 /// by what is left to grant.
 fn no_leaks(context: &mut Context) -> Result<()> {
     let domid = context.host.guest_domid("pv")?;
-    let left = |context: &mut Context| context.succeed(Place::Guest("pv"), "vchan pages-left");
+    let left =
+        |context: &mut Context| context.succeed(Place::Guest("pv"), "vchan-testing pages-left");
     let before = left(context)?;
     let outcome = pair(
         context,
-        "vchan cycle-serve --peer 0 --path data/cycle",
-        &format!("vchan cycle-connect --peer {domid} --path data/cycle"),
+        "vchan-testing cycle-serve xen:0/data/cycle",
+        &format!("vchan-testing cycle-connect xen:{domid}/data/cycle"),
     );
     // Each channel removes its own node; the folder around them is this case's.
     context.succeed(
@@ -63,8 +64,8 @@ fn hundred(context: &mut Context) -> Result<()> {
     let domid = context.host.guest_domid("pv")?;
     let outcome = pair(
         context,
-        "vchan many-serve --peer 0 --path data/many",
-        &format!("vchan many-connect --peer {domid} --path data/many --stalled 2"),
+        "vchan-testing many-serve xen:0/data/many",
+        &format!("vchan-testing many-connect xen:{domid}/data/many --stalled 2"),
     );
     context.succeed(Place::Guest("pv"), "xenstore-rm data/many")?;
     let [theirs, ours] = outcome?;

@@ -21,9 +21,8 @@ pub(crate) const CASES: &[Case] = &[
 /// The guest's end, which makes the region, and dom0's, which maps it.
 fn start(context: &mut Context, guest: &str, work: &str) -> Result<[Job; 2]> {
     let domid = context.host.guest_domid(guest)?;
-    let serve = "exec vchan region-serve --peer 0 --path data/region";
-    let connect =
-        format!("exec vchan region-connect --peer {domid} --path data/region --to {work}");
+    let serve = "exec vchan-testing region-serve xen:0/data/region";
+    let connect = format!("exec vchan-testing region-connect xen:{domid}/data/region --to {work}");
     Ok([
         context.start(Place::Guest(guest), serve)?,
         context.start(Place::Dom0, &connect)?,

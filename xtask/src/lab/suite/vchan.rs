@@ -80,8 +80,8 @@ fn dom0_serves(context: &mut Context) -> Result<()> {
     let outcome = pair(
         context,
         "mapper",
-        &format!("vchan conformance-connect --peer 0 --path {path}"),
-        &format!("vchan conformance-serve --peer {domid} --path {path}"),
+        &format!("vchan-testing conformance-connect xen:0/{path}"),
+        &format!("vchan-testing conformance-serve xen:{domid}/{path}"),
     );
     context.host.guest_destroy("mapper")?;
     outcome

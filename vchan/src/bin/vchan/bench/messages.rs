@@ -1,5 +1,7 @@
 //! The benchmark's wire protocol; `docs/vchan-bench.md` describes it. Pure.
 
+use std::time::Duration;
+
 use super::words::{Access, WORD_BYTES};
 
 /// First bytes of every command, "VBN1" in memory order.
@@ -8,6 +10,8 @@ const MAGIC: u32 = u32::from_le_bytes(*b"VBN1");
 pub(crate) const COMMAND_BYTES: usize = 24;
 /// Flag of kinds 5 and 6: the server works in the ring itself.
 const IN_PLACE: u32 = 1;
+/// The longest a single point may take.
+pub(crate) const POINT_LIMIT: Duration = Duration::from_secs(120);
 /// The largest message a server accepts.
 pub(crate) const MAX_MESSAGE: u32 = 1 << 24;
 

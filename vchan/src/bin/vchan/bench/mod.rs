@@ -4,7 +4,9 @@ mod amount;
 mod baselines;
 mod figure;
 mod messages;
+mod options;
 mod points;
+mod read_exact;
 mod serve;
 mod words;
 
@@ -13,16 +15,15 @@ use std::time::{Duration, Instant};
 
 use vchan::{Channel, Error, RingSizes};
 
-use crate::cli::BenchOptions;
 use crate::failure::Failure;
 use crate::stream::say;
 use amount::Amount;
 use figure::Figure;
-use messages::{Command, Kind};
-pub(crate) use points::Points;
-use points::{Point, Threads, Work};
-pub(crate) use serve::POINT_LIMIT;
-pub(crate) use serve::read_exact;
+use messages::{Command, Kind, POINT_LIMIT};
+pub(crate) use options::BenchOptions;
+use options::set_spin;
+use points::{Point, Points, Threads, Work};
+use read_exact::read_exact;
 pub(crate) use serve::run as serve;
 
 pub(crate) fn run(mut channel: Channel, options: &BenchOptions) -> Result<(), Failure> {
@@ -86,13 +87,6 @@ pub(crate) fn run(mut channel: Channel, options: &BenchOptions) -> Result<(), Fa
         .print(options.json)?;
     }
     Ok(())
-}
-
-/// How long this side looks at the ring before it sleeps, in microseconds, if that was said.
-fn set_spin(channel: &mut Channel, spin: Option<u64>) {
-    if let Some(spin) = spin {
-        channel.set_spin(Duration::from_micros(spin));
-    }
 }
 
 /// The points that were asked for, or the usual ones.

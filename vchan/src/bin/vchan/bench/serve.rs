@@ -1,18 +1,17 @@
 //! `vchan bench-serve`: does what a `vchan bench` asks for, then exits.
 
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
-use vchan::{Channel, Error};
+use vchan::Channel;
 
-use super::messages::{COMMAND_BYTES, Command, Kind};
+use super::messages::{COMMAND_BYTES, Command, Kind, POINT_LIMIT};
+use super::options::set_spin;
+use super::read_exact::read_exact;
 use super::words;
 use crate::failure::Failure;
 
-/// The longest a single point may take.
-pub(crate) const POINT_LIMIT: Duration = Duration::from_secs(120);
-
 pub(crate) fn run(mut channel: Channel, spin: Option<u64>) -> Result<(), Failure> {
-    super::set_spin(&mut channel, spin);
+    set_spin(&mut channel, spin);
     let mut buf = Vec::new();
     loop {
         let deadline = Instant::now() + POINT_LIMIT;
@@ -53,26 +52,5 @@ pub(crate) fn run(mut channel: Channel, spin: Option<u64>) -> Result<(), Failure
             }
             Kind::End => return Ok(channel.close(deadline)?),
         }
-    }
-}
-
-/// Fills `buf`; the end of the stream is a failure.
-#[inline]
-pub(crate) fn read_exact(
-    channel: &mut Channel,
-    buf: &mut [u8],
-    deadline: Instant,
-) -> Result<(), Failure> {
-    channel.read_exact(buf, deadline).map_err(closed)
-}
-
-#[cold]
-fn closed(error: Error) -> Failure {
-    match error {
-        Error::PeerClosed { .. } => Failure::new(
-            "the other side closed in the middle of the benchmark",
-            "look at its output, then start both sides again",
-        ),
-        error => error.into(),
     }
 }

@@ -5,7 +5,7 @@ use std::time::Instant;
 
 use vchan::Channel;
 
-use super::serve::read_exact;
+use super::read_exact::read_exact;
 use crate::failure::Failure;
 
 /// Bytes of a word.

@@ -1,0 +1,358 @@
+//! `fault`: one side each of tests in which Xen, its toolstack or the peer takes something
+//! away. The cases are those of the lab's suite (`xtask/src/lab/suite/faults*.rs`).
+
+use std::fs;
+use std::thread::{self, JoinHandle};
+use std::time::{Duration, Instant};
+
+use clap::Subcommand;
+use vchan::Interest;
+use vchan::{Channel, DomId, Error, RingSizes, xen};
+use vchan_testing::hostile::Offer;
+
+use crate::failure::Failure;
+use crate::place::Place;
+use crate::say::say;
+
+/// Far beyond what any of these waits take.
+const PATIENCE: Duration = Duration::from_secs(300);
+/// How long a thread is given to come to its wait.
+const SETTLE: Duration = Duration::from_millis(500);
+/// gntalloc's limit of pages, of the whole kernel.
+const LIMIT: &str = "/sys/module/xen_gntalloc/parameters/limit";
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// Serve the channels of `blocked`, and do nothing with them until killed.
+    Hold {
+        #[command(flatten)]
+        place: Place,
+    },
+    /// Wait in every call that waits, until the peer's domain goes away; print how each ended.
+    Blocked {
+        #[command(flatten)]
+        place: Place,
+        /// A path at which the peer may be served.
+        #[arg(long)]
+        serve_path: String,
+    },
+    /// Publish channels whose pages no client may accept, and keep them until killed.
+    Offer {
+        #[command(flatten)]
+        place: Place,
+    },
+    /// Connect to each of these; every one must be refused.
+    Refuse {
+        #[command(flatten)]
+        place: Place,
+    },
+    /// Serve with one page too few, at every page that the set-up needs; needs root.
+    Pages {
+        #[command(flatten)]
+        place: Place,
+    },
+    /// Rewrite nodes below the path as fast as xenstored takes it, for so many seconds.
+    Flood {
+        #[command(flatten)]
+        place: Place,
+    },
+    /// Write nodes until xenstore refuses more, and publish a channel then.
+    Quota {
+        #[command(flatten)]
+        place: Place,
+    },
+    /// Publish keys that are never the same twice, for so many seconds.
+    Swap {
+        #[command(flatten)]
+        place: Place,
+    },
+}
+
+pub(crate) fn main(command: Command) -> Result<(), Failure> {
+    match command {
+        Command::Hold { place } => hold(&place),
+        Command::Blocked { place, serve_path } => blocked(&place, serve_path),
+        Command::Offer { place } => offer(&place),
+        Command::Refuse { place } => refuse(&place),
+        Command::Pages { place } => pages(&place),
+        Command::Flood { place } => flood(&place),
+        Command::Quota { place } => quota(&place),
+        Command::Swap { place } => swap(&place),
+    }
+}
+
+/// A call that waits, and how it is made to.
+type Call = (&'static str, fn(&mut Channel, Instant) -> vchan::Result<()>);
+
+/// The ring's bytes, so that writers know how much is too much.
+const RING: usize = 4096;
+
+const CALLS: [Call; 7] = [
+    ("read", |channel, deadline| {
+        channel.read(&mut [0; 8], deadline).map(drop)
+    }),
+    ("write_all", |channel, deadline| {
+        channel.write_all(&[0; 3 * RING], deadline)
+    }),
+    ("drain", |channel, deadline| {
+        channel.write_all(b"unread", deadline)?;
+        channel.drain(deadline)
+    }),
+    ("close", |channel, deadline| {
+        channel.write_all(b"unread", deadline)?;
+        channel.close(deadline)
+    }),
+    ("wait to read", |channel, deadline| {
+        wait(channel, Interest::Read, deadline)
+    }),
+    ("wait to write", |channel, deadline| {
+        channel.write_all(&[0; RING], deadline)?;
+        wait(channel, Interest::Write, deadline)
+    }),
+    ("wait for both", |channel, deadline| {
+        channel.write_all(&[0; RING], deadline)?;
+        wait(channel, Interest::ReadOrWrite, deadline)
+    }),
+];
+
+/// A wait says that there is something to say; the next call says it.
+fn wait(channel: &mut Channel, interest: Interest, deadline: Instant) -> vchan::Result<()> {
+    channel.wait(interest, deadline)?;
+    channel.read(&mut [0; 8], deadline).map(drop)
+}
+
+fn hold(place: &Place) -> Result<(), Failure> {
+    let mut held = Vec::new();
+    for (number, _) in CALLS.iter().enumerate() {
+        held.push(place.part(number)?.serve(Some(RING.into()))?);
+    }
+    say(format_args!("held: {} channels", held.len()))?;
+    loop {
+        thread::park();
+    }
+}
+
+fn blocked(place: &Place, serve_path: String) -> Result<(), Failure> {
+    let (peer, path) = place.xen()?;
+    let mut waiting: Vec<(&str, JoinHandle<vchan::Result<()>>)> = Vec::new();
+    for (number, (name, call)) in CALLS.into_iter().enumerate() {
+        let mut channel = place.part(number)?.connect()?;
+        waiting.push((
+            name,
+            thread::spawn(move || call(&mut channel, Instant::now() + PATIENCE)),
+        ));
+    }
+    let mut server = xen::Server::publish(peer, &serve_path, RING.into())?;
+    waiting.push((
+        "accept",
+        thread::spawn(move || server.wait_for_client(Instant::now() + PATIENCE)),
+    ));
+    let nobody = format!("{path}/nobody");
+    waiting.push((
+        "connect",
+        thread::spawn(move || xen::connect(peer, &nobody, Instant::now() + PATIENCE).map(drop)),
+    ));
+    thread::sleep(SETTLE);
+    for (name, thread) in &waiting {
+        if thread.is_finished() {
+            return Err(wrong(format!("`{name}` did not wait")));
+        }
+    }
+    say(format_args!("blocked: {} calls", waiting.len()))?;
+    let mut good = true;
+    for (name, thread) in waiting {
+        let outcome = thread
+            .join()
+            .map_err(|_| wrong(format!("`{name}` panicked")))?;
+        let (word, text) = match outcome {
+            Err(Error::PeerLost) => ("ok", "PeerLost".to_owned()),
+            Err(Error::Setup { what, .. }) if what.contains("destroyed") => ("ok", what),
+            other => {
+                good = false;
+                ("FAILED", format!("{other:?}"))
+            }
+        };
+        say(format_args!("{word} {name}: {text}"))?;
+    }
+    match good {
+        true => Ok(()),
+        false => Err(wrong(
+            "a call did not say that the domain is gone".to_owned(),
+        )),
+    }
+}
+
+fn wrong(what: String) -> Failure {
+    Failure::new(what, "see the lines before")
+}
+
+fn offer(place: &Place) -> Result<(), Failure> {
+    let (peer, path) = place.xen()?;
+    let mut offers = Vec::new();
+    for (number, _) in Offer::lies().enumerate() {
+        offers.push(Offer::publish(peer, &format!("{path}/{number}"), number)?);
+    }
+    say(format_args!("offered: {} pages", offers.len()))?;
+    let mut seen = vec![false; offers.len()];
+    loop {
+        thread::sleep(SETTLE);
+        for ((offer, lie), seen) in offers.iter().zip(Offer::lies()).zip(&mut seen) {
+            // Twice: where a ring begins is looked at last, by a client that has said that it is
+            // there, and that closes at once.
+            if std::mem::replace(seen, offer.is_accepted()) && *seen {
+                return Err(wrong(format!("`{lie}` was accepted")));
+            }
+        }
+    }
+}
+
+fn refuse(place: &Place) -> Result<(), Failure> {
+    let (peer, path) = place.xen()?;
+    let mut refused = 0;
+    for (number, lie) in Offer::lies().enumerate() {
+        let path = format!("{path}/{number}");
+        match xen::connect(peer, &path, Instant::now() + place.timeout) {
+            Ok(_) => return Err(wrong(format!("`{lie}` was accepted"))),
+            Err(error @ (Error::Peer(_) | Error::Setup { .. } | Error::Os { .. })) => {
+                say(format_args!("ok {lie}: {error}"))?;
+                refused += 1;
+            }
+            Err(error) => return Err(wrong(format!("`{lie}`: {error:?}"))),
+        }
+    }
+    say(format_args!("refused: {refused} pages"))
+}
+
+/// Every set-up of a channel with rings of 16 pages each, from no page at all to enough.
+fn pages(place: &Place) -> Result<(), Failure> {
+    let (peer, path) = place.xen()?;
+    let before = read_limit()?;
+    let outcome = fail_at_every_page(peer, path);
+    set_limit(&before)?;
+    let failures = outcome?;
+    if failures < 33 {
+        return Err(wrong(format!("only {failures} set-ups failed")));
+    }
+    say(format_args!(
+        "pages: failed at each of {failures}, then worked"
+    ))
+}
+
+fn fail_at_every_page(peer: DomId, path: &str) -> Result<usize, Failure> {
+    for limit in 0..64 {
+        set_limit(&limit.to_string())?;
+        match xen::Server::publish(peer, path, RingSizes::from(64 << 10)) {
+            Ok(_) => return Ok(limit),
+            Err(Error::Os { source, advice, .. })
+                if source.raw_os_error() == Some(libc::ENOSPC) && advice.contains("gntalloc") => {}
+            Err(error) => return Err(wrong(format!("with {limit} pages: {error:?}"))),
+        }
+        // Nothing kept: the next attempt, with one page more, would fail at the same place.
+        let store = xen::store::Store::open(Instant::now() + PATIENCE).map_err(Error::from)?;
+        let node = format!("{path}/ring-ref");
+        let left = store
+            .read_if_present(&node, Instant::now() + PATIENCE)
+            .map_err(Error::from)?;
+        if left.is_some() {
+            return Err(wrong(format!("with {limit} pages a key was left")));
+        }
+    }
+    Err(wrong("64 pages are not enough for 33".to_owned()))
+}
+
+fn read_limit() -> Result<String, Failure> {
+    fs::read_to_string(LIMIT)
+        .map(|text| text.trim().to_owned())
+        .map_err(|error| limit_failed(&error))
+}
+
+fn set_limit(limit: &str) -> Result<(), Failure> {
+    fs::write(LIMIT, limit).map_err(|error| limit_failed(&error))
+}
+
+fn limit_failed(error: &std::io::Error) -> Failure {
+    Failure::new(
+        format!("cannot use {LIMIT}: {error}"),
+        "run as root in a guest with xen-gntalloc",
+    )
+}
+
+/// Writes as many events as a guest can cause, for `--timeout` seconds.
+fn flood(place: &Place) -> Result<(), Failure> {
+    let (_, path) = place.xen()?;
+    let store = xen::store::Store::open(Instant::now() + PATIENCE).map_err(Error::from)?;
+    let end = Instant::now() + place.timeout;
+    let mut writes = 0u64;
+    while Instant::now() < end {
+        let node = format!("{path}/{}", writes % 16);
+        store
+            .write(&node, &writes.to_string(), Instant::now() + PATIENCE)
+            .map_err(Error::from)?;
+        writes += 1;
+    }
+    store
+        .remove(path, Instant::now() + PATIENCE)
+        .map_err(Error::from)?;
+    say(format_args!("flood: {writes} writes"))
+}
+
+/// More nodes than any quota should allow; Xen's default is 1000 a domain.
+const TOO_MANY_NODES: u32 = 20_000;
+
+/// No node to be had: a server says so and leaves nothing, and serves once there are some again.
+fn quota(place: &Place) -> Result<(), Failure> {
+    let (peer, path) = place.xen()?;
+    let deadline = || Instant::now() + PATIENCE;
+    let store = xen::store::Store::open(deadline()).map_err(Error::from)?;
+    let (filler, channel) = (format!("{path}/filler"), format!("{path}/channel"));
+    let refused = (0..TOO_MANY_NODES).find_map(|number| {
+        // Spread, for a node may not have too many children either.
+        let node = format!("{filler}/{}/{number}", number / 50);
+        let written = store.write(&node, "", deadline());
+        written.err().map(|error| (number, error))
+    });
+    let served = match refused {
+        Some(_) => xen::Server::publish(peer, &channel, RingSizes::from(RING)).map(drop),
+        None => Ok(()),
+    };
+    store.remove(&filler, deadline()).map_err(Error::from)?;
+    let Some((nodes, refusal)) = refused else {
+        return Err(wrong(format!("{TOO_MANY_NODES} nodes were taken")));
+    };
+    match served {
+        Err(error) if error.to_string().contains("quota") => {
+            say(format_args!("ok after {nodes} nodes ({refusal}): {error}"))?;
+        }
+        other => return Err(wrong(format!("beyond the quota: {other:?}"))),
+    }
+    let left = store
+        .read_if_present(&channel, deadline())
+        .map_err(Error::from)?;
+    if left.is_some() {
+        return Err(wrong(format!("{channel} was left behind")));
+    }
+    drop(xen::Server::publish(peer, &channel, RingSizes::from(RING))?);
+    store.remove(path, deadline()).map_err(Error::from)?;
+    say(format_args!("quota: refused, then served"))
+}
+
+/// Keys of nobody, different at each look.
+fn swap(place: &Place) -> Result<(), Failure> {
+    let (_, path) = place.xen()?;
+    let store = xen::store::Store::open(Instant::now() + PATIENCE).map_err(Error::from)?;
+    let end = Instant::now() + place.timeout;
+    let mut number = 8u32;
+    while Instant::now() < end {
+        for key in ["ring-ref", "event-channel"] {
+            number = number % 1000 + 1;
+            let node = format!("{path}/{key}");
+            store
+                .write(&node, &number.to_string(), Instant::now() + PATIENCE)
+                .map_err(Error::from)?;
+        }
+    }
+    store
+        .remove(path, Instant::now() + PATIENCE)
+        .map_err(Error::from)?;
+    say(format_args!("swap: done"))
+}

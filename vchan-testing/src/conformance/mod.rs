@@ -1,0 +1,120 @@
+#![forbid(unsafe_code)]
+//! What every channel must do, whatever carries it.
+//!
+//! Each [`Case`] is a pair of functions, one for each end, that talk over nothing but the channel:
+//! the two may run in two threads, two processes or two domains. `tests/conformance_local.rs` runs
+//! them over a memfd; `vchan conformance-serve` and `vchan conformance-connect` run them between
+//! two processes or domains, over any backend.
+
+mod cases;
+mod close;
+pub mod many;
+mod stream;
+
+use std::time::{Duration, Instant};
+
+use vchan::Channel;
+use vchan::layout::{RingSizes, Role};
+
+/// What one end does; the error says in one line what was wrong.
+pub type Side = fn(Channel) -> Result<(), String>;
+
+/// One thing to show.
+#[derive(Debug, Clone, Copy)]
+pub struct Case {
+    /// A name in words joined by underscores, unique.
+    pub name: &'static str,
+    /// Rings to serve with.
+    pub rings: RingSizes,
+    /// Where the indexes start, where the backend lets one choose; else 0 is as good.
+    pub first_index: u32,
+    /// The end whose process kills itself as part of the case; run that one in its own process
+    /// and expect no success from it.
+    pub dies: Option<Role>,
+    /// What the vchan server does.
+    pub server: Side,
+    /// What the vchan client does.
+    pub client: Side,
+}
+
+/// All cases, in the order in which both ends run them.
+pub fn cases() -> Vec<Case> {
+    cases::all()
+}
+
+/// The longest any single step waits: a watchdog, not a measure.
+pub const PATIENCE: Duration = Duration::from_secs(60);
+
+fn soon() -> Instant {
+    Instant::now() + PATIENCE
+}
+
+fn check(holds: bool, otherwise: impl FnOnce() -> String) -> Result<(), String> {
+    if holds { Ok(()) } else { Err(otherwise()) }
+}
+
+/// Turns an error of the channel into a line that says at which step it came.
+fn at<T>(step: &str, outcome: vchan::Result<T>) -> Result<T, String> {
+    outcome.map_err(|error| format!("{step}: {error}"))
+}
+
+fn read_exact(channel: &mut Channel, buf: &mut [u8]) -> Result<(), String> {
+    let mut filled = 0;
+    while filled < buf.len() {
+        match at("read", channel.read(&mut buf[filled..], soon()))? {
+            0 => {
+                return Err(format!(
+                    "stream ended after {filled} of {} bytes",
+                    buf.len()
+                ));
+            }
+            n => filled += n,
+        }
+    }
+    Ok(())
+}
+
+fn write_all(channel: &mut Channel, buf: &[u8]) -> Result<(), String> {
+    at("write", channel.write_all(buf, soon()))
+}
+
+fn expect_end(channel: &mut Channel) -> Result<(), String> {
+    match at("read at the end", channel.read(&mut [0; 1], soon()))? {
+        0 => Ok(()),
+        _ => Err("a byte came where the stream should end".to_owned()),
+    }
+}
+
+/// A repeatable stream of bytes and sizes (xorshift64*).
+#[derive(Debug, Clone)]
+struct Sequence(u64);
+
+impl Sequence {
+    fn new(seed: u64) -> Self {
+        Self(seed | 1)
+    }
+
+    fn next(&mut self) -> u64 {
+        self.0 ^= self.0 >> 12;
+        self.0 ^= self.0 << 25;
+        self.0 ^= self.0 >> 27;
+        self.0.wrapping_mul(0x2545_F491_4F6C_DD1D)
+    }
+
+    fn up_to(&mut self, most: usize) -> usize {
+        // The low bits of a remainder are random enough for sizes.
+        usize::try_from(self.next() % most as u64).unwrap_or(0) + 1
+    }
+
+    fn fill(&mut self, buf: &mut [u8]) {
+        for chunk in buf.chunks_mut(8) {
+            chunk.copy_from_slice(&self.next().to_le_bytes()[..chunk.len()]);
+        }
+    }
+
+    fn bytes(&mut self, len: usize) -> Vec<u8> {
+        let mut bytes = vec![0; len];
+        self.fill(&mut bytes);
+        bytes
+    }
+}

@@ -1,0 +1,107 @@
+#![forbid(unsafe_code)]
+//! The same between two processes or domains: an honest channel beside the slots keeps the two
+//! sides in step. Whatever goes wrong on it is an error of the run, not of the victim.
+
+use std::time::{Duration, Instant};
+
+use vchan::Transport;
+
+use super::liar::Liar;
+use super::victim::Victim;
+use super::{Fresh, Options, Report, Slot, Watchdog, corrupt, endure, let_go, storm, weather};
+use vchan::Channel;
+
+/// How long one side may wait for the other's half of a round.
+const PATIENCE: Duration = Duration::from_secs(90);
+/// In place of a round: the storm begins.
+const STORM: u64 = u64::MAX;
+/// How long a wait on the honest channel looks before it sleeps.
+const SPIN: Duration = Duration::from_millis(1);
+
+/// The honest channel, as numbers.
+struct Numbers(Channel);
+
+impl Numbers {
+    fn send(&mut self, number: u64) -> Result<(), String> {
+        let deadline = Instant::now() + PATIENCE;
+        self.0
+            .write_all(&number.to_le_bytes(), deadline)
+            .map_err(|error| format!("the other side is gone: {error}"))
+    }
+
+    fn receive(&mut self) -> Result<u64, String> {
+        let mut bytes = [0; 8];
+        Transport::read_exact(&mut self.0, &mut bytes, Instant::now() + PATIENCE)
+            .map_err(|error| format!("the other side is gone: {error}"))?;
+        Ok(u64::from_le_bytes(bytes))
+    }
+}
+
+/// The lying side of a run, over `slots`; `control` stays honest.
+///
+/// # Errors
+/// The victim ended early: it says why.
+pub fn lie_to(mut control: Channel, slots: Vec<Slot>, options: &Options) -> Result<(), String> {
+    control.set_spin(SPIN);
+    let mut control = Numbers(control);
+    for number in [options.seed, options.from, options.states] {
+        control.send(number)?;
+    }
+    let liars: Vec<Liar> = slots.into_iter().map(|slot| Liar::new(slot.0)).collect();
+    let mut fresh: Fresh = 0;
+    for round in options.first_round().. {
+        corrupt(&liars, options.seed, round, fresh);
+        control.send(round)?;
+        fresh = control.receive()?;
+        if fresh == STORM {
+            break;
+        }
+    }
+    let mut looks = 0u32;
+    storm(&liars, options.seed, || {
+        looks += 1;
+        looks.is_multiple_of(16) && !matches!(control.0.try_read(&mut [0; 8]), Ok(None))
+    });
+    Ok(())
+}
+
+/// The victim's side.
+///
+/// # Errors
+/// What the victim did wrong, and how to see it again.
+pub fn suffer(
+    mut control: Channel,
+    slots: Vec<Slot>,
+    announce: impl FnOnce(&Options),
+) -> Result<Report, String> {
+    control.set_spin(SPIN);
+    let mut control = Numbers(control);
+    let options = Options {
+        seed: control.receive()?,
+        from: control.receive()?,
+        states: control.receive()?,
+    };
+    announce(&options);
+    let mut report = Report::default();
+    let mut victims: Vec<Victim> = slots
+        .into_iter()
+        .map(|slot| Victim::new(slot.0, &mut report))
+        .collect();
+    let watchdog = Watchdog::start(options.seed);
+    let mut fresh = 0;
+    loop {
+        let round = control.receive()?;
+        watchdog.pat(round);
+        fresh = endure(&mut victims, options.seed, round, fresh, &mut report)?;
+        let_go(&mut victims, round + 1);
+        if report.states >= options.states {
+            break;
+        }
+        control.send(fresh)?;
+    }
+    victims.iter_mut().for_each(Victim::end);
+    control.send(STORM)?;
+    weather(&mut victims, &options, &watchdog, &mut report)?;
+    control.send(0)?;
+    Ok(report)
+}

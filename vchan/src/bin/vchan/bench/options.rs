@@ -1,0 +1,51 @@
+//! The flags of `vchan bench`.
+
+use std::time::Duration;
+
+use clap::Args;
+use vchan::{Channel, byte_count};
+
+use super::points::Points;
+use crate::place::seconds;
+
+/// What to measure, and how.
+#[derive(Debug, Clone, Args)]
+pub(crate) struct BenchOptions {
+    /// Print one JSON object a line.
+    #[arg(long)]
+    pub(crate) json: bool,
+    /// Seconds to measure each point.
+    #[arg(long, value_name = "SECONDS", default_value = "0.5", value_parser = seconds)]
+    pub(crate) time: Duration,
+    /// Microseconds to look at the ring before sleeping; 0 always sleeps.
+    #[arg(long, value_name = "MICROSECONDS")]
+    pub(crate) spin: Option<u64>,
+    /// Also measure a round trip over a Unix socket pair of this machine.
+    #[arg(long)]
+    pub(crate) baseline: bool,
+    /// Measure these only: KIND or KIND:BYTES, separated by commas [kinds: sink, source, echo,
+    /// produce, produce-in-place, consume, consume-in-place, memcpy, socket-pair,
+    /// socket-pair-together].
+    #[arg(long, value_name = "LIST", value_parser = clap::value_parser!(Points))]
+    pub(crate) points: Option<Points>,
+    /// Move this many bytes at each point, however long that takes.
+    #[arg(long, value_name = "BYTES", value_parser = amount, conflicts_with = "time")]
+    pub(crate) bytes: Option<u64>,
+    /// Then stay connected for so many seconds without any traffic.
+    #[arg(long, value_name = "SECONDS", value_parser = seconds)]
+    pub(crate) idle: Option<Duration>,
+    /// Before each point and before closing, say so and wait for a line on standard input.
+    #[arg(long)]
+    pub(crate) step: bool,
+}
+
+fn amount(text: &str) -> Result<u64, String> {
+    Ok(byte_count::parse(text)? as u64)
+}
+
+/// How long this side looks at the ring before it sleeps, in microseconds, if that was said.
+pub(super) fn set_spin(channel: &mut Channel, spin: Option<u64>) {
+    if let Some(spin) = spin {
+        channel.set_spin(Duration::from_micros(spin));
+    }
+}

@@ -1,0 +1,292 @@
+//! The command `vchan`: what it moves, prints and measures, and how it fails.
+
+use std::io::{Read, Write};
+use std::process::{Child, Command, Output, Stdio};
+
+fn vchan(arguments: &str, path: &std::path::Path) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_vchan"));
+    command.args(arguments.split_whitespace());
+    command
+        .args(["--backend", "local", "--timeout", "60", "--path"])
+        .arg(path);
+    command
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped());
+    command
+}
+
+fn with_input(mut command: Command, input: &[u8]) -> Child {
+    let mut child = command.stdin(Stdio::piped()).spawn().unwrap();
+    let (mut stdin, input) = (child.stdin.take().unwrap(), input.to_vec());
+    std::thread::spawn(move || stdin.write_all(&input));
+    child
+}
+
+#[track_caller]
+fn succeeded(output: &Output) -> String {
+    let text = String::from_utf8_lossy(&output.stdout).into_owned();
+    let errors = String::from_utf8_lossy(&output.stderr);
+    assert!(
+        output.status.success(),
+        "{}\n{text}\n{errors}",
+        output.status
+    );
+    text
+}
+
+/// Not a multiple of anything.
+fn payload() -> Vec<u8> {
+    (0..3_000_017u32)
+        .map(|i| (i.wrapping_mul(0x9E37_79B9) >> 24) as u8)
+        .collect()
+}
+
+#[test]
+fn sink_prints_length_and_checksum() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("socket");
+    for (input, line) in [
+        (
+            b"123456789".to_vec(),
+            "sink: 9 bytes crc32c=e3069283\n".to_owned(),
+        ),
+        (
+            payload(),
+            format!(
+                "sink: 3000017 bytes crc32c={:08x}\n",
+                crc32c::crc32c(&payload())
+            ),
+        ),
+    ] {
+        for [sinking, sending] in [
+            ["serve --sink --ring 64K", "connect --pipe --linger 0"],
+            ["connect --sink", "serve --pipe --ring 1K --linger 0"],
+        ] {
+            let sink = vchan(sinking, &path).spawn().unwrap();
+            let sender = with_input(vchan(sending, &path), &input);
+            succeeded(&sender.wait_with_output().unwrap());
+            assert_eq!(succeeded(&sink.wait_with_output().unwrap()), line);
+        }
+    }
+}
+
+#[test]
+fn echo_and_pipe_return_every_byte() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("socket");
+    let server = vchan("serve --echo --ring 1K --write-ring 128K", &path)
+        .spawn()
+        .unwrap();
+    let client = with_input(vchan("connect --pipe", &path), &payload());
+    let output = client.wait_with_output().unwrap();
+    succeeded(&output);
+    assert!(
+        output.stdout == payload(),
+        "{} bytes came back",
+        output.stdout.len()
+    );
+    succeeded(&server.wait_with_output().unwrap());
+
+    // One way, the receiver without input.
+    let server = with_input(vchan("serve --pipe", &path), &payload());
+    let client = vchan("connect --pipe", &path).output().unwrap();
+    succeeded(&client);
+    assert!(
+        client.stdout == payload(),
+        "{} bytes arrived",
+        client.stdout.len()
+    );
+    succeeded(&server.wait_with_output().unwrap());
+}
+
+/// Silence that is our own doing, since nobody takes our output, ends no transfer.
+#[test]
+fn a_slow_reader_of_the_output_gets_every_byte() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("socket");
+    let server = vchan("serve --echo", &path).spawn().unwrap();
+    let input = &payload()[..300_000];
+    let mut client = with_input(vchan("connect --pipe --linger 0.05", &path), input);
+    // Longer than --linger: the pipe is full, the rest waits in the ring.
+    std::thread::sleep(std::time::Duration::from_millis(1000));
+    let mut output = Vec::new();
+    client
+        .stdout
+        .take()
+        .unwrap()
+        .read_to_end(&mut output)
+        .unwrap();
+    assert!(output == input, "{} bytes came back", output.len());
+    succeeded(&client.wait_with_output().unwrap());
+    succeeded(&server.wait_with_output().unwrap());
+}
+
+#[test]
+fn bench_prints_one_object_a_line() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("socket");
+    let server = vchan("bench-serve --ring 64K", &path).spawn().unwrap();
+    let client = vchan("bench --json --time 0.01 --baseline", &path)
+        .output()
+        .unwrap();
+    let text = succeeded(&client);
+    succeeded(&server.wait_with_output().unwrap());
+    let mut kinds = std::collections::BTreeMap::new();
+    for line in text.lines() {
+        let object: serde_json::Value = serde_json::from_str(line).unwrap();
+        let kind = object["kind"].as_str().unwrap().to_owned();
+        let figure = if kind == "echo" || kind == "socket-pair" {
+            "us_per_round_trip"
+        } else {
+            "mb_per_s"
+        };
+        assert!(object[figure].as_f64().unwrap() > 0.0, "{line}");
+        assert!(
+            object["message_bytes"].is_u64() && object["ring_bytes"].is_u64(),
+            "{line}"
+        );
+        *kinds.entry(kind).or_insert(0) += 1;
+    }
+    let expected = [
+        ("echo", 2),
+        ("memcpy", 1),
+        ("sink", 5),
+        ("socket-pair", 2),
+        ("source", 5),
+    ];
+    assert_eq!(kinds, expected.map(|(kind, n)| (kind.to_owned(), n)).into());
+}
+
+#[test]
+fn bench_adds_up_words_in_place_and_by_way_of_a_buffer() {
+    let dir = tempfile::tempdir().unwrap();
+    for (ring, message) in [("1K", 4096), ("64K", 65536), ("1M", 65536)] {
+        let path = dir.path().join(ring);
+        let server = vchan(&format!("bench-serve --ring {ring}"), &path)
+            .spawn()
+            .unwrap();
+        let points: Vec<String> = ["produce", "produce-in-place", "consume", "consume-in-place"]
+            .iter()
+            .map(|kind| format!("{kind}:{message}"))
+            .collect();
+        let bench = format!("bench --json --bytes 2M --points {}", points.join(","));
+        let text = succeeded(&vchan(&bench, &path).output().unwrap());
+        succeeded(&server.wait_with_output().unwrap());
+        let messages: Vec<u64> = text
+            .lines()
+            .map(|line| serde_json::from_str::<serde_json::Value>(line).unwrap())
+            .map(|object| object["messages"].as_u64().unwrap())
+            .collect();
+        assert_eq!(messages, [(2 << 20) / message; 4], "{text}");
+    }
+}
+
+#[test]
+fn a_led_bench_waits_for_a_word_before_each_step() {
+    use std::io::{BufRead, Write};
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("socket");
+    let server = vchan("bench-serve --ring 64K", &path).spawn().unwrap();
+    let mut client = vchan("bench --json --bytes 64K --step --idle 0.1", &path)
+        .args(["--points", "sink:4096,echo:16"])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut words = client.stdin.take().unwrap();
+    let mut said = std::io::BufReader::new(client.stdout.take().unwrap()).lines();
+    let mut next = || said.next().unwrap().unwrap();
+    for step in ["sink:4096", "echo:16", "idle", "end"] {
+        assert_eq!(next(), format!("{{\"step\":\"{step}\"}}"));
+        words.write_all(b"\n").unwrap();
+        if step.contains(':') {
+            assert!(next().contains("message_bytes"));
+        }
+    }
+    assert!(client.wait().unwrap().success());
+    succeeded(&server.wait_with_output().unwrap());
+}
+
+#[test]
+fn failures_are_two_lines_and_a_status() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("socket");
+    let fails = |command: &mut Command| {
+        let output = command.output().unwrap();
+        assert_eq!(output.status.code(), Some(1));
+        let text = String::from_utf8(output.stderr).unwrap();
+        let lines: Vec<_> = text.lines().collect();
+        assert_eq!(lines.len(), 2, "{text}");
+        assert!(
+            lines[0].starts_with("error: ") && lines[1].starts_with(" help: "),
+            "{text}"
+        );
+        text
+    };
+    let run = |arguments: &str, path: &std::path::Path| {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_vchan"));
+        command
+            .args(arguments.split_whitespace())
+            .arg("--path")
+            .arg(path);
+        fails(command.stdin(Stdio::null()))
+    };
+    let text = run("connect --sink --backend local --timeout 0.05", &path);
+    assert!(text.contains("no such socket"), "{text}");
+    let text = run("serve --sink --backend local --timeout 0.05", &path);
+    assert!(text.contains("timed out"), "{text}");
+    let text = run("serve --sink --backend local --ring 9M", &path);
+    assert!(text.contains("8388608"), "{text}");
+    let text = run("serve --sink --backend local --classic --ring 2M", &path);
+    assert!(text.contains("1048576"), "{text}");
+    let text = run(
+        "serve --sink --backend local",
+        &dir.path().join("missing/socket"),
+    );
+    assert!(text.contains("cannot open the directory"), "{text}");
+    let text = run("serve --sink", std::path::Path::new("data/x"));
+    assert!(text.contains("--peer is missing"), "{text}");
+
+    // The peer dies before it has read everything.
+    let server = vchan("serve --echo --ring 4K", &path).spawn().unwrap();
+    let mut client = with_input(vchan("connect --pipe", &path), &payload());
+    // The first byte is back; then its echo fills up, as nobody reads the rest.
+    let mut stdout = client.stdout.take().unwrap();
+    stdout.read_exact(&mut [0]).unwrap();
+    std::thread::sleep(std::time::Duration::from_millis(300));
+    client.kill().unwrap();
+    client.wait().unwrap();
+    let output = server.wait_with_output().unwrap();
+    assert_eq!(output.status.code(), Some(1));
+    assert!(
+        String::from_utf8_lossy(&output.stderr).contains("peer closed"),
+        "{output:?}"
+    );
+    assert_eq!(
+        std::fs::read_dir(dir.path()).unwrap().count(),
+        0,
+        "a socket was left behind"
+    );
+}
+
+#[test]
+fn a_signal_ends_a_waiting_server_without_leftovers() {
+    use nix::sys::signal::{Signal, kill};
+    use nix::unistd::Pid;
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("socket");
+    let server = vchan("serve --echo", &path).spawn().unwrap();
+    while !path.exists() {
+        std::thread::sleep(std::time::Duration::from_millis(5));
+    }
+    kill(
+        Pid::from_raw(i32::try_from(server.id()).unwrap()),
+        Signal::SIGTERM,
+    )
+    .unwrap();
+    let output = server.wait_with_output().unwrap();
+    assert_eq!(output.status.code(), Some(1));
+    assert!(String::from_utf8_lossy(&output.stderr).contains("stopped by a signal"));
+    assert!(!path.exists());
+}
