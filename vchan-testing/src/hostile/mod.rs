@@ -10,7 +10,7 @@
 //! 2. **In a storm.** The liar goes on lying while the victim reads, writes and begins anew.
 //!
 //! The same code runs in one process over [`local`](vchan::local), and between two domains over
-//! granted pages (`vchan hostile-…`).
+//! granted pages (`vchan-testing hostile …`).
 
 mod ground;
 mod guard;
