@@ -104,7 +104,7 @@ impl Either {
             })?;
             let (start, now) = match looked {
                 Looked::Ready => return Ok(()),
-                Looked::InVain { start, now } => (start, now),
+                Looked::Nothing { start, now } => (start, now),
             };
             sides.iter().for_each(Side::ask);
             if any(&mut sides, Side::is_ready)? {

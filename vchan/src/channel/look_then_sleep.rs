@@ -72,7 +72,7 @@ fn wait_with(
         })?;
         let (start, now) = match looked {
             Looked::Ready => return Ok(()),
-            Looked::InVain { start, now } => (start, now),
+            Looked::Nothing { start, now } => (start, now),
         };
         if insists && side.is_ready(Wish::Enough)? {
             spin.waited(start.elapsed());

@@ -16,6 +16,6 @@ pub struct Stats {
     pub sleeps: u64,
     /// Waits that were over while this side still looked at the ring.
     pub spin_hits: u64,
-    /// Times this side looked in vain before it slept.
+    /// Times looking found nothing and this side slept.
     pub spin_misses: u64,
 }

@@ -126,6 +126,6 @@ mod tests {
             made += linger.pauses(64, 0);
             linger.found(64);
         }
-        assert!(made < 1000, "{made} pauses in vain");
+        assert!(made < 1000, "{made} pauses that did not pay");
     }
 }

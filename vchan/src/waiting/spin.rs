@@ -19,8 +19,6 @@ const LONGEST_REST: u32 = 8;
 #[derive(Debug)]
 pub(crate) struct Spin {
     window: Window,
-    /// How long the wait under way has looked.
-    looked: Duration,
     pub(crate) hits: u64,
     pub(crate) misses: u64,
 }
@@ -30,7 +28,6 @@ impl Spin {
     pub(crate) fn new(max: Duration) -> Self {
         Self {
             window: Window::new(max),
-            looked: Duration::ZERO,
             hits: 0,
             misses: 0,
         }
@@ -63,10 +60,9 @@ impl Spin {
         mut ready: impl FnMut(bool) -> Result<bool>,
     ) -> Result<Looked> {
         let window = self.window.next(bytes);
-        self.looked = Duration::ZERO;
         if window.is_zero() {
             let now = Instant::now();
-            return Ok(Looked::InVain { start: now, now });
+            return Ok(Looked::Nothing { start: now, now });
         }
         let pace = Pace::here();
         let turns = pace.turns(window);
@@ -102,9 +98,8 @@ impl Spin {
             let looked = now.saturating_duration_since(start);
             if looked >= window || now >= deadline {
                 self.misses += 1;
-                self.looked = looked;
                 self.window.missed(looked);
-                return Ok(Looked::InVain { start, now });
+                return Ok(Looked::Nothing { start, now });
             }
             turn = 0;
         }
@@ -112,7 +107,7 @@ impl Spin {
 
     /// Learns from a wait that looking did not end: how long it was, looking included.
     pub(crate) fn waited(&mut self, total: Duration) {
-        self.window.waited(total, self.looked);
+        self.window.waited(total);
     }
 }
 
@@ -122,7 +117,7 @@ pub(crate) enum Looked {
     /// With what was waited for.
     Ready,
     /// Without.
-    InVain {
+    Nothing {
         /// Since when the wait has lasted.
         start: Instant,
         /// What the clock says.
@@ -175,7 +170,7 @@ mod tests {
             }
             let deadline = Instant::now() + Duration::from_millis(5);
             let looked = spin.run(0, deadline, |_| Ok(false)).unwrap();
-            assert!(matches!(looked, Looked::InVain { .. }));
+            assert!(matches!(looked, Looked::Nothing { .. }));
             assert!(Instant::now() >= deadline);
         }
     }

@@ -1,40 +1,43 @@
 #![forbid(unsafe_code)]
 //! How long a wait may look at the ring before it sleeps: the decision, without a clock.
 //!
-//! A look is worth its processor only if it spares a sleep and a wake-up, and whether it does is not
-//! for this side alone to say: the peer must run meanwhile. Where both share a processor, or a
-//! hypervisor has fewer than it promises, it does not, and neither the number of processors nor
-//! their load tells. So the decision follows from how looks end:
+//! A look is worth its processor time only if it spares a sleep and a wake-up, and that is not up to
+//! this side alone: the peer must be running meanwhile. Where both share a processor, or a hypervisor
+//! has fewer than it promises, it is not, and neither the number of processors nor their load tells. So
+//! the decision follows from how looks end:
 //!
-//! - Each half has a *purse* of time to look. Every look is paid out of it, with all the time that
-//!   has passed from its beginning, even if this thread did not run. A look that found what it waited
-//!   for puts in what it has spared, a fixed sum, and a little for each byte moved since.
-//! - A half whose last look was in vain saves up for a whole one before it looks again. What it saves is a
-//!   small part of the time of its waits, so that trying again costs that part and no more.
-//! - A look is a few times as long as those that helped lately. Looks in vain but followed by a short
-//!   sleep make it longer, up to the longest: two sides that sleep see each other's wake-ups.
-//! - A half whose waits are long is idle and does not look at all.
+//! - Each half has a *budget* of time for looking, at most one longest look; it begins full. Looking is
+//!   paid for out of it. Each wait that looking did not end adds a small part of the time it took, so
+//!   looks that find nothing cost that part of the time in the long run.
+//! - A look that found what it waited for adds what it has spared, a fixed sum, and a little for each
+//!   byte moved until the next.
+//! - While there is budget, every wait looks. Once it has run out, a look is a trial, made when the
+//!   budget covers all of it. The first trial that finds something turns looking on again.
+//! - A look is a few times as long as those that found something lately. A wait that slept makes it
+//!   twice as long as that wait: so trials are short, and frequent, where waits are short.
+//! - A half whose waits are long is idle and does not look at all. Its budget fills up meanwhile, so
+//!   the first messages after a pause find out anew.
 //!
-//! So a peer that sends a byte now and then, just often enough for looking to find it, does not keep
-//! this side looking: such a look costs more than it puts in.
+//! So a peer that sends a byte now and then, just often enough for a look to find it, does not keep
+//! this side looking: such a look costs more than it adds.
 
 use std::time::Duration;
 
 /// A longest look beyond this is as good as this.
 const LONGEST: Duration = Duration::from_secs(24 * 3600);
-/// What a look that helped is worth, and the shortest look, as parts of the longest.
+/// What a look that found something adds, and the shortest look, as parts of the longest.
 const WORTH: i64 = 8;
 const SHORTEST: i64 = 32;
-/// The first look, and the longest that is made without any having helped, as parts of the longest:
-/// long enough to see a peer wake up and answer.
+/// The first look, and the longest that does not follow from those that found something, as parts of the
+/// longest: long enough to see a peer wake up and answer.
 const FIRST: i64 = 4;
 const UNPROVEN: i64 = 2;
-/// What a byte moved after a look that helped is worth, in nanoseconds: copying it twice and doing
+/// What a byte moved after a look that found something adds, in nanoseconds: copying it twice and doing
 /// something with it costs about that.
 const BYTE: i64 = 1;
-/// The part of the time of waits that goes into the purse in any case: one of so many.
-const SAVED: i64 = 64;
-/// A look is so many times as long as those that helped.
+/// The part of the time of waits that is added in any case: one of so many.
+const SHARE: i64 = 64;
+/// A look is so many times as long as those that found something.
 const REACH: i64 = 8;
 /// A wait of so many longest looks may still come of sleeping alone: two sides that sleep see
 /// each other's wake-ups in it, and through a relay those of a third.
@@ -44,18 +47,22 @@ const BOTH_SLEEP: i64 = 4;
 #[derive(Debug)]
 pub(crate) struct Window {
     max: i64,
-    /// How long the next look shall be, if the purse allows it.
+    /// How long the next look shall be, if the budget allows it.
     reach: i64,
+    /// How long the look under way may be.
+    look: i64,
     /// What there is to spend, at most the longest look.
-    purse: i64,
+    budget: i64,
     /// Bytes that this half had moved at the last wait.
     bytes: u64,
     /// Waits are short.
     busy: bool,
-    /// Looking has helped since the last long wait.
+    /// A look has found something since the last long wait.
     helped: bool,
-    /// The last look was in vain.
-    vain: bool,
+    /// The last look found something.
+    found: bool,
+    /// The budget has not run out since a look found something.
+    on: bool,
 }
 
 impl Window {
@@ -65,12 +72,14 @@ impl Window {
         Self {
             max,
             reach: max / FIRST,
-            // Enough to find out.
-            purse: max,
+            look: 0,
+            // Enough for a few looks that find nothing.
+            budget: max,
             bytes: 0,
             busy: false,
             helped: false,
-            vain: false,
+            found: false,
+            on: true,
         }
     }
 
@@ -79,64 +88,61 @@ impl Window {
         Duration::from_nanos(self.max.unsigned_abs())
     }
 
-    /// Whether looking has paid lately, or has not been tried. Never if there may be none.
+    /// Whether looking pays, or has not been tried. Never if there may be none.
     pub(crate) fn pays(&self) -> bool {
-        self.max > 0 && !self.vain
+        self.max > 0 && self.on
     }
 
     /// How long to look in the wait that begins; zero: not at all. This half has moved `bytes` so far.
     pub(crate) fn next(&mut self, bytes: u64) -> Duration {
         let moved = bytes.wrapping_sub(std::mem::replace(&mut self.bytes, bytes));
+        self.look = 0;
         if self.max == 0 || !self.busy {
             return Duration::ZERO;
         }
-        if !self.vain {
-            self.earn(
-                i64::try_from(moved)
-                    .unwrap_or(i64::MAX)
-                    .saturating_mul(BYTE),
-            );
+        if self.found {
+            let moved = i64::try_from(moved).unwrap_or(i64::MAX);
+            self.add(moved.saturating_mul(BYTE));
         }
-        let needed = if self.vain { self.reach } else { self.least() };
-        if self.purse < needed {
-            self.vain = true;
-            return Duration::ZERO;
+        self.on &= self.budget >= self.least();
+        if self.on || self.budget >= self.reach {
+            self.look = self.reach.min(self.budget);
         }
-        let look = self.reach.min(self.purse);
-        Duration::from_nanos(look.unsigned_abs())
+        Duration::from_nanos(self.look.unsigned_abs())
     }
 
     /// A look found what it was for after so long.
     pub(crate) fn hit(&mut self, after: Duration) {
-        let after = nanos(after);
-        if after > self.max {
-            // Longer than any look: this thread was not running, and the peer may have been on its
-            // processor.
-            return self.missed(self.max());
+        if nanos(after) > self.look.saturating_mul(2) {
+            // Longer than it would have looked: this thread was not running, and the peer may have
+            // been on its processor.
+            return self.missed(after);
         }
-        self.earn((self.max / WORTH).saturating_sub(after));
-        self.vain = false;
+        let after = nanos(after);
+        self.add((self.max / WORTH).saturating_sub(after));
+        self.found = true;
         self.helped = true;
+        self.on = true;
         let wanted = after.saturating_mul(REACH).clamp(self.least(), self.max);
         // At once where it must be longer, slowly where it may be shorter.
         self.reach = wanted.max(self.reach - (self.reach - wanted) / 16);
     }
 
-    /// A look was in vain after so long.
+    /// A look found nothing in so long.
     pub(crate) fn missed(&mut self, after: Duration) {
-        self.earn(-nanos(after).min(self.reach));
-        self.vain = true;
+        // Beyond that this thread was not running.
+        self.add(-nanos(after).min(self.look));
+        self.found = false;
     }
 
-    /// A wait that looking did not end was over after so long in all, `looked` of it looking.
-    pub(crate) fn waited(&mut self, total: Duration, looked: Duration) {
-        let (total, looked) = (nanos(total), nanos(looked));
+    /// A wait that looking did not end was over after so long in all.
+    pub(crate) fn waited(&mut self, total: Duration) {
+        let total = nanos(total);
+        self.add(total / SHARE);
         if total <= self.max.saturating_mul(BOTH_SLEEP) {
             self.busy = true;
-            self.earn(total / SAVED);
-            if looked > 0 && looked >= self.reach {
-                self.reach = (self.reach * 2).min(self.max / UNPROVEN).max(self.reach);
-            }
+            let most = self.reach.saturating_mul(2).min(self.max / UNPROVEN);
+            self.reach = total.saturating_mul(2).min(most).max(self.least());
         } else if !std::mem::take(&mut self.helped) {
             // Once may have been a hiccup.
             self.busy = false;
@@ -148,8 +154,8 @@ impl Window {
         (self.max / SHORTEST).max(1).min(self.max)
     }
 
-    fn earn(&mut self, sum: i64) {
-        self.purse = self.purse.saturating_add(sum).clamp(0, self.max);
+    fn add(&mut self, sum: i64) {
+        self.budget = self.budget.saturating_add(sum).clamp(0, self.max);
     }
 }
 
@@ -182,7 +188,7 @@ mod tests {
     }
 
     /// `waits` waits for a peer that answers after `answer` where this half looks for so long, and
-    /// `sleep` after the end of a look in vain; `bytes` are moved in each.
+    /// `sleep` after the end of a look that found nothing; `bytes` are moved in each.
     fn waits(
         window: &mut Window,
         waits: u32,
@@ -204,7 +210,7 @@ mod tests {
             if !look.is_zero() {
                 window.missed(look);
             }
-            window.waited(look + sleep, look);
+            window.waited(look + sleep);
             spent.looking += look;
             spent.all += look + sleep;
         }
@@ -223,7 +229,7 @@ mod tests {
     #[test]
     fn waits_that_two_sleepers_make_long_open_the_window_too() {
         let mut window = Window::new(MAX);
-        window.waited(3 * MAX, Duration::ZERO);
+        window.waited(3 * MAX);
         assert!(window.next(0) >= us(100));
     }
 
@@ -234,12 +240,12 @@ mod tests {
         let mut long = 0;
         while !window.next(0).is_zero() {
             window.missed(us(50));
-            window.waited(LONG, us(50));
+            window.waited(LONG);
             long += 1;
         }
         assert!(long <= 2, "{long} long waits");
         for _ in 0..100 {
-            window.waited(LONG, Duration::ZERO);
+            window.waited(LONG);
             assert!(window.next(0).is_zero());
         }
     }
@@ -302,8 +308,136 @@ mod tests {
         waits(&mut window, 100, us(2), us(50), 16);
         let look = window.next(0);
         window.missed(look);
-        window.waited(LONG, look);
+        window.waited(LONG);
         assert!(!window.next(0).is_zero());
+    }
+
+    // The first looks of a session find nothing while the other side starts up.
+    #[test]
+    fn an_idle_time_pays_for_new_trials() {
+        for max in [MAX, MAX / 8] {
+            let mut window = Window::new(max);
+            waits(&mut window, 1000, Duration::MAX, us(40), 16);
+            assert!(!window.pays());
+            window.waited(LONG);
+            let spent = waits(&mut window, 100, us(2), us(40), 16);
+            assert!(spent.all < us(400), "{max:?}: {spent:?}");
+        }
+    }
+
+    #[test]
+    fn trials_are_short_and_frequent_where_waits_are_short() {
+        let mut window = Window::new(MAX);
+        waits(&mut window, 10_000, Duration::MAX, us(7), 16);
+        let (mut waited, mut trials) = (Duration::ZERO, Vec::new());
+        while waited < us(100_000) {
+            let look = window.next(0);
+            if !look.is_zero() {
+                window.missed(look);
+                trials.push(look);
+            }
+            window.waited(look + us(7));
+            waited += look + us(7);
+        }
+        assert!(trials.iter().all(|trial| *trial <= us(40)), "{trials:?}");
+        assert!((20..100).contains(&trials.len()), "{} trials", trials.len());
+    }
+
+    #[test]
+    fn a_look_that_finds_nothing_does_not_stop_what_pays() {
+        let mut window = Window::new(MAX);
+        waits(&mut window, 100, us(2), us(50), 16);
+        let look = window.next(0);
+        window.missed(look);
+        window.waited(look + us(50));
+        assert!(window.pays());
+        assert!(!window.next(0).is_zero());
+    }
+
+    /// Where the two sides of [`round_trips`] run.
+    #[derive(Clone, Copy, PartialEq)]
+    enum Processors {
+        /// Each has its own; waking one takes so long.
+        Two(Duration),
+        /// One at a time; changing over takes so long.
+        One(Duration),
+    }
+
+    /// How long `count` round trips take in which each side spends a microsecond on its message; the
+    /// second waits first.
+    fn round_trips(sides: &mut [Window; 2], count: u32, processors: Processors) -> Duration {
+        let own = us(1);
+        let mut now = Duration::ZERO;
+        // Since when the one that waits has waited, and how long it looks.
+        let (mut since, mut look) = (now, sides[1].next(0));
+        for step in 0..2 * count as usize {
+            let [one, other] = sides;
+            let (sender, waiter) = match step % 2 {
+                0 => (one, other),
+                _ => (other, one),
+            };
+            now += own;
+            let senders_look = sender.next(0);
+            let sent = now;
+            match processors {
+                Processors::Two(_) if now <= since + look => waiter.hit(now - since),
+                Processors::Two(wake_up) => {
+                    if !look.is_zero() {
+                        waiter.missed(look);
+                    }
+                    now += wake_up;
+                    waiter.waited(now - since);
+                }
+                Processors::One(change) => {
+                    // The waiter cannot run before the sender sleeps.
+                    now += senders_look + change;
+                    if !look.is_zero() {
+                        waiter.missed(look);
+                    }
+                    waiter.waited(now - since);
+                }
+            }
+            (since, look) = (sent, senders_look);
+        }
+        now
+    }
+
+    /// A guest and a mediator that looks for a short while only.
+    fn a_session() -> [Window; 2] {
+        [Window::new(MAX), Window::new(MAX / 8)]
+    }
+
+    #[test]
+    fn two_sides_that_each_have_a_processor_soon_look_for_each_other() {
+        for wake_up in [us(5), us(20), us(50)] {
+            let mut sides = a_session();
+            round_trips(&mut sides, 3, Processors::Two(wake_up));
+            // The mediator opens its executor.
+            sides.iter_mut().for_each(|side| side.waited(us(20_000)));
+            let first = round_trips(&mut sides, 100, Processors::Two(wake_up));
+            assert!(first < us(500), "{wake_up:?}: {first:?}");
+        }
+    }
+
+    #[test]
+    fn two_sides_that_share_a_processor_lose_little() {
+        for change in [us(2), us(7), us(30)] {
+            let mut sides = a_session();
+            let asleep = [Duration::ZERO; 2].map(Window::new);
+            round_trips(&mut sides, 1000, Processors::One(change));
+            let usual = round_trips(&mut sides, 20_000, Processors::One(change));
+            let asleep = round_trips(&mut { asleep }, 20_000, Processors::One(change));
+            assert!(usual < asleep * 11 / 10, "{usual:?} beside {asleep:?}");
+        }
+    }
+
+    #[test]
+    fn two_sides_look_again_once_each_has_a_processor_again() {
+        let mut sides = a_session();
+        round_trips(&mut sides, 100_000, Processors::One(us(7)));
+        round_trips(&mut sides, 400, Processors::Two(us(20)));
+        let then = round_trips(&mut sides, 1000, Processors::Two(us(20)));
+        assert!(then < us(3000), "{then:?}");
     }
 
     // Found by the one whose processor the peer had meanwhile.
@@ -311,7 +445,7 @@ mod tests {
     fn what_is_found_after_not_running_did_not_help() {
         let mut window = Window::new(MAX);
         for _ in 0..10_000 {
-            window.waited(us(10), Duration::ZERO);
+            window.waited(us(10));
             if !window.next(0).is_zero() {
                 window.hit(us(3000));
             }
@@ -330,12 +464,12 @@ mod tests {
                 us(50),
                 Duration::MAX,
             ] {
-                window.waited(time, time);
+                window.waited(time);
                 assert!(window.next(u64::MAX) <= LONGEST);
                 window.hit(time);
                 window.missed(time);
                 window.next(0);
-                window.waited(Duration::ZERO, time);
+                window.waited(Duration::ZERO);
             }
         }
         assert!(Window::new(Duration::ZERO).next(0).is_zero());
