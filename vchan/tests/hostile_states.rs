@@ -4,7 +4,7 @@
 //! command `vchan hostile here --seed … --from … --states …` does the same.
 
 use vchan::layout::Role;
-use vchan_testing::hostile::{Options, Slot, kinds, run};
+use vchan_testing::hostile::{Options, Target, kinds, run};
 
 fn number(name: &str) -> Option<u64> {
     Some(std::env::var(name).ok()?.parse().expect("a number"))
@@ -19,7 +19,7 @@ fn a_hundred_thousand_corrupted_states() {
     };
     println!("hostile: --seed {} --from {}", options.seed, options.from);
     let pairs = [Role::Server, Role::Client].into_iter().flat_map(|victim| {
-        kinds().map(move |(format, rings)| Slot::pair(victim, format, rings).unwrap())
+        kinds().map(move |(format, rings)| Target::pair(victim, format, rings).unwrap())
     });
     let report = run(pairs, &options).unwrap_or_else(|error| panic!("{error}"));
     println!("{report}");

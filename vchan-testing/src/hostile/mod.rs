@@ -1,10 +1,10 @@
 //! A peer that breaks every rule it can, against a victim whose every answer is checked.
 //!
 //! A hundred thousand corrupted states need no hundred thousand rendezvous: both sides keep the
-//! pages of a few honest channels (*slots*) and begin channel after channel on them. The run has
+//! pages of a few honest channels (*targets*) and begin channel after channel on them. The run has
 //! two parts.
 //!
-//! 1. **In lock-step.** The liar corrupts the pages of every slot and stands still; the victim
+//! 1. **In lock-step.** The liar corrupts the pages of every target and stands still; the victim
 //!    makes some calls on each, and knows from the pages what every call must answer and which
 //!    bytes may change. All of it follows from a seed, so that a failure can be had again.
 //! 2. **In a storm.** The liar goes on lying while the victim reads, writes and begins anew.
@@ -12,15 +12,15 @@
 //! The same code runs in one process over [`local`](vchan::local), and between two domains over
 //! granted pages (`vchan-testing hostile …`).
 
-mod ground;
 mod guard;
 mod liar;
-mod lockstep;
 mod offer;
+mod oracle;
+mod pages;
 mod random;
 mod report;
-mod slot;
-mod verdict;
+mod target;
+mod two_processes;
 mod victim;
 
 use std::sync::Arc;
@@ -30,18 +30,18 @@ use std::time::{Duration, Instant};
 
 use liar::Liar;
 use random::Random;
-use slot::LARGEST;
+use target::LARGEST;
 use victim::Victim;
 
-pub use lockstep::{lie_to, suffer};
 pub use offer::Offer;
 pub use report::Report;
-pub use slot::{Slot, kinds};
+pub use target::{Target, kinds};
+pub use two_processes::{lie_to, run_victim};
 
 /// Result of something that can be wrong in a way worth reading.
 pub(crate) type Said<T> = Result<T, String>;
 
-/// Rounds for which a slot's channel may last.
+/// Rounds for which a target's channel may last.
 const BLOCK: u64 = 8;
 
 /// How long nothing may happen before the run is given up: a hang, not a slow machine.
@@ -77,7 +77,7 @@ impl Options {
     }
 }
 
-/// What a round does with a slot.
+/// What a round does with a target.
 #[derive(Debug, Clone, Copy)]
 struct Plan {
     first_index: u32,
@@ -86,8 +86,8 @@ struct Plan {
 }
 
 impl Plan {
-    fn of(seed: u64, round: u64, slot: usize, fresh: bool) -> Self {
-        let mut random = Random::of(seed, round, slot as u64, side::PLAN);
+    fn of(seed: u64, round: u64, target: usize, fresh: bool) -> Self {
+        let mut random = Random::of(seed, round, target as u64, side::PLAN);
         Self {
             first_index: match random.below(3) {
                 0 => 0,
@@ -113,22 +113,22 @@ const fn payload(start: usize) -> [u8; LARGEST] {
     bytes
 }
 
-/// Which slots begin anew.
+/// Which targets begin anew.
 type Fresh = u64;
 
-fn is_fresh(fresh: Fresh, round: u64, slot: usize) -> bool {
-    round.is_multiple_of(BLOCK) || fresh >> slot & 1 == 1
+fn is_fresh(fresh: Fresh, round: u64, target: usize) -> bool {
+    round.is_multiple_of(BLOCK) || fresh >> target & 1 == 1
 }
 
 /// The liar's half of a round.
 fn corrupt(liars: &[Liar], seed: u64, round: u64, fresh: Fresh) {
-    for (slot, liar) in liars.iter().enumerate() {
-        let fresh = is_fresh(fresh, round, slot);
-        let plan = Plan::of(seed, round, slot, fresh);
+    for (target, liar) in liars.iter().enumerate() {
+        let fresh = is_fresh(fresh, round, target);
+        let plan = Plan::of(seed, round, target, fresh);
         if fresh {
             liar.reset(plan.first_index);
         }
-        let mut random = Random::of(seed, round, slot as u64, side::LIAR);
+        let mut random = Random::of(seed, round, target as u64, side::LIAR);
         match plan.lies {
             true => liar.lie(&mut random),
             false => liar.behave(&mut random),
@@ -136,8 +136,8 @@ fn corrupt(liars: &[Liar], seed: u64, round: u64, fresh: Fresh) {
     }
 }
 
-/// The victim's half; says which slots need new pages.
-fn endure(
+/// The victim's half; says which targets need new pages.
+fn check_round(
     victims: &mut [Victim],
     seed: u64,
     round: u64,
@@ -145,13 +145,13 @@ fn endure(
     report: &mut Report,
 ) -> Said<Fresh> {
     let mut ended = 0;
-    for (slot, victim) in victims.iter_mut().enumerate() {
-        let fresh = is_fresh(fresh, round, slot);
-        let plan = Plan::of(seed, round, slot, fresh);
-        let mut random = Random::of(seed, round, slot as u64, side::VICTIM);
+    for (target, victim) in victims.iter_mut().enumerate() {
+        let fresh = is_fresh(fresh, round, target);
+        let plan = Plan::of(seed, round, target, fresh);
+        let mut random = Random::of(seed, round, target as u64, side::VICTIM);
         let at = |what: String| {
             format!(
-                "{what}\n in slot {slot} of round {round}; again with --seed {seed} --from {round}"
+                "{what}\n in target {target} of round {round}; again with --seed {seed} --from {round}"
             )
         };
         if fresh {
@@ -161,7 +161,7 @@ fn endure(
             true => victim.step(&mut random, report).map_err(at)?,
             false => true, // refused to begin
         };
-        ended |= Fresh::from(over) << slot;
+        ended |= Fresh::from(over) << target;
         report.states += u64::from(plan.lies);
     }
     Ok(ended)
@@ -175,7 +175,7 @@ fn let_go(victims: &mut [Victim], next_round: u64) {
 }
 
 /// The victim's half of the storm.
-fn weather(
+fn survive_storm(
     victims: &mut [Victim],
     options: &Options,
     watchdog: &Watchdog,
@@ -184,16 +184,16 @@ fn weather(
     let mut random = Random::of(options.seed, 0, 0, side::VICTIM);
     for call in 0..options.storm() {
         watchdog.pat(u64::MAX - call);
-        let slot = random.index(victims.len());
-        let victim = &mut victims[slot];
-        let at = |what: String| format!("{what}\n in slot {slot}, call {call} of the storm");
+        let target = random.index(victims.len());
+        let victim = &mut victims[target];
+        let at = |what: String| format!("{what}\n in target {target}, call {call} of the storm");
         if !victim.has_channel() {
             let first_index = random.word();
             victim.reset(first_index);
             victim.begin_in_storm(first_index, report).map_err(at)?;
         }
         if victim.has_channel() {
-            victim.weather(&mut random, report).map_err(at)?;
+            victim.storm_round(&mut random, report).map_err(at)?;
         }
         report.states += 1;
     }
@@ -259,7 +259,7 @@ impl Drop for Watchdog {
 /// # Errors
 /// What the victim did wrong, and how to see it again.
 pub fn run(
-    pairs: impl IntoIterator<Item = (Slot, Slot)>,
+    pairs: impl IntoIterator<Item = (Target, Target)>,
     options: &Options,
 ) -> Result<Report, String> {
     let mut report = Report::default();
@@ -273,7 +273,7 @@ pub fn run(
     while report.states < options.states {
         watchdog.pat(round);
         corrupt(&liars, options.seed, round, fresh);
-        fresh = endure(&mut victims, options.seed, round, fresh, &mut report)?;
+        fresh = check_round(&mut victims, options.seed, round, fresh, &mut report)?;
         round += 1;
         let_go(&mut victims, round);
     }
@@ -281,7 +281,7 @@ pub fn run(
     let over = AtomicBool::new(false);
     thread::scope(|scope| {
         scope.spawn(|| storm(&liars, options.seed, || over.load(Ordering::Relaxed)));
-        let outcome = weather(&mut victims, options, &watchdog, &mut report);
+        let outcome = survive_storm(&mut victims, options, &watchdog, &mut report);
         over.store(true, Ordering::Relaxed);
         outcome
     })?;

@@ -7,9 +7,9 @@ pub(super) struct Random(u64);
 
 impl Random {
     /// The sequence that belongs to these numbers, whatever was drawn elsewhere.
-    pub(super) fn of(seed: u64, round: u64, slot: u64, side: u64) -> Self {
+    pub(super) fn of(seed: u64, round: u64, target: u64, side: u64) -> Self {
         let mut random = Self(seed);
-        for part in [round, slot, side] {
+        for part in [round, target, side] {
             random.0 = random.next() ^ part.wrapping_mul(0xD6E8_FEB8_6659_FD93);
         }
         random

@@ -9,11 +9,11 @@ use std::time::{Duration, Instant};
 use vchan::Interest;
 
 use super::Said;
-use super::ground::{Ground, Picture, Words};
 use super::guard::Guard;
+use super::oracle::{Legal, Model};
+use super::pages::{Picture, SharedPages, Words};
 use super::random::Random;
 use super::report::Report;
-use super::verdict::{Legal, Model};
 use vchan::Channel;
 use vchan::error::{Error, PeerError, Result};
 use vchan::layout::Role;
@@ -28,18 +28,18 @@ const MARGIN: usize = 64;
 /// One victim over its pages; its channel comes and goes.
 #[derive(Debug)]
 pub(super) struct Victim {
-    pub(super) ground: Ground,
+    pub(super) pages: SharedPages,
     channel: Option<Channel>,
     pub(super) model: Model,
     _guards: Vec<Guard>,
 }
 
 impl Victim {
-    pub(super) fn new(ground: Ground, report: &mut Report) -> Self {
-        let guards: Vec<Guard> = ground.regions().flat_map(Guard::around).collect();
+    pub(super) fn new(pages: SharedPages, report: &mut Report) -> Self {
+        let guards: Vec<Guard> = pages.regions().flat_map(Guard::around).collect();
         report.guards += guards.len();
         Self {
-            ground,
+            pages,
             channel: None,
             model: Model::default(),
             _guards: guards,
@@ -48,7 +48,7 @@ impl Victim {
 
     /// The same pages as an honest pair leaves them, for a storm in which nobody else does it.
     pub(super) fn reset(&self, first_index: u32) {
-        self.ground.reset(first_index);
+        self.pages.reset(first_index);
     }
 
     pub(super) fn has_channel(&self) -> bool {
@@ -62,17 +62,17 @@ impl Victim {
 
     /// Begins a channel on the pages as they are; that they describe none is an answer too.
     pub(super) fn begin(&mut self, first_index: u32, report: &mut Report) -> Said<()> {
-        let before = self.ground.picture();
-        let (reads, writes) = self.ground.words();
+        let before = self.pages.picture();
+        let (reads, writes) = self.pages.words();
         let distance = |ring: Words| before.word(ring.prod).wrapping_sub(before.word(ring.cons));
         let possible =
             distance(reads) <= size(&before.incoming) && distance(writes) <= size(&before.outgoing);
         report.channels += 1;
-        match self.ground.channel(first_index) {
+        match self.pages.channel(first_index) {
             Ok(mut channel) => {
                 channel.set_spin(Duration::ZERO);
                 self.channel = Some(channel);
-                self.model = match self.ground.role() {
+                self.model = match self.pages.role() {
                     Role::Server => Model {
                         cons: first_index,
                         prod: first_index,
@@ -92,7 +92,7 @@ impl Victim {
                 Ok(())
             }
             Err(Error::Peer(PeerError::StartIndexes { .. }))
-                if self.ground.role() == Role::Client && !possible =>
+                if self.pages.role() == Role::Client && !possible =>
             {
                 report.count("refused at the start");
                 Ok(())
@@ -104,7 +104,7 @@ impl Victim {
     /// The same while the liar goes on: either answer is right.
     pub(super) fn begin_in_storm(&mut self, first_index: u32, report: &mut Report) -> Said<()> {
         report.channels += 1;
-        match self.ground.channel(first_index) {
+        match self.pages.channel(first_index) {
             Ok(channel) => {
                 self.channel = Some(channel);
                 self.model.cons = first_index;
@@ -121,7 +121,7 @@ impl Victim {
     /// Makes some calls while the liar stands still, and checks everything. Returns whether the
     /// channel has come to its end.
     pub(super) fn step(&mut self, random: &mut Random, report: &mut Report) -> Said<bool> {
-        let before = self.ground.picture();
+        let before = self.pages.picture();
         let legal = self.legal(&before);
         let mut expected = before.outgoing.clone();
         let start_cons = self.model.cons;
@@ -135,7 +135,7 @@ impl Victim {
         if !closed {
             self.look_at_both(legal, &before, start_cons, report)?;
         }
-        let after = self.ground.picture();
+        let after = self.pages.picture();
         self.check_untouched(&before, &after, &expected, closed)?;
         let finished = closed || self.model.dead.is_some() || self.model.over;
         if finished {
@@ -265,7 +265,7 @@ impl Victim {
         let Some(mut channel) = self.channel.take() else {
             return Err("there is no channel".to_owned());
         };
-        let (_, writes) = self.ground.words();
+        let (_, writes) = self.pages.words();
         // Without a look at the peer's index: reading what was known to be there may have made
         // room for what was too much before, and writing may have caught up with a read too far.
         let left = legal
@@ -297,7 +297,7 @@ impl Victim {
 
     /// Some calls while the liar goes on lying: no answer is wrong but an untyped one. Returns
     /// whether the channel has come to its end.
-    pub(super) fn weather(&mut self, random: &mut Random, report: &mut Report) -> Said<bool> {
+    pub(super) fn storm_round(&mut self, random: &mut Random, report: &mut Report) -> Said<bool> {
         let Some(channel) = &mut self.channel else {
             return Err("there is no channel".to_owned());
         };
@@ -320,7 +320,7 @@ impl Victim {
             return Err(format!("a read of {len} bytes returned {n} and wrote more"));
         }
         // A client's first index came from a page that was changing.
-        if self.ground.role() == Role::Server {
+        if self.pages.role() == Role::Server {
             self.check_payload(position, &buf[..n])?;
         }
         let (name, ended) = match outcome {

@@ -6,7 +6,7 @@ use clap::{Args, Subcommand};
 use vchan::layout::Role;
 use vchan::local::{Listener, connect_stream};
 use vchan::{Format, RingSizes};
-use vchan_testing::hostile::{Options, Slot, kinds, lie_to, run, suffer};
+use vchan_testing::hostile::{Options, Target, kinds, lie_to, run, run_victim};
 
 use crate::failure::Failure;
 use crate::place::{Carrier, Place};
@@ -90,50 +90,50 @@ fn here(options: &Options) -> Result<(), Failure> {
     let mut pairs = Vec::new();
     for victim in [Role::Server, Role::Client] {
         for (format, rings) in kinds() {
-            pairs.push(Slot::pair(victim, format, rings)?);
+            pairs.push(Target::pair(victim, format, rings)?);
         }
     }
     let report = run(pairs, options).map_err(went_wrong)?;
     say(format_args!("{report}"))
 }
 
-/// One side: an honest channel at PATH/control, and the slots at PATH/0, PATH/1 and so on.
+/// One side: an honest channel at PATH/control, and the targets at PATH/0, PATH/1 and so on.
 fn apart(place: &Place, side: Side, role: Role) -> Result<(), Failure> {
     let control = place.part("control")?;
     let control = match role {
         Role::Server => control.serve(Some(4096.into()))?,
         Role::Client => control.connect()?,
     };
-    let mut slots = Vec::new();
+    let mut targets = Vec::new();
     for (number, (format, rings)) in kinds().enumerate() {
         let place = place.part(number)?;
-        slots.push(slot(&place, role, format, rings)?);
+        targets.push(target(&place, role, format, rings)?);
     }
     if side.victim {
         let mut said = Ok(());
-        let report = suffer(control, slots, |options| said = announce(options));
+        let report = run_victim(control, targets, |options| said = announce(options));
         said?;
         return say(format_args!("{}", report.map_err(went_wrong)?));
     }
     let options = side.lies.options()?;
     announce(&options)?;
-    lie_to(control, slots, &options).map_err(went_wrong)
+    lie_to(control, targets, &options).map_err(went_wrong)
 }
 
-fn slot(place: &Place, role: Role, format: Format, rings: RingSizes) -> Result<Slot, Failure> {
+fn target(place: &Place, role: Role, format: Format, rings: RingSizes) -> Result<Target, Failure> {
     let deadline = Instant::now() + place.timeout;
     Ok(match (place.carrier()?, role) {
         (Carrier::Xen(peer, path), Role::Server) => {
-            Slot::serve(peer, path, format, rings, deadline)?
+            Target::serve(peer, path, format, rings, deadline)?
         }
-        (Carrier::Xen(peer, path), Role::Client) => Slot::connect(peer, path, format, deadline)?,
+        (Carrier::Xen(peer, path), Role::Client) => Target::connect(peer, path, format, deadline)?,
         (Carrier::Local(path), Role::Server) => {
             let stream = Listener::bind(path)?.accept(deadline)?;
-            Slot::serve_on(stream, format, rings, deadline)?
+            Target::serve_on(stream, format, rings, deadline)?
         }
         (Carrier::Local(path), Role::Client) => {
             let stream = connect_stream(path, deadline)?;
-            Slot::connect_on(stream, format, deadline)?
+            Target::connect_on(stream, format, deadline)?
         }
     })
 }

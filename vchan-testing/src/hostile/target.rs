@@ -1,10 +1,10 @@
 #![forbid(unsafe_code)]
-//! How the pages of a slot come about: by an honest rendezvous, of any kind.
+//! How the pages of a target come about: by an honest rendezvous, of any kind.
 
 use std::os::unix::net::UnixStream;
 use std::time::{Duration, Instant};
 
-use super::ground::Ground;
+use super::pages::SharedPages;
 use vchan::DomId;
 use vchan::Setup;
 use vchan::error::{Error, Result};
@@ -16,9 +16,9 @@ const PATIENCE: Duration = Duration::from_secs(60);
 
 /// One end of the pages of a channel.
 #[derive(Debug)]
-pub struct Slot(pub(super) Ground);
+pub struct Target(pub(super) SharedPages);
 
-/// The rings of the slots: in the control page, mixed, in pages of their own.
+/// The rings of the targets: in the control page, mixed, in pages of their own.
 const RINGS: [RingSizes; 6] = [
     sizes(1 << 10, 2 << 10),
     sizes(4 << 10, 4 << 10),
@@ -31,7 +31,7 @@ const RINGS: [RingSizes; 6] = [
 /// Bytes of the largest of them.
 pub(super) const LARGEST: usize = 8 << 10;
 
-/// Every pair of rings in both formats: the slots of a run.
+/// Every pair of rings in both formats: the targets of a run.
 pub fn kinds() -> impl Iterator<Item = (Format, RingSizes)> {
     let all = |format| RINGS.map(|rings| (format, rings));
     all(Format::Classic)
@@ -46,7 +46,7 @@ const fn sizes(client_to_server: usize, server_to_client: usize) -> RingSizes {
     }
 }
 
-impl Slot {
+impl Target {
     /// Both ends in this process: the liar's, and the victim's, which has the role `victim`.
     ///
     /// # Errors
@@ -78,7 +78,7 @@ impl Slot {
     ) -> Result<Self> {
         let setup = Setup::new().format(format);
         let parts = testing::serve_on(&setup, stream, rings, deadline)?;
-        Ok(Self(Ground::new(parts)?))
+        Ok(Self(SharedPages::new(parts)?))
     }
 
     /// The client's end over a connected stream.
@@ -88,7 +88,7 @@ impl Slot {
     pub fn connect_on(stream: UnixStream, format: Format, deadline: Instant) -> Result<Self> {
         let setup = Setup::new().format(format);
         let parts = testing::connect_on(&setup, stream, deadline)?;
-        Ok(Self(Ground::new(parts)?))
+        Ok(Self(SharedPages::new(parts)?))
     }
 
     /// The server's end over granted pages.
@@ -104,7 +104,7 @@ impl Slot {
     ) -> Result<Self> {
         let setup = Setup::new().format(format);
         let server = xen::Server::publish_with(&setup, peer, path, rings)?;
-        Ok(Self(Ground::new(testing::accept(server, deadline)?)?))
+        Ok(Self(SharedPages::new(testing::accept(server, deadline)?)?))
     }
 
     /// The client's end over granted pages.
@@ -114,6 +114,6 @@ impl Slot {
     pub fn connect(peer: DomId, path: &str, format: Format, deadline: Instant) -> Result<Self> {
         let setup = Setup::new().format(format);
         let parts = testing::connect(&setup, peer, path, deadline)?;
-        Ok(Self(Ground::new(parts)?))
+        Ok(Self(SharedPages::new(parts)?))
     }
 }

@@ -1,5 +1,5 @@
 #![forbid(unsafe_code)]
-//! The same between two processes or domains: an honest channel beside the slots keeps the two
+//! The same between two processes or domains: an honest channel beside the targets keeps the two
 //! sides in step. Whatever goes wrong on it is an error of the run, not of the victim.
 
 use std::time::{Duration, Instant};
@@ -8,7 +8,9 @@ use vchan::Transport;
 
 use super::liar::Liar;
 use super::victim::Victim;
-use super::{Fresh, Options, Report, Slot, Watchdog, corrupt, endure, let_go, storm, weather};
+use super::{
+    Fresh, Options, Report, Target, Watchdog, check_round, corrupt, let_go, storm, survive_storm,
+};
 use vchan::Channel;
 
 /// How long one side may wait for the other's half of a round.
@@ -37,17 +39,20 @@ impl Numbers {
     }
 }
 
-/// The lying side of a run, over `slots`; `control` stays honest.
+/// The lying side of a run, over `targets`; `control` stays honest.
 ///
 /// # Errors
 /// The victim ended early: it says why.
-pub fn lie_to(mut control: Channel, slots: Vec<Slot>, options: &Options) -> Result<(), String> {
+pub fn lie_to(mut control: Channel, targets: Vec<Target>, options: &Options) -> Result<(), String> {
     control.set_spin(SPIN);
     let mut control = Numbers(control);
     for number in [options.seed, options.from, options.states] {
         control.send(number)?;
     }
-    let liars: Vec<Liar> = slots.into_iter().map(|slot| Liar::new(slot.0)).collect();
+    let liars: Vec<Liar> = targets
+        .into_iter()
+        .map(|target| Liar::new(target.0))
+        .collect();
     let mut fresh: Fresh = 0;
     for round in options.first_round().. {
         corrupt(&liars, options.seed, round, fresh);
@@ -69,9 +74,9 @@ pub fn lie_to(mut control: Channel, slots: Vec<Slot>, options: &Options) -> Resu
 ///
 /// # Errors
 /// What the victim did wrong, and how to see it again.
-pub fn suffer(
+pub fn run_victim(
     mut control: Channel,
-    slots: Vec<Slot>,
+    targets: Vec<Target>,
     announce: impl FnOnce(&Options),
 ) -> Result<Report, String> {
     control.set_spin(SPIN);
@@ -83,16 +88,16 @@ pub fn suffer(
     };
     announce(&options);
     let mut report = Report::default();
-    let mut victims: Vec<Victim> = slots
+    let mut victims: Vec<Victim> = targets
         .into_iter()
-        .map(|slot| Victim::new(slot.0, &mut report))
+        .map(|target| Victim::new(target.0, &mut report))
         .collect();
     let watchdog = Watchdog::start(options.seed);
     let mut fresh = 0;
     loop {
         let round = control.receive()?;
         watchdog.pat(round);
-        fresh = endure(&mut victims, options.seed, round, fresh, &mut report)?;
+        fresh = check_round(&mut victims, options.seed, round, fresh, &mut report)?;
         let_go(&mut victims, round + 1);
         if report.states >= options.states {
             break;
@@ -101,7 +106,7 @@ pub fn suffer(
     }
     victims.iter_mut().for_each(Victim::end);
     control.send(STORM)?;
-    weather(&mut victims, &options, &watchdog, &mut report)?;
+    survive_storm(&mut victims, &options, &watchdog, &mut report)?;
     control.send(0)?;
     Ok(report)
 }

@@ -23,7 +23,7 @@ use vchan::testing::{self, RawControlPage, RawExtensionPage, RawRegion};
 
 /// Pages, doorbell and death notice of one channel.
 #[derive(Debug)]
-pub(super) struct Ground {
+pub(super) struct SharedPages {
     parts: Parts,
     backend: Arc<dyn Backend>,
     /// What the two sides agreed on, where they use the extension.
@@ -63,7 +63,7 @@ impl Picture {
     }
 }
 
-impl Ground {
+impl SharedPages {
     pub(super) fn new(parts: Parts) -> Result<Self> {
         let agreed = match &parts.extension {
             Some(page) => {

@@ -1,7 +1,7 @@
 #![forbid(unsafe_code)]
 //! What is right: the answers that the pages allow, and the bytes that may change.
 
-use super::ground::Picture;
+use super::pages::Picture;
 use super::victim::{Victim, size};
 use super::{PAYLOADS, Said};
 use vchan::error::{Error, PeerError, Result};
@@ -35,7 +35,7 @@ pub(super) struct Legal {
 impl Victim {
     /// Whether these are bytes that have ever been at that place: payload, or what a reset leaves.
     pub(super) fn check_payload(&self, position: u32, bytes: &[u8]) -> Said<()> {
-        let ring = self.ground.incoming().len();
+        let ring = self.pages.incoming().len();
         for (i, byte) in bytes.iter().enumerate() {
             let at = (position as usize + i) % ring;
             if ![0, PAYLOADS[0][at], PAYLOADS[1][at]].contains(byte) {
@@ -46,7 +46,7 @@ impl Victim {
     }
 
     pub(super) fn legal(&self, before: &Picture) -> Legal {
-        let (reads, writes) = self.ground.words();
+        let (reads, writes) = self.pages.words();
         let ahead = before.word(reads.prod).wrapping_sub(self.model.cons);
         let pending = self.model.prod.wrapping_sub(before.word(writes.cons));
         Legal {
@@ -63,8 +63,8 @@ impl Victim {
         legal: Legal,
         before: &Picture,
     ) -> Said<&'static str> {
-        let (reads, writes) = self.ground.words();
-        let (_, live) = self.ground.lives();
+        let (reads, writes) = self.pages.words();
+        let (_, live) = self.pages.lives();
         if let (Some(first), Err(Error::Peer(now))) = (&self.model.dead, &outcome)
             && first != now
         {
@@ -126,14 +126,14 @@ impl Victim {
             return Err("the ring that is written holds something else".to_owned());
         }
         // Where the rings in the control page begin, to where that page ends, is looked at above.
-        let rings = self.ground.rings_from()..PAGE;
+        let rings = self.pages.rings_from()..PAGE;
         if before.pages[..rings.start] == after.pages[..rings.start]
             && before.pages[rings.end..] == after.pages[rings.end..]
         {
             return Ok(());
         }
-        let (reads, writes) = self.ground.words();
-        let (own_live, _) = self.ground.lives();
+        let (reads, writes) = self.pages.words();
+        let (own_live, _) = self.pages.lives();
         let own = [
             (reads.cons, self.model.cons),
             (writes.prod, self.model.prod),
@@ -147,11 +147,11 @@ impl Victim {
                 // A close drops what is still in the ring.
                 Some((_, index)) => after.word(word) == *index || closed,
                 None => {
-                    let requests = self.ground.requests();
+                    let requests = self.pages.requests();
                     requests.contains(&at)
-                        || (self.ground.is_extended() && requests.contains(&word))
+                        || (self.pages.is_extended() && requests.contains(&word))
                         || (at == own_live && closed)
-                        || (self.ground.ended() == Some(word) && closed && after.word(word) == 1)
+                        || (self.pages.ended() == Some(word) && closed && after.word(word) == 1)
                 }
             };
             if !right {
