@@ -3,7 +3,7 @@
 use std::io;
 
 use crate::handshake::Refused;
-use crate::secret::SecretError;
+use crate::secret_line::SecretError;
 
 /// Why a connection did not come about. `Display` is one line of what, [`advice`](Self::advice) one
 /// of what to do.

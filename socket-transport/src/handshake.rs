@@ -21,7 +21,8 @@ use snow::params::NoiseParams;
 use snow::{Builder, HandshakeState};
 
 use crate::record::{LENGTH, MAX_CONTENT, Records, TAG};
-use crate::secret::{MAX_NAME, Secret, is_name};
+use crate::secret::Secret;
+use crate::secret_line::{MAX_NAME, is_name};
 use crate::secrets::Expected;
 
 /// First bytes of every connection.

@@ -41,6 +41,7 @@ mod pending;
 pub mod record;
 mod resolve;
 mod secret;
+mod secret_line;
 mod secrets;
 mod socket;
 mod tcp;
@@ -48,7 +49,8 @@ mod transport;
 mod unix;
 
 pub use error::{AcceptError, ConnectError};
-pub use secret::{MAX_NAME, Secret, SecretError};
+pub use secret::Secret;
+pub use secret_line::{MAX_NAME, SecretError};
 pub use secrets::{Expected, Secrets};
 pub use tcp::{accept_tcp, connect_tcp};
 pub use transport::SocketTransport;

@@ -15,7 +15,7 @@ use std::path::Path;
 use nix::unistd::Uid;
 use zeroize::Zeroizing;
 
-use crate::secret::{KEY, Key, SecretError, key_from, random_key, split_line};
+use crate::secret_line::{KEY, Key, SecretError, key_from, random_key, split_line};
 
 /// Longest file, in bytes: thousands of secrets.
 const MAX_FILE: usize = 1 << 20;

@@ -15,7 +15,8 @@ use crate::handshake::{
     Answered, GREETING_START, Greeting, MESSAGE, READY_RECORD, greeting_length,
 };
 use crate::resolve::resolve;
-use crate::secret::{Secret, SecretError};
+use crate::secret::Secret;
+use crate::secret_line::SecretError;
 use crate::secrets::Expected;
 use crate::socket::{Ready, Received, Socket, is_gone, poll};
 use crate::transport::SocketTransport;

@@ -283,7 +283,7 @@ mod tests {
     use nix::unistd::Uid;
     use vgpu_file_transport::SessionName;
 
-    use super::super::files::Place;
+    use super::super::who::Place;
     use super::*;
     use crate::policy::Identity;
 

@@ -4,16 +4,15 @@
 //! of its own, so that one that hangs or is full of nonsense holds up no other. The worker of `DIR`
 //! reports the guests' directories that it sees; the broker itself looks into none.
 
-use std::fmt;
 use std::fs;
 use std::os::unix::fs::DirBuilderExt;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 use vgpu_file_transport::{GuestName, SessionName};
 
 use super::Broker;
-use super::who::Who;
+use super::who::{Place, Who};
 use crate::failure::Failure;
 use crate::policy::{GuestKey, GuestRule};
 use crate::worker::link::{Ask, Found};
@@ -28,25 +27,6 @@ const LASTED: Duration = Duration::from_secs(60);
 /// A guest's directory whose worker ended is forgotten unless it was seen again this lately: then
 /// the admin has removed it.
 const REMEMBERED: Duration = Duration::from_secs(10);
-
-/// A directory that is served.
-#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
-pub(super) struct Place {
-    /// As the admin named it.
-    pub(super) directory: PathBuf,
-    /// Whose directory in there; `None` for the directory itself.
-    pub(super) guest: Option<GuestName>,
-}
-
-impl fmt::Display for Place {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let directory = self.directory.display();
-        match &self.guest {
-            None => write!(f, "file:{directory}"),
-            Some(guest) => write!(f, "file:{directory}/{guest}"),
-        }
-    }
-}
 
 /// A directory and its worker.
 #[derive(Debug)]

@@ -5,10 +5,28 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 
 use nix::unistd::Uid;
-use vgpu_file_transport::SessionName;
+use vgpu_file_transport::{GuestName, SessionName};
 
-use super::files::Place;
 use crate::policy::{GuestKey, Identity};
+
+/// A directory that is served.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) struct Place {
+    /// As the admin named it.
+    pub(super) directory: PathBuf,
+    /// Whose directory in there; `None` for the directory itself.
+    pub(super) guest: Option<GuestName>,
+}
+
+impl fmt::Display for Place {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let directory = self.directory.display();
+        match &self.guest {
+            None => write!(f, "file:{directory}"),
+            Some(guest) => write!(f, "file:{directory}/{guest}"),
+        }
+    }
+}
 
 /// The other end of a session.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -204,7 +222,6 @@ impl Target {
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
-    use vgpu_file_transport::GuestName;
 
     use super::*;
 

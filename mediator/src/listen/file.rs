@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 
 use vgpu_file_transport::Stop;
 use vgpu_file_transport::directory::Directory;
-use vgpu_file_transport::guide::{
+use vgpu_file_transport::two_file_grammar::{
     Command, VECTOR_ADD_ELEMENTS, vector_add_failed, vector_add_passed,
 };
 

@@ -8,8 +8,8 @@ use std::thread;
 use std::time::Duration;
 
 use nix::sys::statvfs::fstatvfs;
-use vgpu_file_transport::guide::COMMAND_FILE;
 use vgpu_file_transport::name::SESSIONS;
+use vgpu_file_transport::two_file_grammar::COMMAND_FILE;
 use vgpu_mediator::control::Status;
 
 use super::Check;
