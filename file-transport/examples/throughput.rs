@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use vgpu_file_transport::session::exchange::SILENCE;
+use vgpu_file_transport::session::rules::SILENCE;
 use vgpu_file_transport::session::{FileTransport, Settings, accept, connect};
 use vgpu_protocol::transport::{Transport, TransportError};
 

@@ -32,11 +32,12 @@ use nix::fcntl::{AT_FDCWD, AtFlags, OFlag, openat, renameat};
 use nix::sys::stat::{FileStat, Mode, SFlag, fchmod, fstat, fstatat};
 use nix::unistd::{Gid, Uid, UnlinkatFlags, fchown, unlinkat};
 
-use crate::guide::{COMMAND_FILE, MAX_COMMAND_BYTES, RESPONSE_FILE, Response};
 use crate::listing::{is_unfit, open_directory};
 use crate::lock::{Lock, LockError};
 use crate::name::GuestName;
+use crate::open_flags::SAFE;
 use crate::session::mount::Mount;
+use crate::two_file_grammar::{COMMAND_FILE, MAX_COMMAND_BYTES, RESPONSE_FILE, Response};
 use crate::watch::Stamp;
 
 /// Where a response is written before it is renamed. The leading dot keeps it out of listings.
@@ -44,13 +45,6 @@ const RESPONSE_TEMPORARY: &str = ".response.txt.new";
 
 /// The same for the command file.
 const COMMAND_TEMPORARY: &str = ".command.txt.new";
-
-/// What every open here has in common: no symbolic link, no waiting for a FIFO's other end, no
-/// controlling terminal, nothing left open in a worker process.
-pub(crate) const SAFE: OFlag = OFlag::O_NOFOLLOW
-    .union(OFlag::O_NONBLOCK)
-    .union(OFlag::O_NOCTTY)
-    .union(OFlag::O_CLOEXEC);
 
 /// Why a directory cannot be served.
 #[derive(Debug, thiserror::Error)]

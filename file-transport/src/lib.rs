@@ -17,7 +17,7 @@
 //!   written anew, also with the same number.
 //! * Who opens `response.txt` reads one whole line: the file is replaced, never written in place.
 //! * Nothing in the directory is followed out of it: symbolic links, FIFOs and devices under one of
-//!   the two names are refused, and at most [`guide::MAX_COMMAND_BYTES`] + 1 bytes are read.
+//!   the two names are refused, and at most [`two_file_grammar::MAX_COMMAND_BYTES`] + 1 bytes are read.
 //!
 //! # What is not
 //! * Two writings within [`watch::SETTLE`] of one another may count as one.
@@ -27,13 +27,14 @@
 
 pub mod directory;
 pub mod guests;
-pub mod guide;
 mod listing;
 mod lock;
 pub mod name;
+mod open_flags;
 pub mod serve;
 pub mod session;
 pub mod sessions;
+pub mod two_file_grammar;
 pub mod watch;
 
 pub use name::{GuestName, SessionName};

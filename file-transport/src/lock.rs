@@ -12,7 +12,7 @@ use nix::fcntl::{AtFlags, Flock, FlockArg, OFlag, openat};
 use nix::sys::stat::{FileStat, Mode, SFlag, fstat, fstatat};
 use nix::unistd::{UnlinkatFlags, geteuid, unlinkat};
 
-use crate::directory::SAFE;
+use crate::open_flags::SAFE;
 
 /// The leading dot keeps it out of listings.
 pub(crate) const LOCK_FILE: &str = ".vgpu-mediatord.lock";

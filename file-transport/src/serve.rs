@@ -6,7 +6,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use crate::directory::{Directory, DirectoryError, Look, is_out_of_space};
-use crate::guide::{Command, Response, Status};
+use crate::two_file_grammar::{Command, Response, Status};
 use crate::watch::{Action, SETTLE_EMPTY, Sight, Watch};
 
 /// Why serving ended before it was asked to.

@@ -7,7 +7,7 @@
 
 use std::time::{Duration, Instant};
 
-use crate::guide::{Command, CommandError, Response, Status, parse_command};
+use crate::two_file_grammar::{Command, CommandError, Response, Status, parse_command};
 
 /// How long a stamp must stay as it is before its command is taken.
 ///
@@ -58,7 +58,7 @@ pub enum Sight<'a> {
     File {
         /// Identity and times.
         stamp: Stamp,
-        /// The contents, or the first [`crate::guide::MAX_COMMAND_BYTES`] + 1 bytes.
+        /// The contents, or the first [`crate::two_file_grammar::MAX_COMMAND_BYTES`] + 1 bytes.
         bytes: &'a [u8],
     },
 }

@@ -15,7 +15,7 @@ use nix::sys::stat::Mode;
 use nix::unistd::mkfifo;
 use served::{Served, WATCHDOG};
 use vgpu_file_transport::directory::Directory;
-use vgpu_file_transport::guide::parse_response;
+use vgpu_file_transport::two_file_grammar::parse_response;
 use vgpu_file_transport::{Stop, serve};
 
 const NOT_A_FILE: &str =

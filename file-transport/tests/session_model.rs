@@ -13,10 +13,10 @@ use std::time::{Duration, Instant};
 
 use proptest::prelude::*;
 use vgpu_file_transport::SessionName;
-use vgpu_file_transport::session::exchange::{Exchange, Fault, PATIENCE, Piece, SILENCE};
 use vgpu_file_transport::session::file_name::GONE;
-use vgpu_file_transport::session::room::{Content, Free, Room, Trouble};
+use vgpu_file_transport::session::rules::{Exchange, Fault, PATIENCE, Piece, SILENCE};
 use vgpu_file_transport::session::segment::{HEADER, Role};
+use vgpu_file_transport::session::shared_directory::{Content, Free, SharedDirectory, Trouble};
 
 /// Numbers that look random and are the same each time.
 struct Random(u64);
@@ -89,7 +89,7 @@ fn refused(what: &str) -> Trouble {
     }
 }
 
-impl Room for View {
+impl SharedDirectory for View {
     fn list(&mut self) -> Result<Vec<String>, Trouble> {
         if !self.random.percent(self.trials.old_listing) {
             self.listing = self.server.borrow().keys().cloned().collect();

@@ -6,8 +6,8 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use vgpu_file_transport::SessionName;
-use vgpu_file_transport::session::exchange::SILENCE;
 use vgpu_file_transport::session::file_name::segment;
+use vgpu_file_transport::session::rules::SILENCE;
 use vgpu_file_transport::session::segment::{Kind, Role};
 use vgpu_file_transport::session::{ConnectError, FileTransport, Settings, accept, connect};
 use vgpu_protocol::transport::{Interest, Transport, TransportError};

@@ -2,10 +2,10 @@
 
 use std::time::{Duration, Instant};
 
-use vgpu_file_transport::session::exchange::{Exchange, Piece};
 use vgpu_file_transport::session::file_name::{parse, segment};
-use vgpu_file_transport::session::room::{Content, Room, Trouble};
+use vgpu_file_transport::session::rules::{Exchange, Piece};
 use vgpu_file_transport::session::segment::{HEADER, Header, Kind, MAX_PAYLOAD, Role};
+use vgpu_file_transport::session::shared_directory::{Content, SharedDirectory, Trouble};
 use vgpu_file_transport::{GuestName, SessionName};
 
 use crate::input::Input;
@@ -58,7 +58,7 @@ struct Hostile {
     published: u64,
 }
 
-impl Room for Hostile {
+impl SharedDirectory for Hostile {
     fn list(&mut self) -> Result<Vec<String>, Trouble> {
         Ok(self.files.iter().map(|(name, _)| name.clone()).collect())
     }
@@ -90,7 +90,7 @@ pub(crate) fn session(data: &[u8]) {
     let mut input = Input::new(data);
     let start = Instant::now();
     let mut exchange = Exchange::new(Role::Mediator, SESSION, [1; 16], input.u8() & 1 == 1, start);
-    let mut room = Hostile {
+    let mut directory = Hostile {
         files: Vec::new(),
         published: 0,
     };
@@ -130,13 +130,14 @@ pub(crate) fn session(data: &[u8]) {
             1 => Content::Unfit("a directory"),
             _ => Content::Bytes(file),
         };
-        room.files
+        directory
+            .files
             .push((segment(Role::Guest, kind, number), content));
-        if room.files.len() > 32 {
-            room.files.remove(0);
+        if directory.files.len() > 32 {
+            directory.files.remove(0);
         }
         now += Duration::from_millis(u64::from(input.u16() >> 4));
-        let Ok(looked) = exchange.look(&mut room, 1 << 20, now) else {
+        let Ok(looked) = exchange.look(&mut directory, 1 << 20, now) else {
             return;
         };
         let before = received;
@@ -153,12 +154,12 @@ pub(crate) fn session(data: &[u8]) {
                 Piece { file, last: false }
             })
         };
-        if exchange.send(&mut room, &mut next, now).is_err()
-            || exchange.beat(&mut room, now).is_err()
+        if exchange.send(&mut directory, &mut next, now).is_err()
+            || exchange.beat(&mut directory, now).is_err()
         {
             return;
         }
-        assert!(room.published < 10_000, "bounded work");
+        assert!(directory.published < 10_000, "bounded work");
         assert!(received < 1 << 20, "no byte counts twice");
     }
 }

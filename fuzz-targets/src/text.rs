@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use vchan::DomId;
 use vchan::xen::keys::{ExtensionKey, parse_number};
 use vchan::xen::path::{ChannelPath, PATH_MAX};
-use vgpu_file_transport::guide::{Command, parse_command, parse_response};
+use vgpu_file_transport::two_file_grammar::{Command, parse_command, parse_response};
 use vgpu_mediator::policy::GuestKey;
 use vgpu_protocol::endpoint::parse_list;
 

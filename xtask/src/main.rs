@@ -20,7 +20,7 @@ mod nightly;
 mod sanitize;
 mod sshd;
 mod sshfs;
-mod testrun;
+mod test;
 
 /// One subcommand: its name, one line of help, and what runs it.
 struct Subcommand {
@@ -38,7 +38,7 @@ const SUBCOMMANDS: &[Subcommand] = &[
     Subcommand {
         name: "test",
         about: "everything that must hold, the lab included; installs what it needs",
-        run: testrun::main,
+        run: test::main,
     },
     Subcommand {
         name: "sshfs",

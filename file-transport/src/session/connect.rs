@@ -13,15 +13,15 @@ use nix::sys::stat::fstatat;
 use nix::unistd::geteuid;
 use vgpu_protocol::transport::TransportError;
 
-use super::caches::CacheTest;
 use super::directory::{PROBE_CONTENT, SessionDirectory, open_place};
-use super::exchange::Exchange;
 use super::file_name;
 use super::mount::Mount;
+use super::mount_cache_test::CacheTest;
+use super::rules::Exchange;
 use super::segment::Role;
 use super::stream::{FileTransport, Prepared, Progress};
-use crate::guide::RESPONSE_FILE;
 use crate::name::{GuestName, SESSIONS, SessionName};
+use crate::two_file_grammar::RESPONSE_FILE;
 
 /// How often a wait looks whether the program was told to stop.
 const LOOK: Duration = Duration::from_millis(50);
@@ -371,7 +371,7 @@ fn claim(
     mediator: u64,
 ) -> Result<(), ConnectError> {
     let text = format!("{mediator:016x}\n");
-    let failed = |trouble: super::room::Trouble| {
+    let failed = |trouble: super::shared_directory::Trouble| {
         ConnectError::new(
             format!("cannot take the session {session}: {trouble}"),
             "make room, and see that the mediator may write there",

@@ -19,11 +19,12 @@ use nix::sys::statvfs::fstatvfs;
 use nix::unistd::{UnlinkatFlags, unlinkat};
 
 use super::file_name;
-use super::room::{Content, Free, Room, Trouble};
 use super::segment::Role;
-use crate::directory::{SAFE, is_out_of_space};
+use super::shared_directory::{Content, Free, SharedDirectory, Trouble};
+use crate::directory::is_out_of_space;
 use crate::listing::{self, open_directory};
 use crate::name::{GuestName, SESSIONS, SessionName};
+use crate::open_flags::SAFE;
 
 /// What is in [`file_name::PROBE`] at first.
 pub(crate) const PROBE_CONTENT: &[u8] = b"1\n";
@@ -303,7 +304,7 @@ fn make_readable(file: &File) -> io::Result<()> {
     fchmod(file, mode).map_err(io::Error::from)
 }
 
-impl Room for SessionDirectory {
+impl SharedDirectory for SessionDirectory {
     fn list(&mut self) -> Result<Vec<String>, Trouble> {
         self.renew()?;
         let found = listing::names(&self.directory, MOST_NAMES)

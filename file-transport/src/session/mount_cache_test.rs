@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 use super::directory::{PROBE_CONTENT, SessionDirectory};
 use super::file_name::{ASK, PROBE};
 use super::mount::{Mount, Remark};
-use super::room::{Content, Room};
+use super::shared_directory::{Content, SharedDirectory};
 
 /// How long a thorough test asks for a name before it looks at the directory.
 const ASKING: Duration = Duration::from_secs(2);

@@ -30,8 +30,8 @@ use std::collections::VecDeque;
 use std::io;
 use std::time::{Duration, Instant};
 
-use super::room::Trouble;
 use super::segment::Role;
+use super::shared_directory::Trouble;
 use crate::name::SessionName;
 use space::Space;
 

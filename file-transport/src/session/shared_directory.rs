@@ -3,7 +3,7 @@
 use std::io;
 
 /// A directory that two sides share. Names come from [`super::file_name`].
-pub trait Room {
+pub trait SharedDirectory {
     /// The names in it, as fresh as the file system gives them: some may be missing that are there,
     /// some there that are gone.
     ///
@@ -47,7 +47,7 @@ pub struct Free {
     pub files: u64,
 }
 
-/// What [`Room::read`] found.
+/// What [`SharedDirectory::read`] found.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Content {
     /// The bytes.

@@ -14,10 +14,10 @@ use std::time::{Duration, Instant};
 
 use vgpu_protocol::transport::{Interest, Transport, TransportError};
 
-use super::caches::CacheTest;
 use super::directory::SessionDirectory;
-use super::exchange::Exchange;
 use super::mount::Remark;
+use super::mount_cache_test::CacheTest;
+use super::rules::Exchange;
 use super::segment::MAX_PAYLOAD;
 use queues::{Shared, State};
 use thread::{OnEnd, work};
@@ -264,7 +264,7 @@ mod tests {
         };
         let soon = || Instant::now() + Duration::from_millis(50);
         assert_eq!(transport.try_read(&mut [0; 8]).unwrap(), None);
-        // Room is bounded, and then there is none.
+        // SharedDirectory is bounded, and then there is none.
         let much = vec![0; OUTBOX + 1];
         assert_eq!(transport.try_write(&much).unwrap(), OUTBOX);
         assert_eq!(transport.try_write(&much).unwrap(), 0);

@@ -9,9 +9,10 @@ use nix::fcntl::{AtFlags, OFlag, openat};
 use nix::sys::stat::{Mode, fchmod, fstat, fstatat, mkdirat};
 use nix::unistd::{Gid, Uid, UnlinkatFlags, fchown, geteuid, unlinkat};
 
-use crate::directory::{Directory, SAFE};
+use crate::directory::Directory;
 use crate::listing::{self, open_directory};
 use crate::name::{SESSIONS, SessionName};
+use crate::open_flags::SAFE;
 use crate::session::file_name::{CLAIM, GONE};
 
 /// Opens `sessions/`, and makes it unless it is there: for the owner of the served directory, and for

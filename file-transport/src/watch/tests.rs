@@ -229,7 +229,7 @@ proptest! {
         let mut watch = Watch::new(None, now);
         watch.see(Sight::File { stamp: stamp(1), bytes: &bytes }, now);
         let action = watch.see(Sight::File { stamp: stamp(1), bytes: &bytes }, now + SETTLE_UNTERMINATED);
-        let blank = bytes.iter().all(u8::is_ascii_whitespace) && bytes.len() <= crate::guide::MAX_COMMAND_BYTES;
+        let blank = bytes.iter().all(u8::is_ascii_whitespace) && bytes.len() <= crate::two_file_grammar::MAX_COMMAND_BYTES;
         prop_assert_eq!(action == Action::None, blank);
     }
 }

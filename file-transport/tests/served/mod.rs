@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
-use vgpu_file_transport::guide::{Command, vector_add_passed};
+use vgpu_file_transport::two_file_grammar::{Command, vector_add_passed};
 use vgpu_file_transport::{ServeError, Stop, serve};
 
 /// No test waits longer than this for anything.

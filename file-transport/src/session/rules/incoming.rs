@@ -8,8 +8,8 @@ use nix::errno::Errno;
 use super::space::Space;
 use super::{Exchange, Fault, LOOKS, Looked, STIR, Taken, Trying, bear, name};
 use crate::session::file_name;
-use crate::session::room::{Content, Room};
 use crate::session::segment::{HEADER, Header, Kind, MAX_FILE, Role, SegmentError};
+use crate::session::shared_directory::{Content, SharedDirectory};
 
 impl Exchange {
     /// Looks once: takes what comes next while `space` bytes are not used up, notes what the peer
@@ -19,12 +19,12 @@ impl Exchange {
     /// The session is over.
     pub fn look(
         &mut self,
-        room: &mut dyn Room,
+        directory: &mut dyn SharedDirectory,
         space: usize,
         now: Instant,
     ) -> Result<Looked, Fault> {
         self.looks_since = self.looks_since.saturating_add(1);
-        let names = match room.list() {
+        let names = match directory.list() {
             Ok(names) => names,
             Err(trouble) => {
                 bear(&mut self.unreadable, trouble, now)?;
@@ -48,7 +48,7 @@ impl Exchange {
             }
         }
         if newest_beat > self.beat_seen {
-            looked.news |= self.take_beat(room, newest_beat, now)?;
+            looked.news |= self.take_beat(directory, newest_beat, now)?;
         }
         data.sort_unstable();
         let newest = data.last().copied().unwrap_or(0);
@@ -64,7 +64,7 @@ impl Exchange {
                 looked.more = true;
                 break;
             }
-            let Some(piece) = self.take_data(room, number, now)? else {
+            let Some(piece) = self.take_data(directory, number, now)? else {
                 complete = false;
                 break;
             };
@@ -81,7 +81,7 @@ impl Exchange {
         }
         // What the other side wrote before its end is still to be read.
         if complete && !looked.more && !self.in_ended && looked.pieces.is_empty() {
-            if (gone || self.gave_up) && Space::is_full(room) {
+            if (gone || self.gave_up) && Space::is_full(directory) {
                 return Err(Fault::Io {
                     context: format!("the {} ended on a full file system", name(self.role.peer())),
                     source: io::Error::from_raw_os_error(Errno::ENOSPC as i32),
@@ -110,12 +110,17 @@ impl Exchange {
     }
 
     /// Reads a beat. Returns whether it was one.
-    fn take_beat(&mut self, room: &mut dyn Room, number: u64, now: Instant) -> Result<bool, Fault> {
-        let Some((header, _)) = self.open(room, Kind::Beat, number, now)? else {
+    fn take_beat(
+        &mut self,
+        directory: &mut dyn SharedDirectory,
+        number: u64,
+        now: Instant,
+    ) -> Result<bool, Fault> {
+        let Some((header, _)) = self.open(directory, Kind::Beat, number, now)? else {
             return Ok(false);
         };
         self.beat_seen = number;
-        self.note(room, &header)?;
+        self.note(directory, &header)?;
         self.gave_up |= header.gives_up;
         Ok(true)
     }
@@ -123,11 +128,11 @@ impl Exchange {
     /// Takes the next data segment, unless it cannot be read yet.
     fn take_data(
         &mut self,
-        room: &mut dyn Room,
+        directory: &mut dyn SharedDirectory,
         number: u64,
         now: Instant,
     ) -> Result<Option<Taken>, Fault> {
-        let Some((header, file)) = self.open(room, Kind::Data, number, now)? else {
+        let Some((header, file)) = self.open(directory, Kind::Data, number, now)? else {
             return Ok(None);
         };
         if header.offset != self.bytes_taken {
@@ -138,7 +143,7 @@ impl Exchange {
                 self.bytes_taken
             )));
         }
-        self.note(room, &header)?;
+        self.note(directory, &header)?;
         let payload = file.len() - HEADER;
         self.taken = number;
         self.bytes_taken += payload as u64;
@@ -151,7 +156,7 @@ impl Exchange {
     /// Reads a file that was listed and checks that it is what its name says.
     fn open(
         &mut self,
-        room: &mut dyn Room,
+        directory: &mut dyn SharedDirectory,
         kind: Kind,
         number: u64,
         now: Instant,
@@ -162,7 +167,7 @@ impl Exchange {
             Kind::Data => MAX_FILE,
             Kind::Beat => HEADER,
         };
-        let file = match room.read(&name, most) {
+        let file = match directory.read(&name, most) {
             Ok(Content::Bytes(file)) => file,
             // A beat that was replaced meanwhile; data whose name outlives it in a listing.
             Ok(Content::Absent) => return Ok(None),

@@ -8,8 +8,8 @@ use super::{
     name,
 };
 use crate::session::file_name;
-use crate::session::room::{Room, Trouble};
 use crate::session::segment::{HEADER, Header, Kind};
+use crate::session::shared_directory::{SharedDirectory, Trouble};
 
 impl Exchange {
     /// Writes the pieces that `next` gives, as far as the window allows. Returns whether it wrote.
@@ -20,7 +20,7 @@ impl Exchange {
     /// The session is over.
     pub fn send(
         &mut self,
-        room: &mut dyn Room,
+        directory: &mut dyn SharedDirectory,
         next: &mut dyn FnMut() -> Option<Piece>,
         now: Instant,
     ) -> Result<bool, Fault> {
@@ -30,7 +30,7 @@ impl Exchange {
                 if self.unsent.is_none() && self.has_room() {
                     self.unsent = next().map(|piece| Unsent { piece, at: HEADER });
                 }
-                if !self.has_room() || !self.cut(room, now)? {
+                if !self.has_room() || !self.cut(directory, now)? {
                     return Ok(wrote);
                 }
             }
@@ -39,7 +39,7 @@ impl Exchange {
             };
             let number = self.data_written + 1;
             let name = file_name::segment(self.role, Kind::Data, number);
-            if let Err(trouble) = room.publish(&name, &frozen.file) {
+            if let Err(trouble) = directory.publish(&name, &frozen.file) {
                 if matches!(trouble, Trouble::Full { .. }) {
                     self.thaw();
                 }
@@ -64,13 +64,13 @@ impl Exchange {
     }
 
     /// Cuts as much of the piece in hand as there is space for. Returns whether there is a file now.
-    fn cut(&mut self, room: &mut dyn Room, now: Instant) -> Result<bool, Fault> {
+    fn cut(&mut self, directory: &mut dyn SharedDirectory, now: Instant) -> Result<bool, Fault> {
         let Some(Unsent { piece, at }) = &self.unsent else {
             return Ok(false);
         };
         let left = piece.file.len() - at;
         let in_flight = (self.in_flight_bytes, self.in_flight.len());
-        let Some(most) = self.space.allowance(room, left, in_flight, now) else {
+        let Some(most) = self.space.allowance(directory, left, in_flight, now) else {
             // What is in flight gives space when it is taken; without that, others must.
             if self.in_flight.is_empty() {
                 bear(&mut self.cramped, full(), now)?;
@@ -154,11 +154,15 @@ impl Exchange {
     ///
     /// # Errors
     /// The session is over.
-    pub fn beat(&mut self, room: &mut dyn Room, now: Instant) -> Result<bool, Fault> {
-        if !self.is_beat_due(room, now) {
+    pub fn beat(
+        &mut self,
+        directory: &mut dyn SharedDirectory,
+        now: Instant,
+    ) -> Result<bool, Fault> {
+        if !self.is_beat_due(directory, now) {
             return Ok(false);
         }
-        self.write_beat(room, false, now)
+        self.write_beat(directory, false, now)
     }
 
     /// When a beat is due at the latest.
@@ -173,13 +177,13 @@ impl Exchange {
             .map_or(beat, |since| beat.min(since + ACK_DELAY))
     }
 
-    fn is_beat_due(&mut self, room: &mut dyn Room, now: Instant) -> bool {
+    fn is_beat_due(&mut self, directory: &mut dyn SharedDirectory, now: Instant) -> bool {
         if self.beat_failed {
             return now >= self.beat_due_at();
         }
         let untold = self.taken - self.told;
         self.beats_written == 0
-            || self.untold_bytes >= self.space.peers_window(room, self.untold_bytes, now) / 4
+            || self.untold_bytes >= self.space.peers_window(directory, self.untold_bytes, now) / 4
             || untold >= MAX_IN_FLIGHT as u64 / 4
             || (untold > 0 && self.in_ended)
             || now >= self.beat_due_at()
@@ -189,13 +193,17 @@ impl Exchange {
     ///
     /// # Errors
     /// The session is over anyway.
-    pub fn give_up(&mut self, room: &mut dyn Room, now: Instant) -> Result<(), Fault> {
-        self.write_beat(room, true, now).map(|_| ())
+    pub fn give_up(
+        &mut self,
+        directory: &mut dyn SharedDirectory,
+        now: Instant,
+    ) -> Result<(), Fault> {
+        self.write_beat(directory, true, now).map(|_| ())
     }
 
     fn write_beat(
         &mut self,
-        room: &mut dyn Room,
+        directory: &mut dyn SharedDirectory,
         gives_up: bool,
         now: Instant,
     ) -> Result<bool, Fault> {
@@ -207,12 +215,12 @@ impl Exchange {
             ..self.header(Kind::Beat, number)
         };
         let name = file_name::segment(self.role, Kind::Beat, number);
-        let published = room.publish(&name, &header.encode(&[]));
+        let published = directory.publish(&name, &header.encode(&[]));
         if now >= self.written_at + self.stir_after {
             self.stir_after = (self.stir_after * 2).min(BEAT);
         }
         if let Some(old) = number.checked_sub(BEATS_KEPT).filter(|old| *old > 0) {
-            self.remove(room, Kind::Beat, old)?;
+            self.remove(directory, Kind::Beat, old)?;
         }
         match published {
             Ok(()) => {
@@ -232,7 +240,11 @@ impl Exchange {
     }
 
     /// Notes what the peer has taken, and removes it.
-    pub(super) fn note(&mut self, room: &mut dyn Room, header: &Header) -> Result<(), Fault> {
+    pub(super) fn note(
+        &mut self,
+        directory: &mut dyn SharedDirectory,
+        header: &Header,
+    ) -> Result<(), Fault> {
         if header.taken > self.data_written {
             return Err(Fault::Violation(format!(
                 "the {} says it has taken segment {}, and there are {}",
@@ -250,13 +262,18 @@ impl Exchange {
             if let Some(bytes) = self.in_flight.pop_front() {
                 self.in_flight_bytes -= bytes;
             }
-            self.remove(room, Kind::Data, oldest)?;
+            self.remove(directory, Kind::Data, oldest)?;
         }
     }
 
     /// Removes a file of its own. One that stays is in nobody's way but the disk's.
-    fn remove(&mut self, room: &mut dyn Room, kind: Kind, number: u64) -> Result<(), Fault> {
-        match room.remove(&file_name::segment(self.role, kind, number)) {
+    fn remove(
+        &mut self,
+        directory: &mut dyn SharedDirectory,
+        kind: Kind,
+        number: u64,
+    ) -> Result<(), Fault> {
+        match directory.remove(&file_name::segment(self.role, kind, number)) {
             Err(Trouble::Gone) => Err(Fault::Vanished),
             Err(trouble) => {
                 log::debug!("{trouble}");

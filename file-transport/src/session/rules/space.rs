@@ -15,7 +15,7 @@ use std::time::{Duration, Instant};
 use nix::errno::Errno;
 
 use super::{MAX_IN_FLIGHT, WINDOW};
-use crate::session::room::{Free, Room, Trouble};
+use crate::session::shared_directory::{Free, SharedDirectory, Trouble};
 
 /// Bytes that data leaves free, or an eighth of a file system that is smaller than eight of it.
 const RESERVE: u64 = 1 << 20;
@@ -50,7 +50,7 @@ impl Space {
     /// `None`: nothing now.
     pub(super) fn allowance(
         &mut self,
-        room: &mut dyn Room,
+        directory: &mut dyn SharedDirectory,
         left: usize,
         in_flight: (usize, usize),
         now: Instant,
@@ -60,7 +60,7 @@ impl Space {
         }
         let (used, files) = in_flight;
         let most = self.refused.unwrap_or(left);
-        let Some(free) = self.free(room, now) else {
+        let Some(free) = self.free(directory, now) else {
             return Some(most);
         };
         let bytes = free.bytes.saturating_sub(reserve(&free));
@@ -82,7 +82,7 @@ impl Space {
     /// How much the other side can have in flight at most.
     pub(super) fn peers_window(
         &mut self,
-        room: &mut dyn Room,
+        directory: &mut dyn SharedDirectory,
         untold: usize,
         now: Instant,
     ) -> usize {
@@ -90,7 +90,7 @@ impl Space {
         if untold < SMALLEST_CUT {
             return WINDOW;
         }
-        let Some(free) = self.free(room, now) else {
+        let Some(free) = self.free(directory, now) else {
             return WINDOW;
         };
         let bytes = free.bytes.saturating_sub(reserve(&free));
@@ -112,12 +112,13 @@ impl Space {
     }
 
     /// Whether data finds no space now.
-    pub(super) fn is_full(room: &mut dyn Room) -> bool {
-        room.free()
+    pub(super) fn is_full(directory: &mut dyn SharedDirectory) -> bool {
+        directory
+            .free()
             .is_some_and(|free| free.bytes <= reserve(&free) || free.files <= RESERVED_FILES)
     }
 
-    fn free(&mut self, room: &mut dyn Room, now: Instant) -> Option<Free> {
+    fn free(&mut self, directory: &mut dyn SharedDirectory, now: Instant) -> Option<Free> {
         if let Some((Some(free), at)) = self.asked
             && free.bytes >= PLENTY
             && free.files >= 16 * MAX_IN_FLIGHT as u64
@@ -125,7 +126,7 @@ impl Space {
         {
             return Some(free);
         }
-        let free = room.free();
+        let free = directory.free();
         self.asked = Some((free, now));
         free
     }

@@ -7,8 +7,8 @@ use std::time::{Duration, Instant};
 
 use vgpu_protocol::transport::TransportError;
 
-use crate::session::exchange::{Fault, Taken};
 use crate::session::mount::Remark;
+use crate::session::rules::{Fault, Taken};
 use crate::session::segment::{HEADER, MAX_FILE, MAX_PAYLOAD};
 
 /// How long a wait whose deadline has passed waits for one more look.

@@ -4,11 +4,11 @@ use std::time::Instant;
 
 use super::INBOX;
 use super::queues::{Shared, State};
-use crate::session::caches::CacheTest;
 use crate::session::directory::SessionDirectory;
-use crate::session::exchange::{Exchange, Fault, Looked, Piece, SILENCE};
 use crate::session::file_name::CLAIM;
+use crate::session::mount_cache_test::CacheTest;
 use crate::session::pace::{self, pause};
+use crate::session::rules::{Exchange, Fault, Looked, Piece, SILENCE};
 use crate::session::segment::{HEADER, Role};
 
 /// Tells the caller that the thread has ended, also when it panicked.

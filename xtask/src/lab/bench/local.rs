@@ -8,8 +8,9 @@ use std::process::{Command, Stdio};
 use anyhow::{Context as _, Result, bail, ensure};
 use serde_json::{Value, json};
 
+use super::figures::median;
 use super::flags::Local;
-use super::measure::{Line, median, parse};
+use super::measure::{Line, parse};
 use super::points::{Point, memcpy};
 use super::results::compared;
 use super::targets::Target;

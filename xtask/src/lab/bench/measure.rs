@@ -1,6 +1,5 @@
 //! One run of one pair: the server in the guest, the client in dom0.
 
-use std::collections::BTreeMap;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail};
@@ -8,18 +7,12 @@ use serde_json::Value;
 
 use super::super::host::{Host, LIMIT, Place};
 use super::super::job::Job;
-use super::pairs::Pair;
+use super::pairs::{GUEST, Pair};
 use super::points::Point;
 use super::results::Ring;
 
-/// The guest of the bench.
-pub(super) const GUEST: &str = "bench";
-
 /// A whole run, on a busy machine.
 const RUN_LIMIT: Duration = Duration::from_secs(900);
-
-/// Figures of all rounds: MB/s, or µs for a round trip.
-pub(super) type Figures = BTreeMap<(Pair, Point), Vec<f64>>;
 
 /// Measures `points` once and adds what comes out.
 ///
@@ -99,18 +92,6 @@ pub(super) fn parse(output: &str) -> Result<Vec<Line>> {
     Ok(found)
 }
 
-/// The middle of `values`; NaN if there are none.
-pub(super) fn median(values: &[f64]) -> f64 {
-    let mut sorted = values.to_vec();
-    sorted.sort_by(f64::total_cmp);
-    let middle = sorted.len() / 2;
-    match sorted.len() {
-        0 => f64::NAN,
-        length if length % 2 == 1 => sorted[middle],
-        _ => f64::midpoint(sorted[middle - 1], sorted[middle]),
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -135,12 +116,5 @@ mod tests {
             ]
         );
         assert!(parse("{\"kind\":\"sink\",\"message_bytes\":64}").is_err());
-    }
-
-    #[test]
-    fn the_median_is_the_middle() {
-        assert_eq!(median(&[10.0, 1000.0, 100.0]), 100.0);
-        assert_eq!(median(&[1.0, 2.0]), 1.5);
-        assert!(median(&[]).is_nan());
     }
 }

@@ -18,6 +18,7 @@ use super::qemu_host::QemuHost;
 use crate::busy::Busy;
 
 mod counters;
+mod figures;
 mod local;
 mod measure;
 mod nfs;
@@ -33,8 +34,7 @@ mod stepped;
 mod table;
 mod targets;
 
-use measure::GUEST;
-use pairs::Pair;
+use pairs::{GUEST, Pair};
 use points::Selection;
 use prebuilt::Prebuilt;
 use results::Ring;

@@ -12,8 +12,9 @@ use super::super::guest::{GuestSpec, Kind};
 use super::super::host::{Host, LIMIT, Place};
 use super::super::job::Job;
 use super::super::suite::nfs::Mount;
+use super::figures::median;
 use super::flags::Nfs;
-use super::measure::{GUEST, median};
+use super::pairs::GUEST;
 use super::{boot_with, prebuilt, write_json};
 
 const ADDRESS: Ipv4Addr = Ipv4Addr::new(10, 77, 0, 11);

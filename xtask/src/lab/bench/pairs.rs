@@ -7,6 +7,9 @@ use anyhow::{Result, bail};
 
 use super::points::Point;
 
+/// The guest of the bench.
+pub(super) const GUEST: &str = "bench";
+
 /// A client and a server.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum Pair {

@@ -9,8 +9,9 @@ use serde_json::{Value, json};
 
 use super::super::host::{Host, LIMIT, Place};
 use super::super::job::Job;
+use super::figures::median;
 use super::flags::Regions;
-use super::measure::{GUEST, median};
+use super::pairs::GUEST;
 use super::{boot, prebuilt, rings, seconds, write_json};
 
 /// With rings of 1 MiB all of it stays below the 1,024 pages that a kernel grants.

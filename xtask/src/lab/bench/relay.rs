@@ -12,8 +12,8 @@ use anyhow::{Context as _, Result, ensure};
 use serde_json::{Value, json};
 
 use super::RelayWhere;
+use super::figures::median;
 use super::flags::Relay;
-use super::measure::median;
 use super::prebuilt::{self, Prebuilt};
 use super::sessions::{make_secret, once, rows};
 use super::write_json;

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use serde_json::{Value, json};
 
-use super::measure::{Figures, median};
+use super::figures::{Figures, median};
 use super::pairs::Pair;
 use super::points::{Point, in_place, memcpy};
 use super::stepped::{Counted, Sides, Transfer};

@@ -11,8 +11,8 @@ use std::process::Command;
 use anyhow::{Context as _, Result, ensure};
 use serde_json::{Value, json};
 
+use super::figures::median;
 use super::flags::Sessions;
-use super::measure::median;
 use super::write_json;
 use crate::mediator::{self, Mediator};
 

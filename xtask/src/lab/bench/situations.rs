@@ -6,8 +6,8 @@ use std::path::Path;
 use anyhow::Result;
 use serde_json::{Value, json};
 
+use super::figures::median;
 use super::local::{Figures, Sides, once};
-use super::measure::median;
 use super::points::Point;
 use super::results::compared;
 use super::targets::{self, Target};

@@ -9,8 +9,7 @@ use anyhow::{Context as _, Result, bail};
 use super::super::host::{Host, LIMIT, Place};
 use super::super::job::Job;
 use super::counters::Counters;
-use super::measure::GUEST;
-use super::pairs::Pair;
+use super::pairs::{GUEST, Pair};
 use super::points::Point;
 
 /// How often a counted transfer fills its ring.

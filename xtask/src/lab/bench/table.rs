@@ -227,7 +227,7 @@ fn idle(ring: &Ring) -> Option<String> {
 
 #[cfg(test)]
 mod tests {
-    use super::super::measure::Figures;
+    use super::super::figures::Figures;
     use super::super::stepped::{Sides, Transfer};
     use super::*;
 

@@ -8,7 +8,7 @@ use crate::lab::guest::Kind::Pv;
 use crate::lab::host::Place;
 
 pub(crate) const CASES: &[Case] = &[
-    Case::new("lone/no-mediator", &[Pv], |c| {
+    Case::new("missing-pieces/no-mediator", &[Pv], |c| {
         let error = c.fail(
             Place::Guest("pv"),
             "vgpu --endpoint xen: vector-add --n 1000",
@@ -19,7 +19,7 @@ pub(crate) const CASES: &[Case] = &[
         );
         Ok(())
     }),
-    Case::new("lone/no-such-domain", &[], |c| {
+    Case::new("missing-pieces/no-such-domain", &[], |c| {
         c.fail(
             Place::Dom0,
             "vchan connect --peer 999 --path data/none --timeout 3 --echo",
@@ -30,20 +30,20 @@ pub(crate) const CASES: &[Case] = &[
         )
         .map(drop)
     }),
-    Case::new("lone/path-without-keys", &[Pv], |c| {
+    Case::new("missing-pieces/path-without-keys", &[Pv], |c| {
         let domid = c.host.guest_domid("pv")?;
         let command = format!("vchan connect --peer {domid} --path data/none --timeout 3 --echo");
         c.fail(Place::Dom0, &command).map(drop)
     }),
-    Case::new("lone/keys-that-are-no-numbers", &[Pv], |c| {
+    Case::new("missing-pieces/keys-that-are-no-numbers", &[Pv], |c| {
         bad_keys(c, "a\u{300}b", "0x10")
     }),
-    Case::new("lone/keys-out-of-range", &[Pv], |c| {
+    Case::new("missing-pieces/keys-out-of-range", &[Pv], |c| {
         bad_keys(c, "99999999999999999999", "5000000000")?;
         bad_keys(c, "8", "4294967295")?;
         bad_keys(c, "4294967295", "3")
     }),
-    Case::new("lone/no-modules-no-dev-xen", &[], no_modules),
+    Case::new("missing-pieces/no-modules-no-dev-xen", &[], no_modules),
 ];
 
 /// A guest that publishes nonsense must not get dom0's client further than an error.

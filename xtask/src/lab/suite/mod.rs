@@ -16,9 +16,9 @@ mod faults_xenstored;
 mod footprint;
 mod group;
 mod interop;
-mod lone;
 mod many;
 mod mediators;
+mod missing_pieces;
 pub(crate) mod nfs;
 mod region;
 mod relay;
@@ -40,7 +40,7 @@ pub(crate) const TOPICS: &[&[Case]] = &[
     channel::CASES,
     vector_add::CASES,
     mediators::CASES,
-    lone::CASES,
+    missing_pieces::CASES,
     domains::CASES,
     interop::CASES,
     vchan::CASES,

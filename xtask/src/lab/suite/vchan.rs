@@ -1,6 +1,6 @@
 //! The command `vchan` over Xen: providers, roles, and ends of every kind.
 //!
-//! What a guest's destruction does is in `domains.rs`, missing pieces in `lone.rs`, the generic
+//! What a guest's destruction does is in `domains.rs`, missing pieces in `missing_pieces.rs`, the generic
 //! suite in `channel.rs`.
 
 use std::time::Duration;

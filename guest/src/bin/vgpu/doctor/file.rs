@@ -9,10 +9,10 @@ use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
 use nix::unistd::{AccessFlags, access, geteuid};
-use vgpu_file_transport::guide::{COMMAND_FILE, RESPONSE_FILE};
 use vgpu_file_transport::name::SESSIONS;
 use vgpu_file_transport::session::mount::{Mount, Remark};
 use vgpu_file_transport::session::{Settings, connect};
+use vgpu_file_transport::two_file_grammar::{COMMAND_FILE, RESPONSE_FILE};
 use vgpu_guest::Options;
 use vgpu_protocol::transport::Transport;
 
