@@ -19,7 +19,7 @@ use crate::listing;
 use crate::name::GuestName;
 
 /// The time between two looks for new directories.
-const LOOK: Duration = Duration::from_secs(1);
+const LOOK_INTERVAL: Duration = Duration::from_secs(1);
 
 /// Names in the served directory that one look reads. Whoever puts more there hides new guests.
 const MOST_NAMES: usize = 4096;
@@ -45,7 +45,7 @@ impl Guests {
     /// The guests that have a directory now, in order of their names, or nothing when it is not yet
     /// time to look again. All of them at each look: who is served already is the caller's to know.
     pub fn look(&mut self, directory: &Directory, now: Instant) -> Vec<GuestName> {
-        let early = |looked: Instant| now.saturating_duration_since(looked) < LOOK;
+        let early = |looked: Instant| now.saturating_duration_since(looked) < LOOK_INTERVAL;
         if self.looked.is_some_and(early) {
             return Vec::new();
         }
@@ -138,10 +138,13 @@ mod tests {
         let names =
             |found: Vec<GuestName>| found.iter().map(GuestName::to_string).collect::<Vec<_>>();
         assert_eq!(names(guests.look(&directory, now)), ["db", "web-1"]);
-        assert_eq!(names(guests.look(&directory, now + LOOK / 2)), [""; 0]);
+        assert_eq!(
+            names(guests.look(&directory, now + LOOK_INTERVAL / 2)),
+            [""; 0]
+        );
         fs::create_dir(path.path().join("new")).unwrap();
         assert_eq!(
-            names(guests.look(&directory, now + LOOK)),
+            names(guests.look(&directory, now + LOOK_INTERVAL)),
             ["db", "new", "web-1"]
         );
     }
@@ -156,7 +159,7 @@ mod tests {
         let mut guests = Guests::new();
         let mut now = Instant::now();
         let mut found = || {
-            now += LOOK;
+            now += LOOK_INTERVAL;
             guests.look(&directory, now).len()
         };
         for (mode, wanted) in [

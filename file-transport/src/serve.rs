@@ -148,7 +148,7 @@ const DOUBT: Duration = Duration::from_millis(100);
 
 /// The shortest time between two lines about a `command.txt` that cannot be used: a guest may change
 /// what is wrong with it as often as it likes.
-const COMPLAIN: Duration = Duration::from_secs(60);
+const COMPLAINT_INTERVAL: Duration = Duration::from_secs(60);
 
 /// Tells the log why `command.txt` cannot be used.
 #[derive(Default)]
@@ -158,7 +158,7 @@ struct Complaint {
 
 impl Complaint {
     fn say(&mut self, directory: &Directory, reason: &str, now: Instant) {
-        let early = |at: Instant| now.saturating_duration_since(at) < COMPLAIN;
+        let early = |at: Instant| now.saturating_duration_since(at) < COMPLAINT_INTERVAL;
         if matches!(&self.said, Some((said, at)) if said == reason || early(*at)) {
             return;
         }

@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 use proptest::prelude::*;
 use vgpu_file_transport::SessionName;
 use vgpu_file_transport::session::file_name::GONE;
-use vgpu_file_transport::session::rules::{Exchange, Fault, PATIENCE, Piece, SILENCE};
+use vgpu_file_transport::session::rules::{Exchange, Fault, Piece, RETRY_LIMIT, SILENCE};
 use vgpu_file_transport::session::segment::{HEADER, Role};
 use vgpu_file_transport::session::shared_directory::{Content, Free, SharedDirectory, Trouble};
 
@@ -410,13 +410,13 @@ fn a_full_file_system_ends_the_session_and_a_question_still_fits_into_what_is_ke
         mediator.turn(now).unwrap();
         guest.exchange.look(&mut guest.view, 1 << 20, now).unwrap();
         match guest.exchange.send(&mut guest.view, &mut next, now) {
-            Ok(wrote) => assert!(!wrote && now - began < PATIENCE * 2),
+            Ok(wrote) => assert!(!wrote && now - began < RETRY_LIMIT * 2),
             Err(fault) => break fault.to_string(),
         }
         guest.exchange.beat(&mut guest.view, now).unwrap();
     };
     assert!(fault.contains("No space left on device"), "{fault}");
-    assert!(now - began >= PATIENCE);
+    assert!(now - began >= RETRY_LIMIT);
 }
 
 #[test]

@@ -19,7 +19,7 @@ use crate::print::{print_error, write_all};
 const MOST_WAITING: usize = 256 << 10;
 
 /// How long a process that ends waits for its last lines to be taken.
-const FLUSH: Duration = Duration::from_secs(1);
+const LAST_LINES_LIMIT: Duration = Duration::from_secs(1);
 
 /// The queue of this process, once [`init`] was called.
 static QUEUE: OnceLock<Queue> = OnceLock::new();
@@ -122,7 +122,7 @@ pub fn say(text: &str) {
 /// the process, whose end the thread that waits does not hold up.
 pub fn flush() {
     if let Some(queue) = QUEUE.get() {
-        queue.flush(Instant::now() + FLUSH);
+        queue.flush(Instant::now() + LAST_LINES_LIMIT);
     }
 }
 

@@ -20,7 +20,7 @@ const MOST_QUESTIONS: usize = 16;
 static QUESTIONS: AtomicUsize = AtomicUsize::new(0);
 
 /// How often a wait asks whether to give up.
-const LOOK: Duration = Duration::from_millis(50);
+const STOP_CHECK_INTERVAL: Duration = Duration::from_millis(50);
 
 /// A place among [`MOST_QUESTIONS`].
 struct Question;
@@ -82,7 +82,7 @@ pub(crate) fn resolve(
             return Err(ConnectError::interrupted());
         }
         let left = deadline.saturating_duration_since(Instant::now());
-        match answers.recv_timeout(left.min(LOOK)) {
+        match answers.recv_timeout(left.min(STOP_CHECK_INTERVAL)) {
             Ok(Ok(addresses)) if addresses.is_empty() => return Err(failed("none is known")),
             Ok(Ok(addresses)) => return Ok(addresses),
             Ok(Err(error)) => return Err(failed(&error.to_string())),

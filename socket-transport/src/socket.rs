@@ -17,7 +17,7 @@ use vgpu_protocol::transport::TransportError;
 const KEEPALIVE: (u32, u32, u32) = (10, 5, 3);
 
 /// What was sent and is not confirmed for so long makes the host gone too.
-const UNCONFIRMED: Duration = Duration::from_secs(25);
+const UNCONFIRMED_LIMIT: Duration = Duration::from_secs(25);
 
 /// The most that the kernel passes at once. Those for which there is no room it would close at once.
 const MOST_DESCRIPTORS: usize = 253;
@@ -68,7 +68,7 @@ impl Socket {
         setsockopt(&stream, sockopt::TcpKeepIdle, &idle)?;
         setsockopt(&stream, sockopt::TcpKeepInterval, &interval)?;
         setsockopt(&stream, sockopt::TcpKeepCount, &count)?;
-        let unconfirmed = u32::try_from(UNCONFIRMED.as_millis()).unwrap_or(u32::MAX);
+        let unconfirmed = u32::try_from(UNCONFIRMED_LIMIT.as_millis()).unwrap_or(u32::MAX);
         setsockopt(&stream, sockopt::TcpUserTimeout, &unconfirmed)?;
         Ok(Self {
             stream: Stream::Tcp(stream),

@@ -22,7 +22,7 @@ use crate::socket::{Ready, Received, Socket, is_gone, poll};
 use crate::transport::SocketTransport;
 
 /// How often a wait asks whether to give up.
-const LOOK: Duration = Duration::from_millis(50);
+const STOP_CHECK_INTERVAL: Duration = Duration::from_millis(50);
 
 /// Connects to the mediator at `host` and `port` and shows it `secret`, until `deadline` at the
 /// latest. All addresses of `host` are tried. `interrupted` is asked now and then whether to give
@@ -95,7 +95,7 @@ fn reach(
         if interrupted() {
             return Err(Errno::EINTR);
         }
-        let until = deadline.min(Instant::now() + LOOK);
+        let until = deadline.min(Instant::now() + STOP_CHECK_INTERVAL);
         match poll(&fd, write, until) {
             Ok(Some(_)) => break,
             // Until the deadline itself has been waited for, and so looked after it.
@@ -299,7 +299,7 @@ impl Exchange<'_> {
             if (self.give_up)() {
                 return Err(Failure::Interrupted);
             }
-            let until = self.deadline.min(Instant::now() + LOOK);
+            let until = self.deadline.min(Instant::now() + STOP_CHECK_INTERVAL);
             if poll(self.socket, wanted, until)?.is_some() {
                 return Ok(());
             }

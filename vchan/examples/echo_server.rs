@@ -17,7 +17,7 @@ ADDRESS is local:PATH (a Unix socket), or xen:DOMID/PATH with the domain at the 
   guest$ echo_server xen:0/data/echo     and   dom0# echo_client xen:7/data/echo hello";
 
 /// How long to wait for a client, and for one that says nothing.
-const PATIENCE: Duration = Duration::from_secs(3600);
+const CLIENT_LIMIT: Duration = Duration::from_secs(3600);
 
 fn main() -> ExitCode {
     match run(std::env::args().skip(1)) {
@@ -43,7 +43,7 @@ pub(crate) fn run(arguments: impl Iterator<Item = String>) -> Result<(), Box<dyn
     let address: Address = address.parse()?;
     for _ in 0..clients {
         // A channel has one client; the next one needs a new channel.
-        let channel = address.serve(None, Instant::now() + PATIENCE)?;
+        let channel = address.serve(None, Instant::now() + CLIENT_LIMIT)?;
         println!("a client came to {}", channel.describe());
         match echo(channel) {
             Ok(bytes) => println!("it is gone after {bytes} bytes"),
@@ -58,11 +58,11 @@ fn echo(mut channel: Channel) -> vchan::Result<u64> {
     let mut buf = vec![0; 16 << 10];
     let mut total = 0;
     loop {
-        let n = channel.read(&mut buf, Instant::now() + PATIENCE)?;
+        let n = channel.read(&mut buf, Instant::now() + CLIENT_LIMIT)?;
         if n == 0 {
             return Ok(total); // the client has closed
         }
-        channel.write_all(&buf[..n], Instant::now() + PATIENCE)?;
+        channel.write_all(&buf[..n], Instant::now() + CLIENT_LIMIT)?;
         total += n as u64;
     }
 }

@@ -22,7 +22,7 @@ use crate::wire::shm::Region;
 
 /// How often a server looks for its client unasked: clients of libxenvchan before Xen 4.14 do not
 /// ring when they connect.
-const LOOK_FOR_CLIENT: Duration = Duration::from_millis(500);
+const CLIENT_LOOK_INTERVAL: Duration = Duration::from_millis(500);
 
 /// The doorbell and the death notice of one connected channel.
 ///
@@ -147,7 +147,10 @@ pub fn wait_for_client(
         if now >= deadline {
             return Err(Error::TimedOut("see a client connect"));
         }
-        if poll_readable(&[backend.poll_fd()], deadline.min(now + LOOK_FOR_CLIENT))? {
+        if poll_readable(
+            &[backend.poll_fd()],
+            deadline.min(now + CLIENT_LOOK_INTERVAL),
+        )? {
             backend
                 .acknowledge()
                 .map_err(|source| Error::os("cannot acknowledge the doorbell", source))?;

@@ -4,14 +4,14 @@ use std::os::unix::net::UnixStream;
 use std::time::Instant;
 
 use vchan::{Format, Setup, local};
-use vchan_testing::conformance::{PATIENCE, cases};
+use vchan_testing::conformance::{STEP_LIMIT, cases};
 
 /// Cases in which nobody dies: both ends in this process, in the formats they are ready for.
 fn every_case(served: Format, connected: Format) {
     let mut ran = 0;
     for case in cases().into_iter().filter(|case| case.dies.is_none()) {
         let (server, client) = UnixStream::pair().unwrap();
-        let deadline = Instant::now() + PATIENCE;
+        let deadline = Instant::now() + STEP_LIMIT;
         let setup = Setup::new().format(served).first_index(case.first_index);
         let served = std::thread::spawn(move || {
             let channel = local::serve_with(&setup, server, case.rings, deadline)
@@ -53,7 +53,7 @@ fn the_format_is_what_both_sides_know() {
                     continue;
                 }
                 let (server, client) = UnixStream::pair().unwrap();
-                let deadline = Instant::now() + PATIENCE;
+                let deadline = Instant::now() + STEP_LIMIT;
                 let echo = std::thread::spawn(move || {
                     let setup = Setup::new().format(served);
                     let mut channel = local::serve_with(&setup, server, ring, deadline).unwrap();

@@ -13,7 +13,7 @@ use vchan::layout::{Role, offset};
 use vchan::reactor::{Handle, Reactor};
 use vchan::{Channel, Error, PeerError, local};
 use vchan_testing::conformance::many::{Ask, Echo, Many};
-use vchan_testing::conformance::{PATIENCE, cases};
+use vchan_testing::conformance::{STEP_LIMIT, cases};
 use vchan_testing::peer::LyingPeer;
 
 mod liar;
@@ -158,7 +158,7 @@ fn conformance(meanwhile: impl Fn(&mut Reactor)) {
         let mut reactor = Reactor::new().unwrap();
         let handle = reactor.handle().clone();
         let (one, other) = UnixStream::pair().unwrap();
-        let deadline = Instant::now() + PATIENCE;
+        let deadline = Instant::now() + STEP_LIMIT;
         let for_client = handle.clone();
         let connecting =
             thread::spawn(move || local::connect_on_reactor(&for_client, other, deadline).unwrap());

@@ -24,13 +24,13 @@ use crate::name::{GuestName, SESSIONS, SessionName};
 use crate::two_file_grammar::RESPONSE_FILE;
 
 /// How often a wait looks whether the program was told to stop.
-const LOOK: Duration = Duration::from_millis(50);
+const STOP_CHECK_INTERVAL: Duration = Duration::from_millis(50);
 
 /// The last wait of a connection that comes to nothing.
-const LAST: Duration = Duration::from_millis(1);
+const LAST_WAIT: Duration = Duration::from_millis(1);
 
 /// How long a mediator may take to make `sessions/` after it has started.
-const STARTING: Duration = Duration::from_secs(1);
+const MEDIATOR_START_LIMIT: Duration = Duration::from_secs(1);
 
 /// How a guest connects.
 #[derive(Debug, Clone, Default)]
@@ -126,9 +126,9 @@ pub fn connect(
         let late = now >= deadline;
         // Late or not, it looks once more.
         let until = if late {
-            now + LAST
+            now + LAST_WAIT
         } else {
-            deadline.min(now + LOOK)
+            deadline.min(now + STOP_CHECK_INTERVAL)
         };
         match transport.wait_connected(until) {
             Progress::Connected(transport) => {
@@ -249,8 +249,8 @@ fn make(
                 return Ok((directory, exchange, Some(test)));
             }
             // The mediator makes it when it starts.
-            Err(Errno::ENOENT) if now < deadline.min(began + STARTING) => {
-                thread::sleep(LOOK);
+            Err(Errno::ENOENT) if now < deadline.min(began + MEDIATOR_START_LIMIT) => {
+                thread::sleep(STOP_CHECK_INTERVAL);
             }
             Err(errno) => return Err(cannot_make(path, errno)),
         }

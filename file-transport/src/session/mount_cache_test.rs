@@ -17,10 +17,10 @@ use super::mount::{Mount, Remark};
 use super::shared_directory::{Content, SharedDirectory};
 
 /// How long a thorough test asks for a name before it looks at the directory.
-const ASKING: Duration = Duration::from_secs(2);
+const NAME_TEST_LIMIT: Duration = Duration::from_secs(2);
 
 /// How long a thorough test waits for the mediator to change a file.
-const CHANGING: Duration = Duration::from_secs(3);
+const CHANGE_TEST_LIMIT: Duration = Duration::from_secs(3);
 
 /// Times of sshfs are whole seconds, so nothing less counts as late.
 const LATE: Duration = Duration::from_millis(1500);
@@ -122,7 +122,7 @@ impl CacheTest {
     /// Asks for the probe by its name, which a look at the directory would help the mount to answer.
     pub(super) fn before_listing(&mut self, directory: &SessionDirectory, stop: impl Fn() -> bool) {
         let began = Instant::now();
-        while self.thorough && began.elapsed() < ASKING && !stop() {
+        while self.thorough && began.elapsed() < NAME_TEST_LIMIT && !stop() {
             if directory.lookup(PROBE) {
                 return;
             }
@@ -151,7 +151,7 @@ impl CacheTest {
                 self.after_change(directory);
                 true
             }
-            Some(asked) => asked.elapsed() >= CHANGING,
+            Some(asked) => asked.elapsed() >= CHANGE_TEST_LIMIT,
         }
     }
 

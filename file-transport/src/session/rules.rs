@@ -42,7 +42,7 @@ pub const WINDOW: usize = 8 << 20;
 pub const MAX_IN_FLIGHT: usize = 64;
 
 /// A side that has written nothing else for this long writes a beat.
-pub const BEAT: Duration = Duration::from_secs(1);
+pub const BEAT_INTERVAL: Duration = Duration::from_secs(1);
 
 /// A side of which nothing new was seen for this long, in at least [`LOOKS`] looks, is dead, unless
 /// [`Exchange::bear_silence`] says otherwise.
@@ -50,19 +50,19 @@ pub const SILENCE: Duration = Duration::from_secs(20);
 
 /// Looks that must have brought nothing before a side counts as dead: a machine that was asleep for
 /// an hour has looked at nothing in that time. The same number of tries must have failed before
-/// [`PATIENCE`] ends.
+/// [`RETRY_LIMIT`] ends.
 pub const LOOKS: u32 = 10;
 
 /// How long a full disk, or a file that cannot be read, is tried again before the session ends, and
 /// at least [`LOOKS`] times.
-pub const PATIENCE: Duration = Duration::from_secs(5);
+pub const RETRY_LIMIT: Duration = Duration::from_secs(5);
 
 /// What was taken is acknowledged this much later, unless another file says it before.
 const ACK_DELAY: Duration = Duration::from_millis(100);
 
 /// On a file system that may hold old listings, a side that waits writes beats at growing distances
 /// from this on: a change of its own makes its system ask the server.
-const STIR: Duration = Duration::from_millis(10);
+const STIR_INTERVAL: Duration = Duration::from_millis(10);
 
 /// Beats of its own that a side leaves in place, so that a reader with an old listing finds one.
 const BEATS_KEPT: u64 = 4;
@@ -85,7 +85,7 @@ pub enum Fault {
     /// The other side broke the rules.
     #[error("{0}")]
     Violation(String),
-    /// The system has refused for [`PATIENCE`].
+    /// The system has refused for [`RETRY_LIMIT`].
     #[error("{context}: {source}")]
     Io {
         /// What was being done.
@@ -149,7 +149,7 @@ pub struct Exchange {
     role: Role,
     session: SessionName,
     writer: [u8; 16],
-    /// Whether listings may be old; see [`STIR`].
+    /// Whether listings may be old; see [`STIR_INTERVAL`].
     remote: bool,
     silence: Duration,
     peer: Option<[u8; 16]>,
@@ -223,7 +223,7 @@ impl Trying {
             tries: 0,
         });
         trying.tries = trying.tries.saturating_add(1);
-        now.saturating_duration_since(trying.since) >= PATIENCE && trying.tries >= LOOKS
+        now.saturating_duration_since(trying.since) >= RETRY_LIMIT && trying.tries >= LOOKS
     }
 }
 
@@ -255,7 +255,7 @@ impl Exchange {
             beats_written: 0,
             beat_failed: false,
             written_at: now,
-            stir_after: STIR,
+            stir_after: STIR_INTERVAL,
             taken: 0,
             bytes_taken: 0,
             in_ended: false,
@@ -276,7 +276,7 @@ impl Exchange {
 
     /// Gives the other side up after this much silence, instead of [`SILENCE`]; at least three beats.
     pub fn bear_silence(&mut self, silence: Duration) {
-        self.silence = silence.max(BEAT * 3);
+        self.silence = silence.max(BEAT_INTERVAL * 3);
     }
 
     /// Which side this is.

@@ -32,7 +32,7 @@ const OUTBOX: usize = 2 * MAX_PAYLOAD;
 const INBOX: usize = 2 * MAX_PAYLOAD;
 
 /// How long a transport that is dropped waits for its thread to say so to the other side.
-const LAST_WORD: Duration = Duration::from_millis(500);
+const LAST_WORD_LIMIT: Duration = Duration::from_millis(500);
 
 /// An ordered stream of bytes each way, in files of a directory.
 #[derive(Debug)]
@@ -240,7 +240,7 @@ impl Drop for FileTransport {
         let _unless_the_file_system_hangs =
             self.shared
                 .for_caller
-                .wait_timeout_while(state, LAST_WORD, |state| !state.over);
+                .wait_timeout_while(state, LAST_WORD_LIMIT, |state| !state.over);
     }
 }
 

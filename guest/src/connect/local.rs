@@ -24,7 +24,7 @@ use crate::options::Options;
 const RING_BYTES: usize = 1 << 20;
 
 /// How often a wait looks whether the program was told to stop.
-const LOOK: Duration = Duration::from_millis(20);
+const STOP_CHECK_INTERVAL: Duration = Duration::from_millis(20);
 
 pub(super) fn open(
     path: &Path,
@@ -60,7 +60,10 @@ fn serve_on(
         let (done, waiting) = mpsc::channel::<()>();
         // The rendezvous itself knows of no interrupt: the end of its stream ends it.
         scope.spawn(move || {
-            while matches!(waiting.recv_timeout(LOOK), Err(RecvTimeoutError::Timeout)) {
+            while matches!(
+                waiting.recv_timeout(STOP_CHECK_INTERVAL),
+                Err(RecvTimeoutError::Timeout)
+            ) {
                 if options.interrupted() {
                     let _ = watched.shutdown(Shutdown::Both);
                 }

@@ -21,7 +21,7 @@ use crate::options::Options;
 pub const MEDIATOR_HINT: &str = "data/vgpu/mediator";
 
 /// How often the wait for the mediator looks for a reason to end.
-const LOOK: Duration = Duration::from_millis(200);
+const END_CHECK_INTERVAL: Duration = Duration::from_millis(200);
 
 /// How long a mediator may take although its hint says that it will not come: the hint may be old.
 const DENIED_GRACE: Duration = Duration::from_secs(2);
@@ -86,7 +86,7 @@ pub(super) fn open(options: &Options, deadline: Instant) -> Result<Box<dyn Trans
     );
     // The server removes its node when it is dropped, on every way out of here.
     loop {
-        let until = deadline.min(Instant::now() + LOOK);
+        let until = deadline.min(Instant::now() + END_CHECK_INTERVAL);
         match server.wait_for_client(until) {
             Ok(()) => break,
             Err(vchan::Error::TimedOut(_)) => {}

@@ -27,7 +27,7 @@ const MOST_REFUSING: usize = 8;
 const WAITING: (usize, usize) = (128, 32);
 
 /// How long they wait; clients give up at about that time.
-const PATIENCE: Duration = Duration::from_secs(10);
+const ADMISSION_WAIT_LIMIT: Duration = Duration::from_secs(10);
 
 /// Somebody of this machine who wants a session.
 #[derive(Debug)]
@@ -115,7 +115,7 @@ impl Broker<'_> {
         while let Some(newcomer) = self.next_local_newcomer(now) {
             self.let_in_local(newcomer, now);
         }
-        let out_of_patience = self.local_newcomers.expire(PATIENCE, now);
+        let out_of_patience = self.local_newcomers.expire(ADMISSION_WAIT_LIMIT, now);
         let crowded_out = std::iter::from_fn(|| self.local_newcomers.crowded_out());
         let gone: Vec<_> = crowded_out.collect();
         for LocalNewcomer { who, .. } in out_of_patience.into_iter().chain(gone).map(|it| it.item) {
@@ -136,7 +136,7 @@ impl Broker<'_> {
 
     /// When that is due next.
     pub(super) fn local_newcomers_due(&self, now: Instant) -> Option<Instant> {
-        let first = self.local_newcomers.first()? + PATIENCE;
+        let first = self.local_newcomers.first()? + ADMISSION_WAIT_LIMIT;
         let starts = self.local_newcomers.iter();
         let starts = starts.map(|entry| self.accounts.may_start_at(&entry.item.who, now));
         starts.chain([first]).min()

@@ -27,17 +27,17 @@ const MOST_WAITING: usize = 64;
 const MOST_AT_ONCE: usize = 256;
 
 /// Between the starts of two processes.
-const INTERVAL: Duration = Duration::from_millis(250);
+const START_INTERVAL: Duration = Duration::from_millis(250);
 
 /// Processes at once: four times as many as there are while none is slow to end.
 const MOST_PROCESSES: usize = 32;
 
 /// How long a process stays after the broker has let go. What else was started meanwhile has copies
 /// until its `exec`, and must not be the last to close.
-const HOLD: Duration = Duration::from_secs(1);
+const HOLD_AFTER_RELEASE: Duration = Duration::from_secs(1);
 
 /// A process that is still there after this time is killed.
-const PATIENCE: Duration = Duration::from_secs(10);
+const KILL_AFTER: Duration = Duration::from_secs(10);
 
 /// Runs such a process: holds what it has inherited until the broker has let go of it.
 pub fn main() -> ExitCode {
@@ -45,7 +45,7 @@ pub fn main() -> ExitCode {
     let _ = prctl::set_name(c"vgpu-mediatord");
     // Nothing is ever written: it returns when the broker's end is closed.
     let _ = io::stdin().read(&mut [0]);
-    thread::sleep(HOLD);
+    thread::sleep(HOLD_AFTER_RELEASE);
     ExitCode::SUCCESS
 }
 
@@ -96,14 +96,14 @@ impl Closers {
             if closer.kill_at <= now {
                 // It may have ended already; looked at again should it take long.
                 let _ = closer.child.kill();
-                closer.kill_at = now + HOLD;
+                closer.kill_at = now + HOLD_AFTER_RELEASE;
             }
             !(ended && closer.letting_go.is_finished())
         });
         if unclosed() == 0 || self.running.len() >= MOST_PROCESSES || now < self.next {
             return;
         }
-        self.next = now + INTERVAL;
+        self.next = now + START_INTERVAL;
         match start(take_unclosed(MOST_AT_ONCE), now) {
             Ok(closer) => self.running.push(closer),
             // What it was for waits again.
@@ -159,6 +159,6 @@ fn start(batch: Vec<Stranger<OwnedFd>>, now: Instant) -> io::Result<Closer> {
     Ok(Closer {
         child,
         letting_go,
-        kill_at: now + PATIENCE,
+        kill_at: now + KILL_AFTER,
     })
 }

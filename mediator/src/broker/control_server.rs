@@ -26,7 +26,7 @@ use crate::lines::LineBuffer;
 const MOST_CONNECTIONS: usize = 16;
 
 /// Time for one question and its answer.
-const PATIENCE: Duration = Duration::from_secs(10);
+const REQUEST_LIMIT: Duration = Duration::from_secs(10);
 
 /// The listening socket and its connections.
 #[derive(Debug)]
@@ -150,7 +150,7 @@ impl ControlServer {
                 lines: LineBuffer::new(MAX_REQUEST),
                 unsent: Vec::new(),
                 answered: false,
-                deadline: now + PATIENCE,
+                deadline: now + REQUEST_LIMIT,
             },
         );
         if !admitted {

@@ -10,7 +10,7 @@ use std::os::unix::net::{SocketAddr, UnixDatagram};
 use std::time::Duration;
 
 /// How long systemd may take to make room for a word.
-const PATIENCE: Duration = Duration::from_secs(1);
+const SEND_LIMIT: Duration = Duration::from_secs(1);
 
 /// Tells systemd about this service, if systemd started it.
 pub(super) fn notify(state: &str) {
@@ -29,7 +29,7 @@ fn send(name: &OsStr, state: &str) -> std::io::Result<()> {
     };
     let socket = UnixDatagram::unbound()?;
     // A manager that does not read must not hold up what it starts.
-    socket.set_write_timeout(Some(PATIENCE))?;
+    socket.set_write_timeout(Some(SEND_LIMIT))?;
     socket.send_to_addr(state.as_bytes(), &address)?;
     Ok(())
 }

@@ -20,7 +20,7 @@ use crate::relay::OFFERS;
 use crate::worker::spec::Carrier;
 
 /// Time for xenstored's first answers.
-const PATIENCE: Duration = Duration::from_secs(5);
+const XENSTORE_OPEN_LIMIT: Duration = Duration::from_secs(5);
 
 /// First and longest pause before the next offer, after one that failed.
 const PAUSE: (Duration, Duration) = (Duration::from_millis(200), Duration::from_secs(30));
@@ -39,7 +39,7 @@ pub(super) struct Offers {
 
 /// The number of this domain; `None` where that cannot be told, which is then found elsewhere.
 pub(super) fn own_domid() -> Option<u16> {
-    let deadline = Instant::now() + PATIENCE;
+    let deadline = Instant::now() + XENSTORE_OPEN_LIMIT;
     let store = Store::open(deadline).ok()?;
     store.read("domid", deadline).ok()?.parse().ok()
 }
@@ -56,7 +56,7 @@ impl Offers {
                 error.advice(),
             )
         };
-        let deadline = now + PATIENCE;
+        let deadline = now + XENSTORE_OPEN_LIMIT;
         let store = Store::open(deadline).map_err(failed)?;
         let instance = Instance::acquire(
             Path::new(LOCK),

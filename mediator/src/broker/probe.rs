@@ -31,14 +31,14 @@ use crate::relay::{self, Route};
 pub const ARGUMENT: &str = "probe";
 
 /// Time for the child. A driver that starts up several GPUs takes its time.
-const PATIENCE: Duration = Duration::from_secs(60);
+const PROBE_LIMIT: Duration = Duration::from_secs(60);
 
 /// Longest answer of the child in bytes.
 const MAX_ANSWER: usize = 16 << 10;
 
 /// How long a child that was killed, or has nothing more to say, may take to end. One that hangs in
 /// the kernel is left behind.
-const END: Duration = Duration::from_secs(2);
+const EXIT_LIMIT: Duration = Duration::from_secs(2);
 
 /// What the child found.
 #[derive(Debug, Serialize, Deserialize)]
@@ -252,7 +252,7 @@ impl Probe {
             child,
             answers,
             lines: LineBuffer::new(MAX_ANSWER),
-            deadline: now + PATIENCE,
+            deadline: now + PROBE_LIMIT,
         })
     }
 
@@ -270,7 +270,7 @@ impl Probe {
                 None if now < self.deadline => return None,
                 None => Answer::Nothing(format!(
                     "the driver did not start within {} s",
-                    PATIENCE.as_secs()
+                    PROBE_LIMIT.as_secs()
                 )),
             },
             Err(error) => nothing(error.to_string()),
@@ -290,7 +290,7 @@ impl Probe {
 
     /// Waits for the child, which is about to end.
     fn end(&mut self) -> Option<ExitStatus> {
-        let deadline = Instant::now() + END;
+        let deadline = Instant::now() + EXIT_LIMIT;
         loop {
             match self.child.try_wait() {
                 Ok(None) if Instant::now() < deadline => thread::sleep(Duration::from_millis(5)),

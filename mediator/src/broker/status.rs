@@ -9,7 +9,7 @@ use crate::control::{self, Answer, Guest, Status};
 use crate::worker::link::Ask;
 
 /// How long workers have for their figures.
-const PATIENCE: Duration = Duration::from_millis(300);
+const FIGURES_LIMIT: Duration = Duration::from_millis(300);
 
 /// A question that waits for the workers' figures.
 #[derive(Debug)]
@@ -27,7 +27,7 @@ impl Broker<'_> {
         self.queries.push(Query {
             connection,
             asked: now,
-            deadline: now + PATIENCE,
+            deadline: now + FIGURES_LIMIT,
         });
         self.answer_queries(now);
     }

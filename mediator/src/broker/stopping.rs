@@ -7,11 +7,11 @@ use super::notify::notify;
 use crate::worker::link::Ask;
 
 /// Time to collect workers that were killed.
-const REAPING: Duration = Duration::from_secs(2);
+const REAP_LIMIT: Duration = Duration::from_secs(2);
 
 /// How soon after the first a second signal to end can be meant as one. Programs send several at
 /// once: GNU `timeout` signals its child and then the group, systemd sends SIGTERM and SIGHUP.
-const SAME: Duration = Duration::from_secs(1);
+const SAME_SIGNAL_WITHIN: Duration = Duration::from_secs(1);
 
 /// How far the end has come.
 #[derive(Debug)]
@@ -42,7 +42,9 @@ impl Broker<'_> {
     pub(super) fn stop(&mut self, now: Instant) {
         match self.stopping {
             None => {}
-            Some(Stopping::Draining { since, .. }) if now.duration_since(since) < SAME => {
+            Some(Stopping::Draining { since, .. })
+                if now.duration_since(since) < SAME_SIGNAL_WITHIN =>
+            {
                 log::debug!("asked to stop twice at once, which counts once");
                 return;
             }
@@ -87,7 +89,7 @@ impl Broker<'_> {
         for session in self.sessions.values_mut() {
             session.kill();
         }
-        self.stopping = Some(Stopping::Reaping(now + REAPING));
+        self.stopping = Some(Stopping::Reaping(now + REAP_LIMIT));
     }
 
     pub(super) fn expire_stop(&mut self, now: Instant) {

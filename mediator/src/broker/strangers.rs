@@ -35,7 +35,7 @@ const HELD: Duration = Duration::from_millis(500);
 /// bound on the processes that ever new sources could start.
 const GRACE: Duration = Duration::from_secs(1);
 /// How long anybody waits for a place; clients give up at about that time.
-const PATIENCE: Duration = Duration::from_secs(10);
+const PLACE_WAIT_LIMIT: Duration = Duration::from_secs(10);
 /// Processes that one source has at once, and the time for another one.
 const STARTS: (u32, Duration) = (16, Duration::from_millis(500));
 
@@ -136,7 +136,7 @@ impl<T> Strangers<T> {
 
     /// Connections that have waited too long.
     pub(super) fn out_of_patience(&mut self, now: Instant) -> Vec<T> {
-        let gone = self.waiting.expire(PATIENCE, now);
+        let gone = self.waiting.expire(PLACE_WAIT_LIMIT, now);
         gone.into_iter().map(|entry| entry.item).collect()
     }
 
@@ -201,13 +201,13 @@ impl<T> Strangers<T> {
         if at <= now {
             self.places.swap_remove(index);
         } else {
-            self.places[index].holder = Holder::Over(at.min(now + PATIENCE));
+            self.places[index].holder = Holder::Over(at.min(now + PLACE_WAIT_LIMIT));
         }
     }
 
     /// When a place becomes free or somebody has waited long enough, if anybody waits.
     pub(super) fn deadline(&self, now: Instant) -> Option<Instant> {
-        let first = self.waiting.first()? + PATIENCE;
+        let first = self.waiting.first()? + PLACE_WAIT_LIMIT;
         Some(
             self.chance(now)
                 .map_or(first, |chance| chance.at.min(first)),
@@ -365,11 +365,11 @@ mod tests {
         }
         while strangers.crowded_out().is_some() {}
         assert_eq!(admit(&mut strangers, 0, now).len(), PLACES);
-        assert_eq!(strangers.deadline(now), Some(now + PATIENCE));
+        assert_eq!(strangers.deadline(now), Some(now + PLACE_WAIT_LIMIT));
         for session in 0..PLACES as u64 {
             strangers.let_in(session, now, now);
         }
-        assert_eq!(admit(&mut strangers, 100, now + PATIENCE).len(), 0);
+        assert_eq!(admit(&mut strangers, 100, now + PLACE_WAIT_LIMIT).len(), 0);
         assert_eq!(strangers.deadline(now), None);
     }
 

@@ -11,18 +11,18 @@ use super::{Answer, Ask, MAX_RESPONSE, Request, Response, VERSION};
 use crate::failure::Failure;
 
 /// How long the mediator has to take the connection and answer.
-const PATIENCE: Duration = Duration::from_secs(5);
+const ANSWER_LIMIT: Duration = Duration::from_secs(5);
 
 /// Asks the mediator at `path` and waits for its answer, five seconds at most.
 ///
 /// # Errors
 /// Nobody is there, access is denied, no answer in time, or an answer that is an error.
 pub fn ask(path: &Path, ask: Ask) -> Result<Answer, Failure> {
-    let deadline = Instant::now() + PATIENCE;
+    let deadline = Instant::now() + ANSWER_LIMIT;
     let no_answer = format!("the mediator at {} gave no answer", path.display());
     let timed_out = || {
         Failure::new(
-            format!("{no_answer} in {} s", PATIENCE.as_secs()),
+            format!("{no_answer} in {} s", ANSWER_LIMIT.as_secs()),
             "look at its log (journalctl -u vgpu-mediatord); restart it if it hangs",
         )
     };

@@ -16,13 +16,13 @@ use vgpu_file_transport::{SessionName, Stop};
 use crate::worker::link::Found;
 
 /// The time between two looks while sessions come.
-const LOOK: Duration = Duration::from_millis(50);
+const LOOK_INTERVAL: Duration = Duration::from_millis(50);
 
-/// The time between two looks after [`QUIET`] without one.
-const LOOK_QUIET: Duration = Duration::from_millis(200);
+/// The time between two looks after [`QUIET_AFTER`] without one.
+const QUIET_LOOK_INTERVAL: Duration = Duration::from_millis(200);
 
-/// See [`LOOK_QUIET`].
-const QUIET: Duration = Duration::from_secs(30);
+/// See [`QUIET_LOOK_INTERVAL`].
+const QUIET_AFTER: Duration = Duration::from_secs(30);
 
 /// What looks.
 #[allow(missing_debug_implementations, reason = "it holds a function")]
@@ -47,8 +47,12 @@ impl Discovery<'_> {
             if self.look(directory, &mut guests, &mut sessions) {
                 last = Instant::now();
             }
-            let quiet = last.elapsed() >= QUIET;
-            thread::sleep(if quiet { LOOK_QUIET } else { LOOK });
+            let quiet = last.elapsed() >= QUIET_AFTER;
+            thread::sleep(if quiet {
+                QUIET_LOOK_INTERVAL
+            } else {
+                LOOK_INTERVAL
+            });
         }
     }
 

@@ -20,7 +20,7 @@ use crate::executor::{Executor, ExecutorError, ExecutorInfo};
 use crate::session::OpenExecutor;
 
 /// How long the device may take for the few numbers of one command.
-const DEADLINE: Duration = Duration::from_secs(30);
+const COMMAND_LIMIT: Duration = Duration::from_secs(30);
 
 /// Serves `directory` until `stop`, with an executor that is opened for the first command, while a
 /// second thread does what `discovery` says.
@@ -147,7 +147,7 @@ fn add(executor: &mut dyn Executor) -> Result<usize, ExecutorError> {
         (*a, *b) = numbers(i);
     }
     pipeline.submit(0, VECTOR_ADD_ELEMENTS)?;
-    let sums = pipeline.result(0, Instant::now() + DEADLINE)?;
+    let sums = pipeline.result(0, Instant::now() + COMMAND_LIMIT)?;
     let wrong = sums.iter().enumerate().filter(|(i, sum)| {
         let (a, b) = numbers(*i);
         **sum != a + b

@@ -43,10 +43,10 @@ pub fn cases() -> Vec<Case> {
 }
 
 /// The longest any single step waits: a watchdog, not a measure.
-pub const PATIENCE: Duration = Duration::from_secs(60);
+pub const STEP_LIMIT: Duration = Duration::from_secs(60);
 
 fn soon() -> Instant {
-    Instant::now() + PATIENCE
+    Instant::now() + STEP_LIMIT
 }
 
 fn check(holds: bool, otherwise: impl FnOnce() -> String) -> Result<(), String> {

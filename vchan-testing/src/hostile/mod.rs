@@ -45,7 +45,7 @@ pub(crate) type Said<T> = Result<T, String>;
 const BLOCK: u64 = 8;
 
 /// How long nothing may happen before the run is given up: a hang, not a slow machine.
-const HANG: Duration = Duration::from_secs(120);
+const HANG_LIMIT: Duration = Duration::from_secs(120);
 
 /// What the different users of one seed draw.
 mod side {
@@ -210,7 +210,7 @@ fn storm(liars: &[Liar], seed: u64, mut stop: impl FnMut() -> bool) {
     }
 }
 
-/// Ends the process when nothing has happened for [`HANG`].
+/// Ends the process when nothing has happened for [`HANG_LIMIT`].
 #[derive(Debug)]
 struct Watchdog {
     rounds: Arc<AtomicU64>,
@@ -232,7 +232,7 @@ impl Watchdog {
                 let now = rounds.load(Ordering::Relaxed);
                 if now != last {
                     (last, since) = (now, Instant::now());
-                } else if since.elapsed() > HANG {
+                } else if since.elapsed() > HANG_LIMIT {
                     eprintln!("hostile: a call hangs; again with --seed {seed} --from {now}");
                     std::process::abort();
                 }

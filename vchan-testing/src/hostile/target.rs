@@ -12,7 +12,7 @@ use vchan::layout::{Format, RingSizes, Role};
 use vchan::{testing, xen};
 
 /// How long a rendezvous inside one process may take.
-const PATIENCE: Duration = Duration::from_secs(60);
+const RENDEZVOUS_LIMIT: Duration = Duration::from_secs(60);
 
 /// One end of the pages of a channel.
 #[derive(Debug)]
@@ -54,7 +54,7 @@ impl Target {
     pub fn pair(victim: Role, format: Format, rings: RingSizes) -> Result<(Self, Self)> {
         let (one, other) =
             UnixStream::pair().map_err(|error| Error::os("cannot make a socket pair", error))?;
-        let deadline = Instant::now() + PATIENCE;
+        let deadline = Instant::now() + RENDEZVOUS_LIMIT;
         let server = std::thread::spawn(move || Self::serve_on(one, format, rings, deadline));
         let client = Self::connect_on(other, format, deadline)?;
         let server = server

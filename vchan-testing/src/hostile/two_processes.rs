@@ -14,18 +14,18 @@ use super::{
 use vchan::Channel;
 
 /// How long one side may wait for the other's half of a round.
-const PATIENCE: Duration = Duration::from_secs(90);
+const ROUND_LIMIT: Duration = Duration::from_secs(90);
 /// In place of a round: the storm begins.
 const STORM: u64 = u64::MAX;
 /// How long a wait on the honest channel looks before it sleeps.
-const SPIN: Duration = Duration::from_millis(1);
+const CONTROL_SPIN: Duration = Duration::from_millis(1);
 
 /// The honest channel, as numbers.
 struct Numbers(Channel);
 
 impl Numbers {
     fn send(&mut self, number: u64) -> Result<(), String> {
-        let deadline = Instant::now() + PATIENCE;
+        let deadline = Instant::now() + ROUND_LIMIT;
         self.0
             .write_all(&number.to_le_bytes(), deadline)
             .map_err(|error| format!("the other side is gone: {error}"))
@@ -33,7 +33,7 @@ impl Numbers {
 
     fn receive(&mut self) -> Result<u64, String> {
         let mut bytes = [0; 8];
-        Transport::read_exact(&mut self.0, &mut bytes, Instant::now() + PATIENCE)
+        Transport::read_exact(&mut self.0, &mut bytes, Instant::now() + ROUND_LIMIT)
             .map_err(|error| format!("the other side is gone: {error}"))?;
         Ok(u64::from_le_bytes(bytes))
     }
@@ -44,7 +44,7 @@ impl Numbers {
 /// # Errors
 /// The victim ended early: it says why.
 pub fn lie_to(mut control: Channel, targets: Vec<Target>, options: &Options) -> Result<(), String> {
-    control.set_spin(SPIN);
+    control.set_spin(CONTROL_SPIN);
     let mut control = Numbers(control);
     for number in [options.seed, options.from, options.states] {
         control.send(number)?;
@@ -79,7 +79,7 @@ pub fn run_victim(
     targets: Vec<Target>,
     announce: impl FnOnce(&Options),
 ) -> Result<Report, String> {
-    control.set_spin(SPIN);
+    control.set_spin(CONTROL_SPIN);
     let mut control = Numbers(control);
     let options = Options {
         seed: control.receive()?,

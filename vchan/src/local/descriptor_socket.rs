@@ -29,7 +29,7 @@ use crate::wire::layout::PAGE;
 const CARRIER_GRANTS: u8 = 1;
 
 /// How long to wait before looking whether another thread has taken the message in.
-const LOOK_AGAIN: Duration = Duration::from_millis(20);
+const TAKEN_CHECK_INTERVAL: Duration = Duration::from_millis(20);
 
 /// The connected stream of a channel.
 #[derive(Debug)]
@@ -103,7 +103,10 @@ impl Handover {
             if now >= deadline {
                 return Err(Error::TimedOut("receive the memory of a region"));
             }
-            poll_readable(&[self.stream.as_fd()], deadline.min(now + LOOK_AGAIN))?;
+            poll_readable(
+                &[self.stream.as_fd()],
+                deadline.min(now + TAKEN_CHECK_INTERVAL),
+            )?;
         }
     }
 

@@ -18,9 +18,9 @@ use crate::error::{Error, Result};
 use crate::waiting::poll::poll_readable;
 
 /// How often a client looks for a socket that is not there yet.
-const LOOK: Duration = Duration::from_millis(20);
+const SOCKET_LOOK_INTERVAL: Duration = Duration::from_millis(20);
 /// How long another process may hold the directory's lock; it does so for a few system calls.
-const LOCK_PATIENCE: Duration = Duration::from_secs(3);
+const LOCK_WAIT_LIMIT: Duration = Duration::from_secs(3);
 
 /// A listening Unix socket.
 #[derive(Debug)]
@@ -174,7 +174,7 @@ pub fn connect_stream(path: &Path, deadline: Instant) -> Result<UnixStream> {
                 "start the other side first, or allow more time",
             ));
         }
-        std::thread::sleep(left.min(LOOK));
+        std::thread::sleep(left.min(SOCKET_LOOK_INTERVAL));
     }
 }
 
@@ -202,7 +202,7 @@ fn lock_directory(path: &Path) -> Result<Option<Flock<fs::File>>> {
         )
     };
     let mut file = fs::File::open(directory).map_err(failed)?;
-    let deadline = Instant::now() + LOCK_PATIENCE;
+    let deadline = Instant::now() + LOCK_WAIT_LIMIT;
     loop {
         match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
             Ok(lock) => return Ok(Some(lock)),
@@ -211,7 +211,7 @@ fn lock_directory(path: &Path) -> Result<Option<Flock<fs::File>>> {
                     return Ok(None);
                 }
                 file = back;
-                std::thread::sleep(LOOK);
+                std::thread::sleep(SOCKET_LOOK_INTERVAL);
             }
             Err((_, errno)) => return Err(failed(errno.into())),
         }

@@ -8,7 +8,7 @@ const FREE: u32 = 64;
 /// How long the first and the later ones are put off: doubled each time, up to the second.
 const DELAY: (Duration, Duration) = (Duration::from_millis(1), Duration::from_millis(32));
 /// Silence that forgives: longer than the longest delay, which the peer has no choice about.
-const SILENCE: Duration = Duration::from_millis(100);
+const FORGIVING_SILENCE: Duration = Duration::from_millis(100);
 
 /// Counts the rings of one peer that led to nothing.
 #[derive(Debug, Default)]
@@ -24,7 +24,7 @@ impl Limiter {
         let silent = self
             .last
             .replace(now)
-            .is_some_and(|last| now.saturating_duration_since(last) >= SILENCE);
+            .is_some_and(|last| now.saturating_duration_since(last) >= FORGIVING_SILENCE);
         if moved || silent {
             self.idle = 0;
         }
@@ -80,7 +80,7 @@ mod tests {
         let mut now = Instant::now();
         for _ in 0..10 * FREE {
             assert_eq!(limiter.ring(false, now), Duration::ZERO);
-            now += SILENCE;
+            now += FORGIVING_SILENCE;
         }
     }
 

@@ -14,7 +14,7 @@ use crate::sync::{Arc, Weak};
 use crate::wire::layout::PAGE;
 
 /// How often a revocation rings the peer again: one that copied when the bell rang looks only now.
-const RING_AGAIN: Duration = Duration::from_millis(100);
+const RING_AGAIN_INTERVAL: Duration = Duration::from_millis(100);
 
 /// A region that this side made and its peer may map. See the [module](super).
 ///
@@ -182,7 +182,7 @@ impl OwnedRegion {
                 return Err(RegionError::StillHeld { pages }.into());
             }
             channel.ring_peer()?;
-            channel.wait_for_bell(deadline.min(now + RING_AGAIN), &mut free)?;
+            channel.wait_for_bell(deadline.min(now + RING_AGAIN_INTERVAL), &mut free)?;
         }
     }
 

@@ -19,7 +19,7 @@ const REST: (u32, u32) = (1, 256);
 /// Pauses of the processor between two looks.
 const PAUSES: u32 = 16;
 /// Looks without a step of the other side after which it is taken to pause.
-const PATIENCE: u32 = 32;
+const MOST_STILL_LOOKS: u32 = 32;
 /// Looks in all: well below a millisecond.
 const MOST_LOOKS: u32 = 1 << 10;
 
@@ -117,7 +117,7 @@ impl Ahead {
         mut look: impl FnMut() -> Result<u32>,
     ) -> Result<()> {
         let (mut looks, mut still) = (0, 0);
-        while available < distance && looks < MOST_LOOKS && still < PATIENCE {
+        while available < distance && looks < MOST_LOOKS && still < MOST_STILL_LOOKS {
             for _ in 0..PAUSES {
                 std::hint::spin_loop();
             }
@@ -183,7 +183,7 @@ mod tests {
             Ok(STEP)
         });
         assert!(waited.is_ok());
-        assert_eq!(looks, PATIENCE);
+        assert_eq!(looks, MOST_STILL_LOOKS);
     }
 
     #[test]

@@ -21,13 +21,13 @@ use super::{Lane, Outcome, Report, Step};
 use crate::sshfs::SKIPPED;
 
 /// How often the running steps are looked at.
-const LOOK: Duration = Duration::from_millis(200);
+const STEP_CHECK_INTERVAL: Duration = Duration::from_millis(200);
 
 /// Between two lines that say what runs.
-const PROGRESS: Duration = Duration::from_secs(20);
+const PROGRESS_INTERVAL: Duration = Duration::from_secs(20);
 
 /// What programs get to end by themselves once this one is told to.
-const LAST_WORDS: Duration = Duration::from_secs(5);
+const EXIT_LIMIT: Duration = Duration::from_secs(5);
 
 /// Whether somebody has asked for an end, with Ctrl-C or a signal.
 pub(super) struct Interrupted(Arc<AtomicBool>);
@@ -109,7 +109,7 @@ pub(super) fn run(
             // Dropping them ends them.
             bail!("interrupted");
         }
-        if !live && said.elapsed() >= PROGRESS {
+        if !live && said.elapsed() >= PROGRESS_INTERVAL {
             said = Instant::now();
             for one in running.iter_mut().flatten() {
                 let (all, own) = (started.elapsed().as_secs(), one.started.elapsed().as_secs());
@@ -120,7 +120,7 @@ pub(super) fn run(
                 );
             }
         }
-        std::thread::sleep(LOOK);
+        std::thread::sleep(STEP_CHECK_INTERVAL);
     }
     // In the order of the list, not in that in which they ended.
     reports.sort_by_key(|report| steps.iter().position(|step| step.name == report.name));
@@ -255,7 +255,7 @@ impl Drop for Running {
         };
         if matches!(self.child.try_wait(), Ok(None)) {
             let _ = killpg(group, Signal::SIGTERM);
-            let until = Instant::now() + LAST_WORDS;
+            let until = Instant::now() + EXIT_LIMIT;
             while matches!(self.child.try_wait(), Ok(None)) && Instant::now() < until {
                 std::thread::sleep(Duration::from_millis(50));
             }
@@ -344,7 +344,7 @@ mod tests {
         let watchdog = Instant::now() + Duration::from_secs(60);
         while lives() {
             assert!(Instant::now() < watchdog, "process {pid} goes on");
-            std::thread::sleep(LOOK);
+            std::thread::sleep(STEP_CHECK_INTERVAL);
         }
     }
 }

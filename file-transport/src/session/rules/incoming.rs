@@ -6,7 +6,7 @@ use std::time::Instant;
 use nix::errno::Errno;
 
 use super::space::Space;
-use super::{Exchange, Fault, LOOKS, Looked, STIR, Taken, Trying, bear, name};
+use super::{Exchange, Fault, LOOKS, Looked, STIR_INTERVAL, Taken, Trying, bear, name};
 use crate::session::file_name;
 use crate::session::segment::{HEADER, Header, Kind, MAX_FILE, Role, SegmentError};
 use crate::session::shared_directory::{Content, SharedDirectory};
@@ -77,7 +77,7 @@ impl Exchange {
         if looked.news {
             self.news_at = now;
             self.looks_since = 0;
-            self.stir_after = STIR;
+            self.stir_after = STIR_INTERVAL;
         }
         // What the other side wrote before its end is still to be read.
         if complete && !looked.more && !self.in_ended && looked.pieces.is_empty() {

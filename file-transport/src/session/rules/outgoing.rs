@@ -4,8 +4,8 @@ use std::time::Instant;
 
 use super::space::full;
 use super::{
-    ACK_DELAY, BEAT, BEATS_KEPT, Exchange, Fault, Frozen, MAX_IN_FLIGHT, Piece, STIR, Unsent, bear,
-    name,
+    ACK_DELAY, BEAT_INTERVAL, BEATS_KEPT, Exchange, Fault, Frozen, MAX_IN_FLIGHT, Piece,
+    STIR_INTERVAL, Unsent, bear, name,
 };
 use crate::session::file_name;
 use crate::session::segment::{HEADER, Header, Kind};
@@ -58,7 +58,7 @@ impl Exchange {
             self.in_flight.push_back(payload);
             self.in_flight_bytes += payload;
             self.written(now);
-            self.stir_after = STIR;
+            self.stir_after = STIR_INTERVAL;
             wrote = true;
         }
     }
@@ -168,9 +168,9 @@ impl Exchange {
     /// When a beat is due at the latest.
     pub fn beat_due_at(&self) -> Instant {
         let pause = if self.remote {
-            self.stir_after.min(BEAT)
+            self.stir_after.min(BEAT_INTERVAL)
         } else {
-            BEAT
+            BEAT_INTERVAL
         };
         let beat = self.written_at + pause;
         self.untold_since
@@ -217,7 +217,7 @@ impl Exchange {
         let name = file_name::segment(self.role, Kind::Beat, number);
         let published = directory.publish(&name, &header.encode(&[]));
         if now >= self.written_at + self.stir_after {
-            self.stir_after = (self.stir_after * 2).min(BEAT);
+            self.stir_after = (self.stir_after * 2).min(BEAT_INTERVAL);
         }
         if let Some(old) = number.checked_sub(BEATS_KEPT).filter(|old| *old > 0) {
             self.remove(directory, Kind::Beat, old)?;

@@ -12,7 +12,7 @@ use crate::session::rules::{Fault, Taken};
 use crate::session::segment::{HEADER, MAX_FILE, MAX_PAYLOAD};
 
 /// How long a wait whose deadline has passed waits for one more look.
-const LAST_LOOK: Duration = Duration::from_millis(200);
+const LAST_LOOK_LIMIT: Duration = Duration::from_millis(200);
 
 /// Between the caller and the thread. Nobody does I/O while it holds the lock.
 #[derive(Debug)]
@@ -142,7 +142,7 @@ impl From<Broken> for TransportError {
 impl Shared {
     /// Waits while `waiting` says so, until `deadline`. Whoever has waited in vain then has the thread
     /// look at the directory once more: what came while it rested has come in time. A file system that
-    /// hangs holds that up for [`LAST_LOOK`] at most.
+    /// hangs holds that up for [`LAST_LOOK_LIMIT`] at most.
     pub(super) fn wait_until<'a>(
         &self,
         state: MutexGuard<'a, State>,
@@ -163,7 +163,7 @@ impl Shared {
         self.for_thread.notify_one();
         let (mut state, _) = self
             .for_caller
-            .wait_timeout_while(state, LAST_LOOK, |state| {
+            .wait_timeout_while(state, LAST_LOOK_LIMIT, |state| {
                 waiting(state) && !state.over && state.looks_ended < wanted
             })
             .unwrap_or_else(PoisonError::into_inner);

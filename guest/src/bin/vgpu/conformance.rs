@@ -10,14 +10,14 @@ use crate::failure::Failure;
 use crate::{output, session};
 
 /// The watchdog where no time is given: what is tested may be slow.
-const PATIENCE: Duration = Duration::from_secs(60);
+const WATCHDOG: Duration = Duration::from_secs(60);
 
 pub(crate) fn run(cli: &Cli, arguments: &ConformanceArguments) -> Result<(), Failure> {
     let endpoints = session::endpoints(cli)?;
     let mut options = session::options(cli)?;
     if cli.timeout.is_none() {
-        options.connect_timeout = PATIENCE;
-        options.stall_timeout = PATIENCE;
+        options.connect_timeout = WATCHDOG;
+        options.stall_timeout = WATCHDOG;
     }
     let (mut passed, mut failed) = (0, 0);
     for endpoint in &endpoints {

@@ -33,7 +33,7 @@ pub(crate) fn endpoints(cli: &Cli) -> Result<Vec<Endpoint>, Failure> {
 
 /// How soon after the first a second signal can be meant as one: GNU `timeout` sends two at once, to
 /// its child and to the group.
-const SAME: Duration = Duration::from_secs(1);
+const SAME_SIGNAL_WITHIN: Duration = Duration::from_secs(1);
 
 /// From here on SIGINT and SIGTERM set the flag that this gives. One that comes a second or more after
 /// the first ends the program at once.
@@ -51,7 +51,7 @@ fn interrupts() -> io::Result<Arc<AtomicBool>> {
         .spawn(move || {
             // An error would only mean that no signal can come.
             let _ = first.read(&mut [0]);
-            thread::sleep(SAME);
+            thread::sleep(SAME_SIGNAL_WITHIN);
             // Relaxed: the flag carries no data; the signal handler reads it.
             impatient.store(true, Ordering::Relaxed);
         })?;

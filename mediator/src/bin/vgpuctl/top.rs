@@ -12,10 +12,10 @@ use vgpu_mediator::usage::Usage;
 use crate::figures::{bytes, count, duration, shorten, table};
 use crate::{Exit, fetch, print_json};
 
-const EVERY: Duration = Duration::from_secs(1);
+const REFRESH_INTERVAL: Duration = Duration::from_secs(1);
 
 /// What `--once` measures over.
-const ONCE: Duration = Duration::from_millis(500);
+const ONCE_INTERVAL: Duration = Duration::from_millis(500);
 
 /// Moves the cursor home, and clears what is below after the text.
 const HOME: &str = "\x1b[H";
@@ -48,7 +48,11 @@ pub(crate) fn run(control: &Path, json: bool, once: bool) -> Result<(), Exit> {
     }
     let mut between = "";
     loop {
-        thread::sleep(if once { ONCE } else { EVERY });
+        thread::sleep(if once {
+            ONCE_INTERVAL
+        } else {
+            REFRESH_INTERVAL
+        });
         let now = (fetch(control)?, Instant::now());
         let rates = rates(&before.0, &now.0, now.1.duration_since(before.1));
         if json {

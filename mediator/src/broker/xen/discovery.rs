@@ -17,13 +17,13 @@ use super::{Announced, Command, Event};
 use crate::policy::{Identity, Policy};
 
 /// Time for one answer of xenstored.
-const PATIENCE: Duration = Duration::from_secs(2);
+const XENSTORE_ANSWER_LIMIT: Duration = Duration::from_secs(2);
 
 /// How often everything is looked at without an event: what a lost one can cost.
-const RECHECK: Duration = Duration::from_secs(30);
+const RECHECK_INTERVAL: Duration = Duration::from_secs(30);
 
 /// How often it is tried whether xenstored is back.
-const RETRY: Duration = Duration::from_secs(1);
+const XENSTORED_RETRY_INTERVAL: Duration = Duration::from_secs(1);
 
 /// Domains that are looked at; Xen's numbers end at 32751, its memory long before.
 const MOST_DOMAINS: usize = 4096;
@@ -79,7 +79,7 @@ impl Discovery {
         loop {
             let now = Instant::now();
             if recheck <= now {
-                recheck = now + RECHECK;
+                recheck = now + RECHECK_INTERVAL;
                 self.refresh(&mut watches, now);
                 self.guests.values_mut().for_each(|guest| guest.mark(now));
             }
@@ -122,7 +122,7 @@ impl Discovery {
              at its log and start it again"
         );
         self.restarted = true;
-        let mut next = Instant::now() + RETRY;
+        let mut next = Instant::now() + XENSTORED_RETRY_INTERVAL;
         loop {
             tokio::select! {
                 command = commands.recv() => self.obey(command?),
@@ -136,7 +136,7 @@ impl Discovery {
                     }
                     Err(error) => {
                         log::debug!("no watches yet: {error}");
-                        next = Instant::now() + RETRY;
+                        next = Instant::now() + XENSTORED_RETRY_INTERVAL;
                     }
                 },
             }
@@ -187,7 +187,7 @@ impl Discovery {
 
     /// Finds out which domains there are.
     fn refresh(&mut self, watches: &mut Watches, now: Instant) {
-        let listed = match self.store.list(DOMAINS, now + PATIENCE) {
+        let listed = match self.store.list(DOMAINS, now + XENSTORE_ANSWER_LIMIT) {
             Ok(listed) => listed,
             Err(error) => {
                 log::warn!("cannot list the domains: {error}");
@@ -274,7 +274,7 @@ impl Discovery {
     }
 
     fn read_identity(&self, domid: u16) -> Result<Identity, StoreError> {
-        let deadline = Instant::now() + PATIENCE;
+        let deadline = Instant::now() + XENSTORE_ANSWER_LIMIT;
         let read = |node| {
             let path = format!("{}/{node}", home(domid));
             self.store.read_if_present(&path, deadline)
@@ -291,7 +291,7 @@ impl Discovery {
         let home = home(domid);
         let path = format!("{home}/data/vgpu/mediator");
         let wanted = if allow { "allowed" } else { "denied" };
-        let deadline = Instant::now() + PATIENCE;
+        let deadline = Instant::now() + XENSTORE_ANSWER_LIMIT;
         let write = || {
             // A domain that is still being built has no `data`; made by us, it would not be the
             // guest's. The toolstack makes it before it announces the domain.
@@ -320,7 +320,7 @@ impl Discovery {
             return;
         };
         let node = format!("{}/data/vgpu", guest.home());
-        let deadline = now + PATIENCE;
+        let deadline = now + XENSTORE_ANSWER_LIMIT;
         let names = match self.store.list(&node, deadline) {
             Ok(names) => names,
             Err(StoreError::NotFound { .. }) => Vec::new(),
@@ -377,13 +377,16 @@ impl Discovery {
     }
 
     fn remove(&self, path: &str) {
-        if let Err(error) = self.store.remove(path, Instant::now() + PATIENCE) {
+        if let Err(error) = self
+            .store
+            .remove(path, Instant::now() + XENSTORE_ANSWER_LIMIT)
+        {
             log::debug!("cannot remove {path}: {error}");
         }
     }
 
     fn remove_hints(&self) {
-        let deadline = Instant::now() + PATIENCE;
+        let deadline = Instant::now() + XENSTORE_ANSWER_LIMIT;
         for guest in self.guests.values() {
             let node = format!("{}/data/vgpu", guest.home());
             self.remove(&format!("{node}/mediator"));

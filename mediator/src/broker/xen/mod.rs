@@ -40,10 +40,10 @@ use crate::policy::{Identity, Policy};
 pub(super) const LOCK: &str = "/run/vgpu/xen.lock";
 
 /// Time for xenstored's first answers.
-const PATIENCE: Duration = Duration::from_secs(5);
+const XENSTORE_OPEN_LIMIT: Duration = Duration::from_secs(5);
 
 /// Time for removing the hints at the end.
-const CLEANING: Duration = Duration::from_secs(3);
+const HINT_REMOVAL_LIMIT: Duration = Duration::from_secs(3);
 
 /// What the thread tells the broker.
 #[derive(Debug)]
@@ -107,7 +107,7 @@ impl XenGuests {
     /// # Errors
     /// This is no dom0, xenstored does not answer, or another mediator does this already.
     pub(super) fn start(policy: &Policy) -> Result<Self, Failure> {
-        let deadline = Instant::now() + PATIENCE;
+        let deadline = Instant::now() + XENSTORE_OPEN_LIMIT;
         let store = Store::open(deadline).map_err(no_xenstore)?;
         store.list(guest::DOMAINS, deadline).map_err(no_xenstore)?;
         let instance = Instance::acquire(
@@ -175,7 +175,7 @@ impl Drop for XenGuests {
     fn drop(&mut self) {
         self.commands = None;
         // The thread removes its hints from xenstore; when it has, its sender is gone.
-        let deadline = Instant::now() + CLEANING;
+        let deadline = Instant::now() + HINT_REMOVAL_LIMIT;
         loop {
             match self
                 .events

@@ -27,7 +27,7 @@ const CHILD: &str = "VCHAN_CYCLE_CHILD";
 /// Rounds before the first count: threads start, caches fill.
 const WARM_UP: u32 = 4;
 /// How long what is held must stay the same before it is counted.
-const SETTLED: Duration = Duration::from_secs(1);
+const SETTLED_FOR: Duration = Duration::from_secs(1);
 /// Threads that go through the rounds.
 const LANES: u32 = 8;
 /// What is sent in a round that ends with a close.
@@ -35,7 +35,7 @@ const MESSAGE: [u8; 300] = [0xA5; 300];
 /// How much must have moved before a transfer counts as one.
 const FLOWING: u64 = 16 << 10;
 /// The longest that one round may take.
-const PATIENCE: Duration = Duration::from_secs(120);
+const ROUND_LIMIT: Duration = Duration::from_secs(120);
 
 #[derive(Debug, Clone, Copy, Args)]
 pub(crate) struct Rounds {
@@ -107,7 +107,7 @@ fn settled() -> Result<Held, Failure> {
     let deadline = soon();
     let mut held = Held::now()?;
     loop {
-        thread::sleep(SETTLED);
+        thread::sleep(SETTLED_FOR);
         let again = Held::now()?;
         if again == held || Instant::now() >= deadline {
             return Ok(again);
@@ -145,7 +145,7 @@ fn in_round(round: u32, failure: Failure) -> Failure {
 }
 
 fn soon() -> Instant {
-    Instant::now() + PATIENCE
+    Instant::now() + ROUND_LIMIT
 }
 
 /// Rounds that end with a close.

@@ -15,9 +15,9 @@ use crate::place::Place;
 use crate::say::say;
 
 /// Far beyond what any of these waits take.
-const PATIENCE: Duration = Duration::from_secs(300);
+const WAIT_LIMIT: Duration = Duration::from_secs(300);
 /// How long a thread is given to come to its wait.
-const SETTLE: Duration = Duration::from_millis(500);
+const THREAD_START: Duration = Duration::from_millis(500);
 /// gntalloc's limit of pages, of the whole kernel.
 const LIMIT: &str = "/sys/module/xen_gntalloc/parameters/limit";
 
@@ -139,20 +139,20 @@ fn blocked(place: &Place, serve_path: String) -> Result<(), Failure> {
         let mut channel = place.part(number)?.connect()?;
         waiting.push((
             name,
-            thread::spawn(move || call(&mut channel, Instant::now() + PATIENCE)),
+            thread::spawn(move || call(&mut channel, Instant::now() + WAIT_LIMIT)),
         ));
     }
     let mut server = xen::Server::publish(peer, &serve_path, RING.into())?;
     waiting.push((
         "accept",
-        thread::spawn(move || server.wait_for_client(Instant::now() + PATIENCE)),
+        thread::spawn(move || server.wait_for_client(Instant::now() + WAIT_LIMIT)),
     ));
     let nobody = format!("{path}/nobody");
     waiting.push((
         "connect",
-        thread::spawn(move || xen::connect(peer, &nobody, Instant::now() + PATIENCE).map(drop)),
+        thread::spawn(move || xen::connect(peer, &nobody, Instant::now() + WAIT_LIMIT).map(drop)),
     ));
-    thread::sleep(SETTLE);
+    thread::sleep(THREAD_START);
     for (name, thread) in &waiting {
         if thread.is_finished() {
             return Err(wrong(format!("`{name}` did not wait")));
@@ -195,7 +195,7 @@ fn offer(place: &Place) -> Result<(), Failure> {
     say(format_args!("offered: {} pages", offers.len()))?;
     let mut seen = vec![false; offers.len()];
     loop {
-        thread::sleep(SETTLE);
+        thread::sleep(THREAD_START);
         for ((offer, lie), seen) in offers.iter().zip(Offer::lies()).zip(&mut seen) {
             // Twice: where a ring begins is looked at last, by a client that has said that it is
             // there, and that closes at once.
@@ -248,10 +248,10 @@ fn fail_at_every_page(peer: DomId, path: &str) -> Result<usize, Failure> {
             Err(error) => return Err(wrong(format!("with {limit} pages: {error:?}"))),
         }
         // Nothing kept: the next attempt, with one page more, would fail at the same place.
-        let store = xen::store::Store::open(Instant::now() + PATIENCE).map_err(Error::from)?;
+        let store = xen::store::Store::open(Instant::now() + WAIT_LIMIT).map_err(Error::from)?;
         let node = format!("{path}/ring-ref");
         let left = store
-            .read_if_present(&node, Instant::now() + PATIENCE)
+            .read_if_present(&node, Instant::now() + WAIT_LIMIT)
             .map_err(Error::from)?;
         if left.is_some() {
             return Err(wrong(format!("with {limit} pages a key was left")));
@@ -280,18 +280,18 @@ fn limit_failed(error: &std::io::Error) -> Failure {
 /// Writes as many events as a guest can cause, for `--timeout` seconds.
 fn flood(place: &Place) -> Result<(), Failure> {
     let (_, path) = place.xen()?;
-    let store = xen::store::Store::open(Instant::now() + PATIENCE).map_err(Error::from)?;
+    let store = xen::store::Store::open(Instant::now() + WAIT_LIMIT).map_err(Error::from)?;
     let end = Instant::now() + place.timeout;
     let mut writes = 0u64;
     while Instant::now() < end {
         let node = format!("{path}/{}", writes % 16);
         store
-            .write(&node, &writes.to_string(), Instant::now() + PATIENCE)
+            .write(&node, &writes.to_string(), Instant::now() + WAIT_LIMIT)
             .map_err(Error::from)?;
         writes += 1;
     }
     store
-        .remove(path, Instant::now() + PATIENCE)
+        .remove(path, Instant::now() + WAIT_LIMIT)
         .map_err(Error::from)?;
     say(format_args!("flood: {writes} writes"))
 }
@@ -302,7 +302,7 @@ const TOO_MANY_NODES: u32 = 20_000;
 /// No node to be had: a server says so and leaves nothing, and serves once there are some again.
 fn quota(place: &Place) -> Result<(), Failure> {
     let (peer, path) = place.xen()?;
-    let deadline = || Instant::now() + PATIENCE;
+    let deadline = || Instant::now() + WAIT_LIMIT;
     let store = xen::store::Store::open(deadline()).map_err(Error::from)?;
     let (filler, channel) = (format!("{path}/filler"), format!("{path}/channel"));
     let refused = (0..TOO_MANY_NODES).find_map(|number| {
@@ -339,7 +339,7 @@ fn quota(place: &Place) -> Result<(), Failure> {
 /// Keys of nobody, different at each look.
 fn swap(place: &Place) -> Result<(), Failure> {
     let (_, path) = place.xen()?;
-    let store = xen::store::Store::open(Instant::now() + PATIENCE).map_err(Error::from)?;
+    let store = xen::store::Store::open(Instant::now() + WAIT_LIMIT).map_err(Error::from)?;
     let end = Instant::now() + place.timeout;
     let mut number = 8u32;
     while Instant::now() < end {
@@ -347,12 +347,12 @@ fn swap(place: &Place) -> Result<(), Failure> {
             number = number % 1000 + 1;
             let node = format!("{path}/{key}");
             store
-                .write(&node, &number.to_string(), Instant::now() + PATIENCE)
+                .write(&node, &number.to_string(), Instant::now() + WAIT_LIMIT)
                 .map_err(Error::from)?;
         }
     }
     store
-        .remove(path, Instant::now() + PATIENCE)
+        .remove(path, Instant::now() + WAIT_LIMIT)
         .map_err(Error::from)?;
     say(format_args!("swap: done"))
 }

@@ -19,7 +19,7 @@ use crate::say::say;
 const RING: usize = 4096;
 const EVENT_CHANNELS: &str = "/dev/xen/evtchn";
 /// How long a turn waits where nothing happens.
-const LOOK: Duration = Duration::from_millis(500);
+const TURN_LIMIT: Duration = Duration::from_millis(500);
 
 #[derive(Debug, Clone, Copy, Args)]
 pub(crate) struct Count {
@@ -68,7 +68,7 @@ pub(crate) fn serve(place: &Place, count: Count) -> Result<(), Failure> {
         }
     }
     while !(waiting.is_empty() && echoes.is_empty()) {
-        let until = Instant::now() + LOOK;
+        let until = Instant::now() + TURN_LIMIT;
         for token in echoes.turn(&mut reactor, until)? {
             if let Some(channel) = arrived(&mut waiting, token)? {
                 echoes.add(channel, Echo::default());
@@ -97,7 +97,7 @@ fn arrived(
         return Ok(None);
     };
     match server.wait_for_client(Instant::now()) {
-        Ok(()) => Ok(Some(server.accept(Instant::now() + LOOK)?)),
+        Ok(()) => Ok(Some(server.accept(Instant::now() + TURN_LIMIT)?)),
         Err(Error::TimedOut(_)) => {
             waiting.insert(token, server);
             Ok(None)
@@ -136,7 +136,7 @@ pub(crate) fn connect(place: &Place, asking: Asking) -> Result<(), Failure> {
     }
     report("connected", count)?;
     while !asks.is_empty() {
-        for token in asks.turn(&mut reactor, Instant::now() + LOOK)? {
+        for token in asks.turn(&mut reactor, Instant::now() + TURN_LIMIT)? {
             // A stalled one goes on filling its ring, if it can.
             if let Some(channel) = stalled.iter_mut().find(|it| it.token() == Some(token)) {
                 while matches!(channel.try_write(&[7; 512]), Ok(1..)) {}

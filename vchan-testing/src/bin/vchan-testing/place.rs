@@ -12,7 +12,7 @@ use vchan::{Address, Channel, DomId, Error, Format, RingSizes, Setup, xen};
 use crate::failure::Failure;
 
 /// Pause before a client whose server took another looks for the next.
-const SERVER_TOOK_ANOTHER: Duration = Duration::from_millis(50);
+const NEXT_SERVER_PAUSE: Duration = Duration::from_millis(50);
 
 /// Where the channel is.
 #[derive(Debug, Clone, Args)]
@@ -129,7 +129,7 @@ impl Place {
             match local::connect_with(&self.setup(), stream, deadline) {
                 // The server took another client; the next one may take this.
                 Err(Error::PeerClosed { .. }) if Instant::now() < deadline => {
-                    thread::sleep(SERVER_TOOK_ANOTHER);
+                    thread::sleep(NEXT_SERVER_PAUSE);
                 }
                 outcome => return Ok(outcome?),
             }

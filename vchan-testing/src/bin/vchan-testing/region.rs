@@ -13,16 +13,16 @@ use crate::region_work::RegionWork;
 use crate::say::say;
 
 /// How long one step may take on a slow machine.
-const STEP: Duration = Duration::from_secs(120);
+const STEP_LIMIT: Duration = Duration::from_secs(120);
 /// How long a region is held at most: until a person or the suite ends the other side.
-const HOLD: Duration = Duration::from_secs(24 * 3600);
+const HOLD_LIMIT: Duration = Duration::from_secs(24 * 3600);
 /// Bytes at a time, so that accesses begin and end at all sorts of offsets.
 const CHUNK: usize = 60_007;
 /// Refused attempts that a leak of a page each would make visible.
 const REFUSALS: usize = 200;
 
 fn deadline() -> Instant {
-    Instant::now() + STEP
+    Instant::now() + STEP_LIMIT
 }
 
 /// The server's end.
@@ -168,7 +168,7 @@ fn serve_hold(channel: &mut Channel, region: &mut OwnedRegion) -> Result<(), Fai
     let mut mapped = [0];
     channel.read_exact(&mut mapped, deadline())?;
     say(format_args!("region: mapped"))?;
-    let end = channel.read(&mut mapped, Instant::now() + HOLD);
+    let end = channel.read(&mut mapped, Instant::now() + HOLD_LIMIT);
     region.revoke(deadline())?;
     say(format_args!("region: revoked after {end:?}"))
 }
@@ -177,7 +177,7 @@ fn serve_hold(channel: &mut Channel, region: &mut OwnedRegion) -> Result<(), Fai
 fn connect_hold(mut channel: Channel, region: &MappedRegion) -> Result<(), Failure> {
     channel.write_all(b"m", deadline())?;
     say(format_args!("region: mapped"))?;
-    let end = channel.read(&mut [0], Instant::now() + HOLD);
+    let end = channel.read(&mut [0], Instant::now() + HOLD_LIMIT);
     let access = region.read_at(0, &mut [0]);
     let held = is_mapped(region.len());
     // The rings would keep a dead domain as well.
@@ -185,7 +185,7 @@ fn connect_hold(mut channel: Channel, region: &MappedRegion) -> Result<(), Failu
     say(format_args!(
         "region: after {end:?} {access:?}, mapped: {held}"
     ))?;
-    std::thread::sleep(STEP);
+    std::thread::sleep(STEP_LIMIT);
     Ok(())
 }
 

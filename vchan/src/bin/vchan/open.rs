@@ -14,10 +14,10 @@ use crate::failure::Failure;
 use crate::place::{Backend, Place, Rings};
 
 /// How often a waiting server looks whether it was told to stop.
-const LOOK: Duration = Duration::from_millis(200);
+const STOP_CHECK_INTERVAL: Duration = Duration::from_millis(200);
 
 /// Pause before a client whose server took another one looks for the next.
-const SERVER_TOOK_ANOTHER: Duration = Duration::from_millis(50);
+const NEXT_SERVER_PAUSE: Duration = Duration::from_millis(50);
 
 /// Takes the vchan server role and waits for the client.
 ///
@@ -87,7 +87,7 @@ pub(crate) fn connect(place: &Place) -> Result<Channel, Failure> {
                 match local::connect_with(&place.setup(), stream, deadline) {
                     // The server took another client; the next one may take this.
                     Err(Error::PeerClosed { .. }) if Instant::now() < deadline => {
-                        thread::sleep(SERVER_TOOK_ANOTHER);
+                        thread::sleep(NEXT_SERVER_PAUSE);
                     }
                     outcome => break outcome?,
                 }
@@ -117,7 +117,7 @@ fn wait(
     mut attempt: impl FnMut(Instant) -> vchan::Result<()>,
 ) -> Result<(), Failure> {
     loop {
-        let until = deadline.min(Instant::now() + LOOK);
+        let until = deadline.min(Instant::now() + STOP_CHECK_INTERVAL);
         match attempt(until) {
             Ok(()) => return Ok(()),
             Err(Error::TimedOut(_)) if until < deadline => {}

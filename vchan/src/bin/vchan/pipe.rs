@@ -30,7 +30,7 @@ use crate::progress::{Meter, Progress};
 use crate::stream::whenever;
 
 /// How long the peer may take to read the rest before a close gives up on it.
-const PATIENCE: Duration = Duration::from_secs(30);
+const CLOSE_LIMIT: Duration = Duration::from_secs(30);
 
 /// For how many times `--linger` a silent peer is given the benefit of the doubt: one that looks
 /// at the ring without ever asking to be woken cannot be told from one that is still at work.
@@ -137,7 +137,7 @@ fn send(
     // What was sent so far is still delivered, but the peer is not told that this was all.
     let failed = |mut writer: MutexGuard<'_, Writer>, error: io::Error| {
         shared.closing.store(true, Ordering::Release);
-        let _ = writer.drain(Instant::now() + PATIENCE);
+        let _ = writer.drain(Instant::now() + CLOSE_LIMIT);
         writer.abandon();
         Failure::standard("input", &error)
     };
@@ -185,7 +185,7 @@ fn send(
         }
     }
     shared.closing.store(true, Ordering::Release);
-    Ok(lock().close_now(Instant::now() + PATIENCE)?)
+    Ok(lock().close_now(Instant::now() + CLOSE_LIMIT)?)
 }
 
 /// What is known of standard input.

@@ -10,7 +10,7 @@ use indicatif::{MultiProgress, ProgressBar, ProgressDrawTarget, ProgressStyle};
 /// Times a second that a line is drawn at most.
 const DRAWN_PER_SECOND: u8 = 10;
 /// A line is drawn again this often where nothing moves, so that it shows that nothing does.
-const TICK: Duration = Duration::from_millis(250);
+const REDRAW_INTERVAL: Duration = Duration::from_millis(250);
 
 const SHARE: &str =
     "{msg} {bar:24} {percent:>3}%  {bytes} of {total_bytes}  {bytes_per_sec}  {eta} left";
@@ -66,7 +66,7 @@ impl Meter {
             if !self.lines.is_hidden() {
                 self.lines.add(self.bar.clone());
                 self.bar.reset();
-                self.bar.enable_steady_tick(TICK);
+                self.bar.enable_steady_tick(REDRAW_INTERVAL);
             }
         });
         self.bar.inc(bytes as u64);

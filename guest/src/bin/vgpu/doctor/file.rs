@@ -19,7 +19,7 @@ use vgpu_protocol::transport::Transport;
 use super::Check;
 
 /// How long the file system may take to answer.
-const ANSWER: Duration = Duration::from_secs(5);
+const FILE_SYSTEM_LIMIT: Duration = Duration::from_secs(5);
 
 /// All checks of `directory`.
 pub(super) fn checks(directory: &Path, options: &Options) -> Vec<Check> {
@@ -27,7 +27,7 @@ pub(super) fn checks(directory: &Path, options: &Options) -> Vec<Check> {
     let path = directory.to_owned();
     // On a mount whose server is away this thread waits for ever, and only it.
     thread::spawn(move || sender.send(look(&path)));
-    let Ok((mut checks, usable)) = answer.recv_timeout(ANSWER) else {
+    let Ok((mut checks, usable)) = answer.recv_timeout(FILE_SYSTEM_LIMIT) else {
         return vec![Check::bad(
             "directory",
             format!("{} does not answer", directory.display()),

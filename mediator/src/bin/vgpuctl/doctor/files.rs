@@ -15,7 +15,7 @@ use vgpu_mediator::control::Status;
 use super::Check;
 
 /// How long a file system may take to answer.
-const ANSWER: Duration = Duration::from_secs(5);
+const FILE_SYSTEM_LIMIT: Duration = Duration::from_secs(5);
 
 /// Files and sessions that are looked at.
 const MOST: usize = 1000;
@@ -35,7 +35,7 @@ pub(super) fn checks(status: &Status) -> Vec<Check> {
             let path = directory.to_owned();
             // On a mount whose server is away this thread waits for ever, and only it.
             thread::spawn(move || sender.send(look(Path::new(&path), user)));
-            answer.recv_timeout(ANSWER).unwrap_or_else(|_| {
+            answer.recv_timeout(FILE_SYSTEM_LIMIT).unwrap_or_else(|_| {
                 Check::bad(
                     NAME,
                     format!("{directory} does not answer"),
