@@ -38,6 +38,7 @@ use pairs::{GUEST, Pair};
 use points::Selection;
 use prebuilt::Prebuilt;
 use results::Ring;
+use targets::BusyLoops;
 
 const USUAL_RINGS: [usize; 2] = [64 << 10, 1 << 20];
 
@@ -74,7 +75,7 @@ mod flags {
                 /// Use what `bench prepare` wrote; neither cargo nor packages are needed.
                 optional --prebuilt FOLDER: PathBuf
             }
-            /// vchan without Xen, beside memcpy and a Unix socket pair of this machine.
+            /// vchan without Xen, beside memcpy and a Unix socket pair of this machine; then looking beside --spin 0 in three situations, with rings and times of its own.
             cmd local {
                 /// Rounds; each figure is their median (default 5).
                 optional --rounds N: usize
@@ -229,13 +230,13 @@ fn vchan(options: &flags::Vchan) -> Result<()> {
 
     let prebuilt = prebuilt::obtain(options.prebuilt.as_deref())?;
     let mut host = boot(&prebuilt)?;
-    let (in_dom0, here) = (
-        options.busy_dom0.unwrap_or(0),
-        options.busy_host.unwrap_or(0),
-    );
+    let busy = BusyLoops {
+        dom0: options.busy_dom0.unwrap_or(0),
+        host: options.busy_host.unwrap_or(0),
+    };
     // After the boot, which they would only make longer; those in dom0 end with its machine.
-    busy_dom0(&mut host, in_dom0)?;
-    let _busy = Busy::start(here);
+    busy_dom0(&mut host, busy.dom0)?;
+    let _busy = Busy::start(busy.host);
     let plan = Plan {
         rounds,
         time,
@@ -247,14 +248,15 @@ fn vchan(options: &flags::Vchan) -> Result<()> {
         "bench": "vchan",
         "rounds": rounds,
         "seconds_a_point": time,
-        "busy_loops_in_dom0": in_dom0,
-        "busy_loops_on_the_host": here,
+        "busy_loops_in_dom0": busy.dom0,
+        "busy_loops_on_the_host": busy.host,
         "rings": [],
     });
     let mut found = Vec::new();
     for bytes in sizes {
         let mut ring = Ring {
             bytes,
+            busy,
             ..Ring::default()
         };
         let outcome = plan.run(&mut host, &mut ring);

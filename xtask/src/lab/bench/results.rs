@@ -8,7 +8,7 @@ use super::figures::{Figures, median};
 use super::pairs::Pair;
 use super::points::{Point, in_place, memcpy};
 use super::stepped::{Counted, Sides, Transfer};
-use super::targets::{self, Target};
+use super::targets::{self, BusyLoops, Target};
 
 /// Kinds in the order of the tables.
 const ORDER: [&str; 3] = ["sink", "source", "echo"];
@@ -18,6 +18,7 @@ const ORDER: [&str; 3] = ["sink", "source", "echo"];
 pub(super) struct Ring {
     /// Of each ring.
     pub(super) bytes: usize,
+    pub(super) busy: BusyLoops,
     pub(super) figures: Figures,
     /// What the sides of a pair have agreed on, as far as the client is ours and says so.
     pub(super) formats: BTreeMap<Pair, String>,
@@ -107,8 +108,8 @@ impl Ring {
         let figures = self.figures.iter().map(|((pair, point), values)| {
             let to_stock = self.ratio(point, *pair, Pair::Stock);
             let target = match pair {
-                Pair::Ours => targets::against_stock(point, self.bytes),
-                Pair::OursStock | Pair::StockOurs => Some(targets::mixed(point)),
+                Pair::Ours => targets::against_stock(point, self.bytes, self.busy),
+                Pair::OursStock | Pair::StockOurs => Some(targets::no_slower(point)),
                 Pair::Stock | Pair::Classic => None,
             };
             let mut object = json!({
@@ -126,7 +127,7 @@ impl Ring {
                 object["to_stock"] = compared(to_stock, target);
             }
             if *pair == Pair::Ours && *point != memcpy() {
-                let target = targets::against_memcpy(point, self.bytes);
+                let target = targets::against_memcpy(point, self.bytes, self.busy);
                 object["to_memcpy"] = compared(self.to_memcpy(point), target);
             }
             object

@@ -72,9 +72,14 @@ pub(super) fn run(vchan: &Path, rounds: usize) -> Result<Vec<Value>> {
                     "bench: {}, ring {ring}, round {round} of {rounds}",
                     situation.name
                 );
-                // Both ways at one point before the next: other load then hits both alike.
+                // Both ways at one point before the next, and each first in turn: other load then
+                // hits both alike.
                 for point in points() {
-                    for (spin, figures) in [(None, &mut usual), (Some("0"), &mut asleep)] {
+                    let mut ways = [(None, &mut usual), (Some("0"), &mut asleep)];
+                    if round % 2 == 0 {
+                        ways.reverse();
+                    }
+                    for (spin, figures) in ways {
                         let sides = Sides {
                             cpus: situation.cpus,
                             points: &point.argument(),
