@@ -19,6 +19,11 @@ const RINGS: [usize; 2] = [64 << 10, 1 << 20];
 /// Seconds for a point: there are many, and the two ways of waiting alternate at each.
 const TIME: f64 = 0.15;
 
+/// `--spin` of both sides: the default on hardware, and none. Of one length: an argument more moves what
+/// the programs allocate, and where a message lies can halve a rate.
+const LOOKING: &str = "1000";
+const ASLEEP: &str = "0000";
+
 struct Situation {
     name: &'static str,
     /// Processors of client and server.
@@ -75,7 +80,7 @@ pub(super) fn run(vchan: &Path, rounds: usize) -> Result<Vec<Value>> {
                 // Both ways at one point before the next, and each first in turn: other load then
                 // hits both alike.
                 for point in points() {
-                    let mut ways = [(None, &mut usual), (Some("0"), &mut asleep)];
+                    let mut ways = [(LOOKING, &mut usual), (ASLEEP, &mut asleep)];
                     if round % 2 == 0 {
                         ways.reverse();
                     }
@@ -83,7 +88,7 @@ pub(super) fn run(vchan: &Path, rounds: usize) -> Result<Vec<Value>> {
                         let sides = Sides {
                             cpus: situation.cpus,
                             points: &point.argument(),
-                            spin,
+                            spin: Some(spin),
                         };
                         for line in once(vchan, ring, TIME, &sides)? {
                             figures.entry(line.point).or_default().push(line.figure);
