@@ -23,6 +23,7 @@ mod ring;
 mod session;
 mod sockets;
 mod text;
+mod xenstored;
 
 /// A target.
 #[derive(Debug, Clone, Copy)]
@@ -91,6 +92,12 @@ pub const TARGETS: &[Target] = &[
         name: "xenstore",
         run: text::xenstore,
         seeds: text::xenstore_seeds,
+        changes: 20_000,
+    },
+    Target {
+        name: "xenstore_messages",
+        run: xenstored::messages,
+        seeds: xenstored::messages_seeds,
         changes: 20_000,
     },
     Target {

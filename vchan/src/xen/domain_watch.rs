@@ -10,7 +10,7 @@
 //! next one does not tell of the domains that ran before.
 //!
 //! The watch has a connection of its own, so that a flood of events holds back no reply. Only privileged
-//! domains may watch `@releaseDomain`; a guest cannot, and its peer is dom0 as a rule, which
+//! domains are told by `@releaseDomain`; a guest is not, and its peer is dom0 as a rule, which
 //! does not go away alone.
 
 use std::io;

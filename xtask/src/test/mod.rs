@@ -139,7 +139,7 @@ const STEPS: &[Step] = &[
     ),
     // The rest does not depend on which xenstored it is.
     step(
-        "the lab: sessions with oxenstored",
+        "the lab: xenstore and sessions with oxenstored",
         Lane::Lab,
         &[
             "xtask",
@@ -148,7 +148,7 @@ const STEPS: &[Step] = &[
             "oxen",
             "test",
             "--filter",
-            "vector-add/pv-1048576,vector-add/pvh-1048576,vector-add/pvh-16777216,\
+            "xenstore/,vector-add/pv-1048576,vector-add/pvh-1048576,vector-add/pvh-16777216,\
              vector-add/two-guests,mediators/killed,domains/",
         ],
     ),

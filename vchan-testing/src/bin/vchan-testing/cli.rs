@@ -86,6 +86,11 @@ pub(crate) enum Command {
         #[command(flatten)]
         asking: Asking,
     },
+    /// Make every request of xenstore, and watches, below the node FOLDER, which is removed.
+    XenstoreSuite {
+        #[arg(value_name = "FOLDER")]
+        folder: String,
+    },
     /// Print how many more pages this kernel would grant.
     PagesLeft,
     /// A peer that breaks every rule it can, and its victim.

@@ -14,6 +14,7 @@ mod region;
 mod region_bench;
 mod region_work;
 mod say;
+mod xenstore_suite;
 
 use std::io::Write;
 use std::process::ExitCode;
@@ -49,6 +50,7 @@ fn run(command: Command) -> Result<(), Failure> {
         Command::CycleConnect { place, rounds } => cycles::connect(&place, rounds),
         Command::ManyServe { place, count } => many::serve(&place, count),
         Command::ManyConnect { place, asking } => many::connect(&place, asking),
+        Command::XenstoreSuite { folder } => xenstore_suite::run(&folder),
         Command::PagesLeft => held::pages_left(),
         Command::RegionServe { place, ring, bytes } => {
             region::serve(place.serve(ring.map(Into::into))?, bytes)

@@ -26,10 +26,6 @@ use crate::waiting::poll::poll_fds;
 /// How long the connection for a watch may take.
 const WATCH_SETUP: Duration = Duration::from_secs(5);
 
-/// Most bytes of names in one directory, so that a guest cannot fill dom0 with them: some 1,000 nodes
-/// per domain are the default quota, each with a name of a few bytes.
-const DIRECTORY_MAX: usize = 1 << 20;
-
 /// Most messages that are looked at beyond a deadline, for the answer that came in time behind them.
 const LAST_LOOK: usize = 64;
 
@@ -230,7 +226,7 @@ impl Client {
                 if last {
                     return wire::names(&listed).map_err(|_| Failed::NotText);
                 }
-                if listed.len() > DIRECTORY_MAX {
+                if listed.len() > wire::ANSWER_MAX {
                     return Err(Failed::Refused("E2BIG".into()));
                 }
             }

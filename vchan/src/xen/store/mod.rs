@@ -8,7 +8,7 @@
 //! | file | what it holds |
 //! |---|---|
 //! | [`provider`] | the small trait that the rest needs, and the choice between its two providers |
-//! | `client`, `wire` | the own client, and its messages |
+//! | `client`, [`wire`] | the own client, and its messages |
 //! | `xenstore_rs` | the crate xenstore-rs, behind a feature |
 //! | `route` | socket or device |
 //!
@@ -18,7 +18,7 @@
 mod client;
 pub mod provider;
 mod route;
-mod wire;
+pub mod wire;
 #[cfg(feature = "xenstore-rs")]
 pub mod xenstore_rs;
 
@@ -32,8 +32,10 @@ use std::time::{Duration, Instant};
 use super::path::{self, PathError};
 use provider::{Failed, Provider, Requests};
 
-/// Largest value that a default xenstored quota lets an unprivileged domain write, in bytes.
-pub const VALUE_MAX: usize = 2048;
+/// Largest value that is written, in bytes: with it a node stays within the 2,048 bytes that are the
+/// default quota of a domain without privileges. C xenstored counts permissions and the names of the
+/// nodes right below as well.
+pub const VALUE_MAX: usize = 1920;
 
 /// How long xenstored may take over a removal whose caller has left.
 const LATE_REMOVAL: Duration = Duration::from_secs(5);

@@ -1,18 +1,23 @@
-//! Messages of xenstore's protocol, without I/O: a header of 16 bytes and at most 4,096 of payload.
+//! Messages of xenstore's protocol, without I/O: a header of 16 bytes and at most 4,096 of payload, but
+//! for oxenstored's answers over its socket, which are as long as the list that was asked for.
 //!
 //! Follows Xen's `public/io/xs_wire.h` and `docs/misc/xenstore.txt`. Numbers are in the machine's
 //! own byte order: both ends run on it.
 
 /// Bytes of a header: type, request id, transaction id, payload length.
-pub(super) const HEADER_LEN: usize = 16;
+pub const HEADER_LEN: usize = 16;
 
-/// Longest payload, in bytes (`XENSTORE_PAYLOAD_MAX`).
-pub(super) const PAYLOAD_MAX: usize = 4096;
+/// Longest payload of a request, in bytes (`XENSTORE_PAYLOAD_MAX`).
+pub const PAYLOAD_MAX: usize = 4096;
+
+/// Longest payload that is taken, in bytes, so that a guest cannot fill dom0 with the names of its nodes.
+/// The default quota of 1,000 nodes, each with the longest name there is (1,024 bytes), stays below it.
+pub const ANSWER_MAX: usize = 4 << 20;
 
 /// The message types in use (`enum xsd_sockmsg_type`).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[repr(u32)]
-pub(super) enum Kind {
+pub enum Kind {
     /// The names of the nodes right below a path.
     Directory = 1,
     /// The value of a node.
@@ -33,24 +38,24 @@ pub(super) enum Kind {
 
 /// A message as it came.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Message {
+pub struct Message {
     /// Its type, which may be one that is not in use here.
-    pub(super) kind: u32,
+    pub kind: u32,
     /// The id of the request it answers.
-    pub(super) request: u32,
+    pub request: u32,
     /// What the type calls for.
-    pub(super) payload: Vec<u8>,
+    pub payload: Vec<u8>,
 }
 
 impl Message {
     /// Whether the message is of this type.
-    pub(super) fn is(&self, kind: Kind) -> bool {
+    pub fn is(&self, kind: Kind) -> bool {
         self.kind == kind as u32
     }
 }
 
 /// A request outside any transaction; `None` where `parts` together exceed a payload.
-pub(super) fn encode(kind: Kind, request: u32, parts: &[&[u8]]) -> Option<Vec<u8>> {
+pub fn encode(kind: Kind, request: u32, parts: &[&[u8]]) -> Option<Vec<u8>> {
     let len: usize = parts.iter().map(|part| part.len()).sum();
     let payload_len = u32::try_from(len).ok().filter(|_| len <= PAYLOAD_MAX)?;
     let mut message = Vec::with_capacity(HEADER_LEN + len);
@@ -65,8 +70,9 @@ pub(super) fn encode(kind: Kind, request: u32, parts: &[&[u8]]) -> Option<Vec<u8
 
 /// Puts messages together from a stream that delivers bytes in any portions.
 #[derive(Debug)]
-pub(super) struct Inbox {
-    bytes: [u8; HEADER_LEN + PAYLOAD_MAX],
+pub struct Inbox {
+    /// Room for a message of the usual length; for a longer one it grows as its bytes come.
+    bytes: Vec<u8>,
     filled: usize,
     /// Bytes of the whole message, as far as that is known.
     wanted: usize,
@@ -75,7 +81,7 @@ pub(super) struct Inbox {
 impl Default for Inbox {
     fn default() -> Self {
         Self {
-            bytes: [0; HEADER_LEN + PAYLOAD_MAX],
+            bytes: vec![0; HEADER_LEN + PAYLOAD_MAX],
             filled: 0,
             wanted: HEADER_LEN,
         }
@@ -84,21 +90,25 @@ impl Default for Inbox {
 
 impl Inbox {
     /// Where the next bytes of the message belong; never empty.
-    pub(super) fn unfilled(&mut self) -> &mut [u8] {
-        &mut self.bytes[self.filled..self.wanted]
+    pub fn unfilled(&mut self) -> &mut [u8] {
+        if self.filled == self.bytes.len() {
+            self.bytes.resize(self.wanted.min(2 * self.filled), 0);
+        }
+        let end = self.wanted.min(self.bytes.len());
+        &mut self.bytes[self.filled..end]
     }
 
     /// Notes that `n` bytes were put into [`unfilled`](Self::unfilled); returns the message once it
     /// is complete.
     ///
     /// # Errors
-    /// The length of a payload that no message has: the stream is unusable from here on.
-    pub(super) fn advance(&mut self, n: usize) -> Result<Option<Message>, u32> {
+    /// The length of a payload that is longer than any: the stream is unusable from here on.
+    pub fn advance(&mut self, n: usize) -> Result<Option<Message>, u32> {
         self.filled = self.wanted.min(self.filled.saturating_add(n));
         if self.filled == HEADER_LEN && self.wanted == HEADER_LEN {
             let len = self.word(3);
             let payload = usize::try_from(len).map_err(|_| len)?;
-            if payload > PAYLOAD_MAX {
+            if payload > ANSWER_MAX {
                 return Err(len);
             }
             self.wanted = HEADER_LEN + payload;
@@ -112,6 +122,8 @@ impl Inbox {
             payload: self.bytes[HEADER_LEN..self.wanted].to_vec(),
         };
         (self.filled, self.wanted) = (0, HEADER_LEN);
+        self.bytes.truncate(HEADER_LEN + PAYLOAD_MAX);
+        self.bytes.shrink_to_fit();
         Ok(Some(message))
     }
 
@@ -126,7 +138,7 @@ impl Inbox {
 ///
 /// # Errors
 /// A name that is not UTF-8.
-pub(super) fn names(payload: &[u8]) -> Result<Vec<Box<str>>, std::str::Utf8Error> {
+pub fn names(payload: &[u8]) -> Result<Vec<Box<str>>, std::str::Utf8Error> {
     payload
         .split(|byte| *byte == 0)
         .filter(|name| !name.is_empty())
@@ -169,12 +181,49 @@ mod tests {
         }
     }
 
+    fn header(payload: usize) -> Vec<u8> {
+        let mut header = encode(Kind::Directory, 1, &[]).unwrap();
+        let payload = u32::try_from(payload).unwrap();
+        header[12..].copy_from_slice(&payload.to_ne_bytes());
+        header
+    }
+
     #[test]
     fn a_payload_longer_than_any_is_refused_at_its_header() {
-        let mut header = encode(Kind::Read, 1, &[]).unwrap();
-        header[12..].copy_from_slice(&4097u32.to_ne_bytes());
-        assert_eq!(feed(&header, 16), Err(4097));
-        assert_eq!(encode(Kind::Write, 1, &[&[0; 4096], b"x"]), None);
+        for len in [ANSWER_MAX + 1, u32::MAX as usize] {
+            assert_eq!(feed(&header(len), 16), Err(u32::try_from(len).unwrap()));
+        }
+        assert_eq!(encode(Kind::Write, 1, &[&[0; PAYLOAD_MAX], b"x"]), None);
+    }
+
+    /// As oxenstored sends it.
+    #[test]
+    fn a_long_list_in_one_message_takes_memory_as_its_bytes_come() {
+        let names: Vec<u8> = (0..5_520u32).map(|n| b'a' + (n % 26) as u8).collect();
+        let bytes = [
+            &header(names.len())[..],
+            &names,
+            &encode(Kind::Read, 2, &[]).unwrap(),
+        ]
+        .concat();
+        for portion in [1, 4096, 10_000] {
+            let messages = feed(&bytes, portion).unwrap();
+            assert_eq!(messages.len(), 2);
+            assert_eq!(messages[0].payload, names);
+        }
+        let mut inbox = Inbox::default();
+        inbox.unfilled().copy_from_slice(&header(ANSWER_MAX));
+        assert_eq!(inbox.advance(HEADER_LEN), Ok(None));
+        let mut taken = 0;
+        while taken < ANSWER_MAX {
+            assert!(inbox.bytes.len() <= 2 * (HEADER_LEN + PAYLOAD_MAX + taken));
+            let room = inbox.unfilled().len();
+            assert!(room > 0);
+            taken += room;
+            let message = inbox.advance(room).unwrap();
+            assert_eq!(message.is_some(), taken == ANSWER_MAX);
+        }
+        assert_eq!(inbox.bytes.capacity(), HEADER_LEN + PAYLOAD_MAX);
     }
 
     #[test]

@@ -1,7 +1,7 @@
 //! The crate xenstore-rs as provider.
 //!
 //! xenstore-rs tries xenstored's socket and, whatever went wrong there, takes the device: it cannot
-//! be told which to take, nor says which it took. What [`route`](super::route) decides is therefore
+//! be told which to take, nor says which it took. What `route` decides is therefore
 //! decided here around it: the socket is connected to first, and afterwards the kernel is asked
 //! whether xenstore-rs opened the device, which it does when xenstored dies, or has no room for one
 //! more to connect, between the two.

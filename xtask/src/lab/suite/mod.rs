@@ -27,6 +27,7 @@ mod session;
 mod vchan;
 mod vector_add;
 mod xen_sys;
+mod xenstore;
 
 pub(crate) use context::Context;
 pub(crate) use footprint::Footprint;
@@ -37,6 +38,7 @@ use super::guest::Kind;
 /// Every case of the suite, in the order in which they run.
 pub(crate) const TOPICS: &[&[Case]] = &[
     xen_sys::CASES,
+    xenstore::CASES,
     channel::CASES,
     vector_add::CASES,
     mediators::CASES,

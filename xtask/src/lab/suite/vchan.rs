@@ -30,7 +30,12 @@ pub(crate) const CASES: &[Case] = &[
 ];
 
 /// Guest's and dom0's commands, run together; both must succeed.
-fn pair(context: &mut Context, guest: &str, in_guest: &str, in_dom0: &str) -> Result<()> {
+pub(super) fn pair(
+    context: &mut Context,
+    guest: &str,
+    in_guest: &str,
+    in_dom0: &str,
+) -> Result<()> {
     let theirs = context.start(Place::Guest(guest), in_guest)?;
     let ours = context.start(Place::Dom0, in_dom0)?;
     for (script, job) in [(in_dom0, ours), (in_guest, theirs)] {
