@@ -284,7 +284,7 @@ fn case_41_xenstore_quotas() {
         let store = Xenstored::new(move |kind, path| domain_one(kind, path, |_| Some(Err(code))));
         let error = failed(start(
             &store.socket(),
-            "connect --peer 1 --path data/x --timeout 1 --echo",
+            "connect --peer 1 --path data/x --timeout 10 --echo",
         ));
         assert!(error.contains(code), "{code}: {error}");
         let quota = !["EAGAIN", "EBUSY"].contains(&code);
