@@ -2,7 +2,7 @@
 //! The vgpu session protocol: what a guest and its mediator say to each other, without any I/O.
 //!
 //! Both sides exchange frames over an ordered byte stream (a [`Transport`](transport::Transport)).
-//! A frame is a 40-byte [`FrameHeader`](frame::FrameHeader) and a body. Everything that arrives is
+//! A frame is a 32-byte [`FrameHeader`](frame::FrameHeader) and a body. Everything that arrives is
 //! copied once, then validated whole; what breaks a rule is a typed error that names the field and
 //! its value. `docs/protocol.md` in the repository gives the byte offsets and the rules of a session.
 //!
@@ -12,13 +12,14 @@
 //! | [`endpoint`] | `xen:`, `local:PATH`, `file:DIR`: where a mediator is |
 //! | [`transport`] | the byte stream below a session |
 //! | [`frame`] | the header, its flags and its validation |
-//! | [`message`] | the operations and their bodies |
+//! | [`op`] | the table of operations and their bodies |
+//! | [`session`] | both halves of a session, as state machines |
 //! | [`status`] | error codes and what the receiver of one may do |
 //! | [`handle`] | guest-minted, generation-checked names of objects in the mediator |
 //!
 //! ```
 //! use vgpu_protocol::frame::FrameHeader;
-//! use vgpu_protocol::message::Op;
+//! use vgpu_protocol::op::Op;
 //!
 //! let ping = FrameHeader::request(Op::Ping, 7).with_body_len(5);
 //! let bytes = ping.encode();
@@ -30,10 +31,11 @@ pub mod clock;
 pub mod endpoint;
 pub mod frame;
 pub mod handle;
-mod le;
-pub mod message;
+pub mod op;
+pub mod session;
 pub mod status;
 pub mod transport;
+mod waker;
 
 /// The newest protocol version this crate speaks.
 pub const VERSION: u16 = 1;

@@ -166,7 +166,7 @@ impl fmt::Display for Status {
 
 /// The body of an error reply: `text`, cut at a character so that it fits [`MAX_ERROR_TEXT`].
 pub fn encode_error_text(text: &str) -> &[u8] {
-    crate::message::bounded(text, MAX_ERROR_TEXT).as_bytes()
+    crate::op::field::bounded(text, MAX_ERROR_TEXT).as_bytes()
 }
 
 /// The text of an error reply, fit for a terminal: control characters and bytes that are not UTF-8

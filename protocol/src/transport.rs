@@ -5,7 +5,13 @@
 //! Every method either returns at once or takes a deadline; none may wait for ever.
 
 use std::io;
-use std::time::Instant;
+use std::time::{Duration, Instant};
+
+pub use crate::waker::Waker;
+
+/// First and longest turn in which a transport that knows of no waker is waited for.
+const FIRST_TURN: Duration = Duration::from_millis(1);
+const LONGEST_TURN: Duration = Duration::from_millis(20);
 
 /// What a caller of [`Transport::wait`] wants to do next.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -55,6 +61,57 @@ pub trait Transport: Send {
 
     /// Takes up to `buf.len()` bytes for sending, without waiting; 0 means there is no room now.
     fn try_write(&mut self, buf: &[u8]) -> Result<usize, TransportError>;
+
+    /// Takes up to all bytes of `parts`, one part after the other, for sending, without waiting. Where
+    /// the transport can, the other side sees all that was taken at once.
+    fn try_write_parts(&mut self, parts: &[&[u8]]) -> Result<usize, TransportError> {
+        let mut taken = 0;
+        for part in parts.iter().filter(|part| !part.is_empty()) {
+            match self.try_write(part) {
+                Ok(n) => {
+                    taken += n;
+                    if n < part.len() {
+                        break;
+                    }
+                }
+                // It comes up again when the rest is written.
+                Err(_) if taken > 0 => break,
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(taken)
+    }
+
+    /// Waits until progress may be possible or `waker` is raised, at the latest until `deadline`.
+    /// Without an `interest`, for the waker alone.
+    ///
+    /// May return early for no reason. The waker stays raised.
+    ///
+    /// # Errors
+    /// As [`wait`](Self::wait).
+    fn wait_or(
+        &mut self,
+        interest: Option<Interest>,
+        waker: &Waker,
+        deadline: Instant,
+    ) -> Result<(), TransportError> {
+        let Some(interest) = interest else {
+            return waker.wait(deadline);
+        };
+        // The waker's turn comes after every short wait for the transport.
+        let mut turn = FIRST_TURN;
+        loop {
+            if waker.is_raised() {
+                return Ok(());
+            }
+            let until = deadline.min(Instant::now() + turn);
+            match self.wait(interest, until) {
+                Err(TransportError::TimedOut(_)) if until < deadline => {}
+                outcome => return outcome,
+            }
+            turn = (turn * 2).min(LONGEST_TURN);
+        }
+    }
 
     /// Waits until progress may be possible, at the latest until `deadline`.
     ///

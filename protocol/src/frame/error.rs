@@ -1,8 +1,7 @@
 //! What can be wrong with a header.
 
 use super::MAGIC;
-use crate::handle::HandleError;
-use crate::message::Op;
+use crate::op::Op;
 
 /// Why a header was refused: which field, and the value it had.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -25,32 +24,24 @@ pub enum FrameError {
         /// The flags it came with.
         flags: u16,
     },
-    /// Request id 0 belongs to a mediator's own Goodbye and nothing else.
-    #[error("request_id is 0, which only a mediator's own Goodbye has")]
-    RequestId,
-    /// A field that must be zero is not.
+    /// The frame goes the wrong way: guests ask, mediators answer.
+    #[error("{op} comes {}", if *.reply { "as a reply where a request is due" } else { "as a request where a reply is due" })]
+    Direction {
+        /// The operation.
+        op: Op,
+        /// Whether it came as a reply.
+        reply: bool,
+    },
+    /// Request id 0 belongs to the mediator's Closing and nothing else.
+    #[error("request_id is {0}; only Closing has 0, and nothing else")]
+    RequestId(u32),
+    /// A field that must be zero here is not.
     #[error("{field} is {value:#x}, not 0")]
-    Reserved {
-        /// `reserved` (offset 14) or `reserved2` (offset 36).
+    NotZero {
+        /// `reserved`, `deadline_ms`, `status` or `credit`.
         field: &'static str,
         /// Its value.
         value: u32,
-    },
-    /// The handle is malformed.
-    #[error("handle is {value:#018x}: {reason}")]
-    Handle {
-        /// Its value.
-        value: u64,
-        /// What is wrong with it.
-        reason: HandleError,
-    },
-    /// The handle is well formed, but this operation takes none.
-    #[error("handle is {value:#018x}, but {op} takes none")]
-    HandleForOp {
-        /// The operation.
-        op: Op,
-        /// The handle's value.
-        value: u64,
     },
     /// The body is longer than this operation allows.
     #[error("body_len is {len}, but {op} allows at most {max} bytes")]
@@ -60,15 +51,6 @@ pub enum FrameError {
         /// The length announced.
         len: u32,
         /// The most it may be.
-        max: u32,
+        max: usize,
     },
-    /// Only requests carry a deadline.
-    #[error("deadline_ms is {0} in a reply, where it must be 0")]
-    DeadlineInReply(u32),
-    /// Only replies carry a status.
-    #[error("status is {0} in a request, where it must be 0")]
-    StatusInRequest(i32),
-    /// Result data cannot carry an error: the final reply of the request does.
-    #[error("status is {0} in a data frame, where it must be 0")]
-    StatusInData(i32),
 }

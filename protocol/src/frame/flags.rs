@@ -5,16 +5,18 @@
 pub struct Flags(u16);
 
 impl Flags {
-    /// No flag: a request that is answered and has no further frames.
+    /// No flag: a request that is answered, or the last data of one.
     pub const NONE: Flags = Flags(0);
-    /// The frame answers a request.
+    /// The frame goes from the mediator to the guest.
     pub const REPLY: Flags = Flags(1 << 0);
     /// A request that is answered only if it fails, and then at the next fence.
     pub const QUIET: Flags = Flags(1 << 1);
-    /// Further frames of this request follow in this direction.
+    /// Data: more follows in this direction.
     pub const MORE: Flags = Flags(1 << 2);
+    /// A reply: quiet requests have failed, and the next fence says which.
+    pub const FAILURES: Flags = Flags(1 << 3);
 
-    const KNOWN: u16 = Self::REPLY.0 | Self::QUIET.0 | Self::MORE.0;
+    const KNOWN: u16 = Self::REPLY.0 | Self::QUIET.0 | Self::MORE.0 | Self::FAILURES.0;
 
     /// Checks `bits`; `None` if any bit is unknown.
     pub const fn from_bits(bits: u16) -> Option<Self> {

@@ -1,124 +1,87 @@
 //! The header and its validation.
 
-use bytemuck::{Pod, Zeroable};
-
 use super::{Flags, FrameError, HEADER_LEN, MAGIC};
-use crate::handle::Handle;
-use crate::le::{I32, U16, U32, U64};
-use crate::message::Op;
+use crate::op::Op;
+use crate::op::field::{Field, Reader};
 use crate::status::Status;
-
-/// The header as it lies on the wire.
-#[repr(C)]
-#[derive(Clone, Copy, Pod, Zeroable)]
-struct RawHeader {
-    magic: U32,
-    op: U16,
-    flags: U16,
-    request_id: U32,
-    lane: U16,
-    reserved: U16,
-    handle: U64,
-    body_len: U32,
-    deadline_ms: U32,
-    status: I32,
-    reserved2: U32,
-}
-
-const _: () = assert!(size_of::<RawHeader>() == HEADER_LEN);
 
 /// A validated header, in host byte order.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct FrameHeader {
-    /// What is asked, or what is answered.
+    /// What is asked, answered or carried.
     pub op: Op,
     /// Request or reply, quiet or not, more to come or not.
     pub flags: Flags,
-    /// Chosen by the guest, never 0; a reply carries the id of its request. 0 only in
-    /// [`FrameHeader::closing`].
+    /// Chosen by the guest, never 0, and not used again before its request is over; a reply carries
+    /// the id of its request. 0 only in [`FrameHeader::closing`].
     pub request_id: u32,
-    /// Requests of one lane run in order; lanes are independent of each other.
+    /// The guest's thread, as a number from 0: requests of all lanes start in the order in which
+    /// they come, and none waits for another lane to finish.
     pub lane: u16,
-    /// The object meant, where the operation has one.
-    pub handle: Option<Handle>,
     /// Bytes that follow this header.
     pub body_len: u32,
-    /// Requests: give up when nothing has moved for this many milliseconds; 0 = the server's own limit.
+    /// Requests: give up when nothing has moved for this many milliseconds; 0 = the mediator's own
+    /// limit.
     pub deadline_ms: u32,
-    /// Replies: how it went; [`Status::OK`] in requests.
+    /// Replies: how it went; [`Status::OK`] in requests and data.
     pub status: Status,
+    /// Data from the mediator: bytes of the request's own data that may be sent beyond what was
+    /// granted before.
+    pub credit: u32,
 }
 
 impl FrameHeader {
-    /// A request on lane 0 without body, handle or deadline. `request_id` must not be 0.
+    /// A request on lane 0 without body or deadline. `request_id` must not be 0.
     pub const fn request(op: Op, request_id: u32) -> Self {
         Self {
             op,
             flags: Flags::NONE,
             request_id,
             lane: 0,
-            handle: None,
             body_len: 0,
             deadline_ms: 0,
             status: Status::OK,
+            credit: 0,
         }
     }
 
-    /// The final reply to `request`, without body.
+    /// The reply to `request`, without body.
     #[must_use]
     pub const fn reply_to(request: &Self, status: Status) -> Self {
-        Self {
-            op: request.op,
-            flags: Flags::REPLY,
-            request_id: request.request_id,
-            lane: request.lane,
-            handle: request.handle,
-            body_len: 0,
-            deadline_ms: 0,
-            status,
-        }
+        let mut header = Self::request(request.op, request.request_id).with_flags(Flags::REPLY);
+        header.lane = request.lane;
+        header.status = status;
+        header
     }
 
     /// The mediator ends the session of its own accord: the guest broke the protocol, was asked to
     /// go, or the mediator stops. `status` says which; a text follows as in any error reply.
     #[must_use]
     pub const fn closing(status: Status) -> Self {
-        let mut header = Self::request(Op::Goodbye, 0);
-        header.flags = Flags::REPLY;
+        let mut header = Self::request(Op::Closing, 0).with_flags(Flags::REPLY);
         header.status = status;
         header
     }
 
-    /// A frame of result data for `request`; the final reply is still to follow.
+    /// A frame of data from the mediator for `request`. Its reply is still to follow.
     #[must_use]
-    pub const fn data_reply_to(request: &Self, body_len: u32) -> Self {
-        Self {
-            op: Op::Data,
-            flags: Flags::REPLY.with(Flags::MORE),
-            request_id: request.request_id,
-            lane: request.lane,
-            handle: request.handle,
-            body_len,
-            deadline_ms: 0,
-            status: Status::OK,
-        }
+    pub const fn data_down(request: &Self, body_len: u32, credit: u32) -> Self {
+        let mut header = Self::data_up(request, body_len, true).with_flags(Flags::REPLY);
+        header.credit = credit;
+        header
     }
 
-    /// A frame of input data for `request`; `more` says whether another one follows.
+    /// A frame of data from the guest for `request`; `more` says whether another one follows.
     ///
-    /// A frame with `more == false` ends the input, complete or not.
+    /// A frame with `more == false` ends the data, complete or not.
     #[must_use]
-    pub const fn data_for(request: &Self, body_len: u32, more: bool) -> Self {
-        Self {
-            op: Op::Data,
-            flags: if more { Flags::MORE } else { Flags::NONE },
-            request_id: request.request_id,
-            lane: request.lane,
-            handle: request.handle,
-            body_len,
-            deadline_ms: 0,
-            status: Status::OK,
+    pub const fn data_up(request: &Self, body_len: u32, more: bool) -> Self {
+        let mut header = Self::request(Op::Data, request.request_id).with_body_len(body_len);
+        header.lane = request.lane;
+        if more {
+            header.flags = Flags::MORE;
         }
+        header
     }
 
     /// The same with a body of `len` bytes.
@@ -142,13 +105,6 @@ impl FrameHeader {
         self
     }
 
-    /// The same for an object.
-    #[must_use]
-    pub const fn with_handle(mut self, handle: Handle) -> Self {
-        self.handle = Some(handle);
-        self
-    }
-
     /// The same with a limit, in milliseconds, on the time without progress.
     #[must_use]
     pub const fn with_deadline_ms(mut self, ms: u32) -> Self {
@@ -156,7 +112,7 @@ impl FrameHeader {
         self
     }
 
-    /// Whether this frame answers a request.
+    /// Whether this frame comes from the mediator.
     pub const fn is_reply(&self) -> bool {
         self.flags.contains(Flags::REPLY)
     }
@@ -166,28 +122,29 @@ impl FrameHeader {
         self.flags.contains(Flags::QUIET)
     }
 
-    /// Whether further frames of this request follow in this direction.
+    /// Whether more data of this request follows in this direction.
     pub const fn has_more(&self) -> bool {
         self.flags.contains(Flags::MORE)
     }
 
+    /// Appends the header to `out`.
+    pub fn encode_to(&self, out: &mut Vec<u8>) {
+        out.extend_from_slice(&self.encode());
+    }
+
     /// The header as bytes.
     pub fn encode(&self) -> [u8; HEADER_LEN] {
-        let raw = RawHeader {
-            magic: MAGIC.into(),
-            op: self.op.code().into(),
-            flags: self.flags.bits().into(),
-            request_id: self.request_id.into(),
-            lane: self.lane.into(),
-            reserved: 0.into(),
-            handle: self.handle.map_or(0, Handle::to_bits).into(),
-            body_len: self.body_len.into(),
-            deadline_ms: self.deadline_ms.into(),
-            status: self.status.to_raw().into(),
-            reserved2: 0.into(),
-        };
         let mut bytes = [0; HEADER_LEN];
-        bytes.copy_from_slice(bytemuck::bytes_of(&raw));
+        bytes[0..4].copy_from_slice(&MAGIC.to_le_bytes());
+        bytes[4..6].copy_from_slice(&self.op.code().to_le_bytes());
+        bytes[6..8].copy_from_slice(&self.flags.bits().to_le_bytes());
+        bytes[8..12].copy_from_slice(&self.request_id.to_le_bytes());
+        bytes[12..14].copy_from_slice(&self.lane.to_le_bytes());
+        // 14 and 15 are reserved.
+        bytes[16..20].copy_from_slice(&self.body_len.to_le_bytes());
+        bytes[20..24].copy_from_slice(&self.deadline_ms.to_le_bytes());
+        bytes[24..28].copy_from_slice(&self.status.to_raw().to_le_bytes());
+        bytes[28..32].copy_from_slice(&self.credit.to_le_bytes());
         bytes
     }
 
@@ -196,63 +153,80 @@ impl FrameHeader {
     /// # Errors
     /// The first rule broken. The session cannot go on after it.
     pub fn decode(bytes: &[u8; HEADER_LEN]) -> Result<Self, FrameError> {
-        let raw: RawHeader = bytemuck::pod_read_unaligned(bytes);
-        if raw.magic.get() != MAGIC {
-            return Err(FrameError::Magic(raw.magic.get()));
+        let mut reader = Reader::new(bytes);
+        let magic = number::<u32>(&mut reader);
+        if magic != MAGIC {
+            return Err(FrameError::Magic(magic));
         }
-        let op = Op::from_code(raw.op.get()).ok_or(FrameError::Op(raw.op.get()))?;
-        let flag_bits = raw.flags.get();
-        let flags = Flags::from_bits(flag_bits).ok_or(FrameError::Flags(flag_bits))?;
-        if !op.allows(flags) {
-            return Err(FrameError::FlagsForOp {
-                op,
-                flags: flag_bits,
-            });
+        let code = number::<u16>(&mut reader);
+        let op = Op::from_code(code).ok_or(FrameError::Op(code))?;
+        let bits = number::<u16>(&mut reader);
+        let flags = Flags::from_bits(bits).ok_or(FrameError::Flags(bits))?;
+        let reply = flags.contains(Flags::REPLY);
+        if !allows(op, flags) {
+            return Err(FrameError::FlagsForOp { op, flags: bits });
         }
-        let request_id = raw.request_id.get();
-        let unasked_goodbye = op == Op::Goodbye && flags.contains(Flags::REPLY);
-        if request_id == 0 && !unasked_goodbye {
-            return Err(FrameError::RequestId);
+        let request_id = number::<u32>(&mut reader);
+        if (request_id == 0) != matches!(op, Op::Closing) {
+            return Err(FrameError::RequestId(request_id));
         }
-        for (field, value) in [
-            ("reserved", u32::from(raw.reserved.get())),
-            ("reserved2", raw.reserved2.get()),
-        ] {
-            if value != 0 {
-                return Err(FrameError::Reserved { field, value });
-            }
-        }
-        let handle = match raw.handle.get() {
-            0 => None,
-            value if !op.takes_handle() => return Err(FrameError::HandleForOp { op, value }),
-            value => Some(
-                Handle::from_bits(value).map_err(|reason| FrameError::Handle { value, reason })?,
-            ),
-        };
-        let (len, max) = (raw.body_len.get(), op.max_body());
-        if len > max {
+        let lane = number::<u16>(&mut reader);
+        let reserved = number::<u16>(&mut reader);
+        let len = number::<u32>(&mut reader);
+        let deadline_ms = number::<u32>(&mut reader);
+        let status = number::<i32>(&mut reader);
+        let credit = number::<u32>(&mut reader);
+        let max = op.max_body(reply);
+        if len as usize > max {
             return Err(FrameError::BodyLen { op, len, max });
         }
-        let (deadline_ms, status) = (raw.deadline_ms.get(), raw.status.get());
-        if flags.contains(Flags::REPLY) {
-            if deadline_ms != 0 {
-                return Err(FrameError::DeadlineInReply(deadline_ms));
+        let is_data = matches!(op, Op::Data);
+        for (field, value, may) in [
+            ("reserved", reserved.into(), false),
+            ("deadline_ms", deadline_ms, !reply && !is_data),
+            ("status", status.cast_unsigned(), reply && !is_data),
+            ("credit", credit, reply && is_data),
+        ] {
+            if value != 0 && !may {
+                return Err(FrameError::NotZero { field, value });
             }
-            if op == Op::Data && status != 0 {
-                return Err(FrameError::StatusInData(status));
-            }
-        } else if status != 0 {
-            return Err(FrameError::StatusInRequest(status));
         }
         Ok(Self {
             op,
             flags,
             request_id,
-            lane: raw.lane.get(),
-            handle,
+            lane,
             body_len: len,
             deadline_ms,
             status: Status::from_raw(status),
+            credit,
         })
+    }
+}
+
+/// The next number of a header.
+fn number<T: Field>(reader: &mut Reader<'_>) -> T {
+    T::read(reader).expect("a header has room for all its fields")
+}
+
+/// Whether a frame of `op` may have these flags.
+const fn allows(op: Op, flags: Flags) -> bool {
+    let (reply, quiet, more, failures) = (
+        flags.contains(Flags::REPLY),
+        flags.contains(Flags::QUIET),
+        flags.contains(Flags::MORE),
+        flags.contains(Flags::FAILURES),
+    );
+    match op {
+        // Data from the mediator is always followed by the reply.
+        Op::Data => !quiet && !failures && (!reply || more),
+        Op::Closing => reply && !quiet && !more && !failures,
+        _ => {
+            let may_be_quiet = match op.spec() {
+                Some(spec) => spec.quiet,
+                None => false,
+            };
+            !more && (!failures || reply) && (!quiet || (may_be_quiet && !reply))
+        }
     }
 }

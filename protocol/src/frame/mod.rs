@@ -1,14 +1,12 @@
-//! Frames: a 40-byte header, then `body_len` bytes.
+//! Frames: a 32-byte header, then `body_len` bytes.
 //!
 //! Decoding copies the header once and validates every field before anything acts on it. A header
 //! that fails ends the session: after it the two sides no longer agree where the next frame starts.
 
-mod buffer;
 mod error;
 mod flags;
 mod header;
 
-pub use buffer::HeaderBuffer;
 pub use error::FrameError;
 pub use flags::Flags;
 pub use header::FrameHeader;
@@ -17,10 +15,7 @@ pub use header::FrameHeader;
 pub const MAGIC: u32 = u32::from_le_bytes(*b"VGPU");
 
 /// Length of a frame header in bytes.
-pub const HEADER_LEN: usize = 40;
+pub const HEADER_LEN: usize = 32;
 
-/// Largest body of a [`Op::Data`](crate::message::Op::Data) frame, in bytes.
-pub const MAX_BODY: u32 = 16 << 20;
-
-/// Largest body of any other frame, in bytes.
-pub const MAX_CONTROL_BODY: u32 = 4096;
+/// Largest body of a [`Op::Data`](crate::op::Op::Data) frame, in bytes.
+pub const MAX_DATA: u32 = 1 << 20;

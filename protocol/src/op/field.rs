@@ -1,0 +1,315 @@
+//! How the fields of a body lie on the wire: little-endian, one after the other, without padding.
+
+use std::num::{NonZeroU16, NonZeroU32, NonZeroU64};
+
+use crate::handle::Handle;
+use crate::status::{Status, printable};
+
+/// Why a field was refused.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum FieldError {
+    /// The body ends inside the field.
+    #[error("needs {wanted} bytes where {left} are left")]
+    Short {
+        /// Bytes of the field.
+        wanted: usize,
+        /// Bytes left in the body.
+        left: usize,
+    },
+    /// A value that the field may not have.
+    #[error("is {value}, {rule}")]
+    Value {
+        /// The value found.
+        value: u64,
+        /// What is allowed.
+        rule: &'static str,
+    },
+    /// A text or list that is too long.
+    #[error("has a length of {len}, at most {max} allowed")]
+    TooLong {
+        /// The length announced.
+        len: usize,
+        /// The most it may be.
+        max: usize,
+    },
+    /// A text that is not UTF-8.
+    #[error("is not UTF-8")]
+    NotText,
+    /// A handle that names nothing that could be.
+    #[error("{0}")]
+    Handle(crate::handle::HandleError),
+}
+
+/// The part of a body that has not been read.
+#[derive(Debug, Clone, Copy)]
+pub struct Reader<'a> {
+    rest: &'a [u8],
+}
+
+impl<'a> Reader<'a> {
+    /// Reads from the front of `body`.
+    pub const fn new(body: &'a [u8]) -> Self {
+        Self { rest: body }
+    }
+
+    /// Bytes that are left.
+    pub const fn left(&self) -> usize {
+        self.rest.len()
+    }
+
+    /// The next `len` bytes.
+    ///
+    /// # Errors
+    /// [`FieldError::Short`].
+    pub fn take(&mut self, len: usize) -> Result<&'a [u8], FieldError> {
+        let (front, rest) = self.rest.split_at_checked(len).ok_or(FieldError::Short {
+            wanted: len,
+            left: self.rest.len(),
+        })?;
+        self.rest = rest;
+        Ok(front)
+    }
+}
+
+/// A value as it travels in a body.
+pub trait Field: Sized {
+    /// What the table in `docs/protocol.md` calls it.
+    const NAME: &'static str;
+    /// Most bytes it takes.
+    const MAX_LEN: usize;
+
+    /// Appends it to a body.
+    fn write(&self, body: &mut Vec<u8>);
+
+    /// Takes it off the front.
+    ///
+    /// # Errors
+    /// It is cut short, or has a value that it may not have.
+    fn read(reader: &mut Reader<'_>) -> Result<Self, FieldError>;
+}
+
+macro_rules! integers {
+    ($($int:ty, $name:literal;)+) => {$(
+        impl Field for $int {
+            const NAME: &'static str = $name;
+            const MAX_LEN: usize = size_of::<$int>();
+
+            fn write(&self, body: &mut Vec<u8>) {
+                body.extend_from_slice(&self.to_le_bytes());
+            }
+
+            fn read(reader: &mut Reader<'_>) -> Result<Self, FieldError> {
+                let bytes = reader.take(size_of::<$int>())?;
+                Ok(Self::from_le_bytes(bytes.try_into().expect("as many as asked for")))
+            }
+        }
+    )+};
+}
+
+integers! {
+    u8, "u8";
+    u16, "u16";
+    u32, "u32";
+    u64, "u64";
+    i32, "i32";
+}
+
+macro_rules! positive {
+    ($($int:ident, $raw:ty, $name:literal;)+) => {$(
+        impl Field for $int {
+            const NAME: &'static str = $name;
+            const MAX_LEN: usize = size_of::<$raw>();
+
+            fn write(&self, body: &mut Vec<u8>) {
+                self.get().write(body);
+            }
+
+            fn read(reader: &mut Reader<'_>) -> Result<Self, FieldError> {
+                Self::new(<$raw>::read(reader)?).ok_or(FieldError::Value {
+                    value: 0,
+                    rule: "at least 1 needed",
+                })
+            }
+        }
+    )+};
+}
+
+positive! {
+    NonZeroU16, u16, "u16, at least 1";
+    NonZeroU32, u32, "u32, at least 1";
+    NonZeroU64, u64, "u64, at least 1";
+}
+
+/// A handle; the number 0, which names nothing, is refused.
+impl Field for Handle {
+    const NAME: &'static str = "handle";
+    const MAX_LEN: usize = 8;
+
+    fn write(&self, body: &mut Vec<u8>) {
+        self.to_bits().write(body);
+    }
+
+    fn read(reader: &mut Reader<'_>) -> Result<Self, FieldError> {
+        Self::from_bits(u64::read(reader)?).map_err(FieldError::Handle)
+    }
+}
+
+impl Field for Status {
+    const NAME: &'static str = "status";
+    const MAX_LEN: usize = 4;
+
+    fn write(&self, body: &mut Vec<u8>) {
+        self.to_raw().write(body);
+    }
+
+    fn read(reader: &mut Reader<'_>) -> Result<Self, FieldError> {
+        i32::read(reader).map(Self::from_raw)
+    }
+}
+
+/// A text of at most `MAX` bytes: its length as u16, then UTF-8.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Text<const MAX: usize>(String);
+
+impl<const MAX: usize> Text<MAX> {
+    /// `text`, cut at a character where it is too long.
+    pub fn new(text: &str) -> Self {
+        Self(bounded(text, MAX).to_owned())
+    }
+
+    /// The text. Off the wire, without control characters: it may be shown on a terminal.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl<const MAX: usize> From<&str> for Text<MAX> {
+    fn from(text: &str) -> Self {
+        Self::new(text)
+    }
+}
+
+impl<const MAX: usize> std::fmt::Display for Text<MAX> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl<const MAX: usize> Field for Text<MAX> {
+    const NAME: &'static str = "text";
+    const MAX_LEN: usize = 2 + MAX;
+
+    fn write(&self, body: &mut Vec<u8>) {
+        write_len(self.0.len(), body);
+        body.extend_from_slice(self.0.as_bytes());
+    }
+
+    fn read(reader: &mut Reader<'_>) -> Result<Self, FieldError> {
+        let len = read_len(reader, MAX)?;
+        let bytes = reader.take(len)?;
+        let text = std::str::from_utf8(bytes).map_err(|_| FieldError::NotText)?;
+        Ok(Self(printable(text)))
+    }
+}
+
+/// Bytes without meaning to the protocol, at most `MAX`: their number as u16, then the bytes.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Bytes<const MAX: usize>(Vec<u8>);
+
+impl<const MAX: usize> Bytes<MAX> {
+    /// `bytes`, or `None` where there are more than `MAX`.
+    pub fn new(bytes: &[u8]) -> Option<Self> {
+        (bytes.len() <= MAX).then(|| Self(bytes.to_owned()))
+    }
+
+    /// The bytes.
+    pub fn as_slice(&self) -> &[u8] {
+        &self.0
+    }
+}
+
+impl<const MAX: usize> Field for Bytes<MAX> {
+    const NAME: &'static str = "bytes";
+    const MAX_LEN: usize = 2 + MAX;
+
+    fn write(&self, body: &mut Vec<u8>) {
+        write_len(self.0.len(), body);
+        body.extend_from_slice(&self.0);
+    }
+
+    fn read(reader: &mut Reader<'_>) -> Result<Self, FieldError> {
+        let len = read_len(reader, MAX)?;
+        Ok(Self(reader.take(len)?.to_owned()))
+    }
+}
+
+/// At most `MAX` values of one kind: their number as u16, then the values.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct List<T, const MAX: usize>(Vec<T>);
+
+impl<T, const MAX: usize> Default for List<T, MAX> {
+    fn default() -> Self {
+        Self(Vec::new())
+    }
+}
+
+impl<T, const MAX: usize> List<T, MAX> {
+    /// Adds a value; gives it back where the list is full.
+    ///
+    /// # Errors
+    /// `value` itself.
+    pub fn push(&mut self, value: T) -> Result<(), T> {
+        if self.0.len() >= MAX {
+            return Err(value);
+        }
+        self.0.push(value);
+        Ok(())
+    }
+
+    /// The values.
+    pub fn as_slice(&self) -> &[T] {
+        &self.0
+    }
+}
+
+impl<T: Field, const MAX: usize> Field for List<T, MAX> {
+    const NAME: &'static str = "list";
+    const MAX_LEN: usize = 2 + MAX * T::MAX_LEN;
+
+    fn write(&self, body: &mut Vec<u8>) {
+        write_len(self.0.len(), body);
+        self.0.iter().for_each(|value| value.write(body));
+    }
+
+    fn read(reader: &mut Reader<'_>) -> Result<Self, FieldError> {
+        let len = read_len(reader, MAX)?;
+        (0..len)
+            .map(|_| T::read(reader))
+            .collect::<Result<_, _>>()
+            .map(Self)
+    }
+}
+
+fn write_len(len: usize, body: &mut Vec<u8>) {
+    u16::try_from(len)
+        .expect("the types bound their lengths")
+        .write(body);
+}
+
+fn read_len(reader: &mut Reader<'_>, max: usize) -> Result<usize, FieldError> {
+    let len = usize::from(u16::read(reader)?);
+    if len > max {
+        return Err(FieldError::TooLong { len, max });
+    }
+    Ok(len)
+}
+
+/// Cuts `text` at a character so that it has at most `max` bytes.
+pub(crate) fn bounded(text: &str, max: usize) -> &str {
+    let mut end = text.len().min(max);
+    while !text.is_char_boundary(end) {
+        end -= 1;
+    }
+    &text[..end]
+}

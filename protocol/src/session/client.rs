@@ -1,0 +1,383 @@
+//! The guest's half of a session, for guests and for mediators that pass sessions on.
+//!
+//! The mediator is trusted with the work, not with this process: whatever it sends is checked against
+//! what it was asked, and an answer that does not fit is a [`Violation`], after which the session
+//! is of no use.
+
+use super::inbox::{Inbox, Received};
+use super::outbox::Outbox;
+use crate::frame::{Flags, FrameHeader, MAX_DATA};
+use crate::op::{Body, Features, Hello, HelloReply, Op, Operation, Request};
+use crate::status::{Status, decode_error_text};
+use crate::{MIN_VERSION, VERSION};
+
+/// The mediator broke the protocol, in words that follow "the mediator".
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{0}")]
+pub struct Violation(pub String);
+
+/// Why a request cannot be sent now.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum NotSent {
+    /// It needs what Hello did not agree on.
+    #[error("this mediator did not offer it when the session was opened")]
+    NotOffered(Op),
+    /// As many requests are under way as the mediator takes.
+    #[error("{0} requests are under way, and this mediator takes no more")]
+    TooMany(usize),
+    /// The request's id is in use.
+    #[error("request {0} is under way")]
+    InUse(u32),
+}
+
+/// What the mediator has said.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Event {
+    /// A request is over; the body of its reply is [`Client::body`] until the next call.
+    Reply {
+        /// Which.
+        id: u32,
+        /// How it went.
+        status: Status,
+        /// Quiet requests have failed; a fence says which.
+        failures: bool,
+    },
+    /// Data of a request is next in the inbox, as much as
+    /// [`data_left`](Inbox::data_left) says.
+    Data(u32),
+    /// More of a request's data may be sent.
+    Credit(u32, u32),
+    /// The mediator has ended the session, with these words.
+    Closing(Status, String),
+}
+
+/// A request that is not over.
+#[derive(Debug)]
+struct Call {
+    header: FrameHeader,
+    /// Bytes of data that have not begun to be sent.
+    up_left: u64,
+    /// Whether the last frame of data has begun to be sent, or there is none.
+    up_ended: bool,
+    credit: u64,
+    down_left: u64,
+}
+
+/// The state of a session.
+#[derive(Debug)]
+pub struct Client {
+    inbox: Inbox,
+    outbox: Outbox,
+    calls: Vec<Call>,
+    last_id: u32,
+    agreed: Option<HelloReply>,
+}
+
+impl Client {
+    /// A session whose Hello is in the outbox; its reply is the first [`Event`].
+    pub fn new(client_name: &str) -> Self {
+        let mut client = Self {
+            inbox: Inbox::of_replies(),
+            outbox: Outbox::default(),
+            calls: Vec::new(),
+            last_id: 0,
+            agreed: None,
+        };
+        let hello = Hello {
+            min_version: MIN_VERSION.try_into().expect("versions start at 1"),
+            max_version: VERSION,
+            features: Features::ALL,
+            client_name: client_name.into(),
+        };
+        let header = client.next_header(Op::Hello);
+        client.push(header, &hello.into());
+        client
+    }
+
+    /// Received bytes belong here, and data is taken from here.
+    pub fn inbox(&mut self) -> &mut Inbox {
+        &mut self.inbox
+    }
+
+    /// The bytes to send.
+    pub fn outbox(&self) -> &Outbox {
+        &self.outbox
+    }
+
+    /// What Hello has agreed on; `None` before its reply.
+    pub fn agreed(&self) -> Option<&HelloReply> {
+        self.agreed.as_ref()
+    }
+
+    /// A header for the next request, with an id that is not in use.
+    pub fn next_header(&mut self, op: Op) -> FrameHeader {
+        loop {
+            // 0 is never a request's id.
+            self.last_id = self.last_id.checked_add(1).unwrap_or(1);
+            if self.call(self.last_id).is_none() {
+                return FrameHeader::request(op, self.last_id);
+            }
+        }
+    }
+
+    /// Queues `request` under `header`, which names its operation.
+    ///
+    /// # Errors
+    /// It cannot be sent, now or at all.
+    pub fn request(&mut self, header: FrameHeader, request: &Request) -> Result<(), NotSent> {
+        debug_assert_eq!(header.op, request.op());
+        let max = match &self.agreed {
+            Some(agreed) => {
+                let needed = header.op.spec().map_or(Features::NONE, |spec| spec.feature);
+                let offered = agreed.features;
+                let quiet_needs = match header.is_quiet() {
+                    true => Features::QUIET,
+                    false => Features::NONE,
+                };
+                if !offered.contains(needed) || !offered.contains(quiet_needs) {
+                    return Err(NotSent::NotOffered(header.op));
+                }
+                usize::from(agreed.max_requests.get())
+            }
+            None => 1,
+        };
+        if self.call(header.request_id).is_some() {
+            return Err(NotSent::InUse(header.request_id));
+        }
+        if self.calls.len() >= max {
+            return Err(NotSent::TooMany(self.calls.len()));
+        }
+        self.push(header, request);
+        Ok(())
+    }
+
+    fn push(&mut self, header: FrameHeader, request: &Request) {
+        self.outbox.push(header, |body| request.encode_to(body));
+        let (up, down) = request.data();
+        if header.is_quiet() && up == 0 {
+            return;
+        }
+        let credit = self
+            .agreed
+            .as_ref()
+            .map_or(0, |agreed| agreed.initial_credit);
+        self.calls.push(Call {
+            header,
+            up_left: up,
+            up_ended: up == 0,
+            credit: credit.into(),
+            down_left: down,
+        });
+    }
+
+    /// Whether a request is not over.
+    pub fn is_under_way(&self, id: u32) -> bool {
+        self.call(id).is_some()
+    }
+
+    /// Requests that are not over.
+    pub fn under_way(&self) -> impl Iterator<Item = u32> {
+        self.calls.iter().map(|call| call.header.request_id)
+    }
+
+    /// How many bytes of a request's data may be sent in one frame now; 0 for none, also while a
+    /// frame of data is under way.
+    pub fn may_send(&self, id: u32) -> usize {
+        let Some(call) = self.call(id).filter(|call| !call.up_ended) else {
+            return 0;
+        };
+        if self.outbox.data().is_some() {
+            return 0;
+        }
+        let len = call.up_left.min(call.credit).min(MAX_DATA.into());
+        usize::try_from(len).expect("at most MAX_DATA")
+    }
+
+    /// Bytes of a request's data that have not begun to be sent.
+    pub fn up_left(&self, id: u32) -> u64 {
+        self.call(id)
+            .filter(|call| !call.up_ended)
+            .map_or(0, |call| call.up_left)
+    }
+
+    /// Bytes of a request's data that have not come.
+    pub fn down_left(&self, id: u32) -> u64 {
+        self.call(id).map_or(0, |call| call.down_left)
+    }
+
+    /// Begins a frame of `len` bytes, at most [`may_send`](Self::may_send), which are at hand.
+    pub fn begin_up(&mut self, id: u32, len: usize) {
+        let Some(call) = self
+            .calls
+            .iter_mut()
+            .find(|call| call.header.request_id == id)
+        else {
+            return;
+        };
+        let left = call.up_left - len as u64;
+        call.up_left = left;
+        call.credit -= len as u64;
+        call.up_ended = left == 0;
+        let len = u32::try_from(len).expect("at most MAX_DATA");
+        self.outbox
+            .begin_data(&FrameHeader::data_up(&call.header, len, left > 0));
+        if call.up_ended && call.header.is_quiet() {
+            self.forget(id);
+        }
+    }
+
+    /// Gives a request up: no more of its data is sent. Its answer still comes.
+    pub fn end_early(&mut self, id: u32) {
+        let Some(call) = self
+            .calls
+            .iter_mut()
+            .find(|call| call.header.request_id == id)
+        else {
+            return;
+        };
+        if !call.up_ended {
+            call.up_ended = true;
+            self.outbox
+                .push(FrameHeader::data_up(&call.header, 0, false), |_| ());
+        }
+    }
+
+    /// Notes that `n` bytes of the outbox and the data under way were sent; returns how many of the
+    /// data, and of which request.
+    pub fn sent(&mut self, n: usize) -> Option<(u32, usize)> {
+        self.outbox.sent(n)
+    }
+
+    /// The next thing that the mediator has said.
+    ///
+    /// # Errors
+    /// It is nothing that may be said here.
+    pub fn next(&mut self) -> Result<Option<Event>, Violation> {
+        if self.inbox.data_left() > 0 {
+            return Ok(None);
+        }
+        let received = self
+            .inbox
+            .next()
+            .map_err(|error| Violation(error.to_string()))?;
+        match received {
+            None => Ok(None),
+            Some(Received::Data(header)) => self.on_data(&header).map(Some),
+            Some(Received::Frame(header)) if header.op == Op::Closing => {
+                let text = decode_error_text(self.inbox.body());
+                Ok(Some(Event::Closing(header.status, text)))
+            }
+            Some(Received::Frame(header)) => self.on_reply(&header).map(Some),
+        }
+    }
+
+    /// The body of the last [`Event::Reply`].
+    pub fn body(&self) -> &[u8] {
+        self.inbox.body()
+    }
+
+    /// The body of the last [`Event::Reply`], which was to an `O` and went well.
+    ///
+    /// # Errors
+    /// It is not what the table says.
+    pub fn reply<O: Operation>(&self) -> Result<O::Reply, Violation> {
+        O::Reply::decode(self.body()).map_err(|error| Violation(error.to_string()))
+    }
+
+    fn on_data(&mut self, header: &FrameHeader) -> Result<Event, Violation> {
+        let id = header.request_id;
+        let len = u64::from(header.body_len);
+        let Some(call) = self
+            .calls
+            .iter_mut()
+            .find(|call| call.header.request_id == id)
+        else {
+            // Room for data of a request that is over, or was quiet, says nothing any more.
+            return match len {
+                0 => Ok(Event::Credit(id, 0)),
+                _ => Err(Violation(format!(
+                    "sent data of request {id}, which is not under way"
+                ))),
+            };
+        };
+        if len > call.down_left || header.lane != call.header.lane {
+            return Err(Violation(format!(
+                "sent {len} bytes for request {id}, where {} bytes are due",
+                call.down_left
+            )));
+        }
+        call.credit = call.credit.saturating_add(header.credit.into());
+        call.down_left -= len;
+        match len {
+            0 => Ok(Event::Credit(id, header.credit)),
+            _ => Ok(Event::Data(id)),
+        }
+    }
+
+    fn on_reply(&mut self, header: &FrameHeader) -> Result<Event, Violation> {
+        let id = header.request_id;
+        let Some(call) = self.call(id).filter(|call| !call.header.is_quiet()) else {
+            let what = format!("answered {} {id}, which was not asked", header.op);
+            return Err(Violation(what));
+        };
+        let wanted = FrameHeader::reply_to(&call.header, header.status)
+            .with_body_len(header.body_len)
+            .with_flags(header.flags);
+        if *header != wanted {
+            return Err(Violation(format!(
+                "answered {} {id} on lane {} where the reply to {} on lane {} is due",
+                header.op, header.lane, call.header.op, call.header.lane
+            )));
+        }
+        if header.status.is_ok() {
+            let sending = self.outbox.data().is_some_and(|(sending, _)| sending == id);
+            if !call.up_ended || call.up_left > 0 || sending {
+                return Err(Violation(format!(
+                    "answered request {id} before its data was sent"
+                )));
+            }
+            if call.down_left > 0 {
+                let left = call.down_left;
+                return Err(Violation(format!(
+                    "answered request {id} {left} bytes too early"
+                )));
+            }
+        }
+        if header.op == Op::Hello && header.status.is_ok() {
+            self.agree()?;
+        }
+        self.end_early(id);
+        self.forget(id);
+        Ok(Event::Reply {
+            id,
+            status: header.status,
+            failures: header.flags.contains(Flags::FAILURES),
+        })
+    }
+
+    fn agree(&mut self) -> Result<(), Violation> {
+        let agreed = self.reply::<Hello>()?;
+        let version = agreed.version.get();
+        if !(MIN_VERSION..=VERSION).contains(&version) {
+            return Err(Violation(format!(
+                "chose version {version}, which was not offered"
+            )));
+        }
+        if !Features::ALL.contains(agreed.features) {
+            return Err(Violation(
+                "agreed to features that were not offered".to_owned(),
+            ));
+        }
+        self.agreed = Some(agreed);
+        Ok(())
+    }
+
+    fn call(&self, id: u32) -> Option<&Call> {
+        self.calls.iter().find(|call| call.header.request_id == id)
+    }
+
+    fn forget(&mut self, id: u32) {
+        self.calls.retain(|call| call.header.request_id != id);
+    }
+}

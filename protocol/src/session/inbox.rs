@@ -1,0 +1,176 @@
+//! Received bytes to frames.
+
+use std::ops::Range;
+
+use crate::frame::{FrameError, FrameHeader, HEADER_LEN};
+use crate::op::Op;
+
+/// Bytes that are taken ahead of what a frame needs: a small frame and several after it come in with
+/// one read, and of a large body only little is copied once more.
+pub const READ_AHEAD: usize = 4096;
+
+/// What has come in.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Received {
+    /// A whole frame; its body is [`Inbox::body`] until the next call.
+    Frame(FrameHeader),
+    /// The header of a Data frame; its body is to be taken out.
+    Data(FrameHeader),
+}
+
+/// Assembles the frames of one direction.
+#[derive(Debug)]
+pub struct Inbox {
+    /// The other side is the mediator.
+    replies: bool,
+    buffer: Vec<u8>,
+    /// What was received and not used.
+    unread: Range<usize>,
+    /// The body of the last frame.
+    body: Range<usize>,
+    /// Bytes still to come of the body of a Data frame.
+    data_left: usize,
+}
+
+impl Inbox {
+    /// For what guests send.
+    pub fn of_requests() -> Self {
+        Self {
+            replies: false,
+            buffer: vec![0; READ_AHEAD],
+            unread: 0..0,
+            body: 0..0,
+            data_left: 0,
+        }
+    }
+
+    /// For what mediators send.
+    pub fn of_replies() -> Self {
+        Self {
+            replies: true,
+            ..Self::of_requests()
+        }
+    }
+
+    /// Where the next bytes belong; never empty. Ends the life of [`body`](Self::body).
+    pub fn space(&mut self) -> &mut [u8] {
+        let wanted = self.missing().max(READ_AHEAD);
+        self.body = 0..0;
+        if self.unread.start > 0 {
+            self.buffer.copy_within(self.unread.clone(), 0);
+            self.unread = 0..self.unread.len();
+        }
+        let end = self.unread.end;
+        let size = end.max(wanted) + usize::from(end >= wanted);
+        if self.buffer.len() < size {
+            self.buffer.resize(size, 0);
+        }
+        &mut self.buffer[end..size]
+    }
+
+    /// Notes that `n` bytes were put into [`space`](Self::space).
+    pub fn received(&mut self, n: usize) {
+        self.unread.end += n;
+        debug_assert!(self.unread.end <= self.buffer.len());
+    }
+
+    /// Bytes that the frame at the front needs in all, as far as is known.
+    fn missing(&self) -> usize {
+        match self.header() {
+            Some(Ok(header)) if header.op != Op::Data => HEADER_LEN + header.body_len as usize,
+            _ => HEADER_LEN,
+        }
+    }
+
+    fn header(&self) -> Option<Result<FrameHeader, FrameError>> {
+        if self.data_left > 0 {
+            return None;
+        }
+        let bytes = self.buffer[self.unread.clone()].first_chunk()?;
+        Some(FrameHeader::decode(bytes))
+    }
+
+    /// The next frame, if it is there. The data of the one before must have been taken out.
+    ///
+    /// # Errors
+    /// The header breaks a rule, or goes the wrong way; the stream is unusable from here on.
+    pub fn next(&mut self) -> Result<Option<Received>, FrameError> {
+        let Some(header) = self.header() else {
+            return Ok(None);
+        };
+        let header = header?;
+        if header.is_reply() != self.replies {
+            return Err(FrameError::Direction {
+                op: header.op,
+                reply: header.is_reply(),
+            });
+        }
+        let body = self.unread.start + HEADER_LEN;
+        if header.op == Op::Data {
+            self.unread.start = body;
+            self.data_left = header.body_len as usize;
+            return Ok(Some(Received::Data(header)));
+        }
+        let end = body + header.body_len as usize;
+        if end > self.unread.end {
+            return Ok(None);
+        }
+        self.body = body..end;
+        self.unread.start = end;
+        Ok(Some(Received::Frame(header)))
+    }
+
+    /// The body of the last [`Received::Frame`].
+    pub fn body(&self) -> &[u8] {
+        &self.buffer[self.body.clone()]
+    }
+
+    /// Bytes still to be taken of the last [`Received::Data`].
+    pub fn data_left(&self) -> usize {
+        self.data_left
+    }
+
+    /// How many of them may be read straight to where they belong: many, and none is here already.
+    pub fn direct(&self) -> usize {
+        match self.unread.is_empty() && self.data_left > READ_AHEAD {
+            true => self.data_left,
+            false => 0,
+        }
+    }
+
+    /// Notes `n` bytes of data that were read without passing through here.
+    pub fn took(&mut self, n: usize) {
+        self.data_left -= n;
+    }
+
+    /// Moves data that is here to `to`, as much as fits; returns how many bytes.
+    pub fn take(&mut self, to: &mut [u8]) -> usize {
+        let n = to.len().min(self.data_left).min(self.unread.len());
+        let from = self.unread.start;
+        to[..n].copy_from_slice(&self.buffer[from..from + n]);
+        self.skip(n);
+        n
+    }
+
+    /// Drops up to `n` bytes of data that are here; returns how many.
+    pub fn drop_data(&mut self) -> usize {
+        let n = self.data_left.min(self.unread.len());
+        self.skip(n);
+        n
+    }
+
+    fn skip(&mut self, n: usize) {
+        self.unread.start += n;
+        self.data_left -= n;
+    }
+
+    /// Whether bytes are here that were not used.
+    pub fn has_unread(&self) -> bool {
+        !self.unread.is_empty()
+    }
+
+    /// Whether a frame has begun and is not complete; an end of stream here cuts it.
+    pub fn is_partial(&self) -> bool {
+        self.data_left > 0 || !self.unread.is_empty()
+    }
+}

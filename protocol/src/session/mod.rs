@@ -1,0 +1,30 @@
+//! Both halves of a session as state machines: bytes and times come in, frames and decisions go out,
+//! and nothing here does I/O.
+//!
+//! | module | what it holds |
+//! |---|---|
+//! | [`inbox`] | received bytes to frames, with read-ahead |
+//! | [`outbox`] | frames to bytes, so that a header and its body leave in one write |
+//! | [`server`] | the mediator's half: what each frame of a guest means, and how it is answered |
+//! | [`client`] | the guest's half: ids, credit, and what an answer must be; a relay uses it too |
+//!
+//! Requests start in the order in which they come, whatever their lane. Each is over when its work
+//! is, so that answers come in any order; only a Fence waits for the requests of its lane before it.
+//!
+//! Data of a request goes in [`Op::Data`](crate::op::Op::Data) frames of any size, as many bytes in
+//! all as its row of the table says. What goes up needs credit: the first
+//! [`initial_credit`](crate::op::HelloReply::initial_credit) bytes of a request may leave at once, the
+//! rest when the mediator has granted room. So data that waits for the device never stands in the
+//! way of another lane's frames.
+
+pub mod client;
+mod in_flight;
+pub mod inbox;
+pub mod outbox;
+pub mod server;
+
+#[cfg(test)]
+mod tests;
+
+pub use client::Client;
+pub use server::Server;

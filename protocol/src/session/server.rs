@@ -1,0 +1,762 @@
+//! The mediator's half of a session: what each frame of a guest means, and how it is answered.
+//!
+//! A guest can send anything at any time: whatever breaks a rule becomes an error reply or the end of
+//! its session. Memory is bounded by [`Terms::max_requests`], the longest control frame and
+//! [`CAPACITY`] bytes of replies.
+
+use std::num::NonZeroU16;
+use std::time::{Duration, Instant};
+
+pub use super::in_flight::{Failure, Outcome};
+use super::in_flight::{InFlight, Requests};
+use super::inbox::{Inbox, Received};
+use super::outbox::Outbox;
+use crate::frame::{Flags, FrameHeader};
+use crate::op::{
+    Body, Features, FenceReply, GoodbyeReply, Hello, HelloReply, InfoReply, Op, QuietFailure,
+    Request, negotiate_version,
+};
+use crate::status::{ErrorCode, Status, encode_error_text};
+use crate::{MIN_VERSION, VERSION};
+
+/// Above this many bytes of replies that the guest has not taken, no further request should be read.
+/// A guest that asks and never reads answers stops itself.
+pub const CAPACITY: usize = 64 << 10;
+
+/// What a guest may ask for; its Hello is answered with it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Terms {
+    /// Lanes are numbered from 0 to one below this.
+    pub max_lanes: NonZeroU16,
+    /// Requests that may be under way at once.
+    pub max_requests: NonZeroU16,
+    /// Objects of each kind that may be open at once.
+    pub max_handles: u32,
+    /// Bytes of a request's data that may come before any are granted. Whoever runs the requests
+    /// takes these, for as many requests as may be under way, without waiting for anything.
+    pub initial_credit: u32,
+    /// The optional parts of the protocol that can be used.
+    pub features: Features,
+}
+
+impl Terms {
+    /// What both allow.
+    #[must_use]
+    pub fn common(self, other: Self) -> Self {
+        Self {
+            max_lanes: self.max_lanes.min(other.max_lanes),
+            max_requests: self.max_requests.min(other.max_requests),
+            max_handles: self.max_handles.min(other.max_handles),
+            initial_credit: self.initial_credit.min(other.initial_credit),
+            features: self.features.common(other.features),
+        }
+    }
+}
+
+/// How long a guest may take.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Timeouts {
+    /// For a complete Hello.
+    pub hello: Duration,
+    /// Between two requests.
+    pub idle: Duration,
+    /// Without any byte moved in the middle of a frame or a request.
+    pub stall: Duration,
+}
+
+/// Why a guest is turned away.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Refusal {
+    /// [`ErrorCode::Denied`] or [`ErrorCode::Busy`].
+    pub code: ErrorCode,
+    /// For the person in front of the guest.
+    pub text: String,
+}
+
+/// Why a session is over. What the guest is to hear is in the outbox.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum End {
+    /// The guest said goodbye.
+    Goodbye,
+    /// The guest broke the protocol.
+    Fault(String),
+    /// The guest was turned away.
+    Refused(Refusal),
+}
+
+/// What a frame of the guest calls for.
+#[derive(Debug)]
+pub enum Step {
+    /// Hello is sound: get ready, then call [`Server::admit`] or [`Server::turn_away`].
+    Admit,
+    /// Run this. Its data comes next to [`Server::data`].
+    Start(FrameHeader, Request),
+    /// The guest has ended the data of this request early: it gives up.
+    Cancel(u32),
+}
+
+/// What has taken too long.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Late {
+    /// The guest: the session is over.
+    Session(String),
+    /// A request, for which nothing has moved. To be cancelled, and answered with this.
+    Request(u32, String),
+}
+
+/// The state of a session.
+#[derive(Debug)]
+pub struct Server {
+    terms: Terms,
+    timeouts: Timeouts,
+    epoch: u64,
+    refusal: Option<Refusal>,
+    /// Why no new requests are run any more.
+    draining: Option<Failure>,
+    hello: Option<(FrameHeader, Hello)>,
+    /// Present once the guest is admitted.
+    info: Option<InfoReply>,
+    requests: Requests,
+    failures: FenceReply,
+    inbox: Inbox,
+    outbox: Outbox,
+    /// The request whose data is being received, and whether the frame is the last.
+    receiving: Option<(u32, bool)>,
+    began: Instant,
+    /// When bytes last came.
+    received: Instant,
+    /// When bytes last went, or the first of those that wait was queued.
+    sent: Instant,
+    counts: Counts,
+}
+
+/// What has been asked so far.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Counts {
+    /// Requests received.
+    pub requests: u64,
+    /// Requests that failed.
+    pub failed: u64,
+}
+
+impl Server {
+    /// A session that waits for Hello. With a `refusal`, Hello is all it will hear.
+    pub fn new(
+        terms: Terms,
+        timeouts: Timeouts,
+        epoch: u64,
+        refusal: Option<Refusal>,
+        now: Instant,
+    ) -> Self {
+        Self {
+            terms,
+            timeouts,
+            epoch,
+            refusal,
+            draining: None,
+            hello: None,
+            info: None,
+            requests: Requests::default(),
+            failures: no_failures(),
+            inbox: Inbox::of_requests(),
+            outbox: Outbox::default(),
+            receiving: None,
+            began: now,
+            received: now,
+            sent: now,
+            counts: Counts::default(),
+        }
+    }
+
+    /// Received bytes belong here.
+    pub fn inbox(&mut self) -> &mut Inbox {
+        &mut self.inbox
+    }
+
+    /// The bytes to send.
+    pub fn outbox(&self) -> &Outbox {
+        &self.outbox
+    }
+
+    /// What has been asked so far.
+    pub fn counts(&self) -> Counts {
+        self.counts
+    }
+
+    /// The name the guest gave itself, fit for a log.
+    pub fn client_name(&self) -> Option<String> {
+        let (_, hello) = self.hello.as_ref()?;
+        Some(hello.client_name.as_str().escape_debug().to_string())
+    }
+
+    /// Whether the guest has been admitted.
+    pub fn is_open(&self) -> bool {
+        self.info.is_some()
+    }
+
+    /// Whether further requests may be read; see [`CAPACITY`].
+    pub fn may_receive(&self) -> bool {
+        self.outbox.len() <= CAPACITY
+    }
+
+    /// Whether a frame has begun in either direction and is not complete, or a request is under way.
+    pub fn is_busy(&self) -> bool {
+        self.is_in_frame() || self.requests.len() > 0
+    }
+
+    /// Whether a frame has begun in either direction and is not complete.
+    pub fn is_in_frame(&self) -> bool {
+        self.inbox.is_partial() || !self.outbox.is_empty()
+    }
+
+    /// Notes that bytes have come.
+    pub fn received(&mut self, now: Instant) {
+        self.received = now;
+    }
+
+    /// The next thing to do, of what has been received.
+    ///
+    /// # Errors
+    /// The session is over.
+    pub fn next(&mut self, now: Instant) -> Result<Option<Step>, End> {
+        while self.inbox.data_left() == 0 {
+            if let Some((id, last)) = self.receiving.take()
+                && last
+                && let Some(step) = self.data_ended(id)
+            {
+                return Ok(Some(step));
+            }
+            match self.inbox.next() {
+                Ok(None) => return Ok(None),
+                Ok(Some(Received::Data(header))) => self.on_data(&header, now)?,
+                Ok(Some(Received::Frame(header))) => {
+                    if let Some(step) = self.on_request(&header, now)? {
+                        return Ok(Some(step));
+                    }
+                }
+                Err(error) => return Err(self.fault(error.to_string())),
+            }
+        }
+        Ok(None)
+    }
+
+    /// The request whose data is being received, and whether anybody wants it.
+    pub fn data(&self) -> Option<(u32, bool)> {
+        let (id, _) = self.receiving?;
+        let wanted = self
+            .requests
+            .get(id)
+            .is_some_and(|request| !request.answered);
+        Some((id, wanted))
+    }
+
+    /// Notes `n` bytes of data, which were taken out of the inbox.
+    pub fn data_received(&mut self, n: usize, now: Instant) {
+        let Some((id, _)) = self.receiving else {
+            return;
+        };
+        if let Some(request) = self.requests.get_mut(id) {
+            request.up_left -= n as u64;
+            request.moved = now;
+        }
+    }
+
+    /// Admits the guest: answers its Hello. `info` is what Info will answer, `terms` what there is
+    /// to have.
+    pub fn admit(&mut self, info: InfoReply, terms: Terms, now: Instant) {
+        let Some((header, hello)) = &self.hello else {
+            return;
+        };
+        self.terms = self.terms.common(terms);
+        self.terms.features = self.terms.features.common(hello.features);
+        let reply = HelloReply {
+            version: negotiate_version(hello).expect("checked when Hello came"),
+            features: self.terms.features,
+            max_lanes: self.terms.max_lanes,
+            max_requests: self.terms.max_requests,
+            max_handles: self.terms.max_handles,
+            initial_credit: self.terms.initial_credit,
+            epoch: self.epoch,
+        };
+        let header = FrameHeader::reply_to(header, Status::OK);
+        self.begin_to_send(now);
+        self.outbox.push(header, |body| reply.encode_to(body));
+        self.info = Some(info);
+        // Getting ready may take seconds, which are not the guest's.
+        self.received = now;
+    }
+
+    /// From here on new requests are refused; those under way go on.
+    pub fn drain(&mut self, code: ErrorCode, text: &str) {
+        self.draining = Some(Failure {
+            status: code.into(),
+            text: text.to_owned(),
+        });
+    }
+
+    /// Answers Hello with an error.
+    pub fn turn_away(&mut self, code: ErrorCode, text: &str) {
+        if let Some((header, _)) = self.hello {
+            self.answer_error(&header, code.into(), text);
+        }
+    }
+
+    /// The mediator's own last word.
+    pub fn close(&mut self, code: ErrorCode, text: &str) {
+        let header = FrameHeader::closing(code.into());
+        self.outbox.push(header, |body| {
+            body.extend_from_slice(encode_error_text(text))
+        });
+    }
+
+    fn fault(&mut self, what: String) -> End {
+        self.close(ErrorCode::Protocol, &what);
+        End::Fault(what)
+    }
+
+    fn on_data(&mut self, header: &FrameHeader, now: Instant) -> Result<(), End> {
+        let len = u64::from(header.body_len);
+        let id = header.request_id;
+        let what = match self.requests.get_mut(id) {
+            Some(request) if !request.up_ended && request.header.lane == header.lane => {
+                let whole = request.up_left == len;
+                if len > request.up_left {
+                    format!("{len} bytes of data, {} due", request.up_left)
+                } else if len > request.credit {
+                    format!("{len} bytes of data, {} granted", request.credit)
+                } else if header.has_more() && (whole || len == 0) {
+                    format!("{len} bytes of data, and more to come where none is")
+                } else {
+                    request.credit -= len;
+                    request.moved = now;
+                    self.receiving = Some((id, !header.has_more()));
+                    return Ok(());
+                }
+            }
+            _ => "data where none is due".to_owned(),
+        };
+        Err(self.fault(format!("request {id}: {what}")))
+    }
+
+    /// The last byte of a request's data has come; says so where it came too early.
+    fn data_ended(&mut self, id: u32) -> Option<Step> {
+        let request = self.requests.get_mut(id)?;
+        request.up_ended = true;
+        let whole = request.up_left == 0;
+        if request.answered {
+            self.requests.remove(id);
+            return None;
+        }
+        if whole {
+            return None;
+        }
+        Some(Step::Cancel(id))
+    }
+
+    fn on_request(&mut self, header: &FrameHeader, now: Instant) -> Result<Option<Step>, End> {
+        self.counts.requests += 1;
+        if !self.is_open() {
+            return self.on_first(header).map(Some);
+        }
+        if header.op == Op::Hello {
+            return Err(self.fault("a second Hello".to_owned()));
+        }
+        if self.requests.get(header.request_id).is_some() {
+            return Err(self.fault(format!(
+                "request {} again before it is over",
+                header.request_id
+            )));
+        }
+        let decoded = Request::decode(header.op, self.inbox.body());
+        // Known even where the request is refused: its data comes all the same.
+        let (up, down) = decoded.as_ref().map_or((0, 0), Request::data);
+        let refused = self
+            .refuse(header)
+            .or(decoded.as_ref().err().map(|error| Failure {
+                status: ErrorCode::Range.into(),
+                text: error.to_string(),
+            }));
+        // A well-behaved guest ends the data of a request that failed before it sends another, so
+        // this fills up only when a guest opens requests and never ends them.
+        if self.requests.len() >= 2 * usize::from(self.terms.max_requests.get()) {
+            return Err(
+                self.fault("more failed requests with data to come than requests".to_owned())
+            );
+        }
+        let own = self.timeouts.stall;
+        self.requests.push(InFlight {
+            header: *header,
+            up_left: up,
+            up_ended: up == 0,
+            credit: self.terms.initial_credit.into(),
+            untold: 0,
+            down_left: down,
+            outcome: None,
+            answered: false,
+            moved: now,
+            patience: match header.deadline_ms {
+                0 => own,
+                ms => own.min(Duration::from_millis(ms.into())),
+            },
+        });
+        let id = header.request_id;
+        match (refused, decoded) {
+            (Some(failure), _) => self.complete(id, Err(failure), now),
+            (None, Ok(Request::Goodbye(_))) => {
+                self.complete(id, Ok(GoodbyeReply {}.encode()), now);
+                return Err(End::Goodbye);
+            }
+            (None, Ok(Request::Info(_))) => {
+                let info = self.info.as_ref().map(Body::encode).unwrap_or_default();
+                self.complete(id, Ok(info), now);
+            }
+            (None, Ok(request)) => return Ok(Some(Step::Start(*header, request))),
+            (None, Err(_)) => {}
+        }
+        Ok(None)
+    }
+
+    /// Why a request is not to be run, if so.
+    fn refuse(&self, header: &FrameHeader) -> Option<Failure> {
+        if self.draining.is_some() && header.op != Op::Goodbye {
+            return self.draining.clone();
+        }
+        let spec = header.op.spec()?;
+        let quiet = match header.is_quiet() {
+            true => Features::QUIET,
+            false => Features::NONE,
+        };
+        let lanes = self.terms.max_lanes.get();
+        let (code, text) = if header.lane >= lanes {
+            let text = format!(
+                "lane {} was not offered; lanes are 0 to {}",
+                header.lane,
+                lanes - 1
+            );
+            (ErrorCode::Range, text)
+        } else if !self.terms.features.contains(spec.feature)
+            || !self.terms.features.contains(quiet)
+        {
+            let text = format!("{} needs a feature that Hello did not agree on", header.op);
+            (ErrorCode::Unsupported, text)
+        } else if self.requests.len() >= self.terms.max_requests.get().into() {
+            (ErrorCode::Busy, "too many requests under way".to_owned())
+        } else {
+            return None;
+        };
+        let status = code.into();
+        Some(Failure { status, text })
+    }
+
+    fn on_first(&mut self, header: &FrameHeader) -> Result<Step, End> {
+        let fault = |server: &mut Self, what: String| {
+            server.answer_error(header, ErrorCode::Protocol.into(), &what);
+            End::Fault(what)
+        };
+        if header.op != Op::Hello || self.hello.is_some() {
+            let what = format!("the first request is {}, not Hello", header.op);
+            return Err(fault(self, what));
+        }
+        let hello = match Hello::decode(self.inbox.body()) {
+            Ok(hello) => hello,
+            Err(error) => return Err(fault(self, error.to_string())),
+        };
+        if let Some(refusal) = self.refusal.clone() {
+            self.answer_error(header, refusal.code.into(), &refusal.text);
+            return Err(End::Refused(refusal));
+        }
+        if negotiate_version(&hello).is_none() {
+            let text = format!(
+                "no version in common: the guest speaks {} to {}, the mediator {MIN_VERSION} to \
+                 {VERSION}; update the older of the two",
+                hello.min_version, hello.max_version
+            );
+            self.answer_error(header, ErrorCode::Version.into(), &text);
+            return Err(End::Fault(text));
+        }
+        self.hello = Some((*header, hello));
+        Ok(Step::Admit)
+    }
+
+    fn answer_error(&mut self, header: &FrameHeader, status: Status, text: &str) {
+        self.counts.failed += 1;
+        let header = FrameHeader::reply_to(header, status).with_flags(self.failures_flag());
+        self.outbox.push(header, |body| {
+            body.extend_from_slice(encode_error_text(text))
+        });
+    }
+
+    fn failures_flag(&self) -> Flags {
+        match has_failures(&self.failures) {
+            true => Flags::FAILURES,
+            false => Flags::NONE,
+        }
+    }
+
+    /// A request has been run, or has failed. Its answer leaves when its data has, and a Fence's when
+    /// those before it have. An id that is not under way is ignored.
+    pub fn complete(&mut self, id: u32, outcome: Outcome, now: Instant) {
+        let Some(request) = self
+            .requests
+            .get_mut(id)
+            .filter(|request| !request.answered)
+        else {
+            return;
+        };
+        request.moved = now;
+        request.outcome = Some(outcome);
+        self.begin_to_send(now);
+        self.answer_what_is_done(now);
+    }
+
+    /// The time that the guest has to take replies counts from here, if none waits.
+    fn begin_to_send(&mut self, now: Instant) {
+        if self.outbox.is_empty() {
+            self.sent = now;
+        }
+    }
+
+    /// Failures of quiet requests that the guest has to hear of, from whoever ran them.
+    pub fn note_failures(&mut self, more: &FenceReply) {
+        let dropped = self.failures.dropped.saturating_add(more.dropped);
+        self.failures.dropped = dropped;
+        for failure in more.failures.as_slice() {
+            self.note_failure(*failure);
+        }
+    }
+
+    fn note_failure(&mut self, failure: QuietFailure) {
+        if self.failures.failures.push(failure).is_err() {
+            self.failures.dropped = self.failures.dropped.saturating_add(1);
+        }
+    }
+
+    fn answer_what_is_done(&mut self, now: Instant) {
+        // An answer can let a fence behind it go.
+        while let Some(id) = self.answerable() {
+            self.answer(id, now);
+        }
+    }
+
+    fn answerable(&self) -> Option<u32> {
+        let ready = |request: &&InFlight| match &request.outcome {
+            None => false,
+            Some(Err(_)) => true,
+            Some(Ok(_)) => {
+                let id = request.header.request_id;
+                let fence = request.header.op == Op::Fence;
+                request.down_left == 0 && !(fence && self.requests.is_behind_others(id))
+            }
+        };
+        self.requests
+            .iter()
+            .find(ready)
+            .map(|request| request.header.request_id)
+    }
+
+    fn answer(&mut self, id: u32, now: Instant) {
+        let Some(request) = self.requests.get_mut(id) else {
+            return;
+        };
+        let header = request.header;
+        let Some(mut outcome) = request.outcome.take() else {
+            return;
+        };
+        if !request.up_ended && outcome.is_ok() {
+            outcome = Err(Failure {
+                status: ErrorCode::Internal.into(),
+                text: format!("{} ended before its data did", header.op),
+            });
+        }
+        request.answered = true;
+        let over = request.up_ended;
+        if header.is_quiet() && !over {
+            // No answer tells the guest to stop.
+            self.grant(id, u64::MAX, now);
+        }
+        match outcome {
+            Ok(_) if header.is_quiet() => {}
+            Ok(body) if header.op == Op::Fence => {
+                if let Ok(more) = FenceReply::decode(&body) {
+                    self.note_failures(&more);
+                }
+                let failures = std::mem::replace(&mut self.failures, no_failures());
+                let header = FrameHeader::reply_to(&header, Status::OK);
+                self.outbox.push(header, |out| failures.encode_to(out));
+            }
+            Ok(body) => {
+                let header = FrameHeader::reply_to(&header, Status::OK);
+                let header = header.with_flags(self.failures_flag());
+                self.outbox.push(header, |out| out.extend_from_slice(&body));
+            }
+            Err(Failure { status, .. }) if header.is_quiet() => {
+                self.counts.failed += 1;
+                self.note_failure(QuietFailure {
+                    request_id: id,
+                    op: header.op,
+                    status,
+                });
+            }
+            Err(Failure { status, text }) => self.answer_error(&header, status, &text),
+        }
+        if over {
+            self.requests.remove(id);
+        }
+    }
+
+    /// There is room for `bytes` more of a request's data.
+    pub fn grant(&mut self, id: u32, bytes: u64, now: Instant) {
+        if let Some(request) = self.requests.get_mut(id) {
+            // More than the rest of the data is never needed.
+            let bytes = bytes.min(request.up_left.saturating_sub(request.credit));
+            request.credit += bytes;
+            request.untold += bytes;
+            request.moved = now;
+        }
+    }
+
+    /// Something was done for a request of which the guest sees nothing yet.
+    pub fn progressed(&mut self, id: u32, now: Instant) {
+        if let Some(request) = self.requests.get_mut(id) {
+            request.moved = now;
+        }
+    }
+
+    /// Whether the request is under way, so that whoever runs it knows of it.
+    pub fn is_running(&self, id: u32) -> bool {
+        self.requests
+            .get(id)
+            .is_some_and(|request| !request.answered)
+    }
+
+    /// The requests whose data may go down, in the order they came, and how many bytes of each;
+    /// nothing while a frame of data is under way.
+    pub fn downs(&self) -> impl Iterator<Item = (u32, u64)> {
+        let free = self.outbox.data().is_none();
+        let due = self
+            .requests
+            .iter()
+            .filter(move |request| free && request.down_left > 0 && !request.answered);
+        due.map(|request| (request.header.request_id, request.down_left))
+    }
+
+    /// Begins a frame with `len` bytes of a request's data, which are at hand.
+    pub fn begin_down(&mut self, id: u32, len: u32, now: Instant) {
+        self.begin_to_send(now);
+        if let Some(request) = self.requests.get_mut(id) {
+            let credit = take_credit(request);
+            let header = FrameHeader::data_down(&request.header, len, credit);
+            self.outbox.begin_data(&header);
+        }
+    }
+
+    /// Tells the guest what was granted, where no data goes down that could say it.
+    pub fn tell_credit(&mut self, now: Instant) {
+        if self.outbox.data().is_some() {
+            return;
+        }
+        self.begin_to_send(now);
+        for request in self
+            .requests
+            .iter_mut()
+            .filter(|request| request.untold > 0)
+        {
+            let credit = take_credit(request);
+            let header = FrameHeader::data_down(&request.header, 0, credit);
+            self.outbox.begin_data(&header);
+        }
+    }
+
+    /// Notes that `n` bytes of the outbox and the data under way were sent; returns how many of the
+    /// data, and of which request.
+    pub fn sent(&mut self, n: usize, now: Instant) -> Option<(u32, usize)> {
+        self.sent = now;
+        let (id, n) = self.outbox.sent(n)?;
+        if let Some(request) = self.requests.get_mut(id) {
+            request.down_left = request.down_left.saturating_sub(n as u64);
+            request.moved = now;
+            if request.down_left == 0 {
+                self.answer_what_is_done(now);
+            }
+        }
+        Some((id, n))
+    }
+
+    /// When something will be late if nothing moves before.
+    pub fn deadline(&self) -> Instant {
+        let mut first = None;
+        self.each_deadline(|at, _| first = Some(first.map_or(at, |first: Instant| first.min(at))));
+        first.unwrap_or(self.received + self.timeouts.idle)
+    }
+
+    /// What is late at `now`, if anything is.
+    pub fn late(&self, now: Instant) -> Option<Late> {
+        let mut late = None;
+        self.each_deadline(|at, what| {
+            if now >= at && late.is_none() {
+                late = Some(what());
+            }
+        });
+        late
+    }
+
+    /// Visits what has a deadline now.
+    fn each_deadline(&self, mut visit: impl FnMut(Instant, &dyn Fn() -> Late)) {
+        let session = |what: &str, time: Duration| {
+            Late::Session(format!("{what} within {} ms", time.as_millis()))
+        };
+        let Timeouts { hello, idle, stall } = self.timeouts;
+        if !self.is_open() {
+            visit(self.began + hello, &|| session("no complete Hello", hello));
+        }
+        if !self.outbox.is_empty() {
+            let taken = "no reply taken";
+            visit(self.sent + stall, &|| session(taken, stall));
+        }
+        for request in self.requests.iter().filter(|request| !request.answered) {
+            let (id, op, patience) = (
+                request.header.request_id,
+                request.header.op,
+                request.patience,
+            );
+            visit(request.moved + patience, &|| {
+                let ms = patience.as_millis();
+                Late::Request(
+                    id,
+                    format!("nothing moved for {ms} ms in the middle of {op}"),
+                )
+            });
+        }
+        let waits_for_room = matches!(self.data(), Some((_, true)));
+        if self.inbox.is_partial() && !waits_for_room {
+            visit(self.received + stall, &|| {
+                session("half a frame and no more", stall)
+            });
+        } else if self.is_open() && !self.is_busy() {
+            let at = self.received.max(self.sent) + idle;
+            visit(at, &|| session("no request", idle));
+        } else if self.requests.iter().any(|request| request.answered) {
+            visit(self.received + stall, &|| {
+                session("half a request and no more", stall)
+            });
+        }
+    }
+}
+
+fn no_failures() -> FenceReply {
+    FenceReply {
+        dropped: 0,
+        failures: Default::default(),
+    }
+}
+
+fn has_failures(failures: &FenceReply) -> bool {
+    failures.dropped > 0 || !failures.failures.as_slice().is_empty()
+}
+
+/// What to tell of a request's credit in one frame.
+fn take_credit(request: &mut InFlight) -> u32 {
+    let credit = u32::try_from(request.untold).unwrap_or(u32::MAX);
+    request.untold -= u64::from(credit);
+    credit
+}
