@@ -4,6 +4,7 @@ use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use serde::{Deserialize, Serialize};
+use vgpu_protocol::session::server::Counts;
 
 /// What a session, a guest or the whole mediator has used so far.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
@@ -17,8 +18,6 @@ pub struct Usage {
     pub requests: u64,
     /// Requests that were answered with an error.
     pub failed_requests: u64,
-    /// Vector elements added and delivered.
-    pub elements: u64,
     /// Time that the device worked, in nanoseconds, as the executor measured it.
     pub device_ns: u64,
 }
@@ -30,7 +29,6 @@ impl Usage {
         self.bytes_out = self.bytes_out.saturating_add(other.bytes_out);
         self.requests = self.requests.saturating_add(other.requests);
         self.failed_requests = self.failed_requests.saturating_add(other.failed_requests);
-        self.elements = self.elements.saturating_add(other.elements);
         self.device_ns = self.device_ns.saturating_add(other.device_ns);
     }
 }
@@ -66,7 +64,6 @@ pub struct Counters {
     bytes_out: AtomicU64,
     requests: AtomicU64,
     failed_requests: AtomicU64,
-    elements: AtomicU64,
     device_ns: AtomicU64,
 }
 
@@ -81,19 +78,14 @@ impl Counters {
         self.bytes_out.fetch_add(bytes as u64, Ordering::Relaxed);
     }
 
-    /// Counts one request.
-    pub fn request(&self) {
-        self.requests.fetch_add(1, Ordering::Relaxed);
+    /// Notes how many requests were received and have failed.
+    pub fn asked(&self, counts: Counts) {
+        self.requests.store(counts.requests, Ordering::Relaxed);
+        self.failed_requests.store(counts.failed, Ordering::Relaxed);
     }
 
-    /// Counts one request that failed.
-    pub fn failure(&self) {
-        self.failed_requests.fetch_add(1, Ordering::Relaxed);
-    }
-
-    /// Counts work done: elements delivered and the device's time for them.
-    pub fn worked(&self, elements: u64, device_ns: u64) {
-        self.elements.fetch_add(elements, Ordering::Relaxed);
+    /// Counts the device's time.
+    pub fn worked(&self, device_ns: u64) {
         self.device_ns.fetch_add(device_ns, Ordering::Relaxed);
     }
 
@@ -104,7 +96,6 @@ impl Counters {
             bytes_out: self.bytes_out.load(Ordering::Relaxed),
             requests: self.requests.load(Ordering::Relaxed),
             failed_requests: self.failed_requests.load(Ordering::Relaxed),
-            elements: self.elements.load(Ordering::Relaxed),
             device_ns: self.device_ns.load(Ordering::Relaxed),
         }
     }

@@ -1,71 +1,61 @@
 //! One guest's session, from Hello to Goodbye.
 //!
-//! | file | job | I/O |
-//! |---|---|---|
-//! | [`inbox`] | bytes to frames | none |
-//! | [`outbox`] | frames to bytes, bounded | none |
-//! | [`rules`] | what each request means and how it is answered | none |
-//! | [`input`] | which Data frames a vector add's input consists of | none |
-//! | `wire` | moves bytes both ways | the transport's |
-//! | `front` | the guest's side: its frames, and what waits its turn | none of its own |
-//! | [`serve`](mod@serve) | the loop, and what it asks of whatever runs the requests | none of its own |
-//! | `execute` | runs them on an executor here; `crate::relay` is the other way | none of its own |
-//! | [`vector_add`] | one running vector add and its pipeline slots | the executor's |
+//! | file | job |
+//! |---|---|
+//! | [`run`](mod@run) | the one loop: bytes between the stream, the rules and the backend |
+//! | [`stream`] | either side's stream, and one wait for everything |
+//! | [`backend`] | what the loop asks of whatever runs the requests |
+//! | [`local_backend`] | an executor here; `crate::relay` is the other way |
 //!
-//! A guest can send anything at any time: whatever breaks a rule becomes an error reply or the end
-//! of this session, and nothing else. Memory is bounded by the pipeline's slots, one control frame
-//! and [`outbox::CAPACITY`] bytes of replies.
+//! The rules themselves are [`vgpu_protocol::session::Server`], which has no I/O. A guest can send
+//! anything at any time: whatever breaks a rule becomes an error reply or the end of this session,
+//! and nothing else.
 
-mod execute;
-pub(crate) mod front;
-pub mod inbox;
-pub mod input;
-pub mod outbox;
-pub mod rules;
-pub mod serve;
-pub mod vector_add;
-pub(crate) mod wire;
+pub mod backend;
+pub mod local_backend;
+mod run;
+pub mod stream;
 
-#[cfg(test)]
-mod scripted;
 #[cfg(test)]
 mod tests;
 
 use std::sync::atomic::{AtomicU8, Ordering};
-use std::time::Duration;
 
-use vgpu_protocol::message::Limits;
+pub use vgpu_protocol::session::server::{Refusal, Terms, Timeouts};
 use vgpu_protocol::status::ErrorCode;
 use vgpu_protocol::transport::TransportError;
 
-pub use serve::{OpenError, OpenExecutor, serve};
+pub use local_backend::{LocalBackend, OpenError, OpenExecutor};
+pub(crate) use run::run;
+pub use stream::Stream;
+
+use crate::usage::Observed;
 
 /// What a session is run with.
 #[derive(Debug, Clone)]
 pub struct Settings {
     /// What the guest may ask for; told to it in the reply to Hello.
-    pub limits: Limits,
+    pub terms: Terms,
+    /// How long it may take.
+    pub timeouts: Timeouts,
     /// Different for every session that a mediator ever opens.
     pub epoch: u64,
-    /// Time a guest has for a complete Hello.
-    pub hello_timeout: Duration,
-    /// Time a session may stand still between requests.
-    pub idle_timeout: Duration,
-    /// Time without any byte moved in the middle of a frame or a request.
-    pub stall_timeout: Duration,
     /// Why the broker took this executor; `info` says it.
     pub reason: Option<String>,
     /// Answer Hello with this error and end.
     pub refusal: Option<Refusal>,
 }
 
-/// Why a guest is turned away.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Refusal {
-    /// [`ErrorCode::Denied`] or [`ErrorCode::Busy`].
-    pub code: ErrorCode,
-    /// For the person in front of the guest.
-    pub text: String,
+/// Runs a session over `stream` on an executor until it ends, and closes the stream.
+pub fn serve(
+    stream: &mut Stream,
+    open: OpenExecutor<'_>,
+    settings: &Settings,
+    observed: &Observed,
+    stop: &StopFlag,
+) -> SessionEnd {
+    let mut backend = LocalBackend::new(open, settings.reason.clone());
+    run(stream, &mut backend, settings, observed, stop)
 }
 
 /// How a session ended.

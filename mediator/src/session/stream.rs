@@ -1,4 +1,4 @@
-//! Either side's stream: a ring whose bytes can be used in place, a socket, or any other transport.
+//! Either side's stream: a ring, a socket, or any other transport; and one wait for all there is.
 
 use std::os::fd::AsFd;
 use std::time::{Duration, Instant};
@@ -6,8 +6,10 @@ use std::time::{Duration, Instant};
 use vchan::Channel;
 use vchan::either::{Either, Side};
 use vgpu_protocol::clock;
-use vgpu_protocol::transport::{Interest, Transport, TransportError};
+use vgpu_protocol::transport::{Interest, Transport, TransportError, Waker};
 use vgpu_socket_transport::SocketTransport;
+
+use super::backend::Also;
 
 /// First and longest turn in which a stream without a descriptor is looked at.
 const TURN: (Duration, Duration) = (Duration::from_millis(1), Duration::from_millis(100));
@@ -51,23 +53,6 @@ impl Stream {
         }
     }
 
-    /// Whether a read may have something to say. Unlike a look at the bytes in place it does not ask to
-    /// be rung when that changes, which costs a system call: every wait here asks anyway.
-    pub(super) fn may_read(&mut self) -> Result<bool> {
-        Ok(match self {
-            Self::Channel(channel) => channel.available()? > 0 || channel.peer_gone()?,
-            Self::Socket(_) | Self::Other(_) => true,
-        })
-    }
-
-    /// The same for a write.
-    pub(super) fn may_write(&mut self) -> Result<bool> {
-        Ok(match self {
-            Self::Channel(channel) => channel.halves().1.room()? > 0 || channel.peer_gone()?,
-            Self::Socket(_) | Self::Other(_) => true,
-        })
-    }
-
     /// What [`Either`] can wait for; `None` for a stream that has to be asked itself.
     fn side(&mut self, interest: Option<Interest>) -> Option<Side<'_>> {
         match (self, interest) {
@@ -104,6 +89,19 @@ impl Transport for Stream {
         self.inner().try_write(buf)
     }
 
+    fn try_write_parts(&mut self, parts: &[&[u8]]) -> Result<usize> {
+        self.inner().try_write_parts(parts)
+    }
+
+    fn wait_or(
+        &mut self,
+        interest: Option<Interest>,
+        waker: &Waker,
+        deadline: Instant,
+    ) -> Result<()> {
+        self.inner().wait_or(interest, waker, deadline)
+    }
+
     fn wait(&mut self, interest: Interest, deadline: Instant) -> Result<()> {
         self.inner().wait(interest, deadline)
     }
@@ -125,15 +123,15 @@ impl Transport for Stream {
     }
 }
 
-/// One wait for both streams.
+/// One wait for the guest's stream and for what a backend waits for.
 #[derive(Debug)]
-pub(super) struct Waiting {
+pub(crate) struct Waiting {
     either: Either,
     turn: Duration,
 }
 
 impl Waiting {
-    pub(super) fn new() -> Self {
+    pub(crate) fn new() -> Self {
         Self {
             either: Either::new(),
             turn: TURN.0,
@@ -141,16 +139,39 @@ impl Waiting {
     }
 
     /// Bytes have moved.
-    pub(super) fn progress(&mut self) {
+    pub(crate) fn progress(&mut self) {
         self.turn = TURN.0;
     }
 
-    /// Waits until either stream may do what is wanted of it. May return early for no reason.
+    /// Waits until the stream may do what is wanted of it, or there is something else to do. May
+    /// return early for no reason.
     ///
     /// # Errors
-    /// [`TransportError::TimedOut`] at `deadline`. What is wrong with a stream is said by its own
-    /// calls.
-    pub(super) fn wait(
+    /// [`TransportError::TimedOut`] at `deadline`.
+    pub(crate) fn wait(
+        &mut self,
+        (near, interest): (&mut Stream, Option<Interest>),
+        also: Also<'_>,
+        deadline: Instant,
+    ) -> Result<()> {
+        match (also, interest) {
+            (Also::Stream(far, far_interest), _) => {
+                self.wait_for_both((near, interest), (far, far_interest), deadline)
+            }
+            (Also::Waker(waker), _) => near.wait_or(interest, waker, deadline),
+            (Also::Nothing, Some(interest)) => near.wait(interest, deadline),
+            (Also::Nothing, None) => {
+                // Nothing can be done before a deadline: the loop asked for none of the two.
+                std::thread::sleep(deadline.saturating_duration_since(Instant::now()));
+                Err(TransportError::TimedOut("go on"))
+            }
+        }
+    }
+
+    /// Waits until either stream may do what is wanted of it.
+    ///
+    /// What is wrong with a stream is said by its own calls.
+    fn wait_for_both(
         &mut self,
         near: (&mut Stream, Option<Interest>),
         far: (&mut Stream, Option<Interest>),

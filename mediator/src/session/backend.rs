@@ -1,0 +1,100 @@
+//! What runs a session's requests: an executor here, or a mediator elsewhere.
+
+use vgpu_protocol::frame::FrameHeader;
+use vgpu_protocol::op::{InfoReply, Request};
+use vgpu_protocol::session::server::{Outcome, Terms};
+use vgpu_protocol::status::ErrorCode;
+use vgpu_protocol::transport::{Interest, Waker};
+
+use super::SessionEnd;
+use super::stream::Stream;
+
+/// Runs requests without ever waiting: the session's loop asks it what has happened, gives it data
+/// as that comes, and takes data as there is some.
+///
+/// Requests are named by the guest's ids. A request is known from [`start`](Self::start) until its
+/// [`Event::Done`] was taken and its data was sent, or until [`cancel`](Self::cancel); the other
+/// methods are called for known requests only.
+pub trait Backend {
+    /// Gets ready, once, for a guest that was admitted. This alone may take seconds.
+    ///
+    /// # Errors
+    /// It is not to be had.
+    fn open(&mut self) -> Result<Opened, NotOpened>;
+
+    /// Takes a request, which the terms allow. What becomes of it is told by
+    /// [`next_event`](Self::next_event).
+    fn start(&mut self, header: &FrameHeader, request: Request);
+
+    /// Where the next bytes of a request's data belong; empty where there is no room now.
+    fn input(&mut self, id: u32) -> &mut [u8];
+
+    /// Notes that `n` bytes were put into [`input`](Self::input).
+    fn filled(&mut self, id: u32, n: usize);
+
+    /// Data for the guest that is at hand. It stays until [`sent`](Self::sent); more may be added at
+    /// its end.
+    fn output(&mut self, id: u32) -> &[u8];
+
+    /// Notes that the first `n` bytes of [`output`](Self::output) were sent.
+    fn sent(&mut self, id: u32, n: usize);
+
+    /// Gives a request up and forgets it: no event names it any more.
+    fn cancel(&mut self, id: u32);
+
+    /// What has happened since; `None` for nothing more.
+    fn next_event(&mut self) -> Option<Event>;
+
+    /// What has to be waited for, beside the guest, until [`next_event`](Self::next_event),
+    /// [`input`](Self::input) or [`output`](Self::output) may have something new.
+    fn also(&mut self) -> Also<'_>;
+
+    /// The session is over.
+    fn close(&mut self) {}
+}
+
+/// Something a [`Backend`] has to tell.
+#[derive(Debug)]
+pub enum Event {
+    /// A request is over. Its data, if it went well, was put out before.
+    Done(u32, Outcome),
+    /// There is room for so many more bytes of a request's data.
+    Room(u32, u64),
+    /// Something was done for a request of which nothing shows yet.
+    Moved(u32),
+    /// The device worked for so many nanoseconds.
+    Worked(u64),
+    /// Nothing can be run any more.
+    Lost(NotOpened),
+}
+
+/// What to wait for beside the guest.
+#[derive(Debug)]
+pub enum Also<'a> {
+    /// Nothing: whatever it has to tell was told.
+    Nothing,
+    /// A thread or a device that raises this.
+    Waker(&'a Waker),
+    /// The stream to another mediator.
+    Stream(&'a mut Stream, Option<Interest>),
+}
+
+/// A backend is ready.
+#[derive(Debug)]
+pub struct Opened {
+    /// What Info will answer.
+    pub info: InfoReply,
+    /// What it can do, if that may be less than this mediator allows.
+    pub terms: Option<Terms>,
+}
+
+/// A backend is not to be had, or not any more.
+#[derive(Debug)]
+pub struct NotOpened {
+    /// For the guest.
+    pub code: ErrorCode,
+    /// For the person in front of it.
+    pub text: String,
+    /// For the log.
+    pub end: SessionEnd,
+}

@@ -1,0 +1,149 @@
+//! Sessions whose requests run on this machine's executor.
+
+use std::collections::VecDeque;
+
+use vgpu_protocol::frame::FrameHeader;
+use vgpu_protocol::op::{Body, FenceReply, InfoReply, PingReply, Request};
+use vgpu_protocol::status::ErrorCode;
+
+use super::backend::{Also, Backend, Event, NotOpened, Opened};
+use super::SessionEnd;
+use crate::executor::{Executor, ExecutorError, ExecutorInfo, ProbeError};
+
+/// Opens the session's executor, once, when a guest was admitted.
+pub type OpenExecutor<'a> = &'a mut dyn FnMut() -> Result<Box<dyn Executor>, OpenError>;
+
+/// No executor can be opened.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{text}")]
+pub struct OpenError {
+    /// [`ErrorCode::Busy`] where others have the device and waiting may help.
+    pub code: ErrorCode,
+    /// One line.
+    pub text: String,
+}
+
+impl From<String> for OpenError {
+    fn from(text: String) -> Self {
+        Self {
+            code: ErrorCode::BackendLost,
+            text,
+        }
+    }
+}
+
+impl From<ProbeError> for OpenError {
+    fn from(error: ProbeError) -> Self {
+        let text = error.to_string();
+        match error.source {
+            ExecutorError::Busy { .. } => Self {
+                code: ErrorCode::Busy,
+                text,
+            },
+            _ => text.into(),
+        }
+    }
+}
+
+/// The executor, once a guest was admitted.
+pub struct LocalBackend<'o> {
+    open: OpenExecutor<'o>,
+    /// Why the broker took it; overrides the executor's own word.
+    reason: Option<String>,
+    executor: Option<Box<dyn Executor>>,
+    events: VecDeque<Event>,
+}
+
+impl<'o> LocalBackend<'o> {
+    /// A backend whose executor has yet to be opened.
+    pub fn new(open: OpenExecutor<'o>, reason: Option<String>) -> Self {
+        Self {
+            open,
+            reason,
+            executor: None,
+            events: VecDeque::new(),
+        }
+    }
+
+    fn info_reply(&self, info: &ExecutorInfo) -> InfoReply {
+        let reason = self.reason.as_ref().unwrap_or(&info.reason);
+        InfoReply {
+            total_memory: info.total_memory,
+            executor: info.kind.into(),
+            device: info.device.as_str().into(),
+            driver: info.driver.as_str().into(),
+            reason: reason.as_str().into(),
+            mediator: concat!("vgpu-mediatord ", env!("CARGO_PKG_VERSION")).into(),
+        }
+    }
+
+    /// The executor; the rules let nobody ask for anything before it is open.
+    fn executor(&mut self) -> &mut dyn Executor {
+        self.executor.as_deref_mut().expect("opened with the session")
+    }
+}
+
+impl Backend for LocalBackend<'_> {
+    fn open(&mut self) -> Result<Opened, NotOpened> {
+        let executor = (self.open)().map_err(|error| NotOpened {
+            code: error.code,
+            text: format!("the mediator cannot open its executor: {error}"),
+            end: SessionEnd::ExecutorLost(error.text),
+        })?;
+        let info = self.info_reply(executor.info());
+        self.executor = Some(executor);
+        Ok(Opened { info, terms: None })
+    }
+
+    fn start(&mut self, header: &FrameHeader, request: Request) {
+        let id = header.request_id;
+        let body = match request {
+            Request::Ping(ping) => PingReply {
+                payload: ping.payload,
+            }
+            .encode(),
+            // The rules keep it until those before it are over, and know what has failed.
+            Request::Fence(_) => FenceReply {
+                dropped: 0,
+                failures: Default::default(),
+            }
+            .encode(),
+            request => return self.executor().start(id, request),
+        };
+        self.events.push_back(Event::Done(id, Ok(body)));
+    }
+
+    fn input(&mut self, id: u32) -> &mut [u8] {
+        self.executor().input(id)
+    }
+
+    fn filled(&mut self, id: u32, n: usize) {
+        self.executor().filled(id, n);
+    }
+
+    fn output(&mut self, id: u32) -> &[u8] {
+        self.executor().output(id)
+    }
+
+    fn sent(&mut self, id: u32, n: usize) {
+        self.executor().sent(id, n);
+    }
+
+    fn cancel(&mut self, id: u32) {
+        self.executor().cancel(id);
+    }
+
+    fn next_event(&mut self) -> Option<Event> {
+        if let Some(event) = self.events.pop_front() {
+            return Some(event);
+        }
+        self.executor.as_mut()?.next_event()
+    }
+
+    fn also(&mut self) -> Also<'_> {
+        match self.executor.as_ref().and_then(|executor| executor.waker()) {
+            Some(waker) => Also::Waker(waker),
+            None => Also::Nothing,
+        }
+    }
+}

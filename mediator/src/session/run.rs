@@ -1,0 +1,447 @@
+//! The loop of a session: moves bytes between the guest's stream, the rules and the backend.
+//!
+//! Whenever a byte can move it is moved; only when none can does the thread wait, for everything at
+//! once: the guest, the device or the other mediator, and the next deadline.
+
+use std::time::{Duration, Instant};
+
+use vgpu_protocol::clock;
+use vgpu_protocol::frame::MAX_DATA;
+use vgpu_protocol::session::Server;
+use vgpu_protocol::session::server::{End, Late, Step};
+use vgpu_protocol::session::server::{Failure, Terms};
+use vgpu_protocol::status::ErrorCode;
+use vgpu_protocol::transport::{Interest, Transport, TransportError};
+
+use super::backend::{Backend, Event};
+use super::stream::{Stream, Waiting};
+use super::{SessionEnd, Settings, StopFlag, StopReason};
+use crate::usage::Observed;
+
+/// How soon an idle session notices that the broker wants it to end.
+const STOP_CHECK: Duration = Duration::from_millis(250);
+
+/// How soon a backend that runs something is asked, though nothing has said that it has news: a
+/// driver that has failed need not say so.
+const BACKEND_CHECK: Duration = Duration::from_millis(100);
+
+/// Time for the last frames and the close of the transport.
+const CLOSING_TIME: Duration = Duration::from_secs(2);
+
+/// A peer that wakes this thread this often without moving a byte is slowed down from there on.
+const FRUITLESS_WAKES: u32 = 64;
+
+/// Reads between two looks at everything else.
+const READS_AT_ONCE: u32 = 64;
+
+/// What takes the place of data that will not come: its request has failed in the middle of a frame.
+static ZEROS: [u8; 4096] = [0; 4096];
+
+/// Runs a session over `stream` until it ends, and closes the stream.
+pub(crate) fn run(
+    stream: &mut Stream,
+    backend: &mut dyn Backend,
+    settings: &Settings,
+    observed: &Observed,
+    stop: &StopFlag,
+) -> SessionEnd {
+    let server = Server::new(
+        settings.terms,
+        settings.timeouts,
+        settings.epoch,
+        settings.refusal.clone(),
+        clock::now(),
+    );
+    let mut session = Session {
+        stream,
+        backend,
+        server,
+        own_terms: settings.terms,
+        observed,
+        stop,
+        stopping: None,
+        waiting: Waiting::new(),
+        last_down: 0,
+        no_room: false,
+        unflushed: false,
+        cut: false,
+        fruitless: 0,
+    };
+    let end = loop {
+        if let Err(end) = session.turn() {
+            break end;
+        }
+    };
+    session.finish();
+    end
+}
+
+struct Session<'a> {
+    stream: &'a mut Stream,
+    backend: &'a mut dyn Backend,
+    server: Server,
+    own_terms: Terms,
+    observed: &'a Observed,
+    stop: &'a StopFlag,
+    /// No new requests are run; the session ends when those under way are over.
+    stopping: Option<StopReason>,
+    waiting: Waiting,
+    /// The request whose data was sent last: the next frame is another's, if another has data.
+    last_down: u32,
+    /// Data has come for which the backend has no room now.
+    no_room: bool,
+    unflushed: bool,
+    /// Nothing can be sent any more: the guest is gone.
+    cut: bool,
+    fruitless: u32,
+}
+
+impl Session<'_> {
+    /// Moves what can be moved, or waits.
+    fn turn(&mut self) -> Result<(), SessionEnd> {
+        // Read before the look, so that there is one after every deadline.
+        let now = clock::now();
+        let mut moved = self.take_events(now)?;
+        moved |= self.write(now)?;
+        moved |= self.read(now)?;
+        if moved {
+            self.fruitless = 0;
+            self.waiting.progress();
+            return Ok(());
+        }
+        self.check_stop()?;
+        match self.server.late(now) {
+            None => self.wait(),
+            Some(Late::Session(text)) => {
+                if self.server.outbox().is_empty() {
+                    self.server.close(ErrorCode::Timeout, &text);
+                }
+                Err(SessionEnd::TimedOut(text))
+            }
+            Some(Late::Request(id, text)) => {
+                self.backend.cancel(id);
+                let status = ErrorCode::Timeout.into();
+                self.server.complete(id, Err(Failure { status, text }), now);
+                Ok(())
+            }
+        }
+    }
+
+    /// What the backend has to tell.
+    fn take_events(&mut self, now: Instant) -> Result<bool, SessionEnd> {
+        let mut moved = false;
+        while let Some(event) = self.backend.next_event() {
+            moved = true;
+            match event {
+                Event::Done(id, outcome) => self.server.complete(id, outcome, now),
+                Event::Room(id, bytes) => self.server.grant(id, bytes, now),
+                Event::Moved(id) => self.server.progressed(id, now),
+                Event::Worked(device_ns) => self.observed.counters.worked(device_ns),
+                Event::Lost(lost) => {
+                    self.server.close(lost.code, &lost.text);
+                    return Err(lost.end);
+                }
+            }
+        }
+        self.observed.counters.asked(self.server.counts());
+        Ok(moved)
+    }
+
+    /// Sends what there is room for.
+    fn write(&mut self, now: Instant) -> Result<bool, SessionEnd> {
+        let mut moved = false;
+        loop {
+            if self.server.outbox().data().is_none() {
+                self.begin_data(now);
+            }
+            let data = self.server.outbox().data();
+            let running = data.is_some_and(|(id, _)| self.server.is_running(id));
+            let body = match data {
+                Some((id, left)) if running => {
+                    let output = self.backend.output(id);
+                    &output[..left.min(output.len())]
+                }
+                Some((_, left)) => &ZEROS[..left.min(ZEROS.len())],
+                None => &[],
+            };
+            let parts = [self.server.outbox().unsent(), body];
+            if parts.iter().all(|part| part.is_empty()) {
+                return Ok(moved);
+            }
+            let sent = self.stream.try_write_parts(&parts);
+            let n = sent.map_err(|error| self.failed(error))?;
+            if n == 0 {
+                return Ok(moved);
+            }
+            moved = true;
+            self.unflushed = true;
+            self.observed.counters.sent(n);
+            if let Some((id, n)) = self.server.sent(n, now)
+                && running
+            {
+                self.backend.sent(id, n);
+            }
+        }
+    }
+
+    /// Begins a frame of data for the guest, if there is some, or tells what room there is.
+    fn begin_data(&mut self, now: Instant) {
+        let mut next = None;
+        let mut seen_last = false;
+        for (id, left) in self.server.downs() {
+            let ready = self.backend.output(id).len().min(MAX_DATA as usize) as u64;
+            let ready = ready.min(left);
+            if ready > 0 && (next.is_none() || seen_last) {
+                next = Some((id, ready));
+                if seen_last {
+                    break;
+                }
+            }
+            seen_last |= id == self.last_down;
+        }
+        match next {
+            Some((id, ready)) => {
+                self.last_down = id;
+                let len = u32::try_from(ready).expect("at most MAX_DATA");
+                self.server.begin_down(id, len, now);
+            }
+            None => self.server.tell_credit(now),
+        }
+    }
+
+    /// Takes what has come.
+    fn read(&mut self, now: Instant) -> Result<bool, SessionEnd> {
+        let mut moved = false;
+        self.no_room = false;
+        for _ in 0..READS_AT_ONCE {
+            if !self.server.may_receive() {
+                break;
+            }
+            let progress = match self.server.inbox().data_left() {
+                0 => self.take_step(now)? || self.read_ahead(now)?,
+                _ => self.take_data(now)?,
+            };
+            if !progress {
+                break;
+            }
+            moved = true;
+        }
+        Ok(moved)
+    }
+
+    /// Does what the next frame calls for, if one is there.
+    fn take_step(&mut self, now: Instant) -> Result<bool, SessionEnd> {
+        match self.server.next(now).map_err(SessionEnd::from)? {
+            None => return Ok(self.server.inbox().data_left() > 0),
+            Some(Step::Start(header, request)) => self.backend.start(&header, request),
+            Some(Step::Admit) => self.admit()?,
+            Some(Step::Cancel(id)) => {
+                self.backend.cancel(id);
+                let text = "the guest ended the data early".to_owned();
+                let status = ErrorCode::Cancelled.into();
+                self.server.complete(id, Err(Failure { status, text }), now);
+            }
+        }
+        self.take_events(now)?;
+        Ok(true)
+    }
+
+    fn admit(&mut self) -> Result<(), SessionEnd> {
+        let opened = match self.backend.open() {
+            Ok(opened) => opened,
+            Err(refused) => {
+                self.server.turn_away(refused.code, &refused.text);
+                return Err(refused.end);
+            }
+        };
+        if let Some(name) = self.server.client_name() {
+            let _ = self.observed.client.set(name);
+        }
+        let terms = opened.terms.unwrap_or(self.own_terms);
+        self.server.admit(opened.info, terms, clock::now());
+        Ok(())
+    }
+
+    /// Takes data of a request to where it belongs.
+    fn take_data(&mut self, now: Instant) -> Result<bool, SessionEnd> {
+        let wanted = match self.server.data() {
+            Some((id, true)) => Some(id),
+            _ => None,
+        };
+        let inbox = self.server.inbox();
+        if !inbox.has_unread() && (wanted.is_none() || inbox.direct() == 0) {
+            return self.read_ahead(now);
+        }
+        let Some(id) = wanted else {
+            let n = inbox.drop_data();
+            self.server.data_received(n, now);
+            return Ok(true);
+        };
+        let room = self.backend.input(id);
+        if room.is_empty() {
+            self.no_room = true;
+            return Ok(false);
+        }
+        let n = match inbox.direct() {
+            0 => inbox.take(room),
+            direct => {
+                let room_len = room.len();
+                let read = self.stream.try_read(&mut room[..direct.min(room_len)]);
+                let Some(n) = self.count_received(read, now)? else {
+                    return Ok(false);
+                };
+                self.server.inbox().took(n);
+                n
+            }
+        };
+        self.server.data_received(n, now);
+        self.backend.filled(id, n);
+        self.take_events(now)?;
+        Ok(true)
+    }
+
+    /// Takes bytes into the inbox.
+    fn read_ahead(&mut self, now: Instant) -> Result<bool, SessionEnd> {
+        let read = self.stream.try_read(self.server.inbox().space());
+        let Some(n) = self.count_received(read, now)? else {
+            return Ok(false);
+        };
+        self.server.inbox().received(n);
+        Ok(true)
+    }
+
+    fn count_received(
+        &mut self,
+        read: Result<Option<usize>, TransportError>,
+        now: Instant,
+    ) -> Result<Option<usize>, SessionEnd> {
+        match read {
+            Ok(None) => Ok(None),
+            Ok(Some(0)) => Err(self.failed(TransportError::Closed)),
+            Ok(Some(n)) => {
+                self.observed.counters.received(n);
+                self.server.received(now);
+                Ok(Some(n))
+            }
+            Err(error) => Err(self.failed(error)),
+        }
+    }
+
+    /// What a failure of the stream means for the session.
+    fn failed(&mut self, error: TransportError) -> SessionEnd {
+        self.cut = true;
+        match error {
+            TransportError::Closed => SessionEnd::GuestClosed(self.server.is_busy()),
+            TransportError::PeerViolation(what) => SessionEnd::GuestFault(what),
+            other => SessionEnd::Transport(other),
+        }
+    }
+
+    /// Ends the session when the broker wants it to end and nothing is under way.
+    fn check_stop(&mut self) -> Result<(), SessionEnd> {
+        let Some(reason) = self.stop.get() else {
+            return Ok(());
+        };
+        if self.stopping.is_none() {
+            self.stopping = Some(reason);
+            self.server.drain(reason.code(), &reason.to_string());
+        }
+        if self.server.is_busy() {
+            return Ok(());
+        }
+        self.server.close(reason.code(), &reason.to_string());
+        Err(SessionEnd::Stopped(reason))
+    }
+
+    fn wait(&mut self) -> Result<(), SessionEnd> {
+        let now = clock::now();
+        let mut until = self.server.deadline().min(now + STOP_CHECK);
+        if self.server.is_busy() {
+            until = until.min(now + BACKEND_CHECK);
+        }
+        let reading = self.server.may_receive() && !self.no_room;
+        let writing = !self.server.outbox().is_empty();
+        self.sleep(reading, writing, until)
+    }
+
+    fn sleep(&mut self, read: bool, write: bool, until: Instant) -> Result<(), SessionEnd> {
+        if self.unflushed {
+            self.unflushed = false;
+            match self.stream.flush(until) {
+                Ok(()) => {}
+                Err(TransportError::TimedOut(_)) => {
+                    self.unflushed = true;
+                    return Ok(());
+                }
+                Err(error) => return Err(self.failed(error)),
+            }
+        }
+        if self.fruitless > FRUITLESS_WAKES {
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        let interest = match (read, write) {
+            (true, true) => Some(Interest::ReadOrWrite),
+            (false, true) => Some(Interest::Write),
+            (true, false) => Some(Interest::Read),
+            (false, false) => None,
+        };
+        let also = self.backend.also();
+        match self.waiting.wait((self.stream, interest), also, until) {
+            Ok(()) => {
+                self.fruitless = self.fruitless.saturating_add(1);
+                Ok(())
+            }
+            Err(TransportError::TimedOut(_)) => Ok(()),
+            // The next call on the stream that failed says what is wrong with it.
+            Err(TransportError::Closed | TransportError::PeerViolation(_)) => Ok(()),
+            Err(error) => Err(self.failed(error)),
+        }
+    }
+
+    /// Sends the last replies if the guest takes them, and closes.
+    fn finish(&mut self) {
+        let deadline = Instant::now() + CLOSING_TIME;
+        while !self.cut && !self.server.outbox().is_empty() && Instant::now() < deadline {
+            match self.write_last() {
+                Ok(true) => {}
+                Ok(false) => {
+                    if self.stream.flush(deadline).is_err()
+                        || self.stream.wait(Interest::Write, deadline).is_err()
+                    {
+                        self.cut = true;
+                    }
+                }
+                Err(_) => self.cut = true,
+            }
+        }
+        self.observed.counters.asked(self.server.counts());
+        self.backend.close();
+        if let Err(error) = self.stream.close(deadline) {
+            log::debug!("closing {}: {error}", self.stream.describe());
+        }
+    }
+
+    /// Sends what is queued, and completes the frame that is under way; begins no other.
+    fn write_last(&mut self) -> Result<bool, SessionEnd> {
+        let body = match self.server.outbox().data() {
+            Some((_, left)) => &ZEROS[..left.min(ZEROS.len())],
+            None => &[],
+        };
+        let parts = [self.server.outbox().unsent(), body];
+        let sent = self.stream.try_write_parts(&parts);
+        let n = sent.map_err(|error| self.failed(error))?;
+        self.observed.counters.sent(n);
+        self.server.sent(n, clock::now());
+        Ok(n > 0)
+    }
+}
+
+impl From<End> for SessionEnd {
+    fn from(end: End) -> Self {
+        match end {
+            End::Goodbye => Self::Goodbye,
+            End::Fault(what) => Self::GuestFault(what),
+            End::Refused(refusal) => Self::Refused(refusal),
+        }
+    }
+}
