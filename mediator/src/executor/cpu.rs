@@ -1,18 +1,27 @@
 //! The CPU executor: same protocol and same results without a GPU.
 
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
 
-use super::{Executor, ExecutorError, ExecutorInfo, VectorAddPipeline};
+use vgpu_protocol::frame::FrameHeader;
+use vgpu_protocol::op::Request;
 
-/// Two slots: one is read back to the guest while the next is being filled.
+use super::vector_add::{CHUNK, Pipeline, VectorAdds};
+use super::{Executor, ExecutorError, ExecutorInfo, unsupported};
+use crate::session::backend::{Also, Backend, Event};
+
+/// Two slots a vector add: one is read back to the guest while the next is being filled.
 const SLOTS: usize = 2;
+
+/// Slots that are kept from one request to the next: fresh pages cost more than the sums.
+const KEPT: usize = 4 * SLOTS;
 
 /// Runs a guest's work on this machine's processor.
 #[derive(Debug)]
 pub struct CpuExecutor {
     info: ExecutorInfo,
-    /// Kept from one request to the next: fresh pages cost more than the sums.
-    slots: [Slot; SLOTS],
+    free: Arc<Mutex<Vec<Slot>>>,
+    adds: VectorAdds<CpuPipeline>,
 }
 
 impl CpuExecutor {
@@ -27,7 +36,8 @@ impl CpuExecutor {
         };
         Self {
             info,
-            slots: Default::default(),
+            free: Arc::default(),
+            adds: VectorAdds::default(),
         }
     }
 }
@@ -36,16 +46,44 @@ impl Executor for CpuExecutor {
     fn info(&self) -> &ExecutorInfo {
         &self.info
     }
+}
 
-    fn vector_add(
-        &mut self,
-        chunk_elements: usize,
-    ) -> Result<Box<dyn VectorAddPipeline + '_>, ExecutorError> {
-        for slot in &mut self.slots {
-            slot.make_room(chunk_elements)?;
+impl Backend for CpuExecutor {
+    fn start(&mut self, header: &FrameHeader, request: Request) {
+        let id = header.request_id;
+        match request {
+            Request::VectorAdd(add) => self.adds.start(id, &add, CpuPipeline::new(&self.free)),
+            other => self.adds.refuse(id, &unsupported(&self.info, other.op())),
         }
-        let slots = &mut self.slots;
-        Ok(Box::new(CpuVectorAdd { slots, busy_ns: 0 }))
+    }
+
+    fn input(&mut self, id: u32) -> &mut [u8] {
+        self.adds.input(id)
+    }
+
+    fn filled(&mut self, id: u32, n: usize) {
+        self.adds.filled(id, n);
+    }
+
+    fn output(&mut self, id: u32) -> &[u8] {
+        self.adds.output(id)
+    }
+
+    fn sent(&mut self, id: u32, n: usize) {
+        self.adds.sent(id, n);
+    }
+
+    fn cancel(&mut self, id: u32) {
+        self.adds.cancel(id);
+    }
+
+    fn next_event(&mut self) -> Option<Event> {
+        self.adds.next_event()
+    }
+
+    fn also(&mut self) -> Also<'_> {
+        // The sums are there when `filled` returns.
+        Also::Nothing
     }
 }
 
@@ -54,13 +92,11 @@ impl Executor for CpuExecutor {
 struct Slot {
     a: Vec<f32>,
     b: Vec<f32>,
-    submitted: Option<usize>,
+    submitted: usize,
 }
 
 impl Slot {
-    /// Gets a free slot ready for chunks of up to `elements`.
     fn make_room(&mut self, elements: usize) -> Result<(), ExecutorError> {
-        self.submitted = None;
         for buffer in [&mut self.a, &mut self.b] {
             if buffer.len() < elements {
                 *buffer = Vec::new();
@@ -71,20 +107,47 @@ impl Slot {
     }
 }
 
-struct CpuVectorAdd<'e> {
-    slots: &'e mut [Slot; SLOTS],
+#[derive(Debug)]
+struct CpuPipeline {
+    slots: [Slot; SLOTS],
+    /// Where the slots come from, and go back to.
+    free: Arc<Mutex<Vec<Slot>>>,
     busy_ns: u64,
 }
 
-impl VectorAddPipeline for CpuVectorAdd<'_> {
+impl CpuPipeline {
+    fn new(free: &Arc<Mutex<Vec<Slot>>>) -> Self {
+        let mut kept = free.lock().unwrap_or_else(PoisonError::into_inner);
+        Self {
+            slots: std::array::from_fn(|_| kept.pop().unwrap_or_default()),
+            free: Arc::clone(free),
+            busy_ns: 0,
+        }
+    }
+}
+
+impl Drop for CpuPipeline {
+    fn drop(&mut self) {
+        let mut kept = self.free.lock().unwrap_or_else(PoisonError::into_inner);
+        let room = KEPT.saturating_sub(kept.len());
+        kept.extend(self.slots.iter_mut().take(room).map(std::mem::take));
+    }
+}
+
+impl Pipeline for CpuPipeline {
     fn slots(&self) -> usize {
-        self.slots.len()
+        SLOTS
     }
 
-    fn input(&mut self, slot: usize, elements: usize) -> (&mut [f32], &mut [f32]) {
+    fn input(
+        &mut self,
+        slot: usize,
+        elements: usize,
+    ) -> Result<(&mut [f32], &mut [f32]), ExecutorError> {
+        debug_assert!(elements <= CHUNK);
         let slot = &mut self.slots[slot];
-        slot.submitted = None;
-        (&mut slot.a[..elements], &mut slot.b[..elements])
+        slot.make_room(elements)?;
+        Ok((&mut slot.a[..elements], &mut slot.b[..elements]))
     }
 
     fn submit(&mut self, slot: usize, elements: usize) -> Result<(), ExecutorError> {
@@ -93,18 +156,17 @@ impl VectorAddPipeline for CpuVectorAdd<'_> {
         add_into(&mut slot.a[..elements], &slot.b[..elements]);
         let spent = u64::try_from(start.elapsed().as_nanos()).unwrap_or(u64::MAX);
         self.busy_ns = self.busy_ns.saturating_add(spent);
-        slot.submitted = Some(elements);
+        slot.submitted = elements;
         Ok(())
     }
 
-    fn is_done(&mut self, slot: usize) -> Result<bool, ExecutorError> {
-        Ok(self.slots[slot].submitted.is_some())
+    fn is_done(&mut self, _slot: usize) -> Result<bool, ExecutorError> {
+        Ok(true)
     }
 
-    fn result(&mut self, slot: usize, _deadline: Instant) -> Result<&[f32], ExecutorError> {
+    fn result(&self, slot: usize) -> &[f32] {
         let slot = &self.slots[slot];
-        let elements = slot.submitted.expect("result of a slot that was submitted");
-        Ok(&slot.a[..elements])
+        &slot.a[..slot.submitted]
     }
 
     fn device_ns(&self) -> u64 {
@@ -152,38 +214,31 @@ fn total_memory() -> Option<u64> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::executor::vector_add::tests::add_on;
+    use crate::session::one_request::one_request;
+    use std::time::Duration;
+    use vgpu_protocol::op::Info;
+
+    fn deadline() -> Instant {
+        Instant::now() + Duration::from_secs(60)
+    }
 
     #[test]
-    fn adds_chunks_of_different_length_through_both_slots() {
+    fn sums_come_whatever_the_portions_and_the_number_of_chunks() {
         let mut executor = CpuExecutor::new("a test");
-        let mut pipeline = executor.vector_add(100).unwrap();
-        assert_eq!(pipeline.slots(), SLOTS);
-        for (slot, elements) in [(0, 100), (1, 100), (0, 7), (1, 1)] {
-            let (a, b) = pipeline.input(slot, elements);
-            for (i, (a, b)) in a.iter_mut().zip(b).enumerate() {
-                *a = i as f32;
-                *b = 2.0 * i as f32;
+        for n in [1, 2, 1000, CHUNK - 1, CHUNK, CHUNK + 1, 5 * CHUNK + 3] {
+            for portion in [usize::MAX, 65_537, 4093] {
+                add_on(&mut executor, n, portion);
             }
-            pipeline.submit(slot, elements).unwrap();
-            assert!(pipeline.is_done(slot).unwrap());
-            let sums = pipeline.result(slot, Instant::now()).unwrap();
-            assert_eq!(sums.len(), elements);
-            assert!(
-                sums.iter()
-                    .enumerate()
-                    .all(|(i, sum)| *sum == 3.0 * i as f32)
-            );
         }
     }
 
     #[test]
-    fn asking_for_more_than_there_is_names_the_amount() {
+    fn what_it_does_not_know_is_refused_by_name() {
         let mut executor = CpuExecutor::new("a test");
-        let error = executor.vector_add(usize::MAX / 8).err().unwrap();
-        assert!(
-            matches!(error, ExecutorError::OutOfMemory { .. }),
-            "{error}"
-        );
+        let failure = one_request(&mut executor, &Request::Info(Info {}), &[], deadline());
+        let failure = failure.unwrap_err();
+        assert!(failure.text.contains("Info") && failure.text.contains("cpu"), "{}", failure.text);
     }
 
     #[test]

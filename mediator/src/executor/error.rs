@@ -1,5 +1,11 @@
 //! What can go wrong on a device.
 
+use vgpu_protocol::session::server::Failure;
+use vgpu_protocol::status::{ErrorCode, Status};
+
+use crate::session::SessionEnd;
+use crate::session::backend::NotOpened;
+
 /// Why an executor could not do its work.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
@@ -36,6 +42,12 @@ pub enum ExecutorError {
         /// What they were for.
         what: String,
     },
+    /// The executor does not know the operation.
+    #[error("{what}")]
+    Unsupported {
+        /// Which executor and operation.
+        what: String,
+    },
     /// The device did not answer in time.
     #[error("timed out while waiting for {what}")]
     TimedOut {
@@ -61,5 +73,37 @@ impl ExecutorError {
                 | Self::Unavailable { .. }
                 | Self::Busy { .. }
         )
+    }
+
+    /// What the guest is told.
+    pub fn status(&self) -> Status {
+        match self {
+            Self::Cuda { code, .. } => Status::from_raw((*code).max(1)),
+            Self::OutOfMemory { .. } => ErrorCode::QuotaMemory.into(),
+            Self::Unsupported { .. } => ErrorCode::Unsupported.into(),
+            Self::TimedOut { .. } => ErrorCode::Timeout.into(),
+            Self::Busy { .. } => ErrorCode::Busy.into(),
+            Self::DeviceLost { .. } | Self::Unavailable { .. } => ErrorCode::BackendLost.into(),
+        }
+    }
+}
+
+impl From<&ExecutorError> for Failure {
+    fn from(error: &ExecutorError) -> Self {
+        Self {
+            status: error.status(),
+            text: error.to_string(),
+        }
+    }
+}
+
+impl From<&ExecutorError> for NotOpened {
+    fn from(error: &ExecutorError) -> Self {
+        let text = error.to_string();
+        Self {
+            code: ErrorCode::BackendLost,
+            end: SessionEnd::ExecutorLost(text.clone()),
+            text,
+        }
     }
 }

@@ -8,8 +8,11 @@ pub mod cpu;
 pub mod cuda;
 mod error;
 mod probe;
+mod vector_add;
 
-use std::time::Instant;
+use vgpu_protocol::op::Op;
+
+use crate::session::backend::Backend;
 
 pub use error::ExecutorError;
 pub use probe::{ExecutorChoice, ProbeError, probe};
@@ -29,65 +32,16 @@ pub struct ExecutorInfo {
     pub reason: String,
 }
 
-/// A way to run a guest's work.
-pub trait Executor: Send {
+/// A backend that runs requests on a device of this machine: one arm of its
+/// [`start`](Backend::start) for each operation that it knows.
+pub trait Executor: Backend + Send {
     /// What this executor is.
     fn info(&self) -> &ExecutorInfo;
-
-    /// A pipeline that adds vectors chunk by chunk.
-    ///
-    /// It holds at most [`VectorAddPipeline::slots`] × 3 × `chunk_elements` floats, all of them
-    /// allocated here, so that running out of memory is found before any of the guest's data moves.
-    ///
-    /// # Errors
-    /// [`ExecutorError::OutOfMemory`] when the buffers cannot be had; whatever the device says.
-    fn vector_add(
-        &mut self,
-        chunk_elements: usize,
-    ) -> Result<Box<dyn VectorAddPipeline + '_>, ExecutorError>;
 }
 
-/// Chunks on their way through a device: each slot is filled, submitted, and read back.
-///
-/// A slot is free at first, taken from [`submit`](Self::submit) on, and free again once its
-/// [`result`](Self::result) was had. A session writes a result out piece by piece while it fills
-/// other slots, so it asks for the same result again for each piece; the buffer must therefore keep
-/// it until the slot's next [`input`](Self::input). Slots are used in turn, and results asked for in
-/// that order.
-///
-/// # Panics
-/// All methods may panic when `slot` is not below [`slots`](Self::slots), when `elements` is 0 or
-/// above the chunk size, or when a slot is used in the wrong state: those are the session's own
-/// mistakes, never a guest's.
-pub trait VectorAddPipeline {
-    /// How many chunks may be under way at once; at least 1.
-    fn slots(&self) -> usize;
-
-    /// The free slot's two input buffers, `elements` long each. The session reads from the
-    /// transport straight into them; what they hold before is unspecified.
-    fn input(&mut self, slot: usize, elements: usize) -> (&mut [f32], &mut [f32]);
-
-    /// Starts adding the first `elements` of the slot's inputs. Does not wait for the device.
-    ///
-    /// # Errors
-    /// Whatever the device says; the slot is free again then.
-    fn submit(&mut self, slot: usize, elements: usize) -> Result<(), ExecutorError>;
-
-    /// Whether the submitted slot's result is there. Does not wait.
-    ///
-    /// # Errors
-    /// Whatever the device says.
-    fn is_done(&mut self, slot: usize) -> Result<bool, ExecutorError>;
-
-    /// Waits for the submitted slot and gives its result, as long as was submitted. Gives the same
-    /// again, without waiting, until the slot's next [`input`](Self::input).
-    ///
-    /// # Errors
-    /// [`ExecutorError::TimedOut`] when the result is not there at `deadline`; whatever the
-    /// device says.
-    fn result(&mut self, slot: usize, deadline: Instant) -> Result<&[f32], ExecutorError>;
-
-    /// Nanoseconds that the device spent so far on chunks whose results were had (each chunk counted
-    /// once): copies and kernels, measured on the device where it can measure.
-    fn device_ns(&self) -> u64;
+/// The answer to an operation that an executor does not know.
+fn unsupported(info: &ExecutorInfo, op: Op) -> ExecutorError {
+    ExecutorError::Unsupported {
+        what: format!("the {} executor does not know {op}", info.kind),
+    }
 }

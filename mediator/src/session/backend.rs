@@ -16,12 +16,6 @@ use super::stream::Stream;
 /// [`Event::Done`] was taken and its data was sent, or until [`cancel`](Self::cancel); the other
 /// methods are called for known requests only.
 pub trait Backend {
-    /// Gets ready, once, for a guest that was admitted. This alone may take seconds.
-    ///
-    /// # Errors
-    /// It is not to be had.
-    fn open(&mut self) -> Result<Opened, NotOpened>;
-
     /// Takes a request, which the terms allow. What becomes of it is told by
     /// [`next_event`](Self::next_event).
     fn start(&mut self, header: &FrameHeader, request: Request);
@@ -48,6 +42,15 @@ pub trait Backend {
     /// What has to be waited for, beside the guest, until [`next_event`](Self::next_event),
     /// [`input`](Self::input) or [`output`](Self::output) may have something new.
     fn also(&mut self) -> Also<'_>;
+}
+
+/// A backend that is opened once a guest was admitted, and closed with its session.
+pub trait SessionBackend: Backend {
+    /// Gets ready, once. This alone may take seconds.
+    ///
+    /// # Errors
+    /// It is not to be had.
+    fn open(&mut self) -> Result<Opened, NotOpened>;
 
     /// The session is over.
     fn close(&mut self) {}

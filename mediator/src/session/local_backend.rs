@@ -6,7 +6,7 @@ use vgpu_protocol::frame::FrameHeader;
 use vgpu_protocol::op::{Body, FenceReply, InfoReply, PingReply, Request};
 use vgpu_protocol::status::ErrorCode;
 
-use super::backend::{Also, Backend, Event, NotOpened, Opened};
+use super::backend::{Also, Backend, Event, NotOpened, Opened, SessionBackend};
 use super::SessionEnd;
 use crate::executor::{Executor, ExecutorError, ExecutorInfo, ProbeError};
 
@@ -84,17 +84,6 @@ impl<'o> LocalBackend<'o> {
 }
 
 impl Backend for LocalBackend<'_> {
-    fn open(&mut self) -> Result<Opened, NotOpened> {
-        let executor = (self.open)().map_err(|error| NotOpened {
-            code: error.code,
-            text: format!("the mediator cannot open its executor: {error}"),
-            end: SessionEnd::ExecutorLost(error.text),
-        })?;
-        let info = self.info_reply(executor.info());
-        self.executor = Some(executor);
-        Ok(Opened { info, terms: None })
-    }
-
     fn start(&mut self, header: &FrameHeader, request: Request) {
         let id = header.request_id;
         let body = match request {
@@ -108,7 +97,7 @@ impl Backend for LocalBackend<'_> {
                 failures: Default::default(),
             }
             .encode(),
-            request => return self.executor().start(id, request),
+            request => return self.executor().start(header, request),
         };
         self.events.push_back(Event::Done(id, Ok(body)));
     }
@@ -141,9 +130,22 @@ impl Backend for LocalBackend<'_> {
     }
 
     fn also(&mut self) -> Also<'_> {
-        match self.executor.as_ref().and_then(|executor| executor.waker()) {
-            Some(waker) => Also::Waker(waker),
+        match &mut self.executor {
+            Some(executor) => executor.also(),
             None => Also::Nothing,
         }
+    }
+}
+
+impl SessionBackend for LocalBackend<'_> {
+    fn open(&mut self) -> Result<Opened, NotOpened> {
+        let executor = (self.open)().map_err(|error| NotOpened {
+            code: error.code,
+            text: format!("the mediator cannot open its executor: {error}"),
+            end: SessionEnd::ExecutorLost(error.text),
+        })?;
+        let info = self.info_reply(executor.info());
+        self.executor = Some(executor);
+        Ok(Opened { info, terms: None })
     }
 }

@@ -6,6 +6,7 @@
 //! | [`stream`] | either side's stream, and one wait for everything |
 //! | [`backend`] | what the loop asks of whatever runs the requests |
 //! | [`local_backend`] | an executor here; `crate::relay` is the other way |
+//! | `one_request` | one request without a session |
 //!
 //! The rules themselves are [`vgpu_protocol::session::Server`], which has no I/O. A guest can send
 //! anything at any time: whatever breaks a rule becomes an error reply or the end of this session,
@@ -13,6 +14,7 @@
 
 pub mod backend;
 pub mod local_backend;
+pub(crate) mod one_request;
 mod run;
 pub mod stream;
 
@@ -30,6 +32,9 @@ pub(crate) use run::run;
 pub use stream::Stream;
 
 use crate::usage::Observed;
+
+/// Bytes of a request's data that a guest may send before any are granted.
+pub const INITIAL_CREDIT: u32 = 64 << 10;
 
 /// What a session is run with.
 #[derive(Debug, Clone)]

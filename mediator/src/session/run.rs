@@ -13,7 +13,7 @@ use vgpu_protocol::session::server::{Failure, Terms};
 use vgpu_protocol::status::ErrorCode;
 use vgpu_protocol::transport::{Interest, Transport, TransportError};
 
-use super::backend::{Backend, Event};
+use super::backend::{Event, SessionBackend};
 use super::stream::{Stream, Waiting};
 use super::{SessionEnd, Settings, StopFlag, StopReason};
 use crate::usage::Observed;
@@ -40,7 +40,7 @@ static ZEROS: [u8; 4096] = [0; 4096];
 /// Runs a session over `stream` until it ends, and closes the stream.
 pub(crate) fn run(
     stream: &mut Stream,
-    backend: &mut dyn Backend,
+    backend: &mut dyn SessionBackend,
     settings: &Settings,
     observed: &Observed,
     stop: &StopFlag,
@@ -78,7 +78,7 @@ pub(crate) fn run(
 
 struct Session<'a> {
     stream: &'a mut Stream,
-    backend: &'a mut dyn Backend,
+    backend: &'a mut dyn SessionBackend,
     server: Server,
     own_terms: Terms,
     observed: &'a Observed,

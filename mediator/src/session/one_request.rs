@@ -1,0 +1,135 @@
+//! One request run to its end on a backend, for what is no session: the proof that a device works,
+//! and the commands of the file protocol's two files.
+
+use std::thread;
+use std::time::{Duration, Instant};
+
+use vgpu_protocol::frame::FrameHeader;
+use vgpu_protocol::op::Request;
+use vgpu_protocol::session::server::Failure;
+use vgpu_protocol::status::ErrorCode;
+use vgpu_protocol::transport::{Transport, TransportError};
+
+use super::backend::{Also, Backend, Event};
+
+/// The request's id: no other is under way.
+const ID: u32 = 1;
+
+/// How soon the backend is asked, though nothing has said that it has news.
+const CHECK: Duration = Duration::from_millis(20);
+
+/// What came of a request.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Answer {
+    /// The body of its reply.
+    pub(crate) body: Vec<u8>,
+    /// Its data.
+    pub(crate) data: Vec<u8>,
+}
+
+/// Runs `request`, whose data is `up`, until `deadline`.
+///
+/// # Errors
+/// Whatever the backend says; [`ErrorCode::Timeout`].
+pub(crate) fn one_request(
+    backend: &mut dyn Backend,
+    request: &Request,
+    up: &[u8],
+    deadline: Instant,
+) -> Result<Answer, Failure> {
+    by_portions(backend, request, up, usize::MAX, deadline)
+}
+
+/// [`one_request`], with no more than `portion` bytes moved at once.
+pub(crate) fn by_portions(
+    backend: &mut dyn Backend,
+    request: &Request,
+    mut up: &[u8],
+    portion: usize,
+    deadline: Instant,
+) -> Result<Answer, Failure> {
+    backend.start(&FrameHeader::request(request.op(), ID), request.clone());
+    let mut data = Vec::new();
+    loop {
+        // Read before the look, so that there is one after the deadline.
+        let late = Instant::now() >= deadline;
+        let mut moved = false;
+        while let Some(event) = backend.next_event() {
+            moved = true;
+            match event {
+                Event::Done(ID, outcome) => return outcome.map(|body| Answer { body, data }),
+                Event::Lost(lost) => {
+                    return Err(Failure {
+                        status: lost.code.into(),
+                        text: lost.text,
+                    });
+                }
+                Event::Done(..) | Event::Room(..) | Event::Moved(_) | Event::Worked(_) => {}
+            }
+        }
+        let room = backend.input(ID);
+        let n = room.len().min(portion).min(up.len());
+        room[..n].copy_from_slice(&up[..n]);
+        up = &up[n..];
+        if n > 0 {
+            backend.filled(ID, n);
+        }
+        let output = backend.output(ID);
+        let taken = output.len().min(portion);
+        data.extend_from_slice(&output[..taken]);
+        if taken > 0 {
+            backend.sent(ID, taken);
+        }
+        if moved || n > 0 || taken > 0 {
+            continue;
+        }
+        if late {
+            backend.cancel(ID);
+            return Err(Failure {
+                status: ErrorCode::Timeout.into(),
+                text: format!("{} was not done in time", request.op()),
+            });
+        }
+        let until = deadline.min(Instant::now() + CHECK);
+        let waited = match backend.also() {
+            Also::Waker(waker) => waker.wait(until),
+            Also::Stream(stream, Some(interest)) => stream.wait(interest, until),
+            Also::Stream(_, None) | Also::Nothing => {
+                thread::sleep(until.saturating_duration_since(Instant::now()));
+                Ok(())
+            }
+        };
+        match waited {
+            // What is wrong with a stream is the backend's next event.
+            Ok(()) | Err(TransportError::TimedOut(_)) => {}
+            Err(error) => log::debug!("waiting for {}: {error}", request.op()),
+        }
+    }
+}
+
+/// A vector add of `a[i] = i as f32` and `b[i] = 2 * i`, and its data.
+pub(crate) fn trial_add(elements: usize) -> (Request, Vec<u8>) {
+    use std::num::NonZeroU64;
+    use vgpu_protocol::op::{VECTOR_ADD_CHUNK, VectorAdd};
+
+    let chunk = usize::try_from(VECTOR_ADD_CHUNK).expect("a small constant");
+    let numbers: Vec<f32> = (0..elements).map(|i| i as f32).collect();
+    let mut up = Vec::with_capacity(8 * elements);
+    for chunk in numbers.chunks(chunk) {
+        up.extend(chunk.iter().flat_map(|a| a.to_le_bytes()));
+        up.extend(chunk.iter().flat_map(|a| (2.0 * a).to_le_bytes()));
+    }
+    let elements = NonZeroU64::new(elements as u64).expect("at least one element");
+    (VectorAdd { elements }.into(), up)
+}
+
+/// How many sums of a [`trial_add`] are wrong; all that are missing are.
+pub(crate) fn wrong_sums(elements: usize, data: &[u8]) -> usize {
+    let (sums, _) = data.as_chunks::<4>();
+    let right = |(i, sum): &(usize, &[u8; 4])| {
+        let a = *i as f32;
+        f32::from_le_bytes(**sum) == a + 2.0 * a
+    };
+    let right = sums.iter().enumerate().take(elements).filter(right).count();
+    elements - right
+}
