@@ -359,8 +359,6 @@ impl Broker<'_> {
             relay_secret: self.config.relay_secret.clone(),
             reason: self.offer.executor.reason.clone(),
             epoch: self.epoch | (id & u64::from(u32::MAX)),
-            max_elements: limits.max_elements,
-            max_chunk_elements: limits.max_chunk_elements,
             connect_timeout_s: limits.connect_timeout_s,
             hello_timeout_s: limits.hello_timeout_s,
             idle_timeout_s: limits.idle_timeout_s,

@@ -61,15 +61,13 @@ impl Broker<'_> {
             log::Level::Info
         };
         let line = format!(
-            "session {id} ended after {:.1} s: {}; {} requests ({} failed), {} bytes in, {} out, \
-             {} elements",
+            "session {id} ended after {:.1} s: {}; {} requests ({} failed), {} bytes in, {} out",
             now.duration_since(session.began).as_secs_f64(),
             ended.text,
             usage.requests,
             usage.failed_requests,
             usage.bytes_in,
             usage.bytes_out,
-            usage.elements,
         );
         self.accounts.log(who, level, &line, now);
         self.file_service_ended(*id, now);

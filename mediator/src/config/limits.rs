@@ -3,7 +3,6 @@
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
-use vgpu_protocol::frame::MAX_BODY;
 
 /// What guests may take. `dist/mediatord.toml` describes each for administrators.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -17,10 +16,6 @@ pub struct Limits {
     pub max_file_guests: u32,
     /// Sessions at once of one `file:` endpoint, with all guests' directories in it.
     pub max_file_sessions: u32,
-    /// Elements of one vector. Vectors are streamed, so this bounds time, not memory.
-    pub max_elements: u64,
-    /// Elements of one chunk of a vector; a session holds a few chunks at once.
-    pub max_chunk_elements: u32,
     /// Seconds to bring a guest's channel up.
     pub connect_timeout_s: u32,
     /// Seconds a guest has for its first message.
@@ -42,8 +37,6 @@ impl Default for Limits {
             max_sessions_per_guest: 4,
             max_file_guests: 32,
             max_file_sessions: 32,
-            max_elements: 1 << 36,
-            max_chunk_elements: 1 << 20,
             connect_timeout_s: 10,
             hello_timeout_s: 10,
             idle_timeout_s: 3600,
@@ -61,14 +54,11 @@ impl Limits {
     }
 
     pub(super) fn check(&self) -> Result<(), String> {
-        let most_in_chunk = MAX_BODY / 8;
         let at_least_one = [
             ("max_sessions", u64::from(self.max_sessions)),
             ("max_sessions_per_guest", self.max_sessions_per_guest.into()),
             ("max_file_guests", self.max_file_guests.into()),
             ("max_file_sessions", self.max_file_sessions.into()),
-            ("max_elements", self.max_elements),
-            ("max_chunk_elements", self.max_chunk_elements.into()),
             ("connect_timeout_s", self.connect_timeout_s.into()),
             ("hello_timeout_s", self.hello_timeout_s.into()),
             ("idle_timeout_s", self.idle_timeout_s.into()),
@@ -96,12 +86,6 @@ impl Limits {
             return Err(format!(
                 "limits.max_file_guests is {}; at most 256 are possible",
                 self.max_file_guests
-            ));
-        }
-        if self.max_chunk_elements > most_in_chunk {
-            return Err(format!(
-                "limits.max_chunk_elements is {}; at most {most_in_chunk} fit one message",
-                self.max_chunk_elements
             ));
         }
         Ok(())

@@ -27,16 +27,20 @@ use std::fs;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use super::{Executor, ExecutorError, ExecutorInfo, VectorAddPipeline};
+use vgpu_protocol::frame::FrameHeader;
+use vgpu_protocol::op::Request;
+use vgpu_protocol::session::server::Failure;
+use vgpu_protocol::transport::Waker;
+
+use super::vector_add::VectorAdds;
+use super::{Executor, ExecutorError, ExecutorInfo, unsupported};
+use crate::session::backend::{Also, Backend, Event};
+use crate::session::one_request::{one_request, trial_add, wrong_sums};
 use device::Device;
 use driver::{CallError, Driver, LoadError};
-use pipeline::CudaVectorAdd;
+use pipeline::{CudaPipeline, FreeSlots};
 use platform::Platform;
-use slot::{Clock, Slot};
 use words::Words;
-
-/// Chunks under way at once: one being filled, one copied in, one computed, one copied out.
-const SLOTS: usize = 4;
 
 /// Elements of the vector add that proves the device.
 const PROOF_ELEMENTS: usize = 1000;
@@ -48,9 +52,9 @@ const PROOF_DEADLINE: Duration = Duration::from_secs(10);
 #[derive(Debug)]
 pub struct CudaExecutor {
     info: ExecutorInfo,
-    // In this order: slots and clock are dropped before the device that they belong to.
-    slots: Vec<Slot>,
-    clock: Clock,
+    // In this order: whatever has slots is dropped before the device that they belong to.
+    adds: VectorAdds<CudaPipeline>,
+    free: FreeSlots,
     device: Arc<Device>,
 }
 
@@ -74,14 +78,22 @@ pub fn open(reason: &str) -> Result<CudaExecutor, ExecutorError> {
         Ok(_) => {}
         Err(error) => return Err(explain(error)),
     }
-    let mut executor = CudaExecutor::open_device(driver, reason).map_err(explain)?;
+    let waker = Waker::new().map_err(|error| ExecutorError::Unavailable {
+        what: format!("no descriptor for the GPU's events: {error}"),
+        advice: "raise the mediator's limit of open files (LimitNOFILE)".into(),
+    })?;
+    let mut executor = CudaExecutor::open_device(driver, waker, reason).map_err(explain)?;
     executor.prove()?;
     Ok(executor)
 }
 
 impl CudaExecutor {
-    fn open_device(driver: &'static Driver, reason: &str) -> Result<CudaExecutor, CallError> {
-        let device = Arc::new(Device::open(driver)?);
+    fn open_device(
+        driver: &'static Driver,
+        waker: Waker,
+        reason: &str,
+    ) -> Result<CudaExecutor, CallError> {
+        let device = Arc::new(Device::open(driver, Arc::new(waker))?);
         let cuda = device.cuda_version()?;
         let info = ExecutorInfo {
             kind: "cuda",
@@ -93,37 +105,20 @@ impl CudaExecutor {
             },
             reason: reason.to_owned(),
         };
-        let clock = Clock::new(&device)?;
         Ok(CudaExecutor {
             info,
-            slots: Vec::new(),
-            clock,
+            adds: VectorAdds::default(),
+            free: FreeSlots::default(),
             device,
         })
     }
 
     /// Allocates, copies, adds, copies back and compares.
     fn prove(&mut self) -> Result<(), ExecutorError> {
-        self.allocate(1, PROOF_ELEMENTS)
-            .map_err(|error| match error {
-                AllocateError::TooLarge => unreachable!("the proof is small"),
-                AllocateError::Call(error) => explain(error),
-            })?;
-        let inputs = |i: usize| (i as f32 * 0.5, 3.0 - i as f32);
-        let mut pipeline = CudaVectorAdd::new(self).map_err(explain_proof)?;
-        let (a, b) = pipeline.input(0, PROOF_ELEMENTS);
-        for (i, (a, b)) in a.iter_mut().zip(b).enumerate() {
-            (*a, *b) = inputs(i);
-        }
-        pipeline.submit(0, PROOF_ELEMENTS).map_err(explain_proof)?;
-        let sums = pipeline
-            .result(0, Instant::now() + PROOF_DEADLINE)
-            .map_err(explain_proof)?;
-        let wrong = sums.iter().enumerate().filter(|(i, sum)| {
-            let (a, b) = inputs(*i);
-            **sum != a + b
-        });
-        match wrong.count() {
+        let (request, up) = trial_add(PROOF_ELEMENTS);
+        let deadline = Instant::now() + PROOF_DEADLINE;
+        let answer = one_request(self, &request, &up, deadline).map_err(explain_proof)?;
+        match wrong_sums(PROOF_ELEMENTS, &answer.data) {
             0 => Ok(()),
             count => Err(ExecutorError::Unavailable {
                 what: format!("the GPU added {count} of {PROOF_ELEMENTS} numbers wrongly"),
@@ -131,72 +126,58 @@ impl CudaExecutor {
             }),
         }
     }
-
-    /// Sees to it that there are `count` slots for `capacity` elements each, all of them free.
-    fn allocate(&mut self, count: usize, capacity: usize) -> Result<(), AllocateError> {
-        self.device.bind()?;
-        for slot in &mut self.slots {
-            slot.drain();
-        }
-        if self.slots.iter().any(|slot| slot.capacity() < capacity) {
-            // Freed first, so that the new ones need not fit beside the old ones.
-            self.slots.clear();
-        }
-        let capacity = self.slots.first().map_or(capacity, Slot::capacity);
-        let bytes = Slot::bytes(capacity).ok_or(AllocateError::TooLarge)?;
-        while self.slots.len() < count {
-            self.slots.push(Slot::new(&self.device, capacity, bytes)?);
-        }
-        Ok(())
-    }
-}
-
-/// Why slots could not be had.
-enum AllocateError {
-    /// More bytes than there are addresses.
-    TooLarge,
-    Call(CallError),
-}
-
-impl From<CallError> for AllocateError {
-    fn from(error: CallError) -> Self {
-        AllocateError::Call(error)
-    }
 }
 
 impl Executor for CudaExecutor {
     fn info(&self) -> &ExecutorInfo {
         &self.info
     }
+}
 
-    /// The buffers stay for the next request of the session, and are replaced when a larger chunk
-    /// is asked for.
-    fn vector_add(
-        &mut self,
-        chunk_elements: usize,
-    ) -> Result<Box<dyn VectorAddPipeline + '_>, ExecutorError> {
-        assert!(chunk_elements > 0, "empty chunks");
-        let result = self.allocate(SLOTS, chunk_elements);
-        if self.device.is_lost() {
-            return Err(pipeline::lost());
-        }
-        let out_of_memory = || ExecutorError::OutOfMemory {
-            wanted: Slot::bytes(chunk_elements)
-                .and_then(|bytes| bytes.checked_mul(SLOTS))
-                .map_or(u64::MAX, |bytes| bytes as u64),
-            what: format!("a vector add in chunks of {chunk_elements} elements on the GPU"),
-        };
-        match result {
-            Ok(()) => Ok(Box::new(CudaVectorAdd::new(self)?)),
-            Err(AllocateError::TooLarge) => Err(out_of_memory()),
-            Err(AllocateError::Call(error)) => {
-                // What was allocated of it is of no use.
-                self.slots.clear();
-                if error.code == driver::OUT_OF_MEMORY {
-                    return Err(out_of_memory());
-                }
-                Err(executor_error(&self.device, error))
+impl Backend for CudaExecutor {
+    fn start(&mut self, header: &FrameHeader, request: Request) {
+        let id = header.request_id;
+        match request {
+            Request::VectorAdd(add) => {
+                self.adds.start(id, &add, CudaPipeline::new(&self.device, &self.free));
             }
+            other => self.adds.refuse(id, &unsupported(&self.info, other.op())),
+        }
+    }
+
+    fn input(&mut self, id: u32) -> &mut [u8] {
+        self.adds.input(id)
+    }
+
+    fn filled(&mut self, id: u32, n: usize) {
+        self.adds.filled(id, n);
+    }
+
+    fn output(&mut self, id: u32) -> &[u8] {
+        self.adds.output(id)
+    }
+
+    fn sent(&mut self, id: u32, n: usize) {
+        self.adds.sent(id, n);
+    }
+
+    fn cancel(&mut self, id: u32) {
+        self.adds.cancel(id);
+        if self.device.is_lost() {
+            self.adds.lose(&pipeline::lost());
+        }
+    }
+
+    fn next_event(&mut self) -> Option<Event> {
+        // Before the look at what it was raised for.
+        self.device.waker().lower();
+        self.adds.next_event()
+    }
+
+    fn also(&mut self) -> Also<'_> {
+        match self.adds.awaits_device() {
+            true => Also::Waker(self.device.waker()),
+            false => Also::Nothing,
         }
     }
 }
@@ -262,9 +243,9 @@ fn explain_on(error: CallError, platform: Platform) -> ExecutorError {
 }
 
 /// An error of the proof, whose cause lies with the machine and not with a request.
-fn explain_proof(error: ExecutorError) -> ExecutorError {
+fn explain_proof(failure: Failure) -> ExecutorError {
     unavailable(
-        format!("the trial vector add failed: {error}"),
+        format!("the trial vector add failed: {}", failure.text),
         "see `dmesg` for lines with NVRM, and try `nvidia-smi`",
         Platform::detect(),
     )

@@ -135,6 +135,11 @@ impl<P: Pipeline> VectorAdds<P> {
         }
     }
 
+    /// The device was lost, though no call for a request said so.
+    pub(super) fn lose(&mut self, error: &ExecutorError) {
+        self.events.push_back(Event::Lost(error.into()));
+    }
+
     pub(super) fn input(&mut self, id: u32) -> &mut [u8] {
         let Some(add) = self.adds.iter_mut().find(|add| add.id == id) else {
             return &mut [];

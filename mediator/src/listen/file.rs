@@ -15,9 +15,13 @@ use vgpu_file_transport::two_file_grammar::{
     Command, VECTOR_ADD_ELEMENTS, vector_add_failed, vector_add_passed,
 };
 
+use vgpu_protocol::session::server::Failure;
+use vgpu_protocol::status::{ErrorCode, Status};
+
 use super::discovery::Discovery;
-use crate::executor::{Executor, ExecutorError, ExecutorInfo};
+use crate::executor::{Executor, ExecutorInfo};
 use crate::session::OpenExecutor;
+use crate::session::one_request::{one_request, trial_add, wrong_sums};
 
 /// How long the device may take for the few numbers of one command.
 const COMMAND_LIMIT: Duration = Duration::from_secs(30);
@@ -91,7 +95,7 @@ impl Device<'_> {
 /// Why a command failed.
 #[derive(Debug)]
 enum Failed {
-    Device(ExecutorError),
+    Device(Failure),
     /// In words; some sums are wrong.
     Sums(String),
 }
@@ -138,29 +142,20 @@ fn describe(info: &ExecutorInfo) -> String {
     format!("{device}, {memory} MiB{driver} ({kind} executor: {reason})")
 }
 
-/// Adds the fixed numbers and gives how many sums are wrong.
-fn add(executor: &mut dyn Executor) -> Result<usize, ExecutorError> {
-    let numbers = |i: usize| (i as f32, 2.0 * i as f32);
-    let mut pipeline = executor.vector_add(VECTOR_ADD_ELEMENTS)?;
-    let (a, b) = pipeline.input(0, VECTOR_ADD_ELEMENTS);
-    for (i, (a, b)) in a.iter_mut().zip(b).enumerate() {
-        (*a, *b) = numbers(i);
-    }
-    pipeline.submit(0, VECTOR_ADD_ELEMENTS)?;
-    let sums = pipeline.result(0, Instant::now() + COMMAND_LIMIT)?;
-    let wrong = sums.iter().enumerate().filter(|(i, sum)| {
-        let (a, b) = numbers(*i);
-        **sum != a + b
-    });
-    Ok(wrong.count())
+/// Adds fixed numbers and gives how many sums are wrong.
+fn add(executor: &mut dyn Executor) -> Result<usize, Failure> {
+    let (request, up) = trial_add(VECTOR_ADD_ELEMENTS);
+    let answer = one_request(executor, &request, &up, Instant::now() + COMMAND_LIMIT)?;
+    Ok(wrong_sums(VECTOR_ADD_ELEMENTS, &answer.data))
 }
 
 /// The error and, where the device does not come back by itself, what to do.
-fn advise(error: &ExecutorError) -> String {
-    if error.ends_session() {
-        format!("{error}; restart vgpu-mediatord")
-    } else {
-        error.to_string()
+fn advise(failure: &Failure) -> String {
+    match failure.status {
+        Status::Mediator(ErrorCode::BackendLost | ErrorCode::Timeout) => {
+            format!("{}; restart vgpu-mediatord", failure.text)
+        }
+        _ => failure.text.clone(),
     }
 }
 
@@ -171,9 +166,11 @@ mod tests {
     use std::sync::mpsc;
 
     use super::*;
-    use crate::executor::VectorAddPipeline;
     use crate::executor::cpu::CpuExecutor;
     use crate::session::OpenError;
+    use crate::session::backend::{Also, Backend, Event};
+    use vgpu_protocol::frame::FrameHeader;
+    use vgpu_protocol::op::Request;
     use crate::worker::link::Found;
 
     #[test]
@@ -252,12 +249,39 @@ mod tests {
         fn info(&self) -> &ExecutorInfo {
             self.0.info()
         }
+    }
 
-        fn vector_add(
-            &mut self,
-            chunk_elements: usize,
-        ) -> Result<Box<dyn VectorAddPipeline + '_>, ExecutorError> {
-            self.0.vector_add(chunk_elements)
+    impl Backend for Told {
+        fn start(&mut self, header: &FrameHeader, request: Request) {
+            self.0.start(header, request);
+        }
+
+        fn input(&mut self, id: u32) -> &mut [u8] {
+            self.0.input(id)
+        }
+
+        fn filled(&mut self, id: u32, n: usize) {
+            self.0.filled(id, n);
+        }
+
+        fn output(&mut self, id: u32) -> &[u8] {
+            self.0.output(id)
+        }
+
+        fn sent(&mut self, id: u32, n: usize) {
+            self.0.sent(id, n);
+        }
+
+        fn cancel(&mut self, id: u32) {
+            self.0.cancel(id);
+        }
+
+        fn next_event(&mut self) -> Option<Event> {
+            self.0.next_event()
+        }
+
+        fn also(&mut self) -> Also<'_> {
+            self.0.also()
         }
     }
 

@@ -326,7 +326,6 @@ mod tests {
                 bytes_out: u64::MAX,
                 requests: u64::MAX,
                 failed_requests: u64::MAX,
-                elements: u64::MAX,
                 device_ns: u64::MAX,
             },
             found: Some(Found::Guest("z".repeat(64))),

@@ -1,23 +1,25 @@
 //! What a worker is started with: one argument of JSON, written and read by the same program.
 
+use std::num::NonZeroU16;
 use std::path::PathBuf;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
-use vgpu_protocol::frame::MAX_BODY;
-use vgpu_protocol::message::Limits;
+use vgpu_protocol::op::Features;
 use vgpu_protocol::status::ErrorCode;
 
 use crate::executor::ExecutorChoice;
 use crate::relay::Route;
-use crate::session::{Refusal, Settings};
+use crate::session::{INITIAL_CREDIT, Refusal, Settings, Terms, Timeouts};
 
-/// Chunk that the executors work best with: large enough to hide a kernel's launch, small enough
-/// that a pipeline of them stays in a processor's cache.
-const PREFERRED_CHUNK_ELEMENTS: u32 = 64 << 10;
+/// Lanes that a guest may use: one for each of its threads, and some to spare.
+const MAX_LANES: NonZeroU16 = NonZeroU16::new(256).unwrap();
 
 /// Requests that a guest may have under way.
-const MAX_REQUESTS: u16 = 16;
+const MAX_REQUESTS: NonZeroU16 = NonZeroU16::new(64).unwrap();
+
+/// Objects of each kind that a guest may have open.
+const MAX_HANDLES: u32 = 1 << 16;
 
 /// How a worker reaches its guest.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -79,17 +81,13 @@ pub struct Spec {
     pub reason: String,
     /// See [`Settings::epoch`].
     pub epoch: u64,
-    /// See [`Limits::max_elements`].
-    pub max_elements: u64,
-    /// See [`Limits::max_chunk_elements`].
-    pub max_chunk_elements: u32,
     /// Seconds to bring the channel up.
     pub connect_timeout_s: u32,
-    /// See [`Settings::hello_timeout`].
+    /// See [`Timeouts::hello`].
     pub hello_timeout_s: u32,
-    /// See [`Settings::idle_timeout`].
+    /// See [`Timeouts::idle`].
     pub idle_timeout_s: u32,
-    /// See [`Settings::stall_timeout`].
+    /// See [`Timeouts::stall`].
     pub stall_timeout_s: u32,
     /// Seconds without a sign of life over files.
     pub file_silence_s: u32,
@@ -150,20 +148,19 @@ impl Spec {
             },
         });
         Settings {
-            limits: Limits {
-                max_body: MAX_BODY,
-                // Requests run one after the other in this version.
-                max_lanes: 1,
+            terms: Terms {
+                max_lanes: MAX_LANES,
                 max_requests: MAX_REQUESTS,
-                max_handles: MAX_REQUESTS.into(),
-                max_chunk_elements: self.max_chunk_elements,
-                preferred_chunk_elements: PREFERRED_CHUNK_ELEMENTS.min(self.max_chunk_elements),
-                max_elements: self.max_elements,
+                max_handles: MAX_HANDLES,
+                initial_credit: INITIAL_CREDIT,
+                features: Features::ALL,
+            },
+            timeouts: Timeouts {
+                hello: seconds(self.hello_timeout_s),
+                idle: seconds(self.idle_timeout_s),
+                stall: seconds(self.stall_timeout_s),
             },
             epoch: self.epoch,
-            hello_timeout: seconds(self.hello_timeout_s),
-            idle_timeout: seconds(self.idle_timeout_s),
-            stall_timeout: seconds(self.stall_timeout_s),
             reason: Some(self.reason.clone()),
             refusal,
         }

@@ -86,7 +86,7 @@ fn session(session: &Session) -> Vec<String> {
 }
 
 fn with_usage_heading(cells: &[&str]) -> Vec<String> {
-    ["REQUESTS", "FAILED", "IN", "OUT", "ELEMENTS", "DEVICE"]
+    ["REQUESTS", "FAILED", "IN", "OUT", "DEVICE"]
         .iter()
         .fold(cells.to_vec(), |mut all, cell| {
             all.push(cell);
@@ -97,25 +97,23 @@ fn with_usage_heading(cells: &[&str]) -> Vec<String> {
         .collect()
 }
 
-fn usage(usage: &Usage) -> [String; 6] {
+fn usage(usage: &Usage) -> [String; 5] {
     [
         count(usage.requests as f64),
         count(usage.failed_requests as f64),
         bytes(usage.bytes_in as f64),
         bytes(usage.bytes_out as f64),
-        count(usage.elements as f64),
         format!("{:.3} s", usage.device_ns as f64 / 1e9),
     ]
 }
 
 fn sentence(usage: &Usage) -> String {
     format!(
-        "{} requests ({} failed), {} in, {} out, {} elements, device busy {:.3} s",
+        "{} requests ({} failed), {} in, {} out, device busy {:.3} s",
         count(usage.requests as f64),
         count(usage.failed_requests as f64),
         bytes(usage.bytes_in as f64),
         bytes(usage.bytes_out as f64),
-        count(usage.elements as f64),
         usage.device_ns as f64 / 1e9,
     )
 }

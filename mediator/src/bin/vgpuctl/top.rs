@@ -34,7 +34,6 @@ struct Rates {
     requests_per_s: f64,
     bytes_in_per_s: f64,
     bytes_out_per_s: f64,
-    elements_per_s: f64,
     /// Part of the time in which the device worked for it, in percent.
     device_percent: f64,
 }
@@ -93,7 +92,6 @@ fn rates(before: &Status, now: &Status, elapsed: Duration) -> Vec<Rates> {
                 requests_per_s: rate(old.requests, new.requests),
                 bytes_in_per_s: rate(old.bytes_in, new.bytes_in),
                 bytes_out_per_s: rate(old.bytes_out, new.bytes_out),
-                elements_per_s: rate(old.elements, new.elements),
                 device_percent: rate(old.device_ns, new.device_ns) / 1e7,
             }
         })
@@ -112,7 +110,7 @@ fn render(status: &Status, rates: &[Rates]) -> String {
         status.limits.max_sessions,
     );
     let heading = [
-        "SESSION", "GUEST", "STATE", "PROGRAM", "AGE", "REQ/s", "IN/s", "OUT/s", "ELEM/s", "DEVICE",
+        "SESSION", "GUEST", "STATE", "PROGRAM", "AGE", "REQ/s", "IN/s", "OUT/s", "DEVICE",
     ];
     let mut lines = vec![heading.map(str::to_owned).to_vec()];
     lines.extend(rates.iter().map(|rates| {
@@ -125,7 +123,6 @@ fn render(status: &Status, rates: &[Rates]) -> String {
             count(rates.requests_per_s),
             bytes(rates.bytes_in_per_s),
             bytes(rates.bytes_out_per_s),
-            count(rates.elements_per_s),
             format!("{:.0} %", rates.device_percent),
         ]
     }));

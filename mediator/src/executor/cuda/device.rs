@@ -3,9 +3,12 @@
 
 use std::ffi::{CStr, CString, c_char, c_int, c_uint, c_void};
 use std::ptr;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use cudarc::driver::sys::{CUcontext, CUdevice, CUdeviceptr, CUfunction, CUmodule, CUstream};
+
+use vgpu_protocol::transport::Waker;
 
 use super::driver::{CallError, Driver, check};
 
@@ -25,6 +28,8 @@ pub(super) struct Device {
     device: CUdevice,
     context: CUcontext,
     vector_add: CUfunction,
+    /// Raised by the driver's thread when a stream has come to the end of a chunk.
+    waker: Arc<Waker>,
     /// Once true nothing more is asked of the driver, frees included: they might not return.
     lost: AtomicBool,
 }
@@ -48,7 +53,7 @@ impl Device {
     }
 
     /// Opens the first device. [`Device::count`] must have found one.
-    pub(super) fn open(driver: &'static Driver) -> Result<Device, CallError> {
+    pub(super) fn open(driver: &'static Driver, waker: Arc<Waker>) -> Result<Device, CallError> {
         let mut device = 0;
         // SAFETY: the driver is initialised; `device` is writable.
         let code = unsafe { (driver.device_get)(&mut device, 0) };
@@ -62,6 +67,7 @@ impl Device {
             device,
             context,
             vector_add: ptr::null_mut(),
+            waker,
             lost: AtomicBool::new(false),
         };
         opened.bind()?;
@@ -142,6 +148,23 @@ impl Device {
         Ok(format!("{}.{}", version / 1000, version % 1000 / 10))
     }
 
+    /// What is raised at the end of a chunk.
+    pub(super) fn waker(&self) -> &Waker {
+        &self.waker
+    }
+
+    /// Has the [`waker`](Self::waker) raised when `stream` has come to this point.
+    ///
+    /// # Safety
+    /// The device outlives what is queued in `stream`, unless the process ends first; `stream` is
+    /// live and the context current.
+    pub(super) unsafe fn raise_after(&self, stream: CUstream) -> Result<(), CallError> {
+        let waker = Arc::as_ptr(&self.waker).cast_mut().cast::<c_void>();
+        // SAFETY: `raise` takes a waker, which lives as long as this device: the caller's promise.
+        let code = unsafe { (self.driver.launch_host_func)(stream, Some(raise), waker) };
+        check(code, "cuLaunchHostFunc")
+    }
+
     /// Queues `c[i] = a[i] + b[i]` for the first `elements` of three ranges in device memory.
     ///
     /// # Safety
@@ -186,9 +209,21 @@ impl Device {
     }
 }
 
+/// Raises a waker, in a thread of the driver's.
+///
+/// # Safety
+/// `waker` is a live [`Waker`].
+unsafe extern "C" fn raise(waker: *mut c_void) {
+    // SAFETY: the caller's promise; a waker may be raised by any thread.
+    unsafe { &*waker.cast_const().cast::<Waker>() }.raise();
+}
+
 impl Drop for Device {
     fn drop(&mut self) {
-        if !self.is_lost() {
+        if self.is_lost() {
+            // Work that did not end may still raise it.
+            std::mem::forget(Arc::clone(&self.waker));
+        } else {
             // SAFETY: retained in `open`; who used the context held this device until now. The
             // result says nothing that anyone could act upon.
             unsafe { (self.driver.primary_ctx_release)(self.device) };

@@ -92,6 +92,9 @@ pub(super) enum LoadError {
     MissingSymbol(&'static str),
 }
 
+/// `CUhostFn`.
+pub(super) type HostFunction = unsafe extern "C" fn(*mut c_void);
+
 type ErrorText = unsafe extern "C" fn(c_int, *mut *const c_char) -> c_int;
 
 /// Declares [`Driver`]: for each function its field, its symbol and its parameters.
@@ -140,6 +143,7 @@ driver_functions! {
     stream_query = "cuStreamQuery" (CUstream);
     stream_destroy = "cuStreamDestroy_v2" (CUstream);
     event_create = "cuEventCreate" (*mut CUevent, c_uint);
+    launch_host_func = "cuLaunchHostFunc" (CUstream, Option<HostFunction>, *mut c_void);
     event_record = "cuEventRecord" (CUevent, CUstream);
     event_query = "cuEventQuery" (CUevent);
     event_elapsed_time = "cuEventElapsedTime" (*mut f32, CUevent, CUevent);

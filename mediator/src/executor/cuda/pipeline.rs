@@ -1,74 +1,104 @@
 //! The vector add, several chunks at a time.
 
-use std::thread;
-use std::time::{Duration, Instant};
+use std::sync::{Arc, Mutex, PoisonError};
 
-use super::super::{ExecutorError, VectorAddPipeline};
-use super::driver::{CallError, NOT_READY};
-use super::slot::{Slot, Span};
-use super::{CudaExecutor, executor_error};
+use super::super::ExecutorError;
+use super::super::vector_add::{CHUNK, Pipeline};
+use super::device::Device;
+use super::driver::{CallError, NOT_READY, OUT_OF_MEMORY};
+use super::executor_error;
+use super::slot::{Clock, Slot, Span};
 
-/// The pauses between two looks at work that is not done yet: short at first, since a chunk takes
-/// tens of microseconds, then longer, so that waiting costs nothing.
-const FIRST_PAUSE: Duration = Duration::from_micros(20);
-const LONGEST_PAUSE: Duration = Duration::from_millis(1);
+/// Chunks of a vector add under way at once: one being filled, one copied in, one computed, one
+/// copied out.
+const SLOTS: usize = 4;
 
-/// A pipeline over the executor's slots.
-pub(super) struct CudaVectorAdd<'a> {
-    executor: &'a mut CudaExecutor,
-    /// Whether the slot's result was had already.
-    counted: Vec<bool>,
+/// Slots that are kept from one request to the next: page-locking memory takes its time.
+const KEPT: usize = 4 * SLOTS;
+
+/// Slots that no request uses.
+pub(super) type FreeSlots = Arc<Mutex<Vec<Slot>>>;
+
+/// The slots of one vector add.
+#[derive(Debug)]
+pub(super) struct CudaPipeline {
+    // In this order: slots and clock are dropped before the device that they belong to.
+    slots: [Option<Used>; SLOTS],
+    /// Marked when the first slot is taken.
+    clock: Option<Clock>,
+    free: FreeSlots,
+    device: Arc<Device>,
     busy: Busy,
 }
 
-impl<'a> CudaVectorAdd<'a> {
-    /// Takes the executor's slots, which are free.
-    pub(super) fn new(executor: &'a mut CudaExecutor) -> Result<Self, ExecutorError> {
-        let counted = vec![false; executor.slots.len()];
-        let CudaExecutor {
-            slots,
-            clock,
-            device,
-            ..
-        } = &mut *executor;
-        slots[0]
-            .mark(clock)
-            .map_err(|error| executor_error(device, error))?;
-        Ok(CudaVectorAdd {
-            executor,
-            counted,
+#[derive(Debug)]
+struct Used {
+    slot: Slot,
+    /// Whether the time of its last chunk was added.
+    counted: bool,
+}
+
+impl CudaPipeline {
+    /// A pipeline that takes its slots when it needs them.
+    pub(super) fn new(device: &Arc<Device>, free: &FreeSlots) -> Self {
+        Self {
+            slots: Default::default(),
+            clock: None,
+            free: Arc::clone(free),
+            device: Arc::clone(device),
             busy: Busy::default(),
-        })
+        }
     }
 
-    fn slot(&mut self, slot: usize) -> &mut Slot {
-        &mut self.executor.slots[slot]
+    fn used(&mut self, slot: usize) -> &mut Used {
+        self.slots[slot].as_mut().expect("a slot whose input was asked for")
     }
 
     fn error(&self, error: CallError) -> ExecutorError {
-        executor_error(&self.executor.device, error)
+        executor_error(&self.device, error)
+    }
+
+    /// A free slot, or a new one.
+    fn take_slot(&self) -> Result<Slot, ExecutorError> {
+        let kept = self.free.lock().unwrap_or_else(PoisonError::into_inner).pop();
+        if let Some(slot) = kept {
+            return Ok(slot);
+        }
+        let bytes = Slot::bytes(CHUNK).expect("a chunk has an address");
+        let new = self.device.bind().and_then(|()| Slot::new(&self.device, CHUNK, bytes));
+        new.map_err(|error| match error.code {
+            OUT_OF_MEMORY => ExecutorError::OutOfMemory {
+                wanted: bytes as u64,
+                what: format!("a chunk of {CHUNK} elements on the GPU"),
+            },
+            _ => self.error(error),
+        })
     }
 
     /// Adds the time of the slot that is done, once. Says no while the clock's own event, which is in
     /// another stream, has not come up yet.
     fn count(&mut self, slot: usize) -> Result<bool, ExecutorError> {
-        if !self.counted[slot] {
-            match self.executor.slots[slot].span(&self.executor.clock) {
-                Ok(span) => self.busy.add(span),
-                Err(error) if error.code == NOT_READY => return Ok(false),
-                Err(error) => return Err(self.error(error)),
-            }
-            self.counted[slot] = true;
+        let (Some(used), Some(clock)) = (&mut self.slots[slot], &self.clock) else {
+            return Ok(true);
+        };
+        if used.counted {
+            return Ok(true);
         }
+        match used.slot.span(clock) {
+            Ok(span) => self.busy.add(span),
+            Err(error) if error.code == NOT_READY => return Ok(false),
+            Err(error) => return Err(self.error(error)),
+        }
+        used.counted = true;
         Ok(true)
     }
 
     /// No call, and no memory of a slot, once the device was given up.
     fn check_not_lost(&self) -> Result<(), ExecutorError> {
-        if self.executor.device.is_lost() {
-            return Err(lost());
+        match self.device.is_lost() {
+            true => Err(lost()),
+            false => Ok(()),
         }
-        Ok(())
     }
 }
 
@@ -79,47 +109,67 @@ pub(super) fn lost() -> ExecutorError {
     }
 }
 
-impl VectorAddPipeline for CudaVectorAdd<'_> {
+impl Drop for CudaPipeline {
+    fn drop(&mut self) {
+        if self.device.is_lost() || self.device.bind().is_err() {
+            return;
+        }
+        for used in self.slots.iter_mut().filter_map(Option::take) {
+            let mut slot = used.slot;
+            slot.drain();
+            let mut free = self.free.lock().unwrap_or_else(PoisonError::into_inner);
+            if free.len() < KEPT && !self.device.is_lost() {
+                free.push(slot);
+            }
+        }
+    }
+}
+
+impl Pipeline for CudaPipeline {
     fn slots(&self) -> usize {
-        self.executor.slots.len()
+        SLOTS
     }
 
-    fn input(&mut self, slot: usize, elements: usize) -> (&mut [f32], &mut [f32]) {
-        self.slot(slot).input(elements)
+    fn input(
+        &mut self,
+        slot: usize,
+        elements: usize,
+    ) -> Result<(&mut [f32], &mut [f32]), ExecutorError> {
+        self.check_not_lost()?;
+        if self.slots[slot].is_none() {
+            let mut taken = self.take_slot()?;
+            if self.clock.is_none() {
+                let marked = Clock::new(&self.device).and_then(|clock| {
+                    taken.mark(&clock)?;
+                    Ok(clock)
+                });
+                self.clock = Some(marked.map_err(|error| self.error(error))?);
+            }
+            self.slots[slot] = Some(Used {
+                slot: taken,
+                counted: false,
+            });
+        }
+        Ok(self.used(slot).slot.input(elements))
     }
 
     fn submit(&mut self, slot: usize, elements: usize) -> Result<(), ExecutorError> {
-        assert!(elements > 0, "an empty chunk");
         self.check_not_lost()?;
-        self.counted[slot] = false;
-        self.slot(slot)
-            .submit(elements)
-            .map_err(|error| self.error(error))
+        let used = self.used(slot);
+        used.counted = false;
+        let submitted = used.slot.submit(elements);
+        submitted.map_err(|error| self.error(error))
     }
 
     fn is_done(&mut self, slot: usize) -> Result<bool, ExecutorError> {
         self.check_not_lost()?;
-        self.slot(slot).is_done().map_err(|error| self.error(error))
+        let done = self.used(slot).slot.is_done();
+        Ok(done.map_err(|error| self.error(error))? && self.count(slot)?)
     }
 
-    fn result(&mut self, slot: usize, deadline: Instant) -> Result<&[f32], ExecutorError> {
-        // Not cuEventSynchronize: it would wait for a hung GPU for ever.
-        let mut pause = FIRST_PAUSE;
-        loop {
-            // Read before the look, so that there is one after the deadline.
-            let left = deadline.saturating_duration_since(Instant::now());
-            if self.is_done(slot)? && self.count(slot)? {
-                break;
-            }
-            if left.is_zero() {
-                return Err(ExecutorError::TimedOut {
-                    what: "the GPU to add a chunk".into(),
-                });
-            }
-            thread::sleep(pause.min(left));
-            pause = (pause * 2).min(LONGEST_PAUSE);
-        }
-        Ok(self.executor.slots[slot].output())
+    fn result(&self, slot: usize) -> &[f32] {
+        let used = self.slots[slot].as_ref().expect("a slot that is done");
+        used.slot.output()
     }
 
     fn device_ns(&self) -> u64 {

@@ -184,7 +184,8 @@ impl Slot {
             [0, 1, 2].map(|range| self.memory + (range * self.stride * size_of::<f32>()) as u64);
         // SAFETY: the context is current and the handles are live. Each range on either side holds
         // `elements` elements, stays until `drop`, which waits for the work, and is not touched from
-        // here while the state is `Submitted`. The ranges on the device do not overlap.
+        // here while the state is `Submitted`. The ranges on the device do not overlap. The slot holds
+        // the device.
         unsafe {
             check(
                 (driver.event_record)(self.started, self.stream),
@@ -203,7 +204,8 @@ impl Slot {
             check(
                 (driver.event_record)(self.ended, self.stream),
                 "cuEventRecord",
-            )
+            )?;
+            self.device.raise_after(self.stream)
         }
     }
 
