@@ -93,11 +93,11 @@ fn look(choice: ExecutorChoice, secret: Option<PathBuf>) -> Result<control::Exec
     if let ExecutorChoice::Relay(endpoint) = choice {
         let info = relay::look(&Route { endpoint, secret })?;
         return Ok(control::Executor {
-            kind: info.executor,
-            device: info.device,
+            kind: info.executor.to_string(),
+            device: info.device.to_string(),
             total_memory: info.total_memory,
-            driver: info.driver,
-            reason: info.reason,
+            driver: info.driver.to_string(),
+            reason: info.reason.to_string(),
         });
     }
     let executor = probe(choice).map_err(|error| error.to_string())?;

@@ -238,7 +238,11 @@ mod tests {
         let mut executor = CpuExecutor::new("a test");
         let failure = one_request(&mut executor, &Request::Info(Info {}), &[], deadline());
         let failure = failure.unwrap_err();
-        assert!(failure.text.contains("Info") && failure.text.contains("cpu"), "{}", failure.text);
+        assert!(
+            failure.text.contains("Info") && failure.text.contains("cpu"),
+            "{}",
+            failure.text
+        );
     }
 
     #[test]

@@ -139,7 +139,8 @@ impl Backend for CudaExecutor {
         let id = header.request_id;
         match request {
             Request::VectorAdd(add) => {
-                self.adds.start(id, &add, CudaPipeline::new(&self.device, &self.free));
+                self.adds
+                    .start(id, &add, CudaPipeline::new(&self.device, &self.free));
             }
             other => self.adds.refuse(id, &unsupported(&self.info, other.op())),
         }

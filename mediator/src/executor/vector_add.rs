@@ -316,6 +316,10 @@ pub(super) mod tests {
         let deadline = Instant::now() + Duration::from_secs(60);
         let answer = by_portions(executor, &request, &up, portion, deadline).unwrap();
         assert_eq!(answer.data.len(), 4 * n);
-        assert_eq!(wrong_sums(n, &answer.data), 0, "{n} elements by {portion} bytes");
+        assert_eq!(
+            wrong_sums(n, &answer.data),
+            0,
+            "{n} elements by {portion} bytes"
+        );
     }
 }

@@ -169,9 +169,9 @@ mod tests {
     use crate::executor::cpu::CpuExecutor;
     use crate::session::OpenError;
     use crate::session::backend::{Also, Backend, Event};
+    use crate::worker::link::Found;
     use vgpu_protocol::frame::FrameHeader;
     use vgpu_protocol::op::Request;
-    use crate::worker::link::Found;
 
     #[test]
     fn commands_reach_the_executor() {

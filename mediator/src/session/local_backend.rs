@@ -1,13 +1,14 @@
 //! Sessions whose requests run on this machine's executor.
 
 use std::collections::VecDeque;
+use std::fmt;
 
 use vgpu_protocol::frame::FrameHeader;
 use vgpu_protocol::op::{Body, FenceReply, InfoReply, PingReply, Request};
 use vgpu_protocol::status::ErrorCode;
 
-use super::backend::{Also, Backend, Event, NotOpened, Opened, SessionBackend};
 use super::SessionEnd;
+use super::backend::{Also, Backend, Event, NotOpened, Opened, SessionBackend};
 use crate::executor::{Executor, ExecutorError, ExecutorInfo, ProbeError};
 
 /// Opens the session's executor, once, when a guest was admitted.
@@ -79,7 +80,18 @@ impl<'o> LocalBackend<'o> {
 
     /// The executor; the rules let nobody ask for anything before it is open.
     fn executor(&mut self) -> &mut dyn Executor {
-        self.executor.as_deref_mut().expect("opened with the session")
+        self.executor
+            .as_deref_mut()
+            .expect("opened with the session")
+    }
+}
+
+impl fmt::Debug for LocalBackend<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let info = self.executor.as_ref().map(|executor| executor.info());
+        f.debug_struct("LocalBackend")
+            .field("executor", &info)
+            .finish_non_exhaustive()
     }
 }
 

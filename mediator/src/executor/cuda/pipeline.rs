@@ -51,7 +51,9 @@ impl CudaPipeline {
     }
 
     fn used(&mut self, slot: usize) -> &mut Used {
-        self.slots[slot].as_mut().expect("a slot whose input was asked for")
+        self.slots[slot]
+            .as_mut()
+            .expect("a slot whose input was asked for")
     }
 
     fn error(&self, error: CallError) -> ExecutorError {
@@ -60,12 +62,19 @@ impl CudaPipeline {
 
     /// A free slot, or a new one.
     fn take_slot(&self) -> Result<Slot, ExecutorError> {
-        let kept = self.free.lock().unwrap_or_else(PoisonError::into_inner).pop();
+        let kept = self
+            .free
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .pop();
         if let Some(slot) = kept {
             return Ok(slot);
         }
         let bytes = Slot::bytes(CHUNK).expect("a chunk has an address");
-        let new = self.device.bind().and_then(|()| Slot::new(&self.device, CHUNK, bytes));
+        let new = self
+            .device
+            .bind()
+            .and_then(|()| Slot::new(&self.device, CHUNK, bytes));
         new.map_err(|error| match error.code {
             OUT_OF_MEMORY => ExecutorError::OutOfMemory {
                 wanted: bytes as u64,

@@ -125,11 +125,6 @@ impl Slot {
         Ok(slot)
     }
 
-    /// Elements that fit.
-    pub(super) fn capacity(&self) -> usize {
-        self.capacity
-    }
-
     /// The ranges a and b for `elements` elements. A result that was there is gone.
     ///
     /// # Panics

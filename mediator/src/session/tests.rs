@@ -1,0 +1,706 @@
+//! Sessions over a socket pair, against a guest that is bytes and nothing else: what a guest may do
+//! and break, while the loop, the rules and a backend run as they do in a worker. The rules alone are
+//! tested in `vgpu_protocol::session`.
+
+use std::collections::{HashMap, VecDeque};
+use std::io::{Read, Write};
+use std::net::Shutdown;
+use std::num::NonZeroU64;
+use std::os::unix::net::UnixStream;
+use std::sync::{Arc, Mutex};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use vgpu_protocol::frame::{FrameHeader, HEADER_LEN};
+use vgpu_protocol::op::{
+    Body, Features, Fence, FenceReply, Goodbye, Hello, HelloReply, Info, InfoReply, Op, Ping,
+    PingReply, Request, VectorAdd, VectorAddReply,
+};
+use vgpu_protocol::session::server::Failure;
+use vgpu_protocol::status::{ErrorCode, Status, decode_error_text};
+use vgpu_protocol::transport::Waker;
+use vgpu_socket_transport::SocketTransport;
+
+use super::backend::{Also, Backend, Event, NotOpened, Opened, SessionBackend};
+use super::one_request::{trial_add, wrong_sums};
+use super::*;
+use crate::executor::cpu::CpuExecutor;
+use crate::usage::Usage;
+
+/// No wait of a test is longer.
+const WATCHDOG: Duration = Duration::from_secs(60);
+
+fn settings() -> Settings {
+    let long = Duration::from_secs(60);
+    Settings {
+        terms: Terms {
+            max_lanes: 8.try_into().unwrap(),
+            max_requests: 4.try_into().unwrap(),
+            max_handles: 4,
+            initial_credit: 1000,
+            features: Features::ALL,
+        },
+        timeouts: Timeouts {
+            hello: long,
+            idle: long,
+            stall: long,
+        },
+        epoch: 77,
+        reason: Some("a test".into()),
+        refusal: None,
+    }
+}
+
+/// A guest's end of the stream.
+struct Guest {
+    stream: UnixStream,
+}
+
+impl Guest {
+    fn send(&mut self, header: FrameHeader, body: &[u8]) {
+        let header = header.with_body_len(u32::try_from(body.len()).unwrap());
+        self.stream
+            .write_all(&[&header.encode()[..], body].concat())
+            .unwrap();
+    }
+
+    fn ask(&mut self, id: u32, lane: u16, request: impl Into<Request>) {
+        let request = request.into();
+        let mut body = Vec::new();
+        request.encode_to(&mut body);
+        self.send(
+            FrameHeader::request(request.op(), id).with_lane(lane),
+            &body,
+        );
+    }
+
+    fn hello(&mut self) -> (Status, Vec<u8>) {
+        self.ask(
+            1,
+            0,
+            Hello {
+                min_version: 1.try_into().unwrap(),
+                max_version: 9,
+                features: Features::ALL,
+                client_name: "a script".into(),
+            },
+        );
+        let (header, body) = self.next();
+        assert_eq!(header.op, Op::Hello);
+        (header.status, body)
+    }
+
+    /// The next frame; panics at the end of the stream.
+    fn next(&mut self) -> (FrameHeader, Vec<u8>) {
+        self.try_next().expect("a frame and not the end")
+    }
+
+    fn try_next(&mut self) -> Option<(FrameHeader, Vec<u8>)> {
+        let mut header = [0; HEADER_LEN];
+        match self.stream.read(&mut header[..1]).expect("in time") {
+            0 => return None,
+            _ => self
+                .stream
+                .read_exact(&mut header[1..])
+                .expect("a whole header"),
+        }
+        let header = FrameHeader::decode(&header).expect("the mediator's own frames are sound");
+        let mut body = vec![0; header.body_len as usize];
+        self.stream.read_exact(&mut body).expect("a whole body");
+        Some((header, body))
+    }
+
+    /// The next frame that is no data, and the data before it by request.
+    fn reply(&mut self) -> (FrameHeader, Vec<u8>, HashMap<u32, Vec<u8>>) {
+        let mut data: HashMap<u32, Vec<u8>> = HashMap::new();
+        loop {
+            let (header, body) = self.next();
+            if header.op != Op::Data {
+                return (header, body, data);
+            }
+            data.entry(header.request_id).or_default().extend(body);
+        }
+    }
+
+    /// The reply to request `id`, which is to be the next, and its status.
+    fn status_of(&mut self, id: u32) -> Status {
+        let (header, _, _) = self.reply();
+        assert_eq!(header.request_id, id, "{header:?}");
+        header.status
+    }
+
+    /// What the mediator says before it closes.
+    fn last_words(&mut self) -> (Status, String) {
+        let (header, body, _) = self.reply();
+        assert_eq!(header.op, Op::Closing, "{header:?}");
+        assert!(self.try_next().is_none());
+        (header.status, decode_error_text(&body))
+    }
+}
+
+/// Runs a session with `guest` at the other end.
+fn session<T>(
+    serve: impl FnOnce(&mut Stream, &Observed) -> SessionEnd + Send,
+    guest: impl FnOnce(Guest) -> T,
+) -> (T, SessionEnd, Usage) {
+    let (near, far) = UnixStream::pair().unwrap();
+    far.set_read_timeout(Some(WATCHDOG)).unwrap();
+    far.set_write_timeout(Some(WATCHDOG)).unwrap();
+    let observed = Observed::default();
+    thread::scope(|scope| {
+        let session = scope.spawn(|| {
+            let mut stream = Stream::from(SocketTransport::from_unix(near).unwrap());
+            serve(&mut stream, &observed)
+        });
+        let seen = guest(Guest { stream: far });
+        let end = session.join().expect("no panic");
+        (seen, end, observed.counters.usage())
+    })
+}
+
+fn on_cpu<T>(settings: &Settings, guest: impl FnOnce(Guest) -> T) -> (T, SessionEnd, Usage) {
+    let serve = |stream: &mut Stream, observed: &Observed| {
+        let mut open = || Ok(Box::new(CpuExecutor::new("its own reason")) as _);
+        serve(stream, &mut open, settings, observed, &StopFlag::default())
+    };
+    session(serve, guest)
+}
+
+/// A device that does what the test says, when it says so.
+#[derive(Clone)]
+struct Held(Arc<HeldState>);
+
+struct HeldState {
+    waker: Waker,
+    inner: Mutex<HeldInner>,
+}
+
+#[derive(Default)]
+struct HeldInner {
+    started: Vec<Request>,
+    cancelled: Vec<u32>,
+    events: VecDeque<Event>,
+    /// Room for the data of every request.
+    room: Vec<u8>,
+    output: HashMap<u32, Vec<u8>>,
+}
+
+impl Held {
+    fn new() -> Self {
+        Self(Arc::new(HeldState {
+            waker: Waker::new().unwrap(),
+            inner: Mutex::default(),
+        }))
+    }
+
+    /// Has the device do something, from another thread than the session's.
+    fn now<T>(&self, act: impl FnOnce(&mut HeldInner) -> T) -> T {
+        let done = act(&mut self.0.inner.lock().unwrap());
+        self.0.waker.raise();
+        done
+    }
+
+    fn done(&self, id: u32, body: Vec<u8>) {
+        self.now(|inner| inner.events.push_back(Event::Done(id, Ok(body))));
+    }
+
+    fn wait_for(&self, what: impl Fn(&HeldInner) -> bool) {
+        let deadline = Instant::now() + WATCHDOG;
+        while !what(&self.0.inner.lock().unwrap()) {
+            assert!(Instant::now() < deadline);
+            thread::sleep(Duration::from_millis(1));
+        }
+    }
+}
+
+/// What the session sees of it.
+struct HeldBackend {
+    held: Held,
+    room: Vec<u8>,
+    output: Vec<u8>,
+}
+
+impl HeldBackend {
+    fn new(held: &Held) -> Self {
+        Self {
+            held: held.clone(),
+            room: Vec::new(),
+            output: Vec::new(),
+        }
+    }
+}
+
+impl Backend for HeldBackend {
+    fn start(&mut self, header: &FrameHeader, request: Request) {
+        self.held.now(|inner| {
+            if let Request::Ping(ping) = &request {
+                let payload = ping.payload.clone();
+                let body = PingReply { payload }.encode();
+                inner
+                    .events
+                    .push_back(Event::Done(header.request_id, Ok(body)));
+            }
+            if let Request::Fence(_) = &request {
+                let failures = Default::default();
+                let body = FenceReply {
+                    dropped: 0,
+                    failures,
+                }
+                .encode();
+                inner
+                    .events
+                    .push_back(Event::Done(header.request_id, Ok(body)));
+            }
+            inner.started.push(request);
+        });
+    }
+
+    fn input(&mut self, _: u32) -> &mut [u8] {
+        let len = self.held.0.inner.lock().unwrap().room.len();
+        self.room.resize(len, 0);
+        &mut self.room
+    }
+
+    fn filled(&mut self, _: u32, n: usize) {
+        self.held.now(|inner| drop(inner.room.drain(..n)));
+    }
+
+    fn output(&mut self, id: u32) -> &[u8] {
+        let inner = self.held.0.inner.lock().unwrap();
+        self.output = inner.output.get(&id).cloned().unwrap_or_default();
+        &self.output
+    }
+
+    fn sent(&mut self, id: u32, n: usize) {
+        self.held
+            .now(|inner| drop(inner.output.entry(id).or_default().drain(..n)));
+    }
+
+    fn cancel(&mut self, id: u32) {
+        self.held.now(|inner| inner.cancelled.push(id));
+    }
+
+    fn next_event(&mut self) -> Option<Event> {
+        self.held.0.waker.lower();
+        self.held.0.inner.lock().unwrap().events.pop_front()
+    }
+
+    fn also(&mut self) -> Also<'_> {
+        Also::Waker(&self.held.0.waker)
+    }
+}
+
+impl SessionBackend for HeldBackend {
+    fn open(&mut self) -> Result<Opened, NotOpened> {
+        let text = |text: &str| text.into();
+        let info = InfoReply {
+            total_memory: 1,
+            executor: text("held"),
+            device: text("test"),
+            driver: text(""),
+            reason: text("a test"),
+            mediator: text("a test"),
+        };
+        Ok(Opened { info, terms: None })
+    }
+}
+
+fn on_held<T>(
+    settings: &Settings,
+    stop: &StopFlag,
+    guest: impl FnOnce(Guest, &Held) -> T,
+) -> (T, SessionEnd, Usage) {
+    let held = Held::new();
+    let mut backend = HeldBackend::new(&held);
+    let serve = |stream: &mut Stream, observed: &Observed| {
+        run(stream, &mut backend, settings, observed, stop)
+    };
+    session(serve, |mut session| {
+        assert!(session.hello().0.is_ok());
+        guest(session, &held)
+    })
+}
+
+fn add(elements: u64) -> VectorAdd {
+    let elements = NonZeroU64::new(elements).unwrap();
+    VectorAdd { elements }
+}
+
+fn ping(payload: &[u8]) -> Ping {
+    let payload = vgpu_protocol::op::field::Bytes::new(payload).unwrap();
+    Ping { payload }
+}
+
+#[test]
+fn hello_info_ping_goodbye() {
+    let ((), end, usage) = on_cpu(&settings(), |mut guest| {
+        let (status, body) = guest.hello();
+        assert!(status.is_ok());
+        let reply = HelloReply::decode(&body).unwrap();
+        assert_eq!(
+            (reply.version.get(), reply.epoch, reply.max_lanes.get()),
+            (1, 77, 8)
+        );
+        guest.ask(2, 0, Info {});
+        let info = InfoReply::decode(&guest.reply().1).unwrap();
+        assert_eq!(
+            (info.executor.as_str(), info.reason.as_str()),
+            ("cpu", "a test")
+        );
+        guest.ask(3, 7, ping(b"abc"));
+        let (header, body, _) = guest.reply();
+        assert_eq!((header.request_id, header.lane), (3, 7));
+        assert_eq!(PingReply::decode(&body).unwrap().payload.as_slice(), b"abc");
+        guest.ask(4, 0, Goodbye {});
+        assert!(guest.status_of(4).is_ok());
+        assert!(guest.try_next().is_none());
+    });
+    assert!(matches!(end, SessionEnd::Goodbye), "{end}");
+    assert_eq!((usage.requests, usage.failed_requests), (4, 0));
+}
+
+/// Sends the data of a vector add as its credit allows, and returns the sums.
+fn stream_add(guest: &mut Guest, id: u32, elements: usize, frame: usize) -> Vec<u8> {
+    let (request, up) = trial_add(elements);
+    guest.ask(id, 0, request);
+    let (mut sent, mut credit, mut down) = (0, 1000, Vec::new());
+    loop {
+        while sent < up.len() && credit > 0 {
+            let n = frame.min(credit).min(up.len() - sent);
+            let more = sent + n < up.len();
+            let of = FrameHeader::request(Op::VectorAdd, id);
+            guest.send(FrameHeader::data_up(&of, 0, more), &up[sent..sent + n]);
+            sent += n;
+            credit -= n;
+        }
+        let (header, body) = guest.next();
+        if header.op != Op::Data {
+            assert!(header.status.is_ok(), "{}", decode_error_text(&body));
+            VectorAddReply::decode(&body).unwrap();
+            return down;
+        }
+        credit += header.credit as usize;
+        down.extend(body);
+    }
+}
+
+#[test]
+fn vector_adds_of_all_sizes_in_frames_of_all_sizes() {
+    let (_, _, usage) = on_cpu(&settings(), |mut guest| {
+        guest.hello();
+        let mut id = 2;
+        for elements in [1, 1000, 65_535, 65_537, 300_000] {
+            for frame in [700, 4096, 1 << 20] {
+                let sums = stream_add(&mut guest, id, elements, frame);
+                assert_eq!(sums.len(), 4 * elements);
+                assert_eq!(wrong_sums(elements, &sums), 0, "{elements} by {frame}");
+                id += 1;
+            }
+        }
+    });
+    assert!(usage.device_ns > 0);
+}
+
+#[test]
+fn a_request_that_waits_for_the_device_holds_up_no_other_lane() {
+    let ((), end, _) = on_held(&settings(), &StopFlag::default(), |mut guest, held| {
+        guest.ask(2, 0, add(500));
+        // All that its credit allows has come, and there is no room for it.
+        let of = FrameHeader::request(Op::VectorAdd, 2);
+        held.wait_for(|inner| inner.started.len() == 1);
+        held.now(|inner| inner.room.resize(1000, 0));
+        guest.send(FrameHeader::data_up(&of, 0, true), &[0; 1000]);
+        guest.ask(3, 1, ping(b"one"));
+        assert!(guest.status_of(3).is_ok());
+        guest.ask(4, 0, ping(b"the same lane"));
+        assert!(guest.status_of(4).is_ok());
+        // A fence of its lane waits, another's does not.
+        guest.ask(5, 0, Fence {});
+        guest.ask(6, 1, Fence {});
+        assert!(guest.status_of(6).is_ok());
+        // The device has room again: the guest is told, and sends the rest.
+        held.now(|inner| {
+            inner.room.resize(3000, 0);
+            inner.events.push_back(Event::Room(2, 3000));
+        });
+        let (header, _) = guest.next();
+        assert_eq!(
+            (header.op, header.request_id, header.credit),
+            (Op::Data, 2, 3000)
+        );
+        guest.send(FrameHeader::data_up(&of, 0, false), &[0; 3000]);
+        held.wait_for(|inner| inner.room.is_empty());
+        held.now(|inner| inner.output.insert(2, vec![1; 2000]));
+        held.done(2, VectorAddReply { device_ns: 5 }.encode());
+        let (header, _, data) = guest.reply();
+        assert_eq!((header.request_id, data[&2].len()), (2, 2000));
+        assert!(guest.status_of(5).is_ok());
+    });
+    assert!(matches!(end, SessionEnd::GuestClosed(false)), "{end}");
+}
+
+#[test]
+fn data_of_two_lanes_takes_turns() {
+    on_held(&settings(), &StopFlag::default(), |mut guest, held| {
+        for (id, lane) in [(2, 0), (3, 1)] {
+            guest.ask(id, lane, add(125_000));
+        }
+        held.wait_for(|inner| inner.started.len() == 2);
+        held.now(|inner| {
+            for id in [2, 3] {
+                inner.output.insert(id, vec![0; 500_000]);
+            }
+        });
+        let mut order = Vec::new();
+        while order.len() < 2 {
+            let (header, body) = guest.next();
+            if !body.is_empty() {
+                order.push(header.request_id);
+            }
+        }
+        order.sort_unstable();
+        assert_eq!(order, [2, 3]);
+    });
+}
+
+#[test]
+fn a_guest_that_gives_up_is_told_so_and_goes_on() {
+    let ((), end, usage) = on_cpu(&settings(), |mut guest| {
+        guest.hello();
+        guest.ask(2, 0, add(100_000));
+        let of = FrameHeader::request(Op::VectorAdd, 2);
+        guest.send(FrameHeader::data_up(&of, 0, true), &[0; 800]);
+        guest.send(FrameHeader::data_up(&of, 0, false), &[]);
+        assert_eq!(guest.status_of(2), ErrorCode::Cancelled.into());
+        let sums = stream_add(&mut guest, 3, 1000, 1000);
+        assert_eq!(wrong_sums(1000, &sums), 0);
+        guest.ask(4, 0, Goodbye {});
+        assert!(guest.status_of(4).is_ok());
+    });
+    assert!(matches!(end, SessionEnd::Goodbye), "{end}");
+    assert_eq!(usage.failed_requests, 1);
+}
+
+#[test]
+fn a_failure_in_the_middle_leaves_the_session() {
+    on_held(&settings(), &StopFlag::default(), |mut guest, held| {
+        guest.ask(2, 0, add(1000));
+        held.wait_for(|inner| inner.started.len() == 1);
+        let failure = Failure {
+            status: Status::Cuda(700),
+            text: "an illegal address".into(),
+        };
+        held.now(|inner| inner.events.push_back(Event::Done(2, Err(failure))));
+        let (header, body, _) = guest.reply();
+        assert_eq!(header.status, Status::Cuda(700));
+        assert_eq!(decode_error_text(&body), "an illegal address");
+        // What was on its way is dropped, room or not.
+        let of = FrameHeader::request(Op::VectorAdd, 2);
+        guest.send(FrameHeader::data_up(&of, 0, true), &[0; 900]);
+        guest.send(FrameHeader::data_up(&of, 0, false), &[]);
+        guest.ask(3, 0, ping(b"go on"));
+        assert!(guest.status_of(3).is_ok());
+    });
+}
+
+#[test]
+fn a_lost_device_ends_the_session_with_its_reason() {
+    let ((), end, _) = on_held(&settings(), &StopFlag::default(), |mut guest, held| {
+        guest.ask(2, 0, add(1000));
+        held.wait_for(|inner| inner.started.len() == 1);
+        held.now(|inner| {
+            inner.events.push_back(Event::Lost(NotOpened {
+                code: ErrorCode::BackendLost,
+                text: "it fell off the bus".into(),
+                end: SessionEnd::ExecutorLost("it fell off the bus".into()),
+            }));
+        });
+        let (status, text) = guest.last_words();
+        assert_eq!(
+            (status, &*text),
+            (ErrorCode::BackendLost.into(), "it fell off the bus")
+        );
+    });
+    assert!(matches!(end, SessionEnd::ExecutorLost(_)), "{end}");
+}
+
+#[test]
+fn a_stop_waits_for_what_is_under_way_and_lets_nothing_new_begin() {
+    let stop = StopFlag::default();
+    let ((), end, _) = on_held(&settings(), &stop, |mut guest, held| {
+        guest.ask(2, 0, add(1));
+        let of = FrameHeader::request(Op::VectorAdd, 2);
+        held.now(|inner| inner.room.resize(8, 0));
+        guest.send(FrameHeader::data_up(&of, 0, false), &[0; 8]);
+        held.wait_for(|inner| inner.started.len() == 1 && inner.room.is_empty());
+        stop.set(StopReason::Draining);
+        // Not at once: the session looks for it when it waits.
+        let mut id = 3;
+        loop {
+            guest.ask(id, 1, ping(b"?"));
+            let status = guest.status_of(id);
+            if !status.is_ok() {
+                assert_eq!(status, ErrorCode::Busy.into());
+                break;
+            }
+            id += 1;
+            thread::sleep(Duration::from_millis(5));
+        }
+        held.now(|inner| inner.output.insert(2, vec![0; 4]));
+        held.done(2, VectorAddReply { device_ns: 5 }.encode());
+        assert!(guest.status_of(2).is_ok());
+        assert_eq!(guest.last_words().0, ErrorCode::Busy.into());
+    });
+    assert!(
+        matches!(end, SessionEnd::Stopped(StopReason::Draining)),
+        "{end}"
+    );
+}
+
+#[test]
+fn nothing_waits_for_ever() {
+    let short = Duration::from_millis(40);
+    let mut quick = settings();
+    quick.timeouts.hello = short;
+    let (words, end, _) = on_cpu(&quick, |mut guest| guest.last_words());
+    assert_eq!(words.0, ErrorCode::Timeout.into());
+    assert!(
+        end.to_string().contains("no complete Hello within 40 ms"),
+        "{end}"
+    );
+
+    let mut quick = settings();
+    quick.timeouts.idle = short;
+    let (words, end, _) = on_cpu(&quick, |mut guest| {
+        guest.hello();
+        guest.last_words()
+    });
+    assert_eq!(words.0, ErrorCode::Timeout.into());
+    assert!(end.to_string().contains("no request within 40 ms"), "{end}");
+
+    let mut quick = settings();
+    quick.timeouts.stall = short;
+    let (words, end, _) = on_cpu(&quick, |mut guest| {
+        guest.hello();
+        let header = FrameHeader::request(Op::Info, 2).encode();
+        guest.stream.write_all(&header[..9]).unwrap();
+        guest.last_words()
+    });
+    assert_eq!(words.0, ErrorCode::Timeout.into());
+    assert!(end.to_string().contains("half a frame"), "{end}");
+
+    // A request whose data does not come fails, and the session with it if nothing comes then.
+    let (status, end, _) = on_cpu(&quick, |mut guest| {
+        guest.hello();
+        guest.ask(2, 0, add(1000));
+        let status = guest.status_of(2);
+        guest.last_words();
+        status
+    });
+    assert_eq!(status, ErrorCode::Timeout.into());
+    assert!(end.to_string().contains("half a request"), "{end}");
+
+    // One that the device does not finish is cancelled.
+    let ((), end, _) = on_held(&quick, &StopFlag::default(), |mut guest, held| {
+        guest.ask(2, 0, add(1));
+        held.now(|inner| inner.room.resize(8, 0));
+        let of = FrameHeader::request(Op::VectorAdd, 2);
+        guest.send(FrameHeader::data_up(&of, 0, false), &[0; 8]);
+        assert_eq!(guest.status_of(2), ErrorCode::Timeout.into());
+        held.wait_for(|inner| inner.cancelled == [2]);
+        guest.ask(3, 0, Goodbye {});
+        assert!(guest.status_of(3).is_ok());
+    });
+    assert!(matches!(end, SessionEnd::Goodbye), "{end}");
+}
+
+#[test]
+fn a_guest_that_takes_no_replies_is_let_go() {
+    let mut quick = settings();
+    quick.timeouts.stall = Duration::from_millis(40);
+    let (_, end, _) = on_cpu(&quick, |mut guest| {
+        guest.hello();
+        guest.stream.set_nonblocking(true).unwrap();
+        let mut body = Vec::new();
+        ping(&[0; 4000]).encode_to(&mut body);
+        let mut id = 2;
+        let deadline = Instant::now() + WATCHDOG;
+        // As many pings as anybody takes.
+        loop {
+            let len = u32::try_from(body.len()).unwrap();
+            let header = FrameHeader::request(Op::Ping, id).with_body_len(len);
+            let frame = [&header.encode()[..], &body].concat();
+            let mut sent = 0;
+            while sent < frame.len() {
+                match guest.stream.write(&frame[sent..]) {
+                    Ok(n) => sent += n,
+                    Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => {
+                        assert!(Instant::now() < deadline);
+                        thread::sleep(Duration::from_millis(1));
+                    }
+                    Err(_) => return,
+                }
+            }
+            id += 1;
+        }
+    });
+    assert!(
+        matches!(&end, SessionEnd::TimedOut(text) if text.contains("no reply taken")),
+        "{end}"
+    );
+}
+
+#[test]
+fn broken_protocol_and_early_ends_are_told_apart() {
+    let (words, end, _) = on_cpu(&settings(), |mut guest| {
+        guest.hello();
+        guest.stream.write_all(&[0x55; 64]).unwrap();
+        guest.last_words()
+    });
+    assert_eq!(words.0, ErrorCode::Protocol.into());
+    assert!(matches!(end, SessionEnd::GuestFault(_)), "{end}");
+
+    let ((), end, _) = on_cpu(&settings(), |mut guest| {
+        guest.hello();
+        guest.ask(2, 0, add(1000));
+        guest.stream.shutdown(Shutdown::Both).unwrap();
+    });
+    assert!(matches!(end, SessionEnd::GuestClosed(true)), "{end}");
+
+    let ((), end, _) = on_cpu(&settings(), |guest| drop(guest));
+    assert!(matches!(end, SessionEnd::GuestClosed(false)), "{end}");
+}
+
+#[test]
+fn a_refused_guest_is_told_why() {
+    let refusal = Refusal {
+        code: ErrorCode::Denied,
+        text: "not you".into(),
+    };
+    let mut denied = settings();
+    denied.refusal = Some(refusal.clone());
+    let ((status, body), end, _) = on_cpu(&denied, |mut guest| guest.hello());
+    assert_eq!(
+        (status, &*decode_error_text(&body)),
+        (ErrorCode::Denied.into(), "not you")
+    );
+    assert!(matches!(end, SessionEnd::Refused(told) if told == refusal));
+}
+
+#[test]
+fn an_executor_that_cannot_be_opened_is_named() {
+    let serve = |stream: &mut Stream, observed: &Observed| {
+        let mut open = || Err(OpenError::from("no such device".to_owned()));
+        serve(
+            stream,
+            &mut open,
+            &settings(),
+            observed,
+            &StopFlag::default(),
+        )
+    };
+    let ((status, body), end, _) = session(serve, |mut guest| guest.hello());
+    assert_eq!(status, ErrorCode::BackendLost.into());
+    assert!(decode_error_text(&body).contains("no such device"));
+    assert!(matches!(end, SessionEnd::ExecutorLost(_)), "{end}");
+}
