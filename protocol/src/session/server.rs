@@ -652,7 +652,8 @@ impl Server {
 
     /// Tells the guest what was granted, where no data goes down that could say it.
     pub fn tell_credit(&mut self, now: Instant) {
-        if self.outbox.data().is_some() {
+        let untold = self.requests.iter().any(|request| request.untold > 0);
+        if !untold || self.outbox.data().is_some() {
             return;
         }
         self.begin_to_send(now);
