@@ -1,55 +1,38 @@
 //! The suite: what a session may expect of any executor.
 
+use std::collections::HashMap;
+use std::num::NonZeroU64;
 use std::time::{Duration, Instant};
 
-use vgpu_mediator::executor::{Executor, ExecutorError, VectorAddPipeline};
+use vgpu_mediator::executor::Executor;
+use vgpu_mediator::session::backend::{Also, Event};
+use vgpu_protocol::frame::FrameHeader;
+use vgpu_protocol::op::{Body, Info, Op, Request, VECTOR_ADD_CHUNK, VectorAdd, VectorAddReply};
+use vgpu_protocol::session::server::Failure;
+use vgpu_protocol::status::ErrorCode;
 
 /// No wait of a test is longer.
-const WATCHDOG: Duration = Duration::from_secs(60);
+pub(crate) const WATCHDOG: Duration = Duration::from_secs(60);
+
+/// Elements of a chunk.
+#[allow(clippy::cast_possible_truncation)]
+pub(crate) const CHUNK: usize = VECTOR_ADD_CHUNK as usize;
+
+/// How soon an executor is asked, though it has not raised its waker.
+const CHECK: Duration = Duration::from_millis(20);
 
 /// Runs everything that needs no particular device. The executor is usable afterwards.
 pub(crate) fn run(executor: &mut dyn Executor) {
     assert!(!executor.info().device.is_empty());
     assert!(!executor.info().reason.is_empty());
     assert!(executor.info().total_memory > 0);
-    for chunk in [1, 63, 64, 1000, 30_000] {
-        for elements in [1, chunk - 1, chunk, chunk + 1, 11 * chunk, 11 * chunk + 1] {
-            if elements > 0 {
-                add(executor, chunk, elements);
-            }
-        }
+    for elements in [1, 63, 64, 65, 1000, CHUNK - 1, CHUNK, CHUNK + 1, 5 * CHUNK, 11 * CHUNK + 1] {
+        add(executor, elements);
     }
-    // Smaller chunks again, in buffers that are larger by now.
-    add(executor, 10, 95);
-    all_slots_at_once(executor);
-    a_result_stays_until_the_next_input(executor);
+    several_at_once(executor);
     special_numbers(executor);
     work_that_nobody_waits_for(executor);
-    too_much_memory(executor);
-}
-
-/// Adds two vectors as a session does: fills slots in turn, takes each result before it fills the
-/// slot again, and compares every element.
-pub(crate) fn add(executor: &mut dyn Executor, chunk: usize, elements: usize) {
-    let mut pipeline = executor.vector_add(chunk).expect("a pipeline");
-    let slots = pipeline.slots();
-    assert!(slots >= 1);
-    let chunks = elements.div_ceil(chunk);
-    let length = |k: usize| chunk.min(elements - k * chunk);
-    for k in 0..chunks + slots {
-        if let Some(earlier) = k.checked_sub(slots).filter(|earlier| *earlier < chunks) {
-            take(
-                &mut *pipeline,
-                earlier % slots,
-                earlier * chunk,
-                length(earlier),
-            );
-        }
-        if k < chunks {
-            fill(&mut *pipeline, k % slots, k * chunk, length(k));
-        }
-    }
-    assert!(pipeline.device_ns() > 0);
+    unknown_operations(executor);
 }
 
 /// The numbers at `i`: halves, so that every sum is exact, and different at each place of a chunk.
@@ -57,53 +40,122 @@ fn numbers(i: usize) -> (f32, f32) {
     ((i % 100_003) as f32 * 0.5, (i % 70_001) as f32 - 30_000.0)
 }
 
-fn fill(pipeline: &mut dyn VectorAddPipeline, slot: usize, first: usize, elements: usize) {
-    let (a, b) = pipeline.input(slot, elements);
-    assert_eq!((a.len(), b.len()), (elements, elements));
-    for (i, (a, b)) in a.iter_mut().zip(b).enumerate() {
-        (*a, *b) = numbers(first + i);
-    }
-    pipeline.submit(slot, elements).expect("submitted");
+/// The data of a vector add of these numbers.
+fn data(pairs: &[(f32, f32)]) -> Vec<u8> {
+    let half = |half: fn(&(f32, f32)) -> f32, chunk: &[(f32, f32)]| -> Vec<u8> {
+        chunk.iter().flat_map(|pair| half(pair).to_le_bytes()).collect()
+    };
+    let chunks = pairs.chunks(CHUNK);
+    chunks.flat_map(|chunk| [half(|pair| pair.0, chunk), half(|pair| pair.1, chunk)].concat()).collect()
 }
 
-fn take(pipeline: &mut dyn VectorAddPipeline, slot: usize, first: usize, elements: usize) {
-    let sums = pipeline
-        .result(slot, Instant::now() + WATCHDOG)
-        .expect("a result");
-    assert_eq!(sums.len(), elements);
-    for (i, sum) in sums.iter().enumerate() {
-        let (a, b) = numbers(first + i);
-        assert_eq!(sum.to_bits(), (a + b).to_bits(), "element {}", first + i);
-    }
-}
+/// How a vector add ended: its sums.
+type Ended = Result<Vec<f32>, Failure>;
 
-fn all_slots_at_once(executor: &mut dyn Executor) {
-    let mut pipeline = executor.vector_add(5000).expect("a pipeline");
-    let slots = pipeline.slots();
-    for slot in 0..slots {
-        fill(&mut *pipeline, slot, slot * 5000, 5000 - slot);
+/// Runs vector adds beside each other, as a session does; they have the ids from 1 on.
+///
+/// Returns what came of each until `deadline`; an executor that is lost fails them all.
+pub(crate) fn run_adds(
+    executor: &mut dyn Executor,
+    adds: &[Vec<(f32, f32)>],
+    deadline: Instant,
+) -> Vec<Option<Ended>> {
+    let ups: Vec<Vec<u8>> = adds.iter().map(|pairs| data(pairs)).collect();
+    let ids: Vec<u32> = (1..).take(adds.len()).collect();
+    for (id, pairs) in ids.iter().zip(adds) {
+        let elements = NonZeroU64::new(pairs.len() as u64).expect("elements");
+        let header = FrameHeader::request(Op::VectorAdd, *id);
+        executor.start(&header, VectorAdd { elements }.into());
     }
-    let deadline = Instant::now() + WATCHDOG;
-    for slot in 0..slots {
-        while !pipeline.is_done(slot).expect("no error") {
-            assert!(Instant::now() < deadline, "slot {slot} does not end");
-            std::thread::yield_now();
+    let mut given = vec![0; adds.len()];
+    let mut downs = vec![Vec::new(); adds.len()];
+    let mut ended: HashMap<u32, Ended> = HashMap::new();
+    loop {
+        let late = Instant::now() >= deadline;
+        let mut moved = false;
+        while let Some(event) = executor.next_event() {
+            moved = true;
+            match event {
+                Event::Done(id, outcome) => {
+                    let at = id as usize - 1;
+                    let sums = outcome.map(|body| {
+                        assert!(VectorAddReply::decode(&body).expect("its reply").device_ns > 0);
+                        let (sums, rest) = downs[at].as_chunks::<4>();
+                        assert!(rest.is_empty());
+                        sums.iter().map(|sum| f32::from_le_bytes(*sum)).collect()
+                    });
+                    assert!(ended.insert(id, sums).is_none(), "{id} ends twice");
+                }
+                Event::Lost(lost) => {
+                    for id in &ids {
+                        ended.entry(*id).or_insert_with(|| {
+                            Err(Failure {
+                                status: lost.code.into(),
+                                text: lost.text.clone(),
+                            })
+                        });
+                    }
+                }
+                Event::Room(..) | Event::Moved(_) | Event::Worked(_) => {}
+            }
         }
-        take(&mut *pipeline, slot, slot * 5000, 5000 - slot);
+        for (at, id) in ids.iter().enumerate().filter(|(_, id)| !ended.contains_key(id)) {
+            let left = &ups[at][given[at]..];
+            let room = executor.input(*id);
+            let n = room.len().min(left.len());
+            room[..n].copy_from_slice(&left[..n]);
+            given[at] += n;
+            if n > 0 {
+                executor.filled(*id, n);
+            }
+            let output = executor.output(*id);
+            let taken = output.len();
+            downs[at].extend_from_slice(output);
+            if taken > 0 {
+                executor.sent(*id, taken);
+            }
+            moved |= n > 0 || taken > 0;
+        }
+        if ended.len() == ids.len() || (late && !moved) {
+            return ids.iter().map(|id| ended.remove(id)).collect();
+        }
+        if !moved {
+            let until = deadline.min(Instant::now() + CHECK);
+            match executor.also() {
+                Also::Waker(waker) => drop(waker.wait(until)),
+                other => panic!("nothing moves, and {other:?} is to be waited for"),
+            }
+        }
     }
 }
 
-fn a_result_stays_until_the_next_input(executor: &mut dyn Executor) {
-    let mut pipeline = executor.vector_add(100).expect("a pipeline");
-    fill(&mut *pipeline, 0, 7, 100);
-    take(&mut *pipeline, 0, 7, 100);
-    if pipeline.slots() > 1 {
-        fill(&mut *pipeline, 1, 1000, 50);
+/// Runs vector adds of these lengths beside each other and compares every element.
+pub(crate) fn add_all(executor: &mut dyn Executor, lengths: &[usize]) {
+    let adds: Vec<Vec<_>> = lengths.iter().map(|n| (0..*n).map(numbers).collect()).collect();
+    let ended = run_adds(executor, &adds, Instant::now() + WATCHDOG);
+    for (pairs, ended) in adds.iter().zip(ended) {
+        let sums = ended.expect("in time").expect("sums");
+        assert_eq!(sums.len(), pairs.len());
+        for (i, (sum, (a, b))) in sums.iter().zip(pairs).enumerate() {
+            assert_eq!(sum.to_bits(), (a + b).to_bits(), "element {i} of {}", pairs.len());
+        }
     }
-    let device_ns = pipeline.device_ns();
-    take(&mut *pipeline, 0, 7, 100);
-    assert!(pipeline.is_done(0).expect("no error"));
-    assert_eq!(pipeline.device_ns(), device_ns, "a chunk counts once");
+}
+
+pub(crate) fn add(executor: &mut dyn Executor, elements: usize) {
+    add_all(executor, &[elements]);
+}
+
+/// A vector add of `elements` that fails, and why.
+pub(crate) fn failure(executor: &mut dyn Executor, elements: usize, deadline: Instant) -> Failure {
+    let adds = [(0..elements).map(numbers).collect()];
+    let mut ended = run_adds(executor, &adds, deadline);
+    ended.remove(0).expect("an end").expect_err("a failure")
+}
+
+fn several_at_once(executor: &mut dyn Executor) {
+    add_all(executor, &[5 * CHUNK, 1, 2 * CHUNK + 7, 1000]);
+    add_all(executor, &[10; 16]);
 }
 
 /// One rounding to nearest, subnormal numbers, infinities and signed zeros, as IEEE 754 has them.
@@ -124,19 +176,10 @@ fn special_numbers(executor: &mut dyn Executor) {
         f32::NAN,
         16_777_217.0,
     ];
-    let pairs: Vec<(f32, f32)> = values
-        .iter()
-        .flat_map(|a| values.iter().map(|b| (*a, *b)))
-        .collect();
-    let mut pipeline = executor.vector_add(pairs.len()).expect("a pipeline");
-    let (a, b) = pipeline.input(0, pairs.len());
-    for (i, pair) in pairs.iter().enumerate() {
-        (a[i], b[i]) = *pair;
-    }
-    pipeline.submit(0, pairs.len()).expect("submitted");
-    let sums = pipeline
-        .result(0, Instant::now() + WATCHDOG)
-        .expect("a result");
+    let pairs: Vec<(f32, f32)> =
+        values.iter().flat_map(|a| values.iter().map(|b| (*a, *b))).collect();
+    let mut ended = run_adds(executor, std::slice::from_ref(&pairs), Instant::now() + WATCHDOG);
+    let sums = ended.remove(0).expect("in time").expect("sums");
     for ((a, b), sum) in pairs.iter().zip(sums) {
         let right = a + b;
         // The payload of a NaN is not preserved by every device.
@@ -147,29 +190,34 @@ fn special_numbers(executor: &mut dyn Executor) {
     }
 }
 
-/// A pipeline is dropped with work under way, as when a guest goes away; the next one is not
+/// A request is cancelled with work under way, as when a guest goes away; the next one is not
 /// disturbed by it.
 fn work_that_nobody_waits_for(executor: &mut dyn Executor) {
     for _ in 0..3 {
-        let mut pipeline = executor.vector_add(50_000).expect("a pipeline");
-        for slot in 0..pipeline.slots() {
-            fill(&mut *pipeline, slot, 1, 50_000);
+        let elements = NonZeroU64::new(10 * VECTOR_ADD_CHUNK).expect("elements");
+        let header = FrameHeader::request(Op::VectorAdd, 9);
+        executor.start(&header, VectorAdd { elements }.into());
+        // As much as there is room for.
+        loop {
+            let n = executor.input(9).len();
+            if n == 0 {
+                break;
+            }
+            executor.filled(9, n);
         }
-        drop(pipeline);
-        add(executor, 50_000, 125_000);
+        executor.cancel(9);
+        while let Some(event) = executor.next_event() {
+            assert!(matches!(event, Event::Worked(_)), "{event:?}");
+        }
+        add(executor, 2 * CHUNK + 1);
     }
 }
 
-/// More than there are addresses for; the executor works on.
-fn too_much_memory(executor: &mut dyn Executor) {
-    let error = executor
-        .vector_add(usize::MAX / 8)
-        .err()
-        .expect("no machine has it");
-    assert!(
-        matches!(error, ExecutorError::OutOfMemory { .. }),
-        "{error}"
-    );
-    assert!(!error.ends_session());
-    add(executor, 1000, 2500);
+fn unknown_operations(executor: &mut dyn Executor) {
+    executor.start(&FrameHeader::request(Op::Info, 3), Request::Info(Info {}));
+    let Some(Event::Done(3, Err(failure))) = executor.next_event() else {
+        panic!("not refused");
+    };
+    assert_eq!(failure.status, ErrorCode::Unsupported.into());
+    assert!(failure.text.contains("Info"), "{}", failure.text);
 }

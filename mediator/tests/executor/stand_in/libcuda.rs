@@ -1,9 +1,9 @@
 //! A stand-in for NVIDIA's driver library, for machines without a GPU. Not a module of the test:
 //! `mod.rs` compiles it to `libcuda.so`.
 //!
-//! Its device memory is memory of this process. Streams keep what is queued and do one operation of
-//! it at each query, so that work really is under way after a submission, and memory touched too
-//! early gives wrong sums. It checks that handles are live and that copies stay within allocations.
+//! Its device memory is memory of this process. Streams keep what is queued, and a thread does one
+//! operation of each at a time, so that work really is under way after a submission, and memory
+//! touched too early gives wrong sums. It checks that handles are live and that copies stay within allocations.
 //!
 //! `VGPU_STAND_IN` says what goes wrong, as `KIND=NUMBER`: `init=CODE`, `devices=COUNT`,
 //! `context=CODE`, `alloc=CODE`, `module=CODE`, `limit=BYTES` of device memory, `wrong=1` for wrong sums, and
@@ -14,7 +14,8 @@
 use std::collections::{BTreeMap, VecDeque};
 use std::ffi::{CStr, c_char, c_int, c_uint, c_void};
 use std::path::PathBuf;
-use std::sync::{Mutex, MutexGuard, OnceLock};
+use std::sync::{Mutex, MutexGuard, Once, OnceLock};
+use std::time::Duration;
 
 const OK: c_int = 0;
 const INVALID_VALUE: c_int = 1;
@@ -30,6 +31,10 @@ const FROM_THE_FUTURE: c_int = 987;
 
 enum Operation {
     Record(usize),
+    Call {
+        function: unsafe extern "C" fn(*mut c_void),
+        argument: usize,
+    },
     Copy {
         to: usize,
         from: usize,
@@ -130,6 +135,15 @@ impl Driver {
     }
 
     fn queue(&mut self, stream: *mut c_void, operation: Operation) -> c_int {
+        static DEVICE: Once = Once::new();
+        DEVICE.call_once(|| {
+            std::thread::spawn(|| {
+                loop {
+                    std::thread::sleep(Duration::from_micros(20));
+                    driver().step();
+                }
+            });
+        });
         match self.streams.get_mut(&(stream as usize)) {
             Some(queue) => {
                 queue.push_back(operation);
@@ -141,7 +155,7 @@ impl Driver {
 
     /// Does the next operation of every stream.
     fn step(&mut self) {
-        if scenario("hang").is_some_and(|n| self.launches >= n) {
+        if self.faulted || scenario("hang").is_some_and(|n| self.launches >= n) {
             return;
         }
         self.time += 1;
@@ -157,6 +171,10 @@ impl Driver {
                         *time = Some(self.time);
                     }
                 }
+                // SAFETY: the caller of cuLaunchHostFunc promised that it may be called.
+                Operation::Call { function, argument } => unsafe {
+                    function(argument as *mut c_void);
+                },
                 // SAFETY: `copy` saw both ranges within allocations.
                 Operation::Copy { to, from, bytes } => unsafe {
                     std::ptr::copy_nonoverlapping(from as *const u8, to as *mut u8, bytes);
@@ -313,8 +331,7 @@ extern "C" fn cuStreamCreate(stream: &mut *mut c_void, _flags: c_uint) -> c_int 
 #[cfg(not(lacking))]
 #[unsafe(no_mangle)]
 extern "C" fn cuStreamQuery(stream: *mut c_void) -> c_int {
-    let mut driver = context!();
-    driver.step();
+    let driver = context!();
     if driver.faulted {
         return ILLEGAL_ADDRESS;
     }
@@ -359,8 +376,7 @@ extern "C" fn cuEventRecord(event: *mut c_void, stream: *mut c_void) -> c_int {
 
 #[unsafe(no_mangle)]
 extern "C" fn cuEventQuery(event: *mut c_void) -> c_int {
-    let mut driver = context!();
-    driver.step();
+    let driver = context!();
     if driver.faulted {
         return ILLEGAL_ADDRESS;
     }
@@ -395,6 +411,17 @@ extern "C" fn cuEventDestroy_v2(event: *mut c_void) -> c_int {
         Some(_) => OK,
         None => misuse("an event that is none"),
     }
+}
+
+#[unsafe(no_mangle)]
+extern "C" fn cuLaunchHostFunc(
+    stream: *mut c_void,
+    function: unsafe extern "C" fn(*mut c_void),
+    argument: *mut c_void,
+) -> c_int {
+    let mut driver = context!();
+    let argument = argument as usize;
+    driver.queue(stream, Operation::Call { function, argument })
 }
 
 /// Memory full of NaN, as a device's may be.

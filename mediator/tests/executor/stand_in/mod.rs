@@ -10,12 +10,10 @@ use std::process::{Command, Output};
 use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 
-use vgpu_mediator::executor::{
-    Executor, ExecutorChoice, ExecutorError, VectorAddPipeline, cuda, probe,
-};
-
+use vgpu_mediator::executor::{Executor, ExecutorChoice, ExecutorError, cuda, probe};
 use vgpu_mediator::session::OpenError;
-use vgpu_protocol::status::ErrorCode;
+use vgpu_mediator::session::backend::Backend;
+use vgpu_protocol::status::{ErrorCode, Status};
 
 use crate::conformance;
 
@@ -119,14 +117,6 @@ fn soon() -> Instant {
     Instant::now() + Duration::from_secs(60)
 }
 
-/// Submits one chunk of 100 in slot 0.
-fn submit(pipeline: &mut dyn VectorAddPipeline) -> Result<(), ExecutorError> {
-    let (a, b) = pipeline.input(0, 100);
-    a.fill(1.0);
-    b.fill(2.0);
-    pipeline.submit(0, 100)
-}
-
 #[test]
 fn conforms() {
     if inner("conforms", "works") {
@@ -178,9 +168,9 @@ fn auto_falls_back_and_says_why() {
 fn a_moving_executor_works_in_the_thread_it_moved_to() {
     if inner("a_moving_executor_works_in_the_thread_it_moved_to", "works") {
         let mut executor = open();
-        conformance::add(&mut executor, 100, 1000);
+        conformance::add(&mut executor, 1000);
         let thread = std::thread::spawn(move || {
-            conformance::add(&mut executor, 100, 1000);
+            conformance::add(&mut executor, 1000);
             executor
         });
         drop(thread.join().expect("no panic"));
@@ -318,46 +308,29 @@ fn a_missing_function_is_an_error_not_a_panic() {
     }
 }
 
+/// One chunk fits, a second does not.
 #[test]
 fn too_little_memory_is_reported_and_survived() {
-    if inner(
-        "too_little_memory_is_reported_and_survived",
-        "limit=3000000",
-    ) {
+    if inner("too_little_memory_is_reported_and_survived", "limit=1000000") {
         let mut executor = open();
-        let error = executor
-            .vector_add(200_000)
-            .err()
-            .expect("9.6 MB do not fit into 3");
-        let wanted = 4 * 3 * 200_000 * 4;
-        assert!(
-            matches!(error, ExecutorError::OutOfMemory { wanted: w, .. } if w == wanted),
-            "{error:?}"
-        );
-        assert!(!error.ends_session());
-        conformance::add(&mut executor, 10_000, 100_000);
+        let failure = conformance::failure(&mut executor, 3 * conformance::CHUNK, soon());
+        assert_eq!(failure.status, ErrorCode::QuotaMemory.into());
+        assert!(failure.text.contains("786432 bytes"), "{}", failure.text);
+        conformance::add(&mut executor, conformance::CHUNK);
     }
 }
 
-/// The first launch is the proof's, so the third is the second chunk of the session.
+/// The first launch is the proof's, so the third is the second request's.
 #[test]
 fn a_refused_launch_leaves_the_session_usable() {
     if inner("a_refused_launch_leaves_the_session_usable", "refuse=3") {
         let mut executor = open();
-        let mut pipeline = executor.vector_add(100).expect("a pipeline");
-        submit(&mut *pipeline).expect("the first chunk");
-        pipeline.result(0, soon()).expect("its result");
-        let error = submit(&mut *pipeline).expect_err("refused");
+        conformance::add(&mut executor, 100);
+        let failure = conformance::failure(&mut executor, 100, soon());
         // 987 is in no version of CUDA: codes of drivers to come are passed on.
-        assert!(
-            matches!(&error, ExecutorError::Cuda { code: 987, what } if what.contains("cuLaunchKernel")),
-            "{error:?}"
-        );
-        assert!(!error.ends_session());
-        submit(&mut *pipeline).expect("the next chunk");
-        assert_eq!(pipeline.result(0, soon()).expect("its result"), [3.0; 100]);
-        drop(pipeline);
-        conformance::add(&mut executor, 100, 1000);
+        assert_eq!(failure.status, Status::Cuda(987));
+        assert!(failure.text.contains("cuLaunchKernel"), "{}", failure.text);
+        conformance::add(&mut executor, 1000);
     }
 }
 
@@ -365,24 +338,11 @@ fn a_refused_launch_leaves_the_session_usable() {
 fn a_fault_loses_the_device_and_nothing_hangs() {
     if inner("a_fault_loses_the_device_and_nothing_hangs", "fault=2") {
         let mut executor = open();
-        let mut pipeline = executor.vector_add(100).expect("a pipeline");
-        submit(&mut *pipeline).expect("queued");
-        let error = pipeline.result(0, soon()).expect_err("the kernel faults");
-        assert!(
-            matches!(&error, ExecutorError::DeviceLost { what } if what.contains("CUDA error 700")),
-            "{error:?}"
-        );
-        assert!(error.ends_session());
-        assert!(matches!(
-            pipeline.submit(1, 1),
-            Err(ExecutorError::DeviceLost { .. })
-        ));
-        drop(pipeline);
-        let error = executor.vector_add(100).err().expect("still lost");
-        assert!(
-            matches!(error, ExecutorError::DeviceLost { .. }),
-            "{error:?}"
-        );
+        for words in ["CUDA error 700", "an earlier error"] {
+            let failure = conformance::failure(&mut executor, 100, soon());
+            assert_eq!(failure.status, ErrorCode::BackendLost.into());
+            assert!(failure.text.contains(words), "{}", failure.text);
+        }
     }
 }
 
@@ -390,19 +350,13 @@ fn a_fault_loses_the_device_and_nothing_hangs() {
 fn a_hung_device_cannot_hold_a_request_or_a_drop() {
     if inner("a_hung_device_cannot_hold_a_request_or_a_drop", "hang=2") {
         let mut executor = open();
-        let mut pipeline = executor.vector_add(100).expect("a pipeline");
-        submit(&mut *pipeline).expect("queued");
         let deadline = Instant::now() + Duration::from_millis(50);
-        let error = pipeline.result(0, deadline).expect_err("no end");
-        assert!(matches!(error, ExecutorError::TimedOut { .. }), "{error:?}");
-        assert!(error.ends_session() && Instant::now() >= deadline);
-        drop(pipeline);
-        // The next request finds the slot still under way, and gives the device up.
-        let error = executor.vector_add(100).err().expect("lost");
-        assert!(
-            matches!(error, ExecutorError::DeviceLost { .. }),
-            "{error:?}"
-        );
+        let ended = conformance::run_adds(&mut executor, &[vec![(1.0, 2.0); 100]], deadline);
+        assert_eq!(ended, [None]);
+        // The work is still under way when the request is given up: so is the device.
+        executor.cancel(1);
+        let failure = conformance::failure(&mut executor, 100, soon());
+        assert_eq!(failure.status, ErrorCode::BackendLost.into());
         drop(executor);
     }
 }
@@ -410,6 +364,6 @@ fn a_hung_device_cannot_hold_a_request_or_a_drop() {
 #[test]
 fn a_device_that_hangs_in_the_proof_is_not_offered() {
     if inner("a_device_that_hangs_in_the_proof_is_not_offered", "hang=1") {
-        assert!(refused().contains("trial vector add failed: timed out"));
+        assert!(refused().contains("trial vector add failed: VectorAdd was not done in time"));
     }
 }
