@@ -8,9 +8,6 @@
 //!
 //! | module | what it holds |
 //! |---|---|
-//! | [`clock`] | the time, for deadlines |
-//! | [`endpoint`] | `xen:`, `local:PATH`, `file:DIR`: where a mediator is |
-//! | [`transport`] | the byte stream below a session |
 //! | [`frame`] | the header, its flags and its validation |
 //! | [`op`] | the table of operations and their bodies |
 //! | [`session`] | both halves of a session, as state machines |
@@ -27,15 +24,14 @@
 //! # Ok::<(), vgpu_protocol::frame::FrameError>(())
 //! ```
 
-pub mod clock;
-pub mod endpoint;
 pub mod frame;
 pub mod handle;
 pub mod op;
 pub mod session;
 pub mod status;
-pub mod transport;
-mod waker;
+
+pub use vgpu_transport as transport;
+pub use vgpu_transport::{clock, endpoint};
 
 /// The newest protocol version this crate speaks.
 pub const VERSION: u16 = 1;

@@ -26,7 +26,18 @@ pub(crate) fn run(executor: &mut dyn Executor) {
     assert!(!executor.info().device.is_empty());
     assert!(!executor.info().reason.is_empty());
     assert!(executor.info().total_memory > 0);
-    for elements in [1, 63, 64, 65, 1000, CHUNK - 1, CHUNK, CHUNK + 1, 5 * CHUNK, 11 * CHUNK + 1] {
+    for elements in [
+        1,
+        63,
+        64,
+        65,
+        1000,
+        CHUNK - 1,
+        CHUNK,
+        CHUNK + 1,
+        5 * CHUNK,
+        11 * CHUNK + 1,
+    ] {
         add(executor, elements);
     }
     several_at_once(executor);
@@ -43,10 +54,15 @@ fn numbers(i: usize) -> (f32, f32) {
 /// The data of a vector add of these numbers.
 fn data(pairs: &[(f32, f32)]) -> Vec<u8> {
     let half = |half: fn(&(f32, f32)) -> f32, chunk: &[(f32, f32)]| -> Vec<u8> {
-        chunk.iter().flat_map(|pair| half(pair).to_le_bytes()).collect()
+        chunk
+            .iter()
+            .flat_map(|pair| half(pair).to_le_bytes())
+            .collect()
     };
     let chunks = pairs.chunks(CHUNK);
-    chunks.flat_map(|chunk| [half(|pair| pair.0, chunk), half(|pair| pair.1, chunk)].concat()).collect()
+    chunks
+        .flat_map(|chunk| [half(|pair| pair.0, chunk), half(|pair| pair.1, chunk)].concat())
+        .collect()
 }
 
 /// How a vector add ended: its sums.
@@ -99,7 +115,11 @@ pub(crate) fn run_adds(
                 Event::Room(..) | Event::Moved(_) | Event::Worked(_) => {}
             }
         }
-        for (at, id) in ids.iter().enumerate().filter(|(_, id)| !ended.contains_key(id)) {
+        for (at, id) in ids
+            .iter()
+            .enumerate()
+            .filter(|(_, id)| !ended.contains_key(id))
+        {
             let left = &ups[at][given[at]..];
             let room = executor.input(*id);
             let n = room.len().min(left.len());
@@ -131,13 +151,21 @@ pub(crate) fn run_adds(
 
 /// Runs vector adds of these lengths beside each other and compares every element.
 pub(crate) fn add_all(executor: &mut dyn Executor, lengths: &[usize]) {
-    let adds: Vec<Vec<_>> = lengths.iter().map(|n| (0..*n).map(numbers).collect()).collect();
+    let adds: Vec<Vec<_>> = lengths
+        .iter()
+        .map(|n| (0..*n).map(numbers).collect())
+        .collect();
     let ended = run_adds(executor, &adds, Instant::now() + WATCHDOG);
     for (pairs, ended) in adds.iter().zip(ended) {
         let sums = ended.expect("in time").expect("sums");
         assert_eq!(sums.len(), pairs.len());
         for (i, (sum, (a, b))) in sums.iter().zip(pairs).enumerate() {
-            assert_eq!(sum.to_bits(), (a + b).to_bits(), "element {i} of {}", pairs.len());
+            assert_eq!(
+                sum.to_bits(),
+                (a + b).to_bits(),
+                "element {i} of {}",
+                pairs.len()
+            );
         }
     }
 }
@@ -176,9 +204,15 @@ fn special_numbers(executor: &mut dyn Executor) {
         f32::NAN,
         16_777_217.0,
     ];
-    let pairs: Vec<(f32, f32)> =
-        values.iter().flat_map(|a| values.iter().map(|b| (*a, *b))).collect();
-    let mut ended = run_adds(executor, std::slice::from_ref(&pairs), Instant::now() + WATCHDOG);
+    let pairs: Vec<(f32, f32)> = values
+        .iter()
+        .flat_map(|a| values.iter().map(|b| (*a, *b)))
+        .collect();
+    let mut ended = run_adds(
+        executor,
+        std::slice::from_ref(&pairs),
+        Instant::now() + WATCHDOG,
+    );
     let sums = ended.remove(0).expect("in time").expect("sums");
     for ((a, b), sum) in pairs.iter().zip(sums) {
         let right = a + b;

@@ -32,7 +32,11 @@ fn cuda_speed_on_a_gpu() {
     const ELEMENTS: usize = 1 << 26;
     let start = Instant::now();
     let mut executor = cuda::open("a test").expect("a GPU");
-    println!("opened and proved in {:?}: {:?}", start.elapsed(), executor.info());
+    println!(
+        "opened and proved in {:?}: {:?}",
+        start.elapsed(),
+        executor.info()
+    );
     let pairs = [vec![(1.0, 2.0); ELEMENTS]];
     for _ in 0..4 {
         let start = Instant::now();

@@ -311,7 +311,10 @@ fn a_missing_function_is_an_error_not_a_panic() {
 /// One chunk fits, a second does not.
 #[test]
 fn too_little_memory_is_reported_and_survived() {
-    if inner("too_little_memory_is_reported_and_survived", "limit=1000000") {
+    if inner(
+        "too_little_memory_is_reported_and_survived",
+        "limit=1000000",
+    ) {
         let mut executor = open();
         let failure = conformance::failure(&mut executor, 3 * conformance::CHUNK, soon());
         assert_eq!(failure.status, ErrorCode::QuotaMemory.into());

@@ -1,13 +1,13 @@
-//! The byte stream below a session.
+//! The byte stream below everything else.
 //!
-//! A [`Transport`] carries an ordered stream of bytes each way. A session knows nothing else about
-//! it: rings of granted pages, memory shared through a memfd, sockets and files all look the same.
+//! A [`Transport`] carries an ordered stream of bytes each way. Whoever uses it knows nothing else
+//! about it: rings of granted pages, memory shared through a memfd, sockets and files all look the same.
 //! Every method either returns at once or takes a deadline; none may wait for ever.
 
 use std::io;
 use std::time::{Duration, Instant};
 
-pub use crate::waker::Waker;
+use crate::waker::Waker;
 
 /// First and longest turn in which a transport that knows of no waker is waited for.
 const FIRST_TURN: Duration = Duration::from_millis(1);

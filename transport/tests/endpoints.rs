@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use vgpu_protocol::endpoint::{Endpoint, EndpointError, parse_list};
+use vgpu_transport::endpoint::{Endpoint, EndpointError, parse_list};
 
 #[test]
 fn endpoints_read_back_as_written() {
