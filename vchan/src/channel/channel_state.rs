@@ -234,10 +234,11 @@ impl Shared {
             return Ok(());
         }
         let waiting = "hear the peer's doorbell";
-        match self
+        let backend = self.backend.as_ref();
+        let slept = self
             .waiters
-            .sleep(self.backend.as_ref(), seen, Instant::now(), until, waiting)
-        {
+            .sleep(backend, None, seen, Instant::now(), until, waiting);
+        match slept {
             Ok(rang) => {
                 if rang {
                     self.events_received.fetch_add(1, Ordering::Relaxed);

@@ -3,6 +3,8 @@
 
 use std::time::{Duration, Instant};
 
+use vgpu_protocol::transport::Waker;
+
 use crate::channel::channel_state::Shared;
 use crate::error::{Error, Result};
 use crate::sync::atomic::Ordering;
@@ -45,19 +47,37 @@ pub(crate) trait Waits {
 /// # Errors
 /// [`Error::TimedOut`] at `deadline`, [`Error::Os`], and what `is_ready` reports.
 pub(crate) fn wait(side: &mut impl Waits, deadline: Instant, waiting: &'static str) -> Result<()> {
-    if side.is_ready(Wish::Plenty)? {
+    wait_or(side, None, deadline, waiting)
+}
+
+/// [`wait`], which a raised `waker` ends too. Only for a side whose other half is on this thread:
+/// of two threads that sleep, one does not poll.
+pub(crate) fn wait_or(
+    side: &mut impl Waits,
+    waker: Option<&Waker>,
+    deadline: Instant,
+    waiting: &'static str,
+) -> Result<()> {
+    if side.is_ready(Wish::Plenty)? || is_raised(waker) {
         return Ok(());
     }
     // Taken out so that `is_ready` may borrow the rest.
     let mut spin = std::mem::replace(side.spin(), Spin::new(Duration::ZERO));
-    let outcome = wait_with(side, &mut spin, deadline, waiting);
+    let outcome = wait_with(side, &mut spin, waker, deadline, waiting);
     *side.spin() = spin;
     outcome
+}
+
+/// The flag, which costs one load; its descriptor is for the sleep.
+#[inline]
+fn is_raised(waker: Option<&Waker>) -> bool {
+    waker.is_some_and(Waker::is_raised)
 }
 
 fn wait_with(
     side: &mut impl Waits,
     spin: &mut Spin,
+    waker: Option<&Waker>,
     deadline: Instant,
     waiting: &'static str,
 ) -> Result<()> {
@@ -66,8 +86,8 @@ fn wait_with(
     loop {
         let looked = spin.run(side.moved(), deadline, |thorough| {
             match thorough || side.has_moved() {
-                true => side.is_ready(Wish::Plenty),
-                false => Ok(false),
+                true => Ok(side.is_ready(Wish::Plenty)? || is_raised(waker)),
+                false => Ok(is_raised(waker)),
             }
         })?;
         let (start, now) = match looked {
@@ -85,15 +105,15 @@ fn wait_with(
         let shared = side.shared();
         let seen = shared.waiters.generation();
         side.ask(wish);
-        if side.is_ready(wish)? {
+        if side.is_ready(wish)? || is_raised(waker) {
             side.withdraw();
             return Ok(());
         }
         let shared = side.shared();
         shared.sleeps.fetch_add(1, Ordering::Relaxed);
-        let slept = shared
-            .waiters
-            .sleep(shared.backend.as_ref(), seen, now, until, waiting);
+        let backend = shared.backend.as_ref();
+        let waiters = &shared.waiters;
+        let slept = waiters.sleep(backend, waker, seen, now, until, waiting);
         let end = Instant::now();
         // Also after a time-out: waits that end in one are those of an idle channel.
         spin.waited(end.saturating_duration_since(start));
@@ -109,7 +129,7 @@ fn wait_with(
         }
         // The deadline counts only if there is still nothing after it: a peer may have moved without
         // ringing, or this thread may not have run for a while.
-        if side.is_ready(Wish::Enough)? {
+        if side.is_ready(Wish::Enough)? || is_raised(waker) {
             side.withdraw();
             return Ok(());
         }

@@ -14,7 +14,7 @@ pub(crate) mod writer;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::time::{Duration, Instant};
 
-use vgpu_protocol::transport::Interest;
+use vgpu_protocol::transport::{Interest, Waker};
 
 use crate::backend::Parts;
 use crate::error::{Error, Result};
@@ -152,16 +152,38 @@ impl Channel {
     /// # Errors
     /// [`Error::TimedOut`] at `deadline`, [`Error::Os`].
     pub fn wait(&mut self, interest: Interest, deadline: Instant) -> Result<()> {
+        self.wait_until(interest, None, deadline)
+    }
+
+    /// [`wait`](Self::wait), which `waker` ends too. The waker stays raised.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn wait_or(&mut self, interest: Interest, waker: &Waker, deadline: Instant) -> Result<()> {
+        self.wait_until(interest, Some(waker), deadline)
+    }
+
+    fn wait_until(
+        &mut self,
+        interest: Interest,
+        waker: Option<&Waker>,
+        deadline: Instant,
+    ) -> Result<()> {
         match interest {
-            Interest::Read => self.reader.wait(deadline),
-            Interest::Write => self.writer.wait(deadline),
+            Interest::Read => self.reader.wait_or(waker, deadline),
+            Interest::Write => self.writer.wait_or(waker, deadline),
             Interest::ReadOrWrite => {
                 let mut both = Both {
                     reader: &mut self.reader,
                     writer: &mut self.writer,
                     drains: false,
                 };
-                look_then_sleep::wait(&mut both, deadline, "read from or write to the peer")
+                look_then_sleep::wait_or(
+                    &mut both,
+                    waker,
+                    deadline,
+                    "read from or write to the peer",
+                )
             }
         }
     }

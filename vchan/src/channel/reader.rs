@@ -4,6 +4,8 @@
 use std::io;
 use std::time::{Duration, Instant};
 
+use vgpu_protocol::transport::Waker;
+
 use crate::channel::channel_state::Shared;
 use crate::channel::half::{copy_step, deadline_after};
 use crate::channel::look_then_sleep::{self, Waits, Wish};
@@ -253,12 +255,21 @@ impl Reader {
 
     /// Waits until [`look`](Self::look) has an answer.
     pub(crate) fn wait_for(&mut self, least: u32, deadline: Instant) -> Result<()> {
+        self.wait_for_or(least, None, deadline)
+    }
+
+    /// [`wait`](Self::wait), which `waker` ends too. For a reader that is not split off its channel.
+    pub(crate) fn wait_or(&mut self, waker: Option<&Waker>, deadline: Instant) -> Result<()> {
+        self.wait_for_or(1, waker, deadline)
+    }
+
+    fn wait_for_or(&mut self, least: u32, waker: Option<&Waker>, deadline: Instant) -> Result<()> {
         let mut side = ForData {
             reader: self,
             least,
             awake: least,
         };
-        look_then_sleep::wait(&mut side, deadline, WAITING)
+        look_then_sleep::wait_or(&mut side, waker, deadline, WAITING)
     }
 
     /// Asks the peer to ring when it writes, for a call that is about to report "would block".

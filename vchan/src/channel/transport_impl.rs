@@ -4,7 +4,7 @@
 use std::io;
 use std::time::Instant;
 
-use vgpu_protocol::transport::{Interest, Transport, TransportError};
+use vgpu_protocol::transport::{Interest, Transport, TransportError, Waker};
 
 use crate::channel::Channel;
 
@@ -35,8 +35,25 @@ impl Transport for Channel {
         Ok(self.halves().1.write_now(buf)?)
     }
 
+    /// The peer sees all of it at once, and is rung once, where it is no longer than one step of a copy.
+    fn try_write_parts(&mut self, parts: &[&[u8]]) -> Result<usize, TransportError> {
+        Ok(self.halves().1.write_parts_now(parts)?)
+    }
+
     fn wait(&mut self, interest: Interest, deadline: Instant) -> Result<(), TransportError> {
         Ok(Self::wait(self, interest, deadline)?)
+    }
+
+    fn wait_or(
+        &mut self,
+        interest: Option<Interest>,
+        waker: &Waker,
+        deadline: Instant,
+    ) -> Result<(), TransportError> {
+        match interest {
+            Some(interest) => Ok(Self::wait_or(self, interest, waker, deadline)?),
+            None => waker.wait(deadline),
+        }
     }
 
     /// Every byte is visible to the peer as soon as it is written.

@@ -4,6 +4,8 @@
 use std::io;
 use std::time::{Duration, Instant};
 
+use vgpu_protocol::transport::Waker;
+
 use crate::channel::channel_state::Shared;
 use crate::channel::half::{copy_step, deadline_after};
 use crate::channel::look_then_sleep::{self, Waits, Wish};
@@ -79,6 +81,23 @@ impl Writer {
         self.put(buf)
     }
 
+    /// [`write_now`](Self::write_now) of all `parts`, one after the other. What fits and is no longer
+    /// than one step is handed to the peer at once.
+    pub(crate) fn write_parts_now(&mut self, parts: &[&[u8]]) -> Result<usize> {
+        let bytes = parts.iter().map(|part| part.len()).sum();
+        let known = self.known_room(bytes);
+        if known.is_none() {
+            return self.put_parts(parts, bytes);
+        }
+        let mut prod = None;
+        for part in parts.iter().filter(|part| !part.is_empty()) {
+            prod = Some(self.copy_next(part, ring_len(part.len())));
+        }
+        self.bytes += bytes as u64;
+        prod.map_or(Ok(()), |prod| self.publish(prod))?;
+        Ok(bytes)
+    }
+
     fn try_write_fresh(&mut self, buf: &[u8]) -> Result<usize> {
         let n = self.put(buf)?;
         if n > 0 || buf.is_empty() {
@@ -112,7 +131,7 @@ impl Writer {
                 0 => {
                     let left = u32::try_from(buf.len()).unwrap_or(u32::MAX);
                     let plenty = self.ring.size() / 4;
-                    self.wait_for_room(left.min(plenty), plenty, deadline)?;
+                    self.wait_for_room(left.min(plenty), plenty, None, deadline)?;
                 }
                 n => buf = &buf[n..],
             }
@@ -245,16 +264,27 @@ impl Writer {
 
     /// Waits until [`look`](Self::look) has an answer.
     pub(crate) fn wait_for(&mut self, least: u32, deadline: Instant) -> Result<()> {
-        self.wait_for_room(least, least, deadline)
+        self.wait_for_room(least, least, None, deadline)
+    }
+
+    /// [`wait`](Self::wait), which `waker` ends too. For a writer that is not split off its channel.
+    pub(crate) fn wait_or(&mut self, waker: Option<&Waker>, deadline: Instant) -> Result<()> {
+        self.wait_for_room(1, 1, waker, deadline)
     }
 
     /// Waits for room for `least` bytes, and for a moment for `plenty`.
-    fn wait_for_room(&mut self, least: u32, plenty: u32, deadline: Instant) -> Result<()> {
+    fn wait_for_room(
+        &mut self,
+        least: u32,
+        plenty: u32,
+        waker: Option<&Waker>,
+        deadline: Instant,
+    ) -> Result<()> {
         let mut side = Waiting {
             writer: self,
             wait: Wait::Room { least, plenty },
         };
-        look_then_sleep::wait(&mut side, deadline, WAITING)
+        look_then_sleep::wait_or(&mut side, waker, deadline, WAITING)
     }
 
     /// Asks the peer to ring when it reads, for a call that is about to report "no room".
@@ -309,25 +339,39 @@ impl Writer {
     /// false, and nothing done, otherwise.
     #[inline]
     fn put_known(&mut self, buf: &[u8]) -> Result<bool> {
-        let most = self.ring.free().min(self.step);
-        let len = match u32::try_from(buf.len()) {
-            Ok(len) if len <= most && self.shared.may_write() => len,
-            _ => return Ok(false),
+        let Some(len) = self.known_room(buf.len()) else {
+            return Ok(false);
         };
-        self.put_next(buf, len)?;
+        let prod = self.copy_next(buf, len);
+        self.publish(prod)?;
         self.bytes += u64::from(len);
         Ok(true)
     }
 
+    /// `bytes` as a length in the ring, where they fit as far as is known and take one step at most,
+    /// and nothing stands against a write.
+    #[inline]
+    fn known_room(&self, bytes: usize) -> Option<u32> {
+        let most = self.ring.free().min(self.step);
+        let len = u32::try_from(bytes).ok().filter(|len| *len <= most)?;
+        self.shared.may_write().then_some(len)
+    }
+
     fn put(&mut self, buf: &[u8]) -> Result<usize> {
+        self.put_parts(&[buf], buf.len())
+    }
+
+    /// Puts what fits of `parts`, which have `bytes` bytes, into the ring.
+    fn put_parts(&mut self, parts: &[&[u8]], bytes: usize) -> Result<usize> {
         self.shared.check()?;
         if self.shared.peer_gone()? {
             self.refresh()?;
             return Err(self.shared.end(self.ring.unread()));
         }
+        let (mut parts, mut part): (_, &[u8]) = (parts.iter(), &[]);
         let mut done = 0;
-        while done < buf.len() {
-            let left = u32::try_from(buf.len() - done).unwrap_or(u32::MAX);
+        while done < bytes {
+            let left = u32::try_from(bytes - done).unwrap_or(u32::MAX);
             if self.ring.free() < left {
                 match self.refresh_apart() {
                     // What was written so far counts; the error is sticky and comes next time.
@@ -339,17 +383,26 @@ impl Writer {
             if len == 0 {
                 break;
             }
-            let next = &buf[done..done + len as usize];
             done += len as usize;
-            self.put_next(next, len)?;
+            let (mut due, mut prod) = (len as usize, None);
+            while due > 0 {
+                while part.is_empty() {
+                    part = parts.next().expect("they have as many bytes as they say");
+                }
+                let (now, later) = part.split_at(part.len().min(due));
+                prod = Some(self.copy_next(now, ring_len(now.len())));
+                (part, due) = (later, due - now.len());
+            }
+            prod.map_or(Ok(()), |prod| self.publish(prod))?;
         }
         self.bytes += done as u64;
         Ok(done)
     }
 
-    /// Hands `from`, which is `len` bytes long, to the peer; there is room.
+    /// Copies `from`, which is `len` bytes long, to where the peer looks next; there is room. Returns
+    /// the index to publish.
     #[inline]
-    fn put_next(&mut self, from: &[u8], len: u32) -> Result<()> {
+    fn copy_next(&mut self, from: &[u8], len: u32) -> u32 {
         // The private cursor first: a copy to where anything may lie would have it loaded again.
         let span = self.ring.writable(len);
         let prod = self.ring.advance(len);
@@ -360,7 +413,7 @@ impl Writer {
             self.end.memory.copy_in(span.offset, first);
             self.end.memory.copy_in(0, second);
         }
-        self.publish(prod)
+        prod
     }
 
     /// Hands the next `len` bytes, which lie in the ring, to the peer.
@@ -492,4 +545,9 @@ impl io::Write for Writer {
     fn flush(&mut self) -> io::Result<()> {
         Ok(())
     }
+}
+
+/// The length of bytes for which there is room in the ring.
+fn ring_len(len: usize) -> u32 {
+    u32::try_from(len).expect("no ring has 4 GiB")
 }

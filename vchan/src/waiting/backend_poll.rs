@@ -10,6 +10,7 @@ use nix::sys::eventfd::{EfdFlags, EventFd};
 use crate::backend::Backend;
 use crate::error::{Error, Result};
 use crate::waiting::poll::poll_from;
+use vgpu_protocol::transport::Waker;
 
 /// Readable from the moment it is signalled, for good.
 #[derive(Debug)]
@@ -29,20 +30,25 @@ impl Cancel {
     }
 }
 
-/// Waits until the doorbell rings, the peer dies or `cancel` is signalled; false if `deadline`
-/// passed first. `now` spares the clock: see [`poll_from`].
+/// Waits until the doorbell rings, the peer dies, `cancel` is signalled or `waker` is raised; false if
+/// `deadline` passed first. `now` spares the clock: see [`poll_from`].
 pub(crate) fn poll_backend(
     backend: &dyn Backend,
     cancel: Option<&Cancel>,
+    waker: Option<&Waker>,
     now: Instant,
     deadline: Instant,
 ) -> Result<bool> {
-    let bell = PollFd::new(backend.poll_fd(), PollFlags::POLLIN);
-    match cancel {
-        Some(cancel) => {
-            let cancel = PollFd::new(cancel.0.as_fd(), PollFlags::POLLIN);
-            poll_from(&mut [bell, cancel], now, deadline)
-        }
-        None => poll_from(&mut [bell], now, deadline),
+    let bell = backend.poll_fd();
+    let others = [
+        cancel.map(|cancel| cancel.0.as_fd()),
+        waker.map(AsFd::as_fd),
+    ];
+    let (mut fds, mut used) = ([bell; 3], 1);
+    for fd in others.into_iter().flatten() {
+        fds[used] = fd;
+        used += 1;
     }
+    let mut polled = fds.map(|fd| PollFd::new(fd, PollFlags::POLLIN));
+    poll_from(&mut polled[..used], now, deadline)
 }

@@ -7,6 +7,8 @@
 
 use std::time::Instant;
 
+use vgpu_protocol::transport::Waker;
+
 use crate::backend::Backend;
 use crate::error::{Error, Result};
 use crate::sync::{Condvar, Generation, Mutex, MutexGuard, OnceLock, PoisonError};
@@ -67,12 +69,14 @@ impl Waiters {
         acknowledge(backend)
     }
 
-    /// Sleeps until the doorbell rings, the peer dies, the channel is closed, or `deadline`.
+    /// Sleeps until the doorbell rings, the peer dies, the channel is closed, or `deadline`; as the only
+    /// sleeper also until `waker` is raised.
     /// Returns whether this thread heard the doorbell. May return early for no reason. `now` is
     /// what the caller has just read.
     pub(crate) fn sleep(
         &self,
         backend: &dyn Backend,
+        waker: Option<&Waker>,
         seen: Generation,
         mut now: Instant,
         deadline: Instant,
@@ -101,7 +105,7 @@ impl Waiters {
         state.leader = true;
         drop(state);
 
-        let outcome = poll_backend(backend, self.cancel.get(), now, deadline);
+        let outcome = poll_backend(backend, self.cancel.get(), waker, now, deadline);
         let mut state = self.lock();
         state.leader = false;
         let outcome = match outcome {

@@ -3,6 +3,8 @@
 use std::cell::RefCell;
 use std::time::Instant;
 
+use vgpu_protocol::transport::Waker;
+
 use crate::sync::Arc;
 
 use crate::backend::{Backend, Bell};
@@ -39,6 +41,7 @@ impl Cancel {
 pub(crate) fn poll_backend(
     backend: &dyn Backend,
     _cancel: Option<&Cancel>,
+    _waker: Option<&Waker>,
     now: Instant,
     deadline: Instant,
 ) -> Result<bool> {
