@@ -41,20 +41,23 @@ impl Outgoing {
         self.sealed.len() + MAX_RECORD <= PENDING_RECORDS * MAX_RECORD
     }
 
-    /// Takes bytes of `buf`; 0: there is no room.
+    /// Takes bytes of `parts`, one after the other; 0: there is no room.
     pub(crate) fn write(
         &mut self,
         socket: &Socket,
         records: Option<&mut Records>,
-        buf: &[u8],
+        parts: &[&[u8]],
     ) -> Result<usize> {
-        if buf.len() < GATHERED && self.gathered.len() + buf.len() < MAX_CONTENT {
-            self.gathered.end().extend_from_slice(buf);
-            return Ok(buf.len());
+        let bytes = parts.iter().map(|part| part.len()).sum();
+        if bytes < GATHERED && self.gathered.len() + bytes < MAX_CONTENT {
+            for part in parts {
+                self.gathered.end().extend_from_slice(part);
+            }
+            return Ok(bytes);
         }
         match records {
-            Some(records) => self.write_records(socket, records, buf),
-            None => self.write_plain(socket, buf),
+            Some(records) => self.write_records(socket, records, parts),
+            None => self.write_plain(socket, parts),
         }
     }
 
@@ -64,7 +67,10 @@ impl Outgoing {
             return Ok(());
         }
         let Some(records) = records else {
-            return self.write_plain(socket, &[]).map(drop);
+            return match self.gathered.is_empty() {
+                true => Ok(()),
+                false => self.write_plain(socket, &[]).map(drop),
+            };
         };
         self.push_sealed(socket)?;
         if !self.gathered.is_empty() && self.has_room() {
@@ -91,13 +97,10 @@ impl Outgoing {
         records.seal(&[], self.sealed.end());
     }
 
-    /// Sends `buf` as it is, after what was gathered.
-    fn write_plain(&mut self, socket: &Socket, buf: &[u8]) -> Result<usize> {
-        if self.gathered.is_empty() && buf.is_empty() {
-            return Ok(0);
-        }
+    /// Sends `parts` as they are, after what was gathered, in one system call.
+    fn write_plain(&mut self, socket: &Socket, parts: &[&[u8]]) -> Result<usize> {
         let gathered = self.gathered.len();
-        match socket.send(self.gathered.bytes(), buf) {
+        match socket.send(self.gathered.bytes(), parts) {
             Ok(sent) => {
                 self.gathered.advance(sent);
                 Ok(sent.saturating_sub(gathered))
@@ -110,11 +113,25 @@ impl Outgoing {
         &mut self,
         socket: &Socket,
         records: &mut Records,
-        buf: &[u8],
+        parts: &[&[u8]],
     ) -> Result<usize> {
         if !self.has_room() {
             self.push_sealed(socket)?;
         }
+        let mut taken = 0;
+        for part in parts {
+            let n = self.seal(records, part);
+            taken += n;
+            if n < part.len() {
+                break;
+            }
+        }
+        self.push_sealed(socket)?;
+        Ok(taken)
+    }
+
+    /// Seals what there is room for; returns how many bytes.
+    fn seal(&mut self, records: &mut Records, buf: &[u8]) -> usize {
         let mut taken = 0;
         while taken < buf.len() && self.has_room() {
             let rest = &buf[taken..];
@@ -131,8 +148,7 @@ impl Outgoing {
                 self.seal_gathered(records);
             }
         }
-        self.push_sealed(socket)?;
-        Ok(taken)
+        taken
     }
 
     fn seal_gathered(&mut self, records: &mut Records) {

@@ -10,7 +10,7 @@ use nix::cmsg_space;
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout};
 use nix::sys::socket::{MsgFlags, recvmsg, sendmsg, setsockopt, sockopt};
-use vgpu_protocol::transport::TransportError;
+use vgpu_protocol::transport::{TransportError, Waker};
 
 /// Seconds without a byte until a silent host is asked whether it is still there, between two such
 /// questions, and how many without an answer make it gone: 25 s together.
@@ -18,6 +18,9 @@ const KEEPALIVE: (u32, u32, u32) = (10, 5, 3);
 
 /// What was sent and is not confirmed for so long makes the host gone too.
 const UNCONFIRMED_LIMIT: Duration = Duration::from_secs(25);
+
+/// Stretches of bytes that one call sends at most; far below the kernel's own limit.
+const MOST_PARTS: usize = 8;
 
 /// The most that the kernel passes at once. Those for which there is no room it would close at once.
 const MOST_DESCRIPTORS: usize = 253;
@@ -126,13 +129,19 @@ impl Socket {
         }
     }
 
-    /// Gives the kernel what it takes of `first`, then of `then`; 0: it has no room. A peer that is
-    /// gone is an error, never a signal.
-    pub(crate) fn send(&self, first: &[u8], then: &[u8]) -> io::Result<usize> {
-        let parts = [IoSlice::new(first), IoSlice::new(then)];
+    /// Gives the kernel what it takes of `first`, then of `parts`; 0: it has no room. A peer that is gone
+    /// is an error, never a signal.
+    pub(crate) fn send(&self, first: &[u8], parts: &[&[u8]]) -> io::Result<usize> {
+        let mut slices = [IoSlice::new(first); MOST_PARTS];
+        let mut used = 1;
+        for (slice, part) in slices[1..].iter_mut().zip(parts) {
+            *slice = IoSlice::new(part);
+            used += 1;
+        }
+        let parts = &slices[..used];
         let flags = MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_NOSIGNAL;
         loop {
-            return match sendmsg::<()>(self.as_fd().as_raw_fd(), &parts, &[], flags, None) {
+            return match sendmsg::<()>(self.as_fd().as_raw_fd(), parts, &[], flags, None) {
                 Ok(n) => Ok(n),
                 Err(Errno::EINTR) => continue,
                 // ENOBUFS: the kernel is short of memory for the moment.
@@ -184,6 +193,17 @@ pub(crate) fn poll(
     wanted: Ready,
     deadline: Instant,
 ) -> io::Result<Option<Ready>> {
+    poll_or(socket, wanted, None, deadline)
+}
+
+/// [`poll`], which `waker` ends too: with nothing that the socket is ready for. Where nothing is wanted
+/// of the socket, its end is not noticed.
+pub(crate) fn poll_or(
+    socket: &impl AsFd,
+    wanted: Ready,
+    waker: Option<&Waker>,
+    deadline: Instant,
+) -> io::Result<Option<Ready>> {
     let mut flags = PollFlags::empty();
     flags.set(PollFlags::POLLIN, wanted.read);
     flags.set(PollFlags::POLLOUT, wanted.write);
@@ -192,8 +212,15 @@ pub(crate) fn poll(
         // Rounded up, so that a wait does not end before its time again and again.
         let ms = left.as_nanos().div_ceil(1_000_000);
         let timeout = PollTimeout::try_from(ms).unwrap_or(PollTimeout::MAX);
-        let mut fds = [PollFd::new(socket.as_fd(), flags)];
-        match nix::poll::poll(&mut fds, timeout) {
+        let woken = waker.map_or(socket.as_fd(), AsFd::as_fd);
+        let mut fds = [
+            PollFd::new(socket.as_fd(), flags),
+            PollFd::new(woken, PollFlags::POLLIN),
+        ];
+        // The kernel tells of an end whatever it was asked.
+        let first = usize::from(flags.is_empty() && waker.is_some());
+        let end = 1 + usize::from(waker.is_some());
+        match nix::poll::poll(&mut fds[first..end], timeout) {
             // The kernel has looked after the time was over; an interruption says nothing of the kind.
             Ok(0) if left.is_zero() || Instant::now() >= deadline => return Ok(None),
             Ok(0) | Err(Errno::EINTR) => {}
@@ -260,7 +287,7 @@ mod tests {
     fn a_peer_that_is_gone_is_an_error_and_no_signal() {
         let (one, other) = UnixStream::pair().unwrap();
         let socket = Socket::unix(one, "unix:test".to_owned()).unwrap();
-        assert_eq!(socket.send(b"a", b"b").unwrap(), 2);
+        assert_eq!(socket.send(b"a", &[b"b"]).unwrap(), 2);
         drop(other);
         let error = socket.send(b"a", &[]).unwrap_err();
         assert!(is_gone(&error), "{error}");

@@ -5,12 +5,12 @@ use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::net::UnixStream;
 use std::time::Instant;
 
-use vgpu_protocol::transport::{Interest, Transport, TransportError};
+use vgpu_protocol::transport::{Interest, Transport, TransportError, Waker};
 
 use crate::incoming::{DESCRIPTORS, Incoming};
 use crate::outgoing::Outgoing;
 use crate::record::Records;
-use crate::socket::{Ready, Received, Socket, poll};
+use crate::socket::{Ready, Received, Socket, poll, poll_or};
 
 type Result<T> = std::result::Result<T, TransportError>;
 
@@ -83,6 +83,55 @@ impl SocketTransport {
             .push(&self.socket, self.records.as_deref_mut())
     }
 
+    /// Waits as [`wait_or`](Transport::wait_or) says. What waits to be sent goes out meanwhile,
+    /// whatever is waited for.
+    fn wait_until(
+        &mut self,
+        interest: Option<Interest>,
+        waker: Option<&Waker>,
+        deadline: Instant,
+    ) -> Result<()> {
+        let reading = matches!(interest, Some(Interest::Read | Interest::ReadOrWrite));
+        let writing = matches!(interest, Some(Interest::Write | Interest::ReadOrWrite));
+        // Over a Unix socket only the kernel's room counts; records have some of their own.
+        let plain = self.records.is_none();
+        loop {
+            match self.push() {
+                // Who wants to write is told by the write; there may be bytes left to read.
+                Err(TransportError::Closed) => {}
+                other => other?,
+            }
+            let may_write = self.outgoing.is_deaf() || (!plain && self.outgoing.has_room());
+            if self.closed
+                || (reading && self.has_received())
+                || (writing && may_write)
+                || waker.is_some_and(Waker::is_raised)
+            {
+                return Ok(());
+            }
+            let wanted = Ready {
+                read: reading,
+                write: writing || self.wants_write(),
+            };
+            match poll_or(&self.socket, wanted, waker, deadline) {
+                Ok(Some(ready)) => {
+                    if (reading && ready.read) || (writing && plain && ready.write) {
+                        return Ok(());
+                    }
+                }
+                Ok(None) => {
+                    return Err(TransportError::TimedOut(match interest {
+                        Some(Interest::Read) => "read",
+                        Some(Interest::Write) => "write",
+                        Some(Interest::ReadOrWrite) => "read or write",
+                        None => "be woken",
+                    }));
+                }
+                Err(error) => return Err(self.socket.failed("waiting for", error)),
+            }
+        }
+    }
+
     /// Waits until all that was written is with the kernel.
     fn drain(&mut self, deadline: Instant, until_readable: bool) -> Result<()> {
         let mut listening = true;
@@ -148,49 +197,29 @@ impl Transport for SocketTransport {
     }
 
     fn try_write(&mut self, buf: &[u8]) -> Result<usize> {
+        self.try_write_parts(&[buf])
+    }
+
+    /// What leaves at once leaves in one system call.
+    fn try_write_parts(&mut self, parts: &[&[u8]]) -> Result<usize> {
         if self.closed || self.outgoing.is_deaf() {
             return Err(TransportError::Closed);
         }
         let records = self.records.as_deref_mut();
-        self.outgoing.write(&self.socket, records, buf)
+        self.outgoing.write(&self.socket, records, parts)
     }
 
-    /// What waits to be sent goes out meanwhile, whatever is waited for.
     fn wait(&mut self, interest: Interest, deadline: Instant) -> Result<()> {
-        let reading = !matches!(interest, Interest::Write);
-        let writing = !matches!(interest, Interest::Read);
-        // Over a Unix socket only the kernel's room counts; records have some of their own.
-        let plain = self.records.is_none();
-        loop {
-            match self.push() {
-                // Who wants to write is told by the write; there may be bytes left to read.
-                Err(TransportError::Closed) => {}
-                other => other?,
-            }
-            let may_write = self.outgoing.is_deaf() || (!plain && self.outgoing.has_room());
-            if self.closed || (reading && self.has_received()) || (writing && may_write) {
-                return Ok(());
-            }
-            let wanted = Ready {
-                read: reading,
-                write: writing || self.wants_write(),
-            };
-            match poll(&self.socket, wanted, deadline) {
-                Ok(Some(ready)) => {
-                    if (reading && ready.read) || (writing && plain && ready.write) {
-                        return Ok(());
-                    }
-                }
-                Ok(None) => {
-                    return Err(TransportError::TimedOut(match interest {
-                        Interest::Read => "read",
-                        Interest::Write => "write",
-                        Interest::ReadOrWrite => "read or write",
-                    }));
-                }
-                Err(error) => return Err(self.socket.failed("waiting for", error)),
-            }
-        }
+        self.wait_until(Some(interest), None, deadline)
+    }
+
+    fn wait_or(
+        &mut self,
+        interest: Option<Interest>,
+        waker: &Waker,
+        deadline: Instant,
+    ) -> Result<()> {
+        self.wait_until(interest, Some(waker), deadline)
     }
 
     /// Where the other side sends and takes nothing, its bytes come first: this returns early so

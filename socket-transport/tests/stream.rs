@@ -6,7 +6,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use ends::{both, soon};
-use vgpu_protocol::transport::{Interest, Transport, TransportError};
+use vgpu_protocol::transport::{Interest, Transport, TransportError, Waker};
 use vgpu_socket_transport::SocketTransport;
 
 fn pattern(len: usize, seed: usize) -> Vec<u8> {
@@ -234,4 +234,87 @@ fn places_are_named() {
         b.describe()
     );
     assert!(ends::unix().0.describe().starts_with("unix:"));
+}
+
+/// Small and large parts, some of them empty, against all of the room there is.
+#[test]
+fn parts_arrive_in_order_and_whole() {
+    let lengths = [0, 32, 16 << 10, 65_519, 100_000];
+    for (kind, (mut a, mut b)) in both() {
+        let bytes: Vec<u8> = (0..=250u8).cycle().take(100_007).collect();
+        let mut sent = Vec::new();
+        thread::scope(|scope| {
+            let reader = scope.spawn(move || {
+                let (mut got, mut buf) = (Vec::new(), vec![0; 1 << 16]);
+                loop {
+                    match b.try_read(&mut buf).unwrap() {
+                        Some(0) => return got,
+                        Some(n) => got.extend_from_slice(&buf[..n]),
+                        None => b.wait(Interest::Read, soon()).unwrap(),
+                    }
+                }
+            });
+            for (first, second) in lengths.iter().flat_map(|a| lengths.map(|b| (*a, b))) {
+                let parts = [&bytes[..first], &bytes[7..7 + second], b"end"];
+                let all = parts.concat();
+                let mut done = 0;
+                while done < all.len() {
+                    let mut skip = done;
+                    let rest = parts.map(|part| {
+                        let n = skip.min(part.len());
+                        skip -= n;
+                        &part[n..]
+                    });
+                    match a.try_write_parts(&rest).unwrap() {
+                        0 => a.wait(Interest::Write, soon()).unwrap(),
+                        n => done += n,
+                    }
+                }
+                sent.extend_from_slice(&all);
+            }
+            a.close(soon()).unwrap();
+            assert!(reader.join().unwrap() == sent, "{kind}");
+        });
+    }
+}
+
+#[test]
+fn a_waker_ends_a_wait_and_so_does_whatever_the_other_side_does() {
+    for (kind, (mut a, mut b)) in both() {
+        let waker = Waker::new().unwrap();
+        let read = Some(Interest::Read);
+        let patience = Duration::from_millis(30);
+        for interest in [None, read] {
+            let began = Instant::now();
+            let waited = a.wait_or(interest, &waker, began + patience);
+            assert!(matches!(waited, Err(TransportError::TimedOut(_))), "{kind}");
+            assert!(began.elapsed() >= patience, "{kind}");
+            thread::scope(|scope| {
+                scope.spawn(|| waker.raise());
+                a.wait_or(interest, &waker, soon()).unwrap();
+            });
+            assert!(waker.lower(), "{kind}: it stays raised");
+        }
+        a.wait_or(Some(Interest::ReadOrWrite), &waker, soon())
+            .unwrap();
+        // What was gathered leaves during a wait for the waker alone.
+        a.write_all(b"word", soon()).unwrap();
+        assert!(a.wait_or(None, &waker, Instant::now()).is_err());
+        b.read_exact(&mut [0; 4], soon()).unwrap();
+        thread::scope(|scope| {
+            scope.spawn(|| {
+                b.write_all(b"word", soon()).unwrap();
+                b.flush(soon()).unwrap();
+            });
+            a.wait_or(read, &waker, soon()).unwrap();
+        });
+        a.read_exact(&mut [0; 4], soon()).unwrap();
+        thread::scope(|scope| {
+            scope.spawn(|| drop(b));
+            a.wait_or(read, &waker, soon()).unwrap();
+        });
+        // A socket that is over does not end a wait that is not for it.
+        let waited = a.wait_or(None, &waker, Instant::now() + patience);
+        assert!(matches!(waited, Err(TransportError::TimedOut(_))), "{kind}");
+    }
 }
