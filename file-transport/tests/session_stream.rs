@@ -10,7 +10,7 @@ use vgpu_file_transport::session::file_name::segment;
 use vgpu_file_transport::session::rules::SILENCE;
 use vgpu_file_transport::session::segment::{Kind, Role};
 use vgpu_file_transport::session::{ConnectError, FileTransport, Settings, accept, connect};
-use vgpu_protocol::transport::{Interest, Transport, TransportError};
+use vgpu_protocol::transport::{Interest, Transport, TransportError, Waker};
 
 const WATCHDOG: Duration = Duration::from_secs(60);
 
@@ -241,4 +241,46 @@ fn where_nobody_serves_the_deadline_holds() {
     );
     let error = connect(directory.path(), &Settings::default(), deadline(), &|| true).unwrap_err();
     assert!(error.is_interrupted());
+}
+
+#[test]
+fn a_waker_ends_a_wait_and_so_does_whatever_the_other_side_does() {
+    let directory = tempfile::tempdir().unwrap();
+    let (mut guest, mut mediator) = pair(directory.path());
+    let waker = Waker::new().unwrap();
+    let read = Some(Interest::Read);
+    let patience = Duration::from_millis(50);
+    for interest in [None, read] {
+        let began = Instant::now();
+        let waited = mediator.wait_or(interest, &waker, began + patience);
+        assert!(matches!(waited, Err(TransportError::TimedOut(_))));
+        assert!(began.elapsed() >= patience);
+        thread::scope(|scope| {
+            scope.spawn(|| waker.raise());
+            mediator.wait_or(interest, &waker, deadline()).unwrap();
+        });
+        assert!(waker.lower(), "it stays raised");
+    }
+    mediator
+        .wait_or(Some(Interest::ReadOrWrite), &waker, deadline())
+        .unwrap();
+    assert_eq!(guest.try_write_parts(&[b"ab", b"", b"cde"]).unwrap(), 5);
+    guest.flush(deadline()).unwrap();
+    let mut got = [0; 5];
+    let mut filled = 0;
+    while filled < got.len() {
+        match mediator.try_read(&mut got[filled..]).unwrap() {
+            Some(n) => filled += n,
+            None => mediator.wait_or(read, &waker, deadline()).unwrap(),
+        }
+    }
+    assert_eq!(&got, b"abcde");
+    drop(guest);
+    let end = loop {
+        match mediator.try_read(&mut got) {
+            Ok(None) => mediator.wait_or(read, &waker, deadline()).unwrap(),
+            end => break end,
+        }
+    };
+    assert!(matches!(end, Err(TransportError::Closed)), "{end:?}");
 }

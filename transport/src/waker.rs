@@ -62,9 +62,21 @@ impl Waker {
     /// # Errors
     /// [`TransportError::TimedOut`] at `deadline`.
     pub fn wait(&self, deadline: Instant) -> Result<(), TransportError> {
+        Self::wait_for_either(self, self, deadline)
+    }
+
+    /// Waits until one of the two is raised.
+    ///
+    /// # Errors
+    /// [`TransportError::TimedOut`] at `deadline`.
+    pub fn wait_for_either(
+        one: &Self,
+        other: &Self,
+        deadline: Instant,
+    ) -> Result<(), TransportError> {
         loop {
             let left = deadline.saturating_duration_since(Instant::now());
-            if self.is_raised() {
+            if one.is_raised() || other.is_raised() {
                 return Ok(());
             }
             if left.is_zero() {
@@ -73,7 +85,7 @@ impl Waker {
             // Rounded up, so as not to turn round before the deadline.
             let ms = left.as_millis().saturating_add(1);
             let timeout = PollTimeout::try_from(ms).unwrap_or(PollTimeout::MAX);
-            let mut fds = [PollFd::new(self.event.as_fd(), PollFlags::POLLIN)];
+            let mut fds = [one, other].map(|waker| PollFd::new(waker.as_fd(), PollFlags::POLLIN));
             match poll(&mut fds, timeout) {
                 Ok(_) | Err(Errno::EINTR) => {}
                 Err(errno) => {

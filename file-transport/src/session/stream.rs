@@ -12,7 +12,7 @@ use std::path::PathBuf;
 use std::sync::{Arc, Condvar, Mutex};
 use std::time::{Duration, Instant};
 
-use vgpu_protocol::transport::{Interest, Transport, TransportError};
+use vgpu_protocol::transport::{Interest, Transport, TransportError, Waker};
 
 use super::directory::SessionDirectory;
 use super::mount::Remark;
@@ -64,6 +64,7 @@ impl FileTransport {
         let shared = Arc::new(Shared {
             state: Mutex::default(),
             for_caller: Condvar::new(),
+            news: Waker::new()?,
             for_thread: Condvar::new(),
         });
         let theirs = Arc::clone(&shared);
@@ -165,28 +166,31 @@ impl Transport for FileTransport {
     }
 
     fn wait(&mut self, interest: Interest, deadline: Instant) -> Result<(), TransportError> {
-        let (read, write) = match interest {
-            Interest::Read => (true, false),
-            Interest::Write => (false, true),
-            Interest::ReadOrWrite => (true, true),
-        };
-        let waiting = |state: &mut State| {
-            let readable = !state.inbox.is_empty() || state.ended;
-            let writable = state.outbox_bytes < OUTBOX;
-            let over = state.fault.is_some() || state.over;
-            !(over || read && readable || write && writable)
-        };
-        let (_state, waited) = self
-            .shared
-            .wait_until(self.shared.lock(), deadline, waiting);
-        if waited.timed_out() {
-            return Err(TransportError::TimedOut(match interest {
-                Interest::Read => "read",
-                Interest::Write => "write",
-                Interest::ReadOrWrite => "read or write",
-            }));
+        let (_state, waited) =
+            self.shared
+                .wait_until(self.shared.lock(), deadline, is_waiting(interest));
+        match waited.timed_out() {
+            true => Err(TransportError::TimedOut(doing(interest))),
+            false => Ok(()),
         }
-        Ok(())
+    }
+
+    fn wait_or(
+        &mut self,
+        interest: Option<Interest>,
+        waker: &Waker,
+        deadline: Instant,
+    ) -> Result<(), TransportError> {
+        let Some(interest) = interest else {
+            return waker.wait(deadline);
+        };
+        let waited = self
+            .shared
+            .wait_until_or(waker, deadline, is_waiting(interest));
+        waited.map_err(|error| match error {
+            TransportError::TimedOut(_) => TransportError::TimedOut(doing(interest)),
+            error => error,
+        })
     }
 
     /// Hands all to the thread, which writes it as soon as the other side's window and the file
@@ -228,6 +232,24 @@ impl Transport for FileTransport {
 
     fn describe(&self) -> String {
         format!("file:{}", self.path.display())
+    }
+}
+
+/// Whether nothing that `interest` names can be done, and nothing is there to be reported.
+fn is_waiting(interest: Interest) -> impl Fn(&mut State) -> bool {
+    move |state| {
+        let readable = !state.inbox.is_empty() || state.ended;
+        let writable = state.outbox_bytes < OUTBOX;
+        let over = state.fault.is_some() || state.over;
+        !(over || interest != Interest::Write && readable || interest != Interest::Read && writable)
+    }
+}
+
+fn doing(interest: Interest) -> &'static str {
+    match interest {
+        Interest::Read => "read",
+        Interest::Write => "write",
+        Interest::ReadOrWrite => "read or write",
     }
 }
 

@@ -5,7 +5,7 @@ use std::io;
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError, WaitTimeoutResult};
 use std::time::{Duration, Instant};
 
-use vgpu_protocol::transport::TransportError;
+use vgpu_protocol::transport::{TransportError, Waker};
 
 use crate::session::mount::Remark;
 use crate::session::rules::{Fault, Taken};
@@ -20,6 +20,8 @@ pub(super) struct Shared {
     pub(super) state: Mutex<State>,
     /// Something for the caller: bytes, room, an end.
     pub(super) for_caller: Condvar,
+    /// Raised with it, for a caller that waits for more than this.
+    pub(super) news: Waker,
     /// Something for the thread: bytes to send, room for what comes, an end.
     pub(super) for_thread: Condvar,
 }
@@ -150,27 +152,71 @@ impl Shared {
         mut waiting: impl FnMut(&mut State) -> bool,
     ) -> (MutexGuard<'a, State>, WaitTimeoutResult) {
         let left = deadline.saturating_duration_since(Instant::now());
-        let (mut state, waited) = self
+        let (state, waited) = self
             .for_caller
             .wait_timeout_while(state, left, &mut waiting)
             .unwrap_or_else(PoisonError::into_inner);
-        if !waited.timed_out() || left.is_zero() || state.over || state.fault.is_some() {
+        if !waited.timed_out() || left.is_zero() {
             return (state, waited);
         }
-        // One that runs now may have begun before the deadline.
-        let wanted = state.looks_begun + 1;
-        state.look_now = true;
-        self.for_thread.notify_one();
-        let (mut state, _) = self
-            .for_caller
-            .wait_timeout_while(state, LAST_LOOK_LIMIT, |state| {
-                waiting(state) && !state.over && state.looks_ended < wanted
-            })
-            .unwrap_or_else(PoisonError::into_inner);
-        state.look_now = false;
+        self.last_look(state, waiting)
+    }
+
+    /// The same, which a raised `waker` ends too.
+    pub(super) fn wait_until_or(
+        &self,
+        waker: &Waker,
+        deadline: Instant,
+        mut waiting: impl FnMut(&mut State) -> bool,
+    ) -> Result<(), TransportError> {
+        let waits = Instant::now() < deadline;
+        loop {
+            // Before the look: what comes after it raises the news again.
+            self.news.lower();
+            if waker.is_raised() || !waiting(&mut self.lock()) {
+                return Ok(());
+            }
+            match Waker::wait_for_either(&self.news, waker, deadline) {
+                Err(TransportError::TimedOut(_)) if waits => break,
+                outcome => outcome?,
+            }
+        }
+        match self.last_look(self.lock(), waiting) {
+            (_, waited) if waited.timed_out() && !waker.is_raised() => {
+                Err(TransportError::TimedOut("be woken"))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// A deadline has passed: has the thread look once more, and says whether the wait goes on.
+    fn last_look<'a>(
+        &self,
+        mut state: MutexGuard<'a, State>,
+        mut waiting: impl FnMut(&mut State) -> bool,
+    ) -> (MutexGuard<'a, State>, WaitTimeoutResult) {
+        if !state.over && state.fault.is_none() {
+            // One that runs now may have begun before the deadline.
+            let wanted = state.looks_begun + 1;
+            state.look_now = true;
+            self.for_thread.notify_one();
+            (state, _) = self
+                .for_caller
+                .wait_timeout_while(state, LAST_LOOK_LIMIT, |state| {
+                    waiting(state) && !state.over && state.looks_ended < wanted
+                })
+                .unwrap_or_else(PoisonError::into_inner);
+            state.look_now = false;
+        }
         self.for_caller
             .wait_timeout_while(state, Duration::ZERO, waiting)
             .unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// There is something for the caller.
+    pub(super) fn tell_caller(&self) {
+        self.for_caller.notify_all();
+        self.news.raise();
     }
 
     pub(super) fn lock(&self) -> MutexGuard<'_, State> {

@@ -17,7 +17,7 @@ pub(super) struct OnEnd<'a>(pub(super) &'a Shared);
 impl Drop for OnEnd<'_> {
     fn drop(&mut self) {
         self.0.lock().over = true;
-        self.0.for_caller.notify_all();
+        self.0.tell_caller();
     }
 }
 
@@ -43,7 +43,7 @@ pub(super) fn work(
             shared.lock().fault = Some(fault.into());
         }
     }
-    shared.for_caller.notify_all();
+    shared.tell_caller();
     if !vanished {
         leave(&mut directory, &mut exchange, dropped);
     }
@@ -130,7 +130,7 @@ fn tell_look(shared: &Shared) {
     let mut state = shared.lock();
     state.looks_ended = state.looks_begun;
     if state.look_now {
-        shared.for_caller.notify_all();
+        shared.tell_caller();
     }
 }
 
@@ -150,7 +150,7 @@ fn deliver(shared: &Shared, exchange: &Exchange, looked: Looked, tested: bool) {
     state.ended |= exchange.has_read_all();
     state.was_read_whole |= exchange.was_read_whole();
     if something || before != (state.connected, state.ended, state.was_read_whole) {
-        shared.for_caller.notify_all();
+        shared.tell_caller();
     }
 }
 
@@ -164,7 +164,7 @@ fn next_piece(shared: &Shared) -> Option<Piece> {
     state.outbox_bytes -= file.len() - HEADER;
     state.flushed &= !state.outbox.is_empty();
     let last = state.closing && state.outbox.is_empty();
-    shared.for_caller.notify_all();
+    shared.tell_caller();
     Some(Piece { file, last })
 }
 
