@@ -7,6 +7,7 @@ use std::thread;
 use vchan::layout::Role;
 use vgpu_protocol::frame::{FrameHeader, HEADER_LEN};
 use vgpu_protocol::op::Op;
+use vgpu_protocol::session::inbox::Inbox;
 use vgpu_protocol::transport::{Transport, TransportError};
 
 use crate::liar::*;
@@ -110,13 +111,14 @@ fn case_18_truncated_frame_then_close() {
             liar.page.set_u8(liars_live(role), 0);
             liar.ring();
 
-            let mut header = HeaderBuffer::new();
-            let n = victim.read(header.unfilled(), soon()).unwrap();
+            let mut inbox = Inbox::of_requests();
+            let n = victim.read(inbox.space(), soon()).unwrap();
             assert_eq!(n, cut, "what was written before the close is delivered");
-            assert!(matches!(header.advance(n), Ok(None)));
-            assert!(header.is_partial(), "the cut is noticed");
+            inbox.received(n);
+            assert!(matches!(inbox.next(), Ok(None)));
+            assert!(inbox.is_partial(), "the cut is noticed");
             assert!(matches!(
-                Transport::read_exact(&mut victim, header.unfilled(), soon()),
+                Transport::read_exact(&mut victim, inbox.space(), soon()),
                 Err(TransportError::Closed)
             ));
         }
