@@ -187,7 +187,7 @@ impl<P: Pipeline> VectorAdds<P> {
         self.adds.retain(|add| add.id != id);
         self.events.retain(|event| match event {
             Event::Done(of, _) | Event::Room(of, _) | Event::Moved(of) => *of != id,
-            Event::Worked(_) | Event::Lost(_) => true,
+            Event::Failures(_) | Event::Worked(_) | Event::Lost(_) => true,
         });
     }
 

@@ -6,9 +6,9 @@ use vchan::RingSizes;
 use vgpu_protocol::endpoint::Endpoint;
 use vgpu_socket_transport::{ConnectError, Secret, connect_tcp, connect_unix};
 
-use super::far::Lost;
-use super::stream::Stream;
-use super::{Route, offers};
+use super::lost::Lost;
+use super::{Route, take_offer};
+use crate::session::Stream;
 
 /// Bytes of each ring over `local:`: as a guest has them.
 const LOCAL_RING: usize = 1 << 20;
@@ -35,7 +35,7 @@ pub(super) fn connect(route: &Route, deadline: Instant) -> Result<Stream, Lost> 
             let channel = vchan::local::serve_on(stream, rings, deadline).map_err(vchan_failed)?;
             Ok(channel.into())
         }
-        Endpoint::XenDomain(domain) => offers::take(domain, deadline)
+        Endpoint::XenDomain(domain) => take_offer::take(domain, deadline)
             .map(Stream::from)
             .map_err(|none| unreachable(&none.what, &none.advice)),
         Endpoint::Unix(path) => connect_unix(path, deadline, &interrupted)

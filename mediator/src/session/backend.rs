@@ -36,6 +36,12 @@ pub trait Backend {
     /// Gives a request up and forgets it: no event names it any more.
     fn cancel(&mut self, id: u32);
 
+    /// Whether another request may be started. While it may not, nothing but data is taken from the
+    /// guest.
+    fn may_start(&self) -> bool {
+        true
+    }
+
     /// What has happened since; `None` for nothing more.
     fn next_event(&mut self) -> Option<Event>;
 
@@ -65,6 +71,8 @@ pub enum Event {
     Room(u32, u64),
     /// Something was done for a request of which nothing shows yet.
     Moved(u32),
+    /// Whether quiet requests have failed of which its next answer to a Fence tells.
+    Failures(bool),
     /// The device worked for so many nanoseconds.
     Worked(u64),
     /// Nothing can be run any more.

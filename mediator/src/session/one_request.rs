@@ -57,14 +57,19 @@ pub(crate) fn by_portions(
         while let Some(event) = backend.next_event() {
             moved = true;
             match event {
-                Event::Done(ID, outcome) => return outcome.map(|body| Answer { body, data }),
+                Event::Done(ID, outcome) => {
+                    // Its data was put out before.
+                    let body = outcome?;
+                    while take_output(backend, &mut data, usize::MAX) > 0 {}
+                    return Ok(Answer { body, data });
+                }
                 Event::Lost(lost) => {
                     return Err(Failure {
                         status: lost.code.into(),
                         text: lost.text,
                     });
                 }
-                Event::Done(..) | Event::Room(..) | Event::Moved(_) | Event::Worked(_) => {}
+                _ => {}
             }
         }
         let room = backend.input(ID);
@@ -74,12 +79,7 @@ pub(crate) fn by_portions(
         if n > 0 {
             backend.filled(ID, n);
         }
-        let output = backend.output(ID);
-        let taken = output.len().min(portion);
-        data.extend_from_slice(&output[..taken]);
-        if taken > 0 {
-            backend.sent(ID, taken);
-        }
+        let taken = take_output(backend, &mut data, portion);
         if moved || n > 0 || taken > 0 {
             continue;
         }
@@ -105,6 +105,17 @@ pub(crate) fn by_portions(
             Err(error) => log::debug!("waiting for {}: {error}", request.op()),
         }
     }
+}
+
+/// Takes data that is at hand, `most` bytes of it; returns how many.
+fn take_output(backend: &mut dyn Backend, data: &mut Vec<u8>, most: usize) -> usize {
+    let output = backend.output(ID);
+    let taken = output.len().min(most);
+    data.extend_from_slice(&output[..taken]);
+    if taken > 0 {
+        backend.sent(ID, taken);
+    }
+    taken
 }
 
 /// A vector add of `a[i] = i as f32` and `b[i] = 2 * i`, and its data.

@@ -136,6 +136,7 @@ impl Session<'_> {
                 Event::Done(id, outcome) => self.server.complete(id, outcome, now),
                 Event::Room(id, bytes) => self.server.grant(id, bytes, now),
                 Event::Moved(id) => self.server.progressed(id, now),
+                Event::Failures(some) => self.server.set_failures_behind(some),
                 Event::Worked(device_ns) => self.observed.counters.worked(device_ns),
                 Event::Lost(lost) => {
                     self.server.close(lost.code, &lost.text);
@@ -218,6 +219,7 @@ impl Session<'_> {
                 break;
             }
             let progress = match self.server.inbox().data_left() {
+                0 if !self.backend.may_start() => break,
                 0 => self.take_step(now)? || self.read_ahead(now)?,
                 _ => self.take_data(now)?,
             };
@@ -359,7 +361,9 @@ impl Session<'_> {
         if self.server.is_busy() {
             until = until.min(now + BACKEND_CHECK);
         }
-        let reading = self.server.may_receive() && !self.no_room;
+        let in_data = self.server.inbox().data_left() > 0;
+        let reading =
+            self.server.may_receive() && !self.no_room && (in_data || self.backend.may_start());
         let writing = !self.server.outbox().is_empty();
         self.sleep(reading, writing, until)
     }

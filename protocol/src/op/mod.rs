@@ -262,6 +262,22 @@ macro_rules! operations {
             }
         }
 
+        impl Op {
+            /// Checks the body of a successful reply.
+            ///
+            /// # Errors
+            /// The first field that breaks a rule.
+            ///
+            /// # Panics
+            /// It is none that can be requested.
+            pub fn check_reply(self, body: &[u8]) -> Result<(), $crate::op::BodyError> {
+                match self {
+                    $(Op::$name => <$reply as Body>::decode(body).map(drop),)+
+                    Op::Closing | Op::Data => panic!("{self} is answered by nothing"),
+                }
+            }
+        }
+
         $(
             body! {
                 #[doc = concat!("Request:", $($doc),+)] $name,
@@ -376,6 +392,16 @@ impl Op {
     /// The number on the wire.
     pub const fn code(self) -> u16 {
         self as u16
+    }
+
+    /// Nanoseconds that the device worked for a request, by the body of a successful reply: its first
+    /// field says so where the table calls that `device_ns`.
+    pub fn device_ns(self, reply: &[u8]) -> Option<u64> {
+        let first = self.spec()?.reply.first()?;
+        match first.name == "device_ns" && first.wire == <u64 as Field>::NAME {
+            true => u64::read(&mut Reader::new(reply)).ok(),
+            false => None,
+        }
     }
 
     /// Longest body of its frames, in bytes; an error's text fits every reply.

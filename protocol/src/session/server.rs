@@ -118,6 +118,8 @@ pub struct Server {
     info: Option<InfoReply>,
     requests: Requests,
     failures: FenceReply,
+    /// Whoever runs the requests knows of more failures, which its next Fence tells.
+    failures_behind: bool,
     inbox: Inbox,
     outbox: Outbox,
     /// The request whose data is being received, and whether the frame is the last.
@@ -158,6 +160,7 @@ impl Server {
             info: None,
             requests: Requests::default(),
             failures: no_failures(),
+            failures_behind: false,
             inbox: Inbox::of_requests(),
             outbox: Outbox::default(),
             receiving: None,
@@ -257,6 +260,8 @@ impl Server {
         };
         if let Some(request) = self.requests.get_mut(id) {
             request.up_left -= n as u64;
+            // Whoever runs it may be done with it before the next frame is looked at.
+            request.up_ended |= request.up_left == 0;
             request.moved = now;
         }
     }
@@ -487,7 +492,7 @@ impl Server {
     }
 
     fn failures_flag(&self) -> Flags {
-        match has_failures(&self.failures) {
+        match self.failures_behind || has_failures(&self.failures) {
             true => Flags::FAILURES,
             false => Flags::NONE,
         }
@@ -523,6 +528,11 @@ impl Server {
         for failure in more.failures.as_slice() {
             self.note_failure(*failure);
         }
+    }
+
+    /// Whether whoever runs the requests knows of failures of quiet ones that it has not told.
+    pub fn set_failures_behind(&mut self, some: bool) {
+        self.failures_behind = some;
     }
 
     fn note_failure(&mut self, failure: QuietFailure) {

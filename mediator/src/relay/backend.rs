@@ -1,0 +1,587 @@
+//! A backend that passes requests on by their shape: a header, a body, and so much data each way.
+
+use std::collections::VecDeque;
+use std::fmt;
+use std::time::{Duration, Instant};
+
+use vgpu_protocol::clock;
+use vgpu_protocol::frame::FrameHeader;
+use vgpu_protocol::op::{Op, Request};
+use vgpu_protocol::session::client::{self, NotSent, Violation};
+use vgpu_protocol::session::server::{Failure, Outcome, Terms};
+use vgpu_protocol::status::{ErrorCode, Status};
+
+use super::buffer::{Buffer, Pool};
+use super::far_session::FarSession;
+use super::lost::Lost;
+use crate::executor::{Executor, ExecutorInfo};
+use crate::session::backend::{Also, Backend, Event, NotOpened, Opened, SessionBackend};
+
+/// How far the other mediator may be behind before it counts as hung, of the time that a request has:
+/// the guest should hear why before it gives up itself.
+const SHARE: (u32, u32) = (3, 4);
+
+/// Frames, and portions of data, that are taken between two looks at everything else.
+const AT_ONCE: u32 = 64;
+
+/// Opens the session with the other mediator, once.
+pub(super) type OpenFar<'a> = &'a mut (dyn FnMut() -> Result<FarSession, Lost> + Send);
+
+/// A session's way to the other mediator.
+pub(super) struct Relay<'a> {
+    open: Option<OpenFar<'a>>,
+    /// Present once a guest was admitted.
+    far: Option<FarSession>,
+    info: ExecutorInfo,
+    /// Of a request's data, what the guest may send before any is granted.
+    initial_credit: u64,
+    /// How long nothing may move for a request that does not say.
+    patience: Duration,
+    passing: Vec<Passing>,
+    pool: Pool,
+    events: VecDeque<Event>,
+    /// The other mediator was looked at since the last event but none.
+    looked: bool,
+    /// The request whose data is being received.
+    receiving: Option<u32>,
+    /// It has data for which there is no room now.
+    no_room: bool,
+    /// The request whose data was sent last: the next frame is another's, if another has data.
+    last_up: u32,
+    /// What it last said of failures of quiet requests.
+    failures: bool,
+    is_lost: bool,
+}
+
+/// A request that was passed on and is not over, on either side.
+#[derive(Debug)]
+struct Passing {
+    header: FrameHeader,
+    up: Buffer,
+    down: Buffer,
+    /// Bytes of data that the guest has not sent.
+    up_left: u64,
+    /// Of these, what it may send.
+    granted: u64,
+    began: Instant,
+    /// When anything last moved for it.
+    moved: Instant,
+    patience: Duration,
+    stage: Stage,
+}
+
+/// How far a request is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Stage {
+    /// The other mediator has it.
+    UnderWay,
+    /// It was answered; the guest has not taken all data.
+    Answered,
+    /// Nobody here wants it any more.
+    GivenUp,
+}
+
+impl Passing {
+    /// Whether it is the other mediator's turn.
+    fn waits_for_far(&self) -> bool {
+        let guest_can_send = self.up_left > 0 && self.granted > 0;
+        self.stage == Stage::UnderWay
+            && self.down.is_empty()
+            && (!self.up.is_empty() || !guest_can_send)
+    }
+}
+
+impl<'a> Relay<'a> {
+    /// A way that is yet to be opened. `own` is what this mediator allows, `patience` how long nothing
+    /// may move.
+    pub(super) fn new(open: OpenFar<'a>, own: Terms, patience: Duration) -> Self {
+        Self {
+            open: Some(open),
+            initial_credit: own.initial_credit.into(),
+            ..Self::unopened(patience)
+        }
+    }
+
+    /// The way that `far` is.
+    pub(super) fn opened(far: FarSession, patience: Duration) -> Self {
+        let mut relay = Self::unopened(patience);
+        relay.initial_credit = far.terms().initial_credit.into();
+        relay.set(far);
+        relay
+    }
+
+    fn unopened(patience: Duration) -> Self {
+        Self {
+            open: None,
+            far: None,
+            info: ExecutorInfo {
+                kind: "relay",
+                device: String::new(),
+                total_memory: 0,
+                driver: String::new(),
+                reason: String::new(),
+            },
+            initial_credit: 0,
+            patience,
+            passing: Vec::new(),
+            pool: Pool::default(),
+            events: VecDeque::new(),
+            looked: false,
+            receiving: None,
+            no_room: false,
+            last_up: 0,
+            failures: false,
+            is_lost: false,
+        }
+    }
+
+    fn set(&mut self, far: FarSession) {
+        let info = far.describe();
+        self.info = ExecutorInfo {
+            kind: "relay",
+            device: info.device.to_string(),
+            total_memory: info.total_memory,
+            driver: info.driver.to_string(),
+            reason: info.reason.to_string(),
+        };
+        self.initial_credit = self.initial_credit.min(far.terms().initial_credit.into());
+        self.far = Some(far);
+    }
+
+    /// The session there; the rules let nobody ask for anything before it is open.
+    fn far(&mut self) -> &mut FarSession {
+        self.far.as_mut().expect("opened with the session")
+    }
+
+    fn get(&mut self, id: u32) -> Option<&mut Passing> {
+        self.passing
+            .iter_mut()
+            .find(|passing| passing.header.request_id == id)
+    }
+
+    /// The same for one that the guest waits for.
+    fn wanted(&mut self, id: u32) -> Option<&mut Passing> {
+        self.get(id)
+            .filter(|passing| passing.stage != Stage::GivenUp)
+    }
+
+    fn done(&mut self, id: u32, outcome: Outcome) {
+        self.events.push_back(Event::Done(id, outcome));
+    }
+
+    fn moved(&mut self, id: u32, now: Instant) {
+        if let Some(passing) = self.wanted(id) {
+            passing.moved = now;
+            if !matches!(self.events.back(), Some(Event::Moved(last)) if *last == id) {
+                self.events.push_back(Event::Moved(id));
+            }
+        }
+    }
+
+    /// Drops what is over: the answer is out, and no frame of its data is under way.
+    fn sweep(&mut self) {
+        let sending = self.far.as_ref().and_then(FarSession::sending);
+        let pool = &mut self.pool;
+        self.passing.retain_mut(|passing| {
+            let id = passing.header.request_id;
+            let over = match passing.stage {
+                Stage::UnderWay => false,
+                Stage::Answered => passing.down.is_empty(),
+                Stage::GivenUp => true,
+            };
+            let keep = !over || sending.is_some_and(|(sending, _)| sending == id);
+            if !keep {
+                passing.up.release(pool);
+                passing.down.release(pool);
+            }
+            keep
+        });
+    }
+
+    /// Moves what can be moved between here and the other mediator.
+    fn look(&mut self) -> Result<(), Lost> {
+        // Read before the look, so that there is one after every deadline.
+        let now = clock::now();
+        self.send(now)?;
+        self.receive(now)?;
+        // Room that was granted, or what a failed request's data ends with.
+        self.send(now)?;
+        self.far().flush()?;
+        self.sweep();
+        self.check_progress(now)
+    }
+
+    /// Sends requests, and data that is at hand.
+    fn send(&mut self, now: Instant) -> Result<(), Lost> {
+        for _ in 0..AT_ONCE {
+            self.begin_up();
+            let Some(far) = &mut self.far else {
+                break;
+            };
+            let sending = far.sending();
+            let body = sending.and_then(|(id, left)| {
+                let bytes = self
+                    .passing
+                    .iter()
+                    .find(|passing| passing.header.request_id == id)?
+                    .up
+                    .bytes();
+                Some(&bytes[..left.min(bytes.len())])
+            });
+            let Some((id, n)) = far.send(body.unwrap_or_default())? else {
+                break;
+            };
+            if n == 0 {
+                continue;
+            }
+            let whole = far.sending().is_none();
+            if let Some(passing) = self.get(id) {
+                passing.up.taken(n);
+                let quiet = passing.header.is_quiet();
+                if whole && quiet && passing.up_left == 0 && passing.up.is_empty() {
+                    // Whether it failed is told by a fence.
+                    passing.stage = Stage::Answered;
+                    self.done(id, Ok(Vec::new()));
+                }
+            }
+            self.moved(id, now);
+        }
+        Ok(())
+    }
+
+    /// Begins a frame of data, if there is some that may be sent.
+    fn begin_up(&mut self) {
+        let Some(far) = self.far.as_mut().filter(|far| far.sending().is_none()) else {
+            return;
+        };
+        let mut next = None;
+        let mut seen_last = false;
+        for passing in &self.passing {
+            let id = passing.header.request_id;
+            let len = match passing.stage {
+                Stage::UnderWay => passing.up.bytes().len().min(far.may_send(id)),
+                Stage::Answered | Stage::GivenUp => 0,
+            };
+            if len > 0 && (next.is_none() || seen_last) {
+                next = Some((id, len));
+                if seen_last {
+                    break;
+                }
+            }
+            seen_last |= id == self.last_up;
+        }
+        if let Some((id, len)) = next {
+            self.last_up = id;
+            far.begin_up(id, len);
+        }
+    }
+
+    /// Takes what the other mediator has sent.
+    fn receive(&mut self, now: Instant) -> Result<(), Lost> {
+        self.no_room = false;
+        for _ in 0..AT_ONCE {
+            let progress = match self.far().data_left() {
+                0 => match self.far().next()? {
+                    Some(event) => {
+                        self.take_event(event, now)?;
+                        true
+                    }
+                    None => self.far().receive()?,
+                },
+                _ => self.take_data(now)?,
+            };
+            if !progress {
+                break;
+            }
+        }
+        Ok(())
+    }
+
+    fn take_event(&mut self, event: client::Event, now: Instant) -> Result<(), Lost> {
+        match event {
+            client::Event::Data(id) => self.receiving = Some(id),
+            client::Event::Credit(id, bytes) => {
+                if let Some(passing) = self.wanted(id).filter(|_| bytes > 0) {
+                    let room = u64::from(bytes).min(passing.up_left - passing.granted);
+                    passing.granted += room;
+                    passing.moved = now;
+                    self.events.push_back(Event::Room(id, room));
+                }
+            }
+            client::Event::Closing(status, text) => {
+                let far = self.far();
+                far.cut();
+                return Err(Lost::closing(far.place(), status, &text));
+            }
+            client::Event::Reply {
+                id,
+                status,
+                failures,
+            } => {
+                if failures != self.failures {
+                    self.failures = failures;
+                    self.events.push_back(Event::Failures(failures));
+                }
+                self.take_reply(id, status, now)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn take_reply(&mut self, id: u32, status: Status, now: Instant) -> Result<(), Lost> {
+        let far = self.far();
+        if let Status::Mediator(code) = status
+            && code.ends_session()
+        {
+            far.cut();
+            return Err(Lost::gave_up(far.place(), status, &far.error_text()));
+        }
+        let outcome = match status.is_ok() {
+            true => Ok(far.body().to_owned()),
+            false => Err(Failure {
+                status,
+                text: format!("{} (at {})", far.error_text(), far.place()),
+            }),
+        };
+        let Some(passing) = self.wanted(id) else {
+            return Ok(());
+        };
+        let (op, began) = (passing.header.op, passing.began);
+        passing.stage = match outcome {
+            Ok(_) => Stage::Answered,
+            Err(_) => Stage::GivenUp,
+        };
+        if let Ok(body) = &outcome {
+            if let Err(error) = op.check_reply(body) {
+                let violation = Violation(format!("sends what it should not: {error}"));
+                return Err(self.far().violates(&violation));
+            }
+            self.account(op, body, now.saturating_duration_since(began));
+        }
+        self.done(id, outcome);
+        Ok(())
+    }
+
+    /// The time that the other mediator's device worked, by its own account, and not longer than the
+    /// request took: it goes into the guest's account here.
+    fn account(&mut self, op: Op, body: &[u8], took: Duration) {
+        let took = u64::try_from(took.as_nanos()).unwrap_or(u64::MAX);
+        if let Some(device_ns) = op.device_ns(body) {
+            self.events.push_back(Event::Worked(device_ns.min(took)));
+        }
+    }
+
+    /// Takes data for the guest, or drops it where nobody wants it.
+    fn take_data(&mut self, now: Instant) -> Result<bool, Lost> {
+        let id = self.receiving.unwrap_or(0);
+        let far = self.far.as_mut().expect("data came from it");
+        let passing = self
+            .passing
+            .iter_mut()
+            .find(|passing| passing.header.request_id == id);
+        let Some(passing) = passing.filter(|passing| passing.stage == Stage::UnderWay) else {
+            return far.drop_data();
+        };
+        let space = passing.down.space(&mut self.pool);
+        if space.is_empty() {
+            self.no_room = true;
+            return Ok(false);
+        }
+        let Some(n) = far.take_data(space)? else {
+            return Ok(false);
+        };
+        passing.down.filled(n);
+        self.moved(id, now);
+        Ok(true)
+    }
+
+    /// Whether the other mediator does anything while it is its turn.
+    fn check_progress(&mut self, now: Instant) -> Result<(), Lost> {
+        let Some(far) = &self.far else {
+            return Ok(());
+        };
+        let waiting = self
+            .passing
+            .iter()
+            .filter(|passing| passing.waits_for_far())
+            .map(|passing| (passing.moved, passing.patience));
+        let unsent = far.unsent_since().map(|since| (since, self.patience));
+        let late = waiting.chain(unsent).find_map(|(since, patience)| {
+            let patience = patience * SHARE.0 / SHARE.1;
+            (now >= since.max(far.moved()) + patience).then_some(patience)
+        });
+        match late {
+            None => Ok(()),
+            Some(patience) => {
+                let far = self.far();
+                far.cut();
+                Err(Lost::hung(far.place(), patience))
+            }
+        }
+    }
+}
+
+impl Backend for Relay<'_> {
+    fn start(&mut self, header: &FrameHeader, request: Request) {
+        let id = header.request_id;
+        let now = clock::now();
+        // What the guest has taken all of may give its id to another.
+        self.sweep();
+        let refused = match self.get(id) {
+            // It was given up, and the rest of a frame of its data is not out.
+            Some(_) => Some(NotSent::InUse(id)),
+            None => self.far().request(header, &request).err(),
+        };
+        if let Some(refused) = refused {
+            let code = match refused {
+                NotSent::NotOffered(_) => ErrorCode::Unsupported,
+                _ => ErrorCode::Busy,
+            };
+            let place = self.far().place();
+            let failure = Failure {
+                status: code.into(),
+                text: format!("{refused} (at {place})"),
+            };
+            return self.done(id, Err(failure));
+        }
+        let (up_left, _) = request.data();
+        if header.is_quiet() && up_left == 0 {
+            // Whether it failed is told by a fence.
+            return self.done(id, Ok(Vec::new()));
+        }
+        // What the other mediator lets be sent at once, beyond what this one does.
+        let theirs: u64 = self.far().terms().initial_credit.into();
+        let granted = theirs.min(up_left);
+        if granted > self.initial_credit {
+            let more = granted - self.initial_credit;
+            self.events.push_back(Event::Room(id, more));
+        }
+        let own = self.patience;
+        self.passing.push(Passing {
+            header: *header,
+            up: Buffer::default(),
+            down: Buffer::default(),
+            up_left,
+            granted,
+            began: now,
+            moved: now,
+            patience: match header.deadline_ms {
+                0 => own,
+                ms => own.min(Duration::from_millis(ms.into())),
+            },
+            stage: Stage::UnderWay,
+        });
+    }
+
+    fn input(&mut self, id: u32) -> &mut [u8] {
+        let passing = self
+            .passing
+            .iter_mut()
+            .find(|passing| passing.header.request_id == id);
+        match passing.filter(|passing| passing.stage == Stage::UnderWay && passing.up_left > 0) {
+            Some(passing) => {
+                let space = passing.up.space(&mut self.pool);
+                let most = usize::try_from(passing.up_left).unwrap_or(usize::MAX);
+                let len = space.len().min(most);
+                &mut space[..len]
+            }
+            None => &mut [],
+        }
+    }
+
+    fn filled(&mut self, id: u32, n: usize) {
+        if let Some(passing) = self.get(id) {
+            passing.up.filled(n);
+            passing.up_left -= n as u64;
+            passing.granted = passing.granted.saturating_sub(n as u64);
+            passing.moved = clock::now();
+        }
+    }
+
+    fn output(&mut self, id: u32) -> &[u8] {
+        match self.wanted(id) {
+            Some(passing) => passing.down.bytes(),
+            None => &[],
+        }
+    }
+
+    fn sent(&mut self, id: u32, n: usize) {
+        if let Some(passing) = self.wanted(id) {
+            passing.down.taken(n);
+            passing.moved = clock::now();
+        }
+    }
+
+    fn cancel(&mut self, id: u32) {
+        if let Some(passing) = self.wanted(id) {
+            passing.stage = Stage::GivenUp;
+            // Its answer still comes, and is dropped.
+            self.far().end_early(id);
+        }
+        self.events.retain(|event| match event {
+            Event::Done(of, _) | Event::Room(of, _) | Event::Moved(of) => *of != id,
+            Event::Failures(_) | Event::Worked(_) | Event::Lost(_) => true,
+        });
+    }
+
+    fn may_start(&self) -> bool {
+        self.far.as_ref().is_none_or(FarSession::has_room)
+    }
+
+    fn next_event(&mut self) -> Option<Event> {
+        if self.events.is_empty() && !self.looked && self.far.is_some() && !self.is_lost {
+            self.looked = true;
+            if let Err(lost) = self.look() {
+                self.is_lost = true;
+                self.events.push_back(Event::Lost(lost.into()));
+            }
+        }
+        let event = self.events.pop_front();
+        self.looked &= event.is_some();
+        event
+    }
+
+    fn also(&mut self) -> Also<'_> {
+        let reading = !self.no_room;
+        match &mut self.far {
+            Some(far) => {
+                let (stream, interest) = far.wants(reading);
+                Also::Stream(stream, interest)
+            }
+            None => Also::Nothing,
+        }
+    }
+}
+
+impl SessionBackend for Relay<'_> {
+    fn open(&mut self) -> Result<Opened, NotOpened> {
+        if let Some(open) = self.open.take() {
+            let far = open()?;
+            self.set(far);
+        }
+        let far = self.far();
+        Ok(Opened {
+            info: far.describe(),
+            terms: Some(far.terms()),
+        })
+    }
+
+    fn close(&mut self) {
+        self.far = None;
+    }
+}
+
+impl Executor for Relay<'_> {
+    fn info(&self) -> &ExecutorInfo {
+        &self.info
+    }
+}
+
+impl fmt::Debug for Relay<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Relay")
+            .field("info", &self.info)
+            .field("passing", &self.passing)
+            .finish_non_exhaustive()
+    }
+}
