@@ -6,7 +6,7 @@ use crate::handle::Handle;
 use crate::status::{Status, printable};
 
 /// Why a field was refused.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum FieldError {
     /// The body ends inside the field.

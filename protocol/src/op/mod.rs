@@ -55,7 +55,7 @@ impl Field for Features {
 }
 
 /// Why a body was refused. The frame around it was sound, so the session can go on.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("{message}: {field} {error}")]
 pub struct BodyError {
     /// Which body.
@@ -83,6 +83,12 @@ pub trait Body: Sized {
     /// # Errors
     /// The first field that breaks a rule.
     fn decode(body: &[u8]) -> Result<Self, BodyError>;
+
+    /// Whether its fields go together; what can be decoded does.
+    ///
+    /// # Errors
+    /// The first field that breaks a rule.
+    fn check(&self) -> Result<(), BodyError>;
 
     /// The body alone.
     fn encode(&self) -> Vec<u8> {
@@ -182,11 +188,7 @@ macro_rules! body {
             }
 
             fn decode(body: &[u8]) -> Result<Self, $crate::op::BodyError> {
-                let wrong = |field, error| $crate::op::BodyError {
-                    message: Self::NAME,
-                    field,
-                    error,
-                };
+                let wrong = $crate::op::wrong::<Self>;
                 #[allow(unused_mut, reason = "some bodies have no fields")]
                 let mut reader = Reader::new(body);
                 let read = Self {
@@ -197,9 +199,13 @@ macro_rules! body {
                     let (len, max) = (body.len(), body.len() - reader.left());
                     return Err(wrong("end", FieldError::TooLong { len, max }));
                 }
-                let check: fn(&Self) -> Result<(), (&'static str, FieldError)> = $check;
-                check(&read).map_err(|(field, error)| wrong(field, error))?;
+                read.check()?;
                 Ok(read)
+            }
+
+            fn check(&self) -> Result<(), $crate::op::BodyError> {
+                let check: fn(&Self) -> Result<(), (&'static str, FieldError)> = $check;
+                check(self).map_err(|(field, error)| $crate::op::wrong::<Self>(field, error))
             }
         }
     };
@@ -339,6 +345,16 @@ macro_rules! operations {
                 }
             }
 
+            /// Whether its fields go together.
+            ///
+            /// # Errors
+            /// The first field that breaks a rule.
+            pub fn check(&self) -> Result<(), $crate::op::BodyError> {
+                match self {
+                    $(Self::$name(request) => request.check(),)+
+                }
+            }
+
             /// Bytes of data that follow it, and that come before its reply.
             pub fn data(&self) -> (u64, u64) {
                 match self {
@@ -364,6 +380,16 @@ macro_rules! operations {
 pub mod table;
 
 pub use table::*;
+
+/// The error of a body.
+fn wrong<B: Body>(field: &'static str, error: FieldError) -> BodyError {
+    let message = B::NAME;
+    BodyError {
+        message,
+        field,
+        error,
+    }
+}
 
 /// The check of bodies whose fields can be judged one by one.
 #[allow(clippy::unnecessary_wraps, reason = "one signature for all checks")]

@@ -53,7 +53,7 @@ operations! {
             features: Features,
             /// Lanes are numbered from 0 to one below this.
             max_lanes: NonZeroU16,
-            /// Requests that may be under way at once.
+            /// Requests that may be under way at once, and quiet ones as many again.
             max_requests: NonZeroU16,
             /// Objects of each kind that may be open at once.
             max_handles: u32,

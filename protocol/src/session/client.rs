@@ -7,7 +7,7 @@
 use super::inbox::{Inbox, Received};
 use super::outbox::Outbox;
 use crate::frame::{Flags, FrameHeader, MAX_DATA};
-use crate::op::{Body, Features, Hello, HelloReply, Op, Operation, Request};
+use crate::op::{Body, BodyError, Features, Hello, HelloReply, Op, Operation, Request};
 use crate::status::{Status, decode_error_text};
 use crate::{MIN_VERSION, VERSION};
 
@@ -29,6 +29,12 @@ pub enum NotSent {
     /// The request's id is in use.
     #[error("request {0} is under way")]
     InUse(u32),
+    /// Hello has not been answered.
+    #[error("the session is not open")]
+    NotOpen,
+    /// No mediator would take it.
+    #[error("{0}")]
+    Body(#[from] BodyError),
 }
 
 /// What the mediator has said.
@@ -127,21 +133,17 @@ impl Client {
     /// It cannot be sent, now or at all.
     pub fn request(&mut self, header: FrameHeader, request: &Request) -> Result<(), NotSent> {
         debug_assert_eq!(header.op, request.op());
-        let max = match &self.agreed {
-            Some(agreed) => {
-                let needed = header.op.spec().map_or(Features::NONE, |spec| spec.feature);
-                let offered = agreed.features;
-                let quiet_needs = match header.is_quiet() {
-                    true => Features::QUIET,
-                    false => Features::NONE,
-                };
-                if !offered.contains(needed) || !offered.contains(quiet_needs) {
-                    return Err(NotSent::NotOffered(header.op));
-                }
-                usize::from(agreed.max_requests.get())
-            }
-            None => 1,
+        let agreed = self.agreed.as_ref().ok_or(NotSent::NotOpen)?;
+        let needed = header.op.spec().map_or(Features::NONE, |spec| spec.feature);
+        let quiet_needs = match header.is_quiet() {
+            true => Features::QUIET,
+            false => Features::NONE,
         };
+        if !agreed.features.contains(needed) || !agreed.features.contains(quiet_needs) {
+            return Err(NotSent::NotOffered(header.op));
+        }
+        request.check()?;
+        let max = usize::from(agreed.max_requests.get());
         if self.call(header.request_id).is_some() {
             return Err(NotSent::InUse(header.request_id));
         }
@@ -206,8 +208,12 @@ impl Client {
         self.call(id).map_or(0, |call| call.down_left)
     }
 
-    /// Begins a frame of `len` bytes, at most [`may_send`](Self::may_send), which are at hand.
+    /// Begins a frame of `len` bytes, which are at hand.
+    ///
+    /// # Panics
+    /// There are none, or more than [`may_send`](Self::may_send) says.
     pub fn begin_up(&mut self, id: u32, len: usize) {
+        assert!((1..=self.may_send(id)).contains(&len));
         let Some(call) = self
             .calls
             .iter_mut()
@@ -227,7 +233,9 @@ impl Client {
         }
     }
 
-    /// Gives a request up: no more of its data is sent. Its answer still comes.
+    /// Gives a request up: no more of its data is sent. Its answer still comes, if it is not quiet; of
+    /// a quiet one nothing is heard before a fence, and until that is answered the id is not to be
+    /// used for another with data.
     pub fn end_early(&mut self, id: u32) {
         let Some(call) = self
             .calls
@@ -238,8 +246,12 @@ impl Client {
         };
         if !call.up_ended {
             call.up_ended = true;
+            let header = call.header;
             self.outbox
-                .push(FrameHeader::data_up(&call.header, 0, false), |_| ());
+                .push(FrameHeader::data_up(&header, 0, false), |_| ());
+            if header.is_quiet() {
+                self.forget(id);
+            }
         }
     }
 
@@ -253,6 +265,10 @@ impl Client {
     ///
     /// # Errors
     /// It is nothing that may be said here.
+    #[allow(
+        clippy::should_implement_trait,
+        reason = "it fails, and can go on after nothing"
+    )]
     pub fn next(&mut self) -> Result<Option<Event>, Violation> {
         if self.inbox.data_left() > 0 {
             return Ok(None);
@@ -265,6 +281,10 @@ impl Client {
             None => Ok(None),
             Some(Received::Data(header)) => self.on_data(&header).map(Some),
             Some(Received::Frame(header)) if header.op == Op::Closing => {
+                if header.status.is_ok() {
+                    let what = "ended the session without an error".to_owned();
+                    return Err(Violation(what));
+                }
                 let text = decode_error_text(self.inbox.body());
                 Ok(Some(Event::Closing(header.status, text)))
             }
@@ -288,6 +308,10 @@ impl Client {
     fn on_data(&mut self, header: &FrameHeader) -> Result<Event, Violation> {
         let id = header.request_id;
         let len = u64::from(header.body_len);
+        if len == 0 && header.credit == 0 {
+            let what = format!("sent a frame of data for request {id} with nothing in it");
+            return Err(Violation(what));
+        }
         let Some(call) = self
             .calls
             .iter_mut()

@@ -3,6 +3,7 @@
 use std::time::{Duration, Instant};
 
 use crate::frame::FrameHeader;
+use crate::op::Op;
 use crate::status::Status;
 
 /// Why a request failed.
@@ -21,7 +22,7 @@ pub type Outcome = Result<Vec<u8>, Failure>;
 #[derive(Debug)]
 pub(super) struct InFlight {
     pub(super) header: FrameHeader,
-    /// Bytes of its data that have not come.
+    /// Bytes of its data whose frames have not begun to come.
     pub(super) up_left: u64,
     /// Whether the last frame of its data has come, or none was due.
     pub(super) up_ended: bool,
@@ -35,13 +36,31 @@ pub(super) struct InFlight {
     pub(super) outcome: Option<Outcome>,
     /// It was answered; the data that still comes is dropped.
     pub(super) answered: bool,
+    /// A Fence: requests of its lane before it that are not answered.
+    pub(super) behind: usize,
     /// When anything last moved for it.
     pub(super) moved: Instant,
     /// How long nothing may.
     pub(super) patience: Duration,
 }
 
-/// All of them.
+impl InFlight {
+    /// Whether its answer waits for nothing but the requests before it.
+    pub(super) fn is_behind_others(&self) -> bool {
+        self.behind > 0 && matches!(self.outcome, Some(Ok(_)))
+    }
+
+    /// Whether its answer may leave.
+    pub(super) fn is_ready(&self) -> bool {
+        match self.outcome {
+            None => false,
+            Some(Err(_)) => true,
+            Some(Ok(_)) => self.down_left == 0 && self.behind == 0,
+        }
+    }
+}
+
+/// All of them. Every method takes time in proportion to their number at most.
 #[derive(Debug, Default)]
 pub(super) struct Requests {
     requests: Vec<InFlight>,
@@ -52,8 +71,49 @@ impl Requests {
         self.requests.len()
     }
 
-    pub(super) fn push(&mut self, request: InFlight) {
+    /// How many are quiet, or are not.
+    pub(super) fn count(&self, quiet: bool) -> usize {
+        let requests = self.requests.iter();
+        requests
+            .filter(|request| request.header.is_quiet() == quiet)
+            .count()
+    }
+
+    /// How many were answered while their data still comes.
+    pub(super) fn unwanted(&self) -> usize {
+        self.requests
+            .iter()
+            .filter(|request| request.answered)
+            .count()
+    }
+
+    pub(super) fn push(&mut self, mut request: InFlight) {
+        if request.header.op == Op::Fence {
+            let lane = request.header.lane;
+            let before = self.requests.iter();
+            request.behind = before
+                .filter(|other| other.header.lane == lane && !other.answered)
+                .count();
+        }
         self.requests.push(request);
+    }
+
+    /// Notes that a request was answered, and lets go of it unless data of it still comes.
+    pub(super) fn answered(&mut self, id: u32) {
+        let Some(at) = self.requests.iter().position(|r| r.header.request_id == id) else {
+            return;
+        };
+        self.requests[at].answered = true;
+        let lane = self.requests[at].header.lane;
+        for fence in &mut self.requests[at + 1..] {
+            // Those that came after it counted it.
+            if fence.header.op == Op::Fence && fence.header.lane == lane {
+                fence.behind -= 1;
+            }
+        }
+        if self.requests[at].up_ended {
+            self.requests.remove(at);
+        }
     }
 
     pub(super) fn get(&self, id: u32) -> Option<&InFlight> {
@@ -79,19 +139,5 @@ impl Requests {
 
     pub(super) fn iter_mut(&mut self) -> impl Iterator<Item = &mut InFlight> {
         self.requests.iter_mut()
-    }
-
-    /// Whether a request of the same lane that came before `id` is not answered.
-    pub(super) fn is_behind_others(&self, id: u32) -> bool {
-        let Some(lane) = self.get(id).map(|request| request.header.lane) else {
-            return false;
-        };
-        let earlier = self
-            .requests
-            .iter()
-            .take_while(|other| other.header.request_id != id);
-        earlier
-            .filter(|other| other.header.lane == lane)
-            .any(|other| !other.answered)
     }
 }

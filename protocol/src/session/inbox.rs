@@ -94,6 +94,10 @@ impl Inbox {
     ///
     /// # Errors
     /// The header breaks a rule, or goes the wrong way; the stream is unusable from here on.
+    #[allow(
+        clippy::should_implement_trait,
+        reason = "it fails, and can go on after nothing"
+    )]
     pub fn next(&mut self) -> Result<Option<Received>, FrameError> {
         let Some(header) = self.header() else {
             return Ok(None);

@@ -2,7 +2,7 @@
 //!
 //! A guest can send anything at any time: whatever breaks a rule becomes an error reply or the end of
 //! its session. Memory is bounded by [`Terms::max_requests`], the longest control frame and
-//! [`CAPACITY`] bytes of replies.
+//! [`CAPACITY`] bytes of replies; the work for a frame by the number of requests under way.
 
 use std::num::NonZeroU16;
 use std::time::{Duration, Instant};
@@ -11,7 +11,7 @@ pub use super::in_flight::{Failure, Outcome};
 use super::in_flight::{InFlight, Requests};
 use super::inbox::{Inbox, Received};
 use super::outbox::Outbox;
-use crate::frame::{Flags, FrameHeader};
+use crate::frame::{Flags, FrameHeader, MAX_DATA};
 use crate::op::{
     Body, Features, FenceReply, GoodbyeReply, Hello, HelloReply, InfoReply, Op, QuietFailure,
     Request, negotiate_version,
@@ -28,7 +28,7 @@ pub const CAPACITY: usize = 64 << 10;
 pub struct Terms {
     /// Lanes are numbered from 0 to one below this.
     pub max_lanes: NonZeroU16,
-    /// Requests that may be under way at once.
+    /// Requests that may be under way at once, and quiet ones as many again.
     pub max_requests: NonZeroU16,
     /// Objects of each kind that may be open at once.
     pub max_handles: u32,
@@ -217,12 +217,13 @@ impl Server {
         self.received = now;
     }
 
-    /// The next thing to do, of what has been received.
+    /// The next thing to do, of what has been received; nothing while
+    /// [`may_receive`](Self::may_receive) says no.
     ///
     /// # Errors
     /// The session is over.
     pub fn next(&mut self, now: Instant) -> Result<Option<Step>, End> {
-        while self.inbox.data_left() == 0 {
+        while self.inbox.data_left() == 0 && self.may_receive() {
             if let Some((id, last)) = self.receiving.take()
                 && last
                 && let Some(step) = self.data_ended(id)
@@ -255,14 +256,14 @@ impl Server {
 
     /// Notes `n` bytes of data, which were taken out of the inbox.
     pub fn data_received(&mut self, n: usize, now: Instant) {
-        let Some((id, _)) = self.receiving else {
+        let Some((id, last)) = self.receiving.filter(|_| n > 0) else {
             return;
         };
+        let whole = last && self.inbox.data_left() == 0;
         if let Some(request) = self.requests.get_mut(id) {
-            request.up_left -= n as u64;
-            // Whoever runs it may be done with it before the next frame is looked at.
-            request.up_ended |= request.up_left == 0;
             request.moved = now;
+            // Whoever runs it may be done before the next frame is looked at.
+            request.up_ended |= whole && request.up_left == 0;
         }
     }
 
@@ -333,6 +334,7 @@ impl Server {
                     format!("{len} bytes of data, and more to come where none is")
                 } else {
                     request.credit -= len;
+                    request.up_left -= len;
                     request.moved = now;
                     self.receiving = Some((id, !header.has_more()));
                     return Ok(());
@@ -373,6 +375,13 @@ impl Server {
             )));
         }
         let decoded = Request::decode(header.op, self.inbox.body());
+        let takes_data = header.op.spec().is_some_and(|spec| spec.data.0);
+        if let Err(error) = &decoded
+            && takes_data
+        {
+            // How much of it would have to be dropped?
+            return Err(self.fault(error.to_string()));
+        }
         // Known even where the request is refused: its data comes all the same.
         let (up, down) = decoded.as_ref().map_or((0, 0), Request::data);
         let refused = self
@@ -383,7 +392,7 @@ impl Server {
             }));
         // A well-behaved guest ends the data of a request that failed before it sends another, so
         // this fills up only when a guest opens requests and never ends them.
-        if self.requests.len() >= 2 * usize::from(self.terms.max_requests.get()) {
+        if self.requests.unwanted() >= 2 * usize::from(self.terms.max_requests.get()) {
             return Err(
                 self.fault("more failed requests with data to come than requests".to_owned())
             );
@@ -398,6 +407,7 @@ impl Server {
             down_left: down,
             outcome: None,
             answered: false,
+            behind: 0,
             moved: now,
             patience: match header.deadline_ms {
                 0 => own,
@@ -444,7 +454,8 @@ impl Server {
         {
             let text = format!("{} needs a feature that Hello did not agree on", header.op);
             (ErrorCode::Unsupported, text)
-        } else if self.requests.len() >= self.terms.max_requests.get().into() {
+        } else if self.requests.count(header.is_quiet()) >= self.terms.max_requests.get().into() {
+            // Quiet ones apart: a guest does not know when they are over.
             (ErrorCode::Busy, "too many requests under way".to_owned())
         } else {
             return None;
@@ -549,18 +560,9 @@ impl Server {
     }
 
     fn answerable(&self) -> Option<u32> {
-        let ready = |request: &&InFlight| match &request.outcome {
-            None => false,
-            Some(Err(_)) => true,
-            Some(Ok(_)) => {
-                let id = request.header.request_id;
-                let fence = request.header.op == Op::Fence;
-                request.down_left == 0 && !(fence && self.requests.is_behind_others(id))
-            }
-        };
-        self.requests
-            .iter()
-            .find(ready)
+        let mut requests = self.requests.iter();
+        requests
+            .find(|request| request.is_ready())
             .map(|request| request.header.request_id)
     }
 
@@ -572,32 +574,49 @@ impl Server {
         let Some(mut outcome) = request.outcome.take() else {
             return;
         };
-        if !request.up_ended && outcome.is_ok() {
+        if outcome.is_ok() && (!request.up_ended || request.up_left > 0) {
+            let code = match request.up_ended {
+                true => ErrorCode::Cancelled,
+                false => ErrorCode::Internal,
+            };
             outcome = Err(Failure {
-                status: ErrorCode::Internal.into(),
+                status: code.into(),
                 text: format!("{} ended before its data did", header.op),
             });
         }
-        request.answered = true;
-        let over = request.up_ended;
-        if header.is_quiet() && !over {
+        let fence = match &outcome {
+            Ok(body) if header.op == Op::Fence => match FenceReply::decode(body) {
+                Ok(more) => Some(more),
+                Err(error) => {
+                    outcome = Err(Failure {
+                        status: ErrorCode::Internal.into(),
+                        text: error.to_string(),
+                    });
+                    None
+                }
+            },
+            _ => None,
+        };
+        if header.is_quiet() {
             // No answer tells the guest to stop.
             self.grant(id, u64::MAX, now);
+        } else {
+            // Behind the answer it might be taken for the next request's of the same id.
+            request.untold = 0;
         }
+        self.requests.answered(id);
         match outcome {
             Ok(_) if header.is_quiet() => {}
-            Ok(body) if header.op == Op::Fence => {
-                if let Ok(more) = FenceReply::decode(&body) {
-                    self.note_failures(&more);
-                }
-                let failures = std::mem::replace(&mut self.failures, no_failures());
-                let header = FrameHeader::reply_to(&header, Status::OK);
-                self.outbox.push(header, |out| failures.encode_to(out));
-            }
             Ok(body) => {
                 let header = FrameHeader::reply_to(&header, Status::OK);
-                let header = header.with_flags(self.failures_flag());
-                self.outbox.push(header, |out| out.extend_from_slice(&body));
+                if let Some(more) = fence {
+                    self.note_failures(&more);
+                    let failures = std::mem::replace(&mut self.failures, no_failures());
+                    self.outbox.push(header, |out| failures.encode_to(out));
+                } else {
+                    let header = header.with_flags(self.failures_flag());
+                    self.outbox.push(header, |out| out.extend_from_slice(&body));
+                }
             }
             Err(Failure { status, .. }) if header.is_quiet() => {
                 self.counts.failed += 1;
@@ -609,14 +628,14 @@ impl Server {
             }
             Err(Failure { status, text }) => self.answer_error(&header, status, &text),
         }
-        if over {
-            self.requests.remove(id);
-        }
     }
 
     /// There is room for `bytes` more of a request's data.
     pub fn grant(&mut self, id: u32, bytes: u64, now: Instant) {
-        if let Some(request) = self.requests.get_mut(id) {
+        let request = self.requests.get_mut(id);
+        // Once nothing more of it is wanted, the guest may use the id for another.
+        let wanted = |request: &&mut InFlight| !request.up_ended && !request.answered;
+        if let Some(request) = request.filter(wanted) {
             // More than the rest of the data is never needed.
             let bytes = bytes.min(request.up_left.saturating_sub(request.credit));
             request.credit += bytes;
@@ -651,9 +670,14 @@ impl Server {
     }
 
     /// Begins a frame with `len` bytes of a request's data, which are at hand.
+    ///
+    /// # Panics
+    /// There are none, or more than [`downs`](Self::downs) said.
     pub fn begin_down(&mut self, id: u32, len: u32, now: Instant) {
         self.begin_to_send(now);
         if let Some(request) = self.requests.get_mut(id) {
+            let due = request.down_left.min(MAX_DATA.into());
+            assert!((1..=due).contains(&len.into()) && !request.answered);
             let credit = take_credit(request);
             let header = FrameHeader::data_down(&request.header, len, credit);
             self.outbox.begin_data(&header);
@@ -681,7 +705,9 @@ impl Server {
     /// Notes that `n` bytes of the outbox and the data under way were sent; returns how many of the
     /// data, and of which request.
     pub fn sent(&mut self, n: usize, now: Instant) -> Option<(u32, usize)> {
-        self.sent = now;
+        if n > 0 {
+            self.sent = now;
+        }
         let (id, n) = self.outbox.sent(n)?;
         if let Some(request) = self.requests.get_mut(id) {
             request.down_left = request.down_left.saturating_sub(n as u64);
@@ -717,14 +743,16 @@ impl Server {
             Late::Session(format!("{what} within {} ms", time.as_millis()))
         };
         let Timeouts { hello, idle, stall } = self.timeouts;
-        if !self.is_open() {
+        if self.hello.is_none() {
             visit(self.began + hello, &|| session("no complete Hello", hello));
         }
         if !self.outbox.is_empty() {
             let taken = "no reply taken";
             visit(self.sent + stall, &|| session(taken, stall));
         }
-        for request in self.requests.iter().filter(|request| !request.answered) {
+        // Those before a fence have their own deadlines.
+        let counted = |request: &&InFlight| !request.answered && !request.is_behind_others();
+        for request in self.requests.iter().filter(counted) {
             let (id, op, patience) = (
                 request.header.request_id,
                 request.header.op,
@@ -739,15 +767,16 @@ impl Server {
             });
         }
         let waits_for_room = matches!(self.data(), Some((_, true)));
+        // While a guest takes replies, it need not be read.
+        let moved = self.received.max(self.sent);
         if self.inbox.is_partial() && !waits_for_room {
-            visit(self.received + stall, &|| {
+            visit(moved + stall, &|| {
                 session("half a frame and no more", stall)
             });
         } else if self.is_open() && !self.is_busy() {
-            let at = self.received.max(self.sent) + idle;
-            visit(at, &|| session("no request", idle));
+            visit(moved + idle, &|| session("no request", idle));
         } else if self.requests.iter().any(|request| request.answered) {
-            visit(self.received + stall, &|| {
+            visit(moved + stall, &|| {
                 session("half a request and no more", stall)
             });
         }
