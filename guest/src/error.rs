@@ -4,8 +4,8 @@ use std::fmt;
 use std::time::Duration;
 
 use vgpu_protocol::endpoint::Endpoint;
-use vgpu_protocol::frame::FrameError;
-use vgpu_protocol::message::{MessageError, Op};
+use vgpu_protocol::op::Op;
+use vgpu_protocol::session::client::{NotSent, Violation};
 use vgpu_protocol::status::{ErrorCode, Status};
 use vgpu_protocol::transport::TransportError;
 
@@ -44,16 +44,16 @@ pub enum Retry {
     NewSession,
 }
 
-/// An endpoint that was not used, and why.
+/// An endpoint that was tried and not used, and why.
 #[derive(Debug)]
-pub struct Left {
+pub struct Skipped {
     /// Which endpoint.
     pub endpoint: Endpoint,
-    /// Why it was left.
+    /// Why no session could be opened there.
     pub error: Error,
 }
 
-impl fmt::Display for Left {
+impl fmt::Display for Skipped {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{} ({})", self.endpoint, self.error.cause)
     }
@@ -68,7 +68,7 @@ pub enum Cause {
     Input(String),
     /// None of the endpoints leads to a mediator.
     #[error("no session over {}", list(.0))]
-    NoEndpoint(Vec<Left>),
+    NoEndpoint(Vec<Skipped>),
     /// Nobody can be reached at an endpoint.
     #[error("{what}")]
     Unreachable {
@@ -83,10 +83,24 @@ pub enum Cause {
     /// Nothing moved for as long as the options allow.
     #[error("the mediator made no progress for {} s", .0.as_secs_f32())]
     Stalled(Duration),
+    /// Nothing moved for this request, while other lanes of the session went on.
+    #[error("the mediator made no progress with this request for {} s", .0.as_secs_f32())]
+    GivenUp(Duration),
+    /// The request cannot be sent in this session.
+    #[error("{0}")]
+    NotSent(#[from] NotSent),
+    /// The mediator ended the session of its own accord.
+    #[error("the mediator ended the session: {status}: {text}")]
+    Ended {
+        /// Why, for programs.
+        status: Status,
+        /// Why, in its words.
+        text: String,
+    },
     /// The mediator answered with an error.
     #[error("the mediator refused {op}: {status}: {text}")]
     Refused {
-        /// What was asked. [`Op::Goodbye`]: the mediator ended the session unasked.
+        /// What was asked.
         op: Op,
         /// Its code.
         status: Status,
@@ -94,8 +108,8 @@ pub enum Cause {
         text: String,
     },
     /// The mediator broke the protocol.
-    #[error("the mediator broke the protocol: {0}")]
-    Protocol(String),
+    #[error("the mediator broke the protocol: it {0}")]
+    Protocol(#[from] Violation),
     /// An earlier error ended the session.
     #[error("the session is over since: {0}")]
     SessionOver(String),
@@ -104,33 +118,21 @@ pub enum Cause {
     Interrupted,
 }
 
-fn list(left: &[Left]) -> String {
-    left.iter()
-        .map(Left::to_string)
+fn list(skipped: &[Skipped]) -> String {
+    skipped
+        .iter()
+        .map(Skipped::to_string)
         .collect::<Vec<_>>()
         .join(", ")
-}
-
-impl From<FrameError> for Cause {
-    fn from(error: FrameError) -> Self {
-        Self::Protocol(error.to_string())
-    }
-}
-
-impl From<MessageError> for Cause {
-    fn from(error: MessageError) -> Self {
-        Self::Protocol(error.to_string())
-    }
 }
 
 impl Cause {
     /// Whether the session is over after this.
     pub(crate) fn ends_session(&self) -> bool {
         match self {
-            Self::Input(_) => false,
-            Self::Refused { op, status, .. } => {
-                *op == Op::Goodbye
-                    || matches!(status, Status::Mediator(code) if code.ends_session())
+            Self::Input(_) | Self::NotSent(_) | Self::GivenUp(_) => false,
+            Self::Refused { status, .. } => {
+                matches!(status, Status::Mediator(code) if code.ends_session())
             }
             _ => true,
         }
@@ -170,23 +172,26 @@ impl Error {
             | Cause::Transport(_)
             | Cause::Stalled(_)
             | Cause::SessionOver(_) => Side::Connection,
-            Cause::Refused {
-                status: Status::Cuda(_),
-                ..
-            } => Side::Device,
-            Cause::Refused {
-                status: Status::Mediator(ErrorCode::BackendLost),
-                ..
-            } => Side::Device,
-            Cause::Refused { .. } | Cause::Protocol(_) => Side::Mediator,
+            Cause::Refused { status, .. } | Cause::Ended { status, .. } => match status {
+                Status::Cuda(_) | Status::Mediator(ErrorCode::BackendLost) => Side::Device,
+                _ => Side::Mediator,
+            },
+            Cause::NotSent(_) | Cause::GivenUp(_) | Cause::Protocol(_) => Side::Mediator,
         }
     }
 
     /// Whether the same call can succeed without anything being changed first.
     pub fn retry(&self) -> Retry {
         match &*self.cause {
-            Cause::Input(_) | Cause::Interrupted | Cause::Protocol(_) => Retry::No,
+            Cause::Input(_) | Cause::NotSent(_) | Cause::Interrupted | Cause::Protocol(_) => {
+                Retry::No
+            }
+            Cause::GivenUp(_) => Retry::SameSession,
             Cause::Refused {
+                status: Status::Mediator(code),
+                ..
+            }
+            | Cause::Ended {
                 status: Status::Mediator(code),
                 ..
             } if code.is_retryable() => {
@@ -196,7 +201,7 @@ impl Error {
                     Retry::SameSession
                 }
             }
-            Cause::Refused { .. } => Retry::No,
+            Cause::Refused { .. } | Cause::Ended { .. } => Retry::No,
             Cause::Transport(TransportError::PeerViolation(_)) => Retry::No,
             Cause::NoEndpoint(_)
             | Cause::Unreachable { .. }
@@ -210,17 +215,21 @@ impl Error {
     pub fn advice(&self) -> String {
         let text = match &*self.cause {
             Cause::Unreachable { advice, .. } => return advice.clone(),
-            Cause::NoEndpoint(left) => {
-                return match left.as_slice() {
+            Cause::NoEndpoint(skipped) => {
+                return match skipped.as_slice() {
                     [only] => only.error.advice(),
-                    _ => left
+                    _ => skipped
                         .iter()
-                        .map(|left| format!("{} {}", left.endpoint, left.error.advice()))
+                        .map(|skipped| format!("{} {}", skipped.endpoint, skipped.error.advice()))
                         .collect::<Vec<_>>()
                         .join("; or "),
                 };
             }
-            Cause::Refused { status, .. } => return status_advice(*status).to_owned(),
+            Cause::Refused { status, .. } | Cause::Ended { status, .. } => {
+                return status_advice(*status).to_owned();
+            }
+            Cause::NotSent(_) => "ask for what `vgpu info` says this mediator can do",
+            Cause::GivenUp(_) => "try again; if it stays, look at `vgpuctl top`",
             Cause::Input(_) => "correct the arguments",
             Cause::Transport(TransportError::Closed) => {
                 "look at the mediator's log for why it closed, then connect again"

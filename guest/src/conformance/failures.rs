@@ -4,10 +4,9 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
-use vgpu_protocol::frame::Flags;
-use vgpu_protocol::message::Op;
 use vgpu_protocol::status::{ErrorCode, Status};
 
+use crate::client::Client;
 use crate::error::{Cause, Retry};
 use crate::options::Options;
 
@@ -18,16 +17,19 @@ const NO_LANE: u16 = 4999;
 
 pub(super) fn refused(ground: &Ground<'_>) -> Result<(), String> {
     let mut client = ground.connect()?;
-    for op in [Op::Info, Op::Ping, Op::Fence] {
-        let asked = client.request("on a lane that is not there", |client| {
-            let request = client.next_request(op).with_lane(NO_LANE);
-            client.wire.call(request, &[])
-        });
-        let error = fails("a lane that is not there", asked)?;
+    let requests: [fn(&mut Client) -> crate::Result<()>; 3] = [
+        |client| client.info().map(drop),
+        |client| client.ping(b"x").map(drop),
+        |client| client.fence().map(drop),
+    ];
+    for request in requests {
+        client.use_header_lane(NO_LANE);
+        let error = fails("a lane that is not there", request(&mut client))?;
+        client.use_header_lane(0);
         let range = Status::from(ErrorCode::Range);
         check(
             matches!(error.cause(), Cause::Refused { status, .. } if *status == range),
-            || format!("{op} on a lane that is not there: {error}"),
+            || format!("on a lane that is not there: {error}"),
         )?;
         check(error.epoch() == Some(client.epoch()), || {
             format!("the error is of session {:x?}", error.epoch())
@@ -40,26 +42,29 @@ pub(super) fn refused(ground: &Ground<'_>) -> Result<(), String> {
 pub(super) fn quiet_failures(ground: &Ground<'_>) -> Result<(), String> {
     let mut client = ground.connect()?;
     let mut wrong = Vec::new();
-    for round in 0..3 {
+    for _round in 0..3 {
         client.ping_quiet(b"good").map_err(at("quiet ping"))?;
-        let id = client
-            .request("quiet ping", |client| {
-                let request = client.next_request(Op::Ping).with_lane(NO_LANE);
-                let request = request.with_flags(Flags::QUIET);
-                client.wire.send(request, &[])?;
-                Ok(request.request_id)
-            })
-            .map_err(|error| format!("round {round}: {error}"))?;
-        wrong.push(id);
+        client.use_header_lane(NO_LANE);
+        let id = client.ping_quiet(b"bad");
+        client.use_header_lane(0);
+        wrong.push(id.map_err(at("quiet ping"))?);
     }
+    client.ping(b"what is new?").map_err(at("ping"))?;
+    check(client.quiet_requests_failed(), || {
+        "the answer to a ping does not say that quiet requests have failed".to_owned()
+    })?;
     let fence = client.fence().map_err(at("fence"))?;
-    let told: Vec<u32> = fence.failures.iter().map(|at| at.request_id).collect();
+    let failures = fence.failures.as_slice();
+    let told: Vec<u32> = failures.iter().map(|at| at.request_id).collect();
     check(told == wrong && fence.dropped == 0, || {
         format!("requests {wrong:?} failed, the fence told {told:?}")
     })?;
     let fence = client.fence().map_err(at("a second fence"))?;
-    check(fence.failures.is_empty(), || {
+    check(fence.failures.as_slice().is_empty(), || {
         "the second fence told the same again".to_owned()
+    })?;
+    check(!client.quiet_requests_failed(), || {
+        "failures that a fence has told are still said to be there".to_owned()
     })?;
     works(&mut client, "after quiet failures")?;
     goodbye(client)

@@ -6,6 +6,7 @@
 //! them in a guest.
 
 mod failures;
+mod lanes;
 mod requests;
 mod sessions;
 mod vectors;
@@ -53,6 +54,9 @@ pub const CASES: &[Case] = &[
     case("vector_add_of_1048576", vectors::million),
     case("sums_are_those_of_ieee_754", vectors::special_values),
     case("large_then_small", vectors::large_then_small),
+    case("a_ping_beside_a_vector_add", lanes::two_at_once),
+    case("a_fence_waits_for_its_own_lane_alone", lanes::fences),
+    case("many_lanes", lanes::many),
     case("two_sessions_at_once", sessions::two_at_once),
     case("epochs_differ", sessions::epochs),
     case("goodbye_ends_a_session", sessions::goodbye_ends),

@@ -1,5 +1,7 @@
 //! Vector adds, every sum of which is checked.
 
+use vgpu_protocol::op::VECTOR_ADD_CHUNK;
+
 use crate::client::Client;
 
 use super::{Ground, check, goodbye};
@@ -31,20 +33,12 @@ fn sum(client: &mut Client, a: &[f32], b: &[f32]) -> Result<Vec<f32>, String> {
     Ok(sum)
 }
 
-/// The chunk that a long vector travels in.
-fn chunk(client: &Client) -> usize {
-    let limits = client.limits();
-    let chunk = match limits.preferred_chunk_elements {
-        0 => limits.max_chunk_elements,
-        preferred => preferred,
-    };
-    chunk as usize
-}
+/// Elements of a chunk.
+const CHUNK: usize = VECTOR_ADD_CHUNK as usize;
 
 pub(super) fn around_a_chunk(ground: &Ground<'_>) -> Result<(), String> {
     let mut client = ground.connect()?;
-    let chunk = chunk(&client);
-    for n in [0, 1, 2, 1024, chunk - 1, chunk, chunk + 1] {
+    for n in [0, 1, 2, 1024, CHUNK - 1, CHUNK, CHUNK + 1] {
         add(&mut client, n)?;
     }
     goodbye(client)
@@ -52,8 +46,7 @@ pub(super) fn around_a_chunk(ground: &Ground<'_>) -> Result<(), String> {
 
 pub(super) fn several_chunks(ground: &Ground<'_>) -> Result<(), String> {
     let mut client = ground.connect()?;
-    let chunk = chunk(&client);
-    add(&mut client, 3 * chunk + 4099)?;
+    add(&mut client, 3 * CHUNK + 4099)?;
     goodbye(client)
 }
 

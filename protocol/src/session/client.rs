@@ -11,10 +11,17 @@ use crate::op::{Body, BodyError, Features, Hello, HelloReply, Op, Operation, Req
 use crate::status::{Status, decode_error_text};
 use crate::{MIN_VERSION, VERSION};
 
-/// The mediator broke the protocol, in words that follow "the mediator".
+/// The mediator broke the protocol, in words that follow "it": `sent data of request 3, which is not
+/// under way`.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{0}")]
 pub struct Violation(pub String);
+
+impl From<BodyError> for Violation {
+    fn from(error: BodyError) -> Self {
+        Self(format!("sent a bad body: {error}"))
+    }
+}
 
 /// Why a request cannot be sent now.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
@@ -196,6 +203,12 @@ impl Client {
         usize::try_from(len).expect("at most MAX_DATA")
     }
 
+    /// Whether some of a request's data may be sent as soon as no other data is under way.
+    pub fn has_credit(&self, id: u32) -> bool {
+        self.call(id)
+            .is_some_and(|call| !call.up_ended && call.credit > 0)
+    }
+
     /// Bytes of a request's data that have not begun to be sent.
     pub fn up_left(&self, id: u32) -> u64 {
         self.call(id)
@@ -276,7 +289,7 @@ impl Client {
         let received = self
             .inbox
             .next()
-            .map_err(|error| Violation(error.to_string()))?;
+            .map_err(|error| Violation(format!("sent a bad header: {error}")))?;
         match received {
             None => Ok(None),
             Some(Received::Data(header)) => self.on_data(&header).map(Some),
@@ -302,7 +315,7 @@ impl Client {
     /// # Errors
     /// It is not what the table says.
     pub fn reply<O: Operation>(&self) -> Result<O::Reply, Violation> {
-        O::Reply::decode(self.body()).map_err(|error| Violation(error.to_string()))
+        O::Reply::decode(self.body()).map_err(Violation::from)
     }
 
     fn on_data(&mut self, header: &FrameHeader) -> Result<Event, Violation> {

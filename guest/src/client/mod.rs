@@ -1,0 +1,114 @@
+//! A session with a mediator: one file for each family of operations.
+
+mod session;
+mod vector_add;
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use vgpu_protocol::endpoint::Endpoint;
+use vgpu_protocol::op::{Body, HelloReply, Operation, Request};
+use vgpu_protocol::session::client::Violation;
+
+use crate::data::Data;
+use crate::error::{Cause, Error, Result, Skipped};
+use crate::pump::Lane;
+use crate::wire::{Asked, Done};
+
+
+pub use vector_add::VectorAddReport;
+
+/// An open session with a mediator, as one thread sees it.
+///
+/// A client is one lane of its session: it runs one request at a time, in order. Threads that share a
+/// session get a client each from [`lane`](Self::lane).
+///
+/// After an error [`Error::retry`] says whether the session can still be used. Dropping the last client
+/// of a session without [`goodbye`](Self::goodbye) is safe on both sides: the mediator frees what
+/// belonged to the session, and nothing is left in xenstore.
+#[derive(Debug)]
+pub struct Client {
+    lane: Lane,
+    /// The lane in headers; another one only where a test wants to be refused.
+    header_lane: u16,
+    session: Arc<Session>,
+    quiet_failed: bool,
+}
+
+/// What all lanes of a session know of it.
+#[derive(Debug)]
+struct Session {
+    endpoint: Option<Endpoint>,
+    skipped: Vec<Skipped>,
+    agreed: HelloReply,
+}
+
+impl Client {
+    /// Runs a request that has no data, `doing` what its errors say.
+    fn request<O>(&mut self, doing: &'static str, request: O) -> Result<O::Reply>
+    where
+        O: Operation + Into<Request>,
+    {
+        self.request_with(doing, request, &mut Data::none())
+    }
+
+    /// Runs a request whose data is `data`.
+    fn request_with<O>(
+        &mut self,
+        doing: &'static str,
+        request: O,
+        data: &mut Data<'_>,
+    ) -> Result<O::Reply>
+    where
+        O: Operation + Into<Request>,
+    {
+        let done = self.run(doing, request.into(), false, data)?;
+        self.quiet_failed = done.failures;
+        Body::decode(&done.body)
+            .map_err(|error| self.broken(doing, error.into()))
+    }
+
+    /// Sends a quiet request; returns its id.
+    fn send_quiet<O>(&mut self, doing: &'static str, request: O) -> Result<u32>
+    where
+        O: Operation + Into<Request>,
+    {
+        let done = self.run(doing, request.into(), true, &mut Data::none())?;
+        Ok(done.id)
+    }
+
+    fn run(
+        &mut self,
+        doing: &'static str,
+        request: Request,
+        quiet: bool,
+        data: &mut Data<'_>,
+    ) -> Result<Done> {
+        let asked = Asked {
+            lane: self.lane.number(),
+            header_lane: self.header_lane,
+            quiet,
+            request,
+            moved: Instant::now(),
+        };
+        self.lane
+            .run(doing, asked, data)
+            .map_err(|cause| self.error(doing, cause))
+    }
+
+    /// The answer to a request makes no sense: the session is over.
+    fn broken(&mut self, doing: &'static str, violation: Violation) -> Error {
+        let cause = Cause::Protocol(violation);
+        self.lane.end(doing, &cause);
+        self.error(doing, cause)
+    }
+
+    fn error(&self, doing: &'static str, cause: Cause) -> Error {
+        Error::new(doing, Some(self.session.agreed.epoch), cause)
+    }
+
+    /// Sends what follows on a lane that the mediator may not have offered.
+    pub(crate) fn use_header_lane(&mut self, header_lane: u16) {
+        self.header_lane = header_lane;
+    }
+}

@@ -1,0 +1,226 @@
+//! The session itself: how it is opened, what the mediator is, pings, fences, its end.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use vgpu_protocol::endpoint::{self, Endpoint};
+use vgpu_protocol::op::field::Bytes;
+use vgpu_protocol::op::{
+    Fence, FenceReply, Goodbye, HelloReply, Info, InfoReply, MAX_PING, Ping,
+};
+use vgpu_protocol::session::client::Violation;
+use vgpu_protocol::transport::{Transport, TransportError};
+
+use super::{Client, Session};
+use crate::connect::open_transport;
+use crate::error::{Cause, Error, Result, Skipped};
+use crate::options::{Options, after};
+use crate::pump::Lane;
+
+impl Client {
+    /// Opens a session with the first mediator that answers, trying `endpoints` in order.
+    ///
+    /// Each endpoint has [`Options::connect_timeout`] until its session is open. What was taken is
+    /// logged, and said by [`endpoint`](Self::endpoint); what was tried before it, and why it was not
+    /// used, by [`skipped`](Self::skipped).
+    ///
+    /// # Errors
+    /// [`Cause::NoEndpoint`] with one reason for each endpoint; [`Cause::Interrupted`].
+    pub fn connect(endpoints: &[Endpoint], options: &Options) -> Result<Self> {
+        if endpoints.is_empty() {
+            let cause = Cause::Input("no endpoint given; write xen: or local:PATH".into());
+            return Err(Error::new("connect", None, cause));
+        }
+        let mut skipped = Vec::new();
+        for endpoint in endpoints {
+            match Self::connect_one(endpoint, options) {
+                Ok((lane, agreed)) => {
+                    for skipped in &skipped {
+                        log::info!("skipped {skipped}");
+                    }
+                    log::info!("using {endpoint} (session {:#018x})", agreed.epoch);
+                    return Ok(Self::first(lane, agreed, Some(endpoint.clone()), skipped));
+                }
+                Err(Cause::Interrupted) => {
+                    return Err(Error::new("connect", None, Cause::Interrupted));
+                }
+                Err(cause) => skipped.push(Skipped {
+                    endpoint: endpoint.clone(),
+                    error: Error::new("connect", None, cause),
+                }),
+            }
+        }
+        Err(Error::new("connect", None, Cause::NoEndpoint(skipped)))
+    }
+
+    /// Like [`connect`](Self::connect), with the endpoints in the environment variable
+    /// `VGPU_ENDPOINT`, or `xen:` if it is not set.
+    ///
+    /// # Errors
+    /// Those of [`connect`](Self::connect); [`Cause::Input`] when the variable is not a list of
+    /// endpoints.
+    pub fn from_env(options: &Options) -> Result<Self> {
+        let text = match std::env::var("VGPU_ENDPOINT") {
+            Ok(text) => text,
+            Err(std::env::VarError::NotPresent) => Endpoint::Xen.to_string(),
+            Err(std::env::VarError::NotUnicode(_)) => String::from("\u{fffd}"),
+        };
+        let endpoints = endpoint::parse_list(&text).map_err(|error| {
+            Error::new(
+                "connect",
+                None,
+                Cause::Input(format!("VGPU_ENDPOINT: {error}")),
+            )
+        })?;
+        Self::connect(&endpoints, options)
+    }
+
+    fn connect_one(
+        endpoint: &Endpoint,
+        options: &Options,
+    ) -> std::result::Result<(Lane, HelloReply), Cause> {
+        let deadline = after(Instant::now(), options.connect_timeout);
+        let transport = open_transport(endpoint, options, deadline)?;
+        Lane::open(transport, options, deadline)
+    }
+
+    /// Opens a session on a transport that is connected to a mediator already.
+    ///
+    /// # Errors
+    /// The mediator refuses, does not answer in [`Options::connect_timeout`], or is not a mediator.
+    pub fn over(transport: Box<dyn Transport>, options: &Options) -> Result<Self> {
+        let deadline = after(Instant::now(), options.connect_timeout);
+        let (lane, agreed) = Lane::open(transport, options, deadline)
+            .map_err(|cause| Error::new("connect", None, cause))?;
+        Ok(Self::first(lane, agreed, None, Vec::new()))
+    }
+
+    fn first(
+        lane: Lane,
+        agreed: HelloReply,
+        endpoint: Option<Endpoint>,
+        skipped: Vec<Skipped>,
+    ) -> Self {
+        Self {
+            header_lane: lane.number(),
+            lane,
+            session: Arc::new(Session {
+                endpoint,
+                skipped,
+                agreed,
+            }),
+            quiet_failed: false,
+        }
+    }
+
+    /// Another client of the same session, with a lane of its own: its requests and those of this client
+    /// run side by side, each from its own thread.
+    ///
+    /// # Errors
+    /// As many clients as the mediator offers lanes ([`HelloReply::max_lanes`]) are there.
+    pub fn lane(&self) -> Result<Self> {
+        let most = self.session.agreed.max_lanes.get();
+        let lane = self
+            .lane
+            .another(most)
+            .map_err(|cause| self.error("another lane", cause))?;
+        Ok(Self {
+            header_lane: lane.number(),
+            lane,
+            session: Arc::clone(&self.session),
+            quiet_failed: false,
+        })
+    }
+
+    /// The endpoint in use; `None` for a client made by [`over`](Self::over).
+    pub fn endpoint(&self) -> Option<&Endpoint> {
+        self.session.endpoint.as_ref()
+    }
+
+    /// The endpoints before it in the list, and why they were not used.
+    pub fn skipped(&self) -> &[Skipped] {
+        &self.session.skipped
+    }
+
+    /// The session's number, different for every session a mediator ever opens.
+    pub fn epoch(&self) -> u64 {
+        self.session.agreed.epoch
+    }
+
+    /// What the session may ask for.
+    pub fn limits(&self) -> &HelloReply {
+        &self.session.agreed
+    }
+
+    /// Whether quiet requests had failed when the last request of this client was answered; the next
+    /// [`fence`](Self::fence) of any client of the session says which.
+    pub fn quiet_requests_failed(&self) -> bool {
+        self.quiet_failed
+    }
+
+    /// What executes the work, and why that.
+    ///
+    /// # Errors
+    /// The session failed.
+    pub fn info(&mut self) -> Result<InfoReply> {
+        self.request("info", Info {})
+    }
+
+    /// Sends `payload` (at most 4096 bytes) there and back; returns how long that took.
+    ///
+    /// # Errors
+    /// The session failed, or other bytes came back.
+    pub fn ping(&mut self, payload: &[u8]) -> Result<Duration> {
+        let ping = self.make_ping("ping", payload)?;
+        let start = Instant::now();
+        let reply = self.request("ping", ping)?;
+        let elapsed = start.elapsed();
+        if reply.payload.as_slice() != payload {
+            let violation = Violation("answered a ping with other bytes".to_owned());
+            return Err(self.broken("ping", violation));
+        }
+        Ok(elapsed)
+    }
+
+    /// Sends `payload` without waiting for an answer; if it fails, the next
+    /// [`fence`](Self::fence) says so. It leaves with the next request at the latest. Returns the
+    /// request id by which the fence would name it.
+    ///
+    /// # Errors
+    /// The session failed, or the mediator does not offer quiet requests.
+    pub fn ping_quiet(&mut self, payload: &[u8]) -> Result<u32> {
+        let ping = self.make_ping("quiet ping", payload)?;
+        self.send_quiet("quiet ping", ping)
+    }
+
+    fn make_ping(&self, doing: &'static str, payload: &[u8]) -> Result<Ping> {
+        let bytes = Bytes::new(payload).ok_or_else(|| {
+            let len = payload.len();
+            let what = format!("a ping of {len} bytes; it may have at most {MAX_PING}");
+            self.error(doing, Cause::Input(what))
+        })?;
+        Ok(Ping { payload: bytes })
+    }
+
+    /// Waits for everything that this client has sent before; returns the quiet requests of all clients
+    /// of the session that failed since the fence before.
+    ///
+    /// # Errors
+    /// The session failed, or the mediator does not offer fences.
+    pub fn fence(&mut self) -> Result<FenceReply> {
+        self.request("fence", Fence {})
+    }
+
+    /// Ends the session in good order, for all its clients.
+    ///
+    /// # Errors
+    /// The session had failed before, or fails now. It is over in any case.
+    pub fn goodbye(mut self) -> Result<()> {
+        self.request("goodbye", Goodbye {})?;
+        match self.lane.close() {
+            // Having answered, the mediator may close first.
+            Ok(()) | Err(TransportError::Closed) => Ok(()),
+            Err(error) => Err(self.error("goodbye", error.into())),
+        }
+    }
+}
