@@ -137,15 +137,7 @@ mod tests {
     #[test]
     fn chunks_of_all_vectors_take_turns_however_many_bytes_are_taken() {
         let (a, b): (Vec<u8>, Vec<u8>) = ((0..10).collect(), (100..110).collect());
-        let wanted = [
-            &a[0..4],
-            &b[0..4],
-            &a[4..8],
-            &b[4..8],
-            &a[8..10],
-            &b[8..10],
-        ]
-        .concat();
+        let wanted = [&a[0..4], &b[0..4], &a[4..8], &b[4..8], &a[8..10], &b[8..10]].concat();
         for most in [1, 2, 3, 5, 7, 100] {
             let vectors = [&a[..], &b[..]];
             assert_eq!(all(Outgoing::interleaved(&vectors, 4), most), wanted);

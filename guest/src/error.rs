@@ -3,11 +3,11 @@
 use std::fmt;
 use std::time::Duration;
 
-use vgpu_protocol::endpoint::Endpoint;
 use vgpu_protocol::op::Op;
 use vgpu_protocol::session::client::{NotSent, Violation};
 use vgpu_protocol::status::{ErrorCode, Status};
-use vgpu_protocol::transport::TransportError;
+use vgpu_transport::Endpoint;
+use vgpu_transport::TransportError;
 
 /// Shorthand for results of this crate.
 pub type Result<T> = std::result::Result<T, Error>;

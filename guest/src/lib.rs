@@ -58,6 +58,6 @@ pub use connect::{MEDIATOR_HINT, MediatorHint, SECRET_FILE};
 pub use error::{Cause, Error, Result, Retry, Side, Skipped};
 pub use options::Options;
 pub use vgpu_protocol as protocol;
-pub use vgpu_protocol::endpoint::{Endpoint, EndpointError, parse_list};
 pub use vgpu_protocol::op::{FenceReply, HelloReply, InfoReply, QuietFailure};
 pub use vgpu_protocol::session::client::{NotSent, Violation};
+pub use vgpu_transport::endpoint::{Endpoint, EndpointError, parse_list};

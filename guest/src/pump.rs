@@ -13,9 +13,9 @@
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Instant;
 
-use vgpu_protocol::clock;
 use vgpu_protocol::op::HelloReply;
-use vgpu_protocol::transport::{Transport, TransportError, Waker};
+use vgpu_transport::clock;
+use vgpu_transport::{Transport, TransportError, Waker};
 
 use crate::data::Data;
 use crate::error::Cause;

@@ -6,12 +6,12 @@
 use std::collections::VecDeque;
 use std::time::{Duration, Instant};
 
-use vgpu_protocol::clock;
 use vgpu_protocol::frame::Flags;
 use vgpu_protocol::op::{Op, Request};
 use vgpu_protocol::session::{self, client::Event, client::NotSent};
 use vgpu_protocol::status::{Status, decode_error_text};
-use vgpu_protocol::transport::{Interest, Transport, TransportError, Waker};
+use vgpu_transport::clock;
+use vgpu_transport::{Interest, Transport, TransportError, Waker};
 
 use crate::data::Data;
 use crate::error::Cause;

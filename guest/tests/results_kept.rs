@@ -16,8 +16,8 @@ use script::{LIMITS, Script, WATCHDOG};
 use vgpu_protocol::frame::FrameHeader;
 use vgpu_protocol::message::{InfoReply, Op};
 use vgpu_protocol::status::{ErrorCode, Status, encode_error_text};
-use vgpu_protocol::transport::{Transport, TransportError};
 use vgpu_socket_transport::{Secrets, SocketTransport, accept_tcp};
+use vgpu_transport::{Transport, TransportError};
 
 /// How a mediator behaves when it shall answer Goodbye.
 #[derive(Debug, Clone, Copy)]

@@ -6,15 +6,14 @@ mod vector_add;
 use std::sync::Arc;
 use std::time::Instant;
 
-use vgpu_protocol::endpoint::Endpoint;
 use vgpu_protocol::op::{Body, HelloReply, Operation, Request};
 use vgpu_protocol::session::client::Violation;
+use vgpu_transport::Endpoint;
 
 use crate::data::Data;
 use crate::error::{Cause, Error, Result, Skipped};
 use crate::pump::Lane;
 use crate::wire::{Asked, Done};
-
 
 pub use vector_add::VectorAddReport;
 
@@ -64,8 +63,7 @@ impl Client {
     {
         let done = self.run(doing, request.into(), false, data)?;
         self.quiet_failed = done.failures;
-        Body::decode(&done.body)
-            .map_err(|error| self.broken(doing, error.into()))
+        Body::decode(&done.body).map_err(|error| self.broken(doing, error.into()))
     }
 
     /// Sends a quiet request; returns its id.

@@ -3,13 +3,11 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use vgpu_protocol::endpoint::{self, Endpoint};
 use vgpu_protocol::op::field::Bytes;
-use vgpu_protocol::op::{
-    Fence, FenceReply, Goodbye, HelloReply, Info, InfoReply, MAX_PING, Ping,
-};
+use vgpu_protocol::op::{Fence, FenceReply, Goodbye, HelloReply, Info, InfoReply, MAX_PING, Ping};
 use vgpu_protocol::session::client::Violation;
-use vgpu_protocol::transport::{Transport, TransportError};
+use vgpu_transport::endpoint::{self, Endpoint};
+use vgpu_transport::{Transport, TransportError};
 
 use super::{Client, Session};
 use crate::connect::open_transport;

@@ -13,7 +13,7 @@ mod vectors;
 
 use std::time::{Duration, Instant};
 
-use vgpu_protocol::endpoint::Endpoint;
+use vgpu_transport::Endpoint;
 
 use crate::client::Client;
 use crate::options::Options;

@@ -4,7 +4,7 @@ use std::path::Path;
 use std::time::Instant;
 
 use vgpu_file_transport::session::{Settings, connect};
-use vgpu_protocol::transport::Transport;
+use vgpu_transport::Transport;
 
 use super::unreachable;
 use crate::error::Cause;

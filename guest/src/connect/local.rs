@@ -11,8 +11,8 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use vchan::{Channel, RingSizes};
-use vgpu_protocol::transport::Transport;
 use vgpu_socket_transport::connect_unix_stream;
+use vgpu_transport::Transport;
 
 use super::tcp::failed;
 use super::unreachable;

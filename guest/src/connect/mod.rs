@@ -8,8 +8,8 @@ mod xen;
 
 use std::time::Instant;
 
-use vgpu_protocol::endpoint::Endpoint;
-use vgpu_protocol::transport::Transport;
+use vgpu_transport::Endpoint;
+use vgpu_transport::Transport;
 
 pub use tcp::SECRET_FILE;
 pub use xen::{MEDIATOR_HINT, MediatorHint};

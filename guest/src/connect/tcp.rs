@@ -3,8 +3,8 @@
 use std::path::PathBuf;
 use std::time::Instant;
 
-use vgpu_protocol::transport::Transport;
 use vgpu_socket_transport::{ConnectError, Secret, connect_tcp};
+use vgpu_transport::Transport;
 
 use super::unreachable;
 use crate::error::Cause;

@@ -3,7 +3,7 @@
 use std::path::Path;
 use std::time::Instant;
 
-use vgpu_protocol::transport::Transport;
+use vgpu_transport::Transport;
 
 use super::tcp::failed;
 use crate::error::Cause;

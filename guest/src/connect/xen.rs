@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use vchan::xen::Server;
 use vchan::xen::store::{Store, StoreError};
 use vchan::{DomId, RingSizes, Setup};
-use vgpu_protocol::transport::Transport;
+use vgpu_transport::Transport;
 
 use super::unreachable;
 use crate::error::Cause;

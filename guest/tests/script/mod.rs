@@ -14,7 +14,7 @@ use vgpu_guest::{Client, Options, Result};
 use vgpu_protocol::frame::{FrameHeader, HEADER_LEN};
 use vgpu_protocol::message::{Features, Hello, HelloReply, Limits, Op, VectorAdd, VectorAddReply};
 use vgpu_protocol::status::{ErrorCode, Status, encode_error_text};
-use vgpu_protocol::transport::{Transport, TransportError};
+use vgpu_transport::{Transport, TransportError};
 
 /// Longer than any wait that is expected to succeed.
 pub(crate) const WATCHDOG: Duration = Duration::from_secs(20);

@@ -4,7 +4,7 @@ use std::collections::VecDeque;
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::time::Instant;
 
-use vgpu_protocol::transport::{Interest, Transport, TransportError};
+use vgpu_transport::{Interest, Transport, TransportError};
 
 #[derive(Default)]
 struct State {

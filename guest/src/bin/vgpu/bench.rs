@@ -53,8 +53,8 @@ pub(crate) fn run(cli: &Cli, arguments: &BenchArguments) -> Result<(), Failure> 
                 "best_seconds": best.as_secs_f64(),
                 "device_seconds": runs.device.as_secs_f64(),
                 "gb_per_s": gb_per_s,
-                "executor": info.executor,
-                "device": info.device,
+                "executor": info.executor.as_str(),
+                "device": info.device.as_str(),
                 "endpoint": endpoint,
             }))?;
         } else {

@@ -19,33 +19,30 @@ pub(crate) fn run(cli: &Cli) -> Result<(), Failure> {
 
 fn print(cli: &Cli, client: &Client, info: &InfoReply) -> io::Result<()> {
     let endpoint = session::endpoint_name(client);
-    let limits = *client.limits();
+    let limits = client.limits();
     let session = format!("{:#018x}", client.epoch());
-    let left = session::left(client);
     if cli.json {
         return output::json(&json!({
-            "executor": info.executor,
-            "device": info.device,
+            "executor": info.executor.as_str(),
+            "device": info.device.as_str(),
             "total_memory": info.total_memory,
-            "driver": info.driver,
-            "reason": info.reason,
-            "mediator": info.mediator,
+            "driver": info.driver.as_str(),
+            "reason": info.reason.as_str(),
+            "mediator": info.mediator.as_str(),
             "endpoint": endpoint,
             "session": session,
             "limits": {
-                "max_elements": limits.max_elements,
-                "max_chunk_elements": limits.max_chunk_elements,
-                "max_body": limits.max_body,
                 "max_lanes": limits.max_lanes,
                 "max_requests": limits.max_requests,
+                "max_handles": limits.max_handles,
+                "initial_credit": limits.initial_credit,
             },
-            "left": left,
+            "left": session::skipped(client),
         }));
     }
-    let driver = if info.driver.is_empty() {
-        "none"
-    } else {
-        &info.driver
+    let driver = match info.driver.as_str() {
+        "" => "none",
+        driver => driver,
     };
     output::line(&format!(
         "executor  {} ({})\n\
@@ -55,13 +52,14 @@ fn print(cli: &Cli, client: &Client, info: &InfoReply) -> io::Result<()> {
          mediator  {}\n\
          endpoint  {endpoint}\n\
          session   {session}\n\
-         limits    {} elements a vector, {} a chunk",
+         limits    {} lanes, {} requests at once, {} objects of each kind",
         info.executor,
         info.reason,
         info.device,
         output::bytes(info.total_memory),
         info.mediator,
-        limits.max_elements,
-        limits.max_chunk_elements,
+        limits.max_lanes,
+        limits.max_requests,
+        limits.max_handles,
     ))
 }

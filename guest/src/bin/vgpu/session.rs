@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use serde_json::{Value, json};
 use signal_hook::consts::{SIGINT, SIGTERM};
-use vgpu_guest::{Client, Endpoint, Left, Options, parse_list};
+use vgpu_guest::{Client, Endpoint, Options, Skipped, parse_list};
 
 use crate::cli::Cli;
 use crate::failure::Failure;
@@ -81,24 +81,24 @@ pub(crate) fn options(cli: &Cli) -> Result<Options, Failure> {
     Ok(options)
 }
 
-/// Opens a session, and tells on stderr which endpoints were left for it.
+/// Opens a session, and tells on stderr which endpoints were skipped for it.
 pub(crate) fn open(cli: &Cli) -> Result<Client, Failure> {
     let client = Client::connect(&endpoints(cli)?, &options(cli)?)?;
-    for left in client.left() {
-        output::error(&format!("left {left}"));
+    for skipped in client.skipped() {
+        output::error(&format!("skipped {skipped}"));
     }
     Ok(client)
 }
 
-/// The endpoints before the one in use, and why they were left.
-pub(crate) fn left(client: &Client) -> Vec<Value> {
-    let entry = |left: &Left| {
+/// The endpoints before the one in use, and why they were skipped: what `left` says in JSON.
+pub(crate) fn skipped(client: &Client) -> Vec<Value> {
+    let entry = |skipped: &Skipped| {
         json!({
-            "endpoint": left.endpoint.to_string(),
-            "reason": left.error.to_string(),
+            "endpoint": skipped.endpoint.to_string(),
+            "reason": skipped.error.to_string(),
         })
     };
-    client.left().iter().map(entry).collect()
+    client.skipped().iter().map(entry).collect()
 }
 
 /// The endpoint in use, as people wrote it.

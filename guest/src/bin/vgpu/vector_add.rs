@@ -36,7 +36,7 @@ pub(crate) fn run(cli: &Cli, arguments: &VectorAddArguments) -> Result<(), Failu
     bar.finish_and_clear();
     let report = report?;
     let endpoint = session::endpoint_name(&client);
-    let left = session::left(&client);
+    let left = session::skipped(&client);
     let verdict = floats::verify(&a, &b, &out);
     // Verify, write, print: whatever fails later takes nothing back that was done before.
     if let (0, Some(file)) = (verdict.errors, output_file) {
@@ -49,15 +49,14 @@ pub(crate) fn run(cli: &Cli, arguments: &VectorAddArguments) -> Result<(), Failu
         output::json(&json!({
             "elements": elements,
             "errors": verdict.errors,
-            "executor": info.executor,
-            "device": info.device,
+            "executor": info.executor.as_str(),
+            "device": info.device.as_str(),
             "endpoint": endpoint,
             "left": left,
             "seconds": seconds,
             "device_seconds": report.device_time.as_secs_f64(),
             "bytes": bytes,
             "gb_per_s": gb_per_s,
-            "chunk_elements": report.chunk_elements,
         }))
     } else {
         let passed = if verdict.errors == 0 {

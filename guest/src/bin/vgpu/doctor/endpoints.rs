@@ -49,7 +49,7 @@ pub(super) fn try_session(endpoint: &Endpoint, options: &Options) -> (Check, Opt
 /// The reason alone, where the endpoint is named already.
 fn reason(error: &Error) -> String {
     match error.cause() {
-        Cause::NoEndpoint(left) if left.len() == 1 => left[0].error.cause().to_string(),
+        Cause::NoEndpoint(skipped) if skipped.len() == 1 => skipped[0].error.cause().to_string(),
         cause => cause.to_string(),
     }
 }
@@ -60,7 +60,7 @@ impl Session {
         let executor = format!("{} on {} ({})", info.executor, info.device, info.reason);
         let memory = format!("{} on the device", output::bytes(info.total_memory));
         let mut checks = vec![
-            Check::good("mediator", info.mediator.clone()),
+            Check::good("mediator", info.mediator.as_str()),
             Check::good("executor", executor),
             Check::good("memory", memory),
             Check::good("round trip", format!("{:.1} µs", self.round_trip_us)),

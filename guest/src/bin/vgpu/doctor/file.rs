@@ -14,7 +14,7 @@ use vgpu_file_transport::session::mount::{Mount, Remark};
 use vgpu_file_transport::session::{Settings, connect};
 use vgpu_file_transport::two_file_grammar::{COMMAND_FILE, RESPONSE_FILE};
 use vgpu_guest::Options;
-use vgpu_protocol::transport::Transport;
+use vgpu_transport::Transport;
 
 use super::Check;
 
