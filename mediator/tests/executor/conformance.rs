@@ -112,7 +112,7 @@ pub(crate) fn run_adds(
                         });
                     }
                 }
-                Event::Room(..) | Event::Moved(_) | Event::Worked(_) => {}
+                Event::Room(..) | Event::Moved(_) | Event::Worked(_) | Event::Failures(_) => {}
             }
         }
         for (at, id) in ids

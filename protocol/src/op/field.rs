@@ -1,6 +1,7 @@
 //! How the fields of a body lie on the wire: little-endian, one after the other, without padding.
 
 use std::num::{NonZeroU16, NonZeroU32, NonZeroU64};
+use std::ops::Deref;
 
 use crate::handle::Handle;
 use crate::status::{Status, printable};
@@ -187,6 +188,20 @@ impl<const MAX: usize> Text<MAX> {
 impl<const MAX: usize> From<&str> for Text<MAX> {
     fn from(text: &str) -> Self {
         Self::new(text)
+    }
+}
+
+impl<const MAX: usize> Deref for Text<MAX> {
+    type Target = str;
+
+    fn deref(&self) -> &str {
+        &self.0
+    }
+}
+
+impl<const MAX: usize> PartialEq<&str> for Text<MAX> {
+    fn eq(&self, other: &&str) -> bool {
+        self.0 == *other
     }
 }
 
