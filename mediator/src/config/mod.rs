@@ -322,9 +322,9 @@ mod tests {
                 "max_sessions is 0",
             ),
             (
-                "[limits]\nmax_chunk_elements = 99999999\n",
+                "[limits]\nmax_sessions = 99999999\n",
                 "m.toml",
-                "2097152",
+                "at most 512",
             ),
             ("[guests]\n40000 = true\n", "m.toml, line 2", "40000"),
             ("[guests]\nweb = 'maybe'\n", "m.toml, line 2", "maybe"),
