@@ -50,7 +50,9 @@ pub(super) struct Relay<'a> {
     last_up: u32,
     /// What it last said of failures of quiet requests.
     failures: bool,
-    is_lost: bool,
+    /// The other mediator is of no use any more. Told when the guest has what was answered before.
+    lost: Option<Lost>,
+    told: bool,
 }
 
 /// A request that was passed on and is not over, on either side.
@@ -131,7 +133,8 @@ impl<'a> Relay<'a> {
             no_room: false,
             last_up: 0,
             failures: false,
-            is_lost: false,
+            lost: None,
+            told: false,
         }
     }
 
@@ -299,15 +302,11 @@ impl<'a> Relay<'a> {
 
     fn take_event(&mut self, event: client::Event, now: Instant) -> Result<(), Lost> {
         match event {
-            client::Event::Data(id) => self.receiving = Some(id),
-            client::Event::Credit(id, bytes) => {
-                if let Some(passing) = self.wanted(id).filter(|_| bytes > 0) {
-                    let room = u64::from(bytes).min(passing.up_left - passing.granted);
-                    passing.granted += room;
-                    passing.moved = now;
-                    self.events.push_back(Event::Room(id, room));
-                }
+            client::Event::Data(id) => {
+                self.receiving = Some(id);
+                self.pass_credit(id, now);
             }
+            client::Event::Credit(id, _) => self.pass_credit(id, now),
             client::Event::Closing(status, text) => {
                 let far = self.far();
                 far.cut();
@@ -326,6 +325,30 @@ impl<'a> Relay<'a> {
             }
         }
         Ok(())
+    }
+
+    /// Grants to the guest what the other mediator has granted here: what comes can then go on.
+    fn pass_credit(&mut self, id: u32, now: Instant) {
+        let Some(far) = &self.far else {
+            return;
+        };
+        let credit = far.credit(id);
+        // Bytes of a frame that has begun are not in the credit any more.
+        let begun = match far.sending() {
+            Some((sending, left)) if sending == id => left,
+            _ => 0,
+        };
+        let Some(passing) = self.wanted(id) else {
+            return;
+        };
+        let waiting = (passing.up.bytes().len() - begun) as u64;
+        let granted = credit.saturating_sub(waiting).min(passing.up_left);
+        if granted > passing.granted {
+            let room = granted - passing.granted;
+            passing.granted = granted;
+            passing.moved = now;
+            self.events.push_back(Event::Room(id, room));
+        }
     }
 
     fn take_reply(&mut self, id: u32, status: Status, now: Instant) -> Result<(), Lost> {
@@ -525,25 +548,31 @@ impl Backend for Relay<'_> {
     }
 
     fn may_start(&self) -> bool {
-        self.far.as_ref().is_none_or(FarSession::has_room)
+        self.lost.is_none() && self.far.as_ref().is_none_or(FarSession::has_room)
     }
 
     fn next_event(&mut self) -> Option<Event> {
-        if self.events.is_empty() && !self.looked && self.far.is_some() && !self.is_lost {
+        if self.events.is_empty() && !self.looked && self.far.is_some() && self.lost.is_none() {
             self.looked = true;
-            if let Err(lost) = self.look() {
-                self.is_lost = true;
-                self.events.push_back(Event::Lost(lost.into()));
-            }
+            self.lost = self.look().err();
         }
-        let event = self.events.pop_front();
+        let event = self.events.pop_front().or_else(|| {
+            let answering =
+                |passing: &Passing| passing.stage == Stage::Answered && !passing.down.is_empty();
+            if self.passing.iter().any(answering) {
+                return None;
+            }
+            let lost = self.lost.clone().filter(|_| !self.told)?;
+            self.told = true;
+            Some(Event::Lost(lost.into()))
+        });
         self.looked &= event.is_some();
         event
     }
 
     fn also(&mut self) -> Also<'_> {
         let reading = !self.no_room;
-        match &mut self.far {
+        match self.far.as_mut().filter(|_| self.lost.is_none()) {
             Some(far) => {
                 let (stream, interest) = far.wants(reading);
                 Also::Stream(stream, interest)

@@ -140,6 +140,11 @@ impl FarSession {
         self.client.may_send(id)
     }
 
+    /// How many it has granted.
+    pub(super) fn credit(&self, id: u32) -> u64 {
+        self.client.credit(id)
+    }
+
     /// Begins a frame of `len` bytes of a request's data, which are at hand.
     pub(super) fn begin_up(&mut self, id: u32, len: usize) {
         self.client.begin_up(id, len);

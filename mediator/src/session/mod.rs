@@ -19,7 +19,7 @@ mod run;
 pub mod stream;
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 
 use std::sync::atomic::{AtomicU8, Ordering};
 

@@ -28,9 +28,9 @@ use crate::executor::cpu::CpuExecutor;
 use crate::usage::Usage;
 
 /// No wait of a test is longer.
-const WATCHDOG: Duration = Duration::from_secs(60);
+pub(crate) const WATCHDOG: Duration = Duration::from_secs(60);
 
-fn settings() -> Settings {
+pub(crate) fn settings() -> Settings {
     let long = Duration::from_secs(60);
     Settings {
         terms: Terms {
@@ -52,19 +52,19 @@ fn settings() -> Settings {
 }
 
 /// A guest's end of the stream.
-struct Guest {
-    stream: UnixStream,
+pub(crate) struct Guest {
+    pub(crate) stream: UnixStream,
 }
 
 impl Guest {
-    fn send(&mut self, header: FrameHeader, body: &[u8]) {
+    pub(crate) fn send(&mut self, header: FrameHeader, body: &[u8]) {
         let header = header.with_body_len(u32::try_from(body.len()).unwrap());
         self.stream
             .write_all(&[&header.encode()[..], body].concat())
             .unwrap();
     }
 
-    fn ask(&mut self, id: u32, lane: u16, request: impl Into<Request>) {
+    pub(crate) fn ask(&mut self, id: u32, lane: u16, request: impl Into<Request>) {
         let request = request.into();
         let mut body = Vec::new();
         request.encode_to(&mut body);
@@ -74,7 +74,7 @@ impl Guest {
         );
     }
 
-    fn hello(&mut self) -> (Status, Vec<u8>) {
+    pub(crate) fn hello(&mut self) -> (Status, Vec<u8>) {
         self.ask(
             1,
             0,
@@ -91,11 +91,11 @@ impl Guest {
     }
 
     /// The next frame; panics at the end of the stream.
-    fn next(&mut self) -> (FrameHeader, Vec<u8>) {
+    pub(crate) fn next(&mut self) -> (FrameHeader, Vec<u8>) {
         self.try_next().expect("a frame and not the end")
     }
 
-    fn try_next(&mut self) -> Option<(FrameHeader, Vec<u8>)> {
+    pub(crate) fn try_next(&mut self) -> Option<(FrameHeader, Vec<u8>)> {
         let mut header = [0; HEADER_LEN];
         match self.stream.read(&mut header[..1]).expect("in time") {
             0 => return None,
@@ -111,7 +111,7 @@ impl Guest {
     }
 
     /// The next frame that is no data, and the data before it by request.
-    fn reply(&mut self) -> (FrameHeader, Vec<u8>, HashMap<u32, Vec<u8>>) {
+    pub(crate) fn reply(&mut self) -> (FrameHeader, Vec<u8>, HashMap<u32, Vec<u8>>) {
         let mut data: HashMap<u32, Vec<u8>> = HashMap::new();
         loop {
             let (header, body) = self.next();
@@ -123,14 +123,14 @@ impl Guest {
     }
 
     /// The reply to request `id`, which is to be the next, and its status.
-    fn status_of(&mut self, id: u32) -> Status {
+    pub(crate) fn status_of(&mut self, id: u32) -> Status {
         let (header, _, _) = self.reply();
         assert_eq!(header.request_id, id, "{header:?}");
         header.status
     }
 
     /// What the mediator says before it closes.
-    fn last_words(&mut self) -> (Status, String) {
+    pub(crate) fn last_words(&mut self) -> (Status, String) {
         let (header, body, _) = self.reply();
         assert_eq!(header.op, Op::Closing, "{header:?}");
         assert!(self.try_next().is_none());
@@ -139,7 +139,7 @@ impl Guest {
 }
 
 /// Runs a session with `guest` at the other end.
-fn session<T>(
+pub(crate) fn session<T>(
     serve: impl FnOnce(&mut Stream, &Observed) -> SessionEnd + Send,
     guest: impl FnOnce(Guest) -> T,
 ) -> (T, SessionEnd, Usage) {
@@ -158,7 +158,10 @@ fn session<T>(
     })
 }
 
-fn on_cpu<T>(settings: &Settings, guest: impl FnOnce(Guest) -> T) -> (T, SessionEnd, Usage) {
+pub(crate) fn on_cpu<T>(
+    settings: &Settings,
+    guest: impl FnOnce(Guest) -> T,
+) -> (T, SessionEnd, Usage) {
     let serve = |stream: &mut Stream, observed: &Observed| {
         let mut open = || Ok(Box::new(CpuExecutor::new("its own reason")) as _);
         serve(stream, &mut open, settings, observed, &StopFlag::default())
@@ -168,7 +171,7 @@ fn on_cpu<T>(settings: &Settings, guest: impl FnOnce(Guest) -> T) -> (T, Session
 
 /// A device that does what the test says, when it says so.
 #[derive(Clone)]
-struct Held(Arc<HeldState>);
+pub(crate) struct Held(Arc<HeldState>);
 
 struct HeldState {
     waker: Waker,
@@ -176,17 +179,17 @@ struct HeldState {
 }
 
 #[derive(Default)]
-struct HeldInner {
-    started: Vec<Request>,
-    cancelled: Vec<u32>,
-    events: VecDeque<Event>,
+pub(crate) struct HeldInner {
+    pub(crate) started: Vec<Request>,
+    pub(crate) cancelled: Vec<u32>,
+    pub(crate) events: VecDeque<Event>,
     /// Room for the data of every request.
-    room: Vec<u8>,
-    output: HashMap<u32, Vec<u8>>,
+    pub(crate) room: Vec<u8>,
+    pub(crate) output: HashMap<u32, Vec<u8>>,
 }
 
 impl Held {
-    fn new() -> Self {
+    pub(crate) fn new() -> Self {
         Self(Arc::new(HeldState {
             waker: Waker::new().unwrap(),
             inner: Mutex::default(),
@@ -194,17 +197,17 @@ impl Held {
     }
 
     /// Has the device do something, from another thread than the session's.
-    fn now<T>(&self, act: impl FnOnce(&mut HeldInner) -> T) -> T {
+    pub(crate) fn now<T>(&self, act: impl FnOnce(&mut HeldInner) -> T) -> T {
         let done = act(&mut self.0.inner.lock().unwrap());
         self.0.waker.raise();
         done
     }
 
-    fn done(&self, id: u32, body: Vec<u8>) {
+    pub(crate) fn done(&self, id: u32, body: Vec<u8>) {
         self.now(|inner| inner.events.push_back(Event::Done(id, Ok(body))));
     }
 
-    fn wait_for(&self, what: impl Fn(&HeldInner) -> bool) {
+    pub(crate) fn wait_for(&self, what: impl Fn(&HeldInner) -> bool) {
         let deadline = Instant::now() + WATCHDOG;
         while !what(&self.0.inner.lock().unwrap()) {
             assert!(Instant::now() < deadline);
@@ -214,14 +217,14 @@ impl Held {
 }
 
 /// What the session sees of it.
-struct HeldBackend {
+pub(crate) struct HeldBackend {
     held: Held,
     room: Vec<u8>,
     output: Vec<u8>,
 }
 
 impl HeldBackend {
-    fn new(held: &Held) -> Self {
+    pub(crate) fn new(held: &Held) -> Self {
         Self {
             held: held.clone(),
             room: Vec::new(),
@@ -321,12 +324,12 @@ fn on_held<T>(
     })
 }
 
-fn add(elements: u64) -> VectorAdd {
+pub(crate) fn add(elements: u64) -> VectorAdd {
     let elements = NonZeroU64::new(elements).unwrap();
     VectorAdd { elements }
 }
 
-fn ping(payload: &[u8]) -> Ping {
+pub(crate) fn ping(payload: &[u8]) -> Ping {
     let payload = vgpu_protocol::op::field::Bytes::new(payload).unwrap();
     Ping { payload }
 }
@@ -360,10 +363,16 @@ fn hello_info_ping_goodbye() {
 }
 
 /// Sends the data of a vector add as its credit allows, and returns the sums.
-fn stream_add(guest: &mut Guest, id: u32, elements: usize, frame: usize) -> Vec<u8> {
+pub(crate) fn stream_add(
+    guest: &mut Guest,
+    id: u32,
+    elements: usize,
+    frame: usize,
+    initial_credit: usize,
+) -> Vec<u8> {
     let (request, up) = trial_add(elements);
     guest.ask(id, 0, request);
-    let (mut sent, mut credit, mut down) = (0, 1000, Vec::new());
+    let (mut sent, mut credit, mut down) = (0, initial_credit, Vec::new());
     loop {
         while sent < up.len() && credit > 0 {
             let n = frame.min(credit).min(up.len() - sent);
@@ -391,7 +400,7 @@ fn vector_adds_of_all_sizes_in_frames_of_all_sizes() {
         let mut id = 2;
         for elements in [1, 1000, 65_535, 65_537, 300_000] {
             for frame in [700, 4096, 1 << 20] {
-                let sums = stream_add(&mut guest, id, elements, frame);
+                let sums = stream_add(&mut guest, id, elements, frame, 1000);
                 assert_eq!(sums.len(), 4 * elements);
                 assert_eq!(wrong_sums(elements, &sums), 0, "{elements} by {frame}");
                 id += 1;
@@ -472,7 +481,7 @@ fn a_guest_that_gives_up_is_told_so_and_goes_on() {
         guest.send(FrameHeader::data_up(&of, 0, true), &[0; 800]);
         guest.send(FrameHeader::data_up(&of, 0, false), &[]);
         assert_eq!(guest.status_of(2), ErrorCode::Cancelled.into());
-        let sums = stream_add(&mut guest, 3, 1000, 1000);
+        let sums = stream_add(&mut guest, 3, 1000, 1000, 1000);
         assert_eq!(wrong_sums(1000, &sums), 0);
         guest.ask(4, 0, Goodbye {});
         assert!(guest.status_of(4).is_ok());

@@ -216,6 +216,13 @@ impl Client {
             .map_or(0, |call| call.up_left)
     }
 
+    /// Bytes of a request's data that may begin to be sent by the credit that was granted.
+    pub fn credit(&self, id: u32) -> u64 {
+        self.call(id)
+            .filter(|call| !call.up_ended)
+            .map_or(0, |call| call.credit)
+    }
+
     /// Bytes of a request's data that have not come.
     pub fn down_left(&self, id: u32) -> u64 {
         self.call(id).map_or(0, |call| call.down_left)
