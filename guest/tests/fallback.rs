@@ -78,7 +78,10 @@ fn the_list_is_tried_in_order_and_what_was_left_is_told() {
             assert_eq!(left["endpoint"], *endpoint);
             let why = left["reason"].as_str().unwrap();
             assert!(why.contains(reason), "{why}");
-            assert!(stderr.contains(&format!("left {endpoint} (")), "{stderr}");
+            assert!(
+                stderr.contains(&format!("skipped {endpoint} (")),
+                "{stderr}"
+            );
         }
     }
 }

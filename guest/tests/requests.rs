@@ -6,16 +6,18 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use script::{EPOCH, LIMITS, Script, impatient, play};
-use vgpu_guest::{Cause, Client, Error, InfoReply, Options, Retry, Side};
+use script::{EPOCH, Script, TERMS, hello_reply, impatient, info_reply, play};
+use vgpu_guest::{Cause, Client, Error, Options, Retry, Side};
 use vgpu_protocol::frame::{Flags, FrameHeader};
-use vgpu_protocol::message::{Features, FenceReply, HelloReply, Limits, Op, QuietFailure};
+use vgpu_protocol::op::field::List;
+use vgpu_protocol::op::{Features, FenceReply, Op, QuietFailure};
+use vgpu_protocol::session::server::Terms;
 use vgpu_protocol::status::{ErrorCode, Status};
 
 /// A client of a mediator that admits it and then does `then`.
 fn client(then: impl FnOnce(&mut Script) + Send + 'static) -> Client {
     let script = move |mediator: &mut Script| {
-        mediator.welcome(LIMITS).expect("a Hello");
+        mediator.welcome(TERMS).expect("a Hello");
         then(mediator);
     };
     play(4096, usize::MAX, &impatient(), script)
@@ -53,15 +55,9 @@ fn protocol_error(error: &Error, expected: &str) {
 #[test]
 fn a_session_from_hello_to_goodbye() {
     let (client, mediator) = play(64, 7, &Options::default(), |mediator| {
-        let hello = mediator.welcome(LIMITS).expect("a Hello");
+        let hello = mediator.welcome(TERMS).expect("a Hello");
         let (info, _) = mediator.receive().expect("info");
-        let reply = InfoReply {
-            executor: "cpu".into(),
-            ..InfoReply::default()
-        };
-        mediator
-            .send(FrameHeader::reply_to(&info, Status::OK), &reply.encode())
-            .expect("sent");
+        mediator.reply(&info, &info_reply()).expect("sent");
         let (quiet, _) = mediator.receive().expect("a quiet ping");
         assert!(quiet.is_quiet());
         let (fence, _) = mediator.receive().expect("a fence");
@@ -71,30 +67,32 @@ fn a_session_from_hello_to_goodbye() {
             op: Op::Ping,
             status,
         };
+        let mut failures = List::default();
+        failures.push(failure).expect("room for one");
         let reply = FenceReply {
-            failures: vec![failure],
+            failures,
             dropped: 3,
         };
-        mediator
-            .send(FrameHeader::reply_to(&fence, Status::OK), &reply.encode())
-            .expect("sent");
+        mediator.reply(&fence, &reply).expect("sent");
         let _ = mediator.serve();
         hello
     });
     let mut client = client.expect("a session");
     assert_eq!(client.epoch(), EPOCH);
-    assert_eq!(client.limits(), &LIMITS);
+    assert_eq!(client.limits(), &hello_reply(TERMS));
     assert_eq!(client.endpoint(), None);
-    assert_eq!(client.info().expect("info").executor, "cpu");
+    assert_eq!(client.info().expect("info"), info_reply());
     let id = client.ping_quiet(b"hush").expect("sent");
     let fence = client.fence().expect("a fence");
-    assert_eq!((fence.failures[0].request_id, fence.dropped), (id, 3));
+    let failed = fence.failures.as_slice()[0].request_id;
+    assert_eq!((failed, fence.dropped), (id, 3));
     for size in [0, 1, 4096] {
         client.ping(&vec![7; size]).expect("an echo");
     }
     client.goodbye().expect("a goodbye");
     let hello = mediator.join().expect("the script ran");
-    assert!(hello.client_name.contains("pid"), "{}", hello.client_name);
+    let name = hello.client_name.as_str();
+    assert!(name.contains("pid"), "{name}");
 }
 
 #[test]
@@ -137,22 +135,22 @@ fn a_device_error_is_told_from_a_mediators() {
 }
 
 #[test]
-fn an_unasked_goodbye_ends_the_session_with_its_reason() {
+fn a_mediator_that_ends_the_session_says_why() {
     // In place of a reply, and before a request could be written.
     let replies: [fn(&mut Script); 2] = [|mediator| drop(mediator.receive()), |_| ()];
     for before in replies {
         let mut client = client(move |mediator| {
             before(mediator);
-            let goodbye = FrameHeader::closing(ErrorCode::Denied.into());
+            let closing = FrameHeader::closing(ErrorCode::Denied.into());
             mediator
-                .send(goodbye, b"removed by the admin")
+                .send(closing, b"removed by the admin")
                 .expect("sent");
         });
         std::thread::sleep(Duration::from_millis(50));
         let error = client.ping(b"x").expect_err("removed");
-        assert!(
-            error.to_string().contains("E_DENIED: removed by the admin"),
-            "{error}"
+        assert_eq!(
+            error.to_string(),
+            "ping: the mediator ended the session: E_DENIED: removed by the admin"
         );
         assert!(error.advice().contains("[guests]"), "{}", error.advice());
         let error = client.ping(b"x").expect_err("over");
@@ -164,35 +162,46 @@ fn an_unasked_goodbye_ends_the_session_with_its_reason() {
 #[test]
 fn wrong_replies_are_protocol_errors() {
     let error = |mut client: Client| client.ping(b"ping").expect_err("a broken reply");
-    protocol_error(&error(answer(|h| h, b"pong")), "other bytes");
+    const PING: &[u8] = b"\x04\0ping";
+    let other = error(answer(|h| h, b"\x04\0pong"));
+    protocol_error(&other, "it answered a ping with other bytes");
     let wrong_id = |mut header: FrameHeader| {
         header.request_id += 1;
         header
     };
-    protocol_error(&error(answer(wrong_id, b"ping")), "was answered by Ping");
+    protocol_error(
+        &error(answer(wrong_id, PING)),
+        "it answered Ping 3, which was not asked",
+    );
     let wrong_op = |mut header: FrameHeader| {
         header.op = Op::Info;
         header
     };
-    protocol_error(&error(answer(wrong_op, b"ping")), "was answered by Info");
-    protocol_error(&error(answer(|h| h.with_lane(1), b"ping")), "lane 1");
+    protocol_error(
+        &error(answer(wrong_op, PING)),
+        "it answered Info 2 on lane 0 where the reply to Ping on lane 0 is due",
+    );
+    protocol_error(&error(answer(|h| h.with_lane(1), PING)), "on lane 1");
     let request = |mut header: FrameHeader| {
         header.flags = Flags::NONE;
         header
     };
-    protocol_error(&error(answer(request, b"ping")), "Ping came as a request");
-    let data = |header: FrameHeader| FrameHeader::data_reply_to(&header, 0);
     protocol_error(
-        &error(answer(data, b"ping")),
-        "data came where none was asked for",
+        &error(answer(request, PING)),
+        "it sent a bad header: Ping comes as a request where a reply is due",
+    );
+    let data = |header: FrameHeader| FrameHeader::data_down(&header, 0, 0);
+    protocol_error(
+        &error(answer(data, PING)),
+        "it sent 6 bytes for request 2, where 0 bytes are due",
     );
     let no_flags = |header: FrameHeader| header.with_flags(Flags::QUIET);
-    protocol_error(&error(answer(no_flags, b"ping")), "flags is 0x0003");
+    protocol_error(&error(answer(no_flags, PING)), "flags is 0x0003");
 
     let mut client = answer(|h| h, b"short");
     protocol_error(
         &client.info().expect_err("a broken body"),
-        "InfoReply body has 5 bytes",
+        "it sent a bad body: InfoReply: total_memory",
     );
     assert!(matches!(
         client.info().expect_err("over").cause(),
@@ -236,7 +245,7 @@ fn an_interrupt_ends_a_wait() {
         ..Options::default()
     };
     let (client, _mediator) = play(4096, usize::MAX, &options, |mediator| {
-        mediator.welcome(LIMITS).expect("a Hello");
+        mediator.welcome(TERMS).expect("a Hello");
         let _ = mediator.receive();
         let _ = mediator.receive();
     });
@@ -277,15 +286,9 @@ fn what_is_no_mediator_is_refused_at_hello() {
     assert_eq!((error.retry(), error.epoch()), (Retry::No, None));
     let error = failed(|mediator| {
         let (hello, _) = mediator.receive().expect("a Hello");
-        let reply = HelloReply {
-            version: 2,
-            features: Features::ALL,
-            limits: LIMITS,
-            epoch: EPOCH,
-        };
-        mediator
-            .send(FrameHeader::reply_to(&hello, Status::OK), &reply.encode())
-            .expect("sent");
+        let mut reply = hello_reply(TERMS);
+        reply.version = reply.version.saturating_add(1);
+        mediator.reply(&hello, &reply).expect("sent");
     });
     protocol_error(&error, "chose version 2, which was not offered");
     let error = failed(|mediator| {
@@ -298,25 +301,14 @@ fn what_is_no_mediator_is_refused_at_hello() {
 #[test]
 fn what_was_not_offered_is_not_sent() {
     let (client, _mediator) = play(4096, usize::MAX, &impatient(), |mediator| {
-        let (hello, _) = mediator.receive().expect("a Hello");
-        let limits = Limits {
-            max_elements: 10,
-            ..LIMITS
-        };
-        let reply = HelloReply {
-            version: 1,
-            features: Features(0),
-            limits,
-            epoch: EPOCH,
-        };
+        let features = Features::NONE;
         mediator
-            .send(FrameHeader::reply_to(&hello, Status::OK), &reply.encode())
-            .expect("sent");
-        let (next, _) = mediator.receive().expect("a ping");
+            .welcome(Terms { features, ..TERMS })
+            .expect("a Hello");
+        let (next, body) = mediator.receive().expect("a ping");
         assert_eq!(next.op, Op::Ping);
-        mediator
-            .send(FrameHeader::reply_to(&next, Status::OK), b"x")
-            .expect("sent");
+        mediator.echo(&next, &body).expect("sent");
+        let _ = mediator.receive();
     });
     let mut client = client.expect("a session");
     for error in [
@@ -330,7 +322,9 @@ fn what_was_not_offered_is_not_sent() {
             .map(drop)
             .expect_err("no vector add"),
     ] {
-        assert!(error.to_string().contains("E_UNSUPPORTED"), "{error}");
+        assert!(matches!(error.cause(), Cause::NotSent(_)), "{error}");
+        assert_eq!((error.side(), error.retry()), (Side::Mediator, Retry::No));
+        assert!(error.to_string().contains("did not offer"), "{error}");
     }
     let error = client.ping(&[0; 4097]).expect_err("too long");
     assert_eq!(error.side(), Side::Guest);

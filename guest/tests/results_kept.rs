@@ -12,9 +12,9 @@ use std::process::{Command, Stdio};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
-use script::{LIMITS, Script, WATCHDOG};
+use script::{Script, TERMS, WATCHDOG, info_reply};
 use vgpu_protocol::frame::FrameHeader;
-use vgpu_protocol::message::{InfoReply, Op};
+use vgpu_protocol::op::Op;
 use vgpu_protocol::status::{ErrorCode, Status, encode_error_text};
 use vgpu_socket_transport::{Secrets, SocketTransport, accept_tcp};
 use vgpu_transport::{Transport, TransportError};
@@ -46,13 +46,14 @@ fn mediator(path: &Path, end: End) -> JoinHandle<()> {
 }
 
 fn serve(script: &mut Script, end: End) -> Result<(), TransportError> {
-    script.welcome(LIMITS)?;
+    script.welcome(TERMS)?;
     loop {
         let (header, body) = script.receive()?;
         let reply = FrameHeader::reply_to(&header, Status::OK);
         match header.op {
             Op::VectorAdd => script.add(&header, &body)?,
-            Op::Info => script.send(reply, &InfoReply::default().encode())?,
+            Op::Info => script.reply(&header, &info_reply())?,
+            Op::Ping => script.echo(&header, &body)?,
             Op::Goodbye => {
                 match end {
                     End::Properly => script.send(reply, &[])?,

@@ -4,17 +4,15 @@ mod script;
 
 use std::time::Duration;
 
-use script::{LIMITS, Script, impatient, play, sum};
+use script::{CHUNK_BYTES, Script, TERMS, impatient, play, sums};
 use vgpu_guest::{Cause, Client, Error, Options, Retry, Side};
 use vgpu_protocol::frame::FrameHeader;
-use vgpu_protocol::message::{Limits, Op, VectorAdd, VectorAddReply};
+use vgpu_protocol::op::{Body, Op, VectorAddReply};
+use vgpu_protocol::session::server::Terms;
 use vgpu_protocol::status::{ErrorCode, Status};
 
-const CHUNK: u32 = 100;
-const SMALL: Limits = Limits {
-    max_chunk_elements: CHUNK,
-    ..LIMITS
-};
+/// What a mediator says when the work is done.
+const DONE: VectorAddReply = VectorAddReply { device_ns: 0 };
 
 fn client(
     capacity: usize,
@@ -26,10 +24,29 @@ fn client(
         ..Options::default()
     };
     let script = move |mediator: &mut Script| {
-        mediator.welcome(SMALL).expect("a Hello");
+        mediator.welcome(TERMS).expect("a Hello");
         then(mediator);
     };
     play(capacity, portion, &options, script)
+        .0
+        .expect("a session")
+}
+
+/// A client of a mediator that lets `credit` bytes of a request be sent at first.
+fn granting(
+    credit: u32,
+    capacity: usize,
+    then: impl FnOnce(&mut Script) + Send + 'static,
+) -> Client {
+    let terms = Terms {
+        initial_credit: credit,
+        ..TERMS
+    };
+    let script = move |mediator: &mut Script| {
+        mediator.welcome(terms).expect("a Hello");
+        then(mediator);
+    };
+    play(capacity, usize::MAX, &Options::default(), script)
         .0
         .expect("a session")
 }
@@ -69,28 +86,12 @@ fn every_length_through_every_width() {
 
 #[test]
 fn a_mediator_that_answers_late_or_all_at_once_is_no_deadlock() {
-    // Takes 5 chunks before it answers any: more than the pipe holds.
+    // Takes all data before it sends any: more than the pipe holds.
     let mut client = client(500, usize::MAX, |mediator| {
-        let (request, body) = mediator.receive().expect("a vector add");
-        let add = VectorAdd::decode(&body).expect("sound");
-        let chunks: Vec<_> = add
-            .chunks()
-            .map(|n| sum(&mediator.receive().expect("data").1, n))
-            .collect();
-        assert_eq!(chunks.len(), 5);
-        for chunk in chunks {
-            let len = u32::try_from(chunk.len()).expect("a chunk");
-            mediator
-                .send(FrameHeader::data_reply_to(&request, len), &chunk)
-                .expect("sent");
-        }
-        let reply = VectorAddReply {
-            elements: add.elements,
-            device_ns: 0,
-        };
-        mediator
-            .send(FrameHeader::reply_to(&request, Status::OK), &reply.encode())
-            .expect("sent");
+        let (request, _) = mediator.receive().expect("a vector add");
+        let data = mediator.input(&request).expect("its data");
+        mediator.data(&request, &sums(&data)).expect("sent");
+        mediator.reply(&request, &DONE).expect("sent");
         let _ = mediator.serve();
     });
     assert_sum(&add(&mut client, 450).expect("a sum"));
@@ -106,7 +107,7 @@ fn progress_and_report() {
     let report = client
         .vector_add_watched(&a, &b, &mut out, |done| seen.push(done))
         .expect("a sum");
-    assert_eq!((report.elements, report.chunk_elements), (250, 100));
+    assert_eq!(report.elements, 250);
     assert_eq!(report.device_time, Duration::from_nanos(5));
     assert!(seen.is_sorted());
     assert_eq!(seen.last(), Some(&250));
@@ -124,28 +125,33 @@ fn nothing_to_add_needs_no_mediator() {
 
 #[test]
 fn an_error_at_any_point_leaves_the_session_usable() {
-    // Refused before any chunk, after some, after all input, for pipes of any width.
+    // Refused before any data, after some, after all, for pipes of any width.
     for capacity in [64, 1 << 16] {
-        for taken in [0, 1, 3, 5] {
-            let mut client = client(capacity, usize::MAX, move |mediator| {
+        for (credit, taken) in [(1000, 0), (1000, 1), (1000, 3), (1 << 30, 1)] {
+            let mut client = granting(credit, capacity, move |mediator| {
                 let (request, _) = mediator.receive().expect("a vector add");
                 let mut ended = false;
-                for _ in 0..taken {
-                    let (data, body) = mediator.receive().expect("data");
-                    let sum = sum(&body, u32::try_from(body.len() / 8).expect("a chunk"));
-                    let len = u32::try_from(sum.len()).expect("a chunk");
-                    mediator
-                        .send(FrameHeader::data_reply_to(&request, len), &sum)
-                        .expect("sent");
+                for round in 0..taken {
+                    let (data, _) = mediator.receive().expect("data");
                     ended = !data.has_more();
+                    if round + 1 < taken {
+                        let more = FrameHeader::data_down(&request, 0, credit);
+                        mediator.send(more, &[]).expect("sent");
+                    }
                 }
+                mediator.data(&request, &[0; 40]).expect("sent");
                 mediator
                     .refuse(&request, ErrorCode::QuotaMemory, "no memory")
                     .expect("sent");
                 if !ended {
-                    let frames = mediator.discard_input().expect("the input ends");
-                    assert!(frames <= 5 - taken + 1);
+                    let rest = mediator.input(&request).expect("the input ends");
+                    assert!(rest.len() <= 1000);
                 }
+                let (request, body) = mediator.receive().expect("another vector add");
+                mediator
+                    .send(FrameHeader::data_down(&request, 0, 4000), &[])
+                    .expect("sent");
+                mediator.add(&request, &body).expect("its data");
                 let _ = mediator.serve();
             });
             let error = add(&mut client, 500).expect_err("refused");
@@ -154,7 +160,6 @@ fn an_error_at_any_point_leaves_the_session_usable() {
                 "{error}"
             );
             assert_eq!(error.retry(), Retry::SameSession);
-            // The stream's handle is free again, in a new generation.
             assert_sum(&add(&mut client, 250).expect("a sum"));
             client.ping(b"x").expect("an echo");
         }
@@ -179,58 +184,42 @@ fn broken_results_end_the_session() {
     type Case = (fn(&mut Script, FrameHeader), &'static str);
     let cases: Vec<Case> = vec![
         (
-            |mediator, request| {
-                let header = FrameHeader::data_reply_to(&request, 0);
-                let _ = mediator.send(header, &[0; 396]);
-            },
-            "result data of 396 bytes for request 2, where 400 bytes for request 2 are due",
+            |mediator, request| drop(mediator.data(&request, &[0; 2001])),
+            "it sent 2001 bytes for request 2, where 2000 bytes are due",
         ),
         (
             |mediator, mut request| {
                 request.request_id += 1;
-                let _ = mediator.send(FrameHeader::data_reply_to(&request, 0), &[0; 400]);
+                let _ = mediator.data(&request, &[0; 400]);
             },
-            "for request 3",
+            "it sent data of request 3, which is not under way",
+        ),
+        (
+            |mediator, request| drop(mediator.data(&request.with_lane(1), &[0; 400])),
+            "it sent 400 bytes for request 2",
         ),
         (
             |mediator, request| {
                 for _ in 0..6 {
-                    let _ = mediator.send(FrameHeader::data_reply_to(&request, 0), &[0; 400]);
+                    let _ = mediator.data(&request, &[0; 400]);
                 }
             },
-            "more result data than the vector has",
+            "it sent 400 bytes for request 2, where 0 bytes are due",
         ),
         (
             |mediator, request| {
-                let reply = VectorAddReply {
-                    elements: 500,
-                    device_ns: 0,
-                };
-                let header = FrameHeader::reply_to(&request, Status::OK);
-                let _ = mediator.send(header, &reply.encode());
+                let _ = mediator.input(&request);
+                let _ = mediator.reply(&request, &DONE);
             },
-            "the reply came after 0 of 2000 result bytes",
+            "it answered request 2 2000 bytes too early",
         ),
         (
             |mediator, request| {
-                let _ = mediator.discard_input();
-                for _ in 0..5 {
-                    let _ = mediator.send(FrameHeader::data_reply_to(&request, 0), &[0; 400]);
-                }
-                let reply = VectorAddReply {
-                    elements: 499,
-                    device_ns: 0,
-                };
-                let header = FrameHeader::reply_to(&request, Status::OK);
-                let _ = mediator.send(header, &reply.encode());
-            },
-            "the mediator says it added 499 elements of 500",
-        ),
-        (
-            |mediator, request| {
+                let _ = mediator.input(&request);
+                let _ = mediator.data(&request, &[0; 2000]);
                 let _ = mediator.send(FrameHeader::reply_to(&request, Status::OK), &[0; 3]);
             },
-            "the reply came after 0 of 2000 result bytes",
+            "it sent a bad body: VectorAddReply: device_ns",
         ),
     ];
     for (then, expected) in cases {
@@ -246,17 +235,13 @@ fn broken_results_end_the_session() {
 #[test]
 fn all_results_before_the_input_was_sent_is_no_success() {
     let error = broken(64, |mediator, request| {
-        for _ in 0..5 {
-            let _ = mediator.send(FrameHeader::data_reply_to(&request, 0), &[0; 400]);
-        }
-        let reply = VectorAddReply {
-            elements: 500,
-            device_ns: 0,
-        };
-        let _ = mediator.send(FrameHeader::reply_to(&request, Status::OK), &reply.encode());
+        let _ = mediator.data(&request, &[0; 2000]);
+        let _ = mediator.reply(&request, &DONE);
     });
     assert!(
-        error.to_string().contains("before the input was sent"),
+        error
+            .to_string()
+            .contains("it answered request 2 before its data was sent"),
         "{error}"
     );
 }
@@ -276,9 +261,9 @@ fn a_mediator_that_dies_in_the_middle_is_noticed_and_its_last_words_are_heard() 
 
     let mut polite = client(256, usize::MAX, |mediator| {
         mediator.receive().expect("the request");
-        let goodbye = FrameHeader::closing(ErrorCode::BackendLost.into());
+        let closing = FrameHeader::closing(ErrorCode::BackendLost.into());
         mediator
-            .send(goodbye, b"the device fell off the bus")
+            .send(closing, b"the device fell off the bus")
             .expect("sent");
     });
     let error = add(&mut polite, 500).expect_err("gone");
@@ -298,31 +283,28 @@ fn a_mediator_that_dies_in_the_middle_is_noticed_and_its_last_words_are_heard() 
 fn a_stall_is_told_from_a_slow_transfer() {
     let options = impatient();
     let (client, _mediator) = play(256, usize::MAX, &options, |mediator| {
-        mediator.welcome(SMALL).expect("a Hello");
-        let (request, body) = mediator.receive().expect("a vector add");
-        let add = VectorAdd::decode(&body).expect("sound");
-        // Longer than the limit in all, but never without progress for so long.
-        for elements in add.chunks() {
-            std::thread::sleep(Duration::from_millis(150));
-            let sum = sum(&mediator.receive().expect("data").1, elements);
-            let len = u32::try_from(sum.len()).expect("a chunk");
-            mediator
-                .send(FrameHeader::data_reply_to(&request, len), &sum)
-                .expect("sent");
-        }
-        let reply = VectorAddReply {
-            elements: add.elements,
-            device_ns: 0,
+        let initial_credit = 800;
+        let terms = Terms {
+            initial_credit,
+            ..TERMS
         };
-        mediator
-            .send(FrameHeader::reply_to(&request, Status::OK), &reply.encode())
-            .expect("sent");
+        mediator.welcome(terms).expect("a Hello");
+        let (request, _) = mediator.receive().expect("a vector add");
+        // Longer than the limit in all, but never without progress for so long.
+        for _ in 0..5 {
+            std::thread::sleep(Duration::from_millis(150));
+            mediator.receive().expect("data");
+            let header = FrameHeader::data_down(&request, 0, initial_credit);
+            mediator.send(header, &[0; 400]).expect("sent");
+        }
+        mediator.reply(&request, &DONE).expect("sent");
         let _ = mediator.receive();
         // Now takes nothing any more.
         std::thread::sleep(2 * impatient().stall_timeout);
     });
     let mut client = client.expect("a session");
-    assert_sum(&add(&mut client, 500).expect("a slow sum"));
+    let slow = add(&mut client, 500).expect("a slow answer");
+    assert_eq!(slow, [0.0; 500]);
     let error = add(&mut client, 500).expect_err("stalled");
     assert!(matches!(error.cause(), Cause::Stalled(_)), "{error}");
 }
@@ -332,9 +314,7 @@ fn arguments_are_checked_before_anything_is_sent() {
     let mut client = client(64, usize::MAX, |mediator| {
         let (ping, body) = mediator.receive().expect("a ping");
         assert_eq!(ping.op, Op::Ping);
-        mediator
-            .send(FrameHeader::reply_to(&ping, Status::OK), &body)
-            .expect("sent");
+        mediator.echo(&ping, &body).expect("sent");
     });
     let error = client
         .vector_add(&[1.0, 2.0], &[1.0], &mut [0.0, 0.0])
@@ -349,23 +329,19 @@ fn arguments_are_checked_before_anything_is_sent() {
 
 #[test]
 fn one_wrong_bit_anywhere_is_an_error_or_wrong_data_and_never_more() {
-    // All that a mediator says to a vector add of one chunk of 2: 40 + 8 and 40 + 16 bytes.
+    // All that a mediator says to a vector add of 2 elements: 32 + 8 and 32 + 8 bytes.
     let answer = |request: &FrameHeader| {
-        let result = FrameHeader::data_reply_to(request, 8);
-        let reply = VectorAddReply {
-            elements: 2,
-            device_ns: 0,
-        };
-        let header = FrameHeader::reply_to(request, Status::OK).with_body_len(16);
+        let result = FrameHeader::data_down(request, 8, 0);
+        let header = FrameHeader::reply_to(request, Status::OK).with_body_len(8);
         [
             &result.encode()[..],
             &[0; 8],
             &header.encode(),
-            &reply.encode(),
+            &DONE.encode(),
         ]
         .concat()
     };
-    for bit in 0..8 * (48 + 56) {
+    for bit in 0..8 * (40 + 40) {
         let mut client = client(4096, usize::MAX, move |mediator| {
             let (request, _) = mediator.receive().expect("a vector add");
             mediator.receive().expect("its data");
@@ -376,12 +352,42 @@ fn one_wrong_bit_anywhere_is_an_error_or_wrong_data_and_never_more() {
         });
         let mut out = [9.0; 2];
         match client.vector_add(&[0.0, 0.0], &[0.0, 0.0], &mut out) {
-            // In the result itself, which the transport has to keep whole, or the device's time.
+            // Credit that is not needed; the result itself, which the transport has to keep whole;
+            // a hint that quiet requests have failed; the device's time.
             Ok(_) => assert!(
-                (320..384).contains(&bit) || (704..768).contains(&bit),
+                (224..320).contains(&bit) || bit == 371 || (576..640).contains(&bit),
                 "bit {bit}"
             ),
             Err(error) => assert_ne!(error.side(), Side::Guest, "bit {bit}: {error}"),
         }
     }
+}
+
+#[test]
+fn chunks_of_both_vectors_take_turns() {
+    let elements = 2 * CHUNK_BYTES / 4 + 77;
+    let (a, b) = vectors(elements);
+    let bytes = |vector: &[f32]| -> Vec<u8> {
+        vector
+            .iter()
+            .flat_map(|float| float.to_le_bytes())
+            .collect()
+    };
+    let (of_a, of_b) = (bytes(&a), bytes(&b));
+    let mut client = granting(1 << 30, 1 << 16, move |mediator| {
+        let (request, _) = mediator.receive().expect("a vector add");
+        let data = mediator.input(&request).expect("its data");
+        let wanted: Vec<u8> = of_a
+            .chunks(CHUNK_BYTES)
+            .zip(of_b.chunks(CHUNK_BYTES))
+            .flat_map(|(a, b)| [a, b].concat())
+            .collect();
+        assert!(data == wanted);
+        mediator.data(&request, &sums(&data)[..400]).expect("sent");
+        for rest in sums(&data)[400..].chunks(1 << 20) {
+            mediator.data(&request, rest).expect("sent");
+        }
+        mediator.reply(&request, &DONE).expect("sent");
+    });
+    assert_sum(&add(&mut client, elements).expect("a sum"));
 }

@@ -1,35 +1,64 @@
-//! A mediator played from a script, at the other end of a pipe in memory.
+//! A mediator played from a script, at the other end of a pipe in memory; and, in [`peer`], one that
+//! keeps to the protocol.
 //!
-//! For what a real mediator never does, or does only at moments that cannot be chosen. Sessions
-//! with a real mediator are tested in its own crate.
+//! The scripts are for what a real mediator never does, or does only at moments that cannot be chosen.
+//! Sessions with a real mediator are in `local.rs` and in the tests of its own crate.
 
 #![allow(dead_code, reason = "each test file uses its own part")]
 
+pub(crate) mod peer;
 pub(crate) mod pipe;
 
+use std::num::NonZeroU16;
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use vgpu_guest::{Client, Options, Result};
+use vgpu_guest::{Client, HelloReply, InfoReply, Options, Result};
 use vgpu_protocol::frame::{FrameHeader, HEADER_LEN};
-use vgpu_protocol::message::{Features, Hello, HelloReply, Limits, Op, VectorAdd, VectorAddReply};
+use vgpu_protocol::op::{
+    Body, Features, Hello, Op, Ping, PingReply, VECTOR_ADD_CHUNK, VectorAdd, VectorAddReply,
+};
+use vgpu_protocol::session::server::Terms;
 use vgpu_protocol::status::{ErrorCode, Status, encode_error_text};
 use vgpu_transport::{Transport, TransportError};
 
 /// Longer than any wait that is expected to succeed.
-pub(crate) const WATCHDOG: Duration = Duration::from_secs(20);
+pub(crate) const WATCHDOG: Duration = Duration::from_secs(60);
 
 pub(crate) const EPOCH: u64 = 0x5eed;
 
-pub(crate) const LIMITS: Limits = Limits {
-    max_body: 1 << 20,
-    max_lanes: 1,
-    max_requests: 1,
+/// What the mediators of these tests offer: all data of a request may be sent at once.
+pub(crate) const TERMS: Terms = Terms {
+    max_lanes: NonZeroU16::new(16).unwrap(),
+    max_requests: NonZeroU16::new(64).unwrap(),
     max_handles: 1,
-    max_chunk_elements: 1 << 16,
-    preferred_chunk_elements: 0,
-    max_elements: 1 << 30,
+    initial_credit: 1 << 30,
+    features: Features::ALL,
 };
+
+/// What a mediator that offers `terms` answers to Hello.
+pub(crate) fn hello_reply(terms: Terms) -> HelloReply {
+    HelloReply {
+        version: NonZeroU16::MIN,
+        features: terms.features,
+        max_lanes: terms.max_lanes,
+        max_requests: terms.max_requests,
+        max_handles: terms.max_handles,
+        initial_credit: terms.initial_credit,
+        epoch: EPOCH,
+    }
+}
+
+pub(crate) fn info_reply() -> InfoReply {
+    InfoReply {
+        total_memory: 1 << 30,
+        executor: "cpu".into(),
+        device: "none".into(),
+        driver: "".into(),
+        reason: "for a test".into(),
+        mediator: "vgpu-mediatord of a test".into(),
+    }
+}
 
 /// The mediator's end.
 pub(crate) struct Script {
@@ -58,6 +87,11 @@ impl Script {
         self.end.flush(deadline)
     }
 
+    pub(crate) fn reply(&mut self, request: &FrameHeader, body: &impl Body) -> Step<()> {
+        let header = FrameHeader::reply_to(request, Status::OK);
+        self.send(header, &body.encode())
+    }
+
     pub(crate) fn refuse(
         &mut self,
         request: &FrameHeader,
@@ -71,17 +105,11 @@ impl Script {
     }
 
     /// Takes the Hello and admits the guest.
-    pub(crate) fn welcome(&mut self, limits: Limits) -> Step<Hello> {
+    pub(crate) fn welcome(&mut self, terms: Terms) -> Step<Hello> {
         let (header, body) = self.receive()?;
         assert_eq!(header.op, Op::Hello);
         let hello = Hello::decode(&body).expect("a sound Hello");
-        let reply = HelloReply {
-            version: 1,
-            features: Features::ALL,
-            limits,
-            epoch: EPOCH,
-        };
-        self.send(FrameHeader::reply_to(&header, Status::OK), &reply.encode())?;
+        self.reply(&header, &hello_reply(terms))?;
         Ok(hello)
     }
 
@@ -91,47 +119,62 @@ impl Script {
             let (header, body) = self.receive()?;
             match header.op {
                 Op::VectorAdd => self.add(&header, &body)?,
-                _ => self.send(FrameHeader::reply_to(&header, Status::OK), &body)?,
+                Op::Ping => self.echo(&header, &body)?,
+                _ => self.send(FrameHeader::reply_to(&header, Status::OK), &[])?,
             }
         }
+    }
+
+    pub(crate) fn echo(&mut self, request: &FrameHeader, body: &[u8]) -> Step<()> {
+        let ping = Ping::decode(body).expect("a sound ping");
+        let payload = ping.payload;
+        self.reply(request, &PingReply { payload })
     }
 
     /// Runs one vector add.
     pub(crate) fn add(&mut self, request: &FrameHeader, body: &[u8]) -> Step<()> {
         let add = VectorAdd::decode(body).expect("a sound VectorAdd");
-        assert!(request.handle.is_some(), "a vector add has a stream");
-        for elements in add.chunks() {
-            let (data, body) = self.receive()?;
-            assert_eq!((data.op, data.request_id), (Op::Data, request.request_id));
-            assert_eq!(data.handle, request.handle);
-            let sum = sum(&body, elements);
-            let len = u32::try_from(sum.len()).expect("a chunk");
-            self.send(FrameHeader::data_reply_to(request, len), &sum)?;
+        let data = self.input(request)?;
+        assert_eq!(data.len() as u64, 8 * add.elements.get());
+        for part in sums(&data).chunks(400) {
+            self.data(request, part)?;
         }
-        let reply = VectorAddReply {
-            elements: add.elements,
-            device_ns: 5,
-        };
-        self.send(FrameHeader::reply_to(request, Status::OK), &reply.encode())
+        self.reply(request, &VectorAddReply { device_ns: 5 })
     }
 
-    /// Drops input up to the frame that ends it; returns how many frames there were.
-    pub(crate) fn discard_input(&mut self) -> Step<usize> {
-        let mut frames = 0;
+    /// Sends a frame of data.
+    pub(crate) fn data(&mut self, request: &FrameHeader, body: &[u8]) -> Step<()> {
+        self.send(FrameHeader::data_down(request, 0, 0), body)
+    }
+
+    /// Takes all data of `request`, up to the frame that ends it.
+    pub(crate) fn input(&mut self, request: &FrameHeader) -> Step<Vec<u8>> {
+        let mut data = Vec::new();
         loop {
-            let (data, _) = self.receive()?;
-            assert_eq!(data.op, Op::Data);
-            frames += 1;
-            if !data.has_more() {
-                return Ok(frames);
+            let (header, body) = self.receive()?;
+            assert_eq!(
+                (header.op, header.request_id),
+                (Op::Data, request.request_id)
+            );
+            data.extend(body);
+            if !header.has_more() {
+                return Ok(data);
             }
         }
     }
 }
 
-pub(crate) fn sum(body: &[u8], elements: u32) -> Vec<u8> {
-    assert_eq!(body.len(), 8 * elements as usize);
-    let (a, b) = body.split_at(body.len() / 2);
+/// The sums for the whole data of a vector add.
+pub(crate) fn sums(data: &[u8]) -> Vec<u8> {
+    data.chunks(2 * CHUNK_BYTES).flat_map(chunk_sums).collect()
+}
+
+/// Bytes of each vector in a chunk.
+pub(crate) const CHUNK_BYTES: usize = VECTOR_ADD_CHUNK as usize * 4;
+
+/// The sums for a chunk of both vectors.
+pub(crate) fn chunk_sums(both: &[u8]) -> Vec<u8> {
+    let (a, b) = both.split_at(both.len() / 2);
     let float = |bytes: &[u8]| f32::from_le_bytes([bytes[0], bytes[1], bytes[2], bytes[3]]);
     a.chunks(4)
         .zip(b.chunks(4))
