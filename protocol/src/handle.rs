@@ -11,7 +11,7 @@ use std::fmt;
 #[non_exhaustive]
 #[repr(u8)]
 pub enum HandleKind {
-    /// The data of one running request.
+    /// A stream of the device: an order of work.
     Stream = 1,
 }
 

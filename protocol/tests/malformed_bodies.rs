@@ -1,192 +1,172 @@
-//! A corpus of broken bodies: each must be refused with what is wrong in the message.
+//! Broken bodies: each must be refused with the field and what is wrong with it.
 
-use vgpu_protocol::frame::MAX_CONTROL_BODY;
-use vgpu_protocol::message::{
-    FenceReply, Hello, HelloReply, InfoReply, MessageError, VectorAdd, VectorAddReply,
+mod bodies;
+
+use bodies::Bodies;
+use proptest::strategy::{Strategy, ValueTree};
+use proptest::test_runner::TestRunner;
+use vgpu_protocol::op::field::FieldError;
+use vgpu_protocol::op::{
+    Body, BodyError, FenceReply, Hello, HelloReply, InfoReply, MAX_CONTROL_BODY, Op, Ping,
+    VectorAdd,
 };
 use vgpu_protocol::status::{MAX_ERROR_TEXT, decode_error_text, encode_error_text};
 
-fn refused<T: std::fmt::Debug>(result: Result<T, MessageError>, expected: &str) {
-    let error = result.expect_err(expected).to_string();
-    assert!(
-        error.contains(expected),
-        "got '{error}', expected '…{expected}…'"
-    );
-}
-
-fn hello(min: u16, max: u16, name_len: u16, reserved: u16, name: &[u8]) -> Vec<u8> {
-    let mut body: Vec<u8> = [min, max, name_len, reserved]
-        .iter()
-        .flat_map(|v| v.to_le_bytes())
-        .collect();
-    body.extend([0; 8]);
-    body.extend(name);
-    body
-}
-
-#[test]
-fn hello_bodies() {
-    refused(Hello::decode(&[]), "Hello body has 0 bytes, 16 needed");
-    refused(
-        Hello::decode(&[0; 15]),
-        "Hello body has 15 bytes, 16 needed",
-    );
-    refused(
-        Hello::decode(&hello(0, 1, 0, 0, b"")),
-        "min_version is 0, versions start at 1",
-    );
-    refused(
-        Hello::decode(&hello(3, 2, 0, 0, b"")),
-        "max_version is 2, below min_version",
-    );
-    refused(
-        Hello::decode(&hello(1, 1, 65, 0, &[b'a'; 65])),
-        "name_len is 65, at most 64",
-    );
-    refused(
-        Hello::decode(&hello(1, 1, 65535, 0, b"")),
-        "name_len is 65535",
-    );
-    refused(
-        Hello::decode(&hello(1, 1, 4, 0, b"abc")),
-        "3 bytes, 4 needed",
-    );
-    refused(
-        Hello::decode(&hello(1, 1, 3, 0, b"abcd")),
-        "20 bytes, 19 needed",
-    );
-    refused(
-        Hello::decode(&hello(1, 1, 0, 7, b"")),
-        "reserved is 7, not 0",
-    );
-    refused(
-        Hello::decode(&hello(1, 1, 2, 0, &[0xc3, 0x28])),
-        "client name is not UTF-8",
-    );
-}
-
-#[test]
-fn hello_replies() {
-    // version, reserved, max_body, features, epoch, max_elements, lanes, requests, handles, chunks
-    let reply = |version: u16, max_body: u32, lanes: u16, requests: u16, chunks: [u32; 2]| {
-        let mut body = Vec::new();
-        body.extend(version.to_le_bytes());
-        body.extend([0; 2]);
-        body.extend(max_body.to_le_bytes());
-        body.extend([0; 24]);
-        body.extend(lanes.to_le_bytes());
-        body.extend(requests.to_le_bytes());
-        body.extend(1u32.to_le_bytes());
-        chunks
-            .iter()
-            .for_each(|chunk| body.extend(chunk.to_le_bytes()));
-        HelloReply::decode(&body)
+/// One sound body of each kind, field by field.
+fn sound() -> Vec<(Bodies, Vec<Vec<u8>>)> {
+    let mut runner = TestRunner::deterministic();
+    let mut one = |bodies: Bodies| {
+        let values = bodies.values();
+        let found = (0..1000)
+            .map(|_| values.new_tree(&mut runner).expect("a value").current())
+            .find(|values| bodies.again(&values.concat()).is_ok());
+        (bodies, found.expect("a sound one"))
     };
-    assert!(reply(1, 1 << 20, 1, 1, [1024, 1024]).is_ok());
-    refused(
-        HelloReply::decode(&[0; 47]),
-        "HelloReply body has 47 bytes, 48 needed",
-    );
-    refused(
-        HelloReply::decode(&[0; 49]),
-        "HelloReply body has 49 bytes, 48 needed",
-    );
-    refused(reply(0, 1, 1, 1, [1, 1]), "version is 0");
-    refused(
-        reply(1, (16 << 20) + 1, 1, 1, [1, 1]),
-        "max_body is 16777217, above 16777216",
-    );
-    refused(reply(1, 1, 0, 1, [1, 1]), "max_lanes is 0");
-    refused(reply(1, 1, 1, 0, [1, 1]), "max_requests is 0");
-    refused(
-        reply(1, 1, 1, 1, [1, 2]),
-        "preferred_chunk_elements is 2, above max_chunk_elements",
-    );
+    Bodies::all().into_iter().map(&mut one).collect()
+}
+
+/// What becomes of the body when one field is replaced.
+fn with_field(bodies: Bodies, values: &[Vec<u8>], at: usize, value: &[u8]) -> BodyError {
+    let mut values = values.to_vec();
+    values[at] = value.to_vec();
+    let error = bodies.again(&values.concat()).expect_err("broken");
+    assert_eq!(error.field, bodies.fields()[at].name, "{bodies:?}");
+    error
 }
 
 #[test]
-fn info_replies() {
-    let mut body = InfoReply {
-        device: "x".into(),
-        ..InfoReply::default()
-    }
-    .encode();
-    refused(
-        InfoReply::decode(&body[..23]),
-        "InfoReply body has 23 bytes, 24 needed",
-    );
-    refused(InfoReply::decode(&body[..24]), "0 bytes, 1 needed");
-    body.push(0);
-    refused(InfoReply::decode(&body), "26 bytes, 25 needed");
-    body.pop();
-    body[20] = 9;
-    refused(InfoReply::decode(&body), "reserved is 9");
-    body[20] = 0;
-    body[8..10].copy_from_slice(&513u16.to_le_bytes());
-    refused(
-        InfoReply::decode(&body),
-        "executor is 513, at most 512 bytes",
-    );
-    body[8..10].copy_from_slice(&[1, 0]);
-    body[24] = 0xff;
-    refused(InfoReply::decode(&body), "executor is not UTF-8");
-    let hostile = InfoReply {
-        device: "\x1b[2J".into(),
-        ..InfoReply::default()
-    };
-    let shown = InfoReply::decode(&hostile.encode()).expect("a sound body");
-    assert_eq!(shown.device, " [2J");
-}
-
-#[test]
-fn vector_adds() {
-    let add = |elements: u64, chunk: u32, dtype: u32| {
-        let mut body = elements.to_le_bytes().to_vec();
-        body.extend(chunk.to_le_bytes());
-        body.extend(dtype.to_le_bytes());
-        VectorAdd::decode(&body)
-    };
-    assert!(add(1, 1, 1).is_ok());
-    refused(add(0, 1, 1), "elements is 0");
-    refused(add(1, 0, 1), "chunk_elements is 0");
-    refused(add(1, 1, 2), "dtype is 2, only 1 (f32) is known");
-    refused(
-        VectorAdd::decode(&[1; 15]),
-        "VectorAdd body has 15 bytes, 16 needed",
-    );
-    refused(
-        VectorAdd::decode(&[1; 17]),
-        "VectorAdd body has 17 bytes, 16 needed",
-    );
-    refused(
-        VectorAddReply::decode(&[1; 15]),
-        "VectorAddReply body has 15 bytes, 16 needed",
-    );
-}
-
-#[test]
-fn fence_replies() {
-    let fence = |count: u32, entries: &[(u16, u16, i32)]| {
-        let mut body = count.to_le_bytes().to_vec();
-        body.extend([0; 4]);
-        for (op, reserved, status) in entries {
-            body.extend(1u32.to_le_bytes());
-            body.extend(op.to_le_bytes());
-            body.extend(reserved.to_le_bytes());
-            body.extend(status.to_le_bytes());
+fn every_body_that_is_cut_short_is_refused() {
+    for (bodies, values) in sound() {
+        let body = values.concat();
+        for len in 0..body.len() {
+            let error = bodies.again(&body[..len]).expect_err("cut short");
+            assert!(
+                matches!(error.error, FieldError::Short { .. }),
+                "{bodies:?} {error}"
+            );
         }
-        FenceReply::decode(&body)
+    }
+}
+
+#[test]
+fn every_body_with_more_behind_it_is_refused() {
+    for (bodies, values) in sound() {
+        let mut body = values.concat();
+        let max = body.len();
+        body.push(0);
+        let error = bodies.again(&body).expect_err("too long");
+        let len = max + 1;
+        assert_eq!(
+            (error.field, error.error),
+            ("end", FieldError::TooLong { len, max })
+        );
+    }
+}
+
+#[test]
+fn every_number_that_must_not_be_0_is_refused_as_0() {
+    let mut found = 0;
+    for (bodies, values) in sound() {
+        for (at, field) in bodies.fields().iter().enumerate() {
+            if field.wire.ends_with("at least 1") || field.wire == "handle" {
+                with_field(bodies, &values, at, &vec![0; field.max_len]);
+                found += 1;
+            }
+        }
+    }
+    assert!(found >= 5, "{found}");
+}
+
+#[test]
+fn every_text_and_list_that_is_too_long_is_refused() {
+    let mut found = 0;
+    for (bodies, values) in sound() {
+        for (at, field) in bodies.fields().iter().enumerate() {
+            let max = match (field.list, field.wire) {
+                (Some((max, _)), _) => max,
+                (None, "text" | "bytes") => field.max_len - 2,
+                _ => continue,
+            };
+            for len in [max + 1, usize::from(u16::MAX)] {
+                let announced = u16::try_from(len).expect("16 bits").to_le_bytes();
+                let error = with_field(bodies, &values, at, &announced).error;
+                assert_eq!(error, FieldError::TooLong { len, max }, "{bodies:?}");
+            }
+            found += 1;
+        }
+    }
+    assert!(found >= 9, "{found}");
+}
+
+#[test]
+fn every_text_that_is_not_utf_8_is_refused_and_none_can_steer_a_terminal() {
+    for (bodies, values) in sound() {
+        for (at, field) in bodies.fields().iter().enumerate() {
+            if field.wire != "text" {
+                continue;
+            }
+            let error = with_field(bodies, &values, at, &[2, 0, 0xc3, 0x28]).error;
+            assert_eq!(error, FieldError::NotText);
+            let mut values = values.clone();
+            values[at] = [&[4, 0][..], b"\x1b[2J"].concat();
+            let shown = bodies.again(&values.concat()).expect("a sound body");
+            values[at] = [&[4, 0][..], b" [2J"].concat();
+            assert_eq!(shown, values.concat());
+        }
+    }
+}
+
+fn refused<T: Body + std::fmt::Debug>(body: &[u8], expected: &str) {
+    let error = T::decode(body).expect_err(expected).to_string();
+    assert_eq!(error, expected);
+}
+
+#[test]
+fn the_rules_of_single_operations() {
+    let hello = [&3u16.to_le_bytes()[..], &2u16.to_le_bytes(), &[0; 10]].concat();
+    refused::<Hello>(&hello, "Hello: max_version is 2, below min_version");
+    refused::<Hello>(&[], "Hello: min_version needs 2 bytes where 0 are left");
+    let huge = (1u64 << 60).to_le_bytes();
+    refused::<VectorAdd>(
+        &huge,
+        "VectorAdd: elements is 1152921504606846976, 2^60 and more have no room anywhere",
+    );
+    refused::<VectorAdd>(&[0; 8], "VectorAdd: elements is 0, at least 1 needed");
+    assert!(VectorAdd::decode(&((1u64 << 60) - 1).to_le_bytes()).is_ok());
+    refused::<Ping>(
+        &[1, 16],
+        "Ping: payload has a length of 4097, at most 4096 allowed",
+    );
+    refused::<HelloReply>(&[0; 30], "HelloReply: version is 0, at least 1 needed");
+}
+
+#[test]
+fn failures_that_a_fence_cannot_tell() {
+    let fence = |op: u16, status: i32| {
+        let mut body = vec![0; 4];
+        body.extend(1u16.to_le_bytes());
+        body.extend(9u32.to_le_bytes());
+        body.extend(op.to_le_bytes());
+        body.extend(status.to_le_bytes());
+        body
     };
-    assert!(fence(0, &[]).is_ok());
-    assert!(fence(1, &[(3, 0, -10)]).is_ok());
-    refused(FenceReply::decode(&[0; 7]), "7 bytes, 8 needed");
-    refused(fence(65, &[]), "count is 65, at most 64");
-    refused(fence(u32::MAX, &[]), "count is 4294967295");
-    refused(fence(2, &[(3, 0, -10)]), "0 bytes, 12 needed");
-    refused(fence(0, &[(3, 0, -10)]), "20 bytes, 8 needed");
-    refused(fence(1, &[(99, 0, -10)]), "op is 99");
-    refused(fence(1, &[(3, 1, -10)]), "reserved is 1");
-    refused(fence(1, &[(3, 0, 0)]), "status is 0");
+    assert!(FenceReply::decode(&fence(Op::Ping.code(), -10)).is_ok());
+    refused::<FenceReply>(
+        &fence(99, -10),
+        "FenceReply: failures is 99, not an operation of this version",
+    );
+    refused::<FenceReply>(
+        &fence(Op::Ping.code(), 0),
+        "FenceReply: failures is 0, a failure needs an error code",
+    );
+}
+
+#[test]
+fn the_data_of_a_request_never_overflows_its_count() {
+    // Whatever decodes has a number of bytes that fits.
+    let most = VectorAdd::decode(&((1u64 << 60) - 1).to_le_bytes()).expect("sound");
+    let request = vgpu_protocol::op::Request::from(most);
+    assert_eq!(request.data(), (8 * ((1 << 60) - 1), 4 * ((1 << 60) - 1)));
 }
 
 #[test]
@@ -205,38 +185,24 @@ fn error_texts_are_cut_and_cleaned() {
 }
 
 #[test]
-fn every_control_body_fits_a_control_frame() {
-    use vgpu_protocol::message::{MAX_INFO_TEXT, MAX_QUIET_FAILURES, Op, QuietFailure};
-    use vgpu_protocol::status::Status;
-
-    let long = "m".repeat(MAX_INFO_TEXT * 2);
+fn texts_are_cut_to_what_fits() {
     let info = InfoReply {
-        executor: long.clone(),
-        device: long.clone(),
-        total_memory: u64::MAX,
-        driver: long.clone(),
-        reason: long.clone(),
-        mediator: long,
+        total_memory: 1,
+        executor: "é".repeat(1000).as_str().into(),
+        device: "".into(),
+        driver: "".into(),
+        reason: "".into(),
+        mediator: "".into(),
     };
-    let failure = QuietFailure {
-        request_id: 1,
-        op: Op::Ping,
-        status: Status::Cuda(700),
-    };
-    let fence = FenceReply {
-        failures: vec![failure; MAX_QUIET_FAILURES + 9],
-        dropped: 1,
-    };
-    for body in [info.encode(), fence.encode()] {
-        assert!(
-            body.len() <= MAX_CONTROL_BODY as usize,
-            "{} bytes",
-            body.len()
-        );
+    assert_eq!(info.executor.as_str().len(), 512);
+    assert_eq!(InfoReply::decode(&info.encode()), Ok(info));
+}
+
+#[test]
+fn the_longest_body_is_that_of_a_ping() {
+    // A frame that is not data is taken whole before it is used: this is what a guest can make of it.
+    assert_eq!(MAX_CONTROL_BODY, 2 + 4096);
+    for bodies in Bodies::all() {
+        assert!(bodies.max_len() <= MAX_CONTROL_BODY, "{bodies:?}");
     }
-    let fence = FenceReply::decode(&fence.encode()).expect("a sound body");
-    assert_eq!(
-        (fence.failures.len(), fence.dropped),
-        (MAX_QUIET_FAILURES, 10)
-    );
 }

@@ -79,6 +79,8 @@ pub trait Field: Sized {
     const NAME: &'static str;
     /// Most bytes it takes.
     const MAX_LEN: usize;
+    /// Of a list: how many values at most, and what each is.
+    const LIST: Option<(usize, &'static str)> = None;
 
     /// Appends it to a body.
     fn write(&self, body: &mut Vec<u8>);
@@ -291,6 +293,7 @@ impl<T, const MAX: usize> List<T, MAX> {
 impl<T: Field, const MAX: usize> Field for List<T, MAX> {
     const NAME: &'static str = "list";
     const MAX_LEN: usize = 2 + MAX * T::MAX_LEN;
+    const LIST: Option<(usize, &'static str)> = Some((MAX, T::NAME));
 
     fn write(&self, body: &mut Vec<u8>) {
         write_len(self.0.len(), body);

@@ -121,6 +121,8 @@ pub struct FieldSpec {
     pub wire: &'static str,
     /// Most bytes it takes.
     pub max_len: usize,
+    /// Of a list: how many values at most, and what each is.
+    pub list: Option<(usize, &'static str)>,
     /// What it means.
     pub doc: &'static str,
 }
@@ -177,6 +179,7 @@ macro_rules! body {
                     name: stringify!($field),
                     wire: <$type as Field>::NAME,
                     max_len: <$type as Field>::MAX_LEN,
+                    list: <$type as Field>::LIST,
                     doc: concat!($($doc),+),
                 },)*
             ];
@@ -277,10 +280,7 @@ macro_rules! operations {
             /// # Panics
             /// It is none that can be requested.
             pub fn check_reply(self, body: &[u8]) -> Result<(), $crate::op::BodyError> {
-                match self {
-                    $(Op::$name => <$reply as Body>::decode(body).map(drop),)+
-                    Op::Closing | Op::Data => panic!("{self} is answered by nothing"),
-                }
+                Reply::decode(self, body).map(drop)
             }
         }
 
@@ -359,6 +359,35 @@ macro_rules! operations {
             pub fn data(&self) -> (u64, u64) {
                 match self {
                     $(Self::$name(request) => (request.data_up(), request.data_down()),)+
+                }
+            }
+        }
+
+        /// The body of a successful reply, whichever it is.
+        #[derive(Debug, Clone, PartialEq, Eq)]
+        pub enum Reply {
+            $(#[doc = concat!("The answer to [`", stringify!($name), "`].")] $name($reply),)+
+        }
+
+        impl Reply {
+            /// Reads the body of a reply to `op`.
+            ///
+            /// # Errors
+            /// The first field that breaks a rule.
+            ///
+            /// # Panics
+            /// `op` is none that can be requested.
+            pub fn decode(op: Op, body: &[u8]) -> Result<Self, $crate::op::BodyError> {
+                match op {
+                    $(Op::$name => Body::decode(body).map(Self::$name),)+
+                    Op::Closing | Op::Data => panic!("{op} is answered by nothing"),
+                }
+            }
+
+            /// Appends the body to `out`.
+            pub fn encode_to(&self, out: &mut Vec<u8>) {
+                match self {
+                    $(Self::$name(reply) => reply.encode_to(out),)+
                 }
             }
         }

@@ -1,0 +1,127 @@
+//! Bodies made from the table alone, so that a new operation is tested by having a row.
+
+use proptest::prelude::*;
+use vgpu_protocol::handle::{Handle, HandleKind, MAX_SLOTS};
+use vgpu_protocol::op::{BodyError, FieldSpec, Op, QuietFailure, Reply, Request, Spec};
+
+/// Requests or replies of an operation.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Bodies {
+    pub(crate) op: Op,
+    pub(crate) reply: bool,
+}
+
+impl Bodies {
+    /// Of all operations.
+    pub(crate) fn all() -> Vec<Self> {
+        let of = |op| [false, true].map(|reply| Self { op, reply });
+        Op::REQUESTS.iter().copied().flat_map(of).collect()
+    }
+
+    pub(crate) fn spec(self) -> &'static Spec {
+        self.op.spec().expect("it can be requested")
+    }
+
+    pub(crate) fn fields(self) -> &'static [FieldSpec] {
+        match self.reply {
+            true => self.spec().reply,
+            false => self.spec().request,
+        }
+    }
+
+    pub(crate) fn max_len(self) -> usize {
+        match self.reply {
+            true => self.spec().max_reply,
+            false => self.spec().max_request,
+        }
+    }
+
+    /// What the bytes mean, as bytes again.
+    pub(crate) fn again(self, body: &[u8]) -> Result<Vec<u8>, BodyError> {
+        let mut out = Vec::new();
+        match self.reply {
+            true => Reply::decode(self.op, body)?.encode_to(&mut out),
+            false => Request::decode(self.op, body)?.encode_to(&mut out),
+        }
+        Ok(out)
+    }
+
+    /// The values of its fields, each as bytes; only rules for more than one field may be broken.
+    pub(crate) fn values(self) -> BoxedStrategy<Vec<Vec<u8>>> {
+        let fields: Vec<_> = self.fields().iter().map(value).collect();
+        fields.boxed()
+    }
+}
+
+fn with_len(bytes: &[u8], count: usize) -> Vec<u8> {
+    let count = u16::try_from(count).expect("lengths have 16 bits");
+    [&count.to_le_bytes()[..], bytes].concat()
+}
+
+/// A value of a field.
+fn value(field: &FieldSpec) -> BoxedStrategy<Vec<u8>> {
+    let most = field.max_len.saturating_sub(2);
+    if let Some((count, element)) = field.list {
+        let len = (field.max_len - 2) / count;
+        let element = numbers(element, len);
+        let list = prop::collection::vec(element, 0..=count);
+        return list
+            .prop_map(|list| with_len(&list.concat(), list.len()))
+            .boxed();
+    }
+    match field.wire {
+        "text" => {
+            let cut = move |mut text: String| {
+                while text.len() > most {
+                    text.pop();
+                }
+                with_len(text.as_bytes(), text.len())
+            };
+            "\\PC{0,600}".prop_map(cut).boxed()
+        }
+        "bytes" => prop::collection::vec(any::<u8>(), 0..=most)
+            .prop_map(|bytes| with_len(&bytes, bytes.len()))
+            .boxed(),
+        wire => numbers(wire, field.max_len),
+    }
+}
+
+/// A value of so many bytes.
+fn numbers(wire: &'static str, len: usize) -> BoxedStrategy<Vec<u8>> {
+    let bytes = prop::collection::vec(any::<u8>(), len);
+    match wire {
+        "u8" | "u16" | "u32" | "u64" | "i32" | "status" | "features" => bytes.boxed(),
+        "u16, at least 1" | "u32, at least 1" | "u64, at least 1" => {
+            // Small ones too, which rules may ask for.
+            let small = (1..=u8::MAX).prop_map(move |n| {
+                let mut bytes = vec![0; len];
+                bytes[0] = n;
+                bytes
+            });
+            let not_0 = bytes.prop_filter("0", |bytes| bytes.iter().any(|byte| *byte != 0));
+            prop_oneof![small, not_0].boxed()
+        }
+        "handle" => (0..MAX_SLOTS, 1..=u32::MAX)
+            .prop_map(|(slot, generation)| {
+                let handle = Handle::new(HandleKind::Stream, slot, generation);
+                handle
+                    .expect("within bounds")
+                    .to_bits()
+                    .to_le_bytes()
+                    .to_vec()
+            })
+            .boxed(),
+        wire if wire == <QuietFailure as vgpu_protocol::op::field::Field>::NAME => {
+            let op = proptest::sample::select(Op::REQUESTS);
+            (any::<u32>(), op, prop_oneof![1..=i32::MAX, i32::MIN..=-1])
+                .prop_map(|(id, op, status)| {
+                    let mut bytes = id.to_le_bytes().to_vec();
+                    bytes.extend(op.code().to_le_bytes());
+                    bytes.extend(status.to_le_bytes());
+                    bytes
+                })
+                .boxed()
+        }
+        other => panic!("tell this test how '{other}' lies on the wire"),
+    }
+}
