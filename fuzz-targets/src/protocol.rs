@@ -1,62 +1,80 @@
-//! Frames and message bodies.
+//! Frames and bodies.
 
-use std::fmt::Debug;
-
-use vgpu_protocol::frame::{FrameHeader, HEADER_LEN, HeaderBuffer};
-use vgpu_protocol::message::{
-    DataType, Features, FenceReply, Hello, HelloReply, InfoReply, MessageError, Op, VectorAdd,
-    VectorAddReply,
+use vgpu_protocol::frame::{FrameHeader, HEADER_LEN};
+use vgpu_protocol::op::field::Bytes;
+use vgpu_protocol::op::{
+    Body, Features, FenceReply, Hello, Op, Ping, QuietFailure, Reply, Request, VectorAdd,
 };
-use vgpu_protocol::status::Status;
+use vgpu_protocol::session::inbox::{Inbox, Received};
+use vgpu_protocol::status::{ErrorCode, Status, decode_error_text};
 
-/// A byte that says how to cut the rest, then frames one after the other.
+/// A byte that says how to cut the rest, then frames one after the other, of guests or of mediators.
 pub(crate) fn run(data: &[u8]) {
-    let Some((portion, mut data)) = data.split_first() else {
+    let Some((portion, data)) = data.split_first() else {
         return;
     };
     let portion = usize::from(*portion).max(1);
-    let mut buffer = HeaderBuffer::new();
-    while !data.is_empty() {
-        let space = buffer.unfilled();
-        let n = space.len().min(portion).min(data.len());
-        space[..n].copy_from_slice(&data[..n]);
-        data = &data[n..];
-        match buffer.advance(n) {
-            Ok(None) => assert!(buffer.is_partial()),
-            Ok(Some(header)) => {
-                assert!(!buffer.is_partial());
-                assert_eq!(FrameHeader::decode(&header.encode()), Ok(header));
-                assert!(header.body_len <= header.op.max_body());
-                let len = (header.body_len as usize).min(data.len());
-                bodies(&data[..len]);
-                data = &data[len..];
+    frames(Inbox::of_requests(), data, portion);
+    frames(Inbox::of_replies(), data, portion);
+}
+
+fn frames(mut inbox: Inbox, mut data: &[u8], portion: usize) {
+    let mut piece = vec![0; portion];
+    loop {
+        while inbox.data_left() > 0 && inbox.has_unread() {
+            assert!(inbox.take(&mut piece) > 0);
+        }
+        match inbox.next() {
+            _ if inbox.data_left() > 0 && !inbox.has_unread() => {}
+            Ok(Some(Received::Data(header))) => {
+                assert_eq!(inbox.data_left(), header.body_len as usize);
+                same_header(&header);
+                continue;
             }
+            Ok(Some(Received::Frame(header))) => {
+                same_header(&header);
+                assert_eq!(inbox.body().len(), header.body_len as usize);
+                bodies(inbox.body());
+                continue;
+            }
+            Ok(None) => {}
             Err(error) => {
                 assert!(!error.to_string().is_empty());
                 return;
             }
         }
+        if data.is_empty() {
+            return;
+        }
+        let space = inbox.space();
+        let n = space.len().min(portion).min(data.len());
+        space[..n].copy_from_slice(&data[..n]);
+        data = &data[n..];
+        inbox.received(n);
     }
 }
 
-/// Every message's decoder on the same bytes.
+fn same_header(header: &FrameHeader) {
+    assert_eq!(FrameHeader::decode(&header.encode()), Ok(*header));
+    assert!(header.body_len as usize <= header.op.max_body(header.is_reply()));
+}
+
+/// Every body's decoder on the same bytes.
 fn bodies(body: &[u8]) {
-    same_again(body, Hello::decode, Hello::encode);
-    same_again(body, HelloReply::decode, HelloReply::encode);
-    same_again(body, InfoReply::decode, InfoReply::encode);
-    same_again(body, FenceReply::decode, FenceReply::encode);
-    same_again(body, VectorAdd::decode, VectorAdd::encode);
-    same_again(body, VectorAddReply::decode, VectorAddReply::encode);
-}
-
-fn same_again<T: PartialEq + Debug>(
-    body: &[u8],
-    decode: fn(&[u8]) -> Result<T, MessageError>,
-    encode: fn(&T) -> Vec<u8>,
-) {
-    if let Ok(message) = decode(body) {
-        assert_eq!(decode(&encode(&message)), Ok(message));
+    for op in Op::REQUESTS {
+        let mut again = Vec::new();
+        if let Ok(request) = Request::decode(*op, body) {
+            assert_eq!(request.check(), Ok(()));
+            request.encode_to(&mut again);
+            assert_eq!(Request::decode(*op, &again), Ok(request));
+        }
+        again.clear();
+        if let Ok(reply) = Reply::decode(*op, body) {
+            reply.encode_to(&mut again);
+            assert_eq!(Reply::decode(*op, &again), Ok(reply));
+        }
     }
+    assert!(!decode_error_text(body).chars().any(char::is_control));
 }
 
 /// A frame with its body.
@@ -69,27 +87,46 @@ pub(crate) fn frame(header: FrameHeader, body: &[u8]) -> Vec<u8> {
 
 pub(crate) fn seeds() -> Vec<Vec<u8>> {
     let hello = Hello {
-        min_version: 1,
+        min_version: 1.try_into().expect("not 0"),
         max_version: 1,
-        features: Features::default(),
-        client_name: "fuzz".to_owned(),
+        features: Features::ALL,
+        client_name: "fuzz".into(),
     };
     let add = VectorAdd {
-        elements: 5,
-        chunk_elements: 3,
-        data_type: DataType::F32,
+        elements: 5.try_into().expect("not 0"),
     };
-    let fence = FenceReply::default();
+    let ping = Ping {
+        payload: Bytes::new(b"payload").expect("short"),
+    };
+    let mut fence = FenceReply {
+        dropped: 1,
+        failures: Default::default(),
+    };
+    let failure = QuietFailure {
+        request_id: 2,
+        op: Op::Ping,
+        status: ErrorCode::Range.into(),
+    };
+    fence.failures.push(failure).expect("room");
     let request = |op| FrameHeader::request(op, 1);
-    let reply = |op| FrameHeader::reply_to(&request(op), Status::OK);
-    let mut seeds = vec![
+    let reply = |op, status| FrameHeader::reply_to(&request(op), status);
+    let asked = [
         frame(request(Op::Hello), &hello.encode()),
-        frame(reply(Op::Fence), &fence.encode()),
-        frame(request(Op::Ping), b"payload"),
+        frame(request(Op::Ping), &ping.encode()),
+        frame(request(Op::VectorAdd), &add.encode()),
+        frame(FrameHeader::data_up(&request(Op::VectorAdd), 0, false), &[1; 40]),
+        frame(request(Op::Info), &[]),
         frame(request(Op::Goodbye), &[]),
-        frame(request(Op::Info), &add.encode()),
     ];
-    seeds.push(seeds.concat());
+    let answered = [
+        frame(reply(Op::Fence, Status::OK), &fence.encode()),
+        frame(FrameHeader::data_down(&request(Op::VectorAdd), 0, 9), &[1; 20]),
+        frame(reply(Op::VectorAdd, ErrorCode::Timeout.into()), b"nothing moved"),
+        frame(FrameHeader::closing(ErrorCode::Busy.into()), b"stopping"),
+    ];
+    let mut seeds = [asked.to_vec(), answered.to_vec()].concat();
+    seeds.push(asked.concat());
+    seeds.push(answered.concat());
     for seed in &mut seeds {
         seed.insert(0, 64);
     }
