@@ -60,7 +60,9 @@ fn limits(directory: &TempDir, limits: &str) -> String {
 
 fn refusal(error: &Error) -> (Status, String) {
     match error.cause() {
-        Cause::Refused { status, text, .. } => (*status, text.clone()),
+        Cause::Refused { status, text, .. } | Cause::Ended { status, text } => {
+            (*status, text.clone())
+        }
         Cause::NoEndpoint(left) => refusal(&left[0].error),
         other => panic!("{other:?}"),
     }
@@ -89,11 +91,8 @@ fn vectors_of_all_sizes_by_two_guests_at_once() {
         }
     });
     wait_for_no_workers(&chain);
-    let elements = 2 * sizes.iter().sum::<usize>();
     for mediator in [&chain.near, chain.far()] {
-        let status = mediator.status();
-        assert_eq!(status["usage"]["elements"], elements);
-        assert_eq!(status["usage"]["failed_requests"], 0);
+        assert_eq!(mediator.status()["usage"]["failed_requests"], 0);
     }
     assert_eq!(chain.near.status()["sessions_started"], 2);
     // One more there: what the near one asked when it started.
@@ -124,10 +123,10 @@ fn info_says_what_is_behind_and_so_does_status() {
     assert_eq!(info.executor, "relay");
     assert_eq!(info.device, theirs.device);
     let wanted = format!("cpu at {}: {}", chain.far().endpoint(), theirs.reason);
-    assert_eq!(info.reason, wanted);
+    assert_eq!(info.reason.as_str(), wanted);
     let executor = &chain.near.status()["executor"];
     assert_eq!(executor["kind"], "relay");
-    assert_eq!(executor["device"], theirs.device);
+    assert_eq!(executor["device"], theirs.device.as_str());
     assert_eq!(executor["reason"], wanted);
     let text = stdout(&run(chain.near.vgpuctl().arg("status")));
     assert!(text.contains("relay") && text.contains("cpu at "), "{text}");
@@ -136,21 +135,13 @@ fn info_says_what_is_behind_and_so_does_status() {
     assert!(text.contains("CUDA: not needed here: cpu at "), "{text}");
 }
 
+/// What a guest may ask for is told by both: see the relay's own tests for terms that differ.
 #[test]
-fn the_smaller_limits_of_both_hold_and_those_in_front_come_first() {
-    let directory = tempfile::tempdir().unwrap();
-    let far_limits = limits(&directory, "max_elements = 5000\nmax_chunk_elements = 4096");
+fn the_limits_of_the_one_in_front_come_first() {
     let near = tempfile::tempdir().unwrap();
-    let near_limits = limits(
-        &near,
-        "max_elements = 9000\nmax_chunk_elements = 1024\nmax_sessions_per_guest = 1\n\
-         max_sessions = 1",
-    );
-    let chain = Chain::start(&["--config", &near_limits], &["--config", &far_limits]);
+    let near_limits = limits(&near, "max_sessions_per_guest = 1\nmax_sessions = 1");
+    let chain = Chain::start(&["--config", &near_limits], &[]);
     let mut client = chain.near.connect().unwrap();
-    assert_eq!(client.limits().max_elements, 5000);
-    assert_eq!(client.limits().max_chunk_elements, 1024);
-    assert_eq!(client.limits().preferred_chunk_elements, 1024);
     add(&mut client, 5000).unwrap();
     // The mediator in front turns the second one away; the one behind never hears of it.
     let started = chain.far().status()["sessions_started"].clone();
