@@ -9,17 +9,19 @@
 //! # let mediator = std::thread::spawn(move || {
 //! #     let time = Duration::from_secs(30);
 //! #     let stream = listener.accept(Instant::now() + time).expect("a guest");
-//! #     let mut ring = vchan::local::connect_on(stream, Instant::now() + time).expect("a ring");
-//! #     let limits = vgpu_guest::Limits {
-//! #         max_body: 1 << 20, max_lanes: 1, max_requests: 1, max_handles: 1,
-//! #         max_chunk_elements: 1 << 16, preferred_chunk_elements: 0, max_elements: 1 << 30,
+//! #     let ring = vchan::local::connect_on(stream, Instant::now() + time).expect("a ring");
+//! #     let terms = session::Terms {
+//! #         max_lanes: 4.try_into().expect("not 0"), max_requests: 4.try_into().expect("not 0"),
+//! #         max_handles: 1, initial_credit: session::INITIAL_CREDIT,
+//! #         features: vgpu_protocol::op::Features::ALL,
 //! #     };
 //! #     let settings = session::Settings {
-//! #         limits, epoch: 1, hello_timeout: time, idle_timeout: time, stall_timeout: time,
+//! #         terms, timeouts: session::Timeouts { hello: time, idle: time, stall: time }, epoch: 1,
 //! #         reason: None, refusal: None,
 //! #     };
 //! #     let mut cpu = || Ok(Box::new(CpuExecutor::new("an example")) as _);
-//! #     session::serve(&mut ring, &mut cpu, &settings, &Observed::default(), &Default::default())
+//! #     let (observed, stop) = (Observed::default(), Default::default());
+//! #     session::serve(&mut ring.into(), &mut cpu, &settings, &observed, &stop)
 //! # });
 //! use vgpu_guest::{Client, Endpoint, Options};
 //!
@@ -36,7 +38,7 @@
 //!
 //! | type | what it is for |
 //! |---|---|
-//! | [`Client`] | a session: [`info`](Client::info), [`ping`](Client::ping), [`vector_add`](Client::vector_add), [`fence`](Client::fence) |
+//! | [`Client`] | a session: [`info`](Client::info), [`ping`](Client::ping), [`vector_add`](Client::vector_add), [`fence`](Client::fence); [`lane`](Client::lane) for another thread |
 //! | [`Endpoint`] | where the mediator is: `xen:` in a guest, `local:PATH` and `unix:PATH` on one machine, `tcp:HOST:PORT` anywhere |
 //! | [`Options`] | time limits, ring size, the secret for `tcp:`, an interrupt flag |
 //! | [`Error`] | what failed, on which [`Side`], whether to [`Retry`], what to do |

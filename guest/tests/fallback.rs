@@ -8,9 +8,9 @@ use std::process::Command;
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
-use script::LIMITS;
+use script::TERMS;
 use vgpu_mediator::executor::cpu::CpuExecutor;
-use vgpu_mediator::session::{self, SessionEnd};
+use vgpu_mediator::session::{self, SessionEnd, Stream, Timeouts};
 use vgpu_mediator::usage::Observed;
 use vgpu_socket_transport::SocketTransport;
 
@@ -20,19 +20,21 @@ fn serve_once(path: &Path) -> JoinHandle<SessionEnd> {
     thread::spawn(move || {
         let time = Duration::from_secs(60);
         let (stream, _) = listener.accept().expect("a guest");
-        let mut transport = SocketTransport::from_unix(stream).expect("a socket");
+        let mut stream = Stream::from(SocketTransport::from_unix(stream).expect("a socket"));
         let settings = session::Settings {
-            limits: LIMITS,
+            terms: TERMS,
+            timeouts: Timeouts {
+                hello: time,
+                idle: time,
+                stall: time,
+            },
             epoch: 0xABC,
-            hello_timeout: time,
-            idle_timeout: time,
-            stall_timeout: time,
             reason: None,
             refusal: None,
         };
         let mut cpu = || Ok(Box::new(CpuExecutor::new("a test")) as _);
         session::serve(
-            &mut transport,
+            &mut stream,
             &mut cpu,
             &settings,
             &Observed::default(),

@@ -147,14 +147,19 @@ fn storm(client: &Client, lanes: usize, rounds: usize, elements: &[usize]) {
 
 #[test]
 fn many_lanes_through_narrow_and_wide_streams() {
-    for (ends, terms, elements) in [
-        (pipes(1 << 16, usize::MAX), CREDIT, &[1, 2000, 70_000][..]),
-        (pipes(50, 7), CREDIT, &[1, 100]),
-        (sockets(), CREDIT, &[1, 2000, 150_000]),
-        (sockets(), TERMS, &[1, 2000, 400_000]),
+    for (ends, terms, rounds, elements) in [
+        (
+            pipes(1 << 16, usize::MAX),
+            CREDIT,
+            1,
+            &[1, 2000, 70_000][..],
+        ),
+        (pipes(50, 7), CREDIT, 1, &[1, 100]),
+        (sockets(), CREDIT, 3, &[1, 2000, 70_000]),
+        (sockets(), TERMS, 2, &[1, 2000, 150_000]),
     ] {
         let (mut client, control, mediator) = connect(ends, terms, &patient());
-        storm(&client, 7, 3, elements);
+        storm(&client, 5, rounds, elements);
         client.ping(b"x").expect("an echo");
         control.wait_for(0);
         client.goodbye().expect("a goodbye");

@@ -9,9 +9,11 @@ use tempfile::TempDir;
 use vchan::local::{Listener, connect_on};
 use vgpu_guest::{Cause, Client, Endpoint, Options, Retry, Side};
 use vgpu_mediator::executor::cpu::CpuExecutor;
-use vgpu_mediator::session::{Refusal, SessionEnd, Settings, StopFlag, serve};
+use vgpu_mediator::session::{
+    INITIAL_CREDIT, Refusal, SessionEnd, Settings, StopFlag, Stream, Terms, Timeouts, serve,
+};
 use vgpu_mediator::usage::Observed;
-use vgpu_protocol::message::Limits;
+use vgpu_protocol::op::Features;
 use vgpu_protocol::status::ErrorCode;
 
 /// Longer than any wait that is expected to succeed.
@@ -19,19 +21,19 @@ const WATCHDOG: Duration = Duration::from_secs(30);
 
 fn settings() -> Settings {
     Settings {
-        limits: Limits {
-            max_body: 1 << 20,
-            max_lanes: 1,
-            max_requests: 4,
+        terms: Terms {
+            max_lanes: 16.try_into().unwrap(),
+            max_requests: 64.try_into().unwrap(),
             max_handles: 4,
-            max_chunk_elements: 1 << 16,
-            preferred_chunk_elements: 1 << 14,
-            max_elements: 1 << 28,
+            initial_credit: INITIAL_CREDIT,
+            features: Features::ALL,
+        },
+        timeouts: Timeouts {
+            hello: WATCHDOG,
+            idle: WATCHDOG,
+            stall: WATCHDOG,
         },
         epoch: 77,
-        hello_timeout: WATCHDOG,
-        idle_timeout: WATCHDOG,
-        stall_timeout: WATCHDOG,
         reason: None,
         refusal: None,
     }
@@ -40,14 +42,16 @@ fn settings() -> Settings {
 /// A mediator that serves one session at `socket`.
 fn mediator(socket: &Path, settings: Settings) -> JoinHandle<SessionEnd> {
     let listener = Listener::bind(socket).expect("a free path");
-    thread::spawn(move || {
-        let deadline = Instant::now() + WATCHDOG;
-        let stream = listener.accept(deadline).expect("a guest");
-        let mut channel = connect_on(stream, deadline).expect("a channel");
-        let mut executor = || Ok(Box::new(CpuExecutor::new("for a test")) as _);
-        let (observed, stop) = (Observed::default(), StopFlag::default());
-        serve(&mut channel, &mut executor, &settings, &observed, &stop)
-    })
+    thread::spawn(move || serve_one(&listener, &settings))
+}
+
+fn serve_one(listener: &Listener, settings: &Settings) -> SessionEnd {
+    let deadline = Instant::now() + WATCHDOG;
+    let stream = listener.accept(deadline).expect("a guest");
+    let mut stream = Stream::from(connect_on(stream, deadline).expect("a channel"));
+    let mut executor = || Ok(Box::new(CpuExecutor::new("for a test")) as _);
+    let (observed, stop) = (Observed::default(), StopFlag::default());
+    serve(&mut stream, &mut executor, settings, &observed, &stop)
 }
 
 fn place() -> (TempDir, PathBuf, Endpoint) {
@@ -83,10 +87,11 @@ fn a_whole_session() {
         Client::connect(std::slice::from_ref(&endpoint), &Options::default()).expect("a session");
     assert_eq!(client.endpoint(), Some(&endpoint));
     assert_eq!(client.epoch(), 77);
-    assert_eq!(client.info().expect("info").executor, "cpu");
+    assert_eq!(client.info().expect("info").executor.as_str(), "cpu");
     client.ping(&[1; 4096]).expect("an echo");
     client.ping_quiet(b"hush").expect("sent");
-    assert!(client.fence().expect("a fence").failures.is_empty());
+    let fence = client.fence().expect("a fence");
+    assert!(fence.failures.as_slice().is_empty());
     for elements in [1, 1000, (1 << 14) + 1, 1_000_003] {
         add_and_check(&mut client, elements);
     }
@@ -113,20 +118,31 @@ fn a_ring_smaller_than_a_chunk() {
 }
 
 #[test]
-fn more_than_the_mediator_takes_is_refused_and_the_session_goes_on() {
-    let (_directory, socket, endpoint) = place();
-    let mut settings = settings();
-    settings.limits.max_elements = 1000;
-    let mediator = mediator(&socket, settings);
-    let mut client = Client::connect(&[endpoint], &Options::default()).expect("a session");
-    let (a, b) = vectors(1001);
-    let error = client
-        .vector_add(&a, &b, &mut [0.0; 1001])
-        .expect_err("too many");
-    assert_eq!((error.side(), error.epoch()), (Side::Guest, Some(77)));
-    add_and_check(&mut client, 1000);
-    client.goodbye().expect("a goodbye");
-    assert!(matches!(mediator.join(), Ok(SessionEnd::Goodbye)));
+fn several_threads_share_a_session_over_rings_of_any_size() {
+    for ring_bytes in [Some(4096), None] {
+        let (_directory, socket, endpoint) = place();
+        let mediator = mediator(&socket, settings());
+        let options = Options {
+            ring_bytes,
+            ..Options::default()
+        };
+        let client = Client::connect(&[endpoint], &options).expect("a session");
+        thread::scope(|scope| {
+            for number in 0..5 {
+                let mut lane = client.lane().expect("one more lane");
+                scope.spawn(move || {
+                    for elements in [1, 1000, (1 << 14) + 1, 200_003] {
+                        add_and_check(&mut lane, elements + number);
+                        lane.ping(&vec![7; 800 * number]).expect("an echo");
+                        lane.ping_quiet(b"hush").expect("sent");
+                        lane.fence().expect("a fence");
+                    }
+                });
+            }
+        });
+        client.goodbye().expect("a goodbye");
+        assert!(matches!(mediator.join(), Ok(SessionEnd::Goodbye)));
+    }
 }
 
 #[test]
@@ -138,9 +154,13 @@ fn the_first_endpoint_that_answers_is_taken_and_the_others_are_told() {
     let endpoints = [absent.clone(), files.clone(), endpoint.clone()];
     let client = Client::connect(&endpoints, &Options::default()).expect("a session");
     assert_eq!(client.endpoint(), Some(&endpoint));
-    let left: Vec<_> = client.left().iter().map(|left| &left.endpoint).collect();
-    assert_eq!(left, [&absent, &files]);
-    assert!(client.left()[0].to_string().contains("no mediator listens"));
+    let skipped: Vec<_> = client.skipped().iter().map(|at| &at.endpoint).collect();
+    assert_eq!(skipped, [&absent, &files]);
+    assert!(
+        client.skipped()[0]
+            .to_string()
+            .contains("no mediator listens")
+    );
 }
 
 #[test]
@@ -162,11 +182,11 @@ fn a_refused_guest_hears_why() {
         error.to_string().contains("E_DENIED: no guests on Sundays"),
         "{error}"
     );
-    let Cause::NoEndpoint(left) = error.cause() else {
+    let Cause::NoEndpoint(skipped) = error.cause() else {
         panic!("{error}")
     };
     assert_eq!(
-        (left[0].error.side(), left[0].error.retry()),
+        (skipped[0].error.side(), skipped[0].error.retry()),
         (Side::Mediator, Retry::No)
     );
 }

@@ -10,6 +10,7 @@ use crate::data::{Data, Incoming, Outgoing};
 use crate::error::{Cause, Result};
 
 /// Bytes of one vector in a chunk.
+#[allow(clippy::cast_possible_truncation, reason = "a small constant")]
 const CHUNK_BYTES: usize = VECTOR_ADD_CHUNK as usize * size_of::<f32>();
 
 /// What a vector add took.

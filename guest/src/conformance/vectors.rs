@@ -34,6 +34,7 @@ fn sum(client: &mut Client, a: &[f32], b: &[f32]) -> Result<Vec<f32>, String> {
 }
 
 /// Elements of a chunk.
+#[allow(clippy::cast_possible_truncation, reason = "a small constant")]
 const CHUNK: usize = VECTOR_ADD_CHUNK as usize;
 
 pub(super) fn around_a_chunk(ground: &Ground<'_>) -> Result<(), String> {

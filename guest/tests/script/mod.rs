@@ -170,6 +170,7 @@ pub(crate) fn sums(data: &[u8]) -> Vec<u8> {
 }
 
 /// Bytes of each vector in a chunk.
+#[allow(clippy::cast_possible_truncation, reason = "a small constant")]
 pub(crate) const CHUNK_BYTES: usize = VECTOR_ADD_CHUNK as usize * 4;
 
 /// The sums for a chunk of both vectors.
