@@ -114,14 +114,23 @@ pub(crate) fn seeds() -> Vec<Vec<u8>> {
         frame(request(Op::Hello), &hello.encode()),
         frame(request(Op::Ping), &ping.encode()),
         frame(request(Op::VectorAdd), &add.encode()),
-        frame(FrameHeader::data_up(&request(Op::VectorAdd), 0, false), &[1; 40]),
+        frame(
+            FrameHeader::data_up(&request(Op::VectorAdd), 0, false),
+            &[1; 40],
+        ),
         frame(request(Op::Info), &[]),
         frame(request(Op::Goodbye), &[]),
     ];
     let answered = [
         frame(reply(Op::Fence, Status::OK), &fence.encode()),
-        frame(FrameHeader::data_down(&request(Op::VectorAdd), 0, 9), &[1; 20]),
-        frame(reply(Op::VectorAdd, ErrorCode::Timeout.into()), b"nothing moved"),
+        frame(
+            FrameHeader::data_down(&request(Op::VectorAdd), 0, 9),
+            &[1; 20],
+        ),
+        frame(
+            reply(Op::VectorAdd, ErrorCode::Timeout.into()),
+            b"nothing moved",
+        ),
         frame(FrameHeader::closing(ErrorCode::Busy.into()), b"stopping"),
     ];
     let mut seeds = [asked.to_vec(), answered.to_vec()].concat();
