@@ -238,14 +238,15 @@ impl Lane {
         loop {
             // What is late by now gets one last look.
             let at = late.take().unwrap_or_else(clock::now);
+            // Not only in waits: a fast mediator may leave no reason to wait. And before the desk, where
+            // another lane may have ended the session for the same reason.
+            if self.shared.options.interrupted() {
+                return Err(Cause::Interrupted);
+            }
             if !alone {
                 self.shared.look_at_desk(wire)?;
             }
             wire.start_waiting();
-            // Not only in waits: a fast mediator may leave no reason to wait.
-            if self.shared.options.interrupted() {
-                return Err(Cause::Interrupted);
-            }
             let wrote = wire.write(self.number, data)?;
             let read = wire.read(self.number, data)?;
             wire.give_up_late(at)?;

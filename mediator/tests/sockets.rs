@@ -279,7 +279,7 @@ fn endpoints_are_tried_in_order_each_within_its_time() {
     let left: Vec<_> = client
         .skipped()
         .iter()
-        .map(|left| (left.endpoint.clone(), left.error.cause().to_string()))
+        .map(|skipped| (skipped.endpoint.clone(), skipped.error.cause().to_string()))
         .collect();
     assert_eq!(left[0].0, nobody);
     assert!(left[0].1.contains("no mediator listens"), "{}", left[0].1);
