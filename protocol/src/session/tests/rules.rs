@@ -451,3 +451,18 @@ fn no_quiet_request_has_data_for_the_guest() {
         assert!(!(spec.quiet && spec.data.1), "{op}: nothing would end it");
     }
 }
+
+/// As behind a relay: it has heard that there are some, and not which.
+#[test]
+fn replies_say_that_quiet_requests_failed_elsewhere() {
+    let mut raw = Raw::open(terms());
+    let flags = |raw: &mut Raw, id| {
+        raw.start(request(Op::Ping, id), &ping_body(1));
+        raw.server.complete(id, Ok(ping_body(1)), raw.now);
+        raw.said()[0].0.flags
+    };
+    raw.server.set_failures_behind(true);
+    assert_eq!(flags(&mut raw, 2), Flags::REPLY.with(Flags::FAILURES));
+    raw.server.set_failures_behind(false);
+    assert_eq!(flags(&mut raw, 3), Flags::REPLY);
+}
