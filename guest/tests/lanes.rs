@@ -85,7 +85,7 @@ fn pings_are_answered_while_a_vector_add_waits_on_another_lane() {
         let (mut client, mut other, control) = two(ends, terms, &patient());
         control.hold();
         thread::scope(|scope| {
-            let adder = scope.spawn(|| add(&mut client, 300_000, 1));
+            let adder = scope.spawn(|| add(&mut client, 40_000, 1));
             control.wait_for(1);
             if terms.initial_credit == CREDIT.initial_credit {
                 for size in (0..50).map(|step| step * 80) {
@@ -130,7 +130,7 @@ fn storm(client: &Client, lanes: usize, rounds: usize, elements: &[usize]) {
             let mut lane = client.lane().expect("one more lane");
             scope.spawn(move || {
                 for round in 0..rounds {
-                    for size in [0, 1, 100 + number, 4096] {
+                    for size in [0, 1, 100 + number, 1000] {
                         let payload = vec![number.to_le_bytes()[0]; size];
                         lane.ping(&payload).expect("an echo");
                         lane.ping_quiet(&payload).expect("sent");
@@ -422,9 +422,9 @@ fn a_request_of_a_single_lane_takes_one_write_and_no_read_too_many() {
         let [writes, reads, waits, flushes] =
             std::array::from_fn(|kind| after[kind] - before[kind]);
         // Request, headers and data leave together.
-        assert_eq!((writes, flushes), (1, 1), "{elements} elements");
-        // One look before every wait and one after it, and a last one for an answer that comes in
-        // two parts: its data and its reply.
-        assert!(reads <= 2 * waits + 1, "{reads} reads, {waits} waits");
+        assert_eq!(writes, 1, "{elements} elements");
+        assert!(flushes <= 1);
+        // A read that finds nothing is followed by a wait, and the answer comes in three parts at most.
+        assert!(reads <= waits + 3, "{reads} reads, {waits} waits");
     }
 }
