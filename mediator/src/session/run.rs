@@ -107,10 +107,11 @@ impl Session<'_> {
         if moved {
             self.fruitless = 0;
             self.waiting.progress();
-            return Ok(());
         }
+        // Also while bytes move: a busy lane must keep neither a stop nor another lane's deadline.
         self.check_stop()?;
         match self.server.late(now) {
+            None if moved => Ok(()),
             None => self.wait(),
             Some(Late::Session(text)) => {
                 if self.server.outbox().is_empty() {

@@ -110,6 +110,16 @@ impl Guest {
         Some((header, body))
     }
 
+    /// The next frame; `None` at the end of the stream, also in the middle of a frame.
+    fn try_next_unless_cut(&mut self) -> Option<FrameHeader> {
+        let mut header = [0; HEADER_LEN];
+        self.stream.read_exact(&mut header).ok()?;
+        let header = FrameHeader::decode(&header).expect("the mediator's own frames are sound");
+        let mut body = vec![0; header.body_len as usize];
+        self.stream.read_exact(&mut body).ok()?;
+        Some(header)
+    }
+
     /// The next frame that is no data, and the data before it by request.
     pub(crate) fn reply(&mut self) -> (FrameHeader, Vec<u8>, HashMap<u32, Vec<u8>>) {
         let mut data: HashMap<u32, Vec<u8>> = HashMap::new();
@@ -623,6 +633,52 @@ fn nothing_waits_for_ever() {
     assert!(matches!(end, SessionEnd::Goodbye), "{end}");
 }
 
+/// A guest that never pauses is stopped all the same, and another lane of its is still late.
+#[test]
+fn a_flood_of_requests_holds_up_neither_a_stop_nor_a_deadline() {
+    let stop = StopFlag::default();
+    let mut quick = settings();
+    quick.timeouts.stall = Duration::from_millis(40);
+    let (late, end, _) = on_held(&quick, &stop, |mut guest, held| {
+        guest.ask(2, 0, add(1));
+        let mut flood = guest.stream.try_clone().unwrap();
+        let flooding = thread::spawn(move || {
+            let mut body = Vec::new();
+            ping(b"").encode_to(&mut body);
+            for id in 3.. {
+                let len = u32::try_from(body.len()).unwrap();
+                let header = FrameHeader::request(Op::Ping, id)
+                    .with_lane(1)
+                    .with_body_len(len);
+                if flood
+                    .write_all(&[&header.encode()[..], &body].concat())
+                    .is_err()
+                {
+                    return;
+                }
+            }
+        });
+        // Between the answers to the flood.
+        let late = loop {
+            let (header, _) = guest.next();
+            if header.request_id == 2 {
+                break header.status;
+            }
+        };
+        held.wait_for(|inner| inner.cancelled == [2]);
+        // The data of the request that failed ends, so that nothing is left under way.
+        stop.set(StopReason::Kicked);
+        while guest.try_next_unless_cut().is_some() {}
+        flooding.join().unwrap();
+        late
+    });
+    assert_eq!(late, ErrorCode::Timeout.into());
+    assert!(
+        matches!(end, SessionEnd::Stopped(_) | SessionEnd::TimedOut(_)),
+        "{end}"
+    );
+}
+
 #[test]
 fn a_guest_that_takes_no_replies_is_let_go() {
     let mut quick = settings();
@@ -676,7 +732,7 @@ fn broken_protocol_and_early_ends_are_told_apart() {
     });
     assert!(matches!(end, SessionEnd::GuestClosed(true)), "{end}");
 
-    let ((), end, _) = on_cpu(&settings(), |guest| drop(guest));
+    let ((), end, _) = on_cpu(&settings(), drop);
     assert!(matches!(end, SessionEnd::GuestClosed(false)), "{end}");
 }
 
