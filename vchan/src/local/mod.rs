@@ -27,6 +27,7 @@ pub use rendezvous::{
     connect_on, connect_on_reactor, connect_with, serve_from_index, serve_on, serve_on_reactor,
     serve_with,
 };
+#[cfg(feature = "testing")]
 pub(crate) use rendezvous::{connect_parts, serve_parts};
 pub use stranger::{Stranger, keep_unclosed, take_unclosed, unclosed};
 

@@ -29,7 +29,8 @@ impl ControlPage {
         Self { page }
     }
 
-    /// The page as bytes; for [`hostile`](crate::hostile).
+    /// The page as bytes, for hostile peers.
+    #[cfg(feature = "testing")]
     pub(crate) fn region(&self) -> &Region {
         &self.page
     }

@@ -43,7 +43,8 @@ impl ExtensionPage {
         Self { page }
     }
 
-    /// The page as bytes; for [`hostile`](crate::hostile).
+    /// The page as bytes, for hostile peers.
+    #[cfg(feature = "testing")]
     pub(crate) fn region(&self) -> &Region {
         &self.page
     }

@@ -39,6 +39,7 @@ mod server;
 pub mod store;
 mod sys;
 
+#[cfg(feature = "testing")]
 pub(crate) use client::connect_parts;
 pub use client::{connect, connect_on_reactor, connect_with};
 pub use server::Server;

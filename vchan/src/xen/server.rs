@@ -202,6 +202,7 @@ impl Server {
     }
 
     /// What a client reads first; for tests that spoil it.
+    #[cfg(feature = "testing")]
     pub(crate) fn pages(&self) -> (&ControlPage, Option<&ExtensionPage>) {
         (&self.control, self.extension.as_ref().map(|(page, _)| page))
     }
