@@ -340,7 +340,8 @@ impl Session<'_> {
         }
     }
 
-    /// Ends the session when the broker wants it to end and nothing is under way.
+    /// Ends the session when the broker wants it to end and every request is answered, whatever the
+    /// guest still sends.
     fn check_stop(&mut self) -> Result<(), SessionEnd> {
         let Some(reason) = self.stop.get() else {
             return Ok(());
@@ -349,7 +350,7 @@ impl Session<'_> {
             self.stopping = Some(reason);
             self.server.drain(reason.code(), &reason.to_string());
         }
-        if self.server.is_busy() {
+        if self.server.has_work() {
             return Ok(());
         }
         self.server.close(reason.code(), &reason.to_string());

@@ -207,6 +207,11 @@ impl Server {
         self.is_in_frame() || self.requests.len() > 0
     }
 
+    /// Whether a request is under way that is not answered.
+    pub fn has_work(&self) -> bool {
+        self.requests.iter().any(|request| !request.answered)
+    }
+
     /// Whether a frame has begun in either direction and is not complete.
     pub fn is_in_frame(&self) -> bool {
         self.inbox.is_partial() || !self.outbox.is_empty()
