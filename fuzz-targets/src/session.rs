@@ -23,6 +23,9 @@ const ELEMENTS: u64 = 300;
 
 const INITIAL_CREDIT: u32 = 512;
 
+/// Bytes of data in a frame of the guest's.
+const PIECE: usize = 100;
+
 /// What the other side sends, in portions; the first byte says how to cut the rest, 0 is not to.
 struct Script<'a> {
     rest: &'a [u8],
@@ -92,7 +95,8 @@ impl Mediating<'_> {
             said: Vec::new(),
             over: false,
         };
-        while this.receive() || this.send() || this.work() {
+        // What is asked later is not answered earlier, so that two honest sides settle on one dialogue.
+        while this.work() || this.send() || this.receive() {
             this.now += Duration::from_millis(1);
             let late = this.server.late(this.now);
             assert!(late.is_none() || this.now >= this.server.deadline());
@@ -320,8 +324,10 @@ impl Asking<'_> {
             return false;
         }
         if let Some(id) = self.adding {
-            let may = self.client.may_send(id).min(1000);
-            if may > 0 {
+            // Pieces of one size whenever credit comes, so that two honest sides settle on one
+            // dialogue.
+            let may = self.client.may_send(id).min(PIECE);
+            if may == PIECE || (may > 0 && may as u64 == self.client.up_left(id)) {
                 self.client.begin_up(id, may);
             }
         }
@@ -380,9 +386,12 @@ pub(crate) fn guest(data: &[u8]) {
 
 /// What guest and mediator say to each other when both are honest: each is given the other's
 /// words so far, until nothing new is said.
+///
+/// # Panics
+/// They do not come to an end.
 fn dialogue() -> (Vec<u8>, Vec<u8>) {
     let (mut questions, mut answers) = (Asking::run(&[0]), Vec::new());
-    loop {
+    for _ in 0..100 {
         let more = Mediating::run(&[&[0][..], &questions].concat());
         let asked = Asking::run(&[&[0][..], &more].concat());
         if (&asked, &more) == (&questions, &answers) {
@@ -390,6 +399,7 @@ fn dialogue() -> (Vec<u8>, Vec<u8>) {
         }
         (questions, answers) = (asked, more);
     }
+    panic!("the dialogue does not come to an end");
 }
 
 fn in_portions(script: &[u8]) -> Vec<Vec<u8>> {

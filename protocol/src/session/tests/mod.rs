@@ -1,4 +1,8 @@
 //! Both halves of a session against each other, and each against a peer that sends anything.
+#![allow(
+    clippy::cast_possible_truncation,
+    reason = "numbers that the tests make small"
+)]
 
 mod deadlines;
 mod exchange;
