@@ -51,7 +51,16 @@ fn vectors_of_all_sizes_by_two_guests_at_once_and_again() {
     mediator.wait_for_workers(0);
     let status = mediator.status();
     assert_eq!(status["sessions_started"], 4);
-    assert_eq!(status["usage"]["elements"], 4 * (1 + 1000 + 1_048_576));
+    // Each element came as two floats and went as one.
+    let elements = 4 * (1 + 1000 + 1_048_576);
+    assert!(
+        status["usage"]["bytes_in"].as_u64() > Some(8 * elements),
+        "{status}"
+    );
+    assert!(
+        status["usage"]["bytes_out"].as_u64() > Some(4 * elements),
+        "{status}"
+    );
     assert_eq!(status["usage"]["failed_requests"], 0);
     wait_until("all descriptors of sessions are closed", || {
         kinds(mediator.descriptors()) == before
@@ -323,7 +332,7 @@ fn top_writes_plain_tables_into_a_pipe() {
 fn limits_turn_a_guest_away_with_a_reason() {
     let directory = tempfile::tempdir().unwrap();
     let config = directory.path().join("m.toml");
-    fs::write(&config, "[limits]\nmax_sessions = 1\nmax_elements = 1000\n").unwrap();
+    fs::write(&config, "[limits]\nmax_sessions = 1\n").unwrap();
     let mediator = Mediator::start(directory.path(), &["--config", config.to_str().unwrap()]);
     let mut client = mediator.connect().unwrap();
     let error = mediator.connect().unwrap_err();
@@ -331,8 +340,6 @@ fn limits_turn_a_guest_away_with_a_reason() {
         error.to_string().contains("limit of sessions (1)"),
         "{error}"
     );
-    let error = add(&mut client, 1001).unwrap_err();
-    assert!(error.to_string().contains("1000"), "{error}");
     add(&mut client, 1000).unwrap();
     client.goodbye().unwrap();
     mediator.wait_for_workers(0);
@@ -351,7 +358,10 @@ fn vgpuctl_shows_and_ends_sessions() {
     let session = &status["sessions"][0];
     assert_eq!(session["state"], "serving");
     assert_eq!(session["client"], "end to end");
-    assert_eq!(session["usage"]["elements"], 5000);
+    assert!(
+        session["usage"]["bytes_out"].as_u64() > Some(4 * 5000),
+        "{status}"
+    );
     assert_eq!(session["current"], true);
     assert_eq!(status["usage"], session["usage"]);
     let text = stdout(&run(mediator.vgpuctl().arg("status")));
