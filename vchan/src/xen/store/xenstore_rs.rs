@@ -165,6 +165,9 @@ fn sort(error: io::Error) -> Failed {
 pub(super) struct Watching {
     events: Pin<Box<dyn Stream<Item = Box<str>>>>,
     presence: Presence,
+    /// It has not told yet that it is set. xenstored sends an event of its own for that, which
+    /// xenstore-rs loses where it comes before the watch is entered in its table.
+    fresh: bool,
     /// Ends with it: the events come out of its task.
     _connection: XsTokio,
     /// Last: what is above lives in it.
@@ -189,6 +192,7 @@ impl Watching {
         Ok(Self {
             events,
             presence,
+            fresh: true,
             _connection: connection,
             runtime,
         })
@@ -197,6 +201,9 @@ impl Watching {
 
 impl Watch for Watching {
     fn wait(&mut self, limit: Option<Duration>) -> Waited {
+        if std::mem::take(&mut self.fresh) {
+            return Waited::Fired;
+        }
         let Self {
             events, presence, ..
         } = self;
