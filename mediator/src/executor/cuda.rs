@@ -24,7 +24,7 @@ mod slot;
 mod words;
 
 use std::fs;
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError};
 use std::time::{Duration, Instant};
 
 use vgpu_protocol::frame::FrameHeader;
@@ -115,6 +115,12 @@ impl CudaExecutor {
 
     /// Allocates, copies, adds, copies back and compares.
     fn prove(&mut self) -> Result<(), ExecutorError> {
+        // First by itself: what fails here is the machine's fault, and has words for it.
+        let slot = pipeline::new_slot(&self.device).map_err(explain)?;
+        self.free
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .push(slot);
         let (request, up) = trial_add(PROOF_ELEMENTS);
         let deadline = Instant::now() + PROOF_DEADLINE;
         let answer = one_request(self, &request, &up, deadline).map_err(explain_proof)?;

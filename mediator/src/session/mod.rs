@@ -2,7 +2,7 @@
 //!
 //! | file | job |
 //! |---|---|
-//! | [`run`](mod@run) | the one loop: bytes between the stream, the rules and the backend |
+//! | `run` | the one loop: bytes between the stream, the rules and the backend |
 //! | [`stream`] | either side's stream, and one wait for everything |
 //! | [`backend`] | what the loop asks of whatever runs the requests |
 //! | [`local_backend`] | an executor here; `crate::relay` is the other way |

@@ -10,11 +10,11 @@ use super::executor_error;
 use super::slot::{Clock, Slot, Span};
 
 /// Chunks of a vector add under way at once: one being filled, one copied in, one computed, one
-/// copied out.
-const SLOTS: usize = 4;
+/// copied out, and room for two more of which the guest knows already.
+const SLOTS: usize = 6;
 
 /// Slots that are kept from one request to the next: page-locking memory takes its time.
-const KEPT: usize = 4 * SLOTS;
+const KEPT: usize = 2 * SLOTS;
 
 /// Slots that no request uses.
 pub(super) type FreeSlots = Arc<Mutex<Vec<Slot>>>;
@@ -62,22 +62,16 @@ impl CudaPipeline {
 
     /// A free slot, or a new one.
     fn take_slot(&self) -> Result<Slot, ExecutorError> {
-        let kept = self
-            .free
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .pop();
-        if let Some(slot) = kept {
+        // The executor may have moved to another thread.
+        self.device.bind().map_err(|error| self.error(error))?;
+        let mut free = self.free.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(slot) = free.pop() {
             return Ok(slot);
         }
-        let bytes = Slot::bytes(CHUNK).expect("a chunk has an address");
-        let new = self
-            .device
-            .bind()
-            .and_then(|()| Slot::new(&self.device, CHUNK, bytes));
-        new.map_err(|error| match error.code {
+        drop(free);
+        new_slot(&self.device).map_err(|error| match error.code {
             OUT_OF_MEMORY => ExecutorError::OutOfMemory {
-                wanted: bytes as u64,
+                wanted: slot_bytes() as u64,
                 what: format!("a chunk of {CHUNK} elements on the GPU"),
             },
             _ => self.error(error),
@@ -109,6 +103,19 @@ impl CudaPipeline {
             false => Ok(()),
         }
     }
+}
+
+/// Room for one chunk.
+///
+/// # Errors
+/// Whatever the driver says.
+pub(super) fn new_slot(device: &Arc<Device>) -> Result<Slot, CallError> {
+    device.bind()?;
+    Slot::new(device, CHUNK, slot_bytes())
+}
+
+fn slot_bytes() -> usize {
+    Slot::bytes(CHUNK).expect("a chunk has an address")
 }
 
 /// The answer to everything after the first error that told of the loss.

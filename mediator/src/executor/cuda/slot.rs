@@ -30,6 +30,9 @@ const ALIGN_ELEMENTS: usize = 64;
 /// How long to wait for work whose result nobody wants any more, before the device counts as lost.
 const DRAIN: Duration = Duration::from_secs(2);
 
+/// How often to look meanwhile.
+const DRAIN_LOOK: Duration = Duration::from_micros(50);
+
 /// What the slot's memory may be used for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum State {
@@ -264,25 +267,22 @@ impl Slot {
         Ok((f64::from(milliseconds) * 1e6) as u64)
     }
 
-    /// Waits until the device is done with the slot, whatever came of the work. If that does not
-    /// happen within [`DRAIN`], the device is lost; the slot must not be used then.
+    /// Waits until the device is done with the slot, whatever came of the work; also with the call
+    /// that says so, which comes after the result. If that does not happen within [`DRAIN`], the
+    /// device is lost; the slot must not be used then.
     pub(super) fn drain(&mut self) {
-        if let State::Submitted(_) = self.state {
-            let deadline = Instant::now() + DRAIN;
-            loop {
-                // Not the event: where the submission failed midway, it was not recorded.
-                // SAFETY: the stream is live and the context current.
-                let code = unsafe { (self.device.driver().stream_query)(self.stream) };
-                match check_query(code, "cuStreamQuery") {
-                    Ok(true) => break,
-                    Ok(false) if Instant::now() < deadline => {
-                        thread::sleep(Duration::from_millis(1))
-                    }
-                    Ok(false) | Err(_) => {
-                        // The state stays: the device may still write.
-                        self.device.set_lost();
-                        return;
-                    }
+        let deadline = Instant::now() + DRAIN;
+        loop {
+            // Not the event: where the submission failed midway, it was not recorded.
+            // SAFETY: the stream is live and the context current.
+            let code = unsafe { (self.device.driver().stream_query)(self.stream) };
+            match check_query(code, "cuStreamQuery") {
+                Ok(true) => break,
+                Ok(false) if Instant::now() < deadline => thread::sleep(DRAIN_LOOK),
+                Ok(false) | Err(_) => {
+                    // The state stays: the device may still write.
+                    self.device.set_lost();
+                    return;
                 }
             }
         }
@@ -303,7 +303,9 @@ impl Drop for Slot {
         if self.device.is_lost() || self.device.bind().is_err() {
             return;
         }
-        self.drain();
+        if !self.stream.is_null() {
+            self.drain();
+        }
         if self.device.is_lost() {
             return;
         }
