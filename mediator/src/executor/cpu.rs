@@ -10,11 +10,12 @@ use super::vector_add::{CHUNK, Pipeline, VectorAdds};
 use super::{Executor, ExecutorError, ExecutorInfo, unsupported};
 use crate::session::backend::{Also, Backend, Event};
 
-/// Two slots a vector add: one is read back to the guest while the next is being filled.
-const SLOTS: usize = 2;
+/// Slots of a vector add: one is read back to the guest while the next is being filled, and the
+/// guest knows of the room for two more, so that it need not wait to hear of it.
+const SLOTS: usize = 4;
 
 /// Slots that are kept from one request to the next: fresh pages cost more than the sums.
-const KEPT: usize = 4 * SLOTS;
+const KEPT: usize = 2 * SLOTS;
 
 /// Runs a guest's work on this machine's processor.
 #[derive(Debug)]

@@ -31,8 +31,9 @@ const CLOSING_TIME: Duration = Duration::from_secs(2);
 /// A peer that wakes this thread this often without moving a byte is slowed down from there on.
 const FRUITLESS_WAKES: u32 = 64;
 
-/// Reads between two looks at everything else.
-const READS_AT_ONCE: u32 = 64;
+/// Bytes read between two looks at everything else: results and room are not to wait for a stream
+/// that never pauses.
+const READ_AT_ONCE: usize = 64 << 10;
 
 /// What takes the place of data that will not come: its request has failed in the middle of a frame.
 static ZEROS: [u8; 4096] = [0; 4096];
@@ -64,6 +65,7 @@ pub(crate) fn run(
         last_down: 0,
         no_room: false,
         unflushed: false,
+        read_left: 0,
         cut: false,
         fruitless: 0,
     };
@@ -91,6 +93,8 @@ struct Session<'a> {
     /// Data has come for which the backend has no room now.
     no_room: bool,
     unflushed: bool,
+    /// Bytes that may still be read in this turn.
+    read_left: usize,
     /// Nothing can be sent any more: the guest is gone.
     cut: bool,
     fruitless: u32,
@@ -211,11 +215,12 @@ impl Session<'_> {
         }
     }
 
-    /// Takes what has come.
+    /// Takes what has come, up to [`READ_AT_ONCE`] bytes.
     fn read(&mut self, now: Instant) -> Result<bool, SessionEnd> {
         let mut moved = false;
         self.no_room = false;
-        for _ in 0..READS_AT_ONCE {
+        self.read_left = READ_AT_ONCE;
+        while self.read_left > 0 {
             if !self.server.may_receive() {
                 break;
             }
@@ -228,6 +233,7 @@ impl Session<'_> {
                 break;
             }
             moved = true;
+            self.read_left = self.read_left.saturating_sub(1);
         }
         Ok(moved)
     }
@@ -282,8 +288,10 @@ impl Session<'_> {
         };
         let room = self.backend.input(id);
         if room.is_empty() {
-            self.no_room = true;
-            return Ok(false);
+            // Asking for room can have made the request fail.
+            let news = self.take_events(now)?;
+            self.no_room = !news;
+            return Ok(news);
         }
         let n = match inbox.direct() {
             0 => inbox.take(room),
@@ -323,6 +331,7 @@ impl Session<'_> {
             Ok(Some(0)) => Err(self.failed(TransportError::Closed)),
             Ok(Some(n)) => {
                 self.observed.counters.received(n);
+                self.read_left = self.read_left.saturating_sub(n);
                 self.server.received(now);
                 Ok(Some(n))
             }
