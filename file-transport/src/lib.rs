@@ -5,7 +5,7 @@
 //! and `cat` among them: the client writes a number to `command.txt`, the mediator answers with one
 //! line in `response.txt`. `docs/file-protocol.md` describes it for people who write such clients.
 //!
-//! * [`guide`]: what may stand in the two files. Bytes in, values out.
+//! * [`two_file_grammar`]: what may stand in the two files. Bytes in, values out.
 //! * [`watch`]: when a command is *new*. What was seen and when goes in, what to do comes out.
 //! * [`directory`]: opening, reading and replacing the files.
 //! * [`serve()`]: the loop that joins the three.
