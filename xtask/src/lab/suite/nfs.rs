@@ -20,7 +20,7 @@ pub(crate) const CASES: &[Case] = &[
 ];
 
 /// A million elements are some twelve megabytes through NFS.
-const SESSION_LIMIT: Duration = Duration::from_secs(300);
+const SESSION_LIMIT: Duration = Duration::from_secs(900);
 
 /// The mediator of these cases: patient, since every step of a session is several calls over an
 /// emulated network, on a machine that may be busy.
