@@ -97,7 +97,7 @@ impl SocketTransport {
         let plain = self.records.is_none();
         loop {
             match self.push() {
-                // Who wants to write is told by the write; there may be bytes left to read.
+                // A caller that wants to write learns of it from the write; bytes may be left to read.
                 Err(TransportError::Closed) => {}
                 other => other?,
             }

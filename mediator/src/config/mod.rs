@@ -66,7 +66,7 @@ impl Config {
     /// [`load`](Self::load) with the file's text; `path` is for messages only.
     ///
     /// # Errors
-    /// As there, but for an unreadable file.
+    /// As [`load`](Self::load), but for an unreadable file.
     pub fn from_text(flags: &Flags, path: &Path, text: &str) -> Result<Self, Failure> {
         Self::merge(flags, parse_file(path, text)?)
     }

@@ -46,7 +46,7 @@ impl FarSession {
     /// Says Hello on a fresh stream and asks what there is.
     ///
     /// # Errors
-    /// The other mediator refuses, is none, or does not answer until `deadline`.
+    /// The other mediator refuses, is not a mediator, or does not answer until `deadline`.
     pub(super) fn open(stream: Stream, place: &str, deadline: Instant) -> Result<Self, Lost> {
         let name = concat!("vgpu-mediatord ", env!("CARGO_PKG_VERSION"), " (relay)");
         let mut opening = Opening {

@@ -1,4 +1,4 @@
-//! Why the other mediator is of no use any more, in words.
+//! Why the other mediator can no longer be used, in words.
 
 use std::fmt;
 use std::time::Duration;

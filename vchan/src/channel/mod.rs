@@ -105,7 +105,7 @@ impl Channel {
     /// See [`Reader::try_read`].
     ///
     /// # Errors
-    /// As there.
+    /// As [`Reader::try_read`].
     #[inline]
     pub fn try_read(&mut self, buf: &mut [u8]) -> Result<Option<usize>> {
         self.reader.try_read(buf)
@@ -114,7 +114,7 @@ impl Channel {
     /// See [`Writer::try_write`].
     ///
     /// # Errors
-    /// As there.
+    /// As [`Writer::try_write`].
     #[inline]
     pub fn try_write(&mut self, buf: &[u8]) -> Result<usize> {
         self.writer.try_write(buf)
@@ -123,7 +123,7 @@ impl Channel {
     /// See [`Reader::read`].
     ///
     /// # Errors
-    /// As there.
+    /// As [`Reader::read`].
     #[inline]
     pub fn read(&mut self, buf: &mut [u8], deadline: Instant) -> Result<usize> {
         self.reader.read(buf, deadline)
@@ -132,7 +132,7 @@ impl Channel {
     /// See [`Reader::read_exact`].
     ///
     /// # Errors
-    /// As there.
+    /// As [`Reader::read_exact`].
     #[inline]
     pub fn read_exact(&mut self, buf: &mut [u8], deadline: Instant) -> Result<()> {
         self.reader.read_exact(buf, deadline)
@@ -141,7 +141,7 @@ impl Channel {
     /// See [`Writer::write_all`].
     ///
     /// # Errors
-    /// As there.
+    /// As [`Writer::write_all`].
     #[inline]
     pub fn write_all(&mut self, buf: &[u8], deadline: Instant) -> Result<()> {
         self.writer.write_all(buf, deadline)
@@ -158,7 +158,7 @@ impl Channel {
     /// [`wait`](Self::wait), which `waker` ends too. The waker stays raised.
     ///
     /// # Errors
-    /// As there.
+    /// As [`wait`](Self::wait).
     pub fn wait_or(&mut self, interest: Interest, waker: &Waker, deadline: Instant) -> Result<()> {
         self.wait_until(interest, Some(waker), deadline)
     }
@@ -307,7 +307,7 @@ impl Channel {
     /// See [`Reader::peer_end`].
     ///
     /// # Errors
-    /// As there.
+    /// As [`Reader::peer_end`].
     pub fn peer_end(&self) -> Result<PeerEnd> {
         self.reader.peer_end()
     }

@@ -174,7 +174,7 @@ impl Writer {
     /// [`close`](Self::close) for a writer that is shared, for instance behind a mutex.
     ///
     /// # Errors
-    /// As there.
+    /// As [`close`](Self::close).
     pub fn close_now(&mut self, deadline: Instant) -> Result<()> {
         let outcome = self.drain(deadline);
         self.end_stream();

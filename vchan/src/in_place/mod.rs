@@ -193,7 +193,7 @@ impl Channel {
     /// See [`Reader::try_peek`].
     ///
     /// # Errors
-    /// As there.
+    /// As [`Reader::try_peek`].
     pub fn try_peek(&mut self, least: usize) -> Result<Option<PeerBytes<'_>>> {
         self.halves().0.try_peek(least)
     }
@@ -201,7 +201,7 @@ impl Channel {
     /// See [`Reader::peek`].
     ///
     /// # Errors
-    /// As there.
+    /// As [`Reader::peek`].
     pub fn peek(&mut self, least: usize, deadline: Instant) -> Result<PeerBytes<'_>> {
         self.halves().0.peek(least, deadline)
     }
@@ -209,7 +209,7 @@ impl Channel {
     /// See [`Reader::consume`].
     ///
     /// # Errors
-    /// As there.
+    /// As [`Reader::consume`].
     pub fn consume(&mut self, n: usize) -> Result<()> {
         self.halves().0.consume(n)
     }
@@ -217,7 +217,7 @@ impl Channel {
     /// See [`Writer::try_reserve`].
     ///
     /// # Errors
-    /// As there.
+    /// As [`Writer::try_reserve`].
     pub fn try_reserve(&mut self, least: usize) -> Result<Option<RingSpace<'_>>> {
         self.halves().1.try_reserve(least)
     }
@@ -225,7 +225,7 @@ impl Channel {
     /// See [`Writer::reserve`].
     ///
     /// # Errors
-    /// As there.
+    /// As [`Writer::reserve`].
     pub fn reserve(&mut self, least: usize, deadline: Instant) -> Result<RingSpace<'_>> {
         self.halves().1.reserve(least, deadline)
     }
@@ -233,7 +233,7 @@ impl Channel {
     /// See [`Writer::commit`].
     ///
     /// # Errors
-    /// As there.
+    /// As [`Writer::commit`].
     pub fn commit(&mut self, n: usize) -> Result<()> {
         self.halves().1.commit(n)
     }

@@ -40,7 +40,7 @@ pub fn serve_on(
 /// [`serve_on`] with the channel on a reactor. Waits for the client all the same.
 ///
 /// # Errors
-/// As there.
+/// As [`serve_on`].
 pub fn serve_on_reactor(
     reactor: &Handle,
     stream: UnixStream,
@@ -170,7 +170,7 @@ pub fn connect_on(stream: UnixStream, deadline: Instant) -> Result<Channel> {
 /// [`connect_on`] with the channel on a reactor. Waits for the server all the same.
 ///
 /// # Errors
-/// As there.
+/// As [`connect_on`].
 pub fn connect_on_reactor(
     reactor: &Handle,
     stream: UnixStream,

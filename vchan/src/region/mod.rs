@@ -154,7 +154,7 @@ impl Channel {
     /// Makes a region; see [`Regions::create`] and the [module](crate::region).
     ///
     /// # Errors
-    /// As there.
+    /// As [`Regions::create`].
     pub fn create_region(&self, bytes: usize, access: Access) -> Result<OwnedRegion> {
         owned::create(self.shared(), bytes, access)
     }
@@ -162,7 +162,7 @@ impl Channel {
     /// Maps a region; see [`Regions::map`] and the [module](crate::region).
     ///
     /// # Errors
-    /// As there.
+    /// As [`Regions::map`].
     pub fn map_region(&self, ticket: &[u8], deadline: Instant) -> Result<MappedRegion> {
         mapped::map(self.shared(), ticket, deadline)
     }

@@ -237,7 +237,7 @@ impl Region {
     /// The word at `at`; as [`u32_at`](Self::u32_at).
     ///
     /// # Panics
-    /// As there.
+    /// As [`u32_at`](Self::u32_at).
     #[inline]
     pub(crate) fn u64_at(&self, at: usize) -> &AtomicU64 {
         // SAFETY: as for `u8_at`.
@@ -299,7 +299,7 @@ const SMALL: usize = 64;
 /// `copy_nonoverlapping` with small copies inline.
 ///
 /// # Safety
-/// As there, for `len` bytes.
+/// As of [`copy_nonoverlapping`](std::ptr::copy_nonoverlapping), for `len` bytes.
 #[inline(always)]
 unsafe fn copy(from: *const u8, to: *mut u8, len: usize) {
     /// The first and the last `size_of::<T>()` bytes of `len`, which overlap in the middle.

@@ -48,7 +48,7 @@ pub fn connect(peer: DomId, path: &str, deadline: Instant) -> Result<Channel> {
 /// [`connect`] on a reactor: over its event-channel handle. Waits all the same.
 ///
 /// # Errors
-/// As there.
+/// As [`connect`].
 pub fn connect_on_reactor(
     reactor: &Handle,
     peer: DomId,
@@ -61,7 +61,7 @@ pub fn connect_on_reactor(
 /// [`connect`] with a choice of format and the rest of [`Setup`].
 ///
 /// # Errors
-/// As there.
+/// As [`connect`].
 pub fn connect_with(
     setup: &Setup<'_>,
     peer: DomId,

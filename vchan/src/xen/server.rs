@@ -70,7 +70,7 @@ impl Server {
     /// Clients of libxenvchan before Xen 4.14 do not ring when they connect, but when they write.
     ///
     /// # Errors
-    /// As there.
+    /// As [`publish`](Self::publish).
     pub fn publish_on_reactor(
         reactor: &Handle,
         peer: DomId,
@@ -83,7 +83,7 @@ impl Server {
     /// [`publish`](Self::publish) with a choice of format and the rest of [`Setup`].
     ///
     /// # Errors
-    /// As there.
+    /// As [`publish`](Self::publish).
     pub fn publish_with(
         setup: &Setup<'_>,
         peer: DomId,

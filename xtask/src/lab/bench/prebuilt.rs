@@ -46,7 +46,7 @@ pub(super) fn obtain(folder: Option<&Path>) -> Result<Prebuilt> {
 /// The same with the programs of sessions.
 ///
 /// # Errors
-/// As there.
+/// As [`obtain`].
 pub(super) fn obtain_all(folder: Option<&Path>) -> Result<Prebuilt> {
     match folder {
         Some(_) => obtain(folder),
