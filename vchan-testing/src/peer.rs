@@ -101,7 +101,7 @@ impl LyingPeer {
     /// [`connect`](Self::connect) with an honest answer to the offer of the extension.
     ///
     /// # Errors
-    /// As there.
+    /// As [`connect`](Self::connect).
     pub fn connect_extended(stream: UnixStream, deadline: Instant) -> Result<Self> {
         Self::connect_answering(stream, deadline, |header, page| {
             let answer = Acceptance {
@@ -117,7 +117,7 @@ impl LyingPeer {
     /// `answer` before the victim is told of this client.
     ///
     /// # Errors
-    /// As there.
+    /// As [`connect`](Self::connect).
     pub fn connect_answering(
         stream: UnixStream,
         deadline: Instant,

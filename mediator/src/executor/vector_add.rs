@@ -185,10 +185,7 @@ impl<P: Pipeline> VectorAdds<P> {
 
     pub(super) fn cancel(&mut self, id: u32) {
         self.adds.retain(|add| add.id != id);
-        self.events.retain(|event| match event {
-            Event::Done(of, _) | Event::Room(of, _) | Event::Moved(of) => *of != id,
-            Event::Failures(_) | Event::Worked(_) | Event::Lost(_) => true,
-        });
+        self.events.retain(|event| event.request() != Some(id));
     }
 
     /// Whether the device has work whose end is not known yet.

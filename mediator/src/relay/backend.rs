@@ -8,6 +8,7 @@ use vgpu_protocol::clock;
 use vgpu_protocol::frame::FrameHeader;
 use vgpu_protocol::op::{Op, Request};
 use vgpu_protocol::session::client::{self, NotSent, Violation};
+use vgpu_protocol::session::next_in_turn;
 use vgpu_protocol::session::server::{Failure, Outcome, Terms};
 use vgpu_protocol::status::{ErrorCode, Status};
 
@@ -50,7 +51,7 @@ pub(super) struct Relay<'a> {
     last_up: u32,
     /// What it last said of failures of quiet requests.
     failures: bool,
-    /// The other mediator is of no use any more. Told when the guest has what was answered before.
+    /// The other mediator can no longer be used. The guest first gets what was answered before.
     lost: Option<Lost>,
     told: bool,
 }
@@ -257,23 +258,15 @@ impl<'a> Relay<'a> {
         let Some(far) = self.far.as_mut().filter(|far| far.sending().is_none()) else {
             return;
         };
-        let mut next = None;
-        let mut seen_last = false;
-        for passing in &self.passing {
+        let at_hand = self.passing.iter().map(|passing| {
             let id = passing.header.request_id;
             let len = match passing.stage {
                 Stage::UnderWay => passing.up.bytes().len().min(far.may_send(id)),
                 Stage::Answered | Stage::GivenUp => 0,
             };
-            if len > 0 && (next.is_none() || seen_last) {
-                next = Some((id, len));
-                if seen_last {
-                    break;
-                }
-            }
-            seen_last |= id == self.last_up;
-        }
-        if let Some((id, len)) = next {
+            (id, len)
+        });
+        if let Some((id, len)) = next_in_turn(self.last_up, at_hand) {
             self.last_up = id;
             far.begin_up(id, len);
         }
@@ -479,7 +472,6 @@ impl Backend for Relay<'_> {
             let more = granted - self.initial_credit;
             self.events.push_back(Event::Room(id, more));
         }
-        let own = self.patience;
         self.passing.push(Passing {
             header: *header,
             up: Buffer::default(),
@@ -488,10 +480,7 @@ impl Backend for Relay<'_> {
             granted,
             began: now,
             moved: now,
-            patience: match header.deadline_ms {
-                0 => own,
-                ms => own.min(Duration::from_millis(ms.into())),
-            },
+            patience: header.patience(self.patience),
             stage: Stage::UnderWay,
         });
     }
@@ -541,10 +530,7 @@ impl Backend for Relay<'_> {
             // Its answer still comes, and is dropped.
             self.far().end_early(id);
         }
-        self.events.retain(|event| match event {
-            Event::Done(of, _) | Event::Room(of, _) | Event::Moved(of) => *of != id,
-            Event::Failures(_) | Event::Worked(_) | Event::Lost(_) => true,
-        });
+        self.events.retain(|event| event.request() != Some(id));
     }
 
     fn may_start(&self) -> bool {

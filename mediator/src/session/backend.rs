@@ -55,7 +55,7 @@ pub trait SessionBackend: Backend {
     /// Gets ready, once. This alone may take seconds.
     ///
     /// # Errors
-    /// It is not to be had.
+    /// It cannot be opened.
     fn open(&mut self) -> Result<Opened, NotOpened>;
 
     /// The session is over.
@@ -67,16 +67,26 @@ pub trait SessionBackend: Backend {
 pub enum Event {
     /// A request is over. Its data, if it went well, was put out before.
     Done(u32, Outcome),
-    /// There is room for so many more bytes of a request's data.
+    /// There is room for this many more bytes of a request's data.
     Room(u32, u64),
     /// Something was done for a request of which nothing shows yet.
     Moved(u32),
     /// Whether quiet requests have failed of which its next answer to a Fence tells.
     Failures(bool),
-    /// The device worked for so many nanoseconds.
+    /// Nanoseconds that the device worked.
     Worked(u64),
     /// Nothing can be run any more.
     Lost(NotOpened),
+}
+
+impl Event {
+    /// The request that it is about, if it is about one.
+    pub(crate) fn request(&self) -> Option<u32> {
+        match self {
+            Self::Done(id, _) | Self::Room(id, _) | Self::Moved(id) => Some(*id),
+            Self::Failures(_) | Self::Worked(_) | Self::Lost(_) => None,
+        }
+    }
 }
 
 /// What to wait for beside the guest.
@@ -99,7 +109,7 @@ pub struct Opened {
     pub terms: Option<Terms>,
 }
 
-/// A backend is not to be had, or not any more.
+/// A backend cannot be opened, or can no longer be used.
 #[derive(Debug)]
 pub struct NotOpened {
     /// For the guest.

@@ -7,9 +7,9 @@ use std::time::{Duration, Instant};
 
 use vgpu_protocol::clock;
 use vgpu_protocol::frame::MAX_DATA;
-use vgpu_protocol::session::Server;
 use vgpu_protocol::session::server::{End, Late, Step};
 use vgpu_protocol::session::server::{Failure, Terms};
+use vgpu_protocol::session::{Server, next_in_turn};
 use vgpu_protocol::status::ErrorCode;
 use vgpu_protocol::transport::{Interest, Transport, TransportError};
 
@@ -192,20 +192,13 @@ impl Session<'_> {
 
     /// Begins a frame of data for the guest, if there is some, or tells what room there is.
     fn begin_data(&mut self, now: Instant) {
-        let mut next = None;
-        let mut seen_last = false;
-        for (id, left) in self.server.downs() {
-            let ready = self.backend.output(id).len().min(MAX_DATA as usize) as u64;
-            let ready = ready.min(left);
-            if ready > 0 && (next.is_none() || seen_last) {
-                next = Some((id, ready));
-                if seen_last {
-                    break;
-                }
-            }
-            seen_last |= id == self.last_down;
-        }
-        match next {
+        let backend = &mut self.backend;
+        let at_hand = self.server.downs().map(|(id, left)| {
+            let most = usize::try_from(left).unwrap_or(usize::MAX);
+            let ready = backend.output(id).len().min(most);
+            (id, ready.min(MAX_DATA as usize))
+        });
+        match next_in_turn(self.last_down, at_hand) {
             Some((id, ready)) => {
                 self.last_down = id;
                 let len = u32::try_from(ready).expect("at most MAX_DATA");

@@ -1,8 +1,10 @@
 //! The header and its validation.
 
+use std::time::Duration;
+
 use super::{Flags, FrameError, HEADER_LEN, MAGIC};
-use crate::op::Op;
 use crate::op::field::{Field, Reader};
+use crate::op::{Features, Op};
 use crate::status::Status;
 
 /// A validated header, in host byte order.
@@ -125,6 +127,26 @@ impl FrameHeader {
     /// Whether more data of this request follows in this direction.
     pub const fn has_more(&self) -> bool {
         self.flags.contains(Flags::MORE)
+    }
+
+    /// How long nothing may move for this request, where `own` is the most that is allowed.
+    pub fn patience(&self, own: Duration) -> Duration {
+        match self.deadline_ms {
+            0 => own,
+            ms => own.min(Duration::from_millis(ms.into())),
+        }
+    }
+
+    /// What Hello must have agreed on for this request.
+    pub const fn needs(&self) -> Features {
+        let of_op = match self.op.spec() {
+            Some(spec) => spec.feature,
+            None => Features::NONE,
+        };
+        match self.is_quiet() {
+            true => of_op.with(Features::QUIET),
+            false => of_op,
+        }
     }
 
     /// Appends the header to `out`.

@@ -34,6 +34,12 @@ impl Features {
         self.0 & other.0 == other.0
     }
 
+    /// Both sets together.
+    #[must_use]
+    pub const fn with(self, other: Features) -> Features {
+        Features(self.0 | other.0)
+    }
+
     /// What both sides have.
     #[must_use]
     pub const fn common(self, other: Features) -> Features {

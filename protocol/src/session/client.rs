@@ -2,7 +2,7 @@
 //!
 //! The mediator is trusted with the work, not with this process: whatever it sends is checked against
 //! what it was asked, and an answer that does not fit is a [`Violation`], after which the session
-//! is of no use.
+//! cannot go on.
 
 use super::inbox::{Inbox, Received};
 use super::outbox::Outbox;
@@ -141,12 +141,7 @@ impl Client {
     pub fn request(&mut self, header: FrameHeader, request: &Request) -> Result<(), NotSent> {
         debug_assert_eq!(header.op, request.op());
         let agreed = self.agreed.as_ref().ok_or(NotSent::NotOpen)?;
-        let needed = header.op.spec().map_or(Features::NONE, |spec| spec.feature);
-        let quiet_needs = match header.is_quiet() {
-            true => Features::QUIET,
-            false => Features::NONE,
-        };
-        if !agreed.features.contains(needed) || !agreed.features.contains(quiet_needs) {
+        if !agreed.features.contains(header.needs()) {
             return Err(NotSent::NotOffered(header.op));
         }
         request.check()?;

@@ -28,3 +28,24 @@ mod tests;
 
 pub use client::Client;
 pub use server::Server;
+
+/// Whose data goes next, so that requests take turns: the first with some after `last`, of which the
+/// last frame was, or else the first of all. `at_hand` has every request and how many bytes of its
+/// data can go now.
+pub fn next_in_turn(
+    last: u32,
+    at_hand: impl IntoIterator<Item = (u32, usize)>,
+) -> Option<(u32, usize)> {
+    let mut next = None;
+    let mut seen_last = false;
+    for (id, len) in at_hand {
+        if len > 0 && (next.is_none() || seen_last) {
+            next = Some((id, len));
+            if seen_last {
+                break;
+            }
+        }
+        seen_last |= id == last;
+    }
+    next
+}

@@ -402,7 +402,6 @@ impl Server {
                 self.fault("more failed requests with data to come than requests".to_owned())
             );
         }
-        let own = self.timeouts.stall;
         self.requests.push(InFlight {
             header: *header,
             up_left: up,
@@ -414,10 +413,7 @@ impl Server {
             answered: false,
             behind: 0,
             moved: now,
-            patience: match header.deadline_ms {
-                0 => own,
-                ms => own.min(Duration::from_millis(ms.into())),
-            },
+            patience: header.patience(self.timeouts.stall),
         });
         let id = header.request_id;
         match (refused, decoded) {
@@ -441,11 +437,6 @@ impl Server {
         if self.draining.is_some() && header.op != Op::Goodbye {
             return self.draining.clone();
         }
-        let spec = header.op.spec()?;
-        let quiet = match header.is_quiet() {
-            true => Features::QUIET,
-            false => Features::NONE,
-        };
         let lanes = self.terms.max_lanes.get();
         let (code, text) = if header.lane >= lanes {
             let text = format!(
@@ -454,9 +445,7 @@ impl Server {
                 lanes - 1
             );
             (ErrorCode::Range, text)
-        } else if !self.terms.features.contains(spec.feature)
-            || !self.terms.features.contains(quiet)
-        {
+        } else if !self.terms.features.contains(header.needs()) {
             let text = format!("{} needs a feature that Hello did not agree on", header.op);
             (ErrorCode::Unsupported, text)
         } else if self.requests.count(header.is_quiet()) >= self.terms.max_requests.get().into() {

@@ -258,3 +258,17 @@ fn hello_reply(terms: Terms) -> HelloReply {
         epoch: 7,
     }
 }
+
+#[test]
+fn requests_with_data_take_turns() {
+    let at_hand = [(4, 10), (9, 0), (2, 30)];
+    for (last, next) in [(0, (4, 10)), (4, (2, 30)), (9, (2, 30)), (2, (4, 10))] {
+        assert_eq!(
+            super::next_in_turn(last, at_hand),
+            Some(next),
+            "after {last}"
+        );
+    }
+    assert_eq!(super::next_in_turn(4, [(4, 1), (9, 0)]), Some((4, 1)));
+    assert_eq!(super::next_in_turn(4, [(4, 0)]), None);
+}
