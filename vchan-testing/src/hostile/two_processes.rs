@@ -15,6 +15,8 @@ use vchan::Channel;
 
 /// How long one side may wait for the other's half of a round.
 const ROUND_LIMIT: Duration = Duration::from_secs(90);
+/// From the victim, once: its ends of all targets are set up.
+const READY: u64 = 0;
 /// In place of a round: the storm begins.
 const STORM: u64 = u64::MAX;
 /// How long a wait on the honest channel looks before it sleeps.
@@ -49,6 +51,9 @@ pub fn lie_to(mut control: Channel, targets: Vec<Target>, options: &Options) -> 
     for number in [options.seed, options.from, options.states] {
         control.send(number)?;
     }
+    // The server of the last target may still be looking for its client in the pages, and its
+    // rendezvous is meant to be honest.
+    control.receive()?;
     let liars: Vec<Liar> = targets
         .into_iter()
         .map(|target| Liar::new(target.0))
@@ -87,6 +92,7 @@ pub fn run_victim(
         states: control.receive()?,
     };
     announce(&options);
+    control.send(READY)?;
     let mut report = Report::default();
     let mut victims: Vec<Victim> = targets
         .into_iter()
@@ -109,4 +115,60 @@ pub fn run_victim(
     survive_storm(&mut victims, &options, &watchdog, &mut report)?;
     control.send(0)?;
     Ok(report)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::net::UnixStream;
+
+    use vchan::error::Result;
+    use vchan::layout::{Format, Role};
+    use vchan::{Setup, testing};
+
+    use super::*;
+    use crate::hostile::kinds;
+
+    fn control() -> Result<(Channel, Channel)> {
+        let (one, other) = UnixStream::pair().expect("a socket pair");
+        let deadline = Instant::now() + ROUND_LIMIT;
+        let server = std::thread::spawn(move || {
+            testing::serve_on(&Setup::new(), one, 4096.into(), deadline)
+        });
+        let client = testing::connect_on(&Setup::new(), other, deadline)?;
+        let server = server.join().expect("the server's thread")?;
+        Ok((testing::channel(server)?, testing::channel(client)?))
+    }
+
+    #[test]
+    fn the_liar_leaves_the_pages_alone_until_the_victim_is_ready() -> Result<()> {
+        let (format, rings) = kinds().last().expect("kinds");
+        assert_eq!(format, Format::Extended);
+        let (liar, victim) = Target::pair(Role::Server, format, rings)?;
+        let (ours, theirs) = control()?;
+        let before = victim.0.picture();
+        let options = Options {
+            seed: 1,
+            from: 0,
+            states: 10,
+        };
+        let lying = std::thread::spawn(move || lie_to(ours, vec![liar], &options));
+        let mut theirs = Numbers(theirs);
+        for _ in 0..3 {
+            theirs.receive().expect("the options");
+        }
+
+        let mut round = [0; 8];
+        let wait = Instant::now() + Duration::from_millis(200);
+        Transport::read_exact(&mut theirs.0, &mut round, wait).expect_err("a round began");
+        assert_eq!(victim.0.picture(), before);
+
+        theirs.send(READY).expect("the liar waits");
+        theirs.receive().expect("the first round");
+        drop(theirs);
+        lying
+            .join()
+            .expect("the liar's thread")
+            .expect_err("the victim is gone");
+        Ok(())
+    }
 }

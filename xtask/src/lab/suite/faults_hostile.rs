@@ -43,8 +43,12 @@ fn hostile(context: &mut Context, guest: &str, dom0: &str, states: u64) -> Resul
     let ours = client.wait(context.host.as_mut(), RUN_LIMIT)?;
     let theirs = server.wait(context.host.as_mut(), RUN_LIMIT)?;
     context.succeed(Place::Guest("pv"), "xenstore-rm data/h; true")?;
-    let victim = if dom0.is_empty() { &theirs } else { &ours };
-    for output in [&ours, &theirs] {
+    let (victim, liar) = match dom0 {
+        "" => (&theirs, &ours),
+        _ => (&ours, &theirs),
+    };
+    // The victim first: the liar only sees that it is gone.
+    for output in [victim, liar] {
         output
             .text()
             .with_context(|| format!("{} | {}", ours.stdout, theirs.stdout))?;
