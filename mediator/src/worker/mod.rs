@@ -37,6 +37,9 @@ use spec::{Carrier, Spec};
 
 /// How soon a worker without a guest notices that the broker wants it to end.
 const STOP_CHECK: Duration = Duration::from_millis(250);
+
+/// How long xenstore may take to remove the keys of an offer that was taken.
+const WITHDRAW_LIMIT: Duration = Duration::from_secs(5);
 /// The part of the usual longest look at the ring that a worker allows itself: one of so many.
 const LOOKING_SHARE: u32 = 8;
 
@@ -206,7 +209,10 @@ fn offer(path: &str, stop: &StopFlag) -> Result<Option<Channel>, vchan::Error> {
     let mut server = Server::publish_default(DomId(0), path)?;
     loop {
         match server.wait_for_client(Instant::now() + STOP_CHECK) {
-            Ok(()) => return server.accept(Instant::now()).map(looking_briefly).map(Some),
+            Ok(()) => {
+                let channel = server.accept(Instant::now() + WITHDRAW_LIMIT)?;
+                return Ok(Some(looking_briefly(channel)));
+            }
             Err(vchan::Error::TimedOut(_)) => {}
             Err(error) => return Err(error),
         }

@@ -20,7 +20,8 @@ mod rendezvous;
 pub(crate) mod stranger;
 
 use std::path::Path;
-use std::time::Instant;
+use std::thread;
+use std::time::{Duration, Instant};
 
 pub use listener::{Listener, connect_stream};
 pub use rendezvous::{
@@ -32,9 +33,13 @@ pub(crate) use rendezvous::{connect_parts, serve_parts};
 pub use stranger::{Stranger, keep_unclosed, take_unclosed, unclosed};
 
 use crate::channel::Channel;
+use crate::connect_options::Setup;
 use crate::error::{Error, Result};
 use crate::wire::layout::{Format, ORDER_MAX, ORDER_MAX_LOCAL, RingSizes};
 use memory_layout::Shape;
+
+/// Pause before a client whose server took another one looks for the next.
+const NEXT_SERVER_PAUSE: Duration = Duration::from_millis(50);
 
 /// The ring sizes to use unless told otherwise: the largest there are, 16 MiB in all, of which the system
 /// gives what is used.
@@ -74,11 +79,56 @@ pub fn serve(path: &Path, rings: RingSizes, deadline: Instant) -> Result<Channel
 }
 
 /// Connects to whoever serves on `path`, waiting for it to appear, and takes the vchan client
-/// role.
+/// role. A server that takes another client is not the last: the next one is waited for.
 ///
 /// # Errors
 /// [`Error::TimedOut`] at `deadline`, [`Error::Peer`], [`Error::PeerClosed`], [`Error::Setup`],
 /// [`Error::Os`].
 pub fn connect(path: &Path, deadline: Instant) -> Result<Channel> {
-    connect_on(connect_stream(path, deadline)?, deadline)
+    connect_path_with(&Setup::new(), path, deadline)
+}
+
+/// [`connect`] with a choice of format and the rest of [`Setup`].
+///
+/// # Errors
+/// As [`connect`].
+pub fn connect_path_with(setup: &Setup<'_>, path: &Path, deadline: Instant) -> Result<Channel> {
+    loop {
+        let stream = connect_stream(path, deadline)?;
+        match connect_with(setup, stream, deadline) {
+            // The server took another client; the next one may take this.
+            Err(Error::PeerClosed { .. }) if Instant::now() < deadline => {
+                thread::sleep(NEXT_SERVER_PAUSE);
+            }
+            outcome => return outcome,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::Address;
+
+    /// The queue of a server that takes another client, or ends, is closed with it.
+    #[test]
+    fn a_client_whose_server_took_another_waits_for_the_next() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("c");
+        let watchdog = Instant::now() + Duration::from_secs(300);
+        let first = Listener::bind(&path).unwrap();
+        let address = Address::Local(path.clone());
+        let client = thread::spawn(move || {
+            let mut channel = address.connect(watchdog)?;
+            channel.write_all(b"to the next", watchdog)?;
+            channel.close(watchdog)
+        });
+        drop(first.accept(watchdog).unwrap());
+        drop(first);
+        let mut channel = serve(&path, RingSizes::from(4096), watchdog).unwrap();
+        let mut word = [0; 11];
+        channel.read_exact(&mut word, watchdog).unwrap();
+        assert_eq!(&word, b"to the next");
+        client.join().unwrap().unwrap();
+    }
 }

@@ -87,7 +87,7 @@ impl PeerDomain {
             peers().push(Arc::downgrade(&peer));
             start(store);
             // A release between the first look and the entry in the list had no one to tell.
-            peer.check(store);
+            peer.check(store, deadline.min(Instant::now() + PROBE));
         }
         Ok(Self(peer))
     }
@@ -128,8 +128,8 @@ impl AsFd for PeerDomain {
 }
 
 impl Peer {
-    fn check(&self, store: Store) {
-        let gone = match identity::look(self.domain, store, Instant::now() + PROBE) {
+    fn check(&self, store: Store, deadline: Instant) {
+        let gone = match identity::look(self.domain, store, deadline) {
             identity::Look::Alive(now) => self
                 .identity
                 .as_ref()
@@ -206,7 +206,7 @@ fn check_all(store: Store) {
         .iter()
         .filter(|peer| !peer.gone.load(Ordering::Relaxed))
     {
-        peer.check(store);
+        peer.check(store, Instant::now() + PROBE);
     }
 }
 

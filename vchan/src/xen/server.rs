@@ -1,6 +1,7 @@
 //! The vchan server role over Xen: granting the pages and waiting for the client.
 
 use std::os::fd::{AsFd, BorrowedFd};
+use std::thread;
 use std::time::{Duration, Instant};
 
 use xen_sys::{Access, GrantShare, UnmapNotify};
@@ -23,8 +24,8 @@ use crate::wire::extension_page::{ExtensionPage, new_nonce};
 use crate::wire::layout::{Format, ORDER_MAX_EXTENDED, Orders, RingPlace, RingSizes, Role};
 use crate::wire::shm::Region;
 
-/// How long the requests to xenstore that withdraw a server may take together; also those that publish
-/// it, where the caller gives no deadline.
+/// How long the requests to xenstore that withdraw a server may take together where nobody waits for
+/// them; also those that publish it, where the caller gives no deadline.
 const STORE_TIME: Duration = Duration::from_secs(5);
 
 /// The smallest ring that [`Server::publish_default`] falls back to, in bytes.
@@ -218,7 +219,8 @@ impl Server {
         }
     }
 
-    /// Waits for the client, then removes the keys and hands out the channel.
+    /// Waits for the client, then removes the keys and hands out the channel. Keys that xenstored does
+    /// not remove until `deadline` are removed by a thread, for some seconds more.
     pub fn accept(self, deadline: Instant) -> Result<Channel> {
         Channel::from_parts(self.accept_parts(deadline)?)
     }
@@ -236,7 +238,7 @@ impl Server {
             first_index,
             link,
         } = self;
-        published.withdraw();
+        published.withdraw_until(deadline);
         let accepted = match &extension {
             Some((page, header)) => page.acceptance(header)?,
             None => None,
@@ -328,6 +330,27 @@ struct Publication {
 impl Publication {
     fn write(&mut self, deadline: Instant) -> Result<()> {
         Ok(self.keys.publish(self.store, &self.base, deadline)?)
+    }
+
+    /// Removes the keys. What xenstored does not do until `deadline` a thread of its own goes on
+    /// with: the client is here, and the keys must not stay.
+    fn withdraw_until(&mut self, deadline: Instant) {
+        match self.keys.withdraw(self.store, &self.base, deadline) {
+            Ok(()) => self.active = false,
+            Err(error) => {
+                log::debug!("the keys below {} are removed later: {error}", self.base);
+                let later = Self {
+                    store: self.store,
+                    base: self.base.clone(),
+                    keys: self.keys,
+                    active: std::mem::take(&mut self.active),
+                };
+                let thread = thread::Builder::new().name("withdraw".into());
+                if let Err(error) = thread.spawn(move || drop(later)) {
+                    log::warn!("cannot remove the keys: {error}");
+                }
+            }
+        }
     }
 
     fn withdraw(&mut self) {

@@ -15,7 +15,7 @@ use std::time::{Duration, Instant};
 use clap::Args;
 use vchan::layout::Role;
 use vchan::local::{self, Listener};
-use vchan::{Channel, Error, RingSizes, xen};
+use vchan::{Channel, Error, RingSizes, Setup, xen};
 
 use crate::failure::Failure;
 use crate::held::{self, Held};
@@ -203,7 +203,8 @@ fn close_one(mut channel: Channel, role: Role, mut round: u32) -> Result<(), Fai
 fn publish(place: &Place, round: u32) -> Result<xen::Server, Failure> {
     let place = place.part(round)?;
     let (peer, path) = place.xen()?;
-    Ok(xen::Server::publish(peer, path, rings(round))?)
+    let setup = Setup::new().deadline(soon());
+    Ok(xen::Server::publish_with(&setup, peer, path, rings(round))?)
 }
 
 fn rings(round: u32) -> RingSizes {

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use clap::Subcommand;
 use vchan::Interest;
-use vchan::{Channel, DomId, Error, RingSizes, xen};
+use vchan::{Channel, DomId, Error, RingSizes, Setup, xen};
 use vchan_testing::hostile::Offer;
 
 use crate::failure::Failure;
@@ -142,7 +142,7 @@ fn blocked(place: &Place, serve_path: String) -> Result<(), Failure> {
             thread::spawn(move || call(&mut channel, Instant::now() + WAIT_LIMIT)),
         ));
     }
-    let mut server = xen::Server::publish(peer, &serve_path, RING.into())?;
+    let mut server = publish(peer, &serve_path, RING)?;
     waiting.push((
         "accept",
         thread::spawn(move || server.wait_for_client(Instant::now() + WAIT_LIMIT)),
@@ -238,10 +238,16 @@ fn pages(place: &Place) -> Result<(), Failure> {
     ))
 }
 
+/// A server that xenstored gets as long for as for everything else here.
+fn publish(peer: DomId, path: &str, ring: usize) -> vchan::Result<xen::Server> {
+    let setup = Setup::new().deadline(Instant::now() + WAIT_LIMIT);
+    xen::Server::publish_with(&setup, peer, path, RingSizes::from(ring))
+}
+
 fn fail_at_every_page(peer: DomId, path: &str) -> Result<usize, Failure> {
     for limit in 0..64 {
         set_limit(&limit.to_string())?;
-        match xen::Server::publish(peer, path, RingSizes::from(64 << 10)) {
+        match publish(peer, path, 64 << 10) {
             Ok(_) => return Ok(limit),
             Err(Error::Os { source, advice, .. })
                 if source.raw_os_error() == Some(libc::ENOSPC) && advice.contains("gntalloc") => {}
@@ -312,7 +318,7 @@ fn quota(place: &Place) -> Result<(), Failure> {
         written.err().map(|error| (number, error))
     });
     let served = match refused {
-        Some(_) => xen::Server::publish(peer, &channel, RingSizes::from(RING)).map(drop),
+        Some(_) => publish(peer, &channel, RING).map(drop),
         None => Ok(()),
     };
     store.remove(&filler, deadline()).map_err(Error::from)?;
@@ -331,7 +337,7 @@ fn quota(place: &Place) -> Result<(), Failure> {
     if left.is_some() {
         return Err(wrong(format!("{channel} was left behind")));
     }
-    drop(xen::Server::publish(peer, &channel, RingSizes::from(RING))?);
+    drop(publish(peer, &channel, RING)?);
     store.remove(path, deadline()).map_err(Error::from)?;
     say(format_args!("quota: refused, then served"))
 }

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use clap::Args;
 use vchan::local::{self, Listener};
 use vchan::reactor::{Reactor, Token};
-use vchan::{Channel, Error, RingSizes, xen};
+use vchan::{Channel, Error, RingSizes, Setup, xen};
 use vchan_testing::conformance::many::{Ask, Echo, Many, Work};
 
 use crate::failure::Failure;
@@ -54,7 +54,8 @@ pub(crate) fn serve(place: &Place, count: Count) -> Result<(), Failure> {
         Carrier::Xen(peer, path) => {
             for number in 0..count.count {
                 let path = format!("{path}/{number}");
-                let server = xen::Server::publish_on_reactor(reactor.handle(), peer, &path, rings)?;
+                let setup = Setup::new().reactor(reactor.handle()).deadline(deadline);
+                let server = xen::Server::publish_with(&setup, peer, &path, rings)?;
                 waiting.insert(token_of(server.token()), server);
             }
         }

@@ -2,7 +2,6 @@
 
 use std::fmt::Display;
 use std::path::Path;
-use std::thread;
 use std::time::{Duration, Instant};
 
 use clap::Args;
@@ -10,9 +9,6 @@ use vchan::local::{self, Listener};
 use vchan::{Address, Channel, DomId, Error, Format, RingSizes, Setup, xen};
 
 use crate::failure::Failure;
-
-/// Pause before a client whose server took another looks for the next.
-const NEXT_SERVER_PAUSE: Duration = Duration::from_millis(50);
 
 /// Where the channel is.
 #[derive(Debug, Clone, Args)]
@@ -124,16 +120,7 @@ impl Place {
             }
             Carrier::Local(path) => path,
         };
-        loop {
-            let stream = local::connect_stream(path, deadline)?;
-            match local::connect_with(&self.setup(), stream, deadline) {
-                // The server took another client; the next one may take this.
-                Err(Error::PeerClosed { .. }) if Instant::now() < deadline => {
-                    thread::sleep(NEXT_SERVER_PAUSE);
-                }
-                outcome => return Ok(outcome?),
-            }
-        }
+        Ok(local::connect_path_with(&self.setup(), path, deadline)?)
     }
 }
 

@@ -2,7 +2,6 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::thread;
 use std::time::{Duration, Instant};
 
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
@@ -15,9 +14,6 @@ use crate::place::{Backend, Place, Rings};
 
 /// How often a waiting server looks whether it was told to stop.
 const STOP_CHECK_INTERVAL: Duration = Duration::from_millis(200);
-
-/// Pause before a client whose server took another one looks for the next.
-const NEXT_SERVER_PAUSE: Duration = Duration::from_millis(50);
 
 /// Takes the vchan server role and waits for the client.
 ///
@@ -81,18 +77,7 @@ pub(crate) fn connect(place: &Place) -> Result<Channel, Failure> {
             let (peer, path) = xen_place(place)?;
             xen::connect_with(&place.setup(), peer, path, deadline)?
         }
-        Backend::Local => {
-            loop {
-                let stream = local::connect_stream(&place.path, deadline)?;
-                match local::connect_with(&place.setup(), stream, deadline) {
-                    // The server took another client; the next one may take this.
-                    Err(Error::PeerClosed { .. }) if Instant::now() < deadline => {
-                        thread::sleep(NEXT_SERVER_PAUSE);
-                    }
-                    outcome => break outcome?,
-                }
-            }
-        }
+        Backend::Local => local::connect_path_with(&place.setup(), &place.path, deadline)?,
     })
 }
 
