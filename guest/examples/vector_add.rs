@@ -2,6 +2,8 @@
 //!
 //! Without an argument, `VGPU_ENDPOINT` is used, or `xen:`.
 
+use std::io::Write as _;
+
 use vgpu_guest::{Client, Options, parse_list};
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
@@ -23,7 +25,8 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     );
     // The sum is complete whatever becomes of the session.
     if let Err(error) = gpu.goodbye() {
-        eprintln!("warning: {error}");
+        // Not by eprintln, which would panic where nobody reads any more.
+        let _ = writeln!(std::io::stderr(), "warning: {error}");
     }
     Ok(())
 }

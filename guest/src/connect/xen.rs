@@ -26,9 +26,6 @@ const END_CHECK_INTERVAL: Duration = Duration::from_millis(200);
 /// How long a mediator may take although its hint says that it will not come: the hint may be old.
 const DENIED_GRACE: Duration = Duration::from_secs(2);
 
-/// How long xenstore may take to give the hint.
-const HINT_TIME: Duration = Duration::from_secs(1);
-
 /// What the mediator in dom0 says about this guest. Only a hint: the guest could write it itself.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum MediatorHint {
@@ -84,9 +81,21 @@ pub(super) fn open(options: &Options, deadline: Instant) -> Result<Box<dyn Trans
         "waiting for the mediator at {path}, rings of {:?}",
         server.ring_sizes()
     );
+    let mut hint = None;
     // The server removes its node when it is dropped, on every way out of here.
     loop {
         let until = deadline.min(Instant::now() + END_CHECK_INTERVAL);
+        // Not the clock: the last look must come after the deadline.
+        let late = until >= deadline;
+        let denied_counts = started.elapsed() >= DENIED_GRACE;
+        if late || denied_counts {
+            // Before the wait, for after the last there is no time to ask. What was read once is
+            // better than no answer.
+            let now = MediatorHint::read(until);
+            if now.is_ok() || !matches!(hint, Some(Ok(_))) {
+                hint = Some(now);
+            }
+        }
         match server.wait_for_client(until) {
             Ok(()) => break,
             Err(vchan::Error::TimedOut(_)) => {}
@@ -95,13 +104,11 @@ pub(super) fn open(options: &Options, deadline: Instant) -> Result<Box<dyn Trans
         if options.interrupted() {
             return Err(Cause::Interrupted);
         }
-        // Not the clock: the last look must come after the deadline.
-        let late = until >= deadline;
-        if late || started.elapsed() >= DENIED_GRACE {
-            let hint = MediatorHint::read(Instant::now() + HINT_TIME);
-            if late || matches!(hint, Ok(MediatorHint::Denied)) {
-                return Err(nobody_came(hint, started.elapsed()));
-            }
+        let denied = denied_counts && matches!(hint, Some(Ok(MediatorHint::Denied)));
+        if (late || denied)
+            && let Some(hint) = hint.take()
+        {
+            return Err(nobody_came(hint, started.elapsed()));
         }
     }
     let channel = server.accept(deadline).map_err(failed)?;
@@ -128,6 +135,13 @@ fn nobody_came(hint: Result<MediatorHint, StoreError>, waited: Duration) -> Caus
                 "no mediator in dom0 came within {seconds:.1} s, and none has been here before"
             ),
             "start it in dom0: vgpu-mediatord --listen xen:",
+        ),
+        Err(StoreError::TimedOut { .. }) => unreachable(
+            format!(
+                "no mediator in dom0 came within {seconds:.1} s, and xenstore had no time left to \
+                 say whether one admits this guest"
+            ),
+            "give it more time (--timeout), then look whether one runs in dom0 (vgpuctl status)",
         ),
         Err(error) => unreachable(
             format!("no mediator in dom0 came within {seconds:.1} s ({error})"),
@@ -169,5 +183,11 @@ mod tests {
         assert!(advice(MediatorHint::Denied).contains("[guests]"));
         assert!(advice(MediatorHint::Allowed).contains("vgpuctl status"));
         assert!(advice(MediatorHint::Absent).contains("vgpu-mediatord --listen xen:"));
+        // It had the rest of the time of a wait that was short: no fault of xenstore's.
+        let path = MEDIATOR_HINT.into();
+        match nobody_came(Err(StoreError::TimedOut { path }), Duration::from_millis(5)) {
+            Cause::Unreachable { advice, .. } => assert!(advice.contains("--timeout")),
+            other => panic!("{other}"),
+        }
     }
 }

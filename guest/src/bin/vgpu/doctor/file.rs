@@ -18,16 +18,13 @@ use vgpu_transport::Transport;
 
 use super::Check;
 
-/// How long the file system may take to answer.
-const FILE_SYSTEM_LIMIT: Duration = Duration::from_secs(5);
-
 /// All checks of `directory`.
 pub(super) fn checks(directory: &Path, options: &Options) -> Vec<Check> {
     let (sender, answer) = mpsc::channel();
     let path = directory.to_owned();
     // On a mount whose server is away this thread waits for ever, and only it.
     thread::spawn(move || sender.send(look(&path)));
-    let Ok((mut checks, usable)) = answer.recv_timeout(FILE_SYSTEM_LIMIT) else {
+    let Ok((mut checks, usable)) = answer.recv_timeout(options.connect_timeout) else {
         return vec![Check::bad(
             "directory",
             format!("{} does not answer", directory.display()),

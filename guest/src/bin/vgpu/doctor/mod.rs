@@ -81,7 +81,7 @@ pub(crate) fn run(cli: &Cli) -> Result<(), Failure> {
     };
     // Elsewhere nothing of Xen is needed, and its absence no fault.
     if endpoints.contains(&Endpoint::Xen) {
-        xen::checks().try_for_each(|check| show(check()))?;
+        xen::checks(options.connect_timeout).try_for_each(&mut show)?;
     }
     let is_tcp = |endpoint: &Endpoint| matches!(endpoint, Endpoint::Tcp { .. });
     if endpoints.iter().any(is_tcp) {

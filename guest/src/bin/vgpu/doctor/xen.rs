@@ -10,25 +10,23 @@ use vgpu_guest::{MEDIATOR_HINT, MediatorHint};
 
 use super::Check;
 
-/// How long xenstore may take to answer one check.
-const STORE_TIME: Duration = Duration::from_secs(3);
-
 /// Pages of a session with default rings: 256 KiB each way and the control page.
 const SESSION_PAGES: u64 = 129;
 
-/// All checks, each made when its turn comes: a later one may take a while.
-pub(super) fn checks() -> impl Iterator<Item = fn() -> Check> {
-    let all: [fn() -> Check; 8] = [
-        hypervisor,
-        || module("xen_gntalloc", "xen-gntalloc", "CONFIG_XEN_GRANT_DEV_ALLOC"),
-        || device("/dev/xen/gntalloc", "xen-gntalloc"),
-        grant_limit,
-        || module("xen_evtchn", "xen-evtchn", "CONFIG_XEN_DEV_EVTCHN"),
-        || device("/dev/xen/evtchn", "xen-evtchn"),
+/// All checks, each made when its turn comes: a later one may take a while. xenstore gets `timeout`
+/// for each that asks it.
+pub(super) fn checks(timeout: Duration) -> impl Iterator<Item = Check> {
+    let all: [fn(Duration) -> Check; 8] = [
+        |_| hypervisor(),
+        |_| module("xen_gntalloc", "xen-gntalloc", "CONFIG_XEN_GRANT_DEV_ALLOC"),
+        |_| device("/dev/xen/gntalloc", "xen-gntalloc"),
+        |_| grant_limit(),
+        |_| module("xen_evtchn", "xen-evtchn", "CONFIG_XEN_DEV_EVTCHN"),
+        |_| device("/dev/xen/evtchn", "xen-evtchn"),
         own_domain,
         hint,
     ];
-    all.into_iter()
+    all.into_iter().map(move |check| check(timeout))
 }
 
 fn hypervisor() -> Check {
@@ -119,18 +117,18 @@ fn grant_limit() -> Check {
     }
 }
 
-fn own_domain() -> Check {
+fn own_domain(timeout: Duration) -> Check {
     const NAME: &str = "xenstore";
-    let deadline = Instant::now() + STORE_TIME;
+    let deadline = Instant::now() + timeout;
     match Store::open(deadline).and_then(|store| store.read("domid", deadline)) {
         Ok(domain) => Check::good(NAME, format!("reachable, this is domain {}", domain.trim())),
         Err(error) => Check::bad(NAME, error.to_string(), error.advice()),
     }
 }
 
-fn hint() -> Check {
+fn hint(timeout: Duration) -> Check {
     const NAME: &str = "mediator's word";
-    match MediatorHint::read(Instant::now() + STORE_TIME) {
+    match MediatorHint::read(Instant::now() + timeout) {
         Ok(MediatorHint::Allowed) => Check::good(NAME, "this guest is allowed"),
         Ok(MediatorHint::Denied) => Check::bad(
             NAME,
