@@ -113,9 +113,14 @@ fn reach(
 fn unreachable(place: &str, failures: &[(&SocketAddr, Errno)]) -> ConnectError {
     let reasons: Vec<String> = failures
         .iter()
-        .map(|(address, errno)| format!("{}: {}", address.ip(), errno.desc()))
+        .map(|(address, errno)| format!("{}: {}", with_zone(address), errno.desc()))
         .collect();
+    let no_zone = |address: &SocketAddr| matches!(address, SocketAddr::V6(v6) if v6.ip().is_unicast_link_local() && v6.scope_id() == 0);
     let advice = match failures.first().map(|(_, errno)| errno) {
+        _ if failures.iter().any(|(address, _)| no_zone(address)) => {
+            "a link-local address says nothing without its interface: write that behind a %, as in \
+             [fe80::1%eth0] (ip link)"
+        }
         Some(Errno::ECONNREFUSED) => {
             "start a mediator there (vgpu-mediatord --listen tcp:…), \
                                       and check the port"
@@ -129,6 +134,14 @@ fn unreachable(place: &str, failures: &[(&SocketAddr, Errno)]) -> ConnectError {
         format!("cannot connect to {place} ({})", reasons.join(", ")),
         advice,
     )
+}
+
+/// The address as people write it, with its zone if it has one.
+fn with_zone(address: &SocketAddr) -> String {
+    match address {
+        SocketAddr::V6(v6) if v6.scope_id() != 0 => format!("{}%{}", v6.ip(), v6.scope_id()),
+        _ => address.ip().to_string(),
+    }
 }
 
 fn greet(
@@ -308,5 +321,26 @@ impl Exchange<'_> {
                 return Err(Failure::TimedOut);
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::SocketAddrV6;
+
+    use super::*;
+
+    #[test]
+    fn a_link_local_address_needs_its_zone_and_failures_show_it() {
+        let at = |zone| SocketAddr::from(SocketAddrV6::new("fe80::1".parse().unwrap(), 7, 0, zone));
+        let said = |zone, errno| {
+            let error = unreachable("tcp:[fe80::1]:7", &[(&at(zone), errno)]);
+            (error.to_string(), error.advice().to_owned())
+        };
+        let (_, advice) = said(0, Errno::EINVAL);
+        assert!(advice.contains("fe80::1%eth0"), "{advice}");
+        let (what, advice) = said(3, Errno::EHOSTUNREACH);
+        assert!(what.contains("fe80::1%3: "), "{what}");
+        assert!(advice.contains("route"), "{advice}");
     }
 }
