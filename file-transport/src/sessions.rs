@@ -23,7 +23,7 @@ use crate::name::{SESSIONS, SessionName};
 use crate::session::directory::MOST_NAMES;
 use crate::session::file_name::{self, CLAIM, GONE};
 use crate::session::segment::{Kind, Role};
-use on_disk::{clear, closed_session, mark, open_sessions, read_claim};
+use on_disk::{Claim, clear, closed_session, mark, open_sessions, read_claim};
 
 /// Names in `sessions/` that one look reads.
 const MOST_ENTRIES: usize = 4096;
@@ -45,6 +45,10 @@ const STUCK: Duration = Duration::from_secs(600);
 
 /// The shortest time between two lines about sessions that this user may not look into.
 const COMPLAIN: Duration = Duration::from_secs(60);
+
+/// Looks that must have found nothing new before a session is removed: the time alone does not count,
+/// for on a machine that was asleep neither of its sides could write a beat.
+const LOOKS: u32 = 10;
 
 /// A session that is over is removed when nothing has changed in it for this long.
 pub const OVER: Duration = Duration::from_secs(15);
@@ -70,6 +74,8 @@ struct Seen {
     /// Checksum of the names, and since when it is that.
     names: u32,
     changed: Instant,
+    /// Looks since then.
+    looks: u32,
     /// Until the next look: longer where a removal has failed.
     pause: Duration,
     state: State,
@@ -151,6 +157,7 @@ impl Sessions {
                 reported: None,
                 names: 0,
                 changed: now,
+                looks: 0,
                 pause: EACH,
                 state: State::New,
             });
@@ -226,18 +233,21 @@ impl Seen {
         };
         found.names.sort_unstable();
         let names = crc32c::crc32c(found.names.join("/").as_bytes());
+        self.looks = self.looks.saturating_add(1);
         if names != self.names {
             self.names = names;
             self.changed = now;
+            self.looks = 0;
             self.pause = EACH.max(self.pause / 2);
         }
         let has = |wanted: &str| found.names.iter().any(|name| name == wanted);
+        let mut may_be_taken = false;
         if self.state != State::Over && has(CLAIM) {
-            self.state = if read_claim(&directory) == Some(mediator) {
-                State::Taken
-            } else {
-                State::Over
-            };
+            match read_claim(&directory) {
+                Claim::Of(number) if number == mediator => self.state = State::Taken,
+                Claim::Of(_) | Claim::Strange => self.state = State::Over,
+                Claim::Unknown => may_be_taken = true,
+            }
         }
         if self.state == State::Over && !has(GONE) {
             mark(&directory);
@@ -248,7 +258,7 @@ impl Seen {
         } else {
             STALE
         };
-        if unchanged >= limit {
+        if unchanged >= limit && self.looks >= LOOKS {
             clear(&directory, sessions, name, &found.names);
             // Whatever a guest has put there, trying again costs less and less.
             self.pause = (self.pause * 2).min(STUCK);
@@ -259,7 +269,7 @@ impl Seen {
             .iter()
             .any(|name| matches!(file_name::parse(name), Some((Role::Guest, Kind::Beat, _))));
         let early = |reported: Instant| now.saturating_duration_since(reported) < AGAIN;
-        if self.state != State::New || !begun || self.reported.is_some_and(early) {
+        if self.state != State::New || may_be_taken || !begun || self.reported.is_some_and(early) {
             return false;
         }
         self.reported = Some(now);
@@ -316,6 +326,13 @@ mod tests {
             self.now += pause;
             self.look()
         }
+
+        /// Looks now and then while nothing changes, for `time` in all.
+        fn look_for(&mut self, time: Duration) {
+            for _ in 0..=LOOKS {
+                self.look_after(time / LOOKS);
+            }
+        }
     }
 
     #[test]
@@ -337,8 +354,46 @@ mod tests {
         assert!(path.join(GONE).exists());
         assert_eq!(served.look_after(EACH), [""; 0]);
         assert!(path.exists());
-        served.look_after(OVER);
+        served.look_for(OVER);
         assert!(!path.exists());
+    }
+
+    /// Its writer makes the file and then waits for the processor, for however long.
+    #[test]
+    fn a_claim_that_is_being_written_is_nobody_elses() {
+        let mut served = Served::new();
+        let path = served.session(NAME, &["g-beat-0000000000000001"]);
+        assert_eq!(served.look(), [NAME]);
+        for part in ["", "0000", "0000000000000007"] {
+            fs::write(path.join(CLAIM), part).unwrap();
+            for _ in 0..3 {
+                assert_eq!(served.look_after(AGAIN), [""; 0], "{part:?}: taken twice");
+            }
+            assert!(
+                !path.join(GONE).exists(),
+                "{part:?}: its guest is told that it is over"
+            );
+        }
+        fs::write(path.join(CLAIM), "0000000000000007\n").unwrap();
+        served.look_after(AGAIN);
+        assert!(!path.join(GONE).exists());
+        // What no mediator writes is no claim of this one.
+        let path = served.session(&NAME.replace('0', "3"), &["g-beat-0000000000000001"]);
+        fs::write(path.join(CLAIM), "mine\n").unwrap();
+        served.look_after(AGAIN);
+        assert!(path.join(GONE).exists());
+    }
+
+    /// After an hour in which nothing ran a beat may take as long as it may at any other time.
+    #[test]
+    fn a_session_outlives_a_time_in_which_nothing_ran() {
+        let mut served = Served::new();
+        let path = served.session(NAME, &["g-beat-0000000000000001"]);
+        fs::write(path.join(CLAIM), "0000000000000007\n").unwrap();
+        served.look_after(EACH);
+        served.look_after(Duration::from_secs(3600));
+        served.look_after(EACH);
+        assert!(path.join("g-beat-0000000000000001").exists());
     }
 
     #[test]
@@ -354,7 +409,7 @@ mod tests {
             assert_eq!(served.look_after(EACH), [""; 0]);
         }
         assert!(path.exists());
-        served.look_after(OVER);
+        served.look_for(OVER);
         assert!(!path.exists());
     }
 
@@ -374,7 +429,7 @@ mod tests {
             .join(NAME.replace('0', "2"));
         symlink(outside.path(), &link).unwrap();
         for _ in 0..3 {
-            served.look_after(STALE);
+            served.look_for(STALE);
         }
         assert!(!empty.exists());
         assert!(nested.join("a/b").exists() && !nested.join("g-beat-0000000000000001").exists());

@@ -61,16 +61,48 @@ pub(super) fn closed_session(sessions: &OwnedFd, name: SessionName) -> String {
     )
 }
 
+/// What the file says by which a mediator takes a session.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Claim {
+    /// The mediator of this number has taken it.
+    Of(u64),
+    /// It is not written to its end yet, or cannot be read now: another look may tell. Its writer makes
+    /// the file first, which only one can, and writes into it then; in between it may have to wait
+    /// for the processor.
+    Unknown,
+    /// No mediator writes such a file.
+    Strange,
+}
+
 /// Which mediator has taken the session in `directory`.
-pub(super) fn read_claim(directory: &OwnedFd) -> Option<u64> {
+pub(super) fn read_claim(directory: &OwnedFd) -> Claim {
     if listing::is_unfit(directory, CLAIM) {
-        return None;
+        return Claim::Strange;
     }
-    let file = File::from(openat(directory, CLAIM, SAFE | OFlag::O_RDONLY, Mode::empty()).ok()?);
-    let mut text = String::new();
-    file.metadata().ok().filter(std::fs::Metadata::is_file)?;
-    file.take(64).read_to_string(&mut text).ok()?;
-    u64::from_str_radix(text.trim_end(), 16).ok()
+    let Ok(fd) = openat(directory, CLAIM, SAFE | OFlag::O_RDONLY, Mode::empty()) else {
+        return Claim::Unknown;
+    };
+    let file = File::from(fd);
+    match file.metadata() {
+        Ok(about) if about.is_file() => {}
+        Ok(_) => return Claim::Strange,
+        Err(_) => return Claim::Unknown,
+    }
+    let mut text = Vec::new();
+    if file.take(64).read_to_end(&mut text).is_err() {
+        return Claim::Unknown;
+    }
+    // 16 digits and the end of the line.
+    let Some((b'\n', digits)) = text.split_last() else {
+        return match text.len() < 17 && text.iter().all(u8::is_ascii_hexdigit) {
+            true => Claim::Unknown,
+            false => Claim::Strange,
+        };
+    };
+    std::str::from_utf8(digits)
+        .ok()
+        .and_then(|digits| u64::from_str_radix(digits, 16).ok())
+        .map_or(Claim::Strange, Claim::Of)
 }
 
 /// Tells the guest that nobody will go on with the session in `directory`.
