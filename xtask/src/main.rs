@@ -9,6 +9,26 @@ use std::io::Write;
 use std::path::Path;
 use std::process::ExitCode;
 
+// Before all modules, which see these in place of the standard ones: a reader that has gone, as `head`
+// does, is no reason to panic and leave what was started to itself.
+macro_rules! print_to {
+    ($stream:expr, $end:literal, $($words:tt)+) => {{
+        let _ = std::io::Write::write_fmt(
+            &mut $stream,
+            format_args!("{}{}", format_args!($($words)+), $end),
+        );
+    }};
+}
+macro_rules! println {
+    ($($words:tt)+) => { print_to!(std::io::stdout(), "\n", $($words)+) };
+}
+macro_rules! eprint {
+    ($($words:tt)+) => { print_to!(std::io::stderr(), "", $($words)+) };
+}
+macro_rules! eprintln {
+    ($($words:tt)+) => { print_to!(std::io::stderr(), "\n", $($words)+) };
+}
+
 mod apt;
 mod bindgen;
 mod busy;
