@@ -12,12 +12,19 @@ pub struct Error {
 }
 
 impl Error {
-    pub(crate) fn new(code: Code, text: impl Into<String>) -> Self {
+    /// An error of this code, with what happened in words.
+    #[must_use]
+    pub fn new(code: Code, text: impl Into<String>) -> Self {
         Self {
             code,
             text: text.into(),
         }
     }
+}
+
+/// Error 1.
+pub(crate) fn invalid<T>(text: impl Into<String>) -> Result<T, Error> {
+    Err(Error::new(Code::InvalidValue, text))
 }
 
 impl fmt::Display for Error {
@@ -75,6 +82,7 @@ codes! {
     IllegalAddress 700 "CUDA_ERROR_ILLEGAL_ADDRESS" true "An access outside of every allocation, or beyond the stack.";
     LaunchOutOfResources 701 "CUDA_ERROR_LAUNCH_OUT_OF_RESOURCES" false "A block needs more memory than one may have.";
     LaunchTimeout 702 "CUDA_ERROR_LAUNCH_TIMEOUT" true "The deadline or the budget of steps is over, or no thread can go on.";
+    ContextIsDestroyed 709 "CUDA_ERROR_CONTEXT_IS_DESTROYED" true "The device has ended.";
     Assert 710 "CUDA_ERROR_ASSERT" true "A device assertion failed.";
     IllegalInstruction 715 "CUDA_ERROR_ILLEGAL_INSTRUCTION" true "A call to what is no function.";
     MisalignedAddress 716 "CUDA_ERROR_MISALIGNED_ADDRESS" true "An access not aligned to its size.";
@@ -82,6 +90,7 @@ codes! {
     InvalidPc 718 "CUDA_ERROR_INVALID_PC" true "A branch by index beyond its table.";
     LaunchFailed 719 "CUDA_ERROR_LAUNCH_FAILED" true "`trap` or `brkpt`.";
     CooperativeLaunchTooLarge 720 "CUDA_ERROR_COOPERATIVE_LAUNCH_TOO_LARGE" false "More blocks than can be resident at once.";
+    Unknown 999 "CUDA_ERROR_UNKNOWN" true "A mistake of this crate: its thread panicked.";
 }
 
 /// One line of the log.

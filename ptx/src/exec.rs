@@ -22,7 +22,7 @@
 
 use std::cell::Cell;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering, fence};
+use std::sync::atomic::{Ordering, fence};
 use std::time::Instant;
 
 use crate::Code;
@@ -31,6 +31,7 @@ use crate::memory::{Bytes, Word};
 use crate::number::{canon, f32r, flushed, fma_f32, max_f32, min_f32};
 use crate::ops::{Op, with_hot_ops};
 use crate::program::{AtomicOp, Callee, Inst, Memory, NONE, Program, Special, SyncOp, Value, flag};
+use crate::quota::Charge;
 use crate::space::{FUNCTION, Fault, LOCAL, Lead, Region, lead, region};
 use crate::types::{Space, Type};
 use crate::warp::{Regs, State, Stop, Warp, lanes, predicate};
@@ -64,7 +65,8 @@ pub(crate) struct Launch<'a> {
     pub(crate) stack: u32,
     /// Calls within calls.
     pub(crate) depth: u32,
-    pub(crate) memory_left: &'a AtomicU64,
+    /// For blocks and their stacks.
+    pub(crate) memory: &'a Charge,
     pub(crate) environment: &'a Environment,
     /// Of the grid-wide barrier.
     pub(crate) workspace: u64,
@@ -96,7 +98,8 @@ pub(crate) struct SharedMemory {
 }
 
 impl<'a> Cx<'a> {
-    pub(crate) fn new(launch: &'a Launch<'a>, worker: u32) -> Self {
+    /// `clock`: what the last one ended with.
+    pub(crate) fn new(launch: &'a Launch<'a>, worker: u32, clock: u64) -> Self {
         Self {
             launch,
             program: launch.program,
@@ -105,8 +108,12 @@ impl<'a> Cx<'a> {
             depth: launch.depth,
             worker,
             ctaid: Cell::default(),
-            clock: Cell::default(),
+            clock: Cell::new(clock),
         }
+    }
+
+    pub(crate) fn clock(&self) -> u64 {
+        self.clock.get()
     }
 
     pub(crate) fn threads(&self) -> u32 {
@@ -122,11 +129,7 @@ impl<'a> Cx<'a> {
 
     /// Whether so much more memory may be used.
     pub(crate) fn take_memory(&self, bytes: u64) -> bool {
-        let left = &self.launch.memory_left;
-        left.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |l| {
-            l.checked_sub(bytes)
-        })
-        .is_ok()
+        self.launch.memory.grow(bytes)
     }
 
     /// Nanoseconds since the launch, always rising.

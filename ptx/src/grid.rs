@@ -1,342 +1,32 @@
-//! Blocks: their barriers, and who runs them when.
+//! A launch: its blocks, dealt out to the threads that take part.
 //!
 //! A block is run for a slice of instructions, then looked at: the clock, the budget, whether someone
-//! wants it to stop. Blocks that have had a slice and are not done stay resident, and others start
-//! beside them, so that a block may wait for one that comes after it.
+//! wants it to stop. Blocks that have had a slice and are not done stay, and others start beside them, so
+//! that a block may wait for one that comes after it.
 
 use std::collections::VecDeque;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Instant;
 
-use crate::Code;
-use crate::error::Error;
-use crate::exec::{Cx, Launch, SharedMemory, run};
-use crate::memory::Bytes;
-use crate::program::{BarrierKind, NONE};
-use crate::space::Fault;
-use crate::warp::{State, Stop, Warp, lanes, predicate};
+use crate::block::Unit;
+use crate::context::Context;
+use crate::error::{Code, Error};
+use crate::exec::{Cx, Launch as View};
+use crate::launch::Launch;
+use crate::loaded::{Loaded, Plan};
+use crate::module::Kernel;
+use crate::pool::{Job, Seat, Step};
+use crate::quota::Charge;
+use crate::space::Region;
 
-/// Instructions of one warp in a row.
-const WARP_SLICE: u32 = 4096;
-/// Instructions of a block between two looks at the clock.
-const BLOCK_SLICE: u32 = 8192;
-/// Blocks that one worker has begun, at most.
+/// Blocks that one thread has begun, at most.
 const RESIDENT: usize = 64;
-
-/// What ends a launch early.
-#[derive(Debug)]
-pub(crate) struct Limits {
-    pub(crate) deadline: Option<Instant>,
-    /// Instructions of warps.
-    pub(crate) steps: u64,
-    pub(crate) cancel: Arc<AtomicBool>,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Standing {
-    Ready,
-    /// All its lanes wait, and none of them for a barrier that the warp has reached.
-    Parked,
-    /// At this barrier, and counted there.
-    At(u32),
-    AtCluster,
-    Done,
-}
-
-#[derive(Debug, Clone, Copy, Default)]
-struct Bar {
-    /// Warps that have come.
-    arrived: u32,
-    /// Warps that are needed, if the instruction says so.
-    need: Option<u32>,
-}
-
-/// A block that has begun.
-#[derive(Debug)]
-struct Block {
-    ctaid: [u32; 3],
-    warps: Vec<Warp>,
-    standing: Vec<Standing>,
-    bars: [Bar; 16],
-    shared: SharedMemory,
-    live: u32,
-}
-
-enum Progress {
-    Done,
-    More,
-    /// All warps wait for the other blocks of the cluster.
-    AtCluster,
-}
-
-impl Block {
-    fn new(cx: &Cx<'_>, shared: SharedMemory) -> Self {
-        let n = cx.threads().div_ceil(32);
-        Self {
-            ctaid: [0; 3],
-            warps: (0..n).map(|k| Warp::new(k, cx)).collect(),
-            standing: vec![Standing::Ready; n as usize],
-            bars: [Bar::default(); 16],
-            shared,
-            live: n,
-        }
-    }
-
-    fn start(&mut self, cx: &Cx<'_>, ctaid: [u32; 3]) {
-        self.ctaid = ctaid;
-        for w in &mut self.warps {
-            w.start(cx, ctaid);
-        }
-        self.standing.fill(Standing::Ready);
-        self.bars = [Bar::default(); 16];
-        self.live = u32::try_from(self.warps.len()).unwrap_or(0);
-    }
-
-    /// Runs the block for a slice; `used` counts the instructions.
-    fn slice(&mut self, cx: &Cx<'_>, used: &mut u64) -> Result<Progress, Box<Fault>> {
-        cx.ctaid.set(self.ctaid);
-        let mut left = BLOCK_SLICE;
-        loop {
-            let mut ran = false;
-            for k in 0..self.warps.len() {
-                if self.standing[k] != Standing::Ready {
-                    continue;
-                }
-                ran = true;
-                let given = WARP_SLICE.min(left);
-                let mut fuel = given;
-                let stop = run(&mut self.warps[k], cx, &self.shared, &mut fuel);
-                let unspent = std::mem::take(&mut self.warps[k].unspent);
-                let spent = (given - fuel - unspent).max(1);
-                *used += u64::from(spent);
-                left = if unspent > 0 {
-                    0
-                } else {
-                    left.saturating_sub(spent)
-                };
-                match stop {
-                    Stop::Slice => {}
-                    Stop::Parked => self.arrive(cx, k)?,
-                    Stop::Exited => {
-                        self.standing[k] = Standing::Done;
-                        self.live -= 1;
-                        self.complete(cx)?;
-                    }
-                    Stop::Fault(f) => return Err(f),
-                }
-                if left == 0 {
-                    break;
-                }
-            }
-            if self.live == 0 {
-                return Ok(Progress::Done);
-            }
-            if left == 0 {
-                return Ok(Progress::More);
-            }
-            if !ran {
-                if self
-                    .standing
-                    .iter()
-                    .all(|s| matches!(s, Standing::AtCluster | Standing::Done))
-                {
-                    return Ok(Progress::AtCluster);
-                }
-                return Err(self.deadlock(cx));
-            }
-        }
-    }
-
-    /// A warp has no lane that can run: is it at a barrier?
-    fn arrive(&mut self, cx: &Cx<'_>, k: usize) -> Result<(), Box<Fault>> {
-        let w = &mut self.warps[k];
-        self.standing[k] = Standing::Parked;
-        let Some(first) = w.groups.first().copied() else {
-            return Ok(());
-        };
-        let there = w
-            .groups
-            .iter()
-            .filter(|g| g.state == first.state)
-            .fold(0, |m, g| m | g.mask);
-        if there != w.live {
-            return Ok(());
-        }
-        let id = match first.state {
-            State::Bar(id) => id,
-            State::ClusterBar => {
-                self.standing[k] = Standing::AtCluster;
-                return Ok(());
-            }
-            _ => return Ok(()),
-        };
-        let info = |pc: u32| &cx.program.barriers[cx.program.code[pc as usize].x as usize];
-        let b = info(first.pc);
-        let lane = first.mask.trailing_zeros();
-        let Some(bar) = self.bars.get_mut(id as usize) else {
-            return Err(Box::new(Fault::new(
-                Code::IllegalInstruction,
-                first.pc,
-                lane,
-                format!("barrier {id} of 16"),
-            )));
-        };
-        if b.count != NONE {
-            let n = w.frames[first.frame as usize].regs.r32[b.count as usize][lane as usize];
-            if n == 0 || !n.is_multiple_of(32) {
-                return Err(Box::new(Fault::new(
-                    Code::IllegalInstruction,
-                    first.pc,
-                    lane,
-                    format!("a barrier for {n} threads, which are no whole warps"),
-                )));
-            }
-            bar.need = Some(n / 32);
-        }
-        bar.arrived += 1;
-        self.standing[k] = Standing::At(id);
-        // Who only arrives goes on.
-        let mut waits = false;
-        for g in std::mem::take(&mut w.groups) {
-            if info(g.pc).kind == BarrierKind::Arrive {
-                w.push(g.pc + 1, g.frame, g.mask, State::Ready);
-            } else {
-                waits = true;
-                w.groups.push(g);
-            }
-        }
-        if !waits {
-            self.standing[k] = Standing::Ready;
-        }
-        self.complete(cx)
-    }
-
-    /// Lets all go on whose barrier is complete.
-    fn complete(&mut self, cx: &Cx<'_>) -> Result<(), Box<Fault>> {
-        for id in 0..16u32 {
-            let bar = self.bars[id as usize];
-            if bar.arrived == 0 || bar.arrived < bar.need.unwrap_or(self.live) {
-                continue;
-            }
-            self.bars[id as usize] = Bar::default();
-            self.release(cx, State::Bar(id), Standing::At(id));
-        }
-        Ok(())
-    }
-
-    fn release(&mut self, cx: &Cx<'_>, state: State, standing: Standing) {
-        let barrier = |pc: u32| {
-            let i = cx.program.code[pc as usize];
-            (i.op == crate::ops::Op::Bar).then(|| &cx.program.barriers[i.x as usize])
-        };
-        let at = |k: &usize| self.standing[*k] == standing;
-        let those: Vec<usize> = (0..self.warps.len()).filter(at).collect();
-        // What `bar.red` gives, over all threads.
-        let (mut count, mut all) = (0u32, true);
-        for k in &those {
-            let w = &self.warps[*k];
-            for g in w.groups.iter().filter(|g| g.state == state) {
-                let Some(b) = barrier(g.pc).filter(|b| b.pred != NONE) else {
-                    continue;
-                };
-                let p = predicate(
-                    &w.frames[g.frame as usize].regs.p,
-                    b.pred,
-                    u16::from(b.not),
-                    1,
-                ) & g.mask;
-                count += p.count_ones();
-                all &= p == g.mask;
-            }
-        }
-        for k in those {
-            let w = &mut self.warps[k];
-            for g in std::mem::take(&mut w.groups) {
-                if g.state != state {
-                    w.groups.push(g);
-                    continue;
-                }
-                if let Some(b) = barrier(g.pc).filter(|b| b.dst != NONE) {
-                    let r = &mut w.frames[g.frame as usize].regs;
-                    if b.kind == BarrierKind::Popc {
-                        for l in lanes(g.mask) {
-                            r.r32[b.dst as usize][l] = count;
-                        }
-                    } else {
-                        let yes = if b.kind == BarrierKind::And {
-                            all
-                        } else {
-                            count > 0
-                        };
-                        let o = &mut r.p[b.dst as usize];
-                        *o = if yes { *o | g.mask } else { *o & !g.mask };
-                    }
-                }
-                w.push(g.pc + 1, g.frame, g.mask, State::Ready);
-            }
-            self.standing[k] = Standing::Ready;
-        }
-    }
-
-    fn deadlock(&self, cx: &Cx<'_>) -> Box<Fault> {
-        let stuck = |k: &usize| self.standing[*k] != Standing::Done;
-        let first = (0..self.warps.len()).find(stuck).unwrap_or(0);
-        let (pc, lane) = self.warps[first]
-            .groups
-            .first()
-            .map_or((0, 0), |g| (g.pc, g.mask.trailing_zeros()));
-        Box::new(Fault::new(
-            Code::LaunchTimeout,
-            pc,
-            (self.warps[first].index * 32 + lane) & 31,
-            format!("no thread of the block can go on: {}", self.describe(cx)),
-        ))
-    }
-
-    fn describe(&self, cx: &Cx<'_>) -> String {
-        let left = (0..self.warps.len()).filter(|k| self.standing[*k] != Standing::Done);
-        left.take(4)
-            .map(|k| self.warps[k].describe(cx.program))
-            .collect::<Vec<_>>()
-            .join("; ")
-    }
-
-    /// Which warp a fault is of: the one whose lanes were at its pc.
-    fn warp_at(&self, f: &Fault) -> u32 {
-        let here = |w: &&Warp| w.mask >> f.lane & 1 != 0 && w.pc.wrapping_sub(f.pc) <= 1;
-        let waits = |w: &&Warp| {
-            w.groups
-                .iter()
-                .any(|g| g.pc == f.pc && g.mask >> f.lane & 1 != 0)
-        };
-        self.warps
-            .iter()
-            .find(here)
-            .or_else(|| self.warps.iter().find(waits))
-            .map_or(0, |w| w.index)
-    }
-}
-
-/// Blocks that run together: a cluster, which mostly is one block.
-struct Unit {
-    blocks: Vec<Block>,
-    done: Vec<bool>,
-}
-
-/// What all workers of a launch share.
-struct Work<'a> {
-    launch: &'a Launch<'a>,
-    limits: &'a Limits,
-    units: u64,
-    next: AtomicU64,
-    finished: AtomicU64,
-    steps: AtomicU64,
-    stop: AtomicBool,
-    outcome: Mutex<Option<Error>>,
-    /// All begin before any waits: unit k is of worker k mod n.
-    cooperative: bool,
-}
+/// Calls within calls.
+const DEPTH: u32 = 4096;
+/// Blocks that a thread takes at once, at most: fewer where there are few.
+const BATCH: u64 = 16;
 
 /// What a launch did.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -347,259 +37,565 @@ pub struct Report {
     pub blocks: u64,
 }
 
-/// Runs a grid on so many workers.
-pub(crate) fn execute(
-    launch: &Launch<'_>,
-    limits: &Limits,
-    cooperative: bool,
-) -> Result<Report, Error> {
-    let cluster: u64 = launch.cluster.iter().map(|n| u64::from(*n)).product();
-    let blocks: u64 = launch.grid.iter().map(|n| u64::from(*n)).product();
-    let work = Work {
-        launch,
-        limits,
-        units: blocks / cluster,
-        next: AtomicU64::new(0),
-        finished: AtomicU64::new(0),
-        steps: AtomicU64::new(0),
-        stop: AtomicBool::new(false),
-        outcome: Mutex::new(None),
-        cooperative,
-    };
-    std::thread::scope(|s| {
-        for k in 1..launch.workers {
-            let work = &work;
-            s.spawn(move || worker(work, k));
-        }
-        worker(&work, 0);
-    });
-    let report = Report {
-        steps: work.steps.load(Ordering::Relaxed),
-        blocks: work.finished.load(Ordering::Relaxed) * cluster,
-    };
-    match work
-        .outcome
-        .into_inner()
-        .unwrap_or_else(PoisonError::into_inner)
-    {
-        Some(e) => Err(e),
-        None => Ok(report),
-    }
+/// What is told how a launch ended: its result, and when it began.
+type Finish = Box<dyn FnOnce(Result<Report, Error>, Instant) + Send>;
+
+/// A launch, from the moment it is queued.
+pub(crate) struct Grid {
+    context: Arc<Context>,
+    loaded: Loaded,
+    kernel: Kernel,
+    how: Launch,
+    parameters: Vec<u8>,
+    /// Clusters, which mostly are blocks.
+    units: u64,
+    unit_blocks: u64,
+    seats: u32,
+    /// Made by the first thread that takes part.
+    prepared: Mutex<Option<Arc<Prepared>>>,
+    began: OnceLock<Instant>,
+    seating: Mutex<Seating>,
+    outcome: Mutex<Option<Error>>,
+    finish: Mutex<Option<Finish>>,
+    /// Set after `outcome`; read by the threads between slices as a hint to leave.
+    stop: AtomicBool,
+    /// All of a cooperative launch's memory is set aside. Release by the seat that did it, acquire by the others.
+    reserved: AtomicBool,
+    counts: Vec<Count>,
+    next: Line<AtomicU64>,
 }
 
-impl Work<'_> {
+/// A cache line of its own, and the one that the processor fetches with it.
+#[derive(Debug, Default)]
+#[repr(align(128))]
+struct Line<T>(T);
+
+/// What one seat has done: only its own thread writes it.
+#[derive(Debug, Default)]
+#[repr(align(128))]
+struct Count {
+    steps: AtomicU64,
+    finished: AtomicU64,
+}
+
+#[derive(Debug, Default)]
+struct Seating {
+    taken: u32,
+    left: u32,
+    /// The launch is over: its result has been told.
+    closed: bool,
+    /// Units that a thread had no memory for while others were at work.
+    returned: Vec<u64>,
+}
+
+/// What a launch holds while it runs.
+struct Prepared {
+    plan: Arc<Plan>,
+    regions: Arc<Vec<Arc<Region>>>,
+    memory: Arc<Charge>,
+    /// Of the grid's barrier: an allocation that only this launch has.
+    workspace: Option<u64>,
+    shared: u32,
+    id: u64,
+    began: Instant,
+    deadline: Option<Instant>,
+}
+
+impl Grid {
+    /// `finish` is called once, by the thread that ends the launch.
+    pub(crate) fn new(
+        context: Arc<Context>,
+        loaded: Loaded,
+        kernel: Kernel,
+        how: Launch,
+        parameters: Vec<u8>,
+        finish: Finish,
+    ) -> Self {
+        let product = |n: [u32; 3]| n.iter().map(|n| u64::from(*n)).product::<u64>();
+        let unit_blocks = product(kernel.cluster.unwrap_or([1; 3])).max(1);
+        let units = product(how.grid) / unit_blocks;
+        let workers = context.config.workers.max(1);
+        let seats = workers.min(u32::try_from(units).unwrap_or(u32::MAX)).max(1);
+        Self {
+            context,
+            loaded,
+            kernel,
+            how,
+            parameters,
+            units,
+            unit_blocks,
+            seats,
+            prepared: Mutex::default(),
+            began: OnceLock::new(),
+            seating: Mutex::default(),
+            outcome: Mutex::default(),
+            finish: Mutex::new(Some(finish)),
+            stop: AtomicBool::new(false),
+            reserved: AtomicBool::new(false),
+            counts: (0..seats).map(|_| Count::default()).collect(),
+            next: Line::default(),
+        }
+    }
+
+    fn seating(&self) -> MutexGuard<'_, Seating> {
+        self.seating.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn prepare(&self) -> Result<Prepared, Error> {
+        let began = *self.began.get_or_init(Instant::now);
+        let plan = self.loaded.plan(self.kernel.index);
+        let shared = plan.dynamic_at + u64::from(self.how.shared);
+        let mut memory = self.context.sound()?;
+        let config = &self.context.config;
+        if plan.uses_heap && self.context.environment.heap().1 == 0 && config.heap > 0 {
+            let base = memory.add(config.heap, false)?;
+            self.context.environment.set_heap(base, config.heap);
+        }
+        // The grid's barrier counts in a word of its own, which begins at zero.
+        let workspace = if self.how.cooperative {
+            Some(memory.add(16, false)?)
+        } else {
+            None
+        };
+        let nothing = self.context.run_memory.take(0);
+        Ok(Prepared {
+            plan,
+            regions: memory.list(),
+            memory: Arc::new(nothing.ok_or_else(|| Error::new(Code::OutOfMemory, "no bytes"))?),
+            workspace,
+            shared: u32::try_from(shared).unwrap_or(u32::MAX),
+            id: self.context.launch_id(),
+            began,
+            deadline: self.how.deadline.and_then(|d| began.checked_add(d)),
+        })
+    }
+
+    /// Prepares the launch, or gives what another thread has prepared.
+    fn prepared(&self) -> Result<Arc<Prepared>, Error> {
+        let mut p = self.prepared.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(p) = &*p {
+            return Ok(Arc::clone(p));
+        }
+        let new = Arc::new(self.prepare()?);
+        *p = Some(Arc::clone(&new));
+        Ok(new)
+    }
+
+    /// What the executor needs to know of the launch.
+    fn view<'a>(&'a self, p: &'a Prepared) -> View<'a> {
+        let config = &self.context.config;
+        #[cfg(target_arch = "x86_64")]
+        let wide_vectors = config.wide_vectors && crate::vectors::available();
+        #[cfg(not(target_arch = "x86_64"))]
+        let wide_vectors = false;
+        View {
+            program: self.loaded.program(),
+            kernel: self.kernel.index,
+            regions: &p.regions,
+            params: &self.parameters[..self.kernel.parameter_bytes as usize],
+            grid: self.how.grid,
+            block: self.how.block,
+            cluster: self.kernel.cluster.unwrap_or([1; 3]),
+            starts: &p.plan.starts,
+            shared: p.shared,
+            dynamic_shared: self.how.shared,
+            stack: config.stack.max(p.plan.stack),
+            depth: DEPTH,
+            memory: &p.memory,
+            environment: &self.context.environment,
+            workspace: p.workspace.unwrap_or(0),
+            grid_id: p.id,
+            workers: self.seats,
+            since: p.began,
+            wide_vectors,
+        }
+    }
+
     fn fail(&self, e: Error) {
         let mut o = self.outcome.lock().unwrap_or_else(PoisonError::into_inner);
         o.get_or_insert(e);
-        // Read by the other workers after their slice; no data goes with it.
+        // Read by the other threads after their slice; no data goes with it.
         self.stop.store(true, Ordering::Relaxed);
     }
 
-    fn over(&self) -> Option<&'static str> {
-        if self.limits.cancel.load(Ordering::Relaxed) {
+    fn sum(&self, f: impl Fn(&Count) -> &AtomicU64) -> u64 {
+        let each = self.counts.iter().map(|c| f(c).load(Ordering::Relaxed));
+        each.sum()
+    }
+
+    /// Why the launch must end, if it must.
+    fn over(&self, p: &Prepared) -> Option<&'static str> {
+        if self.how.cancel.is_cancelled() {
             return Some("cancelled");
         }
-        if self.limits.deadline.is_some_and(|d| Instant::now() >= d) {
+        if p.deadline.is_some_and(|d| Instant::now() >= d) {
             return Some("the deadline is over");
         }
-        (self.steps.load(Ordering::Relaxed) > self.limits.steps)
+        (self.how.steps != u64::MAX && self.sum(|c| &c.steps) > self.how.steps)
             .then_some("the budget of instructions is used up")
     }
 
-    /// The blocks of a unit.
-    fn ctaids(&self, unit: u64) -> Vec<[u32; 3]> {
-        let (g, c) = (self.launch.grid, self.launch.cluster);
-        let per = |d: usize| u64::from(g[d] / c[d]);
-        let at = [
-            unit % per(0),
-            unit / per(0) % per(1),
-            unit / per(0) / per(1),
-        ];
-        let mut list = Vec::new();
-        for z in 0..c[2] {
-            for y in 0..c[1] {
-                for x in 0..c[0] {
-                    let k = |d: usize, i: u32| u32::try_from(at[d]).unwrap_or(0) * c[d] + i;
-                    list.push([k(0, x), k(1, y), k(2, z)]);
-                }
-            }
+    /// Units that are dealt out at once: few enough that nobody waits for the last ones long.
+    fn batch(&self) -> u64 {
+        (self.units / (u64::from(self.seats) * 32)).clamp(1, BATCH)
+    }
+
+    /// The last seat has been left, or nobody ever sat down: tells the result.
+    fn close(&self) {
+        let mut prepared = self.prepared.lock().unwrap_or_else(PoisonError::into_inner);
+        // What the program has freed meanwhile goes with the list of regions.
+        if let Some(at) = prepared.take().and_then(|p| p.workspace) {
+            drop(self.context.allocations().remove(at));
         }
-        list
+        drop(prepared);
+        let began = *self.began.get_or_init(Instant::now);
+        let outcome = self.outcome.lock().unwrap_or_else(PoisonError::into_inner);
+        let result = match outcome.clone() {
+            Some(e) => Err(e),
+            None => Ok(Report {
+                steps: self.sum(|c| &c.steps),
+                blocks: self.sum(|c| &c.finished) * self.unit_blocks,
+            }),
+        };
+        drop(outcome);
+        if let Err(e) = &result
+            && e.code.is_sticky()
+        {
+            self.context.fail(e.clone());
+        }
+        let finish = self
+            .finish
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .take();
+        if let Some(f) = finish {
+            f(result, began);
+        }
     }
 }
 
-fn worker(work: &Work<'_>, number: u32) {
-    let cx = Cx::new(work.launch, number);
-    let mut resident: VecDeque<Unit> = VecDeque::new();
-    let mut idle: Vec<Unit> = Vec::new();
-    let mut mine = u64::from(number);
-    let cap = if work.cooperative {
-        usize::MAX
-    } else {
-        RESIDENT
-    };
-    // Slices since one ended: when every one has had its slice without result, another begins.
-    let mut vain = 0;
-    loop {
-        while resident.len() < cap && (work.cooperative || vain >= resident.len()) {
-            let unit = if work.cooperative {
-                let u = mine;
-                mine += u64::from(work.launch.workers);
-                u
-            } else {
-                work.next.fetch_add(1, Ordering::Relaxed)
-            };
-            if unit >= work.units {
-                break;
+impl Job for Grid {
+    fn seats(&self) -> u32 {
+        self.seats
+    }
+
+    fn sit(self: Arc<Self>) -> Option<Box<dyn Seat>> {
+        let number = {
+            let mut s = self.seating();
+            if s.closed || s.taken == self.seats {
+                return None;
             }
-            let ctaids = work.ctaids(unit);
-            let made = match idle.pop() {
-                Some(u) => Some(u),
-                None => begin(&cx, ctaids.len()),
-            };
-            let Some(mut u) = made else {
-                if resident.is_empty() || work.cooperative {
-                    let code = if work.cooperative {
-                        Code::CooperativeLaunchTooLarge
-                    } else {
-                        Code::LaunchOutOfResources
-                    };
-                    work.fail(Error::new(code, "no memory for another block"));
-                    return;
-                }
-                // It must wait for one of the others; its number is not lost.
-                idle_unit(work, unit);
-                break;
-            };
-            for (b, c) in u.blocks.iter_mut().zip(ctaids) {
-                b.start(&cx, c);
-            }
-            u.done.fill(false);
-            resident.push_back(u);
-            vain = 0;
-        }
-        let Some(mut unit) = resident.pop_front() else {
-            return;
+            s.taken += 1;
+            s.taken - 1
         };
-        let mut used = 0;
-        let result = unit.slice(&cx, &mut used);
-        work.steps.fetch_add(used, Ordering::Relaxed);
-        match result {
-            Err((block, f)) => {
-                work.fail(describe(&cx, &unit.blocks[block], &f));
-                return;
+        Some(Box::new(Place {
+            number,
+            mine: u64::from(number),
+            dealt: 0..0,
+            resident: VecDeque::new(),
+            idle: Vec::new(),
+            building: None,
+            vain: 0,
+            clock: 0,
+            prepared: None,
+            memory: None,
+            grid: self,
+        }))
+    }
+
+    fn has_seats(&self) -> bool {
+        let s = self.seating();
+        !s.closed && s.taken < self.seats
+    }
+}
+
+/// One thread's part of a launch.
+struct Place {
+    grid: Arc<Grid>,
+    number: u32,
+    /// Of a cooperative launch: unit k is of seat k mod n.
+    mine: u64,
+    /// Units taken and not begun.
+    dealt: std::ops::Range<u64>,
+    resident: VecDeque<Unit>,
+    idle: Vec<Unit>,
+    /// A unit that gets its memory, and which of the grid's it will be.
+    building: Option<(Unit, u64)>,
+    /// Slices since a block ended: when every one has had its slice without result, another begins.
+    vain: usize,
+    clock: u64,
+    prepared: Option<Arc<Prepared>>,
+    /// Goes after the units that it counts.
+    memory: Option<Arc<Charge>>,
+}
+
+/// How a thread goes on.
+enum Turn {
+    Go(Step),
+    /// It leaves, with a unit that it has no memory for.
+    Leave(Option<u64>),
+}
+
+/// Whether another block begins.
+enum Begin {
+    Begun,
+    /// None is wanted, or there is none.
+    None,
+    /// There is no memory for it now.
+    NoMemory,
+}
+
+impl Seat for Place {
+    fn step(&mut self) -> Step {
+        let grid = Arc::clone(&self.grid);
+        let went = catch_unwind(AssertUnwindSafe(|| self.go_on(&grid)));
+        let turn = went.unwrap_or_else(|_| {
+            grid.fail(Error::new(Code::Unknown, "the executor panicked"));
+            Turn::Leave(None)
+        });
+        match turn {
+            Turn::Go(step) => step,
+            Turn::Leave(unit) => self.leave(unit),
+        }
+    }
+}
+
+impl Place {
+    fn go_on(&mut self, grid: &Grid) -> Turn {
+        let made = match self.prepared.take() {
+            Some(p) => Ok(p),
+            None => grid.prepared(),
+        };
+        let prepared = match made {
+            Ok(p) => p,
+            Err(e) => {
+                grid.fail(e);
+                return Turn::Leave(None);
             }
-            Ok(true) => {
-                work.finished.fetch_add(1, Ordering::Relaxed);
-                idle.push(unit);
-                vain = 0;
+        };
+        self.memory
+            .get_or_insert_with(|| Arc::clone(&prepared.memory));
+        let view = grid.view(&prepared);
+        let cx = Cx::new(&view, self.number, self.clock);
+        let turn = self.advance(grid, &prepared, &cx);
+        self.clock = cx.clock();
+        self.prepared = Some(prepared);
+        turn
+    }
+
+    fn advance(&mut self, grid: &Grid, prepared: &Prepared, cx: &Cx<'_>) -> Turn {
+        let mut waits = false;
+        if grid.stop.load(Ordering::Relaxed) {
+            return Turn::Leave(None);
+        }
+        if grid.how.cooperative && !grid.reserved.load(Ordering::Acquire) {
+            if self.number == 0 && self.reserve(grid, prepared, cx) {
+                grid.reserved.store(true, Ordering::Release);
+            } else {
+                waits = true;
             }
-            Ok(false) => {
-                resident.push_back(unit);
-                vain += 1;
+        } else {
+            match self.begin(grid, cx) {
+                Begin::Begun if grid.how.cooperative => {}
+                Begin::Begun | Begin::None => {
+                    if self.building.is_none() {
+                        let Some(unit) = self.resident.pop_front() else {
+                            return Turn::Leave(None);
+                        };
+                        if let Err(e) = self.slice(grid, cx, unit) {
+                            grid.fail(e);
+                            return Turn::Leave(None);
+                        }
+                    }
+                }
+                Begin::NoMemory => {
+                    // This seat has nothing to do until others give memory back.
+                    if self.others_sit() {
+                        let unit = self.dealt.next();
+                        return Turn::Leave(unit);
+                    }
+                    if prepared.memory.is_alone() {
+                        let text = "no memory for another block";
+                        grid.fail(Error::new(Code::LaunchOutOfResources, text));
+                        return Turn::Leave(None);
+                    }
+                    waits = true;
+                }
             }
         }
-        if work.stop.load(Ordering::Relaxed) {
-            return;
+        if let Some(e) = grid.context.fault() {
+            grid.fail(e);
+            return Turn::Leave(None);
         }
-        if let Some(why) = work.over() {
-            if work.finished.load(Ordering::Relaxed) < work.units {
-                let done = work.finished.load(Ordering::Relaxed) * unit_size(work);
-                let stands = resident
-                    .front()
-                    .and_then(|u| u.blocks.first())
-                    .map_or(String::new(), |b| {
-                        format!("; block {:?}: {}", b.ctaid, b.describe(&cx))
-                    });
-                let name = &cx.program.functions[cx.kernel as usize].name;
-                let all = work.units * unit_size(work);
-                work.fail(Error::new(
+        if let Some(why) = grid.over(prepared) {
+            let finished = grid.sum(|c| &c.finished);
+            if finished < grid.units {
+                let (done, all) = (finished * grid.unit_blocks, grid.units * grid.unit_blocks);
+                let stands = self.resident.front().map(|u| u.describe(cx));
+                let stands = stands.map_or(String::new(), |s| format!("; {s}"));
+                let name = &grid.kernel.name;
+                grid.fail(Error::new(
                     Code::LaunchTimeout,
                     format!("{why}: kernel '{name}', {done} of {all} blocks done{stands}"),
                 ));
             }
-            return;
+            return Turn::Leave(None);
         }
+        Turn::Go(if waits { Step::Idle } else { Step::More })
     }
-}
 
-fn unit_size(work: &Work<'_>) -> u64 {
-    work.launch.cluster.iter().map(|n| u64::from(*n)).product()
-}
-
-/// Makes a number that was taken available again: only the last one taken can be.
-fn idle_unit(work: &Work<'_>, unit: u64) {
-    let _ = work
-        .next
-        .compare_exchange(unit + 1, unit, Ordering::Relaxed, Ordering::Relaxed);
-}
-
-fn begin(cx: &Cx<'_>, n: usize) -> Option<Unit> {
-    let l = cx.launch;
-    let warps = u64::from(cx.threads().div_ceil(32));
-    let bytes = (warps * Warp::bytes(cx.program, cx.kernel) + u64::from(l.shared)) * n as u64;
-    if !cx.take_memory(bytes) {
-        return None;
+    /// Sets the memory for all blocks of a cooperative launch aside. False: others use it now.
+    fn reserve(&self, grid: &Grid, prepared: &Prepared, cx: &Cx<'_>) -> bool {
+        let all = grid.units.checked_mul(Unit::bytes_of(cx));
+        let limit = grid.context.config.run_memory;
+        if all.is_none_or(|n| n > limit) {
+            grid.fail(Error::new(
+                Code::CooperativeLaunchTooLarge,
+                format!(
+                    "{} blocks at once need {} bytes of {limit}",
+                    grid.units * grid.unit_blocks,
+                    all.unwrap_or(u64::MAX)
+                ),
+            ));
+            return false;
+        }
+        prepared.memory.grow(all.unwrap_or(0))
     }
-    let mut all = Vec::new();
-    for _ in 0..n {
-        all.push(Arc::new(Bytes::zeroed(u64::from(l.shared))?));
-    }
-    let cluster = Arc::new(all.clone());
-    let blocks = all
-        .into_iter()
-        .map(|own| {
-            Block::new(
-                cx,
-                SharedMemory {
-                    own,
-                    cluster: Arc::clone(&cluster),
-                },
-            )
-        })
-        .collect();
-    Some(Unit {
-        blocks,
-        done: vec![false; n],
-    })
-}
 
-impl Unit {
-    /// True: all blocks are done. An error says which block it is of.
-    fn slice(&mut self, cx: &Cx<'_>, used: &mut u64) -> Result<bool, (usize, Box<Fault>)> {
-        let mut waiting = 0;
-        for k in 0..self.blocks.len() {
-            if self.done[k] {
-                continue;
+    /// Begins another block if it is time for one, or goes on with that.
+    fn begin(&mut self, grid: &Grid, cx: &Cx<'_>) -> Begin {
+        if self.building.is_none() {
+            let room = grid.how.cooperative
+                || self.resident.len() < RESIDENT && self.vain >= self.resident.len();
+            if !room || !self.deal(grid) {
+                return Begin::None;
             }
-            match self.blocks[k].slice(cx, used).map_err(|f| (k, f))? {
-                Progress::Done => self.done[k] = true,
-                Progress::More => {}
-                Progress::AtCluster => waiting += 1,
+            let unit = match self.idle.pop() {
+                Some(u) => Some(u),
+                None => self.make(grid, cx),
+            };
+            let Some(unit) = unit else {
+                if self.resident.is_empty() {
+                    return Begin::NoMemory;
+                }
+                // It must wait for one of the others.
+                return Begin::None;
+            };
+            let Some(number) = self.dealt.next() else {
+                return Begin::None;
+            };
+            self.building = Some((unit, number));
+        }
+        if let Some((mut unit, number)) = self.building.take() {
+            if unit.build(cx) {
+                unit.start(cx, number);
+                self.resident.push_back(unit);
+                self.vain = 0;
+            } else {
+                self.building = Some((unit, number));
             }
         }
-        let left = self.done.iter().filter(|d| !**d).count();
-        if left > 0 && waiting == left {
-            for b in &mut self.blocks {
-                b.release(cx, State::ClusterBar, Standing::AtCluster);
+        Begin::Begun
+    }
+
+    /// Whether there is a unit to begin: the next one of those dealt.
+    fn deal(&mut self, grid: &Grid) -> bool {
+        if !self.dealt.is_empty() {
+            return true;
+        }
+        if grid.how.cooperative {
+            let k = self.mine;
+            self.mine += u64::from(grid.seats);
+            self.dealt = k..k + u64::from(k < grid.units);
+        } else {
+            let n = grid.batch();
+            // Fewer towards the end: what one thread has taken no other can do.
+            let left = grid
+                .units
+                .saturating_sub(grid.next.0.load(Ordering::Relaxed));
+            let n = n.min(left / u64::from(grid.seats)).max(1);
+            let k = grid.next.0.fetch_add(n, Ordering::Relaxed);
+            self.dealt = k.min(grid.units)..(k + n).min(grid.units);
+            if self.dealt.is_empty()
+                && let Some(k) = grid.seating().returned.pop()
+            {
+                self.dealt = k..k + 1;
             }
         }
-        Ok(left == 0)
+        !self.dealt.is_empty()
     }
-}
 
-/// A fault with everything that helps to find it.
-fn describe(cx: &Cx<'_>, block: &Block, f: &Fault) -> Error {
-    let kernel = &cx.program.functions[cx.kernel as usize].name;
-    let function = cx.program.function_at(f.pc).map_or("", |f| &f.name);
-    let line = cx.program.lines.get(f.pc as usize).copied().unwrap_or(0);
-    let [x, y, z] = block.ctaid;
-    let [tx, ty, tz] = cx.thread(block.warp_at(f), f.lane);
-    Error::new(
-        f.code,
-        format!(
-            "{}\nkernel '{kernel}', block [{x},{y},{z}], thread [{tx},{ty},{tz}], function '{function}', line {line}",
-            f.text
-        ),
-    )
+    fn make(&self, grid: &Grid, cx: &Cx<'_>) -> Option<Unit> {
+        let bytes = Unit::bytes_of(cx);
+        // Those of a cooperative launch are set aside already.
+        if !grid.how.cooperative && !cx.take_memory(bytes) {
+            return None;
+        }
+        let unit = Unit::new(cx);
+        if unit.is_none() && !grid.how.cooperative {
+            cx.launch.memory.shrink(bytes);
+        }
+        unit
+    }
+
+    /// A slice for a block that has begun.
+    fn slice(&mut self, grid: &Grid, cx: &Cx<'_>, mut unit: Unit) -> Result<(), Error> {
+        let mut used = 0;
+        let result = unit.slice(cx, &mut used);
+        let count = &grid.counts[self.number as usize];
+        let add = |c: &AtomicU64, n| c.store(c.load(Ordering::Relaxed) + n, Ordering::Relaxed);
+        add(&count.steps, used);
+        if result? {
+            add(&count.finished, 1);
+            self.idle.push(unit);
+            self.vain = 0;
+        } else {
+            self.resident.push_back(unit);
+            self.vain += 1;
+        }
+        Ok(())
+    }
+
+    /// Whether other threads work on the launch.
+    fn others_sit(&self) -> bool {
+        let s = self.grid.seating();
+        s.taken - s.left > 1
+    }
+
+    /// Gives the seat up, with a unit that it has no memory for.
+    fn leave(&mut self, unit: Option<u64>) -> Step {
+        let stopped = self.grid.stop.load(Ordering::Relaxed);
+        self.prepared = None;
+        // What has been stopped is told first: to free much memory takes its time.
+        if let Some(memory) = self.memory.as_ref()
+            && !stopped
+        {
+            for u in self.idle.drain(..) {
+                let bytes = u.bytes();
+                drop(u);
+                if !self.grid.how.cooperative {
+                    memory.shrink(bytes);
+                }
+            }
+        }
+        let last = {
+            let mut s = self.grid.seating();
+            s.returned.extend(unit);
+            s.returned.extend(&mut self.dealt);
+            if !stopped && s.taken - s.left == 1 && !s.returned.is_empty() {
+                // Nobody else is left who could do it.
+                return Step::More;
+            }
+            s.left += 1;
+            let all = s.taken == s.left;
+            // Units of a cooperative launch wait for their seat.
+            let dealt = !self.grid.how.cooperative || s.taken == self.grid.seats;
+            s.closed = all && (stopped || dealt);
+            s.closed
+        };
+        if last {
+            self.grid.close();
+        }
+        Step::Left
+    }
 }

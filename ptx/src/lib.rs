@@ -35,8 +35,11 @@
 //! # Ok::<(), vgpu_ptx::Error>(())
 //! ```
 
+mod allocations;
 mod approximate;
 mod ast;
+mod block;
+mod context;
 mod decode;
 mod device;
 mod environment;
@@ -45,24 +48,33 @@ mod exec;
 mod grid;
 mod half;
 mod image;
+mod launch;
 mod lex;
+mod loaded;
 mod matrix;
 mod memory;
 mod module;
 mod number;
 mod ops;
 mod parse;
+mod pool;
 mod program;
+mod quota;
 mod space;
+mod stream;
 pub mod table;
 mod types;
 #[cfg(target_arch = "x86_64")]
 mod vectors;
 mod warp;
 
-pub use device::{Cancel, Config, Device, Launch, Loaded};
+pub use context::Config;
+pub use device::Device;
 pub use error::{Code, Error};
 pub use grid::Report;
+pub use launch::{Cancel, Launch};
+pub use loaded::Loaded;
 pub use module::{COMPUTE_CAPABILITY, Kernel, Module, ModuleVariable, Options};
 pub use program::Parameter;
+pub use stream::{Done, Event, Stream, Work};
 pub use types::{Space, Type};

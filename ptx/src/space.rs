@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use crate::error::Code;
 use crate::memory::Bytes;
+use crate::quota::Charge;
 use crate::types::Space;
 
 /// Shared memory of the own block; of block r of the cluster from `SHARED + (r + 1 << RANK_SHIFT)`.
@@ -30,6 +31,8 @@ pub(crate) struct Region {
     pub(crate) base: u64,
     pub(crate) bytes: Bytes,
     pub(crate) read_only: bool,
+    /// What it takes of the quota: given back when nobody holds the region any more.
+    pub(crate) _charge: Charge,
 }
 
 /// A fault of one lane.

@@ -1,0 +1,243 @@
+//! What is allocated on a device: addresses, the bytes behind them, copies.
+
+use std::sync::Arc;
+
+use crate::error::{Code, Error, invalid};
+use crate::memory::Bytes;
+use crate::quota::Quota;
+use crate::space::{CONST, END, GLOBAL, Region};
+
+/// Between two allocations nothing is mapped for at least so many bytes.
+const GUARD: u64 = 2 << 20;
+/// Allocations begin at multiples of this, and count against the quota in multiples of it.
+pub(crate) const ALIGN: u64 = 512;
+
+/// All regions of a device.
+#[derive(Debug)]
+pub(crate) struct Allocations {
+    /// By address. Launches hold on to the list they began with.
+    regions: Arc<Vec<Arc<Region>>>,
+    quota: Arc<Quota>,
+    next: u64,
+    next_const: u64,
+}
+
+impl Allocations {
+    pub(crate) fn new(quota: u64) -> Self {
+        Self {
+            regions: Arc::default(),
+            quota: Quota::new(quota),
+            next: GLOBAL,
+            next_const: CONST,
+        }
+    }
+
+    pub(crate) fn list(&self) -> Arc<Vec<Arc<Region>>> {
+        Arc::clone(&self.regions)
+    }
+
+    pub(crate) fn quota(&self) -> &Quota {
+        &self.quota
+    }
+
+    /// A new region, all zero.
+    pub(crate) fn add(&mut self, bytes: u64, read_only: bool) -> Result<u64, Error> {
+        let full = || {
+            let quota = self.quota.limit();
+            Error::new(
+                Code::OutOfMemory,
+                format!("{bytes} bytes: the quota of {quota} bytes does not allow it"),
+            )
+        };
+        let size = bytes.checked_next_multiple_of(ALIGN).ok_or_else(full)?;
+        let charge = self.quota.take(size).ok_or_else(full)?;
+        let (start, end) = if read_only {
+            (CONST, CONST + (1 << 40))
+        } else {
+            (GLOBAL, END)
+        };
+        let room = size + GUARD;
+        let next = if read_only {
+            self.next_const
+        } else {
+            self.next
+        };
+        let base = if end - next > room {
+            next
+        } else {
+            self.gap(start, end, room).ok_or_else(full)?
+        };
+        let storage = Bytes::zeroed(bytes).ok_or_else(full)?;
+        let after = base + room;
+        if read_only {
+            self.next_const = after;
+        } else {
+            self.next = after;
+        }
+        // Copied only if a running launch holds the list.
+        let list = Arc::make_mut(&mut self.regions);
+        let at = list.partition_point(|r| r.base < base);
+        list.insert(
+            at,
+            Arc::new(Region {
+                base,
+                bytes: storage,
+                read_only,
+                _charge: charge,
+            }),
+        );
+        Ok(base)
+    }
+
+    /// Room between what is allocated, once all addresses have been used.
+    fn gap(&self, start: u64, end: u64, room: u64) -> Option<u64> {
+        let mut at = start;
+        let there = self.regions.iter();
+        for r in there.filter(|r| (start..end).contains(&r.base)) {
+            if r.base - at > room {
+                return Some(at);
+            }
+            at = r.base + r.bytes.len().next_multiple_of(ALIGN) + GUARD;
+        }
+        (end.saturating_sub(at) > room).then_some(at)
+    }
+
+    /// Takes the region that begins at an address out of the list.
+    pub(crate) fn remove(&mut self, address: u64) -> Result<Arc<Region>, Error> {
+        let at = self.regions.binary_search_by_key(&address, |r| r.base);
+        let Some(at) = at.ok().filter(|k| !self.regions[*k].read_only) else {
+            return invalid(format!("nothing is allocated at 0x{address:x}"));
+        };
+        Ok(Arc::make_mut(&mut self.regions).remove(at))
+    }
+
+    /// Takes all regions that begin at one of these addresses out of the list.
+    pub(crate) fn remove_all(&mut self, addresses: &[u64]) -> Vec<Arc<Region>> {
+        let (gone, kept) = self
+            .regions
+            .iter()
+            .cloned()
+            .partition(|r| addresses.contains(&r.base));
+        self.regions = Arc::new(kept);
+        gone
+    }
+
+    /// The region that holds all of a range.
+    pub(crate) fn region(&self, address: u64, len: u64) -> Result<Arc<Region>, Error> {
+        let at = self
+            .regions
+            .partition_point(|r| r.base <= address)
+            .checked_sub(1);
+        let r = at.map(|k| &self.regions[k]).filter(|r| {
+            (address - r.base)
+                .checked_add(len)
+                .is_some_and(|end| end <= r.bytes.len())
+        });
+        r.cloned().ok_or_else(|| {
+            Error::new(
+                Code::InvalidValue,
+                format!("{len} bytes at 0x{address:x} are not all allocated"),
+            )
+        })
+    }
+}
+
+/// A part of a region, for copies.
+#[derive(Debug)]
+pub(crate) struct Range {
+    region: Arc<Region>,
+    at: u64,
+}
+
+impl Range {
+    pub(crate) fn new(region: Arc<Region>, address: u64) -> Self {
+        let at = address - region.base;
+        Self { region, at }
+    }
+
+    pub(crate) fn read(&self, at: u64, out: &mut [u8]) -> Result<(), Error> {
+        let done = self.region.bytes.read(self.at + at, out);
+        done.map_or_else(|| invalid("out of range"), Ok)
+    }
+
+    pub(crate) fn write(&self, at: u64, data: &[u8]) -> Result<(), Error> {
+        let done = self.region.bytes.write(self.at + at, data);
+        done.map_or_else(|| invalid("out of range"), Ok)
+    }
+}
+
+/// A copy or a fill, done a piece at a time: between two pieces others have their turn.
+#[derive(Debug)]
+pub(crate) struct Transfer {
+    to: Range,
+    source: Source,
+    bytes: u64,
+    done: u64,
+    buffer: Vec<u8>,
+}
+
+#[derive(Debug)]
+enum Source {
+    /// Backward: the ranges overlap so that the last bytes go first.
+    Device { from: Range, backward: bool },
+    /// The buffer holds the element again and again.
+    Pattern,
+}
+
+/// Bytes of a piece: some tens of microseconds.
+pub(crate) const PIECE: u64 = 256 << 10;
+
+fn piece(bytes: u64) -> usize {
+    usize::try_from(PIECE.min(bytes)).unwrap_or(0)
+}
+
+impl Transfer {
+    /// Within the device; the ranges may overlap.
+    pub(crate) fn copy(to: Range, from: Range, bytes: u64) -> Self {
+        let backward = to.region.base + to.at > from.region.base + from.at;
+        Self {
+            to,
+            source: Source::Device { from, backward },
+            bytes,
+            done: 0,
+            buffer: vec![0; piece(bytes)],
+        }
+    }
+
+    /// An element again and again; its size divides [`PIECE`].
+    pub(crate) fn fill(to: Range, element: &[u8], bytes: u64) -> Self {
+        Self {
+            to,
+            source: Source::Pattern,
+            bytes,
+            done: 0,
+            buffer: element.repeat(piece(bytes).div_ceil(element.len().max(1))),
+        }
+    }
+
+    /// The next piece. True: there are more.
+    pub(crate) fn step(&mut self) -> Result<bool, Error> {
+        let left = self.bytes - self.done;
+        let n = piece(left);
+        match &self.source {
+            Source::Device { from, backward } => {
+                let at = if *backward {
+                    left - n as u64
+                } else {
+                    self.done
+                };
+                from.read(at, &mut self.buffer[..n])?;
+                self.to.write(at, &self.buffer[..n])?;
+            }
+            Source::Pattern => self.to.write(self.done, &self.buffer[..n])?,
+        }
+        self.done += n as u64;
+        Ok(self.done < self.bytes)
+    }
+
+    /// All that is left.
+    pub(crate) fn finish(mut self) -> Result<(), Error> {
+        while self.step()? {}
+        Ok(())
+    }
+}

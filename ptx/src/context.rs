@@ -1,0 +1,111 @@
+//! What all work on a device shares.
+
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use crate::allocations::Allocations;
+use crate::environment::Environment;
+use crate::error::Error;
+use crate::quota::Quota;
+
+/// How big a device is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Config {
+    /// Bytes that may be allocated; each allocation counts as a multiple of 512.
+    pub memory: u64,
+    /// Bytes of registers, stacks and shared memory of all blocks that have begun.
+    pub run_memory: u64,
+    /// Bytes for `malloc` in kernels.
+    pub heap: u64,
+    /// Bytes of stack a thread, for calls whose depth is not known before. What a call chain without
+    /// recursion needs is given in any case.
+    pub stack: u32,
+    /// Threads that the work of the device is done on. One makes every launch come out the same.
+    pub workers: u32,
+    /// Use the processor's wide vectors if it has them.
+    pub wide_vectors: bool,
+}
+
+impl Default for Config {
+    /// 4 GiB of memory, 1 GiB for what runs, a heap of 8 MiB, 1024 bytes of stack, all processors.
+    fn default() -> Self {
+        let workers =
+            std::thread::available_parallelism().map_or(1, |n| u32::try_from(n.get()).unwrap_or(1));
+        Self {
+            memory: 4 << 30,
+            run_memory: 1 << 30,
+            heap: 8 << 20,
+            stack: 1024,
+            workers,
+            wide_vectors: true,
+        }
+    }
+}
+
+/// What all work on a device shares.
+#[derive(Debug)]
+pub(crate) struct Context {
+    pub(crate) config: Config,
+    pub(crate) environment: Environment,
+    /// For blocks that have begun.
+    pub(crate) run_memory: Arc<Quota>,
+    memory: Mutex<Allocations>,
+    /// Set after `fault`, which is written once. Read by running work between slices, as a hint to look.
+    faulty: AtomicBool,
+    fault: Mutex<Option<Error>>,
+    launches: AtomicU64,
+}
+
+impl Context {
+    pub(crate) fn new(config: Config) -> Self {
+        Self {
+            environment: Environment::default(),
+            run_memory: Quota::new(config.run_memory),
+            memory: Mutex::new(Allocations::new(config.memory)),
+            faulty: AtomicBool::new(false),
+            fault: Mutex::default(),
+            launches: AtomicU64::new(1),
+            config,
+        }
+    }
+
+    /// What everything answers after a fault.
+    pub(crate) fn fault(&self) -> Option<Error> {
+        // Pairs with the release store in `fail`.
+        if !self.faulty.load(Ordering::Acquire) {
+            return None;
+        }
+        let fault = self.fault.lock().unwrap_or_else(PoisonError::into_inner);
+        fault.clone()
+    }
+
+    /// Everything answers this error from now on, unless there is an earlier one.
+    pub(crate) fn fail(&self, error: Error) {
+        let mut fault = self.fault.lock().unwrap_or_else(PoisonError::into_inner);
+        fault.get_or_insert(error);
+        // Pairs with the acquire load in `fault`.
+        self.faulty.store(true, Ordering::Release);
+    }
+
+    /// An error if a fault has ended the context.
+    pub(crate) fn check(&self) -> Result<(), Error> {
+        self.fault().map_or(Ok(()), Err)
+    }
+
+    /// The allocations, also after a fault.
+    pub(crate) fn allocations(&self) -> MutexGuard<'_, Allocations> {
+        self.memory.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The allocations, if no fault has ended the context.
+    pub(crate) fn sound(&self) -> Result<MutexGuard<'_, Allocations>, Error> {
+        let a = self.allocations();
+        self.check()?;
+        Ok(a)
+    }
+
+    /// A number that no other launch has.
+    pub(crate) fn launch_id(&self) -> u64 {
+        self.launches.fetch_add(1, Ordering::Relaxed)
+    }
+}

@@ -1,0 +1,569 @@
+//! Queues of work for a device, and events between them.
+
+use std::collections::VecDeque;
+use std::fmt;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Instant;
+
+use crate::allocations::{PIECE, Range, Transfer};
+use crate::context::Context;
+use crate::error::{Code, Error, invalid};
+use crate::grid::{Grid, Report};
+use crate::launch::{self, Launch};
+use crate::loaded::Loaded;
+use crate::module::Kernel;
+use crate::pool::{Job, Pool, Seat, Step};
+
+/// What a stream can be asked to do.
+#[expect(
+    clippy::large_enum_variant,
+    reason = "launches are what streams mostly carry"
+)]
+pub enum Work {
+    /// Runs a kernel. `parameters` are packed as [`Kernel::parameters`] says; the deadline counts from the
+    /// launch's first step.
+    Launch {
+        /// Where the kernel's module is.
+        loaded: Loaded,
+        /// The kernel.
+        kernel: Kernel,
+        /// Grid, block, limits.
+        how: Launch,
+        /// Packed.
+        parameters: Vec<u8>,
+    },
+    /// Copies to the device.
+    Write {
+        /// Address.
+        to: u64,
+        /// Comes back in [`Done::data`], to be used again.
+        data: Vec<u8>,
+    },
+    /// Copies from the device, to [`Done::data`].
+    Read {
+        /// Address.
+        from: u64,
+        /// How many.
+        bytes: u64,
+    },
+    /// Copies within the device; the ranges may overlap.
+    Copy {
+        /// Address.
+        to: u64,
+        /// Address.
+        from: u64,
+        /// How many.
+        bytes: u64,
+    },
+    /// Fills with an element again and again.
+    Fill {
+        /// Address, a multiple of `size`.
+        to: u64,
+        /// The element: its low bytes.
+        value: u32,
+        /// Bytes of an element: 1, 2 or 4.
+        size: u32,
+        /// Elements.
+        count: u64,
+    },
+    /// Runs code of the host. It holds up a thread of the device, so it should take no longer than a copy of
+    /// some hundred kilobytes; what takes longer is submitted in pieces. Not run after a fault.
+    Host(Box<dyn FnOnce() -> Result<(), Error> + Send>),
+    /// Marks the place in the stream, with the time when it is reached.
+    Record(Event),
+    /// Waits until the record that was the event's latest when this was submitted is reached.
+    Wait(Event),
+}
+
+impl fmt::Debug for Work {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Launch { kernel, how, .. } => write!(
+                f,
+                "Launch({}, {:?} x {:?})",
+                kernel.name, how.grid, how.block
+            ),
+            Self::Write { to, data } => write!(f, "Write({} bytes to 0x{to:x})", data.len()),
+            Self::Read { from, bytes } => write!(f, "Read({bytes} bytes from 0x{from:x})"),
+            Self::Copy { to, from, bytes } => {
+                write!(f, "Copy({bytes} bytes from 0x{from:x} to 0x{to:x})")
+            }
+            Self::Fill {
+                to, size, count, ..
+            } => write!(f, "Fill({count} elements of {size} at 0x{to:x})"),
+            Self::Host(_) => f.write_str("Host"),
+            Self::Record(_) => f.write_str("Record"),
+            Self::Wait(_) => f.write_str("Wait"),
+        }
+    }
+}
+
+/// How work ended.
+#[derive(Debug)]
+pub struct Done {
+    /// Zeros in the report of what is no launch.
+    pub result: Result<Report, Error>,
+    /// What was read, or the buffer of a write.
+    pub data: Vec<u8>,
+    /// When its first step began.
+    pub began: Instant,
+    /// When its last step had ended.
+    pub ended: Instant,
+}
+
+type Tell = Box<dyn FnOnce(Done) + Send>;
+
+/// A queue: its work is done in order. Streams run beside each other on the device's threads, a slice at a
+/// time in turn, so that an endless kernel of one does not stop another. Clones are the same queue.
+#[derive(Clone)]
+pub struct Stream {
+    queue: Arc<Queue>,
+    /// The device lives as long as its streams.
+    _device: Arc<Owner>,
+}
+
+impl fmt::Debug for Stream {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Stream({} pending)", self.pending())
+    }
+}
+
+/// Ends the device with its last handle.
+#[derive(Debug)]
+pub(crate) struct Owner {
+    pub(crate) context: Arc<Context>,
+    pub(crate) pool: Arc<Pool>,
+}
+
+impl Drop for Owner {
+    fn drop(&mut self) {
+        let text = "the device has ended";
+        self.context
+            .fail(Error::new(Code::ContextIsDestroyed, text));
+        self.pool.end();
+    }
+}
+
+struct Queue {
+    context: Arc<Context>,
+    pool: Arc<Pool>,
+    state: Mutex<Queued>,
+}
+
+#[derive(Default)]
+struct Queued {
+    items: VecDeque<Item>,
+    /// One of the items is being done, and is not in the list.
+    busy: bool,
+    /// Those whose end has not been told.
+    pending: usize,
+}
+
+struct Item {
+    work: Work,
+    done: Tell,
+    /// Of a record or a wait: which of the event's records is meant.
+    record: u64,
+}
+
+impl Stream {
+    pub(crate) fn new(device: Arc<Owner>) -> Self {
+        Self {
+            queue: Arc::new(Queue {
+                context: Arc::clone(&device.context),
+                pool: Arc::clone(&device.pool),
+                state: Mutex::default(),
+            }),
+            _device: device,
+        }
+    }
+
+    /// Queues work and returns at once. `done` is called exactly once, on a thread of the device and in the
+    /// order of the stream; it must not block, and may submit more.
+    ///
+    /// Nothing bounds the queue but the caller: see [`Self::pending`].
+    ///
+    /// # Errors
+    ///
+    /// What is wrong with the call itself; then `done` is never called: 1 for a launch that cannot be or a
+    /// range that is not allocated, 400 for a kernel of another module, 2 where the system has no thread
+    /// to give, and the error of an earlier fault. What goes wrong later is told to `done`: the error of a
+    /// fault in the kernel (700, 702, 710, 715 to 719), which is from then on the answer to everything on the
+    /// device, or 701 and 720 for a launch that needs more memory than there is.
+    pub fn submit(
+        &self,
+        work: Work,
+        done: impl FnOnce(Done) + Send + 'static,
+    ) -> Result<(), Error> {
+        self.queue.check(&work)?;
+        if !self.queue.pool.is_alive() {
+            return Err(Error::new(Code::OutOfMemory, "no thread to run it on"));
+        }
+        let record = match &work {
+            Work::Record(e) => e.announce(),
+            Work::Wait(e) => e.latest(),
+            _ => 0,
+        };
+        let item = Item {
+            work,
+            done: Box::new(done),
+            record,
+        };
+        let first = {
+            let mut q = self.queue.lock();
+            q.pending += 1;
+            if q.busy {
+                q.items.push_back(item);
+                None
+            } else {
+                q.busy = true;
+                Some(item)
+            }
+        };
+        if let Some(item) = first {
+            Arc::clone(&self.queue).start(item, false);
+        }
+        Ok(())
+    }
+
+    /// Work that has been submitted and whose end has not been told yet.
+    #[must_use]
+    pub fn pending(&self) -> usize {
+        self.queue.lock().pending
+    }
+}
+
+impl Queue {
+    fn lock(&self) -> MutexGuard<'_, Queued> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// What can be said of work before it is its turn.
+    fn check(&self, work: &Work) -> Result<(), Error> {
+        self.context.check()?;
+        let inside = |at: u64, bytes: u64| {
+            let a = self.context.allocations();
+            a.region(at, bytes).map(|_| ())
+        };
+        match work {
+            Work::Launch {
+                loaded,
+                kernel,
+                how,
+                parameters,
+            } => launch::check(loaded, kernel, how, parameters),
+            Work::Write { to, data } => inside(*to, data.len() as u64),
+            Work::Read { from, bytes } => inside(*from, *bytes),
+            Work::Copy { to, from, bytes } => {
+                inside(*from, *bytes)?;
+                inside(*to, *bytes)
+            }
+            Work::Fill {
+                to, size, count, ..
+            } => inside(*to, fill_bytes(*to, *size, *count)?),
+            Work::Host(_) | Work::Record(_) | Work::Wait(_) => Ok(()),
+        }
+    }
+
+    /// Begins with an item; nothing else of the stream is being done.
+    fn start(self: Arc<Self>, item: Item, inside: bool) {
+        let Item { work, done, record } = item;
+        if let Work::Launch {
+            loaded,
+            kernel,
+            how,
+            parameters,
+        } = work
+        {
+            let queue = Arc::clone(&self);
+            let finish = move |result, began| {
+                queue.finish(done, result, Vec::new(), began);
+            };
+            let context = Arc::clone(&self.context);
+            let grid = Grid::new(context, loaded, kernel, how, parameters, Box::new(finish));
+            self.pool.push(Arc::new(grid), inside);
+            return;
+        }
+        let pool = Arc::clone(&self.pool);
+        let event = match &work {
+            Work::Wait(e) => Some(e.clone()),
+            _ => None,
+        };
+        let job = Arc::new(Single(Mutex::new(Some(Task {
+            queue: self,
+            work,
+            done: Some(done),
+            record,
+            began: None,
+            at: 0,
+            data: Vec::new(),
+            transfer: None,
+        }))));
+        match event {
+            Some(e) => e.when(record, pool, job, inside),
+            None => pool.push(job, inside),
+        }
+    }
+
+    /// Tells the end of an item, then begins with the next.
+    fn finish(
+        self: Arc<Self>,
+        done: Tell,
+        result: Result<Report, Error>,
+        data: Vec<u8>,
+        began: Instant,
+    ) {
+        self.lock().pending -= 1;
+        let told = Done {
+            result,
+            data,
+            began,
+            ended: Instant::now(),
+        };
+        if catch_unwind(AssertUnwindSafe(|| done(told))).is_err() {
+            let text = "the function that was told the end of some work panicked";
+            self.context.fail(Error::new(Code::Unknown, text));
+        }
+        let next = {
+            let mut q = self.lock();
+            let next = q.items.pop_front();
+            q.busy = next.is_some();
+            next
+        };
+        if let Some(item) = next {
+            self.start(item, true);
+        }
+    }
+}
+
+/// Bytes of a fill.
+pub(crate) fn fill_bytes(at: u64, size: u32, count: u64) -> Result<u64, Error> {
+    if !matches!(size, 1 | 2 | 4) || !at.is_multiple_of(u64::from(size)) {
+        return invalid(format!("elements of {size} bytes at 0x{at:x}"));
+    }
+    let bytes = count.checked_mul(u64::from(size));
+    bytes.map_or_else(|| invalid("too many elements"), Ok)
+}
+
+/// A job for one thread.
+struct Single(Mutex<Option<Task>>);
+
+impl Single {
+    fn lock(&self) -> MutexGuard<'_, Option<Task>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Job for Single {
+    fn seats(&self) -> u32 {
+        1
+    }
+
+    fn sit(self: Arc<Self>) -> Option<Box<dyn Seat>> {
+        let task = self.lock().take()?;
+        Some(Box::new(task))
+    }
+
+    fn has_seats(&self) -> bool {
+        self.lock().is_some()
+    }
+}
+
+/// Work that is no launch, being done.
+struct Task {
+    queue: Arc<Queue>,
+    work: Work,
+    done: Option<Tell>,
+    record: u64,
+    began: Option<Instant>,
+    /// Bytes that are done.
+    at: u64,
+    data: Vec<u8>,
+    transfer: Option<Transfer>,
+}
+
+impl Seat for Task {
+    fn step(&mut self) -> Step {
+        let began = *self.began.get_or_insert_with(Instant::now);
+        let went = catch_unwind(AssertUnwindSafe(|| self.go_on()));
+        let result = match went {
+            Ok(Ok(true)) => return Step::More,
+            Ok(Ok(false)) => Ok(Report::default()),
+            Ok(Err(e)) => Err(e),
+            Err(_) => Err(Error::new(Code::Unknown, "the code of the host panicked")),
+        };
+        if let Err(e) = &result
+            && e.code.is_sticky()
+        {
+            self.queue.context.fail(e.clone());
+        }
+        if let Work::Record(e) = &self.work {
+            // Also after a fault: who waits for it has the same fault.
+            e.reach(self.record);
+        }
+        let mut data = std::mem::take(&mut self.data);
+        if let Work::Write { data: d, .. } = &mut self.work {
+            data = std::mem::take(d);
+        } else if result.is_err() {
+            data = Vec::new();
+        }
+        self.transfer = None;
+        if let Some(done) = self.done.take() {
+            Arc::clone(&self.queue).finish(done, result, data, began);
+        }
+        Step::Left
+    }
+}
+
+impl Task {
+    /// True: there is more.
+    fn go_on(&mut self) -> Result<bool, Error> {
+        let context = &self.queue.context;
+        context.check()?;
+        let range = |at: u64, bytes: u64| {
+            let region = context.allocations().region(at, bytes)?;
+            Ok::<_, Error>(Range::new(region, at))
+        };
+        if let Some(t) = &mut self.transfer {
+            return t.step();
+        }
+        // A piece at a time; the place is looked up again for each, so what is freed meanwhile is refused.
+        let part = |all: u64| (all - self.at).min(PIECE);
+        let cut = |n: u64| usize::try_from(n).unwrap_or(usize::MAX);
+        match &mut self.work {
+            Work::Write { to, data } => {
+                let all = data.len() as u64;
+                let n = part(all);
+                range(*to, all)?.write(self.at, &data[cut(self.at)..cut(self.at + n)])?;
+                self.at += n;
+                Ok(self.at < all)
+            }
+            Work::Read { from, bytes } => {
+                let n = part(*bytes);
+                let from = range(*from, *bytes)?;
+                if self.at == 0 {
+                    let room = self.data.try_reserve_exact(cut(*bytes));
+                    room.map_err(|_| Error::new(Code::OutOfMemory, format!("{bytes} bytes")))?;
+                }
+                let old = self.data.len();
+                self.data.resize(old + cut(n), 0);
+                from.read(self.at, &mut self.data[old..])?;
+                self.at += n;
+                Ok(self.at < *bytes)
+            }
+            Work::Copy { to, from, bytes } => {
+                let (to, from) = (range(*to, *bytes)?, range(*from, *bytes)?);
+                self.transfer = Some(Transfer::copy(to, from, *bytes));
+                Ok(true)
+            }
+            Work::Fill {
+                to,
+                value,
+                size,
+                count,
+            } => {
+                let bytes = fill_bytes(*to, *size, *count)?;
+                let element = &value.to_le_bytes()[..*size as usize];
+                self.transfer = Some(Transfer::fill(range(*to, bytes)?, element, bytes));
+                Ok(true)
+            }
+            Work::Host(_) => {
+                let nothing = Work::Wait(Event::new());
+                if let Work::Host(f) = std::mem::replace(&mut self.work, nothing) {
+                    f()?;
+                }
+                Ok(false)
+            }
+            Work::Record(_) | Work::Wait(_) | Work::Launch { .. } => Ok(false),
+        }
+    }
+}
+
+/// A place in a stream that other streams wait for, with the time when it is reached. Clones are the same
+/// event. It may be recorded again and again; who waits is not concerned by a record that comes later.
+#[derive(Clone, Default)]
+pub struct Event(Arc<Mutex<Records>>);
+
+#[derive(Default)]
+struct Records {
+    /// Records submitted, and the newest that is reached.
+    announced: u64,
+    reached: u64,
+    time: Option<Instant>,
+    waiting: Vec<(u64, Arc<Pool>, Arc<Single>)>,
+}
+
+impl fmt::Debug for Event {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(if self.is_done() {
+            "Event(done)"
+        } else {
+            "Event(not done)"
+        })
+    }
+}
+
+impl Event {
+    /// An event that was never recorded: nobody waits for it.
+    #[must_use]
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Records> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Whether the latest record that was submitted is reached; true if there was none.
+    #[must_use]
+    pub fn is_done(&self) -> bool {
+        let r = self.lock();
+        r.reached >= r.announced
+    }
+
+    /// When the newest record that is reached was reached.
+    #[must_use]
+    pub fn time(&self) -> Option<Instant> {
+        self.lock().time
+    }
+
+    fn announce(&self) -> u64 {
+        let mut r = self.lock();
+        r.announced += 1;
+        r.announced
+    }
+
+    fn latest(&self) -> u64 {
+        self.lock().announced
+    }
+
+    /// A record is reached: those who wait for it go on.
+    fn reach(&self, record: u64) {
+        let ready = {
+            let mut r = self.lock();
+            r.reached = r.reached.max(record);
+            r.time = Some(Instant::now());
+            let all = std::mem::take(&mut r.waiting);
+            let (ready, rest): (Vec<_>, Vec<_>) =
+                all.into_iter().partition(|(n, ..)| *n <= r.reached);
+            r.waiting = rest;
+            ready
+        };
+        for (_, pool, job) in ready {
+            pool.push(job, false);
+        }
+    }
+
+    /// Hands a job to its pool when a record is reached.
+    fn when(&self, record: u64, pool: Arc<Pool>, job: Arc<Single>, inside: bool) {
+        {
+            let mut r = self.lock();
+            if r.reached < record {
+                r.waiting.push((record, pool, job));
+                return;
+            }
+        }
+        pool.push(job, inside);
+    }
+}
