@@ -13,12 +13,15 @@ use std::fmt;
 pub enum HandleKind {
     /// A stream of the device: an order of work.
     Stream = 1,
+    /// A module: code and variables on the device.
+    Module = 2,
 }
 
 impl HandleKind {
     const fn from_code(code: u8) -> Option<Self> {
         match code {
             1 => Some(Self::Stream),
+            2 => Some(Self::Module),
             _ => None,
         }
     }

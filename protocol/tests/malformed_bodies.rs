@@ -5,10 +5,11 @@ mod bodies;
 use bodies::Bodies;
 use proptest::strategy::{Strategy, ValueTree};
 use proptest::test_runner::TestRunner;
+use vgpu_protocol::handle::{Handle, HandleKind};
 use vgpu_protocol::op::field::FieldError;
 use vgpu_protocol::op::{
-    Body, BodyError, FenceReply, Hello, HelloReply, InfoReply, MAX_CONTROL_BODY, Op, Ping,
-    VectorAdd,
+    Body, BodyError, FenceReply, Fill, Hello, HelloReply, InfoReply, MAX_CONTROL_BODY, ModuleLoad,
+    Op, Ping, StreamSynchronize, VectorAdd,
 };
 use vgpu_protocol::status::{MAX_ERROR_TEXT, decode_error_text, encode_error_text};
 
@@ -132,6 +133,36 @@ fn the_rules_of_single_operations() {
         "VectorAdd: elements is 1152921504606846976, 2^60 and more have no room anywhere",
     );
     refused::<VectorAdd>(&[0; 8], "VectorAdd: elements is 0, at least 1 needed");
+    let fill = |element_bytes: u8| {
+        let address_and_value = [0; 12];
+        let count_and_stream = [&1u64.to_le_bytes()[..], &[0; 8]].concat();
+        [&address_and_value[..], &[element_bytes], &count_and_stream].concat()
+    };
+    for element_bytes in [1, 2, 4] {
+        assert!(Fill::decode(&fill(element_bytes)).is_ok());
+    }
+    for element_bytes in [0, 3, 8, 255] {
+        refused::<Fill>(
+            &fill(element_bytes),
+            &format!("Fill: element_bytes is {element_bytes}, 1, 2 or 4 needed"),
+        );
+    }
+    let module = Handle::new(HandleKind::Module, 3, 1)
+        .expect("sound")
+        .to_bits();
+    let load = |bytes: u64| [module.to_le_bytes(), bytes.to_le_bytes()].concat();
+    assert!(ModuleLoad::decode(&load(256 << 20)).is_ok());
+    refused::<ModuleLoad>(
+        &load((256 << 20) + 1),
+        "ModuleLoad: bytes is 268435457, at most 256 MiB allowed",
+    );
+    let wait = |stream: u64| StreamSynchronize::decode(&stream.to_le_bytes());
+    for stream in [0, 1, 2, 0x1_0100_0000] {
+        assert!(wait(stream).is_ok(), "{stream:#x}");
+    }
+    for stream in [3, u64::MAX, module, 0x0100_0000] {
+        assert!(wait(stream).is_err(), "{stream:#x}");
+    }
     assert!(VectorAdd::decode(&((1u64 << 60) - 1).to_le_bytes()).is_ok());
     refused::<Ping>(
         &[1, 16],
@@ -199,9 +230,15 @@ fn texts_are_cut_to_what_fits() {
 }
 
 #[test]
-fn the_longest_body_is_that_of_a_ping() {
+fn the_longest_body_is_that_of_a_launch_or_of_what_is_told_of_its_parameters() {
     // A frame that is not data is taken whole before it is used: this is what a guest can make of it.
-    assert_eq!(MAX_CONTROL_BODY, 2 + 4096);
+    let request = Op::Launch.max_body(false);
+    assert_eq!(request, 8 + 4 + 12 + 12 + 4 + 8 + 4 + 2 + 32_764);
+    for op in Op::REQUESTS {
+        assert!(op.max_body(false) <= request, "{op}");
+    }
+    assert_eq!(MAX_CONTROL_BODY, Op::ModuleFunction.max_body(true));
+    assert_eq!(MAX_CONTROL_BODY, 4 + 4 + (2 + 32 * 4) + (2 + 4096 * 8));
     for bodies in Bodies::all() {
         assert!(bodies.max_len() <= MAX_CONTROL_BODY, "{bodies:?}");
     }

@@ -3,7 +3,7 @@
 use std::num::{NonZeroU16, NonZeroU32, NonZeroU64};
 use std::ops::Deref;
 
-use crate::handle::Handle;
+use crate::handle::{Handle, HandleKind};
 use crate::status::{Status, printable};
 
 /// Why a field was refused.
@@ -158,6 +158,68 @@ impl Field for Handle {
     }
 }
 
+/// The stream that work goes to, in the numbers of the CUDA driver API: 0 and 1 are the default stream
+/// that all lanes share, 2 is the lane's own, and everything else is the handle of a stream.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct StreamRef(u64);
+
+impl StreamRef {
+    /// The default stream.
+    pub const DEFAULT: StreamRef = StreamRef(0);
+
+    /// The stream that `handle` names.
+    pub const fn of(handle: Handle) -> Self {
+        Self(handle.to_bits())
+    }
+
+    /// The handle; `None` for the streams that need none.
+    pub fn handle(self) -> Option<Handle> {
+        Handle::from_bits(self.0).ok()
+    }
+
+    /// Whether it is the lane's own stream.
+    pub const fn is_of_lane(self) -> bool {
+        self.0 == 2
+    }
+}
+
+impl Field for StreamRef {
+    const NAME: &'static str = "stream";
+    const MAX_LEN: usize = 8;
+
+    fn write(&self, body: &mut Vec<u8>) {
+        self.0.write(body);
+    }
+
+    fn read(reader: &mut Reader<'_>) -> Result<Self, FieldError> {
+        let value = u64::read(reader)?;
+        if value <= 2 {
+            return Ok(Self(value));
+        }
+        match Handle::from_bits(value).map_err(FieldError::Handle)? {
+            handle if handle.kind() == HandleKind::Stream => Ok(Self::of(handle)),
+            handle => Err(FieldError::Handle(crate::handle::HandleError::WrongKind {
+                found: handle.kind(),
+                wanted: HandleKind::Stream,
+            })),
+        }
+    }
+}
+
+/// Width, height and depth: of a grid in blocks, of a block in threads.
+impl Field for [u32; 3] {
+    const NAME: &'static str = "three u32: x, y, z";
+    const MAX_LEN: usize = 12;
+
+    fn write(&self, body: &mut Vec<u8>) {
+        self.iter().for_each(|n| n.write(body));
+    }
+
+    fn read(reader: &mut Reader<'_>) -> Result<Self, FieldError> {
+        Ok([u32::read(reader)?, u32::read(reader)?, u32::read(reader)?])
+    }
+}
+
 impl Field for Status {
     const NAME: &'static str = "status";
     const MAX_LEN: usize = 4;
@@ -246,6 +308,12 @@ impl<const MAX: usize> Bytes<MAX> {
     }
 }
 
+impl<const MAX: usize> From<Bytes<MAX>> for Vec<u8> {
+    fn from(bytes: Bytes<MAX>) -> Self {
+        bytes.0
+    }
+}
+
 impl<const MAX: usize> Field for Bytes<MAX> {
     const NAME: &'static str = "bytes";
     const MAX_LEN: usize = 2 + MAX;
@@ -287,6 +355,11 @@ impl<T, const MAX: usize> List<T, MAX> {
     /// The values.
     pub fn as_slice(&self) -> &[T] {
         &self.0
+    }
+
+    /// The value at place `at`, to be changed.
+    pub fn get_mut(&mut self, at: usize) -> Option<&mut T> {
+        self.0.get_mut(at)
     }
 }
 

@@ -25,9 +25,11 @@ impl Features {
     pub const VECTOR_ADD_F32: Features = Features(1 << 0);
     /// Quiet requests and [`Fence`].
     pub const QUIET: Features = Features(1 << 1);
+    /// Device memory, copies, modules and launches.
+    pub const GPU: Features = Features(1 << 2);
 
     /// Everything this crate knows.
-    pub const ALL: Features = Features(Self::VECTOR_ADD_F32.0 | Self::QUIET.0);
+    pub const ALL: Features = Features(Self::VECTOR_ADD_F32.0 | Self::QUIET.0 | Self::GPU.0);
 
     /// Whether every feature of `other` is there.
     pub const fn contains(self, other: Features) -> bool {

@@ -7,8 +7,9 @@
 
 use std::num::{NonZeroU16, NonZeroU64};
 
-use super::field::{Bytes, Field, FieldError, List, Reader, Text};
+use super::field::{Bytes, Field, FieldError, List, Reader, StreamRef, Text};
 use super::{Body, Features, Operation};
+use crate::handle::Handle;
 use crate::status::Status;
 
 /// Longest client name, in bytes.
@@ -28,6 +29,30 @@ pub const MAX_QUIET_FAILURES: usize = 64;
 /// Large enough to hide a kernel's launch, small enough that a few of them stay in a processor's
 /// cache.
 pub const VECTOR_ADD_CHUNK: u64 = 64 << 10;
+
+/// Longest name of a device, in bytes.
+pub const MAX_DEVICE_NAME: usize = 256;
+
+/// Attributes of a device at most; CUDA 13 has 150.
+pub const MAX_ATTRIBUTES: usize = 256;
+
+/// Longest name of a kernel or variable in a module, in bytes: templates make long ones.
+pub const MAX_SYMBOL: usize = 8192;
+
+/// Attributes of a function at most; CUDA 13 has 16.
+pub const MAX_FUNCTION_ATTRIBUTES: usize = 32;
+
+/// Parameters of a kernel at most.
+pub const MAX_PARAMETERS: usize = 4096;
+
+/// Bytes of a kernel's packed parameters at most, as CUDA has it from 12.1 on.
+pub const MAX_PARAMETER_BYTES: usize = 32_764;
+
+/// Bytes of a module's image at most.
+pub const MAX_IMAGE: u64 = 256 << 20;
+
+/// What stands for an attribute that the driver does not have.
+pub const NO_ATTRIBUTE: i32 = i32::MIN;
 
 /// Bytes of one element of a vector.
 const FLOAT: u64 = size_of::<f32>() as u64;
@@ -131,6 +156,253 @@ operations! {
         data up |add| 2 * FLOAT * add.elements.get(),
         data down |add| FLOAT * add.elements.get(),
     }
+
+    /// What a device is and can do: everything that does not change.
+    16 => DeviceInfo / DeviceInfoReply {
+        feature: GPU, quiet: no,
+        request {
+            /// Which device of the session, from 0.
+            device: u32,
+        }
+        reply {
+            /// Devices of the session.
+            devices: u32,
+            /// Bytes of device memory that this session may have.
+            total_memory: u64,
+            /// The newest version of CUDA that the driver knows, as 1000 × major + 10 × minor.
+            driver_version: u32,
+            /// The device's own 16 bytes, or none.
+            uuid: Bytes<16>,
+            /// Its name.
+            name: Text<MAX_DEVICE_NAME>,
+            /// At place k the value of `CUdevice_attribute` k; -2147483648 where there is none.
+            attributes: List<i32, MAX_ATTRIBUTES>,
+        }
+    }
+
+    /// How much device memory there is (`cuMemGetInfo`).
+    17 => MemoryInfo / MemoryInfoReply {
+        feature: GPU, quiet: no,
+        request {}
+        reply {
+            /// Bytes that can still be had.
+            free: u64,
+            /// Bytes that this session may have.
+            total: u64,
+        }
+    }
+
+    /// Allocates device memory (`cuMemAlloc`).
+    18 => MemoryAllocate / MemoryAllocateReply {
+        feature: GPU, quiet: no,
+        request {
+            /// Bytes.
+            bytes: NonZeroU64,
+        }
+        reply {
+            /// Where they begin.
+            address: u64,
+        }
+    }
+
+    /// Frees an allocation once the work sent before is done (`cuMemFree`). Work sent later can no longer name it.
+    19 => MemoryFree / MemoryFreeReply {
+        feature: GPU, quiet: yes,
+        request {
+            /// Where the allocation begins.
+            address: u64,
+        }
+        reply {}
+    }
+
+    /// Copies its data to the device (`cuMemcpyHtoDAsync` of pageable memory). It is over when its data has been taken.
+    20 => CopyToDevice / CopyToDeviceReply {
+        feature: GPU, quiet: yes,
+        request {
+            /// First address. The bytes lie within one allocation.
+            to: u64,
+            /// Bytes.
+            bytes: NonZeroU64,
+            /// In the order of which stream.
+            stream: StreamRef,
+        }
+        reply {}
+        data up |copy| copy.bytes.get(),
+    }
+
+    /// Copies from the device to its data, once the work before it in the stream is done (`cuMemcpyDtoHAsync`).
+    21 => CopyFromDevice / CopyFromDeviceReply {
+        feature: GPU, quiet: no,
+        request {
+            /// First address. The bytes lie within one allocation.
+            from: u64,
+            /// Bytes.
+            bytes: NonZeroU64,
+            /// In the order of which stream.
+            stream: StreamRef,
+        }
+        reply {}
+        data down |copy| copy.bytes.get(),
+    }
+
+    /// Copies within the device (`cuMemcpyDtoDAsync`).
+    22 => CopyWithinDevice / CopyWithinDeviceReply {
+        feature: GPU, quiet: yes,
+        request {
+            /// First address to write.
+            to: u64,
+            /// First address to read.
+            from: u64,
+            /// Bytes.
+            bytes: NonZeroU64,
+            /// In the order of which stream.
+            stream: StreamRef,
+        }
+        reply {}
+    }
+
+    /// Sets elements to one value (`cuMemsetD8Async`, `D16Async`, `D32Async`).
+    23 => Fill / FillReply {
+        feature: GPU, quiet: yes,
+        request {
+            /// First address, a multiple of the element's bytes.
+            to: u64,
+            /// The value; its low bits where an element has fewer than 32.
+            value: u32,
+            /// Bytes of an element: 1, 2 or 4.
+            element_bytes: u8,
+            /// Elements.
+            count: NonZeroU64,
+            /// In the order of which stream.
+            stream: StreamRef,
+        } check rules::fill,
+        reply {}
+    }
+
+    /// Loads a module from its data: PTX, a cubin or a fatbin (`cuModuleLoadData`). Where it fails, whatever
+    /// names the module fails in the same way until it is unloaded.
+    24 => ModuleLoad / ModuleLoadReply {
+        feature: GPU, quiet: no,
+        request {
+            /// The module from now on.
+            module: Handle,
+            /// Bytes of the image, at most 256 MiB.
+            bytes: NonZeroU64,
+        } check rules::module_load,
+        reply {}
+        data up |load| load.bytes.get(),
+    }
+
+    /// Unloads a module once the work sent before is done (`cuModuleUnload`).
+    25 => ModuleUnload / ModuleUnloadReply {
+        feature: GPU, quiet: yes,
+        request {
+            /// Which.
+            module: Handle,
+        }
+        reply {}
+    }
+
+    /// Looks a kernel up (`cuModuleGetFunction`, `cuFuncGetAttribute`, `cuFuncGetParamInfo`).
+    26 => ModuleFunction / ModuleFunctionReply {
+        feature: GPU, quiet: no,
+        request {
+            /// Where.
+            module: Handle,
+            /// Its name, as the image has it.
+            name: Text<MAX_SYMBOL>,
+        }
+        reply {
+            /// Its number in the module.
+            function: u32,
+            /// Bytes of its packed parameters.
+            parameter_bytes: u32,
+            /// At place k the value of `CUfunction_attribute` k; -2147483648 where there is none.
+            attributes: List<i32, MAX_FUNCTION_ATTRIBUTES>,
+            /// Its parameters in their order.
+            parameters: List<ParameterPlace, MAX_PARAMETERS>,
+        }
+    }
+
+    /// Looks a variable up (`cuModuleGetGlobal`). Copies may name its memory until the module is unloaded.
+    27 => ModuleGlobal / ModuleGlobalReply {
+        feature: GPU, quiet: no,
+        request {
+            /// Where.
+            module: Handle,
+            /// Its name, as the image has it.
+            name: Text<MAX_SYMBOL>,
+        }
+        reply {
+            /// Where it lies.
+            address: u64,
+            /// Its bytes.
+            bytes: u64,
+        }
+    }
+
+    /// Sets an attribute of a kernel for the launches that follow (`cuFuncSetAttribute`).
+    28 => FunctionSetAttribute / FunctionSetAttributeReply {
+        feature: GPU, quiet: yes,
+        request {
+            /// The module.
+            module: Handle,
+            /// The kernel's number there.
+            function: u32,
+            /// `CUfunction_attribute`.
+            attribute: u32,
+            /// Its new value.
+            value: i32,
+        }
+        reply {}
+    }
+
+    /// Runs a kernel (`cuLaunchKernel`). It is over when the device has it in its queue.
+    29 => Launch / LaunchReply {
+        feature: GPU, quiet: yes,
+        request {
+            /// The module.
+            module: Handle,
+            /// The kernel's number there.
+            function: u32,
+            /// Blocks.
+            grid: [u32; 3],
+            /// Threads of a block.
+            block: [u32; 3],
+            /// Bytes of dynamic shared memory of a block.
+            shared_bytes: u32,
+            /// In the order of which stream.
+            stream: StreamRef,
+            /// Longest time it may run; 0 = the mediator's own limit.
+            deadline_ms: u32,
+            /// The parameters, each at its place.
+            parameters: Bytes<MAX_PARAMETER_BYTES>,
+        }
+        reply {}
+    }
+
+    /// Waits until the device has done everything that was sent before, on any lane (`cuCtxSynchronize`).
+    30 => Synchronize / SynchronizeReply {
+        feature: GPU, quiet: no,
+        request {}
+        reply {
+            /// Nanoseconds that the device ran kernels of this session, since the last such answer.
+            device_ns: u64,
+        }
+    }
+
+    /// Waits until the device has done everything that was sent to one stream before (`cuStreamSynchronize`).
+    31 => StreamSynchronize / StreamSynchronizeReply {
+        feature: GPU, quiet: no,
+        request {
+            /// Which.
+            stream: StreamRef,
+        }
+        reply {
+            /// Nanoseconds that the device ran kernels of this session, since the last such answer.
+            device_ns: u64,
+        }
+    }
 }
 
 /// The rules that concern more than one field.
@@ -146,6 +418,24 @@ mod rules {
         Ok(())
     }
 
+    pub(super) fn fill(fill: &Fill) -> Result<(), (&'static str, FieldError)> {
+        let value = fill.element_bytes.into();
+        if ![1, 2, 4].contains(&value) {
+            let rule = "1, 2 or 4 needed";
+            return Err(("element_bytes", FieldError::Value { value, rule }));
+        }
+        Ok(())
+    }
+
+    pub(super) fn module_load(load: &ModuleLoad) -> Result<(), (&'static str, FieldError)> {
+        let value = load.bytes.get();
+        if value > MAX_IMAGE {
+            let rule = "at most 256 MiB allowed";
+            return Err(("bytes", FieldError::Value { value, rule }));
+        }
+        Ok(())
+    }
+
     pub(super) fn vector_add(add: &VectorAdd) -> Result<(), (&'static str, FieldError)> {
         let value = add.elements.get();
         if value >= 1 << 60 {
@@ -153,6 +443,36 @@ mod rules {
             return Err(("elements", FieldError::Value { value, rule }));
         }
         Ok(())
+    }
+}
+
+/// Where a parameter of a kernel lies among the packed ones.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ParameterPlace {
+    /// Bytes before it.
+    pub offset: u32,
+    /// Its own bytes.
+    pub size: u32,
+}
+
+impl Field for ParameterPlace {
+    const NAME: &'static str = "offset u32, size u32";
+    const MAX_LEN: usize = 8;
+
+    fn write(&self, body: &mut Vec<u8>) {
+        self.offset.write(body);
+        self.size.write(body);
+    }
+
+    fn read(reader: &mut Reader<'_>) -> Result<Self, FieldError> {
+        let (offset, size) = (u32::read(reader)?, u32::read(reader)?);
+        // What is told to a guest goes into its own packed parameters.
+        let end = u64::from(offset) + u64::from(size);
+        if end > MAX_PARAMETER_BYTES as u64 {
+            let rule = "beyond the longest parameters";
+            return Err(FieldError::Value { value: end, rule });
+        }
+        Ok(Self { offset, size })
     }
 }
 

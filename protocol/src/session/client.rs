@@ -59,7 +59,7 @@ pub enum Event {
     /// Data of a request is next in the inbox, as much as
     /// [`data_left`](Inbox::data_left) says.
     Data(u32),
-    /// More of a request's data may be sent.
+    /// More of a request's data may be sent; 0 bytes more say that the request is being worked on.
     Credit(u32, u32),
     /// The mediator has ended the session, with these words.
     Closing(Status, String),
@@ -323,10 +323,6 @@ impl Client {
     fn on_data(&mut self, header: &FrameHeader) -> Result<Event, Violation> {
         let id = header.request_id;
         let len = u64::from(header.body_len);
-        if len == 0 && header.credit == 0 {
-            let what = format!("sent a frame of data for request {id} with nothing in it");
-            return Err(Violation(what));
-        }
         let Some(call) = self
             .calls
             .iter_mut()

@@ -40,6 +40,8 @@ pub(super) struct InFlight {
     pub(super) behind: usize,
     /// When anything last moved for it.
     pub(super) moved: Instant,
+    /// When the guest was last shown that something moves.
+    pub(super) shown: Instant,
     /// How long nothing may.
     pub(super) patience: Duration,
 }

@@ -23,6 +23,9 @@ use crate::{MIN_VERSION, VERSION};
 /// A guest that asks and never reads answers stops itself.
 pub const CAPACITY: usize = 64 << 10;
 
+/// How long a guest sees nothing of a request that is being worked on.
+const SHOW: Duration = Duration::from_secs(1);
+
 /// What a guest may ask for; its Hello is answered with it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Terms {
@@ -413,6 +416,7 @@ impl Server {
             answered: false,
             behind: 0,
             moved: now,
+            shown: now,
             patience: header.patience(self.timeouts.stall),
         });
         let id = header.request_id;
@@ -638,10 +642,21 @@ impl Server {
         }
     }
 
-    /// Something was done for a request of which the guest sees nothing yet.
+    /// Something was done for a request of which the guest sees nothing yet. From time to time it is
+    /// shown that: whoever waits for long work hears that it goes on.
     pub fn progressed(&mut self, id: u32, now: Instant) {
-        if let Some(request) = self.requests.get_mut(id) {
-            request.moved = now;
+        // Where something waits to be taken, that shows as much.
+        let quiet = self.outbox.is_empty();
+        let Some(request) = self.requests.get_mut(id) else {
+            return;
+        };
+        request.moved = now;
+        if quiet && !request.answered && now.saturating_duration_since(request.shown) >= SHOW {
+            request.shown = now;
+            let credit = take_credit(request);
+            let header = FrameHeader::data_down(&request.header, 0, credit);
+            self.begin_to_send(now);
+            self.outbox.begin_data(&header);
         }
     }
 
@@ -673,6 +688,7 @@ impl Server {
             let due = request.down_left.min(MAX_DATA.into());
             assert!((1..=due).contains(&len.into()) && !request.answered);
             let credit = take_credit(request);
+            request.shown = now;
             let header = FrameHeader::data_down(&request.header, len, credit);
             self.outbox.begin_data(&header);
         }
@@ -691,6 +707,7 @@ impl Server {
             .filter(|request| request.untold > 0)
         {
             let credit = take_credit(request);
+            request.shown = now;
             let header = FrameHeader::data_down(&request.header, 0, credit);
             self.outbox.begin_data(&header);
         }

@@ -90,7 +90,17 @@ fn value(field: &FieldSpec) -> BoxedStrategy<Vec<u8>> {
 fn numbers(wire: &'static str, len: usize) -> BoxedStrategy<Vec<u8>> {
     let bytes = prop::collection::vec(any::<u8>(), len);
     match wire {
-        "u8" | "u16" | "u32" | "u64" | "i32" | "status" | "features" => bytes.boxed(),
+        "u8" | "u16" | "u32" | "u64" | "i32" | "status" | "features" | "three u32: x, y, z" => {
+            bytes.boxed()
+        }
+        "offset u32, size u32" => (0..16_000u32, 0..16_000u32)
+            .prop_map(|(offset, size)| [offset.to_le_bytes(), size.to_le_bytes()].concat())
+            .boxed(),
+        "stream" => prop_oneof![
+            (0..=2u64).prop_map(|n| n.to_le_bytes().to_vec()),
+            numbers("handle", 8),
+        ]
+        .boxed(),
         "u16, at least 1" | "u32, at least 1" | "u64, at least 1" => {
             // Small ones too, which rules may ask for.
             let small = (1..=u8::MAX).prop_map(move |n| {

@@ -110,6 +110,7 @@ fn a_reply_after_long_work_gives_the_guest_its_whole_time() {
     for _ in 0..10 {
         raw.pass(STALL - TICK);
         raw.server.progressed(2, raw.now);
+        raw.shown();
     }
     raw.server.complete(2, Ok(body), raw.now);
     raw.late_in(STALL, "no reply taken");
@@ -165,6 +166,7 @@ fn a_fence_is_not_late_while_those_before_it_are_not() {
     for _ in 0..3 {
         raw.pass(STALL - TICK);
         raw.server.progressed(2, raw.now);
+        raw.shown();
     }
     raw.server.complete(2, Ok(body), raw.now);
     assert_eq!(raw.said().len(), 2);
@@ -182,6 +184,7 @@ fn data_for_which_the_executor_has_no_room_is_not_the_guests_delay() {
     for _ in 0..3 {
         raw.pass(STALL - TICK);
         raw.server.progressed(2, raw.now);
+        raw.shown();
     }
     // But it is the request's.
     let late = raw.late_in(STALL, "in the middle of VectorAdd");
@@ -218,4 +221,27 @@ fn a_guest_that_takes_replies_slowly_is_not_late_with_what_was_not_read() {
     let rest = raw.server.outbox().len();
     raw.server.sent(rest, raw.now);
     raw.late_in(STALL, "half a frame");
+}
+
+#[test]
+fn a_guest_is_shown_once_a_second_that_its_request_goes_on() {
+    let mut raw = Raw::open(terms());
+    let (header, body) = ping(2);
+    raw.start(header, &body);
+    let shown = (0..35).filter(|_| {
+        raw.pass(Duration::from_millis(100));
+        raw.server.progressed(2, raw.now);
+        !raw.said().is_empty()
+    });
+    assert_eq!(shown.count(), 3);
+    // Nor is it shown twice what it has not taken.
+    for _ in 0..3 {
+        raw.pass(Duration::from_millis(1100));
+        raw.server.progressed(2, raw.now);
+    }
+    raw.shown();
+    raw.server.complete(2, Ok(body), raw.now);
+    raw.said();
+    raw.server.progressed(2, raw.now);
+    assert!(raw.said().is_empty());
 }

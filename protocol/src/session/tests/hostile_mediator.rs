@@ -129,9 +129,12 @@ fn data_of_no_request_is_a_violation() {
 }
 
 #[test]
-fn data_with_nothing_in_it_is_a_violation() {
-    Told::adding(10).violated(&down(2, 0, 0), "nothing in it");
-    Told::adding(10).violated(&down(3, 0, 0), "nothing in it");
+fn data_with_nothing_in_it_says_that_work_goes_on_and_changes_nothing() {
+    let mut told = Told::adding(10);
+    let before = (told.client.credit(2), told.client.down_left(2));
+    told.hear(&down(2, 0, 0)).expect("the request goes on");
+    told.hear(&down(3, 0, 0)).expect("a quiet one may go on");
+    assert_eq!((told.client.credit(2), told.client.down_left(2)), before);
 }
 
 #[test]

@@ -158,6 +158,15 @@ impl Raw {
         frames
     }
 
+    /// The guest is shown that a request goes on, and takes that.
+    fn shown(&mut self) {
+        let said = self.said();
+        assert!(
+            matches!(said.as_slice(), [(header, _)] if header.op == Op::Data && header.body_len == 0),
+            "{said:?}"
+        );
+    }
+
     /// What one more request gets.
     fn ask(&mut self, header: FrameHeader, body: &[u8]) -> Vec<(FrameHeader, Vec<u8>)> {
         self.hear(&frame(header, body))
