@@ -1,13 +1,17 @@
 //! The CPU executor: same protocol and same results without a GPU.
 
+mod device;
+
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
 
 use vgpu_protocol::frame::FrameHeader;
-use vgpu_protocol::op::Request;
+use vgpu_protocol::op::{FenceReply, Request};
 
+use self::device::CpuDevice;
+use super::gpu::Gpu;
 use super::vector_add::{CHUNK, Pipeline, VectorAdds};
-use super::{Executor, ExecutorError, ExecutorInfo, unsupported};
+use super::{Executor, ExecutorError, ExecutorInfo, KERNEL_TIME, Limits, unsupported};
 use crate::session::backend::{Also, Backend, Event};
 
 /// Slots of a vector add: one is read back to the guest while the next is being filled, and the
@@ -17,10 +21,19 @@ const SLOTS: usize = 4;
 /// Slots that are kept from one request to the next: fresh pages cost more than the sums.
 const KEPT: usize = 2 * SLOTS;
 
+/// Device memory of a session, at most, and at most this part of the machine's.
+const MEMORY: (u64, u64) = (1 << 30, 8);
+
+/// Objects of each kind where nothing is said of them.
+const OBJECTS: u32 = 1 << 16;
+
 /// Runs a guest's work on this machine's processor.
 #[derive(Debug)]
 pub struct CpuExecutor {
     info: ExecutorInfo,
+    limits: Limits,
+    /// Present from the first request on that is for it.
+    gpu: Option<Gpu<CpuDevice>>,
     free: Arc<Mutex<Vec<Slot>>>,
     adds: VectorAdds<CpuPipeline>,
 }
@@ -35,11 +48,40 @@ impl CpuExecutor {
             driver: String::new(),
             reason: reason.to_owned(),
         };
+        let limits = Limits {
+            memory: MEMORY.0.min(info.total_memory / MEMORY.1),
+            objects: OBJECTS,
+            kernel_time: KERNEL_TIME,
+        };
         Self {
             info,
+            limits,
+            gpu: None,
             free: Arc::default(),
             adds: VectorAdds::default(),
         }
+    }
+}
+
+impl CpuExecutor {
+    /// The device that runs PTX, from the first request on that is for it.
+    fn gpu(&mut self) -> Result<&mut Gpu<CpuDevice>, ExecutorError> {
+        if self.gpu.is_none() {
+            let device =
+                CpuDevice::new(&self.info.device, self.limits.memory).map_err(|error| {
+                    ExecutorError::Unavailable {
+                        what: format!("no thread or descriptor for the cpu device: {error}"),
+                        advice: "raise the mediator's limits of open files and of threads".into(),
+                    }
+                })?;
+            self.gpu = Some(Gpu::new(device, self.limits));
+        }
+        Ok(self.gpu.as_mut().expect("just put there"))
+    }
+
+    /// The device, if the data of request `id` is its business.
+    fn gpu_of(&mut self, id: u32) -> Option<&mut Gpu<CpuDevice>> {
+        self.gpu.as_mut().filter(|gpu| gpu.has(id))
     }
 }
 
@@ -47,44 +89,87 @@ impl Executor for CpuExecutor {
     fn info(&self) -> &ExecutorInfo {
         &self.info
     }
+
+    fn set_most_objects(&mut self, most: u32) {
+        self.limits.objects = most;
+    }
+
+    fn take_failures(&mut self) -> FenceReply {
+        match &mut self.gpu {
+            Some(gpu) => gpu.take_failures(),
+            None => super::no_failures(),
+        }
+    }
 }
 
 impl Backend for CpuExecutor {
     fn start(&mut self, header: &FrameHeader, request: Request) {
         let id = header.request_id;
-        match request {
-            Request::VectorAdd(add) => self.adds.start(id, &add, CpuPipeline::new(&self.free)),
-            other => self.adds.refuse(id, &unsupported(&self.info, other.op())),
-        }
+        let request = match request {
+            Request::VectorAdd(add) => {
+                return self.adds.start(id, &add, CpuPipeline::new(&self.free));
+            }
+            request => match self.gpu() {
+                Ok(gpu) => match gpu.start(header, request) {
+                    Ok(()) => return,
+                    Err(request) => request,
+                },
+                Err(error) => return self.adds.refuse(id, &error),
+            },
+        };
+        self.adds.refuse(id, &unsupported(&self.info, request.op()));
     }
 
     fn input(&mut self, id: u32) -> &mut [u8] {
-        self.adds.input(id)
+        match self.gpu.as_mut().filter(|gpu| gpu.has(id)) {
+            Some(gpu) => gpu.input(id),
+            None => self.adds.input(id),
+        }
     }
 
     fn filled(&mut self, id: u32, n: usize) {
-        self.adds.filled(id, n);
+        match self.gpu_of(id) {
+            Some(gpu) => gpu.filled(id, n),
+            None => self.adds.filled(id, n),
+        }
     }
 
     fn output(&mut self, id: u32) -> &[u8] {
-        self.adds.output(id)
+        match self.gpu.as_mut().filter(|gpu| gpu.has(id)) {
+            Some(gpu) => gpu.output(id),
+            None => self.adds.output(id),
+        }
     }
 
     fn sent(&mut self, id: u32, n: usize) {
-        self.adds.sent(id, n);
+        match self.gpu_of(id) {
+            Some(gpu) => gpu.sent(id, n),
+            None => self.adds.sent(id, n),
+        }
     }
 
     fn cancel(&mut self, id: u32) {
         self.adds.cancel(id);
+        if let Some(gpu) = &mut self.gpu {
+            gpu.cancel(id);
+        }
+    }
+
+    fn may_start(&self) -> bool {
+        self.gpu.as_ref().is_none_or(Gpu::may_start)
     }
 
     fn next_event(&mut self) -> Option<Event> {
-        self.adds.next_event()
+        let event = self.adds.next_event();
+        event.or_else(|| self.gpu.as_mut()?.next_event())
     }
 
     fn also(&mut self) -> Also<'_> {
-        // The sums are there when `filled` returns.
-        Also::Nothing
+        // The sums are there when `filled` returns; the device is another thread's.
+        match self.gpu.as_ref().and_then(Gpu::awaited) {
+            Some(waker) => Also::Waker(waker),
+            None => Also::Nothing,
+        }
     }
 }
 

@@ -9,6 +9,8 @@
 //! * `device`: context and kernel.
 //! * `slot`: memory, stream and work of one chunk.
 //! * `pipeline`: several slots in turn.
+//! * `queue`: what guests ask of the driver itself.
+//! * `image`: what guests call a module.
 //! * `platform`: is this a PV dom0?
 //! * `words`: what the codes mean that a driver refuses to start with.
 //!
@@ -18,8 +20,10 @@
 
 mod device;
 mod driver;
+mod image;
 mod pipeline;
 mod platform;
+mod queue;
 mod slot;
 mod words;
 
@@ -28,18 +32,20 @@ use std::sync::{Arc, PoisonError};
 use std::time::{Duration, Instant};
 
 use vgpu_protocol::frame::FrameHeader;
-use vgpu_protocol::op::Request;
+use vgpu_protocol::op::{FenceReply, Request};
 use vgpu_protocol::session::server::Failure;
 use vgpu_protocol::transport::Waker;
 
+use super::gpu::Gpu;
 use super::vector_add::VectorAdds;
-use super::{Executor, ExecutorError, ExecutorInfo, unsupported};
+use super::{Executor, ExecutorError, ExecutorInfo, KERNEL_TIME, Limits, unsupported};
 use crate::session::backend::{Also, Backend, Event};
 use crate::session::one_request::{one_request, trial_add, wrong_sums};
 use device::Device;
 use driver::{CallError, Driver, LoadError};
 use pipeline::{CudaPipeline, FreeSlots};
 use platform::Platform;
+use queue::Queue;
 use words::Words;
 
 /// Elements of the vector add that proves the device.
@@ -48,11 +54,17 @@ const PROOF_ELEMENTS: usize = 1000;
 /// How long that may take.
 const PROOF_DEADLINE: Duration = Duration::from_secs(10);
 
+/// Objects of each kind where nothing is said of them.
+const OBJECTS: u32 = 1 << 16;
+
 /// Runs a guest's work on this machine's first NVIDIA GPU (`CUDA_VISIBLE_DEVICES` chooses another).
 #[derive(Debug)]
 pub struct CudaExecutor {
     info: ExecutorInfo,
+    limits: Limits,
     // In this order: whatever has slots is dropped before the device that they belong to.
+    /// Present from the first request on that is for it.
+    gpu: Option<Gpu<Queue>>,
     adds: VectorAdds<CudaPipeline>,
     free: FreeSlots,
     device: Arc<Device>,
@@ -106,6 +118,12 @@ impl CudaExecutor {
             reason: reason.to_owned(),
         };
         Ok(CudaExecutor {
+            limits: Limits {
+                memory: info.total_memory,
+                objects: OBJECTS,
+                kernel_time: KERNEL_TIME,
+            },
+            gpu: None,
             info,
             adds: VectorAdds::default(),
             free: FreeSlots::default(),
@@ -134,55 +152,115 @@ impl CudaExecutor {
     }
 }
 
+impl CudaExecutor {
+    /// The session's queue, from the first request on that is for it.
+    fn gpu(&mut self) -> Result<&mut Gpu<Queue>, ExecutorError> {
+        if self.gpu.is_none() {
+            if self.device.is_lost() {
+                return Err(pipeline::lost());
+            }
+            let queue = Queue::new(&self.device);
+            let queue = queue.map_err(|error| executor_error(&self.device, error))?;
+            self.gpu = Some(Gpu::new(queue, self.limits));
+        }
+        Ok(self.gpu.as_mut().expect("just put there"))
+    }
+
+    /// The queue, if the data of request `id` is its business.
+    fn gpu_of(&mut self, id: u32) -> Option<&mut Gpu<Queue>> {
+        self.gpu.as_mut().filter(|gpu| gpu.has(id))
+    }
+}
+
 impl Executor for CudaExecutor {
     fn info(&self) -> &ExecutorInfo {
         &self.info
+    }
+
+    fn set_most_objects(&mut self, most: u32) {
+        self.limits.objects = most;
+    }
+
+    fn take_failures(&mut self) -> FenceReply {
+        match &mut self.gpu {
+            Some(gpu) => gpu.take_failures(),
+            None => super::no_failures(),
+        }
     }
 }
 
 impl Backend for CudaExecutor {
     fn start(&mut self, header: &FrameHeader, request: Request) {
         let id = header.request_id;
-        match request {
+        let request = match request {
             Request::VectorAdd(add) => {
-                self.adds
-                    .start(id, &add, CudaPipeline::new(&self.device, &self.free));
+                let pipeline = CudaPipeline::new(&self.device, &self.free);
+                return self.adds.start(id, &add, pipeline);
             }
-            other => self.adds.refuse(id, &unsupported(&self.info, other.op())),
-        }
+            request => match self.gpu() {
+                Ok(gpu) => match gpu.start(header, request) {
+                    Ok(()) => return,
+                    Err(request) => request,
+                },
+                Err(error) => return self.adds.refuse(id, &error),
+            },
+        };
+        self.adds.refuse(id, &unsupported(&self.info, request.op()));
     }
 
     fn input(&mut self, id: u32) -> &mut [u8] {
-        self.adds.input(id)
+        match self.gpu.as_mut().filter(|gpu| gpu.has(id)) {
+            Some(gpu) => gpu.input(id),
+            None => self.adds.input(id),
+        }
     }
 
     fn filled(&mut self, id: u32, n: usize) {
-        self.adds.filled(id, n);
+        match self.gpu_of(id) {
+            Some(gpu) => gpu.filled(id, n),
+            None => self.adds.filled(id, n),
+        }
     }
 
     fn output(&mut self, id: u32) -> &[u8] {
-        self.adds.output(id)
+        match self.gpu.as_mut().filter(|gpu| gpu.has(id)) {
+            Some(gpu) => gpu.output(id),
+            None => self.adds.output(id),
+        }
     }
 
     fn sent(&mut self, id: u32, n: usize) {
-        self.adds.sent(id, n);
+        match self.gpu_of(id) {
+            Some(gpu) => gpu.sent(id, n),
+            None => self.adds.sent(id, n),
+        }
     }
 
     fn cancel(&mut self, id: u32) {
+        if let Some(gpu) = &mut self.gpu {
+            gpu.cancel(id);
+        }
+        let adding = self.adds.has(id);
         self.adds.cancel(id);
-        if self.device.is_lost() {
+        if adding && self.device.is_lost() {
             self.adds.lose(&pipeline::lost());
         }
+    }
+
+    fn may_start(&self) -> bool {
+        self.gpu.as_ref().is_none_or(Gpu::may_start)
     }
 
     fn next_event(&mut self) -> Option<Event> {
         // Before the look at what it was raised for.
         self.device.waker().lower();
-        self.adds.next_event()
+        let event = self.adds.next_event();
+        event.or_else(|| self.gpu.as_mut()?.next_event())
     }
 
     fn also(&mut self) -> Also<'_> {
-        match self.adds.awaits_device() {
+        let queued = self.gpu.as_ref().is_some_and(|gpu| gpu.awaited().is_some());
+        match queued || self.adds.awaits_device() {
             true => Also::Waker(self.device.waker()),
             false => Also::Nothing,
         }
@@ -192,7 +270,7 @@ impl Backend for CudaExecutor {
 /// The error for a session, of a call made for it.
 fn executor_error(device: &Device, error: CallError) -> ExecutorError {
     if error.is_sticky() {
-        device.set_lost();
+        device.lose(error);
         return ExecutorError::DeviceLost {
             what: format!("CUDA error {} in {error}", error.code),
         };

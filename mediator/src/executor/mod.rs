@@ -7,14 +7,16 @@
 pub mod cpu;
 pub mod cuda;
 mod error;
+mod gpu;
 mod probe;
 mod vector_add;
 
-use vgpu_protocol::op::Op;
+use vgpu_protocol::op::{FenceReply, Op};
 
 use crate::session::backend::Backend;
 
 pub use error::ExecutorError;
+pub use gpu::{KERNEL_TIME, Limits};
 pub use probe::{ExecutorChoice, ProbeError, probe};
 
 /// What an executor is, for `info`, logs and `vgpuctl`.
@@ -37,6 +39,22 @@ pub struct ExecutorInfo {
 pub trait Executor: Backend + Send {
     /// What this executor is.
     fn info(&self) -> &ExecutorInfo;
+
+    /// Says, before the first request, how many objects of each kind its session may have.
+    fn set_most_objects(&mut self, _most: u32) {}
+
+    /// The failures that came after their requests were answered, since the call before.
+    fn take_failures(&mut self) -> FenceReply {
+        no_failures()
+    }
+}
+
+/// A Fence's answer where nothing has failed.
+fn no_failures() -> FenceReply {
+    FenceReply {
+        dropped: 0,
+        failures: Default::default(),
+    }
 }
 
 /// The answer to an operation that an executor does not know.

@@ -183,6 +183,11 @@ impl<P: Pipeline> VectorAdds<P> {
         }
     }
 
+    /// Whether this one is under way.
+    pub(super) fn has(&self, id: u32) -> bool {
+        self.adds.iter().any(|add| add.id == id)
+    }
+
     pub(super) fn cancel(&mut self, id: u32) {
         self.adds.retain(|add| add.id != id);
         self.events.retain(|event| event.request() != Some(id));

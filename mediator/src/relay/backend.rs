@@ -299,6 +299,8 @@ impl<'a> Relay<'a> {
                 self.receiving = Some(id);
                 self.pass_credit(id, now);
             }
+            // It goes on with long work: so does this one, for its guest.
+            client::Event::Credit(id, 0) => self.moved(id, now),
             client::Event::Credit(id, _) => self.pass_credit(id, now),
             client::Event::Closing(status, text) => {
                 let far = self.far();
@@ -534,7 +536,16 @@ impl Backend for Relay<'_> {
     }
 
     fn may_start(&self) -> bool {
-        self.lost.is_none() && self.far.as_ref().is_none_or(FarSession::has_room)
+        // A guest counts on it that what it has sent for a quiet request is before what it sends next, there too.
+        let behind = |passing: &Passing| {
+            passing.header.is_quiet()
+                && passing.stage == Stage::UnderWay
+                && passing.up_left == 0
+                && !passing.up.is_empty()
+        };
+        self.lost.is_none()
+            && self.far.as_ref().is_none_or(FarSession::has_room)
+            && !self.passing.iter().any(behind)
     }
 
     fn next_event(&mut self) -> Option<Event> {

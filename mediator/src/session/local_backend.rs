@@ -4,7 +4,7 @@ use std::collections::VecDeque;
 use std::fmt;
 
 use vgpu_protocol::frame::FrameHeader;
-use vgpu_protocol::op::{Body, FenceReply, InfoReply, PingReply, Request};
+use vgpu_protocol::op::{Body, InfoReply, PingReply, Request};
 use vgpu_protocol::status::ErrorCode;
 
 use super::SessionEnd;
@@ -51,16 +51,19 @@ pub struct LocalBackend<'o> {
     open: OpenExecutor<'o>,
     /// Why the broker took it; overrides the executor's own word.
     reason: Option<String>,
+    /// Objects of each kind that the guest may have.
+    most_objects: u32,
     executor: Option<Box<dyn Executor>>,
     events: VecDeque<Event>,
 }
 
 impl<'o> LocalBackend<'o> {
     /// A backend whose executor has yet to be opened.
-    pub fn new(open: OpenExecutor<'o>, reason: Option<String>) -> Self {
+    pub fn new(open: OpenExecutor<'o>, reason: Option<String>, most_objects: u32) -> Self {
         Self {
             open,
             reason,
+            most_objects,
             executor: None,
             events: VecDeque::new(),
         }
@@ -103,12 +106,8 @@ impl Backend for LocalBackend<'_> {
                 payload: ping.payload,
             }
             .encode(),
-            // The rules keep it until those before it are over, and know what has failed.
-            Request::Fence(_) => FenceReply {
-                dropped: 0,
-                failures: Default::default(),
-            }
-            .encode(),
+            // The rules keep it until those before it are over, and know which of them have failed.
+            Request::Fence(_) => self.executor().take_failures().encode(),
             request => return self.executor().start(header, request),
         };
         self.events.push_back(Event::Done(id, Ok(body)));
@@ -134,6 +133,12 @@ impl Backend for LocalBackend<'_> {
         self.executor().cancel(id);
     }
 
+    fn may_start(&self) -> bool {
+        self.executor
+            .as_ref()
+            .is_none_or(|executor| executor.may_start())
+    }
+
     fn next_event(&mut self) -> Option<Event> {
         if let Some(event) = self.events.pop_front() {
             return Some(event);
@@ -151,11 +156,12 @@ impl Backend for LocalBackend<'_> {
 
 impl SessionBackend for LocalBackend<'_> {
     fn open(&mut self) -> Result<Opened, NotOpened> {
-        let executor = (self.open)().map_err(|error| NotOpened {
+        let mut executor = (self.open)().map_err(|error| NotOpened {
             code: error.code,
             text: format!("the mediator cannot open its executor: {error}"),
             end: SessionEnd::ExecutorLost(error.text),
         })?;
+        executor.set_most_objects(self.most_objects);
         let info = self.info_reply(executor.info());
         self.executor = Some(executor);
         Ok(Opened { info, terms: None })

@@ -59,7 +59,7 @@ pub fn serve(
     observed: &Observed,
     stop: &StopFlag,
 ) -> SessionEnd {
-    let mut backend = LocalBackend::new(open, settings.reason.clone());
+    let mut backend = LocalBackend::new(open, settings.reason.clone(), settings.terms.max_handles);
     run(stream, &mut backend, settings, observed, stop)
 }
 

@@ -7,6 +7,7 @@ use std::process::{Child, Command, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use vgpu_guest::conformance::{self, Ground};
 use vgpu_guest::{Client, Endpoint, Options};
 
 use crate::stand_in;
@@ -212,6 +213,33 @@ fn a_gpu_that_another_session_has_is_busy_and_a_command_gives_it_back() {
     }
     // The mediator serves the directory still, and a session has the GPU.
     connect(&socket).goodbye().expect("goodbye");
+}
+
+/// What every device must do, on the CUDA executor: the same cases as over every endpoint on the other one.
+#[test]
+fn the_suite_of_a_device_passes_on_the_stand_in() {
+    let folder = tempfile::tempdir().unwrap();
+    let socket = folder.path().join("vgpu.sock");
+    let listen = format!("local:{}", socket.display());
+    let _mediator = Mediator::start(folder.path(), &listen, "cuda", "works");
+    connect(&socket).goodbye().expect("goodbye");
+    let endpoint = Endpoint::Local(socket);
+    let options = Options::default();
+    let ground = Ground {
+        endpoint: &endpoint,
+        options: &options,
+    };
+    let mut run = 0;
+    for outcome in conformance::run(&ground, "gpu_") {
+        println!("{}: {:?}", outcome.case.name, outcome.elapsed);
+        if let Err(error) = outcome.result {
+            panic!("{}: {error}", outcome.case.name);
+        }
+        run += 1;
+    }
+    assert!(run >= 13, "{run} cases");
+    let log = fs::read_to_string(folder.path().join("log")).unwrap();
+    assert!(!log.contains("stand-in: misuse"), "{log}");
 }
 
 #[test]

@@ -3,10 +3,12 @@
 
 use std::ffi::{CStr, CString, c_char, c_int, c_uint, c_void};
 use std::ptr;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, OnceLock};
 
-use cudarc::driver::sys::{CUcontext, CUdevice, CUdeviceptr, CUfunction, CUmodule, CUstream};
+use cudarc::driver::sys::{
+    CUcontext, CUdevice, CUdeviceptr, CUfunction, CUmodule, CUstream, CUuuid,
+};
 
 use vgpu_protocol::transport::Waker;
 
@@ -32,6 +34,8 @@ pub(super) struct Device {
     waker: Arc<Waker>,
     /// Once true nothing more is asked of the driver, frees included: they might not return.
     lost: AtomicBool,
+    /// The error by which it was lost, if it was one.
+    cause: OnceLock<CallError>,
 }
 
 // SAFETY: the handles are the driver's own, valid in every thread of the process once the context
@@ -69,6 +73,7 @@ impl Device {
             vector_add: ptr::null_mut(),
             waker,
             lost: AtomicBool::new(false),
+            cause: OnceLock::new(),
         };
         opened.bind()?;
         opened.vector_add = opened.load_kernel()?;
@@ -117,6 +122,18 @@ impl Device {
         self.lost.store(true, Ordering::Relaxed);
     }
 
+    /// The same because of `error`, after which everything fails.
+    pub(super) fn lose(&self, error: CallError) {
+        // The first is the one that counts.
+        let _ = self.cause.set(error);
+        self.set_lost();
+    }
+
+    /// The error by which the device was lost, if it was one.
+    pub(super) fn lost_by(&self) -> Option<CallError> {
+        self.cause.get().copied()
+    }
+
     /// The GPU's name, as in `NVIDIA H100 PCIe`.
     pub(super) fn name(&self) -> Result<String, CallError> {
         let mut name = [0 as c_char; 128];
@@ -148,8 +165,35 @@ impl Device {
         Ok(format!("{}.{}", version / 1000, version % 1000 / 10))
     }
 
+    /// The same as the driver gives it: 1000 × major + 10 × minor.
+    pub(super) fn driver_version(&self) -> Result<u32, CallError> {
+        let mut version = 0;
+        // SAFETY: `version` is writable.
+        let code = unsafe { (self.driver.driver_get_version)(&mut version) };
+        check(code, "cuDriverGetVersion")?;
+        Ok(u32::try_from(version).unwrap_or(0))
+    }
+
+    /// The value of a `CUdevice_attribute`; `None` where the driver does not know it.
+    pub(super) fn attribute(&self, attribute: c_int) -> Option<c_int> {
+        let mut value = 0;
+        // SAFETY: `value` is writable; an attribute is a number, and unknown ones are refused.
+        let code =
+            unsafe { (self.driver.device_get_attribute)(&mut value, attribute, self.device) };
+        check(code, "cuDeviceGetAttribute").ok().map(|()| value)
+    }
+
+    /// The device's own 16 bytes.
+    pub(super) fn uuid(&self) -> Result<[u8; 16], CallError> {
+        let mut uuid = CUuuid { bytes: [0; 16] };
+        // SAFETY: `uuid` is writable.
+        let code = unsafe { (self.driver.device_get_uuid)(&mut uuid, self.device) };
+        check(code, "cuDeviceGetUuid")?;
+        Ok(uuid.bytes.map(|byte| byte.to_ne_bytes()[0]))
+    }
+
     /// What is raised at the end of a chunk.
-    pub(super) fn waker(&self) -> &Waker {
+    pub(super) fn waker(&self) -> &Arc<Waker> {
         &self.waker
     }
 

@@ -5,16 +5,16 @@
 //! `enum` of the codes that one CUDA version knows, so that a code which a newer driver adds would
 //! be undefined behaviour. Here a result is an integer, and a missing symbol is an error.
 //!
-//! Only functions that every driver since CUDA 11 has are called.
+//! Only functions that every driver since CUDA 11.8 has are needed; what is newer may be absent.
 #![allow(unsafe_code)]
 
-use std::ffi::{CStr, c_char, c_int, c_uint, c_void};
+use std::ffi::{CStr, c_char, c_int, c_uchar, c_uint, c_ushort, c_void};
 use std::fmt;
 use std::panic::catch_unwind;
 use std::sync::OnceLock;
 
 use cudarc::driver::sys::{
-    self, CUcontext, CUdevice, CUdeviceptr, CUevent, CUfunction, CUmodule, CUstream,
+    self, CUcontext, CUdevice, CUdeviceptr, CUevent, CUfunction, CUmodule, CUstream, CUuuid,
 };
 
 /// `CUDA_SUCCESS`.
@@ -99,13 +99,17 @@ type ErrorText = unsafe extern "C" fn(c_int, *mut *const c_char) -> c_int;
 
 /// Declares [`Driver`]: for each function its field, its symbol and its parameters.
 macro_rules! driver_functions {
-    ($($field:ident = $symbol:literal ($($parameter:ty),*);)*) => {
+    (
+        needed { $($field:ident = $symbol:literal ($($parameter:ty),*);)* }
+        newer { $($late:ident = $late_symbol:literal ($($late_parameter:ty),*);)* }
+    ) => {
         /// The functions of the driver.
         ///
         /// The safety contract of each is the one of NVIDIA's documentation of the driver API, most
         /// of all: handles must be live, and the device's context current in the calling thread.
         pub(super) struct Driver {
             $(pub(super) $field: unsafe extern "C" fn($($parameter),*) -> c_int,)*
+            $(pub(super) $late: Option<unsafe extern "C" fn($($late_parameter),*) -> c_int>,)*
         }
 
         impl Driver {
@@ -119,6 +123,13 @@ macro_rules! driver_functions {
                         let symbol = unsafe { sys::culib().get::<Function>($symbol.as_bytes()) };
                         *symbol.map_err(|_| LoadError::MissingSymbol($symbol))?
                     },)*
+                    $($late: {
+                        type Function = unsafe extern "C" fn($($late_parameter),*) -> c_int;
+                        let name = $late_symbol.as_bytes();
+                        // SAFETY: as above.
+                        let symbol = unsafe { sys::culib().get::<Function>(name) };
+                        symbol.ok().map(|symbol| *symbol)
+                    },)*
                 })
             }
         }
@@ -126,38 +137,61 @@ macro_rules! driver_functions {
 }
 
 driver_functions! {
-    init = "cuInit" (c_uint);
-    driver_get_version = "cuDriverGetVersion" (*mut c_int);
-    get_error_name = "cuGetErrorName" (c_int, *mut *const c_char);
-    get_error_string = "cuGetErrorString" (c_int, *mut *const c_char);
-    device_get_count = "cuDeviceGetCount" (*mut c_int);
-    device_get = "cuDeviceGet" (*mut CUdevice, c_int);
-    device_get_name = "cuDeviceGetName" (*mut c_char, c_int, CUdevice);
-    device_total_mem = "cuDeviceTotalMem_v2" (*mut usize, CUdevice);
-    primary_ctx_retain = "cuDevicePrimaryCtxRetain" (*mut CUcontext, CUdevice);
-    primary_ctx_release = "cuDevicePrimaryCtxRelease_v2" (CUdevice);
-    ctx_set_current = "cuCtxSetCurrent" (CUcontext);
-    module_load_data = "cuModuleLoadData" (*mut CUmodule, *const c_void);
-    module_get_function = "cuModuleGetFunction" (*mut CUfunction, CUmodule, *const c_char);
-    stream_create = "cuStreamCreate" (*mut CUstream, c_uint);
-    stream_query = "cuStreamQuery" (CUstream);
-    stream_destroy = "cuStreamDestroy_v2" (CUstream);
-    event_create = "cuEventCreate" (*mut CUevent, c_uint);
-    launch_host_func = "cuLaunchHostFunc" (CUstream, Option<HostFunction>, *mut c_void);
-    event_record = "cuEventRecord" (CUevent, CUstream);
-    event_query = "cuEventQuery" (CUevent);
-    event_elapsed_time = "cuEventElapsedTime" (*mut f32, CUevent, CUevent);
-    event_destroy = "cuEventDestroy_v2" (CUevent);
-    mem_host_alloc = "cuMemHostAlloc" (*mut *mut c_void, usize, c_uint);
-    mem_free_host = "cuMemFreeHost" (*mut c_void);
-    mem_alloc = "cuMemAlloc_v2" (*mut CUdeviceptr, usize);
-    mem_free = "cuMemFree_v2" (CUdeviceptr);
-    memcpy_htod_async = "cuMemcpyHtoDAsync_v2" (CUdeviceptr, *const c_void, usize, CUstream);
-    memcpy_dtoh_async = "cuMemcpyDtoHAsync_v2" (*mut c_void, CUdeviceptr, usize, CUstream);
-    launch_kernel = "cuLaunchKernel" (
-        CUfunction, c_uint, c_uint, c_uint, c_uint, c_uint, c_uint, c_uint, CUstream,
-        *mut *mut c_void, *mut *mut c_void
-    );
+    needed {
+        init = "cuInit" (c_uint);
+        driver_get_version = "cuDriverGetVersion" (*mut c_int);
+        get_error_name = "cuGetErrorName" (c_int, *mut *const c_char);
+        get_error_string = "cuGetErrorString" (c_int, *mut *const c_char);
+        device_get_count = "cuDeviceGetCount" (*mut c_int);
+        device_get = "cuDeviceGet" (*mut CUdevice, c_int);
+        device_get_name = "cuDeviceGetName" (*mut c_char, c_int, CUdevice);
+        device_total_mem = "cuDeviceTotalMem_v2" (*mut usize, CUdevice);
+        primary_ctx_retain = "cuDevicePrimaryCtxRetain" (*mut CUcontext, CUdevice);
+        primary_ctx_release = "cuDevicePrimaryCtxRelease_v2" (CUdevice);
+        ctx_set_current = "cuCtxSetCurrent" (CUcontext);
+        module_load_data = "cuModuleLoadData" (*mut CUmodule, *const c_void);
+        module_get_function = "cuModuleGetFunction" (*mut CUfunction, CUmodule, *const c_char);
+        stream_create = "cuStreamCreate" (*mut CUstream, c_uint);
+        stream_query = "cuStreamQuery" (CUstream);
+        stream_destroy = "cuStreamDestroy_v2" (CUstream);
+        event_create = "cuEventCreate" (*mut CUevent, c_uint);
+        launch_host_func = "cuLaunchHostFunc" (CUstream, Option<HostFunction>, *mut c_void);
+        event_record = "cuEventRecord" (CUevent, CUstream);
+        event_query = "cuEventQuery" (CUevent);
+        event_elapsed_time = "cuEventElapsedTime" (*mut f32, CUevent, CUevent);
+        event_destroy = "cuEventDestroy_v2" (CUevent);
+        mem_host_alloc = "cuMemHostAlloc" (*mut *mut c_void, usize, c_uint);
+        mem_free_host = "cuMemFreeHost" (*mut c_void);
+        mem_alloc = "cuMemAlloc_v2" (*mut CUdeviceptr, usize);
+        mem_free = "cuMemFree_v2" (CUdeviceptr);
+        memcpy_htod_async = "cuMemcpyHtoDAsync_v2" (CUdeviceptr, *const c_void, usize, CUstream);
+        memcpy_dtoh_async = "cuMemcpyDtoHAsync_v2" (*mut c_void, CUdeviceptr, usize, CUstream);
+        launch_kernel = "cuLaunchKernel" (
+            CUfunction, c_uint, c_uint, c_uint, c_uint, c_uint, c_uint, c_uint, CUstream,
+            *mut *mut c_void, *mut *mut c_void
+        );
+        device_get_attribute = "cuDeviceGetAttribute" (*mut c_int, c_int, CUdevice);
+        device_get_uuid = "cuDeviceGetUuid_v2" (*mut CUuuid, CUdevice);
+        mem_get_info = "cuMemGetInfo_v2" (*mut usize, *mut usize);
+        mem_host_get_device_pointer =
+            "cuMemHostGetDevicePointer_v2" (*mut CUdeviceptr, *mut c_void, c_uint);
+        memcpy_dtod_async = "cuMemcpyDtoDAsync_v2" (CUdeviceptr, CUdeviceptr, usize, CUstream);
+        memset_d8_async = "cuMemsetD8Async" (CUdeviceptr, c_uchar, usize, CUstream);
+        memset_d16_async = "cuMemsetD16Async" (CUdeviceptr, c_ushort, usize, CUstream);
+        memset_d32_async = "cuMemsetD32Async" (CUdeviceptr, c_uint, usize, CUstream);
+        module_unload = "cuModuleUnload" (CUmodule);
+        module_get_global =
+            "cuModuleGetGlobal_v2" (*mut CUdeviceptr, *mut usize, CUmodule, *const c_char);
+        func_get_attribute = "cuFuncGetAttribute" (*mut c_int, c_int, CUfunction);
+        func_set_attribute = "cuFuncSetAttribute" (CUfunction, c_int, c_int);
+        stream_wait_event = "cuStreamWaitEvent" (CUstream, CUevent, c_uint);
+        stream_write_value32 = "cuStreamWriteValue32_v2" (CUstream, CUdeviceptr, u32, c_uint);
+    }
+    newer {
+        // Of CUDA 12.4.
+        func_get_param_info =
+            "cuFuncGetParamInfo" (CUfunction, usize, *mut usize, *mut usize);
+    }
 }
 
 impl fmt::Debug for Driver {

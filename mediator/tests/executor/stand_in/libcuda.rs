@@ -1,27 +1,33 @@
 //! A stand-in for NVIDIA's driver library, for machines without a GPU. Not a module of the test:
 //! `mod.rs` compiles it to `libcuda.so`.
 //!
-//! Its device memory is memory of this process. Streams keep what is queued, and a thread does one
-//! operation of each at a time, so that work really is under way after a submission, and memory
-//! touched too early gives wrong sums. It checks that handles are live and that copies stay within allocations.
+//! Its device is one of `vgpu-ptx`: kernels run, addresses are the device's own, and what a kernel does wrong is
+//! what a GPU says of it. Streams keep what is queued, and a thread does one operation of each at a time, so that
+//! work really is under way after a submission, and memory touched too early gives wrong results. It checks that
+//! handles are live and that copies stay within allocations.
 //!
 //! `VGPU_STAND_IN` says what goes wrong, as `KIND=NUMBER`: `init=CODE`, `devices=COUNT`,
-//! `context=CODE`, `alloc=CODE`, `module=CODE`, `limit=BYTES` of device memory, `wrong=1` for wrong sums, and
-//! `refuse=N`, `fault=N`, `hang=N` from, or at, the N-th launch on. `late=FILE`: there is no driver
-//! before the file is there; `alone=FILE`: one context at a time has the GPU, and the file marks it.
+//! `context=CODE`, `alloc=CODE`, `module=CODE`, `limit=BYTES` of device memory, `wrong=1` for kernels that do
+//! nothing, and `refuse=N`, `fault=N`, `hang=N` from, or at, the N-th launch on. `old=1`: a driver before CUDA 12.4.
+//! `late=FILE`: there is no driver before the file is there; `alone=FILE`: one context at a time has the GPU, and
+//! the file marks it.
 #![allow(non_snake_case)]
 
 use std::collections::{BTreeMap, VecDeque};
 use std::ffi::{CStr, c_char, c_int, c_uint, c_void};
 use std::path::PathBuf;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Mutex, MutexGuard, Once, OnceLock};
-use std::time::Duration;
+use std::time::{Duration, Instant};
+
+use vgpu_ptx::{Config, Device, Kernel, Launch, Loaded, Module};
 
 const OK: c_int = 0;
 const INVALID_VALUE: c_int = 1;
 const OUT_OF_MEMORY: c_int = 2;
 const DEVICE_UNAVAILABLE: c_int = 46;
 const NO_DEVICE: c_int = 100;
+const NO_BINARY_FOR_GPU: c_int = 209;
 const INVALID_CONTEXT: c_int = 201;
 const INVALID_HANDLE: c_int = 400;
 const NOT_READY: c_int = 600;
@@ -31,39 +37,93 @@ const FROM_THE_FUTURE: c_int = 987;
 
 enum Operation {
     Record(usize),
+    /// Until this event has come up as often as it had been recorded then.
+    Wait(usize, u64),
     Call {
         function: unsafe extern "C" fn(*mut c_void),
         argument: usize,
     },
-    Copy {
-        to: usize,
+    ToDevice {
+        to: u64,
         from: usize,
         bytes: usize,
     },
-    Add {
-        a: usize,
-        b: usize,
-        c: usize,
-        elements: usize,
+    FromDevice {
+        to: usize,
+        from: u64,
+        bytes: usize,
     },
+    Within {
+        to: u64,
+        from: u64,
+        bytes: u64,
+    },
+    Fill {
+        to: u64,
+        value: u32,
+        size: u32,
+        count: u64,
+    },
+    Write {
+        to: usize,
+        value: u32,
+    },
+    Launch {
+        loaded: Loaded,
+        kernel: Kernel,
+        how: Launch,
+        parameters: Vec<u8>,
+    },
+}
+
+#[derive(Default)]
+struct Event {
+    recorded: u64,
+    come: u64,
+    at: Option<Instant>,
+}
+
+#[derive(Default)]
+struct Stream {
+    queue: VecDeque<Operation>,
+    /// Its first operation is under way, and not in the queue.
+    busy: bool,
+}
+
+struct Function {
+    loaded: Loaded,
+    kernel: Kernel,
+    opt_in: bool,
 }
 
 #[derive(Default)]
 struct Driver {
     launches: i64,
-    time: u64,
     next_handle: usize,
-    faulted: bool,
-    /// Address and content; the device's and the page-locked ones.
-    device: BTreeMap<usize, Vec<u64>>,
+    /// What everything is answered with since a kernel faulted.
+    fault: Option<c_int>,
+    /// Address and bytes on the device; address and content of what is page-locked.
+    memory: BTreeMap<u64, u64>,
     host: BTreeMap<usize, Vec<u64>>,
-    streams: BTreeMap<usize, VecDeque<Operation>>,
-    /// When the event came up last, unless it is queued again.
-    events: BTreeMap<usize, Option<u64>>,
+    streams: BTreeMap<usize, Stream>,
+    events: BTreeMap<usize, Event>,
+    modules: BTreeMap<usize, Loaded>,
+    functions: BTreeMap<usize, Function>,
 }
 
 thread_local! {
     static CURRENT: std::cell::Cell<bool> = const { std::cell::Cell::new(false) };
+}
+
+/// The device's own memory and processors.
+fn device() -> &'static Device {
+    static DEVICE: OnceLock<Device> = OnceLock::new();
+    DEVICE.get_or_init(|| {
+        Device::new(Config {
+            memory: 1 << 30,
+            ..Config::default()
+        })
+    })
 }
 
 fn driver() -> MutexGuard<'static, Driver> {
@@ -100,10 +160,9 @@ fn context() -> Result<MutexGuard<'static, Driver>, c_int> {
         return Err(INVALID_CONTEXT);
     }
     let driver = driver();
-    if driver.faulted {
-        Err(ILLEGAL_ADDRESS)
-    } else {
-        Ok(driver)
+    match driver.fault {
+        Some(code) => Err(code),
+        None => Ok(driver),
     }
 }
 
@@ -122,16 +181,17 @@ impl Driver {
         self.next_handle
     }
 
-    fn within(memory: &BTreeMap<usize, Vec<u64>>, address: usize, bytes: usize) -> bool {
-        memory
-            .range(..=address)
-            .next_back()
-            .is_some_and(|(start, content)| address + bytes <= start + content.len() * 8)
+    fn has_host(&self, address: usize, bytes: usize) -> bool {
+        let before = self.host.range(..=address).next_back();
+        before.is_some_and(|(start, content)| address + bytes <= start + content.len() * 8)
     }
 
-    fn check(&self, address: usize, bytes: usize, device: bool) -> bool {
-        let memory = if device { &self.device } else { &self.host };
-        Self::within(memory, address, bytes)
+    fn has(&self, address: u64, bytes: u64) -> bool {
+        let allocated = self.memory.range(..=address).next_back();
+        let allocated =
+            allocated.is_some_and(|(start, len)| address - start <= *len && bytes <= len - (address - start));
+        // A variable of a module.
+        allocated || device().range(address).is_ok()
     }
 
     fn queue(&mut self, stream: *mut c_void, operation: Operation) -> c_int {
@@ -139,72 +199,116 @@ impl Driver {
         DEVICE.call_once(|| {
             std::thread::spawn(|| {
                 loop {
-                    std::thread::sleep(Duration::from_micros(20));
-                    driver().step();
+                    if !step() {
+                        std::thread::sleep(Duration::from_micros(20));
+                    }
                 }
             });
         });
         match self.streams.get_mut(&(stream as usize)) {
-            Some(queue) => {
-                queue.push_back(operation);
+            Some(stream) => {
+                stream.queue.push_back(operation);
                 OK
             }
             None => misuse("a stream that is none"),
         }
     }
 
-    /// Does the next operation of every stream.
-    fn step(&mut self) {
-        if self.faulted || scenario("hang").is_some_and(|n| self.launches >= n) {
-            return;
+    /// Whether the next operation of a stream can be done.
+    fn is_ready(&self, stream: &Stream) -> bool {
+        match stream.queue.front() {
+            Some(Operation::Wait(event, times)) => self
+                .events
+                .get(event)
+                .is_none_or(|event| event.come >= *times),
+            next => next.is_some(),
         }
-        self.time += 1;
-        let heads: Vec<Operation> = self
-            .streams
-            .values_mut()
-            .filter_map(VecDeque::pop_front)
-            .collect();
-        for operation in heads {
-            match operation {
-                Operation::Record(event) => {
-                    if let Some(time) = self.events.get_mut(&event) {
-                        *time = Some(self.time);
-                    }
-                }
-                // SAFETY: the caller of cuLaunchHostFunc promised that it may be called.
-                Operation::Call { function, argument } => unsafe {
-                    function(argument as *mut c_void);
-                },
-                // SAFETY: `copy` saw both ranges within allocations.
-                Operation::Copy { to, from, bytes } => unsafe {
-                    std::ptr::copy_nonoverlapping(from as *const u8, to as *mut u8, bytes);
-                },
-                Operation::Add { a, b, c, elements } => {
-                    if scenario("fault").is_some_and(|n| self.launches >= n) {
-                        self.faulted = true;
-                        return;
-                    }
-                    let wrong = if scenario("wrong").is_some() {
-                        1.0
-                    } else {
-                        0.0
-                    };
-                    // SAFETY: the launch saw the three ranges within allocations.
-                    unsafe {
-                        let a = std::slice::from_raw_parts(a as *const f32, elements);
-                        let b = std::slice::from_raw_parts(b as *const f32, elements);
-                        let c = std::slice::from_raw_parts_mut(c as *mut f32, elements);
-                        for i in 0..elements {
-                            c[i] = a[i] + b[i];
-                            if wrong != 0.0 {
-                                c[i] += wrong;
-                            }
-                        }
-                    }
-                }
+    }
+}
+
+/// Does the next operation of every stream; says whether there was one.
+fn step() -> bool {
+    let streams: Vec<usize> = driver().streams.keys().copied().collect();
+    let mut any = false;
+    for handle in streams {
+        let mut driver = driver();
+        if driver.fault.is_some() || scenario("hang").is_some_and(|n| driver.launches >= n) {
+            return false;
+        }
+        let ready = driver.streams.get(&handle).is_some_and(|stream| driver.is_ready(stream));
+        let Some(stream) = driver.streams.get_mut(&handle).filter(|_| ready) else {
+            continue;
+        };
+        let Some(operation) = stream.queue.pop_front() else {
+            continue;
+        };
+        stream.busy = true;
+        let launches = driver.launches;
+        // Calls of the driver go on meanwhile.
+        drop(driver);
+        let result = run(operation, launches);
+        let mut driver = self::driver();
+        if let Err(code) = result {
+            driver.fault.get_or_insert(code);
+        }
+        if let Some(stream) = driver.streams.get_mut(&handle) {
+            stream.busy = false;
+        }
+        any = true;
+    }
+    any
+}
+
+fn run(operation: Operation, launches: i64) -> Result<(), c_int> {
+    let number = |error: vgpu_ptx::Error| error.code.number() as c_int;
+    match operation {
+        Operation::Record(event) => {
+            if let Some(event) = driver().events.get_mut(&event) {
+                event.come += 1;
+                event.at = Some(Instant::now());
+            }
+        }
+        Operation::Wait(..) => {}
+        // SAFETY: the caller of cuLaunchHostFunc promised that it may be called.
+        Operation::Call { function, argument } => unsafe {
+            function(argument as *mut c_void);
+        },
+        Operation::ToDevice { to, from, bytes } => {
+            // SAFETY: the copy saw the range within page-locked memory.
+            let from = unsafe { std::slice::from_raw_parts(from as *const u8, bytes) };
+            device().write(to, from).map_err(number)?;
+        }
+        Operation::FromDevice { to, from, bytes } => {
+            // SAFETY: as above.
+            let to = unsafe { std::slice::from_raw_parts_mut(to as *mut u8, bytes) };
+            device().read(from, to).map_err(number)?;
+        }
+        Operation::Within { to, from, bytes } => device().copy(to, from, bytes).map_err(number)?,
+        Operation::Fill {
+            to,
+            value,
+            size,
+            count,
+        } => device().fill(to, value, size, count).map_err(number)?,
+        // SAFETY: the caller of cuStreamWriteValue32 gave a word of page-locked memory.
+        Operation::Write { to, value } => unsafe {
+            AtomicU32::from_ptr(to as *mut u32).store(value, Ordering::Release);
+        },
+        Operation::Launch {
+            loaded,
+            kernel,
+            how,
+            parameters,
+        } => {
+            if scenario("fault").is_some_and(|n| launches >= n) {
+                return Err(ILLEGAL_ADDRESS);
+            }
+            if scenario("wrong").is_none() {
+                device().launch(&loaded, &kernel, &how, &parameters).map_err(number)?;
             }
         }
     }
+    Ok(())
 }
 
 #[unsafe(no_mangle)]
@@ -277,8 +381,13 @@ extern "C" fn cuDevicePrimaryCtxRetain(context: &mut *mut c_void, _device: c_int
 #[unsafe(no_mangle)]
 extern "C" fn cuDevicePrimaryCtxRelease_v2(_device: c_int) -> c_int {
     let driver = driver();
-    let objects =
-        driver.device.len() + driver.host.len() + driver.streams.len() + driver.events.len();
+    // The executor's own module goes with the context.
+    let modules = driver.modules.len().saturating_sub(1);
+    let objects = driver.memory.len()
+        + driver.host.len()
+        + driver.streams.len()
+        + driver.events.len()
+        + modules;
     eprintln!("stand-in: {objects} objects left");
     if let Some(file) = file("alone") {
         let _ = std::fs::remove_file(file);
@@ -293,15 +402,71 @@ extern "C" fn cuCtxSetCurrent(context: *mut c_void) -> c_int {
 }
 
 #[unsafe(no_mangle)]
+extern "C" fn cuDeviceGetAttribute(value: &mut c_int, attribute: c_int, _device: c_int) -> c_int {
+    *value = match attribute {
+        1 | 2 | 3 => 1024,
+        4 => 64,
+        5 => c_int::MAX,
+        6 | 7 => 65_535,
+        8 => 48 << 10,
+        10 => 32,
+        16 => 2,
+        41 => 1,
+        75 => 8,
+        97 => 227 << 10,
+        9..=135 => 0,
+        _ => return INVALID_VALUE,
+    };
+    OK
+}
+
+#[unsafe(no_mangle)]
+extern "C" fn cuDeviceGetUuid_v2(uuid: &mut [u8; 16], _device: c_int) -> c_int {
+    *uuid = *b"a stand-in's own";
+    OK
+}
+
+#[unsafe(no_mangle)]
+extern "C" fn cuMemGetInfo_v2(free: &mut usize, total: &mut usize) -> c_int {
+    let driver = context!();
+    *total = 1 << 30;
+    *free = *total - driver.memory.values().sum::<u64>() as usize;
+    OK
+}
+
+#[unsafe(no_mangle)]
 extern "C" fn cuModuleLoadData(module: &mut *mut c_void, image: *const c_char) -> c_int {
-    let _driver = context!();
-    // SAFETY: the caller gives text that ends with a NUL.
-    let text = unsafe { CStr::from_ptr(image) }.to_string_lossy();
-    if !text.contains(".entry vector_add(") {
-        return misuse("PTX without the kernel");
+    drop(context!());
+    if code("module") != OK {
+        return code("module");
     }
-    *module = 24 as *mut c_void;
-    code("module")
+    // SAFETY: the caller gives text that ends with a NUL, or a binary, whose first bytes tell.
+    let text = unsafe { CStr::from_ptr(image) }.to_bytes();
+    if text.starts_with(b"\x7fELF") || text.starts_with(b"\x50\xed\x55\xba") {
+        return NO_BINARY_FOR_GPU;
+    }
+    let loaded = Module::load(text).and_then(|module| device().load(&module));
+    let loaded = match loaded {
+        Ok(loaded) => loaded,
+        Err(error) => return error.code.number() as c_int,
+    };
+    let mut driver = context!();
+    let handle = driver.handle();
+    driver.modules.insert(handle, loaded);
+    *module = handle as *mut c_void;
+    OK
+}
+
+#[unsafe(no_mangle)]
+extern "C" fn cuModuleUnload(module: *mut c_void) -> c_int {
+    let mut driver = context!();
+    match driver.modules.remove(&(module as usize)) {
+        Some(loaded) => {
+            let _ = device().unload(&loaded);
+            OK
+        }
+        None => misuse("a module that is none"),
+    }
 }
 
 #[unsafe(no_mangle)]
@@ -310,20 +475,108 @@ extern "C" fn cuModuleGetFunction(
     module: *mut c_void,
     name: *const c_char,
 ) -> c_int {
-    let _driver = context!();
+    let mut driver = context!();
+    let Some(loaded) = driver.modules.get(&(module as usize)).cloned() else {
+        return misuse("a module that is none");
+    };
     // SAFETY: the caller gives a name that ends with a NUL.
-    if module as usize != 24 || unsafe { CStr::from_ptr(name) } != c"vector_add" {
-        return misuse("a function that is none");
+    let name = unsafe { CStr::from_ptr(name) }.to_string_lossy();
+    match loaded.module().kernel(&name) {
+        Ok(kernel) => {
+            let handle = driver.handle();
+            let found = Function {
+                loaded,
+                kernel,
+                opt_in: false,
+            };
+            driver.functions.insert(handle, found);
+            *function = handle as *mut c_void;
+            OK
+        }
+        Err(error) => error.code.number() as c_int,
     }
-    *function = 40 as *mut c_void;
+}
+
+#[unsafe(no_mangle)]
+extern "C" fn cuModuleGetGlobal_v2(
+    address: &mut u64,
+    bytes: &mut usize,
+    module: *mut c_void,
+    name: *const c_char,
+) -> c_int {
+    let driver = context!();
+    let Some(loaded) = driver.modules.get(&(module as usize)) else {
+        return misuse("a module that is none");
+    };
+    // SAFETY: the caller gives a name that ends with a NUL.
+    let name = unsafe { CStr::from_ptr(name) }.to_string_lossy();
+    match loaded.variable(&name) {
+        Ok((at, size)) => {
+            (*address, *bytes) = (at, size as usize);
+            OK
+        }
+        Err(error) => error.code.number() as c_int,
+    }
+}
+
+#[unsafe(no_mangle)]
+extern "C" fn cuFuncGetAttribute(
+    value: &mut c_int,
+    attribute: c_int,
+    function: *mut c_void,
+) -> c_int {
+    let driver = context!();
+    let Some(function) = driver.functions.get(&(function as usize)) else {
+        return misuse("a function that is none");
+    };
+    *value = match attribute {
+        0 => function.kernel.max_threads as c_int,
+        1 => function.kernel.shared_bytes as c_int,
+        2..=15 => 0,
+        _ => return INVALID_VALUE,
+    };
     OK
+}
+
+#[unsafe(no_mangle)]
+extern "C" fn cuFuncSetAttribute(function: *mut c_void, attribute: c_int, value: c_int) -> c_int {
+    let mut driver = context!();
+    let Some(function) = driver.functions.get_mut(&(function as usize)) else {
+        return misuse("a function that is none");
+    };
+    if attribute != 8 || !(0..=227 << 10).contains(&value) {
+        return INVALID_VALUE;
+    }
+    function.opt_in = true;
+    OK
+}
+
+#[cfg(not(old))]
+#[unsafe(no_mangle)]
+extern "C" fn cuFuncGetParamInfo(
+    function: *mut c_void,
+    index: usize,
+    offset: &mut usize,
+    size: &mut usize,
+) -> c_int {
+    let driver = context!();
+    let Some(function) = driver.functions.get(&(function as usize)) else {
+        return misuse("a function that is none");
+    };
+    match function.kernel.parameters.get(index) {
+        Some(parameter) => {
+            (*offset, *size) = (parameter.offset as usize, parameter.size as usize);
+            OK
+        }
+        None => INVALID_VALUE,
+    }
 }
 
 #[unsafe(no_mangle)]
 extern "C" fn cuStreamCreate(stream: &mut *mut c_void, _flags: c_uint) -> c_int {
     let mut driver = context!();
     let handle = driver.handle();
-    driver.streams.insert(handle, VecDeque::new());
+    driver.streams.insert(handle, Stream::default());
     *stream = handle as *mut c_void;
     OK
 }
@@ -332,11 +585,8 @@ extern "C" fn cuStreamCreate(stream: &mut *mut c_void, _flags: c_uint) -> c_int 
 #[unsafe(no_mangle)]
 extern "C" fn cuStreamQuery(stream: *mut c_void) -> c_int {
     let driver = context!();
-    if driver.faulted {
-        return ILLEGAL_ADDRESS;
-    }
     match driver.streams.get(&(stream as usize)) {
-        Some(queue) if queue.is_empty() => OK,
+        Some(stream) if stream.queue.is_empty() && !stream.busy => OK,
         Some(_) => NOT_READY,
         None => misuse("a stream that is none"),
     }
@@ -346,7 +596,7 @@ extern "C" fn cuStreamQuery(stream: *mut c_void) -> c_int {
 extern "C" fn cuStreamDestroy_v2(stream: *mut c_void) -> c_int {
     let mut driver = context!();
     match driver.streams.remove(&(stream as usize)) {
-        Some(queue) if queue.is_empty() => OK,
+        Some(stream) if stream.queue.is_empty() && !stream.busy => OK,
         Some(_) => misuse("a stream destroyed with work in it"),
         None => misuse("a stream that is none"),
     }
@@ -359,7 +609,7 @@ extern "C" fn cuEventCreate(event: &mut *mut c_void, flags: c_uint) -> c_int {
         return misuse("an event without times");
     }
     let handle = driver.handle();
-    driver.events.insert(handle, Some(0));
+    driver.events.insert(handle, Event::default());
     *event = handle as *mut c_void;
     OK
 }
@@ -368,7 +618,7 @@ extern "C" fn cuEventCreate(event: &mut *mut c_void, flags: c_uint) -> c_int {
 extern "C" fn cuEventRecord(event: *mut c_void, stream: *mut c_void) -> c_int {
     let mut driver = context!();
     match driver.events.get_mut(&(event as usize)) {
-        Some(time) => *time = None,
+        Some(event) => event.recorded += 1,
         None => return misuse("an event that is none"),
     }
     driver.queue(stream, Operation::Record(event as usize))
@@ -377,12 +627,9 @@ extern "C" fn cuEventRecord(event: *mut c_void, stream: *mut c_void) -> c_int {
 #[unsafe(no_mangle)]
 extern "C" fn cuEventQuery(event: *mut c_void) -> c_int {
     let driver = context!();
-    if driver.faulted {
-        return ILLEGAL_ADDRESS;
-    }
     match driver.events.get(&(event as usize)) {
-        Some(Some(_)) => OK,
-        Some(None) => NOT_READY,
+        Some(event) if event.come == event.recorded => OK,
+        Some(_) => NOT_READY,
         None => INVALID_HANDLE,
     }
 }
@@ -394,14 +641,46 @@ extern "C" fn cuEventElapsedTime(
     to: *mut c_void,
 ) -> c_int {
     let driver = context!();
-    let time = |event: *mut c_void| driver.events.get(&(event as usize)).copied().flatten();
+    let time = |event: *mut c_void| {
+        let event = driver.events.get(&(event as usize))?;
+        event.at.filter(|_| event.come == event.recorded)
+    };
     match (time(from), time(to)) {
         (Some(from), Some(to)) => {
-            *milliseconds = (to as f32 - from as f32) / 1000.0;
+            *milliseconds = to.saturating_duration_since(from).as_secs_f32() * 1000.0;
             OK
         }
         _ => NOT_READY,
     }
+}
+
+#[unsafe(no_mangle)]
+extern "C" fn cuStreamWaitEvent(
+    stream: *mut c_void,
+    event: *mut c_void,
+    _flags: c_uint,
+) -> c_int {
+    let mut driver = context!();
+    let times = match driver.events.get(&(event as usize)) {
+        Some(event) => event.recorded,
+        None => return misuse("an event that is none"),
+    };
+    driver.queue(stream, Operation::Wait(event as usize, times))
+}
+
+#[unsafe(no_mangle)]
+extern "C" fn cuStreamWriteValue32_v2(
+    stream: *mut c_void,
+    to: u64,
+    value: u32,
+    _flags: c_uint,
+) -> c_int {
+    let mut driver = context!();
+    let to = to as usize;
+    if !driver.has_host(to, 4) {
+        return misuse("a word outside of page-locked memory");
+    }
+    driver.queue(stream, Operation::Write { to, value })
 }
 
 #[unsafe(no_mangle)]
@@ -424,7 +703,7 @@ extern "C" fn cuLaunchHostFunc(
     driver.queue(stream, Operation::Call { function, argument })
 }
 
-/// Memory full of NaN, as a device's may be.
+/// Memory full of NaN, as a host's may be.
 fn memory(bytes: usize) -> Vec<u64> {
     vec![u64::MAX; bytes.div_ceil(8)]
 }
@@ -460,36 +739,46 @@ extern "C" fn cuMemAlloc_v2(address: &mut u64, bytes: usize) -> c_int {
     if code("alloc") != OK {
         return code("alloc");
     }
-    let used: usize = driver
-        .device
-        .values()
-        .map(|content| content.len() * 8)
-        .sum();
-    if scenario("limit").is_some_and(|limit| (used + bytes) as i64 > limit) {
+    let used: u64 = driver.memory.values().sum();
+    if scenario("limit").is_some_and(|limit| (used + bytes as u64) as i64 > limit) {
         return OUT_OF_MEMORY;
     }
-    let content = memory(bytes);
-    let start = content.as_ptr() as usize;
-    driver.device.insert(start, content);
-    *address = start as u64;
-    OK
+    match device().allocate(bytes as u64) {
+        Ok(start) => {
+            // As a device's may be.
+            let _ = device().fill(start, u32::MAX, 1, bytes as u64);
+            driver.memory.insert(start, bytes as u64);
+            *address = start;
+            OK
+        }
+        Err(error) => error.code.number() as c_int,
+    }
 }
 
 #[unsafe(no_mangle)]
 extern "C" fn cuMemFree_v2(address: u64) -> c_int {
     let mut driver = context!();
-    match driver.device.remove(&(address as usize)) {
-        Some(_) => OK,
+    match driver.memory.remove(&address) {
+        Some(_) => {
+            let _ = device().free(address);
+            OK
+        }
         None => misuse("device memory that is none"),
     }
 }
 
-fn copy(to: usize, from: usize, bytes: usize, stream: *mut c_void, to_device: bool) -> c_int {
-    let mut driver = context!();
-    if !driver.check(to, bytes, to_device) || !driver.check(from, bytes, !to_device) {
-        return misuse("a copy beyond an allocation");
+#[unsafe(no_mangle)]
+extern "C" fn cuMemHostGetDevicePointer_v2(
+    there: &mut u64,
+    here: *mut c_void,
+    _flags: c_uint,
+) -> c_int {
+    let driver = context!();
+    if !driver.has_host(here as usize, 1) {
+        return misuse("page-locked memory that is none");
     }
-    driver.queue(stream, Operation::Copy { to, from, bytes })
+    *there = here as u64;
+    OK
 }
 
 #[unsafe(no_mangle)]
@@ -499,7 +788,12 @@ extern "C" fn cuMemcpyHtoDAsync_v2(
     bytes: usize,
     stream: *mut c_void,
 ) -> c_int {
-    copy(to as usize, from as usize, bytes, stream, true)
+    let mut driver = context!();
+    let from = from as usize;
+    if !driver.has(to, bytes as u64) || !driver.has_host(from, bytes) {
+        return misuse("a copy beyond an allocation");
+    }
+    driver.queue(stream, Operation::ToDevice { to, from, bytes })
 }
 
 #[unsafe(no_mangle)]
@@ -509,38 +803,144 @@ extern "C" fn cuMemcpyDtoHAsync_v2(
     bytes: usize,
     stream: *mut c_void,
 ) -> c_int {
-    copy(to as usize, from as usize, bytes, stream, false)
+    let mut driver = context!();
+    let to = to as usize;
+    if !driver.has(from, bytes as u64) || !driver.has_host(to, bytes) {
+        return misuse("a copy beyond an allocation");
+    }
+    driver.queue(stream, Operation::FromDevice { to, from, bytes })
+}
+
+#[unsafe(no_mangle)]
+extern "C" fn cuMemcpyDtoDAsync_v2(
+    to: u64,
+    from: u64,
+    bytes: usize,
+    stream: *mut c_void,
+) -> c_int {
+    let mut driver = context!();
+    let bytes = bytes as u64;
+    if !driver.has(to, bytes) || !driver.has(from, bytes) {
+        return misuse("a copy beyond an allocation");
+    }
+    driver.queue(stream, Operation::Within { to, from, bytes })
+}
+
+fn fill(to: u64, value: u32, size: u32, count: usize, stream: *mut c_void) -> c_int {
+    let mut driver = context!();
+    let count = count as u64;
+    if !driver.has(to, count * u64::from(size)) {
+        return misuse("a fill beyond an allocation");
+    }
+    let operation = Operation::Fill {
+        to,
+        value,
+        size,
+        count,
+    };
+    driver.queue(stream, operation)
+}
+
+#[unsafe(no_mangle)]
+extern "C" fn cuMemsetD8Async(to: u64, value: u8, count: usize, stream: *mut c_void) -> c_int {
+    fill(to, value.into(), 1, count, stream)
+}
+
+#[unsafe(no_mangle)]
+extern "C" fn cuMemsetD16Async(to: u64, value: u16, count: usize, stream: *mut c_void) -> c_int {
+    fill(to, value.into(), 2, count, stream)
+}
+
+#[unsafe(no_mangle)]
+extern "C" fn cuMemsetD32Async(to: u64, value: u32, count: usize, stream: *mut c_void) -> c_int {
+    fill(to, value, 4, count, stream)
+}
+
+/// The packed parameters: from one pointer to each, or packed already.
+///
+/// # Safety
+/// As cuLaunchKernel has it.
+unsafe fn packed(
+    kernel: &Kernel,
+    each: *const *const u8,
+    extra: *const *const c_void,
+) -> Option<Vec<u8>> {
+    let bytes = kernel.parameter_bytes as usize;
+    let mut parameters = vec![0; bytes];
+    if !each.is_null() {
+        for (k, parameter) in kernel.parameters.iter().enumerate() {
+            let (offset, size) = (parameter.offset as usize, parameter.size as usize);
+            // SAFETY: the caller gives a pointer to so many bytes for each parameter.
+            let from = unsafe { std::slice::from_raw_parts(*each.add(k), size) };
+            parameters[offset..offset + size].copy_from_slice(from);
+        }
+    } else if !extra.is_null() {
+        // SAFETY: CU_LAUNCH_PARAM_BUFFER_POINTER, the bytes, CU_LAUNCH_PARAM_BUFFER_SIZE, how many.
+        unsafe {
+            let number = |k: usize| (*extra.add(k)) as usize;
+            if (number(0), number(2), number(4)) != (1, 2, 0) {
+                return None;
+            }
+            let given = *(*extra.add(3)).cast::<usize>();
+            if given != bytes {
+                return None;
+            }
+            let from = std::slice::from_raw_parts((*extra.add(1)).cast::<u8>(), given);
+            parameters.copy_from_slice(from);
+        }
+    } else if bytes > 0 {
+        return None;
+    }
+    Some(parameters)
 }
 
 #[unsafe(no_mangle)]
 extern "C" fn cuLaunchKernel(
     function: *mut c_void,
-    blocks: c_uint,
-    _blocks_y: c_uint,
-    _blocks_z: c_uint,
-    threads: c_uint,
-    _threads_y: c_uint,
-    _threads_z: c_uint,
-    _shared_bytes: c_uint,
+    grid_x: c_uint,
+    grid_y: c_uint,
+    grid_z: c_uint,
+    block_x: c_uint,
+    block_y: c_uint,
+    block_z: c_uint,
+    shared_bytes: c_uint,
     stream: *mut c_void,
-    parameters: *const *const u64,
-    _extra: *mut *mut c_void,
+    each: *const *const u8,
+    extra: *const *const c_void,
 ) -> c_int {
     let mut driver = context!();
-    if function as usize != 40 || blocks == 0 || blocks > 65_535 || threads == 0 || threads > 1024 {
-        return misuse("a launch that no device takes");
+    let Some(Function {
+        loaded,
+        kernel,
+        opt_in,
+    }) = driver.functions.get(&(function as usize))
+    else {
+        return misuse("a function that is none");
+    };
+    let (grid, block) = ([grid_x, grid_y, grid_z], [block_x, block_y, block_z]);
+    let threads: u64 = block.iter().map(|n| u64::from(*n)).product();
+    let most = if *opt_in { 227 << 10 } else { 48 << 10 };
+    let shared = kernel.shared_bytes.saturating_add(shared_bytes);
+    if grid.contains(&0) || threads == 0 || threads > u64::from(kernel.max_threads) || shared > most {
+        return INVALID_VALUE;
     }
+    // SAFETY: the caller's promise.
+    let Some(parameters) = (unsafe { packed(kernel, each, extra) }) else {
+        return misuse("parameters that are not the kernel's");
+    };
+    let operation = Operation::Launch {
+        loaded: loaded.clone(),
+        kernel: kernel.clone(),
+        how: Launch {
+            shared: shared_bytes,
+            shared_opt_in: *opt_in,
+            ..Launch::new(grid, block)
+        },
+        parameters,
+    };
     driver.launches += 1;
     if scenario("refuse") == Some(driver.launches) {
         return FROM_THE_FUTURE;
     }
-    // SAFETY: the caller gives four pointers to eight bytes each.
-    let [a, b, c, elements] = [0, 1, 2, 3].map(|i| unsafe { **parameters.add(i) } as usize);
-    if [a, b, c]
-        .iter()
-        .any(|address| !driver.check(*address, elements * 4, true))
-    {
-        return misuse("a launch beyond an allocation");
-    }
-    driver.queue(stream, Operation::Add { a, b, c, elements })
+    driver.queue(stream, operation)
 }

@@ -1,6 +1,6 @@
 //! The CUDA executor over a stand-in for NVIDIA's library.
 //!
-//! `libcuda.rs` is compiled to a `libcuda.so` whose device is this machine's memory. The library path
+//! `libcuda.rs` is compiled to a `libcuda.so` whose device is `vgpu-ptx`'s. The library path
 //! counts from a process's start only, so each test runs itself once more in a process that finds
 //! the stand-in, and that is told by [`SCENARIO`] what shall go wrong.
 
@@ -32,7 +32,10 @@ fn compile(name: &str, options: &[&str]) -> PathBuf {
     let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/executor/stand_in/libcuda.rs");
     // Of the toolchain that compiles this.
     let rustc = Path::new(env!("CARGO")).with_file_name("rustc");
+    let (dependencies, ptx) = ptx();
     let status = Command::new(rustc)
+        .args(["--extern", &format!("vgpu_ptx={}", ptx.display())])
+        .args(["-L", &format!("dependency={}", dependencies.display())])
         .args([
             "--edition=2024",
             "--crate-type=cdylib",
@@ -47,6 +50,23 @@ fn compile(name: &str, options: &[&str]) -> PathBuf {
         .expect("rustc runs");
     assert!(status.success());
     folder
+}
+
+/// Where this build has its libraries, and the one of `vgpu-ptx` among them: the newest, as the build of
+/// this test has made it, or found it as new as its source.
+fn ptx() -> (PathBuf, PathBuf) {
+    let this = env::current_exe().expect("this test");
+    let dependencies = this.parent().expect("a folder").to_owned();
+    let entries = std::fs::read_dir(&dependencies).expect("a folder");
+    let libraries = entries.filter_map(|entry| {
+        let entry = entry.ok()?;
+        let name = entry.file_name().into_string().ok()?;
+        let is_it = name.starts_with("libvgpu_ptx-") && name.ends_with(".rlib");
+        let made = entry.metadata().ok()?.modified().ok()?;
+        is_it.then(|| (made, entry.path()))
+    });
+    let (_, library) = libraries.max().expect("vgpu-ptx is built with this test");
+    (dependencies, library)
 }
 
 /// The folder of the whole stand-in.

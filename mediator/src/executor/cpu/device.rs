@@ -1,0 +1,423 @@
+//! The processor as a device: PTX by `vgpu-ptx`.
+
+use std::collections::VecDeque;
+use std::io;
+use std::sync::{Arc, Mutex, PoisonError, mpsc};
+
+use vgpu_protocol::op::{MAX_ATTRIBUTES, NO_ATTRIBUTE, ParameterPlace};
+use vgpu_protocol::transport::Waker;
+use vgpu_ptx as ptx;
+
+use crate::executor::gpu::device::{
+    self, Answer, Call, Caller, Description, DeviceError, Done, Layout, OUT_OF_MEMORY,
+};
+
+/// Copies and fills of at most so many bytes are done at once where nothing is before them: they take
+/// no longer than to tell another thread of them.
+const AT_ONCE: u64 = 512 << 10;
+
+type Work = device::Work<Vec<u8>, Function>;
+type Finished = Done<Vec<u8>>;
+
+/// A device, and the stream that its session's work goes to.
+pub(super) struct CpuDevice {
+    description: Description,
+    device: ptx::Device,
+    stream: ptx::Stream,
+    waker: Arc<Waker>,
+    tell: mpsc::Sender<Finished>,
+    finished: mpsc::Receiver<Finished>,
+    /// What was done at once.
+    at_once: VecDeque<Finished>,
+    /// Works of the stream that were not taken from `finished`.
+    queued: usize,
+}
+
+/// A kernel and the module that it belongs to.
+#[derive(Debug, Clone)]
+pub(super) struct Function {
+    module: ptx::Loaded,
+    kernel: ptx::Kernel,
+    /// More than 48 KiB of shared memory may be asked for.
+    shared_opt_in: bool,
+}
+
+impl CpuDevice {
+    /// A device with so many bytes of memory.
+    ///
+    /// # Errors
+    /// The system has no descriptor left.
+    pub(super) fn new(name: &str, memory: u64) -> io::Result<Self> {
+        let config = ptx::Config {
+            memory,
+            ..ptx::Config::default()
+        };
+        let description = description(name, &config);
+        let device = ptx::Device::new(config);
+        let (tell, finished) = mpsc::channel();
+        Ok(Self {
+            description,
+            stream: device.stream(),
+            device,
+            waker: Arc::new(Waker::new()?),
+            tell,
+            finished,
+            at_once: VecDeque::new(),
+            queued: 0,
+        })
+    }
+
+    /// Gives work to the stream; `buffer` has its buffer when it is done.
+    fn queue(&mut self, tag: u64, work: ptx::Work, buffer: &Shared) -> Result<(), DeviceError> {
+        let is_launch = matches!(work, ptx::Work::Launch { .. });
+        let (tell, waker) = (self.tell.clone(), Arc::clone(&self.waker));
+        let buffer = Arc::clone(buffer);
+        let done = move |done: ptx::Done| {
+            let ran = done.ended.saturating_duration_since(done.began);
+            let ns = u64::try_from(ran.as_nanos()).unwrap_or(u64::MAX);
+            // Nobody listens any more where the session is over.
+            let _ = tell.send(Finished {
+                tag,
+                buffer: take(&buffer),
+                result: done.result.map(drop).map_err(error),
+                device_ns: if is_launch { ns } else { 0 },
+            });
+            waker.raise();
+        };
+        self.stream.submit(work, done).map_err(error)?;
+        self.queued += 1;
+        Ok(())
+    }
+}
+
+impl Drop for CpuDevice {
+    fn drop(&mut self) {
+        let text = "the session is over";
+        self.device
+            .kill(ptx::Error::new(ptx::Code::ContextIsDestroyed, text));
+    }
+}
+
+/// A buffer that is the stream's until its work is done.
+type Shared = Arc<Mutex<Option<Vec<u8>>>>;
+
+fn take(buffer: &Shared) -> Option<Vec<u8>> {
+    buffer.lock().unwrap_or_else(PoisonError::into_inner).take()
+}
+
+/// Does what is no launch.
+fn copy(device: &ptx::Device, work: &mut Work) -> Result<(), ptx::Error> {
+    match work {
+        Work::Upload { to, buffer, bytes } => device.write(*to, &buffer[..*bytes]),
+        Work::Download {
+            from,
+            buffer,
+            bytes,
+        } => device.read(*from, &mut buffer[..*bytes]),
+        Work::Copy { to, from, bytes } => device.copy(*to, *from, *bytes),
+        Work::Fill {
+            to,
+            value,
+            element_bytes,
+            count,
+        } => device.fill(*to, *value, (*element_bytes).into(), *count),
+        Work::Launch(_) => unreachable!("launches are the stream's"),
+    }
+}
+
+/// Bytes that a copy or fill moves; nothing for a launch.
+fn moved(work: &Work) -> Option<u64> {
+    match work {
+        Work::Upload { bytes, .. } | Work::Download { bytes, .. } => Some(*bytes as u64),
+        Work::Copy { bytes, .. } => Some(*bytes),
+        Work::Fill {
+            element_bytes,
+            count,
+            ..
+        } => Some(count.saturating_mul((*element_bytes).into())),
+        Work::Launch(_) => None,
+    }
+}
+
+/// The buffer of a copy.
+fn buffer_of(work: Work) -> Option<Vec<u8>> {
+    match work {
+        Work::Upload { buffer, .. } | Work::Download { buffer, .. } => Some(buffer),
+        Work::Copy { .. } | Work::Fill { .. } | Work::Launch(_) => None,
+    }
+}
+
+fn error(error: ptx::Error) -> DeviceError {
+    DeviceError {
+        code: i32::try_from(error.code.number()).unwrap_or(i32::MAX),
+        sticky: error.code.is_sticky(),
+        text: error.text,
+    }
+}
+
+impl device::Device for CpuDevice {
+    type Buffer = Vec<u8>;
+    type Module = ptx::Loaded;
+    type Function = Function;
+    type Caller = CpuCaller;
+
+    const MOST_WORK: usize = 1024;
+    // What is decoded of a text is a good deal larger.
+    const IMAGE_COST: u64 = 16;
+
+    fn description(&self) -> &Description {
+        &self.description
+    }
+
+    fn free_memory(&self) -> Option<u64> {
+        let (used, all) = self.device.memory();
+        Some(all - used)
+    }
+
+    fn buffer(&mut self, bytes: usize) -> Result<Vec<u8>, DeviceError> {
+        let mut buffer = Vec::new();
+        if buffer.try_reserve_exact(bytes).is_err() {
+            let text = format!("no memory for {bytes} bytes on their way");
+            return Err(DeviceError::new(OUT_OF_MEMORY, text));
+        }
+        buffer.resize(bytes, 0);
+        Ok(buffer)
+    }
+
+    fn submit(&mut self, tag: u64, mut work: Work) -> Result<(), DeviceError> {
+        if self.queued == 0 && moved(&work).is_some_and(|bytes| bytes <= AT_ONCE) {
+            let result = copy(&self.device, &mut work).map_err(error);
+            self.at_once.push_back(Finished {
+                tag,
+                buffer: buffer_of(work),
+                result,
+                device_ns: 0,
+            });
+            self.waker.raise();
+            return Ok(());
+        }
+        let shared = Shared::default();
+        let work = match work {
+            Work::Launch(launch) => ptx::Work::Launch {
+                loaded: launch.function.module,
+                kernel: launch.function.kernel,
+                how: ptx::Launch {
+                    shared: launch.shared_bytes,
+                    shared_opt_in: launch.function.shared_opt_in,
+                    deadline: Some(launch.deadline),
+                    ..ptx::Launch::new(launch.grid, launch.block)
+                },
+                parameters: launch.parameters,
+            },
+            Work::Copy { to, from, bytes } => ptx::Work::Copy { to, from, bytes },
+            Work::Fill {
+                to,
+                value,
+                element_bytes,
+                count,
+            } => ptx::Work::Fill {
+                to,
+                value,
+                size: element_bytes.into(),
+                count,
+            },
+            mut transfer @ (Work::Upload { .. } | Work::Download { .. }) => {
+                let (device, shared) = (self.device.clone(), Arc::clone(&shared));
+                ptx::Work::Host(Box::new(move || {
+                    let result = copy(&device, &mut transfer);
+                    *shared.lock().unwrap_or_else(PoisonError::into_inner) = buffer_of(transfer);
+                    result
+                }))
+            }
+        };
+        self.queue(tag, work, &shared)
+    }
+
+    fn wake_at_end(&mut self) -> Result<(), DeviceError> {
+        // It is raised after each work.
+        Ok(())
+    }
+
+    fn next_done(&mut self) -> Option<Finished> {
+        // Done at once is only what had nothing before it.
+        if let Some(finished) = self.at_once.pop_front() {
+            return Some(finished);
+        }
+        let finished = self.finished.try_recv().ok()?;
+        self.queued -= 1;
+        Some(finished)
+    }
+
+    fn is_gone(&self) -> bool {
+        // Its kernels end when they are told to.
+        false
+    }
+
+    fn waker(&self) -> &Arc<Waker> {
+        &self.waker
+    }
+
+    fn caller(&self) -> CpuCaller {
+        CpuCaller(self.device.clone())
+    }
+
+    fn set_attribute(
+        &mut self,
+        function: &mut Function,
+        attribute: u32,
+        value: i32,
+    ) -> Result<(), DeviceError> {
+        let invalid = || {
+            let text = format!("attribute {attribute} cannot be {value}");
+            Err(DeviceError::new(device::INVALID_VALUE, text))
+        };
+        match attribute {
+            MAX_DYNAMIC_SHARED => {
+                let fixed = function.kernel.shared_bytes;
+                let most = SHARED_OPT_IN.saturating_sub(fixed);
+                match u32::try_from(value) {
+                    Ok(value) if value <= most => {
+                        function.shared_opt_in = true;
+                        Ok(())
+                    }
+                    _ => invalid(),
+                }
+            }
+            CARVEOUT if (-1..=100).contains(&value) => Ok(()),
+            _ => invalid(),
+        }
+    }
+}
+
+/// Makes the device's calls.
+#[derive(Clone)]
+pub(super) struct CpuCaller(ptx::Device);
+
+impl Caller for CpuCaller {
+    type Module = ptx::Loaded;
+    type Function = Function;
+
+    const MAY_WAIT: bool = false;
+
+    fn call(&self, call: Call<ptx::Loaded>) -> Result<Answer<ptx::Loaded, Function>, DeviceError> {
+        Ok(match call {
+            Call::Allocate(bytes) => Answer::Address(self.0.allocate(bytes).map_err(error)?),
+            Call::Free(address) => {
+                self.0.free(address).map_err(error)?;
+                Answer::Done
+            }
+            Call::Load(image) => {
+                let module = ptx::Module::load(&image).map_err(error)?;
+                Answer::Module(self.0.load(&module).map_err(error)?)
+            }
+            Call::Unload(module) => {
+                self.0.unload(&module).map_err(error)?;
+                Answer::Done
+            }
+            Call::Function(module, name) => {
+                let kernel = module.module().kernel(&name).map_err(error)?;
+                let layout = layout(&kernel, module.module());
+                let function = Function {
+                    module,
+                    kernel,
+                    shared_opt_in: false,
+                };
+                Answer::Function(function, layout)
+            }
+            Call::Global(module, name) => {
+                let (address, bytes) = module.variable(&name).map_err(error)?;
+                Answer::Global(address, bytes)
+            }
+        })
+    }
+}
+
+/// `CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES`.
+const MAX_DYNAMIC_SHARED: u32 = 8;
+/// `CU_FUNC_ATTRIBUTE_PREFERRED_SHARED_MEMORY_CARVEOUT`.
+const CARVEOUT: u32 = 9;
+/// Shared memory of a block where a kernel asks for it.
+const SHARED_OPT_IN: u32 = 227 << 10;
+/// The same where it does not.
+const SHARED: u32 = 48 << 10;
+
+fn layout(kernel: &ptx::Kernel, module: &ptx::Module) -> Layout {
+    let number = |n: u32| i32::try_from(n).unwrap_or(i32::MAX);
+    let (major, minor) = module.version();
+    let (cc_major, cc_minor) = ptx::COMPUTE_CAPABILITY;
+    Layout {
+        parameter_bytes: kernel.parameter_bytes,
+        parameters: kernel
+            .parameters
+            .iter()
+            .map(|parameter| ParameterPlace {
+                offset: parameter.offset,
+                size: parameter.size,
+            })
+            .collect(),
+        // In the order of CUfunction_attribute.
+        attributes: vec![
+            number(kernel.max_threads),
+            number(kernel.shared_bytes),
+            i32::try_from(kernel.const_bytes).unwrap_or(i32::MAX),
+            number(kernel.local_bytes),
+            number(kernel.registers),
+            number(10 * major + minor),
+            number(10 * cc_major + cc_minor),
+            0,
+            number(SHARED.saturating_sub(kernel.shared_bytes)),
+            -1,
+        ],
+    }
+}
+
+/// What the device is, in the terms of a GPU.
+fn description(name: &str, config: &ptx::Config) -> Description {
+    let (major, minor) = ptx::COMPUTE_CAPABILITY;
+    let number = |n: u32| i32::try_from(n).unwrap_or(i32::MAX);
+    // Numbers of CUdevice_attribute.
+    let known = [
+        (1, 1024), // threads of a block
+        (2, 1024), // of a block, x, y, z
+        (3, 1024),
+        (4, 64),
+        (5, i32::MAX), // of a grid, x, y, z
+        (6, 65_535),
+        (7, 65_535),
+        (8, number(SHARED)),          // shared memory of a block
+        (9, 64 << 10),                // constant memory
+        (10, 32),                     // lanes of a warp
+        (11, i32::MAX),               // pitch
+        (12, 64 << 10),               // registers of a block
+        (13, 1_000_000),              // kHz
+        (14, 512),                    // alignment of textures
+        (16, number(config.workers)), // multiprocessors
+        (31, 1),                      // kernels at once
+        (36, 1_000_000),              // kHz of the memory
+        (37, 64),                     // bits of its bus
+        (38, 1 << 20),                // level 2 cache
+        (39, 2048),                   // threads of a multiprocessor
+        (40, 1),                      // copy engines
+        (41, 1),                      // one address space
+        (75, number(major)),          // compute capability
+        (76, number(minor)),
+        (81, number(SHARED_OPT_IN + (1 << 10))), // shared memory of a multiprocessor
+        (82, 64 << 10),                          // its registers
+        (97, number(SHARED_OPT_IN)),             // shared memory of a block that asks for it
+        (106, 32),                               // blocks of a multiprocessor
+        (111, 1 << 10),                          // shared memory that the system keeps
+    ];
+    let mut attributes = vec![0; 136];
+    attributes[0] = NO_ATTRIBUTE;
+    for (attribute, value) in known {
+        attributes[attribute] = value;
+    }
+    debug_assert!(attributes.len() <= MAX_ATTRIBUTES);
+    Description {
+        name: name.to_owned(),
+        uuid: *b"vgpu-ptx on cpu!",
+        total_memory: config.memory,
+        driver_version: 12_040,
+        attributes,
+    }
+}

@@ -1,0 +1,607 @@
+//! The operations on a device: what the CUDA driver API offers, for one session.
+//!
+//! | file | job |
+//! |---|---|
+//! | `device` | what a device of either kind does for this |
+//! | `ranges` | which addresses the session may name |
+//! | `transfers` | data between the guest's stream and the device |
+//! | `modules` | code on the device |
+//! | `queue` | what the device has to do, and who waits for it |
+//!
+//! Everything here is the same for a GPU and for the processor in its place: quotas, handles, the check
+//! of every address, who waits for what, and how failures are told. Nothing waits. What is queued is over
+//! for its request; if it fails later, that is told with the request's number. After an error that ends a
+//! context, as on a GPU, everything fails in the same way until the session is over.
+
+pub(super) mod device;
+mod modules;
+mod queue;
+mod ranges;
+mod transfers;
+
+use std::collections::{BTreeMap, VecDeque};
+use std::time::{Duration, Instant};
+
+use vgpu_protocol::frame::FrameHeader;
+use vgpu_protocol::op::field::{Bytes, StreamRef};
+use vgpu_protocol::op::{
+    Body, CopyFromDevice, CopyFromDeviceReply, CopyToDevice, CopyToDeviceReply, CopyWithinDevice,
+    CopyWithinDeviceReply, DeviceInfoReply, FenceReply, Fill, FillReply, MemoryFreeReply,
+    MemoryInfoReply, ModuleLoad, Op, QuietFailure, Request,
+};
+use vgpu_protocol::session::server::{Failure, Outcome};
+use vgpu_protocol::status::{ErrorCode, Status};
+use vgpu_protocol::transport::Waker;
+
+use super::no_failures;
+use crate::session::SessionEnd;
+use crate::session::backend::{Event, NotOpened};
+use device::{Call, Device, DeviceError, INVALID_VALUE, Work};
+use modules::Modules;
+use queue::{Calling, Purpose, Queued, Reclaim, Wait, What};
+use ranges::{Ranges, counted};
+use transfers::{Download, Image, Pool, Upload, room_of};
+
+/// `CUDA_ERROR_INVALID_DEVICE`.
+const INVALID_DEVICE: i32 = 101;
+
+/// Copies to the device whose bytes wait in its queue.
+const MOST_UPLOADS: usize = 48;
+
+/// How often those who wait for the device are told that it works.
+const BEAT: Duration = Duration::from_millis(500);
+
+/// How long one call of the driver may take before the device counts as lost.
+const LONGEST_CALL: Duration = Duration::from_secs(300);
+
+/// What a session may have of a device.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Limits {
+    /// Bytes of device memory.
+    pub memory: u64,
+    /// Objects of each kind.
+    pub objects: u32,
+    /// Longest time that a kernel may run.
+    pub kernel_time: Duration,
+}
+
+/// Longest time that a kernel may run where nothing else is said.
+pub const KERNEL_TIME: Duration = Duration::from_secs(60);
+
+/// What a request is refused with.
+type Refused = Failure;
+
+/// The state of one session on one device.
+pub(super) struct Gpu<D: Device> {
+    device: D,
+    limits: Limits,
+    /// Bytes of the quota in use.
+    used: u64,
+    ranges: Ranges,
+    modules: Modules<D>,
+    pool: Pool<D::Buffer>,
+    uploads: Vec<Upload<D::Buffer>>,
+    downloads: Vec<Download<D::Buffer>>,
+    images: Vec<(Image, ModuleLoad)>,
+    /// Images that are whole and have yet to be loaded.
+    whole: VecDeque<(Image, ModuleLoad)>,
+    /// What the device has to do, by tag.
+    queue: BTreeMap<u64, Queued>,
+    last_tag: u64,
+    uploads_queued: usize,
+    waits: Vec<Wait>,
+    /// What is given back when the work before it is done.
+    reclaims: VecDeque<Reclaim<D::Module>>,
+    /// An allocation that waits for what is given back.
+    short: Option<(u32, u64)>,
+    /// A call under way in a thread of its own.
+    calling: Option<Calling<D>>,
+    events: VecDeque<Event>,
+    /// Failures that no Fence has told.
+    failures: FenceReply,
+    /// What everything is answered with since the context ended.
+    fault: Option<Failure>,
+    lost: bool,
+    /// Nanoseconds of kernels of which no answer has told.
+    untold_ns: u64,
+    beat: Instant,
+}
+
+impl<D: Device> std::fmt::Debug for Gpu<D> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Gpu")
+            .field("used", &self.used)
+            .field("queue", &self.queue.len())
+            .finish_non_exhaustive()
+    }
+}
+
+fn refused(code: ErrorCode, text: impl Into<String>) -> Refused {
+    Failure {
+        status: code.into(),
+        text: text.into(),
+    }
+}
+
+fn invalid(text: impl Into<String>) -> Refused {
+    Failure::from(&DeviceError::new(INVALID_VALUE, text))
+}
+
+/// The one stream there is.
+fn stream(stream: StreamRef) -> Result<(), Refused> {
+    match stream.handle() {
+        None => Ok(()),
+        Some(handle) => Err(refused(
+            ErrorCode::Handle,
+            format!("{handle:?} names a stream that is not open"),
+        )),
+    }
+}
+
+impl<D: Device> Gpu<D> {
+    pub(super) fn new(device: D, limits: Limits) -> Self {
+        Self {
+            device,
+            limits,
+            used: 0,
+            ranges: Ranges::default(),
+            modules: Modules::new(limits.objects),
+            pool: Pool::default(),
+            uploads: Vec::new(),
+            downloads: Vec::new(),
+            images: Vec::new(),
+            whole: VecDeque::new(),
+            queue: BTreeMap::new(),
+            last_tag: 0,
+            uploads_queued: 0,
+            waits: Vec::new(),
+            reclaims: VecDeque::new(),
+            short: None,
+            calling: None,
+            events: VecDeque::new(),
+            failures: no_failures(),
+            fault: None,
+            lost: false,
+            untold_ns: 0,
+            beat: Instant::now(),
+        }
+    }
+
+    /// Takes a request that is about the device; gives back what is not.
+    pub(super) fn start(&mut self, header: &FrameHeader, request: Request) -> Result<(), Request> {
+        let id = header.request_id;
+        let outcome = match request {
+            Request::DeviceInfo(info) => self.device_info(info.device).map(Some),
+            Request::MemoryInfo(_) => Ok(Some(self.memory_info())),
+            Request::MemoryAllocate(_)
+            | Request::MemoryFree(_)
+            | Request::CopyToDevice(_)
+            | Request::CopyFromDevice(_)
+            | Request::CopyWithinDevice(_)
+            | Request::Fill(_)
+            | Request::ModuleLoad(_)
+            | Request::ModuleUnload(_)
+            | Request::ModuleFunction(_)
+            | Request::ModuleGlobal(_)
+            | Request::FunctionSetAttribute(_)
+            | Request::Launch(_)
+            | Request::Synchronize(_)
+            | Request::StreamSynchronize(_) => match &self.fault {
+                Some(fault) => Err(fault.clone()),
+                None => self.begin(id, request),
+            },
+            other => return Err(other),
+        };
+        match outcome {
+            Ok(Some(body)) => self.done(id, Ok(body)),
+            Ok(None) => {}
+            Err(failure) => self.done(id, Err(failure)),
+        }
+        Ok(())
+    }
+
+    /// Begins what needs a context that is sound: the body of its reply, where it is over at once.
+    fn begin(&mut self, id: u32, request: Request) -> Result<Option<Vec<u8>>, Refused> {
+        match request {
+            Request::MemoryAllocate(allocate) => self.allocate(id, allocate.bytes.get()),
+            Request::MemoryFree(free) => self.free(id, free.address),
+            Request::CopyToDevice(copy) => self.copy_to(id, &copy),
+            Request::CopyFromDevice(copy) => self.copy_from(id, &copy),
+            Request::CopyWithinDevice(copy) => self.copy_within(id, &copy),
+            Request::Fill(fill) => self.fill(id, &fill),
+            Request::ModuleLoad(load) => self.load(id, load),
+            Request::ModuleUnload(unload) => self.unload(id, unload.module),
+            Request::ModuleFunction(lookup) => self.function(id, lookup),
+            Request::ModuleGlobal(lookup) => self.global(id, lookup),
+            Request::FunctionSetAttribute(set) => self.set_attribute(&set),
+            Request::Launch(launch) => self.launch(id, launch),
+            Request::Synchronize(_) => self.synchronize(id, Op::Synchronize),
+            Request::StreamSynchronize(wait) => {
+                stream(wait.stream)?;
+                self.synchronize(id, Op::StreamSynchronize)
+            }
+            _ => unreachable!("`start` has sorted it out"),
+        }
+    }
+
+    fn done(&mut self, id: u32, outcome: Outcome) {
+        self.events.push_back(Event::Done(id, outcome));
+    }
+
+    fn device_info(&self, device: u32) -> Result<Vec<u8>, Refused> {
+        if device > 0 {
+            let error = DeviceError::new(INVALID_DEVICE, format!("there is no device {device}"));
+            return Err(Failure::from(&error));
+        }
+        let description = self.device.description();
+        let mut reply = DeviceInfoReply {
+            devices: 1,
+            total_memory: self.limits.memory,
+            driver_version: description.driver_version,
+            uuid: Bytes::new(&description.uuid).expect("16 bytes"),
+            name: description.name.as_str().into(),
+            attributes: Default::default(),
+        };
+        for value in &description.attributes {
+            if reply.attributes.push(*value).is_err() {
+                break;
+            }
+        }
+        Ok(reply.encode())
+    }
+
+    fn memory_info(&self) -> Vec<u8> {
+        let own = self.limits.memory.saturating_sub(self.used);
+        let free = self.device.free_memory().map_or(own, |all| all.min(own));
+        let total = self.limits.memory;
+        MemoryInfoReply { free, total }.encode()
+    }
+
+    /// Counts `bytes` to the quota, before anybody is asked for them.
+    fn count(&mut self, bytes: u64, what: &str) -> Result<(), Refused> {
+        let total = self.limits.memory;
+        match self.used.checked_add(bytes).filter(|used| *used <= total) {
+            Some(used) => {
+                self.used = used;
+                Ok(())
+            }
+            None => Err(refused(
+                ErrorCode::QuotaMemory,
+                format!(
+                    "{what} needs {bytes} bytes; this session has {} left of {total}",
+                    total.saturating_sub(self.used)
+                ),
+            )),
+        }
+    }
+
+    fn allocate(&mut self, id: u32, bytes: u64) -> Result<Option<Vec<u8>>, Refused> {
+        let most = self.limits.objects;
+        if self.ranges.allocations() >= most as usize {
+            let text = format!("{most} allocations are there, and no more are allowed");
+            return Err(refused(ErrorCode::QuotaHandles, text));
+        }
+        match self.count(counted(bytes).unwrap_or(u64::MAX), "an allocation") {
+            Ok(()) => self.call(Purpose::Allocate { id, bytes }, Call::Allocate(bytes)),
+            // What is about to be given back may do.
+            Err(_) if !self.reclaims.is_empty() => self.short = Some((id, bytes)),
+            Err(refused) => return Err(refused),
+        }
+        Ok(None)
+    }
+
+    fn free(&mut self, id: u32, address: u64) -> Result<Option<Vec<u8>>, Refused> {
+        let Some(bytes) = self.ranges.remove_allocation(address) else {
+            return Err(invalid(format!(
+                "no allocation of this session begins at {address:#x}"
+            )));
+        };
+        self.reclaim(Reclaim::memory(id, self.last_tag, address, bytes));
+        Ok(Some(MemoryFreeReply {}.encode()))
+    }
+
+    fn copy_to(&mut self, id: u32, copy: &CopyToDevice) -> Result<Option<Vec<u8>>, Refused> {
+        stream(copy.stream)?;
+        let bytes = copy.bytes.get();
+        self.ranges.check(copy.to, bytes).map_err(invalid)?;
+        let (upload, room) = Upload::new(id, copy.to, bytes, &mut self.pool);
+        if room > 0 {
+            self.events.push_back(Event::Room(id, room));
+        }
+        self.uploads.push(upload);
+        Ok(None)
+    }
+
+    fn copy_from(&mut self, id: u32, copy: &CopyFromDevice) -> Result<Option<Vec<u8>>, Refused> {
+        stream(copy.stream)?;
+        let bytes = copy.bytes.get();
+        self.ranges.check(copy.from, bytes).map_err(invalid)?;
+        let download = Download::new(id, copy.from, bytes, &mut self.pool);
+        self.downloads.push(download);
+        self.ask_for_more(id);
+        Ok(None)
+    }
+
+    fn copy_within(
+        &mut self,
+        id: u32,
+        copy: &CopyWithinDevice,
+    ) -> Result<Option<Vec<u8>>, Refused> {
+        stream(copy.stream)?;
+        let bytes = copy.bytes.get();
+        let (to, from) = (copy.to, copy.from);
+        self.ranges.check(to, bytes).map_err(invalid)?;
+        self.ranges.check(from, bytes).map_err(invalid)?;
+        let what = What::Other(id, Op::CopyWithinDevice);
+        self.submit(what, Work::Copy { to, from, bytes })?;
+        Ok(Some(CopyWithinDeviceReply {}.encode()))
+    }
+
+    fn fill(&mut self, id: u32, fill: &Fill) -> Result<Option<Vec<u8>>, Refused> {
+        stream(fill.stream)?;
+        let size = u64::from(fill.element_bytes);
+        if !fill.to.is_multiple_of(size) {
+            return Err(invalid(format!(
+                "elements of {size} bytes at {:#x}, which is no multiple of that",
+                fill.to
+            )));
+        }
+        let count = fill.count.get();
+        let bytes = count.saturating_mul(size);
+        self.ranges.check(fill.to, bytes).map_err(invalid)?;
+        let work = Work::Fill {
+            to: fill.to,
+            value: fill.value,
+            element_bytes: fill.element_bytes,
+            count,
+        };
+        self.submit(What::Other(id, Op::Fill), work)?;
+        Ok(Some(FillReply {}.encode()))
+    }
+
+    /// Asks the device for more of a download, as much as there are buffers for.
+    fn ask_for_more(&mut self, id: u32) {
+        loop {
+            let Some(download) = self.downloads.iter_mut().find(|d| d.id == id) else {
+                return;
+            };
+            let next = match download.next(&mut self.device, &mut self.pool) {
+                Ok(None) => return,
+                Ok(Some(next)) => next,
+                Err(error) => return self.fail_transfer(id, &error),
+            };
+            let (from, buffer, bytes) = next;
+            let work = Work::Download {
+                from,
+                buffer,
+                bytes,
+            };
+            if let Err(failure) = self.submit(What::Download(id, bytes), work) {
+                return self.end_transfer(id, Err(failure));
+            }
+        }
+    }
+
+    fn fail_transfer(&mut self, id: u32, error: &DeviceError) {
+        let failure = self.failure(id, error);
+        self.end_transfer(id, Err(failure));
+    }
+
+    /// A copy or an image is over.
+    fn end_transfer(&mut self, id: u32, outcome: Outcome) {
+        if self.forget_transfer(id) {
+            self.done(id, outcome);
+        }
+    }
+
+    /// Returns whether there was one.
+    fn forget_transfer(&mut self, id: u32) -> bool {
+        if let Some(at) = self.uploads.iter().position(|upload| upload.id == id) {
+            self.uploads.swap_remove(at).end(&mut self.pool);
+        } else if let Some(at) = self.downloads.iter().position(|d| d.id == id) {
+            self.downloads.swap_remove(at).end(&mut self.pool);
+        } else if let Some(at) = self.images.iter().position(|(image, _)| image.id == id) {
+            let (image, load) = self.images.swap_remove(at);
+            self.spoil_image(&image, &load, ErrorCode::Cancelled, "its data never came");
+        } else {
+            return false;
+        }
+        true
+    }
+
+    /// Whether the data of request `id` is handled here.
+    pub(super) fn has(&self, id: u32) -> bool {
+        self.uploads.iter().any(|upload| upload.id == id)
+            || self.downloads.iter().any(|download| download.id == id)
+            || self.images.iter().any(|(image, _)| image.id == id)
+    }
+
+    pub(super) fn input(&mut self, id: u32) -> &mut [u8] {
+        if let Some(at) = self.images.iter().position(|(image, _)| image.id == id) {
+            return self.images[at].0.room();
+        }
+        let Some(at) = self.uploads.iter().position(|upload| upload.id == id) else {
+            return &mut [];
+        };
+        // Looked at once more, as the borrow of the failing case would last.
+        let failed = self.uploads[at]
+            .room(&mut self.device, &mut self.pool)
+            .err();
+        if let Some(error) = failed {
+            self.fail_transfer(id, &error);
+            return &mut [];
+        }
+        let room = self.uploads[at].room(&mut self.device, &mut self.pool);
+        room.unwrap_or_default()
+    }
+
+    pub(super) fn filled(&mut self, id: u32, n: usize) {
+        if let Some(at) = self.images.iter().position(|(image, _)| image.id == id) {
+            self.images[at].0.filled(n);
+            if self.images[at].0.is_over() {
+                let image = self.images.swap_remove(at);
+                self.whole.push_back(image);
+                self.go_on();
+            }
+            return;
+        }
+        let Some(upload) = self.uploads.iter_mut().find(|upload| upload.id == id) else {
+            return;
+        };
+        let Some(full) = upload.filled(n) else {
+            return;
+        };
+        let over = upload.is_over();
+        let work = Work::Upload {
+            to: full.to,
+            buffer: full.buffer,
+            bytes: full.bytes,
+        };
+        match self.submit(What::Upload(id), work) {
+            Ok(()) if over => self.end_transfer(id, Ok(CopyToDeviceReply {}.encode())),
+            Ok(()) => {}
+            Err(failure) => self.end_transfer(id, Err(failure)),
+        }
+    }
+
+    pub(super) fn output(&mut self, id: u32) -> &[u8] {
+        let download = self.downloads.iter().find(|download| download.id == id);
+        download.map_or(&[], Download::output)
+    }
+
+    pub(super) fn sent(&mut self, id: u32, n: usize) {
+        let Some(download) = self.downloads.iter_mut().find(|d| d.id == id) else {
+            return;
+        };
+        download.sent(n, &mut self.pool);
+        if download.is_over() {
+            self.end_transfer(id, Ok(CopyFromDeviceReply {}.encode()));
+        } else {
+            self.ask_for_more(id);
+        }
+    }
+
+    pub(super) fn cancel(&mut self, id: u32) {
+        self.forget_transfer(id);
+        self.waits.retain(|wait| wait.id != id);
+        if self.short.is_some_and(|(short, _)| short == id) {
+            self.short = None;
+        }
+        if let Some(calling) = &mut self.calling {
+            calling.purpose.forget(id);
+        }
+        self.whole.retain(|(image, _)| image.id != id);
+        self.events.retain(|event| event.request() != Some(id));
+    }
+
+    /// Whether another request may be started.
+    pub(super) fn may_start(&self) -> bool {
+        self.calling.is_none()
+            && self.short.is_none()
+            && self.whole.is_empty()
+            && self.queue.len() < D::MOST_WORK
+            && self.uploads_queued < MOST_UPLOADS
+    }
+
+    /// What is waited for; `None` while nothing is under way.
+    pub(super) fn awaited(&self) -> Option<&Waker> {
+        let idle = self.queue.is_empty() && self.calling.is_none();
+        (!idle && !self.lost).then(|| &**self.device.waker())
+    }
+
+    /// What has happened, once the device has been asked.
+    pub(super) fn next_event(&mut self) -> Option<Event> {
+        if self.events.is_empty() {
+            // Before the look at what it was raised for.
+            self.device.waker().lower();
+            self.look();
+        }
+        self.events.pop_front()
+    }
+
+    /// The failures that no Fence has told.
+    pub(super) fn take_failures(&mut self) -> FenceReply {
+        if self.failures != no_failures() {
+            self.events.push_back(Event::Failures(false));
+        }
+        std::mem::replace(&mut self.failures, no_failures())
+    }
+
+    /// What request `id` is told of an error, which may have ended the context.
+    fn failure(&mut self, id: u32, error: &DeviceError) -> Failure {
+        if let Some(fault) = &self.fault {
+            return fault.clone();
+        }
+        if !error.sticky {
+            return Failure::from(error);
+        }
+        // A device tells of a kernel's fault by whatever is called next.
+        while let Some(done) = self.device.next_done() {
+            self.work_is_over(done);
+        }
+        let mut queued = self.queue.values();
+        if let Some((kernel, op)) = queued.find_map(Queued::kernel) {
+            self.failed_late(kernel, op, error);
+        }
+        match &self.fault {
+            Some(fault) => fault.clone(),
+            None => {
+                let failure = Failure::from(error);
+                self.end_context(failure.clone(), Some(id));
+                failure
+            }
+        }
+    }
+
+    /// Request `id` has failed after it was answered.
+    fn failed_late(&mut self, id: u32, op: Op, error: &DeviceError) {
+        if self.fault.is_some() {
+            return;
+        }
+        let status = Status::from_raw(error.code.max(1));
+        self.note_failure(QuietFailure {
+            request_id: id,
+            op,
+            status,
+        });
+        if error.sticky {
+            let text = format!("{op}, request {id}, failed: {}", error.text);
+            self.end_context(Failure { status, text }, None);
+        }
+    }
+
+    fn note_failure(&mut self, failure: QuietFailure) {
+        if self.failures.failures.push(failure).is_err() {
+            self.failures.dropped = self.failures.dropped.saturating_add(1);
+        }
+        self.events.push_back(Event::Failures(true));
+    }
+
+    /// From here on everything is answered with `fault`; so is all that is under way, but `except`.
+    fn end_context(&mut self, fault: Failure, except: Option<u32>) {
+        self.fault = Some(fault.clone());
+        let mut under_way: Vec<u32> = self.waits.drain(..).map(|wait| wait.id).collect();
+        under_way.extend(self.short.take().map(|(id, _)| id));
+        under_way.extend(self.whole.drain(..).map(|(image, _)| image.id));
+        under_way.extend(self.uploads.iter().map(|upload| upload.id));
+        under_way.extend(self.downloads.iter().map(|download| download.id));
+        under_way.extend(self.images.iter().map(|(image, _)| image.id));
+        if let Some(calling) = &mut self.calling {
+            under_way.extend(calling.purpose.take_id());
+        }
+        for id in under_way.into_iter().filter(|id| Some(*id) != except) {
+            self.forget_transfer(id);
+            self.done(id, Err(fault.clone()));
+        }
+    }
+
+    /// The device answers no more: the session is over.
+    fn lose(&mut self, text: &str) {
+        self.lost = true;
+        self.events.push_back(Event::Lost(NotOpened {
+            code: ErrorCode::BackendLost,
+            text: text.to_owned(),
+            end: SessionEnd::ExecutorLost(text.to_owned()),
+        }));
+    }
+}

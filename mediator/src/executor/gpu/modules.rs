@@ -1,0 +1,327 @@
+//! Code on the device: modules by their handles, kernels by their numbers in them.
+
+use std::collections::{BTreeSet, HashMap};
+
+use vgpu_protocol::handle::{Handle, HandleKind, HandleTable};
+use vgpu_protocol::op::{
+    Body, FunctionSetAttribute, FunctionSetAttributeReply, ModuleFunction, ModuleFunctionReply,
+    ModuleGlobal, ModuleGlobalReply, ModuleLoad, ModuleLoadReply, ModuleUnloadReply,
+};
+use vgpu_protocol::session::server::Failure;
+use vgpu_protocol::status::ErrorCode;
+
+use super::device::{Answer, Call, Device, DeviceError, Layout};
+use super::queue::{Purpose, Reclaim};
+use super::transfers::Image;
+use super::{Gpu, Refused, invalid, refused};
+
+/// The modules of a session.
+pub(super) struct Modules<D: Device> {
+    table: HandleTable<Entry<D>>,
+    most_functions: usize,
+}
+
+enum Entry<D: Device> {
+    /// Its image is coming, or being loaded.
+    Loading {
+        counted: u64,
+    },
+    Loaded(Loaded<D>),
+    /// It could not be loaded; whatever names it fails in the same way.
+    Failed(Failure),
+}
+
+struct Loaded<D: Device> {
+    module: D::Module,
+    functions: Vec<Kernel<D::Function>>,
+    numbers: HashMap<String, usize>,
+    /// Where its variables lie that were looked up.
+    variables: BTreeSet<u64>,
+    /// Bytes of the quota.
+    counted: u64,
+}
+
+/// A kernel that was looked up.
+#[derive(Debug)]
+pub(super) struct Kernel<F> {
+    name: String,
+    function: F,
+    reply: ModuleFunctionReply,
+}
+
+impl<F: Clone> Kernel<F> {
+    pub(super) fn name(&self) -> &str {
+        &self.name
+    }
+
+    pub(super) fn parameter_bytes(&self) -> u32 {
+        self.reply.parameter_bytes
+    }
+
+    pub(super) fn function(&self) -> F {
+        self.function.clone()
+    }
+}
+
+impl<D: Device> Modules<D> {
+    pub(super) fn new(most: u32) -> Self {
+        Self {
+            table: HandleTable::new(HandleKind::Module, most),
+            most_functions: most as usize,
+        }
+    }
+
+    fn entry(&mut self, module: Handle) -> Result<&mut Entry<D>, Refused> {
+        let named = self.table.get_mut(module);
+        named.map_err(|error| refused(ErrorCode::Handle, format!("{module:?} {error}")))
+    }
+
+    fn loaded(&mut self, module: Handle) -> Result<&mut Loaded<D>, Refused> {
+        match self.entry(module)? {
+            Entry::Loaded(loaded) => Ok(loaded),
+            Entry::Failed(failure) => Err(failure.clone()),
+            Entry::Loading { .. } => Err(refused(
+                ErrorCode::Handle,
+                format!("{module:?} names a module that is being loaded"),
+            )),
+        }
+    }
+
+    /// A kernel by its number.
+    pub(super) fn kernel(
+        &mut self,
+        module: Handle,
+        function: u32,
+    ) -> Result<&mut Kernel<D::Function>, Refused> {
+        let loaded = self.loaded(module)?;
+        let known = loaded.functions.len();
+        loaded.functions.get_mut(function as usize).ok_or_else(|| {
+            let text = format!("kernel {function} of {module:?}, of which {known} were looked up");
+            refused(ErrorCode::Handle, text)
+        })
+    }
+}
+
+impl<D: Device> Gpu<D> {
+    pub(super) fn load(&mut self, id: u32, load: ModuleLoad) -> Result<Option<Vec<u8>>, Refused> {
+        let module = load.module;
+        let bytes = load.bytes.get();
+        self.modules
+            .table
+            .open(module, Entry::Loading { counted: 0 })
+            .map_err(|error| refused(ErrorCode::Handle, format!("{module:?} {error}")))?;
+        let counted = bytes.saturating_mul(D::IMAGE_COST);
+        let outcome = self.count(counted, "a module").and_then(|()| {
+            let coming = self.images.iter().chain(&self.whole);
+            let coming: u64 = coming.map(|(image, _)| image.whole() as u64).sum();
+            if coming + bytes > vgpu_protocol::op::MAX_IMAGE {
+                self.used -= counted;
+                let text = format!("{coming} bytes of images are coming already");
+                return Err(refused(ErrorCode::QuotaMemory, text));
+            }
+            Ok(())
+        });
+        if let Err(failure) = outcome {
+            *self.modules.entry(module)? = Entry::Failed(failure.clone());
+            return Err(failure);
+        }
+        *self.modules.entry(module)? = Entry::Loading { counted };
+        let whole = usize::try_from(bytes).expect("at most MAX_IMAGE");
+        let (image, room) = Image::new(id, whole);
+        self.events.push_back(super::Event::Room(id, room));
+        self.images.push((image, load));
+        Ok(None)
+    }
+
+    /// An image that will not be loaded.
+    pub(super) fn spoil_image(
+        &mut self,
+        image: &Image,
+        load: &ModuleLoad,
+        code: ErrorCode,
+        text: &str,
+    ) {
+        log::debug!("request {}: the module is not loaded: {text}", image.id);
+        let failure = self.fault.clone();
+        let failure = failure.unwrap_or_else(|| refused(code, format!("the module: {text}")));
+        self.spoil(load.module, failure);
+    }
+
+    fn spoil(&mut self, module: Handle, failure: Failure) {
+        if let Ok(entry) = self.modules.entry(module)
+            && let Entry::Loading { counted } = entry
+        {
+            self.used -= *counted;
+            *entry = Entry::Failed(failure);
+        }
+    }
+
+    /// What came of loading a module.
+    pub(super) fn loaded(
+        &mut self,
+        id: u32,
+        module: Handle,
+        answer: Result<Answer<D::Module, D::Function>, DeviceError>,
+    ) {
+        let loaded = match answer {
+            Ok(Answer::Module(loaded)) => loaded,
+            Ok(_) => {
+                let text = "the device's driver answered something else";
+                return self.load_failed(id, module, refused(ErrorCode::Internal, text));
+            }
+            Err(error) => {
+                let failure = self.failure(id, &error);
+                return self.load_failed(id, module, failure);
+            }
+        };
+        if let Ok(entry) = self.modules.entry(module)
+            && let Entry::Loading { counted } = entry
+        {
+            *entry = Entry::Loaded(Loaded {
+                module: loaded,
+                functions: Vec::new(),
+                numbers: HashMap::new(),
+                variables: BTreeSet::new(),
+                counted: *counted,
+            });
+        }
+        if id != 0 {
+            self.done(id, Ok(ModuleLoadReply {}.encode()));
+        }
+    }
+
+    fn load_failed(&mut self, id: u32, module: Handle, failure: Failure) {
+        self.spoil(module, failure.clone());
+        if id != 0 {
+            self.done(id, Err(failure));
+        }
+    }
+
+    pub(super) fn unload(&mut self, id: u32, module: Handle) -> Result<Option<Vec<u8>>, Refused> {
+        if let Entry::Loading { .. } = self.modules.entry(module)? {
+            let text = format!("{module:?} names a module that is being loaded");
+            return Err(refused(ErrorCode::Handle, text));
+        }
+        let closed = self.modules.table.close(module);
+        if let Ok(Entry::Loaded(loaded)) = closed {
+            for variable in loaded.variables {
+                self.ranges.remove_variable(variable);
+            }
+            let reclaim = Reclaim::module(id, self.last_tag, loaded.module, loaded.counted);
+            self.reclaim(reclaim);
+        }
+        Ok(Some(ModuleUnloadReply {}.encode()))
+    }
+
+    pub(super) fn function(
+        &mut self,
+        id: u32,
+        lookup: ModuleFunction,
+    ) -> Result<Option<Vec<u8>>, Refused> {
+        let module = lookup.module;
+        let most = self.modules.most_functions;
+        let loaded = self.modules.loaded(module)?;
+        let name = lookup.name.as_str();
+        if let Some(number) = loaded.numbers.get(name) {
+            return Ok(Some(loaded.functions[*number].reply.encode()));
+        }
+        if loaded.functions.len() >= most {
+            let text = format!("{most} kernels of this module were looked up already");
+            return Err(refused(ErrorCode::QuotaHandles, text));
+        }
+        let call = Call::Function(loaded.module.clone(), name.to_owned());
+        let name = name.to_owned();
+        self.call(Purpose::Function { id, module, name }, call);
+        Ok(None)
+    }
+
+    pub(super) fn found_function(
+        &mut self,
+        id: u32,
+        module: Handle,
+        name: String,
+        function: D::Function,
+        layout: Layout,
+    ) {
+        let outcome = self.modules.loaded(module).and_then(|loaded| {
+            let number = u32::try_from(loaded.functions.len()).expect("bounded by the handles");
+            let reply = reply(number, &name, layout)?;
+            let body = reply.encode();
+            loaded.numbers.insert(name.clone(), loaded.functions.len());
+            loaded.functions.push(Kernel {
+                name,
+                function,
+                reply,
+            });
+            Ok(body)
+        });
+        if id != 0 {
+            self.done(id, outcome);
+        }
+    }
+
+    pub(super) fn global(
+        &mut self,
+        id: u32,
+        lookup: ModuleGlobal,
+    ) -> Result<Option<Vec<u8>>, Refused> {
+        let module = lookup.module;
+        let loaded = self.modules.loaded(module)?;
+        let call = Call::Global(loaded.module.clone(), lookup.name.as_str().to_owned());
+        self.call(Purpose::Global { id, module }, call);
+        Ok(None)
+    }
+
+    pub(super) fn found_global(&mut self, id: u32, module: Handle, address: u64, bytes: u64) {
+        let outcome = self.modules.loaded(module).map(|loaded| {
+            if loaded.variables.insert(address) {
+                self.ranges.add_variable(address, bytes);
+            }
+            ModuleGlobalReply { address, bytes }.encode()
+        });
+        if id != 0 {
+            self.done(id, outcome);
+        }
+    }
+
+    pub(super) fn set_attribute(
+        &mut self,
+        set: &FunctionSetAttribute,
+    ) -> Result<Option<Vec<u8>>, Refused> {
+        let kernel = self.modules.kernel(set.module, set.function)?;
+        self.device
+            .set_attribute(&mut kernel.function, set.attribute, set.value)
+            .map_err(|error| Failure::from(&error))?;
+        if let Some(value) = kernel.reply.attributes.get_mut(set.attribute as usize) {
+            *value = set.value;
+        }
+        Ok(Some(FunctionSetAttributeReply {}.encode()))
+    }
+}
+
+fn reply(number: u32, name: &str, layout: Layout) -> Result<ModuleFunctionReply, Refused> {
+    let mut reply = ModuleFunctionReply {
+        function: number,
+        parameter_bytes: layout.parameter_bytes,
+        attributes: Default::default(),
+        parameters: Default::default(),
+    };
+    for value in layout.attributes {
+        if reply.attributes.push(value).is_err() {
+            break;
+        }
+    }
+    for place in layout.parameters {
+        let end = u64::from(place.offset) + u64::from(place.size);
+        if end > layout.parameter_bytes.into() {
+            return Err(invalid(format!(
+                "kernel {name} has parameters beyond its parameters"
+            )));
+        }
+        if reply.parameters.push(place).is_err() {
+            let text = format!("kernel {name} has more parameters than can be told");
+            return Err(refused(ErrorCode::Unsupported, text));
+        }
+    }
+    Ok(reply)
+}

@@ -1,0 +1,473 @@
+//! What a device has to do for a session, in order, and who waits for it.
+
+use std::sync::mpsc;
+use std::thread;
+use std::time::Instant;
+
+use vgpu_protocol::clock;
+use vgpu_protocol::op::{
+    Body, Launch as LaunchRequest, LaunchReply, MemoryAllocateReply, Op, StreamSynchronizeReply,
+    SynchronizeReply,
+};
+use vgpu_protocol::session::server::Failure;
+use vgpu_protocol::status::ErrorCode;
+
+use super::device::{Answer, Call, Caller, Device, DeviceError, Done, Launch, OUT_OF_MEMORY, Work};
+use super::ranges::counted;
+use super::{BEAT, Event, Gpu, LONGEST_CALL, Refused, invalid, room_of, stream};
+
+/// Work in the queue: what for.
+#[derive(Debug)]
+pub(super) struct Queued {
+    what: What,
+}
+
+impl Queued {
+    /// The request of a launch.
+    pub(super) fn kernel(&self) -> Option<(u32, Op)> {
+        match self.what {
+            What::Other(id, Op::Launch) => Some((id, Op::Launch)),
+            _ => None,
+        }
+    }
+}
+
+/// What work is for.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum What {
+    /// A part of this upload.
+    Upload(u32),
+    /// So many bytes of this download.
+    Download(u32, usize),
+    /// A request that was answered when this was queued.
+    Other(u32, Op),
+}
+
+/// Someone who waits until the queue is done up to a tag.
+#[derive(Debug)]
+pub(super) struct Wait {
+    pub(super) id: u32,
+    op: Op,
+    until: u64,
+}
+
+/// Something that is given back when the queue is done up to a tag.
+#[derive(Debug)]
+pub(super) struct Reclaim<M> {
+    /// Who gave it back.
+    id: u32,
+    op: Op,
+    until: u64,
+    what: Given<M>,
+    /// Bytes of the quota that are free then.
+    counted: u64,
+}
+
+#[derive(Debug)]
+enum Given<M> {
+    Memory(u64),
+    Module(M),
+}
+
+impl<M> Reclaim<M> {
+    pub(super) fn memory(id: u32, until: u64, address: u64, bytes: u64) -> Self {
+        Self {
+            id,
+            op: Op::MemoryFree,
+            until,
+            what: Given::Memory(address),
+            counted: counted(bytes).unwrap_or(0),
+        }
+    }
+
+    pub(super) fn module(id: u32, until: u64, module: M, counted: u64) -> Self {
+        Self {
+            id,
+            op: Op::ModuleUnload,
+            until,
+            what: Given::Module(module),
+            counted,
+        }
+    }
+}
+
+/// What a call is made for; the request is 0 once nobody waits for it.
+#[derive(Debug)]
+pub(super) enum Purpose {
+    Allocate {
+        id: u32,
+        bytes: u64,
+    },
+    Reclaim {
+        id: u32,
+        op: Op,
+        counted: u64,
+    },
+    Load {
+        id: u32,
+        module: vgpu_protocol::handle::Handle,
+    },
+    Function {
+        id: u32,
+        module: vgpu_protocol::handle::Handle,
+        name: String,
+    },
+    Global {
+        id: u32,
+        module: vgpu_protocol::handle::Handle,
+    },
+}
+
+impl Purpose {
+    fn id(&mut self) -> Option<&mut u32> {
+        match self {
+            Self::Reclaim { .. } => None,
+            Self::Allocate { id, .. }
+            | Self::Load { id, .. }
+            | Self::Function { id, .. }
+            | Self::Global { id, .. } => Some(id),
+        }
+    }
+
+    /// Nobody waits for request `id` any more.
+    pub(super) fn forget(&mut self, id: u32) {
+        if let Some(own) = self.id().filter(|own| **own == id) {
+            *own = 0;
+        }
+    }
+
+    /// The request that waits; from here on nobody does.
+    pub(super) fn take_id(&mut self) -> Option<u32> {
+        let id = std::mem::take(self.id()?);
+        (id != 0).then_some(id)
+    }
+}
+
+/// A call in a thread of its own.
+pub(super) struct Calling<D: Device> {
+    pub(super) purpose: Purpose,
+    answer: mpsc::Receiver<Answered<D>>,
+    since: Instant,
+}
+
+type Answered<D> = Result<Answer<<D as Device>::Module, <D as Device>::Function>, DeviceError>;
+
+impl<D: Device> Gpu<D> {
+    /// Queues work.
+    pub(super) fn submit(
+        &mut self,
+        what: What,
+        work: Work<D::Buffer, D::Function>,
+    ) -> Result<(), Refused> {
+        if let Some(fault) = &self.fault {
+            return Err(fault.clone());
+        }
+        let tag = self.last_tag + 1;
+        if let Err(error) = self.device.submit(tag, work) {
+            let (What::Upload(id) | What::Download(id, _) | What::Other(id, _)) = what;
+            return Err(self.failure(id, &error));
+        }
+        self.last_tag = tag;
+        self.uploads_queued += usize::from(matches!(what, What::Upload(_)));
+        self.queue.insert(tag, Queued { what });
+        Ok(())
+    }
+
+    pub(super) fn launch(
+        &mut self,
+        id: u32,
+        launch: LaunchRequest,
+    ) -> Result<Option<Vec<u8>>, Refused> {
+        stream(launch.stream)?;
+        let function = self.modules.kernel(launch.module, launch.function)?;
+        let (given, wanted) = (
+            launch.parameters.as_slice().len(),
+            function.parameter_bytes(),
+        );
+        if given != wanted as usize {
+            return Err(invalid(format!(
+                "{given} bytes of parameters, where kernel {} has {wanted}",
+                function.name()
+            )));
+        }
+        let own = self.limits.kernel_time;
+        let deadline = match launch.deadline_ms {
+            0 => own,
+            ms => own.min(std::time::Duration::from_millis(ms.into())),
+        };
+        let work = Work::Launch(Launch {
+            function: function.function(),
+            grid: launch.grid,
+            block: launch.block,
+            shared_bytes: launch.shared_bytes,
+            parameters: launch.parameters.into(),
+            deadline,
+        });
+        self.submit(What::Other(id, Op::Launch), work)?;
+        Ok(Some(LaunchReply {}.encode()))
+    }
+
+    pub(super) fn synchronize(&mut self, id: u32, op: Op) -> Result<Option<Vec<u8>>, Refused> {
+        if self.queue.is_empty() {
+            return Ok(Some(self.told_time(op)));
+        }
+        self.device
+            .wake_at_end()
+            .map_err(|error| self.failure(id, &error))?;
+        let until = self.last_tag;
+        self.waits.push(Wait { id, op, until });
+        Ok(None)
+    }
+
+    /// The answer to whoever has waited.
+    fn told_time(&mut self, op: Op) -> Vec<u8> {
+        let device_ns = std::mem::take(&mut self.untold_ns);
+        match op {
+            Op::StreamSynchronize => StreamSynchronizeReply { device_ns }.encode(),
+            _ => SynchronizeReply { device_ns }.encode(),
+        }
+    }
+
+    /// Asks the device what is done, and does what waited for that.
+    pub(super) fn look(&mut self) {
+        if self.lost {
+            return;
+        }
+        while let Some(done) = self.device.next_done() {
+            self.work_is_over(done);
+        }
+        self.take_answer();
+        self.go_on();
+        self.beat();
+        if self.device.is_gone() {
+            let why = self.fault.as_ref().map(|fault| fault.text.clone());
+            self.lose(&why.unwrap_or_else(|| "the device is gone".to_owned()));
+        }
+    }
+
+    pub(super) fn work_is_over(&mut self, done: Done<D::Buffer>) {
+        let Some(queued) = self.queue.remove(&done.tag) else {
+            return;
+        };
+        if done.device_ns > 0 {
+            self.untold_ns = self.untold_ns.saturating_add(done.device_ns);
+            self.events.push_back(Event::Worked(done.device_ns));
+        }
+        match (queued.what, done.buffer) {
+            (What::Upload(id), Some(buffer)) => {
+                self.uploads_queued -= 1;
+                if self.uploads.iter().any(|upload| upload.id == id) {
+                    self.events.push_back(Event::Room(id, room_of(&buffer)));
+                }
+                self.pool.put(buffer);
+                if let Err(error) = done.result {
+                    self.failed_late(id, Op::CopyToDevice, &error);
+                }
+            }
+            (What::Download(id, bytes), Some(buffer)) => match done.result {
+                Err(error) => {
+                    self.pool.put(buffer);
+                    self.fail_transfer(id, &error);
+                }
+                Ok(()) => match self.downloads.iter_mut().find(|d| d.id == id) {
+                    None => self.pool.put(buffer),
+                    Some(download) => {
+                        download.came(buffer, bytes);
+                        self.events.push_back(Event::Moved(id));
+                    }
+                },
+            },
+            (What::Upload(id), None) => {
+                self.uploads_queued -= 1;
+                if let Err(error) = done.result {
+                    self.failed_late(id, Op::CopyToDevice, &error);
+                }
+            }
+            (What::Download(id, _), None) => {
+                if let Err(error) = done.result {
+                    self.fail_transfer(id, &error);
+                }
+            }
+            (What::Other(id, op), _) => {
+                if let Err(error) = done.result {
+                    self.failed_late(id, op, &error);
+                }
+            }
+        }
+    }
+
+    /// Whether everything up to `tag` is done.
+    fn is_done(&self, tag: u64) -> bool {
+        self.queue
+            .first_key_value()
+            .is_none_or(|(first, _)| *first > tag)
+    }
+
+    /// Does what was waiting, as far as it can be done now.
+    pub(super) fn go_on(&mut self) {
+        while let Some(at) = self.waits.iter().position(|wait| self.is_done(wait.until)) {
+            let wait = self.waits.swap_remove(at);
+            let body = self.told_time(wait.op);
+            self.done(wait.id, Ok(body));
+        }
+        while self.calling.is_none() && self.fault.is_none() {
+            if self
+                .reclaims
+                .front()
+                .is_some_and(|first| self.is_done(first.until))
+            {
+                let Some(first) = self.reclaims.pop_front() else {
+                    return;
+                };
+                let purpose = Purpose::Reclaim {
+                    id: first.id,
+                    op: first.op,
+                    counted: first.counted,
+                };
+                let call = match first.what {
+                    Given::Memory(address) => Call::Free(address),
+                    Given::Module(module) => Call::Unload(module),
+                };
+                self.call(purpose, call);
+            } else if let Some((image, load)) = self.whole.pop_front() {
+                let purpose = Purpose::Load {
+                    id: image.id,
+                    module: load.module,
+                };
+                self.call(purpose, Call::Load(image.bytes));
+            } else if let Some((id, bytes)) = self.short.take() {
+                // It waits again, or is refused, if that was not enough.
+                match self.allocate(id, bytes) {
+                    Err(failure) => self.done(id, Err(failure)),
+                    Ok(_) if self.short.is_some() => return,
+                    Ok(_) => {}
+                }
+            } else {
+                return;
+            }
+        }
+    }
+
+    /// Gives something back when the work that is queued now is done.
+    pub(super) fn reclaim(&mut self, reclaim: Reclaim<D::Module>) {
+        self.reclaims.push_back(reclaim);
+        self.go_on();
+    }
+
+    /// Makes a call: here, or in a thread of its own if it may take its time.
+    pub(super) fn call(&mut self, purpose: Purpose, call: Call<D::Module>) {
+        let caller = self.device.caller();
+        let long = matches!(call, Call::Load(_)) || (D::Caller::MAY_WAIT && !self.queue.is_empty());
+        if !long {
+            let answer = caller.call(call);
+            return self.answered(purpose, answer);
+        }
+        let (tell, answer) = mpsc::sync_channel(1);
+        let waker = std::sync::Arc::clone(self.device.waker());
+        let spawned = thread::Builder::new().name("driver".into()).spawn(move || {
+            // If the session is over, nobody wants to know.
+            let _ = tell.send(caller.call(call));
+            waker.raise();
+        });
+        match spawned {
+            Ok(_) => {
+                self.calling = Some(Calling {
+                    purpose,
+                    answer,
+                    since: clock::now(),
+                });
+            }
+            Err(error) => {
+                let text = format!("no thread for a call of the driver: {error}");
+                self.answered(purpose, Err(DeviceError::new(OUT_OF_MEMORY, text)));
+            }
+        }
+    }
+
+    fn take_answer(&mut self) {
+        let Some(calling) = &self.calling else {
+            return;
+        };
+        let answer = match calling.answer.try_recv() {
+            Err(mpsc::TryRecvError::Empty) => {
+                if clock::now().saturating_duration_since(calling.since) > LONGEST_CALL {
+                    self.lose("a call of the device's driver does not end");
+                }
+                return;
+            }
+            Err(mpsc::TryRecvError::Disconnected) => {
+                let text = "the device's driver broke down in a call";
+                return self.lose(text);
+            }
+            Ok(answer) => answer,
+        };
+        if let Some(calling) = self.calling.take() {
+            self.answered(calling.purpose, answer);
+        }
+    }
+
+    fn answered(&mut self, purpose: Purpose, answer: Answered<D>) {
+        match (purpose, answer) {
+            (Purpose::Allocate { id, bytes }, Ok(Answer::Address(address))) => {
+                self.ranges.add_allocation(address, bytes);
+                if id == 0 {
+                    // Given up meanwhile: nobody knows the address.
+                    let _ = self.free(0, address);
+                    return;
+                }
+                self.done(id, Ok(MemoryAllocateReply { address }.encode()));
+            }
+            (Purpose::Allocate { id, bytes }, answer) => {
+                self.used -= counted(bytes).unwrap_or(0);
+                self.answer_failed(id, answer);
+            }
+            (Purpose::Reclaim { counted, .. }, Ok(_)) => self.used -= counted,
+            (Purpose::Reclaim { id, op, .. }, Err(error)) => self.failed_late(id, op, &error),
+            (Purpose::Load { id, module }, answer) => self.loaded(id, module, answer),
+            (Purpose::Function { id, module, name }, Ok(Answer::Function(function, layout))) => {
+                self.found_function(id, module, name, function, layout);
+            }
+            (Purpose::Global { id, module, .. }, Ok(Answer::Global(address, bytes))) => {
+                self.found_global(id, module, address, bytes);
+            }
+            (Purpose::Function { id, .. } | Purpose::Global { id, .. }, answer) => {
+                self.answer_failed(id, answer);
+            }
+        }
+    }
+
+    /// A call went wrong.
+    fn answer_failed(&mut self, id: u32, answer: Answered<D>) {
+        let failure = match answer {
+            Err(error) => self.failure(id, &error),
+            Ok(_) => Failure {
+                status: ErrorCode::Internal.into(),
+                text: "the device's driver answered something else".to_owned(),
+            },
+        };
+        if id != 0 {
+            self.done(id, Err(failure));
+        }
+    }
+
+    /// Tells those who wait for the device that it works, from time to time.
+    fn beat(&mut self) {
+        if self.queue.is_empty() && self.calling.is_none() {
+            return;
+        }
+        let now = clock::now();
+        if now.saturating_duration_since(self.beat) < BEAT {
+            return;
+        }
+        self.beat = now;
+        let mut waiting: Vec<u32> = self.waits.iter().map(|wait| wait.id).collect();
+        waiting.extend(self.uploads.iter().map(|upload| upload.id));
+        waiting.extend(self.downloads.iter().map(|download| download.id));
+        waiting.extend(self.short.map(|(id, _)| id));
+        waiting.extend(self.whole.iter().map(|(image, _)| image.id));
+        if let Some(calling) = &mut self.calling {
+            waiting.extend(calling.purpose.id().copied().filter(|id| *id != 0));
+        }
+        self.events.extend(waiting.into_iter().map(Event::Moved));
+    }
+}
