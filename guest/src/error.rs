@@ -3,7 +3,7 @@
 use std::fmt;
 use std::time::Duration;
 
-use vgpu_protocol::op::Op;
+use vgpu_protocol::op::{FenceReply, Op, QuietFailure};
 use vgpu_protocol::session::client::{NotSent, Violation};
 use vgpu_protocol::status::{ErrorCode, Status};
 use vgpu_transport::Endpoint;
@@ -18,6 +18,8 @@ pub struct Error {
     pub(crate) doing: &'static str,
     pub(crate) epoch: Option<u64>,
     pub(crate) cause: Box<Cause>,
+    /// What failed before, where that was asked for.
+    pub(crate) failures: Option<Box<FenceReply>>,
 }
 
 /// Where the fault is.
@@ -107,6 +109,9 @@ pub enum Cause {
         /// Its words.
         text: String,
     },
+    /// Work that was sent before, and not waited for, has failed.
+    #[error("{}", first(.0))]
+    Failed(FenceReply),
     /// The mediator broke the protocol.
     #[error("the mediator broke the protocol: it {0}")]
     Protocol(#[from] Violation),
@@ -116,6 +121,24 @@ pub enum Cause {
     /// [`Options::interrupt`](crate::Options::interrupt) was set.
     #[error("interrupted")]
     Interrupted,
+}
+
+/// The first of several failures, and how many there are.
+fn first(failed: &FenceReply) -> String {
+    let known = failed.failures.as_slice();
+    let all = known.len() as u64 + u64::from(failed.dropped);
+    let more = match all {
+        0 | 1 => String::new(),
+        all => format!(", and {} more", all - 1),
+    };
+    match known.first() {
+        Some(QuietFailure {
+            request_id,
+            op,
+            status,
+        }) => format!("{op}, request {request_id}, failed: {status}{more}"),
+        None => format!("{all} requests failed"),
+    }
 }
 
 fn list(skipped: &[Skipped]) -> String {
@@ -130,7 +153,7 @@ impl Cause {
     /// Whether the session is over after this.
     pub(crate) fn ends_session(&self) -> bool {
         match self {
-            Self::Input(_) | Self::NotSent(_) | Self::GivenUp(_) => false,
+            Self::Input(_) | Self::NotSent(_) | Self::GivenUp(_) | Self::Failed(_) => false,
             Self::Refused { status, .. } => {
                 matches!(status, Status::Mediator(code) if code.ends_session())
             }
@@ -145,6 +168,25 @@ impl Error {
             doing,
             epoch,
             cause: Box::new(cause.into()),
+            failures: None,
+        }
+    }
+
+    /// The requests that failed without an answer, where this error tells of such: the first is the cause.
+    pub fn failures(&self) -> &[QuietFailure] {
+        match (&*self.cause, &self.failures) {
+            (Cause::Failed(failed), _) => failed.failures.as_slice(),
+            (_, Some(failed)) => failed.failures.as_slice(),
+            _ => &[],
+        }
+    }
+
+    /// The status that the mediator or the device gave, if one of them did.
+    pub fn status(&self) -> Option<Status> {
+        match &*self.cause {
+            Cause::Refused { status, .. } | Cause::Ended { status, .. } => Some(*status),
+            Cause::Failed(failed) => failed.failures.as_slice().first().map(|at| at.status),
+            _ => None,
         }
     }
 
@@ -176,6 +218,10 @@ impl Error {
                 Status::Cuda(_) | Status::Mediator(ErrorCode::BackendLost) => Side::Device,
                 _ => Side::Mediator,
             },
+            Cause::Failed(_) => match self.status() {
+                Some(Status::Mediator(_)) => Side::Mediator,
+                _ => Side::Device,
+            },
             Cause::NotSent(_) | Cause::GivenUp(_) | Cause::Protocol(_) => Side::Mediator,
         }
     }
@@ -201,7 +247,7 @@ impl Error {
                     Retry::SameSession
                 }
             }
-            Cause::Refused { .. } | Cause::Ended { .. } => Retry::No,
+            Cause::Refused { .. } | Cause::Ended { .. } | Cause::Failed(_) => Retry::No,
             Cause::Transport(TransportError::PeerViolation(_)) => Retry::No,
             Cause::NoEndpoint(_)
             | Cause::Unreachable { .. }
@@ -227,6 +273,9 @@ impl Error {
             }
             Cause::Refused { status, .. } | Cause::Ended { status, .. } => {
                 return status_advice(*status).to_owned();
+            }
+            Cause::Failed(_) => {
+                return status_advice(self.status().unwrap_or(Status::OK)).to_owned();
             }
             Cause::NotSent(_) => "ask for what `vgpu info` says this mediator can do",
             Cause::GivenUp(_) => "try again; if it stays, look at `vgpuctl top`",
@@ -262,6 +311,23 @@ fn status_advice(status: Status) -> &'static str {
         Status::Mediator(ErrorCode::Unsupported | ErrorCode::Range) => {
             "ask for what `vgpu info` says this mediator can do"
         }
+        Status::Cuda(result) => cuda_advice(result),
+        _ => "look at the mediator's log for the details",
+    }
+}
+
+fn cuda_advice(result: i32) -> &'static str {
+    match result {
+        1 => "correct the arguments of the call that failed",
+        2 => "try with less data: `vgpu info` says how much memory there is",
+        200 | 209 | 218 | 222 => {
+            "give PTX, a cubin or a fatbin that this device and driver can load"
+        }
+        500 => "look at the names in the module (`vgpu-ptx check FILE` lists its kernels)",
+        700 | 710 | 714..=719 => {
+            "correct the kernel or what it was given, and connect again: this context is gone"
+        }
+        702 => "allow the kernel more time, or look why it does not end; connect again",
         _ => "look at the mediator's log for the details",
     }
 }

@@ -129,7 +129,7 @@ fn a_device_error_is_told_from_a_mediators() {
     assert!(
         error
             .to_string()
-            .contains("CUDA error 700: illegal address"),
+            .contains("CUDA_ERROR_ILLEGAL_ADDRESS (700): illegal address"),
         "{error}"
     );
 }

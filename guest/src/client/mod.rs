@@ -1,5 +1,6 @@
 //! A session with a mediator: one file for each family of operations.
 
+mod gpu;
 mod session;
 mod vector_add;
 
@@ -15,6 +16,10 @@ use crate::error::{Cause, Error, Result, Skipped};
 use crate::pump::Lane;
 use crate::wire::{Asked, Done};
 
+pub use gpu::{
+    Device, DeviceBuffer, DevicePtr, DeviceSlice, DeviceSliceMut, Element, Function, KernelArg,
+    LaunchBuilder, LaunchConfig, Module,
+};
 pub use vector_add::VectorAddReport;
 
 /// An open session with a mediator, as one thread sees it.

@@ -214,6 +214,10 @@ impl Client {
     /// # Errors
     /// The session had failed before, or fails now. It is over in any case.
     pub fn goodbye(mut self) -> Result<()> {
+        self.end()
+    }
+
+    pub(super) fn end(&mut self) -> Result<()> {
         self.request("goodbye", Goodbye {})?;
         match self.lane.close() {
             // Having answered, the mediator may close first.

@@ -6,6 +6,7 @@
 //! them in a guest.
 
 mod failures;
+mod gpu;
 mod lanes;
 mod requests;
 mod sessions;
@@ -63,6 +64,19 @@ pub const CASES: &[Case] = &[
     case("dropped_in_the_middle", sessions::dropped),
     case("interrupts_are_heard", failures::interrupts),
     case("deadlines_are_kept", failures::deadlines),
+    case("gpu_tells_what_it_is", gpu::info),
+    case("gpu_memory_is_counted_and_given_back", gpu::memory),
+    case("gpu_copies_of_all_sizes_and_parts", gpu::copies),
+    case("gpu_fills", gpu::fills),
+    case("gpu_launches", gpu::launches),
+    case("gpu_parameters_at_their_places", gpu::parameters),
+    case("gpu_modules_and_their_variables", gpu::modules),
+    case("gpu_failures_that_come_later_are_told", gpu::late_failures),
+    case("gpu_faults_cost_their_own_session", gpu::faults),
+    case("gpu_endless_kernels_end_at_their_deadline", gpu::endless),
+    case("gpu_long_work_comes_before_what_follows", gpu::long_work),
+    case("gpu_many_launches_in_a_row", gpu::many_launches),
+    case("gpu_lanes_side_by_side", gpu::lanes),
 ];
 
 const fn case(name: &'static str, run: fn(&Ground<'_>) -> Result<(), String>) -> Case {

@@ -17,6 +17,7 @@ Examples:
   vgpu --endpoint local:/run/vgpu/v.sock info    a mediator on this machine
   vgpu --endpoint xen:,local:/tmp/v.sock ping    the first of the two that answers
   vgpu --secret-file ~/.vgpu-secret --endpoint tcp:gpu-host:7070 info
+  vgpu run k.ptx --entry k --grid 4 --block 256 --arg in:x.f32 --arg out:y.f32:4096
   vgpu --json vector-add --input a.f32 b.f32 --output c.f32
 
 Endpoints: xen: (from a guest to dom0), local:PATH or unix:PATH (the mediator's socket on this
@@ -67,6 +68,8 @@ pub(crate) enum Command {
     Doctor,
     /// Add two vectors and verify every element
     VectorAdd(VectorAddArguments),
+    /// Run a kernel of your own on files
+    Run(RunArguments),
     /// Measure vector adds of several sizes, end to end, and round trips
     Bench(BenchArguments),
     /// Show that a session does all that it must, at every endpoint of the list
@@ -103,6 +106,48 @@ pub(crate) struct VectorAddArguments {
     /// File for the sum
     #[arg(long, value_name = "C.f32")]
     pub(crate) output: Option<PathBuf>,
+}
+
+#[derive(Debug, Args)]
+#[command(after_help = "\
+An argument is a number, as i8, i16, i32, i64, u8, u16, u32, u64, f32 or f64:VALUE, or bytes:HEX for a
+parameter of any type, or a buffer, which the kernel gets by its address:
+  in:FILE            holds the file
+  out:FILE:BYTES     starts as zeros, and is written to the file
+  inout:FILE:OUTFILE holds the one file, and is written to the other
+  zero:BYTES         starts as zeros
+A wrong number or size of arguments is refused before anything runs. Files are written whole or not at
+all, and only after the kernel has ended well; an error of CUDA is named with its number.
+  vgpu run saxpy.ptx --entry saxpy --grid 4 --block 256 \\
+      --arg f32:2.5 --arg in:x.f32 --arg inout:y.f32:out.f32 --arg i32:1000")]
+pub(crate) struct RunArguments {
+    /// PTX, a cubin or a fatbin
+    #[arg(value_name = "FILE")]
+    pub(crate) file: PathBuf,
+
+    /// The kernel's name
+    #[arg(long, value_name = "NAME")]
+    pub(crate) entry: String,
+
+    /// Blocks of the grid
+    #[arg(long, value_name = "X[,Y[,Z]]", value_parser = parse_triple)]
+    pub(crate) grid: [u32; 3],
+
+    /// Threads of a block
+    #[arg(long, value_name = "X[,Y[,Z]]", value_parser = parse_triple)]
+    pub(crate) block: [u32; 3],
+
+    /// Dynamic shared memory of a block
+    #[arg(long, value_name = "BYTES", default_value_t = 0)]
+    pub(crate) shared: u32,
+
+    /// Longest time that the kernel may run [default: what the mediator allows]
+    #[arg(long, value_name = "SECONDS", value_parser = parse_time)]
+    pub(crate) deadline: Option<Duration>,
+
+    /// A parameter of the kernel, in order
+    #[arg(long = "arg", value_name = "ARG", allow_hyphen_values = true)]
+    pub(crate) args: Vec<String>,
 }
 
 #[derive(Debug, Args)]
@@ -146,6 +191,24 @@ fn parse_time(text: &str) -> Result<Duration, String> {
     Ok(Duration::from_secs_f64(seconds))
 }
 
+/// Reads one to three numbers; those that are not given are 1.
+fn parse_triple(text: &str) -> Result<[u32; 3], String> {
+    let mut triple = [1; 3];
+    let numbers: Vec<&str> = text.split(',').collect();
+    if numbers.len() > triple.len() {
+        return Err(format!("'{text}' has more than X,Y,Z"));
+    }
+    for (place, number) in triple.iter_mut().zip(numbers) {
+        *place = number
+            .trim()
+            .parse()
+            .ok()
+            .filter(|n| *n > 0)
+            .ok_or_else(|| format!("'{number}' is no number above 0"))?;
+    }
+    Ok(triple)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -154,6 +217,16 @@ mod tests {
     #[test]
     fn the_definition_is_consistent() {
         Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn triples() {
+        assert_eq!(parse_triple("5"), Ok([5, 1, 1]));
+        assert_eq!(parse_triple("5, 6"), Ok([5, 6, 1]));
+        assert_eq!(parse_triple("5,6,7"), Ok([5, 6, 7]));
+        for text in ["", "0", "1,2,3,4", "1,,2", "-1", "x", "4294967296"] {
+            assert!(parse_triple(text).is_err(), "{text}");
+        }
     }
 
     #[test]

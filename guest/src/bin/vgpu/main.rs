@@ -11,6 +11,7 @@ mod info;
 mod output;
 mod output_file;
 mod ping;
+mod run;
 mod session;
 mod vector_add;
 
@@ -31,7 +32,7 @@ fn main() -> ExitCode {
     env_logger::Builder::from_env(env_logger::Env::default().default_filter_or(default_level))
         .format_timestamp(None)
         .init();
-    match run(&cli) {
+    match execute(&cli) {
         Ok(()) => ExitCode::SUCCESS,
         Err(failure) => {
             output::error(&failure.to_string());
@@ -40,12 +41,13 @@ fn main() -> ExitCode {
     }
 }
 
-fn run(cli: &Cli) -> Result<(), Failure> {
+fn execute(cli: &Cli) -> Result<(), Failure> {
     match &cli.command {
         Command::Info => info::run(cli),
         Command::Ping(arguments) => ping::run(cli, arguments),
         Command::Doctor => doctor::run(cli),
         Command::VectorAdd(arguments) => vector_add::run(cli, arguments),
+        Command::Run(arguments) => run::run(cli, arguments),
         Command::Bench(arguments) => bench::run(cli, arguments),
         Command::Conformance(arguments) => conformance::run(cli, arguments),
     }

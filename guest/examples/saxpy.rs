@@ -1,0 +1,38 @@
+//! A kernel of one's own: `cargo run -p vgpu-guest --example saxpy -- local:/run/vgpu/vgpu.sock`
+//!
+//! Without an argument, `VGPU_ENDPOINT` is used, or `xen:`.
+
+use vgpu_guest::{Client, Device, LaunchConfig, Options, parse_list};
+
+fn main() -> Result<(), Box<dyn std::error::Error>> {
+    let options = Options::default();
+    let client = match std::env::args().nth(1) {
+        Some(endpoints) => Client::connect(&parse_list(&endpoints)?, &options)?,
+        None => Client::from_env(&options)?,
+    };
+    let device = Device::new(client)?;
+    println!("{}", device.name());
+
+    let n = 1_000_000u32;
+    let module = device.load_module(include_bytes!("saxpy.ptx"))?;
+    let saxpy = module.load_function("saxpy")?;
+    let x = device.clone_htod(&vec![1.0f32; n as usize])?;
+    let y = device.clone_htod(&vec![2.0f32; n as usize])?;
+    device
+        .launch_builder(&saxpy)
+        .arg(&3.0f32)
+        .arg(&x)
+        .arg(&y)
+        .arg(&n)
+        .launch(LaunchConfig::for_num_elems(n))?;
+    let sums = device.clone_dtoh(&y)?;
+    assert!(sums.iter().all(|sum| *sum == 5.0));
+    println!("{n} elements in {:?} on the device", device.synchronize()?);
+
+    drop((x, y, saxpy, module));
+    // The result is here whatever becomes of the session.
+    if let Err(error) = device.goodbye() {
+        eprintln!("warning: {error}");
+    }
+    Ok(())
+}

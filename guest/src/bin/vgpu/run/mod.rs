@@ -1,0 +1,169 @@
+//! `vgpu run`: a kernel of the user's own, on files.
+
+mod arguments;
+
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use serde_json::json;
+use vgpu_guest::{Device, DeviceBuffer, Function, LaunchConfig};
+
+use crate::cli::{Cli, RunArguments};
+use crate::failure::Failure;
+use crate::output_file::OutputFile;
+use crate::{output, session};
+use arguments::{Argument, Content};
+
+/// `CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES`.
+const MAX_DYNAMIC_SHARED: u32 = 8;
+
+/// Dynamic shared memory that is given without asking, in bytes.
+const SHARED: u32 = 48 << 10;
+
+/// What was launched with.
+enum Given {
+    Value(Vec<u8>),
+    Memory(DeviceBuffer<u8>),
+}
+
+pub(crate) fn run(cli: &Cli, run: &RunArguments) -> Result<(), Failure> {
+    let image = image(&run.file)?;
+    let parse = |text: &String| Argument::parse(text);
+    let arguments: Vec<Argument> = run.args.iter().map(parse).collect::<Result<_, _>>()?;
+    // Found to be writable before anything runs.
+    let mut outputs = Vec::new();
+    for (k, argument) in arguments.iter().enumerate() {
+        if let Argument::Buffer { out: Some(to), .. } = argument {
+            outputs.push((k, OutputFile::prepare(to)?));
+        }
+    }
+
+    let mut client = session::open(cli)?;
+    let info = client.info()?;
+    let endpoint = session::endpoint_name(&client);
+    let left = session::skipped(&client);
+    let device = Device::new(client)?;
+    let start = Instant::now();
+    let module = device.load_module(&image)?;
+    let function = module.load_function(&run.entry)?;
+    arguments::fit(&function, &arguments)?;
+    let given = put(&device, &arguments)?;
+    let device_time = launch(&device, &function, run, &given)?;
+    let results = take(&device, &given, &outputs)?;
+    let seconds = start.elapsed().as_secs_f64();
+    // Everything has come; only now is anything written.
+    for ((_, file), bytes) in outputs.into_iter().zip(results) {
+        file.finish(&bytes)?;
+    }
+
+    let device_ns = u64::try_from(device_time.as_nanos()).unwrap_or(u64::MAX);
+    let printed = if cli.json {
+        output::json(&json!({
+            "executor": info.executor.as_str(),
+            "device": device.name(),
+            "seconds": seconds,
+            "device_ns": device_ns,
+            "endpoint": endpoint,
+            "left": left,
+        }))
+    } else {
+        output::line(&format!(
+            "{}: {:.6} s on the device ({}, {}), {seconds:.6} s with all copies",
+            run.entry,
+            device_time.as_secs_f64(),
+            info.executor,
+            device.name(),
+        ))
+    };
+    drop((given, function, module));
+    if let Err(error) = device.goodbye() {
+        log::warn!("the session did not end in good order, which changes no result: {error}");
+    }
+    Ok(printed?)
+}
+
+/// The module's image.
+fn image(path: &Path) -> Result<Vec<u8>, Failure> {
+    let image = std::fs::read(path).map_err(|error| {
+        Failure::new(
+            format!("cannot read {}: {error}", path.display()),
+            "give the name of a file with PTX, a cubin or a fatbin",
+        )
+    })?;
+    let source = path
+        .extension()
+        .is_some_and(|extension| extension == "cu" || extension == "cuh");
+    if source {
+        return Err(Failure::new(
+            format!(
+                "{} is CUDA source, which this cannot compile",
+                path.display()
+            ),
+            "compile it first: nvcc -ptx FILE.cu, and give the .ptx",
+        ));
+    }
+    Ok(image)
+}
+
+/// Puts the arguments on the device.
+fn put(device: &Device, arguments: &[Argument]) -> Result<Vec<Given>, Failure> {
+    let mut given = Vec::new();
+    for argument in arguments {
+        given.push(match argument {
+            Argument::Value(value) => Given::Value(value.clone()),
+            Argument::Buffer { content, .. } => {
+                let bytes = usize::try_from(content.bytes()).unwrap_or(usize::MAX);
+                Given::Memory(match content {
+                    Content::Bytes(bytes) => device.clone_htod(bytes)?,
+                    Content::Zeros(_) => device.alloc_zeros(bytes)?,
+                })
+            }
+        });
+    }
+    Ok(given)
+}
+
+/// Runs the kernel to its end; returns how long it ran.
+fn launch(
+    device: &Device,
+    function: &Function,
+    run: &RunArguments,
+    given: &[Given],
+) -> Result<Duration, Failure> {
+    if run.shared > SHARED {
+        let bytes = i32::try_from(run.shared).unwrap_or(i32::MAX);
+        function.set_attribute(MAX_DYNAMIC_SHARED, bytes)?;
+    }
+    let mut launch = device.launch_builder(function);
+    for given in given {
+        launch = match given {
+            Given::Value(value) => launch.arg_bytes(value),
+            Given::Memory(buffer) => launch.arg(buffer),
+        };
+    }
+    if let Some(deadline) = run.deadline {
+        launch = launch.deadline(deadline);
+    }
+    let triple = |[x, y, z]: [u32; 3]| (x, y, z);
+    launch.launch_checked(LaunchConfig {
+        grid_dim: triple(run.grid),
+        block_dim: triple(run.block),
+        shared_mem_bytes: run.shared,
+    })?;
+    Ok(device.synchronize()?)
+}
+
+/// What the results are, in the order of `outputs`.
+fn take(
+    device: &Device,
+    given: &[Given],
+    outputs: &[(usize, OutputFile<'_>)],
+) -> Result<Vec<Vec<u8>>, Failure> {
+    let mut results = Vec::new();
+    for (k, _) in outputs {
+        if let Given::Memory(buffer) = &given[*k] {
+            results.push(device.clone_dtoh(buffer)?);
+        }
+    }
+    Ok(results)
+}

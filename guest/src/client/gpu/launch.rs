@@ -1,0 +1,212 @@
+//! Launches.
+
+use std::time::Duration;
+
+use bytemuck::Pod;
+use vgpu_protocol::op::Launch;
+use vgpu_protocol::op::field::{Bytes, StreamRef};
+
+use super::{Device, DeviceBuffer, DevicePtr, DeviceSlice, DeviceSliceMut, Function, explained};
+use crate::error::{Error, Result};
+
+/// `CU_FUNC_ATTRIBUTE_MAX_THREADS_PER_BLOCK`.
+const MAX_THREADS: u32 = 0;
+
+/// How many blocks of how many threads.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct LaunchConfig {
+    /// Blocks of the grid: x, y, z.
+    pub grid_dim: (u32, u32, u32),
+    /// Threads of a block: x, y, z.
+    pub block_dim: (u32, u32, u32),
+    /// Dynamic shared memory of a block, in bytes.
+    pub shared_mem_bytes: u32,
+}
+
+impl LaunchConfig {
+    /// A thread for each of `n` elements, and some more: blocks of 1024.
+    pub fn for_num_elems(n: u32) -> Self {
+        Self {
+            grid_dim: (n.div_ceil(1024).max(1), 1, 1),
+            block_dim: (1024, 1, 1),
+            shared_mem_bytes: 0,
+        }
+    }
+}
+
+/// What a kernel can take: a value of any plain type, or memory, which it takes by its address.
+pub trait KernelArg {
+    /// Appends the bytes of the parameter.
+    fn write(&self, parameters: &mut Vec<u8>);
+
+    /// Whose memory it is.
+    fn device(&self) -> Option<&Device> {
+        None
+    }
+}
+
+impl<T: Pod> KernelArg for T {
+    fn write(&self, parameters: &mut Vec<u8>) {
+        parameters.extend_from_slice(bytemuck::bytes_of(self));
+    }
+}
+
+macro_rules! memory {
+    ($($memory:ty),*) => {$(
+        impl<T: Pod> KernelArg for $memory {
+            fn write(&self, parameters: &mut Vec<u8>) {
+                parameters.extend_from_slice(&self.address().to_le_bytes());
+            }
+
+            fn device(&self) -> Option<&Device> {
+                Some(DevicePtr::device(self))
+            }
+        }
+    )*};
+}
+
+memory!(DeviceBuffer<T>, DeviceSlice<'_, T>, DeviceSliceMut<'_, T>);
+
+/// A launch that is being put together. Number and sizes of the arguments, the block and whose memory it is
+/// are checked before anything is sent.
+#[derive(Debug)]
+#[must_use = "nothing runs before `launch`"]
+pub struct LaunchBuilder<'l> {
+    device: &'l Device,
+    function: &'l Function,
+    parameters: Vec<u8>,
+    given: usize,
+    deadline: Duration,
+    wrong: Option<Error>,
+}
+
+const DOING: &str = "launch";
+
+impl Device {
+    /// Begins a launch of `function`.
+    pub fn launch_builder<'l>(&'l self, function: &'l Function) -> LaunchBuilder<'l> {
+        LaunchBuilder {
+            device: self,
+            function,
+            parameters: Vec::with_capacity(function.parameter_bytes()),
+            given: 0,
+            deadline: Duration::ZERO,
+            wrong: self.check_session(DOING, function.device()).err(),
+        }
+    }
+}
+
+impl LaunchBuilder<'_> {
+    /// The next argument. Its bytes are taken now.
+    pub fn arg(mut self, argument: &impl KernelArg) -> Self {
+        let mut bytes = Vec::new();
+        argument.write(&mut bytes);
+        if let Some(of) = argument.device()
+            && let Err(error) = self.device.check_session(DOING, of)
+        {
+            self.wrong.get_or_insert(error);
+        }
+        self.arg_bytes(&bytes)
+    }
+
+    /// The next argument, by its bytes: of a parameter of any type.
+    pub fn arg_bytes(mut self, bytes: &[u8]) -> Self {
+        let k = self.given;
+        self.given += 1;
+        // What is beyond the last is told by their number.
+        let Some(place) = self.function.parameters().get(k) else {
+            return self;
+        };
+        let (offset, size) = (place.offset as usize, place.size as usize);
+        if bytes.len() != size {
+            let what = format!(
+                "argument {k} has {} bytes; parameter {k} of kernel '{}' has {size}",
+                bytes.len(),
+                self.function.name()
+            );
+            let wrong = self.device.wrong(DOING, what);
+            self.wrong.get_or_insert(wrong);
+            return self;
+        }
+        let end = offset + size;
+        if self.parameters.len() < end {
+            self.parameters.resize(end, 0);
+        }
+        self.parameters[offset..end].copy_from_slice(bytes);
+        self
+    }
+
+    /// The longest time that the kernel may run, if that is less than the mediator allows. One that runs longer
+    /// ends the context (`CUDA_ERROR_LAUNCH_TIMEOUT`).
+    pub fn deadline(mut self, deadline: Duration) -> Self {
+        self.deadline = deadline;
+        self
+    }
+
+    /// Launches it and does not wait. If that goes wrong, it is told by the next
+    /// [`synchronize`](Device::synchronize) or copy from the device.
+    ///
+    /// # Errors
+    /// Arguments that do not fit the kernel, before anything is sent; the session failed.
+    pub fn launch(self, config: LaunchConfig) -> Result<()> {
+        let device = self.device;
+        let launch = self.check(config)?;
+        device.send(DOING, launch)
+    }
+
+    /// Launches it and waits until the device has it in its queue: what is wrong with the launch itself is
+    /// the error of this call, with the device's words.
+    ///
+    /// # Errors
+    /// Those of [`launch`](Self::launch); the device does not take it.
+    pub fn launch_checked(self, config: LaunchConfig) -> Result<()> {
+        let device = self.device;
+        let launch = self.check(config)?;
+        let mut client = device.client()?;
+        let reply = client.request(DOING, launch);
+        explained(&mut client, reply).map(drop)
+    }
+
+    fn check(mut self, config: LaunchConfig) -> Result<Launch> {
+        if let Some(wrong) = self.wrong {
+            return Err(wrong);
+        }
+        let (device, function) = (self.device, self.function);
+        let wrong = |what: String| Err(device.wrong(DOING, what));
+        let wanted = function.parameters().len();
+        if self.given != wanted {
+            return wrong(format!(
+                "kernel '{}' has {wanted} parameters, {} arguments were given",
+                function.name(),
+                self.given
+            ));
+        }
+        let triple = |(x, y, z)| [x, y, z];
+        let (grid, block) = (triple(config.grid_dim), triple(config.block_dim));
+        let threads: u64 = block.iter().map(|n| u64::from(*n)).product();
+        let most = function.attribute(MAX_THREADS).unwrap_or(1024);
+        if grid.contains(&0) || threads == 0 {
+            return wrong(format!("a grid of {grid:?} blocks of {block:?} threads"));
+        }
+        if u64::try_from(most).is_ok_and(|most| threads > most) {
+            return wrong(format!(
+                "a block of {threads} threads; kernel '{}' allows {most}",
+                function.name()
+            ));
+        }
+        // Behind the last parameter there may be bytes that are nobody's.
+        self.parameters.resize(function.parameter_bytes(), 0);
+        let parameters = Bytes::new(&self.parameters).expect("no more than the mediator told");
+        let ms = self.deadline.as_nanos().div_ceil(1_000_000);
+        Ok(Launch {
+            module: function.handle(),
+            function: function.number(),
+            grid,
+            block,
+            shared_bytes: config.shared_mem_bytes,
+            stream: StreamRef::DEFAULT,
+            deadline_ms: u32::try_from(ms).unwrap_or(u32::MAX),
+            parameters,
+        })
+    }
+}

@@ -1,0 +1,277 @@
+//! A device and what is on it, in the terms of cudarc.
+
+mod buffer;
+mod copies;
+mod launch;
+mod module;
+
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError};
+use std::time::Duration;
+
+use vgpu_protocol::handle::{Handle, HandleKind, HandleMinter};
+use vgpu_protocol::op::{
+    DeviceInfo, DeviceInfoReply, FenceReply, MemoryFree, MemoryInfo, ModuleUnload, NO_ATTRIBUTE,
+    Operation, Request, Synchronize,
+};
+
+use super::Client;
+use crate::data::Data;
+use crate::error::{Cause, Error, Result};
+
+pub use buffer::{DeviceBuffer, DevicePtr, DeviceSlice, DeviceSliceMut};
+pub use copies::Element;
+pub use launch::{KernelArg, LaunchBuilder, LaunchConfig};
+pub use module::{Function, Module};
+
+/// A device of a session, as one thread sees it: memory, copies, modules and launches.
+///
+/// Clones are the same lane of the session. A thread that is not to wait for another one's calls takes a
+/// lane of its own by [`lane`](Self::lane); buffers and modules may be used on any.
+///
+/// What does not wait for the device says so by returning at once: launches, copies to the device and within
+/// it, fills. What goes wrong with it later is the error of the next [`synchronize`](Self::synchronize) or
+/// copy from the device, with the request that failed ([`Error::failures`]).
+///
+/// ```no_run
+/// # use vgpu_guest::{Client, Device, LaunchConfig, Options};
+/// let device = Device::new(Client::from_env(&Options::default())?)?;
+/// let module = device.load_module(include_bytes!(concat!(env!("CARGO_MANIFEST_DIR"), "/examples/saxpy.ptx")))?;
+/// let saxpy = module.load_function("saxpy")?;
+/// let x = device.clone_htod(&[1.0f32; 1000])?;
+/// let mut y = device.clone_htod(&[2.0f32; 1000])?;
+/// device
+///     .launch_builder(&saxpy)
+///     .arg(&3.0f32)
+///     .arg(&x)
+///     .arg(&y)
+///     .arg(&1000i32)
+///     .launch(LaunchConfig::for_num_elems(1000))?;
+/// assert_eq!(device.clone_dtoh(&y)?, [5.0; 1000]);
+/// # Ok::<(), vgpu_guest::Error>(())
+/// ```
+#[derive(Debug, Clone)]
+pub struct Device {
+    lane: Arc<Mutex<Client>>,
+    shared: Arc<Shared>,
+}
+
+/// What all lanes of a session know of its device.
+#[derive(Debug)]
+struct Shared {
+    info: DeviceInfoReply,
+    modules: Mutex<HandleMinter>,
+    /// Dropped while their lane was in a call; the next call of any lane gives them back.
+    dropped: Mutex<Vec<Dropped>>,
+}
+
+/// Something of the device that nobody holds any more.
+#[derive(Debug, Clone, Copy)]
+enum Dropped {
+    Memory(u64),
+    Module(Handle),
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    // No step leaves what it guards half done.
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Device {
+    /// The first device of the session of `client`.
+    ///
+    /// # Errors
+    /// The mediator has none, or the session failed.
+    pub fn new(mut client: Client) -> Result<Self> {
+        let info = client.request("device info", DeviceInfo { device: 0 })?;
+        let most = client.limits().max_handles;
+        Ok(Self {
+            lane: Arc::new(Mutex::new(client)),
+            shared: Arc::new(Shared {
+                info,
+                modules: Mutex::new(HandleMinter::new(HandleKind::Module, most)),
+                dropped: Mutex::default(),
+            }),
+        })
+    }
+
+    /// The same device on a lane of its own, for another thread.
+    ///
+    /// # Errors
+    /// Those of [`Client::lane`].
+    pub fn lane(&self) -> Result<Self> {
+        let lane = lock(&self.lane).lane()?;
+        Ok(Self {
+            lane: Arc::new(Mutex::new(lane)),
+            shared: Arc::clone(&self.shared),
+        })
+    }
+
+    /// Its name.
+    pub fn name(&self) -> &str {
+        &self.shared.info.name
+    }
+
+    /// Bytes of memory that this session may have.
+    pub fn total_memory(&self) -> u64 {
+        self.shared.info.total_memory
+    }
+
+    /// Major and minor.
+    pub fn compute_capability(&self) -> (i32, i32) {
+        let of = |number| self.attribute(number).unwrap_or(0);
+        (of(75), of(76))
+    }
+
+    /// The value of a `CUdevice_attribute` by its number; `None` where the driver has none.
+    pub fn attribute(&self, number: u32) -> Option<i32> {
+        attribute(self.shared.info.attributes.as_slice(), number)
+    }
+
+    /// Everything that does not change about it.
+    pub fn info(&self) -> &DeviceInfoReply {
+        &self.shared.info
+    }
+
+    /// Bytes of memory that are free, and that this session may have.
+    ///
+    /// # Errors
+    /// The session failed.
+    pub fn memory_info(&self) -> Result<(u64, u64)> {
+        let reply = self.ask("memory info", MemoryInfo {})?;
+        Ok((reply.free, reply.total))
+    }
+
+    /// Waits until the device has done everything that was sent before, on any lane. Returns how long it
+    /// ran kernels of this session since the last time that this was told to anybody.
+    ///
+    /// # Errors
+    /// Something that was sent before has failed: [`Error::failures`] says what; or the session failed.
+    pub fn synchronize(&self) -> Result<Duration> {
+        const DOING: &str = "synchronize";
+        let mut client = self.client()?;
+        let reply = client.request(DOING, Synchronize {});
+        let reply = told(&mut client, DOING, reply)?;
+        Ok(Duration::from_nanos(reply.device_ns))
+    }
+
+    /// Runs `run` with the client, for what a client can do besides.
+    pub fn with_client<R>(&self, run: impl FnOnce(&mut Client) -> R) -> R {
+        run(&mut lock(&self.lane))
+    }
+
+    /// Ends the session in good order, for all its lanes. Buffers and modules go with it.
+    ///
+    /// # Errors
+    /// Those of [`Client::goodbye`].
+    pub fn goodbye(self) -> Result<()> {
+        lock(&self.lane).end()
+    }
+
+    /// The client, once what was dropped is on its way back.
+    fn client(&self) -> Result<MutexGuard<'_, Client>> {
+        let mut client = lock(&self.lane);
+        let dropped = std::mem::take(&mut *lock(&self.shared.dropped));
+        for dropped in dropped {
+            self.give_back(&mut client, dropped)?;
+        }
+        Ok(client)
+    }
+
+    fn give_back(&self, client: &mut Client, dropped: Dropped) -> Result<()> {
+        match dropped {
+            Dropped::Memory(address) => {
+                client.send_quiet("free", MemoryFree { address })?;
+            }
+            Dropped::Module(module) => {
+                client.send_quiet("unload", ModuleUnload { module })?;
+                lock(&self.shared.modules).release(module);
+            }
+        }
+        Ok(())
+    }
+
+    /// Gives something back without waiting for a call of another thread.
+    fn drop_on_device(&self, dropped: Dropped) {
+        let mut client = match self.lane.try_lock() {
+            Ok(client) => client,
+            Err(TryLockError::Poisoned(poisoned)) => poisoned.into_inner(),
+            Err(TryLockError::WouldBlock) => return lock(&self.shared.dropped).push(dropped),
+        };
+        // A session that has failed has nothing to give back to.
+        let _ = self.give_back(&mut client, dropped);
+    }
+
+    fn ask<O>(&self, doing: &'static str, request: O) -> Result<O::Reply>
+    where
+        O: Operation + Into<Request>,
+    {
+        let mut client = self.client()?;
+        let reply = client.request(doing, request);
+        explained(&mut client, reply)
+    }
+
+    fn send<O>(&self, doing: &'static str, request: O) -> Result<()>
+    where
+        O: Operation + Into<Request>,
+    {
+        self.send_with(doing, request, &mut Data::none())
+    }
+
+    fn send_with<O>(&self, doing: &'static str, request: O, data: &mut Data<'_>) -> Result<()>
+    where
+        O: Operation + Into<Request>,
+    {
+        self.client()?
+            .run(doing, request.into(), true, data)
+            .map(drop)
+    }
+
+    fn is_of(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.shared, &other.shared)
+    }
+
+    /// `other` is of the same session.
+    fn check_session(&self, doing: &'static str, other: &Self) -> Result<()> {
+        match self.is_of(other) {
+            true => Ok(()),
+            false => Err(self.wrong(doing, "a buffer or function of another session")),
+        }
+    }
+
+    /// An argument is wrong.
+    fn wrong(&self, doing: &'static str, what: impl Into<String>) -> Error {
+        lock(&self.lane).error(doing, Cause::Input(what.into()))
+    }
+}
+
+fn attribute(attributes: &[i32], number: u32) -> Option<i32> {
+    let value = attributes.get(usize::try_from(number).ok()?)?;
+    (*value != NO_ATTRIBUTE).then_some(*value)
+}
+
+/// The failures that no fence has told, if asking is of any use.
+fn failures(client: &mut Client) -> Option<FenceReply> {
+    let fence = client.fence().ok()?;
+    (fence.dropped > 0 || !fence.failures.as_slice().is_empty()).then_some(fence)
+}
+
+/// An error with what failed before it, which may be its cause.
+fn explained<R>(client: &mut Client, outcome: Result<R>) -> Result<R> {
+    outcome.map_err(|mut error| {
+        if matches!(error.cause(), Cause::Refused { .. }) && !error.cause().ends_session() {
+            error.failures = failures(client).map(Box::new);
+        }
+        error
+    })
+}
+
+/// The same for what has to tell of earlier failures: they are an error of its own.
+fn told<R>(client: &mut Client, doing: &'static str, outcome: Result<R>) -> Result<R> {
+    let reply = explained(client, outcome)?;
+    if client.quiet_requests_failed()
+        && let Some(failures) = failures(client)
+    {
+        return Err(client.error(doing, Cause::Failed(failures)));
+    }
+    Ok(reply)
+}

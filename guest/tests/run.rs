@@ -1,0 +1,286 @@
+//! The command `vgpu run`, with a mediator's session in this process.
+
+mod script;
+
+use std::fs;
+use std::os::unix::net::UnixListener;
+use std::path::PathBuf;
+use std::process::{Command, Output};
+use std::thread;
+use std::time::Duration;
+
+use script::TERMS;
+use tempfile::TempDir;
+use vgpu_mediator::executor::cpu::CpuExecutor;
+use vgpu_mediator::session::{self, Stream, Terms, Timeouts};
+use vgpu_mediator::usage::Observed;
+use vgpu_socket_transport::SocketTransport;
+
+/// A directory with two files of eight floats, the kernels, and a mediator for as many sessions as come.
+struct Place(TempDir);
+
+impl Place {
+    fn new() -> Self {
+        let place = Self(tempfile::tempdir().unwrap());
+        let floats = |value: fn(u8) -> f32| -> Vec<u8> {
+            (0..8).flat_map(|i| value(i).to_le_bytes()).collect()
+        };
+        fs::write(place.at("x.f32"), floats(f32::from)).unwrap();
+        fs::write(place.at("y.f32"), floats(|_| 1.0)).unwrap();
+        let kernels = include_bytes!("../src/conformance/kernels.ptx");
+        fs::write(place.at("kernels.ptx"), kernels).unwrap();
+        let listener = UnixListener::bind(place.at("vgpu.sock")).unwrap();
+        // Ends with this process.
+        thread::spawn(move || {
+            for stream in listener.incoming().flatten() {
+                thread::spawn(move || serve(stream));
+            }
+        });
+        place
+    }
+
+    fn at(&self, name: &str) -> PathBuf {
+        self.0.path().join(name)
+    }
+
+    /// Runs `vgpu run kernels.ptx` with `arguments`, split at spaces, in this directory.
+    fn run(&self, arguments: &str) -> Output {
+        self.vgpu(&format!("run kernels.ptx {arguments}"))
+    }
+
+    fn vgpu(&self, arguments: &str) -> Output {
+        Command::new(env!("CARGO_BIN_EXE_vgpu"))
+            .args(["--endpoint", "unix:vgpu.sock"])
+            .args(arguments.split(' '))
+            .current_dir(self.0.path())
+            .env_remove("RUST_LOG")
+            .output()
+            .expect("vgpu runs")
+    }
+
+    fn floats(&self, name: &str) -> Vec<f32> {
+        let bytes = fs::read(self.at(name)).unwrap();
+        let (floats, rest) = bytes.as_chunks::<4>();
+        assert!(rest.is_empty());
+        floats
+            .iter()
+            .map(|float| f32::from_le_bytes(*float))
+            .collect()
+    }
+
+    /// Checks that `output` is a failure with these words in its first line, and that nothing was written.
+    fn failed(&self, output: &Output, status: i32, words: &[&str]) {
+        let stderr = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(output.status.code(), Some(status), "{stderr}");
+        let [what, help] = stderr.lines().collect::<Vec<_>>()[..] else {
+            panic!("not two lines: {stderr}");
+        };
+        assert!(
+            what.starts_with("error: ") && help.starts_with(" help: "),
+            "{stderr}"
+        );
+        for words in words {
+            assert!(what.contains(words), "{stderr}");
+        }
+        assert!(output.stdout.is_empty());
+        assert!(!self.at("out.f32").exists());
+    }
+}
+
+fn serve(stream: std::os::unix::net::UnixStream) {
+    let time = Duration::from_secs(60);
+    let mut stream = Stream::from(SocketTransport::from_unix(stream).expect("a socket"));
+    let settings = session::Settings {
+        terms: Terms {
+            max_handles: 16,
+            ..TERMS
+        },
+        timeouts: Timeouts {
+            hello: time,
+            idle: time,
+            stall: time,
+        },
+        epoch: 5,
+        reason: None,
+        refusal: None,
+    };
+    let mut cpu = || Ok(Box::new(CpuExecutor::new("a test")) as _);
+    let (observed, stop) = (Observed::default(), Default::default());
+    session::serve(&mut stream, &mut cpu, &settings, &observed, &stop);
+}
+
+const SAXPY: &str = "--entry saxpy --grid 1 --block 8 --arg f32:2.5 --arg in:x.f32 \
+                     --arg inout:y.f32:out.f32 --arg u32:8";
+
+#[test]
+fn a_kernel_runs_on_files() {
+    let place = Place::new();
+    let output = place.run(SAXPY);
+    let stderr = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{stderr}");
+    assert!(stderr.is_empty(), "{stderr}");
+    let text = String::from_utf8_lossy(&output.stdout);
+    assert!(
+        text.starts_with("saxpy: ") && text.contains("on the device (cpu, "),
+        "{text}"
+    );
+    let wanted: Vec<f32> = (0..8u8).map(|i| 2.5 * f32::from(i) + 1.0).collect();
+    assert_eq!(place.floats("out.f32"), wanted);
+    // What it read is as it was.
+    assert_eq!(place.floats("y.f32"), [1.0; 8]);
+
+    fs::remove_file(place.at("out.f32")).unwrap();
+    let output = place.vgpu(&format!("--json run kernels.ptx {SAXPY}"));
+    assert!(output.status.success());
+    let told: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+    let mut names: Vec<&str> = told
+        .as_object()
+        .unwrap()
+        .keys()
+        .map(String::as_str)
+        .collect();
+    names.sort_unstable();
+    assert_eq!(
+        names,
+        [
+            "device",
+            "device_ns",
+            "endpoint",
+            "executor",
+            "left",
+            "seconds"
+        ]
+    );
+    assert_eq!(told["executor"], "cpu");
+    assert_eq!(told["endpoint"], "unix:vgpu.sock");
+    assert!(told["device_ns"].as_u64() > Some(0), "{told}");
+    assert!(told["seconds"].as_f64() > Some(0.0), "{told}");
+    assert_eq!(place.floats("out.f32"), wanted);
+}
+
+#[test]
+fn parameters_of_every_kind_and_buffers_of_zeros() {
+    let place = Place::new();
+    let block = format!("{}{}{}", "e8030000", "00".repeat(32), "204e0000");
+    let output = place.run(&format!(
+        "--entry parameters --grid 1,1,1 --block 1 --arg u8:3 --arg out:sum.u64:8 --arg u16:400 \
+         --arg bytes:{block} --arg u8:7 --arg f64:3e9"
+    ));
+    assert!(
+        output.status.success(),
+        "{}",
+        String::from_utf8_lossy(&output.stderr)
+    );
+    let sum = fs::read(place.at("sum.u64")).unwrap();
+    assert_eq!(u64::from_le_bytes(sum.try_into().unwrap()), 3_000_021_410);
+    // More shared memory than is given without asking.
+    let output = place
+        .run("--entry turn_round --grid 1 --block 8 --shared 60000 --arg inout:x.f32:turned.f32");
+    assert!(
+        output.status.success(),
+        "{}",
+        String::from_utf8_lossy(&output.stderr)
+    );
+    let turned: Vec<f32> = (0..8u8).rev().map(f32::from).collect();
+    assert_eq!(place.floats("turned.f32"), turned);
+}
+
+#[test]
+fn what_does_not_fit_is_refused_before_anything_runs() {
+    let place = Place::new();
+    let few = "--entry saxpy --grid 1 --block 8 --arg f32:2.5 --arg inout:y.f32:out.f32";
+    place.failed(
+        &place.run(few),
+        2,
+        &["'saxpy' has 4 parameters, 2 arguments were given"],
+    );
+    let long = SAXPY.replace("u32:8", "u64:8");
+    place.failed(
+        &place.run(&long),
+        2,
+        &["argument 3 has 8 bytes; parameter 3 of kernel 'saxpy' has 4"],
+    );
+    let threads = SAXPY.replace("--block 8", "--block 2048");
+    place.failed(&place.run(&threads), 1, &["2048 threads", "allows 1024"]);
+    let nowhere = SAXPY.replace("out.f32", "nowhere/out.f32");
+    place.failed(&place.run(&nowhere), 1, &["cannot write nowhere/out.f32"]);
+    let nothing = SAXPY.replace("x.f32", "nothing.f32");
+    place.failed(&place.run(&nothing), 1, &["cannot read nothing.f32"]);
+    fs::write(place.at("source.cu"), "__global__ void k() {}").unwrap();
+    let output = place.vgpu("run source.cu --entry k --grid 1 --block 1");
+    place.failed(&output, 1, &["CUDA source"]);
+    // The command line itself.
+    for arguments in [
+        "--grid 0 --block 1",
+        "--grid 1 --block 1,2,3,4",
+        "--block 1",
+    ] {
+        let output = place.run(&format!("--entry saxpy {arguments}"));
+        assert_eq!(output.status.code(), Some(2), "{arguments}");
+    }
+}
+
+#[test]
+fn errors_of_cuda_have_name_and_number_and_write_nothing() {
+    let place = Place::new();
+    let out = "--arg inout:y.f32:out.f32";
+    for (arguments, words) in [
+        (
+            "--entry nowhere --grid 1 --block 1",
+            "CUDA_ERROR_NOT_FOUND (500)",
+        ),
+        (
+            "--entry poke --grid 1 --block 1 --arg u64:16",
+            "CUDA_ERROR_ILLEGAL_ADDRESS (700)",
+        ),
+        (
+            "--entry give_up --grid 1 --block 1",
+            "CUDA_ERROR_LAUNCH_FAILED (719)",
+        ),
+        (
+            "--entry spin --deadline 0.3 --grid 1 --block 1 --arg zero:4",
+            "CUDA_ERROR_LAUNCH_TIMEOUT (702)",
+        ),
+        (
+            "--entry turn_round --grid 1 --block 1 --shared 999999 --arg zero:4",
+            "CUDA_ERROR_INVALID_VALUE (1)",
+        ),
+    ] {
+        place.failed(&place.run(arguments), 1, &[words]);
+    }
+    // A kernel that fails with a file to write.
+    let output = place.run(&format!(
+        "--entry work --deadline 0.2 --grid 1 --block 1 {out} --arg u32:4000000000"
+    ));
+    place.failed(
+        &output,
+        1,
+        &["CUDA_ERROR_LAUNCH_TIMEOUT (702)", "Launch, request"],
+    );
+    fs::write(
+        place.at("kernels.ptx"),
+        ".version 8.0\n.target sm_80\n.entry x( {",
+    )
+    .unwrap();
+    place.failed(&place.run(SAXPY), 1, &["CUDA_ERROR_INVALID_PTX (218)"]);
+    fs::write(place.at("kernels.ptx"), "not at all").unwrap();
+    place.failed(&place.run(SAXPY), 1, &["CUDA_ERROR_INVALID_IMAGE (200)"]);
+}
+
+#[test]
+fn the_help_says_what_an_argument_is() {
+    let output = Command::new(env!("CARGO_BIN_EXE_vgpu"))
+        .args(["run", "--help"])
+        .output()
+        .expect("vgpu runs");
+    let help = String::from_utf8_lossy(&output.stdout);
+    for part in [
+        "inout:FILE:OUTFILE",
+        "bytes:HEX",
+        "zero:BYTES",
+        "--deadline",
+        "--shared",
+    ] {
+        assert!(help.contains(part), "{part}: {help}");
+    }
+}
