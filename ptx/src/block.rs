@@ -11,11 +11,11 @@ use crate::space::Fault;
 use crate::warp::{State, Stop, Warp, lanes, predicate};
 
 /// Instructions of one warp in a row.
-const WARP_SLICE: u32 = 4096;
+const WARP_SLICE: u32 = 2048;
 /// Instructions of a block between two looks at the clock.
-const BLOCK_SLICE: u32 = 8192;
+const BLOCK_SLICE: u32 = 4096;
 /// Bytes of registers that are made between two looks at the clock.
-const BUILD: u64 = 1 << 20;
+const BUILD: u64 = 1 << 19;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Standing {
@@ -41,10 +41,14 @@ struct Bar {
 struct Block {
     ctaid: [u32; 3],
     warps: Vec<Warp>,
+    /// The next one of these, being made.
+    growing: Option<Warp>,
     standing: Vec<Standing>,
     bars: [Bar; 16],
     shared: SharedMemory,
     live: u32,
+    /// The warp whose turn is next.
+    turn: usize,
 }
 
 enum Progress {
@@ -59,10 +63,12 @@ impl Block {
         Self {
             ctaid: [0; 3],
             warps: Vec::new(),
+            growing: None,
             standing: Vec::new(),
             bars: [Bar::default(); 16],
             shared,
             live: 0,
+            turn: 0,
         }
     }
 
@@ -80,6 +86,7 @@ impl Block {
         self.standing.clear();
         self.standing.resize(self.warps.len(), Standing::Ready);
         self.bars = [Bar::default(); 16];
+        self.turn = 0;
         self.live = u32::try_from(self.warps.len()).unwrap_or(0);
     }
 
@@ -89,7 +96,9 @@ impl Block {
         let mut left = share;
         loop {
             let mut ran = false;
-            for k in 0..self.warps.len() {
+            for _ in 0..self.warps.len() {
+                let k = self.turn;
+                self.turn = (k + 1) % self.warps.len();
                 if self.standing[k] != Standing::Ready {
                     continue;
                 }
@@ -97,14 +106,10 @@ impl Block {
                 let given = WARP_SLICE.min(left);
                 let mut fuel = given;
                 let stop = run(&mut self.warps[k], cx, &self.shared, &mut fuel);
-                let unspent = std::mem::take(&mut self.warps[k].unspent);
-                let spent = (given - fuel - unspent).max(1);
-                *used += u64::from(spent);
-                left = if unspent > 0 {
-                    0
-                } else {
-                    left.saturating_sub(spent)
-                };
+                let burnt = std::mem::take(&mut self.warps[k].burnt);
+                *used += u64::from(given - fuel - burnt);
+                // A warp that cannot run has had its look all the same.
+                left = left.saturating_sub((given - fuel).max(1));
                 match stop {
                     Stop::Slice => {}
                     Stop::Parked => self.arrive(cx, k)?,
@@ -366,15 +371,19 @@ impl Unit {
 
     /// Makes warps for a moment. True: there are all of them.
     pub(crate) fn build(&mut self, cx: &Cx<'_>) -> bool {
-        let each = Warp::bytes(cx.program, cx.kernel).max(1);
-        let mut budget = (BUILD / each).max(1);
+        let mut left = (BUILD / Warp::bytes(cx.program, cx.kernel).max(1)).max(1);
         for b in &mut self.blocks {
             while let Some(k) = b.missing(cx) {
-                if budget == 0 {
+                if left == 0 {
                     return false;
                 }
-                budget -= 1;
-                b.warps.push(Warp::new(k, cx));
+                left -= 1;
+                let mut w = b.growing.take().unwrap_or_else(|| Warp::new(k));
+                if w.build(cx) {
+                    b.warps.push(w);
+                } else {
+                    b.growing = Some(w);
+                }
             }
         }
         true

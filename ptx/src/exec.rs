@@ -687,6 +687,13 @@ pub(crate) fn run_with<const V3: bool>(
             continue;
         }};
     }
+    /// What takes as long as so many other instructions leaves so many fewer of them until the next look
+    /// at the clock.
+    macro_rules! burn {
+        ($n:expr) => {
+            w.burn(fuel, $n)
+        };
+    }
     macro_rules! attempt {
         ($do:expr) => {
             if let Err(f) = $do {
@@ -742,7 +749,10 @@ pub(crate) fn run_with<const V3: bool>(
                 Op::StGlobal64 => attempt!(store_global64(w, cx, shared, r, i, m, pc)),
                 Op::LdShared32 => attempt!(load_shared32(w, cx, shared, r, i, m, pc)),
                 Op::StShared32 => attempt!(store_shared32(w, cx, shared, r, i, m, pc)),
-                Op::Memory => attempt!(memory(w, cx, shared, r, i, m, pc)),
+                Op::Memory => {
+                    burn!(cost::MEMORY);
+                    attempt!(memory(w, cx, shared, r, i, m, pc));
+                }
                 Op::Param32 => {
                     let at = i.imm as usize;
                     let v = cx.launch.params.get(at..at + 4).map_or(0, |b| u32::from_le_bytes(b.try_into().unwrap_or_default()));
@@ -810,14 +820,33 @@ pub(crate) fn run_with<const V3: bool>(
                 }
                 Op::ActiveMask => put32(r, i.d, m, &[m; 32]),
                 Op::Nop => {}
-                Op::Lanes => lane_function(cx, r, i, m),
-                Op::LanesTest => lane_test(cx, r, i, m),
-                Op::Carry => carry(r, i, m),
-                Op::Atomic => attempt!(atomic(w, cx, shared, r, i, m, pc)),
-                Op::CopyAsync => attempt!(copy_async(w, cx, shared, r, i, m, pc)),
-                Op::Fence => fence(Ordering::SeqCst),
-                Op::Sleep => w.unspent = std::mem::take(fuel),
+                Op::Lanes => {
+                    burn!(if i.w & flag::SLOW != 0 { cost::SLOW } else { cost::LANES });
+                    lane_function(cx, r, i, m);
+                }
+                Op::LanesTest => {
+                    burn!(cost::LANES);
+                    lane_test(cx, r, i, m);
+                }
+                Op::Carry => {
+                    burn!(cost::LANES);
+                    carry(r, i, m);
+                }
+                Op::Atomic => {
+                    burn!(cost::ATOMIC);
+                    attempt!(atomic(w, cx, shared, r, i, m, pc));
+                }
+                Op::CopyAsync => {
+                    burn!(cost::ATOMIC);
+                    attempt!(copy_async(w, cx, shared, r, i, m, pc));
+                }
+                Op::Fence => {
+                    burn!(cost::FENCE);
+                    fence(Ordering::SeqCst);
+                }
+                Op::Sleep => burn!(u32::MAX),
                 Op::Clock => {
+                    burn!(cost::CLOCK);
                     let t = cx.now();
                     if i.w & flag::D64 != 0 {
                         put64(r, i.d, m, &[t; 32]);
@@ -826,31 +855,37 @@ pub(crate) fn run_with<const V3: bool>(
                     }
                 }
                 Op::StackSave => put64(r, i.d, m, &[0; 32]),
-                Op::Brx => switch!(branch_by_index(w, cx, i, m)),
+                Op::Brx => switch!({
+                    burn!(cost::TOGETHER);
+                    branch_by_index(w, cx, i, m)
+                }),
                 Op::Call => switch!(call(w, cx, shared, i, m, fuel)),
                 Op::Ret => switch!({
-                    w.give_back(cx, m);
+                    burn!(cost::TOGETHER);
+                    let words = w.give_back(cx, m);
+                    burn!(words);
                     finish_syncs(w, cx, shared)
                 }),
                 Op::Exit => switch!({
+                    burn!(cost::TOGETHER);
                     w.exit(m);
                     finish_syncs(w, cx, shared)
                 }),
                 Op::Trap => attempt!(Err::<(), _>(Box::new(Fault::new(Code::LaunchFailed, pc - 1, m.trailing_zeros(), if i.x == 0 { "trap" } else { "brkpt with no debugger" })))),
                 Op::Sync => switch!({
-                    if matches!(cx.program.syncs[i.x as usize].op, SyncOp::Matrix(_)) {
-                        // As long as many others.
-                        *fuel = fuel.saturating_sub(31);
-                    }
+                    let matrix = matches!(cx.program.syncs[i.x as usize].op, SyncOp::Matrix(_));
+                    burn!(if matrix { cost::SLOW } else { cost::TOGETHER });
                     sync(w, cx, shared, i, m)
                 }),
                 Op::Bar => switch!({
+                    burn!(cost::TOGETHER);
                     let b = &cx.program.barriers[i.x as usize];
                     let id = w.frames[w.frame as usize].regs.r32[b.id as usize][m.trailing_zeros() as usize];
                     w.park(m, pc - 1, State::Bar(id));
                     Ok(())
                 }),
                 Op::ClusterBar => switch!({
+                    burn!(cost::TOGETHER);
                     w.park(m, pc - 1, State::ClusterBar);
                     Ok(())
                 }),
@@ -865,6 +900,26 @@ pub(crate) fn run_with<const V3: bool>(
             });
         }
     }
+}
+
+/// What instructions take more than others, in others: rough, and on the safe side, so that a slice of any
+/// instructions is over within a millisecond or so.
+pub(crate) mod cost {
+    /// A function for each lane.
+    pub(super) const LANES: u32 = 8;
+    /// One of the slow ones of these, a product of matrices.
+    pub(super) const SLOW: u32 = 64;
+    /// A load or store that is not one of the ordinary ones.
+    pub(super) const MEMORY: u32 = 8;
+    /// A lane after the other, and others want the same.
+    pub(super) const ATOMIC: u32 = 64;
+    pub(super) const FENCE: u32 = 4;
+    /// On some virtual machines the clock is far away.
+    pub(super) const CLOCK: u32 = 64;
+    /// What concerns the groups of a warp.
+    pub(super) const TOGETHER: u32 = 8;
+    /// Of a call of the environment: what one lane may use up before the next has to wait.
+    pub(crate) const CALL: u32 = 1024;
 }
 
 /// Whether 32 addresses lie one behind the other, `size` apart.
@@ -1652,12 +1707,14 @@ fn call(
             f
         }
         Callee::Builtin(b) => {
-            // Text and heaps take their time: the clock is looked at next.
-            w.unspent = std::mem::take(fuel);
-            return crate::environment::call(w, cx, shared, b, i.x, m);
+            let used = crate::builtin::call(w, cx, shared, b, i.x, m)?;
+            w.burn(fuel, used);
+            return Ok(());
         }
     };
-    w.enter(cx, i.x, function, m)
+    let rows = w.enter(cx, i.x, function, m)?;
+    w.burn(fuel, rows);
+    Ok(())
 }
 
 /// Lanes at an instruction that they execute together.

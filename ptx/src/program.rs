@@ -28,6 +28,8 @@ pub(crate) mod flag {
     pub(crate) const B_NOT: u16 = 1024;
     /// Operand c of [`super::Op::Lanes`] is a predicate.
     pub(crate) const C_PRED: u16 = 2048;
+    /// The function of [`super::Op::Lanes`] takes much longer than others.
+    pub(crate) const SLOW: u16 = 4096;
 }
 
 /// A decoded instruction.

@@ -12,6 +12,10 @@ use crate::{Code, exec::Cx};
 const PATIENCE: u32 = 256;
 /// Instructions of a turn.
 const TURN: u32 = 128;
+/// Rows of registers that are made between two looks at the clock: half a megabyte at most.
+const ROWS: usize = 2048;
+/// Bytes of a thread's local memory, with the arguments of all calls: the hardware's limit, rounded up as it grows.
+const LOCAL_LIMIT: usize = 1 << 20;
 
 /// A register of all lanes, at the start of a cache line: a vector of lanes never lies across two.
 #[derive(Debug, Clone, Copy)]
@@ -30,6 +34,42 @@ impl<T> std::ops::DerefMut for Row<T> {
     #[inline(always)]
     fn deref_mut(&mut self) -> &mut [T; 32] {
         &mut self.0
+    }
+}
+
+/// Local memory of a warp: rows of a word of each lane.
+#[derive(Debug, Default)]
+pub(crate) struct Local(Vec<[[u32; 16]; 2]>);
+
+impl Local {
+    /// So many rows, all zero. They take no time and no memory until they are used: the system gives a
+    /// large vector of zeros as such, if its elements are arrays this short.
+    fn new(rows: usize) -> Self {
+        Self(vec![[[0; 16]; 2]; rows])
+    }
+
+    /// Some more rows, towards so many. True: there are that many.
+    fn grow(&mut self, rows: usize) -> bool {
+        let now = self.0.len();
+        self.0.reserve_exact(rows.saturating_sub(now));
+        self.0.resize(rows.min(now + ROWS).max(now), [[0; 16]; 2]);
+        self.0.len() >= rows
+    }
+}
+
+impl std::ops::Deref for Local {
+    type Target = [[u32; 32]];
+    #[inline(always)]
+    fn deref(&self) -> &[[u32; 32]] {
+        self.0.as_flattened().as_flattened().as_chunks().0
+    }
+}
+
+impl std::ops::DerefMut for Local {
+    #[inline(always)]
+    fn deref_mut(&mut self) -> &mut [[u32; 32]] {
+        let flat = self.0.as_flattened_mut().as_flattened_mut();
+        flat.as_chunks_mut().0
     }
 }
 
@@ -59,6 +99,42 @@ pub(crate) struct Frame {
     pub(crate) depth: u32,
     /// Stack used by it and its callers.
     pub(crate) stack: u32,
+}
+
+impl Frame {
+    /// A frame with no registers yet.
+    fn new(cx: &Cx<'_>, function: u32) -> Self {
+        let f = &cx.program.functions[function as usize];
+        Self {
+            function,
+            regs: Regs {
+                r32: Vec::with_capacity(f.n32 as usize),
+                r64: Vec::with_capacity(f.n64 as usize),
+                p: vec![0; f.np as usize],
+                cc: 0,
+            },
+            base: 0,
+            parent: 0,
+            return_pc: 0,
+            call: 0,
+            lanes: 0,
+            depth: 0,
+            stack: 0,
+        }
+    }
+
+    /// Makes some more registers. True: there are all of them.
+    fn grow(&mut self, cx: &Cx<'_>) -> bool {
+        let f = &cx.program.functions[self.function as usize];
+        let (n32, n64) = (f.n32 as usize, f.n64 as usize);
+        let r = &mut self.regs;
+        if r.r32.len() < n32 {
+            r.r32.resize(n32.min(r.r32.len() + ROWS), Row([0; 32]));
+        } else {
+            r.r64.resize(n64.min(r.r64.len() + ROWS), Row([0; 32]));
+        }
+        r.r32.len() == n32 && r.r64.len() == n64
+    }
 }
 
 /// What a group that does not run is waiting for.
@@ -108,14 +184,22 @@ pub(crate) struct Warp {
     pub(crate) groups: Vec<Group>,
     pub(crate) frames: Vec<Frame>,
     pub(crate) free: Vec<u32>,
+    /// Frames that are being made.
+    growing: Vec<Frame>,
     /// Local memory, a word of all lanes after the other.
-    pub(crate) local: Vec<[u32; 32]>,
+    pub(crate) local: Local,
+    /// Rows that it is to have: those were taken from the quota.
+    wanted: usize,
     pub(crate) hit: usize,
-    /// Instructions that were left when the warp gave up its turn.
-    pub(crate) unspent: u32,
+    /// Fuel that was used beyond the one of each instruction.
+    pub(crate) burnt: u32,
     spins: u32,
     turn: u32,
     now: u64,
+}
+
+fn count(n: usize) -> u32 {
+    u32::try_from(n).unwrap_or(u32::MAX)
 }
 
 /// The lanes of a mask.
@@ -129,8 +213,9 @@ pub(crate) fn lanes(mask: u32) -> impl Iterator<Item = usize> {
 }
 
 impl Warp {
-    pub(crate) fn new(index: u32, cx: &Cx<'_>) -> Self {
-        let mut w = Self {
+    /// A warp with no registers: see [`Self::build`].
+    pub(crate) fn new(index: u32) -> Self {
+        Self {
             index,
             live: 0,
             mask: 0,
@@ -140,17 +225,28 @@ impl Warp {
             groups: Vec::new(),
             frames: Vec::new(),
             free: Vec::new(),
-            local: Vec::new(),
+            growing: Vec::new(),
+            local: Local::default(),
+            wanted: 0,
             hit: 0,
-            unspent: 0,
+            burnt: 0,
             spins: 0,
             turn: 0,
             now: 0,
-        };
-        let mut first = w.frame_of(cx, cx.kernel);
-        cx.fill(&mut first.regs, cx.kernel, index, [0; 3], 0);
-        w.frames.push(first);
-        w
+        }
+    }
+
+    /// Makes registers for a moment. True: there are all that the kernel needs.
+    pub(crate) fn build(&mut self, cx: &Cx<'_>) -> bool {
+        if self.frames.is_empty() {
+            self.frames.push(Frame::new(cx, cx.kernel));
+        }
+        let first = &mut self.frames[0];
+        if !first.grow(cx) {
+            return false;
+        }
+        cx.fill(&mut first.regs, cx.kernel, self.index, [0; 3], 0);
+        true
     }
 
     /// Bytes that a warp of this kernel needs before it calls anything.
@@ -175,29 +271,17 @@ impl Warp {
         f.lanes = self.live;
         cx.refill(&mut f.regs, cx.kernel, self.index, ctaid);
         let words = cx.program.functions[cx.kernel as usize].frame.div_ceil(4) as usize;
-        if self.local.len() < words {
-            self.local.resize(words, [0; 32]);
+        if self.local.is_empty() {
+            self.local = Local::new(words);
         }
     }
 
-    fn frame_of(&self, cx: &Cx<'_>, function: u32) -> Frame {
-        let f = &cx.program.functions[function as usize];
-        Frame {
-            function,
-            regs: Regs {
-                r32: vec![Row([0; 32]); f.n32 as usize],
-                r64: vec![Row([0; 32]); f.n64 as usize],
-                p: vec![0; f.np as usize],
-                cc: 0,
-            },
-            base: 0,
-            parent: 0,
-            return_pc: 0,
-            call: 0,
-            lanes: 0,
-            depth: 0,
-            stack: 0,
-        }
+    /// Takes fuel for what takes longer than one instruction.
+    #[inline(always)]
+    pub(crate) fn burn(&mut self, fuel: &mut u32, n: u32) {
+        let n = n.min(*fuel);
+        *fuel -= n;
+        self.burnt += n;
     }
 
     /// Whether another group could run.
@@ -350,20 +434,21 @@ impl Warp {
         }
     }
 
-    /// Lanes return from their function; false: from the kernel, so they end.
-    pub(crate) fn give_back(&mut self, cx: &Cx<'_>, mask: u32) {
+    /// Lanes return from their function, or end if it is the kernel. Gives the words of results.
+    pub(crate) fn give_back(&mut self, cx: &Cx<'_>, mask: u32) -> u32 {
         let f = &self.frames[self.frame as usize];
         if f.depth == 0 {
             self.exit(mask);
-            return;
+            return 0;
         }
+        let mut words = 0;
         let (parent, pc, call, function) = (f.parent, f.return_pc, f.call, f.function);
         for (from, to) in cx.program.functions[function as usize]
             .results
             .iter()
             .zip(&cx.program.calls[call as usize].results)
         {
-            self.copy(self.frame, *from, parent, *to, mask);
+            words += self.copy(self.frame, *from, parent, *to, mask);
         }
         self.mask &= !mask;
         let f = &mut self.frames[self.frame as usize];
@@ -372,16 +457,18 @@ impl Warp {
             self.free.push(self.frame);
         }
         self.push(pc, parent, mask, State::Ready);
+        words
     }
 
     /// The running group calls `function`; `self.pc` is where it goes on afterwards.
+    /// Gives the rows of registers that were written, or as much work.
     pub(crate) fn enter(
         &mut self,
         cx: &Cx<'_>,
         call: u32,
         function: u32,
         mask: u32,
-    ) -> Result<(), Box<Fault>> {
+    ) -> Result<u32, Box<Fault>> {
         let f = &cx.program.functions[function as usize];
         let caller = &self.frames[self.frame as usize];
         let base = caller.base
@@ -399,10 +486,12 @@ impl Warp {
                 format!("the stack of {} bytes a thread is used up", cx.stack),
             )));
         }
+        let mut rows = count(self.free.len() / 32);
         let words = (base + f.frame).div_ceil(4) as usize;
         if self.local.len() < words {
-            let more = words.next_power_of_two() - self.local.len();
-            if !cx.take_memory(more as u64 * 128) {
+            let all = words.next_power_of_two();
+            let more = all - self.local.len();
+            if all * 4 > LOCAL_LIMIT || self.wanted < all && !cx.take_memory(more as u64 * 128) {
                 return Err(Box::new(Fault::new(
                     Code::IllegalAddress,
                     self.pc - 1,
@@ -410,7 +499,11 @@ impl Warp {
                     "the memory for stacks is used up",
                 )));
             }
-            self.local.resize(words.next_power_of_two(), [0; 32]);
+            self.wanted = all;
+            if !self.local.grow(all) {
+                return Ok(self.again(mask));
+            }
+            rows += count(ROWS);
         }
         let at = match self
             .free
@@ -419,16 +512,26 @@ impl Warp {
         {
             Some(k) => self.free.swap_remove(k),
             None => {
-                let bytes = Self::bytes(cx.program, function);
-                if !cx.take_memory(bytes) {
-                    return Err(Box::new(Fault::new(
-                        Code::IllegalAddress,
-                        self.pc - 1,
-                        lane,
-                        "the memory for stacks is used up",
-                    )));
+                let begun = self.growing.iter().position(|g| g.function == function);
+                let mut new = match begun {
+                    Some(k) => self.growing.swap_remove(k),
+                    None => {
+                        if !cx.take_memory(Self::bytes(cx.program, function)) {
+                            return Err(Box::new(Fault::new(
+                                Code::IllegalAddress,
+                                self.pc - 1,
+                                lane,
+                                "the memory for stacks is used up",
+                            )));
+                        }
+                        Frame::new(cx, function)
+                    }
+                };
+                if !new.grow(cx) {
+                    self.growing.push(new);
+                    return Ok(self.again(mask));
                 }
-                let new = self.frame_of(cx, function);
+                rows += f.n32 + f.n64;
                 self.frames.push(new);
                 u32::try_from(self.frames.len() - 1).unwrap_or(u32::MAX)
             }
@@ -439,9 +542,10 @@ impl Warp {
         new.regs.cc = 0;
         let ctaid = cx.ctaid.get();
         cx.fill(&mut new.regs, function, self.index, ctaid, base);
+        rows += count(f.constants.len());
         let c = &cx.program.calls[call as usize];
         for (from, to) in c.args.iter().zip(&f.params) {
-            self.copy(parent, *from, at, *to, mask);
+            rows += self.copy(parent, *from, at, *to, mask);
         }
         self.mask &= !mask;
         if self.mask != 0 {
@@ -450,27 +554,38 @@ impl Warp {
         }
         (self.frame, self.mask, self.pc) = (at, mask, f.start);
         self.look();
-        Ok(())
+        Ok(rows)
     }
 
-    /// Copies an argument or a result between two frames.
-    fn copy(&mut self, from_frame: u32, from: Place, to_frame: u32, to: Place, mask: u32) {
+    /// These lanes execute the call again, after a look at the clock.
+    fn again(&mut self, mask: u32) -> u32 {
+        let rest = self.mask & !mask;
+        self.push(self.pc, self.frame, rest, State::Ready);
+        (self.mask, self.pc) = (mask, self.pc - 1);
+        self.look();
+        u32::MAX
+    }
+
+    /// Copies an argument or a result between two frames. Gives what it cost, in rows.
+    fn copy(&mut self, from_frame: u32, from: Place, to_frame: u32, to: Place, mask: u32) -> u32 {
         if let (Place::Frame { at: a, size: n }, Place::Frame { at: b, size: m }) = (from, to) {
             let a = (self.frames[from_frame as usize].base + a) / 4;
             let b = (self.frames[to_frame as usize].base + b) / 4;
-            for k in 0..n.min(m).div_ceil(4) {
+            let words = n.min(m).div_ceil(4);
+            for k in 0..words {
                 let row = self.local[(a + k) as usize];
                 let to = &mut self.local[(b + k) as usize];
                 for l in lanes(mask) {
                     to[l] = row[l];
                 }
             }
-            return;
+            return words.saturating_mul(4);
         }
         for l in lanes(mask) {
             let v = self.get(from_frame, from, l);
             self.put(to_frame, to, l, v);
         }
+        8
     }
 
     /// Up to eight bytes of an argument.

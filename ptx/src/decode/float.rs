@@ -265,6 +265,15 @@ fn is_half(t: T) -> bool {
     matches!(t, T::F16 | T::Bf16 | T::F16x2 | T::Bf16x2)
 }
 
+/// An operation on f32 or f64 that is none of the loop's own.
+fn general<'a>(b: &mut Body<'_, 'a>, i: &Instruction<'a>, k: u32, types: &[T]) -> Decoded {
+    b.simple(i, lane, k, types)?;
+    if k >> code::ROUND_SHIFT != 0 {
+        b.is_slow();
+    }
+    Ok(())
+}
+
 /// `add`, `sub`, `mul`
 pub(crate) fn arithmetic<'a>(
     b: &mut Body<'_, 'a>,
@@ -289,7 +298,7 @@ pub(crate) fn arithmetic<'a>(
         code::FTZ if op == code::ADD => b.hot(i, Op::AddF32z, &[t; 3]),
         code::FTZ if op == code::SUB => b.hot(i, Op::SubF32z, &[t; 3]),
         code::FTZ => b.hot(i, Op::MulF32z, &[t; 3]),
-        _ => b.simple(i, lane, k | op, &[t; 3]),
+        _ => general(b, i, k | op, &[t; 3]),
     }
 }
 
@@ -309,7 +318,7 @@ pub(crate) fn fma<'a>(
         0 => b.hot(i, Op::FmaF32, &[t; 4]),
         code::F64 => b.hot(i, Op::FmaF64, &[t; 4]),
         code::FTZ => b.hot(i, Op::FmaF32z, &[t; 4]),
-        _ => b.simple(i, lane, k | code::FMA, &[t; 4]),
+        _ => general(b, i, k | code::FMA, &[t; 4]),
     }
 }
 
@@ -347,7 +356,7 @@ pub(crate) fn divide<'a>(
     match k {
         0 => b.hot(i, Op::DivF32, &[t; 3]),
         code::F64 => b.hot(i, Op::DivF64, &[t; 3]),
-        _ => b.simple(i, lane, k | code::DIV, &[t; 3]),
+        _ => general(b, i, k | code::DIV, &[t; 3]),
     }
 }
 
@@ -456,7 +465,7 @@ pub(crate) fn function<'a>(
     if k == 0 && op == code::SQRT {
         return b.hot(i, Op::SqrtF32, &[t; 2]);
     }
-    b.simple(i, lane, k | op, &[t; 2])
+    general(b, i, k | op, &[t; 2])
 }
 
 pub(crate) fn copysign<'a>(

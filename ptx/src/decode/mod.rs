@@ -871,6 +871,13 @@ impl<'a> Body<'_, 'a> {
         Ok(inst)
     }
 
+    /// The function of the last instruction takes much longer than others.
+    pub(crate) fn is_slow(&mut self) {
+        if let Some(i) = self.program.code.last_mut() {
+            i.w |= flag::SLOW;
+        }
+    }
+
     pub(crate) fn lane_function(&mut self, f: LaneFn) -> u32 {
         let next = u32::try_from(self.program.lanes.len()).unwrap_or(u32::MAX);
         let at = *self.lane_functions.entry(f as usize).or_insert(next);

@@ -1,0 +1,92 @@
+//! How soon a launch ends that is told to: `cargo run --release -p vgpu-ptx --example latency`.
+//!
+//! Kernels that never end, each busy in another way, are cancelled by hand after some milliseconds, or run
+//! into a deadline. Printed is the time from there to the moment when the end is told. Words of the command
+//! line choose kernels by their names.
+
+#[path = "../tests/hostile/mod.rs"]
+mod hostile;
+
+use std::sync::mpsc;
+use std::time::{Duration, Instant};
+
+use vgpu_ptx::{Config, Device, Launch, Module, Work};
+
+const ROUNDS: usize = 6;
+
+fn main() {
+    let words: Vec<String> = std::env::args().skip(1).collect();
+    let cores =
+        std::thread::available_parallelism().map_or(1, |n| u32::try_from(n.get()).unwrap_or(1));
+    let mut many = vec![1, cores.max(2)];
+    many.dedup();
+    println!(
+        "{:44} {:>7} {:>9} {:>9} {:>9} {:>9}",
+        "ms from the word to the end", "threads", "by hand", "at most", "deadline", "at most"
+    );
+    let mut worst = 0f64;
+    for kind in hostile::kinds() {
+        if !words.iter().all(|w| kind.name.contains(w.as_str())) {
+            continue;
+        }
+        let module =
+            Module::load(kind.text.as_bytes()).unwrap_or_else(|e| panic!("{}: {e}", kind.name));
+        for workers in &many {
+            let (mut by_hand, mut deadline) = (Vec::new(), Vec::new());
+            for round in 0..2 * ROUNDS {
+                let device = Device::new(Config {
+                    workers: *workers,
+                    ..Config::default()
+                });
+                let loaded = device.load(&module).expect("it fits");
+                let buffer = device.allocate(64 << 20).expect("it fits");
+                let mut how = Launch::new(kind.grid, kind.block);
+                (how.shared, how.cooperative) = (kind.shared, kind.cooperative);
+                // Spread over what the kernel does first and later.
+                let after = Duration::from_micros(500 + 3500 * (round as u64 / 2));
+                if round % 2 == 0 {
+                    how.deadline = Some(after);
+                }
+                let cancel = how.cancel.clone();
+                let (tell, told) = mpsc::channel();
+                let work = Work::Launch {
+                    kernel: module.kernel("k").expect("it is there"),
+                    loaded,
+                    how,
+                    parameters: buffer.to_le_bytes().to_vec(),
+                };
+                let said = device
+                    .stream()
+                    .submit(work, move |d| drop(tell.send((Instant::now(), d))));
+                said.expect("it can be launched");
+                let from = if round % 2 == 0 {
+                    None
+                } else {
+                    std::thread::sleep(after);
+                    cancel.cancel();
+                    Some(Instant::now())
+                };
+                let (now, done) = told.recv().expect("it ends");
+                assert!(done.result.is_err(), "{}: {:?}", kind.name, done.result);
+                let from = from.unwrap_or(done.began + after);
+                let took = now.saturating_duration_since(from).as_secs_f64() * 1e3;
+                if round % 2 == 0 {
+                    deadline.push(took);
+                } else {
+                    by_hand.push(took);
+                }
+            }
+            let show = |v: &mut Vec<f64>| {
+                v.sort_by(f64::total_cmp);
+                (v[v.len() / 2], v[v.len() - 1])
+            };
+            let ((a, b), (c, d)) = (show(&mut by_hand), show(&mut deadline));
+            worst = worst.max(b).max(d);
+            println!(
+                "{:44} {workers:7} {a:9.2} {b:9.2} {c:9.2} {d:9.2}",
+                kind.name
+            );
+        }
+    }
+    println!("worst: {worst:.2} ms (aim: 10)");
+}
