@@ -13,6 +13,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use nix::sys::signal::{self, Signal};
 use serde::{Deserialize, Serialize};
 use vgpu_file_transport::SessionName;
 
@@ -248,10 +249,10 @@ fn listen(
         line.clear();
         reader.get_mut().set_limit(MAX_LINE as u64);
         let reason = match reader.read_line(&mut line) {
-            // The broker is gone; the kernel ends this process too.
+            // The broker is gone, and the kernel is about to end this process for it. Until then the
+            // session could still tell its guest that the mediator stops in good order.
             Ok(0) | Err(_) => {
-                ended.store(true, Ordering::Relaxed);
-                stop.set(StopReason::Draining);
+                let _ = signal::raise(Signal::SIGKILL);
                 return;
             }
             Ok(_) => match Ask::from_line(line.trim_end()) {
