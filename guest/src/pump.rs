@@ -153,9 +153,18 @@ impl Lane {
         if let Some(why) = &desk.over {
             return Err(Cause::SessionOver(why.clone()));
         }
-        desk.asked.push(asked);
-        if desk.asleep {
-            self.shared.wake_leader();
+        if let Some(mut wire) = desk.take_wire() {
+            drop(desk);
+            wire.ask(std::iter::once(asked));
+            if let Some(outcome) = self.lead(wire, doing, data) {
+                return outcome;
+            }
+            desk = self.shared.lock();
+        } else {
+            desk.asked.push(asked);
+            if desk.asleep {
+                self.shared.wake_leader();
+            }
         }
         loop {
             let wire = match self.wait_for_news(desk, doing)? {
@@ -247,8 +256,8 @@ impl Lane {
                 self.shared.look_at_desk(wire)?;
             }
             wire.start_waiting();
-            let wrote = wire.write(self.number, data)?;
-            let read = wire.read(self.number, data)?;
+            let wrote = wire.write(self.number, data, at)?;
+            let read = wire.read(self.number, data, at)?;
             wire.give_up_late(at)?;
             // With a goodbye all calls end in one step, when this one does.
             if !wire.has_said_goodbye() {
@@ -266,11 +275,12 @@ impl Lane {
             if read || (wrote && wire.has_more(self.number)) {
                 continue;
             }
-            wire.flush()?;
+            let limit = wire.first_limit(at);
+            wire.flush(limit)?;
             late = match alone {
-                true => wire.wait(None)?,
+                true => wire.wait(at, limit, None)?,
                 false if self.shared.fall_asleep() => {
-                    let waited = wire.wait(self.shared.waker.get());
+                    let waited = wire.wait(at, limit, self.shared.waker.get());
                     self.shared.wake_up();
                     waited?
                 }
@@ -335,7 +345,7 @@ impl Shared {
     /// The session is over.
     fn look_at_desk(&self, wire: &mut Wire) -> Result<(), Cause> {
         let mut desk = self.lock();
-        desk.seen = clock::now();
+        desk.leader_lives();
         if let Some(why) = &desk.over {
             return Err(Cause::SessionOver(why.clone()));
         }
@@ -392,10 +402,17 @@ impl Desk {
         }
     }
 
+    /// A sign of life, for the lanes that wait. Where there is no other, none can look.
+    fn leader_lives(&mut self) {
+        if self.lanes.len() > 1 {
+            self.seen = clock::now();
+        }
+    }
+
     fn take_wire(&mut self) -> Option<Box<Wire>> {
         let mut wire = self.wire.take()?;
         wire.ask(self.asked.drain(..));
-        self.seen = clock::now();
+        self.leader_lives();
         Some(wire)
     }
 }
@@ -414,7 +431,7 @@ impl Lead<'_> {
         };
         let mut desk = self.lane.shared.lock();
         wire.ask(desk.asked.drain(..));
-        desk.seen = clock::now();
+        desk.leader_lives();
         let next = next.or_else(|| wire.turn(self.lane.number, false));
         match next.or_else(|| wire.any_lane()) {
             Some(next) if desk.over.is_none() => desk.tell(next, News::Lead(wire)),

@@ -10,7 +10,6 @@ use vgpu_protocol::frame::Flags;
 use vgpu_protocol::op::{Op, Request};
 use vgpu_protocol::session::{self, client::Event, client::NotSent};
 use vgpu_protocol::status::{Status, decode_error_text};
-use vgpu_transport::clock;
 use vgpu_transport::{Interest, Transport, TransportError, Waker};
 
 use crate::data::Data;
@@ -88,6 +87,8 @@ pub(crate) struct Wire {
     wrote: Instant,
     /// When bytes last came.
     heard: Instant,
+    /// The moment for which it was last judged what is late.
+    judged: Option<Instant>,
     /// The request that has begun a frame of data last.
     last_sender: u32,
     moved_in_turn: usize,
@@ -138,6 +139,7 @@ impl Wire {
             sent: 0,
             wrote: now,
             heard: now,
+            judged: None,
             last_sender: 0,
             moved_in_turn: 0,
             full: false,
@@ -163,7 +165,7 @@ impl Wire {
 
     /// The requests in `asked` follow those that are here.
     pub(crate) fn ask(&mut self, asked: impl Iterator<Item = Asked>) {
-        self.waiting.extend(asked);
+        asked.for_each(|asked| self.waiting.push_back(asked));
     }
 
     /// Begins the turn of a call.
@@ -231,7 +233,12 @@ impl Wire {
     ///
     /// # Errors
     /// The session is over.
-    pub(crate) fn write(&mut self, lane: u16, data: &mut Data<'_>) -> Result<bool, Cause> {
+    pub(crate) fn write(
+        &mut self,
+        lane: u16,
+        data: &mut Data<'_>,
+        now: Instant,
+    ) -> Result<bool, Cause> {
         if self.closed {
             return Ok(false);
         }
@@ -262,7 +269,7 @@ impl Wire {
             Ok(n) => {
                 self.full = n < offered;
                 if n > 0 {
-                    self.note_sent(n, data);
+                    self.note_sent(n, data, now);
                 }
                 Ok(n > 0)
             }
@@ -274,11 +281,10 @@ impl Wire {
         }
     }
 
-    fn note_sent(&mut self, n: usize, data: &mut Data<'_>) {
+    fn note_sent(&mut self, n: usize, data: &mut Data<'_>, now: Instant) {
         self.unflushed = true;
-        self.wrote = clock::now();
+        self.wrote = now;
         self.moved_in_turn += n;
-        let now = self.wrote;
         let of_data = match self.machine.sent(n) {
             Some((id, n)) => {
                 data.up.advance(n);
@@ -317,9 +323,14 @@ impl Wire {
     ///
     /// # Errors
     /// The session is over.
-    pub(crate) fn read(&mut self, lane: u16, data: &mut Data<'_>) -> Result<bool, Cause> {
+    pub(crate) fn read(
+        &mut self,
+        lane: u16,
+        data: &mut Data<'_>,
+        now: Instant,
+    ) -> Result<bool, Cause> {
         let own = self.call(lane).map_or(0, |call| call.id);
-        if self.take_in(own, data)? {
+        if self.machine.inbox().has_unread() && self.take_in(own, data)? {
             return Ok(true);
         }
         let inbox = self.machine.inbox();
@@ -343,7 +354,7 @@ impl Wire {
             Some(0) => return Err(TransportError::Closed.into()),
             Some(n) => n,
         };
-        self.heard = clock::now();
+        self.heard = now;
         self.moved_in_turn += n;
         if direct > 0 {
             self.machine.inbox().took(n);
@@ -503,14 +514,14 @@ impl Wire {
     }
 
     /// When the first call is to be given up if nothing moves for it.
-    fn first_limit(&self) -> Instant {
+    pub(crate) fn first_limit(&self, now: Instant) -> Instant {
         let calls = self.calls.iter().map(|call| self.limit(call));
         let waiting = self
             .waiting
             .iter()
             .map(|asked| after(asked.moved, self.patience));
         let first = calls.chain(waiting).min();
-        first.unwrap_or_else(|| after(clock::now(), self.patience))
+        first.unwrap_or_else(|| after(now, self.patience))
     }
 
     fn limit(&self, call: &Call) -> Instant {
@@ -523,15 +534,19 @@ impl Wire {
         after(moved, self.patience)
     }
 
-    /// Waits until something may move, at the latest until the limit of a call; `waker` ends it too.
-    /// Returns the limit if it has passed: then comes one last look, and
+    /// Waits until something may move, at the latest until the [`limit`](Self::first_limit) of a call;
+    /// `waker` ends it too. Returns the limit if it has passed: then comes one last look, and
     /// [`give_up_late`](Self::give_up_late).
     ///
     /// # Errors
     /// The session is over.
-    pub(crate) fn wait(&mut self, waker: Option<&Waker>) -> Result<Option<Instant>, Cause> {
-        let limit = self.first_limit();
-        let until = limit.min(clock::now() + INTERRUPT_LOOK);
+    pub(crate) fn wait(
+        &mut self,
+        now: Instant,
+        limit: Instant,
+        waker: Option<&Waker>,
+    ) -> Result<Option<Instant>, Cause> {
+        let until = limit.min(now + INTERRUPT_LOOK);
         let interest = match self.closed || self.machine.outbox().is_empty() {
             true => Interest::Read,
             false => Interest::ReadOrWrite,
@@ -548,15 +563,15 @@ impl Wire {
         }
     }
 
-    /// Makes what was written visible to the mediator.
+    /// Makes what was written visible to the mediator, until `limit` at the latest.
     ///
     /// # Errors
     /// The session is over.
-    pub(crate) fn flush(&mut self) -> Result<(), Cause> {
+    pub(crate) fn flush(&mut self, limit: Instant) -> Result<(), Cause> {
         if !std::mem::take(&mut self.unflushed) {
             return Ok(());
         }
-        match self.transport.flush(self.first_limit()) {
+        match self.transport.flush(limit) {
             Err(TransportError::TimedOut(_)) => Err(Cause::Stalled(self.patience)),
             // Its last words may be there to be read.
             Err(TransportError::Closed) => {
@@ -572,6 +587,10 @@ impl Wire {
     /// # Errors
     /// The mediator is silent as a whole, or cannot be told: the session is over.
     pub(crate) fn give_up_late(&mut self, at: Instant) -> Result<(), Cause> {
+        // The clock ticks much more rarely than bytes move.
+        if self.judged.replace(at) == Some(at) {
+            return Ok(());
+        }
         let silent = after(self.heard, self.patience) <= at;
         for index in 0..self.calls.len() {
             let call = &self.calls[index];

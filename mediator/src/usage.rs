@@ -57,7 +57,8 @@ impl Observed {
 
 /// The counters behind a [`Usage`]: the session's thread counts, another one reads.
 ///
-/// All accesses are relaxed: each figure stands for itself and none guards other data.
+/// All accesses are relaxed: each figure stands for itself and none guards other data. Nobody else
+/// writes, so that a sum is a load and a store.
 #[derive(Debug, Default)]
 pub struct Counters {
     bytes_in: AtomicU64,
@@ -70,12 +71,12 @@ pub struct Counters {
 impl Counters {
     /// Counts bytes received.
     pub fn received(&self, bytes: usize) {
-        self.bytes_in.fetch_add(bytes as u64, Ordering::Relaxed);
+        add(&self.bytes_in, bytes as u64);
     }
 
     /// Counts bytes sent.
     pub fn sent(&self, bytes: usize) {
-        self.bytes_out.fetch_add(bytes as u64, Ordering::Relaxed);
+        add(&self.bytes_out, bytes as u64);
     }
 
     /// Notes how many requests were received and have failed.
@@ -86,7 +87,7 @@ impl Counters {
 
     /// Counts the device's time.
     pub fn worked(&self, device_ns: u64) {
-        self.device_ns.fetch_add(device_ns, Ordering::Relaxed);
+        add(&self.device_ns, device_ns);
     }
 
     /// The figures now.
@@ -99,4 +100,9 @@ impl Counters {
             device_ns: self.device_ns.load(Ordering::Relaxed),
         }
     }
+}
+
+fn add(counter: &AtomicU64, more: u64) {
+    let sum = counter.load(Ordering::Relaxed).wrapping_add(more);
+    counter.store(sum, Ordering::Relaxed);
 }

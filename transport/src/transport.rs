@@ -113,7 +113,8 @@ pub trait Transport: Send {
         }
     }
 
-    /// Waits until progress may be possible, at the latest until `deadline`.
+    /// Waits until progress may be possible, at the latest until `deadline`. Does not wait at all while
+    /// a read would return bytes, or a write take some, wherever those bytes or that room are.
     ///
     /// May return early for no reason, so callers retry and call again.
     ///

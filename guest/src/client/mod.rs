@@ -5,11 +5,10 @@ mod session;
 mod vector_add;
 
 use std::sync::Arc;
-use std::time::Instant;
 
 use vgpu_protocol::op::{Body, HelloReply, Operation, Request};
 use vgpu_protocol::session::client::Violation;
-use vgpu_transport::Endpoint;
+use vgpu_transport::{Endpoint, clock};
 
 use crate::data::Data;
 use crate::error::{Cause, Error, Result, Skipped};
@@ -92,7 +91,7 @@ impl Client {
             header_lane: self.header_lane,
             quiet,
             request,
-            moved: Instant::now(),
+            moved: clock::now(),
         };
         self.lane
             .run(doing, asked, data)

@@ -8,6 +8,7 @@ use std::collections::VecDeque;
 use vgpu_protocol::op::{Body, VECTOR_ADD_CHUNK, VectorAdd, VectorAddReply};
 
 use super::ExecutorError;
+use crate::session::INITIAL_CREDIT;
 use crate::session::backend::Event;
 
 // Floats travel as they lie in memory.
@@ -22,6 +23,9 @@ pub(super) const CHUNK: usize = VECTOR_ADD_CHUNK as usize;
 
 /// Bytes of data that go up for a whole chunk.
 const CHUNK_UP: u64 = 2 * ELEMENT as u64 * VECTOR_ADD_CHUNK;
+
+// The first slot takes what comes before any room is granted.
+const _: () = assert!(INITIAL_CREDIT as u64 <= CHUNK_UP);
 
 /// Chunks on their way through a device: each slot is filled, submitted, and read back.
 ///
@@ -112,8 +116,7 @@ impl<P: Pipeline> VectorAdds<P> {
     /// Begins one, whose data is about to come.
     pub(super) fn start(&mut self, id: u32, add: &VectorAdd, pipeline: P) {
         // Beyond what every request may send at once.
-        let room = CHUNK_UP * pipeline.slots() as u64;
-        let room = room.saturating_sub(crate::session::INITIAL_CREDIT.into());
+        let room = CHUNK_UP * pipeline.slots() as u64 - u64::from(INITIAL_CREDIT);
         self.events.push_back(Event::Room(id, room));
         self.adds.push(Add {
             id,

@@ -33,8 +33,9 @@ pub use stream::Stream;
 
 use crate::usage::Observed;
 
-/// Bytes of a request's data that a guest may send before any are granted.
-pub const INITIAL_CREDIT: u32 = 64 << 10;
+/// Bytes of a request's data that a guest may send before any are granted: what an executor takes
+/// in one piece, so that small requests never wait to hear of room.
+pub const INITIAL_CREDIT: u32 = 512 << 10;
 
 /// What a session is run with.
 #[derive(Debug, Clone)]

@@ -33,7 +33,7 @@ const FRUITLESS_WAKES: u32 = 64;
 
 /// Bytes read between two looks at everything else: results and room are not to wait for a stream
 /// that never pauses.
-const READ_AT_ONCE: usize = 64 << 10;
+const READ_AT_ONCE: usize = 256 << 10;
 
 /// What takes the place of data that will not come: its request has failed in the middle of a frame.
 static ZEROS: [u8; 4096] = [0; 4096];
@@ -66,6 +66,9 @@ pub(crate) fn run(
         no_room: false,
         unflushed: false,
         read_left: 0,
+        dry: false,
+        sent_data: false,
+        judged: None,
         cut: false,
         fruitless: 0,
     };
@@ -95,28 +98,43 @@ struct Session<'a> {
     unflushed: bool,
     /// Bytes that may still be read in this turn.
     read_left: usize,
+    /// The last read took all there was: what has come since is found by the wait.
+    dry: bool,
+    /// Data of the backend's was sent in this turn: it may have room or more data now.
+    sent_data: bool,
+    /// The moment for which it was last judged what is late.
+    judged: Option<Instant>,
     /// Nothing can be sent any more: the guest is gone.
     cut: bool,
     fruitless: u32,
 }
 
 impl Session<'_> {
-    /// Moves what can be moved, or waits.
+    /// Moves what can be moved, then waits if nothing more can be.
     fn turn(&mut self) -> Result<(), SessionEnd> {
         // Read before the look, so that there is one after every deadline.
         let now = clock::now();
         let mut moved = self.take_events(now)?;
-        moved |= self.write(now)?;
         moved |= self.read(now)?;
+        let held_back = !self.server.may_receive();
+        // Last, so that what was just asked is answered before the wait.
+        let wrote = self.write(now)?;
+        moved |= wrote;
+        let more = self.read_left == 0 || self.sent_data || (wrote && held_back);
         if moved {
             self.fruitless = 0;
             self.waiting.progress();
         }
         // Also while bytes move: a busy lane must keep neither a stop nor another lane's deadline.
         self.check_stop()?;
-        match self.server.late(now) {
-            None if moved => Ok(()),
-            None => self.wait(),
+        let late = match self.judged.replace(now) {
+            // The clock ticks much more rarely than bytes move.
+            Some(before) if before == now => None,
+            _ => self.server.late(now),
+        };
+        match late {
+            None if more => Ok(()),
+            None => self.wait(now),
             Some(Late::Session(text)) => {
                 if self.server.outbox().is_empty() {
                     self.server.close(ErrorCode::Timeout, &text);
@@ -156,6 +174,7 @@ impl Session<'_> {
     /// Sends what there is room for.
     fn write(&mut self, now: Instant) -> Result<bool, SessionEnd> {
         let mut moved = false;
+        self.sent_data = false;
         loop {
             if self.server.outbox().data().is_none() {
                 self.begin_data(now);
@@ -186,6 +205,7 @@ impl Session<'_> {
                 && running
             {
                 self.backend.sent(id, n);
+                self.sent_data = true;
             }
         }
     }
@@ -213,6 +233,7 @@ impl Session<'_> {
         let mut moved = false;
         self.no_room = false;
         self.read_left = READ_AT_ONCE;
+        self.dry = false;
         while self.read_left > 0 {
             if !self.server.may_receive() {
                 break;
@@ -290,8 +311,10 @@ impl Session<'_> {
             0 => inbox.take(room),
             direct => {
                 let room_len = room.len();
-                let read = self.stream.try_read(&mut room[..direct.min(room_len)]);
-                let Some(n) = self.count_received(read, now)? else {
+                let space = &mut room[..direct.min(room_len)];
+                let wanted = space.len();
+                let read = self.stream.try_read(space);
+                let Some(n) = self.count_received(read, wanted, now)? else {
                     return Ok(false);
                 };
                 self.server.inbox().took(n);
@@ -306,8 +329,13 @@ impl Session<'_> {
 
     /// Takes bytes into the inbox.
     fn read_ahead(&mut self, now: Instant) -> Result<bool, SessionEnd> {
-        let read = self.stream.try_read(self.server.inbox().space());
-        let Some(n) = self.count_received(read, now)? else {
+        if self.dry {
+            return Ok(false);
+        }
+        let space = self.server.inbox().space();
+        let wanted = space.len();
+        let read = self.stream.try_read(space);
+        let Some(n) = self.count_received(read, wanted, now)? else {
             return Ok(false);
         };
         self.server.inbox().received(n);
@@ -317,6 +345,7 @@ impl Session<'_> {
     fn count_received(
         &mut self,
         read: Result<Option<usize>, TransportError>,
+        wanted: usize,
         now: Instant,
     ) -> Result<Option<usize>, SessionEnd> {
         match read {
@@ -325,6 +354,7 @@ impl Session<'_> {
             Ok(Some(n)) => {
                 self.observed.counters.received(n);
                 self.read_left = self.read_left.saturating_sub(n);
+                self.dry = n < wanted;
                 self.server.received(now);
                 Ok(Some(n))
             }
@@ -359,8 +389,7 @@ impl Session<'_> {
         Err(SessionEnd::Stopped(reason))
     }
 
-    fn wait(&mut self) -> Result<(), SessionEnd> {
-        let now = clock::now();
+    fn wait(&mut self, now: Instant) -> Result<(), SessionEnd> {
         let mut until = self.server.deadline().min(now + STOP_CHECK);
         if self.server.is_busy() {
             until = until.min(now + BACKEND_CHECK);

@@ -100,7 +100,8 @@ pub trait Body: Sized {
 
     /// The body alone.
     fn encode(&self) -> Vec<u8> {
-        let mut body = Vec::new();
+        // Enough for most, so that it need not grow.
+        let mut body = Vec::with_capacity(64);
         self.encode_to(&mut body);
         body
     }

@@ -231,6 +231,9 @@ impl Server {
     /// # Errors
     /// The session is over.
     pub fn next(&mut self, now: Instant) -> Result<Option<Step>, End> {
+        if self.receiving.is_none() && !self.inbox.has_unread() {
+            return Ok(None);
+        }
         while self.inbox.data_left() == 0 && self.may_receive() {
             if let Some((id, last)) = self.receiving.take()
                 && last
