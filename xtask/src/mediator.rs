@@ -5,6 +5,8 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
+use crate::lab::TRIED;
+
 /// How long the mediator may take to answer: it looks for a GPU first.
 const READY_WITHIN: Duration = Duration::from_secs(60);
 
@@ -16,7 +18,8 @@ pub(crate) fn build() -> Result<PathBuf> {
     let built = Command::new("cargo")
         .args([
             "build",
-            "--release",
+            "--profile",
+            TRIED,
             "--locked",
             "--bins",
             // As the lab builds them: with fewer packages cargo chooses fewer features for what they
@@ -35,7 +38,7 @@ pub(crate) fn build() -> Result<PathBuf> {
     if !built.success() {
         bail!("the build failed\nread cargo's messages above");
     }
-    Ok(target_dir().join("release"))
+    Ok(target_dir().join(TRIED))
 }
 
 /// Where cargo puts what it builds. xtask itself lies there, as `TARGET/PROFILE/xtask`.

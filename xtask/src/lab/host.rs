@@ -81,6 +81,12 @@ pub(crate) trait Host {
         0
     }
 
+    /// Processor time that this machine has spent on the host so far: unlike the clock's it hardly
+    /// depends on what else runs here. Zero if the host is another machine.
+    fn processor_time(&self) -> Duration {
+        Duration::ZERO
+    }
+
     /// Saves what would explain a failure, and gives the folder it is in.
     fn save_logs(&mut self) -> Option<String>;
 }

@@ -11,7 +11,11 @@ use super::host::{Host, LIMIT, Output, Place};
 /// Where jobs keep their output, below which each has a folder.
 const FOLDER: &str = "/tmp/vgpu-lab";
 
-/// How often a running job is looked at; each look costs emulated time.
+/// How long one look at a job waits there for its end: each look starts processes, which costs
+/// emulated time. Between two looks it is seen whether the host has lost a guest.
+const LOOK: Duration = Duration::from_secs(4);
+
+/// Between two looks where no agent can wait.
 const INTERVAL: Duration = Duration::from_millis(400);
 
 /// A script that was started. Nothing ends it but itself or [`Job::signal`].
@@ -62,11 +66,16 @@ impl Job {
     /// It has not after `limit` (its output so far is in the message).
     pub(crate) fn wait(&self, host: &mut dyn Host, limit: Duration) -> Result<Output> {
         let deadline = Instant::now() + limit;
+        let lost = host.guests_lost();
         loop {
-            if let Some(output) = self.poll(host)? {
+            // Looked at before the job, so that the last look comes after the deadline.
+            let last_look = Instant::now() > deadline;
+            let looked = Instant::now();
+            if let Some(output) = self.look(host, LOOK)? {
                 return Ok(output);
             }
-            if Instant::now() > deadline {
+            ensure_none_lost(host, lost)?;
+            if last_look {
                 let output = self.output_so_far(host)?;
                 bail!(
                     "{} in {} is not done after {} s: {}",
@@ -76,15 +85,22 @@ impl Job {
                     output.last_words()
                 );
             }
-            std::thread::sleep(INTERVAL);
+            std::thread::sleep(INTERVAL.saturating_sub(looked.elapsed()));
         }
     }
 
     /// Its output if it has ended.
     pub(crate) fn poll(&self, host: &mut dyn Host) -> Result<Option<Output>> {
+        self.look(host, Duration::ZERO)
+    }
+
+    /// Its output if it ends within `patience`, or where no agent can wait: if it has ended.
+    fn look(&self, host: &mut dyn Host, patience: Duration) -> Result<Option<Output>> {
         let script = format!(
-            "cd {FOLDER}/{} && [ -e status ] || exit 99; cat out; cat err >&2; exit $(cat status)",
-            self.name
+            "cd {FOLDER}/{} || exit 99; {}[ -e status ] || exit 99; cat out; cat err >&2; \
+             exit $(cat status)",
+            self.name,
+            await_in_place(patience, ""),
         );
         let output = host.exec(self.place(), &script, LIMIT)?;
         Ok((output.status != 99).then_some(output))
@@ -107,20 +123,30 @@ impl Job {
         limit: Duration,
     ) -> Result<Output> {
         let deadline = Instant::now() + limit;
+        let lost = host.guests_lost();
         loop {
-            let ended = self.poll(host)?.is_some();
-            let output = self.output_so_far(host)?;
+            ensure_none_lost(host, lost)?;
+            let last_look = Instant::now() > deadline;
+            let looked = Instant::now();
+            // The end is looked at before the output, which is whole then.
+            let script = format!(
+                "cd {FOLDER}/{} || exit 99; {}ended=; [ -e status ] && ended=98; cat out; \
+                 cat err >&2; exit $ended",
+                self.name,
+                await_in_place(LOOK, text),
+            );
+            let output = host.exec(self.place(), &script, LIMIT)?;
             if output.stdout.contains(text) || output.stderr.contains(text) {
                 return Ok(output);
             }
-            if ended || Instant::now() > deadline {
+            if output.status != 0 || last_look {
                 bail!(
                     "{} did not say `{text}`: {}",
                     self.name,
                     output.last_words()
                 );
             }
-            std::thread::sleep(INTERVAL);
+            std::thread::sleep(INTERVAL.saturating_sub(looked.elapsed()));
         }
     }
 
@@ -134,4 +160,24 @@ impl Job {
         host.exec(self.place(), &script, LIMIT)?;
         Ok(())
     }
+}
+
+/// The beginning of a script in a job's folder: waits there until it has ended or printed `text`, for
+/// `patience` at most. It does not where there is no agent, as on another Xen host.
+fn await_in_place(patience: Duration, text: &str) -> String {
+    match patience.as_secs() {
+        0 => String::new(),
+        seconds => format!(
+            "lab-agent await . {seconds} '{}' 2>/dev/null; ",
+            text.replace('\'', "'\\''")
+        ),
+    }
+}
+
+/// A job that waits for a guest which the host has lost waits in vain.
+fn ensure_none_lost(host: &dyn Host, before: usize) -> Result<()> {
+    if host.guests_lost() > before {
+        bail!("the host has lost a guest");
+    }
+    Ok(())
 }

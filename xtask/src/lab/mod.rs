@@ -36,10 +36,12 @@ use flags::LabCmd;
 use host::{Host, Xenstored};
 use image::Images;
 use project::Program;
-pub(crate) use project::target;
+pub(crate) use project::{TRIED, target};
 use qemu::{Boot, Qemu};
 use qemu_host::QemuHost;
 use ssh_host::SshHost;
+#[cfg(test)]
+pub(crate) use suite::cases;
 use suite::{Context, Options, Totals};
 
 /// Runs `cargo xtask lab ARGS`.
@@ -176,9 +178,9 @@ fn archive(bare: bool, add: &[PathBuf]) -> Result<Vec<u8>> {
 /// The project's programs, unless left out, and the files (or folders of files) to add.
 fn programs(bare: bool, add: &[PathBuf]) -> Result<Vec<Program>> {
     let mut programs = if bare {
-        vec![project::build_agent()?]
+        vec![project::build_agent(TRIED)?]
     } else {
-        project::build(project::PACKAGES)?
+        project::build(project::PACKAGES, TRIED)?
     };
     for path in add {
         if path.is_dir() {

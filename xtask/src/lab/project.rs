@@ -11,6 +11,13 @@ use anyhow::{Context, Result, bail};
 use super::cpio::Archive;
 use super::image;
 
+/// The profile of the programs that are tried, here and in the lab: a release's code, built faster
+/// (see the workspace's Cargo.toml).
+pub(crate) const TRIED: &str = "lab-programs";
+
+/// The profile of the programs that are measured.
+pub(crate) const RELEASE: &str = "release";
+
 /// Where all of it lies in dom0 and guests; it comes first in PATH there.
 pub(crate) const FOLDER: &str = "opt/vgpu/bin";
 
@@ -71,17 +78,17 @@ pub(crate) fn runs() -> PathBuf {
     target().join("lab")
 }
 
-/// Builds the command line programs of `packages`.
+/// Builds the command line programs of `packages` with one of cargo's profiles.
 ///
 /// # Errors
 /// The compiler's, which by then has said what is wrong on standard error.
-pub(crate) fn build(packages: &[&str]) -> Result<Vec<Program>> {
-    eprintln!("lab: building the project's programs (release)");
-    let mut arguments = vec!["build", "--release", "--bins"];
+pub(crate) fn build(packages: &[&str], profile: &str) -> Result<Vec<Program>> {
+    eprintln!("lab: building the project's programs ({profile})");
+    let mut arguments = vec!["build", "--profile", profile, "--bins"];
     for package in packages {
         arguments.extend(["--package", package]);
     }
-    let mut programs = vec![build_agent()?];
+    let mut programs = vec![build_agent(profile)?];
     for file in cargo_executables(&arguments)? {
         programs.push(Program::of(file)?);
     }
@@ -92,8 +99,16 @@ pub(crate) fn build(packages: &[&str]) -> Result<Vec<Program>> {
 ///
 /// # Errors
 /// As [`build`].
-pub(crate) fn build_agent() -> Result<Program> {
-    let built = cargo_executables(&["build", "--release", "--package", "xtask", "--bin", AGENT])?;
+pub(crate) fn build_agent(profile: &str) -> Result<Program> {
+    let built = cargo_executables(&[
+        "build",
+        "--profile",
+        profile,
+        "--package",
+        "xtask",
+        "--bin",
+        AGENT,
+    ])?;
     let file = built.into_iter().next();
     Program::of(file.with_context(|| format!("no {AGENT} was built"))?)
 }
@@ -108,7 +123,8 @@ pub(crate) fn build_for_tests() -> Result<Vec<Program>> {
         eprintln!("lab: building test {test} of {package}");
         let built = cargo_executables(&[
             "test",
-            "--release",
+            "--profile",
+            TRIED,
             "--no-run",
             "--package",
             package,

@@ -1,7 +1,7 @@
 //! The [`Host`] that runs in QEMU.
 
 use std::fs;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 
@@ -43,12 +43,19 @@ impl Host for QemuHost {
 
     fn guest_create(&mut self, spec: &GuestSpec) -> Result<()> {
         eprintln!("lab: starting {} guest {}", spec.kind, spec.name);
+        let (started, used) = (Instant::now(), self.processor_time());
         let output = self.dom0(&spec.shell_command(), CREATE_LIMIT)?;
         if !output.success() {
             // One that is only too slow would keep its memory from all guests after it.
             let _ = self.guest_destroy(&spec.name);
             bail!("guest {} did not start: {}", spec.name, output.last_words());
         }
+        eprintln!(
+            "lab: {} is up after {:.1} s ({:.1} s of processor time)",
+            spec.name,
+            started.elapsed().as_secs_f32(),
+            (self.processor_time() - used).as_secs_f32()
+        );
         Ok(())
     }
 
@@ -80,6 +87,10 @@ impl Host for QemuHost {
         String::from_utf8_lossy(&console)
             .matches("Triple fault")
             .count()
+    }
+
+    fn processor_time(&self) -> Duration {
+        self.machine.processor_time()
     }
 
     fn save_logs(&mut self) -> Option<String> {

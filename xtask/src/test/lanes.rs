@@ -53,7 +53,7 @@ impl Interrupted {
 }
 
 /// Runs `steps`, one of each lane at a time, or all one after the other with their output as it
-/// comes. A step that fails stops no other.
+/// comes. A lane that has none left takes the other's next. A step that fails stops no other.
 ///
 /// # Errors
 /// The logs cannot be written, or an end was asked for: then nothing that was started is left.
@@ -77,7 +77,7 @@ pub(super) fn run(
     let mut reports = Vec::new();
     let (started, mut said) = (Instant::now(), Instant::now());
     while running.iter().any(Option::is_some) || queues.iter().any(|queue| !queue.is_empty()) {
-        for (slot, queue) in running.iter_mut().zip(&mut queues) {
+        for (lane, slot) in running.iter_mut().enumerate() {
             if let Some(one) = slot {
                 if live {
                     one.show_more()?;
@@ -88,7 +88,7 @@ pub(super) fn run(
                 }
             }
             if slot.is_none()
-                && let Some(step) = queue.pop_front()
+                && let Some(step) = next(&mut queues, lane)
             {
                 eprintln!("\n=== {} ===", step.name);
                 match Running::start(step) {
@@ -125,6 +125,12 @@ pub(super) fn run(
     // In the order of the list, not in that in which they ended.
     reports.sort_by_key(|report| steps.iter().position(|step| step.name == report.name));
     Ok(reports)
+}
+
+/// The next step of a lane, or of another that has one.
+fn next(queues: &mut [VecDeque<&'static Step>], lane: usize) -> Option<&'static Step> {
+    let own = queues[lane].pop_front();
+    own.or_else(|| queues.iter_mut().find_map(VecDeque::pop_front))
 }
 
 /// A step that runs; dropping it ends it and all that it has started.

@@ -15,12 +15,18 @@ mod wire;
 use std::io::{BufRead, Read, Write};
 use std::path::Path;
 use std::process::ExitCode;
+use std::time::{Duration, Instant};
 
 use serving::Incoming;
 use wire::{Reply, Request};
 
 const USAGE: &str = "usage: lab-agent serve FOLDER           run scripts that come on standard input\n\
-                     \x20      lab-agent guest NAME SECONDS    run the script on standard input in a guest";
+                     \x20      lab-agent guest NAME SECONDS    run the script on standard input in a guest\n\
+                     \x20      lab-agent await FOLDER SECONDS TEXT\n\
+                     \x20          until there is FOLDER/status, or TEXT (unless empty) in FOLDER/out or err";
+
+/// How often `await` looks.
+const LOOK_INTERVAL: Duration = Duration::from_millis(40);
 
 fn main() -> ExitCode {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
@@ -41,6 +47,13 @@ fn main() -> ExitCode {
             Ok(seconds) => guest(name, seconds),
             Err(_) => usage(),
         },
+        ["await", folder, seconds, text] => match seconds.parse() {
+            Ok(seconds) if await_job(Path::new(folder), Duration::from_secs(seconds), text) => {
+                ExitCode::SUCCESS
+            }
+            Ok(_) => ExitCode::FAILURE,
+            Err(_) => usage(),
+        },
         _ => usage(),
     }
 }
@@ -48,6 +61,26 @@ fn main() -> ExitCode {
 fn usage() -> ExitCode {
     eprintln!("{USAGE}");
     ExitCode::from(2)
+}
+
+/// Waits until a background job (`lab/job.rs`) has ended or printed `text`; gives whether it has.
+fn await_job(folder: &Path, patience: Duration, text: &str) -> bool {
+    let deadline = Instant::now() + patience;
+    let says = |name: &str| {
+        let said = std::fs::read(folder.join(name)).unwrap_or_default();
+        !text.is_empty() && String::from_utf8_lossy(&said).contains(text)
+    };
+    loop {
+        // Looked at before the job, so that the last look comes after the deadline.
+        let last_look = Instant::now() > deadline;
+        if folder.join("status").exists() || says("out") || says("err") {
+            return true;
+        }
+        if last_look {
+            return false;
+        }
+        std::thread::sleep(LOOK_INTERVAL);
+    }
 }
 
 /// One script in a guest, whose streams and status become this process's.
@@ -127,6 +160,20 @@ mod tests {
         serve(input.as_bytes(), &mut out, &folder).unwrap();
         let _ = std::fs::remove_dir_all(&folder);
         String::from_utf8(out).unwrap()
+    }
+
+    #[test]
+    fn a_wait_for_a_job_ends_with_its_words_its_end_or_its_time() {
+        let folder = std::env::temp_dir().join(format!("lab-agent-job-{}", std::process::id()));
+        std::fs::create_dir_all(&folder).unwrap();
+        let waits = |seconds, text| await_job(&folder, Duration::from_secs(seconds), text);
+        std::fs::write(folder.join("out"), "listening\n").unwrap();
+        assert!(!waits(0, ""));
+        assert!(!waits(0, "served"));
+        assert!(waits(600, "listening"));
+        std::fs::write(folder.join("status"), "0\n").unwrap();
+        assert!(waits(600, "served"));
+        std::fs::remove_dir_all(&folder).unwrap();
     }
 
     #[test]

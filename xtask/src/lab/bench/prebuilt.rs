@@ -62,7 +62,7 @@ pub(super) fn vchan(folder: Option<&Path>) -> Result<PathBuf> {
     let program = match folder {
         Some(folder) => std::path::absolute(folder)?.join("bin").join(PROGRAMS[0]),
         None => {
-            let built = project::build(&["vchan"])?;
+            let built = project::build(&["vchan"], project::RELEASE)?;
             let found = built
                 .into_iter()
                 .find(|program| program.name == PROGRAMS[0]);
@@ -73,7 +73,7 @@ pub(super) fn vchan(folder: Option<&Path>) -> Result<PathBuf> {
 }
 
 fn build(packages: &[&str]) -> Result<Prebuilt> {
-    let mut programs = project::build(packages)?;
+    let mut programs = project::build(packages, project::RELEASE)?;
     let images = super::super::images()?; // installs what the C peer needs, too
     programs.push(project::build_c_peer()?);
     Ok(Prebuilt {

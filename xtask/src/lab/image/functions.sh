@@ -32,7 +32,7 @@ guest_create() {
     {
         printf 'name="%s"\ntype="%s"\nmemory=%s\nvcpus=%s\n' "$name" "$type" "$memory" "$vcpus"
         printf 'kernel="%s"\nramdisk="%s"\n' $GUEST_KERNEL $initrd
-        printf 'extra="console=hvc0 quiet loglevel=4 panic=1 mitigations=off lab.name=%s %s"\n' "$name" "$cmdline"
+        printf 'extra="console=hvc0 quiet loglevel=4 panic=1 mitigations=off init_on_alloc=0 lab.name=%s %s"\n' "$name" "$cmdline"
         printf 'on_poweroff="destroy"\non_crash="destroy"\non_reboot="destroy"\n'
         [ -z "$maptrack" ] || printf 'max_maptrack_frames=%s\n' "$maptrack"
         [ -z "$address" ] || printf 'vif=["ip=%s,script=vif-lab"]\n' "$address"

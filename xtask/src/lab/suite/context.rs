@@ -114,6 +114,15 @@ impl Context {
         Ok(())
     }
 
+    /// Ends a shared guest at once, as a crash would; gives the number it had.
+    pub(crate) fn end_guest(&mut self, kind: Kind) -> Result<u16> {
+        let name = Self::shared(kind);
+        let domid = self.host.guest_domid(name)?;
+        self.host.guest_destroy(name)?;
+        self.guests.retain(|k| *k != kind);
+        Ok(domid)
+    }
+
     /// Makes the shared guests with a network run, or takes them away where nobody wants them.
     pub(crate) fn ensure_networked(&mut self, wanted: bool) -> Result<()> {
         if self.networked {

@@ -16,7 +16,6 @@ pub(crate) struct Footprint(BTreeMap<String, u64>);
 /// itself lists for the debug key `g`, by the domain that granted them; event
 /// channels by lsevtchn. Both are dom0's view of every domain.
 const DOM0_SCRIPT: &str = r#"
-domains=$(xenstore-list /local/domain)
 xl debug-keys g
 xl dmesg -c | awk '
     /gnttab_usage_print_all . key/ { split("", count) }
@@ -26,20 +25,37 @@ xl dmesg -c | awk '
     }
     /\[0x[0-9a-f]+\]/ { count[domain]++ }
     END { for (d in count) print "d" d ".granted-and-mapped", count[d] }'
-for d in $domains; do
-    echo "d$d.event-channels $(lsevtchn $d 2>/dev/null | wc -l)"
-    # Not counted: the folder in which guests publish, and the mediator's hint in it.
-    echo "d$d.data-nodes $(xenstore-ls -f /local/domain/$d/data 2>/dev/null |
-        grep -vcE '/data/vgpu(/mediator)? = ')"
-done
+xenstore-ls -f /local/domain | awk '
+    { split($1, part, "/"); domain = part[4] }
+    domain == "" { next }
+    { nodes[domain] += 0 }
+    # Not counted: the folder in which guests publish, and the hint of the mediator in it.
+    part[5] == "data" && part[6] != "" && $1 !~ /\/data\/vgpu(\/mediator)?$/ { nodes[domain]++ }
+    END {
+        for (domain in nodes) {
+            print "d" domain ".data-nodes", nodes[domain]
+            channels = 0
+            list = "lsevtchn " domain " 2>/dev/null"
+            while ((list | getline line) > 0) channels++
+            print "d" domain ".event-channels", channels
+        }
+    }'
 "#;
 
-/// For dom0 and guests alike.
+/// For dom0 and guests alike. It starts one process: a footprint is taken often, and each costs some
+/// 30 ms of emulated time.
 const COMMON_SCRIPT: &str = r#"
-for name in vgpu-mediatord vgpu vchan vchan-testing vgpuctl; do
-    echo "$1$name-processes $(pidof "$name" | wc -w)"
-done
-echo "$1sockets $(ls /run/vgpu/*.sock 2>/dev/null | wc -l)"
+set -- "$1" /run/vgpu/*.sock
+place=$1 sockets=$(($# - 1))
+[ -e "$2" ] || sockets=0
+echo "${place}sockets $sockets"
+awk -v place="$place" '
+    BEGIN {
+        names = split("vgpu-mediatord vgpu vchan vchan-testing vgpuctl", name, " ")
+        list = "cat /proc/[0-9]*/comm 2>/dev/null"
+        while ((list | getline comm) > 0) running[comm]++
+        for (n = 1; n <= names; n++) print place name[n] "-processes", running[name[n]] + 0
+    }'
 "#;
 
 impl Footprint {

@@ -82,6 +82,7 @@ impl<'a> Runner<'a> {
             let lost = self.context.host.guests_lost();
             let goes_on = self.context.suits(case)
                 && !case.ends_machine
+                && !case.ends_guest
                 && self
                     .group
                     .as_ref()
@@ -93,13 +94,17 @@ impl<'a> Runner<'a> {
                 self.conclude(case.name, Verdict::Skip(reason), 0.0);
                 continue;
             }
-            let started = Instant::now();
+            let (started, used) = (Instant::now(), self.context.host.processor_time());
             let verdict = self.unless_lost(case, Self::in_group);
             let seconds = started.elapsed().as_secs_f32();
+            let used = (self.context.host.processor_time() - used).as_secs_f32();
             match (verdict, &mut self.group) {
                 (Verdict::Pass, Some(group)) => {
                     // The line about it comes when nothing was left behind.
-                    eprintln!("lab: {} has passed in {seconds:.1} s", case.name);
+                    eprintln!(
+                        "lab: {} has passed in {seconds:.1} s ({used:.1} s of processor time)",
+                        case.name
+                    );
                     group.passed.push((case, seconds));
                 }
                 (verdict, _) => {
@@ -219,7 +224,7 @@ impl<'a> Runner<'a> {
     /// Runs a case as one of the group, which begins with it if there is none.
     fn in_group(&mut self, case: &'static Case) -> Result<()> {
         self.prepare(case)?;
-        if self.group.is_none() && !case.ends_machine {
+        if self.group.is_none() && !case.ends_machine && !case.ends_guest {
             let state = (self.context.running_guests(), case.mediator);
             self.group = Some(Group {
                 before: self.footprint(&state)?,
@@ -381,6 +386,7 @@ mod tests {
     static LEAKS: Case = Case::new("a/leaks", &[], |c| script(c, "leak"));
     static LEAKS_ONCE: Case = Case::new("a/leaks-once", &[], |c| script(c, "leak once"));
     static FAILS: Case = Case::new("a/fails", &[], |_| bail!("wrong sums"));
+    static ENDS: Case = Case::ends_guest("a/ends", &[], |c| script(c, "leak"));
     static LACKS: Case = Case::new("a/lacks", &[], |_| Err(Lacking("a moon".to_owned()).into()));
 
     /// How `cases` ended, and what ran for it.
@@ -406,6 +412,14 @@ mod tests {
 
     fn fail(name: &str, reason: &str) -> (String, Verdict) {
         (name.to_owned(), Verdict::Fail(reason.to_owned()))
+    }
+
+    /// With the guest goes what was counted of it.
+    #[test]
+    fn a_case_that_ends_a_guest_has_no_footprint_and_is_no_blame_to_others() {
+        let (lines, ran) = outcome(&[&TIDY, &ENDS, &TIDY], true);
+        assert_eq!(lines, [pass("a/tidy"), pass("a/ends"), pass("a/tidy")]);
+        assert_eq!(ran, ["tidy", "leak", "tidy"]);
     }
 
     #[test]

@@ -247,7 +247,7 @@ fn echo(context: &mut Context) -> Result<()> {
              {calls} {PEER_TIMEOUT}"
         );
         let compare = format!(
-            "vchan-c-peer pattern --bytes 3000001 >/tmp/interop-sent 2>/dev/null; \
+            "vchan-c-peer pattern --bytes 600001 >/tmp/interop-sent 2>/dev/null; \
              vchan connect --peer {domid} --path data/interop-echo --pipe --linger 5 \
              </tmp/interop-sent >/tmp/interop-back && cmp /tmp/interop-sent /tmp/interop-back; \
              status=$?; rm -f /tmp/interop-sent /tmp/interop-back; exit $status"
@@ -256,7 +256,7 @@ fn echo(context: &mut Context) -> Result<()> {
 
         let serve = "exec vchan serve --peer 0 --path data/interop-echo --ring 64K --echo";
         let source = format!(
-            "exec vchan-c-peer client {domid} {absolute} ping --bytes 300001 --chunk 4096 \
+            "exec vchan-c-peer client {domid} {absolute} ping --bytes 100001 --chunk 4096 \
              {calls} {PEER_TIMEOUT}"
         );
         both_succeed(context, guest, serve, &source)?;

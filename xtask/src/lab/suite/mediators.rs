@@ -31,7 +31,7 @@ pub(crate) const CASES: &[Case] = &[
 
 /// Goes on until something fails, and fails with it.
 const ON_AND_ON: &str =
-    "while :; do vgpu --endpoint xen: vector-add --n 16777216 >/dev/null || exit; done";
+    "while :; do vgpu --endpoint xen: vector-add --n 4194304 >/dev/null || exit; done";
 
 /// Stops a worker in the middle of its session and prints its pid. That it was in the middle shows
 /// in that its guest does not go on to the next session.

@@ -31,6 +31,8 @@ mod xenstore;
 
 pub(crate) use context::Context;
 pub(crate) use footprint::Footprint;
+#[cfg(test)]
+pub(crate) use runner::cases;
 pub(crate) use runner::{Options, Totals, list, run};
 
 use super::guest::Kind;
@@ -70,6 +72,9 @@ pub(crate) struct Case {
     pub(crate) mediator: Mediator,
     /// Whether nothing can run after it: it comes last, and what it leaves is not looked at.
     pub(crate) ends_machine: bool,
+    /// Whether it ends a shared guest ([`Context::end_guest`]): it comes after those that use the
+    /// guest, and looks itself at what is left behind.
+    pub(crate) ends_guest: bool,
     /// The test itself. An error is a failure; [`super::host::Lacking`] in it a skip.
     pub(crate) run: fn(&mut Context) -> Result<()>,
 }
@@ -87,7 +92,20 @@ impl Case {
             networked: false,
             mediator: Mediator::Stopped,
             ends_machine: false,
+            ends_guest: false,
             run,
+        }
+    }
+
+    /// A case without a mediator that ends a guest of this kind.
+    const fn ends_guest(
+        name: &'static str,
+        guests: &'static [Kind],
+        run: fn(&mut Context) -> Result<()>,
+    ) -> Self {
+        Case {
+            ends_guest: true,
+            ..Case::new(name, guests, run)
         }
     }
 

@@ -234,7 +234,7 @@ impl Drop for Outside {
 
 impl Outside {
     fn start() -> Result<Self> {
-        let programs = project::target().join("release");
+        let programs = project::target().join(project::TRIED);
         let made = Command::new(programs.join("vgpuctl"))
             .args(["secret", "dom0"])
             .output()

@@ -52,8 +52,7 @@ impl Totals {
 
 /// The cases of the filter. Those that want to find the same come together, so that guests and
 /// mediators start seldom; those that need a PVH guest late, and last those that end the machine.
-fn chosen(options: &Options) -> Vec<&'static Case> {
-    let filter = options.filter.as_deref().unwrap_or_default();
+fn chosen(filter: &str) -> Vec<&'static Case> {
     let mut cases: Vec<_> = TOPICS
         .iter()
         .copied()
@@ -64,6 +63,7 @@ fn chosen(options: &Options) -> Vec<&'static Case> {
         (
             case.ends_machine,
             case.guests.contains(&Kind::Pvh),
+            case.ends_guest,
             case.networked,
             case.mediator == Mediator::Stopped,
         )
@@ -82,9 +82,14 @@ fn is_chosen(name: &str, filter: &str) -> bool {
 
 /// Prints the names of the chosen cases.
 pub(crate) fn list(options: &Options) {
-    for case in chosen(options) {
-        println!("{}", case.name);
+    for name in cases(options.filter.as_deref().unwrap_or_default()) {
+        println!("{name}");
     }
+}
+
+/// The names of the cases that a filter chooses.
+pub(crate) fn cases(filter: &str) -> Vec<&'static str> {
+    chosen(filter).iter().map(|case| case.name).collect()
 }
 
 /// Runs the chosen cases on one host.
@@ -119,7 +124,8 @@ pub(crate) fn run(context: &mut Context, options: &Options, totals: &mut Totals)
             println!("{word} {name:<44} {seconds:>6.1} s  {reason}");
         }
     };
-    Runner::new(context, &mut say).run(&chosen(options));
+    let filter = options.filter.as_deref().unwrap_or_default();
+    Runner::new(context, &mut say).run(&chosen(filter));
 }
 
 fn println_unless(json: bool, line: &str) {

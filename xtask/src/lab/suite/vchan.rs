@@ -23,7 +23,7 @@ pub(crate) const CASES: &[Case] = &[
     Case::new("vchan/server-stopped-while-waiting", &[Pv], stopped),
     Case::new("vchan/no-pages-left-to-grant", &[Pv], no_pages),
     Case::new("vchan/paused-guest-goes-on", &[Pv], paused),
-    Case::new("vchan/destroyed-guest-is-no-zombie", &[], no_zombie),
+    Case::ends_guest("vchan/destroyed-guest-is-no-zombie", &[Pvh], no_zombie),
     Case::new("vchan/no-permission", &[Pv], no_permission),
     Case::new("vchan/stuck-xenstored", &[Pv], stuck_xenstored),
     Case::new("vchan/conformance-dom0-serves", &[], dom0_serves),
@@ -93,7 +93,7 @@ fn dom0_serves(context: &mut Context) -> Result<()> {
 }
 
 /// Starts an endless transfer from the guest's server to dom0's client.
-fn endless(context: &mut Context, guest: &str) -> Result<[crate::lab::job::Job; 2]> {
+pub(super) fn endless(context: &mut Context, guest: &str) -> Result<[crate::lab::job::Job; 2]> {
     let domid = context.host.guest_domid(guest)?;
     let server = context.start(
         Place::Guest(guest),
@@ -259,12 +259,8 @@ fn paused(context: &mut Context) -> Result<()> {
 
 /// Pages that stay mapped would keep the dead domain, nameless, in Xen's list.
 fn no_zombie(context: &mut Context) -> Result<()> {
-    let mut spec = GuestSpec::new("victim", Pvh);
-    spec.memory_mib = 256;
-    context.create(&spec)?;
-    let domid = context.host.guest_domid("victim")?;
-    let [_, client] = endless(context, "victim")?;
-    context.host.guest_destroy("victim")?;
+    let [_, client] = endless(context, Context::shared(Pvh))?;
+    let domid = context.end_guest(Pvh)?;
     let output = client.wait(context.host.as_mut(), LIMIT)?;
     ensure_failed_well("vchan connect", &output)?;
     ensure!(
