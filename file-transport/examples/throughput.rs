@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use vgpu_file_transport::session::rules::SILENCE;
 use vgpu_file_transport::session::{FileTransport, Settings, accept, connect};
-use vgpu_protocol::transport::{Transport, TransportError};
+use vgpu_transport::{Transport, TransportError};
 
 const TIME: Duration = Duration::from_secs(2);
 const ROUND_TRIPS: u32 = 500;
@@ -43,7 +43,7 @@ fn sink(mut transport: FileTransport) -> Result<(), TransportError> {
         match transport.try_read(&mut buffer)? {
             Some(0) => return transport.close(deadline()),
             Some(_) => {}
-            None => transport.wait(vgpu_protocol::transport::Interest::Read, deadline())?,
+            None => transport.wait(vgpu_transport::Interest::Read, deadline())?,
         }
     }
 }

@@ -10,7 +10,7 @@ use vgpu_file_transport::session::file_name::segment;
 use vgpu_file_transport::session::rules::SILENCE;
 use vgpu_file_transport::session::segment::{Kind, Role};
 use vgpu_file_transport::session::{ConnectError, FileTransport, Settings, accept, connect};
-use vgpu_protocol::transport::{Interest, Transport, TransportError, Waker};
+use vgpu_transport::{Interest, Transport, TransportError, Waker};
 
 const WATCHDOG: Duration = Duration::from_secs(60);
 

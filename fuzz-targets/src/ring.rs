@@ -258,9 +258,7 @@ impl Stage {
                 incoming.store_bytes(usize::from(input.u8()), input.take(200));
                 Ok(())
             }
-            _ => self
-                .victim
-                .wait(vgpu_protocol::transport::Interest::ReadOrWrite, now),
+            _ => self.victim.wait(vgpu_transport::Interest::ReadOrWrite, now),
         }
     }
 

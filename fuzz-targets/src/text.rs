@@ -7,7 +7,7 @@ use vchan::xen::keys::{ExtensionKey, parse_number};
 use vchan::xen::path::{ChannelPath, PATH_MAX};
 use vgpu_file_transport::two_file_grammar::{Command, parse_command, parse_response};
 use vgpu_mediator::policy::GuestKey;
-use vgpu_protocol::endpoint::parse_list;
+use vgpu_transport::endpoint::parse_list;
 
 fn owned(texts: &[&str]) -> Vec<Vec<u8>> {
     texts.iter().map(|text| text.as_bytes().to_vec()).collect()

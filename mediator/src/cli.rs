@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use clap::Parser;
-use vgpu_protocol::endpoint::Endpoint;
+use vgpu_transport::endpoint::Endpoint;
 
 use crate::executor::ExecutorChoice;
 

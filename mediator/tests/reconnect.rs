@@ -10,8 +10,8 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use support::sockets::Sockets;
 use support::{Mediator, add, wait_until};
-use vgpu_guest::protocol::transport::TransportError;
 use vgpu_guest::{Cause, Client, Endpoint, Error, Retry, Side};
+use vgpu_transport::TransportError;
 
 fn signal(worker: u32, signal: Signal) {
     kill(Pid::from_raw(worker.cast_signed()), signal).expect("the worker is there");

@@ -1,7 +1,7 @@
 #![forbid(unsafe_code)]
 //! The vgpu session protocol: what a guest and its mediator say to each other, without any I/O.
 //!
-//! Both sides exchange frames over an ordered byte stream (a [`Transport`](transport::Transport)).
+//! Both sides exchange frames over an ordered byte stream.
 //! A frame is a 32-byte [`FrameHeader`](frame::FrameHeader) and a body. Everything that arrives is
 //! copied once, then validated whole; what breaks a rule is a typed error that names the field and
 //! its value. `docs/protocol.md` in the repository gives the byte offsets and the rules of a session.
@@ -29,9 +29,6 @@ pub mod handle;
 pub mod op;
 pub mod session;
 pub mod status;
-
-pub use vgpu_transport as transport;
-pub use vgpu_transport::{clock, endpoint};
 
 /// The newest protocol version this crate speaks.
 pub const VERSION: u16 = 1;

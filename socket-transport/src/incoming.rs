@@ -1,6 +1,6 @@
 //! From the socket to the reader: bytes as they come, or records to be opened.
 
-use vgpu_protocol::transport::TransportError;
+use vgpu_transport::TransportError;
 
 use crate::pending::Pending;
 use crate::record::{LENGTH, MAX_RECORD, Records, first_record};

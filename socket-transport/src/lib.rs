@@ -18,7 +18,7 @@
 //! ```
 //! # use std::os::unix::net::UnixStream;
 //! # use std::time::{Duration, Instant};
-//! use vgpu_protocol::transport::Transport;
+//! use vgpu_transport::Transport;
 //! use vgpu_socket_transport::SocketTransport;
 //!
 //! let deadline = Instant::now() + Duration::from_secs(10);

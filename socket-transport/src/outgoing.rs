@@ -1,6 +1,6 @@
 //! From the writer to the socket: small writes gathered, large ones passed on or sealed at once.
 
-use vgpu_protocol::transport::TransportError;
+use vgpu_transport::TransportError;
 
 use crate::pending::Pending;
 use crate::record::{MAX_CONTENT, MAX_RECORD, Records};

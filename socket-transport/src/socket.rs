@@ -10,7 +10,7 @@ use nix::cmsg_space;
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout};
 use nix::sys::socket::{MsgFlags, recvmsg, sendmsg, setsockopt, sockopt};
-use vgpu_protocol::transport::{TransportError, Waker};
+use vgpu_transport::{TransportError, Waker};
 
 /// Seconds without a byte until a silent host is asked whether it is still there, between two such
 /// questions, and how many without an answer make it gone: 25 s together.

@@ -5,7 +5,7 @@ use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::net::UnixStream;
 use std::time::Instant;
 
-use vgpu_protocol::transport::{Interest, Transport, TransportError, Waker};
+use vgpu_transport::{Interest, Transport, TransportError, Waker};
 
 use crate::incoming::{DESCRIPTORS, Incoming};
 use crate::outgoing::Outgoing;

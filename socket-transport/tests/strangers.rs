@@ -9,11 +9,11 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use ends::{raw, secrets, soon, tcp_through};
-use vgpu_protocol::transport::{Transport, TransportError};
 use vgpu_socket_transport::handshake::Refused;
 use vgpu_socket_transport::{
     AcceptError, Secret, accept_tcp, connect_tcp, connect_unix, connect_unix_stream,
 };
+use vgpu_transport::{Transport, TransportError};
 
 /// What the mediator makes of a client that knows `theirs`, and what the client is told.
 fn meet(theirs: &Secret, ours: &Secret) -> (AcceptError, String, String) {
@@ -199,7 +199,7 @@ fn tampered(what: fn(&mut TcpStream, &mut TcpStream)) -> Result<Vec<u8>, Transpo
             Ok(Some(0)) => break Ok(got),
             Ok(Some(n)) => got.extend_from_slice(&buf[..n]),
             Ok(None) => mediator
-                .wait(vgpu_protocol::transport::Interest::Read, soon())
+                .wait(vgpu_transport::Interest::Read, soon())
                 .unwrap(),
             Err(error) => {
                 assert!(b"first second".starts_with(&got), "only what was sent");

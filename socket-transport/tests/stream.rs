@@ -6,8 +6,8 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use ends::{both, soon};
-use vgpu_protocol::transport::{Interest, Transport, TransportError, Waker};
 use vgpu_socket_transport::SocketTransport;
+use vgpu_transport::{Interest, Transport, TransportError, Waker};
 
 fn pattern(len: usize, seed: usize) -> Vec<u8> {
     (0..len)

@@ -45,7 +45,7 @@ use crate::error::{Error, Result};
 use crate::sync::atomic::Ordering;
 use crate::waiting::poll::{poll_from, poll_now};
 use crate::waiting::spin::{Looked, Spin};
-use vgpu_protocol::transport::Interest;
+use vgpu_transport::Interest;
 
 const WAITING: &str = "move bytes on either side";
 

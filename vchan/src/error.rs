@@ -7,7 +7,7 @@
 
 use std::io;
 
-use vgpu_protocol::transport::TransportError;
+use vgpu_transport::TransportError;
 
 pub use crate::region::error::{RegionError, TicketError};
 

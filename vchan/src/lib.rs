@@ -167,7 +167,7 @@ pub use connect_options::Setup;
 pub use domain::DomId;
 pub use error::{Error, PeerError, Result};
 pub use in_place::{PeerBytes, RingSpace};
-pub use vgpu_protocol::transport::{Interest, Transport, TransportError};
+pub use vgpu_transport::{Interest, Transport, TransportError};
 pub use waiting::machine_costs::DEFAULT_SPIN;
 pub use wire::layout::{Format, RingSizes};
 pub use wire::{control_page, extension, extension_page, layout, notify, ring, shm};

@@ -5,7 +5,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use vchan::{Channel, Format, Setup, local};
-use vgpu_protocol::transport::{Interest, Transport, TransportError, Waker};
+use vgpu_transport::{Interest, Transport, TransportError, Waker};
 
 fn soon() -> Instant {
     Instant::now() + Duration::from_secs(60)

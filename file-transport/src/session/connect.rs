@@ -11,7 +11,7 @@ use nix::errno::Errno;
 use nix::fcntl::AtFlags;
 use nix::sys::stat::fstatat;
 use nix::unistd::geteuid;
-use vgpu_protocol::transport::TransportError;
+use vgpu_transport::TransportError;
 
 use super::directory::{PROBE_CONTENT, SessionDirectory, open_place};
 use super::file_name;

@@ -12,7 +12,7 @@ use std::path::PathBuf;
 use std::sync::{Arc, Condvar, Mutex};
 use std::time::{Duration, Instant};
 
-use vgpu_protocol::transport::{Interest, Transport, TransportError, Waker};
+use vgpu_transport::{Interest, Transport, TransportError, Waker};
 
 use super::directory::SessionDirectory;
 use super::mount::Remark;

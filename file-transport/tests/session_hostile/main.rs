@@ -15,7 +15,7 @@ use vgpu_file_transport::session::file_name::segment;
 use vgpu_file_transport::session::rules::SILENCE;
 use vgpu_file_transport::session::segment::{Header, Kind, Role};
 use vgpu_file_transport::session::{FileTransport, accept};
-use vgpu_protocol::transport::Transport;
+use vgpu_transport::Transport;
 
 use attacks::ATTACKS;
 

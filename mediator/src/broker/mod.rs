@@ -33,7 +33,7 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use nix::poll::{PollFd, PollFlags};
-use vgpu_protocol::endpoint::Endpoint;
+use vgpu_transport::endpoint::Endpoint;
 
 use crate::config::Config;
 use crate::control::{Answer, Ask};

@@ -17,7 +17,7 @@ use nix::poll::{PollFd, PollFlags};
 use nix::sys::prctl;
 use nix::sys::signal::Signal;
 use serde::{Deserialize, Serialize};
-use vgpu_protocol::endpoint::Endpoint;
+use vgpu_transport::endpoint::Endpoint;
 
 use super::wait::{is_ready, wait, wait_readable};
 use crate::control;

@@ -6,7 +6,7 @@ use std::path::PathBuf;
 
 use serde::de::{Error, MapAccess, SeqAccess, Visitor, value::MapAccessDeserializer};
 use serde::{Deserialize, Deserializer};
-use vgpu_protocol::endpoint::{Endpoint, parse_list};
+use vgpu_transport::endpoint::{Endpoint, parse_list};
 
 use super::Limits;
 use crate::executor::ExecutorChoice;

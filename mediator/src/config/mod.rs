@@ -7,8 +7,8 @@ mod paths;
 use std::path::{Path, PathBuf};
 
 use serde::Serialize;
-use vgpu_protocol::endpoint::Endpoint;
 use vgpu_socket_transport::{Secret, Secrets};
+use vgpu_transport::endpoint::Endpoint;
 
 use crate::cli::Flags;
 use crate::executor::ExecutorChoice;

@@ -34,7 +34,7 @@ use std::time::{Duration, Instant};
 use vgpu_protocol::frame::FrameHeader;
 use vgpu_protocol::op::{FenceReply, Request};
 use vgpu_protocol::session::server::Failure;
-use vgpu_protocol::transport::Waker;
+use vgpu_transport::Waker;
 
 use super::gpu::Gpu;
 use super::vector_add::VectorAdds;

@@ -3,7 +3,7 @@
 use std::fmt;
 use std::str::FromStr;
 
-use vgpu_protocol::endpoint::Endpoint;
+use vgpu_transport::endpoint::Endpoint;
 
 use super::{Executor, ExecutorError, cpu, cuda};
 

@@ -4,13 +4,13 @@ use std::collections::VecDeque;
 use std::fmt;
 use std::time::{Duration, Instant};
 
-use vgpu_protocol::clock;
 use vgpu_protocol::frame::FrameHeader;
 use vgpu_protocol::op::{Op, Request};
 use vgpu_protocol::session::client::{self, NotSent, Violation};
 use vgpu_protocol::session::next_in_turn;
 use vgpu_protocol::session::server::{Failure, Outcome, Terms};
 use vgpu_protocol::status::{ErrorCode, Status};
+use vgpu_transport::clock;
 
 use super::buffer::{Buffer, Pool};
 use super::far_session::FarSession;

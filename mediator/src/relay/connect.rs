@@ -3,8 +3,8 @@
 use std::time::{Duration, Instant};
 
 use vchan::RingSizes;
-use vgpu_protocol::endpoint::Endpoint;
 use vgpu_socket_transport::{ConnectError, Secret, connect_tcp, connect_unix};
+use vgpu_transport::endpoint::Endpoint;
 
 use super::lost::Lost;
 use super::{Route, take_offer};

@@ -5,13 +5,13 @@
 
 use std::time::{Duration, Instant};
 
-use vgpu_protocol::clock;
 use vgpu_protocol::frame::FrameHeader;
 use vgpu_protocol::op::{Goodbye, HelloReply, Info, InfoReply, Op, Operation, Request};
 use vgpu_protocol::session::client::{Client, Event, NotSent, Violation};
 use vgpu_protocol::session::server::Terms;
 use vgpu_protocol::status::decode_error_text;
-use vgpu_protocol::transport::{Interest, Transport, TransportError};
+use vgpu_transport::clock;
+use vgpu_transport::{Interest, Transport, TransportError};
 
 use super::lost::Lost;
 use crate::session::Stream;

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use vgpu_protocol::session::client::Violation;
 use vgpu_protocol::status::{ErrorCode, Status};
-use vgpu_protocol::transport::TransportError;
+use vgpu_transport::TransportError;
 
 use crate::session::SessionEnd;
 use crate::session::backend::NotOpened;

@@ -32,8 +32,8 @@ mod tests;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
-use vgpu_protocol::endpoint::Endpoint;
 use vgpu_protocol::op::InfoReply;
+use vgpu_transport::endpoint::Endpoint;
 
 use crate::executor::Executor;
 use crate::session::{OpenError, SessionEnd, Settings, StopFlag, Stream, run};

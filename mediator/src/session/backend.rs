@@ -4,7 +4,7 @@ use vgpu_protocol::frame::FrameHeader;
 use vgpu_protocol::op::{InfoReply, Request};
 use vgpu_protocol::session::server::{Outcome, Terms};
 use vgpu_protocol::status::ErrorCode;
-use vgpu_protocol::transport::{Interest, Waker};
+use vgpu_transport::{Interest, Waker};
 
 use super::SessionEnd;
 use super::stream::Stream;

@@ -25,7 +25,7 @@ use std::sync::atomic::{AtomicU8, Ordering};
 
 pub use vgpu_protocol::session::server::{Refusal, Terms, Timeouts};
 use vgpu_protocol::status::ErrorCode;
-use vgpu_protocol::transport::TransportError;
+use vgpu_transport::TransportError;
 
 pub use local_backend::{LocalBackend, OpenError, OpenExecutor};
 pub(crate) use run::run;

@@ -8,7 +8,7 @@ use vgpu_protocol::frame::FrameHeader;
 use vgpu_protocol::op::Request;
 use vgpu_protocol::session::server::Failure;
 use vgpu_protocol::status::ErrorCode;
-use vgpu_protocol::transport::{Transport, TransportError};
+use vgpu_transport::{Transport, TransportError};
 
 use super::backend::{Also, Backend, Event};
 

@@ -5,13 +5,13 @@
 
 use std::time::{Duration, Instant};
 
-use vgpu_protocol::clock;
 use vgpu_protocol::frame::MAX_DATA;
 use vgpu_protocol::session::server::{End, Late, Step};
 use vgpu_protocol::session::server::{Failure, Terms};
 use vgpu_protocol::session::{Server, next_in_turn};
 use vgpu_protocol::status::ErrorCode;
-use vgpu_protocol::transport::{Interest, Transport, TransportError};
+use vgpu_transport::clock;
+use vgpu_transport::{Interest, Transport, TransportError};
 
 use super::backend::{Event, SessionBackend};
 use super::stream::{Stream, Waiting};

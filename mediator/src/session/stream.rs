@@ -5,9 +5,9 @@ use std::time::{Duration, Instant};
 
 use vchan::Channel;
 use vchan::either::{Either, Side};
-use vgpu_protocol::clock;
-use vgpu_protocol::transport::{Interest, Transport, TransportError, Waker};
 use vgpu_socket_transport::SocketTransport;
+use vgpu_transport::clock;
+use vgpu_transport::{Interest, Transport, TransportError, Waker};
 
 use super::backend::Also;
 

@@ -18,8 +18,8 @@ use vgpu_protocol::op::{
 };
 use vgpu_protocol::session::server::Failure;
 use vgpu_protocol::status::{ErrorCode, Status, decode_error_text};
-use vgpu_protocol::transport::Waker;
 use vgpu_socket_transport::SocketTransport;
+use vgpu_transport::Waker;
 
 use super::backend::{Also, Backend, Event, NotOpened, Opened, SessionBackend};
 use super::one_request::{trial_add, wrong_sums};

@@ -3,7 +3,7 @@
 
 use std::time::{Duration, Instant};
 
-use vgpu_protocol::transport::Waker;
+use vgpu_transport::Waker;
 
 use crate::channel::channel_state::Shared;
 use crate::error::{Error, Result};

@@ -14,7 +14,7 @@ pub(crate) mod writer;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::time::{Duration, Instant};
 
-use vgpu_protocol::transport::{Interest, Waker};
+use vgpu_transport::{Interest, Waker};
 
 use crate::backend::Parts;
 use crate::error::{Error, Result};

@@ -4,7 +4,7 @@
 use std::io;
 use std::time::Instant;
 
-use vgpu_protocol::transport::{Interest, Transport, TransportError, Waker};
+use vgpu_transport::{Interest, Transport, TransportError, Waker};
 
 use crate::channel::Channel;
 

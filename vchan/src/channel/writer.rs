@@ -4,7 +4,7 @@
 use std::io;
 use std::time::{Duration, Instant};
 
-use vgpu_protocol::transport::Waker;
+use vgpu_transport::Waker;
 
 use crate::channel::channel_state::Shared;
 use crate::channel::half::{copy_step, deadline_after};

@@ -10,7 +10,7 @@ use nix::sys::eventfd::{EfdFlags, EventFd};
 use crate::backend::Backend;
 use crate::error::{Error, Result};
 use crate::waiting::poll::poll_from;
-use vgpu_protocol::transport::Waker;
+use vgpu_transport::Waker;
 
 /// Readable from the moment it is signalled, for good.
 #[derive(Debug)]

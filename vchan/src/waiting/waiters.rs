@@ -7,7 +7,7 @@
 
 use std::time::Instant;
 
-use vgpu_protocol::transport::Waker;
+use vgpu_transport::Waker;
 
 use crate::backend::Backend;
 use crate::error::{Error, Result};

@@ -8,7 +8,7 @@ use vchan::layout::Role;
 use vgpu_protocol::frame::{FrameHeader, HEADER_LEN};
 use vgpu_protocol::op::Op;
 use vgpu_protocol::session::inbox::Inbox;
-use vgpu_protocol::transport::{Transport, TransportError};
+use vgpu_transport::{Transport, TransportError};
 
 use crate::liar::*;
 

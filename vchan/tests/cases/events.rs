@@ -49,7 +49,7 @@ fn case_20_no_event_ever() {
             victim.read(&mut [0; 8], short()),
             Err(Error::TimedOut(_))
         ));
-        let interest = vgpu_protocol::transport::Interest::Read;
+        let interest = vgpu_transport::Interest::Read;
         assert!(matches!(
             victim.wait(interest, short()),
             Err(Error::TimedOut(_))
@@ -126,9 +126,7 @@ fn case_23_event_before_anybody_listens() {
         // Taken note of above: the next ring is a new one.
         liar.page.set_u32(liars_indexes(role).0, 4);
         liar.ring();
-        victim
-            .wait(vgpu_protocol::transport::Interest::Read, soon())
-            .unwrap();
+        victim.wait(vgpu_transport::Interest::Read, soon()).unwrap();
         assert_eq!(victim.try_read(&mut [0; 8]).unwrap(), Some(1));
     }
 }

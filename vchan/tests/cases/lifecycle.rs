@@ -11,7 +11,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use vchan::layout::Role;
 use vchan::{Channel, Error, local};
-use vgpu_protocol::transport::Interest;
+use vgpu_transport::Interest;
 
 use crate::liar::*;
 

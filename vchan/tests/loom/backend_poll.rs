@@ -3,7 +3,7 @@
 use std::cell::RefCell;
 use std::time::Instant;
 
-use vgpu_protocol::transport::Waker;
+use vgpu_transport::Waker;
 
 use crate::sync::Arc;
 

@@ -4,7 +4,7 @@ use std::time::Instant;
 
 use loom::sync::atomic::Ordering;
 use loom::thread;
-use vgpu_protocol::transport::Transport;
+use vgpu_transport::Transport;
 
 use crate::error::Error;
 pub(crate) use crate::region_scenario::*;

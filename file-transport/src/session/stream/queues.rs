@@ -5,7 +5,7 @@ use std::io;
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError, WaitTimeoutResult};
 use std::time::{Duration, Instant};
 
-use vgpu_protocol::transport::{TransportError, Waker};
+use vgpu_transport::{TransportError, Waker};
 
 use crate::session::mount::Remark;
 use crate::session::rules::{Fault, Taken};

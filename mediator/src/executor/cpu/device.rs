@@ -5,8 +5,8 @@ use std::io;
 use std::sync::{Arc, Mutex, PoisonError, mpsc};
 
 use vgpu_protocol::op::{MAX_ATTRIBUTES, NO_ATTRIBUTE, ParameterPlace};
-use vgpu_protocol::transport::Waker;
 use vgpu_ptx as ptx;
+use vgpu_transport::Waker;
 
 use crate::executor::gpu::device::{
     self, Answer, Call, Caller, Description, DeviceError, Done, Layout, OUT_OF_MEMORY,

@@ -10,7 +10,7 @@ use cudarc::driver::sys::{
     CUcontext, CUdevice, CUdeviceptr, CUfunction, CUmodule, CUstream, CUuuid,
 };
 
-use vgpu_protocol::transport::Waker;
+use vgpu_transport::Waker;
 
 use super::driver::{CallError, Driver, check};
 

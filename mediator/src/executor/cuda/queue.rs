@@ -14,9 +14,9 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use cudarc::driver::sys::{CUdeviceptr, CUevent, CUfunction, CUmodule, CUstream};
-use vgpu_protocol::clock;
 use vgpu_protocol::op::{NO_ATTRIBUTE, ParameterPlace};
-use vgpu_protocol::transport::Waker;
+use vgpu_transport::Waker;
+use vgpu_transport::clock;
 
 use super::super::gpu::device::{
     self, Answer, Call, Caller, Description, DeviceError, Done, Launch, Layout,

@@ -6,7 +6,7 @@ use std::time::Duration;
 use vgpu_protocol::op::ParameterPlace;
 use vgpu_protocol::session::server::Failure;
 use vgpu_protocol::status::Status;
-use vgpu_protocol::transport::Waker;
+use vgpu_transport::Waker;
 
 /// `CUDA_ERROR_INVALID_VALUE`.
 pub(in crate::executor) const INVALID_VALUE: i32 = 1;

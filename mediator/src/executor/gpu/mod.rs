@@ -31,7 +31,7 @@ use vgpu_protocol::op::{
 };
 use vgpu_protocol::session::server::{Failure, Outcome};
 use vgpu_protocol::status::{ErrorCode, Status};
-use vgpu_protocol::transport::Waker;
+use vgpu_transport::Waker;
 
 use super::no_failures;
 use crate::session::SessionEnd;

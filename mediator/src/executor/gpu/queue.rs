@@ -4,13 +4,13 @@ use std::sync::mpsc;
 use std::thread;
 use std::time::Instant;
 
-use vgpu_protocol::clock;
 use vgpu_protocol::op::{
     Body, Launch as LaunchRequest, LaunchReply, MemoryAllocateReply, Op, StreamSynchronizeReply,
     SynchronizeReply,
 };
 use vgpu_protocol::session::server::Failure;
 use vgpu_protocol::status::ErrorCode;
+use vgpu_transport::clock;
 
 use super::device::{Answer, Call, Caller, Device, DeviceError, Done, Launch, OUT_OF_MEMORY, Work};
 use super::ranges::counted;
