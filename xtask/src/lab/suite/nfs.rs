@@ -22,9 +22,16 @@ pub(crate) const CASES: &[Case] = &[
 /// A million elements are some twelve megabytes through NFS.
 const SESSION_LIMIT: Duration = Duration::from_secs(900);
 
-/// The mediator of these cases: patient, since every step of a session is several calls over an
+/// How patient a client is whose session must succeed, in seconds. With the options that a mount has by
+/// default, Linux shows a new file up to a minute late; each step of a session is several calls over an
 /// emulated network, on a machine that may be busy.
-const MEDIATOR: &str = "printf '[limits]\\nconnect_timeout_s = 100\\nhello_timeout_s = 100\\n\
+const PATIENCE_S: u32 = 300;
+
+/// The same for one that must notice what has gone wrong.
+const IMPATIENCE_S: u32 = 100;
+
+/// The mediator of these cases, as patient as its clients.
+const MEDIATOR: &str = "printf '[limits]\\nconnect_timeout_s = 300\\nhello_timeout_s = 300\\n\
      stall_timeout_s = 100\\n' >/run/lab/mediatord.toml
      exec vgpu-mediatord --listen file:/dev/shm/vgpu --executor cpu --allow-all \
      --config /run/lab/mediatord.toml --control /run/vgpu/mediatord.sock";
@@ -154,13 +161,13 @@ fn guide(context: &mut Context) -> Result<()> {
 
 /// One verified vector add.
 fn vector_add(context: &mut Context, guest: &str, elements: u64) -> Result<()> {
-    let script = session(elements);
+    let script = session(elements, PATIENCE_S);
     let text = context.succeed_within(Place::Guest(guest), &script, SESSION_LIMIT)?;
     ensure_verified(&text, elements)
 }
 
-fn session(elements: u64) -> String {
-    format!("vgpu --timeout 100 --endpoint file:/mnt/vgpu --json vector-add --n {elements}")
+fn session(elements: u64, timeout_s: u32) -> String {
+    format!("vgpu --timeout {timeout_s} --endpoint file:/mnt/vgpu --json vector-add --n {elements}")
 }
 
 fn sessions(context: &mut Context) -> Result<()> {
@@ -175,7 +182,8 @@ fn sessions(context: &mut Context) -> Result<()> {
             for elements in [1_024, large] {
                 let mut clients = Vec::new();
                 for (name, _) in Context::networked() {
-                    clients.push(context.start(Place::Guest(name), &session(elements))?);
+                    clients
+                        .push(context.start(Place::Guest(name), &session(elements, PATIENCE_S))?);
                 }
                 for client in clients {
                     let output = client.wait(context.host.as_mut(), SESSION_LIMIT)?;
@@ -235,7 +243,7 @@ fn export_withdrawn(context: &mut Context) -> Result<()> {
         mounted(context, mount, |context| {
             let client = interrupt(context, "share_withdraw vm1 10.77.0.11")?;
             says_withdrawn(&failed_well(context, &client)?)?;
-            says_withdrawn(&context.fail(Place::Guest("vm1"), &session(1_024))?)?;
+            says_withdrawn(&context.fail(Place::Guest("vm1"), &session(1_024, IMPATIENCE_S))?)?;
             vector_add(context, "vm2", 1_024)?;
             let again = ". /lab/network.sh; share_export vm1 10.77.0.11";
             context.succeed(Place::Dom0, again)?;
