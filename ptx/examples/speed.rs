@@ -1,4 +1,4 @@
-//! How fast kernels run here, beside the same in plain Rust: `cargo run --release -p vgpu-ptx --example speed`.
+//! How fast kernels run on one thread, beside the same in plain Rust: `cargo run --release -p vgpu-ptx --example speed`.
 //!
 //! Figures are the best of several rounds. A thread-instruction is one instruction of one thread.
 #![allow(clippy::cast_precision_loss, reason = "figures for people")]
@@ -135,8 +135,6 @@ fn mandelbrot(cx: f32, cy: f32, limit: i32) -> i32 {
 }
 
 fn main() {
-    let cores =
-        std::thread::available_parallelism().map_or(1, |n| u32::try_from(n.get()).unwrap_or(1));
     let mandel = include_bytes!("../tests/corpus/mandelbrot.ptx");
     let saxpy = include_bytes!("../tests/corpus/saxpy.ptx");
     let limit = 20_000i32;
@@ -294,57 +292,6 @@ fn main() {
         n as f64 * 9.0,
         "9 instructions an element",
     );
-
-    // Blocks that have nothing to do with each other, on more and more workers.
-    let (mut alone, mut plain_alone) = (0.0, 0.0);
-    for workers in (0..).map(|k| 1 << k).take_while(|n| *n <= cores) {
-        let on = On::new(mandel, workers, true);
-        let out = on.buffer((0..32 * 8 * 512).map(|_| 0.0));
-        let f = |x: f32| x.to_le_bytes();
-        let p = [
-            &out.to_le_bytes()[..],
-            &32i32.to_le_bytes(),
-            &4096i32.to_le_bytes(),
-            &f(-0.1),
-            &f(0.1),
-            &f(0.0),
-            &f(0.0),
-            &2000i32.to_le_bytes(),
-        ];
-        let name = format!("512 blocks of mandelbrot, {workers} workers");
-        let t = on.run(
-            &name,
-            "mandelbrot_f32",
-            ([1, 512, 1], [32, 8, 1]),
-            &p,
-            "target 0.9",
-        );
-        if t == 0.0 {
-            continue;
-        }
-        // As much of plain Rust on each of so many threads: what the processor gives.
-        let plain = best(|| {
-            std::thread::scope(|s| {
-                for _ in 0..workers {
-                    s.spawn(|| {
-                        for _ in 0..1000 {
-                            black_box(mandelbrot(black_box(-0.1), 0.1, limit));
-                        }
-                    });
-                }
-            });
-        });
-        if workers == 1 {
-            (alone, plain_alone) = (t, plain);
-        } else {
-            let own = alone / t / f64::from(workers);
-            println!(
-                "{:44} {own:9.2}     plain Rust {:.2}",
-                "  efficiency",
-                plain_alone / plain
-            );
-        }
-    }
 
     let big = include_bytes!("../tests/corpus/coop_groups.ptx");
     let t = best(|| {

@@ -10,10 +10,11 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Instant;
 
-use crate::block::Unit;
 use crate::context::Context;
 use crate::error::{Code, Error};
-use crate::exec::{Cx, Launch as View};
+use crate::exec::block::Unit;
+use crate::exec::cx::{Cx, Launch as View};
+use crate::exec::vectors;
 use crate::launch::Launch;
 use crate::loaded::{Loaded, Plan};
 use crate::module::Kernel;
@@ -184,10 +185,7 @@ impl Grid {
     /// What the executor needs to know of the launch.
     fn view<'a>(&'a self, p: &'a Prepared) -> View<'a> {
         let config = &self.context.config;
-        #[cfg(target_arch = "x86_64")]
-        let wide_vectors = config.wide_vectors && crate::vectors::available();
-        #[cfg(not(target_arch = "x86_64"))]
-        let wide_vectors = false;
+        let wide_vectors = config.wide_vectors && vectors::are_there();
         View {
             program: self.loaded.program(),
             kernel: self.kernel.index,

@@ -271,7 +271,7 @@ fn one(a: u64, b: u64, c: u64, k: u32) -> u64 {
     flush(r)
 }
 
-/// The comparisons of floats, by their place in [`crate::decode::integer::COMPARE`].
+/// The comparisons of floats, by their place in [`crate::decode::compare::COMPARE`].
 pub(crate) fn compare(k: u32, x: f64, y: f64) -> bool {
     let unordered = x.is_nan() || y.is_nan();
     match k & 31 {

@@ -38,8 +38,6 @@
 mod allocations;
 mod approximate;
 mod ast;
-mod block;
-mod builtin;
 mod context;
 mod decode;
 mod device;
@@ -53,7 +51,6 @@ mod image;
 mod launch;
 mod lex;
 mod loaded;
-mod matrix;
 mod memory;
 mod module;
 mod number;
@@ -66,9 +63,6 @@ mod space;
 mod stream;
 pub mod table;
 mod types;
-#[cfg(target_arch = "x86_64")]
-mod vectors;
-mod warp;
 
 pub use context::Config;
 pub use device::Device;

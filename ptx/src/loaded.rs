@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use crate::allocations::Allocations;
 use crate::error::{Code, Error, invalid};
-use crate::exec::Start;
+use crate::exec::cx::Start;
 use crate::module::{Module, reach, shared_layout};
 use crate::program::{Builtin, Callee, Program, Target, Value};
 use crate::space::FUNCTION;

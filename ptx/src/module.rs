@@ -3,13 +3,16 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use crate::ast::{self, Ast, Init, Linkage, Number};
-use crate::decode::{self, Decoded, Names, Setting, UNRESOLVED, mistake, number_bits};
+use crate::ast::{self, Ast, Linkage};
+use crate::decode::body::{Names, UNRESOLVED, shape};
+use crate::decode::function::{Setting, empty, function, layout};
+use crate::decode::modifiers::Wrong;
+use crate::decode::variable::variable;
 use crate::error::{Code, Diagnostic, Error, refused};
 use crate::image;
 use crate::parse::parse;
-use crate::program::{Parameter, Program, Target, Variable};
-use crate::types::{Space, Type};
+use crate::program::{Parameter, Program, Variable};
+use crate::types::Space;
 
 /// What a device says it is: compilers then emit nothing that this crate does not implement.
 pub const COMPUTE_CAPABILITY: (u32, u32) = (8, 0);
@@ -266,7 +269,7 @@ fn build(ast: &Ast<'_>) -> Result<Module, Error> {
         }
     }
     for f in &chosen {
-        let shapes = |list: &[ast::Variable<'_>]| list.iter().map(decode::shape).collect();
+        let shapes = |list: &[ast::Variable<'_>]| list.iter().map(shape).collect();
         names.shapes.push((shapes(&f.results), shapes(&f.params)));
         names.external.push(f.body.is_none());
         if f.entry {
@@ -298,10 +301,10 @@ fn build(ast: &Ast<'_>) -> Result<Module, Error> {
     for v in declared {
         match variable(v, &names) {
             Ok(made) => program.variables.push(made),
-            Err(decode::Wrong::Mistakes(list)) => {
+            Err(Wrong::Mistakes(list)) => {
                 found.extend(list.into_iter().map(|t| Diagnostic::error(v.line, t)))
             }
-            Err(decode::Wrong::Unsupported) => found.push(Diagnostic::error(
+            Err(Wrong::Unsupported) => found.push(Diagnostic::error(
                 v.line,
                 "the cpu executor does not implement this variable",
             )),
@@ -313,7 +316,7 @@ fn build(ast: &Ast<'_>) -> Result<Module, Error> {
     let mut lane_functions = HashMap::new();
     for f in &chosen {
         let made = match &f.body {
-            None => Ok(decode::empty(f)),
+            None => Ok(empty(f)),
             Some(body) => {
                 let target = target_number(ast.target).unwrap_or(0);
                 let mut s = Setting {
@@ -323,14 +326,14 @@ fn build(ast: &Ast<'_>) -> Result<Module, Error> {
                     target,
                     version: ast.version,
                 };
-                decode::function(&mut s, f, body)
+                function(&mut s, f, body)
             }
         };
         match made {
             Ok(f) => program.functions.push(f),
             Err(list) => {
                 found.extend(list);
-                program.functions.push(decode::empty(f));
+                program.functions.push(empty(f));
             }
         }
     }
@@ -370,7 +373,7 @@ fn index(n: usize) -> u32 {
 }
 
 fn check_parameters(ast: &Ast<'_>, f: &ast::Function<'_>, found: &mut Vec<Diagnostic>) {
-    let (_, bytes) = decode::layout(f);
+    let (_, bytes) = layout(f);
     let new = ast.version >= (8, 1);
     let max = PARAMETERS[usize::from(new)];
     if bytes > max {
@@ -379,50 +382,6 @@ fn check_parameters(ast: &Ast<'_>, f: &ast::Function<'_>, found: &mut Vec<Diagno
             found.push(Diagnostic::error(f.line, "Feature 'Kernel parameter size larger than 4352 bytes' requires PTX ISA .version 8.1 or later"));
         }
     }
-}
-
-/// A variable with its first bytes.
-pub(crate) fn variable(v: &ast::Variable<'_>, names: &Names) -> Decoded<Variable> {
-    let size = v.size();
-    let dynamic = v.space == Space::Shared && v.is_array && v.count == 0;
-    let mut made = Variable {
-        name: v.name.to_string(),
-        space: v.space,
-        size,
-        align: v.align,
-        dynamic,
-        init: Vec::new(),
-        relocations: Vec::new(),
-        module_scope: true,
-    };
-    let step = v.ty.bytes();
-    for i in v.init.iter().flatten() {
-        let at = made.init.len() as u64;
-        if at + u64::from(step) > size {
-            return mistake(format!("Too many initializers for '{}'", v.name));
-        }
-        let bits = match i {
-            Init::Value(n) => initial(*n, v.ty),
-            Init::Address(name, plus) => {
-                let target = match (names.variables.get(*name), names.functions.get(*name)) {
-                    (Some(k), _) => Target::Variable(*k),
-                    (_, Some(k)) => Target::Function(*k),
-                    _ => return mistake(format!("Unknown symbol '{name}'")),
-                };
-                made.relocations.push((at, step.min(8), target, *plus));
-                0
-            }
-        };
-        made.init
-            .extend(&bits.to_le_bytes()[..step.min(8) as usize]);
-        made.init
-            .resize(usize::try_from(at).unwrap_or(0) + step as usize, 0);
-    }
-    Ok(made)
-}
-
-fn initial(n: Number, t: Type) -> u64 {
-    number_bits(n, t)
 }
 
 /// A kernel and all functions that it can get to.

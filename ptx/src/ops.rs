@@ -2,7 +2,7 @@
 //! operations are both made from [`with_hot_ops`].
 //!
 //! A row is a name and what it does to one lane. The word before the braces says which registers it
-//! takes: see the functions of the same names in `exec.rs`. Everything rarer is an
+//! takes: see the functions of the same names in `exec/lanes.rs`. Everything rarer is an
 //! [`Op::Lanes`](crate::ops::Op) with a function for one lane, named by the row of the instruction
 //! table that needs it.
 

@@ -47,6 +47,18 @@ pub(crate) struct Inst {
     pub(crate) imm: i32,
 }
 
+/// What a carry instruction is, in [`Inst::x`].
+pub(crate) mod chain {
+    pub(crate) const ADD: u32 = 0;
+    pub(crate) const SUB: u32 = 1;
+    pub(crate) const MAD_LO: u32 = 2;
+    pub(crate) const MAD_HI: u32 = 3;
+    pub(crate) const KIND: u32 = 3;
+    pub(crate) const CARRY_IN: u32 = 4;
+    pub(crate) const CARRY_OUT: u32 = 8;
+    pub(crate) const SIGNED: u32 = 16;
+}
+
 /// A load or store.
 #[derive(Debug, Clone)]
 pub(crate) struct Memory {
@@ -155,6 +167,48 @@ pub(crate) enum Place {
     R32(Slot),
     R64(Slot),
     Pred(Slot),
+}
+
+/// Registers that hold a part of a matrix.
+#[derive(Debug, Clone)]
+pub(crate) struct Fragment {
+    pub(crate) ty: Type,
+    pub(crate) regs: Vec<Slot>,
+}
+
+/// An operation on matrices.
+#[derive(Debug, Clone)]
+pub(crate) enum Matrix {
+    /// d = a × b + c
+    Multiply {
+        /// m, n, k
+        shape: [u32; 3],
+        a: Fragment,
+        b: Fragment,
+        c: Fragment,
+        d: Fragment,
+        saturate: bool,
+        /// The fragments are of `wmma`.
+        opaque: bool,
+    },
+    /// `ldmatrix`, `stmatrix`: 8 × 8 matrices of 16 bits, a row's address from each lane.
+    Rows {
+        regs: Vec<Slot>,
+        transposed: bool,
+        store: bool,
+        space: Space,
+    },
+    /// `movmatrix`
+    Transpose { d: Slot, a: Slot },
+    /// `wmma.load`, `wmma.store`
+    Tile {
+        fragment: Fragment,
+        rows: u32,
+        cols: u32,
+        by_rows: bool,
+        store: bool,
+        space: Space,
+    },
 }
 
 /// What is called.
@@ -334,7 +388,7 @@ pub(crate) struct Program {
     pub(crate) calls: Vec<Call>,
     pub(crate) lanes: Vec<LaneFn>,
     pub(crate) targets: Vec<Vec<u32>>,
-    pub(crate) matrices: Vec<crate::matrix::Matrix>,
+    pub(crate) matrices: Vec<Matrix>,
 }
 
 impl Program {

@@ -12,7 +12,9 @@ use std::collections::HashSet;
 use std::sync::OnceLock;
 
 use crate::ast::Instruction;
-use crate::decode::{Body, Decoded, Modifiers, control, data, float, integer, together};
+use crate::decode::body::Body;
+use crate::decode::modifiers::{Decoded, Modifiers};
+use crate::decode::{bits, compare, control, data, float, integer, logic, together, video};
 use crate::types::Type;
 
 type Decode = for<'p, 'a> fn(&mut Body<'p, 'a>, &Instruction<'a>, &mut Modifiers<'a>) -> Decoded;
@@ -122,17 +124,17 @@ table! {
             "max{.ftz,}{.NaN,}{.xorsign.abs,}.f32 R, R, R" "max.f64 D, D, D" "max{.ftz,}{.NaN,}{.xorsign.abs,}.f16 H, H, H"
             "max{.ftz,}{.NaN,}{.xorsign.abs,}.f16x2 R, R, R" "max{.NaN,}{.xorsign.abs,}.bf16 H, H, H" "max{.NaN,}{.xorsign.abs,}.bf16x2 R, R, R";
         "sad" integer::sad: "sad.{u16,s16} H, H, H, H" "sad.{u32,s32} R, R, R, R" "sad.{u64,s64} D, D, D, D";
-        "popc" integer::count: "popc.b32 R, R" "popc.b64 R, D";
-        "clz" integer::count: "clz.b32 R, R" "clz.b64 R, D";
-        "brev" integer::count: "brev.b32 R, R" "brev.b64 D, D";
-        "bfind" integer::bfind: "bfind{.shiftamt,}.{u32,s32} R, R" "bfind{.shiftamt,}.{u64,s64} R, D";
-        "bfe" integer::bfe: "bfe.{u32,s32} R, R, R, R" "bfe.{u64,s64} D, D, R, R";
-        "bfi" integer::bfi: "bfi.b32 R, R, R, R, R" "bfi.b64 D, D, D, R, R";
-        "fns" integer::fns: "fns.b32 R, R, R, R";
+        "popc" bits::count: "popc.b32 R, R" "popc.b64 R, D";
+        "clz" bits::count: "clz.b32 R, R" "clz.b64 R, D";
+        "brev" bits::count: "brev.b32 R, R" "brev.b64 D, D";
+        "bfind" bits::bfind: "bfind{.shiftamt,}.{u32,s32} R, R" "bfind{.shiftamt,}.{u64,s64} R, D";
+        "bfe" bits::bfe: "bfe.{u32,s32} R, R, R, R" "bfe.{u64,s64} D, D, R, R";
+        "bfi" bits::bfi: "bfi.b32 R, R, R, R, R" "bfi.b64 D, D, D, R, R";
+        "fns" bits::fns: "fns.b32 R, R, R, R";
         "dp4a" integer::dot: "dp4a.{u32,s32}.{u32,s32} R, R, R, R";
         "dp2a" integer::dot: "dp2a.{lo,hi}.{u32,s32}.{u32,s32} R, R, R, R";
-        "bmsk" integer::bmsk, sm 70, ptx 7 6: "bmsk.{clamp,wrap}.b32 R, R, R";
-        "szext" integer::bmsk, sm 70, ptx 7 6: "szext.{clamp,wrap}.{u32,s32} R, R, R";
+        "bmsk" bits::bmsk, sm 70, ptx 7 6: "bmsk.{clamp,wrap}.b32 R, R, R";
+        "szext" bits::bmsk, sm 70, ptx 7 6: "szext.{clamp,wrap}.{u32,s32} R, R, R";
     }
     Carry {
         "addc" integer::chained: "addc{.cc,}.{u32,s32} R, R, R" "addc{.cc,}.{u64,s64} D, D, D";
@@ -155,28 +157,28 @@ table! {
         "testp" float::testp: "testp.{finite,infinite,number,notanumber,normal,subnormal}.f32 P, R" "testp.{finite,infinite,number,notanumber,normal,subnormal}.f64 P, D";
     }
     Compare {
-        "setp" integer::setp: "setp.{eq,ne,lt,le,gt,ge}{.and,.or,}.{u16,s16} P, H, H?" "setp.{eq,ne,lt,le,gt,ge}{.and,.xor,}.s32 P|P, R, R?"
+        "setp" compare::setp: "setp.{eq,ne,lt,le,gt,ge}{.and,.or,}.{u16,s16} P, H, H?" "setp.{eq,ne,lt,le,gt,ge}{.and,.xor,}.s32 P|P, R, R?"
             "setp.{eq,ne}.b16 P, H, H" "setp.{eq,ne}.b32 P, R, R" "setp.{eq,ne}.b64 P, D, D"
             "setp.{eq,ne,lt,le,gt,ge,lo,ls,hi,hs}{.or,}.u32 P, R, R?" "setp.{eq,ne,lt,le,gt,ge}{.and,}.{u64,s64} P, D, D?"
             "setp.{eq,ne,lt,le,gt,ge,equ,neu,ltu,leu,gtu,geu,num,nan}{.and,}{.ftz,}.f32 P|P, R, R?"
             "setp.{eq,ne,lt,le,gt,ge,equ,neu,ltu,leu,gtu,geu,num,nan}{.xor,}.f64 P, D, D?"
             "setp.{eq,ne,lt,le,gt,ge,equ,neu,ltu,leu,gtu,geu,num,nan}.{f16,bf16} P, H, H";
-        "set" integer::set: "set.{eq,ne,lt,le,gt,ge}{.and,}.{u32,s32,f32}.{s32,u32} R, R, R?" "set.{eq,lt,gtu,neu,nan}{.or,}{.ftz,}.{u32,s32,f32}.f32 R, R, R?"
+        "set" compare::set: "set.{eq,ne,lt,le,gt,ge}{.and,}.{u32,s32,f32}.{s32,u32} R, R, R?" "set.{eq,lt,gtu,neu,nan}{.or,}{.ftz,}.{u32,s32,f32}.f32 R, R, R?"
             "set.{eq,gt,leu}.{u32,f32}.f64 R, D, D" "set.{eq,gt,leu}.{f16,u16}.f16 H, H, H" "set.{eq,gt,leu}{.ftz,}.{u32,f16x2}.f16x2 R, R, R" "set.{eq,gt}.{u32,bf16x2}.bf16x2 R, R, R";
-        "selp" integer::selp: "selp.{b16,u16,s16} H, H, H, P" "selp.{b32,u32,s32,f32} R, R, R, P" "selp.{b64,u64,s64,f64} D, D, D, P";
-        "slct" integer::slct: "slct.{b32,u32,s32,f32}.s32 R, R, R, R" "slct{.ftz,}.{b32,f32}.f32 R, R, R, R" "slct.{b64,u64,s64,f64}.s32 D, D, D, R";
+        "selp" compare::selp: "selp.{b16,u16,s16} H, H, H, P" "selp.{b32,u32,s32,f32} R, R, R, P" "selp.{b64,u64,s64,f64} D, D, D, P";
+        "slct" compare::slct: "slct.{b32,u32,s32,f32}.s32 R, R, R, R" "slct{.ftz,}.{b32,f32}.f32 R, R, R, R" "slct.{b64,u64,s64,f64}.s32 D, D, D, R";
     }
     Logic {
-        "and" integer::logic: "and.pred P, P, P" "and.b16 H, H, H" "and.b32 R, R, R" "and.b64 D, D, D";
-        "or" integer::logic: "or.pred P, P, P" "or.b16 H, H, H" "or.b32 R, R, R" "or.b64 D, D, D";
-        "xor" integer::logic: "xor.pred P, P, P" "xor.b16 H, H, H" "xor.b32 R, R, R" "xor.b64 D, D, D";
-        "not" integer::logic: "not.pred P, P" "not.b16 H, H" "not.b32 R, R" "not.b64 D, D";
-        "cnot" integer::logic: "cnot.b16 H, H" "cnot.b32 R, R" "cnot.b64 D, D";
-        "lop3" integer::lop3: "lop3.b32 R, R, R, R, 150";
-        "shf" integer::shf: "shf.{l,r}.{wrap,clamp}.b32 R, R, R, R";
-        "shl" integer::shift: "shl.b16 H, H, R" "shl.b32 R, R, R" "shl.b64 D, D, R";
-        "shr" integer::shift: "shr.{b16,u16,s16} H, H, R" "shr.{b32,u32,s32} R, R, R" "shr.{b64,u64,s64} D, D, R";
-        "prmt" integer::prmt: "prmt.b32{.f4e,.b4e,.rc8,.ecl,.ecr,.rc16,} R, R, R, R";
+        "and" logic::logic: "and.pred P, P, P" "and.b16 H, H, H" "and.b32 R, R, R" "and.b64 D, D, D";
+        "or" logic::logic: "or.pred P, P, P" "or.b16 H, H, H" "or.b32 R, R, R" "or.b64 D, D, D";
+        "xor" logic::logic: "xor.pred P, P, P" "xor.b16 H, H, H" "xor.b32 R, R, R" "xor.b64 D, D, D";
+        "not" logic::logic: "not.pred P, P" "not.b16 H, H" "not.b32 R, R" "not.b64 D, D";
+        "cnot" logic::logic: "cnot.b16 H, H" "cnot.b32 R, R" "cnot.b64 D, D";
+        "lop3" logic::lop3: "lop3.b32 R, R, R, R, 150";
+        "shf" logic::shf: "shf.{l,r}.{wrap,clamp}.b32 R, R, R, R";
+        "shl" logic::shift: "shl.b16 H, H, R" "shl.b32 R, R, R" "shl.b64 D, D, R";
+        "shr" logic::shift: "shr.{b16,u16,s16} H, H, R" "shr.{b32,u32,s32} R, R, R" "shr.{b64,u64,s64} D, D, R";
+        "prmt" logic::prmt: "prmt.b32{.f4e,.b4e,.rc8,.ecl,.ecr,.rc16,} R, R, R, R";
     }
     Move {
         "mov" data::mov: "mov.pred P, P" "mov.{b16,u16,s16} H, H" "mov.{b32,u32,s32,f32} R, R" "mov.{b64,u64,s64,f64} D, D" "mov.u32 R, I"
@@ -262,18 +264,18 @@ table! {
         "tcgen05" data::unsupported:;
     }
     Video {
-        "vadd4" integer::video: "vadd4.{u32,s32}.{u32,s32}.{u32,s32}{.sat,.add,} R, R, R, R";
-        "vsub4" integer::video: "vsub4.{u32,s32}.{u32,s32}.{u32,s32}{.sat,.add,} R, R, R, R";
-        "vavrg4" integer::video: "vavrg4.{u32,s32}.{u32,s32}.{u32,s32}{.sat,.add,} R, R, R, R";
-        "vabsdiff4" integer::video: "vabsdiff4.{u32,s32}.{u32,s32}.{u32,s32}{.sat,.add,} R, R, R, R";
-        "vmin4" integer::video: "vmin4.{u32,s32}.{u32,s32}.{u32,s32}{.sat,.add,} R, R, R, R";
-        "vmax4" integer::video: "vmax4.{u32,s32}.{u32,s32}.{u32,s32}{.sat,.add,} R, R, R, R";
-        "vadd2" integer::video: "vadd2.{u32,s32}.{u32,s32}.{u32,s32}{.sat,.add,} R, R, R, R";
-        "vsub2" integer::video: "vsub2.{u32,s32}.{u32,s32}.{u32,s32}{.sat,.add,} R, R, R, R";
-        "vavrg2" integer::video: "vavrg2.{u32,s32}.{u32,s32}.{u32,s32}{.sat,.add,} R, R, R, R";
-        "vabsdiff2" integer::video: "vabsdiff2.{u32,s32}.{u32,s32}.{u32,s32}{.sat,.add,} R, R, R, R";
-        "vmin2" integer::video: "vmin2.{u32,s32}.{u32,s32}.{u32,s32}{.sat,.add,} R, R, R, R";
-        "vmax2" integer::video: "vmax2.{u32,s32}.{u32,s32}.{u32,s32}{.sat,.add,} R, R, R, R";
+        "vadd4" video::video: "vadd4.{u32,s32}.{u32,s32}.{u32,s32}{.sat,.add,} R, R, R, R";
+        "vsub4" video::video: "vsub4.{u32,s32}.{u32,s32}.{u32,s32}{.sat,.add,} R, R, R, R";
+        "vavrg4" video::video: "vavrg4.{u32,s32}.{u32,s32}.{u32,s32}{.sat,.add,} R, R, R, R";
+        "vabsdiff4" video::video: "vabsdiff4.{u32,s32}.{u32,s32}.{u32,s32}{.sat,.add,} R, R, R, R";
+        "vmin4" video::video: "vmin4.{u32,s32}.{u32,s32}.{u32,s32}{.sat,.add,} R, R, R, R";
+        "vmax4" video::video: "vmax4.{u32,s32}.{u32,s32}.{u32,s32}{.sat,.add,} R, R, R, R";
+        "vadd2" video::video: "vadd2.{u32,s32}.{u32,s32}.{u32,s32}{.sat,.add,} R, R, R, R";
+        "vsub2" video::video: "vsub2.{u32,s32}.{u32,s32}.{u32,s32}{.sat,.add,} R, R, R, R";
+        "vavrg2" video::video: "vavrg2.{u32,s32}.{u32,s32}.{u32,s32}{.sat,.add,} R, R, R, R";
+        "vabsdiff2" video::video: "vabsdiff2.{u32,s32}.{u32,s32}.{u32,s32}{.sat,.add,} R, R, R, R";
+        "vmin2" video::video: "vmin2.{u32,s32}.{u32,s32}.{u32,s32}{.sat,.add,} R, R, R, R";
+        "vmax2" video::video: "vmax2.{u32,s32}.{u32,s32}.{u32,s32}{.sat,.add,} R, R, R, R";
         "vadd" data::unsupported:;
         "vsub" data::unsupported:;
         "vabsdiff" data::unsupported:;

@@ -1,7 +1,8 @@
 //! Branches, calls, barriers, fences (PTX ISA 9.7.12, 9.7.13).
 #![allow(clippy::cast_possible_truncation, reason = "indices")]
 
-use super::{Body, Decoded, Entity, Modifiers, Shape, Wrong, mistake};
+use super::body::{Body, Entity, Shape};
+use super::modifiers::{Decoded, Modifiers, Wrong, mistake};
 use crate::ast::{Instruction, Operand};
 use crate::ops::Op;
 use crate::program::{Barrier, BarrierKind, Builtin, Call, Callee, NONE, Place};
@@ -79,7 +80,7 @@ pub(crate) fn call<'a>(
                     None => {
                         return Err(Wrong::Mistakes(vec![format!(
                             "{}'{name}'",
-                            super::UNRESOLVED
+                            super::body::UNRESOLVED
                         )]));
                     }
                 }

@@ -5,7 +5,8 @@
     reason = "bits of addresses"
 )]
 
-use super::{Body, Decoded, Entity, Modifiers, Wrong, mistake};
+use super::body::{Body, Entity};
+use super::modifiers::{Decoded, Modifiers, Wrong, mistake};
 use crate::ast::{Instruction, Operand};
 use crate::ops::Op;
 use crate::program::{Atomic, AtomicOp, Memory, NONE, Slot, flag};

@@ -11,7 +11,8 @@
 use rustc_apfloat::ieee::{Double, Single};
 use rustc_apfloat::{Float, Round};
 
-use super::{Body, Decoded, Modifiers, Wrong};
+use super::body::Body;
+use super::modifiers::{Decoded, Modifiers, Wrong};
 use crate::approximate;
 use crate::ast::Instruction;
 use crate::half::{self, HalfOp, Rounding};

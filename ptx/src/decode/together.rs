@@ -1,11 +1,11 @@
 //! What lanes of a warp do together (PTX ISA 9.7.9.6, 9.7.13, 9.7.14).
 #![allow(clippy::cast_possible_truncation, reason = "indices")]
 
-use super::{Body, Decoded, Modifiers, Wrong};
+use super::body::Body;
+use super::modifiers::{Decoded, Modifiers, Wrong};
 use crate::ast::{Instruction, Operand};
-use crate::matrix::{Fragment, Matrix};
 use crate::ops::Op;
-use crate::program::{AtomicOp, NONE, Slot, Sync, SyncOp};
+use crate::program::{AtomicOp, Fragment, Matrix, NONE, Slot, Sync, SyncOp};
 use crate::types::{Space, Type};
 
 type T = Type;

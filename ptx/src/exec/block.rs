@@ -2,13 +2,15 @@
 
 use std::sync::Arc;
 
+use super::cx::{Cx, SharedMemory};
+use super::registers::{lanes, predicate};
+use super::vectors::run;
+use super::warp::{State, Stop, Warp};
 use crate::Code;
 use crate::error::Error;
-use crate::exec::{Cx, SharedMemory, run};
 use crate::memory::Bytes;
 use crate::program::{BarrierKind, NONE};
 use crate::space::Fault;
-use crate::warp::{State, Stop, Warp, lanes, predicate};
 
 /// Instructions of one warp in a row.
 const WARP_SLICE: u32 = 2048;

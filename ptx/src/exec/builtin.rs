@@ -6,12 +6,14 @@
     reason = "arguments of any size"
 )]
 
+use super::cost;
+use super::cx::{Cx, SharedMemory};
+use super::registers::lanes;
+use super::warp::{State, Warp};
 use crate::Code;
-use crate::exec::{Cx, SharedMemory, cost};
 use crate::format::{Spec, float};
 use crate::program::Builtin;
 use crate::space::Fault;
-use crate::warp::{State, Warp, lanes};
 
 /// Bytes of strings that one printf reads, and that it writes.
 const STRING: u64 = 16 << 10;

@@ -4,84 +4,18 @@
 //! and then of the lowest pc runs, which brings them together again behind a branch, as compilers lay
 //! out code. Lanes may wait for each other, so a group that was passed over for too long gets a turn.
 
-use crate::program::{Inst, NONE, Place, Program, Slot, SyncOp};
+use super::cx::Cx;
+use super::registers::{Local, ROWS, Regs, Row, lanes};
+use crate::Code;
+use crate::program::{Inst, Place, Program, SyncOp};
 use crate::space::Fault;
-use crate::{Code, exec::Cx};
 
 /// Branches backward while others wait, until those get a turn.
 const PATIENCE: u32 = 256;
 /// Instructions of a turn.
 const TURN: u32 = 128;
-/// Rows of registers that are made between two looks at the clock: half a megabyte at most.
-const ROWS: usize = 2048;
 /// Bytes of a thread's local memory, with the arguments of all calls: the hardware's limit, rounded up as it grows.
 const LOCAL_LIMIT: usize = 1 << 20;
-
-/// A register of all lanes, at the start of a cache line: a vector of lanes never lies across two.
-#[derive(Debug, Clone, Copy)]
-#[repr(align(64))]
-pub(crate) struct Row<T>(pub(crate) [T; 32]);
-
-impl<T> std::ops::Deref for Row<T> {
-    type Target = [T; 32];
-    #[inline(always)]
-    fn deref(&self) -> &[T; 32] {
-        &self.0
-    }
-}
-
-impl<T> std::ops::DerefMut for Row<T> {
-    #[inline(always)]
-    fn deref_mut(&mut self) -> &mut [T; 32] {
-        &mut self.0
-    }
-}
-
-/// Local memory of a warp: rows of a word of each lane.
-#[derive(Debug, Default)]
-pub(crate) struct Local(Vec<[[u32; 16]; 2]>);
-
-impl Local {
-    /// So many rows, all zero. They take no time and no memory until they are used: the system gives a
-    /// large vector of zeros as such, if its elements are arrays this short.
-    fn new(rows: usize) -> Self {
-        Self(vec![[[0; 16]; 2]; rows])
-    }
-
-    /// Some more rows, towards so many. True: there are that many.
-    fn grow(&mut self, rows: usize) -> bool {
-        let now = self.0.len();
-        self.0.reserve_exact(rows.saturating_sub(now));
-        self.0.resize(rows.min(now + ROWS).max(now), [[0; 16]; 2]);
-        self.0.len() >= rows
-    }
-}
-
-impl std::ops::Deref for Local {
-    type Target = [[u32; 32]];
-    #[inline(always)]
-    fn deref(&self) -> &[[u32; 32]] {
-        self.0.as_flattened().as_flattened().as_chunks().0
-    }
-}
-
-impl std::ops::DerefMut for Local {
-    #[inline(always)]
-    fn deref_mut(&mut self) -> &mut [[u32; 32]] {
-        let flat = self.0.as_flattened_mut().as_flattened_mut();
-        flat.as_chunks_mut().0
-    }
-}
-
-/// A register file.
-#[derive(Debug, Default)]
-pub(crate) struct Regs {
-    pub(crate) r32: Vec<Row<u32>>,
-    pub(crate) r64: Vec<Row<u64>>,
-    pub(crate) p: Vec<u32>,
-    /// The carry flag of each lane.
-    pub(crate) cc: u32,
-}
 
 /// An activation of a function.
 #[derive(Debug)]
@@ -159,6 +93,14 @@ pub(crate) struct Group {
     pub(crate) since: u64,
 }
 
+/// Lanes at an instruction that they execute together.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Member {
+    pub(crate) pc: u32,
+    pub(crate) frame: u32,
+    pub(crate) mask: u32,
+}
+
 /// Why a warp stopped.
 #[derive(Debug)]
 pub(crate) enum Stop {
@@ -200,16 +142,6 @@ pub(crate) struct Warp {
 
 fn count(n: usize) -> u32 {
     u32::try_from(n).unwrap_or(u32::MAX)
-}
-
-/// The lanes of a mask.
-pub(crate) fn lanes(mask: u32) -> impl Iterator<Item = usize> {
-    let mut rest = mask;
-    std::iter::from_fn(move || {
-        let l = rest.trailing_zeros();
-        rest &= rest.wrapping_sub(1);
-        (l < 32).then_some(l as usize)
-    })
 }
 
 impl Warp {
@@ -670,10 +602,4 @@ impl Warp {
 /// Which of the operations that lanes execute together an instruction is.
 pub(crate) fn kind_of(program: &Program, i: &Inst) -> SyncOp {
     program.syncs[i.x as usize].op
-}
-
-/// The bits of a predicate operand.
-pub(crate) fn predicate(p: &[u32], slot: Slot, w: u16, not: u16) -> u32 {
-    let v = if slot == NONE { 0 } else { p[slot as usize] };
-    if w & not != 0 { !v } else { v }
 }

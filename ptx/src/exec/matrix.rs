@@ -10,55 +10,15 @@
     reason = "elements of packed registers"
 )]
 
-use crate::exec::{Access, Cx, Hit, Member, SharedMemory};
+use super::access::{Access, Hit};
+use super::cx::{Cx, SharedMemory};
+use super::registers::lanes;
+use super::warp::{Member, Warp};
 use crate::half::{Rounding, narrow, widen};
 use crate::number::{NAN32, f32r};
-use crate::program::Slot;
+use crate::program::{Fragment, Matrix, Slot};
 use crate::space::Fault;
-use crate::types::{Space, Type};
-use crate::warp::Warp;
-
-/// Registers that hold a part of a matrix.
-#[derive(Debug, Clone)]
-pub(crate) struct Fragment {
-    pub(crate) ty: Type,
-    pub(crate) regs: Vec<Slot>,
-}
-
-/// An operation on matrices.
-#[derive(Debug, Clone)]
-pub(crate) enum Matrix {
-    /// d = a × b + c
-    Multiply {
-        /// m, n, k
-        shape: [u32; 3],
-        a: Fragment,
-        b: Fragment,
-        c: Fragment,
-        d: Fragment,
-        saturate: bool,
-        /// The fragments are of `wmma`.
-        opaque: bool,
-    },
-    /// `ldmatrix`, `stmatrix`: 8 × 8 matrices of 16 bits, a row's address from each lane.
-    Rows {
-        regs: Vec<Slot>,
-        transposed: bool,
-        store: bool,
-        space: Space,
-    },
-    /// `movmatrix`
-    Transpose { d: Slot, a: Slot },
-    /// `wmma.load`, `wmma.store`
-    Tile {
-        fragment: Fragment,
-        rows: u32,
-        cols: u32,
-        by_rows: bool,
-        store: bool,
-        space: Space,
-    },
-}
+use crate::types::Type;
 
 struct Lanes<'w> {
     w: &'w mut Warp,
@@ -166,7 +126,7 @@ pub(crate) fn execute(
     let mut there = 0u32;
     for x in members {
         there |= x.mask;
-        for l in crate::warp::lanes(x.mask) {
+        for l in lanes(x.mask) {
             frame[l] = x.frame;
         }
     }
@@ -239,7 +199,7 @@ pub(crate) fn execute(
             }
             if !store {
                 for (j, slot) in regs.iter().enumerate() {
-                    for to in crate::warp::lanes(there) {
+                    for to in lanes(there) {
                         let v = u32::from(read[to][j * 2]) | u32::from(read[to][j * 2 + 1]) << 16;
                         l.put(to, *slot, v);
                     }
@@ -249,7 +209,7 @@ pub(crate) fn execute(
         Matrix::Transpose { d, a } => {
             let words: [u32; 32] = std::array::from_fn(|k| l.get(k, *a));
             let at = |r: usize, c: usize| words[r * 4 + c / 2] >> (16 * (c % 2)) & 0xffff;
-            for to in crate::warp::lanes(there) {
+            for to in lanes(there) {
                 let (r, c) = (to / 4, to % 4 * 2);
                 l.put(to, *d, at(c, r) | at(c + 1, r) << 16);
             }

@@ -1,0 +1,445 @@
+//! Loads and stores: the ordinary ones row by row, any other lane by lane.
+#![allow(
+    clippy::cast_possible_truncation,
+    clippy::cast_possible_wrap,
+    clippy::cast_sign_loss,
+    reason = "lane arithmetic truncates and reinterprets by definition"
+)]
+#![allow(
+    clippy::inline_always,
+    reason = "the loop is instantiated for each set of processor features"
+)]
+
+use super::access::{Access, Hit};
+use super::cx::{Cx, SharedMemory};
+use super::lanes::{put32, put64};
+use super::registers::{Regs, lanes};
+use super::warp::Warp;
+use crate::memory::{Bytes, Word};
+use crate::program::{Inst, Memory, flag};
+use crate::space::{Fault, Lead, lead, region};
+use crate::types::Space;
+
+/// Whether 32 addresses lie one behind the other, `size` apart.
+#[inline(always)]
+fn is_row(a: &[u64; 32], size: u64) -> bool {
+    let mut off = 0;
+    for l in 0..32 {
+        off |= a[l].wrapping_sub(a[0]) ^ (size * l as u64);
+    }
+    off == 0
+}
+
+macro_rules! global {
+    ($load:ident $store:ident $file:ident $t:ty) => {
+        #[inline(always)]
+        pub(super) fn $load(
+            w: &mut Warp,
+            cx: &Cx<'_>,
+            shared: &SharedMemory,
+            r: &mut Regs,
+            i: &Inst,
+            m: u32,
+            pc: u32,
+        ) -> Result<(), Box<Fault>> {
+            let a = &r.r64[i.a as usize];
+            let plus = i64::from(i.imm) as u64;
+            let first = a[m.trailing_zeros() as usize & 31].wrapping_add(plus);
+            if let Some(g) = region(cx.launch.regions, &mut w.hit, first) {
+                let shift = plus.wrapping_sub(g.base);
+                if m == u32::MAX && is_row(a, size_of::<$t>() as u64) {
+                    let row = &mut r.$file[i.d as usize];
+                    if g.bytes.load_row::<$t>(first - g.base, row).is_some() {
+                        return Ok(());
+                    }
+                } else {
+                    let mut at = [0; 32];
+                    for l in 0..32 {
+                        at[l] = a[l].wrapping_add(shift);
+                    }
+                    if quick_load::<$t>(&g.bytes, &at, m, &mut r.$file[i.d as usize]) {
+                        return Ok(());
+                    }
+                }
+            }
+            memory(w, cx, shared, r, i, m, pc)
+        }
+
+        #[inline(always)]
+        pub(super) fn $store(
+            w: &mut Warp,
+            cx: &Cx<'_>,
+            shared: &SharedMemory,
+            r: &mut Regs,
+            i: &Inst,
+            m: u32,
+            pc: u32,
+        ) -> Result<(), Box<Fault>> {
+            let a = &r.r64[i.a as usize];
+            let plus = i64::from(i.imm) as u64;
+            let first = a[0].wrapping_add(plus);
+            if m == u32::MAX
+                && is_row(a, size_of::<$t>() as u64)
+                && let Some(g) = region(cx.launch.regions, &mut w.hit, first)
+                && !g.read_only
+                && g.bytes
+                    .store_row::<$t>(first - g.base, &r.$file[i.b as usize])
+                    .is_some()
+            {
+                return Ok(());
+            }
+            memory(w, cx, shared, r, i, m, pc)
+        }
+    };
+}
+global!(load_global32 store_global32 r32 u32);
+global!(load_global64 store_global64 r64 u64);
+
+/// The addresses of all lanes.
+#[inline(always)]
+fn addresses(r: &Regs, slot: u16, wide: bool, offset: i64) -> [u64; 32] {
+    let plus = offset as u64;
+    let mut at = [0; 32];
+    if wide {
+        let a = &r.r64[slot as usize];
+        for l in 0..32 {
+            at[l] = a[l].wrapping_add(plus);
+        }
+    } else {
+        let a = &r.r32[slot as usize];
+        for l in 0..32 {
+            at[l] = u64::from(a[l]).wrapping_add(plus);
+        }
+    }
+    at
+}
+
+#[inline(always)]
+pub(super) fn load_shared32(
+    w: &mut Warp,
+    cx: &Cx<'_>,
+    shared: &SharedMemory,
+    r: &mut Regs,
+    i: &Inst,
+    m: u32,
+    pc: u32,
+) -> Result<(), Box<Fault>> {
+    let at = addresses(r, i.a, i.w & flag::A64 != 0, i64::from(i.imm));
+    if quick_load::<u32>(&shared.own, &at, m, &mut r.r32[i.d as usize]) {
+        return Ok(());
+    }
+    memory(w, cx, shared, r, i, m, pc)
+}
+
+#[inline(always)]
+pub(super) fn store_shared32(
+    w: &mut Warp,
+    cx: &Cx<'_>,
+    shared: &SharedMemory,
+    r: &mut Regs,
+    i: &Inst,
+    m: u32,
+    pc: u32,
+) -> Result<(), Box<Fault>> {
+    let at = addresses(r, i.a, i.w & flag::A64 != 0, i64::from(i.imm));
+    if quick_store::<u32>(&shared.own, &at, m, &r.r32[i.b as usize]) {
+        return Ok(());
+    }
+    memory(w, cx, shared, r, i, m, pc)
+}
+
+/// Loads for all lanes from one piece of memory: of one address, a row, or each its own. False: not all
+/// of them lie inside, aligned, and nothing has changed.
+#[inline(always)]
+fn quick_load<T: Word + Default>(bytes: &Bytes, at: &[u64; 32], m: u32, out: &mut [T; 32]) -> bool {
+    if m == u32::MAX {
+        let (row, one) = (is_row(at, size_of::<T>() as u64), is_row(at, 0));
+        if row && bytes.load_row::<T>(at[0], out).is_some() {
+            return true;
+        }
+        if one && let Some(v) = bytes.load::<T>(at[0]) {
+            *out = [v; 32];
+            return true;
+        }
+        if let Some(v) = bytes.gather::<T>(at) {
+            *out = v;
+            return true;
+        }
+        return false;
+    }
+    // The register may hold the addresses, which are needed again where this does not succeed.
+    let mut v = *out;
+    let mut inside = true;
+    for l in lanes(m) {
+        match bytes.load::<T>(at[l]) {
+            Some(x) => v[l] = x,
+            None => inside = false,
+        }
+    }
+    if inside {
+        *out = v;
+    }
+    inside
+}
+
+/// Stores likewise. False: not all were stored.
+#[inline(always)]
+fn quick_store<T: Word>(bytes: &Bytes, at: &[u64; 32], m: u32, v: &[T; 32]) -> bool {
+    if m == u32::MAX
+        && is_row(at, size_of::<T>() as u64)
+        && bytes.store_row::<T>(at[0], v).is_some()
+    {
+        return true;
+    }
+    let mut inside = true;
+    for l in lanes(m) {
+        inside &= bytes.store::<T>(at[l], v[l]).is_some();
+    }
+    inside
+}
+
+/// Any access whose lanes all go to one piece of global memory, or to the block's own shared memory. False:
+/// it is not that, or a lane is at fault; then nothing is lost by doing it again lane by lane.
+fn quick(
+    w: &mut Warp,
+    cx: &Cx<'_>,
+    shared: &SharedMemory,
+    r: &mut Regs,
+    x: &Memory,
+    m: u32,
+) -> bool {
+    let mut at = addresses(r, x.addr, x.addr_wide, x.offset);
+    let first = at[m.trailing_zeros() as usize & 31];
+    let bytes = match lead(x.space, first) {
+        Lead::Global(_) => match region(cx.launch.regions, &mut w.hit, first) {
+            Some(g) if !(g.read_only && x.is_store) => {
+                at = at.map(|a| a.wrapping_sub(g.base));
+                &g.bytes
+            }
+            _ => return false,
+        },
+        Lead::Shared(None, off) => {
+            // Within the window, or generic: the same distance for all.
+            let base = first.wrapping_sub(off);
+            at = at.map(|a| a.wrapping_sub(base));
+            &*shared.own
+        }
+        _ => return false,
+    };
+    let total = u64::from(x.size) * x.regs.len() as u64;
+    // Aligned as a whole, and the last element inside: then all are.
+    let wrong = lanes(m).fold(false, |bad, l| {
+        bad | (at[l] & (total - 1) != 0 || at[l] > bytes.len() || bytes.len() - at[l] < total)
+    });
+    if wrong {
+        return false;
+    }
+    for (k, (slot, bits)) in x.regs.iter().enumerate() {
+        let here = at.map(|a| a.wrapping_add(u64::from(x.size) * k as u64));
+        let slot = *slot as usize;
+        if x.is_store {
+            let wide = *bits == 64;
+            let done = match (x.size, wide) {
+                (4, false) => quick_store::<u32>(bytes, &here, m, &r.r32[slot]),
+                (8, true) => quick_store::<u64>(bytes, &here, m, &r.r64[slot]),
+                (2, false) => quick_store::<u16>(bytes, &here, m, &r.r32[slot].map(|v| v as u16)),
+                (1, false) => quick_store::<u8>(bytes, &here, m, &r.r32[slot].map(|v| v as u8)),
+                _ => false,
+            };
+            if !done {
+                return false;
+            }
+            continue;
+        }
+        // An address was read before the first result is written, so any register may be a result.
+        let mut v64 = [0u64; 32];
+        let loaded = match x.size {
+            4 if *bits == 32 => {
+                if !quick_load::<u32>(bytes, &here, m, &mut r.r32[slot]) {
+                    return false;
+                }
+                continue;
+            }
+            8 if *bits == 64 => {
+                if !quick_load::<u64>(bytes, &here, m, &mut r.r64[slot]) {
+                    return false;
+                }
+                continue;
+            }
+            1 => {
+                let mut v = [0u8; 32];
+                let ok = quick_load::<u8>(bytes, &here, m, &mut v);
+                v64 = v.map(|v| {
+                    if x.signed {
+                        v as i8 as u64
+                    } else {
+                        u64::from(v)
+                    }
+                });
+                ok
+            }
+            2 => {
+                let mut v = [0u16; 32];
+                let ok = quick_load::<u16>(bytes, &here, m, &mut v);
+                v64 = v.map(|v| {
+                    if x.signed {
+                        v as i16 as u64
+                    } else {
+                        u64::from(v)
+                    }
+                });
+                ok
+            }
+            4 => {
+                let mut v = [0u32; 32];
+                let ok = quick_load::<u32>(bytes, &here, m, &mut v);
+                v64 = v.map(|v| {
+                    if x.signed {
+                        v as i32 as u64
+                    } else {
+                        u64::from(v)
+                    }
+                });
+                ok
+            }
+            _ => false,
+        };
+        if !loaded {
+            return false;
+        }
+        match bits {
+            64 => put64(r, slot as u16, m, &v64),
+            16 => put32(r, slot as u16, m, &v64.map(|v| v as u32 & 0xffff)),
+            _ => put32(r, slot as u16, m, &v64.map(|v| v as u32)),
+        }
+    }
+    true
+}
+
+pub(super) fn address(r: &Regs, slot: u16, wide: bool, lane: usize, offset: i64) -> u64 {
+    let a = if wide {
+        r.r64[slot as usize][lane]
+    } else {
+        u64::from(r.r32[slot as usize][lane])
+    };
+    a.wrapping_add(offset as u64)
+}
+
+/// Any load or store, lane by lane.
+#[inline(never)]
+pub(super) fn memory(
+    w: &mut Warp,
+    cx: &Cx<'_>,
+    shared: &SharedMemory,
+    r: &mut Regs,
+    i: &Inst,
+    m: u32,
+    pc: u32,
+) -> Result<(), Box<Fault>> {
+    let x: &Memory = &cx.program.memory[i.x as usize];
+    let size = x.size * x.regs.len() as u32;
+    if quick(w, cx, shared, r, x, m) || x.addr_wide && local_row(w, r, x, m) {
+        return Ok(());
+    }
+    for l in lanes(m) {
+        let addr = address(r, x.addr, x.addr_wide, l, x.offset);
+        let what = Access {
+            space: x.space,
+            size,
+            write: x.is_store,
+            pc: pc - 1,
+            lane: l as u32,
+        };
+        let target = cx.access(
+            shared,
+            &mut Hit {
+                hit: &mut w.hit,
+                local: w.local.len(),
+            },
+            &what,
+            addr,
+        )?;
+        // A vector may name its own address among its results: all of it is read before anything is written.
+        let mut values = [0u64; 8];
+        for (k, (slot, bits)) in x.regs.iter().enumerate() {
+            let plus = x.size * k as u32;
+            if x.is_store {
+                let v = if *bits == 64 {
+                    r.r64[*slot as usize][l]
+                } else {
+                    u64::from(r.r32[*slot as usize][l])
+                };
+                target.store(&mut w.local, l, plus, x.size, v);
+            } else {
+                let v = target.load(cx, &w.local, l, plus, x.size);
+                let shift = 64 - x.size * 8;
+                values[k & 7] = if x.signed {
+                    ((v << shift) as i64 >> shift) as u64
+                } else {
+                    v
+                };
+            }
+        }
+        if !x.is_store {
+            for (k, (slot, bits)) in x.regs.iter().enumerate() {
+                let v = values[k & 7];
+                match bits {
+                    64 => r.r64[*slot as usize][l] = v,
+                    16 => r.r32[*slot as usize][l] = v as u32 & 0xffff,
+                    _ => r.r32[*slot as usize][l] = v as u32,
+                }
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Local memory at one address for all lanes, in words: whole rows. False: not that case.
+fn local_row(w: &mut Warp, r: &mut Regs, x: &Memory, m: u32) -> bool {
+    if !matches!(x.space, Space::Local | Space::Generic) || x.size < 4 {
+        return false;
+    }
+    let a = &r.r64[x.addr as usize];
+    let first = a[m.trailing_zeros() as usize];
+    if lanes(m).any(|l| a[l] != first) {
+        return false;
+    }
+    let addr = first.wrapping_add(x.offset as u64);
+    let total = x.size as usize * x.regs.len();
+    let Lead::Local(off) = lead(x.space, addr) else {
+        return false;
+    };
+    let off = off as usize;
+    if !off.is_multiple_of(total.next_power_of_two())
+        || off.checked_add(total).is_none_or(|e| e > w.local.len() * 4)
+    {
+        return false;
+    }
+    for (k, (slot, bits)) in x.regs.iter().enumerate() {
+        let row = (off + k * x.size as usize) / 4;
+        for l in lanes(m) {
+            match (x.is_store, x.size, bits) {
+                (false, 4, 64) => {
+                    r.r64[*slot as usize][l] = if x.signed {
+                        w.local[row][l] as i32 as i64 as u64
+                    } else {
+                        w.local[row][l].into()
+                    }
+                }
+                (false, 4, _) => r.r32[*slot as usize][l] = w.local[row][l],
+                (false, _, 64) => {
+                    r.r64[*slot as usize][l] =
+                        u64::from(w.local[row + 1][l]) << 32 | u64::from(w.local[row][l])
+                }
+                (true, 4, 64) => w.local[row][l] = r.r64[*slot as usize][l] as u32,
+                (true, 4, _) => w.local[row][l] = r.r32[*slot as usize][l],
+                (true, _, 64) => {
+                    w.local[row][l] = r.r64[*slot as usize][l] as u32;
+                    w.local[row + 1][l] = (r.r64[*slot as usize][l] >> 32) as u32;
+                }
+                _ => return false,
+            }
+        }
+    }
+    true
+}
