@@ -23,8 +23,8 @@ use std::time::{Duration, Instant};
 use nix::sys::eventfd::{EfdFlags, EventFd};
 
 use super::identity::{self, Identity};
-use super::store::Store;
-use super::store::provider::{Provider, Waited};
+use super::store::provider::Provider;
+use super::store::{Store, Waited};
 use crate::DomId;
 
 /// The watch name that fires when any domain shuts down or is released.

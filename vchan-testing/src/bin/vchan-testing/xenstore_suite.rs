@@ -4,8 +4,8 @@
 use std::thread;
 use std::time::{Duration, Instant};
 
-use vchan::xen::store::provider::{Provider, Waited};
-use vchan::xen::store::{Store, StoreError, VALUE_MAX};
+use vchan::xen::store::provider::Provider;
+use vchan::xen::store::{Store, StoreError, VALUE_MAX, Waited};
 
 use crate::failure::Failure;
 use crate::say::say;

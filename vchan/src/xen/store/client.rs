@@ -18,7 +18,7 @@ use nix::sys::socket::{
     AddressFamily, MsgFlags, SockFlag, SockType, UnixAddr, connect, send, socket,
 };
 
-use super::provider::{Failed, Requests, Waited, Watch};
+use super::interface::{Failed, Requests, Waited, Watch};
 use super::route::{self, DEVICE, DEVICE_ANSWER, RETRY_PAUSE};
 use super::wire::{self, Inbox, Kind, Message};
 use crate::waiting::poll::poll_fds;

@@ -7,7 +7,8 @@
 //!
 //! | file | what it holds |
 //! |---|---|
-//! | [`provider`] | the small trait that the rest needs, and the choice between its two providers |
+//! | `interface` | the small traits of a provider: requests, and a watch |
+//! | [`provider`] | the choice between the two providers |
 //! | `client`, [`wire`] | the own client, and its messages |
 //! | `xenstore_rs` | the crate xenstore-rs, behind a feature |
 //! | `route` | socket or device |
@@ -16,6 +17,7 @@
 //! there a process ends when its `main` does, or is killed, whether or not xenstored still lives.
 
 mod client;
+mod interface;
 pub mod provider;
 mod route;
 pub mod wire;
@@ -30,7 +32,9 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use super::path::{self, PathError};
-use provider::{Failed, Provider, Requests};
+use interface::{Failed, Requests};
+pub use interface::{Waited, Watch};
+use provider::Provider;
 
 /// Largest value that is written, in bytes: with it a node stays within the 2,048 bytes that are the
 /// default quota of a domain without privileges. C xenstored counts permissions and the names of the

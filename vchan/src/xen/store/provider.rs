@@ -1,4 +1,4 @@
-//! What a channel asks of xenstore, and the two providers of it.
+//! The choice between the two providers of xenstore.
 //!
 //! | provider | speaks | where |
 //! |---|---|---|
@@ -8,16 +8,17 @@
 use std::env::{self, VarError};
 use std::io;
 use std::sync::OnceLock;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
-use super::client::Client;
+use super::client::{self, Client};
+use super::interface::{Requests, Watch};
 #[cfg(feature = "xenstore-rs")]
 use super::xenstore_rs;
 
 /// Environment variable that overrides the choice: `own` or, where it is built in, `xenstore-rs`.
 pub const PROVIDER_ENV: &str = "VCHAN_XENSTORE";
 
-/// Who speaks to xenstored for this process.
+/// The client through which this process talks to xenstored.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 #[non_exhaustive]
 pub enum Provider {
@@ -77,7 +78,7 @@ impl Provider {
     /// There is neither a socket nor a device, or nobody answers there; xenstored refuses the watch.
     pub fn watch(self, path: &str) -> io::Result<Box<dyn Watch>> {
         match self {
-            Self::Own => Ok(Box::new(super::client::Watching::start(path)?)),
+            Self::Own => Ok(Box::new(client::Watching::start(path)?)),
             #[cfg(feature = "xenstore-rs")]
             Self::XenstoreRs => Ok(Box::new(xenstore_rs::Watching::start(path)?)),
         }
@@ -89,50 +90,6 @@ fn unknown(name: &str) -> io::Error {
         io::ErrorKind::InvalidInput,
         format!("{PROVIDER_ENV} names no xenstore client of this program: {name:?}"),
     )
-}
-
-/// Requests on one connection, each of which may be made twice without harm.
-///
-/// A provider that cannot hold a deadline ignores it: every caller has one of its own.
-pub(super) trait Requests {
-    /// The names right below `path`.
-    fn directory(&mut self, path: &str, deadline: Instant) -> Result<Vec<Box<str>>, Failed>;
-    /// The value of `path`.
-    fn read(&mut self, path: &str, deadline: Instant) -> Result<Box<str>, Failed>;
-    /// Sets the value of `path`.
-    fn write(&mut self, path: &str, value: &str, deadline: Instant) -> Result<(), Failed>;
-    /// Removes `path` and what is below it.
-    fn remove(&mut self, path: &str, deadline: Instant) -> Result<(), Failed>;
-}
-
-/// Why a request failed.
-#[derive(Debug)]
-pub(super) enum Failed {
-    /// xenstored answered with this error code (`ENOENT`…).
-    Refused(String),
-    /// The answer is not text.
-    NotText,
-    /// No answer until the deadline. It may still come, and is not mistaken for another then.
-    TimedOut,
-    /// The connection is of no further use.
-    Broken(io::Error),
-}
-
-/// A watch that was set.
-pub trait Watch {
-    /// Waits for an event, at most for `limit` where there is one.
-    fn wait(&mut self, limit: Option<Duration>) -> Waited;
-}
-
-/// How a wait for an event ended.
-#[derive(Debug)]
-pub enum Waited {
-    /// What is watched may have changed, once or more.
-    Fired,
-    /// The limit passed.
-    TimedOut,
-    /// xenstored has hung up, or the connection broke; no further event comes.
-    Ended,
 }
 
 #[cfg(test)]

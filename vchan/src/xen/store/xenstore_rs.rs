@@ -23,7 +23,7 @@ use xenstore_rs::tokio::XsTokio;
 use xenstore_rs::unix::XsUnix;
 use xenstore_rs::{AsyncWatch, AsyncXs, Xs};
 
-use super::provider::{Failed, Requests, Waited, Watch};
+use super::interface::{Failed, Requests, Waited, Watch};
 use super::route::{self, DEVICE, DEVICE_ANSWER, RETRY_PAUSE, socket_path};
 
 /// How often a connection is tried while xenstored has no room for one more.
