@@ -12,8 +12,9 @@ use std::time::{Duration, Instant};
 
 use env_logger::{Builder, Env, Target, TimestampPrecision, WriteStyle};
 use log::{Level, LevelFilter};
+use vgpu_transport::output::write_all;
 
-use crate::print::{print_error, write_all};
+use crate::print::print_error;
 
 /// Bytes of lines that wait at most, in each process.
 const MOST_WAITING: usize = 256 << 10;

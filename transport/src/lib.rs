@@ -1,5 +1,5 @@
 #![forbid(unsafe_code)]
-//! What the roads of vgpu share, whatever bytes they carry: no word here knows of sessions.
+//! Shared by every way to a mediator, whatever bytes it carries; nothing here knows of sessions.
 //!
 //! | module | what it holds |
 //! |---|---|
@@ -7,9 +7,13 @@
 //! | [`waker`] | [`Waker`], by which another thread ends a wait for a transport |
 //! | [`endpoint`] | `xen:`, `local:PATH`, `tcp:HOST:PORT`, …: where a mediator is |
 //! | [`clock`] | the time, for deadlines |
+//! | [`byte_count`] | `64K`, `1M`: sizes on command lines |
+//! | [`output`] | writing all of a text to standard output, blocking or not |
 
+pub mod byte_count;
 pub mod clock;
 pub mod endpoint;
+pub mod output;
 pub mod transport;
 pub mod waker;
 

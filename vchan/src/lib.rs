@@ -143,7 +143,6 @@
 
 pub mod address;
 pub mod backend;
-pub mod byte_count;
 mod channel;
 mod connect_options;
 pub mod domain;

@@ -18,13 +18,14 @@ use nix::sys::prctl;
 use nix::sys::signal::Signal;
 use serde::{Deserialize, Serialize};
 use vgpu_transport::endpoint::Endpoint;
+use vgpu_transport::output::write_all;
 
 use super::wait::{is_ready, wait, wait_readable};
 use crate::control;
 use crate::executor::{ExecutorChoice, probe};
 use crate::failure::Failure;
 use crate::lines::LineBuffer;
-use crate::print::{print_error, write_all};
+use crate::print::print_error;
 use crate::relay::{self, Route};
 
 /// First argument of the child.

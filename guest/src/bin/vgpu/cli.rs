@@ -47,7 +47,7 @@ pub(crate) struct Cli {
 
     /// Bytes of the shared ring in each direction: 65536, 64K, 1M [default: 1M over local:; over xen:
     /// 256K, or less where pages are short]
-    #[arg(long, global = true, value_name = "BYTES", value_parser = vchan::byte_count::parse)]
+    #[arg(long, global = true, value_name = "BYTES", value_parser = vgpu_transport::byte_count::parse)]
     pub(crate) ring: Option<usize>,
 
     /// Log more to stderr; twice for still more

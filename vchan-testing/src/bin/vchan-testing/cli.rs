@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use clap::{Parser, Subcommand};
-use vchan::byte_count;
+use vgpu_transport::byte_count;
 
 use crate::cycles::Rounds;
 use crate::many::{Asking, Count};

@@ -4,7 +4,8 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::{Args, ValueEnum};
-use vchan::{DomId, Format, RingSizes, Setup, byte_count};
+use vchan::{DomId, Format, RingSizes, Setup};
+use vgpu_transport::byte_count;
 
 /// Where the peer is.
 #[derive(Debug, Clone, Args)]

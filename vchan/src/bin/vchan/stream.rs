@@ -1,13 +1,10 @@
 //! `--echo` and `--sink`.
 
-use std::io::{self, stdout};
-use std::os::fd::AsFd;
+use std::io::stdout;
 use std::time::{Duration, Instant};
 
-use nix::errno::Errno;
-use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
-use nix::unistd::write;
 use vchan::Channel;
+use vgpu_transport::output::write_all;
 
 use crate::failure::Failure;
 use crate::progress::Progress;
@@ -59,48 +56,4 @@ pub(crate) fn sink(mut channel: Channel, progress: &Progress) -> Result<(), Fail
 pub(crate) fn say(line: std::fmt::Arguments<'_>) -> Result<(), Failure> {
     write_all(&stdout(), format!("{line}\n").as_bytes())
         .map_err(|error| Failure::standard("output", &error))
-}
-
-/// Writes all of `bytes`. Whoever started the program may have left its output without blocking:
-/// then this waits for room, where the standard library gives up.
-fn write_all(to: &impl AsFd, mut bytes: &[u8]) -> io::Result<()> {
-    while !bytes.is_empty() {
-        match write(to, bytes) {
-            Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
-            Ok(n) => bytes = &bytes[n..],
-            Err(Errno::EINTR) => {}
-            Err(Errno::EAGAIN) => {
-                let mut fds = [PollFd::new(to.as_fd(), PollFlags::POLLOUT)];
-                match poll(&mut fds, PollTimeout::NONE) {
-                    Ok(_) | Err(Errno::EINTR) => {}
-                    Err(errno) => return Err(errno.into()),
-                }
-            }
-            Err(errno) => return Err(errno.into()),
-        }
-    }
-    Ok(())
-}
-
-#[cfg(test)]
-mod tests {
-    use std::io::Read;
-    use std::os::unix::net::UnixStream;
-    use std::thread;
-
-    use super::write_all;
-
-    #[test]
-    fn a_full_stream_that_does_not_block_is_waited_for() {
-        let (ours, mut theirs) = UnixStream::pair().unwrap();
-        ours.set_nonblocking(true).unwrap();
-        let text = vec![b'x'; 4 << 20];
-        let reader = thread::spawn(move || {
-            let mut all = Vec::new();
-            theirs.read_to_end(&mut all).map(|_| all)
-        });
-        write_all(&ours, &text).unwrap();
-        drop(ours);
-        assert!(reader.join().unwrap().unwrap() == text);
-    }
 }

@@ -3,7 +3,8 @@
 use std::time::Duration;
 
 use clap::Args;
-use vchan::{Channel, byte_count};
+use vchan::Channel;
+use vgpu_transport::byte_count;
 
 use super::points::Points;
 use crate::place::seconds;

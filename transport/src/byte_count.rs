@@ -1,4 +1,3 @@
-#![forbid(unsafe_code)]
 //! A number of bytes as people write it, for the command lines of this workspace.
 
 /// Reads `65536`, `64K` or `1M`: digits, and K for 2^10 or M for 2^20 of them.
