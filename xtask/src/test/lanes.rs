@@ -316,6 +316,32 @@ mod tests {
         }
     }
 
+    /// The first step of the lab's lane ends only once the second runs.
+    #[test]
+    fn a_lane_that_has_no_step_left_takes_the_others_next() {
+        const HELPED: &str = "/tmp/vgpu-xtask-test-helped";
+        const ENV: &[(&str, &str)] = &[("HELPED", HELPED)];
+        const WAITS: &str =
+            "for n in $(seq 600); do [ ! -e $HELPED ] || exit 0; sleep 0.1; done; exit 1";
+        static STEPS: [Step; 3] = [
+            shell("test: here", Lane::Here, &["true"]),
+            Step {
+                env: ENV,
+                ..shell("test: waits", Lane::Lab, &["sh", "-c", WAITS])
+            },
+            Step {
+                env: ENV,
+                ..shell("test: helps", Lane::Lab, &["sh", "-c", "touch $HELPED"])
+            },
+        ];
+        let _ = fs::remove_file(HELPED);
+        let steps: Vec<&'static Step> = STEPS.iter().collect();
+        let reports = run(&steps, false, &never()).unwrap();
+        let _ = fs::remove_file(HELPED);
+        let passed = |report: &Report| report.outcome == Outcome::Passed;
+        assert!(reports.iter().all(passed), "{reports:?}");
+    }
+
     /// The shell starts a program of its own, which must not outlive the interruption either.
     #[test]
     fn an_interruption_ends_all_that_was_started() {
