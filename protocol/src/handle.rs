@@ -15,6 +15,8 @@ pub enum HandleKind {
     Stream = 1,
     /// A module: code and variables on the device.
     Module = 2,
+    /// An event: a point in a stream.
+    Event = 3,
 }
 
 impl HandleKind {
@@ -22,6 +24,7 @@ impl HandleKind {
         match code {
             1 => Some(Self::Stream),
             2 => Some(Self::Module),
+            3 => Some(Self::Event),
             _ => None,
         }
     }

@@ -149,6 +149,12 @@ fn flags_are_checked_for_every_operation() {
             Op::ModuleUnload,
             Op::FunctionSetAttribute,
             Op::Launch,
+            Op::StreamCreate,
+            Op::StreamDestroy,
+            Op::StreamWaitEvent,
+            Op::EventCreate,
+            Op::EventDestroy,
+            Op::EventRecord,
         ]
     );
     for op in [&[Op::Closing, Op::Data], Op::REQUESTS].concat() {

@@ -51,6 +51,12 @@ pub const MAX_PARAMETER_BYTES: usize = 32_764;
 /// Bytes of a module's image at most.
 pub const MAX_IMAGE: u64 = 256 << 20;
 
+/// Flags that a stream may have: `CU_STREAM_NON_BLOCKING`.
+pub const STREAM_FLAGS: u32 = 1;
+
+/// Flags that an event may have: `CU_EVENT_BLOCKING_SYNC` and `CU_EVENT_DISABLE_TIMING`.
+pub const EVENT_FLAGS: u32 = 3;
+
 /// What stands for an attribute that the driver does not have.
 pub const NO_ATTRIBUTE: i32 = i32::MIN;
 
@@ -401,6 +407,133 @@ operations! {
         reply {
             /// Nanoseconds that the device ran kernels of this session, since the last such answer.
             device_ns: u64,
+        }
+    }
+
+    /// Opens a stream (`cuStreamCreateWithPriority`). Where it fails, whatever names the stream fails in the
+    /// same way until it is destroyed.
+    32 => StreamCreate / StreamCreateReply {
+        feature: GPU, quiet: yes,
+        request {
+            /// The stream from now on.
+            stream: Handle,
+            /// `CU_STREAM_NON_BLOCKING` (1): it runs beside the default stream. 0: the two wait for each other.
+            flags: u32,
+            /// Lower numbers first; what the device does not have is taken for the nearest that it has.
+            priority: i32,
+        }
+        reply {}
+    }
+
+    /// Destroys a stream once the work sent before is done (`cuStreamDestroy`).
+    33 => StreamDestroy / StreamDestroyReply {
+        feature: GPU, quiet: yes,
+        request {
+            /// Which.
+            stream: Handle,
+        }
+        reply {}
+    }
+
+    /// Whether a stream has nothing left to do (`cuStreamQuery`).
+    34 => StreamQuery / StreamQueryReply {
+        feature: GPU, quiet: no,
+        request {
+            /// Which.
+            stream: StreamRef,
+        }
+        reply {
+            /// 1 if everything that was sent to it before is done, 0 if not.
+            done: u8,
+        }
+    }
+
+    /// Has what is sent to a stream from now on wait for an event, as it was recorded last
+    /// (`cuStreamWaitEvent`). An event that was never recorded is not waited for.
+    35 => StreamWaitEvent / StreamWaitEventReply {
+        feature: GPU, quiet: yes,
+        request {
+            /// Which waits.
+            stream: StreamRef,
+            /// For what.
+            event: Handle,
+        }
+        reply {}
+    }
+
+    /// Makes an event (`cuEventCreate`). Where it fails, whatever names the event fails in the same way until it is
+    /// destroyed.
+    36 => EventCreate / EventCreateReply {
+        feature: GPU, quiet: yes,
+        request {
+            /// The event from now on.
+            event: Handle,
+            /// `CU_EVENT_DISABLE_TIMING` (2): it has no time. `CU_EVENT_BLOCKING_SYNC` (1) changes nothing.
+            flags: u32,
+        }
+        reply {}
+    }
+
+    /// Destroys an event (`cuEventDestroy`).
+    37 => EventDestroy / EventDestroyReply {
+        feature: GPU, quiet: yes,
+        request {
+            /// Which.
+            event: Handle,
+        }
+        reply {}
+    }
+
+    /// Records an event: it comes when the stream has done what was sent to it before (`cuEventRecord`).
+    38 => EventRecord / EventRecordReply {
+        feature: GPU, quiet: yes,
+        request {
+            /// Which.
+            event: Handle,
+            /// Where.
+            stream: StreamRef,
+        }
+        reply {}
+    }
+
+    /// Whether an event has come, as it was recorded last (`cuEventQuery`).
+    39 => EventQuery / EventQueryReply {
+        feature: GPU, quiet: no,
+        request {
+            /// Which.
+            event: Handle,
+        }
+        reply {
+            /// 1 if it has come or was never recorded, 0 if not.
+            done: u8,
+        }
+    }
+
+    /// Waits until an event has come, as it was recorded last (`cuEventSynchronize`).
+    40 => EventSynchronize / EventSynchronizeReply {
+        feature: GPU, quiet: no,
+        request {
+            /// Which.
+            event: Handle,
+        }
+        reply {
+            /// Nanoseconds that the device ran kernels of this session, since the last such answer.
+            device_ns: u64,
+        }
+    }
+
+    /// The time between two events that have come (`cuEventElapsedTime`).
+    41 => EventElapsed / EventElapsedReply {
+        feature: GPU, quiet: no,
+        request {
+            /// The earlier.
+            start: Handle,
+            /// The later.
+            end: Handle,
+        }
+        reply {
+            /// Nanoseconds, as finely as the device tells them; 0 where the first came later.
+            nanoseconds: u64,
         }
     }
 }
