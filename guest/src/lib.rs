@@ -39,7 +39,7 @@
 //! | type | what it is for |
 //! |---|---|
 //! | [`Client`] | a session: [`info`](Client::info), [`ping`](Client::ping), [`vector_add`](Client::vector_add), [`fence`](Client::fence); [`lane`](Client::lane) for another thread |
-//! | [`Device`] | what the session's device can do: [`DeviceBuffer`], copies, [`Module`], [`Function`], [`LaunchBuilder`] |
+//! | [`Device`] | what the session's device can do: [`DeviceBuffer`], copies, [`Module`], [`Function`], [`LaunchBuilder`], [`Stream`], [`Event`] |
 //! | [`Endpoint`] | where the mediator is: `xen:` in a guest, `local:PATH` and `unix:PATH` on one machine, `tcp:HOST:PORT` anywhere |
 //! | [`Options`] | time limits, ring size, the secret for `tcp:`, an interrupt flag |
 //! | [`Error`] | what failed, on which [`Side`], whether to [`Retry`], what to do |
@@ -57,8 +57,8 @@ mod pump;
 mod wire;
 
 pub use client::{
-    Client, Device, DeviceBuffer, DevicePtr, DeviceSlice, DeviceSliceMut, Element, Function,
-    KernelArg, LaunchBuilder, LaunchConfig, Module, VectorAddReport,
+    Client, Device, DeviceBuffer, DevicePtr, DeviceSlice, DeviceSliceMut, Element, Event, Function,
+    KernelArg, LaunchBuilder, LaunchConfig, Module, Stream, VectorAddReport,
 };
 pub use connect::{MEDIATOR_HINT, MediatorHint, SECRET_FILE};
 pub use error::{Cause, Error, Result, Retry, Side, Skipped};

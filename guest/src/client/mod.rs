@@ -16,8 +16,8 @@ use crate::pump::Lane;
 use crate::wire::{Asked, Done};
 
 pub use gpu::{
-    Device, DeviceBuffer, DevicePtr, DeviceSlice, DeviceSliceMut, Element, Function, KernelArg,
-    LaunchBuilder, LaunchConfig, Module,
+    Device, DeviceBuffer, DevicePtr, DeviceSlice, DeviceSliceMut, Element, Event, Function,
+    KernelArg, LaunchBuilder, LaunchConfig, Module, Stream,
 };
 pub use vector_add::VectorAddReport;
 

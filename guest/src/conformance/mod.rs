@@ -77,6 +77,8 @@ pub const CASES: &[Case] = &[
     case("gpu_long_work_comes_before_what_follows", gpu::long_work),
     case("gpu_many_launches_in_a_row", gpu::many_launches),
     case("gpu_lanes_side_by_side", gpu::lanes),
+    case("gpu_streams_run_beside_each_other", gpu::streams),
+    case("gpu_events_order_streams_and_tell_times", gpu::events),
 ];
 
 const fn case(name: &'static str, run: fn(&Ground<'_>) -> Result<(), String>) -> Case {

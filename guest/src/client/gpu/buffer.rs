@@ -52,7 +52,7 @@ impl Device {
             None => 0,
         };
         Ok(DeviceBuffer {
-            device: self.clone(),
+            device: self.base(),
             address,
             len,
             elements: PhantomData,

@@ -3,7 +3,6 @@
 use std::num::NonZeroU64;
 
 use bytemuck::Pod;
-use vgpu_protocol::op::field::StreamRef;
 use vgpu_protocol::op::{CopyFromDevice, CopyToDevice, CopyWithinDevice, Fill};
 
 use super::{Device, DeviceBuffer, DevicePtr, told};
@@ -77,7 +76,7 @@ impl Device {
         let request = CopyToDevice {
             to: to.address(),
             bytes: bytes_of,
-            stream: StreamRef::DEFAULT,
+            stream: self.stream_ref(),
         };
         self.send_with(DOING, request, &mut data)
     }
@@ -102,7 +101,7 @@ impl Device {
         let request = CopyFromDevice {
             from: from.address(),
             bytes,
-            stream: StreamRef::DEFAULT,
+            stream: self.stream_ref(),
         };
         let mut client = self.client()?;
         let copied = client.request_with(DOING, request, &mut data);
@@ -139,7 +138,7 @@ impl Device {
             to: to.address(),
             from: from.address(),
             bytes,
-            stream: StreamRef::DEFAULT,
+            stream: self.stream_ref(),
         };
         self.send(DOING, request)
     }
@@ -172,7 +171,7 @@ impl Device {
             value,
             element_bytes: u8::try_from(size).expect("1, 2 or 4"),
             count,
-            stream: StreamRef::DEFAULT,
+            stream: self.stream_ref(),
         };
         self.send(DOING, request)
     }

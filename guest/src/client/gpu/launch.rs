@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use bytemuck::Pod;
 use vgpu_protocol::op::Launch;
-use vgpu_protocol::op::field::{Bytes, StreamRef};
+use vgpu_protocol::op::field::Bytes;
 
 use super::{Device, DeviceBuffer, DevicePtr, DeviceSlice, DeviceSliceMut, Function, explained};
 use crate::error::{Error, Result};
@@ -204,7 +204,7 @@ impl LaunchBuilder<'_> {
             grid,
             block,
             shared_bytes: config.shared_mem_bytes,
-            stream: StreamRef::DEFAULT,
+            stream: device.stream_ref(),
             deadline_ms: u32::try_from(ms).unwrap_or(u32::MAX),
             parameters,
         })

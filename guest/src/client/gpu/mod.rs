@@ -4,24 +4,28 @@ mod buffer;
 mod copies;
 mod launch;
 mod module;
+mod stream;
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError};
 use std::time::Duration;
 
 use vgpu_protocol::handle::{Handle, HandleKind, HandleMinter};
+use vgpu_protocol::op::field::StreamRef;
 use vgpu_protocol::op::{
-    DeviceInfo, DeviceInfoReply, FenceReply, MemoryFree, MemoryInfo, ModuleUnload, NO_ATTRIBUTE,
-    Operation, Request, Synchronize,
+    DeviceInfo, DeviceInfoReply, EventDestroy, FenceReply, MemoryFree, MemoryInfo, ModuleUnload,
+    NO_ATTRIBUTE, Operation, Request, StreamDestroy, Synchronize,
 };
 
 use super::Client;
 use crate::data::Data;
 use crate::error::{Cause, Error, Result};
+use stream::Opened;
 
 pub use buffer::{DeviceBuffer, DevicePtr, DeviceSlice, DeviceSliceMut};
 pub use copies::Element;
 pub use launch::{KernelArg, LaunchBuilder, LaunchConfig};
 pub use module::{Function, Module};
+pub use stream::{Event, Stream};
 
 /// A device of a session, as one thread sees it: memory, copies, modules and launches.
 ///
@@ -53,6 +57,8 @@ pub use module::{Function, Module};
 pub struct Device {
     lane: Arc<Mutex<Client>>,
     shared: Arc<Shared>,
+    /// Where its work goes; none is the default stream.
+    stream: Option<Arc<Opened>>,
 }
 
 /// What all lanes of a session know of its device.
@@ -60,6 +66,8 @@ pub struct Device {
 struct Shared {
     info: DeviceInfoReply,
     modules: Mutex<HandleMinter>,
+    streams: Mutex<HandleMinter>,
+    events: Mutex<HandleMinter>,
     /// Dropped while their lane was in a call; the next call of any lane gives them back.
     dropped: Mutex<Vec<Dropped>>,
 }
@@ -69,6 +77,8 @@ struct Shared {
 enum Dropped {
     Memory(u64),
     Module(Handle),
+    Stream(Handle),
+    Event(Handle),
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -89,8 +99,11 @@ impl Device {
             shared: Arc::new(Shared {
                 info,
                 modules: Mutex::new(HandleMinter::new(HandleKind::Module, most)),
+                streams: Mutex::new(HandleMinter::new(HandleKind::Stream, most)),
+                events: Mutex::new(HandleMinter::new(HandleKind::Event, most)),
                 dropped: Mutex::default(),
             }),
+            stream: None,
         })
     }
 
@@ -103,7 +116,21 @@ impl Device {
         Ok(Self {
             lane: Arc::new(Mutex::new(lane)),
             shared: Arc::clone(&self.shared),
+            stream: None,
         })
+    }
+
+    /// The same lane, with the default stream.
+    fn base(&self) -> Self {
+        Self {
+            stream: None,
+            ..self.clone()
+        }
+    }
+
+    fn stream_ref(&self) -> StreamRef {
+        let stream = self.stream.as_ref();
+        stream.map_or(StreamRef::DEFAULT, |stream| StreamRef::of(stream.handle))
     }
 
     /// Its name.
@@ -185,6 +212,14 @@ impl Device {
             Dropped::Module(module) => {
                 client.send_quiet("unload", ModuleUnload { module })?;
                 lock(&self.shared.modules).release(module);
+            }
+            Dropped::Stream(stream) => {
+                client.send_quiet("destroy a stream", StreamDestroy { stream })?;
+                lock(&self.shared.streams).release(stream);
+            }
+            Dropped::Event(event) => {
+                client.send_quiet("destroy an event", EventDestroy { event })?;
+                lock(&self.shared.events).release(event);
             }
         }
         Ok(())

@@ -66,7 +66,7 @@ impl Device {
         };
         // Dropped where it fails, too: the mediator remembers a module that could not be loaded.
         let loaded = Module(Arc::new(Loaded {
-            device: self.clone(),
+            device: self.base(),
             handle: module,
         }));
         let mut client = self.client()?;

@@ -1,15 +1,15 @@
 //! The processor as a device: PTX by `vgpu-ptx`.
 
-use std::collections::VecDeque;
+use std::collections::HashMap;
 use std::io;
 use std::sync::{Arc, Mutex, PoisonError, mpsc};
 
-use vgpu_protocol::op::{MAX_ATTRIBUTES, NO_ATTRIBUTE, ParameterPlace};
+use vgpu_protocol::op::{MAX_ATTRIBUTES, NO_ATTRIBUTE, ParameterPlace, STREAM_FLAGS};
 use vgpu_ptx as ptx;
 use vgpu_transport::Waker;
 
 use crate::executor::gpu::device::{
-    self, Answer, Call, Caller, Description, DeviceError, Done, Layout, OUT_OF_MEMORY,
+    self, Answer, Call, Caller, Description, DeviceError, Done, Key, Layout, OUT_OF_MEMORY,
 };
 
 /// Copies and fills of at most so many bytes are done at once where nothing is before them: they take
@@ -19,18 +19,17 @@ const AT_ONCE: u64 = 512 << 10;
 type Work = device::Work<Vec<u8>, Function>;
 type Finished = Done<Vec<u8>>;
 
-/// A device, and the stream that its session's work goes to.
+/// A device, and the streams that its session's work goes to.
 pub(super) struct CpuDevice {
     description: Description,
     device: ptx::Device,
-    stream: ptx::Stream,
+    /// The default stream, which those share that wait for it, and the others by their keys.
+    default: ptx::Stream,
+    streams: HashMap<Key, ptx::Stream>,
+    events: HashMap<Key, ptx::Event>,
     waker: Arc<Waker>,
     tell: mpsc::Sender<Finished>,
     finished: mpsc::Receiver<Finished>,
-    /// What was done at once.
-    at_once: VecDeque<Finished>,
-    /// Works of the stream that were not taken from `finished`.
-    queued: usize,
 }
 
 /// A kernel and the module that it belongs to.
@@ -57,18 +56,33 @@ impl CpuDevice {
         let (tell, finished) = mpsc::channel();
         Ok(Self {
             description,
-            stream: device.stream(),
+            default: device.stream(),
+            streams: HashMap::new(),
+            events: HashMap::new(),
             device,
             waker: Arc::new(Waker::new()?),
             tell,
             finished,
-            at_once: VecDeque::new(),
-            queued: 0,
         })
     }
 
-    /// Gives work to the stream; `buffer` has its buffer when it is done.
-    fn queue(&mut self, tag: u64, work: ptx::Work, buffer: &Shared) -> Result<(), DeviceError> {
+    fn stream(&self, key: Key) -> &ptx::Stream {
+        self.streams.get(&key).unwrap_or(&self.default)
+    }
+
+    fn event(&self, key: Key) -> Result<ptx::Event, DeviceError> {
+        let event = self.events.get(&key).cloned();
+        event.ok_or_else(|| DeviceError::new(device::INVALID_VALUE, "an event that is gone"))
+    }
+
+    /// Gives work to a stream; `buffer` has its buffer when it is done.
+    fn queue(
+        &mut self,
+        tag: u64,
+        stream: Key,
+        work: ptx::Work,
+        buffer: &Shared,
+    ) -> Result<(), DeviceError> {
         let is_launch = matches!(work, ptx::Work::Launch { .. });
         let (tell, waker) = (self.tell.clone(), Arc::clone(&self.waker));
         let buffer = Arc::clone(buffer);
@@ -84,9 +98,7 @@ impl CpuDevice {
             });
             waker.raise();
         };
-        self.stream.submit(work, done).map_err(error)?;
-        self.queued += 1;
-        Ok(())
+        self.stream(stream).submit(work, done).map_err(error)
     }
 }
 
@@ -121,11 +133,13 @@ fn copy(device: &ptx::Device, work: &mut Work) -> Result<(), ptx::Error> {
             element_bytes,
             count,
         } => device.fill(*to, *value, (*element_bytes).into(), *count),
-        Work::Launch(_) => unreachable!("launches are the stream's"),
+        Work::Launch(_) | Work::Record(_) | Work::Wait(_) => {
+            unreachable!("that is the stream's")
+        }
     }
 }
 
-/// Bytes that a copy or fill moves; nothing for a launch.
+/// Bytes that a copy or fill moves; nothing for what is neither.
 fn moved(work: &Work) -> Option<u64> {
     match work {
         Work::Upload { bytes, .. } | Work::Download { bytes, .. } => Some(*bytes as u64),
@@ -135,7 +149,7 @@ fn moved(work: &Work) -> Option<u64> {
             count,
             ..
         } => Some(count.saturating_mul((*element_bytes).into())),
-        Work::Launch(_) => None,
+        Work::Launch(_) | Work::Record(_) | Work::Wait(_) => None,
     }
 }
 
@@ -143,7 +157,7 @@ fn moved(work: &Work) -> Option<u64> {
 fn buffer_of(work: Work) -> Option<Vec<u8>> {
     match work {
         Work::Upload { buffer, .. } | Work::Download { buffer, .. } => Some(buffer),
-        Work::Copy { .. } | Work::Fill { .. } | Work::Launch(_) => None,
+        _ => None,
     }
 }
 
@@ -184,10 +198,41 @@ impl device::Device for CpuDevice {
         Ok(buffer)
     }
 
-    fn submit(&mut self, tag: u64, mut work: Work) -> Result<(), DeviceError> {
-        if self.queued == 0 && moved(&work).is_some_and(|bytes| bytes <= AT_ONCE) {
+    fn make_stream(&mut self, key: Key, flags: u32, _: i32) -> Result<(), DeviceError> {
+        if flags & STREAM_FLAGS != 0 {
+            self.streams.insert(key, self.device.stream());
+        }
+        // Others and the default stream wait for each other: they are one.
+        Ok(())
+    }
+
+    fn drop_stream(&mut self, key: Key) {
+        self.streams.remove(&key);
+    }
+
+    fn make_event(&mut self, key: Key, _: bool) -> Result<(), DeviceError> {
+        self.events.insert(key, ptx::Event::new());
+        Ok(())
+    }
+
+    fn drop_event(&mut self, key: Key) {
+        self.events.remove(&key);
+    }
+
+    fn elapsed_ns(&mut self, start: Key, end: Key) -> Result<u64, DeviceError> {
+        let (start, end) = (self.event(start)?.time(), self.event(end)?.time());
+        let between = end
+            .zip(start)
+            .map(|(end, start)| end.saturating_duration_since(start));
+        Ok(between.map_or(0, |time| u64::try_from(time.as_nanos()).unwrap_or(u64::MAX)))
+    }
+
+    fn submit(&mut self, tag: u64, stream: Key, mut work: Work) -> Result<(), DeviceError> {
+        let idle = self.stream(stream).pending() == 0;
+        if idle && moved(&work).is_some_and(|bytes| bytes <= AT_ONCE) {
             let result = copy(&self.device, &mut work).map_err(error);
-            self.at_once.push_back(Finished {
+            // Behind what the stream has told of before.
+            let _ = self.tell.send(Finished {
                 tag,
                 buffer: buffer_of(work),
                 result,
@@ -209,6 +254,8 @@ impl device::Device for CpuDevice {
                 },
                 parameters: launch.parameters,
             },
+            Work::Record(event) => ptx::Work::Record(self.event(event)?),
+            Work::Wait(event) => ptx::Work::Wait(self.event(event)?),
             Work::Copy { to, from, bytes } => ptx::Work::Copy { to, from, bytes },
             Work::Fill {
                 to,
@@ -230,22 +277,16 @@ impl device::Device for CpuDevice {
                 }))
             }
         };
-        self.queue(tag, work, &shared)
+        self.queue(tag, stream, work, &shared)
     }
 
-    fn wake_at_end(&mut self) -> Result<(), DeviceError> {
+    fn wake_at_end(&mut self, _: Key) -> Result<(), DeviceError> {
         // It is raised after each work.
         Ok(())
     }
 
     fn next_done(&mut self) -> Option<Finished> {
-        // Done at once is only what had nothing before it.
-        if let Some(finished) = self.at_once.pop_front() {
-            return Some(finished);
-        }
-        let finished = self.finished.try_recv().ok()?;
-        self.queued -= 1;
-        Some(finished)
+        self.finished.try_recv().ok()
     }
 
     fn is_gone(&self) -> bool {

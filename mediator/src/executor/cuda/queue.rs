@@ -1,11 +1,12 @@
-//! A session's work on a GPU: one stream, and how far the device is with it.
+//! A session's work on a GPU: its streams, and how far the device is with each.
 //!
-//! Behind each work the device writes the work's number to a word in page-locked memory. So a look at that
+//! Behind each work the device writes the work's number to a word in page-locked memory, one for each stream. So a look at that
 //! word tells what is done, without a call of the driver, and also after an error, when the driver answers
-//! every question with the error: the first work whose number has not come is the one that failed.
+//! every question with the error: the first work whose number has not come is the one that failed. Where
+//! kernels of several streams were under way, the oldest of them is named.
 #![allow(unsafe_code)]
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::ffi::{CString, c_int, c_uint, c_void};
 use std::ptr;
 use std::sync::Arc;
@@ -19,18 +20,18 @@ use vgpu_transport::Waker;
 use vgpu_transport::clock;
 
 use super::super::gpu::device::{
-    self, Answer, Call, Caller, Description, DeviceError, Done, Launch, Layout,
+    self, Answer, Call, Caller, Description, DeviceError, Done, Key, Launch, Layout,
 };
 use super::device::Device;
 use super::driver::{CallError, check, check_query};
 use super::image;
 
-/// `CU_STREAM_DEFAULT`.
-const STREAM_DEFAULT: c_uint = 0;
 /// `CU_STREAM_NON_BLOCKING`.
 const STREAM_NON_BLOCKING: c_uint = 1;
 /// `CU_EVENT_DEFAULT`.
 const EVENT_DEFAULT: c_uint = 0;
+/// `CU_EVENT_DISABLE_TIMING`.
+const EVENT_DISABLE_TIMING: c_uint = 2;
 /// `CU_MEMHOSTALLOC_PORTABLE` and `DEVICEMAP`.
 const HOST_PORTABLE: c_uint = 1;
 const HOST_MAPPED: c_uint = 2;
@@ -59,35 +60,49 @@ const DRAIN_LOOK: Duration = Duration::from_micros(50);
 
 type Work = device::Work<Buffer, Function>;
 
+/// Streams that have a word: those that a session may have, those that are on their way out, and the default one.
+const WORDS: usize = 1024;
+
 /// The queue of one session.
 pub(super) struct Queue {
     // In this order: what belongs to the device goes before it.
-    under_way: VecDeque<UnderWay>,
+    /// By their keys; 0 is the default stream.
+    lanes: BTreeMap<Key, Lane>,
+    events: HashMap<Key, Event>,
     /// Events that may be used again once nobody else holds them.
     free_events: Vec<Arc<Event>>,
-    /// Marks a place for `tells` to wait for.
+    /// Marks a place for a stream to wait for.
     place: Event,
-    word: Buffer,
-    /// The address of the word on the device.
-    word_there: CUdeviceptr,
-    stream: Stream,
-    /// Host functions run here, so that the work itself does not wait for this machine.
-    tells: Stream,
+    /// The words of the streams.
+    words: Buffer,
+    /// Their address on the device.
+    words_there: CUdeviceptr,
+    free_words: Vec<usize>,
     description: Description,
-    /// A number is written less often than it must be told of.
-    untold: u64,
-    /// When the first work under way began to be the first.
-    first_since: Instant,
     looked: Instant,
     /// A kernel did not end.
     gone: bool,
     device: Arc<Device>,
 }
 
+/// One stream.
+struct Lane {
+    under_way: VecDeque<UnderWay>,
+    /// Which word is its own.
+    word: usize,
+    stream: Stream,
+    /// Host functions run here, so that the work itself does not wait for this machine.
+    tells: Stream,
+    /// Works since one was told of.
+    untold: u64,
+    /// When the first work under way began to be the first.
+    first_since: Instant,
+}
+
 impl std::fmt::Debug for Queue {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Queue")
-            .field("under_way", &self.under_way.len())
+            .field("lanes", &self.lanes.len())
             .finish_non_exhaustive()
     }
 }
@@ -167,10 +182,10 @@ unsafe impl Send for Event {}
 unsafe impl Sync for Event {}
 
 impl Event {
-    fn new(device: &Arc<Device>) -> Result<Self, CallError> {
+    fn new(device: &Arc<Device>, flags: c_uint) -> Result<Self, CallError> {
         let mut event = ptr::null_mut();
-        // SAFETY: the output is writable and the context current.
-        let code = unsafe { (device.driver().event_create)(&mut event, EVENT_DEFAULT) };
+        // SAFETY: the output is writable, the flags are valid and the context is current.
+        let code = unsafe { (device.driver().event_create)(&mut event, flags) };
         check(code, "cuEventCreate")?;
         Ok(Self {
             event,
@@ -216,11 +231,16 @@ struct Stream {
 unsafe impl Send for Stream {}
 
 impl Stream {
-    fn new(device: &Arc<Device>, flags: c_uint) -> Result<Self, CallError> {
+    /// The default stream, or one of its own with these flags and this priority.
+    fn new(device: &Arc<Device>, own: Option<(c_uint, c_int)>) -> Result<Self, CallError> {
         let mut stream = ptr::null_mut();
-        // SAFETY: the output is writable and the context current.
-        let code = unsafe { (device.driver().stream_create)(&mut stream, flags) };
-        check(code, "cuStreamCreate")?;
+        if let Some((flags, priority)) = own {
+            // SAFETY: the output is writable, the flags are valid and the context is current.
+            let code = unsafe {
+                (device.driver().stream_create_with_priority)(&mut stream, flags, priority)
+            };
+            check(code, "cuStreamCreateWithPriority")?;
+        }
         Ok(Self {
             stream,
             device: Arc::clone(device),
@@ -237,7 +257,7 @@ impl Stream {
 
 impl Drop for Stream {
     fn drop(&mut self) {
-        if !self.device.is_lost() && self.device.bind().is_ok() {
+        if !self.stream.is_null() && !self.device.is_lost() && self.device.bind().is_ok() {
             // SAFETY: this one's own handle, not used afterwards.
             unsafe { (self.device.driver().stream_destroy)(self.stream) };
         }
@@ -258,52 +278,68 @@ pub(super) struct Module(CUmodule);
 // SAFETY: the handle belongs to no thread.
 unsafe impl Send for Module {}
 
+impl Lane {
+    fn new(
+        device: &Arc<Device>,
+        own: Option<(c_uint, c_int)>,
+        word: usize,
+    ) -> Result<Self, CallError> {
+        Ok(Self {
+            under_way: VecDeque::new(),
+            word,
+            stream: Stream::new(device, own)?,
+            tells: Stream::new(device, Some((STREAM_NON_BLOCKING, 0)))?,
+            untold: 0,
+            first_since: clock::now(),
+        })
+    }
+}
+
 impl Queue {
     /// A queue with nothing in it.
     pub(super) fn new(device: &Arc<Device>) -> Result<Self, CallError> {
         device.bind()?;
-        let word = Buffer::new(device, size_of::<u32>(), HOST_PORTABLE | HOST_MAPPED)?;
-        let mut word_there = 0;
+        let bytes = WORDS * size_of::<u32>();
+        let words = Buffer::new(device, bytes, HOST_PORTABLE | HOST_MAPPED)?;
+        let mut words_there = 0;
         // SAFETY: the output is writable, and the memory was allocated for this.
         let code = unsafe {
             (device.driver().mem_host_get_device_pointer)(
-                &mut word_there,
-                word.start.cast::<c_void>(),
+                &mut words_there,
+                words.start.cast::<c_void>(),
                 0,
             )
         };
         check(code, "cuMemHostGetDevicePointer")?;
-        let now = clock::now();
         Ok(Self {
-            under_way: VecDeque::new(),
+            lanes: BTreeMap::from([(0, Lane::new(device, None, 0)?)]),
+            events: HashMap::new(),
             free_events: Vec::new(),
-            place: Event::new(device)?,
-            word,
-            word_there,
-            stream: Stream::new(device, STREAM_DEFAULT)?,
-            tells: Stream::new(device, STREAM_NON_BLOCKING)?,
+            place: Event::new(device, EVENT_DISABLE_TIMING)?,
+            words,
+            words_there,
+            free_words: (1..WORDS).rev().collect(),
             description: describe(device)?,
-            untold: 0,
-            first_since: now,
-            looked: now,
+            looked: clock::now(),
             gone: false,
             device: Arc::clone(device),
         })
     }
 
-    /// The low half of the number of the last work that is done.
-    fn reached(&self) -> u32 {
-        let word = self.word.start.cast::<u32>();
-        // SAFETY: page-locked memory of a page's alignment, four bytes long, which lives as long as this and
-        // is written by the device only, whole.
-        let word = unsafe { AtomicU32::from_ptr(word) };
-        // Acquire: the device writes it behind the bytes of the copies that it covers.
-        word.load(Ordering::Acquire)
+    /// The word of a stream.
+    fn word(&self, lane: &Lane) -> &AtomicU32 {
+        debug_assert!(lane.word < WORDS);
+        // SAFETY: within the page-locked memory of this queue, which is aligned to a page, lives as long, and is read
+        // and written here and by the device whole words at a time only.
+        unsafe { AtomicU32::from_ptr(self.words.start.cast::<u32>().add(lane.word)) }
     }
 
-    fn has_reached(&self, tag: u64) -> bool {
+    /// Whether the device is done with work `tag` of a stream.
+    fn has_reached(&self, lane: &Lane, tag: u64) -> bool {
+        // Acquire: the device writes it behind the bytes of the copies that it covers.
+        let reached = self.word(lane).load(Ordering::Acquire);
         // Fewer than 2^31 are under way.
-        self.reached().wrapping_sub(low(tag)).cast_signed() >= 0
+        reached.wrapping_sub(low(tag)).cast_signed() >= 0
     }
 
     fn error(&self, error: CallError) -> DeviceError {
@@ -314,14 +350,19 @@ impl Queue {
         let unused = |event: &Arc<Event>| Arc::strong_count(event) == 1;
         match self.free_events.iter().position(unused) {
             Some(at) => Ok(self.free_events.swap_remove(at)),
-            None => Event::new(&self.device).map(Arc::new),
+            None => Event::new(&self.device, EVENT_DEFAULT).map(Arc::new),
         }
     }
 
-    fn queue(&mut self, tag: u64, work: Work) -> Result<(), CallError> {
+    fn queue(&mut self, tag: u64, key: Key, work: Work) -> Result<(), CallError> {
         self.device.bind()?;
         let driver = self.device.driver();
-        let stream = self.stream.stream;
+        let gone = CallError {
+            code: CONTEXT_IS_DESTROYED,
+            call: "a stream that is gone",
+        };
+        let lane = self.lanes.get(&key).ok_or(gone)?;
+        let (stream, word) = (lane.stream.stream, lane.word);
         let (mut wake, mut times) = (false, None);
         let size = |bytes: u64| usize::try_from(bytes).unwrap_or(usize::MAX);
         // SAFETY: the context is current and the stream live. The engine has seen every range on the device
@@ -372,30 +413,57 @@ impl Queue {
                     None
                 }
                 Work::Launch(launch) => {
-                    times = Some(self.launch(&launch)?);
+                    times = Some(self.launch(key, &launch)?);
+                    None
+                }
+                Work::Record(event) => {
+                    let event = self.events.get(&event).ok_or(gone)?;
+                    check((driver.event_record)(event.event, stream), "cuEventRecord")?;
+                    None
+                }
+                Work::Wait(event) => {
+                    let event = self.events.get(&event).ok_or(gone)?;
+                    let code = (driver.stream_wait_event)(stream, event.event, 0);
+                    check(code, "cuStreamWaitEvent")?;
                     None
                 }
             }
         };
-        self.under_way.push_back(UnderWay { tag, buffer, times });
-        if self.under_way.len() == 1 {
-            self.first_since = clock::now();
+        if let Some(lane) = self
+            .lanes
+            .get(&key)
+            .filter(|lane| lane.under_way.is_empty())
+        {
+            // However long the stream was idle, and whoever had the word before. Relaxed: the device writes to it
+            // only behind the call below.
+            self.word(lane)
+                .store(low(tag).wrapping_sub(1), Ordering::Relaxed);
         }
+        let lane = self.lanes.get_mut(&key).ok_or(gone)?;
+        if lane.under_way.is_empty() {
+            lane.first_since = clock::now();
+        }
+        lane.under_way.push_back(UnderWay { tag, buffer, times });
+        lane.untold += 1;
+        let tell = wake || lane.untold >= UNTOLD;
+        let word = self.words_there + (word * size_of::<u32>()) as u64;
         // SAFETY: the word is this queue's and mapped for the device.
-        let code = unsafe { (driver.stream_write_value32)(stream, self.word_there, low(tag), 0) };
+        let code = unsafe { (driver.stream_write_value32)(stream, word, low(tag), 0) };
         check(code, "cuStreamWriteValue32")?;
-        self.untold += 1;
-        match wake || self.untold >= UNTOLD {
-            true => self.tell(),
+        match tell {
+            true => self.tell(key),
             false => Ok(()),
         }
     }
 
-    /// Has the waker raised when the work that is queued now is done.
-    fn tell(&mut self) -> Result<(), CallError> {
-        self.untold = 0;
-        self.place.record(&self.stream)?;
-        let tells = self.tells.stream;
+    /// Has the waker raised when the work that is queued in a stream now is done.
+    fn tell(&mut self, key: Key) -> Result<(), CallError> {
+        let Some(lane) = self.lanes.get_mut(&key) else {
+            return Ok(());
+        };
+        lane.untold = 0;
+        self.place.record(&lane.stream)?;
+        let tells = lane.tells.stream;
         // SAFETY: stream and event are live and the context is current; `drop` waits for what is queued, or
         // the device counts as lost and its waker is never freed.
         unsafe {
@@ -405,18 +473,26 @@ impl Queue {
         }
     }
 
-    fn launch(&mut self, launch: &Launch<Function>) -> Result<Times, CallError> {
+    fn launch(&mut self, key: Key, launch: &Launch<Function>) -> Result<Times, CallError> {
+        let ended = self.event()?;
+        let fresh = self.event()?;
+        let gone = CallError {
+            code: CONTEXT_IS_DESTROYED,
+            call: "a stream that is gone",
+        };
+        let lane = self.lanes.get(&key).ok_or(gone)?;
         // Where another kernel runs before it, this one begins when that has ended.
-        let before = self.under_way.back().and_then(|last| last.times.as_ref());
+        let before = lane.under_way.back().and_then(|last| last.times.as_ref());
         let began = match before.map(|times| Arc::clone(&times.ended)) {
-            Some(ended) => ended,
+            Some(before) => {
+                self.free_events.push(fresh);
+                before
+            }
             None => {
-                let began = self.event()?;
-                began.record(&self.stream)?;
-                began
+                fresh.record(&lane.stream)?;
+                fresh
             }
         };
-        let ended = self.event()?;
         let ([gx, gy, gz], [bx, by, bz]) = (launch.grid, launch.block);
         let mut bytes = launch.parameters.len();
         // CU_LAUNCH_PARAM_BUFFER_POINTER, CU_LAUNCH_PARAM_BUFFER_SIZE, CU_LAUNCH_PARAM_END
@@ -443,13 +519,13 @@ impl Queue {
                 by,
                 bz,
                 launch.shared_bytes,
-                self.stream.stream,
+                lane.stream.stream,
                 ptr::null_mut(),
                 extra,
             )
         };
         check(code, "cuLaunchKernel")?;
-        ended.record(&self.stream)?;
+        ended.record(&lane.stream)?;
         Ok(Times {
             began,
             ended,
@@ -457,10 +533,11 @@ impl Queue {
         })
     }
 
-    /// The first work under way is over, in this way.
-    fn first_is_over(&mut self, result: Result<(), DeviceError>) -> Option<Done<Buffer>> {
-        let first = self.under_way.pop_front()?;
-        self.first_since = clock::now();
+    /// The first work under way in a stream is over, in this way.
+    fn first_is_over(&mut self, key: Key, result: Result<(), DeviceError>) -> Option<Done<Buffer>> {
+        let lane = self.lanes.get_mut(&key)?;
+        let first = lane.under_way.pop_front()?;
+        lane.first_since = clock::now();
         let mut device_ns = 0;
         let lost = self.device.is_lost();
         if let Some(times) = first.times {
@@ -483,6 +560,48 @@ impl Queue {
             result,
             device_ns,
         })
+    }
+
+    /// The stream whose first work failed, if any did: the oldest kernel that is first in its stream.
+    fn failed(&self) -> Option<Key> {
+        let firsts = self.lanes.iter().filter_map(|(key, lane)| {
+            let first = lane.under_way.front()?;
+            Some((first.times.is_none(), first.tag, *key))
+        });
+        firsts.min().map(|(_, _, key)| key)
+    }
+
+    /// The first stream whose first work is done.
+    fn done(&self) -> Option<Key> {
+        let mut lanes = self.lanes.iter();
+        lanes
+            .find(|(_, lane)| {
+                let first = lane.under_way.front();
+                first.is_some_and(|first| self.has_reached(lane, first.tag))
+            })
+            .map(|(key, _)| *key)
+    }
+
+    /// A stream whose first work is a kernel that has run for too long, and how long it may.
+    fn late(&self, now: Instant) -> Option<(Key, Duration)> {
+        self.lanes.iter().find_map(|(key, lane)| {
+            let deadline = lane.under_way.front()?.times.as_ref()?.deadline;
+            let ran = now.saturating_duration_since(lane.first_since);
+            (ran > deadline).then_some((*key, deadline))
+        })
+    }
+
+    /// Whether any stream knows of an error; all know of the same.
+    fn check_streams(&self) -> Result<(), CallError> {
+        self.device.bind()?;
+        let mut busy = self
+            .lanes
+            .values()
+            .filter(|lane| !lane.under_way.is_empty());
+        match busy.next() {
+            Some(lane) => lane.stream.is_done().map(drop),
+            None => Ok(()),
+        }
     }
 }
 
@@ -523,71 +642,134 @@ impl device::Device for Queue {
             .map_err(|error| self.error(error))
     }
 
-    fn submit(&mut self, tag: u64, work: Work) -> Result<(), DeviceError> {
+    fn make_stream(&mut self, key: Key, flags: u32, priority: i32) -> Result<(), DeviceError> {
         if self.device.is_lost() {
             return Err(lost(&self.device));
         }
-        let before = self.under_way.len();
-        self.queue(tag, work).map_err(|error| {
+        let Some(word) = self.free_words.pop() else {
+            let text = "as many streams as this session may have are on their way out";
+            return Err(DeviceError::new(super::driver::OUT_OF_MEMORY, text));
+        };
+        let lane = self
+            .device
+            .bind()
+            .and_then(|()| Lane::new(&self.device, Some((flags, priority)), word));
+        match lane {
+            Ok(lane) => {
+                self.lanes.insert(key, lane);
+                Ok(())
+            }
+            Err(error) => {
+                self.free_words.push(word);
+                Err(self.error(error))
+            }
+        }
+    }
+
+    fn drop_stream(&mut self, key: Key) {
+        if let Some(lane) = self.lanes.remove(&key) {
+            debug_assert!(lane.under_way.is_empty());
+            self.free_words.push(lane.word);
+        }
+    }
+
+    fn make_event(&mut self, key: Key, has_time: bool) -> Result<(), DeviceError> {
+        if self.device.is_lost() {
+            return Err(lost(&self.device));
+        }
+        let flags = match has_time {
+            true => EVENT_DEFAULT,
+            false => EVENT_DISABLE_TIMING,
+        };
+        let event = self
+            .device
+            .bind()
+            .and_then(|()| Event::new(&self.device, flags));
+        let event = event.map_err(|error| self.error(error))?;
+        self.events.insert(key, event);
+        Ok(())
+    }
+
+    fn drop_event(&mut self, key: Key) {
+        self.events.remove(&key);
+    }
+
+    fn elapsed_ns(&mut self, start: Key, end: Key) -> Result<u64, DeviceError> {
+        if self.device.is_lost() {
+            return Err(lost(&self.device));
+        }
+        match (self.events.get(&start), self.events.get(&end)) {
+            (Some(start), Some(end)) => self
+                .device
+                .bind()
+                .and_then(|()| start.elapsed_ns(end))
+                .map_err(|error| self.error(error)),
+            _ => Ok(0),
+        }
+    }
+
+    fn submit(&mut self, tag: u64, stream: Key, work: Work) -> Result<(), DeviceError> {
+        if self.device.is_lost() {
+            return Err(lost(&self.device));
+        }
+        self.queue(tag, stream, work).map_err(|error| {
+            let lane = self.lanes.get_mut(&stream);
+            let half =
+                lane.filter(|lane| lane.under_way.back().is_some_and(|last| last.tag == tag));
             // Half of it is queued: from here on the word tells nothing.
-            if self.under_way.len() > before {
+            if let Some(lane) = half {
                 self.device.lose(error);
-                std::mem::forget(self.under_way.pop_back());
+                std::mem::forget(lane.under_way.pop_back());
                 return lost(&self.device);
             }
             self.error(error)
         })
     }
 
-    fn wake_at_end(&mut self) -> Result<(), DeviceError> {
+    fn wake_at_end(&mut self, stream: Key) -> Result<(), DeviceError> {
         if self.device.is_lost() {
             return Err(lost(&self.device));
         }
         self.device
             .bind()
-            .and_then(|()| self.tell())
+            .and_then(|()| self.tell(stream))
             .map_err(|error| self.error(error))
     }
 
     fn next_done(&mut self) -> Option<Done<Buffer>> {
-        let first = self.under_way.front()?;
-        if self.has_reached(first.tag) {
-            return self.first_is_over(Ok(()));
+        if let Some(key) = self.done() {
+            return self.first_is_over(key, Ok(()));
         }
+        let failed = self.failed()?;
         if self.device.is_lost() {
-            return self.first_is_over(Err(lost(&self.device)));
+            return self.first_is_over(failed, Err(lost(&self.device)));
         }
         let now = clock::now();
-        if let Some(times) = &first.times
-            && now.saturating_duration_since(self.first_since) > times.deadline
-        {
-            let ms = times.deadline.as_millis();
+        if let Some((late, deadline)) = self.late(now) {
+            let ms = deadline.as_millis();
             // Only the end of this process ends it.
             self.device.set_lost();
             self.gone = true;
-            return self.first_is_over(Err(DeviceError {
-                code: LAUNCH_TIMEOUT,
-                text: format!("the kernel ran longer than its {ms} ms"),
-                sticky: true,
-            }));
+            return self.first_is_over(
+                late,
+                Err(DeviceError {
+                    code: LAUNCH_TIMEOUT,
+                    text: format!("the kernel ran longer than its {ms} ms"),
+                    sticky: true,
+                }),
+            );
         }
         if now.saturating_duration_since(self.looked) < LOOK {
             return None;
         }
         self.looked = now;
-        let error = self
-            .device
-            .bind()
-            .and_then(|()| self.stream.is_done())
-            .err()?;
+        let error = self.check_streams().err()?;
         // What the device has done before, it has also said.
-        match self.under_way.front().map(|first| first.tag) {
-            Some(tag) if self.has_reached(tag) => self.first_is_over(Ok(())),
-            _ => {
-                self.device.lose(error);
-                self.first_is_over(Err(lost(&self.device)))
-            }
+        if let Some(key) = self.done() {
+            return self.first_is_over(key, Ok(()));
         }
+        self.device.lose(error);
+        self.first_is_over(failed, Err(lost(&self.device)))
     }
 
     fn is_gone(&self) -> bool {
@@ -625,11 +807,15 @@ impl Drop for Queue {
     fn drop(&mut self) {
         let deadline = Instant::now() + DRAIN;
         while !self.device.is_lost() {
-            let both = self
-                .device
-                .bind()
-                .and_then(|()| Ok(self.stream.is_done()? && self.tells.is_done()?));
-            match both {
+            let all = self.device.bind().and_then(|()| {
+                for lane in self.lanes.values() {
+                    if !lane.stream.is_done()? || !lane.tells.is_done()? {
+                        return Ok(false);
+                    }
+                }
+                Ok(true)
+            });
+            match all {
                 Ok(true) => break,
                 Ok(false) if Instant::now() < deadline => thread::sleep(DRAIN_LOOK),
                 // The device may still use what is under way: nothing of it is freed.

@@ -13,6 +13,9 @@ pub(in crate::executor) const INVALID_VALUE: i32 = 1;
 /// `CUDA_ERROR_OUT_OF_MEMORY`.
 pub(in crate::executor) const OUT_OF_MEMORY: i32 = 2;
 
+/// Names a stream or an event of a device; 0 is the default stream.
+pub(in crate::executor) type Key = u64;
+
 /// What a device of either kind does. What it is given has been checked: addresses lie within what the
 /// session owns, and functions are of modules that are loaded.
 pub(in crate::executor) trait Device: Send {
@@ -42,23 +45,48 @@ pub(in crate::executor) trait Device: Send {
     /// There is no memory.
     fn buffer(&mut self, bytes: usize) -> Result<Self::Buffer, DeviceError>;
 
-    /// Queues work behind what was queued before, and does not wait. `tags` grow.
+    /// Makes a stream with the flags of `cuStreamCreate`.
+    ///
+    /// # Errors
+    /// The driver's.
+    fn make_stream(&mut self, key: Key, flags: u32, priority: i32) -> Result<(), DeviceError>;
+
+    /// Lets go of a stream in which nothing is queued.
+    fn drop_stream(&mut self, key: Key);
+
+    /// Makes an event.
+    ///
+    /// # Errors
+    /// The driver's.
+    fn make_event(&mut self, key: Key, has_time: bool) -> Result<(), DeviceError>;
+
+    /// Lets go of an event that nothing queued names.
+    fn drop_event(&mut self, key: Key);
+
+    /// Nanoseconds from one event to another; both have times, and have come.
+    ///
+    /// # Errors
+    /// The driver's.
+    fn elapsed_ns(&mut self, start: Key, end: Key) -> Result<u64, DeviceError>;
+
+    /// Queues work in a stream behind what was queued there before, and does not wait. `tags` grow.
     ///
     /// # Errors
     /// It is not queued.
     fn submit(
         &mut self,
         tag: u64,
+        stream: Key,
         work: Work<Self::Buffer, Self::Function>,
     ) -> Result<(), DeviceError>;
 
-    /// Has the [`waker`](Self::waker) raised, at the latest when everything in the queue is done.
+    /// Has the [`waker`](Self::waker) raised when everything that is in a stream's queue now is done.
     ///
     /// # Errors
     /// The device cannot do that.
-    fn wake_at_end(&mut self) -> Result<(), DeviceError>;
+    fn wake_at_end(&mut self, stream: Key) -> Result<(), DeviceError>;
 
-    /// The next work that is over, in the order of its tags. Does not wait.
+    /// The next work that is over, in the order of its stream. Does not wait.
     fn next_done(&mut self) -> Option<Done<Self::Buffer>>;
 
     /// Whether it was given up because a kernel did not end. What is answered after that is an error.
@@ -163,6 +191,10 @@ pub(in crate::executor) enum Work<B, F> {
     },
     /// A kernel.
     Launch(Launch<F>),
+    /// This event comes when what is before is done.
+    Record(Key),
+    /// What follows waits for this event, as it was recorded last.
+    Wait(Key),
 }
 
 /// A launch.

@@ -7,6 +7,7 @@
 //! | `transfers` | data between the guest's stream and the device |
 //! | `modules` | code on the device |
 //! | `queue` | what the device has to do, and who waits for it |
+//! | `streams` | in which order: streams and events |
 //!
 //! Everything here is the same for a GPU and for the processor in its place: quotas, handles, the check
 //! of every address, who waits for what, and how failures are told. Nothing waits. What is queued is over
@@ -17,13 +18,14 @@ pub(super) mod device;
 mod modules;
 mod queue;
 mod ranges;
+mod streams;
 mod transfers;
 
 use std::collections::{BTreeMap, VecDeque};
 use std::time::{Duration, Instant};
 
 use vgpu_protocol::frame::FrameHeader;
-use vgpu_protocol::op::field::{Bytes, StreamRef};
+use vgpu_protocol::op::field::Bytes;
 use vgpu_protocol::op::{
     Body, CopyFromDevice, CopyFromDeviceReply, CopyToDevice, CopyToDeviceReply, CopyWithinDevice,
     CopyWithinDeviceReply, DeviceInfoReply, FenceReply, Fill, FillReply, MemoryFreeReply,
@@ -40,6 +42,7 @@ use device::{Call, Device, DeviceError, INVALID_VALUE, Work};
 use modules::Modules;
 use queue::{Calling, Purpose, Queued, Reclaim, Wait, What};
 use ranges::{Ranges, counted};
+use streams::Streams;
 use transfers::{Download, Image, Pool, Upload, room_of};
 
 /// `CUDA_ERROR_INVALID_DEVICE`.
@@ -79,6 +82,7 @@ pub(super) struct Gpu<D: Device> {
     used: u64,
     ranges: Ranges,
     modules: Modules<D>,
+    streams: Streams,
     pool: Pool<D::Buffer>,
     uploads: Vec<Upload<D::Buffer>>,
     downloads: Vec<Download<D::Buffer>>,
@@ -127,17 +131,6 @@ fn invalid(text: impl Into<String>) -> Refused {
     Failure::from(&DeviceError::new(INVALID_VALUE, text))
 }
 
-/// The one stream there is.
-fn stream(stream: StreamRef) -> Result<(), Refused> {
-    match stream.handle() {
-        None => Ok(()),
-        Some(handle) => Err(refused(
-            ErrorCode::Handle,
-            format!("{handle:?} names a stream that is not open"),
-        )),
-    }
-}
-
 impl<D: Device> Gpu<D> {
     pub(super) fn new(device: D, limits: Limits) -> Self {
         Self {
@@ -146,6 +139,7 @@ impl<D: Device> Gpu<D> {
             used: 0,
             ranges: Ranges::default(),
             modules: Modules::new(limits.objects),
+            streams: Streams::new(limits.objects),
             pool: Pool::default(),
             uploads: Vec::new(),
             downloads: Vec::new(),
@@ -186,7 +180,17 @@ impl<D: Device> Gpu<D> {
             | Request::FunctionSetAttribute(_)
             | Request::Launch(_)
             | Request::Synchronize(_)
-            | Request::StreamSynchronize(_) => match &self.fault {
+            | Request::StreamSynchronize(_)
+            | Request::StreamCreate(_)
+            | Request::StreamDestroy(_)
+            | Request::StreamQuery(_)
+            | Request::StreamWaitEvent(_)
+            | Request::EventCreate(_)
+            | Request::EventDestroy(_)
+            | Request::EventRecord(_)
+            | Request::EventQuery(_)
+            | Request::EventSynchronize(_)
+            | Request::EventElapsed(_) => match &self.fault {
                 Some(fault) => Err(fault.clone()),
                 None => self.begin(id, request),
             },
@@ -215,11 +219,18 @@ impl<D: Device> Gpu<D> {
             Request::ModuleGlobal(lookup) => self.global(id, lookup),
             Request::FunctionSetAttribute(set) => self.set_attribute(&set),
             Request::Launch(launch) => self.launch(id, launch),
-            Request::Synchronize(_) => self.synchronize(id, Op::Synchronize),
-            Request::StreamSynchronize(wait) => {
-                stream(wait.stream)?;
-                self.synchronize(id, Op::StreamSynchronize)
-            }
+            Request::Synchronize(_) => self.synchronize(id),
+            Request::StreamSynchronize(wait) => self.stream_synchronize(id, wait.stream),
+            Request::StreamCreate(create) => self.stream_create(&create),
+            Request::StreamDestroy(destroy) => self.stream_destroy(id, destroy.stream),
+            Request::StreamQuery(query) => self.stream_query(query.stream),
+            Request::StreamWaitEvent(wait) => self.stream_wait_event(id, &wait),
+            Request::EventCreate(create) => self.event_create(&create),
+            Request::EventDestroy(destroy) => self.event_destroy(id, destroy.event),
+            Request::EventRecord(record) => self.event_record(id, &record),
+            Request::EventQuery(query) => self.event_query(query.event),
+            Request::EventSynchronize(wait) => self.event_synchronize(id, wait.event),
+            Request::EventElapsed(elapsed) => self.event_elapsed(&elapsed),
             _ => unreachable!("`start` has sorted it out"),
         }
     }
@@ -301,10 +312,10 @@ impl<D: Device> Gpu<D> {
     }
 
     fn copy_to(&mut self, id: u32, copy: &CopyToDevice) -> Result<Option<Vec<u8>>, Refused> {
-        stream(copy.stream)?;
+        let stream = self.streams.key(copy.stream)?;
         let bytes = copy.bytes.get();
         self.ranges.check(copy.to, bytes).map_err(invalid)?;
-        let (upload, room) = Upload::new(id, copy.to, bytes, &mut self.pool);
+        let (upload, room) = Upload::new(id, stream, copy.to, bytes, &mut self.pool);
         if room > 0 {
             self.events.push_back(Event::Room(id, room));
         }
@@ -313,10 +324,10 @@ impl<D: Device> Gpu<D> {
     }
 
     fn copy_from(&mut self, id: u32, copy: &CopyFromDevice) -> Result<Option<Vec<u8>>, Refused> {
-        stream(copy.stream)?;
+        let stream = self.streams.key(copy.stream)?;
         let bytes = copy.bytes.get();
         self.ranges.check(copy.from, bytes).map_err(invalid)?;
-        let download = Download::new(id, copy.from, bytes, &mut self.pool);
+        let download = Download::new(id, stream, copy.from, bytes, &mut self.pool);
         self.downloads.push(download);
         self.ask_for_more(id);
         Ok(None)
@@ -327,18 +338,18 @@ impl<D: Device> Gpu<D> {
         id: u32,
         copy: &CopyWithinDevice,
     ) -> Result<Option<Vec<u8>>, Refused> {
-        stream(copy.stream)?;
+        let stream = self.streams.key(copy.stream)?;
         let bytes = copy.bytes.get();
         let (to, from) = (copy.to, copy.from);
         self.ranges.check(to, bytes).map_err(invalid)?;
         self.ranges.check(from, bytes).map_err(invalid)?;
         let what = What::Other(id, Op::CopyWithinDevice);
-        self.submit(what, Work::Copy { to, from, bytes })?;
+        self.submit(what, stream, Work::Copy { to, from, bytes })?;
         Ok(Some(CopyWithinDeviceReply {}.encode()))
     }
 
     fn fill(&mut self, id: u32, fill: &Fill) -> Result<Option<Vec<u8>>, Refused> {
-        stream(fill.stream)?;
+        let stream = self.streams.key(fill.stream)?;
         let size = u64::from(fill.element_bytes);
         if !fill.to.is_multiple_of(size) {
             return Err(invalid(format!(
@@ -355,7 +366,7 @@ impl<D: Device> Gpu<D> {
             element_bytes: fill.element_bytes,
             count,
         };
-        self.submit(What::Other(id, Op::Fill), work)?;
+        self.submit(What::Other(id, Op::Fill), stream, work)?;
         Ok(Some(FillReply {}.encode()))
     }
 
@@ -370,13 +381,14 @@ impl<D: Device> Gpu<D> {
                 Ok(Some(next)) => next,
                 Err(error) => return self.fail_transfer(id, &error),
             };
+            let stream = download.stream;
             let (from, buffer, bytes) = next;
             let work = Work::Download {
                 from,
                 buffer,
                 bytes,
             };
-            if let Err(failure) = self.submit(What::Download(id, bytes), work) {
+            if let Err(failure) = self.submit(What::Download(id, bytes), stream, work) {
                 return self.end_transfer(id, Err(failure));
             }
         }
@@ -451,13 +463,13 @@ impl<D: Device> Gpu<D> {
         let Some(full) = upload.filled(n) else {
             return;
         };
-        let over = upload.is_over();
+        let (over, stream) = (upload.is_over(), upload.stream);
         let work = Work::Upload {
             to: full.to,
             buffer: full.buffer,
             bytes: full.bytes,
         };
-        match self.submit(What::Upload(id), work) {
+        match self.submit(What::Upload(id), stream, work) {
             Ok(()) if over => self.end_transfer(id, Ok(CopyToDeviceReply {}.encode())),
             Ok(()) => {}
             Err(failure) => self.end_transfer(id, Err(failure)),
@@ -536,9 +548,7 @@ impl<D: Device> Gpu<D> {
             return Failure::from(error);
         }
         // A device tells of a kernel's fault by whatever is called next.
-        while let Some(done) = self.device.next_done() {
-            self.work_is_over(done);
-        }
+        self.take_done();
         let mut queued = self.queue.values();
         if let Some((kernel, op)) = queued.find_map(Queued::kernel) {
             self.failed_late(kernel, op, error);

@@ -4,22 +4,26 @@ use std::sync::mpsc;
 use std::thread;
 use std::time::Instant;
 
+use vgpu_protocol::op::field::StreamRef;
 use vgpu_protocol::op::{
-    Body, Launch as LaunchRequest, LaunchReply, MemoryAllocateReply, Op, StreamSynchronizeReply,
-    SynchronizeReply,
+    Body, EventSynchronizeReply, Launch as LaunchRequest, LaunchReply, MemoryAllocateReply, Op,
+    StreamSynchronizeReply, SynchronizeReply,
 };
 use vgpu_protocol::session::server::Failure;
 use vgpu_protocol::status::ErrorCode;
 use vgpu_transport::clock;
 
-use super::device::{Answer, Call, Caller, Device, DeviceError, Done, Launch, OUT_OF_MEMORY, Work};
+use super::device::{
+    Answer, Call, Caller, Device, DeviceError, Done, Key, Launch, OUT_OF_MEMORY, Work,
+};
 use super::ranges::counted;
-use super::{BEAT, Event, Gpu, LONGEST_CALL, Refused, invalid, room_of, stream};
+use super::{BEAT, Event, Gpu, LONGEST_CALL, Refused, invalid, room_of};
 
 /// Work in the queue: what for.
 #[derive(Debug)]
 pub(super) struct Queued {
     what: What,
+    stream: Key,
 }
 
 impl Queued {
@@ -43,12 +47,23 @@ pub(super) enum What {
     Other(u32, Op),
 }
 
-/// Someone who waits until the queue is done up to a tag.
+/// Someone who waits.
 #[derive(Debug)]
 pub(super) struct Wait {
     pub(super) id: u32,
     op: Op,
-    until: u64,
+    until: Until,
+}
+
+/// How far the device is to be.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum Until {
+    /// Everything up to this tag is done.
+    All(u64),
+    /// Everything of this stream up to this tag.
+    Stream(Key, u64),
+    /// This one work.
+    Work(u64),
 }
 
 /// Something that is given back when the queue is done up to a tag.
@@ -67,6 +82,8 @@ pub(super) struct Reclaim<M> {
 enum Given<M> {
     Memory(u64),
     Module(M),
+    Stream(Key),
+    Event(Key),
 }
 
 impl<M> Reclaim<M> {
@@ -77,6 +94,26 @@ impl<M> Reclaim<M> {
             until,
             what: Given::Memory(address),
             counted: counted(bytes).unwrap_or(0),
+        }
+    }
+
+    pub(super) fn stream(id: u32, until: u64, stream: Key) -> Self {
+        Self {
+            id,
+            op: Op::StreamDestroy,
+            until,
+            what: Given::Stream(stream),
+            counted: 0,
+        }
+    }
+
+    pub(super) fn event(id: u32, until: u64, event: Key) -> Self {
+        Self {
+            id,
+            op: Op::EventDestroy,
+            until,
+            what: Given::Event(event),
+            counted: 0,
         }
     }
 
@@ -157,19 +194,20 @@ impl<D: Device> Gpu<D> {
     pub(super) fn submit(
         &mut self,
         what: What,
+        stream: Key,
         work: Work<D::Buffer, D::Function>,
     ) -> Result<(), Refused> {
         if let Some(fault) = &self.fault {
             return Err(fault.clone());
         }
         let tag = self.last_tag + 1;
-        if let Err(error) = self.device.submit(tag, work) {
+        if let Err(error) = self.device.submit(tag, stream, work) {
             let (What::Upload(id) | What::Download(id, _) | What::Other(id, _)) = what;
             return Err(self.failure(id, &error));
         }
         self.last_tag = tag;
         self.uploads_queued += usize::from(matches!(what, What::Upload(_)));
-        self.queue.insert(tag, Queued { what });
+        self.queue.insert(tag, Queued { what, stream });
         Ok(())
     }
 
@@ -178,7 +216,7 @@ impl<D: Device> Gpu<D> {
         id: u32,
         launch: LaunchRequest,
     ) -> Result<Option<Vec<u8>>, Refused> {
-        stream(launch.stream)?;
+        let stream = self.streams.key(launch.stream)?;
         let function = self.modules.kernel(launch.module, launch.function)?;
         let (given, wanted) = (
             launch.parameters.as_slice().len(),
@@ -203,20 +241,79 @@ impl<D: Device> Gpu<D> {
             parameters: launch.parameters.into(),
             deadline,
         });
-        self.submit(What::Other(id, Op::Launch), work)?;
+        self.submit(What::Other(id, Op::Launch), stream, work)?;
         Ok(Some(LaunchReply {}.encode()))
     }
 
-    pub(super) fn synchronize(&mut self, id: u32, op: Op) -> Result<Option<Vec<u8>>, Refused> {
-        if self.queue.is_empty() {
+    pub(super) fn synchronize(&mut self, id: u32) -> Result<Option<Vec<u8>>, Refused> {
+        self.wait(id, Op::Synchronize, Until::All(self.last_tag))
+    }
+
+    pub(super) fn stream_synchronize(
+        &mut self,
+        id: u32,
+        stream: StreamRef,
+    ) -> Result<Option<Vec<u8>>, Refused> {
+        let key = self.streams.key(stream)?;
+        let until = Until::Stream(key, self.last_tag);
+        self.wait(id, Op::StreamSynchronize, until)
+    }
+
+    /// Answers request `id` when the device has come so far.
+    pub(super) fn wait(
+        &mut self,
+        id: u32,
+        op: Op,
+        until: Until,
+    ) -> Result<Option<Vec<u8>>, Refused> {
+        self.take_done();
+        self.sound()?;
+        if self.is_reached(until) {
             return Ok(Some(self.told_time(op)));
         }
-        self.device
-            .wake_at_end()
-            .map_err(|error| self.failure(id, &error))?;
-        let until = self.last_tag;
+        let mut streams: Vec<Key> = match until {
+            Until::All(_) => self.queue.values().map(|queued| queued.stream).collect(),
+            Until::Stream(key, _) => vec![key],
+            Until::Work(tag) => self
+                .queue
+                .get(&tag)
+                .map(|queued| queued.stream)
+                .into_iter()
+                .collect(),
+        };
+        streams.sort_unstable();
+        streams.dedup();
+        for stream in streams {
+            self.device
+                .wake_at_end(stream)
+                .map_err(|error| self.failure(id, &error))?;
+        }
         self.waits.push(Wait { id, op, until });
         Ok(None)
+    }
+
+    /// Whether the device is known to be so far.
+    pub(super) fn is_reached(&self, until: Until) -> bool {
+        match until {
+            Until::All(tag) => self.is_done(tag),
+            Until::Stream(key, tag) => {
+                let mut before = self.queue.range(..=tag);
+                !before.any(|(_, queued)| queued.stream == key)
+            }
+            Until::Work(tag) => !self.queue.contains_key(&tag),
+        }
+    }
+
+    /// Nothing, while no fault has ended the context.
+    pub(super) fn sound(&self) -> Result<(), Refused> {
+        self.fault.clone().map_or(Ok(()), Err)
+    }
+
+    /// Takes note of what the device has done.
+    pub(super) fn take_done(&mut self) {
+        while let Some(done) = self.device.next_done() {
+            self.work_is_over(done);
+        }
     }
 
     /// The answer to whoever has waited.
@@ -224,6 +321,7 @@ impl<D: Device> Gpu<D> {
         let device_ns = std::mem::take(&mut self.untold_ns);
         match op {
             Op::StreamSynchronize => StreamSynchronizeReply { device_ns }.encode(),
+            Op::EventSynchronize => EventSynchronizeReply { device_ns }.encode(),
             _ => SynchronizeReply { device_ns }.encode(),
         }
     }
@@ -233,9 +331,7 @@ impl<D: Device> Gpu<D> {
         if self.lost {
             return;
         }
-        while let Some(done) = self.device.next_done() {
-            self.work_is_over(done);
-        }
+        self.take_done();
         self.take_answer();
         self.go_on();
         self.beat();
@@ -305,7 +401,11 @@ impl<D: Device> Gpu<D> {
 
     /// Does what was waiting, as far as it can be done now.
     pub(super) fn go_on(&mut self) {
-        while let Some(at) = self.waits.iter().position(|wait| self.is_done(wait.until)) {
+        while let Some(at) = self
+            .waits
+            .iter()
+            .position(|wait| self.is_reached(wait.until))
+        {
             let wait = self.waits.swap_remove(at);
             let body = self.told_time(wait.op);
             self.done(wait.id, Ok(body));
@@ -327,6 +427,15 @@ impl<D: Device> Gpu<D> {
                 let call = match first.what {
                     Given::Memory(address) => Call::Free(address),
                     Given::Module(module) => Call::Unload(module),
+                    Given::Stream(key) => {
+                        self.device.drop_stream(key);
+                        self.stream_is_gone();
+                        continue;
+                    }
+                    Given::Event(key) => {
+                        self.device.drop_event(key);
+                        continue;
+                    }
                 };
                 self.call(purpose, call);
             } else if let Some((image, load)) = self.whole.pop_front() {

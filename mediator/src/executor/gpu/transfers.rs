@@ -6,7 +6,7 @@
 
 use std::collections::VecDeque;
 
-use super::device::{Device, DeviceError};
+use super::device::{Device, DeviceError, Key};
 use crate::session::INITIAL_CREDIT;
 
 /// Bytes of a large buffer.
@@ -113,6 +113,7 @@ impl<B: AsRef<[u8]>> Pool<B> {
 #[derive(Debug)]
 pub(super) struct Upload<B> {
     pub(super) id: u32,
+    pub(super) stream: Key,
     share: Share,
     /// Where the next bytes that come belong.
     to: u64,
@@ -131,10 +132,17 @@ pub(super) struct Full<B> {
 
 impl<B: AsRef<[u8]> + AsMut<[u8]>> Upload<B> {
     /// Begins one; also says how many bytes may come beyond the first.
-    pub(super) fn new(id: u32, to: u64, bytes: u64, pool: &mut Pool<B>) -> (Self, u64) {
+    pub(super) fn new(
+        id: u32,
+        stream: Key,
+        to: u64,
+        bytes: u64,
+        pool: &mut Pool<B>,
+    ) -> (Self, u64) {
         let share = pool.share(bytes);
         let upload = Self {
             id,
+            stream,
             share,
             to,
             left: bytes,
@@ -199,6 +207,7 @@ impl<B: AsRef<[u8]> + AsMut<[u8]>> Upload<B> {
 #[derive(Debug)]
 pub(super) struct Download<B> {
     pub(super) id: u32,
+    pub(super) stream: Key,
     share: Share,
     /// What is to be asked of the device next.
     from: u64,
@@ -213,9 +222,10 @@ pub(super) struct Download<B> {
 }
 
 impl<B: AsRef<[u8]> + AsMut<[u8]>> Download<B> {
-    pub(super) fn new(id: u32, from: u64, bytes: u64, pool: &mut Pool<B>) -> Self {
+    pub(super) fn new(id: u32, stream: Key, from: u64, bytes: u64, pool: &mut Pool<B>) -> Self {
         Self {
             id,
+            stream,
             share: pool.share(bytes),
             from,
             left: bytes,

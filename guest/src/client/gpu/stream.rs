@@ -1,0 +1,228 @@
+//! Streams and events.
+
+use std::ops::Deref;
+use std::sync::Arc;
+use std::time::Duration;
+
+use vgpu_protocol::handle::Handle;
+use vgpu_protocol::op::{
+    EventCreate, EventElapsed, EventQuery, EventRecord, EventSynchronize, StreamCreate,
+    StreamQuery, StreamSynchronize, StreamWaitEvent,
+};
+
+use super::{Device, Dropped, explained, lock, told};
+use crate::error::Result;
+
+/// `CU_STREAM_NON_BLOCKING`.
+const NON_BLOCKING: u32 = 1;
+
+/// An order of work of its own, beside that of other streams: every method of [`Device`] that sends work to
+/// the device sends it to this stream when it is called on one. Destroyed when the last clone is dropped, once its
+/// work is done.
+///
+/// ```no_run
+/// # use vgpu_guest::{Client, Device, Options};
+/// # let device = Device::new(Client::from_env(&Options::default())?)?;
+/// let (one, other) = (device.new_stream()?, device.new_stream()?);
+/// let there = one.clone_htod(&[1.0f32; 1000])?;
+/// let event = one.record_event()?;
+/// other.wait(&event)?;
+/// let back = other.clone_dtoh(&there)?;
+/// # Ok::<(), vgpu_guest::Error>(())
+/// ```
+#[derive(Debug, Clone)]
+pub struct Stream(Device);
+
+#[derive(Debug)]
+pub(super) struct Opened {
+    device: Device,
+    pub(super) handle: Handle,
+}
+
+impl Drop for Opened {
+    fn drop(&mut self) {
+        self.device.drop_on_device(Dropped::Stream(self.handle));
+    }
+}
+
+/// A point in a stream, which others can wait for. Destroyed when it is dropped.
+#[derive(Debug)]
+pub struct Event {
+    device: Device,
+    handle: Handle,
+}
+
+impl Drop for Event {
+    fn drop(&mut self) {
+        self.device.drop_on_device(Dropped::Event(self.handle));
+    }
+}
+
+impl Device {
+    /// A stream that runs beside the default stream and all others.
+    ///
+    /// # Errors
+    /// As many as this session may have are open; the session failed.
+    pub fn new_stream(&self) -> Result<Stream> {
+        const DOING: &str = "new stream";
+        let handle = lock(&self.shared.streams).mint();
+        let Some(stream) = handle else {
+            return Err(self.wrong(DOING, "as many streams as this session may have"));
+        };
+        let opened = Opened {
+            device: self.base(),
+            handle: stream,
+        };
+        let request = StreamCreate {
+            stream,
+            flags: NON_BLOCKING,
+            priority: 0,
+        };
+        self.send(DOING, request)?;
+        Ok(Stream(Self {
+            stream: Some(Arc::new(opened)),
+            ..self.base()
+        }))
+    }
+
+    /// An event that was not recorded yet.
+    ///
+    /// # Errors
+    /// As many as this session may have are there; the session failed.
+    pub fn new_event(&self) -> Result<Event> {
+        const DOING: &str = "new event";
+        let handle = lock(&self.shared.events).mint();
+        let Some(handle) = handle else {
+            return Err(self.wrong(DOING, "as many events as this session may have"));
+        };
+        let event = Event {
+            device: self.base(),
+            handle,
+        };
+        let request = EventCreate {
+            event: handle,
+            flags: 0,
+        };
+        self.send(DOING, request)?;
+        Ok(event)
+    }
+
+    /// Has `event` come when this stream has done what was sent to it before; on a device, the default stream.
+    ///
+    /// # Errors
+    /// The session failed.
+    pub fn record(&self, event: &Event) -> Result<()> {
+        const DOING: &str = "record an event";
+        self.check_session(DOING, &event.device)?;
+        let (event, stream) = (event.handle, self.stream_ref());
+        self.send(DOING, EventRecord { event, stream })
+    }
+
+    /// A new event that comes when this stream has done what was sent to it before.
+    ///
+    /// # Errors
+    /// Those of [`new_event`](Self::new_event).
+    pub fn record_event(&self) -> Result<Event> {
+        let event = self.new_event()?;
+        self.record(&event)?;
+        Ok(event)
+    }
+
+    /// Has what is sent to this stream from now on wait for `event`, as it was recorded last.
+    ///
+    /// # Errors
+    /// The session failed.
+    pub fn wait(&self, event: &Event) -> Result<()> {
+        const DOING: &str = "wait for an event";
+        self.check_session(DOING, &event.device)?;
+        let (event, stream) = (event.handle, self.stream_ref());
+        self.send(DOING, StreamWaitEvent { stream, event })
+    }
+}
+
+impl Deref for Stream {
+    type Target = Device;
+
+    fn deref(&self) -> &Device {
+        &self.0
+    }
+}
+
+impl Stream {
+    /// The same stream on a lane of its own, for another thread.
+    ///
+    /// # Errors
+    /// Those of [`Client::lane`](crate::Client::lane).
+    pub fn lane(&self) -> Result<Self> {
+        Ok(Self(Device {
+            stream: self.0.stream.clone(),
+            ..self.0.lane()?
+        }))
+    }
+
+    /// Waits until everything that was sent to this stream before is done. Returns how long the device ran kernels
+    /// of this session since the last time that this was told to anybody.
+    ///
+    /// # Errors
+    /// Something that was sent before has failed; the session failed.
+    pub fn synchronize(&self) -> Result<Duration> {
+        const DOING: &str = "synchronize a stream";
+        let stream = self.0.stream_ref();
+        let mut client = self.0.client()?;
+        let reply = client.request(DOING, StreamSynchronize { stream });
+        let reply = told(&mut client, DOING, reply)?;
+        Ok(Duration::from_nanos(reply.device_ns))
+    }
+
+    /// Whether everything that was sent to this stream before is done.
+    ///
+    /// # Errors
+    /// The context has ended; the session failed.
+    pub fn is_done(&self) -> Result<bool> {
+        let stream = self.0.stream_ref();
+        let reply = self.0.ask("look at a stream", StreamQuery { stream })?;
+        Ok(reply.done != 0)
+    }
+}
+
+impl Event {
+    /// Waits until it has come, as it was recorded last.
+    ///
+    /// # Errors
+    /// Something that was sent before has failed; the session failed.
+    pub fn synchronize(&self) -> Result<()> {
+        const DOING: &str = "wait for an event";
+        let event = self.handle;
+        let mut client = self.device.client()?;
+        let reply = client.request(DOING, EventSynchronize { event });
+        told(&mut client, DOING, reply).map(drop)
+    }
+
+    /// Whether it has come, as it was recorded last, or was never recorded.
+    ///
+    /// # Errors
+    /// The context has ended; the session failed.
+    pub fn is_done(&self) -> Result<bool> {
+        let event = self.handle;
+        let reply = self.device.ask("look at an event", EventQuery { event })?;
+        Ok(reply.done != 0)
+    }
+
+    /// The time from `start` to this one, on the device; nothing where it came before. Both have come.
+    ///
+    /// # Errors
+    /// One of them has not come (`CUDA_ERROR_NOT_READY`), or was never recorded (`CUDA_ERROR_INVALID_HANDLE`); the
+    /// session failed.
+    pub fn elapsed_since(&self, start: &Event) -> Result<Duration> {
+        const DOING: &str = "time between events";
+        self.device.check_session(DOING, &start.device)?;
+        let request = EventElapsed {
+            start: start.handle,
+            end: self.handle,
+        };
+        let mut client = self.device.client()?;
+        let reply = client.request(DOING, request);
+        let reply = explained(&mut client, reply)?;
+        Ok(Duration::from_nanos(reply.nanoseconds))
+    }
+}

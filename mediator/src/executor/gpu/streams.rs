@@ -1,0 +1,265 @@
+//! Streams and events: by the guest's handles here, by keys of their own on the device.
+
+use vgpu_protocol::handle::{Handle, HandleKind, HandleTable};
+use vgpu_protocol::op::field::StreamRef;
+use vgpu_protocol::op::{
+    Body, EVENT_FLAGS, EventCreate, EventCreateReply, EventDestroyReply, EventElapsed,
+    EventElapsedReply, EventQueryReply, EventRecord, EventRecordReply, Op, STREAM_FLAGS,
+    StreamCreate, StreamCreateReply, StreamDestroyReply, StreamQueryReply, StreamWaitEvent,
+    StreamWaitEventReply,
+};
+use vgpu_protocol::session::server::Failure;
+use vgpu_protocol::status::ErrorCode;
+
+use super::device::{Device, DeviceError, Key, Work};
+use super::queue::{Reclaim, Until, What};
+use super::{Gpu, Refused, invalid, refused};
+
+/// Streams of a session at most.
+const MOST_STREAMS: u32 = 512;
+
+/// `CU_EVENT_DISABLE_TIMING`.
+const DISABLE_TIMING: u32 = 2;
+
+/// `CUDA_ERROR_INVALID_HANDLE` and `CUDA_ERROR_NOT_READY`.
+const INVALID_HANDLE: i32 = 400;
+const NOT_READY: i32 = 600;
+
+/// The streams and events of a session.
+pub(super) struct Streams {
+    streams: HandleTable<Result<Key, Failure>>,
+    open_streams: u32,
+    events: HandleTable<Result<Event, Failure>>,
+    /// Every stream and event has a key that none had before; 0 is the default stream.
+    last_key: Key,
+}
+
+#[derive(Debug, Clone, Copy)]
+struct Event {
+    key: Key,
+    has_time: bool,
+    /// The work that recorded it last.
+    recorded: Option<u64>,
+}
+
+impl Streams {
+    pub(super) fn new(most: u32) -> Self {
+        Self {
+            streams: HandleTable::new(HandleKind::Stream, most),
+            open_streams: 0,
+            events: HandleTable::new(HandleKind::Event, most),
+            last_key: 0,
+        }
+    }
+
+    fn next_key(&mut self) -> Key {
+        self.last_key += 1;
+        self.last_key
+    }
+
+    /// The stream that `stream` means.
+    pub(super) fn key(&mut self, stream: StreamRef) -> Result<Key, Refused> {
+        let Some(handle) = stream.handle() else {
+            return Ok(0);
+        };
+        match self.streams.get_mut(handle) {
+            Ok(Ok(key)) => Ok(*key),
+            Ok(Err(failure)) => Err(failure.clone()),
+            Err(error) => Err(refused(ErrorCode::Handle, format!("{handle:?} {error}"))),
+        }
+    }
+
+    fn event(&mut self, handle: Handle) -> Result<&mut Event, Refused> {
+        match self.events.get_mut(handle) {
+            Ok(Ok(event)) => Ok(event),
+            Ok(Err(failure)) => Err(failure.clone()),
+            Err(error) => Err(refused(ErrorCode::Handle, format!("{handle:?} {error}"))),
+        }
+    }
+}
+
+fn unknown_flags(flags: u32) -> Refused {
+    invalid(format!("flags are {flags:#x}, which has unknown bits"))
+}
+
+impl<D: Device> Gpu<D> {
+    pub(super) fn stream_create(
+        &mut self,
+        create: &StreamCreate,
+    ) -> Result<Option<Vec<u8>>, Refused> {
+        let key = self.streams.next_key();
+        let handle = create.stream;
+        let opened = self.streams.streams.open(handle, Ok(key));
+        opened.map_err(|error| refused(ErrorCode::Handle, format!("{handle:?} {error}")))?;
+        let made = self.make_stream(key, create);
+        if let Err(failure) = made {
+            if let Ok(stream) = self.streams.streams.get_mut(handle) {
+                *stream = Err(failure.clone());
+            }
+            return Err(failure);
+        }
+        self.streams.open_streams += 1;
+        Ok(Some(StreamCreateReply {}.encode()))
+    }
+
+    fn make_stream(&mut self, key: Key, create: &StreamCreate) -> Result<(), Refused> {
+        if create.flags & !STREAM_FLAGS != 0 {
+            return Err(unknown_flags(create.flags));
+        }
+        if self.streams.open_streams >= MOST_STREAMS {
+            let text = format!("{MOST_STREAMS} streams are open, and no more are allowed");
+            return Err(refused(ErrorCode::QuotaHandles, text));
+        }
+        let made = self.device.make_stream(key, create.flags, create.priority);
+        made.map_err(|error| self.failure(0, &error))
+    }
+
+    pub(super) fn stream_destroy(
+        &mut self,
+        id: u32,
+        handle: Handle,
+    ) -> Result<Option<Vec<u8>>, Refused> {
+        let closed = self.streams.streams.close(handle);
+        let closed =
+            closed.map_err(|error| refused(ErrorCode::Handle, format!("{handle:?} {error}")))?;
+        if let Ok(key) = closed {
+            self.reclaim(Reclaim::stream(id, self.last_tag, key));
+        }
+        Ok(Some(StreamDestroyReply {}.encode()))
+    }
+
+    /// A stream is gone from the device.
+    pub(super) fn stream_is_gone(&mut self) {
+        self.streams.open_streams -= 1;
+    }
+
+    pub(super) fn stream_query(&mut self, stream: StreamRef) -> Result<Option<Vec<u8>>, Refused> {
+        let key = self.streams.key(stream)?;
+        self.take_done();
+        self.sound()?;
+        let done = u8::from(self.is_reached(Until::Stream(key, self.last_tag)));
+        Ok(Some(StreamQueryReply { done }.encode()))
+    }
+
+    pub(super) fn stream_wait_event(
+        &mut self,
+        id: u32,
+        wait: &StreamWaitEvent,
+    ) -> Result<Option<Vec<u8>>, Refused> {
+        let stream = self.streams.key(wait.stream)?;
+        let event = self.streams.event(wait.event)?;
+        if event.recorded.is_some() {
+            let key = event.key;
+            self.submit(
+                What::Other(id, Op::StreamWaitEvent),
+                stream,
+                Work::Wait(key),
+            )?;
+        }
+        Ok(Some(StreamWaitEventReply {}.encode()))
+    }
+
+    pub(super) fn event_create(
+        &mut self,
+        create: &EventCreate,
+    ) -> Result<Option<Vec<u8>>, Refused> {
+        let event = Event {
+            key: self.streams.next_key(),
+            has_time: create.flags & DISABLE_TIMING == 0,
+            recorded: None,
+        };
+        let handle = create.event;
+        let opened = self.streams.events.open(handle, Ok(event));
+        opened.map_err(|error| refused(ErrorCode::Handle, format!("{handle:?} {error}")))?;
+        let made = match create.flags & !EVENT_FLAGS {
+            0 => self
+                .device
+                .make_event(event.key, event.has_time)
+                .map_err(|error| self.failure(0, &error)),
+            _ => Err(unknown_flags(create.flags)),
+        };
+        if let Err(failure) = made {
+            if let Ok(event) = self.streams.events.get_mut(handle) {
+                *event = Err(failure.clone());
+            }
+            return Err(failure);
+        }
+        Ok(Some(EventCreateReply {}.encode()))
+    }
+
+    pub(super) fn event_destroy(
+        &mut self,
+        id: u32,
+        handle: Handle,
+    ) -> Result<Option<Vec<u8>>, Refused> {
+        let closed = self.streams.events.close(handle);
+        let closed =
+            closed.map_err(|error| refused(ErrorCode::Handle, format!("{handle:?} {error}")))?;
+        if let Ok(event) = closed {
+            self.reclaim(Reclaim::event(id, self.last_tag, event.key));
+        }
+        Ok(Some(EventDestroyReply {}.encode()))
+    }
+
+    pub(super) fn event_record(
+        &mut self,
+        id: u32,
+        record: &EventRecord,
+    ) -> Result<Option<Vec<u8>>, Refused> {
+        let stream = self.streams.key(record.stream)?;
+        let key = self.streams.event(record.event)?.key;
+        self.submit(What::Other(id, Op::EventRecord), stream, Work::Record(key))?;
+        let recorded = self.last_tag;
+        self.streams.event(record.event)?.recorded = Some(recorded);
+        Ok(Some(EventRecordReply {}.encode()))
+    }
+
+    pub(super) fn event_query(&mut self, handle: Handle) -> Result<Option<Vec<u8>>, Refused> {
+        let recorded = self.streams.event(handle)?.recorded;
+        self.take_done();
+        self.sound()?;
+        let done = recorded.is_none_or(|tag| self.is_reached(Until::Work(tag)));
+        let done = u8::from(done);
+        Ok(Some(EventQueryReply { done }.encode()))
+    }
+
+    pub(super) fn event_synchronize(
+        &mut self,
+        id: u32,
+        handle: Handle,
+    ) -> Result<Option<Vec<u8>>, Refused> {
+        let recorded = self.streams.event(handle)?.recorded;
+        // One that was never recorded has nothing before it.
+        let until = Until::Work(recorded.unwrap_or(0));
+        self.wait(id, Op::EventSynchronize, until)
+    }
+
+    pub(super) fn event_elapsed(
+        &mut self,
+        elapsed: &EventElapsed,
+    ) -> Result<Option<Vec<u8>>, Refused> {
+        let events = [elapsed.start, elapsed.end];
+        let mut keys = [0; 2];
+        self.take_done();
+        self.sound()?;
+        for (handle, key) in events.into_iter().zip(&mut keys) {
+            let event = *self.streams.event(handle)?;
+            let error = match event.recorded {
+                _ if !event.has_time => Some((INVALID_HANDLE, "has no time")),
+                None => Some((INVALID_HANDLE, "was never recorded")),
+                Some(tag) if !self.is_reached(Until::Work(tag)) => {
+                    Some((NOT_READY, "has not come yet"))
+                }
+                Some(_) => None,
+            };
+            if let Some((code, words)) = error {
+                let error = DeviceError::new(code, format!("{handle:?} {words}"));
+                return Err(Failure::from(&error));
+            }
+            *key = event.key;
+        }
+        let between = self.device.elapsed_ns(keys[0], keys[1]);
+        let nanoseconds = between.map_err(|error| self.failure(0, &error))?;
+        Ok(Some(EventElapsedReply { nanoseconds }.encode()))
+    }
+}
