@@ -99,7 +99,73 @@ pub struct GuestRule {
     /// Sessions it may have at once, where that is not the general limit.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub max_sessions: Option<u32>,
+    /// What each of its sessions may have of a device, where that is not the general limit.
+    #[serde(flatten)]
+    pub share: Share,
 }
+
+/// What a session may have of a device; what is not said is not limited here.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct Share {
+    /// MiB of device memory.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub memory_mib: Option<u32>,
+    /// Seconds that a kernel may run.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub kernel_timeout_s: Option<u32>,
+    /// Objects of each kind: allocations, modules, streams, events.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub max_objects: Option<u32>,
+}
+
+impl Share {
+    /// This one, and `general` for what it does not say.
+    #[must_use]
+    pub fn or(self, general: Self) -> Self {
+        Self {
+            memory_mib: self.memory_mib.or(general.memory_mib),
+            kernel_timeout_s: self.kernel_timeout_s.or(general.kernel_timeout_s),
+            max_objects: self.max_objects.or(general.max_objects),
+        }
+    }
+
+    /// The less of each.
+    fn least(self, other: Self) -> Self {
+        let least = |one: Option<u32>, other: Option<u32>| match (one, other) {
+            (Some(one), Some(other)) => Some(one.min(other)),
+            (one, other) => one.or(other),
+        };
+        Self {
+            memory_mib: least(self.memory_mib, other.memory_mib),
+            kernel_timeout_s: least(self.kernel_timeout_s, other.kernel_timeout_s),
+            max_objects: least(self.max_objects, other.max_objects),
+        }
+    }
+
+    /// Whether it says anything that no session can be run with.
+    ///
+    /// # Errors
+    /// Which setting, and why.
+    pub fn check(self) -> Result<(), String> {
+        let settings = [
+            ("memory_mib", self.memory_mib),
+            ("kernel_timeout_s", self.kernel_timeout_s),
+            ("max_objects", self.max_objects),
+        ];
+        if let Some((name, _)) = settings.iter().find(|(_, value)| *value == Some(0)) {
+            return Err(format!("{name} is 0; it must be at least 1"));
+        }
+        match self.max_objects {
+            Some(most) if most > MOST_OBJECTS => Err(format!(
+                "max_objects is {most}; at most {MOST_OBJECTS} are possible"
+            )),
+            _ => Ok(()),
+        }
+    }
+}
+
+/// Objects of each kind that any session can have.
+pub const MOST_OBJECTS: u32 = 1 << 16;
 
 /// A guest as dom0 knows it.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -174,6 +240,18 @@ impl Policy {
         }
     }
 
+    /// What the rules give a session of a guest; of several, the least.
+    pub fn share(&self, guest: &Identity) -> Share {
+        let rules = self.guests.iter().filter(|(key, _)| guest.is(key));
+        rules.fold(Share::default(), |share, (_, rule)| share.least(rule.share))
+    }
+
+    /// The same of one that is known by a name alone.
+    pub fn share_of_name(&self, name: &str) -> Share {
+        let rule = self.guests.get(&GuestKey::Name(name.to_owned()));
+        rule.map_or_else(Share::default, |rule| rule.share)
+    }
+
     /// Judges a guest.
     pub fn judge(&self, guest: &Identity) -> Judgement {
         let mut allowed: Option<Judgement> = None;
@@ -230,6 +308,7 @@ mod tests {
                     GuestRule {
                         allow,
                         max_sessions,
+                        share: Share::default(),
                     },
                 )
             })
@@ -343,5 +422,74 @@ mod tests {
         );
         assert_eq!(unnamed.to_string(), "guest 7");
         assert_eq!(guest().to_string(), "guest 7 (web-1)");
+    }
+
+    #[test]
+    fn of_several_rules_the_least_share_counts_and_a_general_one_fills_in() {
+        let mut policy = policy(false, &[("web-1", true, None), ("7", true, None)]);
+        let (web, seven) = ("web-1".parse().unwrap(), "7".parse().unwrap());
+        policy.guests.get_mut(&web).unwrap().share = Share {
+            memory_mib: Some(100),
+            kernel_timeout_s: Some(5),
+            max_objects: None,
+        };
+        policy.guests.get_mut(&seven).unwrap().share = Share {
+            memory_mib: Some(200),
+            ..Share::default()
+        };
+        let guest = Identity {
+            domid: 7,
+            name: Some("web-1".into()),
+            uuid: None,
+        };
+        let general = Share {
+            memory_mib: Some(1),
+            kernel_timeout_s: Some(60),
+            max_objects: Some(9),
+        };
+        let share = policy.share(&guest).or(general);
+        assert_eq!(share.memory_mib, Some(100));
+        assert_eq!(share.kernel_timeout_s, Some(5));
+        assert_eq!(share.max_objects, Some(9));
+        let stranger = Identity {
+            domid: 8,
+            ..Identity::default()
+        };
+        assert_eq!(policy.share(&stranger), Share::default());
+        assert_eq!(policy.share_of_name("web-1").memory_mib, Some(100));
+        assert_eq!(policy.share_of_name("other"), Share::default());
+        for (share, words) in [
+            (
+                Share {
+                    memory_mib: Some(0),
+                    ..general
+                },
+                "memory_mib is 0",
+            ),
+            (
+                Share {
+                    kernel_timeout_s: Some(0),
+                    ..general
+                },
+                "kernel_timeout_s is 0",
+            ),
+            (
+                Share {
+                    max_objects: Some(0),
+                    ..general
+                },
+                "max_objects is 0",
+            ),
+            (
+                Share {
+                    max_objects: Some(70_000),
+                    ..general
+                },
+                "at most 65536",
+            ),
+        ] {
+            assert!(share.check().unwrap_err().contains(words));
+        }
+        assert_eq!(general.check(), Ok(()));
     }
 }

@@ -13,7 +13,8 @@ use nix::sys::signal::Signal;
 use support::{
     Killed, Mediator, add, descriptors, is_running, options, run, stderr, stdout, wait_until,
 };
-use vgpu_guest::{Cause, Client, Side};
+use vgpu_guest::{Cause, Client, Device, LaunchConfig, Side};
+use vgpu_protocol::status::{ErrorCode, Status};
 
 /// Names in a directory, but for the log.
 fn leftovers(directory: &std::path::Path) -> Vec<String> {
@@ -67,6 +68,42 @@ fn vectors_of_all_sizes_by_two_guests_at_once_and_again() {
     });
     mediator.stop();
     assert_eq!(leftovers(directory.path()), [""; 0]);
+}
+
+#[test]
+fn a_session_has_the_share_of_a_device_that_the_configuration_says() {
+    let directory = tempfile::tempdir().unwrap();
+    let config = directory.path().join("m.toml");
+    let limits = "[limits]\nmemory_mib = 8\nkernel_timeout_s = 1\nmax_objects = 5\n";
+    fs::write(&config, limits).unwrap();
+    let mediator = Mediator::start(directory.path(), &["--config", config.to_str().unwrap()]);
+    let device = Device::new(mediator.connect().unwrap()).unwrap();
+    assert_eq!(device.total_memory(), 8 << 20);
+    assert_eq!(device.memory_info().unwrap(), (8 << 20, 8 << 20));
+    let most = device.alloc::<u8>(8 << 20).unwrap();
+    let refused = |error: vgpu_guest::Error, code: ErrorCode| {
+        assert_eq!(error.status(), Some(code.into()), "{error}");
+    };
+    refused(device.alloc::<u8>(1).unwrap_err(), ErrorCode::QuotaMemory);
+    drop(most);
+    let _five = [0; 5].map(|_| device.alloc::<u8>(1).unwrap());
+    refused(device.alloc::<u8>(1).unwrap_err(), ErrorCode::QuotaHandles);
+    device.synchronize().unwrap();
+    // A kernel's own wish does not lengthen its time.
+    let kernel = b".version 6.0\n.target sm_50\n.address_size 64\n.visible .entry spin()\n\
+                   {\nagain: bra again;\n}\n";
+    let spin = device
+        .load_module(kernel)
+        .unwrap()
+        .load_function("spin")
+        .unwrap();
+    let launch = device
+        .launch_builder(&spin)
+        .deadline(Duration::from_secs(3600));
+    launch.launch(LaunchConfig::for_num_elems(1)).unwrap();
+    let error = device.synchronize().unwrap_err();
+    assert_eq!(error.status(), Some(Status::Cuda(702)), "{error}");
+    mediator.stop();
 }
 
 #[test]

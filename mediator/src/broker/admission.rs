@@ -16,6 +16,7 @@ use super::who::{AccountKey, Road, Who};
 use super::xen::{Announced, Command, Event, XenGuests};
 use super::{Broker, KICK_TIME};
 use crate::failure::Failure;
+use crate::policy::Share;
 use crate::worker::spec::{Carrier, Spec, Turned};
 
 /// Workers at once that only tell a guest why it is turned away; beyond them guests are just
@@ -349,6 +350,20 @@ impl Broker<'_> {
         }
     }
 
+    /// What the rules for a guest give its sessions of a device.
+    fn share(&self, who: &Who) -> Share {
+        let policy = &self.config.policy;
+        match who {
+            Who::Xen(guest, _) => policy.share(guest),
+            Who::File(place) | Who::FileSession(place, _) => match &place.guest {
+                Some(guest) => policy.share_of_name(&guest.to_string()),
+                None => Share::default(),
+            },
+            // Over TCP its name is known when the worker is there already.
+            Who::Tcp { .. } | Who::Local { .. } | Who::Unix { .. } | Who::Dom0 => Share::default(),
+        }
+    }
+
     fn spec(&self, id: u64, who: &Who, carrier: Carrier, refusal: Option<Turned>) -> Spec {
         let limits = &self.config.limits;
         Spec {
@@ -364,6 +379,7 @@ impl Broker<'_> {
             idle_timeout_s: limits.idle_timeout_s,
             stall_timeout_s: limits.stall_timeout_s,
             file_silence_s: limits.file_silence_s,
+            share: self.share(who).or(limits.share()),
             refusal,
             verbose: self.verbose,
         }

@@ -10,7 +10,7 @@ use vgpu_transport::endpoint::{Endpoint, parse_list};
 
 use super::Limits;
 use crate::executor::ExecutorChoice;
-use crate::policy::{GuestKey, GuestRule};
+use crate::policy::{GuestKey, GuestRule, Share};
 
 /// The whole file.
 #[derive(Debug, Default, Deserialize)]
@@ -118,6 +118,9 @@ impl<'de> Deserialize<'de> for Rule {
         struct Table {
             allow: bool,
             max_sessions: Option<u32>,
+            memory_mib: Option<u32>,
+            kernel_timeout_s: Option<u32>,
+            max_objects: Option<u32>,
         }
         struct Notations;
         impl<'de> Visitor<'de> for Notations {
@@ -131,6 +134,7 @@ impl<'de> Deserialize<'de> for Rule {
                 Ok(GuestRule {
                     allow,
                     max_sessions: None,
+                    share: Share::default(),
                 })
             }
 
@@ -144,9 +148,16 @@ impl<'de> Deserialize<'de> for Rule {
 
             fn visit_map<A: MapAccess<'de>>(self, table: A) -> Result<GuestRule, A::Error> {
                 let table = Table::deserialize(MapAccessDeserializer::new(table))?;
+                let share = Share {
+                    memory_mib: table.memory_mib,
+                    kernel_timeout_s: table.kernel_timeout_s,
+                    max_objects: table.max_objects,
+                };
+                share.check().map_err(A::Error::custom)?;
                 Ok(GuestRule {
                     allow: table.allow,
                     max_sessions: table.max_sessions,
+                    share,
                 })
             }
         }

@@ -4,6 +4,8 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
+use crate::policy::{MOST_OBJECTS, Share};
+
 /// What guests may take. `dist/mediatord.toml` describes each for administrators.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
@@ -28,6 +30,12 @@ pub struct Limits {
     pub file_silence_s: u32,
     /// Seconds that running requests get when the mediator stops.
     pub drain_timeout_s: u32,
+    /// MiB of device memory of a session; none is the device's own, of which the cpu executor has 1024 at most.
+    pub memory_mib: Option<u32>,
+    /// Seconds that a kernel may run.
+    pub kernel_timeout_s: u32,
+    /// Objects of each kind of a session: allocations, modules, streams, events.
+    pub max_objects: u32,
 }
 
 impl Default for Limits {
@@ -43,6 +51,9 @@ impl Default for Limits {
             stall_timeout_s: 30,
             file_silence_s: 20,
             drain_timeout_s: 10,
+            memory_mib: None,
+            kernel_timeout_s: 60,
+            max_objects: MOST_OBJECTS,
         }
     }
 }
@@ -53,7 +64,19 @@ impl Limits {
         Duration::from_secs(self.drain_timeout_s.into())
     }
 
+    /// What sessions get of a device where no rule for their guest says more.
+    pub fn share(&self) -> Share {
+        Share {
+            memory_mib: self.memory_mib,
+            kernel_timeout_s: Some(self.kernel_timeout_s),
+            max_objects: Some(self.max_objects),
+        }
+    }
+
     pub(super) fn check(&self) -> Result<(), String> {
+        self.share()
+            .check()
+            .map_err(|error| format!("limits.{error}"))?;
         let at_least_one = [
             ("max_sessions", u64::from(self.max_sessions)),
             ("max_sessions_per_guest", self.max_sessions_per_guest.into()),

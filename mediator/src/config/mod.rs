@@ -297,6 +297,21 @@ mod tests {
     }
 
     #[test]
+    fn shares_of_a_device_are_said_for_all_and_for_one() {
+        let text = "listen = 'xen:'\n[limits]\nmemory_mib = 64\nkernel_timeout_s = 7\n[guests]\n\
+                    render = { allow = true, memory_mib = 8192, max_objects = 10 }\n";
+        let config = load(text, &[]).unwrap();
+        let general = config.limits.share();
+        assert_eq!(general.memory_mib, Some(64));
+        assert_eq!(general.kernel_timeout_s, Some(7));
+        let render = config.policy.share_of_name("render").or(general);
+        assert_eq!(render.memory_mib, Some(8192));
+        assert_eq!(render.kernel_timeout_s, Some(7));
+        assert_eq!(render.max_objects, Some(10));
+        assert_eq!(load(&config.to_toml(), &[]).unwrap(), config);
+    }
+
+    #[test]
     fn mistakes_are_named_with_their_line() {
         let cases = [
             (
@@ -325,6 +340,16 @@ mod tests {
                 "[limits]\nmax_sessions = 99999999\n",
                 "m.toml",
                 "at most 512",
+            ),
+            (
+                "[limits]\nkernel_timeout_s = 0\n",
+                "m.toml",
+                "limits.kernel_timeout_s is 0",
+            ),
+            (
+                "[guests]\nweb = { allow = true, memory_mib = 0 }\n",
+                "m.toml, line 2",
+                "memory_mib is 0",
             ),
             ("[guests]\n40000 = true\n", "m.toml, line 2", "40000"),
             ("[guests]\nweb = 'maybe'\n", "m.toml, line 2", "maybe"),

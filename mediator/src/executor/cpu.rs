@@ -12,6 +12,7 @@ use self::device::CpuDevice;
 use super::gpu::Gpu;
 use super::vector_add::{CHUNK, Pipeline, VectorAdds};
 use super::{Executor, ExecutorError, ExecutorInfo, KERNEL_TIME, Limits, unsupported};
+use crate::policy::Share;
 use crate::session::backend::{Also, Backend, Event};
 
 /// Slots of a vector add: one is read back to the guest while the next is being filled, and the
@@ -90,8 +91,8 @@ impl Executor for CpuExecutor {
         &self.info
     }
 
-    fn set_most_objects(&mut self, most: u32) {
-        self.limits.objects = most;
+    fn set_share(&mut self, share: Share) {
+        self.limits.take(share);
     }
 
     fn take_failures(&mut self) -> FenceReply {

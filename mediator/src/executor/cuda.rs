@@ -39,6 +39,7 @@ use vgpu_transport::Waker;
 use super::gpu::Gpu;
 use super::vector_add::VectorAdds;
 use super::{Executor, ExecutorError, ExecutorInfo, KERNEL_TIME, Limits, unsupported};
+use crate::policy::Share;
 use crate::session::backend::{Also, Backend, Event};
 use crate::session::one_request::{one_request, trial_add, wrong_sums};
 use device::Device;
@@ -177,8 +178,8 @@ impl Executor for CudaExecutor {
         &self.info
     }
 
-    fn set_most_objects(&mut self, most: u32) {
-        self.limits.objects = most;
+    fn set_share(&mut self, share: Share) {
+        self.limits.take(share);
     }
 
     fn take_failures(&mut self) -> FenceReply {

@@ -13,6 +13,7 @@ mod vector_add;
 
 use vgpu_protocol::op::{FenceReply, Op};
 
+use crate::policy::Share;
 use crate::session::backend::Backend;
 
 pub use error::ExecutorError;
@@ -40,8 +41,8 @@ pub trait Executor: Backend + Send {
     /// What this executor is.
     fn info(&self) -> &ExecutorInfo;
 
-    /// Says, before the first request, how many objects of each kind its session may have.
-    fn set_most_objects(&mut self, _most: u32) {}
+    /// Says, before the first request, what its session may have of the device.
+    fn set_share(&mut self, _share: Share) {}
 
     /// The failures that came after their requests were answered, since the call before.
     fn take_failures(&mut self) -> FenceReply {

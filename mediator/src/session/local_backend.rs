@@ -10,6 +10,7 @@ use vgpu_protocol::status::ErrorCode;
 use super::SessionEnd;
 use super::backend::{Also, Backend, Event, NotOpened, Opened, SessionBackend};
 use crate::executor::{Executor, ExecutorError, ExecutorInfo, ProbeError};
+use crate::policy::Share;
 
 /// Opens the session's executor, once, when a guest was admitted.
 pub type OpenExecutor<'a> = &'a mut dyn FnMut() -> Result<Box<dyn Executor>, OpenError>;
@@ -161,7 +162,10 @@ impl SessionBackend for LocalBackend<'_> {
             text: format!("the mediator cannot open its executor: {error}"),
             end: SessionEnd::ExecutorLost(error.text),
         })?;
-        executor.set_most_objects(self.most_objects);
+        executor.set_share(Share {
+            max_objects: Some(self.most_objects),
+            ..Share::default()
+        });
         let info = self.info_reply(executor.info());
         self.executor = Some(executor);
         Ok(Opened { info, terms: None })

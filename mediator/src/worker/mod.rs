@@ -29,6 +29,7 @@ use vgpu_socket_transport::{Secrets, SocketTransport, accept_tcp};
 use crate::executor::{Executor, ExecutorChoice, probe};
 use crate::listen::{self, discovery::Discovery};
 use crate::logging;
+use crate::policy::Share;
 use crate::relay;
 use crate::session::{self, OpenError, SessionEnd, StopFlag, Stream};
 use crate::usage::Observed;
@@ -110,7 +111,7 @@ fn run(spec: Spec, guest: OwnedFd, broker: UnixStream) -> ExitCode {
                     };
                     let mut open = || match spec.route() {
                         Some(route) => relay::executor(&route),
-                        None => open_executor(&choice(&chosen).0),
+                        None => open_executor(&choice(&chosen).0, spec.share),
                     };
                     match listen::file::serve(&directory, &mut open, discovery, Stop::when(&ended))
                     {
@@ -165,7 +166,7 @@ fn serve_guest(
     let end = match spec.route() {
         Some(route) => relay::serve(&mut transport, &route, &settings, observed, stop),
         None => {
-            let mut open = || open_executor(&spec.executor);
+            let mut open = || open_executor(&spec.executor, spec.share);
             session::serve(&mut transport, &mut open, &settings, observed, stop)
         }
     };
@@ -306,6 +307,8 @@ fn open_directory(directory: &Path, guest: Option<&str>) -> Result<Directory, St
     opened.map_err(|error| error.to_string())
 }
 
-fn open_executor(choice: &ExecutorChoice) -> Result<Box<dyn Executor>, OpenError> {
-    Ok(probe(choice.clone())?)
+fn open_executor(choice: &ExecutorChoice, share: Share) -> Result<Box<dyn Executor>, OpenError> {
+    let mut executor = probe(choice.clone())?;
+    executor.set_share(share);
+    Ok(executor)
 }

@@ -9,6 +9,7 @@ use vgpu_protocol::op::Features;
 use vgpu_protocol::status::ErrorCode;
 
 use crate::executor::ExecutorChoice;
+use crate::policy::{MOST_OBJECTS, Share};
 use crate::relay::Route;
 use crate::session::{INITIAL_CREDIT, Refusal, Settings, Terms, Timeouts};
 
@@ -17,9 +18,6 @@ const MAX_LANES: NonZeroU16 = NonZeroU16::new(256).unwrap();
 
 /// Requests that a guest may have under way.
 const MAX_REQUESTS: NonZeroU16 = NonZeroU16::new(64).unwrap();
-
-/// Objects of each kind that a guest may have open.
-const MAX_HANDLES: u32 = 1 << 16;
 
 /// How a worker reaches its guest.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -91,6 +89,8 @@ pub struct Spec {
     pub stall_timeout_s: u32,
     /// Seconds without a sign of life over files.
     pub file_silence_s: u32,
+    /// What the session may have of a device.
+    pub share: Share,
     /// Turn the guest away with this reason.
     pub refusal: Option<Turned>,
     /// How often `-v` was given.
@@ -151,7 +151,7 @@ impl Spec {
             terms: Terms {
                 max_lanes: MAX_LANES,
                 max_requests: MAX_REQUESTS,
-                max_handles: MAX_HANDLES,
+                max_handles: self.share.max_objects.unwrap_or(MOST_OBJECTS),
                 initial_credit: INITIAL_CREDIT,
                 features: Features::ALL,
             },

@@ -36,6 +36,7 @@ use vgpu_protocol::status::{ErrorCode, Status};
 use vgpu_transport::Waker;
 
 use super::no_failures;
+use crate::policy::Share;
 use crate::session::SessionEnd;
 use crate::session::backend::{Event, NotOpened};
 use device::{Call, Device, DeviceError, INVALID_VALUE, Work};
@@ -66,6 +67,21 @@ pub struct Limits {
     pub objects: u32,
     /// Longest time that a kernel may run.
     pub kernel_time: Duration,
+}
+
+impl Limits {
+    /// Takes what `share` says; no more memory than there is.
+    pub(super) fn take(&mut self, share: Share) {
+        if let Some(mib) = share.memory_mib {
+            self.memory = self.memory.min(u64::from(mib) << 20);
+        }
+        if let Some(seconds) = share.kernel_timeout_s {
+            self.kernel_time = Duration::from_secs(seconds.into());
+        }
+        if let Some(most) = share.max_objects {
+            self.objects = self.objects.min(most);
+        }
+    }
 }
 
 /// Longest time that a kernel may run where nothing else is said.
