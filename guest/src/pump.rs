@@ -181,6 +181,9 @@ impl Lane {
     /// Waits for the end of this lane's call, or for the lead.
     fn wait_for_news(&self, mut desk: MutexGuard<'_, Desk>, doing: &str) -> Result<News, Cause> {
         let options = &self.shared.options;
+        // A sign of life that was too old: where the whole process did not run, the leader gets one
+        // more look to show another.
+        let mut late = None;
         loop {
             if let Some(news) = desk.news_of(self.number) {
                 if let News::Over(Err(cause)) = &news
@@ -199,11 +202,15 @@ impl Lane {
                 return Ok(News::Lead(wire));
             } else if options.interrupted() {
                 Cause::Interrupted
-            } else if after(desk.seen, options.stall_timeout) <= Instant::now() {
+            } else if late == Some(desk.seen) {
                 Cause::Stalled(options.stall_timeout)
             } else {
+                let seen = desk.seen;
+                let is_late = after(seen, options.stall_timeout) <= Instant::now();
                 let waited = self.called.wait_timeout(desk, INTERRUPT_LOOK);
-                (desk, _) = waited.unwrap_or_else(PoisonError::into_inner);
+                let slept;
+                (desk, slept) = waited.unwrap_or_else(PoisonError::into_inner);
+                late = (is_late && slept.timed_out()).then_some(seen);
                 continue;
             };
             self.shared.end(&mut desk, doing, &cause);
@@ -245,8 +252,10 @@ impl Lane {
         let alone = Arc::strong_count(&self.shared) == 1;
         let mut late = None;
         loop {
+            let now = clock::now();
+            wire.note_rest(now);
             // What is late by now gets one last look.
-            let at = late.take().unwrap_or_else(clock::now);
+            let at = late.take().unwrap_or(now);
             // Not only in waits: a fast mediator may leave no reason to wait. And before the desk, where
             // another lane may have ended the session for the same reason.
             if self.shared.options.interrupted() {

@@ -10,6 +10,7 @@ use vgpu_protocol::frame::Flags;
 use vgpu_protocol::op::{Op, Request};
 use vgpu_protocol::session::{self, client::Event, client::NotSent};
 use vgpu_protocol::status::{Status, decode_error_text};
+use vgpu_transport::clock::{Rests, after_rest};
 use vgpu_transport::{Interest, Transport, TransportError, Waker};
 
 use crate::data::Data;
@@ -92,6 +93,7 @@ pub(crate) struct Wire {
     /// The request that has begun a frame of data last.
     last_sender: u32,
     moved_in_turn: usize,
+    rests: Rests,
     /// The last write found no room for all it had.
     full: bool,
     /// The mediator takes no more bytes; what it said before is still read.
@@ -142,6 +144,7 @@ impl Wire {
             judged: None,
             last_sender: 0,
             moved_in_turn: 0,
+            rests: Rests::new(),
             full: false,
             closed: false,
             unflushed: false,
@@ -171,6 +174,22 @@ impl Wire {
     /// Begins the turn of a call.
     pub(crate) fn begin_turn(&mut self) {
         self.moved_in_turn = 0;
+    }
+
+    /// Notes whether this side did not run until `now`: that does not count as the mediator's silence.
+    pub(crate) fn note_rest(&mut self, now: Instant) {
+        let Some(rest) = self.rests.end_at(now) else {
+            return;
+        };
+        let after = |at: &mut Instant| *at = after_rest(*at, rest, now);
+        after(&mut self.wrote);
+        after(&mut self.heard);
+        self.calls
+            .iter_mut()
+            .for_each(|call| after(&mut call.moved));
+        self.waiting
+            .iter_mut()
+            .for_each(|asked| after(&mut asked.moved));
     }
 
     /// Queues the requests that wait, as many as the mediator takes.
@@ -547,6 +566,7 @@ impl Wire {
         waker: Option<&Waker>,
     ) -> Result<Option<Instant>, Cause> {
         let until = limit.min(now + INTERRUPT_LOOK);
+        self.rests.waits_until(until);
         let interest = match self.closed || self.machine.outbox().is_empty() {
             true => Interest::Read,
             false => Interest::ReadOrWrite,

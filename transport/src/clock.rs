@@ -45,9 +45,68 @@ fn since(base: Base) -> Option<Instant> {
     }
 }
 
+/// Times in which a loop did not run although it had something to do: on a machine with too much to do, or
+/// stopped. Others may have waited for it meanwhile, so that such a time does not count as their silence.
+#[derive(Debug, Clone, Copy)]
+pub struct Rests {
+    /// When the loop is to be here at the latest.
+    due: Instant,
+}
+
+/// What a step of a loop may take; longer is a rest.
+const STEP: Duration = Duration::from_millis(100);
+
+impl Rests {
+    /// For a loop that begins now.
+    pub fn new() -> Self {
+        Self { due: now() }
+    }
+
+    /// The loop is about to wait, at the latest until then.
+    pub fn waits_until(&mut self, until: Instant) {
+        self.due = self.due.max(until);
+    }
+
+    /// The loop is here, at the time `now`. Returns how long it has rested.
+    pub fn end_at(&mut self, now: Instant) -> Option<Duration> {
+        let rest = now.saturating_duration_since(self.due);
+        self.due = now;
+        (rest > STEP).then_some(rest)
+    }
+}
+
+impl Default for Rests {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+/// What becomes, with the end of a rest at `now`, of the time `at` since when somebody has been silent.
+pub fn after_rest(at: Instant, rest: Duration, now: Instant) -> Instant {
+    (at + rest).min(now)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_rest_is_what_goes_beyond_the_wait_and_a_step() {
+        let mut rests = Rests::new();
+        let now = Instant::now();
+        let (step, second) = (STEP, Duration::from_secs(1));
+        rests.end_at(now);
+        assert_eq!(rests.end_at(now + step), None);
+        rests.waits_until(now + second);
+        assert_eq!(rests.end_at(now + second / 2), None);
+        rests.waits_until(now + second);
+        assert_eq!(rests.end_at(now + 3 * second), Some(2 * second));
+        assert_eq!(rests.end_at(now + 3 * second), None);
+        // Who was silent for a second before is so still, and nobody speaks in the future.
+        let then = now + 5 * second;
+        assert_eq!(after_rest(now, 4 * second, then), now + 4 * second);
+        assert_eq!(after_rest(now + 2 * second, 4 * second, then), then);
+    }
 
     #[test]
     fn it_goes_on_and_is_never_ahead() {

@@ -592,6 +592,15 @@ impl SessionBackend for Relay<'_> {
         })
     }
 
+    fn rested(&mut self, rest: Duration, now: Instant) {
+        for passing in &mut self.passing {
+            passing.moved = clock::after_rest(passing.moved, rest, now);
+        }
+        if let Some(far) = &mut self.far {
+            far.rested(rest, now);
+        }
+    }
+
     fn close(&mut self) {
         self.far = None;
     }

@@ -116,6 +116,13 @@ impl FarSession {
         self.unsent_since
     }
 
+    /// This side did not run for so long, until `now`.
+    pub(super) fn rested(&mut self, rest: Duration, now: Instant) {
+        self.moved = clock::after_rest(self.moved, rest, now);
+        let unsent = &mut self.unsent_since;
+        *unsent = unsent.map(|since| clock::after_rest(since, rest, now));
+    }
+
     /// Whether there is room for another request.
     pub(super) fn has_room(&self) -> bool {
         self.client.outbox().len() <= PLENTY

@@ -1,5 +1,7 @@
 //! What runs a session's requests: an executor here, or a mediator elsewhere.
 
+use std::time::{Duration, Instant};
+
 use vgpu_protocol::frame::FrameHeader;
 use vgpu_protocol::op::{InfoReply, Request};
 use vgpu_protocol::session::server::{Outcome, Terms};
@@ -57,6 +59,9 @@ pub trait SessionBackend: Backend {
     /// # Errors
     /// It cannot be opened.
     fn open(&mut self) -> Result<Opened, NotOpened>;
+
+    /// This process did not run for so long, until `now`: none of that is anybody's silence.
+    fn rested(&mut self, _rest: Duration, _now: Instant) {}
 
     /// The session is over.
     fn close(&mut self) {}

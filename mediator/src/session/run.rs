@@ -10,7 +10,7 @@ use vgpu_protocol::session::server::{End, Late, Step};
 use vgpu_protocol::session::server::{Failure, Terms};
 use vgpu_protocol::session::{Server, next_in_turn};
 use vgpu_protocol::status::ErrorCode;
-use vgpu_transport::clock;
+use vgpu_transport::clock::{self, Rests};
 use vgpu_transport::{Interest, Transport, TransportError};
 
 use super::backend::{Event, SessionBackend};
@@ -69,6 +69,7 @@ pub(crate) fn run(
         dry: false,
         sent_data: false,
         judged: None,
+        rests: Rests::new(),
         cut: false,
         fruitless: 0,
     };
@@ -104,6 +105,7 @@ struct Session<'a> {
     sent_data: bool,
     /// The moment for which it was last judged what is late.
     judged: Option<Instant>,
+    rests: Rests,
     /// Nothing can be sent any more: the guest is gone.
     cut: bool,
     fruitless: u32,
@@ -114,6 +116,10 @@ impl Session<'_> {
     fn turn(&mut self) -> Result<(), SessionEnd> {
         // Read before the look, so that there is one after every deadline.
         let now = clock::now();
+        if let Some(rest) = self.rests.end_at(now) {
+            self.server.rested(rest, now);
+            self.backend.rested(rest, now);
+        }
         let mut moved = self.take_events(now)?;
         moved |= self.read(now)?;
         let held_back = !self.server.may_receive();
@@ -394,6 +400,7 @@ impl Session<'_> {
         if self.server.is_busy() {
             until = until.min(now + BACKEND_CHECK);
         }
+        self.rests.waits_until(until);
         let in_data = self.server.inbox().data_left() > 0;
         let reading =
             self.server.may_receive() && !self.no_room && (in_data || self.backend.may_start());

@@ -740,6 +740,18 @@ impl Server {
         first.unwrap_or(self.received + self.timeouts.idle)
     }
 
+    /// This side did not run for so long, until `now`: none of that counts as the guest's silence, nor
+    /// as that of whoever runs its requests.
+    pub fn rested(&mut self, rest: Duration, now: Instant) {
+        let after = |at: &mut Instant| *at = (*at + rest).min(now);
+        after(&mut self.began);
+        after(&mut self.received);
+        after(&mut self.sent);
+        self.requests
+            .iter_mut()
+            .for_each(|request| after(&mut request.moved));
+    }
+
     /// What is late at `now`, if anything is.
     pub fn late(&self, now: Instant) -> Option<Late> {
         let mut late = None;
