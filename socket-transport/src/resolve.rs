@@ -81,12 +81,13 @@ pub(crate) fn resolve(
         if interrupted() {
             return Err(ConnectError::interrupted());
         }
+        // Read before the look, so that there is one after the deadline.
         let left = deadline.saturating_duration_since(Instant::now());
         match answers.recv_timeout(left.min(STOP_CHECK_INTERVAL)) {
             Ok(Ok(addresses)) if addresses.is_empty() => return Err(failed("none is known")),
             Ok(Ok(addresses)) => return Ok(addresses),
             Ok(Err(error)) => return Err(failed(&error.to_string())),
-            Err(RecvTimeoutError::Timeout) if Instant::now() < deadline => {}
+            Err(RecvTimeoutError::Timeout) if !left.is_zero() => {}
             Err(_) => return Err(failed("the resolver did not answer in time")),
         }
     }

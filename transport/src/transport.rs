@@ -107,6 +107,8 @@ pub trait Transport: Send {
             let until = deadline.min(Instant::now() + turn);
             match self.wait(interest, until) {
                 Err(TransportError::TimedOut(_)) if until < deadline => {}
+                // The last look is for the waker too.
+                Err(TransportError::TimedOut(_)) if waker.is_raised() => return Ok(()),
                 outcome => return outcome,
             }
             turn = (turn * 2).min(LONGEST_TURN);
@@ -157,5 +159,59 @@ pub trait Transport: Send {
             }
         }
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// It carries nothing, and raises the waker of its user in the last turn.
+    struct Silent<'w> {
+        waker: &'w Waker,
+        deadline: Instant,
+    }
+
+    impl Transport for Silent<'_> {
+        fn try_read(&mut self, _: &mut [u8]) -> Result<Option<usize>, TransportError> {
+            Ok(None)
+        }
+
+        fn try_write(&mut self, _: &[u8]) -> Result<usize, TransportError> {
+            Ok(0)
+        }
+
+        fn wait(&mut self, _: Interest, deadline: Instant) -> Result<(), TransportError> {
+            std::thread::sleep(deadline.saturating_duration_since(Instant::now()));
+            if deadline >= self.deadline {
+                self.waker.raise();
+            }
+            Err(TransportError::TimedOut("read"))
+        }
+
+        fn flush(&mut self, _: Instant) -> Result<(), TransportError> {
+            Ok(())
+        }
+
+        fn close(&mut self, _: Instant) -> Result<(), TransportError> {
+            Ok(())
+        }
+
+        fn describe(&self) -> String {
+            "nowhere".to_owned()
+        }
+    }
+
+    #[test]
+    fn a_waker_that_is_raised_in_the_last_turn_counts() {
+        let waker = Waker::new().unwrap();
+        let deadline = Instant::now() + Duration::from_millis(30);
+        let mut silent = Silent {
+            waker: &waker,
+            deadline,
+        };
+        let waited = silent.wait_or(Some(Interest::Read), &waker, deadline);
+        assert!(waited.is_ok(), "{waited:?}");
+        waker.lower();
     }
 }

@@ -231,8 +231,8 @@ impl<'a> Broker<'a> {
     }
 
     fn serve(&mut self) -> Result<(), Failure> {
+        let mut now = Instant::now();
         loop {
-            let now = Instant::now();
             self.start_file_services(now);
             self.keep_offering(now);
             self.expire(now);
@@ -240,6 +240,8 @@ impl<'a> Broker<'a> {
                 log::info!("stopped");
                 return self.failure.take().map_or(Ok(()), Err);
             }
+            // Read before the look, so that there is one after every deadline.
+            now = Instant::now();
             for source in self.wait()? {
                 self.on_ready(source, Instant::now());
             }

@@ -34,6 +34,9 @@ const TRY: Duration = Duration::from_secs(1);
 /// First and longest pause between two looks.
 const PAUSE: (Duration, Duration) = (Duration::from_millis(5), Duration::from_millis(100));
 
+/// What xenstored and the other domain get for one last look after the deadline.
+const LAST_LOOK: Duration = Duration::from_millis(100);
+
 /// How long a taken offer may still be shown, in a GPU domain that is slow.
 const VANISHING: Duration = Duration::from_secs(1);
 
@@ -74,8 +77,13 @@ pub(super) fn take(domain: &str, deadline: Instant) -> Result<Channel, NoOffer> 
     let mut pause = PAUSE.0;
     let mut refused: Option<vchan::Error> = None;
     loop {
-        for name in list(store, &node, deadline)? {
-            let until = deadline.min(Instant::now() + TRY);
+        // Read before the look, so that there is one after the deadline: what was offered before it
+        // counts, though xenstored takes a moment to say so.
+        let now = Instant::now();
+        let late = now >= deadline;
+        let end = if late { now + LAST_LOOK } else { deadline };
+        for name in list(store, &node, end)? {
+            let until = end.min(Instant::now() + TRY);
             match xen::connect(DomId(domid), &format!("{OFFERS}/{name}"), until) {
                 Ok(channel) => {
                     wait_until_gone(store, &format!("{node}/{name}"));
@@ -87,8 +95,7 @@ pub(super) fn take(domain: &str, deadline: Instant) -> Result<Channel, NoOffer> 
                 }
             }
         }
-        let left = deadline.saturating_duration_since(Instant::now());
-        if left.is_zero() {
+        if late {
             return Err(match refused {
                 Some(error) => NoOffer::new(error.to_string(), error.advice()),
                 None => NoOffer::new(
@@ -98,7 +105,7 @@ pub(super) fn take(domain: &str, deadline: Instant) -> Result<Channel, NoOffer> 
                 ),
             });
         }
-        thread::sleep(pause.min(left));
+        thread::sleep(pause.min(deadline.saturating_duration_since(Instant::now())));
         pause = (pause * 2).min(PAUSE.1);
     }
 }
@@ -149,8 +156,12 @@ fn list(store: Store, node: &str, deadline: Instant) -> Result<Vec<Box<str>>, No
 fn wait_until_gone(store: Store, offer: &str) {
     let deadline = Instant::now() + VANISHING;
     let mut pause = PAUSE.0;
-    while matches!(store.list(offer, deadline), Ok(keys) if !keys.is_empty()) {
-        if Instant::now() >= deadline {
+    loop {
+        let late = Instant::now() >= deadline;
+        if !matches!(store.list(offer, deadline), Ok(keys) if !keys.is_empty()) {
+            return;
+        }
+        if late {
             log::debug!("{offer} is still shown");
             return;
         }
@@ -179,6 +190,7 @@ fn lock(domid: u16, deadline: Instant) -> Option<Flock<File>> {
         .inspect_err(|error| log::warn!("{}: {error}", path.display()))
         .ok()?;
     loop {
+        let late = Instant::now() >= deadline;
         match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
             Ok(lock) => return Some(lock),
             Err((back, Errno::EWOULDBLOCK | Errno::EINTR)) => file = back,
@@ -187,7 +199,7 @@ fn lock(domid: u16, deadline: Instant) -> Option<Flock<File>> {
                 return None;
             }
         }
-        if Instant::now() >= deadline {
+        if late {
             log::debug!("{} is held for long; going on without", path.display());
             return None;
         }

@@ -61,7 +61,10 @@ pub(super) fn write_to(
     let mut done = 0;
     while done < bytes.len() {
         // Only the first byte is waited for.
-        let until = if done == 0 { deadline } else { Instant::now() };
+        let now = Instant::now();
+        let until = if done == 0 { deadline } else { now };
+        // Read before the look, so that there is one after the deadline.
+        let late = now >= deadline;
         let outcome = match ready(fd, PollFlags::POLLOUT, until) {
             Ok(true) => output.write(fd, bytes.after(done)),
             Ok(false) if done > 0 => break,
@@ -75,7 +78,7 @@ pub(super) fn write_to(
                 if done > 0 {
                     break;
                 }
-                if Instant::now() >= deadline {
+                if late {
                     return Err(timed_out("take what the channel brings"));
                 }
             }

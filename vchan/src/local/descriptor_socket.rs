@@ -96,10 +96,11 @@ impl Handover {
 
     fn wait_for(&self, ticket: &[u8; TICKET_BYTES], deadline: Instant) -> Result<Offer> {
         loop {
+            // Read before the look, so that there is one after the deadline.
+            let now = Instant::now();
             if let Some(offer) = self.take_in(ticket)? {
                 return Ok(offer);
             }
-            let now = Instant::now();
             if now >= deadline {
                 return Err(Error::TimedOut("receive the memory of a region"));
             }

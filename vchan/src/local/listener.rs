@@ -150,6 +150,8 @@ impl Drop for Listener {
 /// [`Error::Setup`] at `deadline` with what was in the way, [`Error::Os`].
 pub fn connect_stream(path: &Path, deadline: Instant) -> Result<UnixStream> {
     loop {
+        // Read before the look, so that there is one after the deadline.
+        let left = deadline.saturating_duration_since(Instant::now());
         let errno = match try_connect(path) {
             Ok(stream) => return Ok(stream.trust()),
             Err(errno) => errno,
@@ -167,7 +169,6 @@ pub fn connect_stream(path: &Path, deadline: Instant) -> Result<UnixStream> {
                 ));
             }
         };
-        let left = deadline.saturating_duration_since(Instant::now());
         if left.is_zero() {
             return Err(Error::setup(
                 format!("cannot connect to {}: {state}", path.display()),
@@ -204,10 +205,11 @@ fn lock_directory(path: &Path) -> Result<Option<Flock<fs::File>>> {
     let mut file = fs::File::open(directory).map_err(failed)?;
     let deadline = Instant::now() + LOCK_WAIT_LIMIT;
     loop {
+        let late = Instant::now() >= deadline;
         match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
             Ok(lock) => return Ok(Some(lock)),
             Err((back, Errno::EAGAIN | Errno::EINTR)) => {
-                if Instant::now() >= deadline {
+                if late {
                     return Ok(None);
                 }
                 file = back;

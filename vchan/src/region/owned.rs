@@ -172,11 +172,12 @@ impl OwnedRegion {
             // Held for one round only, so that another thread's close is not held back.
             let channel = self.channel.upgrade().ok_or(Error::Closed)?;
             channel.check()?;
+            // Read before the look, so that there is one after the deadline.
+            let now = Instant::now();
             let mut free = || owner.header.is_released() || !channel.backend.peer_alive();
             if free() {
                 return Ok(());
             }
-            let now = Instant::now();
             if now >= deadline {
                 let pages = owner.memory.pages();
                 return Err(RegionError::StillHeld { pages }.into());

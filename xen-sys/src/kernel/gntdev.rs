@@ -101,10 +101,10 @@ impl Table {
 /// Maps, again and again while the page to be mapped is paged out (`EAGAIN`), until `deadline`.
 fn until_paged_in<T>(deadline: Instant, mut map: impl FnMut() -> io::Result<T>) -> io::Result<T> {
     loop {
+        // Read before the try, so that there is one after the deadline.
+        let late = Instant::now() >= deadline;
         match map() {
-            Err(error)
-                if error.raw_os_error() == Some(libc::EAGAIN) && Instant::now() < deadline =>
-            {
+            Err(error) if error.raw_os_error() == Some(libc::EAGAIN) && !late => {
                 thread::sleep(PAGING_RETRY);
             }
             result => return result,
@@ -151,6 +151,15 @@ mod tests {
         let short = Instant::now() + Duration::from_millis(10);
         let error = until_paged_in(short, || Err::<(), _>(away())).unwrap_err();
         assert_eq!(error.raw_os_error(), Some(libc::EAGAIN));
+        // One that comes back while this process does not run is mapped, however late that is.
+        let mut tries = 0;
+        let short = Instant::now() + Duration::from_millis(10);
+        let mapped = until_paged_in(short, || {
+            tries += 1;
+            thread::sleep(short.saturating_duration_since(Instant::now()));
+            if tries < 2 { Err(away()) } else { Ok(tries) }
+        });
+        assert_eq!(mapped.unwrap(), 2);
         // Any other refusal is final.
         let mut tries = 0;
         let refused = until_paged_in(soon, || {

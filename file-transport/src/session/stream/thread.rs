@@ -97,7 +97,7 @@ fn run(
         // Nobody waits for the other side to take the rest, but it has the time to.
         let since = dropped.then(|| *dropped_at.get_or_insert_with(Instant::now));
         let late = since.is_some_and(|since| since.elapsed() >= SILENCE);
-        if dropped && (!closing || over || late) {
+        if dropped && (!closing || over) {
             return Ok(());
         }
         let looked = exchange.look(directory, space, Instant::now())?;
@@ -117,6 +117,9 @@ fn run(
         moved |= exchange.send(directory, &mut next, Instant::now())?;
         exchange.beat(directory, Instant::now())?;
         deliver(shared, exchange, Looked::default(), test.is_none());
+        if late {
+            return Ok(());
+        }
         let now = Instant::now();
         if moved {
             moved_at = now;

@@ -587,7 +587,9 @@ impl Queue {
         self.lanes.iter().find_map(|(key, lane)| {
             let deadline = lane.under_way.front()?.times.as_ref()?.deadline;
             let ran = now.saturating_duration_since(lane.first_since);
-            (ran > deadline).then_some((*key, deadline))
+            // One look after the deadline.
+            let runs = ran > deadline && !self.has_reached(lane, lane.under_way.front()?.tag);
+            runs.then_some((*key, deadline))
         })
     }
 
@@ -807,6 +809,8 @@ impl Drop for Queue {
     fn drop(&mut self) {
         let deadline = Instant::now() + DRAIN;
         while !self.device.is_lost() {
+            // Read before the look, so that there is one after the deadline.
+            let late = Instant::now() >= deadline;
             let all = self.device.bind().and_then(|()| {
                 for lane in self.lanes.values() {
                     if !lane.stream.is_done()? || !lane.tells.is_done()? {
@@ -817,7 +821,7 @@ impl Drop for Queue {
             });
             match all {
                 Ok(true) => break,
-                Ok(false) if Instant::now() < deadline => thread::sleep(DRAIN_LOOK),
+                Ok(false) if !late => thread::sleep(DRAIN_LOOK),
                 // The device may still use what is under way: nothing of it is freed.
                 Ok(false) | Err(_) => self.device.set_lost(),
             }

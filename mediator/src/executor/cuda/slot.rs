@@ -273,12 +273,14 @@ impl Slot {
     pub(super) fn drain(&mut self) {
         let deadline = Instant::now() + DRAIN;
         loop {
+            // Read before the look, so that there is one after the deadline.
+            let late = Instant::now() >= deadline;
             // Not the event: where the submission failed midway, it was not recorded.
             // SAFETY: the stream is live and the context current.
             let code = unsafe { (self.device.driver().stream_query)(self.stream) };
             match check_query(code, "cuStreamQuery") {
                 Ok(true) => break,
-                Ok(false) if Instant::now() < deadline => thread::sleep(DRAIN_LOOK),
+                Ok(false) if !late => thread::sleep(DRAIN_LOOK),
                 Ok(false) | Err(_) => {
                     // The state stays: the device may still write.
                     self.device.set_lost();

@@ -10,7 +10,8 @@
 //! `context=CODE`, `alloc=CODE`, `module=CODE`, `limit=BYTES` of device memory, `wrong=1` for kernels that do
 //! nothing, and `refuse=N`, `fault=N`, `hang=N` from, or at, the N-th launch on. `old=1`: a driver before CUDA 12.4.
 //! `late=FILE`: there is no driver before the file is there; `alone=FILE`: one context at a time has the GPU, and
-//! the file marks it.
+//! the file marks it. `rest=N`: once the N-th launch is under way the device does nothing, until somebody has
+//! asked for its stream: 3 s later comes the answer of then, and work is done meanwhile.
 #![allow(non_snake_case)]
 
 use std::collections::{BTreeMap, VecDeque};
@@ -99,6 +100,8 @@ struct Function {
 #[derive(Default)]
 struct Driver {
     launches: i64,
+    /// The rest of a scenario is over.
+    rested: bool,
     next_handle: usize,
     /// What everything is answered with since a kernel faulted.
     fault: Option<c_int>,
@@ -236,7 +239,8 @@ fn step() -> bool {
     let mut any = false;
     for handle in streams {
         let mut driver = driver();
-        if driver.fault.is_some() || scenario("hang").is_some_and(|n| driver.launches >= n) {
+        let stands = |kind| scenario(kind).is_some_and(|n| driver.launches >= n);
+        if driver.fault.is_some() || stands("hang") || (stands("rest") && !driver.rested) {
             return false;
         }
         let ready = driver.streams.get(&handle).is_some_and(|stream| driver.is_ready(stream));
@@ -596,10 +600,17 @@ extern "C" fn cuStreamCreate(stream: &mut *mut c_void, _flags: c_uint) -> c_int 
 #[cfg(not(lacking))]
 #[unsafe(no_mangle)]
 extern "C" fn cuStreamQuery(stream: *mut c_void) -> c_int {
-    let driver = context!();
+    let mut driver = context!();
     match driver.streams.get(&(stream as usize)) {
         Some(stream) if stream.queue.is_empty() && !stream.busy => OK,
-        Some(_) => NOT_READY,
+        Some(_) => {
+            if scenario("rest").is_some_and(|n| driver.launches >= n) && !driver.rested {
+                driver.rested = true;
+                drop(driver);
+                std::thread::sleep(Duration::from_secs(3));
+            }
+            NOT_READY
+        }
         // The default stream, to which nothing was sent.
         None if stream.is_null() => OK,
         None => misuse("a stream that is none"),

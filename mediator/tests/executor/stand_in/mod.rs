@@ -384,6 +384,23 @@ fn a_hung_device_cannot_hold_a_request_or_a_drop() {
     }
 }
 
+/// The process rests for longer than a device gets to end work that nobody wants any more: the device
+/// has ended it by then.
+#[test]
+fn a_device_is_asked_once_more_before_it_counts_as_lost() {
+    if inner(
+        "a_device_is_asked_once_more_before_it_counts_as_lost",
+        "rest=2",
+    ) {
+        let mut executor = open();
+        let deadline = Instant::now() + Duration::from_millis(50);
+        let ended = conformance::run_adds(&mut executor, &[vec![(1.0, 2.0); 100]], deadline);
+        assert_eq!(ended, [None]);
+        executor.cancel(1);
+        conformance::add(&mut executor, 100);
+    }
+}
+
 #[test]
 fn a_device_that_hangs_in_the_proof_is_not_offered() {
     if inner("a_device_that_hangs_in_the_proof_is_not_offered", "hang=1") {

@@ -56,10 +56,12 @@ impl Client {
     /// There is neither, or there is a socket and nobody answers until `deadline`.
     pub(super) fn connect(deadline: Instant) -> io::Result<Self> {
         loop {
+            // Read before the look, here and below, so that there is one after the deadline.
+            let late = Instant::now() >= deadline;
             match connect_socket() {
                 // Its queue of those who wait to be accepted is full.
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-                    if Instant::now() >= deadline {
+                    if late {
                         return Err(route::no_room());
                     }
                     thread::sleep(RETRY_PAUSE);
@@ -120,6 +122,7 @@ impl Client {
     fn send(&mut self, mut bytes: &[u8], deadline: Instant) -> Result<(), Failed> {
         let whole = bytes.len();
         while !bytes.is_empty() {
+            let late = Instant::now() >= deadline;
             let written = if self.over_device {
                 nix::unistd::write(&self.file, bytes)
             } else {
@@ -129,7 +132,7 @@ impl Client {
             match written {
                 Ok(n) => bytes = &bytes[n..],
                 Err(Errno::EINTR) => {}
-                Err(Errno::EAGAIN) if Instant::now() < deadline => {
+                Err(Errno::EAGAIN) if !late => {
                     self.poll(PollFlags::POLLOUT, deadline)?;
                 }
                 // Half a request cannot be followed by another.
@@ -145,11 +148,11 @@ impl Client {
 
     fn receive(&mut self, deadline: Instant) -> Result<Message, Failed> {
         loop {
+            let late = Instant::now() >= deadline;
             if let Some(message) = self.try_receive()? {
                 return Ok(message);
             }
-            // `try_receive` has looked after the wait before.
-            if Instant::now() >= deadline {
+            if late {
                 return Err(Failed::TimedOut);
             }
             self.poll(PollFlags::POLLIN, deadline)?;
@@ -319,6 +322,7 @@ impl Watch for Watching {
         let client = &mut self.0;
         let deadline = limit.map(|limit| Instant::now() + limit);
         loop {
+            let now = Instant::now();
             // Many events are as good as one, and those beyond are there for the next call.
             let mut fired = std::mem::take(&mut client.fired);
             let mut ended = false;
@@ -339,7 +343,6 @@ impl Watch for Watching {
                 (false, true) => return Waited::Ended,
                 (false, false) => {}
             }
-            let now = Instant::now();
             if deadline.is_some_and(|deadline| now >= deadline) {
                 return Waited::TimedOut;
             }

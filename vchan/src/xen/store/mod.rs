@@ -2,7 +2,7 @@
 //!
 //! One thread per process owns the connection and makes the requests one after the other; callers
 //! wait for its answer until their deadline. When xenstored is stuck, and that thread with it, every
-//! caller still returns in time. A request whose caller has given up is skipped, but for removals:
+//! caller still returns in time, or a tenth of a second later. A request whose caller has given up is skipped, but for removals:
 //! they are what a caller queues to clean up, and run as soon as xenstored is back.
 //!
 //! | file | what it holds |
@@ -40,6 +40,9 @@ use provider::Provider;
 /// default quota of a domain without privileges. C xenstored counts permissions and the names of the
 /// nodes right below as well.
 pub const VALUE_MAX: usize = 1920;
+
+/// What the thread gets for its last look once a caller's deadline has passed.
+const LAST_LOOK_LIMIT: Duration = Duration::from_millis(100);
 
 /// How long xenstored may take over a removal whose caller has left.
 const LATE_REMOVAL: Duration = Duration::from_secs(5);
@@ -168,7 +171,9 @@ impl Store {
             source: io::Error::new(io::ErrorKind::BrokenPipe, "the xenstore thread is gone"),
         };
         self.0.send(request).map_err(|_| gone())?;
-        match answer.recv_timeout(deadline.saturating_duration_since(Instant::now())) {
+        // The thread looks once more at the deadline, and has to run for that.
+        let left = deadline.saturating_duration_since(Instant::now());
+        match answer.recv_timeout(left + LAST_LOOK_LIMIT) {
             Ok(result) => result.map_err(|failed| StoreError::of(path, failed)),
             Err(RecvTimeoutError::Timeout) => {
                 // Relaxed: a request that slips through is as if the caller had given up later.
