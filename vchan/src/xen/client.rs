@@ -30,6 +30,10 @@ const PAUSE: (Duration, Duration) = (Duration::from_millis(2), Duration::from_mi
 /// A look that waits this long in vain says that xenstored does not answer, whatever it said before.
 const SILENCE: Duration = Duration::from_secs(1);
 
+/// What xenstored and the server get for one last look after the deadline: what was published before it
+/// counts, though it takes a moment to say so.
+const LAST_LOOK_LIMIT: Duration = Duration::from_millis(100);
+
 /// When keys that led nowhere are tried again.
 const STALE_AGAIN: Duration = Duration::from_millis(500);
 
@@ -88,48 +92,60 @@ pub(crate) fn connect_parts(
     let mut pause = PAUSE.0;
     let life = PeerDomain::watch(peer, store, deadline)?;
     loop {
+        // Read before the look, so that there is one after the deadline.
         let began = Instant::now();
-        match Keys::read(store, &base, deadline) {
+        let left = deadline.saturating_duration_since(began);
+        let end = match left.is_zero() {
+            true => began + LAST_LOOK_LIMIT,
+            false => deadline,
+        };
+        match Keys::read(store, &base, end) {
             Ok(Some(keys))
                 if stale
                     .as_ref()
                     .is_none_or(|(tried, _, at)| *tried != keys || at.elapsed() >= STALE_AGAIN) =>
             {
-                match attach(setup, peer, keys, &place, life.clone(), deadline) {
-                    Ok(attached) if still(keys, store, &base, deadline)? => {
-                        return attached.connect();
-                    }
-                    Err(Attempt::Fatal(error)) if still(keys, store, &base, deadline)? => {
-                        return Err(error);
-                    }
+                let attempt = attach(setup, peer, keys, &place, life.clone(), end);
+                let attempt = match attempt {
                     Err(Attempt::Stale(error)) => {
                         log::debug!("the keys at {base} lead nowhere: {error}");
-                        stale = Some((keys, error, Instant::now()));
+                        Some(error)
                     }
-                    // A new server took the path meanwhile; or somebody makes it look so, again
-                    // and again, which the pause and the deadline below bound.
-                    Ok(_) | Err(Attempt::Fatal(_)) => {
-                        let error = Error::setup(
+                    attempt => match still(keys, store, &base, end) {
+                        Ok(true) => match attempt {
+                            Ok(attached) => return attached.connect(),
+                            Err(Attempt::Fatal(error) | Attempt::Stale(error)) => {
+                                return Err(error);
+                            }
+                        },
+                        // A new server took the path meanwhile; or somebody makes it look so, again
+                        // and again, which the pause and the deadline below bound.
+                        Ok(false) => Some(Error::setup(
                             format!("the keys at {base} keep changing"),
                             "let one server use the path at a time",
-                        );
-                        stale = Some((keys, error, Instant::now()));
-                    }
+                        )),
+                        // What was found before stays the reason.
+                        Err(error) if is_cut_short(&error, began) => match attempt {
+                            Err(Attempt::Fatal(error)) if stale.is_none() => Some(error),
+                            _ => None,
+                        },
+                        Err(error) => return Err(error.into()),
+                    },
+                };
+                if let Some(error) = attempt {
+                    stale = Some((keys, error, Instant::now()));
                 }
                 (answered, denied) = (true, None);
             }
             Ok(_) => (answered, denied) = (true, None),
             // A guest may not even see that a node is missing where it may not read.
             Err(KeyError::Store(error @ StoreError::Denied { .. })) => denied = Some(error),
-            // A last look cut short by the deadline says nothing about xenstored, which has answered.
-            Err(KeyError::Store(StoreError::TimedOut { .. }))
-                if (answered || denied.is_some()) && began.elapsed() < SILENCE => {}
+            Err(error) if (answered || denied.is_some()) && is_cut_short(&error, began) => {}
             Err(error) => return Err(error.into()),
         }
         if life.is_gone() {
             return Err(domain_gone(place));
         }
-        let left = deadline.saturating_duration_since(Instant::now());
         if left.is_zero() {
             return Err(match (stale, denied) {
                 (Some((_, error, _)), _) => error,
@@ -141,18 +157,30 @@ pub(crate) fn connect_parts(
                 ),
             });
         }
-        thread::sleep(pause.min(left));
+        thread::sleep(pause.min(deadline.saturating_duration_since(Instant::now())));
         pause = (pause * 2).min(PAUSE.1);
     }
 }
 
+/// Whether a look that `began` then only had no time left: that says nothing about xenstored, if it has
+/// answered before.
+fn is_cut_short(error: &KeyError, began: Instant) -> bool {
+    let timed_out = matches!(error, KeyError::Store(StoreError::TimedOut { .. }));
+    timed_out && began.elapsed() < SILENCE
+}
+
 /// Whether the keys are what they were before their page was mapped.
-fn still(keys: Keys, store: Store, base: &str, deadline: Instant) -> Result<bool> {
+fn still(
+    keys: Keys,
+    store: Store,
+    base: &str,
+    deadline: Instant,
+) -> std::result::Result<bool, KeyError> {
     match Keys::read(store, base, deadline) {
         Ok(now) => Ok(now == Some(keys)),
         // Something else stands there by now.
         Err(KeyError::Value { .. }) => Ok(false),
-        Err(error) => Err(error.into()),
+        Err(error) => Err(error),
     }
 }
 

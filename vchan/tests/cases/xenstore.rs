@@ -2,6 +2,7 @@
 //! of ours; the same in the lab with real ones (`lone/`, `faults/`).
 
 use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::{Duration, Instant};
 
 use crate::xenstore_rs;
 use crate::xenstored::{Xenstored, domain_one, failed, start};
@@ -127,6 +128,30 @@ fn case_48_keys_swapped_between_the_reads() {
                 return Some(Err("ENOENT"));
             }
             let n = reads.fetch_add(1, Ordering::Relaxed);
+            Some(Ok(n.to_string().into_bytes()))
+        })
+    });
+    let error = failed(start(&store.socket(), CONNECT));
+    assert!(error.contains("keep changing"), "{error}");
+}
+
+/// The second look at the keys gets no answer before the time ends: that is none of xenstored's faults.
+#[test]
+fn a_second_look_that_the_deadline_cuts_off_changes_no_reason() {
+    let began = Instant::now();
+    let (looks, numbers) = (AtomicU32::new(0), AtomicU32::new(8));
+    let store = Xenstored::new(move |kind, path| {
+        domain_one(kind, path, |path| {
+            if path.ends_with("vchan-extension") {
+                return Some(Err("ENOENT"));
+            }
+            // The event channel is read first, by each look.
+            let second =
+                path.ends_with("event-channel") && looks.fetch_add(1, Ordering::Relaxed) % 2 == 1;
+            if second && began.elapsed() > Duration::from_millis(2400) {
+                std::thread::sleep(Duration::from_secs(3));
+            }
+            let n = numbers.fetch_add(1, Ordering::Relaxed);
             Some(Ok(n.to_string().into_bytes()))
         })
     });
