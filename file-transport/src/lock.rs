@@ -61,6 +61,10 @@ fn try_take(directory: BorrowedFd<'_>) -> Result<Option<Flock<File>>, LockError>
         Ok(about) if about.st_uid == 0 && !geteuid().is_root() && is_lock(&about) => {
             return Err(LockError::Foreign(0));
         }
+        // Whoever has the directory decides who serves it; other users' files are only in the way.
+        Ok(about) if is_lock(&about) && !geteuid().is_root() && is_owners(directory, &about) => {
+            return Err(LockError::Foreign(about.st_uid));
+        }
         Ok(about) => {
             let flags = match about.st_mode & SFlag::S_IFMT.bits() == SFlag::S_IFDIR.bits() {
                 true => UnlinkatFlags::RemoveDir,
@@ -102,6 +106,10 @@ fn try_take(directory: BorrowedFd<'_>) -> Result<Option<Flock<File>>, LockError>
 /// directory as well.
 fn is_ours(about: &FileStat) -> bool {
     is_lock(about) && about.st_uid == geteuid().as_raw()
+}
+
+fn is_owners(directory: BorrowedFd<'_>, about: &FileStat) -> bool {
+    fstat(directory).is_ok_and(|directory| directory.st_uid == about.st_uid)
 }
 
 fn is_lock(about: &FileStat) -> bool {
