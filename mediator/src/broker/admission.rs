@@ -21,11 +21,11 @@ use crate::worker::spec::{Carrier, Spec, Turned};
 
 /// Workers at once that only tell a guest why it is turned away; beyond them guests are just
 /// disconnected.
-const MOST_REFUSING: usize = 8;
+pub(super) const MOST_REFUSING: usize = 8;
 
 /// Connections over Unix sockets that wait until their account may start another process: in all, and
 /// of one account.
-const WAITING: (usize, usize) = (128, 32);
+pub(super) const WAITING: (usize, usize) = (128, 32);
 
 /// How long they wait; clients give up at about that time.
 const ADMISSION_WAIT_LIMIT: Duration = Duration::from_secs(10);

@@ -21,7 +21,7 @@ use vchan::local::{Stranger, keep_unclosed, take_unclosed, unclosed};
 pub const ARGUMENT: &str = "closer";
 
 /// Connections that wait for a batch at most, while more clients are taken.
-const MOST_WAITING: usize = 64;
+pub(super) const MOST_WAITING: usize = 64;
 
 /// Connections of one batch.
 const MOST_AT_ONCE: usize = 256;
@@ -30,7 +30,7 @@ const MOST_AT_ONCE: usize = 256;
 const START_INTERVAL: Duration = Duration::from_millis(250);
 
 /// Processes at once: four times as many as there are while none is slow to end.
-const MOST_PROCESSES: usize = 32;
+pub(super) const MOST_PROCESSES: usize = 32;
 
 /// How long a process stays after the broker has let go. What else was started meanwhile has copies
 /// until its `exec`, and must not be the last to close.

@@ -14,6 +14,7 @@ mod fair_queue;
 mod files;
 pub mod instance;
 mod notify;
+mod open_files;
 pub mod probe;
 mod publish_offers;
 mod reprobe;
@@ -67,6 +68,7 @@ const KICK_TIME: Duration = Duration::from_secs(2);
 /// # Errors
 /// It cannot start, with what to do about it.
 pub fn run(config: &Config, verbose: u8) -> Result<(), Failure> {
+    open_files::allow(config)?;
     let instance = lock(&config.control)?;
     // From here on a signal no longer ends the process where it stands.
     let signals = Signals::register().map_err(|error| {

@@ -22,11 +22,11 @@ use super::fair_queue::{Entry, FairQueue};
 use crate::rate::TokenBucket;
 
 /// Looked at, at once.
-const PLACES: usize = 32;
+pub(super) const PLACES: usize = 32;
 /// Of these, from one source.
 const PLACES_OF_ONE: usize = 8;
 /// Waiting for a place.
-const WAITING: usize = 128;
+pub(super) const WAITING: usize = 128;
 /// Of these, from one source.
 const WAITING_OF_ONE: usize = 64;
 /// How long a place stays taken after its holder was not let in.

@@ -1,0 +1,63 @@
+//! Descriptors for all that the limits allow, so that none is missing in the middle of it.
+
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
+use vgpu_transport::Endpoint;
+
+use super::{admission, closer, strangers};
+use crate::config::Config;
+use crate::failure::Failure;
+
+/// What does not depend on guests: standard streams, signals, listeners, xenstore, a probe, the control
+/// socket with its clients, and what a start of a worker needs for a moment.
+const COMMON: u64 = 64;
+
+/// Of each worker: its link and its log.
+const OF_A_WORKER: u64 = 2;
+
+/// Sees to it that this process may open what `config` can make it open.
+///
+/// # Errors
+/// It may not, and cannot change that.
+pub(super) fn allow(config: &Config) -> Result<(), Failure> {
+    let failed = |errno| {
+        Failure::system(
+            "the limit of open files cannot be read or raised",
+            errno,
+            "this is not expected; report it",
+        )
+    };
+    let needed = needed(config);
+    let (soft, hard) = getrlimit(Resource::RLIMIT_NOFILE).map_err(failed)?;
+    if hard < needed {
+        return Err(Failure::new(
+            format!("this process may open {hard} files, and its limits need {needed}"),
+            format!(
+                "raise the limit (LimitNOFILE={needed} in its service, or ulimit -n {needed} before \
+                 the start), or lower limits.max_sessions and limits.max_file_guests"
+            ),
+        ));
+    }
+    if soft < needed {
+        setrlimit(Resource::RLIMIT_NOFILE, needed, hard).map_err(failed)?;
+    }
+    Ok(())
+}
+
+fn needed(config: &Config) -> u64 {
+    let limits = &config.limits;
+    let listens = |wanted: fn(&Endpoint) -> bool| config.listen.iter().any(wanted);
+    let count = |number: usize| number as u64;
+    let mut workers = u64::from(limits.max_sessions) + count(admission::MOST_REFUSING);
+    let mut others = COMMON;
+    if listens(|endpoint| matches!(endpoint, Endpoint::File(_))) {
+        workers += u64::from(limits.max_file_guests) + count(config.listen.len());
+    }
+    if listens(|endpoint| matches!(endpoint, Endpoint::Local(_) | Endpoint::Unix(_))) {
+        others += count(admission::WAITING.0 + closer::MOST_WAITING + closer::MOST_PROCESSES);
+    }
+    if listens(|endpoint| matches!(endpoint, Endpoint::Tcp { .. })) {
+        workers += count(strangers::PLACES);
+        others += count(strangers::WAITING);
+    }
+    OF_A_WORKER * workers + others
+}
