@@ -1,11 +1,15 @@
 //! A mediator with every kind of endpoint that needs no Xen.
 
 use std::fs::{self, Permissions};
-use std::net::{Ipv4Addr, TcpListener};
+use std::net::{Ipv4Addr, SocketAddrV4};
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU8, Ordering};
 
+use nix::sys::socket::{
+    AddressFamily, SockFlag, SockType, SockaddrIn, bind, getsockname, setsockopt, socket, sockopt,
+};
 use vgpu_guest::conformance::{self, CASES, Ground};
 use vgpu_guest::{Client, Endpoint, Error, Options};
 use vgpu_socket_transport::Secret;
@@ -34,14 +38,17 @@ static ADDRESSES: AtomicU8 = AtomicU8::new(1);
 pub(crate) struct Sockets {
     directory: PathBuf,
     tcp: Endpoint,
+    _kept: OwnedFd,
 }
 
 impl Sockets {
     /// Secrets, paths and a port for a mediator in `directory`.
     pub(crate) fn new(directory: &Path) -> Self {
+        let (tcp, kept) = free_tcp();
         let sockets = Self {
             directory: directory.to_owned(),
-            tcp: free_tcp(),
+            tcp,
+            _kept: kept,
         };
         let mut lines = String::from("# clients of a test\n");
         for name in ["tester", "other"] {
@@ -121,8 +128,9 @@ pub(crate) fn write_private(path: &Path, text: &str) {
     fs::set_permissions(path, Permissions::from_mode(0o600)).expect("our own file");
 }
 
-/// A port that nothing uses, at a loopback address that no other test is likely to use.
-fn free_tcp() -> Endpoint {
+/// A port that nothing uses, at a loopback address that no other test is likely to use; and what keeps others
+/// from getting it, which is in nobody's way who listens there.
+fn free_tcp() -> (Endpoint, OwnedFd) {
     // Relaxed: only this counter counts.
     let last = ADDRESSES.fetch_add(1, Ordering::Relaxed);
     let [.., high, low] = std::process::id().to_be_bytes();
@@ -132,12 +140,20 @@ fn free_tcp() -> Endpoint {
         low.clamp(1, 254),
         last.clamp(1, 254),
     );
-    let port = TcpListener::bind((address, 0))
-        .and_then(|listener| listener.local_addr())
-        .expect("a free port")
-        .port();
-    Endpoint::Tcp {
+    let kept = socket(
+        AddressFamily::Inet,
+        SockType::Stream,
+        SockFlag::SOCK_CLOEXEC,
+        None,
+    )
+    .expect("a socket");
+    setsockopt(&kept, sockopt::ReuseAddr, &true).expect("every system has it");
+    let any = SockaddrIn::from(SocketAddrV4::new(address, 0));
+    bind(kept.as_raw_fd(), &any).expect("a free port");
+    let bound: SockaddrIn = getsockname(kept.as_raw_fd()).expect("it has an address");
+    let endpoint = Endpoint::Tcp {
         host: address.to_string(),
-        port,
-    }
+        port: bound.port(),
+    };
+    (endpoint, kept)
 }
