@@ -18,8 +18,8 @@
 //! write. So nothing is opened for writing here but what this process has just made.
 //!
 //! # What cannot be replaced is removed
-//! On a full disk the old answer would pass for the new one. So it goes first, and there is none
-//! until the new one could be written.
+//! On a full disk the old answer would pass for the new one. So it goes first, and there is no
+//! answer until the new one could be written.
 
 use std::fs::File;
 use std::io::{self, Read, Write};
@@ -284,7 +284,7 @@ impl Directory {
         })
     }
 
-    /// Replaces `response.txt` by one line. Who opens it reads the old line or the new one whole.
+    /// Replaces `response.txt` by one line. A reader that opens it sees the old line or the new one whole.
     ///
     /// Not synchronised to the disk: nothing in it outlives the mediator.
     ///

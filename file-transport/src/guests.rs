@@ -21,7 +21,7 @@ use crate::name::GuestName;
 /// The time between two looks for new directories.
 const LOOK_INTERVAL: Duration = Duration::from_secs(1);
 
-/// Names in the served directory that one look reads. Whoever puts more there hides new guests.
+/// Names in the served directory that one look reads. A user who puts more there hides new guests.
 const MOST_NAMES: usize = 4096;
 
 /// Guests that are reported at most; the mediator serves fewer.
@@ -167,7 +167,7 @@ mod tests {
             (0o700, 1),
             (0o775, 0),
             (0o757, 0),
-            // Who can make directories there can take any name that is free.
+            // A user who can make directories there can take any name that is free.
             (0o1777, 0),
             (0o2755, 1),
         ] {

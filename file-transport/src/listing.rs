@@ -1,4 +1,4 @@
-//! Reading a directory: its names, at most so many, from the server and not from a cache.
+//! Reading a directory: its names, up to a limit, from the server and not from a cache.
 
 use std::ffi::CStr;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};

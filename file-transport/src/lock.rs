@@ -1,6 +1,6 @@
 //! One mediator for a served directory: a lock that no guest can take.
 //!
-//! Who may open a file may lock it, a directory too. So the lock is on a file that only its maker
+//! A user who may open a file may lock it, a directory too. So the lock is on a file that only its maker
 //! can open. Guests may write into the directory and can remove that file or put another in its
 //! place; then a second mediator may get in, which costs them alone.
 
@@ -26,14 +26,14 @@ pub(crate) struct Lock {
     _file: Flock<File>,
 }
 
-/// Why there is none.
+/// Why the lock cannot be taken.
 #[derive(Debug)]
 pub(crate) enum LockError {
     /// A mediator has it.
     Held,
     /// The file is this other user's and cannot be removed.
     Foreign(u32),
-    /// There is no lock on this file system, no space for it, or no peace.
+    /// There is no lock on this file system, no space for it, or others keep changing what lies there.
     Unavailable(Errno),
 }
 

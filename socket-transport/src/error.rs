@@ -42,7 +42,7 @@ impl ConnectError {
     }
 }
 
-/// Why a client that connected over TCP is not let in. For the log: the client is told nothing.
+/// Why a client that connected over TCP is not let in. For the log: the client gets no answer.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum AcceptError {
@@ -58,7 +58,7 @@ pub enum AcceptError {
         /// Bytes that came before.
         received: usize,
     },
-    /// It does not know the secret, or is no client of this mediator.
+    /// It does not know the secret, or is not a client of this mediator.
     #[error(transparent)]
     Refused(#[from] Refused),
     /// The file of secrets cannot be read.

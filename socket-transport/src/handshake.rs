@@ -188,7 +188,7 @@ impl Answered {
 /// How long a greeting is that begins with `start`.
 ///
 /// # Errors
-/// It is no greeting.
+/// It is not a greeting.
 pub fn greeting_length(start: &[u8; GREETING_START]) -> Result<usize, Refused> {
     let [magic @ .., version, name] = start;
     if *magic != MAGIC {

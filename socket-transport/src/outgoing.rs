@@ -22,18 +22,18 @@ pub(crate) struct Outgoing {
     /// Records on their way to the kernel. Unused where nothing is sealed.
     sealed: Pending,
     /// Set when nothing can be sent any more.
-    deaf: bool,
+    send_closed: bool,
 }
 
 impl Outgoing {
     /// Whether the other side, or the system, takes nothing any more.
-    pub(crate) fn is_deaf(&self) -> bool {
-        self.deaf
+    pub(crate) fn is_send_closed(&self) -> bool {
+        self.send_closed
     }
 
     /// Whether anything waits for the kernel.
     pub(crate) fn is_waiting(&self) -> bool {
-        !self.deaf && self.gathered.len() + self.sealed.len() > 0
+        !self.send_closed && self.gathered.len() + self.sealed.len() > 0
     }
 
     /// Whether another record may wait for the kernel.
@@ -63,7 +63,7 @@ impl Outgoing {
 
     /// Gives the kernel what waits, as far as it has room.
     pub(crate) fn push(&mut self, socket: &Socket, records: Option<&mut Records>) -> Result<()> {
-        if self.deaf {
+        if self.send_closed {
             return Ok(());
         }
         let Some(records) = records else {
@@ -82,7 +82,7 @@ impl Outgoing {
 
     /// The same for what is sealed already.
     pub(crate) fn push_sealed(&mut self, socket: &Socket) -> Result<()> {
-        while !self.deaf && !self.sealed.is_empty() {
+        while !self.send_closed && !self.sealed.is_empty() {
             match socket.send(self.sealed.bytes(), &[]) {
                 Ok(0) => break,
                 Ok(n) => self.sealed.advance(n),
@@ -158,7 +158,7 @@ impl Outgoing {
 
     /// No later call takes what can never be sent.
     fn failed(&mut self, socket: &Socket, error: std::io::Error) -> TransportError {
-        self.deaf = true;
+        self.send_closed = true;
         self.gathered.clear();
         self.sealed.clear();
         socket.failed("writing to", error)

@@ -20,7 +20,7 @@ impl Secret {
     /// A new secret for `name`.
     ///
     /// # Errors
-    /// `name` is none, or the system has no random numbers.
+    /// `name` is not a valid name, or the system has no random numbers.
     pub fn generate(name: &str) -> Result<Self, SecretError> {
         let name = checked_name(name)?;
         Ok(Self {

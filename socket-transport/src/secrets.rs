@@ -1,7 +1,7 @@
 //! The files that hold secrets.
 //!
 //! One secret a line; empty lines and lines that begin with `#` say nothing. A mediator's file holds
-//! one secret for each client, a client's file its own. Whoever reads a key can be that client, so a
+//! one secret for each client, a client's file its own. Anyone who reads a key can be that client, so a
 //! file that others can read is refused.
 
 use std::collections::BTreeSet;
@@ -27,8 +27,8 @@ impl Secrets {
     /// Reads a file.
     ///
     /// # Errors
-    /// It cannot be read, others can read it, a line is no secret or names somebody again, or there
-    /// is none.
+    /// It cannot be read, others can read it, a line is not a secret or repeats a name, or the file
+    /// holds none.
     pub fn read(path: &Path) -> Result<Self, SecretError> {
         let shown = path.display();
         let failed = |error: io::Error| {
@@ -71,7 +71,7 @@ impl Secrets {
     /// As [`read`](Self::read), from the text of a file.
     ///
     /// # Errors
-    /// A line is no secret or names somebody again, or there is none.
+    /// A line is not a secret or repeats a name, or the text holds none.
     pub fn parse(text: &str) -> Result<Self, SecretError> {
         Self::check(Zeroizing::new(text.to_owned()))
     }

@@ -67,7 +67,7 @@ impl SocketTransport {
         }
     }
 
-    /// Whether bytes wait for room in the kernel. Who polls the descriptor itself should then poll
+    /// Whether bytes wait for room in the kernel. A caller that polls the descriptor itself should then poll
     /// for writing too, and call [`flush`](Transport::flush) when it is possible.
     pub fn wants_write(&self) -> bool {
         self.outgoing.is_waiting()
@@ -101,7 +101,7 @@ impl SocketTransport {
                 Err(TransportError::Closed) => {}
                 other => other?,
             }
-            let may_write = self.outgoing.is_deaf() || (!plain && self.outgoing.has_room());
+            let may_write = self.outgoing.is_send_closed() || (!plain && self.outgoing.has_room());
             if self.closed
                 || (reading && self.has_received())
                 || (writing && may_write)
@@ -202,7 +202,7 @@ impl Transport for SocketTransport {
 
     /// What leaves at once leaves in one system call.
     fn try_write_parts(&mut self, parts: &[&[u8]]) -> Result<usize> {
-        if self.closed || self.outgoing.is_deaf() {
+        if self.closed || self.outgoing.is_send_closed() {
             return Err(TransportError::Closed);
         }
         let records = self.records.as_deref_mut();
@@ -225,7 +225,7 @@ impl Transport for SocketTransport {
     /// Where the other side sends and takes nothing, its bytes come first: this returns early so
     /// that the caller reads them, and the rest leaves with its next call.
     fn flush(&mut self, deadline: Instant) -> Result<()> {
-        if self.closed || self.outgoing.is_deaf() {
+        if self.closed || self.outgoing.is_send_closed() {
             return Err(TransportError::Closed);
         }
         self.drain(deadline, true)
@@ -235,7 +235,7 @@ impl Transport for SocketTransport {
         if self.closed {
             return Ok(());
         }
-        let drained = match self.outgoing.is_deaf() {
+        let drained = match self.outgoing.is_send_closed() {
             true => Err(TransportError::Closed),
             false => self.drain(deadline, false),
         };

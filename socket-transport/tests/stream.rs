@@ -1,4 +1,4 @@
-//! What a session relies on, over each kind of socket.
+//! The properties that a session relies on, over each kind of socket.
 
 mod ends;
 

@@ -1,9 +1,9 @@
 //! The time for deadlines that are milliseconds away.
 //!
 //! Reading the precise clock costs 20 ns where user space may read the processor's counter, and a
-//! system call where it may not, as in a PV domain (80 µs in an emulated one). Who counts how long
-//! nothing has moved, at every step of a stream, asks for the time of the last timer tick in place
-//! of it, which the kernel keeps in memory that every process can read.
+//! system call where it may not, as in a PV domain (80 µs in an emulated one). Code that checks at
+//! every step of a stream how long nothing has moved reads the time of the last timer tick instead,
+//! which the kernel keeps in memory that every process can read.
 
 use std::sync::OnceLock;
 use std::time::{Duration, Instant};

@@ -1,6 +1,6 @@
 //! The byte stream below everything else.
 //!
-//! A [`Transport`] carries an ordered stream of bytes each way. Whoever uses it knows nothing else
+//! A [`Transport`] carries an ordered stream of bytes each way. Its user knows nothing else
 //! about it: rings of granted pages, memory shared through a memfd, sockets and files all look the same.
 //! Every method either returns at once or takes a deadline; none may wait for ever.
 

@@ -1,5 +1,5 @@
 #![deny(unsafe_code)]
-//! What tests of [`vchan`] run, in its own test programs, in the lab and in fuzzers.
+//! Tests of [`vchan`] for its own test programs, the lab and fuzzers.
 //!
 //! * [`conformance`]: what every channel must do, whatever carries it.
 //! * [`peer`]: one end of a local channel without any rules, and offers that a test may falsify.

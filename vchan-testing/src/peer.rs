@@ -114,7 +114,7 @@ impl LyingPeer {
     }
 
     /// [`connect`](Self::connect) with any answer to the offer of the extension, written by
-    /// `answer` before the victim is told of this client.
+    /// `answer` before the victim is notified of this client.
     ///
     /// # Errors
     /// As [`connect`](Self::connect).

@@ -1,4 +1,4 @@
-//! What one bad channel costs 99 good ones in the same thread: `cargo bench -p vchan --bench
+//! The cost of one bad channel to 99 good ones in the same thread: `cargo bench -p vchan --bench
 //! reactor`.
 //!
 //! One thread echoes on 100 channels of a reactor, another asks on 99 of them and checks each

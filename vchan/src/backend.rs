@@ -1,4 +1,4 @@
-//! What a carrier of channels provides: memory that both ends see, a doorbell each way, and a way
+//! The interface of a carrier of channels: memory that both ends see, a doorbell each way, and a way
 //! to learn that the peer is gone.
 //!
 //! A backend does the rendezvous in its own way and then makes a [`Channel`](crate::channel::Channel)
@@ -91,7 +91,7 @@ pub trait Backend: Debug + Send + Sync {
     }
 
     /// Maps the memory of a region of the peer's, of which only the ticket's own fields have been
-    /// checked. Once the header is mapped writable its owner is told when it is unmapped.
+    /// checked. Once the header is mapped writable its owner is notified when it is unmapped.
     ///
     /// # Errors
     /// [`Error::Region`] for whatever is not as the ticket says, [`Error::TimedOut`],
@@ -103,7 +103,7 @@ pub trait Backend: Debug + Send + Sync {
 
 /// All that a connected channel is made of.
 ///
-/// Fields drop in order: memory first, so that the peer is told by an unmap notification while the
+/// Fields drop in order: memory first, so that the peer gets an unmap notification while the
 /// doorbell still exists.
 #[derive(Debug)]
 pub struct Parts {

@@ -6,8 +6,8 @@ use std::time::Instant;
 use crate::reactor::Handle;
 use crate::wire::layout::Format;
 
-/// What [`local::serve_with`](crate::local::serve_with), [`xen::connect_with`](crate::xen::connect_with)
-/// and their like are told beyond the place.
+/// Options of [`local::serve_with`](crate::local::serve_with),
+/// [`xen::connect_with`](crate::xen::connect_with) and their like, beyond the place.
 ///
 /// ```
 /// use vchan::{Format, Setup};

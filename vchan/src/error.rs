@@ -1,4 +1,4 @@
-//! What can go wrong, split by whose fault it is.
+//! Errors, split by whose fault they are.
 //!
 //! [`Error`] is what calls return. [`PeerError`] is the part of it that a correct peer cannot
 //! cause: it is *sticky*, every later call on the same channel returns it again.

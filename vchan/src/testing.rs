@@ -2,7 +2,7 @@
     unsafe_code,
     reason = "it lends out what only this crate may do safely"
 )]
-//! What peers that keep no rule need of this crate: for `vchan-testing` only (feature `testing`).
+//! Internals for peers that keep no rule: for `vchan-testing` only (feature `testing`).
 //!
 //! Nothing here is part of the crate's interface.
 

@@ -1,4 +1,4 @@
-//! What looking before sleeping costs a side, and the last look before a deadline counts.
+//! The cost of looking before sleeping; and the last look before a deadline counts.
 
 mod liar;
 

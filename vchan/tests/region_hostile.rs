@@ -294,7 +294,7 @@ fn offers_without_end_cost_a_bounded_number_of_descriptors() {
         scope.spawn(|| {
             let fds = [header.as_fd(), data.as_fd()];
             while !done.load(Ordering::Relaxed) {
-                // Waits in vain once the victim takes nothing in.
+                // Waits without result once the victim takes nothing in.
                 let _ = send_raw(&liar.stream, &other.encode(), &fds, short());
             }
         });

@@ -165,7 +165,7 @@ fn a_denied_node_is_not_a_xenstored_that_does_not_answer() {
         });
         let output = vchan(&socket, CONNECT);
         assert_failed(&output, "xenstore denies access to");
-        // Who asks is a domain to xenstored, not a user.
+        // To xenstored the client is a domain, not a user.
         let text = String::from_utf8_lossy(&output.stderr).into_owned();
         assert!(
             text.contains("let the guest serve") && !text.contains("root"),

@@ -285,7 +285,7 @@ mod tests {
         assert!(error.to_string().contains("first reference 8"));
     }
 
-    /// vchan.md (c) 22.
+    /// docs/threat-model.md, case 22.
     #[test]
     fn case_22_an_overflow_is_told_from_other_errors() {
         let read = |code| pending_error(&io::Error::from_raw_os_error(code)).kind();

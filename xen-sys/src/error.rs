@@ -1,4 +1,4 @@
-//! What went wrong in a call to Xen, and what the reader can do about it.
+//! Errors of calls to Xen: what went wrong, and what the reader can do about it.
 
 use std::borrow::Cow;
 use std::fmt;

@@ -132,7 +132,7 @@ pub fn connect(
         };
         match transport.wait_connected(until) {
             Progress::Connected(transport) => {
-                // Who asks for a thorough test tells the findings himself.
+                // A caller that asks for a thorough test reports the findings itself.
                 let remarks = transport.remarks();
                 for remark in remarks.iter().filter(|_| !settings.thorough) {
                     let level = if remark.grave || remark.seen {

@@ -1,4 +1,4 @@
-//! What the files of a session are called. Pure.
+//! The names of a session's files. Pure.
 //!
 //! `g-data-%016x` and `g-beat-%016x` are the guest's, `m-data-…` and `m-beat-…` the mediator's. No
 //! name is used twice. `m-claim` says that a mediator has taken the session, `m-gone` that this

@@ -1,4 +1,4 @@
-//! What kind of file system a directory lies on, and what its options mean for sessions.
+//! The file system that a directory lies on, and the effect of its mount options on sessions.
 
 use std::fs;
 use std::os::fd::AsFd;

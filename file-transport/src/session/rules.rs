@@ -207,7 +207,7 @@ struct Frozen {
     taken: u64,
 }
 
-/// Something that has failed since then, so many times.
+/// Since when something has been failing, and how many times.
 #[derive(Debug, Clone, Copy)]
 struct Trying {
     since: Instant,

@@ -68,7 +68,7 @@ pub enum Kind {
 /// What a header says.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Header {
-    /// Who wrote it.
+    /// The side that wrote it.
     pub role: Role,
     /// What it is for.
     pub kind: Kind,

@@ -1,4 +1,4 @@
-//! What a session needs of its directory, so that its rules can be run against a model of one.
+//! A session's directory as a trait, so that the rules can be run against a model of one.
 
 use std::io;
 

@@ -1,4 +1,4 @@
-//! What the mediator makes, reads and removes in `sessions/` and in the directory of a session.
+//! The mediator's work on disk: it makes, reads and removes in `sessions/` and in a session's directory.
 
 use std::fs::File;
 use std::io::Read;

@@ -1,4 +1,4 @@
-//! What a hostile guest does in its session's directory: by name, and what it is told.
+//! A hostile guest's attacks in its session's directory: by name, and with the answer it gets.
 
 use std::fs::{self, File};
 use std::os::unix::fs::symlink;

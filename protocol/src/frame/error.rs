@@ -1,4 +1,4 @@
-//! What can be wrong with a header.
+//! The faults of a header.
 
 use super::MAGIC;
 use crate::op::Op;

@@ -287,7 +287,7 @@ macro_rules! operations {
             /// The first field that breaks a rule.
             ///
             /// # Panics
-            /// It is none that can be requested.
+            /// It is not an operation that can be requested.
             pub fn check_reply(self, body: &[u8]) -> Result<(), $crate::op::BodyError> {
                 Reply::decode(self, body).map(drop)
             }
@@ -332,7 +332,7 @@ macro_rules! operations {
             /// The first field that breaks a rule.
             ///
             /// # Panics
-            /// `op` is none that can be requested.
+            /// `op` is not one that can be requested.
             pub fn decode(op: Op, body: &[u8]) -> Result<Self, $crate::op::BodyError> {
                 match op {
                     $(Op::$name => Body::decode(body).map(Self::$name),)+
@@ -385,7 +385,7 @@ macro_rules! operations {
             /// The first field that breaks a rule.
             ///
             /// # Panics
-            /// `op` is none that can be requested.
+            /// `op` is not one that can be requested.
             pub fn decode(op: Op, body: &[u8]) -> Result<Self, $crate::op::BodyError> {
                 match op {
                     $(Op::$name => Body::decode(body).map(Self::$name),)+

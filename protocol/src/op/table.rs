@@ -191,7 +191,7 @@ operations! {
         feature: GPU, quiet: no,
         request {}
         reply {
-            /// Bytes that can still be had.
+            /// Bytes that can still be allocated.
             free: u64,
             /// Bytes that this session may have.
             total: u64,

@@ -35,7 +35,7 @@ pub struct Terms {
     pub max_requests: NonZeroU16,
     /// Objects of each kind that may be open at once.
     pub max_handles: u32,
-    /// Bytes of a request's data that may come before any are granted. Whoever runs the requests
+    /// Bytes of a request's data that may come before any are granted. The code that runs the requests
     /// takes these, for as many requests as may be under way, without waiting for anything.
     pub initial_credit: u32,
     /// The optional parts of the protocol that can be used.
@@ -121,7 +121,7 @@ pub struct Server {
     info: Option<InfoReply>,
     requests: Requests,
     failures: FenceReply,
-    /// Whoever runs the requests knows of more failures, which its next Fence tells.
+    /// The backend knows of more failures, which its next Fence reports.
     failures_behind: bool,
     inbox: Inbox,
     outbox: Outbox,
@@ -273,7 +273,7 @@ impl Server {
         let whole = last && self.inbox.data_left() == 0;
         if let Some(request) = self.requests.get_mut(id) {
             request.moved = now;
-            // Whoever runs it may be done before the next frame is looked at.
+            // Its backend may be done before the next frame is looked at.
             request.up_ended |= whole && request.up_left == 0;
         }
     }

@@ -86,7 +86,7 @@ fn value(field: &FieldSpec) -> BoxedStrategy<Vec<u8>> {
     }
 }
 
-/// A value of so many bytes.
+/// A value of this many bytes.
 fn numbers(wire: &'static str, len: usize) -> BoxedStrategy<Vec<u8>> {
     let bytes = prop::collection::vec(any::<u8>(), len);
     match wire {

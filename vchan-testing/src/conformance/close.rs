@@ -74,7 +74,7 @@ fn read_to_end_in_pieces(channel: &mut Channel) -> Result<(), String> {
 pub(super) fn write_some_and_close(mut channel: Channel) -> Result<(), String> {
     write_all(&mut channel, &[7; 100])?;
     match channel.close(soon()) {
-        // Whoever closes second may find the first gone without having read.
+        // The side that closes second may find the first gone without having read.
         Ok(()) | Err(Error::PeerClosed { .. }) => Ok(()),
         Err(error) => Err(format!("close: {error}")),
     }

@@ -1,5 +1,5 @@
 #![forbid(unsafe_code)]
-//! What every channel must do, whatever carries it.
+//! The requirements on every channel, whatever carries it.
 //!
 //! Each [`Case`] is a pair of functions, one for each end, that talk over nothing but the channel:
 //! the two may run in two threads, two processes or two domains. `vchan/tests/conformance_local.rs`

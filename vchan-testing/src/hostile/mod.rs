@@ -6,7 +6,7 @@
 //!
 //! 1. **In lock-step.** The liar corrupts the pages of every target and stands still; the victim
 //!    makes some calls on each, and knows from the pages what every call must answer and which
-//!    bytes may change. All of it follows from a seed, so that a failure can be had again.
+//!    bytes may change. All of it follows from a seed, so that a failure can be reproduced.
 //! 2. **In a storm.** The liar goes on lying while the victim reads, writes and begins anew.
 //!
 //! The same code runs in one process over [`local`](vchan::local), and between two domains over

@@ -1,5 +1,5 @@
 #![forbid(unsafe_code)]
-//! What is right: the answers that the pages allow, and the bytes that may change.
+//! The right outcome: the answers that the pages allow, and the bytes that may change.
 
 use super::pages::Picture;
 use super::victim::{Victim, size};

@@ -2,7 +2,7 @@
 //! The memory that both sides of a channel share, in the hands of somebody who keeps no rule.
 //!
 //! Made by one honest rendezvous, which brings pages, doorbell and death notice together. Any
-//! number of channels can be had over the same pages, one after the other, which is what makes a
+//! number of channels can be set up over the same pages, one after the other, which is what makes a
 //! hundred thousand of them cheap.
 
 use std::io;

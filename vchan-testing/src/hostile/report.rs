@@ -1,5 +1,5 @@
 #![forbid(unsafe_code)]
-//! What a run found, in numbers.
+//! The findings of a run, in numbers.
 
 use std::collections::BTreeMap;
 use std::fmt;

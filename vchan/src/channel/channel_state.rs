@@ -1,5 +1,5 @@
 #![forbid(unsafe_code)]
-//! What the two halves of a channel have in common.
+//! Liveness, sticky error, counters and waiters that the two halves of a channel share.
 
 use std::time::{Duration, Instant};
 

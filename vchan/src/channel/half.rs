@@ -1,5 +1,5 @@
 #![forbid(unsafe_code)]
-//! What the reading and the writing half compute alike.
+//! Computations that the reading and the writing half share.
 
 use std::time::{Duration, Instant};
 

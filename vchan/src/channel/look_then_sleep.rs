@@ -30,7 +30,7 @@ pub(crate) trait Waits {
     fn spin(&mut self) -> &mut Spin;
     /// Bytes that it has moved so far.
     fn moved(&self) -> u64;
-    /// Whether the peer's index is another one than was last seen. Must cost next to nothing.
+    /// Whether the peer's index has changed since it was last seen. Must cost next to nothing.
     fn has_moved(&self) -> bool;
     /// Whether plenty is more than enough.
     fn insists(&self) -> bool;

@@ -229,7 +229,7 @@ impl Channel {
     /// with the last, or with [`Writer::close`].
     ///
     /// # Errors
-    /// [`Error::Os`] when no descriptor can be had.
+    /// [`Error::Os`] when no descriptor can be allocated.
     pub fn split(self) -> Result<(Reader, Writer)> {
         self.reader.shared.waiters.enable_cancel()?;
         Ok((self.reader, self.writer))
@@ -354,7 +354,7 @@ impl Channel {
         self.reader.bytes.wrapping_add(self.writer.bytes)
     }
 
-    /// Whether the peer's index of what `interest` names is another one than was last seen.
+    /// Whether the peer's index of what `interest` names has changed since it was last seen.
     #[inline]
     pub(crate) fn has_moved(&self, interest: Interest) -> bool {
         (reads(interest) && self.reader.has_moved())

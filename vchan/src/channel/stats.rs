@@ -1,5 +1,5 @@
 #![forbid(unsafe_code)]
-//! What a channel counts.
+//! The counters of a channel.
 
 /// What a channel has done so far.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]

@@ -24,8 +24,8 @@ impl io::Write for Channel {
     }
 }
 
-/// Who uses a channel as a transport waits by [`Transport::wait`]; its descriptor is of use to
-/// callers of [`Channel::try_read`] and [`Channel::try_write`] only.
+/// Code that uses a channel as a [`Transport`] waits with [`Transport::wait`]; the descriptor is
+/// for callers of [`Channel::try_read`] and [`Channel::try_write`] only.
 impl Transport for Channel {
     fn try_read(&mut self, buf: &mut [u8]) -> Result<Option<usize>, TransportError> {
         Ok(self.halves().0.read_now(buf)?)

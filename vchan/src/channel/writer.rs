@@ -310,7 +310,7 @@ impl Writer {
         self.end.ask.disarm();
     }
 
-    /// Whether the peer's index is another one than was last seen.
+    /// Whether the peer's index has changed since it was last seen.
     #[inline]
     pub(crate) fn has_moved(&self) -> bool {
         self.end.peers_index() != self.ring.cons()

@@ -1,5 +1,5 @@
 #![forbid(unsafe_code)]
-//! What lies in a ring, or is free in it, as up to two stretches: a ring wraps.
+//! The bytes that lie in a ring, or are free in it, as up to two stretches: a ring wraps.
 
 use std::io;
 use std::os::fd::AsFd;

@@ -44,7 +44,7 @@ impl Bell {
     /// An end that a peer has sent.
     ///
     /// # Errors
-    /// [`PeerError::Rendezvous`] if it is none.
+    /// [`PeerError::Rendezvous`] if it is not one.
     pub fn from_peer(fd: Stranger<OwnedFd>) -> Result<Self> {
         // Once connected, a stream stays so, and once shut down too: nobody who has it can undo that.
         let is_bell = option(&fd, libc::SO_DOMAIN) == Some(libc::AF_UNIX)

@@ -38,7 +38,7 @@ pub(super) struct LocalBackend {
     name: String,
 }
 
-/// Who looks at the doorbell and at the socket.
+/// The code that watches the doorbell and the socket.
 #[derive(Debug)]
 enum Watched {
     /// The channel itself.

@@ -47,8 +47,9 @@ impl Listener {
                 "choose a path of at most 107 bytes in a directory that exists and is yours",
             )
         };
-        // Two processes that start at the same time must not both find the socket stale. Whoever may
-        // read the directory may lock it, so one that keeps the lock is none of them: on without it.
+        // Two processes that start at the same time must not both find the socket stale. Any user
+        // who may read the directory may lock it, so a lock that is never released is not such a
+        // process's: go on without it.
         let _lock = lock_directory(path)?;
         match fs::symlink_metadata(path) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => {}

@@ -89,8 +89,8 @@ fn for_reader(fd: OwnedFd) -> nix::Result<OwnedFd> {
     }
 }
 
-/// Opens the memory again for reading. Who gets this descriptor cannot write, but its user could
-/// open the memory once more: so the file's mode forbids it.
+/// Opens the memory again for reading. The receiver of this descriptor cannot write, but its user
+/// could open the memory once more: so the file's mode forbids it.
 fn reopen_read_only(fd: &OwnedFd) -> nix::Result<OwnedFd> {
     fchmod(fd, Mode::S_IRUSR)?;
     let link = format!("/proc/self/fd/{}", fd.as_raw_fd());

@@ -1,13 +1,13 @@
 #![allow(unsafe_code)]
 //! Closing what a stranger may have filled.
 //!
-//! Who lets go of the last descriptor of a file pays for its release, and that can sleep for as long
-//! as somebody else likes: a TCP socket with unsent data and `SO_LINGER` for its linger time, a file of
-//! a FUSE file system until its server answers. A stranger can send us such a file (`SCM_RIGHTS`), and
-//! it need not be received for that: what lies unread in the queue of a Unix socket is released with
-//! the socket. So nobody with a deadline closes such a descriptor: a [`Stranger`] is closed where it
-//! is dropped only if that is known not to sleep, otherwise by a thread made for it (or see
-//! [`keep_unclosed`]).
+//! The process that closes the last descriptor of a file pays for its release, and that can sleep for
+//! as long as somebody else likes: a TCP socket with unsent data and `SO_LINGER` for its linger time, a
+//! file of a FUSE file system until its server answers. A stranger can send us such a file
+//! (`SCM_RIGHTS`), and it need not be received for that: what lies unread in the queue of a Unix
+//! socket is released with the socket. So nobody with a deadline closes such a descriptor: a
+//! [`Stranger`] is closed where it is dropped only if that is known not to sleep, otherwise by a thread
+//! made for it (or see [`keep_unclosed`]).
 
 use std::collections::VecDeque;
 use std::mem::ManuallyDrop;

@@ -107,7 +107,7 @@ impl Reactor {
     /// A reactor without channels.
     ///
     /// # Errors
-    /// [`Error::Os`] when no descriptors can be had; it takes four.
+    /// [`Error::Os`] when no descriptors can be allocated; it takes four.
     pub fn new() -> Result<Self> {
         let core =
             Core::new().map_err(|errno| Error::os("cannot create an epoll descriptor", errno))?;

@@ -1,5 +1,5 @@
 #![forbid(unsafe_code)]
-//! What a reactor has heard for one channel, where the channel finds it.
+//! The events that a reactor has received for one channel, where the channel finds them.
 
 use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::OnceLock;

@@ -1,5 +1,5 @@
 #![forbid(unsafe_code)]
-//! What a reactor knows of its channels, and what it makes of their rings and deaths.
+//! A reactor's knowledge of its channels, and its conclusions from their rings and deaths.
 
 use std::collections::{BTreeSet, HashMap, VecDeque};
 use std::io;

@@ -1,5 +1,5 @@
 #![forbid(unsafe_code)]
-//! What a reactor watches for each channel: its bell, and what tells that its peer is gone.
+//! The sources that a reactor watches for each channel: its bell, and the sign that its peer is gone.
 
 use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;

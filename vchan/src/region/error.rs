@@ -1,5 +1,5 @@
 #![forbid(unsafe_code)]
-//! What can go wrong with a shared region. None of it ends the channel.
+//! Errors of a shared region. None of them ends the channel.
 
 /// Why a call on a region did not do what it was asked.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]

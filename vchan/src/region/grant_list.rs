@@ -77,7 +77,7 @@ pub(crate) fn read<E: From<RegionError>>(
     Ok(data)
 }
 
-/// A further page must be another one than those before: a list must not lead in a circle.
+/// A further page must differ from all before it: a list must not lead in a circle.
 fn check(next: u32, others: &[u32]) -> Result<(), RegionError> {
     let problem = match next {
         0 => "ends the list too early",

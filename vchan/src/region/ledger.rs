@@ -3,8 +3,8 @@
 //!
 //! # What a peer that never unmaps can cost
 //! Pages that were granted to a peer may stay mapped there for as long as it likes, and no
-//! interface tells whether they are: the peer's state byte is its own word. So the pages of an
-//! ended region stay with the channel. Once the peer has let go, by its word, they serve the next
+//! interface tells whether they are: the peer's state byte is only its claim. So the pages of an
+//! ended region stay with the channel. Once the peer claims to have let go, they serve the next
 //! region; a peer that lied there sees bytes that were meant for it anyway. In this way all
 //! regions of a channel together never take more pages than its limit, whatever the peer does.
 
@@ -53,7 +53,8 @@ struct State {
     /// Ids of what is being mapped.
     mapping: Vec<u64>,
     mapped: Vec<Arc<MappedCell>>,
-    /// Headers of the peer's that were mapped in vain; see [`Ledger::keep_unclaimed`].
+    /// Headers of the peer's that were mapped for regions that never came to be; see
+    /// [`Ledger::keep_unclaimed`].
     unclaimed: Vec<Header>,
 }
 
@@ -135,7 +136,7 @@ impl Ledger {
         Ok((state.last_id, source))
     }
 
-    /// Owner: the reserved pages could not be had.
+    /// Owner: the reserved pages could not be allocated.
     pub(super) fn abandon(&self, total: usize) {
         self.lock().own_pages -= total;
     }
@@ -295,8 +296,8 @@ impl Ledger {
     }
 }
 
-/// Whether the memory of an ended region has no user on this side and, by its word, none of the
-/// peer's.
+/// Whether the memory of an ended region has no user on this side and, as the peer claims, none on
+/// the peer's.
 fn is_free(owner: &Arc<Owner>, peer_alive: bool) -> bool {
     Arc::strong_count(owner) == 1 && (owner.header.is_released() || !peer_alive)
 }

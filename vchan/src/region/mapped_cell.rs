@@ -61,7 +61,7 @@ impl Mapping {
 
 impl Drop for Mapping {
     fn drop(&mut self) {
-        // The owner may use the pages again once it is told, so they go first.
+        // The owner may use the pages again once it is notified, so they go first.
         self.data = None;
         if !self.kernel_tells {
             self.header.release();

@@ -1,5 +1,5 @@
 #![forbid(unsafe_code)]
-//! What a backend provides for a region: pages, and the means by which the peer gets at them.
+//! The memory of a region as a backend provides it: pages, and the means by which the peer gets at them.
 
 use std::os::fd::OwnedFd;
 

@@ -120,7 +120,7 @@ impl Regions {
     /// Maps the region that `ticket`, as it came from the peer, stands for.
     ///
     /// # Errors
-    /// [`Error::Region`] if it is no ticket, its region has ended, or this side's limits do not
+    /// [`Error::Region`] if it is not a ticket, its region has ended, or this side's limits do not
     /// allow it; [`Error::Os`] where the pages cannot be mapped; [`Error::TimedOut`] at `deadline`
     /// if they did not come; the end of the channel.
     pub fn map(&self, ticket: &[u8], deadline: Instant) -> Result<MappedRegion> {

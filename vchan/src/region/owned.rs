@@ -157,7 +157,7 @@ impl OwnedRegion {
         Ok(view.holding(owner))
     }
 
-    /// Takes the region back: from now on every access of the peer fails, and it is told to unmap.
+    /// Takes the region back: from now on every access of the peer fails, and it is asked to unmap.
     /// Waits until it has. This side may use the region until it is dropped.
     ///
     /// What the wait takes note of is not reported again: after this call use `try_*` calls before

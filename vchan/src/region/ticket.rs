@@ -78,7 +78,7 @@ pub struct Ticket {
     pub nonce: [u8; 16],
     /// Bytes; at least 1.
     pub length: u64,
-    /// Who writes.
+    /// The sides that may write.
     pub access: Access,
     /// How the memory comes.
     pub carrier: Carrier,

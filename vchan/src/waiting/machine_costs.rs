@@ -1,5 +1,5 @@
 #![forbid(unsafe_code)]
-//! What waiting costs on this machine: a look at the ring, a reading of the clock, a wake-up.
+//! The costs of waiting on this machine: a look at the ring, a reading of the clock, a wake-up.
 //!
 //! Measured once in a process. On hardware a look takes 10 to 50 ns, the clock as long, and waking
 //! a sleeper 5 to 50 µs. In an emulator a wake-up takes 300 µs and more, and a PV guest that must ask

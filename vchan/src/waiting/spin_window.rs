@@ -35,12 +35,12 @@ const UNPROVEN: i64 = 2;
 /// What a byte moved after a look that found something adds, in nanoseconds: copying it twice and doing
 /// something with it costs about that.
 const BYTE: i64 = 1;
-/// The part of the time of waits that is added in any case: one of so many.
+/// One part in this many of the time of waits is added in any case.
 const SHARE: i64 = 64;
-/// A look is so many times as long as those that found something.
+/// A look is this many times as long as those that found something.
 const REACH: i64 = 8;
-/// A wait of so many longest looks may still come of sleeping alone: two sides that sleep see
-/// each other's wake-ups in it, and through a relay those of a third.
+/// A wait of up to this many times the longest look may still come from sleeping alone: it holds the
+/// wake-ups of two sides that sleep, and through a relay those of a third.
 const BOTH_SLEEP: i64 = 4;
 
 /// The decision of one waiting half. All times are in nanoseconds.
@@ -66,7 +66,7 @@ pub(crate) struct Window {
 }
 
 impl Window {
-    /// One for looks of at most `max`; zero is none at all.
+    /// One for looks of at most `max`; zero: no looking at all.
     pub(crate) fn new(max: Duration) -> Self {
         let max = nanos(max.min(LONGEST));
         Self {

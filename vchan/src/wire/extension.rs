@@ -26,7 +26,7 @@ use crate::wire::layout::{ORDER_MAX, ORDER_MAX_EXTENDED, Orders, PAGE};
 
 /// First bytes of an extension page.
 pub const MAGIC: [u8; 8] = *b"vchan-ex";
-/// The newest version, and the only one so far. Who offers a version knows all before it.
+/// The newest version, and the only one so far. A side that offers a version knows all before it.
 pub const VERSION: u16 = 1;
 /// Length of a session's nonce.
 pub const NONCE_BYTES: usize = 16;

@@ -88,7 +88,7 @@ impl ExtensionPage {
     /// Client: reads the offer, once.
     ///
     /// # Errors
-    /// [`PeerError::Extension`] if the page is no extension page.
+    /// [`PeerError::Extension`] if the page is not an extension page.
     pub(crate) fn header(&self) -> Result<Header, PeerError> {
         let mut bytes = [0; HEADER_BYTES];
         self.page.copy_out(offset::HEADER, &mut bytes);

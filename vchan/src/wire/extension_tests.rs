@@ -1,4 +1,4 @@
-//! What is offered, what is accepted, and what is refused.
+//! Offers, and which of them are accepted or refused.
 
 use super::*;
 use crate::wire::layout::{Format, ORDER_MAX_LOCAL, RingSizes};

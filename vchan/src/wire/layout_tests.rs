@@ -45,7 +45,7 @@ fn choice_follows_libxenvchan() {
     }
 }
 
-// vchan.md (c) 10.
+// docs/threat-model.md, case 10.
 #[test]
 fn impossible_orders_are_refused() {
     for (left, right) in [

@@ -120,7 +120,7 @@ pub fn is_reached(word: u32, index: u32) -> bool {
 pub trait WaitWord {
     /// Relaxed load.
     fn load(&self) -> u32;
-    /// Release store: pairs with [`take`](Self::take). Who takes the request rings after all that
+    /// Release store: pairs with [`take`](Self::take). The side that takes the request rings after all that
     /// its owner did before, such as acknowledging an earlier ring.
     fn store(&self, value: u32);
     /// Takes the request, whatever it is by now; sequentially consistent, so also an acquire load.

@@ -51,7 +51,7 @@ impl Consumer {
     /// [`PeerError::StartIndexes`] if `prod` is more than a ring ahead of `cons`.
     ///
     /// # Panics
-    /// If `size` is no power of two.
+    /// If `size` is not a power of two.
     pub fn new(ring: RingName, size: u32, cons: u32, prod: u32) -> Result<Self, PeerError> {
         check_start(ring, size, cons, prod)?;
         Ok(Self {
@@ -146,7 +146,7 @@ impl Producer {
     /// [`PeerError::StartIndexes`] if `prod` is more than a ring ahead of `cons`.
     ///
     /// # Panics
-    /// If `size` is no power of two.
+    /// If `size` is not a power of two.
     pub fn new(ring: RingName, size: u32, cons: u32, prod: u32) -> Result<Self, PeerError> {
         check_start(ring, size, cons, prod)?;
         Ok(Self {
@@ -249,7 +249,7 @@ mod tests {
         Consumer::new(RingName::Left, 1024, cons, cons).unwrap()
     }
 
-    // vchan.md (c) 1, 2, 3, 4.
+    // docs/threat-model.md, cases 1 to 4.
     #[test]
     fn case_01_to_04_impossible_producer_indexes_are_named() {
         let mut ring = consumer(0);
@@ -273,7 +273,7 @@ mod tests {
         assert_eq!(ring.unread(), 50);
     }
 
-    // vchan.md (c) 5 and 8.
+    // docs/threat-model.md, cases 5 and 8.
     #[test]
     fn case_05_08_full_and_empty_across_the_wrap_of_u32() {
         let start = 0xFFFF_FF00;

@@ -27,7 +27,8 @@ use crate::wire::shm::Region;
 /// watch everywhere nor use up its few watches for each connection attempt.
 const PAUSE: (Duration, Duration) = (Duration::from_millis(2), Duration::from_millis(50));
 
-/// A look that waits this long in vain says that xenstored does not answer, whatever it said before.
+/// A look that gets no answer for this long reports that xenstored does not answer, whatever an
+/// earlier look was told.
 const SILENCE: Duration = Duration::from_secs(1);
 
 /// What xenstored and the server get for one last look after the deadline: what was published before it
@@ -43,7 +44,7 @@ const STALE_AGAIN: Duration = Duration::from_millis(500);
 /// a server that was killed, are tried now and then: the next server may get the same numbers.
 ///
 /// # Errors
-/// At once: a path that is none, no Xen, no such domain, no permission, keys that are no numbers,
+/// At once: an invalid path, no Xen, no such domain, no permission, keys that are not numbers,
 /// a control page that breaks the rules. At the deadline: no keys, or only stale ones.
 pub fn connect(peer: DomId, path: &str, deadline: Instant) -> Result<Channel> {
     connect_with(&Setup::new(), peer, path, deadline)

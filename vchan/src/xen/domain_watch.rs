@@ -10,7 +10,7 @@
 //! next one does not tell of the domains that ran before.
 //!
 //! The watch has a connection of its own, so that a flood of events holds back no reply. Only privileged
-//! domains are told by `@releaseDomain`; a guest is not, and its peer is dom0 as a rule, which
+//! domains receive `@releaseDomain`; a guest does not, and its peer is as a rule dom0, which
 //! does not go away alone.
 
 use std::io;
@@ -46,7 +46,7 @@ pub(crate) struct PeerDomain(Arc<Peer>);
 #[derive(Debug)]
 struct Peer {
     domain: DomId,
-    /// Who the domain was when the channel was set up; `None` where that cannot be seen.
+    /// The domain's identity when the channel was set up; `None` where that cannot be seen.
     identity: Option<Identity>,
     /// Whether its end can be noticed at all.
     watched: bool,

@@ -123,7 +123,7 @@ mod tests {
         }
     }
 
-    /// vchan.md (c) 31: a new domain has the number of the old one, but not its uuid.
+    /// docs/threat-model.md, case 31: a new domain has the number of the old one, but not its uuid.
     #[test]
     fn case_31_a_reused_domain_id_is_seen() {
         let uuid = |byte| Identity::Uuid([byte; 16]);

@@ -228,7 +228,7 @@ pub enum NumberError {
     NoNonce,
 }
 
-/// Why the keys could not be had.
+/// Why the keys could not be read.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum KeyError {

@@ -27,7 +27,7 @@ pub(super) struct Link {
     place: String,
 }
 
-/// Who looks at the event channel and at the peer domain.
+/// The code that watches the event channel and the peer domain.
 #[derive(Debug)]
 enum Watched {
     /// The channel itself, whose handle it is. The descriptor is readable when either of the two
@@ -177,7 +177,8 @@ mod tests {
     use crate::DomId;
     use crate::reactor::device_in_memory::Shared;
 
-    /// vchan.md (c) 22: the kernel's list of ports has overflowed, and says EFBIG until it is reset.
+    /// docs/threat-model.md, case 22: the kernel's list of ports has overflowed, and says EFBIG until it
+    /// is reset.
     #[test]
     fn case_22_an_overflow_is_one_event_and_the_next_is_heard() {
         // Without room for a single port.

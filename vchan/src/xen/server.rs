@@ -57,7 +57,7 @@ impl Server {
     /// because the guest can read there.
     ///
     /// # Errors
-    /// A path that is none, no Xen, no such domain, no permission, the limit of gntalloc
+    /// An invalid path, no Xen, no such domain, no permission, the limit of gntalloc
     /// (1,024 pages for the whole kernel by default), a xenstore quota. Whatever had been set up
     /// by then is undone.
     pub fn publish(peer: DomId, path: &str, rings: RingSizes) -> Result<Self> {

@@ -72,7 +72,7 @@ pub(super) fn error(error: xen_sys::Error) -> Error {
     }
 }
 
-/// Whether a channel could be had with fewer pages.
+/// Whether a channel with fewer pages could be set up.
 pub(super) fn is_grant_limit(error: &Error) -> bool {
     matches!(error, Error::Os { source, .. } if source.raw_os_error() == Some(libc::ENOSPC))
 }

@@ -1,4 +1,4 @@
-//! vchan.md (c) 9 to 15: everything else in the control page.
+//! Cases 9 to 15: everything else in the control page.
 
 use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;

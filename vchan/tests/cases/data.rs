@@ -1,4 +1,4 @@
-//! vchan.md (c) 16 to 18: what the peer does to bytes that are read or decoded.
+//! Cases 16 to 18: what the peer does to bytes that are read or decoded.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};

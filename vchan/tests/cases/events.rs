@@ -1,4 +1,4 @@
-//! vchan.md (c) 19 to 24: the doorbell, rung too often, too seldom, too early or for nobody.
+//! Cases 19 to 24: the doorbell, rung too often, too seldom, too early or for nobody.
 
 use std::os::fd::AsRawFd;
 use std::sync::Arc;

@@ -1,4 +1,4 @@
-//! vchan.md (c) 49 to 52: a peer that is slow, greedy or restless on purpose.
+//! Cases 49 to 52: a peer that is slow, greedy or restless on purpose.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};

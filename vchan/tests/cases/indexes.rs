@@ -1,4 +1,4 @@
-//! vchan.md (c) 1 to 8: the peer's indexes, and ours where the peer can reach them.
+//! Cases 1 to 8: the peer's indexes, and ours where the peer can reach them.
 
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;

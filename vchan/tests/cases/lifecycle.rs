@@ -1,4 +1,4 @@
-//! vchan.md (c) 25 to 36: peers that die, stop, close, come back, or come twice.
+//! Cases 25 to 36: peers that die, stop, close, come back, or come twice.
 
 use std::io::Read;
 use std::os::unix::net::{UnixListener, UnixStream};

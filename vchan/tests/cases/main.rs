@@ -1,7 +1,6 @@
-//! The 54 hostile-peer and fault cases of the project's reference (`vchan.md`, section (c)), as
-//! far as they need no Xen. Each test is named after its case; `docs/threat-model.md` has the
-//! table, and `table.rs` checks that it is complete. What needs Xen is in the lab's suite
-//! (`xtask/src/lab/suite/faults*.rs`).
+//! The 54 hostile-peer and fault cases of `docs/threat-model.md`, as far as they need no Xen. Each
+//! test is named after its case; `table.rs` checks that the table is complete. What needs Xen is in
+//! the lab's suite (`xtask/src/lab/suite/faults*.rs`).
 //!
 //! For each case: no panic, no wait beyond its deadline, and the typed error.
 

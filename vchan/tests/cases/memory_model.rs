@@ -1,4 +1,4 @@
-//! vchan.md (c) 53 and 54, as far as real threads and our own other end go. Interleavings are
+//! Cases 53 and 54, as far as real threads and our own other end go. Interleavings are
 //! explored by `loom_*.rs`, stock libxenvchan is met in the lab (`interop/`).
 
 use std::thread;

@@ -1,4 +1,4 @@
-//! vchan.md (c) 37 to 45: what runs out, fails, or is not there. Grants, event channels and
+//! Cases 37 to 45: what runs out, fails, or is not there. Grants, event channels and
 //! mappings of Xen's are for the lab (`faults/`, `xen-sys/`); descriptors and memory stand in here.
 
 use std::fs::{self, File};

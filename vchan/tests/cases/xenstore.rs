@@ -1,4 +1,4 @@
-//! vchan.md (c) 46 to 48: what the peer writes into xenstore. The real program against a xenstored
+//! Cases 46 to 48: what the peer writes into xenstore. The real program against a xenstored
 //! of ours; the same in the lab with real ones (`lone/`, `faults/`).
 
 use std::sync::atomic::{AtomicU32, Ordering};

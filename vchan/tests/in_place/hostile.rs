@@ -8,7 +8,7 @@ use vchan::{Error, PeerError};
 
 use crate::liar::{RING, ROLES, liars_indexes, liars_live, pair as liar_pair, soon};
 
-// vchan.md (c) 16.
+// docs/threat-model.md, case 16.
 #[test]
 fn c16_a_peer_that_rewrites_bytes_meanwhile_changes_nothing_but_the_bytes() {
     for role in ROLES {

@@ -1,4 +1,4 @@
-//! What two sides of a channel do to each other in the models.
+//! The scenarios: the steps of two sides of a channel in the models.
 
 use std::time::Instant;
 

@@ -137,7 +137,7 @@ mod tests {
 
     use super::*;
 
-    /// vchan.md (c) 44: a page that comes back is mapped, one that stays away ends the wait.
+    /// docs/threat-model.md, case 44: a page that comes back is mapped, one that stays away ends the wait.
     #[test]
     fn case_44_mmap_again_until_the_deadline() {
         let away = || io::Error::from_raw_os_error(libc::EAGAIN);

@@ -1,4 +1,4 @@
-//! What the tests share: the own domain, deadlines, volatile access, waiting for events.
+//! Shared by the tests: the own domain, deadlines, volatile access, waiting for events.
 
 use std::os::fd::AsRawFd;
 use std::ptr::NonNull;

@@ -132,7 +132,7 @@ impl Exchange {
         }
     }
 
-    /// The other side can read that so many of its files were taken.
+    /// The other side can read that `taken` of its files were taken.
     fn tell(&mut self, taken: u64) {
         self.told = self.told.max(taken);
         if self.told == self.taken {

@@ -46,7 +46,7 @@ pub(super) struct Space {
 }
 
 impl Space {
-    /// How much of a piece of `left` bytes may be written, with so many bytes and files in flight.
+    /// How much of a piece of `left` bytes may be written, with the given bytes and files in flight.
     /// `None`: nothing now.
     pub(super) fn allowance(
         &mut self,

@@ -142,8 +142,8 @@ impl From<Broken> for TransportError {
 }
 
 impl Shared {
-    /// Waits while `waiting` says so, until `deadline`. Whoever has waited in vain then has the thread
-    /// look at the directory once more: what came while it rested has come in time. A file system that
+    /// Waits while `waiting` says so, until `deadline`. A wait without result then has the thread look
+    /// at the directory once more: what came while it rested has come in time. A file system that
     /// hangs holds that up for [`LAST_LOOK_LIMIT`] at most.
     pub(super) fn wait_until<'a>(
         &self,

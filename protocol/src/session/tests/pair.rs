@@ -1,5 +1,5 @@
 //! A guest's and a mediator's half, joined by two pipes, with an executor that is done with its work
-//! in any order. Who moves next, and how many bytes, is random.
+//! in any order. Which side moves next, and how many bytes, is random.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::time::Instant;
@@ -44,9 +44,9 @@ impl Random {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Fate {
     Done,
-    /// The executor fails when it has had so many bytes of its data.
+    /// The executor fails when it has had this many bytes of its data.
     Fails(u64),
-    /// The guest gives up when it has begun to send so many.
+    /// The guest gives up when it has begun to send this many.
     GivenUp(u64),
 }
 
@@ -349,7 +349,7 @@ impl Pair {
             work.input.extend(work.held.drain(..n));
             let whole = VECTOR_ADD_CHUNK as usize * 8;
             let last = work.input.len() as u64 == work.request.data().0;
-            // As many sums as can be had.
+            // As many sums as the bytes allow.
             let upto = match last {
                 true => work.input.len(),
                 false => work.input.len() / whole * whole,

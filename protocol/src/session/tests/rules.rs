@@ -1,4 +1,4 @@
-//! What the mediator answers, frame by frame.
+//! The mediator's answers, frame by frame.
 
 use std::num::NonZeroU16;
 
@@ -166,7 +166,7 @@ fn too_many_requests_are_refused_one_by_one() {
     raw.said();
     raw.start(request(Op::Ping, 11), &ping_body(1));
     assert_eq!(raw.server.counts().failed, 1);
-    // Quiet ones are counted apart, and what is too much of them is told by the fence.
+    // Quiet ones are counted apart, and what is too much of them is reported by the fence.
     for id in 100..109 {
         let quiet = request(Op::Ping, id).with_flags(Flags::QUIET);
         raw.hear(&frame(quiet, &ping_body(1)))

@@ -305,7 +305,7 @@ fn flood(place: &Place) -> Result<(), Failure> {
 /// More nodes than any quota should allow; Xen's default is 1000 a domain.
 const TOO_MANY_NODES: u32 = 20_000;
 
-/// No node to be had: a server says so and leaves nothing, and serves once there are some again.
+/// The quota of nodes is used up: a server says so and leaves nothing, and serves once there is room.
 fn quota(place: &Place) -> Result<(), Failure> {
     let (peer, path) = place.xen()?;
     let deadline = || Instant::now() + WAIT_LIMIT;

@@ -1,4 +1,4 @@
-//! What a process holds, for tests that look for what is left behind.
+//! The resources that a process holds, for tests that check for leaks.
 
 use std::fmt;
 use std::fs;

@@ -63,7 +63,7 @@ pub(crate) fn connect(
     }
 }
 
-/// Both directions with checksums, the revocation, and requests beyond what can be had.
+/// Both directions with checksums, the revocation, and requests beyond the limits.
 fn serve_check(channel: &mut Channel, region: &mut OwnedRegion) -> Result<(), Failure> {
     let len = region.len();
     let ours = fill(len, 1, |at, bytes| region.write_at(at, bytes))?;

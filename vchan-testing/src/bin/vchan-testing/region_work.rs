@@ -1,4 +1,4 @@
-//! What the two ends of a shared region do with it.
+//! The work that the two ends of a shared region do.
 
 use clap::ValueEnum;
 

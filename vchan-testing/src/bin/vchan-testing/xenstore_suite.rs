@@ -1,4 +1,4 @@
-//! What every client of xenstore must do with every xenstored, in dom0 and in a guest. The client is
+//! The suite for every client of xenstore with every xenstored, in dom0 and in a guest. The client is
 //! the one that `VCHAN_XENSTORE` names.
 
 use std::thread;

@@ -1,4 +1,4 @@
-//! What the command says when it fails: one line of what, one line of what to do.
+//! The command's failures: one line of what went wrong, one line of what to do.
 
 use std::io;
 

@@ -116,7 +116,7 @@ fn receive(shared: &Shared, mut reader: Reader, meter: &Meter) -> Result<(), Fai
             outcome => outcome?,
         }
     }
-    // Who only takes what we send need not end a stream of its own.
+    // A side that only takes what we send need not end a stream of its own.
     let only_sent =
         shared.sent.load(Ordering::SeqCst) > 0 && shared.received.load(Ordering::Relaxed) == 0;
     match only_sent {

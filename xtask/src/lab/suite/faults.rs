@@ -1,5 +1,5 @@
 //! What Xen, its kernels and its toolstack can take away from a channel. The numbers are those of
-//! the cases in the reference (`vchan.md`, section (c)); the table is in `docs/threat-model.md`.
+//! the cases of `docs/threat-model.md`.
 
 use anyhow::{Context as _, Result, ensure};
 

@@ -1,5 +1,5 @@
-//! Cases 31 and 35 of the reference: a domain that is saved, and one that comes out of the file under
-//! the same number with another uuid.
+//! Cases 31 and 35 of `docs/threat-model.md`: a domain that is saved, and one that comes out of
+//! the file under the same number with another uuid.
 
 use std::time::Duration;
 

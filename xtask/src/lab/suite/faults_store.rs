@@ -1,5 +1,5 @@
-//! Cases 41, 43 and 48 of the reference with a real xenstored: a quota used up, floods, and keys that
-//! do not stand still.
+//! Cases 41, 43 and 48 of `docs/threat-model.md` with a real xenstored: a quota used up, floods, and
+//! keys that do not stand still.
 
 use anyhow::{Result, ensure};
 

@@ -1,5 +1,5 @@
-//! Case 42 of the reference with a real xenstored that is killed. Its socket stays and refuses; dom0's
-//! kernel, asked through `/dev/xen/xenbus`, lets a watch wait for ever.
+//! Case 42 of `docs/threat-model.md` with a real xenstored that is killed. Its socket stays and
+//! refuses; dom0's kernel, asked through `/dev/xen/xenbus`, lets a watch wait for ever.
 //!
 //! What one xenstored knew of the domains the next one does not, so this ends its machine. A guest's
 //! console ends with it: what the guest finds it tells over the channel that was open.

@@ -16,7 +16,7 @@ pub(crate) enum Amount {
 }
 
 impl Amount {
-    /// Calls `run`, which does as many messages of `message_bytes` as it is told and says how long
+    /// Calls `run`, which exchanges the given number of messages of `message_bytes` and says how long
     /// they took: once, or with a growing count until a run lasts at least half the wanted time.
     /// Returns the last run's count and time.
     ///

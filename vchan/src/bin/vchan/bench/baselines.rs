@@ -1,4 +1,4 @@
-//! What the channel's figures are compared with, measured by the same program.
+//! Baselines for the channel's figures, measured by the same program.
 
 use std::hint::black_box;
 use std::io::{Read, Write};
@@ -44,7 +44,7 @@ pub(crate) fn memcpy(
 /// An echo over a Unix socket pair between two threads.
 ///
 /// # Errors
-/// There is no socket or thread to be had.
+/// No socket or thread can be created.
 pub(crate) fn socket_pair(
     size: usize,
     threads: Threads,

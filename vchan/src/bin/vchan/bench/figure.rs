@@ -1,4 +1,4 @@
-//! What came out of one point, and how it is printed.
+//! The result of one point, and how it is printed.
 
 use std::time::Duration;
 
