@@ -19,6 +19,8 @@ mod modules;
 mod queue;
 mod ranges;
 mod streams;
+#[cfg(test)]
+mod tests;
 mod transfers;
 
 use std::collections::{BTreeMap, VecDeque};
