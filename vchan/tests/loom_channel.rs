@@ -3,7 +3,7 @@
 //! What is explored is the code itself: the files below are the crate's own, compiled against
 //! loom's atomics, locks and condition variables. Models stand in for three things only: the
 //! shared memory (`loom/shm.rs`; loom reports every unordered access to a ring byte), the doorbell
-//! (`loom/backend.rs`, a flag that stays up until acknowledged, as an eventfd or event channel
+//! (`loom/bell.rs`, a flag that stays up until acknowledged, as an eventfd or event channel
 //! does) and the sleep on it (`loom/backend_poll.rs`). A lost wake-up shows as a deadlock of the model.
 //!
 //! Each protocol has a twin that leaves one thing out ([`Without`]) and must fail; if it does not,
@@ -19,17 +19,16 @@
 
 #[path = "loom/backend.rs"]
 mod backend;
+#[path = "loom/bell.rs"]
+mod bell;
 #[path = "../src/channel/mod.rs"]
 mod channel;
 #[path = "../src/error.rs"]
 mod error;
-/// The models are on none.
-mod reactor {
-    pub(crate) mod token {
-        #[derive(Debug, Clone, Copy)]
-        pub struct Token;
-    }
-}
+#[path = "loom/pair.rs"]
+mod pair;
+#[path = "loom/reactor.rs"]
+mod reactor;
 #[path = "loom/region.rs"]
 mod region;
 #[path = "loom/region_scenario.rs"]
@@ -43,30 +42,15 @@ mod waiting;
 #[path = "loom/wire.rs"]
 mod wire;
 
-use std::cell::Cell;
-use std::time::{Duration, Instant};
-
-use loom::sync::atomic::AtomicBool;
-
-use backend::{Bell, Doorbell, KERNEL_TELLS, Parts};
-use channel::Channel;
-use sync::{Arc, Without, leave_out};
-use wire::control_page::ControlPage;
-use wire::extension_page::ExtensionPage;
-use wire::layout::{Format, Orders, Role};
-use wire::shm::Region;
+use backend::KERNEL_TELLS;
+use pair::FORMAT;
+use sync::{Without, leave_out};
+use wire::layout::Format;
 
 /// Switches explored where there are few things to interleave.
 const FEW: usize = 4;
 /// Switches explored where there are many.
 const MANY: usize = 3;
-/// Bytes of the left ring, which the client writes.
-const LEFT: u32 = 1 << 10;
-
-thread_local! {
-    // loom runs all threads of a model on one thread of the system.
-    static FORMAT: Cell<Format> = const { Cell::new(Format::Classic) };
-}
 
 /// Runs `scenario` on channels of this format in every interleaving, with `without` left out of
 /// the code.
@@ -86,80 +70,6 @@ fn explore(
         sync::atomic::start();
         scenario();
     });
-}
-
-fn far() -> Instant {
-    Instant::now() + Duration::from_secs(3600)
-}
-
-/// What is asked of the model before it starts.
-struct Start {
-    /// Bytes in the left ring that the server has not read yet.
-    unread: u32,
-}
-
-struct Pair {
-    server: Channel,
-    client: Channel,
-    servers_bell: Arc<Bell>,
-    clients_bell: Arc<Bell>,
-    /// Set when the peer's domain is destroyed.
-    dead: Arc<AtomicBool>,
-}
-
-/// A connected pair. The left ring's write index stands at 0.
-fn pair(start: Start) -> Pair {
-    let bells = [Arc::new(Bell::default()), Arc::new(Bell::default())];
-    let dead = Arc::new(AtomicBool::new(false));
-    let (left_indexes, right_indexes) = ((0u32.wrapping_sub(start.unread), 0), (0, 0));
-    let control = ControlPage::connected(left_indexes, right_indexes);
-    let extension = match FORMAT.get() {
-        Format::Classic => None,
-        Format::Extended => Some(ExtensionPage::connected(left_indexes, right_indexes)),
-    };
-    let orders = Orders::check(10, 11).unwrap();
-    let (left, right) = (
-        Region::new(orders.left_bytes()),
-        Region::new(orders.right_bytes()),
-    );
-    let shared_memory = Arc::default();
-    let side = |role, own: usize| {
-        let parts = Parts {
-            role,
-            orders,
-            first_index: None,
-            control: control.clone(),
-            extension: extension.clone(),
-            left: left.clone(),
-            right: right.clone(),
-            backend: Box::new(Doorbell {
-                shared_memory: Arc::clone(&shared_memory),
-                own: Arc::clone(&bells[own]),
-                peers: Arc::clone(&bells[1 - own]),
-                dead: Arc::clone(&dead),
-            }),
-        };
-        Channel::from_parts(parts).unwrap()
-    };
-    Pair {
-        server: side(Role::Server, 0),
-        client: side(Role::Client, 1),
-        servers_bell: Arc::clone(&bells[0]),
-        clients_bell: Arc::clone(&bells[1]),
-        dead,
-    }
-}
-
-/// Reads until the end of the stream.
-fn read_all(channel: &mut Channel) -> Vec<u8> {
-    let mut bytes = Vec::new();
-    let mut buf = [0; 2];
-    loop {
-        match channel.read(&mut buf, far()).unwrap() {
-            0 => return bytes,
-            n => bytes.extend(&buf[..n]),
-        }
-    }
 }
 
 /// The scenario holds in both formats, and fails in its twins for the reason given.

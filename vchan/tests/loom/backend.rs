@@ -9,9 +9,9 @@ use std::os::fd::BorrowedFd;
 use std::sync::Mutex;
 use std::time::Instant;
 
-use loom::sync::Condvar;
 use loom::sync::atomic::{AtomicBool, Ordering};
 
+use crate::bell::Bell;
 use crate::error::Result;
 use crate::region::{Access, Carrier, OwnerMemory, PeerMemory, Ticket};
 use crate::sync::{Arc, Without, is_left_out};
@@ -68,53 +68,6 @@ pub(crate) struct Parts {
     pub(crate) left: Region,
     pub(crate) right: Region,
     pub(crate) backend: Box<dyn Backend>,
-}
-
-#[derive(Debug, Default)]
-struct State {
-    rung: bool,
-    cancelled: bool,
-}
-
-/// Up from the ring until it is acknowledged, like an eventfd.
-#[derive(Debug, Default)]
-pub(crate) struct Bell {
-    state: loom::sync::Mutex<State>,
-    changed: Condvar,
-}
-
-impl Bell {
-    pub(crate) fn ring(&self) {
-        if is_left_out(Without::UnaskedRing) {
-            return;
-        }
-        self.state.lock().unwrap().rung = true;
-        self.changed.notify_all();
-    }
-
-    pub(crate) fn cancel(&self) {
-        self.state.lock().unwrap().cancelled = true;
-        self.changed.notify_all();
-    }
-
-    /// Takes the ring.
-    pub(crate) fn take(&self) -> bool {
-        std::mem::take(&mut self.state.lock().unwrap().rung)
-    }
-
-    /// Whether polling would return at once.
-    pub(crate) fn is_up(&self) -> bool {
-        let state = self.state.lock().unwrap();
-        state.rung || state.cancelled
-    }
-
-    /// Sleeps until the bell is up.
-    pub(crate) fn wait(&self) {
-        let mut state = self.state.lock().unwrap();
-        while !(state.rung || state.cancelled) {
-            state = self.changed.wait(state).unwrap();
-        }
-    }
 }
 
 /// Header and data of what was handed over, by the region's number.

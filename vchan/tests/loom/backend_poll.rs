@@ -7,7 +7,8 @@ use vgpu_transport::Waker;
 
 use crate::sync::Arc;
 
-use crate::backend::{Backend, Bell};
+use crate::backend::Backend;
+use crate::bell::Bell;
 use crate::error::Result;
 use crate::sync::atomic::make_late_requests;
 use crate::sync::{Without, is_left_out};

@@ -2,6 +2,8 @@
 
 #[path = "../../src/region/bounds.rs"]
 mod bounds;
+#[path = "region_channel.rs"]
+mod channel;
 #[path = "../../src/region/error.rs"]
 pub(crate) mod error;
 #[path = "../../src/region/header.rs"]
@@ -23,24 +25,8 @@ pub(crate) mod ticket;
 #[path = "../../src/region/view.rs"]
 mod view;
 
-use std::time::Instant;
-
 pub use error::RegionError;
 pub use mapped::MappedRegion;
 pub use memory::{OwnerMemory, PeerMemory};
 pub use owned::OwnedRegion;
 pub use ticket::{Access, Carrier, TICKET_BYTES, Ticket};
-
-use crate::channel::Channel;
-use crate::error::Result;
-
-/// As in `src/region/mod.rs`.
-impl Channel {
-    pub(crate) fn create_region(&self, bytes: usize, access: Access) -> Result<OwnedRegion> {
-        owned::create(self.shared(), bytes, access)
-    }
-
-    pub(crate) fn map_region(&self, ticket: &[u8], deadline: Instant) -> Result<MappedRegion> {
-        mapped::map(self.shared(), ticket, deadline)
-    }
-}

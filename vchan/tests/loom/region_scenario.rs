@@ -8,8 +8,8 @@ use loom::thread;
 use crate::backend::KERNEL_TELLS;
 use crate::channel::Channel;
 use crate::error::Error;
+use crate::pair::{Pair, Start, far, pair};
 use crate::region::{Access, OwnedRegion, RegionError};
-use crate::{Pair, Start, far, pair};
 
 /// Bytes of every region here.
 const BYTES: usize = 1;

@@ -7,11 +7,11 @@ use loom::thread;
 use vgpu_transport::Transport;
 
 use crate::error::Error;
+use crate::pair::{FORMAT, LEFT, Pair, Start, far, pair, read_all};
 pub(crate) use crate::region_scenario::*;
-use crate::sync::Without;
+use crate::sync::{self, Without};
 use crate::waiting::backend_poll;
 use crate::wire::layout::Format;
-use crate::{FORMAT, LEFT, Pair, Start, far, pair, read_all, sync};
 
 /// One side writes twice and closes at once; the other sleeps and must get all, then the end.
 pub(super) fn write_then_close() {

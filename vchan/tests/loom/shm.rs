@@ -7,7 +7,7 @@ use std::sync::{Mutex, OnceLock};
 
 use loom::cell::UnsafeCell;
 
-use crate::backend::Bell;
+use crate::bell::Bell;
 use crate::region::TICKET_BYTES;
 use crate::region::header::{OWNER_STATE, PEER_STATE};
 use crate::sync::atomic::{AtomicU8, AtomicU32, AtomicU64, AtomicUsize, Ordering};
