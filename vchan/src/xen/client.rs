@@ -107,6 +107,8 @@ pub(crate) fn connect_parts(
                     .is_none_or(|(tried, _, at)| *tried != keys || at.elapsed() >= STALE_AGAIN) =>
             {
                 let attempt = attach(setup, peer, keys, &place, life.clone(), end);
+                // Each look for itself: where the machine is busy all of them together take long.
+                let again = Instant::now();
                 let attempt = match attempt {
                     Err(Attempt::Stale(error)) => {
                         log::debug!("the keys at {base} lead nowhere: {error}");
@@ -126,7 +128,7 @@ pub(crate) fn connect_parts(
                             "let one server use the path at a time",
                         )),
                         // What was found before stays the reason.
-                        Err(error) if is_cut_short(&error, began) => match attempt {
+                        Err(error) if is_cut_short(&error, again) => match attempt {
                             Err(Attempt::Fatal(error)) if stale.is_none() => Some(error),
                             _ => None,
                         },
