@@ -112,7 +112,6 @@ pub(super) fn memory(ground: &Ground<'_>) -> Outcome {
             .map(|(free, _)| free)
             .map_err(at("memory info"))
     };
-    let before = free()?;
     let mut buffers: Vec<DeviceBuffer<u8>> = Vec::new();
     for bytes in [1, 511, 512, 513, 1 << 20] {
         buffers.push(device.alloc(bytes).map_err(at("allocate"))?);
@@ -129,10 +128,25 @@ pub(super) fn memory(ground: &Ground<'_>) -> Outcome {
     check(places.iter().all(|(address, _)| address % 256 == 0), || {
         format!("an allocation is not aligned: {places:x?}")
     })?;
-    check(free()? < before, || "allocations cost nothing".to_owned())?;
     drop(buffers);
     device.synchronize().map_err(at("synchronize"))?;
-    check(free()? == before, || "freeing gave nothing back".to_owned())?;
+    // Of a GPU that others use at the same time the free memory changes by itself, and small pieces
+    // may come out of what the driver has in hand: one try of several must show both.
+    let mut seen = (0, 0, 0);
+    for _ in 0..10 {
+        let before = free()?;
+        let large = device.alloc::<u8>(64 << 20).map_err(at("allocate"))?;
+        let during = free()?;
+        drop(large);
+        device.synchronize().map_err(at("synchronize"))?;
+        seen = (before, during, free()?);
+        if seen.1 < seen.0 && seen.2 == seen.0 {
+            break;
+        }
+    }
+    let (before, during, after) = seen;
+    check(during < before, || "allocations cost nothing".to_owned())?;
+    check(after == before, || "freeing gave nothing back".to_owned())?;
     // Nothing takes no room, and more than there is cannot be had.
     let mut nothing = device.alloc_zeros::<u64>(0).map_err(at("nothing"))?;
     device
@@ -425,7 +439,7 @@ pub(super) fn modules(ground: &Ground<'_>) -> Outcome {
     // Names that are not there, and images that are none.
     is_cuda(&fails("a kernel", other.load_function("nowhere"))?, 500)?;
     is_cuda(&fails("a kernel", other.load_function("x\0y"))?, 500)?;
-    is_cuda(&fails("a variable", other.variable::<u8>("saxpy"))?, 500)?;
+    is_cuda(&fails("a variable", other.variable::<u8>("nowhere"))?, 500)?;
     let cut = KERNELS.len() / 2;
     for image in [
         &b"this is no module"[..],
