@@ -14,9 +14,14 @@ use std::sync::atomic::{AtomicU8, AtomicU16, AtomicU32, AtomicU64};
 #[cfg(target_endian = "big")]
 compile_error!("device memory is little-endian, and so must the processor be");
 
+/// Bytes of a cache line: a row of lanes begins at one.
+const LINE: usize = 64;
+
 /// Zeroed memory of a fixed size.
 pub(crate) struct Bytes {
+    /// Where it begins: a multiple of [`LINE`].
     at: NonNull<u8>,
+    allocated: NonNull<u8>,
     len: usize,
     layout: Layout,
 }
@@ -35,7 +40,7 @@ impl std::fmt::Debug for Bytes {
 impl Drop for Bytes {
     fn drop(&mut self) {
         // SAFETY: allocated in `zeroed` with this layout.
-        unsafe { dealloc(self.at.as_ptr(), self.layout) }
+        unsafe { dealloc(self.allocated.as_ptr(), self.layout) }
     }
 }
 
@@ -83,10 +88,21 @@ impl Bytes {
     /// `len` bytes, all zero. None if there is no memory for them.
     pub(crate) fn zeroed(len: u64) -> Option<Self> {
         let len = usize::try_from(len).ok()?;
-        let layout = Layout::from_size_align(len.max(1).checked_next_multiple_of(16)?, 64).ok()?;
+        // Room to begin at a line: for a larger alignment the system's allocator would write the zeros itself,
+        // where for this one large memory comes as pages that cost nothing until they are used.
+        let size = len.checked_add(LINE)?.checked_next_multiple_of(16)?;
+        let layout = Layout::from_size_align(size, 16).ok()?;
         // SAFETY: the size is not zero.
-        let at = NonNull::new(unsafe { alloc_zeroed(layout) })?;
-        Some(Self { at, len, layout })
+        let allocated = NonNull::new(unsafe { alloc_zeroed(layout) })?;
+        let skip = allocated.as_ptr().addr().wrapping_neg() % LINE;
+        // SAFETY: `skip` is less than a line, which the size has beyond `len`.
+        let at = unsafe { allocated.add(skip) };
+        Some(Self {
+            at,
+            allocated,
+            len,
+            layout,
+        })
     }
 
     pub(crate) fn len(&self) -> u64 {
@@ -101,7 +117,7 @@ impl Bytes {
         if at % size != 0 || at > self.len || self.len - at < size * count {
             return None;
         }
-        // SAFETY: the range was just checked; the allocation is aligned to 64, so `at` aligns the atomics, which have
+        // SAFETY: the range was just checked; `self.at` is a multiple of 64, so `at` aligns the atomics, which have
         // the size of their integers; the memory is initialised and lives as long as `self`.
         unsafe {
             Some(std::slice::from_raw_parts(

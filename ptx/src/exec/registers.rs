@@ -41,20 +41,14 @@ pub(crate) struct Regs {
 
 /// Local memory of a warp: rows of a word of each lane.
 #[derive(Debug, Default)]
-pub(crate) struct Local(Vec<[[u32; 16]; 2]>);
+pub(crate) struct Local(Vec<[u32; 32]>);
 
 impl Local {
-    /// So many rows, all zero. They take no time and no memory until they are used: the system gives a
-    /// large vector of zeros as such, if its elements are arrays this short.
-    pub(super) fn new(rows: usize) -> Self {
-        Self(vec![[[0; 16]; 2]; rows])
-    }
-
     /// Some more rows, towards so many. True: there are that many.
     pub(super) fn grow(&mut self, rows: usize) -> bool {
         let now = self.0.len();
         self.0.reserve_exact(rows.saturating_sub(now));
-        self.0.resize(rows.min(now + ROWS).max(now), [[0; 16]; 2]);
+        self.0.resize(rows.min(now + ROWS).max(now), [0; 32]);
         self.0.len() >= rows
     }
 }
@@ -63,15 +57,14 @@ impl std::ops::Deref for Local {
     type Target = [[u32; 32]];
     #[inline(always)]
     fn deref(&self) -> &[[u32; 32]] {
-        self.0.as_flattened().as_flattened().as_chunks().0
+        &self.0
     }
 }
 
 impl std::ops::DerefMut for Local {
     #[inline(always)]
     fn deref_mut(&mut self) -> &mut [[u32; 32]] {
-        let flat = self.0.as_flattened_mut().as_flattened_mut();
-        flat.as_chunks_mut().0
+        &mut self.0
     }
 }
 

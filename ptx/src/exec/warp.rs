@@ -177,6 +177,11 @@ impl Warp {
         if !first.grow(cx) {
             return false;
         }
+        let words = cx.program.functions[cx.kernel as usize].frame.div_ceil(4);
+        if !self.local.grow(words as usize) {
+            return false;
+        }
+        let first = &mut self.frames[0];
         cx.fill(&mut first.regs, cx.kernel, self.index, [0; 3], 0);
         true
     }
@@ -202,10 +207,6 @@ impl Warp {
         let f = &mut self.frames[0];
         f.lanes = self.live;
         cx.refill(&mut f.regs, cx.kernel, self.index, ctaid);
-        let words = cx.program.functions[cx.kernel as usize].frame.div_ceil(4) as usize;
-        if self.local.is_empty() {
-            self.local = Local::new(words);
-        }
     }
 
     /// Takes fuel for what takes longer than one instruction.
