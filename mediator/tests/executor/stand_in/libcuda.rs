@@ -621,7 +621,8 @@ extern "C" fn cuStreamQuery(stream: *mut c_void) -> c_int {
 extern "C" fn cuStreamDestroy_v2(stream: *mut c_void) -> c_int {
     let mut driver = context!();
     match driver.streams.remove(&(stream as usize)) {
-        Some(stream) if stream.queue.is_empty() && !stream.busy => OK,
+        // The last operation may have shown that it is over before this library's own thread notes it.
+        Some(stream) if stream.queue.is_empty() => OK,
         Some(_) => misuse("a stream destroyed with work in it"),
         None => misuse("a stream that is none"),
     }
