@@ -293,7 +293,9 @@ fn a_relay_may_start_first() {
         directories[1].path().join("vgpu.sock").display()
     );
     let near = Mediator::start(directories[0].path(), &["--executor", &endpoint]);
-    assert!(near.log().contains("cannot be reached"), "{}", near.log());
+    wait_until("the near mediator says so", || {
+        near.log().contains("cannot be reached")
+    });
     assert_eq!(near.status()["executor"]["kind"], "relay");
     refusal(&near.connect().unwrap_err());
     let _far = Mediator::start(directories[1].path(), &[]);

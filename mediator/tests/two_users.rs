@@ -41,7 +41,10 @@ struct Of {
 impl Of {
     fn start(parent: &Path, user: u32, control: &Path, listen: &str) -> Self {
         let program = parent.join(format!("vgpu-mediatord-{user}"));
-        fs::copy(MEDIATORD, &program).unwrap();
+        // By another process: a program that this one has written cannot be started while any child of
+        // another test has inherited the descriptor.
+        let copied = Command::new("cp").arg(MEDIATORD).arg(&program).status();
+        assert!(copied.unwrap().success());
         fs::set_permissions(&program, Permissions::from_mode(0o755)).unwrap();
         let log = parent.join(format!("log-{user}"));
         let child = Command::new(program)

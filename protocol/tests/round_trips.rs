@@ -56,7 +56,12 @@ fn every_body_of_the_table_survives_the_wire() {
     for bodies in Bodies::all() {
         let values = bodies.values();
         let mut sound = 0;
-        for _ in 0..100 {
+        // Of a field with few values, such as Fill's element_bytes, most bytes are none.
+        for tried in 0.. {
+            if tried >= 100 && sound > 0 {
+                break;
+            }
+            assert!(tried < 100_000, "{bodies:?}: no sound one found");
             let values = values.new_tree(&mut runner).expect("a value").current();
             let body = values.concat();
             assert!(body.len() <= bodies.max_len(), "{bodies:?}");
@@ -72,7 +77,6 @@ fn every_body_of_the_table_survives_the_wire() {
                 ),
             }
         }
-        assert!(sound > 0, "{bodies:?}: no sound one found");
     }
 }
 

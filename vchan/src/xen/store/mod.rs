@@ -171,9 +171,14 @@ impl Store {
             source: io::Error::new(io::ErrorKind::BrokenPipe, "the xenstore thread is gone"),
         };
         self.0.send(request).map_err(|_| gone())?;
-        // The thread looks once more at the deadline, and has to run for that.
         let left = deadline.saturating_duration_since(Instant::now());
-        match answer.recv_timeout(left + LAST_LOOK_LIMIT) {
+        let answer = match answer.recv_timeout(left) {
+            // The thread looks once more at the deadline, and has to run for that. Measured from now: this
+            // process may not have run for a while.
+            Err(RecvTimeoutError::Timeout) => answer.recv_timeout(LAST_LOOK_LIMIT),
+            answer => answer,
+        };
+        match answer {
             Ok(result) => result.map_err(|failed| StoreError::of(path, failed)),
             Err(RecvTimeoutError::Timeout) => {
                 // Relaxed: a request that slips through is as if the caller had given up later.
