@@ -18,7 +18,7 @@ impl Cx<'_> {
     pub(crate) fn access<'s>(
         &'s self,
         shared: &'s SharedMemory,
-        at: &mut Hit<'_>,
+        w: &mut Warp,
         what: &Access,
         addr: u64,
     ) -> Result<Target<'s>, Box<Fault>> {
@@ -44,7 +44,7 @@ impl Cx<'_> {
             return fault(Code::MisalignedAddress, "not aligned to its size");
         }
         match lead(what.space, addr) {
-            Lead::Global(addr) => match region(self.launch.regions, at.hit, addr) {
+            Lead::Global(addr) => match region(self.launch.regions, &mut w.hit, addr) {
                 Some(r) if r.bytes.len() - (addr - r.base) >= size => {
                     if what.write && r.read_only {
                         return fault(Code::IllegalAddress, "constants cannot be written");
@@ -98,7 +98,7 @@ impl Cx<'_> {
             Lead::Local(off)
                 if off
                     .checked_add(size)
-                    .is_some_and(|end| end <= at.local as u64 * 4) =>
+                    .is_some_and(|end| end <= w.local.len() as u64 * 4) =>
             {
                 Ok(Target::Local(off as usize))
             }
@@ -135,15 +135,7 @@ impl Cx<'_> {
             pc,
             lane: lane as u32,
         };
-        let target = self.access(
-            shared,
-            &mut Hit {
-                hit: &mut w.hit,
-                local: w.local.len(),
-            },
-            &what,
-            addr,
-        )?;
+        let target = self.access(shared, w, &what, addr)?;
         Ok(target.load(self, &w.local, lane, 0, size))
     }
 }
@@ -162,13 +154,6 @@ pub(crate) struct Access {
     pub(crate) write: bool,
     pub(crate) pc: u32,
     pub(crate) lane: u32,
-}
-
-/// What a warp knows of memory.
-pub(crate) struct Hit<'w> {
-    pub(crate) hit: &'w mut usize,
-    /// Words of local memory.
-    pub(crate) local: usize,
 }
 
 impl Target<'_> {

@@ -8,7 +8,7 @@
 
 use std::sync::atomic::{Ordering, fence};
 
-use super::access::{Access, Hit, Target};
+use super::access::{Access, Target};
 use super::cx::{Cx, SharedMemory};
 use super::lanes::operand;
 use super::load_store::address;
@@ -100,15 +100,7 @@ pub(super) fn atomic(
             pc: pc - 1,
             lane: l as u32,
         };
-        let target = cx.access(
-            shared,
-            &mut Hit {
-                hit: &mut w.hit,
-                local: w.local.len(),
-            },
-            &what,
-            addr,
-        )?;
+        let target = cx.access(shared, w, &what, addr)?;
         let Target::Bytes(bytes, at) = target else {
             return Err(Box::new(Fault::new(
                 Code::InvalidAddressSpace,
@@ -168,27 +160,10 @@ pub(super) fn copy_async(
             pc: pc - 1,
             lane: l as u32,
         };
-        let local = w.local.len();
-        let to = cx.access(
-            shared,
-            &mut Hit {
-                hit: &mut w.hit,
-                local,
-            },
-            &what(Space::Shared, true),
-            to,
-        )?;
+        let to = cx.access(shared, w, &what(Space::Shared, true), to)?;
         let mut bytes = [0u64; 16];
         if read > 0 {
-            let from = cx.access(
-                shared,
-                &mut Hit {
-                    hit: &mut w.hit,
-                    local,
-                },
-                &what(Space::Global, false),
-                from,
-            )?;
+            let from = cx.access(shared, w, &what(Space::Global, false), from)?;
             for (k, b) in bytes.iter_mut().enumerate().take(read as usize) {
                 *b = from.load(cx, &w.local, l, k as u32, 1);
             }

@@ -10,7 +10,7 @@
     reason = "the loop is instantiated for each set of processor features"
 )]
 
-use super::access::{Access, Hit};
+use super::access::Access;
 use super::cx::{Cx, SharedMemory};
 use super::lanes::{put32, put64};
 use super::registers::{Regs, lanes};
@@ -253,6 +253,17 @@ fn quick(
         }
         // An address was read before the first result is written, so any register may be a result.
         let mut v64 = [0u64; 32];
+        macro_rules! narrow {
+            ($t:ident $signed:ident) => {{
+                let mut v = [0 as $t; 32];
+                let ok = quick_load::<$t>(bytes, &here, m, &mut v);
+                v64 = v.map(|v| match x.signed {
+                    true => v as $signed as u64,
+                    false => u64::from(v),
+                });
+                ok
+            }};
+        }
         let loaded = match x.size {
             4 if *bits == 32 => {
                 if !quick_load::<u32>(bytes, &here, m, &mut r.r32[slot]) {
@@ -266,42 +277,9 @@ fn quick(
                 }
                 continue;
             }
-            1 => {
-                let mut v = [0u8; 32];
-                let ok = quick_load::<u8>(bytes, &here, m, &mut v);
-                v64 = v.map(|v| {
-                    if x.signed {
-                        v as i8 as u64
-                    } else {
-                        u64::from(v)
-                    }
-                });
-                ok
-            }
-            2 => {
-                let mut v = [0u16; 32];
-                let ok = quick_load::<u16>(bytes, &here, m, &mut v);
-                v64 = v.map(|v| {
-                    if x.signed {
-                        v as i16 as u64
-                    } else {
-                        u64::from(v)
-                    }
-                });
-                ok
-            }
-            4 => {
-                let mut v = [0u32; 32];
-                let ok = quick_load::<u32>(bytes, &here, m, &mut v);
-                v64 = v.map(|v| {
-                    if x.signed {
-                        v as i32 as u64
-                    } else {
-                        u64::from(v)
-                    }
-                });
-                ok
-            }
+            1 => narrow!(u8 i8),
+            2 => narrow!(u16 i16),
+            4 => narrow!(u32 i32),
             _ => false,
         };
         if !loaded {
@@ -350,15 +328,7 @@ pub(super) fn memory(
             pc: pc - 1,
             lane: l as u32,
         };
-        let target = cx.access(
-            shared,
-            &mut Hit {
-                hit: &mut w.hit,
-                local: w.local.len(),
-            },
-            &what,
-            addr,
-        )?;
+        let target = cx.access(shared, w, &what, addr)?;
         // A vector may name its own address among its results: all of it is read before anything is written.
         let mut values = [0u64; 8];
         for (k, (slot, bits)) in x.regs.iter().enumerate() {

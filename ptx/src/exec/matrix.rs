@@ -10,7 +10,7 @@
     reason = "elements of packed registers"
 )]
 
-use super::access::{Access, Hit};
+use super::access::Access;
 use super::cx::{Cx, SharedMemory};
 use super::registers::lanes;
 use super::warp::{Member, Warp};
@@ -164,16 +164,7 @@ pub(crate) fn execute(
                         pc: first.pc,
                         lane: lane as u32,
                     };
-                    let local = l.w.local.len();
-                    let target = cx.access(
-                        shared,
-                        &mut Hit {
-                            hit: &mut l.w.hit,
-                            local,
-                        },
-                        &what,
-                        addr,
-                    )?;
+                    let target = cx.access(shared, l.w, &what, addr)?;
                     for col in 0..8 {
                         let (to, half) = if *transposed {
                             (col * 4 + row / 2, row % 2)
@@ -245,16 +236,7 @@ pub(crate) fn execute(
                         pc: first.pc,
                         lane: lane as u32,
                     };
-                    let local = l.w.local.len();
-                    let target = cx.access(
-                        shared,
-                        &mut Hit {
-                            hit: &mut l.w.hit,
-                            local,
-                        },
-                        &what,
-                        addr,
-                    )?;
+                    let target = cx.access(shared, l.w, &what, addr)?;
                     let (to, e) = place_opaque(*rows, *cols, r, c);
                     if *store {
                         let v = l.element(fragment, to, e);
