@@ -3,8 +3,8 @@
 
 mod support;
 
-use std::fs::{self, Permissions};
-use std::os::unix::fs::{PermissionsExt, chown};
+use std::fs;
+use std::os::unix::fs::chown;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -12,7 +12,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use nix::sys::stat::{Mode, umask};
-use nix::unistd::geteuid;
+use support::other_users::{self, copy_for_all, is_root, reachable};
 use support::{MEDIATORD, Mediator, WATCHDOG, add, options, run, stderr, stdout, wait_until};
 use vgpu_guest::{Client, Endpoint, Options};
 
@@ -25,8 +25,7 @@ const OTHER: u32 = 61_235;
 /// it open for a moment.
 fn closed_umask() -> Option<MutexGuard<'static, ()>> {
     static ALONE: Mutex<()> = Mutex::new(());
-    if !geteuid().is_root() {
-        test_skip::skipped("only root can start programs as other users");
+    if !is_root() {
         return None;
     }
     let alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
@@ -34,29 +33,11 @@ fn closed_umask() -> Option<MutexGuard<'static, ()>> {
     Some(alone)
 }
 
-/// A directory that every user reaches.
-fn reachable() -> tempfile::TempDir {
-    let directory = tempfile::tempdir().unwrap();
-    fs::set_permissions(directory.path(), Permissions::from_mode(0o755)).unwrap();
-    directory
-}
-
 /// A copy of `program` that every user can run.
 fn program(directory: &Path, program: &Path) -> PathBuf {
     let copy = directory.join(program.file_name().unwrap());
-    // By another process: see two_users.rs.
-    let copied = Command::new("cp").arg(program).arg(&copy).status();
-    assert!(copied.unwrap().success());
-    fs::set_permissions(&copy, Permissions::from_mode(0o755)).unwrap();
+    copy_for_all(program, &copy);
     copy
-}
-
-fn served(directory: &Path, owner: u32, mode: u32) -> PathBuf {
-    let served = directory.join("served");
-    fs::create_dir(&served).unwrap();
-    chown(&served, Some(owner), Some(owner)).unwrap();
-    fs::set_permissions(&served, Permissions::from_mode(mode)).unwrap();
-    served
 }
 
 /// What a guest that is another user does, in a process of its own: this program, told by an
@@ -111,7 +92,7 @@ fn a_mediator_of_roots_with_a_closed_umask_serves_other_users() {
         return;
     };
     let directory = reachable();
-    let served = served(directory.path(), GUEST, 0o700);
+    let served = other_users::directory(directory.path(), "served", GUEST, 0o700);
     let listen = format!("file:{}", served.display());
     let mediator = Mediator::start(directory.path(), &["--listen", &listen]);
     wait_until("it is served", || served.join("response.txt").exists());
@@ -150,10 +131,8 @@ fn a_mediator_and_a_guest_of_two_users_are_told_what_is_closed() {
         return;
     };
     let directory = reachable();
-    let served = served(directory.path(), OTHER, 0o1777);
-    let home = directory.path().join("home");
-    fs::create_dir(&home).unwrap();
-    chown(&home, Some(OTHER), Some(OTHER)).unwrap();
+    let served = other_users::directory(directory.path(), "served", OTHER, 0o1777);
+    let home = other_users::directory(directory.path(), "home", OTHER, 0o700);
     let log = home.join("log");
     let listen = format!("file:{}", served.display());
     let mut mediator = Command::new(program(directory.path(), Path::new(MEDIATORD)))
@@ -177,6 +156,13 @@ fn a_mediator_and_a_guest_of_two_users_are_told_what_is_closed() {
         read(&served.join("response.txt"))
             .contains("cannot be read by the mediator, which runs as user 61235")
     });
+    // The answer is there before the log says so.
+    for why in [
+        "of user 61234 is closed to this mediator, which runs as user 61235",
+        "command.txt cannot be read by the mediator",
+    ] {
+        wait_until(why, || read(&log).contains(why));
+    }
     let lines = read(&log);
     let _ = mediator.kill();
     let _ = mediator.wait();
@@ -186,12 +172,6 @@ fn a_mediator_and_a_guest_of_two_users_are_told_what_is_closed() {
         ),
         "{said}{lines}"
     );
-    for why in [
-        "of user 61234 is closed to this mediator, which runs as user 61235",
-        "command.txt cannot be read by the mediator",
-    ] {
-        assert!(lines.contains(why), "{why}: {lines}");
-    }
 }
 
 #[test]
@@ -201,10 +181,8 @@ fn two_users_share_a_directory_by_a_group() {
     };
     let directory = reachable();
     // Both users' group is that of the directory.
-    let served = served(directory.path(), OTHER, 0o2770);
-    let home = directory.path().join("home");
-    fs::create_dir(&home).unwrap();
-    chown(&home, Some(OTHER), Some(OTHER)).unwrap();
+    let served = other_users::directory(directory.path(), "served", OTHER, 0o2770);
+    let home = other_users::directory(directory.path(), "home", OTHER, 0o700);
     let listen = format!("file:{}", served.display());
     let mut mediator = Command::new(program(directory.path(), Path::new(MEDIATORD)))
         .args(["--executor", "cpu", "--listen", &listen, "--control"])

@@ -3,34 +3,17 @@
 
 mod support;
 
-use std::fs::{self, File, Permissions};
-use std::os::unix::fs::{PermissionsExt, chown};
+use std::fs::{self, File};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use nix::unistd::geteuid;
+use support::other_users::{copy_for_all, directory, is_root, reachable};
 use support::{Killed, MEDIATORD, VGPUCTL, run, stderr, wait_until};
 
 /// Users who are nobody here.
 const FIRST: u32 = 61_236;
 const SECOND: u32 = 61_237;
-
-fn is_root() -> bool {
-    if !geteuid().is_root() {
-        test_skip::skipped("only root can start programs as other users");
-    }
-    geteuid().is_root()
-}
-
-/// A directory in `parent`.
-fn directory(parent: &Path, name: &str, owner: u32, mode: u32) -> PathBuf {
-    let path = parent.join(name);
-    fs::create_dir(&path).unwrap();
-    chown(&path, Some(owner), Some(owner)).unwrap();
-    fs::set_permissions(&path, Permissions::from_mode(mode)).unwrap();
-    path
-}
 
 /// A mediator, and its log.
 struct Of {
@@ -41,11 +24,7 @@ struct Of {
 impl Of {
     fn start(parent: &Path, user: u32, control: &Path, listen: &str) -> Self {
         let program = parent.join(format!("vgpu-mediatord-{user}"));
-        // By another process: a program that this one has written cannot be started while any child of
-        // another test has inherited the descriptor.
-        let copied = Command::new("cp").arg(MEDIATORD).arg(&program).status();
-        assert!(copied.unwrap().success());
-        fs::set_permissions(&program, Permissions::from_mode(0o755)).unwrap();
+        copy_for_all(Path::new(MEDIATORD), &program);
         let log = parent.join(format!("log-{user}"));
         let child = Command::new(program)
             .args(["--executor", "cpu", "--listen", listen, "--control"])
@@ -70,12 +49,6 @@ impl Of {
     fn ended(&mut self) -> bool {
         self.child.0.try_wait().unwrap().is_some()
     }
-}
-
-fn reachable() -> tempfile::TempDir {
-    let parent = tempfile::tempdir().unwrap();
-    fs::set_permissions(parent.path(), Permissions::from_mode(0o755)).unwrap();
-    parent
 }
 
 /// The mediator there runs a command of its own user.

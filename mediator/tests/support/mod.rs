@@ -1,6 +1,7 @@
 //! A real `vgpu-mediatord` in a directory of its own.
 #![allow(dead_code, reason = "each test program uses its part of this")]
 
+pub(crate) mod other_users;
 pub(crate) mod sockets;
 
 use std::fs::{self, File, Permissions};
