@@ -33,7 +33,7 @@ impl LineBuffer {
     /// Reads what is there, at most 16 KiB.
     ///
     /// # Errors
-    /// The stream failed, a line is too long, or one is not UTF-8: the peer is of no use any more.
+    /// The stream failed, a line is too long, or one is not UTF-8: the peer can no longer be used.
     pub fn read(&mut self, mut stream: impl Read) -> io::Result<Received> {
         let mut buffer = [0; 4096];
         let mut received = Received {

@@ -147,7 +147,7 @@ pub(super) fn memory(ground: &Ground<'_>) -> Outcome {
     let (before, during, after) = seen;
     check(during < before, || "allocations cost nothing".to_owned())?;
     check(after == before, || "freeing gave nothing back".to_owned())?;
-    // Nothing takes no room, and more than there is cannot be had.
+    // No bytes need no memory, and more than there is cannot be allocated.
     let mut nothing = device.alloc_zeros::<u64>(0).map_err(at("nothing"))?;
     device
         .memcpy_htod(&[], &mut nothing)

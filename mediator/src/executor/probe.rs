@@ -88,13 +88,13 @@ impl fmt::Display for ExecutorChoice {
     }
 }
 
-/// The executor that was asked for cannot be had.
+/// The executor that was asked for is not available.
 #[derive(Debug, thiserror::Error)]
 #[error("executor {choice} is not available: {source}")]
 pub struct ProbeError {
     /// What was asked for.
     pub choice: ExecutorChoice,
-    /// Why it cannot be had.
+    /// Why it is not available.
     pub source: ExecutorError,
 }
 

@@ -85,7 +85,7 @@ pub enum SessionEnd {
     /// The guest was turned away.
     #[error("refused: {}: {}", .0.code, .0.text)]
     Refused(Refusal),
-    /// The executor cannot be had, or is lost.
+    /// The executor cannot be opened, or is lost.
     #[error("the executor failed: {0}")]
     ExecutorLost(String),
     /// The broker asked for it.

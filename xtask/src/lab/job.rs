@@ -174,7 +174,7 @@ fn await_in_place(patience: Duration, text: &str) -> String {
     }
 }
 
-/// A job that waits for a guest which the host has lost waits in vain.
+/// A job that waits for a guest which the host has lost never ends by itself.
 fn ensure_none_lost(host: &dyn Host, before: usize) -> Result<()> {
     if host.guests_lost() > before {
         bail!("the host has lost a guest");

@@ -16,8 +16,8 @@ use super::image::Images;
 /// nested paging is what PVH guests need.
 const PROCESSOR: &str = "qemu64,+svm,+npt,+nrip-save,+vgif";
 
-/// Protection against leaks by speculation is of no use in an emulator, where it costs a good deal, and
-/// QEMU's memory is zero without being scrubbed.
+/// Mitigations of speculation protect nothing in an emulator and slow it down a good deal, and QEMU's
+/// memory is zero without being scrubbed.
 const XEN_ARGUMENTS: &str = "dom0_mem=1536M dom0_max_vcpus=1 console=com1 com1=115200 \
      conring_size=512k guest_loglvl=warning spec-ctrl=no bootscrub=0";
 

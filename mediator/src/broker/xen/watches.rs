@@ -109,7 +109,7 @@ impl Watches {
         }
     }
 
-    /// Waits until xenstored has gone away. These watches are of no use from then on.
+    /// Waits until xenstored has gone away. These watches tell nothing from then on.
     pub(super) async fn ended(&self) {
         self.presence.ended().await;
     }
