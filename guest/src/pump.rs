@@ -153,18 +153,13 @@ impl Lane {
         if let Some(why) = &desk.over {
             return Err(Cause::SessionOver(why.clone()));
         }
-        if let Some(mut wire) = desk.take_wire() {
-            drop(desk);
-            wire.ask(std::iter::once(asked));
-            if let Some(outcome) = self.lead(wire, doing, data) {
-                return outcome;
-            }
-            desk = self.shared.lock();
-        } else {
-            desk.asked.push(asked);
-            if desk.asleep {
-                self.shared.wake_leader();
-            }
+        match &mut desk.wire {
+            // Nobody leads: this call is about to.
+            Some(wire) => wire.ask(asked),
+            None => desk.asked.push(asked),
+        }
+        if desk.asleep {
+            self.shared.wake_leader();
         }
         loop {
             let wire = match self.wait_for_news(desk, doing)? {
@@ -358,7 +353,7 @@ impl Shared {
         if let Some(why) = &desk.over {
             return Err(Cause::SessionOver(why.clone()));
         }
-        wire.ask(desk.asked.drain(..));
+        desk.asked.drain(..).for_each(|asked| wire.ask(asked));
         Ok(())
     }
 
@@ -419,8 +414,7 @@ impl Desk {
     }
 
     fn take_wire(&mut self) -> Option<Box<Wire>> {
-        let mut wire = self.wire.take()?;
-        wire.ask(self.asked.drain(..));
+        let wire = self.wire.take()?;
         self.leader_lives();
         Some(wire)
     }
@@ -439,7 +433,7 @@ impl Lead<'_> {
             return;
         };
         let mut desk = self.lane.shared.lock();
-        wire.ask(desk.asked.drain(..));
+        desk.asked.drain(..).for_each(|asked| wire.ask(asked));
         desk.leader_lives();
         let next = next.or_else(|| wire.turn(self.lane.number, false));
         match next.or_else(|| wire.any_lane()) {

@@ -8,9 +8,9 @@ use std::time::{Duration, Instant};
 
 use vgpu_protocol::frame::Flags;
 use vgpu_protocol::op::{Op, Request};
-use vgpu_protocol::session::{self, client::Event, client::NotSent};
+use vgpu_protocol::session::{self, after_rest, client::Event, client::NotSent};
 use vgpu_protocol::status::{Status, decode_error_text};
-use vgpu_transport::clock::{Rests, after_rest};
+use vgpu_transport::clock::Rests;
 use vgpu_transport::{Interest, Transport, TransportError, Waker};
 
 use crate::data::Data;
@@ -166,9 +166,9 @@ impl Wire {
         self.said_goodbye
     }
 
-    /// The requests in `asked` follow those that are here.
-    pub(crate) fn ask(&mut self, asked: impl Iterator<Item = Asked>) {
-        asked.for_each(|asked| self.waiting.push_back(asked));
+    /// `asked` follows the requests that are here.
+    pub(crate) fn ask(&mut self, asked: Asked) {
+        self.waiting.push_back(asked);
     }
 
     /// Begins the turn of a call.

@@ -81,11 +81,6 @@ impl Default for Rests {
     }
 }
 
-/// What becomes, with the end of a rest at `now`, of the time `at` since when somebody has been silent.
-pub fn after_rest(at: Instant, rest: Duration, now: Instant) -> Instant {
-    (at + rest).min(now)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -102,10 +97,6 @@ mod tests {
         rests.waits_until(now + second);
         assert_eq!(rests.end_at(now + 3 * second), Some(2 * second));
         assert_eq!(rests.end_at(now + 3 * second), None);
-        // Who was silent for a second before is so still, and nobody speaks in the future.
-        let then = now + 5 * second;
-        assert_eq!(after_rest(now, 4 * second, then), now + 4 * second);
-        assert_eq!(after_rest(now + 2 * second, 4 * second, then), then);
     }
 
     #[test]

@@ -197,11 +197,7 @@ impl Peer {
                     let payload = ping.payload.clone();
                     PingReply { payload }.encode()
                 }
-                Request::Fence(_) => FenceReply {
-                    dropped: 0,
-                    failures: Default::default(),
-                }
-                .encode(),
+                Request::Fence(_) => FenceReply::default().encode(),
                 Request::VectorAdd(_) => {
                     if hold {
                         continue;

@@ -96,10 +96,8 @@ impl Executor for CpuExecutor {
     }
 
     fn take_failures(&mut self) -> FenceReply {
-        match &mut self.gpu {
-            Some(gpu) => gpu.take_failures(),
-            None => super::no_failures(),
-        }
+        let gpu = self.gpu.as_mut();
+        gpu.map(Gpu::take_failures).unwrap_or_default()
     }
 }
 

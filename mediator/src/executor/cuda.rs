@@ -10,6 +10,8 @@
 //! * `slot`: memory, stream and work of one chunk.
 //! * `pipeline`: several slots in turn.
 //! * `queue`: what guests ask of the driver itself.
+//! * `caller`: of that, what may take its time.
+//! * `handles`: page-locked memory, streams and events of theirs.
 //! * `image`: what guests call a module.
 //! * `platform`: is this a PV dom0?
 //! * `words`: what the codes mean that a driver refuses to start with.
@@ -18,8 +20,10 @@
 //! work that does not end, it is *lost*: it calls the driver no more, not even to free memory, which
 //! the end of the process does.
 
+mod caller;
 mod device;
 mod driver;
+mod handles;
 mod image;
 mod pipeline;
 mod platform;
@@ -36,6 +40,7 @@ use vgpu_protocol::op::{FenceReply, Request};
 use vgpu_protocol::session::server::Failure;
 use vgpu_transport::Waker;
 
+use super::cuda_result;
 use super::gpu::Gpu;
 use super::vector_add::VectorAdds;
 use super::{Executor, ExecutorError, ExecutorInfo, KERNEL_TIME, Limits, unsupported};
@@ -84,7 +89,7 @@ pub fn open(reason: &str) -> Result<CudaExecutor, ExecutorError> {
     match Device::count(driver) {
         Ok(0) => {
             return Err(explain(CallError {
-                code: driver::NO_DEVICE,
+                code: cuda_result::NO_DEVICE,
                 call: "cuDeviceGetCount",
             }));
         }
@@ -183,10 +188,8 @@ impl Executor for CudaExecutor {
     }
 
     fn take_failures(&mut self) -> FenceReply {
-        match &mut self.gpu {
-            Some(gpu) => gpu.take_failures(),
-            None => super::no_failures(),
-        }
+        let gpu = self.gpu.as_mut();
+        gpu.map(Gpu::take_failures).unwrap_or_default()
     }
 }
 

@@ -6,6 +6,7 @@
 
 pub mod cpu;
 pub mod cuda;
+mod cuda_result;
 mod error;
 mod gpu;
 mod probe;
@@ -46,15 +47,7 @@ pub trait Executor: Backend + Send {
 
     /// The failures that came after their requests were answered, since the call before.
     fn take_failures(&mut self) -> FenceReply {
-        no_failures()
-    }
-}
-
-/// A Fence's answer where nothing has failed.
-fn no_failures() -> FenceReply {
-    FenceReply {
-        dropped: 0,
-        failures: Default::default(),
+        FenceReply::default()
     }
 }
 

@@ -7,8 +7,8 @@ use std::time::{Duration, Instant};
 use vgpu_protocol::frame::FrameHeader;
 use vgpu_protocol::op::{Op, Request};
 use vgpu_protocol::session::client::{self, NotSent, Violation};
-use vgpu_protocol::session::next_in_turn;
 use vgpu_protocol::session::server::{Failure, Outcome, Terms};
+use vgpu_protocol::session::{after_rest, next_in_turn};
 use vgpu_protocol::status::{ErrorCode, Status};
 use vgpu_transport::clock;
 
@@ -594,7 +594,7 @@ impl SessionBackend for Relay<'_> {
 
     fn rested(&mut self, rest: Duration, now: Instant) {
         for passing in &mut self.passing {
-            passing.moved = clock::after_rest(passing.moved, rest, now);
+            passing.moved = after_rest(passing.moved, rest, now);
         }
         if let Some(far) = &mut self.far {
             far.rested(rest, now);

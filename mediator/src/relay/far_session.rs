@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 
 use vgpu_protocol::frame::FrameHeader;
 use vgpu_protocol::op::{Goodbye, HelloReply, Info, InfoReply, Op, Operation, Request};
+use vgpu_protocol::session::after_rest;
 use vgpu_protocol::session::client::{Client, Event, NotSent, Violation};
 use vgpu_protocol::session::server::Terms;
 use vgpu_protocol::status::decode_error_text;
@@ -118,9 +119,9 @@ impl FarSession {
 
     /// This side did not run for so long, until `now`.
     pub(super) fn rested(&mut self, rest: Duration, now: Instant) {
-        self.moved = clock::after_rest(self.moved, rest, now);
+        self.moved = after_rest(self.moved, rest, now);
         let unsent = &mut self.unsent_since;
-        *unsent = unsent.map(|since| clock::after_rest(since, rest, now));
+        *unsent = unsent.map(|since| after_rest(since, rest, now));
     }
 
     /// Whether there is room for another request.

@@ -7,6 +7,14 @@ use crate::op::field::{Field, Reader};
 use crate::op::{Features, Op};
 use crate::status::Status;
 
+/// `own`, or as few milliseconds as a guest asks for; 0 asks for none.
+pub fn within(own: Duration, asked_ms: u32) -> Duration {
+    match asked_ms {
+        0 => own,
+        ms => own.min(Duration::from_millis(ms.into())),
+    }
+}
+
 /// A validated header, in host byte order.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct FrameHeader {
@@ -131,10 +139,7 @@ impl FrameHeader {
 
     /// How long nothing may move for this request, where `own` is the most that is allowed.
     pub fn patience(&self, own: Duration) -> Duration {
-        match self.deadline_ms {
-            0 => own,
-            ms => own.min(Duration::from_millis(ms.into())),
-        }
+        within(own, self.deadline_ms)
     }
 
     /// What Hello must have agreed on for this request.

@@ -9,7 +9,7 @@ mod header;
 
 pub use error::FrameError;
 pub use flags::Flags;
-pub use header::FrameHeader;
+pub use header::{FrameHeader, within};
 
 /// The first four bytes of every frame: `VGPU`.
 pub const MAGIC: u32 = u32::from_le_bytes(*b"VGPU");

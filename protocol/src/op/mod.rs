@@ -8,6 +8,7 @@
 //! A reply whose status is not 0 carries a text in place of its body
 //! ([`decode_error_text`](crate::status::decode_error_text)).
 
+mod failures;
 pub mod field;
 
 use std::fmt;

@@ -26,8 +26,16 @@ pub mod server;
 #[cfg(test)]
 mod tests;
 
+use std::time::{Duration, Instant};
+
 pub use client::Client;
 pub use server::Server;
+
+/// What becomes of the time `at` since when somebody has been silent, where this side did not run for
+/// as long as `rest`, until `now`: that is nobody's silence.
+pub fn after_rest(at: Instant, rest: Duration, now: Instant) -> Instant {
+    (at + rest).min(now)
+}
 
 /// Whose data goes next, so that requests take turns: the first with some after `last`, of which the
 /// last frame was, or else the first of all. `at_hand` has every request and how many bytes of its

@@ -162,7 +162,7 @@ impl Server {
             hello: None,
             info: None,
             requests: Requests::default(),
-            failures: no_failures(),
+            failures: FenceReply::default(),
             failures_behind: false,
             inbox: Inbox::of_requests(),
             outbox: Outbox::default(),
@@ -504,7 +504,7 @@ impl Server {
     }
 
     fn failures_flag(&self) -> Flags {
-        match self.failures_behind || has_failures(&self.failures) {
+        match self.failures_behind || !self.failures.is_empty() {
             true => Flags::FAILURES,
             false => Flags::NONE,
         }
@@ -533,24 +533,9 @@ impl Server {
         }
     }
 
-    /// Failures of quiet requests that the guest has to hear of, from whoever ran them.
-    pub fn note_failures(&mut self, more: &FenceReply) {
-        let dropped = self.failures.dropped.saturating_add(more.dropped);
-        self.failures.dropped = dropped;
-        for failure in more.failures.as_slice() {
-            self.note_failure(*failure);
-        }
-    }
-
     /// Whether whoever runs the requests knows of failures of quiet ones that it has not told.
     pub fn set_failures_behind(&mut self, some: bool) {
         self.failures_behind = some;
-    }
-
-    fn note_failure(&mut self, failure: QuietFailure) {
-        if self.failures.failures.push(failure).is_err() {
-            self.failures.dropped = self.failures.dropped.saturating_add(1);
-        }
     }
 
     fn answer_what_is_done(&mut self, now: Instant) {
@@ -611,8 +596,8 @@ impl Server {
             Ok(body) => {
                 let header = FrameHeader::reply_to(&header, Status::OK);
                 if let Some(more) = fence {
-                    self.note_failures(&more);
-                    let failures = std::mem::replace(&mut self.failures, no_failures());
+                    self.failures.add_all(&more);
+                    let failures = std::mem::take(&mut self.failures);
                     self.outbox.push(header, |out| failures.encode_to(out));
                 } else {
                     let header = header.with_flags(self.failures_flag());
@@ -621,7 +606,7 @@ impl Server {
             }
             Err(Failure { status, .. }) if header.is_quiet() => {
                 self.counts.failed += 1;
-                self.note_failure(QuietFailure {
+                self.failures.add(QuietFailure {
                     request_id: id,
                     op: header.op,
                     status,
@@ -743,7 +728,7 @@ impl Server {
     /// This side did not run for so long, until `now`: none of that counts as the guest's silence, nor
     /// as that of whoever runs its requests.
     pub fn rested(&mut self, rest: Duration, now: Instant) {
-        let after = |at: &mut Instant| *at = (*at + rest).min(now);
+        let after = |at: &mut Instant| *at = super::after_rest(*at, rest, now);
         after(&mut self.began);
         after(&mut self.received);
         after(&mut self.sent);
@@ -807,17 +792,6 @@ impl Server {
             });
         }
     }
-}
-
-fn no_failures() -> FenceReply {
-    FenceReply {
-        dropped: 0,
-        failures: Default::default(),
-    }
-}
-
-fn has_failures(failures: &FenceReply) -> bool {
-    failures.dropped > 0 || !failures.failures.as_slice().is_empty()
 }
 
 /// What to tell of a request's credit in one frame.

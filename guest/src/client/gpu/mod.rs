@@ -287,7 +287,7 @@ fn attribute(attributes: &[i32], number: u32) -> Option<i32> {
 /// The failures that no fence has told, if asking is of any use.
 fn failures(client: &mut Client) -> Option<FenceReply> {
     let fence = client.fence().ok()?;
-    (fence.dropped > 0 || !fence.failures.as_slice().is_empty()).then_some(fence)
+    (!fence.is_empty()).then_some(fence)
 }
 
 /// An error with what failed before it, which may be its cause.

@@ -8,8 +8,9 @@ use vgpu_protocol::op::{MAX_ATTRIBUTES, NO_ATTRIBUTE, ParameterPlace, STREAM_FLA
 use vgpu_ptx as ptx;
 use vgpu_transport::Waker;
 
+use crate::executor::cuda_result;
 use crate::executor::gpu::device::{
-    self, Answer, Call, Caller, Description, DeviceError, Done, Key, Layout, OUT_OF_MEMORY,
+    self, Answer, Call, Caller, Description, DeviceError, Done, Key, Layout,
 };
 
 /// Copies and fills of at most so many bytes are done at once where nothing is before them: they take
@@ -72,7 +73,7 @@ impl CpuDevice {
 
     fn event(&self, key: Key) -> Result<ptx::Event, DeviceError> {
         let event = self.events.get(&key).cloned();
-        event.ok_or_else(|| DeviceError::new(device::INVALID_VALUE, "an event that is gone"))
+        event.ok_or_else(|| DeviceError::new(cuda_result::INVALID_VALUE, "an event that is gone"))
     }
 
     /// Gives work to a stream; `buffer` has its buffer when it is done.
@@ -192,7 +193,7 @@ impl device::Device for CpuDevice {
         let mut buffer = Vec::new();
         if buffer.try_reserve_exact(bytes).is_err() {
             let text = format!("no memory for {bytes} bytes on their way");
-            return Err(DeviceError::new(OUT_OF_MEMORY, text));
+            return Err(DeviceError::new(cuda_result::OUT_OF_MEMORY, text));
         }
         buffer.resize(bytes, 0);
         Ok(buffer)
@@ -310,7 +311,7 @@ impl device::Device for CpuDevice {
     ) -> Result<(), DeviceError> {
         let invalid = || {
             let text = format!("attribute {attribute} cannot be {value}");
-            Err(DeviceError::new(device::INVALID_VALUE, text))
+            Err(DeviceError::new(cuda_result::INVALID_VALUE, text))
         };
         match attribute {
             MAX_DYNAMIC_SHARED => {

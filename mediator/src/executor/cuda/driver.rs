@@ -17,16 +17,16 @@ use cudarc::driver::sys::{
     self, CUcontext, CUdevice, CUdeviceptr, CUevent, CUfunction, CUmodule, CUstream, CUuuid,
 };
 
+use super::super::cuda_result;
+
 /// `CUDA_SUCCESS`.
 pub(super) const SUCCESS: c_int = 0;
-/// `CUDA_ERROR_OUT_OF_MEMORY`.
-pub(super) const OUT_OF_MEMORY: c_int = 2;
-/// `CUDA_ERROR_NO_DEVICE`.
-pub(super) const NO_DEVICE: c_int = 100;
-/// `CUDA_ERROR_NOT_READY`: not an error, but the answer "not yet" of a query.
-pub(super) const NOT_READY: c_int = 600;
-/// `CUDA_ERROR_UNKNOWN`.
-const UNKNOWN: c_int = 999;
+/// `CU_STREAM_NON_BLOCKING`: no waiting for the default stream.
+pub(super) const STREAM_NON_BLOCKING: c_uint = 1;
+/// `CU_EVENT_DEFAULT`: with a time stamp, which `None` in cudarc's own call would leave out.
+pub(super) const EVENT_DEFAULT: c_uint = 0;
+/// `CU_MEMHOSTALLOC_PORTABLE`. Not write-combined: results are read from this memory.
+pub(super) const HOST_PORTABLE: c_uint = 1;
 
 /// The codes after which no call in this context, or process, can succeed any more.
 const STICKY: [c_int; 16] = [
@@ -45,7 +45,7 @@ const STICKY: [c_int; 16] = [
     717, // CUDA_ERROR_INVALID_ADDRESS_SPACE
     718, // CUDA_ERROR_INVALID_PC
     719, // CUDA_ERROR_LAUNCH_FAILED
-    UNKNOWN,
+    cuda_result::UNKNOWN,
 ];
 
 /// A driver call that failed.
@@ -241,7 +241,7 @@ pub(super) fn check(code: c_int, call: &'static str) -> Result<(), CallError> {
 
 /// Whether the work that a query asked about is done.
 pub(super) fn check_query(code: c_int, call: &'static str) -> Result<bool, CallError> {
-    if code == NOT_READY {
+    if code == cuda_result::NOT_READY {
         Ok(false)
     } else {
         check(code, call).map(|()| true)
@@ -255,7 +255,10 @@ mod tests {
     #[test]
     fn not_yet_is_no_error() {
         assert_eq!(check_query(SUCCESS, "cuEventQuery"), Ok(true));
-        assert_eq!(check_query(NOT_READY, "cuEventQuery"), Ok(false));
+        assert_eq!(
+            check_query(cuda_result::NOT_READY, "cuEventQuery"),
+            Ok(false)
+        );
         let error = CallError {
             code: 700,
             call: "cuEventQuery",
@@ -264,7 +267,7 @@ mod tests {
         assert!(error.is_sticky());
         assert!(
             !CallError {
-                code: OUT_OF_MEMORY,
+                code: cuda_result::OUT_OF_MEMORY,
                 call: "cuMemAlloc"
             }
             .is_sticky()

@@ -4,10 +4,8 @@
 //! length is checked against what there is, and text gets the NUL that ends it. The driver's own parsers
 //! are as good as they are; they run in the guest's worker, and in nobody else's.
 
+use super::super::cuda_result;
 use super::super::gpu::device::DeviceError;
-
-/// `CUDA_ERROR_INVALID_IMAGE`.
-const INVALID_IMAGE: i32 = 200;
 
 /// First bytes of an ELF file.
 const ELF: [u8; 4] = *b"\x7fELF";
@@ -26,10 +24,10 @@ const PADDING: usize = 64;
 /// # Errors
 /// It says that it is longer than it is, or is nothing that could be a module.
 pub(super) fn fit(mut image: Vec<u8>) -> Result<Vec<u8>, DeviceError> {
-    check(&image).map_err(|text| DeviceError::new(INVALID_IMAGE, text))?;
+    check(&image).map_err(|text| DeviceError::new(cuda_result::INVALID_IMAGE, text))?;
     if image.try_reserve_exact(PADDING).is_err() {
         let text = "no memory for the module's image";
-        return Err(DeviceError::new(super::driver::OUT_OF_MEMORY, text));
+        return Err(DeviceError::new(cuda_result::OUT_OF_MEMORY, text));
     }
     image.resize(image.len() + PADDING, 0);
     Ok(image)
@@ -162,7 +160,7 @@ mod tests {
         assert!(fitted.starts_with(b".version 8.0\0"));
         for nothing in [&[][..], &[0; 9]] {
             let error = fit(nothing.to_vec()).expect_err("no module");
-            assert_eq!(error.code, INVALID_IMAGE);
+            assert_eq!(error.code, cuda_result::INVALID_IMAGE);
         }
     }
 }

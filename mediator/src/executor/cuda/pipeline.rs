@@ -3,9 +3,10 @@
 use std::sync::{Arc, Mutex, PoisonError};
 
 use super::super::ExecutorError;
+use super::super::cuda_result::{NOT_READY, OUT_OF_MEMORY};
 use super::super::vector_add::{CHUNK, Pipeline};
 use super::device::Device;
-use super::driver::{CallError, NOT_READY, OUT_OF_MEMORY};
+use super::driver::CallError;
 use super::executor_error;
 use super::slot::{Clock, Slot, Span};
 

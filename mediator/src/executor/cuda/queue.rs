@@ -7,46 +7,32 @@
 #![allow(unsafe_code)]
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
-use std::ffi::{CString, c_int, c_uint, c_void};
+use std::ffi::{c_int, c_uint, c_void};
 use std::ptr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use cudarc::driver::sys::{CUdeviceptr, CUevent, CUfunction, CUmodule, CUstream};
-use vgpu_protocol::op::{NO_ATTRIBUTE, ParameterPlace};
+use cudarc::driver::sys::CUdeviceptr;
+use vgpu_protocol::op::NO_ATTRIBUTE;
 use vgpu_transport::Waker;
 use vgpu_transport::clock;
 
-use super::super::gpu::device::{
-    self, Answer, Call, Caller, Description, DeviceError, Done, Key, Launch, Layout,
-};
+use super::super::cuda_result;
+use super::super::gpu::device::{self, Description, DeviceError, Done, Key, Launch};
+use super::caller::{CudaCaller, Function, Module, device_error, lost};
 use super::device::Device;
-use super::driver::{CallError, check, check_query};
-use super::image;
+use super::driver::{CallError, EVENT_DEFAULT, HOST_PORTABLE, STREAM_NON_BLOCKING, check};
+use super::handles::{Buffer, Event, Stream};
 
-/// `CU_STREAM_NON_BLOCKING`.
-const STREAM_NON_BLOCKING: c_uint = 1;
-/// `CU_EVENT_DEFAULT`.
-const EVENT_DEFAULT: c_uint = 0;
 /// `CU_EVENT_DISABLE_TIMING`.
 const EVENT_DISABLE_TIMING: c_uint = 2;
-/// `CU_MEMHOSTALLOC_PORTABLE` and `DEVICEMAP`.
-const HOST_PORTABLE: c_uint = 1;
+/// `CU_MEMHOSTALLOC_DEVICEMAP`.
 const HOST_MAPPED: c_uint = 2;
-/// `CUDA_ERROR_INVALID_VALUE`.
-const INVALID_VALUE: c_int = 1;
-/// `CUDA_ERROR_LAUNCH_TIMEOUT`.
-const LAUNCH_TIMEOUT: c_int = 702;
-/// `CUDA_ERROR_CONTEXT_IS_DESTROYED`.
-const CONTEXT_IS_DESTROYED: c_int = 709;
-/// `CUDA_ERROR_NOT_SUPPORTED`.
-const NOT_SUPPORTED: c_int = 801;
 
 /// Attributes that are asked for: those of CUDA 13, and some to come.
 const DEVICE_ATTRIBUTES: c_int = 160;
-const FUNCTION_ATTRIBUTES: c_int = 16;
 
 /// How often the driver is asked whether something is wrong, while the word does not change.
 const LOOK: Duration = Duration::from_millis(1);
@@ -62,6 +48,12 @@ type Work = device::Work<Buffer, Function>;
 
 /// Streams that have a word: those that a session may have, those that are on their way out, and the default one.
 const WORDS: usize = 1024;
+
+/// A stream or an event that is not there: this module's own mistake.
+const GONE: CallError = CallError {
+    code: cuda_result::CONTEXT_IS_DESTROYED,
+    call: "a stream that is gone",
+};
 
 /// The queue of one session.
 pub(super) struct Queue {
@@ -119,164 +111,6 @@ struct Times {
     ended: Arc<Event>,
     deadline: Duration,
 }
-
-/// Page-locked memory, all of it initialised.
-pub(super) struct Buffer {
-    start: *mut u8,
-    bytes: usize,
-    device: Arc<Device>,
-}
-
-// SAFETY: the buffer owns its memory, which belongs to no thread.
-unsafe impl Send for Buffer {}
-
-impl Buffer {
-    fn new(device: &Arc<Device>, bytes: usize, flags: c_uint) -> Result<Self, CallError> {
-        let mut start = ptr::null_mut();
-        // SAFETY: the output is writable, and the context current by `bind`.
-        let code = unsafe { (device.driver().mem_host_alloc)(&mut start, bytes, flags) };
-        check(code, "cuMemHostAlloc")?;
-        let start = start.cast::<u8>();
-        // SAFETY: so many bytes were allocated.
-        unsafe { ptr::write_bytes(start, 0, bytes) };
-        Ok(Self {
-            start,
-            bytes,
-            device: Arc::clone(device),
-        })
-    }
-}
-
-impl AsRef<[u8]> for Buffer {
-    fn as_ref(&self) -> &[u8] {
-        // SAFETY: allocated, initialised, and not used by the device: whoever queues a buffer gives it away
-        // until its work is done.
-        unsafe { std::slice::from_raw_parts(self.start, self.bytes) }
-    }
-}
-
-impl AsMut<[u8]> for Buffer {
-    fn as_mut(&mut self) -> &mut [u8] {
-        // SAFETY: as above, and borrowed for writing.
-        unsafe { std::slice::from_raw_parts_mut(self.start, self.bytes) }
-    }
-}
-
-impl Drop for Buffer {
-    fn drop(&mut self) {
-        if !self.device.is_lost() && self.device.bind().is_ok() {
-            // SAFETY: this buffer's own memory, which no work uses: see `Queue::drop`.
-            unsafe { (self.device.driver().mem_free_host)(self.start.cast::<c_void>()) };
-        }
-    }
-}
-
-struct Event {
-    event: CUevent,
-    device: Arc<Device>,
-}
-
-// SAFETY: the handle belongs to no thread.
-unsafe impl Send for Event {}
-// SAFETY: the driver locks for itself.
-unsafe impl Sync for Event {}
-
-impl Event {
-    fn new(device: &Arc<Device>, flags: c_uint) -> Result<Self, CallError> {
-        let mut event = ptr::null_mut();
-        // SAFETY: the output is writable, the flags are valid and the context is current.
-        let code = unsafe { (device.driver().event_create)(&mut event, flags) };
-        check(code, "cuEventCreate")?;
-        Ok(Self {
-            event,
-            device: Arc::clone(device),
-        })
-    }
-
-    /// Records it in a stream of the same device, whose context is current.
-    fn record(&self, stream: &Stream) -> Result<(), CallError> {
-        // SAFETY: both are live, and the context is current.
-        let code = unsafe { (self.device.driver().event_record)(self.event, stream.stream) };
-        check(code, "cuEventRecord")
-    }
-
-    /// Nanoseconds from this one to `end`; both have come.
-    fn elapsed_ns(&self, end: &Event) -> Result<u64, CallError> {
-        let mut ms = 0.0f32;
-        // SAFETY: both are live and have times; the output is writable.
-        let code =
-            unsafe { (self.device.driver().event_elapsed_time)(&mut ms, self.event, end.event) };
-        check(code, "cuEventElapsedTime")?;
-        // `as` saturates, and takes a negative number as 0.
-        #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss)]
-        Ok((f64::from(ms) * 1e6) as u64)
-    }
-}
-
-impl Drop for Event {
-    fn drop(&mut self) {
-        if !self.device.is_lost() && self.device.bind().is_ok() {
-            // SAFETY: this one's own handle, not used afterwards.
-            unsafe { (self.device.driver().event_destroy)(self.event) };
-        }
-    }
-}
-
-struct Stream {
-    stream: CUstream,
-    device: Arc<Device>,
-}
-
-// SAFETY: the handle belongs to no thread.
-unsafe impl Send for Stream {}
-
-impl Stream {
-    /// The default stream, or one of its own with these flags and this priority.
-    fn new(device: &Arc<Device>, own: Option<(c_uint, c_int)>) -> Result<Self, CallError> {
-        let mut stream = ptr::null_mut();
-        if let Some((flags, priority)) = own {
-            // SAFETY: the output is writable, the flags are valid and the context is current.
-            let code = unsafe {
-                (device.driver().stream_create_with_priority)(&mut stream, flags, priority)
-            };
-            check(code, "cuStreamCreateWithPriority")?;
-        }
-        Ok(Self {
-            stream,
-            device: Arc::clone(device),
-        })
-    }
-
-    /// Whether everything in it is done.
-    fn is_done(&self) -> Result<bool, CallError> {
-        // SAFETY: the stream is live and the context current.
-        let code = unsafe { (self.device.driver().stream_query)(self.stream) };
-        check_query(code, "cuStreamQuery")
-    }
-}
-
-impl Drop for Stream {
-    fn drop(&mut self) {
-        if !self.stream.is_null() && !self.device.is_lost() && self.device.bind().is_ok() {
-            // SAFETY: this one's own handle, not used afterwards.
-            unsafe { (self.device.driver().stream_destroy)(self.stream) };
-        }
-    }
-}
-
-/// A kernel.
-#[derive(Debug, Clone, Copy)]
-pub(super) struct Function(CUfunction);
-
-// SAFETY: the handle belongs to no thread.
-unsafe impl Send for Function {}
-
-/// A module.
-#[derive(Debug, Clone, Copy)]
-pub(super) struct Module(CUmodule);
-
-// SAFETY: the handle belongs to no thread.
-unsafe impl Send for Module {}
 
 impl Lane {
     fn new(
@@ -342,8 +176,16 @@ impl Queue {
         reached.wrapping_sub(low(tag)).cast_signed() >= 0
     }
 
-    fn error(&self, error: CallError) -> DeviceError {
-        device_error(&self.device, error)
+    /// Makes calls of the driver, in the device's context, unless the device is lost.
+    fn driver<T>(
+        &mut self,
+        calls: impl FnOnce(&mut Self) -> Result<T, CallError>,
+    ) -> Result<T, DeviceError> {
+        if self.device.is_lost() {
+            return Err(lost(&self.device));
+        }
+        let made = self.device.bind().and_then(|()| calls(self));
+        made.map_err(|error| device_error(&self.device, error))
     }
 
     fn event(&mut self) -> Result<Arc<Event>, CallError> {
@@ -357,11 +199,7 @@ impl Queue {
     fn queue(&mut self, tag: u64, key: Key, work: Work) -> Result<(), CallError> {
         self.device.bind()?;
         let driver = self.device.driver();
-        let gone = CallError {
-            code: CONTEXT_IS_DESTROYED,
-            call: "a stream that is gone",
-        };
-        let lane = self.lanes.get(&key).ok_or(gone)?;
+        let lane = self.lanes.get(&key).ok_or(GONE)?;
         let (stream, word) = (lane.stream.stream, lane.word);
         let (mut wake, mut times) = (false, None);
         let size = |bytes: u64| usize::try_from(bytes).unwrap_or(usize::MAX);
@@ -417,12 +255,12 @@ impl Queue {
                     None
                 }
                 Work::Record(event) => {
-                    let event = self.events.get(&event).ok_or(gone)?;
+                    let event = self.events.get(&event).ok_or(GONE)?;
                     check((driver.event_record)(event.event, stream), "cuEventRecord")?;
                     None
                 }
                 Work::Wait(event) => {
-                    let event = self.events.get(&event).ok_or(gone)?;
+                    let event = self.events.get(&event).ok_or(GONE)?;
                     let code = (driver.stream_wait_event)(stream, event.event, 0);
                     check(code, "cuStreamWaitEvent")?;
                     None
@@ -439,7 +277,7 @@ impl Queue {
             self.word(lane)
                 .store(low(tag).wrapping_sub(1), Ordering::Relaxed);
         }
-        let lane = self.lanes.get_mut(&key).ok_or(gone)?;
+        let lane = self.lanes.get_mut(&key).ok_or(GONE)?;
         if lane.under_way.is_empty() {
             lane.first_since = clock::now();
         }
@@ -476,11 +314,7 @@ impl Queue {
     fn launch(&mut self, key: Key, launch: &Launch<Function>) -> Result<Times, CallError> {
         let ended = self.event()?;
         let fresh = self.event()?;
-        let gone = CallError {
-            code: CONTEXT_IS_DESTROYED,
-            call: "a stream that is gone",
-        };
-        let lane = self.lanes.get(&key).ok_or(gone)?;
+        let lane = self.lanes.get(&key).ok_or(GONE)?;
         // Where another kernel runs before it, this one begins when that has ended.
         let before = lane.under_way.back().and_then(|last| last.times.as_ref());
         let began = match before.map(|times| Arc::clone(&times.ended)) {
@@ -638,34 +472,18 @@ impl device::Device for Queue {
     }
 
     fn buffer(&mut self, bytes: usize) -> Result<Buffer, DeviceError> {
-        self.device
-            .bind()
-            .and_then(|()| Buffer::new(&self.device, bytes, HOST_PORTABLE))
-            .map_err(|error| self.error(error))
+        self.driver(|queue| Buffer::new(&queue.device, bytes, HOST_PORTABLE))
     }
 
     fn make_stream(&mut self, key: Key, flags: u32, priority: i32) -> Result<(), DeviceError> {
-        if self.device.is_lost() {
-            return Err(lost(&self.device));
-        }
-        let Some(word) = self.free_words.pop() else {
+        let Some(word) = self.free_words.last().copied() else {
             let text = "as many streams as this session may have are on their way out";
-            return Err(DeviceError::new(super::driver::OUT_OF_MEMORY, text));
+            return Err(DeviceError::new(cuda_result::OUT_OF_MEMORY, text));
         };
-        let lane = self
-            .device
-            .bind()
-            .and_then(|()| Lane::new(&self.device, Some((flags, priority)), word));
-        match lane {
-            Ok(lane) => {
-                self.lanes.insert(key, lane);
-                Ok(())
-            }
-            Err(error) => {
-                self.free_words.push(word);
-                Err(self.error(error))
-            }
-        }
+        let lane = self.driver(|queue| Lane::new(&queue.device, Some((flags, priority)), word))?;
+        self.free_words.pop();
+        self.lanes.insert(key, lane);
+        Ok(())
     }
 
     fn drop_stream(&mut self, key: Key) {
@@ -676,18 +494,11 @@ impl device::Device for Queue {
     }
 
     fn make_event(&mut self, key: Key, has_time: bool) -> Result<(), DeviceError> {
-        if self.device.is_lost() {
-            return Err(lost(&self.device));
-        }
         let flags = match has_time {
             true => EVENT_DEFAULT,
             false => EVENT_DISABLE_TIMING,
         };
-        let event = self
-            .device
-            .bind()
-            .and_then(|()| Event::new(&self.device, flags));
-        let event = event.map_err(|error| self.error(error))?;
+        let event = self.driver(|queue| Event::new(&queue.device, flags))?;
         self.events.insert(key, event);
         Ok(())
     }
@@ -697,17 +508,12 @@ impl device::Device for Queue {
     }
 
     fn elapsed_ns(&mut self, start: Key, end: Key) -> Result<u64, DeviceError> {
-        if self.device.is_lost() {
-            return Err(lost(&self.device));
-        }
-        match (self.events.get(&start), self.events.get(&end)) {
-            (Some(start), Some(end)) => self
-                .device
-                .bind()
-                .and_then(|()| start.elapsed_ns(end))
-                .map_err(|error| self.error(error)),
-            _ => Ok(0),
-        }
+        self.driver(
+            |queue| match (queue.events.get(&start), queue.events.get(&end)) {
+                (Some(start), Some(end)) => start.elapsed_ns(end),
+                _ => Ok(0),
+            },
+        )
     }
 
     fn submit(&mut self, tag: u64, stream: Key, work: Work) -> Result<(), DeviceError> {
@@ -724,18 +530,12 @@ impl device::Device for Queue {
                 std::mem::forget(lane.under_way.pop_back());
                 return lost(&self.device);
             }
-            self.error(error)
+            device_error(&self.device, error)
         })
     }
 
     fn wake_at_end(&mut self, stream: Key) -> Result<(), DeviceError> {
-        if self.device.is_lost() {
-            return Err(lost(&self.device));
-        }
-        self.device
-            .bind()
-            .and_then(|()| self.tell(stream))
-            .map_err(|error| self.error(error))
+        self.driver(|queue| queue.tell(stream))
     }
 
     fn next_done(&mut self) -> Option<Done<Buffer>> {
@@ -755,7 +555,7 @@ impl device::Device for Queue {
             return self.first_is_over(
                 late,
                 Err(DeviceError {
-                    code: LAUNCH_TIMEOUT,
+                    code: cuda_result::LAUNCH_TIMEOUT,
                     text: format!("the kernel ran longer than its {ms} ms"),
                     sticky: true,
                 }),
@@ -792,16 +592,15 @@ impl device::Device for Queue {
         attribute: u32,
         value: i32,
     ) -> Result<(), DeviceError> {
-        if self.device.is_lost() {
-            return Err(lost(&self.device));
-        }
         let attribute = c_int::try_from(attribute).unwrap_or(c_int::MAX);
-        // SAFETY: the function is of a loaded module and the context current; what cannot be set is refused.
-        let set = self.device.bind().and_then(|()| unsafe {
-            let code = (self.device.driver().func_set_attribute)(function.0, attribute, value);
-            check(code, "cuFuncSetAttribute")
-        });
-        set.map_err(|error| self.error(error))
+        self.driver(|queue| {
+            let set = queue.device.driver().func_set_attribute;
+            // SAFETY: the function is of a loaded module and the context current; what cannot be set is refused.
+            check(
+                unsafe { set(function.0, attribute, value) },
+                "cuFuncSetAttribute",
+            )
+        })
     }
 }
 
@@ -829,34 +628,6 @@ impl Drop for Queue {
     }
 }
 
-/// An error as the engine has it; one that spoils the context is the last that the driver is asked for.
-fn device_error(device: &Device, error: CallError) -> DeviceError {
-    if error.is_sticky() {
-        device.lose(error);
-    }
-    DeviceError {
-        code: error.code,
-        text: error.to_string(),
-        sticky: error.is_sticky(),
-    }
-}
-
-/// What everything is answered with once the device is lost.
-fn lost(device: &Device) -> DeviceError {
-    match device.lost_by() {
-        Some(error) => DeviceError {
-            code: error.code,
-            text: error.to_string(),
-            sticky: true,
-        },
-        None => DeviceError {
-            code: CONTEXT_IS_DESTROYED,
-            text: "an earlier error ended this session's use of the GPU".to_owned(),
-            sticky: true,
-        },
-    }
-}
-
 fn describe(device: &Device) -> Result<Description, CallError> {
     let attribute = |number| device.attribute(number).unwrap_or(NO_ATTRIBUTE);
     Ok(Description {
@@ -871,148 +642,4 @@ fn describe(device: &Device) -> Result<Description, CallError> {
             })
             .collect(),
     })
-}
-
-/// Makes the driver's calls that may take their time.
-#[derive(Clone)]
-pub(super) struct CudaCaller(Arc<Device>);
-
-impl CudaCaller {
-    fn error(&self, error: CallError) -> DeviceError {
-        device_error(&self.0, error)
-    }
-
-    fn allocate(&self, bytes: u64) -> Result<CUdeviceptr, CallError> {
-        let bytes = usize::try_from(bytes).unwrap_or(usize::MAX);
-        let mut address = 0;
-        // SAFETY: the output is writable and the context current.
-        let code = unsafe { (self.0.driver().mem_alloc)(&mut address, bytes) };
-        check(code, "cuMemAlloc")?;
-        Ok(address)
-    }
-
-    /// `address` is the session's own, and nothing that is queued names it.
-    fn free(&self, address: CUdeviceptr) -> Result<(), CallError> {
-        // SAFETY: the caller's promise.
-        check(unsafe { (self.0.driver().mem_free)(address) }, "cuMemFree")
-    }
-
-    fn load(&self, image: &[u8]) -> Result<Module, CallError> {
-        let mut module = ptr::null_mut();
-        // SAFETY: the image ends where it says, and with zeros: `image::fit`. The context is current.
-        let code = unsafe {
-            (self.0.driver().module_load_data)(&mut module, image.as_ptr().cast::<c_void>())
-        };
-        check(code, "cuModuleLoadData")?;
-        Ok(Module(module))
-    }
-
-    fn unload(&self, module: Module) -> Result<(), CallError> {
-        // SAFETY: the engine unloads a module once, when nothing that is queued uses it.
-        check(
-            unsafe { (self.0.driver().module_unload)(module.0) },
-            "cuModuleUnload",
-        )
-    }
-
-    fn function(&self, module: Module, name: &CString) -> Result<CUfunction, CallError> {
-        let mut function = ptr::null_mut();
-        // SAFETY: the module is loaded, the name ends with a NUL, the output is writable.
-        let code = unsafe {
-            (self.0.driver().module_get_function)(&mut function, module.0, name.as_ptr())
-        };
-        check(code, "cuModuleGetFunction")?;
-        Ok(function)
-    }
-
-    fn layout(&self, function: CUfunction) -> Result<Layout, DeviceError> {
-        let driver = self.0.driver();
-        let Some(param_info) = driver.func_get_param_info else {
-            let text = "the driver cannot tell a kernel's parameters: install one of CUDA 12.4 or \
-                        later (version 550)";
-            return Err(DeviceError::new(NOT_SUPPORTED, text));
-        };
-        let attribute = |number| {
-            let mut value = 0;
-            // SAFETY: the function is of a loaded module; `value` is writable; unknown attributes are refused.
-            let code = unsafe { (driver.func_get_attribute)(&mut value, number, function) };
-            check(code, "cuFuncGetAttribute").map_or(NO_ATTRIBUTE, |()| value)
-        };
-        let attributes = (0..FUNCTION_ATTRIBUTES).map(attribute).collect();
-        let mut parameters = Vec::new();
-        loop {
-            let (mut offset, mut size) = (0, 0);
-            // SAFETY: as above; there is no parameter beyond the last, which is refused.
-            let code = unsafe { param_info(function, parameters.len(), &mut offset, &mut size) };
-            if code == INVALID_VALUE {
-                break;
-            }
-            check(code, "cuFuncGetParamInfo").map_err(|error| self.error(error))?;
-            let number = |n: usize| u32::try_from(n).unwrap_or(u32::MAX);
-            parameters.push(ParameterPlace {
-                offset: number(offset),
-                size: number(size),
-            });
-        }
-        let ends = parameters
-            .iter()
-            .map(|place| place.offset.saturating_add(place.size));
-        Ok(Layout {
-            parameter_bytes: ends.max().unwrap_or(0),
-            parameters,
-            attributes,
-        })
-    }
-
-    fn global(&self, module: Module, name: &CString) -> Result<(u64, u64), CallError> {
-        let (mut address, mut bytes) = (0, 0);
-        // SAFETY: the module is loaded, the name ends with a NUL, both outputs are writable.
-        let code = unsafe {
-            (self.0.driver().module_get_global)(&mut address, &mut bytes, module.0, name.as_ptr())
-        };
-        check(code, "cuModuleGetGlobal")?;
-        Ok((address, bytes as u64))
-    }
-}
-
-/// `CUDA_ERROR_NOT_FOUND`.
-const NOT_FOUND: c_int = 500;
-
-fn name(name: String) -> Result<CString, DeviceError> {
-    CString::new(name).map_err(|_| DeviceError::new(NOT_FOUND, "a name with a NUL in it"))
-}
-
-impl Caller for CudaCaller {
-    type Module = Module;
-    type Function = Function;
-
-    const MAY_WAIT: bool = true;
-
-    fn call(&self, call: Call<Module>) -> Result<Answer<Module, Function>, DeviceError> {
-        if self.0.is_lost() {
-            return Err(lost(&self.0));
-        }
-        let fail = |error| self.error(error);
-        self.0.bind().map_err(fail)?;
-        Ok(match call {
-            Call::Allocate(bytes) => Answer::Address(self.allocate(bytes).map_err(fail)?),
-            Call::Free(address) => {
-                self.free(address).map_err(fail)?;
-                Answer::Done
-            }
-            Call::Load(image) => Answer::Module(self.load(&image::fit(image)?).map_err(fail)?),
-            Call::Unload(module) => {
-                self.unload(module).map_err(fail)?;
-                Answer::Done
-            }
-            Call::Function(module, text) => {
-                let function = self.function(module, &name(text)?).map_err(fail)?;
-                Answer::Function(Function(function), self.layout(function)?)
-            }
-            Call::Global(module, text) => {
-                let (address, bytes) = self.global(module, &name(text)?).map_err(fail)?;
-                Answer::Global(address, bytes)
-            }
-        })
-    }
 }

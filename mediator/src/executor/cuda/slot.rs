@@ -7,7 +7,7 @@
 //! memory is handed out only in states in which no work is: that is what makes the methods safe.
 #![allow(unsafe_code)]
 
-use std::ffi::{c_uint, c_void};
+use std::ffi::c_void;
 use std::ptr;
 use std::sync::Arc;
 use std::thread;
@@ -16,14 +16,10 @@ use std::time::{Duration, Instant};
 use cudarc::driver::sys::{CUdeviceptr, CUevent, CUstream};
 
 use super::device::Device;
-use super::driver::{CallError, check, check_query};
+use super::driver::{
+    CallError, EVENT_DEFAULT, HOST_PORTABLE, STREAM_NON_BLOCKING, check, check_query,
+};
 
-/// `CU_STREAM_NON_BLOCKING`: no waiting for the default stream, which is not used.
-const STREAM_NON_BLOCKING: c_uint = 1;
-/// `CU_EVENT_DEFAULT`: with a time stamp, which `None` in cudarc's own call would leave out.
-const EVENT_DEFAULT: c_uint = 0;
-/// `CU_MEMHOSTALLOC_PORTABLE`. Not write-combined: the results are read from this memory.
-const HOST_PORTABLE: c_uint = 1;
 /// The three ranges of a slot start at multiples of so many floats, 256 bytes, as the device's own
 /// allocations do.
 const ALIGN_ELEMENTS: usize = 64;

@@ -8,11 +8,6 @@ use vgpu_protocol::session::server::Failure;
 use vgpu_protocol::status::Status;
 use vgpu_transport::Waker;
 
-/// `CUDA_ERROR_INVALID_VALUE`.
-pub(in crate::executor) const INVALID_VALUE: i32 = 1;
-/// `CUDA_ERROR_OUT_OF_MEMORY`.
-pub(in crate::executor) const OUT_OF_MEMORY: i32 = 2;
-
 /// Names a stream or an event of a device; 0 is the default stream.
 pub(in crate::executor) type Key = u64;
 

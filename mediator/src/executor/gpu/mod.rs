@@ -30,26 +30,23 @@ use vgpu_protocol::frame::FrameHeader;
 use vgpu_protocol::op::field::Bytes;
 use vgpu_protocol::op::{
     Body, CopyFromDevice, CopyFromDeviceReply, CopyToDevice, CopyToDeviceReply, CopyWithinDevice,
-    CopyWithinDeviceReply, DeviceInfoReply, FenceReply, Fill, FillReply, MemoryFreeReply,
+    CopyWithinDeviceReply, DeviceInfoReply, Features, FenceReply, Fill, FillReply, MemoryFreeReply,
     MemoryInfoReply, ModuleLoad, Op, QuietFailure, Request,
 };
 use vgpu_protocol::session::server::{Failure, Outcome};
 use vgpu_protocol::status::{ErrorCode, Status};
 use vgpu_transport::Waker;
 
-use super::no_failures;
+use super::cuda_result;
 use crate::policy::Share;
 use crate::session::SessionEnd;
 use crate::session::backend::{Event, NotOpened};
-use device::{Call, Device, DeviceError, INVALID_VALUE, Work};
+use device::{Call, Device, DeviceError, Work};
 use modules::Modules;
 use queue::{Calling, Purpose, Queued, Reclaim, Wait, What};
 use ranges::{Ranges, counted};
 use streams::Streams;
 use transfers::{Download, Image, Pool, Upload, room_of};
-
-/// `CUDA_ERROR_INVALID_DEVICE`.
-const INVALID_DEVICE: i32 = 101;
 
 /// Copies to the device whose bytes wait in its queue.
 const MOST_UPLOADS: usize = 48;
@@ -138,6 +135,12 @@ impl<D: Device> std::fmt::Debug for Gpu<D> {
     }
 }
 
+/// Whether an operation is about the device.
+fn is_on_device(op: Op) -> bool {
+    op.spec()
+        .is_some_and(|spec| spec.feature.contains(Features::GPU))
+}
+
 fn refused(code: ErrorCode, text: impl Into<String>) -> Refused {
     Failure {
         status: code.into(),
@@ -146,7 +149,7 @@ fn refused(code: ErrorCode, text: impl Into<String>) -> Refused {
 }
 
 fn invalid(text: impl Into<String>) -> Refused {
-    Failure::from(&DeviceError::new(INVALID_VALUE, text))
+    Failure::from(&DeviceError::new(cuda_result::INVALID_VALUE, text))
 }
 
 impl<D: Device> Gpu<D> {
@@ -171,7 +174,7 @@ impl<D: Device> Gpu<D> {
             short: None,
             calling: None,
             events: VecDeque::new(),
-            failures: no_failures(),
+            failures: FenceReply::default(),
             fault: None,
             lost: false,
             untold_ns: 0,
@@ -185,34 +188,11 @@ impl<D: Device> Gpu<D> {
         let outcome = match request {
             Request::DeviceInfo(info) => self.device_info(info.device).map(Some),
             Request::MemoryInfo(_) => Ok(Some(self.memory_info())),
-            Request::MemoryAllocate(_)
-            | Request::MemoryFree(_)
-            | Request::CopyToDevice(_)
-            | Request::CopyFromDevice(_)
-            | Request::CopyWithinDevice(_)
-            | Request::Fill(_)
-            | Request::ModuleLoad(_)
-            | Request::ModuleUnload(_)
-            | Request::ModuleFunction(_)
-            | Request::ModuleGlobal(_)
-            | Request::FunctionSetAttribute(_)
-            | Request::Launch(_)
-            | Request::Synchronize(_)
-            | Request::StreamSynchronize(_)
-            | Request::StreamCreate(_)
-            | Request::StreamDestroy(_)
-            | Request::StreamQuery(_)
-            | Request::StreamWaitEvent(_)
-            | Request::EventCreate(_)
-            | Request::EventDestroy(_)
-            | Request::EventRecord(_)
-            | Request::EventQuery(_)
-            | Request::EventSynchronize(_)
-            | Request::EventElapsed(_) => match &self.fault {
+            other if !is_on_device(other.op()) => return Err(other),
+            request => match &self.fault {
                 Some(fault) => Err(fault.clone()),
                 None => self.begin(id, request),
             },
-            other => return Err(other),
         };
         match outcome {
             Ok(Some(body)) => self.done(id, Ok(body)),
@@ -249,17 +229,26 @@ impl<D: Device> Gpu<D> {
             Request::EventQuery(query) => self.event_query(query.event),
             Request::EventSynchronize(wait) => self.event_synchronize(id, wait.event),
             Request::EventElapsed(elapsed) => self.event_elapsed(&elapsed),
-            _ => unreachable!("`start` has sorted it out"),
+            other => {
+                let text = format!("{} is not known here", other.op());
+                Err(refused(ErrorCode::Unsupported, text))
+            }
         }
     }
 
+    /// A request is over; 0 stands for one that nobody waits for any more.
     fn done(&mut self, id: u32, outcome: Outcome) {
-        self.events.push_back(Event::Done(id, outcome));
+        if id != 0 {
+            self.events.push_back(Event::Done(id, outcome));
+        }
     }
 
     fn device_info(&self, device: u32) -> Result<Vec<u8>, Refused> {
         if device > 0 {
-            let error = DeviceError::new(INVALID_DEVICE, format!("there is no device {device}"));
+            let error = DeviceError::new(
+                cuda_result::INVALID_DEVICE,
+                format!("there is no device {device}"),
+            );
             return Err(Failure::from(&error));
         }
         let description = self.device.description();
@@ -551,10 +540,10 @@ impl<D: Device> Gpu<D> {
 
     /// The failures that no Fence has told.
     pub(super) fn take_failures(&mut self) -> FenceReply {
-        if self.failures != no_failures() {
+        if !self.failures.is_empty() {
             self.events.push_back(Event::Failures(false));
         }
-        std::mem::replace(&mut self.failures, no_failures())
+        std::mem::take(&mut self.failures)
     }
 
     /// What request `id` is told of an error, which may have ended the context.
@@ -587,22 +576,16 @@ impl<D: Device> Gpu<D> {
             return;
         }
         let status = Status::from_raw(error.code.max(1));
-        self.note_failure(QuietFailure {
+        self.failures.add(QuietFailure {
             request_id: id,
             op,
             status,
         });
+        self.events.push_back(Event::Failures(true));
         if error.sticky {
             let text = format!("{op}, request {id}, failed: {}", error.text);
             self.end_context(Failure { status, text }, None);
         }
-    }
-
-    fn note_failure(&mut self, failure: QuietFailure) {
-        if self.failures.failures.push(failure).is_err() {
-            self.failures.dropped = self.failures.dropped.saturating_add(1);
-        }
-        self.events.push_back(Event::Failures(true));
     }
 
     /// From here on everything is answered with `fault`; so is all that is under way, but `except`.

@@ -185,16 +185,12 @@ impl<D: Device> Gpu<D> {
                 counted: *counted,
             });
         }
-        if id != 0 {
-            self.done(id, Ok(ModuleLoadReply {}.encode()));
-        }
+        self.done(id, Ok(ModuleLoadReply {}.encode()));
     }
 
     fn load_failed(&mut self, id: u32, module: Handle, failure: Failure) {
         self.spoil(module, failure.clone());
-        if id != 0 {
-            self.done(id, Err(failure));
-        }
+        self.done(id, Err(failure));
     }
 
     pub(super) fn unload(&mut self, id: u32, module: Handle) -> Result<Option<Vec<u8>>, Refused> {
@@ -255,9 +251,7 @@ impl<D: Device> Gpu<D> {
             });
             Ok(body)
         });
-        if id != 0 {
-            self.done(id, outcome);
-        }
+        self.done(id, outcome);
     }
 
     pub(super) fn global(
@@ -279,9 +273,7 @@ impl<D: Device> Gpu<D> {
             }
             ModuleGlobalReply { address, bytes }.encode()
         });
-        if id != 0 {
-            self.done(id, outcome);
-        }
+        self.done(id, outcome);
     }
 
     pub(super) fn set_attribute(

@@ -4,6 +4,7 @@ use std::sync::mpsc;
 use std::thread;
 use std::time::Instant;
 
+use vgpu_protocol::frame::within;
 use vgpu_protocol::op::field::StreamRef;
 use vgpu_protocol::op::{
     Body, EventSynchronizeReply, Launch as LaunchRequest, LaunchReply, MemoryAllocateReply, Op,
@@ -13,9 +14,8 @@ use vgpu_protocol::session::server::Failure;
 use vgpu_protocol::status::ErrorCode;
 use vgpu_transport::clock;
 
-use super::device::{
-    Answer, Call, Caller, Device, DeviceError, Done, Key, Launch, OUT_OF_MEMORY, Work,
-};
+use super::super::cuda_result;
+use super::device::{Answer, Call, Caller, Device, DeviceError, Done, Key, Launch, Work};
 use super::ranges::counted;
 use super::{BEAT, Event, Gpu, LONGEST_CALL, Refused, invalid, room_of};
 
@@ -228,11 +228,7 @@ impl<D: Device> Gpu<D> {
                 function.name()
             )));
         }
-        let own = self.limits.kernel_time;
-        let deadline = match launch.deadline_ms {
-            0 => own,
-            ms => own.min(std::time::Duration::from_millis(ms.into())),
-        };
+        let deadline = within(self.limits.kernel_time, launch.deadline_ms);
         let work = Work::Launch(Launch {
             function: function.function(),
             grid: launch.grid,
@@ -349,42 +345,35 @@ impl<D: Device> Gpu<D> {
             self.untold_ns = self.untold_ns.saturating_add(done.device_ns);
             self.events.push_back(Event::Worked(done.device_ns));
         }
-        match (queued.what, done.buffer) {
-            (What::Upload(id), Some(buffer)) => {
+        match queued.what {
+            What::Upload(id) => {
                 self.uploads_queued -= 1;
-                if self.uploads.iter().any(|upload| upload.id == id) {
-                    self.events.push_back(Event::Room(id, room_of(&buffer)));
+                if let Some(buffer) = done.buffer {
+                    if self.uploads.iter().any(|upload| upload.id == id) {
+                        self.events.push_back(Event::Room(id, room_of(&buffer)));
+                    }
+                    self.pool.put(buffer);
                 }
-                self.pool.put(buffer);
                 if let Err(error) = done.result {
                     self.failed_late(id, Op::CopyToDevice, &error);
                 }
             }
-            (What::Download(id, bytes), Some(buffer)) => match done.result {
-                Err(error) => {
-                    self.pool.put(buffer);
-                    self.fail_transfer(id, &error);
-                }
-                Ok(()) => match self.downloads.iter_mut().find(|d| d.id == id) {
-                    None => self.pool.put(buffer),
-                    Some(download) => {
+            What::Download(id, bytes) => {
+                let download = self.downloads.iter_mut().find(|d| d.id == id);
+                match (done.result, done.buffer, download) {
+                    (Ok(()), Some(buffer), Some(download)) => {
                         download.came(buffer, bytes);
                         self.events.push_back(Event::Moved(id));
                     }
-                },
-            },
-            (What::Upload(id), None) => {
-                self.uploads_queued -= 1;
-                if let Err(error) = done.result {
-                    self.failed_late(id, Op::CopyToDevice, &error);
+                    (result, buffer, _) => {
+                        buffer.into_iter().for_each(|buffer| self.pool.put(buffer));
+                        if let Err(error) = result {
+                            self.fail_transfer(id, &error);
+                        }
+                    }
                 }
             }
-            (What::Download(id, _), None) => {
-                if let Err(error) = done.result {
-                    self.fail_transfer(id, &error);
-                }
-            }
-            (What::Other(id, op), _) => {
+            What::Other(id, op) => {
                 if let Err(error) = done.result {
                     self.failed_late(id, op, &error);
                 }
@@ -488,7 +477,10 @@ impl<D: Device> Gpu<D> {
             }
             Err(error) => {
                 let text = format!("no thread for a call of the driver: {error}");
-                self.answered(purpose, Err(DeviceError::new(OUT_OF_MEMORY, text)));
+                self.answered(
+                    purpose,
+                    Err(DeviceError::new(cuda_result::OUT_OF_MEMORY, text)),
+                );
             }
         }
     }
@@ -554,9 +546,7 @@ impl<D: Device> Gpu<D> {
                 text: "the device's driver answered something else".to_owned(),
             },
         };
-        if id != 0 {
-            self.done(id, Err(failure));
-        }
+        self.done(id, Err(failure));
     }
 
     /// Tells those who wait for the device that it works, from time to time.

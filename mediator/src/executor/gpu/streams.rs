@@ -11,6 +11,7 @@ use vgpu_protocol::op::{
 use vgpu_protocol::session::server::Failure;
 use vgpu_protocol::status::ErrorCode;
 
+use super::super::cuda_result::{INVALID_HANDLE, NOT_READY};
 use super::device::{Device, DeviceError, Key, Work};
 use super::queue::{Reclaim, Until, What};
 use super::{Gpu, Refused, invalid, refused};
@@ -20,10 +21,6 @@ const MOST_STREAMS: u32 = 512;
 
 /// `CU_EVENT_DISABLE_TIMING`.
 const DISABLE_TIMING: u32 = 2;
-
-/// `CUDA_ERROR_INVALID_HANDLE` and `CUDA_ERROR_NOT_READY`.
-const INVALID_HANDLE: i32 = 400;
-const NOT_READY: i32 = 600;
 
 /// The streams and events of a session.
 pub(super) struct Streams {

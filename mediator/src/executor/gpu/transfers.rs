@@ -2,109 +2,66 @@
 //!
 //! Bytes go from the stream straight into a buffer that the device copies from, and from a buffer that it
 //! copied to straight to the stream. What a session's copies hold is bounded: a few of them have several
-//! large buffers, so that reading and copying overlap, and all others one small buffer each.
+//! buffers, so that reading and copying overlap, and all others one each.
 
 use std::collections::VecDeque;
 
 use super::device::{Device, DeviceError, Key};
 use crate::session::INITIAL_CREDIT;
 
-/// Bytes of a large buffer.
-const LARGE: usize = 512 << 10;
+/// Bytes of a buffer: what a guest may send of a request without asking.
+const CHUNK: usize = INITIAL_CREDIT as usize;
 
-/// Bytes of a small buffer: what a guest may send of a request without asking.
-const SMALL: usize = INITIAL_CREDIT as usize;
-
-/// Large buffers of one copy.
+/// Buffers of a copy that has several.
 const SLOTS: usize = 4;
 
-/// Copies that have large buffers at once.
+/// Copies that have several at once.
 const LARGE_COPIES: usize = 4;
 
-/// Free buffers of each size that are kept: to page-lock memory takes its time.
+/// Free buffers that are kept: to page-lock memory takes its time.
 const KEPT: usize = 2 * SLOTS;
-
-/// What a copy may hold.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Share {
-    /// Bytes of a buffer.
-    chunk: usize,
-    slots: usize,
-}
-
-impl Share {
-    const SMALL: Share = Share {
-        chunk: SMALL,
-        slots: 1,
-    };
-    const LARGE: Share = Share {
-        chunk: LARGE,
-        slots: SLOTS,
-    };
-
-    /// Bytes that may be on their way.
-    fn window(self) -> u64 {
-        (self.chunk * self.slots) as u64
-    }
-}
 
 /// The buffers of a session.
 #[derive(Debug)]
 pub(super) struct Pool<B> {
-    small: Vec<B>,
-    large: Vec<B>,
+    free: Vec<B>,
     large_copies: usize,
 }
 
 impl<B> Default for Pool<B> {
     fn default() -> Self {
         Self {
-            small: Vec::new(),
-            large: Vec::new(),
+            free: Vec::new(),
             large_copies: 0,
         }
     }
 }
 
-impl<B: AsRef<[u8]>> Pool<B> {
-    /// What a copy of `bytes` may hold, until [`give_up`](Self::give_up).
-    fn share(&mut self, bytes: u64) -> Share {
-        if bytes <= SMALL as u64 || self.large_copies >= LARGE_COPIES {
-            return Share::SMALL;
+impl<B> Pool<B> {
+    /// How many buffers a copy of `bytes` may hold, until [`give_up`](Self::give_up).
+    fn slots(&mut self, bytes: u64) -> usize {
+        if bytes <= CHUNK as u64 || self.large_copies >= LARGE_COPIES {
+            return 1;
         }
         self.large_copies += 1;
-        Share::LARGE
+        SLOTS
     }
 
-    fn give_up(&mut self, share: Share) {
-        if share == Share::LARGE {
-            self.large_copies -= 1;
-        }
+    fn give_up(&mut self, slots: usize) {
+        self.large_copies -= usize::from(slots > 1);
     }
 
-    fn take<D: Device<Buffer = B>>(
-        &mut self,
-        device: &mut D,
-        share: Share,
-    ) -> Result<B, DeviceError> {
-        let kept = match share.chunk {
-            LARGE => &mut self.large,
-            _ => &mut self.small,
-        };
-        match kept.pop() {
+    fn take<D: Device<Buffer = B>>(&mut self, device: &mut D) -> Result<B, DeviceError> {
+        match self.free.pop() {
             Some(buffer) => Ok(buffer),
-            None => device.buffer(share.chunk),
+            None => device.buffer(CHUNK),
         }
     }
 
     /// Takes a buffer back that nothing uses.
     pub(super) fn put(&mut self, buffer: B) {
-        let kept = match buffer.as_ref().len() {
-            LARGE => &mut self.large,
-            _ => &mut self.small,
-        };
-        if kept.len() < KEPT {
-            kept.push(buffer);
+        if self.free.len() < KEPT {
+            self.free.push(buffer);
         }
     }
 }
@@ -114,7 +71,8 @@ impl<B: AsRef<[u8]>> Pool<B> {
 pub(super) struct Upload<B> {
     pub(super) id: u32,
     pub(super) stream: Key,
-    share: Share,
+    /// Buffers that it may hold.
+    slots: usize,
     /// Where the next bytes that come belong.
     to: u64,
     /// Bytes that have not come.
@@ -139,16 +97,16 @@ impl<B: AsRef<[u8]> + AsMut<[u8]>> Upload<B> {
         bytes: u64,
         pool: &mut Pool<B>,
     ) -> (Self, u64) {
-        let share = pool.share(bytes);
+        let slots = pool.slots(bytes);
         let upload = Self {
             id,
             stream,
-            share,
+            slots,
             to,
             left: bytes,
             filling: None,
         };
-        (upload, share.window() - u64::from(INITIAL_CREDIT))
+        (upload, (CHUNK * (slots - 1)) as u64)
     }
 
     /// Where the next bytes belong; nothing once all have come.
@@ -164,10 +122,10 @@ impl<B: AsRef<[u8]> + AsMut<[u8]>> Upload<B> {
             return Ok(&mut []);
         }
         if self.filling.is_none() {
-            self.filling = Some((pool.take(device, self.share)?, 0));
+            self.filling = Some((pool.take(device)?, 0));
         }
         let (buffer, filled) = self.filling.as_mut().expect("just put there");
-        let most = self.share.chunk as u64;
+        let most = CHUNK as u64;
         let end = usize::try_from(most.min(self.left + *filled as u64)).expect("a chunk");
         Ok(&mut buffer.as_mut()[*filled..end])
     }
@@ -177,7 +135,7 @@ impl<B: AsRef<[u8]> + AsMut<[u8]>> Upload<B> {
         let (buffer, filled) = self.filling.take()?;
         let filled = filled + n;
         self.left -= n as u64;
-        if filled < self.share.chunk && self.left > 0 {
+        if filled < CHUNK && self.left > 0 {
             self.filling = Some((buffer, filled));
             return None;
         }
@@ -196,7 +154,7 @@ impl<B: AsRef<[u8]> + AsMut<[u8]>> Upload<B> {
     }
 
     pub(super) fn end(self, pool: &mut Pool<B>) {
-        pool.give_up(self.share);
+        pool.give_up(self.slots);
         if let Some((buffer, _)) = self.filling {
             pool.put(buffer);
         }
@@ -208,7 +166,8 @@ impl<B: AsRef<[u8]> + AsMut<[u8]>> Upload<B> {
 pub(super) struct Download<B> {
     pub(super) id: u32,
     pub(super) stream: Key,
-    share: Share,
+    /// Buffers that it may hold.
+    slots: usize,
     /// What is to be asked of the device next.
     from: u64,
     /// Bytes that the device was not asked for.
@@ -226,7 +185,7 @@ impl<B: AsRef<[u8]> + AsMut<[u8]>> Download<B> {
         Self {
             id,
             stream,
-            share: pool.share(bytes),
+            slots: pool.slots(bytes),
             from,
             left: bytes,
             asked: 0,
@@ -244,11 +203,11 @@ impl<B: AsRef<[u8]> + AsMut<[u8]>> Download<B> {
         device: &mut D,
         pool: &mut Pool<B>,
     ) -> Result<Option<(u64, B, usize)>, DeviceError> {
-        if self.left == 0 || self.asked + self.here.len() >= self.share.slots {
+        if self.left == 0 || self.asked + self.here.len() >= self.slots {
             return Ok(None);
         }
-        let buffer = pool.take(device, self.share)?;
-        let most = self.share.chunk as u64;
+        let buffer = pool.take(device)?;
+        let most = CHUNK as u64;
         let bytes = usize::try_from(most.min(self.left)).expect("a chunk");
         let from = self.from;
         self.from += bytes as u64;
@@ -291,7 +250,7 @@ impl<B: AsRef<[u8]> + AsMut<[u8]>> Download<B> {
     }
 
     pub(super) fn end(self, pool: &mut Pool<B>) {
-        pool.give_up(self.share);
+        pool.give_up(self.slots);
         self.here
             .into_iter()
             .for_each(|(buffer, _)| pool.put(buffer));
@@ -323,7 +282,7 @@ impl Image {
     /// Where the next bytes belong. Room is made as they come, not as they are announced.
     pub(super) fn room(&mut self) -> &mut [u8] {
         if self.here == self.bytes.len() {
-            let more = self.here.max(LARGE).min(self.whole - self.here);
+            let more = self.here.max(CHUNK).min(self.whole - self.here);
             if self.bytes.try_reserve(more).is_err() {
                 return &mut [];
             }

@@ -158,10 +158,7 @@ fn a_fence_is_not_late_while_those_before_it_are_not() {
     let (header, body) = ping(2);
     raw.start(header, &body);
     raw.start(FrameHeader::request(Op::Fence, 3), &Fence {}.encode());
-    let nothing = FenceReply {
-        dropped: 0,
-        failures: Default::default(),
-    };
+    let nothing = FenceReply::default();
     raw.server.complete(3, Ok(nothing.encode()), raw.now);
     for _ in 0..3 {
         raw.pass(STALL - TICK);

@@ -269,6 +269,15 @@ fn hello_reply(terms: Terms) -> HelloReply {
 }
 
 #[test]
+fn a_rest_is_nobodys_silence_and_nobody_speaks_in_the_future() {
+    let (now, second) = (Instant::now(), Duration::from_secs(1));
+    let then = now + 5 * second;
+    let after_rest = |at| super::after_rest(at, 4 * second, then);
+    assert_eq!(after_rest(now), now + 4 * second);
+    assert_eq!(after_rest(now + 2 * second), then);
+}
+
+#[test]
 fn requests_with_data_take_turns() {
     let at_hand = [(4, 10), (9, 0), (2, 30)];
     for (last, next) in [(0, (4, 10)), (4, (2, 30)), (9, (2, 30)), (2, (4, 10))] {

@@ -372,11 +372,7 @@ impl Pair {
                 payload: ping.payload.clone(),
             }
             .encode(),
-            Request::Fence(_) => FenceReply {
-                dropped: 0,
-                failures: Default::default(),
-            }
-            .encode(),
+            Request::Fence(_) => FenceReply::default().encode(),
             Request::VectorAdd(_) => VectorAddReply { device_ns: 5 }.encode(),
             other => panic!("{other:?} does not come here"),
         };

@@ -30,13 +30,6 @@ fn fail(code: ErrorCode) -> Result<Vec<u8>, Failure> {
     })
 }
 
-fn nothing() -> FenceReply {
-    FenceReply {
-        dropped: 0,
-        failures: Default::default(),
-    }
-}
-
 impl Raw {
     /// Quiet pings of these ids, each of which fails.
     fn fail_quietly(&mut self, ids: impl Iterator<Item = u32>) {
@@ -51,8 +44,13 @@ impl Raw {
 
     /// What a fence tells.
     fn fence(&mut self, id: u32) -> FenceReply {
+        self.fence_behind(id, &FenceReply::default())
+    }
+
+    /// The same, where whoever runs the requests tells of `more`.
+    fn fence_behind(&mut self, id: u32, more: &FenceReply) -> FenceReply {
         self.start(request(Op::Fence, id), &Fence {}.encode());
-        self.server.complete(id, Ok(nothing().encode()), self.now);
+        self.server.complete(id, Ok(more.encode()), self.now);
         let said = self.said();
         assert_eq!(said.len(), 1);
         assert_eq!(said[0].0.flags, Flags::REPLY);
@@ -79,7 +77,7 @@ fn replies_say_that_quiet_requests_failed_until_a_fence_says_which() {
     assert_eq!(ids, [(2, Op::Ping), (3, Op::Ping)]);
     let said = raw.ask(request(Op::Info, 7), &[]);
     assert!(!said[0].0.flags.contains(Flags::FAILURES));
-    assert_eq!(raw.fence(8), nothing());
+    assert_eq!(raw.fence(8), FenceReply::default());
 }
 
 #[test]
@@ -87,7 +85,7 @@ fn a_fence_names_64_failures_and_counts_the_rest() {
     let mut raw = Raw::open(terms());
     raw.fail_quietly(2..2 + MAX_QUIET_FAILURES as u32 + 9);
     // Some of another mediator's.
-    let mut more = nothing();
+    let mut more = FenceReply::default();
     let failure = QuietFailure {
         request_id: 5000,
         op: Op::Ping,
@@ -95,8 +93,7 @@ fn a_fence_names_64_failures_and_counts_the_rest() {
     };
     more.failures.push(failure).expect("room");
     more.dropped = u32::MAX - 5;
-    raw.server.note_failures(&more);
-    let fence = raw.fence(1000);
+    let fence = raw.fence_behind(1000, &more);
     assert_eq!(fence.failures.as_slice().len(), MAX_QUIET_FAILURES);
     assert_eq!(fence.failures.as_slice()[0].request_id, 2);
     assert_eq!(fence.dropped, u32::MAX, "counted as far as the number goes");
@@ -121,11 +118,13 @@ fn fences_of_one_lane_go_together_when_the_request_before_them_is_over() {
     raw.start(request(Op::Ping, 2), &ping_body(1));
     for id in 3..6 {
         raw.start(request(Op::Fence, id), &[]);
-        raw.server.complete(id, Ok(nothing().encode()), raw.now);
+        raw.server
+            .complete(id, Ok(FenceReply::default().encode()), raw.now);
         assert!(raw.said().is_empty());
     }
     raw.start(request(Op::Fence, 6).with_lane(1), &[]);
-    raw.server.complete(6, Ok(nothing().encode()), raw.now);
+    raw.server
+        .complete(6, Ok(FenceReply::default().encode()), raw.now);
     assert_eq!(raw.said()[0].0.request_id, 6);
     raw.server.complete(2, Ok(ping_body(1)), raw.now);
     let ids: Vec<u32> = raw
@@ -144,7 +143,7 @@ fn a_fence_does_not_wait_for_data_that_nobody_wants() {
     raw.server
         .complete(2, fail(ErrorCode::QuotaMemory), raw.now);
     raw.refused(ErrorCode::QuotaMemory, "it failed");
-    assert_eq!(raw.fence(3), nothing());
+    assert_eq!(raw.fence(3), FenceReply::default());
     assert!(raw.server.is_busy());
     // The guest ends the data; it was answered already.
     let end = FrameHeader::data_up(&request(Op::VectorAdd, 2), 0, false);
@@ -430,7 +429,8 @@ fn many_requests_take_no_more_than_their_number_each() {
     }
     for id in 1002..2002 {
         raw.start(request(Op::Fence, id), &[]);
-        raw.server.complete(id, Ok(nothing().encode()), raw.now);
+        raw.server
+            .complete(id, Ok(FenceReply::default().encode()), raw.now);
     }
     for round in 0..3000 {
         let id = 5000 + round;

@@ -1,0 +1,16 @@
+//! The `CUresult`s that the executors name themselves, as `cuda.h` has them: each is `CUDA_ERROR_` and the
+//! name here.
+
+pub(super) const INVALID_VALUE: i32 = 1;
+pub(super) const OUT_OF_MEMORY: i32 = 2;
+pub(super) const NO_DEVICE: i32 = 100;
+pub(super) const INVALID_DEVICE: i32 = 101;
+pub(super) const INVALID_IMAGE: i32 = 200;
+pub(super) const INVALID_HANDLE: i32 = 400;
+pub(super) const NOT_FOUND: i32 = 500;
+/// Not an error, but the answer "not yet" of a query.
+pub(super) const NOT_READY: i32 = 600;
+pub(super) const LAUNCH_TIMEOUT: i32 = 702;
+pub(super) const CONTEXT_IS_DESTROYED: i32 = 709;
+pub(super) const NOT_SUPPORTED: i32 = 801;
+pub(super) const UNKNOWN: i32 = 999;
