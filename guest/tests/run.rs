@@ -7,14 +7,9 @@ use std::os::unix::net::UnixListener;
 use std::path::PathBuf;
 use std::process::{Command, Output};
 use std::thread;
-use std::time::Duration;
 
-use script::TERMS;
+use script::cpu;
 use tempfile::TempDir;
-use vgpu_mediator::executor::cpu::CpuExecutor;
-use vgpu_mediator::session::{self, Stream, Terms, Timeouts};
-use vgpu_mediator::usage::Observed;
-use vgpu_socket_transport::SocketTransport;
 
 /// A directory with two files of eight floats, the kernels, and a mediator for as many sessions as come.
 struct Place(TempDir);
@@ -33,7 +28,7 @@ impl Place {
         // Ends with this process.
         thread::spawn(move || {
             for stream in listener.incoming().flatten() {
-                thread::spawn(move || serve(stream));
+                thread::spawn(move || cpu::serve(stream));
             }
         });
         place
@@ -85,28 +80,6 @@ impl Place {
         assert!(output.stdout.is_empty());
         assert!(!self.at("out.f32").exists());
     }
-}
-
-fn serve(stream: std::os::unix::net::UnixStream) {
-    let time = Duration::from_secs(60);
-    let mut stream = Stream::from(SocketTransport::from_unix(stream).expect("a socket"));
-    let settings = session::Settings {
-        terms: Terms {
-            max_handles: 16,
-            ..TERMS
-        },
-        timeouts: Timeouts {
-            hello: time,
-            idle: time,
-            stall: time,
-        },
-        epoch: 5,
-        reason: None,
-        refusal: None,
-    };
-    let mut cpu = || Ok(Box::new(CpuExecutor::new("a test")) as _);
-    let (observed, stop) = (Observed::default(), Default::default());
-    session::serve(&mut stream, &mut cpu, &settings, &observed, &stop);
 }
 
 const SAXPY: &str = "--entry saxpy --grid 1 --block 8 --arg f32:2.5 --arg in:x.f32 \

@@ -2,10 +2,11 @@
 //! keeps to the protocol.
 //!
 //! The scripts are for what a real mediator never does, or does only at moments that cannot be chosen.
-//! Sessions with a real mediator are in `local.rs` and in the tests of its own crate.
+//! Sessions with a real mediator are in `local.rs`, in what uses [`cpu`], and in the tests of its own crate.
 
 #![allow(dead_code, reason = "each test file uses its own part")]
 
+pub(crate) mod cpu;
 pub(crate) mod peer;
 pub(crate) mod pipe;
 
