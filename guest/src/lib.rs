@@ -17,7 +17,7 @@
 //! #     };
 //! #     let settings = session::Settings {
 //! #         terms, timeouts: session::Timeouts { hello: time, idle: time, stall: time }, epoch: 1,
-//! #         reason: None, refusal: None,
+//! #         reason: None, refusal: None, operations: session::OpSet::ALL,
 //! #     };
 //! #     let mut cpu = || Ok(Box::new(CpuExecutor::new("an example")) as _);
 //! #     let (observed, stop) = (Observed::default(), Default::default());

@@ -28,6 +28,7 @@ fn serve_once(path: &Path) -> JoinHandle<SessionEnd> {
                 idle: time,
                 stall: time,
             },
+            operations: session::OpSet::ALL,
             epoch: 0xABC,
             reason: None,
             refusal: None,

@@ -13,7 +13,7 @@ use vgpu_mediator::session::{
     INITIAL_CREDIT, Refusal, SessionEnd, Settings, StopFlag, Stream, Terms, Timeouts, serve,
 };
 use vgpu_mediator::usage::Observed;
-use vgpu_protocol::op::Features;
+use vgpu_protocol::op::{Features, OpSet};
 use vgpu_protocol::status::ErrorCode;
 
 /// Longer than any wait that is expected to succeed.
@@ -33,6 +33,7 @@ fn settings() -> Settings {
             idle: WATCHDOG,
             stall: WATCHDOG,
         },
+        operations: OpSet::ALL,
         epoch: 77,
         reason: None,
         refusal: None,

@@ -9,6 +9,7 @@ use std::fmt;
 use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
+use vgpu_protocol::op::OpSet;
 
 /// How a configuration names a guest.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
@@ -104,7 +105,7 @@ pub struct GuestRule {
     pub share: Share,
 }
 
-/// What a session may have of a device; what is not said is not limited here.
+/// What a session may have and do; what is not said is not limited here.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct Share {
     /// MiB of device memory.
@@ -116,6 +117,45 @@ pub struct Share {
     /// Objects of each kind: allocations, modules, streams, events.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub max_objects: Option<u32>,
+    /// Seconds a session may be idle between two requests.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub idle_timeout_s: Option<u32>,
+    /// Seconds without any byte moved, or other progress, in the middle of a request.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub stall_timeout_s: Option<u32>,
+    /// What it may ask for.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub operations: Option<Operations>,
+}
+
+/// The operations that a session may ask for: a list of their names, as `module-load`, or those of
+/// whole families, as `module`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(try_from = "Vec<String>", into = "Vec<String>")]
+pub struct Operations(pub OpSet);
+
+impl TryFrom<Vec<String>> for Operations {
+    type Error = String;
+
+    fn try_from(names: Vec<String>) -> Result<Self, String> {
+        let mut all = OpSet::NONE;
+        for name in names {
+            let named = OpSet::named(&name).ok_or_else(|| {
+                format!(
+                    "`{name}` is no operation; there are those of {}, and single ones as module-load",
+                    OpSet::families().join(", ")
+                )
+            })?;
+            all = all.union(named);
+        }
+        Ok(Self(all))
+    }
+}
+
+impl From<Operations> for Vec<String> {
+    fn from(operations: Operations) -> Self {
+        operations.0.names()
+    }
 }
 
 impl Share {
@@ -126,6 +166,9 @@ impl Share {
             memory_mib: self.memory_mib.or(general.memory_mib),
             kernel_timeout_s: self.kernel_timeout_s.or(general.kernel_timeout_s),
             max_objects: self.max_objects.or(general.max_objects),
+            idle_timeout_s: self.idle_timeout_s.or(general.idle_timeout_s),
+            stall_timeout_s: self.stall_timeout_s.or(general.stall_timeout_s),
+            operations: self.operations.or(general.operations),
         }
     }
 
@@ -139,6 +182,12 @@ impl Share {
             memory_mib: least(self.memory_mib, other.memory_mib),
             kernel_timeout_s: least(self.kernel_timeout_s, other.kernel_timeout_s),
             max_objects: least(self.max_objects, other.max_objects),
+            idle_timeout_s: least(self.idle_timeout_s, other.idle_timeout_s),
+            stall_timeout_s: least(self.stall_timeout_s, other.stall_timeout_s),
+            operations: match (self.operations, other.operations) {
+                (Some(one), Some(other)) => Some(Operations(one.0.common(other.0))),
+                (one, other) => one.or(other),
+            },
         }
     }
 
@@ -151,6 +200,8 @@ impl Share {
             ("memory_mib", self.memory_mib),
             ("kernel_timeout_s", self.kernel_timeout_s),
             ("max_objects", self.max_objects),
+            ("idle_timeout_s", self.idle_timeout_s),
+            ("stall_timeout_s", self.stall_timeout_s),
         ];
         if let Some((name, _)) = settings.iter().find(|(_, value)| *value == Some(0)) {
             return Err(format!("{name} is 0; it must be at least 1"));
@@ -290,6 +341,11 @@ mod tests {
     use super::*;
 
     const UUID: &str = "0a1b2c3d-0000-4000-8000-00000000beef";
+
+    fn operations(names: &[&str]) -> Operations {
+        let names: Vec<String> = names.iter().map(|name| (*name).to_owned()).collect();
+        names.try_into().unwrap()
+    }
 
     fn guest() -> Identity {
         Identity {
@@ -431,10 +487,12 @@ mod tests {
         policy.guests.get_mut(&web).unwrap().share = Share {
             memory_mib: Some(100),
             kernel_timeout_s: Some(5),
-            max_objects: None,
+            operations: Some(operations(&["module", "launch"])),
+            ..Share::default()
         };
         policy.guests.get_mut(&seven).unwrap().share = Share {
             memory_mib: Some(200),
+            operations: Some(operations(&["launch", "memory"])),
             ..Share::default()
         };
         let guest = Identity {
@@ -446,8 +504,12 @@ mod tests {
             memory_mib: Some(1),
             kernel_timeout_s: Some(60),
             max_objects: Some(9),
+            stall_timeout_s: Some(8),
+            ..Share::default()
         };
         let share = policy.share(&guest).or(general);
+        assert_eq!(share.operations, Some(operations(&["launch"])));
+        assert_eq!(share.stall_timeout_s, Some(8));
         assert_eq!(share.memory_mib, Some(100));
         assert_eq!(share.kernel_timeout_s, Some(5));
         assert_eq!(share.max_objects, Some(9));

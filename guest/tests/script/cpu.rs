@@ -24,6 +24,7 @@ pub(crate) fn serve(stream: UnixStream) {
             idle: time,
             stall: time,
         },
+        operations: session::OpSet::ALL,
         epoch: 5,
         reason: None,
         refusal: None,

@@ -350,18 +350,24 @@ impl Broker<'_> {
         }
     }
 
-    /// What the rules for a guest give its sessions of a device.
-    fn share(&self, who: &Who) -> Share {
+    /// What the rules for a guest, and those for all, give its sessions.
+    pub(super) fn share(&self, who: &Who) -> Share {
         let policy = &self.config.policy;
-        match who {
+        let own = match who {
             Who::Xen(guest, _) => policy.share(guest),
             Who::File(place) | Who::FileSession(place, _) => match &place.guest {
                 Some(guest) => policy.share_of_name(&guest.to_string()),
                 None => Share::default(),
             },
+            Who::Tcp {
+                name: Some(name), ..
+            } => policy.share_of_name(name),
             // Over TCP its name is known when the worker is there already.
-            Who::Tcp { .. } | Who::Local { .. } | Who::Unix { .. } | Who::Dom0 => Share::default(),
-        }
+            Who::Tcp { name: None, .. } | Who::Local { .. } | Who::Unix { .. } | Who::Dom0 => {
+                Share::default()
+            }
+        };
+        own.or(self.config.limits.share())
     }
 
     fn spec(&self, id: u64, who: &Who, carrier: Carrier, refusal: Option<Turned>) -> Spec {
@@ -376,10 +382,8 @@ impl Broker<'_> {
             epoch: self.epoch | (id & u64::from(u32::MAX)),
             connect_timeout_s: limits.connect_timeout_s,
             hello_timeout_s: limits.hello_timeout_s,
-            idle_timeout_s: limits.idle_timeout_s,
-            stall_timeout_s: limits.stall_timeout_s,
             file_silence_s: limits.file_silence_s,
-            share: self.share(who).or(limits.share()),
+            share: self.share(who),
             refusal,
             verbose: self.verbose,
         }

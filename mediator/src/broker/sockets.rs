@@ -163,6 +163,7 @@ impl Broker<'_> {
             None => true,
             Some(turned) => self.note_refusal(&who, turned, now),
         };
+        let share = self.share(&who);
         let Some(session) = self.sessions.get_mut(&id) else {
             return;
         };
@@ -171,7 +172,7 @@ impl Broker<'_> {
         session.kill_at = None;
         match refusal {
             None => {
-                session.ask(Ask::Admit);
+                session.ask(Ask::Admit(share));
                 let line = format!("session {id} begins (worker {})", session.pid());
                 self.accounts.begin(&who, now);
                 self.accounts.log(&who, log::Level::Info, &line, now);

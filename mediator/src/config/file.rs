@@ -10,7 +10,7 @@ use vgpu_transport::endpoint::{Endpoint, parse_list};
 
 use super::Limits;
 use crate::executor::ExecutorChoice;
-use crate::policy::{GuestKey, GuestRule, Share};
+use crate::policy::{GuestKey, GuestRule, Operations, Share};
 
 /// The whole file.
 #[derive(Debug, Default, Deserialize)]
@@ -24,6 +24,7 @@ pub(super) struct ConfigFile {
     pub(super) secrets: Option<PathBuf>,
     pub(super) control: Option<PathBuf>,
     pub(super) allow_all: bool,
+    #[serde(deserialize_with = "limits")]
     pub(super) limits: Limits,
     #[serde(deserialize_with = "guests")]
     pub(super) guests: BTreeMap<GuestKey, GuestRule>,
@@ -59,6 +60,13 @@ fn executor<'de, D: Deserializer<'de>>(
 ) -> Result<Option<ExecutorChoice>, D::Error> {
     let text = String::deserialize(deserializer)?;
     text.parse().map(Some).map_err(D::Error::custom)
+}
+
+/// The limits, checked, so that the error has a line.
+fn limits<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Limits, D::Error> {
+    let limits = Limits::deserialize(deserializer)?;
+    limits.check().map_err(D::Error::custom)?;
+    Ok(limits)
 }
 
 /// A table of rules in which no guest stands twice, in whatever notation.
@@ -121,6 +129,9 @@ impl<'de> Deserialize<'de> for Rule {
             memory_mib: Option<u32>,
             kernel_timeout_s: Option<u32>,
             max_objects: Option<u32>,
+            idle_timeout_s: Option<u32>,
+            stall_timeout_s: Option<u32>,
+            operations: Option<Operations>,
         }
         struct Notations;
         impl<'de> Visitor<'de> for Notations {
@@ -152,6 +163,9 @@ impl<'de> Deserialize<'de> for Rule {
                     memory_mib: table.memory_mib,
                     kernel_timeout_s: table.kernel_timeout_s,
                     max_objects: table.max_objects,
+                    idle_timeout_s: table.idle_timeout_s,
+                    stall_timeout_s: table.stall_timeout_s,
+                    operations: table.operations,
                 };
                 share.check().map_err(A::Error::custom)?;
                 Ok(GuestRule {

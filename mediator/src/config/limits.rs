@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use crate::policy::{MOST_OBJECTS, Share};
+use crate::policy::{MOST_OBJECTS, Operations, Share};
 
 /// What guests may take. `dist/mediatord.toml` describes each for administrators.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -36,6 +36,8 @@ pub struct Limits {
     pub kernel_timeout_s: u32,
     /// Objects of each kind of a session: allocations, modules, streams, events.
     pub max_objects: u32,
+    /// What a session may ask for; none is everything.
+    pub operations: Option<Operations>,
 }
 
 impl Default for Limits {
@@ -54,6 +56,7 @@ impl Default for Limits {
             memory_mib: None,
             kernel_timeout_s: 60,
             max_objects: MOST_OBJECTS,
+            operations: None,
         }
     }
 }
@@ -64,12 +67,15 @@ impl Limits {
         Duration::from_secs(self.drain_timeout_s.into())
     }
 
-    /// What sessions get of a device where no rule for their guest says more.
+    /// What sessions get where no rule for their guest says more.
     pub fn share(&self) -> Share {
         Share {
             memory_mib: self.memory_mib,
             kernel_timeout_s: Some(self.kernel_timeout_s),
             max_objects: Some(self.max_objects),
+            idle_timeout_s: Some(self.idle_timeout_s),
+            stall_timeout_s: Some(self.stall_timeout_s),
+            operations: self.operations,
         }
     }
 
@@ -84,8 +90,6 @@ impl Limits {
             ("max_file_sessions", self.max_file_sessions.into()),
             ("connect_timeout_s", self.connect_timeout_s.into()),
             ("hello_timeout_s", self.hello_timeout_s.into()),
-            ("idle_timeout_s", self.idle_timeout_s.into()),
-            ("stall_timeout_s", self.stall_timeout_s.into()),
             ("file_silence_s", self.file_silence_s.into()),
             ("drain_timeout_s", self.drain_timeout_s.into()),
         ];

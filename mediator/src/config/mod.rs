@@ -219,14 +219,13 @@ fn parse_file(path: &Path, text: &str) -> Result<ConfigFile, Failure> {
         let message = error.message().trim().replace('\n', " ");
         Failure::new(format!("{place}: {message}"), FIX_FILE)
     })?;
-    file.limits
-        .check()
-        .map_err(|what| Failure::new(format!("{}: {what}", path.display()), FIX_FILE))?;
     Ok(file)
 }
 
 #[cfg(test)]
 mod tests {
+    use vgpu_protocol::op::Op;
+
     use super::*;
 
     fn load(text: &str, flags: &[&str]) -> Result<Config, Failure> {
@@ -299,7 +298,8 @@ mod tests {
     #[test]
     fn shares_of_a_device_are_said_for_all_and_for_one() {
         let text = "listen = 'xen:'\n[limits]\nmemory_mib = 64\nkernel_timeout_s = 7\n[guests]\n\
-                    render = { allow = true, memory_mib = 8192, max_objects = 10 }\n";
+                    render = { allow = true, memory_mib = 8192, max_objects = 10, idle_timeout_s = 5, \
+                    operations = ['memory', 'module-load', 'module-unload'] }\n";
         let config = load(text, &[]).unwrap();
         let general = config.limits.share();
         assert_eq!(general.memory_mib, Some(64));
@@ -308,6 +308,13 @@ mod tests {
         assert_eq!(render.memory_mib, Some(8192));
         assert_eq!(render.kernel_timeout_s, Some(7));
         assert_eq!(render.max_objects, Some(10));
+        assert_eq!(
+            (render.idle_timeout_s, general.idle_timeout_s),
+            (Some(5), Some(3600))
+        );
+        let allowed = render.operations.unwrap().0;
+        assert!(allowed.contains(Op::ModuleLoad) && !allowed.contains(Op::ModuleGlobal));
+        assert_eq!(general.operations, None);
         assert_eq!(load(&config.to_toml(), &[]).unwrap(), config);
     }
 
@@ -333,7 +340,7 @@ mod tests {
             ("[limits]\nmax_sessions = -1\n", "m.toml, line 2", "-1"),
             (
                 "[limits]\nmax_sessions = 0\n",
-                "m.toml",
+                "m.toml, line 1",
                 "max_sessions is 0",
             ),
             (
@@ -345,6 +352,21 @@ mod tests {
                 "[limits]\nkernel_timeout_s = 0\n",
                 "m.toml",
                 "limits.kernel_timeout_s is 0",
+            ),
+            (
+                "[limits]\noperations = ['module', 'lunch']\n",
+                "m.toml, line 2",
+                "`lunch` is no operation; there are those of",
+            ),
+            (
+                "[guests]\nweb = { allow = true, operations = 'memory' }\n",
+                "m.toml, line 2",
+                "sequence",
+            ),
+            (
+                "[guests]\nweb = { allow = true, stall_timeout_s = 0 }\n",
+                "m.toml, line 2",
+                "stall_timeout_s is 0",
             ),
             (
                 "[guests]\nweb = { allow = true, memory_mib = 0 }\n",

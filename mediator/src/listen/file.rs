@@ -15,6 +15,7 @@ use vgpu_file_transport::two_file_grammar::{
     Command, VECTOR_ADD_ELEMENTS, vector_add_failed, vector_add_passed,
 };
 
+use vgpu_protocol::op::{Op, OpSet};
 use vgpu_protocol::session::server::Failure;
 use vgpu_protocol::status::{ErrorCode, Status};
 
@@ -27,18 +28,21 @@ use crate::session::one_request::{one_request, trial_add, wrong_sums};
 const COMMAND_LIMIT: Duration = Duration::from_secs(30);
 
 /// Serves `directory` until `stop`, with an executor that is opened for the first command, while a
-/// second thread does what `discovery` says.
+/// second thread does what `discovery` says. Of its commands the vector add can be one that is not
+/// `allowed`.
 ///
 /// # Errors
 /// A directory that cannot be served, in words. A command that fails is answered with the reason.
 pub fn serve(
     directory: &Directory,
     open: OpenExecutor<'_>,
+    allowed: OpSet,
     mut discovery: Discovery<'_>,
     stop: Stop<'_>,
 ) -> Result<(), String> {
     let device = RefCell::new(Device {
         open,
+        allowed,
         executor: None,
     });
     // Neither thread goes on without the other, also when one panics.
@@ -76,11 +80,15 @@ impl Drop for SetWhenDropped<'_> {
 /// of the device, or in exclusive mode all of it, and there may be a directory for every guest.
 struct Device<'a> {
     open: OpenExecutor<'a>,
+    allowed: OpSet,
     executor: Option<Box<dyn Executor>>,
 }
 
 impl Device<'_> {
     fn run(&mut self, command: Command) -> Result<String, String> {
+        if command == Command::VectorAdd && !self.allowed.contains(Op::VectorAdd) {
+            return Err("the mediator does not allow VectorAdd to this guest".to_owned());
+        }
         let mut executor =
             (self.open)().map_err(|error| format!("the executor failed: {error}"))?;
         let outcome = run(executor.as_mut(), command);
@@ -207,7 +215,7 @@ mod tests {
                     over,
                 };
                 let stop = Stop::when(&stop).or_at(deadline);
-                serve(&directory, open, discovery, stop)
+                serve(&directory, open, OpSet::ALL, discovery, stop)
             });
             work();
             stop.store(true, Ordering::Relaxed);

@@ -23,6 +23,7 @@ pub(crate) mod tests;
 
 use std::sync::atomic::{AtomicU8, Ordering};
 
+pub use vgpu_protocol::op::OpSet;
 pub use vgpu_protocol::session::server::{Refusal, Terms, Timeouts};
 use vgpu_protocol::status::ErrorCode;
 use vgpu_transport::TransportError;
@@ -42,6 +43,8 @@ pub const INITIAL_CREDIT: u32 = 512 << 10;
 pub struct Settings {
     /// What the guest may ask for; told to it in the reply to Hello.
     pub terms: Terms,
+    /// Which operations it may ask for; others are refused before anything is done.
+    pub operations: OpSet,
     /// How long it may take.
     pub timeouts: Timeouts,
     /// Different for every session that a mediator ever opens.

@@ -46,13 +46,14 @@ pub(crate) fn run(
     observed: &Observed,
     stop: &StopFlag,
 ) -> SessionEnd {
-    let server = Server::new(
+    let mut server = Server::new(
         settings.terms,
         settings.timeouts,
         settings.epoch,
         settings.refusal.clone(),
         clock::now(),
     );
+    server.allow_only(settings.operations);
     let mut session = Session {
         stream,
         backend,

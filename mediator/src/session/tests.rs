@@ -45,6 +45,7 @@ pub(crate) fn settings() -> Settings {
             idle: long,
             stall: long,
         },
+        operations: OpSet::ALL,
         epoch: 77,
         reason: Some("a test".into()),
         refusal: None,

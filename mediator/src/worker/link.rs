@@ -19,6 +19,7 @@ use vgpu_file_transport::SessionName;
 
 use super::spec::Turned;
 use crate::executor::ExecutorChoice;
+use crate::policy::Share;
 use crate::session::{StopFlag, StopReason};
 use crate::usage::{Observed, Usage};
 
@@ -104,8 +105,8 @@ pub enum Ask {
         /// In one line.
         reason: String,
     },
-    /// Serve the [`Found::Client`].
-    Admit,
+    /// Serve the [`Found::Client`], which may have and do this.
+    Admit(Share),
     /// Tell the [`Found::Client`] that it is not served.
     TurnAway(Turned),
 }
@@ -125,7 +126,7 @@ impl Ask {
                     reason: reason.to_owned(),
                 }
             }
-            "admit" => Self::Admit,
+            "admit" => Self::Admit(serde_json::from_str(rest).ok()?),
             "denied" => Self::TurnAway(Turned::Denied(rest.to_owned())),
             "busy" => Self::TurnAway(Turned::Busy(rest.to_owned())),
             _ => return None,
@@ -144,7 +145,10 @@ impl fmt::Display for Ask {
             Self::Kick => f.write_str("kick"),
             Self::Over(session) => write!(f, "over {session}"),
             Self::Executor { choice, reason } => write!(f, "executor {choice} {}", flat(reason)),
-            Self::Admit => f.write_str("admit"),
+            Self::Admit(share) => {
+                let share = serde_json::to_string(share).map_err(|_| fmt::Error)?;
+                write!(f, "admit {share}")
+            }
             Self::TurnAway(Turned::Denied(why)) => write!(f, "denied {}", flat(why)),
             Self::TurnAway(Turned::Busy(why)) => write!(f, "busy {}", flat(why)),
         }
@@ -152,7 +156,7 @@ impl fmt::Display for Ask {
 }
 
 /// What the broker has decided about a [`Found::Client`]: served, or not and why.
-pub(super) type Decision = Option<Turned>;
+pub(super) type Decision = Result<Share, Turned>;
 
 /// What executor a session opens, and why.
 pub(super) type Chosen = Mutex<(ExecutorChoice, String)>;
@@ -269,13 +273,13 @@ fn listen(
                     *chosen.lock().unwrap_or_else(PoisonError::into_inner) = (choice, reason);
                     continue;
                 }
-                Some(Ask::Admit) => {
+                Some(Ask::Admit(share)) => {
                     // Nobody may wait for it any more.
-                    let _ = decided.send(None);
+                    let _ = decided.send(Ok(share));
                     continue;
                 }
                 Some(Ask::TurnAway(turned)) => {
-                    let _ = decided.send(Some(turned));
+                    let _ = decided.send(Err(turned));
                     continue;
                 }
                 Some(Ask::Drain) => StopReason::Draining,
@@ -315,7 +319,10 @@ fn send(stream: &UnixStream, observed: &Observed, found: Option<Found>, ended: O
 
 #[cfg(test)]
 mod tests {
+    use vgpu_protocol::op::{Op, OpSet};
+
     use super::*;
+    use crate::policy::Operations;
 
     #[test]
     fn reports_are_read_as_they_are_written_and_stay_short() {
@@ -340,6 +347,11 @@ mod tests {
     #[test]
     fn words_are_read_as_they_are_written() {
         let reason = "the rule for name:web denies it".to_owned();
+        let share = Share {
+            memory_mib: Some(7),
+            operations: Some(vec!["memory".to_owned()].try_into().unwrap()),
+            ..Share::default()
+        };
         for ask in [
             Ask::Report,
             Ask::Drain,
@@ -349,12 +361,26 @@ mod tests {
                 choice: ExecutorChoice::Cuda,
                 reason: reason.clone(),
             },
-            Ask::Admit,
+            Ask::Admit(share),
             Ask::TurnAway(Turned::Denied(reason.clone())),
             Ask::TurnAway(Turned::Busy(reason)),
         ] {
             assert_eq!(Ask::from_line(&ask.to_string()), Some(ask));
         }
+        // However the operations are chosen, it is a line that can be read.
+        let scattered = Op::REQUESTS.iter().filter(|op| op.code() % 3 != 0);
+        let scattered = scattered.fold(OpSet::NONE, |set, op| set.with(*op));
+        let most = Share {
+            memory_mib: Some(u32::MAX),
+            kernel_timeout_s: Some(u32::MAX),
+            max_objects: Some(u32::MAX),
+            idle_timeout_s: Some(u32::MAX),
+            stall_timeout_s: Some(u32::MAX),
+            operations: Some(Operations(scattered)),
+        };
+        let line = Ask::Admit(most).to_string();
+        assert!(line.len() < MAX_LINE / 2, "{line}");
+        assert_eq!(Ask::from_line(&line), Some(Ask::Admit(most)));
         assert_eq!(Ask::from_line("over ../x"), None);
         assert_eq!(Ask::from_line("dance"), None);
         let sly = Ask::TurnAway(Turned::Busy("full\nadmit".into()));

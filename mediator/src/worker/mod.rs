@@ -113,8 +113,9 @@ fn run(spec: Spec, guest: OwnedFd, broker: UnixStream) -> ExitCode {
                         Some(route) => relay::executor(&route),
                         None => open_executor(&choice(&chosen).0, spec.share),
                     };
-                    match listen::file::serve(&directory, &mut open, discovery, Stop::when(&ended))
-                    {
+                    let allowed = spec.operations();
+                    let stop = Stop::when(&ended);
+                    match listen::file::serve(&directory, &mut open, allowed, discovery, stop) {
                         Ok(()) => Ended::fine("stopped"),
                         Err(error) => Ended::fault(error),
                     }
@@ -243,9 +244,11 @@ fn connect(
         Carrier::Tcp { secrets } => {
             let (transport, name) = authenticate(guest.into(), secrets, deadline)?;
             link.found(observed, Found::Client(name));
-            spec.refusal = link
-                .decision(deadline)
-                .ok_or("the broker did not decide in time")?;
+            let decision = link.decision(deadline);
+            match decision.ok_or("the broker did not decide in time")? {
+                Ok(share) => spec.share = share,
+                Err(turned) => spec.refusal = Some(turned),
+            }
             Ok(transport.into())
         }
         Carrier::FileSession {

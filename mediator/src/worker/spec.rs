@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
-use vgpu_protocol::op::Features;
+use vgpu_protocol::op::OpSet;
 use vgpu_protocol::status::ErrorCode;
 
 use crate::executor::ExecutorChoice;
@@ -18,6 +18,10 @@ const MAX_LANES: NonZeroU16 = NonZeroU16::new(256).unwrap();
 
 /// Requests that a guest may have under way.
 const MAX_REQUESTS: NonZeroU16 = NonZeroU16::new(64).unwrap();
+
+/// Seconds for a guest, where nobody says how many.
+const IDLE_TIMEOUT_S: u32 = 3600;
+const STALL_TIMEOUT_S: u32 = 30;
 
 /// How a worker reaches its guest.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -83,13 +87,9 @@ pub struct Spec {
     pub connect_timeout_s: u32,
     /// See [`Timeouts::hello`].
     pub hello_timeout_s: u32,
-    /// See [`Timeouts::idle`].
-    pub idle_timeout_s: u32,
-    /// See [`Timeouts::stall`].
-    pub stall_timeout_s: u32,
     /// Seconds without a sign of life over files.
     pub file_silence_s: u32,
-    /// What the session may have of a device.
+    /// What the session may have and do.
     pub share: Share,
     /// Turn the guest away with this reason.
     pub refusal: Option<Turned>,
@@ -123,6 +123,13 @@ impl Spec {
         Duration::from_secs(self.connect_timeout_s.into())
     }
 
+    /// What the guest may ask for.
+    pub fn operations(&self) -> OpSet {
+        self.share
+            .operations
+            .map_or(OpSet::ALL, |allowed| allowed.0)
+    }
+
     /// The way to the mediator that runs the work, if that is another one.
     pub fn route(&self) -> Option<Route> {
         match &self.executor {
@@ -147,18 +154,20 @@ impl Spec {
                 text,
             },
         });
+        let operations = self.operations();
         Settings {
+            operations,
             terms: Terms {
                 max_lanes: MAX_LANES,
                 max_requests: MAX_REQUESTS,
                 max_handles: self.share.max_objects.unwrap_or(MOST_OBJECTS),
                 initial_credit: INITIAL_CREDIT,
-                features: Features::ALL,
+                features: operations.features(),
             },
             timeouts: Timeouts {
                 hello: seconds(self.hello_timeout_s),
-                idle: seconds(self.idle_timeout_s),
-                stall: seconds(self.stall_timeout_s),
+                idle: seconds(self.share.idle_timeout_s.unwrap_or(IDLE_TIMEOUT_S)),
+                stall: seconds(self.share.stall_timeout_s.unwrap_or(STALL_TIMEOUT_S)),
             },
             epoch: self.epoch,
             reason: Some(self.reason.clone()),

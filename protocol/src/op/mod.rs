@@ -10,10 +10,12 @@
 
 mod failures;
 pub mod field;
+mod set;
 
 use std::fmt;
 
 use field::{Field, FieldError, Reader};
+pub use set::OpSet;
 
 /// Optional parts of the protocol, one bit each. Bits nobody knows are ignored in offers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Hash)]

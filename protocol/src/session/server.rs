@@ -13,8 +13,8 @@ use super::inbox::{Inbox, Received};
 use super::outbox::Outbox;
 use crate::frame::{Flags, FrameHeader, MAX_DATA};
 use crate::op::{
-    Body, Features, FenceReply, GoodbyeReply, Hello, HelloReply, InfoReply, Op, QuietFailure,
-    Request, negotiate_version,
+    Body, Features, FenceReply, GoodbyeReply, Hello, HelloReply, InfoReply, Op, OpSet,
+    QuietFailure, Request, negotiate_version,
 };
 use crate::status::{ErrorCode, Status, encode_error_text};
 use crate::{MIN_VERSION, VERSION};
@@ -114,6 +114,7 @@ pub struct Server {
     timeouts: Timeouts,
     epoch: u64,
     refusal: Option<Refusal>,
+    allowed: OpSet,
     /// Why no new requests are run any more.
     draining: Option<Failure>,
     hello: Option<(FrameHeader, Hello)>,
@@ -158,6 +159,7 @@ impl Server {
             timeouts,
             epoch,
             refusal,
+            allowed: OpSet::ALL,
             draining: None,
             hello: None,
             info: None,
@@ -172,6 +174,11 @@ impl Server {
             sent: now,
             counts: Counts::default(),
         }
+    }
+
+    /// Refuses every operation that is not in `allowed`, before anything is done for it.
+    pub fn allow_only(&mut self, allowed: OpSet) {
+        self.allowed = allowed;
     }
 
     /// Received bytes belong here.
@@ -452,6 +459,9 @@ impl Server {
                 lanes - 1
             );
             (ErrorCode::Range, text)
+        } else if !self.allowed.contains(header.op) {
+            let text = format!("the mediator does not allow {} to this guest", header.op);
+            (ErrorCode::Unsupported, text)
         } else if !self.terms.features.contains(header.needs()) {
             let text = format!("{} needs a feature that Hello did not agree on", header.op);
             (ErrorCode::Unsupported, text)

@@ -31,6 +31,7 @@ impl Liar {
             memory_mib: Some(memory_mib),
             max_objects: Some(max_objects),
             kernel_timeout_s: Some(5),
+            ..Share::default()
         });
         Self(executor)
     }
