@@ -1,7 +1,7 @@
 #![forbid(unsafe_code)]
 //! Where the channel's own files take their atomics, locks and fences from.
 //!
-//! Here they are the standard library's. `tests/loom_channel.rs` compiles the same files (`channel/`,
+//! Here they are the standard library's. `tests/loom/main.rs` compiles the same files (`channel/`,
 //! `region/`, most of `wire/` and `waiting/`) with a module of this name that holds loom's, so that
 //! what loom explores is the code itself. What those files newly use of `shm`, `backend` or `poll`
 //! must be added to its model in `tests/loom/`. Use these paths in those files, not `std::sync`.

@@ -2,7 +2,7 @@
 //! The requirements on every channel, whatever carries it.
 //!
 //! Each [`Case`] is a pair of functions, one for each end, that talk over nothing but the channel:
-//! the two may run in two threads, two processes or two domains. `vchan/tests/conformance_local.rs`
+//! the two may run in two threads, two processes or two domains. `vchan/tests/channels/conformance_local.rs`
 //! runs them over a memfd; `vchan-testing conformance-serve` and `conformance-connect` run them
 //! between two processes or domains, over any backend.
 

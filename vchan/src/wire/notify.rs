@@ -12,7 +12,7 @@
 //!
 //! The two fences are a pair: in every execution either the mover sees the bit or the sleeper sees
 //! the index. Without one of them both may read old values and the sleeper sleeps for ever;
-//! `tests/loom_notify.rs` explores all interleavings, with a twin that lacks the fence and fails.
+//! `tests/loom/notify.rs` explores all interleavings, with a twin that lacks the fence and fails.
 //!
 //! In the [extension](crate::extension) each waiting half has a **wait word** of its own in place
 //! of a bit, and says in it at which index it wants to hear:

@@ -1,6 +1,8 @@
 //! A victim and a lying peer at its other end.
 #![allow(dead_code, reason = "each test program uses a part")]
 
+pub(crate) mod region;
+
 use std::os::unix::net::UnixStream;
 use std::sync::mpsc;
 use std::thread;

@@ -17,7 +17,7 @@ pub(crate) const CASES: &[Case] = &[
         hostile(context, "--victim", "", 1_200)
     }),
     // Ten times as many, against the same oracle, are driven over shared memory
-    // (vchan/tests/hostile_states.rs); here it is about real grants and event channels.
+    // (vchan/tests/channels/hostile_states.rs); here it is about real grants and event channels.
     Case::new("faults/hostile-guest-against-dom0", &[Pv], |context| {
         hostile(context, "", "--victim", 10_000)
     }),

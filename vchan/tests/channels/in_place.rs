@@ -3,8 +3,6 @@
 
 mod descriptors;
 mod hostile;
-#[path = "../liar/mod.rs"]
-mod liar;
 
 use std::collections::VecDeque;
 use std::io;
@@ -16,7 +14,7 @@ use std::time::Duration;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use vchan::{Channel, Error, Format, RingSizes, Setup, local};
 
-use liar::{short, soon};
+use crate::liar::{short, soon};
 
 /// Two honest ends.
 fn pair(rings: impl Into<RingSizes>) -> (Channel, Channel) {

@@ -6,8 +6,7 @@ use proptest::prelude::*;
 use vchan::Error;
 use vchan::layout::Role;
 
-mod liar;
-use liar::*;
+use crate::liar::*;
 
 #[derive(Debug, Clone)]
 enum Step {

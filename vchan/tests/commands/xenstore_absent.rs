@@ -2,8 +2,6 @@
 //!
 //! The real program against real sockets; what a real xenstored does is tested in the lab.
 
-mod xenstore_rs;
-
 use std::io::{Read, Write};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::Path;
@@ -11,6 +9,8 @@ use std::process::{Command, Output};
 use std::sync::Arc;
 use std::thread;
 use std::time::Duration;
+
+use crate::xenstore_rs;
 
 /// Runs `vchan ARGUMENTS` with xenstored's socket at `socket`.
 fn vchan(socket: &Path, arguments: &str) -> Output {
@@ -199,5 +199,5 @@ fn xenstored_that_talks_nonsense() {
 
 #[test]
 fn the_same_with_xenstore_rs() {
-    xenstore_rs::run_again(&[], "the_same_with_xenstore_rs");
+    xenstore_rs::run_again(&["xenstore_absent::"], "the_same_with_xenstore_rs");
 }

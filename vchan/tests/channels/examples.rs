@@ -3,13 +3,13 @@
 use std::thread;
 
 #[allow(dead_code, reason = "main is not called")]
-#[path = "../examples/echo_client.rs"]
+#[path = "../../examples/echo_client.rs"]
 mod echo_client;
 #[allow(dead_code, reason = "main is not called")]
-#[path = "../examples/echo_server.rs"]
+#[path = "../../examples/echo_server.rs"]
 mod echo_server;
 #[allow(dead_code, reason = "main is not called")]
-#[path = "../examples/send_file.rs"]
+#[path = "../../examples/send_file.rs"]
 mod send_file;
 
 fn arguments(line: &str) -> impl Iterator<Item = String> {

@@ -10,8 +10,8 @@ use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use nix::unistd::{pipe, pipe2};
 use vchan::Channel;
 
+use super::{noise, pair};
 use crate::liar::{short, soon};
-use crate::{noise, pair};
 
 /// A file, through the ring, into `output`, whose other end, if it has one, `drain` reads and
 /// checks. Returns the checksum of the file.

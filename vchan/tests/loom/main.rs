@@ -2,9 +2,9 @@
 //!
 //! What is explored is the code itself: the files below are the crate's own, compiled against
 //! loom's atomics, locks and condition variables. Models stand in for three things only: the
-//! shared memory (`loom/shm.rs`; loom reports every unordered access to a ring byte), the doorbell
-//! (`loom/bell.rs`, a flag that stays up until acknowledged, as an eventfd or event channel
-//! does) and the sleep on it (`loom/backend_poll.rs`). A lost wake-up shows as a deadlock of the model.
+//! shared memory (`shm.rs`; loom reports every unordered access to a ring byte), the doorbell
+//! (`bell.rs`, a flag that stays up until acknowledged, as an eventfd or event channel
+//! does) and the sleep on it (`backend_poll.rs`). A lost wake-up shows as a deadlock of the model.
 //!
 //! Each protocol has a twin that leaves one thing out ([`Without`]) and must fail; if it does not,
 //! the model is too small to show anything. Explored are all executions with at most three
@@ -17,29 +17,30 @@
     reason = "of the crate's files each test uses a part"
 )]
 
-#[path = "loom/backend.rs"]
+#[path = "backend.rs"]
 mod backend;
-#[path = "loom/bell.rs"]
+#[path = "bell.rs"]
 mod bell;
-#[path = "../src/channel/mod.rs"]
+#[path = "../../src/channel/mod.rs"]
 mod channel;
-#[path = "../src/error.rs"]
+#[path = "../../src/error.rs"]
 mod error;
-#[path = "loom/pair.rs"]
+mod notify;
+#[path = "pair.rs"]
 mod pair;
-#[path = "loom/reactor.rs"]
+#[path = "reactor.rs"]
 mod reactor;
-#[path = "loom/region.rs"]
+#[path = "region.rs"]
 mod region;
-#[path = "loom/region_scenario.rs"]
+#[path = "region_scenario.rs"]
 mod region_scenario;
-#[path = "loom/scenario.rs"]
+#[path = "scenario.rs"]
 mod scenario;
-#[path = "loom/sync.rs"]
+#[path = "sync.rs"]
 mod sync;
-#[path = "loom/waiting.rs"]
+#[path = "waiting.rs"]
 mod waiting;
-#[path = "loom/wire.rs"]
+#[path = "wire.rs"]
 mod wire;
 
 use backend::KERNEL_TELLS;

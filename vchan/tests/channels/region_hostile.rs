@@ -1,7 +1,5 @@
 //! Regions against a peer that lies: tickets, messages, memory, states, and pages it never lets go.
 
-mod liar;
-
 use std::fs::File;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::FileExt;
@@ -9,49 +7,15 @@ use std::os::unix::fs::MetadataExt;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use liar::{ROLES, pair, short, soon};
 use nix::fcntl::{FcntlArg, SealFlag, fcntl};
-use nix::sys::memfd::{MFdFlags, memfd_create};
-use nix::unistd::{ftruncate, pipe};
+use nix::unistd::pipe;
 use proptest::prelude::*;
 use vchan::region::{Access, Carrier, MappedRegion, RegionError, TICKET_BYTES, Ticket};
 use vchan::{Channel, Error};
 use vchan_testing::peer::{LyingPeer, receive_raw, send_raw};
 
-const PAGE: u64 = 4096;
-/// Offsets in the header page.
-const OWNER_STATE: u64 = 64;
-const PEER_STATE: u64 = 128;
-
-fn ticket(length: u64) -> Ticket {
-    Ticket {
-        id: 1,
-        nonce: [7; 16],
-        length,
-        access: Access::Both,
-        carrier: Carrier::Descriptors,
-    }
-}
-
-fn memfd(bytes: u64, seals: SealFlag) -> File {
-    let fd = memfd_create(c"liar", MFdFlags::MFD_ALLOW_SEALING).unwrap();
-    ftruncate(&fd, bytes.try_into().unwrap()).unwrap();
-    fcntl(&fd, FcntlArg::F_ADD_SEALS(seals)).unwrap();
-    File::from(fd)
-}
-
-fn sealed(bytes: u64) -> File {
-    memfd(bytes, SealFlag::F_SEAL_SHRINK | SealFlag::F_SEAL_GROW)
-}
-
-/// A header page as an honest owner makes it.
-fn header(ticket: &Ticket) -> File {
-    let file = sealed(PAGE);
-    file.write_all_at(&ticket.encode(), 0).unwrap();
-    file.write_all_at(&[1], OWNER_STATE).unwrap();
-    file.write_all_at(&[2], PEER_STATE).unwrap();
-    file
-}
+use crate::liar::region::{OWNER_STATE, PAGE, PEER_STATE, header, memfd, sealed, ticket};
+use crate::liar::{ROLES, pair, short, soon};
 
 fn send(liar: &LyingPeer, message: &[u8], files: &[&File]) {
     let fds: Vec<BorrowedFd<'_>> = files.iter().map(|file| file.as_fd()).collect();
@@ -276,37 +240,6 @@ proptest! {
         }
         prop_assert!(matches!(victim.try_read(&mut [0]), Ok(None)));
     }
-}
-
-fn open_descriptors() -> usize {
-    std::fs::read_dir("/proc/self/fd").unwrap().count()
-}
-
-#[test]
-fn offers_without_end_cost_a_bounded_number_of_descriptors() {
-    let (victim, liar) = pair(ROLES[0]);
-    let wanted = ticket(5000);
-    let other = Ticket { id: 2, ..wanted };
-    let (header, data) = (header(&other), sealed(2 * PAGE));
-    let before = open_descriptors();
-    let done = AtomicBool::new(false);
-    std::thread::scope(|scope| {
-        scope.spawn(|| {
-            let fds = [header.as_fd(), data.as_fd()];
-            while !done.load(Ordering::Relaxed) {
-                // Waits without result once the victim takes nothing in.
-                let _ = send_raw(&liar.stream, &other.encode(), &fds, short());
-            }
-        });
-        let end = Instant::now() + Duration::from_millis(300);
-        let missing = victim.map_region(&wanted.encode(), end);
-        let open = open_descriptors();
-        done.store(true, Ordering::Relaxed);
-        assert!(matches!(missing, Err(Error::TimedOut(_))), "{missing:?}");
-        // Other tests of this program run meanwhile, so the bound is not exact.
-        let most = before + 2 * vchan::region::MOST_REGIONS + 200;
-        assert!(open < most, "{open} open");
-    });
 }
 
 /// The liar's part of a region the victim made: the message's descriptors.

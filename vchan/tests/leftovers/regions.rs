@@ -1,50 +1,19 @@
-//! Regions leave nothing behind: descriptors and mappings after many, however they end.
-//!
-//! One test in a program of its own, because it counts what the whole process holds.
+//! Descriptors and mappings of many regions, however they end, and after them.
 
+use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use vchan::Channel;
 use vchan::local::{connect_on, serve_on};
-use vchan::region::Access;
+use vchan::region::{Access, Ticket};
+use vchan::{Channel, Error};
+use vchan_testing::peer::send_raw;
 
-fn soon() -> Instant {
-    Instant::now() + Duration::from_secs(60)
-}
-
-/// (open descriptors, mappings of shared memory)
-fn held() -> (usize, usize) {
-    let maps = std::fs::read_to_string("/proc/self/maps").unwrap();
-    let memory = maps
-        .lines()
-        .filter(|line| line.contains("memfd:vchan"))
-        .count();
-    (std::fs::read_dir("/proc/self/fd").unwrap().count(), memory)
-}
-
-/// What is held once nothing is being closed any more.
-fn settled() -> (usize, usize) {
-    loop {
-        let before = held();
-        thread::sleep(Duration::from_millis(100));
-        if held() == before {
-            return before;
-        }
-    }
-}
-
-/// Waits until no more than `before` is held: what a peer may have filled is closed by a thread of its
-/// own.
-#[track_caller]
-fn assert_nothing_left(before: (usize, usize)) {
-    let deadline = soon();
-    while held() != before && Instant::now() < deadline {
-        thread::sleep(Duration::from_millis(1));
-    }
-    assert_eq!(held(), before);
-}
+use crate::liar::region::{PAGE, header, sealed, ticket};
+use crate::liar::{self, ROLES, short, soon};
+use crate::{alone, assert_nothing_left, settled};
 
 fn pair() -> (Channel, Channel) {
     let (one, other) = UnixStream::pair().unwrap();
@@ -93,6 +62,7 @@ fn round(how: usize) {
 
 #[test]
 fn two_hundred_channels_with_regions_leave_nothing_behind() {
+    let _alone = alone();
     (0..6).for_each(round);
     let before = settled();
     (0..200).for_each(round);
@@ -108,4 +78,35 @@ fn two_hundred_channels_with_regions_leave_nothing_behind() {
     }
     drop((server, client));
     assert_nothing_left(before);
+}
+
+fn open_descriptors() -> usize {
+    std::fs::read_dir("/proc/self/fd").unwrap().count()
+}
+
+#[test]
+fn offers_without_end_cost_a_bounded_number_of_descriptors() {
+    let _alone = alone();
+    let (victim, liar) = liar::pair(ROLES[0]);
+    let wanted = ticket(5000);
+    let other = Ticket { id: 2, ..wanted };
+    let (header, data) = (header(&other), sealed(2 * PAGE));
+    let before = open_descriptors();
+    let done = AtomicBool::new(false);
+    thread::scope(|scope| {
+        scope.spawn(|| {
+            let fds = [header.as_fd(), data.as_fd()];
+            while !done.load(Ordering::Relaxed) {
+                // Waits without result once the victim takes nothing in.
+                let _ = send_raw(&liar.stream, &other.encode(), &fds, short());
+            }
+        });
+        let end = Instant::now() + Duration::from_millis(300);
+        let missing = victim.map_region(&wanted.encode(), end);
+        let open = open_descriptors();
+        done.store(true, Ordering::Relaxed);
+        assert!(matches!(missing, Err(Error::TimedOut(_))), "{missing:?}");
+        let most = before + 2 * vchan::region::MOST_REGIONS + 200;
+        assert!(open < most, "{open} open");
+    });
 }

@@ -1,11 +1,9 @@
 //! The cost of looking before sleeping; and the last look before a deadline counts.
 
-mod liar;
-
 use std::thread;
 use std::time::{Duration, Instant};
 
-use liar::{honest, pair, soon};
+use crate::liar::{self, honest, pair, soon};
 use nix::sys::resource::{UsageWho, getrusage};
 use vchan::either::{Either, Side};
 use vchan::layout::Role;

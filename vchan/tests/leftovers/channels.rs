@@ -1,56 +1,16 @@
-//! Nothing is left behind: descriptors and mappings after many channels, good and bad.
-//!
-//! A program of their own, and one after the other, because they count what the process holds.
-
-use std::os::unix::net::UnixStream;
-use std::sync::{Mutex, MutexGuard, PoisonError};
-use std::thread;
-use std::time::{Duration, Instant};
+//! Descriptors and mappings of many channels, good and bad, and after them.
 
 use std::os::fd::AsFd;
-use vchan::local::{connect_on, serve_on};
+use std::os::unix::net::UnixStream;
+use std::thread;
+use std::time::Instant;
+
+use vchan::local::{connect_on, connect_on_reactor, serve_on, serve_on_reactor};
+use vchan::reactor::Reactor;
 use vchan_testing::peer::{LyingPeer, Offer, send_raw};
 
-fn soon() -> Instant {
-    Instant::now() + Duration::from_secs(60)
-}
-
-fn alone() -> MutexGuard<'static, ()> {
-    static ONE: Mutex<()> = Mutex::new(());
-    ONE.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
-/// (open descriptors, mappings of channel memory)
-fn held() -> (usize, usize) {
-    let maps = std::fs::read_to_string("/proc/self/maps").unwrap();
-    let memory = maps
-        .lines()
-        .filter(|line| line.contains("memfd:vchan"))
-        .count();
-    (std::fs::read_dir("/proc/self/fd").unwrap().count(), memory)
-}
-
-/// What is held once nothing is being closed any more.
-fn settled() -> (usize, usize) {
-    loop {
-        let before = held();
-        thread::sleep(Duration::from_millis(100));
-        if held() == before {
-            return before;
-        }
-    }
-}
-
-/// Waits until no more than `before` is held: what a peer may have filled is closed by a thread of its
-/// own.
-#[track_caller]
-fn assert_nothing_left(before: (usize, usize)) {
-    let deadline = soon();
-    while held() != before && Instant::now() < deadline {
-        thread::sleep(Duration::from_millis(1));
-    }
-    assert_eq!(held(), before);
-}
+use crate::liar::soon;
+use crate::{alone, assert_nothing_left, held, settled};
 
 fn connect_and_close(how: usize) {
     let (one, other) = UnixStream::pair().unwrap();
@@ -191,4 +151,34 @@ fn three_hundred_channels_leave_nothing_behind() {
         be_refused();
     }
     assert_nothing_left(before);
+}
+
+/// One handle for all: four descriptors for the reactor, three for each channel.
+#[test]
+fn a_channel_on_a_reactor_takes_no_epoll_descriptor() {
+    let epolls = || {
+        let links = std::fs::read_dir("/proc/self/fd").unwrap().flatten();
+        links
+            .filter_map(|entry| std::fs::read_link(entry.path()).ok())
+            .filter(|link| link.to_string_lossy() == "anon_inode:[eventpoll]")
+            .count()
+    };
+    let _alone = alone();
+    let before = epolls();
+    let reactor = Reactor::new().unwrap();
+    let pairs: Vec<_> = (0..150)
+        .map(|_| {
+            let (one, other) = UnixStream::pair().unwrap();
+            thread::scope(|scope| {
+                let handle = reactor.handle();
+                let client = scope.spawn(|| connect_on_reactor(handle, other, soon()).unwrap());
+                let server = serve_on_reactor(handle, one, 4096, soon()).unwrap();
+                (server, client.join().unwrap())
+            })
+        })
+        .collect();
+    assert!(epolls() < before + 150, "{before} and then {}", epolls());
+    assert_eq!(reactor.handle().len(), 300);
+    drop(pairs);
+    assert!(reactor.handle().is_empty());
 }

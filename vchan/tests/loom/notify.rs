@@ -4,11 +4,11 @@
 //! code is the crate's own, over loom's atomics. The twins leave out one thing each and must lose a
 //! wake-up.
 
+use ::vchan::layout::bit;
+use ::vchan::notify::{NotifyByte, RingIndex, WaitWord, arm, publish, publish_past, request};
 use loom::sync::Arc;
 use loom::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, Ordering, fence};
 use loom::thread;
-use vchan::layout::bit;
-use vchan::notify::{NotifyByte, RingIndex, WaitWord, arm, publish, publish_past, request};
 
 struct Index(AtomicU32);
 
