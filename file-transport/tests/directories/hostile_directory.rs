@@ -1,7 +1,5 @@
 //! A client that puts other things under the two names, and directories that cannot be served.
 
-mod served;
-
 use std::fs::{self, Permissions};
 use std::io::Write;
 use std::os::unix::fs::{PermissionsExt, symlink};
@@ -9,11 +7,11 @@ use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
+use crate::served::{Served, WATCHDOG};
 use nix::fcntl::{Flock, FlockArg};
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use nix::sys::stat::Mode;
 use nix::unistd::mkfifo;
-use served::{Served, WATCHDOG};
 use vgpu_file_transport::directory::Directory;
 use vgpu_file_transport::two_file_grammar::parse_response;
 use vgpu_file_transport::{Stop, serve};

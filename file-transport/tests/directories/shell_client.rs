@@ -1,12 +1,10 @@
 //! Clients as people write them: a shell with `echo` and `cat`, another process than the mediator.
 
-mod served;
-
 use std::fs;
 use std::os::unix::fs::{MetadataExt, chown};
 use std::process::{Command, Stdio};
 
-use served::Served;
+use crate::served::Served;
 
 /// Runs `script` in the served directory and gives what it prints.
 fn sh(served: &Served, script: &str) -> String {

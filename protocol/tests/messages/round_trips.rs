@@ -1,8 +1,6 @@
 //! Whatever can be sent arrives as it was; whatever arrives never panics the receiver.
 
-mod bodies;
-
-use bodies::Bodies;
+use crate::bodies::Bodies;
 use proptest::prelude::*;
 use proptest::strategy::ValueTree;
 use proptest::test_runner::TestRunner;

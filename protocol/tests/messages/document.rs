@@ -1,6 +1,6 @@
 //! `docs/protocol.md` says of the operations what the table says.
 //!
-//! `UPDATE_DOCS=1 cargo test -p vgpu-protocol --test document` writes what is out of date anew.
+//! `UPDATE_DOCS=1 cargo test -p vgpu-protocol document` writes what is out of date anew.
 
 use std::fmt::Write as _;
 use std::fs;
@@ -95,7 +95,7 @@ fn the_document_has_the_operations_of_the_table() {
         .find(|(found, due)| found != due);
     panic!(
         "docs/protocol.md differs from the table: {differs:?}; write it anew with \
-         UPDATE_DOCS=1 cargo test -p vgpu-protocol --test document"
+         UPDATE_DOCS=1 cargo test -p vgpu-protocol document"
     );
 }
 

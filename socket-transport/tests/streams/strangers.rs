@@ -1,14 +1,12 @@
 //! Who is not let in over TCP, and what somebody between the two sides can do.
 
-mod ends;
-
 use std::cell::Cell;
 use std::io::{Read, Write};
 use std::net::{Shutdown, TcpListener, TcpStream};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use ends::{raw, secrets, soon, tcp_through};
+use crate::ends::{raw, secrets, soon, tcp_through};
 use vgpu_socket_transport::handshake::Refused;
 use vgpu_socket_transport::{
     AcceptError, Secret, accept_tcp, connect_tcp, connect_unix, connect_unix_stream,

@@ -1,11 +1,9 @@
 //! The properties that a session relies on, over each kind of socket.
 
-mod ends;
-
 use std::thread;
 use std::time::{Duration, Instant};
 
-use ends::{both, soon};
+use crate::ends::{self, both, soon};
 use vgpu_socket_transport::SocketTransport;
 use vgpu_transport::{Interest, Transport, TransportError, Waker};
 

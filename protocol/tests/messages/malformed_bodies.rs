@@ -1,8 +1,6 @@
 //! Broken bodies: each must be refused with the field and what is wrong with it.
 
-mod bodies;
-
-use bodies::Bodies;
+use crate::bodies::Bodies;
 use proptest::strategy::{Strategy, ValueTree};
 use proptest::test_runner::TestRunner;
 use vgpu_protocol::handle::{Handle, HandleKind};
