@@ -16,8 +16,10 @@ pub struct Usage {
     pub bytes_out: u64,
     /// Requests received.
     pub requests: u64,
-    /// Requests that were answered with an error.
+    /// Requests that failed: answered with an error, or later where nothing answers them.
     pub failed_requests: u64,
+    /// Kernels that were ended at their deadline.
+    pub kernels_killed: u64,
     /// Time that the device worked, in nanoseconds, as the executor measured it.
     pub device_ns: u64,
 }
@@ -29,8 +31,45 @@ impl Usage {
         self.bytes_out = self.bytes_out.saturating_add(other.bytes_out);
         self.requests = self.requests.saturating_add(other.requests);
         self.failed_requests = self.failed_requests.saturating_add(other.failed_requests);
+        self.kernels_killed = self.kernels_killed.saturating_add(other.kernels_killed);
         self.device_ns = self.device_ns.saturating_add(other.device_ns);
     }
+}
+
+/// What a session, or a guest, holds and waits for now.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Standing {
+    /// Bytes of device memory in use.
+    pub memory: u64,
+    /// Bytes of device memory that there are for it; 0 where the device is another mediator's.
+    pub memory_limit: u64,
+    /// Requests, and work of the device, that are not done.
+    pub queue: u64,
+}
+
+impl Standing {
+    /// Adds `other`; figures that overflow stay at the top.
+    pub fn add(&mut self, other: &Standing) {
+        self.memory = self.memory.saturating_add(other.memory);
+        self.memory_limit = self.memory_limit.saturating_add(other.memory_limit);
+        self.queue = self.queue.saturating_add(other.queue);
+    }
+}
+
+/// What whoever runs a session's requests can tell of them at any time.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Load {
+    /// Bytes of device memory in use.
+    pub memory: u64,
+    /// Bytes of device memory that there are for the session.
+    pub memory_limit: u64,
+    /// Works in the device's queue.
+    pub queued: u64,
+    /// Requests that have failed after they were answered, or without an answer, so far.
+    pub late_failures: u64,
+    /// Kernels that were ended at their deadline so far.
+    pub kernels_killed: u64,
 }
 
 /// What other threads may see of a session while it runs.
@@ -65,7 +104,11 @@ pub struct Counters {
     bytes_out: AtomicU64,
     requests: AtomicU64,
     failed_requests: AtomicU64,
+    kernels_killed: AtomicU64,
     device_ns: AtomicU64,
+    memory: AtomicU64,
+    memory_limit: AtomicU64,
+    queue: AtomicU64,
 }
 
 impl Counters {
@@ -79,10 +122,19 @@ impl Counters {
         add(&self.bytes_out, bytes as u64);
     }
 
-    /// Notes how many requests were received and have failed.
-    pub fn asked(&self, counts: Counts) {
-        self.requests.store(counts.requests, Ordering::Relaxed);
-        self.failed_requests.store(counts.failed, Ordering::Relaxed);
+    /// Notes how many requests were received and have failed, how many of them are not answered, and
+    /// what their backend says.
+    pub fn asked(&self, counts: Counts, under_way: usize, load: Load) {
+        let set = |counter: &AtomicU64, value| counter.store(value, Ordering::Relaxed);
+        set(&self.requests, counts.requests);
+        set(
+            &self.failed_requests,
+            counts.failed.saturating_add(load.late_failures),
+        );
+        set(&self.kernels_killed, load.kernels_killed);
+        set(&self.memory, load.memory);
+        set(&self.memory_limit, load.memory_limit);
+        set(&self.queue, load.queued.saturating_add(under_way as u64));
     }
 
     /// Counts the device's time.
@@ -97,7 +149,17 @@ impl Counters {
             bytes_out: self.bytes_out.load(Ordering::Relaxed),
             requests: self.requests.load(Ordering::Relaxed),
             failed_requests: self.failed_requests.load(Ordering::Relaxed),
+            kernels_killed: self.kernels_killed.load(Ordering::Relaxed),
             device_ns: self.device_ns.load(Ordering::Relaxed),
+        }
+    }
+
+    /// What the session holds now.
+    pub fn standing(&self) -> Standing {
+        Standing {
+            memory: self.memory.load(Ordering::Relaxed),
+            memory_limit: self.memory_limit.load(Ordering::Relaxed),
+            queue: self.queue.load(Ordering::Relaxed),
         }
     }
 }

@@ -39,6 +39,8 @@ pub(super) struct Account {
     pub(super) running: usize,
     pub(super) started: u64,
     pub(super) refused: u64,
+    /// Sessions that were ended by force.
+    pub(super) killed: u64,
     /// Of ended sessions.
     pub(super) usage: Usage,
     road: Road,
@@ -94,6 +96,7 @@ impl Accounts {
                 running: 0,
                 started: 0,
                 refused: 0,
+                killed: 0,
                 usage: Usage::default(),
                 road: who.road(),
                 starts: TokenBucket::new(burst, interval, now),
@@ -147,10 +150,11 @@ impl Accounts {
         account.started += 1;
     }
 
-    /// Counts a session that has ended.
-    pub(super) fn end(&mut self, who: &Who, usage: &Usage, now: Instant) {
+    /// Counts a session that has ended, by force if it was `killed`.
+    pub(super) fn end(&mut self, who: &Who, usage: &Usage, killed: bool, now: Instant) {
         self.usage.add(usage);
         let account = self.of(who, now);
+        account.killed += u64::from(killed);
         account.running = account.running.saturating_sub(1);
         account.usage.add(usage);
     }
@@ -303,11 +307,12 @@ mod tests {
             requests: 3,
             ..Usage::default()
         };
-        accounts.end(&local(1), &usage, now);
+        accounts.end(&local(1), &usage, true, now);
         assert_eq!(accounts.running(&local(1)), 1);
         assert_eq!(accounts.running(&local(3)), 0);
         assert_eq!((accounts.started, accounts.refused), (3, 1));
         assert_eq!(accounts.of(&local(1), now).usage, usage);
+        assert_eq!(accounts.of(&local(1), now).killed, 1);
         assert_eq!(accounts.of(&local(2), now).refused, 1);
         assert_eq!(accounts.usage, usage);
     }

@@ -54,7 +54,7 @@ impl Broker<'_> {
             return;
         }
         let usage = session.usage();
-        self.accounts.end(who, usage, now);
+        self.accounts.end(who, usage, session.killed, now);
         let level = if ended.fault {
             log::Level::Warn
         } else {

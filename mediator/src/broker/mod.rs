@@ -412,6 +412,7 @@ impl<'a> Broker<'a> {
         for session in self.sessions.values_mut() {
             if !session.refusing && target.means(session.id, &session.who) {
                 session.ask(link::Ask::Kick);
+                session.killed = true;
                 session.kill_at.get_or_insert(now + KICK_TIME);
                 kicked += 1;
                 log::info!("{}: session {} is kicked", session.who, session.id);

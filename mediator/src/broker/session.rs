@@ -16,7 +16,7 @@ use vgpu_socket_transport::MAX_NAME;
 
 use super::who::Who;
 use crate::lines::{LineBuffer, LooseLines};
-use crate::usage::Usage;
+use crate::usage::{Standing, Usage};
 use crate::worker;
 use crate::worker::link::{Ask, Ended, Found, MAX_LINE, Report};
 use crate::worker::spec::Spec;
@@ -47,6 +47,8 @@ pub(super) struct Session {
     pub(super) found: VecDeque<Found>,
     /// When the last report came.
     pub(super) reported: Option<Instant>,
+    /// It was ended by force: by an administrator, or because it misbehaved, hung or crashed.
+    pub(super) killed: bool,
     /// It has been asked to end, and is killed at this time.
     pub(super) kill_at: Option<Instant>,
 }
@@ -103,6 +105,7 @@ impl Session {
             report: Report::default(),
             found: VecDeque::new(),
             reported: None,
+            killed: false,
             kill_at: None,
         })
     }
@@ -119,6 +122,11 @@ impl Session {
     /// What the session had used at its last report.
     pub(super) fn usage(&self) -> &Usage {
         &self.report.usage
+    }
+
+    /// What it held at its last report.
+    pub(super) fn standing(&self) -> &Standing {
+        &self.report.standing
     }
 
     /// The guest's program, by its own account.
@@ -172,8 +180,8 @@ impl Session {
     /// Ends the process at once, and says why in its place.
     pub(super) fn put_out(&mut self, why: &str) {
         self.silent = true;
-        self.report.ended = Some(Ended::fault(why));
         self.kill();
+        self.report.ended = Some(Ended::fault(why));
     }
 
     /// Where the worker's log comes from, while it does.
@@ -203,6 +211,7 @@ impl Session {
 
     /// Ends the process at once.
     pub(super) fn kill(&mut self) {
+        self.killed |= self.report.ended.is_none();
         // An error means that it has ended already.
         let _ = self.child.kill();
         let _ = self.link.shutdown(Shutdown::Both);
@@ -226,7 +235,10 @@ impl Session {
         }
         match self.report.ended.take() {
             Some(ended) => ended,
-            None => Ended::fault(format!("the worker died ({status})")),
+            None => {
+                self.killed = true;
+                Ended::fault(format!("the worker died ({status})"))
+            }
         }
     }
 }

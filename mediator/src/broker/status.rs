@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 use super::Broker;
 use super::session::Session;
 use crate::control::{self, Answer, Guest, Status};
+use crate::usage::Standing;
 
 use crate::worker::link::Ask;
 
@@ -63,6 +64,8 @@ impl Broker<'_> {
                     sessions: account.running,
                     sessions_started: account.started,
                     refused: account.refused,
+                    sessions_killed: account.killed,
+                    standing: Standing::default(),
                     usage: account.usage,
                 };
                 (key.clone(), guest)
@@ -74,6 +77,7 @@ impl Broker<'_> {
             let key = session.who.account();
             if let Some((_, guest)) = guests.iter_mut().find(|(account, _)| *account == key) {
                 guest.usage.add(session.usage());
+                guest.standing.add(session.standing());
             }
         }
         let sessions = serving()
@@ -87,6 +91,7 @@ impl Broker<'_> {
                     false => session.state().to_owned(),
                 },
                 client: session.client().map(str::to_owned),
+                standing: *session.standing(),
                 usage: *session.usage(),
                 current: is_current(session, asked),
             })

@@ -7,7 +7,7 @@ pub mod client;
 
 use serde::{Deserialize, Serialize};
 
-use crate::usage::Usage;
+use crate::usage::{Standing, Usage};
 
 /// Version of the messages below.
 pub const VERSION: u32 = 1;
@@ -143,6 +143,13 @@ pub struct Guest {
     pub sessions_started: u64,
     /// How often it was turned away.
     pub refused: u64,
+    /// Sessions that were ended by force: by an administrator, or because their worker misbehaved, hung
+    /// or crashed. Kernels that were ended at their deadline are in `usage`.
+    #[serde(default)]
+    pub sessions_killed: u64,
+    /// What its sessions hold and wait for now.
+    #[serde(flatten)]
+    pub standing: Standing,
     /// What it has used, ended sessions included.
     pub usage: Usage,
 }
@@ -162,6 +169,9 @@ pub struct Session {
     pub state: String,
     /// The guest's program, by its own account.
     pub client: Option<String>,
+    /// What it holds and waits for now.
+    #[serde(flatten)]
+    pub standing: Standing,
     /// What it has used.
     pub usage: Usage,
     /// Whether `usage` is from now; otherwise the worker has not answered in time.

@@ -14,6 +14,7 @@ use super::vector_add::{CHUNK, Pipeline, VectorAdds};
 use super::{Executor, ExecutorError, ExecutorInfo, KERNEL_TIME, Limits, unsupported};
 use crate::policy::Share;
 use crate::session::backend::{Also, Backend, Event};
+use crate::usage::Load;
 
 /// Slots of a vector add: one is read back to the guest while the next is being filled, and the
 /// guest knows of the room for two more, so that it need not wait to hear of it.
@@ -156,6 +157,15 @@ impl Backend for CpuExecutor {
 
     fn may_start(&self) -> bool {
         self.gpu.as_ref().is_none_or(Gpu::may_start)
+    }
+
+    fn load(&self) -> Load {
+        let memory_limit = self.limits.memory;
+        let gpu = self.gpu.as_ref().map(Gpu::standing);
+        gpu.unwrap_or(Load {
+            memory_limit,
+            ..Load::default()
+        })
     }
 
     fn next_event(&mut self) -> Option<Event> {

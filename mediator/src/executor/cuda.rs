@@ -47,6 +47,7 @@ use super::{Executor, ExecutorError, ExecutorInfo, KERNEL_TIME, Limits, unsuppor
 use crate::policy::Share;
 use crate::session::backend::{Also, Backend, Event};
 use crate::session::one_request::{one_request, trial_add, wrong_sums};
+use crate::usage::Load;
 use device::Device;
 use driver::{CallError, Driver, LoadError};
 use pipeline::{CudaPipeline, FreeSlots};
@@ -253,6 +254,15 @@ impl Backend for CudaExecutor {
 
     fn may_start(&self) -> bool {
         self.gpu.as_ref().is_none_or(Gpu::may_start)
+    }
+
+    fn load(&self) -> Load {
+        let memory_limit = self.limits.memory;
+        let gpu = self.gpu.as_ref().map(Gpu::standing);
+        gpu.unwrap_or(Load {
+            memory_limit,
+            ..Load::default()
+        })
     }
 
     fn next_event(&mut self) -> Option<Event> {

@@ -10,6 +10,7 @@ use vgpu_transport::{Interest, Waker};
 
 use super::SessionEnd;
 use super::stream::Stream;
+use crate::usage::Load;
 
 /// Runs requests without ever waiting: the session's loop asks it what has happened, gives it data
 /// as that comes, and takes data as there is some.
@@ -42,6 +43,11 @@ pub trait Backend {
     /// guest.
     fn may_start(&self) -> bool {
         true
+    }
+
+    /// What there is to say of its device and of those who wait for it; takes no time.
+    fn load(&self) -> Load {
+        Load::default()
     }
 
     /// What has happened since; `None` for nothing more.

@@ -11,6 +11,7 @@ use super::SessionEnd;
 use super::backend::{Also, Backend, Event, NotOpened, Opened, SessionBackend};
 use crate::executor::{Executor, ExecutorError, ExecutorInfo, ProbeError};
 use crate::policy::Share;
+use crate::usage::Load;
 
 /// Opens the session's executor, once, when a guest was admitted.
 pub type OpenExecutor<'a> = &'a mut dyn FnMut() -> Result<Box<dyn Executor>, OpenError>;
@@ -138,6 +139,11 @@ impl Backend for LocalBackend<'_> {
         self.executor
             .as_ref()
             .is_none_or(|executor| executor.may_start())
+    }
+
+    fn load(&self) -> Load {
+        let executor = self.executor.as_ref();
+        executor.map(|executor| executor.load()).unwrap_or_default()
     }
 
     fn next_event(&mut self) -> Option<Event> {

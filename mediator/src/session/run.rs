@@ -174,8 +174,15 @@ impl Session<'_> {
                 }
             }
         }
-        self.observed.counters.asked(self.server.counts());
+        self.count();
         Ok(moved)
+    }
+
+    /// Shows others what has been asked and what it comes to.
+    fn count(&self) {
+        let (counts, under_way) = (self.server.counts(), self.server.under_way());
+        let load = self.backend.load();
+        self.observed.counters.asked(counts, under_way, load);
     }
 
     /// Sends what there is room for.
@@ -459,7 +466,7 @@ impl Session<'_> {
                 Err(_) => self.cut = true,
             }
         }
-        self.observed.counters.asked(self.server.counts());
+        self.count();
         self.backend.close();
         if let Err(error) = self.stream.close(deadline) {
             log::debug!("closing {}: {error}", self.stream.describe());

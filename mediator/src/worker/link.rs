@@ -21,7 +21,7 @@ use super::spec::Turned;
 use crate::executor::ExecutorChoice;
 use crate::policy::Share;
 use crate::session::{StopFlag, StopReason};
-use crate::usage::{Observed, Usage};
+use crate::usage::{Observed, Standing, Usage};
 
 /// Longest line in either direction, in bytes.
 pub const MAX_LINE: usize = 4096;
@@ -39,6 +39,9 @@ pub struct Report {
     /// What the session has used so far.
     #[serde(default)]
     pub usage: Usage,
+    /// What it holds now.
+    #[serde(default)]
+    pub standing: Standing,
     /// What the worker has found out.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub found: Option<Found>,
@@ -298,6 +301,7 @@ fn send(stream: &UnixStream, observed: &Observed, found: Option<Found>, ended: O
         connected: observed.is_connected(),
         client: observed.client.get().cloned(),
         usage: observed.counters.usage(),
+        standing: observed.counters.standing(),
         found,
         ended: ended.map(|ended| Ended {
             text: bounded(ended.text),
@@ -334,7 +338,13 @@ mod tests {
                 bytes_out: u64::MAX,
                 requests: u64::MAX,
                 failed_requests: u64::MAX,
+                kernels_killed: u64::MAX,
                 device_ns: u64::MAX,
+            },
+            standing: Standing {
+                memory: u64::MAX,
+                memory_limit: u64::MAX,
+                queue: u64::MAX,
             },
             found: Some(Found::Guest("z".repeat(64))),
             ended: Some(Ended::fault("y".repeat(1000))),

@@ -222,6 +222,12 @@ impl Server {
         self.requests.iter().any(|request| !request.answered)
     }
 
+    /// Requests that are not answered.
+    pub fn under_way(&self) -> usize {
+        let requests = self.requests.iter();
+        requests.filter(|request| !request.answered).count()
+    }
+
     /// Whether a frame has begun in either direction and is not complete.
     pub fn is_in_frame(&self) -> bool {
         self.inbox.is_partial() || !self.outbox.is_empty()

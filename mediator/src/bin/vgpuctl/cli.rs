@@ -8,7 +8,7 @@ const EXAMPLES: &str = "\
 Examples:
   vgpuctl status                  what runs, who uses it
   vgpuctl --json status           the same for programs, one object on one line
-  vgpuctl top                     rates of all sessions, every second
+  vgpuctl top                     rates of all guests and sessions, every second
   vgpuctl kick web-1              end the sessions of the guest named web-1
   vgpuctl kick session:12         end one session
   vgpuctl kick 'local uid 1000'   whatever status prints in its column GUEST
@@ -42,7 +42,7 @@ pub(crate) struct Cli {
 pub(crate) enum Command {
     /// What runs, who uses it, and what they have used
     Status,
-    /// Rates of all sessions, again every second; on a terminal in place
+    /// Rates of all guests and sessions, again every second; on a terminal in place
     Top {
         /// Print them once, measured over half a second
         #[arg(long)]

@@ -1,5 +1,8 @@
 //! Figures as people read them.
 
+use vgpu_mediator::control::Guest;
+use vgpu_mediator::usage::Standing;
+
 /// A count with a decimal prefix, as in `1.5 M`; below 1000 as it is.
 pub(crate) fn count(value: f64) -> String {
     const PREFIXES: [&str; 6] = ["k", "M", "G", "T", "P", "E"];
@@ -33,6 +36,33 @@ pub(crate) fn duration(seconds: u64) -> String {
         (0, 0, _) => format!("{minutes} min {} s", seconds % 60),
         (0, _, _) => format!("{hours} h {} min", minutes % 60),
         _ => format!("{days} d {} h", hours % 24),
+    }
+}
+
+/// Device memory in use and what there is of it.
+pub(crate) fn memory(standing: &Standing) -> String {
+    match standing.memory_limit {
+        0 => "-".to_owned(),
+        limit => format!(
+            "{} of {}",
+            bytes(standing.memory as f64),
+            bytes(limit as f64)
+        ),
+    }
+}
+
+/// Sessions and kernels of a guest that were ended by force.
+pub(crate) fn kills(guest: &Guest) -> u64 {
+    guest
+        .sessions_killed
+        .saturating_add(guest.usage.kernels_killed)
+}
+
+/// A part of a whole, as in `12 %`.
+pub(crate) fn percent(part: f64, whole: f64) -> String {
+    match whole > 0.0 {
+        true => format!("{:.0} %", 100.0 * part / whole),
+        false => "-".to_owned(),
     }
 }
 

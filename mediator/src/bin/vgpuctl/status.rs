@@ -3,7 +3,7 @@
 use vgpu_mediator::control::{Guest, Session, Status};
 use vgpu_mediator::usage::Usage;
 
-use crate::figures::{bytes, count, duration, shorten, table};
+use crate::figures::{bytes, count, duration, kills, memory, percent, shorten, table};
 
 pub(crate) fn render(status: &Status) -> String {
     let executor = &status.executor;
@@ -44,14 +44,20 @@ pub(crate) fn render(status: &Status) -> String {
         sentence(&status.usage),
     );
     if !status.guests.is_empty() {
-        let heading = ["GUEST", "NOW", "SESSIONS", "REFUSED"];
+        let heading = [
+            "GUEST", "NOW", "SESSIONS", "REFUSED", "KILLS", "MEMORY", "QUEUE",
+        ];
         let mut lines = vec![with_usage_heading(&heading)];
-        lines.extend(status.guests.iter().map(guest));
+        lines[0].push("SHARE".to_owned());
+        let all = status.usage.device_ns;
+        lines.extend(status.guests.iter().map(|it| guest(it, all)));
         text.push('\n');
         text.push_str(&table(&lines, 1));
     }
     if !status.sessions.is_empty() {
-        let heading = ["SESSION", "GUEST", "STATE", "PROGRAM", "WORKER", "AGE"];
+        let heading = [
+            "SESSION", "GUEST", "STATE", "PROGRAM", "WORKER", "AGE", "MEMORY", "QUEUE",
+        ];
         let mut lines = vec![with_usage_heading(&heading)];
         lines.extend(status.sessions.iter().map(session));
         text.push('\n');
@@ -60,14 +66,19 @@ pub(crate) fn render(status: &Status) -> String {
     text
 }
 
-fn guest(guest: &Guest) -> Vec<String> {
+/// `all` is the device's time of all guests.
+fn guest(guest: &Guest, all: u64) -> Vec<String> {
     let mut cells = vec![
         guest.guest.clone(),
         guest.sessions.to_string(),
         guest.sessions_started.to_string(),
         guest.refused.to_string(),
+        kills(guest).to_string(),
+        memory(&guest.standing),
+        guest.standing.queue.to_string(),
     ];
     cells.extend(usage(&guest.usage));
+    cells.push(percent(guest.usage.device_ns as f64, all as f64));
     cells
 }
 
@@ -80,6 +91,8 @@ fn session(session: &Session) -> Vec<String> {
         shorten(session.client.as_deref().unwrap_or("-"), 24),
         session.pid.to_string(),
         duration(session.age_s),
+        memory(&session.standing),
+        session.standing.queue.to_string(),
     ];
     cells.extend(usage(&session.usage));
     cells

@@ -1,4 +1,4 @@
-//! `vgpuctl top`: what each session does right now.
+//! `vgpuctl top`: what each guest and each session does right now.
 
 use std::path::Path;
 use std::thread;
@@ -7,9 +7,9 @@ use std::time::{Duration, Instant};
 use serde::Serialize;
 use vgpu_mediator::control::Status;
 use vgpu_mediator::print::{is_terminal, print};
-use vgpu_mediator::usage::Usage;
+use vgpu_mediator::usage::{Standing, Usage};
 
-use crate::figures::{bytes, count, duration, shorten, table};
+use crate::figures::{bytes, count, duration, kills, memory, percent, shorten, table};
 use crate::{Exit, fetch, print_json};
 
 const REFRESH_INTERVAL: Duration = Duration::from_secs(1);
@@ -22,6 +22,26 @@ const HOME: &str = "\x1b[H";
 const CLEAR: &str = "\x1b[2J";
 const CLEAR_LINE: &str = "\x1b[K\n";
 const CLEAR_BELOW: &str = "\x1b[J";
+
+/// One guest's rates, and what it holds.
+#[derive(Debug, PartialEq, Serialize)]
+struct GuestRates {
+    guest: String,
+    sessions: usize,
+    memory: u64,
+    memory_limit: u64,
+    queue: u64,
+    /// Part of the time in which the device worked for it, in percent.
+    device_percent: f64,
+    /// Of the time in which the device worked for anybody, in percent; none where it did not.
+    device_share_percent: Option<f64>,
+    requests_per_s: f64,
+    failed_per_s: f64,
+    bytes_in_per_s: f64,
+    bytes_out_per_s: f64,
+    /// Sessions and kernels ended by force so far.
+    kills: u64,
+}
 
 /// One session's rates.
 #[derive(Debug, PartialEq, Serialize)]
@@ -53,11 +73,13 @@ pub(crate) fn run(control: &Path, json: bool, once: bool) -> Result<(), Exit> {
             REFRESH_INTERVAL
         });
         let now = (fetch(control)?, Instant::now());
-        let rates = rates(&before.0, &now.0, now.1.duration_since(before.1));
+        let elapsed = now.1.duration_since(before.1);
+        let guests = guest_rates(&before.0, &now.0, elapsed);
+        let rates = rates(&before.0, &now.0, elapsed);
         if json {
-            print_json(&serde_json::json!({ "sessions": rates }))?;
+            print_json(&serde_json::json!({ "guests": guests, "sessions": rates }))?;
         } else {
-            let text = render(&now.0, &rates);
+            let text = render(&now.0, &guests, &rates);
             if in_place {
                 let lines = text.replace('\n', CLEAR_LINE);
                 print(&format!("{HOME}{lines}{CLEAR_BELOW}"))?;
@@ -71,6 +93,37 @@ pub(crate) fn run(control: &Path, json: bool, once: bool) -> Result<(), Exit> {
         }
         before = now;
     }
+}
+
+/// Those that have a session, or had one in that time.
+fn guest_rates(before: &Status, now: &Status, elapsed: Duration) -> Vec<GuestRates> {
+    let seconds = elapsed.as_secs_f64().max(1e-3);
+    let all = now.usage.device_ns.saturating_sub(before.usage.device_ns);
+    let mut rates = Vec::new();
+    for guest in &now.guests {
+        let old = before.guests.iter().find(|old| old.guest == guest.guest);
+        let (old, new) = (old.map_or(Usage::default(), |old| old.usage), guest.usage);
+        if guest.sessions == 0 && old == new {
+            continue;
+        }
+        let rate = |before: u64, now: u64| now.saturating_sub(before) as f64 / seconds;
+        let worked = new.device_ns.saturating_sub(old.device_ns);
+        rates.push(GuestRates {
+            guest: guest.guest.clone(),
+            sessions: guest.sessions,
+            memory: guest.standing.memory,
+            memory_limit: guest.standing.memory_limit,
+            queue: guest.standing.queue,
+            device_percent: rate(old.device_ns, new.device_ns) / 1e7,
+            device_share_percent: (all > 0).then(|| 100.0 * worked as f64 / all as f64),
+            requests_per_s: rate(old.requests, new.requests),
+            failed_per_s: rate(old.failed_requests, new.failed_requests),
+            bytes_in_per_s: rate(old.bytes_in, new.bytes_in),
+            bytes_out_per_s: rate(old.bytes_out, new.bytes_out),
+            kills: kills(guest),
+        });
+    }
+    rates
 }
 
 fn rates(before: &Status, now: &Status, elapsed: Duration) -> Vec<Rates> {
@@ -98,7 +151,7 @@ fn rates(before: &Status, now: &Status, elapsed: Duration) -> Vec<Rates> {
         .collect()
 }
 
-fn render(status: &Status, rates: &[Rates]) -> String {
+fn render(status: &Status, guests: &[GuestRates], rates: &[Rates]) -> String {
     let mut text = format!(
         "vgpu-mediatord {} pid {}, up {}, executor {} ({}), {} of {} sessions\n\n",
         status.version,
@@ -109,6 +162,35 @@ fn render(status: &Status, rates: &[Rates]) -> String {
         status.sessions.len(),
         status.limits.max_sessions,
     );
+    let heading = [
+        "GUEST", "SESSIONS", "MEMORY", "QUEUE", "DEVICE", "SHARE", "REQ/s", "FAILED/s", "IN/s",
+        "OUT/s", "KILLS",
+    ];
+    let mut lines = vec![heading.map(str::to_owned).to_vec()];
+    lines.extend(guests.iter().map(|rates| {
+        let standing = Standing {
+            memory: rates.memory,
+            memory_limit: rates.memory_limit,
+            queue: rates.queue,
+        };
+        vec![
+            rates.guest.clone(),
+            rates.sessions.to_string(),
+            memory(&standing),
+            rates.queue.to_string(),
+            format!("{:.0} %", rates.device_percent),
+            rates
+                .device_share_percent
+                .map_or("-".to_owned(), |share| percent(share, 100.0)),
+            count(rates.requests_per_s),
+            count(rates.failed_per_s),
+            bytes(rates.bytes_in_per_s),
+            bytes(rates.bytes_out_per_s),
+            rates.kills.to_string(),
+        ]
+    }));
+    text.push_str(&table(&lines, 1));
+    text.push('\n');
     let heading = [
         "SESSION", "GUEST", "STATE", "PROGRAM", "AGE", "REQ/s", "IN/s", "OUT/s", "DEVICE",
     ];

@@ -41,6 +41,7 @@ use super::cuda_result;
 use crate::policy::Share;
 use crate::session::SessionEnd;
 use crate::session::backend::{Event, NotOpened};
+use crate::usage::Load;
 use device::{Call, Device, DeviceError, Work};
 use modules::Modules;
 use queue::{Calling, Purpose, Queued, Reclaim, Wait, What};
@@ -118,6 +119,10 @@ pub(super) struct Gpu<D: Device> {
     events: VecDeque<Event>,
     /// Failures that no Fence has told.
     failures: FenceReply,
+    /// Requests that have failed so far after they were answered, or without an answer.
+    late_failures: u64,
+    /// Kernels ended at their deadline so far.
+    kernels_killed: u64,
     /// What everything is answered with since the context ended.
     fault: Option<Failure>,
     lost: bool,
@@ -175,6 +180,8 @@ impl<D: Device> Gpu<D> {
             calling: None,
             events: VecDeque::new(),
             failures: FenceReply::default(),
+            late_failures: 0,
+            kernels_killed: 0,
             fault: None,
             lost: false,
             untold_ns: 0,
@@ -538,6 +545,17 @@ impl<D: Device> Gpu<D> {
         self.events.pop_front()
     }
 
+    /// What it holds and has to do.
+    pub(super) fn standing(&self) -> Load {
+        Load {
+            memory: self.used,
+            memory_limit: self.limits.memory,
+            queued: self.queue.len() as u64,
+            late_failures: self.late_failures,
+            kernels_killed: self.kernels_killed,
+        }
+    }
+
     /// The failures that no Fence has told.
     pub(super) fn take_failures(&mut self) -> FenceReply {
         if !self.failures.is_empty() {
@@ -576,6 +594,8 @@ impl<D: Device> Gpu<D> {
             return;
         }
         let status = Status::from_raw(error.code.max(1));
+        self.late_failures += 1;
+        self.kernels_killed += u64::from(error.code == cuda_result::LAUNCH_TIMEOUT);
         self.failures.add(QuietFailure {
             request_id: id,
             op,
