@@ -185,10 +185,10 @@ enum Source {
 }
 
 /// Bytes of a piece: some tens of microseconds.
-pub(crate) const PIECE: u64 = 256 << 10;
+pub(crate) const PIECE: usize = 256 << 10;
 
 fn piece(bytes: u64) -> usize {
-    usize::try_from(PIECE.min(bytes)).unwrap_or(0)
+    usize::try_from(bytes).map_or(PIECE, |n| n.min(PIECE))
 }
 
 impl Transfer {
@@ -233,11 +233,5 @@ impl Transfer {
         }
         self.done += n as u64;
         Ok(self.done < self.bytes)
-    }
-
-    /// All that is left.
-    pub(crate) fn finish(mut self) -> Result<(), Error> {
-        while self.step()? {}
-        Ok(())
     }
 }

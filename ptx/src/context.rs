@@ -69,10 +69,15 @@ impl Context {
         }
     }
 
+    /// Whether a fault has ended the context.
+    pub(crate) fn is_faulty(&self) -> bool {
+        // Pairs with the release store in `fail`.
+        self.faulty.load(Ordering::Acquire)
+    }
+
     /// What everything answers after a fault.
     pub(crate) fn fault(&self) -> Option<Error> {
-        // Pairs with the release store in `fail`.
-        if !self.faulty.load(Ordering::Acquire) {
+        if !self.is_faulty() {
             return None;
         }
         let fault = self.fault.lock().unwrap_or_else(PoisonError::into_inner);
@@ -83,7 +88,7 @@ impl Context {
     pub(crate) fn fail(&self, error: Error) {
         let mut fault = self.fault.lock().unwrap_or_else(PoisonError::into_inner);
         fault.get_or_insert(error);
-        // Pairs with the acquire load in `fault`.
+        // Pairs with the acquire load in `is_faulty`.
         self.faulty.store(true, Ordering::Release);
     }
 

@@ -2,7 +2,7 @@
 
 use std::sync::{Arc, mpsc};
 
-use crate::allocations::{Range, Transfer};
+use crate::allocations::{PIECE, Range, Transfer};
 use crate::context::{Config, Context};
 use crate::error::{Code, Error, invalid};
 use crate::grid::Report;
@@ -95,7 +95,12 @@ impl Device {
     ///
     /// 1 if the range is not inside one allocation, the error of an earlier fault.
     pub fn read(&self, address: u64, out: &mut [u8]) -> Result<(), Error> {
-        self.part(address, out.len() as u64)?.read(0, out)
+        let part = self.part(address, out.len() as u64)?;
+        for (at, piece) in (0..).step_by(PIECE).zip(out.chunks_mut(PIECE)) {
+            self.context().check()?;
+            part.read(at, piece)?;
+        }
+        Ok(())
     }
 
     /// Copies to the device, now.
@@ -104,7 +109,12 @@ impl Device {
     ///
     /// As [`Self::read`].
     pub fn write(&self, address: u64, data: &[u8]) -> Result<(), Error> {
-        self.part(address, data.len() as u64)?.write(0, data)
+        let part = self.part(address, data.len() as u64)?;
+        for (at, piece) in (0..).step_by(PIECE).zip(data.chunks(PIECE)) {
+            self.context().check()?;
+            part.write(at, piece)?;
+        }
+        Ok(())
     }
 
     /// Copies within the device, now; the ranges may overlap.
@@ -114,7 +124,7 @@ impl Device {
     /// As [`Self::read`].
     pub fn copy(&self, to: u64, from: u64, bytes: u64) -> Result<(), Error> {
         let (to, from) = (self.part(to, bytes)?, self.part(from, bytes)?);
-        Transfer::copy(to, from, bytes).finish()
+        self.transfer(Transfer::copy(to, from, bytes))
     }
 
     /// Fills `count` elements of 1, 2 or 4 bytes with a value, now.
@@ -125,7 +135,15 @@ impl Device {
     pub fn fill(&self, address: u64, value: u32, size: u32, count: u64) -> Result<(), Error> {
         let bytes = fill_bytes(address, size, count)?;
         let element = &value.to_le_bytes()[..size as usize];
-        Transfer::fill(self.part(address, bytes)?, element, bytes).finish()
+        self.transfer(Transfer::fill(self.part(address, bytes)?, element, bytes))
+    }
+
+    /// To its end, unless the device is killed meanwhile.
+    fn transfer(&self, mut t: Transfer) -> Result<(), Error> {
+        while t.step()? {
+            self.context().check()?;
+        }
+        Ok(())
     }
 
     /// Bytes that allocations take, and the quota.

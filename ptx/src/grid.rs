@@ -221,6 +221,12 @@ impl Grid {
         each.sum()
     }
 
+    /// Whether it was told to end, or its time is over.
+    fn is_over(&self, deadline: Option<Instant>, now: Instant) -> bool {
+        let told = self.stop.load(Ordering::Relaxed) || self.how.cancel.is_cancelled();
+        told || self.context.is_faulty() || deadline.is_some_and(|d| now >= d)
+    }
+
     /// Why the launch must end, if it must.
     fn over(&self, p: &Prepared) -> Option<&'static str> {
         if self.how.cancel.is_cancelled() {
@@ -240,12 +246,19 @@ impl Grid {
 
     /// The last seat has been left, or nobody ever sat down: tells the result.
     fn close(&self) {
-        let mut prepared = self.prepared.lock().unwrap_or_else(PoisonError::into_inner);
-        // What the program has freed meanwhile goes with the list of regions.
-        if let Some(at) = prepared.take().and_then(|p| p.workspace) {
+        let prepared = self
+            .prepared
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .take();
+        let workspace = prepared.as_ref().and_then(|p| p.workspace);
+        if let Some(at) = workspace {
             drop(self.context.allocations().remove(at));
         }
-        drop(prepared);
+        // What the program has freed meanwhile goes with the list of regions. Of a launch that was stopped the end
+        // is told first: to free much memory takes its time.
+        let stopped = self.stop.load(Ordering::Relaxed);
+        let late = prepared.filter(|_| stopped);
         let began = *self.began.get_or_init(Instant::now);
         let outcome = self.outcome.lock().unwrap_or_else(PoisonError::into_inner);
         let result = match outcome.clone() {
@@ -269,6 +282,7 @@ impl Grid {
         if let Some(f) = finish {
             f(result, began);
         }
+        drop(late);
     }
 }
 
@@ -344,6 +358,11 @@ enum Begin {
 }
 
 impl Seat for Place {
+    fn is_over(&self, now: Instant) -> bool {
+        let deadline = self.prepared.as_ref().and_then(|p| p.deadline);
+        self.grid.is_over(deadline, now)
+    }
+
     fn step(&mut self) -> Step {
         let grid = Arc::clone(&self.grid);
         let went = catch_unwind(AssertUnwindSafe(|| self.go_on(&grid)));

@@ -9,7 +9,7 @@
 use std::alloc::{Layout, alloc_zeroed, dealloc};
 use std::ptr::NonNull;
 use std::sync::atomic::Ordering::{AcqRel, Acquire, Relaxed};
-use std::sync::atomic::{AtomicU8, AtomicU16, AtomicU32, AtomicU64};
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU16, AtomicU32, AtomicU64, AtomicUsize};
 
 #[cfg(target_endian = "big")]
 compile_error!("device memory is little-endian, and so must the processor be");
@@ -17,13 +17,26 @@ compile_error!("device memory is little-endian, and so must the processor be");
 /// Bytes of a cache line: a row of lanes begins at one.
 const LINE: usize = 64;
 
+/// Bytes that are fetched from the system at once.
+const CHUNK: usize = 64 << 10;
+/// Bytes of a page of the system, or a part of one.
+const PAGE: usize = 4096;
+
 /// Zeroed memory of a fixed size.
+///
+/// The system makes pages when they are first written, and that takes a thousand times as long as any access. So
+/// no access does that by the way: each of them fails until [`Self::fetch`] was called for its chunk, and whoever
+/// calls that knows what it costs.
 pub(crate) struct Bytes {
     /// Where it begins: a multiple of [`LINE`].
     at: NonNull<u8>,
     allocated: NonNull<u8>,
     len: usize,
     layout: Layout,
+    /// Which chunks have been fetched, and how many have not. What is read too early or too late only costs time,
+    /// so all accesses are relaxed.
+    fetched: Box<[AtomicBool]>,
+    missing: AtomicUsize,
 }
 
 // SAFETY: the memory is owned and only reached through atomics.
@@ -97,21 +110,93 @@ impl Bytes {
         let skip = allocated.as_ptr().addr().wrapping_neg() % LINE;
         // SAFETY: `skip` is less than a line, which the size has beyond `len`.
         let at = unsafe { allocated.add(skip) };
+        let chunks = len.div_ceil(CHUNK);
         Some(Self {
             at,
             allocated,
             len,
             layout,
+            fetched: (0..chunks).map(|_| AtomicBool::new(false)).collect(),
+            missing: AtomicUsize::new(chunks),
         })
+    }
+
+    /// The same, all of it fetched.
+    pub(crate) fn fetched(len: u64) -> Option<Self> {
+        let bytes = Self::zeroed(len)?;
+        bytes.fetch_all(0, len);
+        Some(bytes)
+    }
+
+    /// Whether what lies at `at` has been fetched, or is outside.
+    #[inline(always)]
+    pub(crate) fn is_there(&self, at: u64) -> bool {
+        self.missing.load(Relaxed) == 0 || self.chunk_is_there(at)
+    }
+
+    #[inline(always)]
+    fn chunk_is_there(&self, at: u64) -> bool {
+        let chunk = usize::try_from(at / CHUNK as u64).unwrap_or(usize::MAX);
+        self.fetched.get(chunk).is_none_or(|c| c.load(Relaxed))
+    }
+
+    /// Lets the system make the pages of the chunk at `at`.
+    #[cold]
+    pub(crate) fn fetch(&self, at: u64) {
+        let Some(start) = usize::try_from(at).ok().filter(|at| *at < self.len) else {
+            return;
+        };
+        let chunk = start / CHUNK;
+        let bytes = chunk * CHUNK..self.len.min((chunk + 1) * CHUNK);
+        let last = bytes.end - 1;
+        for byte in bytes.step_by(PAGE).chain([last]) {
+            // SAFETY: `byte` is less than `len`, so inside; the memory is initialised and only reached through
+            // atomics.
+            let byte = unsafe { &*self.at.as_ptr().add(byte).cast::<AtomicU8>() };
+            // Written, not only read: for a read the system gives a page of zeros that the next write replaces.
+            // An exchange, since of the other operations that change nothing a compiler makes a read.
+            let _any = byte.compare_exchange(0, 0, Relaxed, Relaxed);
+        }
+        if !self.fetched[chunk].swap(true, Relaxed) {
+            self.missing.fetch_sub(1, Relaxed);
+        }
+    }
+
+    /// The same for all that has not been fetched of a range.
+    pub(crate) fn fetch_all(&self, at: u64, len: u64) {
+        if self.missing.load(Relaxed) == 0 {
+            return;
+        }
+        let end = at.saturating_add(len).min(self.len());
+        let mut at = at;
+        while at < end {
+            if !self.chunk_is_there(at) {
+                self.fetch(at);
+            }
+            at = (at / CHUNK as u64 + 1) * CHUNK as u64;
+        }
     }
 
     pub(crate) fn len(&self) -> u64 {
         self.len as u64
     }
 
-    /// `count` consecutive values from byte `at`; none if they do not lie inside, aligned.
+    /// `count` consecutive values from byte `at`, at most so many as are in a chunk; none if they do not lie inside,
+    /// aligned, and fetched.
     #[inline(always)]
     fn atomics<T: Word>(&self, at: u64, count: usize) -> Option<&[T::Atomic]> {
+        let last = || at.wrapping_add((size_of::<T>() * (count - 1)) as u64);
+        if self.missing.load(Relaxed) != 0
+            && !(self.chunk_is_there(at) && self.chunk_is_there(last()))
+        {
+            return None;
+        }
+        self.range::<T>(at, count)
+    }
+
+    /// `count` consecutive values from byte `at`, whether fetched or not; none if they do not lie inside, aligned.
+    #[inline(always)]
+    fn range<T: Word>(&self, at: u64, count: usize) -> Option<&[T::Atomic]> {
         let size = size_of::<T>();
         let at = usize::try_from(at).ok()?;
         if at % size != 0 || at > self.len || self.len - at < size * count {
@@ -174,11 +259,14 @@ impl Bytes {
         Some(())
     }
 
-    /// A value from each of 32 places; none if one does not lie inside, aligned.
+    /// A value from each of 32 places; none if one does not lie inside, aligned and fetched.
     #[inline(always)]
     pub(crate) fn gather<T: Word + Default>(&self, at: &[u64; 32]) -> Option<[T; 32]> {
         let size = size_of::<T>();
-        let all = self.atomics::<T>(0, self.len / size)?;
+        let all = self.range::<T>(0, self.len / size)?;
+        if self.missing.load(Relaxed) != 0 && !at.iter().all(|at| self.chunk_is_there(*at)) {
+            return None;
+        }
         let mut low = 0;
         for at in at {
             low |= at;
@@ -213,8 +301,9 @@ impl Bytes {
         }
     }
 
-    /// Copies out; the range must lie inside.
+    /// Copies out; the range must lie inside. Fetches what is needed.
     pub(crate) fn read(&self, at: u64, out: &mut [u8]) -> Option<()> {
+        self.fetch_all(at, out.len() as u64);
         let mut bytes = out.iter_mut();
         let mut at = at;
         while !at.is_multiple_of(8) && bytes.len() > 0 {
@@ -233,8 +322,9 @@ impl Bytes {
         Some(())
     }
 
-    /// Copies in; the range must lie inside.
+    /// Copies in; the range must lie inside. Fetches what is needed.
     pub(crate) fn write(&self, at: u64, data: &[u8]) -> Option<()> {
+        self.fetch_all(at, data.len() as u64);
         let lead = usize::try_from(at.wrapping_neg() % 8).ok()?.min(data.len());
         let (head, rest) = data.split_at(lead);
         let mut at = at;
@@ -261,7 +351,7 @@ mod tests {
 
     #[test]
     fn nothing_outside_is_reached() {
-        let b = Bytes::zeroed(10).unwrap();
+        let b = Bytes::fetched(10).unwrap();
         assert_eq!(b.load::<u32>(4), Some(0));
         assert_eq!(b.load::<u32>(8), None);
         assert_eq!(b.load::<u32>(2), None);
@@ -269,6 +359,38 @@ mod tests {
         assert_eq!(b.store(9, 1u8), Some(()));
         assert_eq!(b.store(10, 1u8), None);
         assert!(b.load_row::<u8>(0, &mut [0; 32]).is_none());
+    }
+
+    #[test]
+    fn no_access_makes_pages_by_the_way() {
+        let chunk = CHUNK as u64;
+        let b = Bytes::zeroed(3 * chunk).unwrap();
+        b.fetch(chunk + 5);
+        for (at, there) in [
+            (0, false),
+            (chunk - 4, false),
+            (chunk, true),
+            (2 * chunk - 4, true),
+            (2 * chunk, false),
+        ] {
+            assert_eq!(b.is_there(at), there, "{at}");
+            assert_eq!(b.load::<u32>(at).is_some(), there, "{at}");
+            assert_eq!(b.store(at, 7u32).is_some(), there, "{at}");
+            assert_eq!(b.update::<u32>(at, |v| v).is_some(), there, "{at}");
+            let mut places = [chunk; 32];
+            places[7] = at;
+            assert_eq!(b.gather::<u32>(&places).is_some(), there, "{at}");
+        }
+        // Rows whose first or last lanes are in a chunk that is not there.
+        for at in [chunk - 64, 2 * chunk - 64] {
+            assert!(b.load_row(at, &mut [0u32; 32]).is_none());
+            assert!(b.store_row(at, &[1u32; 32]).is_none());
+        }
+        b.fetch_all(chunk - 1, chunk);
+        assert!(b.is_there(0) && b.is_there(2 * chunk - 1) && !b.is_there(2 * chunk));
+        b.read(0, &mut vec![0; 3 * CHUNK]).unwrap();
+        assert_eq!(b.missing.load(Relaxed), 0);
+        assert!(b.load_row(chunk - 64, &mut [0u32; 32]).is_some());
     }
 
     #[test]

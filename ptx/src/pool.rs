@@ -9,10 +9,14 @@ use std::fmt;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// How long a thread sleeps whose seats all wait for what others do.
 const NAP: Duration = Duration::from_millis(1);
+/// With more seats than this a thread looks between its steps whose time is over: a round takes long then.
+const FEW: usize = 8;
+/// And so often it looks.
+const LOOK: Duration = Duration::from_millis(1);
 
 /// What became of a step.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -39,6 +43,25 @@ pub(crate) trait Job: Send + Sync {
 pub(crate) trait Seat {
     /// Goes on for some hundred microseconds at most.
     fn step(&mut self) -> Step;
+    /// Whether its next step would be its last, since it has been ended or its time is over. Must be quick.
+    fn is_over(&self, now: Instant) -> bool;
+}
+
+/// Brings the first seat whose time is over to the front.
+fn prefer_over(seats: &mut VecDeque<Box<dyn Seat>>, looked: &mut Instant) {
+    let now = Instant::now();
+    if now.saturating_duration_since(*looked) < LOOK {
+        return;
+    }
+    match seats.iter().position(|s| s.is_over(now)) {
+        Some(at) => {
+            if let Some(seat) = seats.remove(at) {
+                seats.push_front(seat);
+            }
+        }
+        // With one found there may be more: the next step looks again.
+        None => *looked = now,
+    }
 }
 
 /// Threads for jobs.
@@ -163,6 +186,7 @@ impl Pool {
         let mut seen = 0;
         // Seats in a row that could do nothing.
         let mut idle = 0;
+        let mut looked = Instant::now();
         loop {
             // Pairs with the release store in `push`.
             if seats.is_empty()
@@ -207,6 +231,9 @@ impl Pool {
                     s.waiting -= 1;
                     s.called = s.called.saturating_sub(1);
                 }
+            }
+            if seats.len() > FEW {
+                prefer_over(&mut seats, &mut looked);
             }
             let Some(mut seat) = seats.pop_front() else {
                 continue;

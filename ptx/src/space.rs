@@ -44,6 +44,20 @@ pub(crate) struct Fault {
     pub(crate) lane: u32,
 }
 
+/// Why an instruction has not been executed.
+#[derive(Debug)]
+pub(crate) enum Halt {
+    Fault(Fault),
+    /// Memory that it needs had to be fetched, more than may be at once. Nothing has happened, and it is executed again.
+    Again,
+}
+
+impl From<Box<Fault>> for Box<Halt> {
+    fn from(fault: Box<Fault>) -> Self {
+        Self::new(Halt::Fault(*fault))
+    }
+}
+
 impl Fault {
     pub(crate) fn new(code: Code, pc: u32, lane: u32, text: impl Into<String>) -> Self {
         Self {

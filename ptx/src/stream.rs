@@ -384,6 +384,10 @@ struct Task {
 }
 
 impl Seat for Task {
+    fn is_over(&self, _now: Instant) -> bool {
+        self.queue.context.is_faulty()
+    }
+
     fn step(&mut self) -> Step {
         let began = *self.began.get_or_insert_with(Instant::now);
         let went = catch_unwind(AssertUnwindSafe(|| self.go_on()));
@@ -429,7 +433,7 @@ impl Task {
             return t.step();
         }
         // A piece at a time; the place is looked up again for each, so what is freed meanwhile is refused.
-        let part = |all: u64| (all - self.at).min(PIECE);
+        let part = |all: u64| (all - self.at).min(PIECE as u64);
         let cut = |n: u64| usize::try_from(n).unwrap_or(usize::MAX);
         match &mut self.work {
             Work::Write { to, data } => {

@@ -68,7 +68,7 @@ fn every_kernel_looks_up_before_much_is_done_and_ends_when_it_is_told() {
             ..Config::default()
         });
         let loaded = device.load(&module).unwrap();
-        let buffer = device.allocate(64 << 20).unwrap();
+        let buffer = device.allocate(kind.buffer).unwrap();
         let mut how = Launch::new(kind.grid, kind.block);
         (how.shared, how.cooperative) = (kind.shared, kind.cooperative);
         let watch = Arc::new(Watch {

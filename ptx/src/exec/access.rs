@@ -6,6 +6,7 @@
     reason = "lane arithmetic truncates and reinterprets by definition"
 )]
 
+use super::cost;
 use super::cx::{Cx, SharedMemory};
 use super::warp::Warp;
 use crate::Code;
@@ -14,7 +15,7 @@ use crate::space::{Fault, Lead, lead, region};
 use crate::types::Space;
 
 impl Cx<'_> {
-    /// Where an access of `size` bytes leads, checked.
+    /// Where an access of `size` bytes leads, checked; [`Self::fetch`] comes before it.
     pub(crate) fn access<'s>(
         &'s self,
         shared: &'s SharedMemory,
@@ -49,7 +50,12 @@ impl Cx<'_> {
                     if what.write && r.read_only {
                         return fault(Code::IllegalAddress, "constants cannot be written");
                     }
-                    Ok(Target::Bytes(&r.bytes, addr - r.base))
+                    let at = addr - r.base;
+                    if !r.bytes.is_there(at) {
+                        debug_assert!(false, "an access before its memory is fetched");
+                        r.bytes.fetch(at);
+                    }
+                    Ok(Target::Bytes(&r.bytes, at))
                 }
                 Some(r) => fault(
                     Code::IllegalAddress,
@@ -118,8 +124,42 @@ impl Cx<'_> {
         }
     }
 
+    /// Fetches what of these places in global memory is not there yet, one chunk at least and no more than there is
+    /// fuel for. False: that was not all.
+    pub(super) fn fetch(
+        &self,
+        w: &mut Warp,
+        fuel: &mut u32,
+        space: Space,
+        size: u64,
+        places: impl IntoIterator<Item = u64>,
+    ) -> bool {
+        let mut first = true;
+        for addr in places {
+            let Lead::Global(addr) = lead(space, addr) else {
+                continue;
+            };
+            // Of what is wrong with a place its access will tell.
+            let Some(r) = region(self.launch.regions, &mut w.hit, addr) else {
+                continue;
+            };
+            for at in [addr - r.base, addr - r.base + (size - 1)] {
+                if r.bytes.is_there(at) {
+                    continue;
+                }
+                if !first && *fuel == 0 {
+                    return false;
+                }
+                first = false;
+                r.bytes.fetch(at);
+                w.burn(fuel, cost::FETCH);
+            }
+        }
+        true
+    }
+
     /// Reads bytes for the environment: of a string, of arguments.
-    pub(crate) fn fetch(
+    pub(crate) fn read(
         &self,
         w: &mut Warp,
         shared: &SharedMemory,

@@ -1,5 +1,9 @@
 //! Atomics and asynchronous copies, a lane after the other.
 #![allow(
+    clippy::too_many_arguments,
+    reason = "what the loop holds in its hands"
+)]
+#![allow(
     clippy::cast_possible_truncation,
     clippy::cast_possible_wrap,
     clippy::cast_sign_loss,
@@ -9,6 +13,7 @@
 use std::sync::atomic::{Ordering, fence};
 
 use super::access::{Access, Target};
+use super::cost;
 use super::cx::{Cx, SharedMemory};
 use super::lanes::operand;
 use super::load_store::address;
@@ -17,7 +22,7 @@ use super::warp::Warp;
 use crate::Code;
 use crate::number::{f32r, max_f32, min_f32};
 use crate::program::{AtomicOp, Inst, NONE, flag};
-use crate::space::Fault;
+use crate::space::{Fault, Halt};
 use crate::types::{Space, Type};
 
 /// What an atomic leaves in memory.
@@ -84,9 +89,15 @@ pub(super) fn atomic(
     i: &Inst,
     m: u32,
     pc: u32,
-) -> Result<(), Box<Fault>> {
+    fuel: &mut u32,
+) -> Result<(), Box<Halt>> {
     let x = &cx.program.atomics[i.x as usize];
     let wide = x.ty.bits() == 64;
+    w.burn(fuel, cost::ATOMIC);
+    let places = lanes(m).map(|l| address(r, i.a, x.addr_wide, l, x.offset));
+    if !cx.fetch(w, fuel, x.space, x.ty.bytes().into(), places) {
+        return Err(Box::new(Halt::Again));
+    }
     if x.fence {
         fence(Ordering::SeqCst);
     }
@@ -102,12 +113,12 @@ pub(super) fn atomic(
         };
         let target = cx.access(shared, w, &what, addr)?;
         let Target::Bytes(bytes, at) = target else {
-            return Err(Box::new(Fault::new(
+            return Err(Box::new(Halt::Fault(Fault::new(
                 Code::InvalidAddressSpace,
                 pc - 1,
                 l as u32,
                 format!("atomic on local memory or parameters at 0x{addr:x}"),
-            )));
+            ))));
         };
         let old = match x.ty.bytes() {
             2 => bytes
@@ -143,8 +154,14 @@ pub(super) fn copy_async(
     i: &Inst,
     m: u32,
     pc: u32,
-) -> Result<(), Box<Fault>> {
+    fuel: &mut u32,
+) -> Result<(), Box<Halt>> {
     let size = i.imm as u32;
+    w.burn(fuel, cost::ATOMIC);
+    let places = lanes(m).map(|l| address(r, i.a, i.w & flag::A64 != 0, l, 0));
+    if !cx.fetch(w, fuel, Space::Global, size.into(), places) {
+        return Err(Box::new(Halt::Again));
+    }
     for l in lanes(m) {
         let to = address(r, i.d, i.w & flag::D64 != 0, l, 0);
         let from = address(r, i.a, i.w & flag::A64 != 0, l, 0);

@@ -352,7 +352,7 @@ impl Unit {
         let n = cx.launch.cluster.iter().product::<u32>() as usize;
         let shared = u64::from(cx.launch.shared);
         let all: Option<Vec<_>> = (0..n)
-            .map(|_| Bytes::zeroed(shared).map(Arc::new))
+            .map(|_| Bytes::fetched(shared).map(Arc::new))
             .collect();
         let cluster = Arc::new(all?);
         let blocks = cluster.iter().map(|own| {

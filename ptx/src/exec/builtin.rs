@@ -14,6 +14,7 @@ use crate::Code;
 use crate::format::{Spec, float};
 use crate::program::Builtin;
 use crate::space::Fault;
+use crate::types::Space;
 
 /// Bytes of strings that one printf reads, and that it writes.
 const STRING: u64 = 16 << 10;
@@ -40,16 +41,18 @@ pub(crate) fn call(
     }
     let mut used = 0;
     let mut left = m;
+    // They come first: what is printed stays in the order of the lanes.
+    let put_off = |w: &mut Warp, left: u32| {
+        w.push(w.pc, frame, m & !left, State::Ready);
+        w.push(pc, frame, left, State::Ready);
+        w.mask = 0;
+    };
     let arg = |w: &Warp, k: usize, l: usize| c.args.get(k).map_or(0, |p| w.get(frame, *p, l));
     for l in lanes(m) {
         if used > cost::CALL {
-            // They come first: what is printed stays in the order of the lanes.
-            w.push(w.pc, frame, m & !left, State::Ready);
-            w.push(pc, frame, left, State::Ready);
-            w.mask = 0;
+            put_off(w, left);
             break;
         }
-        left &= !(1 << l);
         used += STEP;
         let result = match what {
             Builtin::Malloc => cx.launch.environment.malloc(arg(w, 0, l)),
@@ -60,19 +63,38 @@ pub(crate) fn call(
             Builtin::Vprintf => {
                 let (format, args) = (arg(w, 0, l), arg(w, 1, l));
                 let mut lane = Lane::new(w, cx, shared, l, pc);
-                let format = lane.string(format, usize::MAX)?;
-                let (text, n) = lane.print(&format, args)?;
-                let read = 2 * (STRING - lane.budget) + text.len() as u64 / 16;
-                used += read as u32;
-                cx.launch.environment.print(text);
-                u64::from(n)
+                let text = lane
+                    .string(format, usize::MAX)
+                    .and_then(|format| lane.print(&format, args));
+                used += lane.used();
+                match text {
+                    Ok((text, n)) => {
+                        used += text.len() as u32 / 16;
+                        cx.launch.environment.print(text);
+                        u64::from(n)
+                    }
+                    Err(Halt::Fault(f)) => return Err(f),
+                    Err(Halt::Fetched) => {
+                        put_off(w, left);
+                        return Ok(used);
+                    }
+                }
             }
             Builtin::AssertFail => {
                 let mut s = Vec::new();
                 for k in [0, 1, 3] {
                     let at = arg(w, k, l);
-                    let text = Lane::new(w, cx, shared, l, pc).string(at, usize::MAX)?;
-                    s.push(String::from_utf8_lossy(&text).into_owned());
+                    let mut lane = Lane::new(w, cx, shared, l, pc);
+                    let text = lane.string(at, usize::MAX);
+                    used += lane.used();
+                    match text {
+                        Ok(text) => s.push(String::from_utf8_lossy(&text).into_owned()),
+                        Err(Halt::Fault(f)) => return Err(f),
+                        Err(Halt::Fetched) => {
+                            put_off(w, left);
+                            return Ok(used);
+                        }
+                    }
                 }
                 let line = arg(w, 2, l) as u32;
                 let [x, y, z] = cx.ctaid.get();
@@ -84,11 +106,19 @@ pub(crate) fn call(
                 return Err(Box::new(Fault::new(Code::Assert, pc, l as u32, text)));
             }
         };
+        left &= !(1 << l);
         if let Some(p) = c.results.first() {
             w.put(frame, *p, l, result);
         }
     }
     Ok(used)
+}
+
+/// Why a lane does not come to the end of a call.
+enum Halt {
+    Fault(Box<Fault>),
+    /// Memory was fetched, as much as may be at once: it executes the call again.
+    Fetched,
 }
 
 /// One lane that reads what its arguments point to.
@@ -100,6 +130,8 @@ struct Lane<'l, 'a> {
     pc: u32,
     /// Bytes of strings that it may read yet.
     budget: u64,
+    /// What fetching memory may cost yet.
+    fuel: u32,
 }
 
 impl<'l, 'a> Lane<'l, 'a> {
@@ -117,16 +149,29 @@ impl<'l, 'a> Lane<'l, 'a> {
             lane,
             pc,
             budget: STRING,
+            fuel: cost::CALL,
         }
     }
 
-    fn read(&mut self, at: u64, size: u32) -> Result<u64, Box<Fault>> {
-        self.cx
-            .fetch(self.w, self.shared, self.lane, self.pc, at, size)
+    /// What it has taken, in instructions.
+    fn used(&self) -> u32 {
+        cost::CALL - self.fuel + 2 * (STRING - self.budget) as u32
+    }
+
+    fn read(&mut self, at: u64, size: u32) -> Result<u64, Halt> {
+        let (cx, before) = (self.cx, self.fuel);
+        if before == 0 {
+            return Err(Halt::Fetched);
+        }
+        cx.fetch(self.w, &mut self.fuel, Space::Generic, size.into(), [at]);
+        // It is the call that is charged.
+        self.w.burnt -= before - self.fuel;
+        cx.read(self.w, self.shared, self.lane, self.pc, at, size)
+            .map_err(Halt::Fault)
     }
 
     /// A string that ends with a zero, or after so many bytes, or where the budget does.
-    fn string(&mut self, at: u64, most: usize) -> Result<Vec<u8>, Box<Fault>> {
+    fn string(&mut self, at: u64, most: usize) -> Result<Vec<u8>, Halt> {
         let mut out = Vec::new();
         for k in 0..self.budget.min(most as u64) {
             self.budget -= 1;
@@ -140,7 +185,7 @@ impl<'l, 'a> Lane<'l, 'a> {
     }
 
     /// Formats as C does; arguments lie packed at their natural alignment. Gives the text and the number of arguments.
-    fn print(&mut self, format: &[u8], args: u64) -> Result<(Vec<u8>, u32), Box<Fault>> {
+    fn print(&mut self, format: &[u8], args: u64) -> Result<(Vec<u8>, u32), Halt> {
         let mut out = Vec::new();
         let (mut at, mut count) = (0u64, 0);
         let mut f = format.iter().copied().peekable();

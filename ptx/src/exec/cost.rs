@@ -7,6 +7,12 @@ pub(super) const LANES: u32 = 8;
 pub(super) const SLOW: u32 = 64;
 /// A load or store that is not one of the ordinary ones.
 pub(super) const MEMORY: u32 = 8;
+/// An access at as many places as there are lanes, none of which a cache may hold.
+pub(super) const fn scattered(lanes: u32) -> u32 {
+    lanes.count_ones() / 2
+}
+/// A chunk of memory that the system makes; a large page, if it gives those.
+pub(super) const FETCH: u32 = 512;
 /// A lane after the other, and others want the same.
 pub(super) const ATOMIC: u32 = 64;
 pub(super) const FENCE: u32 = 4;

@@ -1,5 +1,9 @@
 //! Loads and stores: the ordinary ones row by row, any other lane by lane.
 #![allow(
+    clippy::too_many_arguments,
+    reason = "what the loop holds in its hands"
+)]
+#![allow(
     clippy::cast_possible_truncation,
     clippy::cast_possible_wrap,
     clippy::cast_sign_loss,
@@ -11,13 +15,14 @@
 )]
 
 use super::access::Access;
+use super::cost;
 use super::cx::{Cx, SharedMemory};
 use super::lanes::{put32, put64};
 use super::registers::{Regs, lanes};
 use super::warp::Warp;
 use crate::memory::{Bytes, Word};
 use crate::program::{Inst, Memory, flag};
-use crate::space::{Fault, Lead, lead, region};
+use crate::space::{Halt, Lead, lead, region};
 use crate::types::Space;
 
 /// Whether 32 addresses lie one behind the other, `size` apart.
@@ -41,7 +46,8 @@ macro_rules! global {
             i: &Inst,
             m: u32,
             pc: u32,
-        ) -> Result<(), Box<Fault>> {
+            fuel: &mut u32,
+        ) -> Result<(), Box<Halt>> {
             let a = &r.r64[i.a as usize];
             let plus = i64::from(i.imm) as u64;
             let first = a[m.trailing_zeros() as usize & 31].wrapping_add(plus);
@@ -57,12 +63,15 @@ macro_rules! global {
                     for l in 0..32 {
                         at[l] = a[l].wrapping_add(shift);
                     }
-                    if quick_load::<$t>(&g.bytes, &at, m, &mut r.$file[i.d as usize]) {
+                    if let Some(cost) =
+                        quick_load::<$t>(&g.bytes, &at, m, &mut r.$file[i.d as usize])
+                    {
+                        w.burn(fuel, cost);
                         return Ok(());
                     }
                 }
             }
-            memory(w, cx, shared, r, i, m, pc)
+            memory(w, cx, shared, r, i, m, pc, fuel)
         }
 
         #[inline(always)]
@@ -74,7 +83,8 @@ macro_rules! global {
             i: &Inst,
             m: u32,
             pc: u32,
-        ) -> Result<(), Box<Fault>> {
+            fuel: &mut u32,
+        ) -> Result<(), Box<Halt>> {
             let a = &r.r64[i.a as usize];
             let plus = i64::from(i.imm) as u64;
             let first = a[0].wrapping_add(plus);
@@ -88,7 +98,7 @@ macro_rules! global {
             {
                 return Ok(());
             }
-            memory(w, cx, shared, r, i, m, pc)
+            memory(w, cx, shared, r, i, m, pc, fuel)
         }
     };
 }
@@ -123,12 +133,14 @@ pub(super) fn load_shared32(
     i: &Inst,
     m: u32,
     pc: u32,
-) -> Result<(), Box<Fault>> {
+    fuel: &mut u32,
+) -> Result<(), Box<Halt>> {
     let at = addresses(r, i.a, i.w & flag::A64 != 0, i64::from(i.imm));
-    if quick_load::<u32>(&shared.own, &at, m, &mut r.r32[i.d as usize]) {
+    // Wherever in it: the nearer caches hold all of a block's memory.
+    if quick_load::<u32>(&shared.own, &at, m, &mut r.r32[i.d as usize]).is_some() {
         return Ok(());
     }
-    memory(w, cx, shared, r, i, m, pc)
+    memory(w, cx, shared, r, i, m, pc, fuel)
 }
 
 #[inline(always)]
@@ -140,46 +152,43 @@ pub(super) fn store_shared32(
     i: &Inst,
     m: u32,
     pc: u32,
-) -> Result<(), Box<Fault>> {
+    fuel: &mut u32,
+) -> Result<(), Box<Halt>> {
     let at = addresses(r, i.a, i.w & flag::A64 != 0, i64::from(i.imm));
     if quick_store::<u32>(&shared.own, &at, m, &r.r32[i.b as usize]) {
         return Ok(());
     }
-    memory(w, cx, shared, r, i, m, pc)
+    memory(w, cx, shared, r, i, m, pc, fuel)
 }
 
-/// Loads for all lanes from one piece of memory: of one address, a row, or each its own. False: not all
-/// of them lie inside, aligned, and nothing has changed.
+/// Loads for all lanes from one piece of memory: of one address, a row, or each its own. Gives what that costs
+/// more than an instruction. None: not all of them lie inside, aligned and fetched, and nothing has changed.
 #[inline(always)]
-fn quick_load<T: Word + Default>(bytes: &Bytes, at: &[u64; 32], m: u32, out: &mut [T; 32]) -> bool {
+fn quick_load<T: Word + Default>(
+    bytes: &Bytes,
+    at: &[u64; 32],
+    m: u32,
+    out: &mut [T; 32],
+) -> Option<u32> {
     if m == u32::MAX {
         let (row, one) = (is_row(at, size_of::<T>() as u64), is_row(at, 0));
         if row && bytes.load_row::<T>(at[0], out).is_some() {
-            return true;
+            return Some(0);
         }
         if one && let Some(v) = bytes.load::<T>(at[0]) {
             *out = [v; 32];
-            return true;
+            return Some(0);
         }
-        if let Some(v) = bytes.gather::<T>(at) {
-            *out = v;
-            return true;
-        }
-        return false;
+        *out = bytes.gather::<T>(at)?;
+        return Some(cost::scattered(m));
     }
     // The register may hold the addresses, which are needed again where this does not succeed.
     let mut v = *out;
-    let mut inside = true;
     for l in lanes(m) {
-        match bytes.load::<T>(at[l]) {
-            Some(x) => v[l] = x,
-            None => inside = false,
-        }
+        v[l] = bytes.load::<T>(at[l])?;
     }
-    if inside {
-        *out = v;
-    }
-    inside
+    *out = v;
+    Some(cost::scattered(m))
 }
 
 /// Stores likewise. False: not all were stored.
@@ -199,7 +208,7 @@ fn quick_store<T: Word>(bytes: &Bytes, at: &[u64; 32], m: u32, v: &[T; 32]) -> b
 }
 
 /// Any access whose lanes all go to one piece of global memory, or to the block's own shared memory. False:
-/// it is not that, or a lane is at fault; then nothing is lost by doing it again lane by lane.
+/// it is not that, or a lane is at fault, or not all is fetched; then nothing is lost by doing it lane by lane.
 fn quick(
     w: &mut Warp,
     cx: &Cx<'_>,
@@ -229,7 +238,10 @@ fn quick(
     let total = u64::from(x.size) * x.regs.len() as u64;
     // Aligned as a whole, and the last element inside: then all are.
     let wrong = lanes(m).fold(false, |bad, l| {
-        bad | (at[l] & (total - 1) != 0 || at[l] > bytes.len() || bytes.len() - at[l] < total)
+        bad | (at[l] & (total - 1) != 0
+            || at[l] > bytes.len()
+            || bytes.len() - at[l] < total
+            || !bytes.is_there(at[l]))
     });
     if wrong {
         return false;
@@ -256,7 +268,7 @@ fn quick(
         macro_rules! narrow {
             ($t:ident $signed:ident) => {{
                 let mut v = [0 as $t; 32];
-                let ok = quick_load::<$t>(bytes, &here, m, &mut v);
+                let ok = quick_load::<$t>(bytes, &here, m, &mut v).is_some();
                 v64 = v.map(|v| match x.signed {
                     true => v as $signed as u64,
                     false => u64::from(v),
@@ -266,13 +278,13 @@ fn quick(
         }
         let loaded = match x.size {
             4 if *bits == 32 => {
-                if !quick_load::<u32>(bytes, &here, m, &mut r.r32[slot]) {
+                if quick_load::<u32>(bytes, &here, m, &mut r.r32[slot]).is_none() {
                     return false;
                 }
                 continue;
             }
             8 if *bits == 64 => {
-                if !quick_load::<u64>(bytes, &here, m, &mut r.r64[slot]) {
+                if quick_load::<u64>(bytes, &here, m, &mut r.r64[slot]).is_none() {
                     return false;
                 }
                 continue;
@@ -313,11 +325,21 @@ pub(super) fn memory(
     i: &Inst,
     m: u32,
     pc: u32,
-) -> Result<(), Box<Fault>> {
+    fuel: &mut u32,
+) -> Result<(), Box<Halt>> {
     let x: &Memory = &cx.program.memory[i.x as usize];
     let size = x.size * x.regs.len() as u32;
-    if quick(w, cx, shared, r, x, m) || x.addr_wide && local_row(w, r, x, m) {
+    w.burn(fuel, cost::MEMORY);
+    if x.addr_wide && local_row(w, r, x, m) {
         return Ok(());
+    }
+    w.burn(fuel, cost::scattered(m));
+    if quick(w, cx, shared, r, x, m) {
+        return Ok(());
+    }
+    let places = lanes(m).map(|l| address(r, x.addr, x.addr_wide, l, x.offset));
+    if !cx.fetch(w, fuel, x.space, u64::from(size), places) {
+        return Err(Box::new(Halt::Again));
     }
     for l in lanes(m) {
         let addr = address(r, x.addr, x.addr_wide, l, x.offset);

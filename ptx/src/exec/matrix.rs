@@ -12,11 +12,12 @@
 
 use super::access::Access;
 use super::cx::{Cx, SharedMemory};
+use super::lanes::operand;
 use super::registers::lanes;
 use super::warp::{Member, Warp};
 use crate::half::{Rounding, narrow, widen};
 use crate::number::{NAN32, f32r};
-use crate::program::{Fragment, Matrix, Slot};
+use crate::program::{Fragment, Inst, Matrix, Slot, SyncOp};
 use crate::space::Fault;
 use crate::types::Type;
 
@@ -110,6 +111,47 @@ fn place_opaque(rows: u32, cols: u32, r: u32, c: u32) -> (usize, usize) {
     ((n / each) as usize, (n % each) as usize)
 }
 
+/// Fetches what a matrix in global memory needs, seen from the lanes that have just come to it. False: not all of it
+/// is there yet.
+pub(super) fn matrix_is_there(w: &mut Warp, cx: &Cx<'_>, i: &Inst, m: u32, fuel: &mut u32) -> bool {
+    let sync = &cx.program.syncs[i.x as usize];
+    let SyncOp::Matrix(index) = sync.op else {
+        return true;
+    };
+    let regs = &w.frames[w.frame as usize].regs;
+    let (fragment, rows, cols, by_rows, space) = match &cx.program.matrices[index as usize] {
+        Matrix::Tile {
+            fragment,
+            rows,
+            cols,
+            by_rows,
+            space,
+            ..
+        } => (fragment, rows, cols, by_rows, space),
+        Matrix::Rows {
+            regs: all, space, ..
+        } => {
+            let places: [u64; 32] = std::array::from_fn(|l| operand(regs, i.a, sync.wide, l));
+            let places = places.into_iter().take(all.len() * 8);
+            return cx.fetch(w, fuel, *space, 16, places);
+        }
+        _ => return true,
+    };
+    // The first lane of all that meet is the first one of those that it came with.
+    let lane = m.trailing_zeros() as usize & 31;
+    let base = operand(regs, i.a, sync.wide, lane);
+    let stride = operand(regs, i.b, false, lane);
+    let (lines, each) = if *by_rows {
+        (*rows, *cols)
+    } else {
+        (*cols, *rows)
+    };
+    let size = u64::from(fragment.ty.bytes());
+    let places =
+        (0..u64::from(lines)).map(|k| base.wrapping_add(k.wrapping_mul(stride).wrapping_mul(size)));
+    cx.fetch(w, fuel, *space, u64::from(each) * size, places)
+}
+
 pub(crate) fn execute(
     w: &mut Warp,
     cx: &Cx<'_>,
@@ -119,7 +161,7 @@ pub(crate) fn execute(
     let first = members[0];
     let inst = cx.program.code[first.pc as usize];
     let sync = &cx.program.syncs[inst.x as usize];
-    let crate::program::SyncOp::Matrix(index) = sync.op else {
+    let SyncOp::Matrix(index) = sync.op else {
         return Ok(());
     };
     let mut frame = [first.frame; 32];

@@ -35,7 +35,7 @@ use crate::Code;
 use crate::number::{canon, f32r, flushed, fma_f32, max_f32, min_f32};
 use crate::ops::{Op, with_hot_ops};
 use crate::program::{NONE, SyncOp, flag};
-use crate::space::Fault;
+use crate::space::{Fault, Halt};
 
 macro_rules! hot_match {
     (($r:ident $i:ident $m:ident $rest:block) $($kind:ident { $($name:ident |$($arg:ident),*| $body:expr;)* })*) => {
@@ -44,6 +44,26 @@ macro_rules! hot_match {
             _ => $rest
         }
     };
+}
+
+/// The warp stops at an instruction that has not been executed; `pc` is behind it.
+#[cold]
+#[inline(never)]
+#[allow(
+    clippy::boxed_local,
+    reason = "it comes in a box, which is opened out of the way of the loop"
+)]
+fn stop(w: &mut Warp, pc: u32, halt: Box<Halt>) -> Stop {
+    w.pc = pc;
+    match *halt {
+        Halt::Fault(f) => Stop::Fault(Box::new(f)),
+        Halt::Again => {
+            w.pc -= 1;
+            // It does not count twice.
+            w.burnt += 1;
+            Stop::Slice
+        }
+    }
 }
 
 /// The loop itself. `V3`: the processor has AVX2 and FMA.
@@ -94,10 +114,9 @@ pub(crate) fn run_with<const V3: bool>(
     }
     macro_rules! attempt {
         ($do:expr) => {
-            if let Err(f) = $do {
-                w.pc = pc;
+            if let Err(halt) = $do {
                 w.frames[w.frame as usize].regs = regs;
-                return Stop::Fault(f);
+                return stop(w, pc, halt);
             }
         };
     }
@@ -141,16 +160,13 @@ pub(crate) fn run_with<const V3: bool>(
                     }
                     pc = w.pc;
                 }
-                Op::LdGlobal32 => attempt!(load_global32(w, cx, shared, r, i, m, pc)),
-                Op::LdGlobal64 => attempt!(load_global64(w, cx, shared, r, i, m, pc)),
-                Op::StGlobal32 => attempt!(store_global32(w, cx, shared, r, i, m, pc)),
-                Op::StGlobal64 => attempt!(store_global64(w, cx, shared, r, i, m, pc)),
-                Op::LdShared32 => attempt!(load_shared32(w, cx, shared, r, i, m, pc)),
-                Op::StShared32 => attempt!(store_shared32(w, cx, shared, r, i, m, pc)),
-                Op::Memory => {
-                    burn!(cost::MEMORY);
-                    attempt!(memory(w, cx, shared, r, i, m, pc));
-                }
+                Op::LdGlobal32 => attempt!(load_global32(w, cx, shared, r, i, m, pc, fuel)),
+                Op::LdGlobal64 => attempt!(load_global64(w, cx, shared, r, i, m, pc, fuel)),
+                Op::StGlobal32 => attempt!(store_global32(w, cx, shared, r, i, m, pc, fuel)),
+                Op::StGlobal64 => attempt!(store_global64(w, cx, shared, r, i, m, pc, fuel)),
+                Op::LdShared32 => attempt!(load_shared32(w, cx, shared, r, i, m, pc, fuel)),
+                Op::StShared32 => attempt!(store_shared32(w, cx, shared, r, i, m, pc, fuel)),
+                Op::Memory => attempt!(memory(w, cx, shared, r, i, m, pc, fuel)),
                 Op::Param32 => {
                     let at = i.imm as usize;
                     let v = cx.launch.params.get(at..at + 4).map_or(0, |b| u32::from_le_bytes(b.try_into().unwrap_or_default()));
@@ -230,14 +246,8 @@ pub(crate) fn run_with<const V3: bool>(
                     burn!(cost::LANES);
                     carry(r, i, m);
                 }
-                Op::Atomic => {
-                    burn!(cost::ATOMIC);
-                    attempt!(atomic(w, cx, shared, r, i, m, pc));
-                }
-                Op::CopyAsync => {
-                    burn!(cost::ATOMIC);
-                    attempt!(copy_async(w, cx, shared, r, i, m, pc));
-                }
+                Op::Atomic => attempt!(atomic(w, cx, shared, r, i, m, pc, fuel)),
+                Op::CopyAsync => attempt!(copy_async(w, cx, shared, r, i, m, pc, fuel)),
                 Op::Fence => {
                     burn!(cost::FENCE);
                     fence(Ordering::SeqCst);
@@ -269,11 +279,11 @@ pub(crate) fn run_with<const V3: bool>(
                     w.exit(m);
                     finish_syncs(w, cx, shared)
                 }),
-                Op::Trap => attempt!(Err::<(), _>(Box::new(Fault::new(Code::LaunchFailed, pc - 1, m.trailing_zeros(), if i.x == 0 { "trap" } else { "brkpt with no debugger" })))),
+                Op::Trap => attempt!(Err::<(), _>(Box::new(Halt::Fault(Fault::new(Code::LaunchFailed, pc - 1, m.trailing_zeros(), if i.x == 0 { "trap" } else { "brkpt with no debugger" }))))),
                 Op::Sync => switch!({
                     let matrix = matches!(cx.program.syncs[i.x as usize].op, SyncOp::Matrix(_));
                     burn!(if matrix { cost::SLOW } else { cost::TOGETHER });
-                    sync(w, cx, shared, i, m)
+                    sync(w, cx, shared, i, m, fuel)
                 }),
                 Op::Bar => switch!({
                     burn!(cost::TOGETHER);

@@ -11,6 +11,7 @@ use std::sync::atomic::{Ordering, fence};
 use super::atomic::combine;
 use super::cx::{Cx, SharedMemory};
 use super::lanes::operand;
+use super::matrix::matrix_is_there;
 use super::registers::{lanes, predicate};
 use super::warp::{Member, State, Warp};
 use crate::program::{Inst, NONE, SyncOp};
@@ -23,7 +24,14 @@ pub(super) fn sync(
     shared: &SharedMemory,
     i: &Inst,
     mut m: u32,
+    fuel: &mut u32,
 ) -> Result<(), Box<Fault>> {
+    if !matrix_is_there(w, cx, i, m, fuel) {
+        // The same lanes execute the instruction again, which does not count twice.
+        w.pc -= 1;
+        w.burnt += 1;
+        return Ok(());
+    }
     let s = &cx.program.syncs[i.x as usize];
     let (pc, frame) = (w.pc - 1, w.frame);
     let mut want = m;

@@ -8,6 +8,8 @@ pub(crate) struct Kind {
     pub(crate) block: [u32; 3],
     pub(crate) shared: u32,
     pub(crate) cooperative: bool,
+    /// Bytes of the buffer that it gets.
+    pub(crate) buffer: u64,
     /// Rounds of its first thread at most between two looks at the clock: some hundred microseconds. 0:
     /// it does not count them.
     pub(crate) rounds: u32,
@@ -15,10 +17,14 @@ pub(crate) struct Kind {
 
 const HEAD: &str = ".version 8.0\n.target sm_80\n.address_size 64\n";
 
-/// What every kernel begins with: `%a` is a buffer of 64 MiB, `%t` the thread, `%q` whether it is the first
+/// The buffer of most of them, and of those that go where nobody has been before.
+const SMALL: u64 = 64 << 20;
+const LARGE: u64 = 1 << 30;
+
+/// What every kernel begins with: `%a` is the buffer, `%t` the thread, `%q` whether it is the first
 /// one of all, which counts the rounds in the buffer's first word.
 const OPEN: &str = ".visible .entry k(.param .u64 p) {
-.reg .b64 %a, %b, %d<9>; .reg .b32 %t, %n, %w, %r<9>; .reg .b16 %h<4>; .reg .f32 %f<9>; .reg .f64 %g<9>; .reg .pred %q, %s, %z;
+.reg .b64 %a, %b, %d<9>; .reg .b32 %t, %n, %w, %r<12>; .reg .b16 %h<4>; .reg .f32 %f<9>; .reg .f64 %g<9>; .reg .pred %q, %s, %z;
 ld.param.u64 %a, [p];
 mov.u32 %t, %tid.x;
 mov.u32 %w, %ctaid.x;
@@ -44,6 +50,7 @@ fn endless(name: &'static str, before: &str, start: &str, body: &str) -> Kind {
         block: [256, 1, 1],
         shared: 0,
         cooperative: false,
+        buffer: SMALL,
         rounds: 0,
     }
 }
@@ -73,6 +80,23 @@ fn call(function: &str, arguments: usize, result: u32) -> String {
         "{{ {open}{declare}{set} call {to}{function}, ({}); {back} }}",
         params.join(", ")
     )
+}
+
+/// An address anywhere in a large buffer, in `%d1`: another one for each thread and round.
+const ANYWHERE: &str = "mad.lo.u32 %r3, %r3, 1664525, 1013904223;
+add.u32 %r3, %r3, %t;
+shr.u32 %r4, %r3, 2;
+and.b32 %r4, %r4, 0x3ffffff0;
+cvt.u64.u32 %d1, %r4;
+add.u64 %d1, %d1, %a;";
+
+/// Goes anywhere in a large buffer, and does this there.
+fn anywhere(name: &'static str, start: &str, access: &str) -> Kind {
+    let start =
+        format!("mad.lo.u32 %r3, %w, 40503, %t;\nmul.lo.u32 %r3, %r3, 0x9E3779B1;\n{start}");
+    let mut kind = endless(name, "", &start, &format!("{ANYWHERE}\n{access}"));
+    kind.buffer = LARGE;
+    kind
 }
 
 const PRINTF: &str = ".extern .func (.param .b32 r) vprintf (.param .b64 f, .param .b64 v);";
@@ -290,6 +314,59 @@ pub(crate) fn kinds() -> Vec<Kind> {
             "cp.async.cg.shared.global [%d1], [%d2], 16;",
         ),
     ];
+    // Pages that the system has yet to make, each access another one or several; and once all are there, places
+    // that no cache holds.
+    all.extend([
+        anywhere("loads from anywhere", "", "ld.global.u32 %r5, [%d1];"),
+        anywhere("wide loads from anywhere", "", "ld.global.u64 %d2, [%d1];"),
+        anywhere(
+            "vectors from anywhere",
+            "",
+            "ld.global.v4.u32 {%r5, %r6, %r7, %r8}, [%d1];",
+        ),
+        anywhere("stores to anywhere", "", "st.global.u32 [%d1], %r3;"),
+        anywhere("generic stores to anywhere", "", "st.u8 [%d1+1], %r3;"),
+        anywhere("atomics anywhere", "", "atom.global.add.u32 %r5, [%d1], 1;"),
+        anywhere(
+            "rows from anywhere",
+            "",
+            "shfl.sync.idx.b32 %r4, %r4, 0, 31, -1;\nand.b32 %r5, %t, 31;\nshl.b32 %r5, %r5, 2;\nand.b32 %r4, %r4, 0x3ffff000;\n\
+             add.u32 %r4, %r4, %r5;\ncvt.u64.u32 %d1, %r4;\nadd.u64 %d1, %d1, %a;\n\
+             ld.global.u32 %r5, [%d1];\nst.global.u32 [%d1+1024], %r3;",
+        ),
+        anywhere(
+            "asynchronous copies from anywhere",
+            ".shared .align 16 .b8 s[16384];\nmov.u64 %d3, s;\nmul.wide.u32 %d2, %t, 16;\nadd.u64 %d3, %d3, %d2;",
+            "cp.async.cg.shared.global [%d3], [%d1], 16;",
+        ),
+        anywhere(
+            "tiles from anywhere",
+            "",
+            "shfl.sync.idx.b32 %r4, %r4, 0, 31, -1;\nand.b32 %r4, %r4, 0x0ffffff0;\ncvt.u64.u32 %d1, %r4;\nadd.u64 %d1, %d1, %a;\n\
+             mov.u32 %r5, 22000000;\n\
+             wmma.load.a.sync.aligned.row.m16n16k16.global.f16 {%r1, %r2, %r4, %r6, %r7, %r8, %r9, %r10}, [%d1], %r5;",
+        ),
+    ]);
+    // The arguments are pointers to as many pages.
+    let mut strings = endless(
+        "printf of strings from anywhere",
+        &formats("%.1s", 3900),
+        &format!(
+            "mov.u64 %d1, form;\nmov.u64 %d2, args;\nmov.u32 %r3, 0;\nmov.u64 %d3, %a;\nmov.u64 %d4, %d2;\n\
+             F: st.u64 [%d4], %d3;\nadd.u64 %d4, %d4, 8;\nadd.u64 %d3, %d3, 266240;\nadd.u32 %r3, %r3, 1;\n\
+             setp.lt.u32 %s, %r3, 3900;\n@%s bra F;"
+        ),
+        &call("vprintf", 2, 32),
+    );
+    strings.buffer = LARGE;
+    // The stack of a thread doubles again and again.
+    let stack = endless(
+        "recursion with large frames",
+        ".func deep(.param .b32 x, .param .b8 z[30000]) { .reg .b32 %x; .reg .pred %z; ld.param.u32 %x, [x]; setp.eq.u32 %z, %x, 0; @%z ret; sub.u32 %x, %x, 1; { .param .b32 y; .param .b8 u[30000]; st.param.b32 [y], %x; st.param.b32 [u], %x; call deep, (y, u); } ret; }",
+        ".local .b8 depot[300000];",
+        "{ .param .b32 y; .param .b8 u[30000]; st.param.b32 [y], 10; st.param.b32 [u], 1; call deep, (y, u); }",
+    );
+    all.extend([strings, stack]);
     let mut barriers = endless("barriers", "", "", "bar.sync 0;");
     barriers.block = [1024, 1, 1];
     let mut counted = endless(
@@ -353,6 +430,7 @@ pub(crate) fn kinds() -> Vec<Kind> {
         block: [1, 1, 1],
         shared: 0,
         cooperative: false,
+        buffer: SMALL,
         rounds: 0,
     };
     let large = Kind {
@@ -362,6 +440,7 @@ pub(crate) fn kinds() -> Vec<Kind> {
         block: [1024, 1, 1],
         shared: 48 << 10,
         cooperative: false,
+        buffer: SMALL,
         rounds: 0,
     };
     all.extend([
@@ -371,10 +450,14 @@ pub(crate) fn kinds() -> Vec<Kind> {
         // What a step does at most, with some room: plain instructions, functions for each lane, atomics, text.
         k.rounds = match k.name {
             "many registers" => 700,
-            "arithmetic" | "float arithmetic" | "rows of memory" => 500,
+            "arithmetic" | "float arithmetic" | "rows of memory" | "rows from anywhere" => 500,
             "generic local memory" | "much local memory" | "branches by index" => 200,
             "division" | "carry chains" | "scattered memory" | "shuffles and votes" => 90,
+            "loads from anywhere" | "wide loads from anywhere" | "stores to anywhere" => 90,
+            "generic stores to anywhere" | "vectors from anywhere" => 90,
             "approximations" | "matrices" | "matrices of doubles" | "asynchronous copies" => 50,
+            "atomics anywhere" | "asynchronous copies from anywhere" => 25,
+            "tiles from anywhere" => 25,
             "lanes apart" | "atomics of all on one word" | "exchanges that fail" => 25,
             "fences and clocks" | "barriers" | "barriers that count" => 25,
             "directed rounding" => 12,
