@@ -3,7 +3,7 @@
 use vgpu_protocol::frame::{FrameHeader, HEADER_LEN};
 use vgpu_protocol::op::field::Bytes;
 use vgpu_protocol::op::{
-    Body, Features, FenceReply, Hello, Op, Ping, QuietFailure, Reply, Request, VectorAdd,
+    Body, Exchange, Features, FenceReply, Hello, Op, Ping, QuietFailure, Reply, Request,
 };
 use vgpu_protocol::session::inbox::{Inbox, Received};
 use vgpu_protocol::status::{ErrorCode, Status, decode_error_text};
@@ -92,9 +92,7 @@ pub(crate) fn seeds() -> Vec<Vec<u8>> {
         features: Features::ALL,
         client_name: "fuzz".into(),
     };
-    let add = VectorAdd {
-        elements: 5.try_into().expect("not 0"),
-    };
+    let exchange = Exchange { up: 40, down: 20 };
     let ping = Ping {
         payload: Bytes::new(b"payload").expect("short"),
     };
@@ -113,9 +111,9 @@ pub(crate) fn seeds() -> Vec<Vec<u8>> {
     let asked = [
         frame(request(Op::Hello), &hello.encode()),
         frame(request(Op::Ping), &ping.encode()),
-        frame(request(Op::VectorAdd), &add.encode()),
+        frame(request(Op::Exchange), &exchange.encode()),
         frame(
-            FrameHeader::data_up(&request(Op::VectorAdd), 0, false),
+            FrameHeader::data_up(&request(Op::Exchange), 0, false),
             &[1; 40],
         ),
         frame(request(Op::Info), &[]),
@@ -124,11 +122,11 @@ pub(crate) fn seeds() -> Vec<Vec<u8>> {
     let answered = [
         frame(reply(Op::Fence, Status::OK), &fence.encode()),
         frame(
-            FrameHeader::data_down(&request(Op::VectorAdd), 0, 9),
+            FrameHeader::data_down(&request(Op::Exchange), 0, 9),
             &[1; 20],
         ),
         frame(
-            reply(Op::VectorAdd, ErrorCode::Timeout.into()),
+            reply(Op::Exchange, ErrorCode::Timeout.into()),
             b"nothing moved",
         ),
         frame(FrameHeader::closing(ErrorCode::Busy.into()), b"stopping"),

@@ -7,19 +7,22 @@ use std::time::{Duration, Instant};
 use vgpu_protocol::frame::{Flags, FrameHeader, HEADER_LEN};
 use vgpu_protocol::op::field::Bytes;
 use vgpu_protocol::op::{
-    Body, Features, Fence, FenceReply, Goodbye, Info, InfoReply, Op, Ping, PingReply, Request,
-    VectorAdd, VectorAddReply,
+    Body, Exchange, ExchangeReply, Features, Fence, FenceReply, Goodbye, Info, InfoReply, Op, Ping,
+    PingReply, Request,
 };
 use vgpu_protocol::session::client::Event;
 use vgpu_protocol::session::server::{Failure, Step, Terms, Timeouts};
 use vgpu_protocol::session::{Client, Server};
 use vgpu_protocol::status::ErrorCode;
 
-/// Elements that the executor takes.
-const MAX_ELEMENTS: u64 = 4096;
+/// Bytes of an exchange that the executor takes.
+const MOST: u64 = 32 << 10;
 
-/// Elements that the guest adds: more than its credit lets it send at once.
-const ELEMENTS: u64 = 300;
+/// What the guest exchanges: more than its credit lets it send at once.
+const EXCHANGE: Exchange = Exchange {
+    up: 2400,
+    down: 1200,
+};
 
 const INITIAL_CREDIT: u32 = 512;
 
@@ -178,7 +181,7 @@ impl Mediating<'_> {
                 };
                 assert!(self.works.insert(id, work).is_none(), "started twice");
                 assert!(self.works.len() <= 16, "more than the terms allow");
-                if matches!(&self.works[&id].request, Request::VectorAdd(add) if add.elements.get() > MAX_ELEMENTS)
+                if matches!(&self.works[&id].request, Request::Exchange(exchange) if exchange.up > MOST)
                 {
                     self.works.remove(&id);
                     self.complete(id, Err(ErrorCode::QuotaMemory));
@@ -207,7 +210,7 @@ impl Mediating<'_> {
                 _ => Ok(PingReply { payload }.encode()),
             },
             Request::Fence(_) => Ok(FenceReply::default().encode()),
-            Request::VectorAdd(_) => Ok(VectorAddReply { device_ns: 5 }.encode()),
+            Request::Exchange(_) => Ok(ExchangeReply {}.encode()),
             other => panic!("{other:?} is the session's own"),
         };
         self.complete(id, outcome);
@@ -218,7 +221,7 @@ impl Mediating<'_> {
         if self.server.outbox().data().is_none() {
             let ready = self.server.downs().find_map(|(id, left)| {
                 let work = self.works.get(&id)?;
-                let ready = (work.input / 2 / 4 * 4).saturating_sub(work.output);
+                let ready = work.input.saturating_sub(work.output);
                 (ready > 0).then(|| (id, ready.min(left).min(700) as u32))
             });
             match ready {
@@ -266,7 +269,7 @@ fn frames(mut bytes: &[u8], replies: bool) -> Option<Op> {
 struct Asking<'a> {
     script: Script<'a>,
     client: Client,
-    /// Data of the request that adds: its id, and bytes that have come.
+    /// Data of the exchange: its id, and bytes that have come.
     adding: Option<u32>,
     added: u64,
     replies: Vec<u32>,
@@ -296,7 +299,7 @@ impl Asking<'_> {
     fn ask(&mut self, request: impl Into<Request>, shape: impl Fn(FrameHeader) -> FrameHeader) {
         let request = request.into();
         let header = shape(self.client.next_header(request.op()));
-        if self.client.request(header, &request).is_ok() && request.op() == Op::VectorAdd {
+        if self.client.request(header, &request).is_ok() && request.op() == Op::Exchange {
             self.adding = Some(header.request_id);
         }
     }
@@ -306,8 +309,7 @@ impl Asking<'_> {
             payload: Bytes::new(payload).expect("short"),
         };
         let quiet = |header: FrameHeader| header.with_flags(Flags::QUIET);
-        let elements = ELEMENTS.try_into().expect("not 0");
-        self.ask(VectorAdd { elements }, |header| header.with_lane(1));
+        self.ask(EXCHANGE, |header| header.with_lane(1));
         self.ask(Info {}, |header| header);
         self.ask(ping(b"payload"), |header| header);
         self.ask(ping(b"quiet"), quiet);
@@ -342,7 +344,7 @@ impl Asking<'_> {
         }
         let dropped = self.client.inbox().drop_data();
         self.added += dropped as u64;
-        assert!(self.added <= 4 * ELEMENTS, "more data than is due");
+        assert!(self.added <= EXCHANGE.down, "more data than is due");
         match self.client.next() {
             Err(violation) => {
                 assert!(!violation.to_string().is_empty());

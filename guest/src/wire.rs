@@ -26,9 +26,6 @@ const MAX_FRAME: usize = 256 << 10;
 /// Bytes that a call moves before it lets another one that has something to send go first.
 const TURN: usize = 1 << 20;
 
-/// Slices that leave in one write: the headers, and three chunks of two vectors.
-const PIECES: usize = 7;
-
 /// A request on its way to the state machine.
 #[derive(Debug)]
 pub(crate) struct Asked {
@@ -272,15 +269,13 @@ impl Wire {
             }
         }
         let outbox = self.machine.outbox();
-        let mut pieces: [&[u8]; PIECES] = [&[]; PIECES];
-        pieces[0] = outbox.unsent();
-        let mut used = 1;
-        if let Some((id, left)) = outbox.data()
-            && id == own
-        {
-            used += data.up.gather(left, &mut pieces[1..]);
-        }
-        let offered: usize = pieces.iter().map(|piece| piece.len()).sum();
+        let up = match outbox.data() {
+            Some((id, left)) if id == own => data.up.next(left),
+            _ => &[],
+        };
+        let pieces = [outbox.unsent(), up];
+        let used = 1 + usize::from(!up.is_empty());
+        let offered = pieces[0].len() + up.len();
         if offered == 0 {
             return Ok(false);
         }

@@ -10,7 +10,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use script::peer::{Control, HELD, connect};
-use script::{TERMS, WATCHDOG, pipe};
+use script::{TERMS, WATCHDOG, exchange, pipe};
 use vgpu_guest::{Cause, Client, Error, Options, Retry};
 use vgpu_protocol::session::server::Terms;
 use vgpu_socket_transport::SocketTransport;
@@ -51,23 +51,6 @@ fn impatient() -> Options {
     }
 }
 
-fn vectors(elements: usize, first: usize) -> (Vec<f32>, Vec<f32>) {
-    // Exact in f32, and different on every lane.
-    (0..elements)
-        .map(|i| ((i % 10_007) as f32, (first + i % 8) as f32))
-        .unzip()
-}
-
-fn add(client: &mut Client, elements: usize, first: usize) -> Result<(), Error> {
-    let (a, b) = vectors(elements, first);
-    let mut out = vec![f32::NAN; elements];
-    client.vector_add(&a, &b, &mut out)?;
-    for (i, out) in out.iter().enumerate() {
-        assert_eq!(*out, a[i] + b[i], "element {i} of {elements}");
-    }
-    Ok(())
-}
-
 /// Two lanes of a session.
 fn two(ends: Ends, terms: Terms, options: &Options) -> (Client, Client, Arc<Control>) {
     let (client, control, _) = connect(ends, terms, options);
@@ -76,7 +59,7 @@ fn two(ends: Ends, terms: Terms, options: &Options) -> (Client, Client, Arc<Cont
 }
 
 #[test]
-fn pings_are_answered_while_a_vector_add_waits_on_another_lane() {
+fn pings_are_answered_while_an_exchange_waits_on_another_lane() {
     for (ends, terms) in [
         (sockets(), CREDIT),
         (sockets(), TERMS),
@@ -85,7 +68,7 @@ fn pings_are_answered_while_a_vector_add_waits_on_another_lane() {
         let (mut client, mut other, control) = two(ends, terms, &patient());
         control.hold();
         thread::scope(|scope| {
-            let adder = scope.spawn(|| add(&mut client, 40_000, 1));
+            let exchanging = scope.spawn(|| exchange(&mut client, 40_000, 1));
             control.wait_for(1);
             if terms.initial_credit == CREDIT.initial_credit {
                 for size in (0..50).map(|step| step * 80) {
@@ -94,9 +77,9 @@ fn pings_are_answered_while_a_vector_add_waits_on_another_lane() {
                 other.ping_quiet(b"hush").expect("sent");
                 other.fence().expect("a fence of this lane alone");
             }
-            assert!(!adder.is_finished());
+            assert!(!exchanging.is_finished());
             control.let_go();
-            adder.join().expect("no panic").expect("a sum");
+            exchanging.join().expect("no panic").expect("an answer");
         });
         other.ping(b"x").expect("an echo");
         client.goodbye().expect("a goodbye");
@@ -123,7 +106,7 @@ fn answers_come_in_the_order_in_which_the_work_is_done() {
     }
 }
 
-/// Every lane pings, fences and adds at once.
+/// Every lane pings, fences and exchanges at once.
 fn storm(client: &Client, lanes: usize, rounds: usize, elements: &[usize]) {
     thread::scope(|scope| {
         for number in 0..lanes {
@@ -137,7 +120,8 @@ fn storm(client: &Client, lanes: usize, rounds: usize, elements: &[usize]) {
                     }
                     lane.fence().expect("a fence");
                     for elements in elements {
-                        add(&mut lane, elements + 13 * number, round + number).expect("a sum");
+                        exchange(&mut lane, elements + 13 * number, round + number)
+                            .expect("an answer");
                     }
                 }
             });
@@ -180,7 +164,7 @@ fn lanes_beyond_what_the_mediator_takes_at_once_wait_their_turn() {
             scope.spawn(move || {
                 for round in 0..20 {
                     lane.ping(&[1; 9]).expect("an echo");
-                    add(&mut lane, 3000, round + number).expect("a sum");
+                    exchange(&mut lane, 3000, round + number).expect("an answer");
                 }
             });
         }
@@ -230,19 +214,19 @@ fn a_request_that_is_stuck_is_given_up_and_the_other_lanes_go_on() {
         control.let_go();
         control.wait_for(0);
         client.ping(b"x").expect("an echo");
-        add(&mut client, 1000, 1).expect("a sum");
+        exchange(&mut client, 1000, 1).expect("an answer");
         other.ping(b"x").expect("an echo");
     }
 }
 
 #[test]
-fn a_vector_add_that_is_stuck_between_two_frames_is_given_up_alone() {
+fn an_exchange_that_is_stuck_between_two_frames_is_given_up_alone() {
     let (mut client, mut other, control) = two(sockets(), CREDIT, &impatient());
     control.hold();
     let given_up = AtomicBool::new(false);
     thread::scope(|scope| {
         let stuck = scope.spawn(|| {
-            let error = add(&mut client, 10_000, 1).expect_err("no credit");
+            let error = exchange(&mut client, 10_000, 1).expect_err("no credit");
             given_up.store(true, Ordering::SeqCst);
             error
         });
@@ -258,7 +242,7 @@ fn a_vector_add_that_is_stuck_between_two_frames_is_given_up_alone() {
     other.ping(b"x").expect("an echo");
     control.wait_for(0);
     control.let_go();
-    add(&mut client, 10_000, 2).expect("a sum");
+    exchange(&mut client, 10_000, 2).expect("an answer");
 }
 
 #[test]
@@ -287,13 +271,13 @@ fn a_panic_in_the_middle_of_a_call_leaves_no_lane_waiting() {
         (pipes(300, usize::MAX), 400_000, false),
     ] {
         let (mut client, mut other, _control) = two(ends, TERMS, &patient());
-        let (a, mut out) = (vec![1.0; elements], vec![0.0; elements]);
+        let (data, mut back) = (vec![1; 8 * elements], vec![0; 4 * elements]);
         let waits = thread::spawn(move || {
             let result = other.ping(HELD);
             (other, result)
         });
         let panicked = catch_unwind(AssertUnwindSafe(|| {
-            client.vector_add_watched(&a, &a, &mut out, |_| panic!("enough"))
+            client.exchange_watched(&data, &mut back, |_| panic!("enough"))
         }));
         assert!(panicked.is_err());
         let (mut other, _) = waits.join().expect("no panic");
@@ -416,7 +400,7 @@ fn a_request_of_a_single_lane_takes_one_write_and_no_read_too_many() {
         let before = counts.each_ref().map(|count| count.load(Ordering::SeqCst));
         match elements {
             0 => drop(client.ping(&[1; 16]).expect("an echo")),
-            elements => add(&mut client, elements, 1).expect("a sum"),
+            elements => exchange(&mut client, elements, 1).expect("an answer"),
         }
         let after = counts.each_ref().map(|count| count.load(Ordering::SeqCst));
         let [writes, reads, waits, flushes] =

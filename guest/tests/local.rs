@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use tempfile::TempDir;
 use vchan::local::{Listener, connect_on};
-use vgpu_guest::{Cause, Client, Endpoint, Options, Retry, Side};
+use vgpu_guest::{Cause, Client, Device, Endpoint, LaunchConfig, Options, Retry, Side};
 use vgpu_mediator::executor::cpu::CpuExecutor;
 use vgpu_mediator::session::{
     INITIAL_CREDIT, Refusal, SessionEnd, Settings, StopFlag, Stream, Terms, Timeouts, serve,
@@ -190,4 +190,46 @@ fn a_refused_guest_hears_why() {
         (skipped[0].error.side(), skipped[0].error.retry()),
         (Side::Mediator, Retry::No)
     );
+}
+
+#[test]
+fn a_vector_add_tells_how_far_it_is_and_how_long_the_device_worked() {
+    let (_directory, socket, endpoint) = place();
+    let _mediator = mediator(&socket, settings());
+    let mut client = Client::connect(&[endpoint], &Options::default()).expect("a session");
+    let n = 1_200_000;
+    let (a, b) = vectors(n);
+    let (mut out, mut seen) = (vec![f32::NAN; n], Vec::new());
+    let report = client
+        .vector_add_watched(&a, &b, &mut out, |done| seen.push(done))
+        .expect("a sum");
+    assert_eq!((report.elements, seen.last()), (n, Some(&n)));
+    assert!(seen.is_sorted());
+    assert!(Duration::ZERO < report.device_time && report.device_time < report.elapsed);
+}
+
+/// Each would otherwise name its modules as the other does.
+#[test]
+fn two_devices_of_one_session_share_its_handles() {
+    let (_directory, socket, endpoint) = place();
+    let _mediator = mediator(&socket, settings());
+    let client = Client::connect(&[endpoint], &Options::default()).expect("a session");
+    let kernels = include_bytes!("../examples/saxpy.ptx");
+    let devices = [(); 2].map(|()| Device::new(client.lane().expect("a lane")).expect("a device"));
+    let modules = devices
+        .each_ref()
+        .map(|device| device.load_module(kernels).expect("a module"));
+    let saxpy = modules[0].load_function("saxpy").expect("a kernel");
+    let y = devices[0].clone_htod(&[1.0f32; 100]).expect("up");
+    let x = devices[1].clone_htod(&[2.0f32; 100]).expect("up");
+    let launch = devices[1]
+        .launch_builder(&saxpy)
+        .arg(&3.0f32)
+        .arg(&x)
+        .arg(&y);
+    launch
+        .arg(&100u32)
+        .launch(LaunchConfig::for_num_elems(100))
+        .expect("a launch");
+    assert_eq!(devices[0].clone_dtoh(&y).expect("down"), [7.0; 100]);
 }

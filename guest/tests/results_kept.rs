@@ -12,6 +12,7 @@ use std::process::{Command, Stdio};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
+use script::device::Device;
 use script::{Script, TERMS, WATCHDOG, info_reply};
 use vgpu_protocol::frame::FrameHeader;
 use vgpu_protocol::op::Op;
@@ -47,11 +48,11 @@ fn mediator(path: &Path, end: End) -> JoinHandle<()> {
 
 fn serve(script: &mut Script, end: End) -> Result<(), TransportError> {
     script.welcome(TERMS)?;
+    let mut device = Device::default();
     loop {
         let (header, body) = script.receive()?;
         let reply = FrameHeader::reply_to(&header, Status::OK);
         match header.op {
-            Op::VectorAdd => script.add(&header, &body)?,
             Op::Info => script.reply(&header, &info_reply())?,
             Op::Ping => script.echo(&header, &body)?,
             Op::Goodbye => {
@@ -67,7 +68,7 @@ fn serve(script: &mut Script, end: End) -> Result<(), TransportError> {
                 }
                 return script.end.close(Instant::now() + WATCHDOG);
             }
-            _ => script.send(reply, &body)?,
+            _ => device.answer(script, &header, &body)?,
         }
     }
 }

@@ -168,12 +168,12 @@ fn a_far_mediator_that_is_full_is_busy() {
     add(&mut chain.near.connect().unwrap(), 10).unwrap();
 }
 
-/// Starts a long vector add and calls `meanwhile` once results have come.
-fn add_and(client: &mut Client, mut meanwhile: impl FnMut()) -> Result<(), Error> {
-    let n = 1 << 22;
-    let (a, mut sum) = (vec![1.0; n], vec![0.0; n]);
+/// Starts a long exchange and calls `meanwhile` once something has come back.
+fn exchange_and(client: &mut Client, mut meanwhile: impl FnMut()) -> Result<(), Error> {
+    let n = 1 << 24;
+    let (data, mut back) = (vec![1; n], vec![0; n]);
     let mut once = Some(());
-    let outcome = client.vector_add_watched(&a, &a, &mut sum, |complete| {
+    let outcome = client.exchange_watched(&data, &mut back, |complete| {
         if complete > 0 && once.take().is_some() {
             meanwhile();
         }
@@ -188,7 +188,7 @@ fn a_far_mediator_killed_in_the_middle_is_named_and_its_successor_serves() {
     let mut idle = chain.near.connect().unwrap();
     idle.ping(b"").unwrap();
     let place = chain.far().endpoint().to_string();
-    let error = add_and(&mut client, || chain.crash_far()).unwrap_err();
+    let error = exchange_and(&mut client, || chain.crash_far()).unwrap_err();
     let (status, text) = refusal(&error);
     assert_eq!(status, ErrorCode::BackendLost.into(), "{text}");
     assert!(text.contains(&place) && text.contains("is gone"), "{text}");
@@ -216,7 +216,7 @@ fn a_far_worker_killed_in_the_middle_harms_no_other_session() {
         let pid = Pid::from_raw(i32::try_from(worker).unwrap());
         kill(pid, Signal::SIGKILL).unwrap();
     };
-    let (status, _) = refusal(&add_and(&mut client, kill_it).unwrap_err());
+    let (status, _) = refusal(&exchange_and(&mut client, kill_it).unwrap_err());
     assert_eq!(status, ErrorCode::BackendLost.into());
     add(&mut other, 100_000).unwrap();
     add(&mut chain.near.connect().unwrap(), 10).unwrap();
@@ -232,7 +232,7 @@ fn a_far_mediator_that_hangs_is_named_within_the_deadline() {
     let connect = || Client::connect(&[chain.near.endpoint()], &patient).unwrap();
     let mut client = connect();
     let worker = Pid::from_raw(i32::try_from(chain.far().wait_for_workers(1)[0]).unwrap());
-    let error = add_and(&mut client, || kill(worker, Signal::SIGSTOP).unwrap()).unwrap_err();
+    let error = exchange_and(&mut client, || kill(worker, Signal::SIGSTOP).unwrap()).unwrap_err();
     let (status, text) = refusal(&error);
     assert_eq!(status, ErrorCode::BackendLost.into(), "{text}");
     assert!(text.contains("has not moved for 1500 ms"), "{text}");
@@ -250,7 +250,7 @@ fn a_guest_killed_or_kicked_in_the_middle_leaves_nothing_behind() {
         assert!(kicked.status.success(), "{}", stderr(&kicked));
     };
     // It may finish before it is noticed; the session is over either way.
-    let _ = add_and(&mut client, kick);
+    let _ = exchange_and(&mut client, kick);
     wait_for_no_workers(&chain);
     assert!(client.ping(b"").is_err());
 
@@ -278,7 +278,7 @@ fn a_far_mediator_that_stops_in_good_order_lets_its_requests_finish() {
     let mut chain = Chain::start(&[], &[]);
     let mut client = chain.near.connect().unwrap();
     let far = chain.far.take().unwrap();
-    add_and(&mut client, || far.signal(Signal::SIGTERM)).unwrap();
+    exchange_and(&mut client, || far.signal(Signal::SIGTERM)).unwrap();
     chain.far = Some(far);
     let error = client.ping(b"").unwrap_err();
     let (status, text) = refusal(&error);

@@ -13,7 +13,7 @@ use vchan::Channel;
 use vchan::local::{Listener, connect_on};
 use vgpu_guest::{Cause, Client, Error, Options};
 use vgpu_protocol::frame::{FrameHeader, HEADER_LEN};
-use vgpu_protocol::op::{Body, Features, HelloReply, InfoReply, Op, VectorAddReply};
+use vgpu_protocol::op::{Body, ExchangeReply, Features, HelloReply, InfoReply, Op};
 use vgpu_protocol::status::{ErrorCode, Status};
 
 /// Elements of the vectors in here, whose 12,000 bytes may be sent at once.
@@ -77,7 +77,7 @@ impl Liar {
         let _ = self.over.recv_timeout(WATCHDOG);
     }
 
-    /// Honest until vectors are to be added. Then it `stays`, or is gone.
+    /// Honest until something is to be exchanged. Then it `stays`, or is gone.
     fn serve(&mut self, features: Features, stays: bool, lie: Lie) {
         while let Some((header, body)) = self.frame() {
             match header.op {
@@ -105,7 +105,7 @@ impl Liar {
                     self.ok(&header, &info.encode());
                 }
                 Op::Ping => self.ok(&header, &body),
-                Op::VectorAdd => {
+                Op::Exchange => {
                     lie(self, header);
                     if stays {
                         self.silence();
@@ -174,7 +174,8 @@ fn told_about(elements: usize, stays: bool, lie: Lie) -> (Status, String) {
     };
     let mut client = Client::connect(&[mediator.endpoint()], &patient).unwrap();
     client.ping(b"honest so far").unwrap();
-    let told = refusal(&add(&mut client, elements).unwrap_err());
+    let (data, mut back) = (vec![5; 8 * elements], vec![0; 4 * elements]);
+    let told = refusal(&client.exchange(&data, &mut back).unwrap_err());
     let place = format!("local:{}", far.display());
     assert!(told.1.contains(&place), "{told:?}");
     drop(client);
@@ -235,14 +236,14 @@ fn a_result_for_another_request() {
 fn done_too_early_or_with_something_else() {
     assert_broken_about(
         1 << 20,
-        |liar, request| liar.ok(&request, &VectorAddReply { device_ns: 1 }.encode()),
+        |liar, request| liar.ok(&request, &ExchangeReply {}.encode()),
         "before its data was sent",
     );
     assert_broken(
         |liar, request| {
             liar.input();
             liar.result(&request, 4000);
-            liar.ok(&request, &VectorAddReply { device_ns: 1 }.encode());
+            liar.ok(&request, &ExchangeReply {}.encode());
         },
         "2000 bytes too early",
     );

@@ -42,7 +42,7 @@ fn a_guest_may_ask_for_what_its_rule_allows_and_for_nothing_else() {
     let mediator = sockets.start(&["--config", &config(directory.path(), rules)]);
 
     let mut client = client_of(&sockets, "tester");
-    let error = add(&mut client, 10).unwrap_err();
+    let error = client.exchange(&[7; 10], &mut []).unwrap_err();
     // Hello has told that there is no such thing.
     assert!(matches!(error.cause(), Cause::NotSent(_)), "{error:?}");
     let device = Device::new(client).unwrap();
@@ -83,12 +83,14 @@ fn a_guest_may_ask_for_what_its_rule_allows_and_for_nothing_else() {
 #[test]
 fn limits_for_all_count_where_no_rule_says_other() {
     let directory = tempfile::tempdir().unwrap();
-    let limits = "[limits]\noperations = ['vector-add']\n";
+    let limits = "[limits]\noperations = ['exchange']\n";
     let path = config(directory.path(), limits);
     let mediator = Mediator::start(directory.path(), &["--config", &path]);
     let mut client = mediator.connect().unwrap();
-    add(&mut client, 1000).unwrap();
+    client.exchange(&[7; 1000], &mut [0; 1000]).unwrap();
     // No operation of the device is allowed, so Hello does not offer it.
+    let error = add(&mut client, 1000).unwrap_err();
+    assert!(matches!(error.cause(), Cause::NotSent(_)), "{error:?}");
     let error = Device::new(client).unwrap_err();
     assert!(matches!(error.cause(), Cause::NotSent(_)), "{error:?}");
     mediator.stop();
@@ -134,7 +136,7 @@ fn the_two_files_know_the_rules_too() {
     fs::write(served.join("command.txt"), "1\n").unwrap();
     wait_until("the answer", || response().starts_with("2:"));
     assert!(
-        response().contains("does not allow VectorAdd"),
+        response().contains("does not allow MemoryAllocate"),
         "{}",
         response()
     );

@@ -102,7 +102,7 @@ fn the_code_is_what_the_launch_expects() {
     assert_eq!(after(".address_size"), "64");
     assert_eq!(after(".entry"), "vector_add(");
     assert_eq!(words.iter().filter(|w| **w == ".entry").count(), 1);
-    // Three pointers and the count, 8 bytes each, as `Device::launch_vector_add` passes them.
+    // Three pointers and the count, 8 bytes each, as `executor/trial.rs` passes them.
     let entry = code.find(".entry").expect("an entry");
     let end = entry + code[entry..].find(')').expect("parameters end");
     let parameters: Vec<&str> = code[entry..end]

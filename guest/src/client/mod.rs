@@ -1,12 +1,15 @@
 //! A session with a mediator: one file for each family of operations.
 
+mod exchange;
 mod gpu;
 mod session;
 mod vector_add;
 
-use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 
-use vgpu_protocol::op::{Body, HelloReply, Operation, Request};
+use vgpu_protocol::handle::{HandleKind, HandleMinter};
+use vgpu_protocol::op::{Body, FenceReply, HelloReply, Operation, Request};
 use vgpu_protocol::session::client::Violation;
 use vgpu_transport::{Endpoint, clock};
 
@@ -19,6 +22,7 @@ pub use gpu::{
     Device, DeviceBuffer, DevicePtr, DeviceSlice, DeviceSliceMut, Element, Event, Function,
     KernelArg, LaunchBuilder, LaunchConfig, Module, Stream,
 };
+pub(crate) use vector_add::PIECE;
 pub use vector_add::VectorAddReport;
 
 /// An open session with a mediator, as one thread sees it.
@@ -44,6 +48,45 @@ struct Session {
     endpoint: Option<Endpoint>,
     skipped: Vec<Skipped>,
     agreed: HelloReply,
+    modules: Mutex<HandleMinter>,
+    streams: Mutex<HandleMinter>,
+    events: Mutex<HandleMinter>,
+    /// Dropped while their lane was in a call; the next call of any lane gives them back.
+    dropped: Mutex<Vec<gpu::Dropped>>,
+    adder: Mutex<vector_add::Adder>,
+    /// An add has left its places.
+    left: Condvar,
+    heard: Mutex<vector_add::Heard>,
+    /// Failures that a call has heard of and that the next fence is to tell.
+    failures: Mutex<FenceReply>,
+    /// Nanoseconds of kernels that a copy has heard of and that the next wait for the device is to tell. Relaxed
+    /// everywhere: a number and nothing else.
+    untold_ns: AtomicU64,
+}
+
+impl Session {
+    fn new(endpoint: Option<Endpoint>, skipped: Vec<Skipped>, agreed: HelloReply) -> Self {
+        let minter = |kind| Mutex::new(HandleMinter::new(kind, agreed.max_handles));
+        Self {
+            endpoint,
+            skipped,
+            modules: minter(HandleKind::Module),
+            streams: minter(HandleKind::Stream),
+            events: minter(HandleKind::Event),
+            dropped: Mutex::default(),
+            adder: Mutex::default(),
+            left: Condvar::new(),
+            heard: Mutex::default(),
+            failures: Mutex::default(),
+            untold_ns: AtomicU64::new(0),
+            agreed,
+        }
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    // No step leaves what it guards half done.
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl Client {
@@ -75,7 +118,20 @@ impl Client {
     where
         O: Operation + Into<Request>,
     {
-        let done = self.run(doing, request.into(), true, &mut Data::none())?;
+        self.send_quiet_with(doing, request, &mut Data::none())
+    }
+
+    /// Sends a quiet request whose data is `data`; returns its id when the data has been taken.
+    fn send_quiet_with<O>(
+        &mut self,
+        doing: &'static str,
+        request: O,
+        data: &mut Data<'_>,
+    ) -> Result<u32>
+    where
+        O: Operation + Into<Request>,
+    {
+        let done = self.run(doing, request.into(), true, data)?;
         Ok(done.id)
     }
 

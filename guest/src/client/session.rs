@@ -9,7 +9,7 @@ use vgpu_protocol::session::client::Violation;
 use vgpu_transport::endpoint::{self, Endpoint};
 use vgpu_transport::{Transport, TransportError};
 
-use super::{Client, Session};
+use super::{Client, Session, lock};
 use crate::connect::open_transport;
 use crate::error::{Cause, Error, Result, Skipped};
 use crate::options::{Options, after};
@@ -102,11 +102,7 @@ impl Client {
         Self {
             header_lane: lane.number(),
             lane,
-            session: Arc::new(Session {
-                endpoint,
-                skipped,
-                agreed,
-            }),
+            session: Arc::new(Session::new(endpoint, skipped, agreed)),
             quiet_failed: false,
         }
     }
@@ -153,7 +149,7 @@ impl Client {
     /// Whether quiet requests had failed when the last request of this client was answered; the next
     /// [`fence`](Self::fence) of any client of the session says which.
     pub fn quiet_requests_failed(&self) -> bool {
-        self.quiet_failed
+        self.quiet_failed || !lock(&self.session.failures).is_empty()
     }
 
     /// What executes the work, and why that.
@@ -206,7 +202,17 @@ impl Client {
     /// # Errors
     /// The session failed, or the mediator does not offer fences.
     pub fn fence(&mut self) -> Result<FenceReply> {
-        self.request("fence", Fence {})
+        let told = self.ask_for_failures()?;
+        let mut failures = std::mem::take(&mut *lock(&self.session.failures));
+        failures.add_all(&told);
+        Ok(failures)
+    }
+
+    /// What the mediator tells of failures.
+    pub(super) fn ask_for_failures(&mut self) -> Result<FenceReply> {
+        let told = self.request("fence", Fence {})?;
+        lock(&self.session.heard).note(&told);
+        Ok(told)
     }
 
     /// Ends the session in good order, for all its clients.

@@ -1,12 +1,10 @@
 //! Vector adds, every sum of which is checked.
 
-use vgpu_protocol::op::VECTOR_ADD_CHUNK;
+use crate::client::{Client, PIECE};
 
-use crate::client::Client;
+use super::{Ground, at, check, goodbye};
 
-use super::{Ground, check, goodbye};
-
-/// Adds two vectors of `n` elements whose values depend on their place, so that a chunk in the
+/// Adds two vectors of `n` elements whose values depend on their place, so that a piece in the
 /// wrong place or from another request is noticed.
 pub(super) fn add(client: &mut Client, n: usize) -> Result<(), String> {
     let a: Vec<f32> = (0..n).map(|i| (i % 16_381) as f32).collect();
@@ -33,21 +31,61 @@ fn sum(client: &mut Client, a: &[f32], b: &[f32]) -> Result<Vec<f32>, String> {
     Ok(sum)
 }
 
-/// Elements of a chunk.
-#[allow(clippy::cast_possible_truncation, reason = "a small constant")]
-const CHUNK: usize = VECTOR_ADD_CHUNK as usize;
-
-pub(super) fn around_a_chunk(ground: &Ground<'_>) -> Result<(), String> {
+pub(super) fn around_a_piece(ground: &Ground<'_>) -> Result<(), String> {
     let mut client = ground.connect()?;
-    for n in [0, 1, 2, 1024, CHUNK - 1, CHUNK, CHUNK + 1] {
+    for n in [
+        0,
+        1,
+        2,
+        3,
+        4,
+        5,
+        1023,
+        1024,
+        1025,
+        65_537,
+        PIECE - 1,
+        PIECE,
+        PIECE + 1,
+    ] {
         add(&mut client, n)?;
     }
     goodbye(client)
 }
 
-pub(super) fn several_chunks(ground: &Ground<'_>) -> Result<(), String> {
+pub(super) fn several_pieces(ground: &Ground<'_>) -> Result<(), String> {
     let mut client = ground.connect()?;
-    add(&mut client, 3 * CHUNK + 4099)?;
+    add(&mut client, 3 * PIECE + 4099)?;
+    // What the first has left on the device serves the second.
+    add(&mut client, 2 * PIECE)?;
+    goodbye(client)
+}
+
+/// Sends bytes of all lengths there and back.
+pub(super) fn exchanges(ground: &Ground<'_>) -> Result<(), String> {
+    let mut client = ground.connect()?;
+    let bytes: Vec<u8> = (0..5_000_011usize)
+        .map(|i| (i.wrapping_mul(0x9e37_79b9) >> 13).to_le_bytes()[0])
+        .collect();
+    for up in [
+        0,
+        1,
+        1000,
+        (512 << 10) - 1,
+        512 << 10,
+        (512 << 10) + 1,
+        1 << 20,
+        bytes.len(),
+    ] {
+        for down in [0, 1, up / 3, up] {
+            let mut back = vec![0; down.min(up)];
+            let data = &bytes[bytes.len() - up..];
+            client.exchange(data, &mut back).map_err(at("exchange"))?;
+            check(back == data[..back.len()], || {
+                format!("other bytes came back of {up}, of which {down} were due")
+            })?;
+        }
+    }
     goodbye(client)
 }
 

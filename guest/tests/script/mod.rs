@@ -7,6 +7,7 @@
 #![allow(dead_code, reason = "each test file uses its own part")]
 
 pub(crate) mod cpu;
+pub(crate) mod device;
 pub(crate) mod peer;
 pub(crate) mod pipe;
 
@@ -16,9 +17,7 @@ use std::time::{Duration, Instant};
 
 use vgpu_guest::{Client, HelloReply, InfoReply, Options, Result};
 use vgpu_protocol::frame::{FrameHeader, HEADER_LEN};
-use vgpu_protocol::op::{
-    Body, Features, Hello, Op, Ping, PingReply, VECTOR_ADD_CHUNK, VectorAdd, VectorAddReply,
-};
+use vgpu_protocol::op::{Body, Exchange, ExchangeReply, Features, Hello, Op, Ping, PingReply};
 use vgpu_protocol::session::server::Terms;
 use vgpu_protocol::status::{ErrorCode, Status, encode_error_text};
 use vgpu_transport::{Transport, TransportError};
@@ -119,7 +118,7 @@ impl Script {
         loop {
             let (header, body) = self.receive()?;
             match header.op {
-                Op::VectorAdd => self.add(&header, &body)?,
+                Op::Exchange => self.exchange(&header, &body)?,
                 Op::Ping => self.echo(&header, &body)?,
                 _ => self.send(FrameHeader::reply_to(&header, Status::OK), &[])?,
             }
@@ -132,15 +131,15 @@ impl Script {
         self.reply(request, &PingReply { payload })
     }
 
-    /// Runs one vector add.
-    pub(crate) fn add(&mut self, request: &FrameHeader, body: &[u8]) -> Step<()> {
-        let add = VectorAdd::decode(body).expect("a sound VectorAdd");
+    /// Runs one exchange.
+    pub(crate) fn exchange(&mut self, request: &FrameHeader, body: &[u8]) -> Step<()> {
+        let exchange = Exchange::decode(body).expect("a sound Exchange");
         let data = self.input(request)?;
-        assert_eq!(data.len() as u64, 8 * add.elements.get());
-        for part in sums(&data).chunks(400) {
+        assert_eq!(data.len() as u64, exchange.up);
+        for part in answer(&data).chunks(400) {
             self.data(request, part)?;
         }
-        self.reply(request, &VectorAddReply { device_ns: 5 })
+        self.reply(request, &ExchangeReply {})
     }
 
     /// Sends a frame of data.
@@ -165,23 +164,25 @@ impl Script {
     }
 }
 
-/// The sums for the whole data of a vector add.
-pub(crate) fn sums(data: &[u8]) -> Vec<u8> {
-    data.chunks(2 * CHUNK_BYTES).flat_map(chunk_sums).collect()
+/// What comes back in the tests' exchanges: the first half.
+pub(crate) fn answer(data: &[u8]) -> &[u8] {
+    &data[..data.len() / 2]
 }
 
-/// Bytes of each vector in a chunk.
-#[allow(clippy::cast_possible_truncation, reason = "a small constant")]
-pub(crate) const CHUNK_BYTES: usize = VECTOR_ADD_CHUNK as usize * 4;
-
-/// The sums for a chunk of both vectors.
-pub(crate) fn chunk_sums(both: &[u8]) -> Vec<u8> {
-    let (a, b) = both.split_at(both.len() / 2);
-    let float = |bytes: &[u8]| f32::from_le_bytes([bytes[0], bytes[1], bytes[2], bytes[3]]);
-    a.chunks(4)
-        .zip(b.chunks(4))
-        .flat_map(|(a, b)| (float(a) + float(b)).to_le_bytes())
+/// Data of an exchange of 8 bytes there and 4 back for each element, different for each `seed`.
+pub(crate) fn data(elements: usize, seed: usize) -> Vec<u8> {
+    (0..8 * elements)
+        .map(|i| ((i + seed).wrapping_mul(0x9e37_79b9) >> 13).to_le_bytes()[0])
         .collect()
+}
+
+/// Runs an exchange and checks what comes back.
+pub(crate) fn exchange(client: &mut Client, elements: usize, seed: usize) -> Result<()> {
+    let data = data(elements, seed);
+    let mut back = vec![!0; 4 * elements];
+    client.exchange(&data, &mut back)?;
+    assert!(back == answer(&data), "{elements} elements");
+    Ok(())
 }
 
 /// Options with limits short enough for tests of what never comes.

@@ -1,4 +1,4 @@
-//! A mediator that keeps to the protocol, made of the protocol's own half: it adds vectors at once, or
+//! A mediator that keeps to the protocol, made of the protocol's own half: it exchanges at once, or
 //! holds everything but pings and fences until it is let go.
 
 use std::collections::HashMap;
@@ -8,13 +8,16 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use vgpu_guest::{Client, Options};
-use vgpu_protocol::op::{Body, FenceReply, PingReply, Request, VectorAddReply};
+use vgpu_protocol::op::{Body, ExchangeReply, FenceReply, PingReply, Request};
 use vgpu_protocol::session::Server;
 use vgpu_protocol::session::server::{Failure, Step, Terms, Timeouts};
 use vgpu_protocol::status::ErrorCode;
 use vgpu_transport::{Interest, Transport, TransportError};
 
-use super::{CHUNK_BYTES, WATCHDOG, chunk_sums, info_reply};
+use super::{WATCHDOG, info_reply};
+
+/// Bytes that it takes at once.
+const CHUNK: usize = 512 << 10;
 
 /// A ping that is answered only when the mediator is let go.
 pub(crate) const HELD: &[u8] = b"held";
@@ -53,7 +56,7 @@ struct Work {
     request: Request,
     input: Vec<u8>,
     output: Vec<u8>,
-    /// Bytes of input that have not been summed, and of output not sent.
+    /// Bytes of input that have not been used, and of output not sent.
     left: (u64, u64),
 }
 
@@ -198,25 +201,28 @@ impl Peer {
                     PingReply { payload }.encode()
                 }
                 Request::Fence(_) => FenceReply::default().encode(),
-                Request::VectorAdd(_) => {
+                Request::Exchange(exchange) => {
                     if hold {
                         continue;
                     }
-                    let whole = (2 * CHUNK_BYTES).min(usize::try_from(work.left.0).expect("small"));
+                    let whole = CHUNK.min(usize::try_from(work.left.0).expect("small"));
                     if whole > 0 && work.input.len() >= whole {
+                        let came = exchange.up - work.left.0;
+                        let back = exchange.down.saturating_sub(came).min(whole as u64);
                         let chunk: Vec<u8> = work.input.drain(..whole).collect();
-                        work.output.extend(chunk_sums(&chunk));
+                        let back = usize::try_from(back).expect("within the chunk");
+                        work.output.extend(&chunk[..back]);
                         work.left.0 -= whole as u64;
                     }
                     // Room for the next chunk and the one after it.
-                    let room = 4 * CHUNK_BYTES as u64;
-                    if work.input.len() < 2 * CHUNK_BYTES {
+                    let room = 2 * CHUNK as u64;
+                    if work.input.len() < CHUNK {
                         self.server.grant(id, room, now);
                     }
-                    if work.left.1 > 0 {
+                    if work.left != (0, 0) {
                         continue;
                     }
-                    VectorAddReply { device_ns: 5 }.encode()
+                    ExchangeReply {}.encode()
                 }
                 other => panic!("{other:?} is the server's own to answer"),
             };

@@ -3,13 +3,11 @@
 //! Nothing of CUDA is needed to build or start the mediator: the driver's library is loaded when the
 //! executor is opened. Opening it is also the proof that it works. A driver can load, list its GPUs
 //! and still fail at the first allocation (in a PV dom0 it does), so [`open`] ends with a real
-//! vector add, through the same code that guests' vectors take.
+//! vector add, through the same code that guests' kernels take.
 //!
 //! * `driver`: the driver's functions and results.
-//! * `device`: context and kernel.
-//! * `slot`: memory, stream and work of one chunk.
-//! * `pipeline`: several slots in turn.
-//! * `queue`: what guests ask of the driver itself.
+//! * `device`: the GPU and its context.
+//! * `queue`: what guests ask of the driver.
 //! * `caller`: of that, what may take its time.
 //! * `handles`: page-locked memory, streams and events of theirs.
 //! * `image`: what guests call a module.
@@ -25,32 +23,23 @@ mod device;
 mod driver;
 mod handles;
 mod image;
-mod pipeline;
 mod platform;
 mod queue;
-mod slot;
 mod words;
 
+use std::fmt::Display;
 use std::fs;
-use std::sync::{Arc, PoisonError};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use vgpu_protocol::frame::FrameHeader;
-use vgpu_protocol::op::{FenceReply, Request};
 use vgpu_protocol::session::server::Failure;
+use vgpu_protocol::status::Status;
 use vgpu_transport::Waker;
 
-use super::cuda_result;
-use super::gpu::Gpu;
-use super::vector_add::VectorAdds;
-use super::{Executor, ExecutorError, ExecutorInfo, KERNEL_TIME, Limits, unsupported};
-use crate::policy::Share;
-use crate::session::backend::{Also, Backend, Event};
-use crate::session::one_request::{one_request, trial_add, wrong_sums};
-use crate::usage::Load;
+use super::on_device::{OnDevice, Open};
+use super::{ExecutorError, ExecutorInfo, KERNEL_TIME, Limits, cuda_result, trial};
 use device::Device;
 use driver::{CallError, Driver, LoadError};
-use pipeline::{CudaPipeline, FreeSlots};
 use platform::Platform;
 use queue::Queue;
 use words::Words;
@@ -65,16 +54,23 @@ const PROOF_DEADLINE: Duration = Duration::from_secs(10);
 const OBJECTS: u32 = 1 << 16;
 
 /// Runs a guest's work on this machine's first NVIDIA GPU (`CUDA_VISIBLE_DEVICES` chooses another).
+pub type CudaExecutor = OnDevice<OpenGpu>;
+
+/// A GPU whose context is open.
 #[derive(Debug)]
-pub struct CudaExecutor {
-    info: ExecutorInfo,
-    limits: Limits,
-    // In this order: whatever has slots is dropped before the device that they belong to.
-    /// Present from the first request on that is for it.
-    gpu: Option<Gpu<Queue>>,
-    adds: VectorAdds<CudaPipeline>,
-    free: FreeSlots,
-    device: Arc<Device>,
+pub struct OpenGpu(Arc<Device>);
+
+impl Open for OpenGpu {
+    type Device = Queue;
+
+    fn open(&self, _: &ExecutorInfo, _: &Limits) -> Result<Queue, ExecutorError> {
+        if self.0.is_lost() {
+            return Err(ExecutorError::DeviceLost {
+                what: "an earlier error ended this process's use of it".into(),
+            });
+        }
+        Queue::new(&self.0).map_err(|error| executor_error(&self.0, error))
+    }
 }
 
 /// Opens the executor and proves it with a vector add. `reason` is the line that `info` gives for
@@ -124,159 +120,26 @@ impl CudaExecutor {
             },
             reason: reason.to_owned(),
         };
-        Ok(CudaExecutor {
-            limits: Limits {
-                memory: info.total_memory,
-                objects: OBJECTS,
-                kernel_time: KERNEL_TIME,
-            },
-            gpu: None,
-            info,
-            adds: VectorAdds::default(),
-            free: FreeSlots::default(),
-            device,
-        })
+        let limits = Limits {
+            memory: info.total_memory,
+            objects: OBJECTS,
+            kernel_time: KERNEL_TIME,
+        };
+        Ok(Self::from(OpenGpu(device), info, limits))
     }
 
-    /// Allocates, copies, adds, copies back and compares.
+    /// Allocates, loads the kernel, copies, adds, copies back and compares.
     fn prove(&mut self) -> Result<(), ExecutorError> {
-        // First by itself: what fails here is the machine's fault, and has words for it.
-        let slot = pipeline::new_slot(&self.device).map_err(explain)?;
-        self.free
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .push(slot);
-        let (request, up) = trial_add(PROOF_ELEMENTS);
         let deadline = Instant::now() + PROOF_DEADLINE;
-        let answer = one_request(self, &request, &up, deadline).map_err(explain_proof)?;
-        match wrong_sums(PROOF_ELEMENTS, &answer.data) {
+        let wrong = trial::wrong_sums(self, PROOF_ELEMENTS, deadline).map_err(explain_proof)?;
+        // What a session may have of the device is not known yet: its own begins with the first request.
+        self.gpu = None;
+        match wrong {
             0 => Ok(()),
             count => Err(ExecutorError::Unavailable {
                 what: format!("the GPU added {count} of {PROOF_ELEMENTS} numbers wrongly"),
                 advice: "check the GPU's memory (`nvidia-smi -q -d ECC`)".into(),
             }),
-        }
-    }
-}
-
-impl CudaExecutor {
-    /// The session's queue, from the first request on that is for it.
-    fn gpu(&mut self) -> Result<&mut Gpu<Queue>, ExecutorError> {
-        if self.gpu.is_none() {
-            if self.device.is_lost() {
-                return Err(pipeline::lost());
-            }
-            let queue = Queue::new(&self.device);
-            let queue = queue.map_err(|error| executor_error(&self.device, error))?;
-            self.gpu = Some(Gpu::new(queue, self.limits));
-        }
-        Ok(self.gpu.as_mut().expect("just put there"))
-    }
-
-    /// The queue, if the data of request `id` is its business.
-    fn gpu_of(&mut self, id: u32) -> Option<&mut Gpu<Queue>> {
-        self.gpu.as_mut().filter(|gpu| gpu.has(id))
-    }
-}
-
-impl Executor for CudaExecutor {
-    fn info(&self) -> &ExecutorInfo {
-        &self.info
-    }
-
-    fn set_share(&mut self, share: Share) {
-        self.limits.take(share);
-    }
-
-    fn take_failures(&mut self) -> FenceReply {
-        let gpu = self.gpu.as_mut();
-        gpu.map(Gpu::take_failures).unwrap_or_default()
-    }
-}
-
-impl Backend for CudaExecutor {
-    fn start(&mut self, header: &FrameHeader, request: Request) {
-        let id = header.request_id;
-        let request = match request {
-            Request::VectorAdd(add) => {
-                let pipeline = CudaPipeline::new(&self.device, &self.free);
-                return self.adds.start(id, &add, pipeline);
-            }
-            request => match self.gpu() {
-                Ok(gpu) => match gpu.start(header, request) {
-                    Ok(()) => return,
-                    Err(request) => request,
-                },
-                Err(error) => return self.adds.refuse(id, &error),
-            },
-        };
-        self.adds.refuse(id, &unsupported(&self.info, request.op()));
-    }
-
-    fn input(&mut self, id: u32) -> &mut [u8] {
-        match self.gpu.as_mut().filter(|gpu| gpu.has(id)) {
-            Some(gpu) => gpu.input(id),
-            None => self.adds.input(id),
-        }
-    }
-
-    fn filled(&mut self, id: u32, n: usize) {
-        match self.gpu_of(id) {
-            Some(gpu) => gpu.filled(id, n),
-            None => self.adds.filled(id, n),
-        }
-    }
-
-    fn output(&mut self, id: u32) -> &[u8] {
-        match self.gpu.as_mut().filter(|gpu| gpu.has(id)) {
-            Some(gpu) => gpu.output(id),
-            None => self.adds.output(id),
-        }
-    }
-
-    fn sent(&mut self, id: u32, n: usize) {
-        match self.gpu_of(id) {
-            Some(gpu) => gpu.sent(id, n),
-            None => self.adds.sent(id, n),
-        }
-    }
-
-    fn cancel(&mut self, id: u32) {
-        if let Some(gpu) = &mut self.gpu {
-            gpu.cancel(id);
-        }
-        let adding = self.adds.has(id);
-        self.adds.cancel(id);
-        if adding && self.device.is_lost() {
-            self.adds.lose(&pipeline::lost());
-        }
-    }
-
-    fn may_start(&self) -> bool {
-        self.gpu.as_ref().is_none_or(Gpu::may_start)
-    }
-
-    fn load(&self) -> Load {
-        let memory_limit = self.limits.memory;
-        let gpu = self.gpu.as_ref().map(Gpu::standing);
-        gpu.unwrap_or(Load {
-            memory_limit,
-            ..Load::default()
-        })
-    }
-
-    fn next_event(&mut self) -> Option<Event> {
-        // Before the look at what it was raised for.
-        self.device.waker().lower();
-        let event = self.adds.next_event();
-        event.or_else(|| self.gpu.as_mut()?.next_event())
-    }
-
-    fn also(&mut self) -> Also<'_> {
-        let queued = self.gpu.as_ref().is_some_and(|gpu| gpu.awaited().is_some());
-        match queued || self.adds.awaits_device() {
-            true => Also::Waker(self.device.waker()),
-            false => Also::Nothing,
         }
     }
 }
@@ -323,12 +186,17 @@ fn explain(error: CallError) -> ExecutorError {
 }
 
 fn explain_on(error: CallError, platform: Platform) -> ExecutorError {
+    explain_code(error.code, &error, platform)
+}
+
+/// The same for the error of a call, by its number and what is said of it.
+fn explain_code(code: i32, error: &dyn Display, platform: Platform) -> ExecutorError {
     let Words {
         cause,
         advice,
         busy,
-    } = words::of(error.code);
-    let mut what = format!("CUDA error {} in {error}", error.code);
+    } = words::of(code);
+    let mut what = format!("CUDA error {code} in {error}");
     if !cause.is_empty() {
         what = format!("{what}: {cause}");
     }
@@ -343,6 +211,9 @@ fn explain_on(error: CallError, platform: Platform) -> ExecutorError {
 
 /// An error of the proof, whose cause lies with the machine and not with a request.
 fn explain_proof(failure: Failure) -> ExecutorError {
+    if let Status::Cuda(code) = failure.status {
+        return explain_code(code, &failure.text, Platform::detect());
+    }
     unavailable(
         format!("the trial vector add failed: {}", failure.text),
         "see `dmesg` for lines with NVRM, and try `nvidia-smi`",
@@ -367,6 +238,7 @@ fn unavailable(what: String, advice: &str, platform: Platform) -> ExecutorError 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::executor::Executor;
 
     #[test]
     fn a_machine_without_a_driver_says_what_to_do() {

@@ -9,8 +9,9 @@ pub mod cuda;
 mod cuda_result;
 mod error;
 mod gpu;
+mod on_device;
 mod probe;
-mod vector_add;
+pub(crate) mod trial;
 
 use vgpu_protocol::op::{FenceReply, Op};
 

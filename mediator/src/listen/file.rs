@@ -15,14 +15,13 @@ use vgpu_file_transport::two_file_grammar::{
     Command, VECTOR_ADD_ELEMENTS, vector_add_failed, vector_add_passed,
 };
 
-use vgpu_protocol::op::{Op, OpSet};
+use vgpu_protocol::op::OpSet;
 use vgpu_protocol::session::server::Failure;
 use vgpu_protocol::status::{ErrorCode, Status};
 
 use super::discovery::Discovery;
-use crate::executor::{Executor, ExecutorInfo};
+use crate::executor::{Executor, ExecutorInfo, trial};
 use crate::session::OpenExecutor;
-use crate::session::one_request::{one_request, trial_add, wrong_sums};
 
 /// How long the device may take for the few numbers of one command.
 const COMMAND_LIMIT: Duration = Duration::from_secs(30);
@@ -86,8 +85,11 @@ struct Device<'a> {
 
 impl Device<'_> {
     fn run(&mut self, command: Command) -> Result<String, String> {
-        if command == Command::VectorAdd && !self.allowed.contains(Op::VectorAdd) {
-            return Err("the mediator does not allow VectorAdd to this guest".to_owned());
+        let mut needed = trial::OPERATIONS.into_iter();
+        if command == Command::VectorAdd
+            && let Some(op) = needed.find(|op| !self.allowed.contains(*op))
+        {
+            return Err(format!("the mediator does not allow {op} to this guest"));
         }
         let mut executor =
             (self.open)().map_err(|error| format!("the executor failed: {error}"))?;
@@ -114,7 +116,9 @@ fn run(executor: &mut dyn Executor, command: Command) -> Result<String, Failed> 
         Command::Nothing => Ok("Nothing to do".into()),
         Command::GpuInfo => Ok(describe(executor.info())),
         Command::VectorAdd => {
-            let errors = add(executor).map_err(Failed::Device)?;
+            let deadline = Instant::now() + COMMAND_LIMIT;
+            let errors = trial::wrong_sums(executor, VECTOR_ADD_ELEMENTS, deadline);
+            let errors = errors.map_err(Failed::Device)?;
             let executor = format!(
                 "{} executor, {}",
                 executor.info().kind,
@@ -148,13 +152,6 @@ fn describe(info: &ExecutorInfo) -> String {
     };
     let memory = total_memory >> 20;
     format!("{device}, {memory} MiB{driver} ({kind} executor: {reason})")
-}
-
-/// Adds fixed numbers and gives how many sums are wrong.
-fn add(executor: &mut dyn Executor) -> Result<usize, Failure> {
-    let (request, up) = trial_add(VECTOR_ADD_ELEMENTS);
-    let answer = one_request(executor, &request, &up, Instant::now() + COMMAND_LIMIT)?;
-    Ok(wrong_sums(VECTOR_ADD_ELEMENTS, &answer.data))
 }
 
 /// The error and, where the device does not come back by itself, what to do.

@@ -9,8 +9,8 @@ use std::time::{Duration, Instant};
 
 use vgpu_protocol::frame::{Flags, FrameHeader};
 use vgpu_protocol::op::{
-    Body, Features, Fence, FenceReply, Goodbye, HelloReply, Info, InfoReply, Op, PingReply,
-    VectorAddReply,
+    Body, ExchangeReply, Features, Fence, FenceReply, Goodbye, HelloReply, Info, InfoReply, Op,
+    PingReply, Synchronize, SynchronizeReply,
 };
 use vgpu_protocol::session::server::{Failure, Terms};
 use vgpu_protocol::status::{ErrorCode, Status, decode_error_text};
@@ -20,8 +20,10 @@ use super::backend::Relay;
 use super::far_session::FarSession;
 use crate::executor::cpu::CpuExecutor;
 use crate::session::backend::Event;
-use crate::session::one_request::{trial_add, wrong_sums};
-use crate::session::tests::{Guest, Held, HeldBackend, WATCHDOG, add, ping, settings, stream_add};
+use crate::session::tests::{
+    Guest, Held, HeldBackend, WATCHDOG, add_on_the_device, as_in_a_worker, assert_answer, data,
+    exchange, ping, settings, stream_exchange,
+};
 use crate::session::{self, SessionEnd, Settings, StopFlag, StopReason, Stream, run};
 use crate::usage::{Observed, Usage};
 
@@ -103,7 +105,7 @@ fn hello_info_ping_goodbye() {
             max_requests: 3.try_into().unwrap(),
             max_handles: 2,
             initial_credit: 600,
-            features: Features::VECTOR_ADD_F32,
+            features: Features::EXCHANGE,
         },
         ..settings()
     };
@@ -119,7 +121,7 @@ fn hello_info_ping_goodbye() {
         assert_eq!(reply.epoch, 77);
         assert_eq!((reply.max_lanes.get(), reply.max_requests.get()), (4, 3));
         assert_eq!((reply.max_handles, reply.initial_credit), (2, 600));
-        assert_eq!(reply.features, Features::VECTOR_ADD_F32);
+        assert_eq!(reply.features, Features::EXCHANGE);
         guest.ask(2, 0, Info {});
         let info = InfoReply::decode(&guest.reply().1).unwrap();
         assert_eq!(info.executor.as_str(), "relay");
@@ -137,7 +139,7 @@ fn hello_info_ping_goodbye() {
 }
 
 #[test]
-fn vector_adds_of_all_sizes_in_frames_of_all_sizes() {
+fn exchanges_of_all_sizes_in_frames_of_all_sizes() {
     // Either side may let the guest send more at once than the other.
     for credit in [100, 1000, 64 << 10] {
         let mut far_settings = settings();
@@ -149,7 +151,7 @@ fn vector_adds_of_all_sizes_in_frames_of_all_sizes() {
             let usage = cpu(there, &far_settings);
             assert_eq!(usage.failed_requests, 0);
         };
-        let (_, _, usage) = relayed(&near, far, |mut guest| {
+        relayed(&near, far, |mut guest| {
             guest.hello();
             let mut id = 2;
             for elements in [1, 1000, 65_535, 65_537, 300_000] {
@@ -157,22 +159,28 @@ fn vector_adds_of_all_sizes_in_frames_of_all_sizes() {
                     if elements > 1000 && frame == 99 {
                         continue;
                     }
-                    let sums = stream_add(&mut guest, id, elements, frame, most);
-                    assert_eq!(sums.len(), 4 * elements);
-                    assert_eq!(wrong_sums(elements, &sums), 0, "{elements} by {frame}");
+                    let answer = stream_exchange(&mut guest, id, elements, frame, most);
+                    assert_answer(elements, &answer);
                     id += 1;
                 }
             }
         });
-        assert!(usage.device_ns > 0);
     }
+}
+
+#[test]
+fn what_the_device_there_works_is_counted_here() {
+    let far = |there: UnixStream, _| assert!(cpu(there, &as_in_a_worker()).device_ns > 0);
+    let ((), end, usage) = relayed(&as_in_a_worker(), far, add_on_the_device);
+    assert!(matches!(end, SessionEnd::Goodbye), "{end}");
+    assert!(usage.device_ns > 0);
 }
 
 #[test]
 fn a_request_that_waits_for_the_device_holds_up_no_other_lane() {
     let ((), end) = to_held(&settings(), &StopFlag::default(), |mut guest, held| {
-        guest.ask(2, 0, add(500));
-        let of = FrameHeader::request(Op::VectorAdd, 2);
+        guest.ask(2, 0, exchange(500));
+        let of = FrameHeader::request(Op::Exchange, 2);
         held.wait_for(|inner| inner.started.len() == 1);
         held.now(|inner| inner.room.resize(1000, 0));
         guest.send(FrameHeader::data_up(&of, 0, true), &[0; 1000]);
@@ -196,7 +204,7 @@ fn a_request_that_waits_for_the_device_holds_up_no_other_lane() {
         guest.send(FrameHeader::data_up(&of, 0, false), &[0; 3000]);
         held.wait_for(|inner| inner.room.is_empty());
         held.now(|inner| drop(inner.output.insert(2, vec![7; 2000])));
-        held.done(2, VectorAddReply { device_ns: 5 }.encode());
+        held.done(2, ExchangeReply {}.encode());
         let (header, _, data) = guest.reply();
         assert_eq!((header.request_id, data[&2].len()), (2, 2000));
         assert!(guest.status_of(5).is_ok());
@@ -222,7 +230,7 @@ fn quiet_requests_and_their_failures_pass_through() {
         );
 
         // A mediator that stops refuses, and goes on with what is under way.
-        guest.ask(4, 1, add(1));
+        guest.ask(4, 1, exchange(1));
         held.wait_for(|inner| inner.started.len() == 3);
         stop_far.set(StopReason::Draining);
         // Until it has seen that.
@@ -241,11 +249,11 @@ fn quiet_requests_and_their_failures_pass_through() {
         let (header, _, _) = guest.reply();
         assert!(header.flags.contains(Flags::FAILURES), "{header:?}");
         held.now(|inner| inner.room.resize(8, 0));
-        let of = FrameHeader::request(Op::VectorAdd, 4).with_lane(1);
+        let of = FrameHeader::request(Op::Exchange, 4).with_lane(1);
         guest.send(FrameHeader::data_up(&of, 0, false), &[0; 8]);
         held.wait_for(|inner| inner.room.is_empty());
         held.now(|inner| drop(inner.output.insert(4, vec![7; 4])));
-        held.done(4, VectorAddReply { device_ns: 5 }.encode());
+        held.done(4, ExchangeReply {}.encode());
         let (header, _, _) = guest.reply();
         assert_eq!(header.request_id, 4);
         assert!(header.flags.contains(Flags::FAILURES), "nobody has asked");
@@ -292,9 +300,9 @@ fn failures_are_told_by_the_next_fence_and_then_no_more() {
 #[test]
 fn a_guest_that_gives_up_is_told_so_and_goes_on() {
     let ((), _) = to_held(&settings(), &StopFlag::default(), |mut guest, held| {
-        guest.ask(2, 0, add(500));
+        guest.ask(2, 0, exchange(500));
         held.now(|inner| inner.room.resize(1000, 0));
-        let of = FrameHeader::request(Op::VectorAdd, 2);
+        let of = FrameHeader::request(Op::Exchange, 2);
         guest.send(FrameHeader::data_up(&of, 0, true), &[0; 200]);
         guest.send(FrameHeader::data_up(&of, 0, false), &[]);
         assert_eq!(guest.status_of(2), ErrorCode::Cancelled.into());
@@ -307,8 +315,8 @@ fn a_guest_that_gives_up_is_told_so_and_goes_on() {
 #[test]
 fn a_failure_there_names_the_place_and_leaves_the_session() {
     let ((), _) = to_held(&settings(), &StopFlag::default(), |mut guest, held| {
-        guest.ask(2, 0, add(500));
-        let of = FrameHeader::request(Op::VectorAdd, 2);
+        guest.ask(2, 0, exchange(500));
+        let of = FrameHeader::request(Op::Exchange, 2);
         guest.send(FrameHeader::data_up(&of, 0, true), &[0; 200]);
         held.wait_for(|inner| inner.started.len() == 1);
         held.now(|inner| {
@@ -331,13 +339,13 @@ fn a_failure_there_names_the_place_and_leaves_the_session() {
 #[test]
 fn a_guest_that_stalls_is_told_and_the_other_mediator_hears_the_end() {
     let ((), _) = to_held(&settings(), &StopFlag::default(), |mut guest, held| {
-        let hurried = FrameHeader::request(Op::VectorAdd, 2).with_deadline_ms(200);
-        guest.send(hurried, &add(500).encode());
+        let hurried = FrameHeader::request(Op::Exchange, 2).with_deadline_ms(200);
+        guest.send(hurried, &exchange(500).encode());
         let (header, body, _) = guest.reply();
         assert_eq!(header.status, ErrorCode::Timeout.into());
         let text = decode_error_text(&body);
         assert!(text.contains("nothing moved for 200 ms"), "{text}");
-        let of = FrameHeader::request(Op::VectorAdd, 2);
+        let of = FrameHeader::request(Op::Exchange, 2);
         guest.send(FrameHeader::data_up(&of, 0, false), &[]);
         held.wait_for(|inner| inner.cancelled == [2]);
         guest.ask(3, 0, ping(b"on"));
@@ -398,15 +406,15 @@ fn ping_reply(payload: &[u8]) -> Vec<u8> {
 /// Elements of the vectors that the liars are asked to add.
 const ELEMENTS: usize = 1000;
 
-/// What a guest hears that asks a liar to add vectors, and sends `sent` bytes of them.
+/// What a guest hears that asks a liar for an exchange, and sends `sent` bytes of them.
 fn told(sent: usize, lie: Lie) -> (Status, String) {
     let mut impatient = settings();
     impatient.timeouts.stall = Duration::from_secs(1);
     let (told, end, _) = relayed(&impatient, liar(lie), |mut guest| {
         guest.hello();
-        let (request, up) = trial_add(ELEMENTS);
-        guest.ask(2, 0, request);
-        let of = FrameHeader::request(Op::VectorAdd, 2);
+        let up = data(ELEMENTS);
+        guest.ask(2, 0, exchange(ELEMENTS as u64));
+        let of = FrameHeader::request(Op::Exchange, 2);
         for (at, part) in up[..sent].chunks(1000).enumerate() {
             let more = 1000 * at + part.len() < up.len();
             let len = u32::try_from(part.len()).unwrap();
@@ -483,15 +491,14 @@ fn data_that_is_not_due_ends_the_session() {
 
 #[test]
 fn an_answer_too_early_ends_the_session() {
-    let reply: Lie =
-        |far, request| far.send(ok(&request), &VectorAddReply { device_ns: 1 }.encode());
+    let reply: Lie = |far, request| far.send(ok(&request), &ExchangeReply {}.encode());
     assert_broken(200, reply, "answered request 2 before its data was sent");
     assert_broken(
         ALL,
         |far, request| {
             take_data(far);
             far.send(FrameHeader::data_down(&request, 0, 0), &[0; 3000]);
-            far.send(ok(&request), &VectorAddReply { device_ns: 1 }.encode());
+            far.send(ok(&request), &ExchangeReply {}.encode());
         },
         "answered request 2 1000 bytes too early",
     );
@@ -505,7 +512,7 @@ fn an_answer_to_what_nobody_asked_ends_the_session() {
             request.request_id = 9;
             far.send(ok(&request), &[0; 8]);
         },
-        "answered VectorAdd 9, which was not asked",
+        "answered Exchange 9, which was not asked",
     );
     assert_broken(
         200,
@@ -515,7 +522,7 @@ fn an_answer_to_what_nobody_asked_ends_the_session() {
     assert_broken(
         200,
         |far, request| far.send(ok(&request.with_lane(5)), &[0; 8]),
-        "answered VectorAdd 2 on lane 5 where the reply to VectorAdd on lane 0 is due",
+        "answered Exchange 2 on lane 5 where the reply to Exchange on lane 0 is due",
     );
 }
 
@@ -538,16 +545,14 @@ fn what_is_no_answer_ends_the_session() {
             far.send(FrameHeader::data_down(&request, 0, 0), &[0; 4000]);
             far.send(ok(&request), &[0; 7]);
         },
-        "sends what it should not: VectorAddReply: device_ns",
+        "sends what it should not: ExchangeReply: end",
     );
 }
 
 #[test]
 fn the_time_that_it_says_its_device_worked_is_not_more_than_the_request_took() {
     let lie: Lie = |far, request| {
-        take_data(far);
-        far.send(FrameHeader::data_down(&request, 0, 0), &[0; 4]);
-        let reply = VectorAddReply {
+        let reply = SynchronizeReply {
             device_ns: u64::MAX,
         };
         far.send(ok(&request), &reply.encode());
@@ -555,7 +560,8 @@ fn the_time_that_it_says_its_device_worked_is_not_more_than_the_request_took() {
     let began = Instant::now();
     let (_, _, usage) = relayed(&settings(), liar(lie), |mut guest| {
         guest.hello();
-        stream_add(&mut guest, 2, 1, 8, 1000);
+        guest.ask(2, 0, Synchronize {});
+        assert!(guest.status_of(2).is_ok());
     });
     assert!(u128::from(usage.device_ns) <= began.elapsed().as_nanos());
 }
@@ -584,10 +590,10 @@ fn silence_is_named_before_the_guest_gives_up() {
 #[test]
 fn a_request_that_is_late_alone_is_not_taken_for_a_mediator_that_hangs() {
     let ((), end) = to_held(&settings(), &StopFlag::default(), |mut guest, held| {
-        let hurried = FrameHeader::request(Op::VectorAdd, 2).with_deadline_ms(400);
-        guest.send(hurried, &add(1).encode());
+        let hurried = FrameHeader::request(Op::Exchange, 2).with_deadline_ms(400);
+        guest.send(hurried, &exchange(1).encode());
         held.now(|inner| inner.room.resize(8, 0));
-        let of = FrameHeader::request(Op::VectorAdd, 2);
+        let of = FrameHeader::request(Op::Exchange, 2);
         guest.send(FrameHeader::data_up(&of, 0, false), &[0; 8]);
         let mut id = 3;
         let late = loop {

@@ -9,6 +9,7 @@ use vgpu_protocol::status::ErrorCode;
 
 use super::SessionEnd;
 use super::backend::{Also, Backend, Event, NotOpened, Opened, SessionBackend};
+use super::exchange::Exchanges;
 use crate::executor::{Executor, ExecutorError, ExecutorInfo, ProbeError};
 use crate::policy::Share;
 use crate::usage::Load;
@@ -56,6 +57,7 @@ pub struct LocalBackend<'o> {
     /// Objects of each kind that the guest may have.
     most_objects: u32,
     executor: Option<Box<dyn Executor>>,
+    exchanges: Exchanges,
     events: VecDeque<Event>,
 }
 
@@ -67,6 +69,7 @@ impl<'o> LocalBackend<'o> {
             reason,
             most_objects,
             executor: None,
+            exchanges: Exchanges::default(),
             events: VecDeque::new(),
         }
     }
@@ -110,28 +113,42 @@ impl Backend for LocalBackend<'_> {
             .encode(),
             // The rules keep it until those before it are over, and know which of them have failed.
             Request::Fence(_) => self.executor().take_failures().encode(),
+            Request::Exchange(exchange) => return self.exchanges.start(id, exchange),
             request => return self.executor().start(header, request),
         };
         self.events.push_back(Event::Done(id, Ok(body)));
     }
 
     fn input(&mut self, id: u32) -> &mut [u8] {
-        self.executor().input(id)
+        match self.exchanges.has(id) {
+            true => self.exchanges.input(id),
+            false => self.executor().input(id),
+        }
     }
 
     fn filled(&mut self, id: u32, n: usize) {
-        self.executor().filled(id, n);
+        match self.exchanges.has(id) {
+            true => self.exchanges.filled(id, n),
+            false => self.executor().filled(id, n),
+        }
     }
 
     fn output(&mut self, id: u32) -> &[u8] {
-        self.executor().output(id)
+        match self.exchanges.has(id) {
+            true => self.exchanges.output(id),
+            false => self.executor().output(id),
+        }
     }
 
     fn sent(&mut self, id: u32, n: usize) {
-        self.executor().sent(id, n);
+        match self.exchanges.has(id) {
+            true => self.exchanges.sent(id, n),
+            false => self.executor().sent(id, n),
+        }
     }
 
     fn cancel(&mut self, id: u32) {
+        self.exchanges.cancel(id);
         self.executor().cancel(id);
     }
 
@@ -147,7 +164,8 @@ impl Backend for LocalBackend<'_> {
     }
 
     fn next_event(&mut self) -> Option<Event> {
-        if let Some(event) = self.events.pop_front() {
+        let own = self.events.pop_front();
+        if let Some(event) = own.or_else(|| self.exchanges.events.pop_front()) {
             return Some(event);
         }
         self.executor.as_mut()?.next_event()

@@ -6,6 +6,7 @@
 //! | [`stream`] | either side's stream, and one wait for everything |
 //! | [`backend`] | what the loop asks of whatever runs the requests |
 //! | [`local_backend`] | an executor here; `crate::relay` is the other way |
+//! | `exchange` | data that is sent back, which needs neither |
 //! | `one_request` | one request without a session |
 //!
 //! The rules themselves are [`vgpu_protocol::session::Server`], which has no I/O. A guest can send
@@ -13,6 +14,7 @@
 //! and nothing else.
 
 pub mod backend;
+mod exchange;
 pub mod local_backend;
 pub(crate) mod one_request;
 mod run;

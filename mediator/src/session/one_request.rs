@@ -117,30 +117,3 @@ fn take_output(backend: &mut dyn Backend, data: &mut Vec<u8>, most: usize) -> us
     }
     taken
 }
-
-/// A vector add of `a[i] = i as f32` and `b[i] = 2 * i`, and its data.
-pub(crate) fn trial_add(elements: usize) -> (Request, Vec<u8>) {
-    use std::num::NonZeroU64;
-    use vgpu_protocol::op::{VECTOR_ADD_CHUNK, VectorAdd};
-
-    let chunk = usize::try_from(VECTOR_ADD_CHUNK).expect("a small constant");
-    let numbers: Vec<f32> = (0..elements).map(|i| i as f32).collect();
-    let mut up = Vec::with_capacity(8 * elements);
-    for chunk in numbers.chunks(chunk) {
-        up.extend(chunk.iter().flat_map(|a| a.to_le_bytes()));
-        up.extend(chunk.iter().flat_map(|a| (2.0 * a).to_le_bytes()));
-    }
-    let elements = NonZeroU64::new(elements as u64).expect("at least one element");
-    (VectorAdd { elements }.into(), up)
-}
-
-/// How many sums of a [`trial_add`] are wrong; all that are missing are.
-pub(crate) fn wrong_sums(elements: usize, data: &[u8]) -> usize {
-    let (sums, _) = data.as_chunks::<4>();
-    let right = |(i, sum): &(usize, &[u8; 4])| {
-        let a = *i as f32;
-        f32::from_le_bytes(**sum) == a + 2.0 * a
-    };
-    let right = sums.iter().enumerate().take(elements).filter(right).count();
-    elements - right
-}

@@ -5,7 +5,6 @@
 use std::collections::{HashMap, VecDeque};
 use std::io::{ErrorKind, Read, Write};
 use std::net::Shutdown;
-use std::num::NonZeroU64;
 use std::os::unix::net::UnixStream;
 use std::sync::{Arc, Mutex};
 use std::thread;
@@ -13,8 +12,8 @@ use std::time::{Duration, Instant};
 
 use vgpu_protocol::frame::{FrameHeader, HEADER_LEN};
 use vgpu_protocol::op::{
-    Body, Features, Fence, FenceReply, Goodbye, Hello, HelloReply, Info, InfoReply, Op, Ping,
-    PingReply, Request, VectorAdd, VectorAddReply,
+    Body, Exchange, ExchangeReply, Features, Fence, FenceReply, Goodbye, Hello, HelloReply, Info,
+    InfoReply, Op, Ping, PingReply, Request,
 };
 use vgpu_protocol::session::server::Failure;
 use vgpu_protocol::status::{ErrorCode, Status, decode_error_text};
@@ -22,7 +21,6 @@ use vgpu_socket_transport::SocketTransport;
 use vgpu_transport::Waker;
 
 use super::backend::{Also, Backend, Event, NotOpened, Opened, SessionBackend};
-use super::one_request::{trial_add, wrong_sums};
 use super::*;
 use crate::executor::cpu::CpuExecutor;
 use crate::usage::Usage;
@@ -50,6 +48,13 @@ pub(crate) fn settings() -> Settings {
         reason: Some("a test".into()),
         refusal: None,
     }
+}
+
+/// The same, with what executors count on that a guest may send at once.
+pub(crate) fn as_in_a_worker() -> Settings {
+    let mut settings = settings();
+    settings.terms.initial_credit = INITIAL_CREDIT;
+    settings
 }
 
 /// A guest's end of the stream.
@@ -340,9 +345,23 @@ fn on_held<T>(
     })
 }
 
-pub(crate) fn add(elements: u64) -> VectorAdd {
-    let elements = NonZeroU64::new(elements).unwrap();
-    VectorAdd { elements }
+/// 8 bytes up and 4 down for each element.
+pub(crate) fn exchange(elements: u64) -> Exchange {
+    Exchange {
+        up: 8 * elements,
+        down: 4 * elements,
+    }
+}
+
+/// Data for that.
+pub(crate) fn data(elements: usize) -> Vec<u8> {
+    (0..8 * elements)
+        .map(|i| (i.wrapping_mul(0x9e37_79b9) >> 13).to_le_bytes()[0])
+        .collect()
+}
+
+pub(crate) fn assert_answer(elements: usize, answer: &[u8]) {
+    assert!(answer == &data(elements)[..4 * elements], "{elements}");
 }
 
 pub(crate) fn ping(payload: &[u8]) -> Ping {
@@ -378,22 +397,22 @@ fn hello_info_ping_goodbye() {
     assert_eq!((usage.requests, usage.failed_requests), (4, 0));
 }
 
-/// Sends the data of a vector add as its credit allows, and returns the sums.
-pub(crate) fn stream_add(
+/// Sends the data of an exchange as its credit allows, and returns what comes back.
+pub(crate) fn stream_exchange(
     guest: &mut Guest,
     id: u32,
     elements: usize,
     frame: usize,
     initial_credit: usize,
 ) -> Vec<u8> {
-    let (request, up) = trial_add(elements);
-    guest.ask(id, 0, request);
+    let up = data(elements);
+    guest.ask(id, 0, exchange(elements as u64));
     let (mut sent, mut credit, mut down) = (0, initial_credit, Vec::new());
     loop {
         while sent < up.len() && credit > 0 {
             let n = frame.min(credit).min(up.len() - sent);
             let more = sent + n < up.len();
-            let of = FrameHeader::request(Op::VectorAdd, id);
+            let of = FrameHeader::request(Op::Exchange, id);
             guest.send(FrameHeader::data_up(&of, 0, more), &up[sent..sent + n]);
             sent += n;
             credit -= n;
@@ -401,7 +420,7 @@ pub(crate) fn stream_add(
         let (header, body) = guest.next();
         if header.op != Op::Data {
             assert!(header.status.is_ok(), "{}", decode_error_text(&body));
-            VectorAddReply::decode(&body).unwrap();
+            ExchangeReply::decode(&body).unwrap();
             return down;
         }
         credit += header.credit as usize;
@@ -410,28 +429,85 @@ pub(crate) fn stream_add(
 }
 
 #[test]
-fn vector_adds_of_all_sizes_in_frames_of_all_sizes() {
-    let (_, _, usage) = on_cpu(&settings(), |mut guest| {
+fn exchanges_of_all_sizes_in_frames_of_all_sizes() {
+    on_cpu(&settings(), |mut guest| {
         guest.hello();
         let mut id = 2;
         for elements in [1, 1000, 65_535, 65_537, 300_000] {
             for frame in [700, 4096, 1 << 20] {
-                let sums = stream_add(&mut guest, id, elements, frame, 1000);
-                assert_eq!(sums.len(), 4 * elements);
-                assert_eq!(wrong_sums(elements, &sums), 0, "{elements} by {frame}");
+                let answer = stream_exchange(&mut guest, id, elements, frame, 1000);
+                assert_answer(elements, &answer);
                 id += 1;
             }
         }
     });
+}
+
+/// What is sent back may be nothing, or all; and nothing may come.
+#[test]
+fn exchanges_send_back_as_much_as_is_asked_for() {
+    on_cpu(&settings(), |mut guest| {
+        guest.hello();
+        for (id, up, down) in [
+            (2, 0, 0),
+            (3, 3_000_000, 0),
+            (4, 3_000_000, 3_000_000),
+            (5, 1, 1),
+            (6, 2_500_000, 7),
+        ] {
+            guest.ask(id, 0, Exchange { up, down });
+            let of = FrameHeader::request(Op::Exchange, id);
+            let bytes: Vec<u8> = (0..up).map(|i| (i % 251) as u8).collect();
+            let (mut sent, mut credit, mut back) = (0, 1000, Vec::new());
+            loop {
+                let n = credit.min(bytes.len() - sent);
+                if n > 0 {
+                    let more = sent + n < bytes.len();
+                    guest.send(FrameHeader::data_up(&of, 0, more), &bytes[sent..sent + n]);
+                    (sent, credit) = (sent + n, credit - n);
+                }
+                let (header, body) = guest.next();
+                if header.op != Op::Data {
+                    assert!(header.status.is_ok(), "{}", decode_error_text(&body));
+                    break;
+                }
+                credit += header.credit as usize;
+                back.extend(body);
+            }
+            assert!(
+                back == bytes[..back.len()] && back.len() as u64 == down,
+                "{up} {down}"
+            );
+        }
+    });
+}
+
+/// Adds vectors by a kernel, as a guest does; the session's time on the device is counted.
+pub(crate) fn add_on_the_device(guest: Guest) {
+    let transport = SocketTransport::from_unix(guest.stream).unwrap();
+    let options = vgpu_guest::Options::default();
+    let mut client = vgpu_guest::Client::over(Box::new(transport), &options).unwrap();
+    let mut sums = [0.0; 1000];
+    client
+        .vector_add(&[1.0; 1000], &[2.5; 1000], &mut sums)
+        .unwrap();
+    assert_eq!(sums, [3.5; 1000]);
+    client.goodbye().unwrap();
+}
+
+#[test]
+fn what_the_device_works_is_counted() {
+    let ((), end, usage) = on_cpu(&as_in_a_worker(), add_on_the_device);
+    assert!(matches!(end, SessionEnd::Goodbye), "{end}");
     assert!(usage.device_ns > 0);
 }
 
 #[test]
 fn a_request_that_waits_for_the_device_holds_up_no_other_lane() {
     let ((), end, _) = on_held(&settings(), &StopFlag::default(), |mut guest, held| {
-        guest.ask(2, 0, add(500));
+        guest.ask(2, 0, exchange(500));
         // All that its credit allows has come, and there is no room for it.
-        let of = FrameHeader::request(Op::VectorAdd, 2);
+        let of = FrameHeader::request(Op::Exchange, 2);
         held.wait_for(|inner| inner.started.len() == 1);
         held.now(|inner| inner.room.resize(1000, 0));
         guest.send(FrameHeader::data_up(&of, 0, true), &[0; 1000]);
@@ -456,7 +532,7 @@ fn a_request_that_waits_for_the_device_holds_up_no_other_lane() {
         guest.send(FrameHeader::data_up(&of, 0, false), &[0; 3000]);
         held.wait_for(|inner| inner.room.is_empty());
         held.now(|inner| inner.output.insert(2, vec![1; 2000]));
-        held.done(2, VectorAddReply { device_ns: 5 }.encode());
+        held.done(2, ExchangeReply {}.encode());
         let (header, _, data) = guest.reply();
         assert_eq!((header.request_id, data[&2].len()), (2, 2000));
         assert!(guest.status_of(5).is_ok());
@@ -468,7 +544,7 @@ fn a_request_that_waits_for_the_device_holds_up_no_other_lane() {
 fn data_of_two_lanes_takes_turns() {
     on_held(&settings(), &StopFlag::default(), |mut guest, held| {
         for (id, lane) in [(2, 0), (3, 1)] {
-            guest.ask(id, lane, add(125_000));
+            guest.ask(id, lane, exchange(125_000));
         }
         held.wait_for(|inner| inner.started.len() == 2);
         held.now(|inner| {
@@ -492,13 +568,13 @@ fn data_of_two_lanes_takes_turns() {
 fn a_guest_that_gives_up_is_told_so_and_goes_on() {
     let ((), end, usage) = on_cpu(&settings(), |mut guest| {
         guest.hello();
-        guest.ask(2, 0, add(100_000));
-        let of = FrameHeader::request(Op::VectorAdd, 2);
+        guest.ask(2, 0, exchange(100_000));
+        let of = FrameHeader::request(Op::Exchange, 2);
         guest.send(FrameHeader::data_up(&of, 0, true), &[0; 800]);
         guest.send(FrameHeader::data_up(&of, 0, false), &[]);
         assert_eq!(guest.status_of(2), ErrorCode::Cancelled.into());
-        let sums = stream_add(&mut guest, 3, 1000, 1000, 1000);
-        assert_eq!(wrong_sums(1000, &sums), 0);
+        let answer = stream_exchange(&mut guest, 3, 1000, 1000, 1000);
+        assert_answer(1000, &answer);
         guest.ask(4, 0, Goodbye {});
         assert!(guest.status_of(4).is_ok());
     });
@@ -509,7 +585,7 @@ fn a_guest_that_gives_up_is_told_so_and_goes_on() {
 #[test]
 fn a_failure_in_the_middle_leaves_the_session() {
     on_held(&settings(), &StopFlag::default(), |mut guest, held| {
-        guest.ask(2, 0, add(1000));
+        guest.ask(2, 0, exchange(1000));
         held.wait_for(|inner| inner.started.len() == 1);
         let failure = Failure {
             status: Status::Cuda(700),
@@ -520,7 +596,7 @@ fn a_failure_in_the_middle_leaves_the_session() {
         assert_eq!(header.status, Status::Cuda(700));
         assert_eq!(decode_error_text(&body), "an illegal address");
         // What was on its way is dropped, room or not.
-        let of = FrameHeader::request(Op::VectorAdd, 2);
+        let of = FrameHeader::request(Op::Exchange, 2);
         guest.send(FrameHeader::data_up(&of, 0, true), &[0; 900]);
         guest.send(FrameHeader::data_up(&of, 0, false), &[]);
         guest.ask(3, 0, ping(b"go on"));
@@ -531,7 +607,7 @@ fn a_failure_in_the_middle_leaves_the_session() {
 #[test]
 fn a_lost_device_ends_the_session_with_its_reason() {
     let ((), end, _) = on_held(&settings(), &StopFlag::default(), |mut guest, held| {
-        guest.ask(2, 0, add(1000));
+        guest.ask(2, 0, exchange(1000));
         held.wait_for(|inner| inner.started.len() == 1);
         held.now(|inner| {
             inner.events.push_back(Event::Lost(NotOpened {
@@ -553,8 +629,8 @@ fn a_lost_device_ends_the_session_with_its_reason() {
 fn a_stop_waits_for_what_is_under_way_and_lets_nothing_new_begin() {
     let stop = StopFlag::default();
     let ((), end, _) = on_held(&settings(), &stop, |mut guest, held| {
-        guest.ask(2, 0, add(1));
-        let of = FrameHeader::request(Op::VectorAdd, 2);
+        guest.ask(2, 0, exchange(1));
+        let of = FrameHeader::request(Op::Exchange, 2);
         held.now(|inner| inner.room.resize(8, 0));
         guest.send(FrameHeader::data_up(&of, 0, false), &[0; 8]);
         held.wait_for(|inner| inner.started.len() == 1 && inner.room.is_empty());
@@ -572,7 +648,7 @@ fn a_stop_waits_for_what_is_under_way_and_lets_nothing_new_begin() {
             thread::sleep(Duration::from_millis(5));
         }
         held.now(|inner| inner.output.insert(2, vec![0; 4]));
-        held.done(2, VectorAddReply { device_ns: 5 }.encode());
+        held.done(2, ExchangeReply {}.encode());
         assert!(guest.status_of(2).is_ok());
         assert_eq!(guest.last_words().0, ErrorCode::Busy.into());
     });
@@ -617,7 +693,7 @@ fn nothing_waits_for_ever() {
     // A request whose data does not come fails, and the session with it if nothing comes then.
     let (status, end, _) = on_cpu(&quick, |mut guest| {
         guest.hello();
-        guest.ask(2, 0, add(1000));
+        guest.ask(2, 0, exchange(1000));
         let status = guest.status_of(2);
         guest.last_words();
         status
@@ -627,9 +703,9 @@ fn nothing_waits_for_ever() {
 
     // One that the device does not finish is cancelled.
     let ((), end, _) = on_held(&quick, &StopFlag::default(), |mut guest, held| {
-        guest.ask(2, 0, add(1));
+        guest.ask(2, 0, exchange(1));
         held.now(|inner| inner.room.resize(8, 0));
-        let of = FrameHeader::request(Op::VectorAdd, 2);
+        let of = FrameHeader::request(Op::Exchange, 2);
         guest.send(FrameHeader::data_up(&of, 0, false), &[0; 8]);
         assert_eq!(guest.status_of(2), ErrorCode::Timeout.into());
         held.wait_for(|inner| inner.cancelled == [2]);
@@ -646,7 +722,7 @@ fn a_flood_of_requests_holds_up_neither_a_stop_nor_a_deadline() {
     let mut quick = settings();
     quick.timeouts.stall = Duration::from_millis(40);
     let (late, end, _) = on_held(&quick, &stop, |mut guest, held| {
-        guest.ask(2, 0, add(1));
+        guest.ask(2, 0, exchange(1));
         let mut flood = guest.stream.try_clone().unwrap();
         let flooding = thread::spawn(move || {
             let mut body = Vec::new();
@@ -733,7 +809,7 @@ fn broken_protocol_and_early_ends_are_told_apart() {
 
     let ((), end, _) = on_cpu(&settings(), |mut guest| {
         guest.hello();
-        guest.ask(2, 0, add(1000));
+        guest.ask(2, 0, exchange(1000));
         guest.stream.shutdown(Shutdown::Both).unwrap();
     });
     assert!(matches!(end, SessionEnd::GuestClosed(true)), "{end}");

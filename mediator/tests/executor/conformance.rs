@@ -2,21 +2,29 @@
 
 use std::collections::HashMap;
 use std::num::NonZeroU64;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 use vgpu_mediator::executor::Executor;
 use vgpu_mediator::session::backend::{Also, Event};
 use vgpu_protocol::frame::FrameHeader;
-use vgpu_protocol::op::{Body, Info, Op, Request, VECTOR_ADD_CHUNK, VectorAdd, VectorAddReply};
+use vgpu_protocol::handle::{Handle, HandleKind};
+use vgpu_protocol::op::field::{Bytes, StreamRef};
+use vgpu_protocol::op::{
+    Body, CopyFromDevice, CopyToDevice, Info, Launch, MemoryAllocate, MemoryAllocateReply,
+    MemoryFree, ModuleFunction, ModuleFunctionReply, ModuleLoad, ModuleUnload, Op, Request,
+    Synchronize,
+};
 use vgpu_protocol::session::server::Failure;
 use vgpu_protocol::status::ErrorCode;
 
 /// No wait of a test is longer.
 pub(crate) const WATCHDOG: Duration = Duration::from_secs(60);
 
-/// Elements of a chunk.
-#[allow(clippy::cast_possible_truncation)]
-pub(crate) const CHUNK: usize = VECTOR_ADD_CHUNK as usize;
+/// Floats that a copy takes at once.
+pub(crate) const CHUNK: usize = 128 << 10;
+
+const KERNEL: &[u8] = include_bytes!("../../src/executor/vector_add.ptx");
 
 /// How soon an executor is asked, though it has not raised its waker.
 const CHECK: Duration = Duration::from_millis(20);
@@ -51,76 +59,49 @@ fn numbers(i: usize) -> (f32, f32) {
     ((i % 100_003) as f32 * 0.5, (i % 70_001) as f32 - 30_000.0)
 }
 
-/// The data of a vector add of these numbers.
-fn data(pairs: &[(f32, f32)]) -> Vec<u8> {
-    let half = |half: fn(&(f32, f32)) -> f32, chunk: &[(f32, f32)]| -> Vec<u8> {
-        chunk
-            .iter()
-            .flat_map(|pair| half(pair).to_le_bytes())
-            .collect()
-    };
-    let chunks = pairs.chunks(CHUNK);
-    chunks
-        .flat_map(|chunk| [half(|pair| pair.0, chunk), half(|pair| pair.1, chunk)].concat())
-        .collect()
-}
+/// How requests end that did not all go well: the first failure, or nothing where one was not done in time.
+type Ended<T> = Result<T, Option<Failure>>;
 
-/// How a vector add ended: its sums.
-type Ended = Result<Vec<f32>, Failure>;
-
-/// Runs vector adds beside each other, as a session does; they have the ids from 1 on.
-///
-/// Returns what came of each until `deadline`; an executor that is lost fails them all.
-pub(crate) fn run_adds(
+/// Runs requests beside each other, as a session does, each with its data up; they have the ids from 1 on. Their
+/// replies' bodies, and their data down.
+fn run_all(
     executor: &mut dyn Executor,
-    adds: &[Vec<(f32, f32)>],
+    asked: Vec<(Request, Vec<u8>)>,
     deadline: Instant,
-) -> Vec<Option<Ended>> {
-    let ups: Vec<Vec<u8>> = adds.iter().map(|pairs| data(pairs)).collect();
-    let ids: Vec<u32> = (1..).take(adds.len()).collect();
-    for (id, pairs) in ids.iter().zip(adds) {
-        let elements = NonZeroU64::new(pairs.len() as u64).expect("elements");
-        let header = FrameHeader::request(Op::VectorAdd, *id);
-        executor.start(&header, VectorAdd { elements }.into());
-    }
-    let mut given = vec![0; adds.len()];
-    let mut downs = vec![Vec::new(); adds.len()];
-    let mut ended: HashMap<u32, Ended> = HashMap::new();
+) -> Ended<Vec<(Vec<u8>, Vec<u8>)>> {
+    let ids: Vec<u32> = (1..).take(asked.len()).collect();
+    let mut started = 0;
+    let mut given = vec![0; asked.len()];
+    let mut downs = vec![Vec::new(); asked.len()];
+    let mut bodies: HashMap<u32, Vec<u8>> = HashMap::new();
     loop {
         let late = Instant::now() >= deadline;
         let mut moved = false;
+        while started < ids.len() && executor.may_start() {
+            let request = asked[started].0.clone();
+            executor.start(&FrameHeader::request(request.op(), ids[started]), request);
+            started += 1;
+        }
         while let Some(event) = executor.next_event() {
             moved = true;
             match event {
                 Event::Done(id, outcome) => {
-                    let at = id as usize - 1;
-                    let sums = outcome.map(|body| {
-                        assert!(VectorAddReply::decode(&body).expect("its reply").device_ns > 0);
-                        let (sums, rest) = downs[at].as_chunks::<4>();
-                        assert!(rest.is_empty());
-                        sums.iter().map(|sum| f32::from_le_bytes(*sum)).collect()
-                    });
-                    assert!(ended.insert(id, sums).is_none(), "{id} ends twice");
+                    assert!(bodies.insert(id, outcome?).is_none(), "{id} ends twice");
                 }
                 Event::Lost(lost) => {
-                    for id in &ids {
-                        ended.entry(*id).or_insert_with(|| {
-                            Err(Failure {
-                                status: lost.code.into(),
-                                text: lost.text.clone(),
-                            })
-                        });
-                    }
+                    return Err(Some(Failure {
+                        status: lost.code.into(),
+                        text: lost.text,
+                    }));
                 }
                 Event::Room(..) | Event::Moved(_) | Event::Worked(_) | Event::Failures(_) => {}
             }
         }
-        for (at, id) in ids
-            .iter()
-            .enumerate()
-            .filter(|(_, id)| !ended.contains_key(id))
-        {
-            let left = &ups[at][given[at]..];
+        for (at, id) in ids[..started].iter().enumerate() {
+            if bodies.contains_key(id) {
+                continue;
+            }
+            let left = &asked[at].1[given[at]..];
             let room = executor.input(*id);
             let n = room.len().min(left.len());
             room[..n].copy_from_slice(&left[..n]);
@@ -136,8 +117,14 @@ pub(crate) fn run_adds(
             }
             moved |= n > 0 || taken > 0;
         }
-        if ended.len() == ids.len() || (late && !moved) {
-            return ids.iter().map(|id| ended.remove(id)).collect();
+        if bodies.len() == ids.len() {
+            let bodies = ids
+                .iter()
+                .map(|id| bodies.remove(id).expect("all are there"));
+            return Ok(bodies.zip(downs).collect());
+        }
+        if late && !moved {
+            return Err(None);
         }
         if !moved {
             let until = deadline.min(Instant::now() + CHECK);
@@ -150,15 +137,146 @@ pub(crate) fn run_adds(
     }
 }
 
+fn bytes(n: usize) -> NonZeroU64 {
+    NonZeroU64::new(n as u64).expect("not 0")
+}
+
+/// A module of the executor's with the kernel.
+pub(crate) fn load(executor: &mut dyn Executor, deadline: Instant) -> Ended<(Handle, u32)> {
+    static GENERATION: AtomicU32 = AtomicU32::new(1 << 20);
+    let generation = GENERATION.fetch_add(1, Ordering::Relaxed);
+    let module = Handle::new(HandleKind::Module, 1, generation).expect("sound");
+    let bytes = bytes(KERNEL.len());
+    let load = ModuleLoad { module, bytes };
+    run_all(executor, vec![(load.into(), KERNEL.to_vec())], deadline)?;
+    let name = "vector_add".into();
+    let look = vec![(ModuleFunction { module, name }.into(), Vec::new())];
+    let found = run_all(executor, look, deadline)?;
+    let function = ModuleFunctionReply::decode(&found[0].0)
+        .expect("its reply")
+        .function;
+    Ok((module, function))
+}
+
+/// Begins a launch, of a kernel that has nothing to do, and does not look what becomes of it.
+pub(crate) fn begin_a_launch(executor: &mut dyn Executor) {
+    let deadline = Instant::now() + WATCHDOG;
+    let (module, function) = load(executor, deadline).expect("a module");
+    let launch = Launch {
+        module,
+        function,
+        grid: [1; 3],
+        block: [1; 3],
+        shared_bytes: 0,
+        stream: StreamRef::DEFAULT,
+        deadline_ms: 0,
+        parameters: Bytes::new(&[0; 32]).expect("short"),
+    };
+    executor.start(&FrameHeader::request(Op::Launch, 1), launch.into());
+}
+
+/// Adds vectors beside each other: all copies at once, all launches, all copies back.
+pub(crate) fn run_adds(
+    executor: &mut dyn Executor,
+    adds: &[Vec<(f32, f32)>],
+    deadline: Instant,
+) -> Ended<Vec<Vec<f32>>> {
+    let (module, function) = load(executor, deadline)?;
+    let mut addresses = Vec::new();
+    let sums = add_with(executor, (module, function), adds, &mut addresses, deadline);
+    let free = addresses
+        .iter()
+        .map(|address| MemoryFree { address: *address }.into());
+    let mut back: Vec<(Request, Vec<u8>)> = free.map(|request| (request, Vec::new())).collect();
+    back.push((ModuleUnload { module }.into(), Vec::new()));
+    let given_back = run_all(executor, back, deadline);
+    let sums = sums?;
+    given_back.map(|_| sums)
+}
+
+fn add_with(
+    executor: &mut dyn Executor,
+    (module, function): (Handle, u32),
+    adds: &[Vec<(f32, f32)>],
+    addresses: &mut Vec<u64>,
+    deadline: Instant,
+) -> Ended<Vec<Vec<f32>>> {
+    let stream = StreamRef::DEFAULT;
+    for pairs in adds {
+        let bytes = bytes(12 * pairs.len());
+        let allocate = vec![(MemoryAllocate { bytes }.into(), Vec::new())];
+        let allocated = run_all(executor, allocate, deadline)?;
+        let reply = MemoryAllocateReply::decode(&allocated[0].0).expect("its reply");
+        addresses.push(reply.address);
+    }
+    let (mut up, mut launches, mut down) = (Vec::new(), Vec::new(), Vec::new());
+    for (pairs, a) in adds.iter().zip(addresses.iter()) {
+        let size = bytes(4 * pairs.len());
+        let (b, c) = (a + size.get(), a + 2 * size.get());
+        for (to, half) in [
+            (*a, (|pair| pair.0) as fn(&(f32, f32)) -> f32),
+            (b, |pair| pair.1),
+        ] {
+            let copy = CopyToDevice {
+                to,
+                bytes: size,
+                stream,
+            };
+            let data = pairs
+                .iter()
+                .flat_map(|pair| half(pair).to_le_bytes())
+                .collect();
+            up.push((copy.into(), data));
+        }
+        let parameters = [*a, b, c, pairs.len() as u64].map(u64::to_le_bytes);
+        let blocks = u32::try_from(pairs.len().div_ceil(256))
+            .unwrap()
+            .min(65_535);
+        let launch = Launch {
+            module,
+            function,
+            grid: [blocks, 1, 1],
+            block: [256, 1, 1],
+            shared_bytes: 0,
+            stream,
+            deadline_ms: 0,
+            parameters: Bytes::new(parameters.as_flattened()).expect("short"),
+        };
+        launches.push((launch.into(), Vec::new()));
+        let copy = CopyFromDevice {
+            from: c,
+            bytes: size,
+            stream,
+        };
+        down.push((copy.into(), Vec::new()));
+    }
+    run_all(executor, up, deadline)?;
+    run_all(
+        executor,
+        vec![(Synchronize {}.into(), Vec::new())],
+        deadline,
+    )?;
+    run_all(executor, launches, deadline)?;
+    let sums = run_all(executor, down, deadline)?;
+    let floats = |data: &[u8]| {
+        let (floats, rest) = data.as_chunks::<4>();
+        assert!(rest.is_empty());
+        floats
+            .iter()
+            .map(|float| f32::from_le_bytes(*float))
+            .collect()
+    };
+    Ok(sums.iter().map(|(_, data)| floats(data)).collect())
+}
+
 /// Runs vector adds of these lengths beside each other and compares every element.
 pub(crate) fn add_all(executor: &mut dyn Executor, lengths: &[usize]) {
     let adds: Vec<Vec<_>> = lengths
         .iter()
         .map(|n| (0..*n).map(numbers).collect())
         .collect();
-    let ended = run_adds(executor, &adds, Instant::now() + WATCHDOG);
-    for (pairs, ended) in adds.iter().zip(ended) {
-        let sums = ended.expect("in time").expect("sums");
+    let ended = run_adds(executor, &adds, Instant::now() + WATCHDOG).expect("sums");
+    for (pairs, sums) in adds.iter().zip(ended) {
         assert_eq!(sums.len(), pairs.len());
         for (i, (sum, (a, b))) in sums.iter().zip(pairs).enumerate() {
             assert_eq!(
@@ -178,8 +296,8 @@ pub(crate) fn add(executor: &mut dyn Executor, elements: usize) {
 /// A vector add of `elements` that fails, and why.
 pub(crate) fn failure(executor: &mut dyn Executor, elements: usize, deadline: Instant) -> Failure {
     let adds = [(0..elements).map(numbers).collect()];
-    let mut ended = run_adds(executor, &adds, deadline);
-    ended.remove(0).expect("an end").expect_err("a failure")
+    let ended = run_adds(executor, &adds, deadline);
+    ended.expect_err("a failure").expect("an end")
 }
 
 fn several_at_once(executor: &mut dyn Executor) {
@@ -213,8 +331,9 @@ fn special_numbers(executor: &mut dyn Executor) {
         executor,
         std::slice::from_ref(&pairs),
         Instant::now() + WATCHDOG,
-    );
-    let sums = ended.remove(0).expect("in time").expect("sums");
+    )
+    .expect("sums");
+    let sums = ended.remove(0);
     for ((a, b), sum) in pairs.iter().zip(sums) {
         let right = a + b;
         // The payload of a NaN is not preserved by every device.
@@ -228,10 +347,18 @@ fn special_numbers(executor: &mut dyn Executor) {
 /// A request is cancelled with work under way, as when a guest goes away; the next one is not
 /// disturbed by it.
 fn work_that_nobody_waits_for(executor: &mut dyn Executor) {
+    let size = bytes(10 * 4 * CHUNK);
+    let allocate = vec![(MemoryAllocate { bytes: size }.into(), Vec::new())];
+    let deadline = Instant::now() + WATCHDOG;
+    let allocated = run_all(executor, allocate, deadline).expect("memory");
+    let address = MemoryAllocateReply::decode(&allocated[0].0)
+        .expect("its reply")
+        .address;
+    let stream = StreamRef::DEFAULT;
     for _ in 0..3 {
-        let elements = NonZeroU64::new(10 * VECTOR_ADD_CHUNK).expect("elements");
-        let header = FrameHeader::request(Op::VectorAdd, 9);
-        executor.start(&header, VectorAdd { elements }.into());
+        let header = FrameHeader::request(Op::CopyToDevice, 9);
+        let (to, bytes) = (address, size);
+        executor.start(&header, CopyToDevice { to, bytes, stream }.into());
         // As much as there is room for.
         loop {
             let n = executor.input(9).len();
@@ -241,11 +368,25 @@ fn work_that_nobody_waits_for(executor: &mut dyn Executor) {
             executor.filled(9, n);
         }
         executor.cancel(9);
+        let header = FrameHeader::request(Op::CopyFromDevice, 9);
+        let (from, bytes) = (address, size);
+        executor.start(
+            &header,
+            CopyFromDevice {
+                from,
+                bytes,
+                stream,
+            }
+            .into(),
+        );
+        executor.cancel(9);
         while let Some(event) = executor.next_event() {
             assert!(matches!(event, Event::Worked(_)), "{event:?}");
         }
         add(executor, 2 * CHUNK + 1);
     }
+    let free = vec![(MemoryFree { address }.into(), Vec::new())];
+    run_all(executor, free, deadline).expect("freed");
 }
 
 fn unknown_operations(executor: &mut dyn Executor) {

@@ -41,7 +41,7 @@ fn cuda_speed_on_a_gpu() {
     for _ in 0..4 {
         let start = Instant::now();
         let ended = conformance::run_adds(&mut executor, &pairs, start + conformance::WATCHDOG);
-        assert!(matches!(&ended[0], Some(Ok(_))));
+        assert!(ended.is_ok());
         println!("{ELEMENTS} elements in {:?}", start.elapsed());
     }
 }

@@ -24,15 +24,15 @@ pub struct Features(pub u64);
 impl Features {
     /// What every session has.
     pub const NONE: Features = Features(0);
-    /// [`VectorAdd`] with 32-bit floats.
-    pub const VECTOR_ADD_F32: Features = Features(1 << 0);
+    /// [`Exchange`].
+    pub const EXCHANGE: Features = Features(1 << 0);
     /// Quiet requests and [`Fence`].
     pub const QUIET: Features = Features(1 << 1);
     /// Device memory, copies, modules and launches.
     pub const GPU: Features = Features(1 << 2);
 
     /// Everything this crate knows.
-    pub const ALL: Features = Features(Self::VECTOR_ADD_F32.0 | Self::QUIET.0 | Self::GPU.0);
+    pub const ALL: Features = Features(Self::EXCHANGE.0 | Self::QUIET.0 | Self::GPU.0);
 
     /// Whether every feature of `other` is there.
     pub const fn contains(self, other: Features) -> bool {

@@ -24,12 +24,6 @@ pub const MAX_PING: usize = 4096;
 /// Failures a mediator keeps between two fences; what exceeds them is counted only.
 pub const MAX_QUIET_FAILURES: usize = 64;
 
-/// Elements of each vector in one chunk of a vector add's data; the last chunk has what is left.
-///
-/// Large enough to hide a kernel's launch, small enough that a few of them stay in a processor's
-/// cache.
-pub const VECTOR_ADD_CHUNK: u64 = 64 << 10;
-
 /// Longest name of a device, in bytes.
 pub const MAX_DEVICE_NAME: usize = 256;
 
@@ -59,9 +53,6 @@ pub const EVENT_FLAGS: u32 = 3;
 
 /// What stands for an attribute that the driver does not have.
 pub const NO_ATTRIBUTE: i32 = i32::MIN;
-
-/// Bytes of one element of a vector.
-const FLOAT: u64 = size_of::<f32>() as u64;
 
 operations! {
     /// Opens the session. The first request, and only the first.
@@ -147,20 +138,19 @@ operations! {
         }
     }
 
-    /// Adds two vectors of 32-bit floats. Its data is chunk k of the first vector, then chunk k of
-    /// the second, for every k; back come the sums.
-    8 => VectorAdd / VectorAddReply {
-        feature: VECTOR_ADD_F32, quiet: no,
+    /// Takes data and sends its first bytes back while more of it comes: no device has to do with it, so that it
+    /// shows what the way to the mediator can do.
+    8 => Exchange / ExchangeReply {
+        feature: EXCHANGE, quiet: no,
         request {
-            /// Elements of each vector, fewer than 2^60.
-            elements: NonZeroU64,
-        } check rules::vector_add,
-        reply {
-            /// Time the device worked, in nanoseconds, as the executor measured it.
-            device_ns: u64,
-        }
-        data up |add| 2 * FLOAT * add.elements.get(),
-        data down |add| FLOAT * add.elements.get(),
+            /// Bytes that come up, fewer than 2^60.
+            up: u64,
+            /// Bytes that go down, the first of those that come.
+            down: u64,
+        } check rules::exchange,
+        reply {}
+        data up |exchange| exchange.up,
+        data down |exchange| exchange.down,
     }
 
     /// What a device is and can do: everything that does not change.
@@ -247,7 +237,10 @@ operations! {
             /// In the order of which stream.
             stream: StreamRef,
         }
-        reply {}
+        reply {
+            /// Nanoseconds that the device ran kernels of this session, since the last such answer.
+            device_ns: u64,
+        }
         data down |copy| copy.bytes.get(),
     }
 
@@ -569,11 +562,14 @@ mod rules {
         Ok(())
     }
 
-    pub(super) fn vector_add(add: &VectorAdd) -> Result<(), (&'static str, FieldError)> {
-        let value = add.elements.get();
-        if value >= 1 << 60 {
-            let rule = "2^60 and more have no room anywhere";
-            return Err(("elements", FieldError::Value { value, rule }));
+    pub(super) fn exchange(exchange: &Exchange) -> Result<(), (&'static str, FieldError)> {
+        if exchange.up >= 1 << 60 {
+            let (value, rule) = (exchange.up, "2^60 and more have no room anywhere");
+            return Err(("up", FieldError::Value { value, rule }));
+        }
+        if exchange.down > exchange.up {
+            let (value, rule) = (exchange.down, "more than come up");
+            return Err(("down", FieldError::Value { value, rule }));
         }
         Ok(())
     }

@@ -178,7 +178,7 @@ fn flags_are_checked_for_every_operation() {
 
 #[test]
 fn the_offsets_are_those_of_the_document() {
-    let header = FrameHeader::request(Op::VectorAdd, 0xa1a2_a3a4)
+    let header = FrameHeader::request(Op::Exchange, 0xa1a2_a3a4)
         .with_lane(0xb1b2)
         .with_body_len(8)
         .with_deadline_ms(30_000);

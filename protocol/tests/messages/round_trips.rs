@@ -6,7 +6,7 @@ use proptest::strategy::ValueTree;
 use proptest::test_runner::TestRunner;
 use vgpu_protocol::frame::{Flags, FrameError, FrameHeader, HEADER_LEN};
 use vgpu_protocol::op::field::FieldError;
-use vgpu_protocol::op::{Body, Features, Hello, Op, VectorAddReply, negotiate_version};
+use vgpu_protocol::op::{Body, Features, Hello, Op, SynchronizeReply, negotiate_version};
 use vgpu_protocol::status::{Status, decode_error_text};
 
 /// All that a frame can be of.
@@ -139,11 +139,11 @@ proptest! {
 
 #[test]
 fn a_reply_is_checked_and_its_time_read_without_knowing_what_it_is() {
-    let reply = VectorAddReply { device_ns: 77 }.encode();
-    assert_eq!(Op::VectorAdd.check_reply(&reply), Ok(()));
-    assert_eq!(Op::VectorAdd.device_ns(&reply), Some(77));
-    assert!(Op::VectorAdd.check_reply(&reply[1..]).is_err());
-    assert_eq!(Op::VectorAdd.device_ns(&reply[1..]), None);
+    let reply = SynchronizeReply { device_ns: 77 }.encode();
+    assert_eq!(Op::Synchronize.check_reply(&reply), Ok(()));
+    assert_eq!(Op::Synchronize.device_ns(&reply), Some(77));
+    assert!(Op::Synchronize.check_reply(&reply[1..]).is_err());
+    assert_eq!(Op::Synchronize.device_ns(&reply[1..]), None);
     assert_eq!(Op::Ping.device_ns(&[0; 8]), None);
     assert_eq!(Op::Closing.device_ns(&[0; 8]), None);
 }

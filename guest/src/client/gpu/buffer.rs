@@ -7,7 +7,7 @@ use std::ops::{Bound, RangeBounds};
 use bytemuck::Pod;
 use vgpu_protocol::op::MemoryAllocate;
 
-use super::{Device, Dropped};
+use super::{Device, Dropped, explained, is_out_of_memory};
 use crate::error::Result;
 
 /// Elements of one kind that lie on a device behind each other.
@@ -48,7 +48,7 @@ impl Device {
             .checked_mul(size_of::<T>() as u64)
             .ok_or_else(|| self.wrong(DOING, format!("{len} elements have no room anywhere")))?;
         let address = match NonZeroU64::new(bytes) {
-            Some(bytes) => self.ask(DOING, MemoryAllocate { bytes })?.address,
+            Some(bytes) => self.allocate(DOING, bytes)?,
             None => 0,
         };
         Ok(DeviceBuffer {
@@ -57,6 +57,18 @@ impl Device {
             len,
             elements: PhantomData,
         })
+    }
+}
+
+impl Device {
+    fn allocate(&self, doing: &'static str, bytes: NonZeroU64) -> Result<u64> {
+        let mut client = self.client()?;
+        let mut reply = client.request(doing, MemoryAllocate { bytes });
+        // What is kept for the next vector add may do.
+        if reply.as_ref().is_err_and(is_out_of_memory) && client.give_back_places() {
+            reply = client.request(doing, MemoryAllocate { bytes });
+        }
+        Ok(explained(&mut client, reply)?.address)
     }
 }
 

@@ -6,7 +6,7 @@ use bytemuck::Pod;
 use vgpu_protocol::op::{CopyFromDevice, CopyToDevice, CopyWithinDevice, Fill};
 
 use super::{Device, DeviceBuffer, DevicePtr, told};
-use crate::data::{Data, Incoming, Outgoing};
+use crate::data::Data;
 use crate::error::Result;
 
 /// A value that memory can be filled with: 1, 2 or 4 bytes.
@@ -68,11 +68,7 @@ impl Device {
         let Some(bytes_of) = self.bytes(DOING, bytes.len(), to.len() * size_of::<T>())? else {
             return Ok(());
         };
-        let vectors = [bytes];
-        let mut data = Data {
-            up: Outgoing::interleaved(&vectors, usize::MAX),
-            down: Incoming::new(&mut [], None),
-        };
+        let mut data = Data::up(bytes);
         let request = CopyToDevice {
             to: to.address(),
             bytes: bytes_of,
@@ -94,10 +90,7 @@ impl Device {
         let Some(bytes) = self.bytes(DOING, to.len(), room)? else {
             return Ok(());
         };
-        let mut data = Data {
-            up: Outgoing::NONE,
-            down: Incoming::new(to, None),
-        };
+        let mut data = Data::down(to);
         let request = CopyFromDevice {
             from: from.address(),
             bytes,
@@ -105,7 +98,9 @@ impl Device {
         };
         let mut client = self.client()?;
         let copied = client.request_with(DOING, request, &mut data);
-        told(&mut client, DOING, copied).map(drop)
+        let reply = told(&mut client, DOING, copied)?;
+        client.keep_device_time(reply.device_ns);
+        Ok(())
     }
 
     /// A copy of `from`, once the work sent before is done.

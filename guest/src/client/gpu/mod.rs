@@ -6,26 +6,32 @@ mod launch;
 mod module;
 mod stream;
 
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError};
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, Mutex, MutexGuard, TryLockError};
 use std::time::Duration;
 
-use vgpu_protocol::handle::{Handle, HandleKind, HandleMinter};
+use vgpu_protocol::handle::Handle;
 use vgpu_protocol::op::field::StreamRef;
 use vgpu_protocol::op::{
     DeviceInfo, DeviceInfoReply, EventDestroy, FenceReply, MemoryFree, MemoryInfo, ModuleUnload,
     NO_ATTRIBUTE, Operation, Request, StreamDestroy, Synchronize,
 };
 
-use super::Client;
+use super::{Client, Session, lock};
 use crate::data::Data;
 use crate::error::{Cause, Error, Result};
 use stream::Opened;
+use vgpu_protocol::status::{ErrorCode, Status};
 
 pub use buffer::{DeviceBuffer, DevicePtr, DeviceSlice, DeviceSliceMut};
 pub use copies::Element;
 pub use launch::{KernelArg, LaunchBuilder, LaunchConfig};
 pub use module::{Function, Module};
+pub(super) use stream::NON_BLOCKING;
 pub use stream::{Event, Stream};
+
+/// `CUDA_ERROR_OUT_OF_MEMORY`.
+const OUT_OF_MEMORY: i32 = 2;
 
 /// A device of a session, as one thread sees it: memory, copies, modules and launches.
 ///
@@ -65,25 +71,16 @@ pub struct Device {
 #[derive(Debug)]
 struct Shared {
     info: DeviceInfoReply,
-    modules: Mutex<HandleMinter>,
-    streams: Mutex<HandleMinter>,
-    events: Mutex<HandleMinter>,
-    /// Dropped while their lane was in a call; the next call of any lane gives them back.
-    dropped: Mutex<Vec<Dropped>>,
+    session: Arc<Session>,
 }
 
 /// Something of the device that nobody holds any more.
 #[derive(Debug, Clone, Copy)]
-enum Dropped {
+pub(super) enum Dropped {
     Memory(u64),
     Module(Handle),
     Stream(Handle),
     Event(Handle),
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    // No step leaves what it guards half done.
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl Device {
@@ -93,16 +90,10 @@ impl Device {
     /// The mediator has none, or the session failed.
     pub fn new(mut client: Client) -> Result<Self> {
         let info = client.request("device info", DeviceInfo { device: 0 })?;
-        let most = client.limits().max_handles;
+        let session = Arc::clone(&client.session);
         Ok(Self {
             lane: Arc::new(Mutex::new(client)),
-            shared: Arc::new(Shared {
-                info,
-                modules: Mutex::new(HandleMinter::new(HandleKind::Module, most)),
-                streams: Mutex::new(HandleMinter::new(HandleKind::Stream, most)),
-                events: Mutex::new(HandleMinter::new(HandleKind::Event, most)),
-                dropped: Mutex::default(),
-            }),
+            shared: Arc::new(Shared { info, session }),
             stream: None,
         })
     }
@@ -178,7 +169,7 @@ impl Device {
         let mut client = self.client()?;
         let reply = client.request(DOING, Synchronize {});
         let reply = told(&mut client, DOING, reply)?;
-        Ok(Duration::from_nanos(reply.device_ns))
+        Ok(client.device_time(reply.device_ns))
     }
 
     /// Runs `run` with the client, for what a client can do besides.
@@ -197,7 +188,7 @@ impl Device {
     /// The client, once what was dropped is on its way back.
     fn client(&self) -> Result<MutexGuard<'_, Client>> {
         let mut client = lock(&self.lane);
-        let dropped = std::mem::take(&mut *lock(&self.shared.dropped));
+        let dropped = std::mem::take(&mut *lock(&self.shared.session.dropped));
         for dropped in dropped {
             self.give_back(&mut client, dropped)?;
         }
@@ -211,15 +202,15 @@ impl Device {
             }
             Dropped::Module(module) => {
                 client.send_quiet("unload", ModuleUnload { module })?;
-                lock(&self.shared.modules).release(module);
+                lock(&self.shared.session.modules).release(module);
             }
             Dropped::Stream(stream) => {
                 client.send_quiet("destroy a stream", StreamDestroy { stream })?;
-                lock(&self.shared.streams).release(stream);
+                lock(&self.shared.session.streams).release(stream);
             }
             Dropped::Event(event) => {
                 client.send_quiet("destroy an event", EventDestroy { event })?;
-                lock(&self.shared.events).release(event);
+                lock(&self.shared.session.events).release(event);
             }
         }
         Ok(())
@@ -230,7 +221,9 @@ impl Device {
         let mut client = match self.lane.try_lock() {
             Ok(client) => client,
             Err(TryLockError::Poisoned(poisoned)) => poisoned.into_inner(),
-            Err(TryLockError::WouldBlock) => return lock(&self.shared.dropped).push(dropped),
+            Err(TryLockError::WouldBlock) => {
+                return lock(&self.shared.session.dropped).push(dropped);
+            }
         };
         // A session that has failed has nothing to give back to.
         let _ = self.give_back(&mut client, dropped);
@@ -262,7 +255,7 @@ impl Device {
     }
 
     fn is_of(&self, other: &Self) -> bool {
-        Arc::ptr_eq(&self.shared, &other.shared)
+        Arc::ptr_eq(&self.shared.session, &other.shared.session)
     }
 
     /// `other` is of the same session.
@@ -291,13 +284,34 @@ fn failures(client: &mut Client) -> Option<FenceReply> {
 }
 
 /// An error with what failed before it, which may be its cause.
-fn explained<R>(client: &mut Client, outcome: Result<R>) -> Result<R> {
+pub(super) fn explained<R>(client: &mut Client, outcome: Result<R>) -> Result<R> {
     outcome.map_err(|mut error| {
         if matches!(error.cause(), Cause::Refused { .. }) && !error.cause().ends_session() {
             error.failures = failures(client).map(Box::new);
         }
         error
     })
+}
+
+/// Whether it says that there is no memory for what was asked.
+pub(super) fn is_out_of_memory(error: &Error) -> bool {
+    let out_of_memory = [ErrorCode::QuotaMemory.into(), Status::Cuda(OUT_OF_MEMORY)];
+    error
+        .status()
+        .is_some_and(|status| out_of_memory.contains(&status))
+}
+
+impl Client {
+    /// Keeps what a call has heard of the device's time for the next wait that tells it.
+    fn keep_device_time(&self, ns: u64) {
+        self.session.untold_ns.fetch_add(ns, Ordering::Relaxed);
+    }
+
+    /// What a wait for the device has heard of its time, and what copies have heard before.
+    fn device_time(&self, ns: u64) -> Duration {
+        let before = self.session.untold_ns.swap(0, Ordering::Relaxed);
+        Duration::from_nanos(ns.saturating_add(before))
+    }
 }
 
 /// The same for what has to tell of earlier failures: they are an error of its own.

@@ -12,7 +12,7 @@ use vgpu_protocol::op::{
 };
 
 use super::{Device, DeviceSliceMut, Dropped, attribute, explained, lock};
-use crate::data::{Data, Incoming, Outgoing};
+use crate::data::Data;
 use crate::error::Result;
 
 /// A loaded module; unloaded when this and its functions are dropped, once the work sent before is done.
@@ -54,16 +54,12 @@ impl Device {
         let Some(bytes) = NonZeroU64::new(image.len() as u64) else {
             return Err(self.wrong(DOING, "an image with nothing in it"));
         };
-        let handle = lock(&self.shared.modules).mint();
+        let handle = lock(&self.shared.session.modules).mint();
         let Some(module) = handle else {
             let what = "as many modules as this session may have; drop one first";
             return Err(self.wrong(DOING, what));
         };
-        let vectors = [image];
-        let mut data = Data {
-            up: Outgoing::interleaved(&vectors, usize::MAX),
-            down: Incoming::new(&mut [], None),
-        };
+        let mut data = Data::up(image);
         // Dropped where it fails, too: the mediator remembers a module that could not be loaded.
         let loaded = Module(Arc::new(Loaded {
             device: self.base(),

@@ -14,7 +14,7 @@ use super::{Device, Dropped, explained, lock, told};
 use crate::error::Result;
 
 /// `CU_STREAM_NON_BLOCKING`.
-const NON_BLOCKING: u32 = 1;
+pub(in crate::client) const NON_BLOCKING: u32 = 1;
 
 /// An order of work of its own, beside that of other streams: every method of [`Device`] that sends work to
 /// the device sends it to this stream when it is called on one. Destroyed when the last clone is dropped, once its
@@ -65,7 +65,7 @@ impl Device {
     /// As many as this session may have are open; the session failed.
     pub fn new_stream(&self) -> Result<Stream> {
         const DOING: &str = "new stream";
-        let handle = lock(&self.shared.streams).mint();
+        let handle = lock(&self.shared.session.streams).mint();
         let Some(stream) = handle else {
             return Err(self.wrong(DOING, "as many streams as this session may have"));
         };
@@ -91,7 +91,7 @@ impl Device {
     /// As many as this session may have are there; the session failed.
     pub fn new_event(&self) -> Result<Event> {
         const DOING: &str = "new event";
-        let handle = lock(&self.shared.events).mint();
+        let handle = lock(&self.shared.session.events).mint();
         let Some(handle) = handle else {
             return Err(self.wrong(DOING, "as many events as this session may have"));
         };
@@ -171,7 +171,7 @@ impl Stream {
         let mut client = self.0.client()?;
         let reply = client.request(DOING, StreamSynchronize { stream });
         let reply = told(&mut client, DOING, reply)?;
-        Ok(Duration::from_nanos(reply.device_ns))
+        Ok(client.device_time(reply.device_ns))
     }
 
     /// Whether everything that was sent to this stream before is done.
@@ -195,7 +195,9 @@ impl Event {
         let event = self.handle;
         let mut client = self.device.client()?;
         let reply = client.request(DOING, EventSynchronize { event });
-        told(&mut client, DOING, reply).map(drop)
+        let reply = told(&mut client, DOING, reply)?;
+        client.keep_device_time(reply.device_ns);
+        Ok(())
     }
 
     /// Whether it has come, as it was recorded last, or was never recorded.

@@ -21,7 +21,7 @@ type Work = device::Work<Vec<u8>, Function>;
 type Finished = Done<Vec<u8>>;
 
 /// A device, and the streams that its session's work goes to.
-pub(super) struct CpuDevice {
+pub(in crate::executor) struct CpuDevice {
     description: Description,
     device: ptx::Device,
     /// The default stream, which those share that wait for it, and the others by their keys.
@@ -35,7 +35,7 @@ pub(super) struct CpuDevice {
 
 /// A kernel and the module that it belongs to.
 #[derive(Debug, Clone)]
-pub(super) struct Function {
+pub(in crate::executor) struct Function {
     module: ptx::Loaded,
     kernel: ptx::Kernel,
     /// More than 48 KiB of shared memory may be asked for.
@@ -333,7 +333,7 @@ impl device::Device for CpuDevice {
 
 /// Makes the device's calls.
 #[derive(Clone)]
-pub(super) struct CpuCaller(ptx::Device);
+pub(in crate::executor) struct CpuCaller(ptx::Device);
 
 impl Caller for CpuCaller {
     type Module = ptx::Loaded;

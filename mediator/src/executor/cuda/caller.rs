@@ -19,14 +19,14 @@ const FUNCTION_ATTRIBUTES: c_int = 16;
 
 /// A kernel.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Function(pub(super) CUfunction);
+pub(in crate::executor) struct Function(pub(super) CUfunction);
 
 // SAFETY: the handle belongs to no thread.
 unsafe impl Send for Function {}
 
 /// A module.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Module(CUmodule);
+pub(in crate::executor) struct Module(CUmodule);
 
 // SAFETY: the handle belongs to no thread.
 unsafe impl Send for Module {}
@@ -61,7 +61,7 @@ pub(super) fn lost(device: &Device) -> DeviceError {
 
 /// Makes the driver's calls that may take their time.
 #[derive(Clone)]
-pub(super) struct CudaCaller(pub(super) Arc<Device>);
+pub(in crate::executor) struct CudaCaller(pub(super) Arc<Device>);
 
 impl CudaCaller {
     fn error(&self, error: CallError) -> DeviceError {

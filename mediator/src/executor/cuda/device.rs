@@ -1,36 +1,24 @@
-//! One GPU: its context and the kernel in it.
+//! One GPU and its context.
 #![allow(unsafe_code)]
 
-use std::ffi::{CStr, CString, c_char, c_int, c_uint, c_void};
+use std::ffi::{CStr, c_char, c_int, c_void};
 use std::ptr;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
 
-use cudarc::driver::sys::{
-    CUcontext, CUdevice, CUdeviceptr, CUfunction, CUmodule, CUstream, CUuuid,
-};
+use cudarc::driver::sys::{CUcontext, CUdevice, CUstream, CUuuid};
 
 use vgpu_transport::Waker;
 
 use super::driver::{CallError, Driver, check};
 
-/// The kernel for any GPU from Maxwell on: the driver compiles it for the one it finds.
-const VECTOR_ADD_PTX: &str = include_str!("../vector_add.ptx");
-
-/// Threads in a block; every GPU can have 1024.
-const THREADS: c_uint = 256;
-
-/// Blocks in a grid at most. The kernel strides, so this bounds nothing but the launch.
-const MAX_BLOCKS: usize = 65_535;
-
-/// Device 0 with its primary context and the vector add loaded.
+/// Device 0 with its primary context.
 #[derive(Debug)]
 pub(super) struct Device {
     driver: &'static Driver,
     device: CUdevice,
     context: CUcontext,
-    vector_add: CUfunction,
-    /// Raised by the driver's thread when a stream has come to the end of a chunk.
+    /// Raised by the driver's thread when a stream has come to a certain point.
     waker: Arc<Waker>,
     /// Once true nothing more is asked of the driver, frees included: they might not return.
     lost: AtomicBool,
@@ -66,35 +54,16 @@ impl Device {
         // SAFETY: `device` is a device; `context` is writable. `drop` releases what is retained.
         let code = unsafe { (driver.primary_ctx_retain)(&mut context, device) };
         check(code, "cuDevicePrimaryCtxRetain")?;
-        let mut opened = Device {
+        let opened = Device {
             driver,
             device,
             context,
-            vector_add: ptr::null_mut(),
             waker,
             lost: AtomicBool::new(false),
             cause: OnceLock::new(),
         };
         opened.bind()?;
-        opened.vector_add = opened.load_kernel()?;
         Ok(opened)
-    }
-
-    /// Compiles the kernel for this device. The module lives as long as the context.
-    fn load_kernel(&self) -> Result<CUfunction, CallError> {
-        let text = CString::new(VECTOR_ADD_PTX).expect("PTX text has no NUL");
-        let mut module: CUmodule = ptr::null_mut();
-        // SAFETY: the text ends with a NUL, as the driver needs it; the context is current.
-        let code =
-            unsafe { (self.driver.module_load_data)(&mut module, text.as_ptr().cast::<c_void>()) };
-        check(code, "cuModuleLoadData")?;
-        let mut function = ptr::null_mut();
-        // SAFETY: the module is loaded; the name ends with a NUL.
-        let code = unsafe {
-            (self.driver.module_get_function)(&mut function, module, c"vector_add".as_ptr())
-        };
-        check(code, "cuModuleGetFunction")?;
-        Ok(function)
     }
 
     /// The driver's functions.
@@ -192,7 +161,7 @@ impl Device {
         Ok(uuid.bytes.map(|byte| byte.to_ne_bytes()[0]))
     }
 
-    /// What is raised at the end of a chunk.
+    /// What is raised when a stream has come to a certain point.
     pub(super) fn waker(&self) -> &Arc<Waker> {
         &self.waker
     }
@@ -207,49 +176,6 @@ impl Device {
         // SAFETY: `raise` takes a waker, which lives as long as this device: the caller's promise.
         let code = unsafe { (self.driver.launch_host_func)(stream, Some(raise), waker) };
         check(code, "cuLaunchHostFunc")
-    }
-
-    /// Queues `c[i] = a[i] + b[i]` for the first `elements` of three ranges in device memory.
-    ///
-    /// # Safety
-    /// The ranges are live, at least that long, do not overlap, and stay until the work is done;
-    /// `stream` is live and the context current.
-    pub(super) unsafe fn launch_vector_add(
-        &self,
-        stream: CUstream,
-        mut a: CUdeviceptr,
-        mut b: CUdeviceptr,
-        mut c: CUdeviceptr,
-        elements: usize,
-    ) -> Result<(), CallError> {
-        let mut n = elements as u64;
-        let blocks = elements.div_ceil(THREADS as usize).clamp(1, MAX_BLOCKS);
-        let blocks = c_uint::try_from(blocks).expect("at most 65535");
-        // One pointer to each parameter, in the order and of the types of vector_add.cu.
-        let mut parameters = [
-            (&raw mut a).cast::<c_void>(),
-            (&raw mut b).cast::<c_void>(),
-            (&raw mut c).cast::<c_void>(),
-            (&raw mut n).cast::<c_void>(),
-        ];
-        // SAFETY: the function takes three pointers and a u64, which is what is passed, and the
-        // driver copies them before it returns; the rest is the caller's promise.
-        let code = unsafe {
-            (self.driver.launch_kernel)(
-                self.vector_add,
-                blocks,
-                1,
-                1,
-                THREADS,
-                1,
-                1,
-                0,
-                stream,
-                parameters.as_mut_ptr(),
-                ptr::null_mut(),
-            )
-        };
-        check(code, "cuLaunchKernel")
     }
 }
 

@@ -151,13 +151,11 @@ driver_functions! {
         ctx_set_current = "cuCtxSetCurrent" (CUcontext);
         module_load_data = "cuModuleLoadData" (*mut CUmodule, *const c_void);
         module_get_function = "cuModuleGetFunction" (*mut CUfunction, CUmodule, *const c_char);
-        stream_create = "cuStreamCreate" (*mut CUstream, c_uint);
         stream_query = "cuStreamQuery" (CUstream);
         stream_destroy = "cuStreamDestroy_v2" (CUstream);
         event_create = "cuEventCreate" (*mut CUevent, c_uint);
         launch_host_func = "cuLaunchHostFunc" (CUstream, Option<HostFunction>, *mut c_void);
         event_record = "cuEventRecord" (CUevent, CUstream);
-        event_query = "cuEventQuery" (CUevent);
         event_elapsed_time = "cuEventElapsedTime" (*mut f32, CUevent, CUevent);
         event_destroy = "cuEventDestroy_v2" (CUevent);
         mem_host_alloc = "cuMemHostAlloc" (*mut *mut c_void, usize, c_uint);

@@ -11,7 +11,7 @@ use super::device::Device;
 use super::driver::{CallError, check, check_query};
 
 /// Page-locked memory, all of it initialised.
-pub(super) struct Buffer {
+pub(in crate::executor) struct Buffer {
     pub(super) start: *mut u8,
     pub(super) bytes: usize,
     device: Arc<Device>,

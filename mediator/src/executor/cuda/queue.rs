@@ -56,7 +56,7 @@ const GONE: CallError = CallError {
 };
 
 /// The queue of one session.
-pub(super) struct Queue {
+pub(in crate::executor) struct Queue {
     // In this order: what belongs to the device goes before it.
     /// By their keys; 0 is the default stream.
     lanes: BTreeMap<Key, Lane>,

@@ -189,6 +189,12 @@ impl<D: Device> Gpu<D> {
         }
     }
 
+    /// Whether nothing of a session is left on the device.
+    #[cfg(test)]
+    pub(super) fn is_unused(&self) -> bool {
+        self.used == 0 && self.queue.is_empty() && self.reclaims.is_empty()
+    }
+
     /// Takes a request that is about the device; gives back what is not.
     pub(super) fn start(&mut self, header: &FrameHeader, request: Request) -> Result<(), Request> {
         let id = header.request_id;
@@ -435,13 +441,6 @@ impl<D: Device> Gpu<D> {
         true
     }
 
-    /// Whether the data of request `id` is handled here.
-    pub(super) fn has(&self, id: u32) -> bool {
-        self.uploads.iter().any(|upload| upload.id == id)
-            || self.downloads.iter().any(|download| download.id == id)
-            || self.images.iter().any(|(image, _)| image.id == id)
-    }
-
     pub(super) fn input(&mut self, id: u32) -> &mut [u8] {
         if let Some(at) = self.images.iter().position(|(image, _)| image.id == id) {
             return self.images[at].0.room();
@@ -501,7 +500,8 @@ impl<D: Device> Gpu<D> {
         };
         download.sent(n, &mut self.pool);
         if download.is_over() {
-            self.end_transfer(id, Ok(CopyFromDeviceReply {}.encode()));
+            let device_ns = std::mem::take(&mut self.untold_ns);
+            self.end_transfer(id, Ok(CopyFromDeviceReply { device_ns }.encode()));
         } else {
             self.ask_for_more(id);
         }

@@ -89,6 +89,8 @@ struct Stream {
     queue: VecDeque<Operation>,
     /// Its first operation is under way, and not in the queue.
     busy: bool,
+    /// Destroyed: it goes once its work is done.
+    destroyed: bool,
 }
 
 struct Function {
@@ -261,6 +263,9 @@ fn step() -> bool {
             }
             if let Some(stream) = driver.streams.get_mut(&handle) {
                 stream.busy = false;
+                if stream.destroyed && stream.queue.is_empty() {
+                    driver.streams.remove(&handle);
+                }
             }
         };
         match operation {
@@ -397,13 +402,11 @@ extern "C" fn cuDevicePrimaryCtxRetain(context: &mut *mut c_void, _device: c_int
 #[unsafe(no_mangle)]
 extern "C" fn cuDevicePrimaryCtxRelease_v2(_device: c_int) -> c_int {
     let driver = driver();
-    // The executor's own module goes with the context.
-    let modules = driver.modules.len().saturating_sub(1);
     let objects = driver.memory.len()
         + driver.host.len()
-        + driver.streams.keys().filter(|stream| **stream != 0).count()
+        + driver.streams.iter().filter(|(handle, stream)| **handle != 0 && !stream.destroyed).count()
         + driver.events.len()
-        + modules;
+        + driver.modules.len();
     eprintln!("stand-in: {objects} objects left");
     if let Some(file) = file("alone") {
         let _ = std::fs::remove_file(file);
@@ -620,9 +623,21 @@ extern "C" fn cuStreamQuery(stream: *mut c_void) -> c_int {
 #[unsafe(no_mangle)]
 extern "C" fn cuStreamDestroy_v2(stream: *mut c_void) -> c_int {
     let mut driver = context!();
-    match driver.streams.remove(&(stream as usize)) {
+    let handle = stream as usize;
+    // What only tells somebody may outlive the handle.
+    let tells = |work: &Operation| {
+        matches!(work, Operation::Record(_) | Operation::Wait(..) | Operation::Call { .. })
+    };
+    match driver.streams.get_mut(&handle) {
         // The last operation may have shown that it is over before this library's own thread notes it.
-        Some(stream) if stream.queue.is_empty() => OK,
+        Some(stream) if stream.queue.is_empty() => {
+            driver.streams.remove(&handle);
+            OK
+        }
+        Some(stream) if stream.queue.iter().all(tells) => {
+            stream.destroyed = true;
+            OK
+        }
         Some(_) => misuse("a stream destroyed with work in it"),
         None => misuse("a stream that is none"),
     }

@@ -2,7 +2,7 @@
 
 use super::*;
 use crate::op::field::Bytes;
-use crate::op::{Fence, FenceReply, Ping, VectorAdd};
+use crate::op::{Fence, FenceReply, Ping};
 use crate::session::server::{Failure, Late};
 use crate::status::ErrorCode;
 
@@ -36,9 +36,8 @@ fn ping(id: u32) -> (FrameHeader, Vec<u8>) {
 }
 
 fn add(elements: u64) -> (FrameHeader, Vec<u8>) {
-    let elements = elements.try_into().expect("at least 1");
-    let header = FrameHeader::request(Op::VectorAdd, 2);
-    (header, VectorAdd { elements }.encode())
+    let header = FrameHeader::request(Op::Exchange, 2);
+    (header, exchange(elements).encode())
 }
 
 #[test]
@@ -130,7 +129,7 @@ fn a_request_that_does_not_move_is_given_up_and_the_session_goes_on() {
         .expect("the session goes on");
     let late = raw.late_in(
         patience,
-        "nothing moved for 500 ms in the middle of VectorAdd",
+        "nothing moved for 500 ms in the middle of Exchange",
     );
     let Late::Request(2, text) = late else {
         panic!("{late:?}");
@@ -184,7 +183,7 @@ fn data_for_which_the_executor_has_no_room_is_not_the_guests_delay() {
         raw.shown();
     }
     // But it is the request's.
-    let late = raw.late_in(STALL, "in the middle of VectorAdd");
+    let late = raw.late_in(STALL, "in the middle of Exchange");
     assert!(matches!(late, Late::Request(2, _)));
 }
 

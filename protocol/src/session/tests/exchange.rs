@@ -5,7 +5,7 @@ use std::num::NonZeroU16;
 
 use proptest::prelude::*;
 
-use super::pair::{Fate, Pair, add};
+use super::pair::{Fate, Pair, answer};
 use super::terms;
 use crate::frame::Flags;
 use crate::op::{Body, Fence, FenceReply, Goodbye, Info, InfoReply, Op, Ping, PingReply};
@@ -150,7 +150,7 @@ proptest! {
             let (status, body) = call.reply.as_ref().expect("answered");
             if matches!(ask, Ask::Add { fate: Fate::GivenUp(_), .. }) && status.is_ok() {
                 // All its credit let it begin the last frame before it looked whether to give up.
-                prop_assert_eq!(&call.down, &add(&call.up));
+                prop_assert_eq!(&call.down, &answer(&call.up));
                 continue;
             }
             prop_assert_eq!(*status, due, "{:?}", ask);
@@ -159,7 +159,7 @@ proptest! {
                     let reply = PingReply::decode(body).expect("a sound answer");
                     prop_assert_eq!(reply.payload, ping(*len).payload);
                 }
-                Ask::Add { .. } if status.is_ok() => prop_assert_eq!(&call.down, &add(&call.up)),
+                Ask::Add { .. } if status.is_ok() => prop_assert_eq!(&call.down, &answer(&call.up)),
                 Ask::Fence => {
                     // Nothing of its lane that came before is answered after.
                     let at = pair.replies.iter().position(|(reply, _)| reply == id);
@@ -258,5 +258,5 @@ fn data_that_waits_for_credit_holds_up_no_other_request() {
     });
     assert!(pair.client.is_under_way(big));
     pair.settle();
-    assert_eq!(pair.calls[&big].down, add(&pair.calls[&big].up));
+    assert_eq!(pair.calls[&big].down, answer(&pair.calls[&big].up));
 }

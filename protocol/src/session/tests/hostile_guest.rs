@@ -4,18 +4,17 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::frame::{Flags, MAX_DATA};
-use crate::op::{HelloReply, VectorAdd};
+use crate::op::HelloReply;
 use crate::session::server::Failure;
 use crate::status::ErrorCode;
 
 fn add(id: u32, elements: u64) -> Vec<u8> {
-    let elements = elements.try_into().expect("at least 1");
-    let header = FrameHeader::request(Op::VectorAdd, id);
-    frame(header, &VectorAdd { elements }.encode())
+    let header = FrameHeader::request(Op::Exchange, id);
+    frame(header, &exchange(elements).encode())
 }
 
 fn data(id: u32, len: usize, more: bool) -> Vec<u8> {
-    let request = FrameHeader::request(Op::VectorAdd, id);
+    let request = FrameHeader::request(Op::Exchange, id);
     frame(FrameHeader::data_up(&request, 0, more), &vec![3; len])
 }
 
@@ -43,7 +42,7 @@ fn a_reply_ends_the_session() {
     let request = FrameHeader::request(Op::Info, 3);
     let reply = FrameHeader::reply_to(&request, Status::OK);
     breaks(&frame(reply, &[]), "Info comes as a reply");
-    let down = FrameHeader::data_down(&FrameHeader::request(Op::VectorAdd, 2), 0, 9);
+    let down = FrameHeader::data_down(&FrameHeader::request(Op::Exchange, 2), 0, 9);
     breaks(&frame(down, &[]), "Data comes as a reply");
     let closing = FrameHeader::closing(ErrorCode::Busy.into());
     breaks(&frame(closing, &[]), "Closing comes as a reply");
@@ -86,7 +85,7 @@ fn data_after_its_end_ends_the_session() {
 
 #[test]
 fn data_on_another_lane_ends_the_session() {
-    let request = FrameHeader::request(Op::VectorAdd, 2).with_lane(1);
+    let request = FrameHeader::request(Op::Exchange, 2).with_lane(1);
     let data = frame(FrameHeader::data_up(&request, 0, true), &[3]);
     breaks(&data, "request 2: data where none is due");
 }
@@ -142,10 +141,10 @@ fn a_broken_hello_ends_the_session() {
 #[test]
 fn a_request_with_data_and_a_broken_body_ends_the_session() {
     // Nobody knows how much data follows.
-    let header = FrameHeader::request(Op::VectorAdd, 3);
-    breaks(&frame(header, &[0; 8]), "elements is 0");
+    let header = FrameHeader::request(Op::Exchange, 3);
+    breaks(&frame(header, &[0xff; 16]), "up is 18446744073709551615");
     breaks(
-        &frame(header, &(1u64 << 60).to_le_bytes()),
+        &frame(header, &[(1u64 << 60).to_le_bytes(), [0; 8]].concat()),
         "no room anywhere",
     );
     breaks(&frame(header, &[1; 7]), "needs 8 bytes");
@@ -182,7 +181,7 @@ fn frames() -> impl Strategy<Value = Vec<u8>> {
         &[
             Op::Ping,
             Op::Fence,
-            Op::VectorAdd,
+            Op::Exchange,
             Op::Info,
             Op::Goodbye,
             Op::Data,
@@ -198,7 +197,7 @@ fn frames() -> impl Strategy<Value = Vec<u8>> {
                 header = header.with_flags(flags);
             }
             let body = match op {
-                Op::VectorAdd => (len as u64).to_le_bytes().to_vec(),
+                Op::Exchange => exchange(len as u64).encode(),
                 Op::Ping => [&(len as u16).to_le_bytes()[..], &vec![0; len]].concat(),
                 Op::Data if !zero => vec![1; len],
                 _ => Vec::new(),

@@ -5,7 +5,7 @@ use proptest::prelude::*;
 use super::*;
 use crate::frame::Flags;
 use crate::op::field::Bytes;
-use crate::op::{Fence, Info, Ping, Request, VectorAdd};
+use crate::op::{Exchange, Fence, Info, Ping, Request};
 use crate::session::client::NotSent;
 use crate::status::ErrorCode;
 
@@ -15,7 +15,7 @@ fn reply(op: Op, id: u32, status: Status, body: &[u8]) -> Vec<u8> {
 }
 
 fn down(id: u32, len: usize, credit: u32) -> Vec<u8> {
-    let request = FrameHeader::request(Op::VectorAdd, id);
+    let request = FrameHeader::request(Op::Exchange, id);
     frame(FrameHeader::data_down(&request, 0, credit), &vec![4; len])
 }
 
@@ -24,14 +24,13 @@ fn failed() -> Status {
 }
 
 impl Told {
-    /// A vector add of `elements` as request 2.
+    /// An exchange of 8 bytes up and 4 down for each of `elements` as request 2.
     fn adding(elements: u64) -> Self {
         let mut told = Self::open(Terms {
             initial_credit: 100,
             ..terms()
         });
-        let elements = elements.try_into().expect("at least 1");
-        told.ask(2, &VectorAdd { elements }.into());
+        told.ask(2, &exchange(elements).into());
         told
     }
 
@@ -58,7 +57,7 @@ fn what_is_no_frame_is_a_violation() {
 fn a_request_is_a_violation() {
     let request = frame(FrameHeader::request(Op::Info, 2), &[]);
     Told::adding(10).violated(&request, "Info comes as a request");
-    let data = FrameHeader::data_up(&FrameHeader::request(Op::VectorAdd, 2), 0, true);
+    let data = FrameHeader::data_up(&FrameHeader::request(Op::Exchange, 2), 0, true);
     Told::adding(10).violated(&frame(data, &[]), "Data comes as a request");
 }
 
@@ -70,7 +69,7 @@ fn an_answer_to_nothing_is_a_violation() {
 
 #[test]
 fn a_second_answer_is_a_violation() {
-    let bytes = reply(Op::VectorAdd, 2, failed(), b"no");
+    let bytes = reply(Op::Exchange, 2, failed(), b"no");
     let mut told = Told::adding(10);
     told.hear(&bytes).expect("an early error");
     told.violated(&bytes, "which was not asked");
@@ -79,15 +78,15 @@ fn a_second_answer_is_a_violation() {
 #[test]
 fn an_answer_to_something_else_is_a_violation() {
     let bytes = reply(Op::Fence, 2, failed(), b"no");
-    Told::adding(10).violated(&bytes, "the reply to VectorAdd on lane 0 is due");
-    let request = FrameHeader::request(Op::VectorAdd, 2).with_lane(1);
+    Told::adding(10).violated(&bytes, "the reply to Exchange on lane 0 is due");
+    let request = FrameHeader::request(Op::Exchange, 2).with_lane(1);
     let bytes = frame(FrameHeader::reply_to(&request, failed()), b"no");
     Told::adding(10).violated(&bytes, "on lane 1 where");
 }
 
 #[test]
 fn success_before_the_data_was_sent_is_a_violation() {
-    let bytes = reply(Op::VectorAdd, 2, Status::OK, &[0; 8]);
+    let bytes = reply(Op::Exchange, 2, Status::OK, &[]);
     Told::adding(10).violated(&bytes, "before its data was sent");
     let mut told = Told::adding(10);
     told.send(2, 79);
@@ -102,7 +101,7 @@ fn success_before_the_data_was_sent_is_a_violation() {
 fn success_after_the_data_was_ended_early_is_a_violation() {
     let mut told = Told::adding(10);
     told.client.end_early(2);
-    let bytes = reply(Op::VectorAdd, 2, Status::OK, &[0; 8]);
+    let bytes = reply(Op::Exchange, 2, Status::OK, &[]);
     told.violated(&bytes, "before its data was sent");
 }
 
@@ -111,7 +110,7 @@ fn success_before_the_data_has_come_is_a_violation() {
     let mut told = Told::adding(10);
     told.send(2, 80);
     told.hear(&down(2, 39, 0)).expect("39 of 40 bytes");
-    let bytes = reply(Op::VectorAdd, 2, Status::OK, &[0; 8]);
+    let bytes = reply(Op::Exchange, 2, Status::OK, &[]);
     told.violated(&bytes, "1 bytes too early");
 }
 
@@ -197,7 +196,7 @@ fn credit_is_counted_and_never_overflows() {
 #[test]
 fn credit_for_a_request_that_is_over_says_nothing() {
     let mut told = Told::adding(100);
-    told.hear(&reply(Op::VectorAdd, 2, failed(), b"no"))
+    told.hear(&reply(Op::Exchange, 2, failed(), b"no"))
         .expect("an early error");
     let end = told.asked();
     assert_eq!(end.len(), 1);
@@ -231,9 +230,15 @@ fn a_guest_asks_for_nothing_that_was_not_offered() {
 #[test]
 fn a_guest_sends_no_body_that_every_mediator_refuses() {
     let mut told = Told::open(terms());
-    let elements = (1 << 62).try_into().expect("not 0");
-    let header = FrameHeader::request(Op::VectorAdd, 2);
-    let refused = told.client.request(header, &VectorAdd { elements }.into());
+    let header = FrameHeader::request(Op::Exchange, 2);
+    let refused = told.client.request(
+        header,
+        &Exchange {
+            up: 1 << 62,
+            down: 0,
+        }
+        .into(),
+    );
     assert!(matches!(refused, Err(NotSent::Body(_))), "{refused:?}");
     assert!(told.client.outbox().is_empty());
 }
@@ -250,7 +255,7 @@ fn ids_are_not_used_twice_at_a_time() {
 
 /// Frames that are sound in themselves, with small numbers so that they meet each other.
 fn frames() -> impl Strategy<Value = Vec<u8>> {
-    let op = proptest::sample::select(&[Op::Ping, Op::VectorAdd, Op::Info, Op::Data, Op::Data][..]);
+    let op = proptest::sample::select(&[Op::Ping, Op::Exchange, Op::Info, Op::Data, Op::Data][..]);
     (op, 1..6u32, 0..3u16, any::<bool>(), 0..90usize, 0..90u32).prop_map(
         |(op, id, lane, good, len, credit)| {
             let request = FrameHeader::request(op, id).with_lane(lane / 2);

@@ -18,7 +18,7 @@ use super::client::{Event, Violation};
 use super::server::{End, Server, Step, Terms, Timeouts};
 use super::{Client, inbox::Inbox, outbox::Outbox};
 use crate::frame::{FrameHeader, HEADER_LEN};
-use crate::op::{Body, Features, Hello, HelloReply, InfoReply, Op};
+use crate::op::{Body, Exchange, Features, Hello, HelloReply, InfoReply, Op};
 use crate::status::Status;
 
 const HELLO: Duration = Duration::from_secs(1);
@@ -61,6 +61,14 @@ fn frame(header: FrameHeader, body: &[u8]) -> Vec<u8> {
     let mut bytes = header.with_body_len(len).encode().to_vec();
     bytes.extend_from_slice(body);
     bytes
+}
+
+/// 8 bytes up and 4 down for each element.
+fn exchange(elements: u64) -> Exchange {
+    Exchange {
+        up: 8 * elements,
+        down: 4 * elements,
+    }
 }
 
 fn hello() -> Hello {

@@ -5,7 +5,7 @@ use std::num::NonZeroU16;
 use super::*;
 use crate::frame::Flags;
 use crate::op::field::Bytes;
-use crate::op::{Fence, FenceReply, MAX_QUIET_FAILURES, Ping, QuietFailure, VectorAdd};
+use crate::op::{Fence, FenceReply, MAX_QUIET_FAILURES, Ping, QuietFailure};
 use crate::session::server::{CAPACITY, Failure};
 use crate::status::ErrorCode;
 
@@ -19,8 +19,7 @@ fn ping_body(len: usize) -> Vec<u8> {
 }
 
 fn add(elements: u64) -> Vec<u8> {
-    let elements = elements.try_into().expect("at least 1");
-    VectorAdd { elements }.encode()
+    exchange(elements).encode()
 }
 
 fn fail(code: ErrorCode) -> Result<Vec<u8>, Failure> {
@@ -139,14 +138,14 @@ fn fences_of_one_lane_go_together_when_the_request_before_them_is_over() {
 #[test]
 fn a_fence_does_not_wait_for_data_that_nobody_wants() {
     let mut raw = Raw::open(terms());
-    raw.start(request(Op::VectorAdd, 2), &add(1000));
+    raw.start(request(Op::Exchange, 2), &add(1000));
     raw.server
         .complete(2, fail(ErrorCode::QuotaMemory), raw.now);
     raw.refused(ErrorCode::QuotaMemory, "it failed");
     assert_eq!(raw.fence(3), FenceReply::default());
     assert!(raw.server.is_busy());
     // The guest ends the data; it was answered already.
-    let end = FrameHeader::data_up(&request(Op::VectorAdd, 2), 0, false);
+    let end = FrameHeader::data_up(&request(Op::Exchange, 2), 0, false);
     raw.hear(&frame(end, &[])).expect("the session goes on");
     assert!(raw.steps.is_empty() && raw.said().is_empty());
     assert!(!raw.server.is_busy());
@@ -194,12 +193,12 @@ fn what_hello_did_not_agree_on_is_refused_and_its_data_dropped() {
         features: Features::NONE,
         ..terms()
     });
-    for (op, body) in [(Op::Fence, vec![]), (Op::VectorAdd, add(10))] {
+    for (op, body) in [(Op::Fence, vec![]), (Op::Exchange, add(10))] {
         raw.hear(&frame(request(op, 2), &body))
             .expect("the session goes on");
         raw.refused(ErrorCode::Unsupported, "did not agree");
     }
-    let data = FrameHeader::data_up(&request(Op::VectorAdd, 2), 0, false);
+    let data = FrameHeader::data_up(&request(Op::Exchange, 2), 0, false);
     raw.hear(&frame(data, &[1; 80]))
         .expect("the session goes on");
     assert!(raw.taken.is_empty() && !raw.server.is_busy());
@@ -231,12 +230,12 @@ fn a_body_that_breaks_a_rule_ends_its_request_only() {
 #[test]
 fn while_it_drains_nothing_new_is_run_and_the_rest_ends_well() {
     let mut raw = Raw::open(terms());
-    raw.start(request(Op::VectorAdd, 2), &add(10));
+    raw.start(request(Op::Exchange, 2), &add(10));
     raw.server.drain(ErrorCode::Busy, "going down");
     raw.hear(&frame(request(Op::Ping, 3), &ping_body(1)))
         .expect("the session goes on");
     raw.refused(ErrorCode::Busy, "going down");
-    let data = FrameHeader::data_up(&request(Op::VectorAdd, 2), 0, false);
+    let data = FrameHeader::data_up(&request(Op::Exchange, 2), 0, false);
     raw.hear(&frame(data, &[1; 80]))
         .expect("the session goes on");
     assert_eq!(raw.taken.len(), 80);
@@ -292,7 +291,7 @@ fn a_mediator_turns_guests_away() {
 #[test]
 fn an_answer_before_its_data_has_come_is_the_mediators_own_fault() {
     let mut raw = Raw::open(terms());
-    raw.start(request(Op::VectorAdd, 2), &add(10));
+    raw.start(request(Op::Exchange, 2), &add(10));
     raw.server.begin_down(2, 40, raw.now);
     let head = raw.server.outbox().len();
     raw.server.sent(head + 40, raw.now);
@@ -303,8 +302,8 @@ fn an_answer_before_its_data_has_come_is_the_mediators_own_fault() {
 #[test]
 fn an_answer_waits_for_the_data_before_it() {
     let mut raw = Raw::open(terms());
-    raw.start(request(Op::VectorAdd, 2), &add(10));
-    let data = FrameHeader::data_up(&request(Op::VectorAdd, 2), 0, false);
+    raw.start(request(Op::Exchange, 2), &add(10));
+    let data = FrameHeader::data_up(&request(Op::Exchange, 2), 0, false);
     raw.hear(&frame(data, &[1; 80]))
         .expect("the session goes on");
     raw.server.complete(2, Ok(vec![0; 8]), raw.now);
@@ -320,11 +319,11 @@ fn an_answer_waits_for_the_data_before_it() {
 #[test]
 fn a_request_whose_data_the_guest_ended_early_never_succeeds() {
     let mut raw = Raw::open(terms());
-    raw.start(request(Op::VectorAdd, 2), &add(10));
+    raw.start(request(Op::Exchange, 2), &add(10));
     raw.server.begin_down(2, 40, raw.now);
     let head = raw.server.outbox().len();
     raw.server.sent(head + 40, raw.now);
-    let end = FrameHeader::data_up(&request(Op::VectorAdd, 2), 0, false);
+    let end = FrameHeader::data_up(&request(Op::Exchange, 2), 0, false);
     raw.hear(&frame(end, &[])).expect("the session goes on");
     assert!(matches!(raw.steps[..], [Step::Cancel(2)]));
     raw.server.complete(2, Ok(vec![0; 8]), raw.now);
@@ -336,8 +335,8 @@ fn a_request_whose_data_the_guest_ended_early_never_succeeds() {
 fn an_answer_may_be_given_as_soon_as_the_last_byte_has_come() {
     // Before anybody looks for the next frame.
     let mut raw = Raw::open(terms());
-    raw.start(request(Op::VectorAdd, 2), &add(10));
-    let data = FrameHeader::data_up(&request(Op::VectorAdd, 2), 0, false);
+    raw.start(request(Op::Exchange, 2), &add(10));
+    let data = FrameHeader::data_up(&request(Op::Exchange, 2), 0, false);
     let bytes = frame(data, &[1; 80]);
     pour(raw.server.inbox(), &bytes);
     assert!(raw.server.next(raw.now).expect("sound").is_none());
@@ -355,7 +354,7 @@ fn an_answer_may_be_given_as_soon_as_the_last_byte_has_come() {
 fn no_credit_follows_an_answer() {
     // The guest may use the id again by then.
     let mut raw = Raw::open(terms());
-    raw.start(request(Op::VectorAdd, 2), &add(10_000));
+    raw.start(request(Op::Exchange, 2), &add(10_000));
     raw.server.grant(2, 1000, raw.now);
     raw.server
         .complete(2, fail(ErrorCode::QuotaMemory), raw.now);
@@ -370,9 +369,9 @@ fn no_more_credit_is_granted_than_data_is_left() {
         initial_credit: 100,
         ..terms()
     });
-    raw.start(request(Op::VectorAdd, 2), &add(100));
+    raw.start(request(Op::Exchange, 2), &add(100));
     // In the middle of a frame, whose credit is used.
-    let data = FrameHeader::data_up(&request(Op::VectorAdd, 2), 100, true);
+    let data = FrameHeader::data_up(&request(Op::Exchange, 2), 100, true);
     let bytes = data.encode();
     raw.hear(&bytes).expect("the session goes on");
     raw.server.grant(2, u64::MAX, raw.now);
