@@ -5,6 +5,7 @@ use std::time::Instant;
 
 use crate::reactor::Handle;
 use crate::wire::layout::Format;
+use crate::xen::DomainLife;
 
 /// Options of [`local::serve_with`](crate::local::serve_with),
 /// [`xen::connect_with`](crate::xen::connect_with) and their like, beyond the place.
@@ -21,6 +22,7 @@ pub struct Setup<'a> {
     pub(crate) reactor: Option<&'a Handle>,
     pub(crate) first_index: u32,
     pub(crate) deadline: Option<Instant>,
+    pub(crate) life: Option<&'a DomainLife>,
 }
 
 impl<'a> Setup<'a> {
@@ -48,6 +50,14 @@ impl<'a> Setup<'a> {
     #[must_use]
     pub fn deadline(mut self, deadline: Instant) -> Self {
         self.deadline = Some(deadline);
+        self
+    }
+
+    /// Over Xen: whose end ends the channel, of the domain that is connected to. Then the channel looks at
+    /// no domain itself.
+    #[must_use]
+    pub fn life(mut self, life: &'a DomainLife) -> Self {
+        self.life = Some(life);
         self
     }
 

@@ -91,7 +91,10 @@ pub(crate) fn connect_parts(
     let mut denied = None;
     let mut answered = false;
     let mut pause = PAUSE.0;
-    let life = PeerDomain::watch(peer, store, deadline)?;
+    let life = match setup.life {
+        Some(life) => life.peer(),
+        None => PeerDomain::watch(peer, store, deadline)?,
+    };
     loop {
         // Read before the look, so that there is one after the deadline.
         let began = Instant::now();

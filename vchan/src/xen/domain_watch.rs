@@ -43,6 +43,54 @@ const RETRY: Duration = Duration::from_secs(30);
 #[derive(Debug, Clone)]
 pub(crate) struct PeerDomain(Arc<Peer>);
 
+/// The life of a domain at the other end of a channel, for a program that splits the watching from the
+/// channel: a process that may look at domains has a [`watched`](Self::watched) one, and tells another,
+/// which may not, and whose channel has a [`told`](Self::told) one by
+/// [`Setup::life`](crate::Setup::life).
+#[derive(Debug, Clone)]
+pub struct DomainLife(PeerDomain);
+
+impl DomainLife {
+    /// Watches over `domain`, which is looked at until `deadline` at most.
+    ///
+    /// # Errors
+    /// There is no such domain, or xenstored cannot be reached.
+    pub fn watched(domain: DomId, deadline: Instant) -> crate::Result<Self> {
+        let store = Store::open(deadline)?;
+        Ok(Self(PeerDomain::watch(domain, store, deadline)?))
+    }
+
+    /// A life that ends when [`end`](Self::end) is called, and not before.
+    ///
+    /// # Errors
+    /// No eventfd can be made.
+    pub fn told(domain: DomId) -> crate::Result<Self> {
+        let peer = Peer::new(domain, None, true).map_err(WatchError::EventFd)?;
+        Ok(Self(PeerDomain(Arc::new(peer))))
+    }
+
+    /// The domain is gone: whoever waits for it learns that.
+    pub fn end(&self) {
+        self.0.0.end();
+    }
+
+    /// Whether it is gone.
+    pub fn is_over(&self) -> bool {
+        self.0.is_gone()
+    }
+
+    pub(crate) fn peer(&self) -> PeerDomain {
+        self.0.clone()
+    }
+}
+
+impl AsFd for DomainLife {
+    /// Readable from the moment the domain is known to be gone.
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.0.as_fd()
+    }
+}
+
 #[derive(Debug)]
 struct Peer {
     domain: DomId,
@@ -64,8 +112,6 @@ impl PeerDomain {
         store: Store,
         deadline: Instant,
     ) -> Result<Self, WatchError> {
-        let flags = EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK;
-        let wake = EventFd::from_value_and_flags(0, flags).map_err(WatchError::EventFd)?;
         let identity = match domain.0 {
             0 => None, // dom0 is always there, and nobody outlives it
             _ => match identity::look(domain, store, deadline) {
@@ -75,14 +121,8 @@ impl PeerDomain {
             },
         };
         let watched = identity.is_some();
-        let gone = AtomicBool::new(false);
-        let peer = Arc::new(Peer {
-            domain,
-            identity,
-            watched,
-            gone,
-            wake,
-        });
+        let peer = Peer::new(domain, identity, watched).map_err(WatchError::EventFd)?;
+        let peer = Arc::new(peer);
         if watched {
             peers().push(Arc::downgrade(&peer));
             start(store);
@@ -95,13 +135,7 @@ impl PeerDomain {
     /// A domain that is there and stays.
     #[cfg(test)]
     pub(super) fn unwatched(domain: DomId) -> Self {
-        Self(Arc::new(Peer {
-            domain,
-            identity: None,
-            watched: false,
-            gone: AtomicBool::new(false),
-            wake: EventFd::new().unwrap(),
-        }))
+        Self(Arc::new(Peer::new(domain, None, false).unwrap()))
     }
 
     /// Which domain it is.
@@ -116,7 +150,7 @@ impl PeerDomain {
 
     /// Whether the domain is known to be gone. Never goes back to false.
     pub(crate) fn is_gone(&self) -> bool {
-        self.0.gone.load(Ordering::Acquire) // pairs with the store in `Peer::check`
+        self.0.gone.load(Ordering::Acquire) // pairs with the swap in `Peer::end`
     }
 }
 
@@ -128,6 +162,17 @@ impl AsFd for PeerDomain {
 }
 
 impl Peer {
+    fn new(domain: DomId, identity: Option<Identity>, watched: bool) -> nix::Result<Self> {
+        let flags = EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK;
+        Ok(Self {
+            domain,
+            identity,
+            watched,
+            gone: AtomicBool::new(false),
+            wake: EventFd::from_value_and_flags(0, flags)?,
+        })
+    }
+
     fn check(&self, store: Store, deadline: Instant) {
         let gone = match identity::look(self.domain, store, deadline) {
             identity::Look::Alive(now) => self
@@ -137,7 +182,13 @@ impl Peer {
             identity::Look::Gone => true,
             identity::Look::Hidden => false,
         };
-        if gone && !self.gone.swap(true, Ordering::AcqRel) {
+        if gone {
+            self.end();
+        }
+    }
+
+    fn end(&self) {
+        if !self.gone.swap(true, Ordering::AcqRel) {
             log::debug!("domain {} is gone", self.domain.0);
             // Never read back, so it stays readable; a counter of 1 cannot overflow.
             let _ = self.wake.write(1);

@@ -42,6 +42,7 @@ mod sys;
 #[cfg(feature = "testing")]
 pub(crate) use client::connect_parts;
 pub use client::{connect, connect_on_reactor, connect_with};
+pub use domain_watch::DomainLife;
 pub use server::Server;
 
 use crate::DomId;

@@ -68,6 +68,7 @@ struct Request {
 #[derive(Debug)]
 enum What {
     Open,
+    Leave,
     Directory,
     Read,
     Write(Box<str>),
@@ -100,6 +101,15 @@ impl Store {
         }));
         store.request(What::Open, "/", deadline)?;
         Ok(store)
+    }
+
+    /// Closes the connection, for a process that gives up the right to have one. A later request connects
+    /// again, where this process still may.
+    ///
+    /// # Errors
+    /// The thread did not get to it in time.
+    pub fn leave(self, deadline: Instant) -> Result<(), StoreError> {
+        self.request(What::Leave, "/", deadline).map(drop)
     }
 
     /// The value of the node `path`, less one trailing NUL byte if it has one.
@@ -218,6 +228,10 @@ fn answer(
     request: &Request,
     deadline: Instant,
 ) -> Result<Answer, Failed> {
+    if matches!(request.what, What::Leave) {
+        *connection = None;
+        return Ok(Answer::Done);
+    }
     if let Some(xs) = connection {
         match make(xs.as_mut(), request, deadline) {
             Err(Failed::Broken(error)) => {
@@ -240,7 +254,7 @@ fn answer(
 fn make(xs: &mut dyn Requests, request: &Request, deadline: Instant) -> Result<Answer, Failed> {
     let path = &*request.path;
     match &request.what {
-        What::Open => Ok(Answer::Done),
+        What::Open | What::Leave => Ok(Answer::Done),
         What::Directory => xs.directory(path, deadline).map(Answer::Names),
         What::Read => xs.read(path, deadline).map(Answer::Value),
         What::Write(value) => xs.write(path, value, deadline).map(|()| Answer::Done),
