@@ -34,8 +34,9 @@ use nix::unistd::{Gid, Uid, UnlinkatFlags, fchown, unlinkat};
 
 use crate::listing::{is_unfit, open_directory};
 use crate::lock::{Lock, LockError};
-use crate::name::GuestName;
+use crate::name::{GuestName, SESSIONS, SessionName};
 use crate::open_flags::SAFE;
+use crate::session::directory::open_place;
 use crate::session::mount::Mount;
 use crate::two_file_grammar::{COMMAND_FILE, MAX_COMMAND_BYTES, RESPONSE_FILE, Response};
 use crate::watch::Stamp;
@@ -106,6 +107,29 @@ pub enum Look {
         /// At most [`MAX_COMMAND_BYTES`] + 1 bytes.
         bytes: Vec<u8>,
     },
+}
+
+/// Opens `DIR` or `DIR/<guest>/` and does nothing with it.
+///
+/// # Errors
+/// As the system has it.
+pub fn place(directory: &Path, guest: Option<&GuestName>) -> io::Result<OwnedFd> {
+    Ok(open_place(directory, guest)?)
+}
+
+/// Whose `DIR`, `DIR/<guest>/` or a session in there is, if that can be found out.
+pub fn owner(
+    directory: &Path,
+    guest: Option<&GuestName>,
+    session: Option<SessionName>,
+) -> Option<(Uid, Gid)> {
+    let mut place = open_place(directory, guest).ok()?;
+    if let Some(session) = session {
+        let sessions = open_directory(place.as_fd(), SESSIONS).ok()?;
+        place = open_directory(sessions.as_fd(), &session.to_string()).ok()?;
+    }
+    let about = fstat(&place).ok()?;
+    Some((Uid::from_raw(about.st_uid), Gid::from_raw(about.st_gid)))
 }
 
 /// A directory that this process serves, and no other one on this machine.

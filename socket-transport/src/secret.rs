@@ -62,6 +62,10 @@ impl Secret {
         &self.name
     }
 
+    pub(crate) fn into_key(self) -> Key {
+        self.key
+    }
+
     pub(crate) fn key(&self) -> &[u8; KEY] {
         &self.key
     }

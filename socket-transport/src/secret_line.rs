@@ -21,7 +21,8 @@ pub struct SecretError {
 }
 
 impl SecretError {
-    pub(crate) fn new(what: impl Into<String>, advice: impl Into<String>) -> Self {
+    /// What went wrong with a secret, and what to do about it.
+    pub fn new(what: impl Into<String>, advice: impl Into<String>) -> Self {
         Self {
             what: what.into(),
             advice: advice.into(),

@@ -15,6 +15,7 @@ use std::path::Path;
 use nix::unistd::Uid;
 use zeroize::Zeroizing;
 
+use crate::secret::Secret;
 use crate::secret_line::{KEY, Key, SecretError, key_from, random_key, split_line};
 
 /// Longest file, in bytes: thousands of secrets.
@@ -128,6 +129,15 @@ impl Secrets {
     }
 }
 
+impl Secrets {
+    /// The secret of `name`, if it has one.
+    pub fn find(&self, name: &str) -> Option<Secret> {
+        let mut lines = self.lines();
+        let line = lines.find(|line| split_line(line).is_ok_and(|(entry, _)| entry == name))?;
+        Secret::parse(line).ok()
+    }
+}
+
 impl fmt::Debug for Secrets {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_set().entries(self.names()).finish()
@@ -141,6 +151,22 @@ pub struct Expected {
 }
 
 impl Expected {
+    /// The client's own key.
+    pub fn known(secret: Secret) -> Self {
+        Self {
+            key: secret.into_key(),
+            known: true,
+        }
+    }
+
+    /// A key that nobody has, for a name that nobody has.
+    pub fn decoy(secret: Secret) -> Self {
+        Self {
+            key: secret.into_key(),
+            known: false,
+        }
+    }
+
     /// The key, and whether it is somebody's. For a name that nobody has it is a key that nobody
     /// knows: the handshake fails in the same steps as with a wrong key, so that a stranger does not
     /// learn which names exist.
