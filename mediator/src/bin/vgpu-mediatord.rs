@@ -10,6 +10,7 @@ use vgpu_mediator::cli::Flags;
 use vgpu_mediator::config::Config;
 use vgpu_mediator::failure::Failure;
 use vgpu_mediator::print::print;
+use vgpu_mediator::worker::confinement::trial;
 use vgpu_mediator::{broker, logging, worker};
 
 fn main() -> ExitCode {
@@ -25,6 +26,7 @@ fn main() -> ExitCode {
         Some((first, rest)) if first == broker::probe::ARGUMENT => {
             return broker::probe::main(rest);
         }
+        Some((first, rest)) if first == trial::ARGUMENT => return trial::main(rest),
         _ => {}
     }
     let status = match run(&Flags::parse()) {

@@ -17,6 +17,8 @@ use super::xen::{Announced, Command, Event, XenGuests};
 use super::{Broker, KICK_TIME};
 use crate::failure::Failure;
 use crate::policy::Share;
+use crate::worker::confinement::Settings;
+use crate::worker::link::Ask;
 use crate::worker::spec::{Carrier, Spec, Turned};
 
 /// Workers at once that only tell a guest why it is turned away; beyond them guests are just
@@ -194,6 +196,7 @@ impl Broker<'_> {
             name,
             max_sessions,
             again,
+            life,
         } = channel;
         let domid = guest.domid;
         let who = Who::Xen(guest, name.clone());
@@ -216,21 +219,39 @@ impl Broker<'_> {
             return;
         }
         let path = format!("data/vgpu/{name}");
-        if self
-            .begin(who, Carrier::Xen { domid, path }, None, None, now)
-            .is_none()
-        {
-            self.tell_xen(Command::Later { domid, name });
+        match self.begin(who, Carrier::Xen { domid, path }, None, None, now) {
+            Some(id) => {
+                if let Some(session) = self.sessions.get_mut(&id) {
+                    session.life = Some(life);
+                }
+            }
+            None => self.tell_xen(Command::Later { domid, name }),
         }
     }
 
-    /// Its workers notice by themselves; one that does not is killed, or the domain would stay a
-    /// zombie for as long as its pages are mapped here.
+    /// The domain of the guest of session `id` is gone: its worker, which may look at no domain, is told. One
+    /// that does not end then is killed, or the domain would stay a zombie for as long as its pages are
+    /// mapped here.
+    pub(super) fn on_life_over(&mut self, id: u64, now: Instant) {
+        if let Some(session) = self.sessions.get_mut(&id) {
+            session.life = None;
+            session.ask(Ask::Gone);
+            session.kill_at.get_or_insert(now + KICK_TIME);
+        }
+    }
+
+    /// As [`on_life_over`](Self::on_life_over), of all sessions of the domain, as xenstored tells it.
     fn on_domain_gone(&mut self, gone: u16, now: Instant) {
-        for session in self.sessions.values_mut() {
-            if matches!(&session.who, Who::Xen(guest, _) if guest.domid == gone) {
-                session.kill_at.get_or_insert(now + KICK_TIME);
-            }
+        let of_it =
+            |session: &&Session| matches!(&session.who, Who::Xen(guest, _) if guest.domid == gone);
+        let ids: Vec<u64> = self
+            .sessions
+            .values()
+            .filter(of_it)
+            .map(|it| it.id)
+            .collect();
+        for id in ids {
+            self.on_life_over(id, now);
         }
     }
 
@@ -370,12 +391,23 @@ impl Broker<'_> {
         own.or(self.config.limits.share())
     }
 
+    /// A user for a worker, whom no other worker is; none where this process cannot make it anybody.
+    fn free_user(&self) -> Option<u32> {
+        let taken: Vec<u32> = self.sessions.values().filter_map(|it| it.user).collect();
+        let mut all = self.config.worker.users();
+        all.find(|user| !taken.contains(user))
+    }
+
     fn spec(&self, id: u64, who: &Who, carrier: Carrier, refusal: Option<Turned>) -> Spec {
         let limits = &self.config.limits;
         Spec {
             broker_pid: std::process::id().cast_signed(),
             guest: who.to_string(),
             carrier,
+            confinement: Settings {
+                confine: self.config.worker.confine,
+                user: self.free_user(),
+            },
             executor: self.offer.choice.clone(),
             relay_secret: self.config.relay_secret.clone(),
             reason: self.offer.executor.reason.clone(),

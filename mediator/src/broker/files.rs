@@ -156,7 +156,7 @@ impl Broker<'_> {
                 Err(error) => nonsense(&format!("a session: {error}")),
             },
             // Not of directories.
-            Found::Client(_) => Ok(()),
+            Found::Client(_) | Found::Name(_) => Ok(()),
         };
         if let Err(line) = outcome {
             let who = Who::File(place);

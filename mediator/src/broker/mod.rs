@@ -38,8 +38,10 @@ use vgpu_transport::endpoint::Endpoint;
 
 use crate::config::Config;
 use crate::control::{Answer, Ask};
+use crate::executor::ExecutorChoice;
 use crate::failure::Failure;
 use crate::logging;
+use crate::worker::confinement::{Confine, Protection, Settings, trial};
 use crate::worker::link::{self, Found};
 use crate::worker::spec::Carrier;
 use accounts::Accounts;
@@ -94,9 +96,35 @@ pub fn run(config: &Config, verbose: u8) -> Result<(), Failure> {
         offer.executor.device,
         offer.executor.reason
     );
+    let cuda = offer.choice == ExecutorChoice::Cuda;
+    let protections = protections(config, cuda)?;
     let mut broker = Broker::open(config, verbose, instance, offer, signals)?;
+    broker.protections = protections;
     notify("READY=1");
     broker.serve()
+}
+
+/// What protects this machine from its workers, tried before the first of them has a guest.
+fn protections(config: &Config, cuda: bool) -> Result<Vec<Protection>, Failure> {
+    let settings = Settings {
+        confine: config.worker.confine,
+        // The last one, whom no worker has yet.
+        user: config.worker.users().last(),
+    };
+    let protections = trial::run(&settings, cuda).map_err(|why| {
+        Failure::new(
+            format!("workers cannot be confined: {why}"),
+            "vgpuctl doctor shows what works here; worker.confine = \"best-effort\" in the configuration \
+             does without what does not",
+        )
+    })?;
+    if settings.confine == Confine::Off {
+        log::warn!("workers are not confined: worker.confine is \"off\"");
+    }
+    for Protection { name, note, .. } in protections.iter().filter(|protection| !protection.on) {
+        log::warn!("workers are not confined in full: {name}: {note}");
+    }
+    Ok(protections)
 }
 
 fn lock(control: &Path) -> Result<Instance, Failure> {
@@ -113,6 +141,8 @@ fn lock(control: &Path) -> Result<Instance, Failure> {
 struct Broker<'a> {
     config: &'a Config,
     verbose: u8,
+    /// What protects this machine from its workers.
+    protections: Vec<Protection>,
     offer: Offer,
     /// While `offer` only stands in for what was asked for.
     reprobe: Option<Reprobe>,
@@ -156,6 +186,8 @@ enum Source {
     Session(u64),
     /// What its worker logs.
     Log(u64),
+    /// The end of its guest's domain.
+    Life(u64),
 }
 
 impl<'a> Broker<'a> {
@@ -179,6 +211,7 @@ impl<'a> Broker<'a> {
         let mut broker = Self {
             config,
             verbose,
+            protections: Vec::new(),
             reprobe: offer.stands_in.then(|| Reprobe::new(now)),
             offer,
             began: now,
@@ -287,6 +320,10 @@ impl<'a> Broker<'a> {
             fds.push(readable(session.as_fd()));
         }
         for session in self.sessions.values() {
+            if let Some(life) = &session.life {
+                sources.push(Source::Life(session.id));
+                fds.push(readable(life.as_fd()));
+            }
             if let Some(log) = session.log() {
                 sources.push(Source::Log(session.id));
                 fds.push(readable(log));
@@ -355,6 +392,7 @@ impl<'a> Broker<'a> {
                 }
             }
             Source::Log(id) => self.on_log(id, now),
+            Source::Life(id) => self.on_life_over(id, now),
             Source::Session(id) => {
                 let mut found = VecDeque::new();
                 if let Some(session) = self.sessions.get_mut(&id) {
@@ -367,6 +405,7 @@ impl<'a> Broker<'a> {
                 }
                 for found in found {
                     match &found {
+                        Found::Name(name) => self.on_name(id, name),
                         Found::Client(name) => self.on_client(id, name, now),
                         found => self.on_found(id, found, now),
                     }

@@ -55,6 +55,10 @@ fn needed(config: &Config) -> u64 {
     if listens(|endpoint| matches!(endpoint, Endpoint::Local(_) | Endpoint::Unix(_))) {
         others += count(admission::WAITING.0 + closer::MOST_WAITING + closer::MOST_PROCESSES);
     }
+    if listens(|endpoint| matches!(endpoint, Endpoint::Xen)) {
+        // The life of the guest's domain, of each session and of what waits to be one.
+        others += 2 * u64::from(limits.max_sessions);
+    }
     if listens(|endpoint| matches!(endpoint, Endpoint::Tcp { .. })) {
         workers += count(strangers::PLACES);
         others += count(strangers::WAITING);

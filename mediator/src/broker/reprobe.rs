@@ -8,7 +8,10 @@ use std::time::{Duration, Instant};
 
 use super::Broker;
 use super::probe::{Answer, Offer, Probe, Verdict};
+use super::session::Session;
+use super::who::Who;
 use crate::executor::ExecutorChoice;
+use crate::worker::confinement::Confine;
 use crate::worker::link::Ask;
 
 /// First and longest pause between two looks.
@@ -138,11 +141,29 @@ impl Broker<'_> {
             executor.device,
             executor.reason
         );
-        for session in self.sessions.values_mut() {
-            session.ask(Ask::Executor {
-                choice: offer.choice.clone(),
-                reason: executor.reason.clone(),
-            });
+        match offer.choice {
+            // Workers that were started without a GPU see none. Those that wait for guests without an
+            // end are replaced.
+            ExecutorChoice::Cuda if self.config.worker.confine != Confine::Off => {
+                let waits = |session: &&Session| {
+                    matches!(session.who, Who::File(_)) || self.is_offering(session.id)
+                };
+                let waiting = self.sessions.values().filter(waits);
+                let waiting: Vec<u64> = waiting.map(|session| session.id).collect();
+                for id in waiting {
+                    if let Some(session) = self.sessions.get_mut(&id) {
+                        session.ask(Ask::Kick);
+                    }
+                }
+            }
+            _ => {
+                for session in self.sessions.values_mut() {
+                    session.ask(Ask::Executor {
+                        choice: offer.choice.clone(),
+                        reason: executor.reason.clone(),
+                    });
+                }
+            }
         }
         self.offer = offer;
         self.reprobe = None;

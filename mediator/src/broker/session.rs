@@ -11,6 +11,7 @@ use std::time::Instant;
 
 use nix::fcntl::{FcntlArg, FdFlag, fcntl};
 use vchan::local::Stranger;
+use vchan::xen::DomainLife;
 use vgpu_file_transport::{GuestName, SessionName};
 use vgpu_socket_transport::MAX_NAME;
 
@@ -18,7 +19,7 @@ use super::who::Who;
 use crate::lines::{LineBuffer, LooseLines};
 use crate::usage::{Standing, Usage};
 use crate::worker;
-use crate::worker::link::{Ask, Ended, Found, MAX_LINE, Report};
+use crate::worker::link::{Ask, Ended, Found, Key, MAX_LINE, Report};
 use crate::worker::spec::Spec;
 
 /// Findings of one worker that wait at most.
@@ -34,6 +35,12 @@ pub(super) struct Session {
     pub(super) refusing: bool,
     /// It does not know yet whom it would serve.
     pub(super) stranger: bool,
+    /// It has had the key of one client: there is none for another.
+    key_given: bool,
+    /// The user that it is, of those who have nothing but a worker.
+    pub(super) user: Option<u32>,
+    /// Of the guest's domain, until it is over.
+    pub(super) life: Option<DomainLife>,
     child: Child,
     link: UnixStream,
     lines: LineBuffer,
@@ -78,6 +85,8 @@ impl Session {
             .args([worker::ARGUMENT, &label, &descriptor])
             .arg(serde_json::to_string(spec)?)
             .env_remove("NOTIFY_SOCKET")
+            // What one guest's kernels were compiled to is nothing for another, and no file of this user's.
+            .env("CUDA_CACHE_DISABLE", "1")
             .stdin(copy.map_or_else(Stdio::null, Stdio::from))
             .stdout(OwnedFd::from(their_log.try_clone()?))
             .stderr(OwnedFd::from(their_log))
@@ -96,6 +105,9 @@ impl Session {
             began: now,
             refusing: spec.refusal.is_some(),
             stranger: false,
+            key_given: false,
+            user: spec.confinement.user,
+            life: None,
             child,
             link,
             lines: LineBuffer::new(MAX_LINE),
@@ -209,6 +221,18 @@ impl Session {
         }
     }
 
+    /// Gives the key of the client that the worker has named: of one, once.
+    pub(super) fn give_key(&mut self, find: impl FnOnce() -> Key) {
+        if std::mem::replace(&mut self.key_given, true) {
+            return self.distrust("it asks for a second client's key");
+        }
+        let mut line = find().to_line();
+        line.push('\n');
+        if let Err(error) = (&self.link).write_all(line.as_bytes()) {
+            log::debug!("session {}: no key can be given: {error}", self.id);
+        }
+    }
+
     /// Ends the process at once.
     pub(super) fn kill(&mut self) {
         self.killed |= self.report.ended.is_none();
@@ -255,7 +279,7 @@ fn plausible(report: &Report) -> bool {
             .as_ref()
             .is_none_or(|ended| sound(&ended.text, MAX_LINE))
         && match &report.found {
-            Some(Found::Client(name)) => sound(name, MAX_NAME),
+            Some(Found::Client(name) | Found::Name(name)) => sound(name, MAX_NAME),
             Some(Found::Guest(name)) => name.parse::<GuestName>().is_ok(),
             Some(Found::Session(name)) => name.parse::<SessionName>().is_ok(),
             _ => true,

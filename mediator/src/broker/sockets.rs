@@ -8,12 +8,14 @@ use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::time::{Duration, Instant};
 
+use vgpu_socket_transport::{Secret, Secrets};
+
 use super::session::Session;
 use super::strangers::Strangers;
 use super::who::{Road, Who};
 use super::{Broker, KICK_TIME};
 use crate::failure::Failure;
-use crate::worker::link::Ask;
+use crate::worker::link::{Ask, Key};
 use crate::worker::spec::{Carrier, Turned};
 
 /// A listening TCP socket.
@@ -109,16 +111,13 @@ impl Broker<'_> {
     }
 
     fn look_at(&mut self, stream: TcpStream, address: SocketAddr, now: Instant) {
-        let Some(secrets) = self.config.secrets.clone() else {
-            return;
-        };
         let who = Who::Tcp {
             name: None,
             address,
         };
         let from: IpAddr = address.ip();
         let guest = OwnedFd::from(stream).into();
-        if let Some(id) = self.start(who, Carrier::Tcp { secrets }, Some(guest), None, now)
+        if let Some(id) = self.start(who, Carrier::Tcp, Some(guest), None, now)
             && let Some(session) = self.sessions.get_mut(&id)
         {
             let limit = Duration::from_secs(self.config.limits.connect_timeout_s.into());
@@ -127,6 +126,26 @@ impl Broker<'_> {
             session.kill_at = Some(now + limit + KICK_TIME);
             self.newcomers.begin(from, id, now);
         }
+    }
+
+    /// The client of session `id` says that it is `name`: gives its worker what to hold it to. The file is
+    /// read for every client, so that a new secret counts from the next one on, and what is not needed
+    /// of it is wiped at once.
+    pub(super) fn on_name(&mut self, id: u64, name: &str) {
+        let Some(session) = self.sessions.get_mut(&id).filter(|at| at.stranger) else {
+            return;
+        };
+        let file = self.config.secrets.as_deref();
+        session.give_key(|| {
+            // For every name, so that the two kinds of name take the same time.
+            let decoy = Secret::generate(name);
+            let found = file.map(|file| Ok(Secrets::read(file)?.find(name)));
+            match (found.transpose(), decoy) {
+                (Ok(Some(Some(secret))), _) => Key::Known(secret),
+                (Ok(_), Ok(decoy)) => Key::Decoy(decoy),
+                (Err(error), _) | (_, Err(error)) => Key::None(error.to_string()),
+            }
+        });
     }
 
     /// The client of session `id` has shown the secret of `name`: decides whether it is served.

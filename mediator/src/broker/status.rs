@@ -111,6 +111,7 @@ impl Broker<'_> {
             allow_all: self.config.policy.allow_all,
             sessions_started: self.accounts.started,
             refused: self.accounts.refused,
+            protections: self.protections.clone(),
             usage,
             guests: guests.into_iter().map(|(_, guest)| guest).collect(),
             sessions,

@@ -8,7 +8,7 @@ use serde::de::{Error, MapAccess, SeqAccess, Visitor, value::MapAccessDeserializ
 use serde::{Deserialize, Deserializer};
 use vgpu_transport::endpoint::{Endpoint, parse_list};
 
-use super::Limits;
+use super::{Limits, WorkerSettings};
 use crate::executor::ExecutorChoice;
 use crate::policy::{GuestKey, GuestRule, Operations, Share};
 
@@ -26,6 +26,7 @@ pub(super) struct ConfigFile {
     pub(super) allow_all: bool,
     #[serde(deserialize_with = "limits")]
     pub(super) limits: Limits,
+    pub(super) worker: WorkerSettings,
     #[serde(deserialize_with = "guests")]
     pub(super) guests: BTreeMap<GuestKey, GuestRule>,
 }

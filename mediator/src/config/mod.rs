@@ -3,6 +3,7 @@
 mod file;
 mod limits;
 mod paths;
+mod worker;
 
 use std::path::{Path, PathBuf};
 
@@ -18,6 +19,7 @@ use file::ConfigFile;
 pub use limits::Limits;
 use paths::absolute;
 pub use paths::default_control_path;
+pub use worker::WorkerSettings;
 
 /// A configuration that was checked and can be run.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -36,6 +38,8 @@ pub struct Config {
     pub policy: Policy,
     /// How much of it.
     pub limits: Limits,
+    /// How workers run.
+    pub worker: WorkerSettings,
 }
 
 const FIX_FILE: &str = "correct it and test it with vgpu-mediatord --config FILE --check-config; \
@@ -125,6 +129,7 @@ impl Config {
                 guests: file.guests,
             },
             limits: file.limits,
+            worker: file.worker,
         })
     }
 
@@ -161,6 +166,7 @@ impl Config {
             control: &'a Path,
             allow_all: bool,
             limits: &'a Limits,
+            worker: &'a WorkerSettings,
             guests:
                 &'a std::collections::BTreeMap<crate::policy::GuestKey, crate::policy::GuestRule>,
         }
@@ -172,6 +178,7 @@ impl Config {
             control: &self.control,
             allow_all: self.policy.allow_all,
             limits: &self.limits,
+            worker: &self.worker,
             guests: &self.policy.guests,
         };
         toml::to_string(&shown).expect("every path is UTF-8, and TOML can hold the rest")
@@ -219,6 +226,9 @@ fn parse_file(path: &Path, text: &str) -> Result<ConfigFile, Failure> {
         let message = error.message().trim().replace('\n', " ");
         Failure::new(format!("{place}: {message}"), FIX_FILE)
     })?;
+    file.worker
+        .check()
+        .map_err(|what| Failure::new(format!("{}: {what}", path.display()), FIX_FILE))?;
     Ok(file)
 }
 

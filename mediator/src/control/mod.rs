@@ -8,6 +8,7 @@ pub mod client;
 use serde::{Deserialize, Serialize};
 
 use crate::usage::{Standing, Usage};
+use crate::worker::confinement::Protection;
 
 /// Version of the messages below.
 pub const VERSION: u32 = 1;
@@ -100,6 +101,10 @@ pub struct Status {
     pub sessions_started: u64,
     /// Guests that were turned away since the start.
     pub refused: u64,
+    /// What protects this machine from a worker that its guest has taken over, and whether it is on;
+    /// empty where workers are not confined.
+    #[serde(default)]
+    pub protections: Vec<Protection>,
     /// What all sessions together have used, ended ones included.
     pub usage: Usage,
     /// Guests that have used the mediator, or tried to.

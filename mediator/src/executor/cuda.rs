@@ -73,6 +73,11 @@ impl Open for OpenGpu {
     }
 }
 
+/// Loads the driver's library. Whoever opens the executor is told if that cannot be.
+pub(super) fn load_driver() {
+    let _ = Driver::load();
+}
+
 /// Opens the executor and proves it with a vector add. `reason` is the line that `info` gives for
 /// the choice of this executor.
 ///

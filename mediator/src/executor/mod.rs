@@ -52,6 +52,11 @@ pub trait Executor: Backend + Send {
     }
 }
 
+/// Loads the library of NVIDIA's driver, if there is one, and asks nothing of it yet.
+pub(crate) fn load_driver() {
+    cuda::load_driver();
+}
+
 /// The answer to an operation that an executor does not know.
 fn unsupported(info: &ExecutorInfo, op: Op) -> ExecutorError {
     ExecutorError::Unsupported {

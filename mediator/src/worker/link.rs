@@ -15,7 +15,11 @@ use std::time::{Duration, Instant};
 
 use nix::sys::signal::{self, Signal};
 use serde::{Deserialize, Serialize};
+use vchan::DomId;
+use vchan::xen::DomainLife;
 use vgpu_file_transport::SessionName;
+use vgpu_socket_transport::{Expected, Secret, SecretError};
+use zeroize::{Zeroize, Zeroizing};
 
 use super::spec::Turned;
 use crate::executor::ExecutorChoice;
@@ -58,6 +62,8 @@ pub enum Found {
     Guest(String),
     /// A session that waits for a mediator.
     Session(String),
+    /// Over TCP: the name that a client says. The broker answers with its [`Key`], once.
+    Name(String),
     /// Over TCP: the name of the client, which has shown that it knows the secret.
     Client(String),
 }
@@ -112,6 +118,8 @@ pub enum Ask {
     Admit(Share),
     /// Tell the [`Found::Client`] that it is not served.
     TurnAway(Turned),
+    /// The guest's domain is gone.
+    Gone,
 }
 
 impl Ask {
@@ -130,6 +138,7 @@ impl Ask {
                 }
             }
             "admit" => Self::Admit(serde_json::from_str(rest).ok()?),
+            "gone" => Self::Gone,
             "denied" => Self::TurnAway(Turned::Denied(rest.to_owned())),
             "busy" => Self::TurnAway(Turned::Busy(rest.to_owned())),
             _ => return None,
@@ -140,8 +149,6 @@ impl Ask {
 /// The line on the wire, without its end.
 impl fmt::Display for Ask {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        // A line is one line whatever a reason says.
-        let flat = |why: &str| why.replace(char::is_control, " ");
         match self {
             Self::Report => f.write_str("report"),
             Self::Drain => f.write_str("drain"),
@@ -152,10 +159,54 @@ impl fmt::Display for Ask {
                 let share = serde_json::to_string(share).map_err(|_| fmt::Error)?;
                 write!(f, "admit {share}")
             }
+            Self::Gone => f.write_str("gone"),
             Self::TurnAway(Turned::Denied(why)) => write!(f, "denied {}", flat(why)),
             Self::TurnAway(Turned::Busy(why)) => write!(f, "busy {}", flat(why)),
         }
     }
+}
+
+/// The answer to [`Found::Name`].
+#[derive(Debug)]
+pub enum Key {
+    /// The client's.
+    Known(Secret),
+    /// One that nobody has: no client has the name.
+    Decoy(Secret),
+    /// The secrets cannot be read.
+    None(String),
+}
+
+impl Key {
+    /// The line on the wire, without its end.
+    pub fn to_line(&self) -> Zeroizing<String> {
+        let mut line = Zeroizing::new(String::with_capacity(256));
+        match self {
+            Self::Known(_) => line.push_str("key "),
+            Self::Decoy(_) => line.push_str("decoy "),
+            Self::None(_) => line.push_str("no-key "),
+        }
+        match self {
+            Self::Known(secret) | Self::Decoy(secret) => line.push_str(&secret.to_line()),
+            Self::None(why) => line.push_str(&flat(why)),
+        }
+        line
+    }
+
+    fn from_line(line: &str) -> Option<Self> {
+        let (word, rest) = line.split_once(' ')?;
+        match word {
+            "key" => Secret::parse(rest).ok().map(Self::Known),
+            "decoy" => Secret::parse(rest).ok().map(Self::Decoy),
+            "no-key" => Some(Self::None(rest.to_owned())),
+            _ => None,
+        }
+    }
+}
+
+/// A line is one line whatever a text says.
+fn flat(text: &str) -> String {
+    text.replace(char::is_control, " ")
 }
 
 /// What the broker has decided about a [`Found::Client`]: served, or not and why.
@@ -169,6 +220,9 @@ pub(super) type Chosen = Mutex<(ExecutorChoice, String)>;
 pub(super) struct Link {
     stream: Arc<UnixStream>,
     decisions: Receiver<Decision>,
+    keys: Receiver<Key>,
+    /// Of the guest's domain, once that is known.
+    life: Arc<Life>,
 }
 
 impl Link {
@@ -185,9 +239,13 @@ impl Link {
         stream.set_write_timeout(Some(Duration::from_secs(1)))?;
         let stream = Arc::new(stream);
         let (decided, decisions) = mpsc::channel();
+        let (given, keys) = mpsc::channel();
+        let life = Arc::default();
         let link = Self {
             stream: Arc::clone(&stream),
             decisions,
+            keys,
+            life: Arc::clone(&life),
         };
         let (observed, stop, ended) = (observed.clone(), stop.clone(), ended.clone());
         let chosen = chosen.clone();
@@ -195,7 +253,9 @@ impl Link {
             let told = Told {
                 over,
                 decided,
+                given,
                 chosen,
+                life,
             };
             listen(&stream, &observed, &stop, &ended, &told);
         })?;
@@ -212,6 +272,33 @@ impl Link {
     pub(super) fn decision(&self, deadline: Instant) -> Option<Decision> {
         let left = deadline.saturating_duration_since(Instant::now());
         self.decisions.recv_timeout(left).ok()
+    }
+
+    /// The key of the client that says it is `name`, from the broker.
+    pub(super) fn key(
+        &self,
+        observed: &Observed,
+        name: &str,
+        deadline: Instant,
+    ) -> Result<Expected, SecretError> {
+        self.found(observed, Found::Name(name.to_owned()));
+        let left = deadline.saturating_duration_since(Instant::now());
+        match self.keys.recv_timeout(left) {
+            Ok(Key::Known(secret)) => Ok(Expected::known(secret)),
+            Ok(Key::Decoy(secret)) => Ok(Expected::decoy(secret)),
+            Ok(Key::None(why)) => Err(SecretError::new(why, "look at the file of secrets")),
+            Err(_) => Err(SecretError::new(
+                "the broker did not give a key in time",
+                "this is not expected; report it",
+            )),
+        }
+    }
+
+    /// The life of the guest's domain `domain`, as the broker tells it.
+    pub(super) fn life(&self, domain: DomId) -> vchan::Result<DomainLife> {
+        let life = DomainLife::told(domain)?;
+        self.life.begin(life.clone());
+        Ok(life)
     }
 
     /// Tells what this worker has found out.
@@ -235,7 +322,31 @@ impl Link {
 struct Told {
     over: Sender<SessionName>,
     decided: Sender<Decision>,
+    given: Sender<Key>,
     chosen: Arc<Chosen>,
+    life: Arc<Life>,
+}
+
+/// The life of the guest's domain, and whether it is over.
+#[derive(Debug, Default)]
+struct Life(Mutex<(Option<DomainLife>, bool)>);
+
+impl Life {
+    fn end(&self) {
+        let mut life = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        life.1 = true;
+        if let Some(life) = &life.0 {
+            life.end();
+        }
+    }
+
+    fn begin(&self, of: DomainLife) {
+        let mut life = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if life.1 {
+            of.end();
+        }
+        life.0 = Some(of);
+    }
 }
 
 fn listen(
@@ -248,12 +359,15 @@ fn listen(
     let Told {
         over,
         decided,
+        given,
         chosen,
+        life,
     } = told;
     let mut reader = BufReader::new(stream.take(u64::MAX));
-    let mut line = String::new();
+    // It may hold a key.
+    let mut line = Zeroizing::new(String::new());
     loop {
-        line.clear();
+        line.zeroize();
         reader.get_mut().set_limit(MAX_LINE as u64);
         let reason = match reader.read_line(&mut line) {
             // The broker is gone, and the kernel is about to end this process for it. Until then the
@@ -263,6 +377,10 @@ fn listen(
                 return;
             }
             Ok(_) => match Ask::from_line(line.trim_end()) {
+                Some(Ask::Gone) => {
+                    life.end();
+                    continue;
+                }
                 Some(Ask::Report) => {
                     send(stream, observed, None, None);
                     continue;
@@ -287,7 +405,13 @@ fn listen(
                 }
                 Some(Ask::Drain) => StopReason::Draining,
                 Some(Ask::Kick) => StopReason::Kicked,
-                None => continue,
+                None => {
+                    // Only who deals with a stranger waits for a key.
+                    if let Some(key) = Key::from_line(line.trim_end()) {
+                        let _ = given.send(key);
+                    }
+                    continue;
+                }
             },
         };
         ended.store(true, Ordering::Relaxed);
@@ -372,6 +496,7 @@ mod tests {
                 reason: reason.clone(),
             },
             Ask::Admit(share),
+            Ask::Gone,
             Ask::TurnAway(Turned::Denied(reason.clone())),
             Ask::TurnAway(Turned::Busy(reason)),
         ] {

@@ -4,7 +4,7 @@
 //! is the guest's socket (or nothing), the [`link`] to the broker a descriptor that it inherits, and
 //! standard output and error are the log. It opens the guest's channel itself, so no byte of a guest passes the broker.
 
-mod confine;
+pub mod confinement;
 pub mod link;
 pub mod spec;
 
@@ -20,19 +20,21 @@ use std::sync::{Arc, PoisonError};
 use std::time::{Duration, Instant};
 
 use vchan::xen::Server;
-use vchan::{Channel, DomId};
+use vchan::xen::store::Store;
+use vchan::{Channel, DomId, Setup};
 use vgpu_file_transport::Stop;
 use vgpu_file_transport::directory::Directory;
 use vgpu_file_transport::name::NameError;
-use vgpu_socket_transport::{Secrets, SocketTransport, accept_tcp};
+use vgpu_socket_transport::{SocketTransport, accept_tcp};
 
-use crate::executor::{Executor, ExecutorChoice, probe};
+use crate::executor::{self, Executor, ExecutorChoice, probe};
 use crate::listen::{self, discovery::Discovery};
 use crate::logging;
 use crate::policy::Share;
 use crate::relay;
 use crate::session::{self, OpenError, SessionEnd, StopFlag, Stream};
 use crate::usage::Observed;
+use confinement::Enclosure;
 use link::{Chosen, Ended, Found, Link};
 use spec::{Carrier, Spec};
 
@@ -44,6 +46,9 @@ const WITHDRAW_LIMIT: Duration = Duration::from_secs(5);
 /// The part of the usual longest look at the ring that a worker allows itself: one of so many.
 const LOOKING_SHARE: u32 = 8;
 
+/// How long a thread that waits for xenstored may take to give up its connection.
+const LEAVE_LIMIT: Duration = Duration::from_secs(5);
+
 /// The first byte that the broker sends: it has let go of the guest's socket, which the worker holds
 /// until then. So it is never the broker that closes the socket last.
 pub const BEGIN: u8 = b'\n';
@@ -53,14 +58,15 @@ pub const ARGUMENT: &str = "worker";
 
 /// Runs the worker: `arguments` are a label for `ps`, the descriptor of the link and the [`Spec`].
 pub fn main(arguments: &[String]) -> ExitCode {
-    let outcome = read_arguments(arguments).and_then(|(broker, spec)| {
+    let outcome = read_arguments(arguments).and_then(|(broker, mut spec)| {
         // Before anything else is opened, as it closes what is not known.
-        let streams = confine::confine(broker, spec.broker_pid)
-            .and_then(|streams| logging::init_worker(spec.verbose).map(|()| streams));
-        match streams {
-            Ok((guest, broker)) => Ok(run(spec, guest, broker)),
-            Err(error) => Err(format!("cannot set itself up: {error}")),
-        }
+        let (guest, broker) = confinement::take_inherited(broker, spec.broker_pid)
+            .map_err(|error| format!("cannot set itself up: {error}"))?;
+        // Before there are other threads.
+        let confined = confine(&mut spec);
+        logging::init_worker(spec.verbose)
+            .map_err(|error| format!("cannot set itself up: {error}"))?;
+        Ok(run(spec, guest, broker, confined))
     });
     let status = outcome.unwrap_or_else(|error| {
         logging::say(&format!("vgpu-mediatord {ARGUMENT}: {error}\n"));
@@ -81,7 +87,55 @@ fn read_arguments(arguments: &[String]) -> Result<(RawFd, Spec), String> {
     Ok((broker, spec))
 }
 
-fn run(spec: Spec, guest: OwnedFd, broker: UnixStream) -> ExitCode {
+/// Takes from this process what it does not need. What is left to be sealed once its channel is open is
+/// the answer.
+fn confine(spec: &mut Spec) -> Result<Option<Enclosure>, String> {
+    let needs = spec.needs();
+    let keeps_rights = needs.xen;
+    let cuda = needs.cuda;
+    let enclosure = confinement::enclose(spec.confinement.clone(), needs)
+        .map_err(|why| format!("it cannot be confined: {why}"))?;
+    if cuda {
+        // Found while this may still read whatever it is that the library's directory is in. What it
+        // opens later it finds in what is left.
+        executor::load_driver();
+    }
+    match keeps_rights {
+        true => Ok(Some(enclosure)),
+        false => seal(enclosure).map(|()| None),
+    }
+}
+
+fn seal(enclosure: Enclosure) -> Result<(), String> {
+    let protections = enclosure
+        .seal()
+        .map_err(|why| format!("it cannot be confined: {why}"))?;
+    for missing in protections.iter().filter(|protection| !protection.on) {
+        log::debug!("without {}: {}", missing.name, missing.note);
+    }
+    Ok(())
+}
+
+/// Gives up what it took to open a channel of Xen's: the connection to xenstored, then every right.
+fn leave_xen(enclosure: Option<Enclosure>) -> Result<(), String> {
+    let Some(enclosure) = enclosure else {
+        return Ok(());
+    };
+    let deadline = Instant::now() + LEAVE_LIMIT;
+    if let Ok(store) = Store::open(deadline) {
+        store
+            .leave(deadline)
+            .map_err(|error| format!("it cannot leave xenstore: {error}"))?;
+    }
+    seal(enclosure)
+}
+
+fn run(
+    spec: Spec,
+    guest: OwnedFd,
+    broker: UnixStream,
+    confined: Result<Option<Enclosure>, String>,
+) -> ExitCode {
     let observed = Arc::new(Observed::default());
     let stop = Arc::new(StopFlag::default());
     let ended = Arc::new(AtomicBool::new(false));
@@ -95,6 +149,13 @@ fn run(spec: Spec, guest: OwnedFd, broker: UnixStream) -> ExitCode {
                 spec.guest
             );
             return ExitCode::FAILURE;
+        }
+    };
+    let enclosure = match confined {
+        Ok(enclosure) => enclosure,
+        Err(why) => {
+            link.ended(&observed, Ended::fault(why));
+            return ExitCode::SUCCESS;
         }
     };
     let end = match &spec.carrier {
@@ -123,7 +184,7 @@ fn run(spec: Spec, guest: OwnedFd, broker: UnixStream) -> ExitCode {
                 Err(error) => Ended::fault(error),
             }
         }
-        _ => serve_guest(spec, guest, &observed, &stop, &link, &chosen),
+        _ => serve_guest(spec, guest, enclosure, &observed, &stop, &link, &chosen),
     };
     link.ended(&observed, end);
     ExitCode::SUCCESS
@@ -132,6 +193,7 @@ fn run(spec: Spec, guest: OwnedFd, broker: UnixStream) -> ExitCode {
 fn serve_guest(
     mut spec: Spec,
     guest: OwnedFd,
+    enclosure: Option<Enclosure>,
     observed: &Observed,
     stop: &StopFlag,
     link: &Link,
@@ -160,6 +222,9 @@ fn serve_guest(
             Err(error) => return Ended::fault(error),
         },
     };
+    if let Err(why) = leave_xen(enclosure) {
+        return Ended::fault(why);
+    }
     link.connected(observed);
     // The guest may have come long after the process, and the driver in between.
     (spec.executor, spec.reason) = choice(chosen);
@@ -237,12 +302,20 @@ fn connect(
         Err(error) => Err(format!("no channel: {error} ({})", error.advice())),
     };
     match &spec.carrier {
-        Carrier::Xen { domid, path } => channel(vchan::xen::connect(DomId(*domid), path, deadline)),
+        Carrier::Xen { domid, path } => {
+            // It may look at no domain: the broker tells.
+            let life = link
+                .life(DomId(*domid))
+                .map_err(|error| error.to_string())?;
+            let setup = Setup::new().life(&life);
+            let domain = DomId(*domid);
+            channel(vchan::xen::connect_with(&setup, domain, path, deadline))
+        }
         Carrier::Unix => SocketTransport::from_unix(guest.into())
             .map(Stream::from)
             .map_err(|error| format!("no channel: {error}")),
-        Carrier::Tcp { secrets } => {
-            let (transport, name) = authenticate(guest.into(), secrets, deadline)?;
+        Carrier::Tcp => {
+            let (transport, name) = authenticate(guest.into(), observed, link, deadline)?;
             link.found(observed, Found::Client(name));
             let decision = link.decision(deadline);
             match decision.ok_or("the broker did not decide in time")? {
@@ -262,15 +335,15 @@ fn connect(
     }
 }
 
-/// The file is read for every client, so that a new secret counts from the next one on, and only
-/// once the client has said its name: of all the keys one is kept, and the others are not in memory
-/// while this waits for a stranger.
+/// The broker has the file and gives one key to a worker, for the name that its client says: this has no
+/// other at any time.
 fn authenticate(
     stream: TcpStream,
-    secrets: &Path,
+    observed: &Observed,
+    link: &Link,
     deadline: Instant,
 ) -> Result<(SocketTransport, String), String> {
-    let expected = |name: &str| Secrets::read(secrets)?.expected(name);
+    let expected = |name: &str| link.key(observed, name, deadline);
     accept_tcp(stream, expected, deadline).map_err(|error| error.to_string())
 }
 

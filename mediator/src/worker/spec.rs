@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 use vgpu_protocol::op::OpSet;
 use vgpu_protocol::status::ErrorCode;
 
+use super::confinement::{self, Needs, Relay, Served};
 use crate::executor::ExecutorChoice;
 use crate::policy::{MOST_OBJECTS, Share};
 use crate::relay::Route;
@@ -32,10 +33,7 @@ pub enum Carrier {
     /// By the bytes of the connected Unix socket that is its standard input.
     Unix,
     /// By the TCP connection that is its standard input, once its client has shown a secret.
-    Tcp {
-        /// The file with the secrets.
-        secrets: PathBuf,
-    },
+    Tcp,
     /// By the vchan that a domain serves.
     Xen {
         /// The guest.
@@ -75,6 +73,8 @@ pub struct Spec {
     pub guest: String,
     /// How the guest is reached.
     pub carrier: Carrier,
+    /// How the worker is confined.
+    pub confinement: confinement::Settings,
     /// Never `auto`: the broker has decided.
     pub executor: ExecutorChoice,
     /// The file with this mediator's secret, for a relay over TCP.
@@ -108,6 +108,46 @@ pub enum Turned {
 }
 
 impl Spec {
+    /// What the worker has to reach.
+    pub(super) fn needs(&mut self) -> Needs {
+        let name = |text: &String| text.parse().ok();
+        let guest_of = |guest: &Option<String>| guest.as_ref().and_then(|text| text.parse().ok());
+        // Once the root directory is another, a relative path leads nowhere.
+        let absolute = |directory: &mut PathBuf| {
+            if let Ok(path) = std::path::absolute(&*directory) {
+                *directory = path;
+            }
+            directory.clone()
+        };
+        let served = match &mut self.carrier {
+            Carrier::File { directory, guest } => Some(Served {
+                directory: absolute(directory),
+                guest: guest_of(guest),
+                session: None,
+            }),
+            Carrier::FileSession {
+                directory,
+                guest,
+                session,
+            } => Some(Served {
+                directory: absolute(directory),
+                guest: guest_of(guest),
+                session: name(session),
+            }),
+            _ => None,
+        };
+        Needs {
+            served,
+            // Who is turned away gets no device.
+            cuda: self.executor == ExecutorChoice::Cuda && self.refusal.is_none(),
+            xen: matches!(self.carrier, Carrier::Xen { .. } | Carrier::Offer { .. }),
+            relay: self.route().map(|route| Relay {
+                endpoint: route.endpoint,
+                secret: route.secret,
+            }),
+        }
+    }
+
     /// What tells mediators apart: the same for all sessions of one.
     pub fn mediator(&self) -> u64 {
         self.epoch >> 32

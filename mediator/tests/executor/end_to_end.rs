@@ -21,7 +21,26 @@ struct Mediator(Child);
 impl Mediator {
     /// Starts `vgpu-mediatord` with the stand-in playing `scenario`.
     fn start(folder: &Path, listen: &str, executor: &str, scenario: &str) -> Mediator {
+        let command = Command::new(env!("CARGO_BIN_EXE_vgpu-mediatord"));
+        Self::start_by(command, folder, listen, executor, scenario)
+    }
+
+    /// The same, for a stand-in whose state is a file: a worker that is confined would not see it.
+    fn start_unconfined(folder: &Path, listen: &str, executor: &str, scenario: &str) -> Mediator {
+        let config = folder.join("mediatord.toml");
+        fs::write(&config, "[worker]\nconfine = 'off'\n").expect("our own folder");
         let mut command = Command::new(env!("CARGO_BIN_EXE_vgpu-mediatord"));
+        command.arg("--config").arg(config);
+        Self::start_by(command, folder, listen, executor, scenario)
+    }
+
+    fn start_by(
+        mut command: Command,
+        folder: &Path,
+        listen: &str,
+        executor: &str,
+        scenario: &str,
+    ) -> Mediator {
         command
             .args(["--listen", listen, "--executor", executor, "--control"])
             .arg(folder.join("control.sock"))
@@ -120,7 +139,7 @@ fn auto_takes_a_gpu_that_comes_later() {
     let listen = format!("local:{},file:{}", socket.display(), directory.display());
     let driver = folder.path().join("driver");
     let scenario = format!("late={}", driver.display());
-    let _mediator = Mediator::start(folder.path(), &listen, "auto", &scenario);
+    let _mediator = Mediator::start_unconfined(folder.path(), &listen, "auto", &scenario);
     let executor = || {
         let mut client = connect(&socket);
         let info = client.info().expect("info");
@@ -189,7 +208,7 @@ fn a_gpu_that_another_session_has_is_busy_and_a_command_gives_it_back() {
     fs::create_dir(&directory).unwrap();
     let listen = format!("local:{},file:{}", socket.display(), directory.display());
     let scenario = format!("alone={}", folder.path().join("taken").display());
-    let _mediator = Mediator::start(folder.path(), &listen, "cuda", &scenario);
+    let _mediator = Mediator::start_unconfined(folder.path(), &listen, "cuda", &scenario);
     let first = connect(&socket);
     let endpoint = Endpoint::Local(socket.clone());
     let error = Client::connect(std::slice::from_ref(&endpoint), &Options::default())

@@ -10,10 +10,12 @@ use std::time::{Duration, Instant};
 use serde::Serialize;
 use vchan::xen::store::Store;
 use vgpu_mediator::broker::probe;
+use vgpu_mediator::config::WorkerSettings;
 use vgpu_mediator::control::Status;
 use vgpu_mediator::executor::ExecutorChoice;
 use vgpu_mediator::failure::Failure;
 use vgpu_mediator::print::print;
+use vgpu_mediator::worker::confinement::{Confine, Protection, Settings, trial};
 
 use crate::{Exit, fetch, print_json};
 
@@ -98,6 +100,7 @@ pub(crate) fn run(control: &Path, json: bool) -> Result<ExitCode, Exit> {
             show(cuda(driver))?;
         }
     }
+    show(workers(status.as_ref().ok()))?;
     if let Ok(status) = &status {
         for check in files::checks(status) {
             show(check)?;
@@ -223,6 +226,49 @@ fn cuda(driver: bool) -> Check {
             };
             Check::bad(NAME, failure.what, advice)
         }
+    }
+}
+
+/// What protects this machine from workers that their guests have taken over: as the mediator says it, or
+/// as it would be if this user started one with the usual settings.
+fn workers(status: Option<&Status>) -> Check {
+    const NAME: &str = "confinement of workers";
+    let protections = match status {
+        Some(status) => Ok(status.protections.clone()),
+        None => {
+            let usual = WorkerSettings::default();
+            let settings = Settings {
+                confine: Confine::BestEffort,
+                user: usual.users().last(),
+            };
+            trial::run(&settings, false)
+        }
+    };
+    let protections = match protections {
+        Ok(protections) if protections.is_empty() => {
+            let advice = "set worker.confine to \"required\" and start the mediator again";
+            return Check::bad(NAME, "off: worker.confine is \"off\"", advice);
+        }
+        Ok(protections) => protections,
+        Err(why) => return Check::bad(NAME, why, "this is not expected; report it"),
+    };
+    let (on, off): (Vec<&Protection>, Vec<&Protection>) = protections.iter().partition(|it| it.on);
+    let names: Vec<String> = on.iter().map(|protection| said(protection)).collect();
+    let works = names.join(", ");
+    if off.is_empty() {
+        return Check::good(NAME, works);
+    }
+    let missing: Vec<String> = off.iter().map(|protection| said(protection)).collect();
+    let found = format!("without {}; with {works}", missing.join(", "));
+    let advice = "run the mediator as root, on a kernel with namespaces and seccomp filters";
+    Check::bad(NAME, found, advice)
+}
+
+fn said(protection: &Protection) -> String {
+    let Protection { name, note, .. } = protection;
+    match note.is_empty() {
+        true => name.clone(),
+        false => format!("{name} ({note})"),
     }
 }
 

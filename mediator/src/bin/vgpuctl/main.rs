@@ -20,20 +20,21 @@ use vgpu_mediator::control::client::ask;
 use vgpu_mediator::control::{Answer, Ask, Status};
 use vgpu_mediator::failure::Failure;
 use vgpu_mediator::print::{print, print_error};
+use vgpu_mediator::worker::confinement::trial;
 
 use cli::{Cli, Command};
 
 fn main() -> ExitCode {
     Provider::XenstoreRs.prefer();
-    // `doctor` starts itself anew to try CUDA in a process of its own.
+    // `doctor` starts itself anew to try CUDA, and how workers are confined, in processes of their own.
     let arguments: Vec<String> = std::env::args_os()
         .skip(1)
         .map(|argument| argument.to_string_lossy().into_owned())
         .collect();
-    if let Some((first, rest)) = arguments.split_first()
-        && first == probe::ARGUMENT
-    {
-        return probe::main(rest);
+    match arguments.split_first() {
+        Some((first, rest)) if first == probe::ARGUMENT => return probe::main(rest),
+        Some((first, rest)) if first == trial::ARGUMENT => return trial::main(rest),
+        _ => {}
     }
     match run(&Cli::parse()) {
         Ok(status) => status,

@@ -7,6 +7,8 @@ use std::sync::mpsc::Sender;
 use std::time::{Duration, Instant};
 
 use tokio::sync::mpsc::UnboundedReceiver;
+use vchan::DomId;
+use vchan::xen::DomainLife;
 use vchan::xen::keys::{KeyError, Keys};
 use vchan::xen::store::{Store, StoreError};
 
@@ -220,7 +222,7 @@ impl Discovery {
         watches.remove(Subject::Name(domid));
         watches.remove(Subject::Channels(domid));
         if self.restarted {
-            // The worker of its session sees for itself whether the domain is alive.
+            // Whoever watches over the domain of a session sees for itself whether it is alive.
             log::info!("xenstore does not know domain {domid} any more");
         } else {
             self.tell(Event::Gone { domid });
@@ -354,6 +356,14 @@ impl Discovery {
                     continue;
                 }
             }
+            // Looked at here: a worker may look at no domain.
+            let life = match DomainLife::watched(DomId(domid), deadline) {
+                Ok(life) => life,
+                Err(error) => {
+                    log::debug!("{}: {error}", guest.identity);
+                    break;
+                }
+            };
             if !guest.announce(&candidate.name, now) {
                 break;
             }
@@ -362,6 +372,7 @@ impl Discovery {
                 name: candidate.name,
                 max_sessions: guest.judgement.max_sessions,
                 again: candidate.again,
+                life,
             });
         }
         for channel in announced {

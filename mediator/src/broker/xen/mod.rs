@@ -30,6 +30,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use tokio::sync::mpsc::UnboundedSender;
+use vchan::xen::DomainLife;
 use vchan::xen::store::Store;
 
 use super::instance::Instance;
@@ -68,6 +69,8 @@ pub(super) struct Announced {
     pub(super) max_sessions: Option<u32>,
     /// It was announced before and put off.
     pub(super) again: bool,
+    /// The guest's domain, watched.
+    pub(super) life: DomainLife,
 }
 
 /// What the broker tells the thread.

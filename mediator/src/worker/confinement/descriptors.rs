@@ -1,4 +1,4 @@
-//! What a worker gives up before it meets its guest.
+//! The descriptors that a worker has, and the limits of any worker.
 #![allow(unsafe_code)]
 
 use std::fs::{self, File};
@@ -16,12 +16,15 @@ use nix::unistd::{close, dup2_stdin, getppid};
 /// Descriptors that a session with a CUDA context needs at most, with room to spare.
 const MAX_FILES: u64 = 1024;
 
-/// Confines this process and takes its two streams: the guest's, which is standard input, and the
+/// Closes what this process should not have inherited, sets its limits and takes its two streams: the guest's, which is standard input, and the
 /// broker's, which has the number `broker`. Nothing may be open yet but what was inherited.
 ///
 /// Afterwards it dies with the broker, writes no core file that would hold a guest's data, gains no
 /// privileges, and has no descriptor but its own.
-pub(super) fn confine(broker: RawFd, broker_pid: i32) -> io::Result<(OwnedFd, UnixStream)> {
+pub(in crate::worker) fn take_inherited(
+    broker: RawFd,
+    broker_pid: i32,
+) -> io::Result<(OwnedFd, UnixStream)> {
     close_inherited(broker)?;
     // SAFETY: it is open, as `close_inherited` has seen, and nothing here owns it yet: the broker
     // passes it to be taken once, and this is called once, before anything else is opened.

@@ -1,0 +1,60 @@
+//! `[worker]`: as whom and how confined a worker runs.
+
+use nix::unistd::geteuid;
+use serde::{Deserialize, Serialize};
+
+use crate::worker::confinement::Confine;
+
+/// How many users there are for workers: more than there can be workers.
+const USERS: u32 = 2048;
+
+/// How workers run. `dist/mediatord.toml` describes each setting for administrators.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct WorkerSettings {
+    /// What is done where a worker cannot be confined.
+    pub confine: Confine,
+    /// The first of the numbers that are workers' users and groups.
+    pub first_user: u32,
+}
+
+impl Default for WorkerSettings {
+    fn default() -> Self {
+        Self {
+            // An ordinary user can make nobody another one.
+            confine: match geteuid().is_root() {
+                true => Confine::Required,
+                false => Confine::BestEffort,
+            },
+            first_user: 2_080_000_000,
+        }
+    }
+}
+
+impl WorkerSettings {
+    /// Users and groups that belong to workers; none where this process cannot become another user.
+    pub fn users(&self) -> std::ops::Range<u32> {
+        match geteuid().is_root() && self.confine != Confine::Off {
+            true => self.first_user..self.first_user + USERS,
+            false => 0..0,
+        }
+    }
+
+    pub(super) fn check(&self) -> Result<(), String> {
+        let last = self.first_user.checked_add(USERS);
+        if self.first_user < 1000 || last.is_none_or(|last| last > i32::MAX.cast_unsigned()) {
+            return Err(format!(
+                "worker.first_user is {}; it and the {USERS} numbers from it on must lie between 1000 and \
+                 2147483647",
+                self.first_user
+            ));
+        }
+        if self.confine == Confine::Required && !geteuid().is_root() {
+            return Err(
+                "worker.confine is \"required\", which only root can do; set it to \"best-effort\""
+                    .to_owned(),
+            );
+        }
+        Ok(())
+    }
+}
