@@ -178,7 +178,7 @@ fn archive(bare: bool, add: &[PathBuf]) -> Result<Vec<u8>> {
 /// The project's programs, unless left out, and the files (or folders of files) to add.
 fn programs(bare: bool, add: &[PathBuf]) -> Result<Vec<Program>> {
     let mut programs = if bare {
-        vec![project::build_agent(TRIED)?]
+        project::build_agent(TRIED)?
     } else {
         project::build(project::PACKAGES, TRIED)?
     };

@@ -24,6 +24,15 @@ pub(crate) const FOLDER: &str = "opt/vgpu/bin";
 /// Packages with programs that go into the lab.
 pub(crate) const PACKAGES: &[&str] = &["vchan", "vchan-testing", "vgpu-guest", "vgpu-mediator"];
 
+/// The programs of these packages: package, program.
+const PROGRAMS: &[(&str, &str)] = &[
+    ("vchan", "vchan"),
+    ("vchan-testing", "vchan-testing"),
+    ("vgpu-guest", "vgpu"),
+    ("vgpu-mediator", "vgpu-mediatord"),
+    ("vgpu-mediator", "vgpuctl"),
+];
+
 /// Test programs that run in the lab: package, test, name in the lab.
 const TESTS: &[(&str, &str, &str)] = &[("xen-sys", "real_xen", "xen-sys-real-xen")];
 
@@ -78,42 +87,25 @@ pub(crate) fn runs() -> PathBuf {
     target().join("lab")
 }
 
-/// Builds the command line programs of `packages` with one of cargo's profiles.
+/// Builds the command line programs of `packages`, and what runs our scripts there, with one of
+/// cargo's profiles.
 ///
 /// # Errors
 /// The compiler's, which by then has said what is wrong on standard error.
 pub(crate) fn build(packages: &[&str], profile: &str) -> Result<Vec<Program>> {
     eprintln!("lab: building the project's programs ({profile})");
-    let mut arguments = vec!["build", "--profile", profile, "--bins"];
-    for package in packages {
-        arguments.extend(["--package", package]);
-    }
-    let mut programs = vec![build_agent(profile)?];
-    for file in cargo_executables(&arguments)? {
-        programs.push(Program::of(file)?);
-    }
-    Ok(programs)
+    build_rust(packages, profile)
 }
 
 /// Builds what runs our scripts there.
 ///
 /// # Errors
 /// As [`build`].
-pub(crate) fn build_agent(profile: &str) -> Result<Program> {
-    let built = cargo_executables(&[
-        "build",
-        "--profile",
-        profile,
-        "--package",
-        "xtask",
-        "--bin",
-        AGENT,
-    ])?;
-    let file = built.into_iter().next();
-    Program::of(file.with_context(|| format!("no {AGENT} was built"))?)
+pub(crate) fn build_agent(profile: &str) -> Result<Vec<Program>> {
+    build_rust(&[], profile)
 }
 
-/// Builds what only the suite needs: test programs and the C peer.
+/// Builds what only the suite needs: test programs, the C peer and a client in C.
 ///
 /// # Errors
 /// As [`build`].
@@ -121,28 +113,39 @@ pub(crate) fn build_for_tests() -> Result<Vec<Program>> {
     let mut programs = Vec::new();
     for (package, test, name) in TESTS {
         eprintln!("lab: building test {test} of {package}");
-        let built = cargo_executables(&[
-            "test",
+        let arguments = [
+            "build",
             "--profile",
             TRIED,
-            "--no-run",
             "--package",
             package,
             "--test",
             test,
-        ])?;
-        let file = built
-            .into_iter()
-            .next()
-            .with_context(|| format!("no test {test} was built"))?;
+        ];
+        // With this package cargo chooses the features that it has chosen above, and builds nothing anew.
+        let beside = ["--package", "vchan-testing"];
+        let built = cargo_executables(&[&arguments[..], &beside[..]].concat())?;
+        let file = built.into_iter().next();
         programs.push(Program {
             name: (*name).to_owned(),
-            file,
+            file: file.with_context(|| format!("no test {test} was built"))?,
         });
     }
     programs.push(build_c_peer()?);
     programs.push(build_guide_client()?);
     Ok(programs)
+}
+
+/// All in one call of cargo: it keeps all processors busy to the end, and chooses the features of what
+/// they depend on once for all.
+fn build_rust(packages: &[&str], profile: &str) -> Result<Vec<Program>> {
+    let mut arguments = vec!["build", "--profile", profile];
+    arguments.extend(["--package", "xtask", "--bin", AGENT]);
+    for (package, program) in PROGRAMS.iter().filter(|(p, _)| packages.contains(p)) {
+        arguments.extend(["--package", package, "--bin", program]);
+    }
+    let built = cargo_executables(&arguments)?;
+    built.into_iter().map(Program::of).collect()
 }
 
 pub(crate) fn build_c_peer() -> Result<Program> {
@@ -201,8 +204,8 @@ fn cargo_executables(arguments: &[&str]) -> Result<Vec<PathBuf>> {
         .collect())
 }
 
-/// Writes the archive. What debuggers want is left out: it would be most of it,
-/// and every guest unpacks it.
+/// Writes the archive. Symbols are left out, also those that debuggers do not need: they would be most
+/// of it, and every guest is given all of it and unpacks it.
 pub(crate) fn archive(programs: &[Program]) -> Result<Vec<u8>> {
     let mut archive = Archive::new(Vec::new());
     archive.directory(FOLDER)?;
@@ -217,7 +220,7 @@ pub(crate) fn archive(programs: &[Program]) -> Result<Vec<u8>> {
     Ok(archive.finish()?)
 }
 
-/// A program without what debuggers want.
+/// A program without symbols. A panic still says where it was.
 ///
 /// # Errors
 /// It cannot be read.
@@ -229,7 +232,7 @@ pub(crate) fn stripped(file: &Path) -> Result<Vec<u8>> {
     let name = format!("vgpu-lab-strip-{}", std::process::id());
     let copy = std::env::temp_dir().join(name);
     let status = Command::new("strip")
-        .args(["--strip-debug", "-o"])
+        .args(["--strip-all", "-o"])
         .args([&copy, file])
         .status();
     let status = match status {
