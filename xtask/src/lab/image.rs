@@ -67,6 +67,12 @@ const FILES: &[(&str, &str)] = &[
     ("etc/passwd", "root:x:0:0:root:/root:/bin/sh\n"),
     ("etc/group", "root:x:0:\n"),
     ("etc/hosts", "127.0.0.1 localhost\n"),
+    // What /init mounts; xenconsoled opens pseudo-terminals.
+    (
+        "etc/fstab",
+        "proc /proc proc\nsysfs /sys sysfs\ndevpts /dev/pts devpts\ntmpfs /dev/shm tmpfs\n\
+         tmpfs /run tmpfs\ntmpfs /tmp tmpfs\n",
+    ),
     // dom0's memory is fixed on the command line; guests get what is left.
     ("etc/xen/xl.conf", "autoballoon=\"off\"\n"),
     // Without the first two oxenstored does not start; the quotas are XCP-ng's.
