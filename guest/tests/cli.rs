@@ -273,6 +273,28 @@ fn doctor_says_what_is_missing() {
 }
 
 #[test]
+fn a_failure_is_one_object_for_programs_and_two_lines_for_people() {
+    let directory = TempDir::new().expect("a directory");
+    let endpoint = format!("local:{}", text(&directory.path().join("nobody.sock")));
+    for (command, code) in [(&["info"][..], 1), (&["vector-add", "--n", "0"][..], 2)] {
+        let output = vgpu(&[&["--json", "--endpoint", &endpoint], command].concat());
+        assert_eq!(output.status.code(), Some(code), "{command:?}");
+        let object: serde_json::Value = serde_json::from_slice(&output.stdout)
+            .unwrap_or_else(|error| panic!("{command:?}: {error}"));
+        let stderr = String::from_utf8_lossy(&output.stderr);
+        let said = |line: usize, start: &str| {
+            let line = stderr.lines().nth(line).expect("two lines");
+            line.strip_prefix(start)
+                .expect("as people get it")
+                .to_owned()
+        };
+        assert_eq!(object["error"]["what"], said(0, "error: "));
+        assert_eq!(object["error"]["advice"], said(1, " help: "));
+        assert_eq!(object["error"]["code"], code);
+    }
+}
+
+#[test]
 fn doctor_checks_xen_only_for_xen() {
     if Path::new("/sys/hypervisor/type").exists() {
         test_skip::skipped("this is a Xen machine");

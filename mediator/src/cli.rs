@@ -68,7 +68,8 @@ pub struct Flags {
     #[arg(long)]
     pub allow_all: bool,
 
-    /// Read settings from this TOML file; flags override it
+    /// Read settings from this TOML file; flags override it [default, where --listen is not given either:
+    /// /etc/vgpu/mediatord.toml]
     #[arg(long, value_name = "FILE")]
     pub config: Option<PathBuf>,
 

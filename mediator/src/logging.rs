@@ -12,6 +12,7 @@ use std::time::{Duration, Instant};
 
 use env_logger::{Builder, Env, Target, TimestampPrecision, WriteStyle};
 use log::{Level, LevelFilter};
+use nix::sys::stat::fstat;
 use vgpu_transport::output::write_all;
 
 use crate::print::print_error;
@@ -51,10 +52,7 @@ fn start(verbose: u8, for_broker: bool) -> io::Result<()> {
         1 => LevelFilter::Debug,
         _ => LevelFilter::Trace,
     };
-    let under_systemd = !for_broker
-        && ["JOURNAL_STREAM", "NOTIFY_SOCKET"]
-            .iter()
-            .any(|name| std::env::var_os(name).is_some());
+    let under_systemd = !for_broker && in_journal();
     let queue = QUEUE.get_or_init(|| Queue::new(if under_systemd { "<4>" } else { "" }));
     thread::Builder::new()
         .name("log".into())
@@ -110,12 +108,27 @@ pub(crate) fn parse_worker_line(line: &str) -> (Level, &str, &str) {
     parse().unwrap_or((Level::Warn, module_path!(), line))
 }
 
-/// Prints lines that are no log, such as the error that a program ends with: in their turn where
-/// there is a log, at once where there is none.
+/// Prints the lines of the error that a program ends with: in their turn where there is a log, at once
+/// where there is none.
 pub fn say(text: &str) {
+    let text = match in_journal() {
+        true => text.lines().map(|line| format!("<3>{line}\n")).collect(),
+        false => text.to_owned(),
+    };
     match QUEUE.get() {
         Some(queue) => queue.push(text.as_bytes()),
-        None => print_error(text),
+        None => print_error(&text),
+    }
+}
+
+/// Whether standard error is systemd's journal, which takes priorities in front of lines. Versions
+/// before 231 do not say; there it is so wherever systemd waits for this process to be ready.
+fn in_journal() -> bool {
+    match std::env::var("JOURNAL_STREAM") {
+        // Programs inherit the variable, and may have been given another standard error.
+        Ok(stream) => fstat(io::stderr())
+            .is_ok_and(|file| stream == format!("{}:{}", file.st_dev, file.st_ino)),
+        Err(_) => std::env::var_os("NOTIFY_SOCKET").is_some(),
     }
 }
 

@@ -7,6 +7,7 @@ use std::io::Read;
 use std::process::{Command, Output};
 
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
+use nix::sys::stat::fstat;
 use support::{MEDIATORD, Mediator, VGPUCTL, run, stderr, stdout};
 
 fn mediatord(flags: &[&str]) -> Output {
@@ -38,6 +39,38 @@ fn assert_two_lines(output: &Output, words: &[&str]) {
 }
 
 #[test]
+fn errors_in_the_journal_have_its_priority() {
+    for journal in [true, false] {
+        let (mut reader, writer) = std::io::pipe().expect("a pipe");
+        let file = fstat(&writer).expect("fstat");
+        // A program that a shell in a desktop's terminal starts inherits the terminal's.
+        let inode = if journal {
+            file.st_ino
+        } else {
+            file.st_ino + 1
+        };
+        let mut mediatord = Command::new(MEDIATORD)
+            .args(["--config", "/dev/null"])
+            .env("JOURNAL_STREAM", format!("{}:{inode}", file.st_dev))
+            .stderr(writer)
+            .spawn()
+            .expect("the mediator starts");
+        let mut text = String::new();
+        reader.read_to_string(&mut text).expect("its error");
+        assert_eq!(mediatord.wait().expect("its end").code(), Some(2));
+        for (line, start) in text.lines().zip(["error: ", " help: "]) {
+            let start = if journal {
+                format!("<3>{start}")
+            } else {
+                start.to_owned()
+            };
+            assert!(line.starts_with(&start), "{text}");
+        }
+        assert_eq!(text.lines().count(), 2, "{text}");
+    }
+}
+
+#[test]
 fn wrong_arguments() {
     assert_refused(&mediatord(&["--frobnicate"]), &["--frobnicate"]);
     assert_refused(&mediatord(&["--listen"]), &["--listen"]);
@@ -51,7 +84,10 @@ fn wrong_arguments() {
         &["vulkan", "auto, cuda or cpu"],
     );
     assert_refused(&mediatord(&["--executor", "relay:xen:"]), &["relay"]);
-    assert_two_lines(&mediatord(&[]), &["nothing to listen on", "--listen"]);
+    // An empty file, not none: the machine may have one installed.
+    let empty = mediatord(&["--config", "/dev/null"]);
+    assert_two_lines(&empty, &["nothing to listen on", "--listen"]);
+    assert_eq!(empty.status.code(), Some(2), "systemd is not to try again");
     let nothing = run(&mut Command::new(VGPUCTL));
     assert!(!nothing.status.success() && stderr(&nothing).contains("Usage: vgpuctl"));
     assert_refused(&run(Command::new(VGPUCTL).arg("dance")), &["dance"]);
@@ -212,6 +248,16 @@ fn vgpuctl_without_a_mediator() {
             &vgpuctl(command),
             &["no mediator at", "start vgpu-mediatord"],
         );
+        let told = vgpuctl(&[&["--json"], command].concat());
+        let object: serde_json::Value = serde_json::from_slice(&told.stdout).expect("one object");
+        let error = &object["error"];
+        for (line, part) in stderr(&told).lines().zip(["what", "advice"]) {
+            assert_eq!(
+                Some(line[7..].to_owned()),
+                error[part].as_str().map(str::to_owned)
+            );
+        }
+        assert_eq!(error["code"], 1);
     }
     let doctor = vgpuctl(&["doctor"]);
     assert_eq!(doctor.status.code(), Some(1));

@@ -84,7 +84,7 @@ fn triple(text: &str) -> Result<[u32; 3], String> {
 }
 
 fn main() -> ExitCode {
-    let cli = Cli::parse();
+    let cli: Cli = vgpu_cli::parse();
     let result = match &cli.command {
         Command::Run(r) => run(r, cli.json),
         Command::Check { file } => check(file, cli.json),

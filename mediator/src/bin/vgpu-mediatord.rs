@@ -4,7 +4,6 @@
 use std::io;
 use std::process::ExitCode;
 
-use clap::Parser;
 use vchan::xen::store::provider::Provider;
 use vgpu_mediator::cli::Flags;
 use vgpu_mediator::config::Config;
@@ -29,20 +28,32 @@ fn main() -> ExitCode {
         Some((first, rest)) if first == trial::ARGUMENT => return trial::main(rest),
         _ => {}
     }
-    let status = match run(&Flags::parse()) {
+    let status = match run(&vgpu_cli::parse()) {
         Ok(()) => ExitCode::SUCCESS,
-        Err(failure) => {
+        Err((failure, status)) => {
             failure.print();
-            ExitCode::FAILURE
+            status
         }
     };
     logging::flush();
     status
 }
 
-fn run(flags: &Flags) -> Result<(), Failure> {
+/// What the process ends with when its configuration makes no sense: trying again is of no use.
+const MISCONFIGURED: u8 = 2;
+
+fn run(flags: &Flags) -> Result<(), (Failure, ExitCode)> {
+    let config = configuration(flags).map_err(|failure| (failure, MISCONFIGURED.into()))?;
+    serve(flags, &config).map_err(|failure| (failure, ExitCode::FAILURE))
+}
+
+fn configuration(flags: &Flags) -> Result<Config, Failure> {
     let config = Config::load(flags)?;
     config.check_secrets()?;
+    Ok(config)
+}
+
+fn serve(flags: &Flags, config: &Config) -> Result<(), Failure> {
     if flags.check_config {
         return match print(&config.to_toml()) {
             // Whoever read the output has seen enough.
@@ -58,5 +69,5 @@ fn run(flags: &Flags) -> Result<(), Failure> {
             "look at the limits of processes and memory (ulimit -a)",
         )
     })?;
-    broker::run(&config, flags.verbose)
+    broker::run(config, flags.verbose)
 }

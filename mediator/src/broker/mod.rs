@@ -101,6 +101,7 @@ pub fn run(config: &Config, verbose: u8) -> Result<(), Failure> {
     let mut broker = Broker::open(config, verbose, instance, offer, signals)?;
     broker.protections = protections;
     notify("READY=1");
+    broker.tell_status();
     broker.serve()
 }
 

@@ -7,6 +7,7 @@ use std::os::fd::{AsFd, BorrowedFd};
 use std::time::{Duration, Instant};
 
 use super::Broker;
+use super::notify::notify;
 use super::probe::{Answer, Offer, Probe, Verdict};
 use super::session::Session;
 use super::who::Who;
@@ -167,6 +168,18 @@ impl Broker<'_> {
         }
         self.offer = offer;
         self.reprobe = None;
+        self.tell_status();
+    }
+
+    /// Tells systemd what runs the work, for `systemctl status`.
+    pub(super) fn tell_status(&self) {
+        let executor = &self.offer.executor;
+        notify(&format!(
+            "STATUS=executor {}: {}, {}",
+            executor.kind,
+            executor.device,
+            executor.reason.replace('\n', " ")
+        ));
     }
 
     /// Seconds until the next look, if there is to be one.

@@ -42,29 +42,36 @@ pub struct Config {
     pub worker: WorkerSettings,
 }
 
+/// Where packages put the configuration.
+pub const INSTALLED: &str = "/etc/vgpu/mediatord.toml";
+
 const FIX_FILE: &str = "correct it and test it with vgpu-mediatord --config FILE --check-config; \
-                        dist/mediatord.toml describes every setting";
+                        man mediatord.toml describes every setting";
 
 impl Config {
-    /// Reads the file that `flags` name, if any, lets the flags override it, and checks the result.
+    /// Reads the file that `flags` name, lets the flags override it, and checks the result. Where they name
+    /// neither a file nor endpoints, the file is [`INSTALLED`], if it is there.
     ///
     /// # Errors
     /// An unreadable or wrong file, with the line, or settings that contradict each other.
     pub fn load(flags: &Flags) -> Result<Self, Failure> {
-        let file = match &flags.config {
-            Some(path) => {
-                let text = std::fs::read_to_string(path).map_err(|error| {
-                    Failure::system(
-                        format!("cannot read the configuration {}", path.display()),
-                        error,
-                        "check the path after --config and the file's permissions",
-                    )
-                })?;
-                return Self::from_text(flags, path, &text);
-            }
-            None => ConfigFile::default(),
+        Self::load_or(flags, Path::new(INSTALLED))
+    }
+
+    fn load_or(flags: &Flags, installed: &Path) -> Result<Self, Failure> {
+        let path = match &flags.config {
+            Some(path) => path,
+            None if flags.listen.is_empty() && installed.exists() => installed,
+            None => return Self::merge(flags, ConfigFile::default()),
         };
-        Self::merge(flags, file)
+        let text = std::fs::read_to_string(path).map_err(|error| {
+            Failure::system(
+                format!("cannot read the configuration {}", path.display()),
+                error,
+                "check the path after --config and the file's permissions",
+            )
+        })?;
+        Self::from_text(flags, path, &text)
     }
 
     /// [`load`](Self::load) with the file's text; `path` is for messages only.
@@ -84,8 +91,8 @@ impl Config {
         if listen.is_empty() {
             return Err(Failure::new(
                 "nothing to listen on",
-                "give --listen xen: (or local:PATH, unix:PATH, tcp:HOST:PORT, file:DIR), or set `listen` in the file after \
-                 --config",
+                "give --listen xen: (or local:PATH, unix:PATH, tcp:HOST:PORT, file:DIR), or set `listen` in \
+                 /etc/vgpu/mediatord.toml or the file after --config",
             ));
         }
         for (index, endpoint) in listen.iter().enumerate() {
@@ -249,11 +256,29 @@ mod tests {
 
     #[test]
     fn the_example_in_dist_is_valid_and_shows_the_defaults() {
-        let text = include_str!("../../../dist/mediatord.toml");
+        let text = include_str!("../../../dist/mediator/mediatord.toml");
         let config = load(text, &[]).unwrap();
         assert_eq!(config.limits, Limits::default());
         assert_eq!(config.listen, [Endpoint::Xen]);
         assert!(!config.policy.allow_all);
+    }
+
+    #[test]
+    fn the_installed_file_counts_where_flags_say_neither_file_nor_endpoint() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let (installed, other) = (folder.path().join("m.toml"), folder.path().join("o.toml"));
+        let listens = |flags: &[&str]| {
+            let flags = Flags::try_parse(flags).expect("these flags are sound");
+            Config::load_or(&flags, &installed).map(|config| config.listen)
+        };
+        assert!(listens(&[]).is_err(), "there is no file yet");
+        std::fs::write(&installed, "listen = 'local:/installed'").expect("a file");
+        std::fs::write(&other, "listen = 'local:/other'").expect("a file");
+        assert_eq!(listens(&[]), Ok(vec![Endpoint::Local("/installed".into())]));
+        let flags = ["--config", other.to_str().expect("UTF-8")];
+        assert_eq!(listens(&flags), Ok(vec![Endpoint::Local("/other".into())]));
+        let flags = ["--listen", "local:/flag"];
+        assert_eq!(listens(&flags), Ok(vec![Endpoint::Local("/flag".into())]));
     }
 
     #[test]

@@ -11,11 +11,11 @@ use std::sync::Arc;
 
 use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, OFlag, SealFlag, fcntl, open};
-use nix::sys::memfd::{MFdFlags, memfd_create};
 use nix::sys::mman::{MapFlags, MmapAdvise, ProtFlags, madvise, mmap, mmap_anonymous, munmap};
 use nix::sys::stat::{Mode, fchmod, fstat};
 use nix::sys::statfs::{TMPFS_MAGIC, fstatfs};
 use nix::unistd::ftruncate;
+use rustix::fs::{MemfdFlags, memfd_create};
 
 use crate::error::{Error, PeerError, Result};
 use crate::region::{Carrier, OwnerMemory};
@@ -36,8 +36,10 @@ const SIZE: SealFlag = SealFlag::F_SEAL_SHRINK.union(SealFlag::F_SEAL_GROW);
 
 /// A memfd that can still be sealed.
 fn create_open(len: usize) -> Result<OwnedFd> {
-    let flags = MFdFlags::MFD_CLOEXEC | MFdFlags::MFD_ALLOW_SEALING;
-    let fd = memfd_create(c"vchan", flags).map_err(|errno| failed("create", len, errno))?;
+    let flags = MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING;
+    // Not by the C library: the one of XCP-ng's dom0 has no memfd_create.
+    let fd = memfd_create("vchan", flags)
+        .map_err(|errno| failed("create", len, Errno::from_raw(errno.raw_os_error())))?;
     let size = i64::try_from(len).map_err(|_| failed("size", len, Errno::EFBIG))?;
     ftruncate(&fd, size).map_err(|errno| failed("size", len, errno))?;
     Ok(fd)
@@ -275,7 +277,7 @@ mod tests {
 
     #[test]
     fn unsealed_or_wrong_memory_is_refused() {
-        let plain = memfd_create(c"x", MFdFlags::MFD_ALLOW_SEALING).unwrap();
+        let plain = memfd_create("x", MemfdFlags::ALLOW_SEALING).unwrap();
         ftruncate(&plain, 8192).unwrap();
         assert!(matches!(map(&plain, 8192), Err(Error::Peer(_))));
         assert!(matches!(

@@ -63,6 +63,7 @@ pub(crate) fn run(cli: &Cli, arguments: &ConformanceArguments) -> Result<(), Fai
         _ => Err(Failure::new(
             format!("cases that failed: {failed}"),
             "see above; vgpu doctor tells whether there is a mediator at all",
-        )),
+        )
+        .reported()),
     }
 }

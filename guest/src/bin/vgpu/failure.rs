@@ -2,6 +2,7 @@
 
 use std::{fmt, io};
 
+use serde_json::json;
 use vgpu_guest::Cause;
 
 /// Why the command failed.
@@ -10,6 +11,7 @@ pub(crate) struct Failure {
     what: String,
     advice: String,
     exit_status: u8,
+    reported: bool,
 }
 
 impl Failure {
@@ -18,6 +20,15 @@ impl Failure {
             what: what.into(),
             advice: advice.into(),
             exit_status: 1,
+            reported: false,
+        }
+    }
+
+    /// What is wrong stands in the object that was printed.
+    pub(crate) fn reported(self) -> Self {
+        Self {
+            reported: true,
+            ..self
         }
     }
 
@@ -31,6 +42,14 @@ impl Failure {
 
     pub(crate) fn exit_status(&self) -> u8 {
         self.exit_status
+    }
+
+    /// For programs, unless an object that says so was printed; `code` is the exit status.
+    pub(crate) fn to_json(&self) -> Option<serde_json::Value> {
+        let Self { what, advice, .. } = self;
+        (!self.reported).then(
+            || json!({ "error": { "what": what, "advice": advice, "code": self.exit_status } }),
+        )
     }
 }
 
@@ -53,6 +72,7 @@ impl From<vgpu_guest::Error> for Failure {
             what: error.to_string(),
             advice: error.advice(),
             exit_status,
+            reported: false,
         }
     }
 }

@@ -17,13 +17,11 @@ mod vector_add;
 
 use std::process::ExitCode;
 
-use clap::Parser;
-
 use cli::{Cli, Command};
 use failure::Failure;
 
 fn main() -> ExitCode {
-    let cli = Cli::parse();
+    let cli: Cli = vgpu_cli::parse();
     let default_level = match cli.verbose {
         0 => "warn",
         1 => "info",
@@ -35,6 +33,10 @@ fn main() -> ExitCode {
     match execute(&cli) {
         Ok(()) => ExitCode::SUCCESS,
         Err(failure) => {
+            if let Some(object) = failure.to_json().filter(|_| cli.json) {
+                // Where that fails, the lines on standard error are left.
+                let _ = output::json(&object);
+            }
             output::error(&failure.to_string());
             ExitCode::from(failure.exit_status())
         }

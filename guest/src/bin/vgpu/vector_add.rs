@@ -86,7 +86,8 @@ pub(crate) fn run(cli: &Cli, arguments: &VectorAddArguments) -> Result<(), Failu
             ),
             "do not trust this device or the path to it; run vgpu doctor and look at the mediator's \
              log",
-        ));
+        )
+        .reported());
     }
     Ok(printed?)
 }

@@ -12,7 +12,6 @@ use std::io;
 use std::path::Path;
 use std::process::ExitCode;
 
-use clap::Parser;
 use vchan::xen::store::provider::Provider;
 use vgpu_mediator::broker::probe;
 use vgpu_mediator::config::default_control_path;
@@ -36,9 +35,16 @@ fn main() -> ExitCode {
         Some((first, rest)) if first == trial::ARGUMENT => return trial::main(rest),
         _ => {}
     }
-    match run(&Cli::parse()) {
+    let cli: Cli = vgpu_cli::parse();
+    match run(&cli) {
         Ok(status) => status,
         Err(Exit::Failure(failure)) => {
+            if cli.json {
+                let Failure { what, advice } = &failure;
+                let error = serde_json::json!({ "what": what, "advice": advice, "code": 1 });
+                // Where that fails, the lines on standard error are left.
+                let _ = print_json(&serde_json::json!({ "error": error }));
+            }
             failure.print();
             ExitCode::FAILURE
         }

@@ -116,7 +116,8 @@ pub(crate) fn run(cli: &Cli) -> Result<(), Failure> {
         return Err(Failure::new(
             format!("no session over {}", list.join(",")),
             "do what the lines with ✘ say, from the top, and run vgpu doctor again",
-        ));
+        )
+        .reported());
     };
     if !cli.json {
         output::line(&format!("{} works", session.endpoint))?;

@@ -1,0 +1,124 @@
+#![forbid(unsafe_code)]
+//! What the command lines of this project's programs share.
+//!
+//! A program prints its own manual pages and completions, from the same definition that it parses its
+//! arguments with: what a package installs cannot lack a flag that the program has.
+
+use std::ffi::OsString;
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::process;
+
+use clap::{CommandFactory, Parser};
+use clap_complete::Shell;
+
+/// The flag, in front of all others, with which a program writes its pages and completions into a folder:
+/// `vgpu --generate DIR`. It is for packagers, and in no help text.
+pub const GENERATE: &str = "--generate";
+
+/// The shells that completions are written for.
+const SHELLS: [Shell; 3] = [Shell::Bash, Shell::Fish, Shell::Zsh];
+
+/// Parses this process's arguments as a `P`. Ends the process where they ask for help, for the version or
+/// for [`GENERATE`], and with status 2 where they make no sense.
+pub fn parse<P: Parser>() -> P {
+    let mut arguments = std::env::args_os().skip(1);
+    if arguments.next().is_some_and(|first| first == GENERATE) {
+        process::exit(generate::<P>(arguments));
+    }
+    P::parse()
+}
+
+/// Writes what was asked for with [`GENERATE`]; returns the exit status.
+fn generate<P: CommandFactory>(mut arguments: impl Iterator<Item = OsString>) -> i32 {
+    let (Some(folder), None) = (arguments.next(), arguments.next()) else {
+        eprintln!("error: {GENERATE} takes one folder\n help: for example {GENERATE} /tmp/pages");
+        return 2;
+    };
+    match write_pages(P::command(), Path::new(&folder)) {
+        Ok(_) => 0,
+        Err(error) => {
+            let folder = folder.display();
+            eprintln!("error: cannot write to {folder}: {error}\n help: name a folder of yours");
+            1
+        }
+    }
+}
+
+/// Writes manual pages of `command` and its subcommands to `folder/man`, and completions to
+/// `folder/completions`; returns the files.
+///
+/// # Errors
+/// A folder or a file cannot be written.
+pub fn write_pages(mut command: clap::Command, folder: &Path) -> io::Result<Vec<PathBuf>> {
+    let (man, completions) = (folder.join("man"), folder.join("completions"));
+    fs::create_dir_all(&man)?;
+    fs::create_dir_all(&completions)?;
+    let name = command.get_name().to_owned();
+    let mut files = Vec::new();
+    for shell in SHELLS {
+        files.push(clap_complete::generate_to(
+            shell,
+            &mut command,
+            &name,
+            &completions,
+        )?);
+    }
+    clap_mangen::generate_to(command.disable_help_subcommand(true), &man)?;
+    for entry in fs::read_dir(&man)? {
+        files.push(entry?.path());
+    }
+    Ok(files)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Sorts things.
+    #[derive(Debug, Parser)]
+    #[command(name = "sorter", version)]
+    struct Sorter {
+        /// Largest first
+        #[arg(long)]
+        reverse: bool,
+        #[command(subcommand)]
+        command: Option<Sub>,
+    }
+
+    #[derive(Debug, clap::Subcommand)]
+    enum Sub {
+        /// Sort by name
+        Name {
+            /// Letters count whatever their case
+            #[arg(long)]
+            fold_case: bool,
+        },
+    }
+
+    #[test]
+    fn every_flag_is_in_a_page_and_in_the_completions() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let files = write_pages(Sorter::command(), folder.path()).expect("pages");
+        let text = |name: &str| {
+            let file = files.iter().find(|file| file.ends_with(name));
+            fs::read_to_string(file.unwrap_or_else(|| panic!("{name} of {files:?}"))).expect(name)
+        };
+        assert!(text("man/sorter.1").contains("reverse"));
+        assert!(text("man/sorter-name.1").contains("fold\\-case"));
+        for name in ["sorter.bash", "sorter.fish", "_sorter"] {
+            assert!(
+                text(&format!("completions/{name}")).contains("reverse"),
+                "{name}"
+            );
+        }
+    }
+
+    #[test]
+    fn what_makes_no_sense_is_status_2_and_what_cannot_be_written_1() {
+        assert_eq!(generate::<Sorter>(std::iter::empty()), 2);
+        let full = ["/dev/null/x".into()];
+        assert_eq!(generate::<Sorter>(full.into_iter()), 1);
+    }
+}
