@@ -33,6 +33,7 @@ mod apt;
 mod bindgen;
 mod busy;
 mod demo;
+mod dist;
 mod fuzz;
 mod lab;
 mod mediator;
@@ -74,6 +75,11 @@ const SUBCOMMANDS: &[Subcommand] = &[
         name: "lab",
         about: "boot a real Xen in QEMU and run things in it (shell, run, demo, test)",
         run: lab::main,
+    },
+    Subcommand {
+        name: "dist",
+        about: "packages, tarball, manual pages and checksums, of programs for glibc 2.17",
+        run: dist::main,
     },
     Subcommand {
         name: "fuzz",

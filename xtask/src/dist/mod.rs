@@ -1,0 +1,164 @@
+//! `cargo xtask dist`: what users install, made so that two machines make the same bytes.
+//!
+//! Programs for every C library from glibc 2.17 on (the one of XCP-ng's dom0), manual pages and
+//! completions that the programs print themselves, packages (deb and rpm) of mediator, guest and the
+//! command `vchan`, a tarball, debug files apart, a bill of materials, and SHA256SUMS over all.
+
+use std::ffi::OsString;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use anyhow::{Context, Result, bail};
+
+use crate::nightly::{run, target_dir};
+use crate::{apt, workspace_root};
+
+mod archive;
+mod check;
+mod elf;
+mod packages;
+mod pages;
+mod programs;
+mod tools;
+
+mod flags {
+    #![allow(unreachable_pub, reason = "written by the xflags macro")]
+
+    use std::path::PathBuf;
+
+    xflags::xflags! {
+        /// Makes packages, a tarball, pages, a bill of materials and checksums.
+        cmd dist {
+            /// Where to put them (default: target/dist/out).
+            optional --out DIR: PathBuf
+            /// Also from a tree with changes that are not committed; for trying things.
+            optional --dirty
+            /// Leave out the bill of materials, whose tool takes minutes to build.
+            optional --no-sbom
+            /// Then install, upgrade and remove the packages in file systems of their own.
+            optional --check
+        }
+    }
+}
+
+/// What one run works with.
+#[derive(Debug)]
+struct Dist {
+    /// The source as it is committed.
+    source: PathBuf,
+    /// Everything on its way.
+    work: PathBuf,
+    out: PathBuf,
+    version: String,
+    /// When the source was committed, in seconds since 1970: the time of all that is made.
+    epoch: u64,
+}
+
+pub(crate) fn main(args: Vec<OsString>) -> Result<()> {
+    let flags = flags::Dist::from_vec(args).unwrap_or_else(|error| crate::help_or_misuse(error));
+    apt::ensure(&[
+        "python3-venv",
+        "binutils",
+        "xz-utils",
+        "rpm",
+        "groff-base",
+        "busybox-static",
+    ])?;
+    let dist = Dist::prepare(flags.out, flags.dirty)?;
+    let tools = tools::Tools::install(&target_dir().join("dist/tools"))?;
+    let programs = programs::build(&dist, &tools)?;
+    let pages = pages::write(&dist, &programs)?;
+    packages::make(&dist, &tools, &programs, &pages)?;
+    archive::make(&dist, &programs, &pages)?;
+    if !flags.no_sbom {
+        tools.bills_of_materials(&dist)?;
+    }
+    checksums(&dist.out)?;
+    if flags.check {
+        check::run_all(&dist, &tools)?;
+    }
+    println!("all of it is in {}", dist.out.display());
+    Ok(())
+}
+
+impl Dist {
+    fn prepare(out: Option<PathBuf>, dirty: bool) -> Result<Self> {
+        let changes = git(&["status", "--porcelain"])?;
+        if !changes.is_empty() && !dirty {
+            bail!(
+                "there are changes that are not committed:\n{changes}commit them, or give --dirty"
+            );
+        }
+        let base = target_dir().join("dist");
+        let (source, work) = (base.join("source"), base.join("work"));
+        let out = out.unwrap_or_else(|| base.join("out"));
+        for folder in [&source, &work, &out] {
+            if folder.exists() {
+                fs::remove_dir_all(folder)
+                    .with_context(|| format!("removing the old {}", folder.display()))?;
+            }
+            fs::create_dir_all(folder).with_context(|| format!("making {}", folder.display()))?;
+        }
+        export(&source, dirty)?;
+        Ok(Self {
+            source,
+            work,
+            out: out.canonicalize()?,
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            epoch: git(&["log", "-1", "--format=%ct"])?.trim().parse()?,
+        })
+    }
+
+    /// A file of the source for packages.
+    fn packaging(&self, name: &str) -> PathBuf {
+        self.source.join("dist").join(name)
+    }
+}
+
+/// Copies the source to `to`: what is committed, or with `dirty` what lies there, less what git ignores.
+fn export(to: &Path, dirty: bool) -> Result<()> {
+    let root = workspace_root();
+    let list = match dirty {
+        true => "git ls-files -z --cached --others --exclude-standard | tar --null -T - -c",
+        false => "git archive HEAD",
+    };
+    let script = format!("set -o pipefail; {list} | tar -x -C \"$1\"");
+    run(Command::new("bash")
+        .args(["-c", &script, "bash"])
+        .arg(to)
+        .current_dir(root))
+}
+
+fn git(args: &[&str]) -> Result<String> {
+    let output = Command::new("git")
+        .args(args)
+        .current_dir(workspace_root())
+        .output()
+        .context("cannot start git")?;
+    if !output.status.success() {
+        let why = String::from_utf8_lossy(&output.stderr);
+        bail!("git {}: {}", args.join(" "), why.trim());
+    }
+    Ok(String::from_utf8(output.stdout)?)
+}
+
+/// Writes SHA256SUMS over all files of `folder`.
+fn checksums(folder: &Path) -> Result<()> {
+    let mut names = Vec::new();
+    for entry in fs::read_dir(folder)? {
+        names.push(entry?.file_name());
+    }
+    names.sort();
+    let output = Command::new("sha256sum")
+        .arg("--")
+        .args(&names)
+        .current_dir(folder)
+        .output()
+        .context("cannot start sha256sum")?;
+    if !output.status.success() {
+        bail!("sha256sum: {}", String::from_utf8_lossy(&output.stderr));
+    }
+    fs::write(folder.join("SHA256SUMS"), output.stdout)?;
+    Ok(())
+}

@@ -1,0 +1,348 @@
+//! Packages, deb and rpm from one description each.
+
+use std::collections::BTreeSet;
+use std::ffi::OsStr;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use anyhow::{Context, Result};
+use serde_json::{Value, json};
+
+use super::pages::Pages;
+use super::programs::Programs;
+use super::tools::Tools;
+use super::{Dist, elf};
+use crate::nightly::run;
+
+/// A package for users.
+struct Package {
+    name: &'static str,
+    about: &'static str,
+    license: &'static str,
+    /// The files with the licence, in the root of the source.
+    license_files: &'static [&'static str],
+    programs: &'static [&'static str],
+    /// Files of `dist/` and where they go.
+    files: &'static [(&'static str, &'static str)],
+    /// Files of `dist/` that administrators change.
+    settings: &'static [(&'static str, &'static str)],
+    /// The folder of `dist/` with its scripts.
+    scripts: Option<&'static str>,
+    recommends: &'static [&'static str],
+}
+
+const EITHER: &str = "MIT OR Apache-2.0";
+
+const PACKAGES: [Package; 3] = [
+    Package {
+        name: "vgpu-mediator",
+        about: "Shares one GPU among Xen guests: the daemon of dom0 and its console",
+        license: "GPL-3.0-only",
+        license_files: &["LICENSE-GPL"],
+        programs: &["vgpu-mediatord", "vgpuctl"],
+        files: &[
+            (
+                "mediator/vgpu-mediatord.service",
+                "/usr/lib/systemd/system/vgpu-mediatord.service",
+            ),
+            (
+                "mediator/modules-load.conf",
+                "/usr/lib/modules-load.d/vgpu-mediator.conf",
+            ),
+        ],
+        settings: &[("mediator/mediatord.toml", "/etc/vgpu/mediatord.toml")],
+        scripts: Some("mediator"),
+        recommends: &[],
+    },
+    Package {
+        name: "vgpu-guest",
+        about: "GPU work from a Xen guest: the command vgpu, and what opens the devices to its users",
+        license: EITHER,
+        license_files: &["LICENSE-APACHE", "LICENSE-MIT"],
+        programs: &["vgpu", "vgpu-ptx"],
+        files: &[
+            (
+                "guest/modules-load.conf",
+                "/usr/lib/modules-load.d/vgpu-guest.conf",
+            ),
+            (
+                "guest/udev.rules",
+                "/usr/lib/udev/rules.d/70-vgpu-guest.rules",
+            ),
+        ],
+        settings: &[("guest/modprobe.conf", "/etc/modprobe.d/vgpu-guest.conf")],
+        scripts: Some("guest"),
+        recommends: &["vchan"],
+    },
+    Package {
+        name: "vchan",
+        about: "Byte channels between Xen domains, compatible with libxenvchan",
+        license: EITHER,
+        license_files: &["LICENSE-APACHE", "LICENSE-MIT"],
+        programs: &["vchan"],
+        files: &[],
+        settings: &[],
+        scripts: None,
+        recommends: &[],
+    },
+];
+
+/// A format of packages, and what differs by it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Format {
+    Deb,
+    Rpm,
+}
+
+/// What is the same for every package of a run.
+pub(super) struct Common<'d> {
+    dist: &'d Dist,
+    tools: &'d Tools,
+}
+
+/// Makes all packages.
+///
+/// # Errors
+/// A file is missing, or the tool fails.
+pub(super) fn make(dist: &Dist, tools: &Tools, programs: &Programs, pages: &Pages) -> Result<()> {
+    let common = Common { dist, tools };
+    for package in &PACKAGES {
+        for format in [Format::Deb, Format::Rpm] {
+            let described = describe(dist, package, format, programs, pages)?;
+            common.pack(
+                &format!("{}-{}", package.name, format.name()),
+                &described,
+                &dist.out,
+            )?;
+        }
+    }
+    Ok(())
+}
+
+impl Format {
+    fn name(self) -> &'static str {
+        match self {
+            Format::Deb => "deb",
+            Format::Rpm => "rpm",
+        }
+    }
+
+    /// The package's own release, beside the version of the source.
+    fn release(self) -> &'static str {
+        match self {
+            Format::Deb => "1",
+            Format::Rpm => "1.xcpng8.3",
+        }
+    }
+}
+
+impl<'d> Common<'d> {
+    /// For packages that are made beside the product's.
+    pub(super) fn new(dist: &'d Dist, tools: &'d Tools) -> Self {
+        Self { dist, tools }
+    }
+
+    /// Makes the package `described` in `folder`; its format is the end of `name`. Returns the file.
+    ///
+    /// # Errors
+    /// The tool fails.
+    pub(super) fn pack(&self, name: &str, described: &Value, folder: &Path) -> Result<PathBuf> {
+        // JSON is YAML.
+        let description = self.dist.work.join(format!("{name}.yaml"));
+        fs::write(&description, serde_json::to_vec_pretty(described)?)?;
+        let format = name.rsplit('-').next().context("a name without a format")?;
+        let into = self.dist.work.join("packed").join(name);
+        fs::create_dir_all(&into)?;
+        run(Command::new(self.tools.python("nfpm"))
+            .args(["package", "--packager", format, "--config"])
+            .arg(&description)
+            .arg("--target")
+            .arg(&into)
+            .env("SOURCE_DATE_EPOCH", self.dist.epoch.to_string())
+            .stdout(std::process::Stdio::null()))?;
+        let made = fs::read_dir(&into)?.next().context("nfpm made nothing")??;
+        let to = folder.join(made.file_name());
+        fs::rename(made.path(), &to)?;
+        Ok(to)
+    }
+}
+
+/// The package as nfpm wants it described.
+fn describe(
+    dist: &Dist,
+    package: &Package,
+    format: Format,
+    programs: &Programs,
+    pages: &Pages,
+) -> Result<Value> {
+    let time = rfc3339(dist.epoch)?;
+    let mut contents = Vec::new();
+    let mut add = |from: &Path, to: &str, mode: u32, kind: &str| {
+        contents.push(json!({
+            "src": from, "dst": to, "type": kind,
+            "file_info": { "mode": mode, "mtime": time, "owner": "root", "group": "root" },
+        }));
+    };
+    for name in package.programs {
+        add(&programs.file(name), &format!("/usr/bin/{name}"), 0o755, "");
+        for (folder, to) in [
+            (pages.man(name), "/usr/share/man"),
+            (pages.completions(name), "/usr/share"),
+        ] {
+            for entry in sorted(&folder)? {
+                if let Some(place) = place_of(&entry) {
+                    add(&entry, &format!("{to}/{place}"), 0o644, "");
+                }
+            }
+        }
+    }
+    for (from, to) in package.files {
+        add(&dist.packaging(from), to, 0o644, "");
+    }
+    for (from, to) in package.settings {
+        add(&dist.packaging(from), to, 0o644, "config|noreplace");
+    }
+    let documents = format!("/usr/share/doc/{}", package.name);
+    for name in package
+        .license_files
+        .iter()
+        .chain(&["README.md", "CHANGELOG.md"])
+    {
+        add(
+            &dist.source.join(name),
+            &format!("{documents}/{name}"),
+            0o644,
+            "",
+        );
+    }
+    let mut described = json!({
+        "name": package.name,
+        "arch": "amd64",
+        "platform": "linux",
+        "version": dist.version,
+        "version_schema": "none",
+        "release": format.release(),
+        "section": "admin",
+        "priority": "optional",
+        "maintainer": "The vgpu project <vgpu@invalid>",
+        "description": package.about,
+        "license": package.license,
+        "mtime": time,
+        "depends": depends(package, format, programs)?,
+        "recommends": match format {
+            // rpm 4.11, of CentOS 7, knows no weak dependencies.
+            Format::Rpm => &[],
+            Format::Deb => package.recommends,
+        },
+        "contents": contents,
+        "rpm": { "compression": "gzip:9", "buildhost": "reproducible", "group": "System Environment/Daemons" },
+        "deb": { "compression": "xz" },
+    });
+    if let Some(folder) = package.scripts {
+        let mut scripts = serde_json::Map::new();
+        for step in ["preinstall", "postinstall", "preremove", "postremove"] {
+            let script = dist.packaging(&format!("{folder}/{step}.sh"));
+            if script.exists() {
+                scripts.insert(step.to_owned(), json!(script));
+            }
+        }
+        described["scripts"] = Value::Object(scripts);
+    }
+    Ok(described)
+}
+
+/// What must be installed before: for rpm every version of every library, as its own tools would
+/// find it; for deb the C library.
+fn depends(package: &Package, format: Format, programs: &Programs) -> Result<Vec<String>> {
+    match format {
+        Format::Deb => Ok(vec![format!(
+            "libc6 (>= 2.{})",
+            super::programs::GLIBC_MINOR
+        )]),
+        Format::Rpm => {
+            let files = package.programs.iter().map(|name| programs.file(name));
+            requirements(files)
+        }
+    }
+}
+
+/// What rpm calls the libraries that `files` need.
+///
+/// # Errors
+/// One cannot be read.
+pub(super) fn requirements(files: impl Iterator<Item = PathBuf>) -> Result<Vec<String>> {
+    let mut needs = BTreeSet::new();
+    for file in files {
+        needs.extend(elf::needs(&file)?);
+    }
+    Ok(needs.iter().map(elf::Need::rpm).collect())
+}
+
+fn sorted(folder: &Path) -> Result<Vec<PathBuf>> {
+    let mut files = Vec::new();
+    for entry in fs::read_dir(folder).with_context(|| format!("reading {}", folder.display()))? {
+        files.push(entry?.path());
+    }
+    files.sort();
+    Ok(files)
+}
+
+/// Where a page or a completion goes: below `/usr/share/man` by its section, or below `/usr/share` by
+/// its shell.
+fn place_of(file: &Path) -> Option<String> {
+    let name = file.file_name()?.to_str()?;
+    if let Some(page) = name.strip_suffix(".gz") {
+        let section = page.rsplit('.').next()?;
+        return Some(format!("man{section}/{name}"));
+    }
+    match file.extension().and_then(OsStr::to_str) {
+        Some("bash") => {
+            let program = name.strip_suffix(".bash")?;
+            Some(format!("bash-completion/completions/{program}"))
+        }
+        Some("fish") => Some(format!("fish/vendor_completions.d/{name}")),
+        _ => Some(format!("zsh/site-functions/{name}")),
+    }
+}
+
+/// `epoch`, in seconds since 1970, as nfpm wants times.
+fn rfc3339(epoch: u64) -> Result<String> {
+    let output = Command::new("date")
+        .args(["--utc", "+%Y-%m-%dT%H:%M:%SZ", "--date"])
+        .arg(format!("@{epoch}"))
+        .output()
+        .context("cannot start date")?;
+    Ok(String::from_utf8(output.stdout)?.trim().to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn pages_and_completions_go_where_shells_and_man_look() {
+        for (file, place) in [
+            ("x/vgpu-run.1.gz", "man1/vgpu-run.1.gz"),
+            ("x/mediatord.toml.5.gz", "man5/mediatord.toml.5.gz"),
+            ("x/vgpu.bash", "bash-completion/completions/vgpu"),
+            ("x/vgpu.fish", "fish/vendor_completions.d/vgpu.fish"),
+            ("x/_vgpu", "zsh/site-functions/_vgpu"),
+        ] {
+            assert_eq!(place_of(Path::new(file)).as_deref(), Some(place));
+        }
+    }
+
+    #[test]
+    fn every_file_that_a_package_takes_is_there() {
+        let dist = crate::workspace_root().join("dist");
+        for package in &PACKAGES {
+            for (from, _) in package.files.iter().chain(package.settings) {
+                assert!(dist.join(from).is_file(), "{from} of {}", package.name);
+            }
+            for name in package.license_files {
+                assert!(crate::workspace_root().join(name).is_file(), "{name}");
+            }
+        }
+    }
+}

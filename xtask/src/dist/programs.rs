@@ -1,0 +1,176 @@
+//! The programs, for glibc 2.17, with their debug information apart.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use anyhow::{Context, Result, bail};
+
+use super::tools::Tools;
+use super::{Dist, elf};
+use crate::nightly::run;
+
+/// The oldest glibc that the programs run with: 2.17, which CentOS 7 and so XCP-ng 8.3's dom0 have.
+pub(super) const GLIBC_MINOR: u32 = 17;
+
+const TARGET: &str = "x86_64-unknown-linux-gnu";
+
+/// Packages with programs for users, and their folders.
+pub(super) const PACKAGES: [(&str, &str); 4] = [
+    ("vchan", "vchan"),
+    ("vgpu-guest", "guest"),
+    ("vgpu-mediator", "mediator"),
+    ("vgpu-ptx", "ptx"),
+];
+
+/// The programs of all packages.
+const PROGRAMS: [&str; 5] = ["vchan", "vgpu", "vgpu-mediatord", "vgpu-ptx", "vgpuctl"];
+
+/// A program is smaller than this, in bytes, once its debug information is in a file of its own.
+const MAX_SIZE: u64 = 6_000_000;
+
+/// The programs and their debug files.
+#[derive(Debug)]
+pub(super) struct Programs {
+    folder: PathBuf,
+    debug: PathBuf,
+}
+
+impl Programs {
+    /// The program `name`.
+    pub(super) fn file(&self, name: &str) -> PathBuf {
+        self.folder.join(name)
+    }
+
+    /// Where the debug files are.
+    pub(super) fn debug(&self) -> &Path {
+        &self.debug
+    }
+
+    /// All of them.
+    pub(super) fn names() -> impl Iterator<Item = &'static str> {
+        PROGRAMS.into_iter()
+    }
+}
+
+/// Builds them and looks at each.
+///
+/// # Errors
+/// The build fails, or a program needs too much, is too large, or names a path of this machine.
+pub(super) fn build(dist: &Dist, tools: &Tools) -> Result<Programs> {
+    eprintln!("dist: building the programs for glibc 2.{GLIBC_MINOR}");
+    let built = crate::nightly::target_dir().join("dist/build");
+    let home = std::env::home_dir().context("no home folder")?;
+    let cargo_home =
+        std::env::var_os("CARGO_HOME").map_or_else(|| home.join(".cargo"), PathBuf::from);
+    // Paths of this machine would end up in panics' messages, and make the bytes differ between two.
+    let flags = format!(
+        "--remap-path-prefix={}=/build/vgpu --remap-path-prefix={}=/build/cargo",
+        dist.source.canonicalize()?.display(),
+        cargo_home.display()
+    );
+    let mut cargo = Command::new("cargo");
+    cargo
+        .args([
+            "zigbuild",
+            "--profile",
+            "dist",
+            "--locked",
+            "--bins",
+            "--target",
+        ])
+        .arg(format!("{TARGET}.2.{GLIBC_MINOR}"))
+        .current_dir(&dist.source)
+        .env("PATH", tools.path()?)
+        .env("CARGO_TARGET_DIR", &built)
+        .env("CARGO_INCREMENTAL", "0")
+        .env("RUSTFLAGS", flags)
+        .env("SOURCE_DATE_EPOCH", dist.epoch.to_string())
+        // Set by the cargo that started us.
+        .env_remove("CARGO");
+    for (package, _) in PACKAGES {
+        cargo.args(["--package", package]);
+    }
+    run(&mut cargo)?;
+    let programs = Programs {
+        folder: dist.work.join("bin"),
+        debug: dist.work.join("debug"),
+    };
+    fs::create_dir_all(&programs.folder)?;
+    fs::create_dir_all(&programs.debug)?;
+    let private = [
+        workspace_path(&dist.source)?,
+        workspace_path(crate::workspace_root())?,
+        workspace_path(&cargo_home)?,
+    ];
+    for name in PROGRAMS {
+        let from = built.join(TARGET).join("dist").join(name);
+        split(&from, &programs, name)?;
+        let file = programs.file(name);
+        elf::check_glibc(&file, GLIBC_MINOR)?;
+        check_size(&file, MAX_SIZE)?;
+        check_paths(&file, &private)?;
+    }
+    Ok(programs)
+}
+
+fn workspace_path(path: &Path) -> Result<String> {
+    let path = path.canonicalize()?;
+    path.to_str()
+        .map(str::to_owned)
+        .with_context(|| format!("{} is not UTF-8", path.display()))
+}
+
+/// Puts the debug information of `from` into a file of its own, with a link to it in the program.
+fn split(from: &Path, programs: &Programs, name: &str) -> Result<()> {
+    let debug = programs.debug.join(format!("{name}.debug"));
+    run(Command::new("objcopy")
+        .arg("--only-keep-debug")
+        .args([from, &debug]))?;
+    let mut link = std::ffi::OsString::from("--add-gnu-debuglink=");
+    link.push(&debug);
+    run(Command::new("objcopy")
+        .args(["--strip-all", "--remove-section=.comment"])
+        .arg(link)
+        .args([from, &programs.file(name)]))
+}
+
+fn check_size(program: &Path, max: u64) -> Result<()> {
+    let size = fs::metadata(program)?.len();
+    if size >= max {
+        bail!(
+            "{} has {size} bytes; at most {max} are meant",
+            program.display()
+        );
+    }
+    Ok(())
+}
+
+/// Fails where the program has one of these paths in it.
+fn check_paths(program: &Path, private: &[String]) -> Result<()> {
+    let bytes = fs::read(program)?;
+    for path in private {
+        let found = bytes.windows(path.len()).any(|at| at == path.as_bytes());
+        if found {
+            bail!("{} names {path}, a path of this machine", program.display());
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_large_program_and_one_that_names_its_builder_are_refused() {
+        let own = std::env::current_exe().expect("this program");
+        assert!(check_size(&own, 1000).is_err());
+        let root = crate::workspace_root().to_str().expect("UTF-8").to_owned();
+        assert!(
+            check_paths(&own, &[root]).is_err(),
+            "a plain build names its folder"
+        );
+        check_paths(&own, &[]).expect("nothing to look for");
+    }
+}

@@ -1,0 +1,90 @@
+//! The tools that this machine need not have, each of one version, below target/.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use anyhow::{Context, Result};
+
+use super::Dist;
+use super::programs::PACKAGES;
+use crate::nightly::run;
+
+/// The tool for bills of materials, and its version.
+const CYCLONEDX: (&str, &str) = ("cargo-cyclonedx", "0.5.9");
+
+/// Where the tools are.
+#[derive(Debug)]
+pub(super) struct Tools {
+    folder: PathBuf,
+}
+
+impl Tools {
+    /// Installs what `dist/requirements.txt` names, unless that is done.
+    ///
+    /// # Errors
+    /// Python or its packages cannot be had.
+    pub(super) fn install(folder: &Path) -> Result<Self> {
+        let list = crate::workspace_root().join("dist/requirements.txt");
+        let wanted = fs::read(&list).with_context(|| format!("reading {}", list.display()))?;
+        let (python, done) = (folder.join("python"), folder.join("requirements.txt"));
+        if fs::read(&done).ok().as_ref() != Some(&wanted) {
+            eprintln!("dist: installing the tools of dist/requirements.txt");
+            fs::create_dir_all(folder)?;
+            run(Command::new("python3").args(["-m", "venv"]).arg(&python))?;
+            run(Command::new(python.join("bin/pip"))
+                .args(["install", "--quiet", "--disable-pip-version-check", "-r"])
+                .arg(&list))?;
+            fs::write(&done, wanted)?;
+        }
+        Ok(Self {
+            folder: folder.to_owned(),
+        })
+    }
+
+    /// The tool of Python's package index with this name.
+    pub(super) fn python(&self, name: &str) -> PathBuf {
+        self.folder.join("python/bin").join(name)
+    }
+
+    /// PATH with the tools in front.
+    ///
+    /// # Errors
+    /// PATH cannot be put together.
+    pub(super) fn path(&self) -> Result<std::ffi::OsString> {
+        let now = std::env::var_os("PATH").unwrap_or_default();
+        let mut all = vec![self.folder.join("python/bin"), self.folder.join("bin")];
+        all.extend(std::env::split_paths(&now));
+        Ok(std::env::join_paths(all)?)
+    }
+
+    /// Writes one bill of materials for each package with programs.
+    ///
+    /// # Errors
+    /// The tool cannot be had, or fails.
+    pub(super) fn bills_of_materials(&self, dist: &Dist) -> Result<()> {
+        let (name, version) = CYCLONEDX;
+        let program = self.folder.join("bin").join(name);
+        if !program.exists() {
+            eprintln!("dist: building {name} {version}");
+            run(Command::new("cargo")
+                .args(["install", "--quiet", "--locked", "--root"])
+                .arg(&self.folder)
+                .arg(format!("{name}@{version}")))?;
+        }
+        // It writes beside each Cargo.toml; the exported source is there for that.
+        run(Command::new("cargo")
+            .args(["cyclonedx", "--format", "json", "--quiet"])
+            .current_dir(&dist.source)
+            .env("PATH", self.path()?)
+            .env("SOURCE_DATE_EPOCH", dist.epoch.to_string()))?;
+        for (package, folder) in PACKAGES {
+            let from = dist.source.join(folder).join(format!("{package}.cdx.json"));
+            let to = dist
+                .out
+                .join(format!("{package}-{}.cdx.json", dist.version));
+            fs::copy(&from, &to).with_context(|| format!("copying {}", from.display()))?;
+        }
+        Ok(())
+    }
+}
