@@ -25,7 +25,7 @@ pub(crate) fn config(data: &[u8]) {
 
 pub(crate) fn config_seeds() -> Vec<Vec<u8>> {
     vec![
-        include_bytes!("../../dist/mediatord.toml").to_vec(),
+        include_bytes!("../../dist/mediator/mediatord.toml").to_vec(),
         b"listen = \"xen:,local:/a\"\nexecutor = \"cpu\"\n[limits]\nmax_sessions = 3\n[guests]\n\
           web-1 = \"allow\"\n\"domid:7\" = { allow = true, max_sessions = 2 }\n7 = \"deny\"\n"
             .to_vec(),

@@ -351,11 +351,9 @@ pub(crate) fn kinds() -> Vec<Kind> {
     let mut strings = endless(
         "printf of strings from anywhere",
         &formats("%.1s", 3900),
-        &format!(
-            "mov.u64 %d1, form;\nmov.u64 %d2, args;\nmov.u32 %r3, 0;\nmov.u64 %d3, %a;\nmov.u64 %d4, %d2;\n\
-             F: st.u64 [%d4], %d3;\nadd.u64 %d4, %d4, 8;\nadd.u64 %d3, %d3, 266240;\nadd.u32 %r3, %r3, 1;\n\
-             setp.lt.u32 %s, %r3, 3900;\n@%s bra F;"
-        ),
+        "mov.u64 %d1, form;\nmov.u64 %d2, args;\nmov.u32 %r3, 0;\nmov.u64 %d3, %a;\nmov.u64 %d4, %d2;\n\
+         F: st.u64 [%d4], %d3;\nadd.u64 %d4, %d4, 8;\nadd.u64 %d3, %d3, 266240;\nadd.u32 %r3, %r3, 1;\n\
+         setp.lt.u32 %s, %r3, 3900;\n@%s bra F;",
         &call("vprintf", 2, 32),
     );
     strings.buffer = LARGE;
