@@ -156,8 +156,22 @@ struct Queued {
     items: VecDeque<Item>,
     /// One of the items is being done, and is not in the list.
     busy: bool,
+    /// A thread is at beginning items, and begins the next one too if `ended` is set meanwhile.
+    beginning: bool,
+    /// The item that was begun last has ended while its thread was still at beginning it.
+    ended: bool,
     /// Those whose end has not been told.
     pending: usize,
+}
+
+impl Queued {
+    /// The next item, for a thread that begins with it; without one, nothing is being done any more.
+    fn take_next(&mut self) -> Option<Item> {
+        let next = self.items.pop_front();
+        self.busy = next.is_some();
+        self.beginning = self.busy;
+        next
+    }
 }
 
 struct Item {
@@ -218,11 +232,12 @@ impl Stream {
                 None
             } else {
                 q.busy = true;
+                q.beginning = true;
                 Some(item)
             }
         };
         if let Some(item) = first {
-            Arc::clone(&self.queue).start(item, false);
+            self.queue.begin(item, false);
         }
         Ok(())
     }
@@ -263,6 +278,25 @@ impl Queue {
                 to, size, count, ..
             } => inside(*to, fill_bytes(*to, *size, *count)?),
             Work::Host(_) | Work::Record(_) | Work::Wait(_) => Ok(()),
+        }
+    }
+
+    /// Begins with an item, and with those after it that end on the spot, as all do after a fault: in a loop, for
+    /// a program may have queued more than fit on a stack. The caller has set `beginning`.
+    fn begin(self: &Arc<Self>, item: Item, inside: bool) {
+        let mut item = item;
+        loop {
+            Arc::clone(self).start(item, inside);
+            let mut q = self.lock();
+            if !std::mem::take(&mut q.ended) {
+                q.beginning = false;
+                return;
+            }
+            let Some(next) = q.take_next() else {
+                return;
+            };
+            drop(q);
+            item = next;
         }
     }
 
@@ -327,12 +361,15 @@ impl Queue {
         }
         let next = {
             let mut q = self.lock();
-            let next = q.items.pop_front();
-            q.busy = next.is_some();
-            next
+            if q.beginning {
+                // Below it on this stack, or on another thread that is about to look.
+                q.ended = true;
+                return;
+            }
+            q.take_next()
         };
         if let Some(item) = next {
-            self.start(item, true);
+            self.begin(item, true);
         }
     }
 }

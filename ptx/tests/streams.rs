@@ -279,6 +279,26 @@ fn a_fault_is_the_answer_to_all_that_is_queued_and_each_is_told_once() {
 }
 
 #[test]
+fn any_number_of_launches_that_are_queued_end_with_their_device() {
+    for faulty in [true, false] {
+        let on = On::workers(1);
+        let s = on.device.stream();
+        // More than calls within each other could be on a thread's stack.
+        let told: Vec<_> = (0..20_000)
+            .map(|_| submit(&s, on.launch("endless", one(), 0, 0)))
+            .collect();
+        if faulty {
+            on.device
+                .kill(Error::new(Code::LaunchTimeout, "asked to end"));
+        }
+        drop((s, on));
+        for told in &told {
+            assert!(wait(told).result.is_err());
+        }
+    }
+}
+
+#[test]
 fn a_device_is_killed_from_outside_and_ends_with_its_last_handle() {
     let on = On::workers(2);
     let at = on.device.allocate(4096).unwrap();
