@@ -98,7 +98,7 @@ impl Host for QemuHost {
         let script = "! [ -e /proc/$(cat /run/xenstored.pid) ] || { xl list; xenstore-ls -f; }; \
              xl dmesg | tail -n 100; dmesg | tail -n 100; ps; \
              for log in /var/log/xen/*.log /var/log/xen/console/*.log /run/lab/*.log \
-                 /tmp/vgpu-lab/*/out; do \
+                 /tmp/vgpu-lab/*/out /tmp/vgpu-lab/*/err; do \
                  echo \"== $log\"; tail -n 60 $log; done";
         if let Ok(output) = self.dom0(script, LIMIT) {
             let _ = fs::write(folder.join("dom0.txt"), output.stdout);

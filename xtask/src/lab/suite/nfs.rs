@@ -37,7 +37,7 @@ const IMPATIENCE_S: u32 = 100;
 
 /// The mediator of these cases, as patient as its clients.
 const MEDIATOR: &str = "printf '[limits]\\nconnect_timeout_s = 300\\nhello_timeout_s = 300\\n\
-     stall_timeout_s = 100\\n' >/run/lab/mediatord.toml
+     stall_timeout_s = 100\\nfile_silence_s = 100\\n' >/run/lab/mediatord.toml
      exec vgpu-mediatord --listen file:/dev/shm/vgpu --executor cpu --allow-all \
      --config /run/lab/mediatord.toml --control /run/vgpu/mediatord.sock";
 
