@@ -13,6 +13,7 @@
 //! | [`session`] | both halves of a session, as state machines |
 //! | [`status`] | error codes and what the receiver of one may do |
 //! | [`handle`] | guest-minted, generation-checked names of objects in the mediator |
+//! | [`argument`] | what people write for a kernel's argument on a command line |
 //!
 //! ```
 //! use vgpu_protocol::frame::FrameHeader;
@@ -24,6 +25,7 @@
 //! # Ok::<(), vgpu_protocol::frame::FrameError>(())
 //! ```
 
+pub mod argument;
 pub mod frame;
 pub mod handle;
 pub mod op;

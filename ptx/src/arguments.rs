@@ -1,12 +1,10 @@
 //! The arguments of `run`: `i32:-5`, `in:FILE`, …
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context, bail};
+use vgpu_protocol::argument;
 use vgpu_ptx::{Device, Kernel};
-
-/// A buffer is no larger than this.
-const BUFFER: u64 = 1 << 40;
 
 /// One `--arg`.
 #[derive(Debug)]
@@ -25,93 +23,28 @@ pub(crate) enum Content {
     Zero(u64),
 }
 
-fn bytes(text: &str) -> anyhow::Result<u64> {
-    let n: u64 = text
-        .parse()
-        .with_context(|| format!("'{text}' is no number of bytes"))?;
-    if n == 0 || n > BUFFER {
-        bail!("a buffer of {n} bytes cannot be");
-    }
-    Ok(n)
-}
-
-fn file(path: &str) -> anyhow::Result<Content> {
-    let content = std::fs::read(path).with_context(|| format!("cannot read {path}"))?;
+fn file(path: &Path) -> anyhow::Result<Content> {
+    let shown = path.display();
+    let content = std::fs::read(path).with_context(|| format!("cannot read {shown}"))?;
     if content.is_empty() {
-        bail!("{path} is empty: a buffer has at least one byte");
+        bail!("{shown} is empty: a buffer has at least one byte");
     }
     Ok(Content::Bytes(content))
 }
 
 impl Argument {
     pub(crate) fn parse(text: &str) -> anyhow::Result<Self> {
-        let Some((kind, value)) = text.split_once(':') else {
-            bail!("--arg {text}: wants TYPE:VALUE, as in i32:5 or in:FILE")
-        };
-        macro_rules! number {
-            ($t:ty) => {
-                Self::Value(
-                    value
-                        .parse::<$t>()
-                        .with_context(|| format!("--arg {text}: '{value}' is no {kind}"))?
-                        .to_le_bytes()
-                        .to_vec(),
-                )
-            };
-        }
-        Ok(match kind {
-            "i8" => number!(i8),
-            "i16" => number!(i16),
-            "i32" => number!(i32),
-            "i64" => number!(i64),
-            "u8" => number!(u8),
-            "u16" => number!(u16),
-            "u32" => number!(u32),
-            "u64" => number!(u64),
-            "f32" => number!(f32),
-            "f64" => number!(f64),
-            "bytes" => {
-                let digits: Vec<u8> = value.bytes().filter(|b| !b.is_ascii_whitespace()).collect();
-                let pair = |p: &[u8]| {
-                    std::str::from_utf8(p)
-                        .ok()
-                        .filter(|_| p.len() == 2)
-                        .and_then(|s| u8::from_str_radix(s, 16).ok())
-                };
-                let all: Option<Vec<u8>> = digits.chunks(2).map(pair).collect();
-                Self::Value(all.with_context(|| {
-                    format!("--arg {text}: wants an even number of hexadecimal digits")
-                })?)
-            }
-            "in" => Self::Buffer {
-                content: file(value)?,
-                out: None,
+        let parsed = argument::Argument::parse(text).with_context(|| format!("--arg {text}"))?;
+        Ok(match parsed {
+            argument::Argument::Value(value) => Self::Value(value),
+            argument::Argument::File(from, out) => Self::Buffer {
+                content: file(&from)?,
+                out,
             },
-            "inout" => {
-                let (from, to) = value
-                    .split_once(':')
-                    .with_context(|| format!("--arg {text}: wants inout:FILE:OUTFILE"))?;
-                Self::Buffer {
-                    content: file(from)?,
-                    out: Some(to.into()),
-                }
-            }
-            "out" => {
-                let (to, n) = value
-                    .rsplit_once(':')
-                    .with_context(|| format!("--arg {text}: wants out:FILE:BYTES"))?;
-                Self::Buffer {
-                    content: Content::Zero(bytes(n)?),
-                    out: Some(to.into()),
-                }
-            }
-            "zero" => Self::Buffer {
-                content: Content::Zero(bytes(value)?),
-                out: None,
+            argument::Argument::Zeros(bytes, out) => Self::Buffer {
+                content: Content::Zero(bytes),
+                out,
             },
-            _ => bail!(
-                "--arg {text}: '{kind}' is none of i8 i16 i32 i64 u8 u16 u32 u64 f32 f64 bytes in out inout zero"
-            ),
         })
     }
 }
