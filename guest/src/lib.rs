@@ -40,6 +40,7 @@
 //! |---|---|
 //! | [`Client`] | a session: [`info`](Client::info), [`ping`](Client::ping), [`vector_add`](Client::vector_add), [`fence`](Client::fence); [`lane`](Client::lane) for another thread |
 //! | [`Device`] | what the session's device can do: [`DeviceBuffer`], copies, [`Module`], [`Function`], [`LaunchBuilder`], [`Stream`], [`Event`] |
+//! | [`Printed`] | a line that a kernel has printed ([`Client::on_printed`]) |
 //! | [`Endpoint`] | where the mediator is: `xen:` in a guest, `local:PATH` and `unix:PATH` on one machine, `tcp:HOST:PORT` anywhere |
 //! | [`Options`] | time limits, ring size, the secret for `tcp:`, an interrupt flag |
 //! | [`Error`] | what failed, on which [`Side`], whether to [`Retry`], what to do |
@@ -53,6 +54,7 @@ mod connect;
 mod data;
 mod error;
 mod options;
+mod printed;
 mod pump;
 mod wire;
 
@@ -63,6 +65,7 @@ pub use client::{
 pub use connect::{MEDIATOR_HINT, MediatorHint, SECRET_FILE};
 pub use error::{Cause, Error, Result, Retry, Side, Skipped};
 pub use options::Options;
+pub use printed::Printed;
 pub use vgpu_protocol as protocol;
 pub use vgpu_protocol::op::{FenceReply, HelloReply, InfoReply, QuietFailure};
 pub use vgpu_protocol::session::client::{NotSent, Violation};

@@ -10,6 +10,7 @@
 //! No wait is without end. The leader gives up calls for which nothing moves; a call that waits gives up
 //! when the leader shows no sign of life.
 
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Instant;
 
@@ -28,6 +29,8 @@ pub(crate) struct Shared {
     options: Options,
     /// Wakes the leader; present once there is a second lane.
     waker: OnceLock<Waker>,
+    /// The wire's, which says what it means.
+    printed: Arc<AtomicBool>,
     desk: Mutex<Desk>,
 }
 
@@ -98,6 +101,7 @@ impl Lane {
         let shared = Arc::new(Shared {
             options: options.clone(),
             waker: OnceLock::new(),
+            printed: Arc::clone(wire.printed()),
             desk: Mutex::new(Desk {
                 wire: None,
                 asked: Vec::new(),
@@ -117,6 +121,11 @@ impl Lane {
         wire.set_patience(options.stall_timeout);
         lane.shared.lock().wire = Some(Box::new(wire));
         Ok((lane, agreed))
+    }
+
+    /// Whether the last reply of the session said that kernels have printed something.
+    pub(crate) fn has_printed(&self) -> bool {
+        self.shared.printed.load(Ordering::Relaxed)
     }
 
     /// Its number.

@@ -4,6 +4,8 @@
 //! everything that is not data for all calls; [`pump`](crate::pump) decides whose turn it is.
 
 use std::collections::VecDeque;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use vgpu_protocol::frame::Flags;
@@ -97,6 +99,9 @@ pub(crate) struct Wire {
     closed: bool,
     unflushed: bool,
     said_goodbye: bool,
+    /// What the last reply said of what kernels have printed. For whoever asks, whichever lane it was for; no other data
+    /// goes with it, so all accesses are relaxed.
+    printed: Arc<AtomicBool>,
 }
 
 impl std::fmt::Debug for Wire {
@@ -146,7 +151,13 @@ impl Wire {
             closed: false,
             unflushed: false,
             said_goodbye: false,
+            printed: Arc::default(),
         }
+    }
+
+    /// Whether the last reply said that kernels have printed something.
+    pub(crate) fn printed(&self) -> &Arc<AtomicBool> {
+        &self.printed
     }
 
     /// The state machine.
@@ -428,7 +439,9 @@ impl Wire {
                     id,
                     status,
                     failures,
+                    printed,
                 }) => {
+                    self.printed.store(printed, Ordering::Relaxed);
                     self.answered(id, status, failures);
                     if id == own {
                         return Ok(true);

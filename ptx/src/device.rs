@@ -4,6 +4,7 @@ use std::sync::{Arc, mpsc};
 
 use crate::allocations::{PIECE, Range, Transfer};
 use crate::context::{Config, Context};
+use crate::environment::Printed;
 use crate::error::{Code, Error, invalid};
 use crate::grid::Report;
 use crate::launch::Launch;
@@ -173,11 +174,17 @@ impl Device {
         Ok(())
     }
 
-    /// What kernels have printed since the last call, the oldest dropped beyond 1 MiB. What a launch printed
-    /// is all there when its end is told.
+    /// At most so many bytes of what kernels have printed, the oldest first. What a launch printed is all there
+    /// when its end is told.
     #[must_use]
-    pub fn take_output(&self) -> Vec<u8> {
-        self.context().environment.take_output()
+    pub fn take_printed(&self, most: usize) -> Printed {
+        self.context().environment.take_printed(most)
+    }
+
+    /// Whether [`Self::take_printed`] has something to give.
+    #[must_use]
+    pub fn has_printed(&self) -> bool {
+        self.context().environment.has_printed()
     }
 
     /// Runs a kernel to its end, beside what streams do: [`Stream::submit`] and a wait. `parameters` are packed

@@ -6,6 +6,15 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 /// Bytes of output that are kept; the oldest are dropped, as on a GPU.
 const OUTPUT: usize = 1 << 20;
 
+/// What kernels have printed.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Printed {
+    /// Bytes before [`Self::text`] that are lost: nobody took them, and no more than 1 MiB is kept.
+    pub lost: u64,
+    /// What comes next.
+    pub text: Vec<u8>,
+}
+
 /// What launches of a device share besides memory.
 #[derive(Debug, Default)]
 pub(crate) struct Environment {
@@ -15,8 +24,8 @@ pub(crate) struct Environment {
 
 #[derive(Debug, Default)]
 struct Output {
-    texts: VecDeque<Vec<u8>>,
-    total: usize,
+    bytes: VecDeque<u8>,
+    lost: u64,
 }
 
 /// The heap of `malloc`: a part of device memory. Every step is logarithmic, whatever a kernel does.
@@ -105,26 +114,28 @@ impl Environment {
     }
 
     /// Keeps a text, and drops the oldest beyond what is kept.
-    pub(crate) fn print(&self, text: Vec<u8>) {
-        if text.is_empty() {
-            return;
-        }
+    pub(crate) fn print(&self, text: &[u8]) {
         let mut o = lock(&self.output);
-        o.total += text.len();
-        o.texts.push_back(text);
-        while o.total > OUTPUT {
-            let gone = o.texts.pop_front().map_or(0, |t| t.len());
-            o.total -= gone;
+        let beyond = (o.bytes.len() + text.len()).saturating_sub(OUTPUT);
+        let gone = beyond.min(o.bytes.len());
+        o.bytes.drain(..gone);
+        o.lost += gone as u64;
+        o.bytes.extend(text);
+    }
+
+    /// At most so many bytes of what was printed, the oldest first.
+    pub(crate) fn take_printed(&self, most: usize) -> Printed {
+        let mut o = lock(&self.output);
+        let n = o.bytes.len().min(most);
+        Printed {
+            lost: std::mem::take(&mut o.lost),
+            text: o.bytes.drain(..n).collect(),
         }
     }
 
-    /// All output since the last call.
-    pub(crate) fn take_output(&self) -> Vec<u8> {
-        std::mem::take(&mut *lock(&self.output))
-            .texts
-            .into_iter()
-            .flatten()
-            .collect()
+    pub(crate) fn has_printed(&self) -> bool {
+        let o = lock(&self.output);
+        o.lost > 0 || !o.bytes.is_empty()
     }
 }
 
@@ -143,5 +154,21 @@ mod tests {
         e.free(a);
         assert_eq!(e.malloc(32), 4096);
         assert_eq!(e.malloc(u64::MAX), 0);
+    }
+
+    #[test]
+    fn what_nobody_takes_is_dropped_and_counted() {
+        let e = Environment::default();
+        e.print(b"old");
+        for _ in 0..OUTPUT / 16 {
+            e.print(b"sixteen letters\n");
+        }
+        assert!(e.has_printed());
+        let first = e.take_printed(20);
+        assert_eq!(first.lost, 3);
+        assert_eq!(first.text, b"sixteen letters\nsixt");
+        let rest = e.take_printed(usize::MAX);
+        assert_eq!((rest.lost, rest.text.len()), (0, OUTPUT - 20));
+        assert!(!e.has_printed());
     }
 }

@@ -227,7 +227,11 @@ fn run(r: &Run, as_json: bool) -> anyhow::Result<ExitCode> {
     let result = device.launch(&loaded, &kernel, &how, &packed.bytes);
     let took = began.elapsed();
     let (seconds, device_ns) = (took.as_secs_f64(), took.as_nanos());
-    let printed = device.take_output();
+    let printed = device.take_printed(usize::MAX);
+    if printed.lost > 0 {
+        eprintln!("{} bytes that kernels printed are lost", printed.lost);
+    }
+    let printed = printed.text;
     if as_json {
         // What a kernel prints must not get between the braces.
         std::io::stderr().write_all(&printed)?;

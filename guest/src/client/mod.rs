@@ -9,12 +9,15 @@ use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 
 use vgpu_protocol::handle::{HandleKind, HandleMinter};
-use vgpu_protocol::op::{Body, FenceReply, HelloReply, Operation, Request};
+use vgpu_protocol::op::{
+    Body, Features, FenceReply, HelloReply, Op, Operation, Request, TakePrinted, TakePrintedReply,
+};
 use vgpu_protocol::session::client::Violation;
 use vgpu_transport::{Endpoint, clock};
 
 use crate::data::Data;
 use crate::error::{Cause, Error, Result, Skipped};
+use crate::printed::Printer;
 use crate::pump::Lane;
 use crate::wire::{Asked, Done};
 
@@ -24,6 +27,9 @@ pub use gpu::{
 };
 pub(crate) use vector_add::PIECE;
 pub use vector_add::VectorAddReport;
+
+/// Answers with what was printed at most that one request takes: what a mediator keeps, and half as much again.
+const PRINTED_AT_ONCE: usize = 96;
 
 /// An open session with a mediator, as one thread sees it.
 ///
@@ -48,6 +54,8 @@ struct Session {
     endpoint: Option<Endpoint>,
     skipped: Vec<Skipped>,
     agreed: HelloReply,
+    /// Where goes what kernels print.
+    printer: Mutex<Printer>,
     modules: Mutex<HandleMinter>,
     streams: Mutex<HandleMinter>,
     events: Mutex<HandleMinter>,
@@ -70,6 +78,7 @@ impl Session {
         Self {
             endpoint,
             skipped,
+            printer: Mutex::default(),
             modules: minter(HandleKind::Module),
             streams: minter(HandleKind::Stream),
             events: minter(HandleKind::Event),
@@ -136,6 +145,44 @@ impl Client {
     }
 
     fn run(
+        &mut self,
+        doing: &'static str,
+        request: Request,
+        quiet: bool,
+        data: &mut Data<'_>,
+    ) -> Result<Done> {
+        let is_last = request.op() == Op::Goodbye;
+        let done = self.run_alone(doing, request, quiet, data);
+        if !quiet && !is_last && self.lane.has_printed() {
+            self.bring_printed();
+        }
+        done
+    }
+
+    /// Hands over what kernels have printed. What is wrong with the session the next request finds, too.
+    fn bring_printed(&mut self) {
+        if !self.session.agreed.features.contains(Features::PRINTED) {
+            return;
+        }
+        for _ in 0..PRINTED_AT_ONCE {
+            let request = TakePrinted {}.into();
+            let answer = self.run_alone("take what was printed", request, false, &mut Data::none());
+            let Ok(done) = answer else { return };
+            let Ok(reply) = TakePrintedReply::decode(&done.body) else {
+                return;
+            };
+            self.printer().print(reply.lost, reply.text.as_slice());
+            if !self.lane.has_printed() {
+                return;
+            }
+        }
+    }
+
+    fn printer(&self) -> MutexGuard<'_, Printer> {
+        lock(&self.session.printer)
+    }
+
+    fn run_alone(
         &mut self,
         doing: &'static str,
         request: Request,

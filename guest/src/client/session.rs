@@ -13,6 +13,7 @@ use super::{Client, Session, lock};
 use crate::connect::open_transport;
 use crate::error::{Cause, Error, Result, Skipped};
 use crate::options::{Options, after};
+use crate::printed::{Printed, Printer};
 use crate::pump::Lane;
 
 impl Client {
@@ -146,6 +147,14 @@ impl Client {
         &self.session.agreed
     }
 
+    /// Has `take` called with each line that kernels of this session print from now on, in place of writing it to
+    /// standard output. Kernels print when they run; here it comes with the answer to a request, so a
+    /// [`Device::synchronize`](crate::Device::synchronize) brings all that was printed before. `take` runs in the thread of
+    /// that request and must not use the session.
+    pub fn on_printed(&self, take: impl FnMut(Printed<'_>) + Send + 'static) {
+        *self.printer() = Printer::new(Box::new(take));
+    }
+
     /// Whether quiet requests had failed when the last request of this client was answered; the next
     /// [`fence`](Self::fence) of any client of the session says which.
     pub fn quiet_requests_failed(&self) -> bool {
@@ -224,6 +233,7 @@ impl Client {
     }
 
     pub(super) fn end(&mut self) -> Result<()> {
+        self.printer().end_line();
         self.request("goodbye", Goodbye {})?;
         match self.lane.close() {
             // Having answered, the mediator may close first.

@@ -77,6 +77,8 @@ pub const CASES: &[Case] = &[
     case("gpu_endless_kernels_end_at_their_deadline", gpu::endless),
     case("gpu_long_work_comes_before_what_follows", gpu::long_work),
     case("gpu_many_launches_in_a_row", gpu::many_launches),
+    case("gpu_kernels_print_lines", gpu::printed),
+    case("gpu_printed_and_never_taken", gpu::printed_flood),
     case("gpu_lanes_side_by_side", gpu::lanes),
     case("gpu_streams_run_beside_each_other", gpu::streams),
     case("gpu_events_order_streams_and_tell_times", gpu::events),

@@ -13,7 +13,7 @@ mod on_device;
 mod probe;
 pub(crate) mod trial;
 
-use vgpu_protocol::op::{FenceReply, Op};
+use vgpu_protocol::op::{Features, FenceReply, Op};
 
 use crate::policy::Share;
 use crate::session::backend::Backend;
@@ -45,6 +45,11 @@ pub trait Executor: Backend + Send {
 
     /// Says, before the first request, what its session may have of the device.
     fn set_share(&mut self, _share: Share) {}
+
+    /// The optional parts of the protocol that it has.
+    fn features(&self) -> Features {
+        Features::ALL
+    }
 
     /// The failures that came after their requests were answered, since the call before.
     fn take_failures(&mut self) -> FenceReply {

@@ -4,7 +4,7 @@ use std::collections::VecDeque;
 use std::fmt;
 
 use vgpu_protocol::frame::FrameHeader;
-use vgpu_protocol::op::{FenceReply, Request};
+use vgpu_protocol::op::{Features, FenceReply, Request};
 
 use super::gpu::Gpu;
 use super::gpu::device::Device;
@@ -77,6 +77,13 @@ impl<O: Open> OnDevice<O> {
 impl<O: Open> Executor for OnDevice<O> {
     fn info(&self) -> &ExecutorInfo {
         &self.info
+    }
+
+    fn features(&self) -> Features {
+        match O::Device::PRINTS {
+            true => Features::ALL,
+            false => Features(Features::ALL.0 & !Features::PRINTED.0),
+        }
     }
 
     fn set_share(&mut self, share: Share) {

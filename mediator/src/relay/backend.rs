@@ -51,6 +51,8 @@ pub(super) struct Relay<'a> {
     last_up: u32,
     /// What it last said of failures of quiet requests.
     failures: bool,
+    /// And of what kernels have printed.
+    printed: bool,
     /// The other mediator can no longer be used. The guest first gets what was answered before.
     lost: Option<Lost>,
     told: bool,
@@ -134,6 +136,7 @@ impl<'a> Relay<'a> {
             no_room: false,
             last_up: 0,
             failures: false,
+            printed: false,
             lost: None,
             told: false,
         }
@@ -311,10 +314,15 @@ impl<'a> Relay<'a> {
                 id,
                 status,
                 failures,
+                printed,
             } => {
                 if failures != self.failures {
                     self.failures = failures;
                     self.events.push_back(Event::Failures(failures));
+                }
+                if printed != self.printed {
+                    self.printed = printed;
+                    self.events.push_back(Event::Printed(printed));
                 }
                 self.take_reply(id, status, now)?;
             }
@@ -589,6 +597,7 @@ impl SessionBackend for Relay<'_> {
         Ok(Opened {
             info: far.describe(),
             terms: Some(far.terms()),
+            features: far.terms().features,
         })
     }
 

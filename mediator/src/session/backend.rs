@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use vgpu_protocol::frame::FrameHeader;
-use vgpu_protocol::op::{InfoReply, Request};
+use vgpu_protocol::op::{Features, InfoReply, Request};
 use vgpu_protocol::session::server::{Outcome, Terms};
 use vgpu_protocol::status::ErrorCode;
 use vgpu_transport::{Interest, Waker};
@@ -84,6 +84,8 @@ pub enum Event {
     Moved(u32),
     /// Whether quiet requests have failed of which its next answer to a Fence tells.
     Failures(bool),
+    /// Whether kernels have printed something that has not been taken.
+    Printed(bool),
     /// Nanoseconds that the device worked.
     Worked(u64),
     /// Nothing can be run any more.
@@ -95,7 +97,7 @@ impl Event {
     pub(crate) fn request(&self) -> Option<u32> {
         match self {
             Self::Done(id, _) | Self::Room(id, _) | Self::Moved(id) => Some(*id),
-            Self::Failures(_) | Self::Worked(_) | Self::Lost(_) => None,
+            Self::Failures(_) | Self::Printed(_) | Self::Worked(_) | Self::Lost(_) => None,
         }
     }
 }
@@ -118,6 +120,8 @@ pub struct Opened {
     pub info: InfoReply,
     /// What it can do, if that may be less than this mediator allows.
     pub terms: Option<Terms>,
+    /// The optional parts of the protocol that it has.
+    pub features: Features,
 }
 
 /// A backend cannot be opened, or can no longer be used.

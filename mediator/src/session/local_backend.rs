@@ -191,7 +191,12 @@ impl SessionBackend for LocalBackend<'_> {
             ..Share::default()
         });
         let info = self.info_reply(executor.info());
+        let features = executor.features();
         self.executor = Some(executor);
-        Ok(Opened { info, terms: None })
+        Ok(Opened {
+            info,
+            terms: None,
+            features,
+        })
     }
 }

@@ -167,6 +167,7 @@ impl Session<'_> {
                 Event::Room(id, bytes) => self.server.grant(id, bytes, now),
                 Event::Moved(id) => self.server.progressed(id, now),
                 Event::Failures(some) => self.server.set_failures_behind(some),
+                Event::Printed(some) => self.server.set_printed(some),
                 Event::Worked(device_ns) => self.observed.counters.worked(device_ns),
                 Event::Lost(lost) => {
                     self.server.close(lost.code, &lost.text);
@@ -294,7 +295,8 @@ impl Session<'_> {
         if let Some(name) = self.server.client_name() {
             let _ = self.observed.client.set(name);
         }
-        let terms = opened.terms.unwrap_or(self.own_terms);
+        let mut terms = opened.terms.unwrap_or(self.own_terms);
+        terms.features = terms.features.common(opened.features);
         self.server.admit(opened.info, terms, clock::now());
         Ok(())
     }

@@ -325,7 +325,11 @@ impl SessionBackend for HeldBackend {
             reason: text("a test"),
             mediator: text("a test"),
         };
-        Ok(Opened { info, terms: None })
+        Ok(Opened {
+            info,
+            terms: None,
+            features: Features::ALL,
+        })
     }
 }
 

@@ -94,7 +94,11 @@ fn run_all(
                         text: lost.text,
                     }));
                 }
-                Event::Room(..) | Event::Moved(_) | Event::Worked(_) | Event::Failures(_) => {}
+                Event::Room(..)
+                | Event::Moved(_)
+                | Event::Worked(_)
+                | Event::Failures(_)
+                | Event::Printed(_) => {}
             }
         }
         for (at, id) in ids[..started].iter().enumerate() {

@@ -15,8 +15,11 @@ impl Flags {
     pub const MORE: Flags = Flags(1 << 2);
     /// A reply: quiet requests have failed, and the next fence says which.
     pub const FAILURES: Flags = Flags(1 << 3);
+    /// A reply: kernels have printed something, which [`TakePrinted`](crate::op::TakePrinted) brings.
+    pub const PRINTED: Flags = Flags(1 << 4);
 
-    const KNOWN: u16 = Self::REPLY.0 | Self::QUIET.0 | Self::MORE.0 | Self::FAILURES.0;
+    const KNOWN: u16 =
+        Self::REPLY.0 | Self::QUIET.0 | Self::MORE.0 | Self::FAILURES.0 | Self::PRINTED.0;
 
     /// Checks `bits`; `None` if any bit is unknown.
     pub const fn from_bits(bits: u16) -> Option<Self> {

@@ -238,22 +238,23 @@ fn number<T: Field>(reader: &mut Reader<'_>) -> T {
 
 /// Whether a frame of `op` may have these flags.
 const fn allows(op: Op, flags: Flags) -> bool {
-    let (reply, quiet, more, failures) = (
+    let (reply, quiet, more) = (
         flags.contains(Flags::REPLY),
         flags.contains(Flags::QUIET),
         flags.contains(Flags::MORE),
-        flags.contains(Flags::FAILURES),
     );
+    // What only replies tell.
+    let news = flags.contains(Flags::FAILURES) || flags.contains(Flags::PRINTED);
     match op {
         // Data from the mediator is always followed by the reply.
-        Op::Data => !quiet && !failures && (!reply || more),
-        Op::Closing => reply && !quiet && !more && !failures,
+        Op::Data => !quiet && !news && (!reply || more),
+        Op::Closing => reply && !quiet && !more && !news,
         _ => {
             let may_be_quiet = match op.spec() {
                 Some(spec) => spec.quiet,
                 None => false,
             };
-            !more && (!failures || reply) && (!quiet || (may_be_quiet && !reply))
+            !more && (!news || reply) && (!quiet || (may_be_quiet && !reply))
         }
     }
 }

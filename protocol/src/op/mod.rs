@@ -30,9 +30,12 @@ impl Features {
     pub const QUIET: Features = Features(1 << 1);
     /// Device memory, copies, modules and launches.
     pub const GPU: Features = Features(1 << 2);
+    /// [`TakePrinted`], and replies that say when it is of use.
+    pub const PRINTED: Features = Features(1 << 3);
 
     /// Everything this crate knows.
-    pub const ALL: Features = Features(Self::EXCHANGE.0 | Self::QUIET.0 | Self::GPU.0);
+    pub const ALL: Features =
+        Features(Self::EXCHANGE.0 | Self::QUIET.0 | Self::GPU.0 | Self::PRINTED.0);
 
     /// Whether every feature of `other` is there.
     pub const fn contains(self, other: Features) -> bool {

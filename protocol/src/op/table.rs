@@ -51,6 +51,9 @@ pub const STREAM_FLAGS: u32 = 1;
 /// Flags that an event may have: `CU_EVENT_BLOCKING_SYNC` and `CU_EVENT_DISABLE_TIMING`.
 pub const EVENT_FLAGS: u32 = 3;
 
+/// Bytes at most that one answer has of what kernels have printed.
+pub const MAX_PRINTED: usize = 16 << 10;
+
 /// What stands for an attribute that the driver does not have.
 pub const NO_ATTRIBUTE: i32 = i32::MIN;
 
@@ -151,6 +154,19 @@ operations! {
         reply {}
         data up |exchange| exchange.up,
         data down |exchange| exchange.down,
+    }
+
+    /// Takes what kernels have printed: the oldest first, as much as an answer holds. An answer without the flag
+    /// PRINTED was the last of it.
+    15 => TakePrinted / TakePrintedReply {
+        feature: PRINTED, quiet: no,
+        request {}
+        reply {
+            /// Bytes that were printed before these and are lost: the mediator keeps a bounded number.
+            lost: u64,
+            /// The bytes, whatever they are: lines of text, as a rule, whose last may have no end yet.
+            text: Bytes<MAX_PRINTED>,
+        }
     }
 
     /// What a device is and can do: everything that does not change.

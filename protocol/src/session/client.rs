@@ -55,6 +55,8 @@ pub enum Event {
         status: Status,
         /// Quiet requests have failed; a fence says which.
         failures: bool,
+        /// Kernels have printed something that has not been taken.
+        printed: bool,
     },
     /// Data of a request is next in the inbox, as much as
     /// [`data_left`](Inbox::data_left) says.
@@ -388,6 +390,7 @@ impl Client {
             id,
             status: header.status,
             failures: header.flags.contains(Flags::FAILURES),
+            printed: header.flags.contains(Flags::PRINTED),
         })
     }
 

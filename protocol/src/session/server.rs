@@ -124,6 +124,8 @@ pub struct Server {
     failures: FenceReply,
     /// The backend knows of more failures, which its next Fence reports.
     failures_behind: bool,
+    /// Kernels have printed something that has not been taken.
+    printed: bool,
     inbox: Inbox,
     outbox: Outbox,
     /// The request whose data is being received, and whether the frame is the last.
@@ -166,6 +168,7 @@ impl Server {
             requests: Requests::default(),
             failures: FenceReply::default(),
             failures_behind: false,
+            printed: false,
             inbox: Inbox::of_requests(),
             outbox: Outbox::default(),
             receiving: None,
@@ -513,15 +516,23 @@ impl Server {
 
     fn answer_error(&mut self, header: &FrameHeader, status: Status, text: &str) {
         self.counts.failed += 1;
-        let header = FrameHeader::reply_to(header, status).with_flags(self.failures_flag());
+        let header = FrameHeader::reply_to(header, status).with_flags(self.news());
         self.outbox.push(header, |body| {
             body.extend_from_slice(encode_error_text(text))
         });
     }
 
-    fn failures_flag(&self) -> Flags {
+    /// What every reply tells besides.
+    fn news(&self) -> Flags {
         match self.failures_behind || !self.failures.is_empty() {
-            true => Flags::FAILURES,
+            true => self.printed_flag().with(Flags::FAILURES),
+            false => self.printed_flag(),
+        }
+    }
+
+    fn printed_flag(&self) -> Flags {
+        match self.printed && self.terms.features.contains(Features::PRINTED) {
+            true => Flags::PRINTED,
             false => Flags::NONE,
         }
     }
@@ -552,6 +563,11 @@ impl Server {
     /// Whether whoever runs the requests knows of failures of quiet ones that it has not told.
     pub fn set_failures_behind(&mut self, some: bool) {
         self.failures_behind = some;
+    }
+
+    /// Whether kernels have printed something that has not been taken.
+    pub fn set_printed(&mut self, some: bool) {
+        self.printed = some;
     }
 
     fn answer_what_is_done(&mut self, now: Instant) {
@@ -614,9 +630,10 @@ impl Server {
                 if let Some(more) = fence {
                     self.failures.add_all(&more);
                     let failures = std::mem::take(&mut self.failures);
+                    let header = header.with_flags(self.printed_flag());
                     self.outbox.push(header, |out| failures.encode_to(out));
                 } else {
-                    let header = header.with_flags(self.failures_flag());
+                    let header = header.with_flags(self.news());
                     self.outbox.push(header, |out| out.extend_from_slice(&body));
                 }
             }

@@ -44,8 +44,8 @@ fn each_broken_rule_names_its_field_and_value() {
         (patched(Op::Ping, &[(OP, &[9, 0])]), "op is 9"),
         (patched(Op::Ping, &[(OP, &[0xff, 0xff])]), "op is 65535"),
         (
-            patched(Op::Ping, &[(FLAGS, &[16, 0])]),
-            "flags is 0x0010, which has unknown bits",
+            patched(Op::Ping, &[(FLAGS, &[32, 0])]),
+            "flags is 0x0020, which has unknown bits",
         ),
         (patched(Op::Ping, &[(FLAGS, &[0, 0x80])]), "flags is 0x8000"),
         (

@@ -70,7 +70,7 @@ pub(crate) fn call(
                 match text {
                     Ok((text, n)) => {
                         used += text.len() as u32 / 16;
-                        cx.launch.environment.print(text);
+                        cx.launch.environment.print(&text);
                         u64::from(n)
                     }
                     Err(Halt::Fault(f)) => return Err(f),

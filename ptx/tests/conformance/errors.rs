@@ -393,11 +393,11 @@ fn assertions_and_printf_say_what_they_say_on_a_gpu() {
 
     let r = ready(&corpus("printf_assert.ptx"), "say");
     r.launch(3, &[3]).unwrap();
-    let said = String::from_utf8(r.device.take_output()).unwrap();
+    let said = String::from_utf8(r.device.take_printed(usize::MAX).text).unwrap();
     let at = text.find("fault: printf_assert:say: ").unwrap() + "fault: printf_assert:say: ".len();
     let want = text[at..].split("launch 0").next().unwrap();
     assert_eq!(said.trim_end(), want.trim_end());
-    assert!(r.device.take_output().is_empty());
+    assert!(!r.device.has_printed());
 }
 
 #[test]
@@ -451,7 +451,7 @@ fn printf_knows_every_form() {
     );
     let r = ready(source.as_bytes(), "k");
     r.launch(1, &[r.out]).unwrap();
-    let said = String::from_utf8(r.device.take_output()).unwrap();
+    let said = String::from_utf8(r.device.take_printed(usize::MAX).text).unwrap();
     assert_eq!(
         said,
         "[   42|42   |00042|+42|fe|0XFE|10|A|hey|     3.142|3.141593e+00|0.0001|0x1.8p+0|-5|18446744073709551615|4464|0x1234|%|  hey|hey  |he|4294967295]\n"

@@ -20,6 +20,7 @@ use vgpu_protocol::op::{
 use super::{Client, Session, lock};
 use crate::data::Data;
 use crate::error::{Cause, Error, Result};
+use crate::printed::Printed;
 use stream::Opened;
 use vgpu_protocol::status::{ErrorCode, Status};
 
@@ -41,6 +42,8 @@ const OUT_OF_MEMORY: i32 = 2;
 /// What does not wait for the device says so by returning at once: launches, copies to the device and within
 /// it, fills. What goes wrong with it later is the error of the next [`synchronize`](Self::synchronize) or
 /// copy from the device, with the request that failed ([`Error::failures`]).
+///
+/// What kernels print goes to standard output, or to [`on_printed`](Self::on_printed), at the latest with that.
 ///
 /// ```no_run
 /// # use vgpu_guest::{Client, Device, LaunchConfig, Options};
@@ -170,6 +173,11 @@ impl Device {
         let reply = client.request(DOING, Synchronize {});
         let reply = told(&mut client, DOING, reply)?;
         Ok(client.device_time(reply.device_ns))
+    }
+
+    /// Has `take` called with each line that kernels print: [`Client::on_printed`].
+    pub fn on_printed(&self, take: impl FnMut(Printed<'_>) + Send + 'static) {
+        lock(&self.lane).on_printed(take);
     }
 
     /// Runs `run` with the client, for what a client can do besides.

@@ -177,6 +177,7 @@ impl device::Device for CpuDevice {
     type Caller = CpuCaller;
 
     const MOST_WORK: usize = 1024;
+    const PRINTS: bool = true;
     // What is decoded of a text is a good deal larger.
     const IMAGE_COST: u64 = 16;
 
@@ -288,6 +289,15 @@ impl device::Device for CpuDevice {
 
     fn next_done(&mut self) -> Option<Finished> {
         self.finished.try_recv().ok()
+    }
+
+    fn take_printed(&mut self, most: usize) -> (u64, Vec<u8>) {
+        let printed = self.device.take_printed(most);
+        (printed.lost, printed.text)
+    }
+
+    fn has_printed(&mut self) -> bool {
+        self.device.has_printed()
     }
 
     fn is_gone(&self) -> bool {

@@ -25,6 +25,8 @@ pub(in crate::executor) trait Device: Send {
 
     /// Works that may be in its queue before [`submit`](Self::submit) might wait.
     const MOST_WORK: usize;
+    /// Whether it hands over what kernels print.
+    const PRINTS: bool;
     /// Bytes of memory that a byte of a module's image comes to.
     const IMAGE_COST: u64;
 
@@ -83,6 +85,13 @@ pub(in crate::executor) trait Device: Send {
 
     /// The next work that is over, in the order of its stream. Does not wait.
     fn next_done(&mut self) -> Option<Done<Self::Buffer>>;
+
+    /// At most so many bytes of what kernels have printed, the oldest first, and how many before them are lost. What a
+    /// kernel printed is there when its launch is over.
+    fn take_printed(&mut self, most: usize) -> (u64, Vec<u8>);
+
+    /// Whether [`take_printed`](Self::take_printed) has something to give.
+    fn has_printed(&mut self) -> bool;
 
     /// Whether it was given up because a kernel did not end. What is answered after that is an error.
     fn is_gone(&self) -> bool;

@@ -30,8 +30,8 @@ use vgpu_protocol::frame::FrameHeader;
 use vgpu_protocol::op::field::Bytes;
 use vgpu_protocol::op::{
     Body, CopyFromDevice, CopyFromDeviceReply, CopyToDevice, CopyToDeviceReply, CopyWithinDevice,
-    CopyWithinDeviceReply, DeviceInfoReply, Features, FenceReply, Fill, FillReply, MemoryFreeReply,
-    MemoryInfoReply, ModuleLoad, Op, QuietFailure, Request,
+    CopyWithinDeviceReply, DeviceInfoReply, Features, FenceReply, Fill, FillReply, MAX_PRINTED,
+    MemoryFreeReply, MemoryInfoReply, ModuleLoad, Op, QuietFailure, Request, TakePrintedReply,
 };
 use vgpu_protocol::session::server::{Failure, Outcome};
 use vgpu_protocol::status::{ErrorCode, Status};
@@ -125,6 +125,8 @@ pub(super) struct Gpu<D: Device> {
     kernels_killed: u64,
     /// What everything is answered with since the context ended.
     fault: Option<Failure>,
+    /// The guest is being told that kernels have printed something.
+    printed: bool,
     lost: bool,
     /// Nanoseconds of kernels of which no answer has told.
     untold_ns: u64,
@@ -183,6 +185,7 @@ impl<D: Device> Gpu<D> {
             late_failures: 0,
             kernels_killed: 0,
             fault: None,
+            printed: false,
             lost: false,
             untold_ns: 0,
             beat: Instant::now(),
@@ -201,6 +204,8 @@ impl<D: Device> Gpu<D> {
         let outcome = match request {
             Request::DeviceInfo(info) => self.device_info(info.device).map(Some),
             Request::MemoryInfo(_) => Ok(Some(self.memory_info())),
+            // Also of a kernel that failed: that may be what it has to say about it.
+            Request::TakePrinted(_) => Ok(Some(self.take_printed())),
             other if !is_on_device(other.op()) => return Err(other),
             request => match &self.fault {
                 Some(fault) => Err(fault.clone()),
@@ -286,6 +291,23 @@ impl<D: Device> Gpu<D> {
         let free = self.device.free_memory().map_or(own, |all| all.min(own));
         let total = self.limits.memory;
         MemoryInfoReply { free, total }.encode()
+    }
+
+    fn take_printed(&mut self) -> Vec<u8> {
+        self.take_done();
+        let (lost, text) = self.device.take_printed(MAX_PRINTED);
+        self.tell_printed();
+        let text = Bytes::new(&text).expect("no more than was asked for");
+        TakePrintedReply { lost, text }.encode()
+    }
+
+    /// Has replies say whether kernels have printed something.
+    pub(in crate::executor::gpu) fn tell_printed(&mut self) {
+        let printed = self.device.has_printed();
+        if printed != self.printed {
+            self.printed = printed;
+            self.events.push_back(Event::Printed(printed));
+        }
     }
 
     /// Counts `bytes` to the quota, before anybody is asked for them.

@@ -307,8 +307,13 @@ impl<D: Device> Gpu<D> {
 
     /// Takes note of what the device has done.
     pub(super) fn take_done(&mut self) {
+        let mut some = false;
         while let Some(done) = self.device.next_done() {
+            some = true;
             self.work_is_over(done);
+        }
+        if some {
+            self.tell_printed();
         }
     }
 

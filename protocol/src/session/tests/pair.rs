@@ -421,6 +421,7 @@ impl Pair {
                 id,
                 status,
                 failures,
+                ..
             }) => {
                 self.replies.push((id, failures));
                 let body = self.client.body().to_vec();

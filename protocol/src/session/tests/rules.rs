@@ -465,3 +465,43 @@ fn replies_say_that_quiet_requests_failed_elsewhere() {
     raw.server.set_failures_behind(false);
     assert_eq!(flags(&mut raw, 3), Flags::REPLY);
 }
+
+#[test]
+fn every_reply_says_that_kernels_have_printed_until_that_was_taken() {
+    let mut raw = Raw::open(terms());
+    let flags = |raw: &mut Raw, op, id, body: Vec<u8>| {
+        let asked = if op == Op::Ping {
+            ping_body(1)
+        } else {
+            Vec::new()
+        };
+        raw.start(request(op, id), &asked);
+        raw.server.complete(id, Ok(body), raw.now);
+        raw.said()[0].0.flags
+    };
+    let printed = Flags::REPLY.with(Flags::PRINTED);
+    raw.server.set_printed(true);
+    assert_eq!(flags(&mut raw, Op::Ping, 2, ping_body(1)), printed);
+    let none = FenceReply::default().encode();
+    assert_eq!(flags(&mut raw, Op::Fence, 3, none), printed);
+    raw.start(request(Op::Ping, 4), &ping_body(1));
+    let failure = Failure {
+        status: ErrorCode::Internal.into(),
+        text: String::new(),
+    };
+    raw.server.complete(4, Err(failure), raw.now);
+    assert_eq!(raw.said()[0].0.flags, printed);
+    raw.server.set_printed(false);
+    assert_eq!(flags(&mut raw, Op::Ping, 5, ping_body(1)), Flags::REPLY);
+}
+
+#[test]
+fn a_guest_that_does_not_know_of_it_is_not_told_that_kernels_have_printed() {
+    let mut terms = terms();
+    terms.features = Features(Features::ALL.0 & !Features::PRINTED.0);
+    let mut raw = Raw::open(terms);
+    raw.server.set_printed(true);
+    raw.start(request(Op::Ping, 2), &ping_body(1));
+    raw.server.complete(2, Ok(ping_body(1)), raw.now);
+    assert_eq!(raw.said()[0].0.flags, Flags::REPLY);
+}

@@ -42,6 +42,13 @@ pub(crate) fn run(cli: &Cli, run: &RunArguments) -> Result<(), Failure> {
     let info = client.info()?;
     let endpoint = session::endpoint_name(&client);
     let left = session::skipped(&client);
+    if cli.json {
+        // What kernels print must not get between the braces.
+        client.on_printed(|printed| {
+            // Who closes it wants none of it.
+            let _ = printed.write_to(&mut std::io::stderr().lock());
+        });
+    }
     let device = Device::new(client)?;
     let start = Instant::now();
     let module = device.load_module(&image)?;
