@@ -1,4 +1,4 @@
-//! What failed, on which side, and what can be done.
+//! Errors: the operation that failed, the side that is at fault, and the remedy.
 
 use std::fmt;
 use std::time::Duration;
@@ -18,7 +18,7 @@ pub struct Error {
     pub(crate) doing: &'static str,
     pub(crate) epoch: Option<u64>,
     pub(crate) cause: Box<Cause>,
-    /// What failed before, where that was asked for.
+    /// The failure that came before, where that was asked for.
     pub(crate) failures: Option<Box<FenceReply>>,
 }
 
@@ -102,7 +102,7 @@ pub enum Cause {
     /// The mediator answered with an error.
     #[error("the mediator refused {op}: {status}: {text}")]
     Refused {
-        /// What was asked.
+        /// The operation that was requested.
         op: Op,
         /// Its code.
         status: Status,
@@ -190,7 +190,7 @@ impl Error {
         }
     }
 
-    /// What was being done, as in `vector add`.
+    /// The operation under way, as in `vector add`.
     pub fn doing(&self) -> &'static str {
         self.doing
     }

@@ -1,5 +1,5 @@
 #![forbid(unsafe_code)]
-//! What a Xen guest links to send GPU work to the mediator in dom0.
+//! The library that a Xen guest links to send GPU work to the mediator in dom0.
 //!
 //! ```
 //! # use std::time::{Duration, Instant};

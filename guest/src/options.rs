@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-/// What "for ever" comes to: far beyond any wait, and safely within what a clock can express.
+/// Stands for "for ever": far beyond any wait, and safely within the range of a clock.
 const LONGEST: Duration = Duration::from_secs(10 * 365 * 24 * 3600);
 
 /// `time` after `start`.

@@ -23,7 +23,7 @@ use crate::error::Cause;
 use crate::options::{Options, after};
 use crate::wire::{Asked, INTERRUPT_LOOK, Outcome, Wire};
 
-/// What the lanes of a session share.
+/// The state that the lanes of a session share.
 #[derive(Debug)]
 pub(crate) struct Shared {
     options: Options,
@@ -56,7 +56,7 @@ struct Seat {
     news: Option<News>,
 }
 
-/// What a call waits for.
+/// The events that a waiting call can receive.
 #[derive(Debug)]
 enum News {
     Lead(Box<Wire>),

@@ -51,7 +51,7 @@ pub(crate) struct Done {
     pub(crate) failures: bool,
 }
 
-/// What becomes of a call.
+/// The result of a call.
 pub(crate) type Outcome = Result<Done, Cause>;
 
 /// A call whose request has been queued.
@@ -234,7 +234,7 @@ impl Wire {
         }
     }
 
-    /// What [`Self::sent`] will be when everything that is queued now has been sent.
+    /// The value of [`Self::sent`] once everything that is queued now has been sent.
     fn mark(&self) -> u64 {
         self.sent + self.machine.outbox().len() as u64
     }
@@ -490,7 +490,7 @@ impl Wire {
         sent && (answered || (call.quiet && self.machine.up_left(call.id) == 0))
     }
 
-    /// What has become of the call of `lane`, once it is over.
+    /// The result of the call of `lane`, once it is over.
     pub(crate) fn finished(&mut self, lane: u16) -> Option<Outcome> {
         let at = self.calls.iter().position(|call| call.lane == lane)?;
         self.is_over(&self.calls[at]).then(|| self.remove(at))

@@ -8,9 +8,9 @@ use crate::logging;
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{what}")]
 pub struct Failure {
-    /// What is wrong, in one line.
+    /// The problem, in one line.
     pub what: String,
-    /// What to do about it, in one line.
+    /// The remedy, in one line.
     pub advice: String,
 }
 

@@ -9,7 +9,7 @@ pub struct LineBuffer {
     longest: usize,
 }
 
-/// What reading from a stream that does not block has brought.
+/// The result of a read from a stream that does not block.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Received {
     /// The complete lines, without their ends.

@@ -92,7 +92,7 @@ impl<'de> Deserialize<'de> for GuestKey {
     }
 }
 
-/// What a configuration says about one guest.
+/// The rule for one guest.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 pub struct GuestRule {
     /// Whether it may use the mediator.
@@ -100,7 +100,7 @@ pub struct GuestRule {
     /// Sessions it may have at once, where that is not the general limit.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub max_sessions: Option<u32>,
-    /// What each of its sessions may have of a device, where that is not the general limit.
+    /// The share of a device of each of its sessions, where that is not the general limit.
     #[serde(flatten)]
     pub share: Share,
 }
@@ -259,7 +259,7 @@ pub struct Policy {
     pub guests: BTreeMap<GuestKey, GuestRule>,
 }
 
-/// What the policy says about a guest.
+/// The policy's verdict on a guest.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Judgement {
     /// Whether it may use the mediator.
@@ -291,7 +291,7 @@ impl Policy {
         }
     }
 
-    /// What the rules give a session of a guest; of several, the least.
+    /// The share that the rules give a session of a guest; of several rules, the least.
     pub fn share(&self, guest: &Identity) -> Share {
         let rules = self.guests.iter().filter(|(key, _)| guest.is(key));
         rules.fold(Share::default(), |share, (_, rule)| share.least(rule.share))

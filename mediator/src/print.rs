@@ -7,7 +7,7 @@ use vgpu_transport::output::write_all;
 /// Prints on standard output.
 ///
 /// # Errors
-/// What the system says; of kind [`io::ErrorKind::BrokenPipe`] when the reader is gone.
+/// The system's error; of kind [`io::ErrorKind::BrokenPipe`] when the reader is gone.
 pub fn print(text: &str) -> io::Result<()> {
     write_all(&io::stdout(), text.as_bytes())
 }

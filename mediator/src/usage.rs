@@ -1,4 +1,4 @@
-//! What a session has used: counters in the worker, figures in the broker.
+//! Usage of a session: counters in the worker, figures in the broker.
 
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use serde::{Deserialize, Serialize};
 use vgpu_protocol::session::server::Counts;
 
-/// What a session, a guest or the whole mediator has used so far.
+/// Usage of a session, a guest or the whole mediator so far.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Usage {
@@ -72,10 +72,10 @@ pub struct Load {
     pub kernels_killed: u64,
 }
 
-/// What other threads may see of a session while it runs.
+/// The part of a session's state that other threads may read while it runs.
 #[derive(Debug, Default)]
 pub struct Observed {
-    /// What it has used.
+    /// Its usage.
     pub counters: Counters,
     /// The name that the guest's program gave itself, fit for a log; set once it is admitted.
     pub client: OnceLock<String>,

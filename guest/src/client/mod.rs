@@ -48,7 +48,7 @@ pub struct Client {
     quiet_failed: bool,
 }
 
-/// What all lanes of a session know of it.
+/// The facts that all lanes of a session share.
 #[derive(Debug)]
 struct Session {
     endpoint: Option<Endpoint>,

@@ -142,7 +142,7 @@ impl Client {
         self.session.agreed.epoch
     }
 
-    /// What the session may ask for.
+    /// The limits and features of the session.
     pub fn limits(&self) -> &HelloReply {
         &self.session.agreed
     }
@@ -161,7 +161,7 @@ impl Client {
         self.quiet_failed || !lock(&self.session.failures).is_empty()
     }
 
-    /// What executes the work, and why that.
+    /// The executor in use, and why it was chosen.
     ///
     /// # Errors
     /// The session failed.

@@ -38,7 +38,7 @@ const LOOK: Duration = Duration::from_millis(20);
 
 const DOING: &str = "vector add";
 
-/// What a vector add took.
+/// The times and bytes of a vector add.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct VectorAddReport {
     /// Elements added.

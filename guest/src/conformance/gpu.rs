@@ -1,4 +1,4 @@
-//! What a device of any kind must do: memory, copies, modules, launches, and what goes wrong with them.
+//! The conformance suite for devices: memory, copies, modules, launches, and their errors.
 
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;

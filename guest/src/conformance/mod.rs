@@ -1,4 +1,4 @@
-//! What every session must do, whatever carries it.
+//! The conformance suite for sessions over any endpoint.
 //!
 //! Each [`Case`] opens sessions of its own at one endpoint and talks to a real mediator there, which
 //! may be on another machine. `vgpu conformance` runs them from a command line;
@@ -93,7 +93,7 @@ const fn case(name: &'static str, run: fn(&Ground<'_>) -> Result<(), String>) ->
 pub struct Outcome {
     /// Which case.
     pub case: &'static Case,
-    /// What was wrong, in one line.
+    /// The fault that was found, in one line.
     pub result: Result<(), String>,
     /// How long it took.
     pub elapsed: Duration,

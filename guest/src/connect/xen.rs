@@ -26,7 +26,7 @@ const END_CHECK_INTERVAL: Duration = Duration::from_millis(200);
 /// How long a mediator may take although its hint says that it will not come: the hint may be old.
 const DENIED_GRACE: Duration = Duration::from_secs(2);
 
-/// What the mediator in dom0 says about this guest. Only a hint: the guest could write it itself.
+/// The mediator's node in xenstore about this guest. Only a hint: the guest could write it itself.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum MediatorHint {
     /// No mediator has been here.

@@ -39,7 +39,7 @@ fn main() -> ExitCode {
     status
 }
 
-/// What the process ends with when its configuration makes no sense: trying again is of no use.
+/// Exit status for a wrong configuration: starting again would not help.
 const MISCONFIGURED: u8 = 2;
 
 fn run(flags: &Flags) -> Result<(), (Failure, ExitCode)> {

@@ -1,4 +1,4 @@
-//! What each guest has used, how often it was let in or turned away, and how much of the broker's work
+//! Accounts: usage of each guest, how often it was let in or turned away, and how much of the broker's work
 //! and log it may still cause.
 //!
 //! Starting a process and writing a line are limited for each account, and again for each [`Road`]: who
@@ -49,7 +49,7 @@ pub(super) struct Account {
     used_at: Instant,
 }
 
-/// What all accounts of one road may cause together.
+/// The bound on all accounts of one kind of endpoint together.
 #[derive(Debug)]
 struct Shared {
     starts: TokenBucket,

@@ -51,7 +51,7 @@ pub(super) fn newcomers() -> LocalNewcomers {
 #[derive(Debug)]
 pub(super) struct LocalDoor {
     listener: Listener,
-    /// What those who come in by it speak.
+    /// The protocol spoken over it.
     carrier: Carrier,
 }
 

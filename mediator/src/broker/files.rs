@@ -229,7 +229,7 @@ impl Broker<'_> {
         }
     }
 
-    /// What the configuration says of the guest of this name.
+    /// The rule for the guest of this name.
     fn rule(&self, place: &Place) -> Option<&GuestRule> {
         let guest = place.guest.as_ref()?;
         self.config

@@ -173,7 +173,7 @@ struct Broker<'a> {
     _instance: Instance,
 }
 
-/// What a descriptor in the poll set belongs to.
+/// The owner of a descriptor in the poll set.
 #[derive(Clone, Copy)]
 enum Source {
     Termination,
@@ -185,7 +185,7 @@ enum Source {
     ControlListener,
     Control(u64),
     Session(u64),
-    /// What its worker logs.
+    /// The log of its worker.
     Log(u64),
     /// The end of its guest's domain.
     Life(u64),

@@ -7,7 +7,7 @@ use super::{admission, closer, strangers};
 use crate::config::Config;
 use crate::failure::Failure;
 
-/// What does not depend on guests: standard streams, signals, listeners, xenstore, a probe, the control
+/// Descriptors that do not depend on guests: standard streams, signals, listeners, xenstore, a probe, the control
 /// socket with its clients, and what a start of a worker needs for a moment.
 const COMMON: u64 = 64;
 

@@ -41,7 +41,7 @@ const MAX_ANSWER: usize = 16 << 10;
 /// the kernel is left behind.
 const EXIT_LIMIT: Duration = Duration::from_secs(2);
 
-/// What the child found.
+/// The child's findings.
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub(super) enum Verdict {
@@ -52,9 +52,9 @@ pub(super) enum Verdict {
 /// An executor that was proven to work.
 #[derive(Debug, Clone)]
 pub struct Offer {
-    /// What workers open; never `auto`.
+    /// The executor that workers open; never `auto`.
     pub choice: ExecutorChoice,
-    /// What it is.
+    /// Its description.
     pub executor: control::Executor,
     /// It stands in for what was asked for, which may come later.
     pub stands_in: bool,
@@ -166,7 +166,7 @@ pub fn find(
     }
 }
 
-/// What stands for a mediator that does not answer at the start.
+/// The placeholder for a mediator that does not answer at the start.
 fn not_there_yet(endpoint: &Endpoint) -> control::Executor {
     control::Executor {
         kind: "relay".to_owned(),
@@ -257,7 +257,7 @@ impl Probe {
         })
     }
 
-    /// What it has found, or that nothing more is to be expected; `None` as long as it looks. Asked
+    /// Its finding, or that nothing more is to be expected; `None` as long as it looks. Asked
     /// when it is readable or its time is over. It is to be killed then.
     pub(super) fn answer(&mut self, now: Instant) -> Option<Answer> {
         let nothing = |why: String| Answer::Nothing(format!("the probe's answer: {why}"));

@@ -50,7 +50,7 @@ impl Reprobe {
         }
     }
 
-    /// What becomes readable with an answer.
+    /// The descriptor that becomes readable with an answer.
     pub(super) fn answer(&self) -> Option<BorrowedFd<'_>> {
         match &self.state {
             State::Looking(probe) => Some(probe.as_fd()),

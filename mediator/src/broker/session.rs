@@ -50,7 +50,7 @@ pub(super) struct Session {
     /// The link is over; the process may still be there.
     pub(super) silent: bool,
     report: Report,
-    /// What it has seen in its directory, to be taken by the broker.
+    /// The events in its directory, to be taken by the broker.
     pub(super) found: VecDeque<Found>,
     /// When the last report came.
     pub(super) reported: Option<Instant>,
@@ -131,7 +131,7 @@ impl Session {
         self.child.id()
     }
 
-    /// What the session had used at its last report.
+    /// The session's usage at its last report.
     pub(super) fn usage(&self) -> &Usage {
         &self.report.usage
     }

@@ -39,7 +39,7 @@ const PLACE_WAIT_LIMIT: Duration = Duration::from_secs(10);
 /// Processes that one source has at once, and the time for another one.
 const STARTS: (u32, Duration) = (16, Duration::from_millis(500));
 
-/// What counts as one source: an IPv4 address, or the half of an IPv6 address that a network
+/// One source: an IPv4 address, or the half of an IPv6 address that a network
 /// gives its hosts to fill as they like.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 struct Source(IpAddr);
@@ -265,7 +265,7 @@ impl<T> Strangers<T> {
         freed.into_iter().chain(richest).min_by_key(|it| it.at)
     }
 
-    /// What each source has.
+    /// The connections of each source.
     fn taken(&self) -> BTreeMap<Source, Taken> {
         let mut taken: BTreeMap<Source, Taken> = BTreeMap::new();
         for (index, place) in self.places.iter().enumerate() {

@@ -172,7 +172,7 @@ pub(super) enum Target {
     Local,
     /// All sessions that dom0's mediator passes on.
     Dom0,
-    /// What `vgpuctl status` prints for an account or for one session.
+    /// The name that `vgpuctl status` prints for an account or for one session.
     Printed(String),
 }
 

@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::policy::{MOST_OBJECTS, Operations, Share};
 
-/// What guests may take. `dist/mediator/mediatord.toml` describes each for administrators.
+/// Limits on guests. `dist/mediator/mediatord.toml` describes each for administrators.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Limits {

@@ -28,7 +28,7 @@ pub struct Config {
     pub listen: Vec<Endpoint>,
     /// The file with the secrets of those who connect over `tcp:`; set wherever `listen` has one.
     pub secrets: Option<PathBuf>,
-    /// What runs their work.
+    /// The executor that runs their work.
     pub executor: ExecutorChoice,
     /// The file with this mediator's secret for the one it relays to over TCP.
     pub relay_secret: Option<PathBuf>,
@@ -196,7 +196,7 @@ fn is_tcp(endpoint: &Endpoint) -> bool {
     matches!(endpoint, Endpoint::Tcp { .. })
 }
 
-/// What a relay needs, and what it cannot serve.
+/// Checks the settings of a relay.
 fn check_relay(
     executor: &ExecutorChoice,
     secret: Option<&Path>,

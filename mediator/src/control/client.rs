@@ -51,7 +51,7 @@ struct Timed {
 }
 
 impl Timed {
-    /// What is left; never zero, which would mean no end, so that a last look is always taken.
+    /// The time left; never zero, which would mean no end, so that a last look is always taken.
     fn left(&self) -> Option<Duration> {
         let left = self.deadline.saturating_duration_since(Instant::now());
         Some(left.max(Duration::from_millis(1)))

@@ -24,16 +24,16 @@ pub const MAX_RESPONSE: usize = 4 << 20;
 pub struct Request {
     /// [`VERSION`].
     pub v: u32,
-    /// What is asked.
+    /// The question.
     #[serde(flatten)]
     pub ask: Ask,
 }
 
-/// What can be asked.
+/// The questions.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "op", rename_all = "lowercase")]
 pub enum Ask {
-    /// What runs and who uses it.
+    /// Sessions, guests and usage.
     Status,
     /// End a guest's sessions.
     Kick {
@@ -58,9 +58,9 @@ pub enum Answer {
 /// Why a request was refused.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Refused {
-    /// What is wrong, in one line.
+    /// The problem, in one line.
     pub what: String,
-    /// What to do, in one line.
+    /// The remedy, in one line.
     pub advice: String,
 }
 
@@ -87,13 +87,13 @@ pub struct Status {
     pub stopping: bool,
     /// Where it serves guests.
     pub listen: Vec<String>,
-    /// What runs their work.
+    /// The executor that runs their work.
     pub executor: Executor,
     /// Present while that only stands in for what the configuration asks for: seconds until the
     /// mediator looks again.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub looks_again_s: Option<u64>,
-    /// What guests may take.
+    /// Limits on guests.
     pub limits: Limits,
     /// Whether guests without a rule are admitted.
     pub allow_all: bool,
@@ -105,7 +105,7 @@ pub struct Status {
     /// empty where workers are not confined.
     #[serde(default)]
     pub protections: Vec<Protection>,
-    /// What all sessions together have used, ended ones included.
+    /// Usage of all sessions together, ended ones included.
     pub usage: Usage,
     /// Guests that have used the mediator, or tried to.
     pub guests: Vec<Guest>,
@@ -128,7 +128,7 @@ pub struct Executor {
     pub reason: String,
 }
 
-/// What guests may take.
+/// Limits on guests.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Limits {
     /// Sessions at once, of all guests together.
@@ -155,7 +155,7 @@ pub struct Guest {
     /// What its sessions hold and wait for now.
     #[serde(flatten)]
     pub standing: Standing,
-    /// What it has used, ended sessions included.
+    /// Its usage, ended sessions included.
     pub usage: Usage,
 }
 
@@ -177,7 +177,7 @@ pub struct Session {
     /// What it holds and waits for now.
     #[serde(flatten)]
     pub standing: Standing,
-    /// What it has used.
+    /// Its usage.
     pub usage: Usage,
     /// Whether `usage` is from now; otherwise the worker has not answered in time.
     pub current: bool,

@@ -1,4 +1,4 @@
-//! What can go wrong on a device.
+//! Errors of a device.
 
 use vgpu_protocol::session::server::Failure;
 use vgpu_protocol::status::{ErrorCode, Status};
@@ -13,17 +13,17 @@ pub enum ExecutorError {
     /// This machine does not offer the executor at all.
     #[error("{what}; {advice}")]
     Unavailable {
-        /// What is missing.
+        /// The missing part.
         what: String,
-        /// What an administrator can do about it.
+        /// The remedy, for an administrator.
         advice: String,
     },
     /// This machine has the device, and others have it now.
     #[error("{what}; {advice}")]
     Busy {
-        /// What is in the way.
+        /// The obstacle.
         what: String,
-        /// What an administrator can do about it.
+        /// The remedy, for an administrator.
         advice: String,
     },
     /// A CUDA driver call failed.
@@ -39,7 +39,7 @@ pub enum ExecutorError {
     OutOfMemory {
         /// Bytes that were asked for.
         wanted: u64,
-        /// What they were for.
+        /// Their purpose.
         what: String,
     },
     /// The executor does not know the operation.
@@ -51,13 +51,13 @@ pub enum ExecutorError {
     /// The device did not answer in time.
     #[error("timed out while waiting for {what}")]
     TimedOut {
-        /// What was being waited for.
+        /// The operation that was waited for.
         what: String,
     },
     /// The device cannot be used any more by this process; a new session gets a new one.
     #[error("the device is lost: {what}")]
     DeviceLost {
-        /// What happened.
+        /// The event.
         what: String,
     },
 }
@@ -75,7 +75,7 @@ impl ExecutorError {
         )
     }
 
-    /// What the guest is told.
+    /// The text for the guest.
     pub fn status(&self) -> Status {
         match self {
             Self::Cuda { code, .. } => Status::from_raw((*code).max(1)),

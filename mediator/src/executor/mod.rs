@@ -22,7 +22,7 @@ pub use error::ExecutorError;
 pub use gpu::{KERNEL_TIME, Limits};
 pub use probe::{ExecutorChoice, ProbeError, probe};
 
-/// What an executor is, for `info`, logs and `vgpuctl`.
+/// The description of an executor, for `info`, logs and `vgpuctl`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ExecutorInfo {
     /// `cuda` or `cpu`.
@@ -40,7 +40,7 @@ pub struct ExecutorInfo {
 /// A backend that runs requests on a device of this machine: one arm of its
 /// [`start`](Backend::start) for each operation that it knows.
 pub trait Executor: Backend + Send {
-    /// What this executor is.
+    /// The description of this executor.
     fn info(&self) -> &ExecutorInfo;
 
     /// Says, before the first request, what its session may have of the device.

@@ -7,7 +7,7 @@ use vgpu_transport::endpoint::Endpoint;
 
 use super::{Executor, ExecutorError, cpu, cuda};
 
-/// What an administrator asked for with `--executor`.
+/// The choice that an administrator made with `--executor`.
 #[derive(Debug, Clone, PartialEq, Eq, Default, serde::Serialize, serde::Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub enum ExecutorChoice {
@@ -41,7 +41,7 @@ impl FromStr for ExecutorChoice {
     }
 }
 
-/// What stands behind `relay`.
+/// The mediator behind `relay`.
 fn relay(rest: &str, whole: &str) -> Result<ExecutorChoice, String> {
     const WAYS: &str =
         "use relay:xen:DOMAIN, relay:tcp:HOST:PORT, relay:unix:PATH or relay:local:PATH";
@@ -92,7 +92,7 @@ impl fmt::Display for ExecutorChoice {
 #[derive(Debug, thiserror::Error)]
 #[error("executor {choice} is not available: {source}")]
 pub struct ProbeError {
-    /// What was asked for.
+    /// The choice that was made.
     pub choice: ExecutorChoice,
     /// Why it is not available.
     pub source: ExecutorError,

@@ -24,7 +24,7 @@ const QUIET_LOOK_INTERVAL: Duration = Duration::from_millis(200);
 /// See [`QUIET_LOOK_INTERVAL`].
 const QUIET_AFTER: Duration = Duration::from_secs(30);
 
-/// What looks.
+/// The thread that scans.
 #[allow(missing_debug_implementations, reason = "it holds a function")]
 pub struct Discovery<'a> {
     /// Whether guests may have directories in this one.

@@ -136,7 +136,7 @@ fn run(executor: &mut dyn Executor, command: Command) -> Result<String, Failed> 
     }
 }
 
-/// What command 2 answers.
+/// The answer to command 2.
 fn describe(info: &ExecutorInfo) -> String {
     let ExecutorInfo {
         kind,

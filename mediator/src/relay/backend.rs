@@ -49,7 +49,7 @@ pub(super) struct Relay<'a> {
     no_room: bool,
     /// The request whose data was sent last: the next frame is another's, if another has data.
     last_up: u32,
-    /// What it last said of failures of quiet requests.
+    /// Its last word on failures of quiet requests.
     failures: bool,
     /// And of what kernels have printed.
     printed: bool,

@@ -5,7 +5,7 @@ use std::ops::Range;
 /// Bytes that wait at most, of one request and in one direction.
 pub(super) const CAPACITY: usize = 64 << 10;
 
-/// What has come from one side and not gone to the other. Takes memory once it is used.
+/// Bytes received from one side and not yet sent to the other. Allocated on first use.
 #[derive(Debug, Default)]
 pub(super) struct Buffer {
     /// Empty, or [`CAPACITY`] bytes.
@@ -18,7 +18,7 @@ pub(super) struct Buffer {
 pub(super) struct Pool(Vec<Vec<u8>>);
 
 impl Buffer {
-    /// What is there.
+    /// The bytes.
     pub(super) fn bytes(&self) -> &[u8] {
         &self.bytes[self.filled.clone()]
     }

@@ -83,7 +83,7 @@ impl FarSession {
         &self.place
     }
 
-    /// What it allows.
+    /// Its limits and features.
     pub(super) fn terms(&self) -> Terms {
         let hello = &self.hello;
         Terms {
@@ -95,7 +95,7 @@ impl FarSession {
         }
     }
 
-    /// What a guest is told about the device.
+    /// The description of the device for guests.
     pub(super) fn describe(&self) -> InfoReply {
         let info = self.info.clone();
         let reason = format!("{} at {}: {}", info.executor, self.place, info.reason);

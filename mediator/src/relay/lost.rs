@@ -15,7 +15,7 @@ use crate::session::backend::NotOpened;
 pub(super) struct Lost {
     /// For the guest.
     pub(super) code: ErrorCode,
-    /// What has happened and what to do, in one line.
+    /// The event and the remedy, in one line.
     pub(super) text: String,
 }
 

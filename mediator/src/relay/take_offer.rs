@@ -34,7 +34,7 @@ const TRY: Duration = Duration::from_secs(1);
 /// First and longest pause between two looks.
 const PAUSE: (Duration, Duration) = (Duration::from_millis(5), Duration::from_millis(100));
 
-/// What xenstored and the other domain get for one last look after the deadline.
+/// Time for one last look after the deadline.
 const LAST_LOOK: Duration = Duration::from_millis(100);
 
 /// How long a taken offer may still be shown, in a GPU domain that is slow.

@@ -1,4 +1,4 @@
-//! What runs a session's requests: an executor here, or a mediator elsewhere.
+//! The backend that runs a session's requests: an executor here, or a mediator elsewhere.
 
 use std::time::{Duration, Instant};
 
@@ -50,10 +50,10 @@ pub trait Backend {
         Load::default()
     }
 
-    /// What has happened since; `None` for nothing more.
+    /// The next event; `None` for nothing more.
     fn next_event(&mut self) -> Option<Event>;
 
-    /// What has to be waited for, beside the guest, until [`next_event`](Self::next_event),
+    /// The descriptors to wait for, beside the guest, until [`next_event`](Self::next_event),
     /// [`input`](Self::input) or [`output`](Self::output) may have something new.
     fn also(&mut self) -> Also<'_>;
 }
@@ -102,7 +102,7 @@ impl Event {
     }
 }
 
-/// What to wait for beside the guest.
+/// Descriptors to wait for beside the guest.
 #[derive(Debug)]
 pub enum Also<'a> {
     /// Nothing: whatever it has to tell was told.
@@ -116,9 +116,9 @@ pub enum Also<'a> {
 /// A backend is ready.
 #[derive(Debug)]
 pub struct Opened {
-    /// What Info will answer.
+    /// The answer to Info.
     pub info: InfoReply,
-    /// What it can do, if that may be less than this mediator allows.
+    /// Its limits and features, if they may be less than this mediator's.
     pub terms: Option<Terms>,
     /// The optional parts of the protocol that it has.
     pub features: Features,

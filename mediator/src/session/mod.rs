@@ -40,10 +40,10 @@ use crate::usage::Observed;
 /// in one piece, so that small requests never wait to hear of room.
 pub const INITIAL_CREDIT: u32 = 512 << 10;
 
-/// What a session is run with.
+/// The settings of a session.
 #[derive(Debug, Clone)]
 pub struct Settings {
-    /// What the guest may ask for; told to it in the reply to Hello.
+    /// The guest's limits and features, sent in the reply to Hello.
     pub terms: Terms,
     /// Which operations it may ask for; others are refused before anything is done.
     pub operations: OpSet,
@@ -144,7 +144,7 @@ impl StopFlag {
         self.0.store(value, Ordering::Relaxed);
     }
 
-    /// What was asked, if anything.
+    /// The operation, if there is one.
     pub fn get(&self) -> Option<StopReason> {
         match self.0.load(Ordering::Relaxed) {
             0 => None,

@@ -18,7 +18,7 @@ const ID: u32 = 1;
 /// How soon the backend is asked, though nothing has said that it has news.
 const CHECK: Duration = Duration::from_millis(20);
 
-/// What came of a request.
+/// The result of a request.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Answer {
     /// The body of its reply.

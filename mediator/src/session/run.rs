@@ -35,7 +35,7 @@ const FRUITLESS_WAKES: u32 = 64;
 /// that never pauses.
 const READ_AT_ONCE: usize = 256 << 10;
 
-/// What takes the place of data that will not come: its request has failed in the middle of a frame.
+/// Filler for data that will not come: its request has failed in the middle of a frame.
 static ZEROS: [u8; 4096] = [0; 4096];
 
 /// Runs a session over `stream` until it ends, and closes the stream.
@@ -157,7 +157,7 @@ impl Session<'_> {
         }
     }
 
-    /// What the backend has to tell.
+    /// Takes the backend's events.
     fn take_events(&mut self, now: Instant) -> Result<bool, SessionEnd> {
         let mut moved = false;
         while let Some(event) = self.backend.next_event() {
@@ -378,7 +378,7 @@ impl Session<'_> {
         }
     }
 
-    /// What a failure of the stream means for the session.
+    /// The end of the session that a failure of the stream causes.
     fn failed(&mut self, error: TransportError) -> SessionEnd {
         self.cut = true;
         match error {

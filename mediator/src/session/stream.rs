@@ -53,7 +53,7 @@ impl Stream {
         }
     }
 
-    /// What [`Either`] can wait for; `None` for a stream that has to be asked itself.
+    /// The descriptor for [`Either`]; `None` for a stream that must be polled by its own calls.
     fn side(&mut self, interest: Option<Interest>) -> Option<Side<'_>> {
         match (self, interest) {
             (_, None) => Some(Side::Nothing),
@@ -170,7 +170,7 @@ impl Waiting {
 
     /// Waits until either stream may do what is wanted of it.
     ///
-    /// What is wrong with a stream is said by its own calls.
+    /// Errors of a stream are reported by its own calls.
     fn wait_for_both(
         &mut self,
         near: (&mut Stream, Option<Interest>),

@@ -30,7 +30,7 @@ use crate::usage::{Observed, Standing, Usage};
 /// Longest line in either direction, in bytes.
 pub const MAX_LINE: usize = 4096;
 
-/// What a worker tells the broker.
+/// A message from a worker to the broker.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Report {
@@ -40,13 +40,13 @@ pub struct Report {
     /// The guest's program, by its own account; set once it was admitted.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub client: Option<String>,
-    /// What the session has used so far.
+    /// The session's usage so far.
     #[serde(default)]
     pub usage: Usage,
     /// What it holds now.
     #[serde(default)]
     pub standing: Standing,
-    /// What the worker has found out.
+    /// A finding of the worker's.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub found: Option<Found>,
     /// Present in the last report.
@@ -96,7 +96,7 @@ impl Ended {
     }
 }
 
-/// What the broker asks of a worker.
+/// A message from the broker to a worker.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Ask {
     /// A report now.
@@ -209,10 +209,10 @@ fn flat(text: &str) -> String {
     text.replace(char::is_control, " ")
 }
 
-/// What the broker has decided about a [`Found::Client`]: served, or not and why.
+/// The broker's decision about a [`Found::Client`]: served, or not and why.
 pub(super) type Decision = Result<Share, Turned>;
 
-/// What executor a session opens, and why.
+/// The executor a session opens, and why.
 pub(super) type Chosen = Mutex<(ExecutorChoice, String)>;
 
 /// The worker's end.
@@ -268,7 +268,7 @@ impl Link {
         send(&self.stream, observed, None, None);
     }
 
-    /// What the broker decides about a [`Found::Client`]; `None`: nothing in time.
+    /// The broker's decision about a [`Found::Client`]; `None`: nothing in time.
     pub(super) fn decision(&self, deadline: Instant) -> Option<Decision> {
         let left = deadline.saturating_duration_since(Instant::now());
         self.decisions.recv_timeout(left).ok()
@@ -306,7 +306,7 @@ impl Link {
         send(&self.stream, observed, Some(found), None);
     }
 
-    /// What does as [`found`](Self::found), for another thread.
+    /// A handle that does the same as [`found`](Self::found), for another thread.
     pub(super) fn finder<'a>(&'a self, observed: &'a Observed) -> impl FnMut(Found) + Send + 'a {
         let stream = &*self.stream;
         move |found| send(stream, observed, Some(found), None)

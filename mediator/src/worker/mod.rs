@@ -256,7 +256,7 @@ impl Drop for ClosedAtExit {
     }
 }
 
-/// What the broker wants to be opened now.
+/// The executor that the broker wants opened now.
 fn choice(chosen: &Chosen) -> (ExecutorChoice, String) {
     chosen
         .lock()

@@ -1,4 +1,4 @@
-//! What a worker is started with: one argument of JSON, written and read by the same program.
+//! The specification a worker is started with: one argument of JSON, written and read by the same program.
 
 use std::num::NonZeroU16;
 use std::path::PathBuf;
@@ -148,7 +148,7 @@ impl Spec {
         }
     }
 
-    /// What tells mediators apart: the same for all sessions of one.
+    /// Tells mediators apart: the same for all sessions of one.
     pub fn mediator(&self) -> u64 {
         self.epoch >> 32
     }
@@ -181,7 +181,7 @@ impl Spec {
         }
     }
 
-    /// What the session is run with.
+    /// The settings of the session.
     pub fn settings(&self) -> Settings {
         let seconds = |s: u32| Duration::from_secs(s.into());
         let refusal = self.refusal.clone().map(|turned| match turned {

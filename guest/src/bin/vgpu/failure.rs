@@ -24,7 +24,7 @@ impl Failure {
         }
     }
 
-    /// What is wrong stands in the object that was printed.
+    /// Marks a failure that the printed object already describes.
     pub(crate) fn reported(self) -> Self {
         Self {
             reported: true,

@@ -46,7 +46,7 @@ fn too_many(elements: u64) -> Failure {
     )
 }
 
-/// What the kernel says could be allocated without swapping.
+/// Bytes that could be allocated without swapping, as the kernel estimates.
 fn available_memory() -> Option<u64> {
     let meminfo = std::fs::read_to_string("/proc/meminfo").ok()?;
     let line = meminfo

@@ -45,10 +45,10 @@ enum Target {
     Renamed {
         temporary: NamedTempFile,
         to: PathBuf,
-        /// What is there now, held so that nothing else can have its number.
+        /// The present file, held open so that no other file can get its inode number.
         replaces: Option<File>,
     },
-    /// What a rename would take away: a device, a pipe, a file with further names or with an owner
+    /// A file that a rename would destroy: a device, a pipe, one with further names or with an owner
     /// or attributes that a new file cannot be given.
     Written(File),
 }

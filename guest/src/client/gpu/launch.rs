@@ -34,7 +34,7 @@ impl LaunchConfig {
     }
 }
 
-/// What a kernel can take: a value of any plain type, or memory, which it takes by its address.
+/// An argument of a kernel: a value of any plain type, or memory, which is passed by its address.
 pub trait KernelArg {
     /// Appends the bytes of the parameter.
     fn write(&self, parameters: &mut Vec<u8>);

@@ -70,7 +70,7 @@ pub struct Device {
     stream: Option<Arc<Opened>>,
 }
 
-/// What all lanes of a session know of its device.
+/// The facts about the device that all lanes of a session share.
 #[derive(Debug)]
 struct Shared {
     info: DeviceInfoReply,

@@ -35,7 +35,7 @@ struct Check {
     name: &'static str,
     verdict: Verdict,
     found: String,
-    /// What to do; empty where all is well.
+    /// The remedy; empty where all is well.
     advice: String,
 }
 

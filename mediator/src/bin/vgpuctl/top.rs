@@ -14,7 +14,7 @@ use crate::{Exit, fetch, print_json};
 
 const REFRESH_INTERVAL: Duration = Duration::from_secs(1);
 
-/// What `--once` measures over.
+/// The time that `--once` measures over.
 const ONCE_INTERVAL: Duration = Duration::from_millis(500);
 
 /// Moves the cursor home, and clears what is below after the text.

@@ -1,4 +1,4 @@
-//! What is known of one guest. Time and names come in, decisions go out; no I/O.
+//! The state of one guest. Time and names come in, decisions go out; no I/O.
 
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
@@ -53,7 +53,7 @@ enum Channel {
     Later(Instant),
 }
 
-/// What a look at the guest's node should do.
+/// The action for the next look at the guest's node.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Candidate {
     pub(super) name: String,

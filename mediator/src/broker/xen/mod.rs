@@ -46,7 +46,7 @@ const XENSTORE_OPEN_LIMIT: Duration = Duration::from_secs(5);
 /// Time for removing the hints at the end.
 const HINT_REMOVAL_LIMIT: Duration = Duration::from_secs(3);
 
-/// What the thread tells the broker.
+/// A message from the thread to the broker.
 #[derive(Debug)]
 pub(super) enum Event {
     /// A guest that the policy admits waits for a session.
@@ -73,7 +73,7 @@ pub(super) struct Announced {
     pub(super) life: DomainLife,
 }
 
-/// What the broker tells the thread.
+/// A message from the broker to the thread.
 #[derive(Debug)]
 pub(super) enum Command {
     /// The session on this channel is over: remove what is left of it.
@@ -144,7 +144,7 @@ impl XenGuests {
         })
     }
 
-    /// What has happened since the last call; an error once the thread is gone.
+    /// The events since the last call; an error once the thread is gone.
     pub(super) fn events(&mut self) -> Result<Vec<Event>, ()> {
         let mut bytes = [0; 64];
         // Only a wake-up; how many there were does not matter, and an error means none.

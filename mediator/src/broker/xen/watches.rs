@@ -21,7 +21,7 @@ use super::guest::home;
 /// Pause before a watch that ended, or could not be set, is tried again.
 const RETRY: Duration = Duration::from_secs(1);
 
-/// What is watched.
+/// The watches.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum Subject {
     /// Domains begin.

@@ -423,7 +423,7 @@ fn layout(kernel: &ptx::Kernel, module: &ptx::Module) -> Layout {
     }
 }
 
-/// What the device is, in the terms of a GPU.
+/// The device's properties, in the terms of a GPU.
 fn description(name: &str, config: &ptx::Config) -> Description {
     let (major, minor) = ptx::COMPUTE_CAPABILITY;
     let number = |n: u32| i32::try_from(n).unwrap_or(i32::MAX);

@@ -43,7 +43,7 @@ pub(super) fn device_error(device: &Device, error: CallError) -> DeviceError {
     }
 }
 
-/// What everything is answered with once the device is lost.
+/// The error for every request once the device is lost.
 pub(super) fn lost(device: &Device) -> DeviceError {
     match device.lost_by() {
         Some(error) => DeviceError {

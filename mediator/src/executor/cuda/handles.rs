@@ -1,4 +1,4 @@
-//! What a session has of the driver, given back when it is dropped: page-locked memory, streams, events.
+//! Driver objects of a session, freed when dropped: page-locked memory, streams, events.
 #![allow(unsafe_code)]
 
 use std::ffi::{c_int, c_uint, c_void};

@@ -1,4 +1,4 @@
-//! What a guest calls a module, made fit for a driver that takes no length.
+//! A guest's module image, made fit for a driver call that takes no length.
 //!
 //! `cuModuleLoadData` finds the end of an image by the image itself. So what an image says of its own
 //! length is checked against what there is, and text gets the NUL that ends it. The driver's own parsers

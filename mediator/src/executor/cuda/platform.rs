@@ -7,7 +7,7 @@
 use std::fs;
 use std::path::Path;
 
-/// What a domain is to Xen, or that there is no Xen.
+/// The role of this machine under Xen, or none.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Platform {
     /// No Xen below this kernel, none that shows itself at least.
@@ -46,7 +46,7 @@ impl Platform {
         Platform::Xen { paravirtual, dom0 }
     }
 
-    /// What a person should know where CUDA failed here: `(cause, advice)`.
+    /// An explanation where CUDA failed here: `(cause, advice)`.
     pub(super) fn hint(self) -> Option<(&'static str, &'static str)> {
         match self {
             Platform::Xen {

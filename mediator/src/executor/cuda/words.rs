@@ -1,4 +1,4 @@
-//! What the codes mean that a driver refuses to start with, and what to do.
+//! Meanings and remedies of the codes with which a driver refuses to start.
 //!
 //! The codes are those that `cuInit`, the opening of a context and the loading of the kernel can give,
 //! by NVIDIA's documentation of the driver API. The driver's own text for them names no remedy.
@@ -10,7 +10,7 @@ use std::ffi::c_int;
 pub(super) struct Words {
     /// Why; empty where the driver's own text says as much.
     pub(super) cause: &'static str,
-    /// What to do, in one line.
+    /// The remedy, in one line.
     pub(super) advice: &'static str,
     /// Others have what is missing, and may give it back.
     pub(super) busy: bool,

@@ -1,4 +1,4 @@
-//! What [`Gpu`](super::Gpu) asks of a device: a CUDA driver, or this machine's processor.
+//! The interface between [`Gpu`](super::Gpu) and a device: a CUDA driver, or this machine's processor.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -20,7 +20,7 @@ pub(in crate::executor) trait Device: Send {
     type Module: Clone + Send + 'static;
     /// A kernel of one.
     type Function: Clone + Send + 'static;
-    /// What makes calls that take their time.
+    /// The thread for calls that block.
     type Caller: Caller<Module = Self::Module, Function = Self::Function>;
 
     /// Works that may be in its queue before [`submit`](Self::submit) might wait.
@@ -30,7 +30,7 @@ pub(in crate::executor) trait Device: Send {
     /// Bytes of memory that a byte of a module's image comes to.
     const IMAGE_COST: u64;
 
-    /// What it is.
+    /// Its description.
     fn description(&self) -> &Description;
 
     /// Bytes that it has left for everybody, if that can be less than the session's own share.
@@ -139,7 +139,7 @@ pub(in crate::executor) trait Caller: Clone + Send + 'static {
 pub(in crate::executor) enum Call<M> {
     /// So many bytes of memory.
     Allocate(u64),
-    /// What begins there.
+    /// The object that begins there.
     Free(u64),
     /// An image.
     Load(Vec<u8>),
@@ -151,7 +151,7 @@ pub(in crate::executor) enum Call<M> {
     Global(M, String),
 }
 
-/// What came of it.
+/// The result.
 #[derive(Debug)]
 pub(in crate::executor) enum Answer<M, F> {
     /// Freed or unloaded.
@@ -166,7 +166,7 @@ pub(in crate::executor) enum Answer<M, F> {
     Global(u64, u64),
 }
 
-/// What a kernel wants.
+/// A kernel's launch parameters.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(in crate::executor) struct Layout {
     /// Bytes of the packed parameters.
@@ -197,7 +197,7 @@ pub(in crate::executor) enum Work<B, F> {
     Launch(Launch<F>),
     /// This event comes when what is before is done.
     Record(Key),
-    /// What follows waits for this event, as it was recorded last.
+    /// Later work waits for this event, as it was recorded last.
     Wait(Key),
 }
 
@@ -225,7 +225,7 @@ pub(in crate::executor) struct Done<B> {
     pub(in crate::executor) device_ns: u64,
 }
 
-/// What does not change about a device.
+/// The fixed properties of a device.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(in crate::executor) struct Description {
     pub(in crate::executor) name: String,

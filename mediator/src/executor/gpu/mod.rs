@@ -58,7 +58,7 @@ const BEAT: Duration = Duration::from_millis(500);
 /// How long one call of the driver may take before the device counts as lost.
 const LONGEST_CALL: Duration = Duration::from_secs(300);
 
-/// What a session may have of a device.
+/// The limits of a session on a device.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Limits {
     /// Bytes of device memory.
@@ -87,7 +87,7 @@ impl Limits {
 /// Longest time that a kernel may run where nothing else is said.
 pub const KERNEL_TIME: Duration = Duration::from_secs(60);
 
-/// What a request is refused with.
+/// The error of a refused request.
 type Refused = Failure;
 
 /// The state of one session on one device.
@@ -105,12 +105,12 @@ pub(super) struct Gpu<D: Device> {
     images: Vec<(Image, ModuleLoad)>,
     /// Images that are whole and have yet to be loaded.
     whole: VecDeque<(Image, ModuleLoad)>,
-    /// What the device has to do, by tag.
+    /// Work on the device, by tag.
     queue: BTreeMap<u64, Queued>,
     last_tag: u64,
     uploads_queued: usize,
     waits: Vec<Wait>,
-    /// What is given back when the work before it is done.
+    /// Objects to free when the work before them is done.
     reclaims: VecDeque<Reclaim<D::Module>>,
     /// An allocation that waits for what is given back.
     short: Option<(u32, u64)>,
@@ -123,7 +123,7 @@ pub(super) struct Gpu<D: Device> {
     late_failures: u64,
     /// Kernels ended at their deadline so far.
     kernels_killed: u64,
-    /// What everything is answered with since the context ended.
+    /// The error for every request since the context ended.
     fault: Option<Failure>,
     /// The guest is being told that kernels have printed something.
     printed: bool,
@@ -551,13 +551,13 @@ impl<D: Device> Gpu<D> {
             && self.uploads_queued < MOST_UPLOADS
     }
 
-    /// What is waited for; `None` while nothing is under way.
+    /// The descriptor to wait for; `None` while nothing is under way.
     pub(super) fn awaited(&self) -> Option<&Waker> {
         let idle = self.queue.is_empty() && self.calling.is_none();
         (!idle && !self.lost).then(|| &**self.device.waker())
     }
 
-    /// What has happened, once the device has been asked.
+    /// The next event, after polling the device.
     pub(super) fn next_event(&mut self) -> Option<Event> {
         if self.events.is_empty() {
             // Before the look at what it was raised for.
@@ -586,7 +586,7 @@ impl<D: Device> Gpu<D> {
         std::mem::take(&mut self.failures)
     }
 
-    /// What request `id` is told of an error, which may have ended the context.
+    /// The answer to request `id` after an error, which may have ended the context.
     fn failure(&mut self, id: u32, error: &DeviceError) -> Failure {
         if let Some(fault) = &self.fault {
             return fault.clone();

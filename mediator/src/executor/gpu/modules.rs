@@ -156,7 +156,7 @@ impl<D: Device> Gpu<D> {
         }
     }
 
-    /// What came of loading a module.
+    /// The result of loading a module.
     pub(super) fn loaded(
         &mut self,
         id: u32,

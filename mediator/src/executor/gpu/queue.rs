@@ -1,4 +1,4 @@
-//! What a device has to do for a session, in order, and who waits for it.
+//! The queue of a session's work on a device, in order, and the requests that wait for it.
 
 use std::sync::mpsc;
 use std::thread;
@@ -36,7 +36,7 @@ impl Queued {
     }
 }
 
-/// What work is for.
+/// The purpose of a piece of work.
 #[derive(Debug, Clone, Copy)]
 pub(super) enum What {
     /// A part of this upload.
@@ -128,7 +128,7 @@ impl<M> Reclaim<M> {
     }
 }
 
-/// What a call is made for; the request is 0 once nobody waits for it.
+/// The purpose of a call; the request is 0 once nobody waits for it.
 #[derive(Debug)]
 pub(super) enum Purpose {
     Allocate {

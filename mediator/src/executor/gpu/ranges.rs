@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 /// Allocations begin at multiples of so many bytes, and that much is counted for the smallest.
 const GRAIN: u64 = 512;
 
-/// What an allocation of `bytes` counts, or `None` where no device could have it.
+/// The bytes that an allocation of `bytes` counts against the share, or `None` where no device could have it.
 pub(super) fn counted(bytes: u64) -> Option<u64> {
     bytes.checked_next_multiple_of(GRAIN)
 }

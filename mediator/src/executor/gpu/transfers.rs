@@ -168,7 +168,7 @@ pub(super) struct Download<B> {
     pub(super) stream: Key,
     /// Buffers that it may hold.
     slots: usize,
-    /// What is to be asked of the device next.
+    /// The next piece for the device.
     from: u64,
     /// Bytes that the device was not asked for.
     left: u64,
@@ -194,7 +194,7 @@ impl<B: AsRef<[u8]> + AsMut<[u8]>> Download<B> {
         }
     }
 
-    /// What the device is to be asked for next: address, buffer and bytes.
+    /// The next piece to read from the device: address, buffer and bytes.
     ///
     /// # Errors
     /// There is no memory for it.
@@ -222,7 +222,7 @@ impl<B: AsRef<[u8]> + AsMut<[u8]>> Download<B> {
         self.here.push_back((buffer, bytes));
     }
 
-    /// What is at hand for the guest.
+    /// Bytes ready for the guest.
     pub(super) fn output(&self) -> &[u8] {
         match self.here.front() {
             Some((buffer, bytes)) => &buffer.as_ref()[self.sent..*bytes],

@@ -7,7 +7,7 @@ use vgpu_guest::{Cause, Client, Endpoint, Error, InfoReply, Options};
 use super::Check;
 use crate::output;
 
-/// What a session with the mediator showed.
+/// The outcome of a trial session with the mediator.
 pub(super) struct Session {
     pub(super) endpoint: Endpoint,
     info: InfoReply,

@@ -1,4 +1,4 @@
-//! What `file:DIR` needs: a mount that answers, its options, the right to write, and what it caches.
+//! Checks for `file:DIR`: a mount that answers, its options, the right to write, and its caching.
 
 use std::fs::File;
 use std::os::unix::fs::MetadataExt;

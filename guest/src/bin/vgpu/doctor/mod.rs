@@ -18,9 +18,9 @@ use crate::{output, session};
 struct Check {
     name: &'static str,
     ok: bool,
-    /// What was found.
+    /// The finding.
     found: String,
-    /// What to do about it; empty where all is well.
+    /// The remedy; empty where all is well.
     advice: String,
 }
 

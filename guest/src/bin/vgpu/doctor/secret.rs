@@ -1,4 +1,4 @@
-//! What `tcp:` needs beside a mediator: a secret.
+//! Checks for `tcp:` beside a mediator: the secret.
 
 use std::path::PathBuf;
 

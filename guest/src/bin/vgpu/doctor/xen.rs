@@ -1,4 +1,4 @@
-//! What a Xen guest needs for `xen:`.
+//! Checks of a Xen guest for `xen:`.
 
 use std::fs;
 use std::io;

@@ -24,7 +24,7 @@ pub(super) enum Argument {
     },
 }
 
-/// What a buffer holds at first.
+/// The initial contents of a buffer.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Content {
     Bytes(Vec<u8>),

@@ -20,7 +20,7 @@ const MAX_DYNAMIC_SHARED: u32 = 8;
 /// Dynamic shared memory that is given without asking, in bytes.
 const SHARED: u32 = 48 << 10;
 
-/// What was launched with.
+/// The kernel and its arguments, as launched.
 enum Given {
     Value(Vec<u8>),
     Memory(DeviceBuffer<u8>),
@@ -160,7 +160,7 @@ fn launch(
     Ok(device.synchronize()?)
 }
 
-/// What the results are, in the order of `outputs`.
+/// The results, in the order of `outputs`.
 fn take(
     device: &Device,
     given: &[Given],

@@ -1,4 +1,4 @@
-//! What keeps a served directory from being used: owners, modes, space.
+//! Checks of a served directory: owners, modes, space.
 
 use std::fs::{self, File};
 use std::os::unix::fs::MetadataExt;
@@ -46,7 +46,7 @@ pub(super) fn checks(status: &Status) -> Vec<Check> {
         .collect()
 }
 
-/// What is wrong with `directory` for a mediator that runs as `user`, or that nothing is.
+/// The problem with `directory` for a mediator that runs as `user`, if there is one.
 fn look(directory: &Path, user: u32) -> Check {
     let shown = directory.display();
     let opened = File::open(directory).and_then(|it| Ok((it.metadata()?, it)));
