@@ -18,6 +18,7 @@ pub(crate) const CASES: &[Case] = &[
     }),
     Case::with_mediator("mediators/killed-mid-transfer", &[Pv], killed_mid_transfer),
     Case::with_mediator("mediators/worker-killed-mid-transfer", &[Pv], worker_killed),
+    Case::with_mediator("mediators/worker-is-confined", &[Pv], worker_confined),
     Case::with_mediator("mediators/vgpuctl-sees-it", &[], |c| {
         c.succeed(Place::Dom0, "vgpuctl status").map(drop)
     }),
@@ -67,6 +68,57 @@ fn worker_killed(context: &mut Context) -> Result<()> {
     context.succeed(Place::Dom0, &format!("kill -KILL {worker}"))?;
     let output = client.wait(context.host.as_mut(), LIMIT)?;
     ensure_failed_well(ON_AND_ON, &output)?;
+    vector_add::vector_add(context, Pv, 1_000)
+}
+
+/// A worker over a ring is nobody, and has left xenstore and Xen's control interface behind.
+fn worker_confined(context: &mut Context) -> Result<()> {
+    let client = context.start(Place::Guest("pv"), ON_AND_ON)?;
+    let worker = context.succeed(Place::Dom0, STOP_WORKER)?;
+    let worker = worker.trim();
+    let look = format!(
+        "cd /proc/{worker}; cat status; ls -l fd ns; echo the broker; ls -l /proc/self/ns; ls root root/dev"
+    );
+    let seen = context.succeed(Place::Dom0, &look)?;
+    context.succeed(Place::Dom0, &format!("kill -KILL {worker}"))?;
+    let output = client.wait(context.host.as_mut(), LIMIT)?;
+    ensure_failed_well(ON_AND_ON, &output)?;
+    let words = |name: &str| -> Vec<&str> {
+        let line = seen.lines().find_map(|line| line.strip_prefix(name));
+        line.unwrap_or_default().split_whitespace().collect()
+    };
+    for ids in [words("Uid:"), words("Gid:")] {
+        let number = ids.first().and_then(|id| id.parse::<u32>().ok());
+        ensure!(number.is_some_and(|id| id >= 2_080_000_000), "{seen}");
+        ensure!(ids.iter().all(|id| Some(id) == ids.first()), "{seen}");
+    }
+    for set in ["CapInh:", "CapPrm:", "CapEff:", "CapBnd:", "CapAmb:"] {
+        ensure!(words(set) == ["0000000000000000"], "{set}: {seen}");
+    }
+    ensure!(words("Seccomp:") == ["2"], "{seen}");
+    // Its ring's devices, and two sockets: to the broker, for words and for its log.
+    ensure!(
+        seen.contains("/dev/xen/gntdev") && seen.contains("/dev/xen/evtchn"),
+        "{seen}"
+    );
+    for forbidden in ["privcmd", "hypercall", "xenbus"] {
+        let open = seen
+            .lines()
+            .any(|line| line.contains("->") && line.contains(forbidden));
+        ensure!(!open, "{forbidden} is open: {seen}");
+    }
+    let sockets = seen
+        .lines()
+        .filter_map(|line| line.split_once("-> socket:"));
+    let sockets: std::collections::BTreeSet<&str> = sockets.map(|(_, number)| number).collect();
+    ensure!(sockets.len() <= 2, "a third socket is open: {seen}");
+    for namespace in ["net:[", "mnt:[", "ipc:["] {
+        let found = seen
+            .lines()
+            .filter_map(|line| line.split_once(namespace).map(|(_, number)| number));
+        let found: std::collections::BTreeSet<&str> = found.collect();
+        ensure!(found.len() == 2, "it shares {namespace}]: {seen}");
+    }
     vector_add::vector_add(context, Pv, 1_000)
 }
 
