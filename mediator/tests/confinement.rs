@@ -232,6 +232,35 @@ fn a_mediator_whose_workers_cannot_be_confined_does_not_start_unless_it_is_told_
     assert!(said().contains("not confined in full: user"), "{}", said());
 }
 
+/// As in a small guest, whose kernel allows root few threads.
+#[test]
+fn a_machine_that_allows_few_threads_is_enough() {
+    if !is_root() {
+        return;
+    }
+    let parent = reachable();
+    let socket = parent.path().join("vgpu.sock");
+    let child = Command::new("prlimit")
+        .args(["--nproc=500:500", MEDIATORD])
+        .args(["--executor", "cpu", "--listen"])
+        .arg(format!("local:{}", socket.display()))
+        .arg("--control")
+        .arg(parent.path().join("control.sock"))
+        .stdin(Stdio::null())
+        .stderr(fs::File::create(parent.path().join("log")).unwrap())
+        .spawn()
+        .unwrap();
+    let mut child = support::Killed(child);
+    let said = || fs::read_to_string(parent.path().join("log")).unwrap();
+    wait_until("it listens", || {
+        assert!(child.0.try_wait().unwrap().is_none(), "{}", said());
+        said().contains("listening on")
+    });
+    let mut client = Client::connect(&[Endpoint::Local(socket)], &support::options()).unwrap();
+    add(&mut client, 1000).unwrap();
+    client.goodbye().unwrap();
+}
+
 #[test]
 fn settings_of_workers_are_checked() {
     let parent = tempfile::tempdir().unwrap();

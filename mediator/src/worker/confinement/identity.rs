@@ -1,7 +1,7 @@
 //! Whose rights a worker has: a user's of its own, and no capability.
 
 use nix::sys::prctl;
-use nix::sys::resource::{Resource, setrlimit};
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use nix::sys::signal::Signal;
 use nix::unistd::{Gid, Uid, geteuid, getppid, setgroups, setresgid, setresuid};
 use rustix::io::Errno;
@@ -68,8 +68,11 @@ impl Identity {
             return Err("the broker is gone".to_owned());
         }
         if let Self::Alone(_) = self {
-            setrlimit(Resource::RLIMIT_NPROC, MOST_THREADS, MOST_THREADS)
-                .map_err(tried("limit of threads"))?;
+            // A small machine allows fewer, and nobody but root more.
+            let limit = Resource::RLIMIT_NPROC;
+            let (_, hard) = getrlimit(limit).map_err(tried("limit of threads"))?;
+            let most = hard.min(MOST_THREADS);
+            setrlimit(limit, most, most).map_err(tried("limit of threads"))?;
         }
         Ok(user.to_string())
     }
