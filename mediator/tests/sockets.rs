@@ -213,7 +213,7 @@ fn without_sound_secrets_it_does_not_start() {
                 .arg(directory.path().join("control.sock"))
                 .args(secrets)
                 .args(check));
-            assert_eq!(output.status.code(), Some(1), "{wanted}");
+            assert_eq!(output.status.code(), Some(2), "{wanted}");
             let said = stderr(&output);
             assert!(said.contains(wanted) && said.contains("help: "), "{said}");
         }

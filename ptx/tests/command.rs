@@ -104,7 +104,7 @@ fn arguments_that_do_not_fit_are_refused_before_anything_runs() {
         ),
         (
             &["f32:1", "zero:0", "zero:4", "i32:1"],
-            "a buffer of 0 bytes",
+            "a buffer has at least one byte",
         ),
     ];
     for (args, why) in bad {
