@@ -167,7 +167,16 @@ const CUDA: &[c_long] = &[
     libc::SYS_getcpu,
     libc::SYS_fallocate,
     libc::SYS_fsync,
+    // With a socket of its own, below: without one, cuInit fails. It removes a file first whose name is empty,
+    // and takes no error for it but ENOENT. There is nothing that could be removed: the root is read-only.
+    libc::SYS_bind,
+    libc::SYS_listen,
+    libc::SYS_unlinkat,
 ];
+#[cfg(target_arch = "x86_64")]
+const CUDA_OLD: &[c_long] = &[libc::SYS_unlink];
+#[cfg(not(target_arch = "x86_64"))]
+const CUDA_OLD: &[c_long] = &[];
 
 /// Reaching another mediator.
 const RELAY: &[c_long] = &[
@@ -242,6 +251,7 @@ fn rules(needs: &Needs) -> Result<Rules, seccompiler::BackendError> {
     }
     if needs.cuda {
         allow(CUDA);
+        allow(CUDA_OLD);
     }
     if needs.relay.is_some() {
         allow(RELAY);
@@ -328,19 +338,23 @@ fn rules(needs: &Needs) -> Result<Rules, seccompiler::BackendError> {
         rules.insert(libc::SYS_ioctl, requests);
     }
 
-    if needs.relay.is_some() {
-        let families = [
+    let families: &[libc::c_int] = match (&needs.relay, needs.cuda) {
+        (Some(_), _) => &[
             libc::AF_UNIX,
             libc::AF_INET,
             libc::AF_INET6,
             libc::AF_NETLINK,
-        ];
-        let families =
-            families.map(|family| Rule::new(vec![equal(0, u64::from(family.cast_unsigned()))?]));
-        rules.insert(
-            libc::SYS_socket,
-            families.into_iter().collect::<Result<_, _>>()?,
-        );
+        ],
+        // NVIDIA's library listens at an abstract name, for other processes of the same program. In a network
+        // namespace of its own nobody hears it, and to connect is refused.
+        (None, true) => &[libc::AF_UNIX],
+        (None, false) => &[],
+    };
+    if !families.is_empty() {
+        let families = families
+            .iter()
+            .map(|family| Rule::new(vec![equal(0, u64::from(family.cast_unsigned()))?]));
+        rules.insert(libc::SYS_socket, families.collect::<Result<_, _>>()?);
     }
     Ok(rules)
 }
