@@ -128,7 +128,7 @@ fn lint_pages(dist: &Dist) -> Result<()> {
     for program in fs::read_dir(dist.work.join("pages"))? {
         for page in fs::read_dir(program?.path().join("man"))? {
             let page = page?.path();
-            let script = "zcat \"$1\" | groff -man -Tutf8 -ww -z 2>&1";
+            let script = "zcat \"$1\" | groff -Kutf8 -man -Tutf8 -ww -z 2>&1";
             let said = output(Command::new("bash").args(["-c", script, "bash"]).arg(&page))?;
             ensure!(said.is_empty(), "{}: {said}", page.display());
             pages += 1;
