@@ -192,6 +192,8 @@ impl Rpms<'_> {
             fs::read_to_string(&settings)? == CHANGED,
             "an upgrade has overwritten a changed configuration"
         );
+        // The new default, for the administrator to compare.
+        fs::remove_file(self.root.join(format!("{SETTINGS}.rpmnew")))?;
         done(self.rpm(&["-e", PACKAGES[0], PACKAGES[1], PACKAGES[2]], &[])?)?;
         let saved = self.root.join(format!("{SETTINGS}.rpmsave"));
         ensure!(
@@ -309,7 +311,7 @@ impl Debs<'_> {
 fn nothing_left(root: &Path) -> Result<()> {
     let mut left = Vec::new();
     let mut folders = vec![root.to_owned()];
-    let own = ["rpm", "sysimage", "dpkg", "bin"];
+    let own = ["rpm", ".rpmdb", "sysimage", "dpkg", "bin"];
     while let Some(folder) = folders.pop() {
         for entry in fs::read_dir(&folder)? {
             let path = entry?.path();
