@@ -2,7 +2,7 @@
 //!
 //! The commands `vgpu run` and `vgpu-ptx run` take the same words.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 /// A buffer is no larger than this.
 const MOST: u64 = 1 << 40;
@@ -10,15 +10,27 @@ const MOST: u64 = 1 << 40;
 /// Bytes of the parameter that a buffer is.
 const ADDRESS: usize = size_of::<u64>();
 
-/// One argument, before any file was looked at.
+/// One argument; `F` is the file that it names, or the bytes that were [`read`](Self::read) from it.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Argument {
+pub enum Argument<F = PathBuf> {
     /// A value as it lies in memory.
     Value(Vec<u8>),
-    /// Memory with what a file has, and the file that gets its content afterwards.
-    File(PathBuf, Option<PathBuf>),
-    /// So many bytes of zeros, and the file that gets their content afterwards.
-    Zeros(u64, Option<PathBuf>),
+    /// Memory on the device.
+    Buffer {
+        /// Its initial content.
+        content: Content<F>,
+        /// The file that gets its content afterwards.
+        out: Option<PathBuf>,
+    },
+}
+
+/// The initial content of a buffer.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Content<F = PathBuf> {
+    /// That of a file.
+    File(F),
+    /// So many bytes of zeros.
+    Zeros(u64),
 }
 
 /// What is wrong with one, in words.
@@ -33,6 +45,11 @@ impl Argument {
     /// It is none.
     pub fn parse(text: &str) -> Result<Self, ArgumentError> {
         let wrong = |what: String| Err(ArgumentError(what));
+        let buffer = |content, out: Option<&str>| Self::Buffer {
+            content,
+            out: out.map(PathBuf::from),
+        };
+        let file = |path: &str| Content::File(path.into());
         let Some((kind, value)) = text.split_once(':') else {
             return wrong("wants TYPE:VALUE, as in i32:5 or in:FILE".to_owned());
         };
@@ -59,16 +76,16 @@ impl Argument {
                 Some(bytes) => Self::Value(bytes),
                 None => return wrong("wants an even number of hexadecimal digits".to_owned()),
             },
-            "in" => Self::File(value.into(), None),
+            "in" => buffer(file(value), None),
             "inout" => match value.split_once(':') {
-                Some((from, to)) => Self::File(from.into(), Some(to.into())),
+                Some((from, to)) => buffer(file(from), Some(to)),
                 None => return wrong("wants inout:FILE:OUTFILE".to_owned()),
             },
             "out" => match value.rsplit_once(':') {
-                Some((to, n)) => Self::Zeros(bytes(n)?, Some(to.into())),
+                Some((to, n)) => buffer(Content::Zeros(bytes(n)?), Some(to)),
                 None => return wrong("wants out:FILE:BYTES".to_owned()),
             },
-            "zero" => Self::Zeros(bytes(value)?, None),
+            "zero" => buffer(Content::Zeros(bytes(value)?), None),
             _ => {
                 return wrong(format!(
                     "'{kind}' is none of i8 i16 i32 i64 u8 u16 u32 u64 f32 f64 bytes in out inout zero"
@@ -77,11 +94,33 @@ impl Argument {
         })
     }
 
+    /// The same with the bytes of the file that it names, from `file`.
+    ///
+    /// # Errors
+    /// Those of `file`.
+    pub fn read<E>(
+        self,
+        file: impl FnOnce(&Path) -> Result<Vec<u8>, E>,
+    ) -> Result<Argument<Vec<u8>>, E> {
+        Ok(match self {
+            Self::Value(value) => Argument::Value(value),
+            Self::Buffer { content, out } => Argument::Buffer {
+                content: match content {
+                    Content::File(path) => Content::File(file(&path)?),
+                    Content::Zeros(bytes) => Content::Zeros(bytes),
+                },
+                out,
+            },
+        })
+    }
+}
+
+impl<F> Argument<F> {
     /// Bytes of the parameter that it fits.
     pub fn size(&self) -> usize {
         match self {
             Self::Value(value) => value.len(),
-            Self::File(..) | Self::Zeros(..) => ADDRESS,
+            Self::Buffer { .. } => ADDRESS,
         }
     }
 }
@@ -131,14 +170,15 @@ mod tests {
     #[test]
     fn buffers_and_their_files() {
         let parse = |text: &str| Argument::parse(text).expect(text);
-        assert_eq!(
-            parse("in:with:colon"),
-            Argument::File("with:colon".into(), None)
-        );
-        let both = Argument::File("a".into(), Some("b:c".into()));
-        assert_eq!(parse("inout:a:b:c"), both);
-        assert_eq!(parse("out:a:b:16"), Argument::Zeros(16, Some("a:b".into())));
-        assert_eq!(parse("zero:5"), Argument::Zeros(5, None));
+        let buffer = |content, out: Option<&str>| Argument::Buffer {
+            content,
+            out: out.map(PathBuf::from),
+        };
+        let file = |path: &str| Content::File(path.into());
+        assert_eq!(parse("in:with:colon"), buffer(file("with:colon"), None));
+        assert_eq!(parse("inout:a:b:c"), buffer(file("a"), Some("b:c")));
+        assert_eq!(parse("out:a:b:16"), buffer(Content::Zeros(16), Some("a:b")));
+        assert_eq!(parse("zero:5"), buffer(Content::Zeros(5), None));
         assert_eq!((parse("zero:5").size(), parse("i16:5").size()), (8, 2));
     }
 

@@ -3,50 +3,25 @@
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, bail};
-use vgpu_protocol::argument;
+use vgpu_protocol::argument::{self, Content};
 use vgpu_ptx::{Device, Kernel};
 
-/// One `--arg`.
-#[derive(Debug)]
-pub(crate) enum Argument {
-    /// A value as it lies in memory.
-    Value(Vec<u8>),
-    Buffer {
-        content: Content,
-        out: Option<PathBuf>,
-    },
-}
+/// One `--arg`, with what its file has.
+pub(crate) type Argument = argument::Argument<Vec<u8>>;
 
-#[derive(Debug)]
-pub(crate) enum Content {
-    Bytes(Vec<u8>),
-    Zero(u64),
-}
-
-fn file(path: &Path) -> anyhow::Result<Content> {
+fn file(path: &Path) -> anyhow::Result<Vec<u8>> {
     let shown = path.display();
     let content = std::fs::read(path).with_context(|| format!("cannot read {shown}"))?;
     if content.is_empty() {
         bail!("{shown} is empty: a buffer has at least one byte");
     }
-    Ok(Content::Bytes(content))
+    Ok(content)
 }
 
-impl Argument {
-    pub(crate) fn parse(text: &str) -> anyhow::Result<Self> {
-        let parsed = argument::Argument::parse(text).with_context(|| format!("--arg {text}"))?;
-        Ok(match parsed {
-            argument::Argument::Value(value) => Self::Value(value),
-            argument::Argument::File(from, out) => Self::Buffer {
-                content: file(&from)?,
-                out,
-            },
-            argument::Argument::Zeros(bytes, out) => Self::Buffer {
-                content: Content::Zero(bytes),
-                out,
-            },
-        })
-    }
+/// Reads one, and the file that it names.
+pub(crate) fn parse(text: &str) -> anyhow::Result<Argument> {
+    let parsed = argument::Argument::parse(text).with_context(|| format!("--arg {text}"))?;
+    parsed.read(file)
 }
 
 /// A wrong number or size of arguments is refused before anything runs.
@@ -60,11 +35,8 @@ pub(crate) fn fits(kernel: &Kernel, arguments: &[Argument]) -> anyhow::Result<()
         );
     }
     for (k, (a, p)) in arguments.iter().zip(&kernel.parameters).enumerate() {
-        let size = match a {
-            Argument::Value(v) => v.len() as u64,
-            Argument::Buffer { .. } => 8,
-        };
-        if size != u64::from(p.size) {
+        let size = a.size();
+        if size != p.size as usize {
             bail!(
                 "argument {k} has {size} bytes; parameter '{}' of kernel '{}' has {}",
                 p.name,
@@ -96,8 +68,8 @@ impl Packed {
                 Argument::Value(v) => v.clone(),
                 Argument::Buffer { content, out } => {
                     let (size, data) = match content {
-                        Content::Bytes(d) => (d.len() as u64, Some(d)),
-                        Content::Zero(n) => (*n, None),
+                        Content::File(d) => (d.len() as u64, Some(d)),
+                        Content::Zeros(n) => (*n, None),
                     };
                     let at = device.allocate(size)?;
                     if let Some(d) = data {

@@ -194,7 +194,7 @@ fn run(r: &Run, as_json: bool) -> anyhow::Result<ExitCode> {
     let arguments: Vec<Argument> = r
         .args
         .iter()
-        .map(|a| Argument::parse(a))
+        .map(|a| arguments::parse(a))
         .collect::<anyhow::Result<_>>()?;
     arguments::fits(&kernel, &arguments)?;
     let deadline = match r.deadline {

@@ -1,75 +1,26 @@
 //! The arguments of `run`: `i32:-5`, `in:FILE`, …
 
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use vgpu_guest::Function;
 use vgpu_protocol::argument;
 
 use crate::failure::Failure;
 
-/// Bytes of the parameter that a buffer is.
-const ADDRESS: usize = size_of::<u64>();
+/// One `--arg`, with what its file has.
+pub(super) type Argument = argument::Argument<Vec<u8>>;
 
-/// One `--arg`.
-#[derive(Debug, PartialEq, Eq)]
-pub(super) enum Argument {
-    /// A value as it lies in memory.
-    Value(Vec<u8>),
-    /// Memory on the device.
-    Buffer {
-        content: Content,
-        /// Where its content goes afterwards.
-        out: Option<PathBuf>,
-    },
+/// Reads one, and the file that it names.
+pub(super) fn parse(text: &str) -> Result<Argument, Failure> {
+    let parsed = argument::Argument::parse(text).map_err(|error| {
+        let advice = "write for example --arg i32:5, --arg in:x.f32 or --arg out:y.f32:4096";
+        Failure::usage(format!("--arg {text}: {error}"), advice)
+    })?;
+    parsed.read(file)
 }
 
-/// The initial contents of a buffer.
-#[derive(Debug, PartialEq, Eq)]
-pub(super) enum Content {
-    Bytes(Vec<u8>),
-    Zeros(u64),
-}
-
-impl Content {
-    pub(super) fn bytes(&self) -> u64 {
-        match self {
-            Self::Bytes(bytes) => bytes.len() as u64,
-            Self::Zeros(bytes) => *bytes,
-        }
-    }
-}
-
-impl Argument {
-    /// Reads one, and the file that it names.
-    pub(super) fn parse(text: &str) -> Result<Self, Failure> {
-        let parsed = argument::Argument::parse(text).map_err(|error| {
-            let advice = "write for example --arg i32:5, --arg in:x.f32 or --arg out:y.f32:4096";
-            Failure::usage(format!("--arg {text}: {error}"), advice)
-        })?;
-        Ok(match parsed {
-            argument::Argument::Value(value) => Self::Value(value),
-            argument::Argument::File(from, out) => Self::Buffer {
-                content: file(&from)?,
-                out,
-            },
-            argument::Argument::Zeros(bytes, out) => Self::Buffer {
-                content: Content::Zeros(bytes),
-                out,
-            },
-        })
-    }
-
-    /// Bytes of the parameter.
-    fn size(&self) -> usize {
-        match self {
-            Self::Value(value) => value.len(),
-            Self::Buffer { .. } => ADDRESS,
-        }
-    }
-}
-
-fn file(path: &Path) -> Result<Content, Failure> {
+fn file(path: &Path) -> Result<Vec<u8>, Failure> {
     let content = fs::read(path).map_err(|error| {
         Failure::new(
             format!("cannot read {}: {error}", path.display()),
@@ -82,7 +33,7 @@ fn file(path: &Path) -> Result<Content, Failure> {
             "give a file with at least one byte: a buffer has as many",
         ));
     }
-    Ok(Content::Bytes(content))
+    Ok(content)
 }
 
 /// A wrong number or size of arguments is refused before anything runs.
@@ -117,6 +68,8 @@ pub(super) fn fit(function: &Function, arguments: &[Argument]) -> Result<(), Fai
 mod tests {
     use super::*;
 
+    use vgpu_protocol::argument::Content;
+
     #[test]
     fn buffers_with_what_files_have() {
         let directory = tempfile::tempdir().unwrap();
@@ -124,9 +77,9 @@ mod tests {
         fs::write(&path, [1, 2, 3]).unwrap();
         let shown = path.display();
         assert_eq!(
-            Argument::parse(&format!("in:{shown}")).unwrap(),
+            parse(&format!("in:{shown}")).unwrap(),
             Argument::Buffer {
-                content: Content::Bytes(vec![1, 2, 3]),
+                content: Content::File(vec![1, 2, 3]),
                 out: None
             }
         );
@@ -139,7 +92,7 @@ mod tests {
             ("in:/nowhere/at/all", "cannot read /nowhere/at/all"),
             ("in:/dev/null", "is empty"),
         ] {
-            let failure = Argument::parse(text).expect_err(text).to_string();
+            let failure = parse(text).expect_err(text).to_string();
             assert!(failure.contains(words), "{text}: {failure}");
         }
     }

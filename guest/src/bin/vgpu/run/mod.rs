@@ -7,12 +7,13 @@ use std::time::{Duration, Instant};
 
 use serde_json::json;
 use vgpu_guest::{Device, DeviceBuffer, Function, LaunchConfig};
+use vgpu_protocol::argument::Content;
 
 use crate::cli::{Cli, RunArguments};
 use crate::failure::Failure;
 use crate::output_file::OutputFile;
 use crate::{output, session};
-use arguments::{Argument, Content};
+use arguments::Argument;
 
 /// `CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES`.
 const MAX_DYNAMIC_SHARED: u32 = 8;
@@ -28,7 +29,7 @@ enum Given {
 
 pub(crate) fn run(cli: &Cli, run: &RunArguments) -> Result<(), Failure> {
     let image = image(&run.file)?;
-    let parse = |text: &String| Argument::parse(text);
+    let parse = |text: &String| arguments::parse(text);
     let arguments: Vec<Argument> = run.args.iter().map(parse).collect::<Result<_, _>>()?;
     // Found to be writable before anything runs.
     let mut outputs = Vec::new();
@@ -118,13 +119,12 @@ fn put(device: &Device, arguments: &[Argument]) -> Result<Vec<Given>, Failure> {
     for argument in arguments {
         given.push(match argument {
             Argument::Value(value) => Given::Value(value.clone()),
-            Argument::Buffer { content, .. } => {
-                let bytes = usize::try_from(content.bytes()).unwrap_or(usize::MAX);
-                Given::Memory(match content {
-                    Content::Bytes(bytes) => device.clone_htod(bytes)?,
-                    Content::Zeros(_) => device.alloc_zeros(bytes)?,
-                })
-            }
+            Argument::Buffer { content, .. } => Given::Memory(match content {
+                Content::File(bytes) => device.clone_htod(bytes)?,
+                Content::Zeros(bytes) => {
+                    device.alloc_zeros(usize::try_from(*bytes).unwrap_or(usize::MAX))?
+                }
+            }),
         });
     }
     Ok(given)
