@@ -20,6 +20,11 @@ pub const GENERATE: &str = "--generate";
 /// The shells that completions are written for.
 const SHELLS: [Shell; 3] = [Shell::Bash, Shell::Fish, Shell::Zsh];
 
+/// A failure as programs get it with `--json`; `code` is the exit status.
+pub fn failure_object(what: &str, advice: &str, code: u8) -> serde_json::Value {
+    serde_json::json!({ "error": { "what": what, "advice": advice, "code": code } })
+}
+
 /// Parses this process's arguments as a `P`. Ends the process where they ask for help, for the version or
 /// for [`GENERATE`], and with status 2 where they make no sense.
 pub fn parse<P: Parser>() -> P {

@@ -2,7 +2,6 @@
 
 use std::{fmt, io};
 
-use serde_json::json;
 use vgpu_guest::Cause;
 
 /// Why the command failed.
@@ -44,12 +43,10 @@ impl Failure {
         self.exit_status
     }
 
-    /// For programs, unless an object that says so was printed; `code` is the exit status.
+    /// For programs, unless an object that says so was printed.
     pub(crate) fn to_json(&self) -> Option<serde_json::Value> {
-        let Self { what, advice, .. } = self;
-        (!self.reported).then(
-            || json!({ "error": { "what": what, "advice": advice, "code": self.exit_status } }),
-        )
+        let object = || vgpu_cli::failure_object(&self.what, &self.advice, self.exit_status);
+        (!self.reported).then(object)
     }
 }
 

@@ -40,10 +40,8 @@ fn main() -> ExitCode {
         Ok(status) => status,
         Err(Exit::Failure(failure)) => {
             if cli.json {
-                let Failure { what, advice } = &failure;
-                let error = serde_json::json!({ "what": what, "advice": advice, "code": 1 });
                 // Where that fails, the lines on standard error are left.
-                let _ = print_json(&serde_json::json!({ "error": error }));
+                let _ = print_json(&vgpu_cli::failure_object(&failure.what, &failure.advice, 1));
             }
             failure.print();
             ExitCode::FAILURE
