@@ -5,12 +5,10 @@ mod device;
 use self::device::CpuDevice;
 use super::on_device::{OnDevice, Open};
 use super::{ExecutorError, ExecutorInfo, KERNEL_TIME, Limits};
+use crate::policy::MOST_OBJECTS;
 
 /// Device memory of a session, at most, and at most this part of the machine's.
 const MEMORY: (u64, u64) = (1 << 30, 8);
-
-/// Objects of each kind where nothing is said of them.
-const OBJECTS: u32 = 1 << 16;
 
 /// Runs a guest's work on this machine's processor.
 pub type CpuExecutor = OnDevice<Processor>;
@@ -42,7 +40,7 @@ impl CpuExecutor {
         };
         let limits = Limits {
             memory: MEMORY.0.min(info.total_memory / MEMORY.1),
-            objects: OBJECTS,
+            objects: MOST_OBJECTS,
             kernel_time: KERNEL_TIME,
         };
         Self::from(Processor(()), info, limits)

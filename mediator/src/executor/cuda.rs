@@ -38,6 +38,7 @@ use vgpu_transport::Waker;
 
 use super::on_device::{OnDevice, Open};
 use super::{ExecutorError, ExecutorInfo, KERNEL_TIME, Limits, cuda_result, trial};
+use crate::policy::MOST_OBJECTS;
 use device::Device;
 use driver::{CallError, Driver, LoadError};
 use platform::Platform;
@@ -49,9 +50,6 @@ const PROOF_ELEMENTS: usize = 1000;
 
 /// How long that may take.
 const PROOF_DEADLINE: Duration = Duration::from_secs(10);
-
-/// Objects of each kind where nothing is said of them.
-const OBJECTS: u32 = 1 << 16;
 
 /// Runs a guest's work on this machine's first NVIDIA GPU (`CUDA_VISIBLE_DEVICES` chooses another).
 pub type CudaExecutor = OnDevice<OpenGpu>;
@@ -127,7 +125,7 @@ impl CudaExecutor {
         };
         let limits = Limits {
             memory: info.total_memory,
-            objects: OBJECTS,
+            objects: MOST_OBJECTS,
             kernel_time: KERNEL_TIME,
         };
         Ok(Self::from(OpenGpu(device), info, limits))

@@ -124,6 +124,8 @@ impl Session<'_> {
         let mut moved = self.take_events(now)?;
         moved |= self.read(now)?;
         let held_back = !self.server.may_receive();
+        // Before anything is answered: whoever has an answer finds it counted.
+        self.count();
         // Last, so that what was just asked is answered before the wait.
         let wrote = self.write(now)?;
         moved |= wrote;
@@ -175,7 +177,6 @@ impl Session<'_> {
                 }
             }
         }
-        self.count();
         Ok(moved)
     }
 
