@@ -4,7 +4,8 @@
 //! needed. New inputs are collected outside the repository; `--save` merges those that reach new
 //! code into `fuzz/corpus/`, smallest first, which `cargo test` replays from then on.
 
-use crate::nightly::{self, Nightly, TARGET};
+use crate::cargo;
+use crate::nightly::{Nightly, TARGET};
 use anyhow::{Context, Result, bail};
 use std::ffi::OsString;
 use std::fs;
@@ -56,7 +57,7 @@ pub(crate) fn main(args: Vec<OsString>) -> Result<()> {
         ),
     };
     let nightly = Nightly::find()?;
-    let target_dir = nightly::target_dir().join("fuzz");
+    let target_dir = cargo::target_dir().join("fuzz");
     let work = target_dir.join("work");
     build(&nightly, &target_dir)?;
     write_seeds(&work)?;
@@ -84,7 +85,7 @@ fn targets() -> Result<Vec<String>> {
 }
 
 fn build(nightly: &Nightly, target_dir: &Path) -> Result<()> {
-    nightly::run(
+    cargo::run(
         nightly
             .cargo(RUSTFLAGS)
             // Not --locked: a dependency that the workspace gains is added to its lock file.
@@ -96,7 +97,7 @@ fn build(nightly: &Nightly, target_dir: &Path) -> Result<()> {
 }
 
 fn write_seeds(work: &Path) -> Result<()> {
-    nightly::run(
+    cargo::run(
         Command::new("cargo")
             .current_dir(crate::workspace_root())
             .args([
@@ -119,7 +120,7 @@ fn corpus(name: &str) -> PathBuf {
 fn fuzz(name: &str, program: &Path, work: &Path, seconds: u32) -> Result<()> {
     let found = work.join(format!("{name}-found-"));
     eprintln!("\n=== {name}: {seconds} s ===");
-    nightly::run(
+    cargo::run(
         Command::new(program)
             .arg(format!("-max_total_time={seconds}"))
             .arg(format!("-artifact_prefix={}", found.display()))
@@ -146,7 +147,7 @@ fn merge(name: &str, program: &Path, work: &Path) -> Result<()> {
     let fresh = work.join(format!("{name}-merged"));
     let _ = fs::remove_dir_all(&fresh);
     fs::create_dir_all(&fresh)?;
-    nightly::run(
+    cargo::run(
         Command::new(program)
             .args([
                 "-set_cover_merge=1",

@@ -32,6 +32,7 @@ macro_rules! eprintln {
 mod apt;
 mod bindgen;
 mod busy;
+mod cargo;
 mod demo;
 mod dist;
 mod fuzz;

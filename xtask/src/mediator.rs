@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
+use crate::cargo::target_dir;
 use crate::lab::TRIED;
 
 /// How long the mediator may take to answer: it looks for a GPU first.
@@ -39,14 +40,6 @@ pub(crate) fn build() -> Result<PathBuf> {
         bail!("the build failed\nread cargo's messages above");
     }
     Ok(target_dir().join(TRIED))
-}
-
-/// Where cargo puts what it builds. xtask itself lies there, as `TARGET/PROFILE/xtask`.
-fn target_dir() -> PathBuf {
-    std::env::current_exe()
-        .ok()
-        .and_then(|exe| exe.parent()?.parent().map(Path::to_path_buf))
-        .unwrap_or_else(|| PathBuf::from("target"))
 }
 
 /// A running mediator; killed when dropped, so that a failed demo leaves nothing behind.

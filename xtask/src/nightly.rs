@@ -71,23 +71,3 @@ impl Nightly {
         command
     }
 }
-
-/// Where built things go, as cargo sees it.
-pub(crate) fn target_dir() -> PathBuf {
-    match std::env::var_os("CARGO_TARGET_DIR") {
-        Some(dir) => crate::workspace_root().join(dir),
-        None => crate::workspace_root().join("target"),
-    }
-}
-
-/// Runs it; fails if it fails.
-pub(crate) fn run(command: &mut Command) -> Result<()> {
-    let shown = format!("{command:?}");
-    let status = command
-        .status()
-        .with_context(|| format!("cannot start {shown}"))?;
-    if !status.success() {
-        bail!("{shown} ended with {status}");
-    }
-    Ok(())
-}

@@ -2,7 +2,8 @@
 //!
 //! Not a part of `cargo xtask test`: it needs nightly and a build of its own.
 
-use crate::nightly::{self, Nightly, TARGET};
+use crate::cargo;
+use crate::nightly::{Nightly, TARGET};
 use anyhow::{Context, Result, bail};
 use std::ffi::OsString;
 use std::fs;
@@ -114,7 +115,7 @@ fn missing(nightly: &Nightly, which: Which) -> Option<String> {
 
 fn run(nightly: &Nightly, which: Which, only: Option<&str>) -> Result<()> {
     eprintln!("\n=== {which:?} ===");
-    let target_dir = nightly::target_dir().join("sanitize");
+    let target_dir = cargo::target_dir().join("sanitize");
     let test = |rustflags: &str, extra: &[&str]| -> Result<()> {
         let mut cargo = nightly.cargo(rustflags);
         cargo
@@ -136,7 +137,7 @@ fn run(nightly: &Nightly, which: Which, only: Option<&str>) -> Result<()> {
         // Built once in a while: small and quickly is better than incrementally.
         cargo.env("CARGO_INCREMENTAL", "0");
         cargo.env("CARGO_PROFILE_DEV_DEBUG", "line-tables-only");
-        nightly::run(&mut cargo)
+        cargo::run(&mut cargo)
     };
     match which {
         Which::Address => test("-Zsanitizer=address", &[]),
@@ -152,7 +153,7 @@ fn run(nightly: &Nightly, which: Which, only: Option<&str>) -> Result<()> {
                 Some(only) => cargo.arg(only),
                 None => cargo.args(PURE),
             };
-            nightly::run(&mut cargo)
+            cargo::run(&mut cargo)
         }
     }
 }

@@ -9,7 +9,7 @@ use anyhow::Result;
 use super::Dist;
 use super::pages::Pages;
 use super::programs::Programs;
-use crate::nightly::run;
+use crate::cargo::run;
 
 /// Makes both.
 ///

@@ -11,7 +11,7 @@ use std::process::Command;
 
 use anyhow::{Context, Result, bail};
 
-use crate::nightly::{run, target_dir};
+use crate::cargo::{run, target_dir};
 use crate::{apt, workspace_root};
 
 mod archive;

@@ -13,7 +13,7 @@ use super::pages::Pages;
 use super::programs::Programs;
 use super::tools::Tools;
 use super::{Dist, elf};
-use crate::nightly::run;
+use crate::cargo::run;
 
 /// A package for users.
 struct Package {

@@ -10,7 +10,7 @@ use anyhow::{Context, Result};
 
 use super::Dist;
 use super::programs::Programs;
-use crate::nightly::run;
+use crate::cargo::run;
 
 /// Where they are, compressed: `man/NAME.SECTION.gz` and `completions/NAME`.
 #[derive(Debug)]

@@ -8,7 +8,7 @@ use anyhow::{Context, Result, bail};
 
 use super::tools::Tools;
 use super::{Dist, elf};
-use crate::nightly::run;
+use crate::cargo::run;
 
 /// The oldest glibc that the programs run with: 2.17, which CentOS 7 and so XCP-ng 8.3's dom0 have.
 pub(super) const GLIBC_MINOR: u32 = 17;
@@ -59,7 +59,7 @@ impl Programs {
 /// The build fails, or a program needs too much, is too large, or names a path of this machine.
 pub(super) fn build(dist: &Dist, tools: &Tools) -> Result<Programs> {
     eprintln!("dist: building the programs for glibc 2.{GLIBC_MINOR}");
-    let built = crate::nightly::target_dir().join("dist/build");
+    let built = crate::cargo::target_dir().join("dist/build");
     let home = std::env::home_dir().context("no home folder")?;
     let cargo_home =
         std::env::var_os("CARGO_HOME").map_or_else(|| home.join(".cargo"), PathBuf::from);

@@ -8,7 +8,7 @@ use anyhow::{Context, Result};
 
 use super::Dist;
 use super::programs::PACKAGES;
-use crate::nightly::run;
+use crate::cargo::run;
 
 /// The tool for bills of materials, and its version.
 const CYCLONEDX: (&str, &str) = ("cargo-cyclonedx", "0.5.9");
@@ -23,7 +23,7 @@ impl Tools {
     /// Installs what `dist/requirements.txt` names, unless that is done.
     ///
     /// # Errors
-    /// Python or its packages cannot be had.
+    /// Python or one of its packages cannot be installed.
     pub(super) fn install(folder: &Path) -> Result<Self> {
         let list = crate::workspace_root().join("dist/requirements.txt");
         let wanted = fs::read(&list).with_context(|| format!("reading {}", list.display()))?;
@@ -61,7 +61,7 @@ impl Tools {
     /// Writes one bill of materials for each package with programs.
     ///
     /// # Errors
-    /// The tool cannot be had, or fails.
+    /// The tool cannot be installed, or fails.
     pub(super) fn bills_of_materials(&self, dist: &Dist) -> Result<()> {
         let (name, version) = CYCLONEDX;
         let program = self.folder.join("bin").join(name);
