@@ -119,7 +119,7 @@ pub struct Enclosure {
 /// thread, and every capability that it could get anew.
 ///
 /// # Errors
-/// In words: something of that is required and cannot be had.
+/// A protection that is required and does not work here, in words.
 pub fn enclose(settings: Settings, needs: Needs) -> Result<Enclosure, String> {
     let mut protections = Protections::new(settings.confine);
     // Found before the directory may be out of sight.

@@ -203,7 +203,7 @@ fn everything(needs: &Needs) -> io::Result<Vec<(PathBuf, Shown)>> {
             Some(guest) => served.directory.join(guest.as_str()),
             None => served.directory.clone(),
         };
-        // Where it is not to be had, the worker says so when it opens it.
+        // Where it cannot be opened, the worker reports that when it opens it itself.
         if let Ok(directory) = place(&served.directory, served.guest.as_ref()) {
             list.0.push((path, Shown::There(directory, As::Writable)));
         }
