@@ -1,5 +1,5 @@
-//! `throughput DIR`: what one session carries through files of several sizes in DIR, both ends in this
-//! process. One JSON object a line.
+//! `throughput DIR`: the throughput of one session through files of several sizes in DIR, both ends
+//! in this process. Prints one JSON object per line.
 
 use std::error::Error;
 use std::fs;

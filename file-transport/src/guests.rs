@@ -1,12 +1,12 @@
 //! The directories of single guests, `DIR/<guest>/`, each served like `DIR` itself.
 //!
-//! The admin makes them, and exports each to its guest alone. They are looked for while the mediator
-//! runs, so a new one needs no restart.
+//! The administrator makes them, and exports each to its guest alone. The mediator looks for them
+//! while it runs, so a new one needs no restart.
 //!
-//! A directory's name is the guest's: rules and limits go by it. So it counts only where nobody but
-//! root and this process's user can have made or renamed it, which is for `DIR` to say: its owner and
-//! mode. Whose `DIR/<guest>/` itself is says nothing. It belongs to whom the export maps the guest to,
-//! and may be a file system of its own.
+//! A directory's name identifies the guest: rules and limits depend on it. So it counts only where
+//! nobody but root and this process's user can have made or renamed it, which depends on the owner
+//! and mode of `DIR`. The owner of `DIR/<guest>/` itself proves nothing: it is whoever the export
+//! maps the guest to, and the directory may be a file system of its own.
 
 use std::os::fd::AsFd;
 use std::time::{Duration, Instant};
@@ -21,7 +21,8 @@ use crate::name::GuestName;
 /// The time between two looks for new directories.
 const LOOK_INTERVAL: Duration = Duration::from_secs(1);
 
-/// Names in the served directory that one look reads. A user who puts more there hides new guests.
+/// Names in the served directory that one look reads. A user who puts more there can hide new
+/// guests.
 const MOST_NAMES: usize = 4096;
 
 /// Guests that are reported at most; the mediator serves fewer.
@@ -32,7 +33,7 @@ const MOST_GUESTS: usize = 512;
 pub struct Guests {
     looked: Option<Instant>,
     complained: bool,
-    /// What was said of a directory that others can change.
+    /// The last warning about a directory that others can change.
     untrusted: Option<String>,
 }
 
@@ -42,8 +43,8 @@ impl Guests {
         Self::default()
     }
 
-    /// The guests that have a directory now, in order of their names, or nothing when it is not yet
-    /// time to look again. All of them at each look: who is served already is the caller's to know.
+    /// The guests that have a directory now, sorted by name; empty while it is not yet time to look
+    /// again. Includes the guests that the caller serves already.
     pub fn look(&mut self, directory: &Directory, now: Instant) -> Vec<GuestName> {
         let early = |looked: Instant| now.saturating_duration_since(looked) < LOOK_INTERVAL;
         if self.looked.is_some_and(early) {
@@ -51,7 +52,7 @@ impl Guests {
         }
         self.looked = Some(now);
         let Ok(found) = listing::names(directory.as_fd(), MOST_NAMES) else {
-            // The look at the command file says what is wrong with the directory.
+            // The read of the command file reports what is wrong with the directory.
             return Vec::new();
         };
         if found.cut && !self.complained {
@@ -77,8 +78,8 @@ impl Guests {
         guests
     }
 
-    /// Whether only those who are trusted can put guests there. If not, and there are directories that
-    /// could be meant as guests', it says so once.
+    /// Whether only trusted users can put guests there. If not, and there are directories that
+    /// could be meant as guests', logs it once.
     fn trusts(&mut self, directory: &Directory, names: &[String]) -> bool {
         let why = match fstat(directory.as_fd()) {
             Ok(about) => others_can_change(&about),
@@ -106,12 +107,13 @@ impl Guests {
     }
 }
 
-/// Why others than root and this process's user can make or rename something in a directory.
+/// The way in which users other than root and this process's own can make or rename entries of a
+/// directory; `None` if they cannot.
 fn others_can_change(about: &FileStat) -> Option<String> {
     if about.st_uid != 0 && about.st_uid != Uid::effective().as_raw() {
         return Some(format!("user {} owns it", about.st_uid));
     }
-    // With an access control list the bits of the group are all that any entry may grant.
+    // With an access control list the group bits are the most that any entry may grant.
     let others = Mode::S_IWGRP.union(Mode::S_IWOTH).bits();
     (about.st_mode & others != 0)
         .then(|| format!("its mode {:04o} lets others write", about.st_mode & 0o7777))
@@ -167,7 +169,7 @@ mod tests {
             (0o700, 1),
             (0o775, 0),
             (0o757, 0),
-            // A user who can make directories there can take any name that is free.
+            // A user who can make directories there can take any free name.
             (0o1777, 0),
             (0o2755, 1),
         ] {
@@ -178,7 +180,8 @@ mod tests {
             test_skip::skipped("in part: only root can give directories away");
             return;
         }
-        // As the admin leaves a guest's directory for the export; and `DIR` itself in a client's hands.
+        // A guest's directory as the administrator leaves it for the export; and `DIR` itself in a
+        // client's hands.
         chown(path.join("web-1"), Some(65534), Some(65534)).unwrap();
         assert_eq!(found(), 1);
         chown(path, Some(65534), None).unwrap();

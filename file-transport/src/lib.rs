@@ -1,9 +1,10 @@
 #![forbid(unsafe_code)]
 //! The file protocol of vgpu: a directory, local or on NFS, as the way to a mediator.
 //!
-//! Here is the protocol of two files that small demonstration clients speak, a shell with `echo`
-//! and `cat` among them: the client writes a number to `command.txt`, the mediator answers with one
-//! line in `response.txt`. `docs/file-protocol.md` describes it for people who write such clients.
+//! The two-file protocol serves small demonstration clients, even a shell with `echo` and `cat`:
+//! the client writes a number to `command.txt`, the mediator answers with one line in
+//! `response.txt`. `docs/file-protocol.md` describes it for authors of such clients. Full sessions
+//! are in [`session`].
 //!
 //! * [`two_file_grammar`]: what may stand in the two files. Bytes in, values out.
 //! * [`watch`]: when a command is *new*. What was seen and when goes in, what to do comes out.
@@ -12,14 +13,14 @@
 //! * [`guests`]: the directories of single guests beside the two files.
 //! * [`name`]: the names of guests' directories and of sessions.
 //!
-//! # What is guaranteed
+//! # Guarantees
 //! * A command that lies complete in `command.txt` is run once, and once more each time the file is
 //!   written anew, also with the same number.
 //! * Who opens `response.txt` reads one whole line: the file is replaced, never written in place.
 //! * Nothing in the directory is followed out of it: symbolic links, FIFOs and devices under one of
 //!   the two names are refused, and at most [`two_file_grammar::MAX_COMMAND_BYTES`] + 1 bytes are read.
 //!
-//! # What is not
+//! # Limits
 //! * Two writings within [`watch::SETTLE`] of one another may count as one.
 //! * There is one client at a time. Two clients of one directory overwrite each other's commands.
 //! * How soon a client sees the answer is up to its own caches: on NFS it opens the file for every

@@ -1,4 +1,4 @@
-//! Reading a directory: its names, up to a limit, from the server and not from a cache.
+//! Reading the names in a directory, up to a limit, from the server rather than a cache.
 
 use std::ffi::CStr;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -7,8 +7,8 @@ use nix::dir::Dir;
 use nix::fcntl::{AtFlags, OFlag, openat};
 use nix::sys::stat::{Mode, SFlag, fstatat};
 
-/// What every open of a directory below the served one has in common: no symbolic link, nothing but
-/// a directory, nothing left open in a worker process.
+/// Flags for every open of a directory below the served one: no symbolic link, nothing but a
+/// directory, no descriptor inherited by a worker process.
 const DIRECTORY: OFlag = OFlag::O_RDONLY
     .union(OFlag::O_DIRECTORY)
     .union(OFlag::O_NOFOLLOW)
@@ -17,23 +17,23 @@ const DIRECTORY: OFlag = OFlag::O_RDONLY
 /// The names in a directory.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Names {
-    /// In the order that the file system gives them.
+    /// In the order in which the file system returns them.
     pub(crate) names: Vec<String>,
-    /// Whether there are more than were asked for.
+    /// Whether there are more than the limit.
     pub(crate) cut: bool,
 }
 
-/// Opens the directory `name` in `parent` and follows no link.
+/// Opens the directory `name` in `parent`, following no link.
 ///
-/// It is opened by its name each time: that is where an NFS client asks the server whether what it
-/// holds of the directory is still true (close-to-open consistency).
+/// It is opened by its name each time: at that point an NFS client asks the server whether its
+/// cached directory is still valid (close-to-open consistency).
 pub(crate) fn open_directory(parent: BorrowedFd<'_>, name: &str) -> nix::Result<OwnedFd> {
     openat(parent, name, DIRECTORY, Mode::empty())
 }
 
-/// Whether `name` is something else than a regular file. Asked before a file is opened that a guest may
-/// have replaced by a device: to open one may already do something. A guest that replaces it in this
-/// very moment is stopped by the mount option nodev.
+/// Whether `name` is something other than a regular file. Asked before a file is opened that a
+/// guest may have replaced by a device, since opening one may already have an effect. The mount
+/// option nodev stops a guest that replaces it between the check and the open.
 pub(crate) fn is_unfit(directory: impl AsFd, name: &str) -> bool {
     let about = fstatat(directory.as_fd(), name, AtFlags::AT_SYMLINK_NOFOLLOW);
     about.is_ok_and(|about| about.st_mode & SFlag::S_IFMT.bits() != SFlag::S_IFREG.bits())
@@ -41,8 +41,8 @@ pub(crate) fn is_unfit(directory: impl AsFd, name: &str) -> bool {
 
 /// Reads the names in `directory`, at most `most` of them.
 ///
-/// Names with a leading dot are left out but count: half-written files are called so, and what NFS
-/// clients make of open files that were removed (`.nfs…`). Names that are not UTF-8 are left out too.
+/// Names with a leading dot are left out but count: they are half-written files, and open files
+/// that NFS clients have removed (`.nfs…`). Names that are not UTF-8 are left out too.
 pub(crate) fn names(directory: impl AsFd, most: usize) -> nix::Result<Names> {
     let mut found = names_with_dots(directory, most)?;
     found.names.retain(|name| !name.starts_with('.'));
@@ -51,7 +51,7 @@ pub(crate) fn names(directory: impl AsFd, most: usize) -> nix::Result<Names> {
 
 /// [`names`] with those that begin with a dot.
 pub(crate) fn names_with_dots(directory: impl AsFd, most: usize) -> nix::Result<Names> {
-    // A descriptor of its own: its position is not shared with anybody.
+    // A separate descriptor, so that its position is not shared.
     let own = openat(directory.as_fd(), ".", DIRECTORY, Mode::empty())?;
     let mut found = Names {
         names: Vec::new(),
@@ -94,7 +94,7 @@ mod tests {
         all.names.sort();
         assert_eq!((all.names, all.cut), (vec!["a".into(), "b".into()], false));
         assert!(names(&open, 3).unwrap().cut);
-        // Again from the start, and with what came since.
+        // Again from the start, including names added since.
         File::create(directory.path().join("c")).unwrap();
         assert_eq!(names(&open, 100).unwrap().names.len(), 3);
     }

@@ -1,8 +1,8 @@
 //! One mediator for a served directory: a lock that no guest can take.
 //!
-//! A user who may open a file may lock it, a directory too. So the lock is on a file that only its maker
-//! can open. Guests may write into the directory and can remove that file or put another in its
-//! place; then a second mediator may get in, which costs them alone.
+//! A user who may open a file may lock it, and likewise a directory. So the lock is on a file that
+//! only its maker can open. Guests that may write into the directory can remove that file or put
+//! another in its place; then a second mediator may get in, which harms only them.
 
 use std::fs::File;
 use std::os::fd::BorrowedFd;
@@ -17,23 +17,23 @@ use crate::open_flags::SAFE;
 /// The leading dot keeps it out of listings.
 pub(crate) const LOCK_FILE: &str = ".vgpu-mediatord.lock";
 
-/// Tries against somebody who puts other things there.
+/// Attempts against a process that keeps putting other things there.
 const TRIES: u32 = 16;
 
-/// A directory's lock; the file stays when it is dropped, so that nobody locks one that is removed.
+/// A directory's lock. The file stays when this is dropped, so that nobody locks a removed one.
 #[derive(Debug)]
 pub(crate) struct Lock {
     _file: Flock<File>,
 }
 
-/// Why the lock cannot be taken.
+/// The reasons why the lock cannot be taken.
 #[derive(Debug)]
 pub(crate) enum LockError {
     /// A mediator has it.
     Held,
-    /// The file is this other user's and cannot be removed.
+    /// The file belongs to this other user and cannot be removed.
     Foreign(u32),
-    /// There is no lock on this file system, no space for it, or others keep changing what lies there.
+    /// The file system has no locks or no space for the file, or others keep changing it.
     Unavailable(Errno),
 }
 
@@ -51,17 +51,17 @@ impl Lock {
     }
 }
 
-/// `Ok(None)`: what lay there was removed, or has changed meanwhile.
+/// `Ok(None)`: the file there was removed, or has changed meanwhile.
 fn try_take(directory: BorrowedFd<'_>) -> Result<Option<Flock<File>>, LockError> {
     let unavailable = LockError::Unavailable;
     let lstat = || fstatat(directory, LOCK_FILE, AtFlags::AT_SYMLINK_NOFOLLOW);
     let made = match lstat() {
         Ok(about) if is_ours(&about) => OFlag::empty(),
-        // A mediator of root's, whom nobody else can ask.
+        // A mediator of root's, whose lock no other user can test.
         Ok(about) if about.st_uid == 0 && !geteuid().is_root() && is_lock(&about) => {
             return Err(LockError::Foreign(0));
         }
-        // Whoever has the directory decides who serves it; other users' files are only in the way.
+        // The owner of the directory decides who serves it; other users' files are only obstacles.
         Ok(about) if is_lock(&about) && !geteuid().is_root() && is_owners(directory, &about) => {
             return Err(LockError::Foreign(about.st_uid));
         }
@@ -95,15 +95,15 @@ fn try_take(directory: BorrowedFd<'_>) -> Result<Option<Flock<File>>, LockError>
         Err((_, Errno::EWOULDBLOCK)) => return Err(LockError::Held),
         Err((_, errno)) => return Err(unavailable(errno)),
     };
-    // Removed or replaced between open and lock, it protects nothing.
+    // If it was removed or replaced between open and lock, it protects nothing.
     match lstat() {
         Ok(there) if (there.st_dev, there.st_ino) == (about.st_dev, about.st_ino) => Ok(Some(lock)),
         _ => Ok(None),
     }
 }
 
-/// Made by this user for locking: nobody else can open it, and it is not the lock of another
-/// directory as well.
+/// Whether this user made the file for locking: nobody else can open it, and it is not the lock of
+/// another directory as well.
 fn is_ours(about: &FileStat) -> bool {
     is_lock(about) && about.st_uid == geteuid().as_raw()
 }
@@ -135,7 +135,7 @@ mod tests {
         let elsewhere = path.path().join("elsewhere");
         fs::write(&elsewhere, "keep").unwrap();
         let others: [&dyn Fn() -> Option<Flock<File>>; 4] = [
-            // Readable for all, and locked by one of them.
+            // Readable by all, and locked by one of them.
             &|| {
                 fs::write(&lock, "").unwrap();
                 fs::set_permissions(&lock, Permissions::from_mode(0o644)).unwrap();

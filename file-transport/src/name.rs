@@ -1,12 +1,12 @@
-//! The two kinds of names that a path is built from, and that nobody else may choose freely.
+//! The two kinds of names from which paths are built, and which others may not choose freely.
 //!
-//! A name that passes here has no slash and no leading dot, so it names something in the one
-//! directory it is looked up in.
+//! A valid name has no slash and no leading dot, so it names an entry of the one directory it is
+//! looked up in.
 
 use std::fmt;
 use std::str::FromStr;
 
-/// Below a served directory: where the sessions are. No guest's directory can have this name.
+/// The directory of the sessions, in a served directory. No guest's directory can have this name.
 pub const SESSIONS: &str = "sessions";
 
 /// The longest name of a guest's directory, in bytes.
@@ -16,13 +16,13 @@ const LONGEST: usize = 64;
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct GuestName(String);
 
-/// Why a text is no such name.
+/// The reasons why a text is not such a name.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum NameError {
     /// Other characters, too long, or empty.
     #[error("a guest's directory is named with 1 to 64 of A-Z a-z 0-9 . _ -, no sign first")]
     Guest,
-    /// It means something else.
+    /// A reserved name.
     #[error("`{SESSIONS}` is where sessions are, and no guest's directory")]
     Reserved,
     /// Not 32 hexadecimal digits.
@@ -62,7 +62,7 @@ impl fmt::Display for GuestName {
     }
 }
 
-/// The name of a session: 128 bits that the guest draws at random, 32 hexadecimal digits.
+/// The name of a session: 128 bits drawn at random by the guest, as 32 hexadecimal digits.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct SessionName([u8; 16]);
 

@@ -1,9 +1,9 @@
-//! How files are opened that others can exchange.
+//! The flags for opening files that others can replace.
 
 use nix::fcntl::OFlag;
 
-/// What every open here has in common: no symbolic link, no waiting for a FIFO's other end, no
-/// controlling terminal, nothing left open in a worker process.
+/// Flags for every open here: no symbolic link, no wait for a FIFO's other end, no controlling
+/// terminal, no descriptor inherited by a worker process.
 pub(crate) const SAFE: OFlag = OFlag::O_NOFOLLOW
     .union(OFlag::O_NONBLOCK)
     .union(OFlag::O_NOCTTY)

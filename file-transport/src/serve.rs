@@ -1,4 +1,4 @@
-//! The loop: look at `command.txt`, run what is new, answer.
+//! The loop: read `command.txt`, run a new command, answer.
 
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -9,12 +9,12 @@ use crate::directory::{Directory, DirectoryError, Look, is_out_of_space};
 use crate::two_file_grammar::{Command, Response, Status};
 use crate::watch::{Action, SETTLE_EMPTY, Sight, Watch};
 
-/// Why serving ended before it was asked to.
+/// The reason why serving ended before it was asked to.
 #[derive(Debug, thiserror::Error)]
 #[error(transparent)]
 pub struct ServeError(#[from] DirectoryError);
 
-/// When serving ends.
+/// The conditions under which serving ends.
 #[derive(Debug, Clone, Copy)]
 pub struct Stop<'a> {
     flag: &'a AtomicBool,
@@ -23,8 +23,8 @@ pub struct Stop<'a> {
 }
 
 impl<'a> Stop<'a> {
-    /// Ends once `flag` is true, which is noticed within [`crate::watch::POLL_QUIET`], or after
-    /// the command that runs.
+    /// Ends once `flag` is true, which is noticed within [`crate::watch::POLL_QUIET`], or after the
+    /// command under way.
     pub fn when(flag: &'a AtomicBool) -> Stop<'a> {
         Stop {
             flag,
@@ -63,9 +63,9 @@ impl<'a> Stop<'a> {
 /// Serves `directory` until `stop`.
 ///
 /// At start `command.txt` is set to 0 and `response.txt` to `0:Ready`. `run` is called for each new
-/// command that asks for work; its text becomes the answer, with status 1 or 2, and it must end
-/// within a time of its own, since no other command is seen meanwhile. At the end both files stay,
-/// with a `response.txt` that says that nobody will answer.
+/// command that asks for work; its text becomes the answer, with status 1 or 2. It must limit its
+/// own time, since no other command is seen meanwhile. At the end both files stay, with a
+/// `response.txt` that says that nobody will answer.
 ///
 /// # Errors
 /// A directory that cannot be opened, is served already, cannot be written at start, or was removed.
@@ -79,8 +79,8 @@ pub fn serve(
     serve_directory(&Directory::open(directory)?, run, &mut |_| {}, stop)
 }
 
-/// Like [`serve`], with a directory that is open already, and `between` called at every look, thus
-/// never while a command runs, with the time. It must not take long.
+/// Like [`serve`], with a directory that is open already. `between` is called with the time at
+/// every look, never while a command runs. It must not take long.
 ///
 /// # Errors
 /// As [`serve`].
@@ -115,7 +115,7 @@ pub fn serve_directory(
             Action::Run(command) => {
                 answer.give(Response::running(command))?;
                 let outcome = run(command);
-                // Not louder: a guest chooses how often this line comes.
+                // Debug level only: a guest chooses how often this line appears.
                 log::debug!(
                     "file:{}: command {command}: {}",
                     directory.path().display(),
@@ -125,7 +125,7 @@ pub fn serve_directory(
             }
         }
     }
-    // What a waiting client should know is worth one try, but no error of its own.
+    // Telling a waiting client is worth one try, but not an error.
     let _ = answer.give(Response::stopped());
     Ok(())
 }
@@ -141,16 +141,16 @@ fn sight(look: &Look) -> Sight<'_> {
     }
 }
 
-/// How long `command.txt` may be empty, as at the beginning of each writing, before the answer to the
-/// command before goes: on a full disk nothing may follow, and the client, which over NFS does not
-/// notice, looks a second after it wrote.
+/// Time for which `command.txt` may be empty, as at the beginning of each write, before the
+/// previous answer is withdrawn: on a full disk nothing may follow, and the client, which over NFS
+/// does not notice, reads the answer a second after it wrote.
 const DOUBT: Duration = Duration::from_millis(100);
 
-/// The shortest time between two lines about a `command.txt` that cannot be used: a guest may change
-/// what is wrong with it as often as it likes.
+/// The shortest time between two log lines about an unusable `command.txt`: a guest may change the
+/// reason as often as it likes.
 const COMPLAINT_INTERVAL: Duration = Duration::from_secs(60);
 
-/// Tells the log why `command.txt` cannot be used.
+/// Logs why `command.txt` cannot be used.
 #[derive(Default)]
 struct Complaint {
     said: Option<(String, Instant)>,
@@ -167,13 +167,13 @@ impl Complaint {
     }
 }
 
-/// The answer that should stand in `response.txt`, kept until it could be written.
+/// The answer that should be in `response.txt`, kept until it could be written.
 struct Answer<'a> {
     directory: &'a Directory,
     waiting: Option<Response>,
-    /// The status of the answer that stands there, if there is one.
+    /// The status of the answer that is there, if any.
     stands: Option<Status>,
-    /// The last write error, so that a full disk fills no log.
+    /// The last write error, so that a full disk does not fill the log.
     complaint: Option<String>,
 }
 
@@ -192,7 +192,7 @@ impl Answer<'_> {
         }
     }
 
-    /// Withdraws the answer to the command before once a writing has begun and does not go on.
+    /// Withdraws the previous answer once a write has begun and does not go on.
     fn doubt(
         &mut self,
         look: &Look,

@@ -1,12 +1,13 @@
 //! The sessions of a served directory, `DIR/sessions/`: finding new ones, sweeping old ones.
 //!
-//! The process that serves the two files looks here too, and tells the broker; the session itself is
-//! a process of its own. All work is bounded by look, whatever a guest makes in its directory.
+//! The process that serves the two files also looks here, and reports new sessions to the broker;
+//! each session itself is a process of its own. The work per look is bounded, whatever a guest
+//! makes in its directory.
 //!
-//! A session's directory is removed by its guest. What a guest leaves, because it was killed or may
-//! not remove files, is removed here once nothing has changed in it for a while: a side that lives
-//! writes a beat every second. What an earlier mediator had taken is marked with `m-gone` at once,
-//! so that its guest need not wait for beats that will not come.
+//! A session's directory is removed by its guest. If the guest leaves it, because it was killed or
+//! may not remove files, it is removed here once nothing has changed in it for a while: a live side
+//! writes a beat every second. Sessions taken by an earlier mediator are marked with `m-gone` at
+//! once, so that their guests need not wait for beats that will not come.
 
 mod on_disk;
 
@@ -28,42 +29,42 @@ use on_disk::{Claim, clear, closed_session, mark, open_sessions, read_claim};
 /// Names in `sessions/` that one look reads.
 const MOST_ENTRIES: usize = 4096;
 
-/// Sessions that are kept in mind; others wait until there is room.
+/// Most sessions that are tracked; others wait until there is room.
 const MOST_SESSIONS: usize = 512;
 
-/// Sessions that one look opens.
+/// Most sessions that one look opens.
 const OPENED_AT_ONCE: usize = 16;
 
-/// A session that nobody has taken is reported again after this long.
+/// Interval at which a session that nobody has taken is reported again.
 const AGAIN: Duration = Duration::from_secs(1);
 
 /// The time between two looks into the same session.
 const EACH: Duration = Duration::from_secs(1);
 
-/// The longest time between two tries to remove a session in which something cannot be removed.
+/// The longest time between two attempts to remove a session with entries that cannot be removed.
 const STUCK: Duration = Duration::from_secs(600);
 
-/// The shortest time between two lines about sessions that this user may not look into.
+/// The shortest time between two log lines about sessions to which this user has no access.
 const COMPLAIN: Duration = Duration::from_secs(60);
 
-/// Looks that must have found nothing new before a session is removed: the time alone does not count,
-/// for on a machine that was asleep neither of its sides could write a beat.
+/// Looks that must have found nothing new before a session is removed: time alone does not count,
+/// since on a machine that was asleep neither side could write a beat.
 const LOOKS: u32 = 10;
 
-/// A session that is over is removed when nothing has changed in it for this long.
+/// Time without changes after which a session that is over is removed.
 pub const OVER: Duration = Duration::from_secs(15);
 
-/// Any other session, when nothing has changed in it for this long.
+/// Time without changes after which any other session is removed.
 pub const STALE: Duration = Duration::from_secs(60);
 
 /// The sessions of one served directory.
 #[derive(Debug)]
 pub struct Sessions {
-    /// Tells mediators apart; see [`crate::session::accept`].
+    /// Identifies this mediator; see [`crate::session::accept`].
     mediator: u64,
     seen: BTreeMap<SessionName, Seen>,
     complaint: Option<Errno>,
-    /// When the log was told last of a session that this user may not look into.
+    /// When a session to which this user has no access was last logged.
     complained: Option<Instant>,
 }
 
@@ -71,12 +72,12 @@ pub struct Sessions {
 struct Seen {
     looked: Option<Instant>,
     reported: Option<Instant>,
-    /// Checksum of the names, and since when it is that.
+    /// Checksum of the names, and since when they have not changed.
     names: u32,
     changed: Instant,
     /// Looks since then.
     looks: u32,
-    /// Until the next look: longer where a removal has failed.
+    /// Time until the next look: longer where a removal has failed.
     pause: Duration,
     state: State,
 }
@@ -87,7 +88,7 @@ enum State {
     New,
     /// A worker of this mediator has taken it.
     Taken,
-    /// Nobody will go on with it.
+    /// Neither side will go on with it.
     Over,
 }
 
@@ -102,7 +103,7 @@ impl Sessions {
         }
     }
 
-    /// The worker that had `session` has ended.
+    /// Notes that the worker of `session` has ended.
     pub fn over(&mut self, directory: &Directory, session: SessionName) {
         let Some(seen) = self.seen.get_mut(&session) else {
             return;
@@ -115,7 +116,7 @@ impl Sessions {
         }
     }
 
-    /// Looks once, and gives the sessions that wait for a mediator.
+    /// Looks once, and returns the sessions that wait for a mediator.
     pub fn look(&mut self, directory: &Directory, now: Instant) -> Vec<SessionName> {
         let looked = open_sessions(directory).and_then(|sessions| {
             let found = listing::names(&sessions, MOST_ENTRIES)?;
@@ -181,7 +182,7 @@ impl Sessions {
             })
             .map(|(name, seen)| (seen.looked, *name))
             .collect();
-        // Those that have waited longest, and before them those that are new.
+        // Those that have waited longest; new ones before all others.
         due.sort_unstable();
         let mut waiting = Vec::new();
         let mut closed = None;
@@ -207,7 +208,7 @@ impl Sessions {
 impl Seen {
     /// Looks into the session's directory. Returns whether to report it.
     ///
-    /// `closed` becomes the session's name if this user may not look into it.
+    /// `closed` becomes the session's name if this user has no access to it.
     fn look(
         &mut self,
         mediator: u64,
@@ -224,7 +225,7 @@ impl Seen {
         let (directory, mut found) = match opened {
             Ok(opened) => opened,
             Err(errno) => {
-                // What is no directory is nobody's session, and what is gone is over.
+                // An entry that is not a directory is no session, and one that is gone is over.
                 if matches!(errno, Errno::EACCES | Errno::EPERM) {
                     *closed = Some(name);
                 }
@@ -260,7 +261,7 @@ impl Seen {
         };
         if unchanged >= limit && self.looks >= LOOKS {
             clear(&directory, sessions, name, &found.names);
-            // Whatever a guest has put there, trying again costs less and less.
+            // Whatever a guest has put there, retrying costs less and less.
             self.pause = (self.pause * 2).min(STUCK);
             return false;
         }
@@ -358,7 +359,7 @@ mod tests {
         assert!(!path.exists());
     }
 
-    /// Its writer makes the file and then waits for the processor, for however long.
+    /// The writer makes the file and then waits for the processor, for however long.
     #[test]
     fn a_claim_that_is_being_written_is_nobody_elses() {
         let mut served = Served::new();
@@ -377,14 +378,14 @@ mod tests {
         fs::write(path.join(CLAIM), "0000000000000007\n").unwrap();
         served.look_after(AGAIN);
         assert!(!path.join(GONE).exists());
-        // What no mediator writes is no claim of this one.
+        // A claim that no mediator writes does not count as this one's.
         let path = served.session(&NAME.replace('0', "3"), &["g-beat-0000000000000001"]);
         fs::write(path.join(CLAIM), "mine\n").unwrap();
         served.look_after(AGAIN);
         assert!(path.join(GONE).exists());
     }
 
-    /// After an hour in which nothing ran a beat may take as long as it may at any other time.
+    /// After an hour in which nothing ran, a beat may still take as long as at any other time.
     #[test]
     fn a_session_outlives_a_time_in_which_nothing_ran() {
         let mut served = Served::new();
@@ -464,7 +465,7 @@ mod tests {
         fs::create_dir(outside.path().join(NAME)).unwrap();
         assert_eq!(served.look_after(STALE), [""; 0]);
         assert!(outside.path().join(NAME).exists());
-        // Once it is gone, all is well again.
+        // Once it is gone, the removal succeeds.
         fs::remove_file(&path).unwrap();
         served.look();
         served.session(NAME, &["g-beat-0000000000000001"]);

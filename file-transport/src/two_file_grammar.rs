@@ -9,14 +9,15 @@ use std::fmt;
 pub const COMMAND_FILE: &str = "command.txt";
 /// The file the mediator writes.
 pub const RESPONSE_FILE: &str = "response.txt";
-/// A longer `command.txt` is refused unread; the longest sensible one has two bytes.
+/// Longest `command.txt` that is read, in bytes; the longest sensible one has two.
 pub const MAX_COMMAND_BYTES: usize = 64;
-/// Longer messages are cut, so that a response always fits one read of a small client's buffer.
+/// Longest message in bytes; longer ones are cut, so that a response always fits one read into a
+/// small client's buffer.
 pub const MAX_MESSAGE_BYTES: usize = 400;
-/// How many elements command 1 adds.
+/// Elements of each vector of command 1.
 pub const VECTOR_ADD_ELEMENTS: usize = 1024;
 
-/// What a client may ask for.
+/// The commands of a client.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Command {
     /// 0: nothing; sets the answer back to [`Response::ready`].
@@ -37,7 +38,7 @@ impl fmt::Display for Command {
     }
 }
 
-/// Why the bytes of `command.txt` are no command, or not yet one.
+/// The reasons why the bytes of `command.txt` are not a command, or not yet.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum CommandError {
     /// Nothing but white space: the writer has truncated the file and not written yet.
@@ -46,13 +47,13 @@ pub enum CommandError {
     /// A number without the newline that says it is whole: `1` may become `12`.
     #[error("command.txt holds a number without a newline; write 0, 1 or 2 and a newline")]
     HalfWritten,
-    /// Something else than digits.
+    /// Something other than digits.
     #[error("command.txt holds {0:?}, which is no decimal number; write 0, 1 or 2 and a newline")]
     NotANumber(String),
     /// More than one number or line.
     #[error("command.txt holds more than one number; write 0, 1 or 2 and a newline")]
     MoreThanOne,
-    /// A number that is no command.
+    /// A number that is not a command.
     #[error("command {0} is unknown; write 0 (nothing), 1 (vector add) or 2 (GPU info)")]
     Unknown(u32),
     /// A number beyond 32 bits.
@@ -111,7 +112,7 @@ pub fn parse_command(bytes: &[u8]) -> Result<Command, CommandError> {
     }
 }
 
-/// The first few characters of what a client wrote, for a message about it.
+/// The first few characters of the client's bytes, for a message.
 fn excerpt(word: &[u8]) -> String {
     String::from_utf8_lossy(word).chars().take(20).collect()
 }
@@ -123,7 +124,7 @@ pub enum Status {
     Working,
     /// 1: the command succeeded.
     Success,
-    /// 2: the command failed, or was none.
+    /// 2: the command failed, or was not one.
     Failure,
 }
 
@@ -166,22 +167,22 @@ impl Response {
         }
     }
 
-    /// What stands there from the start until the first command: `0:Ready`.
+    /// The response from the start until the first command: `0:Ready`.
     pub fn ready() -> Response {
         Response::new(Status::Working, "Ready")
     }
 
-    /// What stands there while `command` runs.
+    /// The response while `command` runs.
     pub fn running(command: Command) -> Response {
         Response::new(Status::Working, &format!("Running command {command}"))
     }
 
-    /// What stands there while `command.txt` is empty, until that has lasted for too long.
+    /// The response while `command.txt` is empty, until that has lasted too long.
     pub fn waiting() -> Response {
         Response::new(Status::Working, "Waiting for a number in command.txt")
     }
 
-    /// What stands there once the mediator has stopped, so that a waiting client ends.
+    /// The response once the mediator has stopped, so that a waiting client ends.
     pub fn stopped() -> Response {
         Response::new(
             Status::Failure,
@@ -207,7 +208,7 @@ impl Response {
         &self.message
     }
 
-    /// The whole file.
+    /// The contents of the file.
     pub fn to_file(&self) -> Vec<u8> {
         format!("{self}\n").into_bytes()
     }
@@ -219,7 +220,7 @@ impl fmt::Display for Response {
     }
 }
 
-/// Why the bytes of `response.txt` are no response; a client looks again later.
+/// The bytes of `response.txt` are not a response; a client looks again later.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("response.txt does not hold one line STATUS:MESSAGE with status 0, 1 or 2")]
 pub struct ResponseError;
@@ -247,8 +248,8 @@ pub fn parse_response(bytes: &[u8]) -> Result<Response, ResponseError> {
     })
 }
 
-/// The message of a vector add whose every sum was right, with who did the work, as in
-/// `cpu executor` or `cuda executor, NVIDIA H100`.
+/// The message of a vector add whose every sum was right. `executor` did the work, as in `cpu
+/// executor` or `cuda executor, NVIDIA H100`.
 pub fn vector_add_passed(elements: usize, executor: &str) -> String {
     format!("Vector add PASSED: {elements} elements, 0 errors ({executor})")
 }
@@ -326,7 +327,7 @@ mod tests {
         fn any_bytes_are_a_command_or_a_reason(bytes in proptest::collection::vec(any::<u8>(), 0..100)) {
             match parse_command(&bytes) {
                 Ok(_) => prop_assert!(bytes.contains(&b'\n')),
-                // What goes to people stays short, whatever a guest writes.
+                // Messages stay short, whatever a guest writes.
                 Err(error) => prop_assert!(error.to_string().len() < MAX_MESSAGE_BYTES),
             }
         }

@@ -1,27 +1,27 @@
-//! When a command is new.
+//! Decides when a command is new.
 //!
-//! A client may write the number that stands in `command.txt` already, and means it: the command
-//! shall run again. So not the number but the *writing* is what counts, and a writing shows in the
-//! file's [`Stamp`]. [`Watch`] takes what each look at the file found and the time of the look, and
-//! says what to do; it touches no file and no clock.
+//! A client may write the number that `command.txt` already holds, and means it: the command shall
+//! run again. So each *write* counts rather than the number, and a write shows in the file's
+//! [`Stamp`]. [`Watch`] takes the result and the time of each look at the file, and returns the
+//! action to take; it touches no file and no clock.
 
 use std::time::{Duration, Instant};
 
 use crate::two_file_grammar::{Command, CommandError, Response, Status, parse_command};
 
-/// How long a stamp must stay as it is before its command is taken.
+/// Time for which a stamp must not change before its command is taken.
 ///
 /// File systems stamp files with a clock of up to 10 ms per tick. A command taken earlier could be
-/// written anew within the same tick, which would leave no trace. The same pause joins the several
-/// steps of one writing (truncate, write, set times) into one command.
+/// overwritten within the same tick, which would leave no trace. The same pause joins the steps of
+/// one write (truncate, write, set times) into one command.
 pub const SETTLE: Duration = Duration::from_millis(20);
 
-/// How long a number without a newline must lie unchanged before it is refused: until then its
-/// writer may be in the middle of it, and `1` may become `12`. It never runs.
+/// Time for which a number without a newline must not change before it is refused: until then its
+/// writer may not be done, and `1` may become `12`. It never runs.
 pub const SETTLE_UNTERMINATED: Duration = Duration::from_millis(500);
 
-/// How long a file must stay empty before that is refused. Every writing begins with an empty file,
-/// and over NFS a round trip or more lies between the truncation and the number.
+/// Time for which a file must stay empty before it is refused. Every write begins with an empty
+/// file, and over NFS a round trip or more lies between the truncation and the number.
 pub const SETTLE_EMPTY: Duration = Duration::from_secs(2);
 
 /// The time between two looks while commands come.
@@ -30,13 +30,13 @@ pub const POLL: Duration = Duration::from_millis(50);
 /// The longest time between two looks, after [`QUIET`] without a command.
 pub const POLL_QUIET: Duration = Duration::from_millis(200);
 
-/// After this long without any change the looks become rarer.
+/// Time without any change after which looks become rarer.
 pub const QUIET: Duration = Duration::from_secs(30);
 
-/// What of a file changes when it is written or replaced.
+/// The attributes of a file that change when it is written or replaced.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Stamp {
-    /// Inode number: another one after a rename over the file, or removal and creation.
+    /// Inode number: changes with a rename over the file, or with removal and creation.
     pub inode: u64,
     /// Size in bytes.
     pub size: u64,
@@ -47,12 +47,12 @@ pub struct Stamp {
     pub changed_ns: i128,
 }
 
-/// What one look at `command.txt` found.
+/// The result of one look at `command.txt`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Sight<'a> {
     /// There is no such file, or it was written to during the look.
     Absent,
-    /// It cannot be taken as a command file: a symbolic link, a FIFO, no permission.
+    /// It cannot be used as a command file: a symbolic link, a FIFO, no permission.
     Unusable(&'a str),
     /// The file, with a stamp that was the same before and after the bytes were read.
     File {
@@ -63,7 +63,7 @@ pub enum Sight<'a> {
     },
 }
 
-/// What to do after a look.
+/// The action to take after a look.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Action {
     /// Nothing; look again after [`Watch::pause`].
@@ -77,21 +77,21 @@ pub enum Action {
 /// Decides which writings of `command.txt` are new and complete.
 #[derive(Debug)]
 pub struct Watch {
-    /// The writing that was dealt with last; `None` once the file was seen empty or absent, since
-    /// then whatever comes is new.
+    /// The write that was handled last; `None` once the file was seen empty or absent, since
+    /// anything after that is new.
     taken: Option<Stamp>,
-    /// A writing that is not dealt with, and since when it has been as it is.
+    /// A write that has not been handled, and since when it has not changed.
     settling: Option<(Stamp, Instant)>,
-    /// The empty file that was refused, so that it is refused once; what is written then is new.
+    /// The empty file that was refused, so that it is refused once; the next write is new.
     refused_empty: Option<Stamp>,
     /// The reason for which the file was reported as unusable, so that it is reported once.
     unusable: Option<String>,
-    /// When anything happened last.
+    /// Time of the last change.
     last_change: Instant,
 }
 
 impl Watch {
-    /// A watch for which the writing `taken`, the mediator's own at start, is not new.
+    /// A watch for which the write `taken`, the mediator's own at start, is not new.
     pub fn new(taken: Option<Stamp>, now: Instant) -> Watch {
         Watch {
             taken,
@@ -102,7 +102,7 @@ impl Watch {
         }
     }
 
-    /// Takes what a look found at the time `now`.
+    /// Takes the result of a look made at the time `now`.
     pub fn see(&mut self, sight: Sight<'_>, now: Instant) -> Action {
         if !matches!(sight, Sight::Unusable(_)) {
             self.unusable = None;
@@ -130,7 +130,7 @@ impl Watch {
 
     fn see_file(&mut self, stamp: Stamp, bytes: &[u8], now: Instant) -> Action {
         if bytes.is_empty() && self.refused_empty != Some(stamp) {
-            // Truncated, so being written: what comes next is new even if it looks the same.
+            // Truncated, so being written: the next contents are new even if they look the same.
             self.taken = None;
         }
         if !bytes.is_empty() && self.refused_empty.take().is_some() {
@@ -169,8 +169,8 @@ impl Watch {
         }
     }
 
-    /// How long to wait before the next look: shorter while a writing settles, longer when nothing
-    /// has happened for a while, never more than [`POLL_QUIET`].
+    /// The pause before the next look: shorter while a write settles, longer when nothing has
+    /// happened for a while, never more than [`POLL_QUIET`].
     pub fn pause(&self, now: Instant) -> Duration {
         let quiet_for = now.saturating_duration_since(self.last_change);
         match self.settling {

@@ -1,4 +1,4 @@
-//! What administrators and workers send: the configuration, and lines of JSON.
+//! Input from administrators and workers: the configuration, and lines of JSON.
 
 use std::io::{self, Read};
 use std::path::Path;

@@ -8,8 +8,8 @@ use vchan::layout::{Format, ORDER_MAX_EXTENDED, ORDER_MAX_LOCAL, Orders};
 
 use crate::input::Input;
 
-/// A header and an answer as they may lie in an extension page. What is accepted is a part of what
-/// was offered, and its rings have the pages that the offer lists.
+/// A header and an answer as they may be in an extension page. The accepted features are a part of
+/// those offered, and the rings have the pages that the offer lists.
 pub(crate) fn run(data: &[u8]) {
     let mut input = Input::new(data);
     let (left, right) = (input.u8(), input.u8());
@@ -34,7 +34,7 @@ pub(crate) fn run(data: &[u8]) {
         assert_eq!(offered.grant_count(), classic.grant_count() + listed);
         let used = acceptance.orders(offered);
         assert!(used == offered || used == classic);
-        // What a client accepts, its server takes.
+        // An acceptance made by a client is valid for its server.
         assert_eq!(acceptance.check(&offer), Ok(Some(acceptance)));
         assert!(
             offer.check(classic, &[0x5A; NONCE_BYTES], most).is_err() || offer.nonce[0] == 0x5A

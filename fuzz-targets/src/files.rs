@@ -1,4 +1,4 @@
-//! The files of a session over a directory: what a hostile guest puts there.
+//! The files of a session over a directory, as a hostile guest writes them.
 
 use std::time::{Duration, Instant};
 
@@ -52,7 +52,7 @@ fn header(kind: Kind, number: u64) -> Header {
     }
 }
 
-/// A directory in which the input decides what lies there.
+/// A directory whose contents the input determines.
 struct Hostile {
     files: Vec<(String, Content)>,
     published: u64,
@@ -84,8 +84,8 @@ impl SharedDirectory for Hostile {
     }
 }
 
-/// The mediator's side of a session whose directory is the input's: files that are mostly right, so
-/// that the rules behind the checksum are reached.
+/// The mediator's side of a session whose directory the input determines: files that are mostly
+/// right, so that the rules behind the checksum are reached.
 pub(crate) fn session(data: &[u8]) {
     let mut input = Input::new(data);
     let start = Instant::now();

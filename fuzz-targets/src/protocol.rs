@@ -8,7 +8,8 @@ use vgpu_protocol::op::{
 use vgpu_protocol::session::inbox::{Inbox, Received};
 use vgpu_protocol::status::{ErrorCode, Status, decode_error_text};
 
-/// A byte that says how to cut the rest, then frames one after the other, of guests or of mediators.
+/// A byte that determines how the rest is cut, then frames one after the other, of guests or of
+/// mediators.
 pub(crate) fn run(data: &[u8]) {
     let Some((portion, data)) = data.split_first() else {
         return;

@@ -1,4 +1,4 @@
-//! PTX of a hostile guest: its text, and what a program of any instructions does.
+//! PTX of a hostile guest: its text, and the execution of any instructions.
 
 use std::sync::LazyLock;
 use std::time::Duration;
@@ -8,7 +8,7 @@ use vgpu_ptx::{Code, Config, Device, Launch, Module, Options};
 
 use crate::input::Input;
 
-/// A log that a module can bring about.
+/// Longest log in bytes that a module can cause.
 const LOG: usize = 64 << 10;
 
 const OPTIONS: Options = Options {
@@ -105,7 +105,8 @@ fn instruction(input: &mut Input<'_>) -> String {
     out + ";\n"
 }
 
-/// A kernel of instructions that the input chooses, run to its end, its fault, or its budget.
+/// A kernel of instructions that the input chooses, run until its end, its fault, or the end of its
+/// budget.
 pub(crate) fn kernel(data: &[u8]) {
     let mut input = Input::new(data);
     let mut text = String::from(
@@ -121,7 +122,7 @@ pub(crate) fn kernel(data: &[u8]) {
         }
     }
     text += "ret;\n}\n";
-    // Not every choice of operands is one that the assembler takes.
+    // The assembler does not accept every choice of operands.
     let Ok(module) = Module::load(text.as_bytes()) else {
         return;
     };

@@ -1,4 +1,4 @@
-//! A shared region whose ticket, header page and descriptors a peer made up.
+//! A shared region whose ticket, header page and descriptors are forged.
 
 use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
@@ -16,8 +16,8 @@ fn soon() -> Instant {
     Instant::now() + Duration::from_secs(60)
 }
 
-/// A ticket, the start of a header page, and then calls on what was mapped: each succeeds within
-/// the length that the ticket says and fails beyond it.
+/// A ticket, the start of a header page, and then calls on the mapped region: each succeeds within
+/// the ticket's length and fails beyond it.
 pub(crate) fn run(data: &[u8]) {
     let mut input = Input::new(data);
     let ticket: [u8; TICKET_BYTES] = input.array();
@@ -65,7 +65,7 @@ pub(crate) fn run(data: &[u8]) {
     assert!(decoded.pages() * PAGE >= mapped.len());
     while !input.is_empty() {
         let (at, len) = (usize::from(input.u16()), usize::from(input.u16()));
-        // Half of the places are near the end.
+        // Half of the offsets are near the end.
         let at = match at & 1 {
             0 => at,
             _ => mapped.len().wrapping_sub(at >> 4),

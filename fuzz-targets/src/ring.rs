@@ -1,4 +1,4 @@
-//! The channel against a peer that writes what it likes into the shared memory.
+//! The channel against a peer that writes anything into the shared memory.
 
 use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
@@ -33,7 +33,7 @@ fn falsify(control: &Page, extension: Option<&Page>, input: &mut Input<'_>) {
     let choice = input.u16();
     let at = usize::from(choice) % PAGE;
     match extension {
-        // Most of a page means nothing; two thirds of the lies go where it does.
+        // Most of a page has no meaning; two thirds of the lies go to fields that have.
         Some(page) if choice & 0x8000 != 0 => match at % 3 {
             0 => page.set_u8(at % 160, input.u8()),
             1 => page.set_u32(extension::offset::LEFT_PROD + at % 8 * 128, input.u32()),
@@ -47,8 +47,7 @@ fn falsify(control: &Page, extension: Option<&Page>, input: &mut Input<'_>) {
     }
 }
 
-/// An offer whose message, memory and descriptors are not what they should be, and the two
-/// messages alone.
+/// An offer with a wrong message, memory and descriptors, and the two messages alone.
 pub(crate) fn rendezvous(data: &[u8]) {
     let mut input = Input::new(data);
     let hello: [u8; HELLO_BYTES] = input.array();
@@ -62,7 +61,7 @@ pub(crate) fn rendezvous(data: &[u8]) {
     offered(&mut input);
 }
 
-/// A client that is made a false offer.
+/// A client that receives a false offer.
 fn offered(input: &mut Input<'_>) {
     let (rings, choice) = (sizes(input.u8()), input.u8());
     let offer = match choice & 16 {
@@ -114,13 +113,13 @@ struct Stage {
     extended: bool,
     /// The first rule the victim saw broken.
     broken: Option<PeerError>,
-    /// Where the victim reads and writes next, if that is known.
+    /// The positions at which the victim reads and writes next, if known.
     read_at: u32,
     write_at: u32,
 }
 
-/// A history of lies, rings and calls. What is read is what lies in the ring where the victim's own
-/// cursor stands, what is written changes these bytes only, and the first error stays.
+/// A history of lies, rings and calls. The bytes read are those in the ring at the victim's own
+/// cursor, a write changes these bytes only, and the first error stays.
 pub(crate) fn control_page(data: &[u8]) {
     let mut input = Input::new(data);
     let Some(mut stage) = Stage::set(&mut input) else {
@@ -155,7 +154,7 @@ impl Stage {
                 false => Offer::new(rings),
             };
             let offer = offer.expect("an honest offer");
-            // Indexes that both rings start with; the peer may also leave something to read.
+            // Initial indexes of both rings; the peer may also leave something to read.
             let (left, right, unread) = (input.u32(), input.u32(), input.u16());
             let (page, at) = indexes(&offer.page, offer.extension.as_ref());
             page.set_u32(at.left_cons, left);
@@ -210,7 +209,7 @@ impl Stage {
             7 => self.read(input, |victim, buf| victim.read(buf, now).map(Some)),
             8 => self.read(input, Channel::try_read),
             9 => self.write(input, Channel::try_write),
-            // How much was written before the time was up is not said.
+            // The number of bytes written before the deadline is not reported.
             10 => self.write(input, |victim, buf| {
                 let before = victim.stats().bytes_written;
                 let outcome = victim.write_all(buf, now);
@@ -273,7 +272,7 @@ impl Stage {
         }
     }
 
-    /// (what the victim reads, what it writes)
+    /// The rings that the victim reads and writes.
     fn rings(&self) -> (&Region, &Region) {
         match self.role {
             Role::Server => (&self.peer.left, &self.peer.right),
@@ -286,7 +285,7 @@ impl Stage {
         self.peer.extension.as_ref().filter(|_| self.extended)
     }
 
-    /// The peer says that it has written and read a little more.
+    /// The peer claims to have written and read a little more.
     fn move_honestly(&mut self, by: u16) {
         let (page, at) = indexes(&self.peer.page, self.extension());
         let at = match (self.role, by & 1 == 0) {
@@ -339,7 +338,7 @@ impl Stage {
     }
 }
 
-/// Where the indexes lie.
+/// Offsets of the indexes.
 struct Indexes {
     left_prod: usize,
     left_cons: usize,
@@ -347,7 +346,7 @@ struct Indexes {
     right_cons: usize,
 }
 
-/// The page that the indexes lie in, and where.
+/// The page that holds the indexes, and their offsets.
 fn indexes<'p>(control: &'p Page, extension: Option<&'p Page>) -> (&'p Page, Indexes) {
     use vchan::layout::offset as classic;
     match extension {
@@ -383,7 +382,7 @@ pub(crate) fn control_page_seeds() -> Vec<Vec<u8>> {
     for choice in 0..16 {
         let mut seed = vec![choice];
         seed.extend([0; 10]);
-        // Write, say it was read; say something was written, read it; wait and drain.
+        // Write, claim it was read; claim something was written, read it; wait and drain.
         seed.extend([
             9, 0, 1, 7, 4, 1, 2, 4, 0, 2, 8, 0, 1, 7, 9, 0, 10, 0, 9, 5, 6, 19, 12, 4, 0, 2, 16,
             50, 0, 17, 60, 0, 7, 4, 8, 0, 15, 4, 0, 18, 1, 0,

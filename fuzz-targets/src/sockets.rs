@@ -1,4 +1,4 @@
-//! Sessions over TCP: what a stranger says first, and a stream that somebody has his hands on.
+//! Sessions over TCP: a stranger's first bytes, and a stream tampered with on the way.
 
 use std::sync::LazyLock;
 
@@ -23,13 +23,13 @@ pub(crate) fn greeting(data: &[u8]) {
         Ok((answered, _)) => {
             assert_eq!(told, Some(Ok(data.len())));
             assert_eq!(&data[GREETING_START..][..6], b"tester");
-            // Without the key nobody gets any further, whatever he repeats.
+            // Without the key nobody gets any further, whatever is replayed.
             let mut ready = [0; READY_RECORD];
             let n = data.len().min(ready.len());
             ready[..n].copy_from_slice(&data[..n]);
             assert!(answered.finish(&ready).is_err());
         }
-        // What is logged about it is one line.
+        // Its log entry is one line.
         Err(refused) => assert!(!refused.to_string().contains(char::is_control)),
     }
     let Ok(text) = std::str::from_utf8(data) else {
@@ -71,8 +71,8 @@ fn pair() -> (Records, Records) {
     (client, mediator)
 }
 
-/// Records that are sealed, then changed, left out, repeated, moved, cut or made up by somebody
-/// between the two sides. What opens is the beginning of what was sealed, in order.
+/// Records that are sealed, then changed, left out, repeated, moved, cut or forged by an attacker
+/// between the two sides. The opened ones are the beginning of the sealed ones, in order.
 pub(crate) fn records(data: &[u8]) {
     let mut input = Input::new(data);
     let (mut client, mut mediator) = pair();

@@ -1,4 +1,4 @@
-//! Small grammars: xenstore's keys and paths, endpoints, the guide's two files.
+//! Small grammars: xenstore's keys and paths, endpoints, the two files of the file protocol.
 
 use std::time::{Duration, Instant};
 
@@ -85,7 +85,7 @@ pub(crate) fn guide_files(data: &[u8]) {
     watch(data);
 }
 
-/// The same bytes as a file that is seen again and again until it has settled.
+/// The same bytes as a file that is looked at repeatedly until it has settled.
 fn watch(data: &[u8]) {
     use vgpu_file_transport::watch::{Action, Sight, Stamp, Watch};
     let start = Instant::now();

@@ -1,8 +1,8 @@
-//! What xenstored sends, as the own client of `vchan` takes it apart.
+//! xenstored's messages, decoded by `vchan`'s own client.
 
 use vchan::xen::store::wire::{ANSWER_MAX, HEADER_LEN, Inbox, Kind, Message, encode, names};
 
-/// A stream of messages; the first byte says in which portions it comes.
+/// A stream of messages; the first byte determines the portions in which it arrives.
 pub(crate) fn messages(data: &[u8]) {
     let Some((portion, stream)) = data.split_first() else {
         return;
@@ -28,7 +28,7 @@ pub(crate) fn messages(data: &[u8]) {
     }
 }
 
-/// The messages, and the length of a payload at which it ended.
+/// The messages, and the length of the payload at which the stream was refused.
 fn receive(mut stream: &[u8], portion: usize) -> (Vec<Message>, Option<u32>) {
     let mut inbox = Inbox::default();
     let mut messages = Vec::new();

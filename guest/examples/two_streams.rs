@@ -30,7 +30,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     Ok(())
 }
 
-/// What is done to an element.
+/// One element's result, as the kernel computes it.
 fn repeated(mut x: f32) -> f32 {
     for _ in 0..TIMES {
         x = x.mul_add(0.5, 1.5);

@@ -1,4 +1,4 @@
-//! How a client connects and how long it waits.
+//! Options of a client: endpoints and time limits.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -27,7 +27,7 @@ pub struct Options {
     /// The file with the `NAME KEY` line that `tcp:` needs; only its user may read it. `None`: the
     /// one that the environment variable `VGPU_SECRET_FILE` names. Default: `None`.
     pub secret_file: Option<PathBuf>,
-    /// How the mediator's log names this program; at most 64 bytes are sent. Default: the name of
+    /// Name of this program in the mediator's log; at most 64 bytes are sent. Default: the name of
     /// the executable and its process id.
     pub client_name: String,
     /// Waits end with [`Cause::Interrupted`](crate::Cause::Interrupted) soon after this becomes

@@ -1,4 +1,4 @@
-//! What kernels print, as lines.
+//! Kernels' printed output, as lines.
 
 use std::fmt;
 use std::io::Write;
@@ -11,7 +11,7 @@ const LONGEST: usize = 64 << 10;
 pub enum Printed<'a> {
     /// A line, without its end. Whatever bytes the kernel has printed.
     Line(&'a [u8]),
-    /// So many bytes are lost that were printed here: the mediator keeps a bounded number for who takes none.
+    /// Number of bytes lost here: the mediator keeps a bounded number until they are taken.
     Lost(u64),
 }
 
@@ -58,7 +58,7 @@ impl Default for Printer {
     /// To standard output, as of a program with a GPU of its own.
     fn default() -> Self {
         Self::new(Box::new(|printed| {
-            // Who closes it wants none of it.
+            // A reader that closes standard output wants no more lines.
             let _ = printed.write_to(&mut std::io::stdout().lock());
         }))
     }
@@ -99,7 +99,7 @@ impl Printer {
         }
     }
 
-    /// What has no end yet is a line, too.
+    /// Ends an unfinished line.
     pub(crate) fn end_line(&mut self) {
         if !self.rest.is_empty() {
             (self.take)(Printed::Line(&self.rest));

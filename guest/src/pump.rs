@@ -49,7 +49,7 @@ struct Desk {
     lanes: Vec<Option<Seat>>,
 }
 
-/// Where the thread of a lane waits.
+/// The waiting place of a lane's thread.
 #[derive(Debug)]
 struct Seat {
     call: Arc<Condvar>,
@@ -222,7 +222,7 @@ impl Lane {
         }
     }
 
-    /// Leads until this lane's call is over (`Some`) or another one has to lead.
+    /// Leads until this lane's call is over (`Some`) or another lane has to lead.
     fn lead(&self, wire: Box<Wire>, doing: &str, data: &mut Data<'_>) -> Option<Outcome> {
         let mut lead = Lead {
             lane: self,
@@ -247,7 +247,7 @@ impl Lane {
         Some(outcome)
     }
 
-    /// The loop: moves bytes until this lane's call is over or another one has to lead.
+    /// The loop: moves bytes until this lane's call is over or another lane has to lead.
     ///
     /// # Errors
     /// The session is over.
@@ -258,7 +258,7 @@ impl Lane {
         loop {
             let now = clock::now();
             wire.note_rest(now);
-            // What is late by now gets one last look.
+            // Calls that are late by now are checked a last time.
             let at = late.take().unwrap_or(now);
             // Not only in waits: a fast mediator may leave no reason to wait. And before the desk, where
             // another lane may have ended the session for the same reason.
@@ -366,7 +366,7 @@ impl Shared {
         Ok(())
     }
 
-    /// Whether the leader may wait: nothing lies at the desk, and whoever comes will wake it.
+    /// Whether the leader may wait: nothing lies at the desk, and a new call will wake it.
     fn fall_asleep(&self) -> bool {
         let mut desk = self.lock();
         desk.asleep = desk.asked.is_empty() && desk.over.is_none();

@@ -11,7 +11,7 @@ use vgpu_protocol::op::{ExchangeReply, Op};
 use vgpu_protocol::session::server::Terms;
 use vgpu_protocol::status::{ErrorCode, Status};
 
-/// What a mediator says when the work is done.
+/// A mediator's reply when the work is done.
 const DONE: ExchangeReply = ExchangeReply {};
 
 fn client(

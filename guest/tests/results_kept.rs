@@ -20,7 +20,7 @@ use vgpu_protocol::status::{ErrorCode, Status, encode_error_text};
 use vgpu_socket_transport::{Secrets, SocketTransport, accept_tcp};
 use vgpu_transport::{Transport, TransportError};
 
-/// How a mediator behaves when it shall answer Goodbye.
+/// A mediator's reactions to Goodbye.
 #[derive(Debug, Clone, Copy)]
 enum End {
     Properly,

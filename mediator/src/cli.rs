@@ -53,7 +53,7 @@ pub struct Flags {
     #[arg(long, value_name = "FILE")]
     pub secrets: Option<PathBuf>,
 
-    /// What runs the work: auto takes CUDA where it works, else the CPU [default: auto]
+    /// Executor of the work: auto takes CUDA where it works, else the CPU [default: auto]
     ///
     /// relay:E passes sessions on to another mediator: relay:xen:DOMAIN to one in a guest that has
     /// the GPU, relay:tcp:HOST:PORT to one on another machine, relay:unix:PATH or relay:local:PATH

@@ -63,7 +63,7 @@ impl TokenBucket {
 /// How long nothing may be said of lines that were suppressed.
 const UNTOLD: Duration = Duration::from_secs(10);
 
-/// Lets through so many log lines, and counts the rest.
+/// Lets a bounded number of log lines through, and counts the rest.
 #[derive(Debug)]
 pub struct LogLimit {
     bucket: TokenBucket,

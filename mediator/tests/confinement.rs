@@ -1,4 +1,4 @@
-//! What a live worker is, as the kernel tells it: whose it is, what it may do, and what it sees.
+//! A live worker as the kernel shows it: its user, its rights, and the files it sees.
 
 mod support;
 
@@ -32,7 +32,7 @@ fn rights(status: &Path) -> impl Fn(&str) -> String + use<> {
     }
 }
 
-/// What holds for every thread of every worker, whoever started the mediator.
+/// Asserts that every thread of a worker is confined, whoever started the mediator.
 fn assert_is_confined(pid: u32, capabilities: u64) {
     let threads = fs::read_dir(format!("/proc/{pid}/task")).expect("a live worker");
     let mut seen = 0;
@@ -57,7 +57,7 @@ fn assert_is_confined(pid: u32, capabilities: u64) {
     assert!(core.split_whitespace().nth(4) == Some("0"), "{core}");
 }
 
-/// What holds besides where root started the mediator.
+/// Asserts the rest of the confinement, which only a mediator run by root can set up.
 fn assert_has_nothing(pid: u32, user: u32) {
     assert_is_confined(pid, 0);
     let says = rights(Path::new(&format!("/proc/{pid}/status")));

@@ -55,7 +55,7 @@ fn tcp_address(sockets: &Sockets) -> SocketAddrV4 {
     }
 }
 
-/// Keeps so many silent connections from each of these addresses standing until `stop`: one that the
+/// Keeps this many silent connections from each of these addresses standing until `stop`: one that the
 /// mediator closes is replaced.
 fn crowd(to: SocketAddrV4, sources: &[Ipv4Addr], of_each: usize, stop: &AtomicBool) {
     let mut connections: Vec<(Ipv4Addr, Option<TcpStream>)> = sources
@@ -84,7 +84,7 @@ impl Drop for Stops<'_> {
     }
 }
 
-/// So many tries to get in with a secret, while a crowd from these addresses stands at the door.
+/// Tries this many times to get in with a secret, while a crowd from these addresses stands at the door.
 fn everybody_with_a_secret_gets_in(sources: std::ops::Range<u8>, tries: usize) {
     let directory = tempfile::tempdir().unwrap();
     let sockets = Sockets::new(directory.path());

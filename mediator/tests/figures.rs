@@ -1,4 +1,4 @@
-//! What `vgpuctl status` and `top` show of each guest.
+//! Figures of each guest in `vgpuctl status` and `top`.
 
 mod support;
 

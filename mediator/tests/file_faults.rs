@@ -1,5 +1,5 @@
-//! What goes wrong with sessions over `file:`: processes killed at any point, full and vanished file
-//! systems. A request runs once or fails with a clear error, and the next session works.
+//! Faults of sessions over `file:`: processes killed at any point, full and vanished file systems.
+//! A request runs once or fails with a clear error, and the next session works.
 
 mod support;
 

@@ -40,8 +40,8 @@ fn program(directory: &Path, program: &Path) -> PathBuf {
     copy
 }
 
-/// What a guest that is another user does, in a process of its own: this program, told by an
-/// environment variable to run this one test.
+/// A guest run by another user, in a process of its own: this program, told by an environment
+/// variable to run this one test.
 #[test]
 fn guest_process() {
     let Ok(endpoint) = std::env::var("VGPU_TEST_GUEST") else {

@@ -1,4 +1,4 @@
-//! What a guest that sends little, in many pieces, costs dom0.
+//! Processor time that a guest costs dom0 by sending little, in many pieces.
 
 mod support;
 

@@ -33,7 +33,7 @@ fn harmed(client: &mut Client, harm: impl FnOnce()) -> Error {
         .expect_err("the other side is gone")
 }
 
-/// What a caller needs to know to go on.
+/// Asserts that the error tells a caller everything needed to go on.
 fn check_lost(error: &Error, epoch: u64, endpoint: &Endpoint) {
     assert!(
         matches!(error.cause(), Cause::Transport(TransportError::Closed)),

@@ -19,7 +19,7 @@ use vgpu_protocol::status::{ErrorCode, Status};
 /// Elements of the vectors in here, whose 12,000 bytes may be sent at once.
 const ELEMENTS: usize = 1500;
 
-/// What the liar does once it is asked to add vectors.
+/// The liar's behaviour once it is asked to add vectors.
 type Lie = fn(&mut Liar, FrameHeader);
 
 /// A mediator's end of a session, as far as a lie needs it.
@@ -158,7 +158,7 @@ fn refusal(error: &Error) -> (Status, String) {
     }
 }
 
-/// What a guest hears when the mediator behind tells this lie.
+/// Status and text that a guest gets when the mediator behind tells this lie.
 fn told(lie: Lie) -> (Status, String) {
     told_about(ELEMENTS, false, lie)
 }

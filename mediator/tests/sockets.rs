@@ -1,4 +1,4 @@
-//! Who may come in by `unix:` and `tcp:`, and what the mediator says about the others.
+//! Admission over `unix:` and `tcp:`, and the mediator's messages about rejected clients.
 
 mod support;
 

@@ -1,25 +1,25 @@
-//! What people write for a kernel's argument on a command line: `i32:-5`, `in:FILE`, …
+//! A kernel's argument in its command-line form: `i32:-5`, `in:FILE`, …
 //!
-//! The commands `vgpu run` and `vgpu-ptx run` take the same words.
+//! The commands `vgpu run` and `vgpu-ptx run` accept the same forms.
 
 use std::path::{Path, PathBuf};
 
-/// A buffer is no larger than this.
+/// Largest buffer in bytes.
 const MOST: u64 = 1 << 40;
 
-/// Bytes of the parameter that a buffer is.
+/// Bytes of a buffer's parameter.
 const ADDRESS: usize = size_of::<u64>();
 
-/// One argument; `F` is the file that it names, or the bytes that were [`read`](Self::read) from it.
+/// One argument; `F` is the file that it names, or the bytes [`read`](Self::read) from it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Argument<F = PathBuf> {
-    /// A value as it lies in memory.
+    /// A value as it is in memory.
     Value(Vec<u8>),
     /// Memory on the device.
     Buffer {
         /// Its initial content.
         content: Content<F>,
-        /// The file that gets its content afterwards.
+        /// The file that receives its content afterwards.
         out: Option<PathBuf>,
     },
 }
@@ -27,22 +27,22 @@ pub enum Argument<F = PathBuf> {
 /// The initial content of a buffer.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Content<F = PathBuf> {
-    /// That of a file.
+    /// The content of a file.
     File(F),
-    /// So many bytes of zeros.
+    /// This many bytes of zeros.
     Zeros(u64),
 }
 
-/// What is wrong with one, in words.
+/// The reason why a text is not an argument.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{0}")]
 pub struct ArgumentError(String);
 
 impl Argument {
-    /// Reads one.
+    /// Parses an argument.
     ///
     /// # Errors
-    /// It is none.
+    /// The text is not one.
     pub fn parse(text: &str) -> Result<Self, ArgumentError> {
         let wrong = |what: String| Err(ArgumentError(what));
         let buffer = |content, out: Option<&str>| Self::Buffer {
@@ -94,7 +94,7 @@ impl Argument {
         })
     }
 
-    /// The same with the bytes of the file that it names, from `file`.
+    /// The same argument with the bytes of the file that it names, from `file`.
     ///
     /// # Errors
     /// Those of `file`.
@@ -134,7 +134,7 @@ fn bytes(text: &str) -> Result<u64, ArgumentError> {
     }
 }
 
-/// Pairs of digits, and nothing else: no sign, as numbers may have.
+/// Pairs of hexadecimal digits only: no sign, which number parsers accept.
 fn digits(text: &str) -> Option<Vec<u8>> {
     let digits: Vec<u8> = text
         .bytes()

@@ -1,19 +1,19 @@
 #![forbid(unsafe_code)]
-//! The vgpu session protocol: what a guest and its mediator say to each other, without any I/O.
+//! The vgpu session protocol: the messages of a guest and its mediator, without any I/O.
 //!
-//! Both sides exchange frames over an ordered byte stream.
-//! A frame is a 32-byte [`FrameHeader`](frame::FrameHeader) and a body. Everything that arrives is
-//! copied once, then validated whole; what breaks a rule is a typed error that names the field and
-//! its value. `docs/protocol.md` in the repository gives the byte offsets and the rules of a session.
+//! Both sides exchange frames over an ordered byte stream. A frame is a 32-byte
+//! [`FrameHeader`](frame::FrameHeader) and a body. Everything that arrives is copied once, then
+//! validated as a whole; a violation is a typed error that names the field and its value.
+//! `docs/protocol.md` in the repository gives the byte offsets and the rules of a session.
 //!
 //! | module | what it holds |
 //! |---|---|
 //! | [`frame`] | the header, its flags and its validation |
 //! | [`op`] | the table of operations and their bodies |
 //! | [`session`] | both halves of a session, as state machines |
-//! | [`status`] | error codes and what the receiver of one may do |
+//! | [`status`] | error codes and the receiver's options for each |
 //! | [`handle`] | guest-minted, generation-checked names of objects in the mediator |
-//! | [`argument`] | what people write for a kernel's argument on a command line |
+//! | [`argument`] | kernel arguments in their command-line form |
 //!
 //! ```
 //! use vgpu_protocol::frame::FrameHeader;

@@ -1,8 +1,8 @@
-//! How a request went: success, a mediator's error code, or a CUDA result.
+//! The result of a request: success, a mediator's error code, or a CUDA result.
 
 use std::fmt;
 
-/// Longest error message that travels, in bytes.
+/// Longest text of an error reply, in bytes.
 pub const MAX_ERROR_TEXT: usize = 1024;
 
 /// Errors of the mediator, as opposed to results of the CUDA driver. Negative on the wire.
@@ -12,13 +12,13 @@ pub const MAX_ERROR_TEXT: usize = 1024;
 pub enum ErrorCode {
     /// The guest broke the protocol; the mediator ends the session after this reply.
     Protocol = -1,
-    /// A handle that names nothing, or something of another kind or generation.
+    /// A handle that names nothing, or an object of another kind or generation.
     Handle = -2,
     /// The guest's share of memory is used up.
     QuotaMemory = -3,
-    /// The guest has as many objects or requests open as it may.
+    /// The guest has opened as many objects or requests as it may.
     QuotaHandles = -4,
-    /// Nothing moved for as long as the request or the mediator allows.
+    /// No progress for as long as the request or the mediator allows.
     Timeout = -5,
     /// The guest ended the request before it was complete.
     Cancelled = -6,
@@ -28,13 +28,13 @@ pub enum ErrorCode {
     Unsupported = -8,
     /// No capacity right now.
     Busy = -9,
-    /// A number is outside what the mediator allows.
+    /// A number is outside the mediator's limits.
     Range = -10,
     /// Policy forbids it.
     Denied = -11,
     /// No protocol version in common.
     Version = -12,
-    /// The mediator failed in a way that has no code of its own; the message says how.
+    /// The mediator failed in a way that has no code of its own; the message has the details.
     Internal = -13,
 }
 
@@ -112,7 +112,7 @@ pub enum Status {
     Mediator(ErrorCode),
     /// A `CUresult` of the driver (positive), unchanged.
     Cuda(i32),
-    /// A negative number this version has no name for; an error all the same.
+    /// A negative number that this version has no name for; an error all the same.
     Unknown(i32),
 }
 
@@ -120,7 +120,7 @@ impl Status {
     /// Done.
     pub const OK: Status = Status::Ok;
 
-    /// Sorts the number found on the wire. Never fails: newer peers may know more codes.
+    /// Classifies the number found on the wire. Never fails: newer peers may know more codes.
     pub fn from_raw(raw: i32) -> Self {
         match raw {
             0 => Self::Ok,
@@ -167,7 +167,7 @@ impl fmt::Display for Status {
     }
 }
 
-/// What NVIDIA calls a `CUresult`; `None` for codes newer than CUDA 13.
+/// NVIDIA's name of a `CUresult`; `None` for codes newer than CUDA 13.
 pub const fn cuda_name(result: i32) -> Option<&'static str> {
     Some(match result {
         1 => "CUDA_ERROR_INVALID_VALUE",
@@ -284,14 +284,14 @@ pub fn encode_error_text(text: &str) -> &[u8] {
     crate::op::field::bounded(text, MAX_ERROR_TEXT).as_bytes()
 }
 
-/// The text of an error reply, fit for a terminal: control characters and bytes that are not UTF-8
-/// are replaced, and what exceeds [`MAX_ERROR_TEXT`] is dropped.
+/// The text of an error reply, safe for a terminal: control characters and bytes that are not UTF-8
+/// are replaced, and any excess over [`MAX_ERROR_TEXT`] is dropped.
 pub fn decode_error_text(body: &[u8]) -> String {
     let bounded = &body[..body.len().min(MAX_ERROR_TEXT)];
     printable(&String::from_utf8_lossy(bounded))
 }
 
-/// A text of the other side's without what could steer a terminal.
+/// A text of the other side without characters that could control a terminal.
 pub(crate) fn printable(text: &str) -> String {
     text.chars()
         .map(|c| if c.is_control() { ' ' } else { c })

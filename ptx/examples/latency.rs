@@ -1,8 +1,9 @@
-//! How soon a launch ends that is told to: `cargo run --release -p vgpu-ptx --example latency`.
+//! The time to stop a launch: `cargo run --release -p vgpu-ptx --example latency`.
 //!
-//! Kernels that never end, each busy in another way, are cancelled by hand after some milliseconds, or run
-//! into a deadline. Printed is the time from there to the moment when the end is told. Some run beside others of
-//! their kind, each in a stream of its own. Words of the command line choose kernels by their names.
+//! Kernels that never end, each busy in another way, are cancelled by hand after some milliseconds,
+//! or run into a deadline. The program prints the time from there until the end is reported. Some
+//! kernels run beside others of their kind, each in a stream of its own. Arguments select kernels
+//! by name.
 
 #[path = "../tests/hostile/mod.rs"]
 mod hostile;
@@ -13,7 +14,7 @@ use std::time::{Duration, Instant};
 use vgpu_ptx::{Cancel, Config, Device, Launch, Module, Work};
 
 const ROUNDS: usize = 6;
-/// Launches beside the one that is ended, of some kinds.
+/// Launches beside the one that is stopped, for some kinds.
 const BESIDE: usize = 63;
 
 fn main() {
@@ -52,7 +53,7 @@ fn main() {
                 let buffer = device.allocate(kind.buffer).expect("it fits");
                 let mut how = Launch::new(kind.grid, kind.block);
                 (how.shared, how.cooperative) = (kind.shared, kind.cooperative);
-                // Spread over what the kernel does first and later.
+                // Spread over the kernel's first and later phases.
                 let after = Duration::from_micros(500 + 3500 * (round as u64 / 2));
                 if round % 2 == 0 {
                     how.deadline = Some(after);

@@ -1,11 +1,12 @@
-//! How well blocks spread over processors, beside plain Rust on the same machine in the same run:
+//! Scaling of blocks over processors, beside plain Rust on the same machine in the same run:
 //! `cargo run --release -p vgpu-ptx --example scaling`.
 //!
-//! Each line is a number of threads. The work is a grid of independent blocks of 256 points of the Mandelbrot
-//! set, dealt out by one counter: by this crate, by plain Rust with a point at a time (one chain of operations
-//! that wait for each other), and by plain Rust with 32 points at a time (which keeps the units of a core
-//! busy, as lanes in lock-step do). Efficiency is speed by that of one thread and by threads. What two halves
-//! of a core cannot do twice, plain Rust with 32 points cannot either: the last column is what this crate loses.
+//! Each line is a number of threads. The work is a grid of independent blocks of 256 points of the
+//! Mandelbrot set, dealt out by one counter: by this crate, by plain Rust with one point at a time
+//! (one chain of dependent operations), and by plain Rust with 32 points at a time (which keeps the
+//! units of a core busy, as lanes in lock-step do). Efficiency is the speed divided by that of one
+//! thread and by the number of threads. Two hardware threads of a core share its units, which
+//! limits plain Rust with 32 points as well: the last column is the loss due to this crate.
 #![allow(clippy::cast_precision_loss, reason = "figures for people")]
 
 use std::hint::black_box;
@@ -62,7 +63,7 @@ fn points(cx: f32, cy: f32) -> i32 {
     }
 }
 
-/// Blocks of 256 points on so many threads.
+/// Seconds for the blocks of 256 points on `threads` threads.
 fn plain(threads: u32, block: impl Fn() + Sync) -> f64 {
     best(|| {
         let next = AtomicU32::new(0);
@@ -78,7 +79,7 @@ fn plain(threads: u32, block: impl Fn() + Sync) -> f64 {
     })
 }
 
-/// The same by this crate.
+/// The same with this crate.
 fn ours(workers: u32, wide_vectors: bool) -> f64 {
     let module = Module::load(include_bytes!("../tests/corpus/mandelbrot.ptx"));
     let module = module.expect("the corpus loads");
@@ -90,7 +91,7 @@ fn ours(workers: u32, wide_vectors: bool) -> f64 {
     let loaded = device.load(&module).expect("it fits");
     let kernel = module.kernel("mandelbrot_f32").expect("it is there");
     let out = device.allocate(u64::from(BLOCKS) * 1024).expect("memory");
-    // Points that never escape: all lanes go round equally often.
+    // Points that never escape: all lanes do the same number of rounds.
     let height = i32::try_from(8 * BLOCKS).unwrap_or(i32::MAX);
     let words = [
         out.to_le_bytes().to_vec(),
@@ -105,7 +106,7 @@ fn ours(workers: u32, wide_vectors: bool) -> f64 {
     })
 }
 
-/// Blocks of one thread that do nothing: what it costs to deal them out.
+/// Blocks of one thread that do nothing: the cost of dealing them out.
 fn nothing(workers: u32) -> f64 {
     let text = b".version 8.0\n.target sm_80\n.address_size 64\n.visible .entry k() { ret; }";
     let module = Module::load(text).expect("it loads");

@@ -1,4 +1,5 @@
-//! How fast kernels run on one thread, beside the same in plain Rust: `cargo run --release -p vgpu-ptx --example speed`.
+//! Speed of kernels on one thread, beside the same in plain Rust: `cargo run --release -p vgpu-ptx
+//! --example speed`.
 //!
 //! Figures are the best of several rounds. A thread-instruction is one instruction of one thread.
 #![allow(clippy::cast_precision_loss, reason = "figures for people")]
@@ -21,7 +22,7 @@ fn best(mut f: impl FnMut()) -> f64 {
         .fold(f64::MAX, f64::min)
 }
 
-/// What the command line asks for: lines that hold its words; nothing: all.
+/// Whether `name` is selected: it contains one of the arguments, or there are none.
 fn wanted(name: &str) -> bool {
     std::env::args().skip(1).all(|word| name.contains(&word))
 }
@@ -56,7 +57,7 @@ impl On {
         at
     }
 
-    /// Runs a kernel, if it is wanted, and prints how fast it was. Gives the seconds.
+    /// Runs a kernel, if it is selected, and prints its speed. Returns the seconds.
     fn run(
         &self,
         name: &str,
@@ -156,7 +157,7 @@ fn main() {
         let on = On::new(mandel, 1, wide);
         let out = on.buffer((0..32 * 8).map(|_| 0.0));
         let f = |x: f32| x.to_le_bytes();
-        // Points that never escape: all lanes go round equally often.
+        // Points that never escape: all lanes do the same number of rounds.
         let p = [
             &out.to_le_bytes()[..],
             &32i32.to_le_bytes(),

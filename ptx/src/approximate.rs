@@ -28,8 +28,8 @@ pub(crate) fn sqrt(x: f64) -> f64 {
     x.sqrt()
 }
 
-/// The hardware takes the angle as a fraction of a turn, from a product of f32 rounded toward zero: of
-/// a large angle little is left.
+/// The hardware takes the angle as a fraction of a turn, from a product of f32 rounded toward zero:
+/// a large angle loses most of its precision.
 fn turn(x: f64) -> f64 {
     let turns = narrow(x * f64::from(0.159_154_94_f32), Type::F32, Rounding::Zero);
     let turns = f64::from(f32::from_bits(turns));
@@ -66,7 +66,7 @@ pub(crate) fn tanh(x: f64) -> f64 {
     x.tanh()
 }
 
-/// `div.approx`, or `div.full`, which knows divisors beyond 2^126.
+/// `div.approx`, or `div.full`, which handles divisors beyond 2^126.
 pub(crate) fn div(a: u32, b: u32, flush: bool, full: bool) -> u32 {
     let z = |x: u32| if flush { ftz(x) } else { x };
     let (x, y) = (f32::from_bits(z(a)), f32::from_bits(z(b)));
@@ -85,7 +85,7 @@ pub(crate) fn rcp64(a: u64) -> u64 {
             x
         }
     };
-    // The low word of the argument takes no part.
+    // The low word of the argument is ignored.
     let x = f64::from_bits(flush(a & 0xffff_ffff_0000_0000));
     if x.is_nan() {
         return 0x7fff_ffff << 32;

@@ -6,7 +6,7 @@ use anyhow::{Context, bail};
 use vgpu_protocol::argument::{self, Content};
 use vgpu_ptx::{Device, Kernel};
 
-/// One `--arg`, with what its file has.
+/// One `--arg`, with the contents of its file.
 pub(crate) type Argument = argument::Argument<Vec<u8>>;
 
 fn file(path: &Path) -> anyhow::Result<Vec<u8>> {
@@ -18,13 +18,13 @@ fn file(path: &Path) -> anyhow::Result<Vec<u8>> {
     Ok(content)
 }
 
-/// Reads one, and the file that it names.
+/// Parses one argument, and reads the file that it names.
 pub(crate) fn parse(text: &str) -> anyhow::Result<Argument> {
     let parsed = argument::Argument::parse(text).with_context(|| format!("--arg {text}"))?;
     parsed.read(file)
 }
 
-/// A wrong number or size of arguments is refused before anything runs.
+/// Refuses a wrong number or size of arguments before anything runs.
 pub(crate) fn fits(kernel: &Kernel, arguments: &[Argument]) -> anyhow::Result<()> {
     if arguments.len() != kernel.parameters.len() {
         bail!(

@@ -1,4 +1,4 @@
-//! What a module says, before any name is looked up.
+//! The syntax tree of a module, before any name is resolved.
 
 use crate::types::{Space, Type};
 
@@ -14,7 +14,7 @@ pub(crate) struct Ast<'a> {
     pub(crate) functions: Vec<Function<'a>>,
 }
 
-/// How other modules see a name.
+/// The visibility of a name to other modules.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub(crate) enum Linkage {
     #[default]
@@ -39,7 +39,7 @@ pub(crate) struct Variable<'a> {
     pub(crate) init: Option<Vec<Init<'a>>>,
     pub(crate) linkage: Linkage,
     pub(crate) line: u32,
-    /// `%r<10>`: as many names as this.
+    /// `%r<10>`: the number of names.
     pub(crate) range: Option<u32>,
 }
 
@@ -82,7 +82,7 @@ pub(crate) struct Function<'a> {
     pub(crate) line: u32,
 }
 
-/// What a kernel says about its launches.
+/// A kernel's limits on its launches.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub(crate) struct Limits {
     pub(crate) max_ntid: Option<[u32; 3]>,
@@ -90,7 +90,7 @@ pub(crate) struct Limits {
     pub(crate) cluster: Option<[u32; 3]>,
 }
 
-/// What stands in a body.
+/// A statement of a body.
 #[derive(Debug, Clone)]
 pub(crate) enum Statement<'a> {
     Block(Vec<Statement<'a>>),
@@ -110,7 +110,7 @@ pub(crate) struct Instruction<'a> {
     pub(crate) guard: Option<(&'a str, bool)>,
     /// The first word of the opcode.
     pub(crate) name: &'a str,
-    /// Everything behind its dots.
+    /// The modifiers: everything after its dots.
     pub(crate) modifiers: Vec<&'a str>,
     pub(crate) operands: Vec<Operand<'a>>,
     pub(crate) line: u32,

@@ -1,4 +1,4 @@
-//! What all work on a device shares.
+//! State shared by all work on a device.
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -8,26 +8,27 @@ use crate::environment::Environment;
 use crate::error::Error;
 use crate::quota::Quota;
 
-/// How big a device is.
+/// The size of a device.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Config {
     /// Bytes that may be allocated; each allocation counts as a multiple of 512.
     pub memory: u64,
-    /// Bytes of registers, stacks and shared memory of all blocks that have begun.
+    /// Most bytes of registers, stacks and shared memory of all blocks that have begun.
     pub run_memory: u64,
     /// Bytes for `malloc` in kernels.
     pub heap: u64,
-    /// Bytes of stack a thread, for calls whose depth is not known before. What a call chain without
-    /// recursion needs is given in any case.
+    /// Bytes of stack per thread for calls of unknown depth. The need of a call chain without
+    /// recursion is always met.
     pub stack: u32,
-    /// Threads that the work of the device is done on. One makes every launch come out the same.
+    /// Threads that execute the device's work. With one, every launch gives the same result.
     pub workers: u32,
     /// Use the processor's wide vectors if it has them.
     pub wide_vectors: bool,
 }
 
 impl Default for Config {
-    /// 4 GiB of memory, 1 GiB for what runs, a heap of 8 MiB, 1024 bytes of stack, all processors.
+    /// 4 GiB of memory, 1 GiB for running blocks, a heap of 8 MiB, 1024 bytes of stack, all
+    /// processors.
     fn default() -> Self {
         let workers =
             std::thread::available_parallelism().map_or(1, |n| u32::try_from(n.get()).unwrap_or(1));
@@ -42,7 +43,7 @@ impl Default for Config {
     }
 }
 
-/// What all work on a device shares.
+/// State shared by all work on a device.
 #[derive(Debug)]
 pub(crate) struct Context {
     pub(crate) config: Config,
@@ -50,7 +51,8 @@ pub(crate) struct Context {
     /// For blocks that have begun.
     pub(crate) run_memory: Arc<Quota>,
     memory: Mutex<Allocations>,
-    /// Set after `fault`, which is written once. Read by running work between slices, as a hint to look.
+    /// Set after `fault`, which is written once. Running work reads it between slices, as a hint to
+    /// check.
     faulty: AtomicBool,
     fault: Mutex<Option<Error>>,
     launches: AtomicU64,
@@ -75,7 +77,7 @@ impl Context {
         self.faulty.load(Ordering::Acquire)
     }
 
-    /// What everything answers after a fault.
+    /// The error that every call returns after a fault.
     pub(crate) fn fault(&self) -> Option<Error> {
         if !self.is_faulty() {
             return None;
@@ -84,7 +86,7 @@ impl Context {
         fault.clone()
     }
 
-    /// Everything answers this error from now on, unless there is an earlier one.
+    /// Makes every call return this error from now on, unless there is an earlier one.
     pub(crate) fn fail(&self, error: Error) {
         let mut fault = self.fault.lock().unwrap_or_else(PoisonError::into_inner);
         fault.get_or_insert(error);
@@ -109,7 +111,7 @@ impl Context {
         Ok(a)
     }
 
-    /// A number that no other launch has.
+    /// A number unique among the device's launches.
     pub(crate) fn launch_id(&self) -> u64 {
         self.launches.fetch_add(1, Ordering::Relaxed)
     }

@@ -1,21 +1,21 @@
-//! What launches of a device share besides memory: what was printed, and the heap of `malloc`.
+//! State besides memory that a device's launches share: printed output, and the heap of `malloc`.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-/// Bytes of output that are kept; the oldest are dropped, as on a GPU.
+/// Most bytes of output kept; the oldest are dropped, as on a GPU.
 const OUTPUT: usize = 1 << 20;
 
-/// What kernels have printed.
+/// The output of kernels.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Printed {
-    /// Bytes before [`Self::text`] that are lost: nobody took them, and no more than 1 MiB is kept.
+    /// Bytes lost before [`Self::text`]: nobody took them, and at most 1 MiB is kept.
     pub lost: u64,
-    /// What comes next.
+    /// The bytes after those.
     pub text: Vec<u8>,
 }
 
-/// What launches of a device share besides memory.
+/// State besides memory that a device's launches share.
 #[derive(Debug, Default)]
 pub(crate) struct Environment {
     output: Mutex<Output>,
@@ -33,10 +33,10 @@ struct Output {
 struct Heap {
     base: u64,
     size: u64,
-    /// Sizes of what is in use, and of what is free, by offset.
+    /// Sizes of used and of free ranges, by offset.
     used: BTreeMap<u64, u64>,
     free: BTreeMap<u64, u64>,
-    /// What is free by size and offset.
+    /// Free ranges by size and offset.
     by_size: BTreeSet<(u64, u64)>,
 }
 
@@ -101,7 +101,7 @@ impl Environment {
         (h.base, h.size)
     }
 
-    /// The address, or 0 where there is no room.
+    /// The address, or 0 if there is no room.
     pub(crate) fn malloc(&self, size: u64) -> u64 {
         let mut h = lock(&self.heap);
         h.malloc(size).map_or(0, |at| h.base + at)
@@ -113,7 +113,7 @@ impl Environment {
         h.release(off);
     }
 
-    /// Keeps a text, and drops the oldest beyond what is kept.
+    /// Appends a text, dropping the oldest output beyond the limit.
     pub(crate) fn print(&self, text: &[u8]) {
         let mut o = lock(&self.output);
         let beyond = (o.bytes.len() + text.len()).saturating_sub(OUTPUT);
@@ -123,7 +123,7 @@ impl Environment {
         o.bytes.extend(text);
     }
 
-    /// At most so many bytes of what was printed, the oldest first.
+    /// Takes at most `most` bytes of the output, the oldest first.
     pub(crate) fn take_printed(&self, most: usize) -> Printed {
         let mut o = lock(&self.output);
         let n = o.bytes.len().min(most);

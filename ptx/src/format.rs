@@ -1,4 +1,4 @@
-//! Numbers and texts as the `printf` of C writes them.
+//! Numbers and texts formatted like C's `printf`.
 #![allow(
     clippy::cast_possible_truncation,
     clippy::cast_sign_loss,
@@ -6,7 +6,7 @@
     reason = "exponents and digits of a float"
 )]
 
-/// What stands between `%` and the letter.
+/// A conversion's flags, width and precision: the text between `%` and the letter.
 #[derive(Debug, Clone, Copy, Default)]
 pub(crate) struct Spec {
     pub(crate) left: bool,
@@ -57,7 +57,7 @@ impl Spec {
     }
 }
 
-/// A float that is not negative, as C writes it.
+/// A non-negative float, formatted as in C.
 pub(crate) fn float(v: f64, kind: u8, precision: Option<usize>, alternate: bool) -> String {
     let upper = kind.is_ascii_uppercase();
     let case = |s: String| if upper { s.to_uppercase() } else { s };

@@ -133,7 +133,7 @@ pub(crate) fn add(t: Type, a: u64, b: u64) -> u64 {
     ))
 }
 
-/// What is done to 16-bit floats.
+/// The operations on 16-bit floats.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[repr(u32)]
 pub(crate) enum HalfOp {
@@ -168,14 +168,14 @@ const OPS: [HalfOp; 12] = [
     HalfOp::SetBits,
 ];
 
-/// The constant of [`lane`]: operation, bf16, two of them, and what is asked besides.
+/// The constant of [`lane`]: operation, bf16, packed pair, and options.
 pub(crate) mod code {
     pub(crate) const BF16: u32 = 16;
     pub(crate) const PAIR: u32 = 32;
     pub(crate) const FTZ: u32 = 64;
     pub(crate) const SAT: u32 = 128;
     pub(crate) const RELU: u32 = 256;
-    /// min, max: a NaN wins.
+    /// min, max: a NaN operand gives NaN.
     pub(crate) const NAN: u32 = 512;
     pub(crate) const XORSIGN: u32 = 1024;
     /// The comparison of `set`.

@@ -1,4 +1,4 @@
-//! What kind of image it is that a program wants to load.
+//! Detection of the kind of image that a program loads.
 
 use std::borrow::Cow;
 
@@ -12,7 +12,7 @@ const EM_CUDA: u16 = 190;
 /// Kinds of entries in a fatbin.
 const KIND_PTX: u16 = 1;
 const KIND_CUBIN: u16 = 2;
-/// A text of more bytes is refused, packed or not.
+/// Longest text in bytes, packed or not.
 const TEXT_LIMIT: usize = 64 << 20;
 /// Flags of an entry.
 const COMPRESSED_LZ4: u64 = 0x2000;
@@ -91,7 +91,7 @@ fn long(b: &[u8], at: usize) -> Option<u64> {
         .map(u64::from_le_bytes)
 }
 
-/// The newest PTX entry of a fatbin that says at most the reported compute capability or a little above.
+/// The newest PTX entry of a fatbin for at most the reported compute capability or a little above.
 fn fatbin(image: &[u8]) -> Result<String, Error> {
     let header = image
         .get(6..8)

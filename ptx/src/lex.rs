@@ -2,19 +2,19 @@
 
 use crate::error::Diagnostic;
 
-/// A token and the line, from 1, that it begins on.
+/// A token and the line, counted from 1, on which it begins.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub(crate) struct Token<'a> {
     pub(crate) kind: Kind<'a>,
     pub(crate) line: u32,
 }
 
-/// What a token is.
+/// The kinds of tokens.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub(crate) enum Kind<'a> {
     /// A name; `%`, `$` and `_` may begin it.
     Name(&'a str),
-    /// A directive or a modifier: what follows the dot.
+    /// A directive or a modifier: the word after the dot.
     Dot(&'a str),
     /// An integer.
     Int(u64),
@@ -120,12 +120,12 @@ fn count_lines(b: &[u8]) -> u32 {
     u32::try_from(b.iter().filter(|c| **c == b'\n').count()).unwrap_or(u32::MAX)
 }
 
-/// ptxas's words for a text that is no PTX at this place.
+/// ptxas's error for a text that is not PTX at this place.
 pub(crate) fn near(line: u32, what: &str) -> Diagnostic {
     Diagnostic::fatal(line, format!("Parsing error near '{what}': syntax error"))
 }
 
-/// A number that begins at `at`, and where it ends.
+/// The number that begins at `at`, and the position after it.
 fn number(text: &str, at: usize) -> Option<(Kind<'_>, usize)> {
     let b = text.as_bytes();
     let run = |from: usize, f: &dyn Fn(u8) -> bool| {

@@ -1,4 +1,5 @@
-//! A module on a device: where its variables lie, and what a launch of each kernel begins with.
+//! A module on a device: the addresses of its variables, and the initial state of a launch of each
+//! kernel.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -11,24 +12,24 @@ use crate::program::{Builtin, Callee, Program, Target, Value};
 use crate::space::FUNCTION;
 use crate::types::Space;
 
-/// A module on a device: its variables have addresses. Clones are the same.
+/// A module on a device: its variables have addresses. Clones share it.
 #[derive(Debug, Clone)]
 pub struct Loaded {
     module: Module,
     /// Addresses of the variables in global and constant memory.
     addresses: Arc<Vec<u64>>,
-    /// Of each kernel that was launched.
+    /// The plan of each kernel that was launched.
     plans: Arc<Mutex<HashMap<u32, Arc<Plan>>>>,
 }
 
-/// What every launch of a kernel begins with.
+/// The initial state of every launch of a kernel.
 #[derive(Debug)]
 pub(crate) struct Plan {
-    /// Of each function.
+    /// One per function.
     pub(crate) starts: Vec<Start>,
-    /// Where dynamic shared memory begins.
+    /// Start of dynamic shared memory.
     pub(crate) dynamic_at: u64,
-    /// Stack that calls without recursion need.
+    /// Stack needed by calls without recursion.
     pub(crate) stack: u32,
     /// Something in the module calls `malloc`.
     pub(crate) uses_heap: bool,
@@ -108,7 +109,7 @@ impl Loaded {
         &self.module.program
     }
 
-    /// Of the variables in memory.
+    /// Addresses of the variables in memory.
     pub(crate) fn addresses(&self) -> &[u64] {
         &self.addresses
     }
@@ -140,13 +141,13 @@ impl Plan {
     }
 }
 
-/// Stack that calls need whose depth is known: the deepest chain without recursion.
+/// Stack needed by calls of known depth: the deepest chain without recursion.
 fn chain(program: &Program, kernel: u32) -> u32 {
     fn visit(p: &Program, k: u32, known: &mut HashMap<u32, Option<u32>>) -> Option<u32> {
         if let Some(n) = known.get(&k) {
             return *n;
         }
-        // In work: to meet it again is recursion.
+        // Under way: meeting it again is recursion.
         known.insert(k, None);
         let f = &p.functions[k as usize];
         let mut deepest = 0;
@@ -165,14 +166,14 @@ fn chain(program: &Program, kernel: u32) -> u32 {
         known.insert(k, own);
         own
     }
-    // The call tree of a module is as deep as its text allows: no deeper than this is followed.
+    // The call tree is as deep as the module's text allows: larger modules are not followed.
     if program.functions.len() > 2000 {
         return 0;
     }
     visit(program, kernel, &mut HashMap::new()).unwrap_or(0)
 }
 
-/// The constants of each function that the kernel can get to.
+/// The constants of each function that the kernel can reach.
 fn starts(
     program: &Program,
     functions: &[u32],

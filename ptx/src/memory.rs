@@ -2,8 +2,8 @@
 //!
 //! Kernels race by design, as on a GPU. Every access is a relaxed atomic of its own size at its
 //! natural alignment, so that a race gives some value and nothing worse. Accesses of different
-//! sizes to the same bytes are outside of what Rust's model describes; on x86-64 and aarch64 they
-//! are what the processor does with them.
+//! sizes to the same bytes are outside of Rust's memory model; on x86-64 and aarch64 they behave as
+//! the processor defines.
 #![allow(unsafe_code)]
 
 use std::alloc::{Layout, alloc_zeroed, dealloc};
@@ -24,17 +24,18 @@ const PAGE: usize = 4096;
 
 /// Zeroed memory of a fixed size.
 ///
-/// The system makes pages when they are first written, and that takes a thousand times as long as any access. So
-/// no access does that by the way: each of them fails until [`Self::fetch`] was called for its chunk, and whoever
+/// The system allocates pages when they are first written, which takes a thousand times as long as
+/// any access. So no access does that implicitly: each fails until [`Self::fetch`] was called for
+/// its chunk, and the caller accounts for that cost.
 /// calls that knows what it costs.
 pub(crate) struct Bytes {
-    /// Where it begins: a multiple of [`LINE`].
+    /// The first byte, aligned to [`LINE`].
     at: NonNull<u8>,
     allocated: NonNull<u8>,
     len: usize,
     layout: Layout,
-    /// Which chunks have been fetched, and how many have not. What is read too early or too late only costs time,
-    /// so all accesses are relaxed.
+    /// The chunks that have been fetched, and the number that have not. A stale value only costs
+    /// time, so all accesses are relaxed.
     fetched: Box<[AtomicBool]>,
     missing: AtomicUsize,
 }
@@ -59,7 +60,7 @@ impl Drop for Bytes {
 
 /// An integer with an atomic of the same size.
 pub(crate) trait Word: Copy + Eq {
-    /// That atomic.
+    /// The atomic of the same size.
     type Atomic;
     /// Relaxed.
     fn load(a: &Self::Atomic) -> Self;
@@ -69,7 +70,7 @@ pub(crate) trait Word: Copy + Eq {
     fn low(v: u64) -> Self;
     /// The value, zeros above.
     fn wide(self) -> u64;
-    /// Replaces `old` by `new`, or says what is there instead.
+    /// Replaces `old` by `new`, or returns the present value as the error.
     fn swap_if(a: &Self::Atomic, old: Self, new: Self) -> Result<Self, Self>;
 }
 
@@ -89,7 +90,8 @@ macro_rules! words {
             fn wide(self) -> u64 { self as u64 }
             #[inline(always)]
             fn swap_if(a: &$atomic, old: Self, new: Self) -> Result<Self, Self> {
-                // Pairs with the same exchange of other workers: what a lane wrote before it is seen after it.
+                // Pairs with the same exchange of other workers: writes of a lane before it are
+                // visible after it.
                 a.compare_exchange_weak(old, new, AcqRel, Acquire)
             }
         }
@@ -101,8 +103,9 @@ impl Bytes {
     /// `len` bytes, all zero. None if there is no memory for them.
     pub(crate) fn zeroed(len: u64) -> Option<Self> {
         let len = usize::try_from(len).ok()?;
-        // Room to begin at a line: for a larger alignment the system's allocator would write the zeros itself,
-        // where for this one large memory comes as pages that cost nothing until they are used.
+        // Room to start at a line: with a larger alignment the system's allocator would write the
+        // zeros itself, while with this one large memory arrives as pages that cost nothing until
+        // used.
         let size = len.checked_add(LINE)?.checked_next_multiple_of(16)?;
         let layout = Layout::from_size_align(size, 16).ok()?;
         // SAFETY: the size is not zero.
@@ -128,7 +131,7 @@ impl Bytes {
         Some(bytes)
     }
 
-    /// Whether what lies at `at` has been fetched, or is outside.
+    /// Whether the bytes at `at` have been fetched, or are outside.
     #[inline(always)]
     pub(crate) fn is_there(&self, at: u64) -> bool {
         self.missing.load(Relaxed) == 0 || self.chunk_is_there(at)
@@ -140,7 +143,7 @@ impl Bytes {
         self.fetched.get(chunk).is_none_or(|c| c.load(Relaxed))
     }
 
-    /// Lets the system make the pages of the chunk at `at`.
+    /// Makes the system allocate the pages of the chunk at `at`.
     #[cold]
     pub(crate) fn fetch(&self, at: u64) {
         let Some(start) = usize::try_from(at).ok().filter(|at| *at < self.len) else {
@@ -153,8 +156,9 @@ impl Bytes {
             // SAFETY: `byte` is less than `len`, so inside; the memory is initialised and only reached through
             // atomics.
             let byte = unsafe { &*self.at.as_ptr().add(byte).cast::<AtomicU8>() };
-            // Written, not only read: for a read the system gives a page of zeros that the next write replaces.
-            // An exchange, since of the other operations that change nothing a compiler makes a read.
+            // Written, not only read: for a read the system maps a page of zeros that the next
+            // write replaces. An exchange, because compilers turn other operations that change
+            // nothing into reads.
             let _any = byte.compare_exchange(0, 0, Relaxed, Relaxed);
         }
         if !self.fetched[chunk].swap(true, Relaxed) {
@@ -162,7 +166,7 @@ impl Bytes {
         }
     }
 
-    /// The same for all that has not been fetched of a range.
+    /// The same for all chunks of a range that have not been fetched.
     pub(crate) fn fetch_all(&self, at: u64, len: u64) {
         if self.missing.load(Relaxed) == 0 {
             return;
@@ -181,8 +185,8 @@ impl Bytes {
         self.len as u64
     }
 
-    /// `count` consecutive values from byte `at`, at most so many as are in a chunk; none if they do not lie inside,
-    /// aligned, and fetched.
+    /// `count` consecutive values from byte `at`, at most as many as a chunk holds; none if they
+    /// are not inside, aligned, and fetched.
     #[inline(always)]
     fn atomics<T: Word>(&self, at: u64, count: usize) -> Option<&[T::Atomic]> {
         let last = || at.wrapping_add((size_of::<T>() * (count - 1)) as u64);
@@ -194,7 +198,8 @@ impl Bytes {
         self.range::<T>(at, count)
     }
 
-    /// `count` consecutive values from byte `at`, whether fetched or not; none if they do not lie inside, aligned.
+    /// `count` consecutive values from byte `at`, whether fetched or not; none if they are not
+    /// inside and aligned.
     #[inline(always)]
     fn range<T: Word>(&self, at: u64, count: usize) -> Option<&[T::Atomic]> {
         let size = size_of::<T>();
@@ -222,7 +227,7 @@ impl Bytes {
         self.atomics::<T>(at, 1).map(|a| T::store(&a[0], v))
     }
 
-    /// 32 values that lie one behind the other.
+    /// Loads 32 consecutive values.
     #[inline(always)]
     pub(crate) fn load_row<T: Word>(&self, at: u64, out: &mut [T; 32]) -> Option<()> {
         // Two at a time where that is aligned: each of them is still read whole.
@@ -259,7 +264,7 @@ impl Bytes {
         Some(())
     }
 
-    /// A value from each of 32 places; none if one does not lie inside, aligned and fetched.
+    /// A value from each of 32 places; none if one is not inside, aligned and fetched.
     #[inline(always)]
     pub(crate) fn gather<T: Word + Default>(&self, at: &[u64; 32]) -> Option<[T; 32]> {
         let size = size_of::<T>();
@@ -288,7 +293,7 @@ impl Bytes {
         inside.then_some(v)
     }
 
-    /// Replaces a value by `f` of it in one step; gives the old one.
+    /// Replaces a value by `f` of it in one step; returns the old one.
     #[inline]
     pub(crate) fn update<T: Word>(&self, at: u64, mut f: impl FnMut(T) -> T) -> Option<T> {
         let a = &self.atomics::<T>(at, 1)?[0];
@@ -301,7 +306,7 @@ impl Bytes {
         }
     }
 
-    /// Copies out; the range must lie inside. Fetches what is needed.
+    /// Copies out; the range must be inside. Fetches chunks as needed.
     pub(crate) fn read(&self, at: u64, out: &mut [u8]) -> Option<()> {
         self.fetch_all(at, out.len() as u64);
         let mut bytes = out.iter_mut();
@@ -322,7 +327,7 @@ impl Bytes {
         Some(())
     }
 
-    /// Copies in; the range must lie inside. Fetches what is needed.
+    /// Copies in; the range must be inside. Fetches chunks as needed.
     pub(crate) fn write(&self, at: u64, data: &[u8]) -> Option<()> {
         self.fetch_all(at, data.len() as u64);
         let lead = usize::try_from(at.wrapping_neg() % 8).ok()?.min(data.len());
@@ -381,7 +386,7 @@ mod tests {
             places[7] = at;
             assert_eq!(b.gather::<u32>(&places).is_some(), there, "{at}");
         }
-        // Rows whose first or last lanes are in a chunk that is not there.
+        // Rows whose first or last lanes are in a chunk that has not been fetched.
         for at in [chunk - 64, 2 * chunk - 64] {
             assert!(b.load_row(at, &mut [0u32; 32]).is_none());
             assert!(b.store_row(at, &[1u32; 32]).is_none());

@@ -1,4 +1,4 @@
-//! Modules: what an image holds, and what of it can run.
+//! Modules: the contents of an image, and the kernels of it that can run.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -14,18 +14,18 @@ use crate::parse::parse;
 use crate::program::{Parameter, Program, Variable};
 use crate::types::Space;
 
-/// What a device says it is: compilers then emit nothing that this crate does not implement.
+/// The capability that a device reports: for it, compilers emit nothing that this crate lacks.
 pub const COMPUTE_CAPABILITY: (u32, u32) = (8, 0);
 
-/// Static shared memory of one kernel at most.
+/// Most bytes of static shared memory of one kernel.
 const SHARED_LIMIT: u64 = 227 << 10;
-/// Parameters of one kernel at most, before PTX ISA 8.1 and from there.
+/// Most bytes of parameters of one kernel, before PTX ISA 8.1 and since.
 const PARAMETERS: [u64; 2] = [0x1100, 32_764];
 
-/// Limits of what is accepted.
+/// The limits of accepted modules.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Options {
-    /// The newest `.version`. 9.0 is what a driver of CUDA 13.0 takes.
+    /// The newest `.version`. A driver of CUDA 13.0 accepts 9.0.
     pub version: (u32, u32),
     /// The highest `sm_` of `.target`.
     pub target: u32,
@@ -55,19 +55,19 @@ pub struct Kernel {
     pub(crate) index: u32,
     /// Its name.
     pub name: String,
-    /// Parameters in their order, with their places among the packed bytes.
+    /// Parameters in order, with their offsets among the packed bytes.
     pub parameters: Vec<Parameter>,
     /// Bytes of the packed parameters.
     pub parameter_bytes: u32,
-    /// Registers that it uses, as PTX numbers them.
+    /// Registers that it uses, in PTX's numbering.
     pub registers: u32,
     /// Static shared memory, bytes.
     pub shared_bytes: u32,
-    /// Local memory a thread, bytes, without what it calls.
+    /// Bytes of local memory per thread, without called functions.
     pub local_bytes: u32,
     /// Constants of the module, bytes.
     pub const_bytes: u64,
-    /// Threads of a block at most.
+    /// Most threads of a block.
     pub max_threads: u32,
     /// `.reqntid`: the only size of a block that may be launched.
     pub required_block: Option<[u32; 3]>,
@@ -93,12 +93,12 @@ impl Module {
     ///
     /// # Errors
     ///
-    /// What the driver answers (200, 209, 218, 222), with a log as ptxas writes it.
+    /// The driver's errors (200, 209, 218, 222), with a log as ptxas writes it.
     pub fn load(image: &[u8]) -> Result<Self, Error> {
         Self::load_with(image, &Options::default())
     }
 
-    /// The same with other limits.
+    /// [`Self::load`] with other limits.
     ///
     /// # Errors
     ///
@@ -126,8 +126,8 @@ impl Module {
     ///
     /// # Errors
     ///
-    /// 500 if there is none of that name; 218, with instruction and line, if it or what it calls uses
-    /// what this crate does not implement.
+    /// 500 if there is none of that name; 218, with instruction and line, if it or a function it
+    /// calls uses an instruction that this crate does not implement.
     pub fn kernel(&self, name: &str) -> Result<Kernel, Error> {
         let found = self
             .by_name
@@ -245,7 +245,7 @@ fn check_header(ast: &Ast<'_>, options: &Options) -> Result<(), Error> {
 fn build(ast: &Ast<'_>) -> Result<Module, Error> {
     let mut found = Vec::new();
     let mut names = Names::default();
-    // A function is what its body says; prototypes may come before it and again.
+    // A function with a body counts; prototypes may come before it and again.
     let mut chosen: Vec<&ast::Function<'_>> = Vec::new();
     for f in &ast.functions {
         match names.functions.get(f.name) {
@@ -384,7 +384,7 @@ fn check_parameters(ast: &Ast<'_>, f: &ast::Function<'_>, found: &mut Vec<Diagno
     }
 }
 
-/// A kernel and all functions that it can get to.
+/// A kernel and all functions that it can reach.
 pub(crate) fn reach(program: &Program, kernel: u32) -> Vec<u32> {
     let mut seen = vec![false; program.functions.len()];
     let mut list = vec![kernel];
@@ -408,8 +408,8 @@ pub(crate) fn reach(program: &Program, kernel: u32) -> Vec<u32> {
     list
 }
 
-/// Where the shared variables of a kernel lie, and the bytes of the static ones. The dynamic ones begin
-/// at the end of these, at their alignment.
+/// The offsets of a kernel's shared variables, and the bytes of the static ones. The dynamic ones
+/// begin after these, at their alignment.
 pub(crate) fn shared_layout(program: &Program, functions: &[u32]) -> (HashMap<u32, u64>, u64) {
     let mut used: Vec<u32> = functions
         .iter()

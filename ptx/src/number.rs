@@ -1,13 +1,13 @@
-//! Arithmetic of f32 as a GPU does it: canonical NaN, signed zeros in order, fused rounding.
+//! f32 arithmetic as on a GPU: canonical NaN, ordered signed zeros, fused rounding.
 #![allow(
     clippy::cast_possible_truncation,
     reason = "narrowing is what these conversions are"
 )]
 
-/// The NaN that arithmetic gives.
+/// The canonical NaN of arithmetic.
 pub(crate) const NAN32: u32 = 0x7fff_ffff;
 
-/// The bits of a result: any NaN becomes the one that a GPU gives.
+/// The bits of a result: any NaN becomes the GPU's canonical one.
 #[inline(always)]
 pub(crate) fn f32r(x: f32) -> u32 {
     canon(x.to_bits())
@@ -50,7 +50,7 @@ pub(crate) fn sat32(x: u32) -> u32 {
     }
 }
 
-/// The smaller; a single NaN loses; −0 is below +0.
+/// The minimum; a single NaN is ignored; −0 is below +0.
 #[inline(always)]
 pub(crate) fn min_f32(a: u32, b: u32) -> u32 {
     let (x, y) = (f32::from_bits(a), f32::from_bits(b));
@@ -60,7 +60,7 @@ pub(crate) fn min_f32(a: u32, b: u32) -> u32 {
     canon(if y.is_nan() { a } else { r })
 }
 
-/// The larger, likewise.
+/// The maximum, likewise.
 #[inline(always)]
 pub(crate) fn max_f32(a: u32, b: u32) -> u32 {
     let (x, y) = (f32::from_bits(a), f32::from_bits(b));
@@ -81,7 +81,8 @@ pub(crate) fn fma_f32<const V3: bool>(a: f32, b: f32, c: f32) -> f32 {
     }
 }
 
-/// x + y, the last bit set if it is not exact: a second rounding to at most 51 bits is then right.
+/// x + y, with the last bit set if it is not exact: a second rounding to at most 51 bits is then
+/// correct.
 #[inline(always)]
 pub(crate) fn odd_sum(x: f64, y: f64) -> f64 {
     let s = x + y;

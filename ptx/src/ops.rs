@@ -1,8 +1,8 @@
-//! The operations that warps spend their time in, each once: the executor's loop and the list of
-//! operations are both made from [`with_hot_ops`].
+//! The operations on which warps spend most of their time, each written once: the executor's loop
+//! and the list of operations are both made from [`with_hot_ops`].
 //!
-//! A row is a name and what it does to one lane. The word before the braces says which registers it
-//! takes: see the functions of the same names in `exec/lanes.rs`. Everything rarer is an
+//! A row is a name and the operation on one lane. The word before the braces names the registers it
+//! takes: see the functions of the same names in `exec/lanes.rs`. Rarer instructions are an
 //! [`Op::Lanes`](crate::ops::Op) with a function for one lane, named by the row of the instruction
 //! table that needs it.
 
@@ -150,12 +150,12 @@ pub(crate) use with_hot_ops;
 
 macro_rules! define_ops {
     (() $($kind:ident { $($name:ident |$($arg:ident),*| $body:expr;)* })*) => {
-        /// What a decoded instruction does. Those of [`with_hot_ops`], then the others.
+        /// The operation of a decoded instruction: those of [`with_hot_ops`], then the others.
         #[derive(Debug, Clone, Copy, PartialEq, Eq)]
         #[repr(u16)]
         pub(crate) enum Op {
             $($($name,)*)*
-            /// d = f(a, b, c) for each lane; the flags of `w` say which registers are wide.
+            /// d = f(a, b, c) for each lane; the flags in `w` tell which registers are wide.
             Lanes,
             /// The same with a predicate as d, combined as `setp` does.
             LanesTest,
@@ -168,9 +168,9 @@ macro_rules! define_ops {
             /// {d, b} = the halves of a.
             Unpack32, Unpack64,
             Bra, Brx, Call, Ret, Exit, Trap, Nop,
-            /// A parameter of the kernel at `imm`: the same for all.
+            /// A parameter of the kernel at `imm`: the same for all lanes.
             Param32, Param64,
-            /// Of the kinds that a warp meets most: one value of the registers' width.
+            /// The most frequent kinds: one value of the registers' width.
             LdGlobal32, LdGlobal64, StGlobal32, StGlobal64, LdShared32, StShared32,
             /// Any other load or store.
             Memory,
@@ -182,7 +182,7 @@ macro_rules! define_ops {
             Fence,
             ActiveMask,
             Clock,
-            /// Nothing but a pause.
+            /// No effect but a pause.
             Sleep,
             /// Copies from global to shared.
             CopyAsync,

@@ -7,14 +7,15 @@ use crate::error::{Diagnostic, Error, refused};
 use crate::lex::{Kind, Token, near, tokens};
 use crate::types::{Space, Type};
 
-/// Blocks within blocks, parentheses within parentheses: no more than so many.
+/// Greatest depth of nested blocks and of nested parentheses.
 const DEPTH: u32 = 100;
-/// Names of one `%r<N>`.
+/// Most names of one `%r<N>`.
 const RANGE: u64 = 1 << 20;
 
 type Parsed<T> = Result<T, Diagnostic>;
 
-/// Parses a module whose first word is `.version`. `check` looks at version and target before the rest is read.
+/// Parses a module whose first word is `.version`. `check` is called with version and target before
+/// the rest is parsed.
 pub(crate) fn parse<'a>(
     text: &'a str,
     check: &dyn Fn(&Ast<'a>) -> Result<(), Error>,
@@ -97,7 +98,7 @@ impl<'a> Parser<'a, '_> {
         }
     }
 
-    /// The error for the token in hand.
+    /// The error for the current token.
     fn wrong(&self) -> Diagnostic {
         let t = self.token();
         let shown = match t.kind {
@@ -348,7 +349,7 @@ impl<'a> Parser<'a, '_> {
         Ok(list)
     }
 
-    /// A declaration with all the names behind its commas.
+    /// A declaration with all of its comma-separated names.
     fn variables(&mut self, linkage: Linkage, out: &mut Vec<Variable<'a>>) -> Parsed<()> {
         let shape = self.shape(linkage)?;
         loop {
@@ -385,7 +386,7 @@ impl<'a> Parser<'a, '_> {
                             format!("Alignment {a} is not a power of two"),
                         ));
                     }
-                    // Of a pointer it is the pointee's.
+                    // For a pointer this is the pointee's.
                     if !pointer {
                         align = a;
                     }
@@ -620,7 +621,7 @@ impl<'a> Parser<'a, '_> {
         }
     }
 
-    /// Statements up to the closing brace, which is taken too.
+    /// Statements up to and including the closing brace.
     fn body(&mut self) -> Parsed<Vec<Statement<'a>>> {
         let mut out = Vec::new();
         while !self.is("}") {
@@ -783,7 +784,7 @@ impl<'a> Parser<'a, '_> {
         }
     }
 
-    /// Whether a parenthesis opens the list of a call, not an expression.
+    /// Whether a parenthesis opens the list of a call rather than an expression.
     fn is_call_list(&self) -> bool {
         match self.second() {
             Kind::Name(n) => n != "WARP_SZ",

@@ -1,8 +1,9 @@
-//! The threads of a device, and what they do in turn.
+//! The threads of a device, and their scheduling.
 //!
-//! A job offers seats: so many threads may work on it at once. Each thread takes at most one seat of every
-//! job and goes round its seats, a step at a time, so that no job keeps another from going on. Threads
-//! start when there is work for them, up to a limit, wait when there is none, and end with the device.
+//! A job offers seats: at most that many threads may work on it at once. Each thread takes at most
+//! one seat of every job and goes round its seats, one step at a time, so that no job keeps another
+//! from going on. Threads start when there is work for them, up to a limit, wait when there is
+//! none, and end with the device.
 
 use std::collections::VecDeque;
 use std::fmt;
@@ -11,21 +12,22 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-/// How long a thread sleeps whose seats all wait for what others do.
+/// Sleep of a thread whose seats all wait for other threads.
 const NAP: Duration = Duration::from_millis(1);
-/// With more seats than this a thread looks between its steps whose time is over: a round takes long then.
+/// With more seats than this a thread checks between steps for seats whose time is up: a round
+/// takes long then.
 const FEW: usize = 8;
-/// And so often it looks.
+/// The interval of those checks.
 const LOOK: Duration = Duration::from_millis(1);
 
-/// What became of a step.
+/// The outcome of a step.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Step {
     /// There is more to do.
     More,
-    /// There will be more, but others must do something first.
+    /// There will be more, but other threads must do something first.
     Idle,
-    /// The seat is not needed any more.
+    /// The seat is no longer needed.
     Left,
 }
 
@@ -41,13 +43,14 @@ pub(crate) trait Job: Send + Sync {
 
 /// One thread's part of a job.
 pub(crate) trait Seat {
-    /// Goes on for some hundred microseconds at most.
+    /// Works for at most some hundred microseconds.
     fn step(&mut self) -> Step;
-    /// Whether its next step would be its last, since it has been ended or its time is over. Must be quick.
+    /// Whether its next step would be its last, because it was ended or its time is up. Must be
+    /// quick.
     fn is_over(&self, now: Instant) -> bool;
 }
 
-/// Brings the first seat whose time is over to the front.
+/// Brings the first seat whose time is up to the front.
 fn prefer_over(seats: &mut VecDeque<Box<dyn Seat>>, looked: &mut Instant) {
     let now = Instant::now();
     if now.saturating_duration_since(*looked) < LOOK {
@@ -59,7 +62,7 @@ fn prefer_over(seats: &mut VecDeque<Box<dyn Seat>>, looked: &mut Instant) {
                 seats.push_front(seat);
             }
         }
-        // With one found there may be more: the next step looks again.
+        // There may be more than this one: the next step checks again.
         None => *looked = now,
     }
 }
@@ -69,8 +72,8 @@ pub(crate) struct Pool {
     limit: u32,
     state: Mutex<State>,
     wake: Condvar,
-    /// The serial number of the newest job: what threads look at between steps. Written under the lock
-    /// of the state, read by the threads' acquire loads, which then take the lock.
+    /// The serial number of the newest job, which threads check between steps. Written under the
+    /// lock of the state, read by the threads' acquire loads, which then take the lock.
     newest: AtomicU64,
 }
 
@@ -78,7 +81,8 @@ pub(crate) struct Pool {
 struct State {
     /// Jobs with seats to take, each with its serial number.
     jobs: VecDeque<(u64, Arc<dyn Job>)>,
-    /// Threads that wait for work, and how many of these have been woken and are not up yet.
+    /// Threads that wait for work, and the number of these that have been woken and are not yet
+    /// running.
     waiting: usize,
     called: usize,
     threads: Vec<JoinHandle<()>>,
@@ -86,7 +90,7 @@ struct State {
 }
 
 impl State {
-    /// Takes the jobs out of the list that have no more seats.
+    /// Removes the jobs that have no more seats from the list.
     fn without_seats(&mut self) -> Vec<(u64, Arc<dyn Job>)> {
         if self.jobs.iter().all(|(_, job)| job.has_seats()) {
             return Vec::new();
@@ -105,7 +109,7 @@ impl fmt::Debug for Pool {
 }
 
 impl Pool {
-    /// So many threads at most; none starts yet.
+    /// A pool of at most `limit` threads; none starts yet.
     pub(crate) fn new(limit: u32) -> Arc<Self> {
         Arc::new(Self {
             limit: limit.max(1),
@@ -119,7 +123,7 @@ impl Pool {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Makes sure of one thread at least. False: the system gives none.
+    /// Ensures that there is at least one thread. False: the system cannot create any.
     pub(crate) fn is_alive(self: &Arc<Self>) -> bool {
         let mut s = self.lock();
         if s.threads.is_empty() && !s.ended {
@@ -137,11 +141,11 @@ impl Pool {
         }
     }
 
-    /// Hands a job to the threads. `inside`: one of them calls, and takes a seat itself.
+    /// Hands a job to the threads. `inside`: the caller is one of them, and takes a seat itself.
     pub(crate) fn push(self: &Arc<Self>, job: Arc<dyn Job>, inside: bool) {
         let mut s = self.lock();
         if s.ended {
-            // Whoever is late does what is left of it: work of an ended device ends at once.
+            // The latecomer does the rest itself: work of an ended device ends at once.
             drop(s);
             while let Some(mut seat) = Arc::clone(&job).sit() {
                 while seat.step() != Step::Left {}
@@ -166,7 +170,8 @@ impl Pool {
         }
     }
 
-    /// Lets the threads do what they have and end; waits for them, unless one of them calls.
+    /// Lets the threads finish their work and end; waits for them, unless the caller is one of
+    /// them.
     pub(crate) fn end(&self) {
         let threads = {
             let mut s = self.lock();
@@ -176,7 +181,7 @@ impl Pool {
         self.wake.notify_all();
         let me = std::thread::current().id();
         for t in threads.into_iter().filter(|t| t.thread().id() != me) {
-            // A panic of a job was answered where it happened.
+            // A panic of a job was reported where it happened.
             let _ = t.join();
         }
     }
@@ -184,7 +189,7 @@ impl Pool {
     fn work(&self) {
         let mut seats: VecDeque<Box<dyn Seat>> = VecDeque::new();
         let mut seen = 0;
-        // Seats in a row that could do nothing.
+        // Consecutive seats that could do nothing.
         let mut idle = 0;
         let mut looked = Instant::now();
         loop {
@@ -201,7 +206,7 @@ impl Pool {
                         .unwrap_or_else(PoisonError::into_inner);
                 }
                 idle = 0;
-                // Freed when the lock is: some jobs hold much memory.
+                // Freed after the lock is released: some jobs hold much memory.
                 let mut gone;
                 loop {
                     for (serial, job) in &s.jobs {
@@ -249,7 +254,7 @@ impl Pool {
                 }
                 Step::Left => {
                     idle = 0;
-                    // What the seat held is freed after its job was answered.
+                    // The seat's memory is freed after its job was answered.
                     drop(seat);
                     let gone = self.lock().without_seats();
                     drop(gone);

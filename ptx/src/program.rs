@@ -1,4 +1,4 @@
-//! A module after every name is looked up: one flat list of instructions, and what they refer to.
+//! A module after name resolution: one flat list of instructions, and the tables they refer to.
 
 use crate::ops::{LaneFn, Op};
 use crate::types::{Space, Type};
@@ -47,7 +47,7 @@ pub(crate) struct Inst {
     pub(crate) imm: i32,
 }
 
-/// What a carry instruction is, in [`Inst::x`].
+/// The kind of a carry instruction, in [`Inst::x`].
 pub(crate) mod chain {
     pub(crate) const ADD: u32 = 0;
     pub(crate) const SUB: u32 = 1;
@@ -74,7 +74,7 @@ pub(crate) struct Memory {
     pub(crate) offset: i64,
 }
 
-/// What an atomic does.
+/// The operation of an atomic.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum AtomicOp {
     Add,
@@ -100,7 +100,7 @@ pub(crate) struct Atomic {
     pub(crate) fence: bool,
 }
 
-/// What lanes do together.
+/// The instructions that lanes execute together.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum SyncOp {
     BarWarp,
@@ -124,7 +124,7 @@ pub(crate) enum SyncOp {
 #[derive(Debug, Clone)]
 pub(crate) struct Sync {
     pub(crate) op: SyncOp,
-    /// A register with the mask of lanes; [`NONE`]: those that are here.
+    /// A register with the mask of lanes; [`NONE`]: those that are present.
     pub(crate) mask: Slot,
     /// Operand a is wide.
     pub(crate) wide: bool,
@@ -156,7 +156,7 @@ pub(crate) enum BarrierKind {
     Or,
 }
 
-/// Where an argument or a result lies, of a function or in its caller.
+/// The place of an argument or a result, in a function or in its caller.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Place {
     /// Bytes of the frame.
@@ -169,7 +169,7 @@ pub(crate) enum Place {
     Pred(Slot),
 }
 
-/// Registers that hold a part of a matrix.
+/// Registers that hold part of a matrix.
 #[derive(Debug, Clone)]
 pub(crate) struct Fragment {
     pub(crate) ty: Type,
@@ -188,10 +188,10 @@ pub(crate) enum Matrix {
         c: Fragment,
         d: Fragment,
         saturate: bool,
-        /// The fragments are of `wmma`.
+        /// The fragments have the layout of `wmma`.
         opaque: bool,
     },
-    /// `ldmatrix`, `stmatrix`: 8 × 8 matrices of 16 bits, a row's address from each lane.
+    /// `ldmatrix`, `stmatrix`: 8 × 8 matrices of 16 bits, each row's address from a lane.
     Rows {
         regs: Vec<Slot>,
         transposed: bool,
@@ -211,7 +211,7 @@ pub(crate) enum Matrix {
     },
 }
 
-/// What is called.
+/// The target of a call.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Callee {
     Function(u32),
@@ -288,7 +288,7 @@ pub(crate) enum Special {
 }
 
 impl Special {
-    /// Whether another block has another value.
+    /// Whether its value differs between blocks.
     pub(crate) fn is_of_block(self) -> bool {
         matches!(
             self,
@@ -333,11 +333,11 @@ pub(crate) struct Function {
     pub(crate) constants: Vec<Constant>,
     /// Bytes of the frame: parameters, staging and `.local` variables.
     pub(crate) frame: u32,
-    /// Of these the `.local` variables: what counts as stack.
+    /// Bytes of the `.local` variables among these, which count as stack.
     pub(crate) locals: u32,
     pub(crate) params: Vec<Place>,
     pub(crate) results: Vec<Place>,
-    /// Of a kernel.
+    /// A kernel's parameters; empty for other functions.
     pub(crate) layout: Vec<Parameter>,
     pub(crate) param_bytes: u32,
     pub(crate) limits: crate::ast::Limits,
@@ -359,14 +359,14 @@ pub(crate) struct Variable {
     pub(crate) size: u64,
     pub(crate) align: u32,
     pub(crate) dynamic: bool,
-    /// The initial bytes, shorter than the size if the rest is zero.
+    /// The initial bytes; the rest, up to the size, is zero.
     pub(crate) init: Vec<u8>,
-    /// Addresses in the initial bytes: where, how many bytes, of what, plus what.
+    /// Addresses in the initial bytes: offset, number of bytes, target, addend.
     pub(crate) relocations: Vec<(u64, u32, Target, i64)>,
     pub(crate) module_scope: bool,
 }
 
-/// What an initialiser takes the address of.
+/// The target of an address in an initialiser.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Target {
     Variable(u32),

@@ -1,9 +1,9 @@
-//! Bytes that may be used, and who uses them.
+//! Memory quotas and the charges against them.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-/// A number of bytes, and how many of them are in use.
+/// A limit in bytes, and the bytes in use.
 #[derive(Debug)]
 pub(crate) struct Quota {
     limit: u64,
@@ -17,7 +17,7 @@ pub(crate) struct Charge {
     bytes: AtomicU64,
 }
 
-// Counters only: no data is handed over with them, so all accesses are relaxed.
+// Counters only: they guard no data, so all accesses are relaxed.
 impl Quota {
     pub(crate) fn new(limit: u64) -> Arc<Self> {
         Arc::new(Self {
@@ -34,7 +34,7 @@ impl Quota {
         self.used.load(Ordering::Relaxed)
     }
 
-    /// So many bytes, if that many are left.
+    /// Charges `bytes`, if that many are left.
     pub(crate) fn take(self: &Arc<Self>, bytes: u64) -> Option<Charge> {
         let charge = Charge {
             of: Arc::clone(self),
@@ -45,7 +45,7 @@ impl Quota {
 }
 
 impl Charge {
-    /// More bytes, if that many are left.
+    /// Charges `bytes` more, if that many are left.
     pub(crate) fn grow(&self, bytes: u64) -> bool {
         let more = |used: u64| used.checked_add(bytes).filter(|n| *n <= self.of.limit);
         let grown = self
@@ -59,13 +59,13 @@ impl Charge {
         grown
     }
 
-    /// Gives bytes back that [`Self::grow`] took.
+    /// Returns bytes that [`Self::grow`] took.
     pub(crate) fn shrink(&self, bytes: u64) {
         self.bytes.fetch_sub(bytes, Ordering::Relaxed);
         self.of.used.fetch_sub(bytes, Ordering::Relaxed);
     }
 
-    /// Whether nobody else uses any of the quota.
+    /// Whether no one else uses any of the quota.
     pub(crate) fn is_alone(&self) -> bool {
         self.of.used() <= self.bytes.load(Ordering::Relaxed)
     }

@@ -1,4 +1,4 @@
-//! Where addresses lead (PTX ISA 5.1): every access of a kernel is decided here.
+//! The address map (PTX ISA 5.1): the target of every access of a kernel is decided here.
 
 use std::sync::Arc;
 
@@ -7,22 +7,23 @@ use crate::memory::Bytes;
 use crate::quota::Charge;
 use crate::types::Space;
 
-/// Shared memory of the own block; of block r of the cluster from `SHARED + (r + 1 << RANK_SHIFT)`.
+/// Shared memory of the lane's own block; that of block r of the cluster starts at `SHARED + (r + 1
+/// << RANK_SHIFT)`.
 pub(crate) const SHARED: u64 = 1 << 40;
 pub(crate) const RANK_SHIFT: u32 = 24;
-/// Memory of the own thread.
+/// Memory of the lane's own thread.
 pub(crate) const LOCAL: u64 = 2 << 40;
 /// Parameters of the kernel.
 pub(crate) const PARAM: u64 = 3 << 40;
-/// Functions, 16 apart; nothing to read there.
+/// Functions, 16 apart; not readable.
 pub(crate) const FUNCTION: u64 = 4 << 40;
 /// Constants of the modules.
 pub(crate) const CONST: u64 = 5 << 40;
-/// What is allocated, and module variables.
+/// Allocations and module variables.
 pub(crate) const GLOBAL: u64 = 0x7f00_0000_0000;
 /// The end of all addresses.
 pub(crate) const END: u64 = 1 << 48;
-/// An address below this is one within the space that the instruction names.
+/// An address below this is an offset in the space that the instruction names.
 const WINDOW: u64 = 1 << 40;
 
 /// A range of device memory.
@@ -31,7 +32,7 @@ pub(crate) struct Region {
     pub(crate) base: u64,
     pub(crate) bytes: Bytes,
     pub(crate) read_only: bool,
-    /// What it takes of the quota: given back when nobody holds the region any more.
+    /// Its charge against the quota, returned when nobody holds the region any more.
     pub(crate) _charge: Charge,
 }
 
@@ -44,11 +45,12 @@ pub(crate) struct Fault {
     pub(crate) lane: u32,
 }
 
-/// Why an instruction has not been executed.
+/// The reasons why an instruction has not been executed.
 #[derive(Debug)]
 pub(crate) enum Halt {
     Fault(Fault),
-    /// Memory that it needs had to be fetched, more than may be at once. Nothing has happened, and it is executed again.
+    /// More memory had to be fetched than is allowed at once. Nothing has happened, and the
+    /// instruction is executed again.
     Again,
 }
 
@@ -69,7 +71,7 @@ impl Fault {
     }
 }
 
-/// The region that holds an address; `hit` is where the last one was found.
+/// The region that contains an address; `hit` is the index of the last one found.
 #[inline(always)]
 pub(crate) fn region<'r>(
     regions: &'r [Arc<Region>],
@@ -101,7 +103,7 @@ pub(crate) fn space_of(addr: u64) -> Space {
     }
 }
 
-/// The start of the window of a space; 0 where an address is the same in the space and generic.
+/// The start of the window of a space; 0 where addresses in the space are generic addresses.
 pub(crate) fn window(space: Space) -> u64 {
     match space {
         Space::Shared => SHARED,
@@ -111,7 +113,7 @@ pub(crate) fn window(space: Space) -> u64 {
     }
 }
 
-/// `cvta`: an address of `space` as a generic one. One that already is stays.
+/// `cvta`: the generic form of an address of `space`. A generic address stays as it is.
 pub(crate) fn to_generic(space: Space, addr: u64) -> u64 {
     if addr < WINDOW {
         addr + window(space)
@@ -120,7 +122,7 @@ pub(crate) fn to_generic(space: Space, addr: u64) -> u64 {
     }
 }
 
-/// `cvta.to`: the way back.
+/// `cvta.to`: the reverse.
 pub(crate) fn from_generic(space: Space, addr: u64) -> u64 {
     let base = window(space);
     if base != 0 && addr >> 40 == base >> 40 {
@@ -130,17 +132,17 @@ pub(crate) fn from_generic(space: Space, addr: u64) -> u64 {
     }
 }
 
-/// Where an address leads, its window taken away.
+/// The target of an address, with the offset in its window.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Lead {
     Global(u64),
-    /// Block of the cluster, if not the own, and offset.
+    /// The cluster's block, unless it is the lane's own, and the offset.
     Shared(Option<u32>, u64),
     Local(u64),
     Param(u64),
 }
 
-/// Decides by the space that the instruction names and the address.
+/// Determines the target from the space that the instruction names and the address.
 #[inline]
 pub(crate) fn lead(space: Space, addr: u64) -> Lead {
     let inside = match space {

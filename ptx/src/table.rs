@@ -1,12 +1,12 @@
 //! The instructions: one row each, which the decoder, `docs/ptx.md`, the tests and fuzzing read.
 //!
-//! To add an instruction: a row here, with the function that decodes it; a test then tries every form
-//! of the row, and another says that the document is out of date.
+//! To add an instruction, add a row here, with the function that decodes it; a test then tries
+//! every form of the row, and another reports that the document is out of date.
 //!
-//! A form is an instruction as one writes it. `{a,b,}` stands for any one of these, or nothing. Of the
-//! operands `H`, `R` and `D` are registers of 16, 32 and 64 bits, `P` a predicate, `I` a small
-//! constant, `A` an address in a 64-bit register, `S` one in shared memory, `M` a mask of lanes, `L` a
-//! label.
+//! A form is an instruction as it is written. `{a,b,}` stands for any one of these, or nothing.
+//! Among the operands `H`, `R` and `D` are registers of 16, 32 and 64 bits, `P` a predicate, `I` a
+//! small constant, `A` an address in a 64-bit register, `S` one in shared memory, `M` a mask of
+//! lanes, `L` a label.
 
 use std::collections::HashSet;
 use std::sync::OnceLock;
@@ -25,7 +25,7 @@ pub struct Row {
     pub name: &'static str,
     /// Chapter of the PTX ISA.
     pub chapter: Chapter,
-    /// All that is implemented; empty: nothing is.
+    /// All implemented forms; empty: the family is not implemented.
     pub forms: &'static [&'static str],
     /// The least `sm_` of `.target`.
     pub sm: u32,
@@ -297,7 +297,7 @@ pub(crate) fn row(name: &str) -> Option<&'static Row> {
     map.get(name).map(|k| &TABLE[*k])
 }
 
-/// Modifiers of what is refused, so that the refusal is about the instruction.
+/// Modifiers of refused instructions, so that the error is about the instruction.
 const FOREIGN: &[&str] = &[
     "mma_async",
     "commit_group",
@@ -423,7 +423,7 @@ pub(crate) fn is_modifier(word: &str) -> bool {
         || word.contains("::")
 }
 
-/// All that a form stands for. Braces that hold operands stay.
+/// All instructions that a form stands for. Braces that hold operands stay.
 #[must_use]
 pub fn expand(form: &str) -> Vec<String> {
     let mut from = 0;

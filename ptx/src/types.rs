@@ -7,19 +7,19 @@ macro_rules! types {
         pub enum Type { $(#[doc = concat!("`.", $name, "`")] $v,)* }
 
         impl Type {
-            /// The type that is written so, without the dot.
+            /// The type with this name, without the dot.
             #[must_use]
             pub fn parse(name: &str) -> Option<Self> {
                 match name { $($name => Some(Self::$v),)* _ => None }
             }
 
-            /// How it is written, without the dot.
+            /// Its name, without the dot.
             #[must_use]
             pub fn name(self) -> &'static str {
                 match self { $(Self::$v => $name,)* }
             }
 
-            /// Its width; 1 for a predicate.
+            /// Its width in bits; 1 for a predicate.
             #[must_use]
             pub fn bits(self) -> u32 {
                 match self { $(Self::$v => $bits,)* }
@@ -35,7 +35,7 @@ macro_rules! types {
     };
 }
 
-/// How the bits of a type are read.
+/// The interpretation of a type's bits.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum NumberKind {
     Bits,
@@ -75,7 +75,7 @@ impl Type {
 /// A state space.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Space {
-    /// Any of the others, told apart by the address.
+    /// Any of the others, determined by the address.
     Generic,
     /// The device's memory.
     Global,

@@ -24,7 +24,7 @@ fn list() -> String {
             chapter.title()
         );
         for r in rows {
-            // The opcode alone: operands are as the ISA says.
+            // The opcode alone: the ISA defines the operands.
             let mut opcodes: Vec<&str> = r
                 .forms
                 .iter()

@@ -1,7 +1,8 @@
-//! Kernels that never end, each busy in another way, leave the thread often, and end when they are told to.
+//! Kernels that never end, each busy in another way, yield the thread often, and end when told to.
 //!
-//! Nothing here is measured in time: one thread does the kernel and a stream of small work in turn, so between
-//! two of these lies one step of the kernel, and the kernel counts its rounds.
+//! Nothing here depends on time: one thread executes the kernel and a stream of small work in turn,
+//! so between two items of small work there is one step of the kernel, and the kernel counts its
+//! rounds.
 
 mod hostile;
 
@@ -14,7 +15,7 @@ use vgpu_ptx::{Cancel, Code, Config, Device, Launch, Module, Stream, Work};
 /// Far beyond what anything here takes.
 const PATIENCE: Duration = Duration::from_secs(300);
 
-/// What is seen between two steps of a kernel.
+/// The observations between two steps of a kernel.
 #[derive(Debug)]
 struct Watch {
     device: Device,
@@ -30,7 +31,7 @@ struct Watch {
 
 /// Visits before the kernel is told to end.
 const VISITS: usize = 24;
-/// The same for those that do not count, or are still getting their memory.
+/// The same for kernels that do not count, or whose memory is still being allocated.
 const LATEST: usize = 4000;
 
 impl Watch {

@@ -1,4 +1,4 @@
-//! Whoever is waited for gets its turn.
+//! A warp that others wait for gets its turn.
 
 use vgpu_ptx::{Config, Device, Launch, Module};
 
@@ -35,7 +35,7 @@ fn warps_that_wait_for_a_warp_of_their_block_end() {
     let loaded = device.load(&module).unwrap();
     let out = device.allocate(4).unwrap();
     let how = Launch {
-        // A thousand times what it takes.
+        // A thousand times the need.
         steps: 100_000_000,
         ..Launch::new([1; 3], [1024, 1, 1])
     };

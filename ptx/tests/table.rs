@@ -1,9 +1,9 @@
-//! Each form of the table of instructions is one that loads.
+//! Each form in the table of instructions loads.
 
 use vgpu_ptx::table::{TABLE, expand};
 use vgpu_ptx::{Module, Options};
 
-/// A kernel with one instruction, its operands put in for the letters.
+/// A kernel with one instruction, with operands substituted for the letters.
 fn kernel(form: &str) -> String {
     let (opcode, operands) = form.split_once(' ').unwrap_or((form, ""));
     let mut out = String::new();
@@ -12,7 +12,7 @@ fn kernel(form: &str) -> String {
         *n += 1;
         format!("{name}{}", *n % 8)
     };
-    // `H?`: the last source, and a predicate behind it where the opcode combines.
+    // `H?`: the last source, followed by a predicate where the opcode combines.
     let combined = [".and.", ".or.", ".xor."]
         .iter()
         .any(|w| opcode.contains(w));

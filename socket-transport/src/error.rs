@@ -1,12 +1,12 @@
-//! Why there is no connection.
+//! Errors of connecting and accepting.
 
 use std::io;
 
 use crate::handshake::Refused;
 use crate::secret_line::SecretError;
 
-/// Why a connection did not come about. `Display` is one line of what, [`advice`](Self::advice) one
-/// of what to do.
+/// The reason why a connection could not be made. `Display` is one line with the failure,
+/// [`advice`](Self::advice) one with the remedy.
 #[derive(Debug, thiserror::Error)]
 #[error("{what}")]
 pub struct ConnectError {
@@ -31,31 +31,31 @@ impl ConnectError {
         }
     }
 
-    /// One line: what to do.
+    /// One line: the remedy.
     pub fn advice(&self) -> &str {
         &self.advice
     }
 
-    /// Whether the caller asked for it to end.
+    /// Whether the caller interrupted it.
     pub fn is_interrupted(&self) -> bool {
         self.interrupted
     }
 }
 
-/// Why a client that connected over TCP is not let in. For the log: the client gets no answer.
+/// The reasons why a client over TCP is not admitted. For the log: the client gets no answer.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum AcceptError {
     /// It went away first, as a port scan does.
     #[error("it closed the connection {}", after(*.received))]
     Gone {
-        /// Bytes that came before.
+        /// Bytes received before.
         received: usize,
     },
-    /// Its time is over.
+    /// Its time was up.
     #[error("it was too slow: time ran out {}", after(*.received))]
     TimedOut {
-        /// Bytes that came before.
+        /// Bytes received before.
         received: usize,
     },
     /// It does not know the secret, or is not a client of this mediator.
@@ -64,7 +64,7 @@ pub enum AcceptError {
     /// The file of secrets cannot be read.
     #[error("{error} ({})", error.advice())]
     Secrets {
-        /// Why.
+        /// The reason.
         error: SecretError,
     },
     /// The operating system refused.

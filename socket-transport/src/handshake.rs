@@ -1,7 +1,7 @@
-//! Who is there: both sides of a TCP connection show that they know the same secret.
+//! Authentication: both sides of a TCP connection prove that they know the same secret.
 //!
 //! The Noise protocol `NNpsk0` (25519, AES-256-GCM, SHA-256) with the secret's key; names and
-//! numbers here are what is on the wire.
+//! numbers below are those on the wire.
 //!
 //! ```text
 //! client → mediator   "vgpu" | version 1, 1 byte | n, 1 byte | NAME, n bytes | Noise message 1, 48 bytes
@@ -9,11 +9,11 @@
 //! client → mediator   a record with the content "ready"
 //! ```
 //!
-//! The name stands in front in clear, because it says which key to take; it is part of what both
-//! sides authenticate. Message 1 shows that its maker knows the key, but it may be an old one sent
-//! again: only `ready`, sealed with keys that hang on the mediator's own random number, shows that
-//! the client is there now. Until then nothing is done for it but this arithmetic. New keys for
-//! every connection also mean that a secret that leaks later does not open what was recorded.
+//! The name comes first, unencrypted, because it selects the key; it is part of the authenticated
+//! transcript. Message 1 proves that its maker knows the key, but it may be replayed: only `ready`,
+//! sealed with keys that depend on the mediator's own random number, proves that the client is
+//! present now. Until then the mediator does nothing for it but this arithmetic. Since every
+//! connection has new keys, a secret that leaks later does not decrypt recorded traffic.
 
 use std::fmt;
 
@@ -34,7 +34,7 @@ const VERSION: u8 = 1;
 /// Bytes of a Noise message of the handshake: a public key and a tag.
 pub const MESSAGE: usize = 48;
 
-/// Bytes in front of the name.
+/// Bytes before the name.
 pub const GREETING_START: usize = 6;
 
 /// Content of the client's first record.
@@ -43,26 +43,26 @@ const READY: &[u8] = b"ready";
 /// Bytes of the client's first record.
 pub const READY_RECORD: usize = LENGTH + READY.len() + TAG;
 
-/// Why a client is refused.
+/// The reasons why a client is refused.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum Refused {
-    /// Other first bytes than a client's.
+    /// The first bytes are not a client's.
     #[error("it is no vgpu client: it began with {}", Shown(.0))]
     Stranger([u8; GREETING_START]),
-    /// A client of another time.
+    /// A client with another version of the protocol.
     #[error("it speaks version {0} of the handshake; this mediator speaks {VERSION}")]
     Version(u8),
-    /// What can be no name.
+    /// The name is invalid.
     #[error("it gave no name that can be in a file of secrets")]
     NoName,
-    /// Nobody has that name.
+    /// No secret has that name.
     #[error("there is no secret for the name {0}")]
     Unknown(String),
     /// It has another key.
     #[error("its key is not the one of {0}")]
     WrongKey(String),
-    /// An old greeting, sent again by somebody who has no key.
+    /// An old greeting, replayed without the key.
     #[error("it repeated a greeting of {0} and could not go on")]
     Replayed(String),
 }
@@ -92,7 +92,7 @@ impl fmt::Debug for Greeting {
 }
 
 impl Greeting {
-    /// What the client says first.
+    /// The client's first message, with the state that waits for the answer.
     pub fn new(secret: &Secret) -> (Self, Vec<u8>) {
         let mut bytes = greeting_start(secret.name());
         let mut noise = builder(&bytes, secret.key())
@@ -102,7 +102,7 @@ impl Greeting {
         (Self { noise }, bytes)
     }
 
-    /// Takes the answer. Returns the stream, and the record that must be sent first.
+    /// Takes the answer. Returns the stream, and the record to send first.
     ///
     /// # Errors
     /// The mediator does not know the secret.
@@ -119,7 +119,7 @@ impl Greeting {
     }
 }
 
-/// A client that the mediator has answered, and that must now show that it is there.
+/// A client that the mediator has answered, and that must now prove its presence.
 #[derive(Debug)]
 pub struct Answered {
     name: String,
@@ -127,11 +127,11 @@ pub struct Answered {
 }
 
 impl Answered {
-    /// Takes a whole greeting, [`greeting_length`] bytes, and asks `expected` for the key of the name
-    /// in it. Returns what to answer.
+    /// Takes a whole greeting, [`greeting_length`] bytes, and asks `expected` for the key of the
+    /// name in it. Returns the answer to send.
     ///
     /// # Errors
-    /// It is not that of a client with a secret, or `expected` fails.
+    /// The greeting is not that of a client with a secret, or `expected` fails.
     pub fn new<E: From<Refused>>(
         greeting: &[u8],
         expected: impl FnOnce(&str) -> Result<Expected, E>,
@@ -173,7 +173,7 @@ impl Answered {
     /// Takes the client's first record with its length. Returns the client's name and the stream.
     ///
     /// # Errors
-    /// It does not know the secret after all.
+    /// The client does not know the secret after all.
     pub fn finish(mut self, ready: &[u8; READY_RECORD]) -> Result<(String, Records), Refused> {
         let mut content = [0; READY_RECORD];
         match self.records.open(&ready[LENGTH..], &mut content) {
@@ -185,7 +185,7 @@ impl Answered {
     }
 }
 
-/// How long a greeting is that begins with `start`.
+/// Length in bytes of the greeting that begins with `start`.
 ///
 /// # Errors
 /// It is not a greeting.
@@ -278,7 +278,7 @@ pub(crate) mod tests {
         let third = Secret::generate("them").unwrap();
         let refused = answered(&greeting, &secrets(&[&third])).unwrap_err();
         assert_eq!(refused, Refused::Unknown("us".into()));
-        // Nor can a mediator without the key answer, even with another greeting's answer.
+        // A mediator without the key cannot answer either, even with another greeting's answer.
         let (_, answer) = answered(&greeting, &secrets(&[&ours])).unwrap();
         let (another, _) = Greeting::new(&ours);
         assert_eq!(another.finish(&answer).unwrap_err(), WrongAnswer);
@@ -288,7 +288,7 @@ pub(crate) mod tests {
     #[test]
     fn a_greeting_is_bound_to_its_name() {
         let ours = Secret::generate("aa").unwrap();
-        // The same key under two names: still nobody can pass for the other.
+        // The same key under two names: neither can still pass for the other.
         let twin = Secret::parse(&ours.to_line().replace("aa ", "bb ")).unwrap();
         let (_, mut greeting) = Greeting::new(&ours);
         greeting[GREETING_START..GREETING_START + 2].copy_from_slice(b"bb");

@@ -1,4 +1,4 @@
-//! From the socket to the reader: bytes as they come, or records to be opened.
+//! From the socket to the reader: plain bytes, or records to be opened.
 
 use vgpu_transport::TransportError;
 
@@ -6,21 +6,21 @@ use crate::pending::Pending;
 use crate::record::{LENGTH, MAX_RECORD, Records, first_record};
 use crate::socket::{Received, Socket};
 
-/// Bytes taken from the socket at once.
+/// Most bytes taken from the socket at once.
 const RECEIVED: usize = 4 * MAX_RECORD;
 
-/// A reader's memory of at least this many bytes is filled by the kernel directly.
+/// The kernel fills a reader's buffer of at least this many bytes directly.
 const DIRECT: usize = 16 << 10;
 
-/// What is wrong with them.
+/// The violation, for the message.
 pub(crate) const DESCRIPTORS: &str = "descriptors came, which no session has";
 
 type Result<T> = std::result::Result<T, TransportError>;
 
-/// What came from the socket and was not read yet.
+/// Bytes received from the socket and not read yet.
 #[derive(Default)]
 pub(crate) struct Incoming {
-    /// Room for what is taken from the socket; made with the first read.
+    /// Room for received bytes; allocated by the first read.
     bytes: Vec<u8>,
     start: usize,
     end: usize,
@@ -29,13 +29,13 @@ pub(crate) struct Incoming {
     over: Option<Over>,
 }
 
-/// Why nothing more can be read.
+/// The reasons why nothing more can be read.
 enum Over {
     /// The other side has closed.
     End,
-    /// The connection is gone, without an end.
+    /// The connection broke, without an end of the stream.
     Cut,
-    /// What came is not what was sent.
+    /// The bytes received are not those sent.
     Violation(String),
 }
 
@@ -44,7 +44,7 @@ impl Over {
         Self::Violation(DESCRIPTORS.to_owned())
     }
 
-    /// What every read from then on returns.
+    /// The result of every later read.
     fn answer(&self) -> Result<Option<usize>> {
         match self {
             Self::End => Ok(Some(0)),
@@ -55,7 +55,7 @@ impl Over {
 }
 
 impl Incoming {
-    /// Whether a read has something to say without asking the kernel.
+    /// Whether a read has a result without asking the kernel.
     pub(crate) fn is_ready(&self, sealed: bool) -> bool {
         let whole = match sealed {
             true => first_record(self.unread()).is_some(),
@@ -64,8 +64,8 @@ impl Incoming {
         whole || self.over.is_some() || !self.content.is_empty()
     }
 
-    /// Reads bytes as they came. Takes what the socket has in one system call: into `buf`, and
-    /// what does not fit a small one into memory of its own.
+    /// Reads plain bytes. Takes what the socket has in one system call: into `buf`, and the excess
+    /// of a small one into memory of its own.
     pub(crate) fn read_plain(&mut self, socket: &Socket, buf: &mut [u8]) -> Result<Option<usize>> {
         let n = buf.len().min(self.end - self.start);
         if n > 0 {
@@ -93,7 +93,7 @@ impl Incoming {
         }
     }
 
-    /// Reads the content of records: as many as are there whole and fit `buf`.
+    /// Reads the content of records: as many as are complete and fit `buf`.
     pub(crate) fn read_records(
         &mut self,
         socket: &Socket,
@@ -132,8 +132,8 @@ impl Incoming {
         &self.bytes[self.start..self.end]
     }
 
-    /// Where more can be taken into. There is always some: a record that is not whole is shorter
-    /// than all the room.
+    /// The room for further bytes. There always is some: an incomplete record is shorter than the
+    /// whole buffer.
     fn room(&mut self) -> &mut [u8] {
         if self.bytes.is_empty() {
             self.bytes.resize(RECEIVED, 0);
@@ -153,8 +153,8 @@ impl Incoming {
         n
     }
 
-    /// Opens the next record, if it is whole; straight into `buf` after `filled` where it fits.
-    /// Returns whether there is more to look at.
+    /// Opens the next record, if it is complete; straight into `buf` after `filled` where it fits.
+    /// Returns whether there may be another.
     fn open_next(&mut self, records: &mut Records, buf: &mut [u8], filled: &mut usize) -> bool {
         if self.over.is_some() {
             return false;

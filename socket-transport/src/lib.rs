@@ -1,16 +1,16 @@
 #![forbid(unsafe_code)]
 //! Sessions over sockets: `unix:PATH` within one machine, `tcp:HOST:PORT` over a network.
 //!
-//! Both give a [`SocketTransport`], which carries a session as a ring does. What differs is trust.
-//! A Unix socket shows who is at the other end, and its bytes never leave the kernel: they travel
-//! as they are. Over TCP both sides first prove that they know the same [`Secret`], and everything
-//! after that is encrypted and authenticated, the end of the stream included.
+//! Both give a [`SocketTransport`], which carries a session as a ring does. They differ in trust. A
+//! Unix socket identifies the process at the other end, and its bytes never leave the kernel, so
+//! they are sent in the clear. Over TCP both sides first prove that they know the same [`Secret`],
+//! and everything after that is encrypted and authenticated, including the end of the stream.
 //!
 //! | module | what it does |
 //! |---|---|
-//! | [`handshake`] | who is there: bytes in, bytes out, no socket |
+//! | [`handshake`] | authentication: bytes in, bytes out, no socket |
 //! | [`record`] | the encrypted stream: records sealed and opened, no socket |
-//! | `transport` | a session's stream on a socket: when to wait, when it ends |
+//! | `transport` | a session's stream on a socket: its waits and its end |
 //! | `outgoing`, `incoming` | its bytes to and from the kernel, in few system calls |
 //! | `unix`, `tcp`, `resolve` | from an address to a connected socket, within a deadline |
 //! | `secret`, `secrets` | a name with its key, and the files that hold them |

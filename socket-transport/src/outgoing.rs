@@ -9,24 +9,24 @@ use crate::socket::Socket;
 /// Writes below this many bytes are gathered.
 const GATHERED: usize = 16 << 10;
 
-/// Records that wait for the kernel at most.
+/// Most records that wait for the kernel.
 const PENDING_RECORDS: usize = 4;
 
 type Result<T> = std::result::Result<T, TransportError>;
 
-/// What was written and is not with the kernel yet.
+/// Bytes written and not yet passed to the kernel.
 #[derive(Debug, Default)]
 pub(crate) struct Outgoing {
     /// Content not yet sealed, or not yet sent.
     gathered: Pending,
     /// Records on their way to the kernel. Unused where nothing is sealed.
     sealed: Pending,
-    /// Set when nothing can be sent any more.
+    /// Nothing more can be sent.
     send_closed: bool,
 }
 
 impl Outgoing {
-    /// Whether the other side, or the system, takes nothing any more.
+    /// Whether nothing more can be sent.
     pub(crate) fn is_send_closed(&self) -> bool {
         self.send_closed
     }
@@ -61,7 +61,7 @@ impl Outgoing {
         }
     }
 
-    /// Gives the kernel what waits, as far as it has room.
+    /// Passes waiting bytes to the kernel, as far as it has room.
     pub(crate) fn push(&mut self, socket: &Socket, records: Option<&mut Records>) -> Result<()> {
         if self.send_closed {
             return Ok(());
@@ -80,7 +80,7 @@ impl Outgoing {
         Ok(())
     }
 
-    /// The same for what is sealed already.
+    /// [`push`](Self::push) for sealed records only.
     pub(crate) fn push_sealed(&mut self, socket: &Socket) -> Result<()> {
         while !self.send_closed && !self.sealed.is_empty() {
             match socket.send(self.sealed.bytes(), &[]) {
@@ -130,7 +130,7 @@ impl Outgoing {
         Ok(taken)
     }
 
-    /// Seals what there is room for; returns how many bytes.
+    /// Seals as much of `buf` as there is room for; returns its bytes.
     fn seal(&mut self, records: &mut Records, buf: &[u8]) -> usize {
         let mut taken = 0;
         while taken < buf.len() && self.has_room() {
@@ -140,7 +140,7 @@ impl Outgoing {
                 taken += MAX_CONTENT;
                 continue;
             }
-            // The end of a large write waits a moment for the next header.
+            // The rest of a large write waits briefly for the next header.
             let n = rest.len().min(MAX_CONTENT - self.gathered.len());
             self.gathered.end().extend_from_slice(&rest[..n]);
             taken += n;
@@ -156,7 +156,7 @@ impl Outgoing {
         self.gathered.clear();
     }
 
-    /// No later call takes what can never be sent.
+    /// No later call accepts bytes that can never be sent.
     fn failed(&mut self, socket: &Socket, error: std::io::Error) -> TransportError {
         self.send_closed = true;
         self.gathered.clear();

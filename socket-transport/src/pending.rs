@@ -33,7 +33,7 @@ impl Pending {
         self.gone = 0;
     }
 
-    /// Where further bytes are appended. What is gone makes room first.
+    /// The buffer to append further bytes to. Bytes already gone are removed first.
     pub(crate) fn end(&mut self) -> &mut Vec<u8> {
         if self.gone > 0 {
             self.bytes.drain(..self.gone);

@@ -1,38 +1,38 @@
-//! The encrypted stream: what is sent is cut into records, each sealed for itself.
+//! The encrypted stream: the data is cut into records, each sealed separately.
 //!
 //! ```text
-//! length of what follows, 2 bytes big-endian | ciphertext | tag, 16 bytes
+//! length of the rest, 2 bytes big-endian | ciphertext | tag, 16 bytes
 //! ```
 //!
 //! Each record is encrypted with the next number of its direction as nonce, so a record that was
-//! changed, left out, repeated or moved does not open. A record without content is the end of the
-//! stream: a connection that ends without one was cut off.
+//! changed, left out, repeated or moved does not open. An empty record is the end of the stream: a
+//! connection that ends without one was cut off.
 
 use snow::TransportState;
 
-/// Bytes of the length in front of a record.
+/// Bytes of the length field before a record.
 pub const LENGTH: usize = 2;
 
 /// Bytes of the authentication tag of a record.
 pub const TAG: usize = 16;
 
-/// Content of a record at most, in bytes: Noise messages are at most 65,535 bytes long.
+/// Most bytes of content in a record: Noise messages are at most 65,535 bytes long.
 pub const MAX_CONTENT: usize = 65_535 - TAG;
 
-/// A record on the wire at most, in bytes.
+/// Most bytes of a record on the wire.
 pub(crate) const MAX_RECORD: usize = LENGTH + MAX_CONTENT + TAG;
 
-/// Records under one key. 2^20 of them are 64 GiB at most, far below what AES-GCM can do with one
-/// key (some 2^24 records of this length, by the reckoning of RFC 8446 §5.5).
+/// Records under one key. 2^20 of them are at most 64 GiB, far below the limit of AES-GCM for one
+/// key (some 2^24 records of this length, by RFC 8446 §5.5).
 const RECORDS_PER_KEY: u64 = 1 << 20;
 
-/// Why a record does not open.
+/// The reasons why a record does not open.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum RecordError {
     /// Shorter than a tag.
     #[error("a record of {0} bytes, which is shorter than its tag")]
     Short(usize),
-    /// It is not what the other side sealed at this place of the stream.
+    /// It is not the record that the other side sealed at this place of the stream.
     #[error("a record was changed, repeated or left out on its way")]
     Forged,
 }
@@ -60,11 +60,11 @@ impl Records {
         }
     }
 
-    /// Appends `content`, at most [`MAX_CONTENT`] bytes, to `out` as one record. No content is the
-    /// end of the stream.
+    /// Appends `content`, at most [`MAX_CONTENT`] bytes, to `out` as one record. Empty content is
+    /// the end of the stream.
     ///
     /// # Panics
-    /// `content` is longer.
+    /// If `content` is longer.
     pub fn seal(&mut self, content: &[u8], out: &mut Vec<u8>) {
         let start = out.len() + LENGTH;
         let length = u16::try_from(content.len() + TAG).expect("at most MAX_CONTENT bytes");
@@ -84,14 +84,14 @@ impl Records {
         }
     }
 
-    /// Opens the record of which `sealed` is what follows the length. Returns how many bytes of
-    /// `out` it filled; none: the end of the stream.
+    /// Opens the record whose bytes after the length are `sealed`. Returns the number of bytes
+    /// filled in `out`; 0 is the end of the stream.
     ///
-    /// `out` should be as long as `sealed`, and must not be shorter than the content; what does
-    /// not open leaves it in any state.
+    /// `out` should be as long as `sealed`, and must not be shorter than the content. After an
+    /// error its contents are unspecified.
     ///
     /// # Errors
-    /// It is not what was sealed. Nothing after it opens either.
+    /// It is not the record that was sealed. No record after it opens either.
     pub fn open(&mut self, sealed: &[u8], out: &mut [u8]) -> Result<usize, RecordError> {
         if sealed.len() < TAG {
             return Err(RecordError::Short(sealed.len()));
@@ -111,7 +111,8 @@ impl Records {
     }
 }
 
-/// The first whole record in `bytes`: where what follows its length ends. `None`: not whole yet.
+/// The first complete record in `bytes`: the end of its bytes after the length. `None`: not
+/// complete yet.
 pub fn first_record(bytes: &[u8]) -> Option<usize> {
     let (length, _) = bytes.split_first_chunk::<LENGTH>()?;
     let end = LENGTH + usize::from(u16::from_be_bytes(*length));

@@ -10,16 +10,16 @@ use nix::net::if_::if_nametoindex;
 
 use crate::error::ConnectError;
 
-/// Addresses of one name that are tried at most.
+/// Most addresses tried for one name.
 const MOST_ADDRESSES: usize = 16;
 
-/// Questions to the system's resolver under way at most, in the whole process. It cannot be told
-/// to give up, so one that has outlived its deadline keeps a thread until it ends by itself.
+/// Most requests to the system's resolver under way in the whole process. It cannot be told to give
+/// up, so a request that has outlived its deadline keeps a thread until it ends by itself.
 const MOST_QUESTIONS: usize = 16;
 
 static QUESTIONS: AtomicUsize = AtomicUsize::new(0);
 
-/// How often a wait asks whether to give up.
+/// Interval at which a wait checks whether to give up.
 const STOP_CHECK_INTERVAL: Duration = Duration::from_millis(50);
 
 /// A place among [`MOST_QUESTIONS`].
@@ -27,7 +27,7 @@ struct Question;
 
 impl Question {
     fn begin() -> Option<Self> {
-        // Relaxed: the number stands for itself; `drop` in any thread is its partner.
+        // Relaxed: the count guards no other data; `drop` in any thread is its partner.
         let more = |n| (n < MOST_QUESTIONS).then_some(n + 1);
         QUESTIONS
             .fetch_update(Ordering::Relaxed, Ordering::Relaxed, more)
@@ -73,7 +73,7 @@ pub(crate) fn resolve(
                 .to_socket_addrs()
                 .map(|found| found.take(MOST_ADDRESSES).collect::<Vec<_>>());
             drop(question);
-            // Nobody may wait for it any more.
+            // Fails if nobody waits for it any more.
             let _ = answer.send(found);
         })
         .map_err(|error| failed(&error.to_string()))?;
@@ -81,7 +81,7 @@ pub(crate) fn resolve(
         if interrupted() {
             return Err(ConnectError::interrupted());
         }
-        // Read before the look, so that there is one after the deadline.
+        // Read before checking, so that one check follows the deadline.
         let left = deadline.saturating_duration_since(Instant::now());
         match answers.recv_timeout(left.min(STOP_CHECK_INTERVAL)) {
             Ok(Ok(addresses)) if addresses.is_empty() => return Err(failed("none is known")),
@@ -93,7 +93,7 @@ pub(crate) fn resolve(
     }
 }
 
-/// The address in a text such as `fe80::1%eth0`; `None` if it is something else.
+/// The address in a text such as `fe80::1%eth0`; `None` if it is anything else.
 fn with_zone(host: &str, port: u16) -> Result<Option<SocketAddr>, ConnectError> {
     let Some((address, zone)) = host.split_once('%') else {
         return Ok(None);
@@ -151,8 +151,8 @@ mod tests {
         let far = now + Duration::from_secs(60);
         let found = resolve("localhost", 7, far, &|| false).unwrap();
         assert!(found.iter().all(|address| address.ip().is_loopback()));
-        // RFC 2606 keeps this name from ever existing; a resolver that cannot be reached takes long
-        // to say so.
+        // RFC 2606 reserves this name, so it never exists; with an unreachable resolver the error
+        // takes long.
         let soon = Instant::now() + Duration::from_secs(5);
         let error = resolve("nobody.invalid", 7, soon, &|| false).unwrap_err();
         assert!(error.to_string().contains("nobody.invalid"), "{error}");

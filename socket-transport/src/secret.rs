@@ -57,7 +57,7 @@ impl Secret {
         })
     }
 
-    /// By which the mediator knows the client.
+    /// The name by which the mediator knows the client.
     pub fn name(&self) -> &str {
         &self.name
     }
@@ -70,9 +70,9 @@ impl Secret {
         &self.key
     }
 
-    /// `NAME KEY`, as it stands in a file. Wiped when dropped.
+    /// `NAME KEY`, as in a file. Wiped when dropped.
     pub fn to_line(&self) -> Zeroizing<String> {
-        // Written into room enough, so that no copy stays behind.
+        // Written into a buffer that is large enough, so that no copy stays behind.
         let mut line = Zeroizing::new(String::with_capacity(MAX_NAME + 1 + 2 * KEY));
         line.push_str(&self.name);
         line.push(' ');

@@ -11,8 +11,8 @@ pub(crate) const KEY: usize = 32;
 /// 32 secret bytes, wiped when dropped.
 pub(crate) type Key = Zeroizing<[u8; KEY]>;
 
-/// Why a text or a file holds no secret. `Display` is one line of what, [`advice`](Self::advice)
-/// one of what to do.
+/// The reason why a text or a file holds no secret. `Display` is one line with the failure,
+/// [`advice`](Self::advice) one with the remedy.
 #[derive(Debug, thiserror::Error)]
 #[error("{what}")]
 pub struct SecretError {
@@ -21,7 +21,7 @@ pub struct SecretError {
 }
 
 impl SecretError {
-    /// What went wrong with a secret, and what to do about it.
+    /// An error with its remedy.
     pub fn new(what: impl Into<String>, advice: impl Into<String>) -> Self {
         Self {
             what: what.into(),
@@ -29,13 +29,13 @@ impl SecretError {
         }
     }
 
-    /// One line: what to do.
+    /// One line: the remedy.
     pub fn advice(&self) -> &str {
         &self.advice
     }
 }
 
-/// Whether `name` can be in a file of secrets, and in a log.
+/// Whether `name` is valid in a file of secrets and in a log.
 pub(crate) fn is_name(name: &str) -> bool {
     let sound = |c: char| c.is_ascii_alphanumeric() || "-._".contains(c);
     (1..=MAX_NAME).contains(&name.len()) && name.chars().all(sound)
@@ -62,7 +62,7 @@ pub(crate) fn random_key() -> Result<Key, SecretError> {
     Ok(key)
 }
 
-/// `NAME KEY`: the name and the key's digits. No error of this repeats what may be a key.
+/// `NAME KEY`: the name and the key's digits. No error repeats anything that may be a key.
 pub(crate) fn split_line(line: &str) -> Result<(&str, &str), SecretError> {
     let advice = "write NAME KEY, as vgpuctl secret NAME prints it";
     let mut words = line.split_whitespace();

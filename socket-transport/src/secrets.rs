@@ -1,8 +1,8 @@
 //! The files that hold secrets.
 //!
-//! One secret a line; empty lines and lines that begin with `#` say nothing. A mediator's file holds
-//! one secret for each client, a client's file its own. Anyone who reads a key can be that client, so a
-//! file that others can read is refused.
+//! One secret per line; empty lines and lines that begin with `#` are ignored. A mediator's file
+//! holds one secret for each client, a client's file its own. Anyone who reads a key can pass for
+//! that client, so a file that others can read is refused.
 
 use std::collections::BTreeSet;
 use std::fmt;
@@ -38,7 +38,7 @@ impl Secrets {
                 "check the path; vgpuctl secret NAME prints a line for such a file",
             )
         };
-        // Without O_NONBLOCK a fifo in its place would hold the program up.
+        // Without O_NONBLOCK a FIFO in its place would block the program.
         let flags = nix::fcntl::OFlag::O_NONBLOCK | nix::fcntl::OFlag::O_CLOEXEC;
         let file = nix::fcntl::open(path, flags, nix::sys::stat::Mode::empty())
             .map_err(|errno| failed(errno.into()))?;
@@ -109,17 +109,17 @@ impl Secrets {
         self.lines().filter_map(|line| split_line(line).ok())
     }
 
-    /// Whose secrets there are.
+    /// The names that have a secret.
     pub fn names(&self) -> impl Iterator<Item = &str> {
         self.entries().map(|(name, _)| name)
     }
 
-    /// What a client must know that says it is `name`.
+    /// The key that a client claiming to be `name` must know.
     ///
     /// # Errors
     /// The system has no random numbers.
     pub fn expected(&self, name: &str) -> Result<Expected, SecretError> {
-        // For every name, so that the two kinds of name take the same time.
+        // For every name, so that known and unknown names take the same time.
         let decoy = random_key()?;
         let found = self.entries().find(|(entry, _)| *entry == name);
         Ok(Expected {
@@ -159,7 +159,7 @@ impl Expected {
         }
     }
 
-    /// A key that nobody has, for a name that nobody has.
+    /// A key that nobody has, for an unknown name.
     pub fn decoy(secret: Secret) -> Self {
         Self {
             key: secret.into_key(),
@@ -167,9 +167,9 @@ impl Expected {
         }
     }
 
-    /// The key, and whether it is somebody's. For a name that nobody has it is a key that nobody
-    /// knows: the handshake fails in the same steps as with a wrong key, so that a stranger does not
-    /// learn which names exist.
+    /// The key, and whether it is a client's. For an unknown name it is a key that nobody knows:
+    /// the handshake fails in the same steps as with a wrong key, so that a stranger does not learn
+    /// which names exist.
     pub(crate) fn key_or_decoy(&self) -> (&[u8; KEY], bool) {
         (&self.key, self.known)
     }
@@ -210,7 +210,7 @@ fn read_text(mut file: File, length: usize) -> io::Result<Zeroizing<String>> {
     }
 }
 
-/// Whether a line is more than space or a comment.
+/// Whether a line is anything but blank or a comment.
 fn says(line: &str) -> bool {
     let line = line.trim();
     !line.is_empty() && !line.starts_with('#')

@@ -21,16 +21,16 @@ use crate::secrets::Expected;
 use crate::socket::{Ready, Received, Socket, is_gone, poll};
 use crate::transport::SocketTransport;
 
-/// How often a wait asks whether to give up.
+/// Interval at which a wait checks whether to give up.
 const STOP_CHECK_INTERVAL: Duration = Duration::from_millis(50);
 
-/// Connects to the mediator at `host` and `port` and shows it `secret`, until `deadline` at the
-/// latest. All addresses of `host` are tried. `interrupted` is asked now and then whether to give
-/// up.
+/// Connects to the mediator at `host` and `port` and proves knowledge of `secret`, until `deadline`
+/// at the latest. All addresses of `host` are tried. `interrupted` is called now and then; the
+/// attempt ends once it returns true.
 ///
 /// # Errors
-/// No address, nobody there, or no mediator that knows the secret. No mediator takes a connection
-/// without one: `None` is an error that says how to get one.
+/// No address, nobody there, or no mediator that knows the secret. `None` as secret is an error
+/// that says how to get one, since no mediator accepts a connection without.
 pub fn connect_tcp(
     host: &str,
     port: u16,
@@ -52,7 +52,7 @@ pub fn connect_tcp(
     let addresses = resolve(host, port, deadline, interrupted)?;
     let mut failures = Vec::new();
     for (index, address) in addresses.iter().enumerate() {
-        // Each address has its share of the time, so that one that does not answer leaves some to
+        // Each address gets a share of the time, so that one that does not answer leaves some to
         // the next.
         let left = deadline.saturating_duration_since(Instant::now());
         let others = u32::try_from(addresses.len() - index).unwrap_or(u32::MAX);
@@ -83,7 +83,7 @@ fn reach(
     let fd: OwnedFd = socket(family, SockType::Stream, flags, None)?;
     match connect(fd.as_raw_fd(), &SockaddrStorage::from(*address)) {
         Ok(()) => return Ok(TcpStream::from(fd)),
-        // EINTR: it goes on by itself.
+        // EINTR: the connection attempt goes on.
         Err(Errno::EINPROGRESS | Errno::EINTR) => {}
         Err(errno) => return Err(errno),
     }
@@ -98,7 +98,7 @@ fn reach(
         let until = deadline.min(Instant::now() + STOP_CHECK_INTERVAL);
         match poll(&fd, write, until) {
             Ok(Some(_)) => break,
-            // Until the deadline itself has been waited for, and so looked after it.
+            // Until the wait for the deadline itself has ended, and so checked after it.
             Ok(None) if until < deadline => {}
             Ok(None) => return Err(Errno::ETIMEDOUT),
             Err(error) => return Err(Errno::from_raw(error.raw_os_error().unwrap_or_default())),
@@ -158,7 +158,7 @@ fn greet(
             "check that it is a vgpu-mediatord, and whether it is busy or stopped \
              (vgpuctl status there)",
         ),
-        // Why it refuses, the mediator tells its own log only.
+        // The mediator gives its reason only in its own log.
         Failure::Gone => ConnectError::new(
             format!(
                 "what listens at {place} did not accept the secret {}",
@@ -189,17 +189,18 @@ fn greet(
     Ok(SocketTransport::sealed(socket, records))
 }
 
-/// Finds out who connected, until `deadline` at the latest. Returns the stream, and the client's name.
+/// Authenticates a client, until `deadline` at the latest. Returns the stream, and the client's
+/// name.
 ///
-/// `expected` is asked for the key of a name once a whole greeting was read that could be a client's,
-/// see [`Secrets::expected`](crate::Secrets::expected); what else it has read of the secrets it should
-/// have dropped when it returns, since this then waits for the client.
+/// `expected` is called for the key of a name once a whole greeting was read that could be a
+/// client's, see [`Secrets::expected`](crate::Secrets::expected). It should have dropped all other
+/// secrets when it returns, since this then waits for the client.
 ///
-/// Costs little until the client has shown that it has a secret: two hundred bytes and a few
-/// thousandths of a second of arithmetic at most.
+/// Costs little until the client has proved that it has a secret: at most two hundred bytes and a
+/// few milliseconds of arithmetic.
 ///
 /// # Errors
-/// The client has no secret, or does not show it in time, or `expected` fails.
+/// The client has no secret, or does not prove it in time, or `expected` fails.
 pub fn accept_tcp(
     stream: TcpStream,
     expected: impl FnOnce(&str) -> Result<Expected, SecretError>,
@@ -239,7 +240,7 @@ pub fn accept_tcp(
     Ok((SocketTransport::sealed(socket, records), name))
 }
 
-/// A handshake's bytes, before there are records.
+/// The exchange of a handshake's bytes, before there are records.
 struct Exchange<'a> {
     socket: &'a Socket,
     deadline: Instant,
@@ -287,7 +288,7 @@ impl Exchange<'_> {
         Ok(())
     }
 
-    /// Fills `bytes`, and never takes more; counts in `received`.
+    /// Fills `bytes`, and never takes more; adds to `received`.
     fn receive(&self, bytes: &mut [u8], received: &mut usize) -> Result<(), Failure> {
         let mut filled = 0;
         while filled < bytes.len() {
@@ -316,7 +317,7 @@ impl Exchange<'_> {
             if poll(self.socket, wanted, until)?.is_some() {
                 return Ok(());
             }
-            // Not the clock: the last look must come after the deadline.
+            // Not the clock: the last check must come after the deadline.
             if until >= self.deadline {
                 return Err(Failure::TimedOut);
             }

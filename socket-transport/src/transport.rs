@@ -1,4 +1,4 @@
-//! A session's stream on a connected socket: when to wait, and when it ends.
+//! A session's stream on a connected socket: its waits and its end.
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
@@ -14,16 +14,16 @@ use crate::socket::{Ready, Received, Socket, poll, poll_or};
 
 type Result<T> = std::result::Result<T, TransportError>;
 
-/// A session's stream over a socket: as it is over `unix:`, encrypted over `tcp:`.
+/// A session's stream over a socket: plain over `unix:`, encrypted over `tcp:`.
 ///
 /// Small writes are gathered and leave with the next large one, with a flush, or when the caller
 /// waits; large ones go straight from the caller's memory. Reads take what the socket has in one
 /// system call and hand it out in the portions that the caller asks for.
 ///
-/// A read past the other side's [`close`](Transport::close) is the end of the stream. A connection
-/// that breaks without it is [`TransportError::Closed`] over TCP, however it broke: nobody between
-/// the two sides can make a stream end early and whole. Over a Unix socket, where nobody is in
-/// between, a process that dies looks like one that closes.
+/// A read past the other side's [`close`](Transport::close) is the end of the stream. Over TCP a
+/// connection that breaks without it is [`TransportError::Closed`], however it broke: nobody on the
+/// path can make a truncated stream look complete. Over a Unix socket, where nobody is in between,
+/// a process that dies looks like one that closes.
 pub struct SocketTransport {
     socket: Socket,
     records: Option<Box<Records>>,
@@ -44,7 +44,7 @@ impl SocketTransport {
     /// The stream on an accepted Unix socket.
     ///
     /// # Errors
-    /// The system's.
+    /// The system's error.
     pub fn from_unix(stream: UnixStream) -> io::Result<Self> {
         Self::connected_unix(stream, "unix: (accepted)".to_owned())
     }
@@ -67,13 +67,13 @@ impl SocketTransport {
         }
     }
 
-    /// Whether bytes wait for room in the kernel. A caller that polls the descriptor itself should then poll
-    /// for writing too, and call [`flush`](Transport::flush) when it is possible.
+    /// Whether bytes wait for room in the kernel. A caller that polls the descriptor itself should
+    /// then poll for writing too, and call [`flush`](Transport::flush) when it is possible.
     pub fn wants_write(&self) -> bool {
         self.outgoing.is_waiting()
     }
 
-    /// Whether [`try_read`](Transport::try_read) has something without asking the kernel.
+    /// Whether [`try_read`](Transport::try_read) has a result without asking the kernel.
     pub fn has_received(&self) -> bool {
         self.incoming.is_ready(self.records.is_some())
     }
@@ -83,8 +83,8 @@ impl SocketTransport {
             .push(&self.socket, self.records.as_deref_mut())
     }
 
-    /// Waits as [`wait_or`](Transport::wait_or) says. What waits to be sent goes out meanwhile,
-    /// whatever is waited for.
+    /// Waits like [`wait_or`](Transport::wait_or). Gathered bytes are sent meanwhile, whatever the
+    /// wait is for.
     fn wait_until(
         &mut self,
         interest: Option<Interest>,
@@ -93,11 +93,12 @@ impl SocketTransport {
     ) -> Result<()> {
         let reading = matches!(interest, Some(Interest::Read | Interest::ReadOrWrite));
         let writing = matches!(interest, Some(Interest::Write | Interest::ReadOrWrite));
-        // Over a Unix socket only the kernel's room counts; records have some of their own.
+        // Over a Unix socket only the kernel's room counts; records have room of their own.
         let plain = self.records.is_none();
         loop {
             match self.push() {
-                // A caller that wants to write learns of it from the write; bytes may be left to read.
+                // A caller that wants to write learns of it from the write; there may still be
+                // bytes to read.
                 Err(TransportError::Closed) => {}
                 other => other?,
             }
@@ -132,7 +133,7 @@ impl SocketTransport {
         }
     }
 
-    /// Waits until all that was written is with the kernel.
+    /// Waits until the kernel has all written bytes.
     fn drain(&mut self, deadline: Instant, until_readable: bool) -> Result<()> {
         let mut listening = true;
         loop {
@@ -155,7 +156,7 @@ impl SocketTransport {
         }
     }
 
-    /// Throws away what the socket has. Returns whether more may come.
+    /// Discards the bytes in the socket. Returns whether more may come.
     fn discard(&mut self) -> Result<bool> {
         let mut scrap = [0; 16 << 10];
         match self.socket.receive(&mut scrap, &mut []) {
@@ -165,8 +166,8 @@ impl SocketTransport {
         }
     }
 
-    /// Waits until the other side has ended its stream too. A socket that is closed with bytes
-    /// unread resets the connection, and what was sent last may never arrive.
+    /// Waits until the other side has ended its stream too. Closing a socket with unread bytes
+    /// resets the connection, and the last bytes sent may never arrive.
     fn linger(&mut self, deadline: Instant) {
         let wanted = Ready {
             read: true,
@@ -188,7 +189,7 @@ impl Transport for SocketTransport {
         if buf.is_empty() {
             return Ok(Some(0));
         }
-        // The other side may wait for these; whether it takes them is the writer's to know.
+        // The other side may wait for these; a failure is left to the next write to report.
         let _ = self.outgoing.push_sealed(&self.socket);
         match &mut self.records {
             Some(records) => self.incoming.read_records(&self.socket, records, buf),
@@ -200,7 +201,7 @@ impl Transport for SocketTransport {
         self.try_write_parts(&[buf])
     }
 
-    /// What leaves at once leaves in one system call.
+    /// Bytes that are sent at once are sent in one system call.
     fn try_write_parts(&mut self, parts: &[&[u8]]) -> Result<usize> {
         if self.closed || self.outgoing.is_send_closed() {
             return Err(TransportError::Closed);
@@ -222,8 +223,8 @@ impl Transport for SocketTransport {
         self.wait_until(interest, Some(waker), deadline)
     }
 
-    /// Where the other side sends and takes nothing, its bytes come first: this returns early so
-    /// that the caller reads them, and the rest leaves with its next call.
+    /// If the other side sends without reading, its bytes come first: this returns early so that
+    /// the caller reads them, and the rest is sent by its next call.
     fn flush(&mut self, deadline: Instant) -> Result<()> {
         if self.closed || self.outgoing.is_send_closed() {
             return Err(TransportError::Closed);

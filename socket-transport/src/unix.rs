@@ -15,14 +15,14 @@ use nix::sys::socket::{AddressFamily, SockFlag, SockType, UnixAddr, connect, soc
 use crate::error::ConnectError;
 use crate::transport::SocketTransport;
 
-/// How often a listener whose queue is full is asked again.
+/// Interval at which a listener with a full queue is tried again.
 const RETRY: Duration = Duration::from_millis(20);
 
-/// Connects to the mediator's Unix socket at `path`, until `deadline` at the latest. `interrupted` is
-/// asked now and then whether to give up.
+/// Connects to the mediator's Unix socket at `path`, until `deadline` at the latest. `interrupted`
+/// is called now and then; the attempt ends once it returns true.
 ///
 /// # Errors
-/// Nobody listens there, nobody takes the connection in time, or it may not be made.
+/// Nobody listens there, nobody accepts the connection in time, or this user may not connect.
 pub fn connect_unix(
     path: &Path,
     deadline: Instant,
@@ -34,8 +34,8 @@ pub fn connect_unix(
         .map_err(|error| ConnectError::new(error.to_string(), "look at the system's log"))
 }
 
-/// As [`connect_unix`], the bare stream, whose reads and writes do not block. `scheme` is that of the
-/// endpoint, for what to do when nobody listens: a mediator listens at a path for one kind of
+/// As [`connect_unix`], but returns the bare, non-blocking stream. `scheme` is that of the
+/// endpoint, for the advice when nobody listens: a mediator listens at a path for one kind of
 /// session.
 ///
 /// # Errors
@@ -53,18 +53,18 @@ pub fn connect_unix_stream(
     }
 }
 
-/// As [`connect_unix_stream`], for sockets that are no mediator's endpoint, whose errors mean other
-/// things to people.
+/// As [`connect_unix_stream`], for sockets that are not a mediator's endpoint and need other error
+/// messages.
 ///
 /// # Errors
-/// What the system says; of kind [`io::ErrorKind::WouldBlock`] when the listener's queue was full until
-/// `deadline`.
+/// The system's error; of kind [`io::ErrorKind::WouldBlock`] when the listener's queue was full
+/// until `deadline`.
 pub fn dial_unix(path: &Path, deadline: Instant) -> io::Result<UnixStream> {
     Ok(open(path, deadline, &|| false)?)
 }
 
-/// A blocking `connect` to a listener whose queue is full would wait for ever. `EINTR` means that
-/// `interrupted` said so.
+/// Connects without blocking: a blocking `connect` to a listener whose queue is full would wait for
+/// ever. `EINTR` means that `interrupted` returned true.
 fn open(
     path: &Path,
     deadline: Instant,
@@ -91,7 +91,7 @@ fn open(
 fn refused(scheme: &str, full_path: &Path, errno: Errno) -> ConnectError {
     let path = full_path.display();
     let start = format!("start one: vgpu-mediatord --listen {scheme}:{path}");
-    // The kernel refuses to connect to anything else than a socket as if nobody listened.
+    // For anything other than a socket the kernel's error is the same as when nobody listens.
     let found = || fs::metadata(full_path).ok().map(|found| found.file_type());
     match errno {
         Errno::ECONNREFUSED if found().is_some_and(|kind| kind.is_dir()) => ConnectError::new(

@@ -1,29 +1,29 @@
-//! How a test of this workspace says that it, or a part of it, could not run here.
+//! Reports that a test of this workspace, or a part of it, could not run here.
 //!
-//! libtest knows no skip at run time: a test that returns early has passed, and what it printed is
-//! swallowed. [`skipped`] writes one line to the process's own standard error, which libtest does not
-//! capture. `cargo xtask test` finds these lines, prints them once more before its summary and counts
-//! them.
+//! libtest has no skip at run time: a test that returns early has passed, and its output is
+//! captured. [`skipped`] writes one line to the process's own standard error, which libtest does
+//! not capture. `cargo xtask test` finds these lines, prints them once more before its summary and
+//! counts them.
 
 use std::io::Write;
 use std::panic::Location;
 
-/// What the line begins with; `cargo xtask test` looks for it.
+/// The beginning of the line; `cargo xtask test` searches for it.
 pub const MARK: &str = "SKIPPED: ";
 
-/// Says that the calling test does not show here what it is for, and `why`: what is missing and, where
-/// something can be done about it, what.
+/// Reports that the calling test does not show its property here, and `why`: the missing piece and,
+/// where there is one, the remedy.
 #[track_caller]
 pub fn skipped(why: impl std::fmt::Display) {
     // One write, so that lines of tests that run at once do not mix; and one line, however long the
-    // reason is.
+    // reason.
     let text = line(Location::caller(), std::thread::current().name(), &why);
-    // A standard error that is closed is no reason to fail.
+    // A closed standard error is no reason to fail.
     let _ = std::io::stderr().write_all(text.as_bytes());
 }
 
 fn line(at: &Location<'_>, thread: Option<&str>, why: &dyn std::fmt::Display) -> String {
-    // libtest names its threads after their tests, but for the one that runs everything.
+    // libtest names its threads after their tests, except the one that runs all of them.
     let test = thread.filter(|name| *name != "main").unwrap_or("a test");
     let why = why.to_string().replace('\n', " ");
     format!("{MARK}{test} ({}:{}): {why}\n", at.file(), at.line())

@@ -1,9 +1,9 @@
-//! A number of bytes as people write it, for the command lines of this workspace.
+//! Parsing of byte counts, for the command lines of this workspace.
 
-/// Reads `65536`, `64K` or `1M`: digits, and K for 2^10 or M for 2^20 of them.
+/// Parses `65536`, `64K` or `1M`: digits, with K for units of 2^10 or M for units of 2^20.
 ///
 /// # Errors
-/// A line that says what is needed, if the text is anything else, zero, or more than a `usize` holds.
+/// A line with the expected form, if the text is anything else, zero, or more than a `usize` holds.
 pub fn parse(text: &str) -> Result<usize, String> {
     let (digits, unit) = match text.as_bytes().last() {
         Some(b'K' | b'k') => (&text[..text.len() - 1], 1 << 10),

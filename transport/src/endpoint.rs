@@ -1,12 +1,12 @@
-//! Where a mediator is: `xen:`, `local:PATH`, `unix:PATH`, `tcp:HOST:PORT`, `file:DIR`, and lists of
-//! these.
+//! Addresses of mediators: `xen:`, `local:PATH`, `unix:PATH`, `tcp:HOST:PORT`, `file:DIR`, and
+//! lists of these.
 
 use std::fmt;
 use std::net::Ipv6Addr;
 use std::path::PathBuf;
 use std::str::FromStr;
 
-/// One way to reach a mediator, or for a mediator to be reached.
+/// One way to reach a mediator, or at which a mediator listens.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum Endpoint {
@@ -21,8 +21,8 @@ pub enum Endpoint {
     Unix(PathBuf),
     /// `tcp:HOST:PORT`: over a network.
     Tcp {
-        /// A name or an address; of IPv6 without the brackets, and with a zone where it needs one
-        /// (`fe80::1%eth0`).
+        /// A name or an address; an IPv6 address without the brackets, with a zone where it needs
+        /// one (`fe80::1%eth0`).
         host: String,
         /// Never 0.
         port: u16,
@@ -31,7 +31,7 @@ pub enum Endpoint {
     File(PathBuf),
 }
 
-/// Why a text is not an endpoint.
+/// The reasons why a text is not an endpoint.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum EndpointError {
@@ -40,10 +40,10 @@ pub enum EndpointError {
         "the endpoint is empty; write one of xen:, local:PATH, unix:PATH, tcp:HOST:PORT, file:DIR"
     )]
     Empty,
-    /// No `scheme:` in front.
+    /// No `scheme:` at the start.
     #[error("'{0}' has no scheme; write xen:, local:{0}, unix:{0}, tcp:{0}:PORT or file:{0}")]
     NoScheme(String),
-    /// A scheme nobody knows.
+    /// An unknown scheme.
     #[error(
         "'{0}:' is no endpoint scheme; there are xen:, local:PATH, unix:PATH, tcp:HOST:PORT and \
          file:DIR"
@@ -52,12 +52,12 @@ pub enum EndpointError {
     /// `local:`, `unix:` or `file:` without a path.
     #[error("'{0}:' needs a path after the colon, as in {0}:{example}", example = example(.0))]
     EmptyPath(&'static str),
-    /// `xen:` with what can be no domain's id, name or uuid.
+    /// `xen:` followed by something other than a domain's id, name or uuid.
     #[error(
         "'xen:{0}' names no domain; write xen: for dom0, or a domid, a name or a uuid after it"
     )]
     NoDomain(String),
-    /// `tcp:` without a host and a port of its own.
+    /// `tcp:` without a host and a port.
     #[error(
         "'tcp:{0}' is no address; write tcp:HOST:PORT or tcp:[IPV6]:PORT, PORT from 1 to 65535"
     )]
@@ -90,7 +90,7 @@ impl FromStr for Endpoint {
     }
 }
 
-/// A path as it may stand after the colon.
+/// An example of a path for this scheme.
 fn example(scheme: &str) -> &'static str {
     match scheme {
         "file" => "/mnt/vgpu",
@@ -141,8 +141,8 @@ fn address(rest: &str) -> Result<Endpoint, EndpointError> {
     Ok(Endpoint::Tcp { host, port })
 }
 
-/// An IPv6 address in its usual form, with its zone if it has one: `fe80::1%eth0`, where the zone is
-/// the name or the number of an interface (RFC 4007, section 11).
+/// An IPv6 address in canonical form, with its zone if it has one: `fe80::1%eth0`, where the zone
+/// is the name or the number of an interface (RFC 4007, section 11).
 fn ipv6(text: &str) -> Option<String> {
     let (address, zone) = match text.split_once('%') {
         Some((address, zone)) => (address, Some(zone)),

@@ -1,11 +1,12 @@
 #![forbid(unsafe_code)]
-//! Shared by every way to a mediator, whatever bytes it carries; nothing here knows of sessions.
+//! The parts shared by every way to a mediator, whatever bytes it carries; nothing here knows of
+//! sessions.
 //!
 //! | module | what it holds |
 //! |---|---|
 //! | [`transport`] | [`Transport`], the ordered byte stream that rings, files and sockets are |
 //! | [`waker`] | [`Waker`], by which another thread ends a wait for a transport |
-//! | [`endpoint`] | `xen:`, `local:PATH`, `tcp:HOST:PORT`, …: where a mediator is |
+//! | [`endpoint`] | `xen:`, `local:PATH`, `tcp:HOST:PORT`, …: the addresses of mediators |
 //! | [`clock`] | the time, for deadlines |
 //! | [`byte_count`] | `64K`, `1M`: sizes on command lines |
 //! | [`output`] | writing all of a text to standard output, blocking or not |

@@ -1,7 +1,8 @@
 //! Writing to standard output and other descriptors of unknown state: everything, or an error.
 //!
-//! Whatever started the program may have made its output non-blocking, a state that the processes share.
-//! The standard library writes until such a pipe is full and gives up; this waits for room instead.
+//! The process that started the program may have made its output non-blocking, a state that
+//! processes share. The standard library writes until such a pipe is full and gives up; this waits
+//! for room instead.
 
 use std::io;
 use std::os::fd::AsFd;
@@ -13,7 +14,7 @@ use nix::unistd::write;
 /// Writes all of `bytes` to the descriptor, and waits while it has no room.
 ///
 /// # Errors
-/// What the system says; of kind [`io::ErrorKind::BrokenPipe`] when the reader is gone.
+/// The system's error; of kind [`io::ErrorKind::BrokenPipe`] when the reader is gone.
 pub fn write_all(to: &impl AsFd, mut bytes: &[u8]) -> io::Result<()> {
     while !bytes.is_empty() {
         match write(to, bytes) {

@@ -9,11 +9,11 @@ use std::time::{Duration, Instant};
 
 use crate::waker::Waker;
 
-/// First and longest turn in which a transport that knows of no waker is waited for.
+/// First and longest turn of a wait for a transport that does not support wakers.
 const FIRST_TURN: Duration = Duration::from_millis(1);
 const LONGEST_TURN: Duration = Duration::from_millis(20);
 
-/// What a caller of [`Transport::wait`] wants to do next.
+/// The next operation that a caller of [`Transport::wait`] intends.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Interest {
     /// Wait until [`Transport::try_read`] may make progress.
@@ -24,7 +24,7 @@ pub enum Interest {
     ReadOrWrite,
 }
 
-/// Why a transport could not do what it was asked.
+/// The reasons why a transport's call can fail.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum TransportError {
@@ -40,7 +40,7 @@ pub enum TransportError {
     /// The operating system refused.
     #[error("{context}: {source}")]
     Io {
-        /// What was being done.
+        /// The operation that failed.
         context: String,
         /// The system's answer.
         source: io::Error,
@@ -49,7 +49,7 @@ pub enum TransportError {
 
 /// An ordered stream of bytes in each direction.
 ///
-/// Both ends obey one rule that keeps a full pipe from becoming a deadlock: **whoever waits to
+/// Both ends obey one rule that keeps a full pipe from becoming a deadlock: **a side that waits to
 /// write also keeps reading** where the session allows the other side to send, which
 /// [`Interest::ReadOrWrite`] makes possible on one thread.
 pub trait Transport: Send {
@@ -62,8 +62,8 @@ pub trait Transport: Send {
     /// Takes up to `buf.len()` bytes for sending, without waiting; 0 means there is no room now.
     fn try_write(&mut self, buf: &[u8]) -> Result<usize, TransportError>;
 
-    /// Takes up to all bytes of `parts`, one part after the other, for sending, without waiting. Where
-    /// the transport can, the other side sees all that was taken at once.
+    /// Takes up to all bytes of `parts`, one part after the other, for sending, without waiting.
+    /// Where the transport can, the other side sees all bytes taken at once.
     fn try_write_parts(&mut self, parts: &[&[u8]]) -> Result<usize, TransportError> {
         let mut taken = 0;
         for part in parts.iter().filter(|part| !part.is_empty()) {
@@ -98,7 +98,7 @@ pub trait Transport: Send {
         let Some(interest) = interest else {
             return waker.wait(deadline);
         };
-        // The waker's turn comes after every short wait for the transport.
+        // The waker is checked after every short wait for the transport.
         let mut turn = FIRST_TURN;
         loop {
             if waker.is_raised() {
@@ -107,7 +107,7 @@ pub trait Transport: Send {
             let until = deadline.min(Instant::now() + turn);
             match self.wait(interest, until) {
                 Err(TransportError::TimedOut(_)) if until < deadline => {}
-                // The last look is for the waker too.
+                // The last check is for the waker too.
                 Err(TransportError::TimedOut(_)) if waker.is_raised() => return Ok(()),
                 outcome => return outcome,
             }
@@ -115,8 +115,9 @@ pub trait Transport: Send {
         }
     }
 
-    /// Waits until progress may be possible, at the latest until `deadline`. Does not wait at all while
-    /// a read would return bytes, or a write take some, wherever those bytes or that room are.
+    /// Waits until progress may be possible, at the latest until `deadline`. Does not wait at all
+    /// while a read would return bytes, or a write take some, including bytes or room in the
+    /// transport's own buffers.
     ///
     /// May return early for no reason, so callers retry and call again.
     ///
@@ -131,7 +132,7 @@ pub trait Transport: Send {
     /// After this, reads and writes return [`TransportError::Closed`].
     fn close(&mut self, deadline: Instant) -> Result<(), TransportError>;
 
-    /// Where the other side is, as in `local:/run/vgpu/demo.sock`; for messages to people.
+    /// The other side's address, such as `local:/run/vgpu/demo.sock`, for messages.
     fn describe(&self) -> String;
 
     /// Fills `buf`, waiting as needed.

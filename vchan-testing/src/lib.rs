@@ -1,7 +1,7 @@
 #![deny(unsafe_code)]
 //! Tests of [`vchan`] for its own test programs, the lab and fuzzers.
 //!
-//! * [`conformance`]: what every channel must do, whatever carries it.
+//! * [`conformance`]: the requirements on every channel, whatever carries it.
 //! * [`peer`]: one end of a local channel without any rules, and offers that a test may falsify.
 //! * [`hostile`]: a peer that breaks every rule it can, and a victim whose every answer is checked.
 //!

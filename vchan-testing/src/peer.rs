@@ -1,7 +1,7 @@
 #![allow(unsafe_code)]
-//! A peer that does what it likes.
+//! A peer without rules.
 //!
-//! [`LyingPeer`] goes through the rendezvous honestly and then has its hands on the control page
+//! [`LyingPeer`] goes through the rendezvous honestly and then has free access to the control page
 //! and the doorbells. [`Offer`] is a server's half of the rendezvous that a test may falsify.
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -27,7 +27,7 @@ pub use vchan::testing::{Bell, HELLO_BYTES, REPLY_BYTES};
 pub struct LyingPeer {
     /// The control page.
     pub page: Page,
-    /// The extension page, if it was offered; accepted, if this peer was told to.
+    /// The extension page, if it was offered; accepted, if this peer was asked to.
     pub extension: Option<Page>,
     /// Client to server.
     pub left: Arc<Region>,
@@ -35,7 +35,7 @@ pub struct LyingPeer {
     pub right: Arc<Region>,
     victims_bell: Bell,
     own_bell: Bell,
-    /// The victim's ends of the two, if this peer made them and so may keep them.
+    /// The victim's ends of the two bells, if this peer made them and so may keep them.
     victims_ends: Option<[Bell; 2]>,
     /// Dropping it looks like the death of this peer.
     pub stream: UnixStream,
@@ -93,7 +93,7 @@ impl LyingPeer {
     /// Takes the client role against a victim that serves, in libxenvchan's format.
     ///
     /// # Errors
-    /// As a connection has.
+    /// Those of a connection.
     pub fn connect(stream: UnixStream, deadline: Instant) -> Result<Self> {
         Self::connect_answering(stream, deadline, |_, _| ())
     }
@@ -168,7 +168,7 @@ impl LyingPeer {
     /// Takes the server role against a victim that connects, without the extension.
     ///
     /// # Errors
-    /// As serving has.
+    /// Those of serving.
     pub fn serve(stream: UnixStream, rings: RingSizes, deadline: Instant) -> Result<Self> {
         Self::serve_offer(Offer::new(rings)?, stream, deadline)
     }
@@ -176,7 +176,7 @@ impl LyingPeer {
     /// [`serve`](Self::serve) with the extension.
     ///
     /// # Errors
-    /// As serving has.
+    /// Those of serving.
     pub fn serve_extended(stream: UnixStream, rings: RingSizes, deadline: Instant) -> Result<Self> {
         Self::serve_offer(Offer::extended(rings)?, stream, deadline)
     }
@@ -192,8 +192,8 @@ impl LyingPeer {
         self.victims_bell.ring().expect("a ring");
     }
 
-    /// All descriptors of the bells that this peer has: those that it rings and hears, and the
-    /// victim's where it kept them.
+    /// All bell descriptors that this peer holds: those that it rings and hears, and the victim's
+    /// where it kept them.
     pub fn bells(&self) -> Vec<BorrowedFd<'_>> {
         let ends = self.victims_ends.iter().flatten();
         [&self.victims_bell, &self.own_bell]
@@ -204,7 +204,7 @@ impl LyingPeer {
     }
 }
 
-/// What a server sends, before it is sent.
+/// A server's offer before it is sent.
 #[derive(Debug)]
 pub struct Offer {
     /// The message.
@@ -217,7 +217,7 @@ pub struct Offer {
     pub memory: OwnedFd,
     /// Rings the server.
     pub to_server: Bell,
-    /// Is rung for the client.
+    /// Rung by the client's side of the offer.
     pub from_server: Bell,
     /// The server's ends of the two.
     own_ends: [Bell; 2],
@@ -229,7 +229,7 @@ impl Offer {
     /// An honest offer without the extension.
     ///
     /// # Errors
-    /// As serving has.
+    /// Those of serving.
     pub fn new(rings: RingSizes) -> Result<Self> {
         Self::of(Shape::choose(Format::Classic, rings)?)
     }
@@ -237,7 +237,7 @@ impl Offer {
     /// An honest offer with the extension.
     ///
     /// # Errors
-    /// As serving has.
+    /// Those of serving.
     pub fn extended(rings: RingSizes) -> Result<Self> {
         Self::of(Shape::choose(Format::Extended, rings)?)
     }
@@ -292,7 +292,7 @@ impl Offer {
     /// Sends it as an honest server would.
     ///
     /// # Errors
-    /// As serving has.
+    /// Those of serving.
     pub fn send(&self, stream: &UnixStream, deadline: Instant) -> Result<()> {
         let fds = [
             self.memory.as_fd(),
@@ -303,7 +303,7 @@ impl Offer {
     }
 }
 
-/// A server's message as it is decoded, then encoded again.
+/// Decodes a server's message and encodes it again.
 ///
 /// # Errors
 /// [`PeerError::Rendezvous`].
@@ -311,7 +311,7 @@ pub fn reencode_hello(bytes: &[u8; HELLO_BYTES]) -> Result<[u8; HELLO_BYTES], Pe
     Hello::decode(bytes).map(Hello::encode)
 }
 
-/// A client's answer as it is decoded, then encoded again.
+/// Decodes a client's answer and encodes it again.
 ///
 /// # Errors
 /// [`PeerError::Rendezvous`].
@@ -322,7 +322,7 @@ pub fn reencode_reply(bytes: &[u8; REPLY_BYTES]) -> Result<[u8; REPLY_BYTES], Pe
 /// Sends any bytes with any descriptors.
 ///
 /// # Errors
-/// As serving has.
+/// Those of serving.
 pub fn send_raw(
     stream: &UnixStream,
     bytes: &[u8],
@@ -332,10 +332,10 @@ pub fn send_raw(
     testing::send(stream, bytes, fds, deadline)
 }
 
-/// Receives a message of exactly `bytes`, with whatever descriptors come along.
+/// Receives a message of exactly `bytes`, with any descriptors that come along.
 ///
 /// # Errors
-/// As serving has.
+/// Those of serving.
 pub fn receive_raw(
     stream: &UnixStream,
     bytes: &mut [u8],
@@ -345,9 +345,9 @@ pub fn receive_raw(
     Ok(fds.into_iter().map(Stranger::trust).collect())
 }
 
-/// What a peer makes of a falsified list of a region's pages. The list is that of `pages` honest
+/// A peer's result for a falsified list of a region's pages. The list is that of `pages` honest
 /// references from 1000 on; the header page has reference 7, further pages have 100 and so on. Each
-/// of `lies` puts a value in an entry of one of these pages.
+/// of `lies` puts a value into an entry of one of these pages.
 ///
 /// # Errors
 /// [`RegionError::List`]; [`RegionError::Stale`] for a further page that nobody granted.

@@ -1,4 +1,4 @@
-//! The suite between two processes, the cases in which one of them dies among them.
+//! The suite between two processes, including the cases in which one of them dies.
 
 use std::path::Path;
 use std::process::{Command, Output, Stdio};

@@ -1,6 +1,6 @@
 //! 1,000 channels opened and closed and 100 peers killed in the middle of a transfer leave nothing
-//! behind, in two processes that live through it. The same commands run between two domains in the
-//! lab, where Xen's own tables are counted too.
+//! behind, in two processes that live through it. The lab runs the same commands between two
+//! domains, and counts Xen's own tables too.
 
 use std::path::Path;
 use std::process::{Command, Output, Stdio};

@@ -1,15 +1,15 @@
-//! The cost of one bad channel to 99 good ones in the same thread: `cargo bench -p vchan --bench
-//! reactor`.
+//! The cost that one bad channel causes 99 good ones in the same thread: `cargo bench -p vchan
+//! --bench reactor`.
 //!
-//! One thread echoes on 100 channels of a reactor, another asks on 99 of them and checks each
-//! answer. The hundredth is idle, or does something bad; the good ones' throughput beside a bad
-//! one is compared with that beside an idle one, in turns: bytes for each second of processor time
-//! that the echoing thread takes, which says what it could do at most and does not depend on who
-//! else uses the machine; and bytes a second by the clock, which does.
+//! One thread echoes on 100 channels of a reactor, another sends on 99 of them and checks each
+//! answer. The hundredth is idle or misbehaves; the good ones' throughput beside a bad one is
+//! compared with that beside an idle one, in turns. Two rates are measured: bytes per second of the
+//! echoing thread's processor time, an upper bound that does not depend on other users of the
+//! machine, and bytes per second by the clock, which does.
 //!
-//! What the bad one does it does in the asking thread, and beside the idle one that thread makes
-//! the same system calls to no effect: an attacker has a processor of its own, and shall not take
-//! ours by this program's doing.
+//! The bad one's work is done in the asking thread, and beside the idle one that thread makes the
+//! same system calls to no effect: a real attacker has a processor of its own, so this program must
+//! not give it ours.
 
 use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
@@ -59,7 +59,7 @@ fn pair(servers: &Handle, clients: &Handle) -> (Channel, Channel) {
     })
 }
 
-/// What the good ones together got, there and back.
+/// Throughput of the good channels together, both directions counted.
 struct Rates {
     /// MB for each second of the echoing thread's processor time.
     processor: f64,
@@ -67,7 +67,7 @@ struct Rates {
     clock: f64,
 }
 
-/// Nanoseconds of processor time that the calling thread has taken.
+/// Processor time of the calling thread, in nanoseconds.
 fn processor_time() -> u64 {
     let time = ClockId::CLOCK_THREAD_CPUTIME_ID.now().expect("a clock");
     u64::try_from(Duration::from(time).as_nanos()).expect("less than centuries")
@@ -88,11 +88,11 @@ fn measure(bad: Bad) -> Rates {
     let liar = liar.join().expect("no panic").expect("a peer");
     echoes.add(server, Echo::default());
     if bad == Bad::Stalled {
-        // A full ring, and its answers are never read.
+        // A full ring whose answers are never read.
         liar.page.set_u32(offset::LEFT_PROD, 16 << 10);
     }
 
-    // Edges that an epoll descriptor collects, as those of the bell are collected.
+    // Events that an epoll descriptor collects as it does the bell's.
     let nobody = EventFd::from_value(1).expect("an eventfd");
     let epoll = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC).expect("an epoll descriptor");
     let edges = EpollEvent::new(EpollFlags::EPOLLIN | EpollFlags::EPOLLET, 0);
@@ -115,7 +115,7 @@ fn measure(bad: Bad) -> Rates {
                     Bad::Idle | Bad::Stalled => drop(nobody.write(0)),
                     Bad::Storm => liar.ring(),
                     Bad::Trickle => {
-                        // No more than the victim has taken, and it takes back what it sent.
+                        // Sends no more than the victim has taken, and takes nothing back.
                         if trickled.wrapping_sub(liar.page.u32(offset::LEFT_CONS)) < 4096 {
                             trickled = trickled.wrapping_add(1);
                             liar.page.set_u32(offset::LEFT_PROD, trickled);

@@ -1,4 +1,4 @@
-//! Sends texts to an echo server and prints what comes back.
+//! Sends texts to an echo server and prints the answers.
 
 use std::error::Error;
 use std::process::ExitCode;
@@ -36,7 +36,7 @@ pub(crate) fn run(arguments: impl Iterator<Item = String>) -> Result<(), Box<dyn
         _ => return Err(USAGE.into()),
     };
     let soon = || Instant::now() + Duration::from_secs(10);
-    // The server may come later.
+    // Waits for the server if it is not there yet.
     let mut channel = address.parse::<Address>()?.connect(soon())?;
     for text in texts {
         let start = Instant::now();

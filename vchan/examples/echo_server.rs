@@ -1,4 +1,4 @@
-//! Sends back what each client sends, one client after the other.
+//! Sends every byte back to its client, one client after the other.
 
 use std::error::Error;
 use std::process::ExitCode;
@@ -16,7 +16,7 @@ ADDRESS is local:PATH (a Unix socket), or xen:DOMID/PATH with the domain at the 
   echo_server local:/tmp/echo.sock       and   echo_client local:/tmp/echo.sock hello
   guest$ echo_server xen:0/data/echo     and   dom0# echo_client xen:7/data/echo hello";
 
-/// How long to wait for a client, and for one that says nothing.
+/// Longest wait for a client, and for a client that is silent.
 const CLIENT_LIMIT: Duration = Duration::from_secs(3600);
 
 fn main() -> ExitCode {
@@ -47,7 +47,7 @@ pub(crate) fn run(arguments: impl Iterator<Item = String>) -> Result<(), Box<dyn
         println!("a client came to {}", channel.describe());
         match echo(channel) {
             Ok(bytes) => println!("it is gone after {bytes} bytes"),
-            // One client's fault is no reason to leave the others alone.
+            // One client's fault must not affect the others.
             Err(error) => println!("it failed: {error} ({})", error.advice()),
         }
     }

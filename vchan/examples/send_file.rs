@@ -16,12 +16,12 @@ ADDRESS is local:PATH (a Unix socket), or xen:DOMID/PATH with the domain at the 
   guest$ send_file xen:0/data/copy disk.img
   dom0#  send_file --receive xen:7/data/copy disk.img";
 
-/// What comes before the file: a magic number and its length, little-endian.
+/// Bytes before the file: a magic number and its length, little-endian.
 const HEADER: usize = 16;
 const MAGIC: [u8; 8] = *b"sendfile";
-/// What the receiver answers when it has written everything.
+/// The receiver's answer once it has written everything.
 const DONE: [u8; 1] = *b"!";
-/// How much is moved at a time: the other side works on one part while the next is moved.
+/// Bytes moved at a time: the other side works on one part while the next is moved.
 const PART: usize = 64 << 10;
 
 fn main() -> ExitCode {

@@ -1,5 +1,5 @@
 #![forbid(unsafe_code)]
-//! Where a channel is, as one text for all carriers.
+//! The address of a channel, as one text form for all carriers.
 
 use std::fmt;
 use std::path::PathBuf;
@@ -12,7 +12,7 @@ use crate::error::{Error, Result};
 use crate::wire::layout::{Format, RingSizes};
 use crate::{Setup, local, xen};
 
-/// `local:PATH` or `xen:DOMID/PATH`: where a channel is, seen from one of its ends.
+/// `local:PATH` or `xen:DOMID/PATH`: the address of a channel as seen from one of its ends.
 ///
 /// * `local:/run/demo.sock`: a Unix socket of this machine; see [`local`].
 /// * `xen:7/data/demo`: with domain 7, at a path in xenstore that is relative to the home of
@@ -40,7 +40,7 @@ impl Address {
     /// [`RingSizes::DEFAULT`] and smaller ones where the kernel grants fewer pages.
     ///
     /// # Errors
-    /// As [`local::serve`] has, or [`xen::Server`].
+    /// Those of [`local::serve`] or [`xen::Server`].
     pub fn serve(&self, rings: Option<RingSizes>, deadline: Instant) -> Result<Channel> {
         let setup = Setup::new().deadline(deadline);
         match (self, rings) {
@@ -60,7 +60,7 @@ impl Address {
     /// Takes the vchan client role: finds the server, waiting for it to appear.
     ///
     /// # Errors
-    /// As [`local::connect`] has, or [`xen::connect`].
+    /// Those of [`local::connect`] or [`xen::connect`].
     pub fn connect(&self, deadline: Instant) -> Result<Channel> {
         match self {
             Self::Local(path) => local::connect(path, deadline),

@@ -1,9 +1,11 @@
 //! The interface of a carrier of channels: memory that both ends see, a doorbell each way, and a way
 //! to learn that the peer is gone.
 //!
-//! A backend does the rendezvous in its own way and then makes a [`Channel`](crate::channel::Channel)
-//! of [`Parts`], which only this crate can do. From then on the channel owns the control page: the backend never touches it again, except that dropping the [`Region`]s' owner
-//! unmaps it (and, on Xen, has the kernel clear the live byte and ring the peer's doorbell).
+//! A backend does the rendezvous in its own way and then makes a
+//! [`Channel`](crate::channel::Channel) from [`Parts`], which only this crate can do. From then on
+//! the channel owns the control page: the backend never touches it again, except that dropping the
+//! [`Region`]s' owner unmaps it (and, on Xen, has the kernel clear the live byte and ring the
+//! peer's doorbell).
 
 use std::fmt::Debug;
 use std::io;
@@ -20,8 +22,8 @@ use crate::wire::extension_page::ExtensionPage;
 use crate::wire::layout::{Orders, Role};
 use crate::wire::shm::Region;
 
-/// How often a server looks for its client unasked: clients of libxenvchan before Xen 4.14 do not
-/// ring when they connect.
+/// Interval at which a server checks for its client without having been rung: clients of
+/// libxenvchan before Xen 4.14 do not ring when they connect.
 const CLIENT_LOOK_INTERVAL: Duration = Duration::from_millis(500);
 
 /// The doorbell and the death notice of one connected channel.
@@ -47,26 +49,26 @@ pub trait Backend: Debug + Send + Sync {
     /// which then makes [`poll_fd`](Self::poll_fd) readable. Never turns true again.
     fn peer_alive(&self) -> bool;
 
-    /// Whether the peer's whole domain is gone: then an end without a close is not the orderly end
-    /// of the stream. May be true only if [`peer_alive`](Self::peer_alive) is false.
+    /// Whether the peer's whole domain is gone, so that an end without a close is not the orderly
+    /// end of the stream. May be true only if [`peer_alive`](Self::peer_alive) is false.
     fn peer_lost(&self) -> bool {
         false
     }
 
-    /// Whether waiting for the peer by looking again and again can help, which needs a processor
-    /// for each side.
+    /// Whether polling the ring for the peer's next step can help, which needs a processor for each
+    /// side.
     fn spin_helps(&self) -> bool;
 
-    /// Which channel of its [`Reactor`](crate::reactor::Reactor) this is, if it is on one.
+    /// This channel's token on its [`Reactor`](crate::reactor::Reactor); `None` if it is on none.
     fn token(&self) -> Option<Token> {
         None
     }
 
-    /// Told after each step of an index of ours, if there is a [`token`](Self::token): a peer whose
-    /// rings lead to such steps may ring as often as it likes. Must cost next to nothing.
+    /// Called after each step of an index of ours, if there is a [`token`](Self::token): a peer
+    /// whose rings lead to such steps may ring as often as it likes. Must cost next to nothing.
     fn moved(&self) {}
 
-    /// Where the peer is, for people: `xen:7/data/x` or `local:/run/x.sock`.
+    /// The peer's address for messages: `xen:7/data/x` or `local:/run/x.sock`.
     fn describe(&self) -> String;
 
     /// Pages that a [region](crate::region) with `data` pages of bytes takes in all.
@@ -77,7 +79,7 @@ pub trait Backend: Debug + Send + Sync {
     /// Makes memory for a region of `data` pages that the peer can get. Never waits.
     ///
     /// # Errors
-    /// What the system says; then nothing stays behind.
+    /// The system's error; nothing stays allocated then.
     fn share_region(&self, _data: usize, _access: Access) -> Result<OwnerMemory> {
         Err(RegionError::Unsupported(self.describe()).into())
     }
@@ -85,29 +87,29 @@ pub trait Backend: Debug + Send + Sync {
     /// Sends the peer what it needs beside the ticket to map `memory`. Never waits.
     ///
     /// # Errors
-    /// What the system says.
+    /// The system's error.
     fn hand_over_region(&self, _memory: &OwnerMemory, _ticket: &Ticket) -> Result<()> {
         Ok(())
     }
 
-    /// Maps the memory of a region of the peer's, of which only the ticket's own fields have been
-    /// checked. Once the header is mapped writable its owner is notified when it is unmapped.
+    /// Maps the memory of a region of the peer's. Only the ticket's own fields have been checked so
+    /// far. Once the header is mapped writable, unmapping it notifies its owner.
     ///
     /// # Errors
-    /// [`Error::Region`] for whatever is not as the ticket says, [`Error::TimedOut`],
+    /// [`Error::Region`] for anything that does not match the ticket, [`Error::TimedOut`],
     /// [`Error::Os`].
     fn map_region(&self, _ticket: &Ticket, _deadline: Instant) -> Result<PeerMemory> {
         Err(RegionError::Unsupported(self.describe()).into())
     }
 }
 
-/// All that a connected channel is made of.
+/// The pieces of a connected channel.
 ///
 /// Fields drop in order: memory first, so that the peer gets an unmap notification while the
 /// doorbell still exists.
 #[derive(Debug)]
 pub struct Parts {
-    /// Which end we are.
+    /// This side's end of the channel.
     pub role: Role,
     /// The rings' sizes, latched by the caller: read from the page once, then checked.
     pub orders: Orders,
@@ -136,7 +138,7 @@ pub fn wait_for_client(
     deadline: Instant,
 ) -> Result<()> {
     loop {
-        // Read before the look, so that there is one after the deadline.
+        // Read before checking, so that one check follows the deadline.
         let now = Instant::now();
         if control.client_arrived() {
             return Ok(());

@@ -1,5 +1,5 @@
 #![forbid(unsafe_code)]
-//! How to set up a channel where the usual way will not do.
+//! Options for setting up a channel other than the usual way.
 
 use std::time::Instant;
 
@@ -7,8 +7,8 @@ use crate::reactor::Handle;
 use crate::wire::layout::Format;
 use crate::xen::DomainLife;
 
-/// Options of [`local::serve_with`](crate::local::serve_with),
-/// [`xen::connect_with`](crate::xen::connect_with) and their like, beyond the place.
+/// Options beyond the address, for [`local::serve_with`](crate::local::serve_with),
+/// [`xen::connect_with`](crate::xen::connect_with) and the like.
 ///
 /// ```
 /// use vchan::{Format, Setup};
@@ -31,7 +31,7 @@ impl<'a> Setup<'a> {
         Self::default()
     }
 
-    /// Which wire format to be ready for.
+    /// The wire format to be ready for.
     #[must_use]
     pub fn format(mut self, format: Format) -> Self {
         self.format = format;
@@ -45,16 +45,16 @@ impl<'a> Setup<'a> {
         self
     }
 
-    /// Until when a server may take to publish itself in xenstore; five seconds from the call if this
-    /// is not given.
+    /// Time limit for a server to publish itself in xenstore; five seconds from the call by
+    /// default.
     #[must_use]
     pub fn deadline(mut self, deadline: Instant) -> Self {
         self.deadline = Some(deadline);
         self
     }
 
-    /// Over Xen: whose end ends the channel, of the domain that is connected to. Then the channel looks at
-    /// no domain itself.
+    /// Over Xen: the life of the domain at the other end, whose end also ends the channel. The
+    /// channel then watches no domain itself.
     #[must_use]
     pub fn life(mut self, life: &'a DomainLife) -> Self {
         self.life = Some(life);

@@ -1,9 +1,8 @@
 #![forbid(unsafe_code)]
 //! Waiting for two channels, or for a channel and a socket, at once.
 //!
-//! For one thread that passes data on from one to the other. As with one channel, the wait first
-//! looks for a while whether something has moved, for as long as that has paid so far, and sleeps
-//! then; two idle sides cost nothing.
+//! For one thread that passes data from one to the other. As with one channel, a wait first polls
+//! for a while, for as long as that has paid so far, and then sleeps; two idle sides cost nothing.
 //!
 //! ```
 //! use std::os::unix::net::UnixStream;
@@ -49,18 +48,18 @@ use vgpu_transport::Interest;
 
 const WAITING: &str = "move bytes on either side";
 
-/// One of the two.
+/// One of the two sides of a wait.
 #[derive(Debug)]
 pub enum Side<'a> {
-    /// A channel, and what it is waited for.
+    /// A channel, and the interest to wait for.
     Channel(&'a mut Channel, Interest),
-    /// A descriptor of another kind, such as a socket, and for what.
+    /// A descriptor of another kind, such as a socket, and the interest to wait for.
     Descriptor(BorrowedFd<'a>, Interest),
-    /// Nothing is expected of this side now, not even its end.
+    /// Nothing is awaited on this side now, not even its end.
     Nothing,
 }
 
-/// Waits for two sides, and learns how long looking pays.
+/// Waits for two sides, and learns how long polling pays.
 #[derive(Debug)]
 pub struct Either {
     spin: Spin,
@@ -73,7 +72,7 @@ impl Default for Either {
 }
 
 impl Either {
-    /// One that has learnt nothing yet. To be kept as long as the two sides.
+    /// A waiter without history. Keep it as long as the two sides.
     pub fn new() -> Self {
         Self {
             spin: Spin::new(Duration::ZERO),
@@ -82,12 +81,11 @@ impl Either {
 
     /// Waits until one of the sides may make progress. May return early for no reason.
     ///
-    /// The longest look is the shorter of what the channels allow: see
-    /// [`Channel::set_spin`].
+    /// It polls at most for the shorter of the two channels' limits: see [`Channel::set_spin`].
     ///
     /// # Errors
-    /// [`Error::TimedOut`] at `deadline`, [`Error::Os`]. What is wrong with a channel is said by
-    /// its own calls, which this makes return at once.
+    /// [`Error::TimedOut`] at `deadline`, [`Error::Os`]. An error of a channel ends the wait at
+    /// once and is reported by the channel's own calls.
     pub fn wait(&mut self, mut sides: [Side<'_>; 2], deadline: Instant) -> Result<()> {
         let longest = sides.iter().filter_map(Side::longest_look).min();
         let longest = longest.unwrap_or(Duration::ZERO);
@@ -118,7 +116,7 @@ impl Either {
                 Ok(()) | Err(Error::TimedOut(_)) => {}
                 Err(error) => return Err(error),
             }
-            // Also after the deadline: see `waiting`.
+            // Also after the deadline: see `look_then_sleep`.
             if any(&mut sides, Side::is_ready)? {
                 sides.iter().for_each(Side::withdraw);
                 return Ok(());
@@ -139,7 +137,7 @@ fn any<'a>(
     Ok(test(one)? || test(other)?)
 }
 
-/// Sleeps until one of them rings, and takes note of who did.
+/// Sleeps until one of them rings, and acknowledges whichever did.
 fn sleep(sides: &[Side<'_>; 2], now: Instant, deadline: Instant) -> Result<()> {
     for side in sides {
         if let Side::Channel(channel, _) = side {
@@ -164,7 +162,7 @@ fn sleep(sides: &[Side<'_>; 2], now: Instant, deadline: Instant) -> Result<()> {
 }
 
 impl Side<'_> {
-    /// How long this side lets a wait look; `None` if it does not care.
+    /// The longest time for which this side lets a wait poll; `None` if it has no limit.
     fn longest_look(&self) -> Option<Duration> {
         match self {
             Self::Channel(channel, _) => Some(channel.spin()),

@@ -53,7 +53,7 @@ pub enum PeerError {
         /// The ring's size in bytes.
         size: u32,
     },
-    /// The peer claims to have read what was not written, or to have un-read something.
+    /// The peer claims to have read more than was written, or took a read back.
     #[error(
         "peer set {ring}.cons to {found:#x}, allowed is {oldest:#x} to {newest:#x} \
          (ring of {size} bytes)"
@@ -99,7 +99,7 @@ pub enum PeerError {
         left: u16,
         /// `right_order`.
         right: u16,
-        /// Which rule they break.
+        /// The rule they break.
         reason: &'static str,
     },
     /// The handshake of the extension went wrong.
@@ -110,7 +110,7 @@ pub enum PeerError {
     Rendezvous(String),
 }
 
-/// What a peer did wrong in the handshake of the [extension](crate::extension).
+/// Violations of the handshake of the [extension](crate::extension).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum ExtensionError {
@@ -143,7 +143,7 @@ pub enum ExtensionError {
         left: u16,
         /// Order of the right ring.
         right: u16,
-        /// Which rule they break.
+        /// The rule they break.
         rule: &'static str,
     },
     /// The count of extra grants is not what the orders need.
@@ -156,7 +156,7 @@ pub enum ExtensionError {
     },
 }
 
-/// Why a call did not do what it was asked.
+/// The reasons for which a call can fail.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
@@ -179,33 +179,33 @@ pub enum Error {
     /// The peer broke the rules.
     #[error(transparent)]
     Peer(#[from] PeerError),
-    /// A shared region cannot do what was asked; the channel goes on.
+    /// A shared region cannot do what was asked; the channel stays usable.
     #[error(transparent)]
     Region(#[from] RegionError),
     /// The two ends could not be brought together.
     #[error("{what}")]
     Setup {
-        /// One line: what is wrong.
+        /// One line: the problem.
         what: String,
-        /// One line: what to do.
+        /// One line: the remedy.
         advice: String,
     },
     /// The caller asked for more bytes than there are; nothing was done.
     #[error("cannot {what} {asked} bytes: the most is {most}")]
     TooMany {
-        /// What was to be done with them.
+        /// The operation on them, for the message.
         what: &'static str,
-        /// How many were asked for.
+        /// Bytes asked for.
         asked: usize,
-        /// How many it could have been.
+        /// Most bytes that were possible.
         most: usize,
     },
     /// The operating system refused.
     #[error("{context}: {source}")]
     Os {
-        /// What was being done, to which object.
+        /// The operation that failed, and its object.
         context: String,
-        /// One line: what to do.
+        /// One line: the remedy.
         advice: String,
         /// The system's answer.
         source: io::Error,
@@ -250,7 +250,7 @@ impl Error {
         }
     }
 
-    /// One line on what a person can do about it.
+    /// One line: the remedy, for people.
     pub fn advice(&self) -> String {
         match self {
             Self::Closed => "open a new channel".to_owned(),

@@ -68,7 +68,7 @@
 //! `examples/` in the sources holds complete programs: an echo server and client, and one that
 //! sends a file from kernel to kernel.
 //!
-//! # What to use for what
+//! # Which call for which purpose
 //! | you want | use |
 //! |---|---|
 //! | a stream of bytes | [`Channel::read`], [`read_exact`](Channel::read_exact), [`write_all`](Channel::write_all), or [`std::io::Read`] and [`Write`](std::io::Write) with [`Channel::set_timeout`] |
@@ -80,9 +80,9 @@
 //! | buffers of many megabytes that both sides address | [`region`] |
 //! | to know why it failed, and to tell a person | [`Error`], [`Error::advice`] |
 //!
-//! # When things go wrong
-//! * The peer **closes**, or its process ends: what it wrote before is still read, then reads
-//!   return 0, the end. Writes fail with [`Error::PeerClosed`], which says how much it left unread.
+//! # Failures
+//! * The peer **closes**, or its process ends: the bytes it wrote before are still read, then reads
+//!   return 0, the end. Writes fail with [`Error::PeerClosed`], which gives the bytes left unread.
 //!   [`Channel::peer_end`] tells the two apart, unless the peer is libxenvchan.
 //! * Its **domain is destroyed**: every waiting call wakes, and reads end with
 //!   [`Error::PeerLost`]. Drop the channel then: its mapping keeps the dead domain in `xl list`.
@@ -90,8 +90,8 @@
 //!   later call. Close the channel.
 //! * It does **nothing**: [`Error::TimedOut`] at the deadline. The channel stays usable.
 //!
-//! To check a message, copy it first: the peer can still change what lies in the ring. The
-//! copying calls always do; [in place](in_place) it is up to you.
+//! To check a message, copy it first: the peer can still change bytes in the ring. The copying
+//! calls always do; with [in-place access](in_place) it is up to you.
 //!
 //! # In a poll loop
 //! ```
@@ -126,13 +126,14 @@
 //!
 //! # How the crate is laid out
 //! * [`layout`]: the control page's offsets, ring orders and the rule by which a server picks them.
-//! * [`extension`]: what two sides of this crate use beyond libxenvchan's format.
+//! * [`extension`]: the additions to libxenvchan's format that two sides of this crate use.
 //! * [`ring`]: index arithmetic on values the peer may have made up. Pure, no memory, no OS.
 //! * [`shm`]: the memory shared with the peer, and the rules for touching it.
 //! * [`in_place`]: using the bytes in the ring without a copy.
 //! * [`notify`]: the notify bits and the fences that keep a wake-up from being lost.
-//! * [`backend`]: what a carrier has to provide; [`local`] and [`xen`] are the two there are.
-//! * [`Channel`], [`Reader`], [`Writer`]: what applications use. [`address`]: where a channel is.
+//! * [`backend`]: the interface of a carrier; [`local`] and [`xen`] implement it.
+//! * [`Channel`], [`Reader`], [`Writer`]: the interface for applications. [`address`]: a channel's
+//!   address.
 //! * [`reactor`]: many channels over one event-channel handle, in one poll loop.
 //! * [`either`]: one wait for two channels.
 //! * [`region`]: bulk buffers beside the ring.

@@ -1,14 +1,14 @@
 #![forbid(unsafe_code)]
-//! Where the channel's own files take their atomics, locks and fences from.
+//! The atomics, locks and fences of the channel's own files.
 //!
 //! Here they are the standard library's. `tests/loom/main.rs` compiles the same files (`channel/`,
 //! `region/`, most of `wire/` and `waiting/`) with a module of this name that holds loom's, so that
-//! what loom explores is the code itself. What those files newly use of `shm`, `backend` or `poll`
-//! must be added to its model in `tests/loom/`. Use these paths in those files, not `std::sync`.
+//! loom explores the code itself. Anything those files newly use of `shm`, `backend` or `poll` must
+//! be added to its model in `tests/loom/`. Use these paths in those files, not `std::sync`.
 
 pub(crate) use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
 
-/// A count of events: whoever finds that it has changed has missed some.
+/// A count of events. A change since it was last read means that events were missed.
 #[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Generation(u64);
 

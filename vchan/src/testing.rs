@@ -2,7 +2,7 @@
     unsafe_code,
     reason = "it lends out what only this crate may do safely"
 )]
-//! Internals for peers that keep no rule: for `vchan-testing` only (feature `testing`).
+//! Internals for peers that break the rules: for `vchan-testing` only (feature `testing`).
 //!
 //! Nothing here is part of the crate's interface.
 
@@ -31,7 +31,7 @@ pub use crate::local::hello::{
 };
 pub use crate::local::memory_layout::{Pieces, Shape};
 
-/// Shared memory by its bytes.
+/// Raw access to shared memory.
 pub trait RawRegion {
     /// A part of the region, as a region of its own.
     ///
@@ -62,19 +62,19 @@ pub trait RawRegion {
     /// If the region does not hold that many.
     unsafe fn copy_out(&self, offset: usize, to: &mut [u8]);
 
-    /// One byte.
+    /// The byte at `at`.
     ///
     /// # Panics
     /// If it does not lie within the region.
     fn u8_at(&self, at: usize) -> &AtomicU8;
 
-    /// Four bytes, aligned.
+    /// The four bytes at `at`, which must be aligned.
     ///
     /// # Panics
     /// If they do not lie within the region, or `at` is not a multiple of 4.
     fn u32_at(&self, at: usize) -> &AtomicU32;
 
-    /// Where it begins, for guards around it.
+    /// Address of the first byte, for guards around the region.
     fn start(&self) -> NonNull<u8>;
 }
 
@@ -104,14 +104,14 @@ impl RawRegion for Region {
     }
 }
 
-/// A control page beyond its rules.
+/// Access to a control page without its rules.
 pub trait RawControlPage: Sized {
     /// The page in `region`.
     ///
     /// # Panics
     /// If that is not one writable page.
     fn over(region: Region) -> Self;
-    /// Its memory.
+    /// The page's memory.
     fn region(&self) -> &Region;
     /// Fills it in as a server does before it publishes it.
     fn initialise(&self, orders: Orders, first_index: u32);
@@ -131,23 +131,23 @@ impl RawControlPage for ControlPage {
     }
 }
 
-/// An extension page beyond its rules.
+/// Access to an extension page without its rules.
 pub trait RawExtensionPage: Sized {
     /// The page in `region`.
     ///
     /// # Panics
     /// If that is not one writable page.
     fn over(region: Region) -> Self;
-    /// Its memory.
+    /// The page's memory.
     fn region(&self) -> &Region;
     /// Fills it in as a server does before it publishes it.
     fn initialise(&self, offer: &Header, first_index: u32);
-    /// What the server offers.
+    /// The server's offer.
     ///
     /// # Errors
     /// [`PeerError::Extension`].
     fn header(&self) -> Result<Header, PeerError>;
-    /// Writes what a client takes of it.
+    /// Writes a client's answer to the offer.
     fn accept(&self, acceptance: &Acceptance);
 }
 
@@ -181,10 +181,10 @@ pub fn new_nonce() -> Result<Nonce> {
     wire::extension_page::new_nonce()
 }
 
-/// A channel of `parts`, as a rendezvous would make it of them now.
+/// Builds a channel of `parts`, as a rendezvous does.
 ///
 /// # Errors
-/// As a rendezvous has, of a client.
+/// Those of a client's rendezvous.
 pub fn channel(parts: Parts) -> Result<Channel> {
     Channel::from_parts(parts)
 }
@@ -226,12 +226,12 @@ pub fn connect(setup: &Setup<'_>, peer: DomId, path: &str, deadline: Instant) ->
     xen::connect_parts(setup, peer, path, deadline)
 }
 
-/// What a client of `server` reads first.
+/// The pages of `server` that a client reads first.
 pub fn published_pages(server: &xen::Server) -> (&ControlPage, Option<&ExtensionPage>) {
     server.pages()
 }
 
-/// A memfd as a server makes it.
+/// Makes a memfd as a server does.
 ///
 /// # Errors
 /// [`Error::Os`](crate::Error::Os).
@@ -242,7 +242,7 @@ pub fn create_memory(len: usize) -> Result<OwnedFd> {
 /// Maps a memfd as a client does.
 ///
 /// # Errors
-/// What is wrong with it.
+/// The check that it fails.
 pub fn map_memory(fd: &OwnedFd, len: usize) -> Result<Region> {
     local::memory::map(fd, len)
 }
@@ -250,7 +250,7 @@ pub fn map_memory(fd: &OwnedFd, len: usize) -> Result<Region> {
 /// Sends `bytes`, with `fds` attached to the first of them.
 ///
 /// # Errors
-/// As a rendezvous has.
+/// Those of a rendezvous.
 pub fn send(
     stream: &UnixStream,
     bytes: &[u8],
@@ -263,7 +263,7 @@ pub fn send(
 /// Fills `bytes` and returns the descriptors that came along, at most `wanted`.
 ///
 /// # Errors
-/// As a rendezvous has.
+/// Those of a rendezvous.
 pub fn receive(
     stream: &UnixStream,
     bytes: &mut [u8],
@@ -273,7 +273,7 @@ pub fn receive(
     local::descriptors::receive(stream, bytes, wanted, deadline)
 }
 
-/// Further pages that the list of a region of `data` pages needs.
+/// Further pages in the list of a region of `data` pages.
 pub fn further_pages(data: usize) -> usize {
     region::grant_list::further_pages(data)
 }
@@ -294,7 +294,7 @@ pub fn write_grant_list(
 /// Reads the list of a region's pages, as its peer does.
 ///
 /// # Errors
-/// [`RegionError::List`]; what `map` says.
+/// [`RegionError::List`], and those of `map`.
 pub fn read_grant_list<E: From<RegionError>>(
     header: &Region,
     header_ref: u32,

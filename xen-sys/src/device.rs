@@ -1,4 +1,4 @@
-//! The three device nodes, and what their errors mean.
+//! The three device nodes, and explanations of their errors.
 
 use std::fs;
 use std::io;
@@ -61,7 +61,7 @@ impl Device {
     }
 }
 
-/// Whether the kernel says that Xen is below it.
+/// Whether the kernel reports that it runs on Xen.
 fn runs_on_xen() -> bool {
     fs::read_to_string("/sys/hypervisor/type").is_ok_and(|kind| kind.trim() == "xen")
         || Path::new("/proc/xen").join("capabilities").exists()
@@ -108,7 +108,7 @@ pub(crate) fn map_error(
         refs.len()
     );
     match error.raw_os_error() {
-        // Linux gives EINVAL for each refusal of Xen, whatever Xen's own code was.
+        // Linux returns EINVAL for each refusal of Xen, whatever Xen's own code was.
         Some(libc::EINVAL | libc::EPERM | libc::EACCES) => {
             Error::os(ErrorKind::MapRefused, what, error).with_hint(
                 "Xen refused: the references are stale, wrong, read-only or not granted to this \
@@ -162,10 +162,10 @@ pub(crate) fn port_error(operation: &str, port: Port, error: &io::Error) -> Erro
     )
 }
 
-/// Ports that one system call carries.
+/// Most ports that one system call transfers.
 const PORTS: usize = 64;
 
-/// Reads pending ports of `/dev/xen/evtchn` into the start of `ports`; they are masked then.
+/// Reads pending ports of `/dev/xen/evtchn`, which masks them, into the start of `ports`.
 pub(crate) fn read_ports(fd: BorrowedFd<'_>, ports: &mut [Port]) -> io::Result<usize> {
     let mut numbers = [0u32; PORTS];
     let room = ports.len().min(PORTS);

@@ -1,10 +1,10 @@
-//! Errors of calls to Xen: what went wrong, and what the reader can do about it.
+//! Errors of calls to Xen: the failure, and a hint for the reader.
 
 use std::borrow::Cow;
 use std::fmt;
 use std::io;
 
-/// The sort of failure, for callers that react differently to each.
+/// The kind of failure, for callers that handle each differently.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum ErrorKind {
@@ -20,20 +20,20 @@ pub enum ErrorKind {
     MapRefused,
     /// Xen refused to bind the event channel.
     BindRefused,
-    /// The kernel dropped events because nobody read them; see
+    /// The kernel dropped events because they were not read; see
     /// [`EventChannels::reset`](crate::EventChannels::reset).
     EventsLost,
     /// The operation did not finish before its deadline.
     TimedOut,
-    /// The arguments cannot be carried out by any provider.
+    /// The arguments are invalid for every provider.
     InvalidArgument,
     /// Any other error of the operating system; see [`Error::errno`].
     Os,
 }
 
-/// A failed operation: what it was, the errno, and a hint.
+/// A failed operation, its errno and a hint.
 ///
-/// `Display` prints one line of what failed; [`Error::hint`] is one line of what to do.
+/// `Display` prints one line with the failure; [`Error::hint`] is one line with the remedy.
 #[derive(Debug, Clone)]
 pub struct Error {
     kind: ErrorKind,
@@ -46,7 +46,7 @@ pub struct Error {
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
 impl Error {
-    /// An error without a system's number; for those who implement this crate's traits themselves.
+    /// An error without an errno, for other implementations of this crate's traits.
     pub fn new(kind: ErrorKind, what: impl Into<String>) -> Self {
         Self {
             kind,
@@ -71,12 +71,12 @@ impl Error {
         self
     }
 
-    /// The sort of failure.
+    /// The kind of failure.
     pub fn kind(&self) -> ErrorKind {
         self.kind
     }
 
-    /// What failed, without the operating system's reason.
+    /// The operation that failed, without the operating system's reason.
     pub fn what(&self) -> &str {
         &self.what
     }
@@ -86,7 +86,7 @@ impl Error {
         self.errno
     }
 
-    /// One line of what the reader can do, where something is known.
+    /// One line: the remedy, where one is known.
     pub fn hint(&self) -> Option<&str> {
         self.hint.as_deref()
     }

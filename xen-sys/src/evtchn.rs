@@ -21,10 +21,10 @@ impl fmt::Display for Port {
 /// wait with `poll`, then call [`pending`](Self::pending). Dropping it unbinds every port.
 /// After `fork` the child must not use it.
 ///
-/// A port that was delivered stays masked until [`unmask`](Self::unmask), so a peer can raise
-/// one event per unmask at most.
+/// A port that was delivered stays masked until [`unmask`](Self::unmask), so a peer can raise at
+/// most one event per unmask.
 pub trait EventChannels: AsFd + fmt::Debug + Send + Sync {
-    /// What carries the operations out, for diagnostics: a device path or a library's name.
+    /// The implementation, for diagnostics: a device path or a library's name.
     fn provider(&self) -> &str;
 
     /// Allocates a port that `peer` may bind to.
@@ -38,7 +38,7 @@ pub trait EventChannels: AsFd + fmt::Debug + Send + Sync {
     /// Xen marks the new local port pending once, so a first event arrives without the peer.
     ///
     /// # Errors
-    /// `BindRefused` when the remote port does not wait for this domain: stale number, already
+    /// `BindRefused` when the remote port is not waiting for this domain: stale number, already
     /// bound, or the domain is gone.
     fn bind_interdomain(&self, peer: DomId, remote: Port) -> Result<Port>;
 
@@ -51,8 +51,8 @@ pub trait EventChannels: AsFd + fmt::Debug + Send + Sync {
     /// `EventsLost` when the kernel's list overflowed: call [`reset`](Self::reset).
     fn pending(&self) -> Result<Option<Port>>;
 
-    /// Fills `ports` from its start with pending ports, each masked now and at most once among
-    /// them; returns how many. Never blocks.
+    /// Fills `ports` from its start with pending ports, each now masked and listed at most once;
+    /// returns their number. Never blocks.
     ///
     /// # Errors
     /// As [`pending`](Self::pending).
@@ -60,7 +60,7 @@ pub trait EventChannels: AsFd + fmt::Debug + Send + Sync {
         for (count, place) in ports.iter_mut().enumerate() {
             match self.pending() {
                 Ok(Some(port)) => *place = port,
-                // An error that lasts comes again with the next call.
+                // A persistent error comes again with the next call.
                 Err(error) if count == 0 => return Err(error),
                 Ok(None) | Err(_) => return Ok(count),
             }
@@ -73,8 +73,8 @@ pub trait EventChannels: AsFd + fmt::Debug + Send + Sync {
         ports.iter().try_for_each(|&port| self.unmask(port))
     }
 
-    /// Lets `port` be delivered again. Unmask before looking for work: an event that comes
-    /// after the look then is not lost.
+    /// Lets `port` be delivered again. Unmask before looking for work, so that an event after the
+    /// look is not lost.
     fn unmask(&self, port: Port) -> Result<()>;
 
     /// Closes `port`; the peer's end becomes unbound and gets no event for it.

@@ -1,7 +1,7 @@
 //! Grants: memory of one domain that another may map.
 //!
-//! The granting side allocates pages and grants them ([`GrantShare`]), the other side maps them
-//! by their references ([`GrantMap`]). Both give memory that **the peer can change at any time**:
+//! The granting side allocates pages and grants them ([`GrantShare`]), the other side maps them by
+//! their references ([`GrantMap`]). Both give memory that **the peer can change at any time**:
 //! never make a Rust reference to it, use volatile or atomic access through the pointer.
 
 use std::fmt;
@@ -25,7 +25,7 @@ impl fmt::Display for GrantRef {
     }
 }
 
-/// What a grant allows the peer, or what a mapping allows this process.
+/// The access that a grant allows the peer, or a mapping this process.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Access {
     /// Reading only.
@@ -34,9 +34,9 @@ pub enum Access {
     ReadWrite,
 }
 
-/// What the kernel does when a page is unmapped, also when the process was killed.
+/// The kernel's action when a page is unmapped, even if the process was killed.
 ///
-/// This is how the peer learns that a process died. It does not run when the whole domain dies.
+/// Through this the peer learns that a process died. It does not run when the whole domain dies.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct UnmapNotify {
     /// Sets the byte at this offset of the page to zero.
@@ -50,14 +50,14 @@ pub struct UnmapNotify {
 
 /// The granting side: `/dev/xen/gntalloc` or libxengnttab's `xengntshr_*`.
 pub trait GrantShare: fmt::Debug + Send + Sync {
-    /// What carries the operations out, for diagnostics: a device path or a library's name.
+    /// The implementation, for diagnostics: a device path or a library's name.
     fn provider(&self) -> &str;
 
     /// Allocates `pages` zeroed pages, maps them here read-write and grants them to `peer`.
     ///
-    /// All pages are allocated in one request, so it succeeds or fails as a whole. `notify` needs
+    /// All pages are allocated in one request, which succeeds or fails as a whole. `notify` needs
     /// `pages == 1`: the C library offers it for single pages only. The grants end when the value
-    /// is dropped; a page that the peer still has mapped then is freed by the kernel later.
+    /// is dropped; the kernel frees a page that the peer still has mapped then once it is unmapped.
     ///
     /// # Errors
     /// `GrantLimit` (errno ENOSPC) when the kernel's limit or the grant table is exhausted: the
@@ -73,7 +73,7 @@ pub trait GrantShare: fmt::Debug + Send + Sync {
 
 /// The mapping side: `/dev/xen/gntdev` or libxengnttab's `xengnttab_*`.
 pub trait GrantMap: fmt::Debug + Send + Sync {
-    /// What carries the operations out, for diagnostics: a device path or a library's name.
+    /// The implementation, for diagnostics: a device path or a library's name.
     fn provider(&self) -> &str;
 
     /// Maps the pages that `owner` granted under `refs`, in that order, at one address.
@@ -95,7 +95,7 @@ pub trait GrantMap: fmt::Debug + Send + Sync {
     ) -> Result<MappedPages>;
 }
 
-/// A mapped range, and what is needed to undo it.
+/// A mapped range, with the data needed to unmap it.
 #[derive(Debug)]
 pub(crate) struct Region {
     pub(crate) start: NonNull<u8>,
@@ -131,7 +131,7 @@ impl Drop for Owned {
         // SAFETY: `region` came from `device`, this runs once, and no pointer derived from it may
         // be used after the value is gone (see `as_ptr`).
         let result = unsafe { self.device.unmap(&self.region) };
-        // Nothing can be done about a failure here: the kernel undoes it when the process ends.
+        // A failure cannot be handled here: the kernel unmaps when the process ends.
         debug_assert!(result.is_ok(), "{result:?}");
     }
 }
@@ -153,18 +153,18 @@ impl SharedPages {
     }
 
     /// The first byte, page-aligned. Valid for [`len`](Self::len) bytes, read and write, until
-    /// `self` is dropped; the peer may read, and write if it was granted so, at any time.
+    /// `self` is dropped; the peer may read, and write if its grant allows it, at any time.
     pub fn as_ptr(&self) -> NonNull<u8> {
         self.memory.region.start
     }
 
-    /// Length in bytes: [`PAGE_SIZE`] for each reference.
+    /// Length in bytes: [`PAGE_SIZE`] per reference.
     #[expect(clippy::len_without_is_empty, reason = "there is at least one page")]
     pub fn len(&self) -> usize {
         self.memory.region.pages * PAGE_SIZE
     }
 
-    /// The references to give to the peer, one a page, in order.
+    /// The references to give to the peer, one per page, in order.
     pub fn refs(&self) -> &[GrantRef] {
         &self.refs
     }
@@ -189,14 +189,15 @@ impl MappedPages {
         self.memory.region.start
     }
 
-    /// Length in bytes: [`PAGE_SIZE`] for each mapped reference.
+    /// Length in bytes: [`PAGE_SIZE`] per reference.
     #[expect(clippy::len_without_is_empty, reason = "there is at least one page")]
     pub fn len(&self) -> usize {
         self.memory.region.pages * PAGE_SIZE
     }
 }
 
-/// Checks what every provider needs: a page count Xen can express and a notification that fits.
+/// The checks common to all providers: a page count that Xen can express and a notification that
+/// fits.
 pub(crate) fn check_request(
     what: &str,
     pages: usize,

@@ -1,7 +1,7 @@
 //! The ioctls of `/dev/xen/gntalloc`, `/dev/xen/gntdev` and `/dev/xen/evtchn`, one function each.
 //!
-//! Numbers and structures are those of [`generated::uapi`](crate::generated::uapi). A call that a
-//! signal interrupts is repeated.
+//! Numbers and structures are those of [`generated::uapi`](crate::generated::uapi). A call
+//! interrupted by a signal is repeated.
 
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd};
@@ -10,7 +10,7 @@ use std::ptr::{addr_of, addr_of_mut};
 use crate::generated::uapi::*;
 use crate::{DomId, GrantRef, Port};
 
-/// Calls `ioctl(fd, number, argument)` until no signal interrupts it; gives the return value.
+/// Calls `ioctl(fd, number, argument)` until no signal interrupts it; returns its value.
 ///
 /// # Safety
 /// `fd` is a device that knows `number` and `argument` points to what it reads and writes.
@@ -36,7 +36,7 @@ fn storage(bytes: usize) -> Vec<u64> {
 
 /// `IOCTL_GNTALLOC_ALLOC_GREF`—allocates zeroed pages and grants them to a domain.
 ///
-/// Gives the offset for `mmap` and one reference a page. The pages live until
+/// Returns the offset for `mmap` and one reference per page. The pages live until
 /// [`gntalloc_dealloc`], the last `munmap` and the last close, whichever is last.
 ///
 /// # Errors
@@ -82,7 +82,7 @@ const GNTALLOC_WRITABLE: u16 = {
     1
 };
 
-/// `IOCTL_GNTALLOC_DEALLOC_GREF`—gives the device's hold on pages back.
+/// `IOCTL_GNTALLOC_DEALLOC_GREF`—ends the device's hold on pages.
 ///
 /// Pages that are mapped here or by the peer live on until they are unmapped.
 ///
@@ -100,7 +100,7 @@ pub unsafe fn gntalloc_dealloc(fd: BorrowedFd<'_>, index: u64, count: u32) -> io
     Ok(())
 }
 
-/// `IOCTL_GNTALLOC_SET_UNMAP_NOTIFY`—what to do when the page at `index` is unmapped.
+/// `IOCTL_GNTALLOC_SET_UNMAP_NOTIFY`—sets the action for when the page at `index` is unmapped.
 ///
 /// `index` is the page's offset plus the byte to clear; `action` is made of `UNMAP_NOTIFY_*`.
 ///
@@ -129,7 +129,7 @@ pub unsafe fn gntalloc_set_unmap_notify(
 
 /// `IOCTL_GNTDEV_MAP_GRANT_REF`—enters references of a domain into the descriptor's table.
 ///
-/// Gives the offset for `mmap`, which does the mapping. The table keeps them until
+/// Returns the offset for `mmap`, which does the mapping. The table keeps the references until
 /// [`gntdev_unmap`] or the last close.
 ///
 /// # Errors
@@ -166,7 +166,7 @@ pub unsafe fn gntdev_map(fd: BorrowedFd<'_>, owner: DomId, refs: &[GrantRef]) ->
 
 const _: () = assert!(size_of::<ioctl_gntdev_grant_ref>() == 2 * size_of::<GrantRef>());
 
-/// `IOCTL_GNTDEV_UNMAP_GRANT_REF`—takes references out of the descriptor's table.
+/// `IOCTL_GNTDEV_UNMAP_GRANT_REF`—removes references from the descriptor's table.
 ///
 /// `munmap` the range first.
 ///
@@ -188,10 +188,11 @@ pub unsafe fn gntdev_unmap(fd: BorrowedFd<'_>, index: u64, count: u32) -> io::Re
     Ok(())
 }
 
-/// `IOCTL_GNTDEV_SET_UNMAP_NOTIFY`—what to do when the range that `index` lies in is unmapped.
+/// `IOCTL_GNTDEV_SET_UNMAP_NOTIFY`—sets the action for when the range that contains `index` is
+/// unmapped.
 ///
-/// `index` is the range's offset plus the byte to clear; `action` is made of `UNMAP_NOTIFY_*`.
-/// One notification a range.
+/// `index` is the range's offset plus the byte to clear; `action` is made of `UNMAP_NOTIFY_*`. One
+/// notification per range.
 ///
 /// # Errors
 /// ENOENT: no such range. EINVAL: unknown action, a port that is not bound in this kernel, or a

@@ -2,13 +2,13 @@
 //!
 //! | layer | where | what |
 //! |---|---|---|
-//! | bindings | [`generated`] | what bindgen made of the C headers, committed |
+//! | bindings | [`generated`] | bindgen's output for the C headers, committed |
 //! | ioctls | [`ioctl`] | one `unsafe fn` for each ioctl |
 //! | operations | [`GrantShare`], [`GrantMap`], [`EventChannels`] | owned, typed errors |
 //!
-//! Two [`Provider`]s carry the operations out: Xen's C libraries, loaded at run time by their
+//! Two [`Provider`]s implement the operations: Xen's C libraries, loaded at run time by their
 //! sonames, and the kernel's devices. Nothing is linked: building needs neither Xen nor libclang,
-//! and off Xen every `open_…` is an error that names what is missing.
+//! and off Xen every `open_…` returns an error that names what is missing.
 //!
 //! ```no_run
 //! use xen_sys::{Access, DomId, Provider, UnmapNotify};

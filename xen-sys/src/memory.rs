@@ -6,7 +6,7 @@ use std::ptr::NonNull;
 
 use crate::grant::PAGE_SIZE;
 
-/// `mmap`—maps `pages` pages at `offset` of a device, shared, and keeps them from child processes.
+/// `mmap`—maps `pages` pages at `offset` of a device, shared, and not inherited by child processes.
 pub(crate) fn map(
     fd: BorrowedFd<'_>,
     offset: u64,
@@ -46,7 +46,7 @@ pub(crate) fn map(
 }
 
 /// `madvise(MADV_DONTFORK)`—a child that inherited the pages would keep them mapped after this
-/// process died, and so hold back the unmap notification.
+/// process died, and so delay the unmap notification.
 ///
 /// # Safety
 /// The range is a mapping of this process.
@@ -64,7 +64,7 @@ pub(crate) unsafe fn keep_from_children(start: NonNull<u8>, pages: usize) -> io:
     }
 }
 
-/// `munmap`—takes a range out of the process.
+/// `munmap`—removes a range from the process.
 ///
 /// # Safety
 /// The range came from [`map`] and is not used afterwards.

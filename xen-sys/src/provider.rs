@@ -1,4 +1,4 @@
-//! The two ways to carry the operations out, and the choice between them.
+//! The two implementations of the operations, and the choice between them.
 
 use std::env;
 use std::fmt;
@@ -11,7 +11,7 @@ use crate::{Error, ErrorKind, EventChannels, GrantMap, GrantShare, Result};
 /// Environment variable that overrides the choice: `auto`, `libraries` or `ioctls`.
 pub const PROVIDER_ENV: &str = "XEN_SYS_PROVIDER";
 
-/// Who carries the operations out.
+/// The implementation of the operations.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Provider {
     /// The C libraries where they are installed, else the ioctls.
@@ -69,7 +69,8 @@ impl Provider {
         )
     }
 
-    /// Opens by the chosen way; `Auto` takes the ioctls only when the library is not there.
+    /// Opens with the chosen implementation; `Auto` takes the ioctls only when the library is
+    /// missing.
     fn choose<T>(
         self,
         library: impl FnOnce() -> Result<T>,

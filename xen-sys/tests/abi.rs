@@ -162,7 +162,7 @@ fn the_facts_are_complete() {
     assert!(seen > 30, "only {seen} bindings found");
 }
 
-/// The numbers that other implementations got wrong, written out once more from the headers:
+/// The numbers that other implementations got wrong, derived again from the headers:
 /// `_IOC(_IOC_NONE, type, number, size)` is `size << 16 | type << 8 | number` on x86 and arm.
 #[test]
 fn known_pitfalls() {

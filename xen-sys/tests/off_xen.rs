@@ -1,10 +1,10 @@
-//! On a machine without Xen everything is an error that says what to do, and nothing is a panic.
+//! On a machine without Xen every operation returns an error with a hint, and nothing panics.
 
 use std::path::Path;
 
 use xen_sys::{Domains, Error, ErrorKind, Provider};
 
-/// The errors of all openings by one provider.
+/// The errors of all `open_…` calls with one provider.
 fn openings(provider: Provider) -> Vec<Error> {
     [
         provider.open_grant_share().map(|_| ()),

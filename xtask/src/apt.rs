@@ -66,7 +66,7 @@ fn run_as_root(argv: &[&str]) -> Result<()> {
     } else {
         bail!("this needs root, and there is no sudo");
     };
-    // Package scripts talk a lot; what matters is on stderr when something fails.
+    // Package scripts print a lot; the reason for a failure is on stderr.
     let out = command
         .args(&argv[1..])
         .stdin(Stdio::null())
@@ -82,7 +82,7 @@ fn run_as_root(argv: &[&str]) -> Result<()> {
     Ok(())
 }
 
-/// Where `program` lies in PATH.
+/// The path of `program`, found in PATH.
 pub(crate) fn which(program: &str) -> Option<std::path::PathBuf> {
     std::env::split_paths(&std::env::var_os("PATH")?)
         .map(|dir| dir.join(program))

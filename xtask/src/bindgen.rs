@@ -1,7 +1,7 @@
 //! `cargo xtask bindgen [--check]`: writes `xen-sys/src/generated/`, or proves it up to date.
 //!
-//! Building xen-sys never needs libclang: its bindings are committed. Only this command does, so the
-//! bindgen crate is behind a feature, and what uses it in a program of its own (`bin/bindings.rs`).
+//! Building xen-sys never needs libclang: its bindings are committed. Only this command does, so
+//! the bindgen crate is behind a feature, and its user is a program of its own (`bin/bindings.rs`).
 
 use std::ffi::OsString;
 
@@ -32,7 +32,7 @@ pub(crate) fn main(args: Vec<OsString>) -> Result<()> {
         command.arg("--check");
     }
     let status = command.status().context("cannot run cargo")?;
-    // The other program has said what is wrong.
+    // The other program has printed the reason.
     if !status.success() {
         std::process::exit(status.code().unwrap_or(1));
     }

@@ -1,5 +1,5 @@
-//! Processors kept busy on purpose: what is tried beside them is tried on a machine that is short of
-//! processors, as most hosts are.
+//! Processors kept busy on purpose, to test on a machine that is short of processors, as most hosts
+//! are.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -19,8 +19,8 @@ impl Busy {
         let loops = (0..loops)
             .map(|_| {
                 let stop = Arc::clone(&stop);
-                // Relaxed: the flag stands for nothing but itself; its partner is the store in `drop`.
-                // Without a spin hint, which would leave the processor to its hyper-thread.
+                // Relaxed: the flag guards no other data; its partner is the store in `drop`.
+                // Without a spin hint, which would yield the processor to its hyper-thread.
                 std::thread::spawn(move || while !stop.load(Ordering::Relaxed) {})
             })
             .collect();

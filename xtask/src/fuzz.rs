@@ -30,17 +30,17 @@ mod flags {
     }
 }
 
-/// Edge coverage with counters in the code and comparisons traced, and AddressSanitizer.
+/// Edge coverage with counters in the code, traced comparisons, and AddressSanitizer.
 const RUSTFLAGS: &str = "-Cpasses=sancov-module -Cllvm-args=-sanitizer-coverage-level=4 \
     -Cllvm-args=-sanitizer-coverage-inline-8bit-counters \
     -Cllvm-args=-sanitizer-coverage-pc-table -Cllvm-args=-sanitizer-coverage-trace-compares \
     --cfg fuzzing -Zsanitizer=address -Ccodegen-units=1";
 
-/// Longest input in bytes that is tried.
+/// Longest input in bytes.
 const MAX_LEN: &str = "-max_len=4096";
 
-/// Runs `cargo xtask fuzz ARGS`; fails at the first target for which an input was found that breaks
-/// it, and says where that input lies.
+/// Runs `cargo xtask fuzz ARGS`; fails at the first target for which a failing input was found, and
+/// prints the path of that input.
 pub(crate) fn main(args: Vec<OsString>) -> Result<()> {
     let flags = flags::Fuzz::from_vec(args).unwrap_or_else(|error| crate::help_or_misuse(error));
     let all = targets()?;
@@ -112,7 +112,7 @@ fn write_seeds(work: &Path) -> Result<()> {
     )
 }
 
-/// What the repository keeps of a target's inputs.
+/// The folder of a target's inputs in the repository.
 fn corpus(name: &str) -> PathBuf {
     crate::workspace_root().join("fuzz/corpus").join(name)
 }

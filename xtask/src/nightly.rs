@@ -1,4 +1,4 @@
-//! The nightly toolchain: whether it is here, and with which parts.
+//! The nightly toolchain: its presence, and its parts.
 
 use anyhow::{Context, Result, bail};
 use std::path::PathBuf;
@@ -15,7 +15,7 @@ pub(crate) struct Nightly {
 }
 
 impl Nightly {
-    /// Finds it, or says what is missing.
+    /// Finds it, or reports the missing part.
     pub(crate) fn find() -> Result<Self> {
         let output = Command::new("rustc")
             .args(["+nightly", "--print", "sysroot"])
@@ -33,7 +33,7 @@ impl Nightly {
         })
     }
 
-    /// Whether the runtime library of a sanitizer is there, `asan` for instance.
+    /// Whether the runtime library of a sanitizer is installed, `asan` for instance.
     pub(crate) fn has_runtime(&self, name: &str) -> bool {
         let lib = self.sysroot.join("lib/rustlib").join(TARGET).join("lib");
         std::fs::read_dir(lib).is_ok_and(|mut files| {
@@ -46,13 +46,13 @@ impl Nightly {
         })
     }
 
-    /// Whether the standard library's source is there, to build it instrumented as well.
+    /// Whether the standard library's source is installed, to build it instrumented as well.
     pub(crate) fn has_std_source(&self) -> bool {
         let src = "lib/rustlib/src/rust/library/std/src/lib.rs";
         self.sysroot.join(src).exists()
     }
 
-    /// Whether Miri is there.
+    /// Whether Miri is installed.
     pub(crate) fn has_miri(&self) -> bool {
         self.sysroot.join("bin/cargo-miri").exists() && self.sysroot.join("bin/miri").exists()
     }

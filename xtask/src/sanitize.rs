@@ -1,4 +1,4 @@
-//! `cargo xtask sanitize`: vchan's suite without Xen, watched by a sanitizer or by Miri.
+//! `cargo xtask sanitize`: vchan's suite without Xen, under a sanitizer or Miri.
 //!
 //! Not a part of `cargo xtask test`: it needs nightly and a build of its own.
 
@@ -27,11 +27,11 @@ mod flags {
     }
 }
 
-/// What watches.
+/// The tool that checks.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Which {
-    /// Accesses outside of what is allocated, use after free, double free, leaks. Mapped memory has
-    /// no red zones: for it the checks in `vchan/src/wire/shm.rs` are what counts.
+    /// Accesses outside of allocations, use after free, double free, leaks. Mapped memory has no
+    /// red zones: there only the checks in `vchan/src/wire/shm.rs` apply.
     Address,
     /// Data races. Needs the standard library's source: its locks must be instrumented too, or
     /// each of their uses looks like a race.
@@ -64,7 +64,7 @@ const PURE: &[&str] = &[
     "xen::path::",
 ];
 
-/// Runs `cargo xtask sanitize ARGS`; fails if a test does, or if what was named cannot be run.
+/// Runs `cargo xtask sanitize ARGS`; fails if a test does, or if the named tool cannot be run.
 pub(crate) fn main(args: Vec<OsString>) -> Result<()> {
     let flags =
         flags::Sanitize::from_vec(args).unwrap_or_else(|error| crate::help_or_misuse(error));
@@ -92,7 +92,7 @@ pub(crate) fn main(args: Vec<OsString>) -> Result<()> {
     Ok(())
 }
 
-/// What is not there and how to get it.
+/// The missing part and how to get it.
 fn missing(nightly: &Nightly, which: Which) -> Option<String> {
     let add = |what: &str| format!("add it: rustup component add --toolchain nightly {what}");
     match which {
@@ -131,10 +131,10 @@ fn run(nightly: &Nightly, which: Which, only: Option<&str>) -> Result<()> {
         cargo.arg("--").args(only);
         cargo.env("ASAN_OPTIONS", "detect_stack_use_after_return=1");
         if std::env::var_os("VCHAN_HOSTILE_STATES").is_none() {
-            // A tenth of what the ordinary run does, for it takes ten times as long.
+            // A tenth of the ordinary run, since it takes ten times as long.
             cargo.env("VCHAN_HOSTILE_STATES", "10000");
         }
-        // Built once in a while: small and quickly is better than incrementally.
+        // Built rarely: a small and quick build is better than an incremental one.
         cargo.env("CARGO_INCREMENTAL", "0");
         cargo.env("CARGO_PROFILE_DEV_DEBUG", "line-tables-only");
         cargo::run(&mut cargo)
@@ -158,7 +158,7 @@ fn run(nightly: &Nightly, which: Which, only: Option<&str>) -> Result<()> {
     }
 }
 
-/// vchan's test programs but for loom's, which switch stacks themselves.
+/// vchan's test programs except loom's, which switch stacks themselves.
 fn tests() -> Result<Vec<String>> {
     let mut names = Vec::new();
     for folder in ["vchan/tests", "vchan-testing/tests"] {

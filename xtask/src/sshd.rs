@@ -8,10 +8,10 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 
-/// On a busy machine too.
+/// Time limit for it to listen, on a busy machine too.
 const LISTENS_WITHIN: Duration = Duration::from_secs(30);
 
-/// It and its folder are gone when dropped.
+/// It and its folder are removed when dropped.
 pub(crate) struct Sshd {
     child: Child,
     folder: PathBuf,
@@ -19,7 +19,7 @@ pub(crate) struct Sshd {
 }
 
 impl Sshd {
-    /// Starts one, which lets the present user in.
+    /// Starts one, which admits the present user.
     ///
     /// # Errors
     /// The package openssh-server is missing, or sshd does not listen.
@@ -27,7 +27,7 @@ impl Sshd {
         let program = crate::apt::which("sshd")
             .or_else(|| Some(PathBuf::from("/usr/sbin/sshd")).filter(|file| file.is_file()))
             .context("no sshd\n  install the package openssh-server")?;
-        // A port that was free a moment ago.
+        // This port was free a moment ago.
         let port = TcpListener::bind("127.0.0.1:0")?.local_addr()?;
         let name = format!("vgpu-sshd-{}-{}", std::process::id(), port.port());
         let folder = std::env::temp_dir().join(name);
@@ -71,12 +71,12 @@ impl Sshd {
         Ok(sshd)
     }
 
-    /// The port, as a word.
+    /// The port, as an argument.
     pub(crate) fn port(&self) -> String {
         self.port.port().to_string()
     }
 
-    /// `NAME=VALUE` settings with which ssh and sshfs get in.
+    /// `NAME=VALUE` settings with which ssh and sshfs log in.
     pub(crate) fn client_settings(&self) -> Vec<String> {
         let identity = format!("IdentityFile={}", self.folder.join("user").display());
         let others = [

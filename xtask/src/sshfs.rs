@@ -1,7 +1,7 @@
 //! `cargo xtask sshfs`: the file protocol over sshfs, from an sshd on 127.0.0.1 to a mount of this
 //! machine, with the recommended options and with none.
 //!
-//! A machine that refuses FUSE mounts (no `/dev/fuse`, a container) cannot show it: then everything
+//! A machine that refuses FUSE mounts (no `/dev/fuse`, a container) cannot run it: then everything
 //! is skipped, loudly, and the exit status is [`SKIPPED`].
 
 use std::ffi::OsString;
@@ -16,13 +16,13 @@ use crate::apt;
 use crate::mediator::{self, Mediator};
 use crate::sshd::Sshd;
 
-/// Exit status when nothing could be shown, as automake has it.
+/// Exit status when nothing could be shown, as in automake.
 pub(crate) const SKIPPED: i32 = 77;
 
-/// Far more than any of it takes.
+/// Far beyond any of its steps.
 const LIMIT: Duration = Duration::from_secs(120);
 
-/// What `docs/file-protocol.md` recommends.
+/// The options that `docs/file-protocol.md` recommends.
 const RECOMMENDED: &str =
     "dir_cache=no,direct_io,attr_timeout=0,entry_timeout=0,reconnect,ServerAliveInterval=15";
 
@@ -35,7 +35,7 @@ mod flags {
     }
 }
 
-/// One thing to show, in a mount made with these options.
+/// One property to show, in a mount made with these options.
 struct Case {
     name: &'static str,
     options: &'static str,
@@ -49,8 +49,8 @@ const CASES: &[Case] = &[
         run: |world| guide(world, [PASSED, PASSED, "1:", UNKNOWN, PASSED]),
     },
     Case {
-        // Sizes are remembered for 20 s, and a longer answer is cut at the size of the last one. The
-        // status still is the right one.
+        // Sizes are cached for 20 s, and a longer answer is cut at the size of the last one. The
+        // status is still the right one.
         name: "sshfs/guide-defaults",
         options: "",
         run: |world| guide(world, ["1:", "1:", "1:", "2:", "1:"]),
@@ -70,10 +70,10 @@ const CASES: &[Case] = &[
 const PASSED: &str = "1:Vector add PASSED: 1024 elements, 0 errors (cpu executor";
 const UNKNOWN: &str = "2:command 9 is unknown; write 0 (nothing), 1 (vector add) or 2 (GPU info)";
 
-/// What the cases work with.
+/// The environment of the cases.
 struct World {
     sshd: Sshd,
-    /// Where `vgpu` is.
+    /// The folder of `vgpu`.
     programs: PathBuf,
     folder: PathBuf,
 }
@@ -100,7 +100,7 @@ impl World {
         if !options.is_empty() {
             command.args(["-o", options]);
         }
-        // sshfs stays in the background and would hold a pipe open.
+        // sshfs stays in the background and would keep a pipe open.
         let said = self.folder.join("sshfs.log");
         let file = fs::File::create(&said)?;
         let status = command
@@ -133,7 +133,7 @@ impl World {
 
 impl Drop for World {
     fn drop(&mut self) {
-        // What a case left mounted must not be reached by what removes the folder.
+        // A leftover mount must not be reached when the folder is removed.
         let _ = Command::new("fusermount3")
             .args(["-u", "-z"])
             .arg(self.mount_point())
@@ -194,7 +194,7 @@ pub(crate) fn main(args: Vec<OsString>) -> Result<()> {
     mediator.stop()
 }
 
-/// Why this machine cannot mount, if it is FUSE that says no; sshd has been tried before.
+/// The reason why this machine cannot mount, if FUSE refuses; sshd has been tried before.
 fn refused(world: &World) -> Result<Option<String>> {
     let output = world.mount("")?;
     if output.status.success() {

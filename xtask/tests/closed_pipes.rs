@@ -1,4 +1,4 @@
-//! Readers that go away while xtask still has something to say.
+//! Readers that go away while xtask still has output.
 
 use std::io::pipe;
 use std::process::{Command, Stdio};

@@ -1,8 +1,8 @@
-//! What a guest links is MIT OR Apache-2.0 and has nothing under the GPL below it.
+//! Guests link only code under MIT OR Apache-2.0 with no dependency under the GPL.
 
 use std::process::Command;
 
-/// The programs of dom0, and what is built around them.
+/// The packages of dom0's programs, and those built around them.
 const GPL: &[&str] = &["vgpu-mediator", "xtask", "vgpu-fuzz-targets"];
 
 fn cargo(arguments: &[&str]) -> String {
@@ -31,7 +31,7 @@ fn members() -> Vec<(String, String)> {
         .collect()
 }
 
-/// What `package` is built of, tests aside: name, version, licence.
+/// The packages that `package` is built from, without tests: name, version, licence.
 fn linked(package: &str) -> Vec<String> {
     let format = ["--prefix", "none", "--format", "{p}: {l}"];
     let tree = ["tree", "--edges", "normal,build", "--package", package];
@@ -39,7 +39,7 @@ fn linked(package: &str) -> Vec<String> {
     lines.lines().map(str::to_owned).collect()
 }
 
-/// Whether a licence leaves those who link the choice of another than the GPL.
+/// Whether a licence offers a choice other than the GPL to those who link the code.
 fn is_permissive(licence: &str) -> bool {
     licence
         .split(" OR ")

@@ -23,23 +23,23 @@ use super::stream::{FileTransport, Prepared, Progress};
 use crate::name::{GuestName, SESSIONS, SessionName};
 use crate::two_file_grammar::RESPONSE_FILE;
 
-/// How often a wait looks whether the program was told to stop.
+/// Interval at which a wait checks whether the program was told to stop.
 const STOP_CHECK_INTERVAL: Duration = Duration::from_millis(50);
 
-/// The last wait of a connection that comes to nothing.
+/// The last wait of a failed connection attempt.
 const LAST_WAIT: Duration = Duration::from_millis(1);
 
-/// How long a mediator may take to make `sessions/` after it has started.
+/// Time for a mediator to make `sessions/` after its start.
 const MEDIATOR_START_LIMIT: Duration = Duration::from_secs(1);
 
-/// How a guest connects.
+/// A guest's options for connecting.
 #[derive(Debug, Clone, Default)]
 pub struct Settings {
-    /// Take some seconds to find out what the mount caches; see [`FileTransport::remarks`].
+    /// Spend some seconds on testing the mount's caches; see [`FileTransport::remarks`].
     pub thorough: bool,
 }
 
-/// Why there is no session.
+/// The reason why a session could not be made.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ConnectError {
     what: String,
@@ -56,12 +56,12 @@ impl ConnectError {
         }
     }
 
-    /// One line on what a person can do about it.
+    /// One line: the remedy, for people.
     pub fn advice(&self) -> &str {
         &self.advice
     }
 
-    /// Whether the caller's own `interrupted` said so.
+    /// Whether the caller's own `interrupted` ended it.
     pub fn is_interrupted(&self) -> bool {
         self.interrupted
     }
@@ -86,8 +86,8 @@ fn random<const N: usize>() -> Result<[u8; N], ConnectError> {
     Ok(bytes)
 }
 
-/// Makes a session in `directory` and waits until a mediator has taken it, until `deadline` at the
-/// latest and while `interrupted` says no.
+/// Makes a session in `directory` and waits until a mediator has taken it: until `deadline` at the
+/// latest and while `interrupted` returns false.
 ///
 /// # Errors
 /// The directory cannot be used, nobody serves it, or its file system does not answer.
@@ -108,7 +108,7 @@ pub fn connect(
         move || make(&path, session, writer, own, deadline, thorough, &doubts)
     };
     let failed = move |error| {
-        // Nobody listens any more if the deadline has passed.
+        // Fails if the caller's deadline has passed; nobody waits then.
         let _ = sender.send(error);
     };
     let mut transport = start(
@@ -124,7 +124,7 @@ pub fn connect(
         }
         let now = Instant::now();
         let late = now >= deadline;
-        // Late or not, it looks once more.
+        // Even if it is late, it looks once more.
         let until = if late {
             now + LAST_WAIT
         } else {
@@ -177,7 +177,7 @@ fn start(
     })
 }
 
-/// What to do about a session that broke while it came up.
+/// The remedy for a session that broke while it was being set up.
 fn advice(error: &TransportError) -> &'static str {
     match error {
         TransportError::Io { source, .. }
@@ -193,8 +193,8 @@ fn advice(error: &TransportError) -> &'static str {
     }
 }
 
-/// Why a mediator may be unable to take a session that this user makes in `place`: it runs as another
-/// user. Told by the owner of what it writes there.
+/// The reason, if any, why a mediator may be unable to take a session that this user makes in
+/// `place`: it runs as another user, as the owner of its files there shows.
 fn closed_to_mediator(place: &OwnedFd, session: &SessionDirectory) -> Option<String> {
     let response = fstatat(place, RESPONSE_FILE, AtFlags::AT_SYMLINK_NOFOLLOW).ok()?;
     let (mediator, own) = (response.st_uid, geteuid().as_raw());
@@ -234,14 +234,14 @@ fn make(
     let began = Instant::now();
     loop {
         let now = Instant::now();
-        // By its path each time: a name that was missing is asked for again at the server.
+        // By its path each time: the client asks the server again for a name that was missing.
         let place = open_place(path, None).map_err(|errno| cannot_open(path, errno))?;
         let mount = Mount::of(&place);
         let remote = mount.as_ref().is_none_or(Mount::is_remote);
         match SessionDirectory::create(&place, path, session, own) {
             Ok(directory) => {
                 if let Some(why) = closed_to_mediator(&place, &directory) {
-                    // Nobody listens any more if the deadline has passed.
+                    // Fails if the caller's deadline has passed; nobody waits then.
                     let _ = doubts.send(why);
                 }
                 let exchange = Exchange::new(Role::Guest, session, writer, remote, Instant::now());
@@ -299,11 +299,11 @@ fn cannot_make(path: &Path, errno: Errno) -> ConnectError {
 }
 
 /// Takes the session that a guest has made in `directory`, or in its own directory there, unless a
-/// mediator took it before. `mediator` tells mediators apart and is the same for all sessions of one;
-/// a guest that is silent for `silence` counts as dead.
+/// mediator has taken it already. `mediator` identifies the mediator and is the same for all of its
+/// sessions; a guest that is silent for `silence` counts as dead.
 ///
 /// # Errors
-/// The session is gone, was taken, or its guest does not go on before `deadline`.
+/// The session is gone, was taken, or its guest did not go on before `deadline`.
 pub fn accept(
     directory: &Path,
     guest: Option<&GuestName>,

@@ -3,13 +3,13 @@
 //! `g-data-%016x` and `g-beat-%016x` are the guest's, `m-data-…` and `m-beat-…` the mediator's. No
 //! name is used twice. `m-claim` says that a mediator has taken the session, `m-gone` that this
 //! mediator is gone; `m-probe`, `g-probe` and `m-probed` are for the guest's test of its mount. A
-//! leading dot marks files in the making. Every other name is nobody's and left alone.
+//! leading dot marks unfinished files. All other names are ignored.
 
 use super::segment::{Kind, Role};
 
-/// Made by the mediator that takes a session; holds 16 digits that tell mediators apart.
+/// Made by the mediator that takes a session; holds 16 digits that identify the mediator.
 pub const CLAIM: &str = "m-claim";
-/// Made by a later mediator, or for a worker that died: this session goes on no more.
+/// Made by a later mediator, or for a worker that died: this session is over.
 pub const GONE: &str = "m-gone";
 /// Made by the mediator before its first beat.
 pub const PROBE: &str = "m-probe";
@@ -24,7 +24,7 @@ pub fn segment(role: Role, kind: Kind, number: u64) -> String {
     format!("{}{number:016x}", prefix(role, kind))
 }
 
-/// Which segment `name` is, if it is one.
+/// The segment that `name` denotes, if it denotes one.
 pub fn parse(name: &str) -> Option<(Role, Kind, u64)> {
     let all = [Role::Guest, Role::Mediator]
         .into_iter()

@@ -8,29 +8,30 @@ use nix::sys::stat::{fstat, major, minor};
 /// A line of `/proc/self/mountinfo`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Mount {
-    /// Where it is mounted.
+    /// The mount point.
     pub point: String,
-    /// As in `tmpfs`, `nfs4`, `fuse.sshfs`.
+    /// The file system's type, such as `tmpfs`, `nfs4`, `fuse.sshfs`.
     pub kind: String,
-    /// Those of this mount and those of the file system.
+    /// Options of this mount and of the file system.
     pub options: Vec<String>,
 }
 
-/// Something about a mount that a person should know.
+/// A finding about a mount, for the user.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Remark {
-    /// What is so.
+    /// The finding.
     pub what: String,
-    /// What to do.
+    /// The remedy.
     pub advice: String,
-    /// Whether sessions cannot be relied on; else they are only slower, or the two files are.
+    /// Whether sessions are unreliable; otherwise only they are slower, or the two-file protocol is
+    /// affected.
     pub grave: bool,
-    /// Whether it was seen to be so, not only read in the mount's options.
+    /// Whether it was observed, rather than inferred from the mount's options.
     pub seen: bool,
 }
 
 impl Mount {
-    /// The mount that `directory` lies on; `None` where that cannot be found out.
+    /// The mount that `directory` lies on; `None` where it cannot be determined.
     pub fn of(directory: impl AsFd) -> Option<Self> {
         let device = fstat(directory).ok()?.st_dev;
         let id = format!("{}:{}", major(device), minor(device));
@@ -76,7 +77,7 @@ impl Mount {
             .find_map(|option| option.strip_prefix(name)?.strip_prefix('='))
     }
 
-    /// What the options mean for what we do there.
+    /// The consequences of the options for this program's use of the mount.
     pub fn remarks(&self) -> Vec<Remark> {
         let mut remarks = Vec::new();
         let mut remark = |what: &str, advice: &str, grave| {

@@ -1,12 +1,11 @@
-//! The guest's test of its mount, while it connects: what is remembered here that is no longer so
-//! there.
+//! The guest's test, while it connects, for stale data in the caches of its mount.
 //!
-//! Sessions do without fresh caches; they are only slower. Programs that wait for a file by its name
-//! or read one again and again, as those of the two files do, do not. So what is found is said, and
-//! ends nothing.
+//! Sessions work without fresh caches, only more slowly. Programs that wait for a file by its name
+//! or read one repeatedly, like those of the two-file protocol, do not. So the findings are
+//! reported, but end nothing.
 //!
-//! Ages are those of the machine that keeps the files: the difference of two times that it gave to
-//! two files. No clocks are compared.
+//! Ages are by the clock of the machine that stores the files: the difference between the times of
+//! two files. Clocks of different machines are never compared.
 
 use std::thread;
 use std::time::{Duration, Instant};
@@ -16,32 +15,32 @@ use super::file_name::{ASK, PROBE};
 use super::mount::{Mount, Remark};
 use super::shared_directory::{Content, SharedDirectory};
 
-/// How long a thorough test asks for a name before it looks at the directory.
+/// Time for which a thorough test looks a name up before it lists the directory.
 const NAME_TEST_LIMIT: Duration = Duration::from_secs(2);
 
-/// How long a thorough test waits for the mediator to change a file.
+/// Time for which a thorough test waits for the mediator to change a file.
 const CHANGE_TEST_LIMIT: Duration = Duration::from_secs(3);
 
-/// Times of sshfs are whole seconds, so nothing less counts as late.
+/// sshfs reports times in whole seconds, so nothing less than this counts as late.
 const LATE: Duration = Duration::from_millis(1500);
 
-/// Between two questions.
+/// Pause between two lookups.
 const PAUSE: Duration = Duration::from_millis(50);
 
-/// What was seen. Pure; see [`judge`].
+/// The observations. Pure; see [`judge`].
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Seen {
-    /// How old a file was when the directory's listing showed it first.
+    /// Age of a file when a listing first showed it.
     pub listed_at_age: Option<Duration>,
-    /// How old it was when a lookup of its name still said that there is none.
+    /// Age of the file when a lookup last failed to find it.
     pub denied_at_age: Option<Duration>,
-    /// A file that had grown was given with its old size.
+    /// A file that had grown was reported with its old size.
     pub old_size: bool,
-    /// A file that had grown was read, opened anew, with its old contents.
+    /// A file that had grown was opened anew and read with its old contents.
     pub old_contents: bool,
 }
 
-/// What `seen` means on a file system of this kind (as in `nfs4`).
+/// Interprets `seen` for a file system of this type (such as `nfs4`).
 pub fn judge(seen: &Seen, kind: &str) -> Vec<Remark> {
     let nfs = kind.starts_with("nfs");
     let option = |for_nfs: &str, for_sshfs: &str| {
@@ -94,12 +93,12 @@ pub fn judge(seen: &Seen, kind: &str) -> Vec<Remark> {
     remarks
 }
 
-/// The test, as far as it has come.
+/// The state of the test.
 #[derive(Debug)]
 pub struct CacheTest {
     mount: Option<Mount>,
     thorough: bool,
-    /// When a lookup said last that there is no probe.
+    /// The time at which a lookup last found no probe.
     denied: Option<Instant>,
     connected: bool,
     asked: Option<Instant>,
@@ -119,7 +118,8 @@ impl CacheTest {
         }
     }
 
-    /// Asks for the probe by its name, which a look at the directory would help the mount to answer.
+    /// Looks the probe up by name, before a listing of the directory lets the mount answer from its
+    /// cache.
     pub(super) fn before_listing(&mut self, directory: &SessionDirectory, stop: impl Fn() -> bool) {
         let began = Instant::now();
         while self.thorough && began.elapsed() < NAME_TEST_LIMIT && !stop() {
@@ -131,7 +131,7 @@ impl CacheTest {
         }
     }
 
-    /// After each look at the directory. Returns whether the test is over.
+    /// Called after each listing of the directory. Returns whether the test is over.
     pub(super) fn look(
         &mut self,
         directory: &mut SessionDirectory,
@@ -164,7 +164,7 @@ impl CacheTest {
         let Some(age) = directory.age(PROBE) else {
             return;
         };
-        // A thorough test has looked late of its own accord.
+        // A thorough test lists late on purpose.
         if !self.thorough {
             self.seen.listed_at_age = Some(age);
             return;
@@ -172,7 +172,7 @@ impl CacheTest {
         self.seen.denied_at_age = self
             .denied
             .and_then(|denied| age.checked_sub(now.saturating_duration_since(denied)));
-        // What is read and asked now is what a cache may keep.
+        // Fills the cache with what is read and looked up now.
         let read = directory.read(PROBE, 64);
         if matches!(read, Ok(Content::Bytes(bytes)) if bytes == PROBE_CONTENT)
             && directory.lookup(PROBE)
@@ -192,7 +192,7 @@ impl CacheTest {
         }
     }
 
-    /// What the mount's options say and what was seen.
+    /// The findings from the mount's options and from the observations.
     pub(super) fn remarks(&self) -> Vec<Remark> {
         let kind = self.mount.as_ref().map_or("unknown", |mount| &mount.kind);
         let mut remarks = judge(&self.seen, kind);

@@ -1,15 +1,15 @@
-//! How often to look. Pure.
+//! The interval between looks at the directory. Pure.
 
 use std::time::Duration;
 
-/// Between two looks while something moves.
+/// The pause while something moves.
 pub const FASTEST: Duration = Duration::from_micros(50);
 
-/// Between two looks when nothing has moved for a while.
+/// The pause when nothing has moved for a while.
 pub const SLOWEST: Duration = Duration::from_millis(50);
 
-/// The pause before the next look when nothing has moved for `quiet`: an eighth of it, so what comes
-/// is noticed at most an eighth later than it could be, and looks become rare quickly.
+/// The pause before the next look when nothing has moved for `quiet`: an eighth of it, so news is
+/// noticed at most an eighth later than possible, and looks soon become rare.
 pub fn pause(quiet: Duration) -> Duration {
     (quiet / 8).clamp(FASTEST, SLOWEST)
 }

@@ -20,7 +20,7 @@ use crate::name::SessionName;
 /// Bytes of the header.
 pub const HEADER: usize = 80;
 
-/// Bytes of payload in one segment at most.
+/// Most bytes of payload in one segment.
 pub const MAX_PAYLOAD: usize = 1 << 20;
 
 /// Bytes of the longest file.
@@ -40,7 +40,7 @@ pub enum Role {
 }
 
 impl Role {
-    /// The other one.
+    /// The other role.
     pub fn peer(self) -> Self {
         match self {
             Self::Guest => Self::Mediator,
@@ -56,7 +56,7 @@ impl Role {
     }
 }
 
-/// What a file is for.
+/// The two kinds of files.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Kind {
     /// A piece of the stream.
@@ -65,18 +65,18 @@ pub enum Kind {
     Beat,
 }
 
-/// What a header says.
+/// The fields of a header.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Header {
     /// The side that wrote it.
     pub role: Role,
-    /// What it is for.
+    /// Its kind.
     pub kind: Kind,
     /// Data: the stream ends after it.
     pub last: bool,
     /// Beat: the writer ends without having closed.
     pub gives_up: bool,
-    /// Whose it is.
+    /// The session it belongs to.
     pub session: SessionName,
     /// The process that wrote it.
     pub writer: [u8; 16],
@@ -88,16 +88,16 @@ pub struct Header {
     pub offset: u64,
 }
 
-/// Why a file is no segment, or not the one that was looked for.
+/// The reasons why a file is not a segment, or not the expected one.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum SegmentError {
     /// Shorter than its header says, or than a header.
     #[error("it ends after {0} bytes, before its end")]
     Short(usize),
-    /// The checksum does not fit.
+    /// The checksum does not match.
     #[error("its checksum is wrong")]
     Checksum,
-    /// The magic is another.
+    /// The magic number is wrong.
     #[error("it does not begin like a segment")]
     Magic,
     /// A later version.
@@ -112,7 +112,7 @@ pub enum SegmentError {
 }
 
 impl SegmentError {
-    /// Whether the file may be whole at another look: what a torn write or a cache can cause.
+    /// Whether the file may be whole at a later look: torn writes and caches cause such errors.
     pub fn may_pass(self) -> bool {
         matches!(self, Self::Short(_) | Self::Checksum | Self::Magic)
     }
@@ -142,7 +142,7 @@ impl Header {
         file
     }
 
-    /// Writes this header into the first [`HEADER`] bytes of `file`, behind which the payload lies.
+    /// Writes this header into the first [`HEADER`] bytes of `file`; the payload follows them.
     ///
     /// # Panics
     /// If `file` is shorter than a header.
@@ -172,8 +172,7 @@ impl Header {
         file[CHECKSUM_AT..HEADER].copy_from_slice(&checksum.to_le_bytes());
     }
 
-    /// Reads a whole file: the header and where its payload begins. Everything is checked but whose
-    /// file it is; see [`check`](Self::check).
+    /// Decodes a whole file. Checks everything except whose file it is; see [`check`](Self::check).
     ///
     /// # Errors
     /// See [`SegmentError`].
@@ -187,7 +186,7 @@ impl Header {
         let u32_at = |at: usize| u32::from_le_bytes(array(header, at));
         let u64_at = |at: usize| u64::from_le_bytes(array(header, at));
         let len = u32_at(72) as usize;
-        // First of all: in a file that has not arrived whole no field means anything.
+        // First of all: in a file that is incomplete no field means anything.
         if checksum(file) != u32_at(CHECKSUM_AT) {
             let short = len <= MAX_PAYLOAD && payload.len() < len;
             return Err(if short {
@@ -237,7 +236,7 @@ impl Header {
         })
     }
 
-    /// Whether this is the file that its name promises, of this session, by this writer.
+    /// Checks that this is the file that its name promises, of this session, by this writer.
     ///
     /// # Errors
     /// [`SegmentError::Foreign`].
@@ -269,7 +268,7 @@ fn array<const N: usize>(header: &[u8; HEADER], at: usize) -> [u8; N] {
     bytes
 }
 
-/// Of a file of at least [`HEADER`] bytes, with the checksum's own field as zeros.
+/// The checksum of a file of at least [`HEADER`] bytes, with its own field as zeros.
 fn checksum(file: &[u8]) -> u32 {
     let sum = crc32c::crc32c(&file[..CHECKSUM_AT]);
     let sum = crc32c::crc32c_append(sum, &[0; 4]);

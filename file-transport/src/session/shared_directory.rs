@@ -4,8 +4,8 @@ use std::io;
 
 /// A directory that two sides share. Names come from [`super::file_name`].
 pub trait SharedDirectory {
-    /// The names in it, as fresh as the file system gives them: some may be missing that are there,
-    /// some there that are gone.
+    /// The names in it, as fresh as the file system returns them: names may be missing, or listed
+    /// although they are gone.
     ///
     /// # Errors
     /// See [`Trouble`].
@@ -17,8 +17,8 @@ pub trait SharedDirectory {
     /// See [`Trouble`].
     fn read(&mut self, name: &str, most: usize) -> Result<Content, Trouble>;
 
-    /// Makes the file `name`: nobody ever sees a part of it under that name. After an error it may
-    /// be there or not, and the same call with the same bytes may be repeated.
+    /// Makes the file `name` with `bytes`: no reader ever sees part of it under that name. After an
+    /// error it may exist or not, and the same call with the same bytes may be repeated.
     ///
     /// # Errors
     /// See [`Trouble`].
@@ -30,13 +30,13 @@ pub trait SharedDirectory {
     /// See [`Trouble`].
     fn remove(&mut self, name: &str) -> Result<(), Trouble>;
 
-    /// What is free on the file system, for whoever comes; `None` where it does not tell.
+    /// The free space of the file system; `None` where it is not reported.
     fn free(&mut self) -> Option<Free> {
         None
     }
 }
 
-/// What is free on a file system.
+/// The space of a file system.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Free {
     /// Bytes in all, free or not.
@@ -47,38 +47,39 @@ pub struct Free {
     pub files: u64,
 }
 
-/// What [`SharedDirectory::read`] found.
+/// The result of [`SharedDirectory::read`].
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Content {
     /// The bytes.
     Bytes(Vec<u8>),
     /// There is no such file, or no longer.
     Absent,
-    /// Something that is no file of a session, and what.
+    /// Not a file of a session; the text says what it is.
     Unfit(&'static str),
 }
 
-/// Why a directory cannot be used.
+/// The reasons why a directory cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum Trouble {
-    /// It is there no more: removed, or the file system under it.
+    /// It is gone: removed, or the file system under it.
     #[error("the session's directory is gone")]
     Gone,
     /// There are more names than a session ever makes.
     #[error("the session's directory holds more than {0} names")]
     Crowded(usize),
-    /// There is no space left, so nothing was made under the name: other bytes may come under it.
+    /// There is no space left, so nothing was made under the name, and other bytes may come under
+    /// it.
     #[error("{context}: {source}")]
     Full {
-        /// What was being done.
+        /// The operation that failed.
         context: String,
         /// The system's answer.
         source: io::Error,
     },
-    /// The system refused; another time it may not. What was to be done may be done.
+    /// The system refused; a later try may succeed. The operation may have had its effect.
     #[error("{context}: {source}")]
     Io {
-        /// What was being done.
+        /// The operation that failed.
         context: String,
         /// The system's answer.
         source: io::Error,

@@ -1,8 +1,8 @@
 //! A session's files as a [`Transport`].
 //!
-//! A thread of the transport does all I/O, since I/O on a mount whose server is away can block for
-//! ever: the caller waits for the thread with a deadline, and never for the file system. Between
-//! the two are an outbox and an inbox of bounded size.
+//! A thread of the transport does all I/O, since I/O on a mount whose server is unreachable can
+//! block for ever: the caller waits for the thread with a deadline, and never for the file system.
+//! Between the two are an outbox and an inbox of bounded size.
 
 mod queues;
 mod thread;
@@ -22,16 +22,16 @@ use super::segment::MAX_PAYLOAD;
 use queues::{Shared, State};
 use thread::{OnEnd, work};
 
-/// What the thread begins with; the test is the guest's.
+/// The thread's initial state; the test exists on the guest's side only.
 pub(super) type Prepared = (SessionDirectory, Exchange, Option<CacheTest>);
 
-/// Bytes that wait to be written to files, at most.
+/// Most bytes that wait to be written to files.
 const OUTBOX: usize = 2 * MAX_PAYLOAD;
 
-/// Bytes read from files that wait to be taken; one segment more may be there.
+/// Most bytes read from files that wait for the caller; one segment more may be there.
 const INBOX: usize = 2 * MAX_PAYLOAD;
 
-/// How long a transport that is dropped waits for its thread to say so to the other side.
+/// Time for which a dropped transport waits for its thread to notify the other side.
 const LAST_WORD_LIMIT: Duration = Duration::from_millis(500);
 
 /// An ordered stream of bytes each way, in files of a directory.
@@ -43,19 +43,19 @@ pub struct FileTransport {
     closed: bool,
 }
 
-/// How far a session has come on its way up.
+/// The progress of setting up a session.
 #[derive(Debug)]
 pub(super) enum Progress {
     /// The other side has answered.
     Connected(FileTransport),
     /// Not yet.
     Waiting(FileTransport),
-    /// It never will.
+    /// It cannot be set up.
     Failed(TransportError),
 }
 
 impl FileTransport {
-    /// Starts the thread. `prepare` runs on it first, and gives the directory.
+    /// Starts the thread. `prepare` runs on it first, and returns the directory.
     pub(super) fn start<E: Send + 'static>(
         path: PathBuf,
         prepare: impl FnOnce() -> Result<Prepared, E> + Send + 'static,
@@ -102,8 +102,8 @@ impl FileTransport {
         }
     }
 
-    /// What is to be said about the mount: what its options and a test of it show. Nothing of a
-    /// mediator's transport.
+    /// The findings about the mount, from its options and a test of it. Empty for a mediator's
+    /// transport.
     pub fn remarks(&self) -> Vec<Remark> {
         self.shared.lock().remarks.clone()
     }
@@ -193,9 +193,9 @@ impl Transport for FileTransport {
         })
     }
 
-    /// Hands all to the thread, which writes it as soon as the other side's window and the file
-    /// system allow, whatever the caller does meanwhile. So this never waits: waiting for a window
-    /// without reading could hold up both sides for ever.
+    /// Hands all bytes to the thread, which writes them as soon as the other side's window and the
+    /// file system allow, whatever the caller does meanwhile. So this never waits: waiting for a
+    /// window without reading could hold up both sides for ever.
     fn flush(&mut self, _deadline: Instant) -> Result<(), TransportError> {
         if self.closed {
             return Err(TransportError::Closed);
@@ -212,7 +212,7 @@ impl Transport for FileTransport {
             return Ok(());
         }
         let mut state = self.shared.lock();
-        // Nobody reads any more: what still comes is taken and thrown away.
+        // The caller no longer reads: further bytes are taken and dropped.
         state.inbox.clear();
         (state.inbox_bytes, state.inbox_full) = (0, false);
         Self::broken(&state)?;
@@ -235,7 +235,7 @@ impl Transport for FileTransport {
     }
 }
 
-/// Whether nothing that `interest` names can be done, and nothing is there to be reported.
+/// Whether no operation of `interest` can go on and there is nothing to report.
 fn is_waiting(interest: Interest) -> impl Fn(&mut State) -> bool {
     move |state| {
         let readable = !state.inbox.is_empty() || state.ended;
@@ -258,7 +258,8 @@ impl Drop for FileTransport {
         let mut state = self.shared.lock();
         state.dropped = true;
         self.shared.for_thread.notify_one();
-        // A process that ends now would take the thread with it before it could say so.
+        // A process that ends now would take the thread with it before it could notify the other
+        // side.
         let _unless_the_file_system_hangs =
             self.shared
                 .for_caller
@@ -270,7 +271,7 @@ impl Drop for FileTransport {
 mod tests {
     use super::*;
 
-    /// As on a mount whose server is away: the thread never comes back from the kernel.
+    /// As on a mount whose server is unreachable: the thread never returns from the kernel.
     #[test]
     fn a_file_system_that_hangs_holds_up_nobody() {
         let hang = || -> Result<Prepared, ()> {
@@ -286,7 +287,7 @@ mod tests {
         };
         let soon = || Instant::now() + Duration::from_millis(50);
         assert_eq!(transport.try_read(&mut [0; 8]).unwrap(), None);
-        // SharedDirectory is bounded, and then there is none.
+        // The outbox is bounded; this exceeds it.
         let much = vec![0; OUTBOX + 1];
         assert_eq!(transport.try_write(&much).unwrap(), OUTBOX);
         assert_eq!(transport.try_write(&much).unwrap(), 0);

@@ -1,4 +1,5 @@
-//! The mediator's work on disk: it makes, reads and removes in `sessions/` and in a session's directory.
+//! The mediator's work on disk: making, reading and removing in `sessions/` and in sessions'
+//! directories.
 
 use std::fs::File;
 use std::io::Read;
@@ -15,8 +16,8 @@ use crate::name::{SESSIONS, SessionName};
 use crate::open_flags::SAFE;
 use crate::session::file_name::{CLAIM, GONE};
 
-/// Opens `sessions/`, and makes it unless it is there: for the owner of the served directory, and for
-/// as many others as may write that.
+/// Opens `sessions/`, and makes it unless it exists: for the owner of the served directory, and for
+/// the same users who may write to that.
 pub(super) fn open_sessions(directory: &Directory) -> nix::Result<OwnedFd> {
     match open_directory(directory.as_fd(), SESSIONS) {
         Err(Errno::ENOENT) => {}
@@ -27,8 +28,7 @@ pub(super) fn open_sessions(directory: &Directory) -> nix::Result<OwnedFd> {
         Err(errno) => return Err(errno),
     }
     let sessions = open_directory(directory.as_fd(), SESSIONS)?;
-    // As it was made a moment ago, or a guest has put another in its place: of that one nothing is
-    // changed.
+    // Either made a moment ago, or replaced by a guest: a guest's own is not changed.
     if fstat(&sessions)?.st_uid != geteuid().as_raw() {
         return Ok(sessions);
     }
@@ -37,16 +37,16 @@ pub(super) fn open_sessions(directory: &Directory) -> nix::Result<OwnedFd> {
     if let Err(errno) = fchown(&sessions, Some(owner.0), Some(owner.1)) {
         log::debug!("{SESSIONS}: {}", errno.desc());
     }
-    // A group that is handed on stays so: guests then share their sessions with it.
+    // A set-group-id bit is kept: guests then share their sessions with the group.
     let mode = Mode::from_bits_truncate(about.st_mode & 0o2777);
-    // Where several may write, none may remove what is another's.
+    // Where several users may write, none may remove another's entries.
     let shared = mode.intersects(Mode::S_IWGRP | Mode::S_IWOTH);
     let sticky = if shared { Mode::S_ISVTX } else { Mode::empty() };
     fchmod(&sessions, mode | sticky)?;
     Ok(sessions)
 }
 
-/// Why this user cannot take the session `name`, and what to do.
+/// The message for a session that this user cannot take: the reason and the remedy.
 pub(super) fn closed_session(sessions: &OwnedFd, name: SessionName) -> String {
     let name = name.to_string();
     let about = fstatat(sessions, name.as_str(), AtFlags::AT_SYMLINK_NOFOLLOW);
@@ -61,20 +61,20 @@ pub(super) fn closed_session(sessions: &OwnedFd, name: SessionName) -> String {
     )
 }
 
-/// What the file says by which a mediator takes a session.
+/// The contents of the file by which a mediator takes a session.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Claim {
     /// The mediator of this number has taken it.
     Of(u64),
-    /// It is not written to its end yet, or cannot be read now: another look may tell. Its writer makes
-    /// the file first, which only one can, and writes into it then; in between it may have to wait
-    /// for the processor.
+    /// It is incomplete, or cannot be read now: a later look may tell. Its writer first makes the
+    /// file, which only one can, and then writes into it; in between it may have to wait for the
+    /// processor.
     Unknown,
     /// No mediator writes such a file.
     Strange,
 }
 
-/// Which mediator has taken the session in `directory`.
+/// The mediator that has taken the session in `directory`.
 pub(super) fn read_claim(directory: &OwnedFd) -> Claim {
     if listing::is_unfit(directory, CLAIM) {
         return Claim::Strange;
@@ -105,7 +105,7 @@ pub(super) fn read_claim(directory: &OwnedFd) -> Claim {
         .map_or(Claim::Strange, Claim::Of)
 }
 
-/// Tells the guest that nobody will go on with the session in `directory`.
+/// Marks the session in `directory` for its guest: nobody will go on with it.
 pub(super) fn mark(directory: &OwnedFd) {
     let flags = SAFE | OFlag::O_WRONLY | OFlag::O_CREAT | OFlag::O_EXCL;
     if let Err(errno) = openat(directory, GONE, flags, Mode::from_bits_truncate(0o644))
@@ -115,7 +115,7 @@ pub(super) fn mark(directory: &OwnedFd) {
     }
 }
 
-/// Removes the files `names` of a session's directory, and the directory if nothing else is there.
+/// Removes the files `names` of a session's directory, and the directory if it is then empty.
 pub(super) fn clear(directory: &OwnedFd, sessions: &OwnedFd, name: SessionName, names: &[String]) {
     for file in names {
         if let Err(Errno::EISDIR | Errno::EPERM) =

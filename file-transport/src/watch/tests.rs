@@ -1,4 +1,4 @@
-//! Which writings count, look by look.
+//! Tests of which writes count, look by look.
 
 use super::*;
 use proptest::prelude::*;
@@ -12,7 +12,7 @@ fn stamp(tick: i128) -> Stamp {
     }
 }
 
-/// Looks twice, far enough apart for the writing to settle, and gives the second action.
+/// Looks twice, far enough apart for the write to settle, and returns the second action.
 fn look(watch: &mut Watch, now: &mut Instant, stamp: Stamp, bytes: &[u8]) -> Action {
     let first = watch.see(Sight::File { stamp, bytes }, *now);
     *now += SETTLE;
@@ -201,7 +201,7 @@ fn looks_become_rarer_but_never_rare() {
 }
 
 proptest! {
-    /// Whatever is written and whenever it is looked at, no writing runs twice.
+    /// Whatever is written and whenever it is looked at, no write runs twice.
     #[test]
     fn no_writing_runs_twice(
         looks in proptest::collection::vec((0i128..4, 0u64..120, prop::sample::select(vec![&b"1\n"[..], b"2\n", b"1", b"x\n", b"\n"])), 1..60)

@@ -20,8 +20,8 @@ const NOT_A_FILE: &str =
     "2:command.txt is not a regular file; remove it and write a number to it\n";
 const PASSED: &str = "1:Vector add PASSED: 1024 elements, 0 errors (test executor)\n";
 
-/// Removes `command.txt`, puts something else there, and sees that it is refused and that a proper
-/// file is then taken again.
+/// Replaces `command.txt` by something else, and checks that it is refused and that a proper file
+/// is then accepted again.
 fn refused(put: impl FnOnce(&Path)) {
     let directory = tempfile::tempdir().unwrap();
     let served = Served::start(directory.path());
@@ -223,7 +223,8 @@ fn on_a_full_disk_no_old_answer_passes_for_a_new_one() {
     );
     fs::remove_file(&filler).unwrap();
     served.wait_for("2:command 9 is unknown; write 0 (nothing), 1 (vector add) or 2 (GPU info)\n");
-    // The same where the client's own number found no space, which it may not notice over NFS.
+    // The same where there was no space for the client's own number, which it may not notice over
+    // NFS.
     fs::write(path.join("command.txt"), "1\n").unwrap();
     served.wait_for(PASSED);
     fs::File::create(path.join("command.txt")).unwrap();
@@ -291,7 +292,7 @@ fn a_reader_always_sees_a_whole_line() {
     assert!(looks > 100);
 }
 
-/// Serves `path` where that must fail, and gives the error.
+/// Serves `path` where that must fail, and returns the error.
 fn serve_error(path: &Path) -> String {
     let stop = AtomicBool::new(false);
     let stop = Stop::when(&stop).or_at(Instant::now() + WATCHDOG);

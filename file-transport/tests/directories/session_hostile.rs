@@ -1,5 +1,6 @@
-//! A guest that keeps to no rule, against a mediator's transport on a real directory. Each attack ends
-//! its own session with what is wrong, within the stated time, and touches nothing outside.
+//! A guest that keeps to no rule, against a mediator's transport on a real directory. Each attack
+//! ends its own session with an error that names it, within the stated time, and touches nothing
+//! outside.
 
 mod attacks;
 
@@ -34,12 +35,12 @@ fn header(kind: Kind, number: u64, offset: u64) -> Header {
     }
 }
 
-/// What a hostile guest has: its session's directory, to do in as it likes.
+/// A hostile guest: free access to its session's directory.
 struct Guest {
     _root: tempfile::TempDir,
     served: PathBuf,
     path: PathBuf,
-    /// Something that is none of its business.
+    /// A file that it has no business with.
     secret: PathBuf,
 }
 
@@ -96,7 +97,7 @@ fn each_attack_ends_its_own_session_and_says_what_is_wrong() {
                 let mut buffer = [0; 4096];
                 let error = loop {
                     match mediator.read_exact(&mut buffer[..4], deadline()) {
-                        // What was in order before the attack.
+                        // The bytes that were valid before the attack.
                         Ok(()) => assert_eq!(&buffer[..4], b"once", "{what}"),
                         Err(error) => break error,
                     }

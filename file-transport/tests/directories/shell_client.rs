@@ -1,4 +1,4 @@
-//! Clients as people write them: a shell with `echo` and `cat`, another process than the mediator.
+//! Clients as users write them: a shell with `echo` and `cat`, in a process of its own.
 
 use std::fs;
 use std::os::unix::fs::{MetadataExt, chown};
@@ -6,7 +6,7 @@ use std::process::{Command, Stdio};
 
 use crate::served::Served;
 
-/// Runs `script` in the served directory and gives what it prints.
+/// Runs `script` in the served directory and returns its output.
 fn sh(served: &Served, script: &str) -> String {
     let output = Command::new("sh")
         .args(["-euc", script])
@@ -18,7 +18,7 @@ fn sh(served: &Served, script: &str) -> String {
     String::from_utf8(output.stdout).expect("text")
 }
 
-/// What the well-known client does: write the number, wait a second, look every 100 ms until the
+/// The steps of a typical client: write the number, wait a second, read every 100 ms until the
 /// status is not 0.
 fn ask(served: &Served, write: &str) -> String {
     sh(
@@ -59,7 +59,7 @@ fn a_shell_session() {
     );
     assert_eq!(served.runs(), 4);
 
-    // With the newline of another system; without one it may be half a number.
+    // With another system's line ending; without any it may be half a number.
     assert_eq!(ask(&served, "printf '1\\r\\n' > command.txt"), passed);
     assert_eq!(served.runs(), 5);
     assert_eq!(
@@ -107,7 +107,7 @@ fn a_number_written_in_two_pieces_is_one_number() {
     assert_eq!(served.runs(), 0);
 }
 
-/// A guest writes as whom its export says, and that one need own no more than the directory.
+/// A guest writes as the user its export maps it to, who need own no more than the directory.
 #[test]
 fn the_command_file_belongs_to_the_owner_of_the_directory() {
     let directory = tempfile::tempdir().unwrap();

@@ -217,7 +217,7 @@ impl Client {
         Ok(failures)
     }
 
-    /// What the mediator tells of failures.
+    /// Requests the mediator's list of failures, by a Fence.
     pub(super) fn ask_for_failures(&mut self) -> Result<FenceReply> {
         let told = self.request("fence", Fence {})?;
         lock(&self.session.heard).note(&told);

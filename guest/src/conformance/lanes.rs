@@ -33,7 +33,7 @@ pub(super) fn fences(ground: &Ground<'_>) -> Result<(), String> {
     })
 }
 
-/// Runs vector adds on one lane until `step` on another one has begun and ended within one of them.
+/// Runs vector adds on one lane until `step` on another lane has begun and ended within one of them.
 fn beside_a_vector_add(
     ground: &Ground<'_>,
     name: &str,

@@ -56,7 +56,7 @@ pub(super) fn around_a_piece(ground: &Ground<'_>) -> Result<(), String> {
 pub(super) fn several_pieces(ground: &Ground<'_>) -> Result<(), String> {
     let mut client = ground.connect()?;
     add(&mut client, 3 * PIECE + 4099)?;
-    // What the first has left on the device serves the second.
+    // The second uses the memory that the first left on the device.
     add(&mut client, 2 * PIECE)?;
     goodbye(client)
 }

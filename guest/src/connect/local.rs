@@ -42,7 +42,7 @@ pub(super) fn open(
     Ok(Box::new(channel))
 }
 
-/// Brings the ring up, and gives up as soon as the program is told to stop.
+/// Brings the ring up, and gives up as soon as the program is asked to stop.
 fn serve_on(
     stream: UnixStream,
     rings: RingSizes,

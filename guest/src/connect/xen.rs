@@ -17,7 +17,8 @@ use super::unreachable;
 use crate::error::Cause;
 use crate::options::Options;
 
-/// Where a mediator says whether it admits this guest, relative to the guest's home in xenstore.
+/// Node in which a mediator says whether it admits this guest, relative to the guest's home in
+/// xenstore.
 pub const MEDIATOR_HINT: &str = "data/vgpu/mediator";
 
 /// How often the wait for the mediator looks for a reason to end.

@@ -27,7 +27,7 @@ pub(crate) const WATCHDOG: Duration = Duration::from_secs(60);
 
 pub(crate) const EPOCH: u64 = 0x5eed;
 
-/// What the mediators of these tests offer: all data of a request may be sent at once.
+/// Terms offered by the mediators of these tests: all data of a request may be sent at once.
 pub(crate) const TERMS: Terms = Terms {
     max_lanes: NonZeroU16::new(16).unwrap(),
     max_requests: NonZeroU16::new(64).unwrap(),
@@ -36,7 +36,7 @@ pub(crate) const TERMS: Terms = Terms {
     features: Features::ALL,
 };
 
-/// What a mediator that offers `terms` answers to Hello.
+/// Reply to Hello of a mediator that offers `terms`.
 pub(crate) fn hello_reply(terms: Terms) -> HelloReply {
     HelloReply {
         version: NonZeroU16::MIN,
@@ -164,7 +164,7 @@ impl Script {
     }
 }
 
-/// What comes back in the tests' exchanges: the first half.
+/// Data sent back in the tests' exchanges: the first half.
 pub(crate) fn answer(data: &[u8]) -> &[u8] {
     &data[..data.len() / 2]
 }

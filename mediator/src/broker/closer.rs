@@ -1,7 +1,7 @@
 //! Closing what local clients may have filled, in processes that end.
 //!
-//! A client can leave sockets in its connection (`SCM_RIGHTS`), and whoever closes the connection last
-//! closes them too. For a TCP socket with unsent data and `SO_LINGER` that sleeps as long as the client
+//! A client can leave sockets in its connection (`SCM_RIGHTS`), and the last close of the connection
+//! closes them too. For a TCP socket with unsent data and `SO_LINGER` it sleeps as long as the client
 //! likes, but not where it happens because a process exits: see `inet_release` in the kernel. So a
 //! batch of connections is passed to a child, let go of here, and closed by the child's end.
 
@@ -106,7 +106,7 @@ impl Closers {
         self.next = now + START_INTERVAL;
         match start(take_unclosed(MOST_AT_ONCE), now) {
             Ok(closer) => self.running.push(closer),
-            // What it was for waits again.
+            // Its connections wait again.
             Err(error) => log::warn!("no process that closes connections: {error}"),
         }
     }

@@ -39,7 +39,7 @@ impl<K: PartialEq + Clone, T> FairQueue<K, T> {
         });
     }
 
-    /// The one that is there without room: the last one of whoever has most.
+    /// The entry beyond the queue's room: the last one of the key with most entries.
     pub(super) fn crowded_out(&mut self) -> Option<Entry<K, T>> {
         let mut of_each: Vec<(&K, usize, usize)> = Vec::new();
         for (index, entry) in self.waiting.iter().enumerate() {

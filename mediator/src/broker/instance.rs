@@ -20,7 +20,7 @@ const LONGEST: u64 = 16;
 
 /// A lock file that names its holder; gone when this is dropped.
 ///
-/// Whoever may open a file may lock it. So it is for its owner alone, is no link, and belongs to this
+/// Every process that may open a file may lock it. So only its owner may open it, it is no link, and belongs to this
 /// user or root; whatever else lies there is taken away, or is an error.
 #[derive(Debug)]
 pub struct Instance {
@@ -145,7 +145,7 @@ fn open(path: &Path) -> Result<Option<File>, Failure> {
     if !is_trusted(&about) || !is_lock_file(&about) {
         return Ok(None);
     }
-    // What holds something else than a pid is no lock file, whatever it is called.
+    // A file with anything but a pid is no lock file, whatever its name.
     let text = read_pid_text(&mut file).map_err(failed)?;
     if !text.trim().bytes().all(|byte| byte.is_ascii_digit()) {
         return Err(Failure::new(
@@ -180,7 +180,7 @@ fn remove(path: &Path, file: &File) -> io::Result<()> {
 }
 
 /// Makes the directory of `path` unless it exists. One that belongs to another user is refused:
-/// whoever owns it could replace what is in it.
+/// its owner could replace its contents.
 fn make_directory(path: &Path) -> io::Result<()> {
     let Some(parent) = path
         .parent()
@@ -210,7 +210,7 @@ fn is_at(file: &File, path: &Path) -> io::Result<bool> {
     }
 }
 
-/// Who holds the lock, by the kernel's account; `None` where it does not tell.
+/// Process id of the lock's holder, from the kernel's list; `None` if the list lacks it.
 fn holder(file: &File) -> Option<u32> {
     let about = file.metadata().ok()?;
     let wanted = format!(
@@ -269,7 +269,7 @@ mod tests {
         drop(first);
         assert!(!path.exists());
         drop(acquire().unwrap());
-        // What a killed holder left behind is no obstacle.
+        // Leftovers of a killed holder are no obstacle.
         fs::write(&path, "99999\n").unwrap();
         drop(acquire().unwrap());
         assert!(!path.exists());

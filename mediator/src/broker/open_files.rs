@@ -7,8 +7,8 @@ use super::{admission, closer, strangers};
 use crate::config::Config;
 use crate::failure::Failure;
 
-/// Descriptors that do not depend on guests: standard streams, signals, listeners, xenstore, a probe, the control
-/// socket with its clients, and what a start of a worker needs for a moment.
+/// Descriptors that do not depend on guests: standard streams, signals, listeners, xenstore, a probe, the sockets
+/// for control and metrics with their clients, and what a start of a worker needs for a moment.
 const COMMON: u64 = 64;
 
 /// Of each worker: its link and its log.

@@ -209,7 +209,7 @@ fn ask(
     }
 }
 
-/// How a probe has ended.
+/// Result of a probe.
 pub(super) enum Answer {
     Verdict(Verdict),
     /// Why its answer cannot be used, in words.

@@ -1,17 +1,19 @@
-//! Who has connected over TCP and not yet shown a secret: how many at once, and from where.
+//! TCP connections that have not shown a secret yet: bounded in total and per source.
 //!
-//! Each is looked at by a worker process of its own, so their number is bounded: in all, and for
-//! each source address. Whoever finds no place waits for one, within bounds too; a host that
-//! reconnects all its sessions at once is let in little by little. No I/O: `T` is the connection.
+//! Each connection is served by a worker process of its own, so their number is bounded: in total,
+//! and for each source address. A connection without a place waits for one, within bounds too; a
+//! host that reconnects all its sessions at once is admitted little by little. No I/O: `T` is the
+//! connection.
 //!
-//! A few sources must not keep the others out, so whoever has fewer places comes first, and where
-//! all are taken, the source with most gives one up to a source that has at least two less. In the
-//! queue it is the same: where it is full, the source with most loses its last one.
+//! A few sources must not keep the others out, so the source with fewer places comes first, and
+//! when all places are taken, the source with most gives one up to a source that has at least two
+//! fewer. The queue follows the same rule: when it is full, the source with most loses its last
+//! entry.
 //!
-//! How often processes are started is bounded as well. A place stays taken for a moment when somebody
-//! was not let in, and each source has a bucket of starts. Starts for those who show a secret go back
-//! into that bucket and are charged to their account instead; while the account owes, the place stays
-//! taken, which delays nobody but that source.
+//! The rate of process starts is bounded as well. A place stays taken for a moment after a
+//! rejection, and each source has a bucket of starts. Starts for clients that show a secret go back
+//! into that bucket and are charged to their account instead; while the account owes, the place
+//! stays taken, which delays only that source.
 
 use std::cmp::Reverse;
 use std::collections::BTreeMap;
@@ -36,7 +38,7 @@ const HELD: Duration = Duration::from_millis(500);
 const GRACE: Duration = Duration::from_secs(1);
 /// How long anybody waits for a place; clients give up at about that time.
 const PLACE_WAIT_LIMIT: Duration = Duration::from_secs(10);
-/// Processes that one source has at once, and the time for another one.
+/// Processes that one source may start at once, and the interval for each further one.
 const STARTS: (u32, Duration) = (16, Duration::from_millis(500));
 
 /// One source: an IPv4 address, or the half of an IPv6 address that a network

@@ -25,7 +25,7 @@ pub(super) fn absolute(path: &Path, what: &str) -> Result<PathBuf, Failure> {
     }
 }
 
-/// Where the control socket is unless it is set: of root the system's, of others their own.
+/// Default path of the control socket: the system's for root, a path of their own for other users.
 pub fn default_control_path() -> PathBuf {
     let uid = Uid::effective();
     if uid.is_root() {

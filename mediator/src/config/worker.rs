@@ -12,7 +12,7 @@ const USERS: u32 = 2048;
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct WorkerSettings {
-    /// What is done where a worker cannot be confined.
+    /// Reaction if a worker cannot be confined.
     pub confine: Confine,
     /// The first of the numbers that are workers' users and groups.
     pub first_user: u32,
@@ -21,7 +21,7 @@ pub struct WorkerSettings {
 impl Default for WorkerSettings {
     fn default() -> Self {
         Self {
-            // An ordinary user can make nobody another one.
+            // An ordinary user cannot change the user of a process.
             confine: match geteuid().is_root() {
                 true => Confine::Required,
                 false => Confine::BestEffort,

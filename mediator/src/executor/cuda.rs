@@ -71,7 +71,7 @@ impl Open for OpenGpu {
     }
 }
 
-/// Loads the driver's library. Whoever opens the executor is told if that cannot be.
+/// Loads the driver's library. A failure is the error of opening the executor.
 pub(super) fn load_driver() {
     let _ = Driver::load();
 }

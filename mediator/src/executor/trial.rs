@@ -25,7 +25,7 @@ const THREADS: u32 = 256;
 
 const FLOAT: u64 = size_of::<f32>() as u64;
 
-/// What it asks an executor for.
+/// Operations of the trial.
 pub(crate) const OPERATIONS: [Op; 8] = [
     Op::MemoryAllocate,
     Op::ModuleLoad,
@@ -48,7 +48,7 @@ pub(crate) fn wrong_sums(
 ) -> Result<usize, Failure> {
     let elements = u32::try_from(elements).expect("a trial is short");
     let outcome = Trial { executor, deadline }.add(elements);
-    // What is late belongs to this, and not to whoever comes next.
+    // Late failures belong to this trial, not to the next session.
     let _ = executor.take_failures();
     let sums = outcome?;
     let (sums, _) = sums.as_chunks::<4>();

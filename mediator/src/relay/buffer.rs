@@ -23,7 +23,7 @@ impl Buffer {
         &self.bytes[self.filled.clone()]
     }
 
-    /// Where more belongs; empty where there is no room.
+    /// Room for more bytes; empty if there is none.
     pub(super) fn space(&mut self, pool: &mut Pool) -> &mut [u8] {
         if self.bytes.is_empty() {
             self.bytes = pool.0.pop().unwrap_or_else(|| vec![0; CAPACITY]);

@@ -13,7 +13,7 @@ use super::backend::Event;
 /// so that the guest need not stop before it hears of more.
 const CAPACITY: usize = 2 * INITIAL_CREDIT as usize;
 
-/// Room is granted by so many bytes.
+/// Credit is granted in steps of this many bytes.
 const STEP: u64 = (CAPACITY / 4) as u64;
 
 /// The exchanges of a session.
@@ -27,12 +27,12 @@ pub(super) struct Exchanges {
 struct UnderWay {
     id: u32,
     what: Exchange,
-    /// What has come and was not sent, round and round.
+    /// Ring buffer of bytes received and not sent back yet.
     ring: Vec<u8>,
     /// Bytes that have come, and that were sent, since the beginning.
     come: u64,
     sent: u64,
-    /// Bytes of room of which the guest does not know.
+    /// Bytes of room not granted to the guest yet.
     untold: u64,
 }
 
@@ -136,7 +136,7 @@ impl UnderWay {
         let free = capacity - (self.kept() - self.sent);
         let left = match self.what.down.checked_sub(self.come) {
             Some(kept) if kept > 0 => kept,
-            // What is not sent back is overwritten by what comes next.
+            // Bytes that are not sent back are overwritten by the next ones.
             _ => self.what.up - self.come,
         };
         let at = self.kept() % capacity;
@@ -148,7 +148,7 @@ impl UnderWay {
         self.part(self.sent % self.ring.len() as u64, waiting)
     }
 
-    /// So many bytes from this place on, as far as they lie together.
+    /// Up to this many bytes from this place on, as far as they are contiguous.
     fn part(&mut self, at: u64, bytes: u64) -> &mut [u8] {
         let at = usize::try_from(at).expect("within the ring");
         let bytes = usize::try_from(bytes).expect("no more than the ring has");

@@ -69,7 +69,7 @@ pub fn serve(
     run(stream, &mut backend, settings, observed, stop)
 }
 
-/// How a session ended.
+/// End of a session.
 #[derive(Debug, thiserror::Error)]
 pub enum SessionEnd {
     /// The guest said goodbye.

@@ -100,7 +100,7 @@ pub(crate) fn by_portions(
             }
         };
         match waited {
-            // What is wrong with a stream is the backend's next event.
+            // An error of a stream is the backend's next event.
             Ok(()) | Err(TransportError::TimedOut(_)) => {}
             Err(error) => log::debug!("waiting for {}: {error}", request.op()),
         }

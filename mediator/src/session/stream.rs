@@ -59,7 +59,7 @@ impl Stream {
             (_, None) => Some(Side::Nothing),
             (Self::Channel(channel), Some(interest)) => Some(Side::Channel(channel, interest)),
             (Self::Socket(socket), Some(interest)) => {
-                // What it has gathered leaves when the kernel has room.
+                // Gathered bytes leave when the kernel has room.
                 let interest = match interest {
                     Interest::Read if socket.wants_write() => Interest::ReadOrWrite,
                     interest => interest,

@@ -24,7 +24,7 @@ const MAX_REQUESTS: NonZeroU16 = NonZeroU16::new(64).unwrap();
 const IDLE_TIMEOUT_S: u32 = 3600;
 const STALL_TIMEOUT_S: u32 = 30;
 
-/// How a worker reaches its guest.
+/// A worker's connection to its guest.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Carrier {
@@ -48,16 +48,16 @@ pub enum Carrier {
     },
     /// By two files in a directory; no session, the worker stays.
     File {
-        /// Where the files are, or the guest's directory.
+        /// Directory of the files, or the guest's directory.
         directory: PathBuf,
-        /// Whose directory in there.
+        /// The guest whose directory it is.
         guest: Option<String>,
     },
     /// By the files of a session that a guest has made in a directory.
     FileSession {
         /// The directory that is served, or that holds the guest's.
         directory: PathBuf,
-        /// Whose directory in there.
+        /// The guest whose directory it is.
         guest: Option<String>,
         /// The session's name.
         session: String,
@@ -71,9 +71,9 @@ pub struct Spec {
     pub broker_pid: i32,
     /// For log lines.
     pub guest: String,
-    /// How the guest is reached.
+    /// The connection to the guest.
     pub carrier: Carrier,
-    /// How the worker is confined.
+    /// Settings of the worker's confinement.
     pub confinement: confinement::Settings,
     /// Never `auto`: the broker has decided.
     pub executor: ExecutorChoice,
@@ -89,7 +89,7 @@ pub struct Spec {
     pub hello_timeout_s: u32,
     /// Seconds without a sign of life over files.
     pub file_silence_s: u32,
-    /// What the session may have and do.
+    /// Limits of the session.
     pub share: Share,
     /// Turn the guest away with this reason.
     pub refusal: Option<Turned>,
@@ -108,7 +108,7 @@ pub enum Turned {
 }
 
 impl Spec {
-    /// What the worker has to reach.
+    /// Files, sockets and devices that the worker has to reach.
     pub(super) fn needs(&mut self) -> Needs {
         let name = |text: &String| text.parse().ok();
         let guest_of = |guest: &Option<String>| guest.as_ref().and_then(|text| text.parse().ok());
@@ -138,7 +138,7 @@ impl Spec {
         };
         Needs {
             served,
-            // Who is turned away gets no device.
+            // A rejected guest gets no device.
             cuda: self.executor == ExecutorChoice::Cuda && self.refusal.is_none(),
             xen: matches!(self.carrier, Carrier::Xen { .. } | Carrier::Offer { .. }),
             relay: self.route().map(|route| Relay {
@@ -163,14 +163,14 @@ impl Spec {
         Duration::from_secs(self.connect_timeout_s.into())
     }
 
-    /// What the guest may ask for.
+    /// Operations that the guest may request.
     pub fn operations(&self) -> OpSet {
         self.share
             .operations
             .map_or(OpSet::ALL, |allowed| allowed.0)
     }
 
-    /// The way to the mediator that runs the work, if that is another one.
+    /// The way to the mediator that runs the work, if that is not this one.
     pub fn route(&self) -> Option<Route> {
         match &self.executor {
             ExecutorChoice::Relay(endpoint) => Some(Route {

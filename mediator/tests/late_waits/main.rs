@@ -90,8 +90,8 @@ fn wait(name: &str) -> ExitCode {
     }
 }
 
-/// What the process that waits says when everything is set up, and what it does then: it goes on when
-/// its other side is where it shall be, and tells its deadline.
+/// Reports that everything is set up, waits until the other side is in place, and reports and
+/// returns the deadline.
 pub(crate) fn begin(time: Duration) -> Instant {
     println!("ready");
     std::io::stdin()
@@ -168,7 +168,7 @@ fn start(wait: &Wait, directory: &Path, other: &dyn Other) -> Killed {
     Killed(child)
 }
 
-/// What it says next; if that is nothing, why.
+/// Its next line; panics with the reason if there is none.
 fn line(said: &mut impl BufRead, waiting: &mut Killed) -> String {
     let mut line = String::new();
     said.read_line(&mut line).expect("text");
@@ -176,7 +176,7 @@ fn line(said: &mut impl BufRead, waiting: &mut Killed) -> String {
     line.trim_end().to_owned()
 }
 
-/// What one that has ended has said about it.
+/// Output of a waiting process that has ended.
 fn words(waiting: &mut Killed) -> String {
     let mut words = String::new();
     if let Some(stderr) = &mut waiting.0.stderr {

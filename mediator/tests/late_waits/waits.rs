@@ -42,7 +42,7 @@ pub(crate) struct Wait {
 
 /// The side that gives what is waited for.
 pub(crate) trait Other {
-    /// What the process that waits has to know.
+    /// Environment of the waiting process.
     fn environment(&self) -> Vec<(&'static str, String)> {
         Vec::new()
     }
@@ -250,7 +250,7 @@ struct Peer<S> {
     stream: Option<S>,
     /// Returns once the process that waits has nothing more to do than that.
     until_it_waits: fn(&S),
-    /// What it returns stays open.
+    /// Makes the value to keep open.
     give: fn(S) -> Box<dyn Any>,
     given: Option<Box<dyn Any>>,
 }
@@ -409,7 +409,7 @@ impl Other for Later {
     }
 }
 
-/// An xenstored that answers every request with 7, the first when it is told to.
+/// An xenstored that answers every request with 7, the first on a signal.
 fn xenstored(directory: &Path) -> Box<dyn Other> {
     let path = directory.join("socket");
     let environment = vec![("XENSTORED_PATH", path.display().to_string())];
@@ -440,10 +440,10 @@ fn request(stream: &mut UnixStream) -> [u8; 16] {
     header
 }
 
-/// A mediator of which a part stands still until it is to give.
+/// A mediator with a process stopped until the wait is over.
 struct Served {
     mediator: Mediator,
-    /// Where workers serve sessions; without it the broker is meant.
+    /// Endpoint on which workers serve sessions; `None` if the broker itself is tested.
     endpoint: Option<Endpoint>,
     stopped: Vec<u32>,
 }

@@ -1,4 +1,4 @@
-//! What tests need that start programs as other users.
+//! Helpers of tests that start programs as other users.
 
 use std::fs::{self, Permissions};
 use std::os::unix::fs::{PermissionsExt, chown};

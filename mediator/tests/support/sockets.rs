@@ -75,7 +75,7 @@ impl Sockets {
         Endpoint::Unix(self.directory.join("unix.sock"))
     }
 
-    /// A directory, which a mediator serves if it is told to.
+    /// A directory, for a mediator to serve.
     pub(crate) fn file(&self) -> Endpoint {
         Endpoint::File(self.directory.join("exchange"))
     }
@@ -117,7 +117,7 @@ impl Sockets {
         Client::connect(std::slice::from_ref(endpoint), &self.options())
     }
 
-    /// What can be listened on and connected to here, for tests over all of it.
+    /// All endpoints that can be listened on and connected to here.
     pub(crate) fn endpoints(&self, mediator: &Mediator) -> Vec<Endpoint> {
         vec![mediator.endpoint(), self.unix(), self.tcp()]
     }

@@ -1,4 +1,4 @@
-//! What a worker tries that its guest has taken over. Each says whether it got anywhere.
+//! Attacks by a worker taken over by its guest. Each returns whether it succeeded.
 
 use std::env;
 use std::fs::{self, File};
@@ -21,7 +21,7 @@ const fn attack(name: &'static str, run: fn() -> bool) -> Attack {
     }
 }
 
-/// Where root may fail too: without Xen, or as the system is set up.
+/// An attack that may fail even for root: without Xen, or depending on the system.
 const fn perhaps(name: &'static str, run: fn() -> bool) -> Attack {
     Attack {
         teeth: false,

@@ -33,7 +33,7 @@ fn main() -> ExitCode {
     }
 }
 
-/// What the worker of this kind has to reach.
+/// Files, sockets and devices that a worker of this kind has to reach.
 fn needs(kind: &str) -> Needs {
     let directory = || PathBuf::from(env::var_os("VGPU_TEST_DIRECTORY").expect("set by the test"));
     let mut needs = Needs::default();
@@ -127,7 +127,7 @@ fn tests() -> ExitCode {
     ExitCode::SUCCESS
 }
 
-/// What an attacker of this role has reached, and what not.
+/// Results of an attacker in this role: attacks that succeeded, and those that failed.
 fn run(kind: &str, confine: &str) -> Vec<String> {
     let directory = tempfile::tempdir().expect("a directory");
     let path = directory.path();

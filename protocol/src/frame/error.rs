@@ -3,7 +3,7 @@
 use super::MAGIC;
 use crate::op::Op;
 
-/// Why a header was refused: which field, and the value it had.
+/// The reasons why a header is refused, with the field and its value.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum FrameError {
@@ -24,7 +24,7 @@ pub enum FrameError {
         /// The flags it came with.
         flags: u16,
     },
-    /// The frame goes the wrong way: guests ask, mediators answer.
+    /// The frame goes in the wrong direction: guests ask, mediators answer.
     #[error("{op} comes {}", if *.reply { "as a reply where a request is due" } else { "as a request where a reply is due" })]
     Direction {
         /// The operation.

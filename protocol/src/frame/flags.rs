@@ -13,9 +13,10 @@ impl Flags {
     pub const QUIET: Flags = Flags(1 << 1);
     /// Data: more follows in this direction.
     pub const MORE: Flags = Flags(1 << 2);
-    /// A reply: quiet requests have failed, and the next fence says which.
+    /// A reply: quiet requests have failed, and the next fence names them.
     pub const FAILURES: Flags = Flags(1 << 3);
-    /// A reply: kernels have printed something, which [`TakePrinted`](crate::op::TakePrinted) brings.
+    /// A reply: kernels have printed something, which [`TakePrinted`](crate::op::TakePrinted)
+    /// returns.
     pub const PRINTED: Flags = Flags(1 << 4);
 
     const KNOWN: u16 =

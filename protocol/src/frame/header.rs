@@ -7,7 +7,7 @@ use crate::op::field::{Field, Reader};
 use crate::op::{Features, Op};
 use crate::status::Status;
 
-/// `own`, or as few milliseconds as a guest asks for; 0 asks for none.
+/// The lower of `own` and the milliseconds that a guest asks for; 0 asks for no limit.
 pub fn within(own: Duration, asked_ms: u32) -> Duration {
     match asked_ms {
         0 => own,
@@ -18,25 +18,24 @@ pub fn within(own: Duration, asked_ms: u32) -> Duration {
 /// A validated header, in host byte order.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct FrameHeader {
-    /// What is asked, answered or carried.
+    /// The operation that is requested, answered or carried.
     pub op: Op,
     /// Request or reply, quiet or not, more to come or not.
     pub flags: Flags,
-    /// Chosen by the guest, never 0, and not used again before its request is over; a reply carries
-    /// the id of its request. 0 only in [`FrameHeader::closing`].
+    /// Chosen by the guest, never 0, and not reused before its request is over; a reply carries the
+    /// id of its request. 0 only in [`FrameHeader::closing`].
     pub request_id: u32,
-    /// The guest's thread, as a number from 0: requests of all lanes start in the order in which
-    /// they come, and none waits for another lane to finish.
+    /// The guest's thread, as a number from 0: requests of all lanes start in the order of arrival,
+    /// and none waits for another lane to finish.
     pub lane: u16,
     /// Bytes that follow this header.
     pub body_len: u32,
-    /// Requests: give up when nothing has moved for this many milliseconds; 0 = the mediator's own
+    /// Requests: give up after this many milliseconds without progress; 0 = the mediator's own
     /// limit.
     pub deadline_ms: u32,
-    /// Replies: how it went; [`Status::OK`] in requests and data.
+    /// Replies: the result; [`Status::OK`] in requests and data.
     pub status: Status,
-    /// Data from the mediator: bytes of the request's own data that may be sent beyond what was
-    /// granted before.
+    /// Data from the mediator: further bytes of the request's own data that the guest may send.
     pub credit: u32,
 }
 
@@ -64,8 +63,9 @@ impl FrameHeader {
         header
     }
 
-    /// The mediator ends the session of its own accord: the guest broke the protocol, was asked to
-    /// go, or the mediator stops. `status` says which; a text follows as in any error reply.
+    /// The mediator ends the session on its own initiative: the guest broke the protocol or has to
+    /// leave, or the mediator stops. `status` gives the reason; a text follows as in any error
+    /// reply.
     #[must_use]
     pub const fn closing(status: Status) -> Self {
         let mut header = Self::request(Op::Closing, 0).with_flags(Flags::REPLY);
@@ -81,7 +81,7 @@ impl FrameHeader {
         header
     }
 
-    /// A frame of data from the guest for `request`; `more` says whether another one follows.
+    /// A frame of data from the guest for `request`; `more` says whether another frame of it follows.
     ///
     /// A frame with `more == false` ends the data, complete or not.
     #[must_use]
@@ -137,12 +137,12 @@ impl FrameHeader {
         self.flags.contains(Flags::MORE)
     }
 
-    /// How long nothing may move for this request, where `own` is the most that is allowed.
+    /// The longest time without progress for this request; at most `own`.
     pub fn patience(&self, own: Duration) -> Duration {
         within(own, self.deadline_ms)
     }
 
-    /// What Hello must have agreed on for this request.
+    /// The features that this request needs.
     pub const fn needs(&self) -> Features {
         let of_op = match self.op.spec() {
             Some(spec) => spec.feature,
@@ -243,7 +243,7 @@ const fn allows(op: Op, flags: Flags) -> bool {
         flags.contains(Flags::QUIET),
         flags.contains(Flags::MORE),
     );
-    // What only replies tell.
+    // Flags of replies only.
     let news = flags.contains(Flags::FAILURES) || flags.contains(Flags::PRINTED);
     match op {
         // Data from the mediator is always followed by the reply.

@@ -1,7 +1,7 @@
 //! Frames: a 32-byte header, then `body_len` bytes.
 //!
-//! Decoding copies the header once and validates every field before anything acts on it. A header
-//! that fails ends the session: after it the two sides no longer agree where the next frame starts.
+//! Decoding copies the header once and validates every field before anything acts on it. An invalid
+//! header ends the session: after it the two sides no longer agree where the next frame starts.
 
 mod error;
 mod flags;

@@ -1,4 +1,4 @@
-//! The failures of quiet requests, gathered until a Fence tells of them.
+//! The failures of quiet requests, gathered until a Fence reports them.
 
 use super::{FenceReply, QuietFailure};
 
@@ -18,14 +18,14 @@ impl FenceReply {
         self.dropped == 0 && self.failures.as_slice().is_empty()
     }
 
-    /// One more; beyond those that have room only their number is kept.
+    /// Adds a failure; once the list is full only their number is kept.
     pub fn add(&mut self, failure: QuietFailure) {
         if self.failures.push(failure).is_err() {
             self.dropped = self.dropped.saturating_add(1);
         }
     }
 
-    /// All of `more`.
+    /// Adds all of `more`.
     pub fn add_all(&mut self, more: &FenceReply) {
         self.dropped = self.dropped.saturating_add(more.dropped);
         for failure in more.failures.as_slice() {

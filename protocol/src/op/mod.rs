@@ -1,9 +1,9 @@
 //! The operations: one table, and what is generated from it.
 //!
-//! [`table`] has one row an operation. From a row come the numbers and names ([`Op`]), the two
-//! bodies with their codec ([`Body`]), what the rules of a session need to know ([`Spec`], the data
-//! of a [`Request`]), the inputs of the fuzz targets, and the table in `docs/protocol.md`, which a
-//! test compares. `CONTRIBUTING.md` shows what a new operation takes.
+//! [`table`] has one row per operation. From a row come the numbers and names ([`Op`]), the two
+//! bodies with their codec ([`Body`]), the facts that the rules of a session need ([`Spec`], the
+//! data of a [`Request`]), the inputs of the fuzz targets, and the table in `docs/protocol.md`,
+//! which a test compares. `CONTRIBUTING.md` shows the steps for a new operation.
 //!
 //! A reply whose status is not 0 carries a text in place of its body
 //! ([`decode_error_text`](crate::status::decode_error_text)).
@@ -17,12 +17,12 @@ use std::fmt;
 use field::{Field, FieldError, Reader};
 pub use set::OpSet;
 
-/// Optional parts of the protocol, one bit each. Bits nobody knows are ignored in offers.
+/// Optional parts of the protocol, one bit each. Unknown bits are ignored in offers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Hash)]
 pub struct Features(pub u64);
 
 impl Features {
-    /// What every session has.
+    /// No optional part; every session has the rest.
     pub const NONE: Features = Features(0);
     /// [`Exchange`].
     pub const EXCHANGE: Features = Features(1 << 0);
@@ -30,10 +30,10 @@ impl Features {
     pub const QUIET: Features = Features(1 << 1);
     /// Device memory, copies, modules and launches.
     pub const GPU: Features = Features(1 << 2);
-    /// [`TakePrinted`], and replies that say when it is of use.
+    /// [`TakePrinted`], and replies that tell when to use it.
     pub const PRINTED: Features = Features(1 << 3);
 
-    /// Everything this crate knows.
+    /// All features known to this crate.
     pub const ALL: Features =
         Features(Self::EXCHANGE.0 | Self::QUIET.0 | Self::GPU.0 | Self::PRINTED.0);
 
@@ -48,7 +48,7 @@ impl Features {
         Features(self.0 | other.0)
     }
 
-    /// What both sides have.
+    /// The features in both sets.
     #[must_use]
     pub const fn common(self, other: Features) -> Features {
         Features(self.0 & other.0)
@@ -68,25 +68,25 @@ impl Field for Features {
     }
 }
 
-/// Why a body was refused. The frame around it was sound, so the session can go on.
+/// The reason why a body is refused. The frame around it was valid, so the session can go on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("{message}: {field} {error}")]
 pub struct BodyError {
-    /// Which body.
+    /// The body's name.
     pub message: &'static str,
-    /// Which field; `end` where bytes follow the last one.
+    /// The field's name; `end` for bytes after the last field.
     pub field: &'static str,
-    /// What is wrong with it.
+    /// The field's error.
     pub error: FieldError,
 }
 
-/// What follows the header of a request or a reply.
+/// The body of a request or a reply.
 pub trait Body: Sized {
     /// Its name.
     const NAME: &'static str;
     /// Its fields, in order.
     const FIELDS: &'static [FieldSpec];
-    /// Most bytes it takes.
+    /// Most bytes of its encoding.
     const MAX_LEN: usize;
 
     /// Appends it to `out`.
@@ -98,7 +98,7 @@ pub trait Body: Sized {
     /// The first field that breaks a rule.
     fn decode(body: &[u8]) -> Result<Self, BodyError>;
 
-    /// Whether its fields go together; what can be decoded does.
+    /// Checks the rules for more than one field; a decoded body keeps them.
     ///
     /// # Errors
     /// The first field that breaks a rule.
@@ -113,9 +113,9 @@ pub trait Body: Sized {
     }
 }
 
-/// A request that can be sent: its operation, and what answers it.
+/// A request that can be sent, with its operation and reply.
 pub trait Operation: Body {
-    /// What it asks for.
+    /// Its operation.
     const OP: Op;
     /// The body of a successful reply.
     type Reply: Body;
@@ -127,31 +127,31 @@ pub trait Operation: Body {
     fn data_down(&self) -> u64;
 }
 
-/// What the table says about a field.
+/// A field's description in the table.
 #[derive(Debug, Clone, Copy)]
 pub struct FieldSpec {
     /// Its name.
     pub name: &'static str,
-    /// How it lies on the wire.
+    /// Its encoding on the wire.
     pub wire: &'static str,
     /// Most bytes it takes.
     pub max_len: usize,
-    /// Of a list: how many values at most, and what each is.
+    /// For a list: the most values, and the name of each value's type.
     pub list: Option<(usize, &'static str)>,
-    /// What it means.
+    /// Its meaning.
     pub doc: &'static str,
 }
 
-/// What the table says about an operation.
+/// An operation's description in the table.
 #[derive(Debug, Clone, Copy)]
 pub struct Spec {
     /// The number on the wire.
     pub code: u16,
     /// Its name.
     pub name: &'static str,
-    /// What it does.
+    /// Its effect.
     pub doc: &'static str,
-    /// What Hello must have agreed on.
+    /// The feature that it needs.
     pub feature: Features,
     /// Whether a request may have the flag QUIET.
     pub quiet: bool,
@@ -240,13 +240,13 @@ macro_rules! operations {
             $(data down $down:expr,)?
         }
     )+) => {
-        /// What a frame asks for, answers or carries.
+        /// The operation that a frame requests, answers or carries.
         #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
         #[repr(u16)]
         pub enum Op {
-            /// The mediator ends the session of its own accord; a reply to nothing.
+            /// The mediator ends the session on its own initiative; a reply to no request.
             Closing = 3,
-            /// A part of a request's data, either way.
+            /// A part of a request's data, in either direction.
             Data = 4,
             $($(#[doc = $doc])+ $name = $code,)+
         }
@@ -266,7 +266,7 @@ macro_rules! operations {
             }
 
             /// Its row of the table; `None` for [`Closing`](Self::Closing) and
-            /// [`Data`](Self::Data), which are frames and nothing that can be requested.
+            /// [`Data`](Self::Data), which are frames that cannot be requested.
             pub const fn spec(self) -> Option<&'static $crate::op::Spec> {
                 match self {
                     Self::Closing | Self::Data => None,
@@ -325,7 +325,7 @@ macro_rules! operations {
             }
         )+
 
-        /// A request, whichever it is.
+        /// A request of any operation.
         #[derive(Debug, Clone, PartialEq, Eq)]
         pub enum Request {
             $($(#[doc = $doc])+ $name($name),)+
@@ -346,7 +346,7 @@ macro_rules! operations {
                 }
             }
 
-            /// What it asks for.
+            /// Its operation.
             pub const fn op(&self) -> Op {
                 match self {
                     $(Self::$name(_) => Op::$name,)+
@@ -360,7 +360,7 @@ macro_rules! operations {
                 }
             }
 
-            /// Whether its fields go together.
+            /// Checks the rules for more than one field.
             ///
             /// # Errors
             /// The first field that breaks a rule.
@@ -378,7 +378,7 @@ macro_rules! operations {
             }
         }
 
-        /// The body of a successful reply, whichever it is.
+        /// The body of a successful reply to any operation.
         #[derive(Debug, Clone, PartialEq, Eq)]
         pub enum Reply {
             $(#[doc = concat!("The answer to [`", stringify!($name), "`].")] $name($reply),)+
@@ -425,7 +425,7 @@ pub mod table;
 
 pub use table::*;
 
-/// The error of a body.
+/// The error for a field of a body.
 fn wrong<B: Body>(field: &'static str, error: FieldError) -> BodyError {
     let message = B::NAME;
     BodyError {
@@ -435,7 +435,7 @@ fn wrong<B: Body>(field: &'static str, error: FieldError) -> BodyError {
     }
 }
 
-/// The check of bodies whose fields can be judged one by one.
+/// The check of bodies whose fields have no rules in common.
 #[allow(clippy::unnecessary_wraps, reason = "one signature for all checks")]
 fn anything<T>(_: &T) -> Result<(), (&'static str, FieldError)> {
     Ok(())
@@ -464,8 +464,8 @@ impl Op {
         self as u16
     }
 
-    /// Nanoseconds that the device worked for a request, by the body of a successful reply: its first
-    /// field says so where the table calls that `device_ns`.
+    /// Nanoseconds of device work for a request, from the body of a successful reply: its first
+    /// field, where the table names that `device_ns`.
     pub fn device_ns(self, reply: &[u8]) -> Option<u64> {
         let first = self.spec()?.reply.first()?;
         match first.name == "device_ns" && first.wire == <u64 as Field>::NAME {

@@ -6,7 +6,7 @@ use crate::frame::FrameHeader;
 use crate::op::Op;
 use crate::status::Status;
 
-/// Why a request failed.
+/// The reason why a request failed.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Failure {
     /// For programs.
@@ -15,44 +15,44 @@ pub struct Failure {
     pub text: String,
 }
 
-/// How a request ended: the body of its reply, or why it failed.
+/// The result of a request: the body of its reply, or the reason of its failure.
 pub type Outcome = Result<Vec<u8>, Failure>;
 
 /// A request that is not over.
 #[derive(Debug)]
 pub(super) struct InFlight {
     pub(super) header: FrameHeader,
-    /// Bytes of its data whose frames have not begun to come.
+    /// Bytes of its data whose frames have not begun to arrive.
     pub(super) up_left: u64,
-    /// Whether the last frame of its data has come, or none was due.
+    /// The last frame of its data has arrived, or none was due.
     pub(super) up_ended: bool,
-    /// Bytes that may still come by the credit that was granted.
+    /// Bytes that may still arrive with the credit granted.
     pub(super) credit: u64,
-    /// Of these, what the guest has not been told of.
+    /// The part of that credit that the guest has not received yet.
     pub(super) untold: u64,
     /// Bytes of data that have not been sent.
     pub(super) down_left: u64,
-    /// Its outcome, while the answer still has to wait.
+    /// Its outcome, while the answer has to wait.
     pub(super) outcome: Option<Outcome>,
-    /// It was answered; the data that still comes is dropped.
+    /// It was answered; further data is dropped.
     pub(super) answered: bool,
     /// A Fence: requests of its lane before it that are not answered.
     pub(super) behind: usize,
-    /// When anything last moved for it.
+    /// Time of the last progress.
     pub(super) moved: Instant,
-    /// When the guest was last shown that something moves.
+    /// Time at which the guest was last shown progress.
     pub(super) shown: Instant,
-    /// How long nothing may.
+    /// Longest time without progress.
     pub(super) patience: Duration,
 }
 
 impl InFlight {
-    /// Whether its answer waits for nothing but the requests before it.
+    /// Whether its answer waits only for the requests before it.
     pub(super) fn is_behind_others(&self) -> bool {
         self.behind > 0 && matches!(self.outcome, Some(Ok(_)))
     }
 
-    /// Whether its answer may leave.
+    /// Whether its answer may be sent.
     pub(super) fn is_ready(&self) -> bool {
         match self.outcome {
             None => false,
@@ -62,7 +62,7 @@ impl InFlight {
     }
 }
 
-/// All of them. Every method takes time in proportion to their number at most.
+/// All requests under way. Every method takes at most time proportional to their number.
 #[derive(Debug, Default)]
 pub(super) struct Requests {
     requests: Vec<InFlight>,
@@ -73,7 +73,7 @@ impl Requests {
         self.requests.len()
     }
 
-    /// How many are quiet, or are not.
+    /// Number of requests that are quiet, or that are not.
     pub(super) fn count(&self, quiet: bool) -> usize {
         let requests = self.requests.iter();
         requests
@@ -81,7 +81,7 @@ impl Requests {
             .count()
     }
 
-    /// How many were answered while their data still comes.
+    /// Number of requests that were answered while their data still arrives.
     pub(super) fn unwanted(&self) -> usize {
         self.requests
             .iter()
@@ -100,7 +100,7 @@ impl Requests {
         self.requests.push(request);
     }
 
-    /// Notes that a request was answered, and lets go of it unless data of it still comes.
+    /// Notes that a request was answered, and removes it unless its data still arrives.
     pub(super) fn answered(&mut self, id: u32) {
         let Some(at) = self.requests.iter().position(|r| r.header.request_id == id) else {
             return;
@@ -108,7 +108,7 @@ impl Requests {
         self.requests[at].answered = true;
         let lane = self.requests[at].header.lane;
         for fence in &mut self.requests[at + 1..] {
-            // Those that came after it counted it.
+            // Later fences have counted it.
             if fence.header.op == Op::Fence && fence.header.lane == lane {
                 fence.behind -= 1;
             }

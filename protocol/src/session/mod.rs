@@ -5,17 +5,17 @@
 //! |---|---|
 //! | [`inbox`] | received bytes to frames, with read-ahead |
 //! | [`outbox`] | frames to bytes, so that a header and its body leave in one write |
-//! | [`server`] | the mediator's half: what each frame of a guest means, and how it is answered |
-//! | [`client`] | the guest's half: ids, credit, and what an answer must be; a relay uses it too |
+//! | [`server`] | the mediator's half: the meaning of a guest's frames, and the answers |
+//! | [`client`] | the guest's half: ids, credit, and the checks of answers; a relay uses it too |
 //!
-//! Requests start in the order in which they come, whatever their lane. Each is over when its work
-//! is, so that answers come in any order; only a Fence waits for the requests of its lane before it.
+//! Requests start in the order of arrival, whatever their lane. Each is over when its work is, so
+//! answers may come in any order; only a Fence waits for the requests of its lane before it.
 //!
-//! Data of a request goes in [`Op::Data`](crate::op::Op::Data) frames of any size, as many bytes in
-//! all as its row of the table says. What goes up needs credit: the first
-//! [`initial_credit`](crate::op::HelloReply::initial_credit) bytes of a request may leave at once, the
-//! rest when the mediator has granted room. So data that waits for the device never stands in the
-//! way of another lane's frames.
+//! Data of a request is sent in [`Op::Data`](crate::op::Op::Data) frames of any size, as many bytes
+//! in all as its row of the table says. Data going up needs credit: the first
+//! [`initial_credit`](crate::op::HelloReply::initial_credit) bytes of a request may be sent at
+//! once, the rest when the mediator has granted room. So data that waits for the device never
+//! blocks another lane's frames.
 
 pub mod client;
 mod in_flight;
@@ -31,15 +31,15 @@ use std::time::{Duration, Instant};
 pub use client::Client;
 pub use server::Server;
 
-/// What becomes of the time `at` since when somebody has been silent, where this side did not run for
-/// as long as `rest`, until `now`: that is nobody's silence.
+/// Adjusts `at`, the start of the other side's silence, for a time `rest` until `now` in which this
+/// side did not run: that does not count as silence.
 pub fn after_rest(at: Instant, rest: Duration, now: Instant) -> Instant {
     (at + rest).min(now)
 }
 
-/// Whose data goes next, so that requests take turns: the first with some after `last`, of which the
-/// last frame was, or else the first of all. `at_hand` has every request and how many bytes of its
-/// data can go now.
+/// The request whose data goes next, so that requests take turns: the first with data after `last`,
+/// the sender of the last frame, or else the first of all. `at_hand` lists every request with the
+/// bytes of its data that can go now.
 pub fn next_in_turn(
     last: u32,
     at_hand: impl IntoIterator<Item = (u32, usize)>,

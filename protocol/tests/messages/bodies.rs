@@ -1,4 +1,4 @@
-//! Bodies made from the table alone, so that a new operation is tested by having a row.
+//! Bodies generated from the table alone, so that a new operation is tested by having a row.
 
 use proptest::prelude::*;
 use vgpu_protocol::handle::{Handle, HandleKind, MAX_SLOTS};
@@ -12,7 +12,7 @@ pub(crate) struct Bodies {
 }
 
 impl Bodies {
-    /// Of all operations.
+    /// Those of all operations.
     pub(crate) fn all() -> Vec<Self> {
         let of = |op| [false, true].map(|reply| Self { op, reply });
         Op::REQUESTS.iter().copied().flat_map(of).collect()
@@ -36,7 +36,7 @@ impl Bodies {
         }
     }
 
-    /// What the bytes mean, as bytes again.
+    /// Decodes the bytes and encodes the result again.
     pub(crate) fn again(self, body: &[u8]) -> Result<Vec<u8>, BodyError> {
         let mut out = Vec::new();
         match self.reply {
@@ -46,7 +46,7 @@ impl Bodies {
         Ok(out)
     }
 
-    /// The values of its fields, each as bytes; only rules for more than one field may be broken.
+    /// The values of its fields, each as bytes; they may break only rules for more than one field.
     pub(crate) fn values(self) -> BoxedStrategy<Vec<Vec<u8>>> {
         let fields: Vec<_> = self.fields().iter().map(value).collect();
         fields.boxed()
@@ -102,7 +102,7 @@ fn numbers(wire: &'static str, len: usize) -> BoxedStrategy<Vec<u8>> {
         ]
         .boxed(),
         "u16, at least 1" | "u32, at least 1" | "u64, at least 1" => {
-            // Small ones too, which rules may ask for.
+            // Small ones too, which rules may require.
             let small = (1..=u8::MAX).prop_map(move |n| {
                 let mut bytes = vec![0; len];
                 bytes[0] = n;

@@ -1,6 +1,6 @@
-//! `docs/protocol.md` says of the operations what the table says.
+//! Checks that `docs/protocol.md` describes the operations as the table does.
 //!
-//! `UPDATE_DOCS=1 cargo test -p vgpu-protocol document` writes what is out of date anew.
+//! `UPDATE_DOCS=1 cargo test -p vgpu-protocol document` rewrites outdated parts.
 
 use std::fmt::Write as _;
 use std::fs;

@@ -66,7 +66,7 @@ fn a_minter_never_repeats_itself_and_stops_at_its_capacity() {
 }
 
 proptest! {
-    /// Whatever a guest does in whatever order, what it minted is accepted by the mediator's table.
+    /// In any order of operations, the mediator's table accepts the handles that a guest minted.
     #[test]
     fn the_minter_and_the_table_agree(steps in prop::collection::vec((any::<bool>(), any::<prop::sample::Index>()), 1..200)) {
         let mut minter = HandleMinter::new(HandleKind::Stream, 8);

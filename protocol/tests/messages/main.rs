@@ -1,4 +1,4 @@
-//! Messages as they are encoded, decoded, refused and documented.
+//! Encoding, decoding, refusal and documentation of messages.
 
 mod bodies;
 mod document;

@@ -1,4 +1,4 @@
-//! Whatever can be sent arrives as it was; whatever arrives never panics the receiver.
+//! Every message that can be sent arrives unchanged, and no message makes the receiver panic.
 
 use crate::bodies::Bodies;
 use proptest::prelude::*;
@@ -9,7 +9,7 @@ use vgpu_protocol::op::field::FieldError;
 use vgpu_protocol::op::{Body, Features, Hello, Op, SynchronizeReply, negotiate_version};
 use vgpu_protocol::status::{Status, decode_error_text};
 
-/// All that a frame can be of.
+/// All operations that a frame can have.
 fn ops() -> Vec<Op> {
     [&[Op::Closing, Op::Data], Op::REQUESTS].concat()
 }
@@ -54,7 +54,7 @@ fn every_body_of_the_table_survives_the_wire() {
     for bodies in Bodies::all() {
         let values = bodies.values();
         let mut sound = 0;
-        // Of a field with few values, such as Fill's element_bytes, most bytes are none.
+        // Most bytes are invalid in a field with few values, such as FillRange's element_bytes.
         for tried in 0.. {
             if tried >= 100 && sound > 0 {
                 break;
@@ -111,7 +111,8 @@ proptest! {
     #[test]
     fn any_bytes_decode_or_are_refused(body in prop::collection::vec(any::<u8>(), 0..4200)) {
         for bodies in Bodies::all() {
-            // Allocation is bounded by the input: what was decoded has no more bytes than there were.
+            // Allocation is bounded by the input: the decoded value has no more bytes than the
+            // input.
             if let Ok(again) = bodies.again(&body) {
                 prop_assert!(again.len() <= 3 * body.len(), "{:?}", bodies);
             }

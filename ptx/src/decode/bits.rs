@@ -61,7 +61,8 @@ pub(crate) fn bfind<'a>(
     )
 }
 
-/// A position or length of a bit field: of 32 bits its low byte counts, of 64 bits it is clamped.
+/// A position or length of a bit field: the low byte of a 32-bit value counts, a 64-bit value is
+/// clamped.
 fn field(x: u64, width: u32) -> u32 {
     if width == 64 {
         x.min(255) as u32
@@ -93,7 +94,8 @@ pub(crate) fn bfe<'a>(b: &mut Body<'_, 'a>, i: &Instruction<'a>, m: &mut Modifie
             let v = if len >= n {
                 from as u64
             } else if k & 128 != 0 {
-                // The sign is the top bit of the field, or of the value where the field reaches beyond it.
+                // The sign is the top bit of the field, or of the value where the field extends
+                // beyond it.
                 let top = (pos + len - 1).min(n - 1);
                 let bit = a >> top & 1;
                 low(from as u64, len) | if bit != 0 { !low(u64::MAX, len) } else { 0 }
@@ -110,7 +112,7 @@ pub(crate) fn bfe<'a>(b: &mut Body<'_, 'a>, i: &Instruction<'a>, m: &mut Modifie
 pub(crate) fn bfi<'a>(b: &mut Body<'_, 'a>, i: &Instruction<'a>, m: &mut Modifiers<'a>) -> Decoded {
     let t = m.ty()?;
     m.check(t, &[T::B32, T::B64])?;
-    // d = the field of a put into b at position c, length e: two steps, the mask first.
+    // d = a's field inserted into b at position c, length e: two steps, the mask first.
     let [d, x, y, pos, len] = b.operands(i)?;
     let wide = t.bits() == 64;
     let d = b.dst(i, &d, t)?;

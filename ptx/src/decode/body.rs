@@ -1,5 +1,5 @@
-//! A function while it is decoded: what its names stand for, its registers and constants, and what the rows of
-//! the table of instructions need for their operands.
+//! A function while it is decoded: the meaning of its names, its registers and constants, and the
+//! operand helpers for the rows of the table of instructions.
 
 use std::collections::{HashMap, HashSet};
 
@@ -10,13 +10,13 @@ use crate::ops::{LaneFn, Op};
 use crate::program::{Constant, Function, Inst, NONE, Program, Slot, Special, Value, flag};
 use crate::types::{Space, Type};
 
-/// Bytes of a frame: no function of a compiler has more.
+/// Most bytes of a frame; no compiled function needs more.
 const FRAME_LIMIT: u64 = 512 << 10;
 
-/// How the message for a function that nobody defines begins.
+/// The beginning of the message for a function that nobody defines.
 pub(crate) const UNRESOLVED: &str = "Unresolved extern function ";
 
-/// What a name stands for.
+/// The meaning of a name.
 #[derive(Debug, Clone)]
 pub(super) enum Entity {
     Register(u32, Slot),
@@ -37,7 +37,7 @@ pub(super) enum Entity {
     Targets(usize),
 }
 
-/// What a parameter is, for calls.
+/// The shape of a parameter, for calls.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Shape {
     pub(crate) size: u32,
@@ -65,7 +65,7 @@ pub(crate) struct Names {
 #[derive(Debug, Default)]
 pub(super) struct Scope<'a> {
     pub(super) names: HashMap<&'a str, Entity>,
-    /// How many, and width, of each prefix.
+    /// Number and width of the registers of each prefix.
     pub(super) ranges: HashMap<&'a str, (u32, u32)>,
 }
 
@@ -78,7 +78,7 @@ pub(crate) struct Body<'p, 'a> {
     pub(super) function: Function,
     pub(super) constants: HashMap<(bool, ConstantKey), Slot>,
     pub(super) labels: Vec<Option<u32>>,
-    /// Instructions and targets of tables that wait for a label.
+    /// Instructions and table targets that wait for a label.
     pub(super) fixups: Vec<(usize, usize)>,
     pub(super) tables: Vec<(usize, usize)>,
     pub(super) found: Vec<Diagnostic>,
@@ -114,7 +114,7 @@ impl<'a> Body<'_, 'a> {
         }
     }
 
-    /// Room in the frame.
+    /// Reserves room in the frame.
     pub(super) fn place(&mut self, v: &ast::Variable<'_>) -> Decoded<(u32, u32)> {
         let at = u64::from(self.function.frame).next_multiple_of(u64::from(v.align.max(8)));
         let end = at.saturating_add(v.size()).next_multiple_of(4);
@@ -148,7 +148,7 @@ impl<'a> Body<'_, 'a> {
         })
     }
 
-    /// A register that no name has: for a value within one instruction.
+    /// A register without a name, for a value within one instruction.
     pub(crate) fn temp(&mut self, bits: u32) -> Decoded<Slot> {
         match bits {
             1 => Self::slot(&mut self.function.np),
@@ -157,7 +157,7 @@ impl<'a> Body<'_, 'a> {
         }
     }
 
-    /// Where results that nobody wants go.
+    /// The destination of results that are not wanted.
     pub(super) fn sink(&mut self, bits: u32) -> Decoded<Slot> {
         let k = match bits {
             1 => 0,
@@ -220,7 +220,7 @@ impl<'a> Body<'_, 'a> {
         &mut self.program.code[last]
     }
 
-    /// The error for operands that do not fit.
+    /// The error for operands that do not match.
     pub(crate) fn mismatch<T>(&self, i: &Instruction<'_>) -> Decoded<T> {
         mistake(format!("Arguments mismatch for instruction '{}'", i.name))
     }
@@ -418,7 +418,7 @@ impl<'a> Body<'_, 'a> {
         Ok(inst)
     }
 
-    /// The function of the last instruction takes much longer than others.
+    /// Marks the function of the last instruction as much slower than others.
     pub(crate) fn is_slow(&mut self) {
         if let Some(i) = self.program.code.last_mut() {
             i.w |= flag::SLOW;
@@ -434,7 +434,7 @@ impl<'a> Body<'_, 'a> {
         at
     }
 
-    /// An ordinary instruction of up to three operands of one type, a lane function each.
+    /// An ordinary instruction of up to three operands of one type, with a lane function for each.
     pub(crate) fn simple(
         &mut self,
         i: &Instruction<'a>,

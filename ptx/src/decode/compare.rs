@@ -19,7 +19,7 @@ use crate::types::Type;
 
 type T = Type;
 
-/// Comparisons in the order that [`crate::half::compare`] numbers them; `lo ls hi hs` are unsigned.
+/// Comparisons in the numbering of [`crate::half::compare`]; `lo ls hi hs` are unsigned.
 pub(crate) const COMPARE: [&str; 18] = [
     "eq", "ne", "lt", "le", "gt", "ge", "equ", "neu", "ltu", "leu", "gtu", "geu", "num", "nan",
     "lo", "ls", "hi", "hs",

@@ -136,7 +136,7 @@ pub(crate) fn call<'a>(
 }
 
 impl<'a> Body<'_, 'a> {
-    /// Where an argument or a result of a call lies.
+    /// The place of an argument or a result of a call.
     fn argument(&mut self, i: &Instruction<'a>, o: &Operand<'a>, want: Shape) -> Decoded<Place> {
         if let Operand::Name(n) = o {
             match self.lookup(n) {
@@ -208,7 +208,7 @@ pub(crate) fn barrier<'a>(
         for w in ["acquire", "release", "relaxed", "aligned"] {
             m.has(w);
         }
-        // Who arrives waits next: it is enough that all meet there.
+        // A warp that arrives waits next: it is enough that all meet there.
         let op = if m.has("arrive") {
             Op::Fence
         } else {
@@ -305,7 +305,7 @@ pub(crate) fn nanosleep<'a>(
     Ok(())
 }
 
-/// What makes no difference without more hardware.
+/// Instructions that have no effect without more hardware.
 pub(crate) fn nothing<'a>(
     b: &mut Body<'_, 'a>,
     _: &Instruction<'a>,

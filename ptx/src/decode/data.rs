@@ -117,7 +117,7 @@ fn unpack<'a>(
     } else if t.bits() == 64 {
         b.emit(Op::Unpack64, d[0], a, d[1], NONE);
     } else {
-        // The source is read whole before the low half may overwrite it.
+        // The source is read completely before the low half may overwrite it.
         b.emit(Op::Unpack32, d[0], a, d[1], NONE);
     }
     Ok(())
@@ -128,7 +128,7 @@ pub(crate) struct Address {
     pub(crate) slot: Slot,
     pub(crate) wide: bool,
     pub(crate) offset: i64,
-    /// It is a generic address of the frame, whatever the instruction says.
+    /// A generic address of the frame, whatever the instruction says.
     pub(crate) generic: bool,
     /// Offset and room among the kernel's parameters.
     kernel: Option<(i64, u32)>,
@@ -157,7 +157,7 @@ impl<'a> Body<'_, 'a> {
             Entity::Register(32, s) => plain(s, false, *offset),
             Entity::Variable(v) => plain(self.variable_value(true, v, *offset)?, true, 0),
             Entity::Frame { at, param, .. } => {
-                // Within the frame: far offsets stay with the address, which is then checked.
+                // Within the frame: a far offset stays with the address, which is then checked.
                 let o = Operand::Name(name);
                 let _ = at;
                 let slot = self.src(i, &o, T::B64)?;
@@ -175,7 +175,7 @@ impl<'a> Body<'_, 'a> {
     }
 }
 
-/// Semantics, scopes and hints, which make no difference here. True: an order is asked for.
+/// Takes semantics, scopes and hints, which have no effect here. True: an order is requested.
 fn ordering(m: &mut Modifiers<'_>) -> bool {
     m.drop_hints();
     for w in [
@@ -569,7 +569,7 @@ pub(crate) fn offset_slot(b: &mut Body<'_, '_>, a: &Address) -> Decoded<Slot> {
     Ok(t)
 }
 
-/// Right, but not done here.
+/// Valid, but not implemented here.
 pub(crate) fn unsupported<'a>(
     _: &mut Body<'_, 'a>,
     _: &Instruction<'a>,

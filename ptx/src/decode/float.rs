@@ -66,7 +66,8 @@ fn directed<F: Float>(op: u32, a: F, b: F, c: F, one: F, r: Round) -> F {
     }
 }
 
-/// A square root rounded in any direction: the nearest one, and on which side of the true one it is.
+/// A square root rounded in any direction: takes the nearest one, and determines on which side of
+/// the exact root it lies.
 fn sqrt_directed(x: f64, r: Rounding) -> f64 {
     if x <= 0.0 || !x.is_finite() || r == Rounding::Nearest {
         return x.sqrt();
@@ -156,7 +157,7 @@ fn op32(op: u32, a: u32, b: u32, c: u32, k: u32) -> u32 {
         code::RCP if nearest => (1.0 / x).to_bits(),
         code::FMA if nearest => crate::number::fma_f32::<false>(x, y, f32::from_bits(c)).to_bits(),
         code::SQRT if nearest => x.sqrt().to_bits(),
-        // A root of 24 bits is never halfway, and 53 bits of it decide.
+        // A root of 24 bits is never halfway, so 53 bits of it are enough to decide.
         code::SQRT if x == 0.0 => a,
         code::SQRT => {
             let s = f64::from(x).sqrt();
@@ -181,7 +182,7 @@ fn op32(op: u32, a: u32, b: u32, c: u32, k: u32) -> u32 {
     }
 }
 
-/// One lane of an operation with everything that its modifiers say.
+/// One lane of an operation with all of its modifiers.
 fn lane(a: u64, b: u64, c: u64, k: u32) -> u64 {
     let op = k & 15;
     if k & code::F64 != 0 {
@@ -266,7 +267,7 @@ fn is_half(t: T) -> bool {
     matches!(t, T::F16 | T::Bf16 | T::F16x2 | T::Bf16x2)
 }
 
-/// An operation on f32 or f64 that is none of the loop's own.
+/// An operation on f32 or f64 that is not one of the executor's hot operations.
 fn general<'a>(b: &mut Body<'_, 'a>, i: &Instruction<'a>, k: u32, types: &[T]) -> Decoded {
     b.simple(i, lane, k, types)?;
     if k >> code::ROUND_SHIFT != 0 {
@@ -570,7 +571,7 @@ fn to_integral(x: f64, r: Rounding) -> f64 {
     }
 }
 
-/// The nearest f64 of an integer with the last bit set if it is not exact.
+/// The f64 nearest to an integer, with the last bit set if it is not exact.
 fn odd_integer(v: i128) -> f64 {
     let (high, rest) = (v >> 32 << 32, v & 0xffff_ffff);
     crate::number::odd_sum(high as f64, rest as f64)
@@ -738,7 +739,7 @@ fn convert_value(a: u64, d: T, s: T, r: Rounding, k: u32) -> u64 {
         T::Tf32 => {
             let b = a as u32;
             u64::from(if nan {
-                // The low bits go as with any value.
+                // The low bits are dropped, as for any value.
                 b & 0xffff_e000
             } else if b & 0x7f80_0000 == 0x7f80_0000 {
                 b
@@ -828,7 +829,7 @@ pub(crate) fn cvt<'a>(b: &mut Body<'_, 'a>, i: &Instruction<'a>, m: &mut Modifie
     if d.is_float() && s.is_float() && d.bits() == s.bits() && d != s && d != T::Tf32 {
         return m.unexpected();
     }
-    // An integer comes from a float rounded to an integer, and nothing else is rounded so.
+    // A float becomes an integer by rounding to an integer; no other conversion rounds so.
     let [to, from] = b.operands(i)?;
     let (to, to_bits) = b.loose_dst(i, &to, d)?;
     let (from, from_bits) = b.loose(i, &from, s)?;
@@ -868,7 +869,7 @@ pub(crate) fn cvt<'a>(b: &mut Body<'_, 'a>, i: &Instruction<'a>, m: &mut Modifie
     Ok(())
 }
 
-/// `cvt.pack.sat.…`: not what compilers of ordinary kernels emit.
+/// `cvt.pack.sat.…`: not emitted by compilers for ordinary kernels.
 fn pack<'a>(b: &mut Body<'_, 'a>, i: &Instruction<'a>, m: &mut Modifiers<'a>) -> Decoded {
     m.has("sat");
     let (d, s) = (m.ty()?, m.ty()?);

@@ -1,5 +1,5 @@
-//! Functions: their declarations, labels and instructions. What an instruction becomes is decided by its row in
-//! [`crate::table`].
+//! Functions: their declarations, labels and instructions. The row of [`crate::table`] decides how
+//! an instruction is decoded.
 
 use std::collections::{HashMap, HashSet};
 
@@ -13,7 +13,7 @@ use crate::program::{Function, NONE, Parameter, Place, Program, flag};
 use crate::table;
 use crate::types::Space;
 
-/// What all functions of a module are decoded with.
+/// The settings common to all functions of a module.
 #[derive(Debug)]
 pub(crate) struct Setting<'p> {
     pub(crate) program: &'p mut Program,
@@ -164,7 +164,7 @@ impl<'a> Body<'_, 'a> {
             }
         }
         for s in statements {
-            // A log has an end, and so has the work for it.
+            // The log is bounded, and so is the work for it.
             if self.found.len() > 100 {
                 break;
             }
@@ -183,7 +183,7 @@ impl<'a> Body<'_, 'a> {
                 Statement::Targets(name, list) => {
                     self.program.targets.push(Vec::new());
                     let at = self.program.targets.len() - 1;
-                    // Labels are looked up here, where their scope is known.
+                    // Labels are resolved here, where their scope is known.
                     let ids: Vec<usize> = list
                         .iter()
                         .filter_map(|n| match self.lookup(n) {
@@ -347,7 +347,7 @@ impl<'a> Body<'_, 'a> {
         if mistakes.is_empty() {
             return r.and_then(|()| m.done());
         }
-        // What is wrong besides is said too, where it is about types.
+        // Further errors are reported too, if they concern types.
         if let Err(Wrong::Mistakes(more)) = r {
             mistakes.extend(more.into_iter().filter(|t| t.starts_with("Unexpected")));
         }

@@ -29,7 +29,7 @@ pub(crate) fn signed(x: u64, k: u32) -> i64 {
 
 const INTEGERS: [T; 6] = [T::U16, T::S16, T::U32, T::S32, T::U64, T::S64];
 
-/// What all lane functions of integers take as their constant: the width.
+/// The constant of all integer lane functions: the width.
 fn integer(b: &mut Body<'_, '_>, m: &Modifiers<'_>, t: T) -> Decoded<u32> {
     m.check(t, &INTEGERS)?;
     let _ = b;

@@ -46,7 +46,7 @@ pub(crate) fn logic<'a>(
         return Ok(());
     }
     m.check(t, &[T::B16, T::B32, T::B64])?;
-    // Zero above 16 bits stays zero for all but `not`.
+    // Bits above 16 are zero and stay zero for all but `not`.
     let types = [t; 3];
     match (i.name, t.bits()) {
         ("and", 64) => b.hot(i, Op::And64, &types),

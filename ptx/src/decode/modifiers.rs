@@ -1,13 +1,13 @@
-//! The modifiers of an instruction, and what is wrong with it.
+//! The modifiers of an instruction, and the errors in it.
 
 use crate::types::Type;
 
-/// Why an instruction does not decode.
+/// The reasons why an instruction does not decode.
 #[derive(Debug)]
 pub(crate) enum Wrong {
-    /// In ptxas's words, a line each.
+    /// In ptxas's wording, one line each.
     Mistakes(Vec<String>),
-    /// Right, but not implemented: known when the kernel is looked up.
+    /// Valid, but not implemented: reported when the kernel is looked up.
     Unsupported,
 }
 
@@ -17,7 +17,7 @@ pub(crate) fn mistake<T>(text: impl Into<String>) -> Decoded<T> {
     Err(Wrong::Mistakes(vec![text.into()]))
 }
 
-/// The modifiers of an instruction that no one has taken yet.
+/// The modifiers of an instruction that have not been taken yet.
 #[derive(Debug)]
 pub(crate) struct Modifiers<'a> {
     pub(super) left: Vec<&'a str>,
@@ -25,18 +25,18 @@ pub(crate) struct Modifiers<'a> {
 }
 
 impl<'a> Modifiers<'a> {
-    /// Takes a modifier if it is there.
+    /// Takes a modifier if it is present.
     pub(crate) fn has(&mut self, word: &str) -> bool {
         let at = self.left.iter().position(|m| *m == word);
         at.map(|k| self.left.remove(k)).is_some()
     }
 
-    /// Takes the first of these that is there.
+    /// Takes the first of these that is present.
     pub(crate) fn one_of(&mut self, words: &[&'static str]) -> Option<&'static str> {
         words.iter().find(|w| self.has(w)).copied()
     }
 
-    /// Takes the first modifier that is next and one of these.
+    /// Takes the next modifier if it is one of these.
     pub(crate) fn next_of(&mut self, words: &[&'static str]) -> Option<&'static str> {
         let first = *self.left.first()?;
         let w = words.iter().find(|w| **w == first)?;
@@ -60,7 +60,7 @@ impl<'a> Modifiers<'a> {
         Type::parse(self.left.remove(at))
     }
 
-    /// The type must be one of these.
+    /// Checks that the type is one of these.
     pub(crate) fn check(&self, t: Type, allowed: &[Type]) -> Decoded {
         if allowed.contains(&t) {
             Ok(())
@@ -76,7 +76,7 @@ impl<'a> Modifiers<'a> {
         ))
     }
 
-    /// Nothing may be left.
+    /// Checks that nothing is left.
     pub(crate) fn done(&self) -> Decoded {
         match self.left.first() {
             None => Ok(()),
@@ -87,7 +87,7 @@ impl<'a> Modifiers<'a> {
         }
     }
 
-    /// Nothing is left that matters: hints are dropped.
+    /// Checks that nothing is left but hints, which are dropped.
     pub(crate) fn drop_hints(&mut self) {
         self.left
             .retain(|m| !(m.starts_with("L1::") || m.starts_with("L2::")));

@@ -1,4 +1,4 @@
-//! What lanes of a warp do together (PTX ISA 9.7.9.6, 9.7.13, 9.7.14).
+//! Instructions that lanes of a warp execute together (PTX ISA 9.7.9.6, 9.7.13, 9.7.14).
 #![allow(clippy::cast_possible_truncation, reason = "indices")]
 
 use super::body::Body;
@@ -492,7 +492,7 @@ pub(crate) fn wmma<'a>(
         let (Some(la), Some(lb)) = (m.next_of(&["row", "col"]), m.next_of(&["row", "col"])) else {
             return m.unexpected();
         };
-        // The layouts were dealt with when the fragments were loaded.
+        // The layouts were handled when the fragments were loaded.
         let _ = (la, lb);
         let saturate = m.has("satfinite");
         let mut types = Vec::new();

@@ -1,4 +1,4 @@
-//! Variables with their first bytes.
+//! Variables with their initial bytes.
 
 use super::body::{Names, number_bits};
 use super::modifiers::{Decoded, mistake};
@@ -6,7 +6,7 @@ use crate::ast::{self, Init};
 use crate::program::{Target, Variable};
 use crate::types::Space;
 
-/// A variable with its first bytes.
+/// A variable with its initial bytes.
 pub(crate) fn variable(v: &ast::Variable<'_>, names: &Names) -> Decoded<Variable> {
     let size = v.size();
     let dynamic = v.space == Space::Shared && v.is_array && v.count == 0;

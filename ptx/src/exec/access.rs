@@ -1,4 +1,4 @@
-//! Every access of a lane, checked: where it leads, and what is wrong with it.
+//! The checks of every access of a lane: its target, and its errors.
 #![allow(
     clippy::cast_possible_truncation,
     clippy::cast_possible_wrap,
@@ -15,7 +15,7 @@ use crate::space::{Fault, Lead, lead, region};
 use crate::types::Space;
 
 impl Cx<'_> {
-    /// Where an access of `size` bytes leads, checked; [`Self::fetch`] comes before it.
+    /// The target of an access of `size` bytes, checked. Call [`Self::fetch`] first.
     pub(crate) fn access<'s>(
         &'s self,
         shared: &'s SharedMemory,
@@ -124,8 +124,8 @@ impl Cx<'_> {
         }
     }
 
-    /// Fetches what of these places in global memory is not there yet, one chunk at least and no more than there is
-    /// fuel for. False: that was not all.
+    /// Fetches these places in global memory as far as they have not been fetched: one chunk at
+    /// least, and no more than the fuel allows. False: some are left.
     pub(super) fn fetch(
         &self,
         w: &mut Warp,
@@ -139,7 +139,7 @@ impl Cx<'_> {
             let Lead::Global(addr) = lead(space, addr) else {
                 continue;
             };
-            // Of what is wrong with a place its access will tell.
+            // An invalid place is reported by its access.
             let Some(r) = region(self.launch.regions, &mut w.hit, addr) else {
                 continue;
             };
@@ -158,7 +158,7 @@ impl Cx<'_> {
         true
     }
 
-    /// Reads bytes for the environment: of a string, of arguments.
+    /// Reads bytes of a string or of arguments, for the environment.
     pub(crate) fn read(
         &self,
         w: &mut Warp,
@@ -187,7 +187,7 @@ pub(crate) enum Target<'a> {
     Param(usize),
 }
 
-/// What an access is, for its checks and its message.
+/// The kind of an access, for its checks and its message.
 pub(crate) struct Access {
     pub(crate) space: Space,
     pub(crate) size: u32,
@@ -197,7 +197,7 @@ pub(crate) struct Access {
 }
 
 impl Target<'_> {
-    /// An element of 1 to 8 bytes, `plus` bytes on. The range was checked.
+    /// Loads an element of 1 to 8 bytes, `plus` bytes on. The range was checked.
     pub(crate) fn load(
         &self,
         cx: &Cx<'_>,

@@ -1,4 +1,4 @@
-//! Atomics and asynchronous copies, a lane after the other.
+//! Atomics and asynchronous copies, one lane after the other.
 #![allow(
     clippy::too_many_arguments,
     reason = "what the loop holds in its hands"
@@ -25,7 +25,7 @@ use crate::program::{AtomicOp, Inst, NONE, flag};
 use crate::space::{Fault, Halt};
 use crate::types::{Space, Type};
 
-/// What an atomic leaves in memory.
+/// The value that an atomic leaves in memory.
 pub(crate) fn combine(op: AtomicOp, ty: Type, old: u64, b: u64, c: u64) -> u64 {
     let bits = ty.bits();
     let low = |x: u64| if bits == 64 { x } else { x & ((1 << bits) - 1) };
@@ -144,7 +144,8 @@ pub(super) fn atomic(
     Ok(())
 }
 
-/// `cp.async`: at once. d: where to, a: where from, b: bytes to read, the rest of `imm` is zero.
+/// `cp.async`, done at once. d: destination, a: source, b: bytes to read; the rest of `imm` bytes
+/// is zero.
 #[inline(never)]
 pub(super) fn copy_async(
     w: &mut Warp,

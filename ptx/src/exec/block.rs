@@ -1,4 +1,4 @@
-//! Blocks that have begun: their barriers, and which of their warps runs when.
+//! Blocks that have begun: their barriers, and the scheduling of their warps.
 
 use std::sync::Arc;
 
@@ -12,19 +12,19 @@ use crate::memory::Bytes;
 use crate::program::{BarrierKind, NONE};
 use crate::space::Fault;
 
-/// Instructions of one warp in a row.
+/// Most instructions of one warp in a row.
 const WARP_SLICE: u32 = 2048;
-/// Instructions of a block between two looks at the clock.
+/// Instructions of a block between two readings of the clock.
 const BLOCK_SLICE: u32 = 4096;
-/// Bytes of registers that are made between two looks at the clock.
+/// Bytes of registers allocated between two readings of the clock.
 const BUILD: u64 = 1 << 19;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Standing {
     Ready,
-    /// All its lanes wait, and none of them for a barrier that the warp has reached.
+    /// All its lanes wait, none of them for a barrier that the whole warp has reached.
     Parked,
-    /// At this barrier, and counted there.
+    /// Waiting at this barrier, and counted there.
     At(u32),
     AtCluster,
     Done,
@@ -32,9 +32,9 @@ enum Standing {
 
 #[derive(Debug, Clone, Copy, Default)]
 struct Bar {
-    /// Warps that have come.
+    /// Warps that have arrived.
     arrived: u32,
-    /// Warps that are needed, if the instruction says so.
+    /// Number of warps needed, if the instruction gives it.
     need: Option<u32>,
 }
 
@@ -43,7 +43,7 @@ struct Bar {
 struct Block {
     ctaid: [u32; 3],
     warps: Vec<Warp>,
-    /// The next one of these, being made.
+    /// The next warp, under construction.
     growing: Option<Warp>,
     standing: Vec<Standing>,
     bars: [Bar; 16],
@@ -74,7 +74,7 @@ impl Block {
         }
     }
 
-    /// The first warp that has not been made.
+    /// The first warp that has not been constructed.
     fn missing(&self, cx: &Cx<'_>) -> Option<u32> {
         let k = u32::try_from(self.warps.len()).unwrap_or(u32::MAX);
         (k < cx.threads().div_ceil(32)).then_some(k)
@@ -92,7 +92,7 @@ impl Block {
         self.live = u32::try_from(self.warps.len()).unwrap_or(0);
     }
 
-    /// Runs the block for so many instructions; `used` counts them.
+    /// Runs the block for `share` instructions; adds them to `used`.
     fn slice(&mut self, cx: &Cx<'_>, share: u32, used: &mut u64) -> Result<Progress, Box<Fault>> {
         cx.ctaid.set(self.ctaid);
         let mut left = share;
@@ -110,7 +110,7 @@ impl Block {
                 let stop = run(&mut self.warps[k], cx, &self.shared, &mut fuel);
                 let burnt = std::mem::take(&mut self.warps[k].burnt);
                 *used += u64::from(given - fuel - burnt);
-                // A warp that cannot run has had its look all the same.
+                // A warp that cannot run has had its turn all the same.
                 left = left.saturating_sub((given - fuel).max(1));
                 match stop {
                     Stop::Slice => {}
@@ -145,7 +145,7 @@ impl Block {
         }
     }
 
-    /// A warp has no lane that can run: is it at a barrier?
+    /// Handles a warp without a lane that can run: checks whether it is at a barrier.
     fn arrive(&mut self, cx: &Cx<'_>, k: usize) -> Result<(), Box<Fault>> {
         let w = &mut self.warps[k];
         self.standing[k] = Standing::Parked;
@@ -193,7 +193,7 @@ impl Block {
         }
         bar.arrived += 1;
         self.standing[k] = Standing::At(id);
-        // Who only arrives goes on.
+        // A warp that only arrives goes on.
         let mut waits = false;
         for g in std::mem::take(&mut w.groups) {
             if info(g.pc).kind == BarrierKind::Arrive {
@@ -209,7 +209,7 @@ impl Block {
         self.complete(cx)
     }
 
-    /// Lets all go on whose barrier is complete.
+    /// Releases all warps whose barrier is complete.
     fn complete(&mut self, cx: &Cx<'_>) -> Result<(), Box<Fault>> {
         for id in 0..16u32 {
             let bar = self.bars[id as usize];
@@ -229,7 +229,7 @@ impl Block {
         };
         let at = |k: &usize| self.standing[*k] == standing;
         let those: Vec<usize> = (0..self.warps.len()).filter(at).collect();
-        // What `bar.red` gives, over all threads.
+        // The result of `bar.red`, over all threads.
         let (mut count, mut all) = (0u32, true);
         for k in &those {
             let w = &self.warps[*k];
@@ -299,7 +299,7 @@ impl Block {
             .join("; ")
     }
 
-    /// Which warp a fault is of: the one whose lanes were at its pc.
+    /// The warp of a fault: the one whose lanes were at its pc.
     fn warp_at(&self, f: &Fault) -> u32 {
         let here = |w: &&Warp| w.mask >> f.lane & 1 != 0 && w.pc.wrapping_sub(f.pc) <= 1;
         let waits = |w: &&Warp| {
@@ -314,7 +314,7 @@ impl Block {
             .map_or(0, |w| w.index)
     }
 
-    /// A fault with everything that helps to find it.
+    /// Describes a fault, with everything that helps to locate it.
     fn error(&self, cx: &Cx<'_>, f: &Fault) -> Error {
         let kernel = &cx.program.functions[cx.kernel as usize].name;
         let function = cx.program.function_at(f.pc).map_or("", |f| &f.name);
@@ -331,7 +331,7 @@ impl Block {
     }
 }
 
-/// Blocks that run together: a cluster, which mostly is one block.
+/// Blocks that run together: a cluster, usually of one block.
 #[derive(Debug)]
 pub(crate) struct Unit {
     blocks: Vec<Block>,
@@ -347,7 +347,7 @@ impl Unit {
         each * u64::from(cx.launch.cluster.iter().product::<u32>())
     }
 
-    /// A unit without warps: [`Self::build`] makes these. None if there is no memory for it.
+    /// A unit without warps: [`Self::build`] makes them. None if there is no memory for it.
     pub(crate) fn new(cx: &Cx<'_>) -> Option<Self> {
         let n = cx.launch.cluster.iter().product::<u32>() as usize;
         let shared = u64::from(cx.launch.shared);
@@ -366,12 +366,12 @@ impl Unit {
         })
     }
 
-    /// What the unit was charged with.
+    /// The bytes charged for the unit.
     pub(crate) fn bytes(&self) -> u64 {
         self.bytes
     }
 
-    /// Makes warps for a moment. True: there are all of them.
+    /// Makes warps for a limited time. True: all exist.
     pub(crate) fn build(&mut self, cx: &Cx<'_>) -> bool {
         let mut left = (BUILD / Warp::bytes(cx.program, cx.kernel).max(1)).max(1);
         for b in &mut self.blocks {
@@ -391,7 +391,7 @@ impl Unit {
         true
     }
 
-    /// Begins with the blocks of this cluster of the grid.
+    /// Starts the blocks of this cluster of the grid.
     pub(crate) fn start(&mut self, cx: &Cx<'_>, unit: u64) {
         let (g, c) = (cx.launch.grid, cx.launch.cluster);
         let per = |d: usize| u64::from(g[d] / c[d]);
@@ -408,7 +408,7 @@ impl Unit {
         self.done.fill(false);
     }
 
-    /// True: all blocks are done. `used` counts the instructions.
+    /// Runs a slice. True: all blocks are done. Adds the instructions to `used`.
     pub(crate) fn slice(&mut self, cx: &Cx<'_>, used: &mut u64) -> Result<bool, Error> {
         let mut waiting = 0;
         let share = BLOCK_SLICE / u32::try_from(self.blocks.len()).unwrap_or(1).max(1);
@@ -432,7 +432,7 @@ impl Unit {
         Ok(left == 0)
     }
 
-    /// Where its first block stands, for people.
+    /// The position of its first block, for messages.
     pub(crate) fn describe(&self, cx: &Cx<'_>) -> String {
         let first = self.blocks.first();
         first.map_or(String::new(), |b| {

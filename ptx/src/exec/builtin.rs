@@ -1,4 +1,4 @@
-//! What kernels call but no module defines: printf, assertions, the heap.
+//! Functions that kernels call but no module defines: printf, assertions, the heap.
 #![allow(
     clippy::cast_possible_truncation,
     clippy::cast_sign_loss,
@@ -16,13 +16,13 @@ use crate::program::Builtin;
 use crate::space::Fault;
 use crate::types::Space;
 
-/// Bytes of strings that one printf reads, and that it writes.
+/// Most bytes of strings that one printf reads, and most bytes that it writes.
 const STRING: u64 = 16 << 10;
-/// Instructions that a call takes for each lane at least.
+/// Instructions charged for each lane of a call, at least.
 const STEP: u32 = 16;
 
-/// Runs a call of the environment for some lanes, one after the other. Those that it would take too long for
-/// execute the call again. Gives what it took, in instructions.
+/// Runs a call of the environment for some lanes, one after the other. Lanes for which there is no
+/// time left execute the call again. Returns its cost in instructions.
 pub(crate) fn call(
     w: &mut Warp,
     cx: &Cx<'_>,
@@ -41,7 +41,7 @@ pub(crate) fn call(
     }
     let mut used = 0;
     let mut left = m;
-    // They come first: what is printed stays in the order of the lanes.
+    // Postponed lanes come first: output stays in the order of the lanes.
     let put_off = |w: &mut Warp, left: u32| {
         w.push(w.pc, frame, m & !left, State::Ready);
         w.push(pc, frame, left, State::Ready);
@@ -114,23 +114,23 @@ pub(crate) fn call(
     Ok(used)
 }
 
-/// Why a lane does not come to the end of a call.
+/// The reasons why a lane does not complete a call.
 enum Halt {
     Fault(Box<Fault>),
-    /// Memory was fetched, as much as may be at once: it executes the call again.
+    /// Memory was fetched, as much as is allowed at once: the lane executes the call again.
     Fetched,
 }
 
-/// One lane that reads what its arguments point to.
+/// One lane, reading the data that its arguments point to.
 struct Lane<'l, 'a> {
     w: &'l mut Warp,
     cx: &'l Cx<'a>,
     shared: &'l SharedMemory,
     lane: usize,
     pc: u32,
-    /// Bytes of strings that it may read yet.
+    /// Bytes of strings that it may still read.
     budget: u64,
-    /// What fetching memory may cost yet.
+    /// Fuel left for fetching memory.
     fuel: u32,
 }
 
@@ -153,7 +153,7 @@ impl<'l, 'a> Lane<'l, 'a> {
         }
     }
 
-    /// What it has taken, in instructions.
+    /// Its cost so far, in instructions.
     fn used(&self) -> u32 {
         cost::CALL - self.fuel + 2 * (STRING - self.budget) as u32
     }
@@ -164,13 +164,13 @@ impl<'l, 'a> Lane<'l, 'a> {
             return Err(Halt::Fetched);
         }
         cx.fetch(self.w, &mut self.fuel, Space::Generic, size.into(), [at]);
-        // It is the call that is charged.
+        // The call is charged for it.
         self.w.burnt -= before - self.fuel;
         cx.read(self.w, self.shared, self.lane, self.pc, at, size)
             .map_err(Halt::Fault)
     }
 
-    /// A string that ends with a zero, or after so many bytes, or where the budget does.
+    /// A string up to a zero, or to `most` bytes, or to the end of the budget.
     fn string(&mut self, at: u64, most: usize) -> Result<Vec<u8>, Halt> {
         let mut out = Vec::new();
         for k in 0..self.budget.min(most as u64) {
@@ -184,7 +184,8 @@ impl<'l, 'a> Lane<'l, 'a> {
         Ok(out)
     }
 
-    /// Formats as C does; arguments lie packed at their natural alignment. Gives the text and the number of arguments.
+    /// Formats as C does; arguments are packed at their natural alignment. Returns the text and the
+    /// number of arguments.
     fn print(&mut self, format: &[u8], args: u64) -> Result<(Vec<u8>, u32), Halt> {
         let mut out = Vec::new();
         let (mut at, mut count) = (0u64, 0);
@@ -297,7 +298,7 @@ impl<'l, 'a> Lane<'l, 'a> {
                 }
                 b's' => {
                     let p = take(self, 8)?;
-                    // Beyond the precision nothing is read: there may be no zero.
+                    // Nothing is read beyond the precision: there may be no zero.
                     let s = self.string(p, spec.precision.unwrap_or(usize::MAX))?;
                     spec.pad(&mut out, &s);
                 }

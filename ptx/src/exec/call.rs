@@ -88,7 +88,7 @@ pub(super) fn call(
             }
             let others = m & !here;
             if others != 0 {
-                // They execute the call again, for a function of their own.
+                // These lanes execute the call again, for their own function.
                 let (pc, frame) = (w.pc - 1, w.frame);
                 w.mask &= !others;
                 w.push(pc, frame, others, State::Ready);

@@ -1,24 +1,24 @@
-//! What instructions take more than others, in others: rough, and on the safe side, so that a slice of any
-//! instructions is over within a millisecond or so.
+//! The cost of expensive instructions, in ordinary ones: rough and conservative, so that a slice of
+//! any instructions ends within about a millisecond.
 
-/// A function for each lane.
+/// A lane function, called for each lane.
 pub(super) const LANES: u32 = 8;
-/// One of the slow ones of these, a product of matrices.
+/// A slow lane function, or a product of matrices.
 pub(super) const SLOW: u32 = 64;
-/// A load or store that is not one of the ordinary ones.
+/// A load or store other than the ordinary ones.
 pub(super) const MEMORY: u32 = 8;
-/// An access at as many places as there are lanes, none of which a cache may hold.
+/// An access at as many places as there are lanes, none of which may be in a cache.
 pub(super) const fn scattered(lanes: u32) -> u32 {
     lanes.count_ones() / 2
 }
-/// A chunk of memory that the system makes; a large page, if it gives those.
+/// A chunk of memory allocated by the system: a large page, if it uses those.
 pub(super) const FETCH: u32 = 512;
-/// A lane after the other, and others want the same.
+/// One lane after the other, with contention.
 pub(super) const ATOMIC: u32 = 64;
 pub(super) const FENCE: u32 = 4;
-/// On some virtual machines the clock is far away.
+/// On some virtual machines the clock is slow to read.
 pub(super) const CLOCK: u32 = 64;
-/// What concerns the groups of a warp.
+/// An operation on the groups of a warp.
 pub(super) const TOGETHER: u32 = 8;
-/// Of a call of the environment: what one lane may use up before the next has to wait.
+/// A call of the environment: the most that one lane may use before the next has to wait.
 pub(super) const CALL: u32 = 1024;

@@ -1,4 +1,4 @@
-//! What a thread runs its blocks with: the launch, its constants, the block in hand.
+//! A worker's state for its blocks: the launch, its constants, the current block.
 #![allow(
     clippy::cast_possible_truncation,
     clippy::cast_possible_wrap,
@@ -17,18 +17,18 @@ use crate::program::{Program, Special, Value};
 use crate::quota::Charge;
 use crate::space::{LOCAL, Region};
 
-/// Slots that a function's frames begin with, their values known.
+/// Slots with known values at the start of a function's frame.
 #[derive(Debug, Default)]
 pub(crate) struct Start {
     pub(crate) r32: Vec<(u16, u32)>,
     pub(crate) r64: Vec<(u16, u64)>,
     /// Those that differ between lanes, warps, blocks or frames.
     pub(crate) varying: Vec<(u16, bool, Value)>,
-    /// Of these the ones that another block has another value of.
+    /// Those among them that differ between blocks.
     pub(crate) of_block: Vec<(u16, bool, Special)>,
 }
 
-/// What all blocks of a launch share.
+/// State shared by all blocks of a launch.
 #[derive(Debug)]
 pub(crate) struct Launch<'a> {
     pub(crate) program: &'a Program,
@@ -38,18 +38,18 @@ pub(crate) struct Launch<'a> {
     pub(crate) grid: [u32; 3],
     pub(crate) block: [u32; 3],
     pub(crate) cluster: [u32; 3],
-    /// Of each function.
+    /// One per function.
     pub(crate) starts: &'a [Start],
     pub(crate) shared: u32,
     pub(crate) dynamic_shared: u32,
-    /// Bytes of stack a thread may use.
+    /// Bytes of stack per thread.
     pub(crate) stack: u32,
-    /// Calls within calls.
+    /// Greatest depth of calls.
     pub(crate) depth: u32,
-    /// For blocks and their stacks.
+    /// The charge for blocks and their stacks.
     pub(crate) memory: &'a Charge,
     pub(crate) environment: &'a Environment,
-    /// Of the grid-wide barrier.
+    /// Address of the grid-wide barrier.
     pub(crate) workspace: u64,
     pub(crate) grid_id: u64,
     pub(crate) workers: u32,
@@ -57,7 +57,7 @@ pub(crate) struct Launch<'a> {
     pub(crate) wide_vectors: bool,
 }
 
-/// What a worker runs its blocks with.
+/// A worker's state for its blocks.
 #[derive(Debug)]
 pub(crate) struct Cx<'a> {
     pub(crate) launch: &'a Launch<'a>,
@@ -66,7 +66,7 @@ pub(crate) struct Cx<'a> {
     pub(crate) stack: u32,
     pub(crate) depth: u32,
     pub(crate) worker: u32,
-    /// The block in hand.
+    /// The index of the current block.
     pub(crate) ctaid: Cell<[u32; 3]>,
     clock: Cell<u64>,
 }
@@ -79,7 +79,7 @@ pub(crate) struct SharedMemory {
 }
 
 impl<'a> Cx<'a> {
-    /// `clock`: what the last one ended with.
+    /// `clock`: the previous context's last value.
     pub(crate) fn new(launch: &'a Launch<'a>, worker: u32, clock: u64) -> Self {
         Self {
             launch,
@@ -108,12 +108,12 @@ impl<'a> Cx<'a> {
         [t % bx, t / bx % by, t / bx / by]
     }
 
-    /// Whether so much more memory may be used.
+    /// Charges `bytes` more memory. False: there is no room for it.
     pub(crate) fn take_memory(&self, bytes: u64) -> bool {
         self.launch.memory.grow(bytes)
     }
 
-    /// Nanoseconds since the launch, always rising.
+    /// Nanoseconds since the launch, strictly increasing.
     pub(super) fn now(&self) -> u64 {
         let t = u64::try_from(self.launch.since.elapsed().as_nanos())
             .unwrap_or(u64::MAX)
@@ -122,7 +122,7 @@ impl<'a> Cx<'a> {
         t
     }
 
-    /// Sets what differs between blocks in a frame that has been filled before.
+    /// Sets the slots that differ between blocks, in a frame that has been filled before.
     pub(crate) fn refill(&self, regs: &mut Regs, function: u32, warp: u32, ctaid: [u32; 3]) {
         for (slot, wide, special) in &self.launch.starts[function as usize].of_block {
             let row = self.special(*special, warp, ctaid);

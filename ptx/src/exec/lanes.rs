@@ -25,7 +25,7 @@ use super::registers::{Regs, lanes, predicate};
 use crate::number::canon;
 use crate::program::{Inst, NONE, chain, flag};
 
-/// All ones for each lane of a mask.
+/// All ones for each lane in a mask.
 #[inline(always)]
 pub(super) fn expand(m: u32) -> [u32; 32] {
     let mut v = [0; 32];
@@ -120,11 +120,12 @@ shapes! {
     narrow(a r64 u64) -> put32 u32;
 }
 
-/// A row of results: a NaN among them becomes the one that a GPU gives. They are rare, so the row is
-/// first only asked whether it has any.
+/// Stores a row of results; a NaN among them becomes the GPU's canonical one. NaNs are rare, so the
+/// row is first only tested for any.
 #[inline(always)]
 fn put_floats(r: &mut Regs, d: u16, m: u32, v: &[f32; 32]) {
-    // Plain loops: what is called here by way of iterators is not compiled for the wide vectors.
+    // Plain loops: the compiler does not use the wide vectors for closures called through
+    // iterators.
     let mut bits = [0u32; 32];
     let mut nan = 0u32;
     for l in 0..32 {
@@ -223,7 +224,7 @@ pub(super) fn lane_function(cx: &Cx<'_>, r: &mut Regs, i: &Inst, m: u32) {
     }
 }
 
-/// The constant of a test's function stands in a register, the second predicate in `imm`.
+/// The constant of a test's function is in a register, the second predicate in `imm`.
 #[inline(never)]
 pub(super) fn lane_test(cx: &Cx<'_>, r: &mut Regs, i: &Inst, m: u32) {
     let f = cx.program.lanes[(i.x & 0xffff) as usize];

@@ -25,7 +25,7 @@ use crate::program::{Inst, Memory, flag};
 use crate::space::{Halt, Lead, lead, region};
 use crate::types::Space;
 
-/// Whether 32 addresses lie one behind the other, `size` apart.
+/// Whether 32 addresses are consecutive, `size` apart.
 #[inline(always)]
 fn is_row(a: &[u64; 32], size: u64) -> bool {
     let mut off = 0;
@@ -136,7 +136,7 @@ pub(super) fn load_shared32(
     fuel: &mut u32,
 ) -> Result<(), Box<Halt>> {
     let at = addresses(r, i.a, i.w & flag::A64 != 0, i64::from(i.imm));
-    // Wherever in it: the nearer caches hold all of a block's memory.
+    // Anywhere in it: the nearer caches hold all of a block's memory.
     if quick_load::<u32>(&shared.own, &at, m, &mut r.r32[i.d as usize]).is_some() {
         return Ok(());
     }
@@ -161,8 +161,9 @@ pub(super) fn store_shared32(
     memory(w, cx, shared, r, i, m, pc, fuel)
 }
 
-/// Loads for all lanes from one piece of memory: of one address, a row, or each its own. Gives what that costs
-/// more than an instruction. None: not all of them lie inside, aligned and fetched, and nothing has changed.
+/// Loads for all lanes from one piece of memory: at one address, in a row, or each its own. Returns
+/// the cost beyond one instruction. None: not all addresses are inside, aligned and fetched;
+/// nothing has changed then.
 #[inline(always)]
 fn quick_load<T: Word + Default>(
     bytes: &Bytes,
@@ -182,7 +183,7 @@ fn quick_load<T: Word + Default>(
         *out = bytes.gather::<T>(at)?;
         return Some(cost::scattered(m));
     }
-    // The register may hold the addresses, which are needed again where this does not succeed.
+    // The register may hold the addresses, which are needed again if this fails.
     let mut v = *out;
     for l in lanes(m) {
         v[l] = bytes.load::<T>(at[l])?;
@@ -191,7 +192,7 @@ fn quick_load<T: Word + Default>(
     Some(cost::scattered(m))
 }
 
-/// Stores likewise. False: not all were stored.
+/// The same for stores. False: not all were stored.
 #[inline(always)]
 fn quick_store<T: Word>(bytes: &Bytes, at: &[u64; 32], m: u32, v: &[T; 32]) -> bool {
     if m == u32::MAX
@@ -207,8 +208,9 @@ fn quick_store<T: Word>(bytes: &Bytes, at: &[u64; 32], m: u32, v: &[T; 32]) -> b
     inside
 }
 
-/// Any access whose lanes all go to one piece of global memory, or to the block's own shared memory. False:
-/// it is not that, or a lane is at fault, or not all is fetched; then nothing is lost by doing it lane by lane.
+/// Any access whose lanes all use one piece of global memory, or the block's own shared memory.
+/// False: not such an access, or a lane is at fault, or not all is fetched; then nothing is lost by
+/// repeating it lane by lane.
 fn quick(
     w: &mut Warp,
     cx: &Cx<'_>,
@@ -228,7 +230,7 @@ fn quick(
             _ => return false,
         },
         Lead::Shared(None, off) => {
-            // Within the window, or generic: the same distance for all.
+            // Within the window, or generic: the same offset for all.
             let base = first.wrapping_sub(off);
             at = at.map(|a| a.wrapping_sub(base));
             &*shared.own
@@ -236,7 +238,7 @@ fn quick(
         _ => return false,
     };
     let total = u64::from(x.size) * x.regs.len() as u64;
-    // Aligned as a whole, and the last element inside: then all are.
+    // If the whole is aligned and the last element is inside, all are.
     let wrong = lanes(m).fold(false, |bad, l| {
         bad | (at[l] & (total - 1) != 0
             || at[l] > bytes.len()
@@ -263,7 +265,8 @@ fn quick(
             }
             continue;
         }
-        // An address was read before the first result is written, so any register may be a result.
+        // All addresses are read before the first result is written, so any register may be a
+        // result.
         let mut v64 = [0u64; 32];
         macro_rules! narrow {
             ($t:ident $signed:ident) => {{
@@ -351,7 +354,8 @@ pub(super) fn memory(
             lane: l as u32,
         };
         let target = cx.access(shared, w, &what, addr)?;
-        // A vector may name its own address among its results: all of it is read before anything is written.
+        // A vector may name its own address among its results: everything is read before anything
+        // is written.
         let mut values = [0u64; 8];
         for (k, (slot, bits)) in x.regs.iter().enumerate() {
             let plus = x.size * k as u32;
@@ -386,7 +390,7 @@ pub(super) fn memory(
     Ok(())
 }
 
-/// Local memory at one address for all lanes, in words: whole rows. False: not that case.
+/// Local memory at one address for all lanes, in words: whole rows. False: not such an access.
 fn local_row(w: &mut Warp, r: &mut Regs, x: &Memory, m: u32) -> bool {
     if !matches!(x.space, Space::Local | Space::Generic) || x.size < 4 {
         return false;

@@ -1,7 +1,7 @@
 //! Matrices spread over the lanes of a warp (PTX ISA 9.7.14).
 //!
-//! The fragments of `mma` and `ldmatrix` lie as the ISA says. Those of `wmma` are the
-//! implementation's: element n of a matrix lies in lane n / (elements a lane), in order, over again
+//! The fragments of `mma` and `ldmatrix` are laid out as the ISA says. The layout of `wmma` is the
+//! implementation's: element n of a matrix is in lane n / (elements per lane), in order, repeating
 //! where there are more registers than elements.
 #![allow(
     clippy::cast_possible_truncation,
@@ -71,7 +71,7 @@ impl Lanes<'_> {
 fn number(t: Type, v: u64) -> f64 {
     match t {
         Type::F16 | Type::Bf16 => widen(t, v),
-        // The low bits of a tf32 take no part.
+        // The low bits of a tf32 are ignored.
         Type::Tf32 => f64::from(f32::from_bits(v as u32 & 0xffff_e000)),
         Type::F64 => f64::from_bits(v),
         _ => f64::from(f32::from_bits(v as u32)),
@@ -111,8 +111,8 @@ fn place_opaque(rows: u32, cols: u32, r: u32, c: u32) -> (usize, usize) {
     ((n / each) as usize, (n % each) as usize)
 }
 
-/// Fetches what a matrix in global memory needs, seen from the lanes that have just come to it. False: not all of it
-/// is there yet.
+/// Fetches the memory that a matrix needs, for the lanes that have just arrived. False: some is
+/// left.
 pub(super) fn matrix_is_there(w: &mut Warp, cx: &Cx<'_>, i: &Inst, m: u32, fuel: &mut u32) -> bool {
     let sync = &cx.program.syncs[i.x as usize];
     let SyncOp::Matrix(index) = sync.op else {
@@ -137,7 +137,7 @@ pub(super) fn matrix_is_there(w: &mut Warp, cx: &Cx<'_>, i: &Inst, m: u32, fuel:
         }
         _ => return true,
     };
-    // The first lane of all that meet is the first one of those that it came with.
+    // The first of all lanes that meet is the first of those that arrived together.
     let lane = m.trailing_zeros() as usize & 31;
     let base = operand(regs, i.a, sync.wide, lane);
     let stride = operand(regs, i.b, false, lane);
@@ -189,7 +189,7 @@ pub(crate) fn execute(
             store,
             space,
         } => {
-            // The results, all of them read before a register is written that may hold an address.
+            // All results are read before a register is written that may hold an address.
             let mut read = [[0u16; 8]; 32];
             for (j, slot) in regs.iter().enumerate() {
                 for row in 0..8 {

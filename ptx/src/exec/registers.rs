@@ -6,10 +6,10 @@
 
 use crate::program::{NONE, Slot};
 
-/// Rows that are made between two looks at the clock: half a megabyte at most.
+/// Rows allocated between two readings of the clock: half a megabyte at most.
 pub(super) const ROWS: usize = 2048;
 
-/// A register of all lanes, at the start of a cache line: a vector of lanes never lies across two.
+/// A register of all lanes, aligned to a cache line so that a vector of lanes never crosses two.
 #[derive(Debug, Clone, Copy)]
 #[repr(align(64))]
 pub(crate) struct Row<T>(pub(crate) [T; 32]);
@@ -39,12 +39,12 @@ pub(crate) struct Regs {
     pub(crate) cc: u32,
 }
 
-/// Local memory of a warp: rows of a word of each lane.
+/// Local memory of a warp: rows of one word per lane.
 #[derive(Debug, Default)]
 pub(crate) struct Local(Vec<[u32; 32]>);
 
 impl Local {
-    /// Some more rows, towards so many. True: there are that many.
+    /// Adds some rows, towards `rows` in all. True: there are that many.
     pub(super) fn grow(&mut self, rows: usize) -> bool {
         let now = self.0.len();
         self.0.reserve_exact(rows.saturating_sub(now));

@@ -46,7 +46,7 @@ macro_rules! hot_match {
     };
 }
 
-/// The warp stops at an instruction that has not been executed; `pc` is behind it.
+/// Stops the warp at an instruction that has not been executed; `pc` is behind it.
 #[cold]
 #[inline(never)]
 #[allow(
@@ -59,7 +59,7 @@ fn stop(w: &mut Warp, pc: u32, halt: Box<Halt>) -> Stop {
         Halt::Fault(f) => Stop::Fault(Box::new(f)),
         Halt::Again => {
             w.pc -= 1;
-            // It does not count twice.
+            // It must not count twice.
             w.burnt += 1;
             Stop::Slice
         }
@@ -84,7 +84,8 @@ pub(crate) fn run_with<const V3: bool>(
     let code = &cx.program.code[..];
     let mut regs = std::mem::take(&mut w.frames[w.frame as usize].regs);
     let mut pc = w.pc;
-    /// The registers go back to their frame, `$do` may change the group, and those of the next come out.
+    /// Puts the registers back into their frame, runs `$do`, which may change the group, and takes
+    /// out those of the next.
     macro_rules! switch {
         ($do:expr) => {{
             w.pc = pc;
@@ -105,8 +106,8 @@ pub(crate) fn run_with<const V3: bool>(
             continue;
         }};
     }
-    /// What takes as long as so many other instructions leaves so many fewer of them until the next look
-    /// at the clock.
+    /// Charges for an instruction that takes as long as `n` others: the clock is read that much
+    /// earlier.
     macro_rules! burn {
         ($n:expr) => {
             w.burn(fuel, $n)

@@ -1,4 +1,4 @@
-//! What the lanes of a warp do together: shuffles, votes, matrices.
+//! Instructions that the lanes of a warp execute together: shuffles, votes, matrices.
 #![allow(
     clippy::cast_possible_truncation,
     clippy::cast_possible_wrap,
@@ -27,7 +27,7 @@ pub(super) fn sync(
     fuel: &mut u32,
 ) -> Result<(), Box<Fault>> {
     if !matrix_is_there(w, cx, i, m, fuel) {
-        // The same lanes execute the instruction again, which does not count twice.
+        // The same lanes execute the instruction again, which must not count twice.
         w.pc -= 1;
         w.burnt += 1;
         return Ok(());
@@ -41,7 +41,7 @@ pub(super) fn sync(
         let here = lanes(m)
             .filter(|l| masks[*l] == want)
             .fold(0u32, |x, l| x | 1u32 << l);
-        // Lanes with another mask are another meeting: they execute the instruction again.
+        // Lanes with another mask meet separately: they execute the instruction again.
         let others = m & !here;
         w.mask &= !others;
         w.push(pc, frame, others, State::Ready);
@@ -54,7 +54,7 @@ pub(super) fn sync(
     finish_syncs(w, cx, shared)
 }
 
-/// Executes what is complete, after lanes parked or ended.
+/// Executes the meetings that are complete, after lanes parked or ended.
 pub(super) fn finish_syncs(
     w: &mut Warp,
     cx: &Cx<'_>,
@@ -198,7 +198,8 @@ fn together(
     Ok(())
 }
 
-/// The value that a shuffle reads from a lane that takes no part: what its register holds.
+/// The value that a shuffle reads from a lane that does not take part: the contents of its
+/// register.
 fn inactive(w: &Warp, cx: &Cx<'_>, members: &[Member], lane: usize, from: usize) -> u64 {
     let own = members.iter().find(|x| x.mask >> lane & 1 != 0);
     own.map_or(0, |x| {

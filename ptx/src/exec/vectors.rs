@@ -1,11 +1,11 @@
-//! The loop for the processor at hand: once for any, once for those with AVX2 and FMA.
+//! The executor's loop for this processor: compiled once for any, and once for AVX2 and FMA.
 #![allow(unsafe_code)]
 
 use super::cx::{Cx, SharedMemory};
 use super::run::run_with;
 use super::warp::{Stop, Warp};
 
-/// Whether this processor has what the second one needs.
+/// Whether this processor supports the second one.
 #[cfg(target_arch = "x86_64")]
 pub(crate) fn are_there() -> bool {
     is_x86_feature_detected!("avx2")
@@ -14,7 +14,7 @@ pub(crate) fn are_there() -> bool {
         && is_x86_feature_detected!("bmi2")
 }
 
-/// Only one processor has a loop of its own.
+/// Only x86-64 has a second loop.
 #[cfg(not(target_arch = "x86_64"))]
 pub(crate) fn are_there() -> bool {
     false
@@ -35,7 +35,7 @@ fn run_wide(w: &mut Warp, cx: &Cx<'_>, shared: &SharedMemory, fuel: &mut u32) ->
 
 #[cfg(target_arch = "x86_64")]
 fn run_wide(w: &mut Warp, cx: &Cx<'_>, shared: &SharedMemory, fuel: &mut u32) -> Stop {
-    // SAFETY: whoever sets `wide_vectors` has asked `are_there`.
+    // SAFETY: `wide_vectors` is only set after `are_there` returned true.
     unsafe { run_v3(w, cx, shared, fuel) }
 }
 

@@ -1,8 +1,8 @@
 //! A warp: 32 lanes, the groups that they run in, and their registers.
 //!
-//! Lanes that are at the same place run as one group. Of several groups the one of the deepest call
-//! and then of the lowest pc runs, which brings them together again behind a branch, as compilers lay
-//! out code. Lanes may wait for each other, so a group that was passed over for too long gets a turn.
+//! Lanes at the same place run as one group. Of several groups the one in the deepest call, and
+//! there at the lowest pc, runs; with the code layout of compilers this reunites them after a
+//! branch. Lanes may wait for each other, so a group that was passed over for too long gets a turn.
 
 use super::cx::Cx;
 use super::registers::{Local, ROWS, Regs, Row, lanes};
@@ -10,11 +10,12 @@ use crate::Code;
 use crate::program::{Inst, Place, Program, SyncOp};
 use crate::space::Fault;
 
-/// Branches backward while others wait, until those get a turn.
+/// Backward branches taken while other groups wait, before those get a turn.
 const PATIENCE: u32 = 256;
-/// Instructions of a turn.
+/// Instructions of such a turn.
 const TURN: u32 = 128;
-/// Bytes of a thread's local memory, with the arguments of all calls: the hardware's limit, rounded up as it grows.
+/// Most bytes of a thread's local memory, with the arguments of all calls: the hardware's limit,
+/// rounded up as it grows.
 const LOCAL_LIMIT: usize = 1 << 20;
 
 /// An activation of a function.
@@ -22,13 +23,13 @@ const LOCAL_LIMIT: usize = 1 << 20;
 pub(crate) struct Frame {
     pub(crate) function: u32,
     pub(crate) regs: Regs,
-    /// Where its bytes begin in local memory.
+    /// Start of its bytes in local memory.
     pub(crate) base: u32,
     pub(crate) parent: u32,
     pub(crate) return_pc: u32,
     /// Index of the call, for the results.
     pub(crate) call: u32,
-    /// Lanes in it, or in what it calls.
+    /// Lanes in it, or in functions it has called.
     pub(crate) lanes: u32,
     pub(crate) depth: u32,
     /// Stack used by it and its callers.
@@ -57,7 +58,7 @@ impl Frame {
         }
     }
 
-    /// Makes some more registers. True: there are all of them.
+    /// Makes some more registers. True: all exist.
     fn grow(&mut self, cx: &Cx<'_>) -> bool {
         let f = &cx.program.functions[self.function as usize];
         let (n32, n64) = (f.n32 as usize, f.n64 as usize);
@@ -71,7 +72,7 @@ impl Frame {
     }
 }
 
-/// What a group that does not run is waiting for.
+/// The condition that a group waits for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum State {
     Ready,
@@ -89,7 +90,7 @@ pub(crate) struct Group {
     pub(crate) frame: u32,
     pub(crate) mask: u32,
     pub(crate) state: State,
-    /// When it began to wait.
+    /// The time at which it began to wait.
     pub(crate) since: u64,
 }
 
@@ -101,7 +102,7 @@ pub(crate) struct Member {
     pub(crate) mask: u32,
 }
 
-/// Why a warp stopped.
+/// The reasons why a warp stops.
 #[derive(Debug)]
 pub(crate) enum Stop {
     /// Its share of instructions is used up.
@@ -117,7 +118,7 @@ pub(crate) enum Stop {
 pub(crate) struct Warp {
     pub(crate) index: u32,
     pub(crate) live: u32,
-    /// The group that runs; no lanes: none does.
+    /// Lanes of the running group; 0: none runs.
     pub(crate) mask: u32,
     pub(crate) pc: u32,
     pub(crate) frame: u32,
@@ -126,14 +127,14 @@ pub(crate) struct Warp {
     pub(crate) groups: Vec<Group>,
     pub(crate) frames: Vec<Frame>,
     pub(crate) free: Vec<u32>,
-    /// Frames that are being made.
+    /// Frames under construction.
     growing: Vec<Frame>,
-    /// Local memory, a word of all lanes after the other.
+    /// Local memory: one word of all lanes after the other.
     pub(crate) local: Local,
-    /// Rows that it is to have: those were taken from the quota.
+    /// Rows that it will have, already charged to the quota.
     wanted: usize,
     pub(crate) hit: usize,
-    /// Fuel that was used beyond the one of each instruction.
+    /// Fuel used beyond one per instruction.
     pub(crate) burnt: u32,
     spins: u32,
     turn: u32,
@@ -168,7 +169,7 @@ impl Warp {
         }
     }
 
-    /// Makes registers for a moment. True: there are all that the kernel needs.
+    /// Makes registers for a limited time. True: the kernel has all it needs.
     pub(crate) fn build(&mut self, cx: &Cx<'_>) -> bool {
         if self.frames.is_empty() {
             self.frames.push(Frame::new(cx, cx.kernel));
@@ -192,7 +193,7 @@ impl Warp {
         u64::from(f.n32) * 128 + u64::from(f.n64) * 256 + u64::from(f.frame) * 32
     }
 
-    /// From the start, for another block.
+    /// Restarts it for another block.
     pub(crate) fn start(&mut self, cx: &Cx<'_>, ctaid: [u32; 3]) {
         let threads = cx.threads();
         let first = self.index * 32;
@@ -209,7 +210,7 @@ impl Warp {
         cx.refill(&mut f.regs, cx.kernel, self.index, ctaid);
     }
 
-    /// Takes fuel for what takes longer than one instruction.
+    /// Charges `n` units of fuel for an operation slower than one instruction.
     #[inline(always)]
     pub(crate) fn burn(&mut self, fuel: &mut u32, n: u32) {
         let n = n.min(*fuel);
@@ -222,7 +223,7 @@ impl Warp {
         !self.groups.is_empty()
     }
 
-    /// Sets lanes aside; they join a group that waits at the same place for the same.
+    /// Sets lanes aside; they join a group that waits at the same place for the same condition.
     pub(crate) fn push(&mut self, pc: u32, frame: u32, mask: u32, state: State) {
         if mask == 0 {
             return;
@@ -244,7 +245,7 @@ impl Warp {
         }
     }
 
-    /// Sets the running group aside and takes up the one whose turn it is.
+    /// Sets the running group aside and resumes the next one.
     pub(crate) fn reschedule(&mut self) -> bool {
         if self.turn > 1 && self.mask != 0 {
             self.turn -= 1;
@@ -256,7 +257,7 @@ impl Warp {
         self.pick()
     }
 
-    /// A running group goes on; without one, the deepest and lowest that is ready.
+    /// Keeps the running group; without one, takes the deepest and lowest that is ready.
     pub(crate) fn pick(&mut self) -> bool {
         if self.mask == 0 {
             self.turn = 0;
@@ -278,7 +279,7 @@ impl Warp {
         true
     }
 
-    /// Where the running group meets the next one.
+    /// Finds the pc at which the running group meets the next one.
     fn look(&mut self) {
         if self.turn > 0 {
             self.watch = 0;
@@ -319,7 +320,7 @@ impl Warp {
         true
     }
 
-    /// Lets the group run that has waited longest.
+    /// Resumes the group that has waited longest.
     fn give_turn(&mut self) -> bool {
         let Some(k) = (0..self.groups.len())
             .filter(|k| self.groups[*k].state == State::Ready)
@@ -336,19 +337,19 @@ impl Warp {
         true
     }
 
-    /// Takes lanes out of the running group and lets them wait at `pc`.
+    /// Removes lanes from the running group and lets them wait at `pc`.
     pub(crate) fn park(&mut self, mask: u32, pc: u32, state: State) {
         let frame = self.frame;
         self.mask &= !mask;
         if self.mask != 0 {
-            // The others go on behind the instruction.
+            // The others go on after the instruction.
             let (pc, rest) = (self.pc, std::mem::take(&mut self.mask));
             self.push(pc, frame, rest, State::Ready);
         }
         self.push(pc, frame, mask, state);
     }
 
-    /// Lanes end.
+    /// Ends lanes.
     pub(crate) fn exit(&mut self, mask: u32) {
         self.live &= !mask;
         self.mask &= !mask;
@@ -367,7 +368,8 @@ impl Warp {
         }
     }
 
-    /// Lanes return from their function, or end if it is the kernel. Gives the words of results.
+    /// Returns lanes from their function, or ends them if it is the kernel. Returns the number of
+    /// words of results.
     pub(crate) fn give_back(&mut self, cx: &Cx<'_>, mask: u32) -> u32 {
         let f = &self.frames[self.frame as usize];
         if f.depth == 0 {
@@ -393,8 +395,8 @@ impl Warp {
         words
     }
 
-    /// The running group calls `function`; `self.pc` is where it goes on afterwards.
-    /// Gives the rows of registers that were written, or as much work.
+    /// The running group calls `function`; it goes on at `self.pc` afterwards. Returns the cost in
+    /// rows of registers written.
     pub(crate) fn enter(
         &mut self,
         cx: &Cx<'_>,
@@ -490,7 +492,7 @@ impl Warp {
         Ok(rows)
     }
 
-    /// These lanes execute the call again, after a look at the clock.
+    /// Lets these lanes execute the call again, after a reading of the clock.
     fn again(&mut self, mask: u32) -> u32 {
         let rest = self.mask & !mask;
         self.push(self.pc, self.frame, rest, State::Ready);
@@ -499,7 +501,7 @@ impl Warp {
         u32::MAX
     }
 
-    /// Copies an argument or a result between two frames. Gives what it cost, in rows.
+    /// Copies an argument or a result between two frames. Returns the cost in rows.
     fn copy(&mut self, from_frame: u32, from: Place, to_frame: u32, to: Place, mask: u32) -> u32 {
         if let (Place::Frame { at: a, size: n }, Place::Frame { at: b, size: m }) = (from, to) {
             let a = (self.frames[from_frame as usize].base + a) / 4;
@@ -560,7 +562,7 @@ impl Warp {
         }
     }
 
-    /// Groups whose sync is complete, if there are: indices of [`Self::groups`].
+    /// The groups of a complete meeting, if there is one: indices of [`Self::groups`].
     pub(crate) fn complete(&self, program: &Program) -> Option<Vec<usize>> {
         let kind = |g: &Group| kind_of(program, &program.code[g.pc as usize]);
         for g in &self.groups {
@@ -576,7 +578,7 @@ impl Warp {
         None
     }
 
-    /// Where lanes stand, for people.
+    /// The positions of the lanes, for messages.
     pub(crate) fn describe(&self, program: &Program) -> String {
         let at = |pc: u32| program.lines.get(pc as usize).copied().unwrap_or(0);
         let mut parts: Vec<String> = self
@@ -600,7 +602,7 @@ impl Warp {
     }
 }
 
-/// Which of the operations that lanes execute together an instruction is.
+/// The kind of an instruction that lanes execute together.
 pub(crate) fn kind_of(program: &Program, i: &Inst) -> SyncOp {
     program.syncs[i.x as usize].op
 }

@@ -1,4 +1,4 @@
-//! Modules that do not load, launches that cannot be, and kernels that end badly: `golden/errors.txt`.
+//! Modules that do not load, impossible launches, and kernels that fail: `golden/errors.txt`.
 
 use vgpu_ptx::{Code, Config, Device, Error, Kernel, Launch, Loaded, Module};
 
@@ -13,7 +13,7 @@ fn with(body: &str) -> String {
     )
 }
 
-/// The text of each module of the list; of these names.
+/// The text of each module in the list; the one with this name.
 fn image(name: &str) -> Vec<u8> {
     let headed = |b: &str| format!("{HEAD}{}", with(b));
     match name {
@@ -93,7 +93,7 @@ fn modules_that_do_not_load_have_the_drivers_number_and_its_log() {
             .rsplit_once(": ")
             .filter(|(_, a)| a.starts_with(|c: char| c.is_ascii_digit()))
             .unwrap_or_else(|| {
-                // The log holds colons of its own.
+                // The log contains colons itself.
                 let at = line.find(": ").unwrap();
                 (&line[..at], &line[at + 2..])
             });
@@ -248,7 +248,7 @@ fn more_shared_memory_wants_consent() {
     }
 }
 
-/// What the list says a kernel ends with: 0, or the number of the error.
+/// The result of a kernel in the list: 0, or the number of the error.
 fn said(name: &str) -> Option<u32> {
     let text = corpus_text("golden/errors.txt");
     let line = text

@@ -1,4 +1,4 @@
-//! Every form of instruction of the corpus, on the operands that an H100 was given.
+//! Every form of instruction of the corpus, on the operands that were used on an H100.
 
 use std::collections::BTreeMap;
 
@@ -6,10 +6,10 @@ use vgpu_ptx::{Launch, Module};
 
 use crate::{corpus, corpus_text, device, ulps};
 
-/// Operands and the answer.
+/// Operands and the result.
 type Row = (Vec<u64>, u64);
 
-/// What may differ.
+/// The tolerated difference.
 #[derive(Debug, Clone, Copy, PartialEq)]
 enum Rule {
     Exact,
@@ -17,13 +17,13 @@ enum Rule {
     F64,
     /// Units in the last place.
     Ulps(u32),
-    /// An absolute error: of subnormal arguments, of those around 1, of others; or one unit.
+    /// An absolute error: for subnormal arguments, for those around 1, for others; or one unit.
     Log([f64; 3]),
     /// The argument beyond ±π makes any value possible.
     Angle(f64),
-    /// Relative, of f64.
+    /// Relative error, for f64.
     Relative(f64),
-    /// Units of the 16 bits.
+    /// Units in the last place of the 16-bit value.
     Half(u32),
 }
 
@@ -82,7 +82,7 @@ fn agrees(rule: Rule, row: &[u64], got: u64, want: u64) -> bool {
     }
 }
 
-/// The class that a form is counted under; the approximate ones each by itself.
+/// The class under which a form is counted; each approximate one separately.
 fn class<'t>(text: &'t str, types: &[&str]) -> &'t str {
     let op = text.trim_start_matches("{ ").split('.').next().unwrap();
     if text.contains("approx") || text.contains(".full") {
@@ -166,7 +166,7 @@ fn every_row_of_every_form_agrees() {
             let count = counts.entry(class(text, types)).or_default();
             let mut first = true;
             for (k, (row, want)) in rows.iter().enumerate() {
-                // The answer to a division by zero depends on what ptxas merges.
+                // The result of a division by zero depends on how ptxas merges instructions.
                 if (text.starts_with("div.") || text.starts_with("rem."))
                     && !types[0].starts_with('f')
                     && row[1] == 0

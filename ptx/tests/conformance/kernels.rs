@@ -1,4 +1,4 @@
-//! Whole kernels: buffers before, buffers after, as the corpus's README says how to compare.
+//! Whole kernels: buffers before, buffers after, compared as the corpus's README says.
 
 use vgpu_ptx::{Config, Device, Launch, Module};
 
@@ -69,21 +69,21 @@ fn cases() -> Vec<Case> {
     list
 }
 
-/// What two results may differ in.
+/// The tolerated difference between two results.
 enum Rule {
     Exact,
-    /// Words of f32: so many units, or this far apart.
+    /// Words of f32: within this many units, or this absolute difference.
     F32(u32, f64),
-    /// The same, only of these words of each thread's so many.
+    /// The same, but only for these words out of each thread's group.
     Words(usize, &'static [usize], u32, f64),
     F64(f64),
-    /// The same, only of these words of each thread's so many.
+    /// The same, but only for these words out of each thread's group.
     F64Words(usize, &'static [usize], f64),
-    /// All halves within so many units.
+    /// All halves within this many units.
     Half(u32),
     /// Neither is checked.
     Plausible,
-    /// Integers whose quotients by zero are left out: words a thread, those that do not count.
+    /// Integers, except quotients by zero: words per thread, and those to skip.
     Division(usize),
 }
 
@@ -106,7 +106,7 @@ fn rule(c: &Case, buffer: usize) -> Rule {
     }
 }
 
-/// Where two buffers differ more than they may.
+/// The first difference between two buffers beyond the tolerance.
 fn differs(rule: &Rule, c: &Case, got: &[u8], want: &[u8]) -> Option<String> {
     let word = |b: &[u8], k: usize| u32::from_le_bytes(b[4 * k..4 * k + 4].try_into().unwrap());
     let near = |g: u32, w: u32, n: u32, by: f64| {

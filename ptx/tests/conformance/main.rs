@@ -1,4 +1,4 @@
-//! What an H100 answered, against what this crate answers: see `tests/corpus/README.md`.
+//! The results of an H100 compared with those of this crate: see `tests/corpus/README.md`.
 #![allow(clippy::cast_possible_truncation, reason = "bits of values")]
 
 mod errors;
@@ -34,7 +34,7 @@ fn hex(s: &str) -> Vec<u8> {
         .collect()
 }
 
-/// How far two floats are apart, in units of the last place of f32.
+/// The distance between two floats, in units of the last place of f32.
 fn ulps(a: u32, b: u32) -> u32 {
     let order = |x: u32| {
         if x >> 31 != 0 {
@@ -46,7 +46,7 @@ fn ulps(a: u32, b: u32) -> u32 {
     u32::try_from((order(a) - order(b)).abs()).unwrap_or(u32::MAX)
 }
 
-/// The 33 files of compilers and hands.
+/// The 33 files, compiled and hand-written.
 fn all_files() -> Vec<String> {
     let root = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/corpus");
     let mut list = Vec::new();

@@ -1,4 +1,4 @@
-//! Files that compilers and people write.
+//! Files written by compilers and by people.
 
 use vgpu_ptx::{Code, Error, Module, Options};
 

@@ -1,4 +1,5 @@
-//! Kernels that never end, each busy in another way; for the test and the example that look how soon they stop.
+//! Kernels that never end, each busy in another way; for the test and the example about stopping
+//! them.
 
 /// A kernel that never ends.
 pub(crate) struct Kind {
@@ -8,21 +9,21 @@ pub(crate) struct Kind {
     pub(crate) block: [u32; 3],
     pub(crate) shared: u32,
     pub(crate) cooperative: bool,
-    /// Bytes of the buffer that it gets.
+    /// Bytes of the buffer passed to it.
     pub(crate) buffer: u64,
-    /// Rounds of its first thread at most between two looks at the clock: some hundred microseconds. 0:
-    /// it does not count them.
+    /// Most rounds of its first thread between two readings of the clock: some hundred
+    /// microseconds. 0: it does not count them.
     pub(crate) rounds: u32,
 }
 
 const HEAD: &str = ".version 8.0\n.target sm_80\n.address_size 64\n";
 
-/// The buffer of most of them, and of those that go where nobody has been before.
+/// Buffer sizes: of most kernels, and of those that access pages for the first time.
 const SMALL: u64 = 64 << 20;
 const LARGE: u64 = 1 << 30;
 
-/// What every kernel begins with: `%a` is the buffer, `%t` the thread, `%q` whether it is the first
-/// one of all, which counts the rounds in the buffer's first word.
+/// The beginning of every kernel: `%a` is the buffer, `%t` the thread, `%q` whether it is the very
+/// first one, which counts the rounds in the buffer's first word.
 const OPEN: &str = ".visible .entry k(.param .u64 p) {
 .reg .b64 %a, %b, %d<9>; .reg .b32 %t, %n, %w, %r<12>; .reg .b16 %h<4>; .reg .f32 %f<9>; .reg .f64 %g<9>; .reg .pred %q, %s, %z;
 ld.param.u64 %a, [p];
@@ -38,7 +39,7 @@ mul.wide.u32 %b, %t, 4;
 add.s64 %b, %a, %b;
 ";
 
-/// An endless loop around `body`; `before` stands in front of the kernel, `start` in front of the loop.
+/// An endless loop around `body`; `before` is placed before the kernel, `start` before the loop.
 fn endless(name: &'static str, before: &str, start: &str, body: &str) -> Kind {
     let text = format!(
         "{HEAD}{before}\n{OPEN}{start}\nL:\nadd.u32 %n, %n, 1;\n@%q st.global.u32 [%a], %n;\n{body}\nbra L;\n}}\n"
@@ -82,7 +83,7 @@ fn call(function: &str, arguments: usize, result: u32) -> String {
     )
 }
 
-/// An address anywhere in a large buffer, in `%d1`: another one for each thread and round.
+/// A random address in a large buffer, in `%d1`: different for each thread and round.
 const ANYWHERE: &str = "mad.lo.u32 %r3, %r3, 1664525, 1013904223;
 add.u32 %r3, %r3, %t;
 shr.u32 %r4, %r3, 2;
@@ -90,7 +91,7 @@ and.b32 %r4, %r4, 0x3ffffff0;
 cvt.u64.u32 %d1, %r4;
 add.u64 %d1, %d1, %a;";
 
-/// Goes anywhere in a large buffer, and does this there.
+/// An access at random addresses of a large buffer.
 fn anywhere(name: &'static str, start: &str, access: &str) -> Kind {
     let start =
         format!("mad.lo.u32 %r3, %w, 40503, %t;\nmul.lo.u32 %r3, %r3, 0x9E3779B1;\n{start}");
@@ -101,7 +102,7 @@ fn anywhere(name: &'static str, start: &str, access: &str) -> Kind {
 
 const PRINTF: &str = ".extern .func (.param .b32 r) vprintf (.param .b64 f, .param .b64 v);";
 
-/// A format with so many of a conversion, and what it points to: a text of 16,000 bytes.
+/// A format with `count` conversions of a kind, and their argument: a text of 16,000 bytes.
 fn formats(conversion: &str, count: usize) -> String {
     let mut bytes: Vec<String> = conversion
         .repeat(count)
@@ -119,7 +120,7 @@ fn formats(conversion: &str, count: usize) -> String {
     )
 }
 
-/// So many instructions, each of another register.
+/// `count` instructions, each on another register.
 fn many(count: usize, line: impl Fn(usize) -> String) -> String {
     (0..count).map(|k| line(k) + "\n").collect()
 }
@@ -314,8 +315,8 @@ pub(crate) fn kinds() -> Vec<Kind> {
             "cp.async.cg.shared.global [%d1], [%d2], 16;",
         ),
     ];
-    // Pages that the system has yet to make, each access another one or several; and once all are there, places
-    // that no cache holds.
+    // Pages that the system has yet to allocate, one or several per access; and once all are there,
+    // places that no cache holds.
     all.extend([
         anywhere("loads from anywhere", "", "ld.global.u32 %r5, [%d1];"),
         anywhere("wide loads from anywhere", "", "ld.global.u64 %d2, [%d1];"),
@@ -347,7 +348,7 @@ pub(crate) fn kinds() -> Vec<Kind> {
              wmma.load.a.sync.aligned.row.m16n16k16.global.f16 {%r1, %r2, %r4, %r6, %r7, %r8, %r9, %r10}, [%d1], %r5;",
         ),
     ]);
-    // The arguments are pointers to as many pages.
+    // The arguments are pointers to distinct pages.
     let mut strings = endless(
         "printf of strings from anywhere",
         &formats("%.1s", 3900),
@@ -357,7 +358,7 @@ pub(crate) fn kinds() -> Vec<Kind> {
         &call("vprintf", 2, 32),
     );
     strings.buffer = LARGE;
-    // The stack of a thread doubles again and again.
+    // The stack of a thread doubles repeatedly.
     let stack = endless(
         "recursion with large frames",
         ".func deep(.param .b32 x, .param .b8 z[30000]) { .reg .b32 %x; .reg .pred %z; ld.param.u32 %x, [x]; setp.eq.u32 %z, %x, 0; @%z ret; sub.u32 %x, %x, 1; { .param .b32 y; .param .b8 u[30000]; st.param.b32 [y], %x; st.param.b32 [u], %x; call deep, (y, u); } ret; }",
@@ -374,7 +375,7 @@ pub(crate) fn kinds() -> Vec<Kind> {
         "bar.red.popc.u32 %r3, 0, %q;",
     );
     counted.block = [1024, 1, 1];
-    // The first block waits for one that is not there.
+    // The first block waits for one that does not exist.
     let mut waits = endless(
         "blocks that wait",
         "",
@@ -420,7 +421,7 @@ pub(crate) fn kinds() -> Vec<Kind> {
             "(.param .u64 p) .reqnctapercluster 8, 1, 1 {",
         );
     (cluster.grid, cluster.block) = ([16, 1, 1], [512, 1, 1]);
-    // Not endless, but long: nothing at all, two thousand million times.
+    // Not endless, but long: no operation, two thousand million times.
     let empty = Kind {
         name: "blocks without end",
         text: format!("{HEAD}.visible .entry k(.param .u64 p) {{ ret; }}\n"),
@@ -445,7 +446,8 @@ pub(crate) fn kinds() -> Vec<Kind> {
         barriers, counted, waits, together, local, registers, cluster, empty, large,
     ]);
     for k in &mut all {
-        // What a step does at most, with some room: plain instructions, functions for each lane, atomics, text.
+        // The most that a step does, with some margin: plain instructions, functions for each lane,
+        // atomics, text.
         k.rounds = match k.name {
             "many registers" => 700,
             "arithmetic" | "float arithmetic" | "rows of memory" | "rows from anywhere" => 500,

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use vgpu_socket_transport::{Secret, Secrets, SocketTransport, accept_tcp, connect_tcp};
 
-/// How long anything may take before a test gives up.
+/// Deadline of every step of a test.
 pub(crate) fn soon() -> Instant {
     Instant::now() + Duration::from_secs(60)
 }
@@ -27,7 +27,7 @@ pub(crate) fn unix() -> (SocketTransport, SocketTransport) {
     (end(a), end(b))
 }
 
-/// A client and what the mediator accepted.
+/// A client and the stream that the mediator accepted.
 pub(crate) fn tcp() -> (SocketTransport, SocketTransport) {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     tcp_through(listener.local_addr().unwrap().port(), &listener)
@@ -52,7 +52,7 @@ pub(crate) fn both() -> [(&'static str, (SocketTransport, SocketTransport)); 2] 
     [("unix", unix()), ("tcp", tcp())]
 }
 
-/// A raw connection to a listener, and what the listener accepted.
+/// A raw connection to a listener, and the accepted end.
 pub(crate) fn raw() -> (TcpStream, TcpStream) {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let client = TcpStream::connect(listener.local_addr().unwrap()).unwrap();

@@ -1,4 +1,4 @@
-//! Streams over sockets, and who may open one.
+//! Streams over sockets, and authentication.
 
 mod ends;
 mod strangers;

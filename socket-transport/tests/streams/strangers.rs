@@ -1,4 +1,4 @@
-//! Who is not let in over TCP, and what somebody between the two sides can do.
+//! Clients that are not admitted over TCP, and attackers between the two sides.
 
 use std::cell::Cell;
 use std::io::{Read, Write};
@@ -13,7 +13,7 @@ use vgpu_socket_transport::{
 };
 use vgpu_transport::{Transport, TransportError};
 
-/// What the mediator makes of a client that knows `theirs`, and what the client is told.
+/// The mediator's error for a client that knows `theirs`, and the client's error.
 fn meet(theirs: &Secret, ours: &Secret) -> (AcceptError, String, String) {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let port = listener.local_addr().unwrap().port();
@@ -73,7 +73,7 @@ fn strangers_cost_little_and_are_named() {
         client.write_all(bytes).unwrap();
         client.shutdown(then).unwrap();
         let error = accept_tcp(accepted, expected, soon()).unwrap_err();
-        // Nothing is ever said to a stranger.
+        // A stranger gets no answer.
         assert_eq!(client.read(&mut [0]).unwrap_or(0), 0);
         error.to_string()
     };
@@ -159,8 +159,8 @@ fn record(stream: &mut TcpStream) -> Vec<u8> {
     record
 }
 
-/// Somebody between a client and the mediator, who lets the handshake through and then does `what`
-/// to the stream with the client's records. Returns what the mediator reads.
+/// An attacker between a client and the mediator, who passes the handshake on and then applies
+/// `what` to the client's records. Returns the mediator's result.
 fn tampered(what: fn(&mut TcpStream, &mut TcpStream)) -> Result<Vec<u8>, TransportError> {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let between = TcpListener::bind("127.0.0.1:0").unwrap();

@@ -1,4 +1,4 @@
-//! Ends of streams: nothing that was written is lost, and nobody waits for the dead.
+//! Ends of streams: no byte written is lost, and nobody waits for a dead peer.
 
 use std::time::Duration;
 
@@ -6,7 +6,7 @@ use super::{Sequence, at, check, expect_end, read_exact, soon, write_all};
 use vchan::Channel;
 use vchan::error::Error;
 
-/// What the cases below send: a full ring, and not a round number.
+/// The bytes that the cases below send: a full ring plus an odd number.
 fn payload(channel: &Channel) -> Vec<u8> {
     let sizes = channel.ring_sizes();
     Sequence::new(11).bytes(sizes.client_to_server.min(sizes.server_to_client) - 3)
@@ -119,17 +119,17 @@ pub(super) fn expect_only_end(mut channel: Channel) -> Result<(), String> {
     expect_end(&mut channel)
 }
 
-/// Writes, tells the peer nothing, and dies.
+/// Writes, does not close, and dies.
 pub(super) fn die_writing(mut channel: Channel) -> Result<(), String> {
     let payload = payload(&channel);
     write_all(&mut channel, &payload)?;
-    // The peer says when it waits; then the end comes without a close.
+    // The peer reports that it waits; then the end comes without a close.
     read_exact(&mut channel, &mut [0])?;
     std::thread::sleep(Duration::from_millis(50));
     std::process::abort();
 }
 
-/// Gets what the dead one wrote, then the end, in every call.
+/// Receives the dead peer's bytes, then the end, in every call.
 pub(super) fn survive(mut channel: Channel) -> Result<(), String> {
     let expected = payload(&channel);
     let mut received = vec![0; expected.len()];

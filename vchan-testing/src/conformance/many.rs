@@ -1,7 +1,9 @@
 #![forbid(unsafe_code)]
-//! Many channels of one reactor, in one thread: an echo, and who asks it and checks the answers.
+//! Many channels of one reactor, in one thread: an echo, and the side that asks it and checks the
+//! answers.
 //!
-//! Neither ever waits for one channel, and each gives a channel a bounded amount of work at a time.
+//! Neither side ever waits for one channel, and each gives a channel a bounded amount of work at a
+//! time.
 
 use std::collections::HashMap;
 use std::time::Instant;
@@ -11,9 +13,9 @@ use vchan::Channel;
 use vchan::error::{Error, Result};
 use vchan::reactor::{Reactor, Token};
 
-/// The most that one channel moves, each way, before it is another's turn.
+/// Most bytes that one channel moves, each way, in its turn.
 const TURN_BYTES: usize = 16 << 10;
-/// The most that one call moves.
+/// Most bytes that one call moves.
 const STEP: usize = 4096;
 /// Bytes after which the pattern repeats: a prime, so that no ring's size is a multiple.
 const PERIOD: usize = 8191;
@@ -22,29 +24,29 @@ const PERIOD: usize = 8191;
 #[derive(Debug)]
 pub struct Many<W> {
     channels: HashMap<Token, (Channel, W)>,
-    /// Given a step without a token: those that were added since.
+    /// Channels added since the last turn, which get a step without a token.
     new: Vec<Token>,
     ready: Vec<Token>,
     ended: Vec<(Token, Result<()>)>,
 }
 
-/// What is done with a channel.
+/// The work done with a channel.
 pub trait Work {
     /// Does a bounded part, without waiting.
     ///
     /// # Errors
-    /// What ends the work on this channel before its time.
+    /// The error that ends the work on this channel early.
     fn step(&mut self, channel: &mut Channel) -> Result<Progress>;
 }
 
-/// What a step of [`Work`] has come to.
+/// The outcome of a step of [`Work`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Progress {
     /// The channel would block; its token will come.
     Blocked,
     /// There is more to do.
     More,
-    /// All is done.
+    /// The work is complete.
     Done,
 }
 
@@ -70,11 +72,11 @@ impl<W: Work> Many<W> {
         self.new.push(token);
     }
 
-    /// Waits until some channels may make progress and gives each one step. Returns the tokens
-    /// that are none of these channels'.
+    /// Waits until some channels may make progress and gives each one step. Returns the tokens that
+    /// belong to other channels.
     ///
     /// # Errors
-    /// Those of the reactor. What goes wrong on a channel ends that channel: see
+    /// Those of the reactor. An error on a channel ends that channel only: see
     /// [`ended`](Self::ended).
     pub fn turn(&mut self, reactor: &mut Reactor, deadline: Instant) -> Result<Vec<Token>> {
         for token in std::mem::take(&mut self.new) {
@@ -92,17 +94,17 @@ impl<W: Work> Many<W> {
         Ok(others)
     }
 
-    /// The channels whose work has come to an end, in order, and how. They are closed.
+    /// The channels whose work has ended, in order, with the result. They are closed.
     pub fn ended(&self) -> &[(Token, Result<()>)] {
         &self.ended
     }
 
-    /// The work on each channel that goes on.
+    /// The work on each channel that is still under way.
     pub fn works(&self) -> impl Iterator<Item = &W> {
         self.channels.values().map(|(_, work)| work)
     }
 
-    /// Channels whose work goes on.
+    /// Number of channels still under way.
     pub fn len(&self) -> usize {
         self.channels.len()
     }
@@ -112,7 +114,7 @@ impl<W: Work> Many<W> {
         self.channels.is_empty()
     }
 
-    /// False if the channel is not one of these.
+    /// Gives a channel a step. False if the channel is not one of these.
     fn step(&mut self, reactor: &Reactor, token: Token) -> bool {
         let Some((channel, work)) = self.channels.get_mut(&token) else {
             return self.ended.iter().any(|(ended, _)| *ended == token);
@@ -135,7 +137,7 @@ impl<W: Work> Many<W> {
 /// Sends every byte back until the peer closes.
 #[derive(Debug, Default)]
 pub struct Echo {
-    /// Read and not yet written: at most a step.
+    /// Bytes read and not yet written: at most a step's worth.
     kept: Vec<u8>,
     written: usize,
 }
@@ -171,7 +173,7 @@ impl Work for Echo {
 /// Sends a pattern of a given length to an [`Echo`] and checks every byte that comes back.
 #[derive(Debug)]
 pub struct Ask {
-    /// [`PERIOD`] bytes of the channel's own, and a step's worth of them again.
+    /// [`PERIOD`] bytes unique to the channel, followed by a step's worth of them again.
     pattern: Vec<u8>,
     total: u64,
     sent: u64,
@@ -179,7 +181,7 @@ pub struct Ask {
 }
 
 impl Ask {
-    /// `seed` makes the pattern one of this channel's own.
+    /// Asks for `total` bytes; `seed` makes the pattern unique to this channel.
     pub fn new(seed: u64, total: u64) -> Self {
         let mut pattern =
             Sequence::new(seed.wrapping_add(1).wrapping_mul(0x9E37_79B9)).bytes(PERIOD);
@@ -192,7 +194,7 @@ impl Ask {
         }
     }
 
-    /// Bytes that have come back as they were sent.
+    /// Bytes that have come back unchanged.
     pub fn received(&self) -> u64 {
         self.received
     }

@@ -16,24 +16,24 @@ use std::time::{Duration, Instant};
 use vchan::Channel;
 use vchan::layout::{RingSizes, Role};
 
-/// What one end does; the error says in one line what was wrong.
+/// The actions of one end; the error is one line.
 pub type Side = fn(Channel) -> Result<(), String>;
 
-/// One thing to show.
+/// One property to show.
 #[derive(Debug, Clone, Copy)]
 pub struct Case {
-    /// A name in words joined by underscores, unique.
+    /// A unique name, words joined by underscores.
     pub name: &'static str,
     /// Rings to serve with.
     pub rings: RingSizes,
-    /// Where the indexes start, where the backend lets one choose; else 0 is as good.
+    /// The first index, where the backend allows a choice; else 0.
     pub first_index: u32,
     /// The end whose process kills itself as part of the case; run that one in its own process
     /// and expect no success from it.
     pub dies: Option<Role>,
-    /// What the vchan server does.
+    /// The vchan server's side.
     pub server: Side,
-    /// What the vchan client does.
+    /// The vchan client's side.
     pub client: Side,
 }
 
@@ -42,7 +42,7 @@ pub fn cases() -> Vec<Case> {
     cases::all()
 }
 
-/// The longest any single step waits: a watchdog, not a measure.
+/// Longest wait of any single step: a watchdog, not a measure.
 pub const STEP_LIMIT: Duration = Duration::from_secs(60);
 
 fn soon() -> Instant {
@@ -53,7 +53,7 @@ fn check(holds: bool, otherwise: impl FnOnce() -> String) -> Result<(), String> 
     if holds { Ok(()) } else { Err(otherwise()) }
 }
 
-/// Turns an error of the channel into a line that says at which step it came.
+/// Turns an error of the channel into a line that names the step.
 fn at<T>(step: &str, outcome: vchan::Result<T>) -> Result<T, String> {
     outcome.map_err(|error| format!("{step}: {error}"))
 }

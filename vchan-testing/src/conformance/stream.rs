@@ -1,4 +1,4 @@
-//! Bytes arrive, in order, whatever the sizes and whoever waits.
+//! Bytes arrive in order, whatever the sizes and whichever side waits.
 
 use std::io;
 use std::os::fd::AsFd;
@@ -14,7 +14,7 @@ use super::{Sequence, at, check, read_exact, soon, write_all};
 use vchan::Channel;
 use vchan::error::Error;
 
-/// Sends back what comes until the end of the stream.
+/// Sends every byte back until the end of the stream.
 pub(super) fn echo(mut channel: Channel) -> Result<(), String> {
     let mut buf = vec![0; 1 << 16];
     loop {
@@ -66,7 +66,7 @@ pub(super) fn edge_sizes(mut channel: Channel) -> Result<(), String> {
         ring + 1,
     ] {
         echoed(&mut channel, &sequence.bytes(len))?;
-        // Shifts where the next size starts.
+        // Shifts the start of the next size.
         echoed(&mut channel, &sequence.bytes(len % 61 + 1))?;
     }
     Ok(())
@@ -108,7 +108,7 @@ pub(super) fn both_ways(channel: Channel) -> Result<(), String> {
         .map_err(|_| "the writing thread panicked".to_owned())?
 }
 
-/// The same from one thread: whoever waits to write also reads.
+/// The same from one thread: a side that waits to write also reads.
 pub(super) fn both_ways_polling(mut channel: Channel) -> Result<(), String> {
     let outgoing = Sequence::new(6).bytes(VOLUME);
     let (mut sent, mut received) = (0, 0);
@@ -148,7 +148,8 @@ pub(super) fn both_ways_polling(mut channel: Channel) -> Result<(), String> {
     at("drain", channel.drain(soon()))
 }
 
-/// Counterpart of [`would_block`]: answers a byte, lets the ring fill, then reads up to the end mark.
+/// Counterpart of [`would_block`]: answers a byte, lets the ring fill, then reads up to the end
+/// mark.
 pub(super) fn answer_when_full(mut channel: Channel) -> Result<(), String> {
     let mut byte = [0];
     read_exact(&mut channel, &mut byte)?;
@@ -158,7 +159,7 @@ pub(super) fn answer_when_full(mut channel: Channel) -> Result<(), String> {
         std::thread::sleep(Duration::from_millis(1));
     }
     // The client may still be between its last write that fitted and the one that does not: room
-    // made now lets more of the filling through, so only the mark says where it ends.
+    // made now lets more of the filling through, so only the mark shows where it ends.
     let mut filling = 0;
     loop {
         read_exact(&mut channel, &mut byte)?;
@@ -173,7 +174,8 @@ pub(super) fn answer_when_full(mut channel: Channel) -> Result<(), String> {
     })
 }
 
-/// `try_*` report that they would block, and the descriptor says when they no longer would.
+/// `try_*` calls report that they would block, and the descriptor becomes readable when they no
+/// longer would.
 pub(super) fn would_block(mut channel: Channel) -> Result<(), String> {
     let mut byte = [0];
     check(
@@ -221,7 +223,7 @@ pub(super) fn answer_late(mut channel: Channel) -> Result<(), String> {
     read_exact(&mut channel, &mut go)?;
     write_all(&mut channel, b"1")?;
     let mut all = vec![0; channel.ring_sizes().client_to_server + 1];
-    // Starts to read only when the ring has been full for a while.
+    // Starts to read only once the ring has been full for a while.
     while at("available", channel.available())? + 1 < all.len() {
         std::thread::sleep(Duration::from_millis(1));
     }

@@ -1,5 +1,5 @@
 #![allow(unsafe_code)]
-//! Pages without any access right before and behind what the peer shares with us, so that an
+//! Inaccessible pages right before and after the memory that the peer shares with us, so that an
 //! access beyond it ends the program.
 
 use std::ffi::c_void;
@@ -12,7 +12,7 @@ use vchan::layout::PAGE;
 use vchan::shm::Region;
 use vchan::testing::RawRegion;
 
-/// One page that nobody may touch, as long as this lives.
+/// One page without access, for as long as this lives.
 #[derive(Debug)]
 pub(super) struct Guard(NonNull<c_void>);
 
@@ -20,7 +20,7 @@ pub(super) struct Guard(NonNull<c_void>);
 unsafe impl Send for Guard {}
 
 impl Guard {
-    /// Guards both sides of `region`, as far as nothing else is mapped there already.
+    /// Guards both sides of `region`, unless something else is mapped there already.
     pub(super) fn around(region: &Region) -> Vec<Self> {
         let start = region.start().as_ptr().addr();
         let end = start + region.len().next_multiple_of(PAGE);
@@ -29,7 +29,7 @@ impl Guard {
     }
 
     fn at(address: usize) -> Option<Self> {
-        // SAFETY: `MAP_FIXED_NOREPLACE` replaces no mapping, and nobody points into a free page.
+        // SAFETY: `MAP_FIXED_NOREPLACE` replaces no mapping, and nothing points into a free page.
         let mapped = unsafe {
             mmap_anonymous(
                 NonZeroUsize::new(address),

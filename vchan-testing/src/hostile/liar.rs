@@ -1,5 +1,5 @@
 #![forbid(unsafe_code)]
-//! The side that keeps no rule: what it does to the pages, the rings and the doorbell.
+//! The side that keeps no rule: its actions on the pages, the rings and the doorbell.
 
 use super::PAYLOADS;
 use super::pages::SharedPages;
@@ -22,7 +22,7 @@ impl Liar {
         Self { pages }
     }
 
-    /// Makes the pages those of a channel that has just begun.
+    /// Resets the pages to those of a new channel.
     pub(super) fn reset(&self, first_index: u32) {
         self.pages.reset(first_index);
         self.refill(0, 0, self.pages.outgoing().len());
@@ -34,7 +34,7 @@ impl Liar {
         self.pages.fill(from, &PAYLOADS[kind][from..from + len]);
     }
 
-    /// Goes on like an honest side: some bytes written, some read.
+    /// Behaves like an honest side: some bytes written, some read.
     pub(super) fn behave(&self, random: &mut Random) {
         let pages = &self.pages;
         let (reads, writes) = pages.words();
@@ -46,7 +46,7 @@ impl Liar {
         pages.set_u32(reads.cons, cons.wrapping_add(some(random, unread)));
     }
 
-    /// Breaks one rule, or several, and may ring for it.
+    /// Breaks one rule, or several, and may ring.
     pub(super) fn lie(&self, random: &mut Random) {
         for _ in 0..=random.below(2) {
             match self.pages.is_extended() && random.once_in(3) {
@@ -56,7 +56,7 @@ impl Liar {
         }
         if random.once_in(4) {
             for _ in 0..=random.below(STORM) {
-                // A victim that is gone cannot be rung; the lie stays.
+                // A victim that is gone cannot be rung; the lie stays in the pages.
                 let _ = self.pages.ring();
             }
         }
@@ -70,7 +70,7 @@ impl Liar {
             // Its own indexes: near misses, far misses, steps back.
             0 | 1 => self.index(random, writes.prod, writes.cons, pages.outgoing().len()),
             2 | 3 => self.index(random, reads.cons, reads.prod, pages.incoming().len()),
-            // The victim's own.
+            // The victim's own index.
             4 => pages.set_u32(writes.cons, random.word()),
             5 => pages.set_u32(reads.prod, random.word()),
             6 => {
@@ -86,7 +86,7 @@ impl Liar {
                 let at = random.pick(&[offset::CLI_NOTIFY, offset::SRV_NOTIFY]);
                 pages.set_u8(at, random.byte());
             }
-            // The list of grants, and all that lies behind it but the rings.
+            // The list of grants, and everything behind it except the rings.
             11 => {
                 let entries = (pages.rings_from() - offset::GRANTS) / 4;
                 let at = offset::GRANTS + 4 * random.index(entries);
@@ -120,7 +120,7 @@ impl Liar {
                 extended::ACCEPTANCE + random.index(extension::ACCEPTANCE_BYTES),
                 random.word(),
             ),
-            // Asks for every index, for none, and takes what the victim asks for.
+            // Asks for every index, for none, and takes the victim's requests.
             2 | 3 => {
                 let at = random.pick(pages.requests());
                 let (reads, writes) = pages.words();
@@ -136,7 +136,7 @@ impl Liar {
         }
     }
 
-    /// Puts a wrong value into the index at `at`, whose ring has the other index at `beside`.
+    /// Puts a wrong value into the index at `at`, whose ring has its other index at `beside`.
     fn index(&self, random: &mut Random, at: usize, beside: usize, bytes: usize) {
         let size = size(bytes);
         let (own, other) = (self.pages.u32(at), self.pages.u32(beside));
@@ -158,7 +158,7 @@ fn size(bytes: usize) -> u32 {
     u32::try_from(bytes).unwrap_or(0)
 }
 
-/// Up to `most`, often nothing, sometimes all.
+/// A number up to `most`, often 0, sometimes `most`.
 fn some(random: &mut Random, most: u32) -> u32 {
     match random.below(4) {
         0 => 0,

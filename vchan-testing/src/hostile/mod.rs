@@ -1,8 +1,8 @@
 //! A peer that breaks every rule it can, against a victim whose every answer is checked.
 //!
-//! A hundred thousand corrupted states need no hundred thousand rendezvous: both sides keep the
-//! pages of a few honest channels (*targets*) and begin channel after channel on them. The run has
-//! two parts.
+//! A hundred thousand corrupted states do not need a hundred thousand rendezvous: both sides keep
+//! the pages of a few honest channels (*targets*) and begin channel after channel on them. The run
+//! has two parts.
 //!
 //! 1. **In lock-step.** The liar corrupts the pages of every target and stands still; the victim
 //!    makes some calls on each, and knows from the pages what every call must answer and which
@@ -38,16 +38,16 @@ pub use report::Report;
 pub use target::{Target, kinds};
 pub use two_processes::{lie_to, run_victim};
 
-/// Result of something that can be wrong in a way worth reading.
+/// A result whose error is a text worth reading.
 pub(crate) type Said<T> = Result<T, String>;
 
 /// Rounds for which a target's channel may last.
 const BLOCK: u64 = 8;
 
-/// How long nothing may happen before the run is given up: a hang, not a slow machine.
+/// Time without any progress after which the run is given up: a hang, not a slow machine.
 const HANG_LIMIT: Duration = Duration::from_secs(120);
 
-/// What the different users of one seed draw.
+/// Identifies the users of one seed, each with its own sequence.
 mod side {
     pub(super) const PLAN: u64 = 0;
     pub(super) const LIAR: u64 = 1;
@@ -55,10 +55,10 @@ mod side {
     pub(super) const STORM: u64 = 3;
 }
 
-/// What to run.
+/// The options of a run.
 #[derive(Debug, Clone, Copy)]
 pub struct Options {
-    /// Everything in lock-step follows from it.
+    /// Seed of everything in lock-step.
     pub seed: u64,
     /// The first round; the blocks before it are left out.
     pub from: u64,
@@ -77,11 +77,11 @@ impl Options {
     }
 }
 
-/// What a round does with a target.
+/// A round's plan for a target.
 #[derive(Debug, Clone, Copy)]
 struct Plan {
     first_index: u32,
-    /// Else the liar behaves, so that channels get somewhere.
+    /// If false the liar behaves, so that channels make progress.
     lies: bool,
 }
 
@@ -99,7 +99,7 @@ impl Plan {
     }
 }
 
-/// Two kinds of payload: what may lie at each offset of a ring.
+/// Two kinds of payload: the bytes that may be at each offset of a ring.
 static PAYLOADS: [[u8; LARGEST]; 2] = [payload(7), payload(104)];
 
 const fn payload(start: usize) -> [u8; LARGEST] {
@@ -113,7 +113,7 @@ const fn payload(start: usize) -> [u8; LARGEST] {
     bytes
 }
 
-/// Which targets begin anew.
+/// The targets that begin anew, as a bit set.
 type Fresh = u64;
 
 fn is_fresh(fresh: Fresh, round: u64, target: usize) -> bool {
@@ -136,7 +136,7 @@ fn corrupt(liars: &[Liar], seed: u64, round: u64, fresh: Fresh) {
     }
 }
 
-/// The victim's half; says which targets need new pages.
+/// The victim's half; returns the targets that need new pages.
 fn check_round(
     victims: &mut [Victim],
     seed: u64,
@@ -167,7 +167,7 @@ fn check_round(
     Ok(ended)
 }
 
-/// Ends channels before their pages are made anew: the end of one writes into them.
+/// Ends channels before their pages are reset: ending a channel writes into them.
 fn let_go(victims: &mut [Victim], next_round: u64) {
     if next_round.is_multiple_of(BLOCK) {
         victims.iter_mut().for_each(Victim::end);
@@ -241,9 +241,9 @@ impl Watchdog {
         Self { rounds, stop }
     }
 
-    /// Something has happened.
+    /// Notes progress.
     fn pat(&self, round: u64) {
-        // In the storm it is a count of calls instead; what counts is the change.
+        // In the storm this is a count of calls instead; only the change matters.
         self.rounds.store(round, Ordering::Relaxed);
     }
 }
@@ -257,7 +257,7 @@ impl Drop for Watchdog {
 /// Runs both sides over pairs of ends: the liar's, then the victim's.
 ///
 /// # Errors
-/// What the victim did wrong, and how to see it again.
+/// The victim's violation, and how to reproduce it.
 pub fn run(
     pairs: impl IntoIterator<Item = (Target, Target)>,
     options: &Options,

@@ -10,14 +10,14 @@ use vchan::shm::Region;
 use vchan::testing::{self, RawControlPage, RawExtensionPage, RawRegion};
 use vchan::xen;
 
-/// What is wrong with the pages of an offer.
+/// A defect of an offer's pages: its name, and the function that causes it.
 type Lie = (&'static str, fn(&Region, Option<&Region>));
 
 /// Rings with pages of their own, so that there is a list of grants.
 const RINGS: usize = 8 << 10;
 
-/// Every lie. The grant list has four entries: two pages a ring. (A page of the server's own that
-/// this domain may map for another purpose cannot be told from a ring, and harms its owner alone.)
+/// Every lie. The grant list has four entries: two pages per ring. (A page of the server's own that
+/// this domain may map for another purpose looks the same as a ring, and harms its owner alone.)
 const LIES: [Lie; 19] = [
     ("all zero", |page, _| fill(page, |_| 0)),
     ("noise", |page, _| {
@@ -66,17 +66,17 @@ const LIES: [Lie; 19] = [
     }),
 ];
 
-/// A server's pages, spoilt.
+/// A server's published pages, corrupted.
 #[derive(Debug)]
 pub struct Offer(xen::Server);
 
 impl Offer {
-    /// What is wrong with each.
+    /// The defect of each.
     pub fn lies() -> impl Iterator<Item = &'static str> {
         LIES.iter().map(|(name, _)| *name)
     }
 
-    /// Publishes a channel at `path` and spoils its pages with the lie of this number.
+    /// Publishes a channel at `path` and corrupts its pages with the lie of this number.
     ///
     /// # Errors
     /// As [`xen::Server::publish`].
@@ -87,7 +87,7 @@ impl Offer {
         Ok(Self(server))
     }
 
-    /// Whether a client says that it is there.
+    /// Whether a client has declared itself connected.
     pub fn is_accepted(&self) -> bool {
         let (control, _) = testing::published_pages(&self.0);
         control
@@ -117,7 +117,7 @@ fn orders(page: &Region, left: u16, right: u16) {
     half(page, offset::RIGHT_ORDER, right);
 }
 
-/// Where no page was left for an extension there is none to spoil.
+/// If there was no page left for an extension there is none to corrupt.
 fn header(extension: Option<&Region>, at: usize, value: u16) {
     if let Some(page) = extension {
         half(page, extended::HEADER + at, value);

@@ -7,16 +7,16 @@ use super::{PAYLOADS, Said};
 use vchan::error::{Error, PeerError, Result};
 use vchan::layout::PAGE;
 
-/// What the victim's private state must be.
+/// The expected private state of the victim.
 #[derive(Debug, Default)]
 pub(super) struct Model {
-    /// Our index in the ring we read.
+    /// Our index in the ring that we read.
     pub(super) cons: u32,
     /// Bytes known to be there.
     pub(super) known: u32,
-    /// Our index in the ring we write.
+    /// Our index in the ring that we write.
     pub(super) prod: u32,
-    /// Bytes the peer was last seen not to have read.
+    /// Unread bytes according to the peer's last checked index.
     pub(super) unread: u32,
     /// The peer's first fault.
     pub(super) dead: Option<PeerError>,
@@ -24,7 +24,7 @@ pub(super) struct Model {
     pub(super) over: bool,
 }
 
-/// What the liar has made of the indexes, seen from our private ones.
+/// The liar's indexes as seen from our private ones.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Legal {
     pub(super) incoming: bool,
@@ -33,7 +33,7 @@ pub(super) struct Legal {
 }
 
 impl Victim {
-    /// Whether these are bytes that have ever been at that place: payload, or what a reset leaves.
+    /// Whether these bytes were ever at that place: payload, or the bytes that a reset leaves.
     pub(super) fn check_payload(&self, position: u32, bytes: &[u8]) -> Said<()> {
         let ring = self.pages.incoming().len();
         for (i, byte) in bytes.iter().enumerate() {
@@ -56,7 +56,7 @@ impl Victim {
         }
     }
 
-    /// Is that an answer that these pages allow?
+    /// Checks that these pages allow this answer.
     pub(super) fn judge(
         &mut self,
         outcome: Result<&'static str>,
@@ -111,7 +111,7 @@ impl Victim {
         }
     }
 
-    /// Only what is ours to write has changed, to what it must be.
+    /// Checks that only our own fields have changed, to the values they must have.
     pub(super) fn check_untouched(
         &self,
         before: &Picture,
@@ -125,7 +125,7 @@ impl Victim {
         if after.outgoing != expected {
             return Err("the ring that is written holds something else".to_owned());
         }
-        // Where the rings in the control page begin, to where that page ends, is looked at above.
+        // The control page from the start of the rings to its end was checked above.
         let rings = self.pages.rings_from()..PAGE;
         if before.pages[..rings.start] == after.pages[..rings.start]
             && before.pages[rings.end..] == after.pages[rings.end..]
@@ -144,7 +144,7 @@ impl Victim {
             }
             let word = at & !3;
             let right = match own.iter().find(|(place, _)| *place == word) {
-                // A close drops what is still in the ring.
+                // A close drops the bytes still in the ring.
                 Some((_, index)) => after.word(word) == *index || closed,
                 None => {
                     let requests = self.pages.requests();

@@ -1,5 +1,5 @@
 #![allow(unsafe_code)]
-//! The memory that both sides of a channel share, in the hands of somebody who keeps no rule.
+//! The memory that both sides of a channel share, in the hands of a peer that keeps no rule.
 //!
 //! Made by one honest rendezvous, which brings pages, doorbell and death notice together. Any
 //! number of channels can be set up over the same pages, one after the other, which is what makes a
@@ -26,12 +26,12 @@ use vchan::testing::{self, RawControlPage, RawExtensionPage, RawRegion};
 pub(super) struct SharedPages {
     parts: Parts,
     backend: Arc<dyn Backend>,
-    /// What the two sides agreed on, where they use the extension.
+    /// The two sides' agreement, where they use the extension.
     agreed: Option<(Header, Acceptance)>,
 }
 
-/// Where the words of one ring lie: bytes from the control page on, behind which the extension
-/// page is thought to follow.
+/// Offsets of the words of one ring, counted from the control page on; the extension page counts as
+/// following it.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Words {
     pub(super) prod: usize,
@@ -46,7 +46,7 @@ const WAITS: [usize; 4] = [
     PAGE + extension::offset::RIGHT_WRITER_WAIT,
 ];
 
-/// Everything shared, as it is at one moment.
+/// A snapshot of everything shared.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Picture {
     /// The control page and, where there is one, the extension page.
@@ -167,7 +167,7 @@ impl SharedPages {
         }
     }
 
-    /// Where either side asks the other to be woken.
+    /// Offsets at which either side asks the other to be woken.
     pub(super) fn requests(&self) -> &'static [usize] {
         match self.is_extended() {
             true => &WAITS,
@@ -175,7 +175,7 @@ impl SharedPages {
         }
     }
 
-    /// This side's own live byte, and the other's.
+    /// Offsets of this side's own live byte, and of the other's.
     pub(super) fn lives(&self) -> (usize, usize) {
         match self.role() {
             Role::Server => (offset::SRV_LIVE, offset::CLI_LIVE),
@@ -183,7 +183,7 @@ impl SharedPages {
         }
     }
 
-    /// Where this side says that its stream has ended, if it can.
+    /// Offset at which this side marks its stream as complete, if the format has one.
     pub(super) fn ended(&self) -> Option<usize> {
         self.is_extended().then_some(match self.role() {
             Role::Server => PAGE + extension::offset::RIGHT_ENDED,
@@ -191,7 +191,7 @@ impl SharedPages {
         })
     }
 
-    /// Where in the control page the first ring begins, or the page ends.
+    /// Offset in the control page where the first ring begins, or the page ends.
     pub(super) fn rings_from(&self) -> usize {
         [self.orders().left_place(), self.orders().right_place()]
             .into_iter()
@@ -237,7 +237,7 @@ impl SharedPages {
         }
     }
 
-    /// A new channel over the same pages, as a rendezvous would make it of them now.
+    /// Builds a new channel over the same pages, as a rendezvous would now.
     pub(super) fn channel(&self, first_index: u32) -> Result<Channel> {
         let extension = self.parts.extension.as_ref();
         let extension = extension.map(|page| again(page.region()));
@@ -282,14 +282,14 @@ impl SharedPages {
     }
 }
 
-/// The same memory once more.
+/// Another handle to the same memory.
 fn again(region: &Region) -> Region {
     // SAFETY: each end of the pages belongs to one thread at a time, which does not use its channel
     // while it copies by itself.
     unsafe { region.part(0, region.len()) }
 }
 
-/// The doorbell of pages that stay, lent to a channel that does not.
+/// A doorbell of lasting pages, lent to a short-lived channel.
 #[derive(Debug)]
 struct Lent(Arc<dyn Backend>);
 

@@ -1,12 +1,12 @@
 #![forbid(unsafe_code)]
-//! Numbers that only depend on a seed.
+//! Numbers that depend only on a seed.
 
 /// SplitMix64: small, quick, and the same everywhere.
 #[derive(Debug, Clone)]
 pub(super) struct Random(u64);
 
 impl Random {
-    /// The sequence that belongs to these numbers, whatever was drawn elsewhere.
+    /// The sequence for these numbers, independent of other draws.
     pub(super) fn of(seed: u64, round: u64, target: u64, side: u64) -> Self {
         let mut random = Self(seed);
         for part in [round, target, side] {
@@ -25,7 +25,7 @@ impl Random {
 
     /// Below `bound`, which is not 0.
     pub(super) fn below(&mut self, bound: u32) -> u32 {
-        // The high half times the bound, without the bias that would matter to nobody here.
+        // The high half times the bound; the bias does not matter here.
         u32::try_from(((self.next() >> 32) * u64::from(bound)) >> 32).unwrap_or(0)
     }
 
@@ -41,7 +41,7 @@ impl Random {
         self.next().to_le_bytes()[7]
     }
 
-    /// True once in `n` times.
+    /// True in one of `n` cases.
     pub(super) fn once_in(&mut self, n: u32) -> bool {
         self.below(n) == 0
     }

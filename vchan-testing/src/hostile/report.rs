@@ -10,13 +10,13 @@ use std::time::{Duration, Instant};
 pub struct Report {
     /// States in which a rule was broken, and the victim was called.
     pub states: u64,
-    /// Channels that were begun, or refused to begin.
+    /// Channels begun, or refused.
     pub channels: u64,
-    /// Calls by how they ended.
+    /// Calls by their outcome.
     pub outcomes: BTreeMap<&'static str, u64>,
-    /// Guard pages put around what the peer shares, beside those that are there anyway.
+    /// Guard pages placed around the shared memory, beside those already there.
     pub guards: usize,
-    /// By how much the last call went beyond its deadline, at most.
+    /// Longest overrun of a call's deadline.
     pub latest: Duration,
 }
 
@@ -25,7 +25,7 @@ impl Report {
         *self.outcomes.entry(outcome).or_default() += 1;
     }
 
-    /// Notes that a call with this deadline has just returned.
+    /// Notes the return of a call with this deadline.
     pub(super) fn late(&mut self, deadline: Instant) {
         self.latest = self.latest.max(deadline.elapsed());
     }

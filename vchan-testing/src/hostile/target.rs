@@ -1,5 +1,5 @@
 #![forbid(unsafe_code)]
-//! How the pages of a target come about: by an honest rendezvous, of any kind.
+//! The creation of a target's pages: by an honest rendezvous, of any kind.
 
 use std::os::unix::net::UnixStream;
 use std::time::{Duration, Instant};
@@ -11,7 +11,7 @@ use vchan::error::{Error, Result};
 use vchan::layout::{Format, RingSizes, Role};
 use vchan::{testing, xen};
 
-/// How long a rendezvous inside one process may take.
+/// Time limit for a rendezvous inside one process.
 const RENDEZVOUS_LIMIT: Duration = Duration::from_secs(60);
 
 /// One end of the pages of a channel.
@@ -50,7 +50,7 @@ impl Target {
     /// Both ends in this process: the liar's, and the victim's, which has the role `victim`.
     ///
     /// # Errors
-    /// As a connection over a socket pair has.
+    /// Those of a connection over a socket pair.
     pub fn pair(victim: Role, format: Format, rings: RingSizes) -> Result<(Self, Self)> {
         let (one, other) =
             UnixStream::pair().map_err(|error| Error::os("cannot make a socket pair", error))?;
@@ -94,7 +94,7 @@ impl Target {
     /// The server's end over granted pages.
     ///
     /// # Errors
-    /// As [`xen::Server`] has.
+    /// Those of [`xen::Server`].
     pub fn serve(
         peer: DomId,
         path: &str,

@@ -1,6 +1,6 @@
 #![forbid(unsafe_code)]
 //! The same between two processes or domains: an honest channel beside the targets keeps the two
-//! sides in step. Whatever goes wrong on it is an error of the run, not of the victim.
+//! sides in step. An error on it is an error of the run, not of the victim.
 
 use std::time::{Duration, Instant};
 
@@ -13,16 +13,16 @@ use super::{
 };
 use vchan::Channel;
 
-/// How long one side may wait for the other's half of a round.
+/// Time limit for the other side's half of a round.
 const ROUND_LIMIT: Duration = Duration::from_secs(90);
 /// From the victim, once: its ends of all targets are set up.
 const READY: u64 = 0;
 /// In place of a round: the storm begins.
 const STORM: u64 = u64::MAX;
-/// How long a wait on the honest channel looks before it sleeps.
+/// The longest time for which a wait on the honest channel polls before it sleeps.
 const CONTROL_SPIN: Duration = Duration::from_millis(1);
 
-/// The honest channel, as numbers.
+/// The honest channel, which carries numbers.
 struct Numbers(Channel);
 
 impl Numbers {
@@ -44,7 +44,7 @@ impl Numbers {
 /// The lying side of a run, over `targets`; `control` stays honest.
 ///
 /// # Errors
-/// The victim ended early: it says why.
+/// The victim's reason, if it ended early.
 pub fn lie_to(mut control: Channel, targets: Vec<Target>, options: &Options) -> Result<(), String> {
     control.set_spin(CONTROL_SPIN);
     let mut control = Numbers(control);
@@ -52,7 +52,7 @@ pub fn lie_to(mut control: Channel, targets: Vec<Target>, options: &Options) -> 
         control.send(number)?;
     }
     // The server of the last target may still be looking for its client in the pages, and its
-    // rendezvous is meant to be honest.
+    // rendezvous must be honest.
     control.receive()?;
     let liars: Vec<Liar> = targets
         .into_iter()
@@ -78,7 +78,7 @@ pub fn lie_to(mut control: Channel, targets: Vec<Target>, options: &Options) -> 
 /// The victim's side.
 ///
 /// # Errors
-/// What the victim did wrong, and how to see it again.
+/// The victim's violation, and how to reproduce it.
 pub fn run_victim(
     mut control: Channel,
     targets: Vec<Target>,

@@ -1,8 +1,8 @@
 #![forbid(unsafe_code)]
-//! The side that keeps the rules, with an oracle that knows what each call must answer.
+//! The side that keeps the rules, with an oracle that knows the right answer of each call.
 //!
-//! While the liar stands still, the pages before a step say everything: which indexes are
-//! impossible, which bytes a read must return, and which bytes may change at all.
+//! While the liar stands still, the pages before a step determine everything: the impossible
+//! indexes, the bytes that a read must return, and the bytes that may change at all.
 
 use std::time::{Duration, Instant};
 
@@ -18,9 +18,9 @@ use vchan::Channel;
 use vchan::error::{Error, PeerError, Result};
 use vchan::layout::Role;
 
-/// What a private buffer holds beyond what was read.
+/// The contents of a private buffer beyond the bytes read.
 const CANARY: u8 = 0xA5;
-/// What the victim writes: nothing that the liar's payload holds.
+/// The bytes that the victim writes: none that the liar's payload contains.
 const WRITTEN: u8 = 0xFE;
 /// Bytes behind the part of a buffer that a call may fill.
 const MARGIN: usize = 64;
@@ -46,7 +46,7 @@ impl Victim {
         }
     }
 
-    /// The same pages as an honest pair leaves them, for a storm in which nobody else does it.
+    /// Resets the pages to those of an honest pair, for a storm in which no other code does.
     pub(super) fn reset(&self, first_index: u32) {
         self.pages.reset(first_index);
     }
@@ -55,12 +55,12 @@ impl Victim {
         self.channel.is_some()
     }
 
-    /// Ends the channel there is, if there is one.
+    /// Ends the present channel, if there is one.
     pub(super) fn end(&mut self) {
         self.channel = None;
     }
 
-    /// Begins a channel on the pages as they are; that they describe none is an answer too.
+    /// Begins a channel on the pages as they are; a refusal is an answer too.
     pub(super) fn begin(&mut self, first_index: u32, report: &mut Report) -> Said<()> {
         let before = self.pages.picture();
         let (reads, writes) = self.pages.words();
@@ -202,7 +202,7 @@ impl Victim {
         Ok(closed)
     }
 
-    /// Reads, and checks what came and what did not.
+    /// Reads, and checks the result.
     fn read(
         &mut self,
         channel: &mut Channel,
@@ -244,7 +244,7 @@ impl Victim {
         }))
     }
 
-    /// Notes `n` bytes that the writer says it has put into the ring.
+    /// Notes `n` bytes that the writer claims to have put into the ring.
     fn wrote(&mut self, n: u32, expected: &mut [u8]) {
         let at = self.model.prod as usize % expected.len();
         let first = (n as usize).min(expected.len() - at);
@@ -254,7 +254,7 @@ impl Victim {
         self.model.unread = self.model.unread.wrapping_add(n);
     }
 
-    /// Has both of the peer's indexes read, so that no lie is overlooked.
+    /// Has both of the peer's indexes read, so that no lie is missed.
     fn look_at_both(
         &mut self,
         legal: Legal,
@@ -266,8 +266,8 @@ impl Victim {
             return Err("there is no channel".to_owned());
         };
         let (_, writes) = self.pages.words();
-        // Without a look at the peer's index: reading what was known to be there may have made
-        // room for what was too much before, and writing may have caught up with a read too far.
+        // Without a read of the peer's index: reading bytes known to be there may have made room
+        // for a write that was too long before, and writing may have caught up with a read too far.
         let left = legal
             .ahead
             .wrapping_sub(self.model.cons.wrapping_sub(start_cons));
@@ -295,8 +295,8 @@ impl Victim {
         Ok(())
     }
 
-    /// Some calls while the liar goes on lying: no answer is wrong but an untyped one. Returns
-    /// whether the channel has come to its end.
+    /// Makes some calls while the liar goes on lying: any typed answer is right. Returns whether
+    /// the channel has come to its end.
     pub(super) fn storm_round(&mut self, random: &mut Random, report: &mut Report) -> Said<bool> {
         let Some(channel) = &mut self.channel else {
             return Err("there is no channel".to_owned());

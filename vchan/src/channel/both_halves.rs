@@ -8,11 +8,11 @@ use crate::channel::writer::Writer;
 use crate::error::Result;
 use crate::waiting::spin::Spin;
 
-/// Both halves of a channel that wait together, by the reader's window.
+/// Both halves of a channel waiting together, with the reader's spin window.
 pub(crate) struct Both<'a> {
     pub(crate) reader: &'a mut Reader,
     pub(crate) writer: &'a mut Writer,
-    /// Waits until all has been read and drops what comes meanwhile, for a close.
+    /// For a close: waits until the peer has read everything, and drops what arrives meanwhile.
     pub(crate) drains: bool,
 }
 

@@ -17,14 +17,14 @@ use crate::wire::shm::SharedU8;
 /// Fields drop in this order: memory before the doorbell.
 #[derive(Debug)]
 pub(crate) struct Shared {
-    /// Beside the rings; ends with them.
+    /// Regions beside the rings; they end with the channel.
     pub(crate) regions: Ledger,
     role: Role,
     format: Format,
     own_live: SharedU8,
     peers_live: SharedU8,
     pub(crate) backend: Box<dyn Backend>,
-    /// The backend wants to hear of every step.
+    /// The backend must be notified of every step.
     on_reactor: bool,
     pub(crate) waiters: Waiters,
     /// `closed` is set or `broken` is: no call can succeed any more.
@@ -33,7 +33,7 @@ pub(crate) struct Shared {
     closed: AtomicBool,
     /// The peer has closed or died; never taken back, whatever the peer does to its live byte.
     gone: AtomicBool,
-    /// It did not close, but vanished with its domain.
+    /// The peer vanished with its domain, without closing.
     lost: AtomicBool,
     /// The first rule the peer broke.
     broken: OnceLock<PeerError>,
@@ -45,7 +45,8 @@ pub(crate) struct Shared {
 }
 
 impl Shared {
-    /// What is shared, and the ends of the ring that this side reads and of the one it writes.
+    /// Builds the shared state, the end of the ring that this side reads, and the end of the one it
+    /// writes.
     pub(crate) fn new(parts: Parts) -> (Self, RingEnd, RingEnd) {
         let Parts {
             role,
@@ -120,7 +121,7 @@ impl Shared {
             .map_err(|source| Error::os("cannot ring the peer's doorbell", source))
     }
 
-    /// The reason for which no call can succeed any more, if there is one.
+    /// Fails with the reason for which no call can succeed any more, if there is one.
     #[inline]
     pub(crate) fn check(&self) -> Result<()> {
         match self.is_unusable() {
@@ -152,8 +153,8 @@ impl Shared {
         first.into()
     }
 
-    /// Whether nothing stands against a write as far as two loads tell: this side is open, and the
-    /// peer's live byte says that it is there. A peer that died otherwise is found by
+    /// Whether a write may go ahead, judged by two loads: this side is open, and the peer's live
+    /// byte says that it is there. A peer that died otherwise is found by
     /// [`peer_gone`](Self::peer_gone), at the latest when the ring is full.
     #[inline]
     pub(crate) fn may_write(&self) -> bool {
@@ -163,8 +164,8 @@ impl Shared {
             | (self.peers_live.load(Ordering::Relaxed) != live::CONNECTED))
     }
 
-    /// Whether the peer has closed or died. What it wrote before is still in the ring: a reader
-    /// looks at the index once more after this says yes.
+    /// Whether the peer has closed or died. Bytes it wrote before are still in the ring: a reader
+    /// reads the index once more after this returns true.
     pub(crate) fn peer_gone(&self) -> Result<bool> {
         if self.gone.load(Ordering::Acquire) {
             return Ok(true);
@@ -193,7 +194,7 @@ impl Shared {
         Ok(gone)
     }
 
-    /// Whether the peer that [`peer_gone`](Self::peer_gone) found gone had not closed.
+    /// Whether the peer that [`peer_gone`](Self::peer_gone) found gone went away without closing.
     pub(crate) fn peer_vanished(&self) -> bool {
         self.peers_live.load(Ordering::Relaxed) == live::CONNECTED
     }
@@ -206,14 +207,14 @@ impl Shared {
         }
     }
 
-    /// The same for a writer whose peer has not read `unread` bytes.
+    /// [`check_end`](Self::check_end) for a writer whose peer has not read `unread` bytes.
     pub(crate) fn end(&self, unread: u32) -> Error {
         self.check_end()
             .err()
             .unwrap_or(Error::PeerClosed { unread })
     }
 
-    /// Notes a pending event, for a call that is about to report "would block".
+    /// Acknowledges a pending event, for a call that is about to report "would block".
     pub(crate) fn acknowledge(&self) -> Result<()> {
         if self.waiters.acknowledge(self.backend.as_ref())? {
             self.events_received.fetch_add(1, Ordering::Relaxed);
@@ -223,7 +224,7 @@ impl Shared {
     }
 
     /// Sleeps until the doorbell rings or the peer dies, at the latest until `until`, unless
-    /// `ready` says that it is not necessary. May return early for no reason.
+    /// `ready` returns true. May return early for no reason.
     pub(crate) fn wait_for_bell(
         &self,
         until: Instant,
@@ -261,7 +262,8 @@ impl Shared {
         self.unusable.store(true, Ordering::Release);
         // Release: whoever reads this sees every index stored before.
         self.own_live.store(live::CLOSED, Ordering::SeqCst);
-        // Unasked, as libxenvchan does. A peer that cannot be rung is gone already.
+        // Rings even if not asked to, as libxenvchan does. A peer that cannot be rung is gone
+        // already.
         let _ = self.ring_peer();
         self.waiters.cancel();
     }

@@ -1,5 +1,5 @@
 #![forbid(unsafe_code)]
-//! One wait: look for a while, ask to be woken, look again, sleep.
+//! One wait: poll the ring for a while, ask to be woken, check again, sleep.
 
 use std::time::{Duration, Instant};
 
@@ -10,35 +10,35 @@ use crate::error::{Error, Result};
 use crate::sync::atomic::Ordering;
 use crate::waiting::spin::{Looked, Spin};
 
-/// For how long a sleeper insists on [`Wish::Plenty`].
+/// How long a sleeper holds out for [`Wish::Plenty`].
 const INSIST: Duration = Duration::from_millis(2);
 
-/// How much a waiting side would like to find.
+/// The amount a waiting side would like to find.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Wish {
-    /// What makes the next step worth its cost.
+    /// The amount that makes the next step worth its cost.
     Plenty,
-    /// What makes any step possible.
+    /// The least amount that makes a step possible.
     Enough,
 }
 
 /// A side that waits for steps of the peer.
 pub(crate) trait Waits {
-    /// What both halves have in common.
+    /// The state common to both halves.
     fn shared(&self) -> &Shared;
-    /// The window of the half that waits.
+    /// The spin window of the half that waits.
     fn spin(&mut self) -> &mut Spin;
-    /// Bytes that it has moved so far.
+    /// Bytes that this half has moved so far.
     fn moved(&self) -> u64;
     /// Whether the peer's index has changed since it was last seen. Must cost next to nothing.
     fn has_moved(&self) -> bool;
-    /// Whether plenty is more than enough.
+    /// Whether [`Wish::Plenty`] asks for more than [`Wish::Enough`].
     fn insists(&self) -> bool;
     /// Whether the wish is fulfilled, or an error or end is there to be reported.
     fn is_ready(&mut self, wish: Wish) -> Result<bool>;
     /// Asks the peer to ring when the wish is fulfilled.
     fn ask(&mut self, wish: Wish);
-    /// Takes that back.
+    /// Withdraws [`ask`](Self::ask).
     fn withdraw(&mut self);
 }
 
@@ -50,8 +50,8 @@ pub(crate) fn wait(side: &mut impl Waits, deadline: Instant, waiting: &'static s
     wait_or(side, None, deadline, waiting)
 }
 
-/// [`wait`], which a raised `waker` ends too. Only for a side whose other half is on this thread:
-/// of two threads that sleep, one does not poll.
+/// [`wait`], ended also by a raised `waker`. Only for a side whose other half is on this thread: of
+/// two threads that sleep, only one polls.
 pub(crate) fn wait_or(
     side: &mut impl Waits,
     waker: Option<&Waker>,
@@ -68,7 +68,8 @@ pub(crate) fn wait_or(
     outcome
 }
 
-/// The flag, which costs one load; its descriptor is for the sleep.
+/// Whether `waker` is raised. Reads its flag, which costs one load; its descriptor is for the
+/// sleep.
 #[inline]
 fn is_raised(waker: Option<&Waker>) -> bool {
     waker.is_some_and(Waker::is_raised)
@@ -81,7 +82,7 @@ fn wait_with(
     deadline: Instant,
     waiting: &'static str,
 ) -> Result<()> {
-    // Where looking does not pay there is no insisting either: take what comes.
+    // Where polling does not pay, holding out does not either: take what comes.
     let mut insists = side.insists() && spin.pays();
     loop {
         let looked = spin.run(side.moved(), deadline, |thorough| {
@@ -115,7 +116,7 @@ fn wait_with(
         let waiters = &shared.waiters;
         let slept = waiters.sleep(backend, waker, seen, now, until, waiting);
         let end = Instant::now();
-        // Also after a time-out: waits that end in one are those of an idle channel.
+        // Also after a time-out: waits that time out are those of an idle channel.
         spin.waited(end.saturating_duration_since(start));
         match slept {
             Ok(heard) => {
@@ -127,8 +128,8 @@ fn wait_with(
             Err(Error::TimedOut(_)) => insists &= until >= deadline,
             Err(error) => return Err(error),
         }
-        // The deadline counts only if there is still nothing after it: a peer may have moved without
-        // ringing, or this thread may not have run for a while.
+        // The deadline counts only if a check made after it finds nothing: a peer may have moved
+        // without ringing, or this thread may not have run for a while.
         if side.is_ready(Wish::Enough)? || is_raised(waker) {
             side.withdraw();
             return Ok(());

@@ -37,13 +37,12 @@ pub use writer::Writer;
 ///
 /// Calls that wait take a deadline; [`io::Read`](std::io::Read) and [`io::Write`](std::io::Write) wait for at most
 /// [`set_timeout`](Self::set_timeout). A peer that dies, process or domain, ends every wait.
+/// [`AsFd`] gives one descriptor for poll loops: after a `try_*` call has reported that it would
+/// block, the descriptor becomes readable when that may have changed. Then call `try_*` again; do
+/// not read from the descriptor itself.
 ///
-/// [`AsFd`] gives one descriptor for poll loops: after a `try_*` call reported that it would block
-/// it becomes readable when that may have changed. Then call `try_*` again; the descriptor's own
-/// contents are private.
-///
-/// Dropping a channel closes it at once; [`close`](Self::close) first waits for the peer to read, and
-/// tells it that this was all.
+/// Dropping a channel closes it at once; [`close`](Self::close) first waits for the peer to read
+/// everything, and marks the end of the stream.
 #[derive(Debug)]
 pub struct Channel {
     // Dropped before the last reference to the shared part, which unmaps and hangs up.
@@ -52,7 +51,7 @@ pub struct Channel {
 }
 
 impl Channel {
-    /// Joins what a backend's rendezvous has brought about.
+    /// Builds a channel from the parts that a backend's rendezvous produced.
     ///
     /// # Errors
     /// [`Error::Peer`] if a client finds indexes in the page that describe no ring.
@@ -155,7 +154,7 @@ impl Channel {
         self.wait_until(interest, None, deadline)
     }
 
-    /// [`wait`](Self::wait), which `waker` ends too. The waker stays raised.
+    /// [`wait`](Self::wait), ended also by `waker`, which stays raised.
     ///
     /// # Errors
     /// As [`wait`](Self::wait).
@@ -196,12 +195,12 @@ impl Channel {
         self.writer.drain(deadline)
     }
 
-    /// Waits until the peer has read all that was written, then closes. What the peer still sends
-    /// meanwhile is dropped, so that two sides may close at the same time. Closed is closed: the
-    /// result only says whether the peer read everything.
+    /// Waits until the peer has read everything written, then closes. Bytes that the peer sends
+    /// meanwhile are dropped, so that two sides may close at the same time. The channel is closed
+    /// in any case: the result only says whether the peer read everything.
     ///
     /// # Errors
-    /// [`Error::TimedOut`] if it did not until `deadline`, [`Error::PeerClosed`] if it went away
+    /// [`Error::TimedOut`] if it had not by `deadline`, [`Error::PeerClosed`] if it went away
     /// before, [`Error::Peer`].
     pub fn close(&mut self, deadline: Instant) -> Result<()> {
         if matches!(self.reader.shared.check(), Err(Error::Closed)) {
@@ -235,13 +234,13 @@ impl Channel {
         Ok((self.reader, self.writer))
     }
 
-    /// Both halves at once, for one thread that uses data of the one while it fills the other.
+    /// Both halves at once, for one thread that uses data of one while it fills the other.
     /// [`split`](Self::split) is for two threads.
     pub fn halves(&mut self) -> (&mut Reader, &mut Writer) {
         (&mut self.reader, &mut self.writer)
     }
 
-    /// Bytes that are there to be read now.
+    /// Bytes that can be read now.
     ///
     /// # Errors
     /// As [`try_read`](Self::try_read).
@@ -279,7 +278,7 @@ impl Channel {
         self.reader.shared.format()
     }
 
-    /// What has happened so far.
+    /// The channel's counters so far.
     pub fn stats(&self) -> Stats {
         let shared = &self.reader.shared;
         Stats {
@@ -312,35 +311,36 @@ impl Channel {
         self.reader.peer_end()
     }
 
-    /// How long a waiting call at most looks at the ring before it sleeps.
+    /// The longest time for which a waiting call polls the ring before it sleeps.
     pub fn spin(&self) -> Duration {
         self.reader.spin.max()
     }
 
-    /// Sets how long a waiting call at most looks at the ring before it sleeps; zero is not at
-    /// all, and more than a day is a day. How long it really looks follows what looking has spared
-    /// so far; an idle channel never looks, whatever is set. Default: [`DEFAULT_SPIN`](crate::DEFAULT_SPIN),
-    /// longer where system calls are slow, and zero over `local` with one processor.
+    /// Sets the longest time for which a waiting call polls the ring before it sleeps; zero
+    /// disables polling, and more than a day counts as a day. The actual time depends on how well
+    /// polling has paid so far; an idle channel never polls, whatever is set. Default:
+    /// [`DEFAULT_SPIN`](crate::DEFAULT_SPIN), longer where system calls are slow, and zero over
+    /// `local` with one processor.
     pub fn set_spin(&mut self, spin: Duration) {
         let spin = self.reader.shared.useful_spin(spin);
         self.reader.spin.set_max(spin);
         self.writer.spin.set_max(spin);
     }
 
-    /// Sets how long [`io::Read`](std::io::Read) and [`io::Write`](std::io::Write) wait; `None`, the default, is until the peer
-    /// acts, closes or dies.
+    /// Sets how long [`io::Read`](std::io::Read) and [`io::Write`](std::io::Write) wait. `None`,
+    /// the default, waits until the peer acts, closes or dies.
     pub fn set_timeout(&mut self, timeout: Option<Duration>) {
         self.reader.set_timeout(timeout);
         self.writer.set_timeout(timeout);
     }
 
-    /// Which channel of its [`Reactor`](crate::reactor::Reactor) this is; `None` for a channel of
-    /// its own.
+    /// This channel's token on its [`Reactor`](crate::reactor::Reactor); `None` for a channel on
+    /// none.
     pub fn token(&self) -> Option<Token> {
         self.reader.shared.backend.token()
     }
 
-    /// Where the peer is, for people.
+    /// The peer's address, for messages.
     pub fn describe(&self) -> String {
         self.reader.shared.backend.describe()
     }
@@ -354,20 +354,20 @@ impl Channel {
         self.reader.bytes.wrapping_add(self.writer.bytes)
     }
 
-    /// Whether the peer's index of what `interest` names has changed since it was last seen.
+    /// Whether the peer's index for `interest` has changed since it was last seen.
     #[inline]
     pub(crate) fn has_moved(&self, interest: Interest) -> bool {
         (reads(interest) && self.reader.has_moved())
             || (writes(interest) && self.writer.has_moved())
     }
 
-    /// Whether what `interest` names would not block.
+    /// Whether a call for `interest` would not block.
     pub(crate) fn is_ready(&mut self, interest: Interest) -> Result<bool> {
         Ok((reads(interest) && self.reader.is_ready()?)
             || (writes(interest) && self.writer.is_ready()?))
     }
 
-    /// Asks the peer to ring when that changes.
+    /// Asks the peer to ring when `interest` may make progress.
     pub(crate) fn ask(&self, interest: Interest) {
         if reads(interest) {
             self.reader.ask_for(1);
@@ -377,7 +377,7 @@ impl Channel {
         }
     }
 
-    /// Takes [`ask`](Self::ask) back.
+    /// Withdraws [`ask`](Self::ask).
     pub(crate) fn no_longer_ask(&self, interest: Interest) {
         if reads(interest) {
             self.reader.no_longer_ask();

@@ -1,5 +1,5 @@
 #![forbid(unsafe_code)]
-//! A channel behind the traits of others: standard input and output, and the transport of a session.
+//! A channel behind foreign traits: standard input and output, and the transport of a session.
 
 use std::io;
 use std::time::Instant;
@@ -35,7 +35,8 @@ impl Transport for Channel {
         Ok(self.halves().1.write_now(buf)?)
     }
 
-    /// The peer sees all of it at once, and is rung once, where it is no longer than one step of a copy.
+    /// If the parts together are no longer than one copy step, the peer sees them all at once and
+    /// is rung once.
     fn try_write_parts(&mut self, parts: &[&[u8]]) -> Result<usize, TransportError> {
         Ok(self.halves().1.write_parts_now(parts)?)
     }

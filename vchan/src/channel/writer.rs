@@ -35,7 +35,7 @@ pub struct Writer {
     ahead: Ahead,
     pub(crate) timeout: Option<Duration>,
     pub(crate) bytes: u64,
-    /// Up to which byte of the stream `reserve` has handed out room.
+    /// Position in the stream up to which `reserve` has lent room.
     pub(crate) reserved: u64,
 }
 
@@ -55,7 +55,7 @@ impl Writer {
         }
     }
 
-    /// Puts what fits of `buf` into the ring, without waiting; returns how many bytes.
+    /// Copies as much of `buf` as fits into the ring, without waiting; returns how many bytes.
     ///
     /// 0 with a non-empty `buf` means the ring is full; the peer has then been asked to ring when
     /// it reads, so that polling the channel's descriptor works.
@@ -81,8 +81,8 @@ impl Writer {
         self.put(buf)
     }
 
-    /// [`write_now`](Self::write_now) of all `parts`, one after the other. What fits and is no longer
-    /// than one step is handed to the peer at once.
+    /// [`write_now`](Self::write_now) of all `parts`, one after the other. As much as fits and is
+    /// no longer than one step is handed to the peer at once.
     pub(crate) fn write_parts_now(&mut self, parts: &[&[u8]]) -> Result<usize> {
         let bytes = parts.iter().map(|part| part.len()).sum();
         let known = self.known_room(bytes);
@@ -115,8 +115,8 @@ impl Writer {
     /// there is nothing to flush.
     ///
     /// # Errors
-    /// As [`try_write`](Self::try_write), and [`TimedOut`](crate::Error::TimedOut); a part of `buf` may
-    /// have been written then.
+    /// As [`try_write`](Self::try_write), and [`TimedOut`](crate::Error::TimedOut); part of `buf`
+    /// may have been written by then.
     #[inline]
     pub fn write_all(&mut self, buf: &[u8], deadline: Instant) -> Result<()> {
         if self.put_known(buf)? {
@@ -162,8 +162,9 @@ impl Writer {
         self.check_drained()
     }
 
-    /// Waits until the peer has read everything, then closes the whole channel, also the reading
-    /// half: libxenvchan's format has no half-close. The channel is closed whatever this returns.
+    /// Waits until the peer has read everything, then closes the whole channel, including the
+    /// reading half: libxenvchan's format has no half-close. The channel is closed whatever this
+    /// returns.
     ///
     /// # Errors
     /// As [`drain`](Self::drain).
@@ -182,13 +183,13 @@ impl Writer {
         outcome
     }
 
-    /// Tells the peer, where the format can, that the close that comes is the end of the stream.
+    /// Marks, where the format can, that the coming close is the end of the stream.
     pub(crate) fn end_stream(&self) {
         self.end.end_stream();
     }
 
-    /// Closes the whole channel at once, as dropping both halves does: the peer still reads what
-    /// was written, and is not told that this was all. See [`Reader::peer_end`].
+    /// Closes the whole channel at once, as dropping both halves does: the peer can still read the
+    /// bytes written, but the stream is not marked as complete. See [`Reader::peer_end`].
     ///
     /// [`Reader::peer_end`]: crate::Reader::peer_end
     pub fn abandon(&mut self) {
@@ -205,13 +206,13 @@ impl Writer {
         Ok(self.ring.free() as usize)
     }
 
-    /// Whether the peer has asked to be woken by a write, which a reader does that found nothing
-    /// to read. A hint: it may have changed by the time this returns.
+    /// Whether the peer has asked to be woken by a write, as a reader does that found nothing to
+    /// read. A hint: it may have changed by the time this returns.
     pub fn peer_awaits_data(&self) -> bool {
         self.end.peer_waits()
     }
 
-    /// Sets how long [`io::Write::write`] waits; `None`, the default, is until the peer reads,
+    /// Sets how long [`io::Write::write`] waits. `None`, the default, waits until the peer reads,
     /// closes or dies.
     pub fn set_timeout(&mut self, timeout: Option<Duration>) {
         self.timeout = timeout;
@@ -222,7 +223,7 @@ impl Writer {
         self.ring.size() as usize
     }
 
-    /// Whether a write would not block. A broken or closed channel is ready to say so.
+    /// Whether a write would not block. A broken or closed channel is ready: the write reports it.
     pub(crate) fn is_ready(&mut self) -> Result<bool> {
         self.has_room(1)
     }
@@ -236,7 +237,7 @@ impl Writer {
         Ok(self.ring.free() >= least || self.shared.peer_gone()?)
     }
 
-    /// How much of the ring is there to be filled. `None`: less than `least`, until the peer reads.
+    /// Bytes of the ring that can be filled. `None`: fewer than `least`, until the peer reads.
     pub(crate) fn look(&mut self, least: u32) -> Result<Option<u32>> {
         self.shared.check()?;
         self.refresh()?;
@@ -248,31 +249,31 @@ impl Writer {
         Ok((free >= least).then_some(free))
     }
 
-    /// The memory of the ring, and where the next `len` bytes go in it; [`look`](Self::look) has
-    /// found room for that many.
+    /// The ring's memory and the position of the next `len` bytes in it. [`look`](Self::look) must
+    /// have found room for that many.
     pub(crate) fn writable(&self, len: u32) -> (&Region, Span) {
         (&self.end.memory, self.ring.writable(len))
     }
 
-    /// Hands the next `len` bytes of the ring to the peer; [`look`](Self::look) has found room for
-    /// that many.
+    /// Hands the next `len` bytes of the ring to the peer. [`look`](Self::look) must have found
+    /// room for that many.
     pub(crate) fn pass(&mut self, len: u32) -> Result<()> {
         self.shared.check()?;
         self.bytes += u64::from(len);
         self.advance(len)
     }
 
-    /// Waits until [`look`](Self::look) has an answer.
+    /// Waits until [`look`](Self::look) has a result.
     pub(crate) fn wait_for(&mut self, least: u32, deadline: Instant) -> Result<()> {
         self.wait_for_room(least, least, None, deadline)
     }
 
-    /// [`wait`](Self::wait), which `waker` ends too. For a writer that is not split off its channel.
+    /// [`wait`](Self::wait), ended also by `waker`. For a writer that is not split off its channel.
     pub(crate) fn wait_or(&mut self, waker: Option<&Waker>, deadline: Instant) -> Result<()> {
         self.wait_for_room(1, 1, waker, deadline)
     }
 
-    /// Waits for room for `least` bytes, and for a moment for `plenty`.
+    /// Waits for room for `least` bytes, and holds out for a moment for `plenty`.
     fn wait_for_room(
         &mut self,
         least: u32,
@@ -289,7 +290,8 @@ impl Writer {
 
     /// Asks the peer to ring when it reads, for a call that is about to report "no room".
     pub(crate) fn ask(&mut self) -> Result<()> {
-        // Old events must not make a poll loop spin; what comes from here on wakes it again.
+        // Old events must not make a poll loop spin; anything later makes the descriptor readable
+        // again.
         self.shared.acknowledge()?;
         self.ask_for(1);
         Ok(())
@@ -305,7 +307,7 @@ impl Writer {
         self.ask_for(self.ring.size());
     }
 
-    /// Takes that back.
+    /// Withdraws [`ask_for`](Self::ask_for).
     pub(crate) fn no_longer_ask(&self) {
         self.end.ask.disarm();
     }
@@ -316,7 +318,7 @@ impl Writer {
         self.end.peers_index() != self.ring.cons()
     }
 
-    /// Whether waiting for the peer to read has come to its end, good or bad.
+    /// Whether the wait for the peer to read everything is over, successfully or not.
     pub(crate) fn is_drained_or_over(&mut self) -> Result<bool> {
         if self.shared.is_unusable() {
             return Ok(true);
@@ -325,9 +327,9 @@ impl Writer {
         Ok(self.ring.unread() == 0 || self.shared.peer_gone()?)
     }
 
-    /// Fails if the peer is gone and has left bytes behind.
+    /// Fails if the peer is gone and has left bytes unread.
     pub(crate) fn check_drained(&mut self) -> Result<()> {
-        // The peer may have read the rest between our last look and its close.
+        // The peer may have read the rest between our last read of its index and its close.
         self.refresh()?;
         match self.ring.unread() {
             0 => Ok(()),
@@ -335,8 +337,8 @@ impl Writer {
         }
     }
 
-    /// Writes all of `buf` if that takes no look at the peer's index and no more than one step:
-    /// false, and nothing done, otherwise.
+    /// Writes all of `buf` if that needs no read of the peer's index and takes at most one step;
+    /// otherwise returns false and does nothing.
     #[inline]
     fn put_known(&mut self, buf: &[u8]) -> Result<bool> {
         let Some(len) = self.known_room(buf.len()) else {
@@ -348,8 +350,8 @@ impl Writer {
         Ok(true)
     }
 
-    /// `bytes` as a length in the ring, where they fit as far as is known and take one step at most,
-    /// and nothing stands against a write.
+    /// `bytes` as a length in the ring, if they are known to fit, take at most one step, and this
+    /// side may write.
     #[inline]
     fn known_room(&self, bytes: usize) -> Option<u32> {
         let most = self.ring.free().min(self.step);
@@ -361,7 +363,7 @@ impl Writer {
         self.put_parts(&[buf], buf.len())
     }
 
-    /// Puts what fits of `parts`, which have `bytes` bytes, into the ring.
+    /// Copies as much of `parts`, `bytes` in all, as fits into the ring.
     fn put_parts(&mut self, parts: &[&[u8]], bytes: usize) -> Result<usize> {
         self.shared.check()?;
         if self.shared.peer_gone()? {
@@ -374,7 +376,7 @@ impl Writer {
             let left = u32::try_from(bytes - done).unwrap_or(u32::MAX);
             if self.ring.free() < left {
                 match self.refresh_apart() {
-                    // What was written so far counts; the error is sticky and comes next time.
+                    // The bytes written so far count; the error is sticky and comes next time.
                     Err(_) if done > 0 => break,
                     outcome => outcome?,
                 }
@@ -399,11 +401,12 @@ impl Writer {
         Ok(done)
     }
 
-    /// Copies `from`, which is `len` bytes long, to where the peer looks next; there is room. Returns
-    /// the index to publish.
+    /// Copies `from`, `len` bytes long, to the peer's next bytes. There must be room. Returns the
+    /// index to publish.
     #[inline]
     fn copy_next(&mut self, from: &[u8], len: u32) -> u32 {
-        // The private cursor first: a copy to where anything may lie would have it loaded again.
+        // The private cursor first: after a copy to memory that may alias anything it would be
+        // loaded again.
         let span = self.ring.writable(len);
         let prod = self.ring.advance(len);
         if span.second == 0 {
@@ -429,7 +432,7 @@ impl Writer {
         self.shared.publish(&self.end, prod)
     }
 
-    /// Reads the peer's index, and more than once where the reader is close ahead.
+    /// Reads the peer's index, several times where the reader is close ahead in the ring.
     fn refresh_apart(&mut self) -> Result<()> {
         let before = self.ring.free();
         self.refresh()?;
@@ -437,7 +440,7 @@ impl Writer {
         if !self.spin.pays() {
             return Ok(());
         }
-        // Nothing answers here: a ring that stays nearly full is that of a stream.
+        // This side does not answer: a ring that stays nearly full is that of a stream.
         let free = self.ring.free();
         self.ahead.keep_apart(found, free, 0, || {
             observe(&mut self.ring, &self.end, &self.shared)?;
@@ -452,20 +455,20 @@ impl Writer {
     }
 }
 
-/// [`Writer::refresh`] of a part of it.
+/// [`Writer::refresh`] on borrowed fields.
 #[inline]
 fn observe(ring: &mut Producer, end: &RingEnd, shared: &Shared) -> Result<()> {
     ring.observe(end.peers_index())
         .map_err(|error| shared.fail(error))
 }
 
-/// What a writer waits for.
+/// The condition a writer waits for.
 #[derive(Clone, Copy)]
 enum Wait {
-    /// Room for `least` bytes. With `plenty` a nearly full ring does not cost a wait for each
+    /// Room for `least` bytes. `plenty` keeps a nearly full ring from costing a wait for each
     /// message.
     Room { least: u32, plenty: u32 },
-    /// That everything has been read.
+    /// The peer has read everything.
     Drain,
 }
 
@@ -517,7 +520,7 @@ impl Waits for Waiting<'_> {
 }
 
 impl Wait {
-    /// The room that fulfils `wish`, if it is room that is waited for.
+    /// The bytes of room that fulfil `wish`; `None` when waiting for [`Wait::Drain`].
     fn room(self, wish: Wish) -> Option<u32> {
         match (self, wish) {
             (Self::Room { plenty, .. }, Wish::Plenty) => Some(plenty),
@@ -527,7 +530,7 @@ impl Wait {
     }
 }
 
-/// Waits for at most [`Writer::set_timeout`] for room for one byte.
+/// Waits at most [`Writer::set_timeout`] for room for one byte.
 impl io::Write for Writer {
     fn write(&mut self, buf: &[u8]) -> io::Result<usize> {
         if self.put_known(buf)? {
@@ -547,7 +550,7 @@ impl io::Write for Writer {
     }
 }
 
-/// The length of bytes for which there is room in the ring.
+/// A byte count as a ring length, for bytes that are known to fit.
 fn ring_len(len: usize) -> u32 {
     u32::try_from(len).expect("no ring has 4 GiB")
 }

@@ -14,16 +14,16 @@ use super::stretch;
 use super::views::{PeerBytes, RingSpace};
 use crate::waiting::poll::poll_fds;
 
-/// What a blocking pipe with room takes without waiting: POSIX promises as much for writes of up
-/// to `PIPE_BUF` bytes, which is this on Linux.
+/// Bytes that a blocking pipe with room accepts without waiting: POSIX promises as much for writes
+/// of up to `PIPE_BUF` bytes, which is this on Linux.
 const PIPE_PIECE: usize = 4096;
 
-/// How to write to a descriptor without waiting.
+/// Ways to write to a descriptor without waiting.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Output {
-    /// Writes return at once by themselves, or are to a disk and end in their time.
+    /// Writes return at once, or go to a disk and take as long as it takes.
     Plain,
-    /// There is a flag for each call.
+    /// A flag makes each call non-blocking.
     Socket,
     /// Only small pieces are safe, each after a poll.
     Pieces,
@@ -63,7 +63,7 @@ pub(super) fn write_to(
         // Only the first byte is waited for.
         let now = Instant::now();
         let until = if done == 0 { deadline } else { now };
-        // Read before the look, so that there is one after the deadline.
+        // Read before checking, so that one check follows the deadline.
         let late = now >= deadline;
         let outcome = match ready(fd, PollFlags::POLLOUT, until) {
             Ok(true) => output.write(fd, bytes.after(done)),
@@ -82,7 +82,7 @@ pub(super) fn write_to(
                     return Err(timed_out("take what the channel brings"));
                 }
             }
-            // What was written counts; the error comes again next time.
+            // The bytes written count; the error comes again next time.
             Err(_) if done > 0 => break,
             Err(error) => return Err(error),
         }
@@ -105,13 +105,13 @@ pub(super) fn read_from(
         ));
     }
     loop {
-        // Read before the look, so that there is one after the deadline.
+        // Read before checking, so that one check follows the deadline.
         let late = Instant::now() >= deadline;
         if !ready(fd, PollFlags::POLLIN, deadline)? {
             return Err(timed_out("have something for the channel"));
         }
         match stretch::read(fd, space.stretches()) {
-            // Somebody else was faster, or a signal came.
+            // Another reader was faster, or a signal came.
             Err(error) if again(&error) && !late => {}
             Err(error) if again(&error) => {
                 return Err(timed_out("have something for the channel"));
@@ -121,7 +121,8 @@ pub(super) fn read_from(
     }
 }
 
-/// Waits until `fd` can be used, or has an error to report by being used.
+/// Waits until a call on `fd` would not block; an error on `fd` counts as that. False at
+/// `deadline`.
 fn ready(fd: BorrowedFd<'_>, what: PollFlags, deadline: Instant) -> io::Result<bool> {
     Ok(poll_fds(&mut [PollFd::new(fd, what)], deadline)?)
 }

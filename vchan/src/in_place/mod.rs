@@ -7,17 +7,17 @@
 //! from one channel's ring to another's with one ([`RingSpace::copy_from_peer`]).
 //!
 //! # What the peer can do
-//! The memory stays shared. **The peer may change a byte at any moment, also between two looks of
-//! yours at it**, and nothing will tell you. So:
+//! The memory stays shared. **The peer may change a byte at any moment, also between two of your
+//! reads**, and nothing reports it. So:
 //! * Never check a value in the ring and then read it there again. Copy it out once
 //!   ([`PeerBytes::array`], [`PeerBytes::copy_to`]), check the copy, use the copy.
 //! * Use in place what needs no check: payload that any value is good for, such as samples,
 //!   pixels or numbers that are added up, and bytes that are only passed on, to a file, say.
-//! * A checksum over bytes in the ring says nothing about what a later look at them finds.
+//! * A checksum over bytes in the ring says nothing about the result of a later read.
 //!
 //! The types enforce the rest: there is never a `&[u8]` to shared memory, a view ends where its
-//! ring does, and where the views begin and end is decided by indexes of our own and one checked
-//! copy of the peer's.
+//! ring does, and the bounds of a view come from this side's own indexes and one checked copy of
+//! the peer's.
 //!
 //! # Example
 //! One end fills words in place, the other adds them up in place:
@@ -67,12 +67,12 @@ use crate::channel::writer::Writer;
 use crate::error::{Error, Result};
 
 impl Reader {
-    /// Lends what lies in the ring, without waiting. Nothing is taken out of the ring before
+    /// Lends the bytes in the ring, without waiting. None is taken out of the ring before
     /// [`consume`](Self::consume).
     ///
-    /// `Ok(None)`: less than `least` bytes (0 counts as 1) are there now; the peer has then been
+    /// `Ok(None)`: fewer than `least` bytes (0 counts as 1) are there now; the peer has then been
     /// asked to ring when it writes, so that polling the channel's descriptor works. A view of
-    /// fewer than `least` bytes is all that is left of the stream, an empty one its end.
+    /// fewer than `least` bytes is the rest of the stream, an empty one its end.
     ///
     /// # Errors
     /// As [`try_read`](Self::try_read), and [`Error::TooMany`] if the ring is smaller than `least`.
@@ -89,11 +89,10 @@ impl Reader {
         Ok(found.map(|len| self.lend(len)))
     }
 
-    /// Lends what lies in the ring, once that is at least `least` bytes (0 counts as 1), waiting
-    /// for them until `deadline`. Nothing is taken out of the ring before
-    /// [`consume`](Self::consume).
+    /// Lends the bytes in the ring once there are at least `least` (0 counts as 1), waiting for
+    /// them until `deadline`. None is taken out of the ring before [`consume`](Self::consume).
     ///
-    /// A view of fewer than `least` bytes is all that is left of the stream, an empty one its end.
+    /// A view of fewer than `least` bytes is the rest of the stream, an empty one its end.
     ///
     /// # Errors
     /// As [`try_peek`](Self::try_peek), and [`Error::TimedOut`].
@@ -107,8 +106,8 @@ impl Reader {
         }
     }
 
-    /// Gives the first `n` bytes of what was last peeked at back to the peer, which may write
-    /// there again. May be called several times for parts.
+    /// Gives the first `n` bytes of the last peek back to the peer, which may overwrite them. May
+    /// be called several times for parts.
     ///
     /// # Errors
     /// [`Error::TooMany`] if fewer were peeked at, [`Error::Closed`] after a close of ours,
@@ -152,8 +151,8 @@ impl Writer {
     /// Lends free room in the ring, once that is at least `least` bytes (0 counts as 1), waiting
     /// for it until `deadline`. The peer does not look at it before [`commit`](Self::commit).
     ///
-    /// Do not demand more than the next message needs: a peer that waits for a whole large message
-    /// makes no room before it has come.
+    /// Do not demand more than the next message needs: a peer that waits for the whole of a large
+    /// message frees no room before it has arrived.
     ///
     /// # Errors
     /// As [`try_reserve`](Self::try_reserve), and [`Error::TimedOut`].
@@ -167,16 +166,16 @@ impl Writer {
         }
     }
 
-    /// Hands the first `n` bytes of what was last reserved to the peer. May be called several
-    /// times for parts; what is never committed stays free.
+    /// Hands the first `n` bytes of the last reservation to the peer. May be called several times
+    /// for parts; bytes that are never committed stay free.
     ///
-    /// Bytes that were not filled are what they were before: something this channel carried
-    /// earlier, or zeros.
+    /// Bytes that were not filled keep their old value: something this channel carried earlier, or
+    /// zeros.
     ///
     /// # Errors
     /// [`Error::TooMany`] if less room was reserved, [`Error::Closed`] after a close of ours,
     /// [`Error::Peer`] if the peer has broken the rules meanwhile, [`Error::Os`] if the doorbell
-    /// fails. That the peer is gone is said by the next [`reserve`](Self::reserve).
+    /// fails. The next [`reserve`](Self::reserve) reports that the peer is gone.
     pub fn commit(&mut self, n: usize) -> Result<()> {
         let n = within("commit", n, self.reserved.saturating_sub(self.bytes))?;
         self.pass(n)
@@ -239,7 +238,8 @@ impl Channel {
     }
 }
 
-/// How much must be there before a view is handed out; a view is never empty but at the end.
+/// Bytes that must be there before a view is handed out, at least 1, so that only the end of the
+/// stream gives an empty view.
 fn demand(what: &'static str, least: usize, ring: usize) -> Result<u32> {
     within(what, least.max(1), ring as u64)
 }

@@ -15,12 +15,12 @@ use crate::wire::shm::Region;
 
 /// Bytes of a word.
 pub(super) const WORD: usize = size_of::<u64>();
-/// Bytes of words that are moved together: as many as a processor's vector registers hold, so that
-/// the private copy of a block need not touch memory, and the optimiser may use vectors at all,
-/// which it does not with atomics.
+/// Bytes of words that are moved together: as many as a processor's vector registers hold. The
+/// private copy of a block then need not touch memory, and the optimiser may use vectors, which it
+/// does not with atomics.
 const BLOCK: usize = 16 * WORD;
 
-/// A stretch to look at.
+/// A stretch to read.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Stretch<'a> {
     start: NonNull<u8>,
@@ -28,8 +28,8 @@ pub(super) struct Stretch<'a> {
     memory: PhantomData<&'a Region>,
 }
 
-/// A stretch to fill; the only one over its bytes, as whoever makes it promises by a `&mut` of
-/// the ring's writing half.
+/// A stretch to fill. Its creator guarantees, by a `&mut` of the ring's writing half, that it is
+/// the only one over its bytes.
 #[derive(Debug)]
 pub(super) struct StretchMut<'a> {
     start: NonNull<u8>,
@@ -67,7 +67,7 @@ impl<'a> Stretch<'a> {
     /// A part of it.
     ///
     /// # Panics
-    /// If the part does not lie within; likewise below.
+    /// If the part does not lie within, here and below.
     pub(super) fn part(&self, offset: usize, len: usize) -> Self {
         check(self.len, offset, len);
         Self {
@@ -91,7 +91,7 @@ impl<'a> Stretch<'a> {
             let from = self.start.as_ptr().add(offset);
             std::ptr::copy_nonoverlapping(from, to.as_mut_ptr(), to.len());
         }
-        // The optimiser must not read the source again in place of the copy.
+        // The optimiser must not read the source again instead of the copy.
         compiler_fence(Ordering::SeqCst);
     }
 
@@ -139,7 +139,7 @@ impl<'a> StretchMut<'a> {
     /// A part of it.
     ///
     /// # Panics
-    /// If the part does not lie within; likewise below.
+    /// If the part does not lie within, here and below.
     pub(super) fn into_part(self, offset: usize, len: usize) -> Self {
         check(self.len, offset, len);
         Self {
@@ -187,7 +187,7 @@ impl<'a> StretchMut<'a> {
         compiler_fence(Ordering::SeqCst);
     }
 
-    /// Fills each whole word of the stretch with what `f` returns.
+    /// Fills each whole word of the stretch with a value from `f`.
     #[inline]
     pub(super) fn fill_words(&mut self, f: &mut impl FnMut() -> u64) {
         let blocks = self.len / BLOCK;

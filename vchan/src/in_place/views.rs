@@ -10,10 +10,10 @@ use super::stretch::{Stretch, StretchMut, WORD};
 use crate::wire::ring::Span;
 use crate::wire::shm::Region;
 
-/// Bytes in shared memory to look at, lent by [`Reader::peek`](crate::Reader::peek).
+/// Bytes in shared memory to read, lent by [`Reader::peek`](crate::Reader::peek).
 ///
-/// **The peer may change them at any time**, also between two looks; see
-/// [`in_place`](crate::in_place) for what that means. Copying this copies the view only.
+/// **The peer may change them at any time**, also between two reads; see
+/// [`in_place`](crate::in_place) for the consequences. Copying this copies the view only.
 #[derive(Debug, Clone, Copy)]
 pub struct PeerBytes<'a> {
     first: Stretch<'a>,
@@ -22,8 +22,8 @@ pub struct PeerBytes<'a> {
 
 /// Room in shared memory to fill, lent by [`Writer::reserve`](crate::Writer::reserve).
 ///
-/// It can only be written: what is read there may come from the peer. **The peer may change what
-/// was put there at any time**, even before it is committed, which harms nobody but the peer.
+/// It can only be written, since a read might return the peer's bytes. **The peer may change the
+/// bytes put there at any time**, even before they are committed, which harms nobody but the peer.
 #[derive(Debug)]
 pub struct RingSpace<'a> {
     first: StretchMut<'a>,
@@ -38,12 +38,12 @@ impl<'a> PeerBytes<'a> {
         }
     }
 
-    /// How many bytes.
+    /// Bytes in the view.
     pub fn len(&self) -> usize {
         self.first.len() + self.second.len()
     }
 
-    /// Whether there are none; from `peek`: the end of the stream.
+    /// Whether there are no bytes; from `peek`: the end of the stream.
     pub fn is_empty(&self) -> bool {
         self.len() == 0
     }
@@ -115,15 +115,15 @@ impl<'a> PeerBytes<'a> {
     /// a time, which never makes it wait; a non-blocking one is faster.
     ///
     /// # Errors
-    /// [`TimedOut`](io::ErrorKind::TimedOut), and whatever the system says of `fd`, such as
-    /// [`BrokenPipe`](io::ErrorKind::BrokenPipe). An error after a part was written is not
-    /// reported before the next call.
+    /// [`TimedOut`](io::ErrorKind::TimedOut), and any error of the system for `fd`, such as
+    /// [`BrokenPipe`](io::ErrorKind::BrokenPipe). An error after a part was written is reported by
+    /// the next call.
     pub fn write_to(&self, fd: impl AsFd, deadline: Instant) -> io::Result<usize> {
         descriptor::write_to(*self, fd.as_fd(), deadline)
     }
 
-    /// Where the bytes lie: two unbroken parts, the second usually empty. For calls into other
-    /// libraries that take pointers and do not mind that the bytes change meanwhile; making a
+    /// The addresses of the bytes: two unbroken parts, the second usually empty. For calls into
+    /// other libraries that take pointers and tolerate bytes that change meanwhile; making a
     /// `&[u8]` of one is undefined behaviour.
     pub fn as_ptrs(&self) -> [*const [u8]; 2] {
         [self.first.as_ptr(), self.second.as_ptr()]
@@ -133,7 +133,7 @@ impl<'a> PeerBytes<'a> {
         [self.first, self.second]
     }
 
-    /// The part must lie within.
+    /// The part must lie within the view.
     fn part(self, offset: usize, len: usize) -> Self {
         let skipped = offset.min(self.first.len());
         let first = len.min(self.first.len() - skipped);
@@ -145,7 +145,7 @@ impl<'a> PeerBytes<'a> {
 }
 
 impl<'a> RingSpace<'a> {
-    /// The caller makes sure that this is the only one over its bytes.
+    /// The caller guarantees that this is the only view over its bytes.
     pub(crate) fn new(memory: &'a Region, span: Span) -> Self {
         Self {
             first: StretchMut::new(memory, span.offset, span.first),
@@ -153,7 +153,7 @@ impl<'a> RingSpace<'a> {
         }
     }
 
-    /// How many bytes.
+    /// Bytes of room.
     pub fn len(&self) -> usize {
         self.first.len() + self.second.len()
     }
@@ -196,8 +196,8 @@ impl<'a> RingSpace<'a> {
     }
 
     /// Copies the first bytes of another channel's ring to the beginning, as many as there are and
-    /// fit; returns how many. For payload that is passed on: what its peer changes meanwhile, it
-    /// changes for whoever reads it here.
+    /// fit; returns how many. For payload that is passed on: bytes that its peer changes meanwhile
+    /// are passed on changed.
     pub fn copy_from_peer(&mut self, from: PeerBytes<'_>) -> usize {
         let n = from.len().min(self.len());
         let mut done = 0;
@@ -219,7 +219,7 @@ impl<'a> RingSpace<'a> {
         n
     }
 
-    /// Fills all whole words in order, in native byte order, with what `f` returns; returns how
+    /// Fills all whole words in order, in native byte order, with values from `f`; returns how
     /// many. Up to 7 bytes at the end make no word and are left as they are.
     #[inline]
     pub fn fill_words(&mut self, mut f: impl FnMut() -> u64) -> usize {
@@ -253,14 +253,14 @@ impl<'a> RingSpace<'a> {
     /// at the same moment.
     ///
     /// # Errors
-    /// [`TimedOut`](io::ErrorKind::TimedOut), whatever the system says of `fd`, and
+    /// [`TimedOut`](io::ErrorKind::TimedOut), any error of the system for `fd`, and
     /// [`InvalidInput`](io::ErrorKind::InvalidInput) if there is no room to read into.
     pub fn read_from(&mut self, fd: impl AsFd, deadline: Instant) -> io::Result<usize> {
         descriptor::read_from(self, fd.as_fd(), deadline)
     }
 
-    /// Where the room lies: two unbroken parts, the second usually empty. For calls into other
-    /// libraries that take pointers to write to; making a `&mut [u8]` of one is undefined
+    /// The addresses of the room: two unbroken parts, the second usually empty. For calls into
+    /// other libraries that take pointers to write to; making a `&mut [u8]` of one is undefined
     /// behaviour.
     pub fn as_mut_ptrs(&mut self) -> [*mut [u8]; 2] {
         [self.first.as_mut_ptr(), self.second.as_mut_ptr()]
@@ -270,7 +270,7 @@ impl<'a> RingSpace<'a> {
         [self.first.reborrow(), self.second.reborrow()]
     }
 
-    /// The part must lie within.
+    /// The part must lie within the room.
     fn part(self, offset: usize, len: usize) -> Self {
         let skipped = offset.min(self.first.len());
         let first = len.min(self.first.len() - skipped);

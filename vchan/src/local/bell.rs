@@ -6,11 +6,11 @@
 //! A doorbell whose ring neither waits nor leaves anything to be read.
 //!
 //! It is a pair of connected Unix sockets that are shut down in both directions: no byte and no
-//! descriptor passes any more. To shut down an end once more changes nothing and still wakes who
+//! descriptor passes any more. Shutting an end down once more changes nothing, yet wakes anyone who
 //! waits for the other end, and epoll reports each of these wakes once (`EPOLLET`). That takes two
-//! spin locks of the kernel and looks at no flag of the descriptor, so a peer that shares the end we
-//! ring cannot make us wait: with an eventfd it can, by filling the counter (asynchronous I/O adds to
-//! it without bound) and taking `O_NONBLOCK` away, which belongs to the file that both sides have.
+//! spin locks of the kernel and reads no flag of the descriptor, so a peer that shares the end we
+//! ring cannot make us wait. With an eventfd it can, by filling the counter (asynchronous I/O adds
+//! to it without bound) and clearing `O_NONBLOCK`, which belongs to the file that both sides hold.
 
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
@@ -27,7 +27,7 @@ use crate::error::{Error, PeerError, Result};
 pub struct Bell(Stranger<OwnedFd>);
 
 impl Bell {
-    /// Both ends. What either rings, the other hears.
+    /// Both ends. A ring at one is heard at the other.
     pub fn pair() -> Result<(Self, Self)> {
         let made = socketpair(
             AddressFamily::Unix,
@@ -41,12 +41,12 @@ impl Bell {
         Ok((Self(one.into()), Self(other.into())))
     }
 
-    /// An end that a peer has sent.
+    /// Checks an end that a peer has sent.
     ///
     /// # Errors
     /// [`PeerError::Rendezvous`] if it is not one.
     pub fn from_peer(fd: Stranger<OwnedFd>) -> Result<Self> {
-        // Once connected, a stream stays so, and once shut down too: nobody who has it can undo that.
+        // A stream that is connected and shut down stays so: no holder of it can undo either.
         let is_bell = option(&fd, libc::SO_DOMAIN) == Some(libc::AF_UNIX)
             && option(&fd, libc::SO_TYPE) == Some(libc::SOCK_STREAM)
             && getpeername::<UnixAddr>(fd.as_raw_fd()).is_ok()
@@ -60,7 +60,7 @@ impl Bell {
         }
     }
 
-    /// Wakes who watches the other end, if anybody does. Never waits.
+    /// Wakes whoever watches the other end, if anybody does. Never waits.
     pub fn ring(&self) -> io::Result<()> {
         Ok(shutdown(self.0.as_raw_fd(), Shutdown::Both)?)
     }
@@ -80,7 +80,7 @@ mod tests {
 
     use super::*;
 
-    /// Whether `epoll` has an event now.
+    /// Whether `epoll` reports an event now.
     fn rang(epoll: &Epoll) -> bool {
         let mut events = [EpollEvent::empty()];
         epoll.wait(&mut events, EpollTimeout::ZERO).unwrap() > 0
@@ -126,7 +126,7 @@ mod tests {
         for fd in [unconnected, reading] {
             Bell::from_peer(fd.into()).unwrap_err();
         }
-        // A stream of the peer's becomes one, so that it can be rung.
+        // A stream of the peer's is shut down on receipt, so that it can be rung.
         let (one, other) = UnixStream::pair().unwrap();
         Bell::from_peer(Stranger::from(OwnedFd::from(one))).unwrap();
         assert_eq!(nix::unistd::write(&other, b"x"), Err(nix::Error::EPIPE));

@@ -1,10 +1,11 @@
 #![forbid(unsafe_code)]
-//! The socket after the rendezvous: the peer's death notice, and the way of regions' descriptors.
+//! The socket after the rendezvous: the peer's death notice, and the carrier of regions'
+//! descriptors.
 //!
 //! The owner of a region sends one message with two memfds, header and data, before it gives the
-//! ticket out. Nothing on this side is told of that: the socket's readability is looked at only
-//! while a region is being mapped. Then messages are taken in until that of the ticket has come;
-//! others wait, a few of them, until their ticket comes.
+//! ticket out. No event announces it on this side: the socket is read only while a region is being
+//! mapped. Then messages are taken in until the one for the ticket has come; a few others are kept
+//! until their tickets come.
 
 use std::collections::VecDeque;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -25,10 +26,10 @@ use crate::region::{
 use crate::waiting::poll::{poll_now, poll_readable};
 use crate::wire::layout::PAGE;
 
-/// What a channel over another backend would have: grants.
+/// The code of the other carrier, grants.
 const CARRIER_GRANTS: u8 = 1;
 
-/// How long to wait before looking whether another thread has taken the message in.
+/// Interval at which to check whether another thread has taken the message in.
 const TAKEN_CHECK_INTERVAL: Duration = Duration::from_millis(20);
 
 /// The connected stream of a channel.
@@ -42,7 +43,7 @@ pub(super) struct Handover {
 struct Inbox {
     /// Newest last; of more than [`MOST_REGIONS`] the oldest is forgotten.
     waiting: VecDeque<Offer>,
-    /// Why nothing that comes can be understood any more.
+    /// The reason why no further message can be understood.
     broken: Option<PeerError>,
 }
 
@@ -96,7 +97,7 @@ impl Handover {
 
     fn wait_for(&self, ticket: &[u8; TICKET_BYTES], deadline: Instant) -> Result<Offer> {
         loop {
-            // Read before the look, so that there is one after the deadline.
+            // Read before checking, so that one check follows the deadline.
             let now = Instant::now();
             if let Some(offer) = self.take_in(ticket)? {
                 return Ok(offer);
@@ -111,7 +112,7 @@ impl Handover {
         }
     }
 
-    /// Takes in what has come, a bounded number of messages, and looks for that of `ticket`.
+    /// Takes in the messages that are there, up to a bound, and searches for that of `ticket`.
     fn take_in(&self, ticket: &[u8; TICKET_BYTES]) -> Result<Option<Offer>> {
         let mut inbox = self.lock();
         for _ in 0..MOST_REGIONS {
@@ -136,7 +137,7 @@ impl Handover {
                     }
                     inbox.waiting.push_back(offer);
                 }
-                // What of a message is missing cannot be told from the next.
+                // After a part of a message the start of the next cannot be found.
                 Err(error) => {
                     inbox.broken = match &error {
                         Error::Peer(error) => Some(error.clone()),
@@ -150,7 +151,7 @@ impl Handover {
         Ok(None)
     }
 
-    /// Receives one message; there is something to receive.
+    /// Receives one message; there must be something to receive.
     fn receive(&self) -> Result<Offer> {
         let mut ticket = [0; TICKET_BYTES];
         let refuse = |why: &str| Err(PeerError::Rendezvous(why.to_owned()).into());

@@ -4,9 +4,9 @@
 //! `MSG_DONTWAIT` is given on each call: the stream may have been inherited and shared with
 //! processes that expect it to block, or the peer may hold a descriptor of the same description.
 //!
-//! Nothing is taken from the stream that was not looked at before. A read that meets descriptors for
-//! which it has no room lets go of them, and if nobody else has those files the reader pays for their
-//! release ([`stranger`](super::stranger)). A peek lets go of copies only.
+//! Nothing is taken from the stream without a peek first. A read that meets descriptors for which
+//! it has no room drops them, and if nobody else holds those files the reader pays for their
+//! release ([`stranger`](super::stranger)). A peek drops copies only.
 
 use std::io::IoSlice;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
@@ -84,7 +84,7 @@ pub(crate) fn receive(
                 if cut || fds.len() > wanted {
                     return Err(PeerError::Rendezvous(too_many(wanted)).into());
                 }
-                // What the message lets go of is in `fds` too.
+                // Descriptors dropped from the message are in `fds` too.
                 filled += take(stream, &mut bytes[filled..filled + n]).map_err(failed)?;
             }
             Err(Errno::EAGAIN) => poll(stream, PollFlags::POLLIN, deadline)?,
@@ -120,8 +120,8 @@ type Control = [u64; 8];
 /// A header of 16 bytes, the descriptors, and what aligns the end.
 const _: () = assert!(size_of::<Control>() >= 16 + MOST * size_of::<RawFd>() + 8);
 
-/// Looks at what comes next, without waiting: how many bytes, and whether more descriptors than
-/// `most` are with them. Up to `most` are in `fds` also then. (nix hands out none of them in that
+/// Peeks at the next message, without waiting: its bytes so far, and whether it carries more
+/// descriptors than `most`. Up to `most` are in `fds` even then. (nix returns none of them in that
 /// case: a peer that sends too many could make this process run out of descriptors.)
 fn peek(
     stream: &UnixStream,

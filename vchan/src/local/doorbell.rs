@@ -28,9 +28,9 @@ const HUNG_UP: u64 = 1;
 #[derive(Debug)]
 pub(super) struct LocalBackend {
     watched: Watched,
-    /// The peer rings this one; `watched` watches it.
+    /// Rung by the peer; `watched` watches it.
     _own: Arc<Bell>,
-    /// Rings the one that the peer watches.
+    /// Rings the bell that the peer watches.
     peers: Bell,
     /// Hangs up when the peer's process ends.
     handover: Handover,

@@ -5,9 +5,10 @@
 )]
 //! The two messages of the rendezvous, as bytes. Pure.
 //!
-//! Numbers are little-endian. The server sends a [`Hello`] with three descriptors (memory, the
-//! client's end of the [bell](super::bell) that rings the server, and of that which rings the
-//! client); the client answers with a [`Reply`]. What is sent on the socket later is in [`descriptor_socket`](super::descriptor_socket).
+//! Numbers are little-endian. The server sends a [`Hello`] with three descriptors: the memory, the
+//! client's end of the [bell](super::bell) that rings the server, and that of the bell that rings
+//! the client. The client answers with a [`Reply`]. Later messages on the socket are in
+//! [`descriptor_socket`](super::descriptor_socket).
 
 use crate::error::PeerError;
 use crate::wire::extension::Nonce;
@@ -34,10 +35,10 @@ pub struct Hello {
     pub extension: Option<Nonce>,
 }
 
-/// Why a client turns a server down.
+/// The reasons for which a client turns a server down.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Refusal {
-    /// Hello, control page or descriptors are not as they must be.
+    /// Hello, control page or descriptors break the rules.
     Invalid,
     /// The client could not map the memory.
     NoMemory,
@@ -60,7 +61,7 @@ impl Hello {
         bytes
     }
 
-    /// From bytes of a peer.
+    /// Decodes bytes of a peer.
     ///
     /// # Errors
     /// [`PeerError::Rendezvous`].
@@ -100,7 +101,7 @@ pub fn encode_reply(reply: Reply) -> [u8; REPLY_BYTES] {
     bytes
 }
 
-/// A reply from bytes of a peer.
+/// Decodes a peer's reply.
 ///
 /// # Errors
 /// [`PeerError::Rendezvous`].

@@ -17,15 +17,16 @@ use super::stranger::Stranger;
 use crate::error::{Error, Result};
 use crate::waiting::poll::poll_readable;
 
-/// How often a client looks for a socket that is not there yet.
+/// Interval at which a client looks for a socket that is not there yet.
 const SOCKET_LOOK_INTERVAL: Duration = Duration::from_millis(20);
-/// How long another process may hold the directory's lock; it does so for a few system calls.
+/// Longest wait for another process that holds the directory's lock; a holder needs it for a few
+/// system calls.
 const LOCK_WAIT_LIMIT: Duration = Duration::from_secs(3);
 
 /// A listening Unix socket.
 #[derive(Debug)]
 pub struct Listener {
-    /// A client that waits in its queue may have filled it.
+    /// May be filled by a client that waits in its queue.
     socket: Stranger<UnixListener>,
     path: PathBuf,
     /// Device and inode of the socket file, to remove only our own.
@@ -33,7 +34,7 @@ pub struct Listener {
 }
 
 impl Listener {
-    /// Listens at `path`. A socket there that nobody listens on is replaced.
+    /// Listens at `path`. A socket file without a listener is replaced.
     ///
     /// # Errors
     /// [`Error::Setup`] if somebody listens there or the path names something else;
@@ -48,8 +49,8 @@ impl Listener {
             )
         };
         // Two processes that start at the same time must not both find the socket stale. Any user
-        // who may read the directory may lock it, so a lock that is never released is not such a
-        // process's: go on without it.
+        // who may read the directory may lock it, so a lock that is never released is not held by
+        // such a process: go on without it.
         let _lock = lock_directory(path)?;
         match fs::symlink_metadata(path) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => {}
@@ -62,7 +63,7 @@ impl Listener {
             }
             Ok(_) => match try_connect(path) {
                 Err(Errno::ECONNREFUSED) => fs::remove_file(path).map_err(failed)?,
-                // Full queues and missing rights mean that somebody is there.
+                // Full queues and missing rights mean that there is a listener.
                 Ok(_) | Err(Errno::EAGAIN | Errno::EACCES) => {
                     return Err(Error::setup(
                         format!("another process listens on {shown}"),
@@ -106,7 +107,7 @@ impl Listener {
         match self.socket.accept() {
             Ok((stream, _)) => Ok(Some(stream)),
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(None),
-            // The client has given up again, or a signal came.
+            // The client has given up, or a signal came.
             Err(error)
                 if matches!(
                     error.kind(),
@@ -122,7 +123,7 @@ impl Listener {
         }
     }
 
-    /// Where it listens.
+    /// The socket's path.
     pub fn path(&self) -> &Path {
         &self.path
     }
@@ -136,7 +137,7 @@ impl AsFd for Listener {
 
 impl Drop for Listener {
     fn drop(&mut self) {
-        // Somebody may have replaced it; nothing else can be done about an error here.
+        // Another process may have replaced it. An error here can only be ignored.
         if let Ok(metadata) = fs::symlink_metadata(&self.path)
             && (metadata.dev(), metadata.ino()) == self.identity
         {
@@ -148,10 +149,10 @@ impl Drop for Listener {
 /// Connects to `path`, waiting until somebody listens there.
 ///
 /// # Errors
-/// [`Error::Setup`] at `deadline` with what was in the way, [`Error::Os`].
+/// [`Error::Setup`] at `deadline`, with the obstacle found last; [`Error::Os`].
 pub fn connect_stream(path: &Path, deadline: Instant) -> Result<UnixStream> {
     loop {
-        // Read before the look, so that there is one after the deadline.
+        // Read before checking, so that one check follows the deadline.
         let left = deadline.saturating_duration_since(Instant::now());
         let errno = match try_connect(path) {
             Ok(stream) => return Ok(stream.trust()),
@@ -190,7 +191,7 @@ fn try_connect(path: &Path) -> nix::Result<Stranger<UnixStream>> {
     Ok(UnixStream::from(fd).into())
 }
 
-/// `None`: somebody has held the lock for longer than anybody needs it.
+/// `None`: the lock has been held for longer than any process needs it.
 fn lock_directory(path: &Path) -> Result<Option<Flock<fs::File>>> {
     let directory = match path.parent() {
         Some(parent) if !parent.as_os_str().is_empty() => parent,

@@ -57,8 +57,8 @@ fn failed(what: &str, len: usize, errno: Errno) -> Error {
     )
 }
 
-/// Makes the memory of a region: a header page and `pages` of data, which the peer can map
-/// writable only if it may.
+/// Makes the memory of a region: a header page and `pages` pages of data, which the peer can map
+/// writable only if `peer_writes`.
 ///
 /// # Errors
 /// [`Error::Os`].
@@ -82,7 +82,7 @@ pub(super) fn for_region(pages: usize, peer_writes: bool) -> Result<OwnerMemory>
     })
 }
 
-/// A descriptor of the same memory that gives no new writable mapping.
+/// A descriptor of the same memory that allows no new writable mapping.
 fn for_reader(fd: OwnedFd) -> nix::Result<OwnedFd> {
     match seal(&fd, SealFlag::F_SEAL_FUTURE_WRITE) {
         // Linux before 5.1, such as XCP-ng's, has no such seal.
@@ -91,8 +91,8 @@ fn for_reader(fd: OwnedFd) -> nix::Result<OwnedFd> {
     }
 }
 
-/// Opens the memory again for reading. The receiver of this descriptor cannot write, but its user
-/// could open the memory once more: so the file's mode forbids it.
+/// Reopens the memory for reading. The receiver of this descriptor cannot write through it, but a
+/// process of the same user could reopen the memory for writing, so the file's mode forbids it.
 fn reopen_read_only(fd: &OwnedFd) -> nix::Result<OwnedFd> {
     fchmod(fd, Mode::S_IRUSR)?;
     let link = format!("/proc/self/fd/{}", fd.as_raw_fd());
@@ -104,7 +104,7 @@ fn reopen_read_only(fd: &OwnedFd) -> nix::Result<OwnedFd> {
 }
 
 /// Checks that touching `len` bytes of a peer's descriptor can never fault: it is a memfd on
-/// ordinary pages, at least that long, and sealed against shrinking. Gives its length.
+/// ordinary pages, at least that long, and sealed against shrinking. Returns its length.
 ///
 /// # Errors
 /// [`Error::Peer`].
@@ -117,8 +117,8 @@ fn verify(fd: &OwnedFd, len: usize) -> Result<usize> {
     if !seals.contains(SIZE) {
         return refuse("the memfd is not sealed against shrinking and growing".to_owned());
     }
-    // Huge pages may run out at the moment of use; ordinary ones are not reserved either, but
-    // there the whole machine is out of memory.
+    // Huge pages may run out at first use; ordinary ones are not reserved either, but if those run
+    // out the whole machine is out of memory.
     if fstatfs(fd).map(|stat| stat.filesystem_type()) != Ok(TMPFS_MAGIC) {
         return refuse("the memfd is not on ordinary pages".to_owned());
     }
@@ -136,7 +136,7 @@ fn wrong_size(found: impl Display, len: usize) -> String {
 /// Maps all `len` bytes of a descriptor that [`create`] made or that passes [`verify`].
 ///
 /// # Errors
-/// [`Error::Os`], [`Error::Peer`] if it is not such a descriptor.
+/// [`Error::Os`]; [`Error::Peer`] if it fails [`verify`].
 pub(crate) fn map(fd: &OwnedFd, len: usize) -> Result<Region> {
     match verify(fd, len)? {
         size if size == len => map_verified(fd, len, true),
@@ -144,7 +144,7 @@ pub(crate) fn map(fd: &OwnedFd, len: usize) -> Result<Region> {
     }
 }
 
-/// Maps the first `len` bytes of the memory of a region, writable or not.
+/// Maps the first `len` bytes of a region's memory, writable or not.
 ///
 /// # Errors
 /// As [`map`].
@@ -180,7 +180,7 @@ fn map_verified(fd: &OwnedFd, len: usize, writable: bool) -> Result<Region> {
     };
     if let Err(errno) = mapped {
         if !matches!(errno, Errno::EPERM | Errno::EACCES) {
-            // The reserved pages may be gone by now and the place another's: not ours to unmap.
+            // The reserved pages may be gone by now and their place reused: not ours to unmap.
             std::mem::forget(mapping);
         }
         return Err(failed(errno));
@@ -194,10 +194,11 @@ fn map_verified(fd: &OwnedFd, len: usize, writable: bool) -> Result<Region> {
     Ok(unsafe { Region::new(start.cast(), len, writable, owner) })
 }
 
-/// A page without access on either side: who goes beyond what the peer shares is stopped.
+/// A page without access on either side, which stops an access beyond the shared memory.
 const GUARD: usize = PAGE;
 
-/// Address space with a guard page at each end; unmapped, and what was mapped there, when dropped.
+/// Address space with a guard page at each end. Dropping it unmaps the whole range, with any
+/// mapping made inside.
 #[derive(Debug)]
 struct Mapping {
     start: NonNull<c_void>,
@@ -215,7 +216,7 @@ impl Mapping {
         Ok(Self { start, len: whole })
     }
 
-    /// Where the room between the guards begins.
+    /// Start of the room between the guards.
     fn inside(&self) -> NonNull<c_void> {
         // SAFETY: the reserved range is longer than one guard.
         unsafe { self.start.cast::<u8>().add(GUARD).cast() }
@@ -294,7 +295,7 @@ mod tests {
         let memory = for_region(2, false).unwrap();
         memory.data.copy_in(5000, b"seen");
         let sealed = memory.descriptors.unwrap()[1].try_clone().unwrap();
-        // What an old kernel gives instead.
+        // The descriptor that an old kernel gives instead.
         let open = create_open(2 * PAGE).unwrap();
         seal(&open, SIZE).unwrap();
         let writable = map(&open, 2 * PAGE).unwrap();

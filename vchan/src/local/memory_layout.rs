@@ -3,7 +3,7 @@
     not(feature = "testing"),
     allow(unreachable_pub, reason = "only tests of other crates use it")
 )]
-//! How the memory of a channel is divided.
+//! The layout of a channel's memory.
 
 use crate::error::{Error, Result};
 use crate::wire::control_page::ControlPage;
@@ -17,7 +17,7 @@ use crate::wire::shm::Region;
 /// right ring's.
 #[derive(Debug, Clone, Copy)]
 pub struct Shape {
-    /// Of the rings.
+    /// Orders of the rings.
     pub orders: Orders,
     /// Whether there is an extension page.
     pub extension: bool,
@@ -31,7 +31,7 @@ pub(super) const MOST_BYTES: usize = PAGE * 2 + 2 * (1 << ORDER_MAX_LOCAL);
 pub struct Pieces {
     /// The first page.
     pub control: ControlPage,
-    /// The second, if it is one.
+    /// The second page, if it is an extension page.
     pub extension: Option<ExtensionPage>,
     /// Client to server.
     pub left: Region,
@@ -40,7 +40,7 @@ pub struct Pieces {
 }
 
 impl Shape {
-    /// For rings of wished sizes.
+    /// The shape for rings of at least the sizes `rings`.
     pub fn choose(format: Format, rings: RingSizes) -> Result<Self> {
         let orders = Orders::choose_for(format, ORDER_MAX_LOCAL, rings).map_err(|error| {
             Error::setup(

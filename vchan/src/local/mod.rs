@@ -1,12 +1,12 @@
 //! The same ring without Xen: a memfd, two doorbells and a Unix socket.
 //!
 //! The socket brings the two processes together and stays open as each one's death notice and for
-//! the descriptors of [regions](crate::region). Who
-//! listens on it is independent of the vchan role: [`serve_on`] and [`connect_on`] take a
-//! connected stream. [`serve`] and [`connect`] are the usual pairing, for a socket path.
+//! the descriptors of [regions](crate::region). The listener on it may have either vchan role:
+//! [`serve_on`] and [`connect_on`] take a connected stream. [`serve`] and [`connect`] are the usual
+//! pairing, for a socket path.
 //!
-//! The peer is not trusted here either: what it sends is checked before it is mapped (seals, size,
-//! kind of descriptor), and from then on the ring's own rules apply.
+//! The peer is not trusted here either: descriptors it sends are checked before they are mapped
+//! (seals, size, kind of descriptor), and from then on the ring's own rules apply.
 
 pub(crate) mod bell;
 mod descriptor_socket;
@@ -38,15 +38,16 @@ use crate::error::{Error, Result};
 use crate::wire::layout::{Format, ORDER_MAX, ORDER_MAX_LOCAL, RingSizes};
 use memory_layout::Shape;
 
-/// Pause before a client whose server took another one looks for the next.
+/// Pause before a client that its server turned away for another looks for the next.
 const NEXT_SERVER_PAUSE: Duration = Duration::from_millis(50);
 
-/// The ring sizes to use unless told otherwise: the largest there are, 16 MiB in all, of which the system
-/// gives what is used.
+/// The default ring sizes: the largest possible, 16 MiB in all, of which the system allocates only
+/// the pages used.
 ///
-/// Here memory has no budget as on Xen, and a ring that is larger than a processor's own cache lets
-/// the writer run ahead of the reader by more than that: the bytes then come out of the cache that
-/// both processors share, up to four times as fast as out of the other's own (`docs/benchmarks.md`).
+/// Here memory has no budget as on Xen, and a ring larger than a processor's own cache lets the
+/// writer run ahead of the reader by more than that cache: the reader then fetches the bytes from
+/// the cache that both processors share, up to four times as fast as from the other's own
+/// (`docs/benchmarks.md`).
 pub fn default_rings(format: Format) -> RingSizes {
     let order = match format {
         Format::Extended => ORDER_MAX_LOCAL,
@@ -64,7 +65,7 @@ pub fn default_rings(format: Format) -> RingSizes {
 /// [`Error::TimedOut`] at `deadline`; [`Error::Setup`] if the path is in use or unsuitable, or the
 /// ring sizes are; [`Error::Os`].
 pub fn serve(path: &Path, rings: RingSizes, deadline: Instant) -> Result<Channel> {
-    // Before any client is made to wait.
+    // Checked before any client is made to wait.
     Shape::choose(Format::Extended, rings)?;
     let listener = Listener::bind(path)?;
     loop {
@@ -78,8 +79,8 @@ pub fn serve(path: &Path, rings: RingSizes, deadline: Instant) -> Result<Channel
     }
 }
 
-/// Connects to whoever serves on `path`, waiting for it to appear, and takes the vchan client
-/// role. A server that takes another client is not the last: the next one is waited for.
+/// Connects to the server on `path`, waiting for it to appear, and takes the vchan client role. If
+/// the server takes another client, this waits for the next server.
 ///
 /// # Errors
 /// [`Error::TimedOut`] at `deadline`, [`Error::Peer`], [`Error::PeerClosed`], [`Error::Setup`],
@@ -110,7 +111,7 @@ mod tests {
     use super::*;
     use crate::Address;
 
-    /// The queue of a server that takes another client, or ends, is closed with it.
+    /// A server that takes another client, or ends, closes its queue.
     #[test]
     fn a_client_whose_server_took_another_waits_for_the_next() {
         let folder = tempfile::tempdir().unwrap();

@@ -82,7 +82,7 @@ pub fn serve_with(
     Channel::from_parts(serve_parts(setup, stream, rings.into(), deadline)?)
 }
 
-/// What [`serve_with`] makes its channel of.
+/// Builds the parts of [`serve_with`]'s channel.
 pub(crate) fn serve_parts(
     setup: &Setup<'_>,
     stream: UnixStream,
@@ -115,7 +115,7 @@ pub(crate) fn serve_parts(
     let fds = [memory.as_fd(), to_server.as_fd(), from_server.as_fd()];
     descriptors::send(&stream, &hello.encode(), &fds, deadline)?;
 
-    // The client's, so that they go when it goes.
+    // These are the client's: dropped so that they go when it goes.
     drop((to_server, from_server));
 
     let mut reply = [0; REPLY_BYTES];
@@ -187,7 +187,7 @@ pub fn connect_with(setup: &Setup<'_>, stream: UnixStream, deadline: Instant) ->
     Channel::from_parts(connect_parts(setup, stream, deadline)?)
 }
 
-/// What [`connect_with`] makes its channel of.
+/// Builds the parts of [`connect_with`]'s channel.
 pub(crate) fn connect_parts(
     setup: &Setup<'_>,
     stream: UnixStream,
@@ -210,7 +210,7 @@ pub(crate) fn connect_parts(
                 Error::Peer(_) => Refusal::Invalid,
                 _ => Refusal::NoMemory,
             };
-            // The error to report is the first one.
+            // The first error is the one to report.
             let _ = answer(Err(refusal));
             return Err(error);
         }
@@ -237,12 +237,12 @@ pub(crate) fn connect_parts(
     })
 }
 
-/// What a client was sent, checked.
+/// A server's offer, checked.
 struct Offer {
     pieces: Pieces,
-    /// Of the rings as they will be used.
+    /// Orders of the rings in use.
     orders: Orders,
-    /// The extension page and what to answer there, if it will be used.
+    /// The extension page and the answer to write there, if it will be used.
     extension: Option<(ExtensionPage, Acceptance)>,
     to_server: Bell,
     from_server: Bell,
@@ -267,7 +267,7 @@ fn examine(
     let region = memory::map(&memory, bytes)?;
     let control = ControlPage::new(region.part(0, PAGE));
     let classic = control.orders()?;
-    // Also who does not use the extension has to know where the rings lie.
+    // A client that does not use the extension still needs it to find the rings.
     let (extension, offered) = match hello.extension {
         Some(nonce) => {
             let page = ExtensionPage::new(region.part(PAGE, PAGE));
@@ -316,7 +316,7 @@ fn backend(
     LocalBackend::new(reactor, own, peers, stream, name)
 }
 
-/// `local:PATH` where the socket has one, else the peer's process.
+/// `local:PATH` where the socket has a path, else the peer's process id.
 fn describe(stream: &UnixStream) -> String {
     let path = |address: std::io::Result<std::os::unix::net::SocketAddr>| {
         address

@@ -1,13 +1,13 @@
 #![allow(unsafe_code)]
-//! Closing what a stranger may have filled.
+//! Closing descriptors that a stranger may have filled.
 //!
-//! The process that closes the last descriptor of a file pays for its release, and that can sleep for
-//! as long as somebody else likes: a TCP socket with unsent data and `SO_LINGER` for its linger time, a
-//! file of a FUSE file system until its server answers. A stranger can send us such a file
-//! (`SCM_RIGHTS`), and it need not be received for that: what lies unread in the queue of a Unix
-//! socket is released with the socket. So nobody with a deadline closes such a descriptor: a
-//! [`Stranger`] is closed where it is dropped only if that is known not to sleep, otherwise by a thread
-//! made for it (or see [`keep_unclosed`]).
+//! The process that closes the last descriptor of a file pays for its release, which can sleep for
+//! as long as somebody else likes: a TCP socket with unsent data and `SO_LINGER` for its linger
+//! time, a file of a FUSE file system until its server answers. A stranger can send us such a file
+//! (`SCM_RIGHTS`), even without our receiving it: messages unread in the queue of a Unix socket are
+//! released with the socket. So no code with a deadline closes such a descriptor: a [`Stranger`] is
+//! closed where it is dropped only if that is known not to sleep, and otherwise by a thread made
+//! for it (or see [`keep_unclosed`]).
 
 use std::collections::VecDeque;
 use std::mem::ManuallyDrop;
@@ -21,13 +21,14 @@ use nix::fcntl::{FcntlArg, fcntl};
 use nix::sys::socket::{Shutdown, UnixAddr, getpeername, shutdown};
 use nix::sys::stat::fstat;
 
-/// Threads at once. What waits for one is bounded by the descriptors that the process may have.
+/// Most closing threads at once. The descriptors that wait for one are bounded by the process's
+/// limit on descriptors.
 const MOST_THREADS: usize = 16;
 
-/// The room that a thread needs to close something.
+/// Stack size of a closing thread, in bytes.
 const STACK: usize = 64 << 10;
 
-/// Giving more memory than this back takes time of its own, in bytes.
+/// A file with more memory than this, in bytes, takes noticeable time to free.
 const QUICKLY_FREED: i64 = 64 << 20;
 
 /// A descriptor that a stranger gave us, or a socket that a stranger can send to.
@@ -35,7 +36,7 @@ const QUICKLY_FREED: i64 = 64 << 20;
 pub struct Stranger<T: Into<OwnedFd>>(ManuallyDrop<T>);
 
 impl<T: Into<OwnedFd>> Stranger<T> {
-    /// Trusts it, which means that whoever drops it closes it.
+    /// Unwraps the descriptor. From then on its holder pays for closing it.
     #[must_use]
     pub fn trust(mut self) -> T {
         // SAFETY: taken out once: `self` is forgotten below and does not drop.
@@ -75,14 +76,14 @@ impl<T: Into<OwnedFd>> Drop for Stranger<T> {
     }
 }
 
-/// Whether closing it cannot sleep. No call in here can either, also if others have the same file.
+/// Whether closing it cannot sleep. No call in here can either, even if others hold the same file.
 fn closes_at_once(fd: &OwnedFd) -> bool {
     match option(fd, libc::SO_DOMAIN) {
         Some(libc::AF_UNIX) if option(fd, libc::SO_TYPE) == Some(libc::SOCK_STREAM) => {
             is_empty_stream(fd)
         }
         Some(_) => false,
-        // Shared memory, which has a release of its own that gives the pages back.
+        // Shared memory, whose own release function gives the pages back.
         None => {
             fcntl(fd, FcntlArg::F_GET_SEALS).is_ok()
                 && fstat(fd).is_ok_and(|stat| stat.st_size <= QUICKLY_FREED)
@@ -90,7 +91,8 @@ fn closes_at_once(fd: &OwnedFd) -> bool {
     }
 }
 
-/// Ends a Unix stream, so that nothing more can come, and says whether nothing lies unread in it.
+/// Shuts a Unix stream down, so that nothing more can arrive, and returns whether nothing is unread
+/// in it.
 fn is_empty_stream(fd: &OwnedFd) -> bool {
     if shutdown(fd.as_raw_fd(), Shutdown::Both).is_err() {
         return false;
@@ -98,7 +100,7 @@ fn is_empty_stream(fd: &OwnedFd) -> bool {
     if option(fd, libc::SO_ACCEPTCONN) == Some(1) {
         return drain_listener(fd);
     }
-    // One that is not connected could be given a queue by others who have it.
+    // An unconnected socket could be given a queue by other holders.
     if getpeername::<UnixAddr>(fd.as_raw_fd()).is_err() {
         return false;
     }
@@ -109,7 +111,7 @@ fn is_empty_stream(fd: &OwnedFd) -> bool {
     told == 0 && unread == 0
 }
 
-/// Takes the connections that wait; the listener is shut down, so that they do not become more.
+/// Takes the connections that wait; the listener is shut down, so that no more arrive.
 fn drain_listener(fd: &OwnedFd) -> bool {
     loop {
         let flags = libc::SOCK_CLOEXEC;
@@ -133,7 +135,7 @@ fn drain_listener(fd: &OwnedFd) -> bool {
     }
 }
 
-/// An option of any socket; `None` if it is no socket. (nix has no `SO_DOMAIN`.)
+/// An option of any socket; `None` if it is not a socket. (nix has no `SO_DOMAIN`.)
 pub(super) fn option(fd: &impl AsFd, option: libc::c_int) -> Option<libc::c_int> {
     let mut value: libc::c_int = 0;
     let mut length: libc::socklen_t = 4;
@@ -154,7 +156,7 @@ pub(super) fn option(fd: &impl AsFd, option: libc::c_int) -> Option<libc::c_int>
 struct Closing {
     waiting: VecDeque<OwnedFd>,
     threads: usize,
-    /// No threads: it waits for [`take_unclosed`].
+    /// No threads: descriptors wait for [`take_unclosed`].
     kept: bool,
 }
 
@@ -174,26 +176,26 @@ fn close_elsewhere(fd: OwnedFd) {
             .stack_size(STACK);
         match thread.spawn(close_those_that_wait) {
             Ok(_) => closing.threads += 1,
-            // It waits for the next thread then.
+            // The descriptor waits for the next thread then.
             Err(error) => log::warn!("no thread that closes a descriptor: {error}"),
         }
     }
 }
 
-/// From now on no threads close what this process drops: it is kept until somebody
-/// [takes](take_unclosed) it. For a process that has a better way, such as another process that exits.
+/// From now on no threads close the descriptors that this process drops: they are kept until
+/// [`take_unclosed`]. For a process that has a better way, such as another process that exits.
 pub fn keep_unclosed() {
     let mut closing = CLOSING.lock().unwrap_or_else(PoisonError::into_inner);
     closing.kept = true;
 }
 
-/// How many descriptors wait to be closed, by a thread or by whoever takes them.
+/// Descriptors that wait to be closed, by a thread or through [`take_unclosed`].
 pub fn unclosed() -> usize {
     let closing = CLOSING.lock().unwrap_or_else(PoisonError::into_inner);
     closing.waiting.len()
 }
 
-/// Takes up to `most` of the descriptors that wait to be closed, first those that wait longest.
+/// Takes up to `most` of the descriptors that wait to be closed, the oldest first.
 pub fn take_unclosed(most: usize) -> Vec<Stranger<OwnedFd>> {
     let mut closing = CLOSING.lock().unwrap_or_else(PoisonError::into_inner);
     let count = most.min(closing.waiting.len());

@@ -1,9 +1,9 @@
 #![forbid(unsafe_code)]
-//! The reactor's descriptors, and which channel stands on them.
+//! The reactor's descriptors, and the channels registered on them.
 //!
-//! Two epoll descriptors: `sources` has what the world says (event channels, doorbells, deaths, the
-//! timer), and is drained by [`Core::turn`] alone, under the lock, by whichever thread comes first;
-//! `public` has `sources` and `queued`, which says that tokens wait for [`Reactor::wait`].
+//! Two epoll descriptors. `sources` has the external events (event channels, doorbells, deaths, the
+//! timer) and is drained by [`Core::turn`] alone, under the lock, by whichever thread comes first.
+//! `public` has `sources` and `queued`; the latter says that tokens wait for [`Reactor::wait`].
 //!
 //! [`Reactor::wait`]: super::Reactor::wait
 
@@ -33,7 +33,7 @@ use crate::local::stranger::Stranger;
 const EVENT_CHANNELS: u64 = 0;
 const TIMER: u64 = 1;
 
-/// What a reactor and its channels share.
+/// State that a reactor and its channels share.
 #[derive(Debug)]
 pub(crate) struct Core {
     sources: Epoll,
@@ -71,7 +71,7 @@ impl Core {
         })
     }
 
-    /// What the world says, without the tokens that wait.
+    /// The descriptor of external events, without the tokens that wait.
     pub(super) fn sources(&self) -> BorrowedFd<'_> {
         self.sources.0.as_fd()
     }
@@ -80,7 +80,7 @@ impl Core {
         self.lock().channels.len()
     }
 
-    /// Does one turn's work and hands out tokens.
+    /// Does one turn's work and moves tokens to `ready`.
     pub(super) fn poll(&self, ready: &mut Vec<Token>) -> io::Result<()> {
         let mut state = self.lock();
         self.take_events(&mut state)?;
@@ -102,7 +102,7 @@ impl Core {
         Ok(())
     }
 
-    /// Does one turn's work; tokens wait for [`poll`](Self::poll).
+    /// Does one turn's work; its tokens wait for [`poll`](Self::poll).
     pub(super) fn turn(&self) -> io::Result<()> {
         let mut state = self.lock();
         let outcome = self.take_events(&mut state);
@@ -139,8 +139,8 @@ impl Core {
         Ok(insert(&mut state, id, Bell::Local(bell), Some(death)))
     }
 
-    /// Puts a channel with an event channel on the reactor. `open` makes the handle if it is the
-    /// first; `bind` binds the port.
+    /// Puts a channel with an event channel on the reactor. `open` makes the handle for the first
+    /// one; `bind` binds the port.
     pub(super) fn add_port<E: From<Error>>(
         &self,
         death: Option<Death>,
@@ -166,7 +166,7 @@ impl Core {
         Ok((place, events, port))
     }
 
-    /// Takes a channel off: nobody looks at its descriptors any more, its port is unbound.
+    /// Takes a channel off: its descriptors are no longer watched, its port is unbound.
     pub(super) fn remove(&self, id: u64) {
         let mut state = self.lock();
         let Some(entry) = state.channels.remove(&id) else {
@@ -184,7 +184,7 @@ impl Core {
                     log::warn!("{error}");
                 }
             }
-            // Not left to the close: the peer has the same file open.
+            // Not left to the close: the peer holds the same file open.
             Bell::Local(bell) => drop(self.sources.delete(bell)),
         }
         self.unwatch(entry.death.as_ref());
@@ -210,7 +210,7 @@ impl Core {
         };
     }
 
-    /// A bounded part of what has happened becomes tokens and flags.
+    /// Turns a bounded number of events into tokens and flags.
     fn take_events(&self, state: &mut State) -> io::Result<()> {
         let mut events = [EpollEvent::empty(); BATCH];
         let count = match self.sources.wait(&mut events, EpollTimeout::ZERO) {
@@ -223,7 +223,7 @@ impl Core {
             match event.data() {
                 EVENT_CHANNELS => state.take_ports(now)?,
                 TIMER => {
-                    // Read, so that it is silent until it is set again.
+                    // Read so that it stays silent until it is set again.
                     let _ = self.timer.wait();
                     state.timer = None;
                 }
@@ -239,8 +239,8 @@ impl Core {
         self.set_timer(state, now)
     }
 
-    /// Lets a local bell be silent until `until`. Off the epoll descriptor, so that no ring costs
-    /// anything here.
+    /// Silences a local bell until `until` by taking it off the epoll descriptor, so that no ring
+    /// costs anything here.
     fn turn_off(&self, state: &mut State, id: u64, until: Instant) -> io::Result<()> {
         if let Some(entry) = state.channels.get_mut(&id)
             && let Bell::Local(bell) = &entry.bell
@@ -252,7 +252,7 @@ impl Core {
         Ok(())
     }
 
-    /// Lets those ring again who have been silent for long enough.
+    /// Restores the bells whose silence is over.
     fn turn_on(&self, state: &mut State, now: Instant) -> io::Result<()> {
         while let Some(&(at, id)) = state.off.first()
             && at <= now
@@ -269,7 +269,8 @@ impl Core {
                     }
                 }
                 Bell::Local(bell) => {
-                    // Always readable, so this reports what came meanwhile, if anything did.
+                    // A bell is always readable, so this reports a ring that came meanwhile, if
+                    // there was one.
                     entry.turned_on = true;
                     self.sources.add(bell, edges(id))?;
                 }
@@ -334,7 +335,7 @@ fn insert(state: &mut State, id: u64, bell: Bell, death: Option<Death>) -> Place
     }
 }
 
-/// What to be told about the local bell of channel `id`.
+/// The epoll events of the local bell of channel `id`.
 fn edges(id: u64) -> EpollEvent {
     EpollEvent::new(EpollFlags::EPOLLIN | EpollFlags::EPOLLET, 2 * id)
 }

@@ -52,7 +52,7 @@ impl Shared {
         value
     }
 
-    /// What a peer does.
+    /// Rings as a peer does.
     pub(crate) fn ring(&self, port: u32) {
         self.with(|state| state.ring(Port(port)));
     }
@@ -242,7 +242,7 @@ fn a_storm_is_slowed_down_and_others_are_heard() {
     }
     // 64 at once, and then one each 32 ms.
     assert!((65..2_000).contains(&heard), "{heard} of the storm");
-    // What it rings while it is off comes once it is on again, by the timer alone.
+    // Its rings while it is off arrive once it is on again, by the timer alone.
     device.ring(storm.0);
     let mut ready = Vec::new();
     while !ready.contains(&noisy.token()) {

@@ -1,13 +1,14 @@
 #![forbid(unsafe_code)]
-//! How soon a peer may ring again. Pure: the caller brings the time.
+//! Limits how soon a peer may ring again. Pure: the caller supplies the time.
 
 use std::time::{Duration, Instant};
 
-/// Rings in a row that move nothing before the next is put off.
+/// Rings in a row without any progress before the next is delayed.
 const FREE: u32 = 64;
-/// How long the first and the later ones are put off: doubled each time, up to the second.
+/// The first and the longest delay: doubled each time.
 const DELAY: (Duration, Duration) = (Duration::from_millis(1), Duration::from_millis(32));
-/// Silence that forgives: longer than the longest delay, which the peer has no choice about.
+/// A silence this long resets the count; longer than the longest delay, which the peer cannot
+/// avoid.
 const FORGIVING_SILENCE: Duration = Duration::from_millis(100);
 
 /// Counts the rings of one peer that led to nothing.
@@ -18,8 +19,8 @@ pub(crate) struct Limiter {
 }
 
 impl Limiter {
-    /// Notes a ring at `now`. `moved` says whether an index of the channel has moved since the
-    /// ring before. Returns how long the peer is kept from ringing again.
+    /// Notes a ring at `now`. `moved`: an index of the channel has moved since the previous ring.
+    /// Returns how long the peer must be kept from ringing again.
     pub(crate) fn ring(&mut self, moved: bool, now: Instant) -> Duration {
         let silent = self
             .last
@@ -55,7 +56,7 @@ mod tests {
         for _ in 0..8 {
             let delay = limiter.ring(false, now);
             delays.push(delay);
-            // As soon as it may.
+            // At the earliest moment allowed.
             now += delay;
         }
         assert_eq!(delays, [1, 2, 4, 8, 16, 32, 32, 32].map(after));

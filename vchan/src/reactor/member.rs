@@ -1,5 +1,5 @@
 #![forbid(unsafe_code)]
-//! A channel's side of its reactor: what a backend needs to be a doorbell.
+//! A channel's side of its reactor: the parts that a backend needs to be a doorbell.
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
@@ -35,8 +35,8 @@ impl Member {
         Ok(Self::at(core, core.add_bell(bell, stream)?))
     }
 
-    /// Puts a channel with an event channel on the reactor. `open` makes the handle if it is the
-    /// first; `bind` binds the port.
+    /// Puts a channel with an event channel on the reactor. `open` makes the handle for the first
+    /// one; `bind` binds the port.
     pub(crate) fn with_port<E: From<Error>>(
         core: &Arc<Core>,
         death: Option<Death>,
@@ -59,7 +59,7 @@ impl Member {
         self.token
     }
 
-    /// For [`Backend::moved`](crate::backend::Backend::moved).
+    /// Implements [`Backend::moved`](crate::backend::Backend::moved).
     #[inline]
     pub(crate) fn moved(&self) {
         // Pairs with nothing: a step that is noticed one ring late changes little.
@@ -72,12 +72,12 @@ impl Member {
         self.slot.hung_up.load(Ordering::Acquire)
     }
 
-    /// For [`Backend::poll_fd`](crate::backend::Backend::poll_fd).
+    /// Implements [`Backend::poll_fd`](crate::backend::Backend::poll_fd).
     pub(crate) fn poll_fd(&self) -> BorrowedFd<'_> {
         let own = self.slot.own.get().unwrap_or_else(|| self.make_own());
         match own {
             Some(own) => own.both.0.as_fd(),
-            // Readable more often than it should be, but always when it should.
+            // Readable more often than necessary, but never too seldom.
             None => self.core.as_fd(),
         }
     }
@@ -90,7 +90,7 @@ impl Member {
                     .inspect_err(|errno| log::warn!("cannot sleep on one channel alone: {errno}"))
                     .ok()
             });
-            // What was heard before there was anything to wake.
+            // Events received before this descriptor existed.
             if self.slot.rang.load(Ordering::Acquire) || self.hung_up() {
                 self.slot.wake();
             }
@@ -98,9 +98,9 @@ impl Member {
         })
     }
 
-    /// For [`Backend::acknowledge`](crate::backend::Backend::acknowledge).
+    /// Implements [`Backend::acknowledge`](crate::backend::Backend::acknowledge).
     pub(crate) fn acknowledge(&self) -> io::Result<bool> {
-        // Only those who poll a descriptor of the channel's own have to make it silent.
+        // Only a channel with a descriptor of its own has one to silence.
         if let Some(own) = self.slot.own.get() {
             self.core.turn()?;
             if let Some(own) = own {

@@ -1,10 +1,10 @@
 #![forbid(unsafe_code)]
 //! Many channels, one descriptor, one loop.
 //!
-//! A channel of its own costs an event-channel handle and a descriptor to poll. A [`Reactor`] has
-//! one handle on `/dev/xen/evtchn` (opened with the first channel over Xen) and one descriptor for
-//! any number of channels, over Xen and [`local`](crate::local) alike. [`Reactor::wait`] tells
-//! which of them may make progress:
+//! A channel outside a reactor costs an event-channel handle and a descriptor to poll. A
+//! [`Reactor`] has one handle on `/dev/xen/evtchn` (opened with the first channel over Xen) and one
+//! descriptor for any number of channels, over Xen and [`local`](crate::local) alike.
+//! [`Reactor::wait`] reports which of them may make progress:
 //!
 //! ```
 //! use std::collections::HashMap;
@@ -49,24 +49,24 @@
 //! ```
 //!
 //! # Rules
-//! * A token comes when the peer has rung or is found dead, once however often it rang. It stands
-//!   for *may*: the call it leads to may still report "would block".
-//! * As with every descriptor that tells of changes only: after a token, go on until `try_read`
-//!   or `try_write` reports that it would block, or ask for the token again with
-//!   [`Handle::again`]. A new channel needs its first `try_*` calls without a token.
-//! * Tokens come in the order in which they became ready, and one that is asked for again goes to
-//!   the end: nobody waits for more than one turn of all others.
-//! * Every channel keeps all its calls. Those that wait may be used on any thread, also on the one
-//!   that otherwise sits in [`Reactor::wait`]; meanwhile they do the reactor's work, and what they
-//!   learn of other channels comes out of the next [`Reactor::wait`]. A channel on which a call
-//!   has slept holds two more descriptors from then on.
+//! * A token comes when the peer has rung or is found dead, once however often it rang. It means
+//!   that a call *may* make progress: the call may still report "would block".
+//! * Readiness is edge-triggered: after a token, go on until `try_read` or `try_write` reports that
+//!   it would block, or request the token again with [`Handle::again`]. A new channel needs its
+//!   first `try_*` calls without a token.
+//! * Tokens come in the order in which they became ready, and one requested again goes to the end:
+//!   no channel waits for more than one turn of all others.
+//! * Every channel keeps all its calls. Those that wait may be used on any thread, including the
+//!   one that otherwise sits in [`Reactor::wait`]; meanwhile they do the reactor's work, and the
+//!   next [`Reactor::wait`] reports the events they took for other channels. A channel on which a
+//!   call has slept holds two more descriptors from then on.
 //! * Channels outlive their reactor: without it, calls that wait and [`AsFd`] of the channel go on.
 //!
 //! # Peers that ring without end
-//! A peer can raise its event channel again as soon as it has been unmasked. One whose rings move
-//! nothing, 64 times in a row, is unmasked late: after 1 ms, then 2, up to 32 ms. An index that
-//! moves, or a tenth of a second of silence, forgives it. Until then it costs this side some 30
-//! short looks a second, and the other channels nothing.
+//! A peer can raise its event channel again as soon as it has been unmasked. After 64 rings in a
+//! row that move nothing, its channel is unmasked late: after 1 ms, then 2, up to 32 ms. An index
+//! that moves, or a tenth of a second of silence, resets this. Until then it costs this side some
+//! 30 short checks a second, and the other channels nothing.
 
 mod core;
 mod limiter;
@@ -97,7 +97,7 @@ pub struct Reactor {
     handle: Handle,
 }
 
-/// What puts channels on a [`Reactor`], from any thread.
+/// A handle that puts channels on a [`Reactor`], from any thread.
 #[derive(Debug, Clone)]
 pub struct Handle {
     core: Arc<Core>,
@@ -118,13 +118,13 @@ impl Reactor {
         })
     }
 
-    /// What puts channels on this reactor.
+    /// The handle that puts channels on this reactor.
     pub fn handle(&self) -> &Handle {
         &self.handle
     }
 
-    /// Replaces what is in `ready` by the channels that may make progress, at most 64, in the
-    /// order in which they became so. Waits for the first of them; leaves `ready` empty at
+    /// Replaces the contents of `ready` by the channels that may make progress, at most 64, in the
+    /// order in which they became ready. Waits for the first of them; leaves `ready` empty at
     /// `deadline`, which may lie in the past.
     ///
     /// # Errors
@@ -132,8 +132,8 @@ impl Reactor {
     pub fn wait(&mut self, ready: &mut Vec<Token>, deadline: Instant) -> Result<()> {
         let core = &self.handle.core;
         loop {
-            // Read before the look, so that there is one after the deadline; and rings that lead to no
-            // token must not hold us here.
+            // Read before checking, so that one check follows the deadline; and rings that lead to
+            // no token must not hold us here.
             let now = Instant::now();
             core.poll(ready).map_err(failed)?;
             if !ready.is_empty() || now >= deadline {
@@ -154,12 +154,12 @@ impl AsFd for Reactor {
 
 impl Handle {
     /// Has [`Reactor::wait`] report `token` once more, after all that are ready now: for work that
-    /// was cut short to give others their turn. A token whose channel is gone is forgotten.
+    /// was cut short to give others their turn. A token whose channel is gone is ignored.
     pub fn again(&self, token: Token) {
         self.core.again(token);
     }
 
-    /// How many channels, and servers that wait for a client, are on the reactor.
+    /// Channels, and servers that wait for a client, on the reactor.
     pub fn len(&self) -> usize {
         self.core.len()
     }

@@ -1,5 +1,5 @@
 #![forbid(unsafe_code)]
-//! The events that a reactor has received for one channel, where the channel finds them.
+//! The flags through which a reactor and one of its channels communicate.
 
 use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::OnceLock;
@@ -8,20 +8,20 @@ use std::sync::atomic::AtomicBool;
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags};
 use nix::sys::eventfd::{EfdFlags, EventFd};
 
-/// What the reactor has heard for one channel, and what the channel tells it.
+/// Events received for one channel, and that channel's notes to the reactor.
 #[derive(Debug, Default)]
 pub(super) struct Slot {
     pub(super) rang: AtomicBool,
     /// The peer's socket has hung up, or its domain is gone.
     pub(super) hung_up: AtomicBool,
-    /// An index of ours has moved since the last ring.
+    /// An index of this side has moved since the last ring.
     pub(super) moved: AtomicBool,
-    /// Made when somebody wants to sleep on this channel alone; `None` if that failed.
+    /// Made when a thread first sleeps on this channel alone; `None` if that failed.
     pub(super) own: OnceLock<Option<Own>>,
 }
 
-/// For those who sleep on one channel: whatever happens to the reactor, since nobody else may be
-/// there to take it, and what another thread has taken for this channel.
+/// For threads that sleep on one channel: wakes them for any event of the reactor, since there may
+/// be no other thread to take it, and for events that another thread has taken for this channel.
 #[derive(Debug)]
 pub(super) struct Own {
     pub(super) both: Epoll,
@@ -29,7 +29,7 @@ pub(super) struct Own {
 }
 
 impl Slot {
-    /// Wakes who sleeps on this channel alone.
+    /// Wakes the threads that sleep on this channel alone.
     pub(super) fn wake(&self) {
         if let Some(Some(own)) = self.own.get() {
             // Fails only if the counter is full, and then it is readable already.

@@ -1,5 +1,5 @@
 #![forbid(unsafe_code)]
-//! A reactor's knowledge of its channels, and its conclusions from their rings and deaths.
+//! A reactor's state of its channels, updated by their rings and deaths.
 
 use std::collections::{BTreeSet, HashMap, VecDeque};
 use std::io;
@@ -13,7 +13,7 @@ use super::limiter::Limiter;
 use super::slot::Slot;
 use super::watched::{Bell, Death};
 
-/// The most that one turn takes from each source, and hands out as tokens.
+/// The most events that one turn takes from each source, and tokens that it hands out.
 pub(super) const BATCH: usize = 64;
 
 #[derive(Debug, Default)]
@@ -27,9 +27,9 @@ pub(super) struct State {
     pub(super) ready: VecDeque<u64>,
     /// `queued` is readable.
     pub(super) signalled: bool,
-    /// Whose bells are off until when.
+    /// The channels whose bells are off, by the time at which they go on again.
     pub(super) off: BTreeSet<(Instant, u64)>,
-    /// What the timer is set to.
+    /// The time that the timer is set to.
     pub(super) timer: Option<Instant>,
 }
 
@@ -41,9 +41,9 @@ pub(super) struct Entry {
     pub(super) limiter: Limiter,
     /// It is in `ready`.
     pub(super) queued: bool,
-    /// Its bell is off until then.
+    /// The bell is off until then.
     pub(super) off: Option<Instant>,
-    /// Its bell was turned on again, which looks like a ring.
+    /// The bell was turned on again, which looks like a ring.
     pub(super) turned_on: bool,
 }
 
@@ -53,7 +53,7 @@ impl State {
         self.last_id
     }
 
-    /// Puts a channel at the end of the queue, unless it is in it.
+    /// Puts a channel at the end of the queue, unless it is queued already.
     pub(super) fn push(&mut self, id: u64) {
         if let Some(entry) = self.channels.get_mut(&id)
             && !std::mem::replace(&mut entry.queued, true)
@@ -62,7 +62,7 @@ impl State {
         }
     }
 
-    /// Notes a ring. Says for how long the peer must not ring again, if at all.
+    /// Notes a ring. Returns how long the peer must be kept from ringing again, if at all.
     pub(super) fn rang(&mut self, id: u64, now: Instant) -> Option<Duration> {
         self.push(id);
         let entry = self.channels.get_mut(&id)?;
@@ -86,7 +86,7 @@ impl State {
         }
     }
 
-    /// Reads pending ports and lets them ring again, at once or later.
+    /// Reads pending ports and unmasks them, at once or later.
     pub(super) fn take_ports(&mut self, now: Instant) -> io::Result<()> {
         let Some(events) = self.events.clone() else {
             return Ok(());
@@ -100,7 +100,7 @@ impl State {
         let mut kept = 0;
         for index in 0..count {
             let port = ports[index];
-            // A port that was unbound while it was pending is nobody's.
+            // A port that was unbound while pending belongs to no channel.
             let Some(&id) = self.ports.get(&port) else {
                 continue;
             };
@@ -117,13 +117,13 @@ impl State {
                 }
             }
         }
-        // Before anybody looks at the rings: what comes later rings again.
+        // Before any ring is looked at: a later event rings again.
         events.unmask_many(&ports[..kept])?;
         Ok(())
     }
 
-    /// The kernel's list of ports overflowed: anybody may have rung. Those whose bells are off have
-    /// been heard already.
+    /// The kernel's list of ports overflowed: any peer may have rung. Those whose bells are off
+    /// have been noted already.
     fn recover(&mut self, events: &dyn EventChannels) -> io::Result<()> {
         log::warn!("more events than the kernel's list holds: looking at every channel");
         events.reset()?;

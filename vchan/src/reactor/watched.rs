@@ -10,19 +10,19 @@ use xen_sys::Port;
 use crate::local::bell;
 use crate::local::stranger::Stranger;
 
-/// How the peer of one channel rings us.
+/// The doorbell by which the peer of one channel rings us.
 #[derive(Debug)]
 pub(super) enum Bell {
     /// A port of the reactor's event-channel handle.
     Port(Port),
-    /// One that reports each ring once and is never read.
+    /// A bell that reports each ring once and is never read.
     Local(Arc<bell::Bell>),
 }
 
-/// What tells that the peer of one channel is gone.
+/// The source that reports the end of a channel's peer.
 #[derive(Debug)]
 pub(crate) enum Death {
-    /// Readable, for ever, once the peer's domain is gone.
+    /// Readable for ever once the peer's domain is gone.
     Domain(Box<dyn Domain>),
     /// Hangs up when the peer's process ends.
     Stream(Arc<Stranger<UnixStream>>),

@@ -6,7 +6,7 @@ use super::error::RegionError;
 /// Checks that `len` bytes at `offset` lie within `region` bytes.
 ///
 /// # Errors
-/// [`RegionError::OutOfBounds`], also where the end is beyond all numbers.
+/// [`RegionError::OutOfBounds`], also where the end overflows.
 pub(super) fn check(offset: usize, len: usize, region: usize) -> Result<(), RegionError> {
     if offset <= region && len <= region - offset {
         return Ok(());

@@ -1,16 +1,16 @@
 #![forbid(unsafe_code)]
 //! Errors of a shared region. None of them ends the channel.
 
-/// Why a call on a region did not do what it was asked.
+/// The reasons for which a call on a region can fail.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum RegionError {
     /// The bytes asked for do not lie within the region.
     #[error("{len} bytes at offset {offset} are outside the region of {region} bytes")]
     OutOfBounds {
-        /// Where they start.
+        /// Offset of the first byte.
         offset: u64,
-        /// How many.
+        /// Bytes asked for.
         len: u64,
         /// Bytes of the region.
         region: u64,
@@ -76,7 +76,7 @@ pub enum RegionError {
     List {
         /// The grant reference concerned.
         reference: u32,
-        /// What about it.
+        /// The rule it breaks.
         problem: &'static str,
     },
     /// This kind of channel has no regions.
@@ -84,17 +84,17 @@ pub enum RegionError {
     Unsupported(String),
 }
 
-/// What is wrong with a ticket.
+/// The field of a ticket that is wrong.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum TicketError {
     /// Not 48 bytes.
     #[error("it has {0} bytes")]
     Length(usize),
-    /// It does not start as a ticket does.
+    /// The magic number is wrong.
     #[error("it does not start as one")]
     Magic,
-    /// Of another version of this crate.
+    /// From another version of this crate.
     #[error("it has version {0}, this side knows 1")]
     Version(u16),
     /// A carrier that does not exist, or is not that of this channel.
@@ -109,13 +109,13 @@ pub enum TicketError {
     /// Id 0.
     #[error("its id is 0")]
     Id,
-    /// No length, or one that no memory has.
+    /// A length of 0, or one beyond any memory.
     #[error("it is for {0} bytes")]
     RegionLength(u64),
 }
 
 impl RegionError {
-    /// One line on what a person can do about it.
+    /// One line: the remedy, for people.
     pub fn advice(&self) -> &'static str {
         match self {
             Self::OutOfBounds { .. } | Self::Misaligned { .. } => {

@@ -1,10 +1,10 @@
 #![forbid(unsafe_code)]
 //! The list of a region's data pages on Xen.
 //!
-//! The header page holds the first 960 grant references. What does not fit there is in further
-//! pages, which the peer may only read: each starts with the reference of the next (0 in the last),
-//! followed by 1,023 references. How many there are follows from the region's length, never from
-//! what the pages say.
+//! The header page holds the first 960 grant references. The rest are in further pages, which the
+//! peer may only read: each starts with the reference of the next (0 in the last), followed by
+//! 1,023 references. The number of further pages follows from the region's length, never from the
+//! contents of the pages.
 
 use std::sync::atomic::Ordering;
 
@@ -53,7 +53,7 @@ pub(crate) fn write(header: &Region, further: Option<&Region>, further_refs: &[u
 /// `map` maps one further page by its reference.
 ///
 /// # Errors
-/// [`RegionError::List`]; what `map` says.
+/// [`RegionError::List`], and those of `map`.
 pub(crate) fn read<E: From<RegionError>>(
     header: &Region,
     header_ref: u32,
@@ -77,7 +77,7 @@ pub(crate) fn read<E: From<RegionError>>(
     Ok(data)
 }
 
-/// A further page must differ from all before it: a list must not lead in a circle.
+/// Checks that a further page differs from all before it, so that the list cannot form a loop.
 fn check(next: u32, others: &[u32]) -> Result<(), RegionError> {
     let problem = match next {
         0 => "ends the list too early",
@@ -90,7 +90,7 @@ fn check(next: u32, others: &[u32]) -> Result<(), RegionError> {
     })
 }
 
-/// Refuses a page that would show up at two places.
+/// Refuses a page that is listed twice.
 fn check_all(data: &[u32], others: &[u32]) -> Result<(), RegionError> {
     let mut sorted = [data, others].concat();
     sorted.sort_unstable();

@@ -1,5 +1,5 @@
 #![forbid(unsafe_code)]
-//! The header page of a region: whose it is, and the state of its two sides.
+//! The header page of a region: its ticket, and the state of its two sides.
 //!
 //! | offset | what | written by |
 //! |---|---|---|
@@ -9,11 +9,11 @@
 //! | 128 | peer's state | see below; the peer's kernel sets 0 when the page is unmapped |
 //! | 256.. | grant references of the data pages, see [`grant_list`](super::grant_list) | owner |
 //!
-//! The peer's state goes `AWAITED` → `MAPPED` (peer) → `RELEASED` (peer or its kernel), or `AWAITED`
-//! → `RELEASED` (owner, which revokes what nobody has mapped). Both first steps are
-//! compare-exchanges of the same byte, so one of them wins. The page then serves the next region:
-//! a peer that claims looks at the ticket once more, and gives a claim of the wrong region back,
-//! `MAPPED` → `AWAITED`.
+//! The peer's state goes `AWAITED` → `MAPPED` (peer) → `RELEASED` (peer or its kernel), or
+//! `AWAITED` → `RELEASED` (owner, which revokes a region that nobody has mapped). Both first steps
+//! are compare-exchanges of the same byte, so one of them wins. The page then serves the next
+//! region: a peer that has claimed checks the ticket once more, and undoes a claim of the wrong
+//! region, `MAPPED` → `AWAITED`.
 
 use super::error::RegionError;
 use super::ticket::{TICKET_BYTES, Ticket};
@@ -51,7 +51,7 @@ pub(crate) struct Header {
 }
 
 impl Header {
-    /// Takes a region of one page; writable, except to look at one with [`check`](Self::check).
+    /// Takes a region of one page; writable, except for use with [`check`](Self::check) alone.
     ///
     /// # Panics
     /// If it is not one page; backends map it themselves.
@@ -64,7 +64,7 @@ impl Header {
     pub(super) fn initialise(&self, ticket: &Ticket) {
         self.page.copy_in(0, &ticket.encode());
         self.owner_state().store(owner::OPEN, Ordering::SeqCst);
-        // Last: what a peer needs to see before it may map.
+        // Last: the peer may map once it sees this.
         self.peer_state().store(peer::AWAITED, Ordering::SeqCst);
     }
 
@@ -90,14 +90,14 @@ impl Header {
         }
     }
 
-    /// Peer: declares the region of `ticket`, which was [checked](Self::check), mapped. From a yes on
-    /// it must [`release`](Self::release) it, where no kernel does. One claim at a time, so that none
-    /// meets one that is given back.
+    /// Peer: declares the region of `ticket`, which was [checked](Self::check), mapped. Once this
+    /// has returned `Ok`, the caller must [`release`](Self::release) the region where no kernel
+    /// does. Claims are made one at a time, so that none meets one that is being undone.
     ///
     /// # Errors
-    /// [`RegionError::Used`], also if the owner has revoked it just now. [`RegionError::Stale`] if the
-    /// owner has revoked it and made another of its memory since the check: the claim was given
-    /// back, and the owner, which may wait for that, should be rung.
+    /// [`RegionError::Used`], also if the owner has just revoked it. [`RegionError::Stale`] if the
+    /// owner has revoked it since the check and made another region of its memory: the claim was
+    /// undone, and the owner, which may be waiting for that, should be rung.
     pub(super) fn claim(&self, ticket: &Ticket) -> Result<(), RegionError> {
         self.peer_state()
             .compare_exchange(
@@ -107,17 +107,17 @@ impl Header {
                 Ordering::SeqCst,
             )
             .map_err(|_| RegionError::Used)?;
-        // What is claimed does not change any more.
+        // Once claimed, the ticket does not change any more.
         self.check_ticket(ticket).inspect_err(|_| {
-            // Pairs with `is_released`: an owner that revokes meanwhile looks again.
+            // Pairs with `is_released`: an owner that revokes meanwhile checks again.
             self.peer_state().store(peer::AWAITED, Ordering::SeqCst);
         })
     }
 
-    /// Peer: whether the owner lets it go on, from one load.
+    /// Peer: whether the owner still allows access, from one load.
     ///
     /// # Errors
-    /// Why not.
+    /// The reason if it does not.
     #[inline]
     pub(super) fn check_open(&self) -> Result<(), RegionError> {
         // Pairs with the stores in `initialise`, `revoke` and `close`.
@@ -129,7 +129,7 @@ impl Header {
         }
     }
 
-    /// Peer: says that its mapping is gone, where no kernel does.
+    /// Peer: declares its mapping gone, where no kernel does.
     pub(super) fn release(&self) {
         // Pairs with the load in `is_released`.
         self.peer_state().store(peer::RELEASED, Ordering::SeqCst);
@@ -145,9 +145,9 @@ impl Header {
         self.owner_state().store(owner::CLOSED, Ordering::SeqCst);
     }
 
-    /// Owner, of what it has revoked: whether the peer, by its own word, has no mapping and gets none.
+    /// Owner, after a revocation: whether the peer claims to have no mapping and can get none.
     pub(super) fn is_released(&self) -> bool {
-        // Nobody has mapped it: nobody will (pairs with `claim`).
+        // Nobody has mapped it, and nobody can any more (pairs with `claim`).
         let refused = self.peer_state().compare_exchange(
             peer::AWAITED,
             peer::RELEASED,

@@ -1,12 +1,12 @@
 #![forbid(unsafe_code)]
 //! All regions of one channel, on this side: limits, and the end they share.
 //!
-//! # What a peer that never unmaps can cost
-//! Pages that were granted to a peer may stay mapped there for as long as it likes, and no
-//! interface tells whether they are: the peer's state byte is only its claim. So the pages of an
-//! ended region stay with the channel. Once the peer claims to have let go, they serve the next
-//! region; a peer that lied there sees bytes that were meant for it anyway. In this way all
-//! regions of a channel together never take more pages than its limit, whatever the peer does.
+//! # The cost of a peer that never unmaps
+//! Pages granted to a peer may stay mapped there for as long as it likes, and no interface tells
+//! whether they are: the peer's state byte is only its claim. So the pages of an ended region stay
+//! with the channel. Once the peer claims to have unmapped them, they serve the next region; a peer
+//! that lied sees bytes that were meant for it anyway. In this way all regions of a channel
+//! together never take more pages than its limit, whatever the peer does.
 
 use super::error::RegionError;
 use super::header::Header;
@@ -18,16 +18,15 @@ use crate::sync::atomic::{AtomicUsize, Ordering};
 use crate::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use crate::wire::layout::PAGE;
 
-/// The most regions of a channel that this side has made and not ended, and as many that it has
-/// mapped.
+/// The most live regions that this side makes in a channel, and separately the most that it maps.
 pub const MOST_REGIONS: usize = 64;
 
-/// The most regions whose memory a channel holds, those that have ended among them: each costs a
-/// few descriptors.
+/// The most regions whose memory a channel holds, including ended ones: each costs a few
+/// descriptors.
 const MOST_HELD: usize = 4 * MOST_REGIONS;
 
-/// Bytes of all regions that this side makes in a channel, and as many of those that it maps,
-/// unless told otherwise: 64 MiB.
+/// The default limit in bytes, 64 MiB, for all regions that this side makes in a channel, and
+/// separately for those that it maps.
 pub const DEFAULT_LIMIT: usize = 64 << 20;
 
 /// The regions of one channel.
@@ -43,22 +42,22 @@ struct State {
     closed: bool,
     limit: usize,
     last_id: u64,
-    /// Pages of everything that this side has made: in use, ended, being made.
+    /// Pages of everything that this side has made: in use, ended, or in the making.
     own_pages: usize,
     own: Vec<Arc<OwnedCell>>,
     /// Memory of ended regions.
     kept: Vec<Arc<Owner>>,
     /// Pages of everything that is mapped, or being mapped.
     mapped_pages: usize,
-    /// Ids of what is being mapped.
+    /// Ids of the regions being mapped.
     mapping: Vec<u64>,
     mapped: Vec<Arc<MappedCell>>,
-    /// Headers of the peer's that were mapped for regions that never came to be; see
+    /// Headers of the peer's that were mapped for regions that could not be claimed; see
     /// [`Ledger::keep_unclaimed`].
     unclaimed: Vec<Header>,
 }
 
-/// Where the memory of a new region comes from.
+/// The source of a new region's memory.
 pub(super) enum Source {
     /// An ended region's, all of whose users are gone.
     Kept(Arc<Owner>),
@@ -92,7 +91,7 @@ impl Ledger {
     }
 
     /// Owner: finds memory for a region that needs `total` pages, `data` of them for its bytes, or
-    /// reserves them; with its id.
+    /// reserves that many pages. Returns the source and the region's id.
     pub(super) fn begin(
         &self,
         data: usize,
@@ -105,7 +104,7 @@ impl Ledger {
             return Err(RegionError::TooMany(MOST_REGIONS));
         }
         let free = |owner: &Arc<Owner>| is_free(owner, peer_alive);
-        // The least that fits, so that the large ones stay for large regions.
+        // The smallest that fits, so that the large ones stay for large regions.
         let fitting = (0..state.kept.len())
             .filter(|&at| {
                 let owner = &state.kept[at];
@@ -150,7 +149,7 @@ impl Ledger {
         !state.closed
     }
 
-    /// Owner: the region has ended; its memory stays for another, unless the channel is closed.
+    /// Owner: the region has ended; its memory is kept for another, unless the channel is closed.
     pub(super) fn end(&self, cell: &Arc<OwnedCell>) {
         let mut state = self.lock();
         state.own.retain(|own| !Arc::ptr_eq(own, cell));
@@ -160,7 +159,7 @@ impl Ledger {
         }
     }
 
-    /// Owner: lets go of the memory of ended regions that nobody holds, as far as the peer says.
+    /// Owner: frees the memory of ended regions that nobody holds, as far as the peer's claims go.
     pub(super) fn give_back(&self, peer_alive: bool) {
         let mut state = self.lock();
         let given: Vec<_> = state
@@ -173,7 +172,7 @@ impl Ledger {
             .sum::<usize>();
     }
 
-    /// Owner: memory of a region that was never handed out.
+    /// Owner: keeps the memory of a region that was never handed out.
     pub(super) fn keep(&self, memory: Arc<Owner>) {
         let mut state = self.lock();
         if !state.closed {
@@ -184,7 +183,7 @@ impl Ledger {
     /// Peer: reserves the pages of a mapping.
     pub(super) fn begin_mapping(&self, id: u64, pages: usize) -> Result<(), RegionError> {
         let mut state = self.lock();
-        // A second mapping that ends would take back the peer's state of the first.
+        // Two mappings share the peer's state byte: the end of one would end the other.
         if state.mapped.iter().any(|cell| cell.id == id) || state.mapping.contains(&id) {
             return Err(RegionError::Used);
         }
@@ -204,25 +203,26 @@ impl Ledger {
         Ok(())
     }
 
-    /// Peer: claims the region of `ticket`, under the lock for the reason in [`Header::claim`].
+    /// Peer: claims the region of `ticket`, under the lock for the reason given at
+    /// [`Header::claim`].
     pub(super) fn claim(&self, header: &Header, ticket: &Ticket) -> Result<(), RegionError> {
         let _one_at_a_time = self.lock();
         header.claim(ticket)
     }
 
-    /// Peer: the mapping did not come about.
+    /// Peer: the mapping failed.
     pub(super) fn abandon_mapping(&self, id: u64, pages: usize) {
         let mut state = self.lock();
         state.mapping.retain(|&mapping| mapping != id);
         state.mapped_pages -= pages;
     }
 
-    /// Peer: keeps a header mapped that was not claimed, and whose unmapping a kernel would tell: by
-    /// then it may be the header of another region, whose state that would end. A page each, until
-    /// the channel ends or its peer.
+    /// Peer: keeps a header mapped that was not claimed and whose unmapping a kernel would report:
+    /// by then the page may be the header of another region, whose state that report would end.
+    /// Costs a page each, until the channel or its peer ends.
     pub(super) fn keep_unclaimed(&self, header: Header) {
         let mut state = self.lock();
-        // An owner that makes more than that come to nothing does harm to itself.
+        // An owner that lets more than that come to nothing harms only itself.
         if !state.closed && state.unclaimed.len() < MOST_REGIONS {
             state.unclaimed.push(header);
         }
@@ -244,14 +244,14 @@ impl Ledger {
         self.end_mappings(|mapped| Arc::ptr_eq(mapped, cell));
     }
 
-    /// The peer is gone: nothing of its memory stays mapped. The end of its domain waits for that.
+    /// The peer is gone: unmaps all of its memory. The end of its domain waits for that.
     pub(crate) fn peer_gone(&self) {
         self.end_mappings(|_| true);
         let unclaimed = std::mem::take(&mut self.lock().unclaimed);
         drop(unclaimed);
     }
 
-    /// The doorbell rang: unmaps what its owner has revoked or closed.
+    /// The doorbell rang: unmaps the regions that their owner has revoked or closed.
     #[inline]
     pub(crate) fn sweep(&self) {
         // Pairs with the stores in `add_mapping` and `end_mappings`.
@@ -268,13 +268,13 @@ impl Ledger {
             self.mapped.store(state.mapped.len(), Ordering::Release);
             ended
         };
-        // Unmapped without the lock: it rings the owner, through the channel.
+        // Unmapped without the lock: that rings the owner, through the channel.
         for cell in ended {
             drop(cell.take());
         }
     }
 
-    /// This side closes the channel: all its regions end.
+    /// This side closes the channel: ends all its regions.
     pub(crate) fn close(&self) {
         let (own, kept) = {
             let mut state = self.lock();
@@ -313,7 +313,7 @@ pub(super) fn data_pages(bytes: usize) -> Result<usize, RegionError> {
     }
 }
 
-/// Header of memory, as both sides of the module need it.
+/// The header of `memory`, for both sides of the module.
 pub(super) fn header(memory: &OwnerMemory) -> Header {
     Header::new(memory.header.share())
 }

@@ -24,7 +24,7 @@ pub struct MappedRegion {
     ticket: Ticket,
 }
 
-/// Maps the region that `bytes` is the ticket of.
+/// Maps the region whose ticket is `bytes`.
 pub(super) fn map(channel: &Arc<Shared>, bytes: &[u8], deadline: Instant) -> Result<MappedRegion> {
     channel.check()?;
     if channel.peer_gone()? {
@@ -38,7 +38,7 @@ pub(super) fn map(channel: &Arc<Shared>, bytes: &[u8], deadline: Instant) -> Res
         Err(error) => {
             channel.regions.abandon_mapping(ticket.id, pages);
             return Err(match error {
-                // Not a ticket that came too late, but memory that nobody may offer.
+                // Not a ticket that came too late, but memory that no rule-abiding peer offers.
                 Error::Peer(error) => channel.fail(error),
                 error => error,
             });
@@ -74,7 +74,7 @@ pub(super) fn map(channel: &Arc<Shared>, bytes: &[u8], deadline: Instant) -> Res
     if !channel.regions.add_mapping(&region.cell) {
         return Err(Error::Closed);
     }
-    // An end that was noticed before the mapping was listed found nothing to unmap.
+    // A peer's death that was noticed before the mapping was listed found nothing to unmap.
     match channel.peer_gone()? {
         true => Err(channel.end(0)),
         false => Ok(region),
@@ -89,7 +89,7 @@ impl MappedRegion {
         usize::try_from(self.ticket.length).unwrap_or(usize::MAX)
     }
 
-    /// What the two sides may do.
+    /// The accesses allowed to each side.
     pub fn access(&self) -> Access {
         self.ticket.access
     }
@@ -104,8 +104,8 @@ impl MappedRegion {
         view::read(self.usable()?.data()?, self.len(), offset, to)
     }
 
-    /// Copies `from` into the region at `offset`. An owner that reads a message sent afterwards
-    /// over the channel also finds these bytes.
+    /// Copies `from` into the region at `offset`. An owner that receives a later message over the
+    /// channel also sees these bytes.
     ///
     /// # Errors
     /// As [`read_at`](Self::read_at); [`RegionError::ReadOnly`] with [`Access::PeerReads`].
@@ -129,8 +129,8 @@ impl MappedRegion {
         view::store(self.writable()?.data()?, self.len(), offset, value)
     }
 
-    /// The address of `len` bytes at `offset`, for those who hand it to a device or a system call.
-    /// The bytes stay mapped while the view lives, and an owner that revokes waits for that.
+    /// The address of `len` bytes at `offset`, to be handed to a device or a system call. The bytes
+    /// stay mapped while the view lives, and a revocation by the owner waits for that.
     ///
     /// # Errors
     /// As [`read_at`](Self::read_at).

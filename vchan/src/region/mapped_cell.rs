@@ -9,14 +9,14 @@ use crate::error::{Error, Result};
 use crate::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use crate::wire::shm::Region;
 
-/// The channel of a mapping, as far as the mapping needs it.
+/// The part of a channel that a mapping needs.
 pub(crate) trait RingsPeer: Debug + Send + Sync {
     /// Rings the peer, which then looks at the headers of its regions.
     fn ring(&self);
 }
 
-/// What channel and [`MappedRegion`](super::MappedRegion) both hold; the mapping goes when either
-/// of them ends.
+/// The state that channel and [`MappedRegion`](super::MappedRegion) share; the mapping goes when
+/// either of them ends.
 #[derive(Debug)]
 pub(super) struct MappedCell {
     pub(super) id: u64,
@@ -27,7 +27,7 @@ pub(super) struct MappedCell {
 /// The mapping, until its last user is done.
 #[derive(Debug)]
 pub(super) struct Mapping {
-    /// `None` only while it is dropped.
+    /// `None` only during the drop.
     data: Option<Region>,
     header: Header,
     kernel_tells: bool,
@@ -35,7 +35,8 @@ pub(super) struct Mapping {
 }
 
 impl Mapping {
-    /// Of `data`, whose claimed `header` the kernel releases itself if it `tells`.
+    /// A mapping of `data`, with its claimed `header`. With `tells` the kernel releases the header
+    /// when it is unmapped.
     pub(super) fn new(
         data: Region,
         header: Header,

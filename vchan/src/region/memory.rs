@@ -7,23 +7,23 @@ use super::ticket::Carrier;
 use crate::wire::layout::PAGE;
 use crate::wire::shm::Region;
 
-/// Memory that this side has made for regions of its own, one after the other.
+/// Memory that this side has made for its regions, one after the other.
 #[derive(Debug)]
 pub struct OwnerMemory {
     /// The header page, writable for both sides. Unmapping it sets the owner's state to 0.
     pub header: Region,
     /// The data pages, writable here.
     pub data: Region,
-    /// Further pages of the list of grant references; only kept, not looked at.
+    /// Further pages of the list of grant references; only kept alive here.
     pub list: Option<Region>,
-    /// What a ticket says about this memory.
+    /// The carrier that a ticket for this memory names.
     pub carrier: Carrier,
     /// The memfds of header and data, where the peer needs them.
     pub descriptors: Option<[OwnedFd; 2]>,
 }
 
 impl OwnerMemory {
-    /// All pages it consists of.
+    /// Its pages in all, including the list's.
     pub fn pages(&self) -> usize {
         1 + (self.data.len() + self.list.as_ref().map_or(0, Region::len)) / PAGE
     }

@@ -54,22 +54,22 @@
 //! # }
 //! ```
 //!
-//! # Who can make one
-//! On Xen the side that may grant: everybody. The side that maps needs to be allowed to: on XCP-ng
-//! dom0 only, so there the guest makes the region. Grants count against the kernel's limit, 1,024
-//! pages by default, of which a region takes one more than its bytes need, and one more for each
-//! further 1,023 pages beyond 960.
+//! # Who can make a region
+//! On Xen any domain may grant pages; mapping them needs permission. On XCP-ng only dom0 may map,
+//! so there the guest makes the region. Grants count against the kernel's limit, 1,024 pages by
+//! default. A region takes one page more than its bytes need, and one more for each further 1,023
+//! pages beyond 960.
 //!
-//! # What is guaranteed
-//! * Every access is checked against the region's length; a side that may only read has a
-//!   read-only mapping, and pages that are read-only for it.
-//! * Bytes are copied: nobody holds a reference to memory that the peer changes.
+//! # Guarantees
+//! * Every access is checked against the region's length; a side that may only read has a read-only
+//!   mapping of pages that are read-only for it.
+//! * Bytes are copied: no reference to memory that the peer can change exists.
 //! * A ticket, the header page and the list of pages are copied once, checked, then used. A ticket
 //!   that is wrong or too late is an error and nothing else.
 //! * After [`OwnedRegion::revoke`] the peer has unmapped; one that does not obey is an error at the
-//!   deadline. What the pages of such regions can amount to is [limited](Regions::set_limit): the
-//!   pages of ended regions stay with the channel for its next ones, unless they are
-//!   [given back](Regions::give_back).
+//!   deadline. The pages that such regions can hold are [limited](Regions::set_limit): the pages of
+//!   ended regions stay with the channel for its next ones, unless they are [given
+//!   back](Regions::give_back).
 //! * Regions end with their channel, with the process, and with the domain of either side. A
 //!   mapping does not keep a dead domain in `xl list`.
 
@@ -101,7 +101,7 @@ use crate::channel::Channel;
 use crate::channel::channel_state::Shared;
 use crate::error::{Error, Result};
 
-/// Makes and maps regions of one channel; stays with whoever needs it when the channel is
+/// Makes and maps regions of one channel; can be used by any thread after the channel is
 /// [split](Channel::split). Does not keep the channel open.
 #[derive(Debug, Clone)]
 pub struct Regions(Weak<Shared>);
@@ -111,34 +111,35 @@ impl Regions {
     ///
     /// # Errors
     /// [`RegionError::Limit`], [`RegionError::TooMany`], [`RegionError::Empty`]; [`Error::Os`] when
-    /// the kernel grants no more pages, with the limit to raise; the end of the channel. Whatever
-    /// had been set up by then is undone.
+    /// the kernel grants no more pages, with the limit to raise; the end of the channel. A failure
+    /// leaves nothing behind.
     pub fn create(&self, bytes: usize, access: Access) -> Result<OwnedRegion> {
         owned::create(&self.channel()?, bytes, access)
     }
 
-    /// Maps the region that `ticket`, as it came from the peer, stands for.
+    /// Maps the region of `ticket`, the bytes received from the peer.
     ///
     /// # Errors
     /// [`Error::Region`] if it is not a ticket, its region has ended, or this side's limits do not
-    /// allow it; [`Error::Os`] where the pages cannot be mapped; [`Error::TimedOut`] at `deadline`
-    /// if they did not come; the end of the channel.
+    /// allow it; [`Error::Os`] where the pages cannot be mapped; [`Error::TimedOut`] if the pages
+    /// had not arrived by `deadline`; the end of the channel.
     pub fn map(&self, ticket: &[u8], deadline: Instant) -> Result<MappedRegion> {
         mapped::map(&self.channel()?, ticket, deadline)
     }
 
-    /// Sets how many bytes all regions together may take that this side makes in the channel, and
-    /// as many again that it maps. Regions that the peer has not let go count, and so do ended ones
-    /// whose pages wait for the next. What exists already stays.
+    /// Sets the limit in bytes for all regions together that this side makes in the channel, and
+    /// separately for those that it maps. Regions that the peer still holds count, and so do ended
+    /// ones whose pages are kept for the next. Existing regions stay.
     pub fn set_limit(&self, bytes: usize) {
         if let Some(channel) = self.0.upgrade() {
             channel.regions.set_limit(bytes);
         }
     }
 
-    /// Gives the pages of ended regions back, as far as the peer says that it has let them go,
-    /// instead of keeping them for the channel's next regions. For peers whose word counts, such as
-    /// dom0: one that lies keeps pages of the kernel's busy beyond every [limit](Self::set_limit).
+    /// Frees the pages of ended regions, as far as the peer claims to have unmapped them, instead
+    /// of keeping them for the channel's next regions. Only for peers that are trusted with this,
+    /// such as dom0: one that lies keeps pages of the kernel busy beyond every
+    /// [limit](Self::set_limit).
     pub fn give_back(&self) {
         if let Some(channel) = self.0.upgrade() {
             channel.regions.give_back(channel.backend.peer_alive());
@@ -167,7 +168,7 @@ impl Channel {
         mapped::map(self.shared(), ticket, deadline)
     }
 
-    /// The regions of this channel, also for when it is split.
+    /// The regions of this channel; remains usable after it is split.
     pub fn regions(&self) -> Regions {
         Regions(Arc::downgrade(self.shared()))
     }

@@ -1,5 +1,5 @@
 #![forbid(unsafe_code)]
-//! The side that made a region.
+//! A region on the side that made it.
 
 use std::time::{Duration, Instant};
 
@@ -13,14 +13,14 @@ use crate::error::{Error, Result};
 use crate::sync::{Arc, Weak};
 use crate::wire::layout::PAGE;
 
-/// How often a revocation rings the peer again: one that copied when the bell rang looks only now.
+/// Interval at which a revocation rings the peer again: a peer that was copying when the bell rang
+/// sees the revocation only now.
 const RING_AGAIN_INTERVAL: Duration = Duration::from_millis(100);
 
 /// A region that this side made and its peer may map. See the [module](super).
 ///
-/// Dropping it revokes the region without waiting. Its pages stay set aside for the next region of
-/// the same channel, and are given back when the channel is closed
-/// ([or before](super::Regions::give_back)).
+/// Dropping it revokes the region without waiting. Its pages are kept for the next region of the
+/// same channel, and freed when the channel is closed ([or before](super::Regions::give_back)).
 #[derive(Debug)]
 pub struct OwnedRegion {
     cell: Arc<OwnedCell>,
@@ -40,7 +40,7 @@ pub(super) fn create(channel: &Arc<Shared>, bytes: usize, access: Access) -> Res
     let (id, source) = channel.regions.begin(data, total, access, alive)?;
     let owner = match source {
         Source::Kept(owner) => {
-            // Nobody finds what the last region held.
+            // The peer must not find the last region's bytes.
             owner.memory.data.part(0, data * PAGE).zero();
             owner
         }
@@ -91,8 +91,8 @@ fn nonce() -> Result<[u8; 16]> {
 }
 
 impl OwnedRegion {
-    /// The bytes by which the peer maps the region. They go over the channel, in whatever protocol
-    /// the application speaks; they serve once.
+    /// The bytes by which the peer maps the region, once. Send them over the channel, in whatever
+    /// protocol the application uses.
     pub fn ticket(&self) -> [u8; TICKET_BYTES] {
         self.cell.ticket.encode()
     }
@@ -104,7 +104,7 @@ impl OwnedRegion {
         usize::try_from(self.cell.ticket.length).unwrap_or(usize::MAX)
     }
 
-    /// What the two sides may do.
+    /// The accesses allowed to each side.
     pub fn access(&self) -> Access {
         self.cell.ticket.access
     }
@@ -118,8 +118,8 @@ impl OwnedRegion {
         view::read(&self.usable()?.memory.data, self.len(), offset, to)
     }
 
-    /// Copies `from` into the region at `offset`. A peer that reads a message sent afterwards over
-    /// the channel also finds these bytes.
+    /// Copies `from` into the region at `offset`. A peer that receives a later message over the
+    /// channel also sees these bytes.
     ///
     /// # Errors
     /// [`RegionError::OutOfBounds`]; [`RegionError::ReadOnly`] with [`Access::PeerWrites`];
@@ -146,7 +146,7 @@ impl OwnedRegion {
         view::store(&owner.memory.data, self.len(), offset, value)
     }
 
-    /// The address of `len` bytes at `offset`, for those who hand it to a device or a system call.
+    /// The address of `len` bytes at `offset`, to be handed to a device or a system call.
     ///
     /// # Errors
     /// As [`read_at`](Self::read_at).
@@ -160,8 +160,8 @@ impl OwnedRegion {
     /// Takes the region back: from now on every access of the peer fails, and it is asked to unmap.
     /// Waits until it has. This side may use the region until it is dropped.
     ///
-    /// What the wait takes note of is not reported again: after this call use `try_*` calls before
-    /// polling the channel's descriptor.
+    /// The wait consumes events without reporting them again: after this call use `try_*` calls
+    /// before polling the channel's descriptor.
     ///
     /// # Errors
     /// [`RegionError::StillHeld`] at `deadline`: the call may be repeated. [`Error::Closed`].
@@ -169,10 +169,10 @@ impl OwnedRegion {
         let owner = self.usable()?;
         owner.header.revoke();
         loop {
-            // Held for one round only, so that another thread's close is not held back.
+            // Held for one round only, so as not to delay another thread's close.
             let channel = self.channel.upgrade().ok_or(Error::Closed)?;
             channel.check()?;
-            // Read before the look, so that there is one after the deadline.
+            // Read before checking, so that one check follows the deadline.
             let now = Instant::now();
             let mut free = || owner.header.is_released() || !channel.backend.peer_alive();
             if free() {

@@ -1,12 +1,13 @@
 #![forbid(unsafe_code)]
-//! A region that this side made, as the channel's ledger and its user both hold it.
+//! A region that this side made, shared by the channel's ledger and its user.
 
 use super::header::Header;
 use super::memory::OwnerMemory;
 use super::ticket::{Access, Ticket};
 use crate::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-/// What channel and [`OwnedRegion`](super::OwnedRegion) both hold; the memory goes when either of them ends.
+/// The state that channel and [`OwnedRegion`](super::OwnedRegion) share; the memory goes when
+/// either of them ends.
 #[derive(Debug)]
 pub(super) struct OwnedCell {
     pub(super) ticket: Ticket,

@@ -13,8 +13,8 @@
 //! | 40 | grant reference of the header page u32; 0 with descriptors |
 //! | 44 | reserved u32, 0 |
 //!
-//! Numbers are little-endian. The same bytes stand at the start of the region's header page, so
-//! that a ticket whose region is gone is recognised.
+//! Numbers are little-endian. The same bytes are at the start of the region's header page, so that
+//! a ticket whose region is gone is recognised.
 
 use super::error::{RegionError, TicketError};
 use crate::wire::layout::PAGE;
@@ -25,11 +25,12 @@ pub const TICKET_BYTES: usize = 48;
 const MAGIC: [u8; 4] = *b"vcrg";
 const VERSION: u16 = 1;
 
-/// What a region lets its two sides do. The owner reads always; so does the peer, since memory
-/// that can be written but not read does not exist.
+/// The accesses that a region allows its two sides. The owner can always read; so can the peer,
+/// since no mapping is writable but not readable.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Access {
-    /// The owner writes. The peer's pages are read-only: neither side's program can get around it.
+    /// The owner writes. The peer's pages are read-only: no program of the peer's can get around
+    /// that.
     PeerReads,
     /// The peer writes; [`OwnedRegion`](super::OwnedRegion) refuses to.
     PeerWrites,
@@ -57,12 +58,12 @@ impl Access {
     }
 }
 
-/// How the memory of a region gets to the peer.
+/// The way by which the memory of a region gets to the peer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Carrier {
     /// By grant references, starting with that of the header page.
     Grants {
-        /// Its grant reference.
+        /// Grant reference of the header page.
         header: u32,
     },
     /// By descriptors, which are sent beside the channel.
@@ -72,15 +73,15 @@ pub enum Carrier {
 /// A ticket, valid by itself: every field is in its range.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Ticket {
-    /// Unique among the regions of one owner and channel.
+    /// Unique among the regions of one owner within a channel.
     pub id: u64,
-    /// Random; tells the region from all others.
+    /// Random; distinguishes the region from all others.
     pub nonce: [u8; 16],
     /// Bytes; at least 1.
     pub length: u64,
     /// The sides that may write.
     pub access: Access,
-    /// How the memory comes.
+    /// The carrier of the memory.
     pub carrier: Carrier,
 }
 
@@ -103,7 +104,7 @@ impl Ticket {
         bytes
     }
 
-    /// From bytes of a peer.
+    /// Decodes bytes of a peer.
     ///
     /// # Errors
     /// [`RegionError::Ticket`] with the field that is wrong.

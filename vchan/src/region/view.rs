@@ -1,5 +1,5 @@
 #![forbid(unsafe_code)]
-//! Access to the bytes of a region, checked.
+//! Checked access to the bytes of a region.
 
 use std::any::Any;
 use std::fmt;
@@ -38,11 +38,10 @@ pub(super) fn store(data: &Region, len: usize, offset: usize, value: u64) -> Res
     Ok(())
 }
 
-/// Some bytes of a region by their address, mapped while this lives.
+/// The address of some bytes of a region, mapped while this lives.
 ///
-/// Getting the address is safe; what is done with it is up to `unsafe` code elsewhere, which
-/// **must not make a reference** to the bytes (the peer may change them at any time) nor use the
-/// address after the view is gone.
+/// Getting the address is safe. `unsafe` code that uses it **must not make a reference** to the
+/// bytes (the peer may change them at any time) nor use the address after the view is gone.
 pub struct View {
     bytes: Region,
     writable: bool,
@@ -76,7 +75,7 @@ impl View {
         self.bytes.pointer(0, 0)
     }
 
-    /// How many bytes.
+    /// Bytes of the view.
     pub fn len(&self) -> usize {
         self.bytes.len()
     }

@@ -1,34 +1,36 @@
 #![forbid(unsafe_code)]
-//! How long a reader of small messages lets them gather before it looks again.
+//! The pauses by which a reader of small messages lets them gather before it looks again.
 //!
-//! A reader that is faster than the writer finds one small message at each look, and each look takes
-//! the index's cache line away from the writer: both then run at the speed of that exchange. A few
-//! pauses let a batch gather, which costs one exchange. Where nothing more comes the pauses are
-//! lost, so they are made only while they pay, and never by a side that answers what it reads.
+//! A reader that is faster than the writer finds one small message at each look, and each look
+//! takes the index's cache line away from the writer: both then run at the speed of that exchange.
+//! A few pauses let a batch gather, which costs one exchange. If nothing more arrives the pauses
+//! are wasted, so they are made only while they pay, and never by a side that answers the messages
+//! it reads.
 
-/// Pauses of the processor at first, and at most: half a microsecond.
+/// The first and the largest number of processor pauses; the largest takes half a microsecond.
 const PAUSES: (u32, u32) = (2, 16);
 /// Messages that make a batch.
 const BATCH: u32 = 8;
-/// Bytes from which on a message is worth an exchange of its own.
+/// A message of at least this many bytes is worth an exchange of its own.
 const LARGE: u32 = 4096;
-/// Looks to let pass after pauses did not pay: at first, and at most.
+/// Looks to skip after pauses did not pay: at first, and at most.
 const REST: (u32, u32) = (4, 1024);
 
 /// The pauses of one reader.
 #[derive(Debug)]
 pub(crate) struct Linger {
-    /// Of the next look.
+    /// Pauses before the next look.
     pauses: u32,
-    /// Bytes wanted by the look under way, and whether there were pauses before it.
+    /// Bytes wanted by the look under way.
     wanted: u32,
+    /// Pauses preceded the look under way.
     paused: bool,
     /// The last look found too little.
     little: bool,
-    /// Looks to let pass.
+    /// Looks still to skip.
     rest: u32,
     next_rest: u32,
-    /// How far this side had written at the last look.
+    /// This side's write index at the last look.
     sent: u32,
 }
 
@@ -45,8 +47,8 @@ impl Linger {
         }
     }
 
-    /// How many pauses to make before a look for `wanted` bytes, on a side that has written up to the
-    /// index `sent`.
+    /// The number of pauses to make before a look for `wanted` bytes, on a side that has written up
+    /// to the index `sent`.
     #[inline]
     pub(crate) fn pauses(&mut self, wanted: u32, sent: u32) -> u32 {
         let answers = std::mem::replace(&mut self.sent, sent) != sent;
@@ -68,7 +70,7 @@ impl Linger {
     #[inline]
     pub(crate) fn found(&mut self, bytes: u32) {
         if bytes == 0 {
-            // A wait follows, and what it finds says nothing about these pauses.
+            // A wait follows; its result says nothing about these pauses.
             self.little = false;
             return;
         }

@@ -1,9 +1,9 @@
 #![forbid(unsafe_code)]
 //! The costs of waiting on this machine: a look at the ring, a reading of the clock, a wake-up.
 //!
-//! Measured once in a process. On hardware a look takes 10 to 50 ns, the clock as long, and waking
-//! a sleeper 5 to 50 µs. In an emulator a wake-up takes 300 µs and more, and a PV guest that must ask
-//! Xen for the time waits 80 µs for it.
+//! Measured once per process. On hardware a look takes 10 to 50 ns, reading the clock about as
+//! long, and waking a sleeper 5 to 50 µs. In an emulator a wake-up takes 300 µs and more, and a PV
+//! guest that must ask Xen for the time waits 80 µs for it.
 
 use std::sync::OnceLock;
 use std::time::{Duration, Instant};
@@ -11,17 +11,17 @@ use std::time::{Duration, Instant};
 use nix::poll::ppoll;
 use nix::sys::time::TimeSpec;
 
-/// How long a wait looks at the ring at most, unless told otherwise, on hardware: more than waking a
-/// peer takes there. Where system calls take longer than 5 µs it is 200 of them, which is what a few
-/// wake-ups take: a message may have to wake several domains one after the other.
+/// The default for the longest time that a wait polls the ring, on hardware: more than waking a
+/// peer takes there. Where system calls take longer than 5 µs it is 200 of them, which equals a few
+/// wake-ups: a message may have to wake several domains one after the other.
 pub const DEFAULT_SPIN: Duration = Duration::from_millis(1);
 const DEFAULT_SPIN_CALLS: u32 = 200;
 
 /// Pauses of the processor between two thorough looks.
 pub(crate) const RESTS: u32 = 64;
 
-/// The part of the time of looking that reading the clock, blind to the ring, may take: one of so
-/// many.
+/// Reading the clock, during which the ring is not watched, may take one part in this many of the
+/// time spent polling.
 const CLOCK_SHARE: u32 = 8;
 
 /// The costs.
@@ -29,14 +29,14 @@ const CLOCK_SHARE: u32 = 8;
 pub(crate) struct Pace {
     /// [`RESTS`] pauses.
     turn: Duration,
-    /// So many of them at least between two readings of the clock.
+    /// The least number of turns between two readings of the clock.
     turns: u32,
     /// [`DEFAULT_SPIN`] for this machine.
     pub(crate) default_spin: Duration,
 }
 
 impl Pace {
-    /// Those of this machine.
+    /// The costs of this machine.
     pub(crate) fn here() -> Self {
         static PACE: OnceLock<Pace> = OnceLock::new();
         *PACE.get_or_init(|| {
@@ -70,19 +70,20 @@ impl Pace {
         u32::try_from(fit).unwrap_or(u32::MAX).clamp(1, self.turns)
     }
 
-    /// How long so many pauses take.
+    /// The time that this many pauses take.
     pub(crate) fn time_of(&self, pauses: u32) -> Duration {
         self.turn.saturating_mul(pauses) / RESTS
     }
 
-    /// When `turns` turns began that are over `now`.
+    /// The start of `turns` turns that end at `now`.
     pub(crate) fn before(&self, now: Instant, turns: u32) -> Instant {
         now.checked_sub(self.turn.saturating_mul(turns))
             .unwrap_or(now)
     }
 }
 
-/// The shortest time of a few, with that for reading the clock: any of them may be interrupted.
+/// The shortest time of a few runs, including the reading of the clock: any of them may be
+/// interrupted.
 fn least(work: impl Fn()) -> Duration {
     let times = (0..4).map(|_| {
         let start = Instant::now();

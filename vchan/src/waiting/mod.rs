@@ -1,9 +1,9 @@
 #![forbid(unsafe_code)]
-//! How one half of a channel waits: for how long it looks at the ring, and how it sleeps.
+//! How one half of a channel waits: for how long it polls the ring, and how it sleeps.
 //!
-//! `spin` looks, for as long as `spin_window` allows and at the pace that `machine_costs` measured;
-//! `waiters`, `backend_poll` and `poll` sleep. `batching` and `stream_distance` wait a little although there is
-//! something to do, so that the next step is a larger one.
+//! `spin` polls, for as long as `spin_window` allows and at the rate that `machine_costs` measured;
+//! `waiters`, `backend_poll` and `poll` sleep. `batching` and `stream_distance` wait a little
+//! although there is something to do, so that the next step is a larger one.
 
 pub(crate) mod backend_poll;
 pub(crate) mod batching;

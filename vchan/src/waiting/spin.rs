@@ -1,8 +1,9 @@
 #![forbid(unsafe_code)]
-//! Looking at the ring again and again before going to sleep.
+//! Polling the ring before going to sleep.
 //!
-//! Waking a sleeper costs an event, an interrupt and a scheduler; see [`machine_costs`](crate::waiting::machine_costs). Looking
-//! costs a processor. How long to look is decided in [`spin_window`](crate::waiting::spin_window).
+//! Waking a sleeper costs an event, an interrupt and a scheduler; see
+//! [`machine_costs`](crate::waiting::machine_costs). Polling costs a processor.
+//! [`spin_window`](crate::waiting::spin_window) decides for how long to poll.
 
 use std::time::{Duration, Instant};
 
@@ -10,12 +11,12 @@ use crate::error::Result;
 use crate::waiting::machine_costs::{Pace, RESTS};
 use crate::waiting::spin_window::Window;
 
-/// Looks after which the rest between two looks becomes one pause longer.
+/// Looks after which the rest between two looks grows by one pause.
 const LOOKS: u32 = 8;
 /// The longest rest between two looks, in pauses.
 const LONGEST_REST: u32 = 8;
 
-/// The looking of one waiting half.
+/// The polling of one waiting half.
 #[derive(Debug)]
 pub(crate) struct Spin {
     window: Window,
@@ -24,7 +25,7 @@ pub(crate) struct Spin {
 }
 
 impl Spin {
-    /// Looks for at most `max`; never if that is zero.
+    /// Polls for at most `max`; never if that is zero.
     pub(crate) fn new(max: Duration) -> Self {
         Self {
             window: Window::new(max),
@@ -33,7 +34,7 @@ impl Spin {
         }
     }
 
-    /// Sets the longest window; what was counted stays.
+    /// Sets the longest window; its history stays.
     pub(crate) fn set_max(&mut self, max: Duration) {
         self.window = Window::new(max);
     }
@@ -43,15 +44,15 @@ impl Spin {
         self.window.max()
     }
 
-    /// Whether looking has paid lately, or has not been tried.
+    /// Whether polling has paid lately, or has not been tried.
     #[inline]
     pub(crate) fn pays(&self) -> bool {
         self.window.pays()
     }
 
-    /// Calls `ready` until it says yes, the window is over, or the deadline; now and then it is
-    /// told to look thoroughly. `bytes` have been moved so far. Returns whether it did, and since when
-    /// this took part in the wait.
+    /// Calls `ready` until it returns true, the window is over, or the deadline; its argument now
+    /// and then asks for a thorough look. `bytes` have been moved so far. Returns how polling
+    /// ended, and since when this took part in the wait.
     #[inline]
     pub(crate) fn run(
         &mut self,
@@ -72,8 +73,8 @@ impl Spin {
             while rested < RESTS {
                 let rest = (1 + looks / LOOKS).min(LONGEST_REST);
                 looks = looks.saturating_add(1);
-                // Leaves the core to its sibling, and the line to the peer that is to write it: each
-                // look takes the line away from a writer, who may be about to write more.
+                // Leaves the core to its sibling, and the cache line to the peer: each look takes
+                // the line away from a writer, which may be about to write more.
                 for _ in 0..rest {
                     std::hint::spin_loop();
                 }
@@ -105,22 +106,22 @@ impl Spin {
         }
     }
 
-    /// Learns from a wait that looking did not end: how long it was, looking included.
+    /// Learns from a wait that polling did not end: `total` is its length, polling included.
     pub(crate) fn waited(&mut self, total: Duration) {
         self.window.waited(total);
     }
 }
 
-/// How looking ended.
+/// The outcome of polling.
 #[derive(Debug)]
 pub(crate) enum Looked {
-    /// With what was waited for.
+    /// The awaited condition holds.
     Ready,
-    /// Without.
+    /// It does not.
     Nothing {
-        /// Since when the wait has lasted.
+        /// Start of the wait.
         start: Instant,
-        /// What the clock says.
+        /// The latest reading of the clock.
         now: Instant,
     },
 }

@@ -1,10 +1,10 @@
 #![forbid(unsafe_code)]
 //! How long a wait may look at the ring before it sleeps: the decision, without a clock.
 //!
-//! A look is worth its processor time only if it spares a sleep and a wake-up, and that is not up to
-//! this side alone: the peer must be running meanwhile. Where both share a processor, or a hypervisor
-//! has fewer than it promises, it is not, and neither the number of processors nor their load tells. So
-//! the decision follows from how looks end:
+//! A look is worth its processor time only if it spares a sleep and a wake-up, and that is not up
+//! to this side alone: the peer must be running meanwhile. If both share a processor, or a
+//! hypervisor has fewer than it promises, it is not, and neither the number of processors nor their
+//! load tells. So the decision follows from how looks end:
 //!
 //! - Each half has a *budget* of time for looking, at most one longest look; it begins full. Looking is
 //!   paid for out of it. Each wait that looking did not end adds a small part of the time it took, so
@@ -25,33 +25,34 @@ use std::time::Duration;
 
 /// A longest look beyond this is as good as this.
 const LONGEST: Duration = Duration::from_secs(24 * 3600);
-/// What a look that found something adds, and the shortest look, as parts of the longest.
+/// A successful look adds the longest look divided by this to the budget.
 const WORTH: i64 = 8;
+/// The shortest look is the longest divided by this.
 const SHORTEST: i64 = 32;
-/// The first look, and the longest that does not follow from those that found something, as parts of the
-/// longest: long enough to see a peer wake up and answer.
+/// The first look is the longest divided by this: long enough to see a peer wake up and answer.
 const FIRST: i64 = 4;
+/// A look that does not follow from successful ones lasts at most the longest divided by this.
 const UNPROVEN: i64 = 2;
-/// What a byte moved after a look that found something adds, in nanoseconds: copying it twice and doing
-/// something with it costs about that.
+/// Nanoseconds that each byte moved after a successful look adds: about the cost of copying it
+/// twice and using it.
 const BYTE: i64 = 1;
-/// One part in this many of the time of waits is added in any case.
+/// One part in this many of the time spent waiting is always added.
 const SHARE: i64 = 64;
-/// A look is this many times as long as those that found something.
+/// A look is this many times as long as successful ones were lately.
 const REACH: i64 = 8;
-/// A wait of up to this many times the longest look may still come from sleeping alone: it holds the
-/// wake-ups of two sides that sleep, and through a relay those of a third.
+/// A wait of up to this many times the longest look may still be due to sleeping alone: it covers
+/// the wake-ups of two sides that sleep, and through a relay those of a third.
 const BOTH_SLEEP: i64 = 4;
 
 /// The decision of one waiting half. All times are in nanoseconds.
 #[derive(Debug)]
 pub(crate) struct Window {
     max: i64,
-    /// How long the next look shall be, if the budget allows it.
+    /// Length of the next look, if the budget allows it.
     reach: i64,
-    /// How long the look under way may be.
+    /// Limit of the look under way.
     look: i64,
-    /// What there is to spend, at most the longest look.
+    /// Time left to spend, at most the longest look.
     budget: i64,
     /// Bytes that this half had moved at the last wait.
     bytes: u64,
@@ -66,7 +67,7 @@ pub(crate) struct Window {
 }
 
 impl Window {
-    /// One for looks of at most `max`; zero: no looking at all.
+    /// A window for looks of at most `max`; zero: no looking at all.
     pub(crate) fn new(max: Duration) -> Self {
         let max = nanos(max.min(LONGEST));
         Self {
@@ -88,12 +89,13 @@ impl Window {
         Duration::from_nanos(self.max.unsigned_abs())
     }
 
-    /// Whether looking pays, or has not been tried. Never if there may be none.
+    /// Whether looking pays, or has not been tried. Never if the longest look is zero.
     pub(crate) fn pays(&self) -> bool {
         self.max > 0 && self.on
     }
 
-    /// How long to look in the wait that begins; zero: not at all. This half has moved `bytes` so far.
+    /// The length of the look in the wait that begins; zero: none. This half has moved `bytes` so
+    /// far.
     pub(crate) fn next(&mut self, bytes: u64) -> Duration {
         let moved = bytes.wrapping_sub(std::mem::replace(&mut self.bytes, bytes));
         self.look = 0;
@@ -111,10 +113,10 @@ impl Window {
         Duration::from_nanos(self.look.unsigned_abs())
     }
 
-    /// A look found what it was for after so long.
+    /// A look succeeded after this time.
     pub(crate) fn hit(&mut self, after: Duration) {
         if nanos(after) > self.look.saturating_mul(2) {
-            // Longer than it would have looked: this thread was not running, and the peer may have
+            // Longer than the look was to last: this thread was not running, and the peer may have
             // been on its processor.
             return self.missed(after);
         }
@@ -124,18 +126,18 @@ impl Window {
         self.helped = true;
         self.on = true;
         let wanted = after.saturating_mul(REACH).clamp(self.least(), self.max);
-        // At once where it must be longer, slowly where it may be shorter.
+        // Grows at once, shrinks slowly.
         self.reach = wanted.max(self.reach - (self.reach - wanted) / 16);
     }
 
-    /// A look found nothing in so long.
+    /// A look of this length failed.
     pub(crate) fn missed(&mut self, after: Duration) {
-        // Beyond that this thread was not running.
+        // Any more than that is time in which this thread was not running.
         self.add(-nanos(after).min(self.look));
         self.found = false;
     }
 
-    /// A wait that looking did not end was over after so long in all.
+    /// A wait that looking did not end took this long in all.
     pub(crate) fn waited(&mut self, total: Duration) {
         let total = nanos(total);
         self.add(total / SHARE);
@@ -174,7 +176,7 @@ mod tests {
         Duration::from_micros(us)
     }
 
-    /// What a half has done in many waits.
+    /// The totals of many waits of one half.
     #[derive(Debug, Default)]
     struct Spent {
         looking: Duration,
@@ -187,8 +189,8 @@ mod tests {
         }
     }
 
-    /// `waits` waits for a peer that answers after `answer` where this half looks for so long, and
-    /// `sleep` after the end of a look that found nothing; `bytes` are moved in each.
+    /// Makes `waits` waits for a peer that answers after `answer` while this half looks, and
+    /// `sleep` after the end of a look that failed; `bytes` are moved in each.
     fn waits(
         window: &mut Window,
         waits: u32,
@@ -354,21 +356,21 @@ mod tests {
         assert!(!window.next(0).is_zero());
     }
 
-    /// Where the two sides of [`round_trips`] run.
+    /// The processors of the two sides of [`round_trips`].
     #[derive(Clone, Copy, PartialEq)]
     enum Processors {
-        /// Each has its own; waking one takes so long.
+        /// Each side has its own; waking one takes this long.
         Two(Duration),
-        /// One at a time; changing over takes so long.
+        /// Both share one; switching takes this long.
         One(Duration),
     }
 
-    /// How long `count` round trips take in which each side spends a microsecond on its message; the
-    /// second waits first.
+    /// The time that `count` round trips take if each side spends a microsecond on its message; the
+    /// second side waits first.
     fn round_trips(sides: &mut [Window; 2], count: u32, processors: Processors) -> Duration {
         let own = us(1);
         let mut now = Duration::ZERO;
-        // Since when the one that waits has waited, and how long it looks.
+        // Since when the waiting side has waited, and how long it looks.
         let (mut since, mut look) = (now, sides[1].next(0));
         for step in 0..2 * count as usize {
             let [one, other] = sides;
@@ -440,7 +442,7 @@ mod tests {
         assert!(then < us(3000), "{then:?}");
     }
 
-    // Found by the one whose processor the peer had meanwhile.
+    // Found by the side whose processor the peer had meanwhile.
     #[test]
     fn what_is_found_after_not_running_did_not_help() {
         let mut window = Window::new(MAX);

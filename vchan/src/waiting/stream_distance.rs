@@ -1,5 +1,5 @@
 #![forbid(unsafe_code)]
-//! How the two sides of a long stream get apart.
+//! How the two sides of a long stream get apart in the ring.
 //!
 //! A reader right behind the writer fetches each line out of the writer's own cache, at a third of
 //! the rate at which it comes out of the cache that all processors share; and the writer, on its next
@@ -13,26 +13,26 @@ use crate::error::Result;
 
 /// The distance: more than a processor's second-level cache holds.
 const DISTANCE: u32 = 3 << 20;
-/// Distances to let pass after one that did not last: at first, and at most.
+/// Distances to skip after one that did not last: at first, and at most.
 const REST: (u32, u32) = (1, 256);
 
 /// Pauses of the processor between two looks.
 const PAUSES: u32 = 16;
-/// Looks without a step of the other side after which it is taken to pause.
+/// Looks without a step of the other side after which it counts as pausing.
 const MOST_STILL_LOOKS: u32 = 32;
-/// Looks in all: well below a millisecond.
+/// Most looks in all: they take well below a millisecond.
 const MOST_LOOKS: u32 = 1 << 10;
 
-/// What one half of a channel has learnt.
+/// The history of one half of a channel.
 #[derive(Debug)]
 pub(crate) struct Ahead {
     /// Zero where the ring is too small.
     distance: u32,
     /// Bytes found so far in this stream, each time with the other side close ahead.
     close: u32,
-    /// How far this side had written at the last look.
+    /// This side's write index at the last look.
     sent: u32,
-    /// The distance was reached; what the next look finds says whether it lasts.
+    /// The distance was reached; the next look shows whether it lasts.
     reached: bool,
     rest: u32,
     next_rest: u32,
@@ -41,7 +41,7 @@ pub(crate) struct Ahead {
 impl Ahead {
     pub(crate) fn new(ring: u32) -> Self {
         Self {
-            // With room for it on both sides.
+            // Only in a ring with room for the distance on both sides.
             distance: if ring / 2 < DISTANCE { 0 } else { DISTANCE },
             close: 0,
             sent: 0,
@@ -52,7 +52,7 @@ impl Ahead {
     }
 
     /// Notes that a look found `found` bytes, `available` in all, on a side that has written up to
-    /// the index `sent`; where it may pay, waits a moment for more by way of `look`.
+    /// the index `sent`; where it may pay, waits a moment for more, calling `look`.
     ///
     /// # Errors
     /// Those of `look`.
@@ -104,8 +104,8 @@ impl Ahead {
         Some(self.distance)
     }
 
-    /// Waits a moment until `distance` bytes are there, of which there are `available` now, as long
-    /// as `look` finds more.
+    /// Waits a moment until `distance` bytes are there (`available` are there now), as long as
+    /// `look` finds more.
     ///
     /// # Errors
     /// Those of `look`.
@@ -145,7 +145,7 @@ mod tests {
     const RING: u32 = 8 << 20;
     const STEP: u32 = 64 << 10;
 
-    /// Looks that find the other side close, until one asks for the distance; how many.
+    /// Looks that find the other side close until the distance is requested; their number.
     fn looks_until_asked(ahead: &mut Ahead, most: u32) -> Option<u32> {
         (1..=most).find(|_| ahead.look(STEP, STEP, 0).is_some())
     }

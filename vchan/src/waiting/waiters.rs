@@ -1,9 +1,8 @@
 //! Sleeping until the peer rings.
 //!
-//! [`Waiters`] lets the two halves of a split
-//! channel sleep on the one descriptor of the backend: whoever comes first (the *leader*) polls
-//! it, the other (the *follower*) sleeps on a condition variable and is woken by the leader, who
-//! may have taken an event that was meant for both.
+//! [`Waiters`] lets the two halves of a split channel sleep on the one descriptor of the backend:
+//! the first to come (the *leader*) polls it, the other (the *follower*) sleeps on a condition
+//! variable and is woken by the leader, who may have taken an event that was meant for both.
 
 use std::time::Instant;
 
@@ -14,7 +13,7 @@ use crate::error::{Error, Result};
 use crate::sync::{Condvar, Generation, Mutex, MutexGuard, OnceLock, PoisonError};
 use crate::waiting::backend_poll::{Cancel, poll_backend};
 
-/// Everyone of this process who waits on one channel.
+/// The threads of this process that wait on one channel.
 #[derive(Debug, Default)]
 pub(crate) struct Waiters {
     state: Mutex<State>,
@@ -25,12 +24,12 @@ pub(crate) struct Waiters {
 
 #[derive(Debug, Default)]
 struct State {
-    /// Somebody polls the backend's descriptor and will acknowledge what it says.
+    /// A thread polls the backend's descriptor and will acknowledge its events.
     leader: bool,
     /// Counts acknowledged events. A waiter notes it before its last look at the ring: if it has
-    /// changed since, an event that it needed may have been taken by another thread.
+    /// changed since, another thread may have taken an event that the waiter needed.
     generation: Generation,
-    /// Threads on the condition variable; waking nobody would cost a system call all the same.
+    /// Threads on the condition variable; waking nobody would still cost a system call.
     followers: u32,
     cancelled: bool,
 }
@@ -43,7 +42,7 @@ impl Waiters {
         Ok(())
     }
 
-    /// Wakes every waiter for good.
+    /// Wakes every waiter, for good.
     pub(crate) fn cancel(&self) {
         let mut state = self.lock();
         state.cancelled = true;
@@ -53,7 +52,7 @@ impl Waiters {
         }
     }
 
-    /// What to pass to [`sleep`](Self::sleep); to be read before the last look at the ring.
+    /// The value to pass to [`sleep`](Self::sleep). Read it before the last look at the ring.
     pub(crate) fn generation(&self) -> Generation {
         self.lock().generation
     }
@@ -69,10 +68,9 @@ impl Waiters {
         acknowledge(backend)
     }
 
-    /// Sleeps until the doorbell rings, the peer dies, the channel is closed, or `deadline`; as the only
-    /// sleeper also until `waker` is raised.
-    /// Returns whether this thread heard the doorbell. May return early for no reason. `now` is
-    /// what the caller has just read.
+    /// Sleeps until the doorbell rings, the peer dies, the channel is closed, or `deadline`; as the
+    /// only sleeper also until `waker` is raised. Returns whether this thread heard the doorbell.
+    /// May return early for no reason. `now` is the caller's latest reading of the clock.
     pub(crate) fn sleep(
         &self,
         backend: &dyn Backend,

@@ -1,5 +1,5 @@
 #![forbid(unsafe_code)]
-//! The control page: what stands in it at the start, and who writes which field of it.
+//! The control page: its initial contents, and the writer of each field.
 
 use std::sync::atomic::{AtomicU8, AtomicU16, AtomicU32, Ordering};
 
@@ -17,7 +17,7 @@ impl ControlPage {
     /// Takes a writable, page-aligned region of one page.
     ///
     /// # Panics
-    /// If it is not that; backends map it themselves, so the peer has no part in it.
+    /// If it is not; backends map it themselves, so the peer cannot cause this.
     pub(crate) fn new(page: Region) -> Self {
         assert_eq!(page.len(), PAGE, "the control page is one page");
         assert!(page.is_writable(), "the control page must be writable");
@@ -29,7 +29,7 @@ impl ControlPage {
         Self { page }
     }
 
-    /// The page as bytes, for hostile peers.
+    /// The page's memory, for hostile peers.
     #[cfg(feature = "testing")]
     pub(crate) fn region(&self) -> &Region {
         &self.page
@@ -55,10 +55,10 @@ impl ControlPage {
             .store(orders.right(), Ordering::Relaxed);
         self.u8_at(offset::SRV_LIVE)
             .store(live::CONNECTED, Ordering::Relaxed);
-        // The client's first write tells a server that has not seen it connect.
+        // The client's first write notifies a server that has not seen it connect.
         self.u8_at(offset::CLI_NOTIFY)
             .store(bit::WRITE, Ordering::Relaxed);
-        // Last: a client (and our own wait for it) looks at this byte first.
+        // Last: a client (and our own wait for it) reads this byte first.
         self.u8_at(offset::CLI_LIVE)
             .store(live::AWAITED, Ordering::SeqCst);
     }
@@ -93,7 +93,7 @@ impl ControlPage {
     }
 
     /// Client: declares itself connected and asks to be told of the server's first write. The
-    /// caller rings the server's doorbell next.
+    /// caller must ring the server's doorbell next.
     pub fn connect_client(&self) {
         self.u8_at(offset::SRV_NOTIFY)
             .store(bit::WRITE, Ordering::SeqCst);
@@ -101,17 +101,17 @@ impl ControlPage {
             .store(live::CONNECTED, Ordering::SeqCst);
     }
 
-    /// Server: whether a client has connected (also if it has left again since).
+    /// Server: whether a client has connected (even if it has left since).
     pub fn client_arrived(&self) -> bool {
         self.u8_at(offset::CLI_LIVE).load(Ordering::SeqCst) != live::AWAITED
     }
 
-    /// Says whether the server has not closed, for a client that is about to connect.
+    /// Client: whether the server is still open.
     pub fn server_is_live(&self) -> bool {
         self.u8_at(offset::SRV_LIVE).load(Ordering::SeqCst) == live::CONNECTED
     }
 
-    /// The part of the page where a ring lies, if it lies in the page.
+    /// The part of the page that holds a ring, if the ring lies in the page.
     pub(crate) fn ring_in_page(&self, place: RingPlace) -> Option<Region> {
         match place {
             // A ring at offset N is N bytes long.

@@ -1,8 +1,8 @@
 #![forbid(unsafe_code)]
-//! The extension of the wire format: where it lies, and what of it is checked. Pure.
+//! The extension of the wire format: its layout, and the checks of its fields. Pure.
 //!
-//! libxenvchan's control page keeps all that changes in one cache line, wakes on any step of an
-//! index, and ends at rings of 1 MiB. Two sides that both know the extension use a second shared
+//! libxenvchan's control page keeps all changing fields in one cache line, wakes on any step of an
+//! index, and limits rings to 1 MiB. Two sides that both know the extension use a second shared
 //! page instead, the **extension page**:
 //!
 //! | offset | what | written by |
@@ -13,20 +13,21 @@
 //! | 2048 | `u32[512]`: references of the left ring's pages beyond 1 MiB, then of the right ring's | server |
 //!
 //! The live bytes stay in the control page, where the kernel clears them for a process that dies.
-//! The indexes and notify bytes there stay as they are once the extension is accepted. A side that
-//! does not know the extension never looks at the page, and the channel is libxenvchan's.
+//! Its indexes and notify bytes no longer change once the extension is accepted. A side that does
+//! not know the extension never reads the page, and the channel is libxenvchan's.
 //!
 //! Numbers are in native byte order, as in the control page. A **wait word** asks to be woken when
-//! [`ARMED`](crate::notify::ARMED) is set in it, at the index of which it holds the low 31 bits. With
-//! ARMED clear it asks for nothing, whatever it holds: 0 here, and 1 by earlier versions of this crate
-//! while they looked at the index themselves.
+//! [`ARMED`](crate::notify::ARMED) is set in it, at the index whose low 31 bits it holds. With
+//! ARMED clear it asks for nothing, whatever its value: 0 here, and 1 in earlier versions of this
+//! crate while they looked at the index themselves.
 
 use crate::error::ExtensionError;
 use crate::wire::layout::{ORDER_MAX, ORDER_MAX_EXTENDED, Orders, PAGE};
 
 /// First bytes of an extension page.
 pub const MAGIC: [u8; 8] = *b"vchan-ex";
-/// The newest version, and the only one so far. A side that offers a version knows all before it.
+/// The newest version, and the only one so far. A side that offers a version supports all before
+/// it.
 pub const VERSION: u16 = 1;
 /// Length of a session's nonce.
 pub const NONCE_BYTES: usize = 16;
@@ -36,7 +37,7 @@ pub mod feature {
     /// Rings beyond 1 MiB: of 2 MiB (order 21), and of up to 8 MiB (order 23) in memory that is not
     /// granted page by page.
     pub const LARGE_RINGS: u32 = 1;
-    /// All that this version of the crate knows.
+    /// All features of this version of the crate.
     pub const ALL: u32 = LARGE_RINGS;
 }
 
@@ -46,25 +47,25 @@ pub mod offset {
     pub const HEADER: usize = 0;
     /// [`Acceptance`](super::Acceptance).
     pub const ACCEPTANCE: usize = 128;
-    /// How far the client has written into the left ring.
+    /// Index up to which the client has written the left ring.
     pub const LEFT_PROD: usize = 256;
-    /// How far the server has read from the left ring.
+    /// Index up to which the server has read the left ring.
     pub const LEFT_CONS: usize = 384;
-    /// At which `LEFT_PROD` the server wants to be woken; set by it, taken by the client.
+    /// The `LEFT_PROD` at which the server wants to be woken; set by it, taken by the client.
     pub const LEFT_READER_WAIT: usize = 512;
-    /// At which `LEFT_CONS` the client wants to be woken; set by it, taken by the server.
+    /// The `LEFT_CONS` at which the client wants to be woken; set by it, taken by the server.
     pub const LEFT_WRITER_WAIT: usize = 640;
-    /// How far the server has written into the right ring.
+    /// Index up to which the server has written the right ring.
     pub const RIGHT_PROD: usize = 768;
-    /// How far the client has read from the right ring.
+    /// Index up to which the client has read the right ring.
     pub const RIGHT_CONS: usize = 896;
-    /// At which `RIGHT_PROD` the client wants to be woken; set by it, taken by the server.
+    /// The `RIGHT_PROD` at which the client wants to be woken; set by it, taken by the server.
     pub const RIGHT_READER_WAIT: usize = 1024;
-    /// At which `RIGHT_CONS` the server wants to be woken; set by it, taken by the client.
+    /// The `RIGHT_CONS` at which the server wants to be woken; set by it, taken by the client.
     pub const RIGHT_WRITER_WAIT: usize = 1152;
-    /// 1 once the client has closed and said that it has written all it had to write.
+    /// 1 once the client has closed with its stream complete.
     pub const LEFT_ENDED: usize = 1280;
-    /// The same of the server.
+    /// 1 once the server has closed with its stream complete.
     pub const RIGHT_ENDED: usize = 1408;
     /// References of the pages beyond the first 1 MiB of each ring.
     pub const EXTRA_GRANTS: usize = 2048;
@@ -75,10 +76,10 @@ pub const EXTRA_GRANTS_MAX: usize = 2 * ((1 << ORDER_MAX_EXTENDED) - (1 << ORDER
 
 const _: () = assert!(offset::EXTRA_GRANTS + 4 * EXTRA_GRANTS_MAX <= PAGE);
 
-/// What tells one channel from every other, also from one that had the same numbers before.
+/// Random bytes that distinguish a channel from every other, even one with the same numbers.
 pub type Nonce = [u8; NONCE_BYTES];
 
-/// What a server offers.
+/// A server's offer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Header {
     /// The newest version the server knows.
@@ -107,7 +108,7 @@ impl Header {
             features: feature::ALL,
             left_order: orders.left(),
             right_order: orders.right(),
-            // At most 512 on Xen; see `ORDER_MAX_LOCAL` for what there is else.
+            // At most 512 on Xen; see `ORDER_MAX_LOCAL` for local memory.
             extra_grants: u16::try_from(extra).unwrap_or(u16::MAX),
             nonce,
         }
@@ -146,8 +147,8 @@ impl Header {
     }
 
     /// Client: checks the offer of the channel that `nonce` belongs to and whose control page has
-    /// the orders `classic`. Returns what to accept, and the orders offered, of which
-    /// [`Acceptance::orders`] are used. `most` is the largest order of this kind of memory.
+    /// the orders `classic`. Returns the acceptance to write, and the orders offered;
+    /// [`Acceptance::orders`] of them are used. `most` is the largest order of this kind of memory.
     ///
     /// # Errors
     /// All but [`ExtensionError::Magic`] and [`ExtensionError::Features`].
@@ -189,14 +190,14 @@ impl Header {
     }
 }
 
-/// What a client takes of an offer.
+/// A client's answer to an offer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Acceptance {
     /// The version both use; 0 in the page while nothing is accepted.
     pub version: u16,
     /// [`feature`] bits, a part of those offered.
     pub features: u32,
-    /// The channel's nonce again: who writes here has found the page through the offer.
+    /// The channel's nonce again: proof that the writer found the page through the offer.
     pub nonce: Nonce,
 }
 
@@ -248,7 +249,7 @@ impl Acceptance {
         Ok(Some(self))
     }
 
-    /// The orders in use, of those offered.
+    /// The orders in use, out of those offered.
     pub fn orders(&self, offered: Orders) -> Orders {
         if self.features & feature::LARGE_RINGS != 0 {
             offered

@@ -1,5 +1,6 @@
 #![forbid(unsafe_code)]
-//! The extension page in shared memory; what it means is in [`extension`](crate::extension).
+//! The extension page in shared memory; its fields are described in
+//! [`extension`](crate::extension).
 
 use crate::error::{Error, PeerError, Result, RingName};
 use crate::sync::atomic::Ordering;
@@ -21,11 +22,11 @@ pub struct ExtensionPage {
 pub(crate) struct RingWords {
     pub(crate) prod: SharedU32,
     pub(crate) cons: SharedU32,
-    /// Where the reader wants to be woken.
+    /// The index at which the reader wants to be woken.
     pub(crate) reader_wait: SharedU32,
-    /// Where the writer wants to be woken.
+    /// The index at which the writer wants to be woken.
     pub(crate) writer_wait: SharedU32,
-    /// Whether the writer has ended the stream, not just gone.
+    /// Whether the writer has completed the stream rather than just gone.
     pub(crate) ended: SharedU32,
 }
 
@@ -33,7 +34,7 @@ impl ExtensionPage {
     /// Takes a writable region of one page.
     ///
     /// # Panics
-    /// If it is not that; backends map it themselves, so the peer has no part in it.
+    /// If it is not; backends map it themselves, so the peer cannot cause this.
     pub(crate) fn new(page: Region) -> Self {
         assert_eq!(page.len(), PAGE, "the extension page is one page");
         assert!(
@@ -43,13 +44,13 @@ impl ExtensionPage {
         Self { page }
     }
 
-    /// The page as bytes, for hostile peers.
+    /// The page's memory, for hostile peers.
     #[cfg(feature = "testing")]
     pub(crate) fn region(&self) -> &Region {
         &self.page
     }
 
-    /// Server: clears the page and writes the offer, before anybody can know of the page.
+    /// Server: clears the page and writes the offer, before a client can know of the page.
     pub(crate) fn initialise(&self, offer: &Header, first_index: u32) {
         self.page.zero();
         for ring in [RingName::Left, RingName::Right] {
@@ -101,7 +102,7 @@ impl ExtensionPage {
     }
 
     /// Server: reads the answer to `offer`, once, when the client has connected; `None` if it uses
-    /// the classic format. What it writes later changes nothing.
+    /// the classic format. Later changes by the client have no effect.
     ///
     /// # Errors
     /// [`PeerError::Extension`].

@@ -1,4 +1,4 @@
-//! Offers, and which of them are accepted or refused.
+//! Tests of offers: those accepted and those refused.
 
 use super::*;
 use crate::wire::layout::{Format, ORDER_MAX_LOCAL, RingSizes};

@@ -10,13 +10,13 @@ pub const PAGE: usize = 4096;
 
 /// Byte offsets within the control page.
 pub mod offset {
-    /// `left.cons`: how far the server has read.
+    /// `left.cons`: index up to which the server has read.
     pub const LEFT_CONS: usize = 0;
-    /// `left.prod`: how far the client has written.
+    /// `left.prod`: index up to which the client has written.
     pub const LEFT_PROD: usize = 4;
-    /// `right.cons`: how far the client has read.
+    /// `right.cons`: index up to which the client has read.
     pub const RIGHT_CONS: usize = 8;
-    /// `right.prod`: how far the server has written.
+    /// `right.prod`: index up to which the server has written.
     pub const RIGHT_PROD: usize = 12;
     /// `left_order`: log2 of the left ring's bytes.
     pub const LEFT_ORDER: usize = 16;
@@ -26,15 +26,15 @@ pub mod offset {
     pub const CLI_LIVE: usize = 20;
     /// `srv_live`: see [`super::live`].
     pub const SRV_LIVE: usize = 21;
-    /// `cli_notify`: what the client must tell the server about.
+    /// `cli_notify`: the events of which the client must notify the server.
     pub const CLI_NOTIFY: usize = 22;
-    /// `srv_notify`: what the server must tell the client about.
+    /// `srv_notify`: the events of which the server must notify the client.
     pub const SRV_NOTIFY: usize = 23;
     /// `grants[]`: references of the left ring's pages, then of the right ring's.
     pub const GRANTS: usize = 24;
 }
 
-/// The offsets above are those of Xen's header, of which xen-sys holds bindgen's reading.
+/// Checks the offsets above against Xen's header, as bindgen read it for xen-sys.
 const _: () = {
     use std::mem::offset_of;
     use xen_sys::generated::uapi::{ring_shared, vchan_interface};
@@ -69,13 +69,13 @@ pub mod live {
 
 /// Bits of the notify bytes.
 pub mod bit {
-    /// `VCHAN_NOTIFY_WRITE`: tell me when you have written.
+    /// `VCHAN_NOTIFY_WRITE`: ring after writing.
     pub const WRITE: u8 = 1;
-    /// `VCHAN_NOTIFY_READ`: tell me when you have read.
+    /// `VCHAN_NOTIFY_READ`: ring after reading.
     pub const READ: u8 = 2;
 }
 
-/// Which end of the channel one is.
+/// One of the two ends of a channel.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Role {
     /// Provides the memory; reads the left ring, writes the right one.
@@ -84,7 +84,7 @@ pub enum Role {
     Client,
 }
 
-/// How many bytes each ring holds, or shall hold at least.
+/// The sizes of both rings in bytes; when asked for, the least sizes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct RingSizes {
     /// The right ring.
@@ -94,9 +94,9 @@ pub struct RingSizes {
 }
 
 impl RingSizes {
-    /// What `vchan` and `vgpu` use on Xen unless told otherwise: 256 KiB each way, 130 pages in all
-    /// of the 1024 that a kernel grants by default. Sides that stay awake lose little to larger
-    /// rings, and a guest may want several channels, and regions beside them. Without Xen see
+    /// The default of `vchan` and `vgpu` on Xen: 256 KiB each way, 130 of the 1,024 pages that a
+    /// kernel grants by default. Sides that stay awake gain little from larger rings, and a guest
+    /// may want several channels, with regions beside them. Without Xen see
     /// [`local::default_rings`](crate::local::default_rings).
     pub const DEFAULT: Self = Self {
         server_to_client: 256 << 10,
@@ -125,26 +125,26 @@ pub const ORDER_SMALL: u16 = 10;
 pub const ORDER_LARGE: u16 = 11;
 /// The smallest ring with pages of its own.
 pub const ORDER_PAGE: u16 = 12;
-/// The largest ring of libxenvchan's format, 1 MiB.
+/// log2 of the largest ring in libxenvchan's format, 1 MiB.
 pub const ORDER_MAX: u16 = 20;
 /// The largest ring of granted pages with the [extension](crate::extension), 2 MiB: their references
 /// must fit its page.
 pub const ORDER_MAX_EXTENDED: u16 = 21;
-/// The largest ring with the extension in memory that is shared as a whole, 8 MiB: twice what a
-/// processor keeps in its second-level cache, and more.
+/// The largest ring with the extension in memory that is shared as a whole, 8 MiB: more than twice
+/// the size of a processor's second-level cache.
 pub const ORDER_MAX_LOCAL: u16 = 23;
 
 /// A size that no ring can have.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("a ring of {bytes} bytes is not possible: the most is {most} bytes")]
 pub struct RingSizeError {
-    /// What was asked for.
+    /// Bytes asked for.
     pub bytes: usize,
-    /// What there can be.
+    /// Most bytes possible.
     pub most: usize,
 }
 
-/// Which wire format a side is ready to use.
+/// The wire format that a side is ready to use.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Format {
     /// The [extension](crate::extension) where the peer knows it, else libxenvchan's.
@@ -244,7 +244,7 @@ impl Orders {
         Ok(orders)
     }
 
-    /// What a client without the extension finds: of a larger ring the first 1 MiB.
+    /// The orders that a client without the extension finds: the first 1 MiB of a larger ring.
     #[must_use]
     pub fn classic(self) -> Self {
         Self {
@@ -257,7 +257,7 @@ impl Orders {
     /// page: only a ring of the largest classic order may be larger, up to the order `most`.
     ///
     /// # Errors
-    /// The rule that is broken.
+    /// The rule it breaks.
     pub fn extended(self, left: u16, right: u16, most: u16) -> Result<Self, &'static str> {
         let most = most.min(ORDER_MAX_LOCAL);
         if left > most || right > most {
@@ -298,12 +298,12 @@ impl Orders {
         }
     }
 
-    /// Where the left ring lies.
+    /// The place of the left ring.
     pub fn left_place(self) -> RingPlace {
         place(self.left)
     }
 
-    /// Where the right ring lies.
+    /// The place of the right ring.
     pub fn right_place(self) -> RingPlace {
         place(self.right)
     }
@@ -314,7 +314,7 @@ impl Orders {
     }
 }
 
-/// Where a ring's bytes are.
+/// The place of a ring's bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum RingPlace {
     /// In the control page, from this offset on.
@@ -324,7 +324,7 @@ pub enum RingPlace {
     },
     /// In granted pages of its own.
     OwnPages {
-        /// How many.
+        /// Their number.
         pages: usize,
     },
 }

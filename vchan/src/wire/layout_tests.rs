@@ -1,4 +1,4 @@
-//! The control page's offsets, ring orders and the choice of them.
+//! Tests of the control page's offsets, and of the choice and check of ring orders.
 
 use super::*;
 

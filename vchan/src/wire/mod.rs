@@ -1,5 +1,6 @@
 #![deny(unsafe_code)]
-//! The memory that both sides of a channel see: the two pages, the rings, and the rules for touching them.
+//! The memory that both sides of a channel share: the two pages, the rings, and the rules for
+//! access.
 //!
 //! `control_page` is libxenvchan's page and `extension_page` the one beside it; `ring_end` is one
 //! end of one ring, in either format. Nothing here waits.

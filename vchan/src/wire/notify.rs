@@ -1,7 +1,7 @@
 //! The notify bits: how a side that is about to sleep asks to be woken, without a lost wake-up.
 //!
-//! Each side's notify byte says what *that side must tell the other about*. The one who moves an
-//! index and the one who wants to hear of it meet like this:
+//! Each side's notify byte names the events of which *that side must notify the other*. The side
+//! that moves an index and the side that waits for it synchronise like this:
 //!
 //! ```text
 //!   mover                                sleeper
@@ -15,7 +15,7 @@
 //! `tests/loom/notify.rs` explores all interleavings, with a twin that lacks the fence and fails.
 //!
 //! In the [extension](crate::extension) each waiting half has a **wait word** of its own in place
-//! of a bit, and says in it at which index it wants to hear:
+//! of a bit, which holds the index at which it wants to be woken:
 //!
 //! ```text
 //!   mover                                sleeper
@@ -24,7 +24,7 @@
 //!   word set and reached ?  take, ring   index.load(Acquire)       still short of it? sleep
 //! ```
 //!
-//! The mover takes the word with a swap. Should the sleeper have armed anew for a later index in
+//! The mover takes the word with a swap. If the sleeper has armed anew for a later index in
 //! between, the swap takes that too, and the ring wakes it early: it looks and arms once more.
 //!
 //! The functions are generic so that the same code runs under loom's atomics.
@@ -45,7 +45,7 @@ pub trait NotifyByte {
 
 /// A ring index in shared memory.
 pub trait RingIndex {
-    /// Release store: all ring bytes copied before are visible to whoever loads this value.
+    /// Release store: all ring bytes copied before are visible to a side that loads this value.
     fn publish(&self, value: u32);
     /// Acquire load: pairs with [`publish`](Self::publish).
     fn observe(&self) -> u32;
@@ -109,8 +109,8 @@ pub fn armed_for(wanted: u32) -> u32 {
     ARMED | wanted
 }
 
-/// Whether `index` has reached what an armed `word` asks for. Rings are far smaller than 2^30
-/// bytes, so of two indexes modulo 2^31 the one less than half way ahead is the later one.
+/// Whether `index` has reached the one that an armed `word` asks for. Rings are far smaller than
+/// 2^30 bytes, so of two indexes modulo 2^31 the one less than half way ahead is the later one.
 #[inline]
 pub fn is_reached(word: u32, index: u32) -> bool {
     word & ARMED != 0 && index.wrapping_sub(word) & !ARMED < 1 << 30
@@ -148,7 +148,7 @@ impl WaitWord for AtomicU32 {
     }
 }
 
-/// Mover: publishes `value`, then says whether the peer waits for an index up to there. If so the
+/// Mover: publishes `value`, then says whether the peer waits for an index up to `value`. If so the
 /// request is taken and the caller must ring the doorbell.
 #[inline]
 pub fn publish_past<W: WaitWord>(index: &impl RingIndex, value: u32, word: &W) -> bool {
@@ -172,8 +172,8 @@ pub fn arm<W: WaitWord>(word: &W, wanted: u32) {
     W::fence();
 }
 
-/// Sleeper: takes a request back that turned out not to be needed. If the peer has taken it
-/// already, its ring comes anyway and is harmless.
+/// Sleeper: withdraws a request that turned out not to be needed. If the peer has taken it already,
+/// its ring comes anyway and is harmless.
 #[inline]
 pub fn disarm<W: WaitWord>(word: &W) {
     if word.load() != 0 {
@@ -181,8 +181,8 @@ pub fn disarm<W: WaitWord>(word: &W) {
     }
 }
 
-/// Sleeper: takes a request back that turned out not to be needed. If the peer has taken it
-/// already, its ring comes anyway and is harmless.
+/// Sleeper: withdraws a request that turned out not to be needed. If the peer has taken it already,
+/// its ring comes anyway and is harmless.
 #[inline]
 pub fn withdraw<B: NotifyByte>(byte: &B, bit: u8) {
     if byte.load() & bit != 0 {

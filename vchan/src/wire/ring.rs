@@ -1,8 +1,8 @@
 #![forbid(unsafe_code)]
-//! Index arithmetic of one ring, on values the peer may have made up.
+//! Index arithmetic of one ring, on values that the peer may have made up.
 //!
 //! Both cursors here are private. The peer's cursor enters through `observe`, which checks it
-//! against what is possible and keeps the checked copy; ours leaves through `advance`, whose
+//! against the possible range and keeps the checked copy; ours leaves through `advance`, whose
 //! result is only ever written to the shared page, never read back.
 //!
 //! Indexes count bytes modulo 2^32; ring sizes are powers of two, so they divide 2^32 and an index
@@ -10,12 +10,12 @@
 
 use crate::error::{PeerError, RingName};
 
-/// Where `len` bytes from an index on lie: at most two stretches.
+/// The position of `len` bytes from an index on: at most two stretches.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Span {
     /// Offset of the first stretch.
     pub offset: usize,
-    /// Its bytes.
+    /// Bytes of the first stretch.
     pub first: usize,
     /// Bytes of the second stretch, which starts at offset 0.
     pub second: usize,
@@ -38,9 +38,9 @@ fn span(index: u32, len: u32, size: u32) -> Span {
 pub struct Consumer {
     ring: RingName,
     size: u32,
-    /// Ours.
+    /// This side's index.
     cons: u32,
-    /// The peer's, as last checked: `prod - cons <= size` always holds.
+    /// The peer's index, as last checked: `prod - cons <= size` always holds.
     prod: u32,
 }
 
@@ -74,13 +74,13 @@ impl Consumer {
         self.size
     }
 
-    /// How far we have read.
+    /// Index up to which we have read.
     #[inline]
     pub fn cons(&self) -> u32 {
         self.cons
     }
 
-    /// How far the peer has written, as last checked.
+    /// Index up to which the peer has written, as last checked.
     #[inline]
     pub fn prod(&self) -> u32 {
         self.prod
@@ -106,7 +106,7 @@ impl Consumer {
         Ok(())
     }
 
-    /// Where the next `len` readable bytes lie.
+    /// The position of the next `len` readable bytes.
     ///
     /// # Panics
     /// If fewer are [`available`](Self::available).
@@ -133,9 +133,9 @@ impl Consumer {
 pub struct Producer {
     ring: RingName,
     size: u32,
-    /// Ours.
+    /// This side's index.
     prod: u32,
-    /// The peer's, as last checked: `prod - cons <= size` always holds.
+    /// The peer's index, as last checked: `prod - cons <= size` always holds.
     cons: u32,
 }
 
@@ -175,13 +175,13 @@ impl Producer {
         self.size
     }
 
-    /// How far the peer has read, as last checked.
+    /// Index up to which the peer has read, as last checked.
     #[inline]
     pub fn cons(&self) -> u32 {
         self.cons
     }
 
-    /// How far the peer will have read once `bytes` are free.
+    /// Index up to which the peer must have read for `bytes` to be free.
     #[inline]
     pub fn cons_for(&self, bytes: u32) -> u32 {
         self.prod.wrapping_sub(self.size).wrapping_add(bytes)
@@ -206,7 +206,7 @@ impl Producer {
         Ok(())
     }
 
-    /// Where the next `len` bytes go.
+    /// The position of the next `len` bytes to write.
     ///
     /// # Panics
     /// If fewer are [`free`](Self::free).

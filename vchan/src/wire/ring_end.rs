@@ -1,8 +1,8 @@
 #![forbid(unsafe_code)]
 //! One end of one ring in shared memory: indexes, requests to be woken, bytes.
 //!
-//! The two wire formats differ in where the indexes lie and in how a sleeper asks to be woken.
-//! Both are settled here once, when the channel is made; a transfer then follows pointers.
+//! The two wire formats differ in where the indexes lie and in how a sleeper asks to be woken. Both
+//! are decided once, when the channel is made; a transfer then follows pointers.
 
 use crate::error::RingName;
 use crate::sync::atomic::Ordering;
@@ -31,7 +31,7 @@ impl Request {
         }
     }
 
-    /// Sleeper: takes it back.
+    /// Sleeper: withdraws the request.
     pub(crate) fn disarm(&self) {
         match self {
             Self::Bit { byte, bit } => notify::withdraw(&**byte, *bit),
@@ -39,7 +39,7 @@ impl Request {
         }
     }
 
-    /// Whether it stands. A hint.
+    /// Whether the request is set. A hint.
     pub(crate) fn is_armed(&self) -> bool {
         match self {
             Self::Bit { byte, bit } => notify::NotifyByte::load(&**byte) & bit != 0,
@@ -56,11 +56,11 @@ pub(crate) struct RingEnd {
     own: SharedU32,
     /// The index that the peer moves.
     peers: SharedU32,
-    /// Where the peer asks to hear of our steps.
+    /// The peer's request to be woken at a step of ours.
     asked: Request,
-    /// Where we ask to hear of the peer's.
+    /// Our request to be woken at a step of the peer's.
     pub(crate) ask: Request,
-    /// Where the writer says that the stream has ended; nowhere in libxenvchan's format.
+    /// Set by the writer when the stream is complete; absent in libxenvchan's format.
     ended: Option<SharedU32>,
     /// The bytes.
     pub(crate) memory: Region,
@@ -83,20 +83,20 @@ impl RingEnd {
         notify::RingIndex::observe(&*self.peers)
     }
 
-    /// Our own index as it lies in shared memory, for a client that takes over where it stands.
+    /// Our own index from shared memory, for a client that takes over a ring in use.
     pub(crate) fn own_index(&self) -> u32 {
         notify::RingIndex::observe(&*self.own)
     }
 
-    /// Writer: says that the stream has ended. The caller closes next, which publishes this.
+    /// Writer: marks the stream as complete. The caller closes next, which publishes this.
     pub(crate) fn end_stream(&self) {
         if let Some(word) = &self.ended {
             word.store(1, Ordering::Relaxed);
         }
     }
 
-    /// Reader that has seen the peer close: whether it had ended the stream. `None`: the format
-    /// does not tell.
+    /// Reader that has seen the peer close: whether the peer had completed the stream. `None`: the
+    /// format does not tell.
     pub(crate) fn stream_ended(&self) -> Option<bool> {
         self.ended
             .as_ref()
@@ -109,7 +109,7 @@ impl RingEnd {
     }
 }
 
-/// The end of the `ring` that `role` reads (left: the server) or writes.
+/// The end that `role` has of `ring`: the server reads the left one and writes the right one.
 pub(crate) fn ring_end(
     role: Role,
     name: RingName,

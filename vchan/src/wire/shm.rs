@@ -1,6 +1,6 @@
 #![allow(unsafe_code)]
-//! The one place that reads and writes memory shared with the peer, but for access
-//! [in place](crate::in_place), which follows the same rules.
+//! All access to memory shared with the peer, except [in place](crate::in_place), which follows the
+//! same rules.
 //!
 //! # Why this is sound although the peer may write at any time
 //! The peer is another address space: from the compiler's view its stores are those of a device.
@@ -12,7 +12,7 @@
 //!   a valid byte, so a torn or changing byte is only a wrong byte, which every message of an
 //!   untrusted peer may be anyway. A compiler fence after each copy keeps the optimiser from
 //!   reading the source a second time instead of the private copy (the double fetch of XSA-155).
-//! * Lengths and offsets are ours: checked here against the mapping's length.
+//! * Lengths and offsets are our own: checked here against the mapping's length.
 
 use std::any::Any;
 use std::fmt;
@@ -24,7 +24,7 @@ use std::sync::atomic::{AtomicU8, AtomicU16, AtomicU32, AtomicU64, Ordering, com
 #[cfg(test)]
 use crate::wire::layout::PAGE;
 
-/// A stretch of memory shared with the peer, together with whatever keeps it mapped.
+/// A stretch of memory shared with the peer, together with the owner that keeps it mapped.
 ///
 /// A channel copies its bytes as plain memory, so two owners of the same bytes would race in this
 /// process: only this crate can copy, divide or share a region.
@@ -98,20 +98,20 @@ impl Region {
         }
     }
 
-    /// The same region once more.
+    /// Another handle to the same region.
     #[must_use]
     pub(crate) fn share(&self) -> Self {
         self.part(0, self.len)
     }
 
-    /// The same region, which this side then only reads.
+    /// The same region, made read-only for this side.
     #[must_use]
     pub(crate) fn read_only(mut self) -> Self {
         self.writable = false;
         self
     }
 
-    /// Where it begins; for tests that put guards around it.
+    /// Address of the first byte, for tests that put guards around it.
     pub(crate) fn start(&self) -> NonNull<u8> {
         self.start
     }
@@ -156,7 +156,7 @@ impl Region {
         compiler_fence(Ordering::SeqCst);
     }
 
-    /// Sets the bytes from `offset` on one by one, atomically: for the peers that tests play.
+    /// Sets the bytes from `offset` on one by one, atomically: for peers in tests.
     ///
     /// # Panics
     /// If the bytes do not fit or the region is read-only.
@@ -169,7 +169,7 @@ impl Region {
         }
     }
 
-    /// Reads the bytes from `offset` on one by one, atomically: for the peers that tests play.
+    /// Reads the bytes from `offset` on one by one, atomically: for peers in tests.
     ///
     /// # Panics
     /// If the region does not hold that many.
@@ -181,7 +181,7 @@ impl Region {
         }
     }
 
-    /// Where `len` bytes from `offset` on lie, for [`in_place`](crate::in_place).
+    /// The address of `len` bytes from `offset` on, for [`in_place`](crate::in_place).
     ///
     /// # Panics
     /// If the region does not hold that many.
@@ -254,7 +254,7 @@ impl Region {
         word
     }
 
-    /// The word at `offset`, which is a multiple of 4, to be kept.
+    /// A handle to the word at `offset`, which must be a multiple of 4.
     ///
     /// # Panics
     /// If it is not, or the region does not hold it, or is read-only.
@@ -266,7 +266,7 @@ impl Region {
         }
     }
 
-    /// The byte at `offset`, to be kept.
+    /// A handle to the byte at `offset`.
     ///
     /// # Panics
     /// If the region does not hold it, or is read-only.
@@ -293,7 +293,7 @@ fn outside(offset: usize, len: usize, region: usize) -> ! {
     panic!("{len} bytes at {offset} are outside a region of {region}");
 }
 
-/// Copies up to this many bytes without a call: a call costs more than they do.
+/// Copies of up to this many bytes are made inline: a call would cost more than the copy.
 const SMALL: usize = 64;
 
 /// `copy_nonoverlapping` with small copies inline.
@@ -302,7 +302,7 @@ const SMALL: usize = 64;
 /// As of [`copy_nonoverlapping`](std::ptr::copy_nonoverlapping), for `len` bytes.
 #[inline(always)]
 unsafe fn copy(from: *const u8, to: *mut u8, len: usize) {
-    /// The first and the last `size_of::<T>()` bytes of `len`, which overlap in the middle.
+    /// Copies the first and the last `size_of::<T>()` of `len` bytes, which overlap in the middle.
     #[inline(always)]
     unsafe fn ends<T>(from: *const u8, to: *mut u8, len: usize) {
         let last = len - size_of::<T>();
@@ -335,7 +335,7 @@ unsafe fn copy(from: *const u8, to: *mut u8, len: usize) {
         }
     }
 }
-/// A word shared with the peer, and what keeps it mapped.
+/// A word shared with the peer, and the owner that keeps it mapped.
 pub struct SharedU32 {
     at: NonNull<AtomicU32>,
     _owner: Arc<dyn Any + Send + Sync>,
@@ -362,7 +362,7 @@ impl fmt::Debug for SharedU32 {
     }
 }
 
-/// A byte shared with the peer, and what keeps it mapped.
+/// A byte shared with the peer, and the owner that keeps it mapped.
 pub struct SharedU8 {
     at: NonNull<AtomicU8>,
     _owner: Arc<dyn Any + Send + Sync>,
@@ -389,7 +389,7 @@ impl fmt::Debug for SharedU8 {
     }
 }
 
-/// Private zeroed memory in place of shared, for tests of what stands in it.
+/// Private zeroed memory in place of shared memory, for tests of its contents.
 #[cfg(test)]
 pub(crate) fn test_region(pages: usize) -> Region {
     use std::alloc::{Layout, alloc_zeroed, dealloc};

@@ -24,18 +24,18 @@ use crate::wire::layout::{Format, ORDER_MAX_EXTENDED, Orders, RingPlace, Role};
 use crate::wire::shm::Region;
 
 /// First and longest pause between two looks for the keys. Polling, because a guest may neither
-/// watch everywhere nor use up its few watches for each connection attempt.
+/// watch everywhere nor spend its few watches on connection attempts.
 const PAUSE: (Duration, Duration) = (Duration::from_millis(2), Duration::from_millis(50));
 
 /// A look that gets no answer for this long reports that xenstored does not answer, whatever an
-/// earlier look was told.
+/// earlier look found.
 const SILENCE: Duration = Duration::from_secs(1);
 
-/// What xenstored and the server get for one last look after the deadline: what was published before it
-/// counts, though it takes a moment to say so.
+/// Time for xenstored and the server to answer one last look after the deadline: keys published
+/// before it count, though the answer takes a moment.
 const LAST_LOOK_LIMIT: Duration = Duration::from_millis(100);
 
-/// When keys that led nowhere are tried again.
+/// Interval after which keys that led nowhere are tried again.
 const STALE_AGAIN: Duration = Duration::from_millis(500);
 
 /// Connects to the server that domain `peer` runs at `path`, waiting for its keys if need be.
@@ -76,7 +76,7 @@ pub fn connect_with(
     Channel::from_parts(connect_parts(setup, peer, path, deadline)?)
 }
 
-/// What [`connect_with`] makes its channel of.
+/// Builds the parts of [`connect_with`]'s channel.
 pub(crate) fn connect_parts(
     setup: &Setup<'_>,
     peer: DomId,
@@ -96,7 +96,7 @@ pub(crate) fn connect_parts(
         None => PeerDomain::watch(peer, store, deadline)?,
     };
     loop {
-        // Read before the look, so that there is one after the deadline.
+        // Read before checking, so that one check follows the deadline.
         let began = Instant::now();
         let left = deadline.saturating_duration_since(began);
         let end = match left.is_zero() {
@@ -110,7 +110,7 @@ pub(crate) fn connect_parts(
                     .is_none_or(|(tried, _, at)| *tried != keys || at.elapsed() >= STALE_AGAIN) =>
             {
                 let attempt = attach(setup, peer, keys, &place, life.clone(), end);
-                // Each look for itself: where the machine is busy all of them together take long.
+                // Measured for each look: on a busy machine all of them together take long.
                 let again = Instant::now();
                 let attempt = match attempt {
                     Err(Attempt::Stale(error)) => {
@@ -124,13 +124,13 @@ pub(crate) fn connect_parts(
                                 return Err(error);
                             }
                         },
-                        // A new server took the path meanwhile; or somebody makes it look so, again
+                        // A new server has taken the path meanwhile. Somebody may fake that again
                         // and again, which the pause and the deadline below bound.
                         Ok(false) => Some(Error::setup(
                             format!("the keys at {base} keep changing"),
                             "let one server use the path at a time",
                         )),
-                        // What was found before stays the reason.
+                        // The earlier finding stays the reason.
                         Err(error) if is_cut_short(&error, again) => match attempt {
                             Err(Attempt::Fatal(error)) if stale.is_none() => Some(error),
                             _ => None,
@@ -144,7 +144,7 @@ pub(crate) fn connect_parts(
                 (answered, denied) = (true, None);
             }
             Ok(_) => (answered, denied) = (true, None),
-            // A guest may not even see that a node is missing where it may not read.
+            // Without permission to read, a guest cannot even see that a node is missing.
             Err(KeyError::Store(error @ StoreError::Denied { .. })) => denied = Some(error),
             Err(error) if (answered || denied.is_some()) && is_cut_short(&error, began) => {}
             Err(error) => return Err(error.into()),
@@ -168,14 +168,14 @@ pub(crate) fn connect_parts(
     }
 }
 
-/// Whether a look that `began` then only had no time left: that says nothing about xenstored, if it has
-/// answered before.
+/// Whether a look that began at `began` merely ran out of time: that says nothing about xenstored,
+/// if it has answered before.
 fn is_cut_short(error: &KeyError, began: Instant) -> bool {
     let timed_out = matches!(error, KeyError::Store(StoreError::TimedOut { .. }));
     timed_out && began.elapsed() < SILENCE
 }
 
-/// Whether the keys are what they were before their page was mapped.
+/// Whether the keys are the same as before their page was mapped.
 fn still(
     keys: Keys,
     store: Store,
@@ -184,7 +184,7 @@ fn still(
 ) -> std::result::Result<bool, KeyError> {
     match Keys::read(store, base, deadline) {
         Ok(now) => Ok(now == Some(keys)),
-        // Something else stands there by now.
+        // The keys have been replaced.
         Err(KeyError::Value { .. }) => Ok(false),
         Err(error) => Err(error),
     }
@@ -193,9 +193,9 @@ fn still(
 /// The result of trying one pair of keys.
 type Outcome<T> = std::result::Result<T, Attempt>;
 
-/// Why one pair of keys did not lead to a channel.
+/// The reason why a pair of keys did not lead to a channel.
 enum Attempt {
-    /// Nobody is there any more: new keys may come.
+    /// The server is gone: new keys may come.
     Stale(Error),
     /// Trying again cannot help.
     Fatal(Error),
@@ -219,7 +219,7 @@ impl From<xen_sys::Error> for Attempt {
     }
 }
 
-/// Everything mapped and bound, and the server not yet told.
+/// A channel mapped and bound, before the server is notified.
 struct Attached {
     parts: Parts,
     /// The answer to the server's offer.
@@ -290,7 +290,7 @@ fn attach(
         Some(offered) => offered.acceptance.orders(offered.orders),
         None => classic,
     };
-    // One copy of the lists; what the peer does to them from here on changes nothing.
+    // One copy of the lists; later changes by the peer have no effect.
     let listed: Vec<u32> = (0..classic.grant_count())
         .map(|index| control.grant(index))
         .collect();
@@ -334,12 +334,12 @@ fn attach(
     })
 }
 
-/// What a server offers in its extension page, checked.
+/// A server's offer in its extension page, checked.
 struct Offered {
     page: ExtensionPage,
-    /// What to answer.
+    /// The answer to write.
     acceptance: Acceptance,
-    /// Those offered.
+    /// The orders offered.
     orders: Orders,
 }
 
@@ -377,7 +377,7 @@ fn extension(
     }))
 }
 
-/// Refuses references that name a page twice: bytes of one ring would show up in the other.
+/// Refuses references that name a page twice: bytes of one ring would appear in the other.
 fn check_refs(refs: impl Iterator<Item = u32>) -> Result<()> {
     let mut sorted: Vec<u32> = refs.collect();
     sorted.sort_unstable();

@@ -1,17 +1,17 @@
-//! Learning that a peer's whole domain is gone.
+//! Detection of the end of a peer's whole domain.
 //!
 //! When a peer *process* dies its kernel clears the live byte and signals us (unmap notification).
 //! When the peer *domain* is destroyed nobody does: our port silently becomes unbound, the live
-//! byte stays 1, and our mappings keep the dead domain in `xl list`. xenstored tells of every
-//! domain that goes away through the special watch `@releaseDomain`, without saying which. One
-//! thread per process listens there and looks at the domains of the live channels; a channel whose
-//! domain is gone (or whose number now belongs to another domain) has its waiters woken through an
-//! eventfd that stays readable. Once xenstored has ended the thread also looks every few seconds: the
-//! next one does not tell of the domains that ran before.
+//! byte stays 1, and our mappings keep the dead domain in `xl list`. xenstored reports that a
+//! domain went away through the special watch `@releaseDomain`, without saying which. One thread
+//! per process waits for that and checks the domains of the live channels; a channel whose domain
+//! is gone (or whose number now belongs to another domain) has its waiters woken through an eventfd
+//! that stays readable. After a restart of xenstored the thread also checks every few seconds: the
+//! new xenstored does not report the end of domains that ran before.
 //!
-//! The watch has a connection of its own, so that a flood of events holds back no reply. Only privileged
-//! domains receive `@releaseDomain`; a guest does not, and its peer is as a rule dom0, which
-//! does not go away alone.
+//! The watch has a connection of its own, so that a flood of events delays no reply. Only
+//! privileged domains receive `@releaseDomain`; a guest does not, and its peer is as a rule dom0,
+//! which does not go away alone.
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
@@ -30,10 +30,10 @@ use crate::DomId;
 /// The watch name that fires when any domain shuts down or is released.
 const RELEASE_DOMAIN: &str = "@releaseDomain";
 
-/// How often the peers are looked at while nothing can tell of their end.
+/// Interval at which the peers are checked while no event can report their end.
 const POLL: Duration = Duration::from_secs(5);
 
-/// How long one look at a peer may wait for xenstored.
+/// Time limit for one check of a peer with xenstored.
 const PROBE: Duration = Duration::from_secs(2);
 
 /// Longest pause between attempts to watch again after a failure.
@@ -43,15 +43,15 @@ const RETRY: Duration = Duration::from_secs(30);
 #[derive(Debug, Clone)]
 pub(crate) struct PeerDomain(Arc<Peer>);
 
-/// The life of a domain at the other end of a channel, for a program that splits the watching from the
-/// channel: a process that may look at domains has a [`watched`](Self::watched) one, and tells another,
-/// which may not, and whose channel has a [`told`](Self::told) one by
-/// [`Setup::life`](crate::Setup::life).
+/// The life of a domain at the other end of a channel, for a program that separates the watching
+/// from the channel. A process that may see domains holds a [`watched`](Self::watched) one. It
+/// notifies another process, which may not; that one's channel has a [`told`](Self::told) life, set
+/// by [`Setup::life`](crate::Setup::life).
 #[derive(Debug, Clone)]
 pub struct DomainLife(PeerDomain);
 
 impl DomainLife {
-    /// Watches over `domain`, which is looked at until `deadline` at most.
+    /// Watches `domain`. The first check takes until `deadline` at most.
     ///
     /// # Errors
     /// There is no such domain, or xenstored cannot be reached.
@@ -69,7 +69,7 @@ impl DomainLife {
         Ok(Self(PeerDomain(Arc::new(peer))))
     }
 
-    /// The domain is gone: whoever waits for it learns that.
+    /// Marks the domain as gone and wakes all waiters.
     pub fn end(&self) {
         self.0.0.end();
     }
@@ -96,14 +96,14 @@ struct Peer {
     domain: DomId,
     /// The domain's identity when the channel was set up; `None` where that cannot be seen.
     identity: Option<Identity>,
-    /// Whether its end can be noticed at all.
+    /// Whether its end can be detected at all.
     watched: bool,
     gone: AtomicBool,
     wake: EventFd,
 }
 
 impl PeerDomain {
-    /// Starts to watch over `domain`.
+    /// Starts to watch `domain`.
     ///
     /// # Errors
     /// [`WatchError::Absent`] when there is no such domain, as far as this domain may see that.
@@ -126,7 +126,7 @@ impl PeerDomain {
         if watched {
             peers().push(Arc::downgrade(&peer));
             start(store);
-            // A release between the first look and the entry in the list had no one to tell.
+            // A release between the first check and the entry in the list notified nobody.
             peer.check(store, deadline.min(Instant::now() + PROBE));
         }
         Ok(Self(peer))
@@ -138,12 +138,12 @@ impl PeerDomain {
         Self(Arc::new(Peer::new(domain, None, false).unwrap()))
     }
 
-    /// Which domain it is.
+    /// The domain's id.
     pub(crate) fn domain(&self) -> DomId {
         self.0.domain
     }
 
-    /// Whether the end of the domain will be noticed: not that of dom0, nor from a guest.
+    /// Whether the end of the domain will be detected: not that of dom0, nor from a guest.
     pub(crate) fn is_watched(&self) -> bool {
         self.0.watched
     }
@@ -215,7 +215,7 @@ fn start(store: Store) {
     });
 }
 
-/// The thread: looks at all peers at every event.
+/// The thread: checks all peers at every event.
 fn run(store: Store) {
     let mut pause = Duration::from_secs(1);
     let mut restarted = false;
@@ -226,17 +226,17 @@ fn run(store: Store) {
         }
         check_all(store);
         thread::sleep(pause);
-        // Without xenstored only a look tells of an end.
+        // Without xenstored only a periodic check finds an end.
         pause = (pause * 2).min(if restarted { POLL } else { RETRY });
     }
 }
 
-/// Looks at all peers at every event; now and then as well once xenstored has been `restarted`.
-/// Returns when xenstored has hung up.
+/// Checks all peers at every event, and periodically once xenstored has been `restarted`. Returns
+/// when xenstored has hung up.
 fn listen(store: Store, restarted: bool) -> io::Result<()> {
     let mut watch = Provider::current()?.watch(RELEASE_DOMAIN)?;
     loop {
-        // Events wait in the socket while the peers are looked at, and one look answers all of them.
+        // Events wait in the socket while the peers are checked, and one check answers all of them.
         match watch.wait(restarted.then_some(POLL)) {
             Waited::Fired | Waited::TimedOut => check_all(store),
             Waited::Ended => {
@@ -261,7 +261,7 @@ fn check_all(store: Store) {
     }
 }
 
-/// Why a peer domain cannot be watched.
+/// The reasons why a peer domain cannot be watched.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum WatchError {
     /// There is no such domain.

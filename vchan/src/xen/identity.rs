@@ -2,7 +2,7 @@
 //!
 //! libxenctrl asks Xen itself, and is used where it is installed (dom0). Elsewhere xenstore is
 //! asked: the toolstack removes `/local/domain/<id>` with the domain, and its node `vm` names the
-//! domain's uuid. A guest may look at nothing but itself, and learns nothing.
+//! domain's uuid. A guest can see only itself, and learns nothing.
 
 use std::sync::OnceLock;
 use std::time::Instant;
@@ -18,19 +18,19 @@ use crate::DomId;
 /// resumed with its grants and ports in place.
 const SUSPENDED: u8 = 2;
 
-/// What tells one domain from another that later gets the same number.
+/// An identity that distinguishes a domain from a later one with the same number.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Identity {
     /// Its uuid, from Xen.
     Uuid([u8; 16]),
     /// Its node `vm` in xenstore, which holds the uuid.
     Vm(Box<str>),
-    /// It exists; more cannot be seen.
+    /// It exists; its identity cannot be seen.
     Unnamed,
 }
 
 impl Identity {
-    /// Whether both were seen in the same way and are not the same domain.
+    /// Whether both have the same kind of identity and it is not equal.
     pub(super) fn differs(&self, other: &Self) -> bool {
         match (self, other) {
             (Self::Uuid(one), Self::Uuid(other)) => one != other,
@@ -40,7 +40,7 @@ impl Identity {
     }
 }
 
-/// What can be seen of a domain.
+/// The visible state of a domain.
 #[derive(Debug)]
 pub(super) enum Look {
     /// It runs, is paused, or is suspended.
@@ -51,7 +51,7 @@ pub(super) enum Look {
     Hidden,
 }
 
-/// Looks at `domain`, waiting for xenstored until `deadline` at most.
+/// Checks `domain`, waiting for xenstored until `deadline` at most.
 pub(super) fn look(domain: DomId, store: Store, deadline: Instant) -> Look {
     match control().map(|domains| domains.info(sys::domain(domain))) {
         Some(Ok(info)) => from_xen(info),
@@ -92,7 +92,7 @@ fn from_xenstore(domain: DomId, store: Store, deadline: Instant) -> Look {
         Err(StoreError::NotFound { .. }) => {}
         Err(_) => return Look::Hidden,
     }
-    // dom0 has no `vm` everywhere: its home says whether it is there.
+    // dom0 does not have a `vm` node everywhere: its home shows whether it exists.
     match store.read(&home, deadline) {
         Ok(_) => Look::Alive(Identity::Unnamed),
         Err(StoreError::NotFound { .. }) => Look::Gone,

@@ -3,11 +3,12 @@
 //! `<path>/ring-ref` is the grant reference of the control page, `<path>/event-channel` the port
 //! that the server has bound for its client; both are decimal (Xen `libxenvchan.h`). Servers write
 //! the ring reference first and the event channel last, so a client that sees the latter may read
-//! both, unless a stale pair is just being replaced: hence [`Keys::read`]'s second look by the
-//! caller once the page is mapped.
+//! both, unless a stale pair is just being replaced: so the caller repeats [`Keys::read`] once the
+//! page is mapped.
 //!
-//! `<path>/vchan-extension` is ours: the grant reference of the extension page in decimal, a space,
-//! and the channel's nonce as 32 hexadecimal digits. Clients that do not know it never look.
+//! `<path>/vchan-extension` is our own: the grant reference of the extension page in decimal, a
+//! space, and the channel's nonce as 32 hexadecimal digits. Clients that do not know it never read
+//! it.
 
 use std::time::Instant;
 
@@ -23,7 +24,7 @@ pub const EVENT_CHANNEL: &str = "event-channel";
 /// Name of the key with the extension page and the nonce.
 pub const EXTENSION: &str = "vchan-extension";
 
-/// Where the extension page of a channel is.
+/// The place of a channel's extension page.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct ExtensionKey {
     /// Grant reference of the extension page, not 0.
@@ -42,7 +43,7 @@ impl ExtensionKey {
         text
     }
 
-    /// From what a peer wrote.
+    /// Parses a peer's value.
     pub fn parse(text: &str) -> Result<Self, NumberError> {
         let (page_ref, digits) = text.split_once(' ').ok_or(NumberError::NoNonce)?;
         let page_ref = parse_number(page_ref)?;
@@ -70,14 +71,14 @@ pub struct Keys {
 }
 
 impl Keys {
-    /// Reads the keys in the directory `base`, or `None` while one of the two that there must be is
+    /// Reads the keys in the directory `base`. `None` while one of the two mandatory keys is
     /// missing.
     ///
     /// # Errors
     /// [`KeyError::Value`] for a key that is not a decimal number from 1 to 2^32 − 1, or an
     /// extension key that is not as described above.
     pub fn read(store: Store, base: &str, deadline: Instant) -> Result<Option<Self>, KeyError> {
-        // The one written last is read first: where it is, the other one is.
+        // The key written last is read first: if it is there, so is the other.
         let Some(event_channel) = read_number(store, base, EVENT_CHANNEL, deadline)? else {
             return Ok(None);
         };
@@ -85,7 +86,7 @@ impl Keys {
             return Ok(None);
         };
         let extension = match read_value(store, base, EXTENSION, ExtensionKey::parse, deadline) {
-            // Where a guest may not read it is not told that a node is missing either.
+            // Without permission to read, a guest cannot see that a node is missing either.
             Err(KeyError::Store(StoreError::Denied { .. })) => None,
             outcome => outcome?,
         };
@@ -96,7 +97,7 @@ impl Keys {
         }))
     }
 
-    /// Writes the keys; nobody can mistake an older pair for this one half-way.
+    /// Writes the keys, in an order that keeps a client from mixing them with an older pair.
     pub fn publish(&self, store: Store, base: &str, deadline: Instant) -> Result<(), StoreError> {
         store.remove(&format!("{base}/{EVENT_CHANNEL}"), deadline)?;
         let extension = format!("{base}/{EXTENSION}");
@@ -116,8 +117,8 @@ impl Keys {
         )
     }
 
-    /// Removes the keys, if they are still these, and their directory if nothing else is in it.
-    /// To be called while the port is bound: no other server has its number then.
+    /// Removes the keys, if they are still these, and their directory if it is then empty. Call it
+    /// while the port is bound: no other server has its number then.
     pub fn withdraw(&self, store: Store, base: &str, deadline: Instant) -> Result<(), StoreError> {
         let is_ours = |key, ours| -> Result<Option<bool>, StoreError> {
             let value = store.read_if_present(&format!("{base}/{key}"), deadline)?;
@@ -126,7 +127,7 @@ impl Keys {
         match is_ours(EVENT_CHANNEL, self.event_channel)? {
             Some(true) => {}
             Some(false) => return Ok(()), // another server has taken the path
-            // Ours were written in part only, or another server is about to replace them.
+            // Ours were only partly written, or another server is about to replace them.
             None if is_ours(RING_REF, self.ring_ref)? == Some(false) => return Ok(()),
             None => {}
         }
@@ -138,7 +139,7 @@ impl Keys {
             .iter()
             .partition(|name| [EVENT_CHANNEL, RING_REF, EXTENSION].contains(&&***name));
         if others.is_empty() {
-            // All at once.
+            // Everything in one request.
             return store.remove(base, deadline);
         }
         keys.iter()
@@ -178,8 +179,8 @@ fn read_value<T>(
 
 /// A decimal number from 1 to 2^32 − 1 and nothing else: no sign, space, newline or leading zero.
 ///
-/// The one NUL byte that C programs may write behind a value is gone already: xenstore clients
-/// take it off when they read.
+/// The NUL byte that C programs may append to a value is gone already: xenstore clients strip it
+/// when they read.
 pub fn parse_number(text: &str) -> Result<u32, NumberError> {
     if text.is_empty() {
         return Err(NumberError::Empty);
@@ -194,7 +195,7 @@ pub fn parse_number(text: &str) -> Result<u32, NumberError> {
             NumberError::NotDecimal
         });
     }
-    // Digits only: parsing can fail for its size alone.
+    // Digits only: parsing can fail only for the size.
     text.parse().map_err(|_| NumberError::OutOfRange)
 }
 
@@ -211,38 +212,38 @@ fn excerpt(value: &str) -> String {
     short
 }
 
-/// Why a key's value is not a usable number.
+/// The reasons why a key's value is not usable.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum NumberError {
     /// No characters at all.
     #[error("it is empty")]
     Empty,
-    /// Something else than digits, or a leading zero.
+    /// Something other than digits, or a leading zero.
     #[error("it is not a plain decimal number")]
     NotDecimal,
-    /// 0, or more than 32 bits hold.
+    /// 0, or more than 32 bits can hold.
     #[error("it is outside 1..=4294967295")]
     OutOfRange,
-    /// The nonce of an extension key is missing or no 32 hexadecimal digits.
+    /// The nonce of an extension key is missing or is not 32 hexadecimal digits.
     #[error("it does not end with a nonce of 32 hexadecimal digits")]
     NoNonce,
 }
 
-/// Why the keys could not be read.
+/// The reasons why the keys could not be read.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum KeyError {
     /// xenstore itself failed.
     #[error(transparent)]
     Store(#[from] StoreError),
-    /// The other side wrote something that is no number.
+    /// The other side wrote something that is not a number.
     #[error("{node} holds `{value}`: {why}")]
     Value {
         /// Full path of the key.
         node: String,
         /// The value's first characters.
         value: String,
-        /// What is wrong with it.
+        /// The rule it breaks.
         why: NumberError,
     },
 }

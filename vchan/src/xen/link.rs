@@ -110,11 +110,11 @@ impl Backend for Link {
         if let Watched::Reactor(member) = &self.watched {
             return member.acknowledge();
         }
-        // One event, not all there are: each unmask lets a hostile peer raise the next, and it may
-        // be as fast as we are. What is left keeps the descriptor readable.
+        // One event, not all of them: each unmask lets a hostile peer raise the next, and it may be
+        // as fast as we are. The rest keep the descriptor readable.
         match self.events.pending() {
             Ok(Some(port)) => {
-                // Unmasked before the caller looks at the ring: what comes later rings again.
+                // Unmasked before the caller looks at the ring: any later event rings again.
                 self.events.unmask(port)?;
                 Ok(true)
             }
@@ -137,7 +137,7 @@ impl Backend for Link {
     }
 
     fn spin_helps(&self) -> bool {
-        // The peer runs on virtual processors of its own, whatever the number of ours.
+        // The peer has virtual processors of its own, whatever the number of ours.
         true
     }
 
@@ -199,7 +199,7 @@ mod tests {
                 crate::waiting::poll::poll_readable(&[link.poll_fd()], Instant::now()).unwrap()
             );
             assert!(link.acknowledge().unwrap());
-            // What was rung while the port was masked rings as soon as it no longer is.
+            // A ring while the port was masked is delivered once it no longer is.
             assert!(link.acknowledge().unwrap());
             assert!(!link.acknowledge().unwrap());
             assert_eq!(device.with(|state| state.resets), 2 * round);

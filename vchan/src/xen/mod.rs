@@ -7,8 +7,8 @@
 //!
 //! * [`Server`], [`connect`]: the two roles.
 //! * [`store`], [`keys`], [`path`]: xenstore, the keys, and the names of nodes.
-//! * `domain_watch`, `identity`: learning that the peer's domain is gone.
-//! * `link`: doorbell and death notice, as the ring core wants them.
+//! * `domain_watch`, `identity`: detection of the end of the peer's domain.
+//! * `link`: doorbell and death notice, as a backend of the ring core.
 //! * `region`: pages of shared regions.
 //! * `memory`: the one file with `unsafe`: pages as regions. `sys`: the crate xen-sys, adapted.
 //!
@@ -52,7 +52,7 @@ use keys::KeyError;
 use path::{ChannelPath, PathError};
 use store::StoreError;
 
-/// What people are told about where the peer is: `xen:7/data/x`.
+/// The peer's address for messages: `xen:7/data/x`.
 fn place(peer: DomId, path: &ChannelPath) -> String {
     let slash = if path.is_absolute() { "" } else { "/" };
     format!("xen:{peer}{slash}{path}")

@@ -1,9 +1,9 @@
 //! Names of xenstore nodes, checked before anything is sent to xenstored.
 //!
-//! A channel's keys lie in one directory, named either absolutely
-//! (`/local/domain/7/data/x`) or relative to the home of the domain that has the vchan **server**
-//! role (`data/x`). xenstored resolves a relative path against the home of whoever asks, so the
-//! server may use its path as it is, and the client has to put the server's home in front.
+//! A channel's keys lie in one directory, named either absolutely (`/local/domain/7/data/x`) or
+//! relative to the home of the domain that has the vchan **server** role (`data/x`). xenstored
+//! resolves a relative path against the home of the requester, so the server may use its path as it
+//! is, and the client has to prepend the server's home.
 //!
 //! Grammar and limits: Xen `docs/misc/xenstore.txt`, section "Paths", and the 1,024 bytes that
 //! oxenstored allows (C xenstored allows 3,072). A path is refused when it is too long, never cut.
@@ -16,8 +16,8 @@ use crate::DomId;
 /// Longest full node path in bytes that every xenstored accepts.
 pub const PATH_MAX: usize = 1024;
 
-/// What a node's name may hold beside letters and digits, the slash between names included (Xen
-/// `docs/misc/xenstore.txt`, "Paths").
+/// The characters that a node's name may hold beside letters and digits, including the slash
+/// between names (Xen `docs/misc/xenstore.txt`, "Paths").
 macro_rules! signs {
     () => {
         "-/_@"
@@ -42,7 +42,7 @@ impl ChannelPath {
         self.0.starts_with('/')
     }
 
-    /// The path as any domain may name it, given the domain that has the server role.
+    /// The path in the absolute form that any domain can use; `server` has the server role.
     pub fn resolve(&self, server: DomId) -> String {
         if self.is_absolute() {
             self.0.to_string()
@@ -101,7 +101,7 @@ pub(super) fn check(path: &str) -> Result<(), PathError> {
     Ok(())
 }
 
-/// Why a text is not the path of a xenstore node.
+/// The reasons why a text is not the path of a xenstore node.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum PathError {
@@ -114,7 +114,7 @@ pub enum PathError {
         /// Its length.
         bytes: usize,
     },
-    /// A character that xenstore does not allow (there).
+    /// A character that xenstore does not allow (at that place).
     #[error("the xenstore path `{}` holds the character {bad:?}", path.escape_debug())]
     Character {
         /// The path.
@@ -137,7 +137,7 @@ pub enum PathError {
 }
 
 impl PathError {
-    /// What a person can do about it.
+    /// One line: the remedy, for people.
     pub fn advice(&self) -> &'static str {
         concat!(
             "give a path such as data/demo (below the serving domain's home) or ",

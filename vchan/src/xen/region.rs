@@ -12,10 +12,10 @@ use crate::error::{Error, Result};
 use crate::region::header::{self, Header};
 use crate::region::{Access, Carrier, OwnerMemory, PeerMemory, Ticket, TicketError, grant_list};
 
-/// What a channel over another backend would have: descriptors.
+/// The code of the other carrier, descriptors.
 const CARRIER_DESCRIPTORS: u8 = 2;
 
-/// Pages that a region of `data` pages takes: with the header, and what its list does not fit in.
+/// Pages of a region of `data` pages: with the header and the further pages of its list.
 pub(super) fn pages(data: usize) -> usize {
     data.saturating_add(1 + grant_list::further_pages(data))
 }
@@ -72,8 +72,8 @@ pub(super) fn map(
         return Err(TicketError::Carrier(CARRIER_DESCRIPTORS).into());
     };
     let grants = sys::grant_map()?;
-    // Only looked at first, read-only: if the ticket came too late, the page may be another one by
-    // now, in which the notification would clear a byte.
+    // First checked through a read-only mapping: if the ticket came too late, the page may be in
+    // other use by now, and the notification would clear a byte in it.
     let look = map_pages(
         &*grants,
         peer,

@@ -24,8 +24,8 @@ use crate::wire::extension_page::{ExtensionPage, new_nonce};
 use crate::wire::layout::{Format, ORDER_MAX_EXTENDED, Orders, RingPlace, RingSizes, Role};
 use crate::wire::shm::Region;
 
-/// How long the requests to xenstore that withdraw a server may take together where nobody waits for
-/// them; also those that publish it, where the caller gives no deadline.
+/// Time limit for the xenstore requests together that withdraw a server where no caller waits for
+/// them, and for those that publish it where the caller gives no deadline.
 const STORE_TIME: Duration = Duration::from_secs(5);
 
 /// The smallest ring that [`Server::publish_default`] falls back to, in bytes.
@@ -36,14 +36,14 @@ const LEAST_DEFAULT: usize = 64 << 10;
 /// Dropping it removes the keys from xenstore and takes the grants back.
 #[derive(Debug)]
 pub struct Server {
-    // Dropped in this order: first nobody can find us any more, then the memory goes (the kernel
-    // clears our live byte and rings), then the doorbell.
+    // Dropped in this order: first the keys, so that nobody can find the server, then the memory
+    // (the kernel clears our live byte and rings), then the doorbell.
     published: Publication,
     control: ControlPage,
     extension: Option<(ExtensionPage, Header)>,
     left: Region,
     right: Region,
-    /// Those offered: with the extension a ring may be larger than without.
+    /// The orders offered: with the extension a ring may be larger than without.
     orders: Orders,
     first_index: u32,
     link: Link,
@@ -57,9 +57,8 @@ impl Server {
     /// because the guest can read there.
     ///
     /// # Errors
-    /// An invalid path, no Xen, no such domain, no permission, the limit of gntalloc
-    /// (1,024 pages for the whole kernel by default), a xenstore quota. Whatever had been set up
-    /// by then is undone.
+    /// An invalid path, no Xen, no such domain, no permission, the limit of gntalloc (1,024 pages
+    /// for the whole kernel by default), a xenstore quota. A failure leaves nothing behind.
     pub fn publish(peer: DomId, path: &str, rings: RingSizes) -> Result<Self> {
         Self::publish_with(&Setup::new(), peer, path, rings)
     }
@@ -68,7 +67,7 @@ impl Server {
     /// [`token`](Self::token) comes when [`wait_for_client`](Self::wait_for_client) should look
     /// again, and stays that of the channel.
     ///
-    /// Clients of libxenvchan before Xen 4.14 do not ring when they connect, but when they write.
+    /// Clients of libxenvchan before Xen 4.14 do not ring when they connect, only when they write.
     ///
     /// # Errors
     /// As [`publish`](Self::publish).
@@ -121,7 +120,7 @@ impl Server {
         control.initialise(orders.classic(), setup.first_index);
         let (left, mut listed) = ring(&*grants, peer, &control, orders.left_place())?;
         let (right, right_refs) = ring(&*grants, peer, &control, orders.right_place())?;
-        // The classic list first, of each ring the pages up to 1 MiB.
+        // The classic list first: the pages of each ring up to 1 MiB.
         let classic = orders.classic();
         let mut extra = listed.split_off(classic.left_place().pages());
         listed.extend(&right_refs[..classic.right_place().pages()]);
@@ -145,7 +144,7 @@ impl Server {
                     nonce: header.nonce,
                 }),
         };
-        // Made before the keys are written: a failure half-way removes what is there.
+        // Made before the keys are written: a failure half-way removes those already there.
         let mut published = Publication {
             store,
             base: path.as_str().into(),
@@ -192,17 +191,17 @@ impl Server {
         }
     }
 
-    /// The sizes the rings really have; 1 MiB at most for a client without the extension.
+    /// The actual sizes of the rings; at most 1 MiB for a client without the extension.
     pub fn ring_sizes(&self) -> RingSizes {
         self.orders.sizes()
     }
 
-    /// Which one of its reactor this is, if it is on one.
+    /// Its token on its reactor, if it is on one.
     pub fn token(&self) -> Option<Token> {
         self.link.token()
     }
 
-    /// What a client reads first; for tests that spoil it.
+    /// The pages that a client reads first; for tests that corrupt them.
     #[cfg(feature = "testing")]
     pub(crate) fn pages(&self) -> (&ControlPage, Option<&ExtensionPage>) {
         (&self.control, self.extension.as_ref().map(|(page, _)| page))
@@ -219,13 +218,13 @@ impl Server {
         }
     }
 
-    /// Waits for the client, then removes the keys and hands out the channel. Keys that xenstored does
-    /// not remove until `deadline` are removed by a thread, for some seconds more.
+    /// Waits for the client, then removes the keys and returns the channel. A thread goes on, for
+    /// some seconds, removing keys that xenstored has not removed by `deadline`.
     pub fn accept(self, deadline: Instant) -> Result<Channel> {
         Channel::from_parts(self.accept_parts(deadline)?)
     }
 
-    /// What [`accept`](Self::accept) makes its channel of.
+    /// Builds the parts of [`accept`](Self::accept)'s channel.
     pub(crate) fn accept_parts(mut self, deadline: Instant) -> Result<Parts> {
         self.wait_for_client(deadline)?;
         let Self {
@@ -269,7 +268,7 @@ impl AsFd for Server {
     }
 }
 
-/// One ring: its part of the control page, or pages of its own and their references.
+/// One ring: its part of the control page, or its own pages and their references.
 fn ring(
     grants: &dyn GrantShare,
     peer: DomId,
@@ -279,8 +278,8 @@ fn ring(
     if let Some(region) = control.ring_in_page(place) {
         return Ok((region, Vec::new()));
     }
-    // Writable for the peer also where it only reads, as libxenvchan grants it: clients that map
-    // both rings alike exist, and the bytes it could change are those it alone reads.
+    // Granted writable even for a peer that only reads, as libxenvchan does: some clients map both
+    // rings alike, and the peer could only corrupt bytes that it alone reads.
     let pages = grants
         .share(sys::domain(peer), place.pages(), Access::ReadWrite, None)
         .map_err(sys::error)?;
@@ -288,8 +287,8 @@ fn ring(
     Ok((memory::shared(pages), refs))
 }
 
-/// The extension page with its offer and its reference; `None` where the kernel grants no page more
-/// and the rings can do without.
+/// The extension page with its offer and its reference; `None` where the kernel grants no further
+/// page and the rings can do without.
 fn offer(
     grants: &dyn GrantShare,
     peer: DomId,
@@ -317,7 +316,7 @@ fn offer(
     Ok(Some((page, header, page_ref)))
 }
 
-/// Keys in xenstore that are removed at the latest when this is dropped.
+/// Keys in xenstore; dropping this removes them if they are still there.
 #[derive(Debug)]
 struct Publication {
     store: Store,
@@ -332,8 +331,8 @@ impl Publication {
         Ok(self.keys.publish(self.store, &self.base, deadline)?)
     }
 
-    /// Removes the keys. What xenstored does not do until `deadline` a thread of its own goes on
-    /// with: the client is here, and the keys must not stay.
+    /// Removes the keys. A thread goes on with those that xenstored has not removed by `deadline`:
+    /// the client is here, and the keys must not stay.
     fn withdraw_until(&mut self, deadline: Instant) {
         match self.keys.withdraw(self.store, &self.base, deadline) {
             Ok(()) => self.active = false,

@@ -33,7 +33,7 @@ impl From<xen_sys::Error> for Error {
     }
 }
 
-/// The error with the advice that fits a channel.
+/// Converts an error, with advice that fits a channel.
 pub(super) fn error(error: xen_sys::Error) -> Error {
     let advice = match (error.kind(), error.errno()) {
         (ErrorKind::BindRefused, Some(libc::EPERM | libc::EACCES)) => {
@@ -72,12 +72,12 @@ pub(super) fn error(error: xen_sys::Error) -> Error {
     }
 }
 
-/// Whether a channel with fewer pages could be set up.
+/// Whether a channel with fewer pages could be set up instead.
 pub(super) fn is_grant_limit(error: &Error) -> bool {
     matches!(error, Error::Os { source, .. } if source.raw_os_error() == Some(libc::ENOSPC))
 }
 
-/// Whether the error is what keys of a server that is gone lead to.
+/// Whether the error is one to which the keys of a dead server lead.
 pub(super) fn names_a_missing_server(error: &xen_sys::Error) -> bool {
     match error.kind() {
         ErrorKind::BindRefused => !matches!(

@@ -62,7 +62,7 @@ fn case_10_impossible_ring_orders() {
             "{pair:?}: {error:?}"
         );
     }
-    // Possible, but not for memory of 33 pages.
+    // Possible, but not with memory of 33 pages.
     for left in ORDER_SMALL..=ORDER_MAX {
         for right in ORDER_SMALL..=ORDER_MAX {
             let fits = Orders::check(left, right).is_ok_and(|orders| orders.grant_count() == 32);
@@ -158,7 +158,7 @@ fn case_13_notify_bits_stuck_or_stolen() {
     }
 }
 
-/// Once connected nobody looks at the list again; what it holds at connect is for the lab.
+/// Once connected, nothing reads the list again; the lab tests its contents at connect.
 #[test]
 fn case_14_grant_list_rewritten() {
     for role in ROLES {

@@ -1,4 +1,4 @@
-//! Cases 16 to 18: what the peer does to bytes that are read or decoded.
+//! Cases 16 to 18: changes that the peer makes to bytes while they are read or decoded.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -12,7 +12,7 @@ use vgpu_transport::{Transport, TransportError};
 
 use crate::liar::*;
 
-/// Where `body_len` lies in a header.
+/// Offset of `body_len` in a header.
 const BODY_LEN: usize = 16;
 
 /// The ring in which the liar's bytes reach the victim.
@@ -58,7 +58,7 @@ fn case_16_payload_rewritten_after_validation() {
             if let Ok(header) = &first {
                 assert_eq!(header.body_len, 0, "a length above the limit was accepted");
             }
-            // The private copy does not change any more.
+            // The private copy no longer changes.
             thread::yield_now();
             assert_eq!(first, FrameHeader::decode(&bytes));
         }

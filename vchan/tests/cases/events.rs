@@ -40,7 +40,8 @@ fn case_19_storm_without_data() {
     }
 }
 
-/// Neither a byte nor a ring: every call that waits ends at its deadline, and the channel lives.
+/// Neither a byte nor a ring: every call that waits ends at its deadline, and the channel stays
+/// usable.
 #[test]
 fn case_20_no_event_ever() {
     for role in ROLES {
@@ -60,7 +61,7 @@ fn case_20_no_event_ever() {
     }
 }
 
-/// A ring for nothing wakes nobody for good; one ring stands for any number of writes.
+/// A ring without cause keeps nobody awake; one ring stands for any number of writes.
 #[test]
 fn case_21_spurious_and_coalesced_events() {
     for role in ROLES {
@@ -112,7 +113,7 @@ fn case_22_doorbell_full_and_blocking() {
     }
 }
 
-/// What was rung before the victim ever looked is not lost.
+/// A ring before the victim's first look is not lost.
 #[test]
 fn case_23_event_before_anybody_listens() {
     for role in ROLES {
@@ -123,7 +124,7 @@ fn case_23_event_before_anybody_listens() {
         assert_eq!(victim.read(&mut [0; 8], soon()).unwrap(), 3);
         liar.ring();
         assert_eq!(victim.try_read(&mut [0; 8]).unwrap(), None);
-        // Taken note of above: the next ring is a new one.
+        // Acknowledged above: the next ring is a new one.
         liar.page.set_u32(liars_indexes(role).0, 4);
         liar.ring();
         victim.wait(vgpu_transport::Interest::Read, soon()).unwrap();
@@ -131,7 +132,7 @@ fn case_23_event_before_anybody_listens() {
     }
 }
 
-/// Ringing somebody who is gone is no error; the next look finds that he is gone.
+/// Ringing a peer that is gone is no error; the next look finds it gone.
 #[test]
 fn case_24_ringing_a_peer_that_is_gone() {
     for role in ROLES {
@@ -139,7 +140,7 @@ fn case_24_ringing_a_peer_that_is_gone() {
         liar.page
             .set_u8(notify_bytes(role).1, bit::WRITE | bit::READ);
         drop(liar);
-        // Before the hang-up is noticed a write may still succeed, ring and all.
+        // Before the hang-up is noticed a write, with its ring, may still succeed.
         match victim.try_write(b"x") {
             Ok(1) | Err(Error::PeerClosed { .. }) => {}
             other => panic!("{other:?}"),

@@ -42,7 +42,7 @@ fn case_49_slow_reader_beside_a_quick_one() {
     echoing.join().unwrap();
 }
 
-/// A byte at a time, each announced: no more than a wake-up and an event for each byte.
+/// A byte at a time, each announced: no more than one wake-up and one event per byte.
 #[test]
 fn case_50_one_byte_trickle() {
     for role in ROLES {
@@ -115,7 +115,7 @@ fn case_52_spinning_on_a_flickering_index() {
         let outcome = returns(move || {
             loop {
                 match victim.read(&mut [0; 3], short()) {
-                    // Nobody rings, so a sleep lasts to its deadline.
+                    // Nobody rings, so a sleep lasts until its deadline.
                     Ok(_) | Err(Error::TimedOut(_)) => {}
                     Err(error) => return error,
                 }

@@ -10,7 +10,7 @@ use vchan::{Error, PeerError, local};
 
 use crate::liar::*;
 
-/// A write index that no ring allows is named, and stays the answer to every later call.
+/// Reports a write index that no ring allows; every later call reports it again.
 fn refuse_producer(lie: u32) {
     for role in ROLES {
         let (mut victim, liar) = pair(role);
@@ -44,7 +44,7 @@ fn case_03_consumer_ahead_of_producer() {
         let (mut victim, liar) = pair(role);
         victim.write_all(b"12345", soon()).unwrap();
         liar.page.set_u32(liars_indexes(role).1, 6);
-        // Looked at only when the ring seems full, or when drained.
+        // Read only when the ring seems full, or when drained.
         let error = match victim.drain(soon()) {
             Err(Error::Peer(error)) => error,
             other => panic!("accepted: {other:?}"),
@@ -162,7 +162,7 @@ fn case_07_index_flickers_at_every_read() {
                     victim.write_all(&buf, short()),
                 ] {
                     match outcome {
-                        // The liar does not ring, so a sleep may last to its deadline.
+                        // The liar does not ring, so a sleep may last until its deadline.
                         Ok(()) | Err(Error::TimedOut(_)) => {}
                         other => return other,
                     }

@@ -15,7 +15,7 @@ use vgpu_transport::Interest;
 
 use crate::liar::*;
 
-/// `vchan ARGUMENTS` in a process of its own.
+/// Starts `vchan ARGUMENTS` in a process of its own.
 fn vchan(arguments: &str, path: &Path, stdin: Stdio) -> Child {
     Command::new(env!("CARGO_BIN_EXE_vchan"))
         .args(arguments.split(' '))
@@ -76,7 +76,7 @@ fn case_25_peer_process_killed() {
         );
         reading.wait().unwrap();
     }
-    // A client that dies between mapping the pages and saying so.
+    // A client that dies after mapping the pages and before declaring itself connected.
     let (one, mut other) = UnixStream::pair().unwrap();
     let server = thread::spawn(move || local::serve_on(one, 4096, soon()).map(drop));
     other.read_exact(&mut [0; 8]).unwrap();
@@ -122,7 +122,7 @@ const CALLS: [Call; 7] = [
     }),
 ];
 
-/// The peer vanishes without a word, its live byte still 1, while we wait in each call.
+/// The peer vanishes without closing, its live byte still 1, while we wait in each call.
 #[test]
 fn case_26_peer_vanishes_while_we_block() {
     for role in ROLES {
@@ -219,7 +219,7 @@ fn case_28_write_then_close_at_once() {
     hang_up_after_writing();
 }
 
-/// Or the process dies instead of closing.
+/// The same with a process that dies instead of closing.
 fn hang_up_after_writing() {
     for role in ROLES {
         let (mut victim, liar) = pair(role);
@@ -250,7 +250,7 @@ fn case_29_both_close_together() {
         }
         let closing = thread::spawn(move || server.close(soon()));
         for outcome in [client.close(soon()), closing.join().unwrap()] {
-            // Whoever is second may find the other gone without having read.
+            // Whichever is second may find the other gone without having read.
             assert!(
                 matches!(outcome, Ok(()) | Err(Error::PeerClosed { .. })),
                 "{outcome:?}"
@@ -259,14 +259,14 @@ fn case_29_both_close_together() {
     }
 }
 
-/// What a dead server left at the path is replaced; who listens there is not.
+/// A dead server's socket at the path is replaced; a live one is not.
 #[test]
 fn case_30_server_restarts_over_its_leftovers() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("socket");
     drop(UnixListener::bind(&path).unwrap());
     assert!(path.exists(), "a dead server's socket stays");
-    // A client alone gets nowhere, in time, and is told why.
+    // A client alone fails in time, and its error gives the reason.
     let error = local::connect(&path, short()).unwrap_err();
     assert!(error.to_string().contains("nobody listens"), "{error}");
     let client = {
@@ -335,7 +335,7 @@ fn case_33_second_client_at_the_same_time() {
     assert_eq!(&buf, b"for one");
 }
 
-/// Every order in which the parts can go, and closing what is closed.
+/// Drops the parts in every order, and closes a closed channel.
 #[test]
 fn case_36_drop_order_and_double_close() {
     for order in 0..6 {

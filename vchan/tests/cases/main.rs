@@ -1,6 +1,6 @@
 //! The 54 hostile-peer and fault cases of `docs/threat-model.md`, as far as they need no Xen. Each
-//! test is named after its case; `table.rs` checks that the table is complete. What needs Xen is in
-//! the lab's suite (`xtask/src/lab/suite/faults*.rs`).
+//! test is named after its case; `table.rs` checks that the table is complete. Cases that need Xen
+//! are in the lab's suite (`xtask/src/lab/suite/`).
 //!
 //! For each case: no panic, no wait beyond its deadline, and the typed error.
 

@@ -1,5 +1,5 @@
-//! Cases 53 and 54, as far as real threads and our own other end go. Interleavings are
-//! explored by `loom_*.rs`, stock libxenvchan is met in the lab (`interop/`).
+//! Cases 53 and 54, with real threads and our own other end. `tests/loom/` explores interleavings;
+//! the lab tests against stock libxenvchan (`interop/`).
 
 use std::thread;
 use std::time::Duration;
@@ -9,8 +9,8 @@ use vchan::{RingSizes, local};
 
 use crate::liar::*;
 
-/// Arm, look again, sleep, as often as two real processors manage: one lost wake-up would be a
-/// time-out here.
+/// Arms, looks again and sleeps, as often as two real processors manage: one lost wake-up would be
+/// a time-out here.
 #[test]
 fn case_53_no_wake_up_is_lost() {
     for spin in [Duration::ZERO, Duration::from_micros(20)] {

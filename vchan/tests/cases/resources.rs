@@ -1,5 +1,6 @@
-//! Cases 37 to 45: what runs out, fails, or is not there. Grants, event channels and
-//! mappings of Xen's are for the lab (`faults/`, `xen-sys/`); descriptors and memory stand in here.
+//! Cases 37 to 45: resources that run out, fail, or are missing. Grants, event channels and
+//! mappings of Xen are tested in the lab (`faults/`, `xen-sys/`); descriptors and memory stand in
+//! for them here.
 
 use std::fs::{self, File};
 use std::io::{Read, Write};
@@ -20,11 +21,11 @@ use vchan_testing::peer::Offer;
 use crate::liar::*;
 use crate::xenstored::{TRANSACTION_START, WATCH, Xenstored, domain_one, failed, start};
 
-/// Where the partner of a process with a limit listens.
+/// Environment variable with the socket of the partner of a process with a limit.
 const PARTNER: &str = "VCHAN_TEST_PARTNER";
 
 /// Runs one of the tests below that change limits of the whole process, in a process of its own,
-/// with somebody at `partner` to set channels up with.
+/// with a partner that sets channels up at `partner`.
 fn in_a_process_of_its_own(test: &str, partner: &Path) {
     let output = Command::new(std::env::current_exe().unwrap())
         .args([
@@ -43,8 +44,8 @@ fn in_a_process_of_its_own(test: &str, partner: &Path) {
     eprint!("{errors}");
 }
 
-/// Set-up fails at each descriptor it needs, once, in either role, and where there is no room to
-/// map: a typed error with advice each time, on both sides, and nothing kept.
+/// Set-up fails once at each descriptor it needs, in either role, and where there is no room to
+/// map: a typed error with advice each time, on both sides, and nothing left allocated.
 #[test]
 fn case_37_set_up_fails_at_every_step() {
     let directory = tempfile::tempdir().unwrap();
@@ -60,8 +61,8 @@ fn case_37_set_up_fails_at_every_step() {
     }
 }
 
-/// The partner's side of one set-up: an honest peer without a limit, in the role that the other does
-/// not have. The other process notices should this panic: nobody answers it any more.
+/// The partner's side of one set-up: an honest peer without a limit, in the opposite role. The
+/// other process notices a panic here: nothing answers it any more.
 fn meet(mut stream: UnixStream) {
     let mut role = [0];
     stream.read_exact(&mut role).unwrap();
@@ -78,7 +79,7 @@ fn meet(mut stream: UnixStream) {
     }
 }
 
-/// A stream to the partner, which then does what is not `role`.
+/// A stream to the partner, which then takes the role opposite to `role`.
 fn to_partner(role: Role) -> UnixStream {
     let mut stream = UnixStream::connect(std::env::var_os(PARTNER).unwrap()).unwrap();
     let partners = match role {
@@ -96,7 +97,7 @@ fn set_up(role: Role, setup: &Setup<'_>, stream: UnixStream) -> Result<Channel, 
     }
 }
 
-/// Runs `f` while this process may have no descriptor from `limit` on.
+/// Runs `f` while no descriptor of this process may have the number `limit` or more.
 fn below<T>(limit: usize, f: impl FnOnce() -> T) -> T {
     let (_, most) = getrlimit(Resource::RLIMIT_NOFILE).unwrap();
     setrlimit(Resource::RLIMIT_NOFILE, limit as u64, most).unwrap();
@@ -114,13 +115,13 @@ fn is_anything_mapped() -> bool {
 #[test]
 #[ignore = "changes a limit of the process; run by case_37"]
 fn each_descriptor_is_missing_once() {
-    // The next descriptor then always has the next number.
+    // So that the next descriptor always has the next number.
     let mut holes = Vec::new();
     loop {
         let hole = File::open("/dev/null").unwrap();
         let (number, open) = (hole.as_raw_fd(), descriptors());
         holes.push(hole);
-        // The one that counts is among those it counts.
+        // The descriptor that counts is among those it counts.
         if usize::try_from(number).unwrap() + 2 >= open {
             break;
         }
@@ -149,7 +150,7 @@ fn each_descriptor_is_missing_once() {
                 assert!(!is_anything_mapped(), "{what}: {failures}");
                 assert_eq!(reactor.handle().len(), 0, "{what}: {failures}");
                 let stream = to_partner(role);
-                // The one that counts makes room for the stream.
+                // The counting descriptor makes room for the stream.
                 let outcome = below(before + failures, || set_up(role, &setup, stream));
                 let error = match outcome {
                     Ok(_) => break,
@@ -159,7 +160,7 @@ fn each_descriptor_is_missing_once() {
                     Error::Os { source, .. } => {
                         assert_eq!(source.raw_os_error(), Some(libc::EMFILE), "{what}: {error}");
                     }
-                    // Of the descriptors in a message those that do not fit are dropped.
+                    // Descriptors of a message that do not fit are dropped.
                     Error::Peer(PeerError::Rendezvous(_)) if role == Role::Client => {}
                     other => panic!("{what}: {other:?}"),
                 }
@@ -172,7 +173,7 @@ fn each_descriptor_is_missing_once() {
                 failures >= kept - 1,
                 "{what}: {failures} steps failed, and a channel has {kept} descriptors"
             );
-            // One more is never one too many.
+            // With one more it always succeeds.
             let stream = to_partner(role);
             below(before + failures + 1, || set_up(role, &setup, stream)).unwrap();
             eprintln!("{what}: failed at each of {failures} descriptors");
@@ -194,8 +195,8 @@ fn descriptors() -> usize {
     fs::read_dir("/proc/self/fd").unwrap().count()
 }
 
-/// Waits until `before` descriptors are open: what a peer may have filled is closed by a thread of its
-/// own.
+/// Waits until only `before` descriptors are open: a thread closes those that a peer may have
+/// filled.
 #[track_caller]
 fn assert_no_more_than(before: usize, what: &str) {
     let deadline = soon();
@@ -212,7 +213,7 @@ fn descriptors_run_out_on_both_sides() {
     let before = descriptors();
     for (failures, more) in (2..60).enumerate() {
         let (one, other) = UnixStream::pair().unwrap();
-        // The two ends above count, and so does the one to count with.
+        // The two ends above count, and so does the counting descriptor.
         setrlimit(Resource::RLIMIT_NOFILE, (before + more) as u64, most).unwrap();
         let server = thread::spawn(move || serve_on(one, 64 << 10, soon()));
         let client = connect_on(other, soon());
@@ -238,7 +239,7 @@ fn descriptors_run_out_on_both_sides() {
     panic!("never enough descriptors");
 }
 
-/// No room to map what the server offers.
+/// No room to map the memory that the server offers.
 #[test]
 fn case_38_no_room_to_map() {
     in_a_process_of_its_own("address_space_runs_out", Path::new("nobody"));
@@ -277,7 +278,7 @@ fn assert_no_memory(outcome: Result<Channel, Error>) {
     }
 }
 
-/// A xenstored that refuses for want of room, in each of its words.
+/// A xenstored that refuses for lack of room, with each of its error codes.
 #[test]
 fn case_41_xenstore_quotas() {
     for code in ["ENOSPC", "EDQUOT", "EQUOTA", "E2BIG", "EAGAIN", "EBUSY"] {
@@ -289,7 +290,7 @@ fn case_41_xenstore_quotas() {
         assert!(error.contains(code), "{code}: {error}");
         let quota = !["EAGAIN", "EBUSY"].contains(&code);
         assert_eq!(error.contains("quota reached"), quota, "{code}: {error}");
-        // No loop until it agrees, and no transaction that could be refused at its end.
+        // No endless retries, and no transaction that could be refused at its end.
         assert!(store.nodes_read().len() < 10, "{:?}", store.nodes_read());
         let asked = store.asked.lock().unwrap();
         assert!(
@@ -319,7 +320,7 @@ fn case_42_xenstored_dies_under_waiters() {
     }
 }
 
-/// A guest can make events only where somebody watches: nobody does below its path.
+/// A guest can cause events only where somebody watches: nobody does below its path.
 #[test]
 fn case_43_no_watch_below_a_path_of_the_peer() {
     let store = Xenstored::new(|kind, path| domain_one(kind, path, |_| Some(Err("ENOENT"))));

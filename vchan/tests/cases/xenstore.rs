@@ -1,5 +1,5 @@
-//! Cases 46 to 48: what the peer writes into xenstore. The real program against a xenstored
-//! of ours; the same in the lab with real ones (`lone/`, `faults/`).
+//! Cases 46 to 48: values that the peer writes into xenstore. The real program runs against a
+//! xenstored of ours; the lab repeats this with real ones.
 
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
@@ -7,10 +7,10 @@ use std::time::{Duration, Instant};
 use crate::xenstore_rs;
 use crate::xenstored::{Xenstored, domain_one, failed, start};
 
-/// A machine that does much else needs this long to start a program and have it ask.
+/// A busy machine needs this long to start a program and have it ask.
 const CONNECT: &str = "connect --peer 1 --path data/x --timeout 3 --echo";
 
-/// What a client says of these two values.
+/// The client's error for these two values.
 fn offered(ring_ref: &'static [u8], event_channel: &'static [u8]) -> String {
     let store = Xenstored::new(move |kind, path| {
         domain_one(kind, path, |path| {
@@ -61,7 +61,7 @@ fn case_46_keys_that_are_no_numbers() {
         "{error}"
     );
 
-    // Deleted between the two reads: as if there were none yet.
+    // Deleted between the two reads: treated as not there yet.
     let reads = AtomicU32::new(0);
     let store = Xenstored::new(move |kind, path| {
         domain_one(kind, path, |path| {
@@ -85,7 +85,7 @@ fn case_46_keys_that_are_no_numbers() {
 /// libxenvchan cuts a node's path off at 63 characters; here every length is whole or refused.
 #[test]
 fn case_47_paths_longer_than_a_fixed_buffer() {
-    // All at once: each waits until its time is over.
+    // All at once: each waits until its time is up.
     let clients = [49, 50, 63, 64, 65, 200, 990].map(|length| {
         let path = format!("data/{}", "x".repeat(length - 5));
         let store = Xenstored::new(|kind, path| domain_one(kind, path, |_| Some(Err("ENOENT"))));
@@ -118,7 +118,8 @@ fn case_47_paths_longer_than_a_fixed_buffer() {
     }
 }
 
-/// Keys that are different at every look: no pair of two servers is used, and the time ends.
+/// Keys that are different at every look: keys of two servers are never combined, and the time
+/// ends.
 #[test]
 fn case_48_keys_swapped_between_the_reads() {
     let reads = AtomicU32::new(8);
@@ -135,7 +136,7 @@ fn case_48_keys_swapped_between_the_reads() {
     assert!(error.contains("keep changing"), "{error}");
 }
 
-/// The second look at the keys gets no answer before the time ends: that is none of xenstored's faults.
+/// The second look at the keys gets no answer before the time ends: that is no fault of xenstored.
 #[test]
 fn a_second_look_that_the_deadline_cuts_off_changes_no_reason() {
     let began = Instant::now();

@@ -1,5 +1,5 @@
-//! A xenstored that says what a test wants: the wire format of Xen's `io/xs_wire.h` on a Unix
-//! socket, for the real client and the real program `vchan`.
+//! A xenstored scripted by a test: the wire format of Xen's `io/xs_wire.h` on a Unix socket, for
+//! the real client and the real program `vchan`.
 
 use std::io::{Read, Write};
 use std::os::unix::net::{UnixListener, UnixStream};
@@ -8,7 +8,7 @@ use std::process::{Child, Command, Output, Stdio};
 use std::sync::{Arc, Mutex};
 use std::thread;
 
-/// Message types, as far as they are looked at.
+/// Message types, as far as they matter here.
 pub(crate) const READ: u32 = 2;
 pub(crate) const WATCH: u32 = 4;
 pub(crate) const TRANSACTION_START: u32 = 6;
@@ -16,16 +16,16 @@ pub(crate) const WRITE: u32 = 11;
 pub(crate) const REMOVE: u32 = 13;
 const ERROR: u32 = 16;
 
-/// What a request is answered with: bytes, or the name of an error.
+/// The answer to a request: bytes, or the name of an error.
 pub(crate) type Answer = Result<Vec<u8>, &'static str>;
 
 /// A request: its type, and its payload up to the first NUL.
 pub(crate) type Request = (u32, String);
 
-/// A xenstored whose answers a function makes; it may also hang up (`None`).
+/// A xenstored whose answers come from a function, which may also hang up (`None`).
 pub(crate) struct Xenstored {
     folder: tempfile::TempDir,
-    /// Everything that was asked.
+    /// All requests so far.
     pub(crate) asked: Arc<Mutex<Vec<Request>>>,
 }
 
@@ -61,7 +61,7 @@ impl Xenstored {
     }
 }
 
-/// Answers what is asked until the other side, or the answer, hangs up.
+/// Answers requests until the other side, or the answer, hangs up.
 fn serve(
     mut stream: UnixStream,
     answer: &dyn Fn(u32, &str) -> Option<Answer>,
@@ -94,7 +94,7 @@ fn serve(
     }
 }
 
-/// Answers as a xenstored in which domain 1 exists; `node` knows the rest.
+/// Answers as a xenstored in which domain 1 exists; `node` answers for all other nodes.
 pub(crate) fn domain_one(
     kind: u32,
     path: &str,
@@ -121,7 +121,8 @@ pub(crate) fn start(socket: &Path, arguments: &str) -> Child {
         .unwrap()
 }
 
-/// Fails as the program shall: status 1, one line of what, one of what to do. Gives the former.
+/// Checks that the program failed as documented: status 1, one line of what, one of what to do.
+/// Returns the former.
 #[track_caller]
 pub(crate) fn failed(child: Child) -> String {
     let output: Output = child.wait_with_output().unwrap();

@@ -6,7 +6,7 @@ use std::time::Instant;
 use vchan::{Format, Setup, local};
 use vchan_testing::conformance::{STEP_LIMIT, cases};
 
-/// Cases in which nobody dies: both ends in this process, in the formats they are ready for.
+/// Cases in which nobody dies: both ends in this process, each with the format it is ready for.
 fn every_case(served: Format, connected: Format) {
     let mut ran = 0;
     for case in cases().into_iter().filter(|case| case.dies.is_none()) {

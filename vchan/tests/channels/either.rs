@@ -41,7 +41,7 @@ fn relay(mut left: Channel, mut right: Channel) -> (u64, u64) {
             Side::Channel(&mut left, Interest::Read),
             Side::Channel(&mut right, Interest::Read),
         ];
-        // Room that is missing is waited for in short turns, which this test can afford.
+        // Waits for room in short turns, which this test can afford.
         match either.wait(sides, Instant::now() + Duration::from_millis(1)) {
             Ok(()) | Err(Error::TimedOut(_)) => {}
             Err(error) => panic!("{error}"),
@@ -130,7 +130,7 @@ fn either_side_ends_the_wait() {
     let (brief, long) = (Duration::from_millis(5), Duration::from_secs(60));
     let idle = wait(&mut left, &mut right, brief).unwrap_err();
     assert!(matches!(idle, Error::TimedOut(_)), "{idle}");
-    // From another thread, so that the wait really sleeps, often enough for it to begin to look.
+    // From another thread, so that the wait really sleeps, often enough for it to begin polling.
     for round in 0..200 {
         thread::scope(|scope| {
             let writer = match round % 2 {
@@ -149,7 +149,7 @@ fn either_side_ends_the_wait() {
         };
         from.read_exact(&mut [0], soon()).unwrap();
     }
-    // The end of one is something to say, too.
+    // The end of one side ends the wait too.
     thread::scope(|scope| {
         scope.spawn(|| drop(other));
         while !right.peer_gone().unwrap() {

@@ -1,4 +1,4 @@
-//! A peer that sends descriptors whose last close sleeps: no call waits for that.
+//! A peer that sends descriptors whose last close sleeps: no call waits for it.
 //!
 //! The descriptor is a TCP socket whose send buffer is full and whose `SO_LINGER` is far longer than
 //! any watchdog here. The sender keeps none, so whoever closes it last sleeps for that long.
@@ -19,10 +19,10 @@ use vchan::region::Access;
 use vchan::{Error, PeerError};
 use vchan_testing::peer::{LyingPeer, Offer, send_raw};
 
-/// How long the last close sleeps.
+/// Time that the last close sleeps.
 const LINGER: Duration = Duration::from_secs(1000);
 
-/// How long a call may take that does not sleep, however busy the machine is.
+/// Longest time for a call that does not sleep, however busy the machine is.
 const WATCHDOG: Duration = Duration::from_secs(60);
 
 fn soon() -> Instant {
@@ -66,7 +66,7 @@ fn is_refused<T>(outcome: &Result<T, Error>) -> bool {
     matches!(outcome, Err(Error::Peer(PeerError::Rendezvous(_))))
 }
 
-/// That the sockets above do what they are for: otherwise no test here shows anything.
+/// The sockets above behave as claimed: otherwise no test here shows anything.
 #[test]
 fn the_last_close_of_such_a_socket_sleeps() {
     let (socket, _peer) = filled();
@@ -104,7 +104,7 @@ fn a_wait_for_a_client_ends_at_its_deadline() {
         move || serve(&path, 4096.into(), deadline)
     };
     let attacking = thread::spawn(move || {
-        // Some are looked at and refused, others are still in the queue at the end.
+        // Some are checked and refused, others are still in the queue at the end.
         (0..6)
             .map_while(|_| {
                 let stream = connect_stream(&path, soon()).ok()?;
@@ -124,7 +124,7 @@ fn a_stream_with_unread_descriptors_is_dropped_without_waiting() {
     for serving in [true, false] {
         let (near, far) = UnixStream::pair().unwrap();
         let hello = Offer::new(4096.into()).unwrap().hello;
-        // Not whole, so that a deadline ends it.
+        // Incomplete, so that a deadline ends it.
         let _one = send_filled(&far, &hello[..10], 0);
         let _more = send_filled(&far, &hello[10..12], 1);
         let short = Instant::now() + Duration::from_millis(50);
@@ -165,7 +165,7 @@ fn a_region_is_refused_without_waiting_for_the_close_of_what_came_with_it() {
         let serving = thread::spawn(move || serve_on(near, 4096, soon()).unwrap());
         let liar = LyingPeer::connect(far, soon()).unwrap();
         let victim = serving.join().unwrap();
-        // A ticket as honest as can be, with other descriptors.
+        // An honest ticket with the wrong descriptors.
         let ticket = victim.create_region(4096, Access::Both).unwrap().ticket();
         let _peers = send_filled(&liar.stream, &ticket, count);
         let outcome = returns(move || victim.map_region(&ticket, soon()).map(drop));
@@ -173,8 +173,8 @@ fn a_region_is_refused_without_waiting_for_the_close_of_what_came_with_it() {
     }
 }
 
-/// An eventfd at its maximum blocks whoever writes to it, even a 0, once `O_NONBLOCK` is taken away. A
-/// write cannot raise it that far, but a completion of asynchronous I/O can.
+/// An eventfd at its maximum blocks any writer, even of a 0, once `O_NONBLOCK` is cleared. A write
+/// cannot raise it that far, but a completion of asynchronous I/O can.
 #[test]
 fn a_doorbell_that_blocks_is_refused() {
     let flags = EfdFlags::EFD_NONBLOCK | EfdFlags::EFD_CLOEXEC;

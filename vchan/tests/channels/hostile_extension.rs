@@ -22,7 +22,7 @@ fn short() -> Instant {
     Instant::now() + Duration::from_millis(30)
 }
 
-/// A server, and the client that answers its offer as told.
+/// A server, and the client that answers its offer as scripted.
 fn server(
     answer: impl FnOnce(&mut Acceptance) + Send + 'static,
 ) -> (vchan::Result<Channel>, LyingPeer) {
@@ -87,7 +87,7 @@ fn an_answer_changed_later_changes_nothing() {
     assert_eq!(page.u32(offset::RIGHT_PROD), RING);
 }
 
-/// What a client makes of an offer that `lie` has falsified.
+/// A client's result for an offer that `lie` has falsified.
 fn offered(lie: impl FnOnce(&mut Offer)) -> vchan::Result<Channel> {
     let mut offer = Offer::extended((64 << 10).into()).unwrap();
     lie(&mut offer);
@@ -126,7 +126,7 @@ fn a_server_whose_offer_is_none() {
             matches!(error, ExtensionError::ExtraGrants { found, needed: 0 } if found == count)
         );
     }
-    // A server of a later version: used as far as this one knows it.
+    // A server of a later version: used with the features that this one knows.
     let newer = offered(|offer| {
         page(offer).set_u16(8, 9);
         page(offer).set_u32(16, u32::MAX);
@@ -188,7 +188,7 @@ fn the_classic_words_mean_nothing_once_the_extension_is_in_use() {
 
 #[test]
 fn wait_words_stuck_or_stolen() {
-    // An index far ahead, one far behind, all bits: a ring for each step at the most.
+    // An index far ahead, one far behind, all bits: at most one ring per step.
     for word in [ARMED, 1, armed_for(1), armed_for(u32::MAX), u32::MAX, 5] {
         let (victim, liar) = server(|_| ());
         let (mut victim, page) = (victim.unwrap(), liar.extension.as_ref().unwrap());
@@ -201,7 +201,7 @@ fn wait_words_stuck_or_stolen() {
         let most = if word & ARMED == 0 { 1 } else { 101 };
         assert!(victim.stats().events_sent <= most, "{:?}", victim.stats());
     }
-    // Taken away from a sleeper: the wake-up is lost, the deadline is not.
+    // Cleared for a sleeper: the wake-up is lost, the deadline is not.
     let (victim, liar) = server(|_| ());
     let (mut victim, page) = (victim.unwrap(), liar.extension.clone().unwrap());
     let thief = thread::spawn(move || {
@@ -231,7 +231,7 @@ fn a_sleeper_says_at_which_index_it_wants_to_wake() {
     victim.set_spin(Duration::ZERO);
     assert!(victim.read_exact(&mut [0; 100], short()).is_err());
     assert_eq!(page.u32(offset::LEFT_READER_WAIT), armed_for(100));
-    // More than fits: half the ring, as a writer that finds no room has filled that.
+    // More than fits: half the ring, since a writer that finds no room has filled that much.
     assert!(
         victim
             .read_exact(&mut [0; 2 * RING as usize], short())

@@ -1,4 +1,4 @@
-//! Any history of lies, found by chance; a failure prints the shortest one it can be reduced to.
+//! Random histories of lies; a failure prints the shortest one it can be reduced to.
 
 use std::time::{Duration, Instant};
 
@@ -40,8 +40,8 @@ fn step() -> impl Strategy<Value = Step> {
 proptest! {
     #![proptest_config(ProptestConfig { cases: 300, ..ProptestConfig::default() })]
 
-    /// Any history of lies: the victim answers every call, and never reads or writes outside its
-    /// ring (the copy would panic).
+    /// With any history of lies, the victim answers every call and never reads or writes outside
+    /// its ring (the copy would panic).
     #[test]
     fn any_history_of_lies_is_survived(
         server in any::<bool>(),

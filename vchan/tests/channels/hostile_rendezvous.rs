@@ -22,7 +22,7 @@ fn offer() -> Offer {
     Offer::new((64 << 10).into()).unwrap()
 }
 
-/// What a client makes of an offer with these descriptors.
+/// A client's error for an offer with these descriptors.
 fn offered(hello: &[u8], fds: &[BorrowedFd<'_>]) -> Error {
     let (near, far) = UnixStream::pair().unwrap();
     send_raw(&far, hello, fds, soon()).unwrap();
@@ -88,7 +88,7 @@ fn memory_that_could_fault() {
     ftruncate(&unsealed, length).unwrap();
     let error = offered(&offer.hello, &[unsealed.as_fd(), bells.0, bells.1]);
     assert_refused(error, "not sealed");
-    // Sealed, but shorter than the hello says, and the other way round.
+    // Sealed, but shorter than the hello says, and vice versa.
     let small = Offer::new(4096.into()).unwrap();
     let error = offered(&offer.hello, &[small.memory.as_fd(), bells.0, bells.1]);
     assert_refused(error, "bytes instead of");

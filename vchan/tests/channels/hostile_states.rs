@@ -1,7 +1,7 @@
-//! A hundred thousand corrupted states, and what the victim answers in each.
+//! A hundred thousand corrupted states, and the victim's answer in each.
 //!
 //! `VCHAN_HOSTILE_SEED`, `VCHAN_HOSTILE_FROM` and `VCHAN_HOSTILE_STATES` choose another run; the
-//! command `vchan hostile here --seed … --from … --states …` does the same.
+//! command `vchan-testing hostile here --seed … --from … --states …` does the same.
 
 use vchan::layout::Role;
 use vchan_testing::hostile::{Options, Target, kinds, run};

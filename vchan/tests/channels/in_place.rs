@@ -32,7 +32,7 @@ fn pair_from(format: Format, rings: impl Into<RingSizes>, first_index: u32) -> (
     (server.join().unwrap(), client)
 }
 
-/// Not the same anywhere near, whatever the alignment.
+/// Pseudo-random bytes, the same in every run.
 fn noise(n: usize) -> Vec<u8> {
     (0..u32::try_from(n).unwrap())
         .map(|i| (i.wrapping_mul(0x9E37_79B9) >> 24) as u8)
@@ -50,7 +50,7 @@ impl Random {
     }
 }
 
-/// Random steps of both kinds of access on both ends, against a queue that says what is right.
+/// Random steps of both kinds of access on both ends, checked against a queue.
 #[test]
 fn any_mixture_of_copies_and_access_in_place_is_one_stream() {
     let mut random = Random(0x5EED_0001);
@@ -153,7 +153,7 @@ fn no_more_can_be_passed_on_than_was_lent() {
     too_many(one.commit(1), 0);
     too_many(other.consume(1), 0);
     one.write_all(b"0123456789", soon()).unwrap();
-    // There are ten, but nobody has looked.
+    // Ten bytes are there, but none has been peeked at.
     too_many(other.consume(1), 0);
     assert_eq!(other.peek(1, soon()).unwrap().len(), 10);
     one.write_all(b"more", soon()).unwrap();
@@ -162,7 +162,7 @@ fn no_more_can_be_passed_on_than_was_lent() {
     other.consume(0).unwrap();
     other.consume(4).unwrap();
     too_many(other.consume(7), 6);
-    // A copying read takes from what was peeked at, and may go beyond it.
+    // A copying read takes from the peeked bytes, and may go beyond them.
     other.read(&mut [0; 5], soon()).unwrap();
     too_many(other.consume(2), 1);
     other.read(&mut [0; 5], soon()).unwrap();
@@ -235,7 +235,7 @@ fn a_poll_loop_hears_when_there_is_something() {
         let mut fds = [PollFd::new(channel.as_fd(), PollFlags::POLLIN)];
         poll(&mut fds, PollTimeout::from(ms)).unwrap() == 1
     };
-    // What the connection itself has caused is acknowledged by the first call.
+    // The first call acknowledges the event of the connection itself.
     assert!(other.try_peek(1).unwrap().is_none());
     one.write_all(b"x", soon()).unwrap();
     assert!(readable(&other, 60_000));
@@ -258,7 +258,7 @@ fn what_was_written_before_a_close_can_be_peeked_at() {
     one.write_all(b"last words", soon()).unwrap();
     assert_eq!(other.peek(1, soon()).unwrap().len(), 10);
     drop(one);
-    // Fewer than asked for are what is left.
+    // Fewer than asked for are the rest of the stream.
     let bytes = other.peek(100, soon()).unwrap();
     assert_eq!(bytes.array(0), Some(*b"last words"));
     assert_eq!(bytes.array::<11>(0), None);
@@ -283,7 +283,7 @@ fn what_was_written_before_a_close_can_be_peeked_at() {
     assert_eq!(other.peek(100, soon()).unwrap().len(), 4);
     closer.join().unwrap();
 
-    // A view stays usable when our own other half closes; consuming then says so.
+    // A view stays usable when our own other half closes; consuming then fails.
     let (mut one, other) = pair(4096);
     one.write_all(b"bytes", soon()).unwrap();
     let (mut reader, mut writer) = other.split().unwrap();

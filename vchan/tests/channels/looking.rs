@@ -1,4 +1,4 @@
-//! The cost of looking before sleeping; and the last look before a deadline counts.
+//! The cost of polling before sleeping, and the last look before a deadline counts.
 
 use std::thread;
 use std::time::{Duration, Instant};
@@ -21,7 +21,8 @@ fn used() -> Duration {
         .sum()
 }
 
-/// A peer sends one byte each half millisecond for a second; what waiting for them takes of a processor.
+/// A peer sends one byte each half millisecond for a second: the share of a processor that waiting
+/// for them takes.
 fn part_of_a_processor_for_a_trickle(longest_look: Option<Duration>) -> f64 {
     let (mut reader, mut writer) = honest(4096);
     if let Some(longest) = longest_look {

@@ -1,6 +1,6 @@
 //! Channels of this machine, with good peers and bad: all that can share a process.
 //!
-//! What looks at the whole process, at its open files for one, is in `leftovers/`.
+//! Tests that examine the whole process, such as its open files, are in `leftovers/`.
 
 #[path = "../liar/mod.rs"]
 mod liar;

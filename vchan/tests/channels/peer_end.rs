@@ -1,4 +1,4 @@
-//! Whether the end of a stream was meant as one.
+//! The end of a stream, complete or not, as the other side sees it.
 
 use std::os::unix::net::UnixStream;
 use std::thread;
@@ -18,7 +18,7 @@ fn pair(format: Format) -> (Channel, Channel) {
     (server.join().unwrap(), client)
 }
 
-/// What the other side says when `end` has ended this one, from either role.
+/// The other side's view after `end` has ended this one, from either role.
 fn seen_after(format: Format, end: impl Fn(Channel)) -> [PeerEnd; 2] {
     let outcome = |(mut one, mut other): (Channel, Channel)| {
         one.write_all(b"last words", soon()).unwrap();

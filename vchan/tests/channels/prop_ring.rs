@@ -20,7 +20,7 @@ fn step() -> impl Strategy<Value = Step> {
 }
 
 proptest! {
-    /// Honest ends: what comes out is what went in, and nobody touches bytes of the other.
+    /// Honest ends: bytes come out as they went in, and neither side touches bytes of the other.
     #[test]
     fn behaves_like_a_queue(
         order in 10u32..=14,
@@ -64,7 +64,7 @@ proptest! {
         }
     }
 
-    /// A value is taken exactly if it lies between what was known and what is possible.
+    /// A value is accepted exactly if it lies between the known one and the largest possible one.
     #[test]
     fn consumer_accepts_exactly_the_possible(
         order in 10u32..=20,
@@ -75,7 +75,7 @@ proptest! {
         let size = 1u32 << order;
         let known = known % (size + 1);
         let mut ring = Consumer::new(RingName::Right, size, cons, cons.wrapping_add(known)).unwrap();
-        // Random words are hardly ever close: look at near and far ones.
+        // Random words are hardly ever close: test near and far ones.
         for found in [found, cons.wrapping_add(found % (2 * size))] {
             let ahead = found.wrapping_sub(cons);
             let possible = ahead >= ring.available() && ahead <= size;

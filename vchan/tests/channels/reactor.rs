@@ -1,6 +1,6 @@
 //! Many channels of one reactor, over memfd and eventfds; good peers and bad.
 //!
-//! Numbers in the names are those of the project's list of hostile-peer cases.
+//! Numbers in the names are those of the cases in `docs/threat-model.md`.
 
 use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
@@ -18,7 +18,7 @@ use vchan_testing::peer::LyingPeer;
 
 use crate::liar::{liars_indexes, short, soon};
 
-/// A server's channel and a client's, each on a reactor if there is one for it.
+/// A server's channel and a client's, each on a reactor if one is given.
 fn pair(server: Option<&Handle>, client: Option<&Handle>) -> (Channel, Channel) {
     let (one, other) = UnixStream::pair().unwrap();
     thread::scope(|scope| {
@@ -50,7 +50,7 @@ fn is_readable(fd: &impl AsFd) -> bool {
 }
 
 /// c49, c50, c19: one that never reads and one that rings without end, trickles bytes and at last
-/// breaks its index are served in the same thread as 98 others, who get every byte.
+/// breaks its index are served in the same thread as 98 others, which get every byte.
 #[test]
 fn a_hundred_channels_in_one_thread_with_a_stalled_and_a_hostile_one() {
     const BYTES: u64 = 128 << 10;
@@ -88,7 +88,7 @@ fn a_hundred_channels_in_one_thread_with_a_stalled_and_a_hostile_one() {
                 liar.ring();
             }
             turns += 1;
-            // A byte now and then; what it never reads is less than a ring.
+            // A byte now and then; the unread ones together are less than a ring.
             if turns < 8 * 1024 && turns.is_multiple_of(8) {
                 liar.page.set_u32(prod, turns / 8);
             }
@@ -133,7 +133,7 @@ fn a_hundred_channels_in_one_thread_with_a_stalled_and_a_hostile_one() {
     }
 }
 
-/// Every call of a channel does on a reactor what it does alone: nobody waits on the reactor.
+/// Every call of a channel works on a reactor as it does alone: nobody waits on the reactor.
 #[test]
 fn the_generic_suite_with_both_ends_on_one_reactor() {
     conformance(|_| {});
@@ -182,7 +182,7 @@ fn the_death_of_a_peer_is_a_token_and_ends_a_read_in_another_thread() {
     assert_eq!(watched.try_read(&mut [0; 8]).unwrap(), None);
     reactor.wait(&mut ready, Instant::now()).unwrap();
     let reader = thread::spawn(move || read.read(&mut [0; 8], soon()));
-    // Their processes are gone without a word: the live bytes stay.
+    // Their processes are gone without closing: the live bytes stay.
     drop((liar.stream, other_liar.stream));
     ready.clear();
     while !ready.contains(&token) {
@@ -198,7 +198,7 @@ fn a_poll_loop_over_a_single_channels_descriptor_works_and_can_sleep() {
     let (mut server, mut client) = pair(Some(reactor.handle()), None);
     let (mut other, mut others_client) = pair(Some(reactor.handle()), None);
     let mut buf = [0; 8];
-    // Asked for late, it tells of what was before.
+    // The descriptor is first requested now, yet reports the earlier event.
     is_readable(&server);
     for round in 0..100u8 {
         // As documented: until the call that would block.
@@ -233,7 +233,7 @@ fn wait_returns_empty_at_its_deadline_and_never_waits_past_it() {
     let mut reactor = Reactor::new().unwrap();
     let (server, liar) = victim(reactor.handle());
     let mut ready = vec![server.token().unwrap(); 3];
-    // The first look says that there is a channel.
+    // The first look reports that there is a channel.
     reactor.wait(&mut ready, short()).unwrap();
     assert_eq!(ready, [server.token().unwrap()]);
     reactor.wait(&mut ready, short()).unwrap();

@@ -38,7 +38,7 @@ fn region(
     (owned, mapped)
 }
 
-/// Not a multiple of anything.
+/// Pseudo-random bytes, the same in every run.
 fn pattern(len: usize, seed: usize) -> Vec<u8> {
     (seed..seed + len)
         .map(|i| i.wrapping_mul(0x9E37_79B9).to_le_bytes()[3])
@@ -169,14 +169,14 @@ fn a_peer_that_waits_in_a_call_lets_a_revoked_region_go() {
     let peer = thread::spawn(move || {
         let region = client.map_region(&ticket, soon()).unwrap();
         mapped_tx.send(()).unwrap();
-        // Ends with the channel; the region ends before.
+        // Ends with the channel; the region ended before.
         assert_eq!(client.read(&mut [0], soon()).unwrap(), 0);
         let end = region.read_at(0, &mut [0]);
         (region, client, end)
     });
     mapped_rx.recv().unwrap();
     owned.revoke(soon()).unwrap();
-    // Again is harmless, and this side goes on with it.
+    // Repeating it is harmless, and this side can still use the region.
     owned.revoke(soon()).unwrap();
     owned.write_at(0, b"still ours").unwrap();
     drop((owned, server));
@@ -188,7 +188,7 @@ fn a_peer_that_waits_in_a_call_lets_a_revoked_region_go() {
 fn a_peer_that_looks_later_is_refused_and_lets_go_then() {
     let (server, client) = pair();
     let (mut owned, mapped) = region(&server, &client, 9000, Access::Both);
-    // Nobody of the peer is in a call: three pages are still held.
+    // The peer is in no call: three pages are still held.
     assert_region(owned.revoke(short()), RegionError::StillHeld { pages: 4 });
     assert_region(mapped.read_at(0, &mut [0]), RegionError::Revoked);
     owned.revoke(soon()).unwrap();
@@ -221,7 +221,7 @@ fn nobody_maps_what_was_revoked_or_dropped() {
     let ticket = owned.ticket();
     drop(owned);
     assert_region(client.map_region(&ticket, soon()), RegionError::Revoked);
-    // Its memory serves the next region, whose ticket is another.
+    // Its memory serves the next region, which has another ticket.
     let owned = server.create_region(100, Access::Both).unwrap();
     assert_ne!(owned.ticket(), ticket);
     client.map_region(&owned.ticket(), soon()).unwrap();
@@ -238,7 +238,7 @@ fn a_ticket_serves_once() {
         client.map_region(&owned.ticket(), short()),
         Err(Error::TimedOut(_))
     ));
-    // The peer has let go: nothing to wait for.
+    // The peer has unmapped it: nothing to wait for.
     let mut owned = owned;
     owned.revoke(Instant::now()).unwrap();
 }
@@ -369,7 +369,7 @@ fn split_channels_keep_their_regions() {
     assert!(matches!(owned.read_at(0, &mut [0]), Err(Error::Closed)));
 }
 
-/// What comes on the socket for a region looks like nothing at all to a poll loop.
+/// A region's message on the socket does not wake a poll loop.
 #[test]
 fn an_offer_of_a_region_is_no_death_notice() {
     let (mut server, client) = pair();

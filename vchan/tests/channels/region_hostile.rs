@@ -1,4 +1,4 @@
-//! Regions against a peer that lies: tickets, messages, memory, states, and pages it never lets go.
+//! Regions against a peer that lies: tickets, messages, memory, states, and pages it never unmaps.
 
 use std::fs::File;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -22,7 +22,7 @@ fn send(liar: &LyingPeer, message: &[u8], files: &[&File]) {
     send_raw(&liar.stream, message, &fds, soon()).unwrap();
 }
 
-/// What the victim makes of a region of two pages with this header and data.
+/// The victim's result for a region of two pages with this header and data.
 fn offered(ticket: &Ticket, header: &File, data: &File) -> (vchan::Result<MappedRegion>, Channel) {
     let (victim, liar) = pair(ROLES[0]);
     send(&liar, &ticket.encode(), &[header, data]);
@@ -41,7 +41,7 @@ fn assert_region<T: std::fmt::Debug>(result: vchan::Result<T>, expected: RegionE
 #[track_caller]
 fn assert_broken<T: std::fmt::Debug>(result: vchan::Result<T>, victim: &mut Channel) {
     assert!(matches!(result, Err(Error::Peer(_))), "{result:?}");
-    // Sticky: the ring is not to be trusted either.
+    // Sticky: the ring is no longer trusted either.
     assert!(matches!(victim.try_read(&mut [0]), Err(Error::Peer(_))));
 }
 
@@ -83,7 +83,7 @@ fn c15_a_header_that_is_not_the_tickets() {
         let mut other = good;
         change(&mut other);
         assert_region(offered(&good, &header(&other), &data).0, RegionError::Stale);
-        // The other way round no memory comes for the ticket.
+        // The reverse: no memory comes for the ticket.
         let (victim, liar) = pair(ROLES[1]);
         send(&liar, &good.encode(), &[&header(&good), &data]);
         let missing = victim.map_region(&other.encode(), short());
@@ -113,7 +113,7 @@ fn c11_states_that_mean_nothing_or_change() {
         let region = region.unwrap();
         header.write_all_at(&[owner], OWNER_STATE).unwrap();
         assert_region(region.read_at(0, &mut [0]), expected);
-        // Unmapped for good, whatever the owner says next.
+        // Unmapped for good, whatever the owner writes next.
         header.write_all_at(&[1], OWNER_STATE).unwrap();
         assert_region(region.read_at(0, &mut [0]), RegionError::Revoked);
     }
@@ -131,7 +131,7 @@ fn a_header_rewritten_while_mapped_changes_nothing() {
     let header = header(&good);
     let (region, _victim) = offered(&good, &header, &data);
     let mut region = region.unwrap();
-    // A longer region, more rights: the victim goes by its copy.
+    // A longer region, more rights: the victim uses its copy.
     let mut other = ticket(1 << 40);
     other.access = Access::PeerReads;
     header.write_all_at(&other.encode(), 0).unwrap();
@@ -183,7 +183,7 @@ fn messages_that_are_none() {
         let region = victim.map_region(&good.encode(), soon());
         assert_broken(region, &mut victim);
     }
-    // A part of one: what follows cannot be understood.
+    // Part of a message: what follows cannot be parsed.
     let (mut victim, liar) = pair(ROLES[0]);
     send(&liar, &good.encode()[..20], &[&header, &data]);
     assert_broken(victim.map_region(&good.encode(), soon()), &mut victim);
@@ -202,7 +202,7 @@ fn messages_that_are_none() {
 #[test]
 fn lengths_beyond_all_limits_cost_nothing() {
     let (victim, _liar) = pair(ROLES[0]);
-    // Refused from the ticket alone, whose memory never comes.
+    // Refused by the ticket alone, whose memory never comes.
     for length in [(64 << 20) + 1, 1 << 40, u64::MAX - 1, u64::MAX] {
         let region = victim.map_region(&ticket(length).encode(), soon());
         assert!(
@@ -219,7 +219,7 @@ fn lengths_beyond_all_limits_cost_nothing() {
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(64))]
 
-    /// Whatever the bytes are, the answer is a typed error and the channel goes on.
+    /// For any bytes the answer is a typed error, and the channel stays usable.
     #[test]
     fn any_bytes_as_a_ticket(
         random in proptest::collection::vec(any::<u8>(), 0..100),
@@ -242,7 +242,7 @@ proptest! {
     }
 }
 
-/// The liar's part of a region the victim made: the message's descriptors.
+/// The liar's part of a region that the victim made: the message's descriptors.
 fn taken(liar: &LyingPeer) -> (File, File) {
     let mut message = [0; TICKET_BYTES];
     let fds = receive_raw(&liar.stream, &mut message, soon()).unwrap();

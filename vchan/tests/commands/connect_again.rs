@@ -18,7 +18,7 @@ fn a_client_that_is_left_for_another_waits_for_the_next_server() {
         .stdin(Stdio::null())
         .spawn()
         .unwrap();
-    // A server that has its client closes the connections of the others unseen.
+    // A server that has its client closes the connections of the others without reading them.
     for _ in 0..2 {
         drop(listener.accept().unwrap());
     }

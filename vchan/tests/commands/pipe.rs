@@ -1,4 +1,4 @@
-//! `vchan … --pipe`: files through a channel, and the progress that is shown meanwhile.
+//! `vchan … --pipe`: files through a channel, and the progress shown meanwhile.
 
 use std::fs::{self, File};
 use std::io::{Read, Write};
@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 
 use nix::pty::{Winsize, openpty};
 
-/// `vchan` with nothing to read, its output and errors to be read here.
+/// `vchan` without input, with its output and errors captured.
 fn vchan(arguments: &str, socket: &Path) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_vchan"));
     command.args(arguments.split_whitespace());
@@ -24,14 +24,14 @@ fn vchan(arguments: &str, socket: &Path) -> Command {
     command
 }
 
-/// Not a multiple of anything.
+/// Pseudo-random bytes, the same in every run.
 fn payload(bytes: u32) -> Vec<u8> {
     (0..bytes)
         .map(|i| (i.wrapping_mul(0x9E37_79B9) >> 24) as u8)
         .collect()
 }
 
-/// Waits for success, and returns what came on standard output and error.
+/// Waits for success, and returns standard output and error.
 #[track_caller]
 fn succeeds(child: Child) -> (Vec<u8>, String) {
     let output = child.wait_with_output().unwrap();
@@ -47,7 +47,7 @@ fn fails(child: Child) -> String {
     String::from_utf8(output.stderr).unwrap()
 }
 
-/// Waits until a server's socket is there, or is gone again since the two have met.
+/// Waits until a server's socket exists, or is gone again because the two have met.
 fn wait_for(socket: &Path, there: bool) {
     let start = Instant::now();
     while socket.exists() != there {
@@ -67,7 +67,7 @@ fn a_file_arrives_whole_and_nobody_says_a_word() {
     for (bytes, sending, receiving) in [
         (21_000_017, "serve --pipe --ring 1M", "connect --pipe"),
         (3_000_017, "connect --pipe", "serve --pipe --ring 1K"),
-        // Also the one that has no bytes.
+        // Including an empty file.
         (0, "serve --pipe", "connect --pipe"),
     ] {
         fs::write(&from, payload(bytes)).unwrap();
@@ -111,7 +111,7 @@ fn success_means_that_everything_was_delivered() {
         command.stdin(File::open(&from).unwrap()).spawn().unwrap()
     };
 
-    // The receiver cannot write what it gets.
+    // The receiver cannot write its output.
     let sending = sender();
     let full = File::options().write(true).open("/dev/full").unwrap();
     let receiver = vchan("connect --pipe", &socket).stdout(full).spawn();
@@ -123,7 +123,7 @@ fn success_means_that_everything_was_delivered() {
     let errors = fails(sending);
     assert!(errors.contains("unread"), "{errors}");
 
-    // Nobody reads what the receiver writes.
+    // Nobody reads the receiver's output.
     let sending = sender();
     let mut receiver = vchan("connect --pipe", &socket).spawn().unwrap();
     drop(receiver.stdout.take());
@@ -181,7 +181,7 @@ fn success_means_that_everything_was_delivered() {
     );
 }
 
-/// A terminal: what a program gets, and what is shown there.
+/// A terminal: the end for a program, and the end that shows its output.
 fn terminal() -> (OwnedFd, File) {
     let size = Winsize {
         ws_row: 24,
@@ -193,12 +193,12 @@ fn terminal() -> (OwnedFd, File) {
     (pty.slave, pty.master.into())
 }
 
-/// Reads what a terminal shows until the programs on it have ended, or until `wanted` is there.
+/// Reads a terminal's output until the programs on it have ended, or until `wanted` is there.
 fn shown(mut screen: File, wanted: &'static str) -> (String, File) {
     let (sender, receiver) = mpsc::channel();
     thread::spawn(move || {
         let (mut text, mut buf) = (String::new(), [0; 4096]);
-        // An error is how a terminal says that nobody has it open any more.
+        // A terminal reports with an error that no program has it open any more.
         while wanted.is_empty() || !text.contains(wanted) {
             match screen.read(&mut buf) {
                 Ok(n) if n > 0 => text.push_str(&String::from_utf8_lossy(&buf[..n])),
@@ -225,10 +225,10 @@ fn progress_is_shown_on_a_terminal_and_nowhere_else() {
         }
         sender.stdin(File::open(&from).unwrap()).stderr(slave);
         let sending = sender.spawn().unwrap();
-        // Or the test would hold the terminal open.
+        // Otherwise the test would hold the terminal open.
         drop(sender);
         let mut receiver = vchan("connect --pipe", &socket).spawn().unwrap();
-        // It comes to a halt, as nobody takes what has been received.
+        // The transfer stalls, since nobody takes the received bytes.
         let mut screen = screen;
         if !quiet {
             let text;

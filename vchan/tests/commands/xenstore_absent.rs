@@ -1,6 +1,6 @@
-//! The command `vchan` where xenstored is absent, stands still, hangs up, or talks nonsense.
+//! The command `vchan` where xenstored is absent, hangs, hangs up, or sends nonsense.
 //!
-//! The real program against real sockets; what a real xenstored does is tested in the lab.
+//! The real program against real sockets; the lab tests real xenstoreds.
 
 use std::io::{Read, Write};
 use std::os::unix::net::{UnixListener, UnixStream};
@@ -21,7 +21,7 @@ fn vchan(socket: &Path, arguments: &str) -> Output {
         .expect("vchan starts")
 }
 
-/// Fails as the program shall: status 1, one line of what, one of what to do.
+/// Checks that the program failed as documented: status 1, one line of what, one of what to do.
 fn assert_failed(output: &Output, what: &str) {
     let text = String::from_utf8_lossy(&output.stderr).into_owned();
     assert_eq!(output.status.code(), Some(1), "{text}");
@@ -50,7 +50,7 @@ fn xenstored(
     (folder, path)
 }
 
-// The client's side, which goes to xenstore first; a server also needs devices that only Xen has.
+// The client's side, which reads xenstore first; a server also needs devices that only Xen has.
 const CONNECT: &str = "connect --peer 1 --path data/x --timeout 1 --echo";
 const SERVE: &str = "serve --peer 1 --path data/x --timeout 1 --echo";
 
@@ -74,8 +74,8 @@ fn case_42_xenstored_never_answers() {
     assert_failed(&vchan(&socket, CONNECT), "did not answer in time");
 }
 
-/// The socket of a xenstored that was killed stays where it is. It is what was wrong, and not that
-/// there is no `/dev/xen/xenbus` here, or that there is one on which nobody answers.
+/// The socket of a xenstored that was killed stays. The error must name it, and not that
+/// `/dev/xen/xenbus` is missing here or does not answer.
 #[test]
 fn case_42_a_socket_that_refuses_is_an_error_at_once() {
     let folder = tempfile::tempdir().unwrap();
@@ -89,7 +89,7 @@ fn case_42_a_socket_that_refuses_is_an_error_at_once() {
     }
 }
 
-/// It answers at first, and then no more: that nobody has published anything is not known.
+/// It answers at first and then stops: whether anything was published is not known.
 #[test]
 fn case_42_xenstored_falls_silent() {
     let (_folder, socket) = xenstored(|mut stream| {
@@ -128,7 +128,7 @@ fn case_42_xenstored_falls_silent() {
     assert_failed(&vchan(&socket, arguments), "did not answer in time");
 }
 
-/// Closed standard error: there is nobody to tell, and the status says that it failed.
+/// Closed standard error: there is nowhere to report to, and the status says that it failed.
 #[test]
 fn a_closed_standard_error_is_no_panic() {
     let (reader, writer) = std::io::pipe().unwrap();

@@ -1,4 +1,4 @@
-//! Descriptors and mappings of many channels, good and bad, and after them.
+//! Descriptors and mappings while many channels, good and bad, are open, and afterwards.
 
 use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
@@ -46,7 +46,7 @@ fn be_refused() {
     ];
     send_raw(&far, &offer.hello, &fds, soon()).unwrap();
     connect_on(near, soon()).unwrap_err();
-    // More than any message has: those that came along must be closed again.
+    // More than any message carries: those that came along must be closed again.
     let (near, far) = UnixStream::pair().unwrap();
     let many = [offer.memory.as_fd(); 9];
     send_raw(&far, &offer.hello, &many, soon()).unwrap();
@@ -122,7 +122,7 @@ fn case_34_fork_and_exec_inherit_nothing() {
     drop((server, client));
 }
 
-/// A peer that keeps what it has mapped keeps its own mapping, not ours.
+/// A peer that keeps its mapping keeps no mapping of ours.
 #[test]
 fn case_39_peer_never_unmaps() {
     let _alone = alone();

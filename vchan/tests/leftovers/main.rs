@@ -1,6 +1,7 @@
-//! Nothing is left behind, and nothing is taken that is not needed.
+//! Nothing is left behind, and nothing is allocated without need.
 //!
-//! A program of their own, and one after the other, because they count what the whole process holds.
+//! A program of their own, run one after the other, because they count resources of the whole
+//! process.
 
 #[path = "../liar/mod.rs"]
 mod liar;
@@ -29,7 +30,7 @@ fn held() -> (usize, usize) {
     (std::fs::read_dir("/proc/self/fd").unwrap().count(), memory)
 }
 
-/// What is held once nothing is being closed any more.
+/// The resources held once nothing is being closed any more.
 fn settled() -> (usize, usize) {
     loop {
         let before = held();
@@ -40,8 +41,8 @@ fn settled() -> (usize, usize) {
     }
 }
 
-/// Waits until no more than `before` is held: what a peer may have filled is closed by a thread of its
-/// own.
+/// Waits until no more than `before` is held: a thread closes descriptors that a peer may have
+/// filled.
 #[track_caller]
 fn assert_nothing_left(before: (usize, usize)) {
     let deadline = soon();

@@ -1,4 +1,4 @@
-//! Descriptors and mappings of many regions, however they end, and after them.
+//! Descriptors and mappings of many regions, for each way in which they end, and afterwards.
 
 use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
@@ -52,7 +52,7 @@ fn round(how: usize) {
         _ => {
             let view = mapped.view(0, 100).unwrap();
             server.close(soon()).unwrap();
-            // The mapping ends when the client hears of it, the view's when the view ends.
+            // The mapping ends when the client learns of it, the view's when the view ends.
             assert!(client.peer_gone().unwrap());
             drop(client);
             drop(view);
@@ -67,7 +67,7 @@ fn two_hundred_channels_with_regions_leave_nothing_behind() {
     let before = settled();
     (0..200).for_each(round);
     assert_nothing_left(before);
-    // Those of an open channel, ended over and over, do not add up either.
+    // Those of an open channel, ended over and over, do not accumulate either.
     let (server, client) = pair();
     for round in 0..200 {
         let owned = server.create_region(50_000, Access::Both).unwrap();
@@ -97,7 +97,7 @@ fn offers_without_end_cost_a_bounded_number_of_descriptors() {
         scope.spawn(|| {
             let fds = [header.as_fd(), data.as_fd()];
             while !done.load(Ordering::Relaxed) {
-                // Waits without result once the victim takes nothing in.
+                // Waits without result once the victim takes in nothing more.
                 let _ = send_raw(&liar.stream, &other.encode(), &fds, short());
             }
         });

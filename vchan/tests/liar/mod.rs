@@ -54,7 +54,7 @@ pub(crate) fn honest(rings: usize) -> (Channel, Channel) {
 
 pub(crate) const ROLES: [Role; 2] = [Role::Server, Role::Client];
 
-/// Where the liar's own indexes are: (its prod, its cons).
+/// Offsets of the liar's own indexes: (its prod, its cons).
 pub(crate) fn liars_indexes(victim: Role) -> (usize, usize) {
     match victim {
         Role::Server => (offset::LEFT_PROD, offset::RIGHT_CONS),
@@ -62,7 +62,7 @@ pub(crate) fn liars_indexes(victim: Role) -> (usize, usize) {
     }
 }
 
-/// Where the victim's own indexes are: (its prod, its cons).
+/// Offsets of the victim's own indexes: (its prod, its cons).
 pub(crate) fn victims_indexes(victim: Role) -> (usize, usize) {
     match victim {
         Role::Server => (offset::RIGHT_PROD, offset::LEFT_CONS),
@@ -77,7 +77,7 @@ pub(crate) fn liars_live(victim: Role) -> usize {
     }
 }
 
-/// Where the victim's requests appear, and where the liar's requests go.
+/// Offsets of the notify bytes: (the victim's requests, the liar's requests).
 pub(crate) fn notify_bytes(victim: Role) -> (usize, usize) {
     match victim {
         Role::Server => (offset::CLI_NOTIFY, offset::SRV_NOTIFY),
@@ -94,7 +94,7 @@ pub(crate) fn returns<T: Send + 'static>(f: impl FnOnce() -> T + Send + 'static)
         .expect("the victim hangs or panicked")
 }
 
-/// Every call reports the peer's fault, again and again.
+/// Every call reports the peer's fault, repeatedly.
 #[track_caller]
 pub(crate) fn assert_broken(victim: &mut Channel, expected: &PeerError) {
     let mut buf = [0; 8];

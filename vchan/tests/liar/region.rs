@@ -1,4 +1,4 @@
-//! What a liar offers in place of a region.
+//! Forged memory that a liar offers as a region.
 
 use std::fs::File;
 use std::os::unix::fs::FileExt;

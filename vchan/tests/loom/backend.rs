@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use std::fmt::Debug;
 use std::io;
 use std::os::fd::BorrowedFd;
-// What the kernel does orders nothing here.
+// std's: handing memory over through the kernel orders nothing here.
 use std::sync::Mutex;
 use std::time::Instant;
 
@@ -20,7 +20,7 @@ use crate::wire::extension_page::ExtensionPage;
 use crate::wire::layout::{Orders, PAGE, Role};
 use crate::wire::shm::Region;
 
-/// What the channel's files need of a backend.
+/// The part of a backend that the channel's files need.
 pub(crate) trait Backend: Debug + Send + Sync {
     fn notify(&self) -> io::Result<()>;
     fn poll_fd(&self) -> BorrowedFd<'_>;
@@ -53,11 +53,11 @@ pub(crate) trait Backend: Debug + Send + Sync {
     }
     fn hand_over_region(&self, memory: &OwnerMemory, ticket: &Ticket) -> Result<()>;
     fn map_region(&self, ticket: &Ticket, deadline: Instant) -> Result<PeerMemory>;
-    /// In place of the descriptor.
+    /// Stands in for the descriptor.
     fn bell(&self) -> &Bell;
 }
 
-/// What a channel is made of.
+/// The pieces of a channel.
 #[derive(Debug)]
 pub(crate) struct Parts {
     pub(crate) role: Role,
@@ -70,11 +70,11 @@ pub(crate) struct Parts {
     pub(crate) backend: Box<dyn Backend>,
 }
 
-/// Header and data of what was handed over, by the region's number.
+/// Header and data of the regions handed over, by the region's number.
 pub(crate) type SharedMemory = Arc<Mutex<BTreeMap<u64, [Region; 2]>>>;
 
 thread_local! {
-    /// Whether the end of a mapping is told by a kernel, as on Xen.
+    /// Whether a kernel reports the end of a mapping, as on Xen.
     pub(crate) static KERNEL_TELLS: Cell<bool> = const { Cell::new(false) };
 }
 
@@ -99,7 +99,7 @@ impl Backend for Doorbell {
     }
 
     fn acknowledge(&self) -> io::Result<bool> {
-        // The twin's is made up for when it sleeps.
+        // A twin acknowledges when it sleeps instead.
         Ok(!is_left_out(Without::AcknowledgeFirst) && self.own.take())
     }
 

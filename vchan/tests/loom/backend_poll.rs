@@ -38,7 +38,7 @@ impl Cancel {
     }
 }
 
-/// As the real one; a deadline that has passed means that the time is up at once.
+/// Like the real one; a deadline in the past means that the time is up at once.
 pub(crate) fn poll_backend(
     backend: &dyn Backend,
     _cancel: Option<&Cancel>,

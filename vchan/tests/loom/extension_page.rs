@@ -1,4 +1,4 @@
-//! The extension page as loom sees it, under the names of `src/extension_page.rs`.
+//! The extension page as loom sees it, under the names of `src/wire/extension_page.rs`.
 
 use crate::error::RingName;
 use crate::sync::Arc;
@@ -35,7 +35,7 @@ pub(crate) struct ExtensionPage {
 }
 
 impl ExtensionPage {
-    /// Nobody waits; `left` and `right` are (cons, prod).
+    /// No side waits; `left` and `right` are (cons, prod).
     pub(crate) fn connected(left: (u32, u32), right: (u32, u32)) -> Self {
         Self {
             left: RingWords::new(left),

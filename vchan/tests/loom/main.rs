@@ -1,13 +1,13 @@
 //! Every interleaving of two sides of a channel, as the memory model allows it.
 //!
-//! What is explored is the code itself: the files below are the crate's own, compiled against
-//! loom's atomics, locks and condition variables. Models stand in for three things only: the
-//! shared memory (`shm.rs`; loom reports every unordered access to a ring byte), the doorbell
-//! (`bell.rs`, a flag that stays up until acknowledged, as an eventfd or event channel
-//! does) and the sleep on it (`backend_poll.rs`). A lost wake-up shows as a deadlock of the model.
+//! The code explored is the crate's own: the files below are compiled against loom's atomics, locks
+//! and condition variables. Models stand in for three things only: the shared memory (`shm.rs`;
+//! loom reports every unordered access to a ring byte), the doorbell (`bell.rs`, a flag that stays
+//! up until acknowledged, as an eventfd or event channel does) and the sleep on it
+//! (`backend_poll.rs`). A lost wake-up shows as a deadlock of the model.
 //!
 //! Each protocol has a twin that leaves one thing out ([`Without`]) and must fail; if it does not,
-//! the model is too small to show anything. Explored are all executions with at most three
+//! the model is too small to show anything. All executions are explored that have at most three
 //! ([`MANY`]) or four ([`FEW`]) switches at a point where the running thread could have gone on.
 #![allow(
     dead_code,
@@ -73,7 +73,7 @@ fn explore(
     });
 }
 
-/// The scenario holds in both formats, and fails in its twins for the reason given.
+/// The scenario holds in both formats, and fails in its twins for the given reason.
 macro_rules! holds_but_not {
     ($scenario:ident, $switches:ident, $($twin:ident: $without:ident => $why:literal),* $(,)?) => {
         mod $scenario {

@@ -42,7 +42,6 @@ impl<const FENCES: bool> NotifyByte for Byte<FENCES> {
 }
 
 /// The sleeper wants to see `last`; the mover publishes 1 to `last`.
-///
 /// The doorbell is a flag that stays up, like a readable descriptor. If the sleeper has decided to
 /// sleep, the flag must be up once the mover is through, or the sleeper would never wake.
 fn explore<const FENCES: bool>(last: u32, look_again: bool) {
@@ -116,7 +115,7 @@ impl<const FENCES: bool> WaitWord for Word<FENCES> {
     }
 }
 
-/// How a wait word stands before the mover starts.
+/// The state of a wait word before the mover starts.
 #[derive(Clone, Copy)]
 enum Before {
     Nothing,

@@ -26,7 +26,7 @@ pub(crate) fn far() -> Instant {
     Instant::now() + Duration::from_secs(3600)
 }
 
-/// What is asked of the model before it starts.
+/// The initial state of the model.
 pub(crate) struct Start {
     /// Bytes in the left ring that the server has not read yet.
     pub(crate) unread: u32,
@@ -41,7 +41,7 @@ pub(crate) struct Pair {
     pub(crate) dead: Arc<AtomicBool>,
 }
 
-/// A connected pair. The left ring's write index stands at 0.
+/// A connected pair. The left ring's write index is 0.
 pub(crate) fn pair(start: Start) -> Pair {
     let bells = [Arc::new(Bell::default()), Arc::new(Bell::default())];
     let dead = Arc::new(AtomicBool::new(false));

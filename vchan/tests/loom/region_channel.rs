@@ -1,4 +1,4 @@
-//! The calls of a channel for regions, as in `src/region/mod.rs`.
+//! A channel's calls for regions, as in `src/region/mod.rs`.
 
 use std::time::Instant;
 

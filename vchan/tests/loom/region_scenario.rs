@@ -14,7 +14,7 @@ use crate::region::{Access, OwnedRegion, RegionError};
 /// Bytes of every region here.
 const BYTES: usize = 1;
 
-/// Something whose end is part of the protocol: not in a model that has failed and unwinds.
+/// A value whose drop is part of the protocol, except in a model that has failed and unwinds.
 struct Ends<T>(ManuallyDrop<T>);
 
 impl<T> Ends<T> {
@@ -61,8 +61,8 @@ fn take_back_and_reuse(channel: &Channel, mut region: Ends<OwnedRegion>) {
     next.revoke(far()).unwrap();
 }
 
-/// The peer maps, looks and lets go while the owner takes the region back. The peer sees its own
-/// region's byte or an error; the owner uses the memory again when the peer is done with it, not
+/// The peer maps, looks and unmaps while the owner takes the region back. The peer sees its own
+/// region's byte or an error; the owner reuses the memory when the peer is done with it, not
 /// before.
 pub(crate) fn map_against_revoke() {
     let Pair { server, client, .. } = pair(Start { unread: 0 });
@@ -90,7 +90,7 @@ pub(crate) fn map_against_revoke() {
 }
 
 /// The peer maps a region while its owner takes it back and makes the next of the same memory. The
-/// next is whole, and can be mapped.
+/// next is intact, and can be mapped.
 pub(crate) fn late_ticket() {
     let Pair { server, client, .. } = pair(Start { unread: 0 });
     let mut region = region_with(&server, 1);
@@ -109,7 +109,7 @@ pub(crate) fn late_ticket() {
     assert_eq!(byte, [2]);
 }
 
-/// The same where a kernel tells the owner when a header is unmapped.
+/// The same where a kernel notifies the owner when a header is unmapped.
 pub(crate) fn late_ticket_where_the_kernel_tells() {
     KERNEL_TELLS.set(true);
     late_ticket();

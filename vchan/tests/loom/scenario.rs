@@ -108,7 +108,7 @@ pub(super) fn read_two() {
     }
 }
 
-/// One side goes to sleep while the other closes without a word.
+/// One side goes to sleep while the other closes and does not ring.
 pub(super) fn close_while_asleep() {
     let Pair {
         mut server, client, ..
@@ -132,7 +132,7 @@ pub(super) fn close_while_writing() {
     closer.join().unwrap();
 }
 
-/// The peer's domain is destroyed: no close, no ring of its own, only the backend's.
+/// The peer's domain is destroyed: it neither closes nor rings, only the backend does.
 pub(super) fn domain_destroyed() {
     let Pair {
         mut server,

@@ -1,6 +1,6 @@
-//! Shared memory as loom sees it, under the names of `src/shm.rs`: each index and byte of the
-//! control page and of a region's header an atomic of its own, each other byte a cell whose data races
-//! loom reports.
+//! Shared memory as loom sees it, under the names of `src/wire/shm.rs`: each index and byte of the
+//! control page and of a region's header is an atomic of its own, each other byte a cell whose data
+//! races loom reports.
 
 use std::ptr::NonNull;
 use std::sync::{Mutex, OnceLock};
@@ -23,9 +23,9 @@ const CELLS: usize = 4;
 pub(crate) struct Region {
     memory: Arc<Memory>,
     len: usize,
-    /// Of a header that the peer has mapped, where a kernel tells of the end of that.
+    /// For a header that the peer has mapped, where a kernel reports the end of the mapping.
     _mapping: Option<Arc<Mapping>>,
-    /// The ticket that was seen first by this mapping, for the twin that does not look again.
+    /// The first ticket seen by this mapping, for the twin that does not look again.
     seen: Arc<OnceLock<usize>>,
 }
 
@@ -33,9 +33,9 @@ pub(crate) struct Region {
 enum Memory {
     Bytes(Vec<UnsafeCell<u8>>),
     Header {
-        /// All that were ever there; copied while they change, as the code expects.
+        /// All tickets that were ever there; copied while they change, as the code expects.
         tickets: Mutex<Vec<[u8; TICKET_BYTES]>>,
-        /// Which of them is.
+        /// Index of the current one.
         ticket: AtomicUsize,
         owner: AtomicU8,
         peer: AtomicU8,
@@ -77,8 +77,8 @@ impl Region {
         }
     }
 
-    /// As the peer maps it; when that ends its kernel, if it does, says so in the header and rings
-    /// `kernel_rings`.
+    /// The region as the peer maps it. Where a kernel reports the end of that mapping, it does so
+    /// in the header and rings `kernel_rings`.
     pub(crate) fn mapped(&self, kernel_rings: Option<Arc<Bell>>) -> Self {
         let memory = &self.memory;
         let mapping = kernel_rings.map(|bell| Mapping {
@@ -165,7 +165,7 @@ impl Region {
         }
     }
 
-    /// What an owner does before it uses the memory for another region.
+    /// Done by an owner before it uses the memory for another region.
     pub(crate) fn zero(&self) {
         let Memory::Bytes(cells) = &*self.memory else {
             panic!("a header is not cleared");
@@ -229,7 +229,7 @@ struct Fields {
 pub(crate) struct ControlPage(Arc<Fields>);
 
 impl ControlPage {
-    /// Both live, nobody has asked for anything; `left` and `right` are (cons, prod).
+    /// Both sides live, no requests are set; `left` and `right` are (cons, prod).
     pub(crate) fn connected(left: (u32, u32), right: (u32, u32)) -> Self {
         Self(Arc::new(Fields {
             left_cons: Arc::new(AtomicU32::new(left.0)),

@@ -1,21 +1,21 @@
-//! loom's primitives under the names of `src/sync.rs`, and the switch that takes one thing out.
+//! loom's primitives under the names of `src/sync.rs`, and the switch that leaves one thing out.
 
 pub(crate) use loom::sync::{Mutex, MutexGuard};
-// Counting references orders nothing that the protocols rest on, and loom's panics where a model
-// that failed unwinds.
+// std's types: counting references orders nothing that the protocols rest on, and loom's panics
+// where a failed model unwinds.
 pub(crate) use std::sync::{Arc, OnceLock, PoisonError, Weak};
 
 use std::cell::Cell;
 use std::sync::LockResult;
 
-/// What a twin leaves out of the code.
+/// The things that a twin leaves out of the code.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Without {
     /// Nothing: the code as it is.
     Nothing,
     /// The fences between index and notify byte.
     Fences,
-    /// The look at the ring between the request and the sleep: the request comes after it.
+    /// The look at the ring between the request and the sleep: the request then comes after it.
     LookBeforeSleep,
     /// The order between the last index and the live byte of a side that closes, which both the
     /// release of the live byte and the fence behind each index give.
@@ -26,17 +26,18 @@ pub(crate) enum Without {
     FollowerWakeUp,
     /// Noticing that another thread took an event since the last look.
     Generation,
-    /// The wake-up of the own half that sleeps, by the one that closes.
+    /// The closing half's wake-up of its own sleeping half.
     Cancel,
-    /// The ring that nobody has asked for: of a side that closes, of a backend that saw a death.
+    /// The ring that nobody has asked for: by a side that closes, by a backend that saw a death.
     UnaskedRing,
-    /// Acknowledging the doorbell before the request and the last look: it comes after them.
+    /// Acknowledging the doorbell before the request and the last look: it then comes after them.
     AcknowledgeFirst,
-    /// Of two sides that change the state of a region at once only one wins: each looks, then sets.
+    /// The exclusion that lets only one of two sides change the state of a region: each reads, then
+    /// sets.
     OneWins,
-    /// The order between a peer's last access to a region and its word that it has let go.
+    /// The order between a peer's last access to a region and its claim to have unmapped it.
     OrderOfRelease,
-    /// The look at a region's ticket after it was claimed.
+    /// The second look at a region's ticket, after the claim.
     SecondLook,
 }
 
@@ -101,7 +102,7 @@ pub(crate) mod atomic {
     use std::sync::atomic::{AtomicU32 as Plain, Ordering::Relaxed};
     use vchan::layout::live;
 
-    /// Of a region's peer, in its header.
+    /// The state that a region's peer sets in the header.
     const RELEASED: u8 = 0;
 
     thread_local! {
@@ -116,7 +117,7 @@ pub(crate) mod atomic {
         Word(Arc<loom::sync::atomic::AtomicU32>, u32),
     }
 
-    /// To be called first in every execution.
+    /// Must be called first in every execution.
     pub(crate) fn start() {
         LATE.take();
         CLOSE_SEEN.set(false);
@@ -155,7 +156,7 @@ pub(crate) mod atomic {
         }
 
         pub(crate) fn swap(&self, value: bool, ordering: Ordering) -> bool {
-            // A failed model is over: a channel dropped while it unwinds counts as closed before.
+            // A failed model is over: a channel dropped while it unwinds counts as closed already.
             std::thread::panicking() || self.0.swap(value, ordering)
         }
     }
@@ -237,7 +238,7 @@ pub(crate) mod atomic {
     pub(crate) struct AtomicU32 {
         word: Arc<loom::sync::atomic::AtomicU32>,
         is_wait_word: bool,
-        /// What a load last returned, for the twin that does not look again.
+        /// The value of the last load, for the twin that does not look again.
         last: Plain,
     }
 

@@ -1,4 +1,4 @@
-//! The crate's own files, but for the sleep in the kernel.
+//! The crate's own files, except the sleep in the kernel.
 
 #[path = "backend_poll.rs"]
 pub(crate) mod backend_poll;

@@ -1,4 +1,4 @@
-//! The crate's own files, but for the memory itself and what is written in it only at the start.
+//! The crate's own files, except the memory itself and the parts written only at the start.
 
 #[path = "../../src/wire/extension.rs"]
 pub(crate) mod extension;

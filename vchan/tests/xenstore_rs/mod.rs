@@ -1,11 +1,11 @@
-//! Runs tests of this program once more, with the programs that they start on xenstore-rs.
+//! Runs tests of this program once more, with the programs they start using xenstore-rs.
 
 use std::process::Command;
 
 use vchan::xen::store::provider::PROVIDER_ENV;
 
-/// Runs the tests whose names contain one of `names` (all, where there is none) in another process,
-/// but for `caller`.
+/// Runs the tests whose names contain one of `names` (all if empty) in another process, except
+/// `caller`.
 pub(crate) fn run_again(names: &[&str], caller: &str) {
     if !cfg!(feature = "xenstore-rs") {
         test_skip::skipped("vchan is built without the feature xenstore-rs");

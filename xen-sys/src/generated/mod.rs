@@ -1,4 +1,4 @@
-//! What `cargo xtask bindgen` made from the C headers; never edited by hand.
+//! The output of `cargo xtask bindgen` for the C headers; never edited by hand.
 //!
 //! `uapi` comes from the copies in `xen-sys/include/`, the rest from Xen's installed headers.
 #![allow(

@@ -52,7 +52,7 @@ impl EventChannels for Evtchn {
     }
 
     fn pending(&self) -> Result<Option<Port>> {
-        // The device gives whole ports, as many as fit: room for one gives one.
+        // The device returns whole ports, as many as fit: room for one returns one.
         let mut port = [0; size_of::<u32>()];
         loop {
             return match (&self.device).read(&mut port) {

@@ -53,8 +53,8 @@ impl GrantShare for Gntalloc {
             }
             _ => Ok(()),
         };
-        // From here on the mapping alone holds the pages, so they go when it goes: at a drop, and
-        // also when the process is killed.
+        // From here on the mapping alone keeps the pages, so they go with it: at a drop, and also
+        // when the process is killed.
         // SAFETY: `fd` is gntalloc.
         let released = unsafe { ioctl::gntalloc_dealloc(fd, index, count) };
 

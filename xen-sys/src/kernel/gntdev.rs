@@ -13,7 +13,7 @@ use crate::grant::{
 };
 use crate::{DomId, Error, ErrorKind, Port, Result, ioctl, memory};
 
-/// How long to wait before a page that was paged out is tried again.
+/// Pause before a paged-out page is tried again.
 const PAGING_RETRY: Duration = Duration::from_millis(1);
 
 /// An open `/dev/xen/gntdev`.
@@ -98,10 +98,10 @@ impl Table {
     }
 }
 
-/// Maps, again and again while the page to be mapped is paged out (`EAGAIN`), until `deadline`.
+/// Calls `map` repeatedly while the page is paged out (`EAGAIN`), until `deadline`.
 fn until_paged_in<T>(deadline: Instant, mut map: impl FnMut() -> io::Result<T>) -> io::Result<T> {
     loop {
-        // Read before the try, so that there is one after the deadline.
+        // Read before trying, so that one attempt follows the deadline.
         let late = Instant::now() >= deadline;
         match map() {
             Err(error) if error.raw_os_error() == Some(libc::EAGAIN) && !late => {
@@ -151,7 +151,7 @@ mod tests {
         let short = Instant::now() + Duration::from_millis(10);
         let error = until_paged_in(short, || Err::<(), _>(away())).unwrap_err();
         assert_eq!(error.raw_os_error(), Some(libc::EAGAIN));
-        // One that comes back while this process does not run is mapped, however late that is.
+        // A page that comes back while this process does not run is mapped, however late that is.
         let mut tries = 0;
         let short = Instant::now() + Duration::from_millis(10);
         let mapped = until_paged_in(short, || {

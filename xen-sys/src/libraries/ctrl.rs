@@ -1,4 +1,4 @@
-//! Which domains exist, from libxenctrl. Optional, and for dom0 only.
+//! The list of domains, from libxenctrl. Optional, and for dom0 only.
 //!
 //! libxenctrl knows no names: a domain's name is in xenstore (`/local/domain/ID/name`).
 
@@ -17,7 +17,7 @@ use crate::{DomId, Error, ErrorKind, Result};
 /// The release whose headers the bindings were made from.
 const BOUND_RELEASE: &str = "4.17";
 
-/// What Xen says about one domain.
+/// Xen's information about one domain.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct DomainInfo {
     /// Its number.
@@ -25,7 +25,7 @@ pub struct DomainInfo {
     /// Its UUID, in the order of the text form. Only with the libxenctrl of Xen 4.17, whose
     /// layout is bound.
     pub uuid: Option<[u8; 16]>,
-    /// It is being destroyed: it runs no more and keeps existing while others map its pages.
+    /// It is being destroyed: it no longer runs, but exists while others map its pages.
     pub dying: bool,
     /// The reason code of its shutdown (0 power-off, 1 reboot, 2 suspend, 3 crash), if it shut
     /// down. Source: `xen/sched.h`, `SHUTDOWN_*`.

@@ -121,12 +121,12 @@ impl EventChannels for LibraryEvtchn {
         }
     }
 
-    /// The library reads one port a call; its device gives many.
+    /// The library reads one port per call; its device returns many.
     fn pending_many(&self, ports: &mut [Port]) -> Result<usize> {
         device::read_ports(self.as_fd(), ports).map_err(|error| device::pending_error(&error))
     }
 
-    /// As for [`pending_many`](EventChannels::pending_many).
+    /// As [`pending_many`](EventChannels::pending_many).
     fn unmask_many(&self, ports: &[Port]) -> Result<()> {
         device::write_ports(self.as_fd(), ports)
             .map_err(|error| Error::os(ErrorKind::Os, "cannot unmask event channels", &error))

@@ -13,7 +13,7 @@ use crate::grant::{
 };
 use crate::{DomId, Error, ErrorKind, Result, memory};
 
-/// What the header calls -1 for "none", in the parameters' unsigned type.
+/// The header's -1 for "none", in the parameters' unsigned type.
 pub(super) const NONE: u32 = u32::MAX;
 
 /// An open `xengntshr_handle`.

@@ -48,7 +48,7 @@ impl GrantMap for LibraryGnttab {
 
     /// `xengnttab_map_domain_grant_refs`, `xengnttab_map_grant_ref_notify`—map grants.
     ///
-    /// The library itself tries a paged-out page again, without end, so `deadline` is not used.
+    /// The library itself retries a paged-out page without limit, so `deadline` is not used.
     fn map(
         &self,
         owner: DomId,

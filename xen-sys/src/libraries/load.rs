@@ -13,7 +13,7 @@ use crate::{Error, ErrorKind, Result};
 const GNTTAB: &str = "libxengnttab.so.1";
 const EVTCHN: &str = "libxenevtchn.so.1";
 
-/// Xen releases whose libxenctrl is looked for. Its soname is the release, and it works with that
+/// Xen releases whose libxenctrl is tried. Its soname is the release, and it works with that
 /// release's hypervisor only, so a machine has one of them.
 const CTRL_RELEASES: &[&str] = &[
     "4.17", "4.13", "4.14", "4.15", "4.16", "4.18", "4.19", "4.20", "4.21",
@@ -39,7 +39,7 @@ pub(super) fn evtchn() -> Result<&'static LibXenEvtchn> {
     )
 }
 
-/// libxenctrl and the Xen release it is of.
+/// libxenctrl and its Xen release.
 pub(super) fn ctrl() -> Result<&'static (LibXenCtrl, &'static str)> {
     static LIBRARY: OnceLock<Result<(LibXenCtrl, &'static str)>> = OnceLock::new();
     loaded(LIBRARY.get_or_init(|| {
@@ -74,7 +74,7 @@ fn missing(soname: &str, error: &libloading::Error) -> Error {
     )
 }
 
-/// A logger that says nothing: the libraries would print what our errors say again, to stderr.
+/// A logger that discards everything: the libraries would print to stderr what our errors report.
 pub(super) fn quiet() -> *mut xentoollog_logger {
     unsafe extern "C" fn vmessage(
         _logger: *mut xentoollog_logger,
@@ -92,7 +92,7 @@ pub(super) fn quiet() -> *mut xentoollog_logger {
         progress: None,
         destroy: Some(destroy),
     };
-    // The libraries call through the logger and never write to it.
+    // The libraries only call through the logger, and never write to it.
     (&raw const QUIET).cast_mut()
 }
 

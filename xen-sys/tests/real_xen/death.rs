@@ -171,7 +171,7 @@ impl Peer {
             line.clear();
             let length = self.lines.read_line(&mut line).expect("a line");
             assert_ne!(length, 0, "the other process ended");
-            // The test harness may have written its own words before it on the line.
+            // The test harness may have written something before it on the line.
             if let Some((_, numbers)) = line.split_once("peer:") {
                 return numbers
                     .split_whitespace()
@@ -181,7 +181,7 @@ impl Peer {
         }
     }
 
-    /// SIGKILL: the process can clean nothing up itself.
+    /// SIGKILL: the process cannot clean up.
     fn kill(&mut self) {
         self.child.kill().expect("kill");
         self.child.wait().expect("wait");
@@ -231,7 +231,7 @@ pub(crate) fn a_killed_owner_is_noticed(granting: Provider, mapping: Provider) {
     wait_for_byte(theirs.as_ptr(), SERVER_LIVE.into(), 0);
 }
 
-/// The part of the other process. Run as a test of its own it has no role and does nothing.
+/// The other process's part. Run as a test by itself it has no role and does nothing.
 #[test]
 #[ignore = "needs Xen: run by cargo xtask lab test"]
 fn in_another_process() {

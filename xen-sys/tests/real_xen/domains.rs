@@ -1,4 +1,4 @@
-//! Which domains exist. Only dom0 may ask.
+//! The list of domains. Only dom0 may ask.
 
 use xen_sys::{DomId, Domains, ErrorKind};
 

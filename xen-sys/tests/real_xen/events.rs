@@ -22,7 +22,7 @@ pub(crate) fn a_delivered_port_waits_for_unmask(server: Provider, client: Provid
     let pair = bound_pair(server, client);
     pair.client.notify(pair.client_port).expect("notify");
     assert_eq!(next_event(&*pair.server), pair.server_port);
-    // Masked: further events are kept, as one, until the unmask.
+    // Masked: further events are merged into one until the unmask.
     for _ in 0..3 {
         pair.client.notify(pair.client_port).expect("notify");
     }
@@ -148,7 +148,7 @@ pub(crate) fn the_descriptor_is_nonblocking_and_closed_on_exec(
     };
     assert_ne!(descriptor & libc::FD_CLOEXEC, 0);
     assert_ne!(status & libc::O_NONBLOCK, 0);
-    // The grant devices give no descriptor out: look for them by name.
+    // The grant devices do not expose a descriptor: find them by name.
     let _share = server.open_grant_share().expect("open");
     let _map = server.open_grant_map().expect("open");
     for entry in std::fs::read_dir("/proc/self/fd").expect("fds").flatten() {

@@ -171,7 +171,7 @@ pub(crate) fn impossible_requests_are_refused_before_xen(granting: Provider, map
     }
 }
 
-/// The kernel's limit of pages granted by gntalloc.
+/// The kernel's limit on pages granted by gntalloc.
 fn gntalloc_limit() -> usize {
     let text = fs::read_to_string("/sys/module/xen_gntalloc/parameters/limit").expect("the limit");
     text.trim().parse().expect("a number")
@@ -191,7 +191,7 @@ pub(crate) fn more_than_the_limit_is_an_error_that_leaves_nothing(
     assert_eq!(error.errno(), Some(libc::ENOSPC));
     let hint = error.hint().unwrap_or_default();
     assert!(hint.contains(&format!("limit={limit}")), "{hint}");
-    // Half of the limit still fits: the failed request holds nothing.
+    // Half of the limit still fits: the failed request keeps nothing.
     share
         .share(own_domain(), limit / 2, Access::ReadWrite, None)
         .expect("share");
@@ -210,7 +210,7 @@ pub(crate) fn dropped_pages_are_free_again(granting: Provider, mapping: Provider
             .map(own_domain(), ours.refs(), Access::ReadWrite, None, soon())
             .expect("map");
         poke(theirs.as_ptr(), 0, 1);
-        // The client lets go first, as it must for the pages to be free at once.
+        // The client unmaps first, as it must for the pages to be free at once.
         drop(theirs);
         drop(ours);
     }

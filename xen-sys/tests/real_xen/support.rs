@@ -14,7 +14,7 @@ pub(crate) fn own_domain() -> DomId {
     }
 }
 
-/// Far enough for an emulated machine; a test that waits this long has failed.
+/// Long enough for an emulated machine; a test that waits this long has failed.
 pub(crate) fn soon() -> Instant {
     Instant::now() + Duration::from_secs(60)
 }

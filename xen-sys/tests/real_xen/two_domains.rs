@@ -65,7 +65,7 @@ fn the_guest_grants() {
     let place = format!("{port} {} {}", control.refs()[0], refs.join(" "));
     xenstore("xenstore-write", &["data/xen-sys", &place]).expect("xenstore-write");
 
-    // dom0 maps, says so, and lets go: one event for each.
+    // dom0 maps, reports it, and unmaps: one event for each.
     take_event(&*events, port);
     assert_eq!(peek(control.as_ptr(), CLIENT_LIVE.into()), 1);
     poke(control.as_ptr(), 0, 42);
@@ -73,7 +73,7 @@ fn the_guest_grants() {
     take_event(&*events, port);
     wait_for_byte(control.as_ptr(), CLIENT_LIVE.into(), 0);
     events.notify(port).expect("notify");
-    // The next client maps and stays; this end goes first, without a word.
+    // The next client maps and stays; this end goes first, without closing.
     take_event(&*events, port);
 }
 
@@ -148,7 +148,7 @@ fn dom0_maps() {
     take_event(&*events, port);
     assert_eq!(peek(control.as_ptr(), 0), 42);
     drop(control);
-    // Only once the guest has seen the byte go may the next client set it again.
+    // Only once the guest has seen the byte cleared may the next client set it again.
     take_event(&*events, port);
     drop(events);
 

@@ -1,5 +1,5 @@
-//! Writes `xen-sys/src/generated/`, or with `--check` proves it up to date: what `cargo xtask bindgen`
-//! runs. A program of its own, so that xtask is not built a second time for it.
+//! Writes `xen-sys/src/generated/`, or with `--check` proves it up to date: the program that `cargo
+//! xtask bindgen` runs. Separate, so that xtask is not built a second time for it.
 
 use std::fs;
 use std::panic;
@@ -8,11 +8,11 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result, bail, ensure};
 use bindgen::{Builder, Formatter, MacroTypeVariation, RustEdition, RustTarget};
 
-/// Where the files come from and what of them is bound.
+/// The origin of a generated file, and the items that are bound.
 struct Source {
     /// File below `xen-sys/src/generated/`.
     output: &'static str,
-    /// C text, so that the list of headers stands here.
+    /// C text, so that the list of headers is here.
     header: &'static str,
     /// Debian package with the headers, if they are not vendored.
     package: Option<&'static str>,
@@ -21,7 +21,7 @@ struct Source {
     variables: &'static [&'static str],
     /// Name of the struct that loads the library, and the header's own prefix.
     library: Option<&'static str>,
-    /// Taken from another generated file instead.
+    /// Items taken from another generated file instead.
     imports: &'static [&'static str],
 }
 
@@ -149,7 +149,7 @@ fn clang_version() -> Result<String> {
 }
 
 fn generate(root: &Path, source: &Source) -> Result<String> {
-    // The macro fallback leaves precompiled headers here.
+    // The macro fallback leaves precompiled headers in this folder.
     let scratch: PathBuf = std::env::var_os("CARGO_TARGET_DIR")
         .map_or_else(|| root.join("target"), PathBuf::from)
         .join("bindgen");

@@ -72,7 +72,7 @@ fn copy(from: &Path, to: &Path) -> Result<()> {
     Ok(())
 }
 
-/// The same bytes from the same files, whoever packs them and whenever.
+/// Packs reproducibly: the same bytes from the same files, on any machine at any time.
 fn pack(dist: &Dist, folder: &Path, file: &str) -> Result<()> {
     let (Some(parent), Some(name)) = (folder.parent(), folder.file_name()) else {
         anyhow::bail!("{} is no folder to pack", folder.display());

@@ -1,4 +1,4 @@
-//! What a program asks of the system that it is to run on, as binutils read it.
+//! The requirements of a program on its system, as binutils read them.
 
 use std::collections::BTreeSet;
 use std::path::Path;
@@ -6,22 +6,22 @@ use std::process::Command;
 
 use anyhow::{Context, Result, bail};
 
-/// What a program needs of one shared library.
+/// A requirement of a program on one shared library.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) struct Need {
     /// `libc.so.6`.
     pub(super) library: String,
-    /// `GLIBC_2.17`, or nothing for the library as such.
+    /// `GLIBC_2.17`, or empty for the library itself.
     pub(super) version: String,
 }
 
 impl Need {
-    /// As rpm names it.
+    /// rpm's name for it.
     pub(super) fn rpm(&self) -> String {
         format!("{}({})(64bit)", self.library, self.version)
     }
 
-    /// Whether a glibc of this minor version has it.
+    /// Whether a glibc of this minor version provides it.
     fn is_in_glibc_2(&self, minor: u32) -> bool {
         match self.version.strip_prefix("GLIBC_2.") {
             // 2.2.5, the oldest of this architecture, is of minor version 2.
@@ -35,7 +35,7 @@ impl Need {
     }
 }
 
-/// Everything that `program` needs, versions apart, in order.
+/// All requirements of `program`, each version separately, in order.
 ///
 /// # Errors
 /// It cannot be read.
@@ -80,7 +80,7 @@ fn parse(text: &str) -> BTreeSet<Need> {
     needs
 }
 
-/// Fails where `program` needs more than a glibc 2.`minor` has.
+/// Fails if `program` needs more than glibc 2.`minor` provides.
 ///
 /// # Errors
 /// It does, with the versions; or it cannot be read.

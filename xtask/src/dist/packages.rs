@@ -23,7 +23,7 @@ struct Package {
     /// The files with the licence, in the root of the source.
     license_files: &'static [&'static str],
     programs: &'static [&'static str],
-    /// Files of `dist/` and where they go.
+    /// Files of `dist/` and their destinations.
     files: &'static [(&'static str, &'static str)],
     /// Files of `dist/` that administrators change.
     settings: &'static [(&'static str, &'static str)],
@@ -88,14 +88,14 @@ const PACKAGES: [Package; 3] = [
     },
 ];
 
-/// A format of packages, and what differs by it.
+/// A package format, with its differences.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Format {
     Deb,
     Rpm,
 }
 
-/// What is the same for every package of a run.
+/// The properties common to all packages of a run.
 pub(super) struct Common<'d> {
     dist: &'d Dist,
     tools: &'d Tools,
@@ -168,7 +168,7 @@ impl<'d> Common<'d> {
     }
 }
 
-/// The package as nfpm wants it described.
+/// The package's description in nfpm's form.
 fn describe(
     dist: &Dist,
     package: &Package,
@@ -231,7 +231,7 @@ fn describe(
         "mtime": time,
         "depends": depends(package, format, programs)?,
         "recommends": match format {
-            // rpm 4.11, of CentOS 7, knows no weak dependencies.
+            // rpm 4.11, of CentOS 7, has no weak dependencies.
             Format::Rpm => &[],
             Format::Deb => package.recommends,
         },
@@ -252,8 +252,8 @@ fn describe(
     Ok(described)
 }
 
-/// What must be installed before: for rpm every version of every library, as its own tools would
-/// find it; for deb the C library.
+/// The packages that must be installed first: for rpm every version of every library, as its own
+/// tools would find it; for deb the C library.
 fn depends(package: &Package, format: Format, programs: &Programs) -> Result<Vec<String>> {
     match format {
         Format::Deb => Ok(vec![format!(
@@ -267,10 +267,10 @@ fn depends(package: &Package, format: Format, programs: &Programs) -> Result<Vec
     }
 }
 
-/// What rpm calls the libraries that `files` need.
+/// rpm's names of the libraries that `files` need.
 ///
 /// # Errors
-/// One cannot be read.
+/// A file cannot be read.
 pub(super) fn requirements(files: impl Iterator<Item = PathBuf>) -> Result<Vec<String>> {
     let mut needs = BTreeSet::new();
     for file in files {
@@ -288,8 +288,8 @@ fn sorted(folder: &Path) -> Result<Vec<PathBuf>> {
     Ok(files)
 }
 
-/// Where a page or a completion goes: below `/usr/share/man` by its section, or below `/usr/share` by
-/// its shell.
+/// The destination of a page or a completion: below `/usr/share/man` by its section, or below
+/// `/usr/share` by its shell.
 fn place_of(file: &Path) -> Option<String> {
     let name = file.file_name()?.to_str()?;
     if let Some(page) = name.strip_suffix(".gz") {
@@ -306,7 +306,7 @@ fn place_of(file: &Path) -> Option<String> {
     }
 }
 
-/// `epoch`, in seconds since 1970, as nfpm wants times.
+/// `epoch`, in seconds since 1970, in nfpm's time format.
 fn rfc3339(epoch: u64) -> Result<String> {
     let output = Command::new("date")
         .args(["--utc", "+%Y-%m-%dT%H:%M:%SZ", "--date"])

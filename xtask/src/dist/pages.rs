@@ -1,5 +1,5 @@
-//! Manual pages and completions: the programs write their own, the configuration's page is made of the
-//! file that describes every setting.
+//! Manual pages and completions: the programs write their own, the configuration's page is made
+//! from the file that describes every setting.
 
 use std::fmt::Write as _;
 use std::fs;
@@ -12,7 +12,7 @@ use super::Dist;
 use super::programs::Programs;
 use crate::cargo::run;
 
-/// Where they are, compressed: `man/NAME.SECTION.gz` and `completions/NAME`.
+/// Their folders, with compressed pages: `man/NAME.SECTION.gz` and `completions/NAME`.
 #[derive(Debug)]
 pub(super) struct Pages {
     folder: PathBuf,
@@ -65,7 +65,7 @@ fn compress(folder: &Path) -> Result<()> {
 }
 
 /// mediatord.toml(5) from the commented sample: each comment is a paragraph, each setting a line as
-/// it stands in the file.
+/// in the file.
 fn configuration_page(sample: &str) -> String {
     let mut page = String::from(
         ".TH mediatord.toml 5\n\
@@ -99,7 +99,7 @@ fn configuration_page(sample: &str) -> String {
     page
 }
 
-/// Whether a comment's text is a setting that is not set: `secrets = "…"`.
+/// Whether a comment's text is an unset setting: `secrets = "…"`.
 fn is_setting(text: &str) -> bool {
     text.split_once(" = ").is_some_and(|(key, _)| {
         !key.is_empty()
@@ -109,7 +109,8 @@ fn is_setting(text: &str) -> bool {
     })
 }
 
-/// A line of text for troff, which takes a backslash, and a dot or a quote in front, for its own.
+/// A line of text escaped for troff, which interprets a backslash, and a dot or a quote at the
+/// start.
 fn escaped(line: &str) -> String {
     let line = line.replace('\\', "\\e").replace('-', "\\-");
     match line.starts_with(['.', '\'']) {

@@ -1,4 +1,4 @@
-//! The tools that this machine need not have, each of one version, below target/.
+//! The tools that this machine need not have, each in one fixed version, below target/.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -13,14 +13,14 @@ use crate::cargo::run;
 /// The tool for bills of materials, and its version.
 const CYCLONEDX: (&str, &str) = ("cargo-cyclonedx", "0.5.9");
 
-/// Where the tools are.
+/// The tools' folders.
 #[derive(Debug)]
 pub(super) struct Tools {
     folder: PathBuf,
 }
 
 impl Tools {
-    /// Installs what `dist/requirements.txt` names, unless that is done.
+    /// Installs the packages of `dist/requirements.txt`, unless that is done.
     ///
     /// # Errors
     /// Python or one of its packages cannot be installed.
@@ -42,7 +42,7 @@ impl Tools {
         })
     }
 
-    /// The tool of Python's package index with this name.
+    /// The installed Python tool of this name.
     pub(super) fn python(&self, name: &str) -> PathBuf {
         self.folder.join("python/bin").join(name)
     }

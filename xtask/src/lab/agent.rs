@@ -41,8 +41,8 @@ impl Agent {
         }
     }
 
-    /// Waits until the agent says that it is ready. `alive` is asked now and
-    /// then; its error ends the wait.
+    /// Waits until the agent reports that it is ready. `alive` is called now and then; its error
+    /// ends the wait.
     pub(crate) fn wait_ready(
         &mut self,
         deadline: Instant,
@@ -62,8 +62,7 @@ impl Agent {
         bail!("the agent did not answer in time")
     }
 
-    /// Runs a shell script; `limit` is how long it may take before it is killed
-    /// (status 137).
+    /// Runs a shell script, which is killed after `limit` (status 137).
     ///
     /// # Errors
     /// Only when no answer came; a script that fails is an [`Output`].

@@ -1,4 +1,4 @@
-//! Base64, for what travels over the agent's text lines.
+//! Base64, for data in the agent's text lines.
 
 const ALPHABET: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
 

@@ -1,7 +1,7 @@
-//! Writes cpio archives in the `newc` format, which Linux takes as initramfs.
+//! Writes cpio archives in the `newc` format, which Linux accepts as initramfs.
 //!
-//! Several archives written one after another are one initramfs, later files
-//! replacing earlier ones; so what changes often is an archive of its own.
+//! Several archives written one after another form one initramfs, later files replacing earlier
+//! ones; so files that change often have an archive of their own.
 
 use std::collections::BTreeSet;
 use std::io::{self, Write};
@@ -10,8 +10,8 @@ const DIRECTORY: u32 = 0o040_000;
 const REGULAR: u32 = 0o100_000;
 const SYMLINK: u32 = 0o120_000;
 
-/// An archive being written. All files belong to root; times are zero, so the
-/// same input gives the same bytes.
+/// An archive being written. All files belong to root; times are zero, so the same input gives the
+/// same bytes.
 pub(crate) struct Archive<W> {
     out: W,
     next_inode: u32,
@@ -27,7 +27,7 @@ impl<W: Write> Archive<W> {
         }
     }
 
-    /// Adds a directory and those above it, unless they are there already.
+    /// Adds a directory and its parents, unless they are there already.
     pub(crate) fn directory(&mut self, path: &str) -> io::Result<()> {
         if path.is_empty() || self.directories.contains(path) {
             return Ok(());
@@ -48,7 +48,7 @@ impl<W: Write> Archive<W> {
         self.entry(path, SYMLINK | 0o777, target.as_bytes())
     }
 
-    /// Ends the archive and gives the writer back.
+    /// Ends the archive and returns the writer.
     pub(crate) fn finish(mut self) -> io::Result<W> {
         self.entry("TRAILER!!!", 0, &[])?;
         Ok(self.out)
@@ -81,7 +81,7 @@ impl<W: Write> Archive<W> {
         self.pad(content.len())
     }
 
-    /// Header with name, and content, each fill up to a multiple of four bytes.
+    /// Pads header with name, and content, to a multiple of four bytes each.
     fn pad(&mut self, written: usize) -> io::Result<()> {
         self.out
             .write_all(&[0; 3][..written.next_multiple_of(4) - written])

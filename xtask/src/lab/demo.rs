@@ -1,5 +1,5 @@
-//! `cargo xtask lab demo`: the mediator in dom0, a PV and a PVH guest adding
-//! vectors at the same time, and Xen's own view of it before, during and after.
+//! `cargo xtask lab demo`: the mediator in dom0, a PV and a PVH guest adding vectors at the same
+//! time, and Xen's own tables before, during and after.
 
 use std::time::Duration;
 
@@ -10,11 +10,11 @@ use super::host::{Host, LIMIT, Place};
 use super::job::Job;
 use super::suite::Footprint;
 
-/// Session after session, until it is told to end.
+/// Runs session after session until it is asked to end.
 const ON_AND_ON: &str =
     "trap exit TERM; while vgpu --endpoint xen: vector-add --n 2097152; do :; done";
 
-/// How often Xen's tables are looked at meanwhile.
+/// Number of readings of Xen's tables meanwhile.
 const LOOKS: u32 = 4;
 
 const MEDIATOR: &str = "exec vgpu-mediatord --listen xen: --executor cpu --allow-all";
@@ -56,8 +56,8 @@ pub(crate) fn run(host: &mut dyn Host) -> Result<()> {
             bail!("the vector add in guest {guest} failed");
         }
     }
-    // Grants and event channels exist while sessions do, and one is over in a fraction of a
-    // second: let the guests go on until they show.
+    // Grants and event channels exist while sessions do, and one is over in a fraction of a second:
+    // let the guests go on until they appear.
     let mut busy = Vec::new();
     for guest in &guests {
         busy.push(Job::start(host, Place::Guest(guest), "busy", ON_AND_ON)?);

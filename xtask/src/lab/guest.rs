@@ -1,9 +1,9 @@
-//! What a guest is made of.
+//! The description of a guest.
 
 use std::fmt;
 use std::net::Ipv4Addr;
 
-/// How Xen runs a guest.
+/// The virtualisation of a guest.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Kind {
     /// Paravirtualised: no hardware support needed.
@@ -36,19 +36,19 @@ pub(crate) struct GuestSpec {
     pub(crate) name: String,
     pub(crate) kind: Kind,
     pub(crate) memory_mib: u32,
-    /// `max_maptrack_frames`; 0 is what XCP-ng gives its guests: such a guest
-    /// can map nobody's grants. `None` leaves Xen's default.
+    /// `max_maptrack_frames`; 0 is XCP-ng's setting: such a guest cannot map any grants. `None`
+    /// leaves Xen's default.
     pub(crate) maptrack_frames: Option<u32>,
-    /// Physical processors it may run on, as xl writes them.
+    /// Physical processors it may run on, in xl's form.
     pub(crate) cpus: Option<String>,
     /// Its address in the network between dom0 and guests, `None` for no network.
     pub(crate) address: Option<Ipv4Addr>,
-    /// More words on its kernel command line.
+    /// More words for its kernel command line.
     pub(crate) command_line: String,
 }
 
 impl GuestSpec {
-    /// A guest as XCP-ng would make it, with 320 MiB.
+    /// A guest like XCP-ng's, with 320 MiB.
     pub(crate) fn new(name: &str, kind: Kind) -> Self {
         GuestSpec {
             name: name.to_owned(),

@@ -1,4 +1,4 @@
-//! A Xen host as the suite sees it: dom0 and guests in which scripts run.
+//! A Xen host as the suite uses it: dom0 and guests in which scripts run.
 
 use std::fmt;
 use std::time::Duration;
@@ -7,11 +7,10 @@ use anyhow::{Result, bail};
 
 use super::guest::GuestSpec;
 
-/// How long a script may take when nothing else is said: far more than it
-/// needs, also on a busy machine.
+/// Default time limit for a script: far more than it needs, also on a busy machine.
 pub(crate) const LIMIT: Duration = Duration::from_secs(240);
 
-/// Where a script runs.
+/// The place where a script runs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Place<'a> {
     Dom0,
@@ -36,21 +35,21 @@ pub(crate) trait Host {
     /// One line for the report.
     fn describe(&self) -> String;
 
-    /// Why no test can run here, if so.
+    /// The reason why no test can run here, if there is one.
     fn unfit(&mut self) -> Option<String>;
 
-    /// Runs a shell script with the project's programs in PATH, and kills it
-    /// after `limit` (status 137).
+    /// Runs a shell script with the project's programs in PATH, and kills it after `limit` (status
+    /// 137).
     ///
     /// # Errors
-    /// Only when no answer came; a script that fails is an [`Output`].
+    /// Only when no answer came; a failed script is an [`Output`].
     fn exec(&mut self, place: Place<'_>, script: &str, limit: Duration) -> Result<Output>;
 
-    /// Starts a guest and waits until scripts run in it. A host with given
-    /// guests takes the next of them.
+    /// Starts a guest and waits until scripts can run in it. A host with given guests takes the
+    /// next of them.
     ///
     /// # Errors
-    /// [`Lacking`] when the host has no such guest; else why it did not start.
+    /// [`Lacking`] when the host has no such guest; otherwise the reason why it did not start.
     fn guest_create(&mut self, spec: &GuestSpec) -> Result<()>;
 
     /// Ends a guest at once, as a crash or `xl destroy` does, and waits until
@@ -66,32 +65,32 @@ pub(crate) trait Host {
     /// There is no such guest.
     fn guest_domid(&mut self, name: &str) -> Result<u16>;
 
-    /// Whether guests can be taken away and made anew at will.
+    /// Whether guests can be destroyed and recreated freely.
     fn has_spare_guests(&self) -> bool {
         false
     }
 
-    /// Whether it has all that the cases need, so that one that is skipped has failed.
+    /// Whether it has everything that the cases need, so that a skipped one counts as failed.
     fn lacks_nothing(&self) -> bool {
         false
     }
 
-    /// How many guests this host has lost so far through a fault of its own, and not of theirs.
+    /// Number of guests that this host has lost so far through a fault of its own.
     fn guests_lost(&self) -> usize {
         0
     }
 
-    /// Processor time that this machine has spent on the host so far: unlike the clock's it hardly
-    /// depends on what else runs here. Zero if the host is another machine.
+    /// Processor time that this machine has spent on the host so far: unlike elapsed time it hardly
+    /// depends on the machine's other load. Zero if the host is another machine.
     fn processor_time(&self) -> Duration {
         Duration::ZERO
     }
 
-    /// Saves what would explain a failure, and gives the folder it is in.
+    /// Saves files that may explain a failure, and returns their folder.
     fn save_logs(&mut self) -> Option<String>;
 }
 
-/// What a host cannot offer: the test is skipped, loudly, not failed.
+/// A feature that a host lacks: the test is skipped, loudly, not failed.
 #[derive(Debug)]
 pub(crate) struct Lacking(pub(crate) String);
 
@@ -103,7 +102,7 @@ impl fmt::Display for Lacking {
 
 impl std::error::Error for Lacking {}
 
-/// What a script in dom0 or in a guest left behind.
+/// The result of a script in dom0 or in a guest.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Output {
     /// Exit status; 137 when it was killed at its limit.
@@ -119,10 +118,10 @@ impl Output {
         self.status == 0
     }
 
-    /// Standard output without the white space around it.
+    /// Standard output, trimmed.
     ///
     /// # Errors
-    /// When the script failed, with its last words.
+    /// The script failed; the last lines of its output are in the message.
     pub(crate) fn text(&self) -> Result<&str> {
         if self.success() {
             return Ok(self.stdout.trim());
@@ -145,7 +144,7 @@ impl Output {
     }
 }
 
-/// The two daemons that keep xenstore.
+/// The two implementations of xenstored.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Xenstored {
     /// xenstored, written in C: Debian's default.

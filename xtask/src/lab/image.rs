@@ -1,9 +1,9 @@
 //! Builds the initramfs of dom0 and guests from the unpacked packages.
 //!
-//! `base.cpio` is what both boot; `network.cpio` is what a network takes besides
-//! (`network.rs`); `dom0.cpio` adds, for dom0 alone, the guests' kernel and a copy of
-//! these two. All are cached by a hash of what goes in. The project's own programs
-//! come in one more, small archive (`project.rs`).
+//! `base.cpio` is booted by both; `network.cpio` is the addition for a network (`network.rs`);
+//! `dom0.cpio` adds, for dom0 alone, the guests' kernel and a copy of these two. All are cached by
+//! a hash of their inputs. The project's own programs come in one more, small archive
+//! (`project.rs`).
 
 use std::collections::BTreeSet;
 use std::fs::{self, File};
@@ -18,7 +18,7 @@ use super::cpio::Archive;
 use super::packages::{Packages, fnv1a};
 use super::{kernel, libraries, modules, network};
 
-/// Raise it when this file changes what an image contains.
+/// Raise it when this file changes the contents of an image.
 const FORMAT: &str = "3";
 
 /// Xen's programs, in `usr/lib/xen-4.17/bin` of the packages and of the image.
@@ -38,8 +38,9 @@ const XENSTORE_PROGRAMS: &[&str] = &[
     "chmod", "exists", "list", "ls", "read", "rm", "watch", "write",
 ];
 
-/// Libraries nobody above links but that programs load or are linked to:
-/// `libgcc_s` is loaded by `pthread_cancel` (xl), the rest is for the project's
+/// Libraries that no program above links but that are loaded or linked elsewhere: `libgcc_s` is
+/// loaded by `pthread_cancel` (xl), the rest is for the project's programs and the stock
+/// libxenvchan peer.
 /// programs and the stock libxenvchan peer.
 const EXTRA_LIBRARIES: &[&str] = &[
     "ld-linux-x86-64.so.2",
@@ -67,13 +68,13 @@ const FILES: &[(&str, &str)] = &[
     ("etc/passwd", "root:x:0:0:root:/root:/bin/sh\n"),
     ("etc/group", "root:x:0:\n"),
     ("etc/hosts", "127.0.0.1 localhost\n"),
-    // What /init mounts; xenconsoled opens pseudo-terminals.
+    // Mount points of /init; xenconsoled opens pseudo-terminals.
     (
         "etc/fstab",
         "proc /proc proc\nsysfs /sys sysfs\ndevpts /dev/pts devpts\ntmpfs /dev/shm tmpfs\n\
          tmpfs /run tmpfs\ntmpfs /tmp tmpfs\n",
     ),
-    // dom0's memory is fixed on the command line; guests get what is left.
+    // dom0's memory is fixed on the command line; guests get the rest.
     ("etc/xen/xl.conf", "autoballoon=\"off\"\n"),
     // Without the first two oxenstored does not start; the quotas are XCP-ng's.
     (
@@ -85,7 +86,7 @@ const FILES: &[(&str, &str)] = &[
     ("etc/ld.so.cache", ""),
 ];
 
-/// The files a boot needs, all in the cache.
+/// The files for a boot, all in the cache.
 #[derive(Debug, Clone)]
 pub(crate) struct Images {
     /// The hypervisor, as the 32-bit ELF file that QEMU's loader takes.
@@ -93,7 +94,7 @@ pub(crate) struct Images {
     /// Linux, for dom0 and guests.
     pub(crate) kernel: PathBuf,
     pub(crate) base: PathBuf,
-    /// What a network takes besides the base.
+    /// The addition for a network.
     pub(crate) network: PathBuf,
     pub(crate) dom0: PathBuf,
 }
@@ -166,7 +167,7 @@ fn build_in(work: &Path, packages: &Packages) -> Result<()> {
     add_dom0(work)
 }
 
-/// Writes `dom0.cpio` beside the `vmlinux`, `base.cpio` and `network.cpio` that it is made of.
+/// Writes `dom0.cpio` beside the `vmlinux`, `base.cpio` and `network.cpio` that it is made from.
 ///
 /// # Errors
 /// One of them is missing, or the disk is full.
@@ -193,7 +194,7 @@ fn kernel_version(tree: &Path) -> Result<String> {
         .context("the kernel's version is not UTF-8")
 }
 
-/// Gives the names of the libraries that are in it.
+/// Adds the base files; returns the names of its libraries.
 fn add_base<W: Write>(
     archive: &mut Archive<W>,
     tree: &Path,
@@ -295,7 +296,7 @@ pub(super) fn read(file: &Path) -> Result<Vec<u8>> {
     fs::read(file).with_context(|| format!("reading {}", file.display()))
 }
 
-/// Whether a file may be executed, for archives made of files of this machine.
+/// A file's permissions in an archive: executable or not.
 pub(crate) fn permissions(file: &Path) -> Result<u32> {
     Ok(fs::metadata(file)?.permissions().mode() & 0o777)
 }

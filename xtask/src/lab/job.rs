@@ -1,5 +1,5 @@
-//! Programs that run in the background in dom0 or in a guest, so that a test
-//! can have several at once and look at them in between.
+//! Programs that run in the background in dom0 or in a guest, so that a test can have several at
+//! once and check them in between.
 
 use std::time::{Duration, Instant};
 
@@ -8,17 +8,17 @@ use anyhow::{Result, bail};
 use super::base64;
 use super::host::{Host, LIMIT, Output, Place};
 
-/// Where jobs keep their output, below which each has a folder.
+/// The folder of the jobs' output; each has a folder below it.
 const FOLDER: &str = "/tmp/vgpu-lab";
 
-/// How long one look at a job waits there for its end: each look starts processes, which costs
-/// emulated time. Between two looks it is seen whether the host has lost a guest.
+/// Time for which one check of a job waits in place for its end: each check starts processes, which
+/// costs emulated time. Between two checks the host is checked for a lost guest.
 const LOOK: Duration = Duration::from_secs(4);
 
-/// Between two looks where no agent can wait.
+/// Pause between two checks where no agent can wait.
 const INTERVAL: Duration = Duration::from_millis(400);
 
-/// A script that was started. Nothing ends it but itself or [`Job::signal`].
+/// A script that was started. Only [`Job::signal`] or the script itself ends it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Job {
     guest: Option<String>,
@@ -26,8 +26,8 @@ pub(crate) struct Job {
 }
 
 impl Job {
-    /// Starts `script` in a session of its own. `name` names its files; a job
-    /// of the same name that has ended is forgotten.
+    /// Starts `script` in a session of its own. `name` names its files; an ended job of the same
+    /// name is forgotten.
     ///
     /// # Errors
     /// The place could not be reached.
@@ -63,12 +63,12 @@ impl Job {
     /// Waits until the job has ended.
     ///
     /// # Errors
-    /// It has not after `limit` (its output so far is in the message).
+    /// It has not after `limit`; its output so far is in the message.
     pub(crate) fn wait(&self, host: &mut dyn Host, limit: Duration) -> Result<Output> {
         let deadline = Instant::now() + limit;
         let lost = host.guests_lost();
         loop {
-            // Looked at before the job, so that the last look comes after the deadline.
+            // Read before the job is checked, so that the last check follows the deadline.
             let last_look = Instant::now() > deadline;
             let looked = Instant::now();
             if let Some(output) = self.look(host, LOOK)? {
@@ -94,7 +94,7 @@ impl Job {
         self.look(host, Duration::ZERO)
     }
 
-    /// Its output if it ends within `patience`, or where no agent can wait: if it has ended.
+    /// Its output if it ends within `patience`; where no agent can wait, if it has ended already.
     fn look(&self, host: &mut dyn Host, patience: Duration) -> Result<Option<Output>> {
         let script = format!(
             "cd {FOLDER}/{} || exit 99; {}[ -e status ] || exit 99; cat out; cat err >&2; \
@@ -106,7 +106,7 @@ impl Job {
         Ok((output.status != 99).then_some(output))
     }
 
-    /// What it has printed until now.
+    /// Its output until now.
     pub(crate) fn output_so_far(&self, host: &mut dyn Host) -> Result<Output> {
         let script = format!("cd {FOLDER}/{} && cat out; cat err >&2", self.name);
         host.exec(self.place(), &script, LIMIT)
@@ -128,7 +128,7 @@ impl Job {
             ensure_none_lost(host, lost)?;
             let last_look = Instant::now() > deadline;
             let looked = Instant::now();
-            // The end is looked at before the output, which is whole then.
+            // The end is checked before the output, which is complete then.
             let script = format!(
                 "cd {FOLDER}/{} || exit 99; {}ended=; [ -e status ] && ended=98; cat out; \
                  cat err >&2; exit $ended",
@@ -152,7 +152,7 @@ impl Job {
 
     /// Sends `signal` (`TERM`, `KILL`, `STOP`…) to all its processes.
     pub(crate) fn signal(&self, host: &mut dyn Host, signal: &str) -> Result<()> {
-        // Once it has ended its process group's number may be another's.
+        // Once it has ended, its process group's number may be another's.
         let script = format!(
             "cd {FOLDER}/{} && [ ! -e status ] && kill -{signal} -$(cat pid)",
             self.name
@@ -162,8 +162,8 @@ impl Job {
     }
 }
 
-/// The beginning of a script in a job's folder: waits there until it has ended or printed `text`, for
-/// `patience` at most. It does not where there is no agent, as on another Xen host.
+/// The beginning of a script in a job's folder: waits there until the job has ended or printed
+/// `text`, for `patience` at most. Does not wait where there is no agent, as on another Xen host.
 fn await_in_place(patience: Duration, text: &str) -> String {
     match patience.as_secs() {
         0 => String::new(),
@@ -174,7 +174,7 @@ fn await_in_place(patience: Duration, text: &str) -> String {
     }
 }
 
-/// A job that waits for a guest which the host has lost never ends by itself.
+/// A job that waits for a guest that the host has lost never ends by itself.
 fn ensure_none_lost(host: &dyn Host, before: usize) -> Result<()> {
     if host.guests_lost() > before {
         bail!("the host has lost a guest");

@@ -1,5 +1,5 @@
-//! Takes the plain ELF kernel out of a compressed `vmlinuz`: unpacking it under
-//! emulation, for dom0 and again for every guest, would cost seconds each time.
+//! Extracts the plain ELF kernel from a compressed `vmlinuz`: unpacking it under emulation, for
+//! dom0 and again for every guest, would cost seconds each time.
 
 use std::io::Write;
 use std::process::{Command, Stdio};
@@ -25,7 +25,7 @@ pub(crate) fn extract(image: &[u8]) -> Result<Vec<u8>> {
     };
     let code = (usize::from(image[SETUP_SECTORS]) + 1) * 512;
     let start = code + word(PAYLOAD_OFFSET)?;
-    // Four bytes follow the compressed stream: the size of what is in it.
+    // Four bytes follow the compressed stream: the size of its contents.
     let end = start + word(PAYLOAD_LENGTH)?.saturating_sub(4);
     let payload = image
         .get(start..end)

@@ -6,7 +6,7 @@ use std::process::Command;
 
 use anyhow::{Context, Result, bail};
 
-/// Where Debian's packages keep libraries.
+/// The folders of libraries in Debian's packages.
 const FOLDERS: &[&str] = &[
     "usr/lib/x86_64-linux-gnu",
     "lib/x86_64-linux-gnu",
@@ -14,11 +14,10 @@ const FOLDERS: &[&str] = &[
     "usr/lib64",
 ];
 
-/// All libraries that `programs` need, directly or through each other: file
-/// name → file in `tree`.
+/// All libraries that `programs` need, directly or through each other: file name → file in `tree`.
 ///
 /// # Errors
-/// A library that no package of the lab has, with the program that wants it.
+/// A library that no package of the lab has, with the program that needs it.
 pub(crate) fn closure(tree: &Path, programs: &[PathBuf]) -> Result<BTreeMap<String, PathBuf>> {
     let mut found = BTreeMap::new();
     let mut seen = BTreeSet::new();

@@ -1,4 +1,4 @@
-//! Kernel modules of the images, with those they depend on.
+//! Kernel modules of the images, with their dependencies.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
 
-/// Modules of every boot by name, whatever they depend on besides.
+/// Modules of every boot by name, without their dependencies.
 pub(crate) const MODULES: &[&str] = &[
     "xen-privcmd",
     "xenfs",
@@ -27,10 +27,10 @@ pub(crate) struct Module {
     pub(crate) depends: Vec<String>,
 }
 
-/// Finds the modules of these names and what they depend on below `folder`
-/// (`lib/modules/VERSION` of the unpacked kernel package).
+/// Finds the modules of these names and their dependencies below `folder` (`lib/modules/VERSION` of
+/// the unpacked kernel package).
 pub(crate) fn collect(folder: &Path, names: &[&str]) -> Result<Vec<Module>> {
-    // modules.order lists every module the kernel was built with, one a line.
+    // modules.order lists every module the kernel was built with, one per line.
     let order = fs::read_to_string(folder.join("modules.order")).context("modules.order")?;
     let by_name: BTreeMap<String, &str> =
         order.lines().map(|path| (plain_name(path), path)).collect();
@@ -61,8 +61,8 @@ pub(crate) fn collect(folder: &Path, names: &[&str]) -> Result<Vec<Module>> {
     Ok(modules)
 }
 
-/// The text of `modules.dep`, which modprobe reads. It loads what stands last first, so each
-/// module stands before all that it depends on itself.
+/// The text of `modules.dep`, which modprobe reads. It loads the last entry first, so each module
+/// comes before all of its own dependencies.
 pub(crate) fn dependency_file(modules: &[Module]) -> String {
     let mut text = String::new();
     for module in modules {
@@ -76,7 +76,7 @@ pub(crate) fn dependency_file(modules: &[Module]) -> String {
     text
 }
 
-/// Adds what `path` depends on, then itself, unless it is there.
+/// Adds the dependencies of `path`, then `path` itself, unless it is there.
 fn add_after_its_own<'a>(modules: &'a [Module], path: &'a str, all: &mut Vec<&'a str>) {
     if all.contains(&path) {
         return;
@@ -135,7 +135,7 @@ mod tests {
         };
         let text = dependency_file(&[module("a", &["b"]), module("b", &["c"]), module("c", &[])]);
         assert_eq!(text, "a: b c\nb: c\nc: \n");
-        // Two ways to the same module, the short one named last.
+        // Two paths to the same module, the short one named last.
         let text = dependency_file(&[
             module("a", &["b", "d"]),
             module("b", &["d"]),

@@ -1,5 +1,5 @@
-//! What the lab's network and NFS need, in an archive of its own: dom0 unpacks it, and guests
-//! boot with it, only where a test wants a network. All others boot as fast as without.
+//! The files that the lab's network and NFS need, in an archive of their own: dom0 unpacks it, and
+//! guests boot with it, only where a test needs a network. All other boots stay as fast as without.
 
 use std::collections::BTreeSet;
 use std::fs::File;
@@ -13,10 +13,10 @@ use super::image::{LIBRARY_FOLDER, read};
 use super::{libraries, modules};
 
 /// Modules besides those of every boot: the NFS server, for dom0, and the client, for guests; and
-/// the network card that QEMU emulates, for dom0's way out.
+/// the network card that QEMU emulates, for dom0's access to the outside.
 pub(super) const MODULES: &[&str] = &["nfsd", "nfsv4", "e1000"];
 
-/// The server's programs, the client's, and the `mount` that calls it and knows `/etc/fstab`.
+/// The server's programs, the client's, and a `mount` that calls the latter and reads `/etc/fstab`.
 const PROGRAMS: &[&str] = &[
     "bin/mount",
     "bin/umount",
@@ -26,10 +26,10 @@ const PROGRAMS: &[&str] = &[
     "usr/sbin/rpc.nfsd",
 ];
 
-/// Names that lead to `mount.nfs`.
+/// Names linked to `mount.nfs`.
 const LINKS: &[&str] = &["mount.nfs4", "umount.nfs", "umount.nfs4"];
 
-/// Files as the packages have them: libtirpc looks things up in them.
+/// Files copied from the packages: libtirpc reads them.
 const COPIED: &[&str] = &["etc/netconfig", "etc/protocols", "etc/services"];
 
 pub(super) const SCRIPTS: &[(&str, &str)] = &[
@@ -54,7 +54,7 @@ pub(super) fn build(
             .file_name()
             .and_then(|name| name.to_str())
             .context("a program without a name")?;
-        // Over busybox's links, where it has the same.
+        // Replaces busybox's links of the same names.
         archive.file(&format!("usr/bin/{name}"), 0o755, &read(program)?)?;
     }
     // mount(8) looks for the programs of file systems in /sbin.

@@ -1,5 +1,5 @@
-//! Fetches the Debian packages of Xen and unpacks them into a cache. Nothing of
-//! them is installed on this machine.
+//! Fetches the Debian packages of Xen and unpacks them into a cache. None of them is installed on
+//! this machine.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -9,7 +9,7 @@ use anyhow::{Context, Result, bail};
 
 use crate::apt;
 
-/// Everything the images are made of. The kernel is found by [`kernel_package`].
+/// The packages for the images. [`kernel_package`] finds the kernel.
 const PACKAGES: &[&str] = &[
     "busybox-static",
     "libblkid1",
@@ -61,8 +61,8 @@ const PACKAGES: &[&str] = &[
     "zlib1g",
 ];
 
-/// What must be installed on this machine: the emulator, what takes packages and
-/// kernels apart, and the headers for the stock libxenvchan peer.
+/// Packages that must be installed on this machine: the emulator, tools to unpack packages and
+/// kernels, and the headers for the stock libxenvchan peer.
 pub(crate) const INSTALLED: &[&str] = &[
     "qemu-system-x86",
     "binutils",
@@ -95,7 +95,7 @@ pub(crate) fn cache_folder() -> Result<PathBuf> {
     std::path::absolute(&folder).context("the cache folder's path")
 }
 
-/// Downloads and unpacks what is not in the cache yet.
+/// Downloads and unpacks the packages that are not in the cache yet.
 pub(crate) fn fetch(cache: &Path) -> Result<Packages> {
     let files = match package_files() {
         Ok(files) => files,
@@ -115,8 +115,8 @@ pub(crate) fn fetch(cache: &Path) -> Result<Packages> {
         "lab: downloading {} Debian packages (Xen, Linux, NFS; about 85 MB)",
         files.len()
     );
-    // Worked on beside its final place and renamed when complete, so that two
-    // runs at once, or one cut short, never leave half a tree.
+    // Made beside its final place and renamed when complete, so that two runs at once, or an
+    // interrupted one, never leave half a tree.
     let work = cache.join(format!("unpacking-{}", std::process::id()));
     let _ = fs::remove_dir_all(&work);
     fs::create_dir_all(work.join("deb"))?;
@@ -152,13 +152,13 @@ fn download_and_unpack(work: &Path) -> Result<()> {
     Ok(())
 }
 
-/// The file names, versions included, that a download would bring now.
+/// The file names, with versions, of a download now.
 fn package_files() -> Result<Vec<String>> {
     let mut print = Command::new("apt-get");
     print
         .args(["download", "--print-uris", "-q"])
         .args(wanted()?);
-    // One line a package: 'URI' FILE SIZE HASH
+    // One line per package: 'URI' FILE SIZE HASH
     let mut files: Vec<String> = run(&mut print)?
         .lines()
         .filter_map(|line| Some(line.split_whitespace().nth(1)?.to_owned()))
@@ -187,7 +187,7 @@ fn kernel_package() -> Result<String> {
         .context("linux-image-amd64 names no kernel\n  the lab needs Debian 12's package lists")
 }
 
-/// Runs a command to its end and gives its standard output.
+/// Runs a command to its end and returns its standard output.
 fn run(command: &mut Command) -> Result<String> {
     let output = command
         .output()
@@ -200,7 +200,7 @@ fn run(command: &mut Command) -> Result<String> {
     Ok(String::from_utf8_lossy(&output.stdout).into_owned())
 }
 
-/// FNV-1a, 64 bits: names cache entries; not a defence against anybody.
+/// FNV-1a, 64 bits: names cache entries; no protection against attackers.
 pub(crate) fn fnv1a(bytes: &[u8]) -> u64 {
     bytes.iter().fold(0xcbf2_9ce4_8422_2325, |hash, byte| {
         (hash ^ u64::from(*byte)).wrapping_mul(0x0000_0100_0000_01b3)

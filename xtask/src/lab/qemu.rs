@@ -1,4 +1,4 @@
-//! Boots Xen in QEMU's software emulation and keeps hold of the machine.
+//! Boots Xen in QEMU's software emulation and controls the machine.
 
 use std::fs::{self, File};
 use std::io::Write;
@@ -12,23 +12,23 @@ use super::agent::Agent;
 use super::host::{Output, Place, Xenstored};
 use super::image::Images;
 
-/// The processor QEMU emulates. Newer models break a PV dom0 (SMAP, mwait);
-/// nested paging is what PVH guests need.
+/// The emulated processor. Newer models break a PV dom0 (SMAP, mwait); PVH guests need nested
+/// paging.
 const PROCESSOR: &str = "qemu64,+svm,+npt,+nrip-save,+vgif";
 
-/// Mitigations of speculation protect nothing in an emulator and slow it down a good deal, and QEMU's
-/// memory is zero without being scrubbed.
+/// Mitigations of speculation protect nothing in an emulator and slow it down a good deal, and
+/// QEMU's memory is zero without scrubbing.
 const XEN_ARGUMENTS: &str = "dom0_mem=1536M dom0_max_vcpus=1 console=com1 com1=115200 \
      conring_size=512k guest_loglvl=warning spec-ctrl=no bootscrub=0";
 
-/// dom0's kernel: as Xen, and pages are zeroed when they are used, not when they are free.
+/// For dom0's kernel the same, and pages are zeroed when used, not when freed.
 const DOM0_ARGUMENTS: &str =
     "console=hvc0 quiet loglevel=4 panic=1 mitigations=off init_on_alloc=0";
 
-/// Emulated memory, MiB, when nothing else is asked for.
+/// Default size of the emulated memory, MiB.
 pub(crate) const DEFAULT_MEMORY: u32 = 3072;
 
-/// Processors, when nothing else is asked for: dom0 has one of them.
+/// Default number of processors: dom0 has one of them.
 pub(crate) const DEFAULT_PROCESSORS: u32 = 2;
 
 /// Boot usually takes 8 s; a busy machine gets twenty times that.
@@ -37,7 +37,7 @@ const BOOT_LIMIT: Duration = Duration::from_secs(180);
 /// Run folders kept.
 const RUNS_KEPT: usize = 12;
 
-/// What to boot.
+/// The inputs of a boot.
 pub(crate) struct Boot<'a> {
     pub(crate) images: &'a Images,
     /// The project's programs (`project::archive`).
@@ -45,7 +45,7 @@ pub(crate) struct Boot<'a> {
     pub(crate) xenstored: Xenstored,
     pub(crate) memory_mib: u32,
     pub(crate) processors: u32,
-    /// Below it each run has a folder for its logs.
+    /// The folder below which each run has a folder for its logs.
     pub(crate) runs: &'a Path,
 }
 
@@ -64,8 +64,8 @@ impl Qemu {
     pub(crate) fn boot(boot: &Boot<'_>) -> Result<Self> {
         let folder = run_folder(boot.runs, boot.xenstored.name())?;
         let mut command = command(boot, &folder, "")?;
-        // The agent's serial port is QEMU's standard input and output: no
-        // socket to name, and nothing left behind.
+        // The agent's serial port is QEMU's standard input and output: no socket to name, and no
+        // leftovers.
         command
             .args(["-display", "none", "-monitor", "none"])
             .args(["-serial", "file:console.log"])
@@ -144,11 +144,11 @@ impl Qemu {
             .with_context(|| format!("logs: {tail}"))
     }
 
-    /// Processor time of QEMU until now.
+    /// Processor time of QEMU so far.
     pub(crate) fn processor_time(&self) -> Duration {
         let stat = fs::read_to_string(format!("/proc/{}/stat", self.child.id()));
         let ticks = processor_ticks(&stat.unwrap_or_default()).unwrap_or(0);
-        // Linux shows them in hundredths of a second, whatever it counts in itself.
+        // Linux reports them in hundredths of a second, whatever its internal unit.
         Duration::from_millis(10 * ticks)
     }
 
@@ -178,18 +178,18 @@ impl Drop for Qemu {
     }
 }
 
-/// User and system time out of a `/proc/PID/stat`.
+/// User and system time, in ticks, from a `/proc/PID/stat`.
 fn processor_ticks(stat: &str) -> Option<u64> {
-    // The second field is the program's name in brackets, with whatever is in it.
+    // The second field is the program's name in brackets, with any characters.
     let mut fields = stat.rsplit_once(") ")?.1.split(' ').skip(11);
     let mut next = || fields.next()?.parse::<u64>().ok();
     Some(next()? + next()?)
 }
 
-/// QEMU with everything but its serial ports.
+/// QEMU's command line without its serial ports.
 fn command(boot: &Boot<'_>, folder: &Path, extra: &str) -> Result<Command> {
-    // One initramfs out of four archives. QEMU splits the list of modules at
-    // commas and blanks, so it gets names relative to its working folder.
+    // One initramfs made of four archives. QEMU splits the list of modules at commas and blanks, so
+    // it gets names relative to its working folder.
     let mut initrd = File::create(folder.join("initrd.cpio"))?;
     for part in [&boot.images.base, &boot.images.dom0] {
         std::io::copy(&mut File::open(part)?, &mut initrd)?;
@@ -211,8 +211,8 @@ fn command(boot: &Boot<'_>, folder: &Path, extra: &str) -> Result<Command> {
             "-no-reboot",
             "-nodefaults",
         ])
-        // dom0's way to this machine, which is 10.0.2.2 there. Nothing happens on it before a case
-        // loads the card's driver. Nobody boots from it, so it needs no ROM.
+        // dom0's access to this machine, which is 10.0.2.2 there. It is unused until a case loads
+        // the card's driver. Nobody boots from it, so it needs no ROM.
         .args(["-netdev", "user,id=outside"])
         .args(["-device", "e1000,netdev=outside,romfile="])
         .arg("-kernel")

@@ -46,7 +46,7 @@ impl Host for QemuHost {
         let (started, used) = (Instant::now(), self.processor_time());
         let output = self.dom0(&spec.shell_command(), CREATE_LIMIT)?;
         if !output.success() {
-            // One that is only too slow would keep its memory from all guests after it.
+            // A guest that is merely too slow would keep its memory from all guests after it.
             let _ = self.guest_destroy(&spec.name);
             bail!("guest {} did not start: {}", spec.name, output.last_words());
         }

@@ -1,4 +1,4 @@
-//! `cargo xtask lab run`: one script in dom0, its output as it comes.
+//! `cargo xtask lab run`: one script in dom0, with its output as it comes.
 
 use std::io::{Read, Write};
 use std::path::Path;
@@ -10,13 +10,13 @@ use super::base64;
 use super::host::Place;
 use super::qemu::Qemu;
 
-/// How often the script's output is fetched.
+/// Interval at which the script's output is fetched.
 const INTERVAL: Duration = Duration::from_millis(700);
 
-/// Runs the script in `file` (`-`: standard input) and prints what it prints.
+/// Runs the script in `file` (`-`: standard input) and prints its output.
 ///
 /// # Errors
-/// When it fails, or takes longer than `limit`.
+/// It fails, or takes longer than `limit`.
 pub(crate) fn script(machine: &mut Qemu, file: &Path, limit: Duration) -> Result<()> {
     let mut text = String::new();
     if file == Path::new("-") {
@@ -27,7 +27,7 @@ pub(crate) fn script(machine: &mut Qemu, file: &Path, limit: Duration) -> Result
         text =
             std::fs::read_to_string(file).with_context(|| format!("reading {}", file.display()))?;
     }
-    // In the background, so that its output can be had while it runs.
+    // In the background, so that its output can be fetched while it runs.
     machine
         .exec(
             Place::Dom0,

@@ -16,11 +16,10 @@ use super::guest::GuestSpec;
 use super::host::{Host, LIMIT, Lacking, Output, Place};
 use super::project::Program;
 
-/// Where the project's programs go on the host and in its guests.
+/// The folder of the project's programs on the host and in its guests.
 const PROGRAMS: &str = "/opt/vgpu/bin";
 
-/// What every script starts with. Xen's tools lie in different folders on
-/// Debian and on XCP-ng.
+/// The beginning of every script. Xen's tools are in different folders on Debian and on XCP-ng.
 const PRELUDE: &str = "PATH=/opt/vgpu/bin:$PATH:/usr/sbin:/sbin\n\
      for folder in /usr/lib/xen*/bin /usr/lib64/xen/bin /usr/libexec/xen/bin; do \
      [ -d $folder ] && PATH=$PATH:$folder; done; export PATH\n";
@@ -28,7 +27,7 @@ const PRELUDE: &str = "PATH=/opt/vgpu/bin:$PATH:/usr/sbin:/sbin\n\
 /// ssh's own status for a connection that failed.
 const SSH_FAILED: i32 = 255;
 
-/// What the suite cannot do without, as shell tests with what they stand for.
+/// The requirements of the suite, as shell tests with a description.
 const NEEDED: &[(&str, &str)] = &[
     (
         "grep -qs control_d /proc/xen/capabilities",
@@ -57,7 +56,7 @@ const NEEDED: &[(&str, &str)] = &[
 pub(crate) struct SshHost {
     dom0: String,
     guests: Vec<Guest>,
-    /// Folder of ssh's control sockets: one connection a machine for all scripts.
+    /// Folder of ssh's control sockets: one connection per machine for all scripts.
     control: PathBuf,
     /// More arguments for ssh.
     options: Vec<String>,
@@ -65,7 +64,7 @@ pub(crate) struct SshHost {
 
 struct Guest {
     address: String,
-    /// The name by which the suite calls it, once it was asked for.
+    /// The name by which the suite calls it, once requested.
     name: Option<String>,
 }
 
@@ -73,7 +72,7 @@ impl SshHost {
     /// Connects to all of them and copies `programs` there.
     ///
     /// # Errors
-    /// ssh does not get in without questions.
+    /// ssh cannot log in without questions.
     pub(crate) fn connect(dom0: &str, guests: &[String], programs: &[Program]) -> Result<Self> {
         Self::connect_with(dom0, guests, programs, Vec::new())
     }
@@ -147,7 +146,7 @@ impl SshHost {
     fn copy(&self, address: &str, from: &Path, to: &str) -> Result<()> {
         let content = fs::read(from).with_context(|| format!("reading {}", from.display()))?;
         let mode = super::image::permissions(from)?;
-        // A program that runs cannot be written over, but replaced.
+        // A running program cannot be overwritten, only replaced.
         let command = format!("cat >{to}.new && chmod {mode:o} {to}.new && mv -f {to}.new {to}");
         self.ssh(address, &command, &content, LIMIT)?.text()?;
         Ok(())
@@ -170,7 +169,7 @@ impl SshHost {
             .context("running ssh")?;
         let mut stdin = child.stdin.take().context("no pipe to ssh")?;
         let output = std::thread::scope(|scope| {
-            // A command that ends early closes the pipe; its status says why.
+            // A command that ends early closes the pipe; its status gives the reason.
             scope.spawn(move || {
                 let _ = stdin.write_all(input);
             });

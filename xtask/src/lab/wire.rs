@@ -19,20 +19,20 @@ use std::time::Instant;
 
 use super::base64;
 
-/// How often a damaged request or answer is tried again.
+/// Most attempts for a damaged request or answer.
 const TRIES: usize = 4;
 
-/// A script that shall run.
+/// A script to run.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Request {
-    /// In which guest; `None` is where the agent is.
+    /// The guest; `None` is the agent's own machine.
     pub(crate) guest: Option<String>,
-    /// After how many seconds it is killed.
+    /// Seconds after which it is killed.
     pub(crate) seconds: u64,
     pub(crate) script: Vec<u8>,
 }
 
-/// What the script left behind.
+/// The result of the script.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Reply {
     pub(crate) status: i32,
@@ -44,7 +44,7 @@ impl Request {
     pub(crate) fn line(&self, id: &str) -> String {
         let (guest, seconds) = (self.guest.as_deref().unwrap_or("-"), self.seconds);
         let body = base64::encode(&self.script);
-        // What stood half on the line before ends here.
+        // Ends an incomplete line that was there before.
         format!("\n@req {id} {guest} {seconds} {} {body}\n", body.len())
     }
 }
@@ -57,7 +57,7 @@ pub(crate) trait Lines {
     fn next(&mut self, deadline: Instant) -> io::Result<Option<String>>;
 }
 
-/// Why no answer came.
+/// The reason why no answer came.
 #[derive(Debug)]
 pub(crate) enum NoAnswer {
     Late,
@@ -102,7 +102,7 @@ pub(crate) fn exchange(
     }
 }
 
-/// What has come of one answer.
+/// The parts of one answer received so far.
 #[derive(Default)]
 pub(crate) struct Answer {
     out: Option<Vec<u8>>,

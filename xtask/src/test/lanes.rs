@@ -1,5 +1,5 @@
-//! Steps that run beside each other: one at a time in each lane, each with its output in a file that
-//! is shown when it ends.
+//! Steps that run beside each other: one at a time in each lane, each with its output in a file
+//! that is shown when it ends.
 
 use std::collections::VecDeque;
 use std::fs::{self, File, OpenOptions};
@@ -20,16 +20,16 @@ use super::report::Tests;
 use super::{Lane, Outcome, Report, Step};
 use crate::sshfs::SKIPPED;
 
-/// How often the running steps are looked at.
+/// Interval at which the running steps are checked.
 const STEP_CHECK_INTERVAL: Duration = Duration::from_millis(200);
 
-/// Between two lines that say what runs.
+/// Interval between two progress lines.
 const PROGRESS_INTERVAL: Duration = Duration::from_secs(20);
 
-/// What programs get to end by themselves once this one is told to.
+/// Time for programs to end by themselves once this one is asked to end.
 const EXIT_LIMIT: Duration = Duration::from_secs(5);
 
-/// Whether somebody has asked for an end, with Ctrl-C or a signal.
+/// Whether an end was requested, with Ctrl-C or a signal.
 pub(super) struct Interrupted(Arc<AtomicBool>);
 
 impl Interrupted {
@@ -47,16 +47,17 @@ impl Interrupted {
     }
 
     fn is_set(&self) -> bool {
-        // Relaxed: the flag stands for itself; its partner is the handler's store.
+        // Relaxed: the flag guards no other data; its partner is the handler's store.
         self.0.load(Ordering::Relaxed)
     }
 }
 
 /// Runs `steps`, one of each lane at a time, or all one after the other with their output as it
-/// comes. A lane that has none left takes the other's next. A step that fails stops no other.
+/// comes. A lane without steps takes the next step of the other. A failed step does not stop the
+/// others.
 ///
 /// # Errors
-/// The logs cannot be written, or an end was asked for: then nothing that was started is left.
+/// The logs cannot be written, or an end was requested: then no started process is left.
 pub(super) fn run(
     steps: &[&'static Step],
     serial: bool,
@@ -133,14 +134,14 @@ fn next(queues: &mut [VecDeque<&'static Step>], lane: usize) -> Option<&'static 
     own.or_else(|| queues.iter_mut().find_map(VecDeque::pop_front))
 }
 
-/// A step that runs; dropping it ends it and all that it has started.
+/// A running step; dropping it ends it and all processes that it has started.
 struct Running {
     step: &'static Step,
     child: Child,
     started: Instant,
     log: File,
     path: PathBuf,
-    /// How much of the log has been shown.
+    /// Bytes of the log that have been shown.
     shown: u64,
 }
 
@@ -154,7 +155,7 @@ impl Running {
             .map(|c| if c.is_ascii_alphanumeric() { c } else { '-' })
             .collect();
         let path = folder.join(format!("{name}.log"));
-        // The one of an earlier run may still be read by somebody.
+        // A reader may still have the log of an earlier run open.
         let _ = fs::remove_file(&path);
         let mut log = OpenOptions::new()
             .create_new(true)
@@ -179,7 +180,7 @@ impl Running {
             .stdin(Stdio::null())
             .stdout(log.try_clone()?)
             .stderr(log.try_clone()?)
-            // A group of its own, so that all of it can be ended, whatever it has started.
+            // In a group of its own, so that all of its processes can be ended.
             .process_group(0)
             .spawn()
             .with_context(|| format!("cannot start {}", shown[0]))?;
@@ -199,7 +200,7 @@ impl Running {
             .with_context(|| format!("waiting for {}", self.step.name))
     }
 
-    /// Prints what has come since the last time.
+    /// Prints the output since the last time.
     fn show_more(&mut self) -> Result<()> {
         let mut bytes = Vec::new();
         self.log.seek(SeekFrom::Start(self.shown))?;
@@ -209,7 +210,7 @@ impl Running {
         Ok(())
     }
 
-    /// Prints the rest of the output, and gives what the step has shown.
+    /// Prints the rest of the output, and returns the step's results.
     fn finish(&mut self, status: ExitStatus, live: bool) -> Result<Report> {
         let name = self.step.name;
         let took = self.started.elapsed();
@@ -266,7 +267,7 @@ impl Drop for Running {
                 std::thread::sleep(Duration::from_millis(50));
             }
         }
-        // What it leaves behind, also when it has ended by itself.
+        // Processes that it leaves behind, also when it has ended by itself.
         while killpg(group, Signal::SIGKILL) == Err(Errno::EINTR) {}
         let _ = self.child.wait();
     }

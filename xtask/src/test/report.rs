@@ -1,13 +1,13 @@
-//! What a step has shown, read out of what it printed.
+//! The results of a step, parsed from its output.
 
 use std::time::Duration;
 
-/// How a step ended.
+/// The result of a step.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Outcome {
     Passed,
     Failed,
-    /// This machine cannot show any of it; its output says why.
+    /// This machine cannot show any of it; its output gives the reason.
     Skipped,
 }
 
@@ -20,24 +20,25 @@ pub(super) struct Report {
     pub(super) tests: Tests,
 }
 
-/// The tests of a step, as far as it is made of tests.
+/// The tests of a step, if it consists of tests.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(super) struct Tests {
     pub(super) passed: u64,
     pub(super) failed: u64,
-    /// Names of those that failed.
+    /// Names of the failed tests.
     pub(super) failures: Vec<String>,
-    /// What could not run here, each with its reason.
+    /// Tests that could not run here, each with its reason.
     pub(super) skipped: Vec<String>,
 }
 
 impl Tests {
-    /// Reads the output of libtest's programs, of the lab's suite and of what is like them.
+    /// Parses the output of libtest's programs, of the lab's suite and of similar programs.
     pub(super) fn read(output: &str) -> Self {
         let mut tests = Tests::default();
         for line in output.lines().filter(|line| !line.starts_with("$ ")) {
             if let Some((_, skip)) = line.split_once("SKIPPED: ") {
-                // As `test_skip::skipped` writes it, behind the test's name where one thread runs all.
+                // As `test_skip::skipped` writes it, after the test's name where one thread runs
+                // all.
                 tests.skipped.push(skip.to_owned());
             } else if let Some(skip) = line.strip_prefix("SKIP ") {
                 tests.skipped.push(words(skip));
@@ -76,12 +77,13 @@ impl Tests {
     }
 }
 
-/// `text` with single blanks.
+/// `text` with runs of white space collapsed.
 fn words(text: &str) -> String {
     text.split_whitespace().collect::<Vec<_>>().join(" ")
 }
 
-/// Prints what was skipped, how each step ended and the totals; gives how many steps failed.
+/// Prints the skipped tests, the result of each step and the totals; returns the number of failed
+/// steps.
 pub(super) fn summary(reports: &[Report]) -> usize {
     let skips: Vec<_> = reports
         .iter()

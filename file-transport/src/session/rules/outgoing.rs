@@ -1,4 +1,5 @@
-//! Writing: data as far as the window goes, beats when they are due; removing what was taken.
+//! Writing: data as far as the window goes, beats when they are due; removing what the peer has
+//! taken.
 
 use std::time::Instant;
 
@@ -12,9 +13,10 @@ use crate::session::segment::{HEADER, Header, Kind};
 use crate::session::shared_directory::{SharedDirectory, Trouble};
 
 impl Exchange {
-    /// Writes the pieces that `next` gives, as far as the window allows. Returns whether it wrote.
+    /// Writes the pieces that `next` returns, as far as the window allows. Returns whether it
+    /// wrote.
     ///
-    /// `next` gives nothing when there is nothing to send.
+    /// `next` returns `None` when there is nothing to send.
     ///
     /// # Errors
     /// The session is over.
@@ -63,7 +65,8 @@ impl Exchange {
         }
     }
 
-    /// Cuts as much of the piece in hand as there is space for. Returns whether there is a file now.
+    /// Cuts as much of the current piece as there is space for. Returns whether there is a file
+    /// now.
     fn cut(&mut self, directory: &mut dyn SharedDirectory, now: Instant) -> Result<bool, Fault> {
         let Some(Unsent { piece, at }) = &self.unsent else {
             return Ok(false);
@@ -71,7 +74,7 @@ impl Exchange {
         let left = piece.file.len() - at;
         let in_flight = (self.in_flight_bytes, self.in_flight.len());
         let Some(most) = self.space.allowance(directory, left, in_flight, now) else {
-            // What is in flight gives space when it is taken; without that, others must.
+            // Files in flight free space when they are taken; without any, others must free it.
             if self.in_flight.is_empty() {
                 bear(&mut self.cramped, full(), now)?;
             }
@@ -106,7 +109,7 @@ impl Exchange {
         Ok(true)
     }
 
-    /// Nothing of the frozen file exists, so its bytes may come in smaller files.
+    /// No part of the frozen file exists, so its bytes may go into smaller files.
     fn thaw(&mut self) {
         let Some(Frozen { file, last, .. }) = self.frozen.take() else {
             return;
@@ -114,7 +117,7 @@ impl Exchange {
         let payload = file.len() - HEADER;
         self.space.refused(payload);
         match &mut self.unsent {
-            // It was cut from this one, which still has its bytes.
+            // It was cut from this piece, which still has its bytes.
             Some(unsent) => unsent.at -= payload,
             None => {
                 let piece = Piece { file, last };
@@ -132,7 +135,7 @@ impl Exchange {
         }
     }
 
-    /// The other side can read that `taken` of its files were taken.
+    /// Notes that the other side can read the acknowledgement `taken`.
     fn tell(&mut self, taken: u64) {
         self.told = self.told.max(taken);
         if self.told == self.taken {
@@ -165,7 +168,7 @@ impl Exchange {
         self.write_beat(directory, false, now)
     }
 
-    /// When a beat is due at the latest.
+    /// The latest time at which the next beat is due.
     pub fn beat_due_at(&self) -> Instant {
         let pause = if self.remote {
             self.stir_after.min(BEAT_INTERVAL)
@@ -189,7 +192,7 @@ impl Exchange {
             || now >= self.beat_due_at()
     }
 
-    /// Tells the other side that this one ends without closing.
+    /// Notifies the other side that this one ends without closing.
     ///
     /// # Errors
     /// The session is over anyway.
@@ -207,7 +210,7 @@ impl Exchange {
         gives_up: bool,
         now: Instant,
     ) -> Result<bool, Fault> {
-        // A beat that failed may be in place, so its number is used up.
+        // A beat whose write failed may exist, so its number is used up.
         self.beats_written += 1;
         let number = self.beats_written;
         let header = Header {
@@ -230,7 +233,7 @@ impl Exchange {
             }
             Err(trouble) => {
                 bear(&mut self.unwritable, trouble, now)?;
-                // Not at every look.
+                // Not retried at every look.
                 self.beat_failed = true;
                 self.written_at = now;
                 self.untold_since = self.untold_since.map(|_| now);
@@ -266,7 +269,7 @@ impl Exchange {
         }
     }
 
-    /// Removes a file of its own. One that stays is in nobody's way but the disk's.
+    /// Removes a file of this side. One that cannot be removed only takes up space.
     fn remove(
         &mut self,
         directory: &mut dyn SharedDirectory,

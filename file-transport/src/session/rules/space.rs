@@ -1,13 +1,13 @@
-//! How much of a file system a side may fill.
+//! The share of a file system that a side may fill.
 //!
 //! With `free` bytes free and `used` of its own in flight, a side may have `(free + used) / 2` in
-//! flight, less a reserve: as much is left to the other direction as this one takes. Two directions
-//! come to rest at a third each, `n` writers at one part of `n + 1` each, and none is ever left
-//! without space by the others alone, since what is in flight is taken and removed again.
+//! flight, less a reserve: it leaves the other direction as much as it takes. Two directions settle
+//! at a third each, `n` writers at one part of `n + 1` each, and the others alone never leave one
+//! without space, since files in flight are taken and removed again.
 //!
-//! The reserve is for what must be written whatever happens: the beats that acknowledge, by which
-//! files go away, and answers in `response.txt`. Data never takes it, so a file system with no more
-//! than that free is full.
+//! The reserve is for files that must be written in any case: the beats that acknowledge, which let
+//! files be removed, and answers in `response.txt`. Data never takes it, so a file system with no
+//! more than that free counts as full.
 
 use std::io;
 use std::time::{Duration, Instant};
@@ -20,34 +20,36 @@ use crate::session::shared_directory::{Free, SharedDirectory, Trouble};
 /// Bytes that data leaves free, or an eighth of a file system that is smaller than eight of it.
 const RESERVE: u64 = 1 << 20;
 
-/// Files that data leaves for others to be made.
+/// Number of files that data leaves free.
 const RESERVED_FILES: u64 = 16;
 
-/// A piece of at most this much goes whole, also into the reserve: a question, an answer, a goodbye.
+/// A piece of at most this many bytes is never cut and may use the reserve: a question, an answer,
+/// a goodbye.
 const SMALL: usize = 4096;
 
-/// No piece is cut smaller than this.
+/// Smallest size in bytes to which a piece is cut.
 const SMALLEST_CUT: usize = 16 << 10;
 
-/// Where this much is free, an answer of the file system holds for [`HOLDS`]: over NFS asking is a
-/// round trip.
+/// Where this many bytes are free, the file system's answer is reused for [`HOLDS`]: over NFS
+/// asking is a round trip.
 const PLENTY: u64 = 16 * WINDOW as u64;
 
 /// See [`PLENTY`].
 const HOLDS: Duration = Duration::from_millis(100);
 
-/// What a side knows of its file system.
+/// A side's knowledge of its file system.
 #[derive(Debug, Default)]
 pub(super) struct Space {
     asked: Option<(Option<Free>, Instant)>,
-    /// Bytes that the system refused for lack of space, halved with each refusal and doubled again
-    /// with each success: quotas, and file systems that do not tell what is free.
+    /// Most bytes to try after the system refused for lack of space: halved with each refusal and
+    /// doubled with each success. Covers quotas, and file systems that do not report their free
+    /// space.
     refused: Option<usize>,
 }
 
 impl Space {
-    /// How much of a piece of `left` bytes may be written, with the given bytes and files in flight.
-    /// `None`: nothing now.
+    /// Bytes of a piece of `left` bytes that may be written, with the given bytes and files in
+    /// flight. `None`: nothing now.
     pub(super) fn allowance(
         &mut self,
         directory: &mut dyn SharedDirectory,
@@ -67,7 +69,7 @@ impl Space {
         let spare_files = free.files.saturating_sub(RESERVED_FILES);
         let share = bytes.saturating_sub(used as u64) / 2;
         let files_share = spare_files.saturating_sub(files as u64) / 2;
-        // Where nothing of it is in flight a side goes on as long as there is anything to take.
+        // With nothing of its own in flight a side goes on as long as any space is left.
         let least = SMALLEST_CUT.min(left);
         let (bytes, files) = match files {
             0 => (share.max(bytes.min(least as u64)), spare_files),
@@ -79,14 +81,14 @@ impl Space {
         Some(most.min(usize::try_from(bytes).unwrap_or(usize::MAX)))
     }
 
-    /// How much the other side can have in flight at most.
+    /// Most bytes that the other side can have in flight.
     pub(super) fn peers_window(
         &mut self,
         directory: &mut dyn SharedDirectory,
         untold: usize,
         now: Instant,
     ) -> usize {
-        // Not worth a question.
+        // Too little to ask the file system for.
         if untold < SMALLEST_CUT {
             return WINDOW;
         }
@@ -97,7 +99,7 @@ impl Space {
         usize::try_from(bytes).unwrap_or(WINDOW).min(WINDOW)
     }
 
-    /// So much was written.
+    /// Notes that `payload` bytes were written.
     pub(super) fn wrote(&mut self, payload: usize) {
         self.refused = self
             .refused
@@ -105,7 +107,7 @@ impl Space {
             .filter(|refused| *refused < WINDOW);
     }
 
-    /// The system had no space for so much.
+    /// Notes that the system had no space for `payload` bytes.
     pub(super) fn refused(&mut self, payload: usize) {
         self.refused = Some((payload / 2).max(SMALLEST_CUT));
         self.asked = None;
@@ -136,7 +138,7 @@ fn reserve(free: &Free) -> u64 {
     RESERVE.min(free.size / 8)
 }
 
-/// There is no more free than the reserve.
+/// The error for a file system with no more than the reserve free.
 pub(super) fn full() -> Trouble {
     Trouble::Full {
         context: "the session's file system is full".to_owned(),

@@ -1,4 +1,4 @@
-//! Between the caller and the thread: two queues of bounded size, and how it ended.
+//! The state shared by caller and thread: two queues of bounded size, and the end of the session.
 
 use std::collections::VecDeque;
 use std::io;
@@ -11,16 +11,16 @@ use crate::session::mount::Remark;
 use crate::session::rules::{Fault, Taken};
 use crate::session::segment::{HEADER, MAX_FILE, MAX_PAYLOAD};
 
-/// How long a wait whose deadline has passed waits for one more look.
+/// Time for which a wait whose deadline has passed waits for one more look.
 const LAST_LOOK_LIMIT: Duration = Duration::from_millis(200);
 
-/// Between the caller and the thread. Nobody does I/O while it holds the lock.
+/// State shared by caller and thread. No I/O is done while the lock is held.
 #[derive(Debug)]
 pub(super) struct Shared {
     pub(super) state: Mutex<State>,
     /// Something for the caller: bytes, room, an end.
     pub(super) for_caller: Condvar,
-    /// Raised with it, for a caller that waits for more than this.
+    /// Raised together with `for_caller`, for a caller that waits for other things too.
     pub(super) news: Waker,
     /// Something for the thread: bytes to send, room for what comes, an end.
     pub(super) for_thread: Condvar,
@@ -31,28 +31,28 @@ pub(super) struct State {
     /// Files without their headers, all but the last full.
     pub(super) outbox: VecDeque<Vec<u8>>,
     pub(super) outbox_bytes: usize,
-    /// All that is in the outbox is to be written, however little, until it is empty.
+    /// The whole outbox is to be written, however little, until it is empty.
     pub(super) flushed: bool,
-    /// Nothing comes into the outbox any more.
+    /// Nothing more is put into the outbox.
     pub(super) closing: bool,
     pub(super) inbox: VecDeque<Taken>,
     pub(super) inbox_bytes: usize,
-    /// The thread holds back what it could read, for lack of room.
+    /// The thread has stopped reading, for lack of room.
     pub(super) inbox_full: bool,
     pub(super) connected: bool,
-    /// What the guest's test of its mount has found.
+    /// The findings of the guest's test of its mount.
     pub(super) remarks: Vec<Remark>,
     /// The other side's stream has ended.
     pub(super) ended: bool,
     /// The other side has taken all, the end included.
     pub(super) was_read_whole: bool,
     pub(super) fault: Option<Broken>,
-    /// Nobody wants the session any more.
+    /// The transport was dropped.
     pub(super) dropped: bool,
     /// Looks at the directory that have begun, and how many of them have ended.
     pub(super) looks_begun: u64,
     pub(super) looks_ended: u64,
-    /// Somebody's deadline has passed: look at once.
+    /// A caller's deadline has passed: look at once.
     pub(super) look_now: bool,
     /// The thread has ended.
     pub(super) over: bool,
@@ -89,7 +89,7 @@ impl State {
     }
 }
 
-/// What ended the session, to be told at every later call.
+/// The error that ended the session, returned by every later call.
 #[derive(Debug, Clone)]
 pub(super) enum Broken {
     Closed,
@@ -142,9 +142,9 @@ impl From<Broken> for TransportError {
 }
 
 impl Shared {
-    /// Waits while `waiting` says so, until `deadline`. A wait without result then has the thread look
-    /// at the directory once more: what came while it rested has come in time. A file system that
-    /// hangs holds that up for [`LAST_LOOK_LIMIT`] at most.
+    /// Waits while `waiting` returns true, until `deadline`. After a wait without result the thread
+    /// looks at the directory once more: files that came while it rested have come in time. A file
+    /// system that hangs delays that by at most [`LAST_LOOK_LIMIT`].
     pub(super) fn wait_until<'a>(
         &self,
         state: MutexGuard<'a, State>,
@@ -162,7 +162,7 @@ impl Shared {
         self.last_look(state, waiting)
     }
 
-    /// The same, which a raised `waker` ends too.
+    /// [`wait_until`](Self::wait_until), ended also by a raised `waker`.
     pub(super) fn wait_until_or(
         &self,
         waker: &Waker,
@@ -171,7 +171,7 @@ impl Shared {
     ) -> Result<(), TransportError> {
         let waits = Instant::now() < deadline;
         loop {
-            // Before the look: what comes after it raises the news again.
+            // Before the look: anything later raises the news again.
             self.news.lower();
             if waker.is_raised() || !waiting(&mut self.lock()) {
                 return Ok(());
@@ -189,14 +189,14 @@ impl Shared {
         }
     }
 
-    /// A deadline has passed: has the thread look once more, and says whether the wait goes on.
+    /// A deadline has passed: has the thread look once more, and returns whether the wait goes on.
     fn last_look<'a>(
         &self,
         mut state: MutexGuard<'a, State>,
         mut waiting: impl FnMut(&mut State) -> bool,
     ) -> (MutexGuard<'a, State>, WaitTimeoutResult) {
         if !state.over && state.fault.is_none() {
-            // One that runs now may have begun before the deadline.
+            // A look under way may have begun before the deadline.
             let wanted = state.looks_begun + 1;
             state.look_now = true;
             self.for_thread.notify_one();
@@ -213,14 +213,15 @@ impl Shared {
             .unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// There is something for the caller.
+    /// Wakes the caller.
     pub(super) fn tell_caller(&self) {
         self.for_caller.notify_all();
         self.news.raise();
     }
 
     pub(super) fn lock(&self) -> MutexGuard<'_, State> {
-        // A thread that panicked left whole bytes behind; what it did not do, the other side tells.
+        // A thread that panicked left only whole bytes behind; its silence ends the session on the
+        // other side.
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

@@ -11,7 +11,7 @@ use crate::session::pace::{self, pause};
 use crate::session::rules::{Exchange, Fault, Looked, Piece, SILENCE};
 use crate::session::segment::{HEADER, Role};
 
-/// Tells the caller that the thread has ended, also when it panicked.
+/// Notifies the caller that the thread has ended, also when it panicked.
 pub(super) struct OnEnd<'a>(pub(super) &'a Shared);
 
 impl Drop for OnEnd<'_> {
@@ -49,7 +49,8 @@ pub(super) fn work(
     }
 }
 
-/// Tells the other side that this one ends, if it does not know, and removes what can be removed.
+/// Notifies the other side that this one ends, if it does not know, and removes what can be
+/// removed.
 fn leave(directory: &mut SessionDirectory, exchange: &mut Exchange, dropped: bool) {
     let finished = exchange.is_finished();
     let give_up = |exchange: &mut Exchange, directory: &mut SessionDirectory| {
@@ -60,8 +61,8 @@ fn leave(directory: &mut SessionDirectory, exchange: &mut Exchange, dropped: boo
     if !finished {
         give_up(exchange, directory);
     }
-    // The guest made the directory. What it cannot remove, a mediator sweeps; one that has taken the
-    // session reads there why it ends.
+    // The guest made the directory. A mediator sweeps what it cannot remove. A mediator that has
+    // taken the session reads the reason of its end there.
     let taken = dropped && !finished && directory.lookup(CLAIM);
     if exchange.role() == Role::Guest && !taken && !directory.clear() && !finished {
         give_up(exchange, directory);
@@ -94,7 +95,8 @@ fn run(
             (space, state.dropped, state.closing)
         };
         let over = exchange.is_finished();
-        // Nobody waits for the other side to take the rest, but it has the time to.
+        // No caller waits for the other side to take the rest, but the other side still has time
+        // for it.
         let since = dropped.then(|| *dropped_at.get_or_insert_with(Instant::now));
         let late = since.is_some_and(|since| since.elapsed() >= SILENCE);
         if dropped && (!closing || over) {
@@ -128,7 +130,7 @@ fn run(
     }
 }
 
-/// The look is over and its news are delivered: for those whose deadline has passed.
+/// Marks the look as over and its results as delivered, for callers whose deadline has passed.
 fn tell_look(shared: &Shared) {
     let mut state = shared.lock();
     state.looks_ended = state.looks_begun;
@@ -137,7 +139,7 @@ fn tell_look(shared: &Shared) {
     }
 }
 
-/// Hands to the caller what a look has brought.
+/// Hands the results of a look to the caller.
 fn deliver(shared: &Shared, exchange: &Exchange, looked: Looked, tested: bool) {
     let mut state = shared.lock();
     let before = (state.connected, state.ended, state.was_read_whole);
@@ -157,7 +159,7 @@ fn deliver(shared: &Shared, exchange: &Exchange, looked: Looked, tested: bool) {
     }
 }
 
-/// Takes the next piece out of the outbox: a full one, or what there is if that was asked for.
+/// Takes the next piece out of the outbox: a full one, or a partial one after a flush.
 fn next_piece(shared: &Shared) -> Option<Piece> {
     let mut state = shared.lock();
     if !state.has_to_send() {
@@ -186,7 +188,8 @@ fn rest(shared: &Shared, exchange: &Exchange, moved: bool, moved_at: Instant, no
     let state = shared.lock();
     let idle =
         |state: &mut State| !(state.dropped || state.look_now || can_send && state.has_to_send());
-    // With room in the inbox again there is something to read at once; the notification says so.
+    // With room in the inbox again there is something to read at once; the notification announces
+    // it.
     if state.inbox_full {
         drop(shared.for_thread.wait_timeout(state, time));
     } else {

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use vgpu_file_transport::two_file_grammar::{Command, vector_add_passed};
 use vgpu_file_transport::{ServeError, Stop, serve};
 
-/// No test waits longer than this for anything.
+/// Longest wait of a test.
 pub(crate) const WATCHDOG: Duration = Duration::from_secs(60);
 
 /// Dropping it stops the thread.
@@ -54,7 +54,7 @@ impl Served {
         served
     }
 
-    /// What `response.txt` holds now, or nothing.
+    /// The contents of `response.txt`, or nothing.
     pub(crate) fn response(&self) -> String {
         fs::read_to_string(self.path.join("response.txt")).unwrap_or_default()
     }
@@ -72,12 +72,12 @@ impl Served {
         }
     }
 
-    /// How many vector adds have run.
+    /// Number of vector adds run so far.
     pub(crate) fn runs(&self) -> usize {
         self.runs.load(Ordering::SeqCst)
     }
 
-    /// Stops the thread and gives what it ended with.
+    /// Stops the thread and returns its result.
     pub(crate) fn stop(mut self) -> Result<(), ServeError> {
         self.join()
     }

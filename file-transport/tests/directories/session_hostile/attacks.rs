@@ -11,7 +11,7 @@ use vgpu_file_transport::session::segment::{HEADER, Header, Kind, Role};
 
 use super::{Guest, header};
 
-/// Overwrites a field of a segment and gives it a checksum that fits.
+/// Overwrites a field of a segment and gives it a matching checksum.
 fn forged(at: usize, field: &[u8], payload: &[u8]) -> Vec<u8> {
     let mut file = header(Kind::Data, 1, 0).encode(payload);
     file[at..at + field.len()].copy_from_slice(field);

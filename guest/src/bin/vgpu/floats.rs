@@ -92,7 +92,7 @@ fn value(seed: u64) -> f32 {
     i32::from_be_bytes([b0, b1, b2, b3]) as f32 / 65536.0
 }
 
-/// How a sum differs from what it should be.
+/// Comparison of a sum with the expected value.
 #[derive(Debug, PartialEq)]
 pub(crate) struct Verdict {
     /// Elements that differ.

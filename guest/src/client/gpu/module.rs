@@ -47,7 +47,7 @@ impl Device {
     /// Loads a module from PTX, a cubin or a fatbin.
     ///
     /// # Errors
-    /// The image is none, or not for this device; it cannot be compiled, and the error says why; the
+    /// The image is not one, or not for this device; it cannot be compiled, and the error says why; the
     /// session failed.
     pub fn load_module(&self, image: &[u8]) -> Result<Module> {
         const DOING: &str = "load a module";
@@ -94,10 +94,10 @@ impl Module {
         })))
     }
 
-    /// The variable of this name, as so many elements as it has.
+    /// The variable of this name, with as many elements as it has.
     ///
     /// # Errors
-    /// There is none (`CUDA_ERROR_NOT_FOUND`), or it is no number of elements; the session failed.
+    /// There is none (`CUDA_ERROR_NOT_FOUND`), or its size is no multiple of an element's; the session failed.
     pub fn variable<T: Pod>(&self, name: &str) -> Result<DeviceSliceMut<'_, T>> {
         const DOING: &str = "look a variable up";
         let device = &self.0.device;
@@ -143,8 +143,8 @@ impl Function {
         self.0.told.parameter_bytes as usize
     }
 
-    /// What a `CUfunction_attribute`, by its number, was when the kernel was looked up; `None` where the driver
-    /// has none.
+    /// Value of a `CUfunction_attribute`, by its number, when the kernel was looked up; `None` if
+    /// the driver has no such attribute.
     pub fn attribute(&self, number: u32) -> Option<i32> {
         attribute(self.0.told.attributes.as_slice(), number)
     }

@@ -7,7 +7,7 @@ use super::name::is_channel;
 use crate::policy::{Identity, Judgement};
 use crate::rate::TokenBucket;
 
-/// Where xenstore lists the domains.
+/// The xenstore directory of all domains.
 pub(super) const DOMAINS: &str = "/local/domain";
 
 /// Children of `data/vgpu` that are looked at. A guest that makes more harms only itself.

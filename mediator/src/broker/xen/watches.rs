@@ -45,7 +45,7 @@ impl Subject {
     }
 }
 
-/// Where events leave their marks.
+/// Marks left by events.
 #[derive(Debug, Default)]
 struct Board {
     marks: Mutex<BTreeSet<Subject>>,
@@ -130,7 +130,7 @@ async fn watch(xenstore: XsTokio, board: Arc<Board>, subject: Subject) {
     loop {
         match xenstore.watch(&subject.path()).await {
             Ok(mut events) => {
-                // What happened before the watch was set is found by looking.
+                // Changes before the watch was set are found by reading.
                 board.mark(subject);
                 while events.next().await.is_some() {
                     board.mark(subject);

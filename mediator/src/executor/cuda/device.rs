@@ -161,7 +161,7 @@ impl Device {
         Ok(uuid.bytes.map(|byte| byte.to_ne_bytes()[0]))
     }
 
-    /// What is raised when a stream has come to a certain point.
+    /// The waker, raised when a stream reaches a certain point.
     pub(super) fn waker(&self) -> &Arc<Waker> {
         &self.waker
     }

@@ -52,7 +52,7 @@ pub(in crate::worker) fn take_inherited(
     Ok((guest, broker))
 }
 
-/// Closes what whoever started the broker forgot to close. All of the broker's own descriptors are
+/// Closes descriptors that the broker inherited and kept open. All of the broker's own descriptors are
 /// closed at exec already, except for `link`, which is this worker's.
 fn close_inherited(link: RawFd) -> io::Result<()> {
     let mut open = Vec::new();

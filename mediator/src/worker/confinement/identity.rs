@@ -1,4 +1,4 @@
-//! Whose rights a worker has: a user's of its own, and no capability.
+//! A worker's identity: a user of its own, and no capability.
 
 use nix::sys::prctl;
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
@@ -15,7 +15,7 @@ use super::{Needs, Settings, tried};
 /// Threads and processes of a user who has nothing but one worker; CUDA starts a few dozen.
 const MOST_THREADS: u64 = 1024;
 
-/// Who a worker becomes.
+/// User and capabilities of a worker.
 #[derive(Debug)]
 pub(super) enum Identity {
     /// It is an ordinary user's already.

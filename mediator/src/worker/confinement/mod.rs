@@ -1,5 +1,5 @@
-//! What a worker gives up before it reads the first byte of its guest, so that who takes it over has
-//! gained little: [`enclose`], then [`Enclosure::seal`].
+//! Confinement of a worker before it reads the first byte of its guest, so that taking it over
+//! gains little: [`enclose`], then [`Enclosure::seal`].
 //!
 //! | file | what it takes |
 //! |---|---|
@@ -34,7 +34,7 @@ use vgpu_transport::endpoint::Endpoint;
 pub(super) use descriptors::take_inherited;
 use identity::Identity;
 
-/// What to do where a worker cannot be confined.
+/// Reaction if a worker cannot be confined.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Confine {
@@ -46,16 +46,16 @@ pub enum Confine {
     Off,
 }
 
-/// How a worker is to be confined.
+/// Settings of a worker's confinement.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Settings {
-    /// What is to be done where that fails.
+    /// Reaction if that fails.
     pub confine: Confine,
     /// The user and group that it becomes; none where the mediator itself is an ordinary user's.
     pub user: Option<u32>,
 }
 
-/// What a worker must still reach.
+/// Files, sockets and devices that a worker must still reach.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Needs {
     /// The directory of `file:` that it works in.
@@ -73,7 +73,7 @@ pub struct Needs {
 pub struct Served {
     /// The directory that the administrator has named.
     pub directory: PathBuf,
-    /// Whose directory in it.
+    /// The guest whose directory it is.
     pub guest: Option<GuestName>,
     /// The session in there, if it is one.
     pub session: Option<SessionName>,
@@ -88,7 +88,7 @@ impl Served {
 /// The other mediator of a relay.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Relay {
-    /// Where it is.
+    /// Its endpoint.
     pub endpoint: Endpoint,
     /// The file with this mediator's secret.
     pub secret: Option<PathBuf>,
@@ -97,11 +97,11 @@ pub struct Relay {
 /// One protection, and whether it is on.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Protection {
-    /// What it is, in a word or two.
+    /// Its name, in a word or two.
     pub name: String,
     /// Whether it works.
     pub on: bool,
-    /// As what or how far it is on, or why it is not; may be empty.
+    /// The extent of the protection, or the reason for its absence; may be empty.
     pub note: String,
 }
 
@@ -175,7 +175,7 @@ impl Enclosure {
     }
 }
 
-/// What was tried so far.
+/// Protections tried so far.
 #[derive(Debug)]
 struct Protections {
     required: bool,

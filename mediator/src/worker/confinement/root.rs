@@ -20,10 +20,11 @@ use vgpu_transport::endpoint::Endpoint;
 
 use super::{Needs, tried};
 
-/// Where the new root is put together: a directory that every system has. Nobody else sees it there.
+/// Mount point of the new root while it is built: a directory that every system has. No other
+/// process sees the mount.
 const WORKSHOP: &str = "/tmp";
 
-/// Where libraries are. NVIDIA's and Xen's load further ones while they run.
+/// Directories of libraries. NVIDIA's and Xen's load further ones at run time.
 const LIBRARIES: [&str; 6] = [
     "/lib",
     "/lib64",
@@ -33,10 +34,10 @@ const LIBRARIES: [&str; 6] = [
     "/etc/ld.so.cache",
 ];
 
-/// What says what the machine is, which the CPU executor passes on.
+/// Files that describe the machine, for the CPU executor's Info.
 const MACHINE: [&str; 2] = ["/proc/cpuinfo", "/proc/meminfo"];
 
-/// What NVIDIA's driver reads.
+/// Files read by NVIDIA's driver.
 const CUDA_READS: [&str; 11] = [
     "/proc/driver",
     "/proc/devices",
@@ -54,7 +55,7 @@ const CUDA_READS: [&str; 11] = [
 /// Devices that do nothing to anybody.
 const CUDA_DEVICES: [&str; 3] = ["/dev/null", "/dev/zero", "/dev/urandom"];
 
-/// What it takes to find another machine by its name.
+/// Files needed to resolve host names.
 const RESOLVER: [&str; 7] = [
     "/etc/resolv.conf",
     "/etc/hosts",
@@ -65,10 +66,10 @@ const RESOLVER: [&str; 7] = [
     "/run/systemd/resolve",
 ];
 
-/// Where the kernel's way to xenstored, and to grants and event channels, is.
+/// Directory of the devices for xenstore, grants and event channels.
 const XEN_DEVICES: &str = "/dev/xen";
 
-/// What says whether this is Xen, and how many pages may be granted.
+/// Files that show whether this is Xen, and the limit of granted pages.
 const XEN_READS: [&str; 3] = ["/proc/xen", "/sys/hypervisor", "/sys/module/xen_gntalloc"];
 
 /// Of relays in dom0: they lock each other out there.
@@ -99,7 +100,7 @@ impl As {
     }
 }
 
-/// What is shown.
+/// A part of the system made visible.
 enum Shown {
     /// A file or a directory with all that is mounted in it.
     There(OwnedFd, As),
@@ -109,7 +110,7 @@ enum Shown {
 
 /// Makes the root directory one that holds what `needs` names, at its usual paths.
 pub(super) fn change(needs: &Needs) -> Result<(), String> {
-    // What is mounted here from now on, nobody else sees.
+    // Mounts from now on are visible to no other process.
     let private = MsFlags::MS_REC | MsFlags::MS_PRIVATE;
     mount_over("none", Path::new("/"), None, private).map_err(tried("private mounts"))?;
     // Opened while all of it can be reached.
@@ -123,7 +124,7 @@ pub(super) fn change(needs: &Needs) -> Result<(), String> {
         Some("size=1m,mode=755"),
     )
     .map_err(tried("tmpfs"))?;
-    // Whoever the worker becomes has to find its way there.
+    // The worker's later user needs access to it.
     let usual = umask(Mode::from_bits_truncate(0o022));
     let shown = shown.iter().try_for_each(|(path, shown)| {
         show(path, shown).map_err(|error| format!("{}: {error}", path.display()))
@@ -151,7 +152,7 @@ fn mount_over(from: &str, to: &Path, kind: Option<&str>, flags: MsFlags) -> nix:
     mount(Some(from), to, kind, flags, None::<&str>)
 }
 
-/// What of the system a worker with these needs gets to see. What is not there is left out.
+/// Parts of the system visible to a worker with these needs. Missing ones are left out.
 fn everything(needs: &Needs) -> io::Result<Vec<(PathBuf, Shown)>> {
     let mut list = List(Vec::new());
     MACHINE.iter().for_each(|path| list.add(path, As::Data));
@@ -203,7 +204,7 @@ fn everything(needs: &Needs) -> io::Result<Vec<(PathBuf, Shown)>> {
             Some(guest) => served.directory.join(guest.as_str()),
             None => served.directory.clone(),
         };
-        // Where it cannot be opened, the worker reports that when it opens it itself.
+        // If it cannot be opened, the worker reports that when it opens it itself.
         if let Ok(directory) = place(&served.directory, served.guest.as_ref()) {
             list.0.push((path, Shown::There(directory, As::Writable)));
         }
@@ -247,7 +248,7 @@ fn show(path: &Path, shown: &Shown) -> io::Result<()> {
     }
     let bind = MsFlags::MS_BIND | MsFlags::MS_REC;
     mount_over(&source, &target, None, bind)?;
-    // What was forbidden before stays so; in a user namespace the kernel insists.
+    // Earlier restrictions stay; in a user namespace the kernel insists on that.
     let there = fstatvfs(fd)?.flags();
     let mut flags = way.flags();
     for (was, stays) in [

@@ -1,9 +1,9 @@
-//! What of the kernel a worker may still ask for: a seccomp filter over all of its threads.
+//! System calls permitted to a worker: a seccomp filter over all of its threads.
 //!
-//! What is not listed is refused with EPERM, and the process goes on. To kill it would be safer only
-//! against one that was taken over, which gains nothing from a refusal; but the library of NVIDIA's driver
-//! is closed, asks for different things with each version, and does without most of what it does not get.
-//! Refusals are not logged: who is taken over could fill dom0's log with them.
+//! Other calls are refused with EPERM, and the process goes on. Killing it would be safer only
+//! against a worker that was taken over, which gains nothing from a refusal; but NVIDIA's closed
+//! driver library makes different calls in each version, and works without most of those refused.
+//! Refusals are not logged: a worker that was taken over could fill dom0's log with them.
 
 use std::collections::BTreeMap;
 
@@ -19,7 +19,7 @@ use super::Needs;
 
 type Rules = BTreeMap<i64, Vec<Rule>>;
 
-/// What every session does: bytes on descriptors that it has, memory, threads, time, and the end.
+/// Calls of every session: bytes on open descriptors, memory, threads, time, and exit.
 const ALWAYS: &[c_long] = &[
     libc::SYS_read,
     libc::SYS_write,
@@ -152,7 +152,7 @@ const WRITES_FILES_OLD: &[c_long] = &[libc::SYS_renameat, libc::SYS_chown];
 #[cfg(not(target_arch = "x86_64"))]
 const WRITES_FILES_OLD: &[c_long] = &[libc::SYS_renameat];
 
-/// What NVIDIA's driver asks for besides: where memory and threads are to be, and devices.
+/// Further calls of NVIDIA's driver: placement of memory and threads, and devices.
 const CUDA: &[c_long] = &[
     libc::SYS_ioctl,
     libc::SYS_get_mempolicy,
@@ -359,7 +359,7 @@ fn rules(needs: &Needs) -> Result<Rules, seccompiler::BackendError> {
     Ok(rules)
 }
 
-/// What makes a process in namespaces of its own.
+/// Flags of a process in namespaces of its own.
 const NEW_NAMESPACES: libc::c_int = libc::CLONE_NEWNS
     | libc::CLONE_NEWCGROUP
     | libc::CLONE_NEWUTS

@@ -1,4 +1,4 @@
-//! Who is late, and when.
+//! Deadlines: whose, and when they pass.
 
 use super::*;
 use crate::op::field::Bytes;
@@ -9,7 +9,7 @@ use crate::status::ErrorCode;
 const TICK: Duration = Duration::from_millis(1);
 
 impl Raw {
-    /// The next deadline is in `time`, and says `words`; nothing is late before.
+    /// The next deadline is in `time`, and its text contains `words`; nothing is late before.
     fn late_in(&mut self, time: Duration, words: &str) -> Late {
         let at = self.now + time;
         assert_eq!(self.server.deadline(), at, "{words}: not in {time:?}");
@@ -44,7 +44,7 @@ fn add(elements: u64) -> (FrameHeader, Vec<u8>) {
 fn a_guest_has_its_time_for_hello_and_not_more() {
     let mut raw = Raw::new(terms());
     let bytes = frame(FrameHeader::request(Op::Hello, 1), &hello().encode());
-    // Every byte in time does not help.
+    // A byte at a time does not extend the deadline.
     for at in 0..9 {
         raw.pass(HELLO / 10);
         raw.hear(&bytes[at..=at]).expect("a sound part");
@@ -95,7 +95,7 @@ fn a_guest_that_does_not_take_its_replies_is_let_go() {
     raw.server.complete(2, Ok(body), raw.now);
     raw.pass(STALL - TICK);
     raw.server.sent(1, raw.now);
-    // Nothing sent is nothing moved.
+    // Nothing sent is no progress.
     raw.pass(STALL - TICK);
     raw.server.sent(0, raw.now);
     raw.late_in(TICK, "no reply taken");
@@ -138,7 +138,7 @@ fn a_request_that_does_not_move_is_given_up_and_the_session_goes_on() {
     let outcome = Err(Failure { status, text });
     raw.server.complete(2, outcome, raw.now);
     raw.refused(ErrorCode::Timeout, "nothing moved");
-    // The other has the mediator's own patience.
+    // The other request has the mediator's own limit.
     let late = raw.late_in(STALL - patience - patience + TICK, "in the middle of Ping");
     assert!(matches!(late, Late::Request(3, _)));
 }
@@ -182,7 +182,7 @@ fn data_for_which_the_executor_has_no_room_is_not_the_guests_delay() {
         raw.server.progressed(2, raw.now);
         raw.shown();
     }
-    // But it is the request's.
+    // The request's own deadline still counts.
     let late = raw.late_in(STALL, "in the middle of Exchange");
     assert!(matches!(late, Late::Request(2, _)));
 }
@@ -230,7 +230,7 @@ fn a_guest_is_shown_once_a_second_that_its_request_goes_on() {
         !raw.said().is_empty()
     });
     assert_eq!(shown.count(), 3);
-    // Nor is it shown twice what it has not taken.
+    // The guest is not shown twice what it has not taken.
     for _ in 0..3 {
         raw.pass(Duration::from_millis(1100));
         raw.server.progressed(2, raw.now);

@@ -1,4 +1,4 @@
-//! Honest sides, whatever the order and the portions in which things happen.
+//! Honest sides, with events in any order and portions.
 
 use std::collections::BTreeMap;
 use std::num::NonZeroU16;
@@ -67,7 +67,7 @@ proptest! {
         let mut sent: Vec<(u32, u16, Ask)> = Vec::new();
         for (lane, mut ask) in asks {
             if let Ask::Add { elements, .. } = &mut ask {
-                // Each bit of credit takes a round trip.
+                // Each portion of credit takes a round trip.
                 *elements = (*elements).min(50 * u64::from(initial_credit));
             }
             loop {
@@ -99,7 +99,7 @@ proptest! {
                     Err(other) => panic!("{other}"),
                 }
             }
-            // Quiet requests have nothing that holds the guest back, but are under way all the same.
+            // Nothing holds the guest back for quiet requests, but they are under way all the same.
             pair.until("quiet requests are over", |pair| {
                 pair.client.outbox().is_empty() || pair.client.under_way().count() > 0
             });
@@ -110,7 +110,7 @@ proptest! {
         pair.settle();
         prop_assert!(!pair.server.is_busy());
 
-        // What the last fence has not told, one more does.
+        // Another fence reports what the last one did not.
         let last = pair.ask(Fence {}, |header| header, Vec::new(), Fate::Done).expect("room");
         pair.settle();
         let mut told = BTreeMap::new();
@@ -149,7 +149,7 @@ proptest! {
             }
             let (status, body) = call.reply.as_ref().expect("answered");
             if matches!(ask, Ask::Add { fate: Fate::GivenUp(_), .. }) && status.is_ok() {
-                // All its credit let it begin the last frame before it looked whether to give up.
+                // With all its credit it began the last frame before it checked whether to give up.
                 prop_assert_eq!(&call.down, &answer(&call.up));
                 continue;
             }
@@ -161,7 +161,7 @@ proptest! {
                 }
                 Ask::Add { .. } if status.is_ok() => prop_assert_eq!(&call.down, &answer(&call.up)),
                 Ask::Fence => {
-                    // Nothing of its lane that came before is answered after.
+                    // No earlier request of its lane is answered after it.
                     let at = pair.replies.iter().position(|(reply, _)| reply == id);
                     let late = pair.replies[at.expect("answered")..].iter().find(|(other, _)| {
                         other < id && pair.calls[other].header.lane == *lane
@@ -203,7 +203,7 @@ fn hello_agrees_on_what_both_have() {
 fn a_fence_waits_for_its_lane_and_no_other() {
     let mut pair = Pair::open(terms(), 2);
     let long = pair.add(0, 100, Fate::Done).expect("room");
-    // All its data has come, and the device works.
+    // All its data has arrived, and the device works.
     let started = |pair: &Pair| pair.client.outbox().is_empty();
     let fence = |pair: &mut Pair, lane| {
         pair.ask(

@@ -1,4 +1,4 @@
-//! Guests that break the protocol: each rule once, then anything at all.
+//! Guests that break the protocol: each rule once, then arbitrary frames.
 
 use proptest::prelude::*;
 
@@ -93,7 +93,7 @@ fn data_on_another_lane_ends_the_session() {
 #[test]
 fn an_id_that_is_in_use_ends_the_session() {
     breaks(&add(2, 1), "request 2 again before it is over");
-    // Also one that was answered, but whose data the guest has not ended.
+    // Also one that was answered while its data goes on.
     let mut raw = Raw::open(terms());
     raw.hear(&add(2, 100)).expect("sound");
     let outcome = Err(Failure {
@@ -140,7 +140,7 @@ fn a_broken_hello_ends_the_session() {
 
 #[test]
 fn a_request_with_data_and_a_broken_body_ends_the_session() {
-    // Nobody knows how much data follows.
+    // The amount of data that follows is unknown.
     let header = FrameHeader::request(Op::Exchange, 3);
     breaks(&frame(header, &[0xff; 16]), "up is 18446744073709551615");
     breaks(
@@ -175,7 +175,7 @@ fn a_cut_frame_is_noticed() {
     assert!(raw.server.is_busy() && raw.server.is_in_frame());
 }
 
-/// Frames that are sound in themselves, with small numbers so that they meet each other.
+/// Frames that are valid by themselves, with small numbers so that they meet each other.
 fn frames() -> impl Strategy<Value = Vec<u8>> {
     let op = proptest::sample::select(
         &[
@@ -210,8 +210,8 @@ fn frames() -> impl Strategy<Value = Vec<u8>> {
 proptest! {
     #![proptest_config(ProptestConfig { cases: 500, ..ProptestConfig::default() })]
 
-    /// Whatever comes, nothing panics, what is said is whole and bounded, and what the executor is
-    /// given is what the terms allow.
+    /// For any frames, nothing panics, the answers are whole and bounded, and the executor receives
+    /// only what the terms allow.
     #[test]
     fn any_frames_are_borne(
         frames in prop::collection::vec(frames(), 0..60),
@@ -226,7 +226,7 @@ proptest! {
             let said = raw.said();
             prop_assert!(raw.taken.len() as u64 <= 10_000 * 61);
             if result.is_err() {
-                // No session ends without a word.
+                // No session ends without a message.
                 prop_assert!(!said.is_empty());
                 break;
             }

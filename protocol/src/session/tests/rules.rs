@@ -41,12 +41,12 @@ impl Raw {
         }
     }
 
-    /// What a fence tells.
+    /// The report of a fence.
     fn fence(&mut self, id: u32) -> FenceReply {
         self.fence_behind(id, &FenceReply::default())
     }
 
-    /// The same, where whoever runs the requests tells of `more`.
+    /// The same, where the backend reports `more`.
     fn fence_behind(&mut self, id: u32, more: &FenceReply) -> FenceReply {
         self.start(request(Op::Fence, id), &Fence {}.encode());
         self.server.complete(id, Ok(more.encode()), self.now);
@@ -83,7 +83,7 @@ fn replies_say_that_quiet_requests_failed_until_a_fence_says_which() {
 fn a_fence_names_64_failures_and_counts_the_rest() {
     let mut raw = Raw::open(terms());
     raw.fail_quietly(2..2 + MAX_QUIET_FAILURES as u32 + 9);
-    // Some of another mediator's.
+    // Failures from another mediator.
     let mut more = FenceReply::default();
     let failure = QuietFailure {
         request_id: 5000,
@@ -144,7 +144,7 @@ fn a_fence_does_not_wait_for_data_that_nobody_wants() {
     raw.refused(ErrorCode::QuotaMemory, "it failed");
     assert_eq!(raw.fence(3), FenceReply::default());
     assert!(raw.server.is_busy());
-    // The guest ends the data; it was answered already.
+    // The guest ends the data of a request that was answered already.
     let end = FrameHeader::data_up(&request(Op::Exchange, 2), 0, false);
     raw.hear(&frame(end, &[])).expect("the session goes on");
     assert!(raw.steps.is_empty() && raw.said().is_empty());
@@ -164,7 +164,7 @@ fn too_many_requests_are_refused_one_by_one() {
     raw.said();
     raw.start(request(Op::Ping, 11), &ping_body(1));
     assert_eq!(raw.server.counts().failed, 1);
-    // Quiet ones are counted apart, and what is too much of them is reported by the fence.
+    // Quiet ones are counted separately, and the fence reports those beyond the limit.
     for id in 100..109 {
         let quiet = request(Op::Ping, id).with_flags(Flags::QUIET);
         raw.hear(&frame(quiet, &ping_body(1)))
@@ -333,7 +333,7 @@ fn a_request_whose_data_the_guest_ended_early_never_succeeds() {
 
 #[test]
 fn an_answer_may_be_given_as_soon_as_the_last_byte_has_come() {
-    // Before anybody looks for the next frame.
+    // Before the next frame is read.
     let mut raw = Raw::open(terms());
     raw.start(request(Op::Exchange, 2), &add(10));
     let data = FrameHeader::data_up(&request(Op::Exchange, 2), 0, false);
@@ -352,7 +352,7 @@ fn an_answer_may_be_given_as_soon_as_the_last_byte_has_come() {
 
 #[test]
 fn no_credit_follows_an_answer() {
-    // The guest may use the id again by then.
+    // The guest may have reused the id by then.
     let mut raw = Raw::open(terms());
     raw.start(request(Op::Exchange, 2), &add(10_000));
     raw.server.grant(2, 1000, raw.now);
@@ -451,7 +451,7 @@ fn no_quiet_request_has_data_for_the_guest() {
     }
 }
 
-/// As behind a relay: it has heard that there are some, and not which.
+/// As behind a relay: it knows that there are failures, but not which.
 #[test]
 fn replies_say_that_quiet_requests_failed_elsewhere() {
     let mut raw = Raw::open(terms());

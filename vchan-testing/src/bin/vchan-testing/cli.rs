@@ -10,7 +10,7 @@ use crate::many::{Asking, Count};
 use crate::place::{Place, seconds};
 use crate::region_work::RegionWork;
 
-/// What tests of vchan do at one end of a channel. Not to be installed.
+/// One end of a channel, as tests of vchan need it. Not to be installed.
 #[derive(Debug, Parser)]
 #[command(version)]
 pub(crate) struct Arguments {
@@ -51,7 +51,7 @@ pub(crate) enum Command {
     RegionConnect {
         #[command(flatten)]
         place: Place,
-        /// What to do with it.
+        /// Action on the channel.
         #[arg(long = "to", value_enum)]
         work: RegionWork,
         /// Seconds to measure each way.

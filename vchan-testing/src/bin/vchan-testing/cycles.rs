@@ -1,10 +1,10 @@
 //! `cycle-serve` and `cycle-connect`: many channels one after the other, and peers that are killed,
-//! to see whether anything stays behind.
+//! to check for leaks.
 //!
 //! Both sides go through the same rounds, each at a path of its own. In the first `count` the
 //! channel is closed in one of four ways. In the `kills` after them one side, by turns, leaves its
 //! end to a child process, which is killed in the middle of an endless transfer; the other side
-//! lives on. At the end each side looks at what it holds.
+//! lives on. At the end each side counts the resources it holds.
 
 use std::io::{BufRead, BufReader};
 use std::ops::Range;
@@ -22,17 +22,17 @@ use crate::held::{self, Held};
 use crate::place::{Carrier, Place};
 use crate::say::say;
 
-/// Tells a child which round it dies in.
+/// Tells a child the round in which it dies.
 const CHILD: &str = "VCHAN_CYCLE_CHILD";
 /// Rounds before the first count: threads start, caches fill.
 const WARM_UP: u32 = 4;
-/// How long what is held must stay the same before it is counted.
+/// Time for which the resources held must not change before they are counted.
 const SETTLED_FOR: Duration = Duration::from_secs(1);
 /// Threads that go through the rounds.
 const LANES: u32 = 8;
-/// What is sent in a round that ends with a close.
+/// The bytes sent in a round that ends with a close.
 const MESSAGE: [u8; 300] = [0xA5; 300];
-/// How much must have moved before a transfer counts as one.
+/// Bytes that must have moved before a transfer counts as one.
 const FLOWING: u64 = 16 << 10;
 /// The longest that one round may take.
 const ROUND_LIMIT: Duration = Duration::from_secs(120);
@@ -84,7 +84,7 @@ fn run(place: &Place, Rounds { count, kills }: Rounds, role: Role) -> Result<(),
         Ok(())
     })?;
     say(format_args!("killed: {kills} rounds"))?;
-    // A thread that has been joined is in the kernel's list for a moment more.
+    // A joined thread stays in the kernel's list for a moment.
     let deadline = soon();
     let mut after = Held::now()?;
     while before != after && Instant::now() < deadline {
@@ -101,7 +101,7 @@ fn run(place: &Place, Rounds { count, kills }: Rounds, role: Role) -> Result<(),
     say(format_args!("held: {after}, before and after"))
 }
 
-/// What is held once the threads that the first rounds have started are ready themselves: one of
+/// The resources held once the threads started by the first rounds are ready themselves: one of
 /// them makes its connections to xenstored while the rounds go on.
 fn settled() -> Result<Held, Failure> {
     let deadline = soon();
@@ -170,7 +170,8 @@ fn close_all(
                     Some(server) => server,
                     None => publish(place, round)?,
                 };
-                // While the client is still busy: it need not ask for the keys again and again.
+                // While the client is still busy, so that it need not look for the keys again and
+                // again.
                 if let Some(&next) = lane.peek() {
                     published = Some(publish(place, next)?);
                 }
@@ -188,7 +189,7 @@ fn close_all(
 
 fn close_one(mut channel: Channel, role: Role, mut round: u32) -> Result<(), Failure> {
     channel.set_spin(Duration::ZERO);
-    // Without Xen the lanes' clients come in any order.
+    // Without Xen the lanes' clients arrive in any order.
     let mut number = round.to_le_bytes();
     match role {
         Role::Client => channel.write_all(&number, soon())?,
@@ -229,7 +230,8 @@ fn open_end(place: &Place, role: Role, round: u32) -> Result<Channel, Failure> {
     Ok(channel)
 }
 
-/// One of four ends: either side closes in good order, or drops what the other still has to read.
+/// One of four ends: either side closes in good order, or drops bytes that the other still has to
+/// read.
 fn close_somehow(mut channel: Channel, role: Role, round: u32) -> Result<(), Failure> {
     let first = match round.is_multiple_of(2) {
         true => Role::Server,
@@ -259,7 +261,7 @@ fn close_somehow(mut channel: Channel, role: Role, round: u32) -> Result<(), Fai
     }
 }
 
-/// Whose end is killed.
+/// The side whose end is killed.
 fn victim(round: u32) -> Role {
     match round.is_multiple_of(2) {
         true => Role::Server,
@@ -288,7 +290,7 @@ fn die(place: &Place, role: Role, round: u32) -> Result<(), Failure> {
     ))
 }
 
-/// Lets a child die in the middle.
+/// Kills a child in the middle of its transfer.
 fn kill_child(round: u32) -> Result<(), Failure> {
     let failed = |what: &str, error: std::io::Error| {
         Failure::new(format!("cannot {what} a child: {error}"), "look at dmesg")
@@ -316,7 +318,7 @@ fn wait_until_moving(child: &mut Child) -> std::io::Result<()> {
     }
 }
 
-/// The other side: the peer's end is an end like any other.
+/// The other side: the peer's death ends the stream like any other end.
 fn survive(place: &Place, role: Role, round: u32) -> Result<(), Failure> {
     let channel = open_end(place, role, round)?;
     let mut flowed = false;

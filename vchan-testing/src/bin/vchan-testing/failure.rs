@@ -1,4 +1,4 @@
-//! The command's failures: one line of what went wrong, one line of what to do.
+//! The command's failures: one line with the failure, one with the remedy.
 
 /// Printed to stderr by `main`.
 #[derive(Debug)]

@@ -14,11 +14,11 @@ use crate::failure::Failure;
 use crate::place::Place;
 use crate::say::say;
 
-/// Far beyond what any of these waits take.
+/// Far beyond any of these waits.
 const WAIT_LIMIT: Duration = Duration::from_secs(300);
-/// How long a thread is given to come to its wait.
+/// Time for a thread to reach its wait.
 const THREAD_START: Duration = Duration::from_millis(500);
-/// gntalloc's limit of pages, of the whole kernel.
+/// gntalloc's limit on pages, for the whole kernel.
 const LIMIT: &str = "/sys/module/xen_gntalloc/parameters/limit";
 
 #[derive(Debug, Subcommand)]
@@ -51,7 +51,7 @@ pub(crate) enum Command {
         #[command(flatten)]
         place: Place,
     },
-    /// Rewrite nodes below the path as fast as xenstored takes it, for so many seconds.
+    /// Rewrite nodes below the path as fast as xenstored takes it, for this many seconds.
     Flood {
         #[command(flatten)]
         place: Place,
@@ -61,7 +61,7 @@ pub(crate) enum Command {
         #[command(flatten)]
         place: Place,
     },
-    /// Publish keys that are never the same twice, for so many seconds.
+    /// Publish keys that are never the same twice, for this many seconds.
     Swap {
         #[command(flatten)]
         place: Place,
@@ -81,10 +81,10 @@ pub(crate) fn main(command: Command) -> Result<(), Failure> {
     }
 }
 
-/// A call that waits, and how it is made to.
+/// A call that waits, and a function that makes it wait.
 type Call = (&'static str, fn(&mut Channel, Instant) -> vchan::Result<()>);
 
-/// The ring's bytes, so that writers know how much is too much.
+/// The ring's bytes, from which writers know how much is too much.
 const RING: usize = 4096;
 
 const CALLS: [Call; 7] = [
@@ -115,7 +115,7 @@ const CALLS: [Call; 7] = [
     }),
 ];
 
-/// A wait says that there is something to say; the next call says it.
+/// Waits, then makes the call whose result the wait announced.
 fn wait(channel: &mut Channel, interest: Interest, deadline: Instant) -> vchan::Result<()> {
     channel.wait(interest, deadline)?;
     channel.read(&mut [0; 8], deadline).map(drop)
@@ -197,8 +197,8 @@ fn offer(place: &Place) -> Result<(), Failure> {
     loop {
         thread::sleep(THREAD_START);
         for ((offer, lie), seen) in offers.iter().zip(Offer::lies()).zip(&mut seen) {
-            // Twice: where a ring begins is looked at last, by a client that has said that it is
-            // there, and that closes at once.
+            // Twice: the place of a ring is checked last, by a client that has already declared
+            // itself connected and that closes at once.
             if std::mem::replace(seen, offer.is_accepted()) && *seen {
                 return Err(wrong(format!("`{lie}` was accepted")));
             }
@@ -223,7 +223,7 @@ fn refuse(place: &Place) -> Result<(), Failure> {
     say(format_args!("refused: {refused} pages"))
 }
 
-/// Every set-up of a channel with rings of 16 pages each, from no page at all to enough.
+/// Every set-up of a channel with rings of 16 pages each, from no page at all to enough pages.
 fn pages(place: &Place) -> Result<(), Failure> {
     let (peer, path) = place.xen()?;
     let before = read_limit()?;
@@ -238,7 +238,7 @@ fn pages(place: &Place) -> Result<(), Failure> {
     ))
 }
 
-/// A server that xenstored gets as long for as for everything else here.
+/// Publishes a server; xenstored gets as long for it as for everything else here.
 fn publish(peer: DomId, path: &str, ring: usize) -> vchan::Result<xen::Server> {
     let setup = Setup::new().deadline(Instant::now() + WAIT_LIMIT);
     xen::Server::publish_with(&setup, peer, path, RingSizes::from(ring))
@@ -253,7 +253,7 @@ fn fail_at_every_page(peer: DomId, path: &str) -> Result<usize, Failure> {
                 if source.raw_os_error() == Some(libc::ENOSPC) && advice.contains("gntalloc") => {}
             Err(error) => return Err(wrong(format!("with {limit} pages: {error:?}"))),
         }
-        // Nothing kept: the next attempt, with one page more, would fail at the same place.
+        // Nothing may be kept: the next attempt, with one page more, would fail at the same place.
         let store = xen::store::Store::open(Instant::now() + WAIT_LIMIT).map_err(Error::from)?;
         let node = format!("{path}/ring-ref");
         let left = store
@@ -283,7 +283,7 @@ fn limit_failed(error: &std::io::Error) -> Failure {
     )
 }
 
-/// Writes as many events as a guest can cause, for `--timeout` seconds.
+/// Causes as many events as a guest can, for `--timeout` seconds.
 fn flood(place: &Place) -> Result<(), Failure> {
     let (_, path) = place.xen()?;
     let store = xen::store::Store::open(Instant::now() + WAIT_LIMIT).map_err(Error::from)?;
@@ -305,14 +305,15 @@ fn flood(place: &Place) -> Result<(), Failure> {
 /// More nodes than any quota should allow; Xen's default is 1000 a domain.
 const TOO_MANY_NODES: u32 = 20_000;
 
-/// The quota of nodes is used up: a server says so and leaves nothing, and serves once there is room.
+/// The quota of nodes is used up: a server reports it and leaves nothing behind, and serves once
+/// there is room.
 fn quota(place: &Place) -> Result<(), Failure> {
     let (peer, path) = place.xen()?;
     let deadline = || Instant::now() + WAIT_LIMIT;
     let store = xen::store::Store::open(deadline()).map_err(Error::from)?;
     let (filler, channel) = (format!("{path}/filler"), format!("{path}/channel"));
     let refused = (0..TOO_MANY_NODES).find_map(|number| {
-        // Spread, for a node may not have too many children either.
+        // Spread over several parents, since a node may not have too many children either.
         let node = format!("{filler}/{}/{number}", number / 50);
         let written = store.write(&node, "", deadline());
         written.err().map(|error| (number, error))
@@ -342,7 +343,7 @@ fn quota(place: &Place) -> Result<(), Failure> {
     say(format_args!("quota: refused, then served"))
 }
 
-/// Keys of nobody, different at each look.
+/// Keys of no server, different at each look.
 fn swap(place: &Place) -> Result<(), Failure> {
     let (_, path) = place.xen()?;
     let store = xen::store::Store::open(Instant::now() + WAIT_LIMIT).map_err(Error::from)?;

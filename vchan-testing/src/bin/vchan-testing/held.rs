@@ -22,7 +22,7 @@ impl Held {
         let maps = fs::read_to_string("/proc/self/maps").map_err(|error| unreadable(&error))?;
         let is_shared = |line: &&str| line.contains("/dev/xen/") || line.contains("memfd:vchan");
         Ok(Self {
-            // One of them is the folder itself, each time.
+            // One of them is the folder itself.
             descriptors: count("/proc/self/fd")?,
             mappings: maps.lines().filter(is_shared).count(),
             threads: count("/proc/self/task")?,
@@ -40,7 +40,7 @@ impl fmt::Display for Held {
     }
 }
 
-/// How many descriptors of this process are open on `path`.
+/// Number of descriptors of this process that are open on `path`.
 pub(crate) fn open_on(path: &str) -> Result<usize, Failure> {
     let entries = fs::read_dir("/proc/self/fd").map_err(|error| unreadable(&error))?;
     Ok(entries
@@ -50,7 +50,7 @@ pub(crate) fn open_on(path: &str) -> Result<usize, Failure> {
         .count())
 }
 
-/// Logs what each descriptor of this process is open on, to tell what was left.
+/// Logs the file that each descriptor of this process is open on, to identify leaks.
 pub(crate) fn list_descriptors() {
     for entry in fs::read_dir("/proc/self/fd")
         .into_iter()
@@ -63,7 +63,7 @@ pub(crate) fn list_descriptors() {
     }
 }
 
-/// Prints how many pages this kernel would still grant: all others are granted now.
+/// Prints how many pages this kernel would still grant.
 pub(crate) fn pages_left() -> Result<(), Failure> {
     let device = Provider::from_env()
         .and_then(Provider::open_grant_share)

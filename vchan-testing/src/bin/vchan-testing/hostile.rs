@@ -35,10 +35,10 @@ pub(crate) enum Command {
     },
 }
 
-/// What the liar does; the victim is told.
+/// The liar's options; the victim receives them.
 #[derive(Debug, Clone, Copy, Args)]
 pub(crate) struct Lies {
-    /// Everything in lock-step follows from it [default: a random one, which is printed].
+    /// Seed of everything in lock-step [default: a random one, which is printed].
     #[arg(long)]
     seed: Option<u64>,
     /// Leave out the rounds before this one.

@@ -1,5 +1,5 @@
 #![forbid(unsafe_code)]
-//! `vchan-testing`: one side each of what tests do with channels between two processes or domains.
+//! `vchan-testing`: one side each of the tests of channels between two processes or domains.
 
 mod cli;
 mod conformance;
@@ -32,7 +32,7 @@ fn main() -> ExitCode {
     match run(arguments.command) {
         Ok(()) => ExitCode::SUCCESS,
         Err(failure) => {
-            // Where this fails there is nobody to tell.
+            // If writing to stderr fails there is nowhere left to report it.
             let text = format!("error: {}\n help: {}\n", failure.what, failure.advice);
             let _ = std::io::stderr().write_all(text.as_bytes());
             ExitCode::FAILURE

@@ -18,12 +18,12 @@ use crate::say::say;
 /// Bytes of each ring.
 const RING: usize = 4096;
 const EVENT_CHANNELS: &str = "/dev/xen/evtchn";
-/// How long a turn waits where nothing happens.
+/// Longest wait of a turn in which nothing happens.
 const TURN_LIMIT: Duration = Duration::from_millis(500);
 
 #[derive(Debug, Clone, Copy, Args)]
 pub(crate) struct Count {
-    /// How many channels.
+    /// Number of channels.
     #[arg(long, default_value_t = 100)]
     count: usize,
 }
@@ -32,13 +32,13 @@ pub(crate) struct Count {
 pub(crate) struct Asking {
     #[command(flatten)]
     count: Count,
-    /// Bytes to send on each channel and to have back.
+    /// Bytes to send on each channel and to receive back.
     #[arg(long, default_value_t = 65536)]
     bytes: u64,
-    /// So many of the channels write until they would block, and never read.
+    /// This many of the channels write until they would block, and never read.
     #[arg(long, default_value_t = 0)]
     stalled: usize,
-    /// Ask without end, until every peer is lost with its domain.
+    /// Ask until every peer is lost with its domain.
     #[arg(long)]
     until_lost: bool,
 }
@@ -82,14 +82,14 @@ pub(crate) fn serve(place: &Place, count: Count) -> Result<(), Failure> {
             ));
         }
     }
-    // One that never reads leaves its answers behind.
+    // A peer that never reads leaves its answers unread.
     let unread = |end: &Result<(), Error>| matches!(end, Err(Error::PeerClosed { .. }));
     all_well(&echoes, unread)?;
     let left = echoes.ended().iter().filter(|(_, end)| unread(end)).count();
     report(&format!("{left} with bytes left, served"), count.count)
 }
 
-/// The channel of a server whose client has come.
+/// Accepts the channel of a server whose client has arrived.
 fn arrived(
     waiting: &mut HashMap<Token, xen::Server>,
     token: Token,

@@ -1,4 +1,4 @@
-//! Where a channel is, and how the two sides meet there.
+//! The address of a channel, and how the two sides meet there.
 
 use std::fmt::Display;
 use std::path::Path;
@@ -10,7 +10,7 @@ use vchan::{Address, Channel, DomId, Error, Format, RingSizes, Setup, xen};
 
 use crate::failure::Failure;
 
-/// Where the channel is.
+/// The channel's address and options.
 #[derive(Debug, Clone, Args)]
 pub(crate) struct Place {
     /// `xen:DOMID/PATH` with the domain at the other end, or `local:PATH`.
@@ -23,7 +23,7 @@ pub(crate) struct Place {
     classic: bool,
 }
 
-/// What carries the channel.
+/// The carrier of the channel.
 #[derive(Debug, Clone, Copy)]
 pub(crate) enum Carrier<'a> {
     /// Granted pages and an event channel: the other domain, and a path in xenstore.
@@ -44,7 +44,7 @@ impl Place {
         }
     }
 
-    /// The other domain and the path, for what only Xen has.
+    /// The other domain and the path, for operations that only Xen has.
     pub(crate) fn xen(&self) -> Result<(DomId, &str), Failure> {
         match self.carrier()? {
             Carrier::Xen(peer, path) => Ok((peer, path)),
@@ -55,7 +55,7 @@ impl Place {
         }
     }
 
-    /// A place of its own for one of several channels.
+    /// A separate place for one of several channels.
     pub(crate) fn part(&self, name: impl Display) -> Result<Self, Failure> {
         let mut part = self.clone();
         match &mut part.address {
@@ -102,7 +102,7 @@ impl Place {
         loop {
             let stream = listener.accept(deadline)?;
             match local::serve_with(&setup, stream, rings, deadline) {
-                // A process that was to die has died.
+                // A process that was meant to die has died.
                 Err(error @ (Error::Peer(_) | Error::PeerClosed { .. })) => {
                     log::warn!("a client did not connect: {error}");
                 }
@@ -124,7 +124,7 @@ impl Place {
     }
 }
 
-/// A number of seconds as people write it.
+/// Parses a number of seconds, possibly fractional.
 pub(crate) fn seconds(text: &str) -> Result<Duration, String> {
     text.parse()
         .ok()

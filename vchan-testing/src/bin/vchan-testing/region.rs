@@ -1,6 +1,6 @@
 //! Both ends of a shared region, for tests between two processes or two domains.
 //!
-//! The client says with one byte what it came for; the server makes the region.
+//! The client names its task with one byte; the server makes the region.
 
 use std::time::{Duration, Instant};
 
@@ -12,11 +12,11 @@ use crate::region_bench;
 use crate::region_work::RegionWork;
 use crate::say::say;
 
-/// How long one step may take on a slow machine.
+/// Time limit for one step on a slow machine.
 const STEP_LIMIT: Duration = Duration::from_secs(120);
-/// How long a region is held at most: until a person or the suite ends the other side.
+/// Longest time for which a region is held: until a person or the suite ends the other side.
 const HOLD_LIMIT: Duration = Duration::from_secs(24 * 3600);
-/// Bytes at a time, so that accesses begin and end at all sorts of offsets.
+/// Bytes at a time, chosen so that accesses begin and end at all sorts of offsets.
 const CHUNK: usize = 60_007;
 /// Refused attempts that a leak of a page each would make visible.
 const REFUSALS: usize = 200;
@@ -68,7 +68,7 @@ fn serve_check(channel: &mut Channel, region: &mut OwnedRegion) -> Result<(), Fa
     let len = region.len();
     let ours = fill(len, 1, |at, bytes| region.write_at(at, bytes))?;
     channel.write_all(&ours.to_le_bytes(), deadline())?;
-    // Says when it has filled the region with its own bytes.
+    // The client reports that it has filled the region with its own bytes.
     let mut theirs = [0; 4];
     channel.read_exact(&mut theirs, deadline())?;
     let found = checksum(len, |at, bytes| region.read_at(at, bytes))?;
@@ -91,7 +91,7 @@ fn serve_check(channel: &mut Channel, region: &mut OwnedRegion) -> Result<(), Fa
         }
     }
     say(format_args!("refused: {refusal}"))?;
-    // The refused attempts kept no page: other pages than the first region's are still there.
+    // The refused attempts kept no page: enough pages for another region are still there.
     let after = channel.create_region(len / 2, Access::PeerReads)?;
     channel.write_all(&after.ticket(), deadline())?;
     let mut mapped = [0];
@@ -139,7 +139,7 @@ fn connect_check(
     Ok(channel.close(deadline())?)
 }
 
-/// Tickets that are spent, or changed on the way, are errors and harm nothing.
+/// Tickets that were used already, or changed on the way, are errors and harm nothing.
 fn refuse_bad_tickets(
     channel: &Channel,
     used: &[u8; TICKET_BYTES],
@@ -163,7 +163,7 @@ fn refuse_bad_tickets(
     Ok(())
 }
 
-/// Waits for the client's end, then takes the region back.
+/// Waits for the client's end, then revokes the region.
 fn serve_hold(channel: &mut Channel, region: &mut OwnedRegion) -> Result<(), Failure> {
     let mut mapped = [0];
     channel.read_exact(&mut mapped, deadline())?;
@@ -173,14 +173,14 @@ fn serve_hold(channel: &mut Channel, region: &mut OwnedRegion) -> Result<(), Fai
     say(format_args!("region: revoked after {end:?}"))
 }
 
-/// Holds the region until the server is gone, and the value that stood for it even longer.
+/// Holds the region until the server is gone, and the `MappedRegion` even longer.
 fn connect_hold(mut channel: Channel, region: &MappedRegion) -> Result<(), Failure> {
     channel.write_all(b"m", deadline())?;
     say(format_args!("region: mapped"))?;
     let end = channel.read(&mut [0], Instant::now() + HOLD_LIMIT);
     let access = region.read_at(0, &mut [0]);
     let held = is_mapped(region.len());
-    // The rings would keep a dead domain as well.
+    // The rings would keep a dead domain in `xl list` as well.
     drop(channel);
     say(format_args!(
         "region: after {end:?} {access:?}, mapped: {held}"

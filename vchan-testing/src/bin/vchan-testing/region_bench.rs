@@ -9,13 +9,13 @@ use vchan::region::{MappedRegion, OwnedRegion};
 use crate::failure::Failure;
 use crate::say::say;
 
-/// The longest that one way may take.
+/// Longest time for one way.
 const WAY_LIMIT: Duration = Duration::from_secs(120);
 /// Bytes that move at a time.
 const BLOCK: usize = 64 << 10;
-/// Blocks of a round that only finds out how many make up the wanted time.
+/// Blocks of a trial round, which only measures how many fill the wanted time.
 const TRIAL: u64 = 64;
-/// What the client announces: the way, and how many blocks.
+/// Bytes of the client's command: the way, and the number of blocks.
 const COMMAND: usize = 9;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -71,7 +71,7 @@ pub(crate) fn connect(
     for (way, rate) in [Way::Ring, Way::Region].into_iter().zip(&mut rates) {
         let trial = blocks(channel, region, way, TRIAL)?;
         let per_block = trial.as_secs_f64() / 64.0;
-        // As many as take the wanted time, in a range that any machine gets through.
+        // As many as take the wanted time, within a range that any machine manages.
         let count = (time.as_secs_f64() / per_block).clamp(64.0, 1e7);
         #[expect(
             clippy::cast_possible_truncation,
@@ -109,7 +109,7 @@ fn command(channel: &mut Channel, way: Way, count: u64) -> Result<(), Failure> {
     Ok(channel.write_all(&bytes, Instant::now() + WAY_LIMIT)?)
 }
 
-/// Moves `count` blocks to the server; returns how long that took.
+/// Moves `count` blocks to the server; returns the time taken.
 fn blocks(
     channel: &mut Channel,
     region: &mut MappedRegion,

@@ -1,4 +1,4 @@
-//! The work that the two ends of a shared region do.
+//! The tasks of the two ends of a shared region.
 
 use clap::ValueEnum;
 

@@ -5,7 +5,7 @@ use std::io::{Write, stdout};
 
 use crate::failure::Failure;
 
-/// Prints a line; that nobody may be there to read it is a failure, not a panic.
+/// Prints a line; a closed standard output is a failure, not a panic.
 pub(crate) fn say(line: Arguments<'_>) -> Result<(), Failure> {
     let mut stdout = stdout().lock();
     writeln!(stdout, "{line}")

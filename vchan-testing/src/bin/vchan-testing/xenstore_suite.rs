@@ -10,16 +10,16 @@ use vchan::xen::store::{Store, StoreError, VALUE_MAX, Waited};
 use crate::failure::Failure;
 use crate::say::say;
 
-/// Far beyond what any request takes.
+/// Far beyond any request.
 const PATIENCE: Duration = Duration::from_secs(60);
 
-/// How long nothing must come for all events to be there.
+/// Silence after which all events count as received.
 const QUIET: Duration = Duration::from_millis(500);
 
-/// More nodes than their names fit into one message of xenstore, which has 4,096 bytes.
+/// More nodes than have names fitting into one message of xenstore, which has 4,096 bytes.
 const MANY_NODES: usize = 120;
 
-/// A case; an error says what was wrong.
+/// A case; its error names the failed expectation.
 type Case = fn(&Suite) -> Result<(), String>;
 
 const CASES: &[(&str, Case)] = &[
@@ -35,7 +35,7 @@ const CASES: &[(&str, Case)] = &[
     ("the_privileged_can_watch_for_the_end_of_domains", release),
 ];
 
-/// Where the cases write.
+/// The node below which the cases write.
 struct Suite {
     store: Store,
     folder: String,
@@ -85,7 +85,7 @@ fn said(error: impl std::fmt::Display) -> String {
     error.to_string()
 }
 
-/// An error that says what was `wanted` and what came.
+/// An error with the `wanted` and the actual value.
 fn ensure(holds: bool, wanted: &str, came: impl std::fmt::Debug) -> Result<(), String> {
     if holds {
         return Ok(());
@@ -188,7 +188,7 @@ fn long_list(suite: &Suite) -> Result<(), String> {
             ensure(names == wanted, "every name", names)?;
             say(format_args!("a list of {} names: whole", wanted.len()))
         }
-        // xenstore-rs asks for no parts, oxenstored gives none.
+        // xenstore-rs does not ask for parts, oxenstored does not offer any.
         Err(StoreError::Quota { code, .. }) if code == "E2BIG" && wanted.len() == MANY_NODES => {
             say(format_args!("a list of {} names: refused", wanted.len()))
         }
@@ -197,7 +197,7 @@ fn long_list(suite: &Suite) -> Result<(), String> {
     .map_err(|failure| failure.what)
 }
 
-/// Whether this domain may do anything.
+/// Whether this domain is privileged.
 fn is_privileged(suite: &Suite) -> Result<bool, String> {
     // dom0 may have no such node.
     let domid = suite.store.read_if_present("domid", soon()).map_err(said)?;
@@ -292,7 +292,7 @@ fn unread_events(suite: &Suite) -> Result<(), String> {
 }
 
 fn release(suite: &Suite) -> Result<(), String> {
-    // What others get depends on the xenstored: a refusal, or a watch that tells them nothing.
+    // The result for others depends on the xenstored: a refusal, or a watch that never fires.
     if !is_privileged(suite)? {
         return Ok(());
     }

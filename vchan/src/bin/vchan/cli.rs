@@ -69,7 +69,7 @@ pub(crate) enum Command {
     },
 }
 
-/// What to do with the channel.
+/// Action on the channel.
 #[derive(Debug, Clone, Args)]
 pub(crate) struct Work {
     #[command(flatten)]

@@ -2,12 +2,12 @@
 //!
 //! Bytes go between the ring and the two descriptors directly; the kernel's copy is the only one.
 //!
-//! The wire format knows no half-close, so somebody must decide when a transfer is over:
-//! * when the peer closes, and everything it sent has been written out;
+//! The wire format has no half-close, so this command decides when a transfer is over:
+//! * when the peer closes and everything it sent has been written out;
 //! * when standard input has been sent and read by the peer, the peer waits for more, and nothing
 //!   has come from it for `--linger`. A peer that is merely slow holds bytes and does not wait for
 //!   more, so its answer is not cut off. An input that was empty from the start does not count,
-//!   unless it is a regular file: it is what a receiver has that is given none.
+//!   unless it is a regular file: it usually means that this side only receives.
 
 use std::fs::OpenOptions;
 use std::io::{self, stdin, stdout};
@@ -29,11 +29,11 @@ use crate::failure::Failure;
 use crate::progress::{Meter, Progress};
 use crate::stream::whenever;
 
-/// How long the peer may take to read the rest before a close gives up on it.
+/// Time for the peer to read the rest before a close gives up.
 const CLOSE_LIMIT: Duration = Duration::from_secs(30);
 
-/// For how many times `--linger` a silent peer is given the benefit of the doubt: one that looks
-/// at the ring without ever asking to be woken cannot be told from one that is still at work.
+/// A silent peer gets this many times `--linger` before it is given up: a peer that polls the ring
+/// without ever asking to be woken looks the same as one that is still at work.
 const DOUBT: u32 = 30;
 
 #[derive(Debug, Default)]
@@ -42,7 +42,7 @@ struct Shared {
     received: AtomicU64,
     /// Bytes sent so far.
     sent: AtomicU64,
-    /// All that was received has been written out, and more is waited for.
+    /// Everything received has been written out, and this side waits for more.
     all_written: AtomicBool,
     /// This side has decided to close.
     closing: AtomicBool,
@@ -85,7 +85,7 @@ pub(crate) fn run(channel: Channel, linger: Duration, progress: &Progress) -> Re
         return Err(failure);
     }
     if !shared.closing.load(Ordering::Acquire) {
-        // The peer closed first. Did it read what we had sent by then?
+        // The peer closed first: check whether it had read everything sent by then.
         let mut writer = writer.lock().unwrap_or_else(PoisonError::into_inner);
         writer.drain(Instant::now())?;
     }
@@ -134,7 +134,7 @@ fn send(
 ) -> Result<(), Failure> {
     let lock = || writer.lock().unwrap_or_else(PoisonError::into_inner);
     let stdin = stdin();
-    // What was sent so far is still delivered, but the peer is not told that this was all.
+    // Bytes sent so far are still delivered, but the stream is not marked as complete.
     let failed = |mut writer: MutexGuard<'_, Writer>, error: io::Error| {
         shared.closing.store(true, Ordering::Release);
         let _ = writer.drain(Instant::now() + CLOSE_LIMIT);
@@ -145,7 +145,7 @@ fn send(
     let deadline = whenever();
     let mut sent = input.bytes.is_some();
     loop {
-        // Without the lock: it may take for ever, and who ends the transfer needs the writer.
+        // Without the lock: this may take for ever, and ending the transfer needs the writer.
         wait_readable(stdin.as_fd()).map_err(|errno| failed(lock(), errno.into()))?;
         let mut writer = lock();
         let room = writer.reserve(1, deadline)?;
@@ -158,7 +158,7 @@ fn send(
                 meter.add(n);
                 sent = true;
             }
-            // Another process has read what was there.
+            // Another process has read the input first.
             Err(error) if error.kind() == io::ErrorKind::TimedOut => {}
             Err(error) => return Err(failed(writer, error)),
         }
@@ -172,7 +172,7 @@ fn send(
     loop {
         let before = shared.received.load(Ordering::Relaxed);
         thread::sleep(linger);
-        // Pairs with the stores in `receive`: the count is not behind what the flag says.
+        // Pairs with the stores in `receive`: the count is at least as recent as the flag.
         if !shared.all_written.load(Ordering::Acquire)
             || shared.received.load(Ordering::Relaxed) != before
         {
@@ -188,7 +188,7 @@ fn send(
     Ok(lock().close_now(Instant::now() + CLOSE_LIMIT)?)
 }
 
-/// What is known of standard input.
+/// Standard input, with its length if it is a regular file.
 #[derive(Debug, Clone, Copy)]
 struct Input {
     /// Bytes left in it, if it is a regular file.
@@ -209,8 +209,8 @@ impl Input {
     }
 }
 
-/// Standard output. A blocking pipe is opened once more, without blocking, which nobody else who
-/// has the pipe notices: it then takes as much as it has room for in one call.
+/// Standard output. A blocking pipe is reopened without blocking, which does not affect other
+/// holders of the pipe: each call then writes as much as the pipe has room for.
 fn output() -> io::Result<OwnedFd> {
     let stdout = stdout();
     let fd = stdout.as_fd();
@@ -235,7 +235,7 @@ fn step(ring_bytes: usize) -> usize {
     (ring_bytes / 4).clamp(1 << 10, 128 << 10)
 }
 
-/// Waits without end until there is something to read, or the end, or an error.
+/// Waits, with no deadline, until there is something to read, the end, or an error.
 fn wait_readable(fd: BorrowedFd<'_>) -> Result<(), Errno> {
     loop {
         let mut fds = [PollFd::new(fd, PollFlags::POLLIN)];

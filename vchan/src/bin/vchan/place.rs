@@ -1,4 +1,4 @@
-//! The flags that say where the peer is and how large the rings are.
+//! The flags for the peer's address and the ring sizes.
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -17,7 +17,7 @@ pub(crate) struct Place {
     /// (/local/domain/<id>); with --backend local the path of a Unix socket.
     #[arg(long, value_name = "P")]
     pub(crate) path: PathBuf,
-    /// What carries the channel.
+    /// The medium of the channel.
     #[arg(long, value_enum, default_value_t = Backend::Xen)]
     pub(crate) backend: Backend,
     /// Seconds to wait for the other side to appear.
@@ -29,7 +29,7 @@ pub(crate) struct Place {
 }
 
 impl Place {
-    /// The format to be ready for.
+    /// The wire format to offer.
     pub(crate) fn format(&self) -> Format {
         match self.classic {
             true => Format::Classic,
@@ -37,7 +37,7 @@ impl Place {
         }
     }
 
-    /// How to set up the channel.
+    /// The options for setting up the channel.
     pub(crate) fn setup(&self) -> Setup<'static> {
         Setup::new().format(self.format())
     }
@@ -64,7 +64,7 @@ pub(crate) struct Rings {
 }
 
 impl Rings {
-    /// What was asked for, if anything was.
+    /// The sizes asked for, if any.
     pub(crate) fn sizes(&self) -> Option<RingSizes> {
         let ring = self.ring?;
         let server_to_client = self.write_ring.unwrap_or(ring);
@@ -75,12 +75,12 @@ impl Rings {
     }
 }
 
-/// A number of seconds as people write it.
+/// Parses a number of seconds, possibly fractional.
 pub(crate) fn seconds(text: &str) -> Result<Duration, String> {
     text.parse()
         .ok()
         .and_then(|seconds| Duration::try_from_secs_f64(seconds).ok())
-        // Far more than anybody waits, and safe to add to any clock.
+        // Far longer than any wait, and safe to add to any clock.
         .filter(|duration| *duration <= Duration::from_secs(365 * 24 * 3600))
         .ok_or_else(|| "a number of seconds, at most a year, is needed".to_owned())
 }

@@ -1,4 +1,4 @@
-//! How far a transfer is, on stderr, if and only if that is a terminal.
+//! The progress of a transfer, on stderr, if and only if that is a terminal.
 
 use std::io::{IsTerminal, stderr};
 use std::sync::Once;
@@ -7,16 +7,16 @@ use std::time::Duration;
 use console::Term;
 use indicatif::{MultiProgress, ProgressBar, ProgressDrawTarget, ProgressStyle};
 
-/// Times a second that a line is drawn at most.
+/// Most redraws of a line per second.
 const DRAWN_PER_SECOND: u8 = 10;
-/// A line is drawn again this often where nothing moves, so that it shows that nothing does.
+/// Interval at which a line is redrawn while nothing moves, so that the stall is visible.
 const REDRAW_INTERVAL: Duration = Duration::from_millis(250);
 
 const SHARE: &str =
     "{msg} {bar:24} {percent:>3}%  {bytes} of {total_bytes}  {bytes_per_sec}  {eta} left";
 const RUNNING: &str = "{msg} {bytes} in {elapsed}  {bytes_per_sec}";
 
-/// Where the lines of one transfer are drawn.
+/// Draws the progress lines of one transfer.
 pub(crate) struct Progress {
     lines: MultiProgress,
 }

@@ -9,10 +9,10 @@ use vgpu_transport::output::write_all;
 use crate::failure::Failure;
 use crate::progress::Progress;
 
-/// As large as the parts in which a ring hands data over.
+/// The size of the steps in which a ring hands data over.
 pub(crate) const BUFFER: usize = 64 << 10;
 
-/// For waits that the peer ends by acting, closing or dying: a year.
+/// A deadline of a year, for waits that the peer ends by acting, closing or dying.
 pub(crate) fn whenever() -> Instant {
     Instant::now() + Duration::from_secs(365 * 24 * 3600)
 }
@@ -27,11 +27,11 @@ pub(crate) fn echo(mut channel: Channel) -> Result<(), Failure> {
             n => channel.write_all(&buf[..n], deadline)?,
         }
     }
-    // Says whether the peer has read all of its echo.
+    // Tells whether the peer has read all of its echo.
     Ok(channel.drain(Instant::now())?)
 }
 
-/// Reads to the end and prints what came.
+/// Reads to the end of the stream and prints its length and crc32c.
 pub(crate) fn sink(mut channel: Channel, progress: &Progress) -> Result<(), Failure> {
     let meter = progress.meter("received", None);
     let mut buf = vec![0; BUFFER];
@@ -52,7 +52,7 @@ pub(crate) fn sink(mut channel: Channel, progress: &Progress) -> Result<(), Fail
     Failure::unless_ended(channel.peer_end()?)
 }
 
-/// Prints a line; that nobody may be there to read it is a failure, not a panic.
+/// Prints a line; a closed standard output is a failure, not a panic.
 pub(crate) fn say(line: std::fmt::Arguments<'_>) -> Result<(), Failure> {
     write_all(&stdout(), format!("{line}\n").as_bytes())
         .map_err(|error| Failure::standard("output", &error))

@@ -1,9 +1,9 @@
 //! The own client: requests and one watch over xenstored's socket or the kernel's device.
 //!
-//! Nothing here waits without a deadline but two calls into the kernel over `/dev/xen/xenbus`: it
-//! takes part of a request's memory while another domain's save is under way, and it makes the
-//! request for a watch itself, on its caller's thread. [`Watching::start`] therefore asks for a node
-//! first: xenstored answers then.
+//! All waits here have a deadline, with two exceptions over `/dev/xen/xenbus`: the kernel takes
+//! part of a request's memory while another domain's save is under way, and it makes the request
+//! for a watch itself, on its caller's thread. [`Watching::start`] therefore reads a node first,
+//! which shows that xenstored answers.
 
 use std::fs::OpenOptions;
 use std::io;
@@ -23,16 +23,16 @@ use super::route::{self, DEVICE, DEVICE_ANSWER, RETRY_PAUSE};
 use super::wire::{self, Inbox, Kind, Message};
 use crate::waiting::poll::poll_fds;
 
-/// How long the connection for a watch may take.
+/// Time limit for making the connection for a watch.
 const WATCH_SETUP: Duration = Duration::from_secs(5);
 
-/// Most messages that are looked at beyond a deadline, for the answer that came in time behind them.
+/// Most messages read beyond a deadline, in search of an answer that came in time behind them.
 const LAST_LOOK: usize = 64;
 
-/// Most events that are taken for one.
+/// Most events that are merged into one.
 const EVENTS_AT_ONCE: usize = 256;
 
-/// Longest error code that is passed on, in bytes; the longest there is has seven.
+/// Longest error code that is passed on, in bytes; the longest known has seven.
 const CODE_MAX: usize = 32;
 
 /// The token of the only watch on a connection.
@@ -45,7 +45,7 @@ pub(super) struct Client {
     over_device: bool,
     inbox: Inbox,
     last_request: u32,
-    /// An event came while an answer was waited for.
+    /// An event arrived while the client waited for an answer.
     fired: bool,
 }
 
@@ -53,13 +53,13 @@ impl Client {
     /// Connects to the socket, or opens the device where there is none.
     ///
     /// # Errors
-    /// There is neither, or there is a socket and nobody answers until `deadline`.
+    /// There is neither, or there is a socket and it does not answer by `deadline`.
     pub(super) fn connect(deadline: Instant) -> io::Result<Self> {
         loop {
-            // Read before the look, here and below, so that there is one after the deadline.
+            // Read before checking, here and below, so that one check follows the deadline.
             let late = Instant::now() >= deadline;
             match connect_socket() {
-                // Its queue of those who wait to be accepted is full.
+                // Its accept queue is full.
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
                     if late {
                         return Err(route::no_room());
@@ -126,7 +126,7 @@ impl Client {
             let written = if self.over_device {
                 nix::unistd::write(&self.file, bytes)
             } else {
-                // A C program that links this may not have SIGPIPE ignored, as Rust's programs have.
+                // A C program that links this may not ignore SIGPIPE, as Rust programs do.
                 send(self.file.as_raw_fd(), bytes, MsgFlags::MSG_NOSIGNAL)
             };
             match written {
@@ -190,7 +190,7 @@ impl Client {
             .map_err(|error| Failed::Broken(io::Error::other(error.to_string())))
     }
 
-    /// The names right below `path`, by as many answers as they take.
+    /// The names right below `path`, in as many answers as needed.
     fn directory_in_parts(
         &mut self,
         path: &str,
@@ -201,14 +201,14 @@ impl Client {
             let mut listed = Vec::new();
             let mut generation = None;
             loop {
-                // A list that changes all the time never ends.
+                // A list that changes all the time would never end.
                 if std::mem::replace(&mut asked, true) && Instant::now() >= deadline {
                     return Err(Failed::TimedOut);
                 }
                 let offset = format!("{}\0", listed.len());
                 let parts = [path.as_bytes(), b"\0", offset.as_bytes()];
                 let part = match self.call(Kind::DirectoryPart, &parts, deadline) {
-                    // One that does not know lists in parts; what it said first is the reason.
+                    // This xenstored cannot list in parts; its first error is the reason to report.
                     Err(Failed::Refused(code)) if code == "ENOSYS" || code == "EINVAL" => {
                         return Err(Failed::Refused("E2BIG".into()));
                     }
@@ -237,14 +237,14 @@ impl Client {
     }
 }
 
-/// Splits the payload of an answer to [`Kind::DirectoryPart`]: generation, then names.
+/// Splits the payload of an answer to [`Kind::DirectoryPart`] into generation and names.
 fn split_part(payload: &[u8]) -> Result<(&[u8], &[u8]), Failed> {
     let end = payload.iter().position(|byte| *byte == 0);
     let end = end.ok_or_else(|| Failed::Broken(nonsense("a list without generation".into())))?;
     Ok((&payload[..end], &payload[end + 1..]))
 }
 
-/// The error code at the start of `payload`, of which xenstored says that it is one.
+/// The error code at the start of `payload`, as xenstored marks it.
 fn code(payload: &[u8]) -> String {
     let code = payload.split(|byte| *byte == 0).next().unwrap_or_default();
     code[..code.len().min(CODE_MAX)].escape_ascii().to_string()
@@ -298,7 +298,7 @@ impl Watching {
         let deadline = Instant::now() + WATCH_SETUP;
         let mut client = Client::connect(deadline)?;
         if client.over_device {
-            // Whether there is such a node does not matter.
+            // It does not matter whether this node exists.
             match client.read("domid", Instant::now() + DEVICE_ANSWER) {
                 Err(Failed::TimedOut) => return Err(route::no_answer()),
                 Err(Failed::Broken(error)) => return Err(error),
@@ -323,7 +323,8 @@ impl Watch for Watching {
         let deadline = limit.map(|limit| Instant::now() + limit);
         loop {
             let now = Instant::now();
-            // Many events are as good as one, and those beyond are there for the next call.
+            // Any number of events counts as one; those beyond the limit are there for the next
+            // call.
             let mut fired = std::mem::take(&mut client.fired);
             let mut ended = false;
             for _ in 0..EVENTS_AT_ONCE {
@@ -338,7 +339,7 @@ impl Watch for Watching {
                 }
             }
             match (fired, ended) {
-                // The next call says so, after what came before was looked at.
+                // The next call reports it, after the earlier event has been handled.
                 (true, _) => return Waited::Fired,
                 (false, true) => return Waited::Ended,
                 (false, false) => {}
@@ -471,7 +472,7 @@ mod tests {
         assert_eq!(&*client.read("/a", Instant::now()).unwrap(), "there");
     }
 
-    /// A xenstored that says something else all the time.
+    /// A xenstored that keeps sending other messages.
     #[test]
     fn a_flood_ends_at_the_deadline() {
         let (near, mut far) = UnixStream::pair().unwrap();
@@ -482,7 +483,7 @@ mod tests {
         far.write_all(&answer(2, 1, b"behind all that")).unwrap();
         let now = Instant::now();
         assert!(matches!(client.read("/a", now), Err(Failed::TimedOut)));
-        // One that sends faster than this side reads is an event all the same.
+        // A sender that is faster than this side reads still counts as one event.
         let events = answer(15, 0, b"/w\0t\0").repeat(500);
         let flood = thread::spawn(move || while far.write_all(&events).is_ok() {});
         let mut watch = Watching(client);
@@ -567,7 +568,7 @@ mod tests {
         // The other two events: once or twice, as they come.
         while let Waited::Fired = watch.wait(Some(Duration::from_millis(100))) {}
         assert!(matches!(watch.wait(Some(Duration::ZERO)), Waited::TimedOut));
-        // The far end goes with its thread, which ends when this end shuts down its writing.
+        // The far end goes with its thread, which ends when this end shuts down writing.
         let fd = watch.0.file.try_clone().unwrap();
         UnixStream::from(fd)
             .shutdown(std::net::Shutdown::Write)

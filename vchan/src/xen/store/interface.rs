@@ -3,9 +3,9 @@
 use std::io;
 use std::time::{Duration, Instant};
 
-/// Requests on one connection, each of which may be made twice without harm.
+/// Requests on one connection, each of which may be repeated without harm.
 ///
-/// A provider that cannot hold a deadline ignores it: every caller has one of its own.
+/// A provider that cannot hold a deadline ignores it: every caller enforces its own.
 pub(super) trait Requests {
     /// The names right below `path`.
     fn directory(&mut self, path: &str, deadline: Instant) -> Result<Vec<Box<str>>, Failed>;
@@ -17,29 +17,29 @@ pub(super) trait Requests {
     fn remove(&mut self, path: &str, deadline: Instant) -> Result<(), Failed>;
 }
 
-/// Why a request failed.
+/// The reasons why a request failed.
 #[derive(Debug)]
 pub(super) enum Failed {
     /// xenstored answered with this error code (`ENOENT`…).
     Refused(String),
     /// The answer is not text.
     NotText,
-    /// No answer until the deadline. It may still come, and is not mistaken for another then.
+    /// No answer by the deadline. A late one is not mistaken for another answer.
     TimedOut,
     /// The connection can no longer be used.
     Broken(io::Error),
 }
 
-/// A watch that was set.
+/// A watch that is set.
 pub trait Watch {
     /// Waits for an event, at most for `limit` where there is one.
     fn wait(&mut self, limit: Option<Duration>) -> Waited;
 }
 
-/// How a wait for an event ended.
+/// The outcome of a wait for an event.
 #[derive(Debug)]
 pub enum Waited {
-    /// What is watched may have changed, once or more.
+    /// The watched node may have changed, once or more.
     Fired,
     /// The limit passed.
     TimedOut,

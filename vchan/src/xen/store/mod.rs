@@ -1,20 +1,22 @@
 //! xenstore: four requests, each with a deadline that holds.
 //!
 //! One thread per process owns the connection and makes the requests one after the other; callers
-//! wait for its answer until their deadline. When xenstored is stuck, and that thread with it, every
-//! caller still returns in time, or a tenth of a second later. A request whose caller has given up is skipped, but for removals:
-//! they are what a caller queues to clean up, and run as soon as xenstored is back.
+//! wait for its answer until their deadline. When xenstored is stuck, and that thread with it,
+//! every caller still returns at most a tenth of a second after its deadline. A request whose
+//! caller has given up is skipped, except a removal: callers queue those to clean up, and they run
+//! as soon as xenstored is back.
 //!
 //! | file | what it holds |
 //! |---|---|
 //! | `interface` | the small traits of a provider: requests, and a watch |
 //! | [`provider`] | the choice between the two providers |
-//! | `client`, [`wire`] | the own client, and its messages |
+//! | `client`, [`wire`] | our own client, and its messages |
 //! | `xenstore_rs` | the crate xenstore-rs, behind a feature |
 //! | `route` | socket or device |
 //!
-//! Through `/dev/xen/xenbus` the thread waits for answers in calls that a signal interrupts: also
-//! there a process ends when its `main` does, or is killed, whether or not xenstored still lives.
+//! Through `/dev/xen/xenbus` the thread waits for answers in calls that a signal interrupts: there
+//! too a process ends when its `main` does, or when it is killed, whether or not xenstored still
+//! lives.
 
 mod client;
 mod interface;
@@ -36,15 +38,15 @@ use interface::{Failed, Requests};
 pub use interface::{Waited, Watch};
 use provider::Provider;
 
-/// Largest value that is written, in bytes: with it a node stays within the 2,048 bytes that are the
-/// default quota of a domain without privileges. C xenstored counts permissions and the names of the
+/// Largest value that is written, in bytes: with it a node stays within the 2,048 bytes that are
+/// the default quota of an unprivileged domain. C xenstored counts permissions and the names of the
 /// nodes right below as well.
 pub const VALUE_MAX: usize = 1920;
 
-/// What the thread gets for its last look once a caller's deadline has passed.
+/// Time for the thread's last look once a caller's deadline has passed.
 const LAST_LOOK_LIMIT: Duration = Duration::from_millis(100);
 
-/// How long xenstored may take over a removal whose caller has left.
+/// Time for xenstored to make a removal whose caller has left.
 const LATE_REMOVAL: Duration = Duration::from_secs(5);
 
 /// The process's connection to xenstored.
@@ -58,7 +60,7 @@ pub struct Store(&'static Sender<Request>);
 struct Request {
     what: What,
     path: Box<str>,
-    /// The caller's.
+    /// The caller's deadline.
     deadline: Instant,
     /// Set by the caller when its deadline passed.
     abandoned: Arc<AtomicBool>,
@@ -87,7 +89,7 @@ impl Store {
     ///
     /// # Errors
     /// [`StoreError::Unreachable`] when there is no xenstored socket and no `/dev/xen/xenbus`, or
-    /// nobody answers at the socket.
+    /// the socket does not answer.
     pub fn open(deadline: Instant) -> Result<Self, StoreError> {
         static QUEUE: OnceLock<Sender<Request>> = OnceLock::new();
         let store = Self(QUEUE.get_or_init(|| {
@@ -103,8 +105,8 @@ impl Store {
         Ok(store)
     }
 
-    /// Closes the connection, for a process that gives up the right to have one. A later request connects
-    /// again, where this process still may.
+    /// Closes the connection, for a process that gives up the right to have one. A later request
+    /// connects again, if this process still may.
     ///
     /// # Errors
     /// The thread did not get to it in time.
@@ -147,9 +149,9 @@ impl Store {
             .map(drop)
     }
 
-    /// Removes the node `path` and everything below it; a node that is not there is fine.
+    /// Removes the node `path` and everything below it; a missing node is not an error.
     ///
-    /// The removal still happens, late, when this gives up waiting for a stuck xenstored.
+    /// When this gives up waiting for a stuck xenstored, the removal still happens, late.
     pub fn remove(&self, path: &str, deadline: Instant) -> Result<(), StoreError> {
         path::check(path)?;
         match self.request(What::Remove, path, deadline) {
@@ -183,8 +185,8 @@ impl Store {
         self.0.send(request).map_err(|_| gone())?;
         let left = deadline.saturating_duration_since(Instant::now());
         let answer = match answer.recv_timeout(left) {
-            // The thread looks once more at the deadline, and has to run for that. Measured from now: this
-            // process may not have run for a while.
+            // The thread looks once more at the deadline, and must run to do so. Measured from now:
+            // this process may not have run for a while.
             Err(RecvTimeoutError::Timeout) => answer.recv_timeout(LAST_LOOK_LIMIT),
             answer => answer,
         };
@@ -208,12 +210,12 @@ fn serve(requests: &mpsc::Receiver<Request>) {
         if abandoned && !matches!(request.what, What::Remove) {
             continue;
         }
-        // A removal may be made late, when xenstored is back: give it the time it needs then.
+        // A removal may be made late, when xenstored is back: allow it the time it needs then.
         let deadline = match request.what {
             What::Remove => request.deadline.max(Instant::now() + LATE_REMOVAL),
             _ => request.deadline,
         };
-        // The caller may have left: nobody to tell.
+        // The caller may have left: the answer is dropped then.
         let _ = request
             .reply
             .send(answer(&mut connection, &request, deadline));
@@ -222,7 +224,7 @@ fn serve(requests: &mpsc::Receiver<Request>) {
 
 /// Makes one request, on a new connection if the old one turns out to be broken.
 ///
-/// All four requests may be made twice without harm.
+/// All four requests may be repeated without harm.
 fn answer(
     connection: &mut Option<Box<dyn Requests>>,
     request: &Request,
@@ -262,17 +264,17 @@ fn make(xs: &mut dyn Requests, request: &Request, deadline: Instant) -> Result<A
     }
 }
 
-/// Why a xenstore request failed.
+/// The reasons why a xenstore request failed.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum StoreError {
     /// The path is not a xenstore path.
     #[error(transparent)]
     Path(#[from] PathError),
-    /// There is no xenstored here, or it cannot be talked to.
+    /// There is no xenstored here, or it cannot be reached.
     #[error("cannot reach xenstore: {source}")]
     Unreachable {
-        /// What the system said.
+        /// The system's error.
         source: io::Error,
     },
     /// xenstored did not answer in time.
@@ -287,7 +289,7 @@ pub enum StoreError {
         /// The node asked for.
         path: Box<str>,
     },
-    /// This domain may not do that to the node.
+    /// This domain lacks the permission for it.
     #[error("xenstore denies access to {path}")]
     Denied {
         /// The node asked for.
@@ -341,7 +343,7 @@ impl StoreError {
         }
     }
 
-    /// What a person can do about it.
+    /// One line: the remedy, for people.
     pub fn advice(&self) -> &'static str {
         match self {
             Self::Path(error) => error.advice(),

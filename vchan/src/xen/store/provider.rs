@@ -33,8 +33,8 @@ pub enum Provider {
 static PREFERRED: OnceLock<Provider> = OnceLock::new();
 
 impl Provider {
-    /// Makes this the process's provider wherever [`PROVIDER_ENV`] names none. For the start of a
-    /// program: the first call counts, and connections that are there stay what they are.
+    /// Makes this the process's provider wherever [`PROVIDER_ENV`] names none. Call it at the start
+    /// of a program: the first call counts, and existing connections are not changed.
     pub fn prefer(self) {
         let _ = PREFERRED.set(self);
     }
@@ -42,7 +42,7 @@ impl Provider {
     /// The provider of this process.
     ///
     /// # Errors
-    /// `InvalidInput` when [`PROVIDER_ENV`] names none that this program has.
+    /// `InvalidInput` when [`PROVIDER_ENV`] names a provider that this program does not have.
     pub fn current() -> io::Result<Self> {
         match env::var(PROVIDER_ENV) {
             Ok(name) => Self::named(&name),
@@ -63,7 +63,7 @@ impl Provider {
     /// Connects for requests.
     ///
     /// # Errors
-    /// There is neither a socket nor a device, or there is a socket and nobody answers.
+    /// There is neither a socket nor a device, or there is a socket and it does not answer.
     pub(super) fn connect(self, deadline: Instant) -> io::Result<Box<dyn Requests>> {
         match self {
             Self::Own => Ok(Box::new(Client::connect(deadline)?)),
@@ -75,7 +75,8 @@ impl Provider {
     /// Sets a watch on `path`, over a connection of its own. The first event comes at once.
     ///
     /// # Errors
-    /// There is neither a socket nor a device, or nobody answers there; xenstored refuses the watch.
+    /// There is neither a socket nor a device, or nothing answers there; xenstored refuses the
+    /// watch.
     pub fn watch(self, path: &str) -> io::Result<Box<dyn Watch>> {
         match self {
             Self::Own => Ok(Box::new(client::Watching::start(path)?)),

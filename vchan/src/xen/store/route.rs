@@ -1,10 +1,11 @@
 //! The way to xenstored: its socket, or the kernel's device `/dev/xen/xenbus`.
 //!
-//! Where xenstored has a socket (dom0) the device is a trap: the kernel asks the same xenstored, and
-//! when that is dead, a watch asked for through the device waits in the kernel for ever, and neither
-//! an end of `main` nor SIGKILL ends a process with a thread that waits so. So a socket that is
-//! there, or was there earlier in this process, is the only way, and an error on it is an error.
-//! Without a socket (a guest; a xenstored in a domain of its own) the device is the only way.
+//! Where xenstored has a socket (dom0) the device is a trap: the kernel asks the same xenstored,
+//! and when that is dead, a watch requested through the device waits in the kernel for ever.
+//! Neither the end of `main` nor SIGKILL ends a process with a thread in such a wait. So a socket
+//! that is there, or was there earlier in this process, is the only way, and an error on it is an
+//! error. Without a socket (a guest; a xenstored in a domain of its own) the device is the only
+//! way.
 
 use std::env;
 use std::io;
@@ -12,7 +13,7 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-/// Where xenstored's socket is, unless `XENSTORED_PATH` says otherwise, as for Xen's own tools.
+/// Default path of xenstored's socket; `XENSTORED_PATH` overrides it, as for Xen's own tools.
 const SOCKET: &str = "/run/xenstored/socket";
 
 /// The kernel's way to xenstored.
@@ -21,7 +22,7 @@ pub(super) const DEVICE: &str = "/dev/xen/xenbus";
 /// Pause between two tries to connect while xenstored has no room for one more.
 pub(super) const RETRY_PAUSE: Duration = Duration::from_millis(20);
 
-/// How long xenstored may take to answer through the device before a watch is asked for there.
+/// Time for xenstored to answer through the device before a watch is requested there.
 pub(super) const DEVICE_ANSWER: Duration = Duration::from_secs(5);
 
 /// Whether this process was ever connected to the socket.
@@ -34,7 +35,7 @@ pub(super) fn socket_path() -> PathBuf {
 /// Takes the outcome of a connect to the socket: the connection, or `None` for the device.
 ///
 /// # Errors
-/// There is a socket, or was one, and nobody answers.
+/// There is a socket, or was one, and it does not answer.
 pub(super) fn decide<S>(socket: io::Result<S>) -> io::Result<Option<S>> {
     // Relaxed: it only ever becomes true, and a thread knows of its own connections.
     let way = choose(socket, SOCKET_SEEN.load(Ordering::Relaxed), &socket_path())?;
@@ -44,7 +45,7 @@ pub(super) fn decide<S>(socket: io::Result<S>) -> io::Result<Option<S>> {
     Ok(way)
 }
 
-/// The rule. `seen` is whether there was a socket before.
+/// The rule for the route. `seen`: there was a socket before.
 fn choose<S>(socket: io::Result<S>, seen: bool, path: &Path) -> io::Result<Option<S>> {
     use io::ErrorKind::{NotADirectory, NotFound};
     match socket {
@@ -56,7 +57,7 @@ fn choose<S>(socket: io::Result<S>, seen: bool, path: &Path) -> io::Result<Optio
                 _ => "nobody answers at",
             };
             let text = format!("{why} xenstored's socket {}: {error}", path.display());
-            // Not "not found" when it was there before: something has ended, nothing is missing.
+            // Not "not found" if it was there before: something has ended, nothing is missing.
             let kind = match error.kind() {
                 NotFound | NotADirectory => io::ErrorKind::ConnectionRefused,
                 kind => kind,
@@ -66,7 +67,7 @@ fn choose<S>(socket: io::Result<S>, seen: bool, path: &Path) -> io::Result<Optio
     }
 }
 
-/// xenstored is there and takes no further connection.
+/// The error for a xenstored that accepts no further connection.
 pub(super) fn no_room() -> io::Error {
     io::Error::new(
         io::ErrorKind::ConnectionRefused,
@@ -74,7 +75,7 @@ pub(super) fn no_room() -> io::Error {
     )
 }
 
-/// Nobody has answered through the device.
+/// The error for a device through which nothing has answered.
 pub(super) fn no_answer() -> io::Error {
     io::Error::new(
         io::ErrorKind::TimedOut,
@@ -108,7 +109,7 @@ mod tests {
                 "{error}"
             );
         }
-        // Taken away by whoever ended xenstored.
+        // Removed by whoever ended xenstored.
         fs::remove_file(&path).unwrap();
         let error = choose(connect(), true, &path).unwrap_err();
         assert_eq!(error.kind(), io::ErrorKind::ConnectionRefused);

@@ -1,5 +1,5 @@
-//! Messages of xenstore's protocol, without I/O: a header of 16 bytes and at most 4,096 of payload, but
-//! for oxenstored's answers over its socket, which are as long as the list that was asked for.
+//! Messages of xenstore's protocol, without I/O: a header of 16 bytes and at most 4,096 of payload.
+//! Only oxenstored's answers over its socket are longer: as long as the list that was requested.
 //!
 //! Follows Xen's `public/io/xs_wire.h` and `docs/misc/xenstore.txt`. Numbers are in the machine's
 //! own byte order: both ends run on it.
@@ -10,8 +10,9 @@ pub const HEADER_LEN: usize = 16;
 /// Longest payload of a request, in bytes (`XENSTORE_PAYLOAD_MAX`).
 pub const PAYLOAD_MAX: usize = 4096;
 
-/// Longest payload that is taken, in bytes, so that a guest cannot fill dom0 with the names of its nodes.
-/// The default quota of 1,000 nodes, each with the longest name there is (1,024 bytes), stays below it.
+/// Longest payload accepted, in bytes, so that a guest cannot fill dom0 with the names of its
+/// nodes. The default quota of 1,000 nodes, each with the longest possible name (1,024 bytes),
+/// stays below it.
 pub const ANSWER_MAX: usize = 4 << 20;
 
 /// The message types in use (`enum xsd_sockmsg_type`).
@@ -22,13 +23,13 @@ pub enum Kind {
     Directory = 1,
     /// The value of a node.
     Read = 2,
-    /// Asks for an event at every change of a path.
+    /// Requests an event at every change of a path.
     Watch = 4,
     /// Sets the value of a node.
     Write = 11,
     /// Removes a node and everything below it.
     Remove = 13,
-    /// Something that is watched has changed; never an answer.
+    /// A watched node has changed; never an answer.
     WatchEvent = 15,
     /// The answer to a request that failed.
     Error = 16,
@@ -36,14 +37,14 @@ pub enum Kind {
     DirectoryPart = 22,
 }
 
-/// A message as it came.
+/// A message as received.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Message {
-    /// Its type, which may be one that is not in use here.
+    /// Its type, which may be one that [`Kind`] lacks.
     pub kind: u32,
     /// The id of the request it answers.
     pub request: u32,
-    /// What the type calls for.
+    /// The payload; its form depends on the type.
     pub payload: Vec<u8>,
 }
 
@@ -68,13 +69,13 @@ pub fn encode(kind: Kind, request: u32, parts: &[&[u8]]) -> Option<Vec<u8>> {
     Some(message)
 }
 
-/// Puts messages together from a stream that delivers bytes in any portions.
+/// Assembles messages from a stream that delivers bytes in any portions.
 #[derive(Debug)]
 pub struct Inbox {
     /// Room for a message of the usual length; for a longer one it grows as its bytes come.
     bytes: Vec<u8>,
     filled: usize,
-    /// Bytes of the whole message, as far as that is known.
+    /// Bytes of the whole message, as far as known.
     wanted: usize,
 }
 
@@ -89,7 +90,7 @@ impl Default for Inbox {
 }
 
 impl Inbox {
-    /// Where the next bytes of the message belong; never empty.
+    /// The buffer for the next bytes of the message; never empty.
     pub fn unfilled(&mut self) -> &mut [u8] {
         if self.filled == self.bytes.len() {
             self.bytes.resize(self.wanted.min(2 * self.filled), 0);
@@ -102,7 +103,7 @@ impl Inbox {
     /// is complete.
     ///
     /// # Errors
-    /// The length of a payload that is longer than any: the stream is unusable from here on.
+    /// The length of a payload that exceeds the limit: the stream is unusable from then on.
     pub fn advance(&mut self, n: usize) -> Result<Option<Message>, u32> {
         self.filled = self.wanted.min(self.filled.saturating_add(n));
         if self.filled == HEADER_LEN && self.wanted == HEADER_LEN {

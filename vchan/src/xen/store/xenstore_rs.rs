@@ -1,10 +1,10 @@
 //! The crate xenstore-rs as provider.
 //!
-//! xenstore-rs tries xenstored's socket and, whatever went wrong there, takes the device: it cannot
-//! be told which to take, nor says which it took. What `route` decides is therefore
-//! decided here around it: the socket is connected to first, and afterwards the kernel is asked
-//! whether xenstore-rs opened the device, which it does when xenstored dies, or has no room for one
-//! more to connect, between the two.
+//! xenstore-rs tries xenstored's socket and, whatever went wrong there, takes the device: it can
+//! neither be told which to take nor says which it took. The decision of `route` is therefore
+//! enforced around it: the socket is connected to first, and afterwards the kernel is asked whether
+//! xenstore-rs opened the device, which it does when xenstored dies, or has no room for one more
+//! connection, between the two.
 //!
 //! Its blocking client has no time limits, and its tokio client delivers events and replies through
 //! one task with short queues: each has a thread or a connection of its own.
@@ -26,13 +26,13 @@ use xenstore_rs::{AsyncWatch, AsyncXs, Xs};
 use super::interface::{Failed, Requests, Waited, Watch};
 use super::route::{self, DEVICE, DEVICE_ANSWER, RETRY_PAUSE, socket_path};
 
-/// How often a connection is tried while xenstored has no room for one more.
+/// Tries to connect while xenstored has no room for one more connection.
 const TRIES: u32 = 100;
 
 /// Connects for requests that are made one after the other.
 ///
 /// # Errors
-/// There is neither a socket nor a device, or there is a socket and nobody answers.
+/// There is neither a socket nor a device, or there is a socket and it does not answer.
 pub(super) fn for_requests() -> io::Result<XsUnix> {
     for _ in 0..TRIES {
         let socket = std::os::unix::net::UnixStream::connect(socket_path());
@@ -51,15 +51,15 @@ pub(super) fn for_requests() -> io::Result<XsUnix> {
     Err(route::no_room())
 }
 
-/// Connects for watches. The other value tells when xenstored has gone away, which xenstore-rs does
-/// not tell those who wait for events.
+/// Connects for watches. The second value reports when xenstored has gone away, which xenstore-rs
+/// does not report to those that wait for events.
 ///
 /// # Errors
-/// There is neither a socket nor a device, or there is one and nobody answers.
+/// There is neither a socket nor a device, or there is one and it does not answer.
 pub async fn for_watches() -> io::Result<(XsTokio, Presence)> {
     for _ in 0..TRIES {
         match UnixStream::connect(socket_path()).await {
-            // The queue of those who wait to be accepted is short, and a task does not wait there.
+            // The accept queue is short, and a task does not wait there.
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
             socket => {
                 let Some(held) = route::decide(socket)? else {
@@ -78,30 +78,30 @@ pub async fn for_watches() -> io::Result<(XsTokio, Presence)> {
     Err(route::no_room())
 }
 
-/// The device, once xenstored has answered a request there: one for a node can be given up, one for
-/// a watch cannot.
+/// The device, once xenstored has answered a request there: a request for a node can be given up,
+/// one for a watch cannot.
 async fn through_device() -> io::Result<XsTokio> {
     let xenstore = XsTokio::new().await?;
     match tokio::time::timeout(DEVICE_ANSWER, xenstore.read("domid")).await {
         Ok(Err(error)) if error.kind() == io::ErrorKind::BrokenPipe => Err(error),
-        // Whether there is such a node does not matter.
+        // It does not matter whether this node exists.
         Ok(_) => Ok(xenstore),
         Err(_) => Err(route::no_answer()),
     }
 }
 
-/// xenstored, as far as it can be seen to be there.
+/// xenstored's presence, as far as it can be detected.
 #[derive(Debug)]
 pub struct Presence(Option<UnixStream>);
 
 impl Presence {
-    /// Waits until xenstored hangs up. Through the device nothing of that can be seen, and this
-    /// waits for ever.
+    /// Waits until xenstored hangs up. Through the device that cannot be detected, and this waits
+    /// for ever.
     pub async fn ended(&self) {
         let Some(socket) = &self.0 else {
             return std::future::pending().await;
         };
-        // Nothing is ever asked on this connection.
+        // No request is ever sent on this connection.
         while socket.readable().await.is_ok() {
             match socket.try_read(&mut [0; 16]) {
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
@@ -112,7 +112,7 @@ impl Presence {
     }
 }
 
-/// How many descriptors of this process lead to the device; 0 where that cannot be seen.
+/// Descriptors of this process that lead to the device; 0 where that cannot be determined.
 fn devices_open() -> usize {
     let Ok(descriptors) = fs::read_dir("/proc/self/fd") else {
         return 0;
@@ -141,7 +141,7 @@ impl Requests for XsUnix {
     }
 }
 
-/// What an error means.
+/// Classifies an error.
 ///
 /// xenstore-rs folds xenstored's codes into [`io::ErrorKind`]s, several to one; its text keeps
 /// them. A value that is not UTF-8 comes as `InvalidData` and leaves the connection in order.
@@ -165,12 +165,12 @@ fn sort(error: io::Error) -> Failed {
 pub(super) struct Watching {
     events: Pin<Box<dyn Stream<Item = Box<str>>>>,
     presence: Presence,
-    /// It has not told yet that it is set. xenstored sends an event of its own for that, which
-    /// xenstore-rs loses where it comes before the watch is entered in its table.
+    /// It has not reported yet that it is set. xenstored sends an event of its own for that, which
+    /// xenstore-rs loses if it comes before the watch is entered in its table.
     fresh: bool,
     /// Ends with it: the events come out of its task.
     _connection: XsTokio,
-    /// Last: what is above lives in it.
+    /// Dropped last: the fields above live in it.
     runtime: Runtime,
 }
 

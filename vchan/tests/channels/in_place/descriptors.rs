@@ -132,8 +132,8 @@ fn a_descriptor_that_takes_nothing_holds_nobody_beyond_the_deadline() {
         full(&write_end);
         let error = bytes.write_to(&write_end, short()).unwrap_err();
         assert_eq!(error.kind(), io::ErrorKind::TimedOut);
-        // Room for one page: that much goes, and a blocking pipe does not hold the rest of the
-        // write, which nobody would ever read.
+        // Room for one page: that much is written, and a blocking pipe does not hold on to the rest
+        // of the write, which nobody would ever read.
         let mut buf = [0; 4096];
         assert_eq!(nix::unistd::read(&read_end, &mut buf).unwrap(), 4096);
         assert_eq!(bytes.write_to(&write_end, soon()).unwrap(), 4096);

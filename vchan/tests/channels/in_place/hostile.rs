@@ -1,4 +1,4 @@
-//! A peer that changes the bytes, or its indexes, while this side uses them where they lie.
+//! A peer that changes the bytes, or its indexes, while this side uses them in place.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -33,7 +33,7 @@ fn c16_a_peer_that_rewrites_bytes_meanwhile_changes_nothing_but_the_bytes() {
             liar.page.set_u32(prod, read);
             let bytes = victim.peek(1, soon()).unwrap();
             assert_eq!(bytes.len(), (1 + round % RING) as usize);
-            // A copy holds still.
+            // A copy does not change.
             if let Some(header) = bytes.array::<16>(0) {
                 let first = header;
                 std::hint::black_box(&victim);
@@ -71,7 +71,7 @@ fn an_index_that_turns_hostile_after_a_peek_is_named_and_sticks() {
         liar.page.set_u32(prod, 10);
         assert_eq!(victim.peek(1, soon()).unwrap().len(), 10);
         liar.page.set_u32(prod, RING + 5);
-        // What was lent was checked; the lie has no part in giving it back.
+        // The lent bytes were checked; the lie has no influence on giving them back.
         victim.consume(4).unwrap();
         for _ in 0..2 {
             let found = victim.peek(1, soon()).map(|bytes| bytes.len());

@@ -1,4 +1,4 @@
-//! Reaching the agent of a guest over its console.
+//! Access to the agent of a guest over its console.
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read, Write};
@@ -13,13 +13,13 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
 use crate::wire::{self, Lines, NoAnswer, Reply, Request};
 
-/// Where `guest_create` of functions.sh says which terminal and domain a guest has.
+/// The folder in which `guest_create` of functions.sh notes a guest's terminal and domain.
 const FOLDER: &str = "/run/lab";
 
 /// On top of the script's own limit: starting processes is slow in an emulated machine.
 const GRACE: Duration = Duration::from_secs(30);
 
-/// How often a silent guest's life is checked.
+/// Interval at which a silent guest is checked for life.
 const CHECK: Duration = Duration::from_secs(3);
 
 /// Runs a script in the guest `name`. `id` must never have been used with it.
@@ -48,7 +48,7 @@ pub(crate) fn run(name: &str, id: &str, request: &Request) -> Reply {
     }
 }
 
-/// Tells one process of this boot from a later one with the same number.
+/// Identifies this boot, to tell a process of it from a later one with the same number.
 pub(crate) fn boot_clock() -> String {
     let uptime = fs::read_to_string("/proc/uptime").unwrap_or_default();
     let seconds = uptime.split(' ').next().unwrap_or_default();

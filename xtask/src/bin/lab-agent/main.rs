@@ -1,5 +1,5 @@
-//! The lab's agent: runs scripts that arrive as lines (`lab/wire.rs`), in dom0 on the second
-//! serial port, in a guest on its Xen console. dom0's passes on what is for a guest.
+//! The lab's agent: runs scripts that arrive as lines (`lab/wire.rs`), in dom0 on the second serial
+//! port, in a guest on its Xen console. dom0's agent passes requests on to guests.
 //!
 //! A program rather than a shell script because each process costs some 30 ms in the emulated
 //! machine, and every step of the suite comes through here.
@@ -25,7 +25,7 @@ const USAGE: &str = "usage: lab-agent serve FOLDER           run scripts that co
                      \x20      lab-agent await FOLDER SECONDS TEXT\n\
                      \x20          until there is FOLDER/status, or TEXT (unless empty) in FOLDER/out or err";
 
-/// How often `await` looks.
+/// Interval at which `await` checks.
 const LOOK_INTERVAL: Duration = Duration::from_millis(40);
 
 fn main() -> ExitCode {
@@ -63,7 +63,7 @@ fn usage() -> ExitCode {
     ExitCode::from(2)
 }
 
-/// Waits until a background job (`lab/job.rs`) has ended or printed `text`; gives whether it has.
+/// Waits until a background job (`lab/job.rs`) has ended or printed `text`; returns whether it has.
 fn await_job(folder: &Path, patience: Duration, text: &str) -> bool {
     let deadline = Instant::now() + patience;
     let says = |name: &str| {
@@ -71,7 +71,7 @@ fn await_job(folder: &Path, patience: Duration, text: &str) -> bool {
         !text.is_empty() && String::from_utf8_lossy(&said).contains(text)
     };
     loop {
-        // Looked at before the job, so that the last look comes after the deadline.
+        // Read before the job is checked, so that the last check follows the deadline.
         let last_look = Instant::now() > deadline;
         if folder.join("status").exists() || says("out") || says("err") {
             return true;
@@ -83,7 +83,7 @@ fn await_job(folder: &Path, patience: Duration, text: &str) -> bool {
     }
 }
 
-/// One script in a guest, whose streams and status become this process's.
+/// Runs one script in a guest; its streams and status become this process's.
 fn guest(name: &str, seconds: u64) -> ExitCode {
     let mut script = Vec::new();
     if let Err(error) = std::io::stdin().read_to_end(&mut script) {
@@ -105,7 +105,7 @@ fn guest(name: &str, seconds: u64) -> ExitCode {
     ExitCode::from(u8::try_from(reply.status).unwrap_or(1))
 }
 
-/// Answers requests until the end of `from`. `folder` is for the running script's files.
+/// Answers requests until the end of `from`. `folder` holds the running script's files.
 fn serve(from: impl BufRead, mut to: impl Write, folder: &Path) -> std::io::Result<()> {
     std::fs::create_dir_all(folder)?;
     let mut last: Option<(String, Reply)> = None;
@@ -141,7 +141,7 @@ fn send(to: &mut impl Write, text: &str) -> std::io::Result<()> {
     to.flush()
 }
 
-/// An answer that says why there is none of the script's own.
+/// A reply with the reason why there is none from the script itself.
 fn refusal(status: i32, why: &str) -> Reply {
     Reply {
         status,

@@ -17,8 +17,8 @@ const FUNCTIONS: &str = "/lab/functions.sh";
 /// Status of a script that was killed at its limit.
 const KILLED: i32 = 137;
 
-/// Runs the script with its output in files of `folder`: what it leaves in the background may keep
-/// them open without keeping us.
+/// Runs the script with its output in files of `folder`, so that background processes that keep
+/// them open do not block this process.
 pub(crate) fn run(request: &Request, folder: &Path) -> Reply {
     try_run(request, folder)
         .unwrap_or_else(|error| crate::refusal(126, &format!("lab: cannot run a script: {error}")))
@@ -29,8 +29,8 @@ fn try_run(request: &Request, folder: &Path) -> io::Result<Reply> {
     let mut script = format!("[ ! -e {FUNCTIONS} ] || . {FUNCTIONS}\n").into_bytes();
     script.extend_from_slice(&request.script);
     fs::write(path("script"), script)?;
-    // A group of its own, so that a script that runs too long ends with its children; what must
-    // outlive the script starts with setsid.
+    // In a group of its own, so that a script that runs too long ends with its children; a process
+    // that must outlive the script starts with setsid.
     let mut child = Command::new("sh")
         .arg(path("script"))
         .stdin(Stdio::null())

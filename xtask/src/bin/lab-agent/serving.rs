@@ -1,23 +1,23 @@
-//! The agent's half of the lines: what comes in, and what an answer looks like.
+//! The agent's half of the line protocol: parsing requests, formatting answers.
 
 use std::fmt::Write as _;
 
 use crate::base64;
 use crate::wire::{Reply, Request};
 
-/// How many bytes of each stream are sent: the last ones.
+/// Bytes of each stream that are sent: the last ones.
 pub(crate) const MAX_OUT: usize = 256 << 10;
 pub(crate) const MAX_ERR: usize = 64 << 10;
 
 /// Bytes in one line of output.
 const LINE_BYTES: usize = 2250;
 
-/// What an agent reads.
+/// A line that an agent reads.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum Incoming {
     Run(String, Request),
     Again(String),
-    /// A request of this id that came damaged.
+    /// A request with this id arrived damaged.
     Damaged(String),
     Noise,
 }

@@ -1,5 +1,5 @@
-//! What a kernel says about one program: how often its channel's event channel interrupted, how
-//! often it was switched, how much processor time it had.
+//! A kernel's counters for one program: interrupts of its channel's event channel, context
+//! switches, processor time.
 
 use std::time::Duration;
 
@@ -7,10 +7,10 @@ use anyhow::{Context as _, Result, ensure};
 
 use super::super::host::{Host, LIMIT, Place};
 
-/// What `/proc` counts processor time in (`USER_HZ`).
+/// Unit of processor time in `/proc` (`USER_HZ`).
 const TICKS_PER_SECOND: u64 = 100;
 
-/// Counted since the program or its event channel came to be.
+/// Counts since the program or its event channel was created.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub(super) struct Counters {
     /// Since the domain booted.
@@ -24,7 +24,7 @@ pub(super) struct Counters {
 }
 
 impl Counters {
-    /// Looks at the one process named `program`.
+    /// Reads the counters of the one process named `program`.
     ///
     /// # Errors
     /// There is no such process.
@@ -42,7 +42,7 @@ impl Counters {
         Self::parse(text, program).with_context(|| format!("the counters of {place}: {text}"))
     }
 
-    /// What happened between `before` and this.
+    /// The difference from `before` to this.
     pub(super) fn since(&self, before: &Self) -> Self {
         Counters {
             uptime: self.uptime.saturating_sub(before.uptime),
@@ -64,7 +64,8 @@ impl Counters {
                     counters.uptime = Duration::try_from_secs_f64(seconds)?;
                 }
                 Some("stat") => {
-                    // The name, in brackets, may hold blanks; utime and stime are fields 14 and 15.
+                    // The name, in brackets, may contain blanks; utime and stime are fields 14 and
+                    // 15.
                     let fields = line.rsplit(')').next().unwrap_or_default();
                     let fields: Vec<&str> = fields.split_whitespace().collect();
                     ensure!(fields.len() > 12, "a short stat line");
@@ -76,7 +77,7 @@ impl Counters {
                     counters.switches += words.next().context("no count")?.parse::<u64>()?;
                     threads += 1;
                 }
-                // `  57:  1234  0   xen-dyn    -event     evtchn:vchan`: a column a processor.
+                // `  57:  1234  0   xen-dyn    -event     evtchn:vchan`: one column per processor.
                 Some(number) if number.ends_with(':') && line.ends_with(&interrupt) => {
                     counters.interrupts += words
                         .map_while(|word| word.parse::<u64>().ok())

@@ -1,4 +1,4 @@
-//! Figures of many runs, and their middle.
+//! Figures of many runs, and their median.
 
 use std::collections::BTreeMap;
 
@@ -8,7 +8,7 @@ use super::points::Point;
 /// Figures of all rounds: MB/s, or µs for a round trip.
 pub(super) type Figures = BTreeMap<(Pair, Point), Vec<f64>>;
 
-/// The middle of `values`; NaN if there are none.
+/// The median of `values`; NaN if there are none.
 pub(super) fn median(values: &[f64]) -> f64 {
     let mut sorted = values.to_vec();
     sorted.sort_by(f64::total_cmp);

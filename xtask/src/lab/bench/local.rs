@@ -32,10 +32,10 @@ const KINDS: [&str; 10] = [
     "socket-pair-together",
 ];
 
-/// Rings in bytes, unless told otherwise: the last is the default of a channel.
+/// Default ring sizes in bytes: the last is the default of a channel.
 const RINGS: [usize; 2] = [1 << 20, 8 << 20];
 
-/// All of them, for the program.
+/// All points, as an argument for the program.
 const POINTS: &str = "sink,source,echo,produce:65536,produce-in-place:65536,consume:65536,\
                       consume-in-place:65536,memcpy,socket-pair,socket-pair-together";
 
@@ -72,7 +72,7 @@ pub(super) fn run(options: &Local) -> Result<()> {
         found.push(json!({ "ring_bytes": ring, "figures": objects(&figures) }));
     }
     drop(busy);
-    // They choose processors and load themselves; who asked for others wants only those.
+    // They choose processors and load themselves; a caller that names others wants only those.
     let situations = if options.cpus.is_none() && options.busy_host.is_none() {
         situations::run(&vchan, rounds)?
     } else {
@@ -94,9 +94,9 @@ pub(super) fn run(options: &Local) -> Result<()> {
 /// Figures of all rounds: MB/s, or µs for a round trip.
 pub(super) type Figures = BTreeMap<Point, Vec<f64>>;
 
-/// How one server and one client are started.
+/// The options with which one server and one client are started.
 pub(super) struct Sides<'a> {
-    /// Processors of client and server, as taskset takes them.
+    /// Processors of client and server, in taskset's form.
     pub(super) cpus: [&'a str; 2],
     pub(super) points: &'a str,
     /// `--spin` of both; none for the default.
@@ -107,7 +107,7 @@ pub(super) struct Sides<'a> {
 pub(super) fn once(vchan: &Path, ring: usize, time: f64, sides: &Sides<'_>) -> Result<Vec<Line>> {
     let socket = std::env::temp_dir().join(format!("vchan-bench-{}.sock", std::process::id()));
     let command = |cpu: &str, words: &[&str]| {
-        // Without taskset the kernel decides; the figures are then less steady.
+        // Without taskset the kernel chooses; the figures are then less steady.
         let mut command = match apt::which("taskset") {
             Some(taskset) => {
                 let mut command = Command::new(taskset);
@@ -147,7 +147,7 @@ pub(super) fn once(vchan: &Path, ring: usize, time: f64, sides: &Sides<'_>) -> R
     parse(&String::from_utf8_lossy(&client.stdout))
 }
 
-/// What `point` is compared with, the ratio, and what that should be.
+/// The figure with which `point` is compared, the ratio, and its target.
 fn comparison<'a>(point: &Point, figures: &Figures) -> Option<(&'a str, f64, Option<Target>)> {
     let baseline = match point.kind.as_str() {
         "sink" | "source" => memcpy(),

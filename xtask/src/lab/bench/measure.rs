@@ -11,13 +11,13 @@ use super::pairs::{GUEST, Pair};
 use super::points::Point;
 use super::results::Ring;
 
-/// A whole run, on a busy machine.
+/// Time limit for a whole run, on a busy machine.
 const RUN_LIMIT: Duration = Duration::from_secs(900);
 
-/// Measures `points` once and adds what comes out.
+/// Measures `points` once and adds the figures.
 ///
 /// # Errors
-/// One side failed, which also says that data was wrong.
+/// One side failed, which includes wrong data.
 pub(super) fn run(
     host: &mut dyn Host,
     pair: Pair,
@@ -32,7 +32,7 @@ pub(super) fn run(
         pair.bench(domid, points, &format!("--time {time}"))
     );
     let server = Job::start(host, Place::Guest(GUEST), "bench-serve", &serve)?;
-    // Waited for in dom0 itself: every look from outside costs the machine time.
+    // Awaited in dom0 itself: every check from outside costs the machine time.
     let client = host.exec(Place::Dom0, &bench, RUN_LIMIT)?;
     if !client.success() {
         let server = server.output_so_far(host)?;
@@ -54,13 +54,13 @@ pub(super) fn run(
     Ok(())
 }
 
-/// One object that a bench has printed.
+/// One object of a bench's output.
 #[derive(Debug, Clone, PartialEq)]
 pub(super) struct Line {
     pub(super) point: Point,
     /// MB/s, or µs for a round trip.
     pub(super) figure: f64,
-    /// What the two sides have agreed on; the stock library has nothing to say about that.
+    /// The format that the two sides agreed on; the stock library does not report one.
     pub(super) format: Option<String>,
 }
 

@@ -1,6 +1,6 @@
-//! `cargo xtask bench`: our channel beside the stock libxenvchan in one boot of the lab, or
-//! beside memcpy and a Unix socket pair on this machine. `docs/benchmarks.md` tells what is
-//! measured, and how. Speed never fails a bench; wrong data does.
+//! `cargo xtask bench`: our channel beside the stock libxenvchan in one boot of the lab, or beside
+//! memcpy and a Unix socket pair on this machine. `docs/benchmarks.md` describes the measurements.
+//! Speed never fails a bench; wrong data does.
 
 use std::ffi::OsString;
 use std::path::Path;
@@ -234,7 +234,7 @@ fn vchan(options: &flags::Vchan) -> Result<()> {
         dom0: options.busy_dom0.unwrap_or(0),
         host: options.busy_host.unwrap_or(0),
     };
-    // After the boot, which they would only make longer; those in dom0 end with its machine.
+    // After the boot, which they would only delay; those in dom0 end with its machine.
     busy_dom0(&mut host, busy.dom0)?;
     let _busy = Busy::start(busy.host);
     let plan = Plan {
@@ -260,7 +260,7 @@ fn vchan(options: &flags::Vchan) -> Result<()> {
             ..Ring::default()
         };
         let outcome = plan.run(&mut host, &mut ring);
-        // Also when it failed: what was measured until then is as good as before.
+        // Also after a failure: figures measured until then are valid.
         println!("{}", table::text(&ring));
         found.push(ring.object());
         all["rings"] = found.clone().into();
@@ -282,7 +282,7 @@ fn busy_dom0(host: &mut dyn Host, loops: usize) -> Result<()> {
     Ok(())
 }
 
-/// What is done at each ring size.
+/// The measurements at each ring size.
 struct Plan {
     rounds: usize,
     /// Seconds for a point.
@@ -315,7 +315,7 @@ impl Plan {
         if wake_ups.is_empty() && !idle {
             return Ok(());
         }
-        // The mixed pairs have the page layout, and so the wake-ups, of stock.
+        // The mixed pairs use stock's page layout, and so have its wake-ups.
         for pair in [Pair::Stock, Pair::Ours, Pair::Classic] {
             if fitting.contains(&pair) {
                 self.say(ring, &format!("wake-ups and idling, {pair}"));

@@ -19,16 +19,16 @@ use super::{boot_with, prebuilt, write_json};
 
 const ADDRESS: Ipv4Addr = Ipv4Addr::new(10, 77, 0, 11);
 
-/// One mediator for both ways, patient as in the suite.
+/// One mediator for both ways, with the suite's long time limits.
 const MEDIATOR: &str = "exec vgpu-mediatord --listen xen:,file:/dev/shm/vgpu --executor cpu \
      --allow-all --control /run/vgpu/mediatord.sock";
 
 const SIZES: [u64; 2] = [1_024, 1_048_576];
 
-/// A whole run, on a busy machine.
+/// Time limit for a whole run, on a busy machine.
 const RUN_LIMIT: Duration = Duration::from_secs(900);
 
-/// What is compared.
+/// The ways that are compared.
 const WAYS: [Way; 3] = [
     Way {
         name: "ring (`xen:`)",

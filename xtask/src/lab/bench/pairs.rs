@@ -1,4 +1,4 @@
-//! Who is measured: a client in dom0 and a server in the guest.
+//! The pairs that are measured: a client in dom0 and a server in the guest.
 
 use std::fmt;
 use std::str::FromStr;
@@ -13,7 +13,7 @@ pub(super) const GUEST: &str = "bench";
 /// A client and a server.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum Pair {
-    /// The stock libxenvchan on both sides: what the rest is compared with.
+    /// The stock libxenvchan on both sides: the baseline.
     Stock,
     /// Ours on both sides.
     Ours,
@@ -25,11 +25,11 @@ pub(super) enum Pair {
     Classic,
 }
 
-/// How long the two sides wait for each other: on a busy machine a guest may take a minute to start
+/// Time for the two sides to find each other: on a busy machine a guest may take a minute to start
 /// a program.
 const MEETING_SECONDS: u32 = 300;
 
-/// What the ordinary run compares.
+/// The pairs of an ordinary run.
 pub(super) const USUAL: [Pair; 4] = [Pair::Stock, Pair::Ours, Pair::OursStock, Pair::StockOurs];
 
 const NAMES: [(Pair, &str); 5] = [
@@ -41,10 +41,10 @@ const NAMES: [(Pair, &str); 5] = [
 ];
 
 impl Pair {
-    /// Reads a list separated by commas.
+    /// Parses a list separated by commas.
     ///
     /// # Errors
-    /// A word is no pair.
+    /// A word is not a pair.
     pub(super) fn list(text: &str) -> Result<Vec<Self>> {
         text.split(',').map(str::parse).collect()
     }
@@ -65,7 +65,7 @@ impl Pair {
         }
     }
 
-    /// The largest ring that both sides can have.
+    /// The largest ring that both sides support.
     pub(super) fn largest_ring(self) -> usize {
         match self {
             Pair::Ours => 2 << 20,

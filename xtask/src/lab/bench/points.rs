@@ -1,4 +1,4 @@
-//! Which points are measured.
+//! The points that are measured.
 
 use anyhow::{Result, bail};
 
@@ -19,7 +19,7 @@ impl Point {
         }
     }
 
-    /// Whether its figure is a time: less is better.
+    /// Whether its figure is a time, where less is better.
     pub(super) fn is_round_trip(&self) -> bool {
         matches!(
             self.kind.as_str(),
@@ -27,13 +27,13 @@ impl Point {
         )
     }
 
-    /// `KIND:BYTES`, as the programs take it.
+    /// `KIND:BYTES`, the form that the programs accept.
     pub(super) fn argument(&self) -> String {
         format!("{}:{}", self.kind, self.bytes)
     }
 }
 
-/// What throughput is compared with.
+/// The baseline of throughput.
 pub(super) fn memcpy() -> Point {
     Point::new("memcpy", 65536)
 }
@@ -41,7 +41,7 @@ pub(super) fn memcpy() -> Point {
 /// Kinds of points and their usual message sizes.
 type Kinds = [(&'static str, &'static [u64])];
 
-/// What both libraries do, in the order of the tables.
+/// The points of both libraries, in the order of the tables.
 const CHANNEL: &Kinds = &[
     ("sink", &[64, 1024, 4096, 16384, 65536]),
     ("source", &[64, 1024, 4096, 16384, 65536]),
@@ -51,7 +51,8 @@ const CHANNEL: &Kinds = &[
 /// Transfers whose wake-ups are counted.
 const WAKE_UPS: &Kinds = &[("sink", &[4096, 65536]), ("source", &[4096, 65536])];
 
-/// The same work done with a buffer; [`in_place`] names its like without one. Only ours has both.
+/// The same work done through a buffer; [`in_place`] names its counterpart without one. Only ours
+/// has both.
 const WORDS: &Kinds = &[("produce", &[65536]), ("consume", &[65536])];
 
 /// The point that does the work of `copying` in the ring itself.
@@ -59,16 +60,16 @@ pub(super) fn in_place(copying: &Point) -> Point {
     Point::new(&format!("{}-in-place", copying.kind), copying.bytes)
 }
 
-/// What a run measures.
+/// The selection of points for a run.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(super) struct Selection {
     /// Rates and round trips.
     pub(super) channel: Vec<Point>,
-    /// Of ours: the copying side of what is compared with its like in place.
+    /// For ours: the copying point of each pair that is compared with its in-place counterpart.
     pub(super) words: Vec<Point>,
     /// Transfers whose wake-ups are counted.
     pub(super) wake_ups: Vec<Point>,
-    /// Whether an idle channel is looked at.
+    /// Whether an idle channel is measured.
     pub(super) idle: bool,
 }
 
@@ -83,7 +84,7 @@ impl Selection {
         }
     }
 
-    /// What `list` names, separated by commas: `sink`, `sink:4096` and so on, `in-place`,
+    /// Parses the points in `list`, separated by commas: `sink`, `sink:4096` and so on, `in-place`,
     /// `wakeups`, `wakeups:sink:4096`, `idle`.
     ///
     /// # Errors
@@ -125,7 +126,7 @@ impl Selection {
         Ok(chosen)
     }
 
-    /// What is measured of `pair` in each round.
+    /// The points measured for `pair` in each round.
     pub(super) fn of(&self, pair: Pair) -> Vec<Point> {
         let mut points = self.channel.clone();
         if pair == Pair::Ours {
@@ -141,7 +142,7 @@ impl Selection {
 }
 
 /// The points of the kind and size that `wanted` names; without a size the usual ones, without a
-/// kind all. None if it names none.
+/// kind all. Empty if it names none.
 fn expand(kinds: &Kinds, wanted: &str) -> Vec<Point> {
     let (only, bytes) = match wanted.split_once(':') {
         Some((kind, bytes)) => match bytes.parse() {

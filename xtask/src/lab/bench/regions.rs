@@ -17,7 +17,7 @@ use super::{boot, prebuilt, rings, seconds, write_json};
 /// With rings of 1 MiB all of it stays below the 1,024 pages that a kernel grants.
 const REGION: usize = 1 << 20;
 
-/// A whole run, on a busy machine.
+/// Time limit for a whole run, on a busy machine.
 const RUN_LIMIT: Duration = Duration::from_secs(600);
 
 /// MB/s of all rounds.

@@ -1,4 +1,4 @@
-//! What a bench has found, and its ratios.
+//! The results of a bench, and their ratios.
 
 use std::collections::BTreeMap;
 
@@ -13,14 +13,14 @@ use super::targets::{self, BusyLoops, Target};
 /// Kinds in the order of the tables.
 const ORDER: [&str; 3] = ["sink", "source", "echo"];
 
-/// All that was found at one ring size.
+/// All results at one ring size.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub(super) struct Ring {
     /// Of each ring.
     pub(super) bytes: usize,
     pub(super) busy: BusyLoops,
     pub(super) figures: Figures,
-    /// What the sides of a pair have agreed on, as far as the client is ours and says so.
+    /// The formats that the sides of a pair agreed on, as far as the client is ours and reports it.
     pub(super) formats: BTreeMap<Pair, String>,
     pub(super) counted: Vec<(Pair, Counted)>,
 }
@@ -47,7 +47,7 @@ impl Ring {
         self.figures.keys().any(|(of, _)| *of == pair)
     }
 
-    /// The work that was measured with a buffer and in place.
+    /// The work measured both through a buffer and in place.
     pub(super) fn words(&self) -> Vec<&Point> {
         let words = self.figures.keys().filter(|(pair, point)| {
             *pair == Pair::Ours && self.figures.contains_key(&(*pair, in_place(point)))
@@ -55,7 +55,7 @@ impl Ring {
         words.map(|(_, point)| point).collect()
     }
 
-    /// The rate in place, compared with that by way of a buffer.
+    /// The rate in place, compared with that through a buffer.
     pub(super) fn in_place_ratio(&self, copying: &Point) -> Option<f64> {
         let of = |point| self.median(Pair::Ours, point);
         Some(of(&in_place(copying))? / of(copying)?)
@@ -103,7 +103,7 @@ impl Ring {
         Some(of(Pair::Ours)? / of(Pair::Stock)?)
     }
 
-    /// For `--json`.
+    /// The object for `--json`.
     pub(super) fn object(&self) -> Value {
         let figures = self.figures.iter().map(|((pair, point), values)| {
             let to_stock = self.ratio(point, *pair, Pair::Stock);
@@ -169,7 +169,7 @@ impl Ring {
     }
 }
 
-/// A ratio beside its target; null where there is none.
+/// A ratio beside its target; null if there is none.
 pub(super) fn compared(ratio: Option<f64>, target: Option<Target>) -> Value {
     let Some(ratio) = ratio else {
         return Value::Null;

@@ -1,5 +1,5 @@
-//! Looking before sleeping beside sleeping at once, where the processors differ: both sides on one,
-//! two idle ones, and two that busy loops want too.
+//! Polling before sleeping compared with sleeping at once, for different situations of the
+//! processors: both sides on one, two idle ones, and two shared with busy loops.
 
 use std::path::Path;
 
@@ -19,8 +19,8 @@ const RINGS: [usize; 2] = [64 << 10, 1 << 20];
 /// Seconds for a point: there are many, and the two ways of waiting alternate at each.
 const TIME: f64 = 0.15;
 
-/// `--spin` of both sides: the default on hardware, and none. Of one length: an argument more moves what
-/// the programs allocate, and where a message lies can halve a rate.
+/// `--spin` of both sides: the default on hardware, and none. Of equal length: a longer argument
+/// list moves the programs' allocations, and the place of a message can halve a rate.
 const LOOKING: &str = "1000";
 const ASLEEP: &str = "0000";
 
@@ -77,8 +77,8 @@ pub(super) fn run(vchan: &Path, rounds: usize) -> Result<Vec<Value>> {
                     "bench: {}, ring {ring}, round {round} of {rounds}",
                     situation.name
                 );
-                // Both ways at one point before the next, and each first in turn: other load then
-                // hits both alike.
+                // Both ways at one point before the next, each first in turn: other load then
+                // affects both alike.
                 for point in points() {
                     let mut ways = [(LOOKING, &mut usual), (ASLEEP, &mut asleep)];
                     if round % 2 == 0 {
@@ -103,7 +103,7 @@ pub(super) fn run(vchan: &Path, rounds: usize) -> Result<Vec<Value>> {
     Ok(found)
 }
 
-/// How fast the usual way is, compared with sleeping at once: more is better, for round trips too.
+/// The rate of the usual way relative to sleeping at once: more is better, for round trips too.
 fn speed(point: &Point, usual: &Figures, asleep: &Figures) -> Option<f64> {
     let ratio = median(usual.get(point)?) / median(asleep.get(point)?);
     Some(if point.is_round_trip() {

@@ -1,5 +1,5 @@
-//! What a channel costs besides time: wake-ups of a counted transfer, and what an idle channel
-//! does. Both are counted by the kernels of dom0 and the guest, in the same way for every pair,
+//! Costs of a channel besides time: wake-ups of a counted transfer, and the activity of an idle
+//! channel. Both are counted by the kernels of dom0 and the guest, in the same way for every pair,
 //! while the client waits for a word before each of its steps.
 
 use std::time::Duration;
@@ -12,23 +12,23 @@ use super::counters::Counters;
 use super::pairs::{GUEST, Pair};
 use super::points::Point;
 
-/// How often a counted transfer fills its ring.
+/// Number of times that a counted transfer fills its ring.
 const RINGS_FULL: u64 = 256;
 
-/// Between the last traffic and the first look at an idle channel.
+/// Seconds between the last traffic and the first reading of an idle channel's counters.
 const CALM_SECONDS: u64 = 2;
 
-/// How long an idle channel is looked at.
+/// Seconds for which an idle channel is observed.
 const IDLE_SECONDS: u64 = 10;
 
-/// Longer than the looks can take; the client is ended, it does not wait that long.
+/// Longer than the observation can take; the client is ended, it does not wait that long.
 const IDLE_LIMIT_SECONDS: u64 = 600;
 
-/// The pipes through which the client is led, in dom0.
+/// The pipes that control the client, in dom0.
 const GO: &str = "/tmp/bench.go";
 const SAID: &str = "/tmp/bench.said";
 
-/// What one side did.
+/// The counters of both sides.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub(super) struct Sides {
     pub(super) dom0: Counters,
@@ -50,17 +50,17 @@ impl Sides {
         }
     }
 
-    /// Of both sides.
+    /// Interrupts of both sides.
     pub(super) fn interrupts(&self) -> u64 {
         self.dom0.interrupts + self.guest.interrupts
     }
 
-    /// Of both sides.
+    /// Context switches of both sides.
     pub(super) fn switches(&self) -> u64 {
         self.dom0.switches + self.guest.switches
     }
 
-    /// Of both sides.
+    /// Processor time of both sides.
     pub(super) fn cpu(&self) -> Duration {
         self.dom0.cpu + self.guest.cpu
     }
@@ -81,15 +81,15 @@ impl Transfer {
     }
 }
 
-/// What came out for one pair at one ring size.
+/// The results for one pair at one ring size.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(super) struct Counted {
     pub(super) transfers: Vec<Transfer>,
-    /// What both sides did while the channel was idle.
+    /// Activity of both sides while the channel was idle.
     pub(super) idle: Option<Sides>,
 }
 
-/// Moves a counted number of bytes at each of `points`, then leaves the channel idle if told so.
+/// Moves a counted number of bytes at each of `points`, then leaves the channel idle if asked to.
 ///
 /// # Errors
 /// One side failed.
@@ -106,7 +106,7 @@ pub(super) fn run(
     if idle {
         options.push_str(&format!(" --idle {IDLE_LIMIT_SECONDS}"));
     }
-    // Without any point there would be no traffic to become idle after.
+    // Without any point there would be no traffic before the idle time.
     let warm_up = [Point::new("sink", 4096)];
     let points = if points.is_empty() { &warm_up } else { points };
     let bench = pair.bench(domid, points, &options);

@@ -1,4 +1,4 @@
-//! The tables of one ring size, as they stand in `docs/benchmarks.md`.
+//! The tables of one ring size, in the form of `docs/benchmarks.md`.
 
 use super::pairs::Pair;
 use super::points::{Point, in_place, memcpy};

@@ -1,4 +1,4 @@
-//! What the project wants to reach, and whether a measured ratio does.
+//! The project's targets, and whether a measured ratio meets them.
 
 use std::fmt;
 
@@ -16,7 +16,7 @@ pub(super) const LOCAL_RATE: Target = Target::AtLeast(0.8);
 /// Without Xen: round trips, compared with a Unix socket pair.
 pub(super) const LOCAL_ROUND_TRIP: Target = Target::AtMost(0.2);
 
-/// Without Xen, both sides on one processor: as fast as sleeping at once, or nearly.
+/// Without Xen, both sides on one processor: nearly as fast as sleeping at once.
 pub(super) const ONE_PROCESSOR: Target = Target::AtLeast(0.9);
 
 /// Busy loops beside a bench.
@@ -47,7 +47,7 @@ impl Target {
         }
     }
 
-    /// The bound and whether `ratio` keeps it.
+    /// The bound, and whether `ratio` meets it.
     pub(super) fn verdict(self, ratio: f64) -> String {
         let word = if self.is_met(ratio) { "met" } else { "missed" };
         format!("{self}: {word}")
@@ -63,8 +63,8 @@ impl fmt::Display for Target {
     }
 }
 
-/// Ours on both sides, compared with stock: of rates, or of times for a round trip. Where processors are
-/// short, no slower at any point.
+/// Ours on both sides, compared with stock: for rates, or for times of a round trip. If processors
+/// are short, no slower at any point.
 pub(super) fn against_stock(point: &Point, ring: usize, busy: BusyLoops) -> Option<Target> {
     if busy.any() {
         return Some(no_slower(point));

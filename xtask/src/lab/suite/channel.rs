@@ -17,7 +17,7 @@ pub(crate) const CASES: &[Case] = &[
     Case::new("channel/conformance-pvh", &[Pvh], |c| conformance(c, Pvh)),
 ];
 
-/// What a PVH guest runs of the suite: one of each kind. All of it takes longer than most such
+/// A PVH guest's part of the suite: one case of each kind. The whole takes longer than most such
 /// guests live in QEMU's emulation.
 const IN_PVH: &str = "echo_edge_sizes both_ways_unequal client_drops_with_data both_close \
      close_wakes_other_half";
@@ -35,7 +35,7 @@ fn conformance(context: &mut Context, kind: Kind) -> Result<()> {
     let connect = format!("vchan-testing conformance-connect xen:{domid}/data/conformance");
     let client = context.start(Place::Dom0, &suite(&connect))?;
     let outcome = both_succeed(context, [("dom0", client), ("the guest", server)]);
-    // Each channel removes its own node; the folder around them is this case's.
+    // Each channel removes its own node; the folder around them belongs to this case.
     context.succeed(Place::Guest(name), "xenstore-rm data/conformance")?;
     outcome
 }

@@ -1,4 +1,4 @@
-//! What a case works with: the host, guests that cases share, the mediator.
+//! The state that a case works with: the host, guests that cases share, the mediator.
 
 use std::net::Ipv4Addr;
 use std::time::Duration;
@@ -13,7 +13,7 @@ use crate::lab::job::Job;
 /// The mediator that most cases use.
 pub(crate) const MEDIATOR: &str = "exec vgpu-mediatord --listen xen: --executor cpu --allow-all --control /run/vgpu/mediatord.sock";
 
-/// What the mediator logs when it serves an endpoint.
+/// The mediator's log message when it serves an endpoint.
 const LISTENING: &str = "listening on xen:";
 
 /// Memory of shared guests: 16 million elements are three vectors of 64 MiB.
@@ -25,10 +25,10 @@ const NETWORKED: [(&str, Ipv4Addr); 2] = [
     ("vm2", Ipv4Addr::new(10, 77, 0, 12)),
 ];
 
-/// Their memory: two vectors of a million elements and what NFS keeps of them.
+/// Their memory: two vectors of a million elements and NFS's copies of them.
 const NETWORKED_MEMORY_MIB: u32 = 288;
 
-/// The world of one run of the suite.
+/// The state of one run of the suite.
 pub(crate) struct Context {
     pub(crate) host: Box<dyn Host>,
     guests: Vec<Kind>,
@@ -36,9 +36,9 @@ pub(crate) struct Context {
     networked: bool,
     mediator: Option<Job>,
     jobs_started: u32,
-    /// Those the running case started, the shared mediator aside.
+    /// The jobs of the running case, without the shared mediator.
     jobs: Vec<Job>,
-    /// Whether the last case passed, so that the shared guests need not be asked whether they live.
+    /// Whether the last case passed, so that the shared guests need not be checked for life.
     pub(crate) sound: bool,
 }
 
@@ -75,7 +75,7 @@ impl Context {
             .collect()
     }
 
-    /// Whether all that `case` wants to find is here already.
+    /// Whether everything that `case` requires is there already.
     pub(crate) fn suits(&self, case: &Case) -> bool {
         let running = match case.mediator {
             Mediator::Running => self.mediator.is_some(),
@@ -88,9 +88,9 @@ impl Context {
             && case.guests.iter().all(|kind| self.guests.contains(kind))
     }
 
-    /// Makes the shared guests of these kinds run. Others that have ended are forgotten (unless they
-    /// have just been looked at), and no PVH guest stays that is not needed: QEMU's emulation may
-    /// end it also while it idles.
+    /// Starts the shared guests of these kinds. Ended ones are forgotten (unless they have just
+    /// been checked), and an unneeded PVH guest is destroyed: QEMU's emulation may end it even
+    /// while it idles.
     pub(crate) fn ensure_guests(&mut self, kinds: &[Kind]) -> Result<()> {
         for kind in self.guests.clone() {
             if kind == Kind::Pvh && !kinds.contains(&kind) && self.host.has_spare_guests() {
@@ -114,7 +114,7 @@ impl Context {
         Ok(())
     }
 
-    /// Ends a shared guest at once, as a crash would; gives the number it had.
+    /// Ends a shared guest at once, as a crash would; returns the domid it had.
     pub(crate) fn end_guest(&mut self, kind: Kind) -> Result<u16> {
         let name = Self::shared(kind);
         let domid = self.host.guest_domid(name)?;
@@ -123,7 +123,7 @@ impl Context {
         Ok(domid)
     }
 
-    /// Makes the shared guests with a network run, or takes them away where nobody wants them.
+    /// Starts the shared guests with a network, or destroys them if they are not wanted.
     pub(crate) fn ensure_networked(&mut self, wanted: bool) -> Result<()> {
         if self.networked {
             let names = NETWORKED.map(|(name, _)| name);
@@ -163,7 +163,7 @@ impl Context {
             .is_ok_and(|output| output.success())
     }
 
-    /// Brings the mediator into the state a case wants to find.
+    /// Brings the mediator into the state that a case requires.
     pub(crate) fn ensure_mediator(&mut self, wanted: Mediator) -> Result<()> {
         let running = match &self.mediator {
             Some(job) => job.poll(self.host.as_mut())?.is_none(),
@@ -210,7 +210,7 @@ impl Context {
         self.mediator.take().context("no mediator runs")
     }
 
-    /// Runs a script that must succeed, and gives its standard output.
+    /// Runs a script that must succeed, and returns its standard output.
     pub(crate) fn succeed(&mut self, place: Place<'_>, script: &str) -> Result<String> {
         self.succeed_within(place, script, LIMIT)
     }
@@ -229,9 +229,9 @@ impl Context {
         Ok(text.to_owned())
     }
 
-    /// Runs a command that must fail by itself, in good order: a status that is
-    /// neither 0 nor that of a signal or a panic, and a line of what and a line
-    /// of what to do. Gives its standard error.
+    /// Runs a command that must fail in an orderly way: with a status that is neither 0 nor that of
+    /// a signal or a panic, one line of what and one line of what to do. Returns its standard
+    /// error.
     pub(crate) fn fail(&mut self, place: Place<'_>, script: &str) -> Result<String> {
         let output = self.host.exec(place, script, LIMIT)?;
         ensure_failed_well(script, &output)?;
@@ -259,8 +259,8 @@ impl Context {
                 let _ = job.signal(self.host.as_mut(), "KILL");
             }
         }
-        // A killed mediator leaves its control socket to the next one, which must not be counted
-        // as there before a case that starts over.
+        // A killed mediator leaves its control socket for the next one; it must not be counted
+        // before a case that starts over.
         let stale = "sleep 0.2; pidof vgpu-mediatord >/dev/null || rm -f /run/vgpu/*.sock";
         let _ = self.host.exec(Place::Dom0, stale, LIMIT);
     }
@@ -271,7 +271,7 @@ impl Context {
     }
 }
 
-/// Checks that a program failed as the project's programs shall.
+/// Checks that a program failed as the project's programs should.
 pub(crate) fn ensure_failed_well(script: &str, output: &Output) -> Result<()> {
     match output.status {
         0 => bail!("`{script}` succeeded: {}", output.last_words()),

@@ -50,6 +50,6 @@ fn guest_destroyed(context: &mut Context) -> Result<()> {
         "{}",
         output.last_words()
     );
-    // The mediator is whole, and serves the others.
+    // The mediator is unharmed, and serves the others.
     vector_add::vector_add(context, Pv, 1_000)
 }

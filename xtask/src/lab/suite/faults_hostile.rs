@@ -23,7 +23,7 @@ pub(crate) const CASES: &[Case] = &[
     }),
 ];
 
-/// One side lies, the other has every answer checked.
+/// One side lies; every answer of the other is checked.
 fn hostile(context: &mut Context, guest: &str, dom0: &str, states: u64) -> Result<()> {
     let domid = context.host.guest_domid("pv")?;
     let lies = |side: &str| match side {
@@ -47,13 +47,13 @@ fn hostile(context: &mut Context, guest: &str, dom0: &str, states: u64) -> Resul
         "" => (&theirs, &ours),
         _ => (&ours, &theirs),
     };
-    // The victim first: the liar only sees that it is gone.
+    // The victim first: the liar only sees it gone.
     for output in [victim, liar] {
         output
             .text()
             .with_context(|| format!("{} | {}", ours.stdout, theirs.stdout))?;
     }
-    // The seed, and the counts: for whoever reads the log.
+    // The seed and the counts, for the log.
     eprintln!("{}", victim.stdout.trim());
     let reached = victim
         .stdout

@@ -1,5 +1,5 @@
-//! Cases 41, 43 and 48 of `docs/threat-model.md` with a real xenstored: a quota used up, floods, and
-//! keys that do not stand still.
+//! Cases 41, 43 and 48 of `docs/threat-model.md` with a real xenstored: a used-up quota, floods,
+//! and keys that keep changing.
 
 use anyhow::{Result, ensure};
 
@@ -13,7 +13,7 @@ pub(crate) const CASES: &[Case] = &[
     Case::new("faults/case-48-keys-never-the-same", &[Pv], swap),
 ];
 
-/// A guest has as many nodes as xenstored lets it have.
+/// A guest has as many nodes as xenstored permits.
 fn quota(context: &mut Context) -> Result<()> {
     let text = context.succeed(Place::Guest("pv"), "vchan-testing fault quota xen:0/data/q")?;
     ensure!(text.contains("quota: refused, then served"), "{text}");
@@ -44,7 +44,7 @@ fn flood(context: &mut Context) -> Result<()> {
     Ok(())
 }
 
-/// Keys that are others at every look lead nowhere, and not beyond the deadline.
+/// Keys that change at every look lead nowhere, and not beyond the deadline.
 fn swap(context: &mut Context) -> Result<()> {
     let domid = context.host.guest_domid("pv")?;
     let swapping = context.start(

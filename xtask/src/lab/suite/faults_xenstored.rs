@@ -1,8 +1,8 @@
 //! Case 42 of `docs/threat-model.md` with a real xenstored that is killed. Its socket stays and
 //! refuses; dom0's kernel, asked through `/dev/xen/xenbus`, lets a watch wait for ever.
 //!
-//! What one xenstored knew of the domains the next one does not, so this ends its machine. A guest's
-//! console ends with it: what the guest finds it tells over the channel that was open.
+//! The next xenstored does not know the domains of the last, so this ends its machine. A guest's
+//! console ends with it: the guest reports its results over the channel that was open.
 
 use anyhow::{Result, ensure};
 
@@ -16,9 +16,9 @@ pub(crate) const CASES: &[Case] = &[Case::ends_machine(
     killed,
 )];
 
-/// In the guest: answers over the channel `data/t`, first when all is well, then when xenstored is
-/// dead. One program asks xenstored and gives up at its deadline, one is killed while it waits. When
-/// that channel is closed the guest crashes, and another channel of its with it.
+/// Script in the guest: answers over the channel `data/t`, first when all is well, then when
+/// xenstored is dead. One program asks xenstored and gives up at its deadline, one is killed while
+/// it waits. When that channel is closed the guest crashes, and another of its channels with it.
 const GUEST: &str = r#"cat >/tmp/killed.sh <<'END'
 vchan serve --peer 0 --path data/t --pipe </tmp/answer 2>/tmp/killed.log | {
     echo ready
@@ -37,7 +37,7 @@ mkfifo /tmp/answer
 vchan serve --peer 0 --path data/v --echo >/dev/null 2>&1 &
 (setsid sh /tmp/killed.sh; echo c >/proc/sysrq-trigger) </dev/null >/dev/null 2>&1 &"#;
 
-/// In dom0; `DOMID` is the guest.
+/// Script in dom0; `DOMID` is the guest.
 const DOM0: &str = r#"cd /tmp && rm -f word idle said && mkfifo word idle || exit 1
 has() { # has TEXT FILE: waits until it is there
     n=0
@@ -74,7 +74,7 @@ cat said
 wait $lost; echo "the one that lost its guest: status $?"; grep -v '^\[' lost.log
 echo "left: $(pidof vchan)""#;
 
-/// Whoever needs xenstored is told so, and ends; whoever has what it needs goes on.
+/// Programs that need xenstored get an error, and end; those that have what they need go on.
 fn killed(context: &mut Context) -> Result<()> {
     let ours = context
         .host
@@ -94,12 +94,13 @@ fn killed(context: &mut Context) -> Result<()> {
         "without a socket: status 1",
         "error: xenstore did not answer in time (node /local/domain/",
         "guest has read killed",
-        // The guest's way is its kernel, which tells nothing: there a deadline ends the wait.
+        // The guest reaches xenstored through its kernel, which reports nothing: there a deadline
+        // ends the wait.
         "error: xenstore did not answer in time (node data/",
         "guest: status 1",
         "guest: killed, status 137",
         "the one that was open: status 0",
-        // Nobody announces it: the domain was looked at.
+        // Nothing announces it: the domain was checked.
         "the one that lost its guest: status 1",
         "error: the other side's domain was destroyed",
     ] {
@@ -117,7 +118,7 @@ fn killed(context: &mut Context) -> Result<()> {
         "setsid $(cat /tmp/xenstored.command) </dev/null >/dev/null 2>&1 &",
     )?;
     mediator.wait_for(context.host.as_mut(), "xenstored is back", LIMIT)?;
-    // It answers, and ends as it should, without one.
+    // It answers, and ends properly, without xenstored.
     let script = "kill -KILL $(pidof xenstored oxenstored) && vgpuctl status";
     let status = context.succeed(Place::Dom0, script)?;
     ensure!(status.contains("xen:"), "{status}");

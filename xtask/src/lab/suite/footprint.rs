@@ -1,5 +1,5 @@
-//! What a case must leave as it found it, as Xen, xenstore and the kernels see
-//! it: grants, event channels, nodes, processes, sockets.
+//! The resources that a case must leave unchanged, as Xen, xenstore and the kernels count them:
+//! grants, event channels, nodes, processes, sockets.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -8,7 +8,7 @@ use anyhow::Result;
 
 use crate::lab::host::{Host, LIMIT, Place};
 
-/// A count of everything that could leak, by name.
+/// Counts of everything that could leak, by name.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub(crate) struct Footprint(BTreeMap<String, u64>);
 
@@ -89,12 +89,12 @@ impl Footprint {
             .sum()
     }
 
-    /// A count by name; `None` if nothing of that name was counted.
+    /// A count by name; `None` if there is none of that name.
     pub(crate) fn get(&self, name: &str) -> Option<u64> {
         self.0.get(name).copied()
     }
 
-    /// What `later` has that this has not, or less of: in words, for people.
+    /// The differences of `later` from this, more or less, as texts.
     pub(crate) fn differences(&self, later: &Footprint) -> Vec<String> {
         let mut names: Vec<&String> = self.0.keys().chain(later.0.keys()).collect();
         names.sort();

@@ -1,4 +1,4 @@
-//! Runs cases and checks what they leave behind, several with one look.
+//! Runs cases and checks for leftovers, several cases with one footprint.
 
 use std::time::{Duration, Instant};
 
@@ -8,11 +8,11 @@ use super::footprint::Footprint;
 use super::{Case, Context, Mediator};
 use crate::lab::host::{LIMIT, Lacking, Place};
 
-/// How long Xen and the kernels may take to take back what a case had: a grant
-/// is free only when its last mapping and file are gone.
+/// Time for Xen and the kernels to free a case's resources: a grant is free only when its last
+/// mapping and file are gone.
 const SETTLE_LIMIT: Duration = Duration::from_secs(120);
 
-/// How a case ended.
+/// The result of a case.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Verdict {
     Pass,
@@ -28,35 +28,35 @@ pub(super) struct Line {
     pub(super) seconds: f32,
 }
 
-/// How many cases at most share a footprint: so many run once more where something was left behind.
+/// Most cases that share a footprint: that many run once more if something was left behind.
 const GROUP: usize = 10;
 
-/// How often a case starts over because the host lost its guest.
+/// Most restarts of a case because the host lost its guest.
 const LOST_GUESTS: u32 = 5;
 
-/// Cases that have passed, but for a look at what they have left behind.
+/// Cases that have passed, except that their leftovers have not been checked.
 struct Group {
-    /// What there was before the first, with the guests and the mediator it was taken with.
+    /// The footprint before the first case, with the guests and the mediator of that time.
     before: Footprint,
     state: State,
-    /// How many guests the host had lost by then.
+    /// Number of guests lost by the host until then.
     lost: usize,
     passed: Vec<(&'static Case, f32)>,
 }
 
-/// The shared guests that run, and the mediator that the cases want to find.
+/// The running shared guests, and the mediator that the cases require.
 type State = (Vec<String>, Mediator);
 
-/// Runs cases and says how each has ended.
+/// Runs cases and reports their results.
 ///
-/// A footprint takes longer than many a case. So cases that find the same share one, before the first
-/// and after the last. Where it has changed, each of them runs once more with one of its own.
+/// A footprint takes longer than many a case. So cases with the same requirements share one, before
+/// the first and after the last. If it has changed, each of them runs once more with its own.
 pub(super) struct Runner<'a> {
     context: &'a mut Context,
     say: &'a mut dyn FnMut(Line),
-    /// How long Xen and the kernels may take to take back what a case had.
+    /// Time for Xen and the kernels to free a case's resources.
     settle: Duration,
-    /// Why nothing can run any more.
+    /// The reason why nothing can run any more.
     unfit: Option<String>,
     group: Option<Group>,
     /// The last footprint, if nothing has run since.
@@ -100,7 +100,7 @@ impl<'a> Runner<'a> {
             let used = (self.context.host.processor_time() - used).as_secs_f32();
             match (verdict, &mut self.group) {
                 (Verdict::Pass, Some(group)) => {
-                    // The line about it comes when nothing was left behind.
+                    // Its result is printed once its leftovers have been checked.
                     eprintln!(
                         "lab: {} has passed in {seconds:.1} s ({used:.1} s of processor time)",
                         case.name
@@ -113,7 +113,7 @@ impl<'a> Runner<'a> {
                     if case.ends_machine && !skipped {
                         self.unfit = Some(format!("the machine has ended with {}", case.name));
                     }
-                    // What this one has left must not be taken for that of those before it.
+                    // The leftovers of this one must not be attributed to those before it.
                     self.one_by_one();
                 }
             }
@@ -121,10 +121,10 @@ impl<'a> Runner<'a> {
         self.close();
     }
 
-    /// Says how a case has ended.
+    /// Reports the result of a case.
     fn conclude(&mut self, name: &str, verdict: Verdict, seconds: f32) {
         let verdict = match verdict {
-            // Our own lab has what every case needs: one that does not run has shown nothing.
+            // Our own lab has everything that cases need: one that does not run has shown nothing.
             Verdict::Skip(reason) if self.context.host.lacks_nothing() => {
                 Verdict::Fail(format!("not run: {reason}"))
             }
@@ -147,7 +147,7 @@ impl<'a> Runner<'a> {
         });
     }
 
-    /// Looks at what the cases of the group have left behind.
+    /// Checks the leftovers of the group's cases.
     fn close(&mut self) {
         let Some(group) = self.group.take_if(|group| !group.passed.is_empty()) else {
             self.group = None;
@@ -155,7 +155,7 @@ impl<'a> Runner<'a> {
         };
         let lost = self.context.host.guests_lost() != group.lost;
         let left = match lost {
-            // The footprint of a guest that was lost says nothing.
+            // The footprint of a lost guest proves nothing.
             true => Ok(Vec::new()),
             false => self.left_behind(&group.before, &group.state),
         };
@@ -180,8 +180,8 @@ impl<'a> Runner<'a> {
         }
     }
 
-    /// Runs the cases of the group once more, each with a footprint of its own, and says how they have
-    /// ended. Gives whether all have passed.
+    /// Runs the cases of the group once more, each with its own footprint, and reports their
+    /// results. Returns whether all have passed.
     fn one_by_one(&mut self) -> bool {
         let mut all_passed = true;
         for (case, seconds) in self
@@ -190,7 +190,7 @@ impl<'a> Runner<'a> {
             .map_or_else(Vec::new, |group| group.passed)
         {
             let verdict = match self.unfit.clone() {
-                // It had passed, and what it has left nobody can know any more.
+                // It had passed, and its leftovers can no longer be determined.
                 Some(reason) => Verdict::Fail(format!("left behind: unknown, {reason}")),
                 None => self.unless_lost(case, Self::alone),
             };
@@ -200,7 +200,7 @@ impl<'a> Runner<'a> {
         all_passed
     }
 
-    /// Runs a case; again, and loudly, where the emulator ended a guest under it: that shows nothing
+    /// Runs a case; again, and loudly, if the emulator ended a guest under it: that proves nothing
     /// about the project.
     fn unless_lost(
         &mut self,
@@ -216,7 +216,7 @@ impl<'a> Runner<'a> {
                          it runs once more; it had failed with: {reason}",
                         case.name
                     );
-                    // The footprint of before counts a guest that is no more. With one of a group that
+                    // The old footprint counts a guest that is gone. With one of a group that
                     // begins here the case need not run a third time.
                     self.close();
                 }
@@ -241,7 +241,7 @@ impl<'a> Runner<'a> {
         self.once(case)
     }
 
-    /// Runs a case and looks at what it has left behind.
+    /// Runs a case and checks its leftovers.
     fn alone(&mut self, case: &'static Case) -> Result<()> {
         self.prepare(case)?;
         let state = (self.context.running_guests(), case.mediator);
@@ -254,7 +254,7 @@ impl<'a> Runner<'a> {
         Ok(())
     }
 
-    /// Brings about what a case wants to find.
+    /// Sets up the requirements of a case.
     fn prepare(&mut self, case: &Case) -> Result<()> {
         let sound = self.context.suits(case) && self.context.sound;
         if !sound {
@@ -274,13 +274,13 @@ impl<'a> Runner<'a> {
             return outcome;
         }
         self.context.end_jobs(outcome.is_err());
-        // Also after a failure: the next case shall find what this one promised.
+        // Also after a failure: the next case relies on the state that this one promised.
         self.context.ensure_mediator(case.mediator)?;
         self.context.sound = outcome.is_ok();
         outcome
     }
 
-    /// What there is, unless it is known.
+    /// The present footprint, unless it is known.
     fn footprint(&mut self, state: &State) -> Result<Footprint> {
         match self.last.take() {
             Some((footprint, with)) if with == *state => Ok(footprint),
@@ -288,11 +288,11 @@ impl<'a> Runner<'a> {
         }
     }
 
-    /// What there is more or less of than `before`, once Xen and the kernels have had their time.
+    /// The differences from `before`, once Xen and the kernels have had their time.
     fn left_behind(&mut self, before: &Footprint, state: &State) -> Result<Vec<String>> {
         let deadline = Instant::now() + self.settle;
         loop {
-            // Looked at before the footprint, so that the last look comes after the deadline.
+            // Read before the footprint, so that the last check follows the deadline.
             let last_look = Instant::now() > deadline;
             let after = Footprint::take(self.context.host.as_mut(), &state.0)?;
             let left = before.differences(&after);
@@ -323,10 +323,10 @@ mod tests {
     use crate::lab::guest::GuestSpec;
     use crate::lab::host::{Host, Output};
 
-    /// A host that keeps one number, which scripts change: its footprint.
+    /// A host whose footprint is one number, which scripts change.
     struct Counting {
         left: u64,
-        /// Scripts that were asked for, but for footprints.
+        /// Scripts that were run, without those for footprints.
         ran: Rc<RefCell<Vec<String>>>,
         own: bool,
         /// Guests that it has lost.
@@ -403,7 +403,7 @@ mod tests {
     static ENDS: Case = Case::ends_guest("a/ends", &[], |c| script(c, "leak"));
     static LACKS: Case = Case::new("a/lacks", &[], |_| Err(Lacking("a moon".to_owned()).into()));
 
-    /// How `cases` ended, and what ran for it.
+    /// The results of `cases`, and the scripts that ran.
     fn outcome(cases: &[&'static Case], own: bool) -> (Vec<(String, Verdict)>, Vec<String>) {
         let ran = Rc::default();
         let mut context = Context::new(Box::new(Counting {
@@ -429,7 +429,7 @@ mod tests {
         (name.to_owned(), Verdict::Fail(reason.to_owned()))
     }
 
-    /// With the guest goes what was counted of it.
+    /// The counts of a guest go with it.
     #[test]
     fn a_case_that_ends_a_guest_has_no_footprint_and_is_no_blame_to_others() {
         let (lines, ran) = outcome(&[&TIDY, &ENDS, &TIDY], true);
@@ -483,8 +483,8 @@ mod tests {
         );
     }
 
-    /// Those of its group that had passed before need another footprint, and the case itself runs twice,
-    /// not a third time.
+    /// The cases of its group that had passed before need another footprint, and the case itself
+    /// runs twice, not a third time.
     #[test]
     fn a_case_whose_guest_the_host_has_lost_begins_a_group() {
         let (lines, ran) = outcome(&[&TIDY, &LOSES, &TIDY], true);

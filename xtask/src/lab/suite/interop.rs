@@ -54,7 +54,7 @@ pub(crate) const CASES: &[Case] = &[
     Case::new("interop/dom0-serves", &[], dom0_serves),
 ];
 
-/// Who runs which program, and where the data goes.
+/// The programs of both sides, and the direction of the data.
 struct Transfer<'a> {
     server: Place<'a>,
     client: Place<'a>,
@@ -162,7 +162,7 @@ impl Transfer<'_> {
     }
 }
 
-/// All four combinations of who runs stock C and which way the data goes, with the guest as the
+/// All four combinations of the stock C side and the direction of the data, with the guest as the
 /// vchan server; blocking and non-blocking calls of the library take turns.
 fn guest_serves(
     context: &mut Context,
@@ -236,7 +236,7 @@ fn dom0_serves_guest(context: &mut Context, guest: &str) -> Result<()> {
     Ok(())
 }
 
-/// Both directions at once: one program echoes, the other compares what comes back.
+/// Both directions at once: one program echoes, the other compares the echo.
 fn echo(context: &mut Context) -> Result<()> {
     let guest = Context::shared(Pv);
     let domid = context.host.guest_domid(guest)?;

@@ -1,4 +1,4 @@
-//! Many channels: one after the other, with whatever may stay behind, and all at once.
+//! Many channels: one after the other, checked for leaks, and all at once.
 
 use std::time::Duration;
 
@@ -16,7 +16,7 @@ pub(crate) const CASES: &[Case] = &[
     Case::new("vchan/hundred-channels-in-one-thread", &[Pv], hundred),
 ];
 
-/// Both sides' commands, run together; gives what the guest's and what dom0's printed.
+/// Runs both sides' commands together; returns the guest's and dom0's output.
 fn pair(context: &mut Context, in_guest: &str, in_dom0: &str) -> Result<[String; 2]> {
     let theirs = context.start(Place::Guest("pv"), in_guest)?;
     let ours = context.start(Place::Dom0, in_dom0)?;
@@ -43,7 +43,7 @@ fn no_leaks(context: &mut Context) -> Result<()> {
         "vchan-testing cycle-serve xen:0/data/cycle",
         &format!("vchan-testing cycle-connect xen:{domid}/data/cycle"),
     );
-    // Each channel removes its own node; the folder around them is this case's.
+    // Each channel removes its own node; the folder around them belongs to this case.
     context.succeed(
         Place::Guest("pv"),
         "[ -z \"$(xenstore-list data/cycle)\" ] && xenstore-rm data/cycle",

@@ -1,4 +1,4 @@
-//! Mediators that die, hang, or come twice.
+//! Mediators that die, hang, or are started twice.
 
 use anyhow::{Result, ensure};
 
@@ -30,7 +30,7 @@ pub(crate) const CASES: &[Case] = &[
     ),
 ];
 
-/// Goes on until something fails, and fails with it.
+/// Runs until something fails, and fails with it.
 const ON_AND_ON: &str =
     "while :; do vgpu --endpoint xen: vector-add --n 4194304 >/dev/null || exit; done";
 
@@ -57,7 +57,7 @@ fn killed_mid_transfer(context: &mut Context) -> Result<()> {
     mediator.signal(context.host.as_mut(), "KILL")?;
     let output = client.wait(context.host.as_mut(), LIMIT)?;
     ensure_failed_well(ON_AND_ON, &output)?;
-    // A new one takes its place, although the old one could not clean up.
+    // A new one takes over, although the old one could not clean up.
     context.start_mediator()?;
     vector_add::vector_add(context, Pv, 1_000)
 }
@@ -71,7 +71,7 @@ fn worker_killed(context: &mut Context) -> Result<()> {
     vector_add::vector_add(context, Pv, 1_000)
 }
 
-/// Stops a worker that has sealed itself and prints its pid: one that is just being started is let go on.
+/// Stops a worker that has sealed itself and prints its pid; one that is still starting is resumed.
 const STOP_SEALED_WORKER: &str = r#"
 for n in $(seq 300); do
     for worker in $(pidof vgpu-mediatord); do
@@ -83,7 +83,7 @@ for n in $(seq 300); do
 done
 echo no worker was sealed >&2; exit 1"#;
 
-/// A worker over a ring is nobody, and has left xenstore and Xen's control interface behind.
+/// A worker over a ring runs as nobody, and has given up xenstore and Xen's control interface.
 fn worker_confined(context: &mut Context) -> Result<()> {
     let client = context.start(Place::Guest("pv"), ON_AND_ON)?;
     let worker = context.succeed(Place::Dom0, STOP_SEALED_WORKER)?;
@@ -108,7 +108,7 @@ fn worker_confined(context: &mut Context) -> Result<()> {
         ensure!(words(set) == ["0000000000000000"], "{set}: {seen}");
     }
     ensure!(words("Seccomp:") == ["2"], "{seen}");
-    // Its ring's devices, and two sockets: to the broker, for words and for its log.
+    // Its ring's devices, and two sockets to the broker: for messages and for its log.
     ensure!(
         seen.contains("/dev/xen/gntdev") && seen.contains("/dev/xen/evtchn"),
         "{seen}"

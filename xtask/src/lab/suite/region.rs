@@ -41,7 +41,7 @@ fn shared_guest(context: &mut Context) -> Result<()> {
         "the revocation did not end: {}",
         output.last_words()
     );
-    // The other way round: dom0's end lives on, without the mapping.
+    // The reverse: dom0's end lives on, without the mapping.
     let [guest, dom0] = start(context, "pv", "hold")?;
     dom0.wait_for(context.host.as_mut(), "region: mapped", LIMIT)?;
     guest.signal(context.host.as_mut(), "KILL")?;

@@ -1,4 +1,4 @@
-//! Which cases run, and how the results are printed.
+//! The selection of cases, and the output of results.
 
 use anyhow::{Result, bail};
 
@@ -6,7 +6,7 @@ use super::group::{Line, Runner, Verdict};
 use super::{Case, Context, Mediator, TOPICS};
 use crate::lab::guest::Kind;
 
-/// What to run and how to print it.
+/// The options of a run.
 pub(crate) struct Options {
     /// Only cases whose name contains one of these, separated by commas, and none of those with a
     /// `!` before them.
@@ -15,7 +15,7 @@ pub(crate) struct Options {
     pub(crate) json: bool,
 }
 
-/// How the cases of one or more hosts ended.
+/// The results of the cases of one or more hosts.
 #[derive(Debug, Default, Clone, Copy)]
 pub(crate) struct Totals {
     pub(crate) passed: u32,
@@ -50,8 +50,9 @@ impl Totals {
     }
 }
 
-/// The cases of the filter. Those that want to find the same come together, so that guests and
-/// mediators start seldom; those that need a PVH guest late, and last those that end the machine.
+/// The cases that the filter selects. Those with the same requirements are adjacent, so that guests
+/// and mediators are started seldom; those that need a PVH guest come late, and those that end the
+/// machine last.
 fn chosen(filter: &str) -> Vec<&'static Case> {
     let mut cases: Vec<_> = TOPICS
         .iter()
@@ -87,7 +88,7 @@ pub(crate) fn list(options: &Options) {
     }
 }
 
-/// The names of the cases that a filter chooses.
+/// The names of the cases that a filter selects.
 pub(crate) fn cases(filter: &str) -> Vec<&'static str> {
     chosen(filter).iter().map(|case| case.name).collect()
 }

@@ -1,5 +1,5 @@
-//! What every session must do (`vgpu conformance`), between a guest and dom0: over the ring, over a
-//! network, and with one after the other as endpoints.
+//! The requirements on every session (`vgpu conformance`), between a guest and dom0: over the ring,
+//! over a network, and with one after the other as endpoints.
 
 use std::time::Duration;
 

@@ -1,7 +1,7 @@
 //! The command `vchan` over Xen: providers, roles, and ends of every kind.
 //!
-//! What a guest's destruction does is in `domains.rs`, missing pieces in `missing_pieces.rs`, the generic
-//! suite in `channel.rs`.
+//! The destruction of a guest is tested in `domains.rs`, missing pieces in `missing_pieces.rs`, the
+//! generic suite runs in `channel.rs`.
 
 use std::time::Duration;
 
@@ -74,7 +74,7 @@ fn providers(context: &mut Context) -> Result<()> {
     Ok(())
 }
 
-/// The roles the other way round, in a guest that may map dom0's pages.
+/// The reverse roles, in a guest that may map dom0's pages.
 fn dom0_serves(context: &mut Context) -> Result<()> {
     let mut spec = GuestSpec::new("mapper", Pv);
     spec.memory_mib = 256;
@@ -128,7 +128,7 @@ fn client_killed(context: &mut Context) -> Result<()> {
 fn server_killed(context: &mut Context) -> Result<()> {
     let [server, client] = endless(context, "pv")?;
     server.signal(context.host.as_mut(), "KILL")?;
-    // The sink prints what came, and knows that the server did not mean this to be all.
+    // The sink prints the bytes received, and knows that the stream was not complete.
     let output = client.wait(context.host.as_mut(), LIMIT)?;
     ensure_failed_well("vchan connect", &output)?;
     ensure!(
@@ -139,7 +139,7 @@ fn server_killed(context: &mut Context) -> Result<()> {
     Ok(())
 }
 
-/// A server that is killed leaves its keys. They lead nowhere, and the next server replaces them.
+/// A killed server leaves its keys. They lead nowhere, and the next server replaces them.
 fn stale_keys(context: &mut Context) -> Result<()> {
     let domid = context.host.guest_domid("pv")?;
     let server = context.start(
@@ -159,7 +159,7 @@ fn stale_keys(context: &mut Context) -> Result<()> {
     )?;
     ensure!(error.contains("stale"), "does not say why: {error}");
 
-    // A client that waits takes the new server's keys, whenever they come.
+    // A client that waits takes the new server's keys whenever they appear.
     let client = context.start(Place::Dom0, &connect)?;
     let output = context.host.exec(
         Place::Guest("pv"),
@@ -179,7 +179,7 @@ fn stale_keys(context: &mut Context) -> Result<()> {
     Ok(())
 }
 
-/// A signal, or the end of its patience: either way nothing stays behind.
+/// A signal, or a time-out: either way nothing stays behind.
 fn stopped(context: &mut Context) -> Result<()> {
     let serve = "exec vchan serve --peer 0 --path data/t --echo";
     let server = context.start(Place::Guest("pv"), serve)?;
@@ -292,7 +292,7 @@ fn no_permission(context: &mut Context) -> Result<()> {
     Ok(())
 }
 
-/// xenstored stands still: every call still ends, near its deadline.
+/// xenstored is stopped: every call still ends, near its deadline.
 fn stuck_xenstored(context: &mut Context) -> Result<()> {
     let ours = context
         .host
@@ -301,7 +301,7 @@ fn stuck_xenstored(context: &mut Context) -> Result<()> {
         return Err(Lacking("a xenstored that may be stopped for a while".to_owned()).into());
     }
     let domid = context.host.guest_domid("pv")?;
-    // Started beforehand: while xenstored stands still no guest's console can be found.
+    // Started beforehand: while xenstored is stopped no guest's console can be found.
     let serve = "sleep 6; exec vchan serve --peer 0 --path data/t --timeout 3 --echo";
     let server = context.start(Place::Guest("pv"), serve)?;
     let connect = format!(

@@ -12,7 +12,7 @@ use crate::lab::host::Place;
 /// It takes seconds; an emulated machine may be busy.
 const SUITE_LIMIT: Duration = Duration::from_secs(300);
 
-/// At least so many of its cases must have passed: a suite that ran none proves nothing.
+/// At least this many of its cases must have passed: a suite that ran none proves nothing.
 const AT_LEAST: usize = 10;
 
 const CLIENTS: [&str; 2] = ["own", "xenstore-rs"];
@@ -52,7 +52,7 @@ fn requests(context: &mut Context, place: Place<'_>) -> Result<()> {
     Ok(())
 }
 
-/// A server and its client meet, whoever speaks to xenstored for either.
+/// A server and its client meet, whichever client of xenstore either uses.
 fn channel(context: &mut Context) -> Result<()> {
     let domid = context.host.guest_domid("pv")?;
     for (server, client) in CLIENTS

@@ -1,4 +1,4 @@
-//! How much is done for one point.
+//! The amount of data moved for one point.
 
 use std::time::Duration;
 
@@ -9,16 +9,16 @@ const FIRST_COUNT: u64 = 8;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Amount {
-    /// As much as lasts about so long.
+    /// As much as takes about this long.
     Time(Duration),
-    /// So many bytes, in one run.
+    /// This many bytes, in one run.
     Bytes(u64),
 }
 
 impl Amount {
-    /// Calls `run`, which exchanges the given number of messages of `message_bytes` and says how long
-    /// they took: once, or with a growing count until a run lasts at least half the wanted time.
-    /// Returns the last run's count and time.
+    /// Calls `run`, which exchanges the given number of messages of `message_bytes` and returns the
+    /// time they took: once, or with a growing count until a run lasts at least half the wanted
+    /// time. Returns the last run's count and time.
     ///
     /// # Errors
     /// Those of `run`.

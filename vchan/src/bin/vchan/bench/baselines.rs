@@ -13,12 +13,12 @@ use super::amount::Amount;
 use super::points::Threads;
 use crate::failure::Failure;
 
-/// What this machine copies on one processor, from one block into memory that lies as a ring does:
-/// of its size, at a page boundary. Where the bytes lie matters: a block and its copy at nearly the
-/// same offset in their pages hold each other up.
+/// The rate at which this machine copies on one processor, from one block into a page-aligned
+/// buffer of the ring's size. Alignment matters: a block and its copy at nearly the same offset in
+/// their pages slow each other down.
 ///
 /// # Errors
-/// None of its own; as the others.
+/// None of its own; the signature is that of the other baselines.
 pub(crate) fn memcpy(
     block: usize,
     ring_bytes: usize,
@@ -74,8 +74,8 @@ pub(crate) fn socket_pair(
     measured
 }
 
-/// Lets the calling thread run anywhere but on the one processor it is kept on, if it is on one
-/// and there are others; else it stays where it is.
+/// Lets the calling thread run anywhere but on the one processor it is pinned to, if it is pinned
+/// to one and there are others; otherwise changes nothing.
 fn leave_the_only_processor() {
     let this_thread = Pid::from_raw(0);
     let Ok(kept) = sched_getaffinity(this_thread) else {

@@ -15,14 +15,14 @@ pub(crate) const POINT_LIMIT: Duration = Duration::from_secs(120);
 /// The largest message a server accepts.
 pub(crate) const MAX_MESSAGE: u32 = 1 << 24;
 
-/// What the server shall do next.
+/// The server's next action.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Kind {
     /// Read the messages, then answer with the number of bytes read (u64).
     Sink,
     /// Write the messages.
     Source,
-    /// Read a message and write it back, again and again.
+    /// Read a message and write it back, repeatedly.
     Echo,
     /// Close.
     End,

@@ -64,7 +64,8 @@ pub(crate) fn run(mut channel: Channel, options: &BenchOptions) -> Result<(), Fa
     channel.write_all(&end.encode(), deadline)?;
     channel.close(deadline)?;
 
-    // Without the channel, and with the server gone: these want the machine for themselves.
+    // Baselines use no channel, and run once the server is gone: they need the machine to
+    // themselves.
     for point in baselines {
         let block = point.message_bytes as usize;
         let (messages, elapsed) = match point.work {
@@ -89,7 +90,7 @@ pub(crate) fn run(mut channel: Channel, options: &BenchOptions) -> Result<(), Fa
     Ok(())
 }
 
-/// The points that were asked for, or the usual ones.
+/// The points given on the command line, or the usual ones.
 fn chosen(options: &BenchOptions) -> Points {
     let mut points = options
         .points
@@ -103,8 +104,8 @@ fn chosen(options: &BenchOptions) -> Points {
     points
 }
 
-/// With `--step`: says what comes next and waits for a line, so that somebody may look at the
-/// system in between.
+/// With `--step`: announces the next step and waits for a line, so that the system can be inspected
+/// in between.
 fn step(options: &BenchOptions, next: &dyn std::fmt::Display) -> Result<(), Failure> {
     if !options.step {
         return Ok(());
@@ -118,7 +119,7 @@ fn step(options: &BenchOptions, next: &dyn std::fmt::Display) -> Result<(), Fail
     Ok(())
 }
 
-/// Waits for the server to say something, which it does not.
+/// Waits without traffic; anything the server sends meanwhile is a failure.
 fn stay_idle(channel: &mut Channel, idle: Duration) -> Result<(), Failure> {
     match channel.read(&mut [0], Instant::now() + idle) {
         Err(Error::TimedOut(_)) => Ok(()),
@@ -167,7 +168,7 @@ fn measure(
     })
 }
 
-/// One command and what it brings about.
+/// Sends one command and does this side's part of it.
 fn exchange(channel: &mut Channel, command: Command, buf: &mut [u8]) -> Result<(), Failure> {
     let deadline = Instant::now() + POINT_LIMIT;
     channel.write_all(&command.encode(), deadline)?;
@@ -205,7 +206,7 @@ fn exchange(channel: &mut Channel, command: Command, buf: &mut [u8]) -> Result<(
     Ok(())
 }
 
-/// Reads how many bytes the server says it has read.
+/// Reads the server's count of bytes read and checks it.
 fn check_total(channel: &mut Channel, command: Command, deadline: Instant) -> Result<(), Failure> {
     let mut total = [0; 8];
     read_exact(channel, &mut total, deadline)?;

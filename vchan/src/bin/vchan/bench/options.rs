@@ -9,7 +9,7 @@ use vgpu_transport::byte_count;
 use super::points::Points;
 use crate::place::seconds;
 
-/// What to measure, and how.
+/// Points to measure, duration of each and output format.
 #[derive(Debug, Clone, Args)]
 pub(crate) struct BenchOptions {
     /// Print one JSON object a line.
@@ -32,7 +32,7 @@ pub(crate) struct BenchOptions {
     /// Move this many bytes at each point, however long that takes.
     #[arg(long, value_name = "BYTES", value_parser = amount, conflicts_with = "time")]
     pub(crate) bytes: Option<u64>,
-    /// Then stay connected for so many seconds without any traffic.
+    /// Then stay connected for this many seconds without any traffic.
     #[arg(long, value_name = "SECONDS", value_parser = seconds)]
     pub(crate) idle: Option<Duration>,
     /// Before each point and before closing, say so and wait for a line on standard input.
@@ -44,7 +44,7 @@ fn amount(text: &str) -> Result<u64, String> {
     Ok(byte_count::parse(text)? as u64)
 }
 
-/// How long this side looks at the ring before it sleeps, in microseconds, if that was said.
+/// Sets how long this side polls the ring before it sleeps, in microseconds, if the flag was given.
 pub(super) fn set_spin(channel: &mut Channel, spin: Option<u64>) {
     if let Some(spin) = spin {
         channel.set_spin(Duration::from_micros(spin));

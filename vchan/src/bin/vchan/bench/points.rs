@@ -1,4 +1,4 @@
-//! Which points are measured.
+//! The points to measure.
 
 use std::fmt;
 use std::str::FromStr;
@@ -6,7 +6,7 @@ use std::str::FromStr;
 use super::messages::MAX_MESSAGE;
 use super::words::{Access, WORD_BYTES};
 
-/// What is done with the messages of a point.
+/// The work done with the messages of a point.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Work {
     /// To the server, which discards them.
@@ -17,7 +17,7 @@ pub(crate) enum Work {
     Echo,
     /// To the server: one side makes words, the other adds them up.
     Produce(Access),
-    /// The same from the server.
+    /// The reverse, from the server.
     Consume(Access),
     /// No channel: one processor copies from a block into a ring-sized buffer.
     Memcpy,
@@ -25,12 +25,12 @@ pub(crate) enum Work {
     SocketPair(Threads),
 }
 
-/// Where two threads run.
+/// The processors on which two threads run.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Threads {
-    /// On processors of their own, as the two sides of the channel.
+    /// On processors of their own, like the two sides of the channel.
     Apart,
-    /// Wherever this process is kept: on one processor, if it is kept on one.
+    /// Wherever this process may run: on one processor, if it is pinned to one.
     Together,
 }
 
@@ -48,13 +48,13 @@ const NAMES: [(Work, &str); 10] = [
 ];
 
 impl Work {
-    /// As in the command line and the results.
+    /// The name used on the command line and in the results.
     pub(crate) fn name(self) -> &'static str {
         let named = NAMES.iter().find(|(work, _)| *work == self);
         named.map_or("", |(_, name)| name)
     }
 
-    /// Whether the figure is a time for each message, not a rate.
+    /// Whether the result is a time per message rather than a rate.
     pub(crate) fn is_round_trip(self) -> bool {
         matches!(self, Self::Echo | Self::SocketPair(_))
     }
@@ -73,7 +73,7 @@ impl Work {
         }
     }
 
-    /// Messages must be a whole number of these.
+    /// Message sizes must be a multiple of this many bytes.
     fn unit(self) -> u32 {
         match self {
             Self::Produce(_) | Self::Consume(_) => WORD_BYTES,
@@ -100,7 +100,7 @@ impl fmt::Display for Point {
 pub(crate) struct Points(pub(crate) Vec<Point>);
 
 impl Points {
-    /// The usual sizes of each.
+    /// The usual sizes of each kind of work.
     pub(crate) fn usual(works: &[Work]) -> Self {
         let points = works.iter().flat_map(|work| {
             work.sizes().iter().map(|&message_bytes| Point {

@@ -1,4 +1,4 @@
-//! `vchan bench-serve`: does what a `vchan bench` asks for, then exits.
+//! `vchan bench-serve`: executes the commands of one `vchan bench`, then exits.
 
 use std::time::Instant;
 

@@ -1,5 +1,5 @@
-//! Messages that are made of words, and whose words are added up: by way of a buffer of one's
-//! own, or in the ring itself.
+//! Messages made of words, which the receiver adds up: through a private buffer, or in the ring
+//! itself.
 
 use std::time::Instant;
 
@@ -12,7 +12,7 @@ use crate::failure::Failure;
 pub(crate) const WORD_BYTES: u32 = 8;
 const WORD: usize = size_of::<u64>();
 
-/// How the bytes get between the program and the ring.
+/// Where the program makes and uses the bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Access {
     /// They are copied from or to a buffer.
@@ -24,7 +24,7 @@ pub(crate) enum Access {
 /// The sum of the words 0, 1, 2 … of `count` messages.
 pub(crate) fn expected_sum(count: u64, message_bytes: u32) -> u64 {
     let words = count.wrapping_mul(u64::from(message_bytes / WORD_BYTES));
-    // n (n - 1) / 2, halving the factor that is even; wraps around as what is compared with it.
+    // n (n - 1) / 2, halving the even factor; wraps around like the sum it is compared with.
     if words.is_multiple_of(2) {
         (words / 2).wrapping_mul(words.wrapping_sub(1))
     } else {
@@ -32,10 +32,10 @@ pub(crate) fn expected_sum(count: u64, message_bytes: u32) -> u64 {
     }
 }
 
-/// Writes `count` messages as long as `buf`, the words of which are 0, 1, 2 and so on.
+/// Writes `count` messages of `buf`'s length, each made of the words 0, 1, 2 and so on.
 ///
 /// # Errors
-/// The channel's.
+/// Those of the channel.
 pub(crate) fn produce(
     channel: &mut Channel,
     access: Access,
@@ -73,10 +73,10 @@ pub(crate) fn produce(
     Ok(())
 }
 
-/// Reads `count` messages as long as `buf` and adds up their words.
+/// Reads `count` messages of `buf`'s length and adds up their words.
 ///
 /// # Errors
-/// The channel's; the end of the stream is one.
+/// Those of the channel; the end of the stream is an error too.
 pub(crate) fn consume(
     channel: &mut Channel,
     access: Access,
@@ -116,7 +116,7 @@ pub(crate) fn consume(
     Ok(sum)
 }
 
-/// How much of a message is made or used at a time: a part of the ring, so that both sides work at
+/// Bytes of a message to make or use at a time: a fraction of the ring, so that both sides work at
 /// once, and a whole number of words.
 fn part(ring_bytes: usize, message_bytes: usize) -> usize {
     message_bytes.min((ring_bytes / 4).max(WORD))
