@@ -1,8 +1,8 @@
 #![forbid(unsafe_code)]
-//! What the command lines of this project's programs share.
+//! Command-line code shared by this project's programs.
 //!
-//! A program prints its own manual pages and completions, from the same definition that it parses its
-//! arguments with: what a package installs cannot lack a flag that the program has.
+//! A program prints its own manual pages and completions, from the same definition that parses its
+//! arguments: the installed pages cannot lack a flag that the program has.
 
 use std::ffi::OsString;
 use std::fs;
@@ -12,21 +12,43 @@ use std::process;
 
 use clap::{CommandFactory, Parser};
 use clap_complete::Shell;
+use serde::Serialize;
 
-/// The flag, in front of all others, with which a program writes its pages and completions into a folder:
-/// `vgpu --generate DIR`. It is for packagers, and in no help text.
+/// The flag, before all others, with which a program writes its pages and completions into a
+/// folder: `vgpu --generate DIR`. It is for packagers, and absent from help texts.
 pub const GENERATE: &str = "--generate";
 
 /// The shells that completions are written for.
 const SHELLS: [Shell; 3] = [Shell::Bash, Shell::Fish, Shell::Zsh];
 
-/// A failure as programs get it with `--json`; `code` is the exit status.
+/// Number of the shape of all objects that these programs print with `--json` (docs/json.md). It changes when a name
+/// is removed or means something else, and not when one is added.
+pub const SCHEMA: u32 = 1;
+
+/// An object, a struct or a map, as one line for `--json`, with [`SCHEMA`] in front; without the line's end.
+///
+/// # Errors
+/// It is no object, or has something that JSON cannot hold.
+pub fn json_line(object: &impl Serialize) -> serde_json::Result<String> {
+    #[derive(Serialize)]
+    struct Numbered<'a, T> {
+        schema: u32,
+        #[serde(flatten)]
+        object: &'a T,
+    }
+    serde_json::to_string(&Numbered {
+        schema: SCHEMA,
+        object,
+    })
+}
+
+/// The object that programs print for a failure with `--json`; `code` is the exit status.
 pub fn failure_object(what: &str, advice: &str, code: u8) -> serde_json::Value {
     serde_json::json!({ "error": { "what": what, "advice": advice, "code": code } })
 }
 
-/// Parses this process's arguments as a `P`. Ends the process where they ask for help, for the version or
-/// for [`GENERATE`], and with status 2 where they make no sense.
+/// Parses this process's arguments as a `P`. Ends the process if they ask for help, for the version
+/// or for [`GENERATE`], and with status 2 if they are invalid.
 pub fn parse<P: Parser>() -> P {
     let mut arguments = std::env::args_os().skip(1);
     if arguments.next().is_some_and(|first| first == GENERATE) {
@@ -35,7 +57,7 @@ pub fn parse<P: Parser>() -> P {
     P::parse()
 }
 
-/// Writes what was asked for with [`GENERATE`]; returns the exit status.
+/// Writes the pages requested with [`GENERATE`]; returns the exit status.
 fn generate<P: CommandFactory>(mut arguments: impl Iterator<Item = OsString>) -> i32 {
     let (Some(folder), None) = (arguments.next(), arguments.next()) else {
         eprintln!("error: {GENERATE} takes one folder\n help: for example {GENERATE} /tmp/pages");
@@ -80,6 +102,14 @@ pub fn write_pages(mut command: clap::Command, folder: &Path) -> io::Result<Vec<
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn every_object_has_the_number_of_its_shape_first() {
+        let line = json_line(&failure_object("a", "b", 2)).unwrap();
+        let start = "{\"schema\":1,\"error\":{";
+        assert!(line.starts_with(start), "{line}");
+        assert!(json_line(&"a text").is_err());
+    }
 
     /// Sorts things.
     #[derive(Debug, Parser)]

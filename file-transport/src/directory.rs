@@ -1,25 +1,24 @@
-//! The served directory: looking at `command.txt`, replacing `response.txt`.
+//! The served directory: reading `command.txt`, replacing `response.txt`.
 //!
-//! The client may be a guest that wishes the host ill, and it may put anything under any name here.
-//! So the directory is opened once, every name is opened relative to it and never through a
-//! symbolic link, nothing but regular files is read, and reads are bounded.
+//! The client may be a hostile guest, and it may put anything under any name here. So the directory
+//! is opened once, every name is opened relative to it and never through a symbolic link, nothing
+//! but regular files is read, and reads are bounded.
 //!
 //! # Why `response.txt` is replaced by a rename
 //! A file that is truncated and written in place is empty for a moment, and over NFS that moment
-//! lasts a round trip: a client that looks just then reads nothing, or half a line. A rename shows
-//! every opener either the whole old line or the whole new one. NFS clients notice it because they
-//! ask the server again at each `open` (close-to-open consistency), and the clients of this protocol
-//! open for every look. A client that had the old file open may get `ESTALE` for that one read; it
-//! looks again anyway. The new file belongs to the mediator, so clients need no right to write it.
+//! lasts a round trip: a client that reads just then finds nothing, or half a line. A rename shows
+//! every reader either the whole old line or the whole new one. NFS clients notice it because they
+//! ask the server again at each `open` (close-to-open consistency), and the clients of this
+//! protocol open the file for every look. A client that had the old file open may get `ESTALE` for
+//! that one read; it looks again anyway. The new file belongs to the mediator, so clients need no
+//! right to write it.
 //!
-//! `command.txt` belongs to the client, which truncates and writes it. The mediator replaces it at
-//! its start only, in the same way, and gives it to the owner that it had. To write into the file
-//! that lies there would be to write into whatever a guest links there between a check and the
-//! write. So nothing is opened for writing here but what this process has just made.
+//! `command.txt` belongs to the client, which truncates and writes it. The mediator replaces it
+//! only at its start, in the same way, and keeps its owner. Writing into the existing file would
+//! mean writing into whatever a guest links there between a check and the write. So this process
+//! opens no file for writing but those it has just made.
 //!
-//! # What cannot be replaced is removed
-//! On a full disk the old answer would pass for the new one. So it goes first, and there is no
-//! answer until the new one could be written.
+//! # A file that cannot be replaced is removed
 
 use std::fs::File;
 use std::io::{self, Read, Write};
@@ -41,13 +40,14 @@ use crate::session::mount::Mount;
 use crate::two_file_grammar::{COMMAND_FILE, MAX_COMMAND_BYTES, RESPONSE_FILE, Response};
 use crate::watch::Stamp;
 
-/// Where a response is written before it is renamed. The leading dot keeps it out of listings.
+/// The name under which a response is written before it is renamed. The leading dot keeps it out of
+/// listings.
 const RESPONSE_TEMPORARY: &str = ".response.txt.new";
 
 /// The same for the command file.
 const COMMAND_TEMPORARY: &str = ".command.txt.new";
 
-/// Why a directory cannot be served.
+/// The reasons why a directory cannot be served.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum DirectoryError {
@@ -65,7 +65,7 @@ pub enum DirectoryError {
         /// The directory.
         path: PathBuf,
     },
-    /// The lock file there is of another user, and this one may not remove it.
+    /// The lock file belongs to another user, and this one may not remove it.
     #[error(
         "user {owner} has the lock file {path}; if no mediator of that user runs, remove it, else stop \
          that one"
@@ -76,8 +76,8 @@ pub enum DirectoryError {
         /// Its owner.
         owner: u32,
     },
-    /// It was removed while it was served, or another lies in its place: a file system was mounted
-    /// over it, or taken away from under it.
+    /// It was removed while it was served, or another is in its place: a file system was mounted
+    /// over it, or unmounted from under it.
     #[error("the directory {path} was removed or replaced; create it, and it is served again")]
     Gone {
         /// The directory.
@@ -93,12 +93,12 @@ pub enum DirectoryError {
     },
 }
 
-/// What a look at `command.txt` found, with the bytes owned; see [`crate::watch::Sight`].
+/// The result of reading `command.txt`, with the bytes owned; see [`crate::watch::Sight`].
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Look {
     /// No such file, or it changed while it was read.
     Absent,
-    /// Not a file to take commands from; the text says why and what to do.
+    /// Not a file to take commands from; the text gives the reason and the remedy.
     Unusable(String),
     /// The file.
     File {
@@ -109,15 +109,15 @@ pub enum Look {
     },
 }
 
-/// Opens `DIR` or `DIR/<guest>/` and does nothing with it.
+/// Opens `DIR` or `DIR/<guest>/` without touching anything in it.
 ///
 /// # Errors
-/// As the system has it.
+/// The system's error.
 pub fn place(directory: &Path, guest: Option<&GuestName>) -> io::Result<OwnedFd> {
     Ok(open_place(directory, guest)?)
 }
 
-/// Whose `DIR`, `DIR/<guest>/` or a session in there is, if that can be found out.
+/// The owner of `DIR`, `DIR/<guest>/` or a session in there, if it can be determined.
 pub fn owner(
     directory: &Path,
     guest: Option<&GuestName>,
@@ -132,23 +132,23 @@ pub fn owner(
     Some((Uid::from_raw(about.st_uid), Gid::from_raw(about.st_gid)))
 }
 
-/// A directory that this process serves, and no other one on this machine.
+/// A directory that this process serves, alone on this machine.
 #[derive(Debug)]
 pub struct Directory {
     path: PathBuf,
     directory: File,
-    /// `None` where the file system has no locks or no space: there, two mediators are the admin's
-    /// to avoid.
+    /// `None` where the file system has no locks or no space: there the administrator must avoid
+    /// running two mediators.
     _lock: Option<Lock>,
-    /// Whether the path led here when it was opened; one that is relative to a place this process
-    /// has left tells nothing later on.
+    /// Whether the path led here when it was opened; a path relative to a directory that this
+    /// process has left cannot be checked later.
     found_by_path: bool,
-    /// Whether what is written may fail as late as it is synced.
+    /// Whether a write may fail as late as the sync.
     remote: bool,
 }
 
 impl Directory {
-    /// Opens and locks the directory `path`, which the admin names and which may be a link.
+    /// Opens and locks the directory `path`, which the administrator names and which may be a link.
     ///
     /// # Errors
     /// [`DirectoryError::Open`], [`DirectoryError::Busy`].
@@ -162,7 +162,7 @@ impl Directory {
         Self::lock(path.into(), file)
     }
 
-    /// Opens and locks the directory of `guest` in `parent`, which is never reached by a link.
+    /// Opens and locks the directory of `guest` in `parent`; a link is refused.
     ///
     /// # Errors
     /// [`DirectoryError::Open`], [`DirectoryError::Busy`].
@@ -207,14 +207,14 @@ impl Directory {
         Ok(directory)
     }
 
-    /// Where the directory is, for messages.
+    /// The directory's path, for messages.
     pub fn path(&self) -> &Path {
         &self.path
     }
 
-    /// Puts the number 0 into `command.txt`, so that nothing written before the mediator was there
-    /// runs, and gives the stamp of that writing. Where that cannot be, what lies there is taken for
-    /// written before; its stamp is given, and the log says why.
+    /// Puts the number 0 into `command.txt`, so that no command from before the mediator's start
+    /// runs, and returns the stamp of that write. If that fails, the existing contents count as
+    /// written before: their stamp is returned, and the log gives the reason.
     ///
     /// The new file has the owner and the rights of the old one, and may be written by whoever may
     /// write into the directory.
@@ -231,7 +231,7 @@ impl Directory {
 
     fn replace_command(&self, bytes: &[u8]) -> io::Result<Stamp> {
         let directory = fstat(&self.directory)?;
-        // A second name elsewhere, or something else than a file, tells nothing about the client.
+        // A file with a second link, or something other than a file, says nothing about the client.
         let old = self
             .lstat(COMMAND_FILE)
             .ok()
@@ -242,7 +242,7 @@ impl Directory {
         let mode = Mode::from_bits_truncate(rights & 0o066 | 0o644);
         let mut file = self.make(COMMAND_TEMPORARY)?;
         let written = (|| {
-            // Only root may give files away; whoever else this is shares by group or mode.
+            // Only root may give files away; any other user shares by group or mode.
             if let Err(errno) = fchown(&file, Some(owner.0), Some(owner.1)) {
                 log::debug!("{COMMAND_FILE}: {}", errno.desc());
             }
@@ -259,7 +259,7 @@ impl Directory {
         written
     }
 
-    /// Looks at `command.txt` once.
+    /// Reads `command.txt` once.
     ///
     /// # Errors
     /// [`DirectoryError::Gone`]; everything else is a [`Look`].
@@ -290,8 +290,8 @@ impl Directory {
         let mut bytes = Vec::new();
         let limit = MAX_COMMAND_BYTES as u64 + 1;
         let read = Read::by_ref(&mut file).take(limit).read_to_end(&mut bytes);
-        // By its name: a file of somebody else that was linked here for a moment has no such name
-        // now, or another one besides.
+        // By name: somebody else's file that was linked here for a moment no longer has this name
+        // now, or has a second link.
         let after = read.and_then(|_| Ok(self.lstat(COMMAND_FILE)?));
         Ok(match after {
             Ok(after) if is_regular(&after) && after.st_nlink > 1 => Look::Unusable(
@@ -308,9 +308,9 @@ impl Directory {
         })
     }
 
-    /// Replaces `response.txt` by one line. A reader that opens it sees the old line or the new one whole.
+    /// Replaces `response.txt` by one line. A reader sees the old line or the new one, whole.
     ///
-    /// Not synchronised to the disk: nothing in it outlives the mediator.
+    /// Not synchronised to the disk: its contents need not outlive the mediator.
     ///
     /// # Errors
     /// [`DirectoryError::Write`], [`DirectoryError::Gone`].
@@ -325,7 +325,7 @@ impl Directory {
     fn replace_response(&self, line: &[u8]) -> io::Result<()> {
         match self.write_response(line) {
             Ok(()) => Ok(()),
-            // The old answer must not pass for this one, and takes space that this one may need.
+            // The old answer must not pass for this one, and takes up space that this one may need.
             Err(error) => match self.remove(RESPONSE_FILE) {
                 Ok(()) if is_out_of_space(&error) => self.write_response(line),
                 _ => Err(error),
@@ -336,7 +336,7 @@ impl Directory {
     fn write_response(&self, line: &[u8]) -> io::Result<()> {
         let mut file = self.make(RESPONSE_TEMPORARY)?;
         let written = (|| {
-            // Whatever the umask is: clients are other users.
+            // Whatever the umask: clients are other users.
             fchmod(&file, Mode::from_bits_truncate(0o644))?;
             file.write_all(line)?;
             self.sync(&file)?;
@@ -350,7 +350,7 @@ impl Directory {
         written
     }
 
-    /// Makes the file `name`, which is this process's alone until it is renamed.
+    /// Makes the file `name`, which no other process uses until it is renamed.
     fn make(&self, name: &str) -> io::Result<File> {
         let flags = SAFE | OFlag::O_WRONLY | OFlag::O_CREAT | OFlag::O_EXCL;
         let mode = Mode::S_IRUSR | Mode::S_IWUSR;
@@ -365,14 +365,14 @@ impl Directory {
         Ok(File::from(fd))
     }
 
-    /// On a mount the bytes go to the server now, and what it has no space for is an error now.
+    /// On a mount the bytes go to the server now, so that a lack of space there is an error now.
     fn sync(&self, file: &File) -> io::Result<()> {
         if self.remote { file.sync_all() } else { Ok(()) }
     }
 
     fn rename(&self, from: &str, to: &str) -> io::Result<()> {
         match renameat(&self.directory, from, &self.directory, to) {
-            // A directory with the name, empty or not, which a client has put there.
+            // A directory of that name, empty or not, which a client has put there.
             Err(Errno::EISDIR) => {
                 self.remove(to)?;
                 renameat(&self.directory, from, &self.directory, to)?;
@@ -390,7 +390,7 @@ impl Directory {
         openat(self.directory.as_fd(), name, flags, mode)
     }
 
-    /// Removes `name`: a file, a link, anything but a directory with something in it.
+    /// Removes `name`: a file, a link, anything but a non-empty directory.
     fn remove(&self, name: &str) -> io::Result<()> {
         match unlinkat(&self.directory, name, UnlinkatFlags::NoRemoveDir) {
             Err(Errno::EISDIR) => {
@@ -410,7 +410,7 @@ impl Directory {
         }
     }
 
-    /// Whether the path still leads here; `None` where that cannot be told now.
+    /// Whether the path still leads here; `None` where that cannot be determined now.
     fn lies_at_its_path(&self) -> Option<bool> {
         let here = self.directory.metadata().ok()?;
         match std::fs::metadata(&self.path) {

@@ -1,4 +1,4 @@
-//! The system calls on a connected socket. None waits but [`poll`].
+//! The system calls on a connected socket. Only [`poll`] and [`poll_or`] wait.
 
 use std::io::{self, IoSlice, IoSliceMut};
 use std::net::{Shutdown, TcpStream};
@@ -12,17 +12,18 @@ use nix::poll::{PollFd, PollFlags, PollTimeout};
 use nix::sys::socket::{MsgFlags, recvmsg, sendmsg, setsockopt, sockopt};
 use vgpu_transport::{TransportError, Waker};
 
-/// Seconds without a byte until a silent host is asked whether it is still there, between two such
-/// questions, and how many without an answer make it gone: 25 s together.
+/// Keepalive of TCP: seconds of silence before the first probe, seconds between probes, and
+/// unanswered probes after which the host counts as gone: 25 s together.
 const KEEPALIVE: (u32, u32, u32) = (10, 5, 3);
 
-/// What was sent and is not confirmed for so long makes the host gone too.
+/// A host that leaves sent bytes unconfirmed for this long counts as gone too.
 const UNCONFIRMED_LIMIT: Duration = Duration::from_secs(25);
 
-/// Stretches of bytes that one call sends at most; far below the kernel's own limit.
+/// Most stretches of bytes that one call sends; far below the kernel's own limit.
 const MOST_PARTS: usize = 8;
 
-/// The most that the kernel passes at once. Those for which there is no room it would close at once.
+/// Most descriptors that the kernel passes at once. It would close at once those for which there is
+/// no room.
 const MOST_DESCRIPTORS: usize = 253;
 
 /// A connected, non-blocking stream socket.
@@ -38,21 +39,21 @@ enum Stream {
     Tcp(TcpStream),
 }
 
-/// What came of a read.
+/// The result of a read.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum Received {
     Bytes(usize),
     /// Nothing is there now.
     Nothing,
-    /// Nothing will come any more.
+    /// The end of the stream.
     End,
-    /// Descriptors, with which no session has anything to do. They stay open until this process ends:
-    /// closing one can sleep for as long as the other side likes, where no process is exiting.
+    /// Descriptors, which no session uses. They stay open until this process ends: closing one can
+    /// sleep for as long as the other side likes, except while a process exits.
     Descriptors,
 }
 
 impl Socket {
-    /// `place` is for messages.
+    /// Wraps a Unix stream; `place` names the other side in messages.
     pub(crate) fn unix(stream: UnixStream, place: String) -> io::Result<Self> {
         stream.set_nonblocking(true)?;
         Ok(Self {
@@ -61,7 +62,7 @@ impl Socket {
         })
     }
 
-    /// A vanished host is noticed by questions of the kernel's own.
+    /// Wraps a TCP stream; the kernel's keepalive detects a vanished host.
     pub(crate) fn tcp(stream: TcpStream, place: String) -> io::Result<Self> {
         stream.set_nonblocking(true)?;
         // Records are written whole; the kernel must not hold one back to make it longer.
@@ -83,12 +84,12 @@ impl Socket {
         matches!(self.stream, Stream::Tcp(_))
     }
 
-    /// Where the other side is.
+    /// The other side's address, for messages.
     pub(crate) fn place(&self) -> &str {
         &self.place
     }
 
-    /// What the kernel said, as a transport's error.
+    /// The kernel's error, as a transport's.
     pub(crate) fn failed(&self, doing: &str, source: io::Error) -> TransportError {
         if is_gone(&source) {
             return TransportError::Closed;
@@ -99,7 +100,7 @@ impl Socket {
         }
     }
 
-    /// Takes what is there into `first`, and what does not fit it into `then`, in one system call.
+    /// Takes the bytes that are there into `first`, and the excess into `then`, in one system call.
     pub(crate) fn receive(&self, first: &mut [u8], then: &mut [u8]) -> io::Result<Received> {
         let mut parts = [IoSliceMut::new(first), IoSliceMut::new(then)];
         let mut control = match self.stream {
@@ -129,8 +130,8 @@ impl Socket {
         }
     }
 
-    /// Gives the kernel what it takes of `first`, then of `parts`; 0: it has no room. A peer that is gone
-    /// is an error, never a signal.
+    /// Passes to the kernel as much as it takes of `first`, then of `parts`; 0: it has no room. A
+    /// peer that is gone is an error, never a signal.
     pub(crate) fn send(&self, first: &[u8], parts: &[&[u8]]) -> io::Result<usize> {
         let mut slices = [IoSlice::new(first); MOST_PARTS];
         let mut used = 1;
@@ -151,9 +152,9 @@ impl Socket {
         }
     }
 
-    /// Nothing more will be sent.
+    /// Ends sending.
     pub(crate) fn finish_sending(&self) {
-        // An error means that there is no connection to finish any more.
+        // An error means that there is no connection left to finish.
         let _ = match &self.stream {
             Stream::Unix(stream) => stream.shutdown(Shutdown::Write),
             Stream::Tcp(stream) => stream.shutdown(Shutdown::Write),
@@ -170,7 +171,7 @@ impl AsFd for Socket {
     }
 }
 
-/// Whether the other side is gone, by what the kernel says.
+/// Whether the kernel's error means that the other side is gone.
 pub(crate) fn is_gone(error: &io::Error) -> bool {
     use io::ErrorKind::{BrokenPipe, ConnectionAborted, ConnectionReset, NotConnected};
     matches!(
@@ -179,7 +180,7 @@ pub(crate) fn is_gone(error: &io::Error) -> bool {
     )
 }
 
-/// What a wait found.
+/// The result of a wait.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub(crate) struct Ready {
     pub(crate) read: bool,
@@ -196,8 +197,8 @@ pub(crate) fn poll(
     poll_or(socket, wanted, None, deadline)
 }
 
-/// [`poll`], which `waker` ends too: with nothing that the socket is ready for. Where nothing is wanted
-/// of the socket, its end is not noticed.
+/// [`poll`], ended also by `waker`: then the socket is ready for nothing. If nothing is wanted of
+/// the socket, its end is not noticed.
 pub(crate) fn poll_or(
     socket: &impl AsFd,
     wanted: Ready,
@@ -209,7 +210,7 @@ pub(crate) fn poll_or(
     flags.set(PollFlags::POLLOUT, wanted.write);
     loop {
         let left = deadline.saturating_duration_since(Instant::now());
-        // Rounded up, so that a wait does not end before its time again and again.
+        // Rounded up, so that a wait does not repeatedly end too early.
         let ms = left.as_nanos().div_ceil(1_000_000);
         let timeout = PollTimeout::try_from(ms).unwrap_or(PollTimeout::MAX);
         let woken = waker.map_or(socket.as_fd(), AsFd::as_fd);
@@ -217,15 +218,23 @@ pub(crate) fn poll_or(
             PollFd::new(socket.as_fd(), flags),
             PollFd::new(woken, PollFlags::POLLIN),
         ];
-        // The kernel tells of an end whatever it was asked.
+        // The kernel reports an end whatever it was asked for.
         let first = usize::from(flags.is_empty() && waker.is_some());
         let end = 1 + usize::from(waker.is_some());
         match nix::poll::poll(&mut fds[first..end], timeout) {
-            // The kernel has looked after the time was over; an interruption says nothing of the kind.
+            // The kernel has checked after the time was over; an interruption proves no such check.
             Ok(0) if left.is_zero() || Instant::now() >= deadline => return Ok(None),
             Ok(0) | Err(Errno::EINTR) => {}
             Ok(_) => {
                 let found = fds[0].revents().unwrap_or(PollFlags::POLLERR);
+                let woken = waker
+                    .is_some_and(|waker| fds[1].any().unwrap_or(true) && waker.is_raised_by_poll());
+                if found.is_empty() && !woken {
+                    match left.is_zero() {
+                        true => return Ok(None),
+                        false => continue,
+                    }
+                }
                 let over = found.intersects(PollFlags::POLLERR | PollFlags::POLLHUP);
                 return Ok(Some(Ready {
                     read: over || found.contains(PollFlags::POLLIN),

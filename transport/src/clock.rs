@@ -10,67 +10,61 @@ use std::time::{Duration, Instant};
 
 use nix::time::{ClockId, clock_gettime};
 
-/// Both clocks at one moment, to tell the one in terms of the other.
-#[derive(Debug, Clone, Copy)]
-struct Base {
-    instant: Instant,
-    /// `CLOCK_MONOTONIC`, read after `instant`: what [`now`] returns is never ahead of it.
-    monotonic: Duration,
-}
-
-impl Base {
-    fn take() -> Option<Self> {
-        let instant = Instant::now();
-        let monotonic = clock_gettime(ClockId::CLOCK_MONOTONIC).ok()?.into();
-        Some(Self { instant, monotonic })
-    }
-}
-
 /// The time of the last timer tick (1 to 10 ms ago), without a system call.
 ///
 /// Comparable with [`Instant::now`], and never ahead of it, so that a deadline never passes early.
 /// Not for measuring.
 pub fn now() -> Instant {
-    static BASE: OnceLock<Option<Base>> = OnceLock::new();
-    let base = *BASE.get_or_init(Base::take);
-    base.and_then(since).unwrap_or_else(Instant::now)
+    static ZERO: OnceLock<Option<Instant>> = OnceLock::new();
+    let zero = *ZERO.get_or_init(zero);
+    zero.and_then(since).unwrap_or_else(Instant::now)
 }
 
-/// The last tick, of which `CLOCK_MONOTONIC_COARSE` tells; see clock_gettime(2).
-fn since(base: Base) -> Option<Instant> {
-    let tick: Duration = clock_gettime(ClockId::CLOCK_MONOTONIC_COARSE).ok()?.into();
-    match tick.checked_sub(base.monotonic) {
-        Some(later) => base.instant.checked_add(later),
-        None => base.instant.checked_sub(base.monotonic - tick),
-    }
+/// When `CLOCK_MONOTONIC` was 0. It is read after the other clock, so this may be too early but never too
+/// late, and [`now`] is never ahead.
+fn zero() -> Option<Instant> {
+    let instant = Instant::now();
+    let monotonic = clock_gettime(ClockId::CLOCK_MONOTONIC).ok()?;
+    instant.checked_sub(monotonic.into())
 }
 
-/// Times in which a loop did not run although it had something to do: on a machine with too much to do, or
-/// stopped. Others may have waited for it meanwhile, so that such a time does not count as their silence.
+/// The last tick as an `Instant`, by `CLOCK_MONOTONIC_COARSE`; see clock_gettime(2).
+fn since(zero: Instant) -> Option<Instant> {
+    let tick = clock_gettime(ClockId::CLOCK_MONOTONIC_COARSE).ok()?;
+    zero.checked_add(tick.into())
+}
+
+/// Times in which a loop did not run although it had something to do: on an overloaded machine, or
+/// while stopped. Others may have waited for it meanwhile, so such a time does not count as their
+/// silence.
 #[derive(Debug, Clone, Copy)]
 pub struct Rests {
-    /// When the loop is to be here at the latest.
+    /// The latest time at which the loop should run again.
     due: Instant,
 }
 
-/// What a step of a loop may take; longer is a rest.
+/// Longest normal step of a loop; anything longer is a rest.
 const STEP: Duration = Duration::from_millis(100);
 
 impl Rests {
-    /// For a loop that begins now.
+    /// Starts now.
     pub fn new() -> Self {
         Self { due: now() }
     }
 
-    /// The loop is about to wait, at the latest until then.
+    /// Notes that the loop is about to wait, until `until` at the latest.
     pub fn waits_until(&mut self, until: Instant) {
         self.due = self.due.max(until);
     }
 
-    /// The loop is here, at the time `now`. Returns how long it has rested.
+    /// Notes that the loop runs again at `now`. Returns how long it has rested, if it has.
     pub fn end_at(&mut self, now: Instant) -> Option<Duration> {
-        let rest = now.saturating_duration_since(self.due);
-        self.due = now;
+        let due = std::mem::replace(&mut self.due, now);
+        // The usual case, and cheaper than a subtraction of times.
+        if now <= due {
+            return None;
+        }
+        let rest = now.saturating_duration_since(due);
         (rest > STEP).then_some(rest)
     }
 }

@@ -14,16 +14,16 @@ use crate::transport::TransportError;
 /// A flag with a descriptor that is readable while it is raised.
 #[derive(Debug)]
 pub struct Waker {
-    /// Whether somebody has raised it since it was last lowered.
+    /// Whether it has been raised since it was last lowered.
     raised: AtomicBool,
     event: EventFd,
 }
 
 impl Waker {
-    /// One that is not raised.
+    /// A waker that is not raised.
     ///
     /// # Errors
-    /// The system's, where no descriptor is free.
+    /// The system's error, if no descriptor is free.
     pub fn new() -> io::Result<Self> {
         let flags = EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK;
         Ok(Self {
@@ -32,11 +32,11 @@ impl Waker {
         })
     }
 
-    /// Wakes whoever waits, now or next.
+    /// Wakes the thread that waits, or the next one to wait.
     pub fn raise(&self) {
-        // Partner: the swap in `lower`. What was done before this is seen after that.
+        // Partner: the swap in `lower`. Writes before this are visible after that.
         if !self.raised.swap(true, Ordering::AcqRel) {
-            // Fails only at 2^64 - 1 raises that nobody has seen; it is readable then.
+            // Fails only after 2^64 - 1 raises without a read; the descriptor is readable then.
             let _ = self.event.write(1);
         }
     }
@@ -46,13 +46,27 @@ impl Waker {
         self.raised.load(Ordering::Acquire)
     }
 
-    /// Lowers it; to be called before looking for what it was raised for. Returns whether it was.
+    /// Whether it is raised, where a poll has found its descriptor readable.
+    ///
+    /// [`raise`](Self::raise) has two steps. Where it was lowered between them, its descriptor is readable and it is
+    /// not raised: then this takes out what the late step has written, so that the next poll waits.
+    pub fn is_raised_by_poll(&self) -> bool {
+        if self.is_raised() {
+            return true;
+        }
+        let _ = self.event.read();
+        // What was read may be of a thread that has raised it since.
+        self.is_raised()
+    }
+
+    /// Lowers it. Call it before looking for the reason of the wake-up. Returns whether it was
+    /// raised.
     pub fn lower(&self) -> bool {
         if !self.is_raised() {
             return false;
         }
-        // First the descriptor: who raises it in between finds the flag set and does not write, and
-        // what that was for is seen after the swap.
+        // First the descriptor: a thread that raises it in between finds the flag set and does not
+        // write, and its reason is visible after the swap.
         let _ = self.event.read();
         self.raised.swap(false, Ordering::AcqRel)
     }
@@ -65,7 +79,7 @@ impl Waker {
         Self::wait_for_either(self, self, deadline)
     }
 
-    /// Waits until one of the two is raised.
+    /// Waits until one of two wakers is raised.
     ///
     /// # Errors
     /// [`TransportError::TimedOut`] at `deadline`.
@@ -82,12 +96,20 @@ impl Waker {
             if left.is_zero() {
                 return Err(TransportError::TimedOut("be woken"));
             }
-            // Rounded up, so as not to turn round before the deadline.
+            // Rounded up, so as not to spin before the deadline.
             let ms = left.as_millis().saturating_add(1);
             let timeout = PollTimeout::try_from(ms).unwrap_or(PollTimeout::MAX);
             let mut fds = [one, other].map(|waker| PollFd::new(waker.as_fd(), PollFlags::POLLIN));
             match poll(&mut fds, timeout) {
-                Ok(_) | Err(Errno::EINTR) => {}
+                Ok(_) => {
+                    let readable = fds.map(|fd| fd.any().unwrap_or(true));
+                    for (waker, readable) in [one, other].into_iter().zip(readable) {
+                        if readable && waker.is_raised_by_poll() {
+                            return Ok(());
+                        }
+                    }
+                }
+                Err(Errno::EINTR) => {}
                 Err(errno) => {
                     return Err(TransportError::Io {
                         context: "poll".to_owned(),
@@ -127,6 +149,35 @@ mod tests {
         assert!(waker.lower());
         assert!(!waker.lower());
         assert!(waker.wait(Instant::now()).is_err());
+    }
+
+    /// Lowers `waker` between the two steps of a thread that raises it.
+    fn raise_late(waker: &Waker) {
+        assert!(!waker.raised.swap(true, Ordering::AcqRel));
+        assert!(waker.lower());
+        waker.event.write(1).unwrap();
+    }
+
+    #[test]
+    fn a_step_that_comes_late_wakes_nobody_for_ever() {
+        let (waker, other) = (Waker::new().unwrap(), Waker::new().unwrap());
+        for either in [false, true] {
+            raise_late(&waker);
+            let deadline = Instant::now() + Duration::from_millis(50);
+            let waited = match either {
+                false => waker.wait(deadline),
+                true => Waker::wait_for_either(&other, &waker, deadline),
+            };
+            assert!(waited.is_err());
+            let mut fds = [PollFd::new(waker.as_fd(), PollFlags::POLLIN)];
+            assert_eq!(poll(&mut fds, PollTimeout::ZERO), Ok(0), "it waited");
+        }
+        // One that is raised for good counts.
+        raise_late(&waker);
+        waker.raise();
+        waker
+            .wait(Instant::now() + Duration::from_secs(60))
+            .unwrap();
     }
 
     #[test]

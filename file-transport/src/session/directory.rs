@@ -1,7 +1,7 @@
 //! The real directory of a session.
 //!
 //! Everything is relative to an open directory, no link is followed, nothing but regular files is
-//! read, and no more of them than the reader asked for. The directory itself is opened by its name
+//! read, and of those no more than the reader asked for. The directory itself is opened by its name
 //! for each look, which makes an NFS client ask the server (close-to-open consistency), and must be
 //! the same one every time.
 
@@ -26,30 +26,30 @@ use crate::listing::{self, open_directory};
 use crate::name::{GuestName, SESSIONS, SessionName};
 use crate::open_flags::SAFE;
 
-/// What is in [`file_name::PROBE`] at first.
+/// The first contents of [`file_name::PROBE`].
 pub(crate) const PROBE_CONTENT: &[u8] = b"1\n";
-/// What the mediator appends when the guest asks.
+/// The bytes that the mediator appends when the guest asks.
 const CHANGED_PROBE: &[u8] = b"2\n";
 
-/// Names in a session's directory. Two sides that keep to the rules come to fewer than 200.
+/// Most names in a session's directory. Two sides that keep to the rules make fewer than 200.
 pub const MOST_NAMES: usize = 1024;
 
 /// The directory of one session, opened by one side.
 #[derive(Debug)]
 pub struct SessionDirectory {
-    /// `sessions/`, which holds it.
+    /// `sessions/`, its parent.
     sessions: OwnedFd,
     name: String,
     path: PathBuf,
     role: Role,
-    /// Device and inode: what is called so must stay the same.
+    /// Device and inode, which must stay the same.
     identity: (u64, u64),
-    /// As of the last look.
+    /// As opened by the last look.
     directory: OwnedFd,
-    /// Part of the names of files in the making, so that two processes never share one.
+    /// Part of the names of unfinished files, so that two processes never share one.
     own: u64,
     made: u64,
-    /// Of the mediator: the file that a guest's test wants changed.
+    /// On the mediator's side: the file that a guest's test asks to be changed.
     probe: Option<File>,
 }
 
@@ -74,8 +74,8 @@ impl SessionDirectory {
         let sessions = open_directory(place.as_fd(), SESSIONS)?;
         mkdirat(&sessions, session.to_string().as_str(), Mode::S_IRWXU)?;
         let session = Self::in_sessions(sessions, path, session, Role::Guest, own)?;
-        // Only this user and root can look into it, and the group where the admin shares by one: a
-        // `sessions/` that hands its group on and lets it write. Whatever the umask is.
+        // Only this user and root have access, and the group where the administrator shares by
+        // group: where `sessions/` passes its group on and lets it write. Whatever the umask.
         let about = fstat(&session.sessions)?;
         let shared = Mode::S_ISGID | Mode::S_IRWXG;
         let mode = match Mode::from_bits_truncate(about.st_mode).contains(shared) {
@@ -120,17 +120,17 @@ impl SessionDirectory {
         })
     }
 
-    /// Whether others than its owner may look into it.
+    /// Whether users other than its owner have access.
     pub(crate) fn is_shared(&self) -> bool {
         fstat(&self.directory).is_ok_and(|about| about.st_mode & 0o077 != 0)
     }
 
-    /// Where it is, for messages.
+    /// The directory's path, for messages.
     pub fn path(&self) -> &Path {
         &self.path
     }
 
-    /// Makes the file `name`, of which there must be none, with `bytes`. `Ok(None)`: there is one.
+    /// Makes the new file `name` with `bytes`. `Ok(None)`: it exists already.
     pub(crate) fn claim(&self, name: &str, bytes: &[u8]) -> Result<Option<File>, Trouble> {
         let flags = SAFE | OFlag::O_WRONLY | OFlag::O_CREAT | OFlag::O_EXCL;
         match openat(
@@ -151,23 +151,23 @@ impl SessionDirectory {
         }
     }
 
-    /// Whether the name leads to a file, by a lookup, without a look at the directory.
+    /// Whether the name leads to a file, by a lookup, without listing the directory.
     pub(crate) fn lookup(&self, name: &str) -> bool {
         self.size(name).is_some()
     }
 
-    /// Its size, by a lookup.
+    /// The file's size in bytes, by a lookup.
     pub(crate) fn size(&self, name: &str) -> Option<i64> {
         let about = fstatat(&self.directory, name, AtFlags::AT_SYMLINK_NOFOLLOW);
         about.ok().map(|about| about.st_size)
     }
 
-    /// Keeps the probe open, so that what is changed later is this file and no other.
+    /// Keeps the probe open, so that the later change goes to this file and no other.
     pub(crate) fn keep_probe(&mut self, probe: File) {
         self.probe = Some(probe);
     }
 
-    /// Changes the probe, once, and says so.
+    /// Changes the probe, once, and announces it.
     pub(crate) fn change_probe(&mut self) {
         let Some(mut probe) = self.probe.take() else {
             return;
@@ -183,7 +183,7 @@ impl SessionDirectory {
         }
     }
 
-    /// How old the file `name` is, by the clock of the machine that keeps it.
+    /// Age of the file `name`, by the clock of the machine that stores it.
     pub(crate) fn age(&mut self, name: &str) -> Option<std::time::Duration> {
         let now = self.temporary();
         let flags = SAFE | OFlag::O_WRONLY | OFlag::O_CREAT | OFlag::O_EXCL;
@@ -210,12 +210,12 @@ impl SessionDirectory {
         age
     }
 
-    /// Removes what it can of the directory, and the directory if nothing is left: bounded, and for
-    /// a session that is over.
+    /// Removes what it can of the directory, and the directory itself if it is then empty: a
+    /// bounded effort, for a session that is over.
     ///
     /// Returns whether it is gone.
     pub(crate) fn clear(&mut self) -> bool {
-        // Twice, since what is removed while a directory is read may hide another name.
+        // Twice, since removing entries while a directory is read may hide other names.
         for _ in 0..2 {
             let found = match self.all_names() {
                 Ok(found) => found,
@@ -262,7 +262,7 @@ impl SessionDirectory {
     fn trouble(&self, doing: &str, name: &str, source: io::Error) -> Trouble {
         let gone = match source.raw_os_error().map(Errno::from_raw) {
             Some(Errno::ESTALE) => true,
-            // Of a file, only that one is missing; of the directory, all of it.
+            // For a file, only that one is missing; for the directory, all of it.
             Some(Errno::ENOENT | Errno::ENOTDIR | Errno::ELOOP) => {
                 name.is_empty() || self.is_gone()
             }
@@ -287,17 +287,17 @@ impl SessionDirectory {
         let mut file = File::from(openat(&self.directory, temporary, flags, mode)?);
         make_readable(&file)?;
         file.write_all(bytes)?;
-        // The bytes are at the server before the name is.
+        // The bytes must be at the server before the name is.
         file.sync_all()?;
         nix::unistd::close(file).map_err(io::Error::from)
     }
 }
 
-/// Lets the other side read `file`, whoever that is there and whatever the umask is here; the
+/// Lets the other side read `file`, whichever user that is and whatever the umask is here; the
 /// directory keeps others out.
 fn make_readable(file: &File) -> io::Result<()> {
     let mode = Mode::from_bits_truncate(0o644);
-    // Asked first: over NFS the change would be a round trip.
+    // Checked first: over NFS the change would be a round trip.
     if Mode::from_bits_truncate(fstat(file)?.st_mode).contains(mode) {
         return Ok(());
     }
@@ -316,7 +316,7 @@ impl SharedDirectory for SessionDirectory {
     }
 
     fn read(&mut self, name: &str, most: usize) -> Result<Content, Trouble> {
-        // The guest trusts its mediator; the other way round nothing is taken for granted.
+        // The guest trusts its mediator; the mediator does not trust the guest.
         if self.role == Role::Mediator && listing::is_unfit(&self.directory, name) {
             return Ok(Content::Unfit("no regular file"));
         }
@@ -354,7 +354,7 @@ impl SharedDirectory for SessionDirectory {
     fn publish(&mut self, name: &str, bytes: &[u8]) -> Result<(), Trouble> {
         let temporary = self.temporary();
         let written = self.write_temporary(&temporary, bytes);
-        // Before the rename nothing can have come under the name.
+        // Before the rename nothing can exist under the name.
         let full = written.as_ref().is_err_and(is_out_of_space);
         let written = written.and_then(|()| {
             renameat(&self.directory, temporary.as_str(), &self.directory, name)?;
@@ -365,7 +365,7 @@ impl SharedDirectory for SessionDirectory {
                 Trouble::Io { context, source } if full => Trouble::Full { context, source },
                 other => other,
             };
-            // Nothing half-done stays, if the system lets it be removed.
+            // Leaves nothing half-done, if the system permits the removal.
             let _ = unlinkat(
                 &self.directory,
                 temporary.as_str(),
@@ -377,7 +377,7 @@ impl SharedDirectory for SessionDirectory {
 
     fn free(&mut self) -> Option<Free> {
         let about = fstatvfs(&self.directory).ok()?;
-        // Some FUSE file systems know nothing and say 0.
+        // Some FUSE file systems do not know and report 0.
         if about.blocks() == 0 {
             return None;
         }
@@ -386,7 +386,7 @@ impl SharedDirectory for SessionDirectory {
             size: bytes(about.blocks()),
             bytes: bytes(about.blocks_available()),
             files: match about.files() {
-                // They are made as they are needed.
+                // Inodes are made as needed.
                 0 => u64::MAX,
                 _ => about.files_available(),
             },

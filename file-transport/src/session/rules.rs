@@ -1,7 +1,7 @@
-//! The rules of a session: which file to take, which to write, when to give up. The directory and
-//! the time are arguments.
+//! The rules of a session: the next file to take, the next to write, and when to give up. The
+//! directory and the time are arguments.
 //!
-//! # What it does not rely on
+//! # Not relied on
 //! * **Fresh listings.** A name that is not seen yet is looked for again. A name that is seen but
 //!   gone is one the other side has removed. Nothing is concluded from a name that is missing, but
 //!   that the other side is silent, after [`SILENCE`].
@@ -10,17 +10,9 @@
 //! * **Overwriting, locks, link counts, times.** Each name is written once and removed by its writer.
 //! * **The reader's right to remove.** It says what it has taken, in whatever file it writes next.
 //!
-//! # What makes a request run at most once
-//! A data segment is taken when its number is the next one, and numbers only grow, so no file counts
-//! twice, however often it is seen. A segment whose writing failed is written again with the same
-//! bytes under the same name (an NFS server may have done what it seemed to refuse). Every file
-//! names the process that wrote it, by 128 random bits; the first one seen stays the only one, so
-//! neither a new mediator nor a new guest can go on with what another began.
+//! # Why a request runs at most once
 //!
-//! # What keeps a small file system from filling up
-//! Both directions, and other sessions, write into one pool. A side that filled it would stop the
-//! other, whose result has to go somewhere before it takes more. So a side has at most half of what
-//! is left to it in flight, and cuts its pieces to that: see `space.rs`.
+//! # Why a small file system does not fill up
 
 mod incoming;
 mod outgoing;
@@ -35,48 +27,49 @@ use super::shared_directory::Trouble;
 use crate::name::SessionName;
 use space::Space;
 
-/// Bytes of the stream that lie in files and were not taken yet, at most, each way.
+/// Most bytes of the stream in files not taken yet, each way.
 pub const WINDOW: usize = 8 << 20;
 
-/// Data files that were not taken yet, at most, each way.
+/// Most data files not taken yet, each way.
 pub const MAX_IN_FLIGHT: usize = 64;
 
 /// A side that has written nothing else for this long writes a beat.
 pub const BEAT_INTERVAL: Duration = Duration::from_secs(1);
 
-/// A side of which nothing new was seen for this long, in at least [`LOOKS`] looks, is dead, unless
-/// [`Exchange::bear_silence`] says otherwise.
+/// A side that has shown nothing new for this long, in at least [`LOOKS`] looks, is dead, unless
+/// [`Exchange::bear_silence`] sets another time.
 pub const SILENCE: Duration = Duration::from_secs(20);
 
-/// Looks that must have brought nothing before a side counts as dead: a machine that was asleep for
-/// an hour has looked at nothing in that time. The same number of tries must have failed before
-/// [`RETRY_LIMIT`] ends.
+/// Looks that must have found nothing before a side counts as dead: a machine that was asleep for
+/// an hour has not looked in that time. The same number of tries must have failed before
+/// [`RETRY_LIMIT`] applies.
 pub const LOOKS: u32 = 10;
 
-/// How long a full disk, or a file that cannot be read, is tried again before the session ends, and
-/// at least [`LOOKS`] times.
+/// Time for which a full disk, or a file that cannot be read, is tried again before the session
+/// ends, and at least [`LOOKS`] times.
 pub const RETRY_LIMIT: Duration = Duration::from_secs(5);
 
-/// What was taken is acknowledged this much later, unless another file says it before.
+/// Delay after which taken segments are acknowledged, unless another file does so before.
 const ACK_DELAY: Duration = Duration::from_millis(100);
 
-/// On a file system that may hold old listings, a side that waits writes beats at growing distances
-/// from this on: a change of its own makes its system ask the server.
+/// On a file system that may return old listings, a side that waits writes beats at growing
+/// intervals, starting with this one: a change of its own makes its system ask the server.
 const STIR_INTERVAL: Duration = Duration::from_millis(10);
 
-/// Beats of its own that a side leaves in place, so that a reader with an old listing finds one.
+/// Number of its own beats that a side leaves in place, so that a reader with an old listing finds
+/// one.
 const BEATS_KEPT: u64 = 4;
 
-/// Why a session cannot go on.
+/// The reasons why a session cannot go on.
 #[derive(Debug, thiserror::Error)]
 pub enum Fault {
-    /// The directory is there no more.
+    /// The directory is gone.
     #[error("the session's directory is gone: it was removed, or the file system under it")]
     Vanished,
     /// Nothing new was seen for this long.
     #[error("the {} has given no sign of life for {} s", name(*.0), .1.as_secs())]
     Silent(Role, Duration),
-    /// A later mediator, or the same one after the session's process died, has left word.
+    /// A later mediator, or the same one after the session's process died, has marked the session.
     #[error("the mediator that served this session is gone")]
     MediatorGone,
     /// The other side ended without closing.
@@ -88,7 +81,7 @@ pub enum Fault {
     /// The system has refused for [`RETRY_LIMIT`].
     #[error("{context}: {source}")]
     Io {
-        /// What was being done.
+        /// The operation that failed.
         context: String,
         /// The system's answer.
         source: io::Error,
@@ -107,7 +100,7 @@ fn name(role: Role) -> &'static str {
 pub struct Piece {
     /// [`super::segment::HEADER`] bytes of room, then at most [`super::segment::MAX_PAYLOAD`] bytes.
     pub file: Vec<u8>,
-    /// Nothing comes after it.
+    /// It is the last one.
     pub last: bool,
 }
 
@@ -119,18 +112,18 @@ pub struct Taken {
 }
 
 impl Taken {
-    /// What is left of it.
+    /// The bytes not used yet.
     pub fn bytes(&self) -> &[u8] {
         &self.file[self.at..]
     }
 
-    /// `n` bytes of it are used.
+    /// Marks `n` bytes as used.
     pub fn advance(&mut self, n: usize) {
         self.at = (self.at + n).min(self.file.len());
     }
 }
 
-/// What a look has brought.
+/// The result of a look.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub struct Looked {
     /// The next pieces of the stream, in order.
@@ -156,9 +149,9 @@ pub struct Exchange {
 
     data_written: u64,
     bytes_written: u64,
-    /// What is in no file yet of the piece that was begun.
+    /// The part of the current piece that is in no file yet.
     unsent: Option<Unsent>,
-    /// Encoded, and perhaps in place already: never changed any more, unless the disk was full.
+    /// Encoded, and perhaps in place already: never changed again, unless the disk was full.
     frozen: Option<Frozen>,
     space: Space,
     /// Bytes of each data file that the peer has not taken, the oldest first.
@@ -175,18 +168,22 @@ pub struct Exchange {
     bytes_taken: u64,
     in_ended: bool,
     gave_up: bool,
+    /// The peer has ended its stream and then left, perhaps before it could read that this one's ended.
+    peer_left: bool,
     beat_seen: u64,
     data_seen: u64,
     news_at: Instant,
     looks_since: u32,
-    /// What the peer was told it may remove, and what it was not told yet.
+    /// Segments acknowledged to the peer.
     told: u64,
+    /// Bytes taken and not acknowledged yet.
     untold_bytes: usize,
+    /// Since when there have been such bytes.
     untold_since: Option<Instant>,
 
     /// A file that cannot be read yet.
     suspect: Option<(String, Trying)>,
-    /// Since when the system refuses to read, to write, and to give space for data.
+    /// Since when the system has refused to read, to write, and to give space for data.
     unreadable: Option<Trying>,
     unwritable: Option<Trying>,
     cramped: Option<Trying>,
@@ -203,11 +200,11 @@ struct Unsent {
 struct Frozen {
     file: Vec<u8>,
     last: bool,
-    /// What the file says was taken.
+    /// The acknowledgement that the file carries.
     taken: u64,
 }
 
-/// Since when something has been failing, and how many times.
+/// Start and number of consecutive failures.
 #[derive(Debug, Clone, Copy)]
 struct Trying {
     since: Instant,
@@ -215,8 +212,8 @@ struct Trying {
 }
 
 impl Trying {
-    /// Notes another failure at `now`; whether it was the last one to be borne. The time alone does
-    /// not count: a process that did not run meanwhile has not tried.
+    /// Notes another failure at `now`. Returns whether it was the last one tolerated. Time alone
+    /// does not count: a process that did not run meanwhile has not tried.
     fn is_over(trying: &mut Option<Self>, now: Instant) -> bool {
         let trying = trying.get_or_insert(Self {
             since: now,
@@ -260,6 +257,7 @@ impl Exchange {
             bytes_taken: 0,
             in_ended: false,
             gave_up: false,
+            peer_left: false,
             beat_seen: 0,
             data_seen: 0,
             news_at: now,
@@ -279,7 +277,7 @@ impl Exchange {
         self.silence = silence.max(BEAT_INTERVAL * 3);
     }
 
-    /// Which side this is.
+    /// This side's role.
     pub fn role(&self) -> Role {
         self.role
     }
@@ -294,18 +292,24 @@ impl Exchange {
         self.in_ended
     }
 
-    /// Whether this side's stream has ended, and the other has taken all of it.
+    /// Whether this side's stream has ended, and the other has taken all of it. A peer that has left after
+    /// the end of its own stream acknowledges nothing more: then every byte taken is enough, and the mark of
+    /// the end may lie there unread.
     pub fn was_read_whole(&self) -> bool {
-        self.out_ended && self.in_flight.is_empty()
+        let unread = match self.peer_left {
+            true => self.in_flight_bytes > 0,
+            false => !self.in_flight.is_empty(),
+        };
+        self.out_ended && !unread
     }
 
-    /// Whether both streams have ended, as far as this side can see. What the other does not need any
-    /// more it may have removed.
+    /// Whether both streams have ended, as far as this side can see. The other side may have
+    /// removed whatever it no longer needs.
     pub fn has_ended(&self) -> bool {
         self.out_ended && self.in_ended
     }
 
-    /// Whether both streams have ended, were taken whole, and each side has been told so.
+    /// Whether both streams have ended and were taken whole, and both sides know.
     pub fn is_finished(&self) -> bool {
         self.was_read_whole() && self.in_ended && self.told == self.taken
     }
@@ -315,13 +319,13 @@ impl Exchange {
         !self.out_ended && self.in_flight_bytes < WINDOW && self.in_flight.len() < MAX_IN_FLIGHT
     }
 
-    /// Whether there is a piece that has yet to be written: try again soon.
+    /// Whether a piece still has to be written: try again soon.
     pub fn is_held_up(&self) -> bool {
         self.frozen.is_some() || self.unsent.is_some()
     }
 }
 
-/// The system refused: borne for a while, unless the directory is gone.
+/// Handles a refusal of the system: tolerated for a while, unless the directory is gone.
 fn bear(trying: &mut Option<Trying>, trouble: Trouble, now: Instant) -> Result<(), Fault> {
     match trouble {
         Trouble::Gone => Err(Fault::Vanished),

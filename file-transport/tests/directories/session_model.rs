@@ -1,9 +1,9 @@
-//! The rules of a session against a model of a file system that is as unhelpful as NFS and sshfs may
-//! be: listings that lag, names that outlive their files, contents that are torn for a while, writes
-//! that fail and have happened nevertheless.
+//! The rules of a session against a model of a file system with the worst behaviour of NFS and
+//! sshfs: listings that lag, names that outlive their files, contents that are torn for a while,
+//! writes that report failure but have happened.
 //!
 //! Whatever it does, the bytes that one side takes are a prefix of those that the other sent, in
-//! order, each once; and where it stops being unhelpful, all of them arrive.
+//! order, each once; and once it behaves, all of them arrive.
 
 use std::cell::RefCell;
 use std::collections::BTreeMap;
@@ -18,7 +18,7 @@ use vgpu_file_transport::session::rules::{Exchange, Fault, Piece, RETRY_LIMIT, S
 use vgpu_file_transport::session::segment::{HEADER, Role};
 use vgpu_file_transport::session::shared_directory::{Content, Free, SharedDirectory, Trouble};
 
-/// Numbers that look random and are the same each time.
+/// Pseudo-random numbers, the same in every run.
 struct Random(u64);
 
 impl Random {
@@ -39,10 +39,10 @@ impl Random {
     }
 }
 
-/// How unhelpful it is, in percent.
+/// The probability of each fault, in percent.
 #[derive(Debug, Clone, Copy, Default)]
 struct Trials {
-    /// A look at the directory brings what the last one brought.
+    /// A listing repeats the last one.
     old_listing: u64,
     /// A listing lacks a name that was there before.
     missed_name: u64,
@@ -50,7 +50,7 @@ struct Trials {
     torn: u64,
     /// A write fails, and nothing has happened.
     failed: u64,
-    /// A write fails, and it has happened all the same.
+    /// A write reports failure, but has happened.
     failed_but_done: u64,
     /// A file cannot be removed.
     kept: u64,
@@ -61,21 +61,21 @@ type Server = Rc<RefCell<BTreeMap<String, Vec<u8>>>>;
 /// One side's view of the directory.
 struct View {
     server: Server,
-    /// What the last honest look brought.
+    /// The last honest listing.
     listing: Vec<String>,
     trials: Trials,
     random: Random,
-    /// Of each name, what was ever made under it: no name may get other bytes.
+    /// The bytes ever made under each name: none may change.
     made: BTreeMap<String, Vec<u8>>,
-    /// Bytes of the file system, where that is bounded.
+    /// Size of the file system in bytes, where it is bounded.
     pool: Option<u64>,
-    /// Whether it says what is free.
+    /// Whether it reports its free space.
     tells: bool,
 }
 
 impl View {
     fn free_bytes(&self) -> u64 {
-        // Whole blocks are taken.
+        // Files occupy whole blocks.
         let used = |file: &Vec<u8>| (file.len() as u64).next_multiple_of(4096);
         let used: u64 = self.server.borrow().values().map(used).sum();
         self.pool.map_or(u64::MAX, |pool| pool.saturating_sub(used))
@@ -199,7 +199,7 @@ impl Side {
         }
     }
 
-    /// What the transport's thread does at each turn.
+    /// One turn of the transport's thread.
     fn turn(&mut self, now: Instant) -> Result<(), Fault> {
         let space = 1 + usize::try_from(self.view.random.below(5000)).unwrap();
         let looked = self.exchange.look(&mut self.view, space, now)?;
@@ -232,7 +232,7 @@ fn bytes(n: usize, seed: u8) -> Vec<u8> {
     (0..=250u8).cycle().skip(seed.into()).take(n).collect()
 }
 
-/// Runs a session until both sides are done or one has given up; gives the faults.
+/// Runs a session until both sides are done or one has given up; returns the faults.
 fn run(trials: Trials, seed: u64, sizes: [usize; 2]) -> [Option<Fault>; 2] {
     let start = Instant::now();
     let server = Server::default();
@@ -300,7 +300,7 @@ fn a_helpful_file_system_carries_everything() {
 proptest! {
     #![proptest_config(ProptestConfig { cases: 64, failure_persistence: None, ..ProptestConfig::default() })]
 
-    /// Nothing that NFS and sshfs do by themselves ends a session or changes a byte.
+    /// No behaviour of NFS and sshfs ends a session or changes a byte.
     #[test]
     fn old_and_torn_views_delay_and_never_change(
         seed in any::<u64>(), old_listing in 0u64..98, missed_name in 0u64..60, torn in 0u64..60,
@@ -323,8 +323,8 @@ proptest! {
     }
 }
 
-/// Sends `total` bytes to a mediator that sends back what it takes, and takes nothing while it still
-/// has to send: through a file system of `pool` bytes, with looks in an order that `seed` decides.
+/// Sends `total` bytes to a mediator that echoes them, and reads nothing while it still has to
+/// send: through a file system of `pool` bytes, with looks in an order that `seed` determines.
 fn echo(pool: u64, total: usize, seed: u64) -> Result<(), String> {
     const PIECE: usize = 1 << 20;
     let mut now = Instant::now();
@@ -391,7 +391,7 @@ fn a_full_file_system_ends_the_session_and_a_question_still_fits_into_what_is_ke
     let (server, mut guest, mut mediator) = pair(&mut now);
     guest.view.pool = Some(8 << 20);
     mediator.view.pool = Some(8 << 20);
-    // Something else leaves half of the reserve.
+    // Other users leave half of the reserve free.
     server
         .borrow_mut()
         .insert("filler".into(), vec![0; (7 << 20) + (1 << 19)]);
@@ -484,11 +484,56 @@ fn word_that_the_mediator_is_gone_ends_the_session_after_its_last_bytes() {
     assert!(matches!(guest.turn(now), Err(Fault::MediatorGone)));
 }
 
+/// Both sides close, and the mediator's process ends before it has seen the guest's end of the stream.
+#[test]
+fn a_mediator_that_leaves_first_keeps_no_guest_waiting() {
+    for how in ["word of it", "it gave up", "silence"] {
+        let mut now = Instant::now();
+        let (server, mut guest, mut mediator) = pair(&mut now);
+        (mediator.to_send, mediator.closing) = (b"answer".to_vec(), true);
+        mediator.turn(now).unwrap();
+        guest.turn(now).unwrap();
+        assert_eq!(guest.received, b"answer");
+        guest.closing = true;
+        guest.turn(now).unwrap();
+        assert!(!guest.exchange.was_read_whole(), "nobody has read the end");
+        match how {
+            "silence" => {}
+            "it gave up" => mediator.exchange.give_up(&mut mediator.view, now).unwrap(),
+            _ => drop(server.borrow_mut().insert(GONE.into(), Vec::new())),
+        }
+        let left = now;
+        while !guest.is_done() {
+            now += Duration::from_millis(500);
+            guest.turn(now).unwrap();
+            let patience = if how == "silence" {
+                SILENCE
+            } else {
+                Duration::ZERO
+            };
+            assert!(now - left <= patience + Duration::from_secs(2), "{how}");
+        }
+    }
+}
+
+#[test]
+fn bytes_that_a_mediator_left_unread_are_lost_also_after_the_end_of_its_stream() {
+    let mut now = Instant::now();
+    let (server, mut guest, mut mediator) = pair(&mut now);
+    mediator.closing = true;
+    mediator.turn(now).unwrap();
+    guest.turn(now).unwrap();
+    guest.to_send = b"request, and another".to_vec();
+    guest.turn(now).unwrap();
+    server.borrow_mut().insert(GONE.into(), Vec::new());
+    assert!(matches!(guest.turn(now), Err(Fault::MediatorGone)));
+}
+
 #[test]
 fn nobody_goes_on_with_anothers_session() {
     let mut now = Instant::now();
     let (server, mut guest, mediator) = pair(&mut now);
-    // A second mediator that knows no better, with numbers that would fit.
+    // A second mediator that joins by mistake, with numbers that would fit.
     drop(mediator);
     server
         .borrow_mut()
@@ -511,7 +556,7 @@ fn nobody_goes_on_with_anothers_session() {
 fn acknowledging_what_was_never_sent_is_a_violation() {
     let mut now = Instant::now();
     let (_server, mut guest, mut mediator) = pair(&mut now);
-    // The mediator's number of segments taken comes from a guest that sent more.
+    // The mediator's acknowledgement is for a guest that sent more.
     guest.to_send.extend(b" and more");
     guest.turn(now).unwrap();
     mediator.turn(now + Duration::from_secs(1)).unwrap();

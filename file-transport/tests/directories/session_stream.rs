@@ -1,10 +1,12 @@
 //! A guest's and a mediator's transport over one real directory.
 
 use std::fs;
+use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use vgpu_file_transport::SessionName;
 use vgpu_file_transport::session::file_name::segment;
 use vgpu_file_transport::session::rules::SILENCE;
@@ -18,7 +20,7 @@ fn deadline() -> Instant {
     Instant::now() + WATCHDOG
 }
 
-/// The one session in `directory`, once there is one.
+/// The one session in `directory`, as soon as it exists.
 fn session(directory: &Path) -> SessionName {
     let deadline = deadline();
     loop {
@@ -232,7 +234,7 @@ fn where_nobody_serves_the_deadline_holds() {
         error.to_string().contains("no mediator has taken"),
         "{error}"
     );
-    // Nothing stays for a mediator that starts later.
+    // Nothing is left for a mediator that starts later.
     assert_eq!(
         fs::read_dir(directory.path().join("sessions"))
             .unwrap()
@@ -252,9 +254,17 @@ fn a_waker_ends_a_wait_and_so_does_whatever_the_other_side_does() {
     let patience = Duration::from_millis(50);
     for interest in [None, read] {
         let began = Instant::now();
+        // As a thread leaves it that raises it late: after another has lowered it.
+        nix::unistd::write(&waker, &1u64.to_ne_bytes()).unwrap();
         let waited = mediator.wait_or(interest, &waker, began + patience);
         assert!(matches!(waited, Err(TransportError::TimedOut(_))));
         assert!(began.elapsed() >= patience);
+        let mut stale = [PollFd::new(waker.as_fd(), PollFlags::POLLIN)];
+        assert_eq!(
+            poll(&mut stale, PollTimeout::ZERO),
+            Ok(0),
+            "it did not wait"
+        );
         thread::scope(|scope| {
             scope.spawn(|| waker.raise());
             mediator.wait_or(interest, &waker, deadline()).unwrap();

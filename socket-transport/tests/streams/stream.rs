@@ -1,9 +1,11 @@
 //! The properties that a session relies on, over each kind of socket.
 
+use std::os::fd::AsFd;
 use std::thread;
 use std::time::{Duration, Instant};
 
 use crate::ends::{self, both, soon};
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use vgpu_socket_transport::SocketTransport;
 use vgpu_transport::{Interest, Transport, TransportError, Waker};
 
@@ -87,7 +89,7 @@ fn nothing_waits_without_being_asked_to() {
             .unwrap_err();
         assert!(matches!(error, TransportError::TimedOut("read")), "{kind}");
         assert!(start.elapsed() >= Duration::from_millis(30), "{kind}");
-        // Nobody reads: at some point there is no room, and the wait for some ends.
+        // Nobody reads: at some point there is no room, and the wait for it ends.
         let block = vec![7; 1 << 20];
         let mut taken = 0;
         while let n @ 1.. = a.try_write(&block).unwrap() {
@@ -97,7 +99,7 @@ fn nothing_waits_without_being_asked_to() {
         assert!(a.wants_write() || kind == "unix");
         let error = a.wait(Interest::Write, past).unwrap_err();
         assert!(matches!(error, TransportError::TimedOut("write")), "{kind}");
-        // Once somebody does, all of it arrives.
+        // Once somebody reads, all of it arrives.
         thread::scope(|scope| {
             scope.spawn(|| a.close(soon()).unwrap());
             let mut got = vec![0; taken];
@@ -144,7 +146,7 @@ fn two_sides_that_flush_at_once_do_not_wait_for_each_other() {
                     end.wait(Interest::Read, soon()).unwrap();
                 }
             }
-            // Where the flush returned early, the rest leaves now.
+            // If the flush returned early, the rest is sent now.
             end.close(soon()).unwrap();
         };
         thread::scope(|scope| {
@@ -168,7 +170,7 @@ fn a_peer_that_is_gone_is_closed_on_every_call() {
         }
         let block = vec![0; 1 << 20];
         let error = loop {
-            // The kernel takes some before it hears of it.
+            // The kernel takes some bytes before it learns of the end.
             match a.try_write(&block) {
                 Ok(_) => {
                     let _ = a.wait(Interest::Write, soon());
@@ -284,9 +286,17 @@ fn a_waker_ends_a_wait_and_so_does_whatever_the_other_side_does() {
         let patience = Duration::from_millis(30);
         for interest in [None, read] {
             let began = Instant::now();
+            // As a thread leaves it that raises it late: after another has lowered it.
+            nix::unistd::write(&waker, &1u64.to_ne_bytes()).unwrap();
             let waited = a.wait_or(interest, &waker, began + patience);
             assert!(matches!(waited, Err(TransportError::TimedOut(_))), "{kind}");
             assert!(began.elapsed() >= patience, "{kind}");
+            let mut stale = [PollFd::new(waker.as_fd(), PollFlags::POLLIN)];
+            assert_eq!(
+                poll(&mut stale, PollTimeout::ZERO),
+                Ok(0),
+                "it did not wait"
+            );
             thread::scope(|scope| {
                 scope.spawn(|| waker.raise());
                 a.wait_or(interest, &waker, soon()).unwrap();
@@ -295,7 +305,7 @@ fn a_waker_ends_a_wait_and_so_does_whatever_the_other_side_does() {
         }
         a.wait_or(Some(Interest::ReadOrWrite), &waker, soon())
             .unwrap();
-        // What was gathered leaves during a wait for the waker alone.
+        // Gathered bytes are sent during a wait for the waker alone.
         a.write_all(b"word", soon()).unwrap();
         assert!(a.wait_or(None, &waker, Instant::now()).is_err());
         b.read_exact(&mut [0; 4], soon()).unwrap();
@@ -311,7 +321,7 @@ fn a_waker_ends_a_wait_and_so_does_whatever_the_other_side_does() {
             scope.spawn(|| drop(b));
             a.wait_or(read, &waker, soon()).unwrap();
         });
-        // A socket that is over does not end a wait that is not for it.
+        // A closed socket does not end a wait that is not for it.
         let waited = a.wait_or(None, &waker, Instant::now() + patience);
         assert!(matches!(waited, Err(TransportError::TimedOut(_))), "{kind}");
     }

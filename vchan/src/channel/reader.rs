@@ -22,6 +22,10 @@ use crate::wire::shm::Region;
 
 const WAITING: &str = "read from the peer";
 
+/// Up to so many bytes a copy is over before the peer can have written more: a read that found no more than
+/// these does not look again.
+const SHORT: usize = 1024;
+
 /// The reading half of a [`Channel`](crate::Channel), made by
 /// [`Channel::split`](crate::Channel::split).
 #[derive(Debug)]
@@ -39,7 +43,7 @@ pub struct Reader {
     ahead: Ahead,
     pub(crate) timeout: Option<Duration>,
     pub(crate) bytes: u64,
-    /// Up to which byte of the stream `peek` has shown it.
+    /// Position in the stream up to which `peek` has shown it.
     pub(crate) peeked: u64,
 }
 
@@ -61,7 +65,7 @@ impl Reader {
         }
     }
 
-    /// Moves what is there, up to `buf.len()` bytes, without waiting.
+    /// Moves the bytes that are there into `buf`, at most `buf.len()`, without waiting.
     ///
     /// `Ok(Some(0))` with a non-empty `buf` is the end of the stream: the peer has closed or died
     /// and every byte it wrote has been returned. `Ok(None)` means nothing is there now; the peer
@@ -78,8 +82,8 @@ impl Reader {
         self.try_read_fresh(buf)
     }
 
-    /// [`try_read`](Self::try_read) for a caller that will [`wait`](Self::wait), not poll: the peer is
-    /// not asked to ring, which would cost it an event for every message.
+    /// [`try_read`](Self::try_read) for a caller that will [`wait`](Self::wait), not poll: the peer
+    /// is not asked to ring, which would cost it an event for every message.
     #[inline]
     pub(crate) fn read_now(&mut self, buf: &mut [u8]) -> Result<Option<usize>> {
         if self.take_known(buf)? {
@@ -122,12 +126,12 @@ impl Reader {
         }
     }
 
-    /// Fills all of `buf`, waiting until `deadline`. Sleeps once for a large part of it, where
-    /// [`read`](Self::read) would be woken for its first byte.
+    /// Fills all of `buf`, waiting until `deadline`. Sleeps until a large part of it is there,
+    /// where [`read`](Self::read) would wake for the first byte.
     ///
     /// # Errors
-    /// As [`read`](Self::read); [`PeerClosed`](crate::Error::PeerClosed) if the stream ends
-    /// before `buf` is full. A part of it may have been read then.
+    /// As [`read`](Self::read); [`PeerClosed`](crate::Error::PeerClosed) if the stream ends before
+    /// `buf` is full. Part of `buf` may have been filled by then.
     #[inline]
     pub fn read_exact(&mut self, buf: &mut [u8], deadline: Instant) -> Result<()> {
         if self.take_known(buf)? {
@@ -143,7 +147,7 @@ impl Reader {
                 Some(0) => return Err(Error::PeerClosed { unread: 0 }),
                 Some(n) => filled += n,
                 None => {
-                    // A writer that finds no room has filled more than this.
+                    // A writer that finds no room has filled more than this much.
                     let most = self.ring.size() / 2;
                     let left = u32::try_from(buf.len() - filled).unwrap_or(u32::MAX);
                     let least = left.min(most);
@@ -160,7 +164,7 @@ impl Reader {
         Ok(())
     }
 
-    /// Waits until [`try_read`](Self::try_read) has something to say.
+    /// Waits until [`try_read`](Self::try_read) has a result.
     ///
     /// # Errors
     /// [`TimedOut`](crate::Error::TimedOut) at `deadline`, and [`Os`](crate::Error::Os).
@@ -168,7 +172,7 @@ impl Reader {
         self.wait_for(1, deadline)
     }
 
-    /// Bytes that are there to be read now.
+    /// Bytes that can be read now.
     ///
     /// # Errors
     /// As [`try_read`](Self::try_read).
@@ -178,8 +182,8 @@ impl Reader {
         Ok(self.ring.available() as usize)
     }
 
-    /// How the peer ended its stream, for a protocol that does not say so itself. To be asked when
-    /// the stream has been read to its end. What a peer says of its own stream is its own word.
+    /// How the peer ended its stream, for a protocol that does not mark its own end. Call it once
+    /// the stream has been read to its end. The answer is the peer's claim.
     ///
     /// # Errors
     /// [`Peer`](crate::Error::Peer) if the peer broke the rules.
@@ -195,7 +199,7 @@ impl Reader {
         })
     }
 
-    /// Sets how long [`io::Read::read`] waits; `None`, the default, is until the peer writes,
+    /// Sets how long [`io::Read::read`] waits. `None`, the default, waits until the peer writes,
     /// closes or dies.
     pub fn set_timeout(&mut self, timeout: Option<Duration>) {
         self.timeout = timeout;
@@ -206,7 +210,7 @@ impl Reader {
         self.ring.size() as usize
     }
 
-    /// Whether a read would not block. A broken or closed channel is ready to say so.
+    /// Whether a read would not block. A broken or closed channel is ready: the read reports it.
     pub(crate) fn is_ready(&mut self) -> Result<bool> {
         self.has(1)
     }
@@ -220,13 +224,13 @@ impl Reader {
         Ok(self.ring.available() >= least || self.shared.peer_gone()?)
     }
 
-    /// How much lies in the ring to be used there. `None`: less than `least`, and the peer may
-    /// write more. Fewer than `least` bytes are all that is left; none are the end of the stream.
+    /// Bytes in the ring that can be used in place. `None`: fewer than `least`, and the peer may
+    /// write more. Fewer than `least` bytes are the last of the stream; 0 is its end.
     pub(crate) fn look(&mut self, least: u32) -> Result<Option<u32>> {
         self.shared.check()?;
         if !self.ended {
             self.refresh()?;
-            // The index once more after the close has been seen, as in `take`.
+            // Read the index once more after seeing the close, as in `take`.
             if self.ring.available() < least && self.shared.peer_gone()? {
                 self.refresh()?;
                 if self.ring.available() == 0 {
@@ -240,25 +244,25 @@ impl Reader {
         Ok((available >= least || self.ended).then_some(available))
     }
 
-    /// The memory of the ring, and where the next `len` bytes lie in it; [`look`](Self::look) has
-    /// found that many.
+    /// The ring's memory and the position of the next `len` bytes in it. [`look`](Self::look) must
+    /// have found that many.
     pub(crate) fn readable(&self, len: u32) -> (&Region, Span) {
         (&self.end.memory, self.ring.readable(len))
     }
 
-    /// Gives the next `len` bytes back to the peer; [`look`](Self::look) has found that many.
+    /// Gives the next `len` bytes back to the peer. [`look`](Self::look) must have found that many.
     pub(crate) fn pass(&mut self, len: u32) -> Result<()> {
         self.shared.check()?;
         self.bytes += u64::from(len);
         self.advance(len)
     }
 
-    /// Waits until [`look`](Self::look) has an answer.
+    /// Waits until [`look`](Self::look) has a result.
     pub(crate) fn wait_for(&mut self, least: u32, deadline: Instant) -> Result<()> {
         self.wait_for_or(least, None, deadline)
     }
 
-    /// [`wait`](Self::wait), which `waker` ends too. For a reader that is not split off its channel.
+    /// [`wait`](Self::wait), ended also by `waker`. For a reader that is not split off its channel.
     pub(crate) fn wait_or(&mut self, waker: Option<&Waker>, deadline: Instant) -> Result<()> {
         self.wait_for_or(1, waker, deadline)
     }
@@ -274,7 +278,8 @@ impl Reader {
 
     /// Asks the peer to ring when it writes, for a call that is about to report "would block".
     pub(crate) fn ask(&mut self) -> Result<()> {
-        // Old events must not make a poll loop spin; what comes from here on wakes it again.
+        // Old events must not make a poll loop spin; anything later makes the descriptor readable
+        // again.
         self.shared.acknowledge()?;
         self.ask_for(1);
         Ok(())
@@ -285,7 +290,7 @@ impl Reader {
         self.end.ask.arm(self.ring.cons().wrapping_add(least));
     }
 
-    /// Takes that back.
+    /// Withdraws [`ask_for`](Self::ask_for).
     pub(crate) fn no_longer_ask(&self) {
         self.end.ask.disarm();
     }
@@ -296,11 +301,11 @@ impl Reader {
         self.end.peers_index() != self.ring.prod()
     }
 
-    /// Reads the peer's index for a call that wants `wanted` bytes, after a few pauses or more than once
-    /// where that pays.
+    /// Reads the peer's index for a call that wants `wanted` bytes; pauses first or reads it
+    /// several times where that pays.
     fn refresh_for(&mut self, wanted: u32) -> Result<()> {
         let before = self.ring.available();
-        // Relaxed: a guess at whether this side answers, on which nothing else depends.
+        // Relaxed: only a hint at whether this side answers; nothing else depends on it.
         let sent = self.shared.sent.load(Ordering::Relaxed);
         for _ in 0..self.linger.pauses(wanted, sent) {
             std::hint::spin_loop();
@@ -318,7 +323,7 @@ impl Reader {
         })
     }
 
-    /// Drops what is there, for a close. Returns whether there was anything.
+    /// Drops the bytes that are there, for a close. Returns whether there were any.
     pub(crate) fn discard(&mut self) -> Result<bool> {
         self.refresh()?;
         let len = self.ring.available();
@@ -328,8 +333,8 @@ impl Reader {
         Ok(len > 0)
     }
 
-    /// Fills `buf` if that takes no look at the peer's index and no more than one step: false,
-    /// and nothing done, otherwise.
+    /// Fills `buf` if that needs no read of the peer's index and takes at most one step; otherwise
+    /// returns false and does nothing.
     #[inline]
     fn take_known(&mut self, buf: &mut [u8]) -> Result<bool> {
         let most = self.ring.available().min(self.step);
@@ -349,7 +354,7 @@ impl Reader {
             return Ok(Some(0));
         }
         let mut n = self.copy(buf)?;
-        // The order matters: a peer that writes and then closes must not lose what it wrote, so
+        // The order matters: a peer that writes and then closes must not lose its last bytes, so
         // the index is read once more after the close has been seen.
         if n == 0 && !self.ended && self.shared.peer_gone()? {
             n = self.copy(buf)?;
@@ -366,8 +371,12 @@ impl Reader {
         while done < buf.len() {
             let left = u32::try_from(buf.len() - done).unwrap_or(u32::MAX);
             if self.ring.available() < left && !self.ended {
+                if (1..=SHORT).contains(&done) {
+                    self.linger.found(0);
+                    break;
+                }
                 match self.refresh_for(left) {
-                    // What was read so far was valid; the error is sticky and comes next time.
+                    // The bytes read so far were valid; the error is sticky and comes next time.
                     Err(_) if done > 0 => break,
                     outcome => outcome?,
                 }
@@ -384,7 +393,7 @@ impl Reader {
         Ok(done)
     }
 
-    /// Moves the next `len` bytes, which are there, to `to`, which is that long.
+    /// Moves the next `len` bytes to `to`, which has that length. They must be there.
     #[inline]
     fn take_next(&mut self, to: &mut [u8], len: u32) -> Result<()> {
         // The private cursor first, as in `Writer::put_next`.
@@ -400,7 +409,7 @@ impl Reader {
         self.shared.publish(&self.end, cons)
     }
 
-    /// Gives the next `len` bytes, which are there, back to the peer.
+    /// Gives the next `len` bytes back to the peer. They must be there.
     fn advance(&mut self, len: u32) -> Result<()> {
         let cons = self.ring.advance(len);
         self.shared.publish(&self.end, cons)
@@ -413,7 +422,7 @@ impl Reader {
     }
 }
 
-/// [`Reader::refresh`] of a part of it.
+/// [`Reader::refresh`] on borrowed fields.
 #[inline]
 fn observe(ring: &mut Consumer, end: &RingEnd, shared: &Shared) -> Result<()> {
     ring.observe(end.peers_index())
@@ -423,9 +432,9 @@ fn observe(ring: &mut Consumer, end: &RingEnd, shared: &Shared) -> Result<()> {
 /// A reader that waits for a number of bytes.
 struct ForData<'a> {
     reader: &'a mut Reader,
-    /// What to sleep for.
+    /// Sleep until this many bytes are there.
     least: u32,
-    /// What to look for, not more than that.
+    /// While polling, be content with this many.
     awake: u32,
 }
 

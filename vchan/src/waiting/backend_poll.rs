@@ -1,5 +1,5 @@
 #![forbid(unsafe_code)]
-//! Sleeping in the kernel until a channel's backend has something to say, or this side closes.
+//! Sleeping in the kernel until a channel's backend has an event, or this side closes.
 
 use std::os::fd::AsFd;
 use std::time::Instant;
@@ -36,7 +36,7 @@ pub(crate) fn poll_backend(
     backend: &dyn Backend,
     cancel: Option<&Cancel>,
     waker: Option<&Waker>,
-    now: Instant,
+    mut now: Instant,
     deadline: Instant,
 ) -> Result<bool> {
     let bell = backend.poll_fd();
@@ -50,5 +50,15 @@ pub(crate) fn poll_backend(
         used += 1;
     }
     let mut polled = fds.map(|fd| PollFd::new(fd, PollFlags::POLLIN));
-    poll_from(&mut polled[..used], now, deadline)
+    let polled = &mut polled[..used];
+    while poll_from(polled, now, deadline)? {
+        // The waker's descriptor is the last, and may be readable with the waker down.
+        let others = &polled[..used - usize::from(waker.is_some())];
+        let other_is_ready = others.iter().any(|fd| fd.any().unwrap_or(true));
+        if other_is_ready || waker.is_some_and(Waker::is_raised_by_poll) {
+            return Ok(true);
+        }
+        now = Instant::now();
+    }
+    Ok(false)
 }

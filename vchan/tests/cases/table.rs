@@ -12,7 +12,7 @@ fn rows() -> Vec<(u32, String, String)> {
     let text = fs::read_to_string(root().join("docs/threat-model.md")).unwrap();
     let table = text
         .split("\n## ")
-        .find(|part| part.starts_with("What a channel's peer"))
+        .find(|part| part.starts_with("Attacks by a channel's peer"))
         .unwrap();
     table
         .lines()
@@ -28,7 +28,7 @@ fn rows() -> Vec<(u32, String, String)> {
         .collect()
 }
 
-/// What stands between backquotes.
+/// The texts between backquotes.
 fn quoted(cell: &str) -> impl Iterator<Item = &str> {
     cell.split('`').skip(1).step_by(2)
 }

@@ -1,9 +1,11 @@
 //! A channel as a session's transport: writes of several parts, and waits that another thread ends.
 
+use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
 use std::thread;
 use std::time::{Duration, Instant};
 
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use vchan::{Channel, Format, Setup, local};
 use vgpu_transport::{Interest, Transport, TransportError, Waker};
 
@@ -27,7 +29,7 @@ fn parts_arrive_in_order_and_whole_at_any_room_left() {
         let ring = from.outgoing_ring_bytes();
         let mut got = vec![0; ring];
         for fill in 0..=ring {
-            // Of 33, 290 and 1523 bytes: what fits as far as is known, what fits, what does not.
+            // Of 33, 290 and 1523 bytes: known to fit, found to fit, and too long.
             for parts in [
                 [&bytes[1..17], &[], &bytes[3..20]],
                 [&[], &bytes[5..200], &bytes[100..195]],
@@ -90,10 +92,18 @@ fn a_waker_ends_a_wait_and_so_does_whatever_the_other_side_does() {
         let patience = Duration::from_millis(5);
         for interest in interests {
             let began = Instant::now();
+            // As a thread leaves it that raises it late: after another has lowered it.
+            nix::unistd::write(&waker, &1u64.to_ne_bytes()).unwrap();
             let waited = Transport::wait_or(&mut one, interest, &waker, began + patience);
             assert!(matches!(waited, Err(TransportError::TimedOut(_))));
             assert!(began.elapsed() >= patience);
-            // Often enough for the wait to begin to look before it sleeps.
+            let mut stale = [PollFd::new(waker.as_fd(), PollFlags::POLLIN)];
+            assert_eq!(
+                poll(&mut stale, PollTimeout::ZERO),
+                Ok(0),
+                "it did not wait"
+            );
+            // Often enough for the wait to begin polling before it sleeps.
             for _ in 0..100 {
                 thread::scope(|scope| {
                     scope.spawn(|| waker.raise());

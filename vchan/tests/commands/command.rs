@@ -1,4 +1,4 @@
-//! The command `vchan`: what it moves, prints and measures, and how it fails.
+//! The command `vchan`: its transfers, output and measurements, and its failures.
 
 use std::io::{Read, Write};
 use std::process::{Child, Command, Output, Stdio};
@@ -35,7 +35,7 @@ fn succeeded(output: &Output) -> String {
     text
 }
 
-/// Not a multiple of anything.
+/// Pseudo-random bytes, the same in every run.
 fn payload() -> Vec<u8> {
     (0..3_000_017u32)
         .map(|i| (i.wrapping_mul(0x9E37_79B9) >> 24) as u8)
@@ -100,7 +100,7 @@ fn echo_and_pipe_return_every_byte() {
     succeeded(&server.wait_with_output().unwrap());
 }
 
-/// Silence that is our own doing, since nobody takes our output, ends no transfer.
+/// Silence of our own making, since nobody takes our output, ends no transfer.
 #[test]
 fn a_slow_reader_of_the_output_gets_every_byte() {
     let dir = tempfile::tempdir().unwrap();
@@ -274,19 +274,18 @@ fn failures_are_two_lines_and_a_status() {
 fn a_signal_ends_a_waiting_server_without_leftovers() {
     use nix::sys::signal::{Signal, kill};
     use nix::unistd::Pid;
-    let dir = tempfile::tempdir().unwrap();
-    let path = dir.path().join("socket");
-    let server = vchan("serve --echo", &path).spawn().unwrap();
-    while !path.exists() {
-        std::thread::sleep(std::time::Duration::from_millis(5));
+    // Ctrl-C has the status that shells report for it.
+    for (signal, status) in [(Signal::SIGTERM, 1), (Signal::SIGINT, 130)] {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("socket");
+        let server = vchan("serve --echo", &path).spawn().unwrap();
+        while !path.exists() {
+            std::thread::sleep(std::time::Duration::from_millis(5));
+        }
+        kill(Pid::from_raw(i32::try_from(server.id()).unwrap()), signal).unwrap();
+        let output = server.wait_with_output().unwrap();
+        assert_eq!(output.status.code(), Some(status), "{signal}");
+        assert!(String::from_utf8_lossy(&output.stderr).contains("stopped by a signal"));
+        assert!(!path.exists());
     }
-    kill(
-        Pid::from_raw(i32::try_from(server.id()).unwrap()),
-        Signal::SIGTERM,
-    )
-    .unwrap();
-    let output = server.wait_with_output().unwrap();
-    assert_eq!(output.status.code(), Some(1));
-    assert!(String::from_utf8_lossy(&output.stderr).contains("stopped by a signal"));
-    assert!(!path.exists());
 }

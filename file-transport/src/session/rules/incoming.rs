@@ -1,4 +1,4 @@
-//! Looking: what comes next is taken, what is strange is refused, silence is noticed.
+//! Looking: takes what comes next, refuses violations, detects silence.
 
 use std::io;
 use std::time::Instant;
@@ -12,8 +12,8 @@ use crate::session::segment::{HEADER, Header, Kind, MAX_FILE, Role, SegmentError
 use crate::session::shared_directory::{Content, SharedDirectory};
 
 impl Exchange {
-    /// Looks once: takes what comes next while `space` bytes are not used up, notes what the peer
-    /// has taken, and removes that.
+    /// Looks once: takes the next segments, as long as they fit in `space` bytes, notes what the
+    /// peer has taken, and removes that.
     ///
     /// # Errors
     /// The session is over.
@@ -79,8 +79,8 @@ impl Exchange {
             self.looks_since = 0;
             self.stir_after = STIR_INTERVAL;
         }
-        // What the other side wrote before its end is still to be read.
-        if complete && !looked.more && !self.in_ended && looked.pieces.is_empty() {
+        // Segments that the other side wrote before its end must still be read.
+        if complete && !looked.more && self.expects_peer() && looked.pieces.is_empty() {
             if (gone || self.gave_up) && Space::is_full(directory) {
                 return Err(Fault::Io {
                     context: format!("the {} ended on a full file system", name(self.role.peer())),
@@ -94,19 +94,20 @@ impl Exchange {
                 return Err(Fault::GaveUp(self.role.peer()));
             }
         }
-        self.check_silence(now)?;
+        let silent = self.looks_since >= LOOKS
+            && now.saturating_duration_since(self.news_at) >= self.silence;
+        // Before there is a peer, the connecting caller has a deadline.
+        if silent && self.peer.is_some() && self.expects_peer() {
+            return Err(Fault::Silent(self.role.peer(), self.silence));
+        }
+        self.peer_left |= self.in_ended && (gone || self.gave_up || silent);
         Ok(looked)
     }
 
-    fn check_silence(&self, now: Instant) -> Result<(), Fault> {
-        let silent = now.saturating_duration_since(self.news_at) >= self.silence;
-        // Before there is a peer, whoever connects has a deadline; after its end there is nothing to
-        // hear any more.
-        let expected = self.peer.is_some() && !self.in_ended;
-        if silent && expected && self.looks_since >= LOOKS {
-            return Err(Fault::Silent(self.role.peer(), self.silence));
-        }
-        Ok(())
+    /// Whether the other side still has to write something: the rest of its stream, or that it has taken
+    /// all bytes of this side's.
+    fn expects_peer(&self) -> bool {
+        !self.in_ended || self.in_flight_bytes > 0
     }
 
     /// Reads a beat. Returns whether it was one.
@@ -153,7 +154,7 @@ impl Exchange {
         Ok(Some(Taken { file, at: HEADER }))
     }
 
-    /// Reads a file that was listed and checks that it is what its name says.
+    /// Reads a listed file and checks that it matches its name.
     fn open(
         &mut self,
         directory: &mut dyn SharedDirectory,
@@ -169,7 +170,7 @@ impl Exchange {
         };
         let file = match directory.read(&name, most) {
             Ok(Content::Bytes(file)) => file,
-            // A beat that was replaced meanwhile; data whose name outlives it in a listing.
+            // A beat that was replaced meanwhile, or data whose name outlives it in a listing.
             Ok(Content::Absent) => return Ok(None),
             Ok(Content::Unfit(what)) => {
                 return Err(Fault::Violation(format!("{name} is {what}")));
@@ -200,7 +201,7 @@ impl Exchange {
         }
     }
 
-    /// A file that is not whole may be so at the next look, but not for ever.
+    /// A file that is incomplete may be complete at the next look, but may not stay so for ever.
     fn suspect(&mut self, name: String, error: SegmentError, now: Instant) -> Result<(), Fault> {
         let mut trying = match self.suspect.take() {
             Some((suspect, trying)) if suspect == name => Some(trying),

@@ -7,6 +7,8 @@ use std::io;
 pub(crate) struct Failure {
     pub(crate) what: String,
     pub(crate) advice: String,
+    /// The exit status.
+    pub(crate) status: u8,
 }
 
 impl Failure {
@@ -14,6 +16,15 @@ impl Failure {
         Self {
             what: what.into(),
             advice: advice.into(),
+            status: 1,
+        }
+    }
+
+    /// A person has ended it with Ctrl-C: the status is the one that shells report for that.
+    pub(crate) fn interrupted(what: impl Into<String>, advice: impl Into<String>) -> Self {
+        Self {
+            status: 130,
+            ..Self::new(what, advice)
         }
     }
 

@@ -25,10 +25,10 @@ fn main() -> ExitCode {
     match run(arguments.command) {
         Ok(()) => ExitCode::SUCCESS,
         Err(failure) => {
-            // Where this fails there is nobody to tell.
+            // If writing to stderr fails there is nowhere left to report it.
             let text = format!("error: {}\n help: {}\n", failure.what, failure.advice);
             let _ = std::io::stderr().write_all(text.as_bytes());
-            ExitCode::FAILURE
+            ExitCode::from(failure.status)
         }
     }
 }

@@ -12,19 +12,19 @@ use vchan::{Channel, DomId, Error, RingSizes, xen};
 use crate::failure::Failure;
 use crate::place::{Backend, Place, Rings};
 
-/// How often a waiting server looks whether it was told to stop.
+/// Interval at which a waiting server checks for a stop signal.
 const STOP_CHECK_INTERVAL: Duration = Duration::from_millis(200);
 
 /// Takes the vchan server role and waits for the client.
 ///
-/// Told to stop by a signal meanwhile, it takes back what it has published.
+/// A stop signal meanwhile makes it remove what it has published.
 pub(crate) fn serve(place: &Place, rings: &Rings) -> Result<Channel, Failure> {
     serve_sizes(place, rings.sizes())
 }
 
 /// [`serve`] with given sizes, or with the default.
 pub(crate) fn serve_sizes(place: &Place, rings: Option<RingSizes>) -> Result<Channel, Failure> {
-    // Before anybody is made to wait.
+    // Checked before a client is made to wait.
     let most = match place.backend {
         Backend::Xen => ORDER_MAX_EXTENDED,
         Backend::Local => ORDER_MAX_LOCAL,
@@ -95,7 +95,7 @@ pub(crate) fn xen_place(place: &Place) -> Result<(DomId, &str), Failure> {
     Ok((peer, path))
 }
 
-/// Waits in short stretches, so that a signal is noticed.
+/// Waits in short intervals, so that a signal is noticed.
 fn wait(
     signals: &Signals,
     deadline: Instant,
@@ -109,7 +109,11 @@ fn wait(
             Err(error) => return Err(error.into()),
         }
         if signals.stop.load(Ordering::Relaxed) {
-            return Err(Failure::new(
+            let why = match signals.interrupt.load(Ordering::Relaxed) {
+                true => Failure::interrupted,
+                false => Failure::new,
+            };
+            return Err(why(
                 "stopped by a signal before a client connected",
                 "start it again when the other side is ready",
             ));
@@ -120,6 +124,8 @@ fn wait(
 /// Catches the signals that end a program, until [`let_go`](Self::let_go).
 struct Signals {
     stop: Arc<AtomicBool>,
+    /// Set before `stop` where the signal is SIGINT.
+    interrupt: Arc<AtomicBool>,
     let_go: Arc<AtomicBool>,
 }
 
@@ -127,17 +133,22 @@ impl Signals {
     fn catch() -> Result<Self, Failure> {
         let signals = Self {
             stop: Arc::default(),
+            interrupt: Arc::default(),
             let_go: Arc::default(),
         };
+        let failed = |signal, error| {
+            Failure::new(
+                format!("cannot catch signal {signal}: {error}"),
+                "look at the system's log for the reason",
+            )
+        };
+        // Actions run in the order in which they were registered.
+        signal_hook::flag::register(SIGINT, Arc::clone(&signals.interrupt))
+            .map_err(|error| failed(SIGINT, error))?;
         for signal in [SIGINT, SIGTERM, SIGHUP] {
             signal_hook::flag::register_conditional_default(signal, Arc::clone(&signals.let_go))
                 .and_then(|_| signal_hook::flag::register(signal, Arc::clone(&signals.stop)))
-                .map_err(|error| {
-                    Failure::new(
-                        format!("cannot catch signal {signal}: {error}"),
-                        "look at the system's log for the reason",
-                    )
-                })?;
+                .map_err(|error| failed(signal, error))?;
         }
         Ok(signals)
     }

@@ -1,4 +1,4 @@
-//! The result of one point, and how it is printed.
+//! The result of one point, and its output formats.
 
 use std::time::Duration;
 
@@ -19,7 +19,7 @@ pub(crate) struct Figure {
     pub(crate) elapsed: Duration,
     /// Times this side rang the other.
     pub(crate) events_sent: u64,
-    /// What the channel's pages look like; `None` where there is no channel.
+    /// Format of the channel's pages; `None` where there is no channel.
     pub(crate) format: Option<Format>,
 }
 
@@ -42,7 +42,11 @@ impl Figure {
             message_bytes,
         } = self.point;
         if as_json {
-            return say(format_args!("{}", self.object()));
+            let line = vgpu_cli::json_line(&self.object());
+            return say(format_args!(
+                "{}",
+                line.expect("a map with texts as keys is an object")
+            ));
         }
         let name = work.name();
         if work.is_round_trip() {
