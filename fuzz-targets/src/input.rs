@@ -1,6 +1,6 @@
 //! Numbers out of a fuzzer's bytes; past their end everything is 0.
 
-/// What is left of an input.
+/// The rest of an input.
 #[derive(Debug)]
 pub(crate) struct Input<'a>(&'a [u8]);
 
@@ -11,6 +11,10 @@ impl<'a> Input<'a> {
 
     pub(crate) fn is_empty(&self) -> bool {
         self.0.is_empty()
+    }
+
+    pub(crate) fn left(&self) -> usize {
+        self.0.len()
     }
 
     pub(crate) fn take(&mut self, n: usize) -> &'a [u8] {

@@ -1,8 +1,8 @@
 #![forbid(unsafe_code)]
-//! What is fuzzed: one function a target, each taking the bytes that a hostile other side sends.
+//! The fuzz targets: one function each, which takes the bytes that a hostile other side sends.
 //!
-//! A target panics if something must not be: a decoder that panics, an accepted value that does
-//! not mean what was sent, an answer that its own decoder refuses. Three things run them:
+//! A target panics on a violation: a decoder that panics, an accepted value with another meaning
+//! than the bytes sent, an answer that its own decoder refuses. Three things run them:
 //! * `cargo xtask fuzz` (libFuzzer, nightly) looks for new inputs, guided by coverage;
 //! * `tests/corpus.rs` replays the inputs kept in `fuzz/corpus/` and random changes of them, in
 //!   every `cargo test`;
@@ -12,6 +12,7 @@
 //! `[[bin]]` in `fuzz/Cargo.toml`.
 
 mod control;
+mod cpu_session;
 mod extension;
 mod files;
 mod input;
@@ -28,17 +29,17 @@ mod xenstored;
 /// A target.
 #[derive(Debug, Clone, Copy)]
 pub struct Target {
-    /// Its name: of the corpus's folder and of libFuzzer's program.
+    /// Its name, which is also that of the corpus's folder and of libFuzzer's program.
     pub name: &'static str,
     /// Runs it once.
     pub run: fn(&[u8]),
-    /// Inputs that go deep, from which a search may start.
+    /// Inputs that reach deep, from which a search may start.
     pub seeds: fn() -> Vec<Vec<u8>>,
     /// Random changes of known inputs that an ordinary test run tries.
     pub changes: u32,
 }
 
-/// All of them.
+/// All targets.
 pub const TARGETS: &[Target] = &[
     Target {
         name: "protocol",
@@ -159,6 +160,12 @@ pub const TARGETS: &[Target] = &[
         run: ptx::kernel,
         seeds: ptx::kernel_seeds,
         changes: 3_000,
+    },
+    Target {
+        name: "cpu_session",
+        run: cpu_session::run,
+        seeds: cpu_session::seeds,
+        changes: 1_000,
     },
 ];
 

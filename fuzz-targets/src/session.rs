@@ -18,7 +18,7 @@ use vgpu_protocol::status::ErrorCode;
 /// Bytes of an exchange that the executor takes.
 const MOST: u64 = 32 << 10;
 
-/// What the guest exchanges: more than its credit lets it send at once.
+/// The guest's exchange: more bytes than its credit lets it send at once.
 const EXCHANGE: Exchange = Exchange {
     up: 2400,
     down: 1200,
@@ -26,10 +26,11 @@ const EXCHANGE: Exchange = Exchange {
 
 const INITIAL_CREDIT: u32 = 512;
 
-/// Bytes of data in a frame of the guest's.
+/// Bytes of data in a frame from the guest.
 const PIECE: usize = 100;
 
-/// What the other side sends, in portions; the first byte says how to cut the rest, 0 is not to.
+/// The other side's bytes, in portions; the first byte determines how to cut the rest, 0 means not
+/// at all.
 struct Script<'a> {
     rest: &'a [u8],
     portion: usize,
@@ -98,7 +99,7 @@ impl Mediating<'_> {
             said: Vec::new(),
             over: false,
         };
-        // What is asked later is not answered earlier, so that two honest sides settle on one dialogue.
+        // Later requests are not answered earlier, so that two honest sides settle on one dialogue.
         while this.work() || this.send() || this.receive() {
             this.now += Duration::from_millis(1);
             let late = this.server.late(this.now);
@@ -194,7 +195,7 @@ impl Mediating<'_> {
         }
     }
 
-    /// The newest request that can be is done.
+    /// Completes the newest request that can be completed.
     fn work(&mut self) -> bool {
         let ready = |work: &&Work| {
             (work.input, work.output) == work.request.data() || work.request.op() == Op::Fence
@@ -211,7 +212,8 @@ impl Mediating<'_> {
             },
             Request::Fence(_) => Ok(FenceReply::default().encode()),
             Request::Exchange(_) => Ok(ExchangeReply {}.encode()),
-            other => panic!("{other:?} is the session's own"),
+            // Of a device, which there is none of here.
+            _ => Err(ErrorCode::Unsupported),
         };
         self.complete(id, outcome);
         true
@@ -245,7 +247,7 @@ impl Mediating<'_> {
     }
 }
 
-/// A mediator's session. What it answers must be whole, valid replies.
+/// A mediator's session. Its answers must be whole, valid replies.
 pub(crate) fn mediator(data: &[u8]) {
     frames(&Mediating::run(data), true);
 }
@@ -269,7 +271,7 @@ fn frames(mut bytes: &[u8], replies: bool) -> Option<Op> {
 struct Asking<'a> {
     script: Script<'a>,
     client: Client,
-    /// Data of the exchange: its id, and bytes that have come.
+    /// The exchange's id, and the bytes received so far.
     adding: Option<u32>,
     added: u64,
     replies: Vec<u32>,
@@ -283,7 +285,7 @@ impl Asking<'_> {
     fn run(data: &[u8]) -> Vec<u8> {
         let mut this = Asking {
             script: Script::new(data),
-            client: Client::new("fuzz"),
+            client: Client::new("fuzz", Duration::from_secs(10)),
             adding: None,
             added: 0,
             replies: Vec::new(),
@@ -377,16 +379,16 @@ impl Asking<'_> {
     }
 }
 
-/// A guest's session: what it asks must be whole, valid requests.
+/// A guest's session: its requests must be whole and valid.
 pub(crate) fn guest(data: &[u8]) {
     frames(&Asking::run(data), false);
 }
 
-/// What guest and mediator say to each other when both are honest: each is given the other's
-/// words so far, until nothing new is said.
+/// The dialogue of an honest guest and an honest mediator: each receives the other's bytes so far,
+/// until neither adds any.
 ///
 /// # Panics
-/// They do not come to an end.
+/// If they do not come to an end.
 fn dialogue() -> (Vec<u8>, Vec<u8>) {
     let (mut questions, mut answers) = (Asking::run(&[0]), Vec::new());
     for _ in 0..100 {

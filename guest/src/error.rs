@@ -22,7 +22,7 @@ pub struct Error {
     pub(crate) failures: Option<Box<FenceReply>>,
 }
 
-/// Where the fault is.
+/// The side at fault.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Side {
     /// In this program: its arguments, or it was told to stop.
@@ -33,6 +33,30 @@ pub enum Side {
     Mediator,
     /// The device or its driver.
     Device,
+}
+
+/// What kind of failure it is, for programs that tell only these apart: C's codes and Python's exceptions.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum ErrorKind {
+    /// The arguments of the call are wrong.
+    Argument,
+    /// No mediator can be reached.
+    Unreachable,
+    /// The connection broke, or the session was over before.
+    Connection,
+    /// Nothing moved for as long as the options allow.
+    Timeout,
+    /// The mediator refused; [`Error::status`] has its code.
+    Refused,
+    /// The driver reported an error; [`Error::status`] has the `CUresult`.
+    Cuda,
+    /// The session does not offer this.
+    Unsupported,
+    /// The mediator broke the protocol.
+    Protocol,
+    /// The program was told to stop.
+    Interrupted,
 }
 
 /// Whether the same call can succeed without anything being changed first.
@@ -184,6 +208,10 @@ impl Error {
     /// The status that the mediator or the device gave, if one of them did.
     pub fn status(&self) -> Option<Status> {
         match &*self.cause {
+            Cause::NoEndpoint(skipped) => match skipped.as_slice() {
+                [only] => only.error.status(),
+                _ => None,
+            },
             Cause::Refused { status, .. } | Cause::Ended { status, .. } => Some(*status),
             Cause::Failed(failed) => failed.failures.as_slice().first().map(|at| at.status),
             _ => None,
@@ -205,7 +233,29 @@ impl Error {
         &self.cause
     }
 
-    /// Where the fault is.
+    /// The kind of failure. Where the only endpoint failed, that failure's.
+    pub fn kind(&self) -> ErrorKind {
+        match &*self.cause {
+            Cause::Input(_) => ErrorKind::Argument,
+            Cause::NoEndpoint(skipped) => match skipped.as_slice() {
+                [only] => only.error.kind(),
+                _ => ErrorKind::Unreachable,
+            },
+            Cause::Unreachable { .. } => ErrorKind::Unreachable,
+            Cause::Transport(_) | Cause::SessionOver(_) => ErrorKind::Connection,
+            Cause::Stalled(_) | Cause::GivenUp(_) => ErrorKind::Timeout,
+            Cause::NotSent(NotSent::Body(_)) => ErrorKind::Argument,
+            Cause::NotSent(_) => ErrorKind::Unsupported,
+            Cause::Refused { .. } | Cause::Ended { .. } | Cause::Failed(_) => match self.status() {
+                Some(Status::Cuda(_)) => ErrorKind::Cuda,
+                _ => ErrorKind::Refused,
+            },
+            Cause::Protocol(_) => ErrorKind::Protocol,
+            Cause::Interrupted => ErrorKind::Interrupted,
+        }
+    }
+
+    /// The side at fault.
     pub fn side(&self) -> Side {
         match &*self.cause {
             Cause::Input(_) | Cause::Interrupted => Side::Guest,

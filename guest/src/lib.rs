@@ -39,7 +39,7 @@
 //! | type | what it is for |
 //! |---|---|
 //! | [`Client`] | a session: [`info`](Client::info), [`ping`](Client::ping), [`vector_add`](Client::vector_add), [`fence`](Client::fence); [`lane`](Client::lane) for another thread |
-//! | [`Device`] | what the session's device can do: [`DeviceBuffer`], copies, [`Module`], [`Function`], [`LaunchBuilder`], [`Stream`], [`Event`] |
+//! | [`Device`] | what the session's device can do: [`DeviceBuffer`], [`PitchedBuffer`], copies, [`Module`], [`Function`], [`LaunchBuilder`], [`Stream`], [`Event`], [`Graph`] |
 //! | [`Printed`] | a line that a kernel has printed ([`Client::on_printed`]) |
 //! | [`Endpoint`] | where the mediator is: `xen:` in a guest, `local:PATH` and `unix:PATH` on one machine, `tcp:HOST:PORT` anywhere |
 //! | [`Options`] | time limits, ring size, the secret for `tcp:`, an interrupt flag |
@@ -59,11 +59,13 @@ mod pump;
 mod wire;
 
 pub use client::{
-    Client, Device, DeviceBuffer, DevicePtr, DeviceSlice, DeviceSliceMut, Element, Event, Function,
-    KernelArg, LaunchBuilder, LaunchConfig, Module, Stream, VectorAddReport,
+    CaptureMode, CaptureStatus, Client, Device, DeviceBuffer, DevicePtr, DeviceRows, DeviceSlice,
+    DeviceSliceMut, Element, Event, Function, Graph, GraphExec, KernelArg, LaunchBuilder,
+    LaunchConfig, MemoryPool, Module, PitchedBuffer, PitchedSlice, PitchedSliceMut, Statistics,
+    Stream, VectorAddReport,
 };
 pub use connect::{MEDIATOR_HINT, MediatorHint, SECRET_FILE};
-pub use error::{Cause, Error, Result, Retry, Side, Skipped};
+pub use error::{Cause, Error, ErrorKind, Result, Retry, Side, Skipped};
 pub use options::Options;
 pub use printed::Printed;
 pub use vgpu_protocol as protocol;

@@ -9,6 +9,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use vgpu_protocol::frame::Flags;
+use vgpu_protocol::op::field::BodyBytes;
 use vgpu_protocol::op::{Op, Request};
 use vgpu_protocol::session::{self, after_rest, client::Event, client::NotSent};
 use vgpu_protocol::status::{Status, decode_error_text};
@@ -46,7 +47,7 @@ pub(crate) struct Asked {
 pub(crate) struct Done {
     pub(crate) id: u32,
     /// The body of its reply.
-    pub(crate) body: Vec<u8>,
+    pub(crate) body: BodyBytes,
     /// Quiet requests have failed.
     pub(crate) failures: bool,
 }
@@ -76,6 +77,8 @@ pub(crate) struct Wire {
     machine: session::Client,
     /// How long nothing may move for a call.
     patience: Duration,
+    /// The same for the mediator, which gives up when this side would: it can say why. 0 asks for nothing.
+    patience_ms: u32,
     /// The requests beyond what the mediator takes at once, in order.
     waiting: VecDeque<Asked>,
     calls: Vec<Call>,
@@ -99,8 +102,8 @@ pub(crate) struct Wire {
     closed: bool,
     unflushed: bool,
     said_goodbye: bool,
-    /// What the last reply said of what kernels have printed. For whoever asks, whichever lane it was for; no other data
-    /// goes with it, so all accesses are relaxed.
+    /// The last reply's count of bytes that kernels have printed. For whoever asks, whichever lane it was for; no
+    /// other data goes with it, so all accesses are relaxed.
     printed: Arc<AtomicBool>,
 }
 
@@ -121,7 +124,7 @@ impl Wire {
         lane: u16,
         patience: Duration,
     ) -> Self {
-        let machine = session::Client::new(client_name);
+        let machine = session::Client::new(client_name, patience);
         let now = Instant::now();
         let hello = Call {
             id: machine.under_way().next().expect("its Hello"),
@@ -137,6 +140,8 @@ impl Wire {
             transport,
             machine,
             patience,
+            // Hello says nothing of it.
+            patience_ms: 0,
             waiting: VecDeque::new(),
             calls: vec![hello],
             receiving: 0,
@@ -167,6 +172,7 @@ impl Wire {
 
     pub(crate) fn set_patience(&mut self, patience: Duration) {
         self.patience = patience;
+        self.patience_ms = u32::try_from(patience.as_millis()).unwrap_or(u32::MAX);
     }
 
     /// Whether the mediator has answered a Goodbye.
@@ -174,9 +180,11 @@ impl Wire {
         self.said_goodbye
     }
 
-    /// `asked` follows the requests that are here.
+    /// Queues `asked` behind the requests that are here.
     pub(crate) fn ask(&mut self, asked: Asked) {
-        self.waiting.push_back(asked);
+        if !self.waiting.is_empty() || !self.start(&asked) {
+            self.waiting.push_back(asked);
+        }
     }
 
     /// Begins the turn of a call.
@@ -200,38 +208,46 @@ impl Wire {
             .for_each(|asked| after(&mut asked.moved));
     }
 
-    /// Queues the requests that wait, as many as the mediator takes.
+    /// Starts the requests that wait, as many as the mediator takes.
     pub(crate) fn start_waiting(&mut self) {
-        while let Some(asked) = self.waiting.front() {
-            let op = asked.request.op();
-            // The mediator gives up when this side would: it can say why.
-            let ms = u32::try_from(self.patience.as_millis()).unwrap_or(u32::MAX);
-            let mut header = self.machine.next_header(op);
-            header = header.with_lane(asked.header_lane).with_deadline_ms(ms);
-            if asked.quiet {
-                header = header.with_flags(Flags::QUIET);
+        while let Some(asked) = self.waiting.pop_front() {
+            if !self.start(&asked) {
+                self.waiting.push_front(asked);
+                return;
             }
-            let refused = match self.machine.request(header, &asked.request) {
-                Ok(()) => None,
-                // Until another one is over.
-                Err(NotSent::TooMany(_)) => return,
-                Err(error) => Some(error),
-            };
-            self.calls.push(Call {
-                id: match refused {
-                    None => header.request_id,
-                    Some(_) => 0,
-                },
-                lane: asked.lane,
-                op,
-                quiet: asked.quiet,
-                uploads: asked.request.data().0 > 0,
-                mark: self.mark(),
-                moved: asked.moved,
-                outcome: refused.map(|error| Err(error.into())),
-            });
-            self.waiting.pop_front();
         }
+    }
+
+    /// Makes a call of a request. Returns whether it is one: the mediator may take no more until another
+    /// one is over.
+    fn start(&mut self, asked: &Asked) -> bool {
+        let op = asked.request.op();
+        let mut header = self.machine.next_header(op);
+        header = header
+            .with_lane(asked.header_lane)
+            .with_deadline_ms(self.patience_ms);
+        if asked.quiet {
+            header = header.with_flags(Flags::QUIET);
+        }
+        let refused = match self.machine.request(header, &asked.request) {
+            Ok(()) => None,
+            Err(NotSent::TooMany(_)) => return false,
+            Err(error) => Some(error),
+        };
+        self.calls.push(Call {
+            id: match refused {
+                None => header.request_id,
+                Some(_) => 0,
+            },
+            lane: asked.lane,
+            op,
+            quiet: asked.quiet,
+            uploads: asked.request.data().0 > 0,
+            mark: self.mark(),
+            moved: asked.moved,
+            outcome: refused.map(|error| Err(error.into())),
+        });
+        true
     }
 
     /// The value of [`Self::sent`] once everything that is queued now has been sent.
@@ -266,7 +282,8 @@ impl Wire {
         data: &mut Data<'_>,
         now: Instant,
     ) -> Result<bool, Cause> {
-        if self.closed {
+        // Most often there is nothing: after a wait for an answer.
+        if self.closed || !self.has_to_send() {
             return Ok(false);
         }
         let own = self.call(lane).map_or(0, |call| call.id);
@@ -304,6 +321,11 @@ impl Wire {
             }
             Err(error) => Err(error.into()),
         }
+    }
+
+    /// Whether anything is left to be sent of any call.
+    fn has_to_send(&self) -> bool {
+        !self.machine.outbox().is_empty() || self.calls.iter().any(|call| call.uploads)
     }
 
     fn note_sent(&mut self, n: usize, data: &mut Data<'_>, now: Instant) {
@@ -453,7 +475,7 @@ impl Wire {
     }
 
     fn answered(&mut self, id: u32, status: Status, failures: bool) {
-        let body = self.machine.body().to_vec();
+        let body = BodyBytes::from_slice(self.machine.body());
         // The state machine may have ended its data.
         let mark = self.mark();
         let now = self.heard;
@@ -508,7 +530,7 @@ impl Wire {
         let call = self.calls.remove(at);
         call.outcome.unwrap_or(Ok(Done {
             id: call.id,
-            body: Vec::new(),
+            body: BodyBytes::new(),
             failures: false,
         }))
     }

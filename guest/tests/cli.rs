@@ -270,6 +270,8 @@ fn doctor_says_what_is_missing() {
     assert_eq!(report["ok"], false);
     assert_eq!(report["checks"][0]["name"], "session");
     assert_eq!(report["checks"][0]["ok"], false);
+    assert_eq!(report["checks"][0]["verdict"], "bad");
+    assert_eq!(report["schema"], 1);
 }
 
 #[test]

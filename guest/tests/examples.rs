@@ -4,6 +4,8 @@
 
 mod script;
 
+#[path = "../examples/graph.rs"]
+mod graph;
 #[path = "../examples/mandelbrot.rs"]
 mod mandelbrot;
 #[path = "../examples/matmul.rs"]
@@ -68,6 +70,11 @@ fn reduction_adds_up() {
 #[test]
 fn two_streams_take_turns() {
     with_device(two_streams::by_turns);
+}
+
+#[test]
+fn a_graph_does_what_its_kernels_do() {
+    with_device(graph::both_ways);
 }
 
 #[test]

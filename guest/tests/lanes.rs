@@ -10,9 +10,10 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use script::peer::{Control, HELD, connect};
-use script::{TERMS, WATCHDOG, exchange, pipe};
+use script::{TERMS, WATCHDOG, exchange, pipe, play};
 use vgpu_guest::{Cause, Client, Error, Options, Retry};
 use vgpu_protocol::session::server::Terms;
+use vgpu_protocol::status::ErrorCode;
 use vgpu_socket_transport::SocketTransport;
 use vgpu_transport::{Interest, Transport, TransportError, Waker};
 
@@ -294,6 +295,32 @@ fn a_panic_in_the_middle_of_a_call_leaves_no_lane_waiting() {
             }
         }
     }
+}
+
+#[test]
+fn a_panic_between_two_frames_leaves_a_session_that_drops_what_still_comes() {
+    let (client, mediator) = play(300, usize::MAX, &patient(), |script| {
+        script.welcome(CREDIT)?;
+        let (request, _) = script.receive()?;
+        let (_, data) = script.receive()?;
+        assert_eq!(data.len(), 1000, "all that was granted");
+        // The guest panics at the first of these bytes; the pipe holds few of them.
+        script.data(&request, &[1; 3000])?;
+        let (end, nothing) = script.receive()?;
+        assert_eq!((end.request_id, nothing.len()), (request.request_id, 0));
+        assert!(!end.has_more());
+        script.refuse(&request, ErrorCode::Cancelled, "given up")?;
+        let (ping, body) = script.receive()?;
+        script.echo(&ping, &body)
+    });
+    let mut client = client.expect("a session");
+    let (data, mut back) = ([1; 8000], [0; 4000]);
+    let panicked = catch_unwind(AssertUnwindSafe(|| {
+        client.exchange_watched(&data, &mut back, |_| panic!("enough"))
+    }));
+    assert!(panicked.is_err());
+    client.ping(b"x").expect("an echo");
+    mediator.join().expect("no panic").expect("no fault");
 }
 
 #[test]

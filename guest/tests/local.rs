@@ -208,6 +208,33 @@ fn a_vector_add_tells_how_far_it_is_and_how_long_the_device_worked() {
     assert!(Duration::ZERO < report.device_time && report.device_time < report.elapsed);
 }
 
+#[test]
+fn kernels_that_run_side_by_side_count_once_in_the_devices_time() {
+    let (_directory, socket, endpoint) = place();
+    let _mediator = mediator(&socket, settings());
+    let client = Client::connect(&[endpoint], &Options::default()).expect("a session");
+    let device = Device::new(client).expect("a device");
+    let kernels = include_bytes!("../src/conformance/kernels.ptx");
+    let module = device.load_module(kernels).expect("a module");
+    let work = module.load_function("work").expect("a kernel");
+    let words = [(); 2].map(|()| device.clone_htod(&[0u32]).expect("up"));
+    let streams = [(); 2].map(|()| device.new_stream().expect("a stream"));
+    let one = LaunchConfig {
+        grid_dim: (1, 1, 1),
+        block_dim: (1, 1, 1),
+        shared_mem_bytes: 0,
+    };
+    let start = Instant::now();
+    for _ in 0..4 {
+        for (stream, word) in streams.iter().zip(&words) {
+            let launch = stream.launch_builder(&work).arg(word).arg(&100_000u32);
+            launch.launch(one).expect("a launch");
+        }
+    }
+    let worked = device.synchronize().expect("done");
+    assert!(Duration::ZERO < worked && worked <= start.elapsed());
+}
+
 /// Each would otherwise name its modules as the other does.
 #[test]
 fn two_devices_of_one_session_share_its_handles() {

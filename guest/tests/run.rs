@@ -121,6 +121,7 @@ fn a_kernel_runs_on_files() {
             "endpoint",
             "executor",
             "left",
+            "schema",
             "seconds"
         ]
     );
@@ -128,6 +129,17 @@ fn a_kernel_runs_on_files() {
     assert_eq!(told["endpoint"], "unix:vgpu.sock");
     assert!(told["device_ns"].as_u64() > Some(0), "{told}");
     assert!(told["seconds"].as_f64() > Some(0.0), "{told}");
+    assert_eq!(place.floats("out.f32"), wanted);
+}
+
+#[test]
+fn a_kernel_runs_as_often_as_it_is_told_to() {
+    let place = Place::new();
+    // More than is ever under way at once.
+    let output = place.run(&format!("{SAXPY} --repeat 3000"));
+    let stderr = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{stderr}");
+    let wanted: Vec<f32> = (0..8u8).map(|i| 7500.0 * f32::from(i) + 1.0).collect();
     assert_eq!(place.floats("out.f32"), wanted);
 }
 
@@ -252,8 +264,68 @@ fn the_help_says_what_an_argument_is() {
         "bytes:HEX",
         "zero:BYTES",
         "--deadline",
+        "--repeat",
         "--shared",
     ] {
         assert!(help.contains(part), "{part}: {help}");
     }
+}
+
+#[test]
+fn a_bench_of_the_device_prints_every_figure_and_the_native_ones_beside() {
+    let place = Place::new();
+    let small = "bench gpu --launches 20 --repeats 2 --copies 5000";
+    let lines = |output: Output| -> Vec<serde_json::Value> {
+        let stderr = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.success() && stderr.is_empty(), "{stderr}");
+        let text = String::from_utf8(output.stdout).unwrap();
+        text.lines()
+            .map(|line| serde_json::from_str(line).unwrap())
+            .collect()
+    };
+    let printed = lines(place.vgpu(&format!("--json {small}")));
+    let names: Vec<&str> = printed
+        .iter()
+        .map(|line| line["what"].as_str().unwrap())
+        .collect();
+    assert_eq!(
+        names,
+        [
+            "session_open",
+            "launch_processor",
+            "launch_chain_20",
+            "launch_synchronize",
+            "graph_of_20",
+            "allocate_free",
+            "allocate_free_async",
+            "copy_up_5000",
+            "copy_down_5000",
+        ]
+    );
+    for line in &printed {
+        let (median, p99) = (line["median"].as_f64(), line["p99"].as_f64());
+        assert!(median > Some(0.0) && p99.is_some(), "{line}");
+        assert_eq!(line["executor"], "cpu");
+    }
+    fs::write(
+        place.at("native"),
+        "{\"what\":\"allocate_free\",\"unit\":\"us\",\"median\":1.5,\"p99\":2}\n",
+    )
+    .unwrap();
+    let beside = lines(place.vgpu(&format!("--json {small} --native native")));
+    for line in beside {
+        let has = line["what"] == "allocate_free";
+        assert_eq!(line["of_native"].as_f64().is_some(), has, "{line}");
+    }
+    let output = place.vgpu(small);
+    assert!(output.status.success());
+    let text = String::from_utf8_lossy(&output.stdout);
+    assert!(names.iter().all(|name| text.contains(name)), "{text}");
+
+    place.failed(
+        &place.vgpu("bench gpu --native nowhere"),
+        1,
+        &["nowhere", "No such file"],
+    );
+    assert_eq!(place.vgpu("bench gpu --copies 0").status.code(), Some(2));
 }

@@ -53,6 +53,11 @@ impl LineBuffer {
                 }
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                // After the last byte, where the peer has ended without reading all that it was sent.
+                Err(error) if error.kind() == io::ErrorKind::ConnectionReset => {
+                    received.closed = true;
+                    break;
+                }
                 Err(error) => return Err(error),
             }
         }
@@ -135,6 +140,9 @@ fn invalid(what: &str) -> io::Error {
 
 #[cfg(test)]
 mod tests {
+    use std::io::Write;
+    use std::os::unix::net::UnixStream;
+
     use super::*;
 
     #[test]
@@ -144,6 +152,17 @@ mod tests {
         assert_eq!(received.lines, ["one", "two"]);
         assert!(received.closed);
         assert_eq!(buffer.read(&b"ee\n"[..]).unwrap().lines, ["three"]);
+    }
+
+    #[test]
+    fn the_last_lines_of_a_peer_that_read_nothing_count() {
+        let (here, mut there) = UnixStream::pair().unwrap();
+        (&here).write_all(b"a question\n").unwrap();
+        there.write_all(b"the end\n").unwrap();
+        drop(there);
+        let received = LineBuffer::new(10).read(&here).unwrap();
+        assert_eq!(received.lines, ["the end"]);
+        assert!(received.closed);
     }
 
     #[test]

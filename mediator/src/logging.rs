@@ -1,6 +1,6 @@
 //! Logging to standard error, for terminals and for systemd alike, that nobody has to read.
 //!
-//! Lines go through a bounded queue to a thread, and it alone waits when whoever reads the log does
+//! Lines go through a bounded queue to a thread, and it alone waits when the log's reader does
 //! not: a mediator must serve, and end, all the same. Lines for which there is no room are counted,
 //! and the log says how many are missing.
 
@@ -140,6 +140,18 @@ pub fn flush() {
     }
 }
 
+/// How many lines were not written since the start, because nobody read the log or by a limit on lines.
+pub(crate) fn dropped() -> u64 {
+    QUEUE.get().map_or(0, |queue| queue.lock().dropped)
+}
+
+/// Counts lines that a limit has suppressed.
+pub(crate) fn count_suppressed(lines: u64) {
+    if let Some(queue) = QUEUE.get() {
+        queue.lock().dropped += lines;
+    }
+}
+
 /// Colours as env_logger would choose them, had it the terminal itself.
 fn in_colour() -> bool {
     let set = |name| std::env::var_os(name).is_some_and(|value| !value.is_empty());
@@ -165,6 +177,8 @@ struct State {
     bytes: usize,
     /// Lines for which there was no room after the last of `lines`.
     lost: u64,
+    /// The same of all that is over, and of lines that were suppressed.
+    dropped: u64,
     /// The writer is at a line that it has taken.
     writing: bool,
 }
@@ -188,6 +202,7 @@ impl Queue {
         let mut state = self.lock();
         if state.bytes + text.len() > MOST_WAITING {
             state.lost += 1;
+            state.dropped += 1;
             return;
         }
         self.note_lost(&mut state);

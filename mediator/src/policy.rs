@@ -11,7 +11,7 @@ use std::str::FromStr;
 use serde::{Deserialize, Serialize};
 use vgpu_protocol::op::OpSet;
 
-/// How a configuration names a guest.
+/// Name of a guest in a configuration.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub enum GuestKey {
     /// The number of a running domain. It changes with every start of the VM.
@@ -105,7 +105,7 @@ pub struct GuestRule {
     pub share: Share,
 }
 
-/// What a session may have and do; what is not said is not limited here.
+/// Limits of a session; absent values set no limit here.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct Share {
     /// MiB of device memory.
@@ -123,9 +123,12 @@ pub struct Share {
     /// Seconds without any byte moved, or other progress, in the middle of a request.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub stall_timeout_s: Option<u32>,
-    /// What it may ask for.
+    /// Operations that it may request.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub operations: Option<Operations>,
+    /// Its guest's part of the device's time, beside those of others.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub weight: Option<u32>,
 }
 
 /// The operations that a session may ask for: a list of their names, as `module-load`, or those of
@@ -169,6 +172,7 @@ impl Share {
             idle_timeout_s: self.idle_timeout_s.or(general.idle_timeout_s),
             stall_timeout_s: self.stall_timeout_s.or(general.stall_timeout_s),
             operations: self.operations.or(general.operations),
+            weight: self.weight.or(general.weight),
         }
     }
 
@@ -188,6 +192,7 @@ impl Share {
                 (Some(one), Some(other)) => Some(Operations(one.0.common(other.0))),
                 (one, other) => one.or(other),
             },
+            weight: least(self.weight, other.weight),
         }
     }
 
@@ -202,18 +207,26 @@ impl Share {
             ("max_objects", self.max_objects),
             ("idle_timeout_s", self.idle_timeout_s),
             ("stall_timeout_s", self.stall_timeout_s),
+            ("weight", self.weight),
         ];
         if let Some((name, _)) = settings.iter().find(|(_, value)| *value == Some(0)) {
             return Err(format!("{name} is 0; it must be at least 1"));
         }
-        match self.max_objects {
-            Some(most) if most > MOST_OBJECTS => Err(format!(
-                "max_objects is {most}; at most {MOST_OBJECTS} are possible"
-            )),
-            _ => Ok(()),
+        let at_most = [
+            ("max_objects", self.max_objects, MOST_OBJECTS),
+            ("weight", self.weight, MOST_WEIGHT),
+        ];
+        for (name, value, most) in at_most {
+            if let Some(value) = value.filter(|value| *value > most) {
+                return Err(format!("{name} is {value}; at most {most} are possible"));
+            }
         }
+        Ok(())
     }
 }
+
+/// Largest weight: one beside it still has its turn within a second.
+pub const MOST_WEIGHT: u32 = 100;
 
 /// Objects of each kind that any session can have.
 pub const MOST_OBJECTS: u32 = 1 << 16;
@@ -548,6 +561,13 @@ mod tests {
                     ..general
                 },
                 "at most 65536",
+            ),
+            (
+                Share {
+                    weight: Some(101),
+                    ..general
+                },
+                "weight is 101; at most 100",
             ),
         ] {
             assert!(share.check().unwrap_err().contains(words));

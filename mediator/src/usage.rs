@@ -4,6 +4,7 @@ use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use serde::{Deserialize, Serialize};
+use vgpu_protocol::op::StatisticsReply;
 use vgpu_protocol::session::server::Counts;
 
 /// Usage of a session, a guest or the whole mediator so far.
@@ -36,7 +37,7 @@ impl Usage {
     }
 }
 
-/// What a session, or a guest, holds and waits for now.
+/// Current holdings and waiting work of a session or a guest.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Standing {
@@ -57,7 +58,7 @@ impl Standing {
     }
 }
 
-/// What whoever runs a session's requests can tell of them at any time.
+/// State that the executor of a session's requests can report at any time.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Load {
     /// Bytes of device memory in use.
@@ -94,7 +95,7 @@ impl Observed {
     }
 }
 
-/// The counters behind a [`Usage`]: the session's thread counts, another one reads.
+/// The counters behind a [`Usage`]: the session's thread counts, another thread reads.
 ///
 /// All accesses are relaxed: each figure stands for itself and none guards other data. Nobody else
 /// writes, so that a sum is a load and a store.
@@ -154,7 +155,23 @@ impl Counters {
         }
     }
 
-    /// What the session holds now.
+    /// All of it, for the guest.
+    pub(crate) fn statistics(&self) -> StatisticsReply {
+        let (usage, standing) = (self.usage(), self.standing());
+        StatisticsReply {
+            requests: usage.requests,
+            failed: usage.failed_requests,
+            kernels_killed: usage.kernels_killed,
+            bytes_in: usage.bytes_in,
+            bytes_out: usage.bytes_out,
+            device_ns: usage.device_ns,
+            memory: standing.memory,
+            memory_limit: standing.memory_limit,
+            queue: standing.queue,
+        }
+    }
+
+    /// The session's current holdings.
     pub fn standing(&self) -> Standing {
         Standing {
             memory: self.memory.load(Ordering::Relaxed),

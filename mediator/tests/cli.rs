@@ -1,4 +1,4 @@
-//! What people see when they make a mistake: one line of what, one of what to do.
+//! Messages after a user's mistake: one line with the error, one with advice.
 
 mod support;
 
@@ -267,4 +267,76 @@ fn vgpuctl_without_a_mediator() {
     let doctor = vgpuctl(&["--json", "doctor"]);
     let object: serde_json::Value = serde_json::from_slice(&doctor.stdout).unwrap();
     assert_eq!(object["ok"], false);
+}
+
+/// The verdicts of `vgpuctl doctor` on this machine, by their names, for a mediator with this
+/// configuration, of which none runs.
+fn verdicts(configuration: &str) -> std::collections::HashMap<String, String> {
+    let directory = tempfile::tempdir().unwrap();
+    let (file, control) = (
+        directory.path().join("m.toml"),
+        directory.path().join("c.sock"),
+    );
+    fs::write(&file, configuration).unwrap();
+    let doctor = run(Command::new(VGPUCTL)
+        .arg("--control")
+        .arg(&control)
+        .args(["--json", "doctor", "--config"])
+        .arg(&file));
+    // Nobody answers at the control socket, at least.
+    assert_eq!(doctor.status.code(), Some(1));
+    let object: serde_json::Value = serde_json::from_slice(&doctor.stdout).unwrap();
+    let text = |value: &serde_json::Value| value.as_str().unwrap().to_owned();
+    let checks = object["checks"].as_array().unwrap();
+    checks
+        .iter()
+        .map(|check| (text(&check["name"]), text(&check["verdict"])))
+        .collect()
+}
+
+#[test]
+fn doctor_judges_what_the_configuration_needs() {
+    let local = verdicts("listen = ['local:/run/x', 'file:/tmp']\nexecutor = 'cpu'\n");
+    assert_eq!(local["configuration"], "good");
+    assert_eq!(local["Xen"], "absent");
+    assert_eq!(local["CUDA"], "absent");
+    assert!(!local.keys().any(|name| name.starts_with("/dev/xen/")));
+    assert!(!local.contains_key("xenstore"));
+    if !std::path::Path::new("/sys/hypervisor/type").exists() {
+        assert_eq!(verdicts("listen = 'xen:'\n")["Xen"], "bad");
+        let relay = verdicts("listen = 'local:/run/x'\nexecutor = 'relay:xen:gpu'\n");
+        assert_eq!(relay["Xen"], "bad");
+    }
+    let relay = verdicts("listen = 'local:/run/x'\nexecutor = 'relay:unix:/y'\n");
+    assert_eq!((&*relay["Xen"], &*relay["CUDA"]), ("absent", "absent"));
+    if !std::path::Path::new("/dev/nvidiactl").exists() {
+        let cuda = verdicts("listen = 'local:/run/x'\nexecutor = 'cuda'\n");
+        assert_eq!((&*cuda["NVIDIA driver"], &*cuda["CUDA"]), ("bad", "bad"));
+        // The CPU stands in.
+        assert_eq!(verdicts("listen = 'local:/run/x'\n")["CUDA"], "remark");
+    }
+    let off = verdicts("listen = 'local:/run/x'\n[worker]\nconfine = 'off'\n");
+    assert_eq!(off["confinement of workers"], "remark");
+    let secrets = "listen = 'tcp:127.0.0.1:1'\nsecrets = '/nonexistent'\n";
+    assert_eq!(verdicts(secrets)["configuration"], "bad");
+    assert_eq!(verdicts("listen = 3\n")["configuration"], "bad");
+}
+
+#[test]
+fn doctor_finds_nothing_missing_where_a_mediator_without_xen_runs_as_configured() {
+    let directory = tempfile::tempdir().unwrap();
+    let mediator = Mediator::start(directory.path(), &["--executor", "cpu"]);
+    let doctor = run(mediator.vgpuctl().arg("doctor"));
+    assert_eq!(doctor.status.code(), Some(0), "{}", stdout(&doctor));
+    assert!(stdout(&doctor).contains("✔ configuration: of the running mediator: "));
+    mediator.stop();
+    if std::path::Path::new("/dev/nvidiactl").exists() {
+        return;
+    }
+    // The CPU is one of the two that "auto" may take.
+    let directory = tempfile::tempdir().unwrap();
+    let mediator = Mediator::start(directory.path(), &["--executor", "auto"]);
+    let doctor = run(mediator.vgpuctl().arg("doctor"));
+    assert_eq!(doctor.status.code(), Some(0), "{}", stdout(&doctor));
+    mediator.stop();
 }

@@ -11,7 +11,8 @@ use std::time::{Duration, Instant};
 
 use nix::sys::signal::Signal;
 use support::{
-    Killed, Mediator, add, descriptors, is_running, options, run, stderr, stdout, wait_until,
+    Killed, Mediator, add, descriptors, exchange_and, is_running, options, run, stderr, stdout,
+    wait_until,
 };
 use vgpu_guest::{Cause, Client, Device, LaunchConfig, Side};
 use vgpu_protocol::status::{ErrorCode, Status};
@@ -236,21 +237,13 @@ fn a_stop_lets_the_running_request_finish() {
     let mut mediator = Mediator::start(directory.path(), &[]);
     let mut client = mediator.connect().unwrap();
     let mut idle = mediator.connect().unwrap();
-    let n = 1 << 24;
-    let (data, mut back) = (vec![3; n], vec![0; n]);
-    let mut signalled = false;
-    client
-        .exchange_watched(&data, &mut back, |complete| {
-            if complete > 0 && !signalled {
-                signalled = true;
-                mediator.signal(Signal::SIGTERM);
-                wait_until("no new guest is taken", || {
-                    !directory.path().join("vgpu.sock").exists()
-                });
-            }
-        })
-        .unwrap();
-    assert!(back == data);
+    exchange_and(&mut client, || {
+        mediator.signal(Signal::SIGTERM);
+        wait_until("no new guest is taken", || {
+            !directory.path().join("vgpu.sock").exists()
+        });
+    })
+    .unwrap();
     assert!(mediator.wait().success());
     for client in [&mut client, &mut idle] {
         let error = client.ping(b"x").unwrap_err();
@@ -293,25 +286,17 @@ fn signals_that_come_at_once_are_one_and_cut_nobody_off() {
     let directory = tempfile::tempdir().unwrap();
     let mut mediator = Mediator::start(directory.path(), &[]);
     let mut client = mediator.connect().unwrap();
-    let n = 1 << 24;
-    let (data, mut back) = (vec![3; n], vec![0; n]);
-    let mut signalled = false;
-    client
-        .exchange_watched(&data, &mut back, |complete| {
-            if complete > 0 && !signalled {
-                signalled = true;
-                // Two of one kind, still pending, would be one for the kernel.
-                mediator.signal(Signal::SIGTERM);
-                mediator.signal(Signal::SIGHUP);
-                mediator.signal(Signal::SIGTERM);
-                wait_until("no new guest is taken", || {
-                    !directory.path().join("vgpu.sock").exists()
-                });
-                mediator.signal(Signal::SIGTERM);
-            }
-        })
-        .unwrap();
-    assert!(back == data);
+    exchange_and(&mut client, || {
+        // Two of one kind, still pending, would be one for the kernel.
+        mediator.signal(Signal::SIGTERM);
+        mediator.signal(Signal::SIGHUP);
+        mediator.signal(Signal::SIGTERM);
+        wait_until("no new guest is taken", || {
+            !directory.path().join("vgpu.sock").exists()
+        });
+        mediator.signal(Signal::SIGTERM);
+    })
+    .unwrap();
     assert!(mediator.wait().success());
 }
 
@@ -500,6 +485,15 @@ fn files_are_served_to_a_client_that_knows_only_files() {
         fs::write(files.join("command.txt"), "0\n").unwrap();
         wait_until("it is reset", || response() == "0:Ready\n");
     }
+    // Commands count like the requests of a session.
+    let usage = mediator.status()["usage"].clone();
+    assert_eq!(
+        (&usage["requests"], &usage["failed_requests"]),
+        (&2.into(), &0.into())
+    );
+    assert!(usage["device_ns"].as_u64() > Some(0), "{usage}");
+    assert_eq!(usage["bytes_in"], 4);
+    assert!(usage["bytes_out"].as_u64() > Some(80), "{usage}");
     // Its worker is replaced when it dies.
     let worker = mediator.wait_for_workers(1)[0];
     let pid = nix::unistd::Pid::from_raw(worker.cast_signed());

@@ -8,7 +8,7 @@ use std::time::Duration;
 use nix::sys::signal::Signal;
 use nix::sys::signal::kill;
 use nix::unistd::Pid;
-use support::{Mediator, add, is_running, options, run, stderr, stdout, wait_until};
+use support::{Mediator, add, exchange_and, is_running, options, run, stderr, stdout, wait_until};
 use tempfile::TempDir;
 use vgpu_guest::{Cause, Client, Error, Options};
 use vgpu_protocol::status::{ErrorCode, Status};
@@ -135,7 +135,7 @@ fn info_says_what_is_behind_and_so_does_status() {
     assert!(text.contains("CUDA: not needed here: cpu at "), "{text}");
 }
 
-/// What a guest may ask for is told by both: see the relay's own tests for terms that differ.
+/// Hello reports the limits of both mediators: see the relay's own tests for terms that differ.
 #[test]
 fn the_limits_of_the_one_in_front_come_first() {
     let near = tempfile::tempdir().unwrap();
@@ -166,19 +166,6 @@ fn a_far_mediator_that_is_full_is_busy() {
     first.goodbye().unwrap();
     chain.far().wait_for_workers(0);
     add(&mut chain.near.connect().unwrap(), 10).unwrap();
-}
-
-/// Starts a long exchange and calls `meanwhile` once something has come back.
-fn exchange_and(client: &mut Client, mut meanwhile: impl FnMut()) -> Result<(), Error> {
-    let n = 1 << 24;
-    let (data, mut back) = (vec![1; n], vec![0; n]);
-    let mut once = Some(());
-    let outcome = client.exchange_watched(&data, &mut back, |complete| {
-        if complete > 0 && once.take().is_some() {
-            meanwhile();
-        }
-    });
-    outcome.map(drop)
 }
 
 #[test]
@@ -239,6 +226,23 @@ fn a_far_mediator_that_hangs_is_named_within_the_deadline() {
     kill(worker, Signal::SIGCONT).unwrap();
     wait_for_no_workers(&chain);
     add(&mut connect(), 1000).unwrap();
+}
+
+#[test]
+fn a_far_mediator_that_does_not_answer_is_named_in_the_guests_own_time() {
+    let chain = Chain::start(&[], &[]);
+    chain.far().signal(Signal::SIGSTOP);
+    let hurried = Options {
+        connect_timeout: Duration::from_secs(3),
+        ..options()
+    };
+    let error = Client::connect(&[chain.near.endpoint()], &hurried).unwrap_err();
+    chain.far().signal(Signal::SIGCONT);
+    let (status, text) = refusal(&error);
+    assert_eq!(status, ErrorCode::BackendLost.into(), "{text}");
+    assert!(text.contains("the mediator behind this one"), "{text}");
+    wait_for_no_workers(&chain);
+    add(&mut chain.near.connect().unwrap(), 1000).unwrap();
 }
 
 #[test]

@@ -1,12 +1,12 @@
 //! Names of objects that live in the mediator.
 //!
-//! The guest chooses them, so creating an object needs no round trip. A handle says of which kind
-//! the object is, which slot of the session's table holds it, and which generation of that slot is
-//! meant: a handle kept after its object was closed never names the slot's next object.
+//! The guest chooses them, so creating an object needs no round trip. A handle consists of the
+//! object's kind, its slot in the session's table, and the generation of that slot: a handle kept
+//! after its object was closed never names the slot's next object.
 
 use std::fmt;
 
-/// What a handle names.
+/// The kinds of objects.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 #[repr(u8)]
@@ -17,6 +17,10 @@ pub enum HandleKind {
     Module = 2,
     /// An event: a point in a stream.
     Event = 3,
+    /// A graph: work that was captured in streams.
+    Graph = 4,
+    /// A graph that can be launched.
+    GraphExec = 5,
 }
 
 impl HandleKind {
@@ -25,6 +29,8 @@ impl HandleKind {
             1 => Some(Self::Stream),
             2 => Some(Self::Module),
             3 => Some(Self::Event),
+            4 => Some(Self::Graph),
+            5 => Some(Self::GraphExec),
             _ => None,
         }
     }
@@ -41,33 +47,33 @@ pub struct Handle {
 /// Slots a table can have at most; the slot number has 24 bits on the wire.
 pub const MAX_SLOTS: u32 = 1 << 24;
 
-/// Why a handle was refused.
+/// The reasons why a handle is refused.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum HandleError {
     /// Generations start at 1.
     #[error("generation is 0")]
     Generation,
-    /// No such kind of object.
+    /// An unknown kind of object.
     #[error("kind {0} is unknown")]
     UnknownKind(u8),
-    /// An object of another kind is needed here.
+    /// The operation needs an object of another kind.
     #[error("names a {found:?}, but a {wanted:?} is needed")]
     WrongKind {
-        /// What the handle names.
+        /// The handle's kind.
         found: HandleKind,
-        /// What the operation works on.
+        /// The kind that the operation works on.
         wanted: HandleKind,
     },
     /// The slot is outside the table.
     #[error("slot {slot} is outside the table of {capacity}")]
     Slot {
-        /// The slot asked for.
+        /// The handle's slot.
         slot: u32,
-        /// Slots there are.
+        /// The number of slots.
         capacity: u32,
     },
-    /// The slot holds nothing, or another generation.
+    /// The slot is empty, or holds another generation.
     #[error("names an object that is not open")]
     NotOpen,
     /// The slot is still in use.
@@ -105,7 +111,7 @@ impl Handle {
         })
     }
 
-    /// Takes apart the number found on the wire, which must not be 0 (0 means "no handle").
+    /// Decodes the number found on the wire, which must not be 0 (0 means "no handle").
     ///
     /// # Errors
     /// [`HandleError::Generation`] or [`HandleError::UnknownKind`].
@@ -124,17 +130,17 @@ impl Handle {
         (self.generation as u64) << 32 | (self.kind as u64) << 24 | self.slot as u64
     }
 
-    /// What it names.
+    /// The kind of object.
     pub const fn kind(self) -> HandleKind {
         self.kind
     }
 
-    /// Its place in the table.
+    /// Its slot in the table.
     pub const fn slot(self) -> u32 {
         self.slot
     }
 
-    /// How often the slot was opened, this time included.
+    /// Number of times the slot was opened, including this one.
     pub const fn generation(self) -> u32 {
         self.generation
     }
@@ -146,7 +152,7 @@ impl fmt::Debug for Handle {
     }
 }
 
-/// The mediator's side: objects of one kind, found by the handles the guest gave them.
+/// The mediator's side: objects of one kind, found by the guest's handles.
 #[derive(Debug)]
 pub struct HandleTable<T> {
     kind: HandleKind,
@@ -217,7 +223,7 @@ impl<T> HandleTable<T> {
         }
     }
 
-    /// Takes the object out; its handle names nothing from here on.
+    /// Removes and returns the object; its handle names nothing from here on.
     ///
     /// # Errors
     /// As [`get_mut`](Self::get_mut).
@@ -302,8 +308,8 @@ impl HandleMinter {
         Handle::new(self.kind, slot, *generation).ok()
     }
 
-    /// Gives the slot of `handle` back, once the mediator has closed it. A handle that is not the
-    /// slot's newest changes nothing.
+    /// Releases the slot of `handle`, once the mediator has closed it. A handle that is not the
+    /// slot's newest has no effect.
     pub fn release(&mut self, handle: Handle) {
         let newest = self.generations.get(handle.slot as usize) == Some(&handle.generation);
         // A slot whose generations are used up is never minted again.

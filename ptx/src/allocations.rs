@@ -1,4 +1,4 @@
-//! What is allocated on a device: addresses, the bytes behind them, copies.
+//! A device's allocations: addresses, the bytes behind them, copies.
 
 use std::sync::Arc;
 
@@ -7,7 +7,7 @@ use crate::memory::Bytes;
 use crate::quota::Quota;
 use crate::space::{CONST, END, GLOBAL, Region};
 
-/// Between two allocations nothing is mapped for at least so many bytes.
+/// Bytes that stay unmapped between two allocations, at least.
 const GUARD: u64 = 2 << 20;
 /// Allocations begin at multiples of this, and count against the quota in multiples of it.
 pub(crate) const ALIGN: u64 = 512;
@@ -15,7 +15,7 @@ pub(crate) const ALIGN: u64 = 512;
 /// All regions of a device.
 #[derive(Debug)]
 pub(crate) struct Allocations {
-    /// By address. Launches hold on to the list they began with.
+    /// Sorted by address. A launch keeps the list it began with.
     regions: Arc<Vec<Arc<Region>>>,
     quota: Arc<Quota>,
     next: u64,
@@ -89,7 +89,7 @@ impl Allocations {
         Ok(base)
     }
 
-    /// Room between what is allocated, once all addresses have been used.
+    /// A gap between allocations, for when all addresses have been used.
     fn gap(&self, start: u64, end: u64, room: u64) -> Option<u64> {
         let mut at = start;
         let there = self.regions.iter();
@@ -166,12 +166,58 @@ impl Range {
     }
 }
 
-/// A copy or a fill, done a piece at a time: between two pieces others have their turn.
+/// Rows of bytes on a device, at equal distances. One row is a range.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Rows {
+    /// Address of the first.
+    pub address: u64,
+    /// Bytes from the beginning of one to that of the next.
+    pub pitch: u64,
+    /// Bytes of each.
+    pub width: u64,
+    /// How many there are.
+    pub height: u64,
+}
+
+impl Rows {
+    /// One row.
+    #[must_use]
+    pub fn range(address: u64, bytes: u64) -> Self {
+        Self {
+            address,
+            pitch: bytes,
+            width: bytes,
+            height: 1,
+        }
+    }
+
+    /// Bytes from the first of the first row to the last of the last one.
+    pub(crate) fn span(&self) -> Result<u64, Error> {
+        let last = match self.height {
+            0 => return Ok(0),
+            height => (height - 1).checked_mul(self.pitch),
+        };
+        let span = last.and_then(|last| last.checked_add(self.width));
+        span.map_or_else(|| invalid("rows that no memory holds"), Ok)
+    }
+
+    /// The bytes of all rows.
+    pub(crate) fn bytes(&self) -> Result<u64, Error> {
+        let bytes = self.width.checked_mul(self.height);
+        bytes.map_or_else(|| invalid("rows that no memory holds"), Ok)
+    }
+}
+
+/// A copy or a fill, done a piece at a time so that others get their turn between two pieces.
 #[derive(Debug)]
 pub(crate) struct Transfer {
     to: Range,
+    to_pitch: u64,
     source: Source,
-    bytes: u64,
+    width: u64,
+    height: u64,
+    /// Rows that are done, and bytes of the next.
+    row: u64,
     done: u64,
     buffer: Vec<u8>,
 }
@@ -179,59 +225,92 @@ pub(crate) struct Transfer {
 #[derive(Debug)]
 enum Source {
     /// Backward: the ranges overlap so that the last bytes go first.
-    Device { from: Range, backward: bool },
-    /// The buffer holds the element again and again.
+    Device {
+        from: Range,
+        pitch: u64,
+        backward: bool,
+    },
+    /// The buffer holds the element repeated.
     Pattern,
 }
 
 /// Bytes of a piece: some tens of microseconds.
 pub(crate) const PIECE: usize = 256 << 10;
 
+/// Bytes that another row in a piece counts for beyond its own.
+pub(crate) const ROW: usize = 64;
+
 fn piece(bytes: u64) -> usize {
     usize::try_from(bytes).map_or(PIECE, |n| n.min(PIECE))
 }
 
 impl Transfer {
-    /// Within the device; the ranges may overlap.
-    pub(crate) fn copy(to: Range, from: Range, bytes: u64) -> Self {
+    /// Rows of the same shape within the device. Two ranges may overlap.
+    pub(crate) fn copy(to: (Range, Rows), from: (Range, Rows)) -> Self {
+        let ((to, shape), (from, Rows { pitch, .. })) = (to, from);
         let backward = to.region.base + to.at > from.region.base + from.at;
+        let source = Source::Device {
+            from,
+            pitch,
+            backward,
+        };
+        Self::new(to, shape, source, vec![0; piece(shape.width)])
+    }
+
+    /// An element repeated; its size divides [`PIECE`].
+    pub(crate) fn fill((to, shape): (Range, Rows), element: &[u8]) -> Self {
+        let pattern = element.repeat(piece(shape.width).div_ceil(element.len().max(1)));
+        Self::new(to, shape, Source::Pattern, pattern)
+    }
+
+    fn new(to: Range, shape: Rows, source: Source, buffer: Vec<u8>) -> Self {
         Self {
             to,
-            source: Source::Device { from, backward },
-            bytes,
+            to_pitch: shape.pitch,
+            source,
+            width: shape.width,
+            height: if shape.width == 0 { 0 } else { shape.height },
+            row: 0,
             done: 0,
-            buffer: vec![0; piece(bytes)],
+            buffer,
         }
     }
 
-    /// An element again and again; its size divides [`PIECE`].
-    pub(crate) fn fill(to: Range, element: &[u8], bytes: u64) -> Self {
-        Self {
-            to,
-            source: Source::Pattern,
-            bytes,
-            done: 0,
-            buffer: element.repeat(piece(bytes).div_ceil(element.len().max(1))),
-        }
-    }
-
-    /// The next piece. True: there are more.
+    /// Does the next piece. True: there are more.
     pub(crate) fn step(&mut self) -> Result<bool, Error> {
-        let left = self.bytes - self.done;
-        let n = piece(left);
-        match &self.source {
-            Source::Device { from, backward } => {
-                let at = if *backward {
-                    left - n as u64
-                } else {
-                    self.done
-                };
-                from.read(at, &mut self.buffer[..n])?;
-                self.to.write(at, &self.buffer[..n])?;
+        let mut room = PIECE;
+        while room > 0 && self.row < self.height {
+            let left = self.width - self.done;
+            // Whole elements, as is all that is taken from the room.
+            let n = piece(left).min(room);
+            self.part(left, n)?;
+            self.done += n as u64;
+            room = room.saturating_sub(n + ROW);
+            if self.done == self.width {
+                self.row += 1;
+                self.done = 0;
             }
-            Source::Pattern => self.to.write(self.done, &self.buffer[..n])?,
         }
-        self.done += n as u64;
-        Ok(self.done < self.bytes)
+        Ok(self.row < self.height)
+    }
+
+    /// The next `n` bytes of a row with this many left.
+    fn part(&mut self, left: u64, n: usize) -> Result<(), Error> {
+        let to = self.row * self.to_pitch;
+        match &self.source {
+            Source::Device {
+                from,
+                pitch,
+                backward,
+            } => {
+                let at = match backward {
+                    true => left - n as u64,
+                    false => self.done,
+                };
+                from.read(self.row * pitch + at, &mut self.buffer[..n])?;
+                self.to.write(to + at, &self.buffer[..n])
+            }
+            Source::Pattern => self.to.write(to + self.done, &self.buffer[..n]),
+        }
     }
 }

@@ -2,7 +2,7 @@
 
 use std::sync::{Arc, mpsc};
 
-use crate::allocations::{PIECE, Range, Transfer};
+use crate::allocations::{PIECE, ROW, Range, Rows, Transfer};
 use crate::context::{Config, Context};
 use crate::environment::Printed;
 use crate::error::{Code, Error, invalid};
@@ -11,11 +11,11 @@ use crate::launch::Launch;
 use crate::loaded::Loaded;
 use crate::module::{Kernel, Module};
 use crate::pool::Pool;
-use crate::stream::{Owner, Stream, Work, fill_bytes};
+use crate::stream::{Owner, Stream, Work, check_fill, same_shape};
 
-/// A device. Clones are the same, and everything on it may be used from several threads at once. What still
-/// runs or is queued when the last clone and the last [`Stream`] go is ended, with error 709, and the
-/// device's threads with it.
+/// A device. Clones are the same device, and everything on it may be used from several threads at
+/// once. When the last clone and the last [`Stream`] are dropped, work that still runs or is queued
+/// ends with error 709, and the device's threads end with it.
 #[derive(Debug, Clone)]
 pub struct Device(Arc<Owner>);
 
@@ -33,25 +33,25 @@ impl Device {
         &self.0.context
     }
 
-    /// A queue for work. There may be any number of them.
+    /// Creates a queue for work. There may be any number of them.
     #[must_use]
     pub fn stream(&self) -> Stream {
         Stream::new(Arc::clone(&self.0))
     }
 
-    /// Ends everything on the device: what runs ends within some milliseconds; what is queued, and all calls
-    /// from now on, answer `error`, or that of an earlier fault. Never blocks.
+    /// Ends everything on the device: running work ends within some milliseconds; queued work, and
+    /// all calls from now on, return `error`, or that of an earlier fault. Never blocks.
     pub fn kill(&self, error: Error) {
         self.context().fail(error);
     }
 
-    /// What everything answers after a fault or [`Self::kill`].
+    /// The error that every call returns after a fault or [`Self::kill`].
     #[must_use]
     pub fn fault(&self) -> Option<Error> {
         self.context().fault()
     }
 
-    /// Allocates memory, all zero, at an address that is a multiple of 512.
+    /// Allocates zeroed memory at an address that is a multiple of 512.
     ///
     /// # Errors
     ///
@@ -63,19 +63,19 @@ impl Device {
         self.context().sound()?.add(bytes, false)
     }
 
-    /// Frees an allocation. Launches that are running keep it, and count it, until they end.
+    /// Frees an allocation. Running launches keep it, and keep its charge, until they end.
     ///
     /// # Errors
     ///
     /// 1 if nothing begins at the address, the error of an earlier fault.
     pub fn free(&self, address: u64) -> Result<(), Error> {
         let gone = self.context().sound()?.remove(address)?;
-        // Not under the lock: the system takes its time over many pages.
+        // Not under the lock: freeing many pages takes the system some time.
         drop(gone);
         Ok(())
     }
 
-    /// The allocation that an address lies in: where it begins, and its bytes.
+    /// The start and the size in bytes of the allocation that contains an address.
     ///
     /// # Errors
     ///
@@ -85,61 +85,135 @@ impl Device {
         Ok((r.base, r.bytes.len()))
     }
 
-    fn part(&self, address: u64, len: u64) -> Result<Range, Error> {
-        let r = self.context().sound()?.region(address, len)?;
-        Ok(Range::new(r, address))
+    fn part(&self, rows: Rows) -> Result<Range, Error> {
+        let r = self.context().sound()?.region(rows.address, rows.span()?)?;
+        Ok(Range::new(r, rows.address))
     }
 
-    /// Copies from the device, now: beside what streams do, not after it.
+    /// Copies from the device at once: concurrently with streams, not after them.
     ///
     /// # Errors
     ///
     /// 1 if the range is not inside one allocation, the error of an earlier fault.
     pub fn read(&self, address: u64, out: &mut [u8]) -> Result<(), Error> {
-        let part = self.part(address, out.len() as u64)?;
-        for (at, piece) in (0..).step_by(PIECE).zip(out.chunks_mut(PIECE)) {
-            self.context().check()?;
-            part.read(at, piece)?;
-        }
-        Ok(())
+        self.read_rows(Rows::range(address, out.len() as u64), out)
     }
 
-    /// Copies to the device, now.
+    /// Copies rows from the device, now, to `out`, where they lie behind each other.
+    ///
+    /// # Errors
+    ///
+    /// As [`Self::read`]; 1 if `out` has not their length.
+    pub fn read_rows(&self, from: Rows, out: &mut [u8]) -> Result<(), Error> {
+        let part = self.part(from)?;
+        let mut out = out;
+        self.pieces(from, out.len(), |at, n| {
+            let (piece, rest) = std::mem::take(&mut out).split_at_mut(n);
+            out = rest;
+            part.read(at, piece)
+        })
+    }
+
+    /// Copies to the device at once.
     ///
     /// # Errors
     ///
     /// As [`Self::read`].
     pub fn write(&self, address: u64, data: &[u8]) -> Result<(), Error> {
-        let part = self.part(address, data.len() as u64)?;
-        for (at, piece) in (0..).step_by(PIECE).zip(data.chunks(PIECE)) {
-            self.context().check()?;
-            part.write(at, piece)?;
+        self.write_rows(Rows::range(address, data.len() as u64), data)
+    }
+
+    /// Copies to rows on the device, now, from `data`, where they lie behind each other.
+    ///
+    /// # Errors
+    ///
+    /// As [`Self::read_rows`].
+    pub fn write_rows(&self, to: Rows, data: &[u8]) -> Result<(), Error> {
+        let part = self.part(to)?;
+        let mut data = data;
+        self.pieces(to, data.len(), |at, n| {
+            let (piece, rest) = data.split_at(n);
+            data = rest;
+            part.write(at, piece)
+        })
+    }
+
+    /// Calls `copy` with the place of each piece of the rows, from the first byte of the first, and its length.
+    fn pieces(
+        &self,
+        rows: Rows,
+        given: usize,
+        mut copy: impl FnMut(u64, usize) -> Result<(), Error>,
+    ) -> Result<(), Error> {
+        if rows.bytes()? != given as u64 {
+            return invalid(format!("{given} bytes for {rows:?}"));
+        }
+        let Ok(width) = usize::try_from(rows.width) else {
+            return invalid("rows that no memory holds");
+        };
+        if width == 0 {
+            return Ok(());
+        }
+        let mut room = PIECE;
+        for row in 0..rows.height {
+            for from in (0..width).step_by(PIECE) {
+                if room == 0 {
+                    self.context().check()?;
+                    room = PIECE;
+                }
+                let n = PIECE.min(width - from);
+                copy(row * rows.pitch + from as u64, n)?;
+                room = room.saturating_sub(n + ROW);
+            }
         }
         Ok(())
     }
 
-    /// Copies within the device, now; the ranges may overlap.
+    /// Copies within the device at once; the ranges may overlap.
     ///
     /// # Errors
     ///
     /// As [`Self::read`].
     pub fn copy(&self, to: u64, from: u64, bytes: u64) -> Result<(), Error> {
-        let (to, from) = (self.part(to, bytes)?, self.part(from, bytes)?);
-        self.transfer(Transfer::copy(to, from, bytes))
+        self.copy_rows(Rows::range(to, bytes), Rows::range(from, bytes))
     }
 
-    /// Fills `count` elements of 1, 2 or 4 bytes with a value, now.
+    /// Copies rows within the device, now, to as many of the same length. Where several overlap, the outcome is
+    /// not defined.
+    ///
+    /// # Errors
+    ///
+    /// As [`Self::read`]; 1 if the two have not the same shape.
+    pub fn copy_rows(&self, to: Rows, from: Rows) -> Result<(), Error> {
+        same_shape(to, from)?;
+        let (to, from) = ((self.part(to)?, to), (self.part(from)?, from));
+        self.transfer(Transfer::copy(to, from))
+    }
+
+    /// Fills `count` elements of 1, 2 or 4 bytes with a value at once.
     ///
     /// # Errors
     ///
     /// 1 for another size, for an address not aligned to it, and as [`Self::read`].
     pub fn fill(&self, address: u64, value: u32, size: u32, count: u64) -> Result<(), Error> {
-        let bytes = fill_bytes(address, size, count)?;
-        let element = &value.to_le_bytes()[..size as usize];
-        self.transfer(Transfer::fill(self.part(address, bytes)?, element, bytes))
+        let Some(bytes) = count.checked_mul(u64::from(size)) else {
+            return invalid("too many elements");
+        };
+        self.fill_rows(Rows::range(address, bytes), value, size)
     }
 
-    /// To its end, unless the device is killed meanwhile.
+    /// Fills the elements of rows with a value, now.
+    ///
+    /// # Errors
+    ///
+    /// As [`Self::fill`], also for rows not aligned to the element, or with a part of one.
+    pub fn fill_rows(&self, to: Rows, value: u32, size: u32) -> Result<(), Error> {
+        check_fill(to, size)?;
+        let element = &value.to_le_bytes()[..size as usize];
+        self.transfer(Transfer::fill((self.part(to)?, to), element))
+    }
+
+    /// Runs a transfer to its end, unless the device is killed meanwhile.
     fn transfer(&self, mut t: Transfer) -> Result<(), Error> {
         while t.step()? {
             self.context().check()?;
@@ -147,7 +221,7 @@ impl Device {
         Ok(())
     }
 
-    /// Bytes that allocations take, and the quota.
+    /// Bytes in use by allocations, and the quota in bytes.
     #[must_use]
     pub fn memory(&self) -> (u64, u64) {
         let a = self.context().allocations();
@@ -163,7 +237,7 @@ impl Device {
         Loaded::new(module, &mut *self.context().sound()?)
     }
 
-    /// Takes a module's variables away again.
+    /// Frees a module's variables.
     ///
     /// # Errors
     ///
@@ -174,27 +248,27 @@ impl Device {
         Ok(())
     }
 
-    /// At most so many bytes of what kernels have printed, the oldest first. What a launch printed is all there
-    /// when its end is told.
+    /// Takes at most `most` bytes of the kernels' output, the oldest first. A launch's output is
+    /// complete when its end is reported.
     #[must_use]
     pub fn take_printed(&self, most: usize) -> Printed {
         self.context().environment.take_printed(most)
     }
 
-    /// Whether [`Self::take_printed`] has something to give.
+    /// Whether [`Self::take_printed`] would return anything.
     #[must_use]
     pub fn has_printed(&self) -> bool {
         self.context().environment.has_printed()
     }
 
-    /// Runs a kernel to its end, beside what streams do: [`Stream::submit`] and a wait. `parameters` are packed
-    /// as [`Kernel::parameters`] says.
+    /// Runs a kernel to its end, concurrently with streams: [`Stream::submit`] and a wait.
+    /// `parameters` are packed as in [`Kernel::parameters`].
     ///
     /// # Errors
     ///
-    /// 1 for a launch that cannot be, 400 for a kernel of another module, 720 for a cooperative launch
-    /// that is too large; 700, 702, 710, 715 to 719 for what happens in the kernel, and from then on
-    /// for everything on this device.
+    /// 1 for an impossible launch, 400 for a kernel of another module, 720 for a cooperative launch
+    /// that is too large; 700, 702, 710, 715 to 719 for a fault in the kernel, which every later
+    /// call on this device returns too.
     pub fn launch(
         &self,
         loaded: &Loaded,

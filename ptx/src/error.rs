@@ -1,4 +1,4 @@
-//! What goes wrong, in the driver's numbers and ptxas's words.
+//! Errors, with the driver's numbers and ptxas's wording.
 
 use std::fmt;
 
@@ -7,12 +7,13 @@ use std::fmt;
 pub struct Error {
     /// The `CUresult`.
     pub code: Code,
-    /// What happened and where, for people; of a module that does not load, the log as ptxas writes it.
+    /// The event and its place, for people; for a module that does not load, the log as ptxas
+    /// writes it.
     pub text: String,
 }
 
 impl Error {
-    /// An error of this code, with what happened in words.
+    /// An error of this code with a description.
     #[must_use]
     pub fn new(code: Code, text: impl Into<String>) -> Self {
         Self {
@@ -43,7 +44,7 @@ impl std::error::Error for Error {}
 
 macro_rules! codes {
     ($($variant:ident $number:literal $name:literal $sticky:literal $doc:literal;)*) => {
-        /// The results of the CUDA driver API that this crate gives.
+        /// The results of the CUDA driver API that this crate returns.
         #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
         #[repr(u32)]
         pub enum Code { $(#[doc = $doc] $variant = $number,)* }
@@ -61,7 +62,7 @@ macro_rules! codes {
                 match self { $(Self::$variant => $name,)* }
             }
 
-            /// Whether everything in the context answers this from now on.
+            /// Whether every later call in the context returns this too.
             #[must_use]
             pub fn is_sticky(self) -> bool {
                 match self { $(Self::$variant => $sticky,)* }
@@ -90,6 +91,7 @@ codes! {
     InvalidPc 718 "CUDA_ERROR_INVALID_PC" true "A branch by index beyond its table.";
     LaunchFailed 719 "CUDA_ERROR_LAUNCH_FAILED" true "`trap` or `brkpt`.";
     CooperativeLaunchTooLarge 720 "CUDA_ERROR_COOPERATIVE_LAUNCH_TOO_LARGE" false "More blocks than can be resident at once.";
+    Cancelled 10000 "CANCELLED" false "The launch was withdrawn. CUDA, where nothing can be, has no such result.";
     Unknown 999 "CUDA_ERROR_UNKNOWN" true "A mistake of this crate: its thread panicked.";
 }
 
@@ -130,7 +132,7 @@ impl fmt::Display for Diagnostic {
     }
 }
 
-/// At most so many lines of a log are kept: a hostile module cannot make it long.
+/// Most lines of a log, so that a hostile module cannot make it long.
 const LOG_LINES: usize = 50;
 
 /// The error for a module with these mistakes.

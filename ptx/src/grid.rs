@@ -1,8 +1,8 @@
-//! A launch: its blocks, dealt out to the threads that take part.
+//! A launch: its blocks, dealt out to the participating threads.
 //!
-//! A block is run for a slice of instructions, then looked at: the clock, the budget, whether someone
-//! wants it to stop. Blocks that have had a slice and are not done stay, and others start beside them, so
-//! that a block may wait for one that comes after it.
+//! A block is run for a slice of instructions; then the clock, the budget and any request to stop
+//! are checked. Blocks that are not done after a slice stay, and others start beside them, so that
+//! a block may wait for a later one.
 
 use std::collections::VecDeque;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -22,23 +22,23 @@ use crate::pool::{Job, Seat, Step};
 use crate::quota::Charge;
 use crate::space::Region;
 
-/// Blocks that one thread has begun, at most.
+/// Most blocks that one thread has begun.
 const RESIDENT: usize = 64;
-/// Calls within calls.
+/// Greatest depth of calls.
 const DEPTH: u32 = 4096;
-/// Blocks that a thread takes at once, at most: fewer where there are few.
+/// Most blocks that a thread takes at once; fewer when few are left.
 const BATCH: u64 = 16;
 
-/// What a launch did.
+/// The totals of a launch.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Report {
-    /// Instructions of warps.
+    /// Instructions executed, counted per warp.
     pub steps: u64,
     /// Blocks that ran to their end.
     pub blocks: u64,
 }
 
-/// What is told how a launch ended: its result, and when it began.
+/// Receives the result of a launch and the time at which it began.
 type Finish = Box<dyn FnOnce(Result<Report, Error>, Instant) + Send>;
 
 /// A launch, from the moment it is queued.
@@ -48,7 +48,7 @@ pub(crate) struct Grid {
     kernel: Kernel,
     how: Launch,
     parameters: Vec<u8>,
-    /// Clusters, which mostly are blocks.
+    /// Clusters, usually of one block.
     units: u64,
     unit_blocks: u64,
     seats: u32,
@@ -60,18 +60,19 @@ pub(crate) struct Grid {
     finish: Mutex<Option<Finish>>,
     /// Set after `outcome`; read by the threads between slices as a hint to leave.
     stop: AtomicBool,
-    /// All of a cooperative launch's memory is set aside. Release by the seat that did it, acquire by the others.
+    /// All of a cooperative launch's memory is reserved. Release by the seat that did it, acquire
+    /// by the others.
     reserved: AtomicBool,
     counts: Vec<Count>,
     next: Line<AtomicU64>,
 }
 
-/// A cache line of its own, and the one that the processor fetches with it.
+/// Aligned to a cache line and the neighbour that the processor fetches with it.
 #[derive(Debug, Default)]
 #[repr(align(128))]
 struct Line<T>(T);
 
-/// What one seat has done: only its own thread writes it.
+/// The counts of one seat: only its own thread writes them.
 #[derive(Debug, Default)]
 #[repr(align(128))]
 struct Count {
@@ -83,18 +84,18 @@ struct Count {
 struct Seating {
     taken: u32,
     left: u32,
-    /// The launch is over: its result has been told.
+    /// The launch is over and its result reported.
     closed: bool,
     /// Units that a thread had no memory for while others were at work.
     returned: Vec<u64>,
 }
 
-/// What a launch holds while it runs.
+/// The resources of a running launch.
 struct Prepared {
     plan: Arc<Plan>,
     regions: Arc<Vec<Arc<Region>>>,
     memory: Arc<Charge>,
-    /// Of the grid's barrier: an allocation that only this launch has.
+    /// Address of the grid's barrier: an allocation of this launch alone.
     workspace: Option<u64>,
     shared: u32,
     id: u64,
@@ -144,6 +145,11 @@ impl Grid {
 
     fn prepare(&self) -> Result<Prepared, Error> {
         let began = *self.began.get_or_init(Instant::now);
+        // A short kernel would be over before the first look.
+        if let Some(code) = self.how.cancel.code() {
+            let text = format!("cancelled: kernel '{}' had not begun", self.kernel.name);
+            return Err(Error::new(code, text));
+        }
         let plan = self.loaded.plan(self.kernel.index);
         let shared = plan.dynamic_at + u64::from(self.how.shared);
         let mut memory = self.context.sound()?;
@@ -152,7 +158,7 @@ impl Grid {
             let base = memory.add(config.heap, false)?;
             self.context.environment.set_heap(base, config.heap);
         }
-        // The grid's barrier counts in a word of its own, which begins at zero.
+        // The grid's barrier counts in a word of its own, which starts at zero.
         let workspace = if self.how.cooperative {
             Some(memory.add(16, false)?)
         } else {
@@ -171,7 +177,7 @@ impl Grid {
         })
     }
 
-    /// Prepares the launch, or gives what another thread has prepared.
+    /// Prepares the launch, or returns the preparation of another thread.
     fn prepared(&self) -> Result<Arc<Prepared>, Error> {
         let mut p = self.prepared.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(p) = &*p {
@@ -182,7 +188,7 @@ impl Grid {
         Ok(new)
     }
 
-    /// What the executor needs to know of the launch.
+    /// The executor's view of the launch.
     fn view<'a>(&'a self, p: &'a Prepared) -> View<'a> {
         let config = &self.context.config;
         let wide_vectors = config.wide_vectors && vectors::are_there();
@@ -212,7 +218,7 @@ impl Grid {
     fn fail(&self, e: Error) {
         let mut o = self.outcome.lock().unwrap_or_else(PoisonError::into_inner);
         o.get_or_insert(e);
-        // Read by the other threads after their slice; no data goes with it.
+        // The other threads read it after their slice; it guards no data.
         self.stop.store(true, Ordering::Relaxed);
     }
 
@@ -221,30 +227,34 @@ impl Grid {
         each.sum()
     }
 
-    /// Whether it was told to end, or its time is over.
+    /// Whether it was told to end, or its time is up.
     fn is_over(&self, deadline: Option<Instant>, now: Instant) -> bool {
         let told = self.stop.load(Ordering::Relaxed) || self.how.cancel.is_cancelled();
         told || self.context.is_faulty() || deadline.is_some_and(|d| now >= d)
     }
 
-    /// Why the launch must end, if it must.
-    fn over(&self, p: &Prepared) -> Option<&'static str> {
-        if self.how.cancel.is_cancelled() {
-            return Some("cancelled");
+    /// The reason why the launch must end, if it must.
+    fn over(&self, p: &Prepared) -> Option<(Code, &'static str)> {
+        if let Some(code) = self.how.cancel.code() {
+            return Some((code, "cancelled"));
         }
-        if p.deadline.is_some_and(|d| Instant::now() >= d) {
-            return Some("the deadline is over");
-        }
-        (self.how.steps != u64::MAX && self.sum(|c| &c.steps) > self.how.steps)
-            .then_some("the budget of instructions is used up")
+        let why = if p.deadline.is_some_and(|d| Instant::now() >= d) {
+            "the deadline is over"
+        } else if self.how.steps != u64::MAX && self.sum(|c| &c.steps) > self.how.steps {
+            "the budget of instructions is used up"
+        } else {
+            return None;
+        };
+        Some((Code::LaunchTimeout, why))
     }
 
-    /// Units that are dealt out at once: few enough that nobody waits for the last ones long.
+    /// Units that are dealt out at once: few enough that the last ones do not keep anyone waiting
+    /// long.
     fn batch(&self) -> u64 {
         (self.units / (u64::from(self.seats) * 32)).clamp(1, BATCH)
     }
 
-    /// The last seat has been left, or nobody ever sat down: tells the result.
+    /// Called when the last seat has been left, or none was ever taken: reports the result.
     fn close(&self) {
         let prepared = self
             .prepared
@@ -255,8 +265,8 @@ impl Grid {
         if let Some(at) = workspace {
             drop(self.context.allocations().remove(at));
         }
-        // What the program has freed meanwhile goes with the list of regions. Of a launch that was stopped the end
-        // is told first: to free much memory takes its time.
+        // Memory that the program has freed meanwhile goes with the list of regions. For a stopped
+        // launch the end is reported first: freeing much memory takes time.
         let stopped = self.stop.load(Ordering::Relaxed);
         let late = prepared.filter(|_| stopped);
         let began = *self.began.get_or_init(Instant::now);
@@ -325,30 +335,30 @@ impl Job for Grid {
 struct Place {
     grid: Arc<Grid>,
     number: u32,
-    /// Of a cooperative launch: unit k is of seat k mod n.
+    /// For a cooperative launch: unit k belongs to seat k mod n.
     mine: u64,
     /// Units taken and not begun.
     dealt: std::ops::Range<u64>,
     resident: VecDeque<Unit>,
     idle: Vec<Unit>,
-    /// A unit that gets its memory, and which of the grid's it will be.
+    /// A unit under construction, and its number in the grid.
     building: Option<(Unit, u64)>,
-    /// Slices since a block ended: when every one has had its slice without result, another begins.
+    /// Slices since a block ended: once every block has had a slice without ending, another begins.
     vain: usize,
     clock: u64,
     prepared: Option<Arc<Prepared>>,
-    /// Goes after the units that it counts.
+    /// Dropped after the units that it pays for.
     memory: Option<Arc<Charge>>,
 }
 
-/// How a thread goes on.
+/// A thread's next step.
 enum Turn {
     Go(Step),
-    /// It leaves, with a unit that it has no memory for.
+    /// It leaves, returning a unit for which it has no memory.
     Leave(Option<u64>),
 }
 
-/// Whether another block begins.
+/// The outcome of trying to begin another block.
 enum Begin {
     Begun,
     /// None is wanted, or there is none.
@@ -426,7 +436,7 @@ impl Place {
                     }
                 }
                 Begin::NoMemory => {
-                    // This seat has nothing to do until others give memory back.
+                    // This seat has nothing to do until others free memory.
                     if self.others_sit() {
                         let unit = self.dealt.next();
                         return Turn::Leave(unit);
@@ -444,7 +454,7 @@ impl Place {
             grid.fail(e);
             return Turn::Leave(None);
         }
-        if let Some(why) = grid.over(prepared) {
+        if let Some((code, why)) = grid.over(prepared) {
             let finished = grid.sum(|c| &c.finished);
             if finished < grid.units {
                 let (done, all) = (finished * grid.unit_blocks, grid.units * grid.unit_blocks);
@@ -452,7 +462,7 @@ impl Place {
                 let stands = stands.map_or(String::new(), |s| format!("; {s}"));
                 let name = &grid.kernel.name;
                 grid.fail(Error::new(
-                    Code::LaunchTimeout,
+                    code,
                     format!("{why}: kernel '{name}', {done} of {all} blocks done{stands}"),
                 ));
             }
@@ -461,7 +471,7 @@ impl Place {
         Turn::Go(if waits { Step::Idle } else { Step::More })
     }
 
-    /// Sets the memory for all blocks of a cooperative launch aside. False: others use it now.
+    /// Reserves the memory for all blocks of a cooperative launch. False: others use it now.
     fn reserve(&self, grid: &Grid, prepared: &Prepared, cx: &Cx<'_>) -> bool {
         let all = grid.units.checked_mul(Unit::bytes_of(cx));
         let limit = grid.context.config.run_memory;
@@ -479,7 +489,7 @@ impl Place {
         prepared.memory.grow(all.unwrap_or(0))
     }
 
-    /// Begins another block if it is time for one, or goes on with that.
+    /// Begins another block if it is time for one, or continues its construction.
     fn begin(&mut self, grid: &Grid, cx: &Cx<'_>) -> Begin {
         if self.building.is_none() {
             let room = grid.how.cooperative
@@ -526,7 +536,7 @@ impl Place {
             self.dealt = k..k + u64::from(k < grid.units);
         } else {
             let n = grid.batch();
-            // Fewer towards the end: what one thread has taken no other can do.
+            // Fewer towards the end: units that one thread has taken are lost to the others.
             let left = grid
                 .units
                 .saturating_sub(grid.next.0.load(Ordering::Relaxed));
@@ -544,7 +554,7 @@ impl Place {
 
     fn make(&self, grid: &Grid, cx: &Cx<'_>) -> Option<Unit> {
         let bytes = Unit::bytes_of(cx);
-        // Those of a cooperative launch are set aside already.
+        // A cooperative launch has reserved its memory already.
         if !grid.how.cooperative && !cx.take_memory(bytes) {
             return None;
         }
@@ -555,7 +565,7 @@ impl Place {
         unit
     }
 
-    /// A slice for a block that has begun.
+    /// Runs a slice of a block that has begun.
     fn slice(&mut self, grid: &Grid, cx: &Cx<'_>, mut unit: Unit) -> Result<(), Error> {
         let mut used = 0;
         let result = unit.slice(cx, &mut used);
@@ -579,11 +589,11 @@ impl Place {
         s.taken - s.left > 1
     }
 
-    /// Gives the seat up, with a unit that it has no memory for.
+    /// Gives the seat up, returning a unit for which it has no memory.
     fn leave(&mut self, unit: Option<u64>) -> Step {
         let stopped = self.grid.stop.load(Ordering::Relaxed);
         self.prepared = None;
-        // What has been stopped is told first: to free much memory takes its time.
+        // A stopped launch is reported first: freeing much memory takes time.
         if let Some(memory) = self.memory.as_ref()
             && !stopped
         {
@@ -600,7 +610,7 @@ impl Place {
             s.returned.extend(unit);
             s.returned.extend(&mut self.dealt);
             if !stopped && s.taken - s.left == 1 && !s.returned.is_empty() {
-                // Nobody else is left who could do it.
+                // No other thread is left to do it.
                 return Step::More;
             }
             s.left += 1;

@@ -1,57 +1,78 @@
-//! How a kernel is launched, and what launches cannot be.
+//! The options of a launch, and their limits.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicU8, Ordering};
 use std::time::Duration;
 
 use crate::error::{Code, Error, invalid};
 use crate::loaded::Loaded;
 use crate::module::Kernel;
 
-/// Threads of a block.
+/// Most threads of a block.
 const THREADS: u64 = 1024;
-/// Shared memory of a block without and with a kernel's consent.
+/// Most bytes of shared memory of a block, without and with the kernel's opt-in.
 const SHARED: [u32; 2] = [48 << 10, 227 << 10];
 
 /// Ends a launch from another thread.
 #[derive(Debug, Clone, Default)]
-pub struct Cancel(Arc<AtomicBool>);
+pub struct Cancel(Arc<AtomicU8>);
+
+/// The launch ends and nothing else.
+const WITHDRAWN: u8 = 1;
+/// The launch ends as at its deadline.
+const CANCELLED: u8 = 2;
 
 impl Cancel {
-    /// The launch ends within some milliseconds.
+    /// Ends the launch within some milliseconds, as its deadline would: a fault of the device.
     pub fn cancel(&self) {
-        // Read by `is_cancelled` after each slice; no data goes with it.
-        self.0.store(true, Ordering::Relaxed);
+        // Read by `code` after each slice; it guards no data.
+        self.0.fetch_max(CANCELLED, Ordering::Relaxed);
+    }
+
+    /// Ends the launch within some milliseconds, and no other: its error is [`Code::Cancelled`], and
+    /// the device goes on. Blocks that ran have done what they did.
+    pub fn withdraw(&self) {
+        // As in `cancel`.
+        self.0.fetch_max(WITHDRAWN, Ordering::Relaxed);
     }
 
     pub(crate) fn is_cancelled(&self) -> bool {
-        self.0.load(Ordering::Relaxed)
+        self.code().is_some()
+    }
+
+    /// The code of the launch's error, if it has to end.
+    pub(crate) fn code(&self) -> Option<Code> {
+        match self.0.load(Ordering::Relaxed) {
+            0 => None,
+            WITHDRAWN => Some(Code::Cancelled),
+            _ => Some(Code::LaunchTimeout),
+        }
     }
 }
 
-/// How to launch a kernel.
+/// The options of a launch.
 #[derive(Debug, Clone)]
 pub struct Launch {
-    /// Blocks.
+    /// Number of blocks.
     pub grid: [u32; 3],
-    /// Threads of a block.
+    /// Number of threads of a block.
     pub block: [u32; 3],
     /// Dynamic shared memory, bytes.
     pub shared: u32,
-    /// Dynamic shared memory beyond 48 KiB is meant (`MAX_DYNAMIC_SHARED_SIZE_BYTES`).
+    /// Allows dynamic shared memory beyond 48 KiB (`MAX_DYNAMIC_SHARED_SIZE_BYTES`).
     pub shared_opt_in: bool,
-    /// All blocks at once, which may then wait for each other.
+    /// Runs all blocks at once, so that they may wait for each other.
     pub cooperative: bool,
-    /// Time for the launch.
+    /// Time limit of the launch.
     pub deadline: Option<Duration>,
-    /// Instructions of warps, at most.
+    /// Most instructions, counted per warp.
     pub steps: u64,
-    /// To end it from another thread.
+    /// Ends the launch from another thread.
     pub cancel: Cancel,
 }
 
 impl Launch {
-    /// So many blocks of so many threads, with no deadline.
+    /// A launch with `grid` blocks of `block` threads, without a deadline.
     #[must_use]
     pub fn new(grid: [u32; 3], block: [u32; 3]) -> Self {
         Self {
@@ -67,7 +88,7 @@ impl Launch {
     }
 }
 
-/// Whether a launch can be, before anything of it is done.
+/// Checks whether a launch is possible, before any of it is done.
 pub(crate) fn check(
     loaded: &Loaded,
     kernel: &Kernel,

@@ -1,11 +1,11 @@
 #![deny(unsafe_code)]
-//! Runs the PTX that nvcc, NVRTC and Triton emit, on a CPU: a GPU's results, a GPU's errors, and bounds
-//! that hold against a hostile program.
+//! Runs the PTX that nvcc, NVRTC and Triton emit, on a CPU: with a GPU's results and errors, and
+//! with bounds that hold against a hostile program.
 //!
-//! A [`Module`] is loaded from text (or a fatbin) and put on a [`Device`]; its kernels are launched with
-//! grid, block and packed parameters. Warps of 32 lanes run in lock-step over decoded instructions;
-//! device addresses are the device's own numbers, and every access is checked. What is implemented, and
-//! what differs from a GPU, is in `docs/ptx.md`.
+//! A [`Module`] is loaded from text (or a fatbin) and put on a [`Device`]; its kernels are launched
+//! with grid, block and packed parameters. Warps of 32 lanes run in lock-step over decoded
+//! instructions; device addresses are the device's own numbers, and every access is checked.
+//! `docs/ptx.md` lists the implemented instructions and the differences from a GPU.
 //!
 //! ```
 //! use vgpu_ptx::{Config, Device, Launch, Module};
@@ -64,6 +64,7 @@ mod stream;
 pub mod table;
 mod types;
 
+pub use allocations::Rows;
 pub use context::Config;
 pub use device::Device;
 pub use error::{Code, Error};

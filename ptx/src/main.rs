@@ -8,7 +8,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, bail};
+use anyhow::Context;
 use clap::{Args, Parser, Subcommand};
 use serde_json::json;
 use vgpu_ptx::{COMPUTE_CAPABILITY, Config, Device, Kernel, Launch, Module, Options};
@@ -54,8 +54,8 @@ struct Run {
     #[arg(long, default_value_t = 0)]
     shared: u32,
     /// Seconds after which the launch is given up.
-    #[arg(long)]
-    deadline: Option<f64>,
+    #[arg(long, value_parser = deadline)]
+    deadline: Option<Duration>,
     /// A parameter, in order: i8…i64, u8…u64, f32, f64:VALUE, bytes:HEX, or a buffer: in:FILE,
     /// out:FILE:BYTES, inout:FILE:OUTFILE, zero:BYTES.
     #[arg(long = "arg", allow_hyphen_values = true)]
@@ -64,8 +64,16 @@ struct Run {
     #[arg(long)]
     cooperative: bool,
     /// Threads of this process that run blocks; 1 makes every run the same. [default: all processors]
-    #[arg(long)]
+    #[arg(long, value_parser = clap::value_parser!(u32).range(1..))]
     workers: Option<u32>,
+}
+
+fn deadline(text: &str) -> Result<Duration, String> {
+    let seconds: f64 = text.parse().map_err(|_| format!("'{text}' is no number"))?;
+    Duration::try_from_secs_f64(seconds)
+        .ok()
+        .filter(|deadline| !deadline.is_zero())
+        .ok_or_else(|| "a number of seconds above 0 is wanted".to_owned())
 }
 
 fn triple(text: &str) -> Result<[u32; 3], String> {
@@ -124,7 +132,9 @@ fn check(file: &PathBuf, as_json: bool) -> anyhow::Result<ExitCode> {
             .collect();
         write_out(&format!(
             "{}\n",
-            json!({ "version": format!("{major}.{minor}"), "target": module.target(), "kernels": list, "variables": variables })
+            vgpu_cli::json_line(
+                &json!({ "version": format!("{major}.{minor}"), "target": module.target(), "kernels": list, "variables": variables })
+            )?
         ))?;
     } else {
         let mut text = String::new();
@@ -197,20 +207,8 @@ fn run(r: &Run, as_json: bool) -> anyhow::Result<ExitCode> {
         .map(|a| arguments::parse(a))
         .collect::<anyhow::Result<_>>()?;
     arguments::fits(&kernel, &arguments)?;
-    let deadline = match r.deadline {
-        None => None,
-        Some(s) => Some(
-            Duration::try_from_secs_f64(s)
-                .ok()
-                .filter(|d| !d.is_zero())
-                .context("--deadline wants a number of seconds above 0")?,
-        ),
-    };
     let mut config = Config::default();
     if let Some(n) = r.workers {
-        if n == 0 {
-            bail!("--workers 0 would run nothing");
-        }
         config.workers = n;
     }
     let device = Device::new(config);
@@ -220,7 +218,7 @@ fn run(r: &Run, as_json: bool) -> anyhow::Result<ExitCode> {
         shared: r.shared,
         shared_opt_in: true,
         cooperative: r.cooperative,
-        deadline,
+        deadline: r.deadline,
         ..Launch::new(r.grid, r.block)
     };
     let began = Instant::now();
@@ -233,7 +231,7 @@ fn run(r: &Run, as_json: bool) -> anyhow::Result<ExitCode> {
     }
     let printed = printed.text;
     if as_json {
-        // What a kernel prints must not get between the braces.
+        // The output of a kernel must not get between the braces.
         std::io::stderr().write_all(&printed)?;
     } else {
         std::io::stdout().write_all(&printed)?;
@@ -258,7 +256,7 @@ fn run(r: &Run, as_json: bool) -> anyhow::Result<ExitCode> {
         object.insert("left", json!([]));
         object.insert("warp_instructions", json!(report.steps));
         object.insert("blocks", json!(report.blocks));
-        write_out(&format!("{}\n", json!(object)))?;
+        write_out(&format!("{}\n", vgpu_cli::json_line(&object)?))?;
     } else {
         write_out(&format!(
             "{}: {:.3} ms, {} blocks, {} warp instructions\n",

@@ -6,7 +6,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
-use crate::allocations::{PIECE, Range, Transfer};
+use crate::allocations::{PIECE, Range, Rows, Transfer};
 use crate::context::Context;
 use crate::error::{Code, Error, invalid};
 use crate::grid::{Grid, Report};
@@ -15,64 +15,56 @@ use crate::loaded::Loaded;
 use crate::module::Kernel;
 use crate::pool::{Job, Pool, Seat, Step};
 
-/// What a stream can be asked to do.
-#[expect(
-    clippy::large_enum_variant,
-    reason = "launches are what streams mostly carry"
-)]
+/// The kinds of work for a stream.
 pub enum Work {
-    /// Runs a kernel. `parameters` are packed as [`Kernel::parameters`] says; the deadline counts from the
-    /// launch's first step.
+    /// Runs a kernel. `parameters` are packed as in [`Kernel::parameters`]; the deadline counts
+    /// from the launch's first step.
     Launch {
-        /// Where the kernel's module is.
+        /// The kernel's module on the device.
         loaded: Loaded,
         /// The kernel.
         kernel: Kernel,
         /// Grid, block, limits.
         how: Launch,
-        /// Packed.
+        /// The packed parameters.
         parameters: Vec<u8>,
     },
     /// Copies to the device.
     Write {
         /// Address.
         to: u64,
-        /// Comes back in [`Done::data`], to be used again.
+        /// Returned in [`Done::data`], for reuse.
         data: Vec<u8>,
     },
-    /// Copies from the device, to [`Done::data`].
+    /// Copies from the device into [`Done::data`].
     Read {
         /// Address.
         from: u64,
-        /// How many.
+        /// Number of bytes.
         bytes: u64,
     },
-    /// Copies within the device; the ranges may overlap.
+    /// Copies within the device; two ranges may overlap.
     Copy {
-        /// Address.
-        to: u64,
-        /// Address.
-        from: u64,
-        /// How many.
-        bytes: u64,
+        /// The destination.
+        to: Rows,
+        /// The source: as many rows of the same length.
+        from: Rows,
     },
-    /// Fills with an element again and again.
+    /// Fills with a repeated element.
     Fill {
-        /// Address, a multiple of `size`.
-        to: u64,
+        /// Address and pitch are multiples of `size`, and so is the width.
+        to: Rows,
         /// The element: its low bytes.
         value: u32,
         /// Bytes of an element: 1, 2 or 4.
         size: u32,
-        /// Elements.
-        count: u64,
     },
-    /// Runs code of the host. It holds up a thread of the device, so it should take no longer than a copy of
-    /// some hundred kilobytes; what takes longer is submitted in pieces. Not run after a fault.
+    /// Runs code of the host. It occupies a thread of the device, so it should take no longer than
+    /// a copy of some hundred kilobytes; submit longer work in pieces. Not run after a fault.
     Host(Box<dyn FnOnce() -> Result<(), Error> + Send>),
-    /// Marks the place in the stream, with the time when it is reached.
+    /// Marks the place in the stream, and notes the time when it is reached.
     Record(Event),
-    /// Waits until the record that was the event's latest when this was submitted is reached.
+    /// Waits until the event's latest record at the time of submission is reached.
     Wait(Event),
 }
 
@@ -86,12 +78,8 @@ impl fmt::Debug for Work {
             ),
             Self::Write { to, data } => write!(f, "Write({} bytes to 0x{to:x})", data.len()),
             Self::Read { from, bytes } => write!(f, "Read({bytes} bytes from 0x{from:x})"),
-            Self::Copy { to, from, bytes } => {
-                write!(f, "Copy({bytes} bytes from 0x{from:x} to 0x{to:x})")
-            }
-            Self::Fill {
-                to, size, count, ..
-            } => write!(f, "Fill({count} elements of {size} at 0x{to:x})"),
+            Self::Copy { to, from } => write!(f, "Copy({from:?} to {to:?})"),
+            Self::Fill { to, size, .. } => write!(f, "Fill({to:?} with elements of {size})"),
             Self::Host(_) => f.write_str("Host"),
             Self::Record(_) => f.write_str("Record"),
             Self::Wait(_) => f.write_str("Wait"),
@@ -99,23 +87,24 @@ impl fmt::Debug for Work {
     }
 }
 
-/// How work ended.
+/// The result of work.
 #[derive(Debug)]
 pub struct Done {
-    /// Zeros in the report of what is no launch.
+    /// For work other than a launch the report is zeros.
     pub result: Result<Report, Error>,
-    /// What was read, or the buffer of a write.
+    /// The bytes read, or the buffer of a write.
     pub data: Vec<u8>,
-    /// When its first step began.
+    /// Start of its first step.
     pub began: Instant,
-    /// When its last step had ended.
+    /// End of its last step.
     pub ended: Instant,
 }
 
 type Tell = Box<dyn FnOnce(Done) + Send>;
 
-/// A queue: its work is done in order. Streams run beside each other on the device's threads, a slice at a
-/// time in turn, so that an endless kernel of one does not stop another. Clones are the same queue.
+/// A queue: its work is done in order. Streams run concurrently on the device's threads, a slice at
+/// a time in turn, so that an endless kernel of one does not stop another. Clones are the same
+/// queue.
 #[derive(Clone)]
 pub struct Stream {
     queue: Arc<Queue>,
@@ -154,18 +143,18 @@ struct Queue {
 #[derive(Default)]
 struct Queued {
     items: VecDeque<Item>,
-    /// One of the items is being done, and is not in the list.
+    /// An item is being executed, and is not in the list.
     busy: bool,
-    /// A thread is at beginning items, and begins the next one too if `ended` is set meanwhile.
+    /// A thread is starting items, and starts the next one too if `ended` is set meanwhile.
     beginning: bool,
-    /// The item that was begun last has ended while its thread was still at beginning it.
+    /// The last item to be started has ended while its thread was still starting it.
     ended: bool,
-    /// Those whose end has not been told.
+    /// Items whose end has not been reported.
     pending: usize,
 }
 
 impl Queued {
-    /// The next item, for a thread that begins with it; without one, nothing is being done any more.
+    /// Takes the next item, for a thread that will start it; without one, the stream is idle.
     fn take_next(&mut self) -> Option<Item> {
         let next = self.items.pop_front();
         self.busy = next.is_some();
@@ -177,7 +166,7 @@ impl Queued {
 struct Item {
     work: Work,
     done: Tell,
-    /// Of a record or a wait: which of the event's records is meant.
+    /// For a record or a wait: the number of the event's record.
     record: u64,
 }
 
@@ -193,18 +182,18 @@ impl Stream {
         }
     }
 
-    /// Queues work and returns at once. `done` is called exactly once, on a thread of the device and in the
-    /// order of the stream; it must not block, and may submit more.
+    /// Queues work and returns at once. `done` is called exactly once, on a thread of the device
+    /// and in the order of the stream; it must not block, and may submit more.
     ///
-    /// Nothing bounds the queue but the caller: see [`Self::pending`].
+    /// Only the caller bounds the queue: see [`Self::pending`].
     ///
     /// # Errors
     ///
-    /// What is wrong with the call itself; then `done` is never called: 1 for a launch that cannot be or a
-    /// range that is not allocated, 400 for a kernel of another module, 2 where the system has no thread
-    /// to give, and the error of an earlier fault. What goes wrong later is told to `done`: the error of a
-    /// fault in the kernel (700, 702, 710, 715 to 719), which is from then on the answer to everything on the
-    /// device, or 701 and 720 for a launch that needs more memory than there is.
+    /// Errors of the call itself; `done` is then never called: 1 for an impossible launch or a
+    /// range that is not allocated, 400 for a kernel of another module, 2 if the system cannot
+    /// create a thread, and the error of an earlier fault. Later errors are passed to `done`: that
+    /// of a fault in the kernel (700, 702, 710, 715 to 719), which every later call on the device
+    /// returns too, or 701 and 720 for a launch that needs more memory than there is.
     pub fn submit(
         &self,
         work: Work,
@@ -242,7 +231,7 @@ impl Stream {
         Ok(())
     }
 
-    /// Work that has been submitted and whose end has not been told yet.
+    /// Submitted work whose end has not been reported yet.
     #[must_use]
     pub fn pending(&self) -> usize {
         self.queue.lock().pending
@@ -254,7 +243,7 @@ impl Queue {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// What can be said of work before it is its turn.
+    /// The checks of work that are possible before its turn.
     fn check(&self, work: &Work) -> Result<(), Error> {
         self.context.check()?;
         let inside = |at: u64, bytes: u64| {
@@ -270,19 +259,21 @@ impl Queue {
             } => launch::check(loaded, kernel, how, parameters),
             Work::Write { to, data } => inside(*to, data.len() as u64),
             Work::Read { from, bytes } => inside(*from, *bytes),
-            Work::Copy { to, from, bytes } => {
-                inside(*from, *bytes)?;
-                inside(*to, *bytes)
+            Work::Copy { to, from } => {
+                same_shape(*to, *from)?;
+                inside(from.address, from.span()?)?;
+                inside(to.address, to.span()?)
             }
-            Work::Fill {
-                to, size, count, ..
-            } => inside(*to, fill_bytes(*to, *size, *count)?),
+            Work::Fill { to, size, .. } => {
+                check_fill(*to, *size)?;
+                inside(to.address, to.span()?)
+            }
             Work::Host(_) | Work::Record(_) | Work::Wait(_) => Ok(()),
         }
     }
 
-    /// Begins with an item, and with those after it that end on the spot, as all do after a fault: in a loop, for
-    /// a program may have queued more than fit on a stack. The caller has set `beginning`.
+    /// Starts an item, and those after it that end at once, as all do after a fault: in a loop,
+    /// since a program may have queued more than a stack can hold. The caller has set `beginning`.
     fn begin(self: &Arc<Self>, item: Item, inside: bool) {
         let mut item = item;
         loop {
@@ -300,7 +291,7 @@ impl Queue {
         }
     }
 
-    /// Begins with an item; nothing else of the stream is being done.
+    /// Starts an item; no other of the stream is being executed.
     fn start(self: Arc<Self>, item: Item, inside: bool) {
         let Item { work, done, record } = item;
         if let Work::Launch {
@@ -340,7 +331,7 @@ impl Queue {
         }
     }
 
-    /// Tells the end of an item, then begins with the next.
+    /// Reports the end of an item, then starts the next.
     fn finish(
         self: Arc<Self>,
         done: Tell,
@@ -362,7 +353,8 @@ impl Queue {
         let next = {
             let mut q = self.lock();
             if q.beginning {
-                // Below it on this stack, or on another thread that is about to look.
+                // The starting thread is below on this stack, or another thread that is about to
+                // check.
                 q.ended = true;
                 return;
             }
@@ -374,13 +366,22 @@ impl Queue {
     }
 }
 
-/// Bytes of a fill.
-pub(crate) fn fill_bytes(at: u64, size: u32, count: u64) -> Result<u64, Error> {
-    if !matches!(size, 1 | 2 | 4) || !at.is_multiple_of(u64::from(size)) {
-        return invalid(format!("elements of {size} bytes at 0x{at:x}"));
+/// Whether rows can be filled with elements of this size.
+pub(crate) fn check_fill(to: Rows, size: u32) -> Result<(), Error> {
+    let whole = |n: u64| n.is_multiple_of(size.into());
+    let pitched = to.height < 2 || whole(to.pitch);
+    if !matches!(size, 1 | 2 | 4) || !whole(to.address) || !whole(to.width) || !pitched {
+        return invalid(format!("elements of {size} bytes in {to:?}"));
     }
-    let bytes = count.checked_mul(u64::from(size));
-    bytes.map_or_else(|| invalid("too many elements"), Ok)
+    Ok(())
+}
+
+/// Whether a copy has as many bytes on both sides.
+pub(crate) fn same_shape(to: Rows, from: Rows) -> Result<(), Error> {
+    if (to.width, to.height) != (from.width, from.height) {
+        return invalid(format!("a copy of {from:?} to {to:?}"));
+    }
+    Ok(())
 }
 
 /// A job for one thread.
@@ -407,14 +408,14 @@ impl Job for Single {
     }
 }
 
-/// Work that is no launch, being done.
+/// Work other than a launch, being executed.
 struct Task {
     queue: Arc<Queue>,
     work: Work,
     done: Option<Tell>,
     record: u64,
     began: Option<Instant>,
-    /// Bytes that are done.
+    /// Bytes done so far.
     at: u64,
     data: Vec<u8>,
     transfer: Option<Transfer>,
@@ -440,7 +441,7 @@ impl Seat for Task {
             self.queue.context.fail(e.clone());
         }
         if let Work::Record(e) = &self.work {
-            // Also after a fault: who waits for it has the same fault.
+            // After a fault too: whoever waits for it has the same fault.
             e.reach(self.record);
         }
         let mut data = std::mem::take(&mut self.data);
@@ -458,7 +459,7 @@ impl Seat for Task {
 }
 
 impl Task {
-    /// True: there is more.
+    /// Does a part of it. True: there is more.
     fn go_on(&mut self) -> Result<bool, Error> {
         let context = &self.queue.context;
         context.check()?;
@@ -469,7 +470,8 @@ impl Task {
         if let Some(t) = &mut self.transfer {
             return t.step();
         }
-        // A piece at a time; the place is looked up again for each, so what is freed meanwhile is refused.
+        // One piece at a time; the place is looked up again for each, so a range freed meanwhile is
+        // refused.
         let part = |all: u64| (all - self.at).min(PIECE as u64);
         let cut = |n: u64| usize::try_from(n).unwrap_or(usize::MAX);
         match &mut self.work {
@@ -493,20 +495,18 @@ impl Task {
                 self.at += n;
                 Ok(self.at < *bytes)
             }
-            Work::Copy { to, from, bytes } => {
-                let (to, from) = (range(*to, *bytes)?, range(*from, *bytes)?);
-                self.transfer = Some(Transfer::copy(to, from, *bytes));
+            Work::Copy { to, from } => {
+                let (to, from) = (
+                    (range(to.address, to.span()?)?, *to),
+                    (range(from.address, from.span()?)?, *from),
+                );
+                self.transfer = Some(Transfer::copy(to, from));
                 Ok(true)
             }
-            Work::Fill {
-                to,
-                value,
-                size,
-                count,
-            } => {
-                let bytes = fill_bytes(*to, *size, *count)?;
+            Work::Fill { to, value, size } => {
                 let element = &value.to_le_bytes()[..*size as usize];
-                self.transfer = Some(Transfer::fill(range(*to, bytes)?, element, bytes));
+                let there = range(to.address, to.span()?)?;
+                self.transfer = Some(Transfer::fill((there, *to), element));
                 Ok(true)
             }
             Work::Host(_) => {
@@ -521,14 +521,15 @@ impl Task {
     }
 }
 
-/// A place in a stream that other streams wait for, with the time when it is reached. Clones are the same
-/// event. It may be recorded again and again; who waits is not concerned by a record that comes later.
+/// A place in a stream that other streams wait for, with the time when it is reached. Clones are
+/// the same event. It may be recorded repeatedly; a later record does not affect those that wait
+/// already.
 #[derive(Clone, Default)]
 pub struct Event(Arc<Mutex<Records>>);
 
 #[derive(Default)]
 struct Records {
-    /// Records submitted, and the newest that is reached.
+    /// Records submitted, and the newest one reached.
     announced: u64,
     reached: u64,
     time: Option<Instant>,
@@ -546,7 +547,7 @@ impl fmt::Debug for Event {
 }
 
 impl Event {
-    /// An event that was never recorded: nobody waits for it.
+    /// An event that was never recorded: waiting for it ends at once.
     #[must_use]
     pub fn new() -> Self {
         Self::default()
@@ -556,14 +557,14 @@ impl Event {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Whether the latest record that was submitted is reached; true if there was none.
+    /// Whether the latest record submitted is reached; true if there was none.
     #[must_use]
     pub fn is_done(&self) -> bool {
         let r = self.lock();
         r.reached >= r.announced
     }
 
-    /// When the newest record that is reached was reached.
+    /// The time at which the newest reached record was reached.
     #[must_use]
     pub fn time(&self) -> Option<Instant> {
         self.lock().time
@@ -579,7 +580,7 @@ impl Event {
         self.lock().announced
     }
 
-    /// A record is reached: those who wait for it go on.
+    /// Marks a record as reached and resumes those that wait for it.
     fn reach(&self, record: u64) {
         let ready = {
             let mut r = self.lock();
@@ -596,7 +597,7 @@ impl Event {
         }
     }
 
-    /// Hands a job to its pool when a record is reached.
+    /// Hands a job to its pool once a record is reached.
     fn when(&self, record: u64, pool: Arc<Pool>, job: Arc<Single>, inside: bool) {
         {
             let mut r = self.lock();

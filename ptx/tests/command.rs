@@ -1,4 +1,4 @@
-//! The command `vgpu-ptx`, as a script uses it.
+//! The command `vgpu-ptx`, used as in a script.
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
@@ -201,4 +201,24 @@ fn check_lists_kernels_and_what_is_not_supported() {
     let out = command(&["check", "/nowhere.ptx"]);
     assert_eq!(out.status.code(), Some(1));
     assert!(text(&out.stderr).contains("cannot read /nowhere.ptx"));
+}
+
+#[test]
+fn what_makes_no_sense_is_status_2() {
+    let saxpy = file("saxpy.ptx");
+    for wrong in [
+        ["--deadline", "0"],
+        ["--deadline", "soon"],
+        ["--workers", "0"],
+        ["--grid", "1,1,1,1"],
+    ] {
+        let mut arguments = vec!["run", saxpy.to_str().unwrap(), "--entry", "saxpy"];
+        arguments.extend(["--block", "1"]);
+        if wrong[0] != "--grid" {
+            arguments.extend(["--grid", "1"]);
+        }
+        arguments.extend(wrong);
+        let out = command(&arguments);
+        assert_eq!(out.status.code(), Some(2), "{wrong:?}");
+    }
 }

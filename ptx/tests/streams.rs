@@ -1,14 +1,15 @@
-//! Work that does not wait: streams, events, and how a device ends.
+//! Asynchronous work: streams, events, and the end of a device.
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, mpsc};
 use std::time::Duration;
 
 use vgpu_ptx::{
-    Code, Config, Device, Done, Error, Event, Kernel, Launch, Loaded, Module, Report, Stream, Work,
+    Cancel, Code, Config, Device, Done, Error, Event, Kernel, Launch, Loaded, Module, Report, Rows,
+    Stream, Work,
 };
 
-/// Far beyond what anything here takes: to see a hang, not to measure.
+/// Far beyond any normal time: detects a hang, does not measure.
 const PATIENCE: Duration = Duration::from_secs(120);
 
 const TEXT: &str = ".version 8.0
@@ -101,10 +102,10 @@ fn one() -> Launch {
     Launch::new([1; 3], [1; 3])
 }
 
-/// Submits work and gives where its end will be told.
+/// Submits work and returns the channel that receives its end.
 fn submit(s: &Stream, work: Work) -> mpsc::Receiver<Done> {
     let (tell, told) = mpsc::channel();
-    // Not everyone listens.
+    // The receiver may be gone.
     s.submit(work, move |d| drop(tell.send(d))).unwrap();
     told
 }
@@ -129,15 +130,13 @@ fn a_stream_does_its_work_in_order_whatever_it_is() {
             all.push(on.launch("step", one(), at, 1000 * (k % 3)));
         }
         all.push(Work::Copy {
-            to: at + 1024,
-            from: at,
-            bytes: 4,
+            to: Rows::range(at + 1024, 4),
+            from: Rows::range(at, 4),
         });
         all.push(Work::Fill {
-            to: at,
+            to: Rows::range(at, 4),
             value: 7,
             size: 2,
-            count: 2,
         });
         let (device, order2) = (on.device.clone(), Arc::clone(&order));
         all.push(Work::Host(Box::new(move || {
@@ -183,7 +182,7 @@ fn an_endless_kernel_holds_up_no_other_stream_even_with_one_thread() {
     let how = one();
     let cancel = how.cancel.clone();
     let endless = submit(&a, on.launch("endless", how, at, 0));
-    // This one ends only because of what the other stream does beside it.
+    // This one ends only through the other stream's work beside it.
     let c = on.device.stream();
     let waits = submit(&c, on.launch("waits", one(), at, 0));
     let steps = submit(&b, on.launch("step", one(), at + 512, 100_000));
@@ -202,9 +201,39 @@ fn an_endless_kernel_holds_up_no_other_stream_even_with_one_thread() {
     let e = wait(&endless).result.unwrap_err();
     assert_eq!(e.code, Code::LaunchTimeout);
     assert!(e.text.contains("cancelled"), "{e}");
-    // It is a fault like others: everything answers it.
+    // A fault like others: every call returns it.
     assert_eq!(on.device.fault().unwrap().code, Code::LaunchTimeout);
     assert_eq!(b.submit(Work::Record(Event::new()), |_| ()), Err(e));
+}
+
+#[test]
+fn a_launch_that_is_withdrawn_ends_alone() {
+    for workers in [1, 4] {
+        let on = On::workers(workers);
+        let a = on.device.stream();
+        let at = on.device.allocate(4096).unwrap();
+        let (running, waiting) = (one(), one());
+        let cancels = [running.cancel.clone(), waiting.cancel.clone()];
+        let endless = submit(&a, on.launch("endless", running, at, 0));
+        // However short: it has not begun.
+        let never_begun = submit(&a, on.launch("step", waiting, at + 512, 1));
+        let after = submit(&a, on.launch("step", one(), at + 512, 1000));
+        cancels.iter().for_each(Cancel::withdraw);
+        for told in [endless, never_begun] {
+            let e = wait(&told).result.unwrap_err();
+            assert_eq!(e.code, Code::Cancelled, "{e}");
+        }
+        assert_eq!(wait(&after).result.unwrap().blocks, 1);
+        assert_eq!(on.device.fault(), None);
+        // One that is over stays as it is, and a cancellation is stronger.
+        cancels[0].cancel();
+        let how = one();
+        how.cancel.withdraw();
+        how.cancel.cancel();
+        how.cancel.withdraw();
+        let e = wait(&submit(&a, on.launch("endless", how, at, 0))).result;
+        assert_eq!(e.unwrap_err().code, Code::LaunchTimeout);
+    }
 }
 
 #[test]
@@ -283,7 +312,7 @@ fn any_number_of_launches_that_are_queued_end_with_their_device() {
     for faulty in [true, false] {
         let on = On::workers(1);
         let s = on.device.stream();
-        // More than calls within each other could be on a thread's stack.
+        // More than nested calls could fit on a thread's stack.
         let told: Vec<_> = (0..20_000)
             .map(|_| submit(&s, on.launch("endless", one(), 0, 0)))
             .collect();
@@ -319,7 +348,7 @@ fn a_device_is_killed_from_outside_and_ends_with_its_last_handle() {
     }
     assert_eq!(on.device.allocate(16).unwrap_err().code, Code::LaunchFailed);
 
-    // The last handle goes while something runs and something waits.
+    // The last handle is dropped while something runs and something waits.
     let on = On::workers(2);
     let at = on.device.allocate(4096).unwrap();
     let s = on.device.stream();
@@ -329,7 +358,7 @@ fn a_device_is_killed_from_outside_and_ends_with_its_last_handle() {
     ];
     drop((on, s));
     for t in &told {
-        // Its threads have ended, so this is there by now.
+        // Its threads have ended, so the result is there by now.
         let e = t.try_recv().unwrap().result.unwrap_err();
         assert_eq!(e.code, Code::ContextIsDestroyed);
     }
@@ -363,6 +392,85 @@ fn code_of_the_host_that_panics_ends_its_device_and_nothing_else() {
     assert_eq!(on.device.fault().unwrap().code, Code::Unknown);
 }
 
+fn rows(address: u64, pitch: u64, width: u64, height: u64) -> Rows {
+    Rows {
+        address,
+        pitch,
+        width,
+        height,
+    }
+}
+
+/// Rows of lengths around those of a piece, at distances that are aligned to nothing.
+#[test]
+fn rows_go_where_they_belong_and_leave_what_is_between() {
+    let on = On::workers(2);
+    let s = on.device.stream();
+    let room: usize = 4 << 20;
+    let size = |n: usize| n as u64;
+    let (one, other) = (
+        on.device.allocate(size(room)).unwrap(),
+        on.device.allocate(size(room)).unwrap(),
+    );
+    let shapes: [(usize, usize, usize); 8] = [
+        (1, 1, 1),
+        (1, 2, 40_000),
+        (3, 7, 9_000),
+        (4, 4, 30_000),
+        (1000, 1001, 700),
+        (256 << 10, (256 << 10) + 4, 3),
+        ((256 << 10) + 12, (256 << 10) + 24, 3),
+        (700_004, 800_004, 3),
+    ];
+    for (width, pitch, height) in shapes {
+        let data: Vec<u8> = (0..=250).cycle().take(width * height).collect();
+        let mut want = vec![0xaa; room];
+        for (row, from) in data.chunks(width).enumerate() {
+            let to = 4 + row * pitch;
+            want[to..to + width].copy_from_slice(from);
+        }
+        let there = |base: u64| rows(base + 4, size(pitch), size(width), size(height));
+        let all = |base: u64| {
+            let mut all = vec![0; room];
+            on.device.read(base, &mut all).unwrap();
+            all
+        };
+        for base in [one, other] {
+            on.device.fill(base, 0xaa, 1, size(room)).unwrap();
+        }
+        on.device.write_rows(there(one), &data).unwrap();
+        assert!(all(one) == want, "{width} {pitch} {height}: up");
+        let mut back = vec![0; data.len()];
+        on.device.read_rows(there(one), &mut back).unwrap();
+        assert!(back == data, "{width} {pitch} {height}: down");
+        let copy = Work::Copy {
+            to: there(other),
+            from: there(one),
+        };
+        wait(&submit(&s, copy)).result.unwrap();
+        assert!(all(other) == want, "{width} {pitch} {height}: across");
+        if width % 4 == 0 && pitch % 4 == 0 {
+            let fill = Work::Fill {
+                to: there(other),
+                value: 0x0403_0201,
+                size: 4,
+            };
+            wait(&submit(&s, fill)).result.unwrap();
+            let element: Vec<u8> = (1..=4).cycle().take(width).collect();
+            for row in 0..height {
+                let at = 4 + row * pitch;
+                want[at..at + width].copy_from_slice(&element);
+            }
+            assert!(all(other) == want, "{width} {pitch} {height}: filled");
+        }
+    }
+    let e = on
+        .device
+        .write_rows(rows(one, 8, 4, 4), &[0; 15])
+        .unwrap_err();
+    assert_eq!(e.code, Code::InvalidValue);
+}
+
 #[test]
 fn what_a_call_gets_wrong_is_its_own_answer_and_no_fault() {
     let on = On::workers(1);
@@ -379,21 +487,45 @@ fn what_a_call_gets_wrong_is_its_own_answer_and_no_fault() {
             data: vec![0; 5],
         },
         Work::Copy {
-            to: at,
-            from: 16,
-            bytes: 1,
+            to: Rows::range(at, 1),
+            from: Rows::range(16, 1),
         },
         Work::Fill {
-            to: at + 1,
+            to: Rows::range(at + 1, 2),
             value: 0,
             size: 2,
-            count: 1,
         },
         Work::Fill {
-            to: at,
+            to: Rows::range(at, u64::MAX - 3),
             value: 0,
             size: 4,
-            count: u64::MAX,
+        },
+        Work::Copy {
+            to: Rows::range(at, 4),
+            from: Rows::range(at, 3),
+        },
+        // One byte beyond the end; distances and heights that overflow; elements across a row.
+        Work::Copy {
+            to: rows(at + 1, 16, 16, 4),
+            from: rows(at, 16, 16, 4),
+        },
+        Work::Copy {
+            to: rows(at, u64::MAX, 1, 3),
+            from: rows(at, 1, 1, 3),
+        },
+        Work::Copy {
+            to: rows(at, 1 << 32, 1, 1 << 33),
+            from: rows(at, 1, 1, 1 << 33),
+        },
+        Work::Fill {
+            to: rows(at, 17, 8, 3),
+            value: 0,
+            size: 2,
+        },
+        Work::Fill {
+            to: rows(at, 16, 7, 3),
+            value: 0,
+            size: 2,
         },
     ];
     for w in wrong {
@@ -421,7 +553,8 @@ fn what_a_call_gets_wrong_is_its_own_answer_and_no_fault() {
 
 #[test]
 fn blocks_for_which_there_is_no_memory_now_run_later() {
-    // Shared memory for three blocks; each takes several slices, so that threads want to begin others beside.
+    // Shared memory for three blocks; each takes several slices, so that threads try to begin
+    // others beside it.
     for workers in [1, 2, 4] {
         let on = On::new(Config {
             workers,
@@ -444,7 +577,7 @@ fn blocks_for_which_there_is_no_memory_now_run_later() {
         let mut n = [0; 4];
         on.device.read(at, &mut n).unwrap();
         assert_eq!(u32::from_le_bytes(n), 200, "with {workers} threads");
-        // One that fits never is refused, and is no fault.
+        // One that can never fit is refused, and is not a fault.
         let how = Launch {
             shared: 200 << 10,
             shared_opt_in: true,
@@ -471,7 +604,8 @@ fn memory_that_is_freed_counts_until_nobody_uses_it() {
         .unwrap();
     let runs = submit(&s, on.launch("waits", one(), gate, 0));
     begun.recv_timeout(PATIENCE).unwrap();
-    // The launch has begun when its first step has: a copy behind it on another stream shows the thread at work.
+    // The launch has begun once its first step has: a copy behind it on another stream shows the
+    // thread at work.
     let other = on.device.stream();
     for _ in 0..3 {
         wait(&submit(&other, Work::Record(Event::new())));
@@ -484,7 +618,7 @@ fn memory_that_is_freed_counts_until_nobody_uses_it() {
     on.device.write(gate, &[1; 4]).unwrap();
     wait(&runs).result.unwrap();
     on.device.allocate(6 << 20).unwrap();
-    // Small ones count as what they take.
+    // Small ones count at their real size.
     let small = on.device.memory().0;
     on.device.allocate(1).unwrap();
     assert_eq!(on.device.memory().0 - small, 512);

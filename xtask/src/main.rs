@@ -1,16 +1,15 @@
 //! The one entry for automation of this workspace: `cargo xtask SUBCOMMAND`.
 //!
-//! Every subcommand is a module with its own flags; it gets the arguments that
-//! follow its name. To add one, write the module and add a line to
-//! [`SUBCOMMANDS`].
+//! Every subcommand is a module with its own flags; it gets the arguments after its name. To add
+//! one, write the module and add a line to [`SUBCOMMANDS`].
 
 use std::ffi::OsString;
 use std::io::Write;
 use std::path::Path;
 use std::process::ExitCode;
 
-// Before all modules, which see these in place of the standard ones: a reader that has gone, as `head`
-// does, is no reason to panic and leave what was started to itself.
+// Before all modules, which see these in place of the standard macros: if the reader has gone, as
+// `head` does, xtask must not panic and abandon the processes it started.
 macro_rules! print_to {
     ($stream:expr, $end:literal, $($words:tt)+) => {{
         let _ = std::io::Write::write_fmt(
@@ -32,6 +31,7 @@ macro_rules! eprintln {
 mod apt;
 mod bindgen;
 mod busy;
+mod c_library;
 mod cargo;
 mod demo;
 mod dist;
@@ -39,12 +39,13 @@ mod fuzz;
 mod lab;
 mod mediator;
 mod nightly;
+mod python;
 mod sanitize;
 mod sshd;
 mod sshfs;
 mod test;
 
-/// One subcommand: its name, one line of help, and what runs it.
+/// One subcommand: its name, one line of help, and its entry point.
 struct Subcommand {
     name: &'static str,
     about: &'static str,
@@ -63,9 +64,24 @@ const SUBCOMMANDS: &[Subcommand] = &[
         run: test::main,
     },
     Subcommand {
+        name: "test-programs",
+        about: "the unit and integration tests alone, several programs at a time",
+        run: test::programs::main,
+    },
+    Subcommand {
         name: "sshfs",
         about: "the file protocol over sshfs, on this machine",
         run: sshfs::main,
+    },
+    Subcommand {
+        name: "c-library",
+        about: "programs in C and C++ with libvgpu, against a mediator on this machine",
+        run: c_library::main,
+    },
+    Subcommand {
+        name: "python",
+        about: "the Python package, installed by pip, against a mediator on this machine",
+        run: python::main,
     },
     Subcommand {
         name: "bindgen",
@@ -99,10 +115,10 @@ const SUBCOMMANDS: &[Subcommand] = &[
     },
 ];
 
-/// Ends the program with the help that was asked for, or with what is wrong with its arguments.
+/// Ends the program with the requested help, or with the error in its arguments.
 fn help_or_misuse(error: xflags::Error) -> ! {
     if error.is_help() {
-        // Nobody reads further than `head` does.
+        // A reader such as `head` may have gone.
         let _ = writeln!(std::io::stdout(), "{error}");
         std::process::exit(0)
     }

@@ -6,40 +6,27 @@ use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use crate::cargo::target_dir;
-use crate::lab::TRIED;
+use crate::lab;
 
-/// How long the mediator may take to answer: it looks for a GPU first.
+/// Time for the mediator to answer: it looks for a GPU first.
 const READY_WITHIN: Duration = Duration::from_secs(60);
 
-/// Builds `vgpu-mediatord` and `vgpu`, and gives the folder they are in.
+/// Builds `vgpu-mediatord` and `vgpu` as they are tested, and returns their folder.
 ///
 /// # Errors
 /// The build fails.
 pub(crate) fn build() -> Result<PathBuf> {
-    let built = Command::new("cargo")
-        .args([
-            "build",
-            "--profile",
-            TRIED,
-            "--locked",
-            "--bins",
-            // As the lab builds them: with fewer packages cargo chooses fewer features for what they
-            // depend on, and builds that twice.
-            "--package",
-            "vchan",
-            "--package",
-            "vchan-testing",
-            "--package",
-            "vgpu-guest",
-            "--package",
-            "vgpu-mediator",
-        ])
-        .status()
-        .context("cannot start cargo")?;
-    if !built.success() {
-        bail!("the build failed\nread cargo's messages above");
-    }
-    Ok(target_dir().join(TRIED))
+    lab::build_tested()?;
+    Ok(target_dir().join(lab::TESTED_FOLDER))
+}
+
+/// Builds them as they are measured, and returns their folder.
+///
+/// # Errors
+/// The build fails.
+pub(crate) fn build_release() -> Result<PathBuf> {
+    lab::build_release(&["vgpu-guest", "vgpu-mediator"])?;
+    Ok(target_dir().join(lab::RELEASE))
 }
 
 /// A running mediator; killed when dropped, so that a failed demo leaves nothing behind.
@@ -49,7 +36,7 @@ pub(crate) struct Mediator {
 }
 
 impl Mediator {
-    /// Starts it with `endpoint` and what else is wanted.
+    /// Starts it with `endpoint` and further arguments.
     ///
     /// # Errors
     /// It cannot be started.
@@ -108,7 +95,7 @@ impl Mediator {
         }
     }
 
-    /// What it has logged.
+    /// Its log so far.
     pub(crate) fn log(&self) -> String {
         std::fs::read_to_string(&self.log).unwrap_or_default()
     }

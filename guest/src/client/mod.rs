@@ -22,8 +22,10 @@ use crate::pump::Lane;
 use crate::wire::{Asked, Done};
 
 pub use gpu::{
-    Device, DeviceBuffer, DevicePtr, DeviceSlice, DeviceSliceMut, Element, Event, Function,
-    KernelArg, LaunchBuilder, LaunchConfig, Module, Stream,
+    CaptureMode, CaptureStatus, Device, DeviceBuffer, DevicePtr, DeviceRows, DeviceSlice,
+    DeviceSliceMut, Element, Event, Function, Graph, GraphExec, KernelArg, LaunchBuilder,
+    LaunchConfig, MemoryPool, Module, PitchedBuffer, PitchedSlice, PitchedSliceMut, Statistics,
+    Stream,
 };
 pub(crate) use vector_add::PIECE;
 pub use vector_add::VectorAddReport;
@@ -42,7 +44,7 @@ const PRINTED_AT_ONCE: usize = 96;
 #[derive(Debug)]
 pub struct Client {
     lane: Lane,
-    /// The lane in headers; another one only where a test wants to be refused.
+    /// The lane in headers; a wrong one only in tests of refusals.
     header_lane: u16,
     session: Arc<Session>,
     quiet_failed: bool,
@@ -54,14 +56,18 @@ struct Session {
     endpoint: Option<Endpoint>,
     skipped: Vec<Skipped>,
     agreed: HelloReply,
-    /// Where goes what kernels print.
+    /// Destination of kernels' printed output.
     printer: Mutex<Printer>,
     modules: Mutex<HandleMinter>,
     streams: Mutex<HandleMinter>,
     events: Mutex<HandleMinter>,
+    graphs: Mutex<HandleMinter>,
+    graph_execs: Mutex<HandleMinter>,
     /// Dropped while their lane was in a call; the next call of any lane gives them back.
     dropped: Mutex<Vec<gpu::Dropped>>,
     adder: Mutex<vector_add::Adder>,
+    /// Held by the add that asks for a place. Taken before `adder`.
+    asking: Mutex<()>,
     /// An add has left its places.
     left: Condvar,
     heard: Mutex<vector_add::Heard>,
@@ -82,8 +88,11 @@ impl Session {
             modules: minter(HandleKind::Module),
             streams: minter(HandleKind::Stream),
             events: minter(HandleKind::Event),
+            graphs: minter(HandleKind::Graph),
+            graph_execs: minter(HandleKind::GraphExec),
             dropped: Mutex::default(),
             adder: Mutex::default(),
+            asking: Mutex::default(),
             left: Condvar::new(),
             heard: Mutex::default(),
             failures: Mutex::default(),

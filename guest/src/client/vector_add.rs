@@ -45,11 +45,12 @@ pub struct VectorAddReport {
     pub elements: usize,
     /// From the call to its end.
     pub elapsed: Duration,
-    /// Time that the device ran kernels of this session meanwhile, as the mediator's executor measured it.
+    /// Time that the device ran kernels of this session, as the mediator's executor measured it, without what an
+    /// earlier answer has told. Kernels that ran side by side count once.
     pub device_time: Duration,
 }
 
-/// What the adds of a session share.
+/// State shared by the vector adds of a session.
 #[derive(Debug, Default)]
 pub(super) struct Adder {
     kernel: Option<Kernel>,
@@ -57,6 +58,8 @@ pub(super) struct Adder {
     kept: Vec<Place>,
     /// Adds that have one.
     taken: usize,
+    /// How often one was left or given back since the session began.
+    times_left: u64,
 }
 
 /// Failures that any client of the session has heard of while adds are under way.
@@ -104,7 +107,7 @@ impl Drop for UnderWay {
     }
 }
 
-/// An add that has a place, however it ends.
+/// An add that has a place, or anyone who gives some back, however it ends.
 struct Taken(Arc<Session>);
 
 impl Taken {
@@ -116,7 +119,10 @@ impl Taken {
 
 impl Drop for Taken {
     fn drop(&mut self) {
-        lock(&self.0.adder).taken -= 1;
+        let mut adder = lock(&self.0.adder);
+        adder.taken -= 1;
+        adder.times_left += 1;
+        drop(adder);
         self.0.left.notify_all();
     }
 }
@@ -143,7 +149,7 @@ impl Place {
         self.stream.map_or(StreamRef::DEFAULT, StreamRef::of)
     }
 
-    /// Where the second vector begins: at a multiple of what a thread takes at once.
+    /// Offset of the second vector: a multiple of the bytes that a thread takes at once.
     fn second(&self) -> u64 {
         self.address + bytes_of(self.elements)
     }
@@ -216,8 +222,8 @@ impl Client {
         progress: &mut dyn FnMut(usize),
     ) -> Result<u64> {
         let kernel = self.kernel()?;
-        let mut places = vec![self.place(a.len())?];
-        let taken = Taken::new(&self.session);
+        let (place, taken) = self.place(a.len())?;
+        let mut places = vec![place];
         let added = self.add_pieces(kernel, &mut places, a, b, out, progress);
         self.leave(places, added.is_ok());
         drop(taken);
@@ -329,7 +335,7 @@ impl Client {
         }
     }
 
-    /// The kernel, loaded if this is the session's first add. Whoever else adds waits for that.
+    /// The kernel, loaded if this is the session's first add. Other adds wait for that.
     fn kernel(&mut self) -> Result<Kernel> {
         let session = Arc::clone(&self.session);
         let mut adder = lock(&session.adder);
@@ -365,29 +371,42 @@ impl Client {
         Ok(Kernel { module, function })
     }
 
-    /// A place for `elements`, or for as many of them as there is memory for at once. Where there is none at all,
-    /// another add of the session is waited for.
-    fn place(&mut self, elements: usize) -> Result<Place> {
+    /// A place for `elements`, or for as many of them as fit into memory at once. If there is no memory at all,
+    /// waits for another add of the session.
+    fn place(&mut self, elements: usize) -> Result<(Place, Taken)> {
         let wanted = elements.next_power_of_two().clamp(LEAST, PIECE);
+        let session = Arc::clone(&self.session);
+        // One add asks at a time. Whoever has memory is then counted before the next one is refused, and two
+        // that find none cannot wait for each other.
+        let _asking = lock(&session.asking);
         loop {
-            let kept = lock(&self.session.adder).kept.pop();
-            match kept {
-                Some(place) if place.elements >= wanted => return Ok(place),
-                Some(place) => self.give_back_place(&place),
-                None => {}
-            }
-            match self.new_place(wanted) {
-                Err(error) if is_short(&error) && self.wait_for_place() => {}
-                made => return made,
+            let mut adder = lock(&session.adder);
+            let (kept, times_left) = (adder.kept.pop(), adder.times_left);
+            drop(adder);
+            let place = match kept {
+                Some(place) if place.elements >= wanted => Ok(place),
+                kept => {
+                    kept.iter().for_each(|place| self.give_back_place(place));
+                    self.new_place(wanted)
+                }
+            };
+            match place {
+                Err(error) if is_short(&error) && self.wait_for_place(times_left) => {}
+                Err(error) => return Err(error),
+                Ok(place) => return Ok((place, Taken::new(&session))),
             }
         }
     }
 
-    /// Waits until another add leaves a place, or for a while; whether there is any other.
-    fn wait_for_place(&self) -> bool {
+    /// Waits until another add leaves a place, or for a while. Returns whether to look again: there is another add,
+    /// or one has left since `times_left` was read.
+    fn wait_for_place(&self, times_left: u64) -> bool {
         let adder = lock(&self.session.adder);
+        if adder.times_left != times_left {
+            return true;
+        }
         if adder.taken == 0 {
-            return !adder.kept.is_empty();
+            return false;
         }
         let left = self.session.left.wait_timeout(adder, LOOK);
         drop(left.unwrap_or_else(PoisonError::into_inner));
@@ -446,7 +465,7 @@ impl Client {
         Some(place)
     }
 
-    /// What was used is kept for the next call, or given back.
+    /// Keeps the places used for the next call, or gives them back.
     fn leave(&mut self, places: Vec<Place>, sound: bool) {
         for place in places {
             let mut adder = lock(&self.session.adder);
@@ -461,9 +480,17 @@ impl Client {
 
     /// Gives back all places that no add uses; whether there were any.
     pub(super) fn give_back_places(&mut self) -> bool {
-        let kept = std::mem::take(&mut lock(&self.session.adder).kept);
+        let session = Arc::clone(&self.session);
+        let mut adder = lock(&session.adder);
+        if adder.kept.is_empty() {
+            return false;
+        }
+        let kept = std::mem::take(&mut adder.kept);
+        adder.taken += 1;
+        drop(adder);
+        let _taken = Taken(session);
         kept.iter().for_each(|place| self.give_back_place(place));
-        !kept.is_empty()
+        true
     }
 
     fn give_back_place(&mut self, place: &Place) {

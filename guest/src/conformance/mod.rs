@@ -19,12 +19,12 @@ use vgpu_transport::Endpoint;
 use crate::client::Client;
 use crate::options::Options;
 
-/// Where a case runs.
+/// The surroundings of a case.
 #[derive(Debug, Clone, Copy)]
 pub struct Ground<'a> {
     /// The endpoint that is tried.
     pub endpoint: &'a Endpoint,
-    /// How its sessions are opened. The time limits are watchdogs: give them room.
+    /// Options of its sessions. The time limits are watchdogs: make them generous.
     pub options: &'a Options,
 }
 
@@ -65,30 +65,55 @@ pub const CASES: &[Case] = &[
     case("dropped_in_the_middle", sessions::dropped),
     case("interrupts_are_heard", failures::interrupts),
     case("deadlines_are_kept", failures::deadlines),
-    case("gpu_tells_what_it_is", gpu::info),
-    case("gpu_memory_is_counted_and_given_back", gpu::memory),
-    case("gpu_copies_of_all_sizes_and_parts", gpu::copies),
-    case("gpu_fills", gpu::fills),
-    case("gpu_launches", gpu::launches),
-    case("gpu_parameters_at_their_places", gpu::parameters),
-    case("gpu_modules_and_their_variables", gpu::modules),
-    case("gpu_failures_that_come_later_are_told", gpu::late_failures),
-    case("gpu_faults_cost_their_own_session", gpu::faults),
-    case("gpu_endless_kernels_end_at_their_deadline", gpu::endless),
-    case("gpu_long_work_comes_before_what_follows", gpu::long_work),
-    case("gpu_many_launches_in_a_row", gpu::many_launches),
-    case("gpu_kernels_print_lines", gpu::printed),
-    case("gpu_printed_and_never_taken", gpu::printed_flood),
-    case("gpu_lanes_side_by_side", gpu::lanes),
-    case("gpu_streams_run_beside_each_other", gpu::streams),
-    case("gpu_events_order_streams_and_tell_times", gpu::events),
+    case("gpu_tells_what_it_is", gpu::memory::info),
+    case("gpu_memory_is_counted_and_given_back", gpu::memory::memory),
+    case(
+        "gpu_statistics_are_those_of_the_session",
+        gpu::memory::statistics,
+    ),
+    case("gpu_copies_of_all_sizes_and_parts", gpu::copies::copies),
+    case("gpu_rows_and_rectangles", gpu::copies::rows),
+    case("gpu_memory_in_the_order_of_a_stream", gpu::memory::ordered),
+    case("gpu_fills", gpu::copies::fills),
+    case("gpu_launches", gpu::kernels::launches),
+    case("gpu_parameters_at_their_places", gpu::kernels::parameters),
+    case("gpu_modules_and_their_variables", gpu::kernels::modules),
+    case(
+        "gpu_failures_that_come_later_are_told",
+        gpu::failures::late_failures,
+    ),
+    case("gpu_faults_cost_their_own_session", gpu::failures::faults),
+    case(
+        "gpu_endless_kernels_end_at_their_deadline",
+        gpu::failures::endless,
+    ),
+    case(
+        "gpu_long_work_comes_before_what_follows",
+        gpu::kernels::long_work,
+    ),
+    case("gpu_kernels_are_cancelled", gpu::failures::cancelled),
+    case("gpu_many_launches_in_a_row", gpu::kernels::many_launches),
+    case("gpu_kernels_print_lines", gpu::printed::printed),
+    case("gpu_printed_and_never_taken", gpu::printed::printed_flood),
+    case("gpu_lanes_side_by_side", gpu::streams::lanes),
+    case("gpu_streams_run_beside_each_other", gpu::streams::streams),
+    case(
+        "gpu_events_order_streams_and_tell_times",
+        gpu::streams::events,
+    ),
+    case("gpu_graphs_are_launched_many_times", gpu::graphs::graphs),
+    case("gpu_graphs_of_several_streams", gpu::graphs::streams),
+    case("gpu_graphs_of_many_nodes", gpu::graphs::many_nodes),
+    case("gpu_graphs_what_cannot_be_captured", gpu::graphs::refused),
+    case("gpu_graphs_whose_parts_are_gone", gpu::graphs::gone),
+    case("gpu_graphs_that_fault_or_do_not_end", gpu::graphs::faults),
 ];
 
 const fn case(name: &'static str, run: fn(&Ground<'_>) -> Result<(), String>) -> Case {
     Case { name, run }
 }
 
-/// How a case went.
+/// Result of a case.
 #[derive(Debug)]
 pub struct Outcome {
     /// Which case.
@@ -99,7 +124,7 @@ pub struct Outcome {
     pub elapsed: Duration,
 }
 
-/// Runs the cases whose name contains `only`, one after the other; each is told when it is over.
+/// Runs the cases whose name contains `only`, one after the other; each is reported when it is over.
 pub fn run<'a>(ground: &'a Ground<'a>, only: &'a str) -> impl Iterator<Item = Outcome> + 'a {
     let wanted = CASES.iter().filter(move |case| case.name.contains(only));
     wanted.map(|case| {

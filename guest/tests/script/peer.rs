@@ -16,13 +16,14 @@ use vgpu_transport::{Interest, Transport, TransportError};
 
 use super::{WATCHDOG, info_reply};
 
-/// Bytes that it takes at once.
-const CHUNK: usize = 512 << 10;
+/// Bytes that it takes at once: no multiple of a frame of the guest's, so that it answers one chunk while a frame
+/// with the next one is under way.
+const CHUNK: usize = 500_000;
 
 /// A ping that is answered only when the mediator is let go.
 pub(crate) const HELD: &[u8] = b"held";
 
-/// What a test tells the mediator and hears from it.
+/// A test's side of the scripted mediator.
 #[derive(Debug, Default)]
 pub(crate) struct Control {
     hold: AtomicBool,
@@ -40,7 +41,7 @@ impl Control {
         self.hold.store(false, Ordering::SeqCst);
     }
 
-    /// Until so many requests are under way.
+    /// Until this many requests are under way.
     pub(crate) fn wait_for(&self, requests: usize) {
         let deadline = Instant::now() + WATCHDOG;
         while self.under_way.load(Ordering::SeqCst) != requests {
@@ -50,7 +51,7 @@ impl Control {
     }
 }
 
-/// What is known of a request.
+/// Record of a request.
 #[derive(Debug)]
 struct Work {
     request: Request,
@@ -67,6 +68,9 @@ struct Peer {
     control: Arc<Control>,
     work: HashMap<u32, Work>,
 }
+
+/// The rest of a frame whose request was given up after the frame had begun.
+const ZEROS: [u8; 4096] = [0; 4096];
 
 /// Starts a mediator that offers `terms` at the other end of `transports`, and a client of it.
 pub(crate) fn connect(
@@ -248,7 +252,10 @@ impl Peer {
         let outbox = self.server.outbox();
         let mut parts = [outbox.unsent(), &[]];
         if let Some((id, left)) = outbox.data() {
-            parts[1] = &self.work[&id].output[..left];
+            parts[1] = match self.work.get(&id) {
+                Some(work) => &work.output[..left],
+                None => &ZEROS[..left.min(ZEROS.len())],
+            };
         }
         let offered = parts[0].len() + parts[1].len();
         if offered == 0 {

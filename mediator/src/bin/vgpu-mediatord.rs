@@ -44,7 +44,7 @@ const MISCONFIGURED: u8 = 2;
 
 fn run(flags: &Flags) -> Result<(), (Failure, ExitCode)> {
     let config = configuration(flags).map_err(|failure| (failure, MISCONFIGURED.into()))?;
-    serve(flags, &config).map_err(|failure| (failure, ExitCode::FAILURE))
+    serve(flags, config).map_err(|failure| (failure, ExitCode::FAILURE))
 }
 
 fn configuration(flags: &Flags) -> Result<Config, Failure> {
@@ -53,10 +53,10 @@ fn configuration(flags: &Flags) -> Result<Config, Failure> {
     Ok(config)
 }
 
-fn serve(flags: &Flags, config: &Config) -> Result<(), Failure> {
+fn serve(flags: &Flags, config: Config) -> Result<(), Failure> {
     if flags.check_config {
         return match print(&config.to_toml()) {
-            // Whoever read the output has seen enough.
+            // The reader of the output has closed it.
             Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
             printed => printed
                 .map_err(|error| Failure::system("cannot print", error, "check standard output")),
@@ -69,5 +69,5 @@ fn serve(flags: &Flags, config: &Config) -> Result<(), Failure> {
             "look at the limits of processes and memory (ulimit -a)",
         )
     })?;
-    broker::run(config, flags.verbose)
+    broker::run(config, flags)
 }

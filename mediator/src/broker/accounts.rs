@@ -9,6 +9,7 @@ use std::fmt::Display;
 use std::time::{Duration, Instant};
 
 use super::who::{AccountKey, Road, Who};
+use crate::logging;
 use crate::rate::{LogLimit, TokenBucket};
 use crate::usage::Usage;
 
@@ -16,7 +17,7 @@ use crate::usage::Usage;
 /// thousands on a host that runs for years.
 const MOST: usize = 512;
 
-/// Processes that an account starts at once, and the time for another one.
+/// Processes that an account may start at once, and the interval for each further one.
 const STARTS: (u32, Duration) = (16, Duration::from_millis(500));
 
 /// The same of an account that [is trusted](Who::is_trusted).
@@ -35,6 +36,8 @@ const ROAD_DETAILS: (u32, Duration) = (1000, Duration::from_millis(10));
 #[derive(Debug)]
 pub(super) struct Account {
     pub(super) name: String,
+    /// The same for programs: of a VM it outlives a restart.
+    pub(super) id: String,
     /// Sessions that run.
     pub(super) running: usize,
     pub(super) started: u64,
@@ -74,9 +77,77 @@ pub(super) struct Accounts {
     /// As many as there are endpoints.
     roads: BTreeMap<Road, Shared>,
     pub(super) started: u64,
-    pub(super) refused: u64,
+    /// Guests turned away, by reason.
+    pub(super) refusals: BTreeMap<Refusal, u64>,
+    /// Sessions that have ended: as they should, or by a fault of guest, connection or device.
+    pub(super) ends: [u64; 2],
+    /// Sessions that were ended by force.
+    pub(super) kills: BTreeMap<Force, u64>,
     /// Of ended sessions.
     pub(super) usage: Usage,
+}
+
+/// Why somebody was turned away.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Refusal {
+    /// By the rules, or for its user.
+    Denied,
+    /// At a limit on sessions.
+    Busy,
+    /// It connects more often than it may, or too many do.
+    Rate,
+    /// It has shown no secret, or a wrong one.
+    Secret,
+}
+
+impl Refusal {
+    pub(super) const ALL: [Self; 4] = [Self::Denied, Self::Busy, Self::Rate, Self::Secret];
+
+    /// For programs.
+    pub(super) fn name(self) -> &'static str {
+        match self {
+            Self::Denied => "denied",
+            Self::Busy => "busy",
+            Self::Rate => "rate",
+            Self::Secret => "secret",
+        }
+    }
+}
+
+/// The cause of a session's end by force.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Force {
+    /// An administrator.
+    Kick,
+    /// Its worker sent what no worker sends.
+    Misbehaved,
+    /// Its worker did not end in time.
+    Hung,
+    /// Its worker died.
+    Crashed,
+    /// The mediator stops.
+    Stop,
+}
+
+impl Force {
+    pub(super) const ALL: [Self; 5] = [
+        Self::Kick,
+        Self::Misbehaved,
+        Self::Hung,
+        Self::Crashed,
+        Self::Stop,
+    ];
+
+    /// For programs.
+    pub(super) fn name(self) -> &'static str {
+        match self {
+            Self::Kick => "kick",
+            Self::Misbehaved => "misbehaved",
+            Self::Hung => "hung",
+            Self::Crashed => "crashed",
+            Self::Stop => "stop",
+        }
+    }
 }
 
 impl Accounts {
@@ -93,6 +164,7 @@ impl Accounts {
             };
             Account {
                 name: String::new(),
+                id: String::new(),
                 running: 0,
                 started: 0,
                 refused: 0,
@@ -106,6 +178,7 @@ impl Accounts {
         });
         // A guest may have been renamed.
         account.name = who.account_name();
+        account.id = who.id();
         account.used_at = now;
         account
     }
@@ -150,18 +223,34 @@ impl Accounts {
         account.started += 1;
     }
 
-    /// Counts a session that has ended, by force if it was `killed`.
-    pub(super) fn end(&mut self, who: &Who, usage: &Usage, killed: bool, now: Instant) {
+    /// Counts a session that has ended: by a `fault` or not, by force or not.
+    pub(super) fn end(
+        &mut self,
+        who: &Who,
+        usage: &Usage,
+        fault: bool,
+        force: Option<Force>,
+        now: Instant,
+    ) {
         self.usage.add(usage);
+        match force {
+            Some(force) => *self.kills.entry(force).or_default() += 1,
+            None => self.ends[usize::from(fault)] += 1,
+        }
         let account = self.of(who, now);
-        account.killed += u64::from(killed);
+        account.killed += u64::from(force.is_some());
         account.running = account.running.saturating_sub(1);
         account.usage.add(usage);
     }
 
+    /// Guests turned away.
+    pub(super) fn refused(&self) -> u64 {
+        self.refusals.values().sum()
+    }
+
     /// Counts a guest turned away.
-    pub(super) fn refuse(&mut self, who: &Who, now: Instant) {
-        self.refused += 1;
+    pub(super) fn refuse(&mut self, who: &Who, why: Refusal, now: Instant) {
+        *self.refusals.entry(why).or_default() += 1;
         self.of(who, now).refused += 1;
     }
 
@@ -275,6 +364,7 @@ impl Accounts {
 }
 
 fn say_suppressed(of: &dyn Display, lines: u64) {
+    logging::count_suppressed(lines);
     match lines {
         0 => {}
         1 => log::warn!("{of}: 1 line suppressed"),
@@ -302,15 +392,15 @@ mod tests {
         accounts.begin(&local(1), now);
         accounts.begin(&local(1), now);
         accounts.begin(&local(2), now);
-        accounts.refuse(&local(2), now);
+        accounts.refuse(&local(2), Refusal::Busy, now);
         let usage = Usage {
             requests: 3,
             ..Usage::default()
         };
-        accounts.end(&local(1), &usage, true, now);
+        accounts.end(&local(1), &usage, false, Some(Force::Kick), now);
         assert_eq!(accounts.running(&local(1)), 1);
         assert_eq!(accounts.running(&local(3)), 0);
-        assert_eq!((accounts.started, accounts.refused), (3, 1));
+        assert_eq!((accounts.started, accounts.refused()), (3, 1));
         assert_eq!(accounts.of(&local(1), now).usage, usage);
         assert_eq!(accounts.of(&local(1), now).killed, 1);
         assert_eq!(accounts.of(&local(2), now).refused, 1);
@@ -323,7 +413,7 @@ mod tests {
         let mut accounts = Accounts::default();
         accounts.begin(&local(0), now);
         for uid in 1..2000 {
-            accounts.refuse(&local(uid), now);
+            accounts.refuse(&local(uid), Refusal::Rate, now);
         }
         assert_eq!(accounts.iter().count(), MOST);
         assert_eq!(accounts.running(&local(0)), 1);
@@ -369,13 +459,13 @@ mod tests {
             assert_eq!(starts(&mut accounts, &who, start + second), 2, "{who}");
             assert!(accounts.may_start_at(&who, start + second) <= start + 2 * second);
         }
-        // Whoever makes up names has the bucket of the road, also after accounts were forgotten.
+        // Invented names share the bucket of their kind of endpoint, also after accounts were forgotten.
         let now = start + 1000 * second;
         let mut started = [0; 4];
         for number in 0..2000 {
             for (index, who) in somebody(number).iter().enumerate() {
                 started[index] += starts(&mut accounts, who, now);
-                accounts.refuse(who, now);
+                accounts.refuse(who, Refusal::Rate, now);
             }
         }
         assert_eq!(started, [ROAD_STARTS.0; 4]);
@@ -398,7 +488,7 @@ mod tests {
         }
         let due = accounts.deadline().unwrap();
         accounts.tell_suppressed(due);
-        // A few are told by name. All others are one number, which is told when its time has come.
+        // A few are logged by name. All others are one number, which is logged after an interval.
         let own = accounts.accounts.values().filter_map(|it| it.log.due());
         assert_eq!(own.count(), 0);
         let of_road = accounts.roads[&Road::Local].log.due().unwrap();

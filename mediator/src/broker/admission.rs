@@ -1,6 +1,7 @@
 //! Guests that want a session: who they are, whether they may have one, and its worker.
 
 use std::fs::{self, Permissions};
+use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixStream;
@@ -10,6 +11,7 @@ use std::time::{Duration, Instant};
 use nix::sys::socket::{getsockopt, sockopt::PeerCredentials};
 use vchan::local::{Listener, Stranger};
 
+use super::accounts::Refusal;
 use super::fair_queue::FairQueue;
 use super::session::Session;
 use super::who::{AccountKey, Road, Who};
@@ -58,6 +60,16 @@ pub(super) struct LocalDoor {
 impl LocalDoor {
     pub(super) fn new(listener: Listener, carrier: Carrier) -> Self {
         Self { listener, carrier }
+    }
+
+    /// Its address.
+    pub(super) fn path(&self) -> &Path {
+        self.listener.path()
+    }
+
+    /// Lets everybody connect, or this process's user alone.
+    pub(super) fn open_to(&self, everybody: bool) -> io::Result<()> {
+        open_to(self.path(), everybody)
     }
 }
 
@@ -122,7 +134,7 @@ impl Broker<'_> {
         let crowded_out = std::iter::from_fn(|| self.local_newcomers.crowded_out());
         let gone: Vec<_> = crowded_out.collect();
         for LocalNewcomer { who, .. } in out_of_patience.into_iter().chain(gone).map(|it| it.item) {
-            self.accounts.refuse(&who, now);
+            self.accounts.refuse(&who, Refusal::Rate, now);
             let line = "disconnected: it connects more often than its account may";
             self.accounts.log(&who, log::Level::Warn, line, now);
         }
@@ -171,7 +183,7 @@ impl Broker<'_> {
             return;
         };
         let Ok(events) = events else {
-            // Whoever supervises this process starts it anew.
+            // The supervisor of this process restarts it.
             self.xen = None;
             self.failure = Some(Failure::new(
                 "nobody watches for guests any more: the thread for it has ended",
@@ -194,7 +206,6 @@ impl Broker<'_> {
         let Announced {
             guest,
             name,
-            max_sessions,
             again,
             life,
         } = channel;
@@ -203,15 +214,22 @@ impl Broker<'_> {
         if self.stopping.is_some() {
             return;
         }
-        if self.accounts.may_start_at(&who, now) > now {
+        let Who::Xen(guest, _) = &who else {
+            return;
+        };
+        // Judged here again: the thread may have announced it by rules that are not in force any more.
+        let judgement = self.config.policy.judge(guest);
+        if !judgement.allow || self.accounts.may_start_at(&who, now) > now {
             self.tell_xen(Command::Later { domid, name });
             return;
         }
-        let most = max_sessions.unwrap_or(self.config.limits.max_sessions_per_guest);
+        let most = judgement
+            .max_sessions
+            .unwrap_or(self.config.limits.max_sessions_per_guest);
         if let Some(Turned::Busy(why) | Turned::Denied(why)) = self.check_limits(&who, Some(most)) {
             // On Xen a guest waits anyway; a process to tell it so would be one too many.
             if !again {
-                self.accounts.refuse(&who, now);
+                self.accounts.refuse(&who, Refusal::Busy, now);
                 let line = format!("has to wait: {why}");
                 self.accounts.log(&who, log::Level::Warn, &line, now);
             }
@@ -229,7 +247,7 @@ impl Broker<'_> {
         }
     }
 
-    /// The domain of the guest of session `id` is gone: its worker, which may look at no domain, is told. One
+    /// The domain of the guest of session `id` is gone: its worker, which may look at no domain, is notified. One
     /// that does not end then is killed, or the domain would stay a zombie for as long as its pages are
     /// mapped here.
     pub(super) fn on_life_over(&mut self, id: u64, now: Instant) {
@@ -334,8 +352,11 @@ impl Broker<'_> {
 
     /// Counts and logs that `who` is turned away. Returns whether a worker may tell it why.
     pub(super) fn note_refusal(&mut self, who: &Who, turned: &Turned, now: Instant) -> bool {
-        let (Turned::Denied(why) | Turned::Busy(why)) = turned;
-        self.accounts.refuse(who, now);
+        let (reason, why) = match turned {
+            Turned::Denied(why) => (Refusal::Denied, why),
+            Turned::Busy(why) => (Refusal::Busy, why),
+        };
+        self.accounts.refuse(who, reason, now);
         let line = format!("turned away: {why}");
         self.accounts.log(who, log::Level::Warn, &line, now);
         let refusing = self.sessions.values().filter(|session| session.refusing);
@@ -351,7 +372,7 @@ impl Broker<'_> {
         refusal: Option<Turned>,
         now: Instant,
     ) -> Option<u64> {
-        // Who comes over TCP has no account yet; its source is charged, and its account once it is known.
+        // A client over TCP has no account yet: its source is charged, and its account once it is known.
         if !matches!(who, Who::Tcp { name: None, .. }) {
             self.accounts.charge_start(&who, now);
         }
@@ -371,7 +392,7 @@ impl Broker<'_> {
         }
     }
 
-    /// What the rules for a guest, and those for all, give its sessions.
+    /// A guest's share: from the rules for it and the limits for all.
     pub(super) fn share(&self, who: &Who) -> Share {
         let policy = &self.config.policy;
         let own = match who {
@@ -417,7 +438,7 @@ impl Broker<'_> {
             file_silence_s: limits.file_silence_s,
             share: self.share(who),
             refusal,
-            verbose: self.verbose,
+            verbose: self.flags.verbose,
         }
     }
 }
@@ -426,9 +447,7 @@ impl Broker<'_> {
 pub(super) fn listen(path: &Path, everybody: bool) -> Result<Listener, Failure> {
     let listener =
         Listener::bind(path).map_err(|error| Failure::new(error.to_string(), error.advice()))?;
-    // Connecting needs the right to write to the socket.
-    let mode = if everybody { 0o666 } else { 0o600 };
-    fs::set_permissions(path, Permissions::from_mode(mode)).map_err(|error| {
+    open_to(path, everybody).map_err(|error| {
         Failure::system(
             format!("cannot set the permissions of {}", path.display()),
             error,
@@ -436,4 +455,11 @@ pub(super) fn listen(path: &Path, everybody: bool) -> Result<Listener, Failure> 
         )
     })?;
     Ok(listener)
+}
+
+/// Opens the socket at `path` to everybody, or to its user alone.
+fn open_to(path: &Path, everybody: bool) -> io::Result<()> {
+    // Connecting needs the right to write to the socket.
+    let mode = if everybody { 0o666 } else { 0o600 };
+    fs::set_permissions(path, Permissions::from_mode(mode))
 }

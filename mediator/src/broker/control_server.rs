@@ -1,8 +1,7 @@
 //! The control socket's serving side: bounded connections, nothing that waits.
 
-use std::collections::BTreeMap;
 use std::fs::{self, Permissions};
-use std::io::{self, Write};
+use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
 use std::os::unix::net::{UnixListener, UnixStream};
@@ -10,7 +9,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
-use nix::poll::{PollFd, PollFlags};
+use nix::poll::PollFd;
 use nix::sys::socket::{
     AddressFamily, SockFlag, SockType, UnixAddr, connect, getsockopt, socket,
     sockopt::PeerCredentials,
@@ -18,6 +17,7 @@ use nix::sys::socket::{
 use nix::unistd::Uid;
 use vchan::local::Stranger;
 
+use super::connections::Connections;
 use crate::control::{Answer, Ask, MAX_REQUEST, Refused, Request, Response, VERSION};
 use crate::failure::Failure;
 use crate::lines::LineBuffer;
@@ -35,18 +35,7 @@ pub(super) struct ControlServer {
     path: PathBuf,
     /// Device and inode of the socket's file, to remove only our own.
     identity: (u64, u64),
-    connections: BTreeMap<u64, Connection>,
-    next: u64,
-}
-
-#[derive(Debug)]
-struct Connection {
-    stream: Stranger<UnixStream>,
-    lines: LineBuffer,
-    unsent: Vec<u8>,
-    /// Its question was read; the connection closes once the answer is sent.
-    answered: bool,
-    deadline: Instant,
+    connections: Connections<UnixStream, LineBuffer>,
 }
 
 impl ControlServer {
@@ -98,35 +87,23 @@ impl ControlServer {
             listener: listener.into(),
             path: path.to_owned(),
             identity,
-            connections: BTreeMap::new(),
-            next: 0,
+            connections: Connections::new(MOST_CONNECTIONS),
         })
     }
 
     /// The listening socket, while another connection can be taken.
     pub(super) fn listener(&self) -> Option<BorrowedFd<'_>> {
-        (self.connections.len() < MOST_CONNECTIONS).then(|| self.listener.as_fd())
+        self.connections.has_room().then(|| self.listener.as_fd())
     }
 
     /// The connections, and what each waits for; a hang-up is always reported.
     pub(super) fn connections(&self) -> impl Iterator<Item = (u64, PollFd<'_>)> {
-        self.connections.iter().map(|(id, connection)| {
-            let events = match (connection.answered, connection.unsent.is_empty()) {
-                (false, _) => PollFlags::POLLIN,
-                // It has asked, and may have shut down its sending side.
-                (true, true) => PollFlags::empty(),
-                (true, false) => PollFlags::POLLOUT,
-            };
-            (*id, PollFd::new(connection.stream.as_fd(), events))
-        })
+        self.connections.polled()
     }
 
     /// When the first connection's time is over.
     pub(super) fn deadline(&self) -> Option<Instant> {
-        self.connections
-            .values()
-            .map(|connection| connection.deadline)
-            .min()
+        self.connections.deadline()
     }
 
     /// Takes one connection that waits.
@@ -143,49 +120,35 @@ impl ControlServer {
         let admitted = stream.set_nonblocking(true).is_ok()
             && getsockopt(&*stream, PeerCredentials)
                 .is_ok_and(|peer| peer.uid() == 0 || peer.uid() == Uid::effective().as_raw());
-        self.connections.insert(
-            self.next,
-            Connection {
-                stream,
-                lines: LineBuffer::new(MAX_REQUEST),
-                unsent: Vec::new(),
-                answered: false,
-                deadline: now + REQUEST_LIMIT,
-            },
-        );
+        let lines = LineBuffer::new(MAX_REQUEST);
+        let id = self.connections.take(stream, lines, now + REQUEST_LIMIT);
         if !admitted {
             let answer = refused(
                 "this user may not control the mediator",
                 "run vgpuctl as root or as the user that runs the mediator",
             );
-            self.answer(self.next, answer);
+            self.answer(id, answer);
         }
-        self.next += 1;
     }
 
     /// Moves what a connection has; returns its question once that is complete.
     pub(super) fn serve(&mut self, id: u64) -> Option<Ask> {
-        let connection = self.connections.get_mut(&id)?;
-        if connection.answered {
-            self.send(id);
-            return None;
-        }
-        let received = match connection.lines.read(&*connection.stream) {
+        let (stream, lines) = self.connections.asking(id)?;
+        let received = match lines.read(stream) {
             Ok(received) => received,
             Err(error) => {
                 log::debug!("control connection: {error}");
-                self.connections.remove(&id);
+                self.connections.close(id);
                 return None;
             }
         };
         let Some(line) = received.lines.first() else {
             if received.closed {
-                self.connections.remove(&id);
+                self.connections.close(id);
             }
             return None;
         };
-        // One question a connection: what follows it is not read.
-        connection.answered = true;
+        self.connections.has_asked(id);
         match serde_json::from_str::<Request>(line) {
             Ok(request) if request.v == VERSION => Some(request.ask),
             Ok(request) => {
@@ -210,50 +173,26 @@ impl ControlServer {
     /// Answers a question. The connection may be gone.
     pub(super) fn answer(&mut self, id: u64, answer: Answer) {
         let response = Response { v: VERSION, answer };
-        let Some(connection) = self.connections.get_mut(&id) else {
-            return;
-        };
         match serde_json::to_vec(&response) {
             Ok(mut line) => {
                 line.push(b'\n');
-                connection.unsent = line;
-                connection.answered = true;
-                self.send(id);
+                self.connections.answer(id, line);
             }
             Err(error) => {
                 log::error!("a control answer cannot be written: {error}");
-                self.connections.remove(&id);
+                self.connections.close(id);
             }
         }
+    }
+
+    /// Gives a question until `deadline`.
+    pub(super) fn allow_until(&mut self, id: u64, deadline: Instant) {
+        self.connections.allow_until(id, deadline);
     }
 
     /// Closes connections whose time is over.
     pub(super) fn expire(&mut self, now: Instant) {
-        self.connections
-            .retain(|_, connection| connection.deadline > now);
-    }
-
-    fn send(&mut self, id: u64) {
-        let Some(connection) = self.connections.get_mut(&id) else {
-            return;
-        };
-        // It waits for its answer: all that can have happened is that it hung up.
-        if connection.unsent.is_empty() {
-            self.connections.remove(&id);
-            return;
-        }
-        match (&*connection.stream).write(&connection.unsent) {
-            Ok(n) if n == connection.unsent.len() => {
-                self.connections.remove(&id);
-            }
-            Ok(n) => {
-                connection.unsent.drain(..n);
-            }
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
-            Err(_) => {
-                self.connections.remove(&id);
-            }
-        }
+        self.connections.expire(now);
     }
 }
 
@@ -284,6 +223,7 @@ pub(super) fn refused(what: &str, advice: &str) -> Answer {
     Answer::Error(Refused {
         what: what.to_owned(),
         advice: advice.to_owned(),
+        code: 1,
     })
 }
 
@@ -304,7 +244,7 @@ mod tests {
         assert!(is_live(&path));
         drop(second);
         assert_eq!(fs::read_dir(directory.path()).unwrap().count(), 0);
-        // What a killed one left behind is no obstacle.
+        // Leftovers of a killed mediator are no obstacle.
         drop(UnixListener::bind(&path).unwrap());
         let _third = ControlServer::bind(&path).unwrap();
         assert!(is_live(&path));

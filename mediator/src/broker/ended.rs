@@ -20,6 +20,7 @@ impl Broker<'_> {
             // Its last words, which may say why.
             self.on_log(id, now);
             if let Some(mut session) = self.sessions.remove(&id) {
+                self.end_turns(id, now);
                 let ended = session.ended(status, now);
                 self.on_ended(&session, &ended, now);
             }
@@ -54,7 +55,8 @@ impl Broker<'_> {
             return;
         }
         let usage = session.usage();
-        self.accounts.end(who, usage, session.killed, now);
+        self.accounts
+            .end(who, usage, ended.fault, session.force, now);
         let level = if ended.fault {
             log::Level::Warn
         } else {

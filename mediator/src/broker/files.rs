@@ -5,6 +5,7 @@
 //! reports the guests' directories that it sees; the broker itself looks into none.
 
 use std::fs;
+use std::mem;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::Path;
 use std::time::{Duration, Instant};
@@ -55,7 +56,7 @@ impl FileService {
                 ));
             }
             Ok(_) => Ok(()),
-            // Whoever else may write there could make guests up.
+            // Other users that may write there could invent guests.
             Err(_) => fs::DirBuilder::new().mode(0o755).create(directory),
         };
         made.map_err(|error| {
@@ -215,7 +216,7 @@ impl Broker<'_> {
         self.begin(who, carrier, None, refusal, now);
     }
 
-    /// Tells the worker of a directory that a session there has ended, so that its guest is told.
+    /// Tells the worker of a directory that a session there has ended, so that its guest gets the reason.
     pub(super) fn file_session_ended(&mut self, who: &Who) {
         let Who::FileSession(place, name) = who else {
             return;
@@ -239,8 +240,22 @@ impl Broker<'_> {
     }
 
     /// Whether a rule denies the guest of this name.
-    fn is_denied(&self, place: &Place) -> bool {
+    pub(super) fn is_denied(&self, place: &Place) -> bool {
         self.rule(place).is_some_and(|rule| !rule.allow)
+    }
+
+    /// Serves the directories no longer whose guests the rules deny; returns their workers.
+    pub(super) fn forget_denied_directories(&mut self) -> Vec<u64> {
+        let (denied, served) = mem::take(&mut self.files)
+            .into_iter()
+            .partition(|service| self.is_denied(&service.place));
+        self.files = served;
+        let denied: Vec<FileService> = denied;
+        let workers = denied.iter().filter_map(|service| match service.state {
+            State::Running { session, .. } => Some(session),
+            State::Waiting { .. } => None,
+        });
+        workers.collect()
     }
 
     /// Notes that a session has ended; if it was a file service, it is due again after a pause.

@@ -2,21 +2,25 @@
 //!
 //! It watches for guests, applies the policy, starts one worker process for each session, collects
 //! what they report, and answers `vgpuctl`. It never touches CUDA and no byte of a session passes
-//! through it. What blocks is elsewhere: xenstore has a thread, the executor's probe a process, and what
-//! clients may have filled is closed by the end of processes.
+//! through it. What blocks is elsewhere: xenstore has a thread, and so has a configuration that is read again,
+//! the executor's probe a process, and what clients may have filled is closed by the end of processes.
 
 mod accounts;
 mod admission;
 pub mod closer;
+mod connections;
 mod control_server;
 mod ended;
 mod fair_queue;
 mod files;
 pub mod instance;
+mod metrics;
+mod metrics_server;
 mod notify;
 mod open_files;
 pub mod probe;
 mod publish_offers;
+mod reload;
 mod reprobe;
 mod session;
 mod signals;
@@ -24,6 +28,7 @@ mod sockets;
 mod status;
 mod stopping;
 mod strangers;
+mod turns;
 mod wait;
 mod who;
 pub(crate) mod xen;
@@ -36,6 +41,7 @@ use std::time::{Duration, Instant};
 use nix::poll::{PollFd, PollFlags};
 use vgpu_transport::endpoint::Endpoint;
 
+use crate::cli::Flags;
 use crate::config::Config;
 use crate::control::{Answer, Ask};
 use crate::executor::ExecutorChoice;
@@ -44,33 +50,38 @@ use crate::logging;
 use crate::worker::confinement::{Confine, Protection, Settings, trial};
 use crate::worker::link::{self, Found};
 use crate::worker::spec::Carrier;
-use accounts::Accounts;
+use accounts::{Accounts, Force};
 use admission::{LocalDoor, LocalNewcomers, listen};
 use closer::Closers;
 use control_server::{ControlServer, refused};
 use files::FileService;
 use instance::Instance;
+use metrics::Labels;
+use metrics_server::MetricsServer;
 use notify::notify;
 use probe::Offer;
 use publish_offers::{Offers, own_domid};
+use reload::Reload;
 use reprobe::Reprobe;
 use session::Session;
 use signals::Signals;
 use sockets::{Newcomers, TcpDoor};
-use status::Query;
+use status::{Asker, Query};
 use stopping::Stopping;
+use turns::{Turns, Word, Words};
 use who::Target;
 use xen::XenGuests;
 
 /// Time that a kicked session gets to tell its guest.
 const KICK_TIME: Duration = Duration::from_secs(2);
 
-/// Runs the mediator until it is told to stop.
+/// Runs the mediator until a signal or an error stops it. `flags` are those that `config` was made with: they are
+/// applied again to a file that is read again.
 ///
 /// # Errors
 /// It cannot start, with what to do about it.
-pub fn run(config: &Config, verbose: u8) -> Result<(), Failure> {
-    open_files::allow(config)?;
+pub fn run(config: Config, flags: &Flags) -> Result<(), Failure> {
+    open_files::allow(&config)?;
     let instance = lock(&config.control)?;
     // From here on a signal no longer ends the process where it stands.
     let signals = Signals::register().map_err(|error| {
@@ -97,15 +108,15 @@ pub fn run(config: &Config, verbose: u8) -> Result<(), Failure> {
         offer.executor.reason
     );
     let cuda = offer.choice == ExecutorChoice::Cuda;
-    let protections = protections(config, cuda)?;
-    let mut broker = Broker::open(config, verbose, instance, offer, signals)?;
+    let protections = protections(&config, cuda)?;
+    let mut broker = Broker::open(config, flags, instance, offer, signals)?;
     broker.protections = protections;
     notify("READY=1");
     broker.tell_status();
     broker.serve()
 }
 
-/// What protects this machine from its workers, tried before the first of them has a guest.
+/// Protections of this machine against its workers, tried before the first of them has a guest.
 fn protections(config: &Config, cuda: bool) -> Result<Vec<Protection>, Failure> {
     let settings = Settings {
         confine: config.worker.confine,
@@ -140,9 +151,10 @@ fn lock(control: &Path) -> Result<Instance, Failure> {
 }
 
 struct Broker<'a> {
-    config: &'a Config,
-    verbose: u8,
-    /// What protects this machine from its workers.
+    config: Config,
+    flags: &'a Flags,
+    reload: Reload,
+    /// Protections of this machine against its workers.
     protections: Vec<Protection>,
     offer: Offer,
     /// While `offer` only stands in for what was asked for.
@@ -152,10 +164,10 @@ struct Broker<'a> {
     epoch: u64,
     signals: Signals,
     locals: Vec<LocalDoor>,
-    /// Who came in by `locals` sooner than its account has a start.
+    /// Connections to `locals` whose account has no start to spend yet.
     local_newcomers: LocalNewcomers,
     tcps: Vec<TcpDoor>,
-    /// Who came in by `tcps` and is not known yet.
+    /// Connections to `tcps` that have not shown a secret yet.
     newcomers: Newcomers,
     files: Vec<FileService>,
     xen: Option<XenGuests>,
@@ -163,7 +175,11 @@ struct Broker<'a> {
     sessions: BTreeMap<u64, Session>,
     next_session: u64,
     accounts: Accounts,
+    turns: Turns,
     queries: Vec<Query>,
+    metrics: Option<MetricsServer>,
+    /// Guests' labels in metrics.
+    labels: Labels,
     stopping: Option<Stopping>,
     /// Why it stops of its own accord.
     failure: Option<Failure>,
@@ -177,12 +193,17 @@ struct Broker<'a> {
 #[derive(Clone, Copy)]
 enum Source {
     Termination,
+    HangUp,
+    /// A configuration that was read again.
+    Reload,
     Children,
     Probe,
     Local(usize),
     Tcp(usize),
     Xen,
     ControlListener,
+    MetricsListener,
+    Metrics(u64),
     Control(u64),
     Session(u64),
     /// The log of its worker.
@@ -193,8 +214,8 @@ enum Source {
 
 impl<'a> Broker<'a> {
     fn open(
-        config: &'a Config,
-        verbose: u8,
+        config: Config,
+        flags: &'a Flags,
         instance: Instance,
         offer: Offer,
         signals: Signals,
@@ -211,7 +232,8 @@ impl<'a> Broker<'a> {
         })?;
         let mut broker = Self {
             config,
-            verbose,
+            flags,
+            reload: Reload::new(now),
             protections: Vec::new(),
             reprobe: offer.stands_in.then(|| Reprobe::new(now)),
             offer,
@@ -228,21 +250,24 @@ impl<'a> Broker<'a> {
             sessions: BTreeMap::new(),
             next_session: 1,
             accounts: Accounts::default(),
+            turns: Turns::default(),
             queries: Vec::new(),
+            metrics: None,
+            labels: Labels::default(),
             stopping: None,
             failure: None,
             control,
             closers: Closers::new(now),
             _instance: instance,
         };
-        for endpoint in &config.listen {
+        for endpoint in &broker.config.listen {
             match endpoint {
                 Endpoint::Local(path) => {
-                    let listener = listen(path, config.policy.allow_all)?;
+                    let listener = listen(path, broker.config.policy.allow_all)?;
                     broker.locals.push(LocalDoor::new(listener, Carrier::Local));
                 }
                 Endpoint::Unix(path) => {
-                    let listener = listen(path, config.policy.allow_all)?;
+                    let listener = listen(path, broker.config.policy.allow_all)?;
                     broker.locals.push(LocalDoor::new(listener, Carrier::Unix));
                 }
                 Endpoint::Tcp { host, port } => {
@@ -250,7 +275,7 @@ impl<'a> Broker<'a> {
                     broker.tcps.push(door);
                 }
                 Endpoint::Xen => match own_domid() {
-                    None | Some(0) => broker.xen = Some(XenGuests::start(&config.policy)?),
+                    None | Some(0) => broker.xen = Some(XenGuests::start(&broker.config.policy)?),
                     Some(_) => broker.offers = Some(Offers::start(now)?),
                 },
                 Endpoint::File(directory) => broker.files.push(FileService::new(directory, now)?),
@@ -262,6 +287,10 @@ impl<'a> Broker<'a> {
                 }
             }
             log::info!("listening on {endpoint}");
+        }
+        if let Some(address) = &broker.config.metrics {
+            broker.metrics = Some(MetricsServer::bind(address)?);
+            log::info!("metrics at {address}");
         }
         Ok(broker)
     }
@@ -287,14 +316,19 @@ impl<'a> Broker<'a> {
     /// Waits until something happens or is due; gives the descriptors concerned.
     fn wait(&self) -> Result<Vec<Source>, Failure> {
         let readable = |fd| PollFd::new(fd, PollFlags::POLLIN);
-        let mut sources = vec![Source::Termination, Source::Children];
+        let mut sources = vec![Source::Termination, Source::HangUp, Source::Children];
         let mut fds = vec![
             readable(self.signals.termination()),
+            readable(self.signals.hang_up()),
             readable(self.signals.children()),
         ];
         if let Some(answer) = self.reprobe.as_ref().and_then(Reprobe::answer) {
             sources.push(Source::Probe);
             fds.push(readable(answer));
+        }
+        if let Some(result) = self.reload.result() {
+            sources.push(Source::Reload);
+            fds.push(readable(result));
         }
         for (index, listener) in self.open_doors() {
             sources.push(Source::Local(index));
@@ -315,6 +349,16 @@ impl<'a> Broker<'a> {
         for (id, fd) in self.control.connections() {
             sources.push(Source::Control(id));
             fds.push(fd);
+        }
+        if let Some(metrics) = &self.metrics {
+            if let Some(listener) = metrics.listener(Instant::now()) {
+                sources.push(Source::MetricsListener);
+                fds.push(readable(listener));
+            }
+            for (id, fd) in metrics.connections() {
+                sources.push(Source::Metrics(id));
+                fds.push(fd);
+            }
         }
         for session in self.sessions.values().filter(|session| !session.silent) {
             sources.push(Source::Session(session.id));
@@ -362,10 +406,13 @@ impl<'a> Broker<'a> {
             .chain(self.offer_due(now))
             .chain(self.closers.deadline())
             .chain(self.control.deadline())
+            .chain(self.metrics.as_ref().and_then(MetricsServer::deadline))
+            .chain(self.reload.deadline())
             .chain(self.reprobe.as_ref().map(|reprobe| reprobe.deadline(now)))
             .chain(self.newcomers.deadline(now))
             .chain(self.local_newcomers_due(now))
             .chain(self.accounts.deadline())
+            .chain(self.turns.deadline())
             .chain(stopping)
             .min()
     }
@@ -377,6 +424,12 @@ impl<'a> Broker<'a> {
                     self.stop(now);
                 }
             }
+            Source::HangUp => {
+                if self.signals.take_hang_ups() > 0 {
+                    self.on_hang_up(now);
+                }
+            }
+            Source::Reload => self.take_reading(now),
             Source::Children => {
                 if self.signals.take_children() > 0 {
                     self.reap(now);
@@ -390,6 +443,16 @@ impl<'a> Broker<'a> {
             Source::Control(id) => {
                 if let Some(ask) = self.control.serve(id) {
                     self.on_ask(id, ask, now);
+                }
+            }
+            Source::MetricsListener => {
+                if let Some(metrics) = &mut self.metrics {
+                    metrics.accept(now);
+                }
+            }
+            Source::Metrics(id) => {
+                if self.metrics.as_mut().is_some_and(|it| it.serve(id)) {
+                    self.begin_query(Asker::Scrape(id), now);
                 }
             }
             Source::Log(id) => self.on_log(id, now),
@@ -411,8 +474,47 @@ impl<'a> Broker<'a> {
                         found => self.on_found(id, found, now),
                     }
                 }
+                self.take_turns(id, now);
                 self.look_at_offer(id, now);
                 self.answer_queries(now);
+            }
+        }
+    }
+
+    /// Hears what a worker says of its turns on the device.
+    fn take_turns(&mut self, id: u64, now: Instant) {
+        let Some(session) = self.sessions.get_mut(&id) else {
+            return;
+        };
+        let (account, weight) = (session.who.account(), session.weight);
+        let (said, serves) = (std::mem::take(&mut session.said), session.counts());
+        let silent = session.silent;
+        for said in said.into_iter().filter(|_| serves) {
+            let words = match (said.over, said.want) {
+                (true, another) => self.turns.over(id, another, now),
+                (false, true) => self.turns.want(id, &account, weight, now),
+                (false, false) => continue,
+            };
+            self.tell_turns(words);
+        }
+        if silent {
+            self.end_turns(id, now);
+        }
+    }
+
+    /// A session has no turn any more, and wants none.
+    fn end_turns(&mut self, id: u64, now: Instant) {
+        let words = self.turns.gone(id, now);
+        self.tell_turns(words);
+    }
+
+    fn tell_turns(&mut self, words: Words) {
+        for (id, word) in words {
+            if let Some(session) = self.sessions.get_mut(&id) {
+                session.ask(match word {
+                    Word::Turn(most) => link::Ask::Turn(most),
+                    Word::Yield(most) => link::Ask::Yield(most),
+                });
             }
         }
     }
@@ -432,7 +534,9 @@ impl<'a> Broker<'a> {
 
     fn on_ask(&mut self, connection: u64, ask: Ask, now: Instant) {
         match ask {
-            Ask::Status => self.begin_query(connection, now),
+            Ask::Status => self.begin_query(Asker::Status(connection), now),
+            Ask::Metrics => self.begin_query(Asker::Metrics(connection), now),
+            Ask::Reload => self.ask_reload(connection, now),
             Ask::Kick { guest } => {
                 let answer = match Target::parse(&guest) {
                     Ok(target) => self.kick(&target, &guest, now),
@@ -452,7 +556,7 @@ impl<'a> Broker<'a> {
         for session in self.sessions.values_mut() {
             if !session.refusing && target.means(session.id, &session.who) {
                 session.ask(link::Ask::Kick);
-                session.killed = true;
+                session.force.get_or_insert(Force::Kick);
                 session.kill_at.get_or_insert(now + KICK_TIME);
                 kicked += 1;
                 log::info!("{}: session {} is kicked", session.who, session.id);
@@ -471,16 +575,22 @@ impl<'a> Broker<'a> {
     fn expire(&mut self, now: Instant) {
         for session in self.sessions.values_mut() {
             if session.kill_at.is_some_and(|at| at <= now) {
-                session.kill();
+                session.kill(Force::Hung);
                 // Reaped when its signal comes; killed again should that take long.
                 session.kill_at = Some(now + KICK_TIME);
             }
         }
         self.control.expire(now);
+        if let Some(metrics) = &mut self.metrics {
+            metrics.expire(now);
+        }
         self.look_at_newcomers(now);
         self.look_again(now);
+        self.expire_reload(now);
         self.let_in_local_newcomers(now);
         self.accounts.tell_suppressed(now);
+        let words = self.turns.expire(now);
+        self.tell_turns(words);
         self.answer_queries(now);
         self.expire_stop(now);
         // Last, as the others may have let go of connections.

@@ -133,6 +133,24 @@ impl Broker<'_> {
         }
     }
 
+    /// The workers that wait for guests without an end: of directories, and of channels on offer.
+    pub(super) fn waiting_without_end(&self) -> Vec<u64> {
+        let waits = |session: &&Session| {
+            matches!(session.who, Who::File(_)) || self.is_offering(session.id)
+        };
+        let waiting = self.sessions.values().filter(waits);
+        waiting.map(|session| session.id).collect()
+    }
+
+    /// Asks these workers to end. Those that wait for guests are started again.
+    pub(super) fn ask_to_end(&mut self, workers: &[u64]) {
+        for id in workers {
+            if let Some(session) = self.sessions.get_mut(id) {
+                session.ask(Ask::Kick);
+            }
+        }
+    }
+
     /// From here on sessions that open their executor take this one.
     fn take_executor(&mut self, offer: Offer) {
         let executor = &offer.executor;
@@ -146,16 +164,7 @@ impl Broker<'_> {
             // Workers that were started without a GPU see none. Those that wait for guests without an
             // end are replaced.
             ExecutorChoice::Cuda if self.config.worker.confine != Confine::Off => {
-                let waits = |session: &&Session| {
-                    matches!(session.who, Who::File(_)) || self.is_offering(session.id)
-                };
-                let waiting = self.sessions.values().filter(waits);
-                let waiting: Vec<u64> = waiting.map(|session| session.id).collect();
-                for id in waiting {
-                    if let Some(session) = self.sessions.get_mut(&id) {
-                        session.ask(Ask::Kick);
-                    }
-                }
+                self.ask_to_end(&self.waiting_without_end());
             }
             _ => {
                 for session in self.sessions.values_mut() {

@@ -15,15 +15,20 @@ use vchan::xen::DomainLife;
 use vgpu_file_transport::{GuestName, SessionName};
 use vgpu_socket_transport::MAX_NAME;
 
+use super::accounts::Force;
 use super::who::Who;
 use crate::lines::{LineBuffer, LooseLines};
 use crate::usage::{Standing, Usage};
 use crate::worker;
 use crate::worker::link::{Ask, Ended, Found, Key, MAX_LINE, Report};
 use crate::worker::spec::Spec;
+use crate::worker::turns::Said;
 
 /// Findings of one worker that wait at most.
 const MOST_FOUND: usize = 1024;
+
+/// Words of one worker about its turns that wait at most: more than are said before an answer.
+const MOST_SAID: usize = 64;
 
 /// A session's worker and what it has reported.
 #[derive(Debug)]
@@ -52,10 +57,14 @@ pub(super) struct Session {
     report: Report,
     /// The events in its directory, to be taken by the broker.
     pub(super) found: VecDeque<Found>,
+    /// Its messages about its turns on the device, likewise.
+    pub(super) said: VecDeque<Said>,
+    /// Its guest's part of the device's time.
+    pub(super) weight: u32,
     /// When the last report came.
     pub(super) reported: Option<Instant>,
-    /// It was ended by force: by an administrator, or because it misbehaved, hung or crashed.
-    pub(super) killed: bool,
+    /// The cause, if it was ended by force.
+    pub(super) force: Option<Force>,
     /// It has been asked to end, and is killed at this time.
     pub(super) kill_at: Option<Instant>,
 }
@@ -85,7 +94,7 @@ impl Session {
             .args([worker::ARGUMENT, &label, &descriptor])
             .arg(serde_json::to_string(spec)?)
             .env_remove("NOTIFY_SOCKET")
-            // What one guest's kernels were compiled to is nothing for another, and no file of this user's.
+            // Compiled kernels of a guest must not reach another guest or this user's files.
             .env("CUDA_CACHE_DISABLE", "1")
             .stdin(copy.map_or_else(Stdio::null, Stdio::from))
             .stdout(OwnedFd::from(their_log.try_clone()?))
@@ -116,8 +125,10 @@ impl Session {
             silent: false,
             report: Report::default(),
             found: VecDeque::new(),
+            said: VecDeque::new(),
+            weight: spec.share.weight.unwrap_or(1),
             reported: None,
-            killed: false,
+            force: None,
             kill_at: None,
         })
     }
@@ -136,7 +147,7 @@ impl Session {
         &self.report.usage
     }
 
-    /// What it held at its last report.
+    /// Its holdings at its last report.
     pub(super) fn standing(&self) -> &Standing {
         &self.report.standing
     }
@@ -162,27 +173,44 @@ impl Session {
     }
 
     /// Takes the reports that have arrived. A worker that sends anything else is killed: it may
-    /// have been taken over by its guest.
-    pub(super) fn listen(&mut self, now: Instant) {
+    /// have been taken over by its guest. Returns whether any have.
+    pub(super) fn listen(&mut self, now: Instant) -> bool {
         let received = match self.lines.read(&self.link) {
             Ok(received) => received,
-            Err(error) => return self.distrust(&error.to_string()),
-        };
-        for line in received.lines {
-            match serde_json::from_str::<Report>(&line) {
-                Ok(mut report) if plausible(&report) => {
-                    // As many as a look at a directory brings: more are reported again.
-                    if self.found.len() < MOST_FOUND {
-                        self.found.extend(report.found.take());
-                    }
-                    self.report = report;
-                    self.reported = Some(now);
-                }
-                Ok(_) => return self.distrust("a report has a text that no worker writes"),
-                Err(error) => return self.distrust(&error.to_string()),
+            Err(error) => {
+                self.distrust(&error.to_string());
+                return true;
             }
+        };
+        let any = !received.lines.is_empty();
+        if let Err(why) = self.take(received.lines, now) {
+            self.distrust(&why);
         }
         self.silent |= received.closed;
+        any
+    }
+
+    fn take(&mut self, lines: Vec<String>, now: Instant) -> Result<(), String> {
+        for line in lines {
+            let mut report =
+                serde_json::from_str::<Report>(&line).map_err(|error| error.to_string())?;
+            if !plausible(&report) {
+                return Err("a report has a text that no worker writes".to_owned());
+            }
+            // As many as a look at a directory brings: more are reported again.
+            if self.found.len() < MOST_FOUND {
+                self.found.extend(report.found.take());
+            }
+            if let Some(said) = report.turn.take() {
+                if self.said.len() >= MOST_SAID {
+                    return Err("it says more of its turns than there are".to_owned());
+                }
+                self.said.push_back(said);
+            }
+            self.report = report.after(&mut self.report);
+            self.reported = Some(now);
+        }
+        Ok(())
     }
 
     fn distrust(&mut self, why: &str) {
@@ -192,11 +220,11 @@ impl Session {
     /// Ends the process at once, and says why in its place.
     pub(super) fn put_out(&mut self, why: &str) {
         self.silent = true;
-        self.kill();
+        self.kill(Force::Misbehaved);
         self.report.ended = Some(Ended::fault(why));
     }
 
-    /// Where the worker's log comes from, while it does.
+    /// The pipe of the worker's log, while it is open.
     pub(super) fn log(&self) -> Option<BorrowedFd<'_>> {
         self.log.as_ref().map(AsFd::as_fd)
     }
@@ -233,9 +261,16 @@ impl Session {
         }
     }
 
-    /// Ends the process at once.
-    pub(super) fn kill(&mut self) {
-        self.killed |= self.report.ended.is_none();
+    /// Ends the process at once, for this reason unless there is one already.
+    pub(super) fn kill(&mut self, force: Force) {
+        if self.report.ended.is_none() {
+            self.force.get_or_insert(force);
+        }
+        self.end_process();
+    }
+
+    /// Ends the process of a session that is none.
+    pub(super) fn end_process(&mut self) {
         // An error means that it has ended already.
         let _ = self.child.kill();
         let _ = self.link.shutdown(Shutdown::Both);
@@ -247,20 +282,19 @@ impl Session {
         self.child.try_wait().ok().flatten()
     }
 
-    /// How it ended, once [`try_wait`](Self::try_wait) has given a status.
+    /// Its end, after [`try_wait`](Self::try_wait) has returned a status.
     pub(super) fn ended(&mut self, status: ExitStatus, now: Instant) -> Ended {
-        // The last words may still wait in the socket.
-        while !self.silent {
-            let before = self.report.clone();
-            self.listen(now);
-            if self.report == before {
+        // The last words may still wait in the socket, which holds less than this. No more: a process that the worker
+        // has started may still write.
+        for _ in 0..64 {
+            if self.silent || !self.listen(now) {
                 break;
             }
         }
         match self.report.ended.take() {
             Some(ended) => ended,
             None => {
-                self.killed = true;
+                self.force.get_or_insert(Force::Crashed);
                 Ended::fault(format!("the worker died ({status})"))
             }
         }

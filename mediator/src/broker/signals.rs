@@ -11,6 +11,7 @@ use signal_hook::low_level::pipe;
 #[derive(Debug)]
 pub(super) struct Signals {
     termination: UnixStream,
+    hang_up: UnixStream,
     children: UnixStream,
 }
 
@@ -18,7 +19,8 @@ impl Signals {
     /// From here on SIGTERM, SIGINT, SIGHUP and SIGCHLD only make the descriptors readable.
     pub(super) fn register() -> io::Result<Self> {
         Ok(Self {
-            termination: receiver(&[SIGTERM, SIGINT, SIGHUP])?,
+            termination: receiver(&[SIGTERM, SIGINT])?,
+            hang_up: receiver(&[SIGHUP])?,
             children: receiver(&[SIGCHLD])?,
         })
     }
@@ -26,6 +28,11 @@ impl Signals {
     /// Readable when the process should end.
     pub(super) fn termination(&self) -> BorrowedFd<'_> {
         self.termination.as_fd()
+    }
+
+    /// Readable when the configuration should be read again, or a terminal is gone.
+    pub(super) fn hang_up(&self) -> BorrowedFd<'_> {
+        self.hang_up.as_fd()
     }
 
     /// Readable when a child has ended.
@@ -36,6 +43,11 @@ impl Signals {
     /// How many signals to end have come.
     pub(super) fn take_terminations(&mut self) -> usize {
         take(&mut self.termination)
+    }
+
+    /// How many SIGHUPs have come.
+    pub(super) fn take_hang_ups(&mut self) -> usize {
+        take(&mut self.hang_up)
     }
 
     /// How many signals about children have come; several children may share one.

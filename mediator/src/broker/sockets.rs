@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 
 use vgpu_socket_transport::{Secret, Secrets};
 
+use super::accounts::Refusal;
 use super::session::Session;
 use super::strangers::Strangers;
 use super::who::{Road, Who};
@@ -105,7 +106,7 @@ impl Broker<'_> {
             name: None,
             address,
         };
-        self.accounts.refuse(&who, now);
+        self.accounts.refuse(&who, Refusal::Rate, now);
         let line = format!("disconnected: {why}");
         self.accounts.log(&who, log::Level::Warn, &line, now);
     }
@@ -188,6 +189,7 @@ impl Broker<'_> {
         };
         session.who = who.clone();
         session.stranger = false;
+        session.weight = share.weight.unwrap_or(1);
         session.kill_at = None;
         match refusal {
             None => {
@@ -200,7 +202,7 @@ impl Broker<'_> {
                 session.refusing = true;
                 session.ask(Ask::TurnAway(turned));
                 if !told {
-                    session.kill();
+                    session.end_process();
                 }
             }
         }
@@ -210,7 +212,7 @@ impl Broker<'_> {
     /// A worker has ended before it knew whom it served.
     pub(super) fn stranger_ended(&mut self, session: &Session, why: &str, now: Instant) {
         self.newcomers.refused(session.id, now);
-        self.accounts.refuse(&session.who, now);
+        self.accounts.refuse(&session.who, Refusal::Secret, now);
         let line = format!("not let in: {why}");
         self.accounts
             .log(&session.who, log::Level::Warn, &line, now);

@@ -3,8 +3,11 @@
 use std::time::{Duration, Instant};
 
 use super::Broker;
+use super::metrics::{self, Figures};
 use super::session::Session;
+use super::xen::XenGuests;
 use crate::control::{self, Answer, Guest, Status};
+use crate::logging;
 use crate::usage::Standing;
 
 use crate::worker::link::Ask;
@@ -15,18 +18,29 @@ const FIGURES_LIMIT: Duration = Duration::from_millis(300);
 /// A question that waits for the workers' figures.
 #[derive(Debug)]
 pub(super) struct Query {
-    connection: u64,
+    asker: Asker,
     asked: Instant,
     pub(super) deadline: Instant,
 }
 
+/// The connection that awaits the answer, and the form of that answer.
+#[derive(Debug)]
+pub(super) enum Asker {
+    /// A control connection, for the status.
+    Status(u64),
+    /// A control connection, for the metrics.
+    Metrics(u64),
+    /// A collector of metrics.
+    Scrape(u64),
+}
+
 impl Broker<'_> {
-    pub(super) fn begin_query(&mut self, connection: u64, now: Instant) {
+    pub(super) fn begin_query(&mut self, asker: Asker, now: Instant) {
         for session in self.sessions.values_mut().filter(|session| !session.silent) {
             session.ask(Ask::Report);
         }
         self.queries.push(Query {
-            connection,
+            asker,
             asked: now,
             deadline: now + FIGURES_LIMIT,
         });
@@ -48,9 +62,36 @@ impl Broker<'_> {
         let ready: Vec<Query> = ready;
         for query in ready {
             let status = self.status(query.asked, now);
-            self.control
-                .answer(query.connection, Answer::Status(Box::new(status)));
+            match query.asker {
+                Asker::Status(connection) => {
+                    let answer = Answer::Status(Box::new(status));
+                    self.control.answer(connection, answer);
+                }
+                Asker::Metrics(connection) => {
+                    let answer = Answer::Metrics(self.metrics_text(&status));
+                    self.control.answer(connection, answer);
+                }
+                Asker::Scrape(connection) => {
+                    let text = self.metrics_text(&status);
+                    if let Some(server) = &mut self.metrics {
+                        server.answer(connection, &text);
+                    }
+                }
+            }
         }
+    }
+
+    fn metrics_text(&mut self, status: &Status) -> String {
+        let figures = Figures {
+            status,
+            refusals: &self.accounts.refusals,
+            ends: self.accounts.ends,
+            kills: &self.accounts.kills,
+            reloads: self.reload.results,
+            dropped_log_lines: logging::dropped(),
+            xenstore: self.xen.as_ref().map(XenGuests::xenstore_is_up),
+        };
+        metrics::text(&figures, &mut self.labels)
     }
 
     fn status(&self, asked: Instant, now: Instant) -> Status {
@@ -59,12 +100,18 @@ impl Broker<'_> {
             .accounts
             .iter()
             .map(|(key, account)| {
+                let shared = self.turns.shared(key);
                 let guest = Guest {
                     guest: account.name.clone(),
+                    id: account.id.clone(),
                     sessions: account.running,
                     sessions_started: account.started,
                     refused: account.refused,
                     sessions_killed: account.killed,
+                    weight: shared.map(|shared| shared.weight),
+                    share_permille: 0,
+                    turns: shared.map_or(0, |shared| shared.turns),
+                    contended_ns: shared.map_or(0, |shared| nanoseconds(shared.time)),
                     standing: Standing::default(),
                     usage: account.usage,
                 };
@@ -80,10 +127,15 @@ impl Broker<'_> {
                 guest.standing.add(session.standing());
             }
         }
+        for (_, guest) in &mut guests {
+            let (own, all) = (guest.usage.device_ns.into(), usage.device_ns.into());
+            guest.share_permille = permille(own, all);
+        }
         let sessions = serving()
             .map(|session| control::Session {
                 id: session.id,
                 guest: session.who.to_string(),
+                guest_id: session.who.id(),
                 pid: session.pid(),
                 age_s: now.duration_since(session.began).as_secs(),
                 state: match self.is_offering(session.id) {
@@ -103,6 +155,7 @@ impl Broker<'_> {
             stopping: self.stopping.is_some(),
             listen: self.config.listen.iter().map(ToString::to_string).collect(),
             executor: self.offer.executor.clone(),
+            executor_choice: self.config.executor.to_string(),
             looks_again_s: self.looks_again_in(now),
             limits: control::Limits {
                 max_sessions: self.config.limits.max_sessions,
@@ -110,13 +163,21 @@ impl Broker<'_> {
             },
             allow_all: self.config.policy.allow_all,
             sessions_started: self.accounts.started,
-            refused: self.accounts.refused,
+            refused: self.accounts.refused(),
             protections: self.protections.clone(),
             usage,
             guests: guests.into_iter().map(|(_, guest)| guest).collect(),
             sessions,
         }
     }
+}
+
+fn permille(part: u128, all: u128) -> u64 {
+    u64::try_from(part * 1000 / all.max(1)).unwrap_or(u64::MAX)
+}
+
+fn nanoseconds(time: Duration) -> u64 {
+    u64::try_from(time.as_nanos()).unwrap_or(u64::MAX)
 }
 
 fn is_current(session: &Session, asked: Instant) -> bool {

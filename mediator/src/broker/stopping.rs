@@ -3,6 +3,7 @@
 use std::time::{Duration, Instant};
 
 use super::Broker;
+use super::accounts::Force;
 use super::notify::notify;
 use crate::worker::link::Ask;
 
@@ -10,10 +11,10 @@ use crate::worker::link::Ask;
 const REAP_LIMIT: Duration = Duration::from_secs(2);
 
 /// How soon after the first a second signal to end can be meant as one. Programs send several at
-/// once: GNU `timeout` signals its child and then the group, systemd sends SIGTERM and SIGHUP.
+/// once: GNU `timeout` signals its child and then the group, systemd may add a SIGHUP.
 const SAME_SIGNAL_WITHIN: Duration = Duration::from_secs(1);
 
-/// How far the end has come.
+/// Stages of the broker's end.
 #[derive(Debug)]
 pub(super) enum Stopping {
     /// Sessions may finish their requests until `until`.
@@ -75,7 +76,7 @@ impl Broker<'_> {
         for session in self.sessions.values_mut() {
             match session.stranger {
                 // It has nobody to finish for.
-                true => session.kill(),
+                true => session.end_process(),
                 false => session.ask(Ask::Drain),
             }
         }
@@ -87,7 +88,7 @@ impl Broker<'_> {
 
     fn kill_all(&mut self, now: Instant) {
         for session in self.sessions.values_mut() {
-            session.kill();
+            session.kill(Force::Stop);
         }
         self.stopping = Some(Stopping::Reaping(now + REAP_LIMIT));
     }

@@ -1,4 +1,4 @@
-//! Whose session it is.
+//! The guest of a session.
 
 use std::fmt;
 use std::net::SocketAddr;
@@ -14,7 +14,7 @@ use crate::policy::{GuestKey, Identity};
 pub(super) struct Place {
     /// As the admin named it.
     pub(super) directory: PathBuf,
-    /// Whose directory in there; `None` for the directory itself.
+    /// The guest of the directory; `None` for the directory itself.
     pub(super) guest: Option<GuestName>,
 }
 
@@ -49,9 +49,9 @@ pub(super) enum Who {
     },
     /// Somebody who connected over TCP.
     Tcp {
-        /// Whose secret it has shown.
+        /// Name of the secret that it has shown.
         name: Option<String>,
-        /// Where it came from.
+        /// Its source address.
         address: SocketAddr,
     },
     /// The mediator in dom0, of which this one is the relay's far end.
@@ -130,6 +130,24 @@ impl Who {
         }
     }
 
+    /// The account's name for programs: of a VM it outlives a restart, unless it has neither uuid nor name.
+    pub(super) fn id(&self) -> String {
+        match self {
+            Self::Xen(identity, _) => match (&identity.uuid, &identity.name) {
+                (Some(uuid), _) => format!("uuid:{uuid}"),
+                (None, Some(name)) => format!("name:{name}"),
+                (None, None) => format!("domid:{}", identity.domid),
+            },
+            Self::Local { uid, .. } | Self::Unix { uid, .. } => format!("uid:{uid}"),
+            Self::Tcp { name: None, .. } => "tcp".to_owned(),
+            Self::Tcp {
+                name: Some(name), ..
+            } => format!("tcp:{name}"),
+            Self::Dom0 => "dom0".to_owned(),
+            Self::File(place) | Self::FileSession(place, _) => place.to_string(),
+        }
+    }
+
     /// The account's name for people.
     pub(super) fn account_name(&self) -> String {
         match self {
@@ -176,7 +194,7 @@ pub(super) enum Target {
     Printed(String),
 }
 
-/// How the names begin that [`Who`] prints. A rule for a VM that is called like one of them is
+/// Prefixes of the names that [`Who`] prints. A rule for a VM whose name begins with one of them is
 /// written `name:…`, as everywhere.
 const PRINTED: [&str; 6] = ["guest ", "local uid ", "unix uid ", "tcp ", "tcp,", "file:"];
 

@@ -8,7 +8,7 @@ use serde::de::{Error, MapAccess, SeqAccess, Visitor, value::MapAccessDeserializ
 use serde::{Deserialize, Deserializer};
 use vgpu_transport::endpoint::{Endpoint, parse_list};
 
-use super::{Limits, WorkerSettings};
+use super::{Limits, MetricsAddress, WorkerSettings};
 use crate::executor::ExecutorChoice;
 use crate::policy::{GuestKey, GuestRule, Operations, Share};
 
@@ -23,6 +23,7 @@ pub(super) struct ConfigFile {
     pub(super) relay_secret: Option<PathBuf>,
     pub(super) secrets: Option<PathBuf>,
     pub(super) control: Option<PathBuf>,
+    pub(super) metrics: Option<MetricsAddress>,
     pub(super) allow_all: bool,
     #[serde(deserialize_with = "limits")]
     pub(super) limits: Limits,
@@ -133,6 +134,7 @@ impl<'de> Deserialize<'de> for Rule {
             idle_timeout_s: Option<u32>,
             stall_timeout_s: Option<u32>,
             operations: Option<Operations>,
+            weight: Option<u32>,
         }
         struct Notations;
         impl<'de> Visitor<'de> for Notations {
@@ -167,6 +169,7 @@ impl<'de> Deserialize<'de> for Rule {
                     idle_timeout_s: table.idle_timeout_s,
                     stall_timeout_s: table.stall_timeout_s,
                     operations: table.operations,
+                    weight: table.weight,
                 };
                 share.check().map_err(A::Error::custom)?;
                 Ok(GuestRule {

@@ -30,14 +30,16 @@ pub struct Limits {
     pub file_silence_s: u32,
     /// Seconds that running requests get when the mediator stops.
     pub drain_timeout_s: u32,
-    /// MiB of device memory of a session; none is the device's own, of which the cpu executor has 1024 at most.
+    /// MiB of device memory of a session; `None` for the device's own, at most 1024 with the cpu executor.
     pub memory_mib: Option<u32>,
     /// Seconds that a kernel may run.
     pub kernel_timeout_s: u32,
     /// Objects of each kind of a session: allocations, modules, streams, events.
     pub max_objects: u32,
-    /// What a session may ask for; none is everything.
+    /// Operations that a session may request; `None` for all.
     pub operations: Option<Operations>,
+    /// A guest's part of the device's time, beside those of others.
+    pub weight: u32,
 }
 
 impl Default for Limits {
@@ -57,6 +59,7 @@ impl Default for Limits {
             kernel_timeout_s: 60,
             max_objects: MOST_OBJECTS,
             operations: None,
+            weight: 1,
         }
     }
 }
@@ -67,7 +70,7 @@ impl Limits {
         Duration::from_secs(self.drain_timeout_s.into())
     }
 
-    /// What sessions get where no rule for their guest says more.
+    /// Share of sessions without a rule of their own.
     pub fn share(&self) -> Share {
         Share {
             memory_mib: self.memory_mib,
@@ -76,6 +79,7 @@ impl Limits {
             idle_timeout_s: Some(self.idle_timeout_s),
             stall_timeout_s: Some(self.stall_timeout_s),
             operations: self.operations,
+            weight: Some(self.weight),
         }
     }
 

@@ -2,9 +2,13 @@
 
 mod file;
 mod limits;
+mod metrics;
 mod paths;
+mod reload;
 mod worker;
 
+use std::fs::File;
+use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 
 use serde::Serialize;
@@ -17,6 +21,7 @@ use crate::failure::Failure;
 use crate::policy::Policy;
 use file::ConfigFile;
 pub use limits::Limits;
+pub use metrics::MetricsAddress;
 use paths::absolute;
 pub use paths::default_control_path;
 pub use worker::WorkerSettings;
@@ -24,7 +29,9 @@ pub use worker::WorkerSettings;
 /// A configuration that was checked and can be run.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Config {
-    /// Where guests are served; not empty, each once.
+    /// The file that it was read from, if there is one.
+    pub file: Option<PathBuf>,
+    /// Endpoints on which guests are served; not empty, no duplicates.
     pub listen: Vec<Endpoint>,
     /// The file with the secrets of those who connect over `tcp:`; set wherever `listen` has one.
     pub secrets: Option<PathBuf>,
@@ -34,7 +41,9 @@ pub struct Config {
     pub relay_secret: Option<PathBuf>,
     /// The socket for `vgpuctl`.
     pub control: PathBuf,
-    /// Who may use it.
+    /// Where it serves its metrics, if it does.
+    pub metrics: Option<MetricsAddress>,
+    /// Rules for its guests.
     pub policy: Policy,
     /// How much of it.
     pub limits: Limits,
@@ -42,8 +51,11 @@ pub struct Config {
     pub worker: WorkerSettings,
 }
 
-/// Where packages put the configuration.
+/// Path of the configuration that packages install.
 pub const INSTALLED: &str = "/etc/vgpu/mediatord.toml";
+
+/// Longest configuration file, in bytes: thousands of rules.
+const MAX_FILE: u64 = 1 << 20;
 
 const FIX_FILE: &str = "correct it and test it with vgpu-mediatord --config FILE --check-config; \
                         man mediatord.toml describes every setting";
@@ -61,17 +73,32 @@ impl Config {
     fn load_or(flags: &Flags, installed: &Path) -> Result<Self, Failure> {
         let path = match &flags.config {
             Some(path) => path,
-            None if flags.listen.is_empty() && installed.exists() => installed,
+            None if flags.listen.is_empty() && installed.exists() => &installed.to_owned(),
             None => return Self::merge(flags, ConfigFile::default()),
         };
-        let text = std::fs::read_to_string(path).map_err(|error| {
+        // A reload means the same file, wherever this process is then.
+        let path = std::path::absolute(path).unwrap_or_else(|_| path.clone());
+        Self::read(flags, &path, |path| File::open(path))
+    }
+
+    /// Reads the file at `path`, which is absolute.
+    fn read(
+        flags: &Flags,
+        path: &Path,
+        open: impl FnOnce(&Path) -> io::Result<File>,
+    ) -> Result<Self, Failure> {
+        let text = open(path).and_then(read_text).map_err(|error| {
             Failure::system(
                 format!("cannot read the configuration {}", path.display()),
                 error,
                 "check the path after --config and the file's permissions",
             )
         })?;
-        Self::from_text(flags, path, &text)
+        let config = Self::from_text(flags, path, &text)?;
+        Ok(Self {
+            file: Some(path.to_owned()),
+            ..config
+        })
     }
 
     /// [`load`](Self::load) with the file's text; `path` is for messages only.
@@ -126,11 +153,13 @@ impl Config {
         let relay_secret = relay_secret.transpose()?;
         check_relay(&executor, relay_secret.as_deref(), &listen)?;
         Ok(Self {
+            file: None,
             listen,
             executor,
             secrets,
             relay_secret,
             control,
+            metrics: file.metrics,
             policy: Policy {
                 allow_all: flags.allow_all || file.allow_all,
                 guests: file.guests,
@@ -171,6 +200,8 @@ impl Config {
             #[serde(skip_serializing_if = "Option::is_none")]
             secrets: Option<&'a Path>,
             control: &'a Path,
+            #[serde(skip_serializing_if = "Option::is_none")]
+            metrics: Option<&'a MetricsAddress>,
             allow_all: bool,
             limits: &'a Limits,
             worker: &'a WorkerSettings,
@@ -183,12 +214,25 @@ impl Config {
             relay_secret: self.relay_secret.as_deref(),
             secrets: self.secrets.as_deref(),
             control: &self.control,
+            metrics: self.metrics.as_ref(),
             allow_all: self.policy.allow_all,
             limits: &self.limits,
             worker: &self.worker,
             guests: &self.policy.guests,
         };
         toml::to_string(&shown).expect("every path is UTF-8, and TOML can hold the rest")
+    }
+}
+
+/// The text of a file of at most [`MAX_FILE`] bytes.
+fn read_text(file: File) -> io::Result<String> {
+    let mut text = String::new();
+    let length = file.take(MAX_FILE + 1).read_to_string(&mut text)?;
+    match length as u64 > MAX_FILE {
+        true => Err(io::Error::other(format!(
+            "it is longer than {MAX_FILE} bytes"
+        ))),
+        false => Ok(text),
     }
 }
 
@@ -326,7 +370,7 @@ mod tests {
                 (uuid, false, None),
             ]
         );
-        // What --check-config prints is a configuration with the same meaning.
+        // The output of --check-config is a configuration with the same meaning.
         assert_eq!(load(&config.to_toml(), &[]).unwrap(), config);
     }
 
@@ -402,6 +446,11 @@ mod tests {
                 "[guests]\nweb = { allow = true, stall_timeout_s = 0 }\n",
                 "m.toml, line 2",
                 "stall_timeout_s is 0",
+            ),
+            (
+                "[guests]\nweb = { allow = true, weight = 0 }\n",
+                "m.toml, line 2",
+                "weight is 0",
             ),
             (
                 "[guests]\nweb = { allow = true, memory_mib = 0 }\n",

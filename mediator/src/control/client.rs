@@ -13,16 +13,23 @@ use crate::failure::Failure;
 /// How long the mediator has to take the connection and answer.
 const ANSWER_LIMIT: Duration = Duration::from_secs(5);
 
-/// Asks the mediator at `path` and waits for its answer, five seconds at most.
+/// The same where it reads files first, which it gives up by itself.
+const RELOAD_LIMIT: Duration = Duration::from_secs(30);
+
+/// Asks the mediator at `path` and waits for its answer: five seconds at most, thirty for a reload.
 ///
 /// # Errors
 /// Nobody is there, access is denied, no answer in time, or an answer that is an error.
 pub fn ask(path: &Path, ask: Ask) -> Result<Answer, Failure> {
-    let deadline = Instant::now() + ANSWER_LIMIT;
+    let limit = match ask {
+        Ask::Reload => RELOAD_LIMIT,
+        Ask::Status | Ask::Metrics | Ask::Kick { .. } => ANSWER_LIMIT,
+    };
+    let deadline = Instant::now() + limit;
     let no_answer = format!("the mediator at {} gave no answer", path.display());
     let timed_out = || {
         Failure::new(
-            format!("{no_answer} in {} s", ANSWER_LIMIT.as_secs()),
+            format!("{no_answer} in {} s", limit.as_secs()),
             "look at its log (journalctl -u vgpu-mediatord); restart it if it hangs",
         )
     };

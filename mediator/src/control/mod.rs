@@ -35,6 +35,10 @@ pub struct Request {
 pub enum Ask {
     /// Sessions, guests and usage.
     Status,
+    /// Read the configuration again.
+    Reload,
+    /// The figures of [`Status`](Ask::Status), and more, for collectors of metrics.
+    Metrics,
     /// End a guest's sessions.
     Kick {
         /// A domid, name or uuid as in the configuration, the name of a secret, `session:N`, `local`,
@@ -43,16 +47,31 @@ pub enum Ask {
     },
 }
 
-/// An answer: exactly one of the three.
+/// An answer: exactly one of these.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Answer {
     /// To [`Ask::Status`].
     Status(Box<Status>),
+    /// To [`Ask::Metrics`], in the OpenMetrics text format.
+    Metrics(String),
     /// To [`Ask::Kick`]: how many sessions are being ended.
     Kicked(usize),
+    /// To [`Ask::Reload`], once the configuration is in force.
+    Reloaded(Reloaded),
     /// It could not be done.
     Error(Refused),
+}
+
+/// A configuration that was read again.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Reloaded {
+    /// The file.
+    pub file: String,
+    /// Settings and rules that differ from before: settings as `limits.weight`, rules as `name:web-1`.
+    pub changed: Vec<String>,
+    /// Running sessions of guests that the rules deny now. They go on.
+    pub denied_sessions: usize,
 }
 
 /// Why a request was refused.
@@ -62,6 +81,13 @@ pub struct Refused {
     pub what: String,
     /// The remedy, in one line.
     pub advice: String,
+    /// The exit status for it: 2 for a wrong configuration.
+    #[serde(default = "one")]
+    pub code: u8,
+}
+
+fn one() -> u8 {
+    1
 }
 
 /// An answer with its version.
@@ -85,10 +111,13 @@ pub struct Status {
     pub uptime_s: u64,
     /// Whether it is about to stop.
     pub stopping: bool,
-    /// Where it serves guests.
+    /// Endpoints on which it serves guests.
     pub listen: Vec<String>,
     /// The executor that runs their work.
     pub executor: Executor,
+    /// The executor that it is configured for: `auto`, `cuda`, `cpu` or `relay:E`; empty from an older mediator.
+    #[serde(default)]
+    pub executor_choice: String,
     /// Present while that only stands in for what the configuration asks for: seconds until the
     /// mediator looks again.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -101,8 +130,8 @@ pub struct Status {
     pub sessions_started: u64,
     /// Guests that were turned away since the start.
     pub refused: u64,
-    /// What protects this machine from a worker that its guest has taken over, and whether it is on;
-    /// empty where workers are not confined.
+    /// Protections of this machine against a worker taken over by its guest, and whether each is
+    /// on; empty if workers are not confined.
     #[serde(default)]
     pub protections: Vec<Protection>,
     /// Usage of all sessions together, ended ones included.
@@ -142,6 +171,10 @@ pub struct Limits {
 pub struct Guest {
     /// As in `guest 7 (web-1)`, `local uid 1000` or `tcp web-1`.
     pub guest: String,
+    /// The same for programs, as in `uuid:…`, `name:web-1`, `domid:7`, `uid:1000`, `tcp:web-1`, `file:/dir/web-1`: a
+    /// VM's outlives its restart.
+    #[serde(default)]
+    pub id: String,
     /// Sessions that run.
     pub sessions: usize,
     /// Sessions since the mediator started.
@@ -152,7 +185,19 @@ pub struct Guest {
     /// or crashed. Kernels that were ended at their deadline are in `usage`.
     #[serde(default)]
     pub sessions_killed: u64,
-    /// What its sessions hold and wait for now.
+    /// Its part of the device's time beside those of others, once it has wanted the device.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub weight: Option<u32>,
+    /// Thousandths that it has had of the device's time since the mediator started.
+    #[serde(default)]
+    pub share_permille: u64,
+    /// Turns that it has had on the device.
+    #[serde(default)]
+    pub turns: u64,
+    /// Nanoseconds that it has had the device while others wanted it too, by the mediator's own clock.
+    #[serde(default)]
+    pub contended_ns: u64,
+    /// Holdings and waiting work of its sessions now.
     #[serde(flatten)]
     pub standing: Standing,
     /// Its usage, ended sessions included.
@@ -164,8 +209,11 @@ pub struct Guest {
 pub struct Session {
     /// Its number since the mediator started.
     pub id: u64,
-    /// Whose it is.
+    /// The session's guest.
     pub guest: String,
+    /// As [`Guest::id`].
+    #[serde(default)]
+    pub guest_id: String,
     /// The worker process.
     pub pid: u32,
     /// Seconds since it began.
@@ -174,7 +222,7 @@ pub struct Session {
     pub state: String,
     /// The guest's program, by its own account.
     pub client: Option<String>,
-    /// What it holds and waits for now.
+    /// Its holdings and waiting work now.
     #[serde(flatten)]
     pub standing: Standing,
     /// Its usage.

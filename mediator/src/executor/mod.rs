@@ -13,10 +13,13 @@ mod on_device;
 mod probe;
 pub(crate) mod trial;
 
+use std::sync::Arc;
+
 use vgpu_protocol::op::{Features, FenceReply, Op};
 
 use crate::policy::Share;
 use crate::session::backend::Backend;
+use crate::worker::turns::Turns;
 
 pub use error::ExecutorError;
 pub use gpu::{KERNEL_TIME, Limits};
@@ -50,6 +53,9 @@ pub trait Executor: Backend + Send {
     fn features(&self) -> Features {
         Features::ALL
     }
+
+    /// Gives it, before the first request, its session's turns on the device.
+    fn set_turns(&mut self, _turns: &Arc<Turns>) {}
 
     /// The failures that came after their requests were answered, since the call before.
     fn take_failures(&mut self) -> FenceReply {

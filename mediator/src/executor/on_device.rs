@@ -2,6 +2,8 @@
 
 use std::collections::VecDeque;
 use std::fmt;
+use std::sync::Arc;
+use std::time::Instant;
 
 use vgpu_protocol::frame::FrameHeader;
 use vgpu_protocol::op::{Features, FenceReply, Request};
@@ -12,10 +14,11 @@ use super::{Executor, ExecutorError, ExecutorInfo, Limits, unsupported};
 use crate::policy::Share;
 use crate::session::backend::{Also, Backend, Event};
 use crate::usage::Load;
+use crate::worker::turns::Turns;
 
-/// Where an executor has its device from.
+/// Source of an executor's device.
 pub(super) trait Open: Send {
-    /// What it opens.
+    /// The device that it opens.
     type Device: Device;
 
     /// Opens it for a session that may have so much.
@@ -30,6 +33,7 @@ pub(super) trait Open: Send {
 pub struct OnDevice<O: Open> {
     pub(super) info: ExecutorInfo,
     pub(super) limits: Limits,
+    turns: Arc<Turns>,
     /// Present from the first request on that is for it. Dropped before what it came from.
     pub(super) gpu: Option<Gpu<O::Device>>,
     /// Of requests that never came to the device.
@@ -52,6 +56,7 @@ impl<O: Open> OnDevice<O> {
         Self {
             info,
             limits,
+            turns: Arc::default(),
             gpu: None,
             refused: VecDeque::new(),
             open,
@@ -61,7 +66,7 @@ impl<O: Open> OnDevice<O> {
     fn gpu(&mut self) -> Result<&mut Gpu<O::Device>, ExecutorError> {
         if self.gpu.is_none() {
             let device = self.open.open(&self.info, &self.limits)?;
-            self.gpu = Some(Gpu::new(device, self.limits));
+            self.gpu = Some(Gpu::new(device, self.limits, &self.turns));
         }
         Ok(self.gpu.as_mut().expect("just put there"))
     }
@@ -88,6 +93,10 @@ impl<O: Open> Executor for OnDevice<O> {
 
     fn set_share(&mut self, share: Share) {
         self.limits.take(share);
+    }
+
+    fn set_turns(&mut self, turns: &Arc<Turns>) {
+        self.turns = Arc::clone(turns);
     }
 
     fn take_failures(&mut self) -> FenceReply {
@@ -159,5 +168,10 @@ impl<O: Open> Backend for OnDevice<O> {
             Some(waker) => Also::Waker(waker),
             None => Also::Nothing,
         }
+    }
+
+    fn due(&self) -> Option<Instant> {
+        self.gpu.as_ref()?;
+        self.turns.due()
     }
 }

@@ -15,20 +15,30 @@ use vgpu_file_transport::two_file_grammar::{
     Command, VECTOR_ADD_ELEMENTS, vector_add_failed, vector_add_passed,
 };
 
+use vgpu_protocol::frame::FrameHeader;
 use vgpu_protocol::op::OpSet;
-use vgpu_protocol::session::server::Failure;
+use vgpu_protocol::op::{FenceReply, Request};
+use vgpu_protocol::session::server::{Counts, Failure};
 use vgpu_protocol::status::{ErrorCode, Status};
 
 use super::discovery::Discovery;
 use crate::executor::{Executor, ExecutorInfo, trial};
 use crate::session::OpenExecutor;
+use crate::session::backend::{Also, Backend, Event};
+use crate::usage::{Counters, Load};
+
+/// Bytes of a command: a digit and a newline.
+const COMMAND_BYTES: usize = 2;
+
+/// Bytes around the text of an answer: the digit and the colon before it, and the newline.
+const AROUND_ANSWER: usize = 3;
 
 /// How long the device may take for the few numbers of one command.
 const COMMAND_LIMIT: Duration = Duration::from_secs(30);
 
 /// Serves `directory` until `stop`, with an executor that is opened for the first command, while a
 /// second thread does what `discovery` says. Of its commands the vector add can be one that is not
-/// `allowed`.
+/// `allowed`; all are counted, by this thread alone.
 ///
 /// # Errors
 /// A directory that cannot be served, in words. A command that fails is answered with the reason.
@@ -37,12 +47,15 @@ pub fn serve(
     open: OpenExecutor<'_>,
     allowed: OpSet,
     mut discovery: Discovery<'_>,
+    counters: &Counters,
     stop: Stop<'_>,
 ) -> Result<(), String> {
     let device = RefCell::new(Device {
         open,
         allowed,
         executor: None,
+        counters,
+        counts: Counts::default(),
     });
     // Neither thread goes on without the other, also when one panics.
     let one_has_ended = AtomicBool::new(false);
@@ -81,10 +94,25 @@ struct Device<'a> {
     open: OpenExecutor<'a>,
     allowed: OpSet,
     executor: Option<Box<dyn Executor>>,
+    counters: &'a Counters,
+    counts: Counts,
 }
 
 impl Device<'_> {
+    /// Runs a command, which counts as one request.
     fn run(&mut self, command: Command) -> Result<String, String> {
+        self.counts.requests += 1;
+        self.counters.received(COMMAND_BYTES);
+        self.counters.asked(self.counts, 1, Load::default());
+        let answer = self.answer(command);
+        let (Ok(text) | Err(text)) = &answer;
+        self.counts.failed += u64::from(answer.is_err());
+        self.counters.sent(text.len() + AROUND_ANSWER);
+        self.counters.asked(self.counts, 0, Load::default());
+        answer
+    }
+
+    fn answer(&mut self, command: Command) -> Result<String, String> {
         let mut needed = trial::OPERATIONS.into_iter();
         if command == Command::VectorAdd
             && let Some(op) = needed.find(|op| !self.allowed.contains(*op))
@@ -93,7 +121,7 @@ impl Device<'_> {
         }
         let mut executor =
             (self.open)().map_err(|error| format!("the executor failed: {error}"))?;
-        let outcome = run(executor.as_mut(), command);
+        let outcome = run(executor.as_mut(), command, self.counters);
         self.executor = Some(executor);
         outcome.map_err(|failed| match failed {
             Failed::Device(error) => advise(&error),
@@ -111,13 +139,18 @@ enum Failed {
 }
 
 /// Runs one command: the text of the answer, or the error.
-fn run(executor: &mut dyn Executor, command: Command) -> Result<String, Failed> {
+fn run(
+    executor: &mut dyn Executor,
+    command: Command,
+    counters: &Counters,
+) -> Result<String, Failed> {
     match command {
         Command::Nothing => Ok("Nothing to do".into()),
         Command::GpuInfo => Ok(describe(executor.info())),
         Command::VectorAdd => {
             let deadline = Instant::now() + COMMAND_LIMIT;
-            let errors = trial::wrong_sums(executor, VECTOR_ADD_ELEMENTS, deadline);
+            let mut counted = Counted { executor, counters };
+            let errors = trial::wrong_sums(&mut counted, VECTOR_ADD_ELEMENTS, deadline);
             let errors = errors.map_err(Failed::Device)?;
             let executor = format!(
                 "{} executor, {}",
@@ -133,6 +166,60 @@ fn run(executor: &mut dyn Executor, command: Command) -> Result<String, Failed> 
                 ))),
             }
         }
+    }
+}
+
+/// An executor whose device's time is counted.
+struct Counted<'e> {
+    executor: &'e mut dyn Executor,
+    counters: &'e Counters,
+}
+
+impl Executor for Counted<'_> {
+    fn info(&self) -> &ExecutorInfo {
+        self.executor.info()
+    }
+
+    fn take_failures(&mut self) -> FenceReply {
+        self.executor.take_failures()
+    }
+}
+
+impl Backend for Counted<'_> {
+    fn start(&mut self, header: &FrameHeader, request: Request) {
+        self.executor.start(header, request);
+    }
+
+    fn input(&mut self, id: u32) -> &mut [u8] {
+        self.executor.input(id)
+    }
+
+    fn filled(&mut self, id: u32, n: usize) {
+        self.executor.filled(id, n);
+    }
+
+    fn output(&mut self, id: u32) -> &[u8] {
+        self.executor.output(id)
+    }
+
+    fn sent(&mut self, id: u32, n: usize) {
+        self.executor.sent(id, n);
+    }
+
+    fn cancel(&mut self, id: u32) {
+        self.executor.cancel(id);
+    }
+
+    fn next_event(&mut self) -> Option<Event> {
+        let event = self.executor.next_event();
+        if let Some(Event::Worked(device_ns)) = &event {
+            self.counters.worked(*device_ns);
+        }
+        event
+    }
+
+    fn also(&mut self) -> Also<'_> {
+        self.executor.also()
     }
 }
 
@@ -173,20 +260,19 @@ mod tests {
     use super::*;
     use crate::executor::cpu::CpuExecutor;
     use crate::session::OpenError;
-    use crate::session::backend::{Also, Backend, Event};
     use crate::worker::link::Found;
-    use vgpu_protocol::frame::FrameHeader;
-    use vgpu_protocol::op::Request;
 
     #[test]
     fn commands_reach_the_executor() {
         let mut executor = CpuExecutor::new("a test");
-        let passed = run(&mut executor, Command::VectorAdd).unwrap();
+        let counters = Counters::default();
+        let passed = run(&mut executor, Command::VectorAdd, &counters).unwrap();
+        assert!(counters.usage().device_ns > 0);
         assert!(
             passed.starts_with("Vector add PASSED: 1024 elements, 0 errors (cpu executor, "),
             "{passed}"
         );
-        let info = run(&mut executor, Command::GpuInfo).unwrap();
+        let info = run(&mut executor, Command::GpuInfo, &counters).unwrap();
         assert!(info.ends_with("(cpu executor: a test)"), "{info}");
     }
 
@@ -212,7 +298,14 @@ mod tests {
                     over,
                 };
                 let stop = Stop::when(&stop).or_at(deadline);
-                serve(&directory, open, OpSet::ALL, discovery, stop)
+                serve(
+                    &directory,
+                    open,
+                    OpSet::ALL,
+                    discovery,
+                    &Counters::default(),
+                    stop,
+                )
             });
             work();
             stop.store(true, Ordering::Relaxed);

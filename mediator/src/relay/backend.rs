@@ -18,15 +18,15 @@ use super::lost::Lost;
 use crate::executor::{Executor, ExecutorInfo};
 use crate::session::backend::{Also, Backend, Event, NotOpened, Opened, SessionBackend};
 
-/// How far the other mediator may be behind before it counts as hung, of the time that a request has:
-/// the guest should hear why before it gives up itself.
+/// The part of a request's time for which the other mediator may be silent before it counts as
+/// hung: the guest should get the reason before its own deadline.
 const SHARE: (u32, u32) = (3, 4);
 
 /// Frames, and portions of data, that are taken between two looks at everything else.
 const AT_ONCE: u32 = 64;
 
 /// Opens the session with the other mediator, once.
-pub(super) type OpenFar<'a> = &'a mut (dyn FnMut() -> Result<FarSession, Lost> + Send);
+pub(super) type OpenFar<'a> = &'a mut (dyn FnMut(Duration) -> Result<FarSession, Lost> + Send);
 
 /// A session's way to the other mediator.
 pub(super) struct Relay<'a> {
@@ -53,6 +53,8 @@ pub(super) struct Relay<'a> {
     failures: bool,
     /// And of what kernels have printed.
     printed: bool,
+    /// When the other mediator last told how long its device worked, by the precise clock.
+    told_time: Instant,
     /// The other mediator can no longer be used. The guest first gets what was answered before.
     lost: Option<Lost>,
     told: bool,
@@ -68,14 +70,13 @@ struct Passing {
     up_left: u64,
     /// Of these, what it may send.
     granted: u64,
-    began: Instant,
     /// When anything last moved for it.
     moved: Instant,
     patience: Duration,
     stage: Stage,
 }
 
-/// How far a request is.
+/// Stages of a request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Stage {
     /// The other mediator has it.
@@ -137,6 +138,7 @@ impl<'a> Relay<'a> {
             last_up: 0,
             failures: false,
             printed: false,
+            told_time: Instant::now(),
             lost: None,
             told: false,
         }
@@ -246,7 +248,7 @@ impl<'a> Relay<'a> {
                 passing.up.taken(n);
                 let quiet = passing.header.is_quiet();
                 if whole && quiet && passing.up_left == 0 && passing.up.is_empty() {
-                    // Whether it failed is told by a fence.
+                    // A fence reports whether it failed.
                     passing.stage = Stage::Answered;
                     self.done(id, Ok(Vec::new()));
                 }
@@ -324,7 +326,7 @@ impl<'a> Relay<'a> {
                     self.printed = printed;
                     self.events.push_back(Event::Printed(printed));
                 }
-                self.take_reply(id, status, now)?;
+                self.take_reply(id, status)?;
             }
         }
         Ok(())
@@ -354,7 +356,7 @@ impl<'a> Relay<'a> {
         }
     }
 
-    fn take_reply(&mut self, id: u32, status: Status, now: Instant) -> Result<(), Lost> {
+    fn take_reply(&mut self, id: u32, status: Status) -> Result<(), Lost> {
         let far = self.far();
         if let Status::Mediator(code) = status
             && code.ends_session()
@@ -372,7 +374,7 @@ impl<'a> Relay<'a> {
         let Some(passing) = self.wanted(id) else {
             return Ok(());
         };
-        let (op, began) = (passing.header.op, passing.began);
+        let op = passing.header.op;
         passing.stage = match outcome {
             Ok(_) => Stage::Answered,
             Err(_) => Stage::GivenUp,
@@ -382,18 +384,21 @@ impl<'a> Relay<'a> {
                 let violation = Violation(format!("sends what it should not: {error}"));
                 return Err(self.far().violates(&violation));
             }
-            self.account(op, body, now.saturating_duration_since(began));
+            self.account(op, body);
         }
         self.done(id, outcome);
         Ok(())
     }
 
-    /// The time that the other mediator's device worked, by its own account, and not longer than the
-    /// request took: it goes into the guest's account here.
-    fn account(&mut self, op: Op, body: &[u8], took: Duration) {
-        let took = u64::try_from(took.as_nanos()).unwrap_or(u64::MAX);
+    /// The time that the other mediator's device worked since the last answer with such a time, by its own account
+    /// and not longer than that is ago: it goes into the guest's account here.
+    fn account(&mut self, op: Op, body: &[u8]) {
         if let Some(device_ns) = op.device_ns(body) {
-            self.events.push_back(Event::Worked(device_ns.min(took)));
+            let now = Instant::now();
+            let before = std::mem::replace(&mut self.told_time, now);
+            let passed = now.saturating_duration_since(before).as_nanos();
+            let passed = u64::try_from(passed).unwrap_or(u64::MAX);
+            self.events.push_back(Event::Worked(device_ns.min(passed)));
         }
     }
 
@@ -451,7 +456,7 @@ impl Backend for Relay<'_> {
     fn start(&mut self, header: &FrameHeader, request: Request) {
         let id = header.request_id;
         let now = clock::now();
-        // What the guest has taken all of may give its id to another.
+        // A request whose data the guest has taken completely frees its id for another.
         self.sweep();
         let refused = match self.get(id) {
             // It was given up, and the rest of a frame of its data is not out.
@@ -472,10 +477,10 @@ impl Backend for Relay<'_> {
         }
         let (up_left, _) = request.data();
         if header.is_quiet() && up_left == 0 {
-            // Whether it failed is told by a fence.
+            // A fence reports whether it failed.
             return self.done(id, Ok(Vec::new()));
         }
-        // What the other mediator lets be sent at once, beyond what this one does.
+        // Bytes that the other mediator lets the guest send at once, beyond this one's limit.
         let theirs: u64 = self.far().terms().initial_credit.into();
         let granted = theirs.min(up_left);
         if granted > self.initial_credit {
@@ -488,7 +493,6 @@ impl Backend for Relay<'_> {
             down: Buffer::default(),
             up_left,
             granted,
-            began: now,
             moved: now,
             patience: header.patience(self.patience),
             stage: Stage::UnderWay,
@@ -588,9 +592,9 @@ impl Backend for Relay<'_> {
 }
 
 impl SessionBackend for Relay<'_> {
-    fn open(&mut self) -> Result<Opened, NotOpened> {
+    fn open(&mut self, patience: Duration) -> Result<Opened, NotOpened> {
         if let Some(open) = self.open.take() {
-            let far = open()?;
+            let far = open(patience)?;
             self.set(far);
         }
         let far = self.far();

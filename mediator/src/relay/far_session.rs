@@ -27,7 +27,7 @@ const PLENTY: usize = 64 << 10;
 pub(super) struct FarSession {
     stream: Stream,
     client: Client,
-    /// Where it is, as the administrator wrote it.
+    /// Its endpoint, as the administrator wrote it.
     place: String,
     hello: HelloReply,
     info: InfoReply,
@@ -38,7 +38,7 @@ pub(super) struct FarSession {
     /// Written and, as far as is known, still in the stream's own buffer.
     unflushed: bool,
     /// It takes nothing any more; it may have said why.
-    deaf: bool,
+    send_closed: bool,
     /// Nothing can be said any more.
     cut: bool,
 }
@@ -52,7 +52,7 @@ impl FarSession {
         let name = concat!("vgpu-mediatord ", env!("CARGO_PKG_VERSION"), " (relay)");
         let mut opening = Opening {
             stream,
-            client: Client::new(name),
+            client: Client::new(name, deadline.saturating_duration_since(Instant::now())),
             place,
             began: clock::now(),
             deadline,
@@ -73,12 +73,12 @@ impl FarSession {
             moved: clock::now(),
             unsent_since: None,
             unflushed: false,
-            deaf: false,
+            send_closed: false,
             cut: false,
         })
     }
 
-    /// Where it is, as the administrator wrote it.
+    /// Its endpoint, as the administrator wrote it.
     pub(super) fn place(&self) -> &str {
         &self.place
     }
@@ -174,13 +174,13 @@ impl FarSession {
     /// `None` when nothing could be sent. Returns how many bytes of the body were, and whose.
     pub(super) fn send(&mut self, body: &[u8]) -> Result<Option<(u32, usize)>, Lost> {
         let parts = [self.client.outbox().unsent(), body];
-        if self.deaf || parts.iter().all(|part| part.is_empty()) {
+        if self.send_closed || parts.iter().all(|part| part.is_empty()) {
             return Ok(None);
         }
         let n = match self.stream.try_write_parts(&parts) {
             Ok(n) => n,
             Err(TransportError::Closed) => {
-                self.deaf = true;
+                self.send_closed = true;
                 return Ok(None);
             }
             Err(error) => return Err(self.failed(&error)),
@@ -199,13 +199,13 @@ impl FarSession {
 
     /// Has the stream give away what it has gathered, as far as there is room.
     pub(super) fn flush(&mut self) -> Result<(), Lost> {
-        if !self.unflushed || self.deaf {
+        if !self.unflushed || self.send_closed {
             return Ok(());
         }
         match self.stream.flush(clock::now()) {
             Ok(()) => self.unflushed = false,
             Err(TransportError::TimedOut(_)) => {}
-            Err(TransportError::Closed) => self.deaf = true,
+            Err(TransportError::Closed) => self.send_closed = true,
             Err(error) => return Err(self.failed(&error)),
         }
         Ok(())
@@ -280,7 +280,7 @@ impl FarSession {
 
     /// The stream and what to wait for; without `reading`, not for more to come.
     pub(super) fn wants(&mut self, reading: bool) -> (&mut Stream, Option<Interest>) {
-        let writing = !self.deaf && !self.client.outbox().is_empty();
+        let writing = !self.send_closed && !self.client.outbox().is_empty();
         let interest = match (reading, writing) {
             (true, true) => Some(Interest::ReadOrWrite),
             (true, false) => Some(Interest::Read),
@@ -319,7 +319,7 @@ impl Drop for FarSession {
     fn drop(&mut self) {
         let deadline = Instant::now() + CLOSING_TIME;
         let idle = self.client.under_way().next().is_none() && self.client.outbox().is_empty();
-        if idle && !self.cut && !self.deaf {
+        if idle && !self.cut && !self.send_closed {
             let goodbye = self.client.next_header(Op::Goodbye);
             // Nobody waits for the answer: it would only say that the session is over.
             if self.client.request(goodbye, &Goodbye {}.into()).is_ok() {
@@ -392,7 +392,7 @@ impl Opening<'_> {
             }
             None => {
                 match self.stream.flush(self.deadline) {
-                    // What has come before the end is still to be read.
+                    // Bytes that arrived before the end are still to be read.
                     Ok(()) | Err(TransportError::Closed) => {}
                     Err(error) => return Err(self.failed(&error)),
                 }

@@ -43,13 +43,13 @@ use far_session::FarSession;
 use lost::Lost;
 pub use take_offer::OFFERS;
 
-/// Time to open the session there: shorter than guests wait for the answer to their Hello.
+/// Time to open a session there that no guest waits for.
 const OPENING: Duration = Duration::from_secs(7);
 
 /// How long one command of the file protocol's two files may get nowhere.
 const COMMAND_PATIENCE: Duration = Duration::from_secs(20);
 
-/// Where the other mediator is, and what it takes to get there.
+/// Endpoint of the other mediator, with everything needed to connect.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Route {
     /// As in `relay:E`.
@@ -66,7 +66,8 @@ pub fn serve(
     observed: &Observed,
     stop: &StopFlag,
 ) -> SessionEnd {
-    let mut open = || open(route);
+    // In time to tell the guest why it fails.
+    let mut open = |patience: Duration| open(route, patience * 7 / 10);
     let mut relay = Relay::new(&mut open, settings.terms, settings.timeouts.stall);
     run(near, &mut relay, settings, observed, stop)
 }
@@ -77,7 +78,7 @@ pub fn serve(
 /// # Errors
 /// It cannot be reached or refuses.
 pub fn executor(route: &Route) -> Result<Box<dyn Executor>, OpenError> {
-    let far = open(route).map_err(|lost| OpenError {
+    let far = open(route, OPENING).map_err(|lost| OpenError {
         code: lost.code,
         text: lost.text,
     })?;
@@ -89,12 +90,12 @@ pub fn executor(route: &Route) -> Result<Box<dyn Executor>, OpenError> {
 /// # Errors
 /// One line: it cannot be reached or refuses.
 pub fn look(route: &Route) -> Result<InfoReply, String> {
-    let far = open(route).map_err(|lost| lost.text)?;
+    let far = open(route, OPENING).map_err(|lost| lost.text)?;
     Ok(far.describe())
 }
 
-fn open(route: &Route) -> Result<FarSession, Lost> {
-    let deadline = Instant::now() + OPENING;
+fn open(route: &Route, time: Duration) -> Result<FarSession, Lost> {
+    let deadline = Instant::now() + time;
     let stream = connect::connect(route, deadline)?;
     FarSession::open(stream, &route.endpoint.to_string(), deadline)
 }

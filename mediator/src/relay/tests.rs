@@ -27,10 +27,10 @@ use crate::session::tests::{
 use crate::session::{self, SessionEnd, Settings, StopFlag, StopReason, Stream, run};
 use crate::usage::{Observed, Usage};
 
-/// What the tests call the other mediator.
+/// The other mediator's endpoint in the tests' messages.
 const PLACE: &str = "unix:/there";
 
-/// Runs a guest's session through a relay; `far` is at the other end of its stream, and is told when
+/// Runs a guest's session through a relay; `far` is at the other end of its stream, and learns when
 /// the guest is done.
 fn relayed<T>(
     settings: &Settings,
@@ -43,7 +43,7 @@ fn relayed<T>(
     thread::scope(|scope| {
         let far = scope.spawn(move || far(there, is_over));
         let mut here = Some(here);
-        let mut open = move || {
+        let mut open = move |_| {
             let here = here.take().expect("opened once");
             let stream = SocketTransport::from_unix(here).unwrap();
             FarSession::open(stream.into(), PLACE, Instant::now() + WATCHDOG)
@@ -353,7 +353,7 @@ fn a_guest_that_stalls_is_told_and_the_other_mediator_hears_the_end() {
     });
 }
 
-/// What a mediator does that was honest until this request came.
+/// Behaviour of a mediator that was honest until this request came.
 type Lie = fn(&mut Guest, FrameHeader);
 
 /// A mediator that lies, and then says nothing more until the guest is done.
@@ -406,7 +406,7 @@ fn ping_reply(payload: &[u8]) -> Vec<u8> {
 /// Elements of the vectors that the liars are asked to add.
 const ELEMENTS: usize = 1000;
 
-/// What a guest hears that asks a liar for an exchange, and sends `sent` bytes of them.
+/// Status and text that a guest gets for an exchange with a liar, after sending `sent` bytes.
 fn told(sent: usize, lie: Lie) -> (Status, String) {
     let mut impatient = settings();
     impatient.timeouts.stall = Duration::from_secs(1);
@@ -550,7 +550,7 @@ fn what_is_no_answer_ends_the_session() {
 }
 
 #[test]
-fn the_time_that_it_says_its_device_worked_is_not_more_than_the_request_took() {
+fn the_time_that_it_says_its_device_worked_is_not_more_than_has_passed() {
     let lie: Lie = |far, request| {
         let reply = SynchronizeReply {
             device_ns: u64::MAX,
@@ -564,6 +564,22 @@ fn the_time_that_it_says_its_device_worked_is_not_more_than_the_request_took() {
         assert!(guest.status_of(2).is_ok());
     });
     assert!(u128::from(usage.device_ns) <= began.elapsed().as_nanos());
+}
+
+#[test]
+fn time_that_the_device_worked_before_anybody_asked_counts_whole() {
+    const WORKED_MS: u64 = 100;
+    let honest: Lie = |far, request| {
+        let device_ns = WORKED_MS * 1_000_000;
+        far.send(ok(&request), &SynchronizeReply { device_ns }.encode());
+    };
+    let (_, _, usage) = relayed(&settings(), liar(honest), |mut guest| {
+        guest.hello();
+        thread::sleep(Duration::from_millis(WORKED_MS));
+        guest.ask(2, 0, Synchronize {});
+        assert!(guest.status_of(2).is_ok());
+    });
+    assert_eq!(usage.device_ns, WORKED_MS * 1_000_000);
 }
 
 #[test]
@@ -739,7 +755,8 @@ fn a_mediator_that_opens_no_session_is_named_in_the_answer_to_hello() {
     );
 }
 
-/// What waits for a mediator that reads nothing is bounded: at some point no more is read.
+/// Requests that wait for a mediator which reads nothing are bounded: at some point no more are
+/// read.
 #[test]
 fn a_flood_of_quiet_requests_for_one_that_reads_nothing_ends_in_time() {
     let mut impatient = settings();

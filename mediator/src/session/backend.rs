@@ -13,17 +13,17 @@ use super::stream::Stream;
 use crate::usage::Load;
 
 /// Runs requests without ever waiting: the session's loop asks it what has happened, gives it data
-/// as that comes, and takes data as there is some.
+/// as it comes, and takes data when there is some.
 ///
 /// Requests are named by the guest's ids. A request is known from [`start`](Self::start) until its
 /// [`Event::Done`] was taken and its data was sent, or until [`cancel`](Self::cancel); the other
 /// methods are called for known requests only.
 pub trait Backend {
-    /// Takes a request, which the terms allow. What becomes of it is told by
+    /// Starts a request, which the terms allow. Its outcome is reported by
     /// [`next_event`](Self::next_event).
     fn start(&mut self, header: &FrameHeader, request: Request);
 
-    /// Where the next bytes of a request's data belong; empty where there is no room now.
+    /// Room for the next bytes of a request's data; empty if there is none now.
     fn input(&mut self, id: u32) -> &mut [u8];
 
     /// Notes that `n` bytes were put into [`input`](Self::input).
@@ -45,9 +45,14 @@ pub trait Backend {
         true
     }
 
-    /// What there is to say of its device and of those who wait for it; takes no time.
+    /// Load of its device; takes no time.
     fn load(&self) -> Load {
         Load::default()
+    }
+
+    /// Whether this mediator's figures are the answer to Statistics. If not, the backend has others, and answers it.
+    fn has_no_figures(&self) -> bool {
+        false
     }
 
     /// The next event; `None` for nothing more.
@@ -56,15 +61,20 @@ pub trait Backend {
     /// The descriptors to wait for, beside the guest, until [`next_event`](Self::next_event),
     /// [`input`](Self::input) or [`output`](Self::output) may have something new.
     fn also(&mut self) -> Also<'_>;
+
+    /// When [`next_event`](Self::next_event) is to be called at the latest, whatever has happened.
+    fn due(&self) -> Option<Instant> {
+        None
+    }
 }
 
 /// A backend that is opened once a guest was admitted, and closed with its session.
 pub trait SessionBackend: Backend {
-    /// Gets ready, once. This alone may take seconds.
+    /// Gets ready, once. This alone may take seconds; the guest waits as long as `patience`.
     ///
     /// # Errors
     /// It cannot be opened.
-    fn open(&mut self) -> Result<Opened, NotOpened>;
+    fn open(&mut self, patience: Duration) -> Result<Opened, NotOpened>;
 
     /// This process did not run for so long, until `now`: none of that is anybody's silence.
     fn rested(&mut self, _rest: Duration, _now: Instant) {}
@@ -80,9 +90,9 @@ pub enum Event {
     Done(u32, Outcome),
     /// There is room for this many more bytes of a request's data.
     Room(u32, u64),
-    /// Something was done for a request of which nothing shows yet.
+    /// Work was done for a request, without a visible result yet.
     Moved(u32),
-    /// Whether quiet requests have failed of which its next answer to a Fence tells.
+    /// Whether quiet requests have failed, for its next answer to a Fence.
     Failures(bool),
     /// Whether kernels have printed something that has not been taken.
     Printed(bool),

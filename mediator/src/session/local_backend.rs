@@ -2,6 +2,7 @@
 
 use std::collections::VecDeque;
 use std::fmt;
+use std::time::{Duration, Instant};
 
 use vgpu_protocol::frame::FrameHeader;
 use vgpu_protocol::op::{Body, InfoReply, PingReply, Request};
@@ -163,6 +164,10 @@ impl Backend for LocalBackend<'_> {
         executor.map(|executor| executor.load()).unwrap_or_default()
     }
 
+    fn has_no_figures(&self) -> bool {
+        true
+    }
+
     fn next_event(&mut self) -> Option<Event> {
         let own = self.events.pop_front();
         if let Some(event) = own.or_else(|| self.exchanges.events.pop_front()) {
@@ -177,10 +182,14 @@ impl Backend for LocalBackend<'_> {
             None => Also::Nothing,
         }
     }
+
+    fn due(&self) -> Option<Instant> {
+        self.executor.as_ref()?.due()
+    }
 }
 
 impl SessionBackend for LocalBackend<'_> {
-    fn open(&mut self) -> Result<Opened, NotOpened> {
+    fn open(&mut self, _patience: Duration) -> Result<Opened, NotOpened> {
         let mut executor = (self.open)().map_err(|error| NotOpened {
             code: error.code,
             text: format!("the mediator cannot open its executor: {error}"),

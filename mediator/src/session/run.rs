@@ -6,6 +6,7 @@
 use std::time::{Duration, Instant};
 
 use vgpu_protocol::frame::MAX_DATA;
+use vgpu_protocol::op::{Body, Request};
 use vgpu_protocol::session::server::{End, Late, Step};
 use vgpu_protocol::session::server::{Failure, Terms};
 use vgpu_protocol::session::{Server, next_in_turn};
@@ -27,6 +28,9 @@ const BACKEND_CHECK: Duration = Duration::from_millis(100);
 
 /// Time for the last frames and the close of the transport.
 const CLOSING_TIME: Duration = Duration::from_secs(2);
+
+/// Longest time for a backend to get ready, though the guest may wait longer for the answer to its Hello.
+const LONGEST_OPENING: Duration = Duration::from_secs(60);
 
 /// A peer that wakes this thread this often without moving a byte is slowed down from there on.
 const FRUITLESS_WAKES: u32 = 64;
@@ -124,7 +128,7 @@ impl Session<'_> {
         let mut moved = self.take_events(now)?;
         moved |= self.read(now)?;
         let held_back = !self.server.may_receive();
-        // Before anything is answered: whoever has an answer finds it counted.
+        // Before anything is answered: a guest with an answer finds its request counted.
         self.count();
         // Last, so that what was just asked is answered before the wait.
         let wrote = self.write(now)?;
@@ -272,6 +276,11 @@ impl Session<'_> {
     fn take_step(&mut self, now: Instant) -> Result<bool, SessionEnd> {
         match self.server.next(now).map_err(SessionEnd::from)? {
             None => return Ok(self.server.inbox().data_left() > 0),
+            Some(Step::Start(header, Request::Statistics(_))) if self.backend.has_no_figures() => {
+                self.count();
+                let body = self.observed.counters.statistics().encode();
+                self.server.complete(header.request_id, Ok(body), now);
+            }
             Some(Step::Start(header, request)) => self.backend.start(&header, request),
             Some(Step::Admit) => self.admit()?,
             Some(Step::Cancel(id)) => {
@@ -286,7 +295,10 @@ impl Session<'_> {
     }
 
     fn admit(&mut self) -> Result<(), SessionEnd> {
-        let opened = match self.backend.open() {
+        let opened = match self
+            .backend
+            .open(self.server.hello_patience(LONGEST_OPENING))
+        {
             Ok(opened) => opened,
             Err(refused) => {
                 self.server.turn_away(refused.code, &refused.text);
@@ -410,6 +422,9 @@ impl Session<'_> {
         let mut until = self.server.deadline().min(now + STOP_CHECK);
         if self.server.is_busy() {
             until = until.min(now + BACKEND_CHECK);
+        }
+        if let Some(due) = self.backend.due() {
+            until = until.min(due);
         }
         self.rests.waits_until(until);
         let in_data = self.server.inbox().data_left() > 0;

@@ -150,7 +150,7 @@ impl Guest {
         header.status
     }
 
-    /// What the mediator says before it closes.
+    /// The mediator's Closing frame: status and text.
     pub(crate) fn last_words(&mut self) -> (Status, String) {
         let (header, body, _) = self.reply();
         assert_eq!(header.op, Op::Closing, "{header:?}");
@@ -237,7 +237,7 @@ impl Held {
     }
 }
 
-/// What the session sees of it.
+/// The session's side of it.
 pub(crate) struct HeldBackend {
     held: Held,
     room: Vec<u8>,
@@ -315,7 +315,7 @@ impl Backend for HeldBackend {
 }
 
 impl SessionBackend for HeldBackend {
-    fn open(&mut self) -> Result<Opened, NotOpened> {
+    fn open(&mut self, _: Duration) -> Result<Opened, NotOpened> {
         let text = |text: &str| text.into();
         let info = InfoReply {
             total_memory: 1,
@@ -447,7 +447,7 @@ fn exchanges_of_all_sizes_in_frames_of_all_sizes() {
     });
 }
 
-/// What is sent back may be nothing, or all; and nothing may come.
+/// Any number of bytes may be sent back, from none to all, and none may be sent.
 #[test]
 fn exchanges_send_back_as_much_as_is_asked_for() {
     on_cpu(&settings(), |mut guest| {
@@ -523,7 +523,7 @@ fn a_request_that_waits_for_the_device_holds_up_no_other_lane() {
         guest.ask(5, 0, Fence {});
         guest.ask(6, 1, Fence {});
         assert!(guest.status_of(6).is_ok());
-        // The device has room again: the guest is told, and sends the rest.
+        // The device has room again: the guest gets credit, and sends the rest.
         held.now(|inner| {
             inner.room.resize(3000, 0);
             inner.events.push_back(Event::Room(2, 3000));
@@ -599,7 +599,7 @@ fn a_failure_in_the_middle_leaves_the_session() {
         let (header, body, _) = guest.reply();
         assert_eq!(header.status, Status::Cuda(700));
         assert_eq!(decode_error_text(&body), "an illegal address");
-        // What was on its way is dropped, room or not.
+        // Data under way is dropped, room or not.
         let of = FrameHeader::request(Op::Exchange, 2);
         guest.send(FrameHeader::data_up(&of, 0, true), &[0; 900]);
         guest.send(FrameHeader::data_up(&of, 0, false), &[]);

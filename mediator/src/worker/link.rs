@@ -22,6 +22,7 @@ use vgpu_socket_transport::{Expected, Secret, SecretError};
 use zeroize::{Zeroize, Zeroizing};
 
 use super::spec::Turned;
+use super::turns::{Said, Turns};
 use crate::executor::ExecutorChoice;
 use crate::policy::Share;
 use crate::session::{StopFlag, StopReason};
@@ -43,15 +44,29 @@ pub struct Report {
     /// The session's usage so far.
     #[serde(default)]
     pub usage: Usage,
-    /// What it holds now.
+    /// Its current holdings.
     #[serde(default)]
     pub standing: Standing,
     /// A finding of the worker's.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub found: Option<Found>,
-    /// Present in the last report.
+    /// Its message about its turns on the device.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub turn: Option<Said>,
+    /// Set once its work is over. What the thread that listens says after it takes nothing back.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ended: Option<Ended>,
+}
+
+impl Report {
+    /// This report, which came after `earlier`.
+    #[must_use]
+    pub fn after(mut self, earlier: &mut Self) -> Self {
+        if earlier.ended.is_some() {
+            self.ended = earlier.ended.take();
+        }
+        self
+    }
 }
 
 /// Something that only the broker can decide about.
@@ -68,13 +83,13 @@ pub enum Found {
     Client(String),
 }
 
-/// How a worker's work ended.
+/// End of a worker's work.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Ended {
     /// In one line.
     pub text: String,
-    /// Whether it ended otherwise than it should.
+    /// Whether it ended abnormally.
     pub fault: bool,
 }
 
@@ -120,6 +135,10 @@ pub enum Ask {
     TurnAway(Turned),
     /// The guest's domain is gone.
     Gone,
+    /// It has a turn on the device: without an end, or of so long.
+    Turn(Option<Duration>),
+    /// Its turn without an end ends after so long.
+    Yield(Duration),
 }
 
 impl Ask {
@@ -141,6 +160,9 @@ impl Ask {
             "gone" => Self::Gone,
             "denied" => Self::TurnAway(Turned::Denied(rest.to_owned())),
             "busy" => Self::TurnAway(Turned::Busy(rest.to_owned())),
+            "turn" if rest.is_empty() => Self::Turn(None),
+            "turn" => Self::Turn(Some(Duration::from_nanos(rest.parse().ok()?))),
+            "yield" => Self::Yield(Duration::from_nanos(rest.parse().ok()?)),
             _ => return None,
         })
     }
@@ -162,6 +184,9 @@ impl fmt::Display for Ask {
             Self::Gone => f.write_str("gone"),
             Self::TurnAway(Turned::Denied(why)) => write!(f, "denied {}", flat(why)),
             Self::TurnAway(Turned::Busy(why)) => write!(f, "busy {}", flat(why)),
+            Self::Turn(None) => f.write_str("turn"),
+            Self::Turn(Some(most)) => write!(f, "turn {}", most.as_nanos()),
+            Self::Yield(most) => write!(f, "yield {}", most.as_nanos()),
         }
     }
 }
@@ -234,13 +259,23 @@ impl Link {
         ended: &Arc<AtomicBool>,
         over: Sender<SessionName>,
         chosen: &Arc<Chosen>,
-    ) -> io::Result<Self> {
+    ) -> io::Result<(Self, Arc<Turns>)> {
         // A broker that does not read must not hold up the end of a session.
         stream.set_write_timeout(Some(Duration::from_secs(1)))?;
         let stream = Arc::new(stream);
         let (decided, decisions) = mpsc::channel();
         let (given, keys) = mpsc::channel();
         let life = Arc::default();
+        let turns = Arc::new(Turns::shared({
+            let (stream, observed) = (Arc::clone(&stream), Arc::clone(observed));
+            move |said| {
+                let report = Report {
+                    turn: Some(said),
+                    ..Report::default()
+                };
+                send(&stream, &observed, report);
+            }
+        }));
         let link = Self {
             stream: Arc::clone(&stream),
             decisions,
@@ -248,7 +283,7 @@ impl Link {
             life: Arc::clone(&life),
         };
         let (observed, stop, ended) = (observed.clone(), stop.clone(), ended.clone());
-        let chosen = chosen.clone();
+        let (chosen, shared) = (chosen.clone(), turns.clone());
         thread::Builder::new().name("link".into()).spawn(move || {
             let told = Told {
                 over,
@@ -256,16 +291,17 @@ impl Link {
                 given,
                 chosen,
                 life,
+                turns: shared,
             };
             listen(&stream, &observed, &stop, &ended, &told);
         })?;
-        Ok(link)
+        Ok((link, turns))
     }
 
     /// Tells that the guest's channel is up.
     pub(super) fn connected(&self, observed: &Observed) {
         observed.set_connected();
-        send(&self.stream, observed, None, None);
+        send(&self.stream, observed, Report::default());
     }
 
     /// The broker's decision about a [`Found::Client`]; `None`: nothing in time.
@@ -303,28 +339,34 @@ impl Link {
 
     /// Tells what this worker has found out.
     pub(super) fn found(&self, observed: &Observed, found: Found) {
-        send(&self.stream, observed, Some(found), None);
+        send(&self.stream, observed, finding(found));
     }
 
     /// A handle that does the same as [`found`](Self::found), for another thread.
     pub(super) fn finder<'a>(&'a self, observed: &'a Observed) -> impl FnMut(Found) + Send + 'a {
         let stream = &*self.stream;
-        move |found| send(stream, observed, Some(found), None)
+        move |found| send(stream, observed, finding(found))
     }
 
     /// Says the last word.
     pub(super) fn ended(&self, observed: &Observed, ended: Ended) {
-        send(&self.stream, observed, None, Some(ended));
+        let text = ended.text.chars().take(1000).collect();
+        let report = Report {
+            ended: Some(Ended { text, ..ended }),
+            ..Report::default()
+        };
+        send(&self.stream, observed, report);
     }
 }
 
-/// Where what the broker says goes.
+/// State set by the broker's messages.
 struct Told {
     over: Sender<SessionName>,
     decided: Sender<Decision>,
     given: Sender<Key>,
     chosen: Arc<Chosen>,
     life: Arc<Life>,
+    turns: Arc<Turns>,
 }
 
 /// The life of the guest's domain, and whether it is over.
@@ -362,6 +404,7 @@ fn listen(
         given,
         chosen,
         life,
+        turns,
     } = told;
     let mut reader = BufReader::new(stream.take(u64::MAX));
     // It may hold a key.
@@ -382,7 +425,7 @@ fn listen(
                     continue;
                 }
                 Some(Ask::Report) => {
-                    send(stream, observed, None, None);
+                    send(stream, observed, Report::default());
                     continue;
                 }
                 Some(Ask::Over(session)) => {
@@ -403,6 +446,14 @@ fn listen(
                     let _ = decided.send(Err(turned));
                     continue;
                 }
+                Some(Ask::Turn(most)) => {
+                    turns.give(most);
+                    continue;
+                }
+                Some(Ask::Yield(most)) => {
+                    turns.end_after(most);
+                    continue;
+                }
                 Some(Ask::Drain) => StopReason::Draining,
                 Some(Ask::Kick) => StopReason::Kicked,
                 None => {
@@ -419,18 +470,21 @@ fn listen(
     }
 }
 
-fn send(stream: &UnixStream, observed: &Observed, found: Option<Found>, ended: Option<Ended>) {
-    let bounded = |text: String| text.chars().take(1000).collect::<String>();
+fn finding(found: Found) -> Report {
+    Report {
+        found: Some(found),
+        ..Report::default()
+    }
+}
+
+/// Sends `report`, once it has what is observed.
+fn send(stream: &UnixStream, observed: &Observed, report: Report) {
     let report = Report {
         connected: observed.is_connected(),
         client: observed.client.get().cloned(),
         usage: observed.counters.usage(),
         standing: observed.counters.standing(),
-        found,
-        ended: ended.map(|ended| Ended {
-            text: bounded(ended.text),
-            ..ended
-        }),
+        ..report
     };
     match serde_json::to_vec(&report) {
         // Several threads may send; a line this short goes out in one piece or not at all.
@@ -453,6 +507,27 @@ mod tests {
     use crate::policy::Operations;
 
     #[test]
+    fn nothing_takes_back_that_it_has_ended() {
+        let mut report = Report {
+            ended: Some(Ended::fine("goodbye")),
+            ..Report::default()
+        };
+        // As the thread that listens may say when the broker asks at this moment.
+        let answer = Report {
+            turn: Some(Said::default()),
+            ..Report::default()
+        };
+        report = answer.clone().after(&mut report);
+        assert_eq!(report.ended, Some(Ended::fine("goodbye")));
+        assert_eq!(report.turn, answer.turn);
+        let again = Report {
+            ended: Some(Ended::fault("something else")),
+            ..Report::default()
+        };
+        assert_eq!(again.after(&mut report).ended, Some(Ended::fine("goodbye")));
+    }
+
+    #[test]
     fn reports_are_read_as_they_are_written_and_stay_short() {
         let report = Report {
             connected: true,
@@ -471,6 +546,10 @@ mod tests {
                 queue: u64::MAX,
             },
             found: Some(Found::Guest("z".repeat(64))),
+            turn: Some(Said {
+                over: true,
+                want: true,
+            }),
             ended: Some(Ended::fault("y".repeat(1000))),
         };
         let line = serde_json::to_string(&report).unwrap();
@@ -499,6 +578,9 @@ mod tests {
             Ask::Gone,
             Ask::TurnAway(Turned::Denied(reason.clone())),
             Ask::TurnAway(Turned::Busy(reason)),
+            Ask::Turn(None),
+            Ask::Turn(Some(Duration::from_millis(5))),
+            Ask::Yield(Duration::from_nanos(1)),
         ] {
             assert_eq!(Ask::from_line(&ask.to_string()), Some(ask));
         }
@@ -512,6 +594,7 @@ mod tests {
             idle_timeout_s: Some(u32::MAX),
             stall_timeout_s: Some(u32::MAX),
             operations: Some(Operations(scattered)),
+            weight: Some(u32::MAX),
         };
         let line = Ask::Admit(most).to_string();
         assert!(line.len() < MAX_LINE / 2, "{line}");

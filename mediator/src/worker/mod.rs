@@ -7,6 +7,7 @@
 pub mod confinement;
 pub mod link;
 pub mod spec;
+pub mod turns;
 
 use std::mem::ManuallyDrop;
 use std::net::{Shutdown, TcpStream};
@@ -37,13 +38,14 @@ use crate::usage::Observed;
 use confinement::Enclosure;
 use link::{Chosen, Ended, Found, Link};
 use spec::{Carrier, Spec};
+use turns::Turns;
 
 /// How soon a worker without a guest notices that the broker wants it to end.
 const STOP_CHECK: Duration = Duration::from_millis(250);
 
 /// How long xenstore may take to remove the keys of an offer that was taken.
 const WITHDRAW_LIMIT: Duration = Duration::from_secs(5);
-/// The part of the usual longest look at the ring that a worker allows itself: one of so many.
+/// Divisor of the usual longest look at the ring, which gives a worker's limit.
 const LOOKING_SHARE: u32 = 8;
 
 /// How long a thread that waits for xenstored may take to give up its connection.
@@ -141,7 +143,7 @@ fn run(
     let ended = Arc::new(AtomicBool::new(false));
     let (over, sessions_over) = mpsc::channel();
     let chosen = Arc::new(Chosen::new((spec.executor.clone(), spec.reason.clone())));
-    let link = match Link::start(broker, &observed, &stop, &ended, over, &chosen) {
+    let (link, turns) = match Link::start(broker, &observed, &stop, &ended, over, &chosen) {
         Ok(link) => link,
         Err(error) => {
             log::error!(
@@ -172,11 +174,15 @@ fn run(
                     };
                     let mut open = || match spec.route() {
                         Some(route) => relay::executor(&route),
-                        None => open_executor(&choice(&chosen).0, spec.share),
+                        None => open_executor(&choice(&chosen).0, spec.share, &turns),
                     };
                     let allowed = spec.operations();
                     let stop = Stop::when(&ended);
-                    match listen::file::serve(&directory, &mut open, allowed, discovery, stop) {
+                    let counters = &observed.counters;
+                    let served = listen::file::serve(
+                        &directory, &mut open, allowed, discovery, counters, stop,
+                    );
+                    match served {
                         Ok(()) => Ended::fine("stopped"),
                         Err(error) => Ended::fault(error),
                     }
@@ -184,7 +190,18 @@ fn run(
                 Err(error) => Ended::fault(error),
             }
         }
-        _ => serve_guest(spec, guest, enclosure, &observed, &stop, &link, &chosen),
+        _ => {
+            let from_broker = (&link, &turns);
+            serve_guest(
+                spec,
+                guest,
+                enclosure,
+                &observed,
+                &stop,
+                from_broker,
+                &chosen,
+            )
+        }
     };
     link.ended(&observed, end);
     ExitCode::SUCCESS
@@ -196,7 +213,7 @@ fn serve_guest(
     enclosure: Option<Enclosure>,
     observed: &Observed,
     stop: &StopFlag,
-    link: &Link,
+    (link, turns): (&Link, &Arc<Turns>),
     chosen: &Chosen,
 ) -> Ended {
     let offered = match &spec.carrier {
@@ -232,7 +249,7 @@ fn serve_guest(
     let end = match spec.route() {
         Some(route) => relay::serve(&mut transport, &route, &settings, observed, stop),
         None => {
-            let mut open = || open_executor(&spec.executor, spec.share);
+            let mut open = || open_executor(&spec.executor, spec.share, turns);
             session::serve(&mut transport, &mut open, &settings, observed, stop)
         }
     };
@@ -383,8 +400,13 @@ fn open_directory(directory: &Path, guest: Option<&str>) -> Result<Directory, St
     opened.map_err(|error| error.to_string())
 }
 
-fn open_executor(choice: &ExecutorChoice, share: Share) -> Result<Box<dyn Executor>, OpenError> {
+fn open_executor(
+    choice: &ExecutorChoice,
+    share: Share,
+    turns: &Arc<Turns>,
+) -> Result<Box<dyn Executor>, OpenError> {
     let mut executor = probe(choice.clone())?;
     executor.set_share(share);
+    executor.set_turns(turns);
     Ok(executor)
 }

@@ -18,6 +18,8 @@ use vgpu_protocol::op::{
 use vgpu_protocol::session::server::Failure;
 use vgpu_protocol::status::ErrorCode;
 
+use crate::graphs;
+
 /// No wait of a test is longer.
 pub(crate) const WATCHDOG: Duration = Duration::from_secs(60);
 
@@ -51,7 +53,40 @@ pub(crate) fn run(executor: &mut dyn Executor) {
     several_at_once(executor);
     special_numbers(executor);
     work_that_nobody_waits_for(executor);
+    graphs::run(executor);
+    long_chains(executor);
     unknown_operations(executor);
+}
+
+/// Kernels one behind the other: what the executor has for each of them is given back as they end.
+fn long_chains(executor: &mut dyn Executor) {
+    const N: u32 = 1_000_000;
+    let (module, function) = load(executor, Instant::now() + WATCHDOG).expect("a module");
+    let bytes = (u64::from(N) * 4).try_into().expect("not 0");
+    let body = ask(executor, MemoryAllocate { bytes }).expect("memory");
+    let address = MemoryAllocateReply::decode(&body).expect("a reply").address;
+    let launch = |n: u32| {
+        let parameters = [address, address, address, n.into()].map(u64::to_le_bytes);
+        Launch {
+            module,
+            function,
+            grid: [n.div_ceil(256), 1, 1],
+            block: [256, 1, 1],
+            shared_bytes: 0,
+            stream: StreamRef::DEFAULT,
+            deadline_ms: 0,
+            parameters: Bytes::new(parameters.as_flattened()).expect("short"),
+        }
+    };
+    for _ in 0..15 {
+        // A long one, behind which the others gather.
+        let sizes = std::iter::once(N).chain(std::iter::repeat_n(64, 100));
+        let asked = sizes.map(|n| (launch(n).into(), Vec::new())).collect();
+        run_all(executor, asked, Instant::now() + WATCHDOG).expect("launched");
+    }
+    ask(executor, Synchronize {}).expect("done");
+    ask(executor, MemoryFree { address }).expect("freed");
+    ask(executor, ModuleUnload { module }).expect("unloaded");
 }
 
 /// The numbers at `i`: halves, so that every sum is exact, and different at each place of a chunk.
@@ -139,6 +174,26 @@ fn run_all(
             }
         }
     }
+}
+
+/// The reply's body to a request without data.
+pub(crate) fn ask(executor: &mut dyn Executor, request: impl Into<Request>) -> Ended<Vec<u8>> {
+    let asked = vec![(request.into(), Vec::new())];
+    let mut answers = run_all(executor, asked, Instant::now() + WATCHDOG)?;
+    Ok(answers.remove(0).0)
+}
+
+/// The bytes at an address of the device.
+pub(crate) fn copy_down(executor: &mut dyn Executor, from: u64, bytes: NonZeroU64) -> Vec<u8> {
+    let stream = StreamRef::DEFAULT;
+    let copy = CopyFromDevice {
+        from,
+        bytes,
+        stream,
+    };
+    let asked = vec![(copy.into(), Vec::new())];
+    let mut answers = run_all(executor, asked, Instant::now() + WATCHDOG).expect("a copy");
+    answers.remove(0).1
 }
 
 fn bytes(n: usize) -> NonZeroU64 {

@@ -1,10 +1,11 @@
-//! What every executor must do, and what the CUDA executor does when the driver does not play along.
+//! Tests of every executor, and of the CUDA executor with a driver that fails.
 //!
 //! The same suite runs on the CPU, on a GPU (ignored unless asked for) and on the CUDA executor over
 //! a stand-in for NVIDIA's library, which also plays its failures.
 
 mod conformance;
 mod end_to_end;
+mod graphs;
 mod stand_in;
 
 use std::time::Instant;
@@ -25,7 +26,7 @@ fn cuda_on_a_gpu() {
     conformance::add(&mut executor, (1 << 26) + 12_345);
 }
 
-/// What the executor itself takes, without a session in between.
+/// Time of the executor alone, without a session.
 #[test]
 #[ignore = "needs an NVIDIA GPU"]
 fn cuda_speed_on_a_gpu() {

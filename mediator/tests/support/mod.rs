@@ -1,6 +1,7 @@
 //! A real `vgpu-mediatord` in a directory of its own.
 #![allow(dead_code, reason = "each test program uses its part of this")]
 
+pub(crate) mod openmetrics;
 pub(crate) mod other_users;
 pub(crate) mod sockets;
 
@@ -25,7 +26,7 @@ pub(crate) const VGPUCTL: &str = env!("CARGO_BIN_EXE_vgpuctl");
 pub(crate) fn wait_until(what: &str, mut ready: impl FnMut() -> bool) {
     let deadline = Instant::now() + WATCHDOG;
     while !ready() {
-        assert!(Instant::now() < deadline, "waited in vain: {what}");
+        assert!(Instant::now() < deadline, "waited without result: {what}");
         thread::sleep(Duration::from_millis(5));
     }
 }
@@ -162,7 +163,7 @@ impl Mediator {
         self.workers()
     }
 
-    /// What its descriptors are.
+    /// Its open descriptors, as the kernel names them.
     pub(crate) fn descriptors(&self) -> Vec<String> {
         descriptors(self.pid())
     }
@@ -211,6 +212,22 @@ pub(crate) fn options() -> Options {
         client_name: "end to end".into(),
         ..Options::default()
     }
+}
+
+/// Exchanges 16 MiB, and runs `meanwhile` once the first have come back. All of them must, if it ends well.
+pub(crate) fn exchange_and(client: &mut Client, meanwhile: impl FnOnce()) -> Result<(), Error> {
+    let n = 1 << 24;
+    let (data, mut back) = (vec![3; n], vec![0; n]);
+    let mut meanwhile = Some(meanwhile);
+    client.exchange_watched(&data, &mut back, |complete| {
+        if complete > 0
+            && let Some(meanwhile) = meanwhile.take()
+        {
+            meanwhile();
+        }
+    })?;
+    assert!(meanwhile.is_none() && back == data);
+    Ok(())
 }
 
 /// Adds two vectors of `n` elements and checks every sum.

@@ -1,12 +1,14 @@
-//! How the fields of a body lie on the wire: little-endian, one after the other, without padding.
+//! The encoding of a body's fields: little-endian, one after the other, without padding.
 
 use std::num::{NonZeroU16, NonZeroU32, NonZeroU64};
 use std::ops::Deref;
 
+use smallvec::SmallVec;
+
 use crate::handle::{Handle, HandleKind};
 use crate::status::{Status, printable};
 
-/// Why a field was refused.
+/// The reasons why a field is refused.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum FieldError {
@@ -18,12 +20,12 @@ pub enum FieldError {
         /// Bytes left in the body.
         left: usize,
     },
-    /// A value that the field may not have.
+    /// A value that is not allowed in this field.
     #[error("is {value}, {rule}")]
     Value {
         /// The value found.
         value: u64,
-        /// What is allowed.
+        /// The allowed values.
         rule: &'static str,
     },
     /// A text or list that is too long.
@@ -37,7 +39,7 @@ pub enum FieldError {
     /// A text that is not UTF-8.
     #[error("is not UTF-8")]
     NotText,
-    /// A handle that names nothing that could be.
+    /// An invalid handle.
     #[error("{0}")]
     Handle(crate::handle::HandleError),
 }
@@ -73,22 +75,22 @@ impl<'a> Reader<'a> {
     }
 }
 
-/// A value as it travels in a body.
+/// A value as it is encoded in a body.
 pub trait Field: Sized {
-    /// What the table in `docs/protocol.md` calls it.
+    /// Its name in the tables of `docs/protocol.md`.
     const NAME: &'static str;
-    /// Most bytes it takes.
+    /// Most bytes of its encoding.
     const MAX_LEN: usize;
-    /// Of a list: how many values at most, and what each is.
+    /// For a list: the most values, and the name of each value's type.
     const LIST: Option<(usize, &'static str)> = None;
 
     /// Appends it to a body.
     fn write(&self, body: &mut Vec<u8>);
 
-    /// Takes it off the front.
+    /// Reads it from the front.
     ///
     /// # Errors
-    /// It is cut short, or has a value that it may not have.
+    /// It is cut short, or its value is not allowed.
     fn read(reader: &mut Reader<'_>) -> Result<Self, FieldError>;
 }
 
@@ -158,8 +160,8 @@ impl Field for Handle {
     }
 }
 
-/// The stream that work goes to, in the numbers of the CUDA driver API: 0 and 1 are the default stream
-/// that all lanes share, 2 is the lane's own, and everything else is the handle of a stream.
+/// The stream for a request's work, in the numbers of the CUDA driver API: 0 and 1 are the default
+/// stream that all lanes share, 2 is the lane's own, and everything else is the handle of a stream.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct StreamRef(u64);
 
@@ -243,7 +245,7 @@ impl<const MAX: usize> Text<MAX> {
         Self(bounded(text, MAX).to_owned())
     }
 
-    /// The text. Off the wire, without control characters: it may be shown on a terminal.
+    /// The text. A decoded one has no control characters: it may be shown on a terminal.
     pub fn as_str(&self) -> &str {
         &self.0
     }
@@ -292,14 +294,17 @@ impl<const MAX: usize> Field for Text<MAX> {
     }
 }
 
+/// Bytes of a body that lie in it, without memory of their own: as many as the parameters of most launches.
+pub type BodyBytes = SmallVec<[u8; 32]>;
+
 /// Bytes without meaning to the protocol, at most `MAX`: their number as u16, then the bytes.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
-pub struct Bytes<const MAX: usize>(Vec<u8>);
+pub struct Bytes<const MAX: usize>(BodyBytes);
 
 impl<const MAX: usize> Bytes<MAX> {
     /// `bytes`, or `None` where there are more than `MAX`.
     pub fn new(bytes: &[u8]) -> Option<Self> {
-        (bytes.len() <= MAX).then(|| Self(bytes.to_owned()))
+        (bytes.len() <= MAX).then(|| Self(BodyBytes::from_slice(bytes)))
     }
 
     /// The bytes.
@@ -310,7 +315,7 @@ impl<const MAX: usize> Bytes<MAX> {
 
 impl<const MAX: usize> From<Bytes<MAX>> for Vec<u8> {
     fn from(bytes: Bytes<MAX>) -> Self {
-        bytes.0
+        bytes.0.into_vec()
     }
 }
 
@@ -325,7 +330,7 @@ impl<const MAX: usize> Field for Bytes<MAX> {
 
     fn read(reader: &mut Reader<'_>) -> Result<Self, FieldError> {
         let len = read_len(reader, MAX)?;
-        Ok(Self(reader.take(len)?.to_owned()))
+        Ok(Self(BodyBytes::from_slice(reader.take(len)?)))
     }
 }
 
@@ -340,10 +345,10 @@ impl<T, const MAX: usize> Default for List<T, MAX> {
 }
 
 impl<T, const MAX: usize> List<T, MAX> {
-    /// Adds a value; gives it back where the list is full.
+    /// Adds a value.
     ///
     /// # Errors
-    /// `value` itself.
+    /// `value` itself, if the list is full.
     pub fn push(&mut self, value: T) -> Result<(), T> {
         if self.0.len() >= MAX {
             return Err(value);

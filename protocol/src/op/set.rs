@@ -1,4 +1,4 @@
-//! Sets of operations, for those who allow some of them only.
+//! Sets of operations, for policies that allow only some of them.
 
 use super::{Features, Op};
 
@@ -9,7 +9,7 @@ const BITS: usize = u64::BITS as usize;
 
 /// A set of operations that can be requested.
 ///
-/// What every session has (its own operations, [`Features::QUIET`] included) is in all of them.
+/// The operations of every session ([`Features::QUIET`] included) are in all sets.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct OpSet([u64; MOST / BITS]);
 
@@ -17,7 +17,7 @@ impl OpSet {
     /// Every operation.
     pub const ALL: Self = Self::those(true);
 
-    /// Only what every session has.
+    /// Only the operations of every session.
     pub const NONE: Self = Self::those(false);
 
     const fn those(all: bool) -> Self {
@@ -48,19 +48,19 @@ impl OpSet {
         self
     }
 
-    /// What is in both.
+    /// The operations in both.
     #[must_use]
     pub fn common(self, other: Self) -> Self {
         Self(std::array::from_fn(|at| self.0[at] & other.0[at]))
     }
 
-    /// What is in either.
+    /// The operations in either.
     #[must_use]
     pub fn union(self, other: Self) -> Self {
         Self(std::array::from_fn(|at| self.0[at] | other.0[at]))
     }
 
-    /// The features of which it has an operation, and those that every session has.
+    /// The features of its operations, and those that every session has.
     pub fn features(self) -> Features {
         let ops = Op::REQUESTS.iter().filter(|op| self.contains(**op));
         ops.filter_map(|op| op.spec())
@@ -73,7 +73,7 @@ impl OpSet {
         ops.fold(None, |set, op| Some(set.unwrap_or(Self::NONE).with(op)))
     }
 
-    /// The fewest names that make it up: those of whole families, and of single operations.
+    /// The fewest names that make it up: of whole families and of single operations.
     pub fn names(self) -> Vec<String> {
         let mut names: Vec<String> = Vec::new();
         for op in choosable().filter(|op| self.contains(*op)) {
@@ -93,7 +93,7 @@ impl OpSet {
     }
 }
 
-/// Whether a session without it would be none.
+/// Whether every session needs this operation.
 const fn is_every_sessions(op: Op) -> bool {
     match op.spec() {
         Some(spec) => Features::QUIET.contains(spec.feature),
@@ -107,18 +107,18 @@ fn choosable() -> impl Iterator<Item = Op> {
     ops.filter(|op| !is_every_sessions(*op))
 }
 
-/// The names by which `op` can be meant.
+/// The names that include `op`.
 fn of(op: Op) -> impl Iterator<Item = String> {
     [family(op), kebab(op)].into_iter()
 }
 
-/// Its first word, which it shares with its like.
+/// Its first word, which its family shares.
 fn family(op: Op) -> String {
     let name = kebab(op);
     name.split('-').next().unwrap_or_default().to_owned()
 }
 
-/// `module-load` for ModuleLoad.
+/// The name in kebab case: `module-load` for ModuleLoad.
 fn kebab(op: Op) -> String {
     let mut name = String::new();
     for letter in op.to_string().chars() {
@@ -154,6 +154,16 @@ mod tests {
         assert!(load.contains(Op::ModuleLoad) && !load.contains(Op::ModuleUnload));
         for name in ["", "modul", "Module", "hello", "ping", "all"] {
             assert_eq!(OpSet::named(name), None, "{name}");
+        }
+        // None has a family's name for its own: it could not be meant alone.
+        for op in choosable() {
+            let alone = OpSet::NONE.with(op);
+            let names: Vec<_> = alone
+                .names()
+                .iter()
+                .map(|name| OpSet::named(name))
+                .collect();
+            assert_eq!(names, [Some(alone)], "{op}");
         }
         let launch = OpSet::named("launch").unwrap();
         assert_eq!(load.union(launch).names(), ["module-load", "launch"]);

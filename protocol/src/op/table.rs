@@ -21,28 +21,28 @@ pub const MAX_INFO_TEXT: usize = 512;
 /// Most bytes of a ping.
 pub const MAX_PING: usize = 4096;
 
-/// Failures a mediator keeps between two fences; what exceeds them is counted only.
+/// Failures that a mediator keeps between two fences; further ones are only counted.
 pub const MAX_QUIET_FAILURES: usize = 64;
 
 /// Longest name of a device, in bytes.
 pub const MAX_DEVICE_NAME: usize = 256;
 
-/// Attributes of a device at most; CUDA 13 has 150.
+/// Most attributes of a device; CUDA 13 has 150.
 pub const MAX_ATTRIBUTES: usize = 256;
 
 /// Longest name of a kernel or variable in a module, in bytes: templates make long ones.
 pub const MAX_SYMBOL: usize = 8192;
 
-/// Attributes of a function at most; CUDA 13 has 16.
+/// Most attributes of a function; CUDA 13 has 16.
 pub const MAX_FUNCTION_ATTRIBUTES: usize = 32;
 
-/// Parameters of a kernel at most.
+/// Most parameters of a kernel.
 pub const MAX_PARAMETERS: usize = 4096;
 
-/// Bytes of a kernel's packed parameters at most, as CUDA has it from 12.1 on.
+/// Most bytes of a kernel's packed parameters, as in CUDA since 12.1.
 pub const MAX_PARAMETER_BYTES: usize = 32_764;
 
-/// Bytes of a module's image at most.
+/// Most bytes of a module's image.
 pub const MAX_IMAGE: u64 = 256 << 20;
 
 /// Flags that a stream may have: `CU_STREAM_NON_BLOCKING`.
@@ -51,10 +51,13 @@ pub const STREAM_FLAGS: u32 = 1;
 /// Flags that an event may have: `CU_EVENT_BLOCKING_SYNC` and `CU_EVENT_DISABLE_TIMING`.
 pub const EVENT_FLAGS: u32 = 3;
 
-/// Bytes at most that one answer has of what kernels have printed.
+/// Modes of a capture: `CU_STREAM_CAPTURE_MODE_GLOBAL`, `THREAD_LOCAL` and `RELAXED`.
+pub const CAPTURE_MODES: u8 = 3;
+
+/// Most bytes of printed output in one answer.
 pub const MAX_PRINTED: usize = 16 << 10;
 
-/// What stands for an attribute that the driver does not have.
+/// The value of an attribute that the driver does not have.
 pub const NO_ATTRIBUTE: i32 = i32::MIN;
 
 operations! {
@@ -66,25 +69,26 @@ operations! {
             min_version: NonZeroU16,
             /// Newest version the guest speaks, not below `min_version`.
             max_version: u16,
-            /// What the guest can use; unknown bits are ignored.
+            /// Features that the guest can use; unknown bits are ignored.
             features: Features,
-            /// Which program this is, for the mediator's log.
+            /// Name of the client program, for the mediator's log.
             client_name: Text<MAX_CLIENT_NAME>,
         } check rules::hello,
         reply {
             /// The version both speak from now on: the highest in common.
             version: NonZeroU16,
-            /// What both sides have.
+            /// The features that both sides have.
             features: Features,
             /// Lanes are numbered from 0 to one below this.
             max_lanes: NonZeroU16,
-            /// Requests that may be under way at once, and quiet ones as many again.
+            /// Most requests under way at once, and as many quiet ones.
             max_requests: NonZeroU16,
-            /// Objects of each kind that may be open at once.
+            /// Most objects of each kind that may be open at once.
             max_handles: u32,
             /// Bytes of a request's data that may be sent before the mediator grants any.
             initial_credit: u32,
-            /// Different for every session a mediator ever opens; state of another epoch is gone.
+            /// Different for every session that a mediator ever opens; state of another epoch is
+            /// gone.
             epoch: u64,
         }
     }
@@ -96,7 +100,7 @@ operations! {
         reply {}
     }
 
-    /// What executes the session's work, and why that.
+    /// Describes the executor of the session's work, and why it was chosen.
     5 => Info / InfoReply {
         feature: NONE, quiet: no,
         request {}
@@ -109,14 +113,14 @@ operations! {
             device: Text<MAX_INFO_TEXT>,
             /// Driver name and version.
             driver: Text<MAX_INFO_TEXT>,
-            /// One line: why the mediator took this executor.
+            /// One line: why the mediator chose this executor.
             reason: Text<MAX_INFO_TEXT>,
             /// Name and version of the mediator.
             mediator: Text<MAX_INFO_TEXT>,
         }
     }
 
-    /// Sends the same bytes back. A quiet one is only received.
+    /// Returns the same bytes. A quiet one is only received.
     6 => Ping / PingReply {
         feature: NONE, quiet: yes,
         request {
@@ -134,21 +138,21 @@ operations! {
         feature: QUIET, quiet: no,
         request {}
         reply {
-            /// Failures that no entry of the list names.
+            /// Failures that the list does not name.
             dropped: u32,
-            /// The first quiet requests that failed since the fence before, of any lane.
+            /// The first quiet requests that have failed since the last fence, on any lane.
             failures: List<QuietFailure, MAX_QUIET_FAILURES>,
         }
     }
 
-    /// Takes data and sends its first bytes back while more of it comes: no device has to do with it, so that it
-    /// shows what the way to the mediator can do.
+    /// Takes data and returns its first bytes while more of it arrives. No device takes part, so it
+    /// shows what the connection to the mediator can do.
     8 => Exchange / ExchangeReply {
         feature: EXCHANGE, quiet: no,
         request {
-            /// Bytes that come up, fewer than 2^60.
+            /// Bytes that go up, fewer than 2^60.
             up: u64,
-            /// Bytes that go down, the first of those that come.
+            /// Bytes that come down, the first of those that go up.
             down: u64,
         } check rules::exchange,
         reply {}
@@ -156,50 +160,50 @@ operations! {
         data down |exchange| exchange.down,
     }
 
-    /// Takes what kernels have printed: the oldest first, as much as an answer holds. An answer without the flag
-    /// PRINTED was the last of it.
+    /// Takes printed output of kernels, the oldest first, as much as fits an answer. An answer
+    /// without the flag PRINTED was the last of it.
     15 => TakePrinted / TakePrintedReply {
         feature: PRINTED, quiet: no,
         request {}
         reply {
-            /// Bytes that were printed before these and are lost: the mediator keeps a bounded number.
+            /// Bytes lost before these: the mediator keeps a bounded number.
             lost: u64,
-            /// The bytes, whatever they are: lines of text, as a rule, whose last may have no end yet.
+            /// The bytes: as a rule lines of text, of which the last may be incomplete.
             text: Bytes<MAX_PRINTED>,
         }
     }
 
-    /// What a device is and can do: everything that does not change.
+    /// Describes a device: everything that does not change.
     16 => DeviceInfo / DeviceInfoReply {
         feature: GPU, quiet: no,
         request {
-            /// Which device of the session, from 0.
+            /// Index of the device in the session, from 0.
             device: u32,
         }
         reply {
-            /// Devices of the session.
+            /// Number of devices in the session.
             devices: u32,
-            /// Bytes of device memory that this session may have.
+            /// Bytes of device memory that this session may use.
             total_memory: u64,
-            /// The newest version of CUDA that the driver knows, as 1000 × major + 10 × minor.
+            /// The newest version of CUDA that the driver supports, as 1000 × major + 10 × minor.
             driver_version: u32,
             /// The device's own 16 bytes, or none.
             uuid: Bytes<16>,
             /// Its name.
             name: Text<MAX_DEVICE_NAME>,
-            /// At place k the value of `CUdevice_attribute` k; -2147483648 where there is none.
+            /// At index k the value of `CUdevice_attribute` k; -2147483648 where there is none.
             attributes: List<i32, MAX_ATTRIBUTES>,
         }
     }
 
-    /// How much device memory there is (`cuMemGetInfo`).
+    /// Returns the free and the total device memory (`cuMemGetInfo`).
     17 => MemoryInfo / MemoryInfoReply {
         feature: GPU, quiet: no,
         request {}
         reply {
             /// Bytes that can still be allocated.
             free: u64,
-            /// Bytes that this session may have.
+            /// Bytes that this session may use.
             total: u64,
         }
     }
@@ -208,34 +212,36 @@ operations! {
     18 => MemoryAllocate / MemoryAllocateReply {
         feature: GPU, quiet: no,
         request {
-            /// Bytes.
+            /// Bytes to allocate.
             bytes: NonZeroU64,
         }
         reply {
-            /// Where they begin.
+            /// First address.
             address: u64,
         }
     }
 
-    /// Frees an allocation once the work sent before is done (`cuMemFree`). Work sent later can no longer name it.
+    /// Frees an allocation once the work sent before is done (`cuMemFree`). Work sent later cannot
+    /// use it.
     19 => MemoryFree / MemoryFreeReply {
         feature: GPU, quiet: yes,
         request {
-            /// Where the allocation begins.
+            /// First address of the allocation.
             address: u64,
         }
         reply {}
     }
 
-    /// Copies its data to the device (`cuMemcpyHtoDAsync` of pageable memory). It is over when its data has been taken.
+    /// Copies its data to the device (`cuMemcpyHtoDAsync` of pageable memory). It is over once its
+    /// data has been taken.
     20 => CopyToDevice / CopyToDeviceReply {
         feature: GPU, quiet: yes,
         request {
-            /// First address. The bytes lie within one allocation.
+            /// First address. All bytes must be within one allocation.
             to: u64,
             /// Bytes.
             bytes: NonZeroU64,
-            /// In the order of which stream.
+            /// The stream whose order it joins.
             stream: StreamRef,
         }
         reply {}
@@ -246,15 +252,16 @@ operations! {
     21 => CopyFromDevice / CopyFromDeviceReply {
         feature: GPU, quiet: no,
         request {
-            /// First address. The bytes lie within one allocation.
+            /// First address. All bytes must be within one allocation.
             from: u64,
             /// Bytes.
             bytes: NonZeroU64,
-            /// In the order of which stream.
+            /// The stream whose order it joins.
             stream: StreamRef,
         }
         reply {
-            /// Nanoseconds that the device ran kernels of this session, since the last such answer.
+            /// Nanoseconds for which the device ran kernels of this session since the last such
+            /// answer.
             device_ns: u64,
         }
         data down |copy| copy.bytes.get(),
@@ -270,17 +277,17 @@ operations! {
             from: u64,
             /// Bytes.
             bytes: NonZeroU64,
-            /// In the order of which stream.
+            /// The stream whose order it joins.
             stream: StreamRef,
         }
         reply {}
     }
 
     /// Sets elements to one value (`cuMemsetD8Async`, `D16Async`, `D32Async`).
-    23 => Fill / FillReply {
+    23 => FillRange / FillRangeReply {
         feature: GPU, quiet: yes,
         request {
-            /// First address, a multiple of the element's bytes.
+            /// First address, a multiple of `element_bytes`.
             to: u64,
             /// The value; its low bits where an element has fewer than 32.
             value: u32,
@@ -288,18 +295,18 @@ operations! {
             element_bytes: u8,
             /// Elements.
             count: NonZeroU64,
-            /// In the order of which stream.
+            /// The stream whose order it joins.
             stream: StreamRef,
         } check rules::fill,
         reply {}
     }
 
-    /// Loads a module from its data: PTX, a cubin or a fatbin (`cuModuleLoadData`). Where it fails, whatever
-    /// names the module fails in the same way until it is unloaded.
+    /// Loads a module from its data: PTX, a cubin or a fatbin (`cuModuleLoadData`). If it fails,
+    /// every request that names the module fails in the same way until it is unloaded.
     24 => ModuleLoad / ModuleLoadReply {
         feature: GPU, quiet: no,
         request {
-            /// The module from now on.
+            /// The handle of the new module.
             module: Handle,
             /// Bytes of the image, at most 256 MiB.
             bytes: NonZeroU64,
@@ -312,7 +319,7 @@ operations! {
     25 => ModuleUnload / ModuleUnloadReply {
         feature: GPU, quiet: yes,
         request {
-            /// Which.
+            /// The module.
             module: Handle,
         }
         reply {}
@@ -322,9 +329,9 @@ operations! {
     26 => ModuleFunction / ModuleFunctionReply {
         feature: GPU, quiet: no,
         request {
-            /// Where.
+            /// The module.
             module: Handle,
-            /// Its name, as the image has it.
+            /// Its name in the image.
             name: Text<MAX_SYMBOL>,
         }
         reply {
@@ -332,26 +339,27 @@ operations! {
             function: u32,
             /// Bytes of its packed parameters.
             parameter_bytes: u32,
-            /// At place k the value of `CUfunction_attribute` k; -2147483648 where there is none.
+            /// At index k the value of `CUfunction_attribute` k; -2147483648 where there is none.
             attributes: List<i32, MAX_FUNCTION_ATTRIBUTES>,
-            /// Its parameters in their order.
+            /// Its parameters in order.
             parameters: List<ParameterPlace, MAX_PARAMETERS>,
         }
     }
 
-    /// Looks a variable up (`cuModuleGetGlobal`). Copies may name its memory until the module is unloaded.
+    /// Looks a variable up (`cuModuleGetGlobal`). Copies may use its memory until the module is
+    /// unloaded.
     27 => ModuleGlobal / ModuleGlobalReply {
         feature: GPU, quiet: no,
         request {
-            /// Where.
+            /// The module.
             module: Handle,
-            /// Its name, as the image has it.
+            /// Its name in the image.
             name: Text<MAX_SYMBOL>,
         }
         reply {
-            /// Where it lies.
+            /// Its address.
             address: u64,
-            /// Its bytes.
+            /// Its size in bytes.
             bytes: u64,
         }
     }
@@ -362,7 +370,7 @@ operations! {
         request {
             /// The module.
             module: Handle,
-            /// The kernel's number there.
+            /// The kernel's number in the module.
             function: u32,
             /// `CUfunction_attribute`.
             attribute: u32,
@@ -372,63 +380,67 @@ operations! {
         reply {}
     }
 
-    /// Runs a kernel (`cuLaunchKernel`). It is over when the device has it in its queue.
+    /// Runs a kernel (`cuLaunchKernel`). It is over once the device has it in its queue.
     29 => Launch / LaunchReply {
         feature: GPU, quiet: yes,
         request {
             /// The module.
             module: Handle,
-            /// The kernel's number there.
+            /// The kernel's number in the module.
             function: u32,
-            /// Blocks.
+            /// Number of blocks.
             grid: [u32; 3],
-            /// Threads of a block.
+            /// Number of threads of a block.
             block: [u32; 3],
             /// Bytes of dynamic shared memory of a block.
             shared_bytes: u32,
-            /// In the order of which stream.
+            /// The stream whose order it joins.
             stream: StreamRef,
-            /// Longest time it may run; 0 = the mediator's own limit.
+            /// Longest run time in milliseconds; 0 = the mediator's own limit.
             deadline_ms: u32,
-            /// The parameters, each at its place.
+            /// The packed parameters, each at its offset.
             parameters: Bytes<MAX_PARAMETER_BYTES>,
         }
         reply {}
     }
 
-    /// Waits until the device has done everything that was sent before, on any lane (`cuCtxSynchronize`).
+    /// Waits until the device has done all work sent before, on any lane (`cuCtxSynchronize`).
     30 => Synchronize / SynchronizeReply {
         feature: GPU, quiet: no,
         request {}
         reply {
-            /// Nanoseconds that the device ran kernels of this session, since the last such answer.
+            /// Nanoseconds for which the device ran kernels of this session since the last such
+            /// answer.
             device_ns: u64,
         }
     }
 
-    /// Waits until the device has done everything that was sent to one stream before (`cuStreamSynchronize`).
+    /// Waits until the device has done all work sent to one stream before (`cuStreamSynchronize`).
     31 => StreamSynchronize / StreamSynchronizeReply {
         feature: GPU, quiet: no,
         request {
-            /// Which.
+            /// The stream.
             stream: StreamRef,
         }
         reply {
-            /// Nanoseconds that the device ran kernels of this session, since the last such answer.
+            /// Nanoseconds for which the device ran kernels of this session since the last such
+            /// answer.
             device_ns: u64,
         }
     }
 
-    /// Opens a stream (`cuStreamCreateWithPriority`). Where it fails, whatever names the stream fails in the
-    /// same way until it is destroyed.
+    /// Opens a stream (`cuStreamCreateWithPriority`). If it fails, every request that names the
+    /// stream fails in the same way until it is destroyed.
     32 => StreamCreate / StreamCreateReply {
         feature: GPU, quiet: yes,
         request {
-            /// The stream from now on.
+            /// The handle of the new stream.
             stream: Handle,
-            /// `CU_STREAM_NON_BLOCKING` (1): it runs beside the default stream. 0: the two wait for each other.
+            /// `CU_STREAM_NON_BLOCKING` (1): it runs beside the default stream. 0: the two wait for
+            /// each other.
             flags: u32,
-            /// Lower numbers first; what the device does not have is taken for the nearest that it has.
+            /// Lower numbers first; a priority that the device does not have is replaced by the
+            /// nearest one it has.
             priority: i32,
         }
         reply {}
@@ -438,46 +450,47 @@ operations! {
     33 => StreamDestroy / StreamDestroyReply {
         feature: GPU, quiet: yes,
         request {
-            /// Which.
+            /// The stream.
             stream: Handle,
         }
         reply {}
     }
 
-    /// Whether a stream has nothing left to do (`cuStreamQuery`).
+    /// Tells whether a stream has nothing left to do (`cuStreamQuery`).
     34 => StreamQuery / StreamQueryReply {
         feature: GPU, quiet: no,
         request {
-            /// Which.
+            /// The stream.
             stream: StreamRef,
         }
         reply {
-            /// 1 if everything that was sent to it before is done, 0 if not.
+            /// 1 if all work sent to it before is done, 0 if not.
             done: u8,
         }
     }
 
-    /// Has what is sent to a stream from now on wait for an event, as it was recorded last
-    /// (`cuStreamWaitEvent`). An event that was never recorded is not waited for.
+    /// Makes work sent to a stream from now on wait for the latest record of an event
+    /// (`cuStreamWaitEvent`). An event that was never recorded causes no wait.
     35 => StreamWaitEvent / StreamWaitEventReply {
         feature: GPU, quiet: yes,
         request {
-            /// Which waits.
+            /// The stream that waits.
             stream: StreamRef,
-            /// For what.
+            /// The event that it waits for.
             event: Handle,
         }
         reply {}
     }
 
-    /// Makes an event (`cuEventCreate`). Where it fails, whatever names the event fails in the same way until it is
-    /// destroyed.
+    /// Makes an event (`cuEventCreate`). If it fails, every request that names the event fails in
+    /// the same way until it is destroyed.
     36 => EventCreate / EventCreateReply {
         feature: GPU, quiet: yes,
         request {
-            /// The event from now on.
+            /// The handle of the new event.
             event: Handle,
-            /// `CU_EVENT_DISABLE_TIMING` (2): it has no time. `CU_EVENT_BLOCKING_SYNC` (1) changes nothing.
+            /// `CU_EVENT_DISABLE_TIMING` (2): it has no time. `CU_EVENT_BLOCKING_SYNC` (1) has no
+            /// effect.
             flags: u32,
         }
         reply {}
@@ -487,62 +500,376 @@ operations! {
     37 => EventDestroy / EventDestroyReply {
         feature: GPU, quiet: yes,
         request {
-            /// Which.
+            /// The event.
             event: Handle,
         }
         reply {}
     }
 
-    /// Records an event: it comes when the stream has done what was sent to it before (`cuEventRecord`).
+    /// Records an event: it is reached when the stream has done all work sent to it before
+    /// (`cuEventRecord`).
     38 => EventRecord / EventRecordReply {
         feature: GPU, quiet: yes,
         request {
-            /// Which.
+            /// The event.
             event: Handle,
-            /// Where.
+            /// The stream.
             stream: StreamRef,
         }
         reply {}
     }
 
-    /// Whether an event has come, as it was recorded last (`cuEventQuery`).
+    /// Tells whether the latest record of an event has been reached (`cuEventQuery`).
     39 => EventQuery / EventQueryReply {
         feature: GPU, quiet: no,
         request {
-            /// Which.
+            /// The event.
             event: Handle,
         }
         reply {
-            /// 1 if it has come or was never recorded, 0 if not.
+            /// 1 if it has been reached or was never recorded, 0 if not.
             done: u8,
         }
     }
 
-    /// Waits until an event has come, as it was recorded last (`cuEventSynchronize`).
+    /// Waits until the latest record of an event has been reached (`cuEventSynchronize`).
     40 => EventSynchronize / EventSynchronizeReply {
         feature: GPU, quiet: no,
         request {
-            /// Which.
+            /// The event.
             event: Handle,
         }
         reply {
-            /// Nanoseconds that the device ran kernels of this session, since the last such answer.
+            /// Nanoseconds for which the device ran kernels of this session since the last such
+            /// answer.
             device_ns: u64,
         }
     }
 
-    /// The time between two events that have come (`cuEventElapsedTime`).
+    /// Returns the time between two events that have been reached (`cuEventElapsedTime`).
     41 => EventElapsed / EventElapsedReply {
         feature: GPU, quiet: no,
         request {
-            /// The earlier.
+            /// The earlier event.
             start: Handle,
-            /// The later.
+            /// The later event.
             end: Handle,
         }
         reply {
-            /// Nanoseconds, as finely as the device tells them; 0 where the first came later.
+            /// Nanoseconds, with the device's resolution; 0 if the first was reached later.
             nanoseconds: u64,
+        }
+    }
+
+    /// Copies its data to rows of device memory, width bytes to each (`cuMemcpy2DAsync` of pageable memory). It is over
+    /// when its data has been taken.
+    42 => CopyRowsToDevice / CopyRowsToDeviceReply {
+        feature: GPU, quiet: yes,
+        request {
+            /// First address of the first row. All rows lie within one allocation.
+            to: u64,
+            /// Bytes from the beginning of one row to that of the next: no fewer than `width`, no more than
+            /// `CU_DEVICE_ATTRIBUTE_MAX_PITCH`.
+            pitch: u64,
+            /// Bytes of a row.
+            width: NonZeroU64,
+            /// Rows. All together have fewer than 2^60 bytes.
+            height: NonZeroU64,
+            /// The stream whose order it joins.
+            stream: StreamRef,
+        } check rules::copy_rows_to_device,
+        reply {}
+        data up |copy| copy.width.get().saturating_mul(copy.height.get()),
+    }
+
+    /// Copies rows of device memory to its data, once the work before it in the stream is done (`cuMemcpy2DAsync`).
+    43 => CopyRowsFromDevice / CopyRowsFromDeviceReply {
+        feature: GPU, quiet: no,
+        request {
+            /// First address of the first row. All rows lie within one allocation.
+            from: u64,
+            /// Bytes from the beginning of one row to that of the next: no fewer than `width`, no more than
+            /// `CU_DEVICE_ATTRIBUTE_MAX_PITCH`.
+            pitch: u64,
+            /// Bytes of a row.
+            width: NonZeroU64,
+            /// Rows. All together have fewer than 2^60 bytes.
+            height: NonZeroU64,
+            /// The stream whose order it joins.
+            stream: StreamRef,
+        } check rules::copy_rows_from_device,
+        reply {
+            /// Nanoseconds for which the device ran kernels of this session since the last such answer.
+            device_ns: u64,
+        }
+        data down |copy| copy.width.get().saturating_mul(copy.height.get()),
+    }
+
+    /// Copies rows within the device (`cuMemcpy2DAsync`). If they overlap, the result is undefined.
+    44 => CopyRowsWithinDevice / CopyRowsWithinDeviceReply {
+        feature: GPU, quiet: yes,
+        request {
+            /// First address to write.
+            to: u64,
+            /// Bytes from the beginning of one row there to that of the next.
+            to_pitch: u64,
+            /// First address to read.
+            from: u64,
+            /// Bytes from the beginning of one row there to that of the next.
+            from_pitch: u64,
+            /// Bytes of a row.
+            width: NonZeroU64,
+            /// Rows.
+            height: NonZeroU64,
+            /// The stream whose order it joins.
+            stream: StreamRef,
+        }
+        reply {}
+    }
+
+    /// Sets the elements of rows to one value (`cuMemsetD2D8Async`, `D2D16Async`, `D2D32Async`).
+    45 => FillRows / FillRowsReply {
+        feature: GPU, quiet: yes,
+        request {
+            /// First address, a multiple of the element's bytes.
+            to: u64,
+            /// Bytes from the beginning of one row to that of the next, a multiple of the element's.
+            pitch: u64,
+            /// The value; its low bits where an element has fewer than 32.
+            value: u32,
+            /// Bytes of an element: 1, 2 or 4.
+            element_bytes: u8,
+            /// Elements of a row.
+            width: NonZeroU64,
+            /// Rows.
+            height: NonZeroU64,
+            /// The stream whose order it joins.
+            stream: StreamRef,
+        } check rules::fill_rows,
+        reply {}
+    }
+
+    /// Allocates device memory for rows, with a pitch chosen by the device (`cuMemAllocPitch`). MemoryFree frees it.
+    46 => MemoryAllocateRows / MemoryAllocateRowsReply {
+        feature: GPU, quiet: no,
+        request {
+            /// Bytes of a row.
+            width: NonZeroU64,
+            /// Rows.
+            height: NonZeroU64,
+            /// Bytes of what kernels will read at once: 4, 8 or 16.
+            element_bytes: u8,
+        }
+        reply {
+            /// Where the first row begins.
+            address: u64,
+            /// Bytes from the beginning of one row to that of the next. All of them count against the quota.
+            pitch: u64,
+        }
+    }
+
+    /// Allocates device memory in the order of a stream (`cuMemAllocAsync` from the default pool): what that stream has
+    /// freed can be had again at once. What is sent to other streams waits for it by way of an event.
+    47 => MemoryAllocateAsync / MemoryAllocateAsyncReply {
+        feature: GPU, quiet: no,
+        request {
+            /// Bytes.
+            bytes: NonZeroU64,
+            /// In the order of which stream.
+            stream: StreamRef,
+        }
+        reply {
+            /// Where they begin.
+            address: u64,
+        }
+    }
+
+    /// Frees an allocation in the order of a stream (`cuMemFreeAsync`): the pool has it from there on. Work sent later
+    /// can no longer name it. MemoryFree gives it to the pool as well, in the order of all streams.
+    48 => MemoryFreeAsync / MemoryFreeAsyncReply {
+        feature: GPU, quiet: yes,
+        request {
+            /// Where the allocation begins.
+            address: u64,
+            /// In the order of which stream.
+            stream: StreamRef,
+        }
+        reply {}
+    }
+
+    /// Bytes held by the pool of MemoryAllocateAsync (`cuMemPoolGetAttribute`). Against the quota counts what it has from
+    /// the device, in use or not.
+    49 => MemoryPoolInfo / MemoryPoolInfoReply {
+        feature: GPU, quiet: no,
+        request {}
+        reply {
+            /// Bytes that it may keep when a wait for the device ends.
+            release_threshold: u64,
+            /// Bytes that it has from the device.
+            reserved: u64,
+            /// The most so far.
+            reserved_high: u64,
+            /// Bytes of them that are allocated.
+            used: u64,
+            /// The most so far.
+            used_high: u64,
+        }
+    }
+
+    /// Sets an attribute of the pool (`cuMemPoolSetAttribute`).
+    50 => MemoryPoolSetAttribute / MemoryPoolSetAttributeReply {
+        feature: GPU, quiet: yes,
+        request {
+            /// `CUmemPool_attribute`: 4, the release threshold, at first 0; 6 or 8, the most bytes reserved or used.
+            attribute: u32,
+            /// Its new value; of the most bytes 0, which stands for as many as there are now.
+            value: u64,
+        }
+        reply {}
+    }
+
+    /// Gives what the pool does not use back to the device (`cuMemPoolTrimTo`), once the work sent before is done.
+    51 => MemoryPoolTrim / MemoryPoolTrimReply {
+        feature: GPU, quiet: yes,
+        request {
+            /// Bytes that it may keep.
+            keep: u64,
+        }
+        reply {}
+    }
+
+    /// Begins a capture in a stream (`cuStreamBeginCapture`): what is sent to it from now on, and to streams that wait
+    /// for an event of it, is recorded and not done.
+    52 => StreamBeginCapture / StreamBeginCaptureReply {
+        feature: GPU, quiet: yes,
+        request {
+            /// The stream. The default stream cannot be captured.
+            stream: StreamRef,
+            /// `CUstreamCaptureMode`: 0 global, 1 thread-local, where a lane is a thread, 2 relaxed.
+            mode: u8,
+        } check rules::begin_capture,
+        reply {}
+    }
+
+    /// Ends a capture in the stream in which it was begun (`cuStreamEndCapture`). If it fails, the capture is over all the
+    /// same, and every request that names the graph fails in the same way until it is destroyed.
+    53 => StreamEndCapture / StreamEndCaptureReply {
+        feature: GPU, quiet: no,
+        request {
+            /// The stream.
+            stream: StreamRef,
+            /// The handle of the new graph.
+            graph: Handle,
+        }
+        reply {
+            /// Kernels, copies and fills in it.
+            nodes: u32,
+        }
+    }
+
+    /// Tells whether a stream is capturing (`cuStreamIsCapturing`, `cuStreamGetCaptureInfo`).
+    54 => StreamCaptureInfo / StreamCaptureInfoReply {
+        feature: GPU, quiet: no,
+        request {
+            /// The stream.
+            stream: StreamRef,
+        }
+        reply {
+            /// `CUstreamCaptureStatus`: 0 it is not, 1 it is, 2 it is and the capture is invalid.
+            status: u8,
+            /// Of each capture in the session another number; 0 where there is none.
+            capture: u64,
+        }
+    }
+
+    /// Makes a graph that can be launched (`cuGraphInstantiateWithFlags`). If it fails, every request that names it fails
+    /// in the same way until it is destroyed.
+    55 => GraphInstantiate / GraphInstantiateReply {
+        feature: GPU, quiet: yes,
+        request {
+            /// The graph.
+            graph: Handle,
+            /// The handle of what is made of it.
+            exec: Handle,
+            /// `CUDA_GRAPH_INSTANTIATE_FLAG_AUTO_FREE_ON_LAUNCH` (1), `UPLOAD` (2) and `USE_NODE_PRIORITY` (8) have no effect;
+            /// others are refused.
+            flags: u32,
+        }
+        reply {}
+    }
+
+    /// Launches a graph (`cuGraphLaunch`), once its launch before is done. It is over once the device has all of it in its
+    /// queue.
+    56 => GraphLaunch / GraphLaunchReply {
+        feature: GPU, quiet: yes,
+        request {
+            /// The instantiated graph.
+            exec: Handle,
+            /// The stream whose order it joins.
+            stream: StreamRef,
+        }
+        reply {}
+    }
+
+    /// Destroys a graph (`cuGraphDestroy`). What was instantiated from it stays.
+    57 => GraphDestroy / GraphDestroyReply {
+        feature: GPU, quiet: yes,
+        request {
+            /// The graph.
+            graph: Handle,
+        }
+        reply {}
+    }
+
+    /// Destroys what was instantiated from a graph (`cuGraphExecDestroy`). A launch that was sent before is done.
+    58 => GraphExecDestroy / GraphExecDestroyReply {
+        feature: GPU, quiet: yes,
+        request {
+            /// The instantiated graph.
+            exec: Handle,
+        }
+        reply {}
+    }
+
+    /// Tells what the mediator has counted for this session, and what of the device it holds: the figures of `vgpuctl
+    /// status`.
+    59 => Statistics / StatisticsReply {
+        feature: GPU, quiet: no,
+        request {}
+        reply {
+            /// Requests received, this one included.
+            requests: u64,
+            /// Requests that failed: answered with an error, or later.
+            failed: u64,
+            /// Kernels that were ended at their deadline.
+            kernels_killed: u64,
+            /// Bytes received from the guest, headers included.
+            bytes_in: u64,
+            /// Bytes sent to the guest before this answer, headers included.
+            bytes_out: u64,
+            /// Nanoseconds for which the device ran kernels of this session.
+            device_ns: u64,
+            /// Bytes of device memory in use.
+            memory: u64,
+            /// Bytes of device memory that the session may use.
+            memory_limit: u64,
+            /// Requests, this one included, and work of the device that are not done.
+            queue: u64,
+        }
+    }
+
+    /// Ends the kernels that were sent to a stream before, begun or not, and those of the graphs that were launched in it.
+    /// Each fails with E_CANCELLED; other work is done. CUDA has no counterpart: a GPU cannot end a kernel alone, and
+    /// refuses (801) where there is one to end.
+    60 => StreamCancel / StreamCancelReply {
+        feature: GPU, quiet: no,
+        request {
+            /// The stream.
+            stream: StreamRef,
+        }
+        reply {
+            /// How many there were.
+            kernels: u32,
         }
     }
 }
@@ -550,6 +877,9 @@ operations! {
 /// The rules that concern more than one field.
 mod rules {
     use super::*;
+
+    /// Bytes of data, and more, that no request has.
+    const MOST_DATA: u64 = 1 << 60;
 
     pub(super) fn hello(hello: &Hello) -> Result<(), (&'static str, FieldError)> {
         if hello.max_version < hello.min_version.get() {
@@ -560,11 +890,52 @@ mod rules {
         Ok(())
     }
 
-    pub(super) fn fill(fill: &Fill) -> Result<(), (&'static str, FieldError)> {
-        let value = fill.element_bytes.into();
+    pub(super) fn fill(fill: &FillRange) -> Result<(), (&'static str, FieldError)> {
+        element(fill.element_bytes)
+    }
+
+    pub(super) fn fill_rows(fill: &FillRows) -> Result<(), (&'static str, FieldError)> {
+        element(fill.element_bytes)
+    }
+
+    pub(super) fn begin_capture(
+        begin: &StreamBeginCapture,
+    ) -> Result<(), (&'static str, FieldError)> {
+        let value = begin.mode.into();
+        if begin.mode >= CAPTURE_MODES {
+            let rule = "0, 1 or 2 needed";
+            return Err(("mode", FieldError::Value { value, rule }));
+        }
+        Ok(())
+    }
+
+    fn element(bytes: u8) -> Result<(), (&'static str, FieldError)> {
+        let value = bytes.into();
         if ![1, 2, 4].contains(&value) {
             let rule = "1, 2 or 4 needed";
             return Err(("element_bytes", FieldError::Value { value, rule }));
+        }
+        Ok(())
+    }
+
+    pub(super) fn copy_rows_to_device(
+        copy: &CopyRowsToDevice,
+    ) -> Result<(), (&'static str, FieldError)> {
+        rows(copy.width, copy.height)
+    }
+
+    pub(super) fn copy_rows_from_device(
+        copy: &CopyRowsFromDevice,
+    ) -> Result<(), (&'static str, FieldError)> {
+        rows(copy.width, copy.height)
+    }
+
+    /// The data of rows has a length that can be counted.
+    fn rows(width: NonZeroU64, height: NonZeroU64) -> Result<(), (&'static str, FieldError)> {
+        let bytes = width.checked_mul(height);
+        if bytes.is_none_or(|bytes| bytes.get() >= MOST_DATA) {
+            let (value, rule) = (height.get(), "2^60 bytes and more have no room anywhere");
+            return Err(("height", FieldError::Value { value, rule }));
         }
         Ok(())
     }
@@ -579,7 +950,7 @@ mod rules {
     }
 
     pub(super) fn exchange(exchange: &Exchange) -> Result<(), (&'static str, FieldError)> {
-        if exchange.up >= 1 << 60 {
+        if exchange.up >= MOST_DATA {
             let (value, rule) = (exchange.up, "2^60 and more have no room anywhere");
             return Err(("up", FieldError::Value { value, rule }));
         }
@@ -591,12 +962,12 @@ mod rules {
     }
 }
 
-/// Where a parameter of a kernel lies among the packed ones.
+/// The place of a kernel's parameter among the packed ones.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct ParameterPlace {
-    /// Bytes before it.
+    /// Offset in bytes.
     pub offset: u32,
-    /// Its own bytes.
+    /// Size in bytes.
     pub size: u32,
 }
 
@@ -611,7 +982,7 @@ impl Field for ParameterPlace {
 
     fn read(reader: &mut Reader<'_>) -> Result<Self, FieldError> {
         let (offset, size) = (u32::read(reader)?, u32::read(reader)?);
-        // What is told to a guest goes into its own packed parameters.
+        // A guest uses this offset and size in its own packed parameters.
         let end = u64::from(offset) + u64::from(size);
         if end > MAX_PARAMETER_BYTES as u64 {
             let rule = "beyond the longest parameters";
@@ -624,11 +995,11 @@ impl Field for ParameterPlace {
 /// One quiet request that failed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct QuietFailure {
-    /// Which request.
+    /// The request's id.
     pub request_id: u32,
-    /// What it was.
+    /// Its operation.
     pub op: Op,
-    /// How it failed; never [`Status::Ok`].
+    /// Its error; never [`Status::Ok`].
     pub status: Status,
 }
 

@@ -1,8 +1,10 @@
 //! The guest's half of a session, for guests and for mediators that pass sessions on.
 //!
-//! The mediator is trusted with the work, not with this process: whatever it sends is checked against
-//! what it was asked, and an answer that does not fit is a [`Violation`], after which the session
-//! cannot go on.
+//! The mediator is trusted with the work, not with this process: everything it sends is checked
+//! against the requests, and an answer that does not match is a [`Violation`], after which the
+//! session cannot go on.
+
+use std::time::Duration;
 
 use super::inbox::{Inbox, Received};
 use super::outbox::Outbox;
@@ -11,8 +13,8 @@ use crate::op::{Body, BodyError, Features, Hello, HelloReply, Op, Operation, Req
 use crate::status::{Status, decode_error_text};
 use crate::{MIN_VERSION, VERSION};
 
-/// The mediator broke the protocol, in words that follow "it": `sent data of request 3, which is not
-/// under way`.
+/// The mediator's violation of the protocol, worded to follow "it": `sent data of request 3, which
+/// is not under way`.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{0}")]
 pub struct Violation(pub String);
@@ -23,14 +25,14 @@ impl From<BodyError> for Violation {
     }
 }
 
-/// Why a request cannot be sent now.
+/// The reasons why a request cannot be sent now.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum NotSent {
-    /// It needs what Hello did not agree on.
+    /// It needs a feature that Hello did not agree on.
     #[error("this mediator did not offer it when the session was opened")]
     NotOffered(Op),
-    /// As many requests are under way as the mediator takes.
+    /// The mediator's limit of requests under way is reached.
     #[error("{0} requests are under way, and this mediator takes no more")]
     TooMany(usize),
     /// The request's id is in use.
@@ -39,21 +41,21 @@ pub enum NotSent {
     /// Hello has not been answered.
     #[error("the session is not open")]
     NotOpen,
-    /// No mediator would take it.
+    /// No mediator would accept it.
     #[error("{0}")]
     Body(#[from] BodyError),
 }
 
-/// What the mediator has said.
+/// An event from the mediator.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Event {
     /// A request is over; the body of its reply is [`Client::body`] until the next call.
     Reply {
-        /// Which.
+        /// The request's id.
         id: u32,
-        /// How it went.
+        /// Its result.
         status: Status,
-        /// Quiet requests have failed; a fence says which.
+        /// Quiet requests have failed; a fence names them.
         failures: bool,
         /// Kernels have printed something that has not been taken.
         printed: bool,
@@ -61,9 +63,10 @@ pub enum Event {
     /// Data of a request is next in the inbox, as much as
     /// [`data_left`](Inbox::data_left) says.
     Data(u32),
-    /// More of a request's data may be sent; 0 bytes more say that the request is being worked on.
+    /// More of a request's data may be sent: its id, and the bytes; 0 bytes show that the request
+    /// is being worked on.
     Credit(u32, u32),
-    /// The mediator has ended the session, with these words.
+    /// The mediator has ended the session, for this reason.
     Closing(Status, String),
 }
 
@@ -73,7 +76,7 @@ struct Call {
     header: FrameHeader,
     /// Bytes of data that have not begun to be sent.
     up_left: u64,
-    /// Whether the last frame of data has begun to be sent, or there is none.
+    /// The last frame of data has begun to be sent, or there is none.
     up_ended: bool,
     credit: u64,
     down_left: u64,
@@ -90,8 +93,9 @@ pub struct Client {
 }
 
 impl Client {
-    /// A session whose Hello is in the outbox; its reply is the first [`Event`].
-    pub fn new(client_name: &str) -> Self {
+    /// A session whose Hello is in the outbox; its reply is the first [`Event`], which is waited for as long as
+    /// `patience`.
+    pub fn new(client_name: &str, patience: Duration) -> Self {
         let mut client = Self {
             inbox: Inbox::of_replies(),
             outbox: Outbox::default(),
@@ -105,22 +109,25 @@ impl Client {
             features: Features::ALL,
             client_name: client_name.into(),
         };
-        let header = client.next_header(Op::Hello);
+        let ms = u32::try_from(patience.as_millis()).unwrap_or(u32::MAX);
+        let header = client.next_header(Op::Hello).with_deadline_ms(ms.max(1));
         client.push(header, &hello.into());
         client
     }
 
-    /// Received bytes belong here, and data is taken from here.
+    /// The buffer for received bytes, from which data is taken.
+    #[inline]
     pub fn inbox(&mut self) -> &mut Inbox {
         &mut self.inbox
     }
 
     /// The bytes to send.
+    #[inline]
     pub fn outbox(&self) -> &Outbox {
         &self.outbox
     }
 
-    /// What Hello has agreed on; `None` before its reply.
+    /// The terms of the session; `None` before Hello's reply.
     pub fn agreed(&self) -> Option<&HelloReply> {
         self.agreed.as_ref()
     }
@@ -187,8 +194,9 @@ impl Client {
         self.calls.iter().map(|call| call.header.request_id)
     }
 
-    /// How many bytes of a request's data may be sent in one frame now; 0 for none, also while a
+    /// Most bytes of a request's data that may be sent in one frame now; 0 for none, also while a
     /// frame of data is under way.
+    #[inline]
     pub fn may_send(&self, id: u32) -> usize {
         let Some(call) = self.call(id).filter(|call| !call.up_ended) else {
             return 0;
@@ -200,7 +208,7 @@ impl Client {
         usize::try_from(len).expect("at most MAX_DATA")
     }
 
-    /// Whether some of a request's data may be sent as soon as no other data is under way.
+    /// Whether a request may send data as soon as no other data is under way.
     pub fn has_credit(&self, id: u32) -> bool {
         self.call(id)
             .is_some_and(|call| !call.up_ended && call.credit > 0)
@@ -213,22 +221,22 @@ impl Client {
             .map_or(0, |call| call.up_left)
     }
 
-    /// Bytes of a request's data that may begin to be sent by the credit that was granted.
+    /// Bytes of a request's data that may begin to be sent with the credit granted.
     pub fn credit(&self, id: u32) -> u64 {
         self.call(id)
             .filter(|call| !call.up_ended)
             .map_or(0, |call| call.credit)
     }
 
-    /// Bytes of a request's data that have not come.
+    /// Bytes of a request's data that have not arrived.
     pub fn down_left(&self, id: u32) -> u64 {
         self.call(id).map_or(0, |call| call.down_left)
     }
 
-    /// Begins a frame of `len` bytes, which are at hand.
+    /// Begins a frame of `len` bytes, which must be at hand.
     ///
     /// # Panics
-    /// There are none, or more than [`may_send`](Self::may_send) says.
+    /// If `len` is 0 or more than [`may_send`](Self::may_send) returns.
     pub fn begin_up(&mut self, id: u32, len: usize) {
         assert!((1..=self.may_send(id)).contains(&len));
         let Some(call) = self
@@ -250,9 +258,9 @@ impl Client {
         }
     }
 
-    /// Gives a request up: no more of its data is sent. Its answer still comes, if it is not quiet; of
-    /// a quiet one nothing is heard before a fence, and until that is answered the id is not to be
-    /// used for another with data.
+    /// Gives a request up: no more of its data is sent. Its answer still comes, unless it is quiet;
+    /// a quiet one is reported by a fence at the earliest, and until that is answered the id must
+    /// not be reused for a request with data.
     pub fn end_early(&mut self, id: u32) {
         let Some(call) = self
             .calls
@@ -272,16 +280,16 @@ impl Client {
         }
     }
 
-    /// Notes that `n` bytes of the outbox and the data under way were sent; returns how many of the
-    /// data, and of which request.
+    /// Notes that `n` bytes of the outbox and the data under way were sent; returns the request
+    /// whose data they include, and the bytes of it.
     pub fn sent(&mut self, n: usize) -> Option<(u32, usize)> {
         self.outbox.sent(n)
     }
 
-    /// The next thing that the mediator has said.
+    /// The mediator's next event.
     ///
     /// # Errors
-    /// It is nothing that may be said here.
+    /// A message that is not allowed here.
     #[allow(
         clippy::should_implement_trait,
         reason = "it fails, and can go on after nothing"
@@ -310,14 +318,15 @@ impl Client {
     }
 
     /// The body of the last [`Event::Reply`].
+    #[inline]
     pub fn body(&self) -> &[u8] {
         self.inbox.body()
     }
 
-    /// The body of the last [`Event::Reply`], which was to an `O` and went well.
+    /// The body of the last [`Event::Reply`], which must be a successful reply to an `O`.
     ///
     /// # Errors
-    /// It is not what the table says.
+    /// It does not match the table.
     pub fn reply<O: Operation>(&self) -> Result<O::Reply, Violation> {
         O::Reply::decode(self.body()).map_err(Violation::from)
     }
@@ -330,7 +339,7 @@ impl Client {
             .iter_mut()
             .find(|call| call.header.request_id == id)
         else {
-            // Room for data of a request that is over, or was quiet, says nothing any more.
+            // Credit for a request that is over, or was quiet, has no meaning any more.
             return match len {
                 0 => Ok(Event::Credit(id, 0)),
                 _ => Err(Violation(format!(
@@ -354,14 +363,14 @@ impl Client {
 
     fn on_reply(&mut self, header: &FrameHeader) -> Result<Event, Violation> {
         let id = header.request_id;
-        let Some(call) = self.call(id).filter(|call| !call.header.is_quiet()) else {
+        let asked = |call: &Call| call.header.request_id == id && !call.header.is_quiet();
+        let Some(at) = self.calls.iter().position(asked) else {
             let what = format!("answered {} {id}, which was not asked", header.op);
             return Err(Violation(what));
         };
-        let wanted = FrameHeader::reply_to(&call.header, header.status)
-            .with_body_len(header.body_len)
-            .with_flags(header.flags);
-        if *header != wanted {
+        let call = &self.calls[at];
+        // The other fields are the reply's own.
+        if (header.op, header.lane) != (call.header.op, call.header.lane) {
             return Err(Violation(format!(
                 "answered {} {id} on lane {} where the reply to {} on lane {} is due",
                 header.op, header.lane, call.header.op, call.header.lane
@@ -385,7 +394,7 @@ impl Client {
             self.agree()?;
         }
         self.end_early(id);
-        self.forget(id);
+        self.calls.remove(at);
         Ok(Event::Reply {
             id,
             status: header.status,

@@ -5,16 +5,16 @@ use std::ops::Range;
 use crate::frame::{FrameError, FrameHeader, HEADER_LEN};
 use crate::op::Op;
 
-/// Bytes that are taken ahead of what a frame needs: a small frame and several after it come in with
-/// one read, and of a large body only little is copied once more.
+/// Bytes received beyond the needs of a frame: a small frame and several after it arrive with one
+/// read, and of a large body only this much is copied once more.
 pub const READ_AHEAD: usize = 4096;
 
-/// What has come in.
+/// The next received item.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Received {
     /// A whole frame; its body is [`Inbox::body`] until the next call.
     Frame(FrameHeader),
-    /// The header of a Data frame; its body is to be taken out.
+    /// The header of a Data frame; its body must be taken out.
     Data(FrameHeader),
 }
 
@@ -24,16 +24,16 @@ pub struct Inbox {
     /// The other side is the mediator.
     replies: bool,
     buffer: Vec<u8>,
-    /// What was received and not used.
+    /// Bytes received and not used.
     unread: Range<usize>,
     /// The body of the last frame.
     body: Range<usize>,
-    /// Bytes still to come of the body of a Data frame.
+    /// Bytes of a Data frame's body that have not been taken.
     data_left: usize,
 }
 
 impl Inbox {
-    /// For what guests send.
+    /// An inbox for frames of guests.
     pub fn of_requests() -> Self {
         Self {
             replies: false,
@@ -44,7 +44,7 @@ impl Inbox {
         }
     }
 
-    /// For what mediators send.
+    /// An inbox for frames of mediators.
     pub fn of_replies() -> Self {
         Self {
             replies: true,
@@ -52,7 +52,7 @@ impl Inbox {
         }
     }
 
-    /// Where the next bytes belong; never empty. Ends the life of [`body`](Self::body).
+    /// The buffer for the next bytes; never empty. Invalidates [`body`](Self::body).
     pub fn space(&mut self) -> &mut [u8] {
         let wanted = self.missing().max(READ_AHEAD);
         self.body = 0..0;
@@ -74,7 +74,7 @@ impl Inbox {
         debug_assert!(self.unread.end <= self.buffer.len());
     }
 
-    /// Bytes that the frame at the front needs in all, as far as is known.
+    /// Bytes that the frame at the front needs in all, as far as known.
     fn missing(&self) -> usize {
         match self.header() {
             Some(Ok(header)) if header.op != Op::Data => HEADER_LEN + header.body_len as usize,
@@ -90,10 +90,10 @@ impl Inbox {
         Some(FrameHeader::decode(bytes))
     }
 
-    /// The next frame, if it is there. The data of the one before must have been taken out.
+    /// The next frame, if it is complete. The data of the one before must have been taken out.
     ///
     /// # Errors
-    /// The header breaks a rule, or goes the wrong way; the stream is unusable from here on.
+    /// The header breaks a rule, or has the wrong direction; the stream is unusable from then on.
     #[allow(
         clippy::should_implement_trait,
         reason = "it fails, and can go on after nothing"
@@ -130,11 +130,14 @@ impl Inbox {
     }
 
     /// Bytes still to be taken of the last [`Received::Data`].
+    #[inline]
     pub fn data_left(&self) -> usize {
         self.data_left
     }
 
-    /// How many of them may be read straight to where they belong: many, and none is here already.
+    /// Bytes of the data that may be read straight to their destination: only if many are left, and
+    /// none is here already.
+    #[inline]
     pub fn direct(&self) -> usize {
         match self.unread.is_empty() && self.data_left > READ_AHEAD {
             true => self.data_left,
@@ -147,7 +150,7 @@ impl Inbox {
         self.data_left -= n;
     }
 
-    /// Moves data that is here to `to`, as much as fits; returns how many bytes.
+    /// Moves buffered data to `to`, as much as fits; returns the number of bytes.
     pub fn take(&mut self, to: &mut [u8]) -> usize {
         let n = to.len().min(self.data_left).min(self.unread.len());
         let from = self.unread.start;
@@ -156,7 +159,7 @@ impl Inbox {
         n
     }
 
-    /// Drops up to `n` bytes of data that are here; returns how many.
+    /// Drops up to `n` buffered bytes of data; returns the number of bytes.
     pub fn drop_data(&mut self) -> usize {
         let n = self.data_left.min(self.unread.len());
         self.skip(n);
@@ -168,12 +171,14 @@ impl Inbox {
         self.data_left -= n;
     }
 
-    /// Whether bytes are here that were not used.
+    /// Whether there are unused bytes.
+    #[inline]
     pub fn has_unread(&self) -> bool {
         !self.unread.is_empty()
     }
 
-    /// Whether a frame has begun and is not complete; an end of stream here cuts it.
+    /// Whether a frame has begun and is not complete; an end of the stream here would cut it.
+    #[inline]
     pub fn is_partial(&self) -> bool {
         self.data_left > 0 || !self.unread.is_empty()
     }

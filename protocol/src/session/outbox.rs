@@ -1,18 +1,18 @@
-//! Frames on their way out.
+//! Encoded frames that wait to be sent.
 
-use crate::frame::FrameHeader;
+use crate::frame::{FrameHeader, HEADER_LEN};
 use crate::op::Op;
 
 /// Encoded frames in the order they were made.
 ///
-/// The body of a Data frame is not kept here: it lies wherever the data is, and is written together
-/// with the bytes before it. A frame that has begun is completed before another.
+/// The body of a Data frame is not kept here: it stays in the caller's memory, and is written
+/// together with the bytes before it. A frame that has begun is completed before another.
 #[derive(Debug, Default)]
 pub struct Outbox {
     /// Whole frames, then the header of the Data frame, if one is under way.
     before: Queue,
     data: Option<Data>,
-    /// What was queued while the data was under way.
+    /// Frames queued while the data was under way.
     after: Queue,
 }
 
@@ -31,6 +31,7 @@ struct Queue {
 }
 
 impl Queue {
+    #[inline]
     fn unsent(&self) -> &[u8] {
         &self.bytes[self.sent..]
     }
@@ -38,7 +39,7 @@ impl Queue {
     fn advance(&mut self, n: usize) {
         self.sent += n;
         debug_assert!(self.sent <= self.bytes.len());
-        // Also where some always wait: the other side, which takes them, must not make this grow. As
+        // Even if some always wait: the other side, which takes them, must not make this grow. As
         // many bytes go as stay at most, so each is moved once on average.
         if 2 * self.sent >= self.bytes.len() {
             self.bytes.drain(..self.sent);
@@ -58,7 +59,8 @@ impl Outbox {
             Some(_) => &mut self.after.bytes,
         };
         let start = queue.len();
-        header.encode_to(queue);
+        // The header is written last, since it says how long the body is.
+        queue.extend_from_slice(&[0; HEADER_LEN]);
         let body = queue.len();
         write(queue);
         let len = queue.len() - body;
@@ -72,10 +74,10 @@ impl Outbox {
         queue[start..body].copy_from_slice(&header);
     }
 
-    /// Adds the header of a Data frame, whose body is at hand.
+    /// Adds the header of a Data frame, whose body must be at hand.
     ///
     /// # Panics
-    /// Another one is under way.
+    /// If another frame is under way.
     pub fn begin_data(&mut self, header: &FrameHeader) {
         assert!(self.data.is_none() && header.op == Op::Data);
         header.encode_to(&mut self.before.bytes);
@@ -88,17 +90,19 @@ impl Outbox {
     }
 
     /// The bytes to send next, before those of [`data`](Self::data).
+    #[inline]
     pub fn unsent(&self) -> &[u8] {
         self.before.unsent()
     }
 
-    /// The Data frame under way: its request, and how many bytes of the body are left.
+    /// The Data frame under way: its request, and the bytes of the body that are left.
+    #[inline]
     pub fn data(&self) -> Option<(u32, usize)> {
         self.data.map(|data| (data.request_id, data.left))
     }
 
-    /// Notes that `n` bytes were sent of [`unsent`](Self::unsent) and then of the data; returns how
-    /// many of the data, and of which request.
+    /// Notes that `n` bytes were sent of [`unsent`](Self::unsent) and then of the data; returns the
+    /// request of the data and the bytes of it.
     pub fn sent(&mut self, n: usize) -> Option<(u32, usize)> {
         let head = n.min(self.before.unsent().len());
         self.before.advance(head);
@@ -108,13 +112,14 @@ impl Outbox {
         let request_id = data.request_id;
         if data.left == 0 {
             self.data = None;
-            // What was sent of `before` is all of it.
+            // All of `before` has been sent.
             std::mem::swap(&mut self.before, &mut self.after);
         }
         Some((request_id, n))
     }
 
-    /// Bytes that wait, less those of the data.
+    /// Bytes that wait, without those of the data.
+    #[inline]
     pub fn len(&self) -> usize {
         self.before.unsent().len() + self.after.unsent().len()
     }
@@ -125,6 +130,7 @@ impl Outbox {
     }
 
     /// Whether everything was sent.
+    #[inline]
     pub fn is_empty(&self) -> bool {
         self.len() == 0 && self.data.is_none()
     }

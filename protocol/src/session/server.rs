@@ -1,7 +1,7 @@
-//! The mediator's half of a session: what each frame of a guest means, and how it is answered.
+//! The mediator's half of a session: the meaning of a guest's frames, and the answers.
 //!
-//! A guest can send anything at any time: whatever breaks a rule becomes an error reply or the end of
-//! its session. Memory is bounded by [`Terms::max_requests`], the longest control frame and
+//! A guest can send anything at any time: a violation becomes an error reply or the end of its
+//! session. Memory is bounded by [`Terms::max_requests`], the longest control frame and
 //! [`CAPACITY`] bytes of replies; the work for a frame by the number of requests under way.
 
 use std::num::NonZeroU16;
@@ -19,31 +19,31 @@ use crate::op::{
 use crate::status::{ErrorCode, Status, encode_error_text};
 use crate::{MIN_VERSION, VERSION};
 
-/// Above this many bytes of replies that the guest has not taken, no further request should be read.
-/// A guest that asks and never reads answers stops itself.
+/// With more than this many bytes of untaken replies, no further request should be read. A guest
+/// that asks without reading answers stops itself.
 pub const CAPACITY: usize = 64 << 10;
 
-/// How long a guest sees nothing of a request that is being worked on.
+/// Interval at which a guest is shown that a request is being worked on.
 const SHOW: Duration = Duration::from_secs(1);
 
-/// What a guest may ask for; its Hello is answered with it.
+/// The limits of a guest, sent in the answer to its Hello.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Terms {
     /// Lanes are numbered from 0 to one below this.
     pub max_lanes: NonZeroU16,
-    /// Requests that may be under way at once, and quiet ones as many again.
+    /// Most requests under way at once, and as many quiet ones.
     pub max_requests: NonZeroU16,
-    /// Objects of each kind that may be open at once.
+    /// Most objects of each kind that may be open at once.
     pub max_handles: u32,
-    /// Bytes of a request's data that may come before any are granted. The code that runs the requests
-    /// takes these, for as many requests as may be under way, without waiting for anything.
+    /// Bytes of a request's data that may arrive before any are granted. The code that runs the
+    /// requests takes these, for all requests that may be under way, without waiting for anything.
     pub initial_credit: u32,
     /// The optional parts of the protocol that can be used.
     pub features: Features,
 }
 
 impl Terms {
-    /// What both allow.
+    /// The limits within both.
     #[must_use]
     pub fn common(self, other: Self) -> Self {
         Self {
@@ -56,7 +56,7 @@ impl Terms {
     }
 }
 
-/// How long a guest may take.
+/// Time limits for a guest.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Timeouts {
     /// For a complete Hello.
@@ -67,16 +67,16 @@ pub struct Timeouts {
     pub stall: Duration,
 }
 
-/// Why a guest is turned away.
+/// The reason why a guest is turned away.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Refusal {
     /// [`ErrorCode::Denied`] or [`ErrorCode::Busy`].
     pub code: ErrorCode,
-    /// For the person in front of the guest.
+    /// The text for the guest's user.
     pub text: String,
 }
 
-/// Why a session is over. What the guest is to hear is in the outbox.
+/// The reason why a session is over. The guest's last message is in the outbox.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum End {
     /// The guest said goodbye.
@@ -87,23 +87,23 @@ pub enum End {
     Refused(Refusal),
 }
 
-/// What a frame of the guest calls for.
+/// The action that a guest's frame requires.
 #[derive(Debug)]
 pub enum Step {
-    /// Hello is sound: get ready, then call [`Server::admit`] or [`Server::turn_away`].
+    /// Hello is valid: get ready, then call [`Server::admit`] or [`Server::turn_away`].
     Admit,
-    /// Run this. Its data comes next to [`Server::data`].
+    /// Run this request. Its data arrives next, at [`Server::data`].
     Start(FrameHeader, Request),
-    /// The guest has ended the data of this request early: it gives up.
+    /// The guest has ended this request's data early: it gives up.
     Cancel(u32),
 }
 
-/// What has taken too long.
+/// A deadline that has passed.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Late {
     /// The guest: the session is over.
     Session(String),
-    /// A request, for which nothing has moved. To be cancelled, and answered with this.
+    /// A request without progress: cancel it, and answer it with this text.
     Request(u32, String),
 }
 
@@ -115,7 +115,7 @@ pub struct Server {
     epoch: u64,
     refusal: Option<Refusal>,
     allowed: OpSet,
-    /// Why no new requests are run any more.
+    /// The reason why new requests are refused.
     draining: Option<Failure>,
     hello: Option<(FrameHeader, Hello)>,
     /// Present once the guest is admitted.
@@ -128,17 +128,17 @@ pub struct Server {
     printed: bool,
     inbox: Inbox,
     outbox: Outbox,
-    /// The request whose data is being received, and whether the frame is the last.
+    /// The request whose data is being received, and whether the frame is its last.
     receiving: Option<(u32, bool)>,
     began: Instant,
-    /// When bytes last came.
+    /// Time at which bytes last arrived.
     received: Instant,
-    /// When bytes last went, or the first of those that wait was queued.
+    /// Time at which bytes were last sent, or the first of those waiting was queued.
     sent: Instant,
     counts: Counts,
 }
 
-/// What has been asked so far.
+/// Totals so far.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Counts {
     /// Requests received.
@@ -148,7 +148,7 @@ pub struct Counts {
 }
 
 impl Server {
-    /// A session that waits for Hello. With a `refusal`, Hello is all it will hear.
+    /// A session that waits for Hello. With a `refusal`, it only answers Hello.
     pub fn new(
         terms: Terms,
         timeouts: Timeouts,
@@ -184,33 +184,44 @@ impl Server {
         self.allowed = allowed;
     }
 
-    /// Received bytes belong here.
+    /// The buffer for received bytes.
+    #[inline]
     pub fn inbox(&mut self) -> &mut Inbox {
         &mut self.inbox
     }
 
     /// The bytes to send.
+    #[inline]
     pub fn outbox(&self) -> &Outbox {
         &self.outbox
     }
 
-    /// What has been asked so far.
+    /// Totals so far.
+    #[inline]
     pub fn counts(&self) -> Counts {
         self.counts
     }
 
-    /// The name the guest gave itself, fit for a log.
+    /// The guest's own name, safe for a log.
     pub fn client_name(&self) -> Option<String> {
         let (_, hello) = self.hello.as_ref()?;
         Some(hello.client_name.as_str().escape_debug().to_string())
     }
 
+    /// How long the guest waits for the answer to its Hello; at most `own`.
+    pub fn hello_patience(&self, own: Duration) -> Duration {
+        let hello = self.hello.as_ref();
+        hello.map_or(own, |(header, _)| header.patience(own))
+    }
+
     /// Whether the guest has been admitted.
+    #[inline]
     pub fn is_open(&self) -> bool {
         self.info.is_some()
     }
 
     /// Whether further requests may be read; see [`CAPACITY`].
+    #[inline]
     pub fn may_receive(&self) -> bool {
         self.outbox.len() <= CAPACITY
     }
@@ -220,12 +231,14 @@ impl Server {
         self.is_in_frame() || self.requests.len() > 0
     }
 
-    /// Whether a request is under way that is not answered.
+    /// Whether a request is under way and not answered.
+    #[inline]
     pub fn has_work(&self) -> bool {
         self.requests.iter().any(|request| !request.answered)
     }
 
     /// Requests that are not answered.
+    #[inline]
     pub fn under_way(&self) -> usize {
         let requests = self.requests.iter();
         requests.filter(|request| !request.answered).count()
@@ -236,13 +249,13 @@ impl Server {
         self.inbox.is_partial() || !self.outbox.is_empty()
     }
 
-    /// Notes that bytes have come.
+    /// Notes that bytes have arrived.
     pub fn received(&mut self, now: Instant) {
         self.received = now;
     }
 
-    /// The next thing to do, of what has been received; nothing while
-    /// [`may_receive`](Self::may_receive) says no.
+    /// The next action for the received bytes; none while [`may_receive`](Self::may_receive)
+    /// returns false.
     ///
     /// # Errors
     /// The session is over.
@@ -271,7 +284,8 @@ impl Server {
         Ok(None)
     }
 
-    /// The request whose data is being received, and whether anybody wants it.
+    /// The request whose data is being received, and whether the data is wanted.
+    #[inline]
     pub fn data(&self) -> Option<(u32, bool)> {
         let (id, _) = self.receiving?;
         let wanted = self
@@ -289,13 +303,13 @@ impl Server {
         let whole = last && self.inbox.data_left() == 0;
         if let Some(request) = self.requests.get_mut(id) {
             request.moved = now;
-            // Its backend may be done before the next frame is looked at.
+            // Its backend may be done before the next frame is read.
             request.up_ended |= whole && request.up_left == 0;
         }
     }
 
-    /// Admits the guest: answers its Hello. `info` is what Info will answer, `terms` what there is
-    /// to have.
+    /// Admits the guest: answers its Hello. `info` is the answer to Info, `terms` the limits of the
+    /// session.
     pub fn admit(&mut self, info: InfoReply, terms: Terms, now: Instant) {
         let Some((header, hello)) = &self.hello else {
             return;
@@ -315,11 +329,11 @@ impl Server {
         self.begin_to_send(now);
         self.outbox.push(header, |body| reply.encode_to(body));
         self.info = Some(info);
-        // Getting ready may take seconds, which are not the guest's.
+        // Getting ready may take seconds, which do not count against the guest.
         self.received = now;
     }
 
-    /// From here on new requests are refused; those under way go on.
+    /// Refuses new requests from here on; those under way go on.
     pub fn drain(&mut self, code: ErrorCode, text: &str) {
         self.draining = Some(Failure {
             status: code.into(),
@@ -334,7 +348,7 @@ impl Server {
         }
     }
 
-    /// The mediator's own last word.
+    /// Ends the session on the mediator's own initiative.
     pub fn close(&mut self, code: ErrorCode, text: &str) {
         let header = FrameHeader::closing(code.into());
         self.outbox.push(header, |body| {
@@ -372,7 +386,7 @@ impl Server {
         Err(self.fault(format!("request {id}: {what}")))
     }
 
-    /// The last byte of a request's data has come; says so where it came too early.
+    /// Handles the last byte of a request's data; returns a cancellation if it came too early.
     fn data_ended(&mut self, id: u32) -> Option<Step> {
         let request = self.requests.get_mut(id)?;
         request.up_ended = true;
@@ -406,10 +420,10 @@ impl Server {
         if let Err(error) = &decoded
             && takes_data
         {
-            // How much of it would have to be dropped?
+            // The amount of data to drop would be unknown.
             return Err(self.fault(error.to_string()));
         }
-        // Known even where the request is refused: its data comes all the same.
+        // Needed even if the request is refused: its data arrives all the same.
         let (up, down) = decoded.as_ref().map_or((0, 0), Request::data);
         let refused = self
             .refuse(header)
@@ -417,8 +431,8 @@ impl Server {
                 status: ErrorCode::Range.into(),
                 text: error.to_string(),
             }));
-        // A well-behaved guest ends the data of a request that failed before it sends another, so
-        // this fills up only when a guest opens requests and never ends them.
+        // A well-behaved guest ends the data of a failed request before it sends another, so this
+        // fills up only when a guest opens requests and never ends them.
         if self.requests.unwanted() >= 2 * usize::from(self.terms.max_requests.get()) {
             return Err(
                 self.fault("more failed requests with data to come than requests".to_owned())
@@ -455,7 +469,7 @@ impl Server {
         Ok(None)
     }
 
-    /// Why a request is not to be run, if so.
+    /// The reason why a request must not be run, if there is one.
     fn refuse(&self, header: &FrameHeader) -> Option<Failure> {
         if self.draining.is_some() && header.op != Op::Goodbye {
             return self.draining.clone();
@@ -475,7 +489,7 @@ impl Server {
             let text = format!("{} needs a feature that Hello did not agree on", header.op);
             (ErrorCode::Unsupported, text)
         } else if self.requests.count(header.is_quiet()) >= self.terms.max_requests.get().into() {
-            // Quiet ones apart: a guest does not know when they are over.
+            // Quiet ones are counted separately: a guest does not know when they are over.
             (ErrorCode::Busy, "too many requests under way".to_owned())
         } else {
             return None;
@@ -522,7 +536,7 @@ impl Server {
         });
     }
 
-    /// What every reply tells besides.
+    /// The flags that every reply carries.
     fn news(&self) -> Flags {
         match self.failures_behind || !self.failures.is_empty() {
             true => self.printed_flag().with(Flags::FAILURES),
@@ -537,8 +551,8 @@ impl Server {
         }
     }
 
-    /// A request has been run, or has failed. Its answer leaves when its data has, and a Fence's when
-    /// those before it have. An id that is not under way is ignored.
+    /// Completes a request, whether it succeeded or failed. Its answer is sent after its data, and
+    /// a Fence's answer after those before it. An id that is not under way is ignored.
     pub fn complete(&mut self, id: u32, outcome: Outcome, now: Instant) {
         let Some(request) = self
             .requests
@@ -553,14 +567,14 @@ impl Server {
         self.answer_what_is_done(now);
     }
 
-    /// The time that the guest has to take replies counts from here, if none waits.
+    /// The guest's time for taking replies starts here, if none waits.
     fn begin_to_send(&mut self, now: Instant) {
         if self.outbox.is_empty() {
             self.sent = now;
         }
     }
 
-    /// Whether whoever runs the requests knows of failures of quiet ones that it has not told.
+    /// Sets whether the backend knows of failures of quiet requests that it has not reported.
     pub fn set_failures_behind(&mut self, some: bool) {
         self.failures_behind = some;
     }
@@ -571,7 +585,7 @@ impl Server {
     }
 
     fn answer_what_is_done(&mut self, now: Instant) {
-        // An answer can let a fence behind it go.
+        // An answer may release a fence behind it.
         while let Some(id) = self.answerable() {
             self.answer(id, now);
         }
@@ -619,7 +633,7 @@ impl Server {
             // No answer tells the guest to stop.
             self.grant(id, u64::MAX, now);
         } else {
-            // Behind the answer it might be taken for the next request's of the same id.
+            // After the answer it might be taken for credit of the next request with the same id.
             request.untold = 0;
         }
         self.requests.answered(id);
@@ -649,13 +663,13 @@ impl Server {
         }
     }
 
-    /// There is room for `bytes` more of a request's data.
+    /// Grants room for `bytes` more of a request's data.
     pub fn grant(&mut self, id: u32, bytes: u64, now: Instant) {
         let request = self.requests.get_mut(id);
-        // Once nothing more of it is wanted, the guest may use the id for another.
+        // Once no more of it is wanted, the guest may reuse the id.
         let wanted = |request: &&mut InFlight| !request.up_ended && !request.answered;
         if let Some(request) = request.filter(wanted) {
-            // More than the rest of the data is never needed.
+            // Never more than the rest of the data.
             let bytes = bytes.min(request.up_left.saturating_sub(request.credit));
             request.credit += bytes;
             request.untold += bytes;
@@ -663,10 +677,10 @@ impl Server {
         }
     }
 
-    /// Something was done for a request of which the guest sees nothing yet. From time to time it is
-    /// shown that: whoever waits for long work hears that it goes on.
+    /// Notes progress on a request that the guest cannot see yet. From time to time the guest is
+    /// shown it: a guest that waits for long work learns that it goes on.
     pub fn progressed(&mut self, id: u32, now: Instant) {
-        // Where something waits to be taken, that shows as much.
+        // Bytes that wait to be taken show as much.
         let quiet = self.outbox.is_empty();
         let Some(request) = self.requests.get_mut(id) else {
             return;
@@ -681,15 +695,16 @@ impl Server {
         }
     }
 
-    /// Whether the request is under way, so that whoever runs it knows of it.
+    /// Whether the request is under way, so that the backend knows of it.
+    #[inline]
     pub fn is_running(&self, id: u32) -> bool {
         self.requests
             .get(id)
             .is_some_and(|request| !request.answered)
     }
 
-    /// The requests whose data may go down, in the order they came, and how many bytes of each;
-    /// nothing while a frame of data is under way.
+    /// The requests whose data may go down, in order of arrival, and the bytes of each; none while
+    /// a frame of data is under way.
     pub fn downs(&self) -> impl Iterator<Item = (u32, u64)> {
         let free = self.outbox.data().is_none();
         let due = self
@@ -699,10 +714,10 @@ impl Server {
         due.map(|request| (request.header.request_id, request.down_left))
     }
 
-    /// Begins a frame with `len` bytes of a request's data, which are at hand.
+    /// Begins a frame with `len` bytes of a request's data, which must be at hand.
     ///
     /// # Panics
-    /// There are none, or more than [`downs`](Self::downs) said.
+    /// If `len` is 0 or more than [`downs`](Self::downs) returned.
     pub fn begin_down(&mut self, id: u32, len: u32, now: Instant) {
         self.begin_to_send(now);
         if let Some(request) = self.requests.get_mut(id) {
@@ -715,7 +730,7 @@ impl Server {
         }
     }
 
-    /// Tells the guest what was granted, where no data goes down that could say it.
+    /// Sends granted credit to the guest, where no data going down carries it.
     pub fn tell_credit(&mut self, now: Instant) {
         let untold = self.requests.iter().any(|request| request.untold > 0);
         if !untold || self.outbox.data().is_some() {
@@ -734,8 +749,8 @@ impl Server {
         }
     }
 
-    /// Notes that `n` bytes of the outbox and the data under way were sent; returns how many of the
-    /// data, and of which request.
+    /// Notes that `n` bytes of the outbox and the data under way were sent; returns the request
+    /// whose data they include, and the bytes of it.
     pub fn sent(&mut self, n: usize, now: Instant) -> Option<(u32, usize)> {
         if n > 0 {
             self.sent = now;
@@ -751,15 +766,15 @@ impl Server {
         Some((id, n))
     }
 
-    /// When something will be late if nothing moves before.
+    /// The time of the next deadline, if nothing happens before.
     pub fn deadline(&self) -> Instant {
         let mut first = None;
         self.each_deadline(|at, _| first = Some(first.map_or(at, |first: Instant| first.min(at))));
         first.unwrap_or(self.received + self.timeouts.idle)
     }
 
-    /// This side did not run for so long, until `now`: none of that counts as the guest's silence, nor
-    /// as that of whoever runs its requests.
+    /// This side did not run for `rest`, until `now`: that time counts neither as the guest's
+    /// silence nor as the backend's.
     pub fn rested(&mut self, rest: Duration, now: Instant) {
         let after = |at: &mut Instant| *at = super::after_rest(*at, rest, now);
         after(&mut self.began);
@@ -770,7 +785,7 @@ impl Server {
             .for_each(|request| after(&mut request.moved));
     }
 
-    /// What is late at `now`, if anything is.
+    /// The deadline that has passed at `now`, if any.
     pub fn late(&self, now: Instant) -> Option<Late> {
         let mut late = None;
         self.each_deadline(|at, what| {
@@ -781,7 +796,7 @@ impl Server {
         late
     }
 
-    /// Visits what has a deadline now.
+    /// Visits every deadline.
     fn each_deadline(&self, mut visit: impl FnMut(Instant, &dyn Fn() -> Late)) {
         let session = |what: &str, time: Duration| {
             Late::Session(format!("{what} within {} ms", time.as_millis()))
@@ -794,7 +809,7 @@ impl Server {
             let taken = "no reply taken";
             visit(self.sent + stall, &|| session(taken, stall));
         }
-        // Those before a fence have their own deadlines.
+        // Requests before a fence have their own deadlines.
         let counted = |request: &&InFlight| !request.answered && !request.is_behind_others();
         for request in self.requests.iter().filter(counted) {
             let (id, op, patience) = (
@@ -811,7 +826,7 @@ impl Server {
             });
         }
         let waits_for_room = matches!(self.data(), Some((_, true)));
-        // While a guest takes replies, it need not be read.
+        // While a guest takes replies, nothing need arrive from it.
         let moved = self.received.max(self.sent);
         if self.inbox.is_partial() && !waits_for_room {
             visit(moved + stall, &|| {
@@ -827,7 +842,7 @@ impl Server {
     }
 }
 
-/// What to tell of a request's credit in one frame.
+/// The credit to send for a request in one frame.
 fn take_credit(request: &mut InFlight) -> u32 {
     let credit = u32::try_from(request.untold).unwrap_or(u32::MAX);
     request.untold -= u64::from(credit);

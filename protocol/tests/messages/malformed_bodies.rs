@@ -1,4 +1,4 @@
-//! Broken bodies: each must be refused with the field and what is wrong with it.
+//! Broken bodies: each must be refused with the field and its error.
 
 use crate::bodies::Bodies;
 use proptest::strategy::{Strategy, ValueTree};
@@ -6,8 +6,8 @@ use proptest::test_runner::TestRunner;
 use vgpu_protocol::handle::{Handle, HandleKind};
 use vgpu_protocol::op::field::FieldError;
 use vgpu_protocol::op::{
-    Body, BodyError, Exchange, FenceReply, Fill, Hello, HelloReply, InfoReply, MAX_CONTROL_BODY,
-    ModuleLoad, Op, Ping, StreamSynchronize,
+    Body, BodyError, CopyRowsFromDevice, CopyRowsToDevice, Exchange, FenceReply, FillRange, Hello,
+    HelloReply, InfoReply, MAX_CONTROL_BODY, ModuleLoad, Op, Ping, StreamSynchronize,
 };
 use vgpu_protocol::status::{MAX_ERROR_TEXT, decode_error_text, encode_error_text};
 
@@ -24,7 +24,7 @@ fn sound() -> Vec<(Bodies, Vec<Vec<u8>>)> {
     Bodies::all().into_iter().map(&mut one).collect()
 }
 
-/// What becomes of the body when one field is replaced.
+/// The error for a body with one field replaced.
 fn with_field(bodies: Bodies, values: &[Vec<u8>], at: usize, value: &[u8]) -> BodyError {
     let mut values = values.to_vec();
     values[at] = value.to_vec();
@@ -138,13 +138,30 @@ fn the_rules_of_single_operations() {
         [&address_and_value[..], &[element_bytes], &count_and_stream].concat()
     };
     for element_bytes in [1, 2, 4] {
-        assert!(Fill::decode(&fill(element_bytes)).is_ok());
+        assert!(FillRange::decode(&fill(element_bytes)).is_ok());
     }
     for element_bytes in [0, 3, 8, 255] {
-        refused::<Fill>(
+        refused::<FillRange>(
             &fill(element_bytes),
-            &format!("Fill: element_bytes is {element_bytes}, 1, 2 or 4 needed"),
+            &format!("FillRange: element_bytes is {element_bytes}, 1, 2 or 4 needed"),
         );
+    }
+    let rows = |width: u64, height: u64| {
+        let shape = [0, width, width, height, 0].map(u64::to_le_bytes);
+        shape.as_flattened().to_vec()
+    };
+    assert!(CopyRowsToDevice::decode(&rows(1 << 30, (1 << 30) - 1)).is_ok());
+    for (width, height) in [
+        (1 << 30, 1 << 30),
+        (1, u64::MAX),
+        (u64::MAX, 2),
+        (1 << 32, 1 << 32),
+    ] {
+        let rule = "2^60 bytes and more have no room anywhere";
+        let body = rows(width, height);
+        let text = |name: &str| format!("{name}: height is {height}, {rule}");
+        refused::<CopyRowsToDevice>(&body, &text("CopyRowsToDevice"));
+        refused::<CopyRowsFromDevice>(&body, &text("CopyRowsFromDevice"));
     }
     let module = Handle::new(HandleKind::Module, 3, 1)
         .expect("sound")
@@ -192,7 +209,7 @@ fn failures_that_a_fence_cannot_tell() {
 
 #[test]
 fn the_data_of_a_request_never_overflows_its_count() {
-    // Whatever decodes has a number of bytes that fits.
+    // Every body that decodes has a number of bytes that fits.
     let most = ((1u64 << 60) - 1).to_le_bytes();
     let most = Exchange::decode(&[most, most].concat()).expect("sound");
     let request = vgpu_protocol::op::Request::from(most);
@@ -206,7 +223,7 @@ fn error_texts_are_cut_and_cleaned() {
         "out of [2J luck\u{fffd}"
     );
     assert_eq!(decode_error_text(&[b'a'; 5000]).len(), MAX_ERROR_TEXT);
-    // A character of two bytes across the limit is left out whole.
+    // A character of two bytes across the limit is left out as a whole.
     let long = "é".repeat(600) + "x";
     let cut = encode_error_text(&long);
     assert_eq!(cut.len(), MAX_ERROR_TEXT);
@@ -230,7 +247,8 @@ fn texts_are_cut_to_what_fits() {
 
 #[test]
 fn the_longest_body_is_that_of_a_launch_or_of_what_is_told_of_its_parameters() {
-    // A frame that is not data is taken whole before it is used: this is what a guest can make of it.
+    // A frame other than data is received whole before it is used: this is the largest that a guest
+    // can send.
     let request = Op::Launch.max_body(false);
     assert_eq!(request, 8 + 4 + 12 + 12 + 4 + 8 + 4 + 2 + 32_764);
     for op in Op::REQUESTS {

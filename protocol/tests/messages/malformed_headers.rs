@@ -124,7 +124,7 @@ fn each_broken_rule_names_its_field_and_value() {
 
 #[test]
 fn flags_are_checked_for_every_operation() {
-    // What docs/protocol.md says, as the set of allowed flag values of each operation.
+    // The rules of docs/protocol.md, as the set of allowed flag values of each operation.
     let allowed = |op: Op| -> &[u16] {
         match op {
             // Up: more or the last; down: the reply follows.
@@ -137,7 +137,7 @@ fn flags_are_checked_for_every_operation() {
     let quiet = Op::REQUESTS
         .iter()
         .filter(|op| op.spec().expect("a row").quiet);
-    // What CUDA has as a call whose failure may come later, and Ping.
+    // Calls that in CUDA may fail later, and Ping.
     assert_eq!(
         quiet.copied().collect::<Vec<_>>(),
         [
@@ -145,7 +145,7 @@ fn flags_are_checked_for_every_operation() {
             Op::MemoryFree,
             Op::CopyToDevice,
             Op::CopyWithinDevice,
-            Op::Fill,
+            Op::FillRange,
             Op::ModuleUnload,
             Op::FunctionSetAttribute,
             Op::Launch,
@@ -155,6 +155,17 @@ fn flags_are_checked_for_every_operation() {
             Op::EventCreate,
             Op::EventDestroy,
             Op::EventRecord,
+            Op::CopyRowsToDevice,
+            Op::CopyRowsWithinDevice,
+            Op::FillRows,
+            Op::MemoryFreeAsync,
+            Op::MemoryPoolSetAttribute,
+            Op::MemoryPoolTrim,
+            Op::StreamBeginCapture,
+            Op::GraphInstantiate,
+            Op::GraphLaunch,
+            Op::GraphDestroy,
+            Op::GraphExecDestroy,
         ]
     );
     for op in [&[Op::Closing, Op::Data], Op::REQUESTS].concat() {

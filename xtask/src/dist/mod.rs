@@ -1,4 +1,5 @@
-//! `cargo xtask dist`: what users install, made so that two machines make the same bytes.
+//! `cargo xtask dist`: the files that users install, built reproducibly: two machines make the same
+//! bytes.
 //!
 //! Programs for every C library from glibc 2.17 on (the one of XCP-ng's dom0), manual pages and
 //! completions that the programs print themselves, packages (deb and rpm) of mediator, guest and the
@@ -42,29 +43,25 @@ mod flags {
     }
 }
 
-/// What one run works with.
+/// The paths and settings of one run.
 #[derive(Debug)]
 struct Dist {
     /// The source as it is committed.
     source: PathBuf,
-    /// Everything on its way.
+    /// The folder for intermediate files.
     work: PathBuf,
     out: PathBuf,
     version: String,
-    /// When the source was committed, in seconds since 1970: the time of all that is made.
+    /// Commit time of the source, in seconds since 1970: the time stamp of all files made.
     epoch: u64,
 }
 
 pub(crate) fn main(args: Vec<OsString>) -> Result<()> {
     let flags = flags::Dist::from_vec(args).unwrap_or_else(|error| crate::help_or_misuse(error));
-    apt::ensure(&[
-        "python3-venv",
-        "binutils",
-        "xz-utils",
-        "rpm",
-        "groff-base",
-        "busybox-static",
-    ])?;
+    apt::ensure(&["python3-venv", "binutils", "xz-utils"])?;
+    if flags.check {
+        apt::ensure(check::INSTALLED)?;
+    }
     let dist = Dist::prepare(flags.out, flags.dirty)?;
     let tools = tools::Tools::install(&target_dir().join("dist/tools"))?;
     let programs = programs::build(&dist, &tools)?;
@@ -116,7 +113,8 @@ impl Dist {
     }
 }
 
-/// Copies the source to `to`: what is committed, or with `dirty` what lies there, less what git ignores.
+/// Copies the source to `to`: the committed files, or with `dirty` the working tree without the
+/// files that git ignores.
 fn export(to: &Path, dirty: bool) -> Result<()> {
     let root = workspace_root();
     let list = match dirty {

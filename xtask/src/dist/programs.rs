@@ -1,4 +1,4 @@
-//! The programs, for glibc 2.17, with their debug information apart.
+//! The programs, built for glibc 2.17, with their debug information in separate files.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -26,7 +26,7 @@ pub(super) const PACKAGES: [(&str, &str); 4] = [
 /// The programs of all packages.
 const PROGRAMS: [&str; 5] = ["vchan", "vgpu", "vgpu-mediatord", "vgpu-ptx", "vgpuctl"];
 
-/// A program is smaller than this, in bytes, once its debug information is in a file of its own.
+/// Limit on a program's size in bytes, without debug information.
 const MAX_SIZE: u64 = 6_000_000;
 
 /// The programs and their debug files.
@@ -42,7 +42,7 @@ impl Programs {
         self.folder.join(name)
     }
 
-    /// Where the debug files are.
+    /// The folder of the debug files.
     pub(super) fn debug(&self) -> &Path {
         &self.debug
     }
@@ -53,7 +53,7 @@ impl Programs {
     }
 }
 
-/// Builds them and looks at each.
+/// Builds them and checks each.
 ///
 /// # Errors
 /// The build fails, or a program needs too much, is too large, or names a path of this machine.
@@ -63,7 +63,8 @@ pub(super) fn build(dist: &Dist, tools: &Tools) -> Result<Programs> {
     let home = std::env::home_dir().context("no home folder")?;
     let cargo_home =
         std::env::var_os("CARGO_HOME").map_or_else(|| home.join(".cargo"), PathBuf::from);
-    // Paths of this machine would end up in panics' messages, and make the bytes differ between two.
+    // Paths of this machine would appear in panics' messages, and make the bytes differ between
+    // machines.
     let flags = format!(
         "--remap-path-prefix={}=/build/vgpu --remap-path-prefix={}=/build/cargo",
         dist.source.canonicalize()?.display(),
@@ -102,6 +103,7 @@ pub(super) fn build(dist: &Dist, tools: &Tools) -> Result<Programs> {
         workspace_path(&dist.source)?,
         workspace_path(crate::workspace_root())?,
         workspace_path(&cargo_home)?,
+        workspace_path(&sysroot()?)?,
     ];
     for name in PROGRAMS {
         let from = built.join(TARGET).join("dist").join(name);
@@ -114,6 +116,15 @@ pub(super) fn build(dist: &Dist, tools: &Tools) -> Result<Programs> {
     Ok(programs)
 }
 
+/// The folder of the compiler, whose sources appear in panics' messages where they are installed.
+fn sysroot() -> Result<PathBuf> {
+    let output = Command::new("rustc")
+        .args(["--print", "sysroot"])
+        .output()
+        .context("cannot start rustc")?;
+    Ok(String::from_utf8(output.stdout)?.trim_end().into())
+}
+
 fn workspace_path(path: &Path) -> Result<String> {
     let path = path.canonicalize()?;
     path.to_str()
@@ -121,7 +132,7 @@ fn workspace_path(path: &Path) -> Result<String> {
         .with_context(|| format!("{} is not UTF-8", path.display()))
 }
 
-/// Puts the debug information of `from` into a file of its own, with a link to it in the program.
+/// Moves the debug information of `from` into a file of its own, with a link to it in the program.
 fn split(from: &Path, programs: &Programs, name: &str) -> Result<()> {
     let debug = programs.debug.join(format!("{name}.debug"));
     run(Command::new("objcopy")
@@ -146,7 +157,7 @@ fn check_size(program: &Path, max: u64) -> Result<()> {
     Ok(())
 }
 
-/// Fails where the program has one of these paths in it.
+/// Fails if the program contains one of these paths.
 fn check_paths(program: &Path, private: &[String]) -> Result<()> {
     let bytes = fs::read(program)?;
     for path in private {

@@ -1,5 +1,5 @@
-//! `cargo xtask lab`: a real Xen with a dom0 and guests, on a machine that has
-//! neither Xen nor virtualisation. `docs/lab.md` tells how it works.
+//! `cargo xtask lab`: a real Xen with a dom0 and guests, on a machine that has neither Xen nor
+//! virtualisation. `docs/lab.md` describes it.
 
 use std::ffi::OsString;
 use std::path::PathBuf;
@@ -23,6 +23,7 @@ mod kernel;
 mod libraries;
 mod modules;
 mod network;
+mod packaged;
 mod packages;
 mod project;
 mod qemu;
@@ -36,7 +37,7 @@ use flags::LabCmd;
 use host::{Host, Xenstored};
 use image::Images;
 use project::Program;
-pub(crate) use project::{TRIED, target};
+pub(crate) use project::{RELEASE, TESTED_FOLDER, build_release, build_tested, target};
 use qemu::{Boot, Qemu};
 use qemu_host::QemuHost;
 use ssh_host::SshHost;
@@ -51,6 +52,7 @@ pub(crate) fn main(args: Vec<OsString>) -> Result<()> {
         host: flags.host,
         guests: flags.guest,
         xenstored: flags.xenstored,
+        packages: flags.packages,
         memory_mib: flags.memory.unwrap_or(qemu::DEFAULT_MEMORY),
         runs: project::runs(),
     };
@@ -60,17 +62,17 @@ pub(crate) fn main(args: Vec<OsString>) -> Result<()> {
             Ok(())
         }
         LabCmd::Shell(shell) => {
-            let (images, project) = (images()?, archive(shell.bare, &shell.add)?);
+            let (images, project) = (images()?, place.archive(shell.bare, &shell.add)?);
             Qemu::interactive(&place.boot(&images, &project, place.xenstored()?)?)
         }
         LabCmd::Run(run) => {
-            let (images, project) = (images()?, archive(run.bare, &run.add)?);
+            let (images, project) = (images()?, place.archive(run.bare, &run.add)?);
             let mut machine = Qemu::boot(&place.boot(&images, &project, place.xenstored()?)?)?;
             let limit = Duration::from_secs(run.timeout.unwrap_or(600));
             run::script(&mut machine, &run.script, limit)
         }
         LabCmd::Demo(_) => {
-            let programs = programs(false, &[])?;
+            let programs = place.programs(false, &[])?;
             let mut host = match &place.host {
                 Some(host) => place.connect(host, &programs)?,
                 None => place.qemu(
@@ -85,13 +87,15 @@ pub(crate) fn main(args: Vec<OsString>) -> Result<()> {
     }
 }
 
-/// Which machine to use, from the flags.
+/// The machine to use, from the flags.
 struct Where {
     host: Option<String>,
     guests: Vec<String>,
     xenstored: Option<String>,
+    /// The folder of the packages with the programs, in place of the tests' own builds.
+    packages: Option<PathBuf>,
     memory_mib: u32,
-    /// For the logs of QEMU's runs.
+    /// The folder for the logs of QEMU's runs.
     runs: PathBuf,
 }
 
@@ -138,7 +142,7 @@ impl Where {
             suite::list(&options);
             return Ok(());
         }
-        let mut programs = programs(test.bare, &test.add)?;
+        let mut programs = self.programs(test.bare, &test.add)?;
         if !test.bare {
             apt::ensure(packages::INSTALLED)?; // the C peer needs libxen-dev
             programs.extend(project::build_for_tests()?);
@@ -160,6 +164,36 @@ impl Where {
         }
         totals.finish(&options)
     }
+
+    /// The archive of [`programs`](Self::programs).
+    fn archive(&self, bare: bool, add: &[PathBuf]) -> Result<Vec<u8>> {
+        project::archive(&self.programs(bare, add)?)
+    }
+
+    /// The project's programs, unless left out, and the files (or folders of files) to add.
+    fn programs(&self, bare: bool, add: &[PathBuf]) -> Result<Vec<Program>> {
+        let mut programs = match (bare, &self.packages) {
+            (true, None) => project::build_agent()?,
+            (false, None) => build_tested()?,
+            (false, Some(folder)) => packaged::replace(build_tested()?, folder)?,
+            (true, Some(_)) => {
+                bail!("--bare leaves out what --packages brings\n  give one of them")
+            }
+        };
+        for path in add {
+            if path.is_dir() {
+                for entry in std::fs::read_dir(path)? {
+                    let file = entry?.path();
+                    if file.is_file() {
+                        programs.push(Program::of(file)?);
+                    }
+                }
+            } else {
+                programs.push(Program::of(path.clone())?);
+            }
+        }
+        Ok(programs)
+    }
 }
 
 /// The images, built if need be.
@@ -168,31 +202,4 @@ fn images() -> Result<Images> {
     let cache = packages::cache_folder()?;
     let packages = packages::fetch(&cache)?;
     image::build(&cache, &packages)
-}
-
-/// The archive of [`programs`].
-fn archive(bare: bool, add: &[PathBuf]) -> Result<Vec<u8>> {
-    project::archive(&programs(bare, add)?)
-}
-
-/// The project's programs, unless left out, and the files (or folders of files) to add.
-fn programs(bare: bool, add: &[PathBuf]) -> Result<Vec<Program>> {
-    let mut programs = if bare {
-        project::build_agent(TRIED)?
-    } else {
-        project::build(project::PACKAGES, TRIED)?
-    };
-    for path in add {
-        if path.is_dir() {
-            for entry in std::fs::read_dir(path)? {
-                let file = entry?.path();
-                if file.is_file() {
-                    programs.push(Program::of(file)?);
-                }
-            }
-        } else {
-            programs.push(Program::of(path.clone())?);
-        }
-    }
-    Ok(programs)
 }

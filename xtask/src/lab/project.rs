@@ -1,24 +1,40 @@
-//! The archive with the project's own programs: release builds of the command
-//! line programs, test programs, and whatever a run wants to add.
+//! The archive with the project's own programs: the command line programs, a test program, and
+//! whatever a run wants to add.
 
 use std::fs;
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::Command;
+use std::sync::OnceLock;
 
 use anyhow::{Context, Result, bail};
 
 use super::cpio::Archive;
 use super::image;
+use crate::cargo::{Executable, executables};
 
-/// The profile of the programs that are tried, here and in the lab: a release's code, built faster
-/// (see the workspace's Cargo.toml).
-pub(crate) const TRIED: &str = "lab-programs";
+/// The profile of the programs that are tested, here and in the lab: that of the tests, with its assertions,
+/// so that `cargo xtask test` builds everything once.
+const TESTED: &str = "dev";
+
+/// The folder in [`target`] where cargo puts them.
+pub(crate) const TESTED_FOLDER: &str = "debug";
+
+/// Arguments of cargo that build them. With all packages and one of their tests cargo chooses the same features
+/// of dependencies as for the tests, and builds nothing twice.
+const BUILD_TESTED: &[&str] = &[
+    "build",
+    "--locked",
+    "--workspace",
+    "--bins",
+    "--test",
+    "real_xen",
+];
 
 /// The profile of the programs that are measured.
 pub(crate) const RELEASE: &str = "release";
 
-/// Where all of it lies in dom0 and guests; it comes first in PATH there.
+/// The folder of the programs in dom0 and guests, first in PATH there.
 pub(crate) const FOLDER: &str = "opt/vgpu/bin";
 
 /// Packages with programs that go into the lab.
@@ -33,16 +49,16 @@ const PROGRAMS: &[(&str, &str)] = &[
     ("vgpu-mediator", "vgpuctl"),
 ];
 
-/// Test programs that run in the lab: package, test, name in the lab.
-const TESTS: &[(&str, &str, &str)] = &[("xen-sys", "real_xen", "xen-sys-real-xen")];
+/// The test program that runs in the lab: its name for cargo, and there.
+const TEST: (&str, &str) = ("real_xen", "xen-sys-real-xen");
 
 /// The other end of the interoperability tests, on the stock libxenvchan.
 const C_PEER: &str = "vchan-c-peer";
 
-/// A client of the file protocol as people write it in C.
+/// A client of the file protocol, written in C as users would.
 const GUIDE_CLIENT: &str = "guide_client";
 
-/// Runs our scripts there.
+/// The program that runs our scripts there.
 const AGENT: &str = "lab-agent";
 
 /// A file on its way into the lab.
@@ -82,70 +98,78 @@ pub(crate) fn target() -> PathBuf {
     set.map_or_else(|| root().join("target"), |folder| root().join(folder))
 }
 
-/// Where the lab's runs keep their logs.
+/// The folder for the logs of the lab's runs.
 pub(crate) fn runs() -> PathBuf {
     target().join("lab")
 }
 
-/// Builds the command line programs of `packages`, and what runs our scripts there, with one of
-/// cargo's profiles.
+/// Builds the command line programs that are tested, and the agent.
 ///
 /// # Errors
-/// The compiler's, which by then has said what is wrong on standard error.
-pub(crate) fn build(packages: &[&str], profile: &str) -> Result<Vec<Program>> {
-    eprintln!("lab: building the project's programs ({profile})");
-    build_rust(packages, profile)
+/// The compiler's, which has printed the reason on standard error.
+pub(crate) fn build_tested() -> Result<Vec<Program>> {
+    eprintln!("lab: building the project's programs");
+    let wanted = |program: &&Program| {
+        program.name == AGENT || PROGRAMS.iter().any(|(_, name)| program.name == *name)
+    };
+    Ok(tested()?.iter().filter(wanted).cloned().collect())
 }
 
-/// Builds what runs our scripts there.
-///
-/// # Errors
-/// As [`build`].
-pub(crate) fn build_agent(profile: &str) -> Result<Vec<Program>> {
-    build_rust(&[], profile)
-}
-
-/// Builds what only the suite needs: test programs, the C peer and a client in C.
-///
-/// # Errors
-/// As [`build`].
-pub(crate) fn build_for_tests() -> Result<Vec<Program>> {
-    let mut programs = Vec::new();
-    for (package, test, name) in TESTS {
-        eprintln!("lab: building test {test} of {package}");
-        let arguments = [
-            "build",
-            "--profile",
-            TRIED,
-            "--package",
-            package,
-            "--test",
-            test,
-        ];
-        // With this package cargo chooses the features that it has chosen above, and builds nothing anew.
-        let beside = ["--package", "vchan-testing"];
-        let built = cargo_executables(&[&arguments[..], &beside[..]].concat())?;
-        let file = built.into_iter().next();
-        programs.push(Program {
-            name: (*name).to_owned(),
-            file: file.with_context(|| format!("no test {test} was built"))?,
-        });
+/// What [`BUILD_TESTED`] builds, from a single call of cargo: a second one would wait for a build that another
+/// step has begun meanwhile.
+fn tested() -> Result<&'static [Program]> {
+    static BUILT: OnceLock<Vec<Program>> = OnceLock::new();
+    if let Some(built) = BUILT.get() {
+        return Ok(built);
     }
-    programs.push(build_c_peer()?);
-    programs.push(build_guide_client()?);
-    Ok(programs)
+    let built = cargo_executables(BUILD_TESTED)?;
+    Ok(BUILT.get_or_init(|| built))
 }
 
-/// All in one call of cargo: it keeps all processors busy to the end, and chooses the features of what
-/// they depend on once for all.
+/// Builds the command line programs of `packages` as in a release, and the agent.
+///
+/// # Errors
+/// As [`build_tested`].
+pub(crate) fn build_release(packages: &[&str]) -> Result<Vec<Program>> {
+    eprintln!("lab: building the project's programs ({RELEASE})");
+    build_rust(packages, RELEASE)
+}
+
+/// Builds the agent.
+///
+/// # Errors
+/// As [`build_tested`].
+pub(crate) fn build_agent() -> Result<Vec<Program>> {
+    build_rust(&[], TESTED)
+}
+
+/// Builds the programs that only the suite needs: a test program, the C peer and a client in C.
+///
+/// # Errors
+/// As [`build_tested`].
+pub(crate) fn build_for_tests() -> Result<Vec<Program>> {
+    let (test, name) = TEST;
+    let test = tested()?.iter().find(|program| program.name == test);
+    let test = test.context("cargo reports no test program for the lab")?;
+    Ok(vec![
+        Program {
+            name: name.to_owned(),
+            file: test.file.clone(),
+        },
+        build_c_peer()?,
+        build_guide_client()?,
+    ])
+}
+
+/// Builds in one call of cargo, which keeps all processors busy to the end and chooses the features
+/// of dependencies once for all.
 fn build_rust(packages: &[&str], profile: &str) -> Result<Vec<Program>> {
     let mut arguments = vec!["build", "--profile", profile];
     arguments.extend(["--package", "xtask", "--bin", AGENT]);
     for (package, program) in PROGRAMS.iter().filter(|(p, _)| packages.contains(p)) {
         arguments.extend(["--package", package, "--bin", program]);
     }
-    let built = cargo_executables(&arguments)?;
-    built.into_iter().map(Program::of).collect()
+    cargo_executables(&arguments)
 }
 
 pub(crate) fn build_c_peer() -> Result<Program> {
@@ -155,7 +179,7 @@ pub(crate) fn build_c_peer() -> Result<Program> {
         .with_context(|| format!("{C_PEER} needs cc and the package libxen-dev"))
 }
 
-/// Builds the client of the file protocol's two files.
+/// Builds the C client of the two-file protocol.
 fn build_guide_client() -> Result<Program> {
     build_c(GUIDE_CLIENT, &["file-transport/tests/guide_client.c"], &[])
         .with_context(|| format!("{GUIDE_CLIENT} needs cc"))
@@ -184,28 +208,15 @@ fn build_c(name: &str, sources: &[&str], libraries: &[&str]) -> Result<Program> 
     })
 }
 
-/// Runs cargo and gives the executables it reports, fresh or not.
-fn cargo_executables(arguments: &[&str]) -> Result<Vec<PathBuf>> {
-    let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
-    let output = Command::new(cargo)
-        .args(arguments)
-        .arg("--message-format=json-render-diagnostics")
-        .current_dir(root())
-        .stderr(Stdio::inherit())
-        .output()
-        .context("running cargo")?;
-    if !output.status.success() {
-        bail!("cargo {} failed", arguments.join(" "));
-    }
-    Ok(String::from_utf8_lossy(&output.stdout)
-        .lines()
-        .filter_map(|line| serde_json::from_str::<serde_json::Value>(line).ok())
-        .filter_map(|message| message.get("executable")?.as_str().map(PathBuf::from))
-        .collect())
+/// Runs cargo and returns the executables it reports, fresh or not, under cargo's names for them.
+fn cargo_executables(arguments: &[&str]) -> Result<Vec<Program>> {
+    let built = executables(arguments)?;
+    let program = |Executable { name, file, .. }| Program { name, file };
+    Ok(built.into_iter().map(program).collect())
 }
 
-/// Writes the archive. Symbols are left out, also those that debuggers do not need: they would be most
-/// of it, and every guest is given all of it and unpacks it.
+/// Writes the archive. Symbols are left out, even those that debuggers do not need: they would be
+/// most of it, and every guest receives and unpacks all of it.
 pub(crate) fn archive(programs: &[Program]) -> Result<Vec<u8>> {
     let mut archive = Archive::new(Vec::new());
     archive.directory(FOLDER)?;
@@ -220,7 +231,7 @@ pub(crate) fn archive(programs: &[Program]) -> Result<Vec<u8>> {
     Ok(archive.finish()?)
 }
 
-/// A program without symbols. A panic still says where it was.
+/// A program without symbols. A panic still names its place.
 ///
 /// # Errors
 /// It cannot be read.
@@ -236,7 +247,7 @@ pub(crate) fn stripped(file: &Path) -> Result<Vec<u8>> {
         .args([&copy, file])
         .status();
     let status = match status {
-        // On a machine that only runs what was prepared elsewhere.
+        // On a machine that only runs prepared files.
         Err(error) if error.kind() == ErrorKind::NotFound => return Ok(content),
         status => status.context("running strip")?,
     };

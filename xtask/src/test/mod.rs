@@ -1,8 +1,8 @@
-//! `cargo xtask test`: everything that must hold, from formatting to the real Xen.
+//! `cargo xtask test`: all checks, from formatting to the real Xen.
 //!
-//! The steps run in two lanes beside each other: what is tried on this machine, and the lab, whose
-//! emulated machine leaves it processor time. The lane that is through first helps the other. No test
-//! asserts a time, so neither disturbs the other.
+//! The steps run in two lanes beside each other: those on this machine, and the lab, whose emulated
+//! machine leaves processor time to the former. The lane that finishes first helps the other. No
+//! test asserts a time, so neither disturbs the other.
 
 use std::ffi::OsString;
 
@@ -12,6 +12,7 @@ use crate::apt;
 use crate::busy::Busy;
 
 mod lanes;
+pub(crate) mod programs;
 mod report;
 
 use report::{Outcome, Report};
@@ -36,18 +37,18 @@ mod flags {
     }
 }
 
-/// Where a step runs: one of a lane at a time.
+/// The lane of a step: one step of each runs at a time.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Lane {
     Here,
     Lab,
 }
 
-/// One thing that must hold, and the command that shows it.
+/// One check, and its command.
 struct Step {
     name: &'static str,
     lane: Lane,
-    /// Program and arguments; the program `xtask` is this one.
+    /// Program and arguments; `xtask` is this program.
     command: &'static [&'static str],
     /// Extra environment for it.
     env: &'static [(&'static str, &'static str)],
@@ -68,18 +69,10 @@ const STEPS: &[Step] = &[
         Lane::Here,
         &["cargo", "fmt", "--all", "--check"],
     ),
-    // Without the examples, which are tested as modules of test programs and linted as programs.
     step(
         "unit and integration tests",
         Lane::Here,
-        &[
-            "cargo",
-            "test",
-            "--workspace",
-            "--tests",
-            "--locked",
-            "--no-fail-fast",
-        ],
+        &["xtask", "test-programs"],
     ),
     step(
         "lints",
@@ -132,9 +125,14 @@ const STEPS: &[Step] = &[
         Lane::Here,
         &["xtask", "sshfs"],
     ),
+    step(
+        "programs in C and C++ with libvgpu",
+        Lane::Here,
+        &["xtask", "c-library"],
+    ),
     // The suite in two parts, so that both lanes end at about the same time. The longest cases are
-    // left to `cargo xtask lab test`, which runs everything with both xenstoreds; what they show of
-    // the formats, others here show with fewer bytes or rounds.
+    // left to `cargo xtask lab test`, which runs everything with both xenstoreds; their properties
+    // of the formats are covered here by others with fewer bytes or rounds.
     step(
         "the lab: a real Xen, channels and sessions",
         Lane::Lab,
@@ -148,7 +146,7 @@ const STEPS: &[Step] = &[
             "!nfs/,!relay/,!faults/,\
              !interop/pv-in-page,!interop/pv-65536,!interop/pv-1024,!interop/pv-1048576-2048,\
              !interop/dom0-serves,!interop/pvh-in-page,!interop/pvh-1048576,\
-             !vchan/no-leaks,!session/conformance-tcp,!vector-add/pvh-16777216",
+             !vchan/no-leaks,!session/conformance-tcp,!vector-add/pvh-16777216,!gpu/one-guest",
         ],
     ),
     step(
@@ -165,7 +163,7 @@ const STEPS: &[Step] = &[
              !relay/garbage,!faults/hostile-guest",
         ],
     ),
-    // The rest does not depend on which xenstored it is.
+    // The rest does not depend on the xenstored.
     step(
         "the lab: xenstore and sessions with oxenstored",
         Lane::Lab,
@@ -200,10 +198,12 @@ pub(crate) fn main(args: Vec<OsString>) -> Result<()> {
     }
     apt::ensure(&[
         "gcc",
+        "g++",
         "libc6-dev",
         "libclang-14-dev",
         "libxen-dev",
         "openssh-server",
+        "pkgconf",
     ])?;
     let interrupted = lanes::Interrupted::watch()?;
     let loops = flags.busy.unwrap_or(0);
@@ -243,7 +243,8 @@ mod tests {
     const LONGEST: &str = "interop/pv-in-page,interop/pv-65536,interop/pv-1024,\
         interop/pv-1048576-2048,interop/dom0-serves,interop/pvh-in-page,interop/pvh-1048576,\
         vchan/no-leaks,session/conformance-tcp,nfs/mediator,nfs/export,nfs/file-system,\
-        relay/gpu-domain-pv,relay/garbage,vector-add/pvh-16777216,faults/hostile-guest";
+        relay/gpu-domain-pv,relay/garbage,vector-add/pvh-16777216,gpu/one-guest,\
+        faults/hostile-guest";
 
     #[test]
     fn every_case_but_the_longest_is_in_one_step_with_c_xenstored() {

@@ -5,7 +5,8 @@ use std::time::Duration;
 use serde_json::json;
 use vgpu_guest::Client;
 
-use crate::cli::{BenchArguments, Cli};
+use crate::bench_gpu;
+use crate::cli::{BenchArguments, BenchCommand, Cli};
 use crate::failure::Failure;
 use crate::ping::RoundTrips;
 use crate::vector_add::rate;
@@ -15,6 +16,9 @@ use crate::{floats, output, session};
 const PING_BYTES: usize = 16;
 
 pub(crate) fn run(cli: &Cli, arguments: &BenchArguments) -> Result<(), Failure> {
+    if let Some(BenchCommand::Gpu(arguments)) = &arguments.what {
+        return bench_gpu::run(cli, arguments);
+    }
     for &elements in &arguments.sizes {
         floats::check_memory(elements)?;
     }

@@ -1,5 +1,6 @@
 //! The command line.
 
+use std::num::NonZeroU32;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -70,7 +71,7 @@ pub(crate) enum Command {
     VectorAdd(VectorAddArguments),
     /// Run a kernel of your own on files
     Run(RunArguments),
-    /// Measure vector adds of several sizes, end to end, and round trips
+    /// Measure vector adds of several sizes, end to end, and round trips; `bench gpu`: launches, memory and copies
     Bench(BenchArguments),
     /// Show that a session does all that it must, at every endpoint of the list
     #[command(hide = true)]
@@ -141,6 +142,10 @@ pub(crate) struct RunArguments {
     #[arg(long, value_name = "BYTES", default_value_t = 0)]
     pub(crate) shared: u32,
 
+    /// Launches, one behind the other
+    #[arg(long, value_name = "N", default_value_t = NonZeroU32::MIN)]
+    pub(crate) repeat: NonZeroU32,
+
     /// Longest time that the kernel may run [default: what the mediator allows]
     #[arg(long, value_name = "SECONDS", value_parser = parse_time)]
     pub(crate) deadline: Option<Duration>,
@@ -158,7 +163,11 @@ pub(crate) struct ConformanceArguments {
 }
 
 #[derive(Debug, Args)]
+#[command(args_conflicts_with_subcommands = true)]
 pub(crate) struct BenchArguments {
+    #[command(subcommand)]
+    pub(crate) what: Option<BenchCommand>,
+
     /// Elements of the vectors, separated by commas
     #[arg(long, value_name = "N,…", value_delimiter = ',', default_values_t = [1, 1 << 10, 1 << 16, 1 << 20, 1 << 24], value_parser = clap::value_parser!(u64).range(1..))]
     pub(crate) sizes: Vec<u64>,
@@ -170,6 +179,42 @@ pub(crate) struct BenchArguments {
     /// Round trips to make
     #[arg(long, value_name = "N", default_value_t = 1000, value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
     pub(crate) pings: u32,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum BenchCommand {
+    /// Measure what work on the device costs: sessions, launches, a graph, memory, copies
+    Gpu(GpuBenchArguments),
+}
+
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Figures:
+  session_open           from nothing to a device that takes work
+  launch_processor       processor time of the program for a launch that is not waited for
+  launch_chain_N         N launches and one wait
+  launch_synchronize     a launch and a wait for it
+  graph_of_20            20 kernels as one graph, and a wait for them
+  allocate_free[_async]  1 MiB, the other in the order of a stream
+  copy_up_N, copy_down_N a slice of N bytes to the device and back, each byte compared
+Times are in microseconds, rates in 10^9 bytes per second; p99 of a rate is what 99 of 100 reach.
+bench/native_gpu.cu measures the same without vgpu; bench/gpu_speed.sh runs both.")]
+pub(crate) struct GpuBenchArguments {
+    /// Launches of a chain, and allocations
+    #[arg(long, value_name = "N", default_value_t = 1000, value_parser = clap::value_parser!(u32).range(1..=100_000))]
+    pub(crate) launches: u32,
+
+    /// Bytes of the copies, separated by commas
+    #[arg(long, value_name = "N,…", value_delimiter = ',', default_values_t = [16 << 20, 256 << 20], value_parser = clap::value_parser!(u64).range(1..))]
+    pub(crate) copies: Vec<u64>,
+
+    /// Runs of all that is not done thousands of times; the median counts
+    #[arg(long, value_name = "N", default_value_t = 7, value_parser = clap::value_parser!(u32).range(1..=10_000))]
+    pub(crate) repeats: u32,
+
+    /// Lines of bench/native_gpu.cu to print beside the figures, with the ratio
+    #[arg(long, value_name = "FILE")]
+    pub(crate) native: Option<PathBuf>,
 }
 
 /// Reads a time: seconds, or a number with `ms`, `s` or `m`.

@@ -2,10 +2,12 @@
 //! `vgpu`: sends work to a mediator from the command line.
 
 mod bench;
+mod bench_gpu;
 mod cli;
 mod conformance;
 mod doctor;
 mod failure;
+mod figures;
 mod floats;
 mod info;
 mod output;
@@ -34,7 +36,7 @@ fn main() -> ExitCode {
         Ok(()) => ExitCode::SUCCESS,
         Err(failure) => {
             if let Some(object) = failure.to_json().filter(|_| cli.json) {
-                // Where that fails, the lines on standard error are left.
+                // If that fails, the lines on standard error remain.
                 let _ = output::json(&object);
             }
             output::error(&failure.to_string());

@@ -17,7 +17,7 @@ pub(crate) fn error(text: &str) {
 
 /// Prints an object on one line.
 pub(crate) fn json(object: &impl Serialize) -> io::Result<()> {
-    line(&serde_json::to_string(object)?)
+    line(&vgpu_cli::json_line(object)?)
 }
 
 /// Writes `bytes` as people read them: `1.5 GiB`.

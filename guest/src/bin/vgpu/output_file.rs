@@ -21,7 +21,7 @@ use crate::failure::Failure;
 /// Longest value of an extended attribute, and longest list of their names (Linux).
 const XATTR_MAX: usize = 64 << 10;
 
-/// Where Linux keeps a file's access list.
+/// The extended attribute with a file's access list.
 const ACCESS_LIST: &str = "system.posix_acl_access";
 
 /// How often the place is looked at again because something else appeared there.
@@ -78,7 +78,7 @@ impl<'p> OutputFile<'p> {
                     Some(parent) if parent != Path::new("") => parent,
                     _ => Path::new("."),
                 };
-                // What a newly made file gets, less the umask.
+                // The mode of a new file, before the umask.
                 let temporary =
                     temporary_in(directory, 0o666).map_err(|error| unwritable(path, &error))?;
                 let to = path.to_owned();
@@ -154,7 +154,7 @@ impl<'p> OutputFile<'p> {
                 }
                 let renamed = match replaces {
                     Some(_) => temporary.persist(&to),
-                    // What appears after the look is not renamed over either.
+                    // A file that appears after the check is not replaced either.
                     None => match temporary.persist_noclobber(&to) {
                         Err(error) if error.error.kind() == io::ErrorKind::AlreadyExists => {
                             return Ok(false);
@@ -610,7 +610,7 @@ mod tests {
         symlink("c", &link).expect("made");
         drop(OutputFile::prepare(&link).expect("writable"));
         assert!(!target.exists());
-        // What somebody else wrote there meanwhile stays.
+        // Bytes that another process wrote there meanwhile stay.
         let file = OutputFile::prepare(&link).expect("writable");
         fs::write(&target, "theirs").expect("written");
         drop(file);

@@ -7,6 +7,7 @@ use vgpu_guest::Client;
 
 use crate::cli::{Cli, PingArguments};
 use crate::failure::Failure;
+use crate::figures::{percentile, rounded};
 use crate::{output, session};
 
 pub(crate) fn run(cli: &Cli, arguments: &PingArguments) -> Result<(), Failure> {
@@ -41,14 +42,10 @@ impl RoundTrips {
 
     /// The time that `percent` of the round trips did not exceed, in microseconds.
     fn percentile(&self, percent: usize) -> f64 {
-        let rank = (self.sorted.len() * percent).div_ceil(100).max(1);
-        self.sorted
-            .get(rank - 1)
-            .map_or(0.0, |time| time.as_secs_f64() * 1e6)
+        percentile(&self.sorted, percent).map_or(0.0, |time| time.as_secs_f64() * 1e6)
     }
 
     pub(crate) fn to_json(&self, endpoint: &str) -> Value {
-        let rounded = |us: f64| (us * 1000.0).round() / 1000.0;
         json!({
             "kind": "round_trip",
             "count": self.sorted.len(),

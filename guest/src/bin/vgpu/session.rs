@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use serde_json::{Value, json};
 use signal_hook::consts::{SIGINT, SIGTERM};
-use vgpu_guest::{Client, Endpoint, Options, Skipped, parse_list};
+use vgpu_guest::{Client, Device, Endpoint, Options, Skipped, parse_list};
 
 use crate::cli::Cli;
 use crate::failure::Failure;
@@ -112,7 +112,16 @@ pub(crate) fn endpoint_name(client: &Client) -> String {
 /// Ends the session once its result is in the user's hands. What goes wrong from here on takes nothing
 /// back, so it is a warning at most.
 pub(crate) fn end(client: Client) {
-    if let Err(error) = client.goodbye() {
+    warn_of_end(client.goodbye());
+}
+
+/// [`end`] of a device's session.
+pub(crate) fn end_device(device: Device) {
+    warn_of_end(device.goodbye());
+}
+
+fn warn_of_end(ended: vgpu_guest::Result<()>) {
+    if let Err(error) = ended {
         log::warn!("the session did not end in good order, which changes no result: {error}");
     }
 }

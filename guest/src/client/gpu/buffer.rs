@@ -5,17 +5,17 @@ use std::num::NonZeroU64;
 use std::ops::{Bound, RangeBounds};
 
 use bytemuck::Pod;
-use vgpu_protocol::op::MemoryAllocate;
+use vgpu_protocol::op::{MemoryAllocate, MemoryAllocateAsync, Operation, Request};
 
 use super::{Device, Dropped, explained, is_out_of_memory};
 use crate::error::Result;
 
 /// Elements of one kind that lie on a device behind each other.
 pub trait DevicePtr<T: Pod> {
-    /// Whose they are.
+    /// The device with the elements.
     fn device(&self) -> &Device;
 
-    /// Where the first lies on the device.
+    /// Device address of the first element.
     fn address(&self) -> u64;
 
     /// How many there are.
@@ -27,10 +27,14 @@ pub trait DevicePtr<T: Pod> {
     }
 }
 
-/// `len` elements on a device, freed when this is dropped, once the work sent before is done.
+/// `len` elements on a device, freed when this is dropped, once the work sent before is done, or in the order of the
+/// stream that it was allocated on.
 #[derive(Debug)]
 pub struct DeviceBuffer<T: Pod> {
+    /// With the stream in whose order it is freed, where it has one.
     device: Device,
+    /// Freed in the order of that stream.
+    ordered: bool,
     /// 0 where there are no bytes.
     address: u64,
     len: usize,
@@ -44,38 +48,89 @@ impl Device {
     /// The session's or the device's memory does not suffice.
     pub fn alloc<T: Pod>(&self, len: usize) -> Result<DeviceBuffer<T>> {
         const DOING: &str = "allocate";
-        let bytes = (len as u64)
-            .checked_mul(size_of::<T>() as u64)
-            .ok_or_else(|| self.wrong(DOING, format!("{len} elements have no room anywhere")))?;
-        let address = match NonZeroU64::new(bytes) {
-            Some(bytes) => self.allocate(DOING, bytes)?,
+        let address = match self.bytes_of::<T>(DOING, len)? {
+            Some(bytes) => {
+                let asked = MemoryAllocate { bytes };
+                self.allocate(DOING, &asked)?.address
+            }
             None => 0,
         };
         Ok(DeviceBuffer {
             device: self.base(),
+            ordered: false,
             address,
             len,
             elements: PhantomData,
         })
     }
-}
 
-impl Device {
-    fn allocate(&self, doing: &'static str, bytes: NonZeroU64) -> Result<u64> {
-        let mut client = self.client()?;
-        let mut reply = client.request(doing, MemoryAllocate { bytes });
-        // What is kept for the next vector add may do.
-        if reply.as_ref().is_err_and(is_out_of_memory) && client.give_back_places() {
-            reply = client.request(doing, MemoryAllocate { bytes });
+    /// The same in the order of this stream (`cuMemAllocAsync`), and freed in its order when the buffer is dropped: what
+    /// the stream has freed before is had again without a call of the driver. What is sent to another stream waits for
+    /// this one by way of an event, and so does this one before the buffer goes.
+    ///
+    /// # Errors
+    /// Those of [`alloc`](Self::alloc).
+    pub fn alloc_async<T: Pod>(&self, len: usize) -> Result<DeviceBuffer<T>> {
+        const DOING: &str = "allocate in a stream";
+        let stream = self.stream_ref();
+        let address = match self.bytes_of::<T>(DOING, len)? {
+            Some(bytes) => {
+                let asked = MemoryAllocateAsync { bytes, stream };
+                self.allocate(DOING, &asked)?.address
+            }
+            None => 0,
+        };
+        Ok(DeviceBuffer {
+            device: self.clone(),
+            ordered: true,
+            address,
+            len,
+            elements: PhantomData,
+        })
+    }
+
+    /// Frees a buffer in the order of this stream (`cuMemFreeAsync`), and not of the one that it was allocated on.
+    ///
+    /// # Errors
+    /// The session failed.
+    pub fn free_async<T: Pod>(&self, mut buffer: DeviceBuffer<T>) -> Result<()> {
+        self.check_session("free in a stream", &buffer.device)?;
+        let address = std::mem::take(&mut buffer.address);
+        match address {
+            0 => Ok(()),
+            address => self.send_free_async(address),
         }
-        Ok(explained(&mut client, reply)?.address)
+    }
+
+    /// The bytes of so many elements.
+    fn bytes_of<T>(&self, doing: &'static str, len: usize) -> Result<Option<NonZeroU64>> {
+        let bytes = (len as u64).checked_mul(size_of::<T>() as u64);
+        let bytes = bytes
+            .ok_or_else(|| self.wrong(doing, format!("{len} elements have no room anywhere")))?;
+        Ok(NonZeroU64::new(bytes))
+    }
+
+    /// Asks for memory.
+    pub(super) fn allocate<O>(&self, doing: &'static str, asked: &O) -> Result<O::Reply>
+    where
+        O: Operation + Clone + Into<Request>,
+    {
+        let mut client = self.client()?;
+        let mut reply = client.request(doing, asked.clone());
+        // Memory kept for the next vector add may suffice.
+        if reply.as_ref().is_err_and(is_out_of_memory) && client.give_back_places() {
+            reply = client.request(doing, asked.clone());
+        }
+        explained(&mut client, reply)
     }
 }
 
 impl<T: Pod> Drop for DeviceBuffer<T> {
     fn drop(&mut self) {
-        if self.address != 0 {
-            self.device.drop_on_device(Dropped::Memory(self.address));
+        match (self.address, self.ordered) {
+            (0, _) => {}
+            (address, true) => self.device.drop_in_order(address),
+            (address, false) => self.device.drop_on_device(Dropped::Memory(address)),
         }
     }
 }
@@ -120,8 +175,8 @@ impl<T: Pod> DeviceBuffer<T> {
     }
 }
 
-/// Where a range begins in `len` elements, and how many it has.
-fn part(len: usize, range: impl RangeBounds<usize>) -> (usize, usize) {
+/// First element and length of a range within `len` elements.
+pub(super) fn part(len: usize, range: impl RangeBounds<usize>) -> (usize, usize) {
     let start = match range.start_bound() {
         Bound::Included(start) => *start,
         Bound::Excluded(before) => before + 1,

@@ -3,9 +3,9 @@
 use std::num::NonZeroU64;
 
 use bytemuck::Pod;
-use vgpu_protocol::op::{CopyFromDevice, CopyToDevice, CopyWithinDevice, Fill};
+use vgpu_protocol::op::{CopyFromDevice, CopyToDevice, CopyWithinDevice, FillRange};
 
-use super::{Device, DeviceBuffer, DevicePtr, told};
+use super::{Device, DeviceBuffer, DevicePtr};
 use crate::data::Data;
 use crate::error::Result;
 
@@ -96,11 +96,7 @@ impl Device {
             bytes,
             stream: self.stream_ref(),
         };
-        let mut client = self.client()?;
-        let copied = client.request_with(DOING, request, &mut data);
-        let reply = told(&mut client, DOING, copied)?;
-        client.keep_device_time(reply.device_ns);
-        Ok(())
+        self.wait_with(DOING, request, &mut data, |reply| reply.device_ns)
     }
 
     /// A copy of `from`, once the work sent before is done.
@@ -161,7 +157,7 @@ impl Device {
         let Some(count) = NonZeroU64::new(count as u64) else {
             return Ok(());
         };
-        let request = Fill {
+        let request = FillRange {
             to,
             value,
             element_bytes: u8::try_from(size).expect("1, 2 or 4"),

@@ -6,7 +6,10 @@ use bytemuck::Pod;
 use vgpu_protocol::op::Launch;
 use vgpu_protocol::op::field::Bytes;
 
-use super::{Device, DeviceBuffer, DevicePtr, DeviceSlice, DeviceSliceMut, Function, explained};
+use super::{
+    Device, DeviceBuffer, DevicePtr, DeviceRows, DeviceSlice, DeviceSliceMut, Function,
+    PitchedBuffer, PitchedSlice, PitchedSliceMut, explained,
+};
 use crate::error::{Error, Result};
 
 /// `CU_FUNC_ATTRIBUTE_MAX_THREADS_PER_BLOCK`.
@@ -39,7 +42,7 @@ pub trait KernelArg {
     /// Appends the bytes of the parameter.
     fn write(&self, parameters: &mut Vec<u8>);
 
-    /// Whose memory it is.
+    /// The device that owns the memory, if the argument names memory.
     fn device(&self) -> Option<&Device> {
         None
     }
@@ -52,20 +55,27 @@ impl<T: Pod> KernelArg for T {
 }
 
 macro_rules! memory {
-    ($($memory:ty),*) => {$(
+    ($($memory:ty as $way:ident),*) => {$(
         impl<T: Pod> KernelArg for $memory {
             fn write(&self, parameters: &mut Vec<u8>) {
                 parameters.extend_from_slice(&self.address().to_le_bytes());
             }
 
             fn device(&self) -> Option<&Device> {
-                Some(DevicePtr::device(self))
+                Some($way::device(self))
             }
         }
     )*};
 }
 
-memory!(DeviceBuffer<T>, DeviceSlice<'_, T>, DeviceSliceMut<'_, T>);
+memory!(
+    DeviceBuffer<T> as DevicePtr,
+    DeviceSlice<'_, T> as DevicePtr,
+    DeviceSliceMut<'_, T> as DevicePtr,
+    PitchedBuffer<T> as DeviceRows,
+    PitchedSlice<'_, T> as DeviceRows,
+    PitchedSliceMut<'_, T> as DeviceRows
+);
 
 /// A launch that is being put together. Number and sizes of the arguments, the block and whose memory it is
 /// are checked before anything is sent.
@@ -113,7 +123,7 @@ impl LaunchBuilder<'_> {
     pub fn arg_bytes(mut self, bytes: &[u8]) -> Self {
         let k = self.given;
         self.given += 1;
-        // What is beyond the last is told by their number.
+        // Surplus arguments are reported later, by their number.
         let Some(place) = self.function.parameters().get(k) else {
             return self;
         };
@@ -143,7 +153,7 @@ impl LaunchBuilder<'_> {
         self
     }
 
-    /// Launches it and does not wait. If that goes wrong, it is told by the next
+    /// Launches it and does not wait. A later failure is the error of the next
     /// [`synchronize`](Device::synchronize) or copy from the device.
     ///
     /// # Errors

@@ -2,8 +2,11 @@
 
 mod buffer;
 mod copies;
+mod graph;
 mod launch;
 mod module;
+mod pool;
+mod rows;
 mod stream;
 
 use std::sync::atomic::Ordering;
@@ -13,8 +16,9 @@ use std::time::Duration;
 use vgpu_protocol::handle::Handle;
 use vgpu_protocol::op::field::StreamRef;
 use vgpu_protocol::op::{
-    DeviceInfo, DeviceInfoReply, EventDestroy, FenceReply, MemoryFree, MemoryInfo, ModuleUnload,
-    NO_ATTRIBUTE, Operation, Request, StreamDestroy, Synchronize,
+    self as protocol, DeviceInfo, DeviceInfoReply, EventDestroy, FenceReply, GraphDestroy,
+    GraphExecDestroy, MemoryFree, MemoryFreeAsync, MemoryInfo, ModuleUnload, NO_ATTRIBUTE,
+    Operation, Request, StreamDestroy, Synchronize,
 };
 
 use super::{Client, Session, lock};
@@ -26,8 +30,11 @@ use vgpu_protocol::status::{ErrorCode, Status};
 
 pub use buffer::{DeviceBuffer, DevicePtr, DeviceSlice, DeviceSliceMut};
 pub use copies::Element;
+pub use graph::{CaptureMode, CaptureStatus, Graph, GraphExec};
 pub use launch::{KernelArg, LaunchBuilder, LaunchConfig};
 pub use module::{Function, Module};
+pub use pool::MemoryPool;
+pub use rows::{DeviceRows, PitchedBuffer, PitchedSlice, PitchedSliceMut};
 pub(super) use stream::NON_BLOCKING;
 pub use stream::{Event, Stream};
 
@@ -36,14 +43,15 @@ const OUT_OF_MEMORY: i32 = 2;
 
 /// A device of a session, as one thread sees it: memory, copies, modules and launches.
 ///
-/// Clones are the same lane of the session. A thread that is not to wait for another one's calls takes a
+/// Clones are the same lane of the session. A thread that must not wait for another thread's calls takes a
 /// lane of its own by [`lane`](Self::lane); buffers and modules may be used on any.
 ///
-/// What does not wait for the device says so by returning at once: launches, copies to the device and within
-/// it, fills. What goes wrong with it later is the error of the next [`synchronize`](Self::synchronize) or
-/// copy from the device, with the request that failed ([`Error::failures`]).
+/// Launches, fills, and copies to the device and within it return at once, without waiting for the
+/// device. Their later failures are the error of the next [`synchronize`](Self::synchronize) or
+/// copy from the device, with the requests that failed ([`Error::failures`]).
 ///
-/// What kernels print goes to standard output, or to [`on_printed`](Self::on_printed), at the latest with that.
+/// Output printed by kernels goes to standard output, or to [`on_printed`](Self::on_printed), at
+/// the latest with that call.
 ///
 /// ```no_run
 /// # use vgpu_guest::{Client, Device, LaunchConfig, Options};
@@ -66,7 +74,7 @@ const OUT_OF_MEMORY: i32 = 2;
 pub struct Device {
     lane: Arc<Mutex<Client>>,
     shared: Arc<Shared>,
-    /// Where its work goes; none is the default stream.
+    /// The stream of its work; `None` is the default stream.
     stream: Option<Arc<Opened>>,
 }
 
@@ -77,6 +85,29 @@ struct Shared {
     session: Arc<Session>,
 }
 
+/// The mediator's counts for a session, as its administrator sees it in `vgpuctl status`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Statistics {
+    /// Requests of all lanes.
+    pub requests: u64,
+    /// Requests that failed: answered with an error, or later.
+    pub failed_requests: u64,
+    /// Kernels that were ended at their deadline.
+    pub kernels_killed: u64,
+    /// Bytes that the mediator has received, headers included.
+    pub bytes_in: u64,
+    /// Bytes that it has sent, headers included.
+    pub bytes_out: u64,
+    /// How long the device ran kernels of this session.
+    pub device_time: Duration,
+    /// Bytes of device memory in use.
+    pub memory: u64,
+    /// Bytes of device memory that the session may use.
+    pub memory_limit: u64,
+    /// Requests, the one that asks included, and work of the device that are not done.
+    pub queue: u64,
+}
+
 /// Something of the device that nobody holds any more.
 #[derive(Debug, Clone, Copy)]
 pub(super) enum Dropped {
@@ -84,6 +115,8 @@ pub(super) enum Dropped {
     Module(Handle),
     Stream(Handle),
     Event(Handle),
+    Graph(Handle),
+    GraphExec(Handle),
 }
 
 impl Device {
@@ -162,6 +195,25 @@ impl Device {
         Ok((reply.free, reply.total))
     }
 
+    /// The mediator's counts for this session so far, and what it holds of the device. Reading resets nothing.
+    ///
+    /// # Errors
+    /// The session failed.
+    pub fn statistics(&self) -> Result<Statistics> {
+        let reply = self.ask("statistics", protocol::Statistics {})?;
+        Ok(Statistics {
+            requests: reply.requests,
+            failed_requests: reply.failed,
+            kernels_killed: reply.kernels_killed,
+            bytes_in: reply.bytes_in,
+            bytes_out: reply.bytes_out,
+            device_time: Duration::from_nanos(reply.device_ns),
+            memory: reply.memory,
+            memory_limit: reply.memory_limit,
+            queue: reply.queue,
+        })
+    }
+
     /// Waits until the device has done everything that was sent before, on any lane. Returns how long it
     /// ran kernels of this session since the last time that this was told to anybody.
     ///
@@ -220,6 +272,14 @@ impl Device {
                 client.send_quiet("destroy an event", EventDestroy { event })?;
                 lock(&self.shared.session.events).release(event);
             }
+            Dropped::Graph(graph) => {
+                client.send_quiet("destroy a graph", GraphDestroy { graph })?;
+                lock(&self.shared.session.graphs).release(graph);
+            }
+            Dropped::GraphExec(exec) => {
+                client.send_quiet("destroy a graph", GraphExecDestroy { exec })?;
+                lock(&self.shared.session.graph_execs).release(exec);
+            }
         }
         Ok(())
     }
@@ -235,6 +295,18 @@ impl Device {
         };
         // A session that has failed has nothing to give back to.
         let _ = self.give_back(&mut client, dropped);
+    }
+
+    /// Frees memory in the order of this stream, or of all where another thread's call is under way.
+    fn drop_in_order(&self, address: u64) {
+        let mut client = match self.lane.try_lock() {
+            Ok(client) => client,
+            Err(TryLockError::Poisoned(poisoned)) => poisoned.into_inner(),
+            Err(TryLockError::WouldBlock) => return self.drop_on_device(Dropped::Memory(address)),
+        };
+        let stream = self.stream_ref();
+        // A session that has failed has nothing to give back to.
+        let _ = client.send_quiet("free", MemoryFreeAsync { address, stream });
     }
 
     fn ask<O>(&self, doing: &'static str, request: O) -> Result<O::Reply>
@@ -262,6 +334,24 @@ impl Device {
             .map(drop)
     }
 
+    /// Runs a request that waits for the device, and keeps the device's time for the next answer that reports it.
+    fn wait_with<O>(
+        &self,
+        doing: &'static str,
+        request: O,
+        data: &mut Data<'_>,
+        device_ns: impl FnOnce(&O::Reply) -> u64,
+    ) -> Result<()>
+    where
+        O: Operation + Into<Request>,
+    {
+        let mut client = self.client()?;
+        let outcome = client.request_with(doing, request, data);
+        let reply = told(&mut client, doing, outcome)?;
+        client.keep_device_time(device_ns(&reply));
+        Ok(())
+    }
+
     fn is_of(&self, other: &Self) -> bool {
         Arc::ptr_eq(&self.shared.session, &other.shared.session)
     }
@@ -270,7 +360,10 @@ impl Device {
     fn check_session(&self, doing: &'static str, other: &Self) -> Result<()> {
         match self.is_of(other) {
             true => Ok(()),
-            false => Err(self.wrong(doing, "a buffer or function of another session")),
+            false => Err(self.wrong(
+                doing,
+                "a buffer, function, stream, event or graph of another session",
+            )),
         }
     }
 
@@ -315,7 +408,7 @@ impl Client {
         self.session.untold_ns.fetch_add(ns, Ordering::Relaxed);
     }
 
-    /// What a wait for the device has heard of its time, and what copies have heard before.
+    /// The device's time as reported by a wait for it, and by copies before.
     fn device_time(&self, ns: u64) -> Duration {
         let before = self.session.untold_ns.swap(0, Ordering::Relaxed);
         Duration::from_nanos(ns.saturating_add(before))

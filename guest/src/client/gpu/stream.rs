@@ -6,11 +6,12 @@ use std::time::Duration;
 
 use vgpu_protocol::handle::Handle;
 use vgpu_protocol::op::{
-    EventCreate, EventElapsed, EventQuery, EventRecord, EventSynchronize, StreamCreate,
-    StreamQuery, StreamSynchronize, StreamWaitEvent,
+    EventCreate, EventElapsed, EventQuery, EventRecord, EventSynchronize, StreamCancel,
+    StreamCreate, StreamQuery, StreamSynchronize, StreamWaitEvent,
 };
 
 use super::{Device, Dropped, explained, lock, told};
+use crate::data::Data;
 use crate::error::Result;
 
 /// `CU_STREAM_NON_BLOCKING`.
@@ -85,6 +86,18 @@ impl Device {
         }))
     }
 
+    /// `stream` on this lane: what is called on it waits for no call of the lane that made the stream.
+    ///
+    /// # Errors
+    /// The stream is of another session.
+    pub fn on_stream(&self, stream: &Stream) -> Result<Stream> {
+        self.check_session("use a stream", &stream.0)?;
+        Ok(Stream(Self {
+            stream: stream.0.stream.clone(),
+            ..self.base()
+        }))
+    }
+
     /// An event that was not recorded yet.
     ///
     /// # Errors
@@ -126,6 +139,19 @@ impl Device {
         let event = self.new_event()?;
         self.record(&event)?;
         Ok(event)
+    }
+
+    /// Ends the kernels that were sent to this stream before, running or not, and returns how many there were; on a
+    /// device, those of the default stream. Each is a failure (`E_CANCELLED`) that the next wait tells. Copies and fills
+    /// are done all the same. For a thread that waits meanwhile, this is called on another [`lane`](Self::lane).
+    ///
+    /// # Errors
+    /// The executor is `cuda`, and there are some: a GPU runs a kernel to its end or its deadline
+    /// (`CUDA_ERROR_NOT_SUPPORTED`). The session failed.
+    pub fn cancel(&self) -> Result<u32> {
+        let stream = self.stream_ref();
+        let reply = self.ask("cancel kernels", StreamCancel { stream })?;
+        Ok(reply.kernels)
     }
 
     /// Has what is sent to this stream from now on wait for `event`, as it was recorded last.
@@ -192,12 +218,10 @@ impl Event {
     /// Something that was sent before has failed; the session failed.
     pub fn synchronize(&self) -> Result<()> {
         const DOING: &str = "wait for an event";
-        let event = self.handle;
-        let mut client = self.device.client()?;
-        let reply = client.request(DOING, EventSynchronize { event });
-        let reply = told(&mut client, DOING, reply)?;
-        client.keep_device_time(reply.device_ns);
-        Ok(())
+        let request = EventSynchronize { event: self.handle };
+        let mut data = Data::none();
+        self.device
+            .wait_with(DOING, request, &mut data, |reply| reply.device_ns)
     }
 
     /// Whether it has come, as it was recorded last, or was never recorded.

@@ -12,6 +12,8 @@ Examples:
   vgpuctl kick web-1              end the sessions of the guest named web-1
   vgpuctl kick session:12         end one session
   vgpuctl kick 'local uid 1000'   whatever status prints in its column GUEST
+  vgpuctl reload                  read the configuration again; sessions go on
+  vgpuctl metrics                 figures for Prometheus, as a file for node_exporter
   vgpuctl secret web-1            a new secret for the client web-1 over tcp:
   vgpuctl doctor                  what is missing on this machine, and what to do";
 
@@ -54,13 +56,26 @@ pub(crate) enum Command {
         /// (this machine's programs), or session:N
         guest: String,
     },
+    /// Figures for Prometheus, in the OpenMetrics text format
+    Metrics,
+    /// Have the mediator read its configuration again: rules, limits, weights and secrets
+    ///
+    /// Sessions go on. If the file is wrong, nothing changes, and the exit status is 2.
+    Reload,
     /// Make a secret for a client over tcp:, and print its line for both sides' files
     Secret {
         /// What to call the client: letters, digits, dots, dashes and underscores
         name: String,
     },
     /// Look for what is missing on this machine; exits with 1 if something is
-    Doctor,
+    ///
+    /// What is needed depends on the configuration: of the mediator that runs, else of
+    /// /etc/vgpu/mediatord.toml.
+    Doctor {
+        /// Judge by this configuration, as if a mediator with it were to be started
+        #[arg(long, value_name = "FILE")]
+        config: Option<PathBuf>,
+    },
 }
 
 #[cfg(test)]

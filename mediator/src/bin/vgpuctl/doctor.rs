@@ -1,6 +1,7 @@
 //! `vgpuctl doctor`: what this machine has, what is missing, what to do.
 
 mod files;
+mod mode;
 
 use std::fs::{self, OpenOptions};
 use std::path::Path;
@@ -10,7 +11,6 @@ use std::time::{Duration, Instant};
 use serde::Serialize;
 use vchan::xen::store::Store;
 use vgpu_mediator::broker::probe;
-use vgpu_mediator::config::WorkerSettings;
 use vgpu_mediator::control::Status;
 use vgpu_mediator::executor::ExecutorChoice;
 use vgpu_mediator::failure::Failure;
@@ -18,14 +18,17 @@ use vgpu_mediator::print::print;
 use vgpu_mediator::worker::confinement::{Confine, Protection, Settings, trial};
 
 use crate::{Exit, fetch, print_json};
+use mode::Mode;
 
-/// How a check went.
+/// Result of a check.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
 enum Verdict {
     Good,
     Bad,
-    /// Neither: it is not needed here.
+    /// What is configured works, but could do better.
+    Remark,
+    /// It is not needed here.
     Absent,
 }
 
@@ -33,6 +36,8 @@ enum Verdict {
 #[derive(Debug, Serialize)]
 struct Check {
     name: &'static str,
+    /// Whether the verdict is not bad.
+    ok: bool,
     verdict: Verdict,
     found: String,
     /// The remedy; empty where all is well.
@@ -43,6 +48,7 @@ impl Check {
     fn new(name: &'static str, verdict: Verdict, found: impl Into<String>) -> Self {
         Self {
             name,
+            ok: verdict != Verdict::Bad,
             verdict,
             found: found.into(),
             advice: String::new(),
@@ -60,17 +66,31 @@ impl Check {
         }
     }
 
+    /// It works, but could do better.
+    fn remark(name: &'static str, found: impl Into<String>, advice: impl Into<String>) -> Self {
+        Self {
+            advice: advice.into(),
+            ..Self::new(name, Verdict::Remark, found)
+        }
+    }
+
+    /// What is configured does not need it.
+    fn absent(name: &'static str, found: impl Into<String>) -> Self {
+        Self::new(name, Verdict::Absent, found)
+    }
+
     fn line(&self) -> String {
         let Self { name, found, .. } = self;
         match self.verdict {
             Verdict::Good => format!("✔ {name}: {found}\n"),
             Verdict::Absent => format!("– {name}: {found}\n"),
+            Verdict::Remark => format!("! {name}: {found}\n    → {}\n", self.advice),
             Verdict::Bad => format!("✘ {name}: {found}\n    → {}\n", self.advice),
         }
     }
 }
 
-pub(crate) fn run(control: &Path, json: bool) -> Result<ExitCode, Exit> {
+pub(crate) fn run(control: &Path, config: Option<&Path>, json: bool) -> Result<ExitCode, Exit> {
     let mut checks = Vec::new();
     let mut show = |check: Check| {
         if !json {
@@ -79,28 +99,15 @@ pub(crate) fn run(control: &Path, json: bool) -> Result<ExitCode, Exit> {
         checks.push(check);
         Ok::<_, std::io::Error>(())
     };
-    let (check, on_xen) = xen();
-    show(check)?;
-    if on_xen {
-        show(dom0_type())?;
-        for device in ["/dev/xen/evtchn", "/dev/xen/gntdev"] {
-            show(xen_device(device))?;
-        }
-        show(xenstore())?;
-    }
     let status = fetch(control);
-    match &status {
-        Ok(status) if status.executor.kind == "relay" => {
-            let found = format!("not needed here: {}", status.executor.reason);
-            show(Check::new("CUDA", Verdict::Absent, found))?;
-        }
-        _ => {
-            let (check, driver) = nvidia_driver();
-            show(check)?;
-            show(cuda(driver))?;
+    match Mode::find(config, status.as_ref().ok()) {
+        Err(failure) => show(Check::bad(CONFIGURATION, failure.what, failure.advice))?,
+        Ok(mode) => {
+            needed(&mode, status.as_ref().ok())
+                .into_iter()
+                .try_for_each(&mut show)?;
         }
     }
-    show(workers(status.as_ref().ok()))?;
     if let Ok(status) = &status {
         for check in files::checks(status) {
             show(check)?;
@@ -114,16 +121,106 @@ pub(crate) fn run(control: &Path, json: bool) -> Result<ExitCode, Exit> {
     Ok(ExitCode::from(u8::from(bad)))
 }
 
+const CONFIGURATION: &str = "configuration";
+
+/// Checks of what a mediator in this mode needs.
+fn needed(mode: &Mode, status: Option<&Status>) -> Vec<Check> {
+    let mut checks = vec![configuration(mode)];
+    let (check, domain) = xen(mode);
+    checks.push(check);
+    if mode.uses_xen() && domain != Domain::None {
+        let devices = match domain {
+            // There the mediator grants its own pages to dom0.
+            Domain::Guest => ["/dev/xen/evtchn", "/dev/xen/gntalloc"],
+            Domain::Dom0 | Domain::None => ["/dev/xen/evtchn", "/dev/xen/gntdev"],
+        };
+        checks.extend(devices.map(xen_device));
+        checks.push(xenstore());
+    }
+    checks.extend(gpu(mode, domain, status));
+    checks.push(workers(mode, status));
+    checks
+}
+
+/// What is configured, and the files with secrets.
+fn configuration(mode: &Mode) -> Check {
+    if let Some(config) = &mode.config
+        && let Err(failure) = config.check_secrets()
+    {
+        return Check::bad(CONFIGURATION, failure.what, failure.advice);
+    }
+    let (listen, executor) = (mode.listen.join(", "), &mode.executor);
+    Check::good(
+        CONFIGURATION,
+        format!("of {}: {listen}, executor {executor}", mode.source),
+    )
+}
+
+/// Checks of the GPU, its driver, and of the domain as far as they matter to it.
+fn gpu(mode: &Mode, domain: Domain, status: Option<&Status>) -> Vec<Check> {
+    let needed = match &mode.executor {
+        ExecutorChoice::Cuda => true,
+        ExecutorChoice::Auto => false,
+        ExecutorChoice::Cpu => {
+            return vec![Check::absent(CUDA, "not needed here: the executor is cpu")];
+        }
+        ExecutorChoice::Relay(endpoint) => {
+            let reason = match status {
+                Some(status) => status.executor.reason.clone(),
+                None => format!("the executor is relay:{endpoint}"),
+            };
+            return vec![Check::absent(CUDA, format!("not needed here: {reason}"))];
+        }
+    };
+    let driver = nvidia_driver();
+    // "auto" takes what there is. But where there is a driver, a GPU that does not work is not what was meant.
+    if !needed && driver.is_none() {
+        let found = "NVIDIA's driver is not loaded: the CPU executor does the work";
+        let advice = "for a GPU install the driver and load it (modprobe nvidia)";
+        return vec![Check::remark(CUDA, found, advice)];
+    }
+    let mut checks = Vec::new();
+    let has_driver = driver.is_some();
+    checks.push(driver.unwrap_or_else(|| {
+        let advice = "install it and load it (modprobe nvidia), or set executor to \"cpu\"";
+        Check::bad("NVIDIA driver", "not loaded", advice)
+    }));
+    if domain != Domain::None {
+        checks.push(domain_type());
+    }
+    checks.push(cuda(has_driver));
+    checks
+}
+
 fn read(path: &str) -> Option<String> {
     Some(fs::read_to_string(path).ok()?.trim().to_owned())
 }
 
-fn xen() -> (Check, bool) {
-    const NAME: &str = "Xen";
-    if read("/sys/hypervisor/type").as_deref() != Some("xen") {
-        let found = "this machine is no Xen domain; local: and file: work here, xen: does not";
-        return (Check::new(NAME, Verdict::Absent, found), false);
+/// The kind of this domain.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Domain {
+    /// This machine does not run on Xen.
+    None,
+    Dom0,
+    Guest,
+}
+
+impl Domain {
+    fn own() -> Self {
+        if read("/sys/hypervisor/type").as_deref() != Some("xen") {
+            return Self::None;
+        }
+        let dom0 = read("/proc/xen/capabilities").is_some_and(|text| text.contains("control_d"))
+            || read("/sys/hypervisor/uuid")
+                .is_some_and(|uuid| uuid.chars().all(|c| c == '0' || c == '-'));
+        match dom0 {
+            true => Self::Dom0,
+            false => Self::Guest,
+        }
     }
+}
+
+fn xen(mode: &Mode) -> (Check, Domain) {
     let version = |part: &str| read(&format!("/sys/hypervisor/version/{part}"));
     let number = match (version("major"), version("minor"), version("extra")) {
         (Some(major), Some(minor), extra) => {
@@ -131,22 +228,39 @@ fn xen() -> (Check, bool) {
         }
         _ => String::new(),
     };
-    let dom0 = read("/proc/xen/capabilities").is_some_and(|text| text.contains("control_d"))
-        || read("/sys/hypervisor/uuid")
-            .is_some_and(|uuid| uuid.chars().all(|c| c == '0' || c == '-'));
-    if dom0 {
-        return (Check::good(NAME, format!("dom0 of Xen{number}")), true);
-    }
-    let check = Check::bad(
-        NAME,
-        format!("a guest of Xen{number}, not dom0"),
-        "run vgpu-mediatord in dom0; guests run vgpu (and vgpu doctor), but for one with the GPU: \
-         docs/relay.md",
-    );
-    (check, true)
+    let domain = Domain::own();
+    (judged(mode, domain, &number), domain)
 }
 
-fn dom0_type() -> Check {
+/// The verdict on this domain, of a Xen of this version.
+fn judged(mode: &Mode, domain: Domain, version: &str) -> Check {
+    const NAME: &str = "Xen";
+    match domain {
+        _ if !mode.uses_xen() => Check::absent(NAME, "not needed here: nothing uses xen:"),
+        Domain::Dom0 => Check::good(NAME, format!("dom0 of Xen{version}")),
+        Domain::None => Check::bad(
+            NAME,
+            "this machine is no Xen domain, and the configuration needs xen:",
+            "run vgpu-mediatord in dom0, or have it listen on local:, unix:, tcp: or file:",
+        ),
+        // Only dom0 can reach another guest.
+        Domain::Guest if !mode.listens_on_xen() => Check::bad(
+            NAME,
+            format!("a guest of Xen{version}, where relay:xen: reaches nobody"),
+            "run vgpu-mediatord in dom0; docs/relay.md",
+        ),
+        Domain::Guest => Check::remark(
+            NAME,
+            format!(
+                "a guest of Xen{version}, where xen: serves the mediator of dom0 and no other guest"
+            ),
+            "right for the guest with the GPU (docs/relay.md); otherwise run vgpu-mediatord in dom0, and \
+             vgpu in guests",
+        ),
+    }
+}
+
+fn domain_type() -> Check {
     const NAME: &str = "domain type";
     match read("/sys/hypervisor/guest_type").as_deref() {
         Some("PV") => Check::bad(
@@ -155,16 +269,21 @@ fn dom0_type() -> Check {
             "for CUDA boot Xen with `dom0=pvh iommu=pt` on its command line",
         ),
         Some(other) => Check::good(NAME, format!("{other}, where CUDA can work")),
-        None => Check::new(NAME, Verdict::Absent, "the kernel does not tell"),
+        None => Check::absent(NAME, "the kernel does not tell"),
     }
 }
 
 fn xen_device(path: &'static str) -> Check {
     match OpenOptions::new().read(true).write(true).open(path) {
         Ok(_) => Check::good(path, "can be opened"),
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
-            Check::bad(path, "is missing", "modprobe xen-evtchn xen-gntdev")
-        }
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Check::bad(
+            path,
+            "is missing",
+            format!(
+                "modprobe xen-{}",
+                path.rsplit('/').next().unwrap_or_default()
+            ),
+        ),
         Err(error) => Check::bad(path, error.to_string(), "run as root"),
     }
 }
@@ -178,35 +297,29 @@ fn xenstore() -> Check {
     }
 }
 
-fn nvidia_driver() -> (Check, bool) {
+/// The driver, if it is loaded.
+fn nvidia_driver() -> Option<Check> {
     const NAME: &str = "NVIDIA driver";
-    if let Some(version) = read("/proc/driver/nvidia/version") {
-        let line = version.lines().next().unwrap_or_default().to_owned();
-        if Path::new("/dev/nvidiactl").exists() {
-            return (Check::good(NAME, line), true);
-        }
-        let check = Check::bad(
+    let device = Path::new("/dev/nvidiactl").exists();
+    let Some(version) = read("/proc/driver/nvidia/version") else {
+        // In containers, /proc may not show it.
+        return device.then(|| Check::good(NAME, "/dev/nvidiactl is there"));
+    };
+    let line = version.lines().next().unwrap_or_default().to_owned();
+    Some(match device {
+        true => Check::good(NAME, line),
+        false => Check::bad(
             NAME,
             format!("{line}, but /dev/nvidiactl is missing"),
             "run nvidia-smi once as root, or install nvidia-modprobe",
-        );
-        return (check, true);
-    }
-    if Path::new("/dev/nvidiactl").exists() {
-        // In containers, /proc may not show it.
-        return (Check::good(NAME, "/dev/nvidiactl is there"), true);
-    }
-    let check = Check::bad(
-        NAME,
-        "not loaded",
-        "install NVIDIA's driver and load it (modprobe nvidia); without a GPU the CPU executor \
-         does the work",
-    );
-    (check, false)
+        ),
+    })
 }
 
+const CUDA: &str = "CUDA";
+
 fn cuda(driver: bool) -> Check {
-    const NAME: &str = "CUDA";
+    const NAME: &str = CUDA;
     match probe::find(&ExecutorChoice::Cuda, None, None) {
         Ok(offer) => {
             let executor = offer.executor;
@@ -229,17 +342,18 @@ fn cuda(driver: bool) -> Check {
     }
 }
 
-/// What protects this machine from workers that their guests have taken over: as the mediator says it, or
-/// as it would be if this user started one with the usual settings.
-fn workers(status: Option<&Status>) -> Check {
+/// Protections of this machine against workers taken over by their guests: as the mediator reports
+/// them, or as they would be if this user started one with these settings. Where one is missing, only
+/// "required" does not serve.
+fn workers(mode: &Mode, status: Option<&Status>) -> Check {
     const NAME: &str = "confinement of workers";
     let protections = match status {
-        Some(status) => Ok(status.protections.clone()),
-        None => {
-            let usual = WorkerSettings::default();
+        Some(status) if mode.config.is_none() => Ok(status.protections.clone()),
+        _ if mode.worker.confine == Confine::Off => Ok(Vec::new()),
+        _ => {
             let settings = Settings {
                 confine: Confine::BestEffort,
-                user: usual.users().last(),
+                user: mode.worker.users().last(),
             };
             trial::run(&settings, false)
         }
@@ -247,7 +361,7 @@ fn workers(status: Option<&Status>) -> Check {
     let protections = match protections {
         Ok(protections) if protections.is_empty() => {
             let advice = "set worker.confine to \"required\" and start the mediator again";
-            return Check::bad(NAME, "off: worker.confine is \"off\"", advice);
+            return Check::remark(NAME, "off: worker.confine is \"off\"", advice);
         }
         Ok(protections) => protections,
         Err(why) => return Check::bad(NAME, why, "this is not expected; report it"),
@@ -261,7 +375,12 @@ fn workers(status: Option<&Status>) -> Check {
     let missing: Vec<String> = off.iter().map(|protection| said(protection)).collect();
     let found = format!("without {}; with {works}", missing.join(", "));
     let advice = "run the mediator as root, on a kernel with namespaces and seccomp filters";
-    Check::bad(NAME, found, advice)
+    // One that runs serves all the same: it was told to, or an ordinary user's does.
+    let serves = status.is_some() && mode.config.is_none();
+    match mode.worker.confine == Confine::Required && !serves {
+        true => Check::bad(NAME, found, advice),
+        false => Check::remark(NAME, found, advice),
+    }
 }
 
 fn said(protection: &Protection) -> String {
@@ -275,6 +394,24 @@ fn said(protection: &Protection) -> String {
 fn mediator(status: Result<Status, Failure>) -> Check {
     const NAME: &str = "mediator";
     match status {
+        // "auto" without a driver: that the CPU does the work is what it means.
+        Ok(Status {
+            executor,
+            executor_choice,
+            looks_again_s: Some(seconds),
+            ..
+        }) if executor_choice == ExecutorChoice::Auto.to_string() && nvidia_driver().is_none() => {
+            Check::remark(
+                NAME,
+                format!(
+                    "runs with the {} executor: {}",
+                    executor.kind, executor.reason
+                ),
+                format!(
+                    "nothing, if there is no GPU; else load its driver: it looks again in {seconds} s"
+                ),
+            )
+        }
         Ok(Status {
             executor,
             looks_again_s: Some(seconds),

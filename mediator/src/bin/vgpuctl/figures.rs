@@ -100,8 +100,10 @@ pub(crate) fn shorten(text: &str, most: usize) -> String {
     if text.chars().count() <= most {
         return text.to_owned();
     }
-    let kept: String = text.chars().take(most - 1).collect();
-    format!("{kept}…")
+    match most.checked_sub(1) {
+        Some(most) => text.chars().take(most).chain(['…']).collect(),
+        None => String::new(),
+    }
 }
 
 #[cfg(test)]
@@ -122,6 +124,10 @@ mod tests {
         assert_eq!(duration(12_000), "3 h 20 min");
         assert_eq!(duration(90_000), "1 d 1 h");
         assert_eq!(shorten("abcdef", 4), "abc…");
+        assert_eq!(
+            (shorten("ab", 1), shorten("ab", 0)),
+            ("…".into(), String::new())
+        );
     }
 
     #[test]

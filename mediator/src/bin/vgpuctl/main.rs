@@ -16,7 +16,7 @@ use vchan::xen::store::provider::Provider;
 use vgpu_mediator::broker::probe;
 use vgpu_mediator::config::default_control_path;
 use vgpu_mediator::control::client::ask;
-use vgpu_mediator::control::{Answer, Ask, Status};
+use vgpu_mediator::control::{Answer, Ask, Refused, Status};
 use vgpu_mediator::failure::Failure;
 use vgpu_mediator::print::{print, print_error};
 use vgpu_mediator::worker::confinement::trial;
@@ -40,13 +40,21 @@ fn main() -> ExitCode {
         Ok(status) => status,
         Err(Exit::Failure(failure)) => {
             if cli.json {
-                // Where that fails, the lines on standard error are left.
+                // If that fails, the lines on standard error remain.
                 let _ = print_json(&vgpu_cli::failure_object(&failure.what, &failure.advice, 1));
             }
             failure.print();
             ExitCode::FAILURE
         }
-        // Whoever read the output has seen enough.
+        Err(Exit::Refused(Refused { what, advice, code })) => {
+            if cli.json {
+                // As above.
+                let _ = print_json(&vgpu_cli::failure_object(&what, &advice, code));
+            }
+            Failure::new(what, advice).print();
+            ExitCode::from(code)
+        }
+        // The reader of the output has closed it.
         Err(Exit::Output(error)) if error.kind() == io::ErrorKind::BrokenPipe => ExitCode::SUCCESS,
         Err(Exit::Output(error)) => {
             print_error(&format!(
@@ -60,6 +68,8 @@ fn main() -> ExitCode {
 /// Why the program ends early.
 enum Exit {
     Failure(Failure),
+    /// The mediator's own answer.
+    Refused(Refused),
     Output(io::Error),
 }
 
@@ -97,11 +107,25 @@ fn run(cli: &Cli) -> Result<ExitCode, Exit> {
                 Answer::Kicked(sessions) => {
                     print(&format!("{sessions} sessions are being ended\n"))?;
                 }
-                other => return Err(unexpected(other).into()),
+                other => return Err(unexpected(other)),
             }
         }
+        Command::Reload => match ask(&control, Ask::Reload)? {
+            Answer::Reloaded(reloaded) if cli.json => print_json(&reloaded)?,
+            Answer::Reloaded(reloaded) => print(&status::reloaded(&reloaded))?,
+            other => return Err(unexpected(other)),
+        },
+        Command::Metrics => match ask(&control, Ask::Metrics)? {
+            Answer::Metrics(text) if cli.json => {
+                print_json(&serde_json::json!({ "metrics": text }))?;
+            }
+            Answer::Metrics(text) => print(&text)?,
+            other => return Err(unexpected(other)),
+        },
         Command::Secret { name } => secret::run(name, cli.json)?,
-        Command::Doctor => return doctor::run(&control, cli.json),
+        Command::Doctor { config } => {
+            return doctor::run(&control, config.as_deref(), cli.json);
+        }
     }
     Ok(ExitCode::SUCCESS)
 }
@@ -109,20 +133,25 @@ fn run(cli: &Cli) -> Result<ExitCode, Exit> {
 fn fetch(control: &Path) -> Result<Status, Failure> {
     match ask(control, Ask::Status)? {
         Answer::Status(status) => Ok(*status),
-        other => Err(unexpected(other)),
+        Answer::Error(refused) => Err(Failure::new(refused.what, refused.advice)),
+        _ => Err(of_another_question()),
     }
 }
 
-fn unexpected(answer: Answer) -> Failure {
+fn unexpected(answer: Answer) -> Exit {
     match answer {
-        Answer::Error(refused) => Failure::new(refused.what, refused.advice),
-        _ => Failure::new(
-            "the mediator answered another question",
-            "use the vgpuctl that came with it",
-        ),
+        Answer::Error(refused) => Exit::Refused(refused),
+        _ => Exit::Failure(of_another_question()),
     }
+}
+
+fn of_another_question() -> Failure {
+    Failure::new(
+        "the mediator answered another question",
+        "use the vgpuctl that came with it",
+    )
 }
 
 fn print_json(object: &impl serde::Serialize) -> io::Result<()> {
-    print(&format!("{}\n", serde_json::to_string(object)?))
+    print(&format!("{}\n", vgpu_cli::json_line(object)?))
 }

@@ -1,6 +1,6 @@
 //! `vgpuctl status` for people.
 
-use vgpu_mediator::control::{Guest, Session, Status};
+use vgpu_mediator::control::{Guest, Reloaded, Session, Status};
 use vgpu_mediator::usage::Usage;
 
 use crate::figures::{bytes, count, duration, kills, memory, percent, shorten, table};
@@ -48,7 +48,7 @@ pub(crate) fn render(status: &Status) -> String {
             "GUEST", "NOW", "SESSIONS", "REFUSED", "KILLS", "MEMORY", "QUEUE",
         ];
         let mut lines = vec![with_usage_heading(&heading)];
-        lines[0].push("SHARE".to_owned());
+        lines[0].extend(["WEIGHT", "SHARE"].map(str::to_owned));
         let all = status.usage.device_ns;
         lines.extend(status.guests.iter().map(|it| guest(it, all)));
         text.push('\n');
@@ -66,6 +66,25 @@ pub(crate) fn render(status: &Status) -> String {
     text
 }
 
+/// Lines about what a reload has changed.
+pub(crate) fn reloaded(reloaded: &Reloaded) -> String {
+    let mut text = match reloaded.changed.is_empty() {
+        true => format!("reloaded {}: nothing has changed\n", reloaded.file),
+        false => format!(
+            "reloaded {}: changed: {}\n",
+            reloaded.file,
+            reloaded.changed.join(", ")
+        ),
+    };
+    if reloaded.denied_sessions > 0 {
+        text.push_str(&format!(
+            "sessions of guests that are denied now: {}; they go on until vgpuctl kick ends them\n",
+            reloaded.denied_sessions
+        ));
+    }
+    text
+}
+
 /// `all` is the device's time of all guests.
 fn guest(guest: &Guest, all: u64) -> Vec<String> {
     let mut cells = vec![
@@ -78,6 +97,8 @@ fn guest(guest: &Guest, all: u64) -> Vec<String> {
         guest.standing.queue.to_string(),
     ];
     cells.extend(usage(&guest.usage));
+    let weight = guest.weight.map(|weight| weight.to_string());
+    cells.push(weight.unwrap_or_else(|| "-".to_owned()));
     cells.push(percent(guest.usage.device_ns as f64, all as f64));
     cells
 }

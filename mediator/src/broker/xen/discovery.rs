@@ -3,6 +3,8 @@
 use std::collections::BTreeMap;
 use std::io::Write;
 use std::os::unix::net::UnixStream;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::Sender;
 use std::time::{Duration, Instant};
 
@@ -37,6 +39,7 @@ pub(super) fn run(
     events: Sender<Event>,
     waker: UnixStream,
     commands: UnboundedReceiver<Command>,
+    xenstore: Arc<AtomicBool>,
 ) {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
@@ -48,6 +51,7 @@ pub(super) fn run(
         waker,
         guests: BTreeMap::new(),
         restarted: false,
+        xenstore,
     };
     match runtime {
         Ok(runtime) => runtime.block_on(discovery.serve(commands)),
@@ -65,6 +69,8 @@ struct Discovery {
     /// xenstored has ended once. The next one may know nothing of domains that still run, so that
     /// a domain it does not list is no longer proof of the domain's end.
     restarted: bool,
+    /// Whether xenstored answers, for the broker.
+    xenstore: Arc<AtomicBool>,
 }
 
 impl Discovery {
@@ -96,7 +102,13 @@ impl Discovery {
             let wake_at = next.map_or(recheck, |next| next.min(recheck));
             tokio::select! {
                 command = commands.recv() => match command {
-                    Some(command) => self.obey(command),
+                    Some(command) => {
+                        if matches!(command, Command::Judge(_)) {
+                            // Every guest is judged anew, at once.
+                            recheck = Instant::now();
+                        }
+                        self.obey(command);
+                    }
                     None => return,
                 },
                 () = watches.marked() => self.on_marks(&mut watches),
@@ -124,12 +136,15 @@ impl Discovery {
              at its log and start it again"
         );
         self.restarted = true;
+        // Relaxed, as the load in `XenGuests`: it carries no data.
+        self.xenstore.store(false, Ordering::Relaxed);
         let mut next = Instant::now() + XENSTORED_RETRY_INTERVAL;
         loop {
             tokio::select! {
                 command = commands.recv() => self.obey(command?),
                 () = tokio::time::sleep_until(next.into()) => match Watches::open().await {
                     Ok(watches) => {
+                        self.xenstore.store(true, Ordering::Relaxed);
                         log::warn!(
                             "xenstored is back: guests that it does not know any more begin \
                              sessions only after they have been started again"
@@ -168,6 +183,7 @@ impl Discovery {
     fn obey(&mut self, command: Command) {
         let now = Instant::now();
         match command {
+            Command::Judge(policy) => self.policy = policy,
             Command::Over {
                 domid,
                 name,
@@ -370,7 +386,6 @@ impl Discovery {
             announced.push(Announced {
                 guest: guest.identity.clone(),
                 name: candidate.name,
-                max_sessions: guest.judgement.max_sessions,
                 again: candidate.again,
                 life,
             });

@@ -25,6 +25,8 @@ use std::io::{self, Read};
 use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, TryRecvError};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -37,7 +39,7 @@ use super::instance::Instance;
 use crate::failure::Failure;
 use crate::policy::{Identity, Policy};
 
-/// Where only one mediator of a host can be; below it, `xen:` of two would meet the same guests.
+/// Lock of a host's one mediator on `xen:`; two would serve the same guests.
 pub(super) const LOCK: &str = "/run/vgpu/xen.lock";
 
 /// Time for xenstored's first answers.
@@ -61,12 +63,10 @@ pub(super) enum Event {
 /// A channel that waits for the mediator.
 #[derive(Debug)]
 pub(super) struct Announced {
-    /// Whose it is.
+    /// The guest.
     pub(super) guest: Identity,
     /// Its name below `data/vgpu`.
     pub(super) name: String,
-    /// The guest's own limit on sessions, if the policy has one.
-    pub(super) max_sessions: Option<u32>,
     /// It was announced before and put off.
     pub(super) again: bool,
     /// The guest's domain, watched.
@@ -76,6 +76,8 @@ pub(super) struct Announced {
 /// A message from the broker to the thread.
 #[derive(Debug)]
 pub(super) enum Command {
+    /// These rules are in force from now on.
+    Judge(Policy),
     /// The session on this channel is over: remove what is left of it.
     Over {
         /// The guest.
@@ -101,6 +103,8 @@ pub(super) struct XenGuests {
     wake: UnixStream,
     /// The thread cleans up and ends when this is gone.
     commands: Option<UnboundedSender<Command>>,
+    /// Whether xenstored answers, as the thread knows it.
+    xenstore: Arc<AtomicBool>,
     _instance: Instance,
 }
 
@@ -132,14 +136,17 @@ impl XenGuests {
         let (sender, events) = std::sync::mpsc::channel();
         let (commands, orders) = tokio::sync::mpsc::unbounded_channel();
         let policy = policy.clone();
+        let xenstore = Arc::new(AtomicBool::new(true));
+        let told = Arc::clone(&xenstore);
         thread::Builder::new()
             .name("xen-guests".into())
-            .spawn(move || discovery::run(store, policy, sender, waker, orders))
+            .spawn(move || discovery::run(store, policy, sender, waker, orders, told))
             .map_err(failed)?;
         Ok(Self {
             events,
             wake,
             commands: Some(commands),
+            xenstore,
             _instance: instance,
         })
     }
@@ -157,6 +164,12 @@ impl XenGuests {
                 Err(TryRecvError::Disconnected) => return Err(()),
             }
         }
+    }
+
+    /// Whether xenstored answers.
+    pub(super) fn xenstore_is_up(&self) -> bool {
+        // Relaxed, as the store in `discovery`: it carries no data.
+        self.xenstore.load(Ordering::Relaxed)
     }
 
     /// Tells the thread. It may be gone, which [`events`](Self::events) reports.

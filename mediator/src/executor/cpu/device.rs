@@ -3,19 +3,27 @@
 use std::collections::HashMap;
 use std::io;
 use std::sync::{Arc, Mutex, PoisonError, mpsc};
+use std::time::Instant;
 
 use vgpu_protocol::op::{MAX_ATTRIBUTES, NO_ATTRIBUTE, ParameterPlace, STREAM_FLAGS};
+use vgpu_protocol::status::ErrorCode;
 use vgpu_ptx as ptx;
 use vgpu_transport::Waker;
 
 use crate::executor::cuda_result;
 use crate::executor::gpu::device::{
-    self, Answer, Call, Caller, Description, DeviceError, Done, Key, Layout,
+    self, Answer, Call, Caller, Description, DeviceError, Done, Key, Layout, Rows, Span,
 };
 
-/// Copies and fills of at most so many bytes are done at once where nothing is before them: they take
-/// no longer than to tell another thread of them.
+/// Copies and fills of at most this many bytes are done at once if nothing is queued before them: they take
+/// no longer than passing them to another thread.
 const AT_ONCE: u64 = 512 << 10;
+
+/// Bytes that a row counts for beyond its own.
+const ROW: u64 = 64;
+
+/// Allocated rows begin at multiples of this many bytes, as on a GPU.
+const PITCH: u64 = 512;
 
 type Work = device::Work<Vec<u8>, Function>;
 type Finished = Done<Vec<u8>>;
@@ -24,10 +32,14 @@ type Finished = Done<Vec<u8>>;
 pub(in crate::executor) struct CpuDevice {
     description: Description,
     device: ptx::Device,
+    /// Where its clock begins.
+    origin: Instant,
     /// The default stream, which those share that wait for it, and the others by their keys.
     default: ptx::Stream,
     streams: HashMap<Key, ptx::Stream>,
     events: HashMap<Key, ptx::Event>,
+    /// Ends the kernels that are queued, by their tags.
+    cancels: HashMap<u64, ptx::Cancel>,
     waker: Arc<Waker>,
     tell: mpsc::Sender<Finished>,
     finished: mpsc::Receiver<Finished>,
@@ -43,7 +55,7 @@ pub(in crate::executor) struct Function {
 }
 
 impl CpuDevice {
-    /// A device with so many bytes of memory.
+    /// A device with this many bytes of memory.
     ///
     /// # Errors
     /// The system has no descriptor left.
@@ -57,9 +69,11 @@ impl CpuDevice {
         let (tell, finished) = mpsc::channel();
         Ok(Self {
             description,
+            origin: Instant::now(),
             default: device.stream(),
             streams: HashMap::new(),
             events: HashMap::new(),
+            cancels: HashMap::new(),
             device,
             waker: Arc::new(Waker::new()?),
             tell,
@@ -86,16 +100,23 @@ impl CpuDevice {
     ) -> Result<(), DeviceError> {
         let is_launch = matches!(work, ptx::Work::Launch { .. });
         let (tell, waker) = (self.tell.clone(), Arc::clone(&self.waker));
+        let origin = self.origin;
         let buffer = Arc::clone(buffer);
         let done = move |done: ptx::Done| {
-            let ran = done.ended.saturating_duration_since(done.began);
-            let ns = u64::try_from(ran.as_nanos()).unwrap_or(u64::MAX);
+            let at = |time: Instant| {
+                let since = time.saturating_duration_since(origin);
+                i64::try_from(since.as_nanos()).unwrap_or(i64::MAX)
+            };
+            let ran = Span {
+                began: at(done.began),
+                ended: at(done.ended),
+            };
             // Nobody listens any more where the session is over.
             let _ = tell.send(Finished {
                 tag,
                 buffer: take(&buffer),
                 result: done.result.map(drop).map_err(error),
-                device_ns: if is_launch { ns } else { 0 },
+                ran: is_launch.then_some(ran),
             });
             waker.raise();
         };
@@ -121,37 +142,54 @@ fn take(buffer: &Shared) -> Option<Vec<u8>> {
 /// Does what is no launch.
 fn copy(device: &ptx::Device, work: &mut Work) -> Result<(), ptx::Error> {
     match work {
-        Work::Upload { to, buffer, bytes } => device.write(*to, &buffer[..*bytes]),
-        Work::Download {
-            from,
-            buffer,
-            bytes,
-        } => device.read(*from, &mut buffer[..*bytes]),
-        Work::Copy { to, from, bytes } => device.copy(*to, *from, *bytes),
+        Work::Upload { to, buffer } => {
+            let bytes = in_buffer(to, buffer);
+            device.write_rows(rows(*to), &buffer[..bytes])
+        }
+        Work::Download { from, buffer } => {
+            let bytes = in_buffer(from, buffer);
+            device.read_rows(rows(*from), &mut buffer[..bytes])
+        }
+        Work::Copy { to, from } => device.copy_rows(rows(*to), rows(*from)),
         Work::Fill {
             to,
             value,
             element_bytes,
-            count,
-        } => device.fill(*to, *value, (*element_bytes).into(), *count),
+        } => device.fill_rows(rows(*to), *value, (*element_bytes).into()),
         Work::Launch(_) | Work::Record(_) | Work::Wait(_) => {
             unreachable!("that is the stream's")
         }
     }
 }
 
-/// Bytes that a copy or fill moves; nothing for what is neither.
-fn moved(work: &Work) -> Option<u64> {
+/// Bytes of a buffer that go to rows or come from them: as many as those have.
+fn in_buffer(rows: &Rows, buffer: &[u8]) -> usize {
+    usize::try_from(rows.bytes()).map_or(buffer.len(), |bytes| bytes.min(buffer.len()))
+}
+
+fn rows(rows: Rows) -> ptx::Rows {
+    let Rows {
+        address,
+        pitch,
+        width,
+        height,
+    } = rows;
+    ptx::Rows {
+        address,
+        pitch,
+        width,
+        height,
+    }
+}
+
+/// Cost of a copy or fill, as bytes of one long row; `None` for other work.
+fn cost(work: &Work) -> Option<u64> {
     match work {
-        Work::Upload { bytes, .. } | Work::Download { bytes, .. } => Some(*bytes as u64),
-        Work::Copy { bytes, .. } => Some(*bytes),
-        Work::Fill {
-            element_bytes,
-            count,
-            ..
-        } => Some(count.saturating_mul((*element_bytes).into())),
+        Work::Upload { to, .. } | Work::Copy { to, .. } | Work::Fill { to, .. } => Some(to),
+        Work::Download { from, .. } => Some(from),
         Work::Launch(_) | Work::Record(_) | Work::Wait(_) => None,
     }
+    .map(|rows| rows.bytes().saturating_add(ROW.saturating_mul(rows.height)))
 }
 
 /// The buffer of a copy.
@@ -164,7 +202,10 @@ fn buffer_of(work: Work) -> Option<Vec<u8>> {
 
 fn error(error: ptx::Error) -> DeviceError {
     DeviceError {
-        code: i32::try_from(error.code.number()).unwrap_or(i32::MAX),
+        code: match error.code {
+            ptx::Code::Cancelled => ErrorCode::Cancelled.to_raw(),
+            code => i32::try_from(code.number()).unwrap_or(i32::MAX),
+        },
         sticky: error.code.is_sticky(),
         text: error.text,
     }
@@ -178,7 +219,7 @@ impl device::Device for CpuDevice {
 
     const MOST_WORK: usize = 1024;
     const PRINTS: bool = true;
-    // What is decoded of a text is a good deal larger.
+    // Decoded code is much larger than its text.
     const IMAGE_COST: u64 = 16;
 
     fn description(&self) -> &Description {
@@ -231,44 +272,50 @@ impl device::Device for CpuDevice {
 
     fn submit(&mut self, tag: u64, stream: Key, mut work: Work) -> Result<(), DeviceError> {
         let idle = self.stream(stream).pending() == 0;
-        if idle && moved(&work).is_some_and(|bytes| bytes <= AT_ONCE) {
+        if idle && cost(&work).is_some_and(|bytes| bytes <= AT_ONCE + ROW) {
             let result = copy(&self.device, &mut work).map_err(error);
             // Behind what the stream has told of before.
             let _ = self.tell.send(Finished {
                 tag,
                 buffer: buffer_of(work),
                 result,
-                device_ns: 0,
+                ran: None,
             });
             self.waker.raise();
             return Ok(());
         }
         let shared = Shared::default();
+        let mut cancel = None;
         let work = match work {
-            Work::Launch(launch) => ptx::Work::Launch {
-                loaded: launch.function.module,
-                kernel: launch.function.kernel,
-                how: ptx::Launch {
+            Work::Launch(launch) => {
+                let how = ptx::Launch {
                     shared: launch.shared_bytes,
                     shared_opt_in: launch.function.shared_opt_in,
                     deadline: Some(launch.deadline),
                     ..ptx::Launch::new(launch.grid, launch.block)
-                },
-                parameters: launch.parameters,
-            },
+                };
+                cancel = Some(how.cancel.clone());
+                ptx::Work::Launch {
+                    loaded: launch.function.module,
+                    kernel: launch.function.kernel,
+                    how,
+                    parameters: launch.parameters,
+                }
+            }
             Work::Record(event) => ptx::Work::Record(self.event(event)?),
             Work::Wait(event) => ptx::Work::Wait(self.event(event)?),
-            Work::Copy { to, from, bytes } => ptx::Work::Copy { to, from, bytes },
+            Work::Copy { to, from } => ptx::Work::Copy {
+                to: rows(to),
+                from: rows(from),
+            },
             Work::Fill {
                 to,
                 value,
                 element_bytes,
-                count,
             } => ptx::Work::Fill {
-                to,
+                to: rows(to),
                 value,
                 size: element_bytes.into(),
-                count,
             },
             mut transfer @ (Work::Upload { .. } | Work::Download { .. }) => {
                 let (device, shared) = (self.device.clone(), Arc::clone(&shared));
@@ -279,7 +326,15 @@ impl device::Device for CpuDevice {
                 }))
             }
         };
-        self.queue(tag, stream, work, &shared)
+        self.queue(tag, stream, work, &shared)?;
+        self.cancels.extend(cancel.map(|cancel| (tag, cancel)));
+        Ok(())
+    }
+
+    fn cancel(&mut self, tag: u64) -> Result<bool, DeviceError> {
+        let cancel = self.cancels.get(&tag);
+        cancel.into_iter().for_each(ptx::Cancel::withdraw);
+        Ok(cancel.is_some())
     }
 
     fn wake_at_end(&mut self, _: Key) -> Result<(), DeviceError> {
@@ -288,7 +343,9 @@ impl device::Device for CpuDevice {
     }
 
     fn next_done(&mut self) -> Option<Finished> {
-        self.finished.try_recv().ok()
+        let done = self.finished.try_recv().ok()?;
+        self.cancels.remove(&done.tag);
+        Some(done)
     }
 
     fn take_printed(&mut self, most: usize) -> (u64, Vec<u8>) {
@@ -354,6 +411,16 @@ impl Caller for CpuCaller {
     fn call(&self, call: Call<ptx::Loaded>) -> Result<Answer<ptx::Loaded, Function>, DeviceError> {
         Ok(match call {
             Call::Allocate(bytes) => Answer::Address(self.0.allocate(bytes).map_err(error)?),
+            Call::AllocateRows { width, height, .. } => {
+                let pitch = width.checked_next_multiple_of(PITCH);
+                let bytes = pitch.and_then(|pitch| pitch.checked_mul(height));
+                let (Some(pitch), Some(bytes)) = (pitch, bytes) else {
+                    let text =
+                        format!("{height} rows of {width} bytes are more than any memory has");
+                    return Err(DeviceError::new(cuda_result::OUT_OF_MEMORY, text));
+                };
+                Answer::Rows(self.0.allocate(bytes).map_err(error)?, pitch)
+            }
             Call::Free(address) => {
                 self.0.free(address).map_err(error)?;
                 Answer::Done

@@ -77,6 +77,29 @@ impl CudaCaller {
         Ok(address)
     }
 
+    /// Address of the first row, and the pitch in bytes.
+    fn allocate_rows(
+        &self,
+        width: u64,
+        height: u64,
+        element_bytes: u8,
+    ) -> Result<(CUdeviceptr, u64), CallError> {
+        let size = |n: u64| usize::try_from(n).unwrap_or(usize::MAX);
+        let (mut address, mut pitch) = (0, 0);
+        // SAFETY: both outputs are writable and the context current; what no memory holds is refused.
+        let code = unsafe {
+            (self.0.driver().mem_alloc_pitch)(
+                &mut address,
+                &mut pitch,
+                size(width),
+                size(height),
+                element_bytes.into(),
+            )
+        };
+        check(code, "cuMemAllocPitch")?;
+        Ok((address, pitch as u64))
+    }
+
     /// `address` is the session's own, and nothing that is queued names it.
     fn free(&self, address: CUdeviceptr) -> Result<(), CallError> {
         // SAFETY: the caller's promise.
@@ -180,6 +203,15 @@ impl Caller for CudaCaller {
         self.0.bind().map_err(fail)?;
         Ok(match call {
             Call::Allocate(bytes) => Answer::Address(self.allocate(bytes).map_err(fail)?),
+            Call::AllocateRows {
+                width,
+                height,
+                element_bytes,
+            } => {
+                let made = self.allocate_rows(width, height, element_bytes);
+                let (address, pitch) = made.map_err(fail)?;
+                Answer::Rows(address, pitch)
+            }
             Call::Free(address) => {
                 self.free(address).map_err(fail)?;
                 Answer::Done

@@ -14,7 +14,8 @@ use std::panic::catch_unwind;
 use std::sync::OnceLock;
 
 use cudarc::driver::sys::{
-    self, CUcontext, CUdevice, CUdeviceptr, CUevent, CUfunction, CUmodule, CUstream, CUuuid,
+    self, CUDA_MEMCPY2D, CUcontext, CUdevice, CUdeviceptr, CUevent, CUfunction, CUmodule, CUstream,
+    CUuuid,
 };
 
 use super::super::cuda_result;
@@ -161,6 +162,8 @@ driver_functions! {
         mem_host_alloc = "cuMemHostAlloc" (*mut *mut c_void, usize, c_uint);
         mem_free_host = "cuMemFreeHost" (*mut c_void);
         mem_alloc = "cuMemAlloc_v2" (*mut CUdeviceptr, usize);
+        mem_alloc_pitch =
+            "cuMemAllocPitch_v2" (*mut CUdeviceptr, *mut usize, usize, usize, c_uint);
         mem_free = "cuMemFree_v2" (CUdeviceptr);
         memcpy_htod_async = "cuMemcpyHtoDAsync_v2" (CUdeviceptr, *const c_void, usize, CUstream);
         memcpy_dtoh_async = "cuMemcpyDtoHAsync_v2" (*mut c_void, CUdeviceptr, usize, CUstream);
@@ -174,6 +177,13 @@ driver_functions! {
         mem_host_get_device_pointer =
             "cuMemHostGetDevicePointer_v2" (*mut CUdeviceptr, *mut c_void, c_uint);
         memcpy_dtod_async = "cuMemcpyDtoDAsync_v2" (CUdeviceptr, CUdeviceptr, usize, CUstream);
+        memcpy_2d_async = "cuMemcpy2DAsync_v2" (*const CUDA_MEMCPY2D, CUstream);
+        memset_d2d8_async =
+            "cuMemsetD2D8Async" (CUdeviceptr, usize, c_uchar, usize, usize, CUstream);
+        memset_d2d16_async =
+            "cuMemsetD2D16Async" (CUdeviceptr, usize, c_ushort, usize, usize, CUstream);
+        memset_d2d32_async =
+            "cuMemsetD2D32Async" (CUdeviceptr, usize, c_uint, usize, usize, CUstream);
         memset_d8_async = "cuMemsetD8Async" (CUdeviceptr, c_uchar, usize, CUstream);
         memset_d16_async = "cuMemsetD16Async" (CUdeviceptr, c_ushort, usize, CUstream);
         memset_d32_async = "cuMemsetD32Async" (CUdeviceptr, c_uint, usize, CUstream);

@@ -31,7 +31,7 @@ impl Buffer {
         let code = unsafe { (device.driver().mem_host_alloc)(&mut start, bytes, flags) };
         check(code, "cuMemHostAlloc")?;
         let start = start.cast::<u8>();
-        // SAFETY: so many bytes were allocated.
+        // SAFETY: `bytes` bytes were allocated.
         unsafe { ptr::write_bytes(start, 0, bytes) };
         Ok(Self {
             start,
@@ -43,7 +43,7 @@ impl Buffer {
 
 impl AsRef<[u8]> for Buffer {
     fn as_ref(&self) -> &[u8] {
-        // SAFETY: allocated, initialised, and not used by the device: whoever queues a buffer gives it away
+        // SAFETY: allocated, initialised, and not used by the device: queueing a buffer gives it away
         // until its work is done.
         unsafe { std::slice::from_raw_parts(self.start, self.bytes) }
     }
@@ -95,16 +95,15 @@ impl Event {
         check(code, "cuEventRecord")
     }
 
-    /// Nanoseconds from this one to `end`; both have come.
-    pub(super) fn elapsed_ns(&self, end: &Event) -> Result<u64, CallError> {
+    /// Nanoseconds from this one to `end`, negative where that came first; both have come.
+    pub(super) fn elapsed_ns(&self, end: &Event) -> Result<i64, CallError> {
         let mut ms = 0.0f32;
         // SAFETY: both are live and have times; the output is writable.
         let code =
             unsafe { (self.device.driver().event_elapsed_time)(&mut ms, self.event, end.event) };
         check(code, "cuEventElapsedTime")?;
-        // `as` saturates, and takes a negative number as 0.
-        #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss)]
-        Ok((f64::from(ms) * 1e6) as u64)
+        #[allow(clippy::cast_possible_truncation, reason = "`as` saturates")]
+        Ok((f64::from(ms) * 1e6) as i64)
     }
 }
 

@@ -14,13 +14,13 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use cudarc::driver::sys::CUdeviceptr;
+use cudarc::driver::sys::{CUDA_MEMCPY2D, CUdeviceptr, CUmemorytype, CUstream};
 use vgpu_protocol::op::NO_ATTRIBUTE;
 use vgpu_transport::Waker;
 use vgpu_transport::clock;
 
 use super::super::cuda_result;
-use super::super::gpu::device::{self, Description, DeviceError, Done, Key, Launch};
+use super::super::gpu::device::{self, Description, DeviceError, Done, Key, Launch, Rows, Span};
 use super::caller::{CudaCaller, Function, Module, device_error, lost};
 use super::device::Device;
 use super::driver::{CallError, EVENT_DEFAULT, HOST_PORTABLE, STREAM_NON_BLOCKING, check};
@@ -63,6 +63,8 @@ pub(in crate::executor) struct Queue {
     events: HashMap<Key, Event>,
     /// Events that may be used again once nobody else holds them.
     free_events: Vec<Arc<Event>>,
+    /// The last end of a kernel that is known, and its time on the device's clock.
+    last_end: Option<(Arc<Event>, i64)>,
     /// Marks a place for a stream to wait for.
     place: Event,
     /// The words of the streams.
@@ -108,6 +110,8 @@ struct UnderWay {
 
 struct Times {
     began: Arc<Event>,
+    /// It is also the end of the kernel before, with which it was given back.
+    shares_began: bool,
     ended: Arc<Event>,
     deadline: Duration,
 }
@@ -149,6 +153,7 @@ impl Queue {
             lanes: BTreeMap::from([(0, Lane::new(device, None, 0)?)]),
             events: HashMap::new(),
             free_events: Vec::new(),
+            last_end: None,
             place: Event::new(device, EVENT_DISABLE_TIMING)?,
             words,
             words_there,
@@ -202,52 +207,33 @@ impl Queue {
         let lane = self.lanes.get(&key).ok_or(GONE)?;
         let (stream, word) = (lane.stream.stream, lane.word);
         let (mut wake, mut times) = (false, None);
-        let size = |bytes: u64| usize::try_from(bytes).unwrap_or(usize::MAX);
         // SAFETY: the context is current and the stream live. The engine has seen every range on the device
         // within an allocation of this session, which is not freed before this is done; the buffers stay in
         // `under_way` until then, and hold as many bytes.
         let buffer = unsafe {
             match work {
-                Work::Upload { to, buffer, bytes } => {
-                    debug_assert!(bytes <= buffer.bytes);
-                    let from = buffer.start.cast::<c_void>().cast_const();
-                    let code = (driver.memcpy_htod_async)(to, from, bytes, stream);
-                    check(code, "cuMemcpyHtoDAsync")?;
+                Work::Upload { to, buffer } => {
+                    debug_assert!(to.bytes() <= buffer.bytes as u64);
+                    self.copy(Side::Here(buffer.start, to), Side::There(to), stream)?;
                     wake = true;
                     Some(buffer)
                 }
-                Work::Download {
-                    from,
-                    buffer,
-                    bytes,
-                } => {
-                    debug_assert!(bytes <= buffer.bytes);
-                    let to = buffer.start.cast::<c_void>();
-                    let code = (driver.memcpy_dtoh_async)(to, from, bytes, stream);
-                    check(code, "cuMemcpyDtoHAsync")?;
+                Work::Download { from, buffer } => {
+                    debug_assert!(from.bytes() <= buffer.bytes as u64);
+                    self.copy(Side::There(from), Side::Here(buffer.start, from), stream)?;
                     wake = true;
                     Some(buffer)
                 }
-                Work::Copy { to, from, bytes } => {
-                    let code = (driver.memcpy_dtod_async)(to, from, size(bytes), stream);
-                    check(code, "cuMemcpyDtoDAsync")?;
+                Work::Copy { to, from } => {
+                    self.copy(Side::There(from), Side::There(to), stream)?;
                     None
                 }
                 Work::Fill {
                     to,
                     value,
                     element_bytes,
-                    count,
                 } => {
-                    let count = size(count);
-                    // The low bits of the value, as of a smaller element.
-                    #[allow(clippy::cast_possible_truncation)]
-                    let code = match element_bytes {
-                        1 => (driver.memset_d8_async)(to, value as u8, count, stream),
-                        2 => (driver.memset_d16_async)(to, value as u16, count, stream),
-                        _ => (driver.memset_d32_async)(to, value, count, stream),
-                    };
-                    check(code, "cuMemsetAsync")?;
+                    self.fill(to, value, element_bytes, stream)?;
                     None
                 }
                 Work::Launch(launch) => {
@@ -272,7 +258,7 @@ impl Queue {
             .get(&key)
             .filter(|lane| lane.under_way.is_empty())
         {
-            // However long the stream was idle, and whoever had the word before. Relaxed: the device writes to it
+            // However long the stream was idle, and whoever used the word before. Relaxed: the device writes to it
             // only behind the call below.
             self.word(lane)
                 .store(low(tag).wrapping_sub(1), Ordering::Relaxed);
@@ -294,6 +280,80 @@ impl Queue {
         }
     }
 
+    /// Queues a copy between rows of the same shape.
+    ///
+    /// # Safety
+    /// The context is current and the stream live. Both sides have their bytes until the copy is done.
+    unsafe fn copy(&self, from: Side, to: Side, stream: CUstream) -> Result<(), CallError> {
+        let driver = self.device.driver();
+        let shape = from.rows();
+        debug_assert_eq!((shape.width, shape.height), {
+            let to = to.rows();
+            (to.width, to.height)
+        });
+        if shape.height > 1 {
+            let both = description_of(from, to);
+            // SAFETY: the caller's promise; the driver reads the description before it returns.
+            let code = unsafe { (driver.memcpy_2d_async)(&raw const both, stream) };
+            return check(code, "cuMemcpy2DAsync");
+        }
+        let bytes = size(shape.width);
+        // SAFETY: the caller's promise.
+        unsafe {
+            match (from, to) {
+                (Side::Here(from, _), Side::There(to)) => {
+                    let from = from.cast::<c_void>().cast_const();
+                    let code = (driver.memcpy_htod_async)(to.address, from, bytes, stream);
+                    check(code, "cuMemcpyHtoDAsync")
+                }
+                (Side::There(from), Side::Here(to, _)) => {
+                    let to = to.cast::<c_void>();
+                    let code = (driver.memcpy_dtoh_async)(to, from.address, bytes, stream);
+                    check(code, "cuMemcpyDtoHAsync")
+                }
+                (from, to) => {
+                    let (to, from) = (to.rows().address, from.rows().address);
+                    let code = (driver.memcpy_dtod_async)(to, from, bytes, stream);
+                    check(code, "cuMemcpyDtoDAsync")
+                }
+            }
+        }
+    }
+
+    /// Queues a fill.
+    ///
+    /// # Safety
+    /// The context is current and the stream live. The rows are allocated until the fill is done.
+    #[allow(
+        clippy::cast_possible_truncation,
+        reason = "the low bits of the value, as of a smaller element"
+    )]
+    unsafe fn fill(
+        &self,
+        to: Rows,
+        value: u32,
+        element_bytes: u8,
+        stream: CUstream,
+    ) -> Result<(), CallError> {
+        let driver = self.device.driver();
+        let (at, pitch) = (to.address, size(to.pitch));
+        let (width, height) = (size(to.width / u64::from(element_bytes)), size(to.height));
+        // SAFETY: the caller's promise.
+        let code = unsafe {
+            match (element_bytes, height) {
+                (1, 1) => (driver.memset_d8_async)(at, value as u8, width, stream),
+                (2, 1) => (driver.memset_d16_async)(at, value as u16, width, stream),
+                (_, 1) => (driver.memset_d32_async)(at, value, width, stream),
+                (1, _) => (driver.memset_d2d8_async)(at, pitch, value as u8, width, height, stream),
+                (2, _) => {
+                    (driver.memset_d2d16_async)(at, pitch, value as u16, width, height, stream)
+                }
+                _ => (driver.memset_d2d32_async)(at, pitch, value, width, height, stream),
+            }
+        };
+        check(code, "cuMemsetAsync")
+    }
+
     /// Has the waker raised when the work that is queued in a stream now is done.
     fn tell(&mut self, key: Key) -> Result<(), CallError> {
         let Some(lane) = self.lanes.get_mut(&key) else {
@@ -313,20 +373,21 @@ impl Queue {
 
     fn launch(&mut self, key: Key, launch: &Launch<Function>) -> Result<Times, CallError> {
         let ended = self.event()?;
-        let fresh = self.event()?;
         let lane = self.lanes.get(&key).ok_or(GONE)?;
-        // Where another kernel runs before it, this one begins when that has ended.
+        // If another kernel runs before it, this one begins when that has ended.
         let before = lane.under_way.back().and_then(|last| last.times.as_ref());
-        let began = match before.map(|times| Arc::clone(&times.ended)) {
-            Some(before) => {
-                self.free_events.push(fresh);
-                before
-            }
+        let before = before.map(|times| Arc::clone(&times.ended));
+        let shares_began = before.is_some();
+        let began = match before {
+            Some(before) => before,
             None => {
+                let fresh = self.event()?;
+                let lane = self.lanes.get(&key).ok_or(GONE)?;
                 fresh.record(&lane.stream)?;
                 fresh
             }
         };
+        let lane = self.lanes.get(&key).ok_or(GONE)?;
         let ([gx, gy, gz], [bx, by, bz]) = (launch.grid, launch.block);
         let mut bytes = launch.parameters.len();
         // CU_LAUNCH_PARAM_BUFFER_POINTER, CU_LAUNCH_PARAM_BUFFER_SIZE, CU_LAUNCH_PARAM_END
@@ -362,6 +423,7 @@ impl Queue {
         ended.record(&lane.stream)?;
         Ok(Times {
             began,
+            shares_began,
             ended,
             deadline: launch.deadline,
         })
@@ -372,13 +434,17 @@ impl Queue {
         let lane = self.lanes.get_mut(&key)?;
         let first = lane.under_way.pop_front()?;
         lane.first_since = clock::now();
-        let mut device_ns = 0;
+        let mut ran = None;
         let lost = self.device.is_lost();
         if let Some(times) = first.times {
             if !lost && result.is_ok() && self.device.bind().is_ok() {
-                device_ns = times.began.elapsed_ns(&times.ended).unwrap_or(0);
+                ran = self.span(&times).ok();
             }
-            self.free_events.extend([times.began, times.ended]);
+            // Each event once: one that is here twice is never free.
+            if !times.shares_began {
+                self.free_events.push(times.began);
+            }
+            self.free_events.push(times.ended);
         }
         // The device may still write to it; then it is never freed.
         let buffer = match lost {
@@ -392,7 +458,25 @@ impl Queue {
             tag: first.tag,
             buffer,
             result,
-            device_ns,
+            ran,
+        })
+    }
+
+    /// When a kernel that is over ran. Measured from the end of another one that ended about then: the driver
+    /// tells times apart by a number of 24 bits.
+    fn span(&mut self, times: &Times) -> Result<Span, CallError> {
+        let ns = times.began.elapsed_ns(&times.ended)?;
+        let ended = match &self.last_end {
+            None => ns,
+            Some((last, at)) if Arc::ptr_eq(last, &times.began) => at.saturating_add(ns),
+            Some((last, at)) => at.saturating_add(last.elapsed_ns(&times.ended)?),
+        };
+        if self.last_end.as_ref().is_none_or(|(_, at)| *at <= ended) {
+            self.last_end = Some((Arc::clone(&times.ended), ended));
+        }
+        Ok(Span {
+            began: ended.saturating_sub(ns),
+            ended,
         })
     }
 
@@ -439,6 +523,71 @@ impl Queue {
             None => Ok(()),
         }
     }
+}
+
+/// One side of a copy.
+#[derive(Clone, Copy)]
+enum Side {
+    /// A buffer on this side, with the bytes of the rows one after the other.
+    Here(*mut u8, Rows),
+    /// On the device.
+    There(Rows),
+}
+
+impl Side {
+    fn rows(self) -> Rows {
+        let (Self::Here(_, rows) | Self::There(rows)) = self;
+        rows
+    }
+}
+
+/// A copy between rows, as the driver has it described.
+fn description_of(from: Side, to: Side) -> CUDA_MEMCPY2D {
+    let Rows { width, height, .. } = to.rows();
+    let mut both = CUDA_MEMCPY2D {
+        srcXInBytes: 0,
+        srcY: 0,
+        srcMemoryType: CUmemorytype::CU_MEMORYTYPE_DEVICE,
+        srcHost: ptr::null(),
+        srcDevice: 0,
+        srcArray: ptr::null_mut(),
+        srcPitch: size(width),
+        dstXInBytes: 0,
+        dstY: 0,
+        dstMemoryType: CUmemorytype::CU_MEMORYTYPE_DEVICE,
+        dstHost: ptr::null_mut(),
+        dstDevice: 0,
+        dstArray: ptr::null_mut(),
+        dstPitch: size(width),
+        WidthInBytes: size(width),
+        Height: size(height),
+    };
+    match from {
+        Side::Here(start, _) => {
+            both.srcMemoryType = CUmemorytype::CU_MEMORYTYPE_HOST;
+            both.srcHost = start.cast::<c_void>();
+        }
+        Side::There(rows) => {
+            both.srcDevice = rows.address;
+            both.srcPitch = size(rows.pitch);
+        }
+    }
+    match to {
+        Side::Here(start, _) => {
+            both.dstMemoryType = CUmemorytype::CU_MEMORYTYPE_HOST;
+            both.dstHost = start.cast::<c_void>();
+        }
+        Side::There(rows) => {
+            both.dstDevice = rows.address;
+            both.dstPitch = size(rows.pitch);
+        }
+    }
+    both
+}
+
+/// A number of bytes or rows, as the driver takes it.
+fn size(n: u64) -> usize {
+    usize::try_from(n).unwrap_or(usize::MAX)
 }
 
 /// The low half of a number.
@@ -512,7 +661,9 @@ impl device::Device for Queue {
     fn elapsed_ns(&mut self, start: Key, end: Key) -> Result<u64, DeviceError> {
         self.driver(
             |queue| match (queue.events.get(&start), queue.events.get(&end)) {
-                (Some(start), Some(end)) => start.elapsed_ns(end),
+                (Some(start), Some(end)) => start
+                    .elapsed_ns(end)
+                    .map(|ns| u64::try_from(ns).unwrap_or(0)),
                 _ => Ok(0),
             },
         )
@@ -534,6 +685,11 @@ impl device::Device for Queue {
             }
             device_error(&self.device, error)
         })
+    }
+
+    fn cancel(&mut self, _: u64) -> Result<bool, DeviceError> {
+        let text = "a GPU cannot end one kernel alone; its deadline ends it";
+        Err(DeviceError::new(cuda_result::NOT_SUPPORTED, text))
     }
 
     fn wake_at_end(&mut self, stream: Key) -> Result<(), DeviceError> {
@@ -568,7 +724,7 @@ impl device::Device for Queue {
         }
         self.looked = now;
         let error = self.check_streams().err()?;
-        // What the device has done before, it has also said.
+        // Work finished before the fault has been reported by its number.
         if let Some(key) = self.done() {
             return self.first_is_over(key, Ok(()));
         }

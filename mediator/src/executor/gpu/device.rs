@@ -5,14 +5,14 @@ use std::time::Duration;
 
 use vgpu_protocol::op::ParameterPlace;
 use vgpu_protocol::session::server::Failure;
-use vgpu_protocol::status::Status;
+use vgpu_protocol::status::{ErrorCode, Status};
 use vgpu_transport::Waker;
 
 /// Names a stream or an event of a device; 0 is the default stream.
 pub(in crate::executor) type Key = u64;
 
-/// What a device of either kind does. What it is given has been checked: addresses lie within what the
-/// session owns, and functions are of modules that are loaded.
+/// Operations of a device of either kind. Its arguments have been checked: addresses lie within
+/// memory of the session, and functions are of loaded modules.
 pub(in crate::executor) trait Device: Send {
     /// Memory on this side that the device copies to and from.
     type Buffer: AsRef<[u8]> + AsMut<[u8]> + Send;
@@ -77,6 +77,13 @@ pub(in crate::executor) trait Device: Send {
         work: Work<Self::Buffer, Self::Function>,
     ) -> Result<(), DeviceError>;
 
+    /// Ends a kernel in its queue, begun or not, and nothing else; it fails with
+    /// [`Cancelled`](ErrorCode::Cancelled). Whether there was one under this tag.
+    ///
+    /// # Errors
+    /// The device cannot end a kernel alone.
+    fn cancel(&mut self, tag: u64) -> Result<bool, DeviceError>;
+
     /// Has the [`waker`](Self::waker) raised when everything that is in a stream's queue now is done.
     ///
     /// # Errors
@@ -86,7 +93,7 @@ pub(in crate::executor) trait Device: Send {
     /// The next work that is over, in the order of its stream. Does not wait.
     fn next_done(&mut self) -> Option<Done<Self::Buffer>>;
 
-    /// At most so many bytes of what kernels have printed, the oldest first, and how many before them are lost. What a
+    /// At most `most` bytes of kernels' output, the oldest first, and the number of bytes lost before them. What a
     /// kernel printed is there when its launch is over.
     fn take_printed(&mut self, most: usize) -> (u64, Vec<u8>);
 
@@ -137,8 +144,17 @@ pub(in crate::executor) trait Caller: Clone + Send + 'static {
 /// A call.
 #[derive(Debug)]
 pub(in crate::executor) enum Call<M> {
-    /// So many bytes of memory.
+    /// This many bytes of memory.
     Allocate(u64),
+    /// Memory for rows at distances that the device likes.
+    AllocateRows {
+        /// Bytes of a row.
+        width: u64,
+        /// Rows.
+        height: u64,
+        /// Bytes of what kernels read at once.
+        element_bytes: u8,
+    },
     /// The object that begins there.
     Free(u64),
     /// An image.
@@ -156,8 +172,10 @@ pub(in crate::executor) enum Call<M> {
 pub(in crate::executor) enum Answer<M, F> {
     /// Freed or unloaded.
     Done,
-    /// Where the memory begins.
+    /// First address of the memory.
     Address(u64),
+    /// First address of the first row, and bytes from there to the next row.
+    Rows(u64, u64),
     /// A module.
     Module(M),
     /// A kernel.
@@ -177,21 +195,56 @@ pub(in crate::executor) struct Layout {
     pub(in crate::executor) attributes: Vec<i32>,
 }
 
+/// Rows of bytes on a device, at equal distances. One row is a range.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(in crate::executor) struct Rows {
+    /// First address of the first row.
+    pub(in crate::executor) address: u64,
+    /// Bytes from the beginning of one to that of the next.
+    pub(in crate::executor) pitch: u64,
+    /// Bytes of each.
+    pub(in crate::executor) width: u64,
+    /// How many there are.
+    pub(in crate::executor) height: u64,
+}
+
+impl Rows {
+    /// One row.
+    pub(in crate::executor) fn range(address: u64, bytes: u64) -> Self {
+        Self {
+            address,
+            pitch: bytes,
+            width: bytes,
+            height: 1,
+        }
+    }
+
+    /// The bytes of all rows.
+    pub(in crate::executor) fn bytes(&self) -> u64 {
+        self.width.saturating_mul(self.height)
+    }
+
+    /// Bytes from the first of the first row to the last of the last one, where numbers have that.
+    pub(in crate::executor) fn span(&self) -> Option<u64> {
+        let last = (self.height.checked_sub(1)?).checked_mul(self.pitch)?;
+        last.checked_add(self.width)
+    }
+}
+
 /// Something for a device's queue.
 #[derive(Debug)]
 pub(in crate::executor) enum Work<B, F> {
-    /// The first `bytes` of `buffer` go to the device.
-    Upload { to: u64, buffer: B, bytes: usize },
-    /// The first `bytes` of `buffer` come from the device.
-    Download { from: u64, buffer: B, bytes: usize },
-    /// Within the device.
-    Copy { to: u64, from: u64, bytes: u64 },
-    /// `count` elements of 1, 2 or 4 bytes.
+    /// The first bytes of `buffer` go to the device, as many as the rows have.
+    Upload { to: Rows, buffer: B },
+    /// The first bytes of `buffer` come from the device, as many as the rows have.
+    Download { from: Rows, buffer: B },
+    /// Within the device, between rows of the same shape.
+    Copy { to: Rows, from: Rows },
+    /// Elements of 1, 2 or 4 bytes, as many as fill the rows.
     Fill {
-        to: u64,
+        to: Rows,
         value: u32,
         element_bytes: u8,
-        count: u64,
     },
     /// A kernel.
     Launch(Launch<F>),
@@ -219,10 +272,24 @@ pub(in crate::executor) struct Done<B> {
     pub(in crate::executor) tag: u64,
     /// Of a copy.
     pub(in crate::executor) buffer: Option<B>,
-    /// How it went.
+    /// Its result.
     pub(in crate::executor) result: Result<(), DeviceError>,
-    /// Nanoseconds that a kernel ran.
-    pub(in crate::executor) device_ns: u64,
+    /// When a kernel ran.
+    pub(in crate::executor) ran: Option<Span>,
+}
+
+/// Time of a kernel, in nanoseconds of the device's clock, which may begin anywhere.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(in crate::executor) struct Span {
+    pub(in crate::executor) began: i64,
+    pub(in crate::executor) ended: i64,
+}
+
+impl Span {
+    /// Its length in nanoseconds.
+    pub(in crate::executor) fn ns(self) -> u64 {
+        u64::try_from(self.ended.saturating_sub(self.began)).unwrap_or(0)
+    }
 }
 
 /// The fixed properties of a device.
@@ -236,7 +303,7 @@ pub(in crate::executor) struct Description {
     pub(in crate::executor) attributes: Vec<i32>,
 }
 
-/// A `CUresult` other than success.
+/// A `CUresult` other than success, or [`ErrorCode::Cancelled`].
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(in crate::executor) struct DeviceError {
     /// The number.
@@ -248,6 +315,14 @@ pub(in crate::executor) struct DeviceError {
 }
 
 impl DeviceError {
+    /// The result that the guest receives.
+    pub(in crate::executor) fn status(&self) -> Status {
+        match self.code == ErrorCode::Cancelled.to_raw() {
+            true => ErrorCode::Cancelled.into(),
+            false => Status::from_raw(self.code.max(1)),
+        }
+    }
+
     /// One that concerns a single call.
     pub(in crate::executor) fn new(code: i32, text: impl Into<String>) -> Self {
         Self {
@@ -261,7 +336,7 @@ impl DeviceError {
 impl From<&DeviceError> for Failure {
     fn from(error: &DeviceError) -> Self {
         Self {
-            status: Status::from_raw(error.code.max(1)),
+            status: error.status(),
             text: error.text.clone(),
         }
     }

@@ -6,35 +6,50 @@
 //! | `ranges` | which addresses the session may name |
 //! | `transfers` | data between the guest's stream and the device |
 //! | `modules` | code on the device |
+//! | `work` | kernels, copies and fills, checked each time that they are about to be done |
+//! | `captures` | streams whose work is recorded |
+//! | `graphs` | what was recorded, and its launches |
+//! | `cancel` | kernels that nobody wants any more |
+//! | `handles` | objects by their handles |
 //! | `queue` | what the device has to do, and who waits for it |
+//! | `pool` | memory that is allocated and freed in the order of a stream |
 //! | `streams` | in which order: streams and events |
+//! | `busy` | how long the device ran kernels |
 //!
 //! Everything here is the same for a GPU and for the processor in its place: quotas, handles, the check
-//! of every address, who waits for what, and how failures are told. Nothing waits. What is queued is over
-//! for its request; if it fails later, that is told with the request's number. After an error that ends a
+//! of every address, waits, and the reporting of failures. Nothing blocks. A request is over when its work
+//! is queued; a later failure is reported with the request's number. After an error that ends a
 //! context, as on a GPU, everything fails in the same way until the session is over.
 
+mod busy;
+mod cancel;
+mod captures;
 pub(super) mod device;
+mod graphs;
+mod handles;
 mod modules;
+mod pool;
 mod queue;
 mod ranges;
 mod streams;
 #[cfg(test)]
 mod tests;
 mod transfers;
+mod work;
 
 use std::collections::{BTreeMap, VecDeque};
+use std::num::NonZeroU64;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use vgpu_protocol::frame::FrameHeader;
-use vgpu_protocol::op::field::Bytes;
+use vgpu_protocol::op::field::{Bytes, StreamRef};
 use vgpu_protocol::op::{
-    Body, CopyFromDevice, CopyFromDeviceReply, CopyToDevice, CopyToDeviceReply, CopyWithinDevice,
-    CopyWithinDeviceReply, DeviceInfoReply, Features, FenceReply, Fill, FillReply, MAX_PRINTED,
-    MemoryFreeReply, MemoryInfoReply, ModuleLoad, Op, QuietFailure, Request, TakePrintedReply,
+    Body, DeviceInfoReply, Features, FenceReply, MAX_PRINTED, MemoryAllocateRows, MemoryFreeReply,
+    MemoryInfoReply, ModuleLoad, Op, QuietFailure, Request, TakePrintedReply,
 };
 use vgpu_protocol::session::server::{Failure, Outcome};
-use vgpu_protocol::status::{ErrorCode, Status};
+use vgpu_protocol::status::ErrorCode;
 use vgpu_transport::Waker;
 
 use super::cuda_result;
@@ -42,17 +57,26 @@ use crate::policy::Share;
 use crate::session::SessionEnd;
 use crate::session::backend::{Event, NotOpened};
 use crate::usage::Load;
-use device::{Call, Device, DeviceError, Work};
+use crate::worker::turns::Turns;
+use busy::Busy;
+use captures::Captures;
+use device::{Device, DeviceError, Rows, Work};
+use graphs::{Graphs, Replay};
 use modules::Modules;
-use queue::{Calling, Purpose, Queued, Reclaim, Wait, What};
-use ranges::{Ranges, counted};
+use pool::MemoryPool;
+use queue::{Calling, Held, Purpose, Queued, Reclaim, Wait, Wanted, What};
+use ranges::Ranges;
 use streams::Streams;
-use transfers::{Download, Image, Pool, Upload, room_of};
+use transfers::{Download, Full, Image, Pool, Upload, bytes_of};
+use work::Action;
+
+/// `CU_DEVICE_ATTRIBUTE_MAX_PITCH`.
+const MAX_PITCH: usize = 11;
 
 /// Copies to the device whose bytes wait in its queue.
 const MOST_UPLOADS: usize = 48;
 
-/// How often those who wait for the device are told that it works.
+/// Interval of the sign to waiting guests that the device is working.
 const BEAT: Duration = Duration::from_millis(500);
 
 /// How long one call of the driver may take before the device counts as lost.
@@ -94,12 +118,22 @@ type Refused = Failure;
 pub(super) struct Gpu<D: Device> {
     device: D,
     limits: Limits,
+    turns: Arc<Turns>,
+    /// A work that waits for the session's turn on the device. Nothing is started meanwhile.
+    held: Option<Held<D>>,
+    /// A graph's launch of which not all is queued. Nothing is started meanwhile.
+    replay: Option<Replay>,
+    /// The last work when the device was asked to tell of the end of what is queued in a turn.
+    watched: u64,
     /// Bytes of the quota in use.
     used: u64,
     ranges: Ranges,
     modules: Modules<D>,
     streams: Streams,
-    pool: Pool<D::Buffer>,
+    captures: Captures,
+    graphs: Graphs,
+    pool: MemoryPool,
+    buffers: Pool<D::Buffer>,
     uploads: Vec<Upload<D::Buffer>>,
     downloads: Vec<Download<D::Buffer>>,
     images: Vec<(Image, ModuleLoad)>,
@@ -113,7 +147,7 @@ pub(super) struct Gpu<D: Device> {
     /// Objects to free when the work before them is done.
     reclaims: VecDeque<Reclaim<D::Module>>,
     /// An allocation that waits for what is given back.
-    short: Option<(u32, u64)>,
+    short: Option<(u32, Wanted)>,
     /// A call under way in a thread of its own.
     calling: Option<Calling<D>>,
     events: VecDeque<Event>,
@@ -128,7 +162,8 @@ pub(super) struct Gpu<D: Device> {
     /// The guest is being told that kernels have printed something.
     printed: bool,
     lost: bool,
-    /// Nanoseconds of kernels of which no answer has told.
+    busy: Busy,
+    /// Nanoseconds of it not reported in an answer yet.
     untold_ns: u64,
     beat: Instant,
 }
@@ -159,16 +194,30 @@ fn invalid(text: impl Into<String>) -> Refused {
     Failure::from(&DeviceError::new(cuda_result::INVALID_VALUE, text))
 }
 
+impl<D: Device> Drop for Gpu<D> {
+    fn drop(&mut self) {
+        self.turns.close();
+    }
+}
+
 impl<D: Device> Gpu<D> {
-    pub(super) fn new(device: D, limits: Limits) -> Self {
+    pub(super) fn new(device: D, limits: Limits, turns: &Arc<Turns>) -> Self {
+        turns.open(device.waker());
         Self {
             device,
             limits,
+            turns: Arc::clone(turns),
+            held: None,
+            replay: None,
+            watched: 0,
             used: 0,
             ranges: Ranges::default(),
             modules: Modules::new(limits.objects),
             streams: Streams::new(limits.objects),
-            pool: Pool::default(),
+            captures: Captures::default(),
+            graphs: Graphs::new(limits.objects),
+            pool: MemoryPool::default(),
+            buffers: Pool::default(),
             uploads: Vec::new(),
             downloads: Vec::new(),
             images: Vec::new(),
@@ -187,6 +236,7 @@ impl<D: Device> Gpu<D> {
             fault: None,
             printed: false,
             lost: false,
+            busy: Busy::default(),
             untold_ns: 0,
             beat: Instant::now(),
         }
@@ -209,7 +259,7 @@ impl<D: Device> Gpu<D> {
             other if !is_on_device(other.op()) => return Err(other),
             request => match &self.fault {
                 Some(fault) => Err(fault.clone()),
-                None => self.begin(id, request),
+                None => self.begin(id, header.lane, request),
             },
         };
         match outcome {
@@ -221,20 +271,75 @@ impl<D: Device> Gpu<D> {
     }
 
     /// Begins what needs a context that is sound: the body of its reply, where it is over at once.
-    fn begin(&mut self, id: u32, request: Request) -> Result<Option<Vec<u8>>, Refused> {
+    fn begin(&mut self, id: u32, lane: u16, request: Request) -> Result<Option<Vec<u8>>, Refused> {
         match request {
-            Request::MemoryAllocate(allocate) => self.allocate(id, allocate.bytes.get()),
+            Request::MemoryAllocate(allocate) => {
+                self.check_mode(lane)?;
+                self.allocate(id, Wanted::Bytes(allocate.bytes.get()))
+            }
+            Request::MemoryAllocateRows(rows) => {
+                self.check_mode(lane)?;
+                self.allocate_rows(id, &rows)
+            }
             Request::MemoryFree(free) => self.free(id, free.address),
-            Request::CopyToDevice(copy) => self.copy_to(id, &copy),
-            Request::CopyFromDevice(copy) => self.copy_from(id, &copy),
-            Request::CopyWithinDevice(copy) => self.copy_within(id, &copy),
-            Request::Fill(fill) => self.fill(id, &fill),
+            Request::MemoryAllocateAsync(allocate) => self.allocate_async(id, &allocate),
+            Request::MemoryFreeAsync(free) => self.free_async(id, &free),
+            Request::MemoryPoolInfo(_) => Ok(Some(self.pool_info())),
+            Request::MemoryPoolSetAttribute(set) => self.pool_set_attribute(&set),
+            Request::MemoryPoolTrim(trim) => self.pool_trim(trim.keep),
+            Request::CopyToDevice(copy) => {
+                let to = Rows::range(copy.to, copy.bytes.get());
+                self.copy_to(id, Op::CopyToDevice, to, copy.stream)
+            }
+            Request::CopyRowsToDevice(copy) => {
+                let to = self.rows(copy.to, copy.pitch, copy.width, copy.height)?;
+                self.copy_to(id, Op::CopyRowsToDevice, to, copy.stream)
+            }
+            Request::CopyFromDevice(copy) => {
+                let from = Rows::range(copy.from, copy.bytes.get());
+                self.copy_from(id, Op::CopyFromDevice, from, copy.stream)
+            }
+            Request::CopyRowsFromDevice(copy) => {
+                let from = self.rows(copy.from, copy.pitch, copy.width, copy.height)?;
+                self.copy_from(id, Op::CopyRowsFromDevice, from, copy.stream)
+            }
+            Request::CopyWithinDevice(copy) => {
+                let bytes = copy.bytes.get();
+                let (to, from) = (Rows::range(copy.to, bytes), Rows::range(copy.from, bytes));
+                let action = Ok(Action::Copy { to, from });
+                self.act(id, Op::CopyWithinDevice, copy.stream, action)
+            }
+            Request::CopyRowsWithinDevice(copy) => {
+                let to = self.rows(copy.to, copy.to_pitch, copy.width, copy.height);
+                let from = self.rows(copy.from, copy.from_pitch, copy.width, copy.height);
+                let action = to.and_then(|to| Ok(Action::Copy { to, from: from? }));
+                self.act(id, Op::CopyRowsWithinDevice, copy.stream, action)
+            }
+            Request::FillRange(fill) => {
+                let action = Ok(Self::fill_range(&fill));
+                self.act(id, Op::FillRange, fill.stream, action)
+            }
+            Request::FillRows(fill) => {
+                let action = self.fill_rows(&fill);
+                self.act(id, Op::FillRows, fill.stream, action)
+            }
+            Request::Launch(launch) => {
+                let stream = launch.stream;
+                self.act(id, Op::Launch, stream, Ok(Action::Launch(launch)))
+            }
+            Request::StreamCancel(cancel) => self.stream_cancel(&cancel),
+            Request::StreamBeginCapture(begin) => self.begin_capture(lane, &begin),
+            Request::StreamEndCapture(end) => self.end_capture_to_graph(lane, &end),
+            Request::StreamCaptureInfo(info) => self.capture_info(&info),
+            Request::GraphInstantiate(instantiate) => self.graph_instantiate(&instantiate),
+            Request::GraphLaunch(launch) => self.graph_launch(id, &launch),
+            Request::GraphDestroy(destroy) => self.graph_destroy(destroy.graph),
+            Request::GraphExecDestroy(destroy) => self.graph_exec_destroy(id, destroy.exec),
             Request::ModuleLoad(load) => self.load(id, load),
             Request::ModuleUnload(unload) => self.unload(id, unload.module),
             Request::ModuleFunction(lookup) => self.function(id, lookup),
             Request::ModuleGlobal(lookup) => self.global(id, lookup),
             Request::FunctionSetAttribute(set) => self.set_attribute(&set),
-            Request::Launch(launch) => self.launch(id, launch),
             Request::Synchronize(_) => self.synchronize(id),
             Request::StreamSynchronize(wait) => self.stream_synchronize(id, wait.stream),
             Request::StreamCreate(create) => self.stream_create(&create),
@@ -318,46 +423,109 @@ impl<D: Device> Gpu<D> {
                 self.used = used;
                 Ok(())
             }
-            None => Err(refused(
-                ErrorCode::QuotaMemory,
-                format!(
-                    "{what} needs {bytes} bytes; this session has {} left of {total}",
-                    total.saturating_sub(self.used)
-                ),
-            )),
+            None => Err(self.too_much(bytes, what)),
         }
     }
 
-    fn allocate(&mut self, id: u32, bytes: u64) -> Result<Option<Vec<u8>>, Refused> {
-        let most = self.limits.objects;
-        if self.ranges.allocations() >= most as usize {
-            let text = format!("{most} allocations are there, and no more are allowed");
-            return Err(refused(ErrorCode::QuotaHandles, text));
+    fn too_much(&self, bytes: u64, what: &str) -> Refused {
+        let total = self.limits.memory;
+        let left = total.saturating_sub(self.used);
+        let text = format!("{what} needs {bytes} bytes; this session has {left} left of {total}");
+        refused(ErrorCode::QuotaMemory, text)
+    }
+
+    fn allocate(&mut self, id: u32, wanted: Wanted) -> Result<Option<Vec<u8>>, Refused> {
+        let outcome = self.try_allocate(id, wanted);
+        if self.short.is_some() {
+            self.go_on();
         }
-        match self.count(counted(bytes).unwrap_or(u64::MAX), "an allocation") {
-            Ok(()) => self.call(Purpose::Allocate { id, bytes }, Call::Allocate(bytes)),
-            // What is about to be given back may do.
-            Err(_) if !self.reclaims.is_empty() => self.short = Some((id, bytes)),
+        outcome
+    }
+
+    /// Whether one more allocation may be there.
+    fn check_allocations(&self) -> Result<(), Refused> {
+        let most = self.limits.objects;
+        if self.ranges.allocations() < most as usize {
+            return Ok(());
+        }
+        let text = format!("{most} allocations are there, and no more are allowed");
+        Err(refused(ErrorCode::QuotaHandles, text))
+    }
+
+    /// Allocates, or has the allocation wait in `short` for what is given back.
+    fn try_allocate(&mut self, id: u32, wanted: Wanted) -> Result<Option<Vec<u8>>, Refused> {
+        self.check_allocations()?;
+        match self.count(wanted.counted(), "an allocation") {
+            Ok(()) => self.call(Purpose::Allocate { id, wanted }, wanted.call()),
+            // What the pool does not use, and what is about to be given back, may do.
+            Err(_) if self.release(0) || !self.reclaims.is_empty() => {
+                self.short = Some((id, wanted));
+            }
             Err(refused) => return Err(refused),
         }
         Ok(None)
     }
 
-    fn free(&mut self, id: u32, address: u64) -> Result<Option<Vec<u8>>, Refused> {
-        let Some(bytes) = self.ranges.remove_allocation(address) else {
+    fn allocate_rows(
+        &mut self,
+        id: u32,
+        rows: &MemoryAllocateRows,
+    ) -> Result<Option<Vec<u8>>, Refused> {
+        if ![4, 8, 16].contains(&rows.element_bytes) {
             return Err(invalid(format!(
-                "no allocation of this session begins at {address:#x}"
+                "elements of {} bytes, where a device reads 4, 8 or 16 at once",
+                rows.element_bytes
             )));
+        }
+        let wanted = Wanted::Rows {
+            width: rows.width.get(),
+            height: rows.height.get(),
+            element_bytes: rows.element_bytes,
         };
-        self.reclaim(Reclaim::memory(id, self.last_tag, address, bytes));
+        self.allocate(id, wanted)
+    }
+
+    fn free(&mut self, id: u32, address: u64) -> Result<Option<Vec<u8>>, Refused> {
+        self.free_in(id, address, None)?;
         Ok(Some(MemoryFreeReply {}.encode()))
     }
 
-    fn copy_to(&mut self, id: u32, copy: &CopyToDevice) -> Result<Option<Vec<u8>>, Refused> {
-        let stream = self.streams.key(copy.stream)?;
-        let bytes = copy.bytes.get();
-        self.ranges.check(copy.to, bytes).map_err(invalid)?;
-        let (upload, room) = Upload::new(id, stream, copy.to, bytes, &mut self.pool);
+    /// Rows that a copy or fill names: with a pitch that the driver takes, whoever owns them.
+    fn rows(
+        &self,
+        address: u64,
+        pitch: u64,
+        width: NonZeroU64,
+        height: NonZeroU64,
+    ) -> Result<Rows, Refused> {
+        let width = width.get();
+        let attributes = &self.device.description().attributes;
+        let most = attributes.get(MAX_PITCH).copied().unwrap_or(0);
+        let most = u64::try_from(most).ok().filter(|most| *most > 0);
+        if pitch < width || most.is_some_and(|most| pitch > most) {
+            return Err(invalid(format!(
+                "rows of {width} bytes every {pitch}, where a device takes distances from their length to {}",
+                most.unwrap_or(u64::MAX)
+            )));
+        }
+        Ok(Rows {
+            address,
+            pitch,
+            width,
+            height: height.get(),
+        })
+    }
+
+    fn copy_to(
+        &mut self,
+        id: u32,
+        op: Op,
+        to: Rows,
+        stream: StreamRef,
+    ) -> Result<Option<Vec<u8>>, Refused> {
+        let stream = self.live(stream)?;
+        self.ranges.check_rows(to).map_err(invalid)?;
+        let (upload, room) = Upload::new(id, op, stream, to, &mut self.buffers);
         if room > 0 {
             self.events.push_back(Event::Room(id, room));
         }
@@ -365,72 +533,42 @@ impl<D: Device> Gpu<D> {
         Ok(None)
     }
 
-    fn copy_from(&mut self, id: u32, copy: &CopyFromDevice) -> Result<Option<Vec<u8>>, Refused> {
-        let stream = self.streams.key(copy.stream)?;
-        let bytes = copy.bytes.get();
-        self.ranges.check(copy.from, bytes).map_err(invalid)?;
-        let download = Download::new(id, stream, copy.from, bytes, &mut self.pool);
+    fn copy_from(
+        &mut self,
+        id: u32,
+        op: Op,
+        from: Rows,
+        stream: StreamRef,
+    ) -> Result<Option<Vec<u8>>, Refused> {
+        let stream = self.live(stream)?;
+        self.ranges.check_rows(from).map_err(invalid)?;
+        let download = Download::new(id, op, stream, from, &mut self.buffers);
         self.downloads.push(download);
         self.ask_for_more(id);
         Ok(None)
     }
 
-    fn copy_within(
-        &mut self,
-        id: u32,
-        copy: &CopyWithinDevice,
-    ) -> Result<Option<Vec<u8>>, Refused> {
-        let stream = self.streams.key(copy.stream)?;
-        let bytes = copy.bytes.get();
-        let (to, from) = (copy.to, copy.from);
-        self.ranges.check(to, bytes).map_err(invalid)?;
-        self.ranges.check(from, bytes).map_err(invalid)?;
-        let what = What::Other(id, Op::CopyWithinDevice);
-        self.submit(what, stream, Work::Copy { to, from, bytes })?;
-        Ok(Some(CopyWithinDeviceReply {}.encode()))
+    /// The reply to work that has nothing more to say.
+    fn answer(op: Op) -> Vec<u8> {
+        debug_assert!(op.check_reply(&[]).is_ok());
+        Vec::new()
     }
 
-    fn fill(&mut self, id: u32, fill: &Fill) -> Result<Option<Vec<u8>>, Refused> {
-        let stream = self.streams.key(fill.stream)?;
-        let size = u64::from(fill.element_bytes);
-        if !fill.to.is_multiple_of(size) {
-            return Err(invalid(format!(
-                "elements of {size} bytes at {:#x}, which is no multiple of that",
-                fill.to
-            )));
-        }
-        let count = fill.count.get();
-        let bytes = count.saturating_mul(size);
-        self.ranges.check(fill.to, bytes).map_err(invalid)?;
-        let work = Work::Fill {
-            to: fill.to,
-            value: fill.value,
-            element_bytes: fill.element_bytes,
-            count,
-        };
-        self.submit(What::Other(id, Op::Fill), stream, work)?;
-        Ok(Some(FillReply {}.encode()))
-    }
-
-    /// Asks the device for more of a download, as much as there are buffers for.
+    /// Requests more of a download from the device, as far as there are buffers.
     fn ask_for_more(&mut self, id: u32) {
         loop {
             let Some(download) = self.downloads.iter_mut().find(|d| d.id == id) else {
                 return;
             };
-            let next = match download.next(&mut self.device, &mut self.pool) {
+            let next = match download.next(&mut self.device, &mut self.buffers) {
                 Ok(None) => return,
                 Ok(Some(next)) => next,
                 Err(error) => return self.fail_transfer(id, &error),
             };
             let stream = download.stream;
-            let (from, buffer, bytes) = next;
-            let work = Work::Download {
-                from,
-                buffer,
-                bytes,
-            };
-            if let Err(failure) = self.submit(What::Download(id, bytes), stream, work) {
+            let (from, buffer) = next;
+            let what = What::Download(id, bytes_of(from));
+            if let Err(failure) = self.submit(what, stream, Work::Download { from, buffer }) {
                 return self.end_transfer(id, Err(failure));
             }
         }
@@ -451,9 +589,9 @@ impl<D: Device> Gpu<D> {
     /// Returns whether there was one.
     fn forget_transfer(&mut self, id: u32) -> bool {
         if let Some(at) = self.uploads.iter().position(|upload| upload.id == id) {
-            self.uploads.swap_remove(at).end(&mut self.pool);
+            self.uploads.swap_remove(at).end(&mut self.buffers);
         } else if let Some(at) = self.downloads.iter().position(|d| d.id == id) {
-            self.downloads.swap_remove(at).end(&mut self.pool);
+            self.downloads.swap_remove(at).end(&mut self.buffers);
         } else if let Some(at) = self.images.iter().position(|(image, _)| image.id == id) {
             let (image, load) = self.images.swap_remove(at);
             self.spoil_image(&image, &load, ErrorCode::Cancelled, "its data never came");
@@ -472,13 +610,13 @@ impl<D: Device> Gpu<D> {
         };
         // Looked at once more, as the borrow of the failing case would last.
         let failed = self.uploads[at]
-            .room(&mut self.device, &mut self.pool)
+            .room(&mut self.device, &mut self.buffers)
             .err();
         if let Some(error) = failed {
             self.fail_transfer(id, &error);
             return &mut [];
         }
-        let room = self.uploads[at].room(&mut self.device, &mut self.pool);
+        let room = self.uploads[at].room(&mut self.device, &mut self.buffers);
         room.unwrap_or_default()
     }
 
@@ -498,14 +636,15 @@ impl<D: Device> Gpu<D> {
         let Some(full) = upload.filled(n) else {
             return;
         };
-        let (over, stream) = (upload.is_over(), upload.stream);
-        let work = Work::Upload {
-            to: full.to,
-            buffer: full.buffer,
-            bytes: full.bytes,
+        let (over, op, stream) = (upload.is_over(), upload.op, upload.stream);
+        let Full { to, buffer } = full;
+        let what = What::Upload {
+            id,
+            op,
+            bytes: to.bytes(),
         };
-        match self.submit(What::Upload(id), stream, work) {
-            Ok(()) if over => self.end_transfer(id, Ok(CopyToDeviceReply {}.encode())),
+        match self.submit(what, stream, Work::Upload { to, buffer }) {
+            Ok(()) if over => self.end_transfer(id, Ok(Self::answer(op))),
             Ok(()) => {}
             Err(failure) => self.end_transfer(id, Err(failure)),
         }
@@ -520,10 +659,11 @@ impl<D: Device> Gpu<D> {
         let Some(download) = self.downloads.iter_mut().find(|d| d.id == id) else {
             return;
         };
-        download.sent(n, &mut self.pool);
+        download.sent(n, &mut self.buffers);
         if download.is_over() {
-            let device_ns = std::mem::take(&mut self.untold_ns);
-            self.end_transfer(id, Ok(CopyFromDeviceReply { device_ns }.encode()));
+            let op = download.op;
+            let body = self.told_time(op);
+            self.end_transfer(id, Ok(body));
         } else {
             self.ask_for_more(id);
         }
@@ -539,12 +679,22 @@ impl<D: Device> Gpu<D> {
             calling.purpose.forget(id);
         }
         self.whole.retain(|(image, _)| image.id != id);
+        let held = self.held.take_if(|held| held.id == id).is_some();
+        if held || self.replay.take_if(|replay| replay.id == id).is_some() {
+            self.turns.forget();
+        }
         self.events.retain(|event| event.request() != Some(id));
+    }
+
+    /// Whether a request has work that is not in the device's queue yet.
+    fn has_unqueued(&self) -> bool {
+        self.held.is_some() || self.replay.is_some()
     }
 
     /// Whether another request may be started.
     pub(super) fn may_start(&self) -> bool {
         self.calling.is_none()
+            && !self.has_unqueued()
             && self.short.is_none()
             && self.whole.is_empty()
             && self.queue.len() < D::MOST_WORK
@@ -553,7 +703,7 @@ impl<D: Device> Gpu<D> {
 
     /// The descriptor to wait for; `None` while nothing is under way.
     pub(super) fn awaited(&self) -> Option<&Waker> {
-        let idle = self.queue.is_empty() && self.calling.is_none();
+        let idle = self.queue.is_empty() && self.calling.is_none() && !self.has_unqueued();
         (!idle && !self.lost).then(|| &**self.device.waker())
     }
 
@@ -567,12 +717,14 @@ impl<D: Device> Gpu<D> {
         self.events.pop_front()
     }
 
-    /// What it holds and has to do.
+    /// Its holdings and waiting work.
     pub(super) fn standing(&self) -> Load {
+        let of_graph = self.replay.as_ref().map_or(0, Replay::left);
+        let unqueued = usize::from(self.held.is_some()) + of_graph;
         Load {
             memory: self.used,
             memory_limit: self.limits.memory,
-            queued: self.queue.len() as u64,
+            queued: (self.queue.len() + unqueued) as u64,
             late_failures: self.late_failures,
             kernels_killed: self.kernels_killed,
         }
@@ -615,7 +767,7 @@ impl<D: Device> Gpu<D> {
         if self.fault.is_some() {
             return;
         }
-        let status = Status::from_raw(error.code.max(1));
+        let status = error.status();
         self.late_failures += 1;
         self.kernels_killed += u64::from(error.code == cuda_result::LAUNCH_TIMEOUT);
         self.failures.add(QuietFailure {
@@ -633,6 +785,14 @@ impl<D: Device> Gpu<D> {
     /// From here on everything is answered with `fault`; so is all that is under way, but `except`.
     fn end_context(&mut self, fault: Failure, except: Option<u32>) {
         self.fault = Some(fault.clone());
+        let held = self.held.take().map(|held| held.id);
+        let replay = self.replay.take().map(|replay| replay.id);
+        if let Some(id) = held.or(replay) {
+            self.turns.forget();
+            if Some(id) != except {
+                self.done(id, Err(fault.clone()));
+            }
+        }
         let mut under_way: Vec<u32> = self.waits.drain(..).map(|wait| wait.id).collect();
         under_way.extend(self.short.take().map(|(id, _)| id));
         under_way.extend(self.whole.drain(..).map(|(image, _)| image.id));

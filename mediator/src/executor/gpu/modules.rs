@@ -13,7 +13,7 @@ use vgpu_protocol::status::ErrorCode;
 use super::device::{Answer, Call, Device, DeviceError, Layout};
 use super::queue::{Purpose, Reclaim};
 use super::transfers::Image;
-use super::{Gpu, Refused, invalid, refused};
+use super::{Gpu, Refused, handles, invalid, refused};
 
 /// The modules of a session.
 pub(super) struct Modules<D: Device> {
@@ -35,7 +35,7 @@ struct Loaded<D: Device> {
     module: D::Module,
     functions: Vec<Kernel<D::Function>>,
     numbers: HashMap<String, usize>,
-    /// Where its variables lie that were looked up.
+    /// Addresses of its variables that were looked up.
     variables: BTreeSet<u64>,
     /// Bytes of the quota.
     counted: u64,
@@ -63,6 +63,10 @@ impl<F: Clone> Kernel<F> {
     }
 }
 
+fn is_loading(module: Handle) -> Refused {
+    handles::wrong(module, "names a module that is being loaded")
+}
+
 impl<D: Device> Modules<D> {
     pub(super) fn new(most: u32) -> Self {
         Self {
@@ -73,17 +77,14 @@ impl<D: Device> Modules<D> {
 
     fn entry(&mut self, module: Handle) -> Result<&mut Entry<D>, Refused> {
         let named = self.table.get_mut(module);
-        named.map_err(|error| refused(ErrorCode::Handle, format!("{module:?} {error}")))
+        named.map_err(|error| handles::wrong(module, error))
     }
 
     fn loaded(&mut self, module: Handle) -> Result<&mut Loaded<D>, Refused> {
         match self.entry(module)? {
             Entry::Loaded(loaded) => Ok(loaded),
             Entry::Failed(failure) => Err(failure.clone()),
-            Entry::Loading { .. } => Err(refused(
-                ErrorCode::Handle,
-                format!("{module:?} names a module that is being loaded"),
-            )),
+            Entry::Loading { .. } => Err(is_loading(module)),
         }
     }
 
@@ -106,10 +107,11 @@ impl<D: Device> Gpu<D> {
     pub(super) fn load(&mut self, id: u32, load: ModuleLoad) -> Result<Option<Vec<u8>>, Refused> {
         let module = load.module;
         let bytes = load.bytes.get();
-        self.modules
-            .table
-            .open(module, Entry::Loading { counted: 0 })
-            .map_err(|error| refused(ErrorCode::Handle, format!("{module:?} {error}")))?;
+        handles::open(
+            &mut self.modules.table,
+            module,
+            Entry::Loading { counted: 0 },
+        )?;
         let counted = bytes.saturating_mul(D::IMAGE_COST);
         let outcome = self.count(counted, "a module").and_then(|()| {
             let coming = self.images.iter().chain(&self.whole);
@@ -195,8 +197,7 @@ impl<D: Device> Gpu<D> {
 
     pub(super) fn unload(&mut self, id: u32, module: Handle) -> Result<Option<Vec<u8>>, Refused> {
         if let Entry::Loading { .. } = self.modules.entry(module)? {
-            let text = format!("{module:?} names a module that is being loaded");
-            return Err(refused(ErrorCode::Handle, text));
+            return Err(is_loading(module));
         }
         let closed = self.modules.table.close(module);
         if let Ok(Entry::Loaded(loaded)) = closed {

@@ -4,10 +4,10 @@ use std::sync::mpsc;
 use std::thread;
 use std::time::Instant;
 
-use vgpu_protocol::frame::within;
 use vgpu_protocol::op::field::StreamRef;
 use vgpu_protocol::op::{
-    Body, EventSynchronizeReply, Launch as LaunchRequest, LaunchReply, MemoryAllocateReply, Op,
+    Body, CopyFromDeviceReply, CopyRowsFromDeviceReply, EventSynchronizeReply,
+    MemoryAllocateAsyncReply, MemoryAllocateReply, MemoryAllocateRowsReply, Op,
     StreamSynchronizeReply, SynchronizeReply,
 };
 use vgpu_protocol::session::server::Failure;
@@ -15,9 +15,9 @@ use vgpu_protocol::status::ErrorCode;
 use vgpu_transport::clock;
 
 use super::super::cuda_result;
-use super::device::{Answer, Call, Caller, Device, DeviceError, Done, Key, Launch, Work};
-use super::ranges::counted;
-use super::{BEAT, Event, Gpu, LONGEST_CALL, Refused, invalid, room_of};
+use super::device::{Answer, Call, Caller, Device, DeviceError, Done, Key, Span, Work};
+use super::ranges::{GRAIN, counted};
+use super::{BEAT, Event, Gpu, LONGEST_CALL, Refused};
 
 /// Work in the queue: what for.
 #[derive(Debug)]
@@ -27,24 +27,54 @@ pub(super) struct Queued {
 }
 
 impl Queued {
+    /// Where it is queued.
+    pub(super) fn stream(&self) -> Key {
+        self.stream
+    }
+
     /// The request of a launch.
     pub(super) fn kernel(&self) -> Option<(u32, Op)> {
         match self.what {
-            What::Other(id, Op::Launch) => Some((id, Op::Launch)),
+            What::InTurn(id, op @ (Op::Launch | Op::GraphLaunch)) => Some((id, op)),
             _ => None,
         }
+    }
+
+    /// The request that launched the graph that it is of.
+    pub(super) fn graph(&self) -> Option<u32> {
+        match self.what {
+            What::InTurn(id, Op::GraphLaunch) | What::Other(id, Op::GraphLaunch) => Some(id),
+            _ => None,
+        }
+    }
+
+    /// Whether it has the device only in its session's turn: what moves data to and from it is no part of that.
+    fn takes_turn(&self) -> bool {
+        matches!(self.what, What::InTurn(..))
     }
 }
 
 /// The purpose of a piece of work.
 #[derive(Debug, Clone, Copy)]
 pub(super) enum What {
-    /// A part of this upload.
-    Upload(u32),
-    /// So many bytes of this download.
+    /// This many bytes of this upload.
+    Upload { id: u32, op: Op, bytes: u64 },
+    /// This many bytes of this download.
     Download(u32, usize),
+    /// The work of a session's turn; its request was answered when this was queued.
+    InTurn(u32, Op),
     /// A request that was answered when this was queued.
     Other(u32, Op),
+}
+
+/// A work that the device has not been given.
+pub(super) struct Held<D: Device> {
+    pub(super) id: u32,
+    op: Op,
+    stream: Key,
+    work: Work<D::Buffer, D::Function>,
+    /// The body of the reply once it has.
+    reply: Vec<u8>,
 }
 
 /// Someone who waits.
@@ -55,7 +85,7 @@ pub(super) struct Wait {
     until: Until,
 }
 
-/// How far the device is to be.
+/// The device's progress that a request waits for.
 #[derive(Debug, Clone, Copy)]
 pub(super) enum Until {
     /// Everything up to this tag is done.
@@ -66,10 +96,55 @@ pub(super) enum Until {
     Work(u64),
 }
 
+/// The memory that an allocation requests.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum Wanted {
+    Bytes(u64),
+    /// So many bytes, which are the pool's.
+    FromPool(u64),
+    Rows {
+        width: u64,
+        height: u64,
+        element_bytes: u8,
+    },
+}
+
+impl Wanted {
+    /// Bytes counted to the quota before the device is asked. For rows only the driver's answer has
+    /// the pitch: so far every driver has returned the next multiple of [`GRAIN`].
+    pub(super) fn counted(self) -> u64 {
+        let bytes = match self {
+            Self::Bytes(bytes) | Self::FromPool(bytes) => Some(bytes),
+            Self::Rows { width, height, .. } => {
+                let pitch = width.checked_next_multiple_of(GRAIN);
+                pitch.and_then(|pitch| pitch.checked_mul(height))
+            }
+        };
+        bytes.and_then(counted).unwrap_or(u64::MAX)
+    }
+
+    pub(super) fn call<M>(self) -> Call<M> {
+        match self {
+            Self::Bytes(bytes) => Call::Allocate(bytes),
+            // All of the block is used by some allocation sooner or later.
+            Self::FromPool(_) => Call::Allocate(self.counted()),
+            Self::Rows {
+                width,
+                height,
+                element_bytes,
+            } => Call::AllocateRows {
+                width,
+                height,
+                element_bytes,
+            },
+        }
+    }
+}
+
 /// Something that is given back when the queue is done up to a tag.
 #[derive(Debug)]
 pub(super) struct Reclaim<M> {
-    /// Who gave it back.
+    /// Request that gave it back.
     id: u32,
     op: Op,
     until: u64,
@@ -133,7 +208,7 @@ impl<M> Reclaim<M> {
 pub(super) enum Purpose {
     Allocate {
         id: u32,
-        bytes: u64,
+        wanted: Wanted,
     },
     Reclaim {
         id: u32,
@@ -202,46 +277,90 @@ impl<D: Device> Gpu<D> {
         }
         let tag = self.last_tag + 1;
         if let Err(error) = self.device.submit(tag, stream, work) {
-            let (What::Upload(id) | What::Download(id, _) | What::Other(id, _)) = what;
+            let (What::Upload { id, .. }
+            | What::Download(id, _)
+            | What::InTurn(id, _)
+            | What::Other(id, _)) = what;
             return Err(self.failure(id, &error));
         }
         self.last_tag = tag;
-        self.uploads_queued += usize::from(matches!(what, What::Upload(_)));
+        self.uploads_queued += usize::from(matches!(what, What::Upload { .. }));
         self.queue.insert(tag, Queued { what, stream });
         Ok(())
     }
 
-    pub(super) fn launch(
+    /// Queues work that the device does in the session's turn, now or when that comes.
+    pub(super) fn submit_in_turn(
         &mut self,
         id: u32,
-        launch: LaunchRequest,
+        op: Op,
+        stream: Key,
+        work: Work<D::Buffer, D::Function>,
+        reply: Vec<u8>,
     ) -> Result<Option<Vec<u8>>, Refused> {
-        let stream = self.streams.key(launch.stream)?;
-        let function = self.modules.kernel(launch.module, launch.function)?;
-        let (given, wanted) = (
-            launch.parameters.as_slice().len(),
-            function.parameter_bytes(),
-        );
-        if given != wanted as usize {
-            return Err(invalid(format!(
-                "{given} bytes of parameters, where kernel {} has {wanted}",
-                function.name()
-            )));
+        self.sound()?;
+        let held = Held {
+            id,
+            op,
+            stream,
+            work,
+            reply,
+        };
+        match self.turns.begin() {
+            true => self.submit_held(held).map(Some),
+            false => {
+                self.held = Some(held);
+                Ok(None)
+            }
         }
-        let deadline = within(self.limits.kernel_time, launch.deadline_ms);
-        let work = Work::Launch(Launch {
-            function: function.function(),
-            grid: launch.grid,
-            block: launch.block,
-            shared_bytes: launch.shared_bytes,
-            parameters: launch.parameters.into(),
-            deadline,
-        });
-        self.submit(What::Other(id, Op::Launch), stream, work)?;
-        Ok(Some(LaunchReply {}.encode()))
+    }
+
+    /// Queues work that counts as queued.
+    fn submit_held(&mut self, held: Held<D>) -> Result<Vec<u8>, Refused> {
+        let what = What::InTurn(held.id, held.op);
+        match self.submit(what, held.stream, held.work) {
+            Ok(()) => Ok(held.reply),
+            Err(refused) => {
+                self.turns.is_over(0);
+                Err(refused)
+            }
+        }
+    }
+
+    /// Queues the work that waits, if it is the session's turn, and what follows of a graph.
+    fn go_on_in_turn(&mut self) {
+        self.turns.look();
+        if let Some((id, outcome)) = self.replay_on() {
+            self.done(id, outcome);
+        }
+        if self.held.is_some()
+            && self.turns.begin()
+            && let Some(held) = self.held.take()
+        {
+            let id = held.id;
+            let outcome = self.submit_held(held);
+            self.done(id, outcome);
+        }
+    }
+
+    /// Has the end of this turn's work noticed at once: others wait for it.
+    fn watch_turn(&mut self) {
+        if self.watched == self.last_tag || !self.turns.is_ending() {
+            return;
+        }
+        self.watched = self.last_tag;
+        let works = self.queue.values().filter(|queued| queued.takes_turn());
+        let mut streams: Vec<Key> = works.map(|queued| queued.stream).collect();
+        streams.sort_unstable();
+        streams.dedup();
+        for stream in streams {
+            // A device that has failed shows that when it is asked what is done.
+            let _ = self.device.wake_at_end(stream);
+        }
     }
 
     pub(super) fn synchronize(&mut self, id: u32) -> Result<Option<Vec<u8>>, Refused> {
+        self.check_no_capture()?;
         self.wait(id, Op::Synchronize, Until::All(self.last_tag))
     }
 
@@ -250,7 +369,7 @@ impl<D: Device> Gpu<D> {
         id: u32,
         stream: StreamRef,
     ) -> Result<Option<Vec<u8>>, Refused> {
-        let key = self.streams.key(stream)?;
+        let key = self.live(stream)?;
         let until = Until::Stream(key, self.last_tag);
         self.wait(id, Op::StreamSynchronize, until)
     }
@@ -265,6 +384,8 @@ impl<D: Device> Gpu<D> {
         self.take_done();
         self.sound()?;
         if self.is_reached(until) {
+            self.release_unused();
+            self.go_on();
             return Ok(Some(self.told_time(op)));
         }
         let mut streams: Vec<Key> = match until {
@@ -317,10 +438,12 @@ impl<D: Device> Gpu<D> {
         }
     }
 
-    /// The answer to whoever has waited.
-    fn told_time(&mut self, op: Op) -> Vec<u8> {
+    /// The answer to the request that waited.
+    pub(super) fn told_time(&mut self, op: Op) -> Vec<u8> {
         let device_ns = std::mem::take(&mut self.untold_ns);
         match op {
+            Op::CopyFromDevice => CopyFromDeviceReply { device_ns }.encode(),
+            Op::CopyRowsFromDevice => CopyRowsFromDeviceReply { device_ns }.encode(),
             Op::StreamSynchronize => StreamSynchronizeReply { device_ns }.encode(),
             Op::EventSynchronize => EventSynchronizeReply { device_ns }.encode(),
             _ => SynchronizeReply { device_ns }.encode(),
@@ -334,7 +457,9 @@ impl<D: Device> Gpu<D> {
         }
         self.take_done();
         self.take_answer();
+        self.go_on_in_turn();
         self.go_on();
+        self.watch_turn();
         self.beat();
         if self.device.is_gone() {
             let why = self.fault.as_ref().map(|fault| fault.text.clone());
@@ -346,21 +471,25 @@ impl<D: Device> Gpu<D> {
         let Some(queued) = self.queue.remove(&done.tag) else {
             return;
         };
-        if done.device_ns > 0 {
-            self.untold_ns = self.untold_ns.saturating_add(done.device_ns);
-            self.events.push_back(Event::Worked(done.device_ns));
+        if queued.takes_turn() {
+            self.turns.is_over(done.ran.map_or(0, Span::ns));
+        }
+        let device_ns = done.ran.map_or(0, |ran| self.busy.add(ran));
+        if device_ns > 0 {
+            self.untold_ns = self.untold_ns.saturating_add(device_ns);
+            self.events.push_back(Event::Worked(device_ns));
         }
         match queued.what {
-            What::Upload(id) => {
+            What::Upload { id, op, bytes } => {
                 self.uploads_queued -= 1;
                 if let Some(buffer) = done.buffer {
                     if self.uploads.iter().any(|upload| upload.id == id) {
-                        self.events.push_back(Event::Room(id, room_of(&buffer)));
+                        self.events.push_back(Event::Room(id, bytes));
                     }
-                    self.pool.put(buffer);
+                    self.buffers.put(buffer);
                 }
                 if let Err(error) = done.result {
-                    self.failed_late(id, Op::CopyToDevice, &error);
+                    self.failed_late(id, op, &error);
                 }
             }
             What::Download(id, bytes) => {
@@ -371,14 +500,16 @@ impl<D: Device> Gpu<D> {
                         self.events.push_back(Event::Moved(id));
                     }
                     (result, buffer, _) => {
-                        buffer.into_iter().for_each(|buffer| self.pool.put(buffer));
+                        buffer
+                            .into_iter()
+                            .for_each(|buffer| self.buffers.put(buffer));
                         if let Err(error) = result {
                             self.fail_transfer(id, &error);
                         }
                     }
                 }
             }
-            What::Other(id, op) => {
+            What::InTurn(id, op) | What::Other(id, op) => {
                 if let Err(error) = done.result {
                     self.failed_late(id, op, &error);
                 }
@@ -403,6 +534,7 @@ impl<D: Device> Gpu<D> {
             let wait = self.waits.swap_remove(at);
             let body = self.told_time(wait.op);
             self.done(wait.id, Ok(body));
+            self.release_unused();
         }
         while self.calling.is_none() && self.fault.is_none() {
             if self
@@ -438,9 +570,9 @@ impl<D: Device> Gpu<D> {
                     module: load.module,
                 };
                 self.call(purpose, Call::Load(image.bytes));
-            } else if let Some((id, bytes)) = self.short.take() {
+            } else if let Some((id, wanted)) = self.short.take() {
                 // It waits again, or is refused, if that was not enough.
-                match self.allocate(id, bytes) {
+                match self.try_allocate(id, wanted) {
                     Err(failure) => self.done(id, Err(failure)),
                     Ok(_) if self.short.is_some() => return,
                     Ok(_) => {}
@@ -514,18 +646,55 @@ impl<D: Device> Gpu<D> {
 
     fn answered(&mut self, purpose: Purpose, answer: Answered<D>) {
         match (purpose, answer) {
-            (Purpose::Allocate { id, bytes }, Ok(Answer::Address(address))) => {
-                self.ranges.add_allocation(address, bytes);
+            (
+                Purpose::Allocate {
+                    id,
+                    wanted: Wanted::Bytes(bytes),
+                },
+                Ok(Answer::Address(address)),
+            ) => {
+                let body = MemoryAllocateReply { address }.encode();
+                self.allocated(id, address, bytes, body);
+            }
+            (
+                Purpose::Allocate {
+                    id,
+                    wanted: wanted @ Wanted::FromPool(bytes),
+                },
+                Ok(Answer::Address(address)),
+            ) => {
+                let block = wanted.counted();
+                self.pool.came(block);
+                self.ranges.add_from_pool(address, bytes, block);
                 if id == 0 {
                     // Given up meanwhile: nobody knows the address.
                     let _ = self.free(0, address);
-                    return;
                 }
-                self.done(id, Ok(MemoryAllocateReply { address }.encode()));
+                self.done(id, Ok(MemoryAllocateAsyncReply { address }.encode()));
             }
-            (Purpose::Allocate { id, bytes }, answer) => {
-                self.used -= counted(bytes).unwrap_or(0);
-                self.answer_failed(id, answer);
+            (
+                Purpose::Allocate {
+                    id,
+                    wanted: wanted @ Wanted::Rows { height, .. },
+                },
+                Ok(Answer::Rows(address, pitch)),
+            ) => {
+                let bytes = pitch.saturating_mul(height);
+                // Bytes that the driver adds beyond the expected pitch count as well.
+                self.used -= wanted.counted();
+                self.used = (self.used).saturating_add(counted(bytes).unwrap_or(u64::MAX));
+                let body = MemoryAllocateRowsReply { address, pitch }.encode();
+                self.allocated(id, address, bytes, body);
+            }
+            (Purpose::Allocate { id, wanted }, answer) => {
+                self.used -= wanted.counted();
+                // The device has less than the quota says: what the pool does not use may do.
+                let full =
+                    matches!(&answer, Err(error) if error.code == cuda_result::OUT_OF_MEMORY);
+                match full && self.short.is_none() && self.release(0) {
+                    true => self.short = Some((id, wanted)),
+                    false => self.answer_failed(id, answer),
+                }
             }
             (Purpose::Reclaim { counted, .. }, Ok(_)) => self.used -= counted,
             (Purpose::Reclaim { id, op, .. }, Err(error)) => self.failed_late(id, op, &error),
@@ -542,6 +711,20 @@ impl<D: Device> Gpu<D> {
         }
     }
 
+    /// There is memory for request `id`, and the quota counts it.
+    fn allocated(&mut self, id: u32, address: u64, bytes: u64, body: Vec<u8>) {
+        self.ranges.add_allocation(address, bytes);
+        let outcome = match self.used > self.limits.memory {
+            true => Err(self.too_much(bytes, "an allocation with the driver's pitch")),
+            false => Ok(body),
+        };
+        // Given up meanwhile, or more than the session may have: nobody knows the address.
+        if id == 0 || outcome.is_err() {
+            let _ = self.free(0, address);
+        }
+        self.done(id, outcome);
+    }
+
     /// A call went wrong.
     fn answer_failed(&mut self, id: u32, answer: Answered<D>) {
         let failure = match answer {
@@ -556,7 +739,7 @@ impl<D: Device> Gpu<D> {
 
     /// Tells those who wait for the device that it works, from time to time.
     fn beat(&mut self) {
-        if self.queue.is_empty() && self.calling.is_none() {
+        if self.queue.is_empty() && self.calling.is_none() && !self.has_unqueued() {
             return;
         }
         let now = clock::now();
@@ -568,6 +751,8 @@ impl<D: Device> Gpu<D> {
         waiting.extend(self.uploads.iter().map(|upload| upload.id));
         waiting.extend(self.downloads.iter().map(|download| download.id));
         waiting.extend(self.short.map(|(id, _)| id));
+        waiting.extend(self.held.as_ref().map(|held| held.id));
+        waiting.extend(self.replay.as_ref().map(|replay| replay.id));
         waiting.extend(self.whole.iter().map(|(image, _)| image.id));
         if let Some(calling) = &mut self.calling {
             waiting.extend(calling.purpose.id().copied().filter(|id| *id != 0));

@@ -2,19 +2,23 @@
 
 use std::collections::BTreeMap;
 
-/// Allocations begin at multiples of so many bytes, and that much is counted for the smallest.
-const GRAIN: u64 = 512;
+use super::device::Rows;
+
+/// Alignment of allocations in bytes, and the bytes counted for the smallest.
+pub(super) const GRAIN: u64 = 512;
 
 /// The bytes that an allocation of `bytes` counts against the share, or `None` where no device could have it.
 pub(super) fn counted(bytes: u64) -> Option<u64> {
     bytes.checked_next_multiple_of(GRAIN)
 }
 
-/// Whose a range is.
+/// Owner of a range.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Owner {
     /// The guest allocated it.
     Guest,
+    /// The guest allocated it from the pool, where it has so many bytes.
+    Pool(u64),
     /// A variable of a module.
     Module,
 }
@@ -37,21 +41,26 @@ impl Ranges {
         self.allocations += 1;
     }
 
+    /// An allocation in a block of `block` bytes of the pool.
+    pub(super) fn add_from_pool(&mut self, address: u64, bytes: u64, block: u64) {
+        self.ranges.insert(address, (bytes, Owner::Pool(block)));
+        self.allocations += 1;
+    }
+
     pub(super) fn add_variable(&mut self, address: u64, bytes: u64) {
         self.ranges.insert(address, (bytes, Owner::Module));
     }
 
-    /// Takes an allocation of the guest out; gives its bytes.
-    pub(super) fn remove_allocation(&mut self, address: u64) -> Option<u64> {
-        match self.ranges.get(&address) {
-            Some((bytes, Owner::Guest)) => {
-                let bytes = *bytes;
-                self.ranges.remove(&address);
-                self.allocations -= 1;
-                Some(bytes)
-            }
-            _ => None,
-        }
+    /// Takes an allocation of the guest out; gives its bytes, and those of its block in the pool.
+    pub(super) fn remove_allocation(&mut self, address: u64) -> Option<(u64, Option<u64>)> {
+        let found = match *self.ranges.get(&address)? {
+            (bytes, Owner::Guest) => (bytes, None),
+            (bytes, Owner::Pool(block)) => (bytes, Some(block)),
+            (_, Owner::Module) => return None,
+        };
+        self.ranges.remove(&address);
+        self.allocations -= 1;
+        Some(found)
     }
 
     pub(super) fn remove_variable(&mut self, address: u64) {
@@ -77,6 +86,17 @@ impl Ranges {
         Err(format!(
             "{bytes} bytes at {address:#x} are not all within one allocation of this session"
         ))
+    }
+
+    /// Whether rows lie within one range, from the first byte of the first to the last of the last.
+    ///
+    /// # Errors
+    /// Why not, in words.
+    pub(super) fn check_rows(&self, rows: Rows) -> Result<(), String> {
+        match rows.span() {
+            Some(bytes) => self.check(rows.address, bytes),
+            None => Err(format!("{rows:x?} are more than any memory has")),
+        }
     }
 }
 
@@ -121,8 +141,11 @@ mod tests {
         assert_eq!(ranges.remove_allocation(0x2000), None);
         ranges.remove_variable(0x1000);
         assert_eq!(ranges.check(0x1000, 1), Ok(()));
-        assert_eq!(ranges.remove_allocation(0x1000), Some(100));
+        assert_eq!(ranges.remove_allocation(0x1000), Some((100, None)));
         assert_eq!(ranges.remove_allocation(0x1000), None);
+        ranges.add_from_pool(0x3000, 5, 512);
+        assert!(ranges.check(0x3000, 6).is_err());
+        assert_eq!(ranges.remove_allocation(0x3000), Some((5, Some(512))));
         assert!(ranges.check(0x1000, 1).is_err());
         ranges.remove_variable(0x2000);
         assert!(ranges.check(0x2000, 1).is_err());

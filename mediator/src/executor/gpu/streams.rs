@@ -11,8 +11,10 @@ use vgpu_protocol::op::{
 use vgpu_protocol::session::server::Failure;
 use vgpu_protocol::status::ErrorCode;
 
-use super::super::cuda_result::{INVALID_HANDLE, NOT_READY};
+use super::super::cuda_result::{CAPTURED_EVENT, INVALID_HANDLE, NOT_READY};
+use super::captures::{self, Place, Point};
 use super::device::{Device, DeviceError, Key, Work};
+use super::handles::{self, Objects};
 use super::queue::{Reclaim, Until, What};
 use super::{Gpu, Refused, invalid, refused};
 
@@ -24,19 +26,42 @@ const DISABLE_TIMING: u32 = 2;
 
 /// The streams and events of a session.
 pub(super) struct Streams {
-    streams: HandleTable<Result<Key, Failure>>,
+    streams: Objects<Stream>,
     open_streams: u32,
-    events: HandleTable<Result<Event, Failure>>,
+    events: Objects<Event>,
     /// Every stream and event has a key that none had before; 0 is the default stream.
     last_key: Key,
+}
+
+/// A stream that a request names.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Stream {
+    pub(super) key: Key,
+    /// It and the default stream wait for each other.
+    pub(super) is_blocking: bool,
 }
 
 #[derive(Debug, Clone, Copy)]
 struct Event {
     key: Key,
     has_time: bool,
-    /// The work that recorded it last.
-    recorded: Option<u64>,
+    recorded: Recorded,
+}
+
+/// The latest record of an event.
+#[derive(Debug, Clone, Copy)]
+enum Recorded {
+    Never,
+    /// By this work.
+    Work(u64),
+    /// In a capture.
+    Captured(Point),
+}
+
+/// The error of what cannot be done with an event that was recorded in a capture.
+pub(super) fn captured_event() -> Refused {
+    let text = "the event was recorded in a stream that was capturing";
+    captures::error(CAPTURED_EVENT, text)
 }
 
 impl Streams {
@@ -49,29 +74,24 @@ impl Streams {
         }
     }
 
-    fn next_key(&mut self) -> Key {
+    pub(super) fn next_key(&mut self) -> Key {
         self.last_key += 1;
         self.last_key
     }
 
-    /// The stream that `stream` means.
-    pub(super) fn key(&mut self, stream: StreamRef) -> Result<Key, Refused> {
+    /// The stream that `stream` means, whatever it does.
+    pub(super) fn named(&mut self, stream: StreamRef) -> Result<Stream, Refused> {
         let Some(handle) = stream.handle() else {
-            return Ok(0);
+            return Ok(Stream {
+                key: 0,
+                is_blocking: true,
+            });
         };
-        match self.streams.get_mut(handle) {
-            Ok(Ok(key)) => Ok(*key),
-            Ok(Err(failure)) => Err(failure.clone()),
-            Err(error) => Err(refused(ErrorCode::Handle, format!("{handle:?} {error}"))),
-        }
+        handles::named(&mut self.streams, handle).copied()
     }
 
     fn event(&mut self, handle: Handle) -> Result<&mut Event, Refused> {
-        match self.events.get_mut(handle) {
-            Ok(Ok(event)) => Ok(event),
-            Ok(Err(failure)) => Err(failure.clone()),
-            Err(error) => Err(refused(ErrorCode::Handle, format!("{handle:?} {error}"))),
-        }
+        handles::named(&mut self.events, handle)
     }
 }
 
@@ -86,8 +106,11 @@ impl<D: Device> Gpu<D> {
     ) -> Result<Option<Vec<u8>>, Refused> {
         let key = self.streams.next_key();
         let handle = create.stream;
-        let opened = self.streams.streams.open(handle, Ok(key));
-        opened.map_err(|error| refused(ErrorCode::Handle, format!("{handle:?} {error}")))?;
+        let stream = Stream {
+            key,
+            is_blocking: create.flags & STREAM_FLAGS == 0,
+        };
+        handles::open(&mut self.streams.streams, handle, Ok(stream))?;
         let made = self.make_stream(key, create);
         if let Err(failure) = made {
             if let Ok(stream) = self.streams.streams.get_mut(handle) {
@@ -116,10 +139,8 @@ impl<D: Device> Gpu<D> {
         id: u32,
         handle: Handle,
     ) -> Result<Option<Vec<u8>>, Refused> {
-        let closed = self.streams.streams.close(handle);
-        let closed =
-            closed.map_err(|error| refused(ErrorCode::Handle, format!("{handle:?} {error}")))?;
-        if let Ok(key) = closed {
+        if let Ok(Stream { key, .. }) = handles::close(&mut self.streams.streams, handle)? {
+            self.leave_capture(key);
             self.reclaim(Reclaim::stream(id, self.last_tag, key));
         }
         Ok(Some(StreamDestroyReply {}.encode()))
@@ -131,7 +152,7 @@ impl<D: Device> Gpu<D> {
     }
 
     pub(super) fn stream_query(&mut self, stream: StreamRef) -> Result<Option<Vec<u8>>, Refused> {
-        let key = self.streams.key(stream)?;
+        let key = self.live(stream)?;
         self.take_done();
         self.sound()?;
         let done = u8::from(self.is_reached(Until::Stream(key, self.last_tag)));
@@ -143,15 +164,21 @@ impl<D: Device> Gpu<D> {
         id: u32,
         wait: &StreamWaitEvent,
     ) -> Result<Option<Vec<u8>>, Refused> {
-        let stream = self.streams.key(wait.stream)?;
-        let event = self.streams.event(wait.event)?;
-        if event.recorded.is_some() {
-            let key = event.key;
-            self.submit(
-                What::Other(id, Op::StreamWaitEvent),
-                stream,
-                Work::Wait(key),
-            )?;
+        let place = self.place(wait.stream)?;
+        let event = *self.streams.event(wait.event)?;
+        match (place, event.recorded) {
+            (_, Recorded::Never) => {}
+            (Place::Stream(stream), Recorded::Work(_)) => {
+                let what = What::Other(id, Op::StreamWaitEvent);
+                self.submit(what, stream, Work::Wait(event.key))?;
+            }
+            (Place::Stream(_), Recorded::Captured(point)) => {
+                self.join_capture(wait.stream, point)?;
+            }
+            (Place::Capture(member), Recorded::Work(_)) => self.capture_wait(member, None)?,
+            (Place::Capture(member), Recorded::Captured(point)) => {
+                self.capture_wait(member, Some(point))?;
+            }
         }
         Ok(Some(StreamWaitEventReply {}.encode()))
     }
@@ -163,11 +190,10 @@ impl<D: Device> Gpu<D> {
         let event = Event {
             key: self.streams.next_key(),
             has_time: create.flags & DISABLE_TIMING == 0,
-            recorded: None,
+            recorded: Recorded::Never,
         };
         let handle = create.event;
-        let opened = self.streams.events.open(handle, Ok(event));
-        opened.map_err(|error| refused(ErrorCode::Handle, format!("{handle:?} {error}")))?;
+        handles::open(&mut self.streams.events, handle, Ok(event))?;
         let made = match create.flags & !EVENT_FLAGS {
             0 => self
                 .device
@@ -189,10 +215,7 @@ impl<D: Device> Gpu<D> {
         id: u32,
         handle: Handle,
     ) -> Result<Option<Vec<u8>>, Refused> {
-        let closed = self.streams.events.close(handle);
-        let closed =
-            closed.map_err(|error| refused(ErrorCode::Handle, format!("{handle:?} {error}")))?;
-        if let Ok(event) = closed {
+        if let Ok(event) = handles::close(&mut self.streams.events, handle)? {
             self.reclaim(Reclaim::event(id, self.last_tag, event.key));
         }
         Ok(Some(EventDestroyReply {}.encode()))
@@ -203,16 +226,34 @@ impl<D: Device> Gpu<D> {
         id: u32,
         record: &EventRecord,
     ) -> Result<Option<Vec<u8>>, Refused> {
-        let stream = self.streams.key(record.stream)?;
+        let place = self.place(record.stream)?;
         let key = self.streams.event(record.event)?.key;
-        self.submit(What::Other(id, Op::EventRecord), stream, Work::Record(key))?;
-        let recorded = self.last_tag;
-        self.streams.event(record.event)?.recorded = Some(recorded);
+        let recorded = match place {
+            Place::Stream(stream) => {
+                self.submit(What::Other(id, Op::EventRecord), stream, Work::Record(key))?;
+                Recorded::Work(self.last_tag)
+            }
+            Place::Capture(member) => Recorded::Captured(self.point(member)?),
+        };
+        self.streams.event(record.event)?.recorded = recorded;
         Ok(Some(EventRecordReply {}.encode()))
     }
 
+    /// The work that recorded an event last. One that was recorded in a capture cannot be asked for that, and the
+    /// capture does not survive the attempt.
+    fn recorded(&mut self, handle: Handle) -> Result<Option<u64>, Refused> {
+        match self.streams.event(handle)?.recorded {
+            Recorded::Never => Ok(None),
+            Recorded::Work(tag) => Ok(Some(tag)),
+            Recorded::Captured(point) => {
+                self.invalidate(point.capture);
+                Err(captured_event())
+            }
+        }
+    }
+
     pub(super) fn event_query(&mut self, handle: Handle) -> Result<Option<Vec<u8>>, Refused> {
-        let recorded = self.streams.event(handle)?.recorded;
+        let recorded = self.recorded(handle)?;
         self.take_done();
         self.sound()?;
         let done = recorded.is_none_or(|tag| self.is_reached(Until::Work(tag)));
@@ -225,7 +266,7 @@ impl<D: Device> Gpu<D> {
         id: u32,
         handle: Handle,
     ) -> Result<Option<Vec<u8>>, Refused> {
-        let recorded = self.streams.event(handle)?.recorded;
+        let recorded = self.recorded(handle)?;
         // One that was never recorded has nothing before it.
         let until = Until::Work(recorded.unwrap_or(0));
         self.wait(id, Op::EventSynchronize, until)
@@ -240,8 +281,9 @@ impl<D: Device> Gpu<D> {
         self.take_done();
         self.sound()?;
         for (handle, key) in events.into_iter().zip(&mut keys) {
+            let recorded = self.recorded(handle)?;
             let event = *self.streams.event(handle)?;
-            let error = match event.recorded {
+            let error = match recorded {
                 _ if !event.has_time => Some((INVALID_HANDLE, "has no time")),
                 None => Some((INVALID_HANDLE, "was never recorded")),
                 Some(tag) if !self.is_reached(Until::Work(tag)) => {

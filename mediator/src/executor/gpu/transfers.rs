@@ -6,7 +6,9 @@
 
 use std::collections::VecDeque;
 
-use super::device::{Device, DeviceError, Key};
+use vgpu_protocol::op::Op;
+
+use super::device::{Device, DeviceError, Key, Rows};
 use crate::session::INITIAL_CREDIT;
 
 /// Bytes of a buffer: what a guest may send of a request without asking.
@@ -66,50 +68,102 @@ impl<B> Pool<B> {
     }
 }
 
-/// Data that comes up, to an address.
+/// Position in the data of rows, in the order of its bytes.
+#[derive(Debug)]
+struct Place {
+    /// The rest: whole rows, except that the first lacks the bytes before `at`.
+    rows: Rows,
+    /// Bytes of the first row that are done.
+    at: u64,
+}
+
+impl Place {
+    /// The next part, as one copy moves it to or from a buffer: as many whole rows as have room, or of a longer
+    /// row as much as has.
+    fn part(&self) -> Option<Rows> {
+        let Rows {
+            address,
+            pitch,
+            width,
+            height,
+        } = self.rows;
+        if height == 0 {
+            return None;
+        }
+        let most = CHUNK as u64;
+        if width > most {
+            let bytes = most.min(width - self.at);
+            return Some(Rows::range(address + self.at, bytes));
+        }
+        Some(Rows {
+            address,
+            pitch,
+            width,
+            height: height.min(most / width),
+        })
+    }
+
+    /// The part is done.
+    fn pass(&mut self, part: Rows) {
+        self.at += part.width;
+        if self.at == self.rows.width {
+            self.at = 0;
+            self.rows.height -= part.height;
+            // Of the last row this may lie outside of the address space.
+            let next = self
+                .rows
+                .address
+                .wrapping_add(part.height.wrapping_mul(self.rows.pitch));
+            self.rows.address = next;
+        }
+    }
+
+    fn is_over(&self) -> bool {
+        self.rows.height == 0
+    }
+}
+
+/// Bytes of a part: no more than a buffer has.
+pub(super) fn bytes_of(part: Rows) -> usize {
+    usize::try_from(part.bytes()).expect("a chunk at most")
+}
+
+/// Data that comes up, to rows.
 #[derive(Debug)]
 pub(super) struct Upload<B> {
     pub(super) id: u32,
+    pub(super) op: Op,
     pub(super) stream: Key,
-    /// Buffers that it may hold.
+    /// Buffers that it may hold, or twice as many where they are not filled.
     slots: usize,
-    /// Where the next bytes that come belong.
-    to: u64,
-    /// Bytes that have not come.
-    left: u64,
+    /// Position of the next bytes to arrive.
+    to: Place,
     filling: Option<(B, usize)>,
 }
 
 /// A buffer that is full, and where its bytes belong.
 #[derive(Debug)]
 pub(super) struct Full<B> {
-    pub(super) to: u64,
+    pub(super) to: Rows,
     pub(super) buffer: B,
-    pub(super) bytes: usize,
 }
 
 impl<B: AsRef<[u8]> + AsMut<[u8]>> Upload<B> {
     /// Begins one; also says how many bytes may come beyond the first.
-    pub(super) fn new(
-        id: u32,
-        stream: Key,
-        to: u64,
-        bytes: u64,
-        pool: &mut Pool<B>,
-    ) -> (Self, u64) {
-        let slots = pool.slots(bytes);
+    pub(super) fn new(id: u32, op: Op, stream: Key, to: Rows, pool: &mut Pool<B>) -> (Self, u64) {
+        let slots = pool.slots(to.bytes());
         let upload = Self {
             id,
+            op,
             stream,
             slots,
-            to,
-            left: bytes,
+            to: Place { rows: to, at: 0 },
             filling: None,
         };
         (upload, (CHUNK * (slots - 1)) as u64)
     }
 
-    /// Where the next bytes belong; nothing once all have come.
+    /// Room for the next bytes; `None` once all have arrived.
     ///
     /// # Errors
     /// There is no memory for them.
@@ -118,39 +172,32 @@ impl<B: AsRef<[u8]> + AsMut<[u8]>> Upload<B> {
         device: &mut D,
         pool: &mut Pool<B>,
     ) -> Result<&mut [u8], DeviceError> {
-        if self.left == 0 {
+        let Some(part) = self.to.part() else {
             return Ok(&mut []);
-        }
+        };
         if self.filling.is_none() {
             self.filling = Some((pool.take(device)?, 0));
         }
         let (buffer, filled) = self.filling.as_mut().expect("just put there");
-        let most = CHUNK as u64;
-        let end = usize::try_from(most.min(self.left + *filled as u64)).expect("a chunk");
-        Ok(&mut buffer.as_mut()[*filled..end])
+        Ok(&mut buffer.as_mut()[*filled..bytes_of(part)])
     }
 
     /// Notes that `n` bytes have come; gives the buffer that is full by them.
     pub(super) fn filled(&mut self, n: usize) -> Option<Full<B>> {
         let (buffer, filled) = self.filling.take()?;
         let filled = filled + n;
-        self.left -= n as u64;
-        if filled < CHUNK && self.left > 0 {
+        let part = self.to.part()?;
+        if filled < bytes_of(part) {
             self.filling = Some((buffer, filled));
             return None;
         }
-        let to = self.to;
-        self.to += filled as u64;
-        Some(Full {
-            to,
-            buffer,
-            bytes: filled,
-        })
+        self.to.pass(part);
+        Some(Full { to: part, buffer })
     }
 
     /// Whether all bytes have come.
     pub(super) fn is_over(&self) -> bool {
-        self.left == 0
+        self.to.is_over()
     }
 
     pub(super) fn end(self, pool: &mut Pool<B>) {
@@ -161,17 +208,16 @@ impl<B: AsRef<[u8]> + AsMut<[u8]>> Upload<B> {
     }
 }
 
-/// Data that goes down, from an address.
+/// Data that goes down, from rows.
 #[derive(Debug)]
 pub(super) struct Download<B> {
     pub(super) id: u32,
+    pub(super) op: Op,
     pub(super) stream: Key,
     /// Buffers that it may hold.
     slots: usize,
-    /// The next piece for the device.
-    from: u64,
-    /// Bytes that the device was not asked for.
-    left: u64,
+    /// First position not yet requested from the device.
+    from: Place,
     /// Asked for and not here.
     asked: usize,
     /// Here and not sent, in order, each with its bytes.
@@ -181,20 +227,20 @@ pub(super) struct Download<B> {
 }
 
 impl<B: AsRef<[u8]> + AsMut<[u8]>> Download<B> {
-    pub(super) fn new(id: u32, stream: Key, from: u64, bytes: u64, pool: &mut Pool<B>) -> Self {
+    pub(super) fn new(id: u32, op: Op, stream: Key, from: Rows, pool: &mut Pool<B>) -> Self {
         Self {
             id,
+            op,
             stream,
-            slots: pool.slots(bytes),
-            from,
-            left: bytes,
+            slots: pool.slots(from.bytes()),
+            from: Place { rows: from, at: 0 },
             asked: 0,
             here: VecDeque::new(),
             sent: 0,
         }
     }
 
-    /// The next piece to read from the device: address, buffer and bytes.
+    /// The next piece to read from the device, and a buffer for it.
     ///
     /// # Errors
     /// There is no memory for it.
@@ -202,18 +248,17 @@ impl<B: AsRef<[u8]> + AsMut<[u8]>> Download<B> {
         &mut self,
         device: &mut D,
         pool: &mut Pool<B>,
-    ) -> Result<Option<(u64, B, usize)>, DeviceError> {
-        if self.left == 0 || self.asked + self.here.len() >= self.slots {
+    ) -> Result<Option<(Rows, B)>, DeviceError> {
+        if self.asked + self.here.len() >= self.slots {
             return Ok(None);
         }
+        let Some(part) = self.from.part() else {
+            return Ok(None);
+        };
         let buffer = pool.take(device)?;
-        let most = CHUNK as u64;
-        let bytes = usize::try_from(most.min(self.left)).expect("a chunk");
-        let from = self.from;
-        self.from += bytes as u64;
-        self.left -= bytes as u64;
+        self.from.pass(part);
         self.asked += 1;
-        Ok(Some((from, buffer, bytes)))
+        Ok(Some((part, buffer)))
     }
 
     /// The oldest that was asked for is here.
@@ -246,7 +291,7 @@ impl<B: AsRef<[u8]> + AsMut<[u8]>> Download<B> {
 
     /// Whether everything was sent.
     pub(super) fn is_over(&self) -> bool {
-        self.left == 0 && self.asked == 0 && self.here.is_empty()
+        self.from.is_over() && self.asked == 0 && self.here.is_empty()
     }
 
     pub(super) fn end(self, pool: &mut Pool<B>) {
@@ -279,7 +324,7 @@ impl Image {
         (image, u64::MAX)
     }
 
-    /// Where the next bytes belong. Room is made as they come, not as they are announced.
+    /// Room for the next bytes, allocated as they arrive, not when they are announced.
     pub(super) fn room(&mut self) -> &mut [u8] {
         if self.here == self.bytes.len() {
             let more = self.here.max(CHUNK).min(self.whole - self.here);
@@ -305,7 +350,76 @@ impl Image {
     }
 }
 
-/// Bytes more that may come of an upload when one of its buffers is free again.
-pub(super) fn room_of<B: AsRef<[u8]>>(buffer: &B) -> u64 {
-    buffer.as_ref().len() as u64
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The parts of rows one after the other.
+    fn parts(rows: Rows) -> Vec<Rows> {
+        let mut place = Place { rows, at: 0 };
+        let mut all = Vec::new();
+        while let Some(part) = place.part() {
+            place.pass(part);
+            all.push(part);
+        }
+        assert!(place.is_over());
+        all
+    }
+
+    #[test]
+    fn parts_are_all_of_the_rows_in_order_and_none_is_larger_than_a_buffer() {
+        let chunk = CHUNK as u64;
+        let widths = [
+            1,
+            3,
+            1000,
+            chunk / 2 + 1,
+            chunk - 1,
+            chunk,
+            chunk + 1,
+            3 * chunk + 7,
+        ];
+        for (width, height) in widths.into_iter().flat_map(|w| [(w, 1), (w, 2), (w, 7)]) {
+            let rows = Rows {
+                address: 1 << 40,
+                pitch: width + 13,
+                width,
+                height,
+            };
+            let parts = parts(rows);
+            // The address of each byte of the data, checked by the first and last of each part.
+            let place = |byte: u64| rows.address + byte / width * rows.pitch + byte % width;
+            let mut byte = 0;
+            for part in &parts {
+                assert!((1..=chunk).contains(&part.bytes()), "{part:?}");
+                assert_eq!(part.address, place(byte), "{part:?} of {rows:?}");
+                byte += part.bytes();
+                assert_eq!(
+                    part.address + part.span().expect("small") - 1,
+                    place(byte - 1),
+                    "{part:?} of {rows:?}"
+                );
+            }
+            assert_eq!(byte, rows.bytes());
+            // Two behind each other have more than a buffer's bytes, so that credit for that many bytes asks for no
+            // more than twice as many buffers.
+            let mut pairs = parts.windows(2);
+            assert!(
+                pairs.all(|two| two[0].bytes() + two[1].bytes() > chunk),
+                "{rows:?}"
+            );
+        }
+        assert_eq!(parts(Rows::range(7, 2 * chunk + 1)).len(), 3);
+    }
+
+    #[test]
+    fn the_last_row_may_end_where_addresses_do() {
+        let rows = Rows {
+            address: u64::MAX - 25,
+            pitch: 20,
+            width: 5,
+            height: 2,
+        };
+        assert_eq!(parts(rows), [rows]);
+    }
 }

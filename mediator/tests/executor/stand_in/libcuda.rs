@@ -9,8 +9,9 @@
 //! `VGPU_STAND_IN` says what goes wrong, as `KIND=NUMBER`: `init=CODE`, `devices=COUNT`,
 //! `context=CODE`, `alloc=CODE`, `module=CODE`, `limit=BYTES` of device memory, `wrong=1` for kernels that do
 //! nothing, and `refuse=N`, `fault=N`, `hang=N` from, or at, the N-th launch on. `old=1`: a driver before CUDA 12.4.
-//! `late=FILE`: there is no driver before the file is there; `alone=FILE`: one context at a time has the GPU, and
-//! the file marks it. `rest=N`: once the N-th launch is under way the device does nothing, until somebody has
+//! `pitch=BYTES`: rows are allocated at multiples of this many bytes.
+//! `late=FILE`: there is no driver before the file is there; `alone=FILE`: one process at a time has the GPU, by a
+//! lock of the file, which ends with the process as a context does. `rest=N`: once the N-th launch is under way the device does nothing, until somebody has
 //! asked for its stream: 3 s later comes the answer of then, and work is done meanwhile.
 #![allow(non_snake_case)]
 
@@ -21,8 +22,10 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Mutex, MutexGuard, Once, OnceLock};
 use std::time::{Duration, Instant};
 
-use vgpu_ptx::{Config, Device, Kernel, Launch, Loaded, Module};
+use vgpu_ptx::{Config, Device, Kernel, Launch, Loaded, Module, Rows};
 
+/// Events that are there at once: two for each work of a full queue, and some of the guest's.
+const MOST_EVENTS: usize = 1000;
 const OK: c_int = 0;
 const INVALID_VALUE: c_int = 1;
 const OUT_OF_MEMORY: c_int = 2;
@@ -45,25 +48,21 @@ enum Operation {
         argument: usize,
     },
     ToDevice {
-        to: u64,
+        to: Rows,
         from: usize,
-        bytes: usize,
     },
     FromDevice {
         to: usize,
-        from: u64,
-        bytes: usize,
+        from: Rows,
     },
     Within {
-        to: u64,
-        from: u64,
-        bytes: u64,
+        to: Rows,
+        from: Rows,
     },
     Fill {
-        to: u64,
+        to: Rows,
         value: u32,
         size: u32,
-        count: u64,
     },
     Write {
         to: usize,
@@ -105,7 +104,7 @@ struct Driver {
     /// The rest of a scenario is over.
     rested: bool,
     next_handle: usize,
-    /// What everything is answered with since a kernel faulted.
+    /// Result of every call since a kernel faulted.
     fault: Option<c_int>,
     /// Address and bytes on the device; address and content of what is page-locked.
     memory: BTreeMap<u64, u64>,
@@ -197,6 +196,12 @@ impl Driver {
             allocated.is_some_and(|(start, len)| address - start <= *len && bytes <= len - (address - start));
         // A variable of a module.
         allocated || device().range(address).is_ok()
+    }
+
+    /// Rows from the first byte of the first to the last of the last.
+    fn has_rows(&self, rows: Rows) -> bool {
+        let (pitch, width, height) = (rows.pitch, rows.width, rows.height);
+        pitch >= width && height > 0 && self.has(rows.address, (height - 1) * pitch + width)
     }
 
     fn queue(&mut self, stream: *mut c_void, operation: Operation) -> c_int {
@@ -294,23 +299,20 @@ fn run(operation: Operation, launches: i64) -> Result<(), c_int> {
         Operation::Call { function, argument } => unsafe {
             function(argument as *mut c_void);
         },
-        Operation::ToDevice { to, from, bytes } => {
+        Operation::ToDevice { to, from } => {
+            let bytes = (to.width * to.height) as usize;
             // SAFETY: the copy saw the range within page-locked memory.
             let from = unsafe { std::slice::from_raw_parts(from as *const u8, bytes) };
-            device().write(to, from).map_err(number)?;
+            device().write_rows(to, from).map_err(number)?;
         }
-        Operation::FromDevice { to, from, bytes } => {
+        Operation::FromDevice { to, from } => {
+            let bytes = (from.width * from.height) as usize;
             // SAFETY: as above.
             let to = unsafe { std::slice::from_raw_parts_mut(to as *mut u8, bytes) };
-            device().read(from, to).map_err(number)?;
+            device().read_rows(from, to).map_err(number)?;
         }
-        Operation::Within { to, from, bytes } => device().copy(to, from, bytes).map_err(number)?,
-        Operation::Fill {
-            to,
-            value,
-            size,
-            count,
-        } => device().fill(to, value, size, count).map_err(number)?,
+        Operation::Within { to, from } => device().copy_rows(to, from).map_err(number)?,
+        Operation::Fill { to, value, size } => device().fill_rows(to, value, size).map_err(number)?,
         // SAFETY: the caller of cuStreamWriteValue32 gave a word of page-locked memory.
         Operation::Write { to, value } => unsafe {
             AtomicU32::from_ptr(to as *mut u32).store(value, Ordering::Release);
@@ -388,12 +390,42 @@ extern "C" fn cuDeviceTotalMem_v2(bytes: &mut usize, _device: c_int) -> c_int {
     OK
 }
 
+/// The locked file of `alone`, while this process has the GPU.
+fn alone() -> MutexGuard<'static, Option<std::fs::File>> {
+    static ALONE: Mutex<Option<std::fs::File>> = Mutex::new(None);
+    ALONE.lock().unwrap()
+}
+
+/// Locks `file` for this process (fcntl(2), F_SETLK), if no other has it.
+fn lock(file: &std::fs::File) -> bool {
+    /// `struct flock` of 64-bit Linux.
+    #[repr(C)]
+    struct Flock {
+        kind: i16,
+        whence: i16,
+        start: i64,
+        len: i64,
+        pid: i32,
+    }
+    unsafe extern "C" {
+        fn fcntl(file: c_int, command: c_int, lock: *const Flock) -> c_int;
+    }
+    const F_SETLK: c_int = 6;
+    const F_WRLCK: i16 = 1;
+    let whole = Flock { kind: F_WRLCK, whence: 0, start: 0, len: 0, pid: 0 };
+    // SAFETY: the descriptor is open, and F_SETLK reads one `struct flock`.
+    unsafe { fcntl(std::os::fd::AsRawFd::as_raw_fd(file), F_SETLK, &whole) == 0 }
+}
+
 #[unsafe(no_mangle)]
 extern "C" fn cuDevicePrimaryCtxRetain(context: &mut *mut c_void, _device: c_int) -> c_int {
-    if let Some(file) = file("alone")
-        && std::fs::File::create_new(file).is_err()
-    {
-        return DEVICE_UNAVAILABLE;
+    if let Some(file) = file("alone") {
+        let options = std::fs::File::options().create(true).truncate(false).write(true).open(file);
+        let file = options.expect("the file of `alone`");
+        if !lock(&file) {
+            return DEVICE_UNAVAILABLE;
+        }
+        *alone() = Some(file);
     }
     *context = 8 as *mut c_void;
     code("context")
@@ -408,9 +440,8 @@ extern "C" fn cuDevicePrimaryCtxRelease_v2(_device: c_int) -> c_int {
         + driver.events.len()
         + driver.modules.len();
     eprintln!("stand-in: {objects} objects left");
-    if let Some(file) = file("alone") {
-        let _ = std::fs::remove_file(file);
-    }
+    // Its end is that of the lock.
+    *alone() = None;
     OK
 }
 
@@ -429,6 +460,7 @@ extern "C" fn cuDeviceGetAttribute(value: &mut c_int, attribute: c_int, _device:
         6 | 7 => 65_535,
         8 => 48 << 10,
         10 => 32,
+        11 => c_int::MAX,
         16 => 2,
         41 => 1,
         75 => 8,
@@ -658,6 +690,9 @@ extern "C" fn cuEventCreate(event: &mut *mut c_void, flags: c_uint) -> c_int {
     if flags & !2 != 0 {
         return misuse("an event with flags that nobody needs");
     }
+    if driver.events.len() >= MOST_EVENTS {
+        return misuse("more events than can be under way");
+    }
     let handle = driver.handle();
     driver.events.insert(handle, Event::default());
     *event = handle as *mut c_void;
@@ -805,6 +840,22 @@ extern "C" fn cuMemAlloc_v2(address: &mut u64, bytes: usize) -> c_int {
     }
 }
 
+/// Rows at distances that no real driver has: multiples of the BYTES in `pitch=BYTES`.
+#[unsafe(no_mangle)]
+extern "C" fn cuMemAllocPitch_v2(
+    address: &mut u64,
+    pitch: &mut usize,
+    width: usize,
+    height: usize,
+    element: c_uint,
+) -> c_int {
+    if !matches!(element, 4 | 8 | 16) || width == 0 || height == 0 {
+        return misuse("rows of an element that is none");
+    }
+    *pitch = width.next_multiple_of(scenario("pitch").map_or(512, |pitch| pitch as usize));
+    cuMemAlloc_v2(address, *pitch * height)
+}
+
 #[unsafe(no_mangle)]
 extern "C" fn cuMemFree_v2(address: u64) -> c_int {
     let mut driver = context!();
@@ -843,7 +894,8 @@ extern "C" fn cuMemcpyHtoDAsync_v2(
     if !driver.has(to, bytes as u64) || !driver.has_host(from, bytes) {
         return misuse("a copy beyond an allocation");
     }
-    driver.queue(stream, Operation::ToDevice { to, from, bytes })
+    let to = Rows::range(to, bytes as u64);
+    driver.queue(stream, Operation::ToDevice { to, from })
 }
 
 #[unsafe(no_mangle)]
@@ -858,7 +910,8 @@ extern "C" fn cuMemcpyDtoHAsync_v2(
     if !driver.has(from, bytes as u64) || !driver.has_host(to, bytes) {
         return misuse("a copy beyond an allocation");
     }
-    driver.queue(stream, Operation::FromDevice { to, from, bytes })
+    let from = Rows::range(from, bytes as u64);
+    driver.queue(stream, Operation::FromDevice { to, from })
 }
 
 #[unsafe(no_mangle)]
@@ -873,22 +926,116 @@ extern "C" fn cuMemcpyDtoDAsync_v2(
     if !driver.has(to, bytes) || !driver.has(from, bytes) {
         return misuse("a copy beyond an allocation");
     }
-    driver.queue(stream, Operation::Within { to, from, bytes })
+    let (to, from) = (Rows::range(to, bytes), Rows::range(from, bytes));
+    driver.queue(stream, Operation::Within { to, from })
+}
+
+/// `CUDA_MEMCPY2D`, as cuda.h has it.
+#[repr(C)]
+pub struct Memcpy2d {
+    from_x: usize,
+    from_y: usize,
+    from_type: c_int,
+    from_host: usize,
+    from_device: u64,
+    from_array: usize,
+    from_pitch: usize,
+    to_x: usize,
+    to_y: usize,
+    to_type: c_int,
+    to_host: usize,
+    to_device: u64,
+    to_array: usize,
+    to_pitch: usize,
+    width: usize,
+    height: usize,
+}
+
+#[unsafe(no_mangle)]
+extern "C" fn cuMemcpy2DAsync_v2(copy: &Memcpy2d, stream: *mut c_void) -> c_int {
+    const HOST: c_int = 1;
+    const DEVICE: c_int = 2;
+    let mut driver = context!();
+    if (copy.from_x, copy.from_y, copy.to_x, copy.to_y) != (0, 0, 0, 0) {
+        return misuse("a copy from the middle of something");
+    }
+    if copy.from_pitch < copy.width || copy.to_pitch < copy.width {
+        return misuse("a copy between rows that overlap");
+    }
+    let rows = |address: u64, pitch: usize| Rows {
+        address,
+        pitch: pitch as u64,
+        width: copy.width as u64,
+        height: copy.height as u64,
+    };
+    let (to, from) = (rows(copy.to_device, copy.to_pitch), rows(copy.from_device, copy.from_pitch));
+    let bytes = copy.width * copy.height;
+    // What lies on the host is a buffer of the mediator's, in which rows lie behind each other.
+    let packed = |host: usize, pitch: usize| pitch == copy.width && driver.has_host(host, bytes);
+    let operation = match (copy.from_type, copy.to_type) {
+        (HOST, DEVICE) if packed(copy.from_host, copy.from_pitch) && driver.has_rows(to) => {
+            Operation::ToDevice { to, from: copy.from_host }
+        }
+        (DEVICE, HOST) if packed(copy.to_host, copy.to_pitch) && driver.has_rows(from) => {
+            Operation::FromDevice { to: copy.to_host, from }
+        }
+        (DEVICE, DEVICE) if driver.has_rows(to) && driver.has_rows(from) => {
+            Operation::Within { to, from }
+        }
+        _ => return misuse("a copy of rows beyond an allocation"),
+    };
+    driver.queue(stream, operation)
+}
+
+fn fill_rows(to: Rows, value: u32, size: u32, stream: *mut c_void) -> c_int {
+    let mut driver = context!();
+    if !driver.has_rows(to) {
+        return misuse("a fill beyond an allocation");
+    }
+    driver.queue(stream, Operation::Fill { to, value, size })
 }
 
 fn fill(to: u64, value: u32, size: u32, count: usize, stream: *mut c_void) -> c_int {
-    let mut driver = context!();
-    let count = count as u64;
-    if !driver.has(to, count * u64::from(size)) {
-        return misuse("a fill beyond an allocation");
-    }
-    let operation = Operation::Fill {
-        to,
-        value,
-        size,
-        count,
+    fill_rows(Rows::range(to, count as u64 * u64::from(size)), value, size, stream)
+}
+
+fn fill_2d(
+    to: u64,
+    pitch: usize,
+    value: u32,
+    size: u32,
+    (width, height): (usize, usize),
+    stream: *mut c_void,
+) -> c_int {
+    let rows = Rows {
+        address: to,
+        pitch: pitch as u64,
+        width: width as u64 * u64::from(size),
+        height: height as u64,
     };
-    driver.queue(stream, operation)
+    fill_rows(rows, value, size, stream)
+}
+
+macro_rules! fill_2d {
+    ($($name:ident $value:ty;)*) => { $(
+        #[unsafe(no_mangle)]
+        extern "C" fn $name(
+            to: u64,
+            pitch: usize,
+            value: $value,
+            width: usize,
+            height: usize,
+            stream: *mut c_void,
+        ) -> c_int {
+            fill_2d(to, pitch, value.into(), size_of::<$value>() as u32, (width, height), stream)
+        }
+    )* };
+}
+
+fill_2d! {
+    cuMemsetD2D8Async u8;
+    cuMemsetD2D16Async u16;
+    cuMemsetD2D32Async u32;
 }
 
 #[unsafe(no_mangle)]

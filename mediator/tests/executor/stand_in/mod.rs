@@ -14,11 +14,15 @@ use vgpu_mediator::executor::{Executor, ExecutorChoice, ExecutorError, cuda, pro
 use vgpu_mediator::policy::Share;
 use vgpu_mediator::session::OpenError;
 use vgpu_mediator::session::backend::Backend;
+use vgpu_protocol::op::{
+    Body, MemoryAllocateRows, MemoryAllocateRowsReply, MemoryFree, MemoryInfo, MemoryInfoReply,
+    Synchronize,
+};
 use vgpu_protocol::status::{ErrorCode, Status};
 
 use crate::conformance;
 
-/// What the stand-in plays, for the inner process; see `libcuda.rs`.
+/// Variable with the stand-in's scenario, for the inner process; see `libcuda.rs`.
 pub(crate) const SCENARIO: &str = "VGPU_STAND_IN";
 
 /// The folder of the test run's own files.
@@ -53,8 +57,8 @@ fn compile(name: &str, options: &[&str]) -> PathBuf {
     folder
 }
 
-/// Where this build has its libraries, and the one of `vgpu-ptx` among them: the newest, as the build of
-/// this test has made it, or found it as new as its source.
+/// Directory of this build's libraries, and path of the library of `vgpu-ptx`: the newest, as this
+/// test's build has made it, or found it up to date.
 fn ptx() -> (PathBuf, PathBuf) {
     let this = env::current_exe().expect("this test");
     let dependencies = this.parent().expect("a folder").to_owned();
@@ -214,7 +218,7 @@ fn the_toolkits_stub_is_recognised() {
     }
 }
 
-/// What people are told instead of a number, and what they are told to do.
+/// Errors of the driver's start have a text in place of a number, and advice.
 #[test]
 fn errors_of_the_start_have_words_of_their_own() {
     let cases = [
@@ -334,7 +338,7 @@ fn a_missing_function_is_an_error_not_a_panic() {
     }
 }
 
-/// What fits does, what does not is refused.
+/// Requests that fit succeed, larger ones are refused.
 #[test]
 fn too_little_memory_is_reported_and_survived() {
     if inner(
@@ -346,6 +350,40 @@ fn too_little_memory_is_reported_and_survived() {
         assert_eq!(failure.status, Status::Cuda(2));
         assert!(failure.text.contains("cuMemAlloc"), "{}", failure.text);
         conformance::add(&mut executor, conformance::CHUNK / 2);
+    }
+}
+
+/// The quota counts what is expected before the driver is asked, and then what the driver has taken.
+#[test]
+fn a_pitch_beyond_what_was_expected_counts_and_is_given_back_where_it_does_not_fit() {
+    let test = "a_pitch_beyond_what_was_expected_counts_and_is_given_back_where_it_does_not_fit";
+    if inner(test, "pitch=4096") {
+        let mut executor = open();
+        executor.set_share(Share {
+            memory_mib: Some(1),
+            ..Share::default()
+        });
+        let rows = |height: u64| MemoryAllocateRows {
+            width: 100.try_into().expect("not 0"),
+            height: height.try_into().expect("not 0"),
+            element_bytes: 4,
+        };
+        let free = |executor: &mut cuda::CudaExecutor| {
+            conformance::ask(executor, Synchronize {}).expect("sound");
+            let body = conformance::ask(executor, MemoryInfo {}).expect("told");
+            MemoryInfoReply::decode(&body).expect("a reply").free
+        };
+        let refused = conformance::ask(&mut executor, rows(1000));
+        let failure = refused.expect_err("too much").expect("an end");
+        assert_eq!(failure.status, ErrorCode::QuotaMemory.into());
+        assert_eq!(free(&mut executor), 1 << 20);
+        let body = conformance::ask(&mut executor, rows(200)).expect("fits");
+        let reply = MemoryAllocateRowsReply::decode(&body).expect("a reply");
+        assert_eq!(reply.pitch, 4096);
+        assert_eq!(free(&mut executor), (1 << 20) - 200 * 4096);
+        let address = reply.address;
+        conformance::ask(&mut executor, MemoryFree { address }).expect("freed");
+        assert_eq!(free(&mut executor), 1 << 20);
     }
 }
 

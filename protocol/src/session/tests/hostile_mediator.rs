@@ -1,4 +1,4 @@
-//! Mediators that break the protocol: each rule once, then anything at all.
+//! Mediators that break the protocol: each rule once, then arbitrary frames.
 
 use proptest::prelude::*;
 
@@ -91,7 +91,7 @@ fn success_before_the_data_was_sent_is_a_violation() {
     let mut told = Told::adding(10);
     told.send(2, 79);
     told.violated(&bytes, "before its data was sent");
-    // Begun, but not all of it has left.
+    // Begun, but not completely sent.
     let mut told = Told::adding(10);
     told.client.begin_up(2, 80);
     told.violated(&bytes, "before its data was sent");
@@ -164,7 +164,7 @@ fn a_hello_that_agrees_to_what_was_not_offered_is_a_violation() {
     ];
     for (version, features, words) in answers {
         let mut told = Told {
-            client: Client::new("test"),
+            client: Client::new("test", Duration::from_secs(10)),
             events: Vec::new(),
         };
         let mut answer = hello_reply(terms());
@@ -172,7 +172,7 @@ fn a_hello_that_agrees_to_what_was_not_offered_is_a_violation() {
         answer.features = features;
         told.violated(&reply(Op::Hello, 1, Status::OK, &answer.encode()), words);
         let mut told = Told {
-            client: Client::new("test"),
+            client: Client::new("test", Duration::from_secs(10)),
             events: Vec::new(),
         };
         told.violated(&reply(Op::Hello, 1, Status::OK, &[]), "HelloReply: version");
@@ -222,7 +222,7 @@ fn a_guest_asks_for_nothing_that_was_not_offered() {
     let header = FrameHeader::request(Op::Ping, 2).with_flags(Flags::QUIET);
     let refused = told.client.request(header, &Ping { payload }.into());
     assert_eq!(refused, Err(NotSent::NotOffered(Op::Ping)));
-    let mut new = Client::new("test");
+    let mut new = Client::new("test", Duration::from_secs(10));
     let header = FrameHeader::request(Op::Info, 2);
     assert_eq!(new.request(header, &Info {}.into()), Err(NotSent::NotOpen));
 }
@@ -249,11 +249,11 @@ fn ids_are_not_used_twice_at_a_time() {
     let header = FrameHeader::request(Op::Info, 2);
     let refused = told.client.request(header, &Info {}.into());
     assert_eq!(refused, Err(NotSent::InUse(2)));
-    // The next one is not what somebody else has chosen.
+    // The next id is none that the other side has chosen.
     assert_eq!(told.client.next_header(Op::Info).request_id, 3);
 }
 
-/// Frames that are sound in themselves, with small numbers so that they meet each other.
+/// Frames that are valid by themselves, with small numbers so that they meet each other.
 fn frames() -> impl Strategy<Value = Vec<u8>> {
     let op = proptest::sample::select(&[Op::Ping, Op::Exchange, Op::Info, Op::Data, Op::Data][..]);
     (op, 1..6u32, 0..3u16, any::<bool>(), 0..90usize, 0..90u32).prop_map(
@@ -276,7 +276,7 @@ fn frames() -> impl Strategy<Value = Vec<u8>> {
 proptest! {
     #![proptest_config(ProptestConfig { cases: 500, ..ProptestConfig::default() })]
 
-    /// Whatever comes, nothing panics, and every request gets one reply at most and no more data
+    /// For any frames, nothing panics, and every request gets at most one reply and no more data
     /// than is due.
     #[test]
     fn any_frames_are_borne(frames in prop::collection::vec(frames(), 0..40), noise: [u8; 8]) {

@@ -104,7 +104,7 @@ fn frames(outbox: &Outbox) -> Vec<(FrameHeader, Vec<u8>)> {
     frames
 }
 
-/// A mediator's half that hears raw bytes, and takes all data as it comes.
+/// A mediator's half that receives raw bytes, and takes all data as it arrives.
 struct Raw {
     server: Server,
     now: Instant,
@@ -158,7 +158,7 @@ impl Raw {
         }
     }
 
-    /// The frames the guest gets, and takes.
+    /// The frames that the guest receives and takes.
     fn said(&mut self) -> Vec<(FrameHeader, Vec<u8>)> {
         let frames = frames(self.server.outbox());
         let n = self.server.outbox().len();
@@ -166,7 +166,7 @@ impl Raw {
         frames
     }
 
-    /// The guest is shown that a request goes on, and takes that.
+    /// Shows the guest that a request goes on.
     fn shown(&mut self) {
         let said = self.said();
         assert!(
@@ -175,7 +175,7 @@ impl Raw {
         );
     }
 
-    /// What one more request gets.
+    /// The answer to one more request.
     fn ask(&mut self, header: FrameHeader, body: &[u8]) -> Vec<(FrameHeader, Vec<u8>)> {
         self.hear(&frame(header, body))
             .expect("the session goes on");
@@ -213,7 +213,7 @@ fn fault(result: Result<(), End>, words: &str) {
     }
 }
 
-/// A guest's half that hears raw bytes, and drops all data as it comes.
+/// A guest's half that receives raw bytes, and drops all data as it arrives.
 struct Told {
     client: Client,
     events: Vec<Event>,
@@ -223,7 +223,7 @@ impl Told {
     /// After Hello, with nothing left to send.
     fn open(terms: Terms) -> Self {
         let mut told = Self {
-            client: Client::new("test"),
+            client: Client::new("test", Duration::from_secs(10)),
             events: Vec::new(),
         };
         let reply = FrameHeader::reply_to(&FrameHeader::request(Op::Hello, 1), Status::OK);
@@ -248,7 +248,7 @@ impl Told {
         }
     }
 
-    /// The frames the mediator gets, and takes.
+    /// The frames that the mediator receives and takes.
     fn asked(&mut self) -> Vec<(FrameHeader, Vec<u8>)> {
         let frames = frames(self.client.outbox());
         let n = self.client.outbox().len();

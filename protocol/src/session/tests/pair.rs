@@ -1,8 +1,8 @@
-//! A guest's and a mediator's half, joined by two pipes, with an executor that is done with its work
-//! in any order. Which side moves next, and how many bytes, is random.
+//! A guest's and a mediator's half, joined by two pipes, with an executor that completes its work
+//! in any order. The side that moves next, and the number of bytes, are random.
 
 use std::collections::{BTreeMap, VecDeque};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use super::{exchange, info, timeouts};
 use crate::frame::{FrameHeader, MAX_DATA};
@@ -38,13 +38,13 @@ impl Random {
     }
 }
 
-/// What becomes of a request.
+/// The fate of a request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Fate {
     Done,
-    /// The executor fails when it has had this many bytes of its data.
+    /// The executor fails after this many bytes of its data.
     Fails(u64),
-    /// The guest gives up when it has begun to send this many.
+    /// The guest gives up after it has begun to send this many bytes.
     GivenUp(u64),
 }
 
@@ -74,7 +74,7 @@ struct Work {
     over: bool,
 }
 
-/// What comes back of the data of an [`exchange`].
+/// The answer to the data of an [`exchange`].
 pub(super) fn answer(up: &[u8]) -> Vec<u8> {
     up[..up.len() / 2].to_vec()
 }
@@ -91,9 +91,9 @@ pub(super) struct Pair {
     works: BTreeMap<u32, Work>,
     /// The request whose data the guest is receiving.
     receiving: u32,
-    /// Replies as the guest got them: which, and whether quiet requests had failed.
+    /// Replies in the order received: the request, and whether quiet requests had failed.
     pub(super) replies: Vec<(u32, bool)>,
-    /// Requests the executor is done with, in order.
+    /// Requests that the executor has completed, in order.
     pub(super) done: Vec<u32>,
     pub(super) end: Option<End>,
 }
@@ -102,7 +102,7 @@ impl Pair {
     pub(super) fn new(terms: Terms, seed: u64) -> Self {
         let now = Instant::now();
         Self {
-            client: Client::new("pair"),
+            client: Client::new("pair", Duration::from_secs(10)),
             server: Server::new(terms, timeouts(), 7, None, now),
             now,
             random: Random(seed),
@@ -124,7 +124,7 @@ impl Pair {
         pair
     }
 
-    /// Asks for something, with the data that belongs to it.
+    /// Sends a request, with its data.
     pub(super) fn ask(
         &mut self,
         request: impl Into<Request>,
@@ -171,7 +171,7 @@ impl Pair {
         while (0..6).any(|what| self.turn(what, 100_000)) {}
     }
 
-    /// One of the six things that can happen; says whether it did.
+    /// Does one of the six possible things; returns whether it could.
     fn turn(&mut self, what: usize, portion: usize) -> bool {
         match what {
             0 => self.client_begins(portion),
@@ -296,7 +296,7 @@ impl Pair {
                 };
                 assert!(self.works.insert(id, work).is_none());
                 if header.op == Op::Fence {
-                    // Waiting for those before it is the session's business.
+                    // The session itself waits for those before it.
                     self.finish(id);
                 }
             }
@@ -313,7 +313,7 @@ impl Pair {
         self.server.complete(id, outcome, self.now);
     }
 
-    /// The executor does something for a request: takes data in, or is done.
+    /// The executor works on a request: takes data, or completes it.
     fn work(&mut self, portion: usize) -> bool {
         let ids: Vec<u32> = self.works.keys().copied().collect();
         if ids.is_empty() {

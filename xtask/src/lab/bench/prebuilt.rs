@@ -1,4 +1,4 @@
-//! What a bench needs, built here or taken from a folder that was prepared elsewhere.
+//! The files that a bench needs, built here or taken from a folder that was prepared elsewhere.
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
@@ -10,7 +10,7 @@ use super::super::image::{self, Images};
 use super::super::project::{self, Program};
 use crate::apt;
 
-/// The programs that are measured, vchan's like on the stock library, and what runs our scripts.
+/// The programs that are measured, vchan's counterpart on the stock library, and the agent.
 const PROGRAMS: [&str; 7] = [
     "vchan",
     "vchan-testing",
@@ -21,10 +21,10 @@ const PROGRAMS: [&str; 7] = [
     "vgpuctl",
 ];
 
-/// What the images are made of; `dom0.cpio` is made of them again where it is needed.
+/// The parts of the images; `dom0.cpio` is made from them again where it is needed.
 const IMAGES: [&str; 4] = ["xen", "vmlinux", "base.cpio", "network.cpio"];
 
-/// Everything to boot the lab and measure in it.
+/// All files needed to boot the lab and measure in it.
 pub(super) struct Prebuilt {
     pub(super) images: Images,
     pub(super) programs: Vec<Program>,
@@ -32,7 +32,7 @@ pub(super) struct Prebuilt {
     pub(super) runs: PathBuf,
 }
 
-/// Builds all, or takes it from `folder`.
+/// Builds everything, or takes it from `folder`.
 ///
 /// # Errors
 /// Something cannot be built or is missing.
@@ -62,7 +62,7 @@ pub(super) fn vchan(folder: Option<&Path>) -> Result<PathBuf> {
     let program = match folder {
         Some(folder) => std::path::absolute(folder)?.join("bin").join(PROGRAMS[0]),
         None => {
-            let built = project::build(&["vchan"], project::RELEASE)?;
+            let built = project::build_release(&["vchan"])?;
             let found = built
                 .into_iter()
                 .find(|program| program.name == PROGRAMS[0]);
@@ -73,7 +73,7 @@ pub(super) fn vchan(folder: Option<&Path>) -> Result<PathBuf> {
 }
 
 fn build(packages: &[&str]) -> Result<Prebuilt> {
-    let mut programs = project::build(packages, project::RELEASE)?;
+    let mut programs = project::build_release(packages)?;
     let images = super::super::images()?; // installs what the C peer needs, too
     programs.push(project::build_c_peer()?);
     Ok(Prebuilt {
@@ -103,7 +103,7 @@ fn take(folder: &Path) -> Result<Prebuilt> {
             );
         }
     }
-    // Again each time: it is quick, and one cut short must not stay.
+    // Made each time: it is quick, and an incomplete one must not stay.
     image::add_dom0(&images)?;
     let programs = PROGRAMS.map(|name| Program::of(folder.join("bin").join(name)));
     Ok(Prebuilt {
@@ -145,7 +145,7 @@ pub(super) fn prepare(folder: &Path) -> Result<()> {
 }
 
 fn write_program(from: &Path, to: &Path) -> Result<()> {
-    // Written anew, not over: the old one may be running.
+    // Replaced rather than overwritten: the old one may be running.
     let _ = fs::remove_file(to);
     fs::write(to, project::stripped(from)?).with_context(|| format!("writing {}", to.display()))?;
     fs::set_permissions(to, fs::Permissions::from_mode(0o755))?;

@@ -25,15 +25,15 @@ use crate::lab::qemu::{self, Boot, Qemu};
 use crate::lab::qemu_host::QemuHost;
 use crate::mediator::{self, Mediator};
 
-/// What a relayed session may take, as many times as long as a direct one.
+/// Target for a relayed session's time, in multiples of a direct one's.
 const MOST_BULK: f64 = 1.6;
 const MOST_ROUND_TRIP: f64 = 2.2;
 
-/// Processors of the lab when nothing else is asked for: one each for dom0, client and GPU domain,
-/// and one for QEMU's own devices.
+/// Default number of the lab's processors: one each for dom0, client and GPU domain, and one for
+/// QEMU's own devices.
 const PROCESSORS: u32 = 4;
 
-/// How long one run of `vgpu bench` may take in the lab.
+/// Time limit for one run of `vgpu bench` in the lab.
 const BENCH_LIMIT: Duration = Duration::from_secs(600);
 
 /// One way, direct and relayed.
@@ -103,7 +103,7 @@ impl Way {
     }
 }
 
-/// A vector of one element is a round trip, too.
+/// The target of a row. A vector of one element is a round trip, too.
 fn most(row: &str) -> f64 {
     let bulk = row
         .strip_prefix("vector add of ")
@@ -131,7 +131,7 @@ pub(super) fn run(options: &Relay) -> Result<()> {
     if place != RelayWhere::Lab {
         let programs = match &options.prebuilt {
             Some(folder) => std::path::absolute(folder)?.join("bin"),
-            None => mediator::build()?,
+            None => mediator::build_release()?,
         };
         for way in native(&programs, rounds)? {
             report(way)?;
@@ -153,7 +153,7 @@ fn native(programs: &Path, rounds: usize) -> Result<[Way; 2]> {
         .create(&directory)
         .with_context(|| format!("creating {}", directory.display()))?;
     let outcome = native_in(programs, &directory, rounds);
-    // What cannot be removed is small, and lies where such things are cleared away.
+    // Leftovers are small, and in a place that is cleared regularly.
     let _ = fs::remove_dir_all(&directory);
     outcome
 }

@@ -16,10 +16,10 @@ use super::flags::Sessions;
 use super::write_json;
 use crate::mediator::{self, Mediator};
 
-/// Elements of the vectors: little, and much.
+/// Elements of the vectors, from small to large.
 const ELEMENTS: [u64; 3] = [1, 1 << 20, 1 << 24];
 
-/// What a figure belongs to: a row, and the endpoint's scheme.
+/// Figures by row and the endpoint's scheme.
 type Figures = BTreeMap<(String, &'static str), Vec<f64>>;
 
 /// Runs it.
@@ -30,9 +30,9 @@ pub(super) fn run(options: &Sessions) -> Result<()> {
     let rounds = options.rounds.unwrap_or(5).max(1);
     let programs = match &options.programs {
         Some(folder) => folder.clone(),
-        None => mediator::build()?,
+        None => mediator::build_release()?,
     };
-    // In memory where there is such a place: files are to be compared, not disks.
+    // In memory if there is such a place: files are compared, not disks.
     let base = Path::new("/dev/shm");
     let base = if base.is_dir() {
         base
@@ -45,7 +45,7 @@ pub(super) fn run(options: &Sessions) -> Result<()> {
         .create(&directory)
         .with_context(|| format!("creating {}", directory.display()))?;
     let outcome = measure(&programs, &directory, rounds);
-    // It lies in memory and is small; what cannot be removed ends with the machine.
+    // It is in memory and small; leftovers end with the machine.
     let _ = fs::remove_dir_all(&directory);
     let figures = outcome?;
     println!("{}", table(&figures));
@@ -123,7 +123,7 @@ pub(super) fn once(programs: &Path, endpoint: &str, secret: &str) -> Result<Vec<
     rows(&String::from_utf8_lossy(&output.stdout))
 }
 
-/// What `vgpu --json bench` prints.
+/// Parses the output of `vgpu --json bench`.
 pub(super) fn rows(text: &str) -> Result<Vec<(String, f64)>> {
     text.lines().map(row).collect()
 }
@@ -147,7 +147,7 @@ fn row(line: &str) -> Result<(String, f64)> {
     })
 }
 
-/// Medians, and how many times as long as over `local:` each takes.
+/// Medians, and their ratios to those over `local:`.
 fn table(figures: &Figures) -> String {
     let mut rows: Vec<&String> = figures.keys().map(|(row, _)| row).collect();
     rows.dedup();

@@ -1,5 +1,5 @@
-//! What Xen, its kernels and its toolstack can take away from a channel. The numbers are those of
-//! the cases of `docs/threat-model.md`.
+//! Faults of Xen, its kernels and its toolstack under a channel. The numbers are those of the cases
+//! of `docs/threat-model.md`.
 
 use anyhow::{Context as _, Result, ensure};
 
@@ -23,12 +23,12 @@ pub(crate) const CASES: &[Case] = &[
     Case::new("faults/case-39-peer-never-unmaps", &[Pv], never_unmaps),
 ];
 
-/// Until the job has printed `text`, or for a minute.
+/// Waits until the job has printed `text`, for a minute at most.
 fn says(context: &mut Context, job: &Job, text: &str) -> Result<()> {
     job.wait_for(context.host.as_mut(), text, LIMIT).map(drop)
 }
 
-/// Channels whose pages break one rule each: the grants of the ring among them, and the extension.
+/// Channels whose pages break one rule each, including the grants of the ring, and the extension.
 fn bad_pages(context: &mut Context) -> Result<()> {
     let domid = context.host.guest_domid("pv")?;
     let offer = context.start(
@@ -53,7 +53,7 @@ fn domain_gone(
     go: impl FnOnce(&mut Context, u16) -> Result<()>,
 ) -> Result<()> {
     let mut spec = GuestSpec::new("victim", Pv);
-    spec.memory_mib = 192;
+    spec.memory_mib = 256;
     context.create(&spec)?;
     let domid = context.host.guest_domid("victim")?;
     let outcome = blocked(context, "victim", domid).and_then(|job| {
@@ -64,8 +64,8 @@ fn domain_gone(
     outcome
 }
 
-/// Suspends the guest, writes it to a file and lets it go. What it finds when it is restored, under
-/// another number and without its event channels, is not looked at.
+/// Suspends the guest, writes it to a file and destroys it. Its state after a restore, with another
+/// number and without its event channels, is not tested.
 fn save(context: &mut Context, domid: u16) -> Result<()> {
     let script = format!(
         "xl save {domid} /tmp/saved; status=$?; ls -l /tmp/saved; rm -f /tmp/saved; exit $status"
@@ -119,7 +119,7 @@ fn one_client(context: &mut Context) -> Result<()> {
     );
     let clients = context.start(Place::Dom0, &script)?;
     for word in ["first", "second"] {
-        // Whoever does not get the first session waits for the second.
+        // The client that does not get the first session waits for the second.
         let serve = format!(
             "echo {word} session | vchan serve --peer 0 --path data/t --timeout 60 --pipe --linger 0"
         );
@@ -151,7 +151,8 @@ fn pages(context: &mut Context) -> Result<()> {
         .map(drop)
 }
 
-/// A domain that may map nothing, as guests of XCP-ng: told so at once, and nothing stays.
+/// A domain that may map nothing, like guests of XCP-ng: gets an error at once, and nothing stays
+/// behind.
 fn no_maptrack(context: &mut Context) -> Result<()> {
     let domid = context.host.guest_domid("pv")?;
     let path = format!("/local/domain/{domid}/data/t");
@@ -207,6 +208,6 @@ fn never_unmaps(context: &mut Context) -> Result<()> {
     // with the largest of them.
     let held: u32 = held.trim().parse().unwrap_or(0);
     ensure!((3..=15).contains(&held), "{held} mappings are held");
-    // The footprint that the runner takes next must be what it was.
+    // The runner checks next that the footprint is unchanged.
     Ok(())
 }

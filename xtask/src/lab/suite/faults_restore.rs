@@ -12,7 +12,7 @@ use crate::lab::host::{Lacking, Place};
 
 pub(crate) const CASES: &[Case] = &[Case::new("faults/case-31-35-restored", &[], |context| {
     let mut spec = GuestSpec::new("victim", Pv);
-    spec.memory_mib = 192;
+    spec.memory_mib = 256;
     context.create(&spec)?;
     let outcome = restored(context);
     let _ = context.host.guest_destroy("victim");
@@ -22,8 +22,8 @@ pub(crate) const CASES: &[Case] = &[Case::new("faults/case-31-35-restored", &[],
 /// Saving and restoring write and read the guest's memory. More than the limits in the script.
 const RESTORE_LIMIT: Duration = Duration::from_secs(420);
 
-/// In dom0. Two clients stand still while their guest goes and another gets its number: one that waits
-/// for a server, and one whose pages the guest grants.
+/// Script in dom0. Two clients are stopped while their guest goes and another gets its number: one
+/// that waits for a server, and one whose pages the guest grants.
 const DOM0: &str = r#"cd /tmp && rm -f idle && mkfifo idle || exit 1
 domid=$(guest_domid victim)
 until_() { # until_ COMMAND…: runs it until it succeeds
@@ -80,13 +80,13 @@ fn restored(context: &mut Context) -> Result<()> {
     }
     let text = output.text()?;
     for expected in [
-        // As long as somebody maps its pages, its number is its own.
+        // As long as its pages are mapped, its number is not reused.
         "creation fail: File exists",
         "another domain has the number",
         "the one that waited: status 1",
         "was destroyed",
-        // Nobody tells a restored guest that its channels are gone. Their processes are left alone:
-        // Linux 6.1 stumbles (BUG in evtchn_release) when a port of before is closed.
+        // Nothing tells a restored guest that its channels are gone. Their processes are left
+        // alone: Linux 6.1 hits a BUG in evtchn_release when an old port is closed.
         "its server waits on",
         "a new channel",
     ] {

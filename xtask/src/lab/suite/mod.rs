@@ -1,7 +1,7 @@
 //! The integration tests that need Xen: `cargo xtask lab test`.
 //!
-//! One file a topic, each with a table of cases; a new topic is a new file and
-//! a line in [`TOPICS`]. A case gets a [`Context`] and fails by an error.
+//! One file per topic, each with a table of cases; a new topic is a new file and a line in
+//! [`TOPICS`]. A case gets a [`Context`] and fails with an error.
 
 use anyhow::Result;
 
@@ -14,6 +14,7 @@ mod faults_restore;
 mod faults_store;
 mod faults_xenstored;
 mod footprint;
+mod gpu;
 mod group;
 mod interop;
 mod many;
@@ -43,6 +44,7 @@ pub(crate) const TOPICS: &[&[Case]] = &[
     xenstore::CASES,
     channel::CASES,
     vector_add::CASES,
+    gpu::CASES,
     mediators::CASES,
     missing_pieces::CASES,
     domains::CASES,
@@ -62,18 +64,18 @@ pub(crate) const TOPICS: &[&[Case]] = &[
 
 /// One test.
 pub(crate) struct Case {
-    /// `topic/what`: what `--filter` looks at.
+    /// `topic/what`: matched by `--filter`.
     pub(crate) name: &'static str,
     /// The shared guests it uses; they run before it starts.
     pub(crate) guests: &'static [Kind],
     /// Whether it uses the shared guests with a network ([`Context::networked`]).
     pub(crate) networked: bool,
-    /// Whether a mediator that admits everybody runs before it starts.
+    /// The mediator that must run before it starts.
     pub(crate) mediator: Mediator,
-    /// Whether nothing can run after it: it comes last, and what it leaves is not looked at.
+    /// Whether nothing can run after it: it comes last, and its leftovers are not checked.
     pub(crate) ends_machine: bool,
-    /// Whether it ends a shared guest ([`Context::end_guest`]): it comes after those that use the
-    /// guest, and looks itself at what is left behind.
+    /// Whether it ends a shared guest ([`Context::end_guest`]): it comes after the cases that use
+    /// the guest, and checks its leftovers itself.
     pub(crate) ends_guest: bool,
     /// The test itself. An error is a failure; [`super::host::Lacking`] in it a skip.
     pub(crate) run: fn(&mut Context) -> Result<()>,
@@ -117,7 +119,7 @@ impl Case {
         }
     }
 
-    /// A case that finds a mediator running which admits everybody.
+    /// A case that requires a running mediator that admits everybody.
     const fn with_mediator(
         name: &'static str,
         guests: &'static [Kind],
@@ -142,7 +144,7 @@ impl Case {
     }
 }
 
-/// The mediator a case wants to find.
+/// The mediator that a case requires.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Mediator {
     Running,

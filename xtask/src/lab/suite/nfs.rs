@@ -1,5 +1,5 @@
-//! The file protocol where it is meant to be used: dom0 exports a directory for each of two guests
-//! by NFS 4.2, and they mount it over their network.
+//! The file protocol in its intended place: dom0 exports a directory for each of two guests by NFS
+//! 4.2, and they mount it over their network.
 
 use std::time::Duration;
 
@@ -19,29 +19,29 @@ pub(crate) const CASES: &[Case] = &[
     Case::networked("nfs/file-system-replaced", replaced),
 ];
 
-/// Three chunks, and more bytes up than the largest file of a session has. More elements would be more
-/// of the same, at a minute or two a million; windows and full file systems are those of
+/// Three chunks, and more bytes up than the largest file of a session holds. More elements would
+/// only repeat this, at a minute or two per million; windows and full file systems are tested in
 /// `file-transport/tests/directories/session_model.rs` and `session_stream.rs`.
 const LARGE: u64 = 131_073;
 
 /// A session over NFS on an emulated network takes ten seconds.
 const SESSION_LIMIT: Duration = Duration::from_secs(900);
 
-/// How patient a client is whose session must succeed, in seconds. With the options that a mount has by
-/// default, Linux shows a new file up to a minute late; each step of a session is several calls over an
-/// emulated network, on a machine that may be busy.
+/// Time limit in seconds for a client whose session must succeed. With default mount options, Linux
+/// shows a new file up to a minute late; each step of a session is several calls over an emulated
+/// network, on a machine that may be busy.
 const PATIENCE_S: u32 = 300;
 
-/// The same for one that must notice what has gone wrong.
+/// The same for a client that must notice a failure.
 const IMPATIENCE_S: u32 = 100;
 
-/// The mediator of these cases, as patient as its clients.
+/// The mediator of these cases, with the same time limits as its clients.
 const MEDIATOR: &str = "printf '[limits]\\nconnect_timeout_s = 300\\nhello_timeout_s = 300\\n\
      stall_timeout_s = 100\\nfile_silence_s = 100\\n' >/run/lab/mediatord.toml
      exec vgpu-mediatord --listen file:/dev/shm/vgpu --executor cpu --allow-all \
      --config /run/lab/mediatord.toml --control /run/vgpu/mediatord.sock";
 
-/// How a guest mounts its directory.
+/// The mount options of a guest.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Mount {
     /// As `docs/file-protocol.md` recommends.
@@ -53,8 +53,8 @@ pub(crate) enum Mount {
 impl Mount {
     const BOTH: [Mount; 2] = [Mount::Recommended, Mount::Default];
 
-    /// What mounts a guest's directory at `/mnt/vgpu`; by its path, because the shell has a `mount`
-    /// built in.
+    /// The command that mounts a guest's directory at `/mnt/vgpu`; by its path, because the shell
+    /// has a built-in `mount`.
     pub(crate) fn command(self) -> String {
         format!(
             "mkdir -p /mnt/vgpu && /usr/bin/mount -t nfs -o {} 10.77.0.1:/ /mnt/vgpu",
@@ -97,7 +97,7 @@ fn mounted(
     mount: Mount,
     test: impl FnOnce(&mut Context) -> Result<()>,
 ) -> Result<()> {
-    // One that a failed case left would lie below.
+    // One left by a failed case would be below.
     let script = format!("umount -l /mnt/vgpu 2>/dev/null; {}", mount.command());
     for (name, _) in Context::networked() {
         context.succeed(Place::Guest(name), &script)?;
@@ -196,7 +196,7 @@ fn sessions(context: &mut Context) -> Result<()> {
     context.end_mediator(&mediator)
 }
 
-/// Goes on until something fails, and fails with it.
+/// Runs until something fails, and fails with it.
 const ON_AND_ON: &str = "while :; do \
      vgpu --timeout 100 --endpoint file:/mnt/vgpu vector-add --n 1048576 >/dev/null || exit; done";
 
@@ -253,7 +253,7 @@ fn export_withdrawn(context: &mut Context) -> Result<()> {
     context.end_mediator(&mediator)
 }
 
-/// The server refuses the guest, or no longer knows what its handles stand for.
+/// The server refuses the guest, or no longer knows its handles.
 fn says_withdrawn(error: &str) -> Result<()> {
     let small = error.to_lowercase();
     let named = ["permission", "stale", "gone"]
@@ -263,14 +263,14 @@ fn says_withdrawn(error: &str) -> Result<()> {
     Ok(())
 }
 
-/// The exported tmpfs is another one all of a sudden, as after a restart of dom0.
+/// The exported tmpfs is suddenly another one, as after a restart of dom0.
 fn replaced(context: &mut Context) -> Result<()> {
     let mediator = serve(context)?;
     mounted(context, Mount::Recommended, |context| {
         let replace = "umount -l /dev/shm/vgpu/vm1 && share_make vm1 && exportfs -f";
         let client = interrupt(context, replace)?;
         failed_well(context, &client)?;
-        // The mediator has to notice it too.
+        // The mediator must notice it too.
         let served = "until [ -d /dev/shm/vgpu/vm1/sessions ]; do usleep 100000; done";
         context.succeed(Place::Dom0, served)?;
         vector_add(context, "vm1", 1_024)

@@ -29,10 +29,10 @@ pub(crate) const CASES: &[Case] = &[
 /// 16 million elements are 192 MiB through two emulated rings.
 const LARGE_LIMIT: Duration = Duration::from_secs(600);
 
-/// Memory of a GPU domain: it keeps nothing of a vector but a few chunks.
-const GPU_MEMORY_MIB: u32 = 200;
+/// Memory of a GPU domain: it holds only a few chunks of a vector.
+const GPU_MEMORY_MIB: u32 = 256;
 
-const LISTENING: &str = "listening on xen:";
+pub(super) const LISTENING: &str = "listening on xen:";
 
 /// Starts a domain called `gpu` with a mediator in it that offers channels.
 fn start_gpu_domain(context: &mut Context, kind: Kind) -> Result<()> {
@@ -55,7 +55,7 @@ fn start_offering(context: &mut Context) -> Result<()> {
 }
 
 /// Starts the mediator in dom0 that passes sessions on to `executor`.
-fn start_relay(context: &mut Context, executor: &str) -> Result<Job> {
+pub(super) fn start_relay(context: &mut Context, executor: &str) -> Result<Job> {
     let script = format!(
         "exec vgpu-mediatord --listen xen: --executor {executor} --allow-all \
          --control /run/vgpu/mediatord.sock"
@@ -66,7 +66,7 @@ fn start_relay(context: &mut Context, executor: &str) -> Result<Job> {
     Ok(job)
 }
 
-/// Patient: four domains share two emulated processors.
+/// With long time limits: four domains share two emulated processors.
 fn add(elements: u64) -> String {
     format!("vgpu --timeout 60s --endpoint xen: --json vector-add --n {elements}")
 }
@@ -105,13 +105,13 @@ fn gpu_domain(context: &mut Context, kind: Kind) -> Result<()> {
         ensure_verified_by(output.text()?, 1_048_576, "relay")?;
     }
     verified(context, "pv", 16_777_216)?;
-    // One channel is on offer, and what the sessions used is in dom0's accounts.
+    // One channel is on offer, and the sessions' use is in dom0's accounts.
     let offers = "xenstore-list /local/domain/$(guest_domid gpu)/data/vgpu-offer | wc -w";
     let offered = context.succeed(Place::Dom0, &format!(". /lab/functions.sh; {offers}"))?;
     ensure!(offered == "1", "{offered} channels are on offer");
     let status = context.succeed(Place::Dom0, "vgpuctl --json status")?;
     let status: serde_json::Value = serde_json::from_str(&status)?;
-    // Each element came as two floats and went as one.
+    // Two floats went up for each element, and one came down.
     let elements = 16_777_216 + 2 * 1_048_576;
     let booked = |figure: &str| status["usage"][figure].as_u64();
     ensure!(
@@ -133,7 +133,7 @@ for n in $(seq 300); do
 done
 echo nothing moves >&2; exit 1"#;
 
-/// Sixty offers: some with keys that are no numbers, some with numbers that lead nowhere.
+/// Sixty offers: some with keys that are not numbers, some with numbers that lead nowhere.
 const GARBAGE: &str = r#"
 set --
 for n in $(seq 20); do
@@ -172,8 +172,8 @@ fn destroyed(context: &mut Context) -> Result<()> {
     context.host.guest_destroy("gpu")
 }
 
-/// A GPU domain whose offers lead nowhere costs a session seven seconds, and its own mediator, once
-/// it starts, clears them away.
+/// A GPU domain whose offers lead nowhere costs a session seven seconds, and its own mediator
+/// removes them once it starts.
 fn garbage_offers(context: &mut Context) -> Result<()> {
     create_gpu_domain(context, Pv)?;
     context.succeed(Place::Guest("gpu"), GARBAGE)?;
@@ -206,7 +206,7 @@ for n in $(seq 100); do
 done
 echo no network card came up >&2; exit 1"#;
 
-/// Takes the card's interrupt away again.
+/// Removes the card's interrupt again.
 const OUTSIDE_DOWN: &str = "rm -f /tmp/relay-secret
 for device in /sys/class/net/*; do
     case $(readlink $device/device/driver) in
@@ -234,7 +234,7 @@ impl Drop for Outside {
 
 impl Outside {
     fn start() -> Result<Self> {
-        let programs = project::target().join(project::TRIED);
+        let programs = project::target().join(project::TESTED_FOLDER);
         let made = Command::new(programs.join("vgpuctl"))
             .args(["secret", "dom0"])
             .output()
@@ -248,7 +248,7 @@ impl Outside {
         let mut options = OpenOptions::new();
         let file = options.write(true).create_new(true).mode(0o600);
         std::io::Write::write_all(&mut file.open(&secrets)?, secret.as_bytes())?;
-        // Free a moment ago; whoever takes it meanwhile fails the case, not the machine.
+        // Free a moment ago; if it is taken meanwhile the case fails, not the machine.
         let port = TcpListener::bind("127.0.0.1:0")?.local_addr()?.port();
         let child = Command::new(programs.join("vgpu-mediatord"))
             .args(["--executor", "cpu", "--listen"])
@@ -307,7 +307,7 @@ fn tcp_outside(context: &mut Context) -> Result<()> {
         Place::Guest("pv"),
         "vgpu --timeout 60s --endpoint xen: ping",
     )?;
-    // It dies; the guest hears of it.
+    // It dies; the guest is notified.
     drop(outside);
     let error = context.fail(Place::Guest("pv"), &add(10))?;
     ensure!(

@@ -10,13 +10,13 @@ use crate::lab::guest::GuestSpec;
 use crate::lab::guest::Kind::{self, Pv, Pvh};
 use crate::lab::host::Place;
 
-/// The program, and what runs the tests that need Xen one after the other.
+/// The program, with arguments to run the tests that need Xen one after the other.
 const PROGRAM: &str = "xen-sys-real-xen --ignored --test-threads=1";
 
 /// All of its tests take seconds; an emulated machine may be busy.
 const PROGRAM_LIMIT: Duration = Duration::from_secs(900);
 
-/// At least so many tests must have run: a program that ran none proves nothing.
+/// At least this many tests must have run: a program that ran none proves nothing.
 const AT_LEAST: u32 = 100;
 
 const PROVIDERS: [&str; 2] = ["libraries", "ioctls"];
@@ -27,8 +27,8 @@ pub(crate) const CASES: &[Case] = &[
     }),
     Case::new("xen-sys/loopback-in-a-guest", &[], |c| {
         let mut spec = GuestSpec::new("mapper", Pv);
-        spec.memory_mib = 192;
-        // A guest as XCP-ng makes it can map nothing, its own grants neither.
+        spec.memory_mib = 256;
+        // A guest like XCP-ng's cannot map anything, its own grants included.
         spec.maptrack_frames = None;
         c.create(&spec)?;
         let outcome = c
@@ -81,7 +81,7 @@ fn passed(report: &str) -> Result<u32> {
     number.parse().context("the number of passed tests")
 }
 
-/// A guest as XCP-ng makes it is refused, and told why.
+/// A guest like XCP-ng's is refused, with the reason.
 fn no_maptrack_frames(context: &mut Context) -> Result<()> {
     for provider in PROVIDERS {
         let test = format!("{provider}::pages_are_zeroed_and_shared_both_ways");

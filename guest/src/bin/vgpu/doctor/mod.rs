@@ -13,11 +13,23 @@ use crate::cli::Cli;
 use crate::failure::Failure;
 use crate::{output, session};
 
+/// Result of a check, in the words of `vgpuctl doctor`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+enum Verdict {
+    Good,
+    /// It works, but could do better.
+    Remark,
+    Bad,
+}
+
 /// One line of the diagnosis.
 #[derive(Debug, Serialize)]
 struct Check {
     name: &'static str,
+    /// Whether the verdict is not bad.
     ok: bool,
+    verdict: Verdict,
     /// The finding.
     found: String,
     /// The remedy; empty where all is well.
@@ -29,6 +41,7 @@ impl Check {
         Self {
             name,
             ok: true,
+            verdict: Verdict::Good,
             found: found.into(),
             advice: String::new(),
         }
@@ -38,6 +51,7 @@ impl Check {
         Self {
             name,
             ok: false,
+            verdict: Verdict::Bad,
             found: found.into(),
             advice: advice.into(),
         }
@@ -47,6 +61,7 @@ impl Check {
     fn remark(name: &'static str, found: impl Into<String>, advice: impl Into<String>) -> Self {
         Self {
             ok: true,
+            verdict: Verdict::Remark,
             ..Self::bad(name, found, advice)
         }
     }

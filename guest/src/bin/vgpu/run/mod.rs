@@ -44,9 +44,9 @@ pub(crate) fn run(cli: &Cli, run: &RunArguments) -> Result<(), Failure> {
     let endpoint = session::endpoint_name(&client);
     let left = session::skipped(&client);
     if cli.json {
-        // What kernels print must not get between the braces.
+        // Kernels' output must not end up inside the JSON object.
         client.on_printed(|printed| {
-            // Who closes it wants none of it.
+            // A reader that closes it wants no more lines.
             let _ = printed.write_to(&mut std::io::stderr().lock());
         });
     }
@@ -84,9 +84,7 @@ pub(crate) fn run(cli: &Cli, run: &RunArguments) -> Result<(), Failure> {
         ))
     };
     drop((given, function, module));
-    if let Err(error) = device.goodbye() {
-        log::warn!("the session did not end in good order, which changes no result: {error}");
-    }
+    session::end_device(device);
     Ok(printed?)
 }
 
@@ -130,7 +128,7 @@ fn put(device: &Device, arguments: &[Argument]) -> Result<Vec<Given>, Failure> {
     Ok(given)
 }
 
-/// Runs the kernel to its end; returns how long it ran.
+/// Runs the kernel to its end, as often as is asked for; returns how long it ran altogether.
 fn launch(
     device: &Device,
     function: &Function,
@@ -141,22 +139,28 @@ fn launch(
         let bytes = i32::try_from(run.shared).unwrap_or(i32::MAX);
         function.set_attribute(MAX_DYNAMIC_SHARED, bytes)?;
     }
-    let mut launch = device.launch_builder(function);
-    for given in given {
-        launch = match given {
-            Given::Value(value) => launch.arg_bytes(value),
-            Given::Memory(buffer) => launch.arg(buffer),
-        };
-    }
-    if let Some(deadline) = run.deadline {
-        launch = launch.deadline(deadline);
-    }
     let triple = |[x, y, z]: [u32; 3]| (x, y, z);
-    launch.launch_checked(LaunchConfig {
+    let config = LaunchConfig {
         grid_dim: triple(run.grid),
         block_dim: triple(run.block),
         shared_mem_bytes: run.shared,
-    })?;
+    };
+    for left in (0..run.repeat.get()).rev() {
+        let mut launch = device.launch_builder(function);
+        for given in given {
+            launch = match given {
+                Given::Value(value) => launch.arg_bytes(value),
+                Given::Memory(buffer) => launch.arg(buffer),
+            };
+        }
+        if let Some(deadline) = run.deadline {
+            launch = launch.deadline(deadline);
+        }
+        match left {
+            0 => launch.launch_checked(config)?,
+            _ => launch.launch(config)?,
+        }
+    }
     Ok(device.synchronize()?)
 }
 

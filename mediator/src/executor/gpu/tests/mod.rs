@@ -1,14 +1,19 @@
 //! A guest that lies about addresses, handles and sizes, on the engine itself: what its own library would never
 //! send. The CPU's device is below it.
 
+mod graphs;
+
 use std::time::{Duration, Instant};
 
 use vgpu_protocol::handle::{Handle, HandleKind};
 use vgpu_protocol::op::field::{Bytes, StreamRef};
 use vgpu_protocol::op::{
-    Body, CopyFromDevice, CopyToDevice, CopyWithinDevice, EventRecord, Fill, Launch,
-    MemoryAllocate, MemoryAllocateReply, MemoryFree, MemoryInfo, MemoryInfoReply, ModuleFunction,
-    ModuleLoad, ModuleUnload, Request, StreamCreate, StreamDestroy, StreamSynchronize, Synchronize,
+    Body, CopyFromDevice, CopyRowsFromDevice, CopyRowsToDevice, CopyRowsWithinDevice, CopyToDevice,
+    CopyWithinDevice, EventRecord, FillRange, FillRows, Launch, MemoryAllocate,
+    MemoryAllocateAsync, MemoryAllocateAsyncReply, MemoryAllocateReply, MemoryAllocateRows,
+    MemoryAllocateRowsReply, MemoryFree, MemoryFreeAsync, MemoryInfo, MemoryInfoReply,
+    MemoryPoolSetAttribute, MemoryPoolTrim, ModuleFunction, ModuleLoad, ModuleUnload, Request,
+    StreamCreate, StreamDestroy, StreamSynchronize, Synchronize,
 };
 use vgpu_protocol::session::server::Failure;
 use vgpu_protocol::status::{ErrorCode, Status};
@@ -144,7 +149,7 @@ fn no_copy_or_fill_leaves_what_was_allocated() {
             INVALID_VALUE,
         );
         for element_bytes in [1, 2, 4] {
-            let fill = Fill {
+            let fill = FillRange {
                 to: address,
                 value: 7,
                 element_bytes,
@@ -161,6 +166,236 @@ fn no_copy_or_fill_leaves_what_was_allocated() {
         stream,
     });
     copied.expect("what is there is as it was");
+}
+
+/// Rows of `width` bytes every `pitch`, `height` times, of which not all bytes are within the `len` at `start`, or
+/// which no driver takes.
+fn rows_outside(start: u64, len: u64) -> Vec<(u64, u64, u64, u64)> {
+    let mut wrong: Vec<_> = outside(start, len)
+        .into_iter()
+        .map(|(address, bytes)| (address, bytes, bytes, 1))
+        .collect();
+    wrong.extend([
+        // One byte, one row, and one byte of distance too much.
+        (start, 100, 100, len / 100 + 1),
+        (start + 1, 100, 100, len / 100),
+        (start, 101, 100, len / 100),
+        // Numbers that overflow, so that the end would be where it may.
+        (start, 1 << 30, 8, u64::MAX),
+        (start, 1 << 30, 8, (1 << 34) + 1),
+        (start, 1 << 31, 1, 1 << 33),
+        (start, u64::MAX, 8, 2),
+        (start, u64::MAX - 7, 8, 3),
+        (start - 100, 100, 100, 2),
+        // Rows that lie in each other, and distances beyond the device's.
+        (start, 99, 100, 2),
+        (start, 0, 1, 1),
+        (start, 1 << 31, 1, 1),
+    ]);
+    wrong
+}
+
+#[test]
+fn no_copy_or_fill_of_rows_leaves_what_was_allocated() {
+    let mut liar = Liar::new(4, 100);
+    let (len, stream) = (1000, StreamRef::DEFAULT);
+    let start = liar.allocate(len);
+    let freed = liar.allocate(len);
+    liar.ask(MemoryFree { address: freed }).expect("freed");
+    let mut wrong = rows_outside(start, len);
+    wrong.extend([(freed, 10, 10, 1), (freed, 10, 1, 100)]);
+    for (address, pitch, width, height) in wrong {
+        let [width, height] = [width, height].map(|n| n.try_into().expect("not 0"));
+        // Sizes beyond the limit of data are refused with the body, before this.
+        let up = CopyRowsToDevice {
+            to: address,
+            pitch,
+            width,
+            height,
+            stream,
+        };
+        if up.check().is_ok() {
+            liar.refused(up, INVALID_VALUE);
+            liar.refused(
+                CopyRowsFromDevice {
+                    from: address,
+                    pitch,
+                    width,
+                    height,
+                    stream,
+                },
+                INVALID_VALUE,
+            );
+        }
+        let sound_pitch = width.get().min(1 << 30);
+        for (to, to_pitch, from, from_pitch) in [
+            (address, pitch, start, sound_pitch),
+            (start, sound_pitch, address, pitch),
+        ] {
+            let copy = CopyRowsWithinDevice {
+                to,
+                to_pitch,
+                from,
+                from_pitch,
+                width,
+                height,
+                stream,
+            };
+            liar.refused(copy, INVALID_VALUE);
+        }
+        let fill = FillRows {
+            to: address,
+            pitch,
+            value: 7,
+            element_bytes: 1,
+            width,
+            height,
+            stream,
+        };
+        liar.refused(fill, INVALID_VALUE);
+    }
+    // Elements that are not aligned in each row.
+    for (to, pitch, element_bytes) in [(start + 1, 16, 2), (start, 17, 2), (start, 18, 4)] {
+        let [width, height] = [2, 3].map(|n: u64| n.try_into().expect("not 0"));
+        let fill = FillRows {
+            to,
+            pitch,
+            value: 7,
+            element_bytes,
+            width,
+            height,
+            stream,
+        };
+        liar.refused(fill, INVALID_VALUE);
+    }
+    // To the byte, it may be.
+    let [width, height] = [90, 10].map(|n: u64| n.try_into().expect("not 0"));
+    let all = CopyRowsFromDevice {
+        from: start + 10,
+        pitch: 100,
+        width,
+        height,
+        stream,
+    };
+    liar.ask(all).expect("all of it");
+}
+
+#[test]
+fn rows_count_with_the_distance_between_them() {
+    let mut liar = Liar::new(4, 50);
+    let before = liar.free_bytes();
+    let rows = |width: u64, height: u64, element_bytes| MemoryAllocateRows {
+        width: width.try_into().expect("not 0"),
+        height: height.try_into().expect("not 0"),
+        element_bytes,
+    };
+    for element_bytes in [0, 1, 2, 3, 5, 12, 32, 255] {
+        liar.refused(rows(1, 1, element_bytes), INVALID_VALUE);
+    }
+    // A byte each, and more than the share by what lies between them.
+    for (width, height) in [
+        (1, (4 << 20) / 512 + 1),
+        (1, u64::MAX),
+        (u64::MAX, 1),
+        (u64::MAX - 511, 2),
+        (1 << 32, 1 << 32),
+        (1 << 33, 1 << 31),
+    ] {
+        liar.refused(rows(width, height, 4), ErrorCode::QuotaMemory);
+    }
+    assert_eq!(liar.free_bytes(), before);
+    let body = liar.ask(rows(513, 1000, 16)).expect("memory");
+    let reply = MemoryAllocateRowsReply::decode(&body).expect("a reply");
+    assert_eq!(reply.pitch, 1024);
+    assert_eq!(liar.free_bytes(), before - 1_024_000);
+    liar.ask(MemoryFree {
+        address: reply.address,
+    })
+    .expect("freed");
+    assert_eq!(liar.free_bytes(), before);
+    for _ in 0..50 {
+        liar.ask(rows(1, 1, 4)).expect("memory");
+    }
+    liar.refused(rows(1, 1, 4), ErrorCode::QuotaHandles);
+}
+
+#[test]
+fn the_pool_counts_what_it_keeps_and_gives_it_back_where_memory_is_short() {
+    let mut liar = Liar::new(4, 50);
+    let before = liar.free_bytes();
+    let stream = StreamRef::DEFAULT;
+    let allocate = |liar: &mut Liar, bytes: u64| {
+        let bytes = bytes.try_into().expect("not 0");
+        let body = liar.ask(MemoryAllocateAsync { bytes, stream });
+        body.map(|body| {
+            MemoryAllocateAsyncReply::decode(&body)
+                .expect("a reply")
+                .address
+        })
+    };
+    let set = |attribute, value| MemoryPoolSetAttribute { attribute, value };
+    liar.ask(set(4, u64::MAX)).expect("a threshold");
+    for (attribute, value) in [(6, 1), (8, u64::MAX)] {
+        liar.refused(set(attribute, value), INVALID_VALUE);
+    }
+    for attribute in [0, 1, 2, 3, 5, 7, 9, u32::MAX] {
+        liar.refused(set(attribute, 0), Status::Cuda(801));
+    }
+    for wrong in [(4 << 20) + 1, u64::MAX, u64::MAX - 511, 1 << 63] {
+        let failure = allocate(&mut liar, wrong).expect_err("too much");
+        assert_eq!(failure.status, ErrorCode::QuotaMemory.into());
+    }
+    // Kept blocks count, and come back for whatever needs them: another size, rows, a module.
+    let address = allocate(&mut liar, 3 << 20).expect("memory");
+    liar.ask(MemoryFreeAsync { address, stream })
+        .expect("freed");
+    assert_eq!(liar.free_bytes(), before - (3 << 20));
+    let again = allocate(&mut liar, (3 << 20) - 700).expect("the same");
+    assert_eq!(again, address);
+    let failure = allocate(&mut liar, 2 << 20).expect_err("in use");
+    assert_eq!(failure.status, ErrorCode::QuotaMemory.into());
+    // Of what was freed nothing can be named, nor freed again, in whatever way.
+    liar.ask(MemoryFree { address }).expect("freed");
+    liar.refused(MemoryFree { address }, INVALID_VALUE);
+    liar.refused(MemoryFreeAsync { address, stream }, INVALID_VALUE);
+    liar.refused(
+        CopyFromDevice {
+            from: address,
+            bytes: 1.try_into().expect("not 0"),
+            stream,
+        },
+        INVALID_VALUE,
+    );
+    let plain = liar.allocate(4 << 20);
+    assert_eq!(liar.free_bytes(), 0);
+    liar.ask(MemoryFreeAsync {
+        address: plain,
+        stream,
+    })
+    .expect("freed");
+    assert_eq!(liar.free_bytes(), before);
+    let nobody = StreamRef::of(handle(HandleKind::Stream, 0, 1));
+    let bytes = 1.try_into().expect("not 0");
+    liar.refused(
+        MemoryAllocateAsync {
+            bytes,
+            stream: nobody,
+        },
+        ErrorCode::Handle,
+    );
+    // No flood of objects, used or kept, and what is kept does not grow with the number of sizes.
+    for round in 0..3000 {
+        let address = allocate(&mut liar, 1 + 512 * (round % 700)).expect("memory");
+        liar.ask(MemoryFreeAsync { address, stream })
+            .expect("freed");
+    }
+    for _ in 0..50 {
+        allocate(&mut liar, 1).expect("memory");
+    }
+    let failure = allocate(&mut liar, 1).expect_err("too many");
+    assert_eq!(failure.status, ErrorCode::QuotaHandles.into());
+    liar.ask(MemoryPoolTrim { keep: 0 }).expect("trimmed");
+    assert_eq!(liar.free_bytes(), before - 50 * 512);
 }
 
 #[test]

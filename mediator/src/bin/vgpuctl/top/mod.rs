@@ -1,11 +1,15 @@
 //! `vgpuctl top`: what each guest and each session does right now.
 
-use std::path::Path;
+mod screen;
+mod terminal;
+
+use std::path::{Path, PathBuf};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use serde::Serialize;
 use vgpu_mediator::control::Status;
+use vgpu_mediator::failure::Failure;
 use vgpu_mediator::print::{is_terminal, print};
 use vgpu_mediator::usage::{Standing, Usage};
 
@@ -17,16 +21,12 @@ const REFRESH_INTERVAL: Duration = Duration::from_secs(1);
 /// The time that `--once` measures over.
 const ONCE_INTERVAL: Duration = Duration::from_millis(500);
 
-/// Moves the cursor home, and clears what is below after the text.
-const HOME: &str = "\x1b[H";
-const CLEAR: &str = "\x1b[2J";
-const CLEAR_LINE: &str = "\x1b[K\n";
-const CLEAR_BELOW: &str = "\x1b[J";
-
 /// One guest's rates, and what it holds.
 #[derive(Debug, PartialEq, Serialize)]
 struct GuestRates {
     guest: String,
+    id: String,
+    weight: Option<u32>,
     sessions: usize,
     memory: u64,
     memory_limit: u64,
@@ -43,11 +43,22 @@ struct GuestRates {
     kills: u64,
 }
 
+impl GuestRates {
+    fn standing(&self) -> Standing {
+        Standing {
+            memory: self.memory,
+            memory_limit: self.memory_limit,
+            queue: self.queue,
+        }
+    }
+}
+
 /// One session's rates.
 #[derive(Debug, PartialEq, Serialize)]
 struct Rates {
     session: u64,
     guest: String,
+    guest_id: String,
     state: String,
     client: Option<String>,
     age_s: u64,
@@ -58,13 +69,54 @@ struct Rates {
     device_percent: f64,
 }
 
-pub(crate) fn run(control: &Path, json: bool, once: bool) -> Result<(), Exit> {
-    let mut before = (fetch(control)?, Instant::now());
-    // Into a file or a pipe go the same tables, one after the other.
-    let in_place = !once && !json && is_terminal();
-    if in_place {
-        print(&format!("{HOME}{CLEAR}"))?;
+/// The state between two looks at the mediator.
+#[derive(Debug)]
+struct Look {
+    status: Status,
+    guests: Vec<GuestRates>,
+    sessions: Vec<Rates>,
+    /// Part of the time in which the device worked for anybody, in percent.
+    device_percent: f64,
+}
+
+/// Looks at a mediator, one after the other.
+struct Looks {
+    control: PathBuf,
+    before: (Status, Instant),
+}
+
+impl Looks {
+    fn new(control: &Path) -> Result<Self, Failure> {
+        Ok(Self {
+            control: control.to_owned(),
+            before: (fetch(control)?, Instant::now()),
+        })
     }
+
+    /// The next one, measured from the one before.
+    fn next(&mut self) -> Result<Look, Failure> {
+        let now = (fetch(&self.control)?, Instant::now());
+        let before = &self.before.0;
+        let elapsed = now.1.duration_since(self.before.1);
+        let seconds = elapsed.as_secs_f64().max(1e-3);
+        let worked = now.0.usage.device_ns.saturating_sub(before.usage.device_ns);
+        let look = Look {
+            guests: guest_rates(before, &now.0, elapsed),
+            sessions: rates(before, &now.0, elapsed),
+            device_percent: worked as f64 / seconds / 1e7,
+            status: now.0.clone(),
+        };
+        self.before = now;
+        Ok(look)
+    }
+}
+
+pub(crate) fn run(control: &Path, json: bool, once: bool) -> Result<(), Exit> {
+    if !once && !json && is_terminal() {
+        return terminal::run(control);
+    }
+    // Into a file or a pipe go tables, one after the other.
+    let mut looks = Looks::new(control)?;
     let mut between = "";
     loop {
         thread::sleep(if once {
@@ -72,26 +124,17 @@ pub(crate) fn run(control: &Path, json: bool, once: bool) -> Result<(), Exit> {
         } else {
             REFRESH_INTERVAL
         });
-        let now = (fetch(control)?, Instant::now());
-        let elapsed = now.1.duration_since(before.1);
-        let guests = guest_rates(&before.0, &now.0, elapsed);
-        let rates = rates(&before.0, &now.0, elapsed);
+        let look = looks.next()?;
         if json {
-            print_json(&serde_json::json!({ "guests": guests, "sessions": rates }))?;
+            print_json(&serde_json::json!({ "guests": look.guests, "sessions": look.sessions }))?;
         } else {
-            let text = render(&now.0, &guests, &rates);
-            if in_place {
-                let lines = text.replace('\n', CLEAR_LINE);
-                print(&format!("{HOME}{lines}{CLEAR_BELOW}"))?;
-            } else {
-                print(&format!("{between}{text}"))?;
-                between = "\n";
-            }
+            let text = render(&look.status, &look.guests, &look.sessions);
+            print(&format!("{between}{text}"))?;
+            between = "\n";
         }
         if once {
             return Ok(());
         }
-        before = now;
     }
 }
 
@@ -110,6 +153,8 @@ fn guest_rates(before: &Status, now: &Status, elapsed: Duration) -> Vec<GuestRat
         let worked = new.device_ns.saturating_sub(old.device_ns);
         rates.push(GuestRates {
             guest: guest.guest.clone(),
+            id: guest.id.clone(),
+            weight: guest.weight,
             sessions: guest.sessions,
             memory: guest.standing.memory,
             memory_limit: guest.standing.memory_limit,
@@ -139,6 +184,7 @@ fn rates(before: &Status, now: &Status, elapsed: Duration) -> Vec<Rates> {
             Rates {
                 session: session.id,
                 guest: session.guest.clone(),
+                guest_id: session.guest_id.clone(),
                 state: session.state.clone(),
                 client: session.client.clone(),
                 age_s: session.age_s,
@@ -168,15 +214,10 @@ fn render(status: &Status, guests: &[GuestRates], rates: &[Rates]) -> String {
     ];
     let mut lines = vec![heading.map(str::to_owned).to_vec()];
     lines.extend(guests.iter().map(|rates| {
-        let standing = Standing {
-            memory: rates.memory,
-            memory_limit: rates.memory_limit,
-            queue: rates.queue,
-        };
         vec![
             rates.guest.clone(),
             rates.sessions.to_string(),
-            memory(&standing),
+            memory(&rates.standing()),
             rates.queue.to_string(),
             format!("{:.0} %", rates.device_percent),
             rates

@@ -1,0 +1,265 @@
+//! Sessions and their device.
+
+use std::ffi::{c_char, c_int};
+use std::time::Duration;
+
+use vgpu_guest::{Client, Device, parse_list};
+
+use crate::failure::{Failure, call};
+use crate::handles::{Held, Table, new_number};
+use crate::memory::BUFFERS;
+use crate::module::{FUNCTIONS, MODULES};
+use crate::pointers::{Out, elements, elements_mut, optional_text, overlap};
+use crate::stream::{EVENTS, STREAMS};
+
+pub(crate) static DEVICES: Table<Device> = Table::new("device");
+
+/// A session with a mediator, and its device.
+#[derive(Debug)]
+pub struct DeviceHandle {
+    _opaque: [u8; 0],
+}
+
+/// Settings of a session. All bytes 0 but for `size` are the defaults.
+#[derive(Debug, Clone, Copy)]
+#[repr(C)]
+pub struct Options {
+    /// `sizeof(vgpu_options)`.
+    pub size: usize,
+    /// Milliseconds that one endpoint may take until its session is open; 0: 10,000.
+    pub connect_timeout_ms: u32,
+    /// Milliseconds for which nothing may move before a call gives up; 0: 30,000.
+    pub stall_timeout_ms: u32,
+    /// Name of this program in the mediator's log; NULL: the name of the executable, and its process id.
+    pub client_name: *const c_char,
+    /// The file with the secret that `tcp:` needs; NULL: the one that the environment's `VGPU_SECRET_FILE` names.
+    pub secret_file: *const c_char,
+}
+
+/// The version of this library, as in "0.1.0".
+#[unsafe(no_mangle)]
+pub extern "C" fn vgpu_version() -> *const c_char {
+    const VERSION: &str = concat!(env!("CARGO_PKG_VERSION"), "\0");
+    VERSION.as_ptr().cast()
+}
+
+/// Opens a session with the first mediator that answers.
+///
+/// `endpoints` are tried in order, as in "xen:,local:/run/vgpu/vgpu.sock"; NULL: those in the environment's
+/// `VGPU_ENDPOINT`, or "xen:". `options` may be NULL.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn vgpu_open(
+    endpoints: *const c_char,
+    options: *const Options,
+    device: *mut *mut DeviceHandle,
+) -> c_int {
+    call(|| {
+        // SAFETY: the header's rules for pointers.
+        let (place, endpoints, options) = unsafe {
+            (
+                Out::new(device, "device")?,
+                optional_text(endpoints, "list of endpoints")?,
+                self::options(options)?,
+            )
+        };
+        let client = match endpoints {
+            None => Client::from_env(&options)?,
+            Some(list) => {
+                let list =
+                    parse_list(list).map_err(|error| Failure::argument(error.to_string()))?;
+                Client::connect(&list, &options)?
+            }
+        };
+        let device = Device::new(client)?;
+        place.set(DEVICES.insert(new_number(), device));
+        Ok(())
+    })
+}
+
+/// # Safety
+/// NULL, or options by the header's rules for pointers.
+unsafe fn options(given: *const Options) -> Result<vgpu_guest::Options, Failure> {
+    let mut options = vgpu_guest::Options::default();
+    if given.is_null() {
+        return Ok(options);
+    }
+    // SAFETY: at least a size is there, whichever version of the header the program was built with.
+    let size = unsafe { elements(given.cast::<usize>(), 1, "options")? }[0];
+    if size != size_of::<Options>() {
+        return Err(Failure::argument(format!(
+            "options of {size} bytes; set `size` to sizeof(vgpu_options), which is {}",
+            size_of::<Options>()
+        )));
+    }
+    // SAFETY: they say themselves that they are all there.
+    let given = unsafe { elements(given, 1, "options")? }[0];
+    let time = |ms: u32| Duration::from_millis(ms.into());
+    if given.connect_timeout_ms > 0 {
+        options.connect_timeout = time(given.connect_timeout_ms);
+    }
+    if given.stall_timeout_ms > 0 {
+        options.stall_timeout = time(given.stall_timeout_ms);
+    }
+    // SAFETY: the header's rules for pointers.
+    let (name, file) = unsafe {
+        (
+            optional_text(given.client_name, "client name")?,
+            optional_text(given.secret_file, "path of the secret")?,
+        )
+    };
+    if let Some(name) = name {
+        options.client_name = name.to_owned();
+    }
+    if let Some(file) = file {
+        options.secret_file = Some(file.into());
+    }
+    Ok(options)
+}
+
+/// Ends the session of `device` in good order. All handles of the session are gone with it, those of its lanes, memory,
+/// modules, streams and events too, whatever this returns: the session is over in any case. NULL is VGPU_OK.
+#[unsafe(no_mangle)]
+pub extern "C" fn vgpu_close(device: *mut DeviceHandle) -> c_int {
+    call(|| {
+        if device.is_null() {
+            return Ok(());
+        }
+        let Held { session, object } = DEVICES.get(device)?;
+        // First of all, so that nobody begins anything new with them. What is dropped has nothing to give back in a
+        // session that is over.
+        let gone = (
+            DEVICES.remove_session(session),
+            BUFFERS.remove_session(session),
+            MODULES.remove_session(session),
+            FUNCTIONS.remove_session(session),
+            STREAMS.remove_session(session),
+            EVENTS.remove_session(session),
+        );
+        let ended = object.goodbye();
+        drop(gone);
+        Ok(ended?)
+    })
+}
+
+/// Another handle of the same device, with a lane of its own in the session: calls with it do not wait for calls that
+/// other threads make with `device`. Memory, modules, streams and events may be used with any handle of the session.
+/// The mediator limits how many there may be.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn vgpu_device_lane(
+    device: *mut DeviceHandle,
+    lane: *mut *mut DeviceHandle,
+) -> c_int {
+    call(|| {
+        // SAFETY: the header's rules for pointers.
+        let place = unsafe { Out::new(lane, "lane")? };
+        let Held { session, object } = DEVICES.get(device)?;
+        place.set(DEVICES.insert(session, object.lane()?));
+        Ok(())
+    })
+}
+
+/// Gives a handle of a device back, as from `vgpu_device_lane`, and lets the session go on. NULL is VGPU_OK.
+#[unsafe(no_mangle)]
+pub extern "C" fn vgpu_device_release(device: *mut DeviceHandle) -> c_int {
+    call(|| DEVICES.remove(device).map(drop))
+}
+
+/// Copies the device's name to `name`, which has room for `bytes`, and a NUL behind it; cut where it does not fit.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn vgpu_device_name(
+    device: *mut DeviceHandle,
+    name: *mut c_char,
+    bytes: usize,
+) -> c_int {
+    call(|| {
+        let device = DEVICES.get(device)?.object;
+        if bytes == 0 {
+            return Err(Failure::argument("no room for the device's name"));
+        }
+        // SAFETY: the header's rules for pointers.
+        let place: &mut [u8] = unsafe { elements_mut(name.cast(), bytes, "place for the name")? };
+        let text = device.name();
+        let mut len = text.len().min(bytes - 1);
+        while !text.is_char_boundary(len) {
+            len -= 1;
+        }
+        place[..len].copy_from_slice(&text.as_bytes()[..len]);
+        place[len] = 0;
+        Ok(())
+    })
+}
+
+/// The value of a `CUdevice_attribute`, by its number: 16 is the number of multiprocessors, 75 and 76 are the compute
+/// capability.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn vgpu_device_attribute(
+    device: *mut DeviceHandle,
+    attribute: u32,
+    value: *mut i32,
+) -> c_int {
+    call(|| {
+        // SAFETY: the header's rules for pointers.
+        let place = unsafe { Out::new(value, "attribute")? };
+        let found = DEVICES.get(device)?.object.attribute(attribute);
+        place.set(found.ok_or_else(|| {
+            Failure::argument(format!("the device has no attribute {attribute}"))
+        })?);
+        Ok(())
+    })
+}
+
+/// Bytes of device memory that are free, and that this session may have.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn vgpu_memory_info(
+    device: *mut DeviceHandle,
+    free: *mut u64,
+    total: *mut u64,
+) -> c_int {
+    call(|| {
+        // SAFETY: the header's rules for pointers.
+        let (free, total) = unsafe { (Out::new(free, "free bytes")?, Out::new(total, "total")?) };
+        let info = DEVICES.get(device)?.object.memory_info()?;
+        free.set(info.0);
+        total.set(info.1);
+        Ok(())
+    })
+}
+
+/// Waits until the device has done everything that was sent in this session before. If something of it failed, that is
+/// this call's failure.
+#[unsafe(no_mangle)]
+pub extern "C" fn vgpu_synchronize(device: *mut DeviceHandle) -> c_int {
+    call(|| {
+        DEVICES.get(device)?.object.synchronize()?;
+        Ok(())
+    })
+}
+
+/// Adds `elements` floats of `a` and `b` into `sum` on the device, and waits until all are there. `sum` has no element
+/// in common with `a` or `b`.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn vgpu_vector_add(
+    device: *mut DeviceHandle,
+    a: *const f32,
+    b: *const f32,
+    sum: *mut f32,
+    elements: usize,
+) -> c_int {
+    call(|| {
+        let device = DEVICES.get(device)?.object;
+        // SAFETY: the header's rules for pointers.
+        let (a, b) = unsafe {
+            (
+                self::elements(a, elements, "vector a")?,
+                self::elements(b, elements, "vector b")?,
+            )
+        };
+        if overlap(a, sum, elements) || overlap(b, sum, elements) {
+            return Err(Failure::argument("the sum overlaps a or b"));
+        }
+        // SAFETY: the header's rules for pointers; it overlaps neither `a` nor `b`.
+        let sum = unsafe { elements_mut(sum, elements, "sum")? };
+        device.with_client(|client| client.vector_add(a, b, sum))?;
+        Ok(())
+    })
+}

@@ -1,0 +1,242 @@
+//! What a call returns, and what a thread can ask about its last failure.
+
+use std::any::Any;
+use std::cell::RefCell;
+use std::ffi::{CString, c_char, c_int};
+use std::panic::{AssertUnwindSafe, catch_unwind};
+
+use vgpu_guest::protocol::status::Status;
+use vgpu_guest::{ErrorKind, Retry};
+
+/// What a call that succeeds returns.
+pub const VGPU_OK: c_int = 0;
+
+/// What a call that fails returns.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(C)]
+pub enum VgpuError {
+    /// An argument is wrong: NULL where there must be something, a size that does not fit, a text that is not UTF-8.
+    InvalidArgument = 1,
+    /// A handle is NULL, was freed, is of another kind, or its session was closed.
+    InvalidHandle = 2,
+    /// No mediator can be reached.
+    Unreachable = 3,
+    /// The connection broke, or the session is over since an earlier error.
+    Connection = 4,
+    /// Nothing moved for as long as the options allow.
+    Timeout = 5,
+    /// The mediator refused: `vgpu_last_error_mediator` has its code.
+    Refused = 6,
+    /// The driver reported an error: `vgpu_last_error_cuda` has its `CUresult`.
+    Cuda = 7,
+    /// This session does not offer what was asked for.
+    Unsupported = 8,
+    /// The mediator broke the protocol.
+    Protocol = 9,
+    /// A fault in this library.
+    Internal = 10,
+}
+
+impl From<ErrorKind> for VgpuError {
+    fn from(kind: ErrorKind) -> Self {
+        match kind {
+            ErrorKind::Argument => Self::InvalidArgument,
+            ErrorKind::Unreachable => Self::Unreachable,
+            ErrorKind::Connection => Self::Connection,
+            ErrorKind::Timeout => Self::Timeout,
+            ErrorKind::Refused => Self::Refused,
+            ErrorKind::Cuda => Self::Cuda,
+            ErrorKind::Unsupported => Self::Unsupported,
+            ErrorKind::Protocol => Self::Protocol,
+            // Nothing interrupts a session of this library.
+            _ => Self::Internal,
+        }
+    }
+}
+
+/// Whether the same call can succeed without anything being changed first.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(C)]
+pub enum VgpuRetry {
+    /// No.
+    No = 0,
+    /// Yes, in the same session.
+    SameSession = 1,
+    /// Perhaps, in a new session: this one is over.
+    NewSession = 2,
+}
+
+impl From<Retry> for VgpuRetry {
+    fn from(retry: Retry) -> Self {
+        match retry {
+            Retry::No => Self::No,
+            Retry::SameSession => Self::SameSession,
+            Retry::NewSession => Self::NewSession,
+        }
+    }
+}
+
+/// Why a call failed.
+#[derive(Debug)]
+pub(crate) struct Failure {
+    code: VgpuError,
+    cuda: i32,
+    mediator: i32,
+    retry: VgpuRetry,
+    message: CString,
+    advice: CString,
+}
+
+impl Failure {
+    /// A failure of the caller's.
+    pub(crate) fn new(code: VgpuError, message: String) -> Self {
+        Self {
+            code,
+            cuda: 0,
+            mediator: 0,
+            retry: VgpuRetry::No,
+            message: c_text(message),
+            advice: c_text("correct the arguments".to_owned()),
+        }
+    }
+
+    /// A wrong argument.
+    pub(crate) fn argument(message: impl Into<String>) -> Self {
+        Self::new(VgpuError::InvalidArgument, message.into())
+    }
+
+    fn panicked(panic: &(dyn Any + Send)) -> Self {
+        let text = panic.downcast_ref::<&str>().copied();
+        let text = text.or_else(|| panic.downcast_ref::<String>().map(String::as_str));
+        Self {
+            advice: c_text("report this as a fault of vgpu".to_owned()),
+            ..Self::new(
+                VgpuError::Internal,
+                format!("a fault in libvgpu: {}", text.unwrap_or("a panic")),
+            )
+        }
+    }
+}
+
+impl From<vgpu_guest::Error> for Failure {
+    fn from(error: vgpu_guest::Error) -> Self {
+        let (mut cuda, mut mediator) = (0, 0);
+        match error.status() {
+            Some(Status::Cuda(result)) => cuda = result,
+            Some(other) => mediator = other.to_raw(),
+            None => {}
+        }
+        Self {
+            code: error.kind().into(),
+            cuda,
+            mediator,
+            retry: error.retry().into(),
+            message: c_text(error.to_string()),
+            advice: c_text(error.advice()),
+        }
+    }
+}
+
+fn c_text(text: String) -> CString {
+    let mut bytes = text.into_bytes();
+    bytes
+        .iter_mut()
+        .filter(|byte| **byte == 0)
+        .for_each(|byte| *byte = b' ');
+    CString::new(bytes).unwrap_or_default()
+}
+
+thread_local! {
+    static LAST: RefCell<Option<Failure>> = const { RefCell::new(None) };
+}
+
+/// Runs a call: no panic leaves it, and its failure is this thread's last.
+pub(crate) fn call(run: impl FnOnce() -> Result<(), Failure>) -> c_int {
+    // What a panic leaves behind is locked, and the locks' owners say themselves what that means.
+    let failure = match catch_unwind(AssertUnwindSafe(run)) {
+        Ok(Ok(())) => return VGPU_OK,
+        Ok(Err(failure)) => failure,
+        Err(panic) => Failure::panicked(&*panic),
+    };
+    let code = failure.code;
+    // A thread that is ending has no place for it any more.
+    let _ = LAST.try_with(|last| last.replace(Some(failure)));
+    code as c_int
+}
+
+/// Something of this thread's last failure.
+fn of_last<R>(otherwise: R, get: impl FnOnce(&Failure) -> R) -> R {
+    let mut get = Some(get);
+    let found = LAST.try_with(|last| {
+        last.borrow()
+            .as_ref()
+            .and_then(|last| Some(get.take()?(last)))
+    });
+    found.ok().flatten().unwrap_or(otherwise)
+}
+
+/// The code of this thread's last failure; `VGPU_OK` where none of its calls has failed.
+#[unsafe(no_mangle)]
+pub extern "C" fn vgpu_last_error_code() -> c_int {
+    of_last(VGPU_OK, |last| last.code as c_int)
+}
+
+/// The `CUresult` of this thread's last failure; 0 where it was not the driver's.
+#[unsafe(no_mangle)]
+pub extern "C" fn vgpu_last_error_cuda() -> c_int {
+    of_last(0, |last| last.cuda)
+}
+
+/// The mediator's code of this thread's last failure, which is negative (docs/protocol.md); 0 where it was not the
+/// mediator's.
+#[unsafe(no_mangle)]
+pub extern "C" fn vgpu_last_error_mediator() -> c_int {
+    of_last(0, |last| last.mediator)
+}
+
+/// Whether what failed last in this thread may be tried again.
+#[unsafe(no_mangle)]
+pub extern "C" fn vgpu_last_error_retry() -> VgpuRetry {
+    of_last(VgpuRetry::No, |last| last.retry)
+}
+
+/// What failed last in this thread, in one line; "" where nothing has. Valid until the next call of this library that
+/// fails in this thread, or the thread's end.
+#[unsafe(no_mangle)]
+pub extern "C" fn vgpu_last_error_message() -> *const c_char {
+    of_last(c"".as_ptr(), |last| last.message.as_ptr())
+}
+
+/// What can be done about it, in one line; "" where nothing has failed. Valid as the message is.
+#[unsafe(no_mangle)]
+pub extern "C" fn vgpu_last_error_advice() -> *const c_char {
+    of_last(c"".as_ptr(), |last| last.advice.as_ptr())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::ffi::CStr;
+
+    use super::*;
+
+    #[test]
+    fn a_panic_is_a_code_and_a_text() {
+        let code = call(|| panic!("a test's\0 panic"));
+        assert_eq!(code, VgpuError::Internal as c_int);
+        assert_eq!(vgpu_last_error_code(), code);
+        // SAFETY: no call has failed since.
+        let message = unsafe { CStr::from_ptr(vgpu_last_error_message()) };
+        assert_eq!(message, c"a fault in libvgpu: a test's  panic");
+    }
+
+    #[test]
+    fn a_success_leaves_the_last_failure_and_another_thread_has_its_own() {
+        assert_eq!(call(|| Err(Failure::argument("wrong"))), 1);
+        assert_eq!(call(|| Ok(())), 0);
+        assert_eq!(vgpu_last_error_code(), 1);
+        let there = std::thread::spawn(|| vgpu_last_error_code())
+            .join()
+            .unwrap();
+        assert_eq!(there, 0);
+    }
+}

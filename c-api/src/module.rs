@@ -1,0 +1,189 @@
+//! Modules, kernels and launches.
+
+use std::collections::BTreeMap;
+use std::ffi::{c_char, c_int, c_void};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use vgpu_guest::{Function, LaunchConfig, Module};
+
+use crate::device::{DEVICES, DeviceHandle};
+use crate::failure::{Failure, call};
+use crate::handles::{Held, Table};
+use crate::pointers::{Out, elements, text};
+use crate::stream::{StreamHandle, queue};
+
+pub(crate) static MODULES: Table<Arc<Loaded>> = Table::new("module");
+pub(crate) static FUNCTIONS: Table<Function> = Table::new("function");
+
+/// VgpuError on a device.
+#[derive(Debug)]
+pub struct ModuleHandle {
+    _opaque: [u8; 0],
+}
+
+/// A kernel of a module.
+#[derive(Debug)]
+pub struct FunctionHandle {
+    _opaque: [u8; 0],
+}
+
+/// A module, and the handles of the kernels that were looked up in it: their addresses.
+#[derive(Debug)]
+pub(crate) struct Loaded {
+    module: Module,
+    functions: Mutex<BTreeMap<String, usize>>,
+}
+
+/// One argument of a kernel: where its value is, and the bytes of it. Of memory on the device, the value is its address.
+#[derive(Debug, Clone, Copy)]
+#[repr(C)]
+pub struct Argument {
+    /// The value.
+    pub value: *const c_void,
+    /// Its size.
+    pub bytes: usize,
+}
+
+/// Loads a module from `bytes` of PTX, a cubin or a fatbin.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn vgpu_module_load(
+    device: *mut DeviceHandle,
+    image: *const c_void,
+    bytes: usize,
+    module: *mut *mut ModuleHandle,
+) -> c_int {
+    call(|| {
+        // SAFETY: the header's rules for pointers.
+        let (place, image) = unsafe {
+            (
+                Out::new(module, "module")?,
+                elements::<u8>(image.cast(), bytes, "image")?,
+            )
+        };
+        let Held { session, object } = DEVICES.get(device)?;
+        let loaded = Loaded {
+            module: object.load_module(image)?,
+            functions: Mutex::default(),
+        };
+        place.set(MODULES.insert(session, Arc::new(loaded)));
+        Ok(())
+    })
+}
+
+/// Unloads a module, once the work that was sent before is done; its functions are gone with it. NULL is VGPU_OK.
+#[unsafe(no_mangle)]
+pub extern "C" fn vgpu_module_unload(module: *mut ModuleHandle) -> c_int {
+    call(|| {
+        let Some(loaded) = MODULES.remove(module)? else {
+            return Ok(());
+        };
+        let functions = loaded
+            .functions
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        for function in functions.values() {
+            // With the session they may be gone before.
+            let _ = FUNCTIONS.remove::<FunctionHandle>(std::ptr::without_provenance_mut(*function));
+        }
+        Ok(())
+    })
+}
+
+/// The kernel `name` of a module, as the image has it. It is valid as long as the module is loaded; asked for again, it
+/// is the same.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn vgpu_module_function(
+    module: *mut ModuleHandle,
+    name: *const c_char,
+    function: *mut *mut FunctionHandle,
+) -> c_int {
+    call(|| {
+        // SAFETY: the header's rules for pointers.
+        let (place, name) = unsafe {
+            (
+                Out::new(function, "function")?,
+                text(name, "kernel's name")?,
+            )
+        };
+        let Held { session, object } = MODULES.get(module)?;
+        let mut functions = object
+            .functions
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        let handle = match functions.get(name) {
+            Some(known) => std::ptr::without_provenance_mut(*known),
+            None => {
+                let found = object.module.load_function(name)?;
+                let handle: *mut FunctionHandle = FUNCTIONS.insert(session, found);
+                functions.insert(name.to_owned(), handle.addr());
+                handle
+            }
+        };
+        place.set(handle);
+        Ok(())
+    })
+}
+
+/// Launches a kernel: a grid of `grid_x` x `grid_y` x `grid_z` blocks of `block_x` x `block_y` x `block_z` threads, with
+/// `shared_bytes` of dynamic shared memory for each block. Number and sizes of the `arguments` are checked against the
+/// kernel's parameters; their values have been read when this returns.
+///
+/// It does not wait: a failure of the kernel is that of the next `vgpu_synchronize` or `vgpu_copy_from_device`.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn vgpu_launch(
+    device: *mut DeviceHandle,
+    function: *mut FunctionHandle,
+    grid_x: u32,
+    grid_y: u32,
+    grid_z: u32,
+    block_x: u32,
+    block_y: u32,
+    block_z: u32,
+    shared_bytes: u32,
+    arguments: *const Argument,
+    count: usize,
+    stream: *mut StreamHandle,
+) -> c_int {
+    call(|| {
+        let queue = queue(device, stream)?;
+        let function = FUNCTIONS.get(function)?.object;
+        // SAFETY: the header's rules for pointers.
+        let arguments = unsafe { elements(arguments, count, "list of arguments")? };
+        let parameters = function.parameters();
+        if arguments.len() != parameters.len() {
+            return Err(Failure::argument(format!(
+                "kernel '{}' has {} parameters, {} arguments were given",
+                function.name(),
+                parameters.len(),
+                arguments.len()
+            )));
+        }
+        let mut launch = queue.launch_builder(&function);
+        for (k, (argument, parameter)) in arguments.iter().zip(parameters).enumerate() {
+            // Before a byte of it is read: a wrong size is a wrong pointer, too.
+            if argument.bytes != parameter.size as usize {
+                return Err(Failure::argument(format!(
+                    "argument {k} has {} bytes; parameter {k} of kernel '{}' has {}",
+                    argument.bytes,
+                    function.name(),
+                    parameter.size
+                )));
+            }
+            // SAFETY: the header's rules for pointers.
+            let value: &[u8] = unsafe {
+                elements(
+                    argument.value.cast(),
+                    argument.bytes,
+                    "value of an argument",
+                )?
+            };
+            launch = launch.arg_bytes(value);
+        }
+        launch.launch(LaunchConfig {
+            grid_dim: (grid_x, grid_y, grid_z),
+            block_dim: (block_x, block_y, block_z),
+            shared_mem_bytes: shared_bytes,
+        })?;
+        Ok(())
+    })
+}

@@ -1,0 +1,194 @@
+//! Streams and events.
+
+use std::ffi::c_int;
+use std::ops::Deref;
+use std::sync::Arc;
+
+use vgpu_guest::{Device, Event, Stream};
+
+use crate::device::{DEVICES, DeviceHandle};
+use crate::failure::{Failure, call};
+use crate::handles::{Held, Table};
+use crate::pointers::Out;
+
+pub(crate) static STREAMS: Table<Stream> = Table::new("stream");
+pub(crate) static EVENTS: Table<Arc<Event>> = Table::new("event");
+
+/// An order of work of its own, beside that of other streams.
+#[derive(Debug)]
+pub struct StreamHandle {
+    _opaque: [u8; 0],
+}
+
+/// A point in a stream, which others can wait for.
+#[derive(Debug)]
+pub struct EventHandle {
+    _opaque: [u8; 0],
+}
+
+/// Where work goes: a stream, or the device's default stream.
+pub(crate) enum Queue {
+    Default(Device),
+    Stream(Stream),
+}
+
+impl Deref for Queue {
+    type Target = Device;
+
+    fn deref(&self) -> &Device {
+        match self {
+            Self::Default(device) => device,
+            Self::Stream(stream) => stream,
+        }
+    }
+}
+
+/// The queue of `stream`, or the default stream where that is NULL, on the lane of `device`.
+pub(crate) fn queue(
+    device: *mut DeviceHandle,
+    stream: *mut StreamHandle,
+) -> Result<Queue, Failure> {
+    let device = DEVICES.get(device)?.object;
+    if stream.is_null() {
+        return Ok(Queue::Default(device));
+    }
+    let stream = STREAMS.get(stream)?.object;
+    Ok(Queue::Stream(device.on_stream(&stream)?))
+}
+
+/// A new stream. Wherever a call takes a stream, NULL is the device's default stream.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn vgpu_stream_create(
+    device: *mut DeviceHandle,
+    stream: *mut *mut StreamHandle,
+) -> c_int {
+    call(|| {
+        // SAFETY: the header's rules for pointers.
+        let place = unsafe { Out::new(stream, "stream")? };
+        let Held { session, object } = DEVICES.get(device)?;
+        place.set(STREAMS.insert(session, object.new_stream()?));
+        Ok(())
+    })
+}
+
+/// Destroys a stream, once its work is done. NULL is VGPU_OK.
+#[unsafe(no_mangle)]
+pub extern "C" fn vgpu_stream_destroy(stream: *mut StreamHandle) -> c_int {
+    call(|| STREAMS.remove(stream).map(drop))
+}
+
+/// Waits until everything that was sent to the stream before is done. If something that was sent before failed, that is
+/// this call's failure. With NULL it waits for the whole session's work, as `vgpu_synchronize` does.
+#[unsafe(no_mangle)]
+pub extern "C" fn vgpu_stream_synchronize(
+    device: *mut DeviceHandle,
+    stream: *mut StreamHandle,
+) -> c_int {
+    call(|| {
+        match queue(device, stream)? {
+            Queue::Default(device) => device.synchronize()?,
+            Queue::Stream(stream) => stream.synchronize()?,
+        };
+        Ok(())
+    })
+}
+
+/// Whether everything that was sent to the stream before is done: 1 or 0. The stream is not NULL.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn vgpu_stream_query(
+    device: *mut DeviceHandle,
+    stream: *mut StreamHandle,
+    done: *mut c_int,
+) -> c_int {
+    call(|| {
+        // SAFETY: the header's rules for pointers.
+        let place = unsafe { Out::new(done, "answer")? };
+        let stream = DEVICES
+            .get(device)?
+            .object
+            .on_stream(&STREAMS.get(stream)?.object)?;
+        place.set(stream.is_done()?.into());
+        Ok(())
+    })
+}
+
+/// Has what is sent to the stream from now on wait for the event, as it was recorded last.
+#[unsafe(no_mangle)]
+pub extern "C" fn vgpu_stream_wait_event(
+    device: *mut DeviceHandle,
+    stream: *mut StreamHandle,
+    event: *mut EventHandle,
+) -> c_int {
+    call(|| {
+        let queue = queue(device, stream)?;
+        Ok(queue.wait(&EVENTS.get(event)?.object)?)
+    })
+}
+
+/// A new event, which was not recorded yet.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn vgpu_event_create(
+    device: *mut DeviceHandle,
+    event: *mut *mut EventHandle,
+) -> c_int {
+    call(|| {
+        // SAFETY: the header's rules for pointers.
+        let place = unsafe { Out::new(event, "event")? };
+        let Held { session, object } = DEVICES.get(device)?;
+        place.set(EVENTS.insert(session, Arc::new(object.new_event()?)));
+        Ok(())
+    })
+}
+
+/// Destroys an event. NULL is VGPU_OK.
+#[unsafe(no_mangle)]
+pub extern "C" fn vgpu_event_destroy(event: *mut EventHandle) -> c_int {
+    call(|| EVENTS.remove(event).map(drop))
+}
+
+/// Has the event come when the stream has done what was sent to it before.
+#[unsafe(no_mangle)]
+pub extern "C" fn vgpu_event_record(
+    device: *mut DeviceHandle,
+    event: *mut EventHandle,
+    stream: *mut StreamHandle,
+) -> c_int {
+    call(|| {
+        let queue = queue(device, stream)?;
+        Ok(queue.record(&EVENTS.get(event)?.object)?)
+    })
+}
+
+/// Waits until the event has come, as it was recorded last, in the lane of the device that made it.
+#[unsafe(no_mangle)]
+pub extern "C" fn vgpu_event_synchronize(event: *mut EventHandle) -> c_int {
+    call(|| Ok(EVENTS.get(event)?.object.synchronize()?))
+}
+
+/// Whether the event has come, as it was recorded last, or was never recorded: 1 or 0.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn vgpu_event_query(event: *mut EventHandle, done: *mut c_int) -> c_int {
+    call(|| {
+        // SAFETY: the header's rules for pointers.
+        let place = unsafe { Out::new(done, "answer")? };
+        place.set(EVENTS.get(event)?.object.is_done()?.into());
+        Ok(())
+    })
+}
+
+/// The time on the device from one event to another that came later, in nanoseconds; 0 where it came earlier.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn vgpu_event_elapsed(
+    start: *mut EventHandle,
+    end: *mut EventHandle,
+    nanoseconds: *mut u64,
+) -> c_int {
+    call(|| {
+        // SAFETY: the header's rules for pointers.
+        let place = unsafe { Out::new(nanoseconds, "time")? };
+        let (start, end) = (EVENTS.get(start)?.object, EVENTS.get(end)?.object);
+        let elapsed = end.elapsed_since(&start)?;
+        place.set(u64::try_from(elapsed.as_nanos()).unwrap_or(u64::MAX));
+        Ok(())
+    })
+}

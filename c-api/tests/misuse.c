@@ -1,0 +1,283 @@
+/* Every wrong use is an error with a text, and the session goes on. Argument: an endpoint. */
+
+#include <pthread.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <vgpu.h>
+
+static int failures;
+
+static void expect(int line, int code, int wanted, const char *text)
+{
+    const char *message = vgpu_last_error_message();
+    if (code != wanted || (code != VGPU_OK && strstr(message, text) == NULL)) {
+        fprintf(stderr, "line %d: code %d, not %d; \"%s\" should have \"%s\"\n", line, code, wanted, message, text);
+        failures++;
+    }
+    if (code != VGPU_OK && (vgpu_last_error_code() != code || vgpu_last_error_advice()[0] == 0)) {
+        fprintf(stderr, "line %d: the last error is another, or without advice\n", line);
+        failures++;
+    }
+}
+
+#define GOOD(call) expect(__LINE__, call, VGPU_OK, "")
+#define WRONG(call, text) expect(__LINE__, call, VGPU_ERROR_INVALID_ARGUMENT, text)
+#define NO_HANDLE(call, text) expect(__LINE__, call, VGPU_ERROR_INVALID_HANDLE, text)
+#define CHECK(condition)                                              \
+    do {                                                              \
+        if (!(condition)) {                                           \
+            fprintf(stderr, "line %d: " #condition "\n", __LINE__);   \
+            failures++;                                               \
+        }                                                             \
+    } while (0)
+
+static const char PTX[] =
+    ".version 6.0\n.target sm_50\n.address_size 64\n"
+    ".visible .entry set(.param .u64 to, .param .u32 value)\n"
+    "{\n"
+    "    .reg .b32 %v;\n"
+    "    .reg .b64 %to;\n"
+    "    ld.param.u64 %to, [to];\n"
+    "    ld.param.u32 %v, [value];\n"
+    "    st.global.u32 [%to], %v;\n"
+    "    ret;\n"
+    "}\n";
+
+static vgpu_device *shared;
+
+/* Copies in a lane of its own, beside the other threads. */
+static void *copies(void *number)
+{
+    vgpu_device *lane = NULL;
+    vgpu_buffer *buffer = NULL;
+    unsigned char data[1000], back[1000];
+    int round;
+    memset(data, *(const int *)number, sizeof data);
+    GOOD(vgpu_device_lane(shared, &lane));
+    for (round = 0; round < 20; round++) {
+        GOOD(vgpu_buffer_allocate(lane, sizeof data, &buffer));
+        GOOD(vgpu_copy_to_device(lane, buffer, 0, data, sizeof data, NULL));
+        GOOD(vgpu_copy_from_device(lane, back, buffer, 0, sizeof back, NULL));
+        CHECK(memcmp(data, back, sizeof data) == 0);
+        GOOD(vgpu_buffer_free(buffer));
+    }
+    /* Another thread's failures are not this one's. */
+    CHECK(vgpu_last_error_code() == VGPU_OK);
+    GOOD(vgpu_device_release(lane));
+    NO_HANDLE(vgpu_synchronize(lane), "no device");
+    return NULL;
+}
+
+static void sessions(const char *endpoint)
+{
+    vgpu_device *device = NULL;
+    vgpu_options options;
+    memset(&options, 0, sizeof options);
+    WRONG(vgpu_open(endpoint, NULL, NULL), "the place for the device");
+    WRONG(vgpu_open("nonsense", NULL, &device), "no scheme");
+    WRONG(vgpu_open("", NULL, &device), "empty");
+    WRONG(vgpu_open("local:\xff", NULL, &device), "not UTF-8");
+    WRONG(vgpu_open(endpoint, &options, &device), "options of 0 bytes");
+    options.size = sizeof options;
+    options.connect_timeout_ms = 100;
+    options.client_name = "misuse";
+    expect(__LINE__, vgpu_open("local:/nowhere/vgpu.sock", &options, &device), VGPU_ERROR_UNREACHABLE, "/nowhere");
+    CHECK(vgpu_last_error_retry() == VGPU_RETRY_NEW_SESSION);
+    CHECK(vgpu_last_error_cuda() == 0 && vgpu_last_error_mediator() == 0);
+    CHECK(device == NULL);
+    NO_HANDLE(vgpu_synchronize(NULL), "the device is NULL");
+    NO_HANDLE(vgpu_synchronize((vgpu_device *)(size_t)64), "no device");
+    /* As free(NULL). */
+    GOOD(vgpu_close(NULL));
+    GOOD(vgpu_device_release(NULL));
+    GOOD(vgpu_buffer_free(NULL));
+    GOOD(vgpu_module_unload(NULL));
+    GOOD(vgpu_stream_destroy(NULL));
+    GOOD(vgpu_event_destroy(NULL));
+    /* A success leaves what has failed before. */
+    CHECK(vgpu_last_error_code() == VGPU_ERROR_INVALID_HANDLE);
+}
+
+static void device_information(vgpu_device *device)
+{
+    char name[256], cut[4];
+    uint64_t free_bytes = 0, total = 0;
+    int32_t value = 0;
+    GOOD(vgpu_device_name(device, name, sizeof name));
+    GOOD(vgpu_device_name(device, cut, sizeof cut));
+    CHECK(strlen(name) > 3 && strlen(cut) == 3 && strncmp(name, cut, 3) == 0);
+    WRONG(vgpu_device_name(device, NULL, 10), "NULL");
+    WRONG(vgpu_device_name(device, name, 0), "no room");
+    GOOD(vgpu_memory_info(device, &free_bytes, &total));
+    CHECK(free_bytes > 0 && free_bytes <= total);
+    WRONG(vgpu_memory_info(device, NULL, &total), "free bytes");
+    GOOD(vgpu_device_attribute(device, 75, &value));
+    CHECK(value > 0);
+    WRONG(vgpu_device_attribute(device, 100000, &value), "no attribute 100000");
+}
+
+static void memory(vgpu_device *device)
+{
+    vgpu_buffer *buffer = NULL, *none = NULL, *other = NULL;
+    unsigned char data[16], back[16];
+    float floats[8] = {1, 2, 3, 4, 5, 6, 7, 8};
+    uint64_t address = 0;
+    size_t size = 0;
+    memset(data, 7, sizeof data);
+    WRONG(vgpu_buffer_allocate(device, 16, NULL), "the place for the buffer");
+    expect(__LINE__, vgpu_buffer_allocate(device, (size_t)1 << 60, &buffer), VGPU_ERROR_REFUSED, "E_QUOTA_MEM");
+    CHECK(vgpu_last_error_mediator() == -3);
+    GOOD(vgpu_buffer_allocate(device, 0, &none));
+    GOOD(vgpu_copy_to_device(device, none, 0, NULL, 0, NULL));
+    GOOD(vgpu_buffer_allocate(device, 16, &buffer));
+    GOOD(vgpu_buffer_size(buffer, &size));
+    CHECK(size == 16);
+    GOOD(vgpu_buffer_address(buffer, &address));
+    CHECK(address != 0);
+    WRONG(vgpu_copy_to_device(device, buffer, 0, NULL, 16, NULL), "the source of the copy is NULL");
+    WRONG(vgpu_copy_to_device(device, buffer, 1, data, 16, NULL), "at offset 1 of a buffer of 16 bytes");
+    WRONG(vgpu_copy_to_device(device, buffer, 0, data, (size_t)-1, NULL), "of a buffer of 16 bytes");
+    WRONG(vgpu_copy_to_device(device, buffer, (size_t)-1, data, 2, NULL), "of a buffer of 16 bytes");
+    WRONG(vgpu_copy_from_device(device, NULL, buffer, 0, 16, NULL), "the destination of the copy is NULL");
+    NO_HANDLE(vgpu_copy_to_device(device, NULL, 0, data, 16, NULL), "the buffer is NULL");
+    NO_HANDLE(vgpu_copy_to_device(device, (vgpu_buffer *)(void *)device, 0, data, 16, NULL), "no buffer");
+    NO_HANDLE(vgpu_copy_to_device(device, buffer, 0, data, 16, (vgpu_stream *)(void *)data), "no stream");
+    WRONG(vgpu_fill(device, buffer, 0, 1, 3, 1, NULL), "elements of 3 bytes");
+    WRONG(vgpu_fill(device, buffer, 0, 1, 4, 5, NULL), "5 elements of 4 bytes");
+    WRONG(vgpu_fill(device, buffer, 1, 1, 4, 1, NULL), "offset 1 is no multiple of the 4 bytes");
+    GOOD(vgpu_copy_to_device(device, buffer, 0, data, 16, NULL));
+    GOOD(vgpu_fill(device, buffer, 2, 0x0201, 2, 2, NULL));
+    GOOD(vgpu_buffer_allocate(device, 16, &other));
+    GOOD(vgpu_copy_on_device(device, other, 8, buffer, 0, 8, NULL));
+    GOOD(vgpu_copy_on_device(device, other, 0, buffer, 8, 8, NULL));
+    GOOD(vgpu_copy_from_device(device, back, other, 0, 16, NULL));
+    CHECK(memcmp(back, "\7\7\7\7\7\7\7\7\7\7\1\2\1\2\7\7", 16) == 0);
+    GOOD(vgpu_buffer_free(buffer));
+    NO_HANDLE(vgpu_buffer_free(buffer), "freed");
+    NO_HANDLE(vgpu_copy_from_device(device, back, buffer, 0, 16, NULL), "freed");
+    NO_HANDLE(vgpu_buffer_size(buffer, &size), "freed");
+    GOOD(vgpu_vector_add(device, NULL, NULL, NULL, 0));
+    WRONG(vgpu_vector_add(device, floats, floats, NULL, 4), "the sum is NULL");
+    WRONG(vgpu_vector_add(device, floats, NULL, floats + 4, 4), "the vector b is NULL");
+    WRONG(vgpu_vector_add(device, floats, floats + 4, floats + 3, 4), "overlaps");
+    WRONG(vgpu_vector_add(device, (const float *)(const void *)((const char *)floats + 1), floats, floats + 4, 1), "aligned");
+    WRONG(vgpu_vector_add(device, floats, floats, floats, (size_t)-1 / 2), "cannot have");
+    GOOD(vgpu_vector_add(device, floats, floats, floats + 4, 4));
+    CHECK(floats[4] == 2 && floats[7] == 8);
+}
+
+static void kernels(vgpu_device *device)
+{
+    vgpu_module *module = NULL;
+    vgpu_function *set = NULL, *again = NULL;
+    vgpu_buffer *buffer = NULL;
+    vgpu_stream *stream = NULL;
+    vgpu_event *start = NULL, *end = NULL;
+    uint64_t address = 0, nanoseconds = 0, far_away = 0;
+    uint32_t value = 5, back = 0;
+    uint16_t narrow = 5;
+    int done = -1;
+    vgpu_argument good[] = {VGPU_ARGUMENT(address), VGPU_ARGUMENT(value)};
+    vgpu_argument thin[] = {VGPU_ARGUMENT(address), VGPU_ARGUMENT(narrow)};
+    vgpu_argument hollow[] = {{NULL, sizeof address}, VGPU_ARGUMENT(value)};
+    vgpu_argument astray[] = {VGPU_ARGUMENT(far_away), VGPU_ARGUMENT(value)};
+
+    GOOD(vgpu_buffer_allocate(device, 4, &buffer));
+    GOOD(vgpu_buffer_address(buffer, &address));
+    WRONG(vgpu_module_load(device, NULL, 100, &module), "the image is NULL");
+    WRONG(vgpu_module_load(device, PTX, 0, &module), "nothing in it");
+    expect(__LINE__, vgpu_module_load(device, "not PTX", 7, &module), VGPU_ERROR_CUDA, "CUDA_ERROR_");
+    CHECK(vgpu_last_error_cuda() > 0 && vgpu_last_error_mediator() == 0);
+    GOOD(vgpu_module_load(device, PTX, sizeof PTX - 1, &module));
+    WRONG(vgpu_module_function(module, NULL, &set), "the kernel's name is NULL");
+    expect(__LINE__, vgpu_module_function(module, "get", &set), VGPU_ERROR_CUDA, "CUDA_ERROR_NOT_FOUND");
+    CHECK(vgpu_last_error_cuda() == 500);
+    GOOD(vgpu_module_function(module, "set", &set));
+    GOOD(vgpu_module_function(module, "set", &again));
+    CHECK(set == again);
+    WRONG(vgpu_launch(device, set, 1, 1, 1, 1, 1, 1, 0, good, 1, NULL), "2 parameters, 1 arguments");
+    WRONG(vgpu_launch(device, set, 1, 1, 1, 1, 1, 1, 0, NULL, 2, NULL), "the list of arguments is NULL");
+    WRONG(vgpu_launch(device, set, 1, 1, 1, 1, 1, 1, 0, thin, 2, NULL), "argument 1 has 2 bytes");
+    WRONG(vgpu_launch(device, set, 1, 1, 1, 1, 1, 1, 0, hollow, 2, NULL), "the value of an argument is NULL");
+    WRONG(vgpu_launch(device, set, 0, 1, 1, 1, 1, 1, 0, good, 2, NULL), "a grid of");
+    WRONG(vgpu_launch(device, set, 1, 1, 1, 4096, 1, 1, 0, good, 2, NULL), "a block of 4096 threads");
+    NO_HANDLE(vgpu_launch(device, NULL, 1, 1, 1, 1, 1, 1, 0, good, 2, NULL), "the function is NULL");
+
+    GOOD(vgpu_stream_create(device, &stream));
+    GOOD(vgpu_event_create(device, &start));
+    GOOD(vgpu_event_create(device, &end));
+    GOOD(vgpu_event_record(device, start, stream));
+    GOOD(vgpu_launch(device, set, 1, 1, 1, 1, 1, 1, 0, good, 2, stream));
+    GOOD(vgpu_event_record(device, end, stream));
+    GOOD(vgpu_stream_wait_event(device, NULL, end));
+    GOOD(vgpu_copy_from_device(device, &back, buffer, 0, 4, NULL));
+    CHECK(back == 5);
+    GOOD(vgpu_event_synchronize(end));
+    GOOD(vgpu_event_query(end, &done));
+    CHECK(done == 1);
+    GOOD(vgpu_event_elapsed(start, end, &nanoseconds));
+    GOOD(vgpu_stream_synchronize(device, stream));
+    GOOD(vgpu_stream_query(device, stream, &done));
+    CHECK(done == 1);
+    NO_HANDLE(vgpu_stream_query(device, NULL, &done), "the stream is NULL");
+    NO_HANDLE(vgpu_event_record(device, NULL, stream), "the event is NULL");
+    GOOD(vgpu_stream_destroy(stream));
+    NO_HANDLE(vgpu_stream_synchronize(device, stream), "no stream");
+    GOOD(vgpu_event_destroy(start));
+    NO_HANDLE(vgpu_event_elapsed(start, end, &nanoseconds), "no event");
+    GOOD(vgpu_module_unload(module));
+    NO_HANDLE(vgpu_launch(device, set, 1, 1, 1, 1, 1, 1, 0, good, 2, NULL), "no function");
+    NO_HANDLE(vgpu_module_function(module, "set", &set), "no module");
+
+    /* A kernel that goes astray ends what the session has of the device, and nothing else. */
+    GOOD(vgpu_module_load(device, PTX, sizeof PTX - 1, &module));
+    GOOD(vgpu_module_function(module, "set", &set));
+    GOOD(vgpu_launch(device, set, 1, 1, 1, 1, 1, 1, 0, astray, 2, NULL));
+    expect(__LINE__, vgpu_synchronize(device), VGPU_ERROR_CUDA, "CUDA_ERROR_ILLEGAL_ADDRESS");
+    CHECK(vgpu_last_error_cuda() == 700);
+}
+
+static void threads(const char *endpoint)
+{
+    pthread_t thread[3];
+    int numbers[3] = {1, 2, 3};
+    int i;
+    vgpu_buffer *buffer = NULL, *of_another = NULL;
+    vgpu_device *other = NULL;
+    char byte = 0;
+    GOOD(vgpu_open(endpoint, NULL, &shared));
+    for (i = 0; i < 3; i++)
+        CHECK(pthread_create(&thread[i], NULL, copies, &numbers[i]) == 0);
+    for (i = 0; i < 3; i++)
+        CHECK(pthread_join(thread[i], NULL) == 0);
+    GOOD(vgpu_buffer_allocate(shared, 1, &buffer));
+    GOOD(vgpu_open(endpoint, NULL, &other));
+    GOOD(vgpu_buffer_allocate(other, 1, &of_another));
+    WRONG(vgpu_copy_to_device(shared, of_another, 0, &byte, 1, NULL), "of another session");
+    GOOD(vgpu_close(shared));
+    NO_HANDLE(vgpu_close(shared), "no device");
+    NO_HANDLE(vgpu_synchronize(shared), "whose session was closed");
+    NO_HANDLE(vgpu_buffer_free(buffer), "whose session was closed");
+    GOOD(vgpu_copy_to_device(other, of_another, 0, &byte, 1, NULL));
+    GOOD(vgpu_close(other));
+}
+
+int main(int argc, char **argv)
+{
+    vgpu_device *device = NULL;
+    if (argc != 2)
+        return 2;
+    CHECK(strcmp(vgpu_last_error_message(), "") == 0);
+    CHECK(strchr(vgpu_version(), '.') != NULL);
+    sessions(argv[1]);
+    GOOD(vgpu_open(argv[1], NULL, &device));
+    device_information(device);
+    memory(device);
+    kernels(device);
+    vgpu_close(device);
+    threads(argv[1]);
+    if (failures == 0)
+        printf("every misuse was told\n");
+    return failures != 0;
+}

@@ -1,0 +1,342 @@
+//! `vgpu bench gpu`: what work on a device costs, beside the same done natively.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::hint::black_box;
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use nix::time::{ClockId, clock_gettime};
+use serde_json::{Value, json};
+use vgpu_guest::{CaptureMode, Client, Device, Function, LaunchConfig};
+
+use crate::cli::{Cli, GpuBenchArguments};
+use crate::failure::Failure;
+use crate::figures::{self, rounded};
+use crate::{output, session};
+
+const KERNEL: &str = "
+.version 7.0
+.target sm_52
+.address_size 64
+.visible .entry nothing() { ret; }
+";
+
+const ONE_THREAD: LaunchConfig = LaunchConfig {
+    grid_dim: (1, 1, 1),
+    block_dim: (1, 1, 1),
+    shared_mem_bytes: 0,
+};
+
+/// Kernels of the graph.
+const GRAPH: u32 = 20;
+
+/// Bytes of an allocation.
+const ALLOCATION: usize = 1 << 20;
+
+pub(crate) fn run(cli: &Cli, arguments: &GpuBenchArguments) -> Result<(), Failure> {
+    let native = arguments.native.as_deref().map(read_native).transpose()?;
+    let sessions = sessions(cli, arguments.repeats)?;
+    let device = Device::new(session::open(cli)?)?;
+    let (endpoint, info) = device.with_client(|client| {
+        let endpoint = session::endpoint_name(client);
+        client.info().map(|info| (endpoint, info))
+    })?;
+    if !cli.json {
+        output::line(&format!(
+            "{} ({}) over {endpoint}\n\n{:<22} {:>12} {:>12} {:>12} {:>12}",
+            info.executor, info.device, "", "median", "p99", "native", "of native"
+        ))?;
+    }
+    let print = |figures: &Figures| -> Result<(), Failure> {
+        let beside = native.as_ref().and_then(|native| native.get(&figures.what));
+        if !cli.json {
+            return Ok(output::line(&figures.to_text(beside.copied()))?);
+        }
+        let mut object = figures.to_json(beside.copied());
+        object["endpoint"] = json!(endpoint);
+        object["executor"] = json!(info.executor.as_str());
+        object["device"] = json!(info.device.as_str());
+        Ok(output::json(&object)?)
+    };
+    print(&sessions)?;
+    let module = device.load_module(KERNEL.as_bytes())?;
+    let nothing = module.load_function("nothing")?;
+    for figures in launches(&device, &nothing, arguments)? {
+        print(&figures)?;
+    }
+    print(&graph(&device, &nothing, arguments)?)?;
+    for figures in allocations(&device, arguments)? {
+        print(&figures)?;
+    }
+    for &bytes in &arguments.copies {
+        for figures in copies(&device, bytes, arguments.repeats)? {
+            print(&figures)?;
+        }
+    }
+    drop((nothing, module));
+    session::end_device(device);
+    Ok(())
+}
+
+/// Measured values of one thing, the best first.
+struct Figures {
+    what: String,
+    /// `us`, or `GB/s`, of which more is better.
+    unit: &'static str,
+    sorted: Vec<f64>,
+}
+
+impl Figures {
+    fn new(what: impl Into<String>, unit: &'static str, mut values: Vec<f64>) -> Self {
+        values.sort_unstable_by(f64::total_cmp);
+        if unit != "us" {
+            values.reverse();
+        }
+        Self {
+            what: what.into(),
+            unit,
+            sorted: values,
+        }
+    }
+
+    fn times(what: &str, times: &[Duration]) -> Self {
+        let us = |time: &Duration| time.as_secs_f64() * 1e6;
+        Self::new(what, "us", times.iter().map(us).collect())
+    }
+
+    /// The value that `percent` of all are no worse than.
+    fn percentile(&self, percent: usize) -> f64 {
+        figures::percentile(&self.sorted, percent).unwrap_or_default()
+    }
+
+    fn to_json(&self, native: Option<f64>) -> Value {
+        let median = self.percentile(50);
+        let mut object = json!({
+            "kind": "gpu",
+            "what": self.what,
+            "unit": self.unit,
+            "count": self.sorted.len(),
+            "median": rounded(median),
+            "p99": rounded(self.percentile(99)),
+        });
+        if let Some(native) = native {
+            object["native"] = json!(rounded(native));
+            object["of_native"] = json!(rounded(median / native));
+        }
+        object
+    }
+
+    fn to_text(&self, native: Option<f64>) -> String {
+        let (median, p99) = (self.percentile(50), self.percentile(99));
+        let with_unit = |value: f64| {
+            let unit = if self.unit == "us" { "µs" } else { self.unit };
+            format!("{value:.2} {unit}")
+        };
+        let beside = native.map_or((String::new(), String::new()), |native| {
+            (with_unit(native), format!("{:.2} x", median / native))
+        });
+        format!(
+            "{:<22} {:>12} {:>12} {:>12} {:>12}",
+            self.what,
+            with_unit(median),
+            with_unit(p99),
+            beside.0,
+            beside.1
+        )
+    }
+}
+
+/// The medians that the native program has printed, by what they are of.
+fn read_native(path: &Path) -> Result<BTreeMap<String, f64>, Failure> {
+    let advice = "give what bench/native_gpu.cu has printed";
+    let text = fs::read_to_string(path)
+        .map_err(|error| Failure::new(format!("{}: {error}", path.display()), advice))?;
+    let mut medians = BTreeMap::new();
+    for line in text.lines().filter(|line| !line.trim().is_empty()) {
+        let object: Value = serde_json::from_str(line)
+            .map_err(|error| Failure::new(format!("{}: {error}", path.display()), advice))?;
+        match (object["what"].as_str(), object["median"].as_f64()) {
+            (Some(what), Some(median)) if median > 0.0 => {
+                medians.insert(what.to_owned(), median);
+            }
+            _ => {
+                let what = format!("{}: no figure in '{line}'", path.display());
+                return Err(Failure::new(what, advice));
+            }
+        }
+    }
+    Ok(medians)
+}
+
+/// From nothing to a device that takes work.
+fn sessions(cli: &Cli, repeats: u32) -> Result<Figures, Failure> {
+    let (endpoints, options) = (session::endpoints(cli)?, session::options(cli)?);
+    let mut times = Vec::new();
+    for _ in 0..repeats {
+        let start = Instant::now();
+        let device = Device::new(Client::connect(&endpoints, &options)?)?;
+        times.push(start.elapsed());
+        session::end_device(device);
+    }
+    Ok(Figures::times("session_open", &times))
+}
+
+/// Processor time of this thread.
+fn processor_time() -> Duration {
+    clock_gettime(ClockId::CLOCK_THREAD_CPUTIME_ID).map_or(Duration::ZERO, Duration::from)
+}
+
+fn launches(
+    device: &Device,
+    nothing: &Function,
+    arguments: &GpuBenchArguments,
+) -> Result<[Figures; 3], Failure> {
+    let launch = || device.launch_builder(nothing).launch(ONE_THREAD);
+    launch()?;
+    device.synchronize()?;
+    let each = |time: Duration| time.as_secs_f64() * 1e6 / f64::from(arguments.launches);
+    let (mut issued, mut chains) = (Vec::new(), Vec::new());
+    for _ in 0..arguments.repeats {
+        let (start, cpu) = (Instant::now(), processor_time());
+        for _ in 0..arguments.launches {
+            launch()?;
+        }
+        issued.push(each(processor_time().saturating_sub(cpu)));
+        device.synchronize()?;
+        chains.push(start.elapsed());
+    }
+    let mut waited = Vec::new();
+    for _ in 0..arguments.launches {
+        let start = Instant::now();
+        launch()?;
+        device.synchronize()?;
+        waited.push(start.elapsed());
+    }
+    Ok([
+        Figures::new("launch_processor", "us", issued),
+        Figures::times(&format!("launch_chain_{}", arguments.launches), &chains),
+        Figures::times("launch_synchronize", &waited),
+    ])
+}
+
+fn graph(
+    device: &Device,
+    nothing: &Function,
+    arguments: &GpuBenchArguments,
+) -> Result<Figures, Failure> {
+    let stream = device.new_stream()?;
+    stream.begin_capture(CaptureMode::ThreadLocal)?;
+    for _ in 0..GRAPH {
+        stream.launch_builder(nothing).launch(ONE_THREAD)?;
+    }
+    let graph = stream.end_capture()?.instantiate()?;
+    let mut times = Vec::new();
+    for _ in 0..arguments.launches.div_ceil(10) {
+        let start = Instant::now();
+        graph.launch(&stream)?;
+        stream.synchronize()?;
+        times.push(start.elapsed());
+    }
+    Ok(Figures::times(&format!("graph_of_{GRAPH}"), &times))
+}
+
+fn allocations(device: &Device, arguments: &GpuBenchArguments) -> Result<[Figures; 2], Failure> {
+    let (mut waited, mut ordered) = (Vec::new(), Vec::new());
+    for _ in 0..arguments.launches {
+        let start = Instant::now();
+        drop(device.alloc::<u8>(ALLOCATION)?);
+        waited.push(start.elapsed());
+    }
+    device.synchronize()?;
+    for _ in 0..arguments.launches {
+        let start = Instant::now();
+        let buffer = device.alloc_async::<u8>(ALLOCATION)?;
+        device.free_async(buffer)?;
+        ordered.push(start.elapsed());
+    }
+    device.synchronize()?;
+    Ok([
+        Figures::times("allocate_free", &waited),
+        Figures::times("allocate_free_async", &ordered),
+    ])
+}
+
+/// Copies from and to a slice; every byte of what comes back is compared.
+fn copies(device: &Device, bytes: u64, repeats: u32) -> Result<[Figures; 2], Failure> {
+    let too_many = || {
+        Failure::new(
+            format!("{bytes} bytes are more than this machine can hold"),
+            "use smaller --copies",
+        )
+    };
+    let len = usize::try_from(bytes).map_err(|_| too_many())?;
+    let mut to = Vec::new();
+    let mut back = Vec::new();
+    for buffer in [&mut to, &mut back] {
+        buffer.try_reserve_exact(len).map_err(|_| too_many())?;
+    }
+    to.extend((0..=250u8).cycle().take(len));
+    back.resize(len, 0);
+    let mut buffer = device.alloc::<u8>(len)?;
+    let rate = |time: Duration| bytes as f64 / 1e9 / time.as_secs_f64();
+    let (mut up, mut down) = (Vec::new(), Vec::new());
+    // The first one touches pages that are new to everybody.
+    for n in 0..=repeats {
+        let start = Instant::now();
+        device.memcpy_htod(&to, &mut buffer)?;
+        device.synchronize()?;
+        let sent = start.elapsed();
+        back.fill(0);
+        let start = Instant::now();
+        device.memcpy_dtoh(&buffer, black_box(&mut back))?;
+        let came = start.elapsed();
+        if back != to {
+            return Err(Failure::new(
+                format!("{bytes} bytes came back changed"),
+                "do not trust this device or the path to it",
+            ));
+        }
+        if n > 0 {
+            up.push(rate(sent));
+            down.push(rate(came));
+        }
+    }
+    Ok([
+        Figures::new(format!("copy_up_{bytes}"), "GB/s", up),
+        Figures::new(format!("copy_down_{bytes}"), "GB/s", down),
+    ])
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_worst_of_a_rate_is_the_lowest() {
+        let values: Vec<f64> = (1..=100).map(f64::from).collect();
+        let times = Figures::new("a", "us", values.clone());
+        assert_eq!((times.percentile(50), times.percentile(99)), (50.0, 99.0));
+        let rates = Figures::new("b", "GB/s", values);
+        assert_eq!((rates.percentile(50), rates.percentile(99)), (51.0, 2.0));
+        let one = Figures::new("c", "GB/s", vec![7.0]);
+        assert_eq!((one.percentile(50), one.percentile(99)), (7.0, 7.0));
+    }
+
+    #[test]
+    fn native_figures_stand_beside_ours() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("native");
+        fs::write(&path, "{\"what\":\"a\",\"median\":2.5,\"more\":1}\n\n").unwrap();
+        let native = read_native(&path).unwrap();
+        let object = Figures::new("a", "us", vec![5.0]).to_json(native.get("a").copied());
+        assert_eq!(
+            (object["of_native"].as_f64(), object["median"].as_f64()),
+            (Some(2.0), Some(5.0))
+        );
+        for bad in ["{\"what\":\"a\"}", "{\"what\":\"a\",\"median\":0}", "x"] {
+            fs::write(&path, bad).unwrap();
+            assert!(read_native(&path).is_err(), "{bad}");
+        }
+    }
+}

@@ -1,0 +1,237 @@
+//! Failures: told late, faults, kernels without an end.
+
+use vgpu_protocol::op::{Op, QuietFailure};
+use vgpu_protocol::status::{ErrorCode, Status};
+
+use crate::client::{CaptureMode, DevicePtr, LaunchConfig, Stream};
+use crate::conformance::{Ground, at, check, fails};
+use crate::error::Error;
+
+use super::{
+    DEADLINE, KERNELS, Outcome, config, device_word, end, is, is_cuda, kernel, open,
+    open_with_kernels, pattern, same,
+};
+
+pub(in crate::conformance) fn late_failures(ground: &Ground<'_>) -> Outcome {
+    let (device, module) = open_with_kernels(ground)?;
+    let turn = kernel(&module, "turn_round")?;
+    let data = device.alloc_zeros::<u32>(256).map_err(at("zeros"))?;
+    // More shared memory than any device has; the session does not end by it.
+    let too_much = LaunchConfig {
+        shared_mem_bytes: 1 << 30,
+        ..config(1, 256)
+    };
+    device
+        .launch_builder(&turn)
+        .arg(&data)
+        .launch(too_much)
+        .map_err(at("launch"))?;
+    let error = fails(
+        "synchronize after a launch that cannot be",
+        device.synchronize(),
+    )?;
+    is_cuda(&error, 1)?;
+    let failures: Vec<Op> = error.failures().iter().map(|failed| failed.op).collect();
+    same("what failed", &failures, &[Op::Launch])?;
+    device
+        .synchronize()
+        .map_err(at("what was told is told once"))?;
+    let error = fails(
+        "the same, waited for",
+        device
+            .launch_builder(&turn)
+            .arg(&data)
+            .launch_checked(too_much),
+    )?;
+    is_cuda(&error, 1)?;
+    let ok = LaunchConfig {
+        shared_mem_bytes: 1024,
+        ..config(1, 256)
+    };
+    device
+        .launch_builder(&turn)
+        .arg(&data)
+        .launch(ok)
+        .map_err(at("launch"))?;
+    device
+        .synchronize()
+        .map_err(at("after a launch that could not be"))?;
+    end(device)
+}
+
+pub(in crate::conformance) fn faults(ground: &Ground<'_>) -> Outcome {
+    // A fault costs only its own session.
+    let bystander = open(ground)?;
+    let kept = bystander
+        .clone_htod(&pattern(10_000, 3))
+        .map_err(at("up"))?;
+    for (name, address, results) in [
+        ("poke", Some(0x10u64), [700, 719]),
+        ("poke", Some(u64::MAX - 3), [700, 719]),
+        ("poke", None, [716, 700]),
+        ("give_up", None, [719, 710]),
+    ] {
+        let (device, module) = open_with_kernels(ground)?;
+        let mut data = device.alloc_zeros::<u32>(4).map_err(at("zeros"))?;
+        let function = kernel(&module, name)?;
+        let mut launch = device.launch_builder(&function);
+        if name == "poke" {
+            launch = launch.arg(&address.unwrap_or(data.address() + 1));
+        }
+        launch.launch(config(1, 1)).map_err(at("launch"))?;
+        let error = fails("synchronize after a fault", device.synchronize())?;
+        let found = error.status();
+        check(
+            results
+                .map(|code| Some(Status::Cuda(code)))
+                .contains(&found),
+            || format!("{name} at {address:x?}: {error}"),
+        )?;
+        let first = error
+            .failures()
+            .first()
+            .map(|failed| (failed.op, Some(failed.status)));
+        check(first == Some((Op::Launch, found)), || {
+            format!("{name}: the failure is told as {first:?}")
+        })?;
+        // From here on everything is answered in the same way.
+        let again = [
+            device.synchronize().map(drop),
+            device.alloc::<u8>(1).map(drop),
+            device.clone_dtoh(&data).map(drop),
+            device.load_module(KERNELS).map(drop),
+        ];
+        for again in again {
+            let error = fails("after a fault", again)?;
+            check(error.status() == found, || {
+                format!("after {found:?}: {error}")
+            })?;
+        }
+        device.memset_zeros(&mut data).map_err(at("a quiet one"))?;
+        check(device.synchronize().is_err(), || {
+            "a fault was forgotten".to_owned()
+        })?;
+        end(device)?;
+    }
+    let back = bystander.clone_dtoh(&kept).map_err(at("down"))?;
+    same("the bystander's data", &back, &pattern(10_000, 3))?;
+    end(bystander)
+}
+
+pub(in crate::conformance) fn endless(ground: &Ground<'_>) -> Outcome {
+    let bystander = open(ground)?;
+    let (device, module) = open_with_kernels(ground)?;
+    let word = device.alloc_zeros::<u32>(1).map_err(at("zeros"))?;
+    let spin = kernel(&module, "spin")?;
+    let launch = device.launch_builder(&spin).arg(&word).deadline(DEADLINE);
+    launch.launch(config(1, 1)).map_err(at("launch"))?;
+    // It runs beside what others do.
+    let kept = bystander.clone_htod(&pattern(1000, 5)).map_err(at("up"))?;
+    let back = bystander.clone_dtoh(&kept).map_err(at("down"))?;
+    same("the bystander's data", &back, &pattern(1000, 5))?;
+    let error = fails("synchronize", device.synchronize())?;
+    is_cuda(&error, 702)?;
+    drop((word, module));
+    // If only the end of its process ends a kernel, the session is over.
+    let _ = device.goodbye();
+    let (next, module) = open_with_kernels(ground)?;
+    let saxpy = kernel(&module, "saxpy")?;
+    check(saxpy.parameters().len() == 4, || "saxpy".to_owned())?;
+    drop((saxpy, module));
+    end(next)?;
+    end(bystander)
+}
+
+/// Kernels that nobody wants any more are ended, and nothing else is.
+pub(in crate::conformance) fn cancelled(ground: &Ground<'_>) -> Outcome {
+    let (device, module) = open_with_kernels(ground)?;
+    let (spin, work) = (kernel(&module, "spin")?, kernel(&module, "work")?);
+    let mut word = device_word(&device)?;
+    let sum = device_word(&device)?;
+    let [one, two] = [device.new_stream(), device.new_stream()];
+    let (one, two) = (one.map_err(at("a stream"))?, two.map_err(at("a stream"))?);
+    device.synchronize().map_err(at("synchronize"))?;
+    let cancel = |stream: &Stream| stream.cancel().map_err(at("cancel"));
+    let none = cancel(&one)?;
+    check(none == 0, || format!("{none} kernels of none"))?;
+    let start = |stream: &Stream| -> Outcome {
+        let launch = stream.launch_builder(&spin).arg(&word);
+        launch.launch(config(1, 1)).map_err(at("launch"))
+    };
+    let add = |stream: &Stream, times: u32| -> Outcome {
+        let launch = stream.launch_builder(&work).arg(&sum).arg(&times);
+        launch.launch(config(1, 1)).map_err(at("launch"))
+    };
+    start(&one)?;
+    add(&one, 5)?;
+    add(&one, 7)?;
+    add(&two, 11)?;
+    let ended = match one.cancel() {
+        // Of a GPU it runs on, as it would.
+        Err(error) if error.status() == Some(Status::Cuda(801)) => {
+            two.memset(&mut word, 1).map_err(at("its end"))?;
+            device.synchronize().map_err(at("its end"))?;
+            let found = device.clone_dtoh(&sum).map_err(at("down"))?;
+            same("all of them", &found, &[23])?;
+            return end(device);
+        }
+        ended => ended.map_err(at("cancel"))?,
+    };
+    check(ended == 3, || format!("{ended} kernels of 3"))?;
+    let are_cancelled = |step: &str, error: &Error, op: Op, how_many: usize| -> Outcome {
+        let failures = error.failures();
+        let wanted =
+            |failed: &QuietFailure| failed.op == op && failed.status == ErrorCode::Cancelled.into();
+        check(
+            failures.len() == how_many && failures.iter().all(wanted),
+            || format!("{step}: {failures:?}"),
+        )
+    };
+    let error = fails("cancelled", one.synchronize())?;
+    are_cancelled("three", &error, Op::Launch, 3)?;
+    let found = two.clone_dtoh(&sum).map_err(at("down"))?;
+    same("the other stream's", &found, &[11])?;
+    // What comes later is done, and a thread that waits is let go.
+    add(&one, 100)?;
+    start(&one)?;
+    let waits = one.lane().map_err(at("a lane"))?;
+    let waited = std::thread::scope(|scope| {
+        let waiting = scope.spawn(|| waits.synchronize());
+        // However soon it waits: the kernel does not end before.
+        let ended = cancel(&one);
+        let waited = waiting.join().map_err(|_| "a wait panicked".to_owned())?;
+        ended?;
+        Ok::<_, String>(waited)
+    })?;
+    // Which of the two threads hears of it depends on which asks first.
+    match waited {
+        Err(error) => is(&error, ErrorCode::Cancelled)?,
+        Ok(_) => is(&fails("a wait", one.synchronize())?, ErrorCode::Cancelled)?,
+    }
+    check(device.synchronize().is_ok(), || "told twice".to_owned())?;
+    // Those of a graph, in all of its branches.
+    let before = device.clone_dtoh(&sum).map_err(at("down"))?;
+    one.begin_capture(CaptureMode::Global)
+        .map_err(at("capture"))?;
+    let fork = one.record_event().map_err(at("record"))?;
+    two.wait(&fork).map_err(at("wait"))?;
+    start(&two)?;
+    let join = two.record_event().map_err(at("record"))?;
+    one.wait(&join).map_err(at("wait"))?;
+    add(&one, 3)?;
+    let graph = one.end_capture().map_err(at("end a capture"))?;
+    let exec = graph.instantiate().map_err(at("instantiate"))?;
+    exec.launch(&one).map_err(at("launch"))?;
+    let ended = cancel(&two)?;
+    check(ended == 0, || format!("{ended} kernels of another stream"))?;
+    let ended = cancel(&one)?;
+    check(ended == 2, || format!("{ended} kernels of 2"))?;
+    let error = fails("a graph", one.synchronize())?;
+    are_cancelled("a graph", &error, Op::GraphLaunch, 2)?;
+    let found = device.clone_dtoh(&sum).map_err(at("down"))?;
+    same("nothing of the graph", &found, &before)?;
+    add(&two, 1)?;
+    let found = two.clone_dtoh(&sum).map_err(at("down"))?;
+    same("afterwards", &found, &[before[0] + 1])?;
+    end(device)
+}

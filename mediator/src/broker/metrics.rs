@@ -1,0 +1,486 @@
+//! The mediator's figures as metrics, in the OpenMetrics text format (docs/metrics.md).
+//!
+//! Everything comes from what [`Status`] has, so that no figure exists twice. Labels that name a guest are bounded:
+//! see [`Labels`].
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs;
+use std::sync::atomic::AtomicU64;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use nix::sys::resource::{Resource, UsageWho, getrlimit, getrusage};
+use nix::unistd::{SysconfVar, sysconf};
+use prometheus_client::encoding::text::encode;
+use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::family::Family;
+use prometheus_client::metrics::gauge::Gauge;
+use prometheus_client::registry::Registry;
+
+use super::accounts::{Force, Refusal};
+use crate::control::{Guest, Status};
+use crate::usage::{Standing, Usage};
+
+/// Guests that have a label of their own at most, of each kind: `uuid`, `tcp`, …
+const MOST_LABELS: usize = 128;
+
+/// Longest label in characters.
+const MAX_LABEL: usize = 128;
+
+/// The label of all guests beyond [`MOST_LABELS`].
+const OTHERS: &str = "others";
+
+type Labelled = [(&'static str, String); 1];
+type LabelledTwice = [(&'static str, String); 2];
+
+/// The guests that have had a label. One that has keeps it, so that somebody who makes up names can neither fill the
+/// memory of who collects them nor take the others' labels away.
+#[derive(Debug, Default)]
+pub(super) struct Labels(BTreeMap<String, BTreeSet<String>>);
+
+impl Labels {
+    /// The label of the guest with this [`Guest::id`].
+    fn of(&mut self, id: &str) -> String {
+        let kind = id.split(':').next().unwrap_or_default();
+        let label: String = id.chars().take(MAX_LABEL).collect();
+        let labels = self.0.entry(kind.to_owned()).or_default();
+        if !labels.contains(&label) && labels.len() >= MOST_LABELS {
+            return OTHERS.to_owned();
+        }
+        labels.insert(label.clone());
+        label
+    }
+}
+
+/// Figures that [`Status`] does not have.
+#[derive(Debug)]
+pub(super) struct Figures<'a> {
+    pub(super) status: &'a Status,
+    pub(super) refusals: &'a BTreeMap<Refusal, u64>,
+    /// Sessions that have ended as they should, and by a fault.
+    pub(super) ends: [u64; 2],
+    pub(super) kills: &'a BTreeMap<Force, u64>,
+    /// Reloads that have worked, and that have not.
+    pub(super) reloads: [u64; 2],
+    pub(super) dropped_log_lines: u64,
+    /// Whether xenstored answers; none where `xen:` is not listened on.
+    pub(super) xenstore: Option<bool>,
+}
+
+/// A guest's figures, of all accounts that share its label.
+#[derive(Debug, Default)]
+struct OfGuest {
+    /// Names for people.
+    names: BTreeSet<String>,
+    sessions: usize,
+    usage: Usage,
+    standing: Standing,
+    contended_ns: u64,
+    weight: Option<u32>,
+}
+
+/// All metrics as a text.
+pub(super) fn text(figures: &Figures<'_>, labels: &mut Labels) -> String {
+    let mut guests: BTreeMap<String, OfGuest> = BTreeMap::new();
+    for guest in &figures.status.guests {
+        guests.entry(labels.of(&guest.id)).or_default().add(guest);
+    }
+    let mut registry = Registry::default();
+    of_mediator(&mut registry, figures);
+    of_guests(&mut registry, &guests);
+    of_process(&mut registry, figures.status.uptime_s);
+    let mut text = String::new();
+    match encode(&mut text, &registry) {
+        Ok(()) => text,
+        Err(error) => {
+            // A String takes everything.
+            log::error!("metrics cannot be written: {error}");
+            "# EOF\n".to_owned()
+        }
+    }
+}
+
+impl OfGuest {
+    fn add(&mut self, guest: &Guest) {
+        // Those that share the last label would make one name of many.
+        if self.names.len() < 2 {
+            self.names.insert(guest.guest.clone());
+        }
+        self.sessions += guest.sessions;
+        self.usage.add(&guest.usage);
+        self.standing.add(&guest.standing);
+        self.contended_ns = self.contended_ns.saturating_add(guest.contended_ns);
+        self.weight = self.weight.max(guest.weight);
+    }
+}
+
+fn of_mediator(registry: &mut Registry, figures: &Figures<'_>) {
+    let Figures {
+        status,
+        refusals,
+        ends,
+        kills,
+        reloads,
+        dropped_log_lines,
+        xenstore,
+    } = figures;
+    let info = Family::<[(&'static str, String); 4], Gauge>::default();
+    info.get_or_create(&[
+        ("version", status.version.clone()),
+        ("executor", status.executor.kind.clone()),
+        ("device", status.executor.device.clone()),
+        ("driver", status.executor.driver.clone()),
+    ])
+    .set(1);
+    registry.register("vgpu_mediator_info", "The mediator, always 1", info);
+
+    let states = Family::<Labelled, Gauge>::default();
+    for state in ["offered", "connecting", "serving", "ending"] {
+        let count = status
+            .sessions
+            .iter()
+            .filter(|it| it.state == state)
+            .count();
+        states
+            .get_or_create(&[("state", state.to_owned())])
+            .set(signed(count as u64));
+    }
+    registry.register("vgpu_sessions", "Sessions that run", states);
+    let most = gauge(status.limits.max_sessions.into());
+    registry.register("vgpu_sessions_max", "Sessions that may run at once", most);
+    registry.register(
+        "vgpu_sessions_started",
+        "Sessions that have begun",
+        counter(status.sessions_started),
+    );
+    let refused = by_name("reason", Refusal::ALL, |it| {
+        (it.name(), refusals.get(it).copied())
+    });
+    registry.register("vgpu_refused", "Guests that were turned away", refused);
+    let ended = Family::<Labelled, Counter>::default();
+    let killed = kills
+        .values()
+        .fold(0, |all: u64, some| all.saturating_add(*some));
+    for (reason, count) in [("ended", ends[0]), ("fault", ends[1]), ("killed", killed)] {
+        ended
+            .get_or_create(&[("reason", reason.to_owned())])
+            .inc_by(count);
+    }
+    registry.register("vgpu_session_ends", "Sessions that have ended", ended);
+    let killed = by_name("reason", Force::ALL, |it| {
+        (it.name(), kills.get(it).copied())
+    });
+    registry.register(
+        "vgpu_worker_kills",
+        "Sessions that were ended by force",
+        killed,
+    );
+    let reloaded = Family::<Labelled, Counter>::default();
+    for (result, count) in [("ok", reloads[0]), ("failed", reloads[1])] {
+        reloaded
+            .get_or_create(&[("result", result.to_owned())])
+            .inc_by(count);
+    }
+    registry.register("vgpu_reloads", "Readings of the configuration", reloaded);
+    registry.register(
+        "vgpu_log_lines_dropped",
+        "Lines that a limit suppressed or nobody read",
+        counter(*dropped_log_lines),
+    );
+    if let Some(up) = xenstore {
+        let up = gauge(u64::from(*up));
+        registry.register("vgpu_xenstore_up", "Whether xenstored answers", up);
+    }
+    registry.register(
+        "vgpu_device_memory_total_bytes",
+        "The device's memory",
+        gauge(status.executor.total_memory),
+    );
+}
+
+fn of_guests(registry: &mut Registry, guests: &BTreeMap<String, OfGuest>) {
+    let info = Family::<LabelledTwice, Gauge>::default();
+    let sessions = Family::<Labelled, Gauge>::default();
+    let requests = Family::<LabelledTwice, Counter>::default();
+    let bytes = Family::<LabelledTwice, Counter>::default();
+    let device = Family::<Labelled, Counter<f64, AtomicU64>>::default();
+    let contended = Family::<Labelled, Counter<f64, AtomicU64>>::default();
+    let kernels_killed = Family::<Labelled, Counter>::default();
+    let memory = Family::<Labelled, Gauge>::default();
+    let memory_limit = Family::<Labelled, Gauge>::default();
+    let queue = Family::<Labelled, Gauge>::default();
+    let weight = Family::<Labelled, Gauge>::default();
+    for (label, guest) in guests {
+        let of = || [("guest", label.clone())];
+        let and = |name, value: &str| [("guest", label.clone()), (name, value.to_owned())];
+        let names: Vec<&str> = guest.names.iter().map(String::as_str).collect();
+        let name = match names[..] {
+            [one] if label != OTHERS => one,
+            _ => label,
+        };
+        let (usage, standing) = (&guest.usage, &guest.standing);
+        info.get_or_create(&and("name", name)).set(1);
+        sessions
+            .get_or_create(&of())
+            .set(signed(guest.sessions as u64));
+        let passed = usage.requests.saturating_sub(usage.failed_requests);
+        requests.get_or_create(&and("result", "ok")).inc_by(passed);
+        requests
+            .get_or_create(&and("result", "failed"))
+            .inc_by(usage.failed_requests);
+        bytes
+            .get_or_create(&and("direction", "in"))
+            .inc_by(usage.bytes_in);
+        bytes
+            .get_or_create(&and("direction", "out"))
+            .inc_by(usage.bytes_out);
+        device.get_or_create(&of()).inc_by(seconds(usage.device_ns));
+        contended
+            .get_or_create(&of())
+            .inc_by(seconds(guest.contended_ns));
+        kernels_killed
+            .get_or_create(&of())
+            .inc_by(usage.kernels_killed);
+        memory.get_or_create(&of()).set(signed(standing.memory));
+        memory_limit
+            .get_or_create(&of())
+            .set(signed(standing.memory_limit));
+        queue.get_or_create(&of()).set(signed(standing.queue));
+        if let Some(value) = guest.weight {
+            weight.get_or_create(&of()).set(value.into());
+        }
+    }
+    registry.register(
+        "vgpu_guest_info",
+        "A guest's name for people, always 1",
+        info,
+    );
+    registry.register("vgpu_guest_sessions", "Sessions that run", sessions);
+    registry.register("vgpu_requests", "Requests", requests);
+    registry.register("vgpu_transferred_bytes", "Bytes from and to guests", bytes);
+    registry.register(
+        "vgpu_device_seconds",
+        "Time for which the device has worked, as executors measure it",
+        device,
+    );
+    registry.register(
+        "vgpu_contended_seconds",
+        "Time for which a guest has had the device while others wanted it, by the mediator's clock",
+        contended,
+    );
+    registry.register(
+        "vgpu_kernels_killed",
+        "Kernels that were ended at their deadline",
+        kernels_killed,
+    );
+    registry.register("vgpu_device_memory_bytes", "Device memory in use", memory);
+    registry.register(
+        "vgpu_device_memory_limit_bytes",
+        "Device memory that there is for running sessions",
+        memory_limit,
+    );
+    registry.register("vgpu_queue", "Requests and device work not done yet", queue);
+    registry.register(
+        "vgpu_weight",
+        "Part of the device's time beside those of others",
+        weight,
+    );
+}
+
+/// The figures of a process that Prometheus's own libraries give, by the same names. A figure that the system does
+/// not give is left out.
+fn of_process(registry: &mut Registry, uptime_s: u64) {
+    if let Ok(usage) = getrusage(UsageWho::RUSAGE_SELF) {
+        let time = usage.user_time() + usage.system_time();
+        let counter = Counter::<f64, AtomicU64>::default();
+        counter.inc_by(time.tv_sec() as f64 + time.tv_usec() as f64 / 1e6);
+        registry.register(
+            "process_cpu_seconds",
+            "Processor time of the broker",
+            counter,
+        );
+    }
+    let statm = fs::read_to_string("/proc/self/statm").unwrap_or_default();
+    let mut pages = statm.split(' ').map(str::parse::<u64>);
+    let size = sysconf(SysconfVar::PAGE_SIZE).ok().flatten();
+    let size = size.and_then(|size| u64::try_from(size).ok());
+    if let (Some(Ok(all)), Some(Ok(resident)), Some(size)) = (pages.next(), pages.next(), size) {
+        let (all, resident) = (gauge(all * size), gauge(resident * size));
+        let help = "Virtual memory of the broker";
+        registry.register("process_virtual_memory_bytes", help, all);
+        let help = "Resident memory of the broker";
+        registry.register("process_resident_memory_bytes", help, resident);
+    }
+    if let Ok(entries) = fs::read_dir("/proc/self/fd") {
+        // One of them is the look itself.
+        let open = gauge((entries.count() as u64).saturating_sub(1));
+        registry.register("process_open_fds", "Open descriptors of the broker", open);
+    }
+    if let Ok((soft, _)) = getrlimit(Resource::RLIMIT_NOFILE) {
+        let help = "Descriptors that the broker may open";
+        registry.register("process_max_fds", help, gauge(soft));
+    }
+    if let Ok(now) = SystemTime::now().duration_since(UNIX_EPOCH) {
+        let start = now.saturating_sub(Duration::from_secs(uptime_s)).as_secs();
+        let help = "When the mediator began, in seconds since 1970";
+        registry.register("process_start_time_seconds", help, gauge(start));
+    }
+}
+
+fn by_name<T, const N: usize>(
+    label: &'static str,
+    all: [T; N],
+    of: impl Fn(&T) -> (&'static str, Option<u64>),
+) -> Family<Labelled, Counter> {
+    let family = Family::<Labelled, Counter>::default();
+    for one in &all {
+        let (name, count) = of(one);
+        family
+            .get_or_create(&[(label, name.to_owned())])
+            .inc_by(count.unwrap_or(0));
+    }
+    family
+}
+
+fn gauge(value: u64) -> Gauge {
+    let gauge = Gauge::default();
+    gauge.set(signed(value));
+    gauge
+}
+
+fn counter(value: u64) -> Counter {
+    let counter = Counter::default();
+    counter.inc_by(value);
+    counter
+}
+
+fn signed(value: u64) -> i64 {
+    i64::try_from(value).unwrap_or(i64::MAX)
+}
+
+fn seconds(nanoseconds: u64) -> f64 {
+    nanoseconds as f64 / 1e9
+}
+
+#[cfg(test)]
+#[path = "../../tests/support/openmetrics.rs"]
+mod openmetrics;
+
+#[cfg(test)]
+mod tests {
+    use super::openmetrics::parse;
+    use super::*;
+    use crate::control::{Executor, Limits};
+
+    fn guest(id: &str, name: &str, requests: u64) -> Guest {
+        let usage = Usage {
+            requests,
+            failed_requests: 1,
+            device_ns: 1_500_000_000,
+            ..Usage::default()
+        };
+        Guest {
+            guest: name.to_owned(),
+            id: id.to_owned(),
+            sessions: 1,
+            sessions_started: 1,
+            refused: 0,
+            sessions_killed: 0,
+            weight: Some(3),
+            share_permille: 0,
+            turns: 0,
+            contended_ns: 0,
+            standing: Standing::default(),
+            usage,
+        }
+    }
+
+    fn read(guests: Vec<Guest>, labels: &mut Labels) -> BTreeMap<String, f64> {
+        let status = Status {
+            version: "0.1.0".into(),
+            pid: 1,
+            uptime_s: 5,
+            stopping: false,
+            listen: Vec::new(),
+            executor: Executor {
+                kind: "cuda".into(),
+                device: "a \"device\"\nof \\ lines".into(),
+                total_memory: u64::MAX,
+                driver: String::new(),
+                reason: String::new(),
+            },
+            executor_choice: "cpu".to_owned(),
+            looks_again_s: None,
+            limits: Limits {
+                max_sessions: 64,
+                max_sessions_per_guest: 4,
+            },
+            allow_all: false,
+            sessions_started: 2,
+            refused: 1,
+            protections: Vec::new(),
+            usage: Usage::default(),
+            guests,
+            sessions: Vec::new(),
+        };
+        let figures = Figures {
+            status: &status,
+            refusals: &BTreeMap::from([(Refusal::Busy, 7)]),
+            ends: [1, 2],
+            kills: &BTreeMap::from([(Force::Hung, 3)]),
+            reloads: [0, 1],
+            dropped_log_lines: 9,
+            xenstore: Some(false),
+        };
+        parse(&text(&figures, labels))
+    }
+
+    #[test]
+    fn names_cannot_break_the_format_and_a_vm_that_was_restarted_is_one_guest() {
+        let odd = "a \"b\"\\n\n{}\r\t\u{0}\u{7f} é # EOF";
+        let guests = vec![
+            guest("uuid:1", "guest 7 (web)", 4),
+            guest("uuid:1", "guest 9 (web)", 6),
+            guest(&format!("name:{odd}"), odd, 2),
+            guest(&format!("name:{}", "x".repeat(1000)), "long", 2),
+        ];
+        let samples = read(guests, &mut Labels::default());
+        let at = |series: &str| samples[series];
+        let web = "vgpu_requests_total{guest=\"uuid:1\",result=";
+        assert_eq!(at(&format!("{web}\"ok\"}}")), 8.0);
+        assert_eq!(at(&format!("{web}\"failed\"}}")), 2.0);
+        assert_eq!(at("vgpu_device_seconds_total{guest=\"uuid:1\"}"), 3.0);
+        // Two domains have that uuid, so that neither's name is the right one.
+        assert_eq!(at("vgpu_guest_info{guest=\"uuid:1\",name=\"uuid:1\"}"), 1.0);
+        let escaped = odd
+            .replace('\\', "\\\\")
+            .replace('"', "\\\"")
+            .replace('\n', "\\n");
+        assert_eq!(at(&format!("vgpu_weight{{guest=\"name:{escaped}\"}}")), 3.0);
+        let long = format!("vgpu_weight{{guest=\"name:{}\"}}", "x".repeat(123));
+        assert_eq!(at(&long), 3.0);
+        assert_eq!(at("vgpu_refused_total{reason=\"busy\"}"), 7.0);
+        assert_eq!(at("vgpu_refused_total{reason=\"denied\"}"), 0.0);
+        assert_eq!(at("vgpu_session_ends_total{reason=\"killed\"}"), 3.0);
+        assert_eq!(at("vgpu_worker_kills_total{reason=\"hung\"}"), 3.0);
+        assert_eq!(at("vgpu_xenstore_up"), 0.0);
+        assert!(at("process_resident_memory_bytes") > 0.0);
+        assert!(at("process_open_fds") > 0.0);
+    }
+
+    #[test]
+    fn invented_names_share_a_label_and_take_none_away() {
+        let mut labels = Labels::default();
+        read(vec![guest("uuid:1", "a", 1)], &mut labels);
+        let file = |n: u32| guest(&format!("file:/d/g{n}"), "", 2);
+        read((0..2000).map(file).collect(), &mut labels);
+        let mut guests: Vec<Guest> = (1000..1200).map(file).collect();
+        guests.extend([file(5), guest("uuid:1", "a", 1), guest("uuid:2", "b", 1)]);
+        let samples = read(guests, &mut labels);
+        let of = |guest: &str| samples.get(&format!("vgpu_guest_sessions{{guest=\"{guest}\"}}"));
+        assert_eq!(of("others"), Some(&200.0));
+        assert_eq!(of("file:/d/g5"), Some(&1.0));
+        assert_eq!(of("uuid:1"), Some(&1.0));
+        assert_eq!(of("uuid:2"), Some(&1.0));
+        assert!(samples.contains_key("vgpu_guest_info{guest=\"others\",name=\"others\"}"));
+    }
+}

@@ -1,0 +1,40 @@
+//! Kernels that nobody wants any more.
+
+use std::collections::BTreeSet;
+
+use vgpu_protocol::op::{Body, StreamCancel, StreamCancelReply};
+use vgpu_protocol::session::server::Failure;
+
+use super::device::Device;
+use super::{Gpu, Refused};
+
+impl<D: Device> Gpu<D> {
+    /// Ends the kernels that were sent to a stream; each is reported as one that has failed.
+    pub(super) fn stream_cancel(
+        &mut self,
+        cancel: &StreamCancel,
+    ) -> Result<Option<Vec<u8>>, Refused> {
+        let stream = self.live(cancel.stream)?;
+        self.take_done();
+        self.sound()?;
+        let here = self
+            .queue
+            .values()
+            .filter(|queued| queued.stream() == stream);
+        // Branches of a graph are in other streams; the launch's own waits for them.
+        let graphs: BTreeSet<u32> = here.filter_map(|queued| queued.graph()).collect();
+        let kernels: Vec<u64> = (self.queue.iter())
+            .filter(|(_, queued)| {
+                let of_graph = queued.graph().is_some_and(|id| graphs.contains(&id));
+                queued.kernel().is_some() && (queued.stream() == stream || of_graph)
+            })
+            .map(|(tag, _)| *tag)
+            .collect();
+        let mut ended = 0;
+        for tag in kernels {
+            let found = self.device.cancel(tag);
+            ended += u32::from(found.map_err(|error| Failure::from(&error))?);
+        }
+        Ok(Some(StreamCancelReply { kernels: ended }.encode()))
+    }
+}

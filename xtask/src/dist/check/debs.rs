@@ -1,0 +1,172 @@
+//! The debs, in a Debian 12 of its own: the packages that every Debian has, and ours.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::path::PathBuf;
+use std::process::Command;
+
+use anyhow::{Context, Result, ensure};
+
+use super::{CHANGED, PACKAGES, SETTINGS, files, newer, nothing_left, output, package};
+use crate::dist::Dist;
+use crate::dist::packages::Common;
+
+/// What runs in it: sessions between the installed programs.
+const SESSION: &str = include_str!("session.sh");
+
+/// A Debian.
+pub(super) struct Debs<'d> {
+    dist: &'d Dist,
+    pub(super) root: PathBuf,
+    /// Its files before the first of our packages.
+    before: BTreeSet<PathBuf>,
+}
+
+impl<'d> Debs<'d> {
+    /// Unpacks a Debian, which is made the first time.
+    ///
+    /// # Errors
+    /// It cannot be made: that needs Debian's archive.
+    pub(super) fn prepare(dist: &'d Dist) -> Result<Self> {
+        let tools = crate::cargo::target_dir().join("dist/tools");
+        let archive = tools.join("debian-12.tar");
+        if !archive.exists() {
+            eprintln!("dist: making a Debian 12 (mmdebstrap)");
+            // Renamed when complete: an interrupted run leaves no half.
+            let part = tools.join("debian-12-part.tar");
+            output(
+                Command::new("mmdebstrap")
+                    .args(["--quiet", "--mode=root", "--variant=essential", "bookworm"])
+                    .arg(&part),
+            )?;
+            fs::rename(part, &archive)?;
+        }
+        let root = dist.work.join("debian");
+        fs::create_dir_all(&root)?;
+        output(
+            Command::new("tar")
+                .arg("-xf")
+                .arg(archive)
+                .arg("-C")
+                .arg(&root),
+        )?;
+        let before = files(&root)?;
+        Ok(Self { dist, root, before })
+    }
+
+    fn dpkg(&self, arguments: &[&str], packages: &[PathBuf]) -> Result<String> {
+        output(
+            Command::new("dpkg")
+                .arg("--root")
+                .arg(&self.root)
+                // Where the default configuration changes, dpkg asks; this is its default answer.
+                .arg("--force-confdef")
+                .args(arguments)
+                .args(packages),
+        )
+    }
+
+    /// Installs all packages.
+    ///
+    /// # Errors
+    /// One cannot be installed, or differs from what dpkg knows.
+    pub(super) fn install(&self) -> Result<()> {
+        for name in PACKAGES {
+            self.dpkg(&["--install"], &[package(self.dist, name, ".deb")?])?;
+            self.dpkg(&["--verify", name], &[])?;
+        }
+        Ok(())
+    }
+
+    /// The paths that our packages have installed, files and folders, as dpkg lists them.
+    ///
+    /// # Errors
+    /// dpkg fails.
+    pub(super) fn installed(&self) -> Result<BTreeSet<PathBuf>> {
+        let mut paths = BTreeSet::new();
+        for name in PACKAGES {
+            let list = self.dpkg(&["--listfiles", name], &[])?;
+            paths.extend(list.lines().map(PathBuf::from));
+        }
+        Ok(paths)
+    }
+
+    /// Runs a shell script in the Debian, with processes, mounts, /run and /tmp of its own.
+    ///
+    /// # Errors
+    /// It fails, with its output.
+    pub(super) fn script(&self, script: &str) -> Result<String> {
+        const ENTER: &str = "set -e\n\
+            mount --bind \"$1\" \"$1\"\n\
+            mount -t proc proc \"$1/proc\"\n\
+            mount --bind /dev \"$1/dev\"\n\
+            mount -t tmpfs tmpfs \"$1/run\"\n\
+            mount -t tmpfs tmpfs \"$1/tmp\"\n\
+            exec timeout 300 chroot \"$1\" /bin/sh -c \"$2\"\n";
+        output(
+            Command::new("unshare")
+                .args([
+                    "--mount",
+                    "--pid",
+                    "--fork",
+                    "--kill-child",
+                    "sh",
+                    "-c",
+                    ENTER,
+                    "sh",
+                ])
+                .arg(&self.root)
+                .arg(script)
+                .env("PATH", "/usr/sbin:/usr/bin:/sbin:/bin")
+                .env_remove("RUST_LOG"),
+        )
+    }
+
+    /// The installed mediator serves the installed `vgpu`: a vector add, and a kernel of the user's own.
+    ///
+    /// # Errors
+    /// A session fails, or its result is wrong.
+    pub(super) fn session(&self) -> Result<()> {
+        let folder = self.root.join("session");
+        fs::create_dir_all(&folder)?;
+        let kernel = self.dist.source.join("guest/examples/saxpy.ptx");
+        fs::copy(&kernel, folder.join("saxpy.ptx"))
+            .with_context(|| format!("copying {}", kernel.display()))?;
+        // 2.5 x + y
+        for (name, value) in [("x", 4.0_f32), ("y", 1.0), ("wanted", 11.0)] {
+            fs::write(folder.join(name), value.to_le_bytes().repeat(1000))?;
+        }
+        let said = self.script(SESSION);
+        fs::remove_dir_all(folder)?;
+        let said = said?;
+        let right = said.lines().any(|line| line == "all sessions are right");
+        ensure!(right, "{said}");
+        Ok(())
+    }
+
+    /// An upgrade keeps a changed configuration, removal too, and purging leaves nothing.
+    ///
+    /// # Errors
+    /// One of these does not hold.
+    pub(super) fn upgrade_purge(&self, common: &Common<'_>) -> Result<()> {
+        let settings = self.root.join(SETTINGS);
+        fs::write(&settings, CHANGED)?;
+        self.dpkg(&["--install"], &[newer(common, &self.dist.work, "deb")?])?;
+        let kept = || Ok::<_, anyhow::Error>(fs::read_to_string(&settings)? == CHANGED);
+        ensure!(
+            kept()?,
+            "an upgrade has overwritten a changed configuration"
+        );
+        self.dpkg(&["--remove", PACKAGES[0], PACKAGES[1], PACKAGES[2]], &[])?;
+        ensure!(kept()?, "removing has taken the configuration along");
+        self.dpkg(&["--purge", PACKAGES[0], PACKAGES[1], PACKAGES[2]], &[])?;
+        // groupadd's copies of what it has changed; the group itself stays, since files may be its own.
+        for copy in ["etc/group-", "etc/gshadow-", "etc/.pwd.lock"] {
+            let copy = PathBuf::from(copy);
+            if !self.before.contains(&copy) && self.root.join(&copy).exists() {
+                fs::remove_file(self.root.join(&copy))?;
+            }
+        }
+        nothing_left(&self.root, &self.before)
+    }
+}

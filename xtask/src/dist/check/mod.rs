@@ -1,0 +1,169 @@
+//! Installs the packages in file systems of their own, as the package tools of the target systems
+//! would, and tries what they have installed.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+
+use anyhow::{Context, Result, bail, ensure};
+use serde_json::json;
+
+use super::Dist;
+use super::packages::Common;
+use super::tools::Tools;
+
+mod debs;
+mod documents;
+mod pages;
+mod rpms;
+mod unit;
+
+/// Debian packages with the tools of these checks.
+pub(super) const INSTALLED: &[&str] = &[
+    "busybox-static",
+    "groff-base",
+    "mmdebstrap",
+    "rpm",
+    "systemd",
+    "util-linux",
+];
+
+/// The packages to install, in this order.
+const PACKAGES: [&str; 3] = ["vgpu-mediator", "vgpu-guest", "vchan"];
+
+/// Where the mediator's configuration is installed, below the root.
+const SETTINGS: &str = "etc/vgpu/mediatord.toml";
+
+/// A configuration as an administrator has changed it.
+const CHANGED: &str = "# changed\nlisten = [\"xen:\"]\n";
+
+/// Runs all checks.
+///
+/// # Errors
+/// A check fails, or this user is not root.
+pub(super) fn run_all(dist: &Dist, tools: &Tools) -> Result<()> {
+    ensure!(
+        nix::unistd::geteuid().is_root(),
+        "dpkg and rpm install into a file system of their own as root only: run this as root"
+    );
+    let common = Common::new(dist, tools);
+    let mut passed = 0;
+    let mut pass = |name: &str| {
+        println!("PASS packages/{name}");
+        passed += 1;
+    };
+    pages::lint(dist)?;
+    pass("manual-pages");
+
+    let rpms = rpms::Rpms::prepare(dist, &common)?;
+    rpms.install_upgrade_erase(&common)?;
+    pass("rpm-install-upgrade-erase");
+    rpms.refuse_plain_build(&common)?;
+    pass("plain-build-refused");
+    rpms.spec()?;
+    pass("rpm-of-the-spec");
+
+    let debs = debs::Debs::prepare(dist)?;
+    debs.install()?;
+    pages::every_flag(&debs.root)?;
+    pass("every-flag-in-its-page");
+    documents::every_path(&debs.root, &debs.installed()?)?;
+    pass("every-path-in-the-documents");
+    debs.session()?;
+    pass("deb-session");
+    unit::verify(&debs.root, &dist.work)?;
+    pass("unit-is-valid");
+    unit::failing(&debs)?;
+    pass("unit-that-fails");
+    debs.upgrade_purge(&common)?;
+    pass("deb-install-upgrade-purge");
+    println!("{passed} passed, 0 failed, 0 skipped");
+    Ok(())
+}
+
+/// The package of `name` with this ending.
+fn package(dist: &Dist, name: &str, ending: &str) -> Result<PathBuf> {
+    for entry in fs::read_dir(&dist.out)? {
+        let path = entry?.path();
+        let found = path.file_name().and_then(|file| file.to_str());
+        let rest = found.and_then(|file| file.strip_prefix(name));
+        let is_version =
+            |rest: &str| rest[1..].starts_with(&dist.version) && rest.ends_with(ending);
+        if rest.is_some_and(|rest| rest.len() > 1 && is_version(rest)) {
+            return Ok(path);
+        }
+    }
+    bail!("there is no {ending} of {name}")
+}
+
+/// The mediator's package with a later release and another default configuration.
+fn newer(common: &Common<'_>, work: &Path, format: &str) -> Result<PathBuf> {
+    let description = fs::read(work.join(format!("vgpu-mediator-{format}.yaml")))?;
+    let mut described: serde_json::Value = serde_json::from_slice(&description)?;
+    described["release"] = json!("2");
+    let sample = work.join("newer.toml");
+    fs::write(&sample, "# newer\n")?;
+    for file in described["contents"].as_array_mut().context("contents")? {
+        if file["dst"] == format!("/{SETTINGS}") {
+            file["src"] = json!(sample);
+        }
+    }
+    common.pack(&format!("vgpu-mediator-newer-{format}"), &described, work)
+}
+
+/// Everything below `root` that is no folder, relative to it, but for the records of package tools.
+fn files(root: &Path) -> Result<BTreeSet<PathBuf>> {
+    const RECORDS: [&str; 6] = [
+        "var/lib/dpkg",
+        "var/log",
+        "var/cache",
+        "var/lib/rpm",
+        "usr/lib/sysimage",
+        ".rpmdb",
+    ];
+    let mut files = BTreeSet::new();
+    let mut folders = vec![root.to_owned()];
+    while let Some(folder) = folders.pop() {
+        for entry in fs::read_dir(&folder)? {
+            let path = entry?.path();
+            let inner = path.strip_prefix(root)?.to_owned();
+            if RECORDS.iter().any(|record| inner.starts_with(record)) {
+                continue;
+            }
+            match path.is_symlink() || !path.is_dir() {
+                true => _ = files.insert(inner),
+                false => folders.push(path),
+            }
+        }
+    }
+    Ok(files)
+}
+
+/// Fails if there are files below `root` that were not there `before`.
+fn nothing_left(root: &Path, before: &BTreeSet<PathBuf>) -> Result<()> {
+    let after = files(root)?;
+    let left: Vec<_> = after.difference(before).collect();
+    ensure!(left.is_empty(), "left behind: {left:?}");
+    ensure!(
+        !root.join("etc/vgpu").exists(),
+        "left behind: the folder /etc/vgpu"
+    );
+    Ok(())
+}
+
+/// The output of a command that must succeed.
+fn output(command: &mut Command) -> Result<String> {
+    let output = command
+        .output()
+        .with_context(|| format!("cannot start {command:?}"))?;
+    let text = said(&output);
+    ensure!(output.status.success(), "{command:?}: {text}");
+    Ok(text)
+}
+
+fn said(output: &Output) -> String {
+    let mut text = String::from_utf8_lossy(&output.stdout).into_owned();
+    text.push_str(&String::from_utf8_lossy(&output.stderr));
+    text.trim().to_owned()
+}
