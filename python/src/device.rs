@@ -1,0 +1,297 @@
+//! A session and its device.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use pyo3::prelude::*;
+use vgpu_guest::{Client, Device as Guest, LaunchConfig, Options, parse_list};
+
+use crate::error::{argument, detached};
+use crate::objects::{Event, Function, Memory, Module, Slot, Stream};
+use crate::view::View;
+
+/// A session with a mediator, and its device. What takes a stream sends to the default stream where that is `None`.
+#[pyclass(frozen, module = "vgpu._native")]
+#[derive(Debug)]
+pub(crate) struct Device(Slot<Guest>);
+
+impl Device {
+    fn guest(&self, py: Python<'_>) -> PyResult<Guest> {
+        self.0.get(py, "device")
+    }
+
+    /// The device, or a stream of it, on this lane.
+    fn queue(&self, py: Python<'_>, stream: Option<&Stream>) -> PyResult<Queue> {
+        let guest = self.guest(py)?;
+        let Some(stream) = stream else {
+            return Ok(Queue::Default(guest));
+        };
+        let stream = stream.0.get(py, "stream")?;
+        detached(py, || guest.on_stream(&stream)).map(Queue::Stream)
+    }
+}
+
+enum Queue {
+    Default(Guest),
+    Stream(vgpu_guest::Stream),
+}
+
+impl std::ops::Deref for Queue {
+    type Target = Guest;
+
+    fn deref(&self) -> &Guest {
+        match self {
+            Self::Default(guest) => guest,
+            Self::Stream(stream) => stream,
+        }
+    }
+}
+
+fn seconds(py: Python<'_>, seconds: f64) -> PyResult<Duration> {
+    let time = Duration::try_from_secs_f64(seconds).ok();
+    time.filter(|time| !time.is_zero())
+        .ok_or_else(|| argument(py, format!("a time of {seconds} s")))
+}
+
+#[pymethods]
+impl Device {
+    #[new]
+    fn open(
+        py: Python<'_>,
+        endpoint: Option<&str>,
+        timeout: Option<f64>,
+        stall_timeout: Option<f64>,
+        client_name: Option<String>,
+        secret_file: Option<PathBuf>,
+    ) -> PyResult<Self> {
+        let mut options = Options::default();
+        if let Some(time) = timeout {
+            options.connect_timeout = seconds(py, time)?;
+        }
+        if let Some(time) = stall_timeout {
+            options.stall_timeout = seconds(py, time)?;
+        }
+        if let Some(name) = client_name {
+            options.client_name = name;
+        }
+        options.secret_file = secret_file;
+        let list = endpoint.map(parse_list).transpose();
+        let list = list.map_err(|error| argument(py, error.to_string()))?;
+        let guest = detached(py, || {
+            let client = match list {
+                Some(list) => Client::connect(&list, &options)?,
+                None => Client::from_env(&options)?,
+            };
+            Guest::new(client)
+        })?;
+        Ok(Self(Slot::new(guest)))
+    }
+
+    /// Ends the session, if it has not ended.
+    fn close(&self, py: Python<'_>) -> PyResult<()> {
+        match self.0.take() {
+            Some(guest) => detached(py, || guest.goodbye()),
+            None => Ok(()),
+        }
+    }
+
+    fn lane(&self, py: Python<'_>) -> PyResult<Self> {
+        let guest = self.guest(py)?;
+        let lane = detached(py, || guest.lane())?;
+        Ok(Self(Slot::new(lane)))
+    }
+
+    fn name(&self, py: Python<'_>) -> PyResult<String> {
+        Ok(self.guest(py)?.name().to_owned())
+    }
+
+    fn compute_capability(&self, py: Python<'_>) -> PyResult<(i32, i32)> {
+        Ok(self.guest(py)?.compute_capability())
+    }
+
+    fn attribute(&self, py: Python<'_>, number: u32) -> PyResult<Option<i32>> {
+        Ok(self.guest(py)?.attribute(number))
+    }
+
+    /// Executor, driver, the reason for the executor, mediator.
+    fn mediator(&self, py: Python<'_>) -> PyResult<(String, String, String, String)> {
+        let guest = self.guest(py)?;
+        let info = detached(py, || guest.with_client(|client| client.info()))?;
+        let text = |text: &str| text.to_owned();
+        Ok((
+            text(&info.executor),
+            text(&info.driver),
+            text(&info.reason),
+            text(&info.mediator),
+        ))
+    }
+
+    /// Free and total bytes.
+    fn memory_info(&self, py: Python<'_>) -> PyResult<(u64, u64)> {
+        let guest = self.guest(py)?;
+        detached(py, || guest.memory_info())
+    }
+
+    fn allocate(&self, py: Python<'_>, bytes: usize) -> PyResult<Memory> {
+        let guest = self.guest(py)?;
+        let buffer = detached(py, || guest.alloc(bytes))?;
+        Ok(Memory(Slot::new(Arc::new(buffer))))
+    }
+
+    fn copy_to_device(
+        &self,
+        py: Python<'_>,
+        from: &Bound<'_, PyAny>,
+        to: &Memory,
+        stream: Option<&Stream>,
+    ) -> PyResult<()> {
+        let (queue, from) = (self.queue(py, stream)?, View::new(from)?);
+        let bytes = from.bytes();
+        let mut to = to.part(py, bytes.len(), 1)?;
+        detached(py, || queue.memcpy_htod(bytes, &mut to))
+    }
+
+    fn copy_from_device(
+        &self,
+        py: Python<'_>,
+        from: &Memory,
+        to: &Bound<'_, PyAny>,
+        stream: Option<&Stream>,
+    ) -> PyResult<()> {
+        let (queue, mut to) = (self.queue(py, stream)?, View::writable(to)?);
+        let bytes = to.bytes_mut();
+        let from = from.part(py, bytes.len(), 1)?;
+        detached(py, || queue.memcpy_dtoh(&from, bytes))
+    }
+
+    fn copy_on_device(
+        &self,
+        py: Python<'_>,
+        from: &Memory,
+        to: &Memory,
+        bytes: usize,
+        stream: Option<&Stream>,
+    ) -> PyResult<()> {
+        let queue = self.queue(py, stream)?;
+        let (from, mut to) = (from.part(py, bytes, 1)?, to.part(py, bytes, 1)?);
+        detached(py, || queue.memcpy_dtod::<u8>(&from, &mut to))
+    }
+
+    /// Sets elements of 1, 2 or 4 bytes to `value`.
+    fn fill(
+        &self,
+        py: Python<'_>,
+        to: &Memory,
+        value: u32,
+        element_bytes: usize,
+        elements: usize,
+        stream: Option<&Stream>,
+    ) -> PyResult<()> {
+        let queue = self.queue(py, stream)?;
+        let mut to = to.part(py, elements, element_bytes)?;
+        let [low, next, ..] = value.to_le_bytes();
+        match element_bytes {
+            1 => detached(py, || queue.memset(&mut to, low)),
+            2 => detached(py, || {
+                queue.memset(&mut to, u16::from_le_bytes([low, next]))
+            }),
+            4 => detached(py, || queue.memset(&mut to, value)),
+            other => Err(argument(py, format!("elements of {other} bytes"))),
+        }
+    }
+
+    fn load(&self, py: Python<'_>, image: &Bound<'_, PyAny>) -> PyResult<Module> {
+        let (guest, image) = (self.guest(py)?, View::new(image)?);
+        let image = image.bytes();
+        let module = detached(py, || guest.load_module(image))?;
+        Ok(Module(Slot::new(module)))
+    }
+
+    #[allow(clippy::too_many_arguments, reason = "those of a launch")]
+    fn launch(
+        &self,
+        py: Python<'_>,
+        function: &Function,
+        grid: (u32, u32, u32),
+        block: (u32, u32, u32),
+        arguments: Vec<Vec<u8>>,
+        shared_bytes: u32,
+        stream: Option<&Stream>,
+    ) -> PyResult<()> {
+        let queue = self.queue(py, stream)?;
+        let config = LaunchConfig {
+            grid_dim: grid,
+            block_dim: block,
+            shared_mem_bytes: shared_bytes,
+        };
+        detached(py, || {
+            let launch = queue.launch_builder(&function.0);
+            let launch = arguments
+                .iter()
+                .fold(launch, |launch, bytes| launch.arg_bytes(bytes));
+            launch.launch(config)
+        })
+    }
+
+    /// Waits for all work of the session, or of a stream. Returns the seconds that the device ran kernels of the session.
+    fn synchronize(&self, py: Python<'_>, stream: Option<&Stream>) -> PyResult<f64> {
+        let queue = self.queue(py, stream)?;
+        let time = detached(py, || match &queue {
+            Queue::Default(guest) => guest.synchronize(),
+            Queue::Stream(stream) => stream.synchronize(),
+        })?;
+        Ok(time.as_secs_f64())
+    }
+
+    fn stream(&self, py: Python<'_>) -> PyResult<Stream> {
+        let guest = self.guest(py)?;
+        let stream = detached(py, || guest.new_stream())?;
+        Ok(Stream(Slot::new(stream)))
+    }
+
+    fn stream_done(&self, py: Python<'_>, stream: &Stream) -> PyResult<bool> {
+        let (guest, stream) = (self.guest(py)?, stream.0.get(py, "stream")?);
+        detached(py, || guest.on_stream(&stream)?.is_done())
+    }
+
+    fn event(&self, py: Python<'_>) -> PyResult<Event> {
+        let guest = self.guest(py)?;
+        let event = detached(py, || guest.new_event())?;
+        Ok(Event(Slot::new(Arc::new(event))))
+    }
+
+    fn record(&self, py: Python<'_>, event: &Event, stream: Option<&Stream>) -> PyResult<()> {
+        let (queue, event) = (self.queue(py, stream)?, event.0.get(py, "event")?);
+        detached(py, || queue.record(&event))
+    }
+
+    fn wait(&self, py: Python<'_>, event: &Event, stream: Option<&Stream>) -> PyResult<()> {
+        let (queue, event) = (self.queue(py, stream)?, event.0.get(py, "event")?);
+        detached(py, || queue.wait(&event))
+    }
+
+    /// Adds arrays of 32-bit floats.
+    fn vector_add(
+        &self,
+        py: Python<'_>,
+        a: &Bound<'_, PyAny>,
+        b: &Bound<'_, PyAny>,
+        sum: &Bound<'_, PyAny>,
+    ) -> PyResult<()> {
+        let guest = self.guest(py)?;
+        let (a, b, mut sum) = (View::new(a)?, View::new(b)?, View::writable(sum)?);
+        if sum.overlaps(&a) || sum.overlaps(&b) {
+            return Err(argument(py, "the sum overlaps a or b"));
+        }
+        let floats = (a.floats(), b.floats(), sum.floats_mut());
+        let (Some(a), Some(b), Some(sum)) = floats else {
+            return Err(argument(py, "an array is not one of aligned 32-bit floats"));
+        };
+        detached(py, || {
+            guest
+                .with_client(|client| client.vector_add(a, b, sum))
+                .map(drop)
+        })
+    }
+}

@@ -1,0 +1,91 @@
+//! Errors of the guest's library as Python's exceptions, whose classes are in `vgpu/_errors.py`.
+
+use pyo3::prelude::*;
+use vgpu_guest::protocol::status::{Status, cuda_name};
+use vgpu_guest::{Error, ErrorKind, Retry};
+
+/// What an exception is made of.
+struct Failure {
+    kind: &'static str,
+    message: String,
+    advice: String,
+    code: Option<String>,
+    cuda_result: Option<i32>,
+    retry: Option<&'static str>,
+}
+
+impl Failure {
+    fn raise(self, py: Python<'_>) -> PyErr {
+        let made = py.import("vgpu._errors").and_then(|errors| {
+            let Self {
+                kind,
+                message,
+                advice,
+                code,
+                cuda_result,
+                retry,
+            } = self;
+            errors.call_method1(
+                "from_native",
+                (kind, message, advice, code, cuda_result, retry),
+            )
+        });
+        match made {
+            Ok(exception) => PyErr::from_value(exception),
+            Err(error) => error,
+        }
+    }
+}
+
+/// A wrong argument.
+pub(crate) fn argument(py: Python<'_>, message: impl Into<String>) -> PyErr {
+    let failure = Failure {
+        kind: "argument",
+        message: message.into(),
+        advice: "correct the arguments".to_owned(),
+        code: None,
+        cuda_result: None,
+        retry: None,
+    };
+    failure.raise(py)
+}
+
+/// An error of the guest's library.
+pub(crate) fn raise(py: Python<'_>, error: &Error) -> PyErr {
+    let (code, cuda_result) = match error.status() {
+        Some(Status::Cuda(result)) => (cuda_name(result).map(str::to_owned), Some(result)),
+        Some(other) => (Some(other.to_string()), None),
+        None => (None, None),
+    };
+    let failure = Failure {
+        kind: match error.kind() {
+            ErrorKind::Argument => "argument",
+            ErrorKind::Unreachable => "unreachable",
+            ErrorKind::Connection => "connection",
+            ErrorKind::Timeout => "timeout",
+            ErrorKind::Refused => "refused",
+            ErrorKind::Cuda => "cuda",
+            ErrorKind::Unsupported => "unsupported",
+            ErrorKind::Protocol => "protocol",
+            _ => "other",
+        },
+        message: error.to_string(),
+        advice: error.advice(),
+        code,
+        cuda_result,
+        retry: match error.retry() {
+            Retry::No => None,
+            Retry::SameSession => Some("same session"),
+            Retry::NewSession => Some("new session"),
+        },
+    };
+    failure.raise(py)
+}
+
+/// Runs a call of the guest's library while other threads of Python go on.
+pub(crate) fn detached<R: Send>(
+    py: Python<'_>,
+    run: impl FnOnce() -> vgpu_guest::Result<R> + Send,
+) -> PyResult<R> {
+    py.detach(run).map_err(|error| raise(py, &error))
+}

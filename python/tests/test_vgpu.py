@@ -1,0 +1,337 @@
+"""Against the mediator in VGPU_ENDPOINT: `cargo xtask python` starts one."""
+
+import builtins
+import ctypes
+import gc
+import re
+import threading
+import unittest
+from pathlib import Path
+
+import numpy as np
+
+import vgpu
+
+SET = """
+.version 6.0
+.target sm_50
+.address_size 64
+.visible .entry set(.param .u64 to, .param .u32 value)
+{
+    .reg .b32 %v;
+    .reg .b64 %to;
+    ld.param.u64 %to, [to];
+    ld.param.u32 %v, [value];
+    st.global.u32 [%to], %v;
+    ret;
+}
+.visible .entry half(.param .u64 to, .param .f64 value, .param .u8 none)
+{
+    .reg .f64 %v;
+    .reg .b64 %to;
+    ld.param.u64 %to, [to];
+    ld.param.f64 %v, [value];
+    mul.f64 %v, %v, 0d3FE0000000000000;
+    st.global.f64 [%to], %v;
+    ret;
+}
+"""
+
+
+class WithDevice(unittest.TestCase):
+    def setUp(self):
+        self.dev = vgpu.Device()
+        self.addCleanup(self.dev.close)
+
+
+class Sessions(unittest.TestCase):
+    def test_a_session_ends_with_its_block_and_is_of_no_use_then(self):
+        with vgpu.Device(timeout=60, client_name="a test") as dev:
+            buffer = dev.zeros(3)
+            self.assertEqual(dev.info.executor, "cpu")
+            self.assertEqual(dev.info.name, dev.name)
+            self.assertGreater(dev.info.total_memory, 0)
+            self.assertEqual(dev.attribute(75), dev.info.compute_capability[0])
+        with self.assertRaisesRegex(vgpu.ArgumentError, "the device was closed"):
+            dev.synchronize()
+        with self.assertRaisesRegex(vgpu.ArgumentError, "the device was closed"):
+            buffer.to_host()
+        buffer.close()
+        dev.close()
+
+    def test_a_session_ends_when_its_block_fails(self):
+        with self.assertRaises(KeyError):
+            with vgpu.Device() as dev:
+                raise KeyError("mine")
+        with self.assertRaises(vgpu.ArgumentError):
+            dev.synchronize()
+
+    def test_nobody_there_is_an_unreachable_error_with_advice(self):
+        with self.assertRaises(vgpu.UnreachableError) as raised:
+            vgpu.Device("local:/nowhere/vgpu.sock", timeout=0.1)
+        self.assertIsInstance(raised.exception, vgpu.Error)
+        self.assertIsInstance(raised.exception, builtins.ConnectionError)
+        self.assertIn("/nowhere", str(raised.exception))
+        self.assertTrue(raised.exception.advice)
+        self.assertIsNone(raised.exception.cuda_result)
+        self.assertEqual(raised.exception.retry, "new session")
+
+    def test_wrong_settings_are_argument_errors(self):
+        for wrong in [("nonsense",), ("local:",), (None, -1.0), (None, float("nan")), (None, 0)]:
+            with self.subTest(wrong), self.assertRaises(ValueError):
+                vgpu.Device(*wrong)
+        with self.assertRaises(TypeError):
+            vgpu.Device(7)
+
+    def test_vectors_are_added_without_a_device(self):
+        np.testing.assert_array_equal(vgpu.vector_add([1, 2], [3, 4.5]), np.float32([4, 6.5]))
+
+
+class Arrays(WithDevice):
+    def test_arrays_of_all_types_and_shapes_go_there_and_back(self):
+        for dtype in ["u1", "i2", "f2", "u4", "f4", "i8", "f8", "c16", "?", "S5", "M8[s]", [("a", "u1"), ("b", "f8")]]:
+            for shape in [0, 1, 1000, (3, 5), (2, 0, 4), (2, 3, 4), ()]:
+                with self.subTest(dtype=dtype, shape=shape):
+                    array = np.zeros(shape, dtype)
+                    array.reshape(-1).view(np.uint8)[...] = np.arange(array.nbytes) % 2
+                    buffer = self.dev.to_device(array)
+                    back = buffer.to_host()
+                    self.assertEqual((back.dtype, back.shape), (array.dtype, array.shape))
+                    self.assertEqual(back.tobytes(), array.tobytes())
+                    self.assertEqual((buffer.size, buffer.nbytes), (array.size, array.nbytes))
+
+    def test_an_array_in_another_order_is_copied_in_that_of_c(self):
+        array = np.arange(12, dtype=np.int32).reshape(3, 4).T
+        np.testing.assert_array_equal(self.dev.to_device(array).to_host(), array)
+        np.testing.assert_array_equal(self.dev.to_device(array[::2, 1:]).to_host(), array[::2, 1:])
+
+    def test_a_read_only_array_is_a_source(self):
+        array = np.arange(10, dtype=np.float64)
+        array.flags.writeable = False
+        np.testing.assert_array_equal(self.dev.to_device(array).to_host(), array)
+
+    def test_a_destination_has_the_shape_and_type_and_can_be_written(self):
+        buffer = self.dev.zeros((2, 3))
+        fixed = np.empty((2, 3), np.float32)
+        fixed.flags.writeable = False
+        for out, words in [
+            (np.empty((3, 2), np.float32), r"the destination is \(3, 2\)"),
+            (np.empty((2, 3), np.float64), "float64"),
+            (np.empty((3, 2), np.float32).T, "not C-contiguous"),
+            (fixed, "read-only"),
+        ]:
+            with self.subTest(words), self.assertRaisesRegex(vgpu.ArgumentError, words):
+                buffer.copy_to(out)
+        with self.assertRaises(TypeError):
+            buffer.copy_to([0.0] * 6)
+        out = np.ones((2, 3), np.float32)
+        self.assertIs(buffer.copy_to(out), out)
+        self.assertFalse(out.any())
+
+    def test_a_source_has_the_shape_and_type(self):
+        buffer = self.dev.empty(4, np.int16)
+        with self.assertRaisesRegex(vgpu.ArgumentError, "the source is"):
+            buffer.copy_from(np.zeros(5, np.int16))
+        with self.assertRaisesRegex(vgpu.ArgumentError, "objects"):
+            self.dev.to_device(np.array([{}]))
+        with self.assertRaisesRegex(vgpu.ArgumentError, "shape"):
+            self.dev.empty(-1)
+
+    def test_fills_set_every_element_whatever_its_size(self):
+        for dtype, value in [("u1", 7), ("i2", -2), ("f4", 1.5), ("f8", 0.1), ("c16", 1 + 2j), ("i8", -1), ("f8", 0)]:
+            with self.subTest(dtype=dtype, value=value):
+                back = self.dev.empty((3, 5), dtype).fill(value).to_host()
+                np.testing.assert_array_equal(back, np.full((3, 5), value, dtype))
+        with self.assertRaises(vgpu.ArgumentError):
+            self.dev.empty(2).fill([1, 2])
+
+    def test_buffers_are_copied_on_the_device(self):
+        array = np.arange(100, dtype=np.uint16)
+        other = self.dev.empty(100, np.uint16).copy_from_buffer(self.dev.to_device(array))
+        np.testing.assert_array_equal(other.to_host(), array)
+        with self.assertRaises(vgpu.ArgumentError):
+            self.dev.empty(99, np.uint16).copy_from_buffer(other)
+
+    def test_memory_is_freed_at_the_end_of_a_block_or_when_nobody_has_it(self):
+        free, total = self.dev.memory_info()
+        self.assertLessEqual(free, total)
+        with self.dev.empty(1 << 20) as buffer:
+            self.assertLessEqual(self.dev.memory_info()[0], free - (1 << 22))
+        self.dev.synchronize()
+        self.assertEqual(self.dev.memory_info()[0], free)
+        with self.assertRaisesRegex(vgpu.ArgumentError, "the buffer was closed"):
+            buffer.to_host()
+        self.dev.empty(1 << 20)
+        gc.collect()
+        self.dev.synchronize()
+        self.assertEqual(self.dev.memory_info()[0], free)
+
+    def test_too_much_memory_is_refused_with_a_code(self):
+        with self.assertRaises(vgpu.RefusedError) as raised:
+            self.dev.empty(1 << 58)
+        self.assertEqual(raised.exception.code, "E_QUOTA_MEM")
+        self.assertEqual(raised.exception.retry, "same session")
+
+    def test_vectors_are_added_into_an_array(self):
+        a = np.arange(100_000, dtype=np.float32)
+        out = np.empty_like(a)
+        self.assertIs(self.dev.vector_add(a, a, out), out)
+        np.testing.assert_array_equal(out, a + a)
+        with self.assertRaisesRegex(vgpu.ArgumentError, "overlaps"):
+            self.dev.vector_add(a, a, a)
+        with self.assertRaisesRegex(vgpu.ArgumentError, "shapes"):
+            self.dev.vector_add(a, a[1:])
+        with self.assertRaisesRegex(vgpu.ArgumentError, "float32"):
+            self.dev.vector_add(a, a, np.empty(100_000))
+
+
+class Kernels(WithDevice):
+    def setUp(self):
+        super().setUp()
+        self.module = self.dev.load(SET)
+        self.to = self.dev.zeros(1, np.uint32)
+
+    def value_after(self, value):
+        self.module.function("set").launch(1, 1, (self.to, value))
+        return self.to.to_host()[0]
+
+    def test_arguments_are_numbers_scalars_ctypes_and_bytes(self):
+        for value, wanted in [
+            (5, 5),
+            (-1, 2**32 - 1),
+            (True, 1),
+            (1.0, 0x3F800000),
+            (np.uint32(9), 9),
+            (np.float32(2), 0x40000000),
+            (ctypes.c_uint32(3), 3),
+            (b"\x01\x02\x03\x04", 0x04030201),
+        ]:
+            with self.subTest(repr(value)):
+                self.assertEqual(self.value_after(value), wanted)
+
+    def test_an_argument_has_the_size_of_its_parameter(self):
+        for wrong in [np.int64(1), b"", ctypes.c_byte(1), 2**32, -(2**31) - 1, 1e300]:
+            with self.subTest(repr(wrong)), self.assertRaisesRegex(vgpu.ArgumentError, "argument 1"):
+                self.value_after(wrong)
+        with self.assertRaises(TypeError):
+            self.value_after("5")
+        half = self.module.function("half")
+        self.assertEqual(half.parameters, (8, 8, 1))
+        with self.assertRaisesRegex(vgpu.ArgumentError, "argument 2 is a float"):
+            half.launch(1, 1, (self.to, 1.0, 1.0))
+        with self.assertRaisesRegex(vgpu.ArgumentError, "3 parameters, 1 arguments"):
+            half.launch(1, 1, (self.to,))
+
+    def test_a_float_is_as_large_as_its_parameter(self):
+        to = self.dev.zeros(1, np.float64)
+        self.module.function("half")[1, 1](to, 0.3, 0)
+        self.assertEqual(to.to_host()[0], 0.15)
+
+    def test_grid_and_block_are_one_to_three_numbers(self):
+        set_ = self.module.function("set")
+        for grid, block in [(1, 1), ((1, 1), (2,)), ((1, 2, 1), (np.int32(1), 1, 1))]:
+            set_.launch(grid, block, (self.to, 1))
+        for grid, block in [(0, 1), (1, -1), ((1, 1, 1, 1), 1), (1.5, 1), ((), 1), (2**32, 1), (1, 4096)]:
+            with self.subTest(grid=grid, block=block), self.assertRaises((vgpu.ArgumentError, TypeError)):
+                set_.launch(grid, block, (self.to, 1))
+
+    def test_wrong_code_and_a_wrong_name_are_errors_of_cuda(self):
+        with self.assertRaises(vgpu.CudaError) as raised:
+            self.module.function("get")
+        self.assertEqual((raised.exception.code, raised.exception.cuda_result), ("CUDA_ERROR_NOT_FOUND", 500))
+        with self.assertRaises(vgpu.CudaError):
+            self.dev.load("not PTX")
+        with self.assertRaises(vgpu.ArgumentError):
+            self.dev.load(b"")
+
+    def test_a_kernel_that_goes_astray_is_told_by_the_next_wait(self):
+        self.module.function("set").launch(1, 1, (np.uint64(0), 1))
+        with self.assertRaises(vgpu.CudaError) as raised:
+            self.dev.synchronize()
+        self.assertEqual((raised.exception.code, raised.exception.cuda_result), ("CUDA_ERROR_ILLEGAL_ADDRESS", 700))
+        self.assertTrue(raised.exception.advice)
+
+    def test_a_module_is_there_as_long_as_a_function(self):
+        set_ = self.dev.load(SET).function("set")
+        gc.collect()
+        set_.launch(1, 1, (self.to, 8))
+        self.assertEqual(self.to.to_host()[0], 8)
+        self.module.close()
+        with self.assertRaisesRegex(vgpu.ArgumentError, "the module was closed"):
+            self.module.function("set")
+
+    def test_streams_and_events_order_work(self):
+        set_ = self.module.function("set")
+        with self.dev.stream() as one, self.dev.stream() as other, self.dev.event() as start:
+            start.record(one)
+            set_.launch(1, 1, (self.to, 1), stream=one)
+            event = one.record()
+            other.wait(event)
+            set_[1, 1, other](self.to, 2)
+            self.assertEqual(self.to.to_host(other)[0], 2)
+            event.synchronize()
+            self.assertTrue(event.is_done())
+            self.assertGreaterEqual(event.elapsed_since(start), 0)
+            self.assertGreaterEqual(one.synchronize(), 0)
+            self.assertTrue(one.is_done())
+        with self.assertRaisesRegex(vgpu.ArgumentError, "the stream was closed"):
+            one.synchronize()
+
+    def test_a_buffer_of_another_session_is_an_argument_error(self):
+        with vgpu.Device() as other, self.assertRaisesRegex(vgpu.ArgumentError, "of another session"):
+            other._native.copy_to_device(np.zeros(1, np.uint32), self.to._native, None)
+
+
+class Threads(WithDevice):
+    def test_lanes_work_beside_each_other(self):
+        wrong = []
+
+        def work(k):
+            lane = self.dev.lane()
+            for _ in range(20):
+                array = np.full(5000, k, np.int32)
+                if not np.array_equal(lane.to_device(array).to_host(), array):
+                    wrong.append(k)
+
+        threads = [threading.Thread(target=work, args=(k,)) for k in range(3)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        self.assertEqual(wrong, [])
+
+    def test_other_threads_run_while_one_waits(self):
+        turns = 0
+        done = threading.Event()
+
+        def turn():
+            nonlocal turns
+            while not done.is_set():
+                turns += 1
+                done.wait(0.001)
+
+        thread = threading.Thread(target=turn)
+        thread.start()
+        a, out = np.ones(1 << 23, np.float32), np.empty(1 << 23, np.float32)
+        # As many adds as it takes. Were the interpreter held, the other thread would have a turn or two around each.
+        within = 0
+        for _ in range(200):
+            before = turns
+            self.dev.vector_add(a, a, out)
+            within = turns - before
+            if within >= 10:
+                break
+        done.set()
+        thread.join()
+        self.assertGreaterEqual(within, 10)
+
+
+class Documents(unittest.TestCase):
+    def test_the_example_of_the_readme_runs_as_it_is(self):
+        readme = Path(__file__).parent.parent / "README.md"
+        [example] = re.findall(r"```python\n(.*?)```", readme.read_text(), re.DOTALL)
+        exec(compile(example, "README.md", "exec"), {})
+
+
+if __name__ == "__main__":
+    unittest.main()
