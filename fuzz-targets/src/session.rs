@@ -368,7 +368,7 @@ impl Asking<'_> {
                     self.ask(Goodbye {}, |header| header);
                 }
             }
-            Ok(Some(Event::Data(_) | Event::Credit(..))) => {}
+            Ok(Some(Event::Data(_) | Event::Credit(..) | Event::Working)) => {}
             Ok(None) => {
                 let n = self.script.read(self.client.inbox().space());
                 self.client.inbox().received(n);

@@ -454,6 +454,13 @@ impl Wire {
                         call.moved = now;
                     }
                 }
+                Some(Event::Working) => {
+                    // Any of these may be what it has not read yet.
+                    let now = self.heard;
+                    let calls = self.calls.iter_mut().map(|call| &mut call.moved);
+                    let waiting = self.waiting.iter_mut().map(|asked| &mut asked.moved);
+                    calls.chain(waiting).for_each(|moved| *moved = now);
+                }
                 Some(Event::Closing(status, text)) => {
                     return Err(Cause::Ended { status, text });
                 }

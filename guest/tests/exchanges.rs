@@ -338,3 +338,30 @@ fn one_wrong_bit_anywhere_is_an_error_or_wrong_data_and_never_more() {
         }
     }
 }
+
+/// It may have been sent behind quiet ones that keep the mediator busy, and not have been read yet.
+#[test]
+fn a_mediator_that_works_and_starts_nothing_is_waited_for() {
+    let options = impatient();
+    let (client, mediator) = play(256, usize::MAX, &options, |mediator| {
+        mediator.welcome(TERMS).expect("a Hello");
+        for _ in 0..5 {
+            std::thread::sleep(impatient().stall_timeout / 2);
+            mediator.send(FrameHeader::working(), &[]).expect("sent");
+        }
+        for _ in 0..2 {
+            let (ping, body) = mediator.receive().expect("a ping");
+            mediator.echo(&ping, &body).expect("sent");
+        }
+    });
+    let mut client = client.expect("a session");
+    let mut other = client.lane().expect("a second lane");
+    // The second is longer than what there is room for.
+    std::thread::scope(|scope| {
+        let waits = scope.spawn(|| client.ping(b"x").map(|_| ()));
+        other.ping(&[7; 4000]).expect("an echo");
+        waits.join().expect("no panic").expect("an echo");
+    });
+    drop((client, other));
+    mediator.join().expect("no panic");
+}

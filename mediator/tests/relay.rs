@@ -10,7 +10,7 @@ use nix::sys::signal::kill;
 use nix::unistd::Pid;
 use support::{Mediator, add, exchange_and, is_running, options, run, stderr, stdout, wait_until};
 use tempfile::TempDir;
-use vgpu_guest::{Cause, Client, Error, Options};
+use vgpu_guest::{Cause, Client, Device, Error, LaunchConfig, Options};
 use vgpu_protocol::status::{ErrorCode, Status};
 
 /// A mediator with the CPU, and one that relays to it.
@@ -207,6 +207,43 @@ fn a_far_worker_killed_in_the_middle_harms_no_other_session() {
     assert_eq!(status, ErrorCode::BackendLost.into());
     add(&mut other, 100_000).unwrap();
     add(&mut chain.near.connect().unwrap(), 10).unwrap();
+}
+
+/// One kernel that runs for five seconds, and more behind it than a device is given at once.
+#[test]
+fn a_call_behind_a_full_queue_is_waited_for() {
+    const PTX: &[u8] = b".version 6.0\n.target sm_50\n.address_size 64\n\
+        .visible .entry wait(.param .u64 ns)\n{\n.reg .pred %p;\n.reg .b64 %n, %end, %now;\n\
+        ld.param.u64 %n, [ns];\nmov.u64 %end, %globaltimer;\nadd.u64 %end, %end, %n;\n\
+        more:\nmov.u64 %now, %globaltimer;\nsetp.lt.u64 %p, %now, %end;\n@%p bra more;\nret;\n}\n";
+    let chain = Chain::start(&[], &[]);
+    let hurried = Options {
+        stall_timeout: Duration::from_secs(2),
+        ..options()
+    };
+    for mediator in [chain.far(), &chain.near] {
+        let client = Client::connect(&[mediator.endpoint()], &hurried).unwrap();
+        let device = Device::new(client).unwrap();
+        let wait = device
+            .load_module(PTX)
+            .unwrap()
+            .load_function("wait")
+            .unwrap();
+        let config = LaunchConfig {
+            grid_dim: (1, 1, 1),
+            block_dim: (1, 1, 1),
+            shared_mem_bytes: 0,
+        };
+        for launch in 0..1500u64 {
+            let ns = if launch == 0 { 5_000_000_000u64 } else { 0 };
+            device
+                .launch_builder(&wait)
+                .arg(&ns)
+                .launch(config)
+                .unwrap();
+        }
+        device.synchronize().unwrap();
+    }
 }
 
 #[test]

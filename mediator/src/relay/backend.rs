@@ -187,6 +187,25 @@ impl<'a> Relay<'a> {
         }
     }
 
+    /// The other mediator goes on with work, and may not have read everything yet.
+    fn works(&mut self, now: Instant) {
+        let under_way = self
+            .passing
+            .iter()
+            .filter(|passing| passing.stage == Stage::UnderWay);
+        let ids: Vec<u32> = under_way.map(|passing| passing.header.request_id).collect();
+        for id in ids {
+            self.moved(id, now);
+        }
+        if !self
+            .events
+            .iter()
+            .any(|event| matches!(event, Event::Working))
+        {
+            self.events.push_back(Event::Working);
+        }
+    }
+
     /// Drops what is over: the answer is out, and no frame of its data is under way.
     fn sweep(&mut self) {
         let sending = self.far.as_ref().and_then(FarSession::sending);
@@ -307,6 +326,7 @@ impl<'a> Relay<'a> {
             // It goes on with long work: so does this one, for its guest.
             client::Event::Credit(id, 0) => self.moved(id, now),
             client::Event::Credit(id, _) => self.pass_credit(id, now),
+            client::Event::Working => self.works(now),
             client::Event::Closing(status, text) => {
                 let far = self.far();
                 far.cut();

@@ -373,8 +373,9 @@ impl Opening<'_> {
                     return Err(Lost::closing(place, status, &text));
                 }
                 // No request is under way that has data; only a flood of these is to be feared.
-                Some(Event::Data(_) | Event::Credit(..)) if clock::now() < self.deadline => {}
-                Some(Event::Data(_) | Event::Credit(..)) => {
+                Some(Event::Data(_) | Event::Credit(..) | Event::Working)
+                    if clock::now() < self.deadline => {}
+                Some(Event::Data(_) | Event::Credit(..) | Event::Working) => {
                     return Err(self.failed(&TransportError::TimedOut("read")));
                 }
                 None => self.receive()?,

@@ -602,6 +602,25 @@ fn silence_is_named_before_the_guest_gives_up() {
     }
 }
 
+#[test]
+fn a_mediator_there_that_works_and_starts_nothing_is_shown_to_the_guest() {
+    let ((), end) = to_held(&settings(), &StopFlag::default(), |mut guest, held| {
+        held.now(|inner| inner.full = true);
+        let hurried = FrameHeader::request(Op::Ping, 2).with_deadline_ms(2000);
+        guest.send(hurried, &ping(b"x").encode());
+        // Longer than nothing may move for a request.
+        for _ in 0..30 {
+            held.now(|inner| inner.events.push_back(Event::Working));
+            thread::sleep(Duration::from_millis(100));
+        }
+        let (header, _) = guest.next();
+        assert_eq!(header.op, Op::Data, "{header:?}");
+        held.now(|inner| inner.full = false);
+        assert!(guest.status_of(2).is_ok());
+    });
+    assert!(matches!(end, SessionEnd::GuestClosed(false)), "{end}");
+}
+
 /// While one request waits, another's answers show that the other mediator is alive.
 #[test]
 fn a_request_that_is_late_alone_is_not_taken_for_a_mediator_that_hangs() {

@@ -92,6 +92,8 @@ pub enum Event {
     Room(u32, u64),
     /// Work was done for a request, without a visible result yet.
     Moved(u32),
+    /// Work goes on, while no other request can be started.
+    Working,
     /// Whether quiet requests have failed, for its next answer to a Fence.
     Failures(bool),
     /// Whether kernels have printed something that has not been taken.
@@ -107,7 +109,11 @@ impl Event {
     pub(crate) fn request(&self) -> Option<u32> {
         match self {
             Self::Done(id, _) | Self::Room(id, _) | Self::Moved(id) => Some(*id),
-            Self::Failures(_) | Self::Printed(_) | Self::Worked(_) | Self::Lost(_) => None,
+            Self::Working
+            | Self::Failures(_)
+            | Self::Printed(_)
+            | Self::Worked(_)
+            | Self::Lost(_) => None,
         }
     }
 }

@@ -172,6 +172,7 @@ impl Session<'_> {
                 Event::Done(id, outcome) => self.server.complete(id, outcome, now),
                 Event::Room(id, bytes) => self.server.grant(id, bytes, now),
                 Event::Moved(id) => self.server.progressed(id, now),
+                Event::Working => self.server.works(now),
                 Event::Failures(some) => self.server.set_failures_behind(some),
                 Event::Printed(some) => self.server.set_printed(some),
                 Event::Worked(device_ns) => self.observed.counters.worked(device_ns),
@@ -259,7 +260,10 @@ impl Session<'_> {
                 break;
             }
             let progress = match self.server.inbox().data_left() {
-                0 if !self.backend.may_start() => break,
+                0 if !self.backend.may_start() => {
+                    self.server.held_up(now);
+                    break;
+                }
                 0 => self.take_step(now)? || self.read_ahead(now)?,
                 _ => self.take_data(now)?,
             };

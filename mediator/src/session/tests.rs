@@ -201,6 +201,8 @@ struct HeldState {
 
 #[derive(Default)]
 pub(crate) struct HeldInner {
+    /// No further request may be started.
+    pub(crate) full: bool,
     pub(crate) started: Vec<Request>,
     pub(crate) cancelled: Vec<u32>,
     pub(crate) events: VecDeque<Event>,
@@ -302,6 +304,10 @@ impl Backend for HeldBackend {
 
     fn cancel(&mut self, id: u32) {
         self.held.now(|inner| inner.cancelled.push(id));
+    }
+
+    fn may_start(&self) -> bool {
+        !self.held.0.inner.lock().unwrap().full
     }
 
     fn next_event(&mut self) -> Option<Event> {
@@ -715,6 +721,33 @@ fn nothing_waits_for_ever() {
         held.wait_for(|inner| inner.cancelled == [2]);
         guest.ask(3, 0, Goodbye {});
         assert!(guest.status_of(3).is_ok());
+    });
+    assert!(matches!(end, SessionEnd::Goodbye), "{end}");
+}
+
+/// Requests that were sent behind it wait longer than a guest may be silent.
+#[test]
+fn a_backend_that_can_start_nothing_is_shown_to_work() {
+    let mut quick = settings();
+    quick.timeouts.stall = Duration::from_secs(1);
+    quick.timeouts.idle = Duration::from_secs(1);
+    let ((), end, _) = on_held(&quick, &StopFlag::default(), |mut guest, held| {
+        held.now(|inner| inner.full = true);
+        // The second is read together with the first, or not at all.
+        guest.ask(2, 0, ping(b"x"));
+        guest.ask(3, 0, ping(b"y"));
+        for _ in 0..30 {
+            held.now(|inner| inner.events.push_back(Event::Working));
+            thread::sleep(Duration::from_millis(100));
+        }
+        for _ in 0..2 {
+            assert_eq!(guest.next().0, FrameHeader::working());
+        }
+        held.now(|inner| inner.full = false);
+        assert!(guest.status_of(2).is_ok());
+        assert!(guest.status_of(3).is_ok());
+        guest.ask(4, 0, Goodbye {});
+        assert!(guest.status_of(4).is_ok());
     });
     assert!(matches!(end, SessionEnd::Goodbye), "{end}");
 }

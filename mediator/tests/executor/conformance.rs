@@ -131,6 +131,7 @@ fn run_all(
                 }
                 Event::Room(..)
                 | Event::Moved(_)
+                | Event::Working
                 | Event::Worked(_)
                 | Event::Failures(_)
                 | Event::Printed(_) => {}

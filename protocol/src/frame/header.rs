@@ -23,7 +23,7 @@ pub struct FrameHeader {
     /// Request or reply, quiet or not, more to come or not.
     pub flags: Flags,
     /// Chosen by the guest, never 0, and not reused before its request is over; a reply carries the
-    /// id of its request. 0 only in [`FrameHeader::closing`].
+    /// id of its request. 0 only in [`FrameHeader::closing`] and [`FrameHeader::working`].
     pub request_id: u32,
     /// The guest's thread, as a number from 0: requests of all lanes start in the order of arrival,
     /// and none waits for another lane to finish.
@@ -71,6 +71,12 @@ impl FrameHeader {
         let mut header = Self::request(Op::Closing, 0).with_flags(Flags::REPLY);
         header.status = status;
         header
+    }
+
+    /// The mediator is at work, and starts no other request meanwhile: whatever the guest has sent is not forgotten.
+    #[must_use]
+    pub const fn working() -> Self {
+        Self::data_down(&Self::request(Op::Data, 0), 0, 0)
     }
 
     /// A frame of data from the mediator for `request`. Its reply is still to follow.
@@ -194,7 +200,10 @@ impl FrameHeader {
             return Err(FrameError::FlagsForOp { op, flags: bits });
         }
         let request_id = number::<u32>(&mut reader);
-        if (request_id == 0) != matches!(op, Op::Closing) {
+        let is_data = matches!(op, Op::Data);
+        // No data of any request: only that work goes on.
+        let working = request_id == 0 && is_data && reply;
+        if (request_id == 0) != (matches!(op, Op::Closing) || working) {
             return Err(FrameError::RequestId(request_id));
         }
         let lane = number::<u16>(&mut reader);
@@ -207,12 +216,13 @@ impl FrameHeader {
         if len as usize > max {
             return Err(FrameError::BodyLen { op, len, max });
         }
-        let is_data = matches!(op, Op::Data);
         for (field, value, may) in [
             ("reserved", reserved.into(), false),
+            ("lane", lane.into(), !working),
+            ("body_len", len, !working),
             ("deadline_ms", deadline_ms, !reply && !is_data),
             ("status", status.cast_unsigned(), reply && !is_data),
-            ("credit", credit, reply && is_data),
+            ("credit", credit, reply && is_data && !working),
         ] {
             if value != 0 && !may {
                 return Err(FrameError::NotZero { field, value });

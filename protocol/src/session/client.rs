@@ -66,6 +66,8 @@ pub enum Event {
     /// More of a request's data may be sent: its id, and the bytes; 0 bytes show that the request
     /// is being worked on.
     Credit(u32, u32),
+    /// The mediator is at work, and starts no other request meanwhile.
+    Working,
     /// The mediator has ended the session, for this reason.
     Closing(Status, String),
 }
@@ -333,6 +335,9 @@ impl Client {
 
     fn on_data(&mut self, header: &FrameHeader) -> Result<Event, Violation> {
         let id = header.request_id;
+        if id == 0 {
+            return Ok(Event::Working);
+        }
         let len = u64::from(header.body_len);
         let Some(call) = self
             .calls

@@ -23,6 +23,9 @@ use crate::{MIN_VERSION, VERSION};
 /// that asks without reading answers stops itself.
 pub const CAPACITY: usize = 64 << 10;
 
+/// Credit for data that is dropped: whatever a guest has announced, it is granted in steps of this, as it comes.
+const DROPPED: u64 = u32::MAX as u64;
+
 /// Interval at which a guest is shown that a request is being worked on.
 const SHOW: Duration = Duration::from_secs(1);
 
@@ -128,6 +131,10 @@ pub struct Server {
     printed: bool,
     inbox: Inbox,
     outbox: Outbox,
+    /// Nothing is in the outbox but what shows that work goes on: a guest that waits for nothing need not take that.
+    only_shows: bool,
+    /// When it was last shown that work goes on, while no request can be started.
+    shown: Instant,
     /// The request whose data is being received, and whether the frame is its last.
     receiving: Option<(u32, bool)>,
     began: Instant,
@@ -171,6 +178,8 @@ impl Server {
             printed: false,
             inbox: Inbox::of_requests(),
             outbox: Outbox::default(),
+            only_shows: false,
+            shown: now,
             receiving: None,
             began: now,
             received: now,
@@ -246,7 +255,12 @@ impl Server {
 
     /// Whether a frame has begun in either direction and is not complete.
     pub fn is_in_frame(&self) -> bool {
-        self.inbox.is_partial() || !self.outbox.is_empty()
+        self.inbox.is_partial() || self.has_replies()
+    }
+
+    /// Whether there is something that the guest has to take.
+    fn has_replies(&self) -> bool {
+        !self.outbox.is_empty() && !self.only_shows
     }
 
     /// Notes that bytes have arrived.
@@ -377,6 +391,9 @@ impl Server {
                     request.credit -= len;
                     request.up_left -= len;
                     request.moved = now;
+                    if request.answered && request.header.is_quiet() {
+                        request.let_come();
+                    }
                     self.receiving = Some((id, !header.has_more()));
                     return Ok(());
                 }
@@ -564,13 +581,14 @@ impl Server {
         request.moved = now;
         request.outcome = Some(outcome);
         self.begin_to_send(now);
-        self.answer_what_is_done(now);
+        self.answer_what_is_done();
     }
 
     /// The guest's time for taking replies starts here, if none waits.
     fn begin_to_send(&mut self, now: Instant) {
-        if self.outbox.is_empty() {
+        if !self.has_replies() {
             self.sent = now;
+            self.only_shows = false;
         }
     }
 
@@ -584,10 +602,10 @@ impl Server {
         self.printed = some;
     }
 
-    fn answer_what_is_done(&mut self, now: Instant) {
+    fn answer_what_is_done(&mut self) {
         // An answer may release a fence behind it.
         while let Some(id) = self.answerable() {
-            self.answer(id, now);
+            self.answer(id);
         }
     }
 
@@ -598,7 +616,7 @@ impl Server {
             .map(|request| request.header.request_id)
     }
 
-    fn answer(&mut self, id: u32, now: Instant) {
+    fn answer(&mut self, id: u32) {
         let Some(request) = self.requests.get_mut(id) else {
             return;
         };
@@ -631,7 +649,7 @@ impl Server {
         };
         if header.is_quiet() {
             // No answer tells the guest to stop.
-            self.grant(id, u64::MAX, now);
+            request.let_come();
         } else {
             // After the answer it might be taken for credit of the next request with the same id.
             request.untold = 0;
@@ -669,10 +687,7 @@ impl Server {
         // Once no more of it is wanted, the guest may reuse the id.
         let wanted = |request: &&mut InFlight| !request.up_ended && !request.answered;
         if let Some(request) = request.filter(wanted) {
-            // Never more than the rest of the data.
-            let bytes = bytes.min(request.up_left.saturating_sub(request.credit));
-            request.credit += bytes;
-            request.untold += bytes;
+            request.grant(bytes);
             request.moved = now;
         }
     }
@@ -692,6 +707,24 @@ impl Server {
             let header = FrameHeader::data_down(&request.header, 0, credit);
             self.begin_to_send(now);
             self.outbox.begin_data(&header);
+        }
+    }
+
+    /// Notes that the backend can start no request now. What the guest has sent waits, so its silence does not count.
+    pub fn held_up(&mut self, now: Instant) {
+        self.received = now;
+    }
+
+    /// Notes progress of the backend's while it can start no request: from time to time the guest is shown it, whatever
+    /// it waits for may not have been read yet.
+    pub fn works(&mut self, now: Instant) {
+        if self.is_open()
+            && self.outbox.is_empty()
+            && now.saturating_duration_since(self.shown) >= SHOW
+        {
+            self.shown = now;
+            self.only_shows = true;
+            self.outbox.begin_data(&FrameHeader::working());
         }
     }
 
@@ -760,7 +793,7 @@ impl Server {
             request.down_left = request.down_left.saturating_sub(n as u64);
             request.moved = now;
             if request.down_left == 0 {
-                self.answer_what_is_done(now);
+                self.answer_what_is_done();
             }
         }
         Some((id, n))
@@ -805,7 +838,7 @@ impl Server {
         if self.hello.is_none() {
             visit(self.began + hello, &|| session("no complete Hello", hello));
         }
-        if !self.outbox.is_empty() {
+        if self.has_replies() {
             let taken = "no reply taken";
             visit(self.sent + stall, &|| session(taken, stall));
         }
@@ -838,6 +871,22 @@ impl Server {
             visit(moved + stall, &|| {
                 session("half a request and no more", stall)
             });
+        }
+    }
+}
+
+impl InFlight {
+    fn grant(&mut self, bytes: u64) {
+        // Never more than the rest of the data.
+        let bytes = bytes.min(self.up_left.saturating_sub(self.credit));
+        self.credit += bytes;
+        self.untold += bytes;
+    }
+
+    /// Grants credit for data that is dropped, where it runs short.
+    fn let_come(&mut self) {
+        if !self.up_ended && self.credit < DROPPED / 2 {
+            self.grant(DROPPED - self.credit);
         }
     }
 }

@@ -7,6 +7,7 @@ use vgpu_protocol::status::{ErrorCode, Status};
 const OP: usize = 4;
 const FLAGS: usize = 6;
 const REQUEST_ID: usize = 8;
+const LANE: usize = 12;
 const RESERVED: usize = 14;
 const BODY_LEN: usize = 16;
 const DEADLINE: usize = 20;
@@ -218,11 +219,20 @@ fn the_offsets_are_those_of_the_document() {
 }
 
 #[test]
-fn only_closing_has_request_id_0() {
+fn only_closing_and_work_that_goes_on_have_request_id_0() {
     let closing = FrameHeader::closing(Status::from(ErrorCode::Busy)).with_body_len(3);
     assert_eq!(FrameHeader::decode(&closing.encode()), Ok(closing));
+    let working = FrameHeader::working();
+    assert_eq!(FrameHeader::decode(&working.encode()), Ok(working));
+    for (at, field) in [(LANE, "lane"), (BODY_LEN, "body_len"), (CREDIT, "credit")] {
+        let mut bytes = working.encode();
+        bytes[at] = 9;
+        let error = FrameError::NotZero { field, value: 9 };
+        assert_eq!(FrameHeader::decode(&bytes), Err(error));
+    }
     for op in Op::REQUESTS.iter().copied().chain([Op::Data]) {
-        let flags: u16 = if op == Op::Data { 5 } else { 1 };
+        // Data of the guest's.
+        let flags: u16 = if op == Op::Data { 4 } else { 1 };
         let bytes = patched(op, &[(FLAGS, &flags.to_le_bytes()), (REQUEST_ID, &[0; 4])]);
         assert_eq!(
             FrameHeader::decode(&bytes),

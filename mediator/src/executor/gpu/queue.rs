@@ -758,5 +758,9 @@ impl<D: Device> Gpu<D> {
             waiting.extend(calling.purpose.id().copied().filter(|id| *id != 0));
         }
         self.events.extend(waiting.into_iter().map(Event::Moved));
+        if !self.may_start() {
+            // What the guest waits for may stand behind quiet requests, and not have been read.
+            self.events.push_back(Event::Working);
+        }
     }
 }

@@ -241,3 +241,58 @@ fn a_guest_is_shown_once_a_second_that_its_request_goes_on() {
     raw.server.progressed(2, raw.now);
     assert!(raw.said().is_empty());
 }
+
+#[test]
+fn what_waits_for_the_backend_is_not_the_guests_delay() {
+    let mut raw = Raw::open(terms());
+    let (header, body) = ping(2);
+    pour(raw.server.inbox(), &frame(header, &body)[..20]);
+    for _ in 0..3 {
+        raw.pass(STALL - TICK);
+        raw.server.held_up(raw.now);
+    }
+    raw.late_in(STALL, "half a frame");
+    let mut raw = Raw::open(terms());
+    for _ in 0..3 {
+        raw.pass(IDLE - TICK);
+        raw.server.held_up(raw.now);
+    }
+    raw.late_in(IDLE, "no request");
+}
+
+#[test]
+fn a_guest_is_shown_once_a_second_that_work_goes_on_while_nothing_can_be_started() {
+    let mut raw = Raw::open(terms());
+    let shown: Vec<_> = (0..35)
+        .flat_map(|_| {
+            raw.pass(Duration::from_millis(100));
+            raw.server.works(raw.now);
+            raw.said()
+        })
+        .collect();
+    assert_eq!(shown.len(), 3);
+    assert!(
+        shown
+            .iter()
+            .all(|(header, _)| *header == FrameHeader::working())
+    );
+}
+
+#[test]
+fn a_guest_that_waits_for_nothing_need_not_take_what_shows_that_work_goes_on() {
+    let mut raw = Raw::open(terms());
+    for _ in 0..10 {
+        raw.pass(STALL - TICK);
+        raw.server.held_up(raw.now);
+        raw.server.works(raw.now);
+        assert!(raw.server.outbox().len() <= HEADER_LEN);
+    }
+    assert!(!raw.server.is_busy());
+    raw.late_in(IDLE, "no request");
+    // A reply behind it has its whole time.
+    let (header, body) = ping(2);
+    raw.hear(&frame(header, &body))
+        .expect("the session goes on");
+    raw.server.complete(2, Ok(body), raw.now);
+    raw.late_in(STALL, "no reply taken");
+}

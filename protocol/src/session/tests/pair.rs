@@ -434,7 +434,7 @@ impl Pair {
                 self.receiving = id;
                 return true;
             }
-            Some(Event::Credit(..)) => return true,
+            Some(Event::Credit(..) | Event::Working) => return true,
             Some(Event::Closing(status, text)) => panic!("closing: {status} {text}"),
             None => {}
         }

@@ -3,9 +3,9 @@
 use std::num::NonZeroU16;
 
 use super::*;
-use crate::frame::Flags;
-use crate::op::field::Bytes;
-use crate::op::{Fence, FenceReply, MAX_QUIET_FAILURES, Ping, QuietFailure};
+use crate::frame::{Flags, MAX_DATA};
+use crate::op::field::{Bytes, StreamRef};
+use crate::op::{CopyToDevice, Fence, FenceReply, MAX_QUIET_FAILURES, Ping, QuietFailure};
 use crate::session::server::{CAPACITY, Failure};
 use crate::status::ErrorCode;
 
@@ -449,6 +449,49 @@ fn no_quiet_request_has_data_for_the_guest() {
         let spec = op.spec().expect("a row");
         assert!(!(spec.quiet && spec.data.1), "{op}: nothing would end it");
     }
+}
+
+#[test]
+fn data_of_a_failed_quiet_request_is_let_come_in_steps() {
+    let mut raw = Raw::open(Terms {
+        initial_credit: 100,
+        ..terms()
+    });
+    let copy = CopyToDevice {
+        to: 1,
+        bytes: (u64::MAX / 2).try_into().expect("not 0"),
+        stream: StreamRef::DEFAULT,
+    };
+    let header = request(Op::CopyToDevice, 2).with_flags(Flags::QUIET);
+    raw.start(header, &copy.encode());
+    raw.server
+        .complete(2, fail(ErrorCode::QuotaMemory), raw.now);
+    let credit = |raw: &mut Raw| {
+        raw.server.tell_credit(raw.now);
+        let said = raw.said();
+        said.iter()
+            .map(|(header, _)| header.credit)
+            .collect::<Vec<_>>()
+    };
+    let mut left = u64::from(u32::MAX);
+    assert_eq!(credit(&mut raw), [u32::MAX - 100]);
+    assert!(credit(&mut raw).is_empty());
+    // However much comes, there is always credit for more.
+    let mut told = 0;
+    let len = MAX_DATA as usize;
+    for _ in 0..3000 {
+        let data = FrameHeader::data_up(&header, MAX_DATA, true);
+        raw.hear(&data.encode()).expect("the session goes on");
+        raw.server.inbox().took(len);
+        raw.server.data_received(len, raw.now);
+        left -= u64::from(MAX_DATA);
+        for more in credit(&mut raw) {
+            left += u64::from(more);
+            told += 1;
+        }
+        assert!(left >= u64::from(u32::MAX) / 2);
+    }
+    assert_eq!(told, 1);
 }
 
 /// As behind a relay: it knows that there are failures, but not which.
