@@ -164,6 +164,9 @@ impl<O: Open> Backend for OnDevice<O> {
     }
 
     fn also(&mut self) -> Also<'_> {
+        if let Some(gpu) = &mut self.gpu {
+            gpu.before_wait();
+        }
         match self.gpu.as_ref().and_then(Gpu::awaited) {
             Some(waker) => Also::Waker(waker),
             None => Also::Nothing,

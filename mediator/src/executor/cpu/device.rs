@@ -117,6 +117,7 @@ impl CpuDevice {
                 buffer: take(&buffer),
                 result: done.result.map(drop).map_err(error),
                 ran: is_launch.then_some(ran),
+                kernels: u32::from(is_launch),
             });
             waker.raise();
         };
@@ -280,6 +281,7 @@ impl device::Device for CpuDevice {
                 buffer: buffer_of(work),
                 result,
                 ran: None,
+                kernels: 0,
             });
             self.waker.raise();
             return Ok(());

@@ -4,6 +4,10 @@
 //! word tells what is done, without a call of the driver, and also after an error, when the driver answers
 //! every question with the error: the first work whose number has not come is the one that failed. Where
 //! kernels of several streams were under way, the oldest of them is named.
+//!
+//! Times are taken of a row of kernels: to read an event costs as much as a launch. So the number of the last kernel
+//! that was launched is left out until it is known whether another one follows, at the latest until this
+//! thread is about to wait: before it goes the event that ends the row, so whoever waits for the kernel has its time.
 #![allow(unsafe_code)]
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
@@ -87,6 +91,8 @@ struct Lane {
     stream: Stream,
     /// Host functions run here, so that the work itself does not wait for this machine.
     tells: Stream,
+    /// The row of kernels that its last works are.
+    row: Option<Row>,
     /// Works since one was told of.
     untold: u64,
     /// When the first work under way began to be the first.
@@ -104,16 +110,24 @@ impl std::fmt::Debug for Queue {
 struct UnderWay {
     tag: u64,
     buffer: Option<Buffer>,
-    /// Of a launch.
+    /// How long it may take: a kernel.
+    deadline: Option<Duration>,
+    /// Of the last kernel of a row.
     times: Option<Times>,
 }
 
-struct Times {
+/// Kernels one behind the other. The number of the last one is not behind it yet.
+struct Row {
     began: Arc<Event>,
-    /// It is also the end of the kernel before, with which it was given back.
+    /// It is also the end of the row before, with which it was given back.
     shares_began: bool,
+    kernels: u32,
+    since: Instant,
+}
+
+struct Times {
+    row: Row,
     ended: Arc<Event>,
-    deadline: Duration,
 }
 
 impl Lane {
@@ -125,6 +139,7 @@ impl Lane {
         Ok(Self {
             under_way: VecDeque::new(),
             word,
+            row: None,
             stream: Stream::new(device, own)?,
             tells: Stream::new(device, Some((STREAM_NON_BLOCKING, 0)))?,
             untold: 0,
@@ -203,10 +218,13 @@ impl Queue {
 
     fn queue(&mut self, tag: u64, key: Key, work: Work) -> Result<(), CallError> {
         self.device.bind()?;
+        if !matches!(work, Work::Launch(_)) {
+            self.end_row(key)?;
+        }
         let driver = self.device.driver();
         let lane = self.lanes.get(&key).ok_or(GONE)?;
-        let (stream, word) = (lane.stream.stream, lane.word);
-        let (mut wake, mut times) = (false, None);
+        let stream = lane.stream.stream;
+        let (mut wake, mut deadline) = (false, None);
         // SAFETY: the context is current and the stream live. The engine has seen every range on the device
         // within an allocation of this session, which is not freed before this is done; the buffers stay in
         // `under_way` until then, and hold as many bytes.
@@ -237,7 +255,8 @@ impl Queue {
                     None
                 }
                 Work::Launch(launch) => {
-                    times = Some(self.launch(key, &launch)?);
+                    self.launch(key, &launch)?;
+                    deadline = Some(launch.deadline);
                     None
                 }
                 Work::Record(event) => {
@@ -267,16 +286,64 @@ impl Queue {
         if lane.under_way.is_empty() {
             lane.first_since = clock::now();
         }
-        lane.under_way.push_back(UnderWay { tag, buffer, times });
+        lane.under_way.push_back(UnderWay {
+            tag,
+            buffer,
+            deadline,
+            times: None,
+        });
         lane.untold += 1;
         let tell = wake || lane.untold >= UNTOLD;
-        let word = self.words_there + (word * size_of::<u32>()) as u64;
-        // SAFETY: the word is this queue's and mapped for the device.
-        let code = unsafe { (driver.stream_write_value32)(stream, word, low(tag), 0) };
-        check(code, "cuStreamWriteValue32")?;
+        if deadline.is_none() {
+            self.number(key)?;
+        }
         match tell {
             true => self.tell(key),
             false => Ok(()),
+        }
+    }
+
+    /// Has the device write the number of the last work of a stream behind it.
+    fn number(&self, key: Key) -> Result<(), CallError> {
+        let lane = self.lanes.get(&key).ok_or(GONE)?;
+        let Some(last) = lane.under_way.back() else {
+            return Ok(());
+        };
+        let word = self.words_there + (lane.word * size_of::<u32>()) as u64;
+        // SAFETY: the context is current, the stream live, and the word this queue's and mapped for the device.
+        let code = unsafe {
+            (self.device.driver().stream_write_value32)(lane.stream.stream, word, low(last.tag), 0)
+        };
+        check(code, "cuStreamWriteValue32")
+    }
+
+    /// Ends the row of kernels in a stream, if there is one. If that fails, the last of them has no number.
+    fn end_row(&mut self, key: Key) -> Result<(), CallError> {
+        let lane = self.lanes.get_mut(&key).ok_or(GONE)?;
+        let Some(row) = lane.row.take() else {
+            return Ok(());
+        };
+        let ended = self.device.bind().and_then(|()| {
+            let ended = self.event()?;
+            let lane = self.lanes.get_mut(&key).ok_or(GONE)?;
+            ended.record(&lane.stream)?;
+            if let Some(last) = lane.under_way.back_mut() {
+                last.times = Some(Times { row, ended });
+            }
+            self.number(key)
+        });
+        ended.inspect_err(|error| self.device.lose(*error))
+    }
+
+    /// The same in every stream, or in those whose row began before `before`.
+    fn end_rows(&mut self, before: Option<Instant>) {
+        let ends = |row: &Row| before.is_none_or(|before| row.since <= before);
+        let lanes = self.lanes.iter();
+        let some = lanes.filter(|(_, lane)| lane.row.as_ref().is_some_and(ends));
+        let keys: Vec<Key> = some.map(|(key, _)| *key).collect();
+        for key in keys {
+            // Then the device is lost.
+            let _ = self.end_row(key);
         }
     }
 
@@ -356,6 +423,10 @@ impl Queue {
 
     /// Has the waker raised when the work that is queued in a stream now is done.
     fn tell(&mut self, key: Key) -> Result<(), CallError> {
+        if !self.lanes.contains_key(&key) {
+            return Ok(());
+        }
+        self.end_row(key)?;
         let Some(lane) = self.lanes.get_mut(&key) else {
             return Ok(());
         };
@@ -371,10 +442,10 @@ impl Queue {
         }
     }
 
-    fn launch(&mut self, key: Key, launch: &Launch<Function>) -> Result<Times, CallError> {
-        let ended = self.event()?;
+    /// Begins a row of kernels behind the work in a stream.
+    fn begin_row(&mut self, key: Key) -> Result<Row, CallError> {
         let lane = self.lanes.get(&key).ok_or(GONE)?;
-        // If another kernel runs before it, this one begins when that has ended.
+        // If another row runs before it, this one begins when that has ended.
         let before = lane.under_way.back().and_then(|last| last.times.as_ref());
         let before = before.map(|times| Arc::clone(&times.ended));
         let shares_began = before.is_some();
@@ -386,6 +457,25 @@ impl Queue {
                 fresh.record(&lane.stream)?;
                 fresh
             }
+        };
+        Ok(Row {
+            began,
+            shares_began,
+            kernels: 0,
+            since: clock::now(),
+        })
+    }
+
+    fn launch(&mut self, key: Key, launch: &Launch<Function>) -> Result<(), CallError> {
+        let lane = self.lanes.get(&key).ok_or(GONE)?;
+        let new = match lane.row {
+            Some(_) => {
+                // Another one follows.
+                let numbered = self.number(key);
+                numbered.inspect_err(|error| self.device.lose(*error))?;
+                None
+            }
+            None => Some(self.begin_row(key)?),
         };
         let lane = self.lanes.get(&key).ok_or(GONE)?;
         let ([gx, gy, gz], [bx, by, bz]) = (launch.grid, launch.block);
@@ -419,14 +509,23 @@ impl Queue {
                 extra,
             )
         };
-        check(code, "cuLaunchKernel")?;
-        ended.record(&lane.stream)?;
-        Ok(Times {
-            began,
-            shares_began,
-            ended,
-            deadline: launch.deadline,
-        })
+        if let Err(error) = check(code, "cuLaunchKernel") {
+            match new {
+                Some(row) if !row.shares_began => self.free_events.push(row.began),
+                Some(_) => {}
+                // None follows after all.
+                None => self.end_row(key)?,
+            }
+            return Err(error);
+        }
+        let lane = self.lanes.get_mut(&key).ok_or(GONE)?;
+        if new.is_some() {
+            lane.row = new;
+        }
+        if let Some(row) = &mut lane.row {
+            row.kernels += 1;
+        }
+        Ok(())
     }
 
     /// The first work under way in a stream is over, in this way.
@@ -434,15 +533,16 @@ impl Queue {
         let lane = self.lanes.get_mut(&key)?;
         let first = lane.under_way.pop_front()?;
         lane.first_since = clock::now();
-        let mut ran = None;
+        let (mut ran, mut kernels) = (None, 0);
         let lost = self.device.is_lost();
         if let Some(times) = first.times {
             if !lost && result.is_ok() && self.device.bind().is_ok() {
                 ran = self.span(&times).ok();
+                kernels = times.row.kernels;
             }
             // Each event once: one that is here twice is never free.
-            if !times.shares_began {
-                self.free_events.push(times.began);
+            if !times.row.shares_began {
+                self.free_events.push(times.row.began);
             }
             self.free_events.push(times.ended);
         }
@@ -459,16 +559,18 @@ impl Queue {
             buffer,
             result,
             ran,
+            kernels,
         })
     }
 
-    /// When a kernel that is over ran. Measured from the end of another one that ended about then: the driver
+    /// When a row that is over ran. Measured from the end of another one that ended about then: the driver
     /// tells times apart by a number of 24 bits.
     fn span(&mut self, times: &Times) -> Result<Span, CallError> {
-        let ns = times.began.elapsed_ns(&times.ended)?;
+        let began = &times.row.began;
+        let ns = began.elapsed_ns(&times.ended)?;
         let ended = match &self.last_end {
             None => ns,
-            Some((last, at)) if Arc::ptr_eq(last, &times.began) => at.saturating_add(ns),
+            Some((last, at)) if Arc::ptr_eq(last, began) => at.saturating_add(ns),
             Some((last, at)) => at.saturating_add(last.elapsed_ns(&times.ended)?),
         };
         if self.last_end.as_ref().is_none_or(|(_, at)| *at <= ended) {
@@ -484,7 +586,7 @@ impl Queue {
     fn failed(&self) -> Option<Key> {
         let firsts = self.lanes.iter().filter_map(|(key, lane)| {
             let first = lane.under_way.front()?;
-            Some((first.times.is_none(), first.tag, *key))
+            Some((first.deadline.is_none(), first.tag, *key))
         });
         firsts.min().map(|(_, _, key)| key)
     }
@@ -503,7 +605,7 @@ impl Queue {
     /// A stream whose first work is a kernel that has run for too long, and how long it may.
     fn late(&self, now: Instant) -> Option<(Key, Duration)> {
         self.lanes.iter().find_map(|(key, lane)| {
-            let deadline = lane.under_way.front()?.times.as_ref()?.deadline;
+            let deadline = lane.under_way.front()?.deadline?;
             let ran = now.saturating_duration_since(lane.first_since);
             // One look after the deadline.
             let runs = ran > deadline && !self.has_reached(lane, lane.under_way.front()?.tag);
@@ -696,6 +798,10 @@ impl device::Device for Queue {
         self.driver(|queue| queue.tell(stream))
     }
 
+    fn before_wait(&mut self) {
+        self.end_rows(None);
+    }
+
     fn next_done(&mut self) -> Option<Done<Buffer>> {
         if let Some(key) = self.done() {
             return self.first_is_over(key, Ok(()));
@@ -705,6 +811,8 @@ impl device::Device for Queue {
             return self.first_is_over(failed, Err(lost(&self.device)));
         }
         let now = clock::now();
+        // This thread may have much else to do.
+        self.end_rows(now.checked_sub(LOOK));
         if let Some((late, deadline)) = self.late(now) {
             let ms = deadline.as_millis();
             // Only the end of this process ends it.

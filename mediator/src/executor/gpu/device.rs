@@ -90,6 +90,9 @@ pub(in crate::executor) trait Device: Send {
     /// The device cannot do that.
     fn wake_at_end(&mut self, stream: Key) -> Result<(), DeviceError>;
 
+    /// This thread is about to wait: whatever was put off until more work comes is done now.
+    fn before_wait(&mut self) {}
+
     /// The next work that is over, in the order of its stream. Does not wait.
     fn next_done(&mut self) -> Option<Done<Self::Buffer>>;
 
@@ -274,8 +277,10 @@ pub(in crate::executor) struct Done<B> {
     pub(in crate::executor) buffer: Option<B>,
     /// Its result.
     pub(in crate::executor) result: Result<(), DeviceError>,
-    /// When a kernel ran.
+    /// When a kernel ran, or a row of kernels of which this was the last.
     pub(in crate::executor) ran: Option<Span>,
+    /// The number of them.
+    pub(in crate::executor) kernels: u32,
 }
 
 /// Time of a kernel, in nanoseconds of the device's clock, which may begin anywhere.

@@ -701,6 +701,11 @@ impl<D: Device> Gpu<D> {
             && self.uploads_queued < MOST_UPLOADS
     }
 
+    /// This thread is about to wait.
+    pub(super) fn before_wait(&mut self) {
+        self.device.before_wait();
+    }
+
     /// The descriptor to wait for; `None` while nothing is under way.
     pub(super) fn awaited(&self) -> Option<&Waker> {
         let idle = self.queue.is_empty() && self.calling.is_none() && !self.has_unqueued();

@@ -472,7 +472,8 @@ impl<D: Device> Gpu<D> {
             return;
         };
         if queued.takes_turn() {
-            self.turns.is_over(done.ran.map_or(0, Span::ns));
+            let ns = done.ran.map_or(0, Span::ns);
+            self.turns.is_over(ns / u64::from(done.kernels.max(1)));
         }
         let device_ns = done.ran.map_or(0, |ran| self.busy.add(ran));
         if device_ns > 0 {
