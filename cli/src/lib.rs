@@ -1,8 +1,5 @@
 #![forbid(unsafe_code)]
-//! Command-line code shared by this project's programs.
-//!
-//! A program prints its own manual pages and completions, from the same definition that parses its
-//! arguments: the installed pages cannot lack a flag that the program has.
+#![doc = include_str!("../README.md")]
 
 use std::ffi::OsString;
 use std::fs;

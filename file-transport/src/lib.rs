@@ -1,11 +1,6 @@
 #![forbid(unsafe_code)]
-//! The file protocol of vgpu: a directory, local or on NFS, as the way to a mediator.
-//!
-//! The two-file protocol serves small demonstration clients, even a shell with `echo` and `cat`:
-//! the client writes a number to `command.txt`, the mediator answers with one line in
-//! `response.txt`. `docs/file-protocol.md` describes it for authors of such clients. Full sessions
-//! are in [`session`].
-//!
+#![doc = include_str!("../README.md")]
+//! # Modules
 //! * [`two_file_grammar`]: what may stand in the two files. Bytes in, values out.
 //! * [`watch`]: when a command is *new*. What was seen and when goes in, what to do comes out.
 //! * [`directory`]: opening, reading and replacing the files.

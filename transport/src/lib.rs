@@ -1,7 +1,6 @@
 #![forbid(unsafe_code)]
-//! The parts shared by every way to a mediator, whatever bytes it carries; nothing here knows of
-//! sessions.
-//!
+#![doc = include_str!("../README.md")]
+//! # Modules
 //! | module | what it holds |
 //! |---|---|
 //! | [`transport`] | [`Transport`], the ordered byte stream that rings, files and sockets are |

@@ -1,73 +1,5 @@
 #![deny(unsafe_code)]
-//! A byte channel between two Xen domains over granted memory.
-//!
-//! Two rings in memory that both domains see, one for each direction; the data path has no system
-//! call and no copy but yours. The wire format is libxenvchan's (`xen/io/libxenvchan.h`), so the
-//! other end may be any existing libxenvchan program, in either role. The same rings also run over
-//! a memfd between two processes of one machine ([`local`]), for development and tests.
-//!
-//! The other end is not trusted: whatever it writes into the shared memory, a call returns in
-//! time, with data or with an error that names what the peer did.
-//!
-//! # A server and a client
-//! Over a Unix socket, as here, or between two domains: with `xen:0/data/sum` in the guest that
-//! serves and `xen:7/data/sum` in dom0, nothing else changes.
-//!
-//! ```
-//! use std::time::{Duration, Instant};
-//! use vchan::{Address, Error, Result};
-//!
-//! /// Every call that may wait takes a deadline.
-//! fn soon() -> Instant {
-//!     Instant::now() + Duration::from_secs(10)
-//! }
-//!
-//! /// Answers each number with the sum so far, until the client closes.
-//! fn server(address: &Address) -> Result<()> {
-//!     let mut channel = address.serve(None, soon())?;
-//!     let mut sum = 0u64;
-//!     loop {
-//!         // Lends the bytes in the ring once all 8 are there; fewer are left only at the end.
-//!         let Some(number) = channel.peek(8, soon())?.word(0) else {
-//!             return Ok(());
-//!         };
-//!         channel.consume(8)?;
-//!         sum = sum.wrapping_add(number);
-//!         channel.write_all(&sum.to_ne_bytes(), soon())?;
-//!     }
-//! }
-//!
-//! fn client(address: &Address) -> Result<u64> {
-//!     // Waits for the server to appear.
-//!     let mut channel = address.connect(soon())?;
-//!     let mut sum = [0; 8];
-//!     for number in 1..=100u64 {
-//!         channel.write_all(&number.to_ne_bytes(), soon())?;
-//!         channel.read_exact(&mut sum, soon())?;
-//!     }
-//!     // Waits until the server has read everything, then closes.
-//!     channel.close(soon())?;
-//!     Ok(u64::from_ne_bytes(sum))
-//! }
-//!
-//! # fn main() -> Result<()> {
-//! # let socket = std::env::temp_dir().join(format!("vchan-doc-{}.sock", std::process::id()));
-//! # let socket = socket.display();
-//! let address: Address = format!("local:{socket}").parse()?;
-//! let sum = std::thread::scope(|scope| {
-//!     let server = scope.spawn(|| server(&address));
-//!     let sum = client(&address)?;
-//!     server.join().unwrap()?;
-//!     Ok::<_, Error>(sum)
-//! })?;
-//! assert_eq!(sum, 5050);
-//! # Ok(())
-//! # }
-//! ```
-//!
-//! `examples/` in the sources holds complete programs: an echo server and client, and one that
-//! sends a file from kernel to kernel.
-//!
+#![doc = include_str!("../README.md")]
 //! # Which call for which purpose
 //! | you want | use |
 //! |---|---|
@@ -97,29 +29,32 @@
 //! ```
 //! use std::os::fd::AsFd;
 //! use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
-//! # use std::time::{Duration, Instant};
+//!
+//! /// What the peer sends until it closes.
+//! fn receive(channel: &mut vchan::Channel) -> Result<Vec<u8>, Box<dyn std::error::Error>> {
+//!     let mut received = Vec::new();
+//!     let mut buf = [0; 4096];
+//!     loop {
+//!         // Until it says that it would block: only then the peer has been asked to ring.
+//!         match channel.try_read(&mut buf)? {
+//!             Some(0) => return Ok(received), // the end
+//!             Some(n) => received.extend(&buf[..n]),
+//!             None => {
+//!                 let mut fds = [PollFd::new(channel.as_fd(), PollFlags::POLLIN)];
+//!                 poll(&mut fds, PollTimeout::NONE)?;
+//!             }
+//!         }
+//!     }
+//! }
 //! # fn main() -> Result<(), Box<dyn std::error::Error>> {
-//! # let soon = Instant::now() + Duration::from_secs(10);
+//! # let soon = std::time::Instant::now() + std::time::Duration::from_secs(10);
 //! # let (one, other) = std::os::unix::net::UnixStream::pair()?;
 //! # let server = std::thread::spawn(move || vchan::local::serve_on(one, 4096, soon));
 //! # let mut channel = vchan::local::connect_on(other, soon)?;
 //! # let mut peer = server.join().unwrap()?;
 //! # peer.write_all(b"hello", soon)?;
 //! # drop(peer);
-//! let mut received: Vec<u8> = Vec::new();
-//! let mut buf = [0; 4096];
-//! loop {
-//!     // Until it says that it would block: only then the peer has been asked to ring.
-//!     match channel.try_read(&mut buf)? {
-//!         Some(0) => break, // the end
-//!         Some(n) => received.extend(&buf[..n]),
-//!         None => {
-//!             let mut fds = [PollFd::new(channel.as_fd(), PollFlags::POLLIN)];
-//!             poll(&mut fds, PollTimeout::NONE)?;
-//!         }
-//!     }
-//! }
-//! assert_eq!(received, b"hello");
+//! # assert_eq!(receive(&mut channel)?, b"hello");
 //! # Ok(())
 //! # }
 //! ```
