@@ -27,6 +27,8 @@ mod program;
 mod quota;
 mod space;
 mod stream;
+// For the tests, the fuzzing and the list in docs/ptx.md.
+#[doc(hidden)]
 pub mod table;
 mod types;
 

@@ -62,6 +62,7 @@ impl<'a> Setup<'a> {
     }
 
     /// Lets both rings of a server start at `index` instead of 0, for tests of the wrap-around.
+    #[doc(hidden)]
     #[must_use]
     pub fn first_index(mut self, index: u32) -> Self {
         self.first_index = index;

@@ -55,6 +55,7 @@ pub fn serve_on_reactor(
 ///
 /// # Errors
 /// As [`serve_on`].
+#[doc(hidden)]
 pub fn serve_from_index(
     stream: UnixStream,
     rings: impl Into<RingSizes>,

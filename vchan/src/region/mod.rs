@@ -8,11 +8,13 @@
 //! about them go through the ring.
 //!
 //! ```
-//! # use std::os::unix::net::UnixStream;
-//! # use std::time::{Duration, Instant};
-//! # use vchan::{Channel, Result, local};
-//! use vchan::region::{Access, RegionError, TICKET_BYTES};
-//! # fn soon() -> Instant { Instant::now() + Duration::from_secs(10) }
+//! use std::time::{Duration, Instant};
+//! use vchan::region::{Access, TICKET_BYTES};
+//! use vchan::{Channel, Result};
+//!
+//! fn soon() -> Instant {
+//!     Instant::now() + Duration::from_secs(10)
+//! }
 //!
 //! /// Offers a megabyte, and takes it back when the peer has answered.
 //! fn owner(mut channel: Channel) -> Result<()> {
@@ -47,7 +49,8 @@
 //! }
 //!
 //! # fn main() -> Result<()> {
-//! # let (one, other) = UnixStream::pair().unwrap();
+//! # use vchan::local;
+//! # let (one, other) = std::os::unix::net::UnixStream::pair().unwrap();
 //! # let server = std::thread::spawn(move || owner(local::serve_on(one, 64 << 10, soon())?));
 //! # peer(local::connect_on(other, soon())?)?;
 //! # server.join().unwrap()

@@ -54,7 +54,8 @@ const OUT_OF_MEMORY: i32 = 2;
 /// the latest with that call.
 ///
 /// ```no_run
-/// # use vgpu_guest::{Client, Device, LaunchConfig, Options};
+/// use vgpu_guest::{Client, Device, LaunchConfig, Options};
+///
 /// let device = Device::new(Client::from_env(&Options::default())?)?;
 /// let module = device.load_module(include_bytes!(concat!(env!("CARGO_MANIFEST_DIR"), "/examples/saxpy.ptx")))?;
 /// let saxpy = module.load_function("saxpy")?;
