@@ -35,7 +35,7 @@
 /* The argument of a kernel that is the value of `variable`. */
 #define VGPU_ARGUMENT(variable) { &(variable), sizeof(variable) }
 
-// What a call that succeeds returns.
+// Returned by a call that succeeds.
 #define VGPU_OK 0
 
 // Whether the same call can succeed without anything being changed first.
@@ -48,7 +48,7 @@ typedef enum {
     VGPU_RETRY_NEW_SESSION = 2,
 } vgpu_retry;
 
-// What a call that fails returns.
+// Returned by a call that fails.
 typedef enum {
     // An argument is wrong: NULL where there must be something, a size that does not fit, a text that is not UTF-8.
     VGPU_ERROR_INVALID_ARGUMENT = 1,
@@ -129,11 +129,11 @@ int vgpu_last_error_mediator(void);
 // Whether what failed last in this thread may be tried again.
 vgpu_retry vgpu_last_error_retry(void);
 
-// What failed last in this thread, in one line; "" where nothing has. Valid until the next call of this library that
+// The last failure of this thread, in one line; "" where nothing has. Valid until the next call of this library that
 // fails in this thread, or the thread's end.
 const char *vgpu_last_error_message(void);
 
-// What can be done about it, in one line; "" where nothing has failed. Valid as the message is.
+// Advice on it, in one line; "" where nothing has failed. Valid as the message is.
 const char *vgpu_last_error_advice(void);
 
 // The version of this library, as in "0.1.0".

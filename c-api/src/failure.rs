@@ -1,4 +1,4 @@
-//! What a call returns, and what a thread can ask about its last failure.
+//! The results of calls, and what a thread can ask about its last failure.
 
 use std::any::Any;
 use std::cell::RefCell;
@@ -8,10 +8,10 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use vgpu_guest::protocol::status::Status;
 use vgpu_guest::{ErrorKind, Retry};
 
-/// What a call that succeeds returns.
+/// Returned by a call that succeeds.
 pub const VGPU_OK: c_int = 0;
 
-/// What a call that fails returns.
+/// Returned by a call that fails.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[repr(C)]
 pub enum VgpuError {
@@ -200,14 +200,14 @@ pub extern "C" fn vgpu_last_error_retry() -> VgpuRetry {
     of_last(VgpuRetry::No, |last| last.retry)
 }
 
-/// What failed last in this thread, in one line; "" where nothing has. Valid until the next call of this library that
+/// The last failure of this thread, in one line; "" where nothing has. Valid until the next call of this library that
 /// fails in this thread, or the thread's end.
 #[unsafe(no_mangle)]
 pub extern "C" fn vgpu_last_error_message() -> *const c_char {
     of_last(c"".as_ptr(), |last| last.message.as_ptr())
 }
 
-/// What can be done about it, in one line; "" where nothing has failed. Valid as the message is.
+/// Advice on it, in one line; "" where nothing has failed. Valid as the message is.
 #[unsafe(no_mangle)]
 pub extern "C" fn vgpu_last_error_advice() -> *const c_char {
     of_last(c"".as_ptr(), |last| last.advice.as_ptr())

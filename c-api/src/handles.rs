@@ -15,7 +15,7 @@ pub(crate) fn new_number() -> usize {
     NEXT.fetch_add(16, Ordering::Relaxed)
 }
 
-/// What a handle stands for.
+/// The object behind a handle.
 #[derive(Debug, Clone)]
 pub(crate) struct Held<T> {
     /// The session that it is gone with.
@@ -55,7 +55,7 @@ impl<T: Clone> Table<T> {
         std::ptr::without_provenance_mut(number)
     }
 
-    /// What `handle` stands for.
+    /// The object behind `handle`.
     pub(crate) fn get<H>(&self, handle: *mut H) -> Result<Held<T>, Failure> {
         let found = self.read().get(&handle.addr()).cloned();
         found.ok_or_else(|| self.unknown(handle))

@@ -26,7 +26,7 @@ pub struct EventHandle {
     _opaque: [u8; 0],
 }
 
-/// Where work goes: a stream, or the device's default stream.
+/// The queue that takes work: a stream, or the device's default stream.
 pub(crate) enum Queue {
     Default(Device),
     Stream(Stream),

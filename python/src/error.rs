@@ -4,7 +4,7 @@ use pyo3::prelude::*;
 use vgpu_guest::protocol::status::{Status, cuda_name};
 use vgpu_guest::{Error, ErrorKind, Retry};
 
-/// What an exception is made of.
+/// The parts of an exception.
 struct Failure {
     kind: &'static str,
     message: String,

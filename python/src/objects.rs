@@ -1,4 +1,4 @@
-//! What a session has on its device.
+//! The objects of a session on its device.
 
 use std::sync::{Arc, PoisonError, RwLock};
 
