@@ -319,8 +319,8 @@ impl Queue {
 
     /// Ends the row of kernels in a stream, if there is one. If that fails, the last of them has no number.
     fn end_row(&mut self, key: Key) -> Result<(), CallError> {
-        let lane = self.lanes.get_mut(&key).ok_or(GONE)?;
-        let Some(row) = lane.row.take() else {
+        let lane = self.lanes.get_mut(&key);
+        let Some(row) = lane.and_then(|lane| lane.row.take()) else {
             return Ok(());
         };
         let ended = self.device.bind().and_then(|()| {
@@ -423,9 +423,6 @@ impl Queue {
 
     /// Has the waker raised when the work that is queued in a stream now is done.
     fn tell(&mut self, key: Key) -> Result<(), CallError> {
-        if !self.lanes.contains_key(&key) {
-            return Ok(());
-        }
         self.end_row(key)?;
         let Some(lane) = self.lanes.get_mut(&key) else {
             return Ok(());
@@ -519,9 +516,7 @@ impl Queue {
             return Err(error);
         }
         let lane = self.lanes.get_mut(&key).ok_or(GONE)?;
-        if new.is_some() {
-            lane.row = new;
-        }
+        lane.row = new.or(lane.row.take());
         if let Some(row) = &mut lane.row {
             row.kernels += 1;
         }
