@@ -5,20 +5,14 @@ mod support;
 use std::time::Duration;
 
 use support::sockets::Sockets;
-use support::{Mediator, run, stdout, wait_until};
-use vgpu_guest::{Client, Device, Function, LaunchConfig};
+use support::{Mediator, ONE, run, stdout, wait_until};
+use vgpu_guest::{Client, Device, Function};
 
 /// One that ends, one that does not, and one that writes to nowhere.
 const PTX: &[u8] = b".version 6.0\n.target sm_50\n.address_size 64\n\
     .visible .entry quick()\n{\nret;\n}\n\
     .visible .entry endless()\n{\nagain:\nbra again;\n}\n\
     .visible .entry stray()\n{\n.reg .b64 %at;\nmov.u64 %at, 64;\nst.global.u32 [%at], 7;\nret;\n}\n";
-
-const ONE: LaunchConfig = LaunchConfig {
-    grid_dim: (1, 1, 1),
-    block_dim: (1, 1, 1),
-    shared_mem_bytes: 0,
-};
 
 fn device(sockets: &Sockets, name: &str) -> Device {
     let client = Client::connect(&[sockets.tcp()], &sockets.options_of(name)).unwrap();

@@ -8,9 +8,11 @@ use std::time::Duration;
 use nix::sys::signal::Signal;
 use nix::sys::signal::kill;
 use nix::unistd::Pid;
-use support::{Mediator, add, exchange_and, is_running, options, run, stderr, stdout, wait_until};
+use support::{
+    Mediator, ONE, add, exchange_and, is_running, options, run, stderr, stdout, wait_until,
+};
 use tempfile::TempDir;
-use vgpu_guest::{Cause, Client, Device, Error, LaunchConfig, Options};
+use vgpu_guest::{Cause, Client, Device, Error, Options};
 use vgpu_protocol::status::{ErrorCode, Status};
 
 /// A mediator with the CPU, and one that relays to it.
@@ -229,18 +231,9 @@ fn a_call_behind_a_full_queue_is_waited_for() {
             .unwrap()
             .load_function("wait")
             .unwrap();
-        let config = LaunchConfig {
-            grid_dim: (1, 1, 1),
-            block_dim: (1, 1, 1),
-            shared_mem_bytes: 0,
-        };
         for launch in 0..1500u64 {
             let ns = if launch == 0 { 5_000_000_000u64 } else { 0 };
-            device
-                .launch_builder(&wait)
-                .arg(&ns)
-                .launch(config)
-                .unwrap();
+            device.launch_builder(&wait).arg(&ns).launch(ONE).unwrap();
         }
         device.synchronize().unwrap();
     }

@@ -10,8 +10,8 @@ use std::time::{Duration, Instant};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use support::sockets::{Sockets, write_private};
-use support::{Mediator, WATCHDOG, options, run, wait_until};
-use vgpu_guest::{Client, Device, Endpoint, Function, LaunchConfig, Options};
+use support::{Mediator, ONE, WATCHDOG, options, run, wait_until};
+use vgpu_guest::{Client, Device, Endpoint, Function, Options};
 use vgpu_socket_transport::Secret;
 
 /// Counts down from `times`, in one thread: the time is in proportion.
@@ -19,12 +19,6 @@ const PTX: &[u8] = b".version 6.0\n.target sm_50\n.address_size 64\n\
     .visible .entry work(.param .u32 times)\n{\n.reg .pred %p;\n.reg .b32 %n;\n\
     ld.param.u32 %n, [times];\nmore:\nsub.u32 %n, %n, 1;\nsetp.ne.u32 %p, %n, 0;\n\
     @%p bra more;\nret;\n}\n";
-
-const ONE: LaunchConfig = LaunchConfig {
-    grid_dim: (1, 1, 1),
-    block_dim: (1, 1, 1),
-    shared_mem_bytes: 0,
-};
 
 /// Threads of a guest that launch.
 const LANES: usize = 3;

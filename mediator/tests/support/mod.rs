@@ -14,10 +14,17 @@ use std::time::{Duration, Instant};
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
-use vgpu_guest::{Client, Endpoint, Error, Options};
+use vgpu_guest::{Client, Endpoint, Error, LaunchConfig, Options};
 
 /// How long anything may take before a test gives up; no test waits this long when all is well.
 pub(crate) const WATCHDOG: Duration = Duration::from_secs(60);
+
+/// A kernel of one thread.
+pub(crate) const ONE: LaunchConfig = LaunchConfig {
+    grid_dim: (1, 1, 1),
+    block_dim: (1, 1, 1),
+    shared_mem_bytes: 0,
+};
 
 pub(crate) const MEDIATORD: &str = env!("CARGO_BIN_EXE_vgpu-mediatord");
 pub(crate) const VGPUCTL: &str = env!("CARGO_BIN_EXE_vgpuctl");
