@@ -37,12 +37,12 @@
 use std::os::fd::{AsFd, BorrowedFd};
 use std::time::{Duration, Instant};
 
-use nix::poll::{PollFd, PollFlags};
+use nix::poll::PollFlags;
 
 use crate::channel::Channel;
 use crate::error::{Error, Result};
 use crate::sync::atomic::Ordering;
-use crate::waiting::poll::{poll_from, poll_now};
+use crate::waiting::poll::{Watched, poll_from, poll_now};
 use crate::waiting::spin::{Looked, Spin};
 use vgpu_transport::Interest;
 
@@ -63,6 +63,9 @@ pub enum Side<'a> {
 #[derive(Debug)]
 pub struct Either {
     spin: Spin,
+    /// Bytes that each side had moved when it was last a channel, and all that were seen to move.
+    seen: [u64; 2],
+    moved: u64,
 }
 
 impl Default for Either {
@@ -76,6 +79,8 @@ impl Either {
     pub fn new() -> Self {
         Self {
             spin: Spin::new(Duration::ZERO),
+            seen: [0; 2],
+            moved: 0,
         }
     }
 
@@ -92,9 +97,16 @@ impl Either {
         if self.spin.max() != longest {
             self.spin.set_max(longest);
         }
+        // A side that is no channel for a while does not count as having moved back.
+        for (seen, side) in self.seen.iter_mut().zip(&sides) {
+            if let Side::Channel(channel, _) = side {
+                let now = channel.moved();
+                let more = now.wrapping_sub(std::mem::replace(seen, now));
+                self.moved = self.moved.wrapping_add(more);
+            }
+        }
         loop {
-            let moved = sides.iter().map(Side::moved).fold(0, u64::wrapping_add);
-            let looked = self.spin.run(moved, deadline, |thorough| {
+            let looked = self.spin.run(self.moved, deadline, |thorough| {
                 any(&mut sides, |side| match thorough || side.has_moved() {
                     true => side.is_ready(),
                     false => Ok(false),
@@ -110,7 +122,7 @@ impl Either {
                 return Ok(());
             }
             let woken = sleep(&sides, now, deadline);
-            let end = Instant::now();
+            let end = self.spin.now();
             self.spin.waited(end.saturating_duration_since(start));
             match woken {
                 Ok(()) | Err(Error::TimedOut(_)) => {}
@@ -144,17 +156,14 @@ fn sleep(sides: &[Side<'_>; 2], now: Instant, deadline: Instant) -> Result<()> {
             channel.shared().sleeps.fetch_add(1, Ordering::Relaxed);
         }
     }
-    let mut fds: Vec<_> = sides.iter().filter_map(Side::poll_fd).collect();
-    if !poll_from(&mut fds, now, deadline)? {
+    let fds: Vec<_> = sides.iter().filter_map(Side::watched).collect();
+    let ready = poll_from(&fds, now, deadline)?;
+    if !ready.any() {
         return Err(Error::TimedOut(WAITING));
     }
-    let rang: Vec<bool> = fds
-        .iter()
-        .map(|fd| fd.revents().is_none_or(|events| !events.is_empty()))
-        .collect();
     let waiting = sides.iter().filter(|side| !matches!(side, Side::Nothing));
-    for (side, rang) in waiting.zip(rang) {
-        if let (Side::Channel(channel, _), true) = (side, rang) {
+    for (i, side) in waiting.enumerate() {
+        if let (Side::Channel(channel, _), true) = (side, ready.has(i)) {
             channel.shared().acknowledge()?;
         }
     }
@@ -170,14 +179,6 @@ impl Side<'_> {
         }
     }
 
-    /// Bytes that this side has moved so far.
-    fn moved(&self) -> u64 {
-        match self {
-            Self::Channel(channel, _) => channel.moved(),
-            Self::Descriptor(..) | Self::Nothing => 0,
-        }
-    }
-
     #[inline]
     fn has_moved(&self) -> bool {
         match self {
@@ -189,7 +190,7 @@ impl Side<'_> {
     fn is_ready(&mut self) -> Result<bool> {
         match self {
             Self::Channel(channel, interest) => channel.is_ready(*interest),
-            Self::Descriptor(fd, interest) => poll_now(&mut [PollFd::new(*fd, events(*interest))]),
+            Self::Descriptor(fd, interest) => poll_now(&[(*fd, events(*interest))]),
             Self::Nothing => Ok(false),
         }
     }
@@ -206,10 +207,10 @@ impl Side<'_> {
         }
     }
 
-    fn poll_fd(&self) -> Option<PollFd<'_>> {
+    fn watched(&self) -> Option<Watched<'_>> {
         match self {
-            Self::Channel(channel, _) => Some(PollFd::new(channel.as_fd(), PollFlags::POLLIN)),
-            Self::Descriptor(fd, interest) => Some(PollFd::new(*fd, events(*interest))),
+            Self::Channel(channel, _) => Some((channel.as_fd(), PollFlags::POLLIN)),
+            Self::Descriptor(fd, interest) => Some((*fd, events(*interest))),
             Self::Nothing => None,
         }
     }

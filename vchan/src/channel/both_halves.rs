@@ -26,7 +26,7 @@ impl Waits for Both<'_> {
     }
 
     fn moved(&self) -> u64 {
-        self.reader.bytes + self.writer.bytes
+        self.reader.moved()
     }
 
     fn has_moved(&self) -> bool {

@@ -8,7 +8,7 @@ use crate::error::{Error, PeerError, Result, RingName};
 use crate::region::ledger::Ledger;
 use crate::region::mapped_cell::RingsPeer;
 use crate::sync::OnceLock;
-use crate::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
+use crate::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use crate::waiting::waiters::Waiters;
 use crate::wire::layout::{Format, Role, live, offset};
 use crate::wire::ring_end::{RingEnd, ring_end};
@@ -37,8 +37,8 @@ pub(crate) struct Shared {
     lost: AtomicBool,
     /// The first rule the peer broke.
     broken: OnceLock<PeerError>,
-    /// The index up to which this side has written.
-    pub(crate) sent: AtomicU32,
+    /// Bytes that this side has written.
+    pub(crate) written: AtomicU64,
     pub(crate) events_sent: AtomicU64,
     pub(crate) events_received: AtomicU64,
     pub(crate) sleeps: AtomicU64,
@@ -84,7 +84,7 @@ impl Shared {
             gone: AtomicBool::new(false),
             lost: AtomicBool::new(false),
             broken: OnceLock::new(),
-            sent: AtomicU32::new(0),
+            written: AtomicU64::new(0),
             events_sent: AtomicU64::new(0),
             events_received: AtomicU64::new(0),
             sleeps: AtomicU64::new(0),
@@ -216,11 +216,24 @@ impl Shared {
 
     /// Acknowledges a pending event, for a call that is about to report "would block".
     pub(crate) fn acknowledge(&self) -> Result<()> {
-        if self.waiters.acknowledge(self.backend.as_ref())? {
+        let rang = self.waiters.acknowledge(self.backend.as_ref())?;
+        self.heard(rang);
+        Ok(())
+    }
+
+    /// Acknowledges the event that ended the last sleep. Delayed until this side has used what came
+    /// with it: that is two system calls over Xen, and the peer may be waiting for the answer.
+    pub(crate) fn acknowledge_wake_up(&self) -> Result<()> {
+        let rang = self.waiters.acknowledge_wake_up(self.backend.as_ref())?;
+        self.heard(rang);
+        Ok(())
+    }
+
+    fn heard(&self, rang: bool) {
+        if rang {
             self.events_received.fetch_add(1, Ordering::Relaxed);
             self.regions.sweep();
         }
-        Ok(())
     }
 
     /// Sleeps until the doorbell rings or the peer dies, at the latest until `until`, unless
@@ -230,6 +243,7 @@ impl Shared {
         until: Instant,
         ready: &mut dyn FnMut() -> bool,
     ) -> Result<()> {
+        self.acknowledge_wake_up()?;
         let seen = self.waiters.generation();
         if ready() {
             return Ok(());
@@ -240,13 +254,7 @@ impl Shared {
             .waiters
             .sleep(backend, None, seen, Instant::now(), until, waiting);
         match slept {
-            Ok(rang) => {
-                if rang {
-                    self.events_received.fetch_add(1, Ordering::Relaxed);
-                    self.regions.sweep();
-                }
-                Ok(())
-            }
+            Ok(()) => self.acknowledge_wake_up(),
             Err(Error::TimedOut(_)) => Ok(()),
             Err(error) => Err(error),
         }

@@ -75,6 +75,15 @@ fn is_raised(waker: Option<&Waker>) -> bool {
     waker.is_some_and(Waker::is_raised)
 }
 
+/// Whether the wait is over; withdraws the request to be woken if so.
+fn is_over(side: &mut impl Waits, waker: Option<&Waker>) -> Result<bool> {
+    let over = side.is_ready(Wish::Enough)? || is_raised(waker);
+    if over {
+        side.withdraw();
+    }
+    Ok(over)
+}
+
 fn wait_with(
     side: &mut impl Waits,
     spin: &mut Spin,
@@ -104,6 +113,7 @@ fn wait_with(
             false => (Wish::Enough, deadline),
         };
         let shared = side.shared();
+        shared.acknowledge_wake_up()?;
         let seen = shared.waiters.generation();
         side.ask(wish);
         if side.is_ready(wish)? || is_raised(waker) {
@@ -115,23 +125,22 @@ fn wait_with(
         let backend = shared.backend.as_ref();
         let waiters = &shared.waiters;
         let slept = waiters.sleep(backend, waker, seen, now, until, waiting);
-        let end = Instant::now();
+        let end = spin.now();
         // Also after a time-out: waits that time out are those of an idle channel.
         spin.waited(end.saturating_duration_since(start));
         match slept {
-            Ok(heard) => {
-                if heard {
-                    shared.events_received.fetch_add(1, Ordering::Relaxed);
-                    shared.regions.sweep();
-                }
-            }
+            Ok(()) => {}
             Err(Error::TimedOut(_)) => insists &= until >= deadline,
             Err(error) => return Err(error),
         }
         // The deadline counts only if a check made after it finds nothing: a peer may have moved
         // without ringing, or this thread may not have run for a while.
-        if side.is_ready(Wish::Enough)? || is_raised(waker) {
-            side.withdraw();
+        if is_over(side, waker)? {
+            return Ok(());
+        }
+        // What woke this side may be the peer's end, which only this shows.
+        side.shared().acknowledge_wake_up()?;
+        if is_over(side, waker)? {
             return Ok(());
         }
         // A peer that rings without end must not carry us beyond the deadline.

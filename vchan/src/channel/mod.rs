@@ -351,7 +351,7 @@ impl Channel {
 
     /// Bytes moved so far, in both directions.
     pub(crate) fn moved(&self) -> u64 {
-        self.reader.bytes.wrapping_add(self.writer.bytes)
+        self.reader.moved()
     }
 
     /// Whether the peer's index for `interest` has changed since it was last seen.

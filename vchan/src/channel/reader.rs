@@ -295,6 +295,13 @@ impl Reader {
         self.end.ask.disarm();
     }
 
+    /// Bytes that this side has moved, in both directions.
+    pub(crate) fn moved(&self) -> u64 {
+        // Relaxed: this side's writer counts, and nothing else depends on it.
+        let written = self.shared.written.load(Ordering::Relaxed);
+        self.bytes.wrapping_add(written)
+    }
+
     /// Whether the peer's index has changed since it was last seen.
     #[inline]
     pub(crate) fn has_moved(&self) -> bool {
@@ -306,8 +313,8 @@ impl Reader {
     fn refresh_for(&mut self, wanted: u32) -> Result<()> {
         let before = self.ring.available();
         // Relaxed: only a hint at whether this side answers; nothing else depends on it.
-        let sent = self.shared.sent.load(Ordering::Relaxed);
-        for _ in 0..self.linger.pauses(wanted, sent) {
+        let written = self.shared.written.load(Ordering::Relaxed);
+        for _ in 0..self.linger.pauses(wanted, written) {
             std::hint::spin_loop();
         }
         self.refresh()?;
@@ -317,7 +324,7 @@ impl Reader {
             return Ok(());
         }
         let available = self.ring.available();
-        self.ahead.keep_apart(found, available, sent, || {
+        self.ahead.keep_apart(found, available, written, || {
             observe(&mut self.ring, &self.end, &self.shared)?;
             Ok(self.ring.available())
         })
@@ -448,7 +455,7 @@ impl Waits for ForData<'_> {
     }
 
     fn moved(&self) -> u64 {
-        self.reader.bytes
+        self.reader.moved()
     }
 
     #[inline]

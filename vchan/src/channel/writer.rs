@@ -93,7 +93,6 @@ impl Writer {
         for part in parts.iter().filter(|part| !part.is_empty()) {
             prod = Some(self.copy_next(part, ring_len(part.len())));
         }
-        self.bytes += bytes as u64;
         prod.map_or(Ok(()), |prod| self.publish(prod))?;
         Ok(bytes)
     }
@@ -259,7 +258,6 @@ impl Writer {
     /// room for that many.
     pub(crate) fn pass(&mut self, len: u32) -> Result<()> {
         self.shared.check()?;
-        self.bytes += u64::from(len);
         self.advance(len)
     }
 
@@ -346,7 +344,6 @@ impl Writer {
         };
         let prod = self.copy_next(buf, len);
         self.publish(prod)?;
-        self.bytes += u64::from(len);
         Ok(true)
     }
 
@@ -397,7 +394,6 @@ impl Writer {
             }
             prod.map_or(Ok(()), |prod| self.publish(prod))?;
         }
-        self.bytes += done as u64;
         Ok(done)
     }
 
@@ -409,6 +405,7 @@ impl Writer {
         // loaded again.
         let span = self.ring.writable(len);
         let prod = self.ring.advance(len);
+        self.bytes += u64::from(len);
         if span.second == 0 {
             self.end.memory.copy_in(span.offset, from);
         } else {
@@ -422,13 +419,14 @@ impl Writer {
     /// Hands the next `len` bytes, which lie in the ring, to the peer.
     fn advance(&mut self, len: u32) -> Result<()> {
         let prod = self.ring.advance(len);
+        self.bytes += u64::from(len);
         self.publish(prod)
     }
 
     #[inline]
     fn publish(&self, prod: u32) -> Result<()> {
         // Relaxed: read by this side's reader only, as a hint.
-        self.shared.sent.store(prod, Ordering::Relaxed);
+        self.shared.written.store(self.bytes, Ordering::Relaxed);
         self.shared.publish(&self.end, prod)
     }
 

@@ -7,7 +7,7 @@ use std::os::fd::BorrowedFd;
 use std::time::Instant;
 
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
-use nix::poll::{PollFd, PollFlags};
+use nix::poll::PollFlags;
 use nix::sys::stat::{SFlag, fstat};
 
 use super::stretch;
@@ -124,7 +124,7 @@ pub(super) fn read_from(
 /// Waits until a call on `fd` would not block; an error on `fd` counts as that. False at
 /// `deadline`.
 fn ready(fd: BorrowedFd<'_>, what: PollFlags, deadline: Instant) -> io::Result<bool> {
-    Ok(poll_fds(&mut [PollFd::new(fd, what)], deadline)?)
+    Ok(poll_fds(&[(fd, what)], deadline)?.any())
 }
 
 fn again(error: &io::Error) -> bool {

@@ -13,7 +13,7 @@ use std::os::unix::net::UnixStream;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use nix::poll::{PollFd, PollFlags};
+use nix::poll::PollFlags;
 
 use super::stranger::Stranger;
 use super::{descriptors, memory};
@@ -126,8 +126,7 @@ impl Handover {
             if let Some(error) = &inbox.broken {
                 return Err(error.clone().into());
             }
-            let stream = PollFd::new(self.stream.as_fd(), PollFlags::POLLIN);
-            if !poll_now(&mut [stream])? {
+            if !poll_now(&[(self.stream.as_fd(), PollFlags::POLLIN)])? {
                 return Ok(None);
             }
             match self.receive() {

@@ -14,7 +14,7 @@ use std::os::unix::net::UnixStream;
 use std::time::Instant;
 
 use nix::errno::Errno;
-use nix::poll::{PollFd, PollFlags};
+use nix::poll::PollFlags;
 use nix::sys::socket::{ControlMessage, MsgFlags, recv, sendmsg};
 
 use super::stranger::Stranger;
@@ -170,7 +170,7 @@ fn peek(
 }
 
 fn poll(stream: &UnixStream, flags: PollFlags, deadline: Instant) -> Result<()> {
-    if poll_fds(&mut [PollFd::new(stream.as_fd(), flags)], deadline)? {
+    if poll_fds(&[(stream.as_fd(), flags)], deadline)?.any() {
         Ok(())
     } else {
         Err(Error::TimedOut("exchange the first messages with the peer"))

@@ -4,7 +4,7 @@
 use std::os::fd::AsFd;
 use std::time::Instant;
 
-use nix::poll::{PollFd, PollFlags};
+use nix::poll::PollFlags;
 use nix::sys::eventfd::{EfdFlags, EventFd};
 
 use crate::backend::Backend;
@@ -44,21 +44,24 @@ pub(crate) fn poll_backend(
         cancel.map(|cancel| cancel.0.as_fd()),
         waker.map(AsFd::as_fd),
     ];
-    let (mut fds, mut used) = ([bell; 3], 1);
+    let (mut fds, mut used) = ([(bell, PollFlags::POLLIN); 3], 1);
     for fd in others.into_iter().flatten() {
-        fds[used] = fd;
+        fds[used].0 = fd;
         used += 1;
     }
-    let mut polled = fds.map(|fd| PollFd::new(fd, PollFlags::POLLIN));
-    let polled = &mut polled[..used];
-    while poll_from(polled, now, deadline)? {
+    loop {
+        let ready = poll_from(&fds[..used], now, deadline)?;
+        if !ready.any() {
+            return Ok(false);
+        }
         // The waker's descriptor is the last, and may be readable with the waker down.
-        let others = &polled[..used - usize::from(waker.is_some())];
-        let other_is_ready = others.iter().any(|fd| fd.any().unwrap_or(true));
-        if other_is_ready || waker.is_some_and(Waker::is_raised_by_poll) {
+        let woken = match waker {
+            None => true,
+            Some(waker) => ready.any_but(used - 1) || waker.is_raised_by_poll(),
+        };
+        if woken {
             return Ok(true);
         }
         now = Instant::now();
     }
-    Ok(false)
 }

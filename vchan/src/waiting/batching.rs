@@ -30,8 +30,8 @@ pub(crate) struct Linger {
     /// Looks still to skip.
     rest: u32,
     next_rest: u32,
-    /// This side's write index at the last look.
-    sent: u32,
+    /// What this side had written at the last look.
+    written: u64,
 }
 
 impl Linger {
@@ -43,15 +43,15 @@ impl Linger {
             little: false,
             rest: 0,
             next_rest: REST.0,
-            sent: 0,
+            written: 0,
         }
     }
 
-    /// The number of pauses to make before a look for `wanted` bytes, on a side that has written up
-    /// to the index `sent`.
+    /// The number of pauses to make before a look for `wanted` bytes, on a side that has written
+    /// `written` bytes so far.
     #[inline]
-    pub(crate) fn pauses(&mut self, wanted: u32, sent: u32) -> u32 {
-        let answers = std::mem::replace(&mut self.sent, sent) != sent;
+    pub(crate) fn pauses(&mut self, wanted: u32, written: u64) -> u32 {
+        let answers = std::mem::replace(&mut self.written, written) != written;
         self.wanted = wanted.min(LARGE);
         self.paused = false;
         // A peer that waits for an answer sends no more.
@@ -114,8 +114,8 @@ mod tests {
     #[test]
     fn an_answer_is_never_held_up() {
         let mut linger = Linger::new();
-        for sent in 1..1000 {
-            assert_eq!(linger.pauses(64, sent), 0);
+        for written in 1..1000 {
+            assert_eq!(linger.pauses(64, written), 0);
             linger.found(64);
         }
     }

@@ -24,9 +24,14 @@ pub(crate) const RESTS: u32 = 64;
 /// time spent polling.
 const CLOCK_SHARE: u32 = 8;
 
+/// A clock slower than this is not read where it need not be.
+const SLOW_CLOCK: Duration = Duration::from_micros(2);
+
 /// The costs.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Pace {
+    /// Whether reading the clock takes long: it is a system call, or the hypervisor has to answer.
+    pub(crate) slow_clock: bool,
     /// [`RESTS`] pauses.
     turn: Duration,
     /// The least number of turns between two readings of the clock.
@@ -58,6 +63,7 @@ impl Pace {
         let turn = turn.max(Duration::from_nanos(RESTS.into()));
         let turns = (clock * CLOCK_SHARE).as_nanos().div_ceil(turn.as_nanos());
         Self {
+            slow_clock: clock > SLOW_CLOCK,
             turn,
             turns: u32::try_from(turns).unwrap_or(u32::MAX).max(1),
             default_spin: DEFAULT_SPIN.max(call * DEFAULT_SPIN_CALLS),

@@ -3,11 +3,14 @@
 //!
 //! Waking a sleeper costs an event, an interrupt and a scheduler; see
 //! [`machine_costs`](crate::waiting::machine_costs). Polling costs a processor.
-//! [`spin_window`](crate::waiting::spin_window) decides for how long to poll.
+//! [`spin_window`](crate::waiting::spin_window) decides for how long to poll, and
+//! [`comparison`](crate::waiting::comparison) whether to poll at all.
 
 use std::time::{Duration, Instant};
 
 use crate::error::Result;
+use crate::waiting::coarse_clock;
+use crate::waiting::comparison::Comparison;
 use crate::waiting::machine_costs::{Pace, RESTS};
 use crate::waiting::spin_window::Window;
 
@@ -20,6 +23,14 @@ const LONGEST_REST: u32 = 8;
 #[derive(Debug)]
 pub(crate) struct Spin {
     window: Window,
+    comparison: Comparison,
+    /// The latest reading of the clock that the comparison was told of, and whether the half slept
+    /// at once then: the two ways to wait have clocks of their own.
+    told: Option<(Instant, bool)>,
+    /// Waits since then, and about the nanoseconds that those which polling ended took, and the
+    /// moving of their bytes.
+    waits: u32,
+    nanos: i64,
     pub(crate) hits: u64,
     pub(crate) misses: u64,
 }
@@ -29,6 +40,10 @@ impl Spin {
     pub(crate) fn new(max: Duration) -> Self {
         Self {
             window: Window::new(max),
+            comparison: Comparison::new(Pace::here().default_spin),
+            told: None,
+            waits: 0,
+            nanos: 0,
             hits: 0,
             misses: 0,
         }
@@ -47,7 +62,7 @@ impl Spin {
     /// Whether polling has paid lately, or has not been tried.
     #[inline]
     pub(crate) fn pays(&self) -> bool {
-        self.window.pays()
+        self.comparison.polls() && self.window.pays()
     }
 
     /// Calls `ready` until it returns true, the window is over, or the deadline; its argument now
@@ -60,9 +75,14 @@ impl Spin {
         deadline: Instant,
         mut ready: impl FnMut(bool) -> Result<bool>,
     ) -> Result<Looked> {
+        self.waits = self.waits.saturating_add(1);
+        if self.nanos >= self.comparison.patience() {
+            self.tell(self.now(), bytes);
+        }
         let window = self.window.next(bytes);
-        if window.is_zero() {
-            let now = Instant::now();
+        if window.is_zero() || self.sleeps_at_once() {
+            let now = self.now();
+            self.tell(now, bytes);
             return Ok(Looked::Nothing { start: now, now });
         }
         let pace = Pace::here();
@@ -86,6 +106,7 @@ impl Spin {
                         None => pace.time_of(turn * RESTS + rested),
                     };
                     self.hits += 1;
+                    self.nanos = self.nanos.saturating_add(nanos(after));
                     self.window.hit(after);
                     return Ok(Looked::Ready);
                 }
@@ -100,16 +121,48 @@ impl Spin {
             if looked >= window || now >= deadline {
                 self.misses += 1;
                 self.window.missed(looked);
+                self.tell(now, bytes);
                 return Ok(Looked::Nothing { start, now });
             }
             turn = 0;
         }
     }
 
+    /// Whether this half does not poll at all now.
+    fn sleeps_at_once(&self) -> bool {
+        self.window.max().is_zero() || !self.comparison.polls()
+    }
+
+    /// The time, for a wait that sleeps. Only one that polls too has to know it exactly.
+    pub(crate) fn now(&self) -> Instant {
+        match self.sleeps_at_once() {
+            true => coarse_clock::now(),
+            false => Instant::now(),
+        }
+    }
+
+    /// Tells the comparison what has happened until `now`.
+    fn tell(&mut self, now: Instant, bytes: u64) {
+        if self.window.max().is_zero() {
+            return;
+        }
+        let at_once = self.sleeps_at_once();
+        let passed = match self.told.replace((now, at_once)) {
+            Some((told, like)) if like == at_once => nanos(now.saturating_duration_since(told)),
+            _ => 0,
+        };
+        self.comparison.passed(passed, self.waits, bytes);
+        (self.waits, self.nanos) = (0, 0);
+    }
+
     /// Learns from a wait that polling did not end: `total` is its length, polling included.
     pub(crate) fn waited(&mut self, total: Duration) {
         self.window.waited(total);
     }
+}
+
+fn nanos(time: Duration) -> i64 {
+    i64::try_from(time.as_nanos()).unwrap_or(i64::MAX)
 }
 
 /// The outcome of polling.

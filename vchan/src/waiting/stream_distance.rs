@@ -30,8 +30,8 @@ pub(crate) struct Ahead {
     distance: u32,
     /// Bytes found so far in this stream, each time with the other side close ahead.
     close: u32,
-    /// This side's write index at the last look.
-    sent: u32,
+    /// What this side had written at the last look.
+    written: u64,
     /// The distance was reached; the next look shows whether it lasts.
     reached: bool,
     rest: u32,
@@ -44,15 +44,15 @@ impl Ahead {
             // Only in a ring with room for the distance on both sides.
             distance: if ring / 2 < DISTANCE { 0 } else { DISTANCE },
             close: 0,
-            sent: 0,
+            written: 0,
             reached: false,
             rest: 0,
             next_rest: REST.0,
         }
     }
 
-    /// Notes that a look found `found` bytes, `available` in all, on a side that has written up to
-    /// the index `sent`; where it may pay, waits a moment for more, calling `look`.
+    /// Notes that a look found `found` bytes, `available` in all, on a side that has written
+    /// `written` bytes so far; where it may pay, waits a moment for more, calling `look`.
     ///
     /// # Errors
     /// Those of `look`.
@@ -61,27 +61,27 @@ impl Ahead {
         &mut self,
         found: u32,
         available: u32,
-        sent: u32,
+        written: u64,
         look: impl FnMut() -> Result<u32>,
     ) -> Result<()> {
-        match self.look(found, available, sent) {
+        match self.look(found, available, written) {
             Some(distance) => self.wait(distance, available, look),
             None => Ok(()),
         }
     }
 
-    /// Notes that a look found `found` bytes, `available` in all, on a side that has written up to
-    /// the index `sent`. Returns the distance to wait for, if that may pay.
+    /// Notes that a look found `found` bytes, `available` in all, on a side that has written
+    /// `written` bytes so far. Returns the distance to wait for, if that may pay.
     #[inline]
-    fn look(&mut self, found: u32, available: u32, sent: u32) -> Option<u32> {
+    fn look(&mut self, found: u32, available: u32, written: u64) -> Option<u32> {
         if self.distance == 0 || found == 0 {
             return None;
         }
-        self.learn(found, available, sent)
+        self.learn(found, available, written)
     }
 
-    fn learn(&mut self, found: u32, available: u32, sent: u32) -> Option<u32> {
-        let answers = std::mem::replace(&mut self.sent, sent) != sent;
+    fn learn(&mut self, found: u32, available: u32, written: u64) -> Option<u32> {
+        let answers = std::mem::replace(&mut self.written, written) != written;
         if std::mem::take(&mut self.reached) {
             match available >= self.distance / 2 {
                 true => self.next_rest = REST.0,
@@ -168,8 +168,8 @@ mod tests {
     #[test]
     fn neither_answers_nor_small_rings_wait() {
         let mut ahead = Ahead::new(RING);
-        for sent in 1..1000 {
-            assert_eq!(ahead.look(STEP, STEP, sent), None);
+        for written in 1..1000 {
+            assert_eq!(ahead.look(STEP, STEP, written), None);
         }
         assert_eq!(looks_until_asked(&mut Ahead::new(RING / 2), 10_000), None);
     }

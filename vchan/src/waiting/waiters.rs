@@ -24,11 +24,14 @@ pub(crate) struct Waiters {
 
 #[derive(Debug, Default)]
 struct State {
-    /// A thread polls the backend's descriptor and will acknowledge its events.
+    /// A thread polls the backend's descriptor.
     leader: bool,
-    /// Counts acknowledged events. A waiter notes it before its last look at the ring: if it has
+    /// Counts events, when one is heard and when it is acknowledged. A waiter notes it before its last look at the ring: if it has
     /// changed since, another thread may have taken an event that the waiter needed.
     generation: Generation,
+    /// A thread was woken by the descriptor and has not acknowledged the event yet: it had better
+    /// use what came with it first.
+    woken: bool,
     /// Threads on the condition variable; waking nobody would still cost a system call.
     followers: u32,
     cancelled: bool,
@@ -57,20 +60,30 @@ impl Waiters {
         self.lock().generation
     }
 
+    /// Acknowledges the event that ended a [`sleep`](Self::sleep), if that has not been done.
+    /// Returns whether it was the doorbell. Call it before the last look at the ring.
+    pub(crate) fn acknowledge_wake_up(&self, backend: &dyn Backend) -> Result<bool> {
+        let mut state = self.lock();
+        // Who sleeps has acknowledged it before.
+        match state.woken && !state.leader {
+            true => state.acknowledge(backend),
+            false => Ok(false),
+        }
+    }
+
     /// Acknowledges the backend for a call that does not wait. Returns whether the doorbell had
     /// rung. While another thread sleeps on the descriptor, that one acknowledges.
     pub(crate) fn acknowledge(&self, backend: &dyn Backend) -> Result<bool> {
         let mut state = self.lock();
-        if state.leader {
-            return Ok(false);
+        match state.leader {
+            true => Ok(false),
+            false => state.acknowledge(backend),
         }
-        state.generation.next();
-        acknowledge(backend)
     }
 
     /// Sleeps until the doorbell rings, the peer dies, the channel is closed, or `deadline`; as the
-    /// only sleeper also until `waker` is raised. Returns whether this thread heard the doorbell.
-    /// May return early for no reason. `now` is the caller's latest reading of the clock.
+    /// only sleeper also until `waker` is raised. May return early for no reason. What woke it is to
+    /// be [acknowledged](Self::acknowledge_wake_up). `now` is the caller's latest reading of the clock.
     pub(crate) fn sleep(
         &self,
         backend: &dyn Backend,
@@ -79,11 +92,11 @@ impl Waiters {
         mut now: Instant,
         deadline: Instant,
         waiting: &'static str,
-    ) -> Result<bool> {
+    ) -> Result<()> {
         let mut state = self.lock();
         while state.leader {
             if state.generation != seen || state.cancelled {
-                return Ok(false);
+                return Ok(());
             }
             let left = deadline.saturating_duration_since(now);
             if left.is_zero() {
@@ -98,7 +111,7 @@ impl Waiters {
             now = Instant::now();
         }
         if state.generation != seen || state.cancelled {
-            return Ok(false);
+            return Ok(());
         }
         state.leader = true;
         drop(state);
@@ -109,7 +122,8 @@ impl Waiters {
         let outcome = match outcome {
             Ok(true) => {
                 state.generation.next();
-                acknowledge(backend)
+                state.woken = true;
+                Ok(())
             }
             Ok(false) => Err(Error::TimedOut(waiting)),
             Err(error) => Err(error),
@@ -127,8 +141,12 @@ impl Waiters {
     }
 }
 
-fn acknowledge(backend: &dyn Backend) -> Result<bool> {
-    backend
-        .acknowledge()
-        .map_err(|source| Error::os("cannot acknowledge the doorbell", source))
+impl State {
+    fn acknowledge(&mut self, backend: &dyn Backend) -> Result<bool> {
+        self.woken = false;
+        self.generation.next();
+        backend
+            .acknowledge()
+            .map_err(|source| Error::os("cannot acknowledge the doorbell", source))
+    }
 }

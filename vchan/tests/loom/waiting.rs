@@ -4,6 +4,10 @@
 pub(crate) mod backend_poll;
 #[path = "../../src/waiting/batching.rs"]
 pub(crate) mod batching;
+#[path = "../../src/waiting/coarse_clock.rs"]
+pub(crate) mod coarse_clock;
+#[path = "../../src/waiting/comparison.rs"]
+pub(crate) mod comparison;
 #[path = "../../src/waiting/machine_costs.rs"]
 pub(crate) mod machine_costs;
 #[path = "../../src/waiting/spin.rs"]

@@ -13,7 +13,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
-use nix::poll::{PollFd, PollFlags};
+use nix::poll::PollFlags;
 use nix::sys::socket::{
     AddressFamily, MsgFlags, SockFlag, SockType, UnixAddr, connect, send, socket,
 };
@@ -185,7 +185,7 @@ impl Client {
     }
 
     fn poll(&self, events: PollFlags, deadline: Instant) -> Result<(), Failed> {
-        poll_fds(&mut [PollFd::new(self.file.as_fd(), events)], deadline)
+        poll_fds(&[(self.file.as_fd(), events)], deadline)
             .map(drop)
             .map_err(|error| Failed::Broken(io::Error::other(error.to_string())))
     }
