@@ -7,10 +7,12 @@ use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context, Result, bail};
+use nix::unistd::Pid;
 
 use super::agent::Agent;
 use super::host::{Output, Place, Xenstored};
 use super::image::Images;
+use crate::busy;
 
 /// The emulated processor. Newer models break a PV dom0 (SMAP, mwait); PVH guests need nested
 /// paging.
@@ -152,6 +154,25 @@ impl Qemu {
         Duration::from_millis(10 * ticks)
     }
 
+    /// Keeps each virtual processor on one of this machine's, in turn. Returns how many there are.
+    ///
+    /// # Errors
+    /// QEMU's threads cannot be found, or the kernel refuses.
+    pub(crate) fn spread_processors(&self) -> Result<usize> {
+        let mut found = 0;
+        for task in fs::read_dir(format!("/proc/{}/task", self.child.id()))? {
+            let task = task?;
+            let name = fs::read_to_string(task.path().join("comm"))?;
+            let Some(number) = virtual_processor(&name) else {
+                continue;
+            };
+            let id = task.file_name().to_string_lossy().parse()?;
+            busy::keep_on(Pid::from_raw(id), number)?;
+            found += 1;
+        }
+        Ok(found)
+    }
+
     /// The folder with the console, QEMU's own messages, and saved logs.
     pub(crate) fn folder(&self) -> &Path {
         &self.folder
@@ -204,6 +225,8 @@ fn command(boot: &Boot<'_>, folder: &Path, extra: &str) -> Result<Command> {
     command
         .args(["--pdeathsig", "KILL", "qemu-system-x86_64"])
         .args(["-accel", "tcg,thread=multi", "-cpu", PROCESSOR])
+        // Threads named after their virtual processors.
+        .args(["-name", "lab,debug-threads=on"])
         .args(["-smp", &boot.processors.to_string()])
         .args([
             "-m",
@@ -234,6 +257,12 @@ fn guest_copy(archive: &[u8]) -> Result<Vec<u8>> {
     let mut outer = super::cpio::Archive::new(Vec::new());
     outer.file("boot/project.cpio", 0o644, archive)?;
     Ok(outer.finish()?)
+}
+
+/// The number of the virtual processor that a thread of this name is.
+fn virtual_processor(thread: &str) -> Option<usize> {
+    let number = thread.trim_end().strip_prefix("CPU ")?;
+    number.strip_suffix("/TCG")?.parse().ok()
 }
 
 /// A new folder `RUNS/RUN`; removes the oldest when there are many.

@@ -23,6 +23,14 @@ impl QemuHost {
         QemuHost { machine, xenstored }
     }
 
+    /// See [`Qemu::spread_processors`].
+    ///
+    /// # Errors
+    /// As there.
+    pub(crate) fn spread_processors(&self) -> Result<usize> {
+        self.machine.spread_processors()
+    }
+
     fn dom0(&mut self, script: &str, limit: Duration) -> Result<Output> {
         self.machine.exec(Place::Dom0, script, limit)
     }

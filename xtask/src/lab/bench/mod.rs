@@ -62,7 +62,7 @@ mod flags {
                 optional --rings LIST: String
                 /// What to measure: sink, source, echo (each also with a size, sink:4096), in-place, wakeups, wakeups:sink:4096, idle; separated by commas (default all).
                 optional --points LIST: String
-                /// Whom to measure, client before server: stock, ours, ours-stock, stock-ours, classic; separated by commas (default the first four).
+                /// Whom to measure, client before server: stock, ours, ours-stock, stock-ours, classic, spin-0 (ours, never polling before it sleeps); separated by commas (default the first four).
                 optional --pairs LIST: String
                 /// Also ours on both sides held to the page layout of libxenvchan.
                 optional --classic
@@ -236,7 +236,12 @@ fn vchan(options: &flags::Vchan) -> Result<()> {
     };
     // After the boot, which they would only delay; those in dom0 end with its machine.
     busy_dom0(&mut host, busy.dom0)?;
-    let _busy = Busy::start(busy.host);
+    let _busy = Busy::start_spread(busy.host);
+    if busy.host > 0 {
+        // Each virtual processor has a real one and its busy loop for company. Left to the kernel,
+        // both may share one, or the loops, and figures of the same program differ tenfold.
+        host.spread_processors()?;
+    }
     let plan = Plan {
         rounds,
         time,

@@ -23,6 +23,8 @@ pub(super) enum Pair {
     StockOurs,
     /// Ours on both sides, held to the page layout of libxenvchan.
     Classic,
+    /// Ours on both sides, which sleep without looking first.
+    Asleep,
 }
 
 /// Time for the two sides to find each other: on a busy machine a guest may take a minute to start
@@ -32,12 +34,13 @@ const MEETING_SECONDS: u32 = 300;
 /// The pairs of an ordinary run.
 pub(super) const USUAL: [Pair; 4] = [Pair::Stock, Pair::Ours, Pair::OursStock, Pair::StockOurs];
 
-const NAMES: [(Pair, &str); 5] = [
+const NAMES: [(Pair, &str); 6] = [
     (Pair::Stock, "stock"),
     (Pair::Ours, "ours"),
     (Pair::OursStock, "ours-stock"),
     (Pair::StockOurs, "stock-ours"),
     (Pair::Classic, "classic"),
+    (Pair::Asleep, "spin-0"),
 ];
 
 impl Pair {
@@ -53,7 +56,7 @@ impl Pair {
     pub(super) fn server_program(self) -> &'static str {
         match self {
             Pair::Stock | Pair::OursStock => "vchan-c-peer",
-            Pair::Ours | Pair::StockOurs | Pair::Classic => "vchan",
+            Pair::Ours | Pair::StockOurs | Pair::Classic | Pair::Asleep => "vchan",
         }
     }
 
@@ -61,14 +64,14 @@ impl Pair {
     pub(super) fn client_program(self) -> &'static str {
         match self {
             Pair::Stock | Pair::StockOurs => "vchan-c-peer",
-            Pair::Ours | Pair::OursStock | Pair::Classic => "vchan",
+            Pair::Ours | Pair::OursStock | Pair::Classic | Pair::Asleep => "vchan",
         }
     }
 
     /// The largest ring that both sides support.
     pub(super) fn largest_ring(self) -> usize {
         match self {
-            Pair::Ours => 2 << 20,
+            Pair::Ours | Pair::Asleep => 2 << 20,
             _ => 1 << 20,
         }
     }
@@ -78,7 +81,7 @@ impl Pair {
         match self.server_program() {
             "vchan" => format!(
                 "vchan bench-serve --peer 0 --path data/b --ring {ring} --timeout {MEETING_SECONDS}{}",
-                self.layout()
+                self.options()
             ),
             stock => format!(
                 "{stock} server 0 data/b bench-serve --to-server {ring} --to-client {ring} \
@@ -95,7 +98,7 @@ impl Pair {
             "vchan" => format!(
                 "vchan bench --peer {domid} --path data/b --json --points {list} \
                  --timeout {MEETING_SECONDS} {options}{}",
-                self.layout()
+                self.options()
             ),
             stock => format!(
                 "{stock} client {domid} /local/domain/{domid}/data/b bench --points {list} \
@@ -104,9 +107,10 @@ impl Pair {
         }
     }
 
-    fn layout(self) -> &'static str {
+    fn options(self) -> &'static str {
         match self {
             Pair::Classic => " --classic",
+            Pair::Asleep => " --spin 0",
             _ => "",
         }
     }
@@ -127,7 +131,7 @@ impl FromStr for Pair {
             Some((pair, _)) => Ok(*pair),
             None => bail!(
                 "there is no pair `{text}`\n  pairs are stock, ours, ours-stock (our client, stock \
-                 server), stock-ours, classic"
+                 server), stock-ours, classic, spin-0"
             ),
         }
     }
@@ -150,6 +154,9 @@ mod tests {
             let classic = pair == Pair::Classic;
             assert_eq!(serve.contains("--classic"), classic, "{serve}");
             assert_eq!(bench.contains("--classic"), classic, "{bench}");
+            let asleep = pair == Pair::Asleep;
+            assert_eq!(serve.contains("--spin 0"), asleep, "{serve}");
+            assert_eq!(bench.contains("--spin 0"), asleep, "{bench}");
         }
         assert_eq!(Pair::list("stock,ours").unwrap(), [Pair::Stock, Pair::Ours]);
         assert!(Pair::list("stock,").is_err());

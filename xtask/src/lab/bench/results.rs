@@ -32,7 +32,14 @@ impl Ring {
     }
 
     pub(super) fn ratio(&self, point: &Point, of: Pair, to: Pair) -> Option<f64> {
-        Some(self.median(of, point)? / self.median(to, point)?)
+        let (of, to) = (self.rounds(of, point)?, self.rounds(to, point)?);
+        // Of each round: a machine is not as fast in one as in another.
+        let ratios: Vec<f64> = of.iter().zip(to).map(|(of, to)| of / to).collect();
+        (!ratios.is_empty()).then(|| median(&ratios))
+    }
+
+    fn rounds(&self, pair: Pair, point: &Point) -> Option<&[f64]> {
+        self.figures.get(&(pair, point.clone())).map(Vec::as_slice)
     }
 
     /// Our rate, compared with memcpy.
@@ -110,7 +117,7 @@ impl Ring {
             let target = match pair {
                 Pair::Ours => targets::against_stock(point, self.bytes, self.busy),
                 Pair::OursStock | Pair::StockOurs => Some(targets::no_slower(point)),
-                Pair::Stock | Pair::Classic => None,
+                Pair::Stock | Pair::Classic | Pair::Asleep => None,
             };
             let mut object = json!({
                 "pair": pair.to_string(),

@@ -75,8 +75,12 @@ fn ours(ring: &Ring) -> Option<String> {
     if with_classic {
         heading.extend(["ours, classic layout", "ours / classic"]);
     }
+    let with_asleep = ring.has(Pair::Asleep);
+    if with_asleep {
+        heading.extend(["`--spin 0`", "of stock", "ours / `--spin 0`"]);
+    }
     let rows = ring.points().filter(|point| {
-        [Pair::Stock, Pair::Ours, Pair::Classic]
+        [Pair::Stock, Pair::Ours, Pair::Classic, Pair::Asleep]
             .iter()
             .any(|pair| ring.median(*pair, point).is_some())
     });
@@ -103,6 +107,11 @@ fn ours(ring: &Ring) -> Option<String> {
         if with_classic {
             row.push(figure(point, ring.median(Pair::Classic, point)));
             row.push(ratio(ring.ratio(point, Pair::Ours, Pair::Classic)));
+        }
+        if with_asleep {
+            row.push(figure(point, ring.median(Pair::Asleep, point)));
+            row.push(ratio(ring.ratio(point, Pair::Asleep, Pair::Stock)));
+            row.push(ratio(ring.ratio(point, Pair::Ours, Pair::Asleep)));
         }
         row
     });
@@ -259,7 +268,7 @@ mod tests {
             (Pair::Stock, "echo", 16, &[500.0]),
             (Pair::Ours, "echo", 16, &[20.0]),
             (Pair::Stock, "sink", 4096, &[10.0, 1000.0, 100.0]),
-            (Pair::Ours, "sink", 4096, &[150.0, 250.0]),
+            (Pair::Ours, "sink", 4096, &[60.0, 2000.0, 400.0]),
             (Pair::Ours, "memcpy", 65536, &[400.0]),
         ]);
         let text = text(&ring);
@@ -267,7 +276,7 @@ mod tests {
         assert_eq!(
             rows(&text),
             [
-                "| sink | 4096 B | 100 MB/s | 200 MB/s | 2.00 | ≥ 5: missed | 0.50 |  |",
+                "| sink | 4096 B | 100 MB/s | 400 MB/s | 4.00 | ≥ 5: missed | 1.00 |  |",
                 "| echo | 16 B | 500 µs | 20 µs | 0.04 | ≤ 0.05: met |  |  |"
             ]
         );

@@ -27,7 +27,7 @@ pub(super) struct BusyLoops {
 }
 
 impl BusyLoops {
-    fn any(self) -> bool {
+    pub(super) fn any(self) -> bool {
         self.dom0 + self.host > 0
     }
 }
