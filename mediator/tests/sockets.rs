@@ -180,6 +180,16 @@ fn a_stop_does_not_wait_for_strangers() {
 }
 
 #[test]
+fn a_secret_for_what_is_no_name_is_misuse() {
+    for name in ["", "a b", "ä", &"a".repeat(65)] {
+        let refused = run(Command::new(VGPUCTL).args(["secret", name]));
+        assert_eq!(refused.status.code(), Some(2), "{name:?}");
+        assert!(stderr(&refused).contains("use 1 to 64"), "{name:?}");
+        assert_eq!(stdout(&refused), "");
+    }
+}
+
+#[test]
 fn secrets_count_from_the_next_connection_on() {
     let directory = tempfile::tempdir().unwrap();
     let sockets = Sockets::new(directory.path());

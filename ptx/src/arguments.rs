@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, bail};
+use anyhow::Context;
 use vgpu_protocol::argument::{self, Content};
 use vgpu_ptx::{Device, Kernel};
 
@@ -13,36 +13,47 @@ fn file(path: &Path) -> anyhow::Result<Vec<u8>> {
     let shown = path.display();
     let content = std::fs::read(path).with_context(|| format!("cannot read {shown}"))?;
     if content.is_empty() {
-        bail!("{shown} is empty: a buffer has at least one byte");
+        anyhow::bail!("{shown} is empty: a buffer has at least one byte");
     }
     Ok(content)
 }
 
+/// The command line makes no sense.
+#[derive(Debug)]
+pub(crate) struct Misuse(String);
+
+impl std::fmt::Display for Misuse {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl std::error::Error for Misuse {}
+
 /// Parses one argument, and reads the file that it names.
 pub(crate) fn parse(text: &str) -> anyhow::Result<Argument> {
-    let parsed = argument::Argument::parse(text).with_context(|| format!("--arg {text}"))?;
+    let parsed = argument::Argument::parse(text)
+        .map_err(|error| Misuse(format!("--arg {text}: {error}")))?;
     parsed.read(file)
 }
 
 /// Refuses a wrong number or size of arguments before anything runs.
-pub(crate) fn fits(kernel: &Kernel, arguments: &[Argument]) -> anyhow::Result<()> {
+pub(crate) fn fits(kernel: &Kernel, arguments: &[Argument]) -> Result<(), Misuse> {
     if arguments.len() != kernel.parameters.len() {
-        bail!(
+        return Err(Misuse(format!(
             "kernel '{}' has {} parameters, {} arguments were given",
             kernel.name,
             kernel.parameters.len(),
             arguments.len()
-        );
+        )));
     }
     for (k, (a, p)) in arguments.iter().zip(&kernel.parameters).enumerate() {
         let size = a.size();
         if size != p.size as usize {
-            bail!(
+            return Err(Misuse(format!(
                 "argument {k} has {size} bytes; parameter '{}' of kernel '{}' has {}",
-                p.name,
-                kernel.name,
-                p.size
-            );
+                p.name, kernel.name, p.size
+            )));
         }
     }
     Ok(())

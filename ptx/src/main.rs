@@ -13,7 +13,7 @@ use clap::{Args, Parser, Subcommand};
 use serde_json::json;
 use vgpu_ptx::{COMPUTE_CAPABILITY, Config, Device, Kernel, Launch, Module, Options};
 
-use arguments::{Argument, Packed};
+use arguments::{Argument, Misuse, Packed};
 
 /// Runs the PTX that nvcc, NVRTC and Triton emit on this machine's processor.
 #[derive(Debug, Parser)]
@@ -101,7 +101,10 @@ fn main() -> ExitCode {
         Ok(code) => code,
         Err(e) => {
             eprintln!("vgpu-ptx: {e:#}");
-            ExitCode::FAILURE
+            match e.is::<Misuse>() {
+                true => ExitCode::from(2),
+                false => ExitCode::FAILURE,
+            }
         }
     }
 }

@@ -211,6 +211,8 @@ fn what_makes_no_sense_is_status_2() {
         ["--deadline", "soon"],
         ["--workers", "0"],
         ["--grid", "1,1,1,1"],
+        ["--arg", "i32:many"],
+        ["--arg", "i32:1"],
     ] {
         let mut arguments = vec!["run", saxpy.to_str().unwrap(), "--entry", "saxpy"];
         arguments.extend(["--block", "1"]);

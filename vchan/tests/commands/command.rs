@@ -212,9 +212,9 @@ fn a_led_bench_waits_for_a_word_before_each_step() {
 fn failures_are_two_lines_and_a_status() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("socket");
-    let fails = |command: &mut Command| {
+    let fails = |command: &mut Command, status: i32| {
         let output = command.output().unwrap();
-        assert_eq!(output.status.code(), Some(1));
+        assert_eq!(output.status.code(), Some(status));
         let text = String::from_utf8(output.stderr).unwrap();
         let lines: Vec<_> = text.lines().collect();
         assert_eq!(lines.len(), 2, "{text}");
@@ -224,28 +224,30 @@ fn failures_are_two_lines_and_a_status() {
         );
         text
     };
-    let run = |arguments: &str, path: &std::path::Path| {
+    let run_for = |status: i32, arguments: &str, path: &std::path::Path| {
         let mut command = Command::new(env!("CARGO_BIN_EXE_vchan"));
         command
             .args(arguments.split_whitespace())
             .arg("--path")
             .arg(path);
-        fails(command.stdin(Stdio::null()))
+        fails(command.stdin(Stdio::null()), status)
     };
+    let run = |arguments: &str, path: &std::path::Path| run_for(1, arguments, path);
+    let misuse = |arguments: &str, path: &std::path::Path| run_for(2, arguments, path);
     let text = run("connect --sink --backend local --timeout 0.05", &path);
     assert!(text.contains("no such socket"), "{text}");
     let text = run("serve --sink --backend local --timeout 0.05", &path);
     assert!(text.contains("timed out"), "{text}");
-    let text = run("serve --sink --backend local --ring 9M", &path);
+    let text = misuse("serve --sink --backend local --ring 9M", &path);
     assert!(text.contains("8388608"), "{text}");
-    let text = run("serve --sink --backend local --classic --ring 2M", &path);
+    let text = misuse("serve --sink --backend local --classic --ring 2M", &path);
     assert!(text.contains("1048576"), "{text}");
     let text = run(
         "serve --sink --backend local",
         &dir.path().join("missing/socket"),
     );
     assert!(text.contains("cannot open the directory"), "{text}");
-    let text = run("serve --sink", std::path::Path::new("data/x"));
+    let text = misuse("serve --sink", std::path::Path::new("data/x"));
     assert!(text.contains("--peer is missing"), "{text}");
 
     // The peer dies before it has read everything.

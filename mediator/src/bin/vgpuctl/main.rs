@@ -38,21 +38,10 @@ fn main() -> ExitCode {
     let cli: Cli = vgpu_cli::parse();
     match run(&cli) {
         Ok(status) => status,
-        Err(Exit::Failure(failure)) => {
-            if cli.json {
-                // If that fails, the lines on standard error remain.
-                let _ = print_json(&vgpu_cli::failure_object(&failure.what, &failure.advice, 1));
-            }
-            failure.print();
-            ExitCode::FAILURE
-        }
+        Err(Exit::Failure(failure)) => fail(&cli, &failure, 1),
+        Err(Exit::Usage(failure)) => fail(&cli, &failure, 2),
         Err(Exit::Refused(Refused { what, advice, code })) => {
-            if cli.json {
-                // As above.
-                let _ = print_json(&vgpu_cli::failure_object(&what, &advice, code));
-            }
-            Failure::new(what, advice).print();
-            ExitCode::from(code)
+            fail(&cli, &Failure::new(what, advice), code)
         }
         // The reader of the output has closed it.
         Err(Exit::Output(error)) if error.kind() == io::ErrorKind::BrokenPipe => ExitCode::SUCCESS,
@@ -65,9 +54,24 @@ fn main() -> ExitCode {
     }
 }
 
+fn fail(cli: &Cli, failure: &Failure, code: u8) -> ExitCode {
+    if cli.json {
+        // If that fails, the lines on standard error remain.
+        let _ = print_json(&vgpu_cli::failure_object(
+            &failure.what,
+            &failure.advice,
+            code,
+        ));
+    }
+    failure.print();
+    ExitCode::from(code)
+}
+
 /// Why the program ends early.
 enum Exit {
     Failure(Failure),
+    /// The command line makes no sense.
+    Usage(Failure),
     /// The mediator's own answer.
     Refused(Refused),
     Output(io::Error),

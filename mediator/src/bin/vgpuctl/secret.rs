@@ -8,8 +8,9 @@ use crate::{Exit, print_json};
 
 /// Standard output holds the line alone, so that it can be appended to a file.
 pub(crate) fn run(name: &str, json: bool) -> Result<(), Exit> {
-    let secret =
-        Secret::generate(name).map_err(|error| Failure::new(error.to_string(), error.advice()))?;
+    // All that can be wrong here is the name: the system's random numbers do not fail once it runs.
+    let secret = Secret::generate(name)
+        .map_err(|error| Exit::Usage(Failure::new(error.to_string(), error.advice())))?;
     let line = secret.to_line();
     if json {
         return Ok(print_json(&serde_json::json!({

@@ -20,6 +20,14 @@ impl Failure {
         }
     }
 
+    /// The command line makes no sense.
+    pub(crate) fn usage(what: impl Into<String>, advice: impl Into<String>) -> Self {
+        Self {
+            status: 2,
+            ..Self::new(what, advice)
+        }
+    }
+
     /// A person has ended it with Ctrl-C: the status is the one that shells report for that.
     pub(crate) fn interrupted(what: impl Into<String>, advice: impl Into<String>) -> Self {
         Self {

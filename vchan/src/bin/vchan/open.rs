@@ -31,7 +31,7 @@ pub(crate) fn serve_sizes(place: &Place, rings: Option<RingSizes>) -> Result<Cha
     };
     Orders::choose_for(place.format(), most, rings.unwrap_or_default()).map_err(|error| {
         let advice = format!("ask for rings of at most {} bytes", error.most);
-        Failure::new(error.to_string(), advice)
+        Failure::usage(error.to_string(), advice)
     })?;
     let deadline = Instant::now() + place.timeout;
     let setup = place.setup().deadline(deadline);
@@ -83,11 +83,11 @@ pub(crate) fn connect(place: &Place) -> Result<Channel, Failure> {
 
 /// The peer and the path on Xen.
 pub(crate) fn xen_place(place: &Place) -> Result<(DomId, &str), Failure> {
-    let peer = place
-        .peer
-        .ok_or_else(|| Failure::new("--peer is missing", "give the domain id of the other side"))?;
+    let peer = place.peer.ok_or_else(|| {
+        Failure::usage("--peer is missing", "give the domain id of the other side")
+    })?;
     let path = place.path.to_str().ok_or_else(|| {
-        Failure::new(
+        Failure::usage(
             "--path is not UTF-8 text",
             "choose a xenstore path of letters and digits",
         )
