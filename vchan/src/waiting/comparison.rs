@@ -10,7 +10,7 @@
 //!
 //! - Time is divided into *slices*, longer than a scheduler's turns. In each, the half waits one way.
 //! - Now and then, one slice is a *trial* of the way that is not in use. A trial that does clearly
-//!   worse ends early.
+//!   worse ends early. Where polls find what they wait for, there is nothing to gain, and no trial.
 //! - The ways are compared by the bytes moved in their latest slices. Polling is given up only for
 //!   a clear gain, and taken up again without one.
 //! - A trial that changes nothing makes the time until the next twice as long.
@@ -24,6 +24,9 @@ const SLICE: i64 = 16;
 const EARLY: i64 = 8;
 /// A trial ends early if it moves fewer bytes in a second than the other way divided by this.
 const CLEARLY_WORSE: f64 = 2.0;
+/// A slice of polling leads to a trial if at least one part in this many of it went into polls that
+/// found nothing.
+const IN_VAIN: i64 = 16;
 /// Waits that a slice has at least.
 const WAITS: u32 = 8;
 /// Sleeping at once must be this many times as fast as polling to be preferred.
@@ -86,7 +89,19 @@ struct Slice {
     bytes: u64,
     /// Nanoseconds so far.
     nanos: i64,
+    /// Those of polls that found nothing.
+    in_vain: i64,
     waits: u32,
+}
+
+/// What happened between two calls of [`Comparison::passed`].
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct Passed {
+    /// Nanoseconds.
+    pub(crate) nanos: i64,
+    /// Nanoseconds of polls that found nothing.
+    pub(crate) in_vain: i64,
+    pub(crate) waits: u32,
 }
 
 impl Comparison {
@@ -117,10 +132,9 @@ impl Comparison {
         (self.in_use == Way::Poll) != self.trial
     }
 
-    /// `nanos` have passed since the last call, in which the half has waited `waits` times; `bytes`
-    /// have been moved so far.
-    pub(crate) fn passed(&mut self, nanos: i64, waits: u32, bytes: u64) {
-        if nanos >= self.slice.saturating_mul(IDLE) {
+    /// Takes note of what happened since the last call; `bytes` have been moved so far.
+    pub(crate) fn passed(&mut self, passed: Passed, bytes: u64) {
+        if passed.nanos >= self.slice.saturating_mul(IDLE) {
             *self = Self {
                 slice: self.slice,
                 ..Self::new(Duration::ZERO)
@@ -139,8 +153,9 @@ impl Comparison {
             };
             return;
         }
-        current.nanos = current.nanos.saturating_add(nanos);
-        current.waits = current.waits.saturating_add(waits);
+        current.nanos = current.nanos.saturating_add(passed.nanos);
+        current.in_vain = current.in_vain.saturating_add(passed.in_vain);
+        current.waits = current.waits.saturating_add(passed.waits);
         if current.waits < WAITS || current.nanos < self.slice / EARLY {
             return;
         }
@@ -152,6 +167,7 @@ impl Comparison {
                 return;
             }
         }
+        let in_vain = current.in_vain >= current.nanos / IN_VAIN;
         *current = Slice {
             begun: true,
             bytes,
@@ -161,14 +177,16 @@ impl Comparison {
             true => self.polling.add(moved, nanos),
             false => self.sleeping.add(moved, nanos),
         }
-        self.next();
+        self.next(in_vain);
     }
 
-    /// Chooses how to wait in the next slice.
-    fn next(&mut self) {
+    /// Chooses how to wait in the next slice. Polls were `in_vain` for a part of this one.
+    fn next(&mut self, in_vain: bool) {
         if !std::mem::take(&mut self.trial) {
-            self.left = self.left.saturating_sub(1);
-            self.trial = self.left == 0;
+            if self.in_use == Way::Sleep || in_vain {
+                self.left = self.left.saturating_sub(1);
+                self.trial = self.left == 0;
+            }
             return;
         }
         let better = match self.polling.rate() * CLEARLY_BETTER < self.sleeping.rate() {
@@ -197,17 +215,20 @@ mod tests {
         bytes: u64,
         polling: i64,
         sleeping: i64,
+        /// Whether polls find nothing.
+        in_vain: bool,
     }
 
     impl Half {
         fn new() -> Self {
             let mut comparison = Comparison::new(LONGEST);
-            comparison.passed(0, 1, 0);
+            comparison.passed(Passed::default(), 0);
             Self {
                 comparison,
                 bytes: 0,
                 polling: 0,
                 sleeping: 0,
+                in_vain: true,
             }
         }
 
@@ -222,7 +243,12 @@ mod tests {
                     false => self.sleeping += step,
                 }
                 self.bytes += rates(polls) * step.unsigned_abs() / 1000;
-                self.comparison.passed(step, 4, self.bytes);
+                let passed = Passed {
+                    nanos: step,
+                    in_vain: if polls && self.in_vain { step / 4 } else { 0 },
+                    waits: 4,
+                };
+                self.comparison.passed(passed, self.bytes);
             }
         }
 
@@ -268,6 +294,19 @@ mod tests {
     }
 
     #[test]
+    fn where_polls_find_something_there_is_no_trial() {
+        let mut half = Half::new();
+        half.in_vain = false;
+        // Also where the other way would be faster by chance.
+        half.work(1000, either(10, 30));
+        assert_eq!(half.polled(), 1.0);
+        half.in_vain = true;
+        half.work(140, either(10, 30));
+        half.work(1000, either(10, 30));
+        assert!(half.polled() < 0.03, "{}", half.polled());
+    }
+
+    #[test]
     fn it_follows_a_change_of_the_machine() {
         let mut half = Half::new();
         for _ in 0..3 {
@@ -305,8 +344,12 @@ mod tests {
         let mut half = Half::new();
         half.work(1000, either(10, 30));
         assert!(!half.comparison.polls() || half.polled() < 0.03);
-        half.comparison
-            .passed(half.comparison.slice * IDLE, 1, half.bytes);
+        let long = Passed {
+            nanos: half.comparison.slice * IDLE,
+            in_vain: 0,
+            waits: 1,
+        };
+        half.comparison.passed(long, half.bytes);
         half.work(1, either(10, 30));
         assert_eq!(half.polled(), 1.0);
     }
@@ -317,7 +360,12 @@ mod tests {
             let mut comparison = Comparison::new(longest);
             for bytes in [0, u64::MAX, 0, 5] {
                 for nanos in [0, 1, i64::MAX] {
-                    comparison.passed(nanos, u32::MAX, bytes);
+                    let passed = Passed {
+                        nanos,
+                        in_vain: nanos,
+                        waits: u32::MAX,
+                    };
+                    comparison.passed(passed, bytes);
                     assert!(comparison.patience() >= 0);
                 }
             }

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use crate::error::Result;
 use crate::waiting::coarse_clock;
-use crate::waiting::comparison::Comparison;
+use crate::waiting::comparison::{Comparison, Passed};
 use crate::waiting::machine_costs::{Pace, RESTS};
 use crate::waiting::spin_window::Window;
 
@@ -27,9 +27,9 @@ pub(crate) struct Spin {
     /// The latest reading of the clock that the comparison was told of, and whether the half slept
     /// at once then: the two ways to wait have clocks of their own.
     told: Option<(Instant, bool)>,
-    /// Waits since then, and about the nanoseconds that those which polling ended took, and the
-    /// moving of their bytes.
-    waits: u32,
+    /// What has happened since then, without the time.
+    since: Passed,
+    /// Nanoseconds since then of the waits that polling ended, about.
     nanos: i64,
     pub(crate) hits: u64,
     pub(crate) misses: u64,
@@ -42,7 +42,7 @@ impl Spin {
             window: Window::new(max),
             comparison: Comparison::new(Pace::here().default_spin),
             told: None,
-            waits: 0,
+            since: Passed::default(),
             nanos: 0,
             hits: 0,
             misses: 0,
@@ -75,7 +75,7 @@ impl Spin {
         deadline: Instant,
         mut ready: impl FnMut(bool) -> Result<bool>,
     ) -> Result<Looked> {
-        self.waits = self.waits.saturating_add(1);
+        self.since.waits = self.since.waits.saturating_add(1);
         if self.nanos >= self.comparison.patience() {
             self.tell(self.now(), bytes);
         }
@@ -120,6 +120,7 @@ impl Spin {
             let looked = now.saturating_duration_since(start);
             if looked >= window || now >= deadline {
                 self.misses += 1;
+                self.since.in_vain = self.since.in_vain.saturating_add(nanos(looked));
                 self.window.missed(looked);
                 self.tell(now, bytes);
                 return Ok(Looked::Nothing { start, now });
@@ -147,12 +148,14 @@ impl Spin {
             return;
         }
         let at_once = self.sleeps_at_once();
-        let passed = match self.told.replace((now, at_once)) {
-            Some((told, like)) if like == at_once => nanos(now.saturating_duration_since(told)),
-            _ => 0,
-        };
-        self.comparison.passed(passed, self.waits, bytes);
-        (self.waits, self.nanos) = (0, 0);
+        let mut passed = std::mem::take(&mut self.since);
+        if let Some((told, like)) = self.told.replace((now, at_once))
+            && like == at_once
+        {
+            passed.nanos = nanos(now.saturating_duration_since(told));
+        }
+        self.comparison.passed(passed, bytes);
+        self.nanos = 0;
     }
 
     /// Learns from a wait that polling did not end: `total` is its length, polling included.
