@@ -75,9 +75,9 @@ fn is_raised(waker: Option<&Waker>) -> bool {
     waker.is_some_and(Waker::is_raised)
 }
 
-/// Whether the wait is over; withdraws the request to be woken if so.
-fn is_over(side: &mut impl Waits, waker: Option<&Waker>) -> Result<bool> {
-    let over = side.is_ready(Wish::Enough)? || is_raised(waker);
+/// Whether the wait for `wish` is over; withdraws the request to be woken if so.
+fn is_over(side: &mut impl Waits, wish: Wish, waker: Option<&Waker>) -> Result<bool> {
+    let over = side.is_ready(wish)? || is_raised(waker);
     if over {
         side.withdraw();
     }
@@ -116,8 +116,7 @@ fn wait_with(
         shared.acknowledge_wake_up()?;
         let seen = shared.waiters.generation();
         side.ask(wish);
-        if side.is_ready(wish)? || is_raised(waker) {
-            side.withdraw();
+        if is_over(side, wish, waker)? {
             return Ok(());
         }
         let shared = side.shared();
@@ -135,12 +134,12 @@ fn wait_with(
         }
         // The deadline counts only if a check made after it finds nothing: a peer may have moved
         // without ringing, or this thread may not have run for a while.
-        if is_over(side, waker)? {
+        if is_over(side, Wish::Enough, waker)? {
             return Ok(());
         }
         // What woke this side may be the peer's end, which only this shows.
         side.shared().acknowledge_wake_up()?;
-        if is_over(side, waker)? {
+        if is_over(side, Wish::Enough, waker)? {
             return Ok(());
         }
         // A peer that rings without end must not carry us beyond the deadline.

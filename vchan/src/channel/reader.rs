@@ -297,9 +297,13 @@ impl Reader {
 
     /// Bytes that this side has moved, in both directions.
     pub(crate) fn moved(&self) -> u64 {
-        // Relaxed: this side's writer counts, and nothing else depends on it.
-        let written = self.shared.written.load(Ordering::Relaxed);
-        self.bytes.wrapping_add(written)
+        self.bytes.wrapping_add(self.written())
+    }
+
+    /// Bytes that this side has written.
+    fn written(&self) -> u64 {
+        // Relaxed: a count that this side's writer stores; nothing else depends on it.
+        self.shared.written.load(Ordering::Relaxed)
     }
 
     /// Whether the peer's index has changed since it was last seen.
@@ -312,8 +316,7 @@ impl Reader {
     /// several times where that pays.
     fn refresh_for(&mut self, wanted: u32) -> Result<()> {
         let before = self.ring.available();
-        // Relaxed: only a hint at whether this side answers; nothing else depends on it.
-        let written = self.shared.written.load(Ordering::Relaxed);
+        let written = self.written();
         for _ in 0..self.linger.pauses(wanted, written) {
             std::hint::spin_loop();
         }

@@ -18,6 +18,8 @@
 
 use std::time::Duration;
 
+use crate::waiting::spin_window::nanos;
+
 /// A slice is this many times the longest look.
 const SLICE: i64 = 16;
 /// A trial may end after one slice divided by this.
@@ -78,13 +80,12 @@ pub(crate) struct Comparison {
     apart: u32,
     /// Slices until the next trial.
     left: u32,
-    current: Slice,
+    current: Option<Slice>,
 }
 
 /// The slice under way.
 #[derive(Debug, Default)]
 struct Slice {
-    begun: bool,
     /// Bytes that the half had moved at the beginning.
     bytes: u64,
     /// Nanoseconds so far.
@@ -92,6 +93,15 @@ struct Slice {
     /// Those of polls that found nothing.
     in_vain: i64,
     waits: u32,
+}
+
+impl Slice {
+    fn begin(bytes: u64) -> Self {
+        Self {
+            bytes,
+            ..Self::default()
+        }
+    }
 }
 
 /// What happened between two calls of [`Comparison::passed`].
@@ -107,16 +117,15 @@ pub(crate) struct Passed {
 impl Comparison {
     /// For looks of usually `longest`.
     pub(crate) fn new(longest: Duration) -> Self {
-        let longest = i64::try_from(longest.as_nanos()).unwrap_or(i64::MAX);
         Self {
-            slice: longest.saturating_mul(SLICE).max(1),
+            slice: nanos(longest).saturating_mul(SLICE).max(1),
             in_use: Way::Poll,
             trial: false,
             polling: Record::default(),
             sleeping: Record::default(),
             apart: APART.0,
             left: APART.0,
-            current: Slice::default(),
+            current: None,
         }
     }
 
@@ -144,15 +153,10 @@ impl Comparison {
             Way::Poll => self.polling.rate(),
             Way::Sleep => self.sleeping.rate(),
         };
-        let current = &mut self.current;
-        if !current.begun {
-            *current = Slice {
-                begun: true,
-                bytes,
-                ..Slice::default()
-            };
+        let Some(current) = &mut self.current else {
+            self.current = Some(Slice::begin(bytes));
             return;
-        }
+        };
         current.nanos = current.nanos.saturating_add(passed.nanos);
         current.in_vain = current.in_vain.saturating_add(passed.in_vain);
         current.waits = current.waits.saturating_add(passed.waits);
@@ -168,11 +172,7 @@ impl Comparison {
             }
         }
         let in_vain = current.in_vain >= current.nanos / IN_VAIN;
-        *current = Slice {
-            begun: true,
-            bytes,
-            ..Slice::default()
-        };
+        self.current = Some(Slice::begin(bytes));
         match self.polls() {
             true => self.polling.add(moved, nanos),
             false => self.sleeping.add(moved, nanos),

@@ -2,9 +2,9 @@
 //! How one half of a channel waits: for how long it polls the ring, and how it sleeps.
 //!
 //! `spin` polls, for as long as `spin_window` allows and at the rate that `machine_costs` measured;
-//! `waiters`, `backend_poll` and `poll` sleep, and `coarse_clock` and `alarm` keep them from the clock
-//! where it is slow. `comparison` finds out which of the two is faster. `batching` and `stream_distance` wait a little
-//! although there is something to do, so that the next step is a larger one.
+//! `waiters`, `backend_poll` and `poll` sleep, and `coarse_clock` and `alarm` spare them readings of
+//! a slow clock. `comparison` finds out which of the two is faster. `batching` and `stream_distance`
+//! wait a little although there is something to do, so that the next step is a larger one.
 
 pub(crate) mod alarm;
 pub(crate) mod backend_poll;

@@ -94,7 +94,8 @@ pub(crate) fn poll_from(fds: &[Watched<'_>], mut now: Instant, deadline: Instant
     }
 }
 
-/// `fds`, of which there is one, for the system call; the places behind them are filled with `last`, or the first of them.
+/// `fds`, at least one, for the system call; the places behind them are filled with `last`, or with
+/// the first of them.
 pub(crate) fn array<'a>(
     fds: &[Watched<'a>],
     last: Option<BorrowedFd<'a>>,

@@ -12,7 +12,7 @@ use crate::error::Result;
 use crate::waiting::coarse_clock;
 use crate::waiting::comparison::{Comparison, Passed};
 use crate::waiting::machine_costs::{Pace, RESTS};
-use crate::waiting::spin_window::Window;
+use crate::waiting::spin_window::{Window, nanos};
 
 /// Looks after which the rest between two looks grows by one pause.
 const LOOKS: u32 = 8;
@@ -162,10 +162,6 @@ impl Spin {
     pub(crate) fn waited(&mut self, total: Duration) {
         self.window.waited(total);
     }
-}
-
-fn nanos(time: Duration) -> i64 {
-    i64::try_from(time.as_nanos()).unwrap_or(i64::MAX)
 }
 
 /// The outcome of polling.

@@ -161,7 +161,8 @@ impl Window {
     }
 }
 
-fn nanos(time: Duration) -> i64 {
+/// `time` in nanoseconds, or the most that fit.
+pub(crate) fn nanos(time: Duration) -> i64 {
     i64::try_from(time.as_nanos()).unwrap_or(i64::MAX)
 }
 

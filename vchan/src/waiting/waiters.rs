@@ -26,8 +26,9 @@ pub(crate) struct Waiters {
 struct State {
     /// A thread polls the backend's descriptor.
     leader: bool,
-    /// Counts events, when one is heard and when it is acknowledged. A waiter notes it before its last look at the ring: if it has
-    /// changed since, another thread may have taken an event that the waiter needed.
+    /// Counts events, when one is heard and when it is acknowledged. A waiter notes it before its
+    /// last look at the ring: if it has changed since, another thread may have taken an event that
+    /// the waiter needed.
     generation: Generation,
     /// A thread was woken by the descriptor and has not acknowledged the event yet: it had better
     /// use what came with it first.

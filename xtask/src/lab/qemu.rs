@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
 use nix::unistd::Pid;
 
 use super::agent::Agent;
@@ -154,12 +154,12 @@ impl Qemu {
         Duration::from_millis(10 * ticks)
     }
 
-    /// Keeps each virtual processor on one of this machine's, in turn. Returns how many there are.
+    /// Keeps each virtual processor on one of this machine's, in turn.
     ///
     /// # Errors
     /// QEMU's threads cannot be found, or the kernel refuses.
-    pub(crate) fn spread_processors(&self) -> Result<usize> {
-        let mut found = 0;
+    pub(crate) fn spread_processors(&self) -> Result<()> {
+        let mut found = false;
         for task in fs::read_dir(format!("/proc/{}/task", self.child.id()))? {
             let task = task?;
             let name = fs::read_to_string(task.path().join("comm"))?;
@@ -168,9 +168,10 @@ impl Qemu {
             };
             let id = task.file_name().to_string_lossy().parse()?;
             busy::keep_on(Pid::from_raw(id), number)?;
-            found += 1;
+            found = true;
         }
-        Ok(found)
+        ensure!(found, "QEMU has no thread named after a virtual processor");
+        Ok(())
     }
 
     /// The folder with the console, QEMU's own messages, and saved logs.

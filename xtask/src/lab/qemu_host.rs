@@ -26,8 +26,8 @@ impl QemuHost {
     /// See [`Qemu::spread_processors`].
     ///
     /// # Errors
-    /// As there.
-    pub(crate) fn spread_processors(&self) -> Result<usize> {
+    /// Those of [`Qemu::spread_processors`].
+    pub(crate) fn spread_processors(&self) -> Result<()> {
         self.machine.spread_processors()
     }
 

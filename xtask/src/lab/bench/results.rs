@@ -27,8 +27,7 @@ pub(super) struct Ring {
 
 impl Ring {
     pub(super) fn median(&self, pair: Pair, point: &Point) -> Option<f64> {
-        let values = self.figures.get(&(pair, point.clone()))?;
-        Some(median(values))
+        self.rounds(pair, point).map(median)
     }
 
     pub(super) fn ratio(&self, point: &Point, of: Pair, to: Pair) -> Option<f64> {

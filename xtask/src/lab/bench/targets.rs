@@ -27,7 +27,7 @@ pub(super) struct BusyLoops {
 }
 
 impl BusyLoops {
-    pub(super) fn any(self) -> bool {
+    fn any(self) -> bool {
         self.dom0 + self.host > 0
     }
 }
