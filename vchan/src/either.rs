@@ -42,6 +42,7 @@ use nix::poll::PollFlags;
 use crate::channel::Channel;
 use crate::error::{Error, Result};
 use crate::sync::atomic::Ordering;
+use crate::waiting::comparison::Moved;
 use crate::waiting::poll::{Watched, poll_from, poll_now};
 use crate::waiting::spin::{Looked, Spin};
 use vgpu_transport::Interest;
@@ -106,12 +107,14 @@ impl Either {
             }
         }
         loop {
-            let looked = self.spin.run(self.moved, deadline, |thorough| {
-                any(&mut sides, |side| match thorough || side.has_moved() {
-                    true => side.is_ready(),
-                    false => Ok(false),
-                })
-            })?;
+            let looked = self
+                .spin
+                .run(Moved::usual(self.moved), deadline, |thorough| {
+                    any(&mut sides, |side| match thorough || side.has_moved() {
+                        true => side.is_ready(),
+                        false => Ok(false),
+                    })
+                })?;
             let (start, now) = match looked {
                 Looked::Ready => return Ok(()),
                 Looked::Nothing { start, now } => (start, now),

@@ -1,11 +1,14 @@
 #![forbid(unsafe_code)]
 //! One wait for both directions of a channel.
 
+use std::time::Duration;
+
 use crate::channel::channel_state::Shared;
 use crate::channel::look_then_sleep::{Waits, Wish};
 use crate::channel::reader::Reader;
 use crate::channel::writer::Writer;
 use crate::error::Result;
+use crate::waiting::comparison::Moved;
 use crate::waiting::spin::Spin;
 
 /// Both halves of a channel waiting together, with the reader's spin window.
@@ -25,7 +28,7 @@ impl Waits for Both<'_> {
         &mut self.reader.spin
     }
 
-    fn moved(&self) -> u64 {
+    fn moved(&self) -> Moved {
         self.reader.moved()
     }
 
@@ -33,8 +36,8 @@ impl Waits for Both<'_> {
         self.reader.has_moved() || self.writer.has_moved()
     }
 
-    fn insists(&self) -> bool {
-        false
+    fn holds_out(&mut self, _polling_pays: bool) -> Option<Duration> {
+        None
     }
 
     fn is_ready(&mut self, _wish: Wish) -> Result<bool> {

@@ -39,6 +39,8 @@ pub(crate) struct Shared {
     broken: OnceLock<PeerError>,
     /// Bytes that this side has written.
     pub(crate) written: AtomicU64,
+    /// Bytes that this side had read when its reader last waited.
+    pub(crate) read: AtomicU64,
     pub(crate) events_sent: AtomicU64,
     pub(crate) events_received: AtomicU64,
     pub(crate) sleeps: AtomicU64,
@@ -85,6 +87,7 @@ impl Shared {
             lost: AtomicBool::new(false),
             broken: OnceLock::new(),
             written: AtomicU64::new(0),
+            read: AtomicU64::new(0),
             events_sent: AtomicU64::new(0),
             events_received: AtomicU64::new(0),
             sleeps: AtomicU64::new(0),

@@ -8,15 +8,15 @@ use vgpu_transport::Waker;
 use crate::channel::channel_state::Shared;
 use crate::error::{Error, Result};
 use crate::sync::atomic::Ordering;
+use crate::waiting::comparison::Moved;
 use crate::waiting::spin::{Looked, Spin};
-
-/// How long a sleeper holds out for [`Wish::Plenty`].
-const INSIST: Duration = Duration::from_millis(2);
 
 /// The amount a waiting side would like to find.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Wish {
-    /// The amount that makes the next step worth its cost.
+    /// The amount that is worth the end of polling.
+    Awake,
+    /// The amount that is worth a wake-up.
     Plenty,
     /// The least amount that makes a step possible.
     Enough,
@@ -28,12 +28,13 @@ pub(crate) trait Waits {
     fn shared(&self) -> &Shared;
     /// The spin window of the half that waits.
     fn spin(&mut self) -> &mut Spin;
-    /// Bytes that this half has moved so far.
-    fn moved(&self) -> u64;
+    /// What this half has moved so far.
+    fn moved(&self) -> Moved;
     /// Whether the peer's index has changed since it was last seen. Must cost next to nothing.
     fn has_moved(&self) -> bool;
-    /// Whether [`Wish::Plenty`] asks for more than [`Wish::Enough`].
-    fn insists(&self) -> bool;
+    /// For how long a sleeper holds out for [`Wish::Plenty`] in the wait that begins, if at all.
+    /// `polling_pays`, or not.
+    fn holds_out(&mut self, polling_pays: bool) -> Option<Duration>;
     /// Whether the wish is fulfilled, or an error or end is there to be reported.
     fn is_ready(&mut self, wish: Wish) -> Result<bool>;
     /// Asks the peer to ring when the wish is fulfilled.
@@ -42,7 +43,7 @@ pub(crate) trait Waits {
     fn withdraw(&mut self);
 }
 
-/// Waits until [`Wish::Enough`] is there, and for a moment for [`Wish::Plenty`].
+/// Waits until [`Wish::Enough`] is there, and where it holds out for a moment for [`Wish::Plenty`].
 ///
 /// # Errors
 /// [`Error::TimedOut`] at `deadline`, [`Error::Os`], and what `is_ready` reports.
@@ -58,7 +59,7 @@ pub(crate) fn wait_or(
     deadline: Instant,
     waiting: &'static str,
 ) -> Result<()> {
-    if side.is_ready(Wish::Plenty)? || is_raised(waker) {
+    if side.is_ready(Wish::Awake)? || is_raised(waker) {
         return Ok(());
     }
     // Taken out so that `is_ready` may borrow the rest.
@@ -91,12 +92,11 @@ fn wait_with(
     deadline: Instant,
     waiting: &'static str,
 ) -> Result<()> {
-    // Where polling does not pay, holding out does not either: take what comes.
-    let mut insists = side.insists() && spin.pays();
+    let mut holds_out = side.holds_out(spin.pays());
     loop {
         let looked = spin.run(side.moved(), deadline, |thorough| {
             match thorough || side.has_moved() {
-                true => Ok(side.is_ready(Wish::Plenty)? || is_raised(waker)),
+                true => Ok(side.is_ready(Wish::Awake)? || is_raised(waker)),
                 false => Ok(is_raised(waker)),
             }
         })?;
@@ -104,13 +104,13 @@ fn wait_with(
             Looked::Ready => return Ok(()),
             Looked::Nothing { start, now } => (start, now),
         };
-        if insists && side.is_ready(Wish::Enough)? {
+        if holds_out.is_some() && side.is_ready(Wish::Enough)? {
             spin.waited(start.elapsed());
             return Ok(());
         }
-        let (wish, until) = match insists {
-            true => (Wish::Plenty, deadline.min(start + INSIST)),
-            false => (Wish::Enough, deadline),
+        let (wish, until) = match holds_out {
+            Some(moment) => (Wish::Plenty, deadline.min(start + moment)),
+            None => (Wish::Enough, deadline),
         };
         let shared = side.shared();
         shared.acknowledge_wake_up()?;
@@ -129,7 +129,8 @@ fn wait_with(
         spin.waited(end.saturating_duration_since(start));
         match slept {
             Ok(()) => {}
-            Err(Error::TimedOut(_)) => insists &= until >= deadline,
+            Err(Error::TimedOut(_)) if until < deadline => holds_out = None,
+            Err(Error::TimedOut(_)) => {}
             Err(error) => return Err(error),
         }
         // The deadline counts only if a check made after it finds nothing: a peer may have moved

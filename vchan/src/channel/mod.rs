@@ -46,7 +46,7 @@ pub use writer::Writer;
 #[derive(Debug)]
 pub struct Channel {
     // Dropped before the last reference to the shared part, which unmaps and hangs up.
-    reader: Reader,
+    pub(crate) reader: Reader,
     writer: Writer,
 }
 
@@ -351,7 +351,7 @@ impl Channel {
 
     /// Bytes moved so far, in both directions.
     pub(crate) fn moved(&self) -> u64 {
-        self.reader.moved()
+        self.reader.moved().bytes
     }
 
     /// Whether the peer's index for `interest` has changed since it was last seen.

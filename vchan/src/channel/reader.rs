@@ -14,6 +14,9 @@ use crate::error::{Error, Result};
 use crate::sync::Arc;
 use crate::sync::atomic::Ordering;
 use crate::waiting::batching::Linger;
+use crate::waiting::coarse_clock;
+use crate::waiting::comparison::Moved;
+use crate::waiting::hold_out::HoldOut;
 use crate::waiting::spin::Spin;
 use crate::waiting::stream_distance::Ahead;
 use crate::wire::ring::{Consumer, Span};
@@ -41,6 +44,7 @@ pub struct Reader {
     pub(crate) spin: Spin,
     linger: Linger,
     ahead: Ahead,
+    pub(crate) hold_out: HoldOut,
     pub(crate) timeout: Option<Duration>,
     pub(crate) bytes: u64,
     /// Position in the stream up to which `peek` has shown it.
@@ -53,6 +57,8 @@ impl Reader {
         Self {
             end,
             ahead: Ahead::new(ring.size()),
+            // Where the clock is slow, wake-ups are.
+            hold_out: HoldOut::new(ring.size(), coarse_clock::behind()),
             ring,
             shared,
             step,
@@ -151,13 +157,8 @@ impl Reader {
                     let most = self.ring.size() / 2;
                     let left = u32::try_from(buf.len() - filled).unwrap_or(u32::MAX);
                     let least = left.min(most);
-                    let mut side = ForData {
-                        least,
-                        // While awake: the first step may begin while the peer writes the next.
-                        awake: least.min(self.step),
-                        reader: self,
-                    };
-                    look_then_sleep::wait(&mut side, deadline, WAITING)?;
+                    // While awake: the first step may begin while the peer writes the next.
+                    self.wait_awake_for(least.min(self.step), least, None, deadline)?;
                 }
             }
         }
@@ -268,12 +269,30 @@ impl Reader {
     }
 
     fn wait_for_or(&mut self, least: u32, waker: Option<&Waker>, deadline: Instant) -> Result<()> {
+        self.wait_awake_for(least, least, waker, deadline)
+    }
+
+    /// Waits until `awake` bytes are seen while polling, or `least` after a sleep.
+    fn wait_awake_for(
+        &mut self,
+        awake: u32,
+        least: u32,
+        waker: Option<&Waker>,
+        deadline: Instant,
+    ) -> Result<()> {
+        // Relaxed: see `Shared::read`.
+        self.shared.read.store(self.bytes, Ordering::Relaxed);
         let mut side = ForData {
             reader: self,
+            awake,
+            plenty: least,
             least,
-            awake: least,
         };
-        look_then_sleep::wait_or(&mut side, waker, deadline, WAITING)
+        let outcome = look_then_sleep::wait_or(&mut side, waker, deadline, WAITING);
+        if side.plenty > least {
+            self.hold_out.found(self.ring.available());
+        }
+        outcome
     }
 
     /// Asks the peer to ring when it writes, for a call that is about to report "would block".
@@ -295,9 +314,11 @@ impl Reader {
         self.end.ask.disarm();
     }
 
-    /// Bytes that this side has moved, in both directions.
-    pub(crate) fn moved(&self) -> u64 {
-        self.bytes.wrapping_add(self.written())
+    /// What this side has moved.
+    pub(crate) fn moved(&self) -> Moved {
+        let written = self.written();
+        let bytes = self.bytes.wrapping_add(written);
+        Moved::of(bytes, written, self.ring.size())
     }
 
     /// Bytes that this side has written.
@@ -442,10 +463,22 @@ fn observe(ring: &mut Consumer, end: &RingEnd, shared: &Shared) -> Result<()> {
 /// A reader that waits for a number of bytes.
 struct ForData<'a> {
     reader: &'a mut Reader,
-    /// Sleep until this many bytes are there.
-    least: u32,
     /// While polling, be content with this many.
     awake: u32,
+    /// Sleep a moment for this many.
+    plenty: u32,
+    /// Sleep until this many are there.
+    least: u32,
+}
+
+impl ForData<'_> {
+    fn amount(&self, wish: Wish) -> u32 {
+        match wish {
+            Wish::Awake => self.awake,
+            Wish::Plenty => self.plenty,
+            Wish::Enough => self.least,
+        }
+    }
 }
 
 impl Waits for ForData<'_> {
@@ -457,7 +490,7 @@ impl Waits for ForData<'_> {
         &mut self.reader.spin
     }
 
-    fn moved(&self) -> u64 {
+    fn moved(&self) -> Moved {
         self.reader.moved()
     }
 
@@ -466,20 +499,24 @@ impl Waits for ForData<'_> {
         self.reader.has_moved()
     }
 
-    fn insists(&self) -> bool {
-        false
+    fn holds_out(&mut self, polling_pays: bool) -> Option<Duration> {
+        let reader = &mut *self.reader;
+        let written = reader.written();
+        let plenty = match polling_pays {
+            // A poll that fails says that the writer pauses.
+            true => None,
+            false => reader.hold_out.amount(reader.bytes, written),
+        };
+        self.plenty = self.least.max(plenty.unwrap_or(0));
+        (self.plenty > self.least).then(|| reader.hold_out.moment())
     }
 
     fn is_ready(&mut self, wish: Wish) -> Result<bool> {
-        let least = match wish {
-            Wish::Plenty => self.awake,
-            Wish::Enough => self.least,
-        };
-        self.reader.has(least)
+        self.reader.has(self.amount(wish))
     }
 
-    fn ask(&mut self, _wish: Wish) {
-        self.reader.ask_for(self.least);
+    fn ask(&mut self, wish: Wish) {
+        self.reader.ask_for(self.amount(wish));
     }
 
     fn withdraw(&mut self) {

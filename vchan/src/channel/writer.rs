@@ -12,6 +12,7 @@ use crate::channel::look_then_sleep::{self, Waits, Wish};
 use crate::error::Result;
 use crate::sync::Arc;
 use crate::sync::atomic::Ordering;
+use crate::waiting::comparison::Moved;
 use crate::waiting::spin::Spin;
 use crate::waiting::stream_distance::Ahead;
 use crate::wire::ring::{Producer, Span};
@@ -20,6 +21,9 @@ use crate::wire::shm::Region;
 
 const WAITING: &str = "write to the peer";
 const DRAINING: &str = "see the peer read everything";
+
+/// How long a sleeper holds out for [`Wish::Plenty`].
+const HOLD_OUT: Duration = Duration::from_millis(2);
 
 /// The writing half of a [`Channel`](crate::Channel), made by
 /// [`Channel::split`](crate::Channel::split).
@@ -485,8 +489,11 @@ impl Waits for Waiting<'_> {
         &mut self.writer.spin
     }
 
-    fn moved(&self) -> u64 {
-        self.writer.bytes
+    fn moved(&self) -> Moved {
+        let writer = &*self.writer;
+        // Relaxed: a count that this side's reader stores; nothing else depends on it.
+        let read = writer.shared.read.load(Ordering::Relaxed);
+        Moved::of(writer.bytes, read, writer.ring.size())
     }
 
     #[inline]
@@ -494,8 +501,10 @@ impl Waits for Waiting<'_> {
         self.writer.has_moved()
     }
 
-    fn insists(&self) -> bool {
-        matches!(self.wait, Wait::Room { least, plenty } if plenty > least)
+    fn holds_out(&mut self, polling_pays: bool) -> Option<Duration> {
+        // Where polling does not pay, holding out does not either: take what comes.
+        let more = matches!(self.wait, Wait::Room { least, plenty } if plenty > least);
+        (more && polling_pays).then_some(HOLD_OUT)
     }
 
     fn is_ready(&mut self, wish: Wish) -> Result<bool> {
@@ -521,7 +530,7 @@ impl Wait {
     /// The bytes of room that fulfil `wish`; `None` when waiting for [`Wait::Drain`].
     fn room(self, wish: Wish) -> Option<u32> {
         match (self, wish) {
-            (Self::Room { plenty, .. }, Wish::Plenty) => Some(plenty),
+            (Self::Room { plenty, .. }, Wish::Awake | Wish::Plenty) => Some(plenty),
             (Self::Room { least, .. }, Wish::Enough) => Some(least),
             (Self::Drain, _) => None,
         }

@@ -16,10 +16,11 @@ use crate::waiting::machine_costs::Pace;
 struct Base {
     instant: Instant,
     coarse: Duration,
+    tick: Duration,
 }
 
-/// The present, as [`Instant::now`] reports it where that is cheap; elsewhere up to two timer ticks
-/// in the past, never in the future.
+/// The present, as [`Instant::now`] reports it where that is cheap; elsewhere up to [`behind`] in
+/// the past, never in the future.
 pub(crate) fn now() -> Instant {
     match Pace::here().slow_clock {
         true => coarse().unwrap_or_else(Instant::now),
@@ -27,7 +28,20 @@ pub(crate) fn now() -> Instant {
     }
 }
 
+/// Two timer ticks where [`now`] is the coarse time, else zero.
+pub(crate) fn behind() -> Duration {
+    match Pace::here().slow_clock {
+        true => base().map_or(Duration::ZERO, |base| base.tick * 2),
+        false => Duration::ZERO,
+    }
+}
+
 fn coarse() -> Option<Instant> {
+    let base = base()?;
+    Some(base.instant + read()?.saturating_sub(base.coarse))
+}
+
+fn base() -> Option<&'static Base> {
     static BASE: OnceLock<Option<Base>> = OnceLock::new();
     let base = BASE.get_or_init(|| {
         let tick = Duration::from(clock_getres(ClockId::CLOCK_MONOTONIC_COARSE).ok()?);
@@ -36,10 +50,10 @@ fn coarse() -> Option<Instant> {
         Some(Base {
             instant: now.checked_sub(tick)?,
             coarse,
+            tick,
         })
     });
-    let base = base.as_ref()?;
-    Some(base.instant + read()?.saturating_sub(base.coarse))
+    base.as_ref()
 }
 
 fn read() -> Option<Duration> {

@@ -10,39 +10,62 @@
 //!
 //! - Time is divided into *slices*, longer than a scheduler's turns. In each, the half waits one way.
 //! - Now and then, one slice is a *trial* of the way that is not in use. A trial that does clearly
-//!   worse ends early. Where polls find what they wait for, there is nothing to gain, and no trial.
-//! - The ways are compared by the bytes moved in their latest slices. Polling is given up only for
-//!   a clear gain, and taken up again without one.
+//!   worse ends early.
+//! - The ways are compared by the bytes moved in their latest slices.
 //! - A trial that changes nothing makes the time until the next twice as long.
 //! - After a long wait everything is forgotten: a half that was idle polls first, as a new one.
+//!
+//! Usually polling is preferred: it is given up only for a clear gain, taken up again without one,
+//! and where polls find what they wait for there is no trial. It is the other way round in a
+//! *stream*: bytes that go one way only, through a ring so large that the peer can go on while this
+//! side is woken. There polling has to be clearly faster than sleeping at once, even where it finds
+//! what it waits for. What was learnt of the one says nothing about the other.
 
 use std::time::Duration;
 
 use crate::waiting::spin_window::nanos;
 
-/// A slice is this many times the longest look.
-const SLICE: i64 = 16;
-/// A trial may end after one slice divided by this.
+/// Half of a ring of this many bytes takes about as long to fill as a wake-up takes.
+const LARGE: u32 = 256 << 10;
+/// A slice is at least this long: several turns of a scheduler.
+const SLICE: Duration = Duration::from_millis(16);
+/// A slice may end early after this part of it.
 const EARLY: i64 = 8;
 /// A trial ends early if it moves fewer bytes in a second than the other way divided by this.
 const CLEARLY_WORSE: f64 = 2.0;
-/// A slice of polling leads to a trial if at least one part in this many of it went into polls that
-/// found nothing.
+/// A slice of polling in an usual leads to a trial if at least one part in this many of it went
+/// into polls that found nothing.
 const IN_VAIN: i64 = 16;
 /// Waits that a slice has at least.
 const WAITS: u32 = 8;
-/// Sleeping at once must be this many times as fast as polling to be preferred.
-const CLEARLY_BETTER: f64 = 1.25;
 /// Slices from one trial to the next: at first, and at most.
 const APART: (u32, u32) = (1, 64);
 /// A wait this many slices long makes the half a new one.
-const IDLE: i64 = 16;
+const IDLE: i64 = 32;
 
 /// A way to wait.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Way {
     Poll,
     Sleep,
+}
+
+/// A kind of traffic.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Kind {
+    Usual,
+    Stream,
+}
+
+impl Kind {
+    /// Polling this many times as fast as sleeping at once, or less, is given up; at least that
+    /// many, it is taken up. They lie apart so that equal ways do not take turns.
+    const fn limits(self) -> (f64, f64) {
+        match self {
+            Self::Usual => (0.8, 1.0),
+            Self::Stream => (1.2, 1.5),
+        }
+    }
 }
 
 /// What one way has done lately. Older slices count less: the latest has half of the weight.
@@ -67,12 +90,12 @@ impl Record {
     }
 }
 
-/// The comparison of one waiting half.
+/// What is known of one kind of traffic.
 #[derive(Debug)]
-pub(crate) struct Comparison {
-    /// Nanoseconds.
-    slice: i64,
+struct Ways {
+    kind: Kind,
     in_use: Way,
+    /// The slice under way is a trial of the other way.
     trial: bool,
     polling: Record,
     sleeping: Record,
@@ -80,14 +103,59 @@ pub(crate) struct Comparison {
     apart: u32,
     /// Slices until the next trial.
     left: u32,
+}
+
+/// The comparison of one waiting half.
+#[derive(Debug)]
+pub(crate) struct Comparison {
+    usual: Ways,
+    stream: Ways,
+    /// The kind of the slice under way.
+    kind: Kind,
     current: Option<Slice>,
+}
+
+/// What a half has moved so far.
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct Moved {
+    /// Bytes; the comparison is about them.
+    pub(crate) bytes: u64,
+    /// Stays the same as long as this side takes part in a stream only.
+    pub(crate) exchanged: u64,
+}
+
+impl Moved {
+    /// Of a half that has moved `bytes` and whose ring has so many, on a side that has moved `back`
+    /// against its direction.
+    pub(crate) fn of(bytes: u64, back: u64, ring: u32) -> Self {
+        match is_large(ring) {
+            true => Self {
+                bytes,
+                exchanged: back,
+            },
+            false => Self::usual(bytes),
+        }
+    }
+
+    /// Of a half that takes no part in a stream.
+    pub(crate) fn usual(bytes: u64) -> Self {
+        Self {
+            bytes,
+            exchanged: bytes,
+        }
+    }
+}
+
+/// Whether one side can go on in a ring of so many bytes while the other is woken.
+pub(crate) fn is_large(ring: u32) -> bool {
+    ring >= LARGE
 }
 
 /// The slice under way.
 #[derive(Debug, Default)]
 struct Slice {
-    /// Bytes that the half had moved at the beginning.
-    bytes: u64,
+    /// What the half had moved at the beginning.
+    moved: Moved,
     /// Nanoseconds so far.
     nanos: i64,
     /// Those of polls that found nothing.
@@ -96,10 +164,17 @@ struct Slice {
 }
 
 impl Slice {
-    fn begin(bytes: u64) -> Self {
+    fn begin(moved: Moved) -> Self {
         Self {
-            bytes,
+            moved,
             ..Self::default()
+        }
+    }
+
+    fn kind(&self, now: Moved) -> Kind {
+        match now.exchanged == self.moved.exchanged {
+            true => Kind::Stream,
+            false => Kind::Usual,
         }
     }
 }
@@ -115,84 +190,120 @@ pub(crate) struct Passed {
 }
 
 impl Comparison {
-    /// For looks of usually `longest`.
-    pub(crate) fn new(longest: Duration) -> Self {
+    pub(crate) fn new() -> Self {
         Self {
-            slice: nanos(longest).saturating_mul(SLICE).max(1),
-            in_use: Way::Poll,
-            trial: false,
-            polling: Record::default(),
-            sleeping: Record::default(),
-            apart: APART.0,
-            left: APART.0,
+            usual: Ways::new(Kind::Usual),
+            stream: Ways::new(Kind::Stream),
+            kind: Kind::Usual,
             current: None,
         }
     }
 
     /// Nanoseconds after which, at the latest, [`passed`](Self::passed) should be called while the
     /// half is at work.
-    pub(crate) fn patience(&self) -> i64 {
-        self.slice / EARLY
+    pub(crate) fn patience() -> i64 {
+        nanos(SLICE) / EARLY
     }
 
     /// Whether the half may poll now.
     #[inline]
     pub(crate) fn polls(&self) -> bool {
-        (self.in_use == Way::Poll) != self.trial
+        match self.kind {
+            Kind::Usual => self.usual.polls(),
+            Kind::Stream => self.stream.polls(),
+        }
     }
 
-    /// Takes note of what happened since the last call; `bytes` have been moved so far.
-    pub(crate) fn passed(&mut self, passed: Passed, bytes: u64) {
-        if passed.nanos >= self.slice.saturating_mul(IDLE) {
-            *self = Self {
-                slice: self.slice,
-                ..Self::new(Duration::ZERO)
-            };
+    /// Takes note of what happened since the last call; `now` is what has been moved so far.
+    pub(crate) fn passed(&mut self, passed: Passed, now: Moved) {
+        let slice = nanos(SLICE);
+        if passed.nanos >= slice.saturating_mul(IDLE) {
+            *self = Self::new();
         }
-        let usual = match self.in_use {
-            Way::Poll => self.polling.rate(),
-            Way::Sleep => self.sleeping.rate(),
-        };
         let Some(current) = &mut self.current else {
-            self.current = Some(Slice::begin(bytes));
+            self.current = Some(Slice::begin(now));
             return;
         };
         current.nanos = current.nanos.saturating_add(passed.nanos);
         current.in_vain = current.in_vain.saturating_add(passed.in_vain);
         current.waits = current.waits.saturating_add(passed.waits);
-        if current.waits < WAITS || current.nanos < self.slice / EARLY {
+        if current.waits < WAITS || current.nanos < slice / EARLY {
             return;
         }
-        let moved = bytes.wrapping_sub(current.bytes) as f64;
+        let kind = current.kind(now);
+        let known = match self.kind {
+            Kind::Usual => &mut self.usual,
+            Kind::Stream => &mut self.stream,
+        };
+        let bytes = now.bytes.wrapping_sub(current.moved.bytes) as f64;
         let nanos = current.nanos as f64;
-        if current.nanos < self.slice {
-            let clearly_worse = moved / nanos * CLEARLY_WORSE < usual;
-            if !self.trial || !clearly_worse {
+        if kind == known.kind {
+            if current.nanos < slice && !known.fails(bytes / nanos) {
                 return;
             }
+            known.add(bytes, nanos);
+            known.next(current.in_vain >= current.nanos / IN_VAIN);
         }
-        let in_vain = current.in_vain >= current.nanos / IN_VAIN;
-        self.current = Some(Slice::begin(bytes));
+        self.kind = kind;
+        self.current = Some(Slice::begin(now));
+    }
+}
+
+impl Ways {
+    fn new(kind: Kind) -> Self {
+        Self {
+            kind,
+            in_use: match kind {
+                Kind::Usual => Way::Poll,
+                Kind::Stream => Way::Sleep,
+            },
+            trial: false,
+            polling: Record::default(),
+            sleeping: Record::default(),
+            apart: APART.0,
+            left: APART.0,
+        }
+    }
+
+    #[inline]
+    fn polls(&self) -> bool {
+        (self.in_use == Way::Poll) != self.trial
+    }
+
+    /// Whether the slice under way is a trial that may end already at this rate.
+    fn fails(&self, rate: f64) -> bool {
+        let usual = match self.in_use {
+            Way::Poll => self.polling.rate(),
+            Way::Sleep => self.sleeping.rate(),
+        };
+        self.trial && rate * CLEARLY_WORSE < usual
+    }
+
+    /// Records a slice.
+    fn add(&mut self, bytes: f64, nanos: f64) {
         match self.polls() {
-            true => self.polling.add(moved, nanos),
-            false => self.sleeping.add(moved, nanos),
+            true => self.polling.add(bytes, nanos),
+            false => self.sleeping.add(bytes, nanos),
         }
-        self.next(in_vain);
     }
 
     /// Chooses how to wait in the next slice. Polls were `in_vain` for a part of this one.
     fn next(&mut self, in_vain: bool) {
         if !std::mem::take(&mut self.trial) {
-            if self.in_use == Way::Sleep || in_vain {
+            if in_vain || self.in_use == Way::Sleep || self.kind == Kind::Stream {
                 self.left = self.left.saturating_sub(1);
                 self.trial = self.left == 0;
             }
             return;
         }
-        let better = match self.polling.rate() * CLEARLY_BETTER < self.sleeping.rate() {
-            true => Way::Sleep,
-            false if self.polling.rate() < self.sleeping.rate() => self.in_use,
-            false => Way::Poll,
+        let (give_up, take_up) = self.kind.limits();
+        let (polling, sleeping) = (self.polling.rate(), self.sleeping.rate());
+        let better = if polling < sleeping * give_up {
+            Way::Sleep
+        } else if polling < sleeping * take_up {
+            self.in_use
+        } else {
+            Way::Poll
         };
         self.apart = match better == self.in_use {
             true => (self.apart * 2).min(APART.1),
@@ -207,12 +318,11 @@ impl Comparison {
 mod tests {
     use super::*;
 
-    const LONGEST: Duration = Duration::from_millis(1);
-
-    /// A half at work: bytes so far, and nanoseconds spent in each way.
+    /// A half at work: what it has moved, and nanoseconds spent in each way.
     struct Half {
         comparison: Comparison,
-        bytes: u64,
+        moved: Moved,
+        kind: Kind,
         polling: i64,
         sleeping: i64,
         /// Whether polls find nothing.
@@ -220,12 +330,13 @@ mod tests {
     }
 
     impl Half {
-        fn new() -> Self {
-            let mut comparison = Comparison::new(LONGEST);
-            comparison.passed(Passed::default(), 0);
+        fn new(kind: Kind) -> Self {
+            let mut comparison = Comparison::new();
+            comparison.passed(Passed::default(), Moved::default());
             Self {
                 comparison,
-                bytes: 0,
+                moved: Moved::default(),
+                kind,
                 polling: 0,
                 sleeping: 0,
                 in_vain: true,
@@ -235,20 +346,23 @@ mod tests {
         /// Works for `slices` with these bytes per microsecond, if it polls and if it sleeps.
         fn work(&mut self, slices: u32, mut rates: impl FnMut(bool) -> u64) {
             (self.polling, self.sleeping) = (0, 0);
-            let step = self.comparison.slice / 32;
+            let step = nanos(SLICE) / 32;
             for _ in 0..32 * slices {
                 let polls = self.comparison.polls();
                 match polls {
                     true => self.polling += step,
                     false => self.sleeping += step,
                 }
-                self.bytes += rates(polls) * step.unsigned_abs() / 1000;
+                self.moved.bytes += rates(polls) * step.unsigned_abs() / 1000;
+                if self.kind == Kind::Usual {
+                    self.moved.exchanged += 1;
+                }
                 let passed = Passed {
                     nanos: step,
                     in_vain: if polls && self.in_vain { step / 4 } else { 0 },
                     waits: 4,
                 };
-                self.comparison.passed(passed, self.bytes);
+                self.comparison.passed(passed, self.moved);
             }
         }
 
@@ -258,13 +372,15 @@ mod tests {
         }
     }
 
+    const KINDS: [Kind; 2] = [Kind::Usual, Kind::Stream];
+
     fn either(polling: u64, sleeping: u64) -> impl FnMut(bool) -> u64 {
         move |polls| if polls { polling } else { sleeping }
     }
 
     #[test]
-    fn a_half_polls_first_and_where_both_ways_are_equal() {
-        let mut half = Half::new();
+    fn it_polls_first_and_where_both_ways_are_equal() {
+        let mut half = Half::new(Kind::Usual);
         half.work(1, either(10, 10));
         assert_eq!(half.polled(), 1.0);
         half.work(1000, either(10, 10));
@@ -276,26 +392,31 @@ mod tests {
 
     #[test]
     fn where_polling_is_much_faster_the_other_way_costs_little() {
-        let mut half = Half::new();
-        half.work(60, either(100, 1));
-        assert!(half.polled() > 0.98, "{}", half.polled());
-        half.work(1000, either(100, 1));
-        assert!(half.polled() > 0.997, "{}", half.polled());
+        for kind in KINDS {
+            let mut half = Half::new(kind);
+            half.work(60, either(100, 1));
+            assert!(half.polled() > 0.95, "{kind:?}: {}", half.polled());
+            half.work(1000, either(100, 1));
+            assert!(half.polled() > 0.997, "{kind:?}: {}", half.polled());
+        }
     }
 
     #[test]
     fn where_sleeping_at_once_is_faster_it_is_used() {
-        for (polling, sleeping) in [(10, 15), (10, 30), (1, 100), (0, 10)] {
-            let mut half = Half::new();
-            half.work(10, either(polling, sleeping));
-            half.work(1000, either(polling, sleeping));
-            assert!(half.polled() < 0.03, "{sleeping}: {}", half.polled());
+        for kind in KINDS {
+            for (polling, sleeping) in [(10, 15), (10, 30), (1, 100), (0, 10)] {
+                let mut half = Half::new(kind);
+                half.work(10, either(polling, sleeping));
+                half.work(1000, either(polling, sleeping));
+                let polled = half.polled();
+                assert!(polled < 0.03, "{kind:?}, {sleeping}: {polled}");
+            }
         }
     }
 
     #[test]
     fn where_polls_find_something_there_is_no_trial() {
-        let mut half = Half::new();
+        let mut half = Half::new(Kind::Usual);
         half.in_vain = false;
         // Also where the other way would be faster by chance.
         half.work(1000, either(10, 30));
@@ -307,16 +428,55 @@ mod tests {
     }
 
     #[test]
+    fn a_stream_sleeps_unless_polling_is_clearly_faster() {
+        // Also where polls find what they wait for.
+        for in_vain in [true, false] {
+            let mut half = Half::new(Kind::Stream);
+            half.in_vain = in_vain;
+            half.work(200, either(10, 10));
+            assert!(half.polled() < 0.1, "{in_vain}: {}", half.polled());
+            half.work(140, either(20, 10));
+            half.work(1000, either(20, 10));
+            assert!(half.polled() > 0.97, "{in_vain}: {}", half.polled());
+            half.work(140, either(11, 10));
+            half.work(1000, either(11, 10));
+            assert!(half.polled() < 0.03, "{in_vain}: {}", half.polled());
+        }
+    }
+
+    #[test]
+    fn a_stream_says_nothing_about_other_traffic() {
+        let mut half = Half::new(Kind::Usual);
+        half.in_vain = false;
+        half.work(10, either(10, 1));
+        half.kind = Kind::Stream;
+        half.work(200, either(10, 30));
+        assert!(half.polled() < 0.2, "{}", half.polled());
+        half.kind = Kind::Usual;
+        // Until the kind is noticed.
+        half.work(1, either(10, 1));
+        assert!(half.polled() > 0.7, "{}", half.polled());
+        half.work(1000, either(10, 1));
+        assert_eq!(half.polled(), 1.0);
+        // Nor does what was learnt of a stream get lost.
+        half.kind = Kind::Stream;
+        half.work(20, either(10, 30));
+        assert!(half.polled() < 0.2, "{}", half.polled());
+    }
+
+    #[test]
     fn it_follows_a_change_of_the_machine() {
-        let mut half = Half::new();
-        for _ in 0..3 {
-            half.work(1000, either(10, 30));
-            half.work(140, either(100, 1));
-            half.work(1000, either(100, 1));
-            assert!(half.polled() > 0.99, "{}", half.polled());
-            half.work(260, either(10, 30));
-            half.work(1000, either(10, 30));
-            assert!(half.polled() < 0.03, "{}", half.polled());
+        for kind in KINDS {
+            let mut half = Half::new(kind);
+            for _ in 0..3 {
+                half.work(1000, either(10, 30));
+                half.work(140, either(100, 1));
+                half.work(1000, either(100, 1));
+                assert!(half.polled() > 0.99, "{kind:?}: {}", half.polled());
+                half.work(260, either(10, 30));
+                half.work(1000, either(10, 30));
+                assert!(half.polled() < 0.03, "{kind:?}: {}", half.polled());
+            }
         }
     }
 
@@ -331,44 +491,46 @@ mod tests {
                 .wrapping_add(1_442_695_040_888_963_407);
             1 + (state >> 33) % 9
         };
-        let mut half = Half::new();
-        half.work(2000, |polls| noise() * if polls { 10 } else { 30 });
-        assert!(half.polled() < 0.1, "{}", half.polled());
-        let mut half = Half::new();
-        half.work(2000, |polls| noise() * if polls { 30 } else { 10 });
-        assert!(half.polled() > 0.9, "{}", half.polled());
+        for kind in KINDS {
+            let mut half = Half::new(kind);
+            half.work(2000, |polls| noise() * if polls { 10 } else { 30 });
+            assert!(half.polled() < 0.1, "{kind:?}: {}", half.polled());
+            let mut half = Half::new(kind);
+            half.work(2000, |polls| noise() * if polls { 30 } else { 10 });
+            assert!(half.polled() > 0.9, "{kind:?}: {}", half.polled());
+        }
     }
 
     #[test]
     fn a_long_wait_makes_it_new() {
-        let mut half = Half::new();
+        let mut half = Half::new(Kind::Usual);
         half.work(1000, either(10, 30));
         assert!(!half.comparison.polls() || half.polled() < 0.03);
         let long = Passed {
-            nanos: half.comparison.slice * IDLE,
+            nanos: nanos(SLICE) * IDLE,
             in_vain: 0,
             waits: 1,
         };
-        half.comparison.passed(long, half.bytes);
+        half.comparison.passed(long, half.moved);
         half.work(1, either(10, 30));
         assert_eq!(half.polled(), 1.0);
     }
 
     #[test]
     fn any_times_and_bytes_are_fine() {
-        for longest in [Duration::ZERO, Duration::from_nanos(1), Duration::MAX] {
-            let mut comparison = Comparison::new(longest);
-            for bytes in [0, u64::MAX, 0, 5] {
-                for nanos in [0, 1, i64::MAX] {
+        let mut comparison = Comparison::new();
+        for bytes in [0, u64::MAX, 0, 5] {
+            for nanos in [0, 1, i64::MAX] {
+                for exchanged in [0, u64::MAX] {
                     let passed = Passed {
                         nanos,
                         in_vain: nanos,
                         waits: u32::MAX,
                     };
-                    comparison.passed(passed, bytes);
-                    assert!(comparison.patience() >= 0);
+                    comparison.passed(passed, Moved { bytes, exchanged });
                 }
             }
         }
+        let _ = comparison.polls();
     }
 }

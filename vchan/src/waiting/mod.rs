@@ -3,14 +3,15 @@
 //!
 //! `spin` polls, for as long as `spin_window` allows and at the rate that `machine_costs` measured;
 //! `waiters`, `backend_poll` and `poll` sleep, and `coarse_clock` and `alarm` spare them readings of
-//! a slow clock. `comparison` finds out which of the two is faster. `batching` and `stream_distance`
-//! wait a little although there is something to do, so that the next step is a larger one.
+//! a slow clock. `comparison` finds out which of the two is faster. `batching`, `stream_distance` and
+//! `hold_out` wait a little although there is something to do, so that the next step is a larger one.
 
 pub(crate) mod alarm;
 pub(crate) mod backend_poll;
 pub(crate) mod batching;
 pub(crate) mod coarse_clock;
 pub(crate) mod comparison;
+pub(crate) mod hold_out;
 pub(crate) mod machine_costs;
 pub(crate) mod poll;
 pub(crate) mod spin;

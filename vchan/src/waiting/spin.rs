@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use crate::error::Result;
 use crate::waiting::coarse_clock;
-use crate::waiting::comparison::{Comparison, Passed};
+use crate::waiting::comparison::{Comparison, Moved, Passed};
 use crate::waiting::machine_costs::{Pace, RESTS};
 use crate::waiting::spin_window::{Window, nanos};
 
@@ -40,7 +40,7 @@ impl Spin {
     pub(crate) fn new(max: Duration) -> Self {
         Self {
             window: Window::new(max),
-            comparison: Comparison::new(Pace::here().default_spin),
+            comparison: Comparison::new(),
             told: None,
             since: Passed::default(),
             nanos: 0,
@@ -71,18 +71,18 @@ impl Spin {
     #[inline]
     pub(crate) fn run(
         &mut self,
-        bytes: u64,
+        moved: Moved,
         deadline: Instant,
         mut ready: impl FnMut(bool) -> Result<bool>,
     ) -> Result<Looked> {
         self.since.waits = self.since.waits.saturating_add(1);
-        if self.nanos >= self.comparison.patience() {
-            self.tell(self.now(), bytes);
+        if self.nanos >= Comparison::patience() {
+            self.tell(self.now(), moved);
         }
-        let window = self.window.next(bytes);
+        let window = self.window.next(moved.bytes);
         if window.is_zero() || self.sleeps_at_once() {
             let now = self.now();
-            self.tell(now, bytes);
+            self.tell(now, moved);
             return Ok(Looked::Nothing { start: now, now });
         }
         let pace = Pace::here();
@@ -122,7 +122,7 @@ impl Spin {
                 self.misses += 1;
                 self.since.in_vain = self.since.in_vain.saturating_add(nanos(looked));
                 self.window.missed(looked);
-                self.tell(now, bytes);
+                self.tell(now, moved);
                 return Ok(Looked::Nothing { start, now });
             }
             turn = 0;
@@ -143,7 +143,7 @@ impl Spin {
     }
 
     /// Tells the comparison what has happened until `now`.
-    fn tell(&mut self, now: Instant, bytes: u64) {
+    fn tell(&mut self, now: Instant, moved: Moved) {
         if self.window.max().is_zero() {
             return;
         }
@@ -154,7 +154,7 @@ impl Spin {
         {
             passed.nanos = nanos(now.saturating_duration_since(told));
         }
-        self.comparison.passed(passed, bytes);
+        self.comparison.passed(passed, moved);
         self.nanos = 0;
     }
 
@@ -188,7 +188,7 @@ mod tests {
     fn looks(spin: &mut Spin, until: u32) -> u32 {
         let mut looks = 0;
         let deadline = Instant::now() + Duration::from_secs(60);
-        spin.run(0, deadline, |_| {
+        spin.run(Moved::default(), deadline, |_| {
             looks += 1;
             Ok(looks == until)
         })
@@ -222,7 +222,7 @@ mod tests {
                 spin.waited(SHORT);
             }
             let deadline = Instant::now() + Duration::from_millis(5);
-            let looked = spin.run(0, deadline, |_| Ok(false)).unwrap();
+            let looked = spin.run(Moved::default(), deadline, |_| Ok(false)).unwrap();
             assert!(matches!(looked, Looked::Nothing { .. }));
             assert!(Instant::now() >= deadline);
         }

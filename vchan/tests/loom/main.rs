@@ -122,6 +122,15 @@ holds_but_not! {
     without_the_look_before_the_sleep: LookBeforeSleep => "deadlock",
 }
 holds_but_not! {
+    hold_out_in_vain, FEW,
+    without_the_fences: Fences => "deadlock",
+}
+holds_but_not! {
+    hold_out_for_two, FEW,
+    without_the_fences: Fences => "deadlock",
+    without_the_look_before_the_sleep: LookBeforeSleep => "deadlock",
+}
+holds_but_not! {
     full_ring, FEW,
     without_the_fences: Fences => "deadlock",
     without_the_look_before_the_sleep: LookBeforeSleep => "deadlock",

@@ -1,6 +1,6 @@
 //! The scenarios: the steps of two sides of a channel in the models.
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use loom::sync::atomic::Ordering;
 use loom::thread;
@@ -11,6 +11,7 @@ use crate::pair::{FORMAT, LEFT, Pair, Start, far, pair, read_all};
 pub(crate) use crate::region_scenario::*;
 use crate::sync::{self, Without};
 use crate::waiting::backend_poll;
+use crate::waiting::hold_out::HoldOut;
 use crate::wire::layout::Format;
 
 /// One side writes twice and closes at once; the other sleeps and must get all, then the end.
@@ -69,6 +70,44 @@ pub(super) fn round_trip() {
     assert_eq!(client.read(&mut byte, far()).unwrap(), 1);
     assert_eq!(byte, [7]);
     echo.join().unwrap();
+}
+
+/// A reader would like two bytes, gets none in its moment, and sleeps until the only one is there.
+pub(super) fn hold_out_in_vain() {
+    let Pair {
+        mut server,
+        mut client,
+        ..
+    } = pair(Start { unread: 0 });
+    server.reader.hold_out = HoldOut::always(2, Duration::ZERO);
+    let writes = thread::spawn(move || {
+        client.write_all(&[1], far()).unwrap();
+        client
+    });
+    assert_eq!(server.read(&mut [0; 2], far()).unwrap(), 1);
+    writes.join().unwrap();
+}
+
+/// A reader sleeps until two bytes are there, which come one by one.
+pub(super) fn hold_out_for_two() {
+    let Pair {
+        mut server,
+        mut client,
+        ..
+    } = pair(Start { unread: 0 });
+    server.reader.hold_out = HoldOut::always(2, Duration::from_secs(3600));
+    let writes = thread::spawn(move || {
+        client.write_all(&[1], far()).unwrap();
+        client.write_all(&[2], far()).unwrap();
+        client
+    });
+    let mut got = server.read(&mut [0; 2], far()).unwrap();
+    if got == 1 {
+        // A peer that does not know of amounts rings for the first byte.
+        got += server.try_read(&mut [0]).unwrap().unwrap_or(1);
+    }
+    assert_eq!(got, 2);
+    writes.join().unwrap();
 }
 
 /// The writer finds one free byte for its two and sleeps until the reader has made room.

@@ -8,6 +8,8 @@ pub(crate) mod batching;
 pub(crate) mod coarse_clock;
 #[path = "../../src/waiting/comparison.rs"]
 pub(crate) mod comparison;
+#[path = "../../src/waiting/hold_out.rs"]
+pub(crate) mod hold_out;
 #[path = "../../src/waiting/machine_costs.rs"]
 pub(crate) mod machine_costs;
 #[path = "../../src/waiting/spin.rs"]
