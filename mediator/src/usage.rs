@@ -1,11 +1,12 @@
 //! Usage of a session: counters in the worker, figures in the broker.
 
+use std::collections::BTreeMap;
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use serde::{Deserialize, Serialize};
-use vgpu_protocol::op::StatisticsReply;
-use vgpu_protocol::session::server::Counts;
+use vgpu_protocol::op::{Op, StatisticsReply};
+use vgpu_protocol::session::server::{Counts, Durations};
 
 /// Usage of a session, a guest or the whole mediator so far.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
@@ -58,6 +59,35 @@ impl Standing {
     }
 }
 
+/// Requests and answers by kind, of a session or the whole mediator.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Activity {
+    /// Requests of each operation that was asked for, by its number on the wire.
+    pub requests: BTreeMap<u16, u64>,
+    /// Answers by the time they took: see [`Durations::within`].
+    pub answers: [u64; Durations::LIMITS.len() + 1],
+    /// Sum of those times in microseconds.
+    pub answers_us: u64,
+}
+
+impl Activity {
+    /// Adds `other`; figures that overflow stay at the top, and numbers of no operation are left
+    /// out.
+    pub fn add(&mut self, other: &Activity) {
+        for (code, count) in &other.requests {
+            if Op::from_code(*code).and_then(Op::index).is_some() {
+                let all = self.requests.entry(*code).or_default();
+                *all = all.saturating_add(*count);
+            }
+        }
+        for (all, more) in self.answers.iter_mut().zip(other.answers) {
+            *all = all.saturating_add(more);
+        }
+        self.answers_us = self.answers_us.saturating_add(other.answers_us);
+    }
+}
+
 /// State that the executor of a session's requests can report at any time.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Load {
@@ -95,7 +125,7 @@ impl Observed {
     }
 }
 
-/// The counters behind a [`Usage`]: the session's thread counts, another thread reads.
+/// The counters behind a [`Usage`] and an [`Activity`]: the session's thread counts, another thread reads.
 ///
 /// All accesses are relaxed: each figure stands for itself and none guards other data. Nobody else
 /// writes, so that a sum is a load and a store.
@@ -110,6 +140,19 @@ pub struct Counters {
     memory: AtomicU64,
     memory_limit: AtomicU64,
     queue: AtomicU64,
+    operations: Operations,
+    answers: [AtomicU64; Durations::LIMITS.len() + 1],
+    answers_us: AtomicU64,
+}
+
+/// Requests of each operation, in the order of [`Op::REQUESTS`].
+#[derive(Debug)]
+struct Operations([AtomicU64; Op::REQUESTS.len()]);
+
+impl Default for Operations {
+    fn default() -> Self {
+        Self([const { AtomicU64::new(0) }; Op::REQUESTS.len()])
+    }
 }
 
 impl Counters {
@@ -123,6 +166,13 @@ impl Counters {
         add(&self.bytes_out, bytes as u64);
     }
 
+    /// Counts a request that is begun.
+    pub fn began(&self, op: Op) {
+        if let Some(index) = op.index() {
+            add(&self.operations.0[index], 1);
+        }
+    }
+
     /// Notes how many requests were received and have failed, how many of them are not answered, and
     /// what their backend says.
     pub fn asked(&self, counts: Counts, under_way: usize, load: Load) {
@@ -132,6 +182,10 @@ impl Counters {
             &self.failed_requests,
             counts.failed.saturating_add(load.late_failures),
         );
+        for (counter, value) in self.answers.iter().zip(counts.durations.within) {
+            set(counter, value);
+        }
+        set(&self.answers_us, counts.durations.sum_us);
         set(&self.kernels_killed, load.kernels_killed);
         set(&self.memory, load.memory);
         set(&self.memory_limit, load.memory_limit);
@@ -155,7 +209,21 @@ impl Counters {
         }
     }
 
-    /// All of it, for the guest.
+    /// Requests and answers by kind, now.
+    pub fn activity(&self) -> Activity {
+        let load = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
+        let counts = Op::REQUESTS.iter().zip(&self.operations.0);
+        Activity {
+            requests: counts
+                .map(|(op, count)| (op.code(), load(count)))
+                .filter(|(_, count)| *count > 0)
+                .collect(),
+            answers: std::array::from_fn(|at| load(&self.answers[at])),
+            answers_us: load(&self.answers_us),
+        }
+    }
+
+    /// All figures of its usage, for the guest.
     pub(crate) fn statistics(&self) -> StatisticsReply {
         let (usage, standing) = (self.usage(), self.standing());
         StatisticsReply {

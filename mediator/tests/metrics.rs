@@ -121,6 +121,19 @@ fn every_figure_is_there_and_is_that_of_the_status() {
         of("vgpu_device_seconds_total", ""),
         figure("device_ns") / 1e9
     );
+    // Of three vector adds; the session that was kicked may not have said.
+    for op in ["launch", "module-load"] {
+        let count = at(&format!("vgpu_operations_total{{op=\"{op}\"}}"));
+        assert!((2.0..=3.0).contains(&count), "{op}: {count}");
+    }
+    let all: f64 = samples
+        .iter()
+        .filter(|(series, _)| series.starts_with("vgpu_operations_total"))
+        .map(|(_, count)| count)
+        .sum();
+    let answered = at("vgpu_request_seconds_count");
+    assert!(answered > 0.0 && answered < all, "{answered} of {all}");
+    assert_eq!(at("vgpu_request_seconds_bucket{le=\"60.0\"}"), answered);
     assert_eq!(of("vgpu_guest_sessions", ""), 1.0);
     assert_eq!(of("vgpu_guest_info", ",name=\"tcp tester\""), 1.0);
     let memory = tester["memory_limit"].as_u64().unwrap() as f64;

@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use super::who::{AccountKey, Road, Who};
 use crate::logging;
 use crate::rate::{LogLimit, TokenBucket};
-use crate::usage::Usage;
+use crate::usage::{Activity, Usage};
 
 /// Accounts kept at most; the oldest without a session make room. Guests come and go by the
 /// thousands on a host that runs for years.
@@ -85,6 +85,8 @@ pub(super) struct Accounts {
     pub(super) kills: BTreeMap<Force, u64>,
     /// Of ended sessions.
     pub(super) usage: Usage,
+    /// Requests and answers of the sessions that have ended.
+    pub(super) activity: Activity,
 }
 
 /// Why somebody was turned away.
@@ -228,11 +230,15 @@ impl Accounts {
         &mut self,
         who: &Who,
         usage: &Usage,
+        activity: Option<&Activity>,
         fault: bool,
         force: Option<Force>,
         now: Instant,
     ) {
         self.usage.add(usage);
+        if let Some(activity) = activity {
+            self.activity.add(activity);
+        }
         match force {
             Some(force) => *self.kills.entry(force).or_default() += 1,
             None => self.ends[usize::from(fault)] += 1,
@@ -397,7 +403,7 @@ mod tests {
             requests: 3,
             ..Usage::default()
         };
-        accounts.end(&local(1), &usage, false, Some(Force::Kick), now);
+        accounts.end(&local(1), &usage, None, false, Some(Force::Kick), now);
         assert_eq!(accounts.running(&local(1)), 1);
         assert_eq!(accounts.running(&local(3)), 0);
         assert_eq!((accounts.started, accounts.refused()), (3, 1));

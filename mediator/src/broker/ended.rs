@@ -55,8 +55,14 @@ impl Broker<'_> {
             return;
         }
         let usage = session.usage();
-        self.accounts
-            .end(who, usage, ended.fault, session.force, now);
+        self.accounts.end(
+            who,
+            usage,
+            session.activity(),
+            ended.fault,
+            session.force,
+            now,
+        );
         let level = if ended.fault {
             log::Level::Warn
         } else {

@@ -4,6 +4,7 @@
 //! see [`Labels`].
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
 use std::fs;
 use std::sync::atomic::AtomicU64;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -11,14 +12,19 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use nix::sys::resource::{Resource, UsageWho, getrlimit, getrusage};
 use nix::unistd::{SysconfVar, sysconf};
 use prometheus_client::encoding::text::encode;
+use prometheus_client::encoding::{EncodeMetric, MetricEncoder, NoLabelSet};
+use prometheus_client::metrics::MetricType;
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::registry::Registry;
 
+use vgpu_protocol::op::Op;
+use vgpu_protocol::session::server::Durations;
+
 use super::accounts::{Force, Refusal};
 use crate::control::{Guest, Status};
-use crate::usage::{Standing, Usage};
+use crate::usage::{Activity, Standing, Usage};
 
 /// Guests that have a label of their own at most, of each kind: `uuid`, `tcp`, …
 const MOST_LABELS: usize = 128;
@@ -55,6 +61,7 @@ impl Labels {
 #[derive(Debug)]
 pub(super) struct Figures<'a> {
     pub(super) status: &'a Status,
+    pub(super) activity: &'a Activity,
     pub(super) refusals: &'a BTreeMap<Refusal, u64>,
     /// Sessions that have ended as they should, and by a fault.
     pub(super) ends: [u64; 2],
@@ -87,6 +94,7 @@ pub(super) fn text(figures: &Figures<'_>, labels: &mut Labels) -> String {
     let mut registry = Registry::default();
     of_mediator(&mut registry, figures);
     of_guests(&mut registry, &guests);
+    of_requests(&mut registry, figures.activity);
     of_process(&mut registry, figures.status.uptime_s);
     let mut text = String::new();
     match encode(&mut text, &registry) {
@@ -116,6 +124,7 @@ impl OfGuest {
 fn of_mediator(registry: &mut Registry, figures: &Figures<'_>) {
     let Figures {
         status,
+        activity: _,
         refusals,
         ends,
         kills,
@@ -286,6 +295,49 @@ fn of_guests(registry: &mut Registry, guests: &BTreeMap<String, OfGuest>) {
     );
 }
 
+/// Requests and answers of all guests by kind: by guest too they would be thousands of series.
+fn of_requests(registry: &mut Registry, activity: &Activity) {
+    let operations = Family::<Labelled, Counter>::default();
+    for (code, count) in &activity.requests {
+        if let Some(op) = Op::from_code(*code) {
+            operations
+                .get_or_create(&[("op", op.name())])
+                .inc_by(*count);
+        }
+    }
+    registry.register(
+        "vgpu_operations",
+        "Requests of all guests by operation",
+        operations,
+    );
+    registry.register(
+        "vgpu_request_seconds",
+        "Time from the arrival of a request to its answer, where it has one",
+        Answers(activity.clone()),
+    );
+}
+
+/// A histogram that was made elsewhere.
+#[derive(Debug)]
+struct Answers(Activity);
+
+impl EncodeMetric for Answers {
+    fn encode(&self, mut encoder: MetricEncoder<'_>) -> fmt::Result {
+        let limits = Durations::LIMITS.iter().map(Duration::as_secs_f64);
+        let limits = limits.chain([f64::INFINITY]);
+        let buckets: Vec<(f64, u64)> = limits.zip(self.0.answers).collect();
+        let count = buckets
+            .iter()
+            .fold(0, |all: u64, (_, some)| all.saturating_add(*some));
+        let sum = self.0.answers_us as f64 / 1e6;
+        encoder.encode_histogram::<NoLabelSet>(sum, count, &buckets, None)
+    }
+
+    fn metric_type(&self) -> MetricType {
+        MetricType::Histogram
+    }
+}
+
 /// The figures of a process that Prometheus's own libraries give, by the same names. A figure that the system does
 /// not give is left out.
 fn of_process(registry: &mut Registry, uptime_s: u64) {
@@ -424,6 +476,11 @@ mod tests {
         };
         let figures = Figures {
             status: &status,
+            activity: &Activity {
+                requests: BTreeMap::from([(Op::Ping.code(), 12), (999, 1)]),
+                answers: [10, 1, 0, 0, 0, 2],
+                answers_us: 180_000_000,
+            },
             refusals: &BTreeMap::from([(Refusal::Busy, 7)]),
             ends: [1, 2],
             kills: &BTreeMap::from([(Force::Hung, 3)]),
@@ -462,6 +519,15 @@ mod tests {
         assert_eq!(at("vgpu_refused_total{reason=\"denied\"}"), 0.0);
         assert_eq!(at("vgpu_session_ends_total{reason=\"killed\"}"), 3.0);
         assert_eq!(at("vgpu_worker_kills_total{reason=\"hung\"}"), 3.0);
+        assert_eq!(at("vgpu_operations_total{op=\"ping\"}"), 12.0);
+        let within = |limit: &str| at(&format!("vgpu_request_seconds_bucket{{le=\"{limit}\"}}"));
+        assert_eq!(
+            [within("0.01"), within("0.1"), within("60.0")],
+            [10.0, 11.0, 11.0]
+        );
+        assert_eq!(within("+Inf"), 13.0);
+        assert_eq!(at("vgpu_request_seconds_count"), 13.0);
+        assert_eq!(at("vgpu_request_seconds_sum"), 180.0);
         assert_eq!(at("vgpu_xenstore_up"), 0.0);
         assert!(at("process_resident_memory_bytes") > 0.0);
         assert!(at("process_open_fds") > 0.0);

@@ -18,7 +18,7 @@ use vgpu_socket_transport::MAX_NAME;
 use super::accounts::Force;
 use super::who::Who;
 use crate::lines::{LineBuffer, LooseLines};
-use crate::usage::{Standing, Usage};
+use crate::usage::{Activity, Standing, Usage};
 use crate::worker;
 use crate::worker::link::{Ask, Ended, Found, Key, MAX_LINE, Report};
 use crate::worker::spec::Spec;
@@ -150,6 +150,11 @@ impl Session {
     /// Its holdings at its last report.
     pub(super) fn standing(&self) -> &Standing {
         &self.report.standing
+    }
+
+    /// Its requests and answers at the last report that has them.
+    pub(super) fn activity(&self) -> Option<&Activity> {
+        self.report.activity.as_ref()
     }
 
     /// The guest's program, by its own account.

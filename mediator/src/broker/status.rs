@@ -82,8 +82,14 @@ impl Broker<'_> {
     }
 
     fn metrics_text(&mut self, status: &Status) -> String {
+        let mut activity = self.accounts.activity.clone();
+        let sessions = self.sessions.values().filter(|session| session.counts());
+        sessions
+            .filter_map(Session::activity)
+            .for_each(|some| activity.add(some));
         let figures = Figures {
             status,
+            activity: &activity,
             refusals: &self.accounts.refusals,
             ends: self.accounts.ends,
             kills: &self.accounts.kills,

@@ -26,10 +26,10 @@ use super::turns::{Said, Turns};
 use crate::executor::ExecutorChoice;
 use crate::policy::Share;
 use crate::session::{StopFlag, StopReason};
-use crate::usage::{Observed, Standing, Usage};
+use crate::usage::{Activity, Observed, Standing, Usage};
 
 /// Longest line in either direction, in bytes.
-pub const MAX_LINE: usize = 4096;
+pub const MAX_LINE: usize = 8192;
 
 /// A message from a worker to the broker.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
@@ -47,6 +47,9 @@ pub struct Report {
     /// Its current holdings.
     #[serde(default)]
     pub standing: Standing,
+    /// Its requests and answers by kind; not with a message about its turns, of which there are many.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub activity: Option<Activity>,
     /// A finding of the worker's.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub found: Option<Found>,
@@ -64,6 +67,9 @@ impl Report {
     pub fn after(mut self, earlier: &mut Self) -> Self {
         if earlier.ended.is_some() {
             self.ended = earlier.ended.take();
+        }
+        if self.activity.is_none() {
+            self.activity = earlier.activity.take();
         }
         self
     }
@@ -484,6 +490,7 @@ fn send(stream: &UnixStream, observed: &Observed, report: Report) {
         client: observed.client.get().cloned(),
         usage: observed.counters.usage(),
         standing: observed.counters.standing(),
+        activity: report.turn.is_none().then(|| observed.counters.activity()),
         ..report
     };
     match serde_json::to_vec(&report) {
@@ -545,6 +552,14 @@ mod tests {
                 memory_limit: u64::MAX,
                 queue: u64::MAX,
             },
+            activity: Some(Activity {
+                requests: Op::REQUESTS
+                    .iter()
+                    .map(|op| (op.code(), u64::MAX))
+                    .collect(),
+                answers: [u64::MAX; 6],
+                answers_us: u64::MAX,
+            }),
             found: Some(Found::Guest("z".repeat(64))),
             turn: Some(Said {
                 over: true,

@@ -10,6 +10,7 @@ pub(crate) fn parse(text: &str) -> BTreeMap<String, f64> {
     // Name and type of the family that is being read.
     let mut family: Option<(String, String)> = None;
     let mut described: Option<String> = None;
+    let mut histogram = Histogram::default();
     for line in body.split_terminator('\n') {
         if let Some(rest) = line.strip_prefix("# ") {
             let (word, rest) = rest.split_once(' ').expect(line);
@@ -17,12 +18,13 @@ pub(crate) fn parse(text: &str) -> BTreeMap<String, f64> {
             assert!(is_name(name), "{line}");
             match word {
                 "HELP" => {
+                    histogram.end();
                     assert!(!value.is_empty() && !value.contains('\\'), "{line}");
                     described = Some(name.to_owned());
                 }
                 "TYPE" => {
                     assert_eq!(described.as_deref(), Some(name), "described first: {line}");
-                    assert!(matches!(value, "counter" | "gauge"), "{line}");
+                    assert!(matches!(value, "counter" | "gauge" | "histogram"), "{line}");
                     assert!(families.insert(name.to_owned()), "twice: {line}");
                     family = Some((name.to_owned(), value.to_owned()));
                 }
@@ -32,11 +34,13 @@ pub(crate) fn parse(text: &str) -> BTreeMap<String, f64> {
         }
         let (name, rest) = line.split_at(line.find(['{', ' ']).expect(line));
         let (family, kind) = family.as_ref().expect(line);
-        let wanted = match kind.as_str() {
-            "counter" => format!("{family}_total"),
-            _ => family.clone(),
+        let suffix = name.strip_prefix(family.as_str()).expect(line);
+        let suffixes: &[&str] = match kind.as_str() {
+            "counter" => &["_total"],
+            "histogram" => &["_bucket", "_count", "_sum"],
+            _ => &[""],
         };
-        assert_eq!(name, wanted, "{line}");
+        assert!(suffixes.contains(&suffix), "{line}");
         let rest = match rest.strip_prefix('{') {
             Some(labels) => after_labels(labels, line),
             None => rest,
@@ -49,9 +53,41 @@ pub(crate) fn parse(text: &str) -> BTreeMap<String, f64> {
             "{line}"
         );
         let series = line[..line.len() - rest.len()].to_owned();
+        match suffix {
+            "_bucket" => histogram.add(&series, value),
+            "_count" => histogram.count = value,
+            _ => {}
+        }
         assert!(samples.insert(series, value).is_none(), "twice: {line}");
     }
+    histogram.end();
     samples
+}
+
+/// The histogram that is being read. Histograms without other labels only.
+#[derive(Default)]
+struct Histogram {
+    /// Limit and count of the last bucket.
+    last: Option<(f64, f64)>,
+    count: f64,
+}
+
+impl Histogram {
+    /// Both grow from one bucket to the next.
+    fn add(&mut self, series: &str, count: f64) {
+        let (_, limit) = series.split_once("{le=\"").expect(series);
+        let limit: f64 = limit.strip_suffix("\"}").expect(series).parse().unwrap();
+        if let Some((before, fewer)) = self.last.replace((limit, count)) {
+            assert!(limit > before && count >= fewer, "{series}");
+        }
+    }
+
+    /// The last bucket has everything.
+    fn end(&mut self) {
+        if let Some(last) = self.last.take() {
+            assert_eq!(last, (f64::INFINITY, self.count));
+        }
+    }
 }
 
 /// The text after the labels.

@@ -464,6 +464,33 @@ impl Op {
         self as u16
     }
 
+    /// Its place in [`REQUESTS`](Self::REQUESTS); `None` for a frame that is no request.
+    #[inline]
+    pub fn index(self) -> Option<usize> {
+        const PLACES: [Option<usize>; 256] = {
+            let mut places = [None; 256];
+            let mut at = 0;
+            while at < Op::REQUESTS.len() {
+                places[Op::REQUESTS[at].code() as usize] = Some(at);
+                at += 1;
+            }
+            places
+        };
+        *PLACES.get(usize::from(self.code()))?
+    }
+
+    /// Its name in kebab case, as policies and metrics have it: `module-load` for ModuleLoad.
+    pub fn name(self) -> String {
+        let mut name = String::new();
+        for letter in self.to_string().chars() {
+            if letter.is_ascii_uppercase() && !name.is_empty() {
+                name.push('-');
+            }
+            name.push(letter.to_ascii_lowercase());
+        }
+        name
+    }
+
     /// Nanoseconds of device work for a request, from the body of a successful reply: its first
     /// field, where the table names that `device_ns`.
     pub fn device_ns(self, reply: &[u8]) -> Option<u64> {

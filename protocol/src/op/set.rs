@@ -77,7 +77,7 @@ impl OpSet {
     pub fn names(self) -> Vec<String> {
         let mut names: Vec<String> = Vec::new();
         for op in choosable().filter(|op| self.contains(*op)) {
-            let [family, own] = [family(op), kebab(op)];
+            let [family, own] = [family(op), op.name()];
             let whole = Self::named(&family).is_some_and(|all| all.common(self) == all);
             let name = if whole { family } else { own };
             if !names.contains(&name) {
@@ -109,25 +109,13 @@ fn choosable() -> impl Iterator<Item = Op> {
 
 /// The names that include `op`.
 fn of(op: Op) -> impl Iterator<Item = String> {
-    [family(op), kebab(op)].into_iter()
+    [family(op), op.name()].into_iter()
 }
 
 /// Its first word, which its family shares.
 fn family(op: Op) -> String {
-    let name = kebab(op);
+    let name = op.name();
     name.split('-').next().unwrap_or_default().to_owned()
-}
-
-/// The name in kebab case: `module-load` for ModuleLoad.
-fn kebab(op: Op) -> String {
-    let mut name = String::new();
-    for letter in op.to_string().chars() {
-        if letter.is_ascii_uppercase() && !name.is_empty() {
-            name.push('-');
-        }
-        name.push(letter.to_ascii_lowercase());
-    }
-    name
 }
 
 #[cfg(test)]
@@ -143,6 +131,14 @@ mod tests {
         assert!(Op::REQUESTS.iter().all(|op| OpSet::ALL.contains(*op)));
         assert_eq!(OpSet::NONE.features(), Features::QUIET);
         assert_eq!(OpSet::ALL.features(), Features::ALL);
+    }
+
+    #[test]
+    fn every_request_has_its_place_and_no_other_frame_has() {
+        for (place, op) in Op::REQUESTS.iter().enumerate() {
+            assert_eq!(op.index(), Some(place));
+        }
+        assert_eq!([Op::Closing, Op::Data].map(Op::index), [None, None]);
     }
 
     #[test]

@@ -38,6 +38,8 @@ pub(super) struct InFlight {
     pub(super) answered: bool,
     /// A Fence: requests of its lane before it that are not answered.
     pub(super) behind: usize,
+    /// Time of its arrival.
+    pub(super) began: Instant,
     /// Time of the last progress.
     pub(super) moved: Instant,
     /// Time at which the guest was last shown progress.

@@ -152,6 +152,37 @@ pub struct Counts {
     pub requests: u64,
     /// Requests that failed.
     pub failed: u64,
+    /// How long the answered ones took.
+    pub durations: Durations,
+}
+
+/// How long requests took from their arrival to their answers, by the session's clock, which may
+/// tick every few milliseconds. Requests without an answer are not in it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Durations {
+    /// Requests that took no longer than each of [`LIMITS`](Self::LIMITS), but longer than the
+    /// one before; then those that took longer than all.
+    pub within: [u64; Self::LIMITS.len() + 1],
+    /// Sum in microseconds.
+    pub sum_us: u64,
+}
+
+impl Durations {
+    /// The limits, ascending.
+    pub const LIMITS: [Duration; 5] = [
+        Duration::from_millis(10),
+        Duration::from_millis(100),
+        Duration::from_secs(1),
+        Duration::from_secs(10),
+        Duration::from_secs(60),
+    ];
+
+    fn add(&mut self, one: Duration) {
+        let longer = Self::LIMITS.iter().filter(|limit| one > **limit).count();
+        self.within[longer] += 1;
+        let us = u64::try_from(one.as_micros()).unwrap_or(u64::MAX);
+        self.sum_us = self.sum_us.saturating_add(us);
+    }
 }
 
 impl Server {
@@ -465,6 +496,7 @@ impl Server {
             outcome: None,
             answered: false,
             behind: 0,
+            began: now,
             moved: now,
             shown: now,
             patience: header.patience(self.timeouts.stall),
@@ -580,6 +612,10 @@ impl Server {
         };
         request.moved = now;
         request.outcome = Some(outcome);
+        if !request.header.is_quiet() {
+            let took = now.saturating_duration_since(request.began);
+            self.counts.durations.add(took);
+        }
         self.begin_to_send(now);
         self.answer_what_is_done();
     }

@@ -152,6 +152,30 @@ fn a_fence_does_not_wait_for_data_that_nobody_wants() {
 }
 
 #[test]
+fn the_time_to_an_answer_is_counted_by_its_length() {
+    let mut raw = Raw::open(terms());
+    let before = raw.server.counts().durations;
+    for (id, ms) in [(2, 0), (3, 10), (4, 11), (5, 99_000)] {
+        raw.start(request(Op::Ping, id), &ping_body(1));
+        let now = raw.now + Duration::from_millis(ms);
+        raw.server.complete(id, Ok(ping_body(1)), now);
+        // Only the first time.
+        raw.server.complete(id, Ok(ping_body(1)), now);
+        raw.said();
+    }
+    // Nobody waits for the end of a quiet one.
+    let quiet = request(Op::Ping, 6).with_flags(Flags::QUIET);
+    raw.start(quiet, &ping_body(1));
+    raw.server.complete(6, Ok(ping_body(1)), raw.now);
+    let durations = raw.server.counts().durations;
+    let more: Vec<u64> = std::iter::zip(durations.within, before.within)
+        .map(|(after, before)| after - before)
+        .collect();
+    assert_eq!(more, [2, 1, 0, 0, 0, 1]);
+    assert_eq!(durations.sum_us - before.sum_us, 99_021_000);
+}
+
+#[test]
 fn too_many_requests_are_refused_one_by_one() {
     let mut raw = Raw::open(terms());
     for id in 2..10 {
