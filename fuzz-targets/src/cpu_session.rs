@@ -731,6 +731,7 @@ pub(crate) fn run(data: &[u8]) {
             hello: time,
             idle: time,
             stall: time,
+            request: None,
         },
         epoch: 1,
         operations: OpSet::ALL,

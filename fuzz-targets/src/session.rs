@@ -90,6 +90,7 @@ impl Mediating<'_> {
             hello: Duration::from_secs(1),
             idle: Duration::from_secs(100),
             stall: Duration::from_secs(10),
+            request: None,
         };
         let mut this = Mediating {
             script: Script::new(data),

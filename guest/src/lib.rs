@@ -21,7 +21,7 @@
 //! #         features: vgpu_protocol::op::Features::ALL,
 //! #     };
 //! #     let settings = session::Settings {
-//! #         terms, timeouts: session::Timeouts { hello: time, idle: time, stall: time }, epoch: 1,
+//! #         terms, timeouts: session::Timeouts { hello: time, idle: time, stall: time, request: None }, epoch: 1,
 //! #         reason: None, refusal: None, operations: session::OpSet::ALL,
 //! #     };
 //! #     let mut cpu = || Ok(Box::new(CpuExecutor::new("an example")) as _);

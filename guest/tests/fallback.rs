@@ -27,6 +27,7 @@ fn serve_once(path: &Path) -> JoinHandle<SessionEnd> {
                 hello: time,
                 idle: time,
                 stall: time,
+                request: None,
             },
             operations: session::OpSet::ALL,
             epoch: 0xABC,

@@ -32,6 +32,7 @@ fn settings() -> Settings {
             hello: WATCHDOG,
             idle: WATCHDOG,
             stall: WATCHDOG,
+            request: None,
         },
         operations: OpSet::ALL,
         epoch: 77,

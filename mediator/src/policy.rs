@@ -123,6 +123,9 @@ pub struct Share {
     /// Seconds without any byte moved, or other progress, in the middle of a request.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub stall_timeout_s: Option<u32>,
+    /// Seconds that a request may take in all.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub request_timeout_s: Option<u32>,
     /// Operations that it may request.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub operations: Option<Operations>,
@@ -171,6 +174,7 @@ impl Share {
             max_objects: self.max_objects.or(general.max_objects),
             idle_timeout_s: self.idle_timeout_s.or(general.idle_timeout_s),
             stall_timeout_s: self.stall_timeout_s.or(general.stall_timeout_s),
+            request_timeout_s: self.request_timeout_s.or(general.request_timeout_s),
             operations: self.operations.or(general.operations),
             weight: self.weight.or(general.weight),
         }
@@ -188,6 +192,7 @@ impl Share {
             max_objects: least(self.max_objects, other.max_objects),
             idle_timeout_s: least(self.idle_timeout_s, other.idle_timeout_s),
             stall_timeout_s: least(self.stall_timeout_s, other.stall_timeout_s),
+            request_timeout_s: least(self.request_timeout_s, other.request_timeout_s),
             operations: match (self.operations, other.operations) {
                 (Some(one), Some(other)) => Some(Operations(one.0.common(other.0))),
                 (one, other) => one.or(other),
@@ -207,6 +212,7 @@ impl Share {
             ("max_objects", self.max_objects),
             ("idle_timeout_s", self.idle_timeout_s),
             ("stall_timeout_s", self.stall_timeout_s),
+            ("request_timeout_s", self.request_timeout_s),
             ("weight", self.weight),
         ];
         if let Some((name, _)) = settings.iter().find(|(_, value)| *value == Some(0)) {
@@ -518,11 +524,13 @@ mod tests {
             kernel_timeout_s: Some(60),
             max_objects: Some(9),
             stall_timeout_s: Some(8),
+            request_timeout_s: Some(7),
             ..Share::default()
         };
         let share = policy.share(&guest).or(general);
         assert_eq!(share.operations, Some(operations(&["launch"])));
         assert_eq!(share.stall_timeout_s, Some(8));
+        assert_eq!(share.request_timeout_s, Some(7));
         assert_eq!(share.memory_mib, Some(100));
         assert_eq!(share.kernel_timeout_s, Some(5));
         assert_eq!(share.max_objects, Some(9));

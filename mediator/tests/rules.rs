@@ -15,6 +15,10 @@ use vgpu_protocol::status::{ErrorCode, Status};
 const PTX: &[u8] =
     b".version 6.0\n.target sm_50\n.address_size 64\n.visible .entry k()\n{\nret;\n}\n";
 
+/// Its kernel ends only by force.
+const ENDLESS: &[u8] =
+    b".version 6.0\n.target sm_50\n.address_size 64\n.visible .entry k()\n{\nL:\nbra L;\n}\n";
+
 fn config(directory: &Path, lines: &str) -> String {
     let path = directory.join("mediatord.toml");
     fs::write(&path, lines).unwrap();
@@ -154,6 +158,37 @@ fn the_two_files_know_the_rules_too() {
         "{}",
         response()
     );
+    mediator.stop();
+}
+
+#[test]
+fn a_rule_can_limit_how_long_a_request_takes_in_all() {
+    let directory = tempfile::tempdir().unwrap();
+    let sockets = Sockets::new(directory.path());
+    let rules =
+        "[guests]\ntester = { allow = true, request_timeout_s = 1, kernel_timeout_s = 5 }\n";
+    let mediator = sockets.start(&["--config", &config(directory.path(), rules)]);
+    let device = Device::new(client_of(&sockets, "tester")).unwrap();
+    let kernel = device
+        .load_module(ENDLESS)
+        .unwrap()
+        .load_function("k")
+        .unwrap();
+    device
+        .launch_builder(&kernel)
+        .launch(LaunchConfig::for_num_elems(1))
+        .unwrap();
+    // The device works all the while, so that nothing stalls.
+    let error = device.synchronize().unwrap_err();
+    let Cause::Refused { status, text, .. } = error.cause() else {
+        panic!("{error:?}");
+    };
+    assert_eq!(*status, Status::from(ErrorCode::Timeout), "{error}");
+    assert!(text.contains("took longer than 1000 ms"), "{text}");
+    // The session goes on.
+    device.memory_info().unwrap();
+    drop(kernel);
+    drop(device);
     mediator.stop();
 }
 

@@ -23,6 +23,7 @@ pub(crate) fn serve(stream: UnixStream) {
             hello: time,
             idle: time,
             stall: time,
+            request: None,
         },
         operations: session::OpSet::ALL,
         epoch: 5,

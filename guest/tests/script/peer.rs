@@ -84,6 +84,7 @@ pub(crate) fn connect(
         hello: WATCHDOG,
         idle: WATCHDOG,
         stall: WATCHDOG,
+        request: None,
     };
     let server = Server::new(terms, timeouts, super::EPOCH, None, Instant::now());
     let mut peer = Peer {

@@ -133,6 +133,7 @@ impl<'de> Deserialize<'de> for Rule {
             max_objects: Option<u32>,
             idle_timeout_s: Option<u32>,
             stall_timeout_s: Option<u32>,
+            request_timeout_s: Option<u32>,
             operations: Option<Operations>,
             weight: Option<u32>,
         }
@@ -168,6 +169,7 @@ impl<'de> Deserialize<'de> for Rule {
                     max_objects: table.max_objects,
                     idle_timeout_s: table.idle_timeout_s,
                     stall_timeout_s: table.stall_timeout_s,
+                    request_timeout_s: table.request_timeout_s,
                     operations: table.operations,
                     weight: table.weight,
                 };

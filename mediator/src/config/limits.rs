@@ -26,6 +26,8 @@ pub struct Limits {
     pub idle_timeout_s: u32,
     /// Seconds without any byte moved in the middle of a request.
     pub stall_timeout_s: u32,
+    /// Seconds that a request may take in all; `None` for any time as long as it proceeds.
+    pub request_timeout_s: Option<u32>,
     /// Seconds after which a guest over `file:` that gives no sign of life counts as dead.
     pub file_silence_s: u32,
     /// Seconds that running requests get when the mediator stops.
@@ -53,6 +55,7 @@ impl Default for Limits {
             hello_timeout_s: 10,
             idle_timeout_s: 3600,
             stall_timeout_s: 30,
+            request_timeout_s: None,
             file_silence_s: 20,
             drain_timeout_s: 10,
             memory_mib: None,
@@ -78,6 +81,7 @@ impl Limits {
             max_objects: Some(self.max_objects),
             idle_timeout_s: Some(self.idle_timeout_s),
             stall_timeout_s: Some(self.stall_timeout_s),
+            request_timeout_s: self.request_timeout_s,
             operations: self.operations,
             weight: Some(self.weight),
         }

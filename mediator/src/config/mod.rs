@@ -448,6 +448,11 @@ mod tests {
                 "stall_timeout_s is 0",
             ),
             (
+                "[limits]\nrequest_timeout_s = 0\n",
+                "m.toml",
+                "request_timeout_s is 0",
+            ),
+            (
                 "[guests]\nweb = { allow = true, weight = 0 }\n",
                 "m.toml, line 2",
                 "weight is 0",

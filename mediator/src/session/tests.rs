@@ -42,6 +42,7 @@ pub(crate) fn settings() -> Settings {
             hello: long,
             idle: long,
             stall: long,
+            request: None,
         },
         operations: OpSet::ALL,
         epoch: 77,

@@ -608,6 +608,7 @@ mod tests {
             max_objects: Some(u32::MAX),
             idle_timeout_s: Some(u32::MAX),
             stall_timeout_s: Some(u32::MAX),
+            request_timeout_s: Some(u32::MAX),
             operations: Some(Operations(scattered)),
             weight: Some(u32::MAX),
         };

@@ -208,6 +208,7 @@ impl Spec {
                 hello: seconds(self.hello_timeout_s),
                 idle: seconds(self.share.idle_timeout_s.unwrap_or(IDLE_TIMEOUT_S)),
                 stall: seconds(self.share.stall_timeout_s.unwrap_or(STALL_TIMEOUT_S)),
+                request: self.share.request_timeout_s.map(seconds),
             },
             epoch: self.epoch,
             reason: Some(self.reason.clone()),

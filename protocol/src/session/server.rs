@@ -68,6 +68,8 @@ pub struct Timeouts {
     pub idle: Duration,
     /// Without any byte moved in the middle of a frame or a request.
     pub stall: Duration,
+    /// For a request in all, however it proceeds; `None`: no limit.
+    pub request: Option<Duration>,
 }
 
 /// The reason why a guest is turned away.
@@ -849,9 +851,10 @@ impl Server {
         after(&mut self.began);
         after(&mut self.received);
         after(&mut self.sent);
-        self.requests
-            .iter_mut()
-            .for_each(|request| after(&mut request.moved));
+        for request in self.requests.iter_mut() {
+            after(&mut request.began);
+            after(&mut request.moved);
+        }
     }
 
     /// The deadline that has passed at `now`, if any.
@@ -870,7 +873,12 @@ impl Server {
         let session = |what: &str, time: Duration| {
             Late::Session(format!("{what} within {} ms", time.as_millis()))
         };
-        let Timeouts { hello, idle, stall } = self.timeouts;
+        let Timeouts {
+            hello,
+            idle,
+            stall,
+            request: in_all,
+        } = self.timeouts;
         if self.hello.is_none() {
             visit(self.began + hello, &|| session("no complete Hello", hello));
         }
@@ -893,6 +901,12 @@ impl Server {
                     format!("nothing moved for {ms} ms in the middle of {op}"),
                 )
             });
+            if let Some(in_all) = in_all {
+                visit(request.began + in_all, &|| {
+                    let ms = in_all.as_millis();
+                    Late::Request(id, format!("{op} took longer than {ms} ms"))
+                });
+            }
         }
         let waits_for_room = matches!(self.data(), Some((_, true)));
         // While a guest takes replies, nothing need arrive from it.

@@ -144,6 +144,27 @@ fn a_request_that_does_not_move_is_given_up_and_the_session_goes_on() {
 }
 
 #[test]
+fn a_request_may_be_given_a_time_in_all_however_it_proceeds() {
+    let timeouts = Timeouts {
+        request: Some(3 * STALL),
+        ..timeouts()
+    };
+    let mut raw = Raw::with(terms(), timeouts).admitted(terms());
+    let (header, body) = ping(2);
+    raw.start(header, &body);
+    for _ in 0..5 {
+        raw.pass(STALL / 2);
+        raw.server.progressed(2, raw.now);
+        raw.shown();
+    }
+    // Time in which this side did not run is not the request's.
+    raw.now += STALL;
+    raw.server.rested(STALL, raw.now);
+    let late = raw.late_in(STALL / 2, "Ping took longer than 90000 ms");
+    assert!(matches!(late, Late::Request(2, _)));
+}
+
+#[test]
 fn a_longer_patience_than_the_mediators_own_is_not_granted() {
     let mut raw = Raw::open(terms());
     let (header, body) = ping(2);

@@ -41,6 +41,7 @@ fn timeouts() -> Timeouts {
         hello: HELLO,
         idle: IDLE,
         stall: STALL,
+        request: None,
     }
 }
 
@@ -114,9 +115,13 @@ struct Raw {
 
 impl Raw {
     fn new(terms: Terms) -> Self {
+        Self::with(terms, timeouts())
+    }
+
+    fn with(terms: Terms, timeouts: Timeouts) -> Self {
         let now = Instant::now();
         Self {
-            server: Server::new(terms, timeouts(), 7, None, now),
+            server: Server::new(terms, timeouts, 7, None, now),
             now,
             steps: Vec::new(),
             taken: Vec::new(),
@@ -125,14 +130,17 @@ impl Raw {
 
     /// After Hello, with nothing left to send.
     fn open(terms: Terms) -> Self {
-        let mut raw = Self::new(terms);
+        Self::new(terms).admitted(terms)
+    }
+
+    fn admitted(mut self, terms: Terms) -> Self {
         let request = FrameHeader::request(Op::Hello, 1);
-        raw.hear(&frame(request, &hello().encode()))
+        self.hear(&frame(request, &hello().encode()))
             .expect("a sound Hello");
-        assert!(matches!(raw.steps.pop(), Some(Step::Admit)));
-        raw.server.admit(info(), terms, raw.now);
-        raw.said();
-        raw
+        assert!(matches!(self.steps.pop(), Some(Step::Admit)));
+        self.server.admit(info(), terms, self.now);
+        self.said();
+        self
     }
 
     fn hear(&mut self, mut bytes: &[u8]) -> Result<(), End> {
