@@ -500,14 +500,14 @@ impl Waits for ForData<'_> {
     }
 
     fn holds_out(&mut self, polling_pays: bool) -> Option<Duration> {
+        if polling_pays {
+            // A poll that fails says that the writer pauses.
+            return None;
+        }
         let reader = &mut *self.reader;
         let written = reader.written();
-        let plenty = match polling_pays {
-            // A poll that fails says that the writer pauses.
-            true => None,
-            false => reader.hold_out.amount(reader.bytes, written),
-        };
-        self.plenty = self.least.max(plenty.unwrap_or(0));
+        let amount = reader.hold_out.amount(reader.bytes, written)?;
+        self.plenty = self.least.max(amount);
         (self.plenty > self.least).then(|| reader.hold_out.moment())
     }
 

@@ -7,13 +7,15 @@
 //! are wasted, so they are made only while they pay, and never by a side that answers the messages
 //! it reads.
 
+use crate::waiting::rest::Rest;
+
 /// The first and the largest number of processor pauses; the largest takes half a microsecond.
 const PAUSES: (u32, u32) = (2, 16);
 /// Messages that make a batch.
 const BATCH: u32 = 8;
 /// A message of at least this many bytes is worth an exchange of its own.
 const LARGE: u32 = 4096;
-/// Looks to skip after pauses did not pay: at first, and at most.
+/// Bounds of the looks without pauses after pauses that did not pay.
 const REST: (u32, u32) = (4, 1024);
 
 /// The pauses of one reader.
@@ -27,9 +29,7 @@ pub(crate) struct Linger {
     paused: bool,
     /// The last look found too little.
     little: bool,
-    /// Looks still to skip.
-    rest: u32,
-    next_rest: u32,
+    rest: Rest,
     /// What this side had written at the last look.
     written: u64,
 }
@@ -41,8 +41,7 @@ impl Linger {
             wanted: 0,
             paused: false,
             little: false,
-            rest: 0,
-            next_rest: REST.0,
+            rest: Rest::new(REST),
             written: 0,
         }
     }
@@ -58,8 +57,7 @@ impl Linger {
         if answers || !self.little || wanted >= LARGE {
             return 0;
         }
-        if self.rest > 0 {
-            self.rest -= 1;
+        if self.rest.skips() {
             return 0;
         }
         self.paused = true;
@@ -78,15 +76,12 @@ impl Linger {
         if !self.paused {
             return;
         }
-        if bytes > self.wanted {
-            self.next_rest = REST.0;
-            if self.little {
-                self.pauses = (self.pauses * 2).min(PAUSES.1);
-            }
-        } else {
+        let paid = bytes > self.wanted;
+        self.rest.learn(paid);
+        if !paid {
             self.pauses = PAUSES.0;
-            self.rest = self.next_rest;
-            self.next_rest = (self.next_rest * 2).min(REST.1);
+        } else if self.little {
+            self.pauses = (self.pauses * 2).min(PAUSES.1);
         }
     }
 }

@@ -33,7 +33,7 @@ const SLICE: Duration = Duration::from_millis(16);
 const EARLY: i64 = 8;
 /// A trial ends early if it moves fewer bytes in a second than the other way divided by this.
 const CLEARLY_WORSE: f64 = 2.0;
-/// A slice of polling in an usual leads to a trial if at least one part in this many of it went
+/// A slice of polling in usual traffic leads to a trial if at least one part in this many of it went
 /// into polls that found nothing.
 const IN_VAIN: i64 = 16;
 /// Waits that a slice has at least.
@@ -58,8 +58,8 @@ enum Kind {
 }
 
 impl Kind {
-    /// Polling this many times as fast as sleeping at once, or less, is given up; at least that
-    /// many, it is taken up. They lie apart so that equal ways do not take turns.
+    /// Polling is given up below the first, and taken up from the second on, in times of what sleeping
+    /// at once moves. They lie apart so that equal ways do not take turns.
     const fn limits(self) -> (f64, f64) {
         match self {
             Self::Usual => (0.8, 1.0),

@@ -11,8 +11,9 @@
 use std::time::Duration;
 
 use crate::waiting::comparison::is_large;
+use crate::waiting::rest::Rest;
 
-/// Waits that do not hold out after one that was in vain: at first, and at most.
+/// Bounds of the waits that do not hold out after one that did so in vain.
 const REST: (u32, u32) = (1, 256);
 
 /// The history of one reader.
@@ -26,8 +27,7 @@ pub(crate) struct HoldOut {
     written: u64,
     /// Bytes that this side had read when that last changed.
     since: u64,
-    rest: u32,
-    next_rest: u32,
+    rest: Rest,
 }
 
 impl HoldOut {
@@ -42,8 +42,7 @@ impl HoldOut {
             moment,
             written: 0,
             since: 0,
-            rest: 0,
-            next_rest: REST.0,
+            rest: Rest::new(REST),
         }
     }
 
@@ -70,21 +69,12 @@ impl HoldOut {
         if self.amount == 0 || read.wrapping_sub(self.since) < u64::from(self.ring) {
             return None;
         }
-        if self.rest > 0 {
-            self.rest -= 1;
-            return None;
-        }
-        Some(self.amount)
+        (!self.rest.skips()).then_some(self.amount)
     }
 
     /// A wait that held out found this many bytes.
     pub(crate) fn found(&mut self, bytes: u32) {
-        if bytes >= self.amount / 2 {
-            self.next_rest = REST.0;
-        } else {
-            self.rest = self.next_rest;
-            self.next_rest = (self.next_rest * 2).min(REST.1);
-        }
+        self.rest.learn(bytes >= self.amount / 2);
     }
 }
 

@@ -4,7 +4,8 @@
 //! `spin` polls, for as long as `spin_window` allows and at the rate that `machine_costs` measured;
 //! `waiters`, `backend_poll` and `poll` sleep, and `coarse_clock` and `alarm` spare them readings of
 //! a slow clock. `comparison` finds out which of the two is faster. `batching`, `stream_distance` and
-//! `hold_out` wait a little although there is something to do, so that the next step is a larger one.
+//! `hold_out` wait a little although there is something to do, so that the next step is a larger one;
+//! `rest` makes that rare where it does not pay.
 
 pub(crate) mod alarm;
 pub(crate) mod backend_poll;
@@ -14,6 +15,7 @@ pub(crate) mod comparison;
 pub(crate) mod hold_out;
 pub(crate) mod machine_costs;
 pub(crate) mod poll;
+pub(crate) mod rest;
 pub(crate) mod spin;
 pub(crate) mod spin_window;
 pub(crate) mod stream_distance;

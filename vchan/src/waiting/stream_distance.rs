@@ -10,10 +10,11 @@
 //! stays nearly full does the same with the room that its reader makes.
 
 use crate::error::Result;
+use crate::waiting::rest::Rest;
 
 /// The distance: more than a processor's second-level cache holds.
 const DISTANCE: u32 = 3 << 20;
-/// Distances to skip after one that did not last: at first, and at most.
+/// Bounds of the distances to skip after one that did not last.
 const REST: (u32, u32) = (1, 256);
 
 /// Pauses of the processor between two looks.
@@ -34,8 +35,7 @@ pub(crate) struct Ahead {
     written: u64,
     /// The distance was reached; the next look shows whether it lasts.
     reached: bool,
-    rest: u32,
-    next_rest: u32,
+    rest: Rest,
 }
 
 impl Ahead {
@@ -46,8 +46,7 @@ impl Ahead {
             close: 0,
             written: 0,
             reached: false,
-            rest: 0,
-            next_rest: REST.0,
+            rest: Rest::new(REST),
         }
     }
 
@@ -83,10 +82,7 @@ impl Ahead {
     fn learn(&mut self, found: u32, available: u32, written: u64) -> Option<u32> {
         let answers = std::mem::replace(&mut self.written, written) != written;
         if std::mem::take(&mut self.reached) {
-            match available >= self.distance / 2 {
-                true => self.next_rest = REST.0,
-                false => self.pay_less(),
-            }
+            self.rest.learn(available >= self.distance / 2);
         }
         if answers || available >= self.distance {
             self.close = 0;
@@ -97,11 +93,7 @@ impl Ahead {
             return None;
         }
         self.close = 0;
-        if self.rest > 0 {
-            self.rest -= 1;
-            return None;
-        }
-        Some(self.distance)
+        (!self.rest.skips()).then_some(self.distance)
     }
 
     /// Waits a moment until `distance` bytes are there (`available` are there now), as long as
@@ -127,14 +119,9 @@ impl Ahead {
         }
         self.reached = available >= distance;
         if !self.reached {
-            self.pay_less();
+            self.rest.learn(false);
         }
         Ok(())
-    }
-
-    fn pay_less(&mut self) {
-        self.rest = self.next_rest;
-        self.next_rest = (self.next_rest * 2).min(REST.1);
     }
 }
 

@@ -12,6 +12,8 @@ pub(crate) mod comparison;
 pub(crate) mod hold_out;
 #[path = "../../src/waiting/machine_costs.rs"]
 pub(crate) mod machine_costs;
+#[path = "../../src/waiting/rest.rs"]
+pub(crate) mod rest;
 #[path = "../../src/waiting/spin.rs"]
 pub(crate) mod spin;
 #[path = "../../src/waiting/spin_window.rs"]
