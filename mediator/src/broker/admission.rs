@@ -313,11 +313,8 @@ impl Broker<'_> {
     /// Sessions that count towards the limits: the workers of directories, and channels on offer
     /// that nobody has taken, are none.
     fn serving(&self) -> impl Iterator<Item = &Session> {
-        self.sessions.values().filter(|session| {
-            session.counts()
-                && !matches!(session.who, Who::File(_))
-                && !self.is_offering(session.id)
-        })
+        self.of_guests()
+            .filter(|session| !matches!(session.who, Who::File(_)) && !self.is_offering(session.id))
     }
 
     /// How many there are, and whether there is room for another.

@@ -83,10 +83,11 @@ impl Broker<'_> {
 
     fn metrics_text(&mut self, status: &Status) -> String {
         let mut activity = self.accounts.activity.clone();
-        let sessions = self.sessions.values().filter(|session| session.counts());
-        sessions
-            .filter_map(Session::activity)
-            .for_each(|some| activity.add(some));
+        for session in self.of_guests() {
+            if let Some(own) = session.activity() {
+                activity.add(own);
+            }
+        }
         let figures = Figures {
             status,
             activity: &activity,
@@ -98,6 +99,11 @@ impl Broker<'_> {
             xenstore: self.xen.as_ref().map(XenGuests::xenstore_is_up),
         };
         metrics::text(&figures, &mut self.labels)
+    }
+
+    /// The sessions that serve a guest, or are about to.
+    pub(super) fn of_guests(&self) -> impl Iterator<Item = &Session> {
+        self.sessions.values().filter(|session| session.counts())
     }
 
     fn status(&self, asked: Instant, now: Instant) -> Status {
@@ -124,8 +130,7 @@ impl Broker<'_> {
                 (key.clone(), guest)
             })
             .collect();
-        let serving = || self.sessions.values().filter(|session| session.counts());
-        for session in serving() {
+        for session in self.of_guests() {
             usage.add(session.usage());
             let key = session.who.account();
             if let Some((_, guest)) = guests.iter_mut().find(|(account, _)| *account == key) {
@@ -137,7 +142,8 @@ impl Broker<'_> {
             let (own, all) = (guest.usage.device_ns.into(), usage.device_ns.into());
             guest.share_permille = permille(own, all);
         }
-        let sessions = serving()
+        let sessions = self
+            .of_guests()
             .map(|session| control::Session {
                 id: session.id,
                 guest: session.who.to_string(),

@@ -280,15 +280,16 @@ impl Session<'_> {
     fn take_step(&mut self, now: Instant) -> Result<bool, SessionEnd> {
         match self.server.next(now).map_err(SessionEnd::from)? {
             None => return Ok(self.server.inbox().data_left() > 0),
-            Some(Step::Start(header, Request::Statistics(_))) if self.backend.has_no_figures() => {
-                self.observed.counters.began(header.op);
-                self.count();
-                let body = self.observed.counters.statistics().encode();
-                self.server.complete(header.request_id, Ok(body), now);
-            }
             Some(Step::Start(header, request)) => {
                 self.observed.counters.began(header.op);
-                self.backend.start(&header, request);
+                match request {
+                    Request::Statistics(_) if self.backend.has_no_figures() => {
+                        self.count();
+                        let body = self.observed.counters.statistics().encode();
+                        self.server.complete(header.request_id, Ok(body), now);
+                    }
+                    request => self.backend.start(&header, request),
+                }
             }
             Some(Step::Admit) => self.admit()?,
             Some(Step::Cancel(id)) => {

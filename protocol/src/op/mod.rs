@@ -467,8 +467,8 @@ impl Op {
     /// Its place in [`REQUESTS`](Self::REQUESTS); `None` for a frame that is no request.
     #[inline]
     pub fn index(self) -> Option<usize> {
-        const PLACES: [Option<usize>; 256] = {
-            let mut places = [None; 256];
+        const PLACES: [Option<usize>; set::MOST] = {
+            let mut places = [None; set::MOST];
             let mut at = 0;
             while at < Op::REQUESTS.len() {
                 places[Op::REQUESTS[at].code() as usize] = Some(at);

@@ -3,7 +3,7 @@
 use super::{Features, Op};
 
 /// Numbers of operations below this can be in a set.
-const MOST: usize = 256;
+pub(super) const MOST: usize = 256;
 
 const BITS: usize = u64::BITS as usize;
 
