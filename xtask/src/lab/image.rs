@@ -19,7 +19,7 @@ use super::packages::{Packages, fnv1a};
 use super::{kernel, libraries, modules, network};
 
 /// Raise it when this file changes the contents of an image.
-const FORMAT: &str = "3";
+const FORMAT: &str = "4";
 
 /// Xen's programs, in `usr/lib/xen-4.17/bin` of the packages and of the image.
 const XEN_PROGRAMS: &[&str] = &[
@@ -279,7 +279,7 @@ fn add_base<W: Write>(
     )?;
 
     let folder = format!("lib/modules/{kernel}");
-    let found = modules::collect(&tree.join(&folder), modules::MODULES)?;
+    let found = modules::collect(tree, kernel, modules::MODULES)?;
     for module in &found {
         archive.file(
             &format!("usr/{folder}/{}", module.path),

@@ -4,8 +4,8 @@
 use std::time::{Duration, Instant};
 
 use anyhow::{Result, bail};
+use data_encoding::BASE64;
 
-use super::base64;
 use super::host::{Host, LIMIT, Output, Place};
 
 /// The folder of the jobs' output; each has a folder below it.
@@ -37,7 +37,7 @@ impl Job {
         name: &str,
         script: &str,
     ) -> Result<Job> {
-        let body = base64::encode(script.as_bytes());
+        let body = BASE64.encode(script.as_bytes());
         // The outer shell survives the signals that go to the whole group, to write the status.
         let start = format!(
             "mkdir -p {FOLDER}/{name} && cd {FOLDER}/{name} || exit 1\n\

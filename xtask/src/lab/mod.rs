@@ -10,7 +10,6 @@ use anyhow::{Result, bail};
 use crate::apt;
 
 mod agent;
-mod base64;
 pub(crate) mod bench;
 mod cpio;
 mod demo;

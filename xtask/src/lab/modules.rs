@@ -1,10 +1,10 @@
-//! Kernel modules of the images, with their dependencies.
+//! Kernel modules of the images, with their dependencies, which depmod finds.
 
-use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 
 /// Modules of every boot by name, without their dependencies.
 pub(crate) const MODULES: &[&str] = &[
@@ -18,98 +18,74 @@ pub(crate) const MODULES: &[&str] = &[
 ];
 
 /// One module as it goes into an image.
+#[derive(Debug, PartialEq, Eq)]
 pub(crate) struct Module {
     /// Path below `/lib/modules/VERSION/`.
     pub(crate) path: String,
     /// The file in the unpacked package.
     pub(crate) file: PathBuf,
-    /// Paths of the modules to load before, nearest first.
+    /// Paths of all modules to load before, the last one first.
     pub(crate) depends: Vec<String>,
 }
 
-/// Finds the modules of these names and their dependencies below `folder` (`lib/modules/VERSION` of
-/// the unpacked kernel package).
-pub(crate) fn collect(folder: &Path, names: &[&str]) -> Result<Vec<Module>> {
-    // modules.order lists every module the kernel was built with, one per line.
-    let order = fs::read_to_string(folder.join("modules.order")).context("modules.order")?;
-    let by_name: BTreeMap<String, &str> =
-        order.lines().map(|path| (plain_name(path), path)).collect();
-    let mut modules: Vec<Module> = Vec::new();
-    let mut waiting: Vec<String> = names.iter().map(|m| m.replace('-', "_")).collect();
-    while let Some(name) = waiting.pop() {
-        let Some(path) = by_name.get(&name) else {
-            continue;
-        }; // built in
-        if modules.iter().any(|m| m.path == *path) {
-            continue;
+/// Finds the modules of these names and their dependencies in `tree`, the unpacked package of the kernel
+/// `version`.
+///
+/// # Errors
+/// depmod does not run or fails.
+pub(crate) fn collect(tree: &Path, version: &str, names: &[&str]) -> Result<Vec<Module>> {
+    let folder = tree.join("lib/modules").join(version);
+    let list = folder.join("modules.dep");
+    if !list.exists() {
+        let depmod = Command::new("/usr/sbin/depmod")
+            .arg("--basedir")
+            .args([tree.as_os_str(), version.as_ref()])
+            .output()
+            .context("running depmod (package kmod)")?;
+        if !depmod.status.success() {
+            let why = String::from_utf8_lossy(&depmod.stderr);
+            bail!("depmod ended with {}: {}", depmod.status, why.trim());
         }
-        let file = folder.join(path);
-        let content = fs::read(&file).with_context(|| format!("reading {}", file.display()))?;
-        let direct = depends_of(&content);
-        waiting.extend(direct.iter().cloned());
-        let depends = direct
-            .iter()
-            .filter_map(|name| by_name.get(name).map(|p| (*p).to_owned()))
-            .collect();
-        modules.push(Module {
-            path: (*path).to_owned(),
-            file,
-            depends,
-        });
     }
-    modules.sort_by(|a, b| a.path.cmp(&b.path));
-    Ok(modules)
+    let list = fs::read_to_string(&list).with_context(|| list.display().to_string())?;
+    Ok(choose(&list, &folder, names))
 }
 
-/// The text of `modules.dep`, which modprobe reads. It loads the last entry first, so each module
-/// comes before all of its own dependencies.
-pub(crate) fn dependency_file(modules: &[Module]) -> String {
-    let mut text = String::new();
-    for module in modules {
-        let mut all = Vec::new();
-        for path in &module.depends {
-            add_after_its_own(modules, path, &mut all);
-        }
-        all.reverse();
-        text.push_str(&format!("{}: {}\n", module.path, all.join(" ")));
-    }
-    text
-}
-
-/// Adds the dependencies of `path`, then `path` itself, unless it is there.
-fn add_after_its_own<'a>(modules: &'a [Module], path: &'a str, all: &mut Vec<&'a str>) {
-    if all.contains(&path) {
-        return;
-    }
-    let own = modules.iter().find(|m| m.path == path);
-    for next in own.into_iter().flat_map(|m| &m.depends) {
-        add_after_its_own(modules, next, all);
-    }
-    all.push(path);
-}
-
-/// `kernel/drivers/xen/xen-evtchn.ko` → `xen_evtchn`
-fn plain_name(path: &str) -> String {
-    let file = path.rsplit('/').next().unwrap_or(path);
-    file.trim_end_matches(".ko").replace('-', "_")
-}
-
-/// The `depends=a,b` entry of a module's information section.
-fn depends_of(content: &[u8]) -> Vec<String> {
-    const KEY: &[u8] = b"\0depends=";
-    let Some(at) = content.windows(KEY.len()).position(|window| window == KEY) else {
-        return Vec::new();
+/// The modules of these names, and what they depend on, out of the text of a `modules.dep`.
+fn choose(list: &str, folder: &Path, names: &[&str]) -> Vec<Module> {
+    let all = list.lines().filter_map(|line| {
+        let (path, depends) = line.split_once(':')?;
+        Some(Module {
+            path: path.to_owned(),
+            file: folder.join(path),
+            depends: depends.split_whitespace().map(str::to_owned).collect(),
+        })
+    });
+    let all: Vec<Module> = all.collect();
+    // Those that are built in have no line.
+    let named = |module: &&Module| names.iter().any(|name| is_called(&module.path, name));
+    let wanted: Vec<&Module> = all.iter().filter(named).collect();
+    let needed = |path: &String| {
+        let by = |module: &&Module| module.path == *path || module.depends.contains(path);
+        wanted.iter().any(by)
     };
-    let value = &content[at + KEY.len()..];
-    let end = value
-        .iter()
-        .position(|byte| *byte == 0)
-        .unwrap_or(value.len());
-    String::from_utf8_lossy(&value[..end])
-        .split(',')
-        .filter(|name| !name.is_empty())
-        .map(|name| name.replace('-', "_"))
-        .collect()
+    let keep: Vec<bool> = all.iter().map(|module| needed(&module.path)).collect();
+    let kept = all.into_iter().zip(keep).filter(|(_, keep)| *keep);
+    let mut modules: Vec<Module> = kept.map(|(module, _)| module).collect();
+    modules.sort_by(|a, b| a.path.cmp(&b.path));
+    modules
+}
+
+/// The text of the `modules.dep` of an image, for modprobe.
+pub(crate) fn dependency_file(modules: &[Module]) -> String {
+    let line = |module: &Module| format!("{}: {}\n", module.path, module.depends.join(" "));
+    modules.iter().map(line).collect()
+}
+
+/// Whether `kernel/drivers/xen/xen-evtchn.ko` is called `xen_evtchn` or `xen-evtchn`.
+fn is_called(path: &str, name: &str) -> bool {
+    let file = path.rsplit('/').next().unwrap_or(path);
+    file.trim_end_matches(".ko").replace('-', "_") == name.replace('-', "_")
 }
 
 #[cfg(test)]
@@ -117,36 +93,16 @@ mod tests {
     use super::*;
 
     #[test]
-    fn reads_dependencies_out_of_a_module() {
+    fn what_is_named_comes_with_what_it_depends_on() {
+        let list = "k/one-a.ko: k/b.ko k/c.ko\nk/b.ko: k/c.ko\nk/c.ko:\nk/d.ko:\n";
+        let found = choose(list, Path::new("/f"), &["one_a", "built-in"]);
+        let paths: Vec<&str> = found.iter().map(|module| module.path.as_str()).collect();
+        assert_eq!(paths, ["k/b.ko", "k/c.ko", "k/one-a.ko"]);
+        assert_eq!(found[0].file, Path::new("/f/k/b.ko"));
         assert_eq!(
-            depends_of(b"x\0depends=xen-privcmd,b\0name=y\0"),
-            ["xen_privcmd", "b"]
+            dependency_file(&found),
+            "k/b.ko: k/c.ko\nk/c.ko: \nk/one-a.ko: k/b.ko k/c.ko\n"
         );
-        assert!(depends_of(b"x\0depends=\0").is_empty());
-        assert!(depends_of(b"nothing").is_empty());
-    }
-
-    #[test]
-    fn dependency_file_names_indirect_modules() {
-        let module = |path: &str, depends: &[&str]| Module {
-            path: path.into(),
-            file: PathBuf::new(),
-            depends: depends.iter().map(|d| (*d).to_owned()).collect(),
-        };
-        let text = dependency_file(&[module("a", &["b"]), module("b", &["c"]), module("c", &[])]);
-        assert_eq!(text, "a: b c\nb: c\nc: \n");
-        // Two paths to the same module, the short one named last.
-        let text = dependency_file(&[
-            module("a", &["b", "d"]),
-            module("b", &["d"]),
-            module("d", &[]),
-        ]);
-        assert_eq!(text, "a: b d\nb: d\nd: \n");
-        let text = dependency_file(&[
-            module("a", &["d", "b"]),
-            module("b", &["d"]),
-            module("d", &[]),
-        ]);
-        assert_eq!(text, "a: b d\nb: d\nd: \n");
+        assert_eq!(choose(list, Path::new("/f"), &["d"]).len(), 1);
     }
 }

@@ -74,11 +74,8 @@ pub(super) fn build(
         archive.file(path, 0o755, text.as_bytes())?;
     }
     let all: Vec<&str> = modules::MODULES.iter().chain(MODULES).copied().collect();
-    let base = modules::collect(
-        &tree.join(format!("lib/modules/{kernel}")),
-        modules::MODULES,
-    )?;
-    let found = modules::collect(&tree.join(format!("lib/modules/{kernel}")), &all)?;
+    let base = modules::collect(tree, kernel, modules::MODULES)?;
+    let found = modules::collect(tree, kernel, &all)?;
     for module in &found {
         if !base.iter().any(|other| other.path == module.path) {
             let path = format!("usr/lib/modules/{kernel}/{}", module.path);

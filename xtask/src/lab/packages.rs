@@ -66,6 +66,7 @@ const PACKAGES: &[&str] = &[
 pub(crate) const INSTALLED: &[&str] = &[
     "qemu-system-x86",
     "binutils",
+    "kmod",
     "xz-utils",
     "util-linux",
     "libxen-dev",

@@ -5,8 +5,8 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
+use data_encoding::BASE64;
 
-use super::base64;
 use super::host::Place;
 use super::qemu::Qemu;
 
@@ -36,7 +36,7 @@ pub(crate) fn script(machine: &mut Qemu, file: &Path, limit: Duration) -> Result
                  echo {} | base64 -d >script\n\
                  setsid sh -c 'sh -c \". /lab/functions.sh; cd /root; . /run/lab/script/script\"; \
                  echo $? >status.part; mv status.part status' </dev/null >out 2>&1 &",
-                base64::encode(text.as_bytes())
+                BASE64.encode(text.as_bytes())
             ),
             Duration::from_secs(30),
         )?

@@ -17,7 +17,7 @@
 use std::io;
 use std::time::Instant;
 
-use super::base64;
+use data_encoding::BASE64;
 
 /// Most attempts for a damaged request or answer.
 const TRIES: usize = 4;
@@ -43,7 +43,7 @@ pub(crate) struct Reply {
 impl Request {
     pub(crate) fn line(&self, id: &str) -> String {
         let (guest, seconds) = (self.guest.as_deref().unwrap_or("-"), self.seconds);
-        let body = base64::encode(&self.script);
+        let body = BASE64.encode(&self.script);
         // Ends an incomplete line that was there before.
         format!("\n@req {id} {guest} {seconds} {} {body}\n", body.len())
     }
@@ -131,8 +131,8 @@ impl Answer {
                 } else {
                     &mut self.err
                 };
-                match words.next().and_then(base64::decode) {
-                    Some(bytes) if words.next().is_none() => {
+                match words.next().map(|text| BASE64.decode(text.as_bytes())) {
+                    Some(Ok(bytes)) if words.next().is_none() => {
                         stream.get_or_insert_default().extend(bytes);
                     }
                     _ => self.damaged = true,

@@ -4,8 +4,6 @@
 //! A program rather than a shell script because each process costs some 30 ms in the emulated
 //! machine, and every step of the suite comes through here.
 
-#[path = "../../lab/base64.rs"]
-mod base64;
 mod console;
 mod script;
 mod serving;
@@ -153,6 +151,7 @@ fn refusal(status: i32, why: &str) -> Reply {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use data_encoding::BASE64;
 
     fn answers(input: &str) -> String {
         let folder = std::env::temp_dir().join(format!("lab-agent-{}", std::process::id()));
@@ -178,7 +177,7 @@ mod tests {
 
     #[test]
     fn scripts_run_and_noise_does_not() {
-        let script = base64::encode(b"echo out; echo err >&2; exit 3");
+        let script = BASE64.encode(b"echo out; echo err >&2; exit 3");
         let request = format!("@req 1 - 30 {} {script}", script.len());
         let text = answers(&format!(
             "kernel: noise\n{request}\r\n@req 2 - 1 9 xx\n@again 1\n"
@@ -186,11 +185,11 @@ mod tests {
         let end = "@end 1 3 4 4";
         assert_eq!(text.matches(end).count(), 2, "{text}");
         assert!(
-            text.contains(&format!("@out 1 {}", base64::encode(b"out\n"))),
+            text.contains(&format!("@out 1 {}", BASE64.encode(b"out\n"))),
             "{text}"
         );
         assert!(text.contains("@bad 2"), "{text}");
-        let script = base64::encode(b"sleep 60 & sleep 60");
+        let script = BASE64.encode(b"sleep 60 & sleep 60");
         let text = answers(&format!("@req 4 - 1 {} {script}\n", script.len()));
         assert!(text.contains("@end 4 137 "), "killed at its limit: {text}");
         let text = answers("@req 5 nobody 1 4 dHJ1ZQ==\n@req 6 nobody 1 8 dHJ1ZQ==\n");

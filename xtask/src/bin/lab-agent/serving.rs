@@ -2,7 +2,8 @@
 
 use std::fmt::Write as _;
 
-use crate::base64;
+use data_encoding::BASE64;
+
 use crate::wire::{Reply, Request};
 
 /// Bytes of each stream that are sent: the last ones.
@@ -50,7 +51,7 @@ fn request<'a>(mut words: impl Iterator<Item = &'a str>) -> Option<Request> {
     Some(Request {
         guest: (guest != "-").then(|| guest.to_owned()),
         seconds,
-        script: base64::decode(body)?,
+        script: BASE64.decode(body.as_bytes()).ok()?,
     })
 }
 
@@ -59,7 +60,7 @@ pub(crate) fn lines(reply: &Reply, id: &str) -> String {
     let mut text = "\n".to_owned();
     for (mark, bytes) in [("out", &reply.out), ("err", &reply.err)] {
         for part in bytes.chunks(LINE_BYTES) {
-            let _ = writeln!(text, "@{mark} {id} {}", base64::encode(part));
+            let _ = writeln!(text, "@{mark} {id} {}", BASE64.encode(part));
         }
     }
     let (status, out, err) = (reply.status, reply.out.len(), reply.err.len());
