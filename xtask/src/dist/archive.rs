@@ -1,14 +1,16 @@
-//! The tarballs: programs with pages and configuration, and the debug files.
+//! The tarballs: programs with pages and configuration and the library for C, and the debug files.
 
 use std::fs;
+use std::os::unix::fs::symlink;
 use std::path::Path;
 use std::process::Command;
 
 use anyhow::Result;
 
 use super::Dist;
+use super::packages::pkg_config;
 use super::pages::Pages;
-use super::programs::Programs;
+use super::programs::{LIBRARY, Programs};
 use crate::cargo::run;
 
 /// Makes both.
@@ -30,6 +32,12 @@ pub(super) fn make(dist: &Dist, programs: &Programs, pages: &Pages) -> Result<()
             }
         }
     }
+    copy(&programs.file(LIBRARY), &root.join("lib").join(LIBRARY))?;
+    symlink(LIBRARY, root.join("lib/libvgpu.so"))?;
+    let header = dist.source.join("c-api/include/vgpu.h");
+    copy(&header, &root.join("include/vgpu.h"))?;
+    let described = pkg_config(dist, "/usr/local", "lib")?;
+    copy(&described, &root.join("lib/pkgconfig/vgpu.pc"))?;
     for (from, to) in [
         ("mediator/mediatord.toml", "etc/mediatord.toml"),
         (

@@ -2,8 +2,8 @@
 //! bytes.
 //!
 //! Programs for every C library from glibc 2.17 on (the one of XCP-ng's dom0), manual pages and
-//! completions that the programs print themselves, packages (deb and rpm) of mediator, guest and the
-//! command `vchan`, a tarball, debug files apart, a bill of materials, and SHA256SUMS over all.
+//! completions that the programs print themselves, packages (deb and rpm) of mediator, guest, the
+//! command `vchan` and the library for C, a tarball, debug files apart, a bill of materials, and SHA256SUMS over all.
 
 use std::ffi::OsString;
 use std::fs;

@@ -10,7 +10,7 @@ use anyhow::{Context, Result};
 use serde_json::{Value, json};
 
 use super::pages::Pages;
-use super::programs::Programs;
+use super::programs::{LIBRARY, Programs};
 use super::tools::Tools;
 use super::{Dist, elf};
 use crate::cargo::run;
@@ -30,11 +30,22 @@ struct Package {
     /// The folder of `dist/` with its scripts.
     scripts: Option<&'static str>,
     recommends: &'static [&'static str],
+    /// What it has of the library for C.
+    part: Option<Part>,
+}
+
+/// A part of the library for C, in a package of its own.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Part {
+    /// What programs run with.
+    Library,
+    /// What programs are built with.
+    Development,
 }
 
 const EITHER: &str = "MIT OR Apache-2.0";
 
-const PACKAGES: [Package; 3] = [
+const PACKAGES: [Package; 5] = [
     Package {
         name: "vgpu-mediator",
         about: "Shares one GPU among Xen guests: the daemon of dom0 and its console",
@@ -54,6 +65,7 @@ const PACKAGES: [Package; 3] = [
         settings: &[("mediator/mediatord.toml", "/etc/vgpu/mediatord.toml")],
         scripts: Some("mediator"),
         recommends: &[],
+        part: None,
     },
     Package {
         name: "vgpu-guest",
@@ -74,6 +86,7 @@ const PACKAGES: [Package; 3] = [
         settings: &[("guest/modprobe.conf", "/etc/modprobe.d/vgpu-guest.conf")],
         scripts: Some("guest"),
         recommends: &["vchan"],
+        part: None,
     },
     Package {
         name: "vchan",
@@ -85,6 +98,31 @@ const PACKAGES: [Package; 3] = [
         settings: &[],
         scripts: None,
         recommends: &[],
+        part: None,
+    },
+    Package {
+        name: "libvgpu",
+        about: "GPU work from a Xen guest: the library for programs in C",
+        license: EITHER,
+        license_files: &["LICENSE-APACHE", "LICENSE-MIT"],
+        programs: &[],
+        files: &[],
+        settings: &[],
+        scripts: Some("library"),
+        recommends: &["vgpu-guest"],
+        part: Some(Part::Library),
+    },
+    Package {
+        name: "libvgpu-devel",
+        about: "GPU work from a Xen guest: header and pkg-config's file of the library for C",
+        license: EITHER,
+        license_files: &["LICENSE-APACHE", "LICENSE-MIT"],
+        programs: &[],
+        files: &[],
+        settings: &[],
+        scripts: None,
+        recommends: &[],
+        part: Some(Part::Development),
     },
 ];
 
@@ -111,13 +149,33 @@ pub(super) fn make(dist: &Dist, tools: &Tools, programs: &Programs, pages: &Page
         for format in [Format::Deb, Format::Rpm] {
             let described = describe(dist, package, format, programs, pages)?;
             common.pack(
-                &format!("{}-{}", package.name, format.name()),
+                &format!("{}-{}", package.name(format), format.name()),
                 &described,
                 &dist.out,
             )?;
         }
     }
     Ok(())
+}
+
+impl Package {
+    /// Its name, where the library's are those that the format's systems use.
+    fn name(&self, format: Format) -> &'static str {
+        match (self.part, format) {
+            (Some(Part::Library), Format::Deb) => "libvgpu0",
+            (Some(Part::Development), Format::Deb) => "libvgpu-dev",
+            _ => self.name,
+        }
+    }
+
+    /// Debian's section.
+    fn section(&self) -> &'static str {
+        match self.part {
+            None => "admin",
+            Some(Part::Library) => "libs",
+            Some(Part::Development) => "libdevel",
+        }
+    }
 }
 
 impl Format {
@@ -135,6 +193,30 @@ impl Format {
             Format::Rpm => "1.xcpng8.3",
         }
     }
+
+    /// The folder of libraries, below `/usr`.
+    fn libraries(self) -> &'static str {
+        match self {
+            Format::Deb => "lib/x86_64-linux-gnu",
+            Format::Rpm => "lib64",
+        }
+    }
+}
+
+/// Writes pkg-config's file for the library in `prefix/folder` into the run's folder.
+///
+/// # Errors
+/// It cannot be read or written.
+pub(super) fn pkg_config(dist: &Dist, prefix: &str, folder: &str) -> Result<PathBuf> {
+    let text = fs::read_to_string(dist.source.join("c-api/vgpu.pc.in"))?
+        .replace("@PREFIX@", prefix)
+        .replace("@LIBDIR@", folder)
+        .replace("@VERSION@", &dist.version);
+    let file = dist
+        .work
+        .join(format!("vgpu-{}.pc", folder.replace('/', "-")));
+    fs::write(&file, text)?;
+    Ok(file)
 }
 
 impl<'d> Common<'d> {
@@ -203,33 +285,55 @@ fn describe(
     for (from, to) in package.settings {
         add(&dist.packaging(from), to, 0o644, "config|noreplace");
     }
-    let documents = format!("/usr/share/doc/{}", package.name);
-    for name in package
+    let libraries = format!("/usr/{}", format.libraries());
+    match package.part {
+        None => {}
+        Some(Part::Library) => {
+            let file = programs.file(LIBRARY);
+            add(&file, &format!("{libraries}/{LIBRARY}"), 0o755, "");
+        }
+        Some(Part::Development) => {
+            let header = dist.source.join("c-api/include/vgpu.h");
+            add(&header, "/usr/include/vgpu.h", 0o644, "");
+            let described = pkg_config(dist, "/usr", format.libraries())?;
+            add(
+                &described,
+                &format!("{libraries}/pkgconfig/vgpu.pc"),
+                0o644,
+                "",
+            );
+            let link = format!("{libraries}/libvgpu.so");
+            add(Path::new(LIBRARY), &link, 0o777, "symlink");
+        }
+    }
+    let name = package.name(format);
+    let documents = format!("/usr/share/doc/{name}");
+    for file in package
         .license_files
         .iter()
         .chain(&["README.md", "CHANGELOG.md"])
     {
         add(
-            &dist.source.join(name),
-            &format!("{documents}/{name}"),
+            &dist.source.join(file),
+            &format!("{documents}/{file}"),
             0o644,
             "",
         );
     }
     let mut described = json!({
-        "name": package.name,
+        "name": name,
         "arch": "amd64",
         "platform": "linux",
         "version": dist.version,
         "version_schema": "none",
         "release": format.release(),
-        "section": "admin",
+        "section": package.section(),
         "priority": "optional",
         "maintainer": "The vgpu project <vgpu@invalid>",
         "description": package.about,
         "license": package.license,
         "mtime": time,
-        "depends": depends(package, format, programs)?,
+        "depends": depends(dist, package, format, programs)?,
         "recommends": match format {
             // rpm 4.11, of CentOS 7, has no weak dependencies.
             Format::Rpm => &[],
@@ -239,6 +343,16 @@ fn describe(
         "rpm": { "compression": "gzip:9", "buildhost": "reproducible", "group": "System Environment/Daemons" },
         "deb": { "compression": "xz" },
     });
+    let library = package.part == Some(Part::Library);
+    match format {
+        Format::Rpm if library => described["provides"] = json!([format!("{LIBRARY}()(64bit)")]),
+        Format::Deb if library => {
+            // In place of the scripts, as Debian wants it.
+            described["deb"]["triggers"] = json!({ "activate_noawait": ["ldconfig"] });
+            return Ok(described);
+        }
+        _ => {}
+    }
     if let Some(folder) = package.scripts {
         let mut scripts = serde_json::Map::new();
         for step in ["preinstall", "postinstall", "preremove", "postremove"] {
@@ -253,16 +367,29 @@ fn describe(
 }
 
 /// The packages that must be installed first: for rpm every version of every library, as its own
-/// tools would find it; for deb the C library.
-fn depends(package: &Package, format: Format, programs: &Programs) -> Result<Vec<String>> {
+/// tools would find it; for deb the C library. For development, our library of the same build.
+fn depends(
+    dist: &Dist,
+    package: &Package,
+    format: Format,
+    programs: &Programs,
+) -> Result<Vec<String>> {
+    if package.part == Some(Part::Development) {
+        let build = format!("{}-{}", dist.version, format.release());
+        return Ok(vec![match format {
+            Format::Deb => format!("libvgpu0 (= {build})"),
+            Format::Rpm => format!("libvgpu = {build}"),
+        }]);
+    }
     match format {
         Format::Deb => Ok(vec![format!(
             "libc6 (>= 2.{})",
             super::programs::GLIBC_MINOR
         )]),
         Format::Rpm => {
-            let files = package.programs.iter().map(|name| programs.file(name));
-            requirements(files)
+            let library = (package.part == Some(Part::Library)).then_some(&LIBRARY);
+            let files = package.programs.iter().chain(library);
+            requirements(files.map(|name| programs.file(name)))
         }
     }
 }

@@ -1,4 +1,4 @@
-//! The programs, built for glibc 2.17, with their debug information in separate files.
+//! The programs and the library for C, built for glibc 2.17, with their debug information in separate files.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -23,13 +23,19 @@ pub(super) const PACKAGES: [(&str, &str); 4] = [
     ("vgpu-ptx", "ptx"),
 ];
 
+/// The package of the library for C, and its folder.
+pub(super) const LIBRARY_PACKAGE: (&str, &str) = ("vgpu-c", "c-api");
+
+/// The library, by the name that programs find it by.
+pub(super) const LIBRARY: &str = "libvgpu.so.0";
+
 /// The programs of all packages.
 const PROGRAMS: [&str; 5] = ["vchan", "vgpu", "vgpu-mediatord", "vgpu-ptx", "vgpuctl"];
 
-/// Limit on a program's size in bytes, without debug information.
+/// Limit on the size of a program or the library in bytes, without debug information.
 const MAX_SIZE: u64 = 6_000_000;
 
-/// The programs and their debug files.
+/// The programs, the library and their debug files.
 #[derive(Debug)]
 pub(super) struct Programs {
     folder: PathBuf,
@@ -37,7 +43,7 @@ pub(super) struct Programs {
 }
 
 impl Programs {
-    /// The program `name`.
+    /// The program `name`, or [`LIBRARY`].
     pub(super) fn file(&self, name: &str) -> PathBuf {
         self.folder.join(name)
     }
@@ -47,7 +53,7 @@ impl Programs {
         &self.debug
     }
 
-    /// All of them.
+    /// All programs.
     pub(super) fn names() -> impl Iterator<Item = &'static str> {
         PROGRAMS.into_iter()
     }
@@ -58,7 +64,7 @@ impl Programs {
 /// # Errors
 /// The build fails, or a program needs too much, is too large, or names a path of this machine.
 pub(super) fn build(dist: &Dist, tools: &Tools) -> Result<Programs> {
-    eprintln!("dist: building the programs for glibc 2.{GLIBC_MINOR}");
+    eprintln!("dist: building programs and library for glibc 2.{GLIBC_MINOR}");
     let built = crate::cargo::target_dir().join("dist/build");
     let home = std::env::home_dir().context("no home folder")?;
     let cargo_home =
@@ -70,29 +76,30 @@ pub(super) fn build(dist: &Dist, tools: &Tools) -> Result<Programs> {
         dist.source.canonicalize()?.display(),
         cargo_home.display()
     );
-    let mut cargo = Command::new("cargo");
-    cargo
-        .args([
-            "zigbuild",
-            "--profile",
-            "dist",
-            "--locked",
-            "--bins",
-            "--target",
-        ])
-        .arg(format!("{TARGET}.2.{GLIBC_MINOR}"))
-        .current_dir(&dist.source)
-        .env("PATH", tools.path()?)
-        .env("CARGO_TARGET_DIR", &built)
-        .env("CARGO_INCREMENTAL", "0")
-        .env("RUSTFLAGS", flags)
-        .env("SOURCE_DATE_EPOCH", dist.epoch.to_string())
-        // Set by the cargo that started us.
-        .env_remove("CARGO");
-    for (package, _) in PACKAGES {
-        cargo.args(["--package", package]);
+    let of_programs: Vec<&str> = PACKAGES.iter().map(|(package, _)| *package).collect();
+    // The library apart, or it would have the features of the guest library that the programs ask for.
+    for (kind, packages) in [
+        ("--bins", &of_programs[..]),
+        ("--lib", &[LIBRARY_PACKAGE.0]),
+    ] {
+        let mut cargo = Command::new("cargo");
+        cargo
+            .args(["zigbuild", "--profile", "dist", "--locked", kind])
+            .arg("--target")
+            .arg(format!("{TARGET}.2.{GLIBC_MINOR}"))
+            .current_dir(&dist.source)
+            .env("PATH", tools.path()?)
+            .env("CARGO_TARGET_DIR", &built)
+            .env("CARGO_INCREMENTAL", "0")
+            .env("RUSTFLAGS", &flags)
+            .env("SOURCE_DATE_EPOCH", dist.epoch.to_string())
+            // Set by the cargo that started us.
+            .env_remove("CARGO");
+        for package in packages {
+            cargo.args(["--package", package]);
+        }
+        run(&mut cargo)?;
     }
-    run(&mut cargo)?;
     let programs = Programs {
         folder: dist.work.join("bin"),
         debug: dist.work.join("debug"),
@@ -105,9 +112,14 @@ pub(super) fn build(dist: &Dist, tools: &Tools) -> Result<Programs> {
         workspace_path(&cargo_home)?,
         workspace_path(&sysroot()?)?,
     ];
-    for name in PROGRAMS {
-        let from = built.join(TARGET).join("dist").join(name);
-        split(&from, &programs, name)?;
+    let folder = built.join(TARGET).join("dist");
+    let library = (LIBRARY, "libvgpu.so");
+    for (name, file) in PROGRAMS
+        .into_iter()
+        .map(|name| (name, name))
+        .chain([library])
+    {
+        split(&folder.join(file), &programs, name)?;
         let file = programs.file(name);
         elf::check_glibc(&file, GLIBC_MINOR)?;
         check_size(&file, MAX_SIZE)?;

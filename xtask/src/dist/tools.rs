@@ -7,7 +7,7 @@ use std::process::Command;
 use anyhow::{Context, Result};
 
 use super::Dist;
-use super::programs::PACKAGES;
+use super::programs::{LIBRARY_PACKAGE, PACKAGES};
 use crate::cargo::run;
 
 /// The tool for bills of materials, and its version.
@@ -58,7 +58,7 @@ impl Tools {
         Ok(std::env::join_paths(all)?)
     }
 
-    /// Writes one bill of materials for each package with programs.
+    /// Writes one bill of materials for each package with programs, and for the library.
     ///
     /// # Errors
     /// The tool cannot be installed, or fails.
@@ -78,7 +78,7 @@ impl Tools {
             .current_dir(&dist.source)
             .env("PATH", self.path()?)
             .env("SOURCE_DATE_EPOCH", dist.epoch.to_string()))?;
-        for (package, folder) in PACKAGES {
+        for (package, folder) in PACKAGES.into_iter().chain([LIBRARY_PACKAGE]) {
             let from = dist.source.join(folder).join(format!("{package}.cdx.json"));
             let to = dist
                 .out

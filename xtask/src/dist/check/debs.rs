@@ -2,12 +2,12 @@
 
 use std::collections::BTreeSet;
 use std::fs;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use anyhow::{Context, Result, ensure};
 
-use super::{CHANGED, PACKAGES, SETTINGS, files, newer, nothing_left, output, package};
+use super::{CHANGED, DEBS, SETTINGS, files, newer, nothing_left, output, package};
 use crate::dist::Dist;
 use crate::dist::packages::Common;
 
@@ -71,7 +71,7 @@ impl<'d> Debs<'d> {
     /// # Errors
     /// One cannot be installed, or differs from what dpkg knows.
     pub(super) fn install(&self) -> Result<()> {
-        for name in PACKAGES {
+        for name in DEBS {
             self.dpkg(&["--install"], &[package(self.dist, name, ".deb")?])?;
             self.dpkg(&["--verify", name], &[])?;
         }
@@ -84,7 +84,7 @@ impl<'d> Debs<'d> {
     /// dpkg fails.
     pub(super) fn installed(&self) -> Result<BTreeSet<PathBuf>> {
         let mut paths = BTreeSet::new();
-        for name in PACKAGES {
+        for name in DEBS {
             let list = self.dpkg(&["--listfiles", name], &[])?;
             paths.extend(list.lines().map(PathBuf::from));
         }
@@ -122,7 +122,8 @@ impl<'d> Debs<'d> {
         )
     }
 
-    /// The installed mediator serves the installed `vgpu`: a vector add, and a kernel of the user's own.
+    /// The installed mediator serves the installed `vgpu`: a vector add, and a kernel of the user's own; and a
+    /// program that was built with the installed library.
     ///
     /// # Errors
     /// A session fails, or its result is wrong.
@@ -136,11 +137,35 @@ impl<'d> Debs<'d> {
         for (name, value) in [("x", 4.0_f32), ("y", 1.0), ("wanted", 11.0)] {
             fs::write(folder.join(name), value.to_le_bytes().repeat(1000))?;
         }
+        self.compile(&folder.join("saxpy"))?;
         let said = self.script(SESSION);
         fs::remove_dir_all(folder)?;
         let said = said?;
         let right = said.lines().any(|line| line == "all sessions are right");
         ensure!(right, "{said}");
+        Ok(())
+    }
+
+    /// Builds the example in C with the installed library, as `program`. The compiler is this machine's.
+    fn compile(&self, program: &Path) -> Result<()> {
+        let described = self.root.join("usr/lib/x86_64-linux-gnu/pkgconfig");
+        let flags = output(
+            Command::new("pkg-config")
+                .args(["--cflags", "--libs", "vgpu"])
+                .env("PKG_CONFIG_LIBDIR", described)
+                .env("PKG_CONFIG_SYSROOT_DIR", &self.root)
+                // Or it would leave out the usual folders, which are meant in there.
+                .env("PKG_CONFIG_ALLOW_SYSTEM_CFLAGS", "1")
+                .env("PKG_CONFIG_ALLOW_SYSTEM_LIBS", "1"),
+        )?;
+        output(
+            Command::new("cc")
+                .arg("-std=c99")
+                .arg(self.dist.source.join("c-api/examples/saxpy.c"))
+                .args(flags.split_whitespace())
+                .arg("-o")
+                .arg(program),
+        )?;
         Ok(())
     }
 
@@ -157,9 +182,9 @@ impl<'d> Debs<'d> {
             kept()?,
             "an upgrade has overwritten a changed configuration"
         );
-        self.dpkg(&["--remove", PACKAGES[0], PACKAGES[1], PACKAGES[2]], &[])?;
+        self.dpkg(&[&["--remove"], &DEBS[..]].concat(), &[])?;
         ensure!(kept()?, "removing has taken the configuration along");
-        self.dpkg(&["--purge", PACKAGES[0], PACKAGES[1], PACKAGES[2]], &[])?;
+        self.dpkg(&[&["--purge"], &DEBS[..]].concat(), &[])?;
         // groupadd's copies of what it has changed; the group itself stays, since files may be its own.
         for copy in ["etc/group-", "etc/gshadow-", "etc/.pwd.lock"] {
             let copy = PathBuf::from(copy);

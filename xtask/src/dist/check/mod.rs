@@ -22,15 +22,33 @@ mod unit;
 /// Debian packages with the tools of these checks.
 pub(super) const INSTALLED: &[&str] = &[
     "busybox-static",
+    "gcc",
     "groff-base",
+    "libc6-dev",
     "mmdebstrap",
+    "pkgconf",
     "rpm",
     "systemd",
     "util-linux",
 ];
 
 /// The packages to install, in this order.
-const PACKAGES: [&str; 3] = ["vgpu-mediator", "vgpu-guest", "vchan"];
+const DEBS: [&str; 5] = [
+    "vgpu-mediator",
+    "vgpu-guest",
+    "vchan",
+    "libvgpu0",
+    "libvgpu-dev",
+];
+
+/// The same as rpms.
+const RPMS: [&str; 5] = [
+    "vgpu-mediator",
+    "vgpu-guest",
+    "vchan",
+    "libvgpu",
+    "libvgpu-devel",
+];
 
 /// Where the mediator's configuration is installed, below the root.
 const SETTINGS: &str = "etc/vgpu/mediatord.toml";

@@ -8,7 +8,7 @@ use std::process::Command;
 use anyhow::{Context, Result, ensure};
 use serde_json::json;
 
-use super::{CHANGED, PACKAGES, SETTINGS, files, newer, nothing_left, output, package, said};
+use super::{CHANGED, RPMS, SETTINGS, files, newer, nothing_left, output, package, said};
 use crate::dist::packages::{Common, requirements};
 use crate::dist::{Dist, elf, programs};
 
@@ -104,10 +104,10 @@ impl<'d> Rpms<'d> {
     /// One cannot be installed, a changed configuration is lost, or something is left.
     pub(super) fn install_upgrade_erase(&self, common: &Common<'_>) -> Result<()> {
         // With the configuration as it came, there is nothing to keep.
-        self.install(PACKAGES[0], package(self.dist, PACKAGES[0], ".rpm")?)?;
-        self.rpm(&["-e", PACKAGES[0]], &[])?;
+        self.install(RPMS[0], package(self.dist, RPMS[0], ".rpm")?)?;
+        self.rpm(&["-e", RPMS[0]], &[])?;
         nothing_left(&self.root, &self.before)?;
-        for name in PACKAGES {
+        for name in RPMS {
             self.install(name, package(self.dist, name, ".rpm")?)?;
         }
         let settings = self.root.join(SETTINGS);
@@ -119,7 +119,7 @@ impl<'d> Rpms<'d> {
         );
         // The new default, left for the administrator to compare.
         fs::remove_file(self.root.join(format!("{SETTINGS}.rpmnew")))?;
-        self.rpm(&["-e", PACKAGES[0], PACKAGES[1], PACKAGES[2]], &[])?;
+        self.rpm(&[&["-e"], &RPMS[..]].concat(), &[])?;
         let saved = self.root.join(format!("{SETTINGS}.rpmsave"));
         ensure!(
             fs::read_to_string(&saved)? == CHANGED,
@@ -194,14 +194,11 @@ impl<'d> Rpms<'d> {
             };
             Ok(files.lines().filter(counts).map(str::to_owned).collect())
         };
-        let (own, spec) = (
-            list(&package(self.dist, PACKAGES[0], ".rpm")?)?,
-            list(&built)?,
-        );
+        let (own, spec) = (list(&package(self.dist, RPMS[0], ".rpm")?)?, list(&built)?);
         let differ: Vec<_> = own.symmetric_difference(&spec).collect();
         ensure!(differ.is_empty(), "the two rpms differ in {differ:?}");
-        self.install(PACKAGES[0], built)?;
-        self.rpm(&["-e", PACKAGES[0]], &[])?;
+        self.install(RPMS[0], built)?;
+        self.rpm(&["-e", RPMS[0]], &[])?;
         nothing_left(&self.root, &self.before)
     }
 }

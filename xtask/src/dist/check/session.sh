@@ -16,6 +16,7 @@ for way in unix local; do
     vgpu --endpoint "$endpoint" run /session/saxpy.ptx --entry saxpy --grid 4 --block 256 \
         --arg f32:2.5 --arg in:/session/x --arg inout:/session/y:/tmp/out --arg i32:1000
     cmp /tmp/out /session/wanted
+    /session/saxpy "$endpoint"
     vgpuctl status >/dev/null
     kill -TERM "$mediator"
     wait "$mediator"
