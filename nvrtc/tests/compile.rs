@@ -8,7 +8,7 @@ fn open() -> Option<Nvrtc> {
     match Nvrtc::open(None) {
         Ok(nvrtc) => Some(nvrtc),
         Err(error) => {
-            test_skip::skipped(&format!("{error}; {}", error.advice()));
+            test_skip::skipped(format!("{error}; {}", error.advice()));
             None
         }
     }
