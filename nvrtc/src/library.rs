@@ -137,6 +137,9 @@ pub struct Nvrtc {
     path: PathBuf,
     /// After the functions, which are of no use without it.
     _library: Arc<Library>,
+    /// libnvrtc-builtins, where it is found beside the library. Some versions load it for each compilation, which a
+    /// process that may open no file by then could not.
+    _builtins: Option<Arc<Library>>,
 }
 
 impl fmt::Debug for Nvrtc {
@@ -199,6 +202,9 @@ impl Nvrtc {
         let (mut major, mut minor) = (0, 0);
         // SAFETY: it writes to the two, which are there.
         unsafe { (functions.version)(&raw mut major, &raw mut minor) };
+        let builtins = path.with_file_name(format!("libnvrtc-builtins.so.{major}.{minor}"));
+        // SAFETY: it holds data and nothing that runs.
+        let builtins = unsafe { Library::new(&builtins) };
         Ok(Self {
             functions,
             version: Version {
@@ -207,6 +213,7 @@ impl Nvrtc {
             },
             path: path.to_owned(),
             _library: Arc::new(library),
+            _builtins: builtins.ok().map(Arc::new),
         })
     }
 
