@@ -102,6 +102,7 @@ pub(crate) fn run(cli: &Cli) -> Result<(), Failure> {
     if endpoints.iter().any(is_tcp) {
         show(secret::check(&options))?;
     }
+    show(compiler())?;
     let mut chosen = None;
     for endpoint in &endpoints {
         if let Endpoint::File(directory) = endpoint {
@@ -138,4 +139,17 @@ pub(crate) fn run(cli: &Cli) -> Result<(), Failure> {
         output::line(&format!("{} works", session.endpoint))?;
     }
     Ok(())
+}
+
+/// NVRTC, by which CUDA C++ is compiled here. Where it is missing, the mediator may have it.
+fn compiler() -> Check {
+    const NAME: &str = "compiler of CUDA C++";
+    #[cfg(feature = "nvrtc")]
+    let found = match vgpu_nvrtc::Nvrtc::open(None) {
+        Ok(nvrtc) => format!("NVRTC {} ({})", nvrtc.version(), nvrtc.path().display()),
+        Err(error) => format!("left to the mediator: {error}"),
+    };
+    #[cfg(not(feature = "nvrtc"))]
+    let found = "left to the mediator: built without NVRTC";
+    Check::good(NAME, found)
 }
