@@ -12,7 +12,7 @@
 
 pub(crate) mod ask;
 pub mod process;
-mod wire;
+pub mod wire;
 
 use std::fmt;
 

@@ -21,7 +21,7 @@ const COMPILED: u8 = 0;
 const FAILED: u8 = 1;
 
 /// An outcome on its way.
-type Outcome = Result<Compiled, Failure>;
+pub type Outcome = Result<Compiled, Failure>;
 
 fn length(bytes: &[u8], most: usize, what: &str) -> io::Result<[u8; 4]> {
     let length = u32::try_from(bytes.len()).ok();
@@ -52,7 +52,10 @@ fn array<const N: usize>(from: &mut impl Read) -> io::Result<[u8; N]> {
 }
 
 /// Sends a job.
-pub(super) fn write_job(to: &mut impl Write, job: &Job) -> io::Result<()> {
+///
+/// # Errors
+/// It has more than a job may have; the stream's.
+pub fn write_job(to: &mut impl Write, job: &Job) -> io::Result<()> {
     let order = serde_json::to_vec(&job.order)?;
     let most = usize::try_from(MAX_SOURCE).expect("1 MiB");
     let mut head = length(&order, MAX_ORDER, "an order")?.to_vec();
@@ -63,7 +66,10 @@ pub(super) fn write_job(to: &mut impl Write, job: &Job) -> io::Result<()> {
 }
 
 /// Receives one.
-pub(super) fn read_job(from: &mut impl Read) -> io::Result<Job> {
+///
+/// # Errors
+/// It breaks a rule, or ends early; the stream's.
+pub fn read_job(from: &mut impl Read) -> io::Result<Job> {
     let (order, texts) = (array(from)?, array(from)?);
     let order = bytes(from, order, MAX_ORDER, "an order")?;
     let most = usize::try_from(MAX_SOURCE).expect("1 MiB");
@@ -74,7 +80,10 @@ pub(super) fn read_job(from: &mut impl Read) -> io::Result<Job> {
 }
 
 /// Sends an outcome.
-pub(super) fn write_outcome(to: &mut impl Write, outcome: &Outcome) -> io::Result<()> {
+///
+/// # Errors
+/// It has more than an outcome may have; the stream's.
+pub fn write_outcome(to: &mut impl Write, outcome: &Outcome) -> io::Result<()> {
     let (kind, number, first, second) = match outcome {
         Ok(compiled) => {
             let log = compiled.log.as_bytes();
@@ -95,7 +104,10 @@ pub(super) fn write_outcome(to: &mut impl Write, outcome: &Outcome) -> io::Resul
 }
 
 /// Receives one. Nothing of it is believed: it comes from a process that has read a guest's source.
-pub(super) fn read_outcome(from: &mut impl Read) -> io::Result<Outcome> {
+///
+/// # Errors
+/// It breaks a rule, or ends early; the stream's.
+pub fn read_outcome(from: &mut impl Read) -> io::Result<Outcome> {
     let [kind] = array(from)?;
     let number = i32::from_le_bytes(array(from)?);
     let (first, second) = (array(from)?, array(from)?);

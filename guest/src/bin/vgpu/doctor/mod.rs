@@ -102,7 +102,6 @@ pub(crate) fn run(cli: &Cli) -> Result<(), Failure> {
     if endpoints.iter().any(is_tcp) {
         show(secret::check(&options))?;
     }
-    show(compiler())?;
     let mut chosen = None;
     for endpoint in &endpoints {
         if let Endpoint::File(directory) = endpoint {
@@ -120,6 +119,7 @@ pub(crate) fn run(cli: &Cli) -> Result<(), Failure> {
             break;
         }
     }
+    show(compiler())?;
     if cli.json {
         output::json(&json!({
             "ok": chosen.is_some(),
