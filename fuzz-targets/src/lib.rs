@@ -11,6 +11,7 @@
 //! To add one: write the function, name it in [`TARGETS`], add `fuzz/fuzz_targets/NAME.rs` and its
 //! `[[bin]]` in `fuzz/Cargo.toml`.
 
+mod compiler;
 mod control;
 mod cpu_session;
 mod extension;
@@ -136,6 +137,12 @@ pub const TARGETS: &[Target] = &[
         run: control::lines,
         seeds: control::lines_seeds,
         changes: 5_000,
+    },
+    Target {
+        name: "compiler_wire",
+        run: compiler::run,
+        seeds: compiler::seeds,
+        changes: 10_000,
     },
     Target {
         name: "tcp_greeting",

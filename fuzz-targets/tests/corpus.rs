@@ -69,7 +69,7 @@ macro_rules! replay {
 
 replay! {
     protocol mediator_session guest_session control_page rendezvous extension region region_memory
-    xenstore xenstore_messages file_segments file_session guide_files endpoints mediator_config control_lines tcp_greeting tcp_records
+    xenstore xenstore_messages file_segments file_session guide_files endpoints mediator_config control_lines compiler_wire tcp_greeting tcp_records
     ptx_module ptx_kernel cpu_session
 }
 

@@ -136,6 +136,22 @@ pub enum Cause {
     /// Work that was sent before, and not waited for, has failed.
     #[error("{}", first(.0))]
     Failed(FenceReply),
+    /// CUDA C++ that does not compile.
+    #[error("it does not compile: {}", first_error(.log))]
+    Compile {
+        /// `nvrtcResult`.
+        result: i32,
+        /// The compiler's messages, lines of text; see [`Error::compile_log`].
+        log: String,
+    },
+    /// Nobody here or there compiles CUDA C++.
+    #[error("{what}")]
+    NoCompiler {
+        /// One line: what is missing.
+        what: String,
+        /// One line: what to do.
+        advice: String,
+    },
     /// The mediator broke the protocol.
     #[error("the mediator broke the protocol: it {0}")]
     Protocol(#[from] Violation),
@@ -165,6 +181,15 @@ fn first(failed: &FenceReply) -> String {
     }
 }
 
+/// The line of a compiler's log that has the first error.
+fn first_error(log: &str) -> &str {
+    let error = log.lines().find(|line| line.contains("error"));
+    error
+        .or(log.lines().next())
+        .unwrap_or("no word of why")
+        .trim()
+}
+
 fn list(skipped: &[Skipped]) -> String {
     skipped
         .iter()
@@ -177,7 +202,12 @@ impl Cause {
     /// Whether the session is over after this.
     pub(crate) fn ends_session(&self) -> bool {
         match self {
-            Self::Input(_) | Self::NotSent(_) | Self::GivenUp(_) | Self::Failed(_) => false,
+            Self::Input(_)
+            | Self::NotSent(_)
+            | Self::GivenUp(_)
+            | Self::Failed(_)
+            | Self::Compile { .. }
+            | Self::NoCompiler { .. } => false,
             Self::Refused { status, .. } => {
                 matches!(status, Status::Mediator(code) if code.ends_session())
             }
@@ -218,6 +248,15 @@ impl Error {
         }
     }
 
+    /// The compiler's messages where CUDA C++ did not compile: lines of text, without control characters but newlines
+    /// and tabs.
+    pub fn compile_log(&self) -> Option<&str> {
+        match &*self.cause {
+            Cause::Compile { log, .. } => Some(log),
+            _ => None,
+        }
+    }
+
     /// The operation under way, as in `vector add`.
     pub fn doing(&self) -> &'static str {
         self.doing
@@ -236,7 +275,8 @@ impl Error {
     /// The kind of failure. Where the only endpoint failed, that failure's.
     pub fn kind(&self) -> ErrorKind {
         match &*self.cause {
-            Cause::Input(_) => ErrorKind::Argument,
+            Cause::Input(_) | Cause::Compile { .. } => ErrorKind::Argument,
+            Cause::NoCompiler { .. } => ErrorKind::Unsupported,
             Cause::NoEndpoint(skipped) => match skipped.as_slice() {
                 [only] => only.error.kind(),
                 _ => ErrorKind::Unreachable,
@@ -258,7 +298,10 @@ impl Error {
     /// The side at fault.
     pub fn side(&self) -> Side {
         match &*self.cause {
-            Cause::Input(_) | Cause::Interrupted => Side::Guest,
+            Cause::Input(_)
+            | Cause::Interrupted
+            | Cause::Compile { .. }
+            | Cause::NoCompiler { .. } => Side::Guest,
             Cause::NoEndpoint(_)
             | Cause::Unreachable { .. }
             | Cause::Transport(_)
@@ -279,9 +322,12 @@ impl Error {
     /// Whether the same call can succeed without anything being changed first.
     pub fn retry(&self) -> Retry {
         match &*self.cause {
-            Cause::Input(_) | Cause::NotSent(_) | Cause::Interrupted | Cause::Protocol(_) => {
-                Retry::No
-            }
+            Cause::Input(_)
+            | Cause::NotSent(_)
+            | Cause::Interrupted
+            | Cause::Protocol(_)
+            | Cause::Compile { .. }
+            | Cause::NoCompiler { .. } => Retry::No,
             Cause::GivenUp(_) => Retry::SameSession,
             Cause::Refused {
                 status: Status::Mediator(code),
@@ -310,7 +356,10 @@ impl Error {
     /// One line on what a person can do about it.
     pub fn advice(&self) -> String {
         let text = match &*self.cause {
-            Cause::Unreachable { advice, .. } => return advice.clone(),
+            Cause::Unreachable { advice, .. } | Cause::NoCompiler { advice, .. } => {
+                return advice.clone();
+            }
+            Cause::Compile { .. } => "correct the source; the compiler's log says more",
             Cause::NoEndpoint(skipped) => {
                 return match skipped.as_slice() {
                     [only] => only.error.advice(),
@@ -370,9 +419,10 @@ fn cuda_advice(result: i32) -> &'static str {
     match result {
         1 => "correct the arguments of the call that failed",
         2 => "try with less data: `vgpu info` says how much memory there is",
-        200 | 209 | 218 | 222 => {
-            "give PTX, a cubin or a fatbin that this device and driver can load"
+        222 => {
+            "compile with nvcc or NVRTC of a version of CUDA that is no newer than the driver's (`vgpu info`)"
         }
+        200 | 209 | 218 => "give PTX, a cubin or a fatbin that this device and driver can load",
         500 => "look at the names in the module (`vgpu-ptx check FILE` lists its kernels)",
         700 | 710 | 714..=719 => {
             "correct the kernel or what it was given, and connect again: this context is gone"

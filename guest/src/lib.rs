@@ -43,7 +43,7 @@
 //! | type | what it is for |
 //! |---|---|
 //! | [`Client`] | a session: [`info`](Client::info), [`ping`](Client::ping), [`vector_add`](Client::vector_add), [`fence`](Client::fence); [`lane`](Client::lane) for another thread |
-//! | [`Device`] | what the session's device can do: [`DeviceBuffer`], [`PitchedBuffer`], copies, [`Module`], [`Function`], [`LaunchBuilder`], [`Stream`], [`Event`], [`Graph`] |
+//! | [`Device`] | what the session's device can do: [`DeviceBuffer`], [`PitchedBuffer`], copies, [`Module`] (from PTX, machine code or [CUDA C++](Device::compile_module)), [`Function`], [`LaunchBuilder`], [`Stream`], [`Event`], [`Graph`] |
 //! | [`Printed`] | a line that a kernel has printed ([`Client::on_printed`]) |
 //! | [`Endpoint`] | where the mediator is: `xen:` in a guest, `local:PATH` and `unix:PATH` on one machine, `tcp:HOST:PORT` anywhere |
 //! | [`Options`] | time limits, ring size, the secret for `tcp:`, an interrupt flag |
@@ -71,10 +71,10 @@ mod wire;
 struct Readme;
 
 pub use client::{
-    CaptureMode, CaptureStatus, Client, Device, DeviceBuffer, DevicePtr, DeviceRows, DeviceSlice,
-    DeviceSliceMut, Element, Event, Function, Graph, GraphExec, KernelArg, LaunchBuilder,
-    LaunchConfig, MemoryPool, Module, PitchedBuffer, PitchedSlice, PitchedSliceMut, Statistics,
-    Stream, VectorAddReport,
+    CaptureMode, CaptureStatus, Client, CompileAt, CompileOptions, Device, DeviceBuffer, DevicePtr,
+    DeviceRows, DeviceSlice, DeviceSliceMut, Element, Event, Function, Graph, GraphExec, KernelArg,
+    LaunchBuilder, LaunchConfig, MemoryPool, Module, PitchedBuffer, PitchedSlice, PitchedSliceMut,
+    Statistics, Stream, VectorAddReport,
 };
 pub use connect::{MEDIATOR_HINT, MediatorHint, SECRET_FILE};
 pub use error::{Cause, Error, ErrorKind, Result, Retry, Side, Skipped};

@@ -10,6 +10,7 @@ use std::thread;
 
 use script::cpu;
 use tempfile::TempDir;
+use vgpu_nvrtc::{Nvrtc, Version};
 
 /// A directory with two files of eight floats, the kernels, and a mediator for as many sessions as come.
 struct Place(TempDir);
@@ -191,9 +192,9 @@ fn what_does_not_fit_is_refused_before_anything_runs() {
     place.failed(&place.run(&nowhere), 1, &["cannot write nowhere/out.f32"]);
     let nothing = SAXPY.replace("x.f32", "nothing.f32");
     place.failed(&place.run(&nothing), 1, &["cannot read nothing.f32"]);
-    fs::write(place.at("source.cu"), "__global__ void k() {}").unwrap();
+    fs::write(place.at("source.cu"), b"\xff").unwrap();
     let output = place.vgpu("run source.cu --entry k --grid 1 --block 1");
-    place.failed(&output, 1, &["CUDA source"]);
+    place.failed(&output, 1, &["source.cu is not UTF-8"]);
     // The command line itself.
     for arguments in [
         "--grid 0 --block 1",
@@ -328,4 +329,75 @@ fn a_bench_of_the_device_prints_every_figure_and_the_native_ones_beside() {
         &["nowhere", "No such file"],
     );
     assert_eq!(place.vgpu("bench gpu --copies 0").status.code(), Some(2));
+}
+
+const SOURCE: &str = r#"
+extern "C" __global__ void saxpy(float a, const float *x, float *y, unsigned n) {
+    unsigned i = blockIdx.x * blockDim.x + threadIdx.x;
+    if (i < n) y[i] = a * x[i] + y[i];
+}
+"#;
+
+#[test]
+fn cuda_source_is_compiled_where_nvrtc_is() {
+    // The newest whose PTX the `cpu` executor loads.
+    let newest = Version {
+        major: 13,
+        minor: 0,
+    };
+    match Nvrtc::open(Some(newest)) {
+        Ok(nvrtc) if nvrtc.version() <= newest => {}
+        Ok(nvrtc) => return test_skip::skipped(format!("NVRTC {} is too new", nvrtc.version())),
+        Err(error) => return test_skip::skipped(format!("{error}; {}", error.advice())),
+    }
+    let place = Place::new();
+    fs::write(place.at("saxpy.cu"), SOURCE).unwrap();
+    let output = place.vgpu(&format!("run saxpy.cu {SAXPY}"));
+    let stderr = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success() && stderr.is_empty(), "{stderr}");
+    let wanted: Vec<f32> = (0..8u8).map(|i| 2.5 * f32::from(i) + 1.0).collect();
+    assert_eq!(place.floats("out.f32"), wanted);
+
+    fs::remove_file(place.at("out.f32")).unwrap();
+    fs::write(place.at("saxpy.cu"), SOURCE.replace("+ y[i]", "+ z[i]")).unwrap();
+    let output = place.vgpu(&format!("run saxpy.cu {SAXPY}"));
+    let stderr = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(1), "{stderr}");
+    // The compiler's log, and then what failed.
+    let lines: Vec<&str> = stderr.lines().collect();
+    let (log, last) = lines.split_at(lines.len() - 2);
+    let place_in_source = "saxpy.cu(4): error: identifier \"z\" is undefined";
+    assert!(
+        log.iter().any(|line| line.contains(place_in_source)),
+        "{stderr}"
+    );
+    assert!(
+        last[0].starts_with("error: compile a module: it does not compile: saxpy.cu(4)"),
+        "{stderr}"
+    );
+    assert!(!place.at("out.f32").exists());
+}
+
+#[test]
+fn cuda_source_without_any_compiler_is_a_failure_with_advice() {
+    let place = Place::new();
+    fs::write(place.at("saxpy.cu"), SOURCE).unwrap();
+    let output = Command::new(env!("CARGO_BIN_EXE_vgpu"))
+        .args(["--endpoint", "unix:vgpu.sock", "run", "saxpy.cu"])
+        .args(SAXPY.split_ascii_whitespace())
+        .current_dir(place.0.path())
+        .env("VGPU_NVRTC", "/nowhere/libnvrtc.so")
+        .env_remove("RUST_LOG")
+        .output()
+        .expect("vgpu runs");
+    place.failed(
+        &output,
+        1,
+        &["there is no NVRTC here, and of the mediator: "],
+    );
+    let stderr = String::from_utf8_lossy(&output.stderr);
+    assert!(
+        stderr.contains("help: install NVIDIA's run-time compiler"),
+        "{stderr}"
+    );
 }

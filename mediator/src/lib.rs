@@ -8,6 +8,7 @@
 
 pub mod broker;
 pub mod cli;
+pub mod compile;
 pub mod config;
 pub mod control;
 pub mod executor;

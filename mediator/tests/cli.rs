@@ -317,6 +317,15 @@ fn doctor_judges_what_the_configuration_needs() {
     }
     let off = verdicts("listen = 'local:/run/x'\n[worker]\nconfine = 'off'\n");
     assert_eq!(off["confinement of workers"], "remark");
+    // Whether NVRTC is here or not, nothing is wrong.
+    for more in ["", "[worker]\ncompile = false\n"] {
+        let compiler =
+            verdicts(&format!("listen = 'local:/run/x'\n{more}"))["compiler of CUDA C++"].clone();
+        assert!(
+            compiler == "absent" || more.is_empty() && compiler == "good",
+            "{compiler}"
+        );
+    }
     let secrets = "listen = 'tcp:127.0.0.1:1'\nsecrets = '/nonexistent'\n";
     assert_eq!(verdicts(secrets)["configuration"], "bad");
     assert_eq!(verdicts("listen = 3\n")["configuration"], "bad");

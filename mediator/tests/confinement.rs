@@ -267,6 +267,7 @@ fn settings_of_workers_are_checked() {
     let config = parent.path().join("m.toml");
     for (settings, words) in [
         ("first_user = 0", "first_user is 0"),
+        ("compile_timeout_s = 0", "compile_timeout_s is 0"),
         ("first_user = 2147483000", "first_user is 2147483000"),
         ("confine = 'perhaps'", "perhaps"),
     ] {

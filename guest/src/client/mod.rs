@@ -22,10 +22,10 @@ use crate::pump::Lane;
 use crate::wire::{Asked, Done};
 
 pub use gpu::{
-    CaptureMode, CaptureStatus, Device, DeviceBuffer, DevicePtr, DeviceRows, DeviceSlice,
-    DeviceSliceMut, Element, Event, Function, Graph, GraphExec, KernelArg, LaunchBuilder,
-    LaunchConfig, MemoryPool, Module, PitchedBuffer, PitchedSlice, PitchedSliceMut, Statistics,
-    Stream,
+    CaptureMode, CaptureStatus, CompileAt, CompileOptions, Device, DeviceBuffer, DevicePtr,
+    DeviceRows, DeviceSlice, DeviceSliceMut, Element, Event, Function, Graph, GraphExec, KernelArg,
+    LaunchBuilder, LaunchConfig, MemoryPool, Module, PitchedBuffer, PitchedSlice, PitchedSliceMut,
+    Statistics, Stream,
 };
 pub(crate) use vector_add::PIECE;
 pub use vector_add::VectorAddReport;

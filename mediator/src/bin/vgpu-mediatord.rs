@@ -6,6 +6,7 @@ use std::process::ExitCode;
 
 use vchan::xen::store::provider::Provider;
 use vgpu_mediator::cli::Flags;
+use vgpu_mediator::compile::process;
 use vgpu_mediator::config::Config;
 use vgpu_mediator::failure::Failure;
 use vgpu_mediator::print::print;
@@ -26,6 +27,7 @@ fn main() -> ExitCode {
             return broker::probe::main(rest);
         }
         Some((first, rest)) if first == trial::ARGUMENT => return trial::main(rest),
+        Some((first, rest)) if first == process::ARGUMENT => return process::main(rest),
         _ => {}
     }
     let status = match run(&vgpu_cli::parse()) {

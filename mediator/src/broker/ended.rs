@@ -21,10 +21,13 @@ impl Broker<'_> {
             self.on_log(id, now);
             if let Some(mut session) = self.sessions.remove(&id) {
                 self.end_turns(id, now);
+                self.compilers.gone(id);
                 let ended = session.ended(status, now);
                 self.on_ended(&session, &ended, now);
             }
         }
+        self.compilers.reap();
+        self.start_compilers(now);
         self.answer_queries(now);
     }
 

@@ -157,7 +157,7 @@ impl Broker<'_> {
                 Err(error) => nonsense(&format!("a session: {error}")),
             },
             // Not of directories.
-            Found::Client(_) | Found::Name(_) => Ok(()),
+            Found::Client(_) | Found::Name(_) | Found::Source { .. } => Ok(()),
         };
         if let Err(line) = outcome {
             let who = Who::File(place);

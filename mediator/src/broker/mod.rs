@@ -8,6 +8,7 @@
 mod accounts;
 mod admission;
 pub mod closer;
+mod compilers;
 mod connections;
 mod control_server;
 mod ended;
@@ -53,6 +54,7 @@ use crate::worker::spec::Carrier;
 use accounts::{Accounts, Force};
 use admission::{LocalDoor, LocalNewcomers, listen};
 use closer::Closers;
+use compilers::Compilers;
 use control_server::{ControlServer, refused};
 use files::FileService;
 use instance::Instance;
@@ -176,6 +178,7 @@ struct Broker<'a> {
     next_session: u64,
     accounts: Accounts,
     turns: Turns,
+    compilers: Compilers,
     queries: Vec<Query>,
     metrics: Option<MetricsServer>,
     /// Guests' labels in metrics.
@@ -251,6 +254,7 @@ impl<'a> Broker<'a> {
             next_session: 1,
             accounts: Accounts::default(),
             turns: Turns::default(),
+            compilers: Compilers::new(),
             queries: Vec::new(),
             metrics: None,
             labels: Labels::default(),
@@ -413,6 +417,7 @@ impl<'a> Broker<'a> {
             .chain(self.local_newcomers_due(now))
             .chain(self.accounts.deadline())
             .chain(self.turns.deadline())
+            .chain(self.compilers.deadline())
             .chain(stopping)
             .min()
     }
@@ -471,6 +476,7 @@ impl<'a> Broker<'a> {
                     match &found {
                         Found::Name(name) => self.on_name(id, name),
                         Found::Client(name) => self.on_client(id, name, now),
+                        Found::Source { driver } => self.on_compile(id, *driver, now),
                         found => self.on_found(id, found, now),
                     }
                 }
@@ -589,6 +595,7 @@ impl<'a> Broker<'a> {
         self.expire_reload(now);
         self.let_in_local_newcomers(now);
         self.accounts.tell_suppressed(now);
+        self.expire_compilers(now);
         let words = self.turns.expire(now);
         self.tell_turns(words);
         self.answer_queries(now);

@@ -1,23 +1,27 @@
 //! A worker process from the broker's side.
 
 use std::collections::VecDeque;
-use std::io::{self, Write};
+use std::io::{self, IoSlice, Write};
+use std::mem::MaybeUninit;
 use std::net::Shutdown;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::os::unix::process::CommandExt;
 use std::process::{Child, Command, ExitStatus, Stdio};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use nix::fcntl::{FcntlArg, FdFlag, fcntl};
+use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg};
 use vchan::local::Stranger;
 use vchan::xen::DomainLife;
 use vgpu_file_transport::{GuestName, SessionName};
 use vgpu_socket_transport::MAX_NAME;
 
 use super::accounts::Force;
+use super::compilers;
 use super::who::Who;
 use crate::lines::{LineBuffer, LooseLines};
+use crate::rate::TokenBucket;
 use crate::usage::{Activity, Standing, Usage};
 use crate::worker;
 use crate::worker::link::{Ask, Ended, Found, Key, MAX_LINE, Report};
@@ -61,6 +65,8 @@ pub(super) struct Session {
     pub(super) said: VecDeque<Said>,
     /// Its guest's part of the device's time.
     pub(super) weight: u32,
+    /// Compilers that it may start.
+    pub(super) compiles: TokenBucket,
     /// When the last report came.
     pub(super) reported: Option<Instant>,
     /// The cause, if it was ended by force.
@@ -127,6 +133,7 @@ impl Session {
             found: VecDeque::new(),
             said: VecDeque::new(),
             weight: spec.share.weight.unwrap_or(1),
+            compiles: TokenBucket::new(compilers::STARTS.0, compilers::STARTS.1, now),
             reported: None,
             force: None,
             kill_at: None,
@@ -252,6 +259,30 @@ impl Session {
         if let Err(error) = (&self.link).write_all(line.as_bytes()) {
             log::debug!("session {}: {} cannot be asked: {error}", self.id, ask);
         }
+    }
+
+    /// Gives the worker the socket of a compiler, which ends after `limit`.
+    pub(super) fn give_compiler(&mut self, socket: &UnixStream, limit: Duration) {
+        let line = format!("{}\n", Ask::Compiler(limit));
+        let descriptors = [socket.as_fd()];
+        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+        let mut with = SendAncillaryBuffer::new(&mut space);
+        let sent = match with.push(SendAncillaryMessage::ScmRights(&descriptors)) {
+            true => {
+                let flags = SendFlags::NOSIGNAL | SendFlags::DONTWAIT;
+                let line = [IoSlice::new(line.as_bytes())];
+                sendmsg(&self.link, &line, &mut with, flags).map_err(io::Error::from)
+            }
+            false => Err(io::Error::other("no room for a descriptor")),
+        };
+        if let Err(error) = sent {
+            log::debug!("session {}: no compiler can be given: {error}", self.id);
+        }
+    }
+
+    /// Tells the worker that it gets no compiler.
+    pub(super) fn refuse_compiler(&mut self, why: &str) {
+        self.ask(Ask::NoCompiler(why.to_owned()));
     }
 
     /// Gives the key of the client that the worker has named: of one, once.

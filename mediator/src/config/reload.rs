@@ -65,6 +65,11 @@ impl Config {
             ("allow_all", self.policy.allow_all == new.policy.allow_all),
             ("secrets", self.secrets == new.secrets),
             ("relay_secret", self.relay_secret == new.relay_secret),
+            ("worker.compile", self.worker.compile == new.worker.compile),
+            (
+                "worker.compile_timeout_s",
+                self.worker.compile_timeout_s == new.worker.compile_timeout_s,
+            ),
         ];
         let mut all: Vec<String> = names_of(&settings).into_iter().map(str::to_owned).collect();
         all.extend(self.limits.differences(&new.limits));

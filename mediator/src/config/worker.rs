@@ -1,5 +1,7 @@
 //! `[worker]`: as whom and how confined a worker runs.
 
+use std::time::Duration;
+
 use nix::unistd::geteuid;
 use serde::{Deserialize, Serialize};
 
@@ -16,6 +18,10 @@ pub struct WorkerSettings {
     pub confine: Confine,
     /// The first of the numbers that are workers' users and groups.
     pub first_user: u32,
+    /// Whether guests may have CUDA C++ compiled here.
+    pub compile: bool,
+    /// Longest time in seconds that a source may take to compile.
+    pub compile_timeout_s: u32,
 }
 
 impl Default for WorkerSettings {
@@ -27,6 +33,8 @@ impl Default for WorkerSettings {
                 false => Confine::BestEffort,
             },
             first_user: 2_080_000_000,
+            compile: true,
+            compile_timeout_s: 30,
         }
     }
 }
@@ -40,6 +48,11 @@ impl WorkerSettings {
         }
     }
 
+    /// [`compile_timeout_s`](Self::compile_timeout_s) as a duration.
+    pub fn compile_timeout(&self) -> Duration {
+        Duration::from_secs(self.compile_timeout_s.into())
+    }
+
     pub(super) fn check(&self) -> Result<(), String> {
         let last = self.first_user.checked_add(USERS);
         if self.first_user < 1000 || last.is_none_or(|last| last > i32::MAX.cast_unsigned()) {
@@ -47,6 +60,12 @@ impl WorkerSettings {
                 "worker.first_user is {}; it and the {USERS} numbers from it on must lie between 1000 and \
                  2147483647",
                 self.first_user
+            ));
+        }
+        if !(1..=3600).contains(&self.compile_timeout_s) {
+            return Err(format!(
+                "worker.compile_timeout_s is {}; it must be 1 to 3600",
+                self.compile_timeout_s
             ));
         }
         if self.confine == Confine::Required && !geteuid().is_root() {

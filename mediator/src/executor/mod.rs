@@ -17,6 +17,7 @@ use std::sync::Arc;
 
 use vgpu_protocol::op::{Features, FenceReply, Op};
 
+use crate::compile::Compile;
 use crate::policy::Share;
 use crate::session::backend::Backend;
 use crate::worker::turns::Turns;
@@ -56,6 +57,9 @@ pub trait Executor: Backend + Send {
 
     /// Gives it, before the first request, its session's turns on the device.
     fn set_turns(&mut self, _turns: &Arc<Turns>) {}
+
+    /// Has the sources of its session compiled by this.
+    fn set_compiler(&mut self, _compiler: Arc<dyn Compile>) {}
 
     /// The failures that came after their requests were answered, since the call before.
     fn take_failures(&mut self) -> FenceReply {

@@ -11,6 +11,7 @@ use vgpu_protocol::op::{Features, FenceReply, Request};
 use super::gpu::Gpu;
 use super::gpu::device::Device;
 use super::{Executor, ExecutorError, ExecutorInfo, Limits, unsupported};
+use crate::compile::Compile;
 use crate::policy::Share;
 use crate::session::backend::{Also, Backend, Event};
 use crate::usage::Load;
@@ -34,6 +35,7 @@ pub struct OnDevice<O: Open> {
     pub(super) info: ExecutorInfo,
     pub(super) limits: Limits,
     turns: Arc<Turns>,
+    compiler: Option<Arc<dyn Compile>>,
     /// Present from the first request on that is for it. Dropped before what it came from.
     pub(super) gpu: Option<Gpu<O::Device>>,
     /// Of requests that never came to the device.
@@ -57,6 +59,7 @@ impl<O: Open> OnDevice<O> {
             info,
             limits,
             turns: Arc::default(),
+            compiler: None,
             gpu: None,
             refused: VecDeque::new(),
             open,
@@ -66,7 +69,9 @@ impl<O: Open> OnDevice<O> {
     fn gpu(&mut self) -> Result<&mut Gpu<O::Device>, ExecutorError> {
         if self.gpu.is_none() {
             let device = self.open.open(&self.info, &self.limits)?;
-            self.gpu = Some(Gpu::new(device, self.limits, &self.turns));
+            let mut gpu = Gpu::new(device, self.limits, &self.turns);
+            gpu.set_compiler(self.compiler.clone());
+            self.gpu = Some(gpu);
         }
         Ok(self.gpu.as_mut().expect("just put there"))
     }
@@ -97,6 +102,10 @@ impl<O: Open> Executor for OnDevice<O> {
 
     fn set_turns(&mut self, turns: &Arc<Turns>) {
         self.turns = Arc::clone(turns);
+    }
+
+    fn set_compiler(&mut self, compiler: Arc<dyn Compile>) {
+        self.compiler = Some(compiler);
     }
 
     fn take_failures(&mut self) -> FenceReply {

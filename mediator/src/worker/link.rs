@@ -4,8 +4,11 @@
 //! and how it ended. A thread of the worker listens, so a session that is busy still answers.
 //! The broker trusts no worker: lines are bounded by [`MAX_LINE`] and none can make it wait.
 
+use std::collections::VecDeque;
 use std::fmt;
-use std::io::{self, BufRead, BufReader, Read, Write};
+use std::io::{self, BufRead, BufReader, IoSliceMut, Read, Write};
+use std::mem::MaybeUninit;
+use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{self, Receiver, Sender};
@@ -14,6 +17,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use nix::sys::signal::{self, Signal};
+use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, recvmsg};
 use serde::{Deserialize, Serialize};
 use vchan::DomId;
 use vchan::xen::DomainLife;
@@ -23,6 +27,7 @@ use zeroize::{Zeroize, Zeroizing};
 
 use super::spec::Turned;
 use super::turns::{Said, Turns};
+use crate::compile::ask::{ByBroker, Given};
 use crate::executor::ExecutorChoice;
 use crate::policy::Share;
 use crate::session::{StopFlag, StopReason};
@@ -87,6 +92,11 @@ pub enum Found {
     Name(String),
     /// Over TCP: the name of the client, which has shown that it knows the secret.
     Client(String),
+    /// A source of its guest's that is to be compiled. The broker answers with a compiler's socket, or says why not.
+    Source {
+        /// Version of the driver that is to load the result, as 1000 × major + 10 × minor.
+        driver: u32,
+    },
 }
 
 /// End of a worker's work.
@@ -145,6 +155,10 @@ pub enum Ask {
     Turn(Option<Duration>),
     /// Its turn without an end ends after so long.
     Yield(Duration),
+    /// The socket that comes with this is a compiler's, which ends after so long.
+    Compiler(Duration),
+    /// There is no compiler for it, and why.
+    NoCompiler(String),
 }
 
 impl Ask {
@@ -168,6 +182,8 @@ impl Ask {
             "busy" => Self::TurnAway(Turned::Busy(rest.to_owned())),
             "turn" if rest.is_empty() => Self::Turn(None),
             "turn" => Self::Turn(Some(Duration::from_nanos(rest.parse().ok()?))),
+            "compiler" => Self::Compiler(Duration::from_secs(rest.parse().ok()?)),
+            "no-compiler" => Self::NoCompiler(rest.to_owned()),
             "yield" => Self::Yield(Duration::from_nanos(rest.parse().ok()?)),
             _ => return None,
         })
@@ -192,6 +208,8 @@ impl fmt::Display for Ask {
             Self::TurnAway(Turned::Busy(why)) => write!(f, "busy {}", flat(why)),
             Self::Turn(None) => f.write_str("turn"),
             Self::Turn(Some(most)) => write!(f, "turn {}", most.as_nanos()),
+            Self::Compiler(most) => write!(f, "compiler {}", most.as_secs()),
+            Self::NoCompiler(why) => write!(f, "no-compiler {}", flat(why)),
             Self::Yield(most) => write!(f, "yield {}", most.as_nanos()),
         }
     }
@@ -254,6 +272,7 @@ pub(super) struct Link {
     keys: Receiver<Key>,
     /// Of the guest's domain, once that is known.
     life: Arc<Life>,
+    compiler: Arc<ByBroker>,
 }
 
 impl Link {
@@ -282,11 +301,17 @@ impl Link {
                 send(&stream, &observed, report);
             }
         }));
+        let (offered, compilers) = mpsc::channel();
+        let ask = {
+            let (stream, observed) = (Arc::clone(&stream), Arc::clone(observed));
+            move |driver| send(&stream, &observed, finding(Found::Source { driver }))
+        };
         let link = Self {
             stream: Arc::clone(&stream),
             decisions,
             keys,
             life: Arc::clone(&life),
+            compiler: Arc::new(ByBroker::new(ask, compilers)),
         };
         let (observed, stop, ended) = (observed.clone(), stop.clone(), ended.clone());
         let (chosen, shared) = (chosen.clone(), turns.clone());
@@ -298,6 +323,7 @@ impl Link {
                 chosen,
                 life,
                 turns: shared,
+                offered,
             };
             listen(&stream, &observed, &stop, &ended, &told);
         })?;
@@ -354,6 +380,11 @@ impl Link {
         move |found| send(stream, observed, finding(found))
     }
 
+    /// The way to compilers.
+    pub(super) fn compiler(&self) -> Arc<ByBroker> {
+        Arc::clone(&self.compiler)
+    }
+
     /// Says the last word.
     pub(super) fn ended(&self, observed: &Observed, ended: Ended) {
         let text = ended.text.chars().take(1000).collect();
@@ -373,6 +404,7 @@ struct Told {
     chosen: Arc<Chosen>,
     life: Arc<Life>,
     turns: Arc<Turns>,
+    offered: Sender<Given>,
 }
 
 /// The life of the guest's domain, and whether it is over.
@@ -397,6 +429,31 @@ impl Life {
     }
 }
 
+/// The broker's bytes, and the descriptors that come with some of them.
+struct Incoming<'s> {
+    stream: &'s UnixStream,
+    descriptors: VecDeque<OwnedFd>,
+}
+
+impl Read for Incoming<'_> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+        let mut with = RecvAncillaryBuffer::new(&mut space);
+        let received = recvmsg(
+            self.stream,
+            &mut [IoSliceMut::new(buffer)],
+            &mut with,
+            RecvFlags::CMSG_CLOEXEC,
+        )?;
+        for message in with.drain() {
+            if let RecvAncillaryMessage::ScmRights(descriptors) = message {
+                self.descriptors.extend(descriptors);
+            }
+        }
+        Ok(received.bytes)
+    }
+}
+
 fn listen(
     stream: &UnixStream,
     observed: &Observed,
@@ -411,8 +468,13 @@ fn listen(
         chosen,
         life,
         turns,
+        offered,
     } = told;
-    let mut reader = BufReader::new(stream.take(u64::MAX));
+    let incoming = Incoming {
+        stream,
+        descriptors: VecDeque::new(),
+    };
+    let mut reader = BufReader::new(incoming.take(u64::MAX));
     // It may hold a key.
     let mut line = Zeroizing::new(String::new());
     loop {
@@ -458,6 +520,18 @@ fn listen(
                 }
                 Some(Ask::Yield(most)) => {
                     turns.end_after(most);
+                    continue;
+                }
+                Some(Ask::Compiler(limit)) => {
+                    // It came with the first byte of the line.
+                    if let Some(socket) = reader.get_mut().get_mut().descriptors.pop_front() {
+                        // Nobody may wait for it any more.
+                        let _ = offered.send(Ok((socket.into(), limit)));
+                    }
+                    continue;
+                }
+                Some(Ask::NoCompiler(why)) => {
+                    let _ = offered.send(Err(why));
                     continue;
                 }
                 Some(Ask::Drain) => StopReason::Draining,
@@ -596,6 +670,8 @@ mod tests {
             Ask::Turn(None),
             Ask::Turn(Some(Duration::from_millis(5))),
             Ask::Yield(Duration::from_nanos(1)),
+            Ask::Compiler(Duration::from_secs(30)),
+            Ask::NoCompiler("it is off".into()),
         ] {
             assert_eq!(Ask::from_line(&ask.to_string()), Some(ask));
         }

@@ -174,7 +174,7 @@ fn run(
                     };
                     let mut open = || match spec.route() {
                         Some(route) => relay::executor(&route),
-                        None => open_executor(&choice(&chosen).0, spec.share, &turns),
+                        None => open_executor(&choice(&chosen).0, spec.share, &turns, &link),
                     };
                     let allowed = spec.operations();
                     let stop = Stop::when(&ended);
@@ -249,7 +249,7 @@ fn serve_guest(
     let end = match spec.route() {
         Some(route) => relay::serve(&mut transport, &route, &settings, observed, stop),
         None => {
-            let mut open = || open_executor(&spec.executor, spec.share, turns);
+            let mut open = || open_executor(&spec.executor, spec.share, turns, link);
             session::serve(&mut transport, &mut open, &settings, observed, stop)
         }
     };
@@ -404,9 +404,11 @@ fn open_executor(
     choice: &ExecutorChoice,
     share: Share,
     turns: &Arc<Turns>,
+    link: &Link,
 ) -> Result<Box<dyn Executor>, OpenError> {
     let mut executor = probe(choice.clone())?;
     executor.set_share(share);
     executor.set_turns(turns);
+    executor.set_compiler(link.compiler());
     Ok(executor)
 }

@@ -145,6 +145,7 @@ impl Spec {
                 endpoint: route.endpoint,
                 secret: route.secret,
             }),
+            compiler: false,
         }
     }
 

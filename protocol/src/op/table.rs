@@ -45,6 +45,24 @@ pub const MAX_PARAMETER_BYTES: usize = 32_764;
 /// Most bytes of a module's image.
 pub const MAX_IMAGE: u64 = 256 << 20;
 
+/// Most bytes of CUDA C++ and its headers in one request.
+pub const MAX_SOURCE: u64 = 1 << 20;
+
+/// Longest name of a source or a header, in bytes.
+pub const MAX_SOURCE_NAME: usize = 128;
+
+/// Most headers of a source.
+pub const MAX_HEADERS: usize = 64;
+
+/// Longest option of the compiler, in bytes.
+pub const MAX_COMPILE_OPTION: usize = 512;
+
+/// Most options of the compiler.
+pub const MAX_COMPILE_OPTIONS: usize = 32;
+
+/// Most bytes of the compiler's log in an answer.
+pub const MAX_COMPILE_LOG: usize = 32 << 10;
+
 /// Flags that a stream may have: `CU_STREAM_NON_BLOCKING`.
 pub const STREAM_FLAGS: u32 = 1;
 
@@ -872,6 +890,47 @@ operations! {
             kernels: u32,
         }
     }
+
+    /// Compiles CUDA C++ as NVRTC does (`nvrtcCompileProgram`), away from everything else of the mediator, and loads the
+    /// PTX as a module. Its data is the source, then the headers in their order. No file of the mediator can be named.
+    /// If it does not compile, that is the answer; then, and if it fails, every request that names the module fails until
+    /// it is unloaded. E_UNSUPPORTED: the mediator has no compiler; E_RANGE: it does not take an option, or there is too
+    /// much PTX; E_TIMEOUT: it took too long.
+    64 => ModuleCompile / ModuleCompileReply {
+        feature: GPU, quiet: no,
+        request {
+            /// The handle of the new module.
+            module: Handle,
+            /// The compute capability to compile for, 10 × major + minor; 0 = the device's. The newest one up to it
+            /// that the compiler knows is taken.
+            capability: u32,
+            /// Bytes of the source. With all headers at most 1 MiB.
+            source_bytes: NonZeroU64,
+            /// Name of the source in the compiler's messages.
+            name: Text<MAX_SOURCE_NAME>,
+            /// Headers for `#include`.
+            headers: List<SourceHeader, MAX_HEADERS>,
+            /// Options of NVRTC that name no file, such as `--use_fast_math` and `-DNAME=VALUE`.
+            options: List<Text<MAX_COMPILE_OPTION>, MAX_COMPILE_OPTIONS>,
+        } check rules::module_compile,
+        reply {
+            /// `nvrtcResult`: 0 if the module is loaded, 6 if the source has errors.
+            result: i32,
+            /// The compiler's messages: lines of text, cut where they are too long.
+            log: Bytes<MAX_COMPILE_LOG>,
+        }
+        data up |compile| compile.data_bytes(),
+    }
+}
+
+impl ModuleCompile {
+    /// Bytes of the source and its headers.
+    pub fn data_bytes(&self) -> u64 {
+        let headers = self.headers.as_slice().iter();
+        // At most 64 numbers of 32 bits: only the source alone can be too large to add.
+        let headers: u64 = headers.map(|header| u64::from(header.bytes)).sum();
+        self.source_bytes.get().saturating_add(headers)
+    }
 }
 
 /// The rules that concern more than one field.
@@ -949,6 +1008,17 @@ mod rules {
         Ok(())
     }
 
+    pub(super) fn module_compile(
+        compile: &ModuleCompile,
+    ) -> Result<(), (&'static str, FieldError)> {
+        let value = compile.data_bytes();
+        if value > MAX_SOURCE {
+            let rule = "at most 1 MiB allowed, with the headers";
+            return Err(("source_bytes", FieldError::Value { value, rule }));
+        }
+        Ok(())
+    }
+
     pub(super) fn exchange(exchange: &Exchange) -> Result<(), (&'static str, FieldError)> {
         if exchange.up >= MOST_DATA {
             let (value, rule) = (exchange.up, "2^60 and more have no room anywhere");
@@ -989,6 +1059,32 @@ impl Field for ParameterPlace {
             return Err(FieldError::Value { value: end, rule });
         }
         Ok(Self { offset, size })
+    }
+}
+
+/// A header of a source: its text is part of the request's data.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SourceHeader {
+    /// As `#include` names it.
+    pub name: Text<MAX_SOURCE_NAME>,
+    /// Bytes of its text.
+    pub bytes: u32,
+}
+
+impl Field for SourceHeader {
+    const NAME: &'static str = "name text, bytes u32";
+    const MAX_LEN: usize = <Text<MAX_SOURCE_NAME> as Field>::MAX_LEN + 4;
+
+    fn write(&self, body: &mut Vec<u8>) {
+        self.name.write(body);
+        self.bytes.write(body);
+    }
+
+    fn read(reader: &mut Reader<'_>) -> Result<Self, FieldError> {
+        Ok(Self {
+            name: Text::read(reader)?,
+            bytes: u32::read(reader)?,
+        })
     }
 }
 

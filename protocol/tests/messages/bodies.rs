@@ -2,7 +2,10 @@
 
 use proptest::prelude::*;
 use vgpu_protocol::handle::{Handle, HandleKind, MAX_SLOTS};
-use vgpu_protocol::op::{BodyError, FieldSpec, Op, QuietFailure, Reply, Request, Spec};
+use vgpu_protocol::op::field::Field;
+use vgpu_protocol::op::{
+    BodyError, FieldSpec, Op, QuietFailure, Reply, Request, SourceHeader, Spec,
+};
 
 /// Requests or replies of an operation.
 #[derive(Debug, Clone, Copy)]
@@ -63,27 +66,41 @@ fn value(field: &FieldSpec) -> BoxedStrategy<Vec<u8>> {
     let most = field.max_len.saturating_sub(2);
     if let Some((count, element)) = field.list {
         let len = (field.max_len - 2) / count;
-        let element = numbers(element, len);
+        let element = match element {
+            "text" => text(len - 2),
+            element if element == <SourceHeader as Field>::NAME => {
+                (text(len - 6), any::<u32>())
+                    .prop_map(|(name, bytes)| {
+                        // Small ones, as all of them count to the same limit.
+                        [name, (bytes % 1000).to_le_bytes().to_vec()].concat()
+                    })
+                    .boxed()
+            }
+            element => numbers(element, len),
+        };
         let list = prop::collection::vec(element, 0..=count);
         return list
             .prop_map(|list| with_len(&list.concat(), list.len()))
             .boxed();
     }
     match field.wire {
-        "text" => {
-            let cut = move |mut text: String| {
-                while text.len() > most {
-                    text.pop();
-                }
-                with_len(text.as_bytes(), text.len())
-            };
-            "\\PC{0,600}".prop_map(cut).boxed()
-        }
+        "text" => text(most),
         "bytes" => prop::collection::vec(any::<u8>(), 0..=most)
             .prop_map(|bytes| with_len(&bytes, bytes.len()))
             .boxed(),
         wire => numbers(wire, field.max_len),
     }
+}
+
+/// A text of at most so many bytes.
+fn text(most: usize) -> BoxedStrategy<Vec<u8>> {
+    let cut = move |mut text: String| {
+        while text.len() > most {
+            text.pop();
+        }
+        with_len(text.as_bytes(), text.len())
+    };
+    "\\PC{0,600}".prop_map(cut).boxed()
 }
 
 /// A value of this many bytes.
@@ -121,7 +138,7 @@ fn numbers(wire: &'static str, len: usize) -> BoxedStrategy<Vec<u8>> {
                     .to_vec()
             })
             .boxed(),
-        wire if wire == <QuietFailure as vgpu_protocol::op::field::Field>::NAME => {
+        wire if wire == <QuietFailure as Field>::NAME => {
             let op = proptest::sample::select(Op::REQUESTS);
             (any::<u32>(), op, prop_oneof![1..=i32::MAX, i32::MIN..=-1])
                 .prop_map(|(id, op, status)| {

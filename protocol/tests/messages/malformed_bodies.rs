@@ -7,7 +7,8 @@ use vgpu_protocol::handle::{Handle, HandleKind};
 use vgpu_protocol::op::field::FieldError;
 use vgpu_protocol::op::{
     Body, BodyError, CopyRowsFromDevice, CopyRowsToDevice, Exchange, FenceReply, FillRange, Hello,
-    HelloReply, InfoReply, MAX_CONTROL_BODY, ModuleLoad, Op, Ping, StreamSynchronize,
+    HelloReply, InfoReply, MAX_CONTROL_BODY, ModuleCompile, ModuleLoad, Op, Ping,
+    StreamSynchronize,
 };
 use vgpu_protocol::status::{MAX_ERROR_TEXT, decode_error_text, encode_error_text};
 
@@ -171,6 +172,35 @@ fn the_rules_of_single_operations() {
     refused::<ModuleLoad>(
         &load((256 << 20) + 1),
         "ModuleLoad: bytes is 268435457, at most 256 MiB allowed",
+    );
+    let compile = |source: u64, headers: &[u32]| {
+        let mut body = module.to_le_bytes().to_vec();
+        body.extend(90u32.to_le_bytes());
+        body.extend(source.to_le_bytes());
+        body.extend([1, 0, b'k']);
+        body.extend(u16::try_from(headers.len()).expect("few").to_le_bytes());
+        for bytes in headers {
+            body.extend([1, 0, b'h']);
+            body.extend(bytes.to_le_bytes());
+        }
+        body.extend([0, 0]);
+        body
+    };
+    assert!(ModuleCompile::decode(&compile(1 << 20, &[])).is_ok());
+    assert!(ModuleCompile::decode(&compile((1 << 20) - 7, &[3, 4])).is_ok());
+    let rule = "at most 1 MiB allowed, with the headers";
+    for (source, headers, all) in [
+        ((1 << 20) + 1, &[][..], (1 << 20) + 1),
+        (1 << 20, &[1], (1 << 20) + 1),
+        (1, &[u32::MAX; 64], 64 * u64::from(u32::MAX) + 1),
+        (u64::MAX, &[1], u64::MAX),
+    ] {
+        let text = format!("ModuleCompile: source_bytes is {all}, {rule}");
+        refused::<ModuleCompile>(&compile(source, headers), &text);
+    }
+    refused::<ModuleCompile>(
+        &compile(1, &[0; 65]),
+        "ModuleCompile: headers has a length of 65, at most 64 allowed",
     );
     let wait = |stream: u64| StreamSynchronize::decode(&stream.to_le_bytes());
     for stream in [0, 1, 2, 0x1_0100_0000] {

@@ -117,12 +117,14 @@ parameter of any type, or a buffer, which the kernel gets by its address:
   out:FILE:BYTES     starts as zeros, and is written to the file
   inout:FILE:OUTFILE holds the one file, and is written to the other
   zero:BYTES         starts as zeros
+A .cu file is compiled for the device: here where NVRTC is installed, or VGPU_NVRTC names it, by the
+mediator otherwise. Its kernel must be extern \"C\" to have the name that it has in the file.
 A wrong number or size of arguments is refused before anything runs. Files are written whole or not at
 all, and only after the kernel has ended well; an error of CUDA is named with its number.
   vgpu run saxpy.ptx --entry saxpy --grid 4 --block 256 \\
       --arg f32:2.5 --arg in:x.f32 --arg inout:y.f32:out.f32 --arg i32:1000")]
 pub(crate) struct RunArguments {
-    /// PTX, a cubin or a fatbin
+    /// PTX, a cubin, a fatbin, or CUDA C++ (.cu)
     #[arg(value_name = "FILE")]
     pub(crate) file: PathBuf,
 

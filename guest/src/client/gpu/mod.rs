@@ -7,6 +7,7 @@ mod launch;
 mod module;
 mod pool;
 mod rows;
+mod source;
 mod stream;
 
 use std::sync::atomic::Ordering;
@@ -35,6 +36,7 @@ pub use launch::{KernelArg, LaunchBuilder, LaunchConfig};
 pub use module::{Function, Module};
 pub use pool::MemoryPool;
 pub use rows::{DeviceRows, PitchedBuffer, PitchedSlice, PitchedSliceMut};
+pub use source::{CompileAt, CompileOptions};
 pub(super) use stream::NON_BLOCKING;
 pub use stream::{Event, Stream};
 

@@ -54,22 +54,25 @@ impl Device {
         let Some(bytes) = NonZeroU64::new(image.len() as u64) else {
             return Err(self.wrong(DOING, "an image with nothing in it"));
         };
-        let handle = lock(&self.shared.session.modules).mint();
-        let Some(module) = handle else {
-            let what = "as many modules as this session may have; drop one first";
-            return Err(self.wrong(DOING, what));
-        };
+        let (module, loaded) = self.new_module(DOING)?;
         let mut data = Data::up(image);
-        // Dropped where it fails, too: the mediator remembers a module that could not be loaded.
-        let loaded = Module(Arc::new(Loaded {
-            device: self.base(),
-            handle: module,
-        }));
         let mut client = self.client()?;
         let reply = client.request_with(DOING, ModuleLoad { module, bytes }, &mut data);
         let reply = explained(&mut client, reply);
         drop(client);
         reply.map(|_| loaded)
+    }
+
+    /// A handle for a module that is about to be loaded. Dropped where that fails, too: the mediator remembers a module
+    /// that could not be loaded.
+    pub(super) fn new_module(&self, doing: &'static str) -> Result<(Handle, Module)> {
+        let handle = lock(&self.shared.session.modules).mint();
+        let Some(handle) = handle else {
+            let what = "as many modules as this session may have; drop one first";
+            return Err(self.wrong(doing, what));
+        };
+        let device = self.base();
+        Ok((handle, Module(Arc::new(Loaded { device, handle }))))
     }
 }
 

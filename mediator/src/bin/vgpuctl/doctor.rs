@@ -16,6 +16,7 @@ use vgpu_mediator::executor::ExecutorChoice;
 use vgpu_mediator::failure::Failure;
 use vgpu_mediator::print::print;
 use vgpu_mediator::worker::confinement::{Confine, Protection, Settings, trial};
+use vgpu_nvrtc::Nvrtc;
 
 use crate::{Exit, fetch, print_json};
 use mode::Mode;
@@ -139,7 +140,32 @@ fn needed(mode: &Mode, status: Option<&Status>) -> Vec<Check> {
     }
     checks.extend(gpu(mode, domain, status));
     checks.push(workers(mode, status));
+    checks.push(compiler(mode));
     checks
+}
+
+/// NVRTC, by which CUDA C++ of guests is compiled. Guests do without: they compile themselves, or load PTX.
+fn compiler(mode: &Mode) -> Check {
+    const NAME: &str = "compiler of CUDA C++";
+    if matches!(mode.executor, ExecutorChoice::Relay(_)) {
+        return Check::absent(
+            NAME,
+            "not needed here: the mediator behind the relay compiles",
+        );
+    }
+    if !mode.worker.compile {
+        return Check::absent(NAME, "off: worker.compile is false");
+    }
+    match Nvrtc::open(None) {
+        Ok(nvrtc) => {
+            let (version, path) = (nvrtc.version(), nvrtc.path().display());
+            Check::good(NAME, format!("NVRTC {version} ({path})"))
+        }
+        Err(error) => {
+            let note = "guests that have no NVRTC cannot load CUDA C++; to let them,";
+            Check::absent(NAME, format!("{error}; {note} {}", error.advice()))
+        }
+    }
 }
 
 /// What is configured, and the files with secrets.

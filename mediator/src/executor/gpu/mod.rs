@@ -6,6 +6,7 @@
 //! | `ranges` | which addresses the session may name |
 //! | `transfers` | data between the guest's stream and the device |
 //! | `modules` | code on the device |
+//! | `sources` | code that is compiled first |
 //! | `work` | kernels, copies and fills, checked each time that they are about to be done |
 //! | `captures` | streams whose work is recorded |
 //! | `graphs` | what was recorded, and its launches |
@@ -31,6 +32,7 @@ mod modules;
 mod pool;
 mod queue;
 mod ranges;
+mod sources;
 mod streams;
 #[cfg(test)]
 mod tests;
@@ -46,13 +48,14 @@ use vgpu_protocol::frame::FrameHeader;
 use vgpu_protocol::op::field::{Bytes, StreamRef};
 use vgpu_protocol::op::{
     Body, DeviceInfoReply, Features, FenceReply, MAX_PRINTED, MemoryAllocateRows, MemoryFreeReply,
-    MemoryInfoReply, ModuleLoad, Op, QuietFailure, Request, TakePrintedReply,
+    MemoryInfoReply, ModuleCompile, Op, QuietFailure, Request, TakePrintedReply,
 };
 use vgpu_protocol::session::server::{Failure, Outcome};
 use vgpu_protocol::status::ErrorCode;
 use vgpu_transport::Waker;
 
 use super::cuda_result;
+use crate::compile::Compile;
 use crate::policy::Share;
 use crate::session::SessionEnd;
 use crate::session::backend::{Event, NotOpened};
@@ -66,6 +69,7 @@ use modules::Modules;
 use pool::MemoryPool;
 use queue::{Calling, Held, Purpose, Queued, Reclaim, Wait, Wanted, What};
 use ranges::Ranges;
+use sources::{Code, Compiling};
 use streams::Streams;
 use transfers::{Download, Full, Image, Pool, Upload, bytes_of};
 use work::Action;
@@ -136,9 +140,14 @@ pub(super) struct Gpu<D: Device> {
     buffers: Pool<D::Buffer>,
     uploads: Vec<Upload<D::Buffer>>,
     downloads: Vec<Download<D::Buffer>>,
-    images: Vec<(Image, ModuleLoad)>,
+    images: Vec<(Image, Code)>,
     /// Images that are whole and have yet to be loaded.
-    whole: VecDeque<(Image, ModuleLoad)>,
+    whole: VecDeque<(Image, Code)>,
+    /// Sources that are whole and have yet to be compiled.
+    sources: VecDeque<(Image, Box<ModuleCompile>)>,
+    /// The source that is being compiled.
+    compiling: Option<Compiling>,
+    compiler: Option<Arc<dyn Compile>>,
     /// Work on the device, by tag.
     queue: BTreeMap<u64, Queued>,
     last_tag: u64,
@@ -222,6 +231,9 @@ impl<D: Device> Gpu<D> {
             downloads: Vec::new(),
             images: Vec::new(),
             whole: VecDeque::new(),
+            sources: VecDeque::new(),
+            compiling: None,
+            compiler: None,
             queue: BTreeMap::new(),
             last_tag: 0,
             uploads_queued: 0,
@@ -335,7 +347,8 @@ impl<D: Device> Gpu<D> {
             Request::GraphLaunch(launch) => self.graph_launch(id, &launch),
             Request::GraphDestroy(destroy) => self.graph_destroy(destroy.graph),
             Request::GraphExecDestroy(destroy) => self.graph_exec_destroy(id, destroy.exec),
-            Request::ModuleLoad(load) => self.load(id, load),
+            Request::ModuleLoad(load) => self.load(id, &load),
+            Request::ModuleCompile(compile) => self.compile(id, compile),
             Request::ModuleUnload(unload) => self.unload(id, unload.module),
             Request::ModuleFunction(lookup) => self.function(id, lookup),
             Request::ModuleGlobal(lookup) => self.global(id, lookup),
@@ -593,8 +606,8 @@ impl<D: Device> Gpu<D> {
         } else if let Some(at) = self.downloads.iter().position(|d| d.id == id) {
             self.downloads.swap_remove(at).end(&mut self.buffers);
         } else if let Some(at) = self.images.iter().position(|(image, _)| image.id == id) {
-            let (image, load) = self.images.swap_remove(at);
-            self.spoil_image(&image, &load, ErrorCode::Cancelled, "its data never came");
+            let (image, code) = self.images.swap_remove(at);
+            self.spoil_image(&image, &code, ErrorCode::Cancelled, "its data never came");
         } else {
             return false;
         }
@@ -624,8 +637,10 @@ impl<D: Device> Gpu<D> {
         if let Some(at) = self.images.iter().position(|(image, _)| image.id == id) {
             self.images[at].0.filled(n);
             if self.images[at].0.is_over() {
-                let image = self.images.swap_remove(at);
-                self.whole.push_back(image);
+                match self.images.swap_remove(at) {
+                    (image, Code::Source(compile)) => self.sources.push_back((image, compile)),
+                    image => self.whole.push_back(image),
+                }
                 self.go_on();
             }
             return;
@@ -679,6 +694,10 @@ impl<D: Device> Gpu<D> {
             calling.purpose.forget(id);
         }
         self.whole.retain(|(image, _)| image.id != id);
+        self.sources.retain(|(image, _)| image.id != id);
+        if let Some(compiling) = self.compiling.as_mut().filter(|it| it.id == id) {
+            compiling.id = 0;
+        }
         let held = self.held.take_if(|held| held.id == id).is_some();
         if held || self.replay.take_if(|replay| replay.id == id).is_some() {
             self.turns.forget();
@@ -708,7 +727,10 @@ impl<D: Device> Gpu<D> {
 
     /// The descriptor to wait for; `None` while nothing is under way.
     pub(super) fn awaited(&self) -> Option<&Waker> {
-        let idle = self.queue.is_empty() && self.calling.is_none() && !self.has_unqueued();
+        let idle = self.queue.is_empty()
+            && self.calling.is_none()
+            && self.compiling.is_none()
+            && !self.has_unqueued();
         (!idle && !self.lost).then(|| &**self.device.waker())
     }
 
@@ -801,6 +823,13 @@ impl<D: Device> Gpu<D> {
         let mut under_way: Vec<u32> = self.waits.drain(..).map(|wait| wait.id).collect();
         under_way.extend(self.short.take().map(|(id, _)| id));
         under_way.extend(self.whole.drain(..).map(|(image, _)| image.id));
+        under_way.extend(self.sources.drain(..).map(|(image, _)| image.id));
+        let compiling = self.compiling.as_mut();
+        under_way.extend(
+            compiling
+                .map(|it| std::mem::take(&mut it.id))
+                .filter(|id| *id != 0),
+        );
         under_way.extend(self.uploads.iter().map(|upload| upload.id));
         under_way.extend(self.downloads.iter().map(|download| download.id));
         under_way.extend(self.images.iter().map(|(image, _)| image.id));

@@ -12,6 +12,7 @@ use vgpu_protocol::status::ErrorCode;
 
 use super::device::{Answer, Call, Device, DeviceError, Layout};
 use super::queue::{Purpose, Reclaim};
+use super::sources::{self, Code};
 use super::transfers::Image;
 use super::{Gpu, Refused, handles, invalid, refused};
 
@@ -104,52 +105,67 @@ impl<D: Device> Modules<D> {
 }
 
 impl<D: Device> Gpu<D> {
-    pub(super) fn load(&mut self, id: u32, load: ModuleLoad) -> Result<Option<Vec<u8>>, Refused> {
-        let module = load.module;
+    pub(super) fn load(&mut self, id: u32, load: &ModuleLoad) -> Result<Option<Vec<u8>>, Refused> {
         let bytes = load.bytes.get();
+        let counted = bytes.saturating_mul(D::IMAGE_COST);
+        self.take_image(id, bytes, counted, Code::Image(load.module), Ok(()))
+    }
+
+    /// Opens the handle of a module, and takes this many bytes of data for it if that is `possible`.
+    pub(super) fn take_image(
+        &mut self,
+        id: u32,
+        bytes: u64,
+        counted: u64,
+        code: Code,
+        possible: Result<(), Refused>,
+    ) -> Result<Option<Vec<u8>>, Refused> {
+        let module = code.module();
         handles::open(
             &mut self.modules.table,
             module,
             Entry::Loading { counted: 0 },
         )?;
-        let counted = bytes.saturating_mul(D::IMAGE_COST);
-        let outcome = self.count(counted, "a module").and_then(|()| {
-            let coming = self.images.iter().chain(&self.whole);
-            let coming: u64 = coming.map(|(image, _)| image.whole() as u64).sum();
-            if coming + bytes > vgpu_protocol::op::MAX_IMAGE {
-                self.used -= counted;
-                let text = format!("{coming} bytes of images are coming already");
-                return Err(refused(ErrorCode::QuotaMemory, text));
-            }
-            Ok(())
-        });
+        let outcome = possible
+            .and_then(|()| {
+                let coming = self.images.iter().chain(&self.whole);
+                let coming = coming.map(|(image, _)| image.whole() as u64);
+                let sources = self.sources.iter().map(|(image, _)| image.whole() as u64);
+                let coming: u64 = coming.chain(sources).sum();
+                if coming + bytes > vgpu_protocol::op::MAX_IMAGE {
+                    let text = format!("{coming} bytes of images are coming already");
+                    return Err(refused(ErrorCode::QuotaMemory, text));
+                }
+                Ok(())
+            })
+            .and_then(|()| self.count_module(module, counted));
         if let Err(failure) = outcome {
             *self.modules.entry(module)? = Entry::Failed(failure.clone());
             return Err(failure);
         }
-        *self.modules.entry(module)? = Entry::Loading { counted };
         let whole = usize::try_from(bytes).expect("at most MAX_IMAGE");
         let (image, room) = Image::new(id, whole);
         self.events.push_back(super::Event::Room(id, room));
-        self.images.push((image, load));
+        self.images.push((image, code));
         Ok(None)
     }
 
-    /// An image that will not be loaded.
-    pub(super) fn spoil_image(
-        &mut self,
-        image: &Image,
-        load: &ModuleLoad,
-        code: ErrorCode,
-        text: &str,
-    ) {
-        log::debug!("request {}: the module is not loaded: {text}", image.id);
-        let failure = self.fault.clone();
-        let failure = failure.unwrap_or_else(|| refused(code, format!("the module: {text}")));
-        self.spoil(load.module, failure);
+    /// Counts the image of a module that is being loaded to the quota.
+    pub(super) fn count_module(&mut self, module: Handle, counted: u64) -> Result<(), Refused> {
+        self.count(counted, "a module")?;
+        *self.modules.entry(module)? = Entry::Loading { counted };
+        Ok(())
     }
 
-    fn spoil(&mut self, module: Handle, failure: Failure) {
+    /// An image that will not be loaded.
+    pub(super) fn spoil_image(&mut self, image: &Image, code: &Code, error: ErrorCode, text: &str) {
+        log::debug!("request {}: the module is not loaded: {text}", image.id);
+        let failure = self.fault.clone();
+        let failure = failure.unwrap_or_else(|| refused(error, format!("the module: {text}")));
+        self.spoil(code.module(), failure);
+    }
+
+    pub(super) fn spoil(&mut self, module: Handle, failure: Failure) {
         if let Ok(entry) = self.modules.entry(module)
             && let Entry::Loading { counted } = entry
         {
@@ -163,6 +179,7 @@ impl<D: Device> Gpu<D> {
         &mut self,
         id: u32,
         module: Handle,
+        log: Option<&str>,
         answer: Result<Answer<D::Module, D::Function>, DeviceError>,
     ) {
         let loaded = match answer {
@@ -187,10 +204,16 @@ impl<D: Device> Gpu<D> {
                 counted: *counted,
             });
         }
-        self.done(id, Ok(ModuleLoadReply {}.encode()));
+        self.done(
+            id,
+            Ok(match log {
+                None => ModuleLoadReply {}.encode(),
+                Some(log) => sources::answer(0, log),
+            }),
+        );
     }
 
-    fn load_failed(&mut self, id: u32, module: Handle, failure: Failure) {
+    pub(super) fn load_failed(&mut self, id: u32, module: Handle, failure: Failure) {
         self.spoil(module, failure.clone());
         self.done(id, Err(failure));
     }

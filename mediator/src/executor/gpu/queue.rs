@@ -218,6 +218,8 @@ pub(super) enum Purpose {
     Load {
         id: u32,
         module: vgpu_protocol::handle::Handle,
+        /// Messages of the compiler that has made its image.
+        log: Option<String>,
     },
     Function {
         id: u32,
@@ -457,6 +459,7 @@ impl<D: Device> Gpu<D> {
         }
         self.take_done();
         self.take_answer();
+        self.take_compiled();
         self.go_on_in_turn();
         self.go_on();
         self.watch_turn();
@@ -537,6 +540,7 @@ impl<D: Device> Gpu<D> {
             self.done(wait.id, Ok(body));
             self.release_unused();
         }
+        self.compile_next();
         while self.calling.is_none() && self.fault.is_none() {
             if self
                 .reclaims
@@ -565,10 +569,11 @@ impl<D: Device> Gpu<D> {
                     }
                 };
                 self.call(purpose, call);
-            } else if let Some((image, load)) = self.whole.pop_front() {
+            } else if let Some((image, code)) = self.whole.pop_front() {
                 let purpose = Purpose::Load {
                     id: image.id,
-                    module: load.module,
+                    module: code.module(),
+                    log: code.into_log(),
                 };
                 self.call(purpose, Call::Load(image.bytes));
             } else if let Some((id, wanted)) = self.short.take() {
@@ -699,7 +704,9 @@ impl<D: Device> Gpu<D> {
             }
             (Purpose::Reclaim { counted, .. }, Ok(_)) => self.used -= counted,
             (Purpose::Reclaim { id, op, .. }, Err(error)) => self.failed_late(id, op, &error),
-            (Purpose::Load { id, module }, answer) => self.loaded(id, module, answer),
+            (Purpose::Load { id, module, log }, answer) => {
+                self.loaded(id, module, log.as_deref(), answer);
+            }
             (Purpose::Function { id, module, name }, Ok(Answer::Function(function, layout))) => {
                 self.found_function(id, module, name, function, layout);
             }
@@ -740,7 +747,8 @@ impl<D: Device> Gpu<D> {
 
     /// Tells those who wait for the device that it works, from time to time.
     fn beat(&mut self) {
-        if self.queue.is_empty() && self.calling.is_none() && !self.has_unqueued() {
+        let idle = self.queue.is_empty() && self.calling.is_none() && self.compiling.is_none();
+        if idle && !self.has_unqueued() {
             return;
         }
         let now = clock::now();
@@ -755,6 +763,9 @@ impl<D: Device> Gpu<D> {
         waiting.extend(self.held.as_ref().map(|held| held.id));
         waiting.extend(self.replay.as_ref().map(|replay| replay.id));
         waiting.extend(self.whole.iter().map(|(image, _)| image.id));
+        waiting.extend(self.sources.iter().map(|(image, _)| image.id));
+        let compiling = self.compiling.iter();
+        waiting.extend(compiling.map(|it| it.id).filter(|id| *id != 0));
         if let Some(calling) = &mut self.calling {
             waiting.extend(calling.purpose.id().copied().filter(|id| *id != 0));
         }

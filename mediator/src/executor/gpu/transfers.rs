@@ -324,6 +324,17 @@ impl Image {
         (image, u64::MAX)
     }
 
+    /// One that is there already.
+    pub(super) fn of(id: u32, bytes: Vec<u8>) -> Self {
+        let whole = bytes.len();
+        Self {
+            id,
+            bytes,
+            here: whole,
+            whole,
+        }
+    }
+
     /// Room for the next bytes, allocated as they arrive, not when they are announced.
     pub(super) fn room(&mut self) -> &mut [u8] {
         if self.here == self.bytes.len() {

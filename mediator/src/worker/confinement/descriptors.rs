@@ -3,7 +3,7 @@
 
 use std::fs::{self, File};
 use std::io::{self, Read};
-use std::os::fd::{AsFd, FromRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd, RawFd};
 use std::os::unix::net::UnixStream;
 
 use nix::errno::Errno;
@@ -50,6 +50,11 @@ pub(in crate::worker) fn take_inherited(
     (&broker).read_exact(&mut [0])?;
     dup2_stdin(File::open("/dev/null")?)?;
     Ok((guest, broker))
+}
+
+/// Closes every descriptor but the standard ones and `kept`.
+pub(crate) fn close_all_but(kept: &impl AsRawFd) -> io::Result<()> {
+    close_inherited(kept.as_raw_fd())
 }
 
 /// Closes descriptors that the broker inherited and kept open. All of the broker's own descriptors are

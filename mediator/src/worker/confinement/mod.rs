@@ -31,6 +31,7 @@ use vgpu_file_transport::directory::owner;
 use vgpu_file_transport::{GuestName, SessionName};
 use vgpu_transport::endpoint::Endpoint;
 
+pub(crate) use descriptors::close_all_but;
 pub(super) use descriptors::take_inherited;
 use identity::Identity;
 
@@ -66,6 +67,8 @@ pub struct Needs {
     pub xen: bool,
     /// Another mediator, at any time.
     pub relay: Option<Relay>,
+    /// It is no worker but a compiler: it needs memory and its one socket, and no file at all.
+    pub compiler: bool,
 }
 
 /// A directory of `file:`.
@@ -93,6 +96,9 @@ pub struct Relay {
     /// The file with this mediator's secret.
     pub secret: Option<PathBuf>,
 }
+
+/// Name of the protection that is the seccomp filter.
+pub const SYSTEM_CALLS: &str = "system calls";
 
 /// One protection, and whether it is on.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -170,7 +176,7 @@ impl Enclosure {
         self.protections.note("capabilities", capabilities)?;
         let calls = system_calls::restrict(&self.needs);
         self.protections
-            .note("system calls", calls.map(|()| String::new()))?;
+            .note(SYSTEM_CALLS, calls.map(|()| String::new()))?;
         Ok(self.protections.list)
     }
 }

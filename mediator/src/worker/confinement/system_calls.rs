@@ -108,6 +108,46 @@ const ALWAYS_OLD: &[c_long] = &[
 #[cfg(not(target_arch = "x86_64"))]
 const ALWAYS_OLD: &[c_long] = &[];
 
+/// Calls of a compiler: memory, threads, time, exit, and bytes on the one socket that it has.
+const COMPILER: &[c_long] = &[
+    libc::SYS_read,
+    libc::SYS_write,
+    libc::SYS_recvfrom,
+    libc::SYS_sendto,
+    libc::SYS_close,
+    libc::SYS_fstat,
+    libc::SYS_mmap,
+    libc::SYS_munmap,
+    libc::SYS_mprotect,
+    libc::SYS_mremap,
+    libc::SYS_madvise,
+    libc::SYS_brk,
+    libc::SYS_futex,
+    libc::SYS_membarrier,
+    libc::SYS_rseq,
+    libc::SYS_set_robust_list,
+    libc::SYS_sched_yield,
+    libc::SYS_sched_getaffinity,
+    libc::SYS_nanosleep,
+    libc::SYS_clock_nanosleep,
+    libc::SYS_clock_gettime,
+    libc::SYS_clock_getres,
+    libc::SYS_gettimeofday,
+    libc::SYS_restart_syscall,
+    libc::SYS_getrandom,
+    libc::SYS_getpid,
+    libc::SYS_gettid,
+    libc::SYS_getrusage,
+    libc::SYS_sysinfo,
+    libc::SYS_uname,
+    libc::SYS_rt_sigaction,
+    libc::SYS_rt_sigprocmask,
+    libc::SYS_rt_sigreturn,
+    libc::SYS_sigaltstack,
+    libc::SYS_exit,
+    libc::SYS_exit_group,
+];
+
 /// Reading what there is of files, for what the worker sees of them.
 const READS_FILES: &[c_long] = &[
     libc::SYS_openat,
@@ -241,10 +281,14 @@ fn rules(needs: &Needs) -> Result<Rules, seccompiler::BackendError> {
             rules.insert(*call, Vec::new());
         }
     };
-    allow(ALWAYS);
-    allow(ALWAYS_OLD);
-    allow(READS_FILES);
-    allow(READS_FILES_OLD);
+    if needs.compiler {
+        allow(COMPILER);
+    } else {
+        allow(ALWAYS);
+        allow(ALWAYS_OLD);
+        allow(READS_FILES);
+        allow(READS_FILES_OLD);
+    }
     if needs.served.is_some() {
         allow(WRITES_FILES);
         allow(WRITES_FILES_OLD);

@@ -119,6 +119,7 @@ pub(crate) fn run(cli: &Cli) -> Result<(), Failure> {
             break;
         }
     }
+    show(compiler())?;
     if cli.json {
         output::json(&json!({
             "ok": chosen.is_some(),
@@ -138,4 +139,17 @@ pub(crate) fn run(cli: &Cli) -> Result<(), Failure> {
         output::line(&format!("{} works", session.endpoint))?;
     }
     Ok(())
+}
+
+/// NVRTC, by which CUDA C++ is compiled here. Where it is missing, the mediator may have it.
+fn compiler() -> Check {
+    const NAME: &str = "compiler of CUDA C++";
+    #[cfg(feature = "nvrtc")]
+    let found = match vgpu_nvrtc::Nvrtc::open(None) {
+        Ok(nvrtc) => format!("NVRTC {} ({})", nvrtc.version(), nvrtc.path().display()),
+        Err(error) => format!("left to the mediator: {error}"),
+    };
+    #[cfg(not(feature = "nvrtc"))]
+    let found = "left to the mediator: built without NVRTC";
+    Check::good(NAME, found)
 }

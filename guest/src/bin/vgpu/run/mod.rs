@@ -6,7 +6,7 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use serde_json::json;
-use vgpu_guest::{Device, DeviceBuffer, Function, LaunchConfig};
+use vgpu_guest::{CompileOptions, Device, DeviceBuffer, Function, LaunchConfig, Module};
 use vgpu_protocol::argument::Content;
 
 use crate::cli::{Cli, RunArguments};
@@ -28,7 +28,7 @@ enum Given {
 }
 
 pub(crate) fn run(cli: &Cli, run: &RunArguments) -> Result<(), Failure> {
-    let image = image(&run.file)?;
+    let code = Code::read(&run.file)?;
     let parse = |text: &String| arguments::parse(text);
     let arguments: Vec<Argument> = run.args.iter().map(parse).collect::<Result<_, _>>()?;
     // Found to be writable before anything runs.
@@ -52,7 +52,7 @@ pub(crate) fn run(cli: &Cli, run: &RunArguments) -> Result<(), Failure> {
     }
     let device = Device::new(client)?;
     let start = Instant::now();
-    let module = device.load_module(&image)?;
+    let module = code.load(&device)?;
     let function = module.load_function(&run.entry)?;
     arguments::fit(&function, &arguments)?;
     let given = put(&device, &arguments)?;
@@ -88,27 +88,54 @@ pub(crate) fn run(cli: &Cli, run: &RunArguments) -> Result<(), Failure> {
     Ok(printed?)
 }
 
-/// The module's image.
-fn image(path: &Path) -> Result<Vec<u8>, Failure> {
-    let image = std::fs::read(path).map_err(|error| {
-        Failure::new(
-            format!("cannot read {}: {error}", path.display()),
-            "give the name of a file with PTX, a cubin or a fatbin",
-        )
-    })?;
-    let source = path
-        .extension()
-        .is_some_and(|extension| extension == "cu" || extension == "cuh");
-    if source {
-        return Err(Failure::new(
-            format!(
-                "{} is CUDA source, which this cannot compile",
-                path.display()
-            ),
-            "compile it first: nvcc -ptx FILE.cu, and give the .ptx",
-        ));
+/// The file with the kernel.
+enum Code {
+    /// PTX, a cubin or a fatbin.
+    Image(Vec<u8>),
+    /// CUDA C++.
+    Source(String, CompileOptions),
+}
+
+impl Code {
+    fn read(path: &Path) -> Result<Self, Failure> {
+        let bytes = std::fs::read(path).map_err(|error| {
+            Failure::new(
+                format!("cannot read {}: {error}", path.display()),
+                "give the name of a file with PTX, a cubin, a fatbin or CUDA C++",
+            )
+        })?;
+        let is_source = path
+            .extension()
+            .is_some_and(|extension| extension == "cu" || extension == "cuh");
+        if !is_source {
+            return Ok(Self::Image(bytes));
+        }
+        let name = path.file_name().unwrap_or_default().to_string_lossy();
+        let text = String::from_utf8(bytes).map_err(|_| {
+            Failure::new(
+                format!("{} is not UTF-8", path.display()),
+                "give CUDA C++ as text in UTF-8",
+            )
+        })?;
+        let options = CompileOptions {
+            name: name.into_owned(),
+            ..CompileOptions::default()
+        };
+        Ok(Self::Source(text, options))
     }
-    Ok(image)
+
+    fn load(&self, device: &Device) -> Result<Module, Failure> {
+        let (text, options) = match self {
+            Self::Image(image) => return Ok(device.load_module(image)?),
+            Self::Source(text, options) => (text, options),
+        };
+        Ok(device.compile_module(text, options).inspect_err(|error| {
+            if let Some(log) = error.compile_log() {
+                // All of it, before the line that says what failed.
+                output::error(log.trim_end());
+            }
+        })?)
+    }
 }
 
 /// Puts the arguments on the device.

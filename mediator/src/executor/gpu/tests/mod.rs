@@ -2,6 +2,7 @@
 //! send. The CPU's device is below it.
 
 mod graphs;
+mod sources;
 
 use std::time::{Duration, Instant};
 

@@ -1,0 +1,189 @@
+//! The worker's side: it asks the broker for a compiler and gives that its guest's source.
+
+use std::fmt;
+use std::io::{self, Read, Write};
+use std::os::unix::net::UnixStream;
+use std::sync::mpsc::Receiver;
+use std::sync::{Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use vgpu_protocol::session::server::Failure;
+use vgpu_protocol::status::ErrorCode;
+
+use super::{Compile, Compiled, Job, wire};
+
+/// How long a guest waits for a compiler while others have all of them.
+const TURN: Duration = Duration::from_secs(120);
+
+/// What the broker has after a compiler's own limit to end it.
+const GRACE: Duration = Duration::from_secs(10);
+
+/// The broker's answer: a compiler's socket, and how long that may compile; or why there is none.
+pub(crate) type Given = Result<(UnixStream, Duration), String>;
+
+/// The way to compilers by the broker.
+pub(crate) struct ByBroker {
+    /// Asks for one that is for this version of the driver.
+    ask: Box<dyn Fn(u32) + Send + Sync>,
+    /// Held for as long as something is compiled.
+    given: Mutex<Receiver<Given>>,
+}
+
+impl fmt::Debug for ByBroker {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("ByBroker").finish_non_exhaustive()
+    }
+}
+
+impl ByBroker {
+    pub(crate) fn new(ask: impl Fn(u32) + Send + Sync + 'static, given: Receiver<Given>) -> Self {
+        Self {
+            ask: Box::new(ask),
+            given: Mutex::new(given),
+        }
+    }
+}
+
+impl Compile for ByBroker {
+    fn compile(&self, job: &Job) -> Result<Compiled, Failure> {
+        let given = self.given.lock().unwrap_or_else(PoisonError::into_inner);
+        // One that came too late for the last source.
+        while given.try_recv().is_ok() {}
+        (self.ask)(job.order.driver);
+        let (stream, limit) = match given.recv_timeout(TURN) {
+            Ok(Ok(given)) => given,
+            Ok(Err(why)) => return Err(failure(ErrorCode::Unsupported, why)),
+            Err(_) => {
+                let text = format!("no compiler was free for {} s", TURN.as_secs());
+                return Err(failure(ErrorCode::Timeout, text));
+            }
+        };
+        talk(&stream, job, limit)
+    }
+}
+
+fn failure(code: ErrorCode, text: impl Into<String>) -> Failure {
+    Failure {
+        status: code.into(),
+        text: text.into(),
+    }
+}
+
+/// Has `job` compiled by the process behind `stream`, which ends after `limit`.
+fn talk(stream: &UnixStream, job: &Job, limit: Duration) -> Result<Compiled, Failure> {
+    let began = Instant::now();
+    let mut timed = Timed {
+        stream,
+        deadline: began + limit + GRACE,
+    };
+    // It may have ended, and have said why before.
+    let sent = wire::write_job(&mut timed, job);
+    match wire::read_outcome(&mut timed) {
+        Ok(outcome) => outcome,
+        Err(_) if began.elapsed() >= limit => {
+            let text = format!("the source was not compiled within {} s", limit.as_secs());
+            Err(failure(ErrorCode::Timeout, text))
+        }
+        Err(error) => {
+            let error = sent.err().unwrap_or(error);
+            log::debug!("the compiler gave no answer: {error}");
+            let text = "the compiler ended without an answer: the source may need more memory or processor time \
+                        than it may have";
+            Err(failure(ErrorCode::Internal, text))
+        }
+    }
+}
+
+/// A stream of which all together may take until a deadline.
+struct Timed<'s> {
+    stream: &'s UnixStream,
+    deadline: Instant,
+}
+
+impl Timed<'_> {
+    fn left(&self) -> io::Result<Duration> {
+        let left = self.deadline.saturating_duration_since(Instant::now());
+        match left.is_zero() {
+            true => Err(io::ErrorKind::TimedOut.into()),
+            false => Ok(left),
+        }
+    }
+}
+
+impl Read for Timed<'_> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        self.stream.set_read_timeout(Some(self.left()?))?;
+        let mut stream = self.stream;
+        stream.read(buffer)
+    }
+}
+
+impl Write for Timed<'_> {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.stream.set_write_timeout(Some(self.left()?))?;
+        let mut stream = self.stream;
+        stream.write(bytes)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::mpsc;
+    use std::thread;
+
+    use super::*;
+
+    const COMPILED: &[u8] = &[0, 0, 0, 0, 0, 0, 0, 0, 0, 3, 0, 0, 0, b'p', b't', b'x'];
+
+    fn compile(given: impl FnOnce() -> Given) -> Result<Compiled, Failure> {
+        let (give, receive) = mpsc::channel();
+        // Too late for a source before.
+        give.send(Err("of another source".to_owned())).unwrap();
+        let asked = Mutex::new(Some((give, given())));
+        let by_broker = ByBroker::new(
+            move |driver| {
+                assert_eq!(driver, 7);
+                let (give, given) = asked.lock().unwrap().take().expect("asked once");
+                give.send(given).unwrap();
+            },
+            receive,
+        );
+        let mut job = Job {
+            order: Default::default(),
+            texts: vec![b'x'; 1 << 20],
+        };
+        job.order.driver = 7;
+        by_broker.compile(&job)
+    }
+
+    #[test]
+    fn what_the_compiler_answers_comes_back() {
+        let compiled = compile(|| {
+            let (ours, theirs) = UnixStream::pair().unwrap();
+            thread::spawn(move || {
+                assert_eq!(wire::read_job(&mut &theirs).unwrap().texts.len(), 1 << 20);
+                (&theirs).write_all(COMPILED).unwrap();
+            });
+            Ok((ours, Duration::from_secs(60)))
+        });
+        assert_eq!(compiled.unwrap().ptx, b"ptx");
+        let refused = compile(|| Err("it is off".to_owned())).unwrap_err();
+        assert_eq!(refused, failure(ErrorCode::Unsupported, "it is off"));
+    }
+
+    #[test]
+    fn one_that_ends_is_told_from_one_that_took_too_long() {
+        for (limit, code) in [(60, ErrorCode::Internal), (0, ErrorCode::Timeout)] {
+            let failed = compile(|| {
+                let (ours, theirs) = UnixStream::pair().unwrap();
+                drop(theirs);
+                Ok((ours, Duration::from_secs(limit)))
+            });
+            assert_eq!(failed.unwrap_err().status, code.into());
+        }
+    }
+}
