@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 use nix::fcntl::{FcntlArg, fcntl};
 use vgpu_guest::conformance::{self, Ground};
 use vgpu_guest::{Client, Endpoint, Options};
+use vgpu_protocol::op::Features;
 
 use crate::stand_in;
 
@@ -262,7 +263,10 @@ fn the_suite_of_a_device_passes_on_the_stand_in() {
     let socket = folder.path().join("vgpu.sock");
     let listen = format!("local:{}", socket.display());
     let _mediator = Mediator::start(folder.path(), &listen, "cuda", "works");
-    connect(&socket).goodbye().expect("goodbye");
+    let client = connect(&socket);
+    // Without it the cases of printed output do nothing.
+    assert!(client.limits().features.contains(Features::PRINTED));
+    client.goodbye().expect("goodbye");
     let endpoint = Endpoint::Local(socket);
     let options = Options::default();
     let ground = Ground {
