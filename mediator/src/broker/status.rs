@@ -7,6 +7,7 @@ use super::metrics::{self, Figures};
 use super::session::Session;
 use super::xen::XenGuests;
 use crate::control::{self, Answer, Guest, Status};
+use crate::executor::ExecutorChoice;
 use crate::logging;
 use crate::usage::Standing;
 
@@ -15,11 +16,16 @@ use crate::worker::link::Ask;
 /// How long workers have for their figures.
 const FIGURES_LIMIT: Duration = Duration::from_millis(300);
 
+/// How long the GPUs have for theirs: the first time a library is loaded for them.
+const GPUS_LIMIT: Duration = Duration::from_secs(2);
+
 /// A question that waits for the workers' figures.
 #[derive(Debug)]
 pub(super) struct Query {
     asker: Asker,
     asked: Instant,
+    /// Who is waited for no longer at `deadline`: the workers, or else the GPUs.
+    workers: bool,
     pub(super) deadline: Instant,
 }
 
@@ -39,9 +45,13 @@ impl Broker<'_> {
         for session in self.sessions.values_mut().filter(|session| !session.silent) {
             session.ask(Ask::Report);
         }
+        if self.has_gpus() {
+            self.gpus.ask(now);
+        }
         self.queries.push(Query {
             asker,
             asked: now,
+            workers: true,
             deadline: now + FIGURES_LIMIT,
         });
         self.answer_queries(now);
@@ -50,14 +60,18 @@ impl Broker<'_> {
     /// Answers the questions for which all figures are there, or whose time is over.
     pub(super) fn answer_queries(&mut self, now: Instant) {
         let sessions = &self.sessions;
-        let (ready, waiting) = std::mem::take(&mut self.queries)
+        let gpus = self.gpus.is_asked();
+        let mut queries = std::mem::take(&mut self.queries);
+        for query in &mut queries {
+            let told = |session: &Session| session.silent || is_current(session, query.asked);
+            if query.workers && (query.deadline <= now || sessions.values().all(told)) {
+                query.workers = false;
+                query.deadline = query.asked + GPUS_LIMIT;
+            }
+        }
+        let (ready, waiting) = queries
             .into_iter()
-            .partition(|query| {
-                query.deadline <= now
-                    || sessions
-                        .values()
-                        .all(|session| session.silent || is_current(session, query.asked))
-            });
+            .partition(|query| !query.workers && (query.deadline <= now || !gpus));
         self.queries = waiting;
         let ready: Vec<Query> = ready;
         for query in ready {
@@ -99,6 +113,11 @@ impl Broker<'_> {
             xenstore: self.xen.as_ref().map(XenGuests::xenstore_is_up),
         };
         metrics::text(&figures, &mut self.labels)
+    }
+
+    /// Whether the executor is a GPU of this machine.
+    fn has_gpus(&self) -> bool {
+        self.offer.choice == ExecutorChoice::Cuda
     }
 
     /// The sessions that serve a guest, or are about to.
@@ -160,6 +179,12 @@ impl Broker<'_> {
                 current: is_current(session, asked),
             })
             .collect();
+        let gpus = self.has_gpus().then(|| self.gpus.figures(now));
+        let (gpus, gpus_missing) = match gpus {
+            Some(Ok(gpus)) => (gpus, None),
+            Some(Err(why)) => (Vec::new(), Some(why)),
+            None => (Vec::new(), None),
+        };
         Status {
             version: env!("CARGO_PKG_VERSION").to_owned(),
             pid: std::process::id(),
@@ -169,6 +194,8 @@ impl Broker<'_> {
             executor: self.offer.executor.clone(),
             executor_choice: self.config.executor.to_string(),
             looks_again_s: self.looks_again_in(now),
+            gpus,
+            gpus_missing,
             limits: control::Limits {
                 max_sessions: self.config.limits.max_sessions,
                 max_sessions_per_guest: self.config.limits.max_sessions_per_guest,

@@ -1,0 +1,143 @@
+//! What the GPUs of this machine tell of themselves, by NVIDIA's management library (NVML).
+//!
+//! Its calls may take long or hang, and it may take a process down, so it is loaded in a process of its own,
+//! which [`broker::gpus`](crate::broker) keeps. Standard input is a socket: for each line that comes, one is
+//! answered. Standard output is the log.
+
+use std::io::{self, Read};
+use std::os::fd::AsFd;
+use std::process::ExitCode;
+use std::time::Duration;
+
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::prctl;
+use nix::sys::signal::Signal;
+use nvml_wrapper::enum_wrappers::device::{EccCounter, MemoryError, TemperatureSensor};
+use nvml_wrapper::error::NvmlError;
+use nvml_wrapper::{Device, Nvml};
+use serde::{Deserialize, Serialize};
+use vgpu_transport::output::write_all;
+
+use crate::control::Gpu;
+use crate::print::print_error;
+
+/// First argument of the process.
+pub const ARGUMENT: &str = "gpus";
+
+/// It ends when nobody has asked for so long.
+const IDLE: Duration = Duration::from_secs(300);
+
+/// GPUs that are told of at most.
+const MOST_GPUS: u32 = 64;
+
+/// Longest text of the library that is taken, in characters.
+const LONGEST_TEXT: usize = 128;
+
+/// An answer.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub(crate) enum Reading {
+    Gpus(Vec<Gpu>),
+    /// Why there are none, in a line.
+    Error(String),
+}
+
+/// The process: answers until the other side is gone, nobody asks any more, or the library fails as a whole.
+pub fn main() -> ExitCode {
+    // A broker that dies must not leave this behind in a call that hangs.
+    if let Err(errno) = prctl::set_pdeathsig(Signal::SIGKILL) {
+        print_error(&format!("vgpu-mediatord {ARGUMENT}: {errno}\n"));
+    }
+    match serve() {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            print_error(&format!("vgpu-mediatord {ARGUMENT}: {error}\n"));
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn serve() -> io::Result<()> {
+    let mut nvml = None;
+    while is_asked()? {
+        if nvml.is_none() {
+            nvml = Some(Nvml::init());
+        }
+        let read = match &nvml {
+            Some(Ok(nvml)) => read(nvml).map_err(|error| error.to_string()),
+            Some(Err(error)) => Err(explain(error)),
+            None => continue,
+        };
+        let failed = read.is_err();
+        let reading = read.map_or_else(Reading::Error, Reading::Gpus);
+        let line = serde_json::to_string(&reading)? + "\n";
+        write_all(&io::stdin(), line.as_bytes())?;
+        if failed {
+            // The next process begins anew.
+            break;
+        }
+    }
+    Ok(())
+}
+
+/// Waits for a question; false if there will be none.
+fn is_asked() -> io::Result<bool> {
+    let stdin = io::stdin();
+    let timeout = PollTimeout::try_from(IDLE).unwrap_or(PollTimeout::MAX);
+    if poll(
+        &mut [PollFd::new(stdin.as_fd(), PollFlags::POLLIN)],
+        timeout,
+    )? == 0
+    {
+        return Ok(false);
+    }
+    Ok(stdin.lock().read(&mut [0; 64])? > 0)
+}
+
+fn explain(error: &NvmlError) -> String {
+    match error {
+        NvmlError::LibloadingError(_) => {
+            "NVIDIA's management library (libnvidia-ml.so.1) is not installed or cannot be loaded"
+                .to_owned()
+        }
+        error => format!("NVIDIA's management library does not start: {error}"),
+    }
+}
+
+/// What the library knows of each GPU. One that fails has its number only.
+fn read(nvml: &Nvml) -> Result<Vec<Gpu>, NvmlError> {
+    let count = nvml.device_count()?.min(MOST_GPUS);
+    let gpus = (0..count).map(|index| match nvml.device_by_index(index) {
+        Ok(device) => gpu(index, &device),
+        Err(_) => Gpu {
+            index,
+            ..Gpu::default()
+        },
+    });
+    Ok(gpus.collect())
+}
+
+/// A figure that the GPU does not give, or not now, is left out.
+fn gpu(index: u32, device: &Device<'_>) -> Gpu {
+    let memory = device.memory_info().ok();
+    let errors = |kind| device.total_ecc_errors(kind, EccCounter::Volatile).ok();
+    Gpu {
+        index,
+        uuid: text(device.uuid()),
+        name: text(device.name()),
+        memory_total: memory.as_ref().map(|memory| memory.total),
+        memory_used: memory.as_ref().map(|memory| memory.used),
+        busy_percent: device.utilization_rates().ok().map(|rates| rates.gpu),
+        temperature_c: device.temperature(TemperatureSensor::Gpu).ok(),
+        power_mw: device.power_usage().ok(),
+        power_limit_mw: device.enforced_power_limit().ok(),
+        ecc_corrected: errors(MemoryError::Corrected),
+        ecc_uncorrected: errors(MemoryError::Uncorrected),
+        age_s: 0,
+    }
+}
+
+fn text(text: Result<String, NvmlError>) -> String {
+    let text = text.unwrap_or_default().replace(char::is_control, " ");
+    text.chars().take(LONGEST_TEXT).collect()
+}
