@@ -109,12 +109,16 @@ impl Capture {
         let mut kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
         let mut part = [0; 16 << 10];
         let mut taken = 0;
-        // An error is that there is no more: the other end is this process's own.
-        while taken < AT_ONCE
-            && let Ok(n @ 1..) = (&self.pipe).read(&mut part)
-        {
-            kept.push(&part[..n]);
-            taken += n;
+        while taken < AT_ONCE {
+            match (&self.pipe).read(&mut part) {
+                Ok(n @ 1..) => {
+                    kept.push(&part[..n]);
+                    taken += n;
+                }
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                // There is no more. The other end is this process's own and stays open.
+                Ok(0) | Err(_) => break,
+            }
         }
         (kept, taken > 0)
     }
@@ -123,8 +127,12 @@ impl Capture {
         let mut watch = Watch::default();
         loop {
             let mut pipe = [PollFd::new(self.pipe.as_fd(), PollFlags::POLLIN)];
+            let timeout = match watch.since {
+                Some(_) => PollTimeout::from(PAUSE_MS),
+                None => PollTimeout::NONE,
+            };
             // What is wrong with it shows in reading it.
-            let _ = poll(&mut pipe, PollTimeout::from(PAUSE_MS));
+            let _ = poll(&mut pipe, timeout);
             let some = self.take_in().1;
             let looks = self.looks.load(Ordering::Relaxed);
             if watch.is_too_long(some, looks, clock::now()) {
