@@ -13,6 +13,7 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::prctl;
 use nix::sys::signal::Signal;
 use nvml_wrapper::enum_wrappers::device::{EccCounter, MemoryError, TemperatureSensor};
+use nvml_wrapper::enums::device::UsedGpuMemory;
 use nvml_wrapper::error::NvmlError;
 use nvml_wrapper::{Device, Nvml};
 use serde::{Deserialize, Serialize};
@@ -33,13 +34,46 @@ const MOST_GPUS: u32 = 64;
 /// Longest text of the library that is taken, in characters.
 const LONGEST_TEXT: usize = 128;
 
+/// Processes that are told of at most.
+const MOST_PROCESSES: usize = 1024;
+
 /// An answer.
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub(crate) enum Reading {
-    Gpus(Vec<Gpu>),
+    Figures(Figures),
     /// Why there are none, in a line.
     Error(String),
+}
+
+/// Figures of the GPUs, and of the processes that use them.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+pub(crate) struct Figures {
+    pub(crate) gpus: Vec<Gpu>,
+    processes: Vec<Process>,
+}
+
+/// A process on one GPU.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+struct Process {
+    pid: u32,
+    /// Bytes of its memory there, its context included.
+    memory: Option<u64>,
+    /// Part of its life in which a kernel of its ran there, in percent, where accounting is on.
+    busy_percent: Option<u32>,
+}
+
+impl Figures {
+    /// Bytes of a process's memory on GPUs, and the part of its life in which one ran its kernels, in percent.
+    pub(crate) fn of_process(&self, pid: u32) -> (Option<u64>, Option<u32>) {
+        let own = || self.processes.iter().filter(|process| process.pid == pid);
+        let memory = own().filter_map(|process| process.memory);
+        let memory = memory.reduce(u64::saturating_add);
+        (
+            memory,
+            own().filter_map(|process| process.busy_percent).max(),
+        )
+    }
 }
 
 /// The process: answers until the other side is gone, nobody asks any more, or the library fails as a whole.
@@ -69,7 +103,7 @@ fn serve() -> io::Result<()> {
             None => continue,
         };
         let failed = read.is_err();
-        let reading = read.map_or_else(Reading::Error, Reading::Gpus);
+        let reading = read.map_or_else(Reading::Error, Reading::Figures);
         let line = serde_json::to_string(&reading)? + "\n";
         write_all(&io::stdin(), line.as_bytes())?;
         if failed {
@@ -105,16 +139,42 @@ fn explain(error: &NvmlError) -> String {
 }
 
 /// What the library knows of each GPU. One that fails has its number only.
-fn read(nvml: &Nvml) -> Result<Vec<Gpu>, NvmlError> {
-    let count = nvml.device_count()?.min(MOST_GPUS);
-    let gpus = (0..count).map(|index| match nvml.device_by_index(index) {
-        Ok(device) => gpu(index, &device),
-        Err(_) => Gpu {
-            index,
-            ..Gpu::default()
-        },
+fn read(nvml: &Nvml) -> Result<Figures, NvmlError> {
+    let mut figures = Figures::default();
+    for index in 0..nvml.device_count()?.min(MOST_GPUS) {
+        match nvml.device_by_index(index) {
+            Ok(device) => {
+                figures.gpus.push(gpu(index, &device));
+                figures.processes.extend(processes(&device));
+            }
+            Err(_) => figures.gpus.push(Gpu {
+                index,
+                ..Gpu::default()
+            }),
+        }
+    }
+    figures.processes.truncate(MOST_PROCESSES);
+    Ok(figures)
+}
+
+/// The processes that compute there now.
+fn processes(device: &Device<'_>) -> Vec<Process> {
+    let running = device.running_compute_processes().unwrap_or_default();
+    let accounts = device.is_accounting_enabled().unwrap_or(false);
+    let told = running.into_iter().take(MOST_PROCESSES).map(|process| {
+        let account = accounts.then(|| device.accounting_stats_for(process.pid).ok());
+        Process {
+            pid: process.pid,
+            memory: match process.used_gpu_memory {
+                UsedGpuMemory::Used(bytes) => Some(bytes),
+                UsedGpuMemory::Unavailable => None,
+            },
+            busy_percent: account
+                .flatten()
+                .and_then(|account| account.gpu_utilization),
+        }
     });
-    Ok(gpus.collect())
+    told.collect()
 }
 
 /// A figure that the GPU does not give, or not now, is left out.

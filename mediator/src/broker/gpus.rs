@@ -7,8 +7,7 @@ use std::os::unix::process::CommandExt;
 use std::process::{Child, Command};
 use std::time::{Duration, Instant};
 
-use crate::control::Gpu;
-use crate::gpus::{ARGUMENT, Reading};
+use crate::gpus::{ARGUMENT, Figures, Reading};
 use crate::lines::LineBuffer;
 
 /// They are read no more often than this.
@@ -26,8 +25,8 @@ const PAUSE: Duration = Duration::from_secs(60);
 /// How often a process that was killed is looked at.
 const LOOK: Duration = Duration::from_secs(2);
 
-/// Longest answer in bytes: 64 GPUs.
-const MAX_ANSWER: usize = 64 << 10;
+/// Longest answer in bytes: 64 GPUs and 1024 processes.
+const MAX_ANSWER: usize = 256 << 10;
 
 /// The last figures, and the process that reads them.
 #[derive(Debug)]
@@ -180,29 +179,30 @@ impl Gpus {
             self.ending = Some(reader.child);
         }
         // One that has ended because nobody asked is not held against it.
-        if !matches!(self.reading, Some((_, Reading::Gpus(_)))) {
+        if !matches!(self.reading, Some((_, Reading::Figures(_)))) {
             self.not_before = now + PAUSE;
         }
     }
 
     /// The figures, with their age, or why there are none.
-    pub(super) fn figures(&self, now: Instant) -> Result<Vec<Gpu>, String> {
+    pub(super) fn figures(&self, now: Instant) -> Result<Figures, String> {
         let Some((at, reading)) = &self.reading else {
             return Err("NVIDIA's management library has not answered yet".to_owned());
         };
         let age = now.saturating_duration_since(*at);
         match reading {
             Reading::Error(why) => Err(why.clone()),
-            Reading::Gpus(_) if age > KEPT => {
+            Reading::Figures(_) if age > KEPT => {
                 let seconds = age.as_secs();
                 Err(format!(
                     "NVIDIA's management library has not answered for {seconds} s"
                 ))
             }
-            Reading::Gpus(gpus) => {
-                let mut gpus = gpus.clone();
-                gpus.iter_mut().for_each(|gpu| gpu.age_s = age.as_secs());
-                Ok(gpus)
+            Reading::Figures(figures) => {
+                let mut figures = figures.clone();
+                let gpus = figures.gpus.iter_mut();
+                gpus.for_each(|gpu| gpu.age_s = age.as_secs());
+                Ok(figures)
             }
         }
     }

@@ -8,6 +8,7 @@ use super::session::Session;
 use super::xen::XenGuests;
 use crate::control::{self, Answer, Guest, Status};
 use crate::executor::ExecutorChoice;
+use crate::gpus::Figures as GpuFigures;
 use crate::logging;
 use crate::usage::Standing;
 
@@ -161,30 +162,35 @@ impl Broker<'_> {
             let (own, all) = (guest.usage.device_ns.into(), usage.device_ns.into());
             guest.share_permille = permille(own, all);
         }
+        let figures = self.has_gpus().then(|| self.gpus.figures(now));
+        let (figures, gpus_missing) = match figures {
+            Some(Ok(figures)) => (figures, None),
+            Some(Err(why)) => (GpuFigures::default(), Some(why)),
+            None => (GpuFigures::default(), None),
+        };
         let sessions = self
             .of_guests()
-            .map(|session| control::Session {
-                id: session.id,
-                guest: session.who.to_string(),
-                guest_id: session.who.id(),
-                pid: session.pid(),
-                age_s: now.duration_since(session.began).as_secs(),
-                state: match self.is_offering(session.id) {
-                    true => "offered".to_owned(),
-                    false => session.state().to_owned(),
+            .map(|session| (session, figures.of_process(session.pid())))
+            .map(
+                |(session, (nvml_memory, nvml_busy_percent))| control::Session {
+                    id: session.id,
+                    guest: session.who.to_string(),
+                    guest_id: session.who.id(),
+                    pid: session.pid(),
+                    age_s: now.duration_since(session.began).as_secs(),
+                    state: match self.is_offering(session.id) {
+                        true => "offered".to_owned(),
+                        false => session.state().to_owned(),
+                    },
+                    client: session.client().map(str::to_owned),
+                    standing: *session.standing(),
+                    usage: *session.usage(),
+                    nvml_memory,
+                    nvml_busy_percent,
+                    current: is_current(session, asked),
                 },
-                client: session.client().map(str::to_owned),
-                standing: *session.standing(),
-                usage: *session.usage(),
-                current: is_current(session, asked),
-            })
+            )
             .collect();
-        let gpus = self.has_gpus().then(|| self.gpus.figures(now));
-        let (gpus, gpus_missing) = match gpus {
-            Some(Ok(gpus)) => (gpus, None),
-            Some(Err(why)) => (Vec::new(), Some(why)),
-            None => (Vec::new(), None),
-        };
         Status {
             version: env!("CARGO_PKG_VERSION").to_owned(),
             pid: std::process::id(),
@@ -194,7 +200,7 @@ impl Broker<'_> {
             executor: self.offer.executor.clone(),
             executor_choice: self.config.executor.to_string(),
             looks_again_s: self.looks_again_in(now),
-            gpus,
+            gpus: figures.gpus,
             gpus_missing,
             limits: control::Limits {
                 max_sessions: self.config.limits.max_sessions,

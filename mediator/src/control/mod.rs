@@ -271,6 +271,12 @@ pub struct Session {
     pub standing: Standing,
     /// Its usage.
     pub usage: Usage,
+    /// Bytes of its worker's memory on GPUs by NVIDIA's management library, what a context takes included.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub nvml_memory: Option<u64>,
+    /// Part of its worker's life in which a GPU ran its kernels, in percent, by NVIDIA's accounting where that is on.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub nvml_busy_percent: Option<u32>,
     /// Whether `usage` is from now; otherwise the worker has not answered in time.
     pub current: bool,
 }

@@ -71,6 +71,16 @@ fn status_top_metrics_and_doctor_have_what_each_gpu_gives() {
     assert_eq!(status["gpus"][1], second);
     assert_eq!(status.get("gpus_missing"), None);
 
+    // What the library has of a session's process stands beside what was measured.
+    let client = connect(&folder.join("vgpu.sock"));
+    let status = wait_for(folder, "a session", |status| {
+        status["sessions"][0]["nvml_memory"].is_u64()
+    });
+    let session = &status["sessions"][0];
+    assert_eq!(session["nvml_memory"], 1 << 29);
+    assert_eq!(session["nvml_busy_percent"], 17);
+    client.goodbye().expect("goodbye");
+
     let line = |text: &str, of: &str| {
         let line = text.lines().find(|line| line.contains(of));
         line.unwrap_or_else(|| panic!("{text}")).to_owned()

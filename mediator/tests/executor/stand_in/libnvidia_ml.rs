@@ -1,7 +1,8 @@
 //! A stand-in for NVIDIA's management library, for machines without a GPU. Not a module of the test: `mod.rs`
 //! compiles it to `libnvidia-ml.so.1`.
 //!
-//! It has two GPUs, and the second one gives less. `VGPU_STAND_IN` says what goes wrong: with `nvml=1` it does not
+//! It has two GPUs, and the second one gives less. On the first all children of this process's parent compute, which are
+//! the mediator's processes. `VGPU_STAND_IN` says what goes wrong: with `nvml=1` it does not
 //! return from its start, with `nvml=2` from the second reading.
 #![allow(non_snake_case)]
 
@@ -151,5 +152,75 @@ extern "C" fn nvmlDeviceGetTotalEccErrors(
         (1, 0) => 0,
         _ => return INVALID_ARGUMENT,
     };
+    OK
+}
+
+/// `nvmlProcessInfo_t`.
+#[repr(C)]
+pub struct ProcessInfo {
+    pid: c_uint,
+    used_memory: c_ulonglong,
+    gpu_instance: c_uint,
+    compute_instance: c_uint,
+}
+
+/// The processes with the same parent.
+fn siblings() -> Vec<u32> {
+    let parent_of = |process: &str| -> Option<u32> {
+        let stat = std::fs::read_to_string(format!("/proc/{process}/stat")).ok()?;
+        // Behind the name, which may hold anything: the state, and the parent.
+        stat.rsplit_once(')')?.1.split_whitespace().nth(1)?.parse().ok()
+    };
+    let own = parent_of("self");
+    let entries = std::fs::read_dir("/proc").expect("/proc");
+    let names = entries.filter_map(|entry| entry.ok()?.file_name().into_string().ok());
+    let pids = names.filter_map(|name| name.parse().ok());
+    pids.filter(|pid: &u32| parent_of(&pid.to_string()) == own).collect()
+}
+
+#[unsafe(no_mangle)]
+unsafe extern "C" fn nvmlDeviceGetComputeRunningProcesses_v3(
+    device: *mut c_void,
+    count: &mut c_uint,
+    to: *mut ProcessInfo,
+) -> c_int {
+    const INSUFFICIENT_SIZE: c_int = 7;
+    let pids = match device as usize {
+        1 => siblings(),
+        _ => Vec::new(),
+    };
+    let room = std::mem::replace(count, pids.len() as c_uint);
+    if (room as usize) < pids.len() {
+        return INSUFFICIENT_SIZE;
+    }
+    for (place, pid) in pids.into_iter().enumerate() {
+        let process = ProcessInfo { pid, used_memory: 1 << 29, gpu_instance: u32::MAX, compute_instance: u32::MAX };
+        // SAFETY: the caller gives room for so many.
+        unsafe { to.add(place).write(process) };
+    }
+    OK
+}
+
+#[unsafe(no_mangle)]
+extern "C" fn nvmlDeviceGetAccountingMode(device: *mut c_void, on: &mut c_int) -> c_int {
+    *on = c_int::from(device as usize == 1);
+    OK
+}
+
+/// `nvmlAccountingStats_t`.
+#[repr(C)]
+pub struct AccountingStats {
+    gpu: c_uint,
+    memory: c_uint,
+    most_memory: c_ulonglong,
+    time: c_ulonglong,
+    start: c_ulonglong,
+    runs: c_uint,
+    reserved: [c_uint; 5],
+}
+
+#[unsafe(no_mangle)]
+extern "C" fn nvmlDeviceGetAccountingStats(_device: *mut c_void, _pid: c_uint, stats: &mut AccountingStats) -> c_int {
+    *stats = AccountingStats { gpu: 17, memory: 3, most_memory: 1 << 29, time: 0, start: 1, runs: 1, reserved: [0; 5] };
     OK
 }
