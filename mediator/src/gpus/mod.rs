@@ -4,6 +4,8 @@
 //! which [`broker::gpus`](crate::broker) keeps. Standard input is a socket: for each line that comes, one is
 //! answered. Standard output is the log.
 
+mod nvml;
+
 use std::io::{self, Read};
 use std::os::fd::AsFd;
 use std::process::ExitCode;
@@ -12,15 +14,12 @@ use std::time::Duration;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::prctl;
 use nix::sys::signal::Signal;
-use nvml_wrapper::enum_wrappers::device::{EccCounter, MemoryError, TemperatureSensor};
-use nvml_wrapper::enums::device::UsedGpuMemory;
-use nvml_wrapper::error::NvmlError;
-use nvml_wrapper::{Device, Nvml};
 use serde::{Deserialize, Serialize};
 use vgpu_transport::output::write_all;
 
 use crate::control::Gpu;
 use crate::print::print_error;
+use nvml::{Device, EccErrors, Error, Nvml};
 
 /// First argument of the process.
 pub const ARGUMENT: &str = "gpus";
@@ -95,15 +94,15 @@ fn serve() -> io::Result<()> {
     let mut nvml = None;
     while is_asked()? {
         if nvml.is_none() {
-            nvml = Some(Nvml::init());
+            nvml = Some(Nvml::start());
         }
         let read = match &nvml {
-            Some(Ok(nvml)) => read(nvml).map_err(|error| error.to_string()),
-            Some(Err(error)) => Err(explain(error)),
+            Some(Ok(nvml)) => read(nvml),
+            Some(Err(error)) => Err(error.clone()),
             None => continue,
         };
         let failed = read.is_err();
-        let reading = read.map_or_else(Reading::Error, Reading::Figures);
+        let reading = read.map_or_else(|error| Reading::Error(error.to_string()), Reading::Figures);
         let line = serde_json::to_string(&reading)? + "\n";
         write_all(&io::stdin(), line.as_bytes())?;
         if failed {
@@ -128,26 +127,16 @@ fn is_asked() -> io::Result<bool> {
     Ok(stdin.lock().read(&mut [0; 64])? > 0)
 }
 
-fn explain(error: &NvmlError) -> String {
-    match error {
-        NvmlError::LibloadingError(_) => {
-            "NVIDIA's management library (libnvidia-ml.so.1) is not installed or cannot be loaded"
-                .to_owned()
-        }
-        error => format!("NVIDIA's management library does not start: {error}"),
-    }
-}
-
 /// What the library knows of each GPU. One that fails has its number only.
-fn read(nvml: &Nvml) -> Result<Figures, NvmlError> {
+fn read(nvml: &Nvml) -> Result<Figures, Error> {
     let mut figures = Figures::default();
     for index in 0..nvml.device_count()?.min(MOST_GPUS) {
-        match nvml.device_by_index(index) {
-            Ok(device) => {
-                figures.gpus.push(gpu(index, &device));
-                figures.processes.extend(processes(&device));
+        match nvml.device(index) {
+            Some(device) => {
+                figures.gpus.push(gpu(index, device));
+                figures.processes.extend(processes(device));
             }
-            Err(_) => figures.gpus.push(Gpu {
+            None => figures.gpus.push(Gpu {
                 index,
                 ..Gpu::default()
             }),
@@ -158,46 +147,40 @@ fn read(nvml: &Nvml) -> Result<Figures, NvmlError> {
 }
 
 /// The processes that compute there now.
-fn processes(device: &Device<'_>) -> Vec<Process> {
-    let running = device.running_compute_processes().unwrap_or_default();
-    let accounts = device.is_accounting_enabled().unwrap_or(false);
-    let told = running.into_iter().take(MOST_PROCESSES).map(|process| {
-        let account = accounts.then(|| device.accounting_stats_for(process.pid).ok());
-        Process {
-            pid: process.pid,
-            memory: match process.used_gpu_memory {
-                UsedGpuMemory::Used(bytes) => Some(bytes),
-                UsedGpuMemory::Unavailable => None,
-            },
-            busy_percent: account
-                .flatten()
-                .and_then(|account| account.gpu_utilization),
-        }
+fn processes(device: Device<'_>) -> Vec<Process> {
+    let running = device.processes(MOST_PROCESSES).unwrap_or_default();
+    let accounts = device.has_accounts();
+    let told = running.into_iter().map(|process| Process {
+        pid: process.pid,
+        memory: process.used(),
+        busy_percent: match accounts {
+            true => device.busy_percent_of(process.pid),
+            false => None,
+        },
     });
     told.collect()
 }
 
 /// A figure that the GPU does not give, or not now, is left out.
-fn gpu(index: u32, device: &Device<'_>) -> Gpu {
-    let memory = device.memory_info().ok();
-    let errors = |kind| device.total_ecc_errors(kind, EccCounter::Volatile).ok();
+fn gpu(index: u32, device: Device<'_>) -> Gpu {
+    let memory = device.memory();
     Gpu {
         index,
         uuid: text(device.uuid()),
         name: text(device.name()),
         memory_total: memory.as_ref().map(|memory| memory.total),
         memory_used: memory.as_ref().map(|memory| memory.used),
-        busy_percent: device.utilization_rates().ok().map(|rates| rates.gpu),
-        temperature_c: device.temperature(TemperatureSensor::Gpu).ok(),
-        power_mw: device.power_usage().ok(),
-        power_limit_mw: device.enforced_power_limit().ok(),
-        ecc_corrected: errors(MemoryError::Corrected),
-        ecc_uncorrected: errors(MemoryError::Uncorrected),
+        busy_percent: device.busy_percent(),
+        temperature_c: device.temperature(),
+        power_mw: device.power(),
+        power_limit_mw: device.power_limit(),
+        ecc_corrected: device.ecc_errors(EccErrors::Corrected),
+        ecc_uncorrected: device.ecc_errors(EccErrors::Uncorrected),
         age_s: 0,
     }
 }
 
-fn text(text: Result<String, NvmlError>) -> String {
+fn text(text: Option<String>) -> String {
     let text = text.unwrap_or_default().replace(char::is_control, " ");
     text.chars().take(LONGEST_TEXT).collect()
 }
