@@ -13,6 +13,7 @@ pub mod config;
 pub mod control;
 pub mod executor;
 pub mod failure;
+pub mod gpus;
 pub mod lines;
 pub mod listen;
 pub mod logging;

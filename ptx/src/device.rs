@@ -4,12 +4,12 @@ use std::sync::{Arc, mpsc};
 
 use crate::allocations::{PIECE, ROW, Range, Rows, Transfer};
 use crate::context::{Config, Context};
-use crate::environment::Printed;
 use crate::error::{Code, Error, invalid};
 use crate::grid::Report;
 use crate::launch::Launch;
 use crate::loaded::Loaded;
 use crate::module::{Kernel, Module};
+use crate::output::Printed;
 use crate::pool::Pool;
 use crate::stream::{Owner, Stream, Work, check_fill, same_shape};
 

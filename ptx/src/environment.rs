@@ -1,31 +1,15 @@
 //! State besides memory that a device's launches share: printed output, and the heap of `malloc`.
 
-use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-/// Most bytes of output kept; the oldest are dropped, as on a GPU.
-const OUTPUT: usize = 1 << 20;
-
-/// The output of kernels.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Printed {
-    /// Bytes lost before [`Self::text`]: nobody took them, and at most 1 MiB is kept.
-    pub lost: u64,
-    /// The bytes after those.
-    pub text: Vec<u8>,
-}
+use crate::output::{Output, Printed};
 
 /// State besides memory that a device's launches share.
 #[derive(Debug, Default)]
 pub(crate) struct Environment {
     output: Mutex<Output>,
     heap: Mutex<Heap>,
-}
-
-#[derive(Debug, Default)]
-struct Output {
-    bytes: VecDeque<u8>,
-    lost: u64,
 }
 
 /// The heap of `malloc`: a part of device memory. Every step is logarithmic, whatever a kernel does.
@@ -113,29 +97,18 @@ impl Environment {
         h.release(off);
     }
 
-    /// Appends a text, dropping the oldest output beyond the limit.
+    /// Appends a text to the output.
     pub(crate) fn print(&self, text: &[u8]) {
-        let mut o = lock(&self.output);
-        let beyond = (o.bytes.len() + text.len()).saturating_sub(OUTPUT);
-        let gone = beyond.min(o.bytes.len());
-        o.bytes.drain(..gone);
-        o.lost += gone as u64;
-        o.bytes.extend(text);
+        lock(&self.output).push(text);
     }
 
     /// Takes at most `most` bytes of the output, the oldest first.
     pub(crate) fn take_printed(&self, most: usize) -> Printed {
-        let mut o = lock(&self.output);
-        let n = o.bytes.len().min(most);
-        Printed {
-            lost: std::mem::take(&mut o.lost),
-            text: o.bytes.drain(..n).collect(),
-        }
+        lock(&self.output).take(most)
     }
 
     pub(crate) fn has_printed(&self) -> bool {
-        let o = lock(&self.output);
-        o.lost > 0 || !o.bytes.is_empty()
+        !lock(&self.output).is_empty()
     }
 }
 
@@ -154,21 +127,5 @@ mod tests {
         e.free(a);
         assert_eq!(e.malloc(32), 4096);
         assert_eq!(e.malloc(u64::MAX), 0);
-    }
-
-    #[test]
-    fn what_nobody_takes_is_dropped_and_counted() {
-        let e = Environment::default();
-        e.print(b"old");
-        for _ in 0..OUTPUT / 16 {
-            e.print(b"sixteen letters\n");
-        }
-        assert!(e.has_printed());
-        let first = e.take_printed(20);
-        assert_eq!(first.lost, 3);
-        assert_eq!(first.text, b"sixteen letters\nsixt");
-        let rest = e.take_printed(usize::MAX);
-        assert_eq!((rest.lost, rest.text.len()), (0, OUTPUT - 20));
-        assert!(!e.has_printed());
     }
 }

@@ -94,6 +94,10 @@ pub const CASES: &[Case] = &[
     case("gpu_kernels_are_cancelled", gpu::failures::cancelled),
     case("gpu_many_launches_in_a_row", gpu::kernels::many_launches),
     case("gpu_kernels_print_lines", gpu::printed::printed),
+    case(
+        "gpu_kernels_print_beside_others",
+        gpu::printed::printed_beside,
+    ),
     case("gpu_printed_and_never_taken", gpu::printed::printed_flood),
     case("gpu_lanes_side_by_side", gpu::streams::lanes),
     case("gpu_streams_run_beside_each_other", gpu::streams::streams),

@@ -11,7 +11,7 @@ use vgpu_mediator::config::Config;
 use vgpu_mediator::failure::Failure;
 use vgpu_mediator::print::print;
 use vgpu_mediator::worker::confinement::trial;
-use vgpu_mediator::{broker, logging, worker};
+use vgpu_mediator::{broker, gpus, logging, worker};
 
 fn main() -> ExitCode {
     Provider::XenstoreRs.prefer();
@@ -26,6 +26,7 @@ fn main() -> ExitCode {
         Some((first, rest)) if first == broker::probe::ARGUMENT => {
             return broker::probe::main(rest);
         }
+        Some((first, _)) if first == gpus::ARGUMENT => return gpus::main(),
         Some((first, rest)) if first == trial::ARGUMENT => return trial::main(rest),
         Some((first, rest)) if first == process::ARGUMENT => return process::main(rest),
         _ => {}

@@ -22,7 +22,7 @@ use vgpu_protocol::op::Op;
 use vgpu_protocol::session::server::Durations;
 
 use super::accounts::{Force, Refusal};
-use crate::control::{Guest, Status};
+use crate::control::{Gpu, Guest, Status};
 use crate::usage::{Activity, Standing, Usage};
 
 /// Guests that have a label of their own at most, of each kind: `uuid`, `tcp`, …
@@ -92,6 +92,7 @@ pub(super) fn text(figures: &Figures<'_>, labels: &mut Labels) -> String {
     }
     let mut registry = Registry::default();
     of_mediator(&mut registry, figures);
+    of_gpus(&mut registry, &figures.status.gpus);
     of_guests(&mut registry, &guests);
     of_requests(&mut registry, figures.activity);
     of_process(&mut registry, figures.status.uptime_s);
@@ -203,6 +204,88 @@ fn of_mediator(registry: &mut Registry, figures: &Figures<'_>) {
         "The device's memory",
         gauge(status.executor.total_memory),
     );
+}
+
+/// A metric of GPUs: its name, the help for it, and a GPU's value, where it gives one.
+type OfGpu = (&'static str, &'static str, fn(&Gpu) -> Option<f64>);
+
+const OF_GPUS: [OfGpu; 6] = [
+    (
+        "vgpu_gpu_memory_used_bytes",
+        "Memory of a GPU in use, whoever uses it",
+        |gpu| gpu.memory_used.map(|bytes| bytes as f64),
+    ),
+    ("vgpu_gpu_memory_total_bytes", "Memory of a GPU", |gpu| {
+        gpu.memory_total.map(|bytes| bytes as f64)
+    }),
+    (
+        "vgpu_gpu_busy_ratio",
+        "Part of the last moment in which a kernel ran, from 0 to 1",
+        |gpu| gpu.busy_percent.map(|part| f64::from(part) / 100.0),
+    ),
+    (
+        "vgpu_gpu_temperature_celsius",
+        "Temperature of a GPU",
+        |gpu| gpu.temperature_c.map(f64::from),
+    ),
+    ("vgpu_gpu_power_watts", "Power that a GPU draws", |gpu| {
+        gpu.power_mw.map(|power| f64::from(power) / 1e3)
+    }),
+    (
+        "vgpu_gpu_power_limit_watts",
+        "Power that a GPU may draw",
+        |gpu| gpu.power_limit_mw.map(|power| f64::from(power) / 1e3),
+    ),
+];
+
+/// What the GPUs tell of themselves. What none of them gives is left out.
+fn of_gpus(registry: &mut Registry, gpus: &[Gpu]) {
+    let of = |gpu: &Gpu| [("gpu", gpu.index.to_string()), ("uuid", gpu.uuid.clone())];
+    let info = Family::<[(&'static str, String); 3], Gauge>::default();
+    for gpu in gpus {
+        let [index, uuid] = of(gpu);
+        let name = ("name", gpu.name.clone());
+        info.get_or_create(&[index, uuid, name]).set(1);
+    }
+    if !gpus.is_empty() {
+        registry.register("vgpu_gpu_info", "A GPU of this machine, always 1", info);
+    }
+    for (name, help, value) in OF_GPUS {
+        let family = Family::<LabelledTwice, Gauge<f64, AtomicU64>>::default();
+        let mut some = false;
+        for gpu in gpus {
+            if let Some(value) = value(gpu) {
+                family.get_or_create(&of(gpu)).set(value);
+                some = true;
+            }
+        }
+        if some {
+            registry.register(name, help, family);
+        }
+    }
+    let errors = Family::<[(&'static str, String); 3], Counter>::default();
+    let mut some = false;
+    for gpu in gpus {
+        let kinds = [
+            ("corrected", gpu.ecc_corrected),
+            ("uncorrected", gpu.ecc_uncorrected),
+        ];
+        for (kind, count) in kinds {
+            let [index, uuid] = of(gpu);
+            if let Some(count) = count {
+                let kind = ("kind", kind.to_owned());
+                errors.get_or_create(&[index, uuid, kind]).inc_by(count);
+                some = true;
+            }
+        }
+    }
+    if some {
+        registry.register(
+            "vgpu_gpu_ecc_errors",
+            "Errors in a GPU's memories since its driver was loaded",
+            errors,
+        );
+    }
 }
 
 fn of_guests(registry: &mut Registry, guests: &BTreeMap<String, OfGuest>) {
@@ -446,6 +529,10 @@ mod tests {
     }
 
     fn read(guests: Vec<Guest>, labels: &mut Labels) -> BTreeMap<String, f64> {
+        read_with(Vec::new(), guests, labels)
+    }
+
+    fn read_with(gpus: Vec<Gpu>, guests: Vec<Guest>, labels: &mut Labels) -> BTreeMap<String, f64> {
         let status = Status {
             version: "0.1.0".into(),
             pid: 1,
@@ -461,6 +548,8 @@ mod tests {
             },
             executor_choice: "cpu".to_owned(),
             looks_again_s: None,
+            gpus,
+            gpus_missing: None,
             limits: Limits {
                 max_sessions: 64,
                 max_sessions_per_guest: 4,
@@ -530,6 +619,45 @@ mod tests {
         assert_eq!(at("vgpu_xenstore_up"), 0.0);
         assert!(at("process_resident_memory_bytes") > 0.0);
         assert!(at("process_open_fds") > 0.0);
+    }
+
+    #[test]
+    fn a_gpu_has_what_it_gives_and_no_zeros_for_the_rest() {
+        let whole = Gpu {
+            index: 0,
+            uuid: "GPU-0a".into(),
+            name: "NVIDIA H200".into(),
+            memory_total: Some(150 << 30),
+            memory_used: Some(1 << 30),
+            busy_percent: Some(83),
+            temperature_c: Some(61),
+            power_mw: Some(402_500),
+            power_limit_mw: Some(700_000),
+            ecc_corrected: Some(3),
+            ecc_uncorrected: Some(0),
+            age_s: 0,
+        };
+        let silent = Gpu {
+            index: 1,
+            ..Gpu::default()
+        };
+        let samples = read_with(vec![whole, silent], Vec::new(), &mut Labels::default());
+        let of = |name: &str| samples[&format!("vgpu_gpu_{name}{{gpu=\"0\",uuid=\"GPU-0a\"}}")];
+        assert_eq!(of("memory_used_bytes"), f64::from(1 << 30));
+        assert_eq!(of("busy_ratio"), 0.83);
+        assert_eq!(of("temperature_celsius"), 61.0);
+        assert_eq!(of("power_watts"), 402.5);
+        assert_eq!(of("power_limit_watts"), 700.0);
+        let errors = "vgpu_gpu_ecc_errors_total{gpu=\"0\",uuid=\"GPU-0a\",kind=";
+        assert_eq!(samples[&format!("{errors}\"corrected\"}}")], 3.0);
+        assert_eq!(samples[&format!("{errors}\"uncorrected\"}}")], 0.0);
+        let of_other = samples
+            .keys()
+            .filter(|name| name.contains("gpu=\"1\""))
+            .collect::<Vec<_>>();
+        assert_eq!(of_other, ["vgpu_gpu_info{gpu=\"1\",uuid=\"\",name=\"\"}"]);
+        let without = read(Vec::new(), &mut Labels::default());
+        assert!(!without.keys().any(|name| name.starts_with("vgpu_gpu_")));
     }
 
     #[test]

@@ -3,7 +3,7 @@
 //! It watches for guests, applies the policy, starts one worker process for each session, collects
 //! what they report, and answers `vgpuctl`. It never touches CUDA and no byte of a session passes
 //! through it. What blocks is elsewhere: xenstore has a thread, and so has a configuration that is read again,
-//! the executor's probe a process, and what clients may have filled is closed by the end of processes.
+//! the executor's probe and the reading of GPUs' figures a process each, and what clients may have filled is closed by the end of processes.
 
 mod accounts;
 mod admission;
@@ -14,6 +14,7 @@ mod control_server;
 mod ended;
 mod fair_queue;
 mod files;
+mod gpus;
 pub mod instance;
 mod metrics;
 mod metrics_server;
@@ -57,6 +58,7 @@ use closer::Closers;
 use compilers::Compilers;
 use control_server::{ControlServer, refused};
 use files::FileService;
+use gpus::Gpus;
 use instance::Instance;
 use metrics::Labels;
 use metrics_server::MetricsServer;
@@ -161,6 +163,7 @@ struct Broker<'a> {
     offer: Offer,
     /// While `offer` only stands in for what was asked for.
     reprobe: Option<Reprobe>,
+    gpus: Gpus,
     began: Instant,
     /// High half of all epochs of this mediator.
     epoch: u64,
@@ -201,6 +204,7 @@ enum Source {
     Reload,
     Children,
     Probe,
+    Gpus,
     Local(usize),
     Tcp(usize),
     Xen,
@@ -240,6 +244,7 @@ impl<'a> Broker<'a> {
             protections: Vec::new(),
             reprobe: offer.stands_in.then(|| Reprobe::new(now)),
             offer,
+            gpus: Gpus::new(now),
             began: now,
             epoch: u64::from(u32::from_ne_bytes(random)) << 32,
             signals,
@@ -330,6 +335,10 @@ impl<'a> Broker<'a> {
             sources.push(Source::Probe);
             fds.push(readable(answer));
         }
+        if let Some(answer) = self.gpus.answer() {
+            sources.push(Source::Gpus);
+            fds.push(readable(answer));
+        }
         if let Some(result) = self.reload.result() {
             sources.push(Source::Reload);
             fds.push(readable(result));
@@ -413,6 +422,7 @@ impl<'a> Broker<'a> {
             .chain(self.metrics.as_ref().and_then(MetricsServer::deadline))
             .chain(self.reload.deadline())
             .chain(self.reprobe.as_ref().map(|reprobe| reprobe.deadline(now)))
+            .chain(self.gpus.deadline(now))
             .chain(self.newcomers.deadline(now))
             .chain(self.local_newcomers_due(now))
             .chain(self.accounts.deadline())
@@ -441,6 +451,10 @@ impl<'a> Broker<'a> {
                 }
             }
             Source::Probe => self.look_again(now),
+            Source::Gpus => {
+                self.gpus.on_ready(now);
+                self.answer_queries(now);
+            }
             Source::Local(index) => self.accept_local(index, now),
             Source::Tcp(index) => self.accept_tcp(index, now),
             Source::Xen => self.on_xen(now),
@@ -592,6 +606,7 @@ impl<'a> Broker<'a> {
         }
         self.look_at_newcomers(now);
         self.look_again(now);
+        self.gpus.expire(now);
         self.expire_reload(now);
         self.let_in_local_newcomers(now);
         self.accounts.tell_suppressed(now);

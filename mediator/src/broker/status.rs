@@ -7,6 +7,8 @@ use super::metrics::{self, Figures};
 use super::session::Session;
 use super::xen::XenGuests;
 use crate::control::{self, Answer, Guest, Status};
+use crate::executor::ExecutorChoice;
+use crate::gpus::Figures as GpuFigures;
 use crate::logging;
 use crate::usage::Standing;
 
@@ -15,11 +17,16 @@ use crate::worker::link::Ask;
 /// How long workers have for their figures.
 const FIGURES_LIMIT: Duration = Duration::from_millis(300);
 
+/// How long the GPUs have for theirs: the first time a library is loaded for them.
+const GPUS_LIMIT: Duration = Duration::from_secs(2);
+
 /// A question that waits for the workers' figures.
 #[derive(Debug)]
 pub(super) struct Query {
     asker: Asker,
     asked: Instant,
+    /// Who is waited for no longer at `deadline`: the workers, or else the GPUs.
+    workers: bool,
     pub(super) deadline: Instant,
 }
 
@@ -39,9 +46,13 @@ impl Broker<'_> {
         for session in self.sessions.values_mut().filter(|session| !session.silent) {
             session.ask(Ask::Report);
         }
+        if self.has_gpus() {
+            self.gpus.ask(now);
+        }
         self.queries.push(Query {
             asker,
             asked: now,
+            workers: true,
             deadline: now + FIGURES_LIMIT,
         });
         self.answer_queries(now);
@@ -50,14 +61,18 @@ impl Broker<'_> {
     /// Answers the questions for which all figures are there, or whose time is over.
     pub(super) fn answer_queries(&mut self, now: Instant) {
         let sessions = &self.sessions;
-        let (ready, waiting) = std::mem::take(&mut self.queries)
+        let gpus = self.gpus.is_asked();
+        let mut queries = std::mem::take(&mut self.queries);
+        for query in &mut queries {
+            let told = |session: &Session| session.silent || is_current(session, query.asked);
+            if query.workers && (query.deadline <= now || sessions.values().all(told)) {
+                query.workers = false;
+                query.deadline = query.asked + GPUS_LIMIT;
+            }
+        }
+        let (ready, waiting) = queries
             .into_iter()
-            .partition(|query| {
-                query.deadline <= now
-                    || sessions
-                        .values()
-                        .all(|session| session.silent || is_current(session, query.asked))
-            });
+            .partition(|query| !query.workers && (query.deadline <= now || !gpus));
         self.queries = waiting;
         let ready: Vec<Query> = ready;
         for query in ready {
@@ -101,6 +116,11 @@ impl Broker<'_> {
         metrics::text(&figures, &mut self.labels)
     }
 
+    /// Whether the executor is a GPU of this machine.
+    fn has_gpus(&self) -> bool {
+        self.offer.choice == ExecutorChoice::Cuda
+    }
+
     /// The sessions that serve a guest, or are about to.
     pub(super) fn of_guests(&self) -> impl Iterator<Item = &Session> {
         self.sessions.values().filter(|session| session.counts())
@@ -142,23 +162,34 @@ impl Broker<'_> {
             let (own, all) = (guest.usage.device_ns.into(), usage.device_ns.into());
             guest.share_permille = permille(own, all);
         }
+        let figures = self.has_gpus().then(|| self.gpus.figures(now));
+        let (figures, gpus_missing) = match figures {
+            Some(Ok(figures)) => (figures, None),
+            Some(Err(why)) => (GpuFigures::default(), Some(why)),
+            None => (GpuFigures::default(), None),
+        };
         let sessions = self
             .of_guests()
-            .map(|session| control::Session {
-                id: session.id,
-                guest: session.who.to_string(),
-                guest_id: session.who.id(),
-                pid: session.pid(),
-                age_s: now.duration_since(session.began).as_secs(),
-                state: match self.is_offering(session.id) {
-                    true => "offered".to_owned(),
-                    false => session.state().to_owned(),
+            .map(|session| (session, figures.of_process(session.pid())))
+            .map(
+                |(session, (nvml_memory, nvml_busy_percent))| control::Session {
+                    id: session.id,
+                    guest: session.who.to_string(),
+                    guest_id: session.who.id(),
+                    pid: session.pid(),
+                    age_s: now.duration_since(session.began).as_secs(),
+                    state: match self.is_offering(session.id) {
+                        true => "offered".to_owned(),
+                        false => session.state().to_owned(),
+                    },
+                    client: session.client().map(str::to_owned),
+                    standing: *session.standing(),
+                    usage: *session.usage(),
+                    nvml_memory,
+                    nvml_busy_percent,
+                    current: is_current(session, asked),
                 },
-                client: session.client().map(str::to_owned),
-                standing: *session.standing(),
-                usage: *session.usage(),
-                current: is_current(session, asked),
-            })
+            )
             .collect();
         Status {
             version: env!("CARGO_PKG_VERSION").to_owned(),
@@ -169,6 +200,8 @@ impl Broker<'_> {
             executor: self.offer.executor.clone(),
             executor_choice: self.config.executor.to_string(),
             looks_again_s: self.looks_again_in(now),
+            gpus: figures.gpus,
+            gpus_missing,
             limits: control::Limits {
                 max_sessions: self.config.limits.max_sessions,
                 max_sessions_per_guest: self.config.limits.max_sessions_per_guest,

@@ -122,6 +122,13 @@ pub struct Status {
     /// mediator looks again.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub looks_again_s: Option<u64>,
+    /// The machine's GPUs, by NVIDIA's management library; empty where the executor is not a GPU's, and where there
+    /// are no figures.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub gpus: Vec<Gpu>,
+    /// Why there are no figures of GPUs though the executor is a GPU's.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub gpus_missing: Option<String>,
     /// Limits on guests.
     pub limits: Limits,
     /// Whether guests without a rule are admitted.
@@ -155,6 +162,43 @@ pub struct Executor {
     pub driver: String,
     /// Why this executor.
     pub reason: String,
+}
+
+/// One GPU, whoever uses it. A figure that it does not give is left out.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Gpu {
+    /// Its number in `nvidia-smi`.
+    pub index: u32,
+    /// As in `GPU-0a1b2c3d-…`; empty, as its name is, where it does not answer.
+    pub uuid: String,
+    /// As in `NVIDIA H200`.
+    pub name: String,
+    /// Bytes of its memory.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub memory_total: Option<u64>,
+    /// Bytes of its memory in use.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub memory_used: Option<u64>,
+    /// Part of the last moment in which a kernel ran, in percent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub busy_percent: Option<u32>,
+    /// Degrees Celsius.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub temperature_c: Option<u32>,
+    /// Milliwatts that it draws.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub power_mw: Option<u32>,
+    /// Milliwatts that it may draw.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub power_limit_mw: Option<u32>,
+    /// Errors in its memories that were corrected, since the driver was loaded.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ecc_corrected: Option<u64>,
+    /// The same that could not be corrected.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ecc_uncorrected: Option<u64>,
+    /// Seconds since this was read.
+    pub age_s: u64,
 }
 
 /// Limits on guests.
@@ -227,6 +271,12 @@ pub struct Session {
     pub standing: Standing,
     /// Its usage.
     pub usage: Usage,
+    /// Bytes of its worker's memory on GPUs by NVIDIA's management library, what a context takes included.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub nvml_memory: Option<u64>,
+    /// Part of its worker's life in which a GPU ran its kernels, in percent, by NVIDIA's accounting where that is on.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub nvml_busy_percent: Option<u32>,
     /// Whether `usage` is from now; otherwise the worker has not answered in time.
     pub current: bool,
 }

@@ -20,6 +20,10 @@ pub struct Processor(());
 impl Open for Processor {
     type Device = CpuDevice;
 
+    fn prints(&self) -> bool {
+        true
+    }
+
     fn open(&self, info: &ExecutorInfo, limits: &Limits) -> Result<CpuDevice, ExecutorError> {
         CpuDevice::new(&info.device, limits.memory).map_err(|error| ExecutorError::Unavailable {
             what: format!("no thread or descriptor for the cpu device: {error}"),

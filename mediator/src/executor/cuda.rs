@@ -12,6 +12,7 @@
 //! * `handles`: page-locked memory, streams and events of theirs.
 //! * `image`: what guests call a module.
 //! * `platform`: is this a PV dom0?
+//! * `printed`: what kernels print.
 //! * `words`: what the codes mean that a driver refuses to start with.
 //!
 //! The executor gives the driver's own error codes on. After an error that spoils the context, or
@@ -24,11 +25,13 @@ mod driver;
 mod handles;
 mod image;
 mod platform;
+mod printed;
 mod queue;
 mod words;
 
 use std::fmt::Display;
 use std::fs;
+use std::io;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -61,6 +64,10 @@ pub struct OpenGpu(Arc<Device>);
 impl Open for OpenGpu {
     type Device = Queue;
 
+    fn prints(&self) -> bool {
+        printed::captured().is_some()
+    }
+
     fn open(&self, _: &ExecutorInfo, _: &Limits) -> Result<Queue, ExecutorError> {
         if self.0.is_lost() {
             return Err(ExecutorError::DeviceLost {
@@ -74,6 +81,14 @@ impl Open for OpenGpu {
 /// Loads the driver's library. A failure is the error of opening the executor.
 pub(super) fn load_driver() {
     let _ = Driver::load();
+}
+
+/// Makes this process's standard output the output of its one session's kernels, before the library is loaded.
+///
+/// # Errors
+/// There is no descriptor left. Then the executor does not offer the output.
+pub(super) fn capture_printed() -> io::Result<()> {
+    printed::capture()
 }
 
 /// Opens the executor and proves it with a vector add. `reason` is the line that `info` gives for

@@ -72,6 +72,15 @@ pub(crate) fn load_driver() {
     cuda::load_driver();
 }
 
+/// Makes standard output of this process, which serves one session, that of the session's kernels. Called
+/// before the driver is loaded.
+///
+/// # Errors
+/// There is no descriptor left.
+pub(crate) fn capture_printed() -> std::io::Result<()> {
+    cuda::capture_printed()
+}
+
 /// The answer to an operation that an executor does not know.
 fn unsupported(info: &ExecutorInfo, op: Op) -> ExecutorError {
     ExecutorError::Unsupported {

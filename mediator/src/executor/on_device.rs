@@ -22,6 +22,9 @@ pub(super) trait Open: Send {
     /// The device that it opens.
     type Device: Device;
 
+    /// Whether it hands over what kernels print.
+    fn prints(&self) -> bool;
+
     /// Opens it for a session that may have so much.
     ///
     /// # Errors
@@ -90,7 +93,7 @@ impl<O: Open> Executor for OnDevice<O> {
     }
 
     fn features(&self) -> Features {
-        match O::Device::PRINTS {
+        match self.open.prints() {
             true => Features::ALL,
             false => Features(Features::ALL.0 & !Features::PRINTED.0),
         }

@@ -2,7 +2,7 @@
 //!
 //! The broker starts it as itself with the hidden first argument [`ARGUMENT`]. Its standard input
 //! is the guest's socket (or nothing), the [`link`] to the broker a descriptor that it inherits, and
-//! standard output and error are the log. It opens the guest's channel itself, so no byte of a guest passes the broker.
+//! standard output and error are the log; with CUDA standard output is what its kernels print. It opens the guest's channel itself, so no byte of a guest passes the broker.
 
 pub mod confinement;
 pub mod link;
@@ -98,6 +98,8 @@ fn confine(spec: &mut Spec) -> Result<Option<Enclosure>, String> {
     let enclosure = confinement::enclose(spec.confinement.clone(), needs)
         .map_err(|why| format!("it cannot be confined: {why}"))?;
     if cuda {
+        // Where that fails, sessions do without what kernels print.
+        let _ = executor::capture_printed();
         // Found while this may still read whatever it is that the library's directory is in. What it
         // opens later it finds in what is left.
         executor::load_driver();

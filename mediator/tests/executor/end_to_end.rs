@@ -1,6 +1,7 @@
 //! The real mediator with the CUDA executor over the stand-in: broker, probe process, worker, ring
 //! and guest, and the file protocol. What differs from a GPU machine is the driver's library alone.
 
+use std::ffi::OsStr;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -10,23 +11,37 @@ use std::time::{Duration, Instant};
 use nix::fcntl::{FcntlArg, fcntl};
 use vgpu_guest::conformance::{self, Ground};
 use vgpu_guest::{Client, Endpoint, Options};
+use vgpu_protocol::op::Features;
 
 use crate::stand_in;
 
 /// No wait of a test is longer.
-const WATCHDOG: Duration = Duration::from_secs(60);
+pub(crate) const WATCHDOG: Duration = Duration::from_secs(60);
 
 /// A mediator of this test; dropping it ends it and its workers, and shows its log if the test fails.
-struct Mediator {
+pub(crate) struct Mediator {
     process: Child,
     log: PathBuf,
 }
 
 impl Mediator {
     /// Starts `vgpu-mediatord` with the stand-in playing `scenario`.
-    fn start(folder: &Path, listen: &str, executor: &str, scenario: &str) -> Mediator {
+    pub(crate) fn start(folder: &Path, listen: &str, executor: &str, scenario: &str) -> Mediator {
         let command = Command::new(env!("CARGO_BIN_EXE_vgpu-mediatord"));
         Self::start_by(command, folder, listen, executor, scenario)
+    }
+
+    /// The same with other libraries beside the stand-in.
+    pub(crate) fn start_with(
+        folder: &Path,
+        libraries: &Path,
+        listen: &str,
+        scenario: &str,
+    ) -> Mediator {
+        let command = Command::new(env!("CARGO_BIN_EXE_vgpu-mediatord"));
+        let libraries = [stand_in::library(), libraries];
+        let path = std::env::join_paths(libraries).expect("no colon in them");
+        Self::start_among(command, &path, folder, listen, "cuda", scenario)
     }
 
     /// The same, for a stand-in whose state is a file: a worker that is confined would not see it.
@@ -39,7 +54,19 @@ impl Mediator {
     }
 
     fn start_by(
+        command: Command,
+        folder: &Path,
+        listen: &str,
+        executor: &str,
+        scenario: &str,
+    ) -> Mediator {
+        let libraries = stand_in::library().as_os_str();
+        Self::start_among(command, libraries, folder, listen, executor, scenario)
+    }
+
+    fn start_among(
         mut command: Command,
+        libraries: &OsStr,
         folder: &Path,
         listen: &str,
         executor: &str,
@@ -49,7 +76,7 @@ impl Mediator {
         command
             .args(["--listen", listen, "--executor", executor, "--control"])
             .arg(folder.join("control.sock"))
-            .env("LD_LIBRARY_PATH", stand_in::library())
+            .env("LD_LIBRARY_PATH", libraries)
             .env(stand_in::SCENARIO, scenario)
             .stdin(Stdio::null())
             .stdout(Stdio::null())
@@ -59,7 +86,7 @@ impl Mediator {
     }
 
     /// Asks it to end and waits.
-    fn stop(&mut self) {
+    pub(crate) fn stop(&mut self) {
         let pid = nix::unistd::Pid::from_raw(self.process.id().try_into().expect("a pid"));
         let _ = nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGTERM);
         let deadline = Instant::now() + WATCHDOG;
@@ -87,7 +114,7 @@ impl Drop for Mediator {
 }
 
 /// Connects as soon as the mediator listens.
-fn connect(socket: &Path) -> Client {
+pub(crate) fn connect(socket: &Path) -> Client {
     let deadline = Instant::now() + WATCHDOG;
     loop {
         match Client::connect(&[Endpoint::Local(socket.into())], &Options::default()) {
@@ -262,7 +289,10 @@ fn the_suite_of_a_device_passes_on_the_stand_in() {
     let socket = folder.path().join("vgpu.sock");
     let listen = format!("local:{}", socket.display());
     let _mediator = Mediator::start(folder.path(), &listen, "cuda", "works");
-    connect(&socket).goodbye().expect("goodbye");
+    let client = connect(&socket);
+    // Without it the cases of printed output do nothing.
+    assert!(client.limits().features.contains(Features::PRINTED));
+    client.goodbye().expect("goodbye");
     let endpoint = Endpoint::Local(socket);
     let options = Options::default();
     let ground = Ground {

@@ -5,6 +5,7 @@
 
 mod conformance;
 mod end_to_end;
+mod gpus;
 mod graphs;
 mod stand_in;
 

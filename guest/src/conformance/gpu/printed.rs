@@ -8,7 +8,7 @@ use crate::client::{Device, Module};
 use crate::conformance::{Ground, at, check};
 use crate::printed::Printed;
 
-use super::{Outcome, config, device_word, end, kernel, open, open_with_kernels, same};
+use super::{KERNELS, Outcome, config, device_word, end, kernel, open, open_with_kernels, same};
 
 const PRINTING: &[u8] = include_bytes!("../printed.ptx");
 
@@ -87,6 +87,42 @@ pub(in crate::conformance) fn printed(ground: &Ground<'_>) -> Outcome {
     same("at the end", &take_lines(&heard), &["no end".to_owned()])
 }
 
+/// What a stream's kernels print is there with their end, whatever other streams do.
+pub(in crate::conformance) fn printed_beside(ground: &Ground<'_>) -> Outcome {
+    let Some((device, module, heard)) = open_to_hear(ground)? else {
+        return Ok(());
+    };
+    let kernels = device.load_module(KERNELS).map_err(at("load a module"))?;
+    let (say, spin) = (kernel(&module, "say")?, kernel(&kernels, "spin")?);
+    let mut word = device.alloc_zeros::<u32>(1).map_err(at("zeros"))?;
+    let (busy, prints) = (device.new_stream(), device.new_stream());
+    let busy = busy.map_err(at("a stream"))?;
+    let prints = prints.map_err(at("a stream"))?;
+    // A driver may wait for the device where it launches a kernel for the first time.
+    let launched = prints.launch_builder(&say).launch(config(1, 1));
+    launched.map_err(at("launch"))?;
+    device.synchronize().map_err(at("synchronize"))?;
+    same("alone", &take_lines(&heard), &["thread 0 of 1".to_owned()])?;
+    let launched = busy.launch_builder(&spin).arg(&word).launch(config(1, 1));
+    launched.map_err(at("launch"))?;
+    for k in 1..3 {
+        let launched = prints.launch_builder(&say).launch(config(1, k));
+        launched.map_err(at("launch"))?;
+        prints.synchronize().map_err(at("synchronize"))?;
+        let wanted: Vec<String> = (0..k).map(|t| format!("thread {t} of {k}")).collect();
+        same("beside a kernel that runs", &take_lines(&heard), &wanted)?;
+    }
+    check(!busy.is_done().map_err(at("look"))?, || {
+        "an endless kernel is done".to_owned()
+    })?;
+    prints.memset(&mut word, 1).map_err(at("its end"))?;
+    device.synchronize().map_err(at("its end"))?;
+    check(take_lines(&heard).is_empty(), || {
+        "something was printed twice".to_owned()
+    })?;
+    end(device)
+}
+
 /// Lines of the flood: some times what is kept.
 const FLOOD: u32 = 5000;
 
@@ -97,6 +133,10 @@ pub(in crate::conformance) fn printed_flood(ground: &Ground<'_>) -> Outcome {
     let Some((device, module, heard)) = open_to_hear(ground)? else {
         return Ok(());
     };
+    let executor = device
+        .with_client(|client| client.info())
+        .map_err(at("info"))?
+        .executor;
     let much = kernel(&module, "say_much")?;
     // Nothing of it is asked for until all is printed: launches are not answered.
     let launched = device
@@ -122,7 +162,10 @@ pub(in crate::conformance) fn printed_flood(ground: &Ground<'_>) -> Outcome {
     let lost = heard.lock().unwrap_or_else(PoisonError::into_inner).lost;
     let came: u64 = lines.iter().map(|line| line.len() as u64 + 1).sum();
     let all = u64::from(FLOOD) * FLOOD_LINE;
-    check(lost > 0 && came > 0 && lost + came == all, || {
+    // A GPU's driver keeps a number of bytes itself, and does not tell how many it has dropped.
+    let counted = lost > 0 && lost + came == all;
+    let silent = executor == "cuda" && lost + came <= all;
+    check(came > 0 && (counted || silent), || {
         format!("{came} bytes came and {lost} are said to be lost, of {all} that were printed")
     })?;
     check(

@@ -114,6 +114,9 @@ pub(crate) fn run(control: &Path, config: Option<&Path>, json: bool) -> Result<E
             show(check)?;
         }
     }
+    if let Some(check) = status.as_ref().ok().and_then(gpu_figures) {
+        show(check)?;
+    }
     show(mediator(status))?;
     let bad = checks.iter().any(|check| check.verdict == Verdict::Bad);
     if json {
@@ -216,6 +219,21 @@ fn gpu(mode: &Mode, domain: Domain, status: Option<&Status>) -> Vec<Check> {
     }
     checks.push(cuda(has_driver));
     checks
+}
+
+/// Whether the mediator has the figures of the GPUs themselves, if its executor is one.
+fn gpu_figures(status: &Status) -> Option<Check> {
+    const NAME: &str = "figures of GPUs";
+    if let Some(why) = &status.gpus_missing {
+        let advice = "install NVIDIA's management library of the driver's version (it comes with nvidia-smi, which must \
+                      work); guests do not need it";
+        return Some(Check::remark(NAME, why, advice));
+    }
+    match status.gpus.len() {
+        0 => None,
+        1 => Some(Check::good(NAME, "1 GPU answers")),
+        count => Some(Check::good(NAME, format!("{count} GPUs answer"))),
+    }
 }
 
 fn read(path: &str) -> Option<String> {

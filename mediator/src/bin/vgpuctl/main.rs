@@ -4,6 +4,7 @@
 mod cli;
 mod doctor;
 mod figures;
+mod gpus;
 mod secret;
 mod status;
 mod top;

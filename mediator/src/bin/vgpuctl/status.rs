@@ -4,6 +4,7 @@ use vgpu_mediator::control::{Guest, Reloaded, Session, Status};
 use vgpu_mediator::usage::Usage;
 
 use crate::figures::{bytes, count, duration, kills, memory, percent, shorten, table};
+use crate::gpus;
 
 pub(crate) fn render(status: &Status) -> String {
     let executor = &status.executor;
@@ -43,6 +44,10 @@ pub(crate) fn render(status: &Status) -> String {
         status.refused,
         sentence(&status.usage),
     );
+    if !status.gpus.is_empty() {
+        text.push('\n');
+        text.push_str(&gpus::table(&status.gpus));
+    }
     if !status.guests.is_empty() {
         let heading = [
             "GUEST", "NOW", "SESSIONS", "REFUSED", "KILLS", "MEMORY", "QUEUE",

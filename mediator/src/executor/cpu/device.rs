@@ -219,7 +219,6 @@ impl device::Device for CpuDevice {
     type Caller = CpuCaller;
 
     const MOST_WORK: usize = 1024;
-    const PRINTS: bool = true;
     // Decoded code is much larger than its text.
     const IMAGE_COST: u64 = 16;
 

@@ -19,14 +19,20 @@ const FUNCTION_ATTRIBUTES: c_int = 16;
 
 /// A kernel.
 #[derive(Debug, Clone, Copy)]
-pub(in crate::executor) struct Function(pub(super) CUfunction);
+pub(in crate::executor) struct Function {
+    pub(super) function: CUfunction,
+    pub(super) may_print: bool,
+}
 
 // SAFETY: the handle belongs to no thread.
 unsafe impl Send for Function {}
 
 /// A module.
 #[derive(Debug, Clone, Copy)]
-pub(in crate::executor) struct Module(CUmodule);
+pub(in crate::executor) struct Module {
+    module: CUmodule,
+    may_print: bool,
+}
 
 // SAFETY: the handle belongs to no thread.
 unsafe impl Send for Module {}
@@ -113,13 +119,16 @@ impl CudaCaller {
             (self.0.driver().module_load_data)(&mut module, image.as_ptr().cast::<c_void>())
         };
         check(code, "cuModuleLoadData")?;
-        Ok(Module(module))
+        Ok(Module {
+            module,
+            may_print: image::may_print(image),
+        })
     }
 
     fn unload(&self, module: Module) -> Result<(), CallError> {
         // SAFETY: the engine unloads a module once, when nothing that is queued uses it.
         check(
-            unsafe { (self.0.driver().module_unload)(module.0) },
+            unsafe { (self.0.driver().module_unload)(module.module) },
             "cuModuleUnload",
         )
     }
@@ -128,7 +137,7 @@ impl CudaCaller {
         let mut function = ptr::null_mut();
         // SAFETY: the module is loaded, the name ends with a NUL, the output is writable.
         let code = unsafe {
-            (self.0.driver().module_get_function)(&mut function, module.0, name.as_ptr())
+            (self.0.driver().module_get_function)(&mut function, module.module, name.as_ptr())
         };
         check(code, "cuModuleGetFunction")?;
         Ok(function)
@@ -177,7 +186,12 @@ impl CudaCaller {
         let (mut address, mut bytes) = (0, 0);
         // SAFETY: the module is loaded, the name ends with a NUL, both outputs are writable.
         let code = unsafe {
-            (self.0.driver().module_get_global)(&mut address, &mut bytes, module.0, name.as_ptr())
+            (self.0.driver().module_get_global)(
+                &mut address,
+                &mut bytes,
+                module.module,
+                name.as_ptr(),
+            )
         };
         check(code, "cuModuleGetGlobal")?;
         Ok((address, bytes as u64))
@@ -223,7 +237,15 @@ impl Caller for CudaCaller {
             }
             Call::Function(module, text) => {
                 let function = self.function(module, &name(text)?).map_err(fail)?;
-                Answer::Function(Function(function), self.layout(function)?)
+                let layout = self.layout(function)?;
+                let may_print = module.may_print;
+                Answer::Function(
+                    Function {
+                        function,
+                        may_print,
+                    },
+                    layout,
+                )
             }
             Call::Global(module, text) => {
                 let (address, bytes) = self.global(module, &name(text)?).map_err(fail)?;

@@ -150,9 +150,11 @@ driver_functions! {
         primary_ctx_retain = "cuDevicePrimaryCtxRetain" (*mut CUcontext, CUdevice);
         primary_ctx_release = "cuDevicePrimaryCtxRelease_v2" (CUdevice);
         ctx_set_current = "cuCtxSetCurrent" (CUcontext);
+        ctx_synchronize = "cuCtxSynchronize" ();
         module_load_data = "cuModuleLoadData" (*mut CUmodule, *const c_void);
         module_get_function = "cuModuleGetFunction" (*mut CUfunction, CUmodule, *const c_char);
         stream_query = "cuStreamQuery" (CUstream);
+        stream_synchronize = "cuStreamSynchronize" (CUstream);
         stream_destroy = "cuStreamDestroy_v2" (CUstream);
         event_create = "cuEventCreate" (*mut CUevent, c_uint);
         launch_host_func = "cuLaunchHostFunc" (CUstream, Option<HostFunction>, *mut c_void);

@@ -33,6 +33,13 @@ pub(super) fn fit(mut image: Vec<u8>) -> Result<Vec<u8>, DeviceError> {
     Ok(image)
 }
 
+/// Whether a kernel of it may print: it names the function that does.
+pub(super) fn may_print(image: &[u8]) -> bool {
+    const VPRINTF: &[u8] = b"vprintf";
+    // What is in a fatbin is compressed as a rule.
+    image.starts_with(&FATBIN) || image.windows(VPRINTF.len()).any(|name| name == VPRINTF)
+}
+
 fn check(image: &[u8]) -> Result<(), &'static str> {
     match image.first_chunk::<4>() {
         Some(&ELF) => elf(image).ok_or("a cubin that is cut short, or no cubin"),
@@ -152,6 +159,16 @@ mod tests {
         }
         assert!(check(&fatbin(16, 8)[..15]).is_err());
         assert!(check(&FATBIN_WRAPPER).is_err());
+    }
+
+    #[test]
+    fn kernels_may_print_where_the_function_is_named_or_cannot_be_seen() {
+        assert!(may_print(
+            b".extern .func (.param .b32 n) vprintf (.param .b64 f)"
+        ));
+        assert!(may_print(&[&FATBIN[..], &[0; 20]].concat()));
+        assert!(!may_print(include_bytes!("../vector_add.ptx")));
+        assert!(!may_print(&cubin(128, 16, 1)));
     }
 
     #[test]

@@ -29,6 +29,7 @@ use super::caller::{CudaCaller, Function, Module, device_error, lost};
 use super::device::Device;
 use super::driver::{CallError, EVENT_DEFAULT, HOST_PORTABLE, STREAM_NON_BLOCKING, check};
 use super::handles::{Buffer, Event, Stream};
+use super::printed;
 
 /// `CU_EVENT_DISABLE_TIMING`.
 const EVENT_DISABLE_TIMING: c_uint = 2;
@@ -71,6 +72,12 @@ pub(in crate::executor) struct Queue {
     last_end: Option<(Arc<Event>, i64)>,
     /// Marks a place for a stream to wait for.
     place: Event,
+    /// Nothing is ever queued here: a call that waits for it does not wait.
+    empty: Option<Stream>,
+    /// A kernel that may print was launched.
+    prints: bool,
+    /// What the driver has to write of what kernels printed.
+    unwritten: Unwritten,
     /// The words of the streams.
     words: Buffer,
     /// Their address on the device.
@@ -107,11 +114,22 @@ impl std::fmt::Debug for Queue {
     }
 }
 
+/// Output of kernels that are over, as far as the driver may not have written it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Unwritten {
+    None,
+    /// It was asked while other work was under way. Once more when none is: then every driver does it.
+    Asked,
+    Some,
+}
+
 struct UnderWay {
     tag: u64,
     buffer: Option<Buffer>,
     /// How long it may take: a kernel.
     deadline: Option<Duration>,
+    /// A kernel that may print.
+    may_print: bool,
     /// Of the last kernel of a row.
     times: Option<Times>,
 }
@@ -170,6 +188,9 @@ impl Queue {
             free_events: Vec::new(),
             last_end: None,
             place: Event::new(device, EVENT_DISABLE_TIMING)?,
+            empty: None,
+            prints: false,
+            unwritten: Unwritten::None,
             words,
             words_there,
             free_words: (1..WORDS).rev().collect(),
@@ -224,7 +245,7 @@ impl Queue {
         let driver = self.device.driver();
         let lane = self.lanes.get(&key).ok_or(GONE)?;
         let stream = lane.stream.stream;
-        let (mut wake, mut deadline) = (false, None);
+        let (mut wake, mut deadline, mut may_print) = (false, None, false);
         // SAFETY: the context is current and the stream live. The engine has seen every range on the device
         // within an allocation of this session, which is not freed before this is done; the buffers stay in
         // `under_way` until then, and hold as many bytes.
@@ -257,6 +278,8 @@ impl Queue {
                 Work::Launch(launch) => {
                     self.launch(key, &launch)?;
                     deadline = Some(launch.deadline);
+                    may_print = launch.function.may_print;
+                    self.prints |= may_print;
                     None
                 }
                 Work::Record(event) => {
@@ -290,6 +313,7 @@ impl Queue {
             tag,
             buffer,
             deadline,
+            may_print,
             times: None,
         });
         lane.untold += 1;
@@ -493,7 +517,7 @@ impl Queue {
         // many bytes of parameters as the kernel has, which the driver copies before it returns.
         let code = unsafe {
             (self.device.driver().launch_kernel)(
-                launch.function.0,
+                launch.function.function,
                 gx,
                 gy,
                 gz,
@@ -528,6 +552,9 @@ impl Queue {
         let lane = self.lanes.get_mut(&key)?;
         let first = lane.under_way.pop_front()?;
         lane.first_since = clock::now();
+        if first.may_print {
+            self.unwritten = Unwritten::Some;
+        }
         let (mut ran, mut kernels) = (None, 0);
         let lost = self.device.is_lost();
         if let Some(times) = first.times {
@@ -575,6 +602,38 @@ impl Queue {
             began: ended.saturating_sub(ns),
             ended,
         })
+    }
+
+    /// Has the driver write what kernels that are over have printed.
+    fn write_printed(&mut self) {
+        let idle = self.lanes.values().all(|lane| lane.under_way.is_empty());
+        if self.unwritten == Unwritten::None || (self.unwritten == Unwritten::Asked && !idle) {
+            return;
+        }
+        // An error shows again in the next call that matters.
+        let written = self.driver(|queue| match idle {
+            true => {
+                // SAFETY: the context is current. Nothing is queued, so it does not wait.
+                check(
+                    unsafe { (queue.device.driver().ctx_synchronize)() },
+                    "cuCtxSynchronize",
+                )
+            }
+            false => {
+                let empty = match queue.empty.take() {
+                    Some(empty) => empty,
+                    None => Stream::new(&queue.device, Some((STREAM_NON_BLOCKING, 0)))?,
+                };
+                let empty = queue.empty.insert(empty);
+                // SAFETY: the context is current and the stream live. Nothing is ever queued in it, so it does not wait.
+                let code = unsafe { (queue.device.driver().stream_synchronize)(empty.stream) };
+                check(code, "cuStreamSynchronize")
+            }
+        });
+        self.unwritten = match (idle, written) {
+            (false, Ok(())) => Unwritten::Asked,
+            _ => Unwritten::None,
+        };
     }
 
     /// The stream whose first work failed, if any did: the oldest kernel that is first in its stream.
@@ -701,8 +760,6 @@ impl device::Device for Queue {
 
     // Well below the thousand at which a driver waits for room.
     const MOST_WORK: usize = 256;
-    // The driver writes it to this process's standard output, where nobody takes it.
-    const PRINTS: bool = false;
     const IMAGE_COST: u64 = 1;
 
     fn description(&self) -> &Description {
@@ -798,6 +855,11 @@ impl device::Device for Queue {
     }
 
     fn next_done(&mut self) -> Option<Done<Buffer>> {
+        if self.prints
+            && let Some(capture) = printed::captured()
+        {
+            capture.look();
+        }
         if let Some(key) = self.done() {
             return self.first_is_over(key, Ok(()));
         }
@@ -835,12 +897,19 @@ impl device::Device for Queue {
         self.first_is_over(failed, Err(lost(&self.device)))
     }
 
-    fn take_printed(&mut self, _: usize) -> (u64, Vec<u8>) {
-        (0, Vec::new())
+    fn take_printed(&mut self, most: usize) -> (u64, Vec<u8>) {
+        self.write_printed();
+        let printed = printed::captured().map(|capture| capture.kept().take(most));
+        let printed = printed.unwrap_or_default();
+        (printed.lost, printed.text)
     }
 
     fn has_printed(&mut self) -> bool {
-        false
+        if !self.prints {
+            return false;
+        }
+        self.write_printed();
+        printed::captured().is_some_and(|capture| !capture.kept().is_empty())
     }
 
     fn is_gone(&self) -> bool {
@@ -866,7 +935,7 @@ impl device::Device for Queue {
             let set = queue.device.driver().func_set_attribute;
             // SAFETY: the function is of a loaded module and the context current; what cannot be set is refused.
             check(
-                unsafe { set(function.0, attribute, value) },
+                unsafe { set(function.function, attribute, value) },
                 "cuFuncSetAttribute",
             )
         })

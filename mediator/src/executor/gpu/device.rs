@@ -25,8 +25,6 @@ pub(in crate::executor) trait Device: Send {
 
     /// Works that may be in its queue before [`submit`](Self::submit) might wait.
     const MOST_WORK: usize;
-    /// Whether it hands over what kernels print.
-    const PRINTS: bool;
     /// Bytes of memory that a byte of a module's image comes to.
     const IMAGE_COST: u64;
 

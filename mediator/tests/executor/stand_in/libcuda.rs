@@ -4,7 +4,8 @@
 //! Its device is one of `vgpu-ptx`: kernels run, addresses are the device's own, and what a kernel does wrong is
 //! what a GPU says of it. Streams keep what is queued, and a thread does one operation of each at a time, so that
 //! work really is under way after a submission, and memory touched too early gives wrong results. It checks that
-//! handles are live and that copies stay within allocations.
+//! handles are live and that copies stay within allocations. What kernels print it writes to the C library's `stdout`,
+//! at the calls at which NVIDIA's does: a launch, and one that synchronises.
 //!
 //! `VGPU_STAND_IN` says what goes wrong, as `KIND=NUMBER`: `init=CODE`, `devices=COUNT`,
 //! `context=CODE`, `alloc=CODE`, `module=CODE`, `limit=BYTES` of device memory, `wrong=1` for kernels that do
@@ -652,6 +653,43 @@ extern "C" fn cuStreamQuery(stream: *mut c_void) -> c_int {
     }
 }
 
+/// Writes what kernels have printed so far.
+fn write_printed() {
+    unsafe extern "C" {
+        static stdout: *mut c_void;
+        fn fwrite(bytes: *const u8, size: usize, count: usize, to: *mut c_void) -> usize;
+    }
+    let text = device().take_printed(usize::MAX).text;
+    // SAFETY: the C library's own stream, and so many bytes.
+    unsafe { fwrite(text.as_ptr(), 1, text.len(), stdout) };
+}
+
+/// Waits until the driver is so far.
+fn wait_until(done: impl Fn(&Driver) -> bool) -> c_int {
+    loop {
+        let driver = context!();
+        if done(&driver) {
+            write_printed();
+            return OK;
+        }
+        drop(driver);
+        std::thread::sleep(Duration::from_micros(20));
+    }
+}
+
+#[unsafe(no_mangle)]
+extern "C" fn cuCtxSynchronize() -> c_int {
+    wait_until(|driver| driver.streams.values().all(|stream| stream.queue.is_empty() && !stream.busy))
+}
+
+#[unsafe(no_mangle)]
+extern "C" fn cuStreamSynchronize(stream: *mut c_void) -> c_int {
+    wait_until(|driver| {
+        let stream = driver.streams.get(&(stream as usize));
+        stream.is_none_or(|stream| stream.queue.is_empty() && !stream.busy)
+    })
+}
+
 #[unsafe(no_mangle)]
 extern "C" fn cuStreamDestroy_v2(stream: *mut c_void) -> c_int {
     let mut driver = context!();
@@ -1106,6 +1144,7 @@ extern "C" fn cuLaunchKernel(
     extra: *const *const c_void,
 ) -> c_int {
     let mut driver = context!();
+    write_printed();
     let Some(Function {
         loaded,
         kernel,

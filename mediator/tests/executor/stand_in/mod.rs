@@ -32,9 +32,15 @@ fn folder() -> PathBuf {
 
 /// Compiles the stand-in into a folder of its own: the whole of it, or without one function.
 fn compile(name: &str, options: &[&str]) -> PathBuf {
+    compile_to(name, "libcuda.rs", "libcuda.so", options)
+}
+
+/// Compiles one of the stand-ins to a library in a folder of its own.
+fn compile_to(name: &str, source: &str, library: &str, options: &[&str]) -> PathBuf {
     let folder = folder().join(name);
     std::fs::create_dir_all(&folder).expect("a folder");
-    let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/executor/stand_in/libcuda.rs");
+    let sources = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/executor/stand_in");
+    let source = sources.join(source);
     // Of the toolchain that compiles this.
     let rustc = Path::new(env!("CARGO")).with_file_name("rustc");
     let (dependencies, ptx) = ptx();
@@ -48,7 +54,7 @@ fn compile(name: &str, options: &[&str]) -> PathBuf {
             "-O",
             "-o",
         ])
-        .arg(folder.join("libcuda.so"))
+        .arg(folder.join(library))
         .args(options)
         .arg(source)
         .status()
@@ -78,6 +84,12 @@ fn ptx() -> (PathBuf, PathBuf) {
 pub(crate) fn library() -> &'static Path {
     static WHOLE: OnceLock<PathBuf> = OnceLock::new();
     WHOLE.get_or_init(|| compile("whole", &[]))
+}
+
+/// The folder of the stand-in for NVIDIA's management library.
+pub(crate) fn management_library() -> &'static Path {
+    static LIBRARY: OnceLock<PathBuf> = OnceLock::new();
+    LIBRARY.get_or_init(|| compile_to("nvml", "libnvidia_ml.rs", "libnvidia-ml.so.1", &[]))
 }
 
 /// Whether this is the inner process, in which `test` shall do its work. In the outer one it starts

@@ -14,7 +14,7 @@ use vgpu_mediator::print::{is_terminal, print};
 use vgpu_mediator::usage::{Standing, Usage};
 
 use crate::figures::{bytes, count, duration, kills, memory, percent, shorten, table};
-use crate::{Exit, fetch, print_json};
+use crate::{Exit, fetch, gpus, print_json};
 
 const REFRESH_INTERVAL: Duration = Duration::from_secs(1);
 
@@ -126,7 +126,11 @@ pub(crate) fn run(control: &Path, json: bool, once: bool) -> Result<(), Exit> {
         });
         let look = looks.next()?;
         if json {
-            print_json(&serde_json::json!({ "guests": look.guests, "sessions": look.sessions }))?;
+            print_json(&serde_json::json!({
+                "gpus": look.status.gpus,
+                "guests": look.guests,
+                "sessions": look.sessions,
+            }))?;
         } else {
             let text = render(&look.status, &look.guests, &look.sessions);
             print(&format!("{between}{text}"))?;
@@ -208,6 +212,10 @@ fn render(status: &Status, guests: &[GuestRates], rates: &[Rates]) -> String {
         status.sessions.len(),
         status.limits.max_sessions,
     );
+    if !status.gpus.is_empty() {
+        text.push_str(&gpus::table(&status.gpus));
+        text.push('\n');
+    }
     let heading = [
         "GUEST", "SESSIONS", "MEMORY", "QUEUE", "DEVICE", "SHARE", "REQ/s", "FAILED/s", "IN/s",
         "OUT/s", "KILLS",

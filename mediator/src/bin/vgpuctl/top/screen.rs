@@ -7,10 +7,11 @@ use ratatui::layout::{Alignment, Constraint, Layout, Rect};
 use ratatui::style::{Color, Modifier, Style};
 use ratatui::text::{Line, Span};
 use ratatui::widgets::{Block, LineGauge, Paragraph, Row, Table};
-use vgpu_mediator::control::Status;
+use vgpu_mediator::control::{Gpu, Status};
 
 use super::{GuestRates, Look, Rates};
 use crate::figures::{bytes, count, duration, memory, shorten};
+use crate::gpus;
 
 /// The key that sorts, what it sorts by, and the heading of the column.
 const ORDERS: [(char, &str, Order); 8] = [
@@ -106,13 +107,20 @@ impl Screen {
 
     pub(super) fn draw(&mut self, frame: &mut Frame<'_>, look: &Look) {
         let area = frame.area();
+        // Two borders and the heading. A terminal without room for all of them shows the first, or none.
+        let gpus = match u16::try_from(look.status.gpus.len()).unwrap_or(u16::MAX) {
+            0 => 0,
+            _ if area.height < 16 => 0,
+            some => some.saturating_add(3).min(area.height / 4),
+        };
         let guests = u16::try_from(look.guests.len()).unwrap_or(u16::MAX);
         // Two borders and the heading. Sessions get what guests leave, and at least a third.
-        let most = area.height.saturating_sub(6) * 2 / 3;
+        let most = area.height.saturating_sub(6 + gpus) * 2 / 3;
         let guests = guests.saturating_add(3).min(most.max(5));
-        let [head, device, guests, sessions, keys] = Layout::vertical([
+        let [head, device, gpus, guests, sessions, keys] = Layout::vertical([
             Constraint::Length(1),
             Constraint::Length(3),
+            Constraint::Length(gpus),
             Constraint::Length(guests),
             Constraint::Min(0),
             Constraint::Length(1),
@@ -120,9 +128,33 @@ impl Screen {
         .areas(area);
         frame.render_widget(heading(&look.status), head);
         draw_device(frame, device, look);
+        self.draw_gpus(frame, gpus, &look.status.gpus);
         self.draw_guests(frame, guests, &look.guests);
         self.draw_sessions(frame, sessions, &look.sessions);
         frame.render_widget(self.keys(), keys);
+    }
+
+    fn draw_gpus(&self, frame: &mut Frame<'_>, area: Rect, gpus: &[Gpu]) {
+        // Two borders, the heading and a line.
+        if area.height < 4 {
+            return;
+        }
+        let shown = gpus.iter().take(usize::from(area.height - 3));
+        let cells: Vec<[String; 6]> = shown.map(gpus::cells).collect();
+        let ranks = [99, 98, 97, 90, 80, 70];
+        let columns = gpus::HEADINGS.iter().zip(ranks).enumerate();
+        let columns = columns.map(|(place, (heading, rank))| Column {
+            heading,
+            cells: cells.iter().map(|cells| cells[place].clone()).collect(),
+            rank,
+            right: place > 0,
+            sorts: None,
+        });
+        let title = match gpus.len() {
+            1 => " 1 GPU ".to_owned(),
+            count => format!(" {count} GPUs "),
+        };
+        self.draw_table(frame, area, title, columns.collect());
     }
 
     fn draw_guests(&mut self, frame: &mut Frame<'_>, area: Rect, guests: &[GuestRates]) {
@@ -394,7 +426,10 @@ mod tests {
     fn look() -> Look {
         let status = r#"{"version":"0.1.0","pid":4711,"uptime_s":93784,"stopping":false,"listen":["xen:"],
             "executor":{"kind":"cuda","device":"NVIDIA H200","total_memory":150000000000,"driver":"570.86",
-            "reason":""},"limits":{"max_sessions":64,"max_sessions_per_guest":4},"allow_all":false,
+            "reason":""},"gpus":[{"index":0,"uuid":"GPU-0a","name":"NVIDIA H200","memory_total":150000000000,
+            "memory_used":24500000000,"busy_percent":83,"temperature_c":61,"power_mw":402500,"power_limit_mw":700000,
+            "ecc_corrected":3,"ecc_uncorrected":0,"age_s":0},{"index":1,"uuid":"GPU-0b","name":"NVIDIA H200",
+            "memory_total":150000000000,"memory_used":600000000,"age_s":0}],"limits":{"max_sessions":64,"max_sessions_per_guest":4},"allow_all":false,
             "sessions_started":81,"refused":3,"usage":{},"guests":[],"sessions":[]}"#;
         let mut status: Status = serde_json::from_str(status).unwrap();
         let guest = |name: &str, device: f64, memory: u64, sessions: u8, kills| GuestRates {
@@ -509,7 +544,7 @@ mod tests {
 
     #[test]
     fn the_picture_in_the_documents_is_of_this_program() {
-        let buffer = drawn(&mut Screen::new(), &look(), 110, 18);
+        let buffer = drawn(&mut Screen::new(), &look(), 110, 22);
         is_as_in(&crate_root().join("../docs/top.svg"), &svg(&buffer));
     }
 
@@ -555,6 +590,7 @@ mod tests {
     #[test]
     fn many_guests_are_scrolled_and_names_cannot_move_the_cursor() {
         let mut look = look();
+        look.status.gpus.clear();
         let one = |n: u32| GuestRates {
             guest: format!("g\u{1b}[2J\n{n:03}"),
             id: String::new(),
