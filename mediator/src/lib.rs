@@ -10,6 +10,7 @@ pub mod broker;
 pub mod cli;
 pub mod config;
 pub mod control;
+pub mod devices;
 pub mod executor;
 pub mod failure;
 pub mod lines;

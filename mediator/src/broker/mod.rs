@@ -10,6 +10,7 @@ mod admission;
 pub mod closer;
 mod connections;
 mod control_server;
+mod device_turns;
 mod ended;
 mod fair_queue;
 mod files;
@@ -44,6 +45,7 @@ use vgpu_transport::endpoint::Endpoint;
 use crate::cli::Flags;
 use crate::config::Config;
 use crate::control::{Answer, Ask};
+use crate::devices::MISSING_ADVICE;
 use crate::executor::ExecutorChoice;
 use crate::failure::Failure;
 use crate::logging;
@@ -54,6 +56,7 @@ use accounts::{Accounts, Force};
 use admission::{LocalDoor, LocalNewcomers, listen};
 use closer::Closers;
 use control_server::{ControlServer, refused};
+use device_turns::DeviceTurns;
 use files::FileService;
 use instance::Instance;
 use metrics::Labels;
@@ -68,7 +71,7 @@ use signals::Signals;
 use sockets::{Newcomers, TcpDoor};
 use status::{Asker, Query};
 use stopping::Stopping;
-use turns::{Turns, Word, Words};
+use turns::{Word, Words};
 use who::Target;
 use xen::XenGuests;
 
@@ -111,6 +114,7 @@ pub fn run(config: Config, flags: &Flags) -> Result<(), Failure> {
     let protections = protections(&config, cuda)?;
     let mut broker = Broker::open(config, flags, instance, offer, signals)?;
     broker.protections = protections;
+    broker.warn_of_missing_devices();
     notify("READY=1");
     broker.tell_status();
     broker.serve()
@@ -175,7 +179,7 @@ struct Broker<'a> {
     sessions: BTreeMap<u64, Session>,
     next_session: u64,
     accounts: Accounts,
-    turns: Turns,
+    turns: DeviceTurns,
     queries: Vec<Query>,
     metrics: Option<MetricsServer>,
     /// Guests' labels in metrics.
@@ -250,7 +254,7 @@ impl<'a> Broker<'a> {
             sessions: BTreeMap::new(),
             next_session: 1,
             accounts: Accounts::default(),
-            turns: Turns::default(),
+            turns: DeviceTurns::default(),
             queries: Vec::new(),
             metrics: None,
             labels: Labels::default(),
@@ -487,12 +491,13 @@ impl<'a> Broker<'a> {
             return;
         };
         let (account, weight) = (session.who.account(), session.weight);
+        let device = session.device(&self.offer.executor.devices);
         let (said, serves) = (std::mem::take(&mut session.said), session.counts());
         let silent = session.silent;
         for said in said.into_iter().filter(|_| serves) {
             let words = match (said.over, said.want) {
                 (true, another) => self.turns.over(id, another, now),
-                (false, true) => self.turns.want(id, &account, weight, now),
+                (false, true) => self.turns.want(id, device, (&account, weight), now),
                 (false, false) => continue,
             };
             self.tell_turns(words);
@@ -516,6 +521,25 @@ impl<'a> Broker<'a> {
                     Word::Yield(most) => link::Ask::Yield(most),
                 });
             }
+        }
+    }
+
+    /// Settings that name a device which is not there, in words.
+    fn missing_devices(&self) -> Vec<String> {
+        // What stands in for a GPU has not its devices.
+        if self.offer.stands_in {
+            return Vec::new();
+        }
+        let missing = self.config.missing_devices(&self.offer.executor.devices);
+        let words = missing.into_iter();
+        words
+            .map(|(setting, key)| format!("{setting}: there is no device {key}"))
+            .collect()
+    }
+
+    fn warn_of_missing_devices(&self) {
+        for missing in self.missing_devices() {
+            log::warn!("{missing}; sessions that are to have it are refused; {MISSING_ADVICE}");
         }
     }
 

@@ -17,6 +17,7 @@ use vgpu_socket_transport::MAX_NAME;
 
 use super::accounts::Force;
 use super::who::Who;
+use crate::devices::{Device, DeviceKey, Devices};
 use crate::lines::{LineBuffer, LooseLines};
 use crate::usage::{Activity, Standing, Usage};
 use crate::worker;
@@ -61,6 +62,8 @@ pub(super) struct Session {
     pub(super) said: VecDeque<Said>,
     /// Its guest's part of the device's time.
     pub(super) weight: u32,
+    /// Devices that its guest may use, by UUID where they have one; none where that is all.
+    pub(super) devices: Option<Devices>,
     /// When the last report came.
     pub(super) reported: Option<Instant>,
     /// The cause, if it was ended by force.
@@ -96,6 +99,7 @@ impl Session {
             .env_remove("NOTIFY_SOCKET")
             // Compiled kernels of a guest must not reach another guest or this user's files.
             .env("CUDA_CACHE_DISABLE", "1")
+            .envs(spec.driver_environment())
             .stdin(copy.map_or_else(Stdio::null, Stdio::from))
             .stdout(OwnedFd::from(their_log.try_clone()?))
             .stderr(OwnedFd::from(their_log))
@@ -127,6 +131,7 @@ impl Session {
             found: VecDeque::new(),
             said: VecDeque::new(),
             weight: spec.share.weight.unwrap_or(1),
+            devices: spec.share.devices,
             reported: None,
             force: None,
             kill_at: None,
@@ -136,6 +141,13 @@ impl Session {
     /// Whether it serves a guest, or is about to.
     pub(super) fn counts(&self) -> bool {
         !self.refusing && !self.stranger
+    }
+
+    /// The device that it uses, of those that there are: the first of its own.
+    pub(super) fn device(&self, there: &[Device]) -> DeviceKey {
+        let own = self.devices.as_ref().and_then(|it| it.keys().first());
+        let all = || there.first().map(Device::key);
+        own.copied().or_else(all).unwrap_or(DeviceKey::Index(0))
     }
 
     pub(super) fn pid(&self) -> u32 {

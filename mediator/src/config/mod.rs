@@ -16,6 +16,7 @@ use vgpu_socket_transport::{Secret, Secrets};
 use vgpu_transport::endpoint::Endpoint;
 
 use crate::cli::Flags;
+use crate::devices::{Device, DeviceKey, Devices};
 use crate::executor::ExecutorChoice;
 use crate::failure::Failure;
 use crate::policy::Policy;
@@ -152,7 +153,7 @@ impl Config {
             relay_secret.map(|path| absolute(&path, "the file with the relay's secret"));
         let relay_secret = relay_secret.transpose()?;
         check_relay(&executor, relay_secret.as_deref(), &listen)?;
-        Ok(Self {
+        let config = Self {
             file: None,
             listen,
             executor,
@@ -166,7 +167,44 @@ impl Config {
             },
             limits: file.limits,
             worker: file.worker,
-        })
+        };
+        if let ExecutorChoice::Relay(endpoint) = &config.executor
+            && let Some((setting, _)) = config.device_lists().next()
+        {
+            return Err(Failure::new(
+                format!("{setting} counts for nothing with executor relay:{endpoint}"),
+                "take it out here, and set devices in the configuration of the mediator that has the devices",
+            ));
+        }
+        Ok(config)
+    }
+
+    /// The lists of devices, each with the setting that it stands in, as in `limits.devices`.
+    fn device_lists(&self) -> impl Iterator<Item = (String, &Devices)> {
+        let all = self.limits.devices.iter();
+        let all = all.map(|devices| ("limits.devices".to_owned(), devices));
+        let rules = self.policy.guests.iter().filter_map(|(key, rule)| {
+            let devices = rule.share.devices.as_ref()?;
+            Some((format!("devices of {key}"), devices))
+        });
+        all.chain(rules)
+    }
+
+    /// Names in lists of devices that are those of none in `table`, each with the setting that it stands in: sessions
+    /// of guests with such a list are refused.
+    pub fn missing_devices(&self, table: &[Device]) -> Vec<(String, DeviceKey)> {
+        let missing = |(setting, devices): (String, &Devices)| {
+            let key = devices.find_in(table).err()?;
+            Some((setting, key))
+        };
+        self.device_lists().filter_map(missing).collect()
+    }
+
+    /// Every device that some guest may use, or none where that is all of them.
+    pub fn devices_of_anybody(&self) -> Option<Vec<DeviceKey>> {
+        self.limits.devices?;
+        let lists = self.device_lists();
+        Some(lists.flat_map(|(_, list)| list.keys().to_vec()).collect())
     }
 
     /// Looks into the files with secrets, where there is need of them. Workers read them again for

@@ -38,6 +38,7 @@ use vgpu_transport::Waker;
 
 use super::on_device::{OnDevice, Open};
 use super::{ExecutorError, ExecutorInfo, KERNEL_TIME, Limits, cuda_result, trial};
+use crate::devices::{self, Devices};
 use crate::policy::MOST_OBJECTS;
 use device::Device;
 use driver::{CallError, Driver, LoadError};
@@ -51,7 +52,7 @@ const PROOF_ELEMENTS: usize = 1000;
 /// How long that may take.
 const PROOF_DEADLINE: Duration = Duration::from_secs(10);
 
-/// Runs a guest's work on this machine's first NVIDIA GPU (`CUDA_VISIBLE_DEVICES` chooses another).
+/// Runs a guest's work on one of this machine's NVIDIA GPUs.
 pub type CudaExecutor = OnDevice<OpenGpu>;
 
 /// A GPU whose context is open.
@@ -76,31 +77,37 @@ pub(super) fn load_driver() {
     let _ = Driver::load();
 }
 
-/// Opens the executor and proves it with a vector add. `reason` is the line that `info` gives for
-/// the choice of this executor.
+/// Opens the executor on the first of `devices`, or else of those that the driver shows, and proves it with a vector
+/// add. `reason` is the line that `info` gives for the choice of this executor.
 ///
 /// Initialising CUDA takes some tenths of a second and cannot be interrupted; a caller that must not
 /// hang does it in a process of its own.
 ///
 /// # Errors
 /// [`ExecutorError::Unavailable`], with what is missing and what to do about it.
-pub fn open(reason: &str) -> Result<CudaExecutor, ExecutorError> {
+pub fn open(reason: &str, devices: Option<&Devices>) -> Result<CudaExecutor, ExecutorError> {
     let driver = Driver::load().map_err(|error| explain_load(error, Platform::detect()))?;
-    match Device::count(driver) {
-        Ok(0) => {
-            return Err(explain(CallError {
-                code: cuda_result::NO_DEVICE,
-                call: "cuDeviceGetCount",
-            }));
-        }
-        Ok(_) => {}
-        Err(error) => return Err(explain(error)),
-    }
+    let none = CallError {
+        code: cuda_result::NO_DEVICE,
+        call: "cuDeviceGetCount",
+    };
+    let count = match (Device::count(driver), devices) {
+        // The driver hides what the mediator has not named, and then there may be none.
+        (Err(error), Some(_)) if error.code == cuda_result::NO_DEVICE => 0,
+        (Err(error), _) => return Err(explain(error)),
+        (Ok(0), None) => return Err(explain(none)),
+        (Ok(count), _) => count,
+    };
+    let there = Device::all(driver, count).map_err(explain)?;
+    let chosen = match devices {
+        Some(devices) => super::chosen(devices, &there)?,
+        None => there,
+    };
     let waker = Waker::new().map_err(|error| ExecutorError::Unavailable {
         what: format!("no descriptor for the GPU's events: {error}"),
         advice: "raise the mediator's limit of open files (LimitNOFILE)".into(),
     })?;
-    let mut executor = CudaExecutor::open_device(driver, waker, reason).map_err(explain)?;
+    let mut executor = CudaExecutor::open_device(driver, chosen, waker, reason).map_err(explain)?;
     executor.prove()?;
     Ok(executor)
 }
@@ -108,10 +115,12 @@ pub fn open(reason: &str) -> Result<CudaExecutor, ExecutorError> {
 impl CudaExecutor {
     fn open_device(
         driver: &'static Driver,
+        devices: Vec<devices::Device>,
         waker: Waker,
         reason: &str,
     ) -> Result<CudaExecutor, CallError> {
-        let device = Arc::new(Device::open(driver, Arc::new(waker))?);
+        let first = devices.first().map_or(0, |device| device.index);
+        let device = Arc::new(Device::open(driver, first, Arc::new(waker))?);
         let cuda = device.cuda_version()?;
         let info = ExecutorInfo {
             kind: "cuda",
@@ -122,6 +131,7 @@ impl CudaExecutor {
                 None => format!("CUDA {cuda}"),
             },
             reason: reason.to_owned(),
+            devices,
         };
         let limits = Limits {
             memory: info.total_memory,
@@ -277,7 +287,7 @@ mod tests {
 
     #[test]
     fn opening_works_or_explains() {
-        match open("a test") {
+        match open("a test", None) {
             Ok(executor) => assert_eq!(executor.info().kind, "cuda"),
             Err(
                 ExecutorError::Unavailable { what, advice } | ExecutorError::Busy { what, advice },

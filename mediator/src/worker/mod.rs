@@ -405,7 +405,7 @@ fn open_executor(
     share: Share,
     turns: &Arc<Turns>,
 ) -> Result<Box<dyn Executor>, OpenError> {
-    let mut executor = probe(choice.clone())?;
+    let mut executor = probe(choice.clone(), share.devices.as_ref())?;
     executor.set_share(share);
     executor.set_turns(turns);
     Ok(executor)

@@ -4,9 +4,12 @@
 //! a stand-in for NVIDIA's library, which also plays its failures.
 
 mod conformance;
+mod devices;
 mod end_to_end;
 mod graphs;
 mod stand_in;
+#[path = "../support/mod.rs"]
+mod support;
 
 use std::time::Instant;
 
@@ -20,7 +23,7 @@ fn cpu() {
 #[test]
 #[ignore = "needs an NVIDIA GPU"]
 fn cuda_on_a_gpu() {
-    let mut executor = cuda::open("a test").expect("a GPU");
+    let mut executor = cuda::open("a test", None).expect("a GPU");
     println!("{:?}", executor.info());
     conformance::run(&mut executor);
     conformance::add(&mut executor, (1 << 26) + 12_345);
@@ -32,7 +35,7 @@ fn cuda_on_a_gpu() {
 fn cuda_speed_on_a_gpu() {
     const ELEMENTS: usize = 1 << 26;
     let start = Instant::now();
-    let mut executor = cuda::open("a test").expect("a GPU");
+    let mut executor = cuda::open("a test", None).expect("a GPU");
     println!(
         "opened and proved in {:?}: {:?}",
         start.elapsed(),

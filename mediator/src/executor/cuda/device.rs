@@ -11,8 +11,12 @@ use cudarc::driver::sys::{CUcontext, CUdevice, CUstream, CUuuid};
 use vgpu_transport::Waker;
 
 use super::driver::{CallError, Driver, check};
+use crate::devices::{Device as Summary, DeviceKey};
 
-/// Device 0 with its primary context.
+/// `CU_DEVICE_ATTRIBUTE_PCI_DOMAIN_ID`, `_PCI_BUS_ID` and `_PCI_DEVICE_ID`.
+const PCI: [c_int; 3] = [50, 33, 34];
+
+/// A GPU with its primary context.
 #[derive(Debug)]
 pub(super) struct Device {
     driver: &'static Driver,
@@ -44,12 +48,13 @@ impl Device {
         Ok(count)
     }
 
-    /// Opens the first device. [`Device::count`] must have found one.
-    pub(super) fn open(driver: &'static Driver, waker: Arc<Waker>) -> Result<Device, CallError> {
-        let mut device = 0;
-        // SAFETY: the driver is initialised; `device` is writable.
-        let code = unsafe { (driver.device_get)(&mut device, 0) };
-        check(code, "cuDeviceGet")?;
+    /// Opens the device with this number, of those that [`all`](Self::all) has given.
+    pub(super) fn open(
+        driver: &'static Driver,
+        ordinal: u32,
+        waker: Arc<Waker>,
+    ) -> Result<Device, CallError> {
+        let device = Gpu::get(driver, ordinal)?.device;
         let mut context = ptr::null_mut();
         // SAFETY: `device` is a device; `context` is writable. `drop` releases what is retained.
         let code = unsafe { (driver.primary_ctx_retain)(&mut context, device) };
@@ -64,6 +69,21 @@ impl Device {
         };
         opened.bind()?;
         Ok(opened)
+    }
+
+    /// The first `count` devices, without a context on any: in the order of the driver, which is that of the PCI bus
+    /// where the mediator has started this process.
+    pub(super) fn all(driver: &'static Driver, count: c_int) -> Result<Vec<Summary>, CallError> {
+        let count = u32::try_from(count).unwrap_or(0);
+        let summary = |index| Gpu::get(driver, index)?.summary(index);
+        (0..count).map(summary).collect()
+    }
+
+    fn gpu(&self) -> Gpu {
+        Gpu {
+            driver: self.driver,
+            device: self.device,
+        }
     }
 
     /// The driver's functions.
@@ -105,24 +125,12 @@ impl Device {
 
     /// The GPU's name, as in `NVIDIA H100 PCIe`.
     pub(super) fn name(&self) -> Result<String, CallError> {
-        let mut name = [0 as c_char; 128];
-        // SAFETY: the driver writes at most the given length, its NUL included; the last byte is
-        // held back, so that a NUL is there whatever it does.
-        let code = unsafe { (self.driver.device_get_name)(name.as_mut_ptr(), 127, self.device) };
-        check(code, "cuDeviceGetName")?;
-        // SAFETY: the array ends with a NUL and lives on.
-        Ok(unsafe { CStr::from_ptr(name.as_ptr()) }
-            .to_string_lossy()
-            .into_owned())
+        self.gpu().name()
     }
 
     /// Bytes of memory of the GPU.
     pub(super) fn total_memory(&self) -> Result<u64, CallError> {
-        let mut bytes = 0;
-        // SAFETY: `bytes` is writable.
-        let code = unsafe { (self.driver.device_total_mem)(&mut bytes, self.device) };
-        check(code, "cuDeviceTotalMem")?;
-        Ok(bytes as u64)
+        self.gpu().total_memory()
     }
 
     /// The newest CUDA version that the driver supports, as `13.0`.
@@ -145,20 +153,12 @@ impl Device {
 
     /// The value of a `CUdevice_attribute`; `None` where the driver does not know it.
     pub(super) fn attribute(&self, attribute: c_int) -> Option<c_int> {
-        let mut value = 0;
-        // SAFETY: `value` is writable; an attribute is a number, and unknown ones are refused.
-        let code =
-            unsafe { (self.driver.device_get_attribute)(&mut value, attribute, self.device) };
-        check(code, "cuDeviceGetAttribute").ok().map(|()| value)
+        self.gpu().attribute(attribute)
     }
 
     /// The device's own 16 bytes.
     pub(super) fn uuid(&self) -> Result<[u8; 16], CallError> {
-        let mut uuid = CUuuid { bytes: [0; 16] };
-        // SAFETY: `uuid` is writable.
-        let code = unsafe { (self.driver.device_get_uuid)(&mut uuid, self.device) };
-        check(code, "cuDeviceGetUuid")?;
-        Ok(uuid.bytes.map(|byte| byte.to_ne_bytes()[0]))
+        self.gpu().uuid()
     }
 
     /// The waker, raised when a stream reaches a certain point.
@@ -176,6 +176,76 @@ impl Device {
         // SAFETY: `raise` takes a waker, which lives as long as this device: the caller's promise.
         let code = unsafe { (self.driver.launch_host_func)(stream, Some(raise), waker) };
         check(code, "cuLaunchHostFunc")
+    }
+}
+
+/// A GPU that no context is open on.
+#[derive(Clone, Copy)]
+struct Gpu {
+    driver: &'static Driver,
+    device: CUdevice,
+}
+
+impl Gpu {
+    /// The device with this number. The driver must be initialised.
+    fn get(driver: &'static Driver, ordinal: u32) -> Result<Self, CallError> {
+        let ordinal = c_int::try_from(ordinal).unwrap_or(c_int::MAX);
+        let mut device = 0;
+        // SAFETY: the driver is initialised; `device` is writable.
+        let code = unsafe { (driver.device_get)(&mut device, ordinal) };
+        check(code, "cuDeviceGet")?;
+        Ok(Self { driver, device })
+    }
+
+    fn summary(self, index: u32) -> Result<Summary, CallError> {
+        let [domain, bus, slot] = PCI.map(|attribute| self.attribute(attribute).unwrap_or(0));
+        Ok(Summary {
+            index,
+            uuid: DeviceKey::Uuid(self.uuid()?).to_string(),
+            pci: format!("{domain:04x}:{bus:02x}:{slot:02x}.0"),
+            name: self.name()?,
+            total_memory: self.total_memory()?,
+        })
+    }
+
+    /// The GPU's name, as in `NVIDIA H100 PCIe`.
+    fn name(&self) -> Result<String, CallError> {
+        let mut name = [0 as c_char; 128];
+        // SAFETY: the driver writes at most the given length, its NUL included; the last byte is
+        // held back, so that a NUL is there whatever it does.
+        let code = unsafe { (self.driver.device_get_name)(name.as_mut_ptr(), 127, self.device) };
+        check(code, "cuDeviceGetName")?;
+        // SAFETY: the array ends with a NUL and lives on.
+        Ok(unsafe { CStr::from_ptr(name.as_ptr()) }
+            .to_string_lossy()
+            .into_owned())
+    }
+
+    /// Bytes of memory of the GPU.
+    fn total_memory(&self) -> Result<u64, CallError> {
+        let mut bytes = 0;
+        // SAFETY: `bytes` is writable.
+        let code = unsafe { (self.driver.device_total_mem)(&mut bytes, self.device) };
+        check(code, "cuDeviceTotalMem")?;
+        Ok(bytes as u64)
+    }
+
+    /// The value of a `CUdevice_attribute`; `None` where the driver does not know it.
+    fn attribute(&self, attribute: c_int) -> Option<c_int> {
+        let mut value = 0;
+        // SAFETY: `value` is writable; an attribute is a number, and unknown ones are refused.
+        let code =
+            unsafe { (self.driver.device_get_attribute)(&mut value, attribute, self.device) };
+        check(code, "cuDeviceGetAttribute").ok().map(|()| value)
+    }
+
+    /// The device's own 16 bytes.
+    fn uuid(&self) -> Result<[u8; 16], CallError> {
+        let mut uuid = CUuuid { bytes: [0; 16] };
+        // SAFETY: `uuid` is writable.
+        let code = unsafe { (self.driver.device_get_uuid)(&mut uuid, self.device) };
+        check(code, "cuDeviceGetUuid")?;
+        Ok(uuid.bytes.map(|byte| byte.to_ne_bytes()[0]))
     }
 }
 
