@@ -369,6 +369,7 @@ impl Policy {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::devices::DeviceKey;
 
     const UUID: &str = "0a1b2c3d-0000-4000-8000-00000000beef";
 
@@ -545,6 +546,23 @@ mod tests {
         assert_eq!(share.memory_mib, Some(100));
         assert_eq!(share.kernel_timeout_s, Some(5));
         assert_eq!(share.max_objects, Some(9));
+        let devices = |keys: &[u32]| {
+            let keys: Vec<DeviceKey> = keys.iter().copied().map(DeviceKey::Index).collect();
+            Devices::try_from(keys).unwrap()
+        };
+        policy.guests.get_mut(&web).unwrap().share.devices = Some(devices(&[2, 0]));
+        assert_eq!(
+            policy.share(&guest).or(general).devices,
+            Some(devices(&[2, 0]))
+        );
+        policy.guests.get_mut(&seven).unwrap().share.devices = Some(devices(&[1, 2]));
+        assert_eq!(policy.share(&guest).devices, Some(devices(&[2])));
+        // Never all of them because no two lists agree.
+        policy.guests.get_mut(&seven).unwrap().share.devices = Some(devices(&[1]));
+        assert_eq!(
+            policy.share(&guest).or(general).devices,
+            Some(Devices::NONE)
+        );
         let stranger = Identity {
             domid: 8,
             ..Identity::default()

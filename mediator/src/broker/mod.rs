@@ -491,10 +491,14 @@ impl<'a> Broker<'a> {
             return;
         };
         let (account, weight) = (session.who.account(), session.weight);
-        let device = session.device(&self.offer.executor.devices);
         let (said, serves) = (std::mem::take(&mut session.said), session.counts());
         let silent = session.silent;
         for said in said.into_iter().filter(|_| serves) {
+            let there = &self.offer.executor.devices;
+            let session = self.sessions.get_mut(&id);
+            let Some(device) = session.and_then(|it| it.device_of(said, there)) else {
+                break;
+            };
             let words = match (said.over, said.want) {
                 (true, another) => self.turns.over(id, another, now),
                 (false, true) => self.turns.want(id, device, (&account, weight), now),

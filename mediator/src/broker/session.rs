@@ -143,11 +143,23 @@ impl Session {
         !self.refusing && !self.stranger
     }
 
-    /// The device that it uses, of those that there are: the first of its own.
-    pub(super) fn device(&self, there: &[Device]) -> DeviceKey {
-        let own = self.devices.as_ref().and_then(|it| it.keys().first());
-        let all = || there.first().map(Device::key);
-        own.copied().or_else(all).unwrap_or(DeviceKey::Index(0))
+    /// The device that its worker speaks of. One that names a device which its guest has not is ended.
+    pub(super) fn device_of(&mut self, said: Said, there: &[Device]) -> Option<DeviceKey> {
+        let device = self.device(said.device, there);
+        if device.is_none() {
+            self.distrust("it wants a device that its guest has not");
+        }
+        device
+    }
+
+    /// Its guest's device with this number, of those that there are. It has the first one, even where none is known.
+    fn device(&self, number: u32, there: &[Device]) -> Option<DeviceKey> {
+        let index = number as usize;
+        let found = match &self.devices {
+            Some(own) => own.keys().get(index).copied(),
+            None => there.get(index).map(Device::key),
+        };
+        found.or_else(|| (number == 0).then_some(DeviceKey::Index(0)))
     }
 
     pub(super) fn pid(&self) -> u32 {

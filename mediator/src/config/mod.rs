@@ -326,6 +326,7 @@ mod tests {
     use vgpu_protocol::op::Op;
 
     use super::*;
+    use crate::policy::Share;
 
     fn load(text: &str, flags: &[&str]) -> Result<Config, Failure> {
         let flags = Flags::try_parse(flags).expect("these flags are sound");
@@ -343,6 +344,81 @@ mod tests {
         assert_eq!(config.limits, Limits::default());
         assert_eq!(config.listen, [Endpoint::Xen]);
         assert!(!config.policy.allow_all);
+    }
+
+    #[test]
+    fn devices_are_listed_for_all_and_for_one_guest() {
+        let uuid = "GPU-0a1b2c3d-0000-4000-8000-00000000beef";
+        let text = format!(
+            "[limits]\ndevices = [1]\n[guests]\nweb = {{ allow = true, devices = ['{uuid}', 0] }}\ndb = 'allow'\n"
+        );
+        let config = load(&text, &["--listen", "xen:"]).unwrap();
+        let names = |share: Share| share.devices.unwrap().to_string();
+        let policy = &config.policy;
+        let share = |name| policy.share_of_name(name).or(config.limits.share());
+        assert_eq!(names(share("web")), format!("{uuid}, 0"));
+        assert_eq!(names(share("db")), "1");
+        let shown = config.to_toml();
+        assert!(shown.contains("devices = [1]"), "{shown}");
+        assert_eq!(load(&shown, &[]).unwrap().limits, config.limits);
+        let all = config.devices_of_anybody().unwrap();
+        assert_eq!(all.len(), 3);
+        assert_eq!(
+            load("", &["--listen", "xen:"])
+                .unwrap()
+                .devices_of_anybody(),
+            None
+        );
+
+        let gpu = |index, uuid: &str| Device {
+            index,
+            uuid: uuid.to_owned(),
+            pci: String::new(),
+            name: String::new(),
+            total_memory: 1,
+        };
+        let missing = config.missing_devices(&[gpu(0, uuid)]);
+        assert_eq!(
+            missing,
+            [("limits.devices".to_owned(), DeviceKey::Index(1))]
+        );
+        let both = [
+            gpu(0, "GPU-0a1b2c3d-0000-4000-8000-000000000001"),
+            gpu(1, uuid),
+        ];
+        assert_eq!(config.missing_devices(&both), []);
+
+        for (text, words) in [
+            (
+                "[limits]\ndevices = []\n",
+                "limits.devices is empty; name at least one",
+            ),
+            (
+                "[limits]\ndevices = ['all']\n",
+                "m.toml, line 2: `all` is no device",
+            ),
+            (
+                "[guests]\nweb = { allow = true, devices = [-1] }\n",
+                "m.toml, line 2: `-1` is no",
+            ),
+            (
+                "[guests]\nweb = { allow = true, devices = 0 }\n",
+                "line 2: invalid type",
+            ),
+        ] {
+            let what = error(text);
+            assert!(what.contains(words), "{what}");
+        }
+        let relay = ["--listen", "xen:", "--executor", "relay:unix:/far"];
+        let failure = load(&text, &relay).unwrap_err();
+        assert!(
+            failure
+                .what
+                .starts_with("limits.devices counts for nothing"),
+            "{}",
+            failure.what
+        );
+        assert!(failure.advice.contains("the mediator that has the devices"));
     }
 
     #[test]

@@ -27,6 +27,11 @@ impl Open for Processor {
             advice: "raise the mediator's limits of open files and of threads".into(),
         })
     }
+
+    fn select(&mut self, _: &Device) -> Result<(), ExecutorError> {
+        // There is but one.
+        Ok(())
+    }
 }
 
 impl CpuExecutor {
@@ -52,7 +57,8 @@ impl CpuExecutor {
             objects: MOST_OBJECTS,
             kernel_time: KERNEL_TIME,
         };
-        Self::from(Processor(()), info, limits)
+        let description = device::describe(&info.device, limits.memory);
+        Self::from(Processor(()), info, vec![description], limits)
     }
 }
 

@@ -70,6 +70,13 @@ impl Open for OpenGpu {
         }
         Queue::new(&self.0).map_err(|error| executor_error(&self.0, error))
     }
+
+    fn select(&mut self, device: &devices::Device) -> Result<(), ExecutorError> {
+        let waker = Arc::clone(self.0.waker());
+        let opened = Device::open(self.0.driver(), device.index, waker).map_err(explain)?;
+        self.0 = Arc::new(opened);
+        Ok(())
+    }
 }
 
 /// Loads the driver's library. A failure is the error of opening the executor.
@@ -119,13 +126,19 @@ impl CudaExecutor {
         waker: Waker,
         reason: &str,
     ) -> Result<CudaExecutor, CallError> {
+        let descriptions = devices.iter();
+        let descriptions = descriptions
+            .map(|device| Device::describe_other(driver, device.index))
+            .collect::<Result<Vec<_>, _>>()?;
         let first = devices.first().map_or(0, |device| device.index);
         let device = Arc::new(Device::open(driver, first, Arc::new(waker))?);
         let cuda = device.cuda_version()?;
         let info = ExecutorInfo {
             kind: "cuda",
-            device: device.name()?,
-            total_memory: device.total_memory()?,
+            device: devices
+                .first()
+                .map_or_else(String::new, |it| it.name.clone()),
+            total_memory: devices.first().map_or(0, |it| it.total_memory),
             driver: match kernel_module_version() {
                 Some(version) => format!("{version} (CUDA {cuda})"),
                 None => format!("CUDA {cuda}"),
@@ -138,7 +151,7 @@ impl CudaExecutor {
             objects: MOST_OBJECTS,
             kernel_time: KERNEL_TIME,
         };
-        Ok(Self::from(OpenGpu(device), info, limits))
+        Ok(Self::from(OpenGpu(device), info, descriptions, limits))
     }
 
     /// Allocates, loads the kernel, copies, adds, copies back and compares.
@@ -146,7 +159,7 @@ impl CudaExecutor {
         let deadline = Instant::now() + PROOF_DEADLINE;
         let wrong = trial::wrong_sums(self, PROOF_ELEMENTS, deadline).map_err(explain_proof)?;
         // What a session may have of the device is not known yet: its own begins with the first request.
-        self.gpu = None;
+        self.forget_use();
         match wrong {
             0 => Ok(()),
             count => Err(ExecutorError::Unavailable {

@@ -565,6 +565,7 @@ mod tests {
             turn: Some(Said {
                 over: true,
                 want: true,
+                device: u32::MAX,
             }),
             ended: Some(Ended::fault("y".repeat(1000))),
         };

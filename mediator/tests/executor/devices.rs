@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use std::process::Output;
 
 use serde_json::Value;
+use vgpu_guest::conformance::{self, Ground};
 use vgpu_guest::{Client, Device, Error};
 
 use crate::stand_in;
@@ -175,7 +176,17 @@ fn a_guest_whose_gpu_is_not_there_is_refused_and_the_doctor_says_why() {
     }
     // Others are served.
     let client = Client::connect(&[served.sockets.unix()], &served.sockets.options()).unwrap();
-    assert_eq!(number(&Device::new(client).unwrap()), 0);
+    // Without a list a session has all of them.
+    let device = Device::with_ordinal(client, 2).unwrap();
+    assert_eq!((number(&device), device.info().devices), (2, 3));
+    device.goodbye().unwrap();
+    let ground = Ground {
+        endpoint: &served.sockets.unix(),
+        options: &served.sockets.options(),
+    };
+    for outcome in conformance::run(&ground, "gpu_devices_") {
+        outcome.result.unwrap();
+    }
 
     let file = served.file.display().to_string();
     for config in [&[][..], &["--config", &file]] {
@@ -233,5 +244,50 @@ fn a_reload_gives_other_gpus_to_sessions_to_come() {
         assert!(text.contains(words) && text.contains("line 2"), "{text}");
     }
     assert_eq!(number(&served.device("tester")), 2);
+    served.mediator.stop();
+}
+
+#[test]
+fn a_session_chooses_among_its_gpus_and_has_the_turns_of_the_one_it_uses() {
+    let served = Served::with(
+        "[limits]\ndevices = [0]\n[guests]\ntester = { allow = true, devices = [2, 0], memory_mib = 5 }\n",
+    );
+    let choose = |ordinal| Device::with_ordinal(served.client("tester").unwrap(), ordinal);
+    let (first, second) = (choose(0).unwrap(), choose(1).unwrap());
+    assert_eq!((number(&first), number(&second)), (2, 0));
+    for device in [&first, &second] {
+        assert_eq!((device.info().devices, device.total_memory()), (2, 5 << 20));
+        assert_eq!(device.memory_info().unwrap().1, 5 << 20);
+        let data = device.clone_htod(&[1u32, 2, 3]).unwrap();
+        assert_eq!(device.clone_dtoh(&data).unwrap(), [1, 2, 3]);
+    }
+    let error = choose(2).unwrap_err().to_string();
+    assert!(error.contains("there is no device 2"), "{error}");
+    // Another guest, on the GPU with number 0: it waits for the one that uses that too, and not for the other.
+    let other = Device::new(served.client("other").unwrap()).unwrap();
+    let fill = |device: &Device| {
+        drop(device.alloc_zeros::<u32>(100).unwrap());
+        device.synchronize().unwrap();
+    };
+    let turns_of = |id: &str| {
+        let status = served.mediator.status();
+        let guests = status["guests"].as_array().unwrap();
+        let guest = guests.iter().find(|it| it["id"] == id).unwrap();
+        guest["turns"].as_u64().unwrap()
+    };
+    fill(&first);
+    fill(&other);
+    let before = turns_of("tcp:other");
+    for _ in 0..20 {
+        fill(&first);
+        fill(&other);
+    }
+    // Nobody else has wanted its GPU: it still has its first turn.
+    assert_eq!(turns_of("tcp:other"), before);
+    wait_until("a turn is taken away by a guest of the same GPU", || {
+        fill(&second);
+        fill(&other);
+        turns_of("tcp:other") > before
+    });
     served.mediator.stop();
 }

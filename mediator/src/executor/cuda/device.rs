@@ -8,10 +8,15 @@ use std::sync::{Arc, OnceLock};
 
 use cudarc::driver::sys::{CUcontext, CUdevice, CUstream, CUuuid};
 
+use vgpu_protocol::op::NO_ATTRIBUTE;
 use vgpu_transport::Waker;
 
+use super::super::gpu::device::Description;
 use super::driver::{CallError, Driver, check};
 use crate::devices::{Device as Summary, DeviceKey};
+
+/// Attributes that are asked for: those of CUDA 13, and some to come.
+const ATTRIBUTES: c_int = 160;
 
 /// `CU_DEVICE_ATTRIBUTE_PCI_DOMAIN_ID`, `_PCI_BUS_ID` and `_PCI_DEVICE_ID`.
 const PCI: [c_int; 3] = [50, 33, 34];
@@ -79,11 +84,18 @@ impl Device {
         (0..count).map(summary).collect()
     }
 
-    fn gpu(&self) -> Gpu {
-        Gpu {
-            driver: self.driver,
-            device: self.device,
-        }
+    /// What guests are told of it.
+    pub(super) fn describe(&self) -> Result<Description, CallError> {
+        let (driver, device) = (self.driver, self.device);
+        Gpu { driver, device }.describe()
+    }
+
+    /// The same of another device, without a context on it.
+    pub(super) fn describe_other(
+        driver: &'static Driver,
+        ordinal: u32,
+    ) -> Result<Description, CallError> {
+        Gpu::get(driver, ordinal)?.describe()
     }
 
     /// The driver's functions.
@@ -123,16 +135,6 @@ impl Device {
         self.cause.get().copied()
     }
 
-    /// The GPU's name, as in `NVIDIA H100 PCIe`.
-    pub(super) fn name(&self) -> Result<String, CallError> {
-        self.gpu().name()
-    }
-
-    /// Bytes of memory of the GPU.
-    pub(super) fn total_memory(&self) -> Result<u64, CallError> {
-        self.gpu().total_memory()
-    }
-
     /// The newest CUDA version that the driver supports, as `13.0`.
     pub(super) fn cuda_version(&self) -> Result<String, CallError> {
         let mut version = 0;
@@ -140,25 +142,6 @@ impl Device {
         let code = unsafe { (self.driver.driver_get_version)(&mut version) };
         check(code, "cuDriverGetVersion")?;
         Ok(format!("{}.{}", version / 1000, version % 1000 / 10))
-    }
-
-    /// The same as the driver gives it: 1000 × major + 10 × minor.
-    pub(super) fn driver_version(&self) -> Result<u32, CallError> {
-        let mut version = 0;
-        // SAFETY: `version` is writable.
-        let code = unsafe { (self.driver.driver_get_version)(&mut version) };
-        check(code, "cuDriverGetVersion")?;
-        Ok(u32::try_from(version).unwrap_or(0))
-    }
-
-    /// The value of a `CUdevice_attribute`; `None` where the driver does not know it.
-    pub(super) fn attribute(&self, attribute: c_int) -> Option<c_int> {
-        self.gpu().attribute(attribute)
-    }
-
-    /// The device's own 16 bytes.
-    pub(super) fn uuid(&self) -> Result<[u8; 16], CallError> {
-        self.gpu().uuid()
     }
 
     /// The waker, raised when a stream reaches a certain point.
@@ -197,6 +180,30 @@ impl Gpu {
         Ok(Self { driver, device })
     }
 
+    /// The newest CUDA version that the driver supports: 1000 × major + 10 × minor.
+    fn driver_version(self) -> Result<u32, CallError> {
+        let mut version = 0;
+        // SAFETY: `version` is writable.
+        let code = unsafe { (self.driver.driver_get_version)(&mut version) };
+        check(code, "cuDriverGetVersion")?;
+        Ok(u32::try_from(version).unwrap_or(0))
+    }
+
+    fn describe(self) -> Result<Description, CallError> {
+        Ok(Description {
+            name: self.name()?,
+            uuid: self.uuid()?,
+            total_memory: self.total_memory()?,
+            driver_version: self.driver_version()?,
+            attributes: (0..ATTRIBUTES)
+                .map(|number| match number {
+                    0 => NO_ATTRIBUTE,
+                    number => self.attribute(number).unwrap_or(NO_ATTRIBUTE),
+                })
+                .collect(),
+        })
+    }
+
     fn summary(self, index: u32) -> Result<Summary, CallError> {
         let [domain, bus, slot] = PCI.map(|attribute| self.attribute(attribute).unwrap_or(0));
         Ok(Summary {
@@ -209,7 +216,7 @@ impl Gpu {
     }
 
     /// The GPU's name, as in `NVIDIA H100 PCIe`.
-    fn name(&self) -> Result<String, CallError> {
+    fn name(self) -> Result<String, CallError> {
         let mut name = [0 as c_char; 128];
         // SAFETY: the driver writes at most the given length, its NUL included; the last byte is
         // held back, so that a NUL is there whatever it does.
@@ -222,7 +229,7 @@ impl Gpu {
     }
 
     /// Bytes of memory of the GPU.
-    fn total_memory(&self) -> Result<u64, CallError> {
+    fn total_memory(self) -> Result<u64, CallError> {
         let mut bytes = 0;
         // SAFETY: `bytes` is writable.
         let code = unsafe { (self.driver.device_total_mem)(&mut bytes, self.device) };
@@ -231,7 +238,7 @@ impl Gpu {
     }
 
     /// The value of a `CUdevice_attribute`; `None` where the driver does not know it.
-    fn attribute(&self, attribute: c_int) -> Option<c_int> {
+    fn attribute(self, attribute: c_int) -> Option<c_int> {
         let mut value = 0;
         // SAFETY: `value` is writable; an attribute is a number, and unknown ones are refused.
         let code =
@@ -240,7 +247,7 @@ impl Gpu {
     }
 
     /// The device's own 16 bytes.
-    fn uuid(&self) -> Result<[u8; 16], CallError> {
+    fn uuid(self) -> Result<[u8; 16], CallError> {
         let mut uuid = CUuuid { bytes: [0; 16] };
         // SAFETY: `uuid` is writable.
         let code = unsafe { (self.driver.device_get_uuid)(&mut uuid, self.device) };
