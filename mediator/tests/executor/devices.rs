@@ -152,6 +152,9 @@ fn each_guest_sees_the_gpus_of_its_rule_over_every_endpoint() {
     let guests = status["guests"].as_array().unwrap();
     let guest = guests.iter().find(|it| it["id"] == "tcp:tester").unwrap();
     assert_eq!(guest["devices"], serde_json::json!([uuid(2), uuid(0)]));
+    let text = stdout(&served.vgpuctl(&["status"]));
+    let line = text.lines().find(|line| line.starts_with("tcp tester"));
+    assert!(line.is_some_and(|line| line.ends_with(" 2,0")), "{text}");
     device.goodbye().unwrap();
     served.mediator.stop();
 }
@@ -174,6 +177,9 @@ fn a_guest_whose_gpu_is_not_there_is_refused_and_the_doctor_says_why() {
         let warned = format!("devices of name:{name}: there is no device {key}; sessions");
         assert!(log.contains(&warned), "{log}");
     }
+    let status = stdout(&served.vgpuctl(&["status"]));
+    let told = "missing    devices of name:tester: there is no device 3; sessions";
+    assert!(status.contains(told), "{status}");
     // Others are served.
     let client = Client::connect(&[served.sockets.unix()], &served.sockets.options()).unwrap();
     // Without a list a session has all of them.
