@@ -126,12 +126,12 @@ impl CudaExecutor {
         waker: Waker,
         reason: &str,
     ) -> Result<CudaExecutor, CallError> {
-        let descriptions = devices.iter();
-        let descriptions = descriptions
-            .map(|device| Device::describe_other(driver, device.index))
-            .collect::<Result<Vec<_>, _>>()?;
         let first = devices.first().map_or(0, |device| device.index);
         let device = Arc::new(Device::open(driver, first, Arc::new(waker))?);
+        let mut descriptions = vec![device.describe()?];
+        for other in devices.iter().skip(1) {
+            descriptions.push(Device::describe_other(driver, other.index)?);
+        }
         let cuda = device.cuda_version()?;
         let info = ExecutorInfo {
             kind: "cuda",

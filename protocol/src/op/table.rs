@@ -197,7 +197,7 @@ operations! {
     }
 
     /// Has the session's work done on another of its devices (`cudaSetDevice`); at first that is device 0. Only before any
-    /// other request about a device but DeviceInfo: later it is refused (708).
+    /// other request about a device but DeviceInfo: later it is refused (708). Info describes device 0 as before.
     14 => DeviceSelect / DeviceSelectReply {
         feature: GPU, quiet: no,
         request {

@@ -29,6 +29,7 @@ pub(super) struct Device {
     context: CUcontext,
     /// Raised by the driver's thread when a stream has come to a certain point.
     waker: Arc<Waker>,
+    description: OnceLock<Description>,
     /// Once true nothing more is asked of the driver, frees included: they might not return.
     lost: AtomicBool,
     /// The error by which it was lost, if it was one.
@@ -38,7 +39,7 @@ pub(super) struct Device {
 // SAFETY: the handles are the driver's own, valid in every thread of the process once the context
 // is current there, which `bind` does; the driver locks for itself.
 unsafe impl Send for Device {}
-// SAFETY: as above; the one field that changes is atomic.
+// SAFETY: as above; the fields that change are atomic, or set once under their own lock.
 unsafe impl Sync for Device {}
 
 impl Device {
@@ -69,6 +70,7 @@ impl Device {
             device,
             context,
             waker,
+            description: OnceLock::new(),
             lost: AtomicBool::new(false),
             cause: OnceLock::new(),
         };
@@ -84,10 +86,14 @@ impl Device {
         (0..count).map(summary).collect()
     }
 
-    /// What guests are told of it.
+    /// What guests are told of it. The driver is asked once: there are many attributes.
     pub(super) fn describe(&self) -> Result<Description, CallError> {
+        if let Some(known) = self.description.get() {
+            return Ok(known.clone());
+        }
         let (driver, device) = (self.driver, self.device);
-        Gpu { driver, device }.describe()
+        let description = Gpu { driver, device }.describe()?;
+        Ok(self.description.get_or_init(|| description).clone())
     }
 
     /// The same of another device, without a context on it.
