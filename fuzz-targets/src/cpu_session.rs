@@ -20,13 +20,13 @@ use vgpu_protocol::handle::{Handle, HandleKind};
 use vgpu_protocol::op::field::{Bytes, StreamRef};
 use vgpu_protocol::op::{
     Body, CopyFromDevice, CopyRowsFromDevice, CopyRowsToDevice, CopyRowsWithinDevice, CopyToDevice,
-    CopyWithinDevice, DeviceInfo, EventCreate, EventDestroy, EventElapsed, EventQuery, EventRecord,
-    EventSynchronize, Exchange, Features, Fence, FillRange, FillRows, FunctionSetAttribute,
-    Goodbye, GraphDestroy, GraphExecDestroy, GraphInstantiate, GraphLaunch, Hello, Info, Launch,
-    MemoryAllocate, MemoryAllocateAsync, MemoryAllocateAsyncReply, MemoryAllocateReply,
-    MemoryAllocateRows, MemoryAllocateRowsReply, MemoryFree, MemoryFreeAsync, MemoryInfo,
-    MemoryInfoReply, MemoryPoolInfo, MemoryPoolSetAttribute, MemoryPoolTrim, ModuleFunction,
-    ModuleGlobal, ModuleLoad, ModuleUnload, Op, OpSet, Ping, Request, Statistics,
+    CopyWithinDevice, DeviceInfo, DeviceSelect, EventCreate, EventDestroy, EventElapsed,
+    EventQuery, EventRecord, EventSynchronize, Exchange, Features, Fence, FillRange, FillRows,
+    FunctionSetAttribute, Goodbye, GraphDestroy, GraphExecDestroy, GraphInstantiate, GraphLaunch,
+    Hello, Info, Launch, MemoryAllocate, MemoryAllocateAsync, MemoryAllocateAsyncReply,
+    MemoryAllocateReply, MemoryAllocateRows, MemoryAllocateRowsReply, MemoryFree, MemoryFreeAsync,
+    MemoryInfo, MemoryInfoReply, MemoryPoolInfo, MemoryPoolSetAttribute, MemoryPoolTrim,
+    ModuleFunction, ModuleGlobal, ModuleLoad, ModuleUnload, Op, OpSet, Ping, Request, Statistics,
     StreamBeginCapture, StreamCancel, StreamCaptureInfo, StreamCreate, StreamDestroy,
     StreamEndCapture, StreamQuery, StreamSynchronize, StreamWaitEvent, Synchronize, TakePrinted,
 };
@@ -452,7 +452,7 @@ impl Guest {
                 }
                 .into(),
             },
-            28 => match i.u8() % 7 {
+            28 => match i.u8() % 8 {
                 0 => Fence {}.into(),
                 1 => Info {}.into(),
                 2 => DeviceInfo {
@@ -463,6 +463,10 @@ impl Guest {
                 4 => TakePrinted {}.into(),
                 5 => Ping {
                     payload: Bytes::new(b"ping").expect("short"),
+                }
+                .into(),
+                6 => DeviceSelect {
+                    device: (i.u8() % 2).into(),
                 }
                 .into(),
                 _ => Goodbye {}.into(),

@@ -123,12 +123,25 @@ fn a_kernel_runs_on_files() {
             "executor",
             "left",
             "schema",
-            "seconds"
+            "seconds",
+            "uuid"
         ]
     );
     assert_eq!(told["executor"], "cpu");
     assert_eq!(told["endpoint"], "unix:vgpu.sock");
     assert!(told["device_ns"].as_u64() > Some(0), "{told}");
+    let uuid = told["uuid"].as_str().unwrap();
+    assert!(uuid.starts_with("GPU-") && uuid.len() == 40, "{uuid}");
+    let output = place.run(&format!("{SAXPY} --device 1"));
+    let stderr = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(1), "{stderr}");
+    assert!(
+        stderr.contains("there is no device 1")
+            && stderr.contains("CUDA_ERROR_INVALID_DEVICE (101)"),
+        "{stderr}"
+    );
+    let output = place.run(&format!("{SAXPY} --device 0"));
+    assert!(output.status.success(), "{output:?}");
     assert!(told["seconds"].as_f64() > Some(0.0), "{told}");
     assert_eq!(place.floats("out.f32"), wanted);
 }

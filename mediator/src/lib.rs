@@ -11,6 +11,7 @@ pub mod cli;
 pub mod compile;
 pub mod config;
 pub mod control;
+pub mod devices;
 pub mod executor;
 pub mod failure;
 pub mod gpus;

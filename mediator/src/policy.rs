@@ -11,6 +11,8 @@ use std::str::FromStr;
 use serde::{Deserialize, Serialize};
 use vgpu_protocol::op::OpSet;
 
+use crate::devices::Devices;
+
 /// Name of a guest in a configuration.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub enum GuestKey {
@@ -132,6 +134,10 @@ pub struct Share {
     /// Its guest's part of the device's time, beside those of others.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub weight: Option<u32>,
+    /// Devices of this machine that it may use, in the order in which it counts them. None at all where several rules
+    /// name its guest and no device is common to them.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub devices: Option<Devices>,
 }
 
 /// The operations that a session may ask for: a list of their names, as `module-load`, or those of
@@ -177,6 +183,7 @@ impl Share {
             request_timeout_s: self.request_timeout_s.or(general.request_timeout_s),
             operations: self.operations.or(general.operations),
             weight: self.weight.or(general.weight),
+            devices: self.devices.or(general.devices),
         }
     }
 
@@ -198,6 +205,10 @@ impl Share {
                 (one, other) => one.or(other),
             },
             weight: least(self.weight, other.weight),
+            devices: match (self.devices, other.devices) {
+                (Some(one), Some(other)) => Some(one.common(&other)),
+                (one, other) => one.or(other),
+            },
         }
     }
 
@@ -227,7 +238,7 @@ impl Share {
                 return Err(format!("{name} is {value}; at most {most} are possible"));
             }
         }
-        Ok(())
+        self.devices.map_or(Ok(()), |devices| devices.check())
     }
 }
 
@@ -358,6 +369,7 @@ impl Policy {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::devices::DeviceKey;
 
     const UUID: &str = "0a1b2c3d-0000-4000-8000-00000000beef";
 
@@ -534,6 +546,23 @@ mod tests {
         assert_eq!(share.memory_mib, Some(100));
         assert_eq!(share.kernel_timeout_s, Some(5));
         assert_eq!(share.max_objects, Some(9));
+        let devices = |keys: &[u32]| {
+            let keys: Vec<DeviceKey> = keys.iter().copied().map(DeviceKey::Index).collect();
+            Devices::try_from(keys).unwrap()
+        };
+        policy.guests.get_mut(&web).unwrap().share.devices = Some(devices(&[2, 0]));
+        assert_eq!(
+            policy.share(&guest).or(general).devices,
+            Some(devices(&[2, 0]))
+        );
+        policy.guests.get_mut(&seven).unwrap().share.devices = Some(devices(&[1, 2]));
+        assert_eq!(policy.share(&guest).devices, Some(devices(&[2])));
+        // Never all of them because no two lists agree.
+        policy.guests.get_mut(&seven).unwrap().share.devices = Some(devices(&[1]));
+        assert_eq!(
+            policy.share(&guest).or(general).devices,
+            Some(Devices::NONE)
+        );
         let stranger = Identity {
             domid: 8,
             ..Identity::default()

@@ -66,6 +66,7 @@ pub const CASES: &[Case] = &[
     case("interrupts_are_heard", failures::interrupts),
     case("deadlines_are_kept", failures::deadlines),
     case("gpu_tells_what_it_is", gpu::memory::info),
+    case("gpu_devices_are_chosen_before_use", gpu::devices::select),
     case("gpu_memory_is_counted_and_given_back", gpu::memory::memory),
     case(
         "gpu_statistics_are_those_of_the_session",

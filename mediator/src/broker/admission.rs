@@ -17,6 +17,8 @@ use super::session::Session;
 use super::who::{AccountKey, Road, Who};
 use super::xen::{Announced, Command, Event, XenGuests};
 use super::{Broker, KICK_TIME};
+use crate::devices::Device;
+use crate::executor::ExecutorChoice;
 use crate::failure::Failure;
 use crate::policy::Share;
 use crate::worker::confinement::Settings;
@@ -406,7 +408,33 @@ impl Broker<'_> {
                 Share::default()
             }
         };
-        own.or(self.config.limits.share())
+        let share = own.or(self.config.limits.share());
+        // By UUID, so that the same devices have the same names everywhere.
+        let devices = share.devices;
+        Share {
+            devices: devices.map(|devices| devices.resolved(&self.offer.executor.devices)),
+            ..share
+        }
+    }
+
+    /// The GPUs that the process of a worker with this share sees; all where that is none. If one is not known here, the
+    /// worker looks for it itself, among all.
+    fn gpus(&self, who: &Who, share: &Share) -> Option<Vec<Device>> {
+        let there = &self.offer.executor.devices;
+        if self.offer.choice != ExecutorChoice::Cuda {
+            return None;
+        }
+        let gpus: Vec<Device> = match who {
+            // Whose it is will be known when the process is confined already.
+            Who::Tcp { name: None, .. } => {
+                let keys = self.config.devices_of_anybody()?;
+                let of_anybody = |gpu: &&Device| keys.iter().any(|key| gpu.is(*key));
+                there.iter().filter(of_anybody).cloned().collect()
+            }
+            _ => share.devices?.find_in(there).ok()?,
+        };
+        let are_known = !gpus.is_empty() && gpus.iter().all(|gpu| !gpu.uuid.is_empty());
+        are_known.then_some(gpus)
     }
 
     /// A user for a worker, whom no other worker is; none where this process cannot make it anybody.
@@ -418,6 +446,7 @@ impl Broker<'_> {
 
     fn spec(&self, id: u64, who: &Who, carrier: Carrier, refusal: Option<Turned>) -> Spec {
         let limits = &self.config.limits;
+        let share = self.share(who);
         Spec {
             broker_pid: std::process::id().cast_signed(),
             guest: who.to_string(),
@@ -433,7 +462,8 @@ impl Broker<'_> {
             connect_timeout_s: limits.connect_timeout_s,
             hello_timeout_s: limits.hello_timeout_s,
             file_silence_s: limits.file_silence_s,
-            share: self.share(who),
+            gpus: self.gpus(who, &share),
+            share,
             refusal,
             verbose: self.flags.verbose,
         }

@@ -523,6 +523,7 @@ mod tests {
             share_permille: 0,
             turns: 0,
             contended_ns: 0,
+            devices: None,
             standing: Standing::default(),
             usage,
         }
@@ -545,6 +546,7 @@ mod tests {
                 total_memory: u64::MAX,
                 driver: String::new(),
                 reason: String::new(),
+                devices: Vec::new(),
             },
             executor_choice: "cpu".to_owned(),
             looks_again_s: None,
@@ -555,6 +557,7 @@ mod tests {
                 max_sessions_per_guest: 4,
             },
             allow_all: false,
+            missing_devices: Vec::new(),
             sessions_started: 2,
             refused: 1,
             protections: Vec::new(),

@@ -11,6 +11,7 @@ pub mod closer;
 mod compilers;
 mod connections;
 mod control_server;
+mod device_turns;
 mod ended;
 mod fair_queue;
 mod files;
@@ -46,6 +47,7 @@ use vgpu_transport::endpoint::Endpoint;
 use crate::cli::Flags;
 use crate::config::Config;
 use crate::control::{Answer, Ask};
+use crate::devices::MISSING_ADVICE;
 use crate::executor::ExecutorChoice;
 use crate::failure::Failure;
 use crate::logging;
@@ -57,6 +59,7 @@ use admission::{LocalDoor, LocalNewcomers, listen};
 use closer::Closers;
 use compilers::Compilers;
 use control_server::{ControlServer, refused};
+use device_turns::DeviceTurns;
 use files::FileService;
 use gpus::Gpus;
 use instance::Instance;
@@ -72,7 +75,7 @@ use signals::Signals;
 use sockets::{Newcomers, TcpDoor};
 use status::{Asker, Query};
 use stopping::Stopping;
-use turns::{Turns, Word, Words};
+use turns::{Word, Words};
 use who::Target;
 use xen::XenGuests;
 
@@ -115,6 +118,7 @@ pub fn run(config: Config, flags: &Flags) -> Result<(), Failure> {
     let protections = protections(&config, cuda)?;
     let mut broker = Broker::open(config, flags, instance, offer, signals)?;
     broker.protections = protections;
+    broker.warn_of_missing_devices();
     notify("READY=1");
     broker.tell_status();
     broker.serve()
@@ -180,7 +184,7 @@ struct Broker<'a> {
     sessions: BTreeMap<u64, Session>,
     next_session: u64,
     accounts: Accounts,
-    turns: Turns,
+    turns: DeviceTurns,
     compilers: Compilers,
     queries: Vec<Query>,
     metrics: Option<MetricsServer>,
@@ -258,7 +262,7 @@ impl<'a> Broker<'a> {
             sessions: BTreeMap::new(),
             next_session: 1,
             accounts: Accounts::default(),
-            turns: Turns::default(),
+            turns: DeviceTurns::default(),
             compilers: Compilers::new(),
             queries: Vec::new(),
             metrics: None,
@@ -510,9 +514,14 @@ impl<'a> Broker<'a> {
         let (said, serves) = (std::mem::take(&mut session.said), session.counts());
         let silent = session.silent;
         for said in said.into_iter().filter(|_| serves) {
+            let there = &self.offer.executor.devices;
+            let session = self.sessions.get_mut(&id);
+            let Some(device) = session.and_then(|it| it.device_of(said, there)) else {
+                break;
+            };
             let words = match (said.over, said.want) {
                 (true, another) => self.turns.over(id, another, now),
-                (false, true) => self.turns.want(id, &account, weight, now),
+                (false, true) => self.turns.want(id, device, (&account, weight), now),
                 (false, false) => continue,
             };
             self.tell_turns(words);
@@ -536,6 +545,25 @@ impl<'a> Broker<'a> {
                     Word::Yield(most) => link::Ask::Yield(most),
                 });
             }
+        }
+    }
+
+    /// Settings that name a device which is not there, in words.
+    fn missing_devices(&self) -> Vec<String> {
+        // What stands in for a GPU has not its devices.
+        if self.offer.stands_in {
+            return Vec::new();
+        }
+        let missing = self.config.missing_devices(&self.offer.executor.devices);
+        let words = missing.into_iter();
+        words
+            .map(|(setting, key)| format!("{setting}: there is no device {key}"))
+            .collect()
+    }
+
+    fn warn_of_missing_devices(&self) {
+        for missing in self.missing_devices() {
+            log::warn!("{missing}; sessions that are to have it are refused; {MISSING_ADVICE}");
         }
     }
 

@@ -99,9 +99,10 @@ fn look(choice: ExecutorChoice, secret: Option<PathBuf>) -> Result<control::Exec
             total_memory: info.total_memory,
             driver: info.driver.to_string(),
             reason: info.reason.to_string(),
+            devices: Vec::new(),
         });
     }
-    let executor = probe(choice).map_err(|error| error.to_string())?;
+    let executor = probe(choice, None).map_err(|error| error.to_string())?;
     let info = executor.info();
     Ok(control::Executor {
         kind: info.kind.to_owned(),
@@ -109,6 +110,7 @@ fn look(choice: ExecutorChoice, secret: Option<PathBuf>) -> Result<control::Exec
         total_memory: info.total_memory,
         driver: info.driver.clone(),
         reason: info.reason.clone(),
+        devices: info.devices.clone(),
     })
 }
 
@@ -174,6 +176,7 @@ fn not_there_yet(endpoint: &Endpoint) -> control::Executor {
         total_memory: 0,
         driver: String::new(),
         reason: format!("{endpoint} did not answer when this mediator started"),
+        devices: Vec::new(),
     }
 }
 
@@ -241,6 +244,8 @@ impl Probe {
                 .arg0("vgpu-mediatord")
                 .args([ARGUMENT, &choice.to_string()])
                 .args(secret)
+                // The order in which a configuration counts devices, and nvidia-smi.
+                .env("CUDA_DEVICE_ORDER", "PCI_BUS_ID")
                 .stdin(OwnedFd::from(theirs))
                 .stdout(io::stderr().as_fd().try_clone_to_owned()?)
                 .process_group(0)

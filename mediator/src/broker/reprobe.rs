@@ -177,6 +177,7 @@ impl Broker<'_> {
         }
         self.offer = offer;
         self.reprobe = None;
+        self.warn_of_missing_devices();
         self.tell_status();
     }
 

@@ -20,6 +20,7 @@ use vgpu_socket_transport::MAX_NAME;
 use super::accounts::Force;
 use super::compilers;
 use super::who::Who;
+use crate::devices::{Device, DeviceKey, Devices};
 use crate::lines::{LineBuffer, LooseLines};
 use crate::rate::TokenBucket;
 use crate::usage::{Activity, Standing, Usage};
@@ -65,6 +66,8 @@ pub(super) struct Session {
     pub(super) said: VecDeque<Said>,
     /// Its guest's part of the device's time.
     pub(super) weight: u32,
+    /// Devices that its guest may use, by UUID where they have one; none where that is all.
+    pub(super) devices: Option<Devices>,
     /// Compilers that it may start.
     pub(super) compiles: TokenBucket,
     /// When the last report came.
@@ -102,6 +105,7 @@ impl Session {
             .env_remove("NOTIFY_SOCKET")
             // Compiled kernels of a guest must not reach another guest or this user's files.
             .env("CUDA_CACHE_DISABLE", "1")
+            .envs(spec.driver_environment())
             .stdin(copy.map_or_else(Stdio::null, Stdio::from))
             .stdout(OwnedFd::from(their_log.try_clone()?))
             .stderr(OwnedFd::from(their_log))
@@ -133,6 +137,7 @@ impl Session {
             found: VecDeque::new(),
             said: VecDeque::new(),
             weight: spec.share.weight.unwrap_or(1),
+            devices: spec.share.devices,
             compiles: TokenBucket::new(compilers::STARTS.0, compilers::STARTS.1, now),
             reported: None,
             force: None,
@@ -143,6 +148,25 @@ impl Session {
     /// Whether it serves a guest, or is about to.
     pub(super) fn counts(&self) -> bool {
         !self.refusing && !self.stranger
+    }
+
+    /// The device that its worker speaks of. One that names a device which its guest has not is ended.
+    pub(super) fn device_of(&mut self, said: Said, there: &[Device]) -> Option<DeviceKey> {
+        let device = self.device(said.device, there);
+        if device.is_none() {
+            self.distrust("it wants a device that its guest has not");
+        }
+        device
+    }
+
+    /// Its guest's device with this number, of those that there are. It has the first one, even where none is known.
+    fn device(&self, number: u32, there: &[Device]) -> Option<DeviceKey> {
+        let index = number as usize;
+        let found = match &self.devices {
+            Some(own) => own.keys().get(index).copied(),
+            None => there.get(index).map(Device::key),
+        };
+        found.or_else(|| (number == 0).then_some(DeviceKey::Index(0)))
     }
 
     pub(super) fn pid(&self) -> u32 {

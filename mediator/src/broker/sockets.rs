@@ -190,10 +190,11 @@ impl Broker<'_> {
         session.who = who.clone();
         session.stranger = false;
         session.weight = share.weight.unwrap_or(1);
+        session.devices = share.devices;
         session.kill_at = None;
         match refusal {
             None => {
-                session.ask(Ask::Admit(share));
+                session.ask(Ask::Admit(Box::new(share)));
                 let line = format!("session {id} begins (worker {})", session.pid());
                 self.accounts.begin(&who, now);
                 self.accounts.log(&who, log::Level::Info, &line, now);

@@ -144,6 +144,7 @@ impl Broker<'_> {
                     share_permille: 0,
                     turns: shared.map_or(0, |shared| shared.turns),
                     contended_ns: shared.map_or(0, |shared| nanoseconds(shared.time)),
+                    devices: None,
                     standing: Standing::default(),
                     usage: account.usage,
                 };
@@ -156,6 +157,12 @@ impl Broker<'_> {
             if let Some((_, guest)) = guests.iter_mut().find(|(account, _)| *account == key) {
                 guest.usage.add(session.usage());
                 guest.standing.add(session.standing());
+                for name in names(session).into_iter().flatten() {
+                    let devices = guest.devices.get_or_insert_default();
+                    if !devices.contains(&name) {
+                        devices.push(name);
+                    }
+                }
             }
         }
         for (_, guest) in &mut guests {
@@ -183,6 +190,7 @@ impl Broker<'_> {
                         false => session.state().to_owned(),
                     },
                     client: session.client().map(str::to_owned),
+                    devices: names(session),
                     standing: *session.standing(),
                     usage: *session.usage(),
                     nvml_memory,
@@ -207,6 +215,7 @@ impl Broker<'_> {
                 max_sessions_per_guest: self.config.limits.max_sessions_per_guest,
             },
             allow_all: self.config.policy.allow_all,
+            missing_devices: self.missing_devices(),
             sessions_started: self.accounts.started,
             refused: self.accounts.refused(),
             protections: self.protections.clone(),
@@ -215,6 +224,12 @@ impl Broker<'_> {
             sessions,
         }
     }
+}
+
+/// The devices that it may use, if those are not all.
+fn names(session: &Session) -> Option<Vec<String>> {
+    let devices = session.devices.as_ref()?;
+    Some(devices.keys().iter().map(ToString::to_string).collect())
 }
 
 fn permille(part: u128, all: u128) -> u64 {

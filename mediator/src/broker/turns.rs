@@ -1,4 +1,4 @@
-//! Turns on the device, whose time is shared by weight. Messages and times come in, messages go
+//! Turns on a device, whose time is shared by weight. Messages and times come in, messages go
 //! out; no I/O.
 //!
 //! Workers ask for a turn before their first work and give it back when that is done. While one guest alone wants

@@ -9,6 +9,7 @@ use serde::{Deserialize, Deserializer};
 use vgpu_transport::endpoint::{Endpoint, parse_list};
 
 use super::{Limits, MetricsAddress, WorkerSettings};
+use crate::devices::Devices;
 use crate::executor::ExecutorChoice;
 use crate::policy::{GuestKey, GuestRule, Operations, Share};
 
@@ -136,6 +137,7 @@ impl<'de> Deserialize<'de> for Rule {
             request_timeout_s: Option<u32>,
             operations: Option<Operations>,
             weight: Option<u32>,
+            devices: Option<Devices>,
         }
         struct Notations;
         impl<'de> Visitor<'de> for Notations {
@@ -172,6 +174,7 @@ impl<'de> Deserialize<'de> for Rule {
                     request_timeout_s: table.request_timeout_s,
                     operations: table.operations,
                     weight: table.weight,
+                    devices: table.devices,
                 };
                 share.check().map_err(A::Error::custom)?;
                 Ok(GuestRule {

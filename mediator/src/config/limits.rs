@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
+use crate::devices::Devices;
 use crate::policy::{MOST_OBJECTS, Operations, Share};
 
 /// Limits on guests. `dist/mediator/mediatord.toml` describes each for administrators.
@@ -42,6 +43,8 @@ pub struct Limits {
     pub operations: Option<Operations>,
     /// A guest's part of the device's time, beside those of others.
     pub weight: u32,
+    /// Devices of this machine that guests may use; `None` for all.
+    pub devices: Option<Devices>,
 }
 
 impl Default for Limits {
@@ -63,6 +66,7 @@ impl Default for Limits {
             max_objects: MOST_OBJECTS,
             operations: None,
             weight: 1,
+            devices: None,
         }
     }
 }
@@ -84,6 +88,7 @@ impl Limits {
             request_timeout_s: self.request_timeout_s,
             operations: self.operations,
             weight: Some(self.weight),
+            devices: self.devices,
         }
     }
 

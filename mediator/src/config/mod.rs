@@ -16,6 +16,7 @@ use vgpu_socket_transport::{Secret, Secrets};
 use vgpu_transport::endpoint::Endpoint;
 
 use crate::cli::Flags;
+use crate::devices::{Device, DeviceKey, Devices};
 use crate::executor::ExecutorChoice;
 use crate::failure::Failure;
 use crate::policy::Policy;
@@ -152,7 +153,7 @@ impl Config {
             relay_secret.map(|path| absolute(&path, "the file with the relay's secret"));
         let relay_secret = relay_secret.transpose()?;
         check_relay(&executor, relay_secret.as_deref(), &listen)?;
-        Ok(Self {
+        let config = Self {
             file: None,
             listen,
             executor,
@@ -166,7 +167,44 @@ impl Config {
             },
             limits: file.limits,
             worker: file.worker,
-        })
+        };
+        if let ExecutorChoice::Relay(endpoint) = &config.executor
+            && let Some((setting, _)) = config.device_lists().next()
+        {
+            return Err(Failure::new(
+                format!("{setting} counts for nothing with executor relay:{endpoint}"),
+                "take it out here, and set devices in the configuration of the mediator that has the devices",
+            ));
+        }
+        Ok(config)
+    }
+
+    /// The lists of devices, each with the setting that it stands in, as in `limits.devices`.
+    fn device_lists(&self) -> impl Iterator<Item = (String, &Devices)> {
+        let all = self.limits.devices.iter();
+        let all = all.map(|devices| ("limits.devices".to_owned(), devices));
+        let rules = self.policy.guests.iter().filter_map(|(key, rule)| {
+            let devices = rule.share.devices.as_ref()?;
+            Some((format!("devices of {key}"), devices))
+        });
+        all.chain(rules)
+    }
+
+    /// Names in lists of devices that are those of none in `table`, each with the setting that it stands in: sessions
+    /// of guests with such a list are refused.
+    pub fn missing_devices(&self, table: &[Device]) -> Vec<(String, DeviceKey)> {
+        let missing = |(setting, devices): (String, &Devices)| {
+            let key = devices.find_in(table).err()?;
+            Some((setting, key))
+        };
+        self.device_lists().filter_map(missing).collect()
+    }
+
+    /// Every device that some guest may use, or none where that is all of them.
+    pub fn devices_of_anybody(&self) -> Option<Vec<DeviceKey>> {
+        self.limits.devices?;
+        let lists = self.device_lists();
+        Some(lists.flat_map(|(_, list)| list.keys().to_vec()).collect())
     }
 
     /// Looks into the files with secrets, where there is need of them. Workers read them again for
@@ -288,6 +326,7 @@ mod tests {
     use vgpu_protocol::op::Op;
 
     use super::*;
+    use crate::policy::Share;
 
     fn load(text: &str, flags: &[&str]) -> Result<Config, Failure> {
         let flags = Flags::try_parse(flags).expect("these flags are sound");
@@ -305,6 +344,81 @@ mod tests {
         assert_eq!(config.limits, Limits::default());
         assert_eq!(config.listen, [Endpoint::Xen]);
         assert!(!config.policy.allow_all);
+    }
+
+    #[test]
+    fn devices_are_listed_for_all_and_for_one_guest() {
+        let uuid = "GPU-0a1b2c3d-0000-4000-8000-00000000beef";
+        let text = format!(
+            "[limits]\ndevices = [1]\n[guests]\nweb = {{ allow = true, devices = ['{uuid}', 0] }}\ndb = 'allow'\n"
+        );
+        let config = load(&text, &["--listen", "xen:"]).unwrap();
+        let names = |share: Share| share.devices.unwrap().to_string();
+        let policy = &config.policy;
+        let share = |name| policy.share_of_name(name).or(config.limits.share());
+        assert_eq!(names(share("web")), format!("{uuid}, 0"));
+        assert_eq!(names(share("db")), "1");
+        let shown = config.to_toml();
+        assert!(shown.contains("devices = [1]"), "{shown}");
+        assert_eq!(load(&shown, &[]).unwrap().limits, config.limits);
+        let all = config.devices_of_anybody().unwrap();
+        assert_eq!(all.len(), 3);
+        assert_eq!(
+            load("", &["--listen", "xen:"])
+                .unwrap()
+                .devices_of_anybody(),
+            None
+        );
+
+        let gpu = |index, uuid: &str| Device {
+            index,
+            uuid: uuid.to_owned(),
+            pci: String::new(),
+            name: String::new(),
+            total_memory: 1,
+        };
+        let missing = config.missing_devices(&[gpu(0, uuid)]);
+        assert_eq!(
+            missing,
+            [("limits.devices".to_owned(), DeviceKey::Index(1))]
+        );
+        let both = [
+            gpu(0, "GPU-0a1b2c3d-0000-4000-8000-000000000001"),
+            gpu(1, uuid),
+        ];
+        assert_eq!(config.missing_devices(&both), []);
+
+        for (text, words) in [
+            (
+                "[limits]\ndevices = []\n",
+                "limits.devices is empty; name at least one",
+            ),
+            (
+                "[limits]\ndevices = ['all']\n",
+                "m.toml, line 2: `all` is no device",
+            ),
+            (
+                "[guests]\nweb = { allow = true, devices = [-1] }\n",
+                "m.toml, line 2: `-1` is no",
+            ),
+            (
+                "[guests]\nweb = { allow = true, devices = 0 }\n",
+                "line 2: invalid type",
+            ),
+        ] {
+            let what = error(text);
+            assert!(what.contains(words), "{what}");
+        }
+        let relay = ["--listen", "xen:", "--executor", "relay:unix:/far"];
+        let failure = load(&text, &relay).unwrap_err();
+        assert!(
+            failure
+                .what
+                .starts_with("limits.devices counts for nothing"),
+            "{}",
+            failure.what
+        );
+        assert!(failure.advice.contains("the mediator that has the devices"));
     }
 
     #[test]

@@ -7,6 +7,7 @@ pub mod client;
 
 use serde::{Deserialize, Serialize};
 
+pub use crate::devices::Device;
 use crate::usage::{Standing, Usage};
 use crate::worker::confinement::Protection;
 
@@ -133,6 +134,9 @@ pub struct Status {
     pub limits: Limits,
     /// Whether guests without a rule are admitted.
     pub allow_all: bool,
+    /// Settings that name a device which is not there, each in a line; sessions that are to have it are refused.
+    #[serde(default)]
+    pub missing_devices: Vec<String>,
     /// Sessions since the start, those that were refused not counted.
     pub sessions_started: u64,
     /// Guests that were turned away since the start.
@@ -162,6 +166,9 @@ pub struct Executor {
     pub driver: String,
     /// Why this executor.
     pub reason: String,
+    /// The devices that it has, as a configuration can name them; empty for those of another mediator.
+    #[serde(default)]
+    pub devices: Vec<Device>,
 }
 
 /// One GPU, whoever uses it. A figure that it does not give is left out.
@@ -241,6 +248,10 @@ pub struct Guest {
     /// Nanoseconds that it has had the device while others wanted it too, by the mediator's own clock.
     #[serde(default)]
     pub contended_ns: u64,
+    /// Devices that its running sessions may use, in the order in which the guest counts them: UUIDs, or numbers of
+    /// devices that have none. Absent where it has none, or where it may use all.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub devices: Option<Vec<String>>,
     /// Holdings and waiting work of its sessions now.
     #[serde(flatten)]
     pub standing: Standing,
@@ -266,6 +277,9 @@ pub struct Session {
     pub state: String,
     /// The guest's program, by its own account.
     pub client: Option<String>,
+    /// As [`Guest::devices`].
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub devices: Option<Vec<String>>,
     /// Its holdings and waiting work now.
     #[serde(flatten)]
     pub standing: Standing,

@@ -5,6 +5,7 @@ mod device;
 use self::device::CpuDevice;
 use super::on_device::{OnDevice, Open};
 use super::{ExecutorError, ExecutorInfo, KERNEL_TIME, Limits};
+use crate::devices::Device;
 use crate::policy::MOST_OBJECTS;
 
 /// Device memory of a session, at most, and at most this part of the machine's.
@@ -30,24 +31,38 @@ impl Open for Processor {
             advice: "raise the mediator's limits of open files and of threads".into(),
         })
     }
+
+    fn select(&mut self, _: &Device) -> Result<(), ExecutorError> {
+        // There is but one.
+        Ok(())
+    }
 }
 
 impl CpuExecutor {
     /// `reason` is the line that `info` gives for the choice of this executor.
     pub fn new(reason: &str) -> Self {
+        let device = Device {
+            index: 0,
+            uuid: String::new(),
+            pci: String::new(),
+            name: processor_name().unwrap_or_else(|| "CPU".into()),
+            total_memory: total_memory().unwrap_or(0),
+        };
         let info = ExecutorInfo {
             kind: "cpu",
-            device: processor_name().unwrap_or_else(|| "CPU".into()),
-            total_memory: total_memory().unwrap_or(0),
+            device: device.name.clone(),
+            total_memory: device.total_memory,
             driver: String::new(),
             reason: reason.to_owned(),
+            devices: vec![device],
         };
         let limits = Limits {
             memory: MEMORY.0.min(info.total_memory / MEMORY.1),
             objects: MOST_OBJECTS,
             kernel_time: KERNEL_TIME,
         };
-        Self::from(Processor(()), info, limits)
+        let description = device::describe(&info.device, limits.memory);
+        Self::from(Processor(()), info, vec![description], limits)
     }
 }
 

@@ -41,6 +41,7 @@ use vgpu_transport::Waker;
 
 use super::on_device::{OnDevice, Open};
 use super::{ExecutorError, ExecutorInfo, KERNEL_TIME, Limits, cuda_result, trial};
+use crate::devices::{self, Devices};
 use crate::policy::MOST_OBJECTS;
 use device::Device;
 use driver::{CallError, Driver, LoadError};
@@ -54,7 +55,7 @@ const PROOF_ELEMENTS: usize = 1000;
 /// How long that may take.
 const PROOF_DEADLINE: Duration = Duration::from_secs(10);
 
-/// Runs a guest's work on this machine's first NVIDIA GPU (`CUDA_VISIBLE_DEVICES` chooses another).
+/// Runs a guest's work on one of this machine's NVIDIA GPUs.
 pub type CudaExecutor = OnDevice<OpenGpu>;
 
 /// A GPU whose context is open.
@@ -76,6 +77,13 @@ impl Open for OpenGpu {
         }
         Queue::new(&self.0).map_err(|error| executor_error(&self.0, error))
     }
+
+    fn select(&mut self, device: &devices::Device) -> Result<(), ExecutorError> {
+        let waker = Arc::clone(self.0.waker());
+        let opened = Device::open(self.0.driver(), device.index, waker).map_err(explain)?;
+        self.0 = Arc::new(opened);
+        Ok(())
+    }
 }
 
 /// Loads the driver's library. A failure is the error of opening the executor.
@@ -91,31 +99,37 @@ pub(super) fn capture_printed() -> io::Result<()> {
     printed::capture()
 }
 
-/// Opens the executor and proves it with a vector add. `reason` is the line that `info` gives for
-/// the choice of this executor.
+/// Opens the executor on the first of `devices`, or else of those that the driver shows, and proves it with a vector
+/// add. `reason` is the line that `info` gives for the choice of this executor.
 ///
 /// Initialising CUDA takes some tenths of a second and cannot be interrupted; a caller that must not
 /// hang does it in a process of its own.
 ///
 /// # Errors
 /// [`ExecutorError::Unavailable`], with what is missing and what to do about it.
-pub fn open(reason: &str) -> Result<CudaExecutor, ExecutorError> {
+pub fn open(reason: &str, devices: Option<&Devices>) -> Result<CudaExecutor, ExecutorError> {
     let driver = Driver::load().map_err(|error| explain_load(error, Platform::detect()))?;
-    match Device::count(driver) {
-        Ok(0) => {
-            return Err(explain(CallError {
-                code: cuda_result::NO_DEVICE,
-                call: "cuDeviceGetCount",
-            }));
-        }
-        Ok(_) => {}
-        Err(error) => return Err(explain(error)),
-    }
+    let none = CallError {
+        code: cuda_result::NO_DEVICE,
+        call: "cuDeviceGetCount",
+    };
+    let count = match (Device::count(driver), devices) {
+        // The driver hides what the mediator has not named, and then there may be none.
+        (Err(error), Some(_)) if error.code == cuda_result::NO_DEVICE => 0,
+        (Err(error), _) => return Err(explain(error)),
+        (Ok(0), None) => return Err(explain(none)),
+        (Ok(count), _) => count,
+    };
+    let there = Device::all(driver, count).map_err(explain)?;
+    let chosen = match devices {
+        Some(devices) => super::chosen(devices, &there)?,
+        None => there,
+    };
     let waker = Waker::new().map_err(|error| ExecutorError::Unavailable {
         what: format!("no descriptor for the GPU's events: {error}"),
         advice: "raise the mediator's limit of open files (LimitNOFILE)".into(),
     })?;
-    let mut executor = CudaExecutor::open_device(driver, waker, reason).map_err(explain)?;
+    let mut executor = CudaExecutor::open_device(driver, chosen, waker, reason).map_err(explain)?;
     executor.prove()?;
     Ok(executor)
 }
@@ -123,27 +137,36 @@ pub fn open(reason: &str) -> Result<CudaExecutor, ExecutorError> {
 impl CudaExecutor {
     fn open_device(
         driver: &'static Driver,
+        devices: Vec<devices::Device>,
         waker: Waker,
         reason: &str,
     ) -> Result<CudaExecutor, CallError> {
-        let device = Arc::new(Device::open(driver, Arc::new(waker))?);
+        let first = devices.first().map_or(0, |device| device.index);
+        let device = Arc::new(Device::open(driver, first, Arc::new(waker))?);
+        let mut descriptions = vec![device.describe()?];
+        for other in devices.iter().skip(1) {
+            descriptions.push(Device::describe_other(driver, other.index)?);
+        }
         let cuda = device.cuda_version()?;
         let info = ExecutorInfo {
             kind: "cuda",
-            device: device.name()?,
-            total_memory: device.total_memory()?,
+            device: devices
+                .first()
+                .map_or_else(String::new, |it| it.name.clone()),
+            total_memory: devices.first().map_or(0, |it| it.total_memory),
             driver: match kernel_module_version() {
                 Some(version) => format!("{version} (CUDA {cuda})"),
                 None => format!("CUDA {cuda}"),
             },
             reason: reason.to_owned(),
+            devices,
         };
         let limits = Limits {
             memory: info.total_memory,
             objects: MOST_OBJECTS,
             kernel_time: KERNEL_TIME,
         };
-        Ok(Self::from(OpenGpu(device), info, limits))
+        Ok(Self::from(OpenGpu(device), info, descriptions, limits))
     }
 
     /// Allocates, loads the kernel, copies, adds, copies back and compares.
@@ -151,7 +174,7 @@ impl CudaExecutor {
         let deadline = Instant::now() + PROOF_DEADLINE;
         let wrong = trial::wrong_sums(self, PROOF_ELEMENTS, deadline).map_err(explain_proof)?;
         // What a session may have of the device is not known yet: its own begins with the first request.
-        self.gpu = None;
+        self.forget_use();
         match wrong {
             0 => Ok(()),
             count => Err(ExecutorError::Unavailable {
@@ -292,7 +315,7 @@ mod tests {
 
     #[test]
     fn opening_works_or_explains() {
-        match open("a test") {
+        match open("a test", None) {
             Ok(executor) => assert_eq!(executor.info().kind, "cuda"),
             Err(
                 ExecutorError::Unavailable { what, advice } | ExecutorError::Busy { what, advice },

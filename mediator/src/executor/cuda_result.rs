@@ -12,6 +12,7 @@ pub(super) const NOT_FOUND: i32 = 500;
 /// Not an error, but the answer "not yet" of a query.
 pub(super) const NOT_READY: i32 = 600;
 pub(super) const LAUNCH_TIMEOUT: i32 = 702;
+pub(super) const PRIMARY_CONTEXT_ACTIVE: i32 = 708;
 pub(super) const CONTEXT_IS_DESTROYED: i32 = 709;
 pub(super) const NOT_SUPPORTED: i32 = 801;
 pub(super) const STREAM_CAPTURE_UNSUPPORTED: i32 = 900;

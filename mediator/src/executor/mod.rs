@@ -18,6 +18,7 @@ use std::sync::Arc;
 use vgpu_protocol::op::{Features, FenceReply, Op};
 
 use crate::compile::Compile;
+use crate::devices::{Device, Devices, MISSING_ADVICE};
 use crate::policy::Share;
 use crate::session::backend::Backend;
 use crate::worker::turns::Turns;
@@ -39,6 +40,8 @@ pub struct ExecutorInfo {
     pub driver: String,
     /// Why this executor was taken, in one line.
     pub reason: String,
+    /// The devices that it has, in the order in which its session counts them; empty for those of another mediator.
+    pub devices: Vec<Device>,
 }
 
 /// A backend that runs requests on a device of this machine: one arm of its
@@ -79,6 +82,23 @@ pub(crate) fn load_driver() {
 /// There is no descriptor left.
 pub(crate) fn capture_printed() -> std::io::Result<()> {
     cuda::capture_printed()
+}
+
+/// The devices that `devices` names, of those that there are.
+fn chosen(devices: &Devices, there: &[Device]) -> Result<Vec<Device>, ExecutorError> {
+    if devices.keys().is_empty() {
+        return Err(ExecutorError::Unavailable {
+            what: "the rules for this guest have no device in common".to_owned(),
+            advice: "name the same devices in each of them, in the same way, and vgpuctl reload"
+                .to_owned(),
+        });
+    }
+    devices
+        .find_in(there)
+        .map_err(|key| ExecutorError::Unavailable {
+            what: format!("there is no device {key}, which this guest is to have"),
+            advice: MISSING_ADVICE.to_owned(),
+        })
 }
 
 /// The answer to an operation that an executor does not know.

@@ -6,12 +6,15 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use vgpu_protocol::frame::FrameHeader;
-use vgpu_protocol::op::{Features, FenceReply, Request};
+use vgpu_protocol::op::field::Bytes;
+use vgpu_protocol::op::{Body, DeviceInfoReply, DeviceSelectReply, Features, FenceReply, Request};
+use vgpu_protocol::session::server::Failure;
 
 use super::gpu::Gpu;
-use super::gpu::device::Device;
-use super::{Executor, ExecutorError, ExecutorInfo, Limits, unsupported};
+use super::gpu::device::{Description, Device, DeviceError};
+use super::{Executor, ExecutorError, ExecutorInfo, Limits, cuda_result, unsupported};
 use crate::compile::Compile;
+use crate::devices;
 use crate::policy::Share;
 use crate::session::backend::{Also, Backend, Event};
 use crate::usage::Load;
@@ -30,19 +33,33 @@ pub(super) trait Open: Send {
     /// # Errors
     /// It cannot be opened.
     fn open(&self, info: &ExecutorInfo, limits: &Limits) -> Result<Self::Device, ExecutorError>;
+
+    /// From now on [`open`](Self::open) opens this device, which is one of the executor's.
+    ///
+    /// # Errors
+    /// It cannot be used, and what was open is as it was.
+    fn select(&mut self, device: &devices::Device) -> Result<(), ExecutorError>;
 }
 
 /// Runs a guest's work on a device, which is opened with the first request that is for it.
 #[allow(private_bounds, reason = "devices are made in this module alone")]
 pub struct OnDevice<O: Open> {
     pub(super) info: ExecutorInfo,
+    /// The properties of each of its devices.
+    descriptions: Vec<Description>,
+    /// Which of them the session uses.
+    selected: u32,
+    /// There was a request that is about the one it uses.
+    in_use: bool,
+    /// Bytes of memory that the session may have of any of them.
+    most_memory: u64,
     pub(super) limits: Limits,
     turns: Arc<Turns>,
     compiler: Option<Arc<dyn Compile>>,
     /// Present from the first request on that is for it. Dropped before what it came from.
     pub(super) gpu: Option<Gpu<O::Device>>,
     /// Of requests that never came to the device.
-    refused: VecDeque<Event>,
+    answered: VecDeque<Event>,
     pub(super) open: O,
 }
 
@@ -57,16 +74,79 @@ impl<O: Open> fmt::Debug for OnDevice<O> {
 
 #[allow(private_bounds, reason = "devices are made in this module alone")]
 impl<O: Open> OnDevice<O> {
-    pub(super) fn from(open: O, info: ExecutorInfo, limits: Limits) -> Self {
+    /// `limits` are those of the first of the devices that `descriptions` describe.
+    pub(super) fn from(
+        open: O,
+        info: ExecutorInfo,
+        descriptions: Vec<Description>,
+        limits: Limits,
+    ) -> Self {
         Self {
             info,
+            descriptions,
+            selected: 0,
+            in_use: false,
+            most_memory: u64::MAX,
             limits,
             turns: Arc::default(),
             compiler: None,
             gpu: None,
-            refused: VecDeque::new(),
+            answered: VecDeque::new(),
             open,
         }
+    }
+
+    /// What was done so far was for no session: that begins with the next request.
+    pub(super) fn forget_use(&mut self) {
+        self.gpu = None;
+        self.in_use = false;
+    }
+
+    /// The description of a device of the session.
+    fn description(&self, device: u32) -> Result<&Description, Failure> {
+        let description = self.descriptions.get(device as usize);
+        description.ok_or_else(|| {
+            let text = format!("there is no device {device}");
+            Failure::from(&DeviceError::new(cuda_result::INVALID_DEVICE, text))
+        })
+    }
+
+    fn device_info(&self, device: u32) -> Result<Vec<u8>, Failure> {
+        let description = self.description(device)?;
+        let mut reply = DeviceInfoReply {
+            devices: u32::try_from(self.descriptions.len()).unwrap_or(u32::MAX),
+            total_memory: description.total_memory.min(self.most_memory),
+            driver_version: description.driver_version,
+            uuid: Bytes::new(&description.uuid).expect("16 bytes"),
+            name: description.name.as_str().into(),
+            attributes: Default::default(),
+        };
+        for value in &description.attributes {
+            if reply.attributes.push(*value).is_err() {
+                break;
+            }
+        }
+        Ok(reply.encode())
+    }
+
+    fn select(&mut self, device: u32) -> Result<Vec<u8>, Failure> {
+        let memory = self.description(device)?.total_memory;
+        if self.in_use {
+            let text = format!("device {} is in use already", self.selected);
+            let error = DeviceError::new(cuda_result::PRIMARY_CONTEXT_ACTIVE, text);
+            return Err(Failure::from(&error));
+        }
+        if device != self.selected
+            && let Some(wanted) = self.info.devices.get(device as usize)
+        {
+            self.open
+                .select(wanted)
+                .map_err(|error| Failure::from(&error))?;
+            self.limits.memory = memory.min(self.most_memory);
+            self.turns.select(device);
+            self.selected = device;
+        }
+        Ok(DeviceSelectReply {}.encode())
     }
 
     fn gpu(&mut self) -> Result<&mut Gpu<O::Device>, ExecutorError> {
@@ -80,9 +160,9 @@ impl<O: Open> OnDevice<O> {
     }
 
     fn refuse(&mut self, id: u32, error: &ExecutorError) {
-        self.refused.push_back(Event::Done(id, Err(error.into())));
+        self.answered.push_back(Event::Done(id, Err(error.into())));
         if error.ends_session() {
-            self.refused.push_back(Event::Lost(error.into()));
+            self.answered.push_back(Event::Lost(error.into()));
         }
     }
 }
@@ -101,6 +181,9 @@ impl<O: Open> Executor for OnDevice<O> {
 
     fn set_share(&mut self, share: Share) {
         self.limits.take(share);
+        if let Some(mib) = share.memory_mib {
+            self.most_memory = self.most_memory.min(u64::from(mib) << 20);
+        }
     }
 
     fn set_turns(&mut self, turns: &Arc<Turns>) {
@@ -119,13 +202,23 @@ impl<O: Open> Executor for OnDevice<O> {
 
 impl<O: Open> Backend for OnDevice<O> {
     fn start(&mut self, header: &FrameHeader, request: Request) {
+        let id = header.request_id;
+        let answer = match &request {
+            Request::DeviceInfo(info) => Some(self.device_info(info.device)),
+            Request::DeviceSelect(select) => Some(self.select(select.device)),
+            _ => None,
+        };
+        if let Some(answer) = answer {
+            return self.answered.push_back(Event::Done(id, answer));
+        }
+        self.in_use = true;
         let started = self.gpu().map(|gpu| gpu.start(header, request));
         let refused = match started {
             Ok(Ok(())) => return,
             Ok(Err(request)) => unsupported(&self.info, request.op()),
             Err(error) => error,
         };
-        self.refuse(header.request_id, &refused);
+        self.refuse(id, &refused);
     }
 
     fn input(&mut self, id: u32) -> &mut [u8] {
@@ -154,7 +247,7 @@ impl<O: Open> Backend for OnDevice<O> {
         if let Some(gpu) = &mut self.gpu {
             gpu.cancel(id);
         }
-        self.refused.retain(|event| event.request() != Some(id));
+        self.answered.retain(|event| event.request() != Some(id));
     }
 
     fn may_start(&self) -> bool {
@@ -171,8 +264,8 @@ impl<O: Open> Backend for OnDevice<O> {
     }
 
     fn next_event(&mut self) -> Option<Event> {
-        let refused = self.refused.pop_front();
-        refused.or_else(|| self.gpu.as_mut()?.next_event())
+        let answered = self.answered.pop_front();
+        answered.or_else(|| self.gpu.as_mut()?.next_event())
     }
 
     fn also(&mut self) -> Also<'_> {

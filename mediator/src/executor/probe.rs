@@ -6,6 +6,7 @@ use std::str::FromStr;
 use vgpu_transport::endpoint::Endpoint;
 
 use super::{Executor, ExecutorError, cpu, cuda};
+use crate::devices::Devices;
 
 /// The choice that an administrator made with `--executor`.
 #[derive(Debug, Clone, PartialEq, Eq, Default, serde::Serialize, serde::Deserialize)]
@@ -99,12 +100,24 @@ pub struct ProbeError {
 }
 
 /// Opens the executor that `choice` allows, and says in its
-/// [`reason`](super::ExecutorInfo::reason) why it is this one.
+/// [`reason`](super::ExecutorInfo::reason) why it is this one. It has no other devices than `devices`, in their order;
+/// all where nothing is said.
 ///
 /// # Errors
-/// [`ProbeError`] when the one executor asked for does not work here. `auto` always finds one;
-/// another mediator is none, sessions are passed on to it whole.
-pub fn probe(choice: ExecutorChoice) -> Result<Box<dyn Executor>, ProbeError> {
+/// [`ProbeError`] when the one executor asked for does not work here, or lacks one of the devices. `auto` always finds
+/// one for all devices; another mediator is none, sessions are passed on to it whole.
+pub fn probe(
+    choice: ExecutorChoice,
+    devices: Option<&Devices>,
+) -> Result<Box<dyn Executor>, ProbeError> {
+    let open_cpu = |reason: &str| -> Result<Box<dyn Executor>, ExecutorError> {
+        let executor = cpu::CpuExecutor::new(reason);
+        if let Some(devices) = devices {
+            super::chosen(devices, &executor.info().devices)?;
+        }
+        Ok(Box::new(executor))
+    };
+    let failed = |choice| move |source| ProbeError { choice, source };
     match choice {
         ExecutorChoice::Relay(_) => Err(ProbeError {
             choice,
@@ -113,27 +126,26 @@ pub fn probe(choice: ExecutorChoice) -> Result<Box<dyn Executor>, ProbeError> {
                 advice: "use it over xen:, local:, unix: or tcp:".into(),
             },
         }),
-        ExecutorChoice::Cpu => Ok(Box::new(cpu::CpuExecutor::new("asked for"))),
-        ExecutorChoice::Cuda => {
-            open_cuda("asked for").map_err(|source| ProbeError { choice, source })
+        ExecutorChoice::Cpu => open_cpu("asked for").map_err(failed(choice)),
+        ExecutorChoice::Cuda => open_cuda("asked for", devices).map_err(failed(choice)),
+        ExecutorChoice::Auto => {
+            match open_cuda("CUDA works here: a trial vector add was right", devices) {
+                Ok(cuda) => Ok(cuda),
+                Err(error) => open_cpu(&format!("no CUDA: {error}")).map_err(failed(choice)),
+            }
         }
-        ExecutorChoice::Auto => match open_cuda("CUDA works here: a trial vector add was right") {
-            Ok(cuda) => Ok(cuda),
-            Err(error) => Ok(Box::new(cpu::CpuExecutor::new(&format!(
-                "no CUDA: {error}"
-            )))),
-        },
     }
 }
 
 /// Opens CUDA, which proves it.
-fn open_cuda(reason: &str) -> Result<Box<dyn Executor>, ExecutorError> {
-    Ok(Box::new(cuda::open(reason)?))
+fn open_cuda(reason: &str, devices: Option<&Devices>) -> Result<Box<dyn Executor>, ExecutorError> {
+    Ok(Box::new(cuda::open(reason, devices)?))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::devices::DeviceKey;
 
     #[test]
     fn choices_are_read_and_written_alike() {
@@ -172,8 +184,25 @@ mod tests {
 
     #[test]
     fn the_cpu_can_always_be_had() {
-        let executor = probe(ExecutorChoice::Cpu).unwrap();
+        let executor = probe(ExecutorChoice::Cpu, None).unwrap();
         assert_eq!(executor.info().kind, "cpu");
         assert_eq!(executor.info().reason, "asked for");
+    }
+
+    #[test]
+    fn the_cpu_is_device_0_and_has_no_other() {
+        let open = |keys: Vec<DeviceKey>| {
+            let devices = Devices::try_from(keys).unwrap();
+            probe(ExecutorChoice::Cpu, Some(&devices)).map(|it| it.info().devices.len())
+        };
+        assert_eq!(open(vec![DeviceKey::Index(0)]).unwrap(), 1);
+        let error = open(vec![DeviceKey::Index(0), DeviceKey::Index(1)]).unwrap_err();
+        let text = error.to_string();
+        assert!(
+            text.contains("there is no device 1") && text.contains("vgpuctl doctor"),
+            "{text}"
+        );
+        let text = open(Vec::new()).unwrap_err().to_string();
+        assert!(text.contains("no device in common"), "{text}");
     }
 }

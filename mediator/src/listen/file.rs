@@ -231,6 +231,7 @@ fn describe(info: &ExecutorInfo) -> String {
         total_memory,
         driver,
         reason,
+        ..
     } = info;
     let driver = if driver.is_empty() {
         String::new()

@@ -126,6 +126,7 @@ impl<'a> Relay<'a> {
                 total_memory: 0,
                 driver: String::new(),
                 reason: String::new(),
+                devices: Vec::new(),
             },
             initial_credit: 0,
             patience,
@@ -152,6 +153,7 @@ impl<'a> Relay<'a> {
             total_memory: info.total_memory,
             driver: info.driver.to_string(),
             reason: info.reason.to_string(),
+            devices: Vec::new(),
         };
         self.initial_credit = self.initial_credit.min(far.terms().initial_credit.into());
         self.far = Some(far);

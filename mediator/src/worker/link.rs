@@ -146,7 +146,7 @@ pub enum Ask {
         reason: String,
     },
     /// Serve the [`Found::Client`], which may have and do this.
-    Admit(Share),
+    Admit(Box<Share>),
     /// Tell the [`Found::Client`] that it is not served.
     TurnAway(Turned),
     /// The guest's domain is gone.
@@ -507,7 +507,7 @@ fn listen(
                 }
                 Some(Ask::Admit(share)) => {
                     // Nobody may wait for it any more.
-                    let _ = decided.send(Ok(share));
+                    let _ = decided.send(Ok(*share));
                     continue;
                 }
                 Some(Ask::TurnAway(turned)) => {
@@ -585,6 +585,7 @@ mod tests {
     use vgpu_protocol::op::{Op, OpSet};
 
     use super::*;
+    use crate::devices::{DeviceKey, MOST_DEVICES};
     use crate::policy::Operations;
 
     #[test]
@@ -638,6 +639,7 @@ mod tests {
             turn: Some(Said {
                 over: true,
                 want: true,
+                device: u32::MAX,
             }),
             ended: Some(Ended::fault("y".repeat(1000))),
         };
@@ -663,7 +665,7 @@ mod tests {
                 choice: ExecutorChoice::Cuda,
                 reason: reason.clone(),
             },
-            Ask::Admit(share),
+            Ask::Admit(Box::new(share)),
             Ask::Gone,
             Ask::TurnAway(Turned::Denied(reason.clone())),
             Ask::TurnAway(Turned::Busy(reason)),
@@ -678,6 +680,8 @@ mod tests {
         // However the operations are chosen, it is a line that can be read.
         let scattered = Op::REQUESTS.iter().filter(|op| op.code() % 3 != 0);
         let scattered = scattered.fold(OpSet::NONE, |set, op| set.with(*op));
+        let uuids = (0..MOST_DEVICES).map(|n| DeviceKey::Uuid([n.try_into().unwrap(); 16]));
+        let most_devices = uuids.collect::<Vec<_>>().try_into().unwrap();
         let most = Share {
             memory_mib: Some(u32::MAX),
             kernel_timeout_s: Some(u32::MAX),
@@ -687,10 +691,11 @@ mod tests {
             request_timeout_s: Some(u32::MAX),
             operations: Some(Operations(scattered)),
             weight: Some(u32::MAX),
+            devices: Some(most_devices),
         };
-        let line = Ask::Admit(most).to_string();
+        let line = Ask::Admit(Box::new(most)).to_string();
         assert!(line.len() < MAX_LINE / 2, "{line}");
-        assert_eq!(Ask::from_line(&line), Some(Ask::Admit(most)));
+        assert_eq!(Ask::from_line(&line), Some(Ask::Admit(Box::new(most))));
         assert_eq!(Ask::from_line("over ../x"), None);
         assert_eq!(Ask::from_line("dance"), None);
         let sly = Ask::TurnAway(Turned::Busy("full\nadmit".into()));

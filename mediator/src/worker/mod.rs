@@ -408,7 +408,7 @@ fn open_executor(
     turns: &Arc<Turns>,
     link: &Link,
 ) -> Result<Box<dyn Executor>, OpenError> {
-    let mut executor = probe(choice.clone())?;
+    let mut executor = probe(choice.clone(), share.devices.as_ref())?;
     executor.set_share(share);
     executor.set_turns(turns);
     executor.set_compiler(link.compiler());

@@ -9,6 +9,7 @@ use vgpu_protocol::op::OpSet;
 use vgpu_protocol::status::ErrorCode;
 
 use super::confinement::{self, Needs, Relay, Served};
+use crate::devices::Device;
 use crate::executor::ExecutorChoice;
 use crate::policy::{MOST_OBJECTS, Share};
 use crate::relay::Route;
@@ -91,6 +92,9 @@ pub struct Spec {
     pub file_silence_s: u32,
     /// Limits of the session.
     pub share: Share,
+    /// The GPUs that its process sees, in the order in which the driver is to count them; all where that is none.
+    #[serde(default)]
+    pub gpus: Option<Vec<Device>>,
     /// Turn the guest away with this reason.
     pub refusal: Option<Turned>,
     /// How often `-v` was given.
@@ -140,6 +144,10 @@ impl Spec {
             served,
             // A rejected guest gets no device.
             cuda: self.executor == ExecutorChoice::Cuda && self.refusal.is_none(),
+            gpus: self.gpus.as_ref().map(|gpus| {
+                let places = gpus.iter().map(|gpu| gpu.pci.clone());
+                places.collect()
+            }),
             xen: matches!(self.carrier, Carrier::Xen { .. } | Carrier::Offer { .. }),
             relay: self.route().map(|route| Relay {
                 endpoint: route.endpoint,
@@ -147,6 +155,19 @@ impl Spec {
             }),
             compiler: false,
         }
+    }
+
+    /// Variables of the worker's environment for NVIDIA's driver, which reads them when it is initialised. What the
+    /// mediator's own environment says stays where the worker may see all that the mediator sees.
+    pub fn driver_environment(&self) -> Vec<(&'static str, String)> {
+        // The order in which a configuration counts devices, and nvidia-smi.
+        let order = ("CUDA_DEVICE_ORDER", "PCI_BUS_ID".to_owned());
+        // By UUID: a number would count what the driver happens to find.
+        let visible = self.gpus.as_ref().map(|gpus| {
+            let uuids: Vec<&str> = gpus.iter().map(|gpu| &*gpu.uuid).collect();
+            ("CUDA_VISIBLE_DEVICES", uuids.join(","))
+        });
+        [order].into_iter().chain(visible).collect()
     }
 
     /// Tells mediators apart: the same for all sessions of one.

@@ -22,6 +22,8 @@ pub struct Said {
     pub over: bool,
     /// It wants one.
     pub want: bool,
+    /// Which of its guest's devices it is about, from 0.
+    pub device: u32,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -41,6 +43,8 @@ enum Stage {
 
 struct State {
     stage: Stage,
+    /// Which of its guest's devices the session uses.
+    device: u32,
     /// Nanoseconds that a kernel takes, as a running mean; 0 is not known.
     typical: u64,
     /// Works in the device's queue.
@@ -86,6 +90,7 @@ impl Turns {
         Self {
             state: Mutex::new(State {
                 stage,
+                device: 0,
                 typical: 0,
                 queued: 0,
                 held: false,
@@ -100,6 +105,11 @@ impl Turns {
     fn lock(&self) -> MutexGuard<'_, State> {
         // No step leaves it half done.
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The session uses this one of its guest's devices, and has not used another.
+    pub fn select(&self, device: u32) {
+        self.lock().device = device;
     }
 
     /// A device with nothing in its queue is opened; `waker` is raised when a turn comes.
@@ -213,7 +223,7 @@ impl Turns {
                     false => !lingers(),
                 };
                 if is_over {
-                    self.say(true, want);
+                    self.say(state.device, true, want);
                     state.idle = None;
                     state.stage = match want {
                         true => Stage::Asked,
@@ -222,16 +232,16 @@ impl Turns {
                 }
             }
             Stage::Without if want => {
-                self.say(false, true);
+                self.say(state.device, false, true);
                 state.stage = Stage::Asked;
             }
             _ => {}
         }
     }
 
-    fn say(&self, over: bool, want: bool) {
+    fn say(&self, device: u32, over: bool, want: bool) {
         if let Some(tell) = &self.tell {
-            tell(Said { over, want });
+            tell(Said { over, want, device });
         }
     }
 }

@@ -4,10 +4,13 @@
 //! a stand-in for NVIDIA's library, which also plays its failures.
 
 mod conformance;
+mod devices;
 mod end_to_end;
 mod gpus;
 mod graphs;
 mod stand_in;
+#[path = "../support/mod.rs"]
+mod support;
 
 use std::time::Instant;
 
@@ -21,7 +24,7 @@ fn cpu() {
 #[test]
 #[ignore = "needs an NVIDIA GPU"]
 fn cuda_on_a_gpu() {
-    let mut executor = cuda::open("a test").expect("a GPU");
+    let mut executor = cuda::open("a test", None).expect("a GPU");
     println!("{:?}", executor.info());
     conformance::run(&mut executor);
     conformance::add(&mut executor, (1 << 26) + 12_345);
@@ -33,7 +36,7 @@ fn cuda_on_a_gpu() {
 fn cuda_speed_on_a_gpu() {
     const ELEMENTS: usize = 1 << 26;
     let start = Instant::now();
-    let mut executor = cuda::open("a test").expect("a GPU");
+    let mut executor = cuda::open("a test", None).expect("a GPU");
     println!(
         "opened and proved in {:?}: {:?}",
         start.elapsed(),

@@ -5,6 +5,7 @@ use std::net::{Ipv4Addr, SocketAddrV4};
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 use std::sync::atomic::{AtomicU8, Ordering};
 
 use nix::sys::socket::{
@@ -94,11 +95,20 @@ impl Sockets {
 
     /// Starts a mediator that listens on `local:`, `unix:` and `tcp:`.
     pub(crate) fn start(&self, flags: &[&str]) -> Mediator {
+        self.start_with(flags, |_| {})
+    }
+
+    /// The same, after `prepare` has changed what it is started with.
+    pub(crate) fn start_with(
+        &self,
+        flags: &[&str],
+        prepare: impl FnOnce(&mut Command),
+    ) -> Mediator {
         let listen = format!("{},{}", self.unix(), self.tcp());
         let secrets = self.secrets();
         let secrets = secrets.to_str().expect("a path of text");
         let own = ["--listen", &listen, "--secrets", secrets];
-        Mediator::start(&self.directory, &[&own[..], flags].concat())
+        Mediator::start_with(&self.directory, &[&own[..], flags].concat(), prepare)
     }
 
     /// Options of the client `tester`.

@@ -214,6 +214,17 @@ operations! {
         }
     }
 
+    /// Has the session's work done on another of its devices (`cudaSetDevice`); at first that is device 0. Only before any
+    /// other request about a device but DeviceInfo: later it is refused (708). Info describes device 0 as before.
+    14 => DeviceSelect / DeviceSelectReply {
+        feature: GPU, quiet: no,
+        request {
+            /// Index of the device in the session, from 0.
+            device: u32,
+        }
+        reply {}
+    }
+
     /// Returns the free and the total device memory (`cuMemGetInfo`).
     17 => MemoryInfo / MemoryInfoReply {
         feature: GPU, quiet: no,

@@ -144,6 +144,10 @@ pub(crate) struct RunArguments {
     #[arg(long, value_name = "BYTES", default_value_t = 0)]
     pub(crate) shared: u32,
 
+    /// The device to run it on, of those that this guest has, from 0 [default: 0]
+    #[arg(long, value_name = "N")]
+    pub(crate) device: Option<u32>,
+
     /// Launches, one behind the other
     #[arg(long, value_name = "N", default_value_t = NonZeroU32::MIN)]
     pub(crate) repeat: NonZeroU32,

@@ -17,9 +17,9 @@ use std::time::Duration;
 use vgpu_protocol::handle::Handle;
 use vgpu_protocol::op::field::StreamRef;
 use vgpu_protocol::op::{
-    self as protocol, DeviceInfo, DeviceInfoReply, EventDestroy, FenceReply, GraphDestroy,
-    GraphExecDestroy, MemoryFree, MemoryFreeAsync, MemoryInfo, ModuleUnload, NO_ATTRIBUTE,
-    Operation, Request, StreamDestroy, Synchronize,
+    self as protocol, DeviceInfo, DeviceInfoReply, DeviceSelect, EventDestroy, FenceReply,
+    GraphDestroy, GraphExecDestroy, MemoryFree, MemoryFreeAsync, MemoryInfo, ModuleUnload,
+    NO_ATTRIBUTE, Operation, Request, StreamDestroy, Synchronize,
 };
 
 use super::{Client, Session, lock};
@@ -127,8 +127,23 @@ impl Device {
     ///
     /// # Errors
     /// The mediator has none, or the session failed.
-    pub fn new(mut client: Client) -> Result<Self> {
-        let info = client.request("device info", DeviceInfo { device: 0 })?;
+    pub fn new(client: Client) -> Result<Self> {
+        Self::of(client, 0)
+    }
+
+    /// The device of the session of `client` with this number, from 0: what the mediator's administrator gives this guest,
+    /// in that order ([`DeviceInfoReply::devices`] is how many). All work of the session is done on this one.
+    ///
+    /// # Errors
+    /// CUDA error 101 where there is no such device; 708 where the session has used another one already; the session
+    /// failed.
+    pub fn with_ordinal(mut client: Client, ordinal: u32) -> Result<Self> {
+        client.request("device select", DeviceSelect { device: ordinal })?;
+        Self::of(client, ordinal)
+    }
+
+    fn of(mut client: Client, device: u32) -> Result<Self> {
+        let info = client.request("device info", DeviceInfo { device })?;
         let session = Arc::clone(&client.session);
         Ok(Self {
             lane: Arc::new(Mutex::new(client)),

@@ -1,6 +1,7 @@
 //! The conformance suite for devices: memory, copies, modules, launches, and their errors.
 
 pub(super) mod copies;
+pub(super) mod devices;
 pub(super) mod failures;
 pub(super) mod graphs;
 pub(super) mod kernels;

@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use serde::Serialize;
 use vchan::xen::store::Store;
 use vgpu_mediator::broker::probe;
-use vgpu_mediator::control::Status;
+use vgpu_mediator::control::{Device, Status};
 use vgpu_mediator::executor::ExecutorChoice;
 use vgpu_mediator::failure::Failure;
 use vgpu_mediator::print::print;
@@ -191,7 +191,11 @@ fn gpu(mode: &Mode, domain: Domain, status: Option<&Status>) -> Vec<Check> {
         ExecutorChoice::Cuda => true,
         ExecutorChoice::Auto => false,
         ExecutorChoice::Cpu => {
-            return vec![Check::absent(CUDA, "not needed here: the executor is cpu")];
+            let mut checks = vec![Check::absent(CUDA, "not needed here: the executor is cpu")];
+            if let Ok(cpu) = probe::find(&ExecutorChoice::Cpu, None, None) {
+                checks.extend(missing_devices(mode, status, &cpu.executor.devices));
+            }
+            return checks;
         }
         ExecutorChoice::Relay(endpoint) => {
             let reason = match status {
@@ -217,7 +221,9 @@ fn gpu(mode: &Mode, domain: Domain, status: Option<&Status>) -> Vec<Check> {
     if domain != Domain::None {
         checks.push(domain_type());
     }
-    checks.push(cuda(has_driver));
+    let (check, devices) = cuda(has_driver);
+    checks.push(check);
+    checks.extend(missing_devices(mode, status, &devices));
     checks
 }
 
@@ -233,6 +239,52 @@ fn gpu_figures(status: &Status) -> Option<Check> {
         0 => None,
         1 => Some(Check::good(NAME, "1 GPU answers")),
         count => Some(Check::good(NAME, format!("{count} GPUs answer"))),
+    }
+}
+
+/// Settings that name a device which this machine has not: as the mediator says, or by what was found here.
+fn missing_devices(mode: &Mode, status: Option<&Status>, found: &[Device]) -> Option<Check> {
+    const NAME: &str = "devices";
+    let missing: Vec<String> = match (&mode.config, status) {
+        (Some(config), _) => {
+            let missing = config.missing_devices(found).into_iter();
+            missing
+                .map(|(setting, key)| format!("{setting}: there is no device {key}"))
+                .collect()
+        }
+        (None, Some(status)) => status.missing_devices.clone(),
+        (None, None) => return None,
+    };
+    let there: Vec<String> = found.iter().map(said_of).collect();
+    let there = match there.is_empty() {
+        true => "there is none".to_owned(),
+        false => format!("there are {}", there.join("; ")),
+    };
+    Some(match missing.is_empty() {
+        true => Check::good(NAME, there),
+        false => Check::bad(
+            NAME,
+            format!(
+                "{}; sessions that are to have it are refused; {there}",
+                missing.join("; ")
+            ),
+            "name devices that are there, by number or UUID, and vgpuctl reload",
+        ),
+    })
+}
+
+/// As in `0 NVIDIA H100 PCIe GPU-… at 0000:3b:00.0`.
+fn said_of(device: &Device) -> String {
+    let Device {
+        index,
+        uuid,
+        pci,
+        name,
+        ..
+    } = device;
+    match uuid.is_empty() {
+        true => format!("{index} {name}"),
+        false => format!("{index} {name} {uuid} at {pci}"),
     }
 }
 
@@ -362,18 +414,20 @@ fn nvidia_driver() -> Option<Check> {
 
 const CUDA: &str = "CUDA";
 
-fn cuda(driver: bool) -> Check {
+/// Whether CUDA works, and the devices that it has.
+fn cuda(driver: bool) -> (Check, Vec<Device>) {
     const NAME: &str = CUDA;
     match probe::find(&ExecutorChoice::Cuda, None, None) {
         Ok(offer) => {
             let executor = offer.executor;
-            Check::good(
+            let check = Check::good(
                 NAME,
                 format!(
                     "{}, driver {}: a trial vector add was right",
                     executor.device, executor.driver
                 ),
-            )
+            );
+            (check, executor.devices)
         }
         Err(failure) => {
             let advice = if driver {
@@ -381,7 +435,7 @@ fn cuda(driver: bool) -> Check {
             } else {
                 "install NVIDIA's driver first; until then --executor auto takes the CPU"
             };
-            Check::bad(NAME, failure.what, advice)
+            (Check::bad(NAME, failure.what, advice), Vec::new())
         }
     }
 }

@@ -1,6 +1,6 @@
 //! `vgpuctl status` for people.
 
-use vgpu_mediator::control::{Guest, Reloaded, Session, Status};
+use vgpu_mediator::control::{Device, Guest, Reloaded, Session, Status};
 use vgpu_mediator::usage::Usage;
 
 use crate::figures::{bytes, count, duration, kills, memory, percent, shorten, table};
@@ -44,6 +44,11 @@ pub(crate) fn render(status: &Status) -> String {
         status.refused,
         sentence(&status.usage),
     );
+    for missing in &status.missing_devices {
+        text.push_str(&format!(
+            "missing    {missing}; sessions that are to have it are refused\n"
+        ));
+    }
     if !status.gpus.is_empty() {
         text.push('\n');
         text.push_str(&gpus::table(&status.gpus));
@@ -56,6 +61,14 @@ pub(crate) fn render(status: &Status) -> String {
         lines[0].extend(["WEIGHT", "SHARE"].map(str::to_owned));
         let all = status.usage.device_ns;
         lines.extend(status.guests.iter().map(|it| guest(it, all)));
+        // Only where somebody has not all of them.
+        if status.guests.iter().any(|it| it.devices.is_some()) {
+            lines[0].push("DEVICES".to_owned());
+            let guests = status.guests.iter();
+            for (cells, guest) in lines[1..].iter_mut().zip(guests) {
+                cells.push(devices(guest, &executor.devices));
+            }
+        }
         text.push('\n');
         text.push_str(&table(&lines, 1));
     }
@@ -106,6 +119,18 @@ fn guest(guest: &Guest, all: u64) -> Vec<String> {
     cells.push(weight.unwrap_or_else(|| "-".to_owned()));
     cells.push(percent(guest.usage.device_ns as f64, all as f64));
     cells
+}
+
+/// A guest's devices by number, where they are there, as in `0,2`; `-` for all, or for none while it has no session.
+fn devices(guest: &Guest, there: &[Device]) -> String {
+    let Some(own) = &guest.devices else {
+        return "-".to_owned();
+    };
+    let name = |name: &String| {
+        let device = there.iter().find(|it| it.uuid == *name);
+        device.map_or_else(|| name.clone(), |it| it.index.to_string())
+    };
+    own.iter().map(name).collect::<Vec<_>>().join(",")
 }
 
 fn session(session: &Session) -> Vec<String> {

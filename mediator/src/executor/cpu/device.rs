@@ -491,6 +491,15 @@ fn layout(kernel: &ptx::Kernel, module: &ptx::Module) -> Layout {
     }
 }
 
+/// The properties of a device with this many bytes of memory.
+pub(super) fn describe(name: &str, memory: u64) -> Description {
+    let config = ptx::Config {
+        memory,
+        ..ptx::Config::default()
+    };
+    description(name, &config)
+}
+
 /// The device's properties, in the terms of a GPU.
 fn description(name: &str, config: &ptx::Config) -> Description {
     let (major, minor) = ptx::COMPUTE_CAPABILITY;

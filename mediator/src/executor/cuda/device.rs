@@ -8,11 +8,20 @@ use std::sync::{Arc, OnceLock};
 
 use cudarc::driver::sys::{CUcontext, CUdevice, CUstream, CUuuid};
 
+use vgpu_protocol::op::NO_ATTRIBUTE;
 use vgpu_transport::Waker;
 
+use super::super::gpu::device::Description;
 use super::driver::{CallError, Driver, check};
+use crate::devices::{Device as Summary, DeviceKey};
 
-/// Device 0 with its primary context.
+/// Attributes that are asked for: those of CUDA 13, and some to come.
+const ATTRIBUTES: c_int = 160;
+
+/// `CU_DEVICE_ATTRIBUTE_PCI_DOMAIN_ID`, `_PCI_BUS_ID` and `_PCI_DEVICE_ID`.
+const PCI: [c_int; 3] = [50, 33, 34];
+
+/// A GPU with its primary context.
 #[derive(Debug)]
 pub(super) struct Device {
     driver: &'static Driver,
@@ -20,6 +29,7 @@ pub(super) struct Device {
     context: CUcontext,
     /// Raised by the driver's thread when a stream has come to a certain point.
     waker: Arc<Waker>,
+    description: OnceLock<Description>,
     /// Once true nothing more is asked of the driver, frees included: they might not return.
     lost: AtomicBool,
     /// The error by which it was lost, if it was one.
@@ -29,7 +39,7 @@ pub(super) struct Device {
 // SAFETY: the handles are the driver's own, valid in every thread of the process once the context
 // is current there, which `bind` does; the driver locks for itself.
 unsafe impl Send for Device {}
-// SAFETY: as above; the one field that changes is atomic.
+// SAFETY: as above; the fields that change are atomic, or set once under their own lock.
 unsafe impl Sync for Device {}
 
 impl Device {
@@ -44,12 +54,13 @@ impl Device {
         Ok(count)
     }
 
-    /// Opens the first device. [`Device::count`] must have found one.
-    pub(super) fn open(driver: &'static Driver, waker: Arc<Waker>) -> Result<Device, CallError> {
-        let mut device = 0;
-        // SAFETY: the driver is initialised; `device` is writable.
-        let code = unsafe { (driver.device_get)(&mut device, 0) };
-        check(code, "cuDeviceGet")?;
+    /// Opens the device with this number, of those that [`all`](Self::all) has given.
+    pub(super) fn open(
+        driver: &'static Driver,
+        ordinal: u32,
+        waker: Arc<Waker>,
+    ) -> Result<Device, CallError> {
+        let device = Gpu::get(driver, ordinal)?.device;
         let mut context = ptr::null_mut();
         // SAFETY: `device` is a device; `context` is writable. `drop` releases what is retained.
         let code = unsafe { (driver.primary_ctx_retain)(&mut context, device) };
@@ -59,11 +70,38 @@ impl Device {
             device,
             context,
             waker,
+            description: OnceLock::new(),
             lost: AtomicBool::new(false),
             cause: OnceLock::new(),
         };
         opened.bind()?;
         Ok(opened)
+    }
+
+    /// The first `count` devices, without a context on any: in the order of the driver, which is that of the PCI bus
+    /// where the mediator has started this process.
+    pub(super) fn all(driver: &'static Driver, count: c_int) -> Result<Vec<Summary>, CallError> {
+        let count = u32::try_from(count).unwrap_or(0);
+        let summary = |index| Gpu::get(driver, index)?.summary(index);
+        (0..count).map(summary).collect()
+    }
+
+    /// What guests are told of it. The driver is asked once: there are many attributes.
+    pub(super) fn describe(&self) -> Result<Description, CallError> {
+        if let Some(known) = self.description.get() {
+            return Ok(known.clone());
+        }
+        let (driver, device) = (self.driver, self.device);
+        let description = Gpu { driver, device }.describe()?;
+        Ok(self.description.get_or_init(|| description).clone())
+    }
+
+    /// The same of another device, without a context on it.
+    pub(super) fn describe_other(
+        driver: &'static Driver,
+        ordinal: u32,
+    ) -> Result<Description, CallError> {
+        Gpu::get(driver, ordinal)?.describe()
     }
 
     /// The driver's functions.
@@ -103,28 +141,6 @@ impl Device {
         self.cause.get().copied()
     }
 
-    /// The GPU's name, as in `NVIDIA H100 PCIe`.
-    pub(super) fn name(&self) -> Result<String, CallError> {
-        let mut name = [0 as c_char; 128];
-        // SAFETY: the driver writes at most the given length, its NUL included; the last byte is
-        // held back, so that a NUL is there whatever it does.
-        let code = unsafe { (self.driver.device_get_name)(name.as_mut_ptr(), 127, self.device) };
-        check(code, "cuDeviceGetName")?;
-        // SAFETY: the array ends with a NUL and lives on.
-        Ok(unsafe { CStr::from_ptr(name.as_ptr()) }
-            .to_string_lossy()
-            .into_owned())
-    }
-
-    /// Bytes of memory of the GPU.
-    pub(super) fn total_memory(&self) -> Result<u64, CallError> {
-        let mut bytes = 0;
-        // SAFETY: `bytes` is writable.
-        let code = unsafe { (self.driver.device_total_mem)(&mut bytes, self.device) };
-        check(code, "cuDeviceTotalMem")?;
-        Ok(bytes as u64)
-    }
-
     /// The newest CUDA version that the driver supports, as `13.0`.
     pub(super) fn cuda_version(&self) -> Result<String, CallError> {
         let mut version = 0;
@@ -132,33 +148,6 @@ impl Device {
         let code = unsafe { (self.driver.driver_get_version)(&mut version) };
         check(code, "cuDriverGetVersion")?;
         Ok(format!("{}.{}", version / 1000, version % 1000 / 10))
-    }
-
-    /// The same as the driver gives it: 1000 × major + 10 × minor.
-    pub(super) fn driver_version(&self) -> Result<u32, CallError> {
-        let mut version = 0;
-        // SAFETY: `version` is writable.
-        let code = unsafe { (self.driver.driver_get_version)(&mut version) };
-        check(code, "cuDriverGetVersion")?;
-        Ok(u32::try_from(version).unwrap_or(0))
-    }
-
-    /// The value of a `CUdevice_attribute`; `None` where the driver does not know it.
-    pub(super) fn attribute(&self, attribute: c_int) -> Option<c_int> {
-        let mut value = 0;
-        // SAFETY: `value` is writable; an attribute is a number, and unknown ones are refused.
-        let code =
-            unsafe { (self.driver.device_get_attribute)(&mut value, attribute, self.device) };
-        check(code, "cuDeviceGetAttribute").ok().map(|()| value)
-    }
-
-    /// The device's own 16 bytes.
-    pub(super) fn uuid(&self) -> Result<[u8; 16], CallError> {
-        let mut uuid = CUuuid { bytes: [0; 16] };
-        // SAFETY: `uuid` is writable.
-        let code = unsafe { (self.driver.device_get_uuid)(&mut uuid, self.device) };
-        check(code, "cuDeviceGetUuid")?;
-        Ok(uuid.bytes.map(|byte| byte.to_ne_bytes()[0]))
     }
 
     /// The waker, raised when a stream reaches a certain point.
@@ -176,6 +165,100 @@ impl Device {
         // SAFETY: `raise` takes a waker, which lives as long as this device: the caller's promise.
         let code = unsafe { (self.driver.launch_host_func)(stream, Some(raise), waker) };
         check(code, "cuLaunchHostFunc")
+    }
+}
+
+/// A GPU that no context is open on.
+#[derive(Clone, Copy)]
+struct Gpu {
+    driver: &'static Driver,
+    device: CUdevice,
+}
+
+impl Gpu {
+    /// The device with this number. The driver must be initialised.
+    fn get(driver: &'static Driver, ordinal: u32) -> Result<Self, CallError> {
+        let ordinal = c_int::try_from(ordinal).unwrap_or(c_int::MAX);
+        let mut device = 0;
+        // SAFETY: the driver is initialised; `device` is writable.
+        let code = unsafe { (driver.device_get)(&mut device, ordinal) };
+        check(code, "cuDeviceGet")?;
+        Ok(Self { driver, device })
+    }
+
+    /// The newest CUDA version that the driver supports: 1000 × major + 10 × minor.
+    fn driver_version(self) -> Result<u32, CallError> {
+        let mut version = 0;
+        // SAFETY: `version` is writable.
+        let code = unsafe { (self.driver.driver_get_version)(&mut version) };
+        check(code, "cuDriverGetVersion")?;
+        Ok(u32::try_from(version).unwrap_or(0))
+    }
+
+    fn describe(self) -> Result<Description, CallError> {
+        Ok(Description {
+            name: self.name()?,
+            uuid: self.uuid()?,
+            total_memory: self.total_memory()?,
+            driver_version: self.driver_version()?,
+            attributes: (0..ATTRIBUTES)
+                .map(|number| match number {
+                    0 => NO_ATTRIBUTE,
+                    number => self.attribute(number).unwrap_or(NO_ATTRIBUTE),
+                })
+                .collect(),
+        })
+    }
+
+    fn summary(self, index: u32) -> Result<Summary, CallError> {
+        let [domain, bus, slot] = PCI.map(|attribute| self.attribute(attribute).unwrap_or(0));
+        Ok(Summary {
+            index,
+            uuid: DeviceKey::Uuid(self.uuid()?).to_string(),
+            pci: format!("{domain:04x}:{bus:02x}:{slot:02x}.0"),
+            name: self.name()?,
+            total_memory: self.total_memory()?,
+        })
+    }
+
+    /// The GPU's name, as in `NVIDIA H100 PCIe`.
+    fn name(self) -> Result<String, CallError> {
+        let mut name = [0 as c_char; 128];
+        // SAFETY: the driver writes at most the given length, its NUL included; the last byte is
+        // held back, so that a NUL is there whatever it does.
+        let code = unsafe { (self.driver.device_get_name)(name.as_mut_ptr(), 127, self.device) };
+        check(code, "cuDeviceGetName")?;
+        // SAFETY: the array ends with a NUL and lives on.
+        Ok(unsafe { CStr::from_ptr(name.as_ptr()) }
+            .to_string_lossy()
+            .into_owned())
+    }
+
+    /// Bytes of memory of the GPU.
+    fn total_memory(self) -> Result<u64, CallError> {
+        let mut bytes = 0;
+        // SAFETY: `bytes` is writable.
+        let code = unsafe { (self.driver.device_total_mem)(&mut bytes, self.device) };
+        check(code, "cuDeviceTotalMem")?;
+        Ok(bytes as u64)
+    }
+
+    /// The value of a `CUdevice_attribute`; `None` where the driver does not know it.
+    fn attribute(self, attribute: c_int) -> Option<c_int> {
+        let mut value = 0;
+        // SAFETY: `value` is writable; an attribute is a number, and unknown ones are refused.
+        let code =
+            unsafe { (self.driver.device_get_attribute)(&mut value, attribute, self.device) };
+        check(code, "cuDeviceGetAttribute").ok().map(|()| value)
+    }
+
+    /// The device's own 16 bytes.
+    fn uuid(self) -> Result<[u8; 16], CallError> {
+        let mut uuid = CUuuid { bytes: [0; 16] };
+        // SAFETY: `uuid` is writable.
+        let code = unsafe { (self.driver.device_get_uuid)(&mut uuid, self.device) };
+        check(code, "cuDeviceGetUuid")?;
+        Ok(uuid.bytes.map(|byte| byte.to_ne_bytes()[0]))
     }
 }
 

@@ -19,7 +19,6 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use cudarc::driver::sys::{CUDA_MEMCPY2D, CUdeviceptr, CUmemorytype, CUstream};
-use vgpu_protocol::op::NO_ATTRIBUTE;
 use vgpu_transport::Waker;
 use vgpu_transport::clock;
 
@@ -35,9 +34,6 @@ use super::printed;
 const EVENT_DISABLE_TIMING: c_uint = 2;
 /// `CU_MEMHOSTALLOC_DEVICEMAP`.
 const HOST_MAPPED: c_uint = 2;
-
-/// Attributes that are asked for: those of CUDA 13, and some to come.
-const DEVICE_ATTRIBUTES: c_int = 160;
 
 /// How often the driver is asked whether something is wrong, while the word does not change.
 const LOOK: Duration = Duration::from_millis(1);
@@ -194,7 +190,7 @@ impl Queue {
             words,
             words_there,
             free_words: (1..WORDS).rev().collect(),
-            description: describe(device)?,
+            description: device.describe()?,
             looked: clock::now(),
             gone: false,
             device: Arc::clone(device),
@@ -964,20 +960,4 @@ impl Drop for Queue {
             }
         }
     }
-}
-
-fn describe(device: &Device) -> Result<Description, CallError> {
-    let attribute = |number| device.attribute(number).unwrap_or(NO_ATTRIBUTE);
-    Ok(Description {
-        name: device.name()?,
-        uuid: device.uuid()?,
-        total_memory: device.total_memory()?,
-        driver_version: device.driver_version()?,
-        attributes: (0..DEVICE_ATTRIBUTES)
-            .map(|number| match number {
-                0 => NO_ATTRIBUTE,
-                number => attribute(number),
-            })
-            .collect(),
-    })
 }

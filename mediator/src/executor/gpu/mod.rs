@@ -47,8 +47,8 @@ use std::time::{Duration, Instant};
 use vgpu_protocol::frame::FrameHeader;
 use vgpu_protocol::op::field::{Bytes, StreamRef};
 use vgpu_protocol::op::{
-    Body, DeviceInfoReply, Features, FenceReply, MAX_PRINTED, MemoryAllocateRows, MemoryFreeReply,
-    MemoryInfoReply, ModuleCompile, Op, QuietFailure, Request, TakePrintedReply,
+    Body, Features, FenceReply, MAX_PRINTED, MemoryAllocateRows, MemoryFreeReply, MemoryInfoReply,
+    ModuleCompile, Op, QuietFailure, Request, TakePrintedReply,
 };
 use vgpu_protocol::session::server::{Failure, Outcome};
 use vgpu_protocol::status::ErrorCode;
@@ -264,7 +264,6 @@ impl<D: Device> Gpu<D> {
     pub(super) fn start(&mut self, header: &FrameHeader, request: Request) -> Result<(), Request> {
         let id = header.request_id;
         let outcome = match request {
-            Request::DeviceInfo(info) => self.device_info(info.device).map(Some),
             Request::MemoryInfo(_) => Ok(Some(self.memory_info())),
             // Also of a kernel that failed: that may be what it has to say about it.
             Request::TakePrinted(_) => Ok(Some(self.take_printed())),
@@ -377,31 +376,6 @@ impl<D: Device> Gpu<D> {
         if id != 0 {
             self.events.push_back(Event::Done(id, outcome));
         }
-    }
-
-    fn device_info(&self, device: u32) -> Result<Vec<u8>, Refused> {
-        if device > 0 {
-            let error = DeviceError::new(
-                cuda_result::INVALID_DEVICE,
-                format!("there is no device {device}"),
-            );
-            return Err(Failure::from(&error));
-        }
-        let description = self.device.description();
-        let mut reply = DeviceInfoReply {
-            devices: 1,
-            total_memory: self.limits.memory,
-            driver_version: description.driver_version,
-            uuid: Bytes::new(&description.uuid).expect("16 bytes"),
-            name: description.name.as_str().into(),
-            attributes: Default::default(),
-        };
-        for value in &description.attributes {
-            if reply.attributes.push(*value).is_err() {
-                break;
-            }
-        }
-        Ok(reply.encode())
     }
 
     fn memory_info(&self) -> Vec<u8> {

@@ -5,6 +5,7 @@
 //! |---|---|
 //! | `descriptors` | what was inherited and is not its own; core files |
 //! | `namespaces` | the network, other processes' shared memory |
+//! | `gpus` | of the GPUs' device files those that are not its guest's |
 //! | `root` | files: it sees a directory with what its driver needs, and nothing else |
 //! | `identity` | the user, groups and capabilities |
 //! | `system_calls` | what is left of the kernel, by a seccomp filter |
@@ -15,6 +16,7 @@
 //! without is the administrator's decision ([`Confine`]).
 
 mod descriptors;
+mod gpus;
 mod identity;
 mod namespaces;
 mod root;
@@ -63,6 +65,8 @@ pub struct Needs {
     pub served: Option<Served>,
     /// NVIDIA's driver.
     pub cuda: bool,
+    /// Of its GPUs those at these places of the PCI bus, as in `0000:3b:00.0`; all where that is none.
+    pub gpus: Option<Vec<String>>,
     /// Xen's devices, until it is sealed.
     pub xen: bool,
     /// Another mediator, at any time.

@@ -2,7 +2,6 @@
 //! be changed by nobody.
 
 use std::env;
-use std::ffi::OsStr;
 use std::fs::{self, File};
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
@@ -18,7 +17,7 @@ use nix::unistd::{chdir, chroot, pivot_root};
 use vgpu_file_transport::directory::place;
 use vgpu_transport::endpoint::Endpoint;
 
-use super::{Needs, tried};
+use super::{Needs, gpus, tried};
 
 /// Mount point of the new root while it is built: a directory that every system has. No other
 /// process sees the mount.
@@ -177,11 +176,9 @@ fn everything(needs: &Needs) -> io::Result<Vec<(PathBuf, Shown)>> {
         CUDA_DEVICES
             .iter()
             .for_each(|path| list.add(path, As::Device));
-        let devices = fs::read_dir("/dev").into_iter().flatten().flatten();
-        let nvidia = |name: &OsStr| name.as_encoded_bytes().starts_with(b"nvidia");
-        for device in devices.filter(|device| nvidia(&device.file_name())) {
-            list.add(device.path(), As::Device);
-        }
+        gpus::device_files(needs.gpus.as_deref())
+            .iter()
+            .for_each(|path| list.add(path, As::Device));
     }
     if xen {
         list.add(XEN_DEVICES, As::Device);

@@ -7,7 +7,8 @@
 //! handles are live and that copies stay within allocations. What kernels print it writes to the C library's `stdout`,
 //! at the calls at which NVIDIA's does: a launch, and one that synchronises.
 //!
-//! `VGPU_STAND_IN` says what goes wrong, as `KIND=NUMBER`: `init=CODE`, `devices=COUNT`,
+//! `VGPU_STAND_IN` says what goes wrong, as `KIND=NUMBER`: `init=CODE`, `devices=COUNT` (of which
+//! `CUDA_VISIBLE_DEVICES` hides some, and the memory and processors are those of one),
 //! `context=CODE`, `alloc=CODE`, `module=CODE`, `limit=BYTES` of device memory, `wrong=1` for kernels that do
 //! nothing, and `refuse=N`, `fault=N`, `hang=N` from, or at, the N-th launch on. `old=1`: a driver before CUDA 12.4.
 //! `pitch=BYTES`: rows are allocated at multiples of this many bytes.
@@ -32,6 +33,7 @@ const INVALID_VALUE: c_int = 1;
 const OUT_OF_MEMORY: c_int = 2;
 const DEVICE_UNAVAILABLE: c_int = 46;
 const NO_DEVICE: c_int = 100;
+const INVALID_DEVICE: c_int = 101;
 const NO_BINARY_FOR_GPU: c_int = 209;
 const INVALID_CONTEXT: c_int = 201;
 const INVALID_HANDLE: c_int = 400;
@@ -366,13 +368,38 @@ extern "C" fn cuGetErrorString(code: c_int, text: &mut *const c_char) -> c_int {
 
 #[unsafe(no_mangle)]
 extern "C" fn cuDeviceGetCount(count: &mut c_int) -> c_int {
-    *count = scenario("devices").unwrap_or(1) as c_int;
+    *count = visible().len() as c_int;
     OK
+}
+
+/// The last byte tells devices apart.
+fn uuid(device: c_int) -> [u8; 16] {
+    let mut uuid = *b"a stand-in's own";
+    uuid[15] = device as u8;
+    uuid
+}
+
+/// The devices that this process sees, as the driver counts them: all, or those that the variable names by number or
+/// UUID up to the first name that is none's.
+fn visible() -> Vec<c_int> {
+    let all = 0..scenario("devices").unwrap_or(1) as c_int;
+    let Ok(names) = std::env::var("CUDA_VISIBLE_DEVICES") else {
+        return all.collect();
+    };
+    let is = |device: &c_int, name: &str| {
+        let digits: String = uuid(*device).iter().map(|byte| format!("{byte:02x}")).collect();
+        let own = name.strip_prefix("GPU-").map(|name| name.replace('-', ""));
+        name == device.to_string() || own == Some(digits)
+    };
+    names.split(',').map_while(|name| all.clone().find(|device| is(device, name))).collect()
 }
 
 #[unsafe(no_mangle)]
 extern "C" fn cuDeviceGet(device: &mut c_int, ordinal: c_int) -> c_int {
-    *device = ordinal;
+    match visible().get(ordinal as usize) {
+        Some(found) => *device = *found,
+        None => return INVALID_DEVICE,
+    }
     OK
 }
 
@@ -453,7 +480,7 @@ extern "C" fn cuCtxSetCurrent(context: *mut c_void) -> c_int {
 }
 
 #[unsafe(no_mangle)]
-extern "C" fn cuDeviceGetAttribute(value: &mut c_int, attribute: c_int, _device: c_int) -> c_int {
+extern "C" fn cuDeviceGetAttribute(value: &mut c_int, attribute: c_int, device: c_int) -> c_int {
     *value = match attribute {
         1 | 2 | 3 => 1024,
         4 => 64,
@@ -463,6 +490,8 @@ extern "C" fn cuDeviceGetAttribute(value: &mut c_int, attribute: c_int, _device:
         10 => 32,
         11 => c_int::MAX,
         16 => 2,
+        // The number of its PCI bus.
+        33 => 0x40 + device,
         41 => 1,
         75 => 8,
         97 => 227 << 10,
@@ -473,8 +502,8 @@ extern "C" fn cuDeviceGetAttribute(value: &mut c_int, attribute: c_int, _device:
 }
 
 #[unsafe(no_mangle)]
-extern "C" fn cuDeviceGetUuid_v2(uuid: &mut [u8; 16], _device: c_int) -> c_int {
-    *uuid = *b"a stand-in's own";
+extern "C" fn cuDeviceGetUuid_v2(uuid: &mut [u8; 16], device: c_int) -> c_int {
+    *uuid = self::uuid(device);
     OK
 }
 

@@ -140,12 +140,12 @@ fn run_self(test: &str, scenario: &str, folder: &Path) -> Output {
 }
 
 fn open() -> cuda::CudaExecutor {
-    cuda::open("a test").expect("the stand-in works")
+    cuda::open("a test", None).expect("the stand-in works")
 }
 
 /// The error of opening.
 fn refused() -> String {
-    let error = cuda::open("a test").expect_err("does not open");
+    let error = cuda::open("a test", None).expect_err("does not open");
     assert!(
         matches!(error, ExecutorError::Unavailable { .. }),
         "{error:?}"
@@ -176,7 +176,7 @@ fn conforms() {
 #[test]
 fn auto_takes_what_works() {
     if inner("auto_takes_what_works", "works") {
-        let executor = probe(ExecutorChoice::Auto).expect("auto finds one");
+        let executor = probe(ExecutorChoice::Auto, None).expect("auto finds one");
         assert_eq!(executor.info().kind, "cuda");
         assert!(
             executor.info().reason.contains("trial vector add"),
@@ -189,14 +189,16 @@ fn auto_takes_what_works() {
 #[test]
 fn auto_falls_back_and_says_why() {
     if inner("auto_falls_back_and_says_why", "init=100") {
-        let executor = probe(ExecutorChoice::Auto).expect("auto finds one");
+        let executor = probe(ExecutorChoice::Auto, None).expect("auto finds one");
         assert_eq!(executor.info().kind, "cpu");
         let reason = &executor.info().reason;
         assert!(
             reason.contains("CUDA_ERROR_100") && reason.contains("nvidia-smi"),
             "{reason}"
         );
-        let error = probe(ExecutorChoice::Cuda).err().expect("cuda does not");
+        let error = probe(ExecutorChoice::Cuda, None)
+            .err()
+            .expect("cuda does not");
         assert!(
             error
                 .to_string()
@@ -289,10 +291,10 @@ fn a_gpu_that_others_have_is_busy() {
             if env::var(SCENARIO).is_ok_and(|played| played != scenario) {
                 continue;
             }
-            let error = cuda::open("a test").expect_err("does not open");
+            let error = cuda::open("a test", None).expect_err("does not open");
             assert!(matches!(error, ExecutorError::Busy { .. }), "{error:?}");
             assert!(error.to_string().contains(cause), "{error}");
-            let error = OpenError::from(probe(ExecutorChoice::Cuda).err().expect("busy"));
+            let error = OpenError::from(probe(ExecutorChoice::Cuda, None).err().expect("busy"));
             assert_eq!(error.code, ErrorCode::Busy);
         }
     }

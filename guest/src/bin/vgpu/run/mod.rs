@@ -50,7 +50,11 @@ pub(crate) fn run(cli: &Cli, run: &RunArguments) -> Result<(), Failure> {
             let _ = printed.write_to(&mut std::io::stderr().lock());
         });
     }
-    let device = Device::new(client)?;
+    let device = match run.device {
+        // A mediator that knows no other device need not be asked.
+        None => Device::new(client)?,
+        Some(ordinal) => Device::with_ordinal(client, ordinal)?,
+    };
     let start = Instant::now();
     let module = code.load(&device)?;
     let function = module.load_function(&run.entry)?;
@@ -69,6 +73,7 @@ pub(crate) fn run(cli: &Cli, run: &RunArguments) -> Result<(), Failure> {
         output::json(&json!({
             "executor": info.executor.as_str(),
             "device": device.name(),
+            "uuid": uuid(&device),
             "seconds": seconds,
             "device_ns": device_ns,
             "endpoint": endpoint,
@@ -86,6 +91,23 @@ pub(crate) fn run(cli: &Cli, run: &RunArguments) -> Result<(), Failure> {
     drop((given, function, module));
     session::end_device(device);
     Ok(printed?)
+}
+
+/// As `nvidia-smi -L` prints it; empty where the device has none.
+fn uuid(device: &Device) -> String {
+    let bytes = device.info().uuid.as_slice();
+    let digits: String = bytes.iter().map(|byte| format!("{byte:02x}")).collect();
+    match digits.len() {
+        32 => format!(
+            "GPU-{}-{}-{}-{}-{}",
+            &digits[..8],
+            &digits[8..12],
+            &digits[12..16],
+            &digits[16..20],
+            &digits[20..]
+        ),
+        _ => String::new(),
+    }
 }
 
 /// The file with the kernel.
