@@ -22,6 +22,7 @@ const OTHERS: &[(&str, &str)] = &[
     ("/run/vgpu", "the mediator makes it, and the sockets in it"),
     ("/usr/bin/mount", "the system's"),
     ("/usr/lib/debug", "debuggers look there"),
+    ("/usr/local", "for what is built from the source"),
     ("/var/lib/nfs", "the NFS server's"),
     ("/var/lib/prometheus", "node_exporter's"),
     ("/var/run", "the system's"),
