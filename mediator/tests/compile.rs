@@ -314,7 +314,7 @@ fn an_endless_source_ends_at_the_deadline_and_its_compiler_has_nothing() {
     for (name, most) in [
         ("Max file size", 0),
         ("Max core file size", 0),
-        ("Max cpu time", 4),
+        ("Max cpu time", 5),
         ("Max address space", 2u64 << 30),
     ] {
         let line = limits.lines().find_map(|line| line.strip_prefix(name));

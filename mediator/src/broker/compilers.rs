@@ -17,6 +17,7 @@ use super::Broker;
 use super::who::AccountKey;
 use crate::compile::process::{ARGUMENT, Spec};
 use crate::worker::confinement::Settings;
+use crate::worker::link::Ask;
 
 /// Most compilers at once, on however many processors.
 const MOST: usize = 8;
@@ -45,6 +46,8 @@ struct Running {
     account: AccountKey,
     child: Child,
     kill_at: Instant,
+    /// It has had its time.
+    late: bool,
 }
 
 impl Compilers {
@@ -74,6 +77,7 @@ impl Compilers {
         for running in self.running.iter_mut().filter(|it| it.kill_at <= now) {
             // It may have ended already; it is reaped when its signal comes.
             let _ = running.child.kill();
+            running.late = true;
             running.kill_at = now + Duration::from_secs(1);
         }
     }
@@ -86,11 +90,14 @@ impl Compilers {
         }
     }
 
-    /// Collects those that have ended.
-    pub(super) fn reap(&mut self) {
+    /// Collects those that have ended: their sessions, and whether they have had their time.
+    fn reap(&mut self, now: Instant) -> Vec<(u64, bool)> {
         // An error means that there is no such child.
-        self.running
-            .retain_mut(|running| matches!(running.child.try_wait(), Ok(None)));
+        let has_ended = |running: &mut Running| !matches!(running.child.try_wait(), Ok(None));
+        let ended = self.running.extract_if(.., has_ended);
+        ended
+            .map(|it| (it.session, it.late || it.kill_at <= now))
+            .collect()
     }
 }
 
@@ -120,6 +127,16 @@ impl Broker<'_> {
         }
     }
 
+    /// Tells the workers of compilers that have ended, and starts others.
+    pub(super) fn reap_compilers(&mut self, now: Instant) {
+        for (id, late) in self.compilers.reap(now) {
+            if let Some(session) = self.sessions.get_mut(&id) {
+                session.ask(Ask::CompilerEnded { late });
+            }
+        }
+        self.start_compilers(now);
+    }
+
     /// Does what is due.
     pub(super) fn expire_compilers(&mut self, now: Instant) {
         self.compilers.expire(now);
@@ -129,7 +146,7 @@ impl Broker<'_> {
     }
 
     /// Starts compilers for those who wait, as many as may run.
-    pub(super) fn start_compilers(&mut self, now: Instant) {
+    fn start_compilers(&mut self, now: Instant) {
         self.compilers.due = None;
         let mut at = 0;
         while self.compilers.running.len() < self.compilers.most {
@@ -166,7 +183,8 @@ impl Broker<'_> {
                     user: session.user,
                 },
                 driver,
-                seconds: u32::try_from(limit.as_secs()).unwrap_or(u32::MAX),
+                // More than its time, in which one thread uses no more: else it would end before its deadline.
+                seconds: u32::try_from(limit.as_secs() + 1).unwrap_or(u32::MAX),
             };
             match start(&spec) {
                 Ok((child, socket)) => {
@@ -176,6 +194,7 @@ impl Broker<'_> {
                         account,
                         child,
                         kill_at: now + limit,
+                        late: false,
                     });
                 }
                 Err(error) => {

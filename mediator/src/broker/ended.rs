@@ -26,8 +26,7 @@ impl Broker<'_> {
                 self.on_ended(&session, &ended, now);
             }
         }
-        self.compilers.reap();
-        self.start_compilers(now);
+        self.reap_compilers(now);
         self.answer_queries(now);
     }
 

@@ -15,18 +15,26 @@ use super::{Compile, Compiled, Job, wire};
 /// How long a guest waits for a compiler while others have all of them.
 const TURN: Duration = Duration::from_secs(120);
 
-/// What the broker has after a compiler's own limit to end it.
+/// What the broker has after a compiler's limit to end it, and to say so.
 const GRACE: Duration = Duration::from_secs(10);
 
-/// The broker's answer: a compiler's socket, and how long that may compile; or why there is none.
-pub(crate) type Given = Result<(UnixStream, Duration), String>;
+/// A word of the broker's about a compiler.
+#[derive(Debug)]
+pub(crate) enum Word {
+    /// Its socket, and how long it may compile.
+    Given(UnixStream, Duration),
+    /// There is none, for this reason.
+    None(String),
+    /// It has ended, at its deadline or by itself.
+    Ended { late: bool },
+}
 
 /// The way to compilers by the broker.
 pub(crate) struct ByBroker {
     /// Asks for one that is for this version of the driver.
     ask: Box<dyn Fn(u32) + Send + Sync>,
     /// Held for as long as something is compiled.
-    given: Mutex<Receiver<Given>>,
+    words: Mutex<Receiver<Word>>,
 }
 
 impl fmt::Debug for ByBroker {
@@ -36,29 +44,33 @@ impl fmt::Debug for ByBroker {
 }
 
 impl ByBroker {
-    pub(crate) fn new(ask: impl Fn(u32) + Send + Sync + 'static, given: Receiver<Given>) -> Self {
+    pub(crate) fn new(ask: impl Fn(u32) + Send + Sync + 'static, words: Receiver<Word>) -> Self {
         Self {
             ask: Box::new(ask),
-            given: Mutex::new(given),
+            words: Mutex::new(words),
         }
     }
 }
 
 impl Compile for ByBroker {
     fn compile(&self, job: &Job) -> Result<Compiled, Failure> {
-        let given = self.given.lock().unwrap_or_else(PoisonError::into_inner);
+        let words = self.words.lock().unwrap_or_else(PoisonError::into_inner);
         // One that came too late for the last source.
-        while given.try_recv().is_ok() {}
+        while words.try_recv().is_ok() {}
         (self.ask)(job.order.driver);
-        let (stream, limit) = match given.recv_timeout(TURN) {
-            Ok(Ok(given)) => given,
-            Ok(Err(why)) => return Err(failure(ErrorCode::Unsupported, why)),
-            Err(_) => {
-                let text = format!("no compiler was free for {} s", TURN.as_secs());
-                return Err(failure(ErrorCode::Timeout, text));
+        let asked = Instant::now();
+        loop {
+            match words.recv_timeout(TURN.saturating_sub(asked.elapsed())) {
+                Ok(Word::Given(stream, limit)) => return talk(&stream, job, limit, &words),
+                Ok(Word::None(why)) => return Err(failure(ErrorCode::Unsupported, why)),
+                // Of the last source.
+                Ok(Word::Ended { .. }) => {}
+                Err(_) => {
+                    let text = format!("no compiler was free for {} s", TURN.as_secs());
+                    return Err(failure(ErrorCode::Timeout, text));
+                }
             }
-        };
-        talk(&stream, job, limit)
+        }
     }
 }
 
@@ -69,8 +81,13 @@ fn failure(code: ErrorCode, text: impl Into<String>) -> Failure {
     }
 }
 
-/// Has `job` compiled by the process behind `stream`, which ends after `limit`.
-fn talk(stream: &UnixStream, job: &Job, limit: Duration) -> Result<Compiled, Failure> {
+/// Has `job` compiled by the process behind `stream`, which ends after `limit`; `words` say how it ended.
+fn talk(
+    stream: &UnixStream,
+    job: &Job,
+    limit: Duration,
+    words: &Receiver<Word>,
+) -> Result<Compiled, Failure> {
     let began = Instant::now();
     let mut timed = Timed {
         stream,
@@ -80,7 +97,8 @@ fn talk(stream: &UnixStream, job: &Job, limit: Duration) -> Result<Compiled, Fai
     let sent = wire::write_job(&mut timed, job);
     match wire::read_outcome(&mut timed) {
         Ok(outcome) => outcome,
-        Err(_) if began.elapsed() >= limit => {
+        // The broker's clock counts from before the socket came.
+        Err(_) if was_late(words) || began.elapsed() >= limit => {
             let text = format!("the source was not compiled within {} s", limit.as_secs());
             Err(failure(ErrorCode::Timeout, text))
         }
@@ -91,6 +109,14 @@ fn talk(stream: &UnixStream, job: &Job, limit: Duration) -> Result<Compiled, Fai
                         than it may have";
             Err(failure(ErrorCode::Internal, text))
         }
+    }
+}
+
+/// Waits for the broker's word that the compiler has ended: whether at its deadline.
+fn was_late(words: &Receiver<Word>) -> bool {
+    match words.recv_timeout(GRACE) {
+        Ok(Word::Ended { late }) => late,
+        Ok(_) | Err(_) => false,
     }
 }
 
@@ -139,16 +165,18 @@ mod tests {
 
     const COMPILED: &[u8] = &[0, 0, 0, 0, 0, 0, 0, 0, 0, 3, 0, 0, 0, b'p', b't', b'x'];
 
-    fn compile(given: impl FnOnce() -> Given) -> Result<Compiled, Failure> {
+    fn compile(words: impl IntoIterator<Item = Word>) -> Result<Compiled, Failure> {
         let (give, receive) = mpsc::channel();
         // Too late for a source before.
-        give.send(Err("of another source".to_owned())).unwrap();
-        let asked = Mutex::new(Some((give, given())));
+        give.send(Word::None("of another source".to_owned()))
+            .unwrap();
+        let words: Vec<Word> = words.into_iter().collect();
+        let asked = Mutex::new(Some((give, words)));
         let by_broker = ByBroker::new(
             move |driver| {
                 assert_eq!(driver, 7);
-                let (give, given) = asked.lock().unwrap().take().expect("asked once");
-                give.send(given).unwrap();
+                let (give, words) = asked.lock().unwrap().take().expect("asked once");
+                words.into_iter().for_each(|word| give.send(word).unwrap());
             },
             receive,
         );
@@ -162,28 +190,33 @@ mod tests {
 
     #[test]
     fn what_the_compiler_answers_comes_back() {
-        let compiled = compile(|| {
-            let (ours, theirs) = UnixStream::pair().unwrap();
-            thread::spawn(move || {
-                assert_eq!(wire::read_job(&mut &theirs).unwrap().texts.len(), 1 << 20);
-                (&theirs).write_all(COMPILED).unwrap();
-            });
-            Ok((ours, Duration::from_secs(60)))
+        let (ours, theirs) = UnixStream::pair().unwrap();
+        thread::spawn(move || {
+            assert_eq!(wire::read_job(&mut &theirs).unwrap().texts.len(), 1 << 20);
+            (&theirs).write_all(COMPILED).unwrap();
         });
-        assert_eq!(compiled.unwrap().ptx, b"ptx");
-        let refused = compile(|| Err("it is off".to_owned())).unwrap_err();
+        let of_the_last = Word::Ended { late: true };
+        let given = Word::Given(ours, Duration::from_secs(60));
+        assert_eq!(compile([of_the_last, given]).unwrap().ptx, b"ptx");
+        let refused = compile([Word::None("it is off".to_owned())]).unwrap_err();
         assert_eq!(refused, failure(ErrorCode::Unsupported, "it is off"));
     }
 
     #[test]
     fn one_that_ends_is_told_from_one_that_took_too_long() {
-        for (limit, code) in [(60, ErrorCode::Internal), (0, ErrorCode::Timeout)] {
-            let failed = compile(|| {
-                let (ours, theirs) = UnixStream::pair().unwrap();
-                drop(theirs);
-                Ok((ours, Duration::from_secs(limit)))
-            });
-            assert_eq!(failed.unwrap_err().status, code.into());
+        for (limit, late, code) in [
+            (60, Some(false), ErrorCode::Internal),
+            // By the broker's clock, whatever the worker's says.
+            (60, Some(true), ErrorCode::Timeout),
+            (60, None, ErrorCode::Internal),
+            (0, None, ErrorCode::Timeout),
+        ] {
+            let (ours, theirs) = UnixStream::pair().unwrap();
+            drop(theirs);
+            let given = Word::Given(ours, Duration::from_secs(limit));
+            let ended = late.map(|late| Word::Ended { late });
+            let failed = compile([given].into_iter().chain(ended));
+            assert_eq!(failed.unwrap_err().status, code.into(), "{limit} {late:?}");
         }
     }
 }

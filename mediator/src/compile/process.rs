@@ -1,5 +1,5 @@
-//! The compiler's process. It loads NVRTC and has that compile a kernel of its own, so that nothing of it is left to be
-//! loaded; gives up everything, the right to open files included; and only then reads a guest's source.
+//! The compiler's process. It loads NVRTC; gives up everything, the right to open files included; has NVRTC compile a
+//! kernel of its own, which shows that nothing of it is left to be loaded; and only then reads a guest's source.
 //!
 //! Its standard input is the worker's socket. It has nothing else.
 
@@ -31,7 +31,7 @@ const MEMORY: u64 = 2 << 30;
 /// Open files while it loads NVRTC.
 const MOST_FILES: u64 = 64;
 
-/// A kernel whose compilation has NVRTC load whatever it loads late, and shows that it works.
+/// A kernel whose compilation shows that NVRTC works here.
 const WARM_UP: &str = "__global__ void k() {}\n";
 
 /// What it is started with: one argument of JSON.
@@ -117,22 +117,22 @@ fn failure(code: ErrorCode, text: impl Into<String>) -> Failure {
 
 /// Loads NVRTC, and gives up everything else.
 fn prepare(spec: Spec) -> Result<Nvrtc, Failure> {
-    let nvrtc = load(spec.driver);
+    let nvrtc = Nvrtc::open(Some(Version::of_driver(spec.driver)));
     confine(spec.confinement)?;
-    nvrtc.map_err(|why| failure(ErrorCode::Unsupported, why))
-}
-
-fn load(driver: u32) -> Result<Nvrtc, String> {
-    let nvrtc = Nvrtc::open(Some(Version::of_driver(driver)))
-        .map_err(|error| format!("{error}; {}", error.advice()))?;
+    let unsupported = |why| failure(ErrorCode::Unsupported, why);
+    let nvrtc = nvrtc.map_err(|error| unsupported(format!("{error}; {}", error.advice())))?;
+    // Not before: where there are many processors NVRTC keeps threads that it has compiled with, and a process with
+    // more than one cannot be confined.
     let newest = nvrtc.architectures().last().copied().unwrap_or(0);
-    match nvrtc.compile(&Source::new(WARM_UP), newest) {
-        Ok(_) => Ok(nvrtc),
-        Err(error) => {
+    nvrtc
+        .compile(&Source::new(WARM_UP), newest)
+        .map_err(|error| {
             let (version, path) = (nvrtc.version(), nvrtc.path().display());
-            Err(format!("NVRTC {version} ({path}) does not work: {error}"))
-        }
-    }
+            unsupported(format!(
+                "NVRTC {version} ({path}) does not work where it may open no file: {error}"
+            ))
+        })?;
+    Ok(nvrtc)
 }
 
 /// Confines it, whatever is configured for workers: without the filter of system calls nothing is compiled.

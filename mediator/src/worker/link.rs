@@ -27,7 +27,7 @@ use zeroize::{Zeroize, Zeroizing};
 
 use super::spec::Turned;
 use super::turns::{Said, Turns};
-use crate::compile::ask::{ByBroker, Given};
+use crate::compile::ask::{self, ByBroker};
 use crate::executor::ExecutorChoice;
 use crate::policy::Share;
 use crate::session::{StopFlag, StopReason};
@@ -159,6 +159,11 @@ pub enum Ask {
     Compiler(Duration),
     /// There is no compiler for it, and why.
     NoCompiler(String),
+    /// The last compiler has ended: at its deadline, or before.
+    CompilerEnded {
+        /// At its deadline.
+        late: bool,
+    },
 }
 
 impl Ask {
@@ -184,6 +189,9 @@ impl Ask {
             "turn" => Self::Turn(Some(Duration::from_nanos(rest.parse().ok()?))),
             "compiler" => Self::Compiler(Duration::from_secs(rest.parse().ok()?)),
             "no-compiler" => Self::NoCompiler(rest.to_owned()),
+            "compiler-ended" => Self::CompilerEnded {
+                late: rest.parse().ok()?,
+            },
             "yield" => Self::Yield(Duration::from_nanos(rest.parse().ok()?)),
             _ => return None,
         })
@@ -210,6 +218,7 @@ impl fmt::Display for Ask {
             Self::Turn(Some(most)) => write!(f, "turn {}", most.as_nanos()),
             Self::Compiler(most) => write!(f, "compiler {}", most.as_secs()),
             Self::NoCompiler(why) => write!(f, "no-compiler {}", flat(why)),
+            Self::CompilerEnded { late } => write!(f, "compiler-ended {late}"),
             Self::Yield(most) => write!(f, "yield {}", most.as_nanos()),
         }
     }
@@ -404,7 +413,7 @@ struct Told {
     chosen: Arc<Chosen>,
     life: Arc<Life>,
     turns: Arc<Turns>,
-    offered: Sender<Given>,
+    offered: Sender<ask::Word>,
 }
 
 /// The life of the guest's domain, and whether it is over.
@@ -526,12 +535,16 @@ fn listen(
                     // It came with the first byte of the line.
                     if let Some(socket) = reader.get_mut().get_mut().descriptors.pop_front() {
                         // Nobody may wait for it any more.
-                        let _ = offered.send(Ok((socket.into(), limit)));
+                        let _ = offered.send(ask::Word::Given(socket.into(), limit));
                     }
                     continue;
                 }
                 Some(Ask::NoCompiler(why)) => {
-                    let _ = offered.send(Err(why));
+                    let _ = offered.send(ask::Word::None(why));
+                    continue;
+                }
+                Some(Ask::CompilerEnded { late }) => {
+                    let _ = offered.send(ask::Word::Ended { late });
                     continue;
                 }
                 Some(Ask::Drain) => StopReason::Draining,
@@ -674,6 +687,7 @@ mod tests {
             Ask::Yield(Duration::from_nanos(1)),
             Ask::Compiler(Duration::from_secs(30)),
             Ask::NoCompiler("it is off".into()),
+            Ask::CompilerEnded { late: true },
         ] {
             assert_eq!(Ask::from_line(&ask.to_string()), Some(ask));
         }
