@@ -12,6 +12,7 @@ use crate::apt;
 use crate::busy::Busy;
 
 mod lanes;
+mod nvrtc;
 pub(crate) mod programs;
 mod report;
 

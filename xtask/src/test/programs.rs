@@ -14,6 +14,7 @@ use std::time::Instant;
 
 use anyhow::{Context as _, Result, bail, ensure};
 
+use super::nvrtc;
 use crate::cargo::{Executable, executables};
 
 mod flags {
@@ -48,7 +49,10 @@ pub(crate) fn main(args: Vec<OsString>) -> Result<()> {
         !programs.is_empty(),
         "no test program has `{only}` in its name"
     );
-    let failed = run(&programs, jobs)?;
+    // The tests that compile CUDA C++.
+    let compiles = programs.iter().any(|program| program.name == "compile");
+    let nvrtc = compiles.then(nvrtc::provide).flatten();
+    let failed = run(&programs, jobs, nvrtc.as_deref())?;
     if !failed.is_empty() {
         eprintln!("\n{} of {} programs failed:", failed.len(), programs.len());
         for program in &failed {
@@ -79,11 +83,16 @@ fn again(program: &Executable) -> String {
     format!("cargo test --manifest-path {} {target}", manifest.display())
 }
 
-/// Runs `programs`, `jobs` at a time, and returns those that failed. The output of each is printed when it ends.
+/// Runs `programs`, `jobs` at a time, with the NVRTC in this folder if it is given, and returns those that failed. The
+/// output of each is printed when it ends.
 ///
 /// # Errors
 /// One cannot be started, or its output not be kept.
-fn run(programs: &[Executable], jobs: usize) -> Result<Vec<&Executable>> {
+fn run<'p>(
+    programs: &'p [Executable],
+    jobs: usize,
+    nvrtc: Option<&Path>,
+) -> Result<Vec<&'p Executable>> {
     let logs = crate::lab::target().join("test-run");
     fs::create_dir_all(&logs).with_context(|| format!("creating {}", logs.display()))?;
     let queue = Mutex::new(programs.iter().enumerate().collect::<VecDeque<_>>());
@@ -96,7 +105,7 @@ fn run(programs: &[Executable], jobs: usize) -> Result<Vec<&Executable>> {
         let runner = || -> Result<()> {
             while let Some((number, program)) = next() {
                 let log = logs.join(format!("{}-{number}.log", std::process::id()));
-                if !run_one(program, &log)?.success() {
+                if !run_one(program, &log, nvrtc)?.success() {
                     let mut failed = failed.lock().unwrap_or_else(PoisonError::into_inner);
                     failed.push(program);
                 }
@@ -117,12 +126,13 @@ fn run(programs: &[Executable], jobs: usize) -> Result<Vec<&Executable>> {
 
 /// Runs one program as `cargo test` does, and prints its output. That goes through a file: what a test has
 /// started and left behind may hold its standard output open, which must not keep anybody waiting.
-fn run_one(program: &Executable, path: &Path) -> Result<ExitStatus> {
+fn run_one(program: &Executable, path: &Path, nvrtc: Option<&Path>) -> Result<ExitStatus> {
     let log = File::create(path).with_context(|| format!("creating {}", path.display()))?;
     let started = Instant::now();
     let status = Command::new(&program.file)
         .current_dir(&program.package)
         .env("CARGO_MANIFEST_DIR", &program.package)
+        .envs(nvrtc.map(|folder| (nvrtc::VARIABLE, folder)))
         .stdin(Stdio::null())
         .stdout(log.try_clone()?)
         .stderr(log)
@@ -168,12 +178,12 @@ mod tests {
             program(package, "second", "/bin/true"),
             program(package, "third", "/bin/false"),
         ];
-        let failed = run(&programs, 2).unwrap();
+        let failed = run(&programs, 2, None).unwrap();
         let mut names: Vec<_> = failed.iter().map(|program| &program.name).collect();
         names.sort_unstable();
         assert_eq!(names, ["first", "third"]);
         let gone = [program(package, "gone", "/nonexistent")];
-        let error = run(&gone, 2).unwrap_err().to_string();
+        let error = run(&gone, 2, None).unwrap_err().to_string();
         assert!(error.contains("/nonexistent"), "{error}");
     }
 
