@@ -169,7 +169,7 @@ sys.exit(sum(x["usage"]["device_ns"] > 0 for x in s) < int(sys.argv[1]))' "$#" &
     done
     stop
     # The next case begins with none of these.
-    for tries in $(seq 300); do
+    for tries in $(seq 1200); do
         status | python3 -c 'import json, sys; sys.exit(len(json.load(sys.stdin)["sessions"]) > 0)' && return
         sleep 0.1
     done

@@ -13,6 +13,10 @@ use crate::cargo::run;
 /// The oldest glibc that the programs run with: 2.17, which CentOS 7 and so XCP-ng 8.3's dom0 have.
 pub(super) const GLIBC_MINOR: u32 = 17;
 
+/// Half of what LLVM inlines otherwise: a fifteenth of a program's size, and nothing that a session's round trips or
+/// launches would show.
+const INLINE_LESS: &str = "-Cllvm-args=-inline-threshold=100";
+
 const TARGET: &str = "x86_64-unknown-linux-gnu";
 
 /// Packages with programs for users, and their folders.
@@ -72,7 +76,7 @@ pub(super) fn build(dist: &Dist, tools: &Tools) -> Result<Programs> {
     // Paths of this machine would appear in panics' messages, and make the bytes differ between
     // machines.
     let flags = format!(
-        "--remap-path-prefix={}=/build/vgpu --remap-path-prefix={}=/build/cargo",
+        "{INLINE_LESS} --remap-path-prefix={}=/build/vgpu --remap-path-prefix={}=/build/cargo",
         dist.source.canonicalize()?.display(),
         cargo_home.display()
     );
