@@ -19,28 +19,63 @@ use super::Needs;
 
 type Rules = BTreeMap<i64, Vec<Rule>>;
 
-/// Calls of every session: bytes on open descriptors, memory, threads, time, and exit.
+/// Calls of every process, and all those of a compiler: memory, threads, time, exit, and bytes on the one socket that it
+/// has. What is added here a guest's source can use.
 const ALWAYS: &[c_long] = &[
     libc::SYS_read,
     libc::SYS_write,
+    libc::SYS_recvfrom,
+    libc::SYS_sendto,
+    libc::SYS_close,
+    libc::SYS_fstat,
+    libc::SYS_mmap,
+    libc::SYS_munmap,
+    libc::SYS_mprotect,
+    libc::SYS_mremap,
+    libc::SYS_madvise,
+    libc::SYS_brk,
+    libc::SYS_futex,
+    libc::SYS_membarrier,
+    libc::SYS_rseq,
+    libc::SYS_set_robust_list,
+    libc::SYS_sched_yield,
+    libc::SYS_sched_getaffinity,
+    libc::SYS_nanosleep,
+    libc::SYS_clock_nanosleep,
+    libc::SYS_clock_gettime,
+    libc::SYS_clock_getres,
+    libc::SYS_gettimeofday,
+    libc::SYS_restart_syscall,
+    libc::SYS_getrandom,
+    libc::SYS_getpid,
+    libc::SYS_gettid,
+    libc::SYS_getrusage,
+    libc::SYS_sysinfo,
+    libc::SYS_uname,
+    libc::SYS_rt_sigaction,
+    libc::SYS_rt_sigprocmask,
+    libc::SYS_rt_sigreturn,
+    libc::SYS_sigaltstack,
+    libc::SYS_exit,
+    libc::SYS_exit_group,
+];
+
+/// Calls of every session besides: bytes on other descriptors, and waiting for them.
+const SESSION: &[c_long] = &[
     libc::SYS_readv,
     libc::SYS_writev,
     libc::SYS_pread64,
     libc::SYS_pwrite64,
-    libc::SYS_recvfrom,
     libc::SYS_recvmsg,
-    libc::SYS_sendto,
     libc::SYS_sendmsg,
     libc::SYS_shutdown,
     libc::SYS_getsockopt,
     libc::SYS_setsockopt,
     libc::SYS_getsockname,
     libc::SYS_getpeername,
-    libc::SYS_close,
     libc::SYS_close_range,
     libc::SYS_dup,
     libc::SYS_dup3,
-    libc::SYS_fstat,
     libc::SYS_newfstatat,
     libc::SYS_statx,
     libc::SYS_lseek,
@@ -52,51 +87,21 @@ const ALWAYS: &[c_long] = &[
     libc::SYS_pipe2,
     libc::SYS_timerfd_create,
     libc::SYS_timerfd_settime,
-    libc::SYS_mmap,
-    libc::SYS_munmap,
-    libc::SYS_mprotect,
-    libc::SYS_mremap,
-    libc::SYS_madvise,
     libc::SYS_mincore,
-    libc::SYS_brk,
     libc::SYS_memfd_create,
     libc::SYS_ftruncate,
-    libc::SYS_futex,
-    libc::SYS_membarrier,
-    libc::SYS_rseq,
-    libc::SYS_set_robust_list,
     libc::SYS_get_robust_list,
     libc::SYS_set_tid_address,
-    libc::SYS_sched_yield,
-    libc::SYS_sched_getaffinity,
-    libc::SYS_nanosleep,
-    libc::SYS_clock_nanosleep,
-    libc::SYS_clock_gettime,
-    libc::SYS_clock_getres,
-    libc::SYS_gettimeofday,
-    libc::SYS_restart_syscall,
-    libc::SYS_getrandom,
-    libc::SYS_getpid,
-    libc::SYS_gettid,
     libc::SYS_getppid,
     libc::SYS_getuid,
     libc::SYS_geteuid,
     libc::SYS_getgid,
     libc::SYS_getegid,
-    libc::SYS_getrusage,
-    libc::SYS_sysinfo,
-    libc::SYS_uname,
-    libc::SYS_rt_sigaction,
-    libc::SYS_rt_sigprocmask,
-    libc::SYS_rt_sigreturn,
-    libc::SYS_sigaltstack,
-    libc::SYS_exit,
-    libc::SYS_exit_group,
 ];
 
 /// The same, in the calls that only older architectures have.
 #[cfg(target_arch = "x86_64")]
-const ALWAYS_OLD: &[c_long] = &[
+const SESSION_OLD: &[c_long] = &[
     libc::SYS_poll,
     libc::SYS_select,
     libc::SYS_epoll_wait,
@@ -106,47 +111,7 @@ const ALWAYS_OLD: &[c_long] = &[
     libc::SYS_getrlimit,
 ];
 #[cfg(not(target_arch = "x86_64"))]
-const ALWAYS_OLD: &[c_long] = &[];
-
-/// Calls of a compiler: memory, threads, time, exit, and bytes on the one socket that it has.
-const COMPILER: &[c_long] = &[
-    libc::SYS_read,
-    libc::SYS_write,
-    libc::SYS_recvfrom,
-    libc::SYS_sendto,
-    libc::SYS_close,
-    libc::SYS_fstat,
-    libc::SYS_mmap,
-    libc::SYS_munmap,
-    libc::SYS_mprotect,
-    libc::SYS_mremap,
-    libc::SYS_madvise,
-    libc::SYS_brk,
-    libc::SYS_futex,
-    libc::SYS_membarrier,
-    libc::SYS_rseq,
-    libc::SYS_set_robust_list,
-    libc::SYS_sched_yield,
-    libc::SYS_sched_getaffinity,
-    libc::SYS_nanosleep,
-    libc::SYS_clock_nanosleep,
-    libc::SYS_clock_gettime,
-    libc::SYS_clock_getres,
-    libc::SYS_gettimeofday,
-    libc::SYS_restart_syscall,
-    libc::SYS_getrandom,
-    libc::SYS_getpid,
-    libc::SYS_gettid,
-    libc::SYS_getrusage,
-    libc::SYS_sysinfo,
-    libc::SYS_uname,
-    libc::SYS_rt_sigaction,
-    libc::SYS_rt_sigprocmask,
-    libc::SYS_rt_sigreturn,
-    libc::SYS_sigaltstack,
-    libc::SYS_exit,
-    libc::SYS_exit_group,
-];
+const SESSION_OLD: &[c_long] = &[];
 
 /// Reading what there is of files, for what the worker sees of them.
 const READS_FILES: &[c_long] = &[
@@ -281,11 +246,10 @@ fn rules(needs: &Needs) -> Result<Rules, seccompiler::BackendError> {
             rules.insert(*call, Vec::new());
         }
     };
-    if needs.compiler {
-        allow(COMPILER);
-    } else {
-        allow(ALWAYS);
-        allow(ALWAYS_OLD);
+    allow(ALWAYS);
+    if !needs.compiler {
+        allow(SESSION);
+        allow(SESSION_OLD);
         allow(READS_FILES);
         allow(READS_FILES_OLD);
     }
