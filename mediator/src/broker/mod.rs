@@ -3,7 +3,8 @@
 //! It watches for guests, applies the policy, starts one worker process for each session, collects
 //! what they report, and answers `vgpuctl`. It never touches CUDA and no byte of a session passes
 //! through it. What blocks is elsewhere: xenstore has a thread, and so has a configuration that is read again,
-//! the executor's probe and the reading of GPUs' figures a process each, and what clients may have filled is closed by the end of processes.
+//! the executor's probe and the reading of GPUs' figures a process each, and what clients may have filled is
+//! closed by the end of processes.
 
 mod accounts;
 mod admission;
@@ -554,11 +555,8 @@ impl<'a> Broker<'a> {
         if self.offer.stands_in {
             return Vec::new();
         }
-        let missing = self.config.missing_devices(&self.offer.executor.devices);
-        let words = missing.into_iter();
-        words
-            .map(|(setting, key)| format!("{setting}: there is no device {key}"))
-            .collect()
+        let there = &self.offer.executor.devices;
+        self.config.missing_devices_in_words(there)
     }
 
     fn warn_of_missing_devices(&self) {

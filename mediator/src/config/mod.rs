@@ -200,6 +200,14 @@ impl Config {
         self.device_lists().filter_map(missing).collect()
     }
 
+    /// [`missing_devices`](Self::missing_devices), each as a line for people.
+    pub fn missing_devices_in_words(&self, table: &[Device]) -> Vec<String> {
+        let missing = self.missing_devices(table).into_iter();
+        missing
+            .map(|(setting, key)| format!("{setting}: there is no device {key}"))
+            .collect()
+    }
+
     /// Every device that some guest may use, or none where that is all of them.
     pub fn devices_of_anybody(&self) -> Option<Vec<DeviceKey>> {
         self.limits.devices?;

@@ -246,12 +246,7 @@ fn gpu_figures(status: &Status) -> Option<Check> {
 fn missing_devices(mode: &Mode, status: Option<&Status>, found: &[Device]) -> Option<Check> {
     const NAME: &str = "devices";
     let missing: Vec<String> = match (&mode.config, status) {
-        (Some(config), _) => {
-            let missing = config.missing_devices(found).into_iter();
-            missing
-                .map(|(setting, key)| format!("{setting}: there is no device {key}"))
-                .collect()
-        }
+        (Some(config), _) => config.missing_devices_in_words(found),
         (None, Some(status)) => status.missing_devices.clone(),
         (None, None) => return None,
     };
