@@ -14,6 +14,7 @@
 # a guest sees another GPU than its own, or if one of the rates at once is below 0.95 of that alone.
 set -u
 bin=$(realpath "${1:-target/release}")
+kernel=$(realpath "$(dirname "$0")/busy.ptx")
 each=${SECONDS_EACH:-20}
 kernel_us=${KERNEL_US:-1000}
 guests=${GUESTS:-4}
@@ -31,34 +32,10 @@ stop() {
 }
 trap 'stop; rm -rf "$dir"' EXIT
 
-# Adds up its own counter `times` times, in one thread. What it stores keeps the loop from being optimised away.
-cat > "$dir/busy.ptx" <<'PTX'
-.version 6.0
-.target sm_50
-.address_size 64
-.visible .entry busy(.param .u64 out, .param .u32 times)
-{
-    .reg .pred %p;
-    .reg .b32 %n, %x;
-    .reg .b64 %a;
-    ld.param.u64 %a, [out];
-    ld.param.u32 %n, [times];
-    cvta.to.global.u64 %a, %a;
-    mov.u32 %x, 1;
-more:
-    mad.lo.u32 %x, %x, 1664525, 1013904223;
-    sub.u32 %n, %n, 1;
-    setp.ne.u32 %p, %n, 0;
-    @%p bra more;
-    st.global.u32 [%a], %x;
-    ret;
-}
-PTX
-
 status() { "$bin/vgpuctl" --control "$dir/control.sock" --json status; }
 guest() { # NAME TIMES REPEAT [exec: in place of this shell, so that a signal for it reaches the program]
     ${4:-} "$bin/vgpu" --json --endpoint "tcp:127.0.0.1:$port" --secret-file "$dir/$1.secret" \
-        run "$dir/busy.ptx" --entry busy --grid 1 --block 1 --repeat "$3" --arg zero:4 --arg "u32:$2"
+        run "$kernel" --entry busy --grid 1 --block 1 --repeat "$3" --arg zero:4 --arg "u32:$2"
 }
 
 # The guests of a GPU: a0 a1 ..., b0 b1 ...
@@ -125,7 +102,7 @@ while read -r name uuid pci; do
         echo "  $name sees $seen, and should see $uuid"; failed=1
     fi
     "$bin/vgpu" --json --endpoint "tcp:127.0.0.1:$port" --secret-file "$dir/$name.secret" \
-        run "$dir/busy.ptx" --entry busy --grid 1 --block 1 --device 1 --arg zero:4 --arg u32:1 > "$dir/other" 2>&1 &&
+        run "$kernel" --entry busy --grid 1 --block 1 --device 1 --arg zero:4 --arg u32:1 > "$dir/other" 2>&1 &&
         { echo "  $name has a second GPU"; failed=1; }
     grep -q "(101)" "$dir/other" || { echo "  $name: $(head -c 300 "$dir/other")"; failed=1; }
 done < "$dir/want"

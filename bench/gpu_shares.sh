@@ -12,6 +12,7 @@
 # share is from its weight. Exit status 1 if one is off by more than 5 %.
 set -u
 bin=$(realpath "${1:-target/release}")
+kernel=$(realpath "$(dirname "$0")/busy.ptx")
 each=${SECONDS_EACH:-20}
 kernel_us=${KERNEL_US:-1000}
 executor=${EXECUTOR:-cuda}
@@ -28,30 +29,6 @@ stop() {
     pids=()
 }
 trap 'stop; rm -rf "$dir"' EXIT
-
-# Adds up its own counter `times` times, in one thread. What it stores keeps the loop from being optimised away.
-cat > "$dir/busy.ptx" <<'PTX'
-.version 6.0
-.target sm_50
-.address_size 64
-.visible .entry busy(.param .u64 out, .param .u32 times)
-{
-    .reg .pred %p;
-    .reg .b32 %n, %x;
-    .reg .b64 %a;
-    ld.param.u64 %a, [out];
-    ld.param.u32 %n, [times];
-    cvta.to.global.u64 %a, %a;
-    mov.u32 %x, 1;
-more:
-    mad.lo.u32 %x, %x, 1664525, 1013904223;
-    sub.u32 %n, %n, 1;
-    setp.ne.u32 %p, %n, 0;
-    @%p bra more;
-    st.global.u32 [%a], %x;
-    ret;
-}
-PTX
 
 mediator() { # NAME:WEIGHT...
     : > "$dir/secrets"
@@ -82,7 +59,7 @@ mediator() { # NAME:WEIGHT...
 status() { "$bin/vgpuctl" --control "$dir/control.sock" --json status; }
 guest() { # NAME TIMES REPEAT
     "$bin/vgpu" --json --endpoint "tcp:127.0.0.1:$port" --secret-file "$dir/$1.secret" \
-        run "$dir/busy.ptx" --entry busy --grid 1 --block 1 --repeat "$3" --arg zero:4 --arg "u32:$2"
+        run "$kernel" --entry busy --grid 1 --block 1 --repeat "$3" --arg zero:4 --arg "u32:$2"
 }
 
 mediator a:1 || exit 2

@@ -1,15 +1,16 @@
 //! Modules from CUDA C++ that NVRTC compiles here, where it is installed, on the CPU executor.
 
+mod nvrtc;
 mod script;
 
 use std::os::unix::net::UnixListener;
 use std::thread;
 
+use nvrtc::has_nvrtc;
 use script::cpu;
 use vgpu_guest::{
     Cause, Client, CompileAt, CompileOptions, Device, Endpoint, ErrorKind, LaunchConfig, Options,
 };
-use vgpu_nvrtc::{Nvrtc, Version};
 
 const SAXPY: &str = r#"
 #include "scale.h"
@@ -44,29 +45,6 @@ fn device() -> Device {
     thread::spawn(move || cpu::serve(listener.accept().unwrap().0));
     let client = Client::connect(&[Endpoint::Unix(path)], &Options::default()).unwrap();
     Device::new(client).unwrap()
-}
-
-/// The newest version of CUDA whose PTX the `cpu` executor loads.
-const NEWEST: Version = Version {
-    major: 13,
-    minor: 0,
-};
-
-fn has_nvrtc() -> bool {
-    match Nvrtc::open(Some(NEWEST)) {
-        Ok(nvrtc) if nvrtc.version() <= NEWEST => true,
-        Ok(nvrtc) => {
-            let version = nvrtc.version();
-            test_skip::skipped(format!(
-                "NVRTC {version}, whose PTX needs a driver newer than {NEWEST}"
-            ));
-            false
-        }
-        Err(error) => {
-            test_skip::skipped(format!("{error}; {}", error.advice()));
-            false
-        }
-    }
 }
 
 #[test]

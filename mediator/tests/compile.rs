@@ -1,17 +1,19 @@
 //! CUDA C++ of guests that the mediator compiles, by the real NVRTC: it works, and hands out nothing.
 
+#[path = "../../guest/tests/nvrtc/mod.rs"]
+mod nvrtc;
 mod support;
 
 use std::fs;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
+use nvrtc::has_nvrtc;
 use support::{Mediator, WATCHDOG, is_running, options, wait_until};
 use vgpu_guest::protocol::status::{ErrorCode, Status};
 use vgpu_guest::{
     Cause, Client, CompileAt, CompileOptions, Device, Error, ErrorKind, LaunchConfig, Options,
 };
-use vgpu_nvrtc::{Nvrtc, Version};
 
 const SAXPY: &str = r#"
 #include "scale.h"
@@ -36,29 +38,6 @@ fn there() -> CompileOptions {
     CompileOptions {
         at: CompileAt::Mediator,
         ..CompileOptions::default()
-    }
-}
-
-/// The newest version of CUDA whose PTX the `cpu` executor loads.
-const NEWEST: Version = Version {
-    major: 13,
-    minor: 0,
-};
-
-fn has_nvrtc() -> bool {
-    match Nvrtc::open(Some(NEWEST)) {
-        Ok(nvrtc) if nvrtc.version() <= NEWEST => true,
-        Ok(nvrtc) => {
-            let version = nvrtc.version();
-            test_skip::skipped(format!(
-                "NVRTC {version}, whose PTX needs a driver newer than {NEWEST}"
-            ));
-            false
-        }
-        Err(error) => {
-            test_skip::skipped(format!("{error}; {}", error.advice()));
-            false
-        }
     }
 }
 
