@@ -135,7 +135,7 @@ pub struct Nvrtc {
     functions: Functions,
     version: Version,
     path: PathBuf,
-    /// After the functions, which are of no use without it.
+    /// Keeps the functions' code loaded.
     _library: Arc<Library>,
     /// libnvrtc-builtins, where it is found beside the library. Some versions load it for each compilation, which a
     /// process that may open no file by then could not.

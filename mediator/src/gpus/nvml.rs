@@ -25,7 +25,7 @@ const NOT_AVAILABLE: (c_uint, c_ulonglong) = (c_uint::MAX, c_ulonglong::MAX);
 /// Bytes for a name: `NVML_DEVICE_NAME_V2_BUFFER_SIZE`, and as many for a UUID.
 const TEXT: c_uint = 96;
 
-/// The reason why the library is of no use.
+/// Why the library gives no figures.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Error {
     /// It is not there, or lacks a function that every version has.

@@ -13,7 +13,7 @@ use std::time::Duration;
 use crate::waiting::comparison::is_large;
 use crate::waiting::rest::Rest;
 
-/// Bounds of the waits that do not hold out after one that did so in vain.
+/// After a wait that held out and gained nothing, the next ones do not: how many, at first and at most.
 const REST: (u32, u32) = (1, 256);
 
 /// The history of one reader.

@@ -38,7 +38,7 @@ pub enum CompileAt {
 /// How CUDA C++ is compiled, in the terms of NVRTC. `CompileOptions::default()` suits most kernels:
 ///
 /// ```no_run
-/// # let device: vgpu_guest::Device = unimplemented!();
+/// # fn compile(device: &vgpu_guest::Device) -> vgpu_guest::Result<()> {
 /// use vgpu_guest::CompileOptions;
 ///
 /// let options = CompileOptions {
@@ -47,7 +47,8 @@ pub enum CompileAt {
 ///     ..CompileOptions::default()
 /// };
 /// let module = device.compile_module("extern \"C\" __global__ void k(float *x) { x[N] = 1; }", &options)?;
-/// # Ok::<(), vgpu_guest::Error>(())
+/// # Ok(())
+/// # }
 /// ```
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct CompileOptions {
