@@ -78,18 +78,14 @@ pub(crate) fn with_silo(cache: &Path, packages: &Packages) -> Result<PathBuf> {
     let _ = fs::remove_dir_all(&work);
     fs::create_dir_all(work.join("done"))?;
     let outcome = build_in(&work, &packages.xen, &config);
-    match &outcome {
-        Ok(()) if fs::rename(work.join("done"), &folder).is_err() && !xen.is_file() => {
-            bail!("could not move the hypervisor to {}", folder.display())
-        }
-        Ok(()) => {}
-        Err(_) => {
-            // The log outlives the work, for whoever has to look.
-            let _ = fs::copy(work.join("build.log"), cache.join("failed-xen-build.log"));
-        }
-    }
+    let moved = outcome.is_err() || fs::rename(work.join("done"), &folder).is_ok();
     let _ = fs::remove_dir_all(&work);
     outcome?;
+    ensure!(
+        moved || xen.is_file(),
+        "could not move the hypervisor to {}",
+        folder.display()
+    );
     Ok(xen)
 }
 
@@ -196,15 +192,19 @@ fn source(work: &Path, wanted: &str) -> Result<(String, PathBuf)> {
     let listed = shown.lines().filter_map(|l| l.strip_prefix("Version: "));
     versions.extend(listed.filter(|v| *v != wanted && v.starts_with("4.17.")));
     let mut failure = None;
-    for version in versions {
+    for (at, version) in versions.into_iter().enumerate() {
+        // What a failure leaves there is not unpacked.
+        let files = work.join(format!("source-{at}"));
+        fs::create_dir(&files)?;
         let mut get = apt("apt-get");
-        get.args(["source", "--download-only", &format!("xen={version}")]);
+        get.args(["source", "--download-only", &format!("xen={version}")])
+            .current_dir(&files);
         match run(&mut get) {
             Ok(_) => {
                 if version != wanted {
                     eprintln!("lab: no mirror has that; taking the source of Xen {version}");
                 }
-                return Ok((version.to_owned(), unpack(work)?));
+                return Ok((version.to_owned(), unpack(&files)?));
             }
             Err(error) => failure = Some(error),
         }
@@ -213,13 +213,13 @@ fn source(work: &Path, wanted: &str) -> Result<(String, PathBuf)> {
         .context("cannot fetch Xen's source")
 }
 
-/// Unpacks the one source package in `work`, Debian's patches applied.
-fn unpack(work: &Path) -> Result<PathBuf> {
-    let dsc = fs::read_dir(work)?
+/// Unpacks the one source package in `files`, Debian's patches applied.
+fn unpack(files: &Path) -> Result<PathBuf> {
+    let dsc = fs::read_dir(files)?
         .filter_map(|entry| Some(entry.ok()?.path()))
         .find(|file| file.extension().is_some_and(|e| e == "dsc"))
         .context("apt-get left no .dsc file")?;
-    let tree = work.join("tree");
+    let tree = files.join("tree");
     // apt has checked the files against its signed lists.
     run(Command::new("dpkg-source")
         .args(["--no-check", "-x"])

@@ -40,22 +40,29 @@ fn with_second_guest(
         let what = "a hypervisor that says whether it runs SILO".to_owned();
         return Err(Lacking(what).into());
     };
+    if xsm == Xsm::None && !context.host.has_spare_guests() {
+        let what = "guests that may map, or a hypervisor with SILO".to_owned();
+        return Err(Lacking(what).into());
+    }
     let mut spec = GuestSpec::new(SECOND, Pv);
     spec.memory_mib = 256;
     spec.maptrack_frames = None;
     context.create(&spec)?;
-    let guests = Guests {
-        first: context.host.guest_domid("pv")?,
-        second: context.host.guest_domid(SECOND)?,
-        xsm,
-    };
-    let outcome = test(context, &guests);
+    let outcome = domids(context).and_then(|(first, second)| {
+        let guests = Guests { first, second, xsm };
+        test(context, &guests)
+    });
     let ended = context.host.guest_destroy(SECOND);
     // Given guests stay.
     if context.host.has_spare_guests() {
         ended?;
     }
     outcome
+}
+
+fn domids(context: &mut Context) -> Result<(u16, u16)> {
+    let first = context.host.guest_domid("pv")?;
+    Ok((first, context.host.guest_domid(SECOND)?))
 }
 
 /// One guest serves, another connects.
