@@ -3,8 +3,8 @@
 Requirements:
 - an XCP-ng host, 8.2 or later, and a running Linux VM on it; both let root log in over ssh with the keys of
   the machine that runs the tests
-- in the VM a kernel with the modules xen-evtchn and xen-gntalloc (Debian's and Ubuntu's; RHEL and its
-  relatives have none)
+- in the VM a kernel with the modules xen-evtchn and xen-gntalloc (Debian's has them; RHEL's and its
+  relatives' have no xen-gntalloc)
 - on the machine that runs the tests a tree of vgpu, named by the variable VGPU_TREE, and Rust
 
 What is changed: programs are copied to /opt/vgpu/bin of host and VM and stay there. VMs are neither created nor
