@@ -3,6 +3,7 @@
 //! those of `two_domains` need a guest and dom0. Loopbacks crash a PVH guest in the lab (Linux 6.1
 //! under emulated nested paging); no domain of vgpu maps its own grants.
 
+mod between_guests;
 mod death;
 mod domains;
 mod events;

@@ -13,6 +13,9 @@ xflags::xflags! {
         repeated --guest GUEST: String
         /// Which xenstored dom0 runs: `c`, `oxen` (XCP-ng's), or for `test` also `both`.
         optional --xenstored KIND: String
+        /// The hypervisor's security module: `silo`, XCP-ng's default, for which Xen is built from Debian's
+        /// source once; `none` is Debian's own build.
+        optional --xsm MODULE: String
         /// Take the programs out of the debs in this folder, which `cargo xtask dist` makes, in place of the
         /// tests' own builds.
         optional --packages DIR: PathBuf

@@ -6,6 +6,7 @@ use std::time::Duration;
 use anyhow::{Result, bail};
 
 use super::guest::GuestSpec;
+use super::hypervisor::Xsm;
 
 /// Default time limit for a script: far more than it needs, also on a busy machine.
 pub(crate) const LIMIT: Duration = Duration::from_secs(240);
@@ -73,6 +74,11 @@ pub(crate) trait Host {
     /// Whether it has everything that the cases need, so that a skipped one counts as failed.
     fn lacks_nothing(&self) -> bool {
         false
+    }
+
+    /// The hypervisor's security module, if the host could tell.
+    fn xsm(&self) -> Option<Xsm> {
+        None
     }
 
     /// Number of guests that this host has lost so far through a fault of its own.

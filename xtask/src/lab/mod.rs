@@ -5,7 +5,7 @@ use std::ffi::OsString;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use anyhow::{Result, bail};
+use anyhow::{Result, bail, ensure};
 
 use crate::apt;
 
@@ -16,6 +16,7 @@ mod demo;
 mod flags;
 mod guest;
 mod host;
+mod hypervisor;
 mod image;
 mod job;
 mod kernel;
@@ -33,7 +34,8 @@ mod suite;
 mod wire;
 
 use flags::LabCmd;
-use host::{Host, Xenstored};
+use host::{Host, Place, Xenstored};
+use hypervisor::Xsm;
 use image::Images;
 use project::Program;
 pub(crate) use project::{RELEASE, TESTED_FOLDER, build_release, build_tested, target};
@@ -51,21 +53,27 @@ pub(crate) fn main(args: Vec<OsString>) -> Result<()> {
         host: flags.host,
         guests: flags.guest,
         xenstored: flags.xenstored,
+        xsm: flags.xsm.as_deref().map(str::parse).transpose()?,
         packages: flags.packages,
         memory_mib: flags.memory.unwrap_or(qemu::DEFAULT_MEMORY),
         runs: project::runs(),
     };
+    if place.host.is_some() && place.xsm.is_some() {
+        bail!(
+            "--xsm is for the lab in QEMU\n  a host has the security module that it has booted with"
+        );
+    }
     match flags.subcommand {
         LabCmd::Build(_) => {
-            println!("{}", images()?.base.display());
+            println!("{}", place.images()?.base.display());
             Ok(())
         }
         LabCmd::Shell(shell) => {
-            let (images, project) = (images()?, place.archive(shell.bare, &shell.add)?);
+            let (images, project) = (place.images()?, place.archive(shell.bare, &shell.add)?);
             Qemu::interactive(&place.boot(&images, &project, place.xenstored()?)?)
         }
         LabCmd::Run(run) => {
-            let (images, project) = (images()?, place.archive(run.bare, &run.add)?);
+            let (images, project) = (place.images()?, place.archive(run.bare, &run.add)?);
             let mut machine = Qemu::boot(&place.boot(&images, &project, place.xenstored()?)?)?;
             let limit = Duration::from_secs(run.timeout.unwrap_or(600));
             run::script(&mut machine, &run.script, limit)
@@ -75,7 +83,7 @@ pub(crate) fn main(args: Vec<OsString>) -> Result<()> {
             let mut host = match &place.host {
                 Some(host) => place.connect(host, &programs)?,
                 None => place.qemu(
-                    &images()?,
+                    &place.images()?,
                     &project::archive(&programs)?,
                     place.xenstored()?,
                 )?,
@@ -91,6 +99,8 @@ struct Where {
     host: Option<String>,
     guests: Vec<String>,
     xenstored: Option<String>,
+    /// The hypervisor's security module, where it was asked for.
+    xsm: Option<Xsm>,
     /// The folder of the packages with the programs, in place of the tests' own builds.
     packages: Option<PathBuf>,
     memory_mib: u32,
@@ -99,9 +109,22 @@ struct Where {
 }
 
 impl Where {
-    /// The xenstored of one boot.
+    fn xsm(&self) -> Xsm {
+        self.xsm.unwrap_or_default()
+    }
+
+    /// The images, built if need be.
+    fn images(&self) -> Result<Images> {
+        images_with(self.xsm())
+    }
+
+    /// The xenstored of one boot: with SILO that of XCP-ng, unless another was asked for.
     fn xenstored(&self) -> Result<Xenstored> {
-        self.xenstored.as_deref().unwrap_or("c").parse()
+        match (self.xenstored.as_deref(), self.xsm()) {
+            (Some(name), _) => name.parse(),
+            (None, Xsm::Silo) => Ok(Xenstored::Oxen),
+            (None, Xsm::None) => Ok(Xenstored::C),
+        }
     }
 
     fn boot<'a>(
@@ -119,13 +142,23 @@ impl Where {
             xenstored,
             memory_mib: self.memory_mib,
             processors: qemu::DEFAULT_PROCESSORS,
+            xsm: self.xsm(),
             runs: &self.runs,
         })
     }
 
     fn qemu(&self, images: &Images, project: &[u8], xenstored: Xenstored) -> Result<Box<dyn Host>> {
         let machine = Qemu::boot(&self.boot(images, project, xenstored)?)?;
-        Ok(Box::new(QemuHost::new(machine, xenstored)))
+        let mut host = QemuHost::new(machine, xenstored, self.xsm());
+        // The cases rely on it.
+        let running = host.exec(Place::Dom0, hypervisor::RUNNING, host::LIMIT)?;
+        let running: Xsm = running.text()?.parse()?;
+        ensure!(
+            running == self.xsm(),
+            "the hypervisor runs with {running:?}, not {:?}",
+            self.xsm()
+        );
+        Ok(Box::new(host))
     }
 
     fn connect(&self, host: &str, programs: &[Program]) -> Result<Box<dyn Host>> {
@@ -153,10 +186,11 @@ impl Where {
             return totals.finish(&options);
         }
         let flavours = match self.xenstored.as_deref() {
+            None if self.xsm() == Xsm::Silo => vec![Xenstored::Oxen],
             None | Some("both") => vec![Xenstored::C, Xenstored::Oxen],
             Some(one) => vec![one.parse()?],
         };
-        let (images, project) = (images()?, project::archive(&programs)?);
+        let (images, project) = (self.images()?, project::archive(&programs)?);
         for flavour in flavours {
             let host = self.qemu(&images, &project, flavour)?;
             suite::run(&mut Context::new(host), &options, &mut totals);
@@ -197,8 +231,17 @@ impl Where {
 
 /// The images, built if need be.
 fn images() -> Result<Images> {
+    images_with(Xsm::None)
+}
+
+/// The same with a hypervisor that runs this security module.
+fn images_with(xsm: Xsm) -> Result<Images> {
     apt::ensure(packages::INSTALLED)?;
     let cache = packages::cache_folder()?;
     let packages = packages::fetch(&cache)?;
-    image::build(&cache, &packages)
+    let mut images = image::build(&cache, &packages)?;
+    if xsm == Xsm::Silo {
+        images.xen = hypervisor::with_silo(&cache, &packages)?;
+    }
+    Ok(images)
 }

@@ -78,6 +78,8 @@ pub(crate) struct Packages {
     pub(crate) tree: PathBuf,
     /// Changes whenever a package's version does.
     pub(crate) version: String,
+    /// The version of the package of the hypervisor.
+    pub(crate) xen: String,
 }
 
 /// The lab's cache folder: `$VGPU_LAB_CACHE`, else `$XDG_CACHE_HOME/vgpu/lab`,
@@ -107,9 +109,10 @@ pub(crate) fn fetch(cache: &Path) -> Result<Packages> {
         }
     };
     let version = format!("{:016x}", fnv1a(files.join("\n").as_bytes()));
+    let xen = xen_version(&files)?;
     let tree = cache.join(format!("packages-{version}"));
     if tree.is_dir() {
-        return Ok(Packages { tree, version });
+        return Ok(Packages { tree, version, xen });
     }
 
     eprintln!(
@@ -129,7 +132,7 @@ pub(crate) fn fetch(cache: &Path) -> Result<Packages> {
     }
     let _ = fs::remove_dir_all(&work);
     outcome?;
-    Ok(Packages { tree, version })
+    Ok(Packages { tree, version, xen })
 }
 
 fn download_and_unpack(work: &Path) -> Result<()> {
@@ -171,6 +174,17 @@ fn package_files() -> Result<Vec<String>> {
     Ok(files)
 }
 
+/// The hypervisor's version, from the name of its package's file: `PACKAGE_VERSION_amd64.deb`.
+fn xen_version(files: &[String]) -> Result<String> {
+    let name = files
+        .iter()
+        .find(|name| name.starts_with("xen-hypervisor-"));
+    let version = name.and_then(|name| name.split('_').nth(1));
+    version
+        .map(str::to_owned)
+        .context("apt-get names no hypervisor")
+}
+
 fn wanted() -> Result<Vec<String>> {
     let mut packages: Vec<String> = PACKAGES.iter().map(|p| (*p).to_owned()).collect();
     packages.push(kernel_package()?);
@@ -189,7 +203,7 @@ fn kernel_package() -> Result<String> {
 }
 
 /// Runs a command to its end and returns its standard output.
-fn run(command: &mut Command) -> Result<String> {
+pub(super) fn run(command: &mut Command) -> Result<String> {
     let output = command
         .output()
         .with_context(|| format!("running {command:?}"))?;
@@ -206,4 +220,22 @@ pub(crate) fn fnv1a(bytes: &[u8]) -> u64 {
     bytes.iter().fold(0xcbf2_9ce4_8422_2325, |hash, byte| {
         (hash ^ u64::from(*byte)).wrapping_mul(0x0000_0100_0000_01b3)
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::xen_version;
+
+    #[test]
+    fn the_hypervisors_version_is_in_its_file_name() {
+        let files = [
+            "libc6_2.36-9_amd64.deb",
+            "xen-hypervisor-4.17-amd64_4.17.5+72-1_amd64.deb",
+        ];
+        assert_eq!(
+            xen_version(&files.map(str::to_owned)).unwrap(),
+            "4.17.5+72-1"
+        );
+        assert!(xen_version(&[]).is_err());
+    }
 }

@@ -43,6 +43,7 @@ pub(crate) const PACKAGES: &[&str] = &["vchan", "vchan-testing", "vgpu-guest", "
 /// The programs of these packages: package, program.
 const PROGRAMS: &[(&str, &str)] = &[
     ("vchan", "vchan"),
+    ("old-linux", "old-linux"),
     ("vchan-testing", "vchan-testing"),
     ("vgpu-guest", "vgpu"),
     ("vgpu-mediator", "vgpu-mediatord"),

@@ -11,6 +11,7 @@ use nix::unistd::Pid;
 
 use super::agent::Agent;
 use super::host::{Output, Place, Xenstored};
+use super::hypervisor::Xsm;
 use super::image::Images;
 use crate::busy;
 
@@ -47,6 +48,8 @@ pub(crate) struct Boot<'a> {
     pub(crate) xenstored: Xenstored,
     pub(crate) memory_mib: u32,
     pub(crate) processors: u32,
+    /// The security module that `images.xen` has. With SILO dom0 is like XCP-ng's in more ways.
+    pub(crate) xsm: Xsm,
     /// The folder below which each run has a folder for its logs.
     pub(crate) runs: &'a Path,
 }
@@ -221,6 +224,10 @@ fn command(boot: &Boot<'_>, folder: &Path, extra: &str) -> Result<Command> {
     let kernel = folder.join("vmlinux");
     std::os::unix::fs::symlink(&boot.images.kernel, &kernel).context("linking the kernel")?;
 
+    let calls = match boot.xsm {
+        Xsm::None => "",
+        Xsm::Silo => "lab.calls=old",
+    };
     // setpriv ends QEMU with this process, however that ends.
     let mut command = Command::new("setpriv");
     command
@@ -245,7 +252,7 @@ fn command(boot: &Boot<'_>, folder: &Path, extra: &str) -> Result<Command> {
         .args([
             "-initrd",
             &format!(
-                "vmlinux {DOM0_ARGUMENTS} lab.xenstored={} {extra},initrd.cpio",
+                "vmlinux {DOM0_ARGUMENTS} lab.xenstored={} {calls} {extra},initrd.cpio",
                 boot.xenstored.name()
             ),
         ])

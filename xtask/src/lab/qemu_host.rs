@@ -7,6 +7,7 @@ use anyhow::{Context, Result, bail};
 
 use super::guest::GuestSpec;
 use super::host::{Host, LIMIT, Output, Place, Xenstored};
+use super::hypervisor::Xsm;
 use super::qemu::Qemu;
 
 /// Creating a guest takes 12–30 s on an idle machine.
@@ -16,11 +17,16 @@ const CREATE_LIMIT: Duration = Duration::from_secs(1300);
 pub(crate) struct QemuHost {
     machine: Qemu,
     xenstored: Xenstored,
+    xsm: Xsm,
 }
 
 impl QemuHost {
-    pub(crate) fn new(machine: Qemu, xenstored: Xenstored) -> Self {
-        QemuHost { machine, xenstored }
+    pub(crate) fn new(machine: Qemu, xenstored: Xenstored, xsm: Xsm) -> Self {
+        QemuHost {
+            machine,
+            xenstored,
+            xsm,
+        }
     }
 
     /// See [`Qemu::spread_processors`].
@@ -38,7 +44,11 @@ impl QemuHost {
 
 impl Host for QemuHost {
     fn describe(&self) -> String {
-        format!("Xen 4.17 in QEMU with {}", self.xenstored)
+        let silo = match self.xsm {
+            Xsm::None => "",
+            Xsm::Silo => "SILO and ",
+        };
+        format!("Xen 4.17 in QEMU with {silo}{}", self.xenstored)
     }
 
     fn unfit(&mut self) -> Option<String> {
@@ -86,6 +96,10 @@ impl Host for QemuHost {
 
     fn lacks_nothing(&self) -> bool {
         true
+    }
+
+    fn xsm(&self) -> Option<Xsm> {
+        Some(self.xsm)
     }
 
     /// QEMU's emulation of nested paging now and then ends a PVH guest with a triple fault, which

@@ -14,6 +14,7 @@ use anyhow::{Context, Result, bail};
 
 use super::guest::GuestSpec;
 use super::host::{Host, LIMIT, Lacking, Output, Place};
+use super::hypervisor::{self, Xsm};
 use super::project::Program;
 
 /// The folder of the project's programs on the host and in its guests.
@@ -58,6 +59,8 @@ pub(crate) struct SshHost {
     guests: Vec<Guest>,
     /// Folder of ssh's control sockets: one connection per machine for all scripts.
     control: PathBuf,
+    /// Its hypervisor's security module, if it could be told.
+    xsm: Option<Xsm>,
     /// More arguments for ssh.
     options: Vec<String>,
 }
@@ -92,10 +95,11 @@ impl SshHost {
                 name: None,
             })
             .collect();
-        let host = SshHost {
+        let mut host = SshHost {
             dom0: dom0.to_owned(),
             guests,
             control,
+            xsm: None,
             options,
         };
         for address in host.addresses() {
@@ -110,6 +114,9 @@ impl SshHost {
                 host.copy(&address, &program.file, &to)?;
             }
         }
+        // Now, for the cases clear Xen's messages.
+        let asked = host.script(&host.dom0, hypervisor::RUNNING, LIMIT)?;
+        host.xsm = asked.text().ok().and_then(|name| name.parse().ok());
         Ok(host)
     }
 
@@ -204,6 +211,10 @@ impl Host for SshHost {
             }
         }
         (!missing.is_empty()).then(|| format!("{}: {}", self.dom0, missing.join("; ")))
+    }
+
+    fn xsm(&self) -> Option<Xsm> {
+        self.xsm
     }
 
     fn exec(&mut self, place: Place<'_>, script: &str, limit: Duration) -> Result<Output> {

@@ -147,7 +147,7 @@ const STEPS: &[Step] = &[
             "!nfs/,!relay/,!faults/,\
              !interop/pv-in-page,!interop/pv-65536,!interop/pv-1024,!interop/pv-1048576-2048,\
              !interop/dom0-serves,!interop/pvh-in-page,!interop/pvh-1048576,\
-             !vchan/no-leaks,!session/conformance-tcp,!vector-add/pvh-16777216,!gpu/one-guest",
+             !vchan/no-leaks,!session/conformance-tcp,!vector-add/pvh-16777216,!gpu/one-guest,!silo/",
         ],
     ),
     step(
@@ -205,6 +205,7 @@ pub(crate) fn main(args: Vec<OsString>) -> Result<()> {
         "libxen-dev",
         "openssh-server",
         "pkgconf",
+        "python3-pytest",
     ])?;
     let interrupted = lanes::Interrupted::watch()?;
     let loops = flags.busy.unwrap_or(0);
@@ -245,7 +246,7 @@ mod tests {
         interop/pv-1048576-2048,interop/dom0-serves,interop/pvh-in-page,interop/pvh-1048576,\
         vchan/no-leaks,session/conformance-tcp,nfs/mediator,nfs/export,nfs/file-system,\
         relay/gpu-domain-pv,relay/garbage,vector-add/pvh-16777216,gpu/one-guest,\
-        faults/hostile-guest";
+        faults/hostile-guest,silo/";
 
     #[test]
     fn every_case_but_the_longest_is_in_one_step_with_c_xenstored() {

@@ -18,6 +18,7 @@ const OTHERS: &[(&str, &str)] = &[
     ("/etc/passwd", "the system's"),
     ("/etc/xapi.d", "XCP-ng's"),
     ("/opt/vgpu/bin", "of the lab's machines"),
+    ("/opt/xensource", "XCP-ng's"),
     ("/run/systemd", "systemd's"),
     ("/run/vgpu", "the mediator makes it, and the sockets in it"),
     ("/usr/bin/mount", "the system's"),

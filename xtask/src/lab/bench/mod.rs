@@ -11,6 +11,7 @@ use serde_json::{Value, json};
 
 use super::guest::{GuestSpec, Kind};
 use super::host::{Host, LIMIT, Place, Xenstored};
+use super::hypervisor::Xsm;
 use super::job::Job;
 use super::project;
 use super::qemu::{self, Boot, Qemu};
@@ -353,9 +354,10 @@ fn boot_with(prebuilt: &Prebuilt, spec: &GuestSpec) -> Result<QemuHost> {
         xenstored: Xenstored::C,
         memory_mib: qemu::DEFAULT_MEMORY,
         processors: qemu::DEFAULT_PROCESSORS,
+        xsm: Xsm::None,
         runs: &prebuilt.runs,
     })?;
-    let mut host = QemuHost::new(machine, Xenstored::C);
+    let mut host = QemuHost::new(machine, Xenstored::C, Xsm::None);
     host.exec(Place::Dom0, "xl vcpu-pin 0 all 0", LIMIT)?
         .text()?;
     let spec = GuestSpec {

@@ -19,6 +19,7 @@ use super::sessions::{make_secret, once, rows};
 use super::write_json;
 use crate::lab::guest::{GuestSpec, Kind};
 use crate::lab::host::{Host, LIMIT, Place, Xenstored};
+use crate::lab::hypervisor::Xsm;
 use crate::lab::job::Job;
 use crate::lab::project;
 use crate::lab::qemu::{self, Boot, Qemu};
@@ -203,9 +204,10 @@ fn lab(prebuilt: &Prebuilt, processors: u32, rounds: usize) -> Result<Way> {
         xenstored: Xenstored::C,
         memory_mib: qemu::DEFAULT_MEMORY,
         processors,
+        xsm: Xsm::None,
         runs: &prebuilt.runs,
     })?;
-    let mut host = QemuHost::new(machine, Xenstored::C);
+    let mut host = QemuHost::new(machine, Xenstored::C, Xsm::None);
     host.exec(Place::Dom0, "xl vcpu-pin 0 all 0", LIMIT)?
         .text()?;
     for (name, cpu) in [("client", 1), ("gpu", 2)] {

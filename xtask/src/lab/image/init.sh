@@ -1,6 +1,7 @@
 #!/bin/sh
 # The first process of dom0 and of every guest. Kernel command line:
 #   lab.xenstored=c|oxen   which xenstored dom0 starts
+#   lab.calls=old          dom0's programs have Linux 4.19's system calls alone (`old-linux`)
 #   lab.modules=none       load no Xen modules (to test what happens without)
 #   lab.shell              an interactive shell on the console, no agent on ttyS1
 #   lab.name=NAME          host name of a guest
@@ -14,11 +15,12 @@ mkdir -p /dev/pts /dev/shm
 mount -a # /etc/fstab
 ip link set lo up
 
-xenstored=c modules=all shell= name=dom0 address=
+xenstored=c modules=all shell= name=dom0 address= calls=
 read -r words </proc/cmdline
 for word in $words; do
     case $word in
     lab.xenstored=*) xenstored=${word#*=} ;;
+    lab.calls=*) calls=${word#*=} ;;
     lab.modules=*) modules=${word#*=} ;;
     lab.shell) shell=yes ;;
     lab.name=*) name=${word#*=} ;;
@@ -81,6 +83,8 @@ if [ -n "$shell" ]; then
     poweroff -f
 fi
 stty -F /dev/ttyS1 raw -echo 115200
+# Without the project's programs there is none of this either.
+[ "$calls" = old ] && command -v old-linux >/dev/null && limited=old-linux || limited=
 while :; do
-    lab-agent serve /run/agent </dev/ttyS1 >/dev/ttyS1 2>/run/lab/agent.log
+    $limited lab-agent serve /run/agent </dev/ttyS1 >/dev/ttyS1 2>/run/lab/agent.log
 done

@@ -25,6 +25,7 @@ mod region;
 mod relay;
 mod runner;
 mod session;
+mod silo;
 mod vchan;
 mod vector_add;
 mod xen_sys;
@@ -53,6 +54,7 @@ pub(crate) const TOPICS: &[&[Case]] = &[
     region::CASES,
     many::CASES,
     session::CASES,
+    silo::CASES,
     nfs::CASES,
     relay::CASES,
     faults::CASES,

@@ -62,13 +62,34 @@ fn module(name: &'static str, modprobe: &str, option: &str) -> Check {
     if Path::new(&device).exists() {
         return Check::good(name, "built into the kernel");
     }
+    if is_left_out(&kernel_configuration(), option) {
+        return Check::bad(
+            name,
+            format!("not in this kernel, which is built without {option}"),
+            "use tcp:HOST:PORT or file:DIR in place of xen:, or a kernel that has it, as Debian's",
+        );
+    }
     Check::bad(
         name,
         "not loaded",
         format!(
-            "modprobe {modprobe} (as root); if there is no such module, use a kernel with {option}"
+            "modprobe {modprobe} (as root); if there is no such module, use a kernel with {option}, or tcp: or \
+             file: in place of xen:"
         ),
     )
+}
+
+/// The configuration that the running kernel was built with, where distributions put it; empty if it is not there.
+fn kernel_configuration() -> String {
+    let release = fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
+    let path = format!("/boot/config-{}", release.trim());
+    fs::read_to_string(path).unwrap_or_default()
+}
+
+/// Whether `configuration` says that `option` is off. Of one that says nothing nobody knows.
+fn is_left_out(configuration: &str, option: &str) -> bool {
+    let off = format!("# {option} is not set");
+    configuration.lines().any(|line| line == off)
 }
 
 fn device(path: &'static str, modprobe: &str) -> Check {
@@ -146,5 +167,23 @@ fn hint(timeout: Duration) -> Check {
             "use the same release of vgpu on both sides",
         ),
         Err(error) => Check::bad(NAME, error.to_string(), error.advice()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::is_left_out;
+
+    #[test]
+    fn a_kernel_without_a_driver_is_told_from_one_that_has_it() {
+        let option = "CONFIG_XEN_GRANT_DEV_ALLOC";
+        let without = "CONFIG_XEN=y\n# CONFIG_XEN_GRANT_DEV_ALLOC is not set\n";
+        assert!(is_left_out(without, option));
+        assert!(!is_left_out("CONFIG_XEN_GRANT_DEV_ALLOC=m\n", option));
+        assert!(!is_left_out(
+            "# CONFIG_XEN_GRANT_DEV_ALLOC_MORE is not set\n",
+            option
+        ));
+        assert!(!is_left_out("", option));
     }
 }

@@ -1,0 +1,121 @@
+//! Mediator, workers, `vgpuctl` and guests with the system calls of Linux 4.19, XCP-ng's kernel in dom0, and
+//! none that came later: sessions over every endpoint that needs no Xen, confined as always.
+
+mod support;
+
+use std::fs;
+use std::process::Command;
+use std::thread;
+
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::{Pid, geteuid};
+use support::other_users::reachable;
+use support::sockets::{Sockets, run_conformance};
+use support::{Mediator, VGPUCTL, add, run, stderr, stdout};
+use vgpu_guest::Client;
+
+/// Runs `test`, and all that it starts, with those system calls alone.
+fn with_old_calls(test: impl FnOnce() + Send + 'static) {
+    let thread = thread::spawn(|| {
+        old_linux::restrict().expect("seccomp filters");
+        test();
+    });
+    if let Err(panic) = thread.join() {
+        std::panic::resume_unwind(panic);
+    }
+}
+
+/// That the kernel says of a process that the filter is over it.
+fn assert_has_filter(pid: u32) {
+    let status = fs::read_to_string(format!("/proc/{pid}/status")).expect("a live process");
+    assert!(
+        status.lines().any(|line| line == "Seccomp:\t2"),
+        "{pid}: {status}"
+    );
+}
+
+#[test]
+fn whole_sessions_over_every_endpoint() {
+    with_old_calls(|| {
+        let directory = reachable();
+        let sockets = Sockets::new(directory.path());
+        let file = sockets.file();
+        let mediator = sockets.start(&["--listen", &file.to_string()]);
+        assert_has_filter(mediator.pid());
+        let mut endpoints = sockets.endpoints(&mediator);
+        endpoints.push(file);
+        for endpoint in &endpoints {
+            run_conformance(endpoint, &sockets.options(), &endpoint.to_string());
+        }
+        let status = mediator.status();
+        let protections = status["protections"].as_array().expect("a list");
+        assert!(!protections.is_empty(), "{status}");
+        // What only root can do to its workers does not depend on the kernel's age.
+        for protection in protections.iter().filter(|_| geteuid().is_root()) {
+            assert_eq!(protection["on"], true, "{protection}");
+        }
+        mediator.stop();
+    });
+}
+
+#[test]
+fn sessions_through_a_relay() {
+    with_old_calls(|| {
+        let [front, behind] = [(); 2].map(|()| reachable());
+        let behind = Mediator::start(behind.path(), &[]);
+        let relay = format!("relay:{}", behind.endpoint());
+        let front = Mediator::start(front.path(), &["--executor", &relay]);
+        let mut client = front.connect().expect("a session");
+        add(&mut client, 100_000).expect("the sums");
+        client.goodbye().expect("a good end");
+        front.stop();
+        behind.stop();
+    });
+}
+
+#[test]
+fn a_worker_that_is_killed_and_a_guest_that_is_kicked() {
+    with_old_calls(|| {
+        let directory = reachable();
+        let mediator = Mediator::start(directory.path(), &[]);
+        for end in ["kill", "kick"] {
+            let mut client = mediator.connect().expect("a session");
+            add(&mut client, 1000).expect("the sums");
+            match end {
+                "kill" => {
+                    for worker in mediator.wait_for_workers(1) {
+                        let pid = i32::try_from(worker).expect("a pid");
+                        kill(Pid::from_raw(pid), Signal::SIGKILL).expect("a live worker");
+                    }
+                }
+                _ => {
+                    let guest = mediator.status()["sessions"][0]["guest"].clone();
+                    let guest = guest.as_str().expect("a name").to_owned();
+                    let output = run(mediator.vgpuctl().args(["kick", &guest]));
+                    assert!(output.status.success(), "{}", stderr(&output));
+                }
+            }
+            add(&mut client, 1000).expect_err("the session has ended");
+            mediator.wait_for_workers(0);
+        }
+        // The next guest finds the mediator as it was.
+        let mut client: Client = mediator.connect().expect("a session");
+        add(&mut client, 1000).expect("the sums");
+        mediator.stop();
+    });
+}
+
+#[test]
+fn the_doctor_finds_the_same_protections() {
+    let found = || {
+        let mut doctor = Command::new(VGPUCTL);
+        let output = run(doctor.args(["--json", "doctor"]));
+        let report: serde_json::Value =
+            serde_json::from_str(&stdout(&output)).unwrap_or_else(|_| panic!("{output:?}"));
+        let checks = report["checks"].as_array().expect("a list");
+        let confinement = |check: &&serde_json::Value| check["name"] == "confinement of workers";
+        checks.iter().find(confinement).expect("a check").clone()
+    };
+    let here = found();
+    with_old_calls(move || assert_eq!(found(), here));
+}
