@@ -2,10 +2,12 @@
 //! virtualisation. `docs/lab.md` describes it.
 
 use std::ffi::OsString;
-use std::path::PathBuf;
+use std::fs::File;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use anyhow::{Result, bail};
+use anyhow::{Context as _, Result, anyhow, bail};
+use nix::fcntl::{Flock, FlockArg};
 
 use crate::apt;
 
@@ -35,6 +37,7 @@ mod wire;
 use flags::LabCmd;
 use host::{Host, Xenstored};
 use image::Images;
+pub(crate) use packages::INSTALLED;
 use project::Program;
 pub(crate) use project::{RELEASE, TESTED_FOLDER, build_release, build_tested, target};
 use qemu::{Boot, Qemu};
@@ -143,7 +146,7 @@ impl Where {
         }
         let mut programs = self.programs(test.bare, &test.add)?;
         if !test.bare {
-            apt::ensure(packages::INSTALLED)?; // the C peer needs libxen-dev
+            apt::ensure(INSTALLED)?; // the C peer needs libxen-dev
             programs.extend(project::build_for_tests()?);
         }
         let mut totals = Totals::default();
@@ -195,10 +198,19 @@ impl Where {
     }
 }
 
-/// The images, built if need be.
+/// The images, built if need be, by one run at a time.
 fn images() -> Result<Images> {
-    apt::ensure(packages::INSTALLED)?;
+    apt::ensure(INSTALLED)?;
     let cache = packages::cache_folder()?;
+    let _one_at_a_time = lock(&cache)?;
     let packages = packages::fetch(&cache)?;
     image::build(&cache, &packages)
+}
+
+/// Waits until no other run fills the cache.
+fn lock(cache: &Path) -> Result<Flock<File>> {
+    let path = cache.join("lock");
+    let file = File::create(&path).with_context(|| format!("creating {}", path.display()))?;
+    let locked = Flock::lock(file, FlockArg::LockExclusive);
+    locked.map_err(|(_, error)| anyhow!("cannot lock {}: {error}", path.display()))
 }

@@ -1,15 +1,15 @@
 //! `cargo xtask test`: all checks, from formatting to the real Xen.
 //!
-//! The steps run in two lanes beside each other: those on this machine, and the lab, whose emulated
-//! machine leaves processor time to the former. The lane that finishes first helps the other. No
-//! test asserts a time, so neither disturbs the other.
+//! The steps run in two lanes beside each other: those on this machine, one at a time, and those in the
+//! lab, two at a time, whose emulated machines leave processor time to the former. The lane that finishes
+//! first helps the other. No test asserts a time, so none disturbs another.
 
 use std::ffi::OsString;
 
 use anyhow::{Result, bail};
 
-use crate::apt;
 use crate::busy::Busy;
+use crate::{apt, lab};
 
 mod lanes;
 mod nvrtc;
@@ -38,7 +38,7 @@ mod flags {
     }
 }
 
-/// The lane of a step: one step of each runs at a time.
+/// The lane of a step; `lanes.rs` says how many steps of each run at a time.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Lane {
     Here,
@@ -131,7 +131,7 @@ const STEPS: &[Step] = &[
         Lane::Here,
         &["xtask", "c-library"],
     ),
-    // The suite in two parts, so that both lanes end at about the same time. The longest cases are
+    // The suite in parts that run beside each other, the longest first. The longest cases are
     // left to `cargo xtask lab test`, which runs everything with both xenstoreds; their properties
     // of the formats are covered here by others with fewer bytes or rounds.
     step(
@@ -181,6 +181,17 @@ const STEPS: &[Step] = &[
     ),
 ];
 
+/// Debian packages that the steps need on this machine.
+const INSTALLED: &[&str] = &[
+    "gcc",
+    "g++",
+    "libc6-dev",
+    "libclang-14-dev",
+    "libxen-dev",
+    "openssh-server",
+    "pkgconf",
+];
+
 /// Runs `cargo xtask test ARGS`; fails if a step fails or none ran.
 pub(crate) fn main(args: Vec<OsString>) -> Result<()> {
     let flags = flags::Test::from_vec(args).unwrap_or_else(|error| crate::help_or_misuse(error));
@@ -197,15 +208,11 @@ pub(crate) fn main(args: Vec<OsString>) -> Result<()> {
             names.join("; ")
         );
     }
-    apt::ensure(&[
-        "gcc",
-        "g++",
-        "libc6-dev",
-        "libclang-14-dev",
-        "libxen-dev",
-        "openssh-server",
-        "pkgconf",
-    ])?;
+    apt::ensure(INSTALLED)?;
+    if steps.iter().any(|step| step.lane == Lane::Lab) {
+        // By one for all: two labs begin at once.
+        apt::ensure(lab::INSTALLED)?;
+    }
     let interrupted = lanes::Interrupted::watch()?;
     let loops = flags.busy.unwrap_or(0);
     let _busy = Busy::start(loops);
