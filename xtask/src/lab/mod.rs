@@ -39,7 +39,9 @@ use host::{Host, Xenstored};
 use image::Images;
 pub(crate) use packages::INSTALLED;
 use project::Program;
-pub(crate) use project::{RELEASE, TESTED_FOLDER, build_release, build_tested, target};
+pub(crate) use project::{
+    BUILD_TESTED, RELEASE, TESTED_FOLDER, build_release, build_tested, target,
+};
 use qemu::{Boot, Qemu};
 use qemu_host::QemuHost;
 use ssh_host::SshHost;

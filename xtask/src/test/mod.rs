@@ -131,6 +131,12 @@ const STEPS: &[Step] = &[
         Lane::Here,
         &["xtask", "c-library"],
     ),
+    // What else packages have to show takes longer: `cargo xtask dist --check`.
+    step(
+        "pages, paths in documents and the unit, as packages have them",
+        Lane::Here,
+        &["xtask", "dist", "--plain"],
+    ),
     // The suite in parts that run beside each other, the longest first. The longest cases are
     // left to `cargo xtask lab test`, which runs everything with both xenstoreds; their properties
     // of the formats are covered here by others with fewer bytes or rounds.
@@ -185,11 +191,13 @@ const STEPS: &[Step] = &[
 const INSTALLED: &[&str] = &[
     "gcc",
     "g++",
+    "groff-base",
     "libc6-dev",
     "libclang-14-dev",
     "libxen-dev",
     "openssh-server",
     "pkgconf",
+    "systemd",
 ];
 
 /// Runs `cargo xtask test ARGS`; fails if a step fails or none ran.
