@@ -112,8 +112,10 @@ const STEPS: &[Step] = &[
         Lane::Here,
         &[
             "cargo",
+            // With all packages it is the program that the tests have built.
             "test",
-            "--package",
+            "--workspace",
+            "--bin",
             "xtask",
             "--locked",
             "--",
