@@ -28,6 +28,8 @@ mod flags {
             optional --only TEXT: String
             /// Say which steps there are, and run none.
             optional --list
+            /// Run what shows the packages to be good instead: make, install and use them, here and in the lab.
+            optional --packages
             /// One step after the other, with its output as it comes.
             optional --serial
             /// Run all of it N times; each run must pass.
@@ -189,6 +191,31 @@ const STEPS: &[Step] = &[
     ),
 ];
 
+/// The steps of `--packages`, in this order: the second has the packages of the first.
+const PACKAGED: &[Step] = &[
+    step(
+        "packages made, installed and used",
+        Lane::Here,
+        &["xtask", "dist", "--out", "target/packages", "--check"],
+    ),
+    step(
+        "the lab with the packaged programs",
+        Lane::Here,
+        &[
+            "xtask",
+            "lab",
+            "--packages",
+            "target/packages",
+            "--xenstored",
+            "c",
+            "test",
+            "--filter",
+            "vector-add/pv-1000,vector-add/info-and-ping,session/conformance,mediators/worker-is-confined,\
+             vchan/every-pair,!session/conformance-tcp",
+        ],
+    ),
+];
+
 /// Debian packages that the steps need on this machine.
 const INSTALLED: &[&str] = &[
     "gcc",
@@ -206,13 +233,14 @@ const INSTALLED: &[&str] = &[
 pub(crate) fn main(args: Vec<OsString>) -> Result<()> {
     let flags = flags::Test::from_vec(args).unwrap_or_else(|error| crate::help_or_misuse(error));
     let only = flags.only.as_deref().unwrap_or_default();
-    let steps: Vec<&Step> = STEPS.iter().filter(|s| s.name.contains(only)).collect();
+    let all = if flags.packages { PACKAGED } else { STEPS };
+    let steps: Vec<&Step> = all.iter().filter(|s| s.name.contains(only)).collect();
     if flags.list {
         steps.iter().for_each(|step| println!("{}", step.name));
         return Ok(());
     }
     if steps.is_empty() {
-        let names: Vec<&str> = STEPS.iter().map(|s| s.name).collect();
+        let names: Vec<&str> = all.iter().map(|s| s.name).collect();
         bail!(
             "no step has `{only}` in its name\nsteps: {}",
             names.join("; ")
@@ -233,7 +261,8 @@ pub(crate) fn main(args: Vec<OsString>) -> Result<()> {
         if runs > 1 {
             eprintln!("\n=== run {run} of {runs}, beside {loops} busy loops ===");
         }
-        let reports = lanes::run(&steps, flags.serial, &interrupted)?;
+        let serial = flags.serial || flags.packages;
+        let reports = lanes::run(&steps, serial, &interrupted)?;
         failed += report::summary(&reports);
         figures.push(report::figures(&reports));
     }
@@ -254,7 +283,7 @@ pub(crate) fn main(args: Vec<OsString>) -> Result<()> {
 
 #[cfg(test)]
 mod tests {
-    use super::STEPS;
+    use super::{PACKAGED, STEPS};
     use crate::lab::cases;
 
     /// Cases that no step runs: `cargo xtask lab test` does.
@@ -263,6 +292,18 @@ mod tests {
         vchan/no-leaks,session/conformance-tcp,nfs/mediator,nfs/export,nfs/file-system,\
         relay/gpu-domain-pv,relay/garbage,vector-add/pvh-16777216,gpu/one-guest,\
         faults/hostile-guest";
+
+    #[test]
+    fn the_packaged_programs_run_cases_of_channels_sessions_and_mediators() {
+        let filter = PACKAGED[1].command.last().unwrap();
+        let topics: Vec<&str> = cases(filter)
+            .iter()
+            .filter_map(|case| Some(case.split_once('/')?.0))
+            .collect();
+        for topic in ["vector-add", "session", "mediators", "vchan"] {
+            assert!(topics.contains(&topic), "{topics:?}");
+        }
+    }
 
     #[test]
     fn every_case_but_the_longest_is_in_one_step_with_c_xenstored() {
