@@ -1,5 +1,5 @@
-//! `cargo xtask dist`: the files that users install, built reproducibly: two machines make the same
-//! bytes.
+//! `cargo xtask dist`: the files that users install, built reproducibly: a folder of the same name gets the
+//! same bytes (docs/packages.md says what differs in others).
 //!
 //! Programs for every C library from glibc 2.17 on (the one of XCP-ng's dom0), manual pages and
 //! completions that the programs print themselves, packages (deb and rpm) of mediator, guest, the
