@@ -1,5 +1,5 @@
-//! `cargo xtask dist`: the files that users install, built reproducibly: two machines make the same
-//! bytes.
+//! `cargo xtask dist`: the files that users install, built reproducibly: a folder of the same name gets the
+//! same bytes (docs/packages.md says what differs in others).
 //!
 //! Programs for every C library from glibc 2.17 on (the one of XCP-ng's dom0), manual pages and
 //! completions that the programs print themselves, packages (deb and rpm) of mediator, guest, the
@@ -39,6 +39,8 @@ mod flags {
             optional --no-sbom
             /// Then install, upgrade and remove the packages in file systems of their own.
             optional --check
+            /// Make nothing: check pages, paths in documents and the unit, with the programs of the tests.
+            optional --plain
         }
     }
 }
@@ -58,6 +60,9 @@ struct Dist {
 
 pub(crate) fn main(args: Vec<OsString>) -> Result<()> {
     let flags = flags::Dist::from_vec(args).unwrap_or_else(|error| crate::help_or_misuse(error));
+    if flags.plain {
+        return plain();
+    }
     apt::ensure(&["python3-venv", "binutils", "xz-utils"])?;
     if flags.check {
         apt::ensure(check::INSTALLED)?;
@@ -73,10 +78,31 @@ pub(crate) fn main(args: Vec<OsString>) -> Result<()> {
     }
     checksums(&dist.out)?;
     if flags.check {
-        check::run_all(&dist, &tools)?;
+        check::run_all(&dist, &tools, !flags.no_sbom)?;
     }
     println!("all of it is in {}", dist.out.display());
     Ok(())
+}
+
+/// Checks what needs no package, on the files as the debs would install them.
+fn plain() -> Result<()> {
+    apt::ensure(check::INSTALLED_PLAIN)?;
+    let base = target_dir().join("dist/plain");
+    let dist = Dist {
+        source: workspace_root().to_owned(),
+        work: base.clone(),
+        out: base,
+        version: env!("CARGO_PKG_VERSION").to_owned(),
+        epoch: 0,
+    };
+    if dist.work.exists() {
+        fs::remove_dir_all(&dist.work)?;
+    }
+    let programs = programs::tested(&dist)?;
+    let pages = pages::write(&dist, &programs)?;
+    let root = dist.work.join("root");
+    let installed = packages::lay_out(&dist, &programs, &pages, &root)?;
+    check::run_plain(&dist, &root, &installed)
 }
 
 impl Dist {

@@ -6,7 +6,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use serde_json::{Value, json};
 
 use super::pages::Pages;
@@ -156,6 +156,35 @@ pub(super) fn make(dist: &Dist, tools: &Tools, programs: &Programs, pages: &Page
         }
     }
     Ok(())
+}
+
+/// Puts the files of all packages below `root`, as debs would, but for those of the library; returns the paths that
+/// would be there, files and folders.
+///
+/// # Errors
+/// A file is missing.
+pub(super) fn lay_out(
+    dist: &Dist,
+    programs: &Programs,
+    pages: &Pages,
+    root: &Path,
+) -> Result<BTreeSet<PathBuf>> {
+    let mut paths = BTreeSet::new();
+    for package in &PACKAGES {
+        let described = describe(dist, package, Format::Deb, programs, pages)?;
+        for file in described["contents"].as_array().context("contents")? {
+            let (Some(from), Some(to)) = (file["src"].as_str(), file["dst"].as_str()) else {
+                bail!("a file without a place: {file}");
+            };
+            paths.extend(Path::new(to).ancestors().map(Path::to_owned));
+            if package.part.is_none() {
+                let to = root.join(Path::new(to).strip_prefix("/")?);
+                fs::create_dir_all(to.parent().context("a folder")?)?;
+                fs::copy(from, to).with_context(|| format!("copying {from}"))?;
+            }
+        }
+    }
+    Ok(paths)
 }
 
 impl Package {

@@ -8,7 +8,7 @@ use anyhow::{Context, Result, bail};
 
 use super::tools::Tools;
 use super::{Dist, elf};
-use crate::cargo::run;
+use crate::cargo::{executables, run};
 
 /// The oldest glibc that the programs run with: 2.17, which CentOS 7 and so XCP-ng 8.3's dom0 have.
 pub(super) const GLIBC_MINOR: u32 = 17;
@@ -35,6 +35,9 @@ pub(super) const LIBRARY: &str = "libvgpu.so.0";
 
 /// The programs of all packages.
 const PROGRAMS: [&str; 5] = ["vchan", "vgpu", "vgpu-mediatord", "vgpu-ptx", "vgpuctl"];
+
+/// The folder that whatever names the source's folder names instead.
+pub(super) const BUILT_IN: &str = "/build/vgpu";
 
 /// Limit on the size of a program or the library in bytes, without debug information.
 const MAX_SIZE: u64 = 6_000_000;
@@ -63,6 +66,26 @@ impl Programs {
     }
 }
 
+/// The programs that the tests use, without the library.
+///
+/// # Errors
+/// The build fails.
+pub(super) fn tested(dist: &Dist) -> Result<Programs> {
+    let programs = Programs {
+        folder: dist.work.join("bin"),
+        debug: dist.work.join("debug"),
+    };
+    fs::create_dir_all(&programs.folder)?;
+    let built = executables(crate::lab::BUILD_TESTED)?;
+    for name in Programs::names() {
+        let program = built.iter().find(|it| it.name == name && !it.is_test);
+        let program = program.with_context(|| format!("cargo reports no program {name}"))?;
+        fs::copy(&program.file, programs.file(name))
+            .with_context(|| format!("copying {}", program.file.display()))?;
+    }
+    Ok(programs)
+}
+
 /// Builds them and checks each.
 ///
 /// # Errors
@@ -70,13 +93,11 @@ impl Programs {
 pub(super) fn build(dist: &Dist, tools: &Tools) -> Result<Programs> {
     eprintln!("dist: building programs and library for glibc 2.{GLIBC_MINOR}");
     let built = crate::cargo::target_dir().join("dist/build");
-    let home = std::env::home_dir().context("no home folder")?;
-    let cargo_home =
-        std::env::var_os("CARGO_HOME").map_or_else(|| home.join(".cargo"), PathBuf::from);
+    let cargo_home = cargo_home()?;
     // Paths of this machine would appear in panics' messages, and make the bytes differ between
     // machines.
     let flags = format!(
-        "{INLINE_LESS} --remap-path-prefix={}=/build/vgpu --remap-path-prefix={}=/build/cargo",
+        "{INLINE_LESS} --remap-path-prefix={}={BUILT_IN} --remap-path-prefix={}=/build/cargo",
         dist.source.canonicalize()?.display(),
         cargo_home.display()
     );
@@ -110,12 +131,7 @@ pub(super) fn build(dist: &Dist, tools: &Tools) -> Result<Programs> {
     };
     fs::create_dir_all(&programs.folder)?;
     fs::create_dir_all(&programs.debug)?;
-    let private = [
-        workspace_path(&dist.source)?,
-        workspace_path(crate::workspace_root())?,
-        workspace_path(&cargo_home)?,
-        workspace_path(&sysroot()?)?,
-    ];
+    let private = private_paths(dist)?;
     let folder = built.join(TARGET).join("dist");
     let library = (LIBRARY, "libvgpu.so");
     for (name, file) in PROGRAMS
@@ -130,6 +146,24 @@ pub(super) fn build(dist: &Dist, tools: &Tools) -> Result<Programs> {
         check_paths(&file, &private)?;
     }
     Ok(programs)
+}
+
+fn cargo_home() -> Result<PathBuf> {
+    let home = std::env::home_dir().context("no home folder")?;
+    Ok(std::env::var_os("CARGO_HOME").map_or_else(|| home.join(".cargo"), PathBuf::from))
+}
+
+/// The folders of this machine that nothing made may name.
+///
+/// # Errors
+/// One is not there, or not in UTF-8.
+pub(super) fn private_paths(dist: &Dist) -> Result<[String; 4]> {
+    Ok([
+        workspace_path(&dist.source)?,
+        workspace_path(crate::workspace_root())?,
+        workspace_path(&cargo_home()?)?,
+        workspace_path(&sysroot()?)?,
+    ])
 }
 
 /// The folder of the compiler, whose sources appear in panics' messages where they are installed.
@@ -173,8 +207,11 @@ fn check_size(program: &Path, max: u64) -> Result<()> {
     Ok(())
 }
 
-/// Fails if the program contains one of these paths.
-fn check_paths(program: &Path, private: &[String]) -> Result<()> {
+/// Fails if the file contains one of these paths.
+///
+/// # Errors
+/// It does, or cannot be read.
+pub(super) fn check_paths(program: &Path, private: &[String]) -> Result<()> {
     let bytes = fs::read(program)?;
     for path in private {
         let found = bytes.windows(path.len()).any(|at| at == path.as_bytes());

@@ -7,7 +7,7 @@ use std::process::Command;
 use anyhow::{Context, Result};
 
 use super::Dist;
-use super::programs::{LIBRARY_PACKAGE, PACKAGES};
+use super::programs::{BUILT_IN, LIBRARY_PACKAGE, PACKAGES, check_paths, private_paths};
 use crate::cargo::run;
 
 /// The tool for bills of materials, and its version.
@@ -78,12 +78,19 @@ impl Tools {
             .current_dir(&dist.source)
             .env("PATH", self.path()?)
             .env("SOURCE_DATE_EPOCH", dist.epoch.to_string()))?;
+        let private = private_paths(dist)?;
+        let [source, ..] = &private;
         for (package, folder) in PACKAGES.into_iter().chain([LIBRARY_PACKAGE]) {
             let from = dist.source.join(folder).join(format!("{package}.cdx.json"));
             let to = dist
                 .out
                 .join(format!("{package}-{}.cdx.json", dist.version));
-            fs::copy(&from, &to).with_context(|| format!("copying {}", from.display()))?;
+            let bill =
+                fs::read_to_string(&from).with_context(|| format!("reading {}", from.display()))?;
+            // The parts' references name the folder that they were built in.
+            let bill = bill.replace(source, BUILT_IN);
+            fs::write(&to, bill).with_context(|| format!("writing {}", to.display()))?;
+            check_paths(&to, &private)?;
         }
         Ok(())
     }

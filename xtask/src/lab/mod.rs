@@ -2,10 +2,12 @@
 //! virtualisation. `docs/lab.md` describes it.
 
 use std::ffi::OsString;
-use std::path::PathBuf;
+use std::fs::File;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use anyhow::{Result, bail, ensure};
+use anyhow::{Context as _, Result, anyhow, bail, ensure};
+use nix::fcntl::{Flock, FlockArg};
 
 use crate::apt;
 
@@ -37,8 +39,11 @@ use flags::LabCmd;
 use host::{Host, Place, Xenstored};
 use hypervisor::Xsm;
 use image::Images;
+pub(crate) use packages::INSTALLED;
 use project::Program;
-pub(crate) use project::{RELEASE, TESTED_FOLDER, build_release, build_tested, target};
+pub(crate) use project::{
+    BUILD_TESTED, RELEASE, TESTED_FOLDER, build_release, build_tested, target,
+};
 use qemu::{Boot, Qemu};
 use qemu_host::QemuHost;
 use ssh_host::SshHost;
@@ -176,7 +181,7 @@ impl Where {
         }
         let mut programs = self.programs(test.bare, &test.add)?;
         if !test.bare {
-            apt::ensure(packages::INSTALLED)?; // the C peer needs libxen-dev
+            apt::ensure(INSTALLED)?; // the C peer needs libxen-dev
             programs.extend(project::build_for_tests()?);
         }
         let mut totals = Totals::default();
@@ -229,19 +234,28 @@ impl Where {
     }
 }
 
-/// The images, built if need be.
+/// The images, built if need be, by one run at a time.
 fn images() -> Result<Images> {
     images_with(Xsm::None)
 }
 
 /// The same with a hypervisor that runs this security module.
 fn images_with(xsm: Xsm) -> Result<Images> {
-    apt::ensure(packages::INSTALLED)?;
+    apt::ensure(INSTALLED)?;
     let cache = packages::cache_folder()?;
+    let _one_at_a_time = lock(&cache)?;
     let packages = packages::fetch(&cache)?;
     let mut images = image::build(&cache, &packages)?;
     if xsm == Xsm::Silo {
         images.xen = hypervisor::with_silo(&cache, &packages)?;
     }
     Ok(images)
+}
+
+/// Waits until no other run fills the cache.
+fn lock(cache: &Path) -> Result<Flock<File>> {
+    let path = cache.join("lock");
+    let file = File::create(&path).with_context(|| format!("creating {}", path.display()))?;
+    let locked = Flock::lock(file, FlockArg::LockExclusive);
+    locked.map_err(|(_, error)| anyhow!("cannot lock {}: {error}", path.display()))
 }

@@ -22,7 +22,7 @@ pub(crate) const TESTED_FOLDER: &str = "debug";
 
 /// Arguments of cargo that build them. With all packages and one of their tests cargo chooses the same features
 /// of dependencies as for the tests, and builds nothing twice.
-const BUILD_TESTED: &[&str] = &[
+pub(crate) const BUILD_TESTED: &[&str] = &[
     "build",
     "--locked",
     "--workspace",

@@ -1,5 +1,4 @@
-//! Steps that run beside each other: one at a time in each lane, each with its output in a file
-//! that is shown when it ends.
+//! Steps that run beside each other, each with its output in a file that is shown when it ends.
 
 use std::collections::VecDeque;
 use std::fs::{self, File, OpenOptions};
@@ -52,9 +51,12 @@ impl Interrupted {
     }
 }
 
-/// Runs `steps`, one of each lane at a time, or all one after the other with their output as it
-/// comes. A lane without steps takes the next step of the other. A failed step does not stop the
-/// others.
+/// What runs at the same time. An emulated machine waits often, as a guest for dom0: two of them and the steps on this
+/// machine keep two processors busy to the end.
+const BESIDE: [Lane; 3] = [Lane::Here, Lane::Lab, Lane::Lab];
+
+/// Runs `steps` as [`BESIDE`] says, or all one after the other with their output as it comes. A place whose lane has
+/// no step left takes the next step of the other. A failed step does not stop the others.
 ///
 /// # Errors
 /// The logs cannot be written, or an end was requested: then no started process is left.
@@ -63,22 +65,16 @@ pub(super) fn run(
     serial: bool,
     interrupted: &Interrupted,
 ) -> Result<Vec<Report>> {
-    let lanes = [Lane::Here, Lane::Lab];
-    let mut queues: Vec<VecDeque<&'static Step>> = if serial {
-        vec![steps.iter().copied().collect()]
-    } else {
-        lanes
-            .iter()
-            .map(|lane| steps.iter().copied().filter(|s| s.lane == *lane).collect())
-            .collect()
-    };
-    queues.retain(|queue| !queue.is_empty());
-    let live = queues.len() == 1;
-    let mut running: Vec<Option<Running>> = queues.iter().map(|_| None).collect();
+    let mut left: VecDeque<&'static Step> = steps.iter().copied().collect();
+    let mut lanes = BESIDE.to_vec();
+    lanes.retain(|lane| steps.iter().any(|step| step.lane == *lane));
+    lanes.truncate(if serial { 1 } else { steps.len() });
+    let live = lanes.len() == 1;
+    let mut running: Vec<Option<Running>> = lanes.iter().map(|_| None).collect();
     let mut reports = Vec::new();
     let (started, mut said) = (Instant::now(), Instant::now());
-    while running.iter().any(Option::is_some) || queues.iter().any(|queue| !queue.is_empty()) {
-        for (lane, slot) in running.iter_mut().enumerate() {
+    while running.iter().any(Option::is_some) || !left.is_empty() {
+        for (lane, slot) in lanes.iter().zip(&mut running) {
             if let Some(one) = slot {
                 if live {
                     one.show_more()?;
@@ -89,7 +85,7 @@ pub(super) fn run(
                 }
             }
             if slot.is_none()
-                && let Some(step) = next(&mut queues, lane)
+                && let Some(step) = next(&mut left, *lane, serial)
             {
                 eprintln!("\n=== {} ===", step.name);
                 match Running::start(step) {
@@ -128,10 +124,10 @@ pub(super) fn run(
     Ok(reports)
 }
 
-/// The next step of a lane, or of another that has one.
-fn next(queues: &mut [VecDeque<&'static Step>], lane: usize) -> Option<&'static Step> {
-    let own = queues[lane].pop_front();
-    own.or_else(|| queues.iter_mut().find_map(VecDeque::pop_front))
+/// Takes the next step of a lane, or of another if there is none, or simply the next.
+fn next(left: &mut VecDeque<&'static Step>, lane: Lane, any: bool) -> Option<&'static Step> {
+    let own = left.iter().position(|step| any || step.lane == lane);
+    left.remove(own.unwrap_or(0))
 }
 
 /// A running step; dropping it ends it and all processes that it has started.
@@ -317,18 +313,22 @@ mod tests {
         }
     }
 
-    /// The first step of the lab's lane ends only once the second runs.
+    /// The first two steps of the lab's lane end only once the third runs.
     #[test]
     fn a_lane_that_has_no_step_left_takes_the_others_next() {
         const HELPED: &str = "/tmp/vgpu-xtask-test-helped";
         const ENV: &[(&str, &str)] = &[("HELPED", HELPED)];
         const WAITS: &str =
             "for n in $(seq 600); do [ ! -e $HELPED ] || exit 0; sleep 0.1; done; exit 1";
-        static STEPS: [Step; 3] = [
+        static STEPS: [Step; 4] = [
             shell("test: here", Lane::Here, &["true"]),
             Step {
                 env: ENV,
                 ..shell("test: waits", Lane::Lab, &["sh", "-c", WAITS])
+            },
+            Step {
+                env: ENV,
+                ..shell("test: waits too", Lane::Lab, &["sh", "-c", WAITS])
             },
             Step {
                 env: ENV,

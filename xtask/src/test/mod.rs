@@ -1,15 +1,15 @@
 //! `cargo xtask test`: all checks, from formatting to the real Xen.
 //!
-//! The steps run in two lanes beside each other: those on this machine, and the lab, whose emulated
-//! machine leaves processor time to the former. The lane that finishes first helps the other. No
-//! test asserts a time, so neither disturbs the other.
+//! The steps run in two lanes beside each other: those on this machine, one at a time, and those in the
+//! lab, two at a time, whose emulated machines leave processor time to the former. The lane that finishes
+//! first helps the other. No test asserts a time, so none disturbs another.
 
 use std::ffi::OsString;
 
 use anyhow::{Result, bail};
 
-use crate::apt;
 use crate::busy::Busy;
+use crate::{apt, lab};
 
 mod lanes;
 mod nvrtc;
@@ -28,6 +28,8 @@ mod flags {
             optional --only TEXT: String
             /// Say which steps there are, and run none.
             optional --list
+            /// Run what shows the packages to be good instead: make, install and use them, here and in the lab.
+            optional --packages
             /// One step after the other, with its output as it comes.
             optional --serial
             /// Run all of it N times; each run must pass.
@@ -38,7 +40,7 @@ mod flags {
     }
 }
 
-/// The lane of a step: one step of each runs at a time.
+/// The lane of a step; `lanes.rs` says how many steps of each run at a time.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Lane {
     Here,
@@ -112,8 +114,10 @@ const STEPS: &[Step] = &[
         Lane::Here,
         &[
             "cargo",
+            // With all packages it is the program that the tests have built.
             "test",
-            "--package",
+            "--workspace",
+            "--bin",
             "xtask",
             "--locked",
             "--",
@@ -131,7 +135,13 @@ const STEPS: &[Step] = &[
         Lane::Here,
         &["xtask", "c-library"],
     ),
-    // The suite in two parts, so that both lanes end at about the same time. The longest cases are
+    // What else packages have to show takes longer: `cargo xtask dist --check`.
+    step(
+        "pages, paths in documents and the unit, as packages have them",
+        Lane::Here,
+        &["xtask", "dist", "--plain"],
+    ),
+    // The suite in parts that run beside each other, the longest first. The longest cases are
     // left to `cargo xtask lab test`, which runs everything with both xenstoreds; their properties
     // of the formats are covered here by others with fewer bytes or rounds.
     step(
@@ -181,32 +191,67 @@ const STEPS: &[Step] = &[
     ),
 ];
 
+/// The steps of `--packages`, in this order: the second has the packages of the first.
+const PACKAGED: &[Step] = &[
+    step(
+        "packages made, installed and used",
+        Lane::Here,
+        &["xtask", "dist", "--out", "target/packages", "--check"],
+    ),
+    step(
+        "the lab with the packaged programs",
+        Lane::Here,
+        &[
+            "xtask",
+            "lab",
+            "--packages",
+            "target/packages",
+            "--xenstored",
+            "c",
+            "test",
+            "--filter",
+            "vector-add/pv-1000,vector-add/info-and-ping,session/conformance,mediators/worker-is-confined,\
+             vchan/every-pair,!session/conformance-tcp",
+        ],
+    ),
+];
+
+/// Debian packages that the steps need on this machine.
+const INSTALLED: &[&str] = &[
+    "gcc",
+    "g++",
+    "groff-base",
+    "libc6-dev",
+    "libclang-14-dev",
+    "libxen-dev",
+    "openssh-server",
+    "pkgconf",
+    "python3-pytest",
+    "systemd",
+];
+
 /// Runs `cargo xtask test ARGS`; fails if a step fails or none ran.
 pub(crate) fn main(args: Vec<OsString>) -> Result<()> {
     let flags = flags::Test::from_vec(args).unwrap_or_else(|error| crate::help_or_misuse(error));
     let only = flags.only.as_deref().unwrap_or_default();
-    let steps: Vec<&Step> = STEPS.iter().filter(|s| s.name.contains(only)).collect();
+    let all = if flags.packages { PACKAGED } else { STEPS };
+    let steps: Vec<&Step> = all.iter().filter(|s| s.name.contains(only)).collect();
     if flags.list {
         steps.iter().for_each(|step| println!("{}", step.name));
         return Ok(());
     }
     if steps.is_empty() {
-        let names: Vec<&str> = STEPS.iter().map(|s| s.name).collect();
+        let names: Vec<&str> = all.iter().map(|s| s.name).collect();
         bail!(
             "no step has `{only}` in its name\nsteps: {}",
             names.join("; ")
         );
     }
-    apt::ensure(&[
-        "gcc",
-        "g++",
-        "libc6-dev",
-        "libclang-14-dev",
-        "libxen-dev",
-        "openssh-server",
-        "pkgconf",
-        "python3-pytest",
-    ])?;
+    apt::ensure(INSTALLED)?;
+    if steps.iter().any(|step| step.lane == Lane::Lab) {
+        // By one for all: two labs begin at once.
+        apt::ensure(lab::INSTALLED)?;
+    }
     let interrupted = lanes::Interrupted::watch()?;
     let loops = flags.busy.unwrap_or(0);
     let _busy = Busy::start(loops);
@@ -217,7 +262,8 @@ pub(crate) fn main(args: Vec<OsString>) -> Result<()> {
         if runs > 1 {
             eprintln!("\n=== run {run} of {runs}, beside {loops} busy loops ===");
         }
-        let reports = lanes::run(&steps, flags.serial, &interrupted)?;
+        let serial = flags.serial || flags.packages;
+        let reports = lanes::run(&steps, serial, &interrupted)?;
         failed += report::summary(&reports);
         figures.push(report::figures(&reports));
     }
@@ -238,7 +284,7 @@ pub(crate) fn main(args: Vec<OsString>) -> Result<()> {
 
 #[cfg(test)]
 mod tests {
-    use super::STEPS;
+    use super::{PACKAGED, STEPS};
     use crate::lab::cases;
 
     /// Cases that no step runs: `cargo xtask lab test` does.
@@ -247,6 +293,18 @@ mod tests {
         vchan/no-leaks,session/conformance-tcp,nfs/mediator,nfs/export,nfs/file-system,\
         relay/gpu-domain-pv,relay/garbage,vector-add/pvh-16777216,gpu/one-guest,\
         faults/hostile-guest,silo/";
+
+    #[test]
+    fn the_packaged_programs_run_cases_of_channels_sessions_and_mediators() {
+        let filter = PACKAGED[1].command.last().unwrap();
+        let topics: Vec<&str> = cases(filter)
+            .iter()
+            .filter_map(|case| Some(case.split_once('/')?.0))
+            .collect();
+        for topic in ["vector-add", "session", "mediators", "vchan"] {
+            assert!(topics.contains(&topic), "{topics:?}");
+        }
+    }
 
     #[test]
     fn every_case_but_the_longest_is_in_one_step_with_c_xenstored() {

@@ -22,34 +22,45 @@ pub(super) struct Debs<'d> {
     before: BTreeSet<PathBuf>,
 }
 
+/// Unpacks a Debian of essential packages and these into a folder of this name. It is made the first time.
+///
+/// # Errors
+/// It cannot be made: that needs Debian's archive.
+pub(super) fn unpack(dist: &Dist, name: &str, packages: &[&str]) -> Result<PathBuf> {
+    let tools = crate::cargo::target_dir().join("dist/tools");
+    let archive = tools.join(format!("{name}-12.tar"));
+    if !archive.exists() {
+        eprintln!("dist: making a Debian 12 (mmdebstrap)");
+        // Renamed when complete: an interrupted run leaves no half.
+        let part = tools.join(format!("{name}-12-part.tar"));
+        output(
+            Command::new("mmdebstrap")
+                .args(["--quiet", "--mode=root", "--variant=essential"])
+                .arg(format!("--include={}", packages.join(",")))
+                .arg("bookworm")
+                .arg(&part),
+        )?;
+        fs::rename(part, &archive)?;
+    }
+    let root = dist.work.join(name);
+    fs::create_dir_all(&root)?;
+    output(
+        Command::new("tar")
+            .arg("-xf")
+            .arg(archive)
+            .arg("-C")
+            .arg(&root),
+    )?;
+    Ok(root)
+}
+
 impl<'d> Debs<'d> {
     /// Unpacks a Debian, which is made the first time.
     ///
     /// # Errors
     /// It cannot be made: that needs Debian's archive.
     pub(super) fn prepare(dist: &'d Dist) -> Result<Self> {
-        let tools = crate::cargo::target_dir().join("dist/tools");
-        let archive = tools.join("debian-12.tar");
-        if !archive.exists() {
-            eprintln!("dist: making a Debian 12 (mmdebstrap)");
-            // Renamed when complete: an interrupted run leaves no half.
-            let part = tools.join("debian-12-part.tar");
-            output(
-                Command::new("mmdebstrap")
-                    .args(["--quiet", "--mode=root", "--variant=essential", "bookworm"])
-                    .arg(&part),
-            )?;
-            fs::rename(part, &archive)?;
-        }
-        let root = dist.work.join("debian");
-        fs::create_dir_all(&root)?;
-        output(
-            Command::new("tar")
-                .arg("-xf")
-                .arg(archive)
-                .arg("-C")
-                .arg(&root),
-        )?;
+        let root = unpack(dist, "debian", &[])?;
         let before = files(&root)?;
         Ok(Self { dist, root, before })
     }

@@ -1,6 +1,5 @@
-//! The systemd unit: whether systemd takes it, and what a mediator that cannot start does to a
-//! journal. No systemd runs here, so the latter is calculated from the unit's settings and from what
-//! the installed mediator prints.
+//! The systemd unit: whether systemd finds fault with it, and when its settings end restarts. What systemd does with
+//! it is `systemd.rs`.
 
 use std::fs;
 use std::path::Path;
@@ -8,22 +7,10 @@ use std::process::Command;
 
 use anyhow::{Context, Result, ensure};
 
-use super::debs::Debs;
 use super::said;
 
 /// Where the unit is installed, below the root.
 const UNIT: &str = "usr/lib/systemd/system/vgpu-mediatord.service";
-
-/// Lines of systemd's own for each failed start: starting, the main process's end, the result, the failure, the
-/// restart that is planned, and its number.
-const LINES_OF_A_START: usize = 6;
-
-/// Lines of systemd's own when it gives up.
-const LINES_AT_THE_END: usize = 3;
-
-/// Lines that may reach the journal before systemd gives up, and seconds until then.
-const MOST_LINES: usize = 60;
-const MOST_SECONDS: u64 = 60;
 
 /// Checks that systemd finds nothing wrong with the unit installed below `root`, and that it would.
 /// `work` is a folder for a root with this machine's targets.
@@ -68,96 +55,70 @@ fn complaints(root: &Path) -> Result<String> {
     Ok(said(&output))
 }
 
-/// Checks how often, how long and with how many lines a mediator is started that cannot: one with
-/// the installed configuration, outside Xen. One that is misconfigured is started once.
-///
-/// # Errors
-/// It goes on for longer than a minute, or fills the journal.
-pub(super) fn failing(debs: &Debs<'_>) -> Result<()> {
-    let unit = fs::read_to_string(debs.root.join(UNIT))?;
-    let limits = Limits::of(&unit)?;
-    let printed = debs.script(
-        "set +e; vgpu-mediatord --config /etc/vgpu/mediatord.toml >/tmp/said 2>&1; \
-         status=$?; cat /tmp/said; [ $status = 1 ] || { echo \"status $status\"; exit 9; }",
-    )?;
-    let lines = limits.lines(printed.lines().count());
-    ensure!(
-        lines < MOST_LINES,
-        "{lines} lines reach the journal; each time:\n{printed}"
-    );
-    let seconds = limits.seconds();
-    ensure!(
-        seconds < MOST_SECONDS,
-        "systemd tries for {seconds} seconds"
-    );
-    eprintln!(
-        "dist: without Xen the unit fails for good after {} starts, {seconds} s and {lines} lines (calculated)",
-        limits.burst
-    );
-    debs.script(
-        "set +e; echo 'listen = 3' >/tmp/m.toml; vgpu-mediatord --config /tmp/m.toml; [ $? = 2 ]",
-    )
-    .context("a wrong configuration is not exit status 2")?;
-    ensure!(
-        setting(&unit, "RestartPreventExitStatus")? == "2",
-        "the unit starts a misconfigured mediator again"
-    );
-    Ok(())
-}
-
-/// The settings that end restarts.
-#[derive(Debug, PartialEq, Eq)]
-struct Limits {
-    restart_s: u64,
-    burst: u32,
-    interval_s: u64,
-}
-
-impl Limits {
-    fn of(unit: &str) -> Result<Self> {
-        let number = |name| -> Result<u64> {
-            let value = setting(unit, name)?;
-            value
-                .parse()
-                .with_context(|| format!("{name}={value} is no number of seconds"))
-        };
-        let limits = Self {
-            restart_s: number("RestartSec")?,
-            burst: u32::try_from(number("StartLimitBurst")?)?,
-            interval_s: number("StartLimitInterval")?,
-        };
-        // A start may take as long again as the pause before it, and all are still in one interval.
-        ensure!(
-            2 * limits.seconds() <= limits.interval_s,
-            "{limits:?}: slow failures never reach the limit"
-        );
-        Ok(limits)
-    }
-
-    /// Seconds from the first start to the one that is refused, of a mediator that fails at once.
-    fn seconds(&self) -> u64 {
-        self.restart_s * u64::from(self.burst)
-    }
-
-    fn lines(&self, of_one_start: usize) -> usize {
-        self.burst as usize * (of_one_start + LINES_OF_A_START) + LINES_AT_THE_END
-    }
-}
-
-/// The value of a setting of the unit.
-fn setting<'u>(unit: &'u str, name: &str) -> Result<&'u str> {
-    let mut lines = unit.lines().filter_map(|line| line.split_once('='));
-    let (_, value) = lines
-        .find(|(key, _)| *key == name)
-        .with_context(|| format!("the unit has no {name}"))?;
-    Ok(value.trim())
-}
-
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use anyhow::{Context, Result, ensure};
 
     const SHIPPED: &str = include_str!("../../../../dist/mediator/vgpu-mediatord.service");
+
+    /// Lines of systemd's own for each failed start: starting, the main process's end, the result, the failure, the
+    /// restart that is planned, and its number.
+    const LINES_OF_A_START: usize = 6;
+
+    /// Lines of systemd's own when it gives up.
+    const LINES_AT_THE_END: usize = 3;
+
+    /// Lines that may reach the journal before systemd gives up, and seconds until then.
+    const MOST_LINES: usize = 60;
+    const MOST_SECONDS: u64 = 60;
+
+    /// The settings that end restarts.
+    #[derive(Debug, PartialEq, Eq)]
+    struct Limits {
+        restart_s: u64,
+        burst: u32,
+        interval_s: u64,
+    }
+
+    impl Limits {
+        fn of(unit: &str) -> Result<Self> {
+            let number = |name| -> Result<u64> {
+                let value = setting(unit, name)?;
+                value
+                    .parse()
+                    .with_context(|| format!("{name}={value} is no number of seconds"))
+            };
+            let limits = Self {
+                restart_s: number("RestartSec")?,
+                burst: u32::try_from(number("StartLimitBurst")?)?,
+                interval_s: number("StartLimitInterval")?,
+            };
+            // A start may take as long again as the pause before it, and all are still in one interval.
+            ensure!(
+                2 * limits.seconds() <= limits.interval_s,
+                "{limits:?}: slow failures never reach the limit"
+            );
+            Ok(limits)
+        }
+
+        /// Seconds from the first start to the one that is refused, of a mediator that fails at once.
+        fn seconds(&self) -> u64 {
+            self.restart_s * u64::from(self.burst)
+        }
+
+        fn lines(&self, of_one_start: usize) -> usize {
+            self.burst as usize * (of_one_start + LINES_OF_A_START) + LINES_AT_THE_END
+        }
+    }
+
+    /// The value of a setting of the unit.
+    fn setting<'u>(unit: &'u str, name: &str) -> Result<&'u str> {
+        let mut lines = unit.lines().filter_map(|line| line.split_once('='));
+        let (_, value) = lines
+            .find(|(key, _)| *key == name)
+            .with_context(|| format!("the unit has no {name}"))?;
+        Ok(value.trim())
+    }
 
     #[test]
     fn a_mediator_that_cannot_start_is_given_up_within_a_minute_and_some_lines() {
