@@ -203,7 +203,7 @@ impl Broker<'_> {
                 session.refusing = true;
                 session.ask(Ask::TurnAway(turned));
                 if !told {
-                    session.end_process();
+                    session.process.end();
                 }
             }
         }
