@@ -5,6 +5,7 @@ mod support;
 
 use std::collections::BTreeSet;
 use std::fs;
+use std::net::TcpStream;
 use std::path::PathBuf;
 use std::process::Command;
 use std::thread;
@@ -277,6 +278,53 @@ fn a_storm_of_connections_is_served_and_the_pool_is_full_again() {
 }
 
 #[test]
+fn strangers_do_not_cost_a_context_each() {
+    let served = Served::with(TWO);
+    let (host, port) = served.sockets.address();
+    let mut silent = Vec::new();
+    for n in 1..=7 {
+        served.mediator.wait_for_warm(2);
+        silent.push(TcpStream::connect((&*host, port)).unwrap());
+        wait_until("it is looked at", || {
+            let (warm, cold) = served.served();
+            warm + cold == n
+        });
+    }
+    // Four of them, as long as no time has passed for another.
+    let (warm, cold) = served.served();
+    assert!((4..=5).contains(&warm), "{warm} of {}", warm + cold);
+    // Who has a right to is served all the same, and nobody else has fewer for it.
+    let mut client = served.connect(&served.sockets.tcp());
+    add(&mut client, 1000).unwrap();
+    client.goodbye().unwrap();
+    served.mediator.wait_for_warm(2);
+    let (before, _) = served.served();
+    let mut client = served.mediator.connect().unwrap();
+    add(&mut client, 1000).unwrap();
+    assert_eq!(served.served().0, before + 1);
+    client.goodbye().unwrap();
+    drop(silent);
+    served.mediator.stop();
+}
+
+#[test]
+fn clients_with_a_secret_find_one_each_time() {
+    let served = Served::with(ONE);
+    // More than strangers could have.
+    for n in 1..=8 {
+        served.mediator.wait_for_warm(1);
+        let mut client = served.connect(&served.sockets.tcp());
+        add(&mut client, 1000).unwrap();
+        assert_eq!(served.served(), (n, 0));
+        client.goodbye().unwrap();
+        wait_until("the session is over", || {
+            served.mediator.status()["sessions"] == json!([])
+        });
+    }
+    served.mediator.stop();
+}
+
+#[test]
 fn sessions_over_files_are_served_as_before() {
     let directory = tempfile::tempdir().unwrap();
     support::only_ours_to_change(directory.path());
@@ -290,6 +338,9 @@ fn sessions_over_files_are_served_as_before() {
     assert_eq!(served.served(), (0, 0));
     let text = stdout(&run(served.mediator.vgpuctl().arg("status")));
     let told = format!("not for sessions over {files}\n");
+    assert!(text.contains(&told), "{text}");
+    let text = stdout(&run(served.mediator.vgpuctl().arg("doctor")));
+    let told = format!("✔ warm workers: 2 of 2 are ready; not for sessions over {files}\n");
     assert!(text.contains(&told), "{text}");
     served.mediator.stop();
 }

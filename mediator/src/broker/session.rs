@@ -59,7 +59,9 @@ pub(super) struct Session {
     /// Of the guest's domain, until it is over.
     pub(super) life: Option<DomainLife>,
     pub(super) process: Process,
-    /// Until its worker has taken it, where that was there before.
+    /// Its worker was there before it.
+    pub(super) was_warm: bool,
+    /// Until that has taken it.
     handed: Option<Handed>,
     report: Report,
     /// The events in its directory, to be taken by the broker.
@@ -114,6 +116,7 @@ impl Session {
             return Err(Box::new((process, error.to_string(), guest)));
         }
         let mut session = Self::of(id, who, &spec, process, now);
+        session.was_warm = true;
         session.handed = Some(Handed {
             guest,
             spec,
@@ -133,6 +136,7 @@ impl Session {
             key_given: false,
             life: None,
             process,
+            was_warm: false,
             handed: None,
             report: Report::default(),
             found: VecDeque::new(),
@@ -178,6 +182,7 @@ impl Session {
     ) -> io::Result<Process> {
         let process = start_process(self.id, spec, Some(guest))?;
         self.report = Report::default();
+        self.was_warm = false;
         Ok(std::mem::replace(&mut self.process, process))
     }
 

@@ -192,6 +192,9 @@ impl Broker<'_> {
         session.weight = share.weight.unwrap_or(1);
         session.devices = share.devices;
         session.kill_at = None;
+        if session.was_warm {
+            self.warm.no_stranger();
+        }
         match refusal {
             None => {
                 session.ask(Ask::Admit(Box::new(share)));

@@ -22,7 +22,7 @@ use crate::control;
 use crate::devices::{Device, Devices};
 use crate::executor::ExecutorChoice;
 use crate::logging;
-use crate::rate::LogLimit;
+use crate::rate::{LogLimit, TokenBucket};
 use crate::worker::link::{Ended, Report, Waiting};
 use crate::worker::spec::{Carrier, Spec, Start, Warm};
 
@@ -43,6 +43,10 @@ const PAUSE: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs
 
 /// A pool without a failure for this long after the last pause is as good as new. Longer than [`START_LIMIT`].
 const LASTED: Duration = Duration::from_secs(120);
+
+/// Workers that clients over TCP may have before they have shown their secret: so many at once, and how soon there is
+/// another then. Each has a context on a GPU, which a stranger shall not cost.
+const FOR_STRANGERS: (u32, Duration) = (4, Duration::from_secs(10));
 
 /// What a worker has to be started with to serve a session.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -77,6 +81,7 @@ pub(super) struct WarmWorkers {
     /// No worker is started before: the last one was started just now.
     not_before: Instant,
     log: LogLimit,
+    strangers: TokenBucket,
     /// Sessions that were given one since the start, and those for which none was there.
     pub(super) served: [u64; 2],
 }
@@ -146,7 +151,7 @@ impl Worker {
                 Ok(Report {
                     ended: Some(Ended { text, .. }),
                     ..
-                }) => self.ended = Some(text.replace(char::is_control, " ")),
+                }) => return self.fail(text.replace(char::is_control, " ")),
                 Ok(_) => {}
                 Err(error) => return self.distrust(&error.to_string()),
             }
@@ -178,6 +183,7 @@ impl WarmWorkers {
             next: 1,
             not_before: now,
             log: LogLimit::new(now),
+            strangers: TokenBucket::new(FOR_STRANGERS.0, FOR_STRANGERS.1, now),
             served: [0; 2],
         }
     }
@@ -298,10 +304,11 @@ impl WarmWorkers {
 
     /// Logs what one has logged, as much as one guest could.
     pub(super) fn on_log(&mut self, id: u64, now: Instant) {
-        let Some(worker) = self.find(id) else {
-            return;
-        };
-        let lines = worker.process.logged();
+        let lines = self.find(id).map(|worker| worker.process.logged());
+        self.log_lines(id, lines.unwrap_or_default(), now);
+    }
+
+    fn log_lines(&mut self, id: u64, lines: Vec<String>, now: Instant) {
         for line in lines {
             let (level, target, text) = logging::parse_worker_line(&line);
             if let Some(suppressed) = self.log.admit(now) {
@@ -325,13 +332,13 @@ impl WarmWorkers {
                 if !worker.process.silent {
                     worker.listen();
                 }
-                let why = worker.ended.take();
-                let why = why.unwrap_or_else(|| "it was killed".to_owned());
-                failed.push((pool.set.clone(), why));
+                failed.push((pool.set.clone(), worker));
             }
         }
-        for (set, why) in failed {
-            self.failed(&set, &why, now);
+        for (set, mut worker) in failed {
+            self.log_lines(worker.id, worker.process.logged(), now);
+            let why = worker.ended.as_deref().unwrap_or("it was killed");
+            self.failed(&set, why, now);
         }
     }
 
@@ -349,6 +356,11 @@ impl WarmWorkers {
     pub(super) fn end(&mut self, mut process: Process) {
         process.end();
         self.ending.push(process);
+    }
+
+    /// A client over TCP that was given one has shown its secret.
+    pub(super) fn no_stranger(&mut self) {
+        self.strangers.put_back();
     }
 
     /// Ends them all, and starts no other.
@@ -415,6 +427,10 @@ impl Broker<'_> {
                 }
             }
         }
+        if wanted > 0 && self.stopping.is_none() && self.of_sockets().is_empty() {
+            let cold = cold_endpoints(&self.config.listen).join(", ");
+            log::warn!("worker.warm_workers counts for nothing here: not for sessions over {cold}");
+        }
         self.warm.want(wanted, sets, now);
     }
 
@@ -479,10 +495,16 @@ impl Broker<'_> {
             other => return Err(other),
         };
         let set = Set::of(spec);
-        let Some(process) = self.warm.take(&set) else {
+        let is_stranger = spec.carrier == Carrier::Tcp;
+        let may_have = !is_stranger || self.warm.strangers.next(now) <= now;
+        let process = may_have.then(|| self.warm.take(&set)).flatten();
+        let Some(process) = process else {
             self.warm.served[1] += 1;
             return Err(Some(guest));
         };
+        if is_stranger {
+            self.warm.strangers.owe(now);
+        }
         match Session::hand(id, who.clone(), spec.clone(), guest, process, now) {
             Ok(session) => {
                 self.warm.served[0] += 1;
