@@ -336,6 +336,13 @@ fn a_bench_of_the_device_prints_every_figure_and_the_native_ones_beside() {
     let text = String::from_utf8_lossy(&output.stdout);
     assert!(names.iter().all(|name| text.contains(name)), "{text}");
 
+    let alone = "--json bench gpu --sessions --repeats 2 --rest 1ms";
+    let printed = lines(place.vgpu(alone));
+    assert_eq!(printed.len(), 1, "{printed:?}");
+    assert_eq!(printed[0]["what"], "session_open");
+    let nobody = place.vgpu("bench gpu --sessions --kill echo");
+    place.failed(&nobody, 1, &["'' is no process id"]);
+
     place.failed(
         &place.vgpu("bench gpu --native nowhere"),
         1,

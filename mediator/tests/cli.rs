@@ -317,6 +317,19 @@ fn doctor_judges_what_the_configuration_needs() {
     }
     let off = verdicts("listen = 'local:/run/x'\n[worker]\nconfine = 'off'\n");
     assert_eq!(off["confinement of workers"], "remark");
+    for (settings, verdict) in [
+        ("listen = 'local:/run/x'\nexecutor = 'cpu'\n", "absent"),
+        (
+            "listen = ['local:/run/x', 'file:/tmp']\nexecutor = 'cpu'\n[worker]\nwarm_workers = 1\n",
+            "good",
+        ),
+        (
+            "listen = 'file:/tmp'\nexecutor = 'cpu'\n[worker]\nwarm_workers = 1\n",
+            "remark",
+        ),
+    ] {
+        assert_eq!(verdicts(settings)["warm workers"], verdict, "{settings}");
+    }
     // Whether NVRTC is here or not, nothing is wrong.
     for more in ["", "[worker]\ncompile = false\n"] {
         let compiler =

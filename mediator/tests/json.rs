@@ -67,7 +67,7 @@ fn assert_is_as_documented(output: &Output, by: &str) {
 fn every_object_has_its_number_and_the_names_that_the_document_says() {
     let directory = tempfile::tempdir().unwrap();
     let file = directory.path().join("mediatord.toml");
-    fs::write(&file, "").unwrap();
+    fs::write(&file, "[worker]\nwarm_workers = 1\n").unwrap();
     let flags = ["--config", file.to_str().unwrap()];
     let mediator = Mediator::start(directory.path(), &flags);
     let mut client = mediator.connect().unwrap();

@@ -264,8 +264,9 @@ fn the_documents_name_what_there_is() {
         .keys()
         .map(|series| series.split('{').next().unwrap())
         .collect();
-    // Only on Xen.
+    // Only on Xen, and with warm workers.
     given.insert("vgpu_xenstore_up");
+    given.extend(["vgpu_warm_workers", "vgpu_session_starts_total"]);
     let page = include_str!("../../docs/metrics.md");
     // Those of GPUs are compared where there are some, in the tests of the executor.
     let of_gpus = page.split('`').filter(|word| word.starts_with("vgpu_gpu_"));

@@ -126,7 +126,8 @@ fn a_wrong_file_changes_nothing_and_is_named_with_its_line() {
         assert_eq!(error["code"], 2);
         let lines = stderr(output);
         assert!(lines.contains(said) && lines.contains(help), "{lines}");
-        assert!(served.mediator.log().contains(said));
+        // The log is written by a thread of its own.
+        wait_until("the log says so", || served.mediator.log().contains(said));
         assert!(is_denied(served.client("other")));
     };
     // Each allows the other guest, were it not for a mistake.

@@ -22,6 +22,9 @@ use vgpu_guest::Client;
 /// How long the last close sleeps, in seconds: far longer than any watchdog.
 const LINGER: i32 = 1000;
 
+/// Endpoints, and warm workers, which are given such a connection in another way.
+const WAYS: [(&str, usize); 4] = [("local", 0), ("unix", 0), ("local", 2), ("unix", 2)];
+
 /// Leaves a connection with such a socket behind. What it returns keeps the socket full.
 fn leave_behind(path: &Path) -> Option<TcpStream> {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
@@ -101,12 +104,13 @@ impl Drop for Attacker {
 
 #[test]
 fn a_guest_is_served_while_what_strangers_left_lingers() {
-    for scheme in ["local", "unix"] {
+    for (scheme, warm) in WAYS {
         let directory = tempfile::tempdir().unwrap();
         let unix = directory.path().join("unix.sock");
         let listen = format!("unix:{}", unix.display());
         let config = directory.path().join("config.toml");
-        fs::write(&config, "[limits]\nmax_sessions = 1\n").unwrap();
+        let text = format!("[limits]\nmax_sessions = 1\n[worker]\nwarm_workers = {warm}\n");
+        fs::write(&config, text).unwrap();
         let flags = ["--config", config.to_str().unwrap(), "--listen", &listen];
         let mut mediator = Mediator::start(directory.path(), &flags);
         let (path, endpoint) = match scheme {
@@ -122,7 +126,7 @@ fn a_guest_is_served_while_what_strangers_left_lingers() {
             client.is_some()
         });
         add(&mut client.unwrap(), 100).unwrap();
-        wait_until("no child is left", || mediator.workers().is_empty());
+        wait_until("no child is left", || mediator.workers().len() == warm);
         mediator.signal(Signal::SIGTERM);
         assert!(mediator.wait().success(), "{scheme}: {}", mediator.log());
     }
@@ -130,10 +134,11 @@ fn a_guest_is_served_while_what_strangers_left_lingers() {
 
 #[test]
 fn the_broker_answers_and_stops_while_what_strangers_left_is_closed() {
-    for scheme in ["local", "unix"] {
+    for (scheme, warm) in WAYS {
         let directory = tempfile::tempdir().unwrap();
         let config = directory.path().join("config.toml");
-        fs::write(&config, "[limits]\nmax_sessions = 1\ndrain_timeout_s = 5\n").unwrap();
+        let text = "[limits]\nmax_sessions = 1\ndrain_timeout_s = 5\n[worker]\nwarm_workers";
+        fs::write(&config, format!("{text} = {warm}\n")).unwrap();
         let unix = directory.path().join("unix.sock");
         let listen = format!("unix:{}", unix.display());
         let flags = ["--config", config.to_str().unwrap(), "--listen", &listen];

@@ -378,7 +378,11 @@ impl Broker<'_> {
         let id = self.next_session;
         self.next_session += 1;
         let spec = self.spec(id, &who, carrier, refusal);
-        match Session::start(id, who.clone(), &spec, guest, now) {
+        let started = match self.hand(id, &who, &spec, guest, now) {
+            Ok(session) => Ok(session),
+            Err(guest) => Session::start(id, who.clone(), &spec, guest, now),
+        };
+        match started {
             Ok(session) => {
                 self.sessions.insert(id, session);
                 Some(id)
@@ -438,23 +442,36 @@ impl Broker<'_> {
     }
 
     /// A user for a worker, whom no other worker is; none where this process cannot make it anybody.
-    fn free_user(&self) -> Option<u32> {
-        let taken: Vec<u32> = self.sessions.values().filter_map(|it| it.user).collect();
+    pub(super) fn free_user(&self) -> Option<u32> {
+        let sessions = self.sessions.values();
+        let taken = sessions.filter_map(|it| it.process.user);
+        let taken: Vec<u32> = taken.chain(self.warm.users()).collect();
         let mut all = self.config.worker.users();
         all.find(|user| !taken.contains(user))
     }
 
-    fn spec(&self, id: u64, who: &Who, carrier: Carrier, refusal: Option<Turned>) -> Spec {
+    /// The settings of the confinement of a worker that is started now.
+    pub(super) fn confinement(&self) -> Settings {
+        Settings {
+            confine: self.config.worker.confine,
+            user: self.free_user(),
+        }
+    }
+
+    pub(super) fn spec(
+        &self,
+        id: u64,
+        who: &Who,
+        carrier: Carrier,
+        refusal: Option<Turned>,
+    ) -> Spec {
         let limits = &self.config.limits;
         let share = self.share(who);
         Spec {
             broker_pid: std::process::id().cast_signed(),
             guest: who.to_string(),
             carrier,
-            confinement: Settings {
-                confine: self.config.worker.confine,
-                user: self.free_user(),
-            },
+            confinement: self.confinement(),
             executor: self.offer.choice.clone(),
             relay_secret: self.config.relay_secret.clone(),
             reason: self.offer.executor.reason.clone(),

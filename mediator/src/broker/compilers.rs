@@ -180,7 +180,7 @@ impl Broker<'_> {
                 broker_pid: id_of_this(),
                 confinement: Settings {
                     confine: self.config.worker.confine,
-                    user: session.user,
+                    user: session.process.user,
                 },
                 driver,
                 // More than its time, in which one thread uses no more: else it would end before its deadline.

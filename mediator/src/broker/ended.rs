@@ -14,9 +14,13 @@ impl Broker<'_> {
         let ended: Vec<_> = self
             .sessions
             .values_mut()
-            .filter_map(|session| Some((session.id, session.try_wait()?)))
+            .filter_map(|session| Some((session.id, session.process.try_wait()?)))
             .collect();
+        self.warm.reap(now);
         for (id, status) in ended {
+            if self.start_instead(id, true, now) {
+                continue;
+            }
             // Its last words, which may say why.
             self.on_log(id, now);
             if let Some(mut session) = self.sessions.remove(&id) {

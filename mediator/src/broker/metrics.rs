@@ -154,6 +154,30 @@ fn of_mediator(registry: &mut Registry, figures: &Figures<'_>) {
             .set(signed(count as u64));
     }
     registry.register("vgpu_sessions", "Sessions that run", states);
+    if let Some(warm) = &status.warm {
+        let states = Family::<Labelled, Gauge>::default();
+        for state in ["starting", "ready", "ending"] {
+            let of_it = warm.workers.iter().filter(|it| it.state == state);
+            let state = [("state", state.to_owned())];
+            let count = signed(of_it.count() as u64);
+            states.get_or_create(&state).set(count);
+        }
+        registry.register(
+            "vgpu_warm_workers",
+            "Workers that are there before their sessions",
+            states,
+        );
+        let served = Family::<Labelled, Counter>::default();
+        for (start, count) in [("warm", warm.sessions), ("cold", warm.cold_sessions)] {
+            let start = [("start", start.to_owned())];
+            served.get_or_create(&start).inc_by(count);
+        }
+        registry.register(
+            "vgpu_session_starts",
+            "Sessions over sockets, by whether a warm worker was there for them",
+            served,
+        );
+    }
     let most = gauge(status.limits.max_sessions.into());
     registry.register("vgpu_sessions_max", "Sessions that may run at once", most);
     registry.register(
@@ -503,7 +527,7 @@ mod openmetrics;
 mod tests {
     use super::openmetrics::parse;
     use super::*;
-    use crate::control::{Executor, Limits};
+    use crate::control::{Executor, Limits, Warm, WarmWorker};
 
     fn guest(id: &str, name: &str, requests: u64) -> Guest {
         let usage = Usage {
@@ -558,6 +582,17 @@ mod tests {
             },
             allow_all: false,
             missing_devices: Vec::new(),
+            warm: Some(Warm {
+                wanted: 2,
+                workers: vec![WarmWorker {
+                    pid: 3,
+                    state: "ready".into(),
+                    devices: None,
+                }],
+                sessions: 5,
+                cold_sessions: 6,
+                cold_endpoints: Vec::new(),
+            }),
             sessions_started: 2,
             refused: 1,
             protections: Vec::new(),
@@ -611,6 +646,10 @@ mod tests {
         assert_eq!(at("vgpu_session_ends_total{reason=\"killed\"}"), 3.0);
         assert_eq!(at("vgpu_worker_kills_total{reason=\"hung\"}"), 3.0);
         assert_eq!(at("vgpu_operations_total{op=\"ping\"}"), 12.0);
+        assert_eq!(at("vgpu_warm_workers{state=\"ready\"}"), 1.0);
+        assert_eq!(at("vgpu_warm_workers{state=\"starting\"}"), 0.0);
+        assert_eq!(at("vgpu_session_starts_total{start=\"warm\"}"), 5.0);
+        assert_eq!(at("vgpu_session_starts_total{start=\"cold\"}"), 6.0);
         let within = |limit: &str| at(&format!("vgpu_request_seconds_bucket{{le=\"{limit}\"}}"));
         assert_eq!(
             [within("0.01"), within("0.1"), within("60.0")],

@@ -23,6 +23,7 @@ mod metrics_server;
 mod notify;
 mod open_files;
 pub mod probe;
+mod process;
 mod publish_offers;
 mod reload;
 mod reprobe;
@@ -34,6 +35,7 @@ mod stopping;
 mod strangers;
 mod turns;
 mod wait;
+pub mod warm;
 mod who;
 pub(crate) mod xen;
 
@@ -77,6 +79,7 @@ use sockets::{Newcomers, TcpDoor};
 use status::{Asker, Query};
 use stopping::Stopping;
 use turns::{Word, Words};
+use warm::WarmWorkers;
 use who::Target;
 use xen::XenGuests;
 
@@ -183,6 +186,7 @@ struct Broker<'a> {
     xen: Option<XenGuests>,
     offers: Option<Offers>,
     sessions: BTreeMap<u64, Session>,
+    warm: WarmWorkers,
     next_session: u64,
     accounts: Accounts,
     turns: DeviceTurns,
@@ -220,6 +224,9 @@ enum Source {
     Session(u64),
     /// The log of its worker.
     Log(u64),
+    /// A worker without a session yet.
+    Warm(u64),
+    WarmLog(u64),
     /// The end of its guest's domain.
     Life(u64),
 }
@@ -261,6 +268,7 @@ impl<'a> Broker<'a> {
             xen: None,
             offers: None,
             sessions: BTreeMap::new(),
+            warm: WarmWorkers::new(now),
             next_session: 1,
             accounts: Accounts::default(),
             turns: DeviceTurns::default(),
@@ -302,6 +310,7 @@ impl<'a> Broker<'a> {
             }
             log::info!("listening on {endpoint}");
         }
+        broker.want_warm(now);
         if let Some(address) = &broker.config.metrics {
             broker.metrics = Some(MetricsServer::bind(address)?);
             log::info!("metrics at {address}");
@@ -378,16 +387,24 @@ impl<'a> Broker<'a> {
                 fds.push(fd);
             }
         }
-        for session in self.sessions.values().filter(|session| !session.silent) {
+        for session in self.sessions.values().filter(|it| !it.process.silent) {
             sources.push(Source::Session(session.id));
-            fds.push(readable(session.as_fd()));
+            fds.push(readable(session.process.as_fd()));
+        }
+        for (id, process) in self.warm.links() {
+            sources.push(Source::Warm(id));
+            fds.push(readable(process.as_fd()));
+        }
+        for (id, log) in self.warm.logs() {
+            sources.push(Source::WarmLog(id));
+            fds.push(readable(log));
         }
         for session in self.sessions.values() {
             if let Some(life) = &session.life {
                 sources.push(Source::Life(session.id));
                 fds.push(readable(life.as_fd()));
             }
-            if let Some(log) = session.log() {
+            if let Some(log) = session.process.log() {
                 sources.push(Source::Log(session.id));
                 fds.push(readable(log));
             }
@@ -414,7 +431,9 @@ impl<'a> Broker<'a> {
     }
 
     fn next_deadline(&self, now: Instant) -> Option<Instant> {
-        let kills = self.sessions.values().filter_map(|session| session.kill_at);
+        let sessions = self.sessions.values();
+        let kills = sessions.flat_map(|session| [session.kill_at, session.take_until()]);
+        let kills = kills.flatten();
         let queries = self.queries.iter().map(|query| query.deadline);
         let files = self.files.iter().filter_map(FileService::deadline);
         let stopping = self.stopping.as_ref().and_then(Stopping::deadline);
@@ -433,6 +452,7 @@ impl<'a> Broker<'a> {
             .chain(self.accounts.deadline())
             .chain(self.turns.deadline())
             .chain(self.compilers.deadline())
+            .chain(self.warm.deadline())
             .chain(stopping)
             .min()
     }
@@ -480,14 +500,19 @@ impl<'a> Broker<'a> {
                 }
             }
             Source::Log(id) => self.on_log(id, now),
+            Source::Warm(id) => self.warm.on_link(id, now),
+            Source::WarmLog(id) => self.warm.on_log(id, now),
             Source::Life(id) => self.on_life_over(id, now),
             Source::Session(id) => {
                 let mut found = VecDeque::new();
                 if let Some(session) = self.sessions.get_mut(&id) {
                     session.listen(now);
                     std::mem::swap(&mut found, &mut session.found);
+                }
+                self.start_instead(id, false, now);
+                if let Some(session) = self.sessions.get_mut(&id) {
                     // It has nothing to say any more; a healthy one ends within moments.
-                    if session.silent {
+                    if session.process.silent {
                         session.kill_at.get_or_insert(now + KICK_TIME);
                     }
                 }
@@ -513,7 +538,7 @@ impl<'a> Broker<'a> {
         };
         let (account, weight) = (session.who.account(), session.weight);
         let (said, serves) = (std::mem::take(&mut session.said), session.counts());
-        let silent = session.silent;
+        let silent = session.process.silent;
         for said in said.into_iter().filter(|_| serves) {
             let there = &self.offer.executor.devices;
             let session = self.sessions.get_mut(&id);
@@ -570,7 +595,7 @@ impl<'a> Broker<'a> {
         let Some(session) = self.sessions.get_mut(&id) else {
             return;
         };
-        let lines = session.logged();
+        let lines = session.process.logged();
         let who = session.who.clone();
         for line in lines {
             let (level, target, text) = logging::parse_worker_line(&line);
@@ -626,6 +651,14 @@ impl<'a> Broker<'a> {
                 session.kill_at = Some(now + KICK_TIME);
             }
         }
+        let handed = self
+            .sessions
+            .values()
+            .filter(|it| it.take_until().is_some());
+        for id in handed.map(|it| it.id).collect::<Vec<_>>() {
+            self.start_instead(id, false, now);
+        }
+        self.keep_warm(now);
         self.control.expire(now);
         if let Some(metrics) = &mut self.metrics {
             metrics.expire(now);

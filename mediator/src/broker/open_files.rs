@@ -3,7 +3,7 @@
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use vgpu_transport::Endpoint;
 
-use super::{admission, closer, strangers};
+use super::{admission, closer, strangers, warm};
 use crate::config::Config;
 use crate::failure::Failure;
 
@@ -62,6 +62,12 @@ fn needed(config: &Config) -> u64 {
     if listens(|endpoint| matches!(endpoint, Endpoint::Tcp { .. })) {
         workers += count(strangers::PLACES);
         others += count(strangers::WAITING);
+    }
+    if config.worker.warm_workers > 0 {
+        // Those that wait, those that end, and the connections of guests on their way to one.
+        let waiting = count(warm::POOLS) * u64::from(config.worker.warm_workers);
+        workers += waiting + count(warm::MOST_ENDING);
+        others += u64::from(limits.max_sessions);
     }
     OF_A_WORKER * workers + others
 }

@@ -253,6 +253,7 @@ impl Broker<'_> {
         }
         self.tell_xen(Command::Judge(self.config.policy.clone()));
         self.reweigh(now);
+        self.want_warm(now);
         self.warn_of_missing_devices();
         // These would serve by the old settings for as long as the mediator runs; they are replaced.
         let after = self.terms_of(&waiting);

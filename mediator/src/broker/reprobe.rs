@@ -123,11 +123,12 @@ impl Broker<'_> {
                             "CUDA works here by now: a trial vector add was right".to_owned();
                     }
                     let choice = choice.clone();
-                    self.take_executor(Offer {
+                    let offer = Offer {
                         choice,
                         executor,
                         stands_in: false,
-                    });
+                    };
+                    self.take_executor(offer, now);
                 }
             }
         }
@@ -152,7 +153,7 @@ impl Broker<'_> {
     }
 
     /// From here on sessions that open their executor take this one.
-    fn take_executor(&mut self, offer: Offer) {
+    fn take_executor(&mut self, offer: Offer, now: Instant) {
         let executor = &offer.executor;
         log::info!(
             "executor {}: {}, {}; for new sessions",
@@ -177,6 +178,7 @@ impl Broker<'_> {
         }
         self.offer = offer;
         self.reprobe = None;
+        self.want_warm(now);
         self.warn_of_missing_devices();
         self.tell_status();
     }

@@ -1,17 +1,12 @@
 //! A worker process from the broker's side.
 
 use std::collections::VecDeque;
-use std::io::{self, IoSlice, Write};
-use std::mem::MaybeUninit;
-use std::net::Shutdown;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixStream;
-use std::os::unix::process::CommandExt;
-use std::process::{Child, Command, ExitStatus, Stdio};
+use std::process::ExitStatus;
 use std::time::{Duration, Instant};
 
-use nix::fcntl::{FcntlArg, FdFlag, fcntl};
-use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg};
 use vchan::local::Stranger;
 use vchan::xen::DomainLife;
 use vgpu_file_transport::{GuestName, SessionName};
@@ -19,14 +14,13 @@ use vgpu_socket_transport::MAX_NAME;
 
 use super::accounts::Force;
 use super::compilers;
+use super::process::Process;
 use super::who::Who;
 use crate::devices::{Device, DeviceKey, Devices};
-use crate::lines::{LineBuffer, LooseLines};
 use crate::rate::TokenBucket;
 use crate::usage::{Activity, Standing, Usage};
-use crate::worker;
-use crate::worker::link::{Ask, Ended, Found, Key, MAX_LINE, Report};
-use crate::worker::spec::Spec;
+use crate::worker::link::{Ask, Ended, Found, Key, MAX_LINE, Report, Waiting};
+use crate::worker::spec::{Spec, Start};
 use crate::worker::turns::Said;
 
 /// Findings of one worker that wait at most.
@@ -34,6 +28,21 @@ const MOST_FOUND: usize = 1024;
 
 /// Words of one worker about its turns that wait at most: more than are said before an answer.
 const MOST_SAID: usize = 64;
+
+/// How long a worker that has waited may take to take its session. A new one is there about as soon.
+const TAKE_LIMIT: Duration = Duration::from_millis(500);
+
+/// A session on its way to a worker that has waited for one.
+#[derive(Debug)]
+pub(super) struct Handed {
+    /// Kept until the worker has it, so that another can serve it.
+    pub(super) guest: Stranger<OwnedFd>,
+    /// For that other worker.
+    pub(super) spec: Spec,
+    pub(super) until: Instant,
+    /// What is wrong with the worker.
+    failed: Option<String>,
+}
 
 /// A session's worker and what it has reported.
 #[derive(Debug)]
@@ -47,18 +56,13 @@ pub(super) struct Session {
     pub(super) stranger: bool,
     /// It has had the key of one client: there is none for another.
     key_given: bool,
-    /// The user that it is, of those who have nothing but a worker.
-    pub(super) user: Option<u32>,
     /// Of the guest's domain, until it is over.
     pub(super) life: Option<DomainLife>,
-    child: Child,
-    link: UnixStream,
-    lines: LineBuffer,
-    /// Its standard error, until that is over.
-    log: Option<UnixStream>,
-    log_lines: LooseLines,
-    /// The link is over; the process may still be there.
-    pub(super) silent: bool,
+    pub(super) process: Process,
+    /// Its worker was there before it.
+    pub(super) was_warm: bool,
+    /// Until that has taken it.
+    handed: Option<Handed>,
     report: Report,
     /// The events in its directory, to be taken by the broker.
     pub(super) found: VecDeque<Found>,
@@ -79,8 +83,7 @@ pub(super) struct Session {
 }
 
 impl Session {
-    /// Starts the worker. `guest` becomes its standard input, the link a descriptor that an argument
-    /// names, and standard output is the log: a preloaded library may print what it likes.
+    /// Starts a worker for it, with the connection of `guest`, if it has one so far.
     pub(super) fn start(
         id: u64,
         who: Who,
@@ -88,51 +91,53 @@ impl Session {
         guest: Option<Stranger<OwnedFd>>,
         now: Instant,
     ) -> io::Result<Self> {
-        let (link, theirs) = UnixStream::pair()?;
-        link.set_nonblocking(true)?;
-        let (log, their_log) = UnixStream::pair()?;
-        log.set_nonblocking(true)?;
-        // A failed start closes it, and then this process must have another.
-        let copy = guest.as_ref().map(|guest| guest.try_clone()).transpose()?;
-        let label = format!("session-{id}");
-        // Inherited by this child alone: no other thread of the broker starts processes.
-        fcntl(&theirs, FcntlArg::F_SETFD(FdFlag::empty()))?;
-        let descriptor = theirs.as_raw_fd().to_string();
-        let child = Command::new("/proc/self/exe")
-            .arg0("vgpu-mediatord")
-            .args([worker::ARGUMENT, &label, &descriptor])
-            .arg(serde_json::to_string(spec)?)
-            .env_remove("NOTIFY_SOCKET")
-            // Compiled kernels of a guest must not reach another guest or this user's files.
-            .env("CUDA_CACHE_DISABLE", "1")
-            .envs(spec.driver_environment())
-            .stdin(copy.map_or_else(Stdio::null, Stdio::from))
-            .stdout(OwnedFd::from(their_log.try_clone()?))
-            .stderr(OwnedFd::from(their_log))
-            // A Ctrl-C at the terminal is for the broker, which lets the workers finish.
-            .process_group(0)
-            .spawn()?;
-        drop(theirs);
-        // The worker has it and keeps it until it reads the word, so this close is never the last one.
-        drop(guest.map(Stranger::trust));
-        if let Err(error) = (&link).write_all(&[worker::BEGIN]) {
-            log::debug!("session {id}: its worker ended as it began: {error}");
+        let process = start_process(id, spec, guest)?;
+        Ok(Self::of(id, who, spec, process, now))
+    }
+
+    /// Hands it to a worker that has waited, `process`: `spec` is what another would be started with.
+    ///
+    /// # Errors
+    /// That worker cannot be told, and why; it is of no use any more. The rest is as it was.
+    pub(super) fn hand(
+        id: u64,
+        who: Who,
+        spec: Spec,
+        guest: Stranger<OwnedFd>,
+        process: Process,
+        now: Instant,
+    ) -> Result<Self, Box<(Process, String, Stranger<OwnedFd>)>> {
+        let line = format!("{}\n", Ask::Serve(Box::new(spec.assignment())));
+        let told = match line.len() <= MAX_LINE {
+            true => process.tell_with(line.as_bytes(), guest.as_fd()),
+            false => Err(io::Error::other("its session is too long to tell")),
+        };
+        if let Err(error) = told {
+            return Err(Box::new((process, error.to_string(), guest)));
         }
-        Ok(Self {
+        let mut session = Self::of(id, who, &spec, process, now);
+        session.was_warm = true;
+        session.handed = Some(Handed {
+            guest,
+            spec,
+            until: now + TAKE_LIMIT,
+            failed: None,
+        });
+        Ok(session)
+    }
+
+    fn of(id: u64, who: Who, spec: &Spec, process: Process, now: Instant) -> Self {
+        Self {
             id,
             who,
             began: now,
             refusing: spec.refusal.is_some(),
             stranger: false,
             key_given: false,
-            user: spec.confinement.user,
             life: None,
-            child,
-            link,
-            lines: LineBuffer::new(MAX_LINE),
-            log: Some(log),
-            log_lines: LooseLines::default(),
-            silent: false,
+            process,
+            was_warm: false,
+            handed: None,
             report: Report::default(),
             found: VecDeque::new(),
             said: VecDeque::new(),
@@ -142,7 +147,43 @@ impl Session {
             reported: None,
             force: None,
             kill_at: None,
-        })
+        }
+    }
+
+    /// When its worker must have taken it.
+    pub(super) fn take_until(&self) -> Option<Instant> {
+        self.handed.as_ref().map(|handed| handed.until)
+    }
+
+    /// Why the worker that has waited does not take it, if so, or if `is_over`. Somebody who ends it ends it with that
+    /// worker.
+    pub(super) fn not_taken(&self, is_over: bool, now: Instant) -> Option<String> {
+        let handed = self.handed.as_ref()?;
+        let late = || {
+            let ms = TAKE_LIMIT.as_millis();
+            (handed.until <= now).then(|| format!("it did not take its session within {ms} ms"))
+        };
+        let own = || self.report.ended.as_ref().map(|ended| ended.text.clone());
+        let over = || (is_over || self.process.silent).then(|| "it ended".to_owned());
+        let failed = handed.failed.clone();
+        failed.or_else(own).or_else(over).or_else(late)
+    }
+
+    /// The session on its way to its worker, which has not taken it.
+    pub(super) fn take_back(&mut self) -> Option<Handed> {
+        self.handed.take()
+    }
+
+    /// Starts another worker in place of the one that has not taken it, which comes out.
+    pub(super) fn start_again(
+        &mut self,
+        spec: &Spec,
+        guest: Stranger<OwnedFd>,
+    ) -> io::Result<Process> {
+        let process = start_process(self.id, spec, Some(guest))?;
+        self.report = Report::default();
+        self.was_warm = false;
+        Ok(std::mem::replace(&mut self.process, process))
     }
 
     /// Whether it serves a guest, or is about to.
@@ -170,7 +211,7 @@ impl Session {
     }
 
     pub(super) fn pid(&self) -> u32 {
-        self.child.id()
+        self.process.pid()
     }
 
     /// The session's usage at its last report.
@@ -211,7 +252,7 @@ impl Session {
     /// Takes the reports that have arrived. A worker that sends anything else is killed: it may
     /// have been taken over by its guest. Returns whether any have.
     pub(super) fn listen(&mut self, now: Instant) -> bool {
-        let received = match self.lines.read(&self.link) {
+        let received = match self.process.read() {
             Ok(received) => received,
             Err(error) => {
                 self.distrust(&error.to_string());
@@ -222,7 +263,6 @@ impl Session {
         if let Err(why) = self.take(received.lines, now) {
             self.distrust(&why);
         }
-        self.silent |= received.closed;
         any
     }
 
@@ -232,6 +272,9 @@ impl Session {
                 serde_json::from_str::<Report>(&line).map_err(|error| error.to_string())?;
             if !plausible(&report) {
                 return Err("a report has a text that no worker writes".to_owned());
+            }
+            if report.waiting.take() == Some(Waiting::Taken) {
+                self.begin()?;
             }
             // As many as a look at a directory brings: more are reported again.
             if self.found.len() < MOST_FOUND {
@@ -249,38 +292,36 @@ impl Session {
         Ok(())
     }
 
+    /// Its worker, which has waited, has its guest's socket: from now on it is as if it had been started with it.
+    fn begin(&mut self) -> Result<(), String> {
+        let handed = self.handed.take();
+        let handed = handed.ok_or("it takes a session that nobody has given it")?;
+        // The worker keeps it until it reads the word, so this close is never the last one.
+        drop(handed.guest.trust());
+        self.ask(Ask::Begin);
+        Ok(())
+    }
+
     fn distrust(&mut self, why: &str) {
-        self.put_out(&format!("the worker misbehaves: {why}"));
+        let why = format!("the worker misbehaves: {why}");
+        match &mut self.handed {
+            // Nothing of its guest has reached it.
+            Some(handed) => handed.failed = Some(why),
+            None => self.put_out(&why),
+        }
     }
 
     /// Ends the process at once, and says why in its place.
     pub(super) fn put_out(&mut self, why: &str) {
-        self.silent = true;
+        self.process.silent = true;
         self.kill(Force::Misbehaved);
         self.report.ended = Some(Ended::fault(why));
-    }
-
-    /// The pipe of the worker's log, while it is open.
-    pub(super) fn log(&self) -> Option<BorrowedFd<'_>> {
-        self.log.as_ref().map(AsFd::as_fd)
-    }
-
-    /// Takes some of what the worker has logged.
-    pub(super) fn logged(&mut self) -> Vec<String> {
-        let Some(log) = &self.log else {
-            return Vec::new();
-        };
-        let (lines, open) = self.log_lines.read(log);
-        if !open {
-            self.log = None;
-        }
-        lines
     }
 
     /// Asks without waiting; a worker that does not listen is dealt with by `kill_at`.
     pub(super) fn ask(&mut self, ask: Ask) {
         let line = format!("{ask}\n");
-        if let Err(error) = (&self.link).write_all(line.as_bytes()) {
+        if let Err(error) = self.process.tell(line.as_bytes()) {
             log::debug!("session {}: {} cannot be asked: {error}", self.id, ask);
         }
     }
@@ -288,17 +329,7 @@ impl Session {
     /// Gives the worker the socket of a compiler, which ends after `limit`.
     pub(super) fn give_compiler(&mut self, socket: &UnixStream, limit: Duration) {
         let line = format!("{}\n", Ask::Compiler(limit));
-        let descriptors = [socket.as_fd()];
-        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
-        let mut with = SendAncillaryBuffer::new(&mut space);
-        let sent = match with.push(SendAncillaryMessage::ScmRights(&descriptors)) {
-            true => {
-                let flags = SendFlags::NOSIGNAL | SendFlags::DONTWAIT;
-                let line = [IoSlice::new(line.as_bytes())];
-                sendmsg(&self.link, &line, &mut with, flags).map_err(io::Error::from)
-            }
-            false => Err(io::Error::other("no room for a descriptor")),
-        };
+        let sent = self.process.tell_with(line.as_bytes(), socket.as_fd());
         if let Err(error) = sent {
             log::debug!("session {}: no compiler can be given: {error}", self.id);
         }
@@ -316,7 +347,7 @@ impl Session {
         }
         let mut line = find().to_line();
         line.push('\n');
-        if let Err(error) = (&self.link).write_all(line.as_bytes()) {
+        if let Err(error) = self.process.tell(line.as_bytes()) {
             log::debug!("session {}: no key can be given: {error}", self.id);
         }
     }
@@ -326,28 +357,15 @@ impl Session {
         if self.report.ended.is_none() {
             self.force.get_or_insert(force);
         }
-        self.end_process();
+        self.process.end();
     }
 
-    /// Ends the process of a session that is none.
-    pub(super) fn end_process(&mut self) {
-        // An error means that it has ended already.
-        let _ = self.child.kill();
-        let _ = self.link.shutdown(Shutdown::Both);
-    }
-
-    /// Whether the process has ended; collects its status.
-    pub(super) fn try_wait(&mut self) -> Option<ExitStatus> {
-        // An error means that there is no such child, which cannot be; it would be over then.
-        self.child.try_wait().ok().flatten()
-    }
-
-    /// Its end, after [`try_wait`](Self::try_wait) has returned a status.
+    /// Its end, after the process has ended with a status.
     pub(super) fn ended(&mut self, status: ExitStatus, now: Instant) -> Ended {
         // The last words may still wait in the socket, which holds less than this. No more: a process that the worker
         // has started may still write.
         for _ in 0..64 {
-            if self.silent || !self.listen(now) {
+            if self.process.silent || !self.listen(now) {
                 break;
             }
         }
@@ -380,8 +398,7 @@ fn plausible(report: &Report) -> bool {
         }
 }
 
-impl AsFd for Session {
-    fn as_fd(&self) -> BorrowedFd<'_> {
-        self.link.as_fd()
-    }
+fn start_process(id: u64, spec: &Spec, guest: Option<Stranger<OwnedFd>>) -> io::Result<Process> {
+    let start = Start::Session(Box::new(spec.clone()));
+    Process::start(&format!("session-{id}"), &start, guest)
 }

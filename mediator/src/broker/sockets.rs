@@ -192,6 +192,9 @@ impl Broker<'_> {
         session.weight = share.weight.unwrap_or(1);
         session.devices = share.devices;
         session.kill_at = None;
+        if session.was_warm {
+            self.warm.no_stranger();
+        }
         match refusal {
             None => {
                 session.ask(Ask::Admit(Box::new(share)));
@@ -203,7 +206,7 @@ impl Broker<'_> {
                 session.refusing = true;
                 session.ask(Ask::TurnAway(turned));
                 if !told {
-                    session.end_process();
+                    session.process.end();
                 }
             }
         }

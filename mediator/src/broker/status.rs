@@ -43,7 +43,7 @@ pub(super) enum Asker {
 
 impl Broker<'_> {
     pub(super) fn begin_query(&mut self, asker: Asker, now: Instant) {
-        for session in self.sessions.values_mut().filter(|session| !session.silent) {
+        for session in self.sessions.values_mut().filter(|it| !it.process.silent) {
             session.ask(Ask::Report);
         }
         if self.has_gpus() {
@@ -64,7 +64,8 @@ impl Broker<'_> {
         let gpus = self.gpus.is_asked();
         let mut queries = std::mem::take(&mut self.queries);
         for query in &mut queries {
-            let told = |session: &Session| session.silent || is_current(session, query.asked);
+            let told =
+                |session: &Session| session.process.silent || is_current(session, query.asked);
             if query.workers && (query.deadline <= now || sessions.values().all(told)) {
                 query.workers = false;
                 query.deadline = query.asked + GPUS_LIMIT;
@@ -216,6 +217,7 @@ impl Broker<'_> {
             },
             allow_all: self.config.policy.allow_all,
             missing_devices: self.missing_devices(),
+            warm: self.warm.status(&self.config.listen),
             sessions_started: self.accounts.started,
             refused: self.accounts.refused(),
             protections: self.protections.clone(),

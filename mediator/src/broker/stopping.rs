@@ -76,10 +76,11 @@ impl Broker<'_> {
         for session in self.sessions.values_mut() {
             match session.stranger {
                 // It has nobody to finish for.
-                true => session.end_process(),
+                true => session.process.end(),
                 false => session.ask(Ask::Drain),
             }
         }
+        self.warm.stop(now);
         self.stopping = Some(Stopping::Draining {
             since: now,
             until: now + time,
@@ -97,17 +98,24 @@ impl Broker<'_> {
         let due = |at: Instant| at <= now;
         match self.stopping {
             None => {}
-            Some(_) if self.sessions.is_empty() => self.stopping = Some(Stopping::Over),
+            Some(_) if self.sessions.is_empty() && self.warm.is_empty() => {
+                self.stopping = Some(Stopping::Over)
+            }
             Some(Stopping::Draining { until, .. }) if due(until) => {
-                log::warn!(
-                    "sessions that did not finish in time: {}",
-                    self.sessions.len()
-                );
+                if !self.sessions.is_empty() {
+                    log::warn!(
+                        "sessions that did not finish in time: {}",
+                        self.sessions.len()
+                    );
+                }
                 self.kill_all(now);
             }
             Some(Stopping::Reaping(at)) if due(at) => {
                 // They hang in the kernel; they end with this process.
-                log::error!("workers that cannot be ended: {}", self.sessions.len());
+                log::error!(
+                    "workers that cannot be ended: {}",
+                    self.sessions.len() + self.warm.ending()
+                );
                 self.stopping = Some(Stopping::Over);
             }
             Some(_) => {}

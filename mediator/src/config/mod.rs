@@ -25,7 +25,7 @@ pub use limits::Limits;
 pub use metrics::MetricsAddress;
 use paths::absolute;
 pub use paths::default_control_path;
-pub use worker::WorkerSettings;
+pub use worker::{MOST_WARM, WorkerSettings};
 
 /// A configuration that was checked and can be run.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -174,6 +174,14 @@ impl Config {
             return Err(Failure::new(
                 format!("{setting} counts for nothing with executor relay:{endpoint}"),
                 "take it out here, and set devices in the configuration of the mediator that has the devices",
+            ));
+        }
+        if let ExecutorChoice::Relay(endpoint) = &config.executor
+            && config.worker.warm_workers > 0
+        {
+            return Err(Failure::new(
+                format!("worker.warm_workers counts for nothing with executor relay:{endpoint}"),
+                "take it out here, and set it in the configuration of the mediator that has the devices",
             ));
         }
         Ok(config)

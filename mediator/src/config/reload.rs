@@ -70,6 +70,10 @@ impl Config {
                 "worker.compile_timeout_s",
                 self.worker.compile_timeout_s == new.worker.compile_timeout_s,
             ),
+            (
+                "worker.warm_workers",
+                self.worker.warm_workers == new.worker.warm_workers,
+            ),
         ];
         let mut all: Vec<String> = names_of(&settings).into_iter().map(str::to_owned).collect();
         all.extend(self.limits.differences(&new.limits));

@@ -10,6 +10,9 @@ use crate::worker::confinement::Confine;
 /// How many users there are for workers: more than there can be workers.
 const USERS: u32 = 2048;
 
+/// Most warm workers for a set of devices.
+pub const MOST_WARM: u32 = 16;
+
 /// How workers run. `dist/mediatord.toml` describes each setting for administrators.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
@@ -22,6 +25,8 @@ pub struct WorkerSettings {
     pub compile: bool,
     /// Longest time in seconds that a source may take to compile.
     pub compile_timeout_s: u32,
+    /// Workers that are ready before there is a session for them, for each set of devices; 0: none.
+    pub warm_workers: u32,
 }
 
 impl Default for WorkerSettings {
@@ -35,6 +40,7 @@ impl Default for WorkerSettings {
             first_user: 2_080_000_000,
             compile: true,
             compile_timeout_s: 30,
+            warm_workers: 0,
         }
     }
 }
@@ -66,6 +72,12 @@ impl WorkerSettings {
             return Err(format!(
                 "worker.compile_timeout_s is {}; it must be 1 to 3600",
                 self.compile_timeout_s
+            ));
+        }
+        if self.warm_workers > MOST_WARM {
+            return Err(format!(
+                "worker.warm_workers is {}; at most {MOST_WARM} are possible",
+                self.warm_workers
             ));
         }
         if self.confine == Confine::Required && !geteuid().is_root() {

@@ -137,6 +137,9 @@ pub struct Status {
     /// Settings that name a device which is not there, each in a line; sessions that are to have it are refused.
     #[serde(default)]
     pub missing_devices: Vec<String>,
+    /// Workers that are there before their sessions; absent where none are wanted.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub warm: Option<Warm>,
     /// Sessions since the start, those that were refused not counted.
     pub sessions_started: u64,
     /// Guests that were turned away since the start.
@@ -206,6 +209,41 @@ pub struct Gpu {
     pub ecc_uncorrected: Option<u64>,
     /// Seconds since this was read.
     pub age_s: u64,
+}
+
+/// Workers that are there before their sessions.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Warm {
+    /// How many there are to be, for all sets of devices together.
+    pub wanted: usize,
+    /// Those that are there.
+    pub workers: Vec<WarmWorker>,
+    /// Sessions that were given one since the mediator started.
+    pub sessions: u64,
+    /// Sessions for which one had to be started, though they could have been given one.
+    pub cold_sessions: u64,
+    /// Endpoints whose sessions get none.
+    pub cold_endpoints: Vec<String>,
+}
+
+impl Warm {
+    /// How many are ready.
+    pub fn ready(&self) -> usize {
+        let ready = self.workers.iter().filter(|it| it.state == "ready");
+        ready.count()
+    }
+}
+
+/// One of them.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct WarmWorker {
+    /// The process.
+    pub pid: u32,
+    /// `starting`, `ready`, or `ending` for one that has failed.
+    pub state: String,
+    /// The devices that it has opened the first of, as [`Guest::devices`]; absent where that is all.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub devices: Option<Vec<String>>,
 }
 
 /// Limits on guests.

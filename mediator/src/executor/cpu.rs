@@ -32,6 +32,10 @@ impl Open for Processor {
         })
     }
 
+    fn check(&self) -> Result<(), ExecutorError> {
+        Ok(())
+    }
+
     fn select(&mut self, _: &Device) -> Result<(), ExecutorError> {
         // There is but one.
         Ok(())

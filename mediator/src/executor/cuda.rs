@@ -78,6 +78,12 @@ impl Open for OpenGpu {
         Queue::new(&self.0).map_err(|error| executor_error(&self.0, error))
     }
 
+    fn check(&self) -> Result<(), ExecutorError> {
+        self.0
+            .synchronize()
+            .map_err(|error| executor_error(&self.0, error))
+    }
+
     fn select(&mut self, device: &devices::Device) -> Result<(), ExecutorError> {
         let waker = Arc::clone(self.0.waker());
         let opened = Device::open(self.0.driver(), device.index, waker).map_err(explain)?;

@@ -64,6 +64,14 @@ pub trait Executor: Backend + Send {
     /// Has the sources of its session compiled by this.
     fn set_compiler(&mut self, _compiler: Arc<dyn Compile>) {}
 
+    /// Whether it still works that was opened some time ago, for nobody yet.
+    ///
+    /// # Errors
+    /// It does not, and this process can open it no more.
+    fn check(&mut self) -> Result<(), ExecutorError> {
+        Ok(())
+    }
+
     /// The failures that came after their requests were answered, since the call before.
     fn take_failures(&mut self) -> FenceReply {
         FenceReply::default()

@@ -34,6 +34,12 @@ pub(super) trait Open: Send {
     /// It cannot be opened.
     fn open(&self, info: &ExecutorInfo, limits: &Limits) -> Result<Self::Device, ExecutorError>;
 
+    /// Whether what is open still works, before it is used.
+    ///
+    /// # Errors
+    /// It does not.
+    fn check(&self) -> Result<(), ExecutorError>;
+
     /// From now on [`open`](Self::open) opens this device, which is one of the executor's.
     ///
     /// # Errors
@@ -192,6 +198,10 @@ impl<O: Open> Executor for OnDevice<O> {
 
     fn set_compiler(&mut self, compiler: Arc<dyn Compile>) {
         self.compiler = Some(compiler);
+    }
+
+    fn check(&mut self) -> Result<(), ExecutorError> {
+        self.open.check()
     }
 
     fn take_failures(&mut self) -> FenceReply {

@@ -25,7 +25,7 @@ use vgpu_file_transport::SessionName;
 use vgpu_socket_transport::{Expected, Secret, SecretError};
 use zeroize::{Zeroize, Zeroizing};
 
-use super::spec::Turned;
+use super::spec::{Assignment, Turned};
 use super::turns::{Said, Turns};
 use crate::compile::ask::{self, ByBroker};
 use crate::executor::ExecutorChoice;
@@ -61,6 +61,9 @@ pub struct Report {
     /// Its message about its turns on the device.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub turn: Option<Said>,
+    /// How far it is with a session that it has waited for.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub waiting: Option<Waiting>,
     /// Set once its work is over. What the thread that listens says after it takes nothing back.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ended: Option<Ended>,
@@ -78,6 +81,16 @@ impl Report {
         }
         self
     }
+}
+
+/// What a worker says that was started before its session.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Waiting {
+    /// It is confined, its executor is open and has proved itself: it can take a session.
+    Ready,
+    /// It holds its guest's socket, and goes on when it hears [`Ask::Begin`].
+    Taken,
 }
 
 /// Something that only the broker can decide about.
@@ -138,6 +151,10 @@ pub enum Ask {
     Kick,
     /// Of the worker of a directory: this session there has no worker any more.
     Over(SessionName),
+    /// To a worker that waits: this is its session. Its guest's socket comes with this.
+    Serve(Box<Assignment>),
+    /// The same session may begin: the broker has let go of the guest's socket.
+    Begin,
     /// Open this executor from now on, for this reason.
     Executor {
         /// Never `auto`.
@@ -174,6 +191,8 @@ impl Ask {
             "drain" => Self::Drain,
             "kick" => Self::Kick,
             "over" => Self::Over(rest.parse().ok()?),
+            "serve" => Self::Serve(serde_json::from_str(rest).ok()?),
+            "begin" => Self::Begin,
             "executor" => {
                 let (choice, reason) = rest.split_once(' ')?;
                 Self::Executor {
@@ -206,6 +225,11 @@ impl fmt::Display for Ask {
             Self::Drain => f.write_str("drain"),
             Self::Kick => f.write_str("kick"),
             Self::Over(session) => write!(f, "over {session}"),
+            Self::Serve(session) => {
+                let session = serde_json::to_string(session).map_err(|_| fmt::Error)?;
+                write!(f, "serve {session}")
+            }
+            Self::Begin => f.write_str("begin"),
             Self::Executor { choice, reason } => write!(f, "executor {choice} {}", flat(reason)),
             Self::Admit(share) => {
                 let share = serde_json::to_string(share).map_err(|_| fmt::Error)?;
@@ -273,10 +297,20 @@ pub(super) type Decision = Result<Share, Turned>;
 /// The executor a session opens, and why.
 pub(super) type Chosen = Mutex<(ExecutorChoice, String)>;
 
+/// What a worker that waits hears of its session.
+#[derive(Debug)]
+pub(super) enum Session {
+    /// There is one, whose socket this is; none if it got lost on the way.
+    Is(Box<Assignment>, Option<OwnedFd>),
+    /// It begins.
+    Begins,
+}
+
 /// The worker's end.
 #[derive(Debug)]
 pub(super) struct Link {
     stream: Arc<UnixStream>,
+    sessions: Receiver<Session>,
     decisions: Receiver<Decision>,
     keys: Receiver<Key>,
     /// Of the guest's domain, once that is known.
@@ -299,6 +333,7 @@ impl Link {
         let stream = Arc::new(stream);
         let (decided, decisions) = mpsc::channel();
         let (given, keys) = mpsc::channel();
+        let (served, sessions) = mpsc::channel();
         let life = Arc::default();
         let turns = Arc::new(Turns::shared({
             let (stream, observed) = (Arc::clone(&stream), Arc::clone(observed));
@@ -317,6 +352,7 @@ impl Link {
         };
         let link = Self {
             stream: Arc::clone(&stream),
+            sessions,
             decisions,
             keys,
             life: Arc::clone(&life),
@@ -327,6 +363,7 @@ impl Link {
         thread::Builder::new().name("link".into()).spawn(move || {
             let told = Told {
                 over,
+                served,
                 decided,
                 given,
                 chosen,
@@ -337,6 +374,30 @@ impl Link {
             listen(&stream, &observed, &stop, &ended, &told);
         })?;
         Ok((link, turns))
+    }
+
+    /// Tells how far this worker is with the session that it waits for.
+    pub(super) fn waits(&self, observed: &Observed, waiting: Waiting) {
+        let report = Report {
+            waiting: Some(waiting),
+            ..Report::default()
+        };
+        send(&self.stream, observed, report);
+    }
+
+    /// What comes next of the session that this worker waits for, however long that takes: where the broker ends, this
+    /// process does.
+    ///
+    /// # Errors
+    /// Nobody listens to the broker any more.
+    pub(super) fn session(&self) -> Result<Session, mpsc::RecvError> {
+        self.sessions.recv()
+    }
+
+    /// The same, in a session that has been announced; `None`: nothing in time.
+    pub(super) fn session_by(&self, deadline: Instant) -> Option<Session> {
+        let left = deadline.saturating_duration_since(Instant::now());
+        self.sessions.recv_timeout(left).ok()
     }
 
     /// Tells that the guest's channel is up.
@@ -408,6 +469,7 @@ impl Link {
 /// State set by the broker's messages.
 struct Told {
     over: Sender<SessionName>,
+    served: Sender<Session>,
     decided: Sender<Decision>,
     given: Sender<Key>,
     chosen: Arc<Chosen>,
@@ -472,6 +534,7 @@ fn listen(
 ) {
     let Told {
         over,
+        served,
         decided,
         given,
         chosen,
@@ -508,6 +571,20 @@ fn listen(
                 Some(Ask::Over(session)) => {
                     // Only the worker of a directory listens.
                     let _ = over.send(session);
+                    continue;
+                }
+                Some(Ask::Serve(session)) => {
+                    let mut chosen = chosen.lock().unwrap_or_else(PoisonError::into_inner);
+                    chosen.1.clone_from(&session.reason);
+                    drop(chosen);
+                    // It came with the first byte of the line.
+                    let socket = reader.get_mut().get_mut().descriptors.pop_front();
+                    // Only a worker that waits listens.
+                    let _ = served.send(Session::Is(session, socket));
+                    continue;
+                }
+                Some(Ask::Begin) => {
+                    let _ = served.send(Session::Begins);
                     continue;
                 }
                 Some(Ask::Executor { choice, reason }) => {
@@ -600,6 +677,7 @@ mod tests {
     use super::*;
     use crate::devices::{DeviceKey, MOST_DEVICES};
     use crate::policy::Operations;
+    use crate::worker::spec::Carrier;
 
     #[test]
     fn nothing_takes_back_that_it_has_ended() {
@@ -654,6 +732,7 @@ mod tests {
                 want: true,
                 device: u32::MAX,
             }),
+            waiting: Some(Waiting::Taken),
             ended: Some(Ended::fault("y".repeat(1000))),
         };
         let line = serde_json::to_string(&report).unwrap();
@@ -669,7 +748,18 @@ mod tests {
             operations: Some(vec!["memory".to_owned()].try_into().unwrap()),
             ..Share::default()
         };
+        let session = Assignment {
+            guest: "local uid 0".to_owned(),
+            carrier: Carrier::Unix,
+            reason: "two\nlines".to_owned(),
+            epoch: u64::MAX,
+            connect_timeout_s: 1,
+            hello_timeout_s: 2,
+            share,
+        };
         for ask in [
+            Ask::Serve(Box::new(session)),
+            Ask::Begin,
             Ask::Report,
             Ask::Drain,
             Ask::Kick,

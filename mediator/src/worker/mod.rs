@@ -3,12 +3,15 @@
 //! The broker starts it as itself with the hidden first argument [`ARGUMENT`]. Its standard input
 //! is the guest's socket (or nothing), the [`link`] to the broker a descriptor that it inherits, and
 //! standard output and error are the log; with CUDA standard output is what its kernels print. It opens the guest's channel itself, so no byte of a guest passes the broker.
+//! A [`warm`] worker is started before its session: it hears of that over the link, and gets the socket with it.
 
 pub mod confinement;
 pub mod link;
 pub mod spec;
 pub mod turns;
+mod warm;
 
+use std::io;
 use std::mem::ManuallyDrop;
 use std::net::{Shutdown, TcpStream};
 use std::os::fd::{OwnedFd, RawFd};
@@ -23,9 +26,9 @@ use std::time::{Duration, Instant};
 use vchan::xen::Server;
 use vchan::xen::store::Store;
 use vchan::{Channel, DomId, Setup};
-use vgpu_file_transport::Stop;
 use vgpu_file_transport::directory::Directory;
 use vgpu_file_transport::name::NameError;
+use vgpu_file_transport::{SessionName, Stop};
 use vgpu_socket_transport::{SocketTransport, accept_tcp};
 
 use crate::executor::{self, Executor, ExecutorChoice, probe};
@@ -35,10 +38,11 @@ use crate::policy::Share;
 use crate::relay;
 use crate::session::{self, OpenError, SessionEnd, StopFlag, Stream};
 use crate::usage::Observed;
-use confinement::Enclosure;
+use confinement::{Enclosure, Needs};
 use link::{Chosen, Ended, Found, Link};
-use spec::{Carrier, Spec};
+use spec::{Carrier, Spec, Start};
 use turns::Turns;
+use warm::Opened;
 
 /// How soon a worker without a guest notices that the broker wants it to end.
 const STOP_CHECK: Duration = Duration::from_millis(250);
@@ -58,17 +62,23 @@ pub const BEGIN: u8 = b'\n';
 /// First argument of a worker process.
 pub const ARGUMENT: &str = "worker";
 
-/// Runs the worker: `arguments` are a label for `ps`, the descriptor of the link and the [`Spec`].
+/// Runs the worker: `arguments` are a label for `ps`, the descriptor of the link and what it is started for.
 pub fn main(arguments: &[String]) -> ExitCode {
-    let outcome = read_arguments(arguments).and_then(|(broker, mut spec)| {
+    let outcome = read_arguments(arguments).and_then(|(broker, mut start)| {
         // Before anything else is opened, as it closes what is not known.
-        let (guest, broker) = confinement::take_inherited(broker, spec.broker_pid)
+        let (guest, broker) = confinement::take_inherited(broker, start.broker_pid())
             .map_err(|error| format!("cannot set itself up: {error}"))?;
+        let (needs, verbose) = match &mut start {
+            Start::Session(spec) => (spec.needs(), spec.verbose),
+            Start::Warm(warm) => (warm.needs(), warm.verbose),
+        };
         // Before there are other threads.
-        let confined = confine(&mut spec);
-        logging::init_worker(spec.verbose)
-            .map_err(|error| format!("cannot set itself up: {error}"))?;
-        Ok(run(spec, guest, broker, confined))
+        let confined = confine(start.confinement().clone(), needs);
+        logging::init_worker(verbose).map_err(|error| format!("cannot set itself up: {error}"))?;
+        Ok(match start {
+            Start::Session(spec) => run(*spec, guest, broker, confined),
+            Start::Warm(waiting) => warm::run(*waiting, broker, confined.map(drop)),
+        })
     });
     let status = outcome.unwrap_or_else(|error| {
         logging::say(&format!("vgpu-mediatord {ARGUMENT}: {error}\n"));
@@ -78,24 +88,23 @@ pub fn main(arguments: &[String]) -> ExitCode {
     status
 }
 
-fn read_arguments(arguments: &[String]) -> Result<(RawFd, Spec), String> {
-    let [_label, broker, spec] = arguments else {
+fn read_arguments(arguments: &[String]) -> Result<(RawFd, Start), String> {
+    let [_label, broker, start] = arguments else {
         return Err("a worker is started by vgpu-mediatord, not by hand".to_owned());
     };
     let broker = broker
         .parse()
         .map_err(|_| format!("`{broker}` is no descriptor"))?;
-    let spec = serde_json::from_str(spec).map_err(|error| error.to_string())?;
-    Ok((broker, spec))
+    let start = serde_json::from_str(start).map_err(|error| error.to_string())?;
+    Ok((broker, start))
 }
 
 /// Takes from this process what it does not need. What is left to be sealed once its channel is open is
 /// the answer.
-fn confine(spec: &mut Spec) -> Result<Option<Enclosure>, String> {
-    let needs = spec.needs();
+fn confine(settings: confinement::Settings, needs: Needs) -> Result<Option<Enclosure>, String> {
     let keeps_rights = needs.xen;
     let cuda = needs.cuda;
-    let enclosure = confinement::enclose(spec.confinement.clone(), needs)
+    let enclosure = confinement::enclose(settings, needs)
         .map_err(|why| format!("it cannot be confined: {why}"))?;
     if cuda {
         // Where that fails, sessions do without what kernels print.
@@ -134,19 +143,60 @@ fn leave_xen(enclosure: Option<Enclosure>) -> Result<(), String> {
     seal(enclosure)
 }
 
+/// What a worker and its broker have to do with each other.
+struct Linked {
+    link: Link,
+    turns: Arc<Turns>,
+    observed: Arc<Observed>,
+    stop: Arc<StopFlag>,
+    ended: Arc<AtomicBool>,
+    chosen: Arc<Chosen>,
+}
+
+impl Linked {
+    /// Starts to listen to the broker, whose choice of an executor this is so far, and why. What comes out beside it is
+    /// for the worker of a directory.
+    fn start(
+        broker: UnixStream,
+        choice: (ExecutorChoice, String),
+    ) -> io::Result<(Self, mpsc::Receiver<SessionName>)> {
+        let observed = Arc::new(Observed::default());
+        let stop = Arc::new(StopFlag::default());
+        let ended = Arc::new(AtomicBool::new(false));
+        let (over, sessions_over) = mpsc::channel();
+        let chosen = Arc::new(Chosen::new(choice));
+        let (link, turns) = Link::start(broker, &observed, &stop, &ended, over, &chosen)?;
+        let linked = Self {
+            link,
+            turns,
+            observed,
+            stop,
+            ended,
+            chosen,
+        };
+        Ok((linked, sessions_over))
+    }
+
+    /// The executor that the broker wants opened now.
+    fn choice(&self) -> (ExecutorChoice, String) {
+        let chosen = self.chosen.lock();
+        chosen.unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    fn ended(&self, end: Ended) {
+        self.link.ended(&self.observed, end);
+    }
+}
+
 fn run(
     spec: Spec,
     guest: OwnedFd,
     broker: UnixStream,
     confined: Result<Option<Enclosure>, String>,
 ) -> ExitCode {
-    let observed = Arc::new(Observed::default());
-    let stop = Arc::new(StopFlag::default());
-    let ended = Arc::new(AtomicBool::new(false));
-    let (over, sessions_over) = mpsc::channel();
-    let chosen = Arc::new(Chosen::new((spec.executor.clone(), spec.reason.clone())));
-    let (link, turns) = match Link::start(broker, &observed, &stop, &ended, over, &chosen) {
-        Ok(link) => link,
+    let choice = (spec.executor.clone(), spec.reason.clone());
+    let (linked, over) = match Linked::start(broker, choice) {
+        Ok(started) => started,
         Err(error) => {
             log::error!(
                 "worker for {}: cannot reach the broker: {error}",
@@ -155,69 +205,64 @@ fn run(
             return ExitCode::FAILURE;
         }
     };
-    let enclosure = match confined {
-        Ok(enclosure) => enclosure,
-        Err(why) => {
-            link.ended(&observed, Ended::fault(why));
-            return ExitCode::SUCCESS;
+    let end = match (confined, &spec.carrier) {
+        (Err(why), _) => Ended::fault(why),
+        (Ok(_), Carrier::File { directory, guest }) => {
+            serve_directory(&spec, directory, guest.as_deref(), over, &linked)
         }
+        (Ok(enclosure), _) => serve_guest(spec, guest, enclosure, None, &linked),
     };
-    let end = match &spec.carrier {
-        Carrier::File { directory, guest } => {
-            let opened = open_directory(directory, guest.as_deref());
-            match opened {
-                Ok(directory) => {
-                    link.connected(&observed);
-                    let discovery = Discovery {
-                        look_for_guests: guest.is_none(),
-                        mediator: spec.mediator(),
-                        found: &mut link.finder(&observed),
-                        over: sessions_over,
-                    };
-                    let mut open = || match spec.route() {
-                        Some(route) => relay::executor(&route),
-                        None => open_executor(&choice(&chosen).0, spec.share, &turns, &link),
-                    };
-                    let allowed = spec.operations();
-                    let stop = Stop::when(&ended);
-                    let counters = &observed.counters;
-                    let served = listen::file::serve(
-                        &directory, &mut open, allowed, discovery, counters, stop,
-                    );
-                    match served {
-                        Ok(()) => Ended::fine("stopped"),
-                        Err(error) => Ended::fault(error),
-                    }
-                }
-                Err(error) => Ended::fault(error),
-            }
-        }
-        _ => {
-            let from_broker = (&link, &turns);
-            serve_guest(
-                spec,
-                guest,
-                enclosure,
-                &observed,
-                &stop,
-                from_broker,
-                &chosen,
-            )
-        }
-    };
-    link.ended(&observed, end);
+    linked.ended(end);
     ExitCode::SUCCESS
 }
 
+fn serve_directory(
+    spec: &Spec,
+    directory: &Path,
+    guest: Option<&str>,
+    over: mpsc::Receiver<SessionName>,
+    linked: &Linked,
+) -> Ended {
+    let Linked { link, observed, .. } = linked;
+    let directory = match open_directory(directory, guest) {
+        Ok(directory) => directory,
+        Err(error) => return Ended::fault(error),
+    };
+    link.connected(observed);
+    let discovery = Discovery {
+        look_for_guests: guest.is_none(),
+        mediator: spec.mediator(),
+        found: &mut link.finder(observed),
+        over,
+    };
+    let mut open = || match spec.route() {
+        Some(route) => relay::executor(&route),
+        None => open_executor(&linked.choice().0, spec.share, None, linked),
+    };
+    let allowed = spec.operations();
+    let stop = Stop::when(&linked.ended);
+    let counters = &observed.counters;
+    let served = listen::file::serve(&directory, &mut open, allowed, discovery, counters, stop);
+    match served {
+        Ok(()) => Ended::fine("stopped"),
+        Err(error) => Ended::fault(error),
+    }
+}
+
+/// Serves one guest, with an executor that may be open already.
 fn serve_guest(
     mut spec: Spec,
     guest: OwnedFd,
     enclosure: Option<Enclosure>,
-    observed: &Observed,
-    stop: &StopFlag,
-    (link, turns): (&Link, &Arc<Turns>),
-    chosen: &Chosen,
+    mut opened: Option<Opened>,
+    linked: &Linked,
 ) -> Ended {
+    let Linked {
+        link,
+        observed,
+        stop,
+        ..
+    } = linked;
     let offered = match &spec.carrier {
         Carrier::Offer { path } => match offer(path, stop) {
             Ok(Some(channel)) => Some(channel),
@@ -246,12 +291,12 @@ fn serve_guest(
     }
     link.connected(observed);
     // The guest may have come long after the process, and the driver in between.
-    (spec.executor, spec.reason) = choice(chosen);
+    (spec.executor, spec.reason) = linked.choice();
     let settings = spec.settings();
     let end = match spec.route() {
         Some(route) => relay::serve(&mut transport, &route, &settings, observed, stop),
         None => {
-            let mut open = || open_executor(&spec.executor, spec.share, turns, link);
+            let mut open = || open_executor(&spec.executor, spec.share, opened.take(), linked);
             session::serve(&mut transport, &mut open, &settings, observed, stop)
         }
     };
@@ -273,14 +318,6 @@ impl Drop for ClosedAtExit {
         // An error means that it has ended already.
         let _ = self.0.shutdown(Shutdown::Both);
     }
-}
-
-/// The executor that the broker wants opened now.
-fn choice(chosen: &Chosen) -> (ExecutorChoice, String) {
-    chosen
-        .lock()
-        .unwrap_or_else(PoisonError::into_inner)
-        .clone()
 }
 
 /// A channel whose waits look for a short while only: when a guest writes is its own choice, and the
@@ -402,15 +439,21 @@ fn open_directory(directory: &Path, guest: Option<&str>) -> Result<Directory, St
     opened.map_err(|error| error.to_string())
 }
 
+/// Opens what a session with this share has asked for, unless that is open already.
 fn open_executor(
     choice: &ExecutorChoice,
     share: Share,
-    turns: &Arc<Turns>,
-    link: &Link,
+    opened: Option<Opened>,
+    linked: &Linked,
 ) -> Result<Box<dyn Executor>, OpenError> {
-    let mut executor = probe(choice.clone(), share.devices.as_ref())?;
+    // What does not suit is closed before anything else is opened.
+    let suits = opened.and_then(|opened| opened.suiting(choice, share.devices.as_ref()));
+    let mut executor = match suits {
+        Some(executor) => executor,
+        None => probe(choice.clone(), share.devices.as_ref())?,
+    };
     executor.set_share(share);
-    executor.set_turns(turns);
-    executor.set_compiler(link.compiler());
+    executor.set_turns(&linked.turns);
+    executor.set_compiler(linked.link.compiler());
     Ok(executor)
 }

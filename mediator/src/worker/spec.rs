@@ -1,4 +1,5 @@
-//! The specification a worker is started with: one argument of JSON, written and read by the same program.
+//! The specification a worker is started with: one argument of JSON, written and read by the same program; and what a
+//! worker that waits for a session is told once there is one.
 
 use std::num::NonZeroU16;
 use std::path::PathBuf;
@@ -9,7 +10,7 @@ use vgpu_protocol::op::OpSet;
 use vgpu_protocol::status::ErrorCode;
 
 use super::confinement::{self, Needs, Relay, Served};
-use crate::devices::Device;
+use crate::devices::{Device, Devices};
 use crate::executor::ExecutorChoice;
 use crate::policy::{MOST_OBJECTS, Share};
 use crate::relay::Route;
@@ -63,6 +64,137 @@ pub enum Carrier {
         /// The session's name.
         session: String,
     },
+}
+
+impl Carrier {
+    /// Whether a worker can be confined before it is known whose session it serves: what it needs is a connected socket,
+    /// which it can be given then. Xen's devices have to be opened with rights that such a worker has given up, and over
+    /// files its user, its directory and its filter are those of the guest.
+    pub fn is_socket(&self) -> bool {
+        matches!(self, Self::Local | Self::Unix | Self::Tcp)
+    }
+}
+
+/// What a worker is started for.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Start {
+    /// One guest, who is there.
+    Session(Box<Spec>),
+    /// A session to come.
+    Warm(Box<Warm>),
+}
+
+impl Start {
+    /// See [`Spec::broker_pid`].
+    pub fn broker_pid(&self) -> i32 {
+        match self {
+            Self::Session(spec) => spec.broker_pid,
+            Self::Warm(warm) => warm.broker_pid,
+        }
+    }
+
+    /// The settings of its confinement.
+    pub fn confinement(&self) -> &confinement::Settings {
+        match self {
+            Self::Session(spec) => &spec.confinement,
+            Self::Warm(warm) => &warm.confinement,
+        }
+    }
+
+    /// Variables of the worker's environment for NVIDIA's driver, which reads them when it is initialised. What the
+    /// mediator's own environment says stays where the worker may see all that the mediator sees.
+    pub fn driver_environment(&self) -> Vec<(&'static str, String)> {
+        let gpus = match self {
+            Self::Session(spec) => &spec.gpus,
+            Self::Warm(warm) => &warm.gpus,
+        };
+        // The order in which a configuration counts devices, and nvidia-smi.
+        let order = ("CUDA_DEVICE_ORDER", "PCI_BUS_ID".to_owned());
+        // By UUID: a number would count what the driver happens to find.
+        let visible = gpus.as_ref().map(|gpus| {
+            let uuids: Vec<&str> = gpus.iter().map(|gpu| &*gpu.uuid).collect();
+            ("CUDA_VISIBLE_DEVICES", uuids.join(","))
+        });
+        [order].into_iter().chain(visible).collect()
+    }
+}
+
+/// What a worker knows that opens its executor before there is a session for it: nothing of a guest.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Warm {
+    /// See [`Spec::broker_pid`].
+    pub broker_pid: i32,
+    /// See [`Spec::confinement`].
+    pub confinement: confinement::Settings,
+    /// See [`Spec::executor`].
+    pub executor: ExecutorChoice,
+    /// See [`Spec::gpus`].
+    pub gpus: Option<Vec<Device>>,
+    /// The devices that it opens, as in [`Share::devices`].
+    pub devices: Option<Devices>,
+    /// See [`Spec::verbose`].
+    pub verbose: u8,
+}
+
+/// The session of a worker that has waited for one: all that a [`Spec`] has of its guest. The connected socket comes
+/// with it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Assignment {
+    /// See [`Spec::guest`].
+    pub guest: String,
+    /// One that [is a socket](Carrier::is_socket).
+    pub carrier: Carrier,
+    /// See [`Spec::reason`].
+    pub reason: String,
+    /// See [`Spec::epoch`].
+    pub epoch: u64,
+    /// See [`Spec::connect_timeout_s`].
+    pub connect_timeout_s: u32,
+    /// See [`Spec::hello_timeout_s`].
+    pub hello_timeout_s: u32,
+    /// See [`Spec::share`].
+    pub share: Share,
+}
+
+impl Warm {
+    /// What it has to reach, whatever its session is.
+    pub(super) fn needs(&self) -> Needs {
+        Needs {
+            cuda: self.executor == ExecutorChoice::Cuda,
+            gpus: places(self.gpus.as_deref()),
+            ..Needs::default()
+        }
+    }
+
+    /// The specification of a worker that would have been started for this session.
+    ///
+    /// # Errors
+    /// No worker that waits can serve it, in words.
+    pub(super) fn with(self, session: Assignment) -> Result<Spec, String> {
+        if !session.carrier.is_socket() {
+            return Err("a worker that waits serves sockets only".to_owned());
+        }
+        Ok(Spec {
+            broker_pid: self.broker_pid,
+            guest: session.guest,
+            carrier: session.carrier,
+            confinement: self.confinement,
+            executor: self.executor,
+            relay_secret: None,
+            reason: session.reason,
+            epoch: session.epoch,
+            connect_timeout_s: session.connect_timeout_s,
+            hello_timeout_s: session.hello_timeout_s,
+            // Of files alone.
+            file_silence_s: 0,
+            share: session.share,
+            gpus: self.gpus,
+            refusal: None,
+            verbose: self.verbose,
+        })
+    }
 }
 
 /// Everything a worker needs to know.
@@ -144,10 +276,7 @@ impl Spec {
             served,
             // A rejected guest gets no device.
             cuda: self.executor == ExecutorChoice::Cuda && self.refusal.is_none(),
-            gpus: self.gpus.as_ref().map(|gpus| {
-                let places = gpus.iter().map(|gpu| gpu.pci.clone());
-                places.collect()
-            }),
+            gpus: places(self.gpus.as_deref()),
             xen: matches!(self.carrier, Carrier::Xen { .. } | Carrier::Offer { .. }),
             relay: self.route().map(|route| Relay {
                 endpoint: route.endpoint,
@@ -157,17 +286,17 @@ impl Spec {
         }
     }
 
-    /// Variables of the worker's environment for NVIDIA's driver, which reads them when it is initialised. What the
-    /// mediator's own environment says stays where the worker may see all that the mediator sees.
-    pub fn driver_environment(&self) -> Vec<(&'static str, String)> {
-        // The order in which a configuration counts devices, and nvidia-smi.
-        let order = ("CUDA_DEVICE_ORDER", "PCI_BUS_ID".to_owned());
-        // By UUID: a number would count what the driver happens to find.
-        let visible = self.gpus.as_ref().map(|gpus| {
-            let uuids: Vec<&str> = gpus.iter().map(|gpu| &*gpu.uuid).collect();
-            ("CUDA_VISIBLE_DEVICES", uuids.join(","))
-        });
-        [order].into_iter().chain(visible).collect()
+    /// What a worker that waits is told of it.
+    pub fn assignment(&self) -> Assignment {
+        Assignment {
+            guest: self.guest.clone(),
+            carrier: self.carrier.clone(),
+            reason: self.reason.clone(),
+            epoch: self.epoch,
+            connect_timeout_s: self.connect_timeout_s,
+            hello_timeout_s: self.hello_timeout_s,
+            share: self.share,
+        }
     }
 
     /// Tells mediators apart: the same for all sessions of one.
@@ -236,5 +365,92 @@ impl Spec {
             reason: Some(self.reason.clone()),
             refusal,
         }
+    }
+}
+
+/// The places of these GPUs on the PCI bus.
+fn places(gpus: Option<&[Device]>) -> Option<Vec<String>> {
+    gpus.map(|gpus| gpus.iter().map(|gpu| gpu.pci.clone()).collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::worker::confinement::Confine;
+
+    fn spec(carrier: Carrier) -> Spec {
+        Spec {
+            broker_pid: 7,
+            guest: "local uid 0".into(),
+            carrier,
+            confinement: confinement::Settings {
+                confine: Confine::Required,
+                user: Some(2_080_000_000),
+            },
+            executor: ExecutorChoice::Cuda,
+            relay_secret: None,
+            reason: "asked for".into(),
+            epoch: 1 << 32 | 3,
+            connect_timeout_s: 10,
+            hello_timeout_s: 11,
+            file_silence_s: 0,
+            share: Share {
+                memory_mib: Some(7),
+                weight: Some(3),
+                ..Share::default()
+            },
+            gpus: None,
+            refusal: None,
+            verbose: 1,
+        }
+    }
+
+    fn warm(spec: &Spec) -> Warm {
+        Warm {
+            broker_pid: spec.broker_pid,
+            confinement: spec.confinement.clone(),
+            executor: spec.executor.clone(),
+            gpus: spec.gpus.clone(),
+            devices: spec.share.devices,
+            verbose: spec.verbose,
+        }
+    }
+
+    #[test]
+    fn a_worker_that_has_waited_knows_what_one_knows_that_was_started_for_its_session() {
+        for carrier in [Carrier::Local, Carrier::Unix, Carrier::Tcp] {
+            let started = spec(carrier);
+            let told = warm(&started).with(started.assignment());
+            assert_eq!(told, Ok(started));
+        }
+    }
+
+    #[test]
+    fn a_worker_that_has_waited_takes_only_what_it_is_confined_for() {
+        let xen = Carrier::Xen {
+            domid: 7,
+            path: "data/vgpu/0".into(),
+        };
+        let offer = Carrier::Offer { path: "x".into() };
+        let file = Carrier::File {
+            directory: "/".into(),
+            guest: None,
+        };
+        let session = Carrier::FileSession {
+            directory: "/".into(),
+            guest: None,
+            session: "0".into(),
+        };
+        for carrier in [xen, offer, file, session] {
+            let other = spec(carrier);
+            let refused = warm(&other).with(other.assignment());
+            assert!(refused.is_err(), "{other:?}");
+        }
+    }
+
+    #[test]
+    fn what_it_needs_before_does_not_depend_on_the_session() {
+        let started = spec(Carrier::Local);
+        assert_eq!(warm(&started).needs(), started.clone().needs());
     }
 }

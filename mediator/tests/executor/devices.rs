@@ -17,22 +17,27 @@ use crate::support::{Mediator, add, run, stderr, stdout, wait_until};
 const PCI_BUS_ID: usize = 33;
 
 /// A mediator on a machine with three GPUs.
-struct Served {
-    mediator: Mediator,
-    sockets: Sockets,
+pub(crate) struct Served {
+    pub(crate) mediator: Mediator,
+    pub(crate) sockets: Sockets,
     file: PathBuf,
     _directory: tempfile::TempDir,
 }
 
 /// The UUID of one of the stand-in's GPUs, as a configuration names it.
-fn uuid(device: u8) -> String {
+pub(crate) fn uuid(device: u8) -> String {
     let mut bytes = *b"a stand-in's own";
     bytes[15] = device;
     vgpu_mediator::devices::DeviceKey::Uuid(bytes).to_string()
 }
 
 impl Served {
-    fn with(configuration: &str) -> Self {
+    pub(crate) fn with(configuration: &str) -> Self {
+        Self::playing(configuration, "devices=3")
+    }
+
+    /// The same on one where something goes wrong.
+    pub(crate) fn playing(configuration: &str, scenario: &str) -> Self {
         let directory = tempfile::tempdir().unwrap();
         let sockets = Sockets::new(directory.path());
         let file = directory.path().join("mediatord.toml");
@@ -41,7 +46,7 @@ impl Served {
         let mediator = sockets.start_with(&flags, |command| {
             command
                 .env("LD_LIBRARY_PATH", stand_in::library())
-                .env(stand_in::SCENARIO, "devices=3");
+                .env(stand_in::SCENARIO, scenario);
         });
         Self {
             mediator,
@@ -56,7 +61,7 @@ impl Served {
         Client::connect(&[self.sockets.tcp()], &self.sockets.options_of(name))
     }
 
-    fn device(&self, name: &str) -> Device {
+    pub(crate) fn device(&self, name: &str) -> Device {
         Device::new(self.client(name).unwrap()).unwrap()
     }
 
@@ -69,13 +74,13 @@ impl Served {
             .args(arguments))
     }
 
-    fn reload(&self, configuration: &str) -> Output {
+    pub(crate) fn reload(&self, configuration: &str) -> Output {
         fs::write(&self.file, configuration).unwrap();
         self.vgpuctl(&["--json", "reload"])
     }
 
     /// The row of the one session that runs.
-    fn session(&self) -> Value {
+    pub(crate) fn session(&self) -> Value {
         let status = self.mediator.status();
         let sessions = status["sessions"].as_array().unwrap();
         assert_eq!(sessions.len(), 1, "{status}");
@@ -84,7 +89,7 @@ impl Served {
 }
 
 /// The number of the GPU, as its UUID and its place on the bus tell alike.
-fn number(device: &Device) -> i32 {
+pub(crate) fn number(device: &Device) -> i32 {
     let info = device.info();
     let bus = info.attributes.as_slice()[PCI_BUS_ID] - 0x40;
     assert_eq!(info.uuid.as_slice()[15], u8::try_from(bus).unwrap());
@@ -92,7 +97,7 @@ fn number(device: &Device) -> i32 {
 }
 
 /// The variables for NVIDIA's driver that a process was started with.
-fn environment(pid: &Value) -> Vec<String> {
+pub(crate) fn environment(pid: &Value) -> Vec<String> {
     let text = fs::read(format!("/proc/{pid}/environ")).unwrap_or_default();
     let mut variables: Vec<String> = text
         .split(|byte| *byte == 0)

@@ -11,6 +11,7 @@ mod graphs;
 mod stand_in;
 #[path = "../support/mod.rs"]
 mod support;
+mod warm;
 
 use std::time::Instant;
 

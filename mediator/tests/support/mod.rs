@@ -1,6 +1,7 @@
 //! A real `vgpu-mediatord` in a directory of its own.
 #![allow(dead_code, reason = "each test program uses its part of this")]
 
+pub(crate) mod confined;
 pub(crate) mod openmetrics;
 pub(crate) mod other_users;
 pub(crate) mod sockets;
@@ -158,6 +159,22 @@ impl Mediator {
         let output = run(self.vgpuctl().args(["--json", "status"]));
         assert!(output.status.success(), "{}", stderr(&output));
         serde_json::from_slice(&output.stdout).expect("one object")
+    }
+
+    /// Its warm workers that are ready, once there are `wanted` of them and no other is on its way.
+    pub(crate) fn wait_for_warm(&self, wanted: usize) -> Vec<u32> {
+        let mut ready = Vec::new();
+        wait_until("the number of warm workers", || {
+            let status = self.status();
+            let Some(workers) = status["warm"]["workers"].as_array() else {
+                return wanted == 0;
+            };
+            ready = (workers.iter().filter(|it| it["state"] == "ready"))
+                .map(|it| u32::try_from(it["pid"].as_u64().expect("a number")).expect("a pid"))
+                .collect();
+            ready.len() == wanted && workers.len() == wanted
+        });
+        ready
     }
 
     /// Its worker processes that run.

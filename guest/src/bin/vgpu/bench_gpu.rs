@@ -4,11 +4,15 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::hint::black_box;
 use std::path::Path;
+use std::process::Command;
+use std::thread;
 use std::time::{Duration, Instant};
 
+use nix::sys::signal::{Signal, kill};
 use nix::time::{ClockId, clock_gettime};
+use nix::unistd::Pid;
 use serde_json::{Value, json};
-use vgpu_guest::{CaptureMode, Client, Device, Function, LaunchConfig};
+use vgpu_guest::{CaptureMode, Client, Device, Endpoint, Function, LaunchConfig, Options};
 
 use crate::cli::{Cli, GpuBenchArguments};
 use crate::failure::Failure;
@@ -36,8 +40,16 @@ const ALLOCATION: usize = 1 << 20;
 
 pub(crate) fn run(cli: &Cli, arguments: &GpuBenchArguments) -> Result<(), Failure> {
     let native = arguments.native.as_deref().map(read_native).transpose()?;
-    let sessions = sessions(cli, arguments.repeats)?;
-    let device = Device::new(session::open(cli)?)?;
+    let opening = Opening {
+        endpoints: session::endpoints(cli)?,
+        options: session::options(cli)?,
+        rest: arguments.rest.unwrap_or_default(),
+    };
+    let mut sessions = vec![opening.measure(arguments.repeats)?];
+    if let Some(command) = &arguments.kill {
+        sessions.push(opening.measure_after_kill(command, arguments.repeats)?);
+    }
+    let device = Device::new(Client::connect(&opening.endpoints, &opening.options)?)?;
     let (endpoint, info) = device.with_client(|client| {
         let endpoint = session::endpoint_name(client);
         client.info().map(|info| (endpoint, info))
@@ -59,7 +71,13 @@ pub(crate) fn run(cli: &Cli, arguments: &GpuBenchArguments) -> Result<(), Failur
         object["device"] = json!(info.device.as_str());
         Ok(output::json(&object)?)
     };
-    print(&sessions)?;
+    for figures in &sessions {
+        print(figures)?;
+    }
+    if arguments.sessions {
+        session::end_device(device);
+        return Ok(());
+    }
     let module = device.load_module(KERNEL.as_bytes())?;
     let nothing = module.load_function("nothing")?;
     for figures in launches(&device, &nothing, arguments)? {
@@ -169,17 +187,89 @@ fn read_native(path: &Path) -> Result<BTreeMap<String, f64>, Failure> {
     Ok(medians)
 }
 
-/// From nothing to a device that takes work.
-fn sessions(cli: &Cli, repeats: u32) -> Result<Figures, Failure> {
-    let (endpoints, options) = (session::endpoints(cli)?, session::options(cli)?);
-    let mut times = Vec::new();
-    for _ in 0..repeats {
-        let start = Instant::now();
-        let device = Device::new(Client::connect(&endpoints, &options)?)?;
-        times.push(start.elapsed());
-        session::end_device(device);
+/// How long another session is looked for, after the death of a worker.
+const REOPEN_LIMIT: Duration = Duration::from_secs(60);
+
+/// How sessions are opened.
+struct Opening {
+    endpoints: Vec<Endpoint>,
+    options: Options,
+    /// Before each.
+    rest: Duration,
+}
+
+impl Opening {
+    fn open(&self) -> Result<Device, vgpu_guest::Error> {
+        Device::new(Client::connect(&self.endpoints, &self.options)?)
     }
-    Ok(Figures::times("session_open", &times))
+
+    /// From nothing to a device that takes work.
+    fn measure(&self, repeats: u32) -> Result<Figures, Failure> {
+        let mut times = Vec::new();
+        for _ in 0..repeats {
+            thread::sleep(self.rest);
+            let start = Instant::now();
+            let device = self.open()?;
+            times.push(start.elapsed());
+            session::end_device(device);
+        }
+        Ok(Figures::times("session_open", &times))
+    }
+
+    /// From the death of a session's worker, whose process id `command` prints, to another session.
+    fn measure_after_kill(&self, command: &str, repeats: u32) -> Result<Figures, Failure> {
+        let mut times = Vec::new();
+        for _ in 0..repeats {
+            let device = self.open()?;
+            // A worker that has worked has more to give back.
+            drop(device.alloc_zeros::<u8>(ALLOCATION)?);
+            device.synchronize()?;
+            thread::sleep(self.rest);
+            let worker = worker(command)?;
+            let start = Instant::now();
+            kill(worker, Signal::SIGKILL).map_err(|errno| {
+                let advice = "run this as root, on the mediator's machine";
+                Failure::new(
+                    format!("process {worker} cannot be killed: {errno}"),
+                    advice,
+                )
+            })?;
+            while device.synchronize().is_ok() {
+                if start.elapsed() > REOPEN_LIMIT {
+                    let advice = "have the command print the worker of this session";
+                    return Err(Failure::new(
+                        "the session goes on without its worker",
+                        advice,
+                    ));
+                }
+            }
+            drop(device);
+            let device = loop {
+                match self.open() {
+                    Ok(device) => break device,
+                    Err(error) if start.elapsed() > REOPEN_LIMIT => return Err(error.into()),
+                    Err(_) => thread::sleep(Duration::from_millis(1)),
+                }
+            };
+            times.push(start.elapsed());
+            session::end_device(device);
+        }
+        Ok(Figures::times("session_reopen", &times))
+    }
+}
+
+/// The process id that a command prints.
+fn worker(command: &str) -> Result<Pid, Failure> {
+    let advice = "--kill takes a command that prints one process id";
+    let failed = |what: String| Failure::new(format!("{command}: {what}"), advice);
+    let output = Command::new("sh").args(["-c", command]).output();
+    let output = output.map_err(|error| failed(error.to_string()))?;
+    let text = String::from_utf8_lossy(&output.stdout);
+    match text.trim().parse::<i32>() {
+        // Nothing below is one process.
+        Ok(pid) if pid > 1 => Ok(Pid::from_raw(pid)),
+        _ => Err(failed(format!("'{}' is no process id", text.trim()))),
+    }
 }
 
 /// Processor time of this thread.

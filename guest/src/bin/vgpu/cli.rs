@@ -197,6 +197,7 @@ pub(crate) enum BenchCommand {
 #[command(after_help = "\
 Figures:
   session_open           from nothing to a device that takes work
+  session_reopen         with --kill: the same, from the death of the worker of the session before
   launch_processor       processor time of the program for a launch that is not waited for
   launch_chain_N         N launches and one wait
   launch_synchronize     a launch and a wait for it
@@ -217,6 +218,18 @@ pub(crate) struct GpuBenchArguments {
     /// Runs of all that is not done thousands of times; the median counts
     #[arg(long, value_name = "N", default_value_t = 7, value_parser = clap::value_parser!(u32).range(1..=10_000))]
     pub(crate) repeats: u32,
+
+    /// Measure sessions alone
+    #[arg(long)]
+    pub(crate) sessions: bool,
+
+    /// Rest before each session that is opened, so that a warm worker can be there for it
+    #[arg(long, value_name = "TIME", value_parser = parse_time)]
+    pub(crate) rest: Option<Duration>,
+
+    /// Also kill the worker of a session and open another: a shell's COMMAND that prints the worker's process id
+    #[arg(long, value_name = "COMMAND")]
+    pub(crate) kill: Option<String>,
 
     /// Lines of bench/native_gpu.cu to print beside the figures, with the ratio
     #[arg(long, value_name = "FILE")]

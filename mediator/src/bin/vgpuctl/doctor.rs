@@ -11,12 +11,14 @@ use std::time::{Duration, Instant};
 use serde::Serialize;
 use vchan::xen::store::Store;
 use vgpu_mediator::broker::probe;
+use vgpu_mediator::broker::warm::cold_endpoints;
 use vgpu_mediator::control::{Device, Status};
 use vgpu_mediator::executor::ExecutorChoice;
 use vgpu_mediator::failure::Failure;
 use vgpu_mediator::print::print;
 use vgpu_mediator::worker::confinement::{Confine, Protection, Settings, trial};
 use vgpu_nvrtc::Nvrtc;
+use vgpu_transport::endpoint::Endpoint;
 
 use crate::{Exit, fetch, print_json};
 use mode::Mode;
@@ -143,8 +145,53 @@ fn needed(mode: &Mode, status: Option<&Status>) -> Vec<Check> {
     }
     checks.extend(gpu(mode, domain, status));
     checks.push(workers(mode, status));
+    checks.push(warm_workers(mode, status));
     checks.push(compiler(mode));
     checks
+}
+
+/// Workers that are there before their sessions: whether they are, and who gets none.
+fn warm_workers(mode: &Mode, status: Option<&Status>) -> Check {
+    const NAME: &str = "warm workers";
+    let listen: Vec<Endpoint> = mode
+        .listen
+        .iter()
+        .filter_map(|it| it.parse().ok())
+        .collect();
+    let cold = cold_endpoints(&listen);
+    // The running mediator's only where it is that which is looked at.
+    let running = status.filter(|_| mode.config.is_none());
+    let wanted = match running {
+        Some(status) => status.warm.is_some(),
+        None => mode.worker.warm_workers > 0,
+    };
+    if !wanted {
+        return Check::absent(NAME, "none: worker.warm_workers is 0");
+    }
+    let not = match cold.is_empty() {
+        true => String::new(),
+        false => format!("; not for sessions over {}", cold.join(", ")),
+    };
+    if cold.len() == listen.len() {
+        let found = format!("for no session here{not}");
+        let advice = "take worker.warm_workers out of the configuration";
+        return Check::remark(NAME, found, advice);
+    }
+    match running.and_then(|status| status.warm.as_ref()) {
+        Some(warm) if warm.ready() < warm.wanted || warm.wanted == 0 => {
+            let found = format!("{} of {} are ready{not}", warm.ready(), warm.wanted);
+            let advice = "if it stays so, look into the mediator's log: one that fails is started again after a pause";
+            Check::remark(NAME, found, advice)
+        }
+        Some(warm) => {
+            let found = format!("{} of {} are ready{not}", warm.ready(), warm.wanted);
+            Check::good(NAME, found)
+        }
+        None => {
+            let number = mode.worker.warm_workers;
+            Check::good(NAME, format!("{number} for each set of devices{not}"))
+        }
+    }
 }
 
 /// NVRTC, by which CUDA C++ of guests is compiled. Guests do without: they compile themselves, or load PTX.

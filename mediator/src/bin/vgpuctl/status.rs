@@ -1,6 +1,6 @@
 //! `vgpuctl status` for people.
 
-use vgpu_mediator::control::{Device, Guest, Reloaded, Session, Status};
+use vgpu_mediator::control::{Device, Guest, Reloaded, Session, Status, Warm};
 use vgpu_mediator::usage::Usage;
 
 use crate::figures::{bytes, count, duration, kills, memory, percent, shorten, table};
@@ -44,6 +44,9 @@ pub(crate) fn render(status: &Status) -> String {
         status.refused,
         sentence(&status.usage),
     );
+    if let Some(warm) = &status.warm {
+        text.push_str(&format!("warm       {}\n", in_words(warm)));
+    }
     for missing in &status.missing_devices {
         text.push_str(&format!(
             "missing    {missing}; sessions that are to have it are refused\n"
@@ -82,6 +85,21 @@ pub(crate) fn render(status: &Status) -> String {
         text.push_str(&table(&lines, 4));
     }
     text
+}
+
+/// What there is of warm workers, in a line.
+fn in_words(warm: &Warm) -> String {
+    let not = match warm.cold_endpoints.is_empty() {
+        true => String::new(),
+        false => format!("; not for sessions over {}", warm.cold_endpoints.join(", ")),
+    };
+    format!(
+        "{} of {} workers ready; {} sessions had one, {} did not{not}",
+        warm.ready(),
+        warm.wanted,
+        warm.sessions,
+        warm.cold_sessions,
+    )
 }
 
 /// Lines about what a reload has changed.

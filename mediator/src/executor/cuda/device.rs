@@ -118,6 +118,16 @@ impl Device {
         )
     }
 
+    /// Waits for all that is queued in the context: where nothing is, this tells whether the context still works.
+    pub(super) fn synchronize(&self) -> Result<(), CallError> {
+        self.bind()?;
+        // SAFETY: the context is current in this thread and retained until `drop`.
+        check(
+            unsafe { (self.driver.ctx_synchronize)() },
+            "cuCtxSynchronize",
+        )
+    }
+
     /// Whether the device was given up.
     pub(super) fn is_lost(&self) -> bool {
         // Relaxed: nothing is published along with the flag.

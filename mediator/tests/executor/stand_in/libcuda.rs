@@ -13,7 +13,8 @@
 //! nothing, and `refuse=N`, `fault=N`, `hang=N` from, or at, the N-th launch on. `old=1`: a driver before CUDA 12.4.
 //! `pitch=BYTES`: rows are allocated at multiples of this many bytes.
 //! `late=FILE`: there is no driver before the file is there; `alone=FILE`: one process at a time has the GPU, by a
-//! lock of the file, which ends with the process as a context does. `rest=N`: once the N-th launch is under way the device does nothing, until somebody has
+//! lock of the file, which ends with the process as a context does; `dies=FILE`: contexts made before the file is there
+//! are broken from then on. `rest=N`: once the N-th launch is under way the device does nothing, until somebody has
 //! asked for its stream: 3 s later comes the answer of then, and work is done meanwhile.
 #![allow(non_snake_case)]
 
@@ -36,6 +37,7 @@ const NO_DEVICE: c_int = 100;
 const INVALID_DEVICE: c_int = 101;
 const NO_BINARY_FOR_GPU: c_int = 209;
 const INVALID_CONTEXT: c_int = 201;
+const ECC_UNCORRECTABLE: c_int = 214;
 const INVALID_HANDLE: c_int = 400;
 const NOT_READY: c_int = 600;
 const ILLEGAL_ADDRESS: c_int = 700;
@@ -109,6 +111,8 @@ struct Driver {
     next_handle: usize,
     /// Result of every call since a kernel faulted.
     fault: Option<c_int>,
+    /// The file of `dies`, where it was not there when the context was made.
+    dies: Option<PathBuf>,
     /// Address and bytes on the device; address and content of what is page-locked.
     memory: BTreeMap<u64, u64>,
     host: BTreeMap<usize, Vec<u64>>,
@@ -166,7 +170,10 @@ fn context() -> Result<MutexGuard<'static, Driver>, c_int> {
         misuse("no context is current in this thread");
         return Err(INVALID_CONTEXT);
     }
-    let driver = driver();
+    let mut driver = driver();
+    if driver.dies.as_ref().is_some_and(|file| file.exists()) {
+        driver.fault = Some(ECC_UNCORRECTABLE);
+    }
     match driver.fault {
         Some(code) => Err(code),
         None => Ok(driver),
@@ -456,6 +463,7 @@ extern "C" fn cuDevicePrimaryCtxRetain(context: &mut *mut c_void, _device: c_int
         *alone() = Some(file);
     }
     *context = 8 as *mut c_void;
+    driver().dies = file("dies").filter(|file| !file.exists());
     code("context")
 }
 

@@ -202,8 +202,12 @@ fn rates(before: &Status, now: &Status, elapsed: Duration) -> Vec<Rates> {
 }
 
 fn render(status: &Status, guests: &[GuestRates], rates: &[Rates]) -> String {
+    let warm = match &status.warm {
+        Some(warm) => format!(", {} of {} warm", warm.ready(), warm.wanted),
+        None => String::new(),
+    };
     let mut text = format!(
-        "vgpu-mediatord {} pid {}, up {}, executor {} ({}), {} of {} sessions\n\n",
+        "vgpu-mediatord {} pid {}, up {}, executor {} ({}), {} of {} sessions{warm}\n\n",
         status.version,
         status.pid,
         duration(status.uptime_s),

@@ -366,8 +366,12 @@ fn fit(columns: &mut Vec<Column>, room: usize) -> Vec<usize> {
 
 fn heading(status: &Status) -> Paragraph<'static> {
     let stopping = if status.stopping { ", STOPPING" } else { "" };
+    let warm = match &status.warm {
+        Some(warm) => format!(", {} of {} warm", warm.ready(), warm.wanted),
+        None => String::new(),
+    };
     let text = format!(
-        " vgpu-mediatord {}, pid {}, up {}{stopping}   {} of {} sessions, {} refused so far",
+        " vgpu-mediatord {}, pid {}, up {}{stopping}   {} of {} sessions, {} refused so far{warm}",
         status.version,
         status.pid,
         duration(status.uptime_s),
@@ -430,7 +434,8 @@ mod tests {
             "memory_used":24500000000,"busy_percent":83,"temperature_c":61,"power_mw":402500,"power_limit_mw":700000,
             "ecc_corrected":3,"ecc_uncorrected":0,"age_s":0},{"index":1,"uuid":"GPU-0b","name":"NVIDIA H200",
             "memory_total":150000000000,"memory_used":600000000,"age_s":0}],"limits":{"max_sessions":64,"max_sessions_per_guest":4},"allow_all":false,
-            "sessions_started":81,"refused":3,"usage":{},"guests":[],"sessions":[]}"#;
+            "warm":{"wanted":4,"workers":[{"pid":4800,"state":"ready"}],"sessions":60,"cold_sessions":2,
+            "cold_endpoints":[]},"sessions_started":81,"refused":3,"usage":{},"guests":[],"sessions":[]}"#;
         let mut status: Status = serde_json::from_str(status).unwrap();
         let guest = |name: &str, device: f64, memory: u64, sessions: u8, kills| GuestRates {
             guest: name.to_owned(),
