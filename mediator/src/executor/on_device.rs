@@ -269,11 +269,8 @@ impl<O: Open> Backend for OnDevice<O> {
     }
 
     fn also(&mut self) -> Also<'_> {
-        if let Some(gpu) = &mut self.gpu {
-            gpu.before_wait();
-        }
-        match self.gpu.as_ref().and_then(Gpu::awaited) {
-            Some(waker) => Also::Waker(waker),
+        match self.gpu.as_mut().and_then(Gpu::awaited) {
+            Some(awaited) => Also::Awaited(awaited),
             None => Also::Nothing,
         }
     }

@@ -6,7 +6,7 @@ use vgpu_protocol::frame::FrameHeader;
 use vgpu_protocol::op::{Features, InfoReply, Request};
 use vgpu_protocol::session::server::{Outcome, Terms};
 use vgpu_protocol::status::ErrorCode;
-use vgpu_transport::{Interest, Waker};
+use vgpu_transport::{Awaited, Interest};
 
 use super::SessionEnd;
 use super::stream::Stream;
@@ -123,8 +123,8 @@ impl Event {
 pub enum Also<'a> {
     /// Nothing: whatever it has to tell was told.
     Nothing,
-    /// A thread or a device that raises this.
-    Waker(&'a Waker),
+    /// A thread or a device.
+    Awaited(&'a mut dyn Awaited),
     /// The stream to another mediator.
     Stream(&'a mut Stream, Option<Interest>),
 }

@@ -338,10 +338,8 @@ impl device::Device for CpuDevice {
         Ok(cancel.is_some())
     }
 
-    fn wake_at_end(&mut self, _: Key) -> Result<(), DeviceError> {
-        // It is raised after each work.
-        Ok(())
-    }
+    // It is raised after each work.
+    fn wake_at_end(&mut self, _: Key) {}
 
     fn next_done(&mut self) -> Option<Finished> {
         let done = self.finished.try_recv().ok()?;

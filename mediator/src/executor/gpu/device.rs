@@ -82,14 +82,20 @@ pub(in crate::executor) trait Device: Send {
     /// The device cannot end a kernel alone.
     fn cancel(&mut self, tag: u64) -> Result<bool, DeviceError>;
 
-    /// Has the [`waker`](Self::waker) raised when everything that is in a stream's queue now is done.
-    ///
-    /// # Errors
-    /// The device cannot do that.
-    fn wake_at_end(&mut self, stream: Key) -> Result<(), DeviceError>;
+    /// Has the [`waker`](Self::waker) raised when everything that is in a stream's queue now is done, if this thread
+    /// [sleeps](Self::before_sleep) until then.
+    fn wake_at_end(&mut self, stream: Key);
 
     /// This thread is about to wait: whatever was put off until more work comes is done now.
     fn before_wait(&mut self) {}
+
+    /// Whether [`next_done`](Self::next_done) has something, as far as a few loads tell.
+    fn has_news(&self) -> bool {
+        false
+    }
+
+    /// This thread is about to sleep: from here on news raise the waker.
+    fn before_sleep(&mut self) {}
 
     /// The next work that is over, in the order of its stream. Does not wait.
     fn next_done(&mut self) -> Option<Done<Self::Buffer>>;

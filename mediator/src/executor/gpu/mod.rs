@@ -52,7 +52,7 @@ use vgpu_protocol::op::{
 };
 use vgpu_protocol::session::server::{Failure, Outcome};
 use vgpu_protocol::status::ErrorCode;
-use vgpu_transport::Waker;
+use vgpu_transport::{Awaited, Waker};
 
 use super::cuda_result;
 use crate::compile::Compile;
@@ -201,6 +201,20 @@ fn refused(code: ErrorCode, text: impl Into<String>) -> Refused {
 
 fn invalid(text: impl Into<String>) -> Refused {
     Failure::from(&DeviceError::new(cuda_result::INVALID_VALUE, text))
+}
+
+impl<D: Device> Awaited for Gpu<D> {
+    fn waker(&self) -> &Waker {
+        self.device.waker()
+    }
+
+    fn has_come(&self) -> bool {
+        self.device.waker().is_raised() || self.device.has_news()
+    }
+
+    fn arm(&mut self) {
+        self.device.before_sleep();
+    }
 }
 
 impl<D: Device> Drop for Gpu<D> {
@@ -694,18 +708,17 @@ impl<D: Device> Gpu<D> {
             && self.uploads_queued < MOST_UPLOADS
     }
 
-    /// This thread is about to wait.
-    pub(super) fn before_wait(&mut self) {
+    /// What to wait for; `None` while nothing is under way.
+    pub(super) fn awaited(&mut self) -> Option<&mut dyn Awaited> {
         self.device.before_wait();
-    }
-
-    /// The descriptor to wait for; `None` while nothing is under way.
-    pub(super) fn awaited(&self) -> Option<&Waker> {
         let idle = self.queue.is_empty()
             && self.calling.is_none()
             && self.compiling.is_none()
             && !self.has_unqueued();
-        (!idle && !self.lost).then(|| &**self.device.waker())
+        match idle || self.lost {
+            true => None,
+            false => Some(self),
+        }
     }
 
     /// The next event, after polling the device.
