@@ -264,11 +264,20 @@ impl Reader {
     }
 
     /// [`wait`](Self::wait), ended also by `awaited`. For a reader that is not split off its channel.
-    pub(crate) fn wait_or(&mut self, awaited: Option<&mut dyn Awaited>, deadline: Instant) -> Result<()> {
+    pub(crate) fn wait_or(
+        &mut self,
+        awaited: Option<&mut dyn Awaited>,
+        deadline: Instant,
+    ) -> Result<()> {
         self.wait_for_or(1, awaited, deadline)
     }
 
-    fn wait_for_or(&mut self, least: u32, awaited: Option<&mut dyn Awaited>, deadline: Instant) -> Result<()> {
+    fn wait_for_or(
+        &mut self,
+        least: u32,
+        awaited: Option<&mut dyn Awaited>,
+        deadline: Instant,
+    ) -> Result<()> {
         self.wait_awake_for(least, least, awaited, deadline)
     }
 

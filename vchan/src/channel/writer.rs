@@ -271,7 +271,11 @@ impl Writer {
     }
 
     /// [`wait`](Self::wait), ended also by `awaited`. For a writer that is not split off its channel.
-    pub(crate) fn wait_or(&mut self, awaited: Option<&mut dyn Awaited>, deadline: Instant) -> Result<()> {
+    pub(crate) fn wait_or(
+        &mut self,
+        awaited: Option<&mut dyn Awaited>,
+        deadline: Instant,
+    ) -> Result<()> {
         self.wait_for_room(1, 1, awaited, deadline)
     }
 
