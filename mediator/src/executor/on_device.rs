@@ -5,6 +5,7 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::Instant;
 
+use vchan::region::Regions;
 use vgpu_protocol::frame::FrameHeader;
 use vgpu_protocol::op::field::Bytes;
 use vgpu_protocol::op::{Body, DeviceInfoReply, DeviceSelectReply, Features, FenceReply, Request};
@@ -55,6 +56,7 @@ pub struct OnDevice<O: Open> {
     most_memory: u64,
     pub(super) limits: Limits,
     turns: Arc<Turns>,
+    regions: Option<Regions>,
     compiler: Option<Arc<dyn Compile>>,
     /// Present from the first request on that is for it. Dropped before what it came from.
     pub(super) gpu: Option<Gpu<O::Device>>,
@@ -89,6 +91,7 @@ impl<O: Open> OnDevice<O> {
             most_memory: u64::MAX,
             limits,
             turns: Arc::default(),
+            regions: None,
             compiler: None,
             gpu: None,
             answered: VecDeque::new(),
@@ -154,6 +157,7 @@ impl<O: Open> OnDevice<O> {
             let device = self.open.open(&self.info, &self.limits)?;
             let mut gpu = Gpu::new(device, self.limits, &self.turns);
             gpu.set_compiler(self.compiler.clone());
+            gpu.set_regions(self.regions.clone());
             self.gpu = Some(gpu);
         }
         Ok(self.gpu.as_mut().expect("just put there"))
@@ -173,10 +177,14 @@ impl<O: Open> Executor for OnDevice<O> {
     }
 
     fn features(&self) -> Features {
-        match self.open.prints() {
-            true => Features::ALL,
-            false => Features(Features::ALL.0 & !Features::PRINTED.0),
+        let mut features = Features::ALL;
+        if !self.open.prints() {
+            features = features.without(Features::PRINTED);
         }
+        if self.regions.is_none() || self.limits.pinned == 0 {
+            features = features.without(Features::REGIONS);
+        }
+        features
     }
 
     fn set_share(&mut self, share: Share) {
@@ -184,6 +192,10 @@ impl<O: Open> Executor for OnDevice<O> {
         if let Some(mib) = share.memory_mib {
             self.most_memory = self.most_memory.min(u64::from(mib) << 20);
         }
+    }
+
+    fn set_regions(&mut self, regions: Regions) {
+        self.regions = Some(regions);
     }
 
     fn set_turns(&mut self, turns: &Arc<Turns>) {

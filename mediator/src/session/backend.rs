@@ -100,6 +100,8 @@ pub enum Event {
     Printed(bool),
     /// Nanoseconds that the device worked.
     Worked(u64),
+    /// Bytes that came from the guest and went to it beside its stream.
+    Beside(usize, usize),
     /// Nothing can be run any more.
     Lost(NotOpened),
 }
@@ -113,6 +115,7 @@ impl Event {
             | Self::Failures(_)
             | Self::Printed(_)
             | Self::Worked(_)
+            | Self::Beside(..)
             | Self::Lost(_) => None,
         }
     }

@@ -133,6 +133,7 @@ fn run_all(
                 | Event::Moved(_)
                 | Event::Working
                 | Event::Worked(_)
+                | Event::Beside(..)
                 | Event::Failures(_)
                 | Event::Printed(_) => {}
             }

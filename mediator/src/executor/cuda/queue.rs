@@ -23,7 +23,9 @@ use vgpu_transport::Waker;
 use vgpu_transport::clock;
 
 use super::super::cuda_result;
-use super::super::gpu::device::{self, Description, DeviceError, Done, Key, Launch, Rows, Span};
+use super::super::gpu::device::{
+    self, Description, DeviceError, Done, Key, Launch, Region, Rows, Span,
+};
 use super::caller::{CudaCaller, Function, Module, device_error, lost};
 use super::device::Device;
 use super::driver::{CallError, EVENT_DEFAULT, HOST_PORTABLE, STREAM_NON_BLOCKING, check};
@@ -121,9 +123,16 @@ enum Unwritten {
     Some,
 }
 
+/// Memory that a copy uses.
+enum Memory {
+    Own(Buffer),
+    Region { _used: Arc<Region> },
+}
+
 struct UnderWay {
     tag: u64,
-    buffer: Option<Buffer>,
+    /// On this side, of a copy.
+    memory: Option<Memory>,
     /// How long it may take: a kernel.
     deadline: Option<Duration>,
     /// A kernel that may print.
@@ -255,21 +264,37 @@ impl Queue {
         let stream = lane.stream.stream;
         let (mut moves_data, mut deadline, mut may_print) = (false, None, false);
         // SAFETY: the context is current and the stream live. The engine has seen every range on the device
-        // within an allocation of this session, which is not freed before this is done; the buffers stay in
+        // within an allocation of this session, which is not freed before this is done; buffers and regions stay in
         // `under_way` until then, and hold as many bytes.
-        let buffer = unsafe {
+        let memory = unsafe {
             match work {
                 Work::Upload { to, buffer } => {
                     debug_assert!(to.bytes() <= buffer.bytes as u64);
                     self.copy(Side::Here(buffer.start, to), Side::There(to), stream)?;
                     moves_data = true;
-                    Some(buffer)
+                    Some(Memory::Own(buffer))
                 }
                 Work::Download { from, buffer } => {
                     debug_assert!(from.bytes() <= buffer.bytes as u64);
                     self.copy(Side::There(from), Side::Here(buffer.start, from), stream)?;
                     moves_data = true;
-                    Some(buffer)
+                    Some(Memory::Own(buffer))
+                }
+                Work::FromRegion { to, region, offset } => {
+                    let start = part_of(&region, offset, to);
+                    self.copy(Side::Here(start, to), Side::There(to), stream)?;
+                    moves_data = true;
+                    Some(Memory::Region { _used: region })
+                }
+                Work::ToRegion {
+                    from,
+                    region,
+                    offset,
+                } => {
+                    let start = part_of(&region, offset, from);
+                    self.copy(Side::There(from), Side::Here(start, from), stream)?;
+                    moves_data = true;
+                    Some(Memory::Region { _used: region })
                 }
                 Work::Copy { to, from } => {
                     self.copy(Side::There(from), Side::There(to), stream)?;
@@ -319,7 +344,7 @@ impl Queue {
         }
         lane.under_way.push_back(UnderWay {
             tag,
-            buffer,
+            memory,
             deadline,
             may_print,
             times: None,
@@ -563,6 +588,7 @@ impl Queue {
         let lane = self.lanes.get_mut(&key)?;
         let first = lane.under_way.pop_front()?;
         lane.first_since = clock::now();
+        lane.awaited &= !lane.under_way.is_empty();
         if first.may_print {
             self.unwritten = Unwritten::Some;
         }
@@ -579,13 +605,14 @@ impl Queue {
             }
             self.free_events.push(times.ended);
         }
-        // The device may still write to it; then it is never freed.
-        let buffer = match lost {
-            true => {
-                std::mem::forget(first.buffer);
+        let buffer = match first.memory {
+            // The device may still write to it; then it is never freed.
+            memory if lost => {
+                std::mem::forget(memory);
                 None
             }
-            false => first.buffer,
+            Some(Memory::Own(buffer)) => Some(buffer),
+            Some(Memory::Region { .. }) | None => None,
         };
         Some(Done {
             tag: first.tag,
@@ -607,9 +634,7 @@ impl Queue {
             // Nothing that is still to be told of can have run at the same time as the two, so how far apart they were
             // does not matter; to ask for that takes half as long as a launch.
             Some(last) if last.of == of && alone => last.at.saturating_add(ns),
-            Some(last) => last
-                .at
-                .saturating_add(last.event.elapsed_ns(&times.ended)?),
+            Some(last) => last.at.saturating_add(last.event.elapsed_ns(&times.ended)?),
         };
         if self.last_end.as_ref().is_none_or(|last| last.at <= ended) {
             self.last_end = Some(End {
@@ -701,6 +726,12 @@ impl Queue {
     }
 }
 
+/// The address of the bytes of a copy in a region.
+fn part_of(region: &Region, offset: usize, row: Rows) -> *mut u8 {
+    debug_assert!(offset as u64 + row.bytes() <= region.view().len() as u64);
+    region.start().as_ptr().wrapping_add(offset)
+}
+
 /// One side of a copy.
 #[derive(Clone, Copy)]
 enum Side {
@@ -778,6 +809,7 @@ impl device::Device for Queue {
     type Function = Function;
     type Caller = CudaCaller;
 
+    const COPIES_BY_ITSELF: bool = true;
     // Well below the thousand at which a driver waits for room.
     const MOST_WORK: usize = 256;
     const IMAGE_COST: u64 = 1;
