@@ -24,7 +24,9 @@ if [ "$executor" = cuda ]; then
     nvcc -O2 -o "$dir/native_gpu" "$here/native_gpu.cu" -lcuda
     nvcc -O2 -o "$dir/native_adds_program" "$here/native_vector_add.cu"
 fi
-"$bin/vgpu-mediatord" --listen "local:$dir/v.sock" --control "$dir/c.sock" --executor "$executor" 2>"$dir/log" &
+printf '[limits]\npinned_mib = 1024\n' > "$dir/conf"
+"$bin/vgpu-mediatord" --config "$dir/conf" --listen "local:$dir/v.sock" --control "$dir/c.sock" \
+    --executor "$executor" 2>"$dir/log" &
 mediator=$!
 for _ in $(seq 600); do
     [ -S "$dir/v.sock" ] && break
@@ -55,7 +57,9 @@ limit("processor time of a launch, us", ours["launch_processor"]["median"], 0.5)
 for what, bound, at_most in [
     (f"launch_chain_{launches}", 1.0, True), ("launch_synchronize", 1.1, True), ("allocate_free", 1.0, True),
     ("session_open", 1.1, True), ("copy_up_268435456", 1.0, False), ("copy_down_268435456", 1.0, False),
-    ("copy_up_16777216", 1.0, False), ("copy_down_16777216", 1.0, False)]:
+    ("copy_up_16777216", 1.0, False), ("copy_down_16777216", 1.0, False),
+    ("copy_up_268435456_pinned", 0.985, False), ("copy_down_268435456_pinned", 0.985, False),
+    ("copy_up_16777216_pinned", 0.985, False), ("copy_down_16777216_pinned", 0.985, False)]:
     if "of_native" in ours.get(what, {}):
         limit(f"{what}, of native", ours[what]["of_native"], bound, at_most)
 for elements in (1048576, 67108864):
