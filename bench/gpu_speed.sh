@@ -22,7 +22,7 @@ mediator=
 end_mediator() { if [ -n "$mediator" ]; then kill "$mediator" 2>/dev/null; wait "$mediator" || true; fi; mediator=; }
 trap 'end_mediator; rm -rf "$dir"' EXIT
 start_mediator() { # WARM_WORKERS
-    printf '[worker]\nwarm_workers = %s\n' "$1" > "$dir/m.toml"
+    printf '[limits]\npinned_mib = 1024\n[worker]\nwarm_workers = %s\n' "$1" > "$dir/m.toml"
     rm -f "$dir/v.sock"
     "$bin/vgpu-mediatord" --config "$dir/m.toml" --listen "local:$dir/v.sock" --control "$dir/c.sock" \
         --executor "$executor" 2>>"$dir/log" &
@@ -73,7 +73,9 @@ limit("processor time of a launch, us", ours["launch_processor"]["median"], 0.5)
 for what, bound, at_most in [
     (f"launch_chain_{launches}", 1.0, True), ("launch_synchronize", 1.1, True), ("allocate_free", 1.0, True),
     ("session_open", 1.1, True), ("copy_up_268435456", 1.0, False), ("copy_down_268435456", 1.0, False),
-    ("copy_up_16777216", 1.0, False), ("copy_down_16777216", 1.0, False)]:
+    ("copy_up_16777216", 1.0, False), ("copy_down_16777216", 1.0, False),
+    ("copy_up_268435456_pinned", 0.985, False), ("copy_down_268435456_pinned", 0.985, False),
+    ("copy_up_16777216_pinned", 0.985, False), ("copy_down_16777216_pinned", 0.985, False)]:
     if "of_native" in ours.get(what, {}):
         limit(f"{what}, of native", ours[what]["of_native"], bound, at_most)
 for what in ("session_open", "session_reopen"):

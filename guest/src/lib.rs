@@ -73,8 +73,8 @@ struct Readme;
 pub use client::{
     CaptureMode, CaptureStatus, Client, CompileAt, CompileOptions, Device, DeviceBuffer, DevicePtr,
     DeviceRows, DeviceSlice, DeviceSliceMut, Element, Event, Function, Graph, GraphExec, KernelArg,
-    LaunchBuilder, LaunchConfig, MemoryPool, Module, PitchedBuffer, PitchedSlice, PitchedSliceMut,
-    Statistics, Stream, VectorAddReport,
+    LaunchBuilder, LaunchConfig, MemoryPool, Module, PinnedBuffer, PitchedBuffer, PitchedSlice,
+    PitchedSliceMut, Statistics, Stream, VectorAddReport,
 };
 pub use connect::{MEDIATOR_HINT, MediatorHint, SECRET_FILE};
 pub use error::{Cause, Error, ErrorKind, Result, Retry, Side, Skipped};

@@ -113,6 +113,9 @@ pub struct Share {
     /// MiB of device memory.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub memory_mib: Option<u32>,
+    /// MiB of the guest's own memory that may be mapped and page-locked for the device.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub pinned_mib: Option<u32>,
     /// Seconds that a kernel may run.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub kernel_timeout_s: Option<u32>,
@@ -176,6 +179,7 @@ impl Share {
     pub fn or(self, general: Self) -> Self {
         Self {
             memory_mib: self.memory_mib.or(general.memory_mib),
+            pinned_mib: self.pinned_mib.or(general.pinned_mib),
             kernel_timeout_s: self.kernel_timeout_s.or(general.kernel_timeout_s),
             max_objects: self.max_objects.or(general.max_objects),
             idle_timeout_s: self.idle_timeout_s.or(general.idle_timeout_s),
@@ -195,6 +199,7 @@ impl Share {
         };
         Self {
             memory_mib: least(self.memory_mib, other.memory_mib),
+            pinned_mib: least(self.pinned_mib, other.pinned_mib),
             kernel_timeout_s: least(self.kernel_timeout_s, other.kernel_timeout_s),
             max_objects: least(self.max_objects, other.max_objects),
             idle_timeout_s: least(self.idle_timeout_s, other.idle_timeout_s),
@@ -247,6 +252,9 @@ pub const MOST_WEIGHT: u32 = 100;
 
 /// Objects of each kind that any session can have.
 pub const MOST_OBJECTS: u32 = 1 << 16;
+
+/// MiB of a guest's own memory that may be page-locked for a session where nothing else is said.
+pub const PINNED_MIB: u32 = 256;
 
 /// A guest as dom0 knows it.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]

@@ -21,6 +21,8 @@ pub enum HandleKind {
     Graph = 4,
     /// A graph that can be launched.
     GraphExec = 5,
+    /// A region: memory of the guest's that the mediator has mapped.
+    Region = 6,
 }
 
 impl HandleKind {
@@ -31,6 +33,7 @@ impl HandleKind {
             3 => Some(Self::Event),
             4 => Some(Self::Graph),
             5 => Some(Self::GraphExec),
+            6 => Some(Self::Region),
             _ => None,
         }
     }

@@ -5,11 +5,13 @@
 //! |---|---|
 //! | [`transport`] | [`Transport`], the ordered byte stream that rings, files and sockets are |
 //! | [`waker`] | [`Waker`], by which another thread ends a wait for a transport |
+//! | [`awaited`] | [`Awaited`], whatever else ends one |
 //! | [`endpoint`] | `xen:`, `local:PATH`, `tcp:HOST:PORT`, …: the addresses of mediators |
 //! | [`clock`] | the time, for deadlines |
 //! | [`byte_count`] | `64K`, `1M`: sizes on command lines |
 //! | [`output`] | writing all of a text to standard output, blocking or not |
 
+pub mod awaited;
 pub mod byte_count;
 pub mod clock;
 pub mod endpoint;
@@ -17,6 +19,7 @@ pub mod output;
 pub mod transport;
 pub mod waker;
 
+pub use awaited::Awaited;
 pub use endpoint::Endpoint;
 pub use transport::{Interest, Transport, TransportError};
 pub use waker::Waker;

@@ -7,6 +7,7 @@
 use std::io;
 use std::time::{Duration, Instant};
 
+use crate::awaited::Awaited;
 use crate::waker::Waker;
 
 /// First and longest turn of a wait for a transport that does not support wakers.
@@ -112,6 +113,24 @@ pub trait Transport: Send {
                 outcome => return outcome,
             }
             turn = (turn * 2).min(LONGEST_TURN);
+        }
+    }
+
+    /// [`wait_or`](Self::wait_or) for something that need not be woken for: a transport that polls before it
+    /// sleeps looks at it too.
+    ///
+    /// # Errors
+    /// As [`wait`](Self::wait).
+    fn wait_with(
+        &mut self,
+        interest: Option<Interest>,
+        awaited: &mut dyn Awaited,
+        deadline: Instant,
+    ) -> Result<(), TransportError> {
+        awaited.arm();
+        match awaited.has_come() {
+            true => Ok(()),
+            false => self.wait_or(interest, awaited.waker(), deadline),
         }
     }
 

@@ -3,11 +3,13 @@
 mod exchange;
 mod gpu;
 mod session;
+mod staging;
 mod vector_add;
 
 use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 
+use vchan::region::Regions;
 use vgpu_protocol::handle::{HandleKind, HandleMinter};
 use vgpu_protocol::op::{
     Body, Features, FenceReply, HelloReply, Op, Operation, Request, TakePrinted, TakePrintedReply,
@@ -24,8 +26,8 @@ use crate::wire::{Asked, Done};
 pub use gpu::{
     CaptureMode, CaptureStatus, CompileAt, CompileOptions, Device, DeviceBuffer, DevicePtr,
     DeviceRows, DeviceSlice, DeviceSliceMut, Element, Event, Function, Graph, GraphExec, KernelArg,
-    LaunchBuilder, LaunchConfig, MemoryPool, Module, PitchedBuffer, PitchedSlice, PitchedSliceMut,
-    Statistics, Stream,
+    LaunchBuilder, LaunchConfig, MemoryPool, Module, PinnedBuffer, PitchedBuffer, PitchedSlice,
+    PitchedSliceMut, Statistics, Stream,
 };
 pub(crate) use vector_add::PIECE;
 pub use vector_add::VectorAddReport;
@@ -65,6 +67,12 @@ struct Session {
     graph_execs: Mutex<HandleMinter>,
     /// Dropped while their lane was in a call; the next call of any lane gives them back.
     dropped: Mutex<Vec<gpu::Dropped>>,
+    /// Makes memory that the mediator can map, where the transport has such memory.
+    regions: Option<Regions>,
+    region_handles: Mutex<HandleMinter>,
+    /// Memory for copies of ordinary memory.
+    staging: Mutex<staging::State>,
+    pinned: Mutex<gpu::Arena>,
     adder: Mutex<vector_add::Adder>,
     /// Held by the add that asks for a place. Taken before `adder`.
     asking: Mutex<()>,
@@ -79,7 +87,12 @@ struct Session {
 }
 
 impl Session {
-    fn new(endpoint: Option<Endpoint>, skipped: Vec<Skipped>, agreed: HelloReply) -> Self {
+    fn new(
+        endpoint: Option<Endpoint>,
+        skipped: Vec<Skipped>,
+        agreed: HelloReply,
+        regions: Option<Regions>,
+    ) -> Self {
         let minter = |kind| Mutex::new(HandleMinter::new(kind, agreed.max_handles));
         Self {
             endpoint,
@@ -91,6 +104,10 @@ impl Session {
             graphs: minter(HandleKind::Graph),
             graph_execs: minter(HandleKind::GraphExec),
             dropped: Mutex::default(),
+            regions,
+            region_handles: minter(HandleKind::Region),
+            staging: Mutex::default(),
+            pinned: Mutex::default(),
             adder: Mutex::default(),
             asking: Mutex::default(),
             left: Condvar::new(),

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use vchan::region::Regions;
 use vgpu_protocol::op::field::Bytes;
 use vgpu_protocol::op::{Fence, FenceReply, Goodbye, HelloReply, Info, InfoReply, MAX_PING, Ping};
 use vgpu_protocol::session::client::Violation;
@@ -33,12 +34,13 @@ impl Client {
         let mut skipped = Vec::new();
         for endpoint in endpoints {
             match Self::connect_one(endpoint, options) {
-                Ok((lane, agreed)) => {
+                Ok((lane, agreed, regions)) => {
                     for skipped in &skipped {
                         log::info!("skipped {skipped}");
                     }
                     log::info!("using {endpoint} (session {:#018x})", agreed.epoch);
-                    return Ok(Self::first(lane, agreed, Some(endpoint.clone()), skipped));
+                    let endpoint = Some(endpoint.clone());
+                    return Ok(Self::first(lane, agreed, regions, endpoint, skipped));
                 }
                 Err(Cause::Interrupted) => {
                     return Err(Error::new("connect", None, Cause::Interrupted));
@@ -77,10 +79,11 @@ impl Client {
     fn connect_one(
         endpoint: &Endpoint,
         options: &Options,
-    ) -> std::result::Result<(Lane, HelloReply), Cause> {
+    ) -> std::result::Result<(Lane, HelloReply, Option<Regions>), Cause> {
         let deadline = after(Instant::now(), options.connect_timeout);
-        let transport = open_transport(endpoint, options, deadline)?;
-        Lane::open(transport, options, deadline)
+        let (transport, regions) = open_transport(endpoint, options, deadline)?;
+        let (lane, agreed) = Lane::open(transport, options, deadline)?;
+        Ok((lane, agreed, regions))
     }
 
     /// Opens a session on a transport that is connected to a mediator already.
@@ -91,19 +94,20 @@ impl Client {
         let deadline = after(Instant::now(), options.connect_timeout);
         let (lane, agreed) = Lane::open(transport, options, deadline)
             .map_err(|cause| Error::new("connect", None, cause))?;
-        Ok(Self::first(lane, agreed, None, Vec::new()))
+        Ok(Self::first(lane, agreed, None, None, Vec::new()))
     }
 
     fn first(
         lane: Lane,
         agreed: HelloReply,
+        regions: Option<Regions>,
         endpoint: Option<Endpoint>,
         skipped: Vec<Skipped>,
     ) -> Self {
         Self {
             header_lane: lane.number(),
             lane,
-            session: Arc::new(Session::new(endpoint, skipped, agreed)),
+            session: Arc::new(Session::new(endpoint, skipped, agreed, regions)),
             quiet_failed: false,
         }
     }

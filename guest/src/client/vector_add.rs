@@ -7,8 +7,8 @@ use std::time::{Duration, Instant};
 use vgpu_protocol::handle::Handle;
 use vgpu_protocol::op::field::{Bytes, StreamRef};
 use vgpu_protocol::op::{
-    CopyFromDevice, CopyToDevice, FenceReply, Launch, MemoryAllocate, MemoryFree, ModuleFunction,
-    ModuleLoad, ModuleUnload, StreamCreate, StreamDestroy,
+    FenceReply, Launch, MemoryAllocate, MemoryFree, ModuleFunction, ModuleLoad, ModuleUnload,
+    StreamCreate, StreamDestroy,
 };
 
 use vgpu_protocol::status::{ErrorCode, Status};
@@ -273,11 +273,8 @@ impl Client {
     fn begin(&mut self, kernel: Kernel, place: &mut Place, a: &[f32], b: &[f32]) -> Result<()> {
         let stream = place.stream();
         for (to, vector) in [(place.address, a), (place.second(), b)] {
-            let mut data = Data::up(bytemuck::cast_slice(vector));
-            let bytes = NonZeroU64::new(bytes_of(vector.len())).expect("no piece is empty");
-            let copy = CopyToDevice { to, bytes, stream };
-            let id = self.send_quiet_with(DOING, copy, &mut data)?;
-            place.requests.push(id);
+            let bytes = bytemuck::cast_slice(vector);
+            self.copy_up(DOING, to, bytes, stream, &mut place.requests)?;
         }
         let elements = u32::try_from(a.len()).expect("no piece is longer");
         let blocks = elements.div_ceil(EACH).div_ceil(THREADS);
@@ -305,17 +302,12 @@ impl Client {
         sums: &mut [f32],
         progress: &mut dyn FnMut(usize),
     ) -> Result<u64> {
-        let copy = CopyFromDevice {
-            from: place.address,
-            bytes: NonZeroU64::new(bytes_of(sums.len())).expect("no piece is empty"),
-            stream: place.stream(),
-        };
-        let mut data = Data::down(bytemuck::cast_slice_mut(sums)).watched(progress);
-        let copied = self.request_with(DOING, copy, &mut data);
-        let reply = explained(self, copied)?;
+        let sums = bytemuck::cast_slice_mut(sums);
+        let copied = self.copy_down(DOING, place.address, sums, place.stream(), progress);
+        let device_ns = explained(self, copied)?;
         let requests = std::mem::take(&mut place.requests);
         self.check_failures(&requests)?;
-        Ok(reply.device_ns)
+        Ok(device_ns)
     }
 
     /// An error if one of these quiet requests has failed; failures of others stay for the next fence.

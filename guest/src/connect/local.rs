@@ -12,10 +12,9 @@ use std::time::{Duration, Instant};
 
 use vchan::{Channel, RingSizes};
 use vgpu_socket_transport::connect_unix_stream;
-use vgpu_transport::Transport;
 
 use super::tcp::failed;
-use super::unreachable;
+use super::{Opened, unreachable};
 use crate::error::Cause;
 use crate::options::Options;
 
@@ -23,14 +22,13 @@ use crate::options::Options;
 /// and the longer the ring the less often either side waits for the other.
 const RING_BYTES: usize = 1 << 20;
 
+/// Most bytes of memory beside the ring. The mediator says how much it takes of that.
+const MOST_REGIONS: usize = 1 << 40;
+
 /// How often a wait looks whether the program was told to stop.
 const STOP_CHECK_INTERVAL: Duration = Duration::from_millis(20);
 
-pub(super) fn open(
-    path: &Path,
-    options: &Options,
-    deadline: Instant,
-) -> Result<Box<dyn Transport>, Cause> {
+pub(super) fn open(path: &Path, options: &Options, deadline: Instant) -> Result<Opened, Cause> {
     let interrupted = || options.interrupted();
     let stream = connect_unix_stream("local", path, deadline, &interrupted)
         .map_err(|error| failed(&error))?;
@@ -39,7 +37,9 @@ pub(super) fn open(
         .map_err(|error| unreachable(error.to_string(), "look at the system's log"))?;
     let rings = RingSizes::from(options.ring_bytes.unwrap_or(RING_BYTES));
     let channel = serve_on(stream, rings, options, deadline)?;
-    Ok(Box::new(channel))
+    let regions = channel.regions();
+    regions.set_limit(MOST_REGIONS);
+    Ok((Box::new(channel), Some(regions)))
 }
 
 /// Brings the ring up, and gives up as soon as the program is asked to stop.

@@ -27,13 +27,13 @@ pub(crate) const WATCHDOG: Duration = Duration::from_secs(60);
 
 pub(crate) const EPOCH: u64 = 0x5eed;
 
-/// Terms offered by the mediators of these tests: all data of a request may be sent at once.
+/// Terms offered by the mediators of these tests: all data of a request may be sent at once, and goes through the stream.
 pub(crate) const TERMS: Terms = Terms {
     max_lanes: NonZeroU16::new(16).unwrap(),
     max_requests: NonZeroU16::new(64).unwrap(),
     max_handles: 1,
     initial_credit: 1 << 30,
-    features: Features::ALL,
+    features: Features::ALL.without(Features::REGIONS),
 };
 
 /// Reply to Hello of a mediator that offers `terms`.

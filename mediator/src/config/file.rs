@@ -130,6 +130,7 @@ impl<'de> Deserialize<'de> for Rule {
             allow: bool,
             max_sessions: Option<u32>,
             memory_mib: Option<u32>,
+            pinned_mib: Option<u32>,
             kernel_timeout_s: Option<u32>,
             max_objects: Option<u32>,
             idle_timeout_s: Option<u32>,
@@ -167,6 +168,7 @@ impl<'de> Deserialize<'de> for Rule {
                 let table = Table::deserialize(MapAccessDeserializer::new(table))?;
                 let share = Share {
                     memory_mib: table.memory_mib,
+                    pinned_mib: table.pinned_mib,
                     kernel_timeout_s: table.kernel_timeout_s,
                     max_objects: table.max_objects,
                     idle_timeout_s: table.idle_timeout_s,

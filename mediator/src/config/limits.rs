@@ -5,7 +5,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 use crate::devices::Devices;
-use crate::policy::{MOST_OBJECTS, Operations, Share};
+use crate::policy::{MOST_OBJECTS, Operations, PINNED_MIB, Share};
 
 /// Limits on guests. `dist/mediator/mediatord.toml` describes each for administrators.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -35,6 +35,8 @@ pub struct Limits {
     pub drain_timeout_s: u32,
     /// MiB of device memory of a session; `None` for the device's own, at most 1024 with the cpu executor.
     pub memory_mib: Option<u32>,
+    /// MiB of the guest's own memory that may be mapped and page-locked for the device of a session; 0 for none.
+    pub pinned_mib: u32,
     /// Seconds that a kernel may run.
     pub kernel_timeout_s: u32,
     /// Objects of each kind of a session: allocations, modules, streams, events.
@@ -62,6 +64,7 @@ impl Default for Limits {
             file_silence_s: 20,
             drain_timeout_s: 10,
             memory_mib: None,
+            pinned_mib: PINNED_MIB,
             kernel_timeout_s: 60,
             max_objects: MOST_OBJECTS,
             operations: None,
@@ -81,6 +84,7 @@ impl Limits {
     pub fn share(&self) -> Share {
         Share {
             memory_mib: self.memory_mib,
+            pinned_mib: Some(self.pinned_mib),
             kernel_timeout_s: Some(self.kernel_timeout_s),
             max_objects: Some(self.max_objects),
             idle_timeout_s: Some(self.idle_timeout_s),

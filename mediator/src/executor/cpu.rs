@@ -6,7 +6,7 @@ use self::device::CpuDevice;
 use super::on_device::{OnDevice, Open};
 use super::{ExecutorError, ExecutorInfo, KERNEL_TIME, Limits};
 use crate::devices::Device;
-use crate::policy::MOST_OBJECTS;
+use crate::policy::{MOST_OBJECTS, PINNED_MIB};
 
 /// Device memory of a session, at most, and at most this part of the machine's.
 const MEMORY: (u64, u64) = (1 << 30, 8);
@@ -64,6 +64,7 @@ impl CpuExecutor {
             memory: MEMORY.0.min(info.total_memory / MEMORY.1),
             objects: MOST_OBJECTS,
             kernel_time: KERNEL_TIME,
+            pinned: u64::from(PINNED_MIB) << 20,
         };
         let description = device::describe(&info.device, limits.memory);
         Self::from(Processor(()), info, vec![description], limits)

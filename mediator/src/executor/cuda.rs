@@ -42,7 +42,7 @@ use vgpu_transport::Waker;
 use super::on_device::{OnDevice, Open};
 use super::{ExecutorError, ExecutorInfo, KERNEL_TIME, Limits, cuda_result, trial};
 use crate::devices::{self, Devices};
-use crate::policy::MOST_OBJECTS;
+use crate::policy::{MOST_OBJECTS, PINNED_MIB};
 use device::Device;
 use driver::{CallError, Driver, LoadError};
 use platform::Platform;
@@ -171,6 +171,7 @@ impl CudaExecutor {
             memory: info.total_memory,
             objects: MOST_OBJECTS,
             kernel_time: KERNEL_TIME,
+            pinned: u64::from(PINNED_MIB) << 20,
         };
         Ok(Self::from(OpenGpu(device), info, descriptions, limits))
     }

@@ -15,6 +15,7 @@ pub(crate) mod trial;
 
 use std::sync::Arc;
 
+use vchan::region::Regions;
 use vgpu_protocol::op::{Features, FenceReply, Op};
 
 use crate::compile::Compile;
@@ -57,6 +58,9 @@ pub trait Executor: Backend + Send {
     fn features(&self) -> Features {
         Features::ALL
     }
+
+    /// Lets it map, from before the first request on, what its session's guest offers.
+    fn set_regions(&mut self, _regions: Regions) {}
 
     /// Gives it, before the first request, its session's turns on the device.
     fn set_turns(&mut self, _turns: &Arc<Turns>) {}

@@ -5,6 +5,7 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::Instant;
 
+use vchan::region::Regions;
 use vgpu_protocol::frame::FrameHeader;
 use vgpu_protocol::op::field::Bytes;
 use vgpu_protocol::op::{Body, DeviceInfoReply, DeviceSelectReply, Features, FenceReply, Request};
@@ -61,6 +62,7 @@ pub struct OnDevice<O: Open> {
     most_memory: u64,
     pub(super) limits: Limits,
     turns: Arc<Turns>,
+    regions: Option<Regions>,
     compiler: Option<Arc<dyn Compile>>,
     /// Present from the first request on that is for it. Dropped before what it came from.
     pub(super) gpu: Option<Gpu<O::Device>>,
@@ -95,6 +97,7 @@ impl<O: Open> OnDevice<O> {
             most_memory: u64::MAX,
             limits,
             turns: Arc::default(),
+            regions: None,
             compiler: None,
             gpu: None,
             answered: VecDeque::new(),
@@ -160,6 +163,7 @@ impl<O: Open> OnDevice<O> {
             let device = self.open.open(&self.info, &self.limits)?;
             let mut gpu = Gpu::new(device, self.limits, &self.turns);
             gpu.set_compiler(self.compiler.clone());
+            gpu.set_regions(self.regions.clone());
             self.gpu = Some(gpu);
         }
         Ok(self.gpu.as_mut().expect("just put there"))
@@ -179,10 +183,14 @@ impl<O: Open> Executor for OnDevice<O> {
     }
 
     fn features(&self) -> Features {
-        match self.open.prints() {
-            true => Features::ALL,
-            false => Features(Features::ALL.0 & !Features::PRINTED.0),
+        let mut features = Features::ALL;
+        if !self.open.prints() {
+            features = features.without(Features::PRINTED);
         }
+        if self.regions.is_none() || self.limits.pinned == 0 {
+            features = features.without(Features::REGIONS);
+        }
+        features
     }
 
     fn set_share(&mut self, share: Share) {
@@ -190,6 +198,10 @@ impl<O: Open> Executor for OnDevice<O> {
         if let Some(mib) = share.memory_mib {
             self.most_memory = self.most_memory.min(u64::from(mib) << 20);
         }
+    }
+
+    fn set_regions(&mut self, regions: Regions) {
+        self.regions = Some(regions);
     }
 
     fn set_turns(&mut self, turns: &Arc<Turns>) {
@@ -279,11 +291,8 @@ impl<O: Open> Backend for OnDevice<O> {
     }
 
     fn also(&mut self) -> Also<'_> {
-        if let Some(gpu) = &mut self.gpu {
-            gpu.before_wait();
-        }
-        match self.gpu.as_ref().and_then(Gpu::awaited) {
-            Some(waker) => Also::Waker(waker),
+        match self.gpu.as_mut().and_then(Gpu::awaited) {
+            Some(awaited) => Also::Awaited(awaited),
             None => Also::Nothing,
         }
     }

@@ -5,7 +5,7 @@ use std::fmt;
 use std::time::{Duration, Instant};
 
 use vgpu_protocol::frame::FrameHeader;
-use vgpu_protocol::op::{Op, Request};
+use vgpu_protocol::op::{Features, Op, Request};
 use vgpu_protocol::session::client::{self, NotSent, Violation};
 use vgpu_protocol::session::server::{Failure, Outcome, Terms};
 use vgpu_protocol::session::{after_rest, next_in_turn};
@@ -623,7 +623,8 @@ impl SessionBackend for Relay<'_> {
         Ok(Opened {
             info: far.describe(),
             terms: Some(far.terms()),
-            features: far.terms().features,
+            // A region belongs to the channel that it was made in.
+            features: far.terms().features.without(Features::REGIONS),
         })
     }
 

@@ -6,7 +6,7 @@ use vgpu_protocol::frame::FrameHeader;
 use vgpu_protocol::op::{Features, InfoReply, Request};
 use vgpu_protocol::session::server::{Outcome, Terms};
 use vgpu_protocol::status::ErrorCode;
-use vgpu_transport::{Interest, Waker};
+use vgpu_transport::{Awaited, Interest};
 
 use super::SessionEnd;
 use super::stream::Stream;
@@ -100,6 +100,8 @@ pub enum Event {
     Printed(bool),
     /// Nanoseconds that the device worked.
     Worked(u64),
+    /// Bytes that came from the guest and went to it beside its stream.
+    Beside(usize, usize),
     /// Nothing can be run any more.
     Lost(NotOpened),
 }
@@ -113,6 +115,7 @@ impl Event {
             | Self::Failures(_)
             | Self::Printed(_)
             | Self::Worked(_)
+            | Self::Beside(..)
             | Self::Lost(_) => None,
         }
     }
@@ -123,8 +126,8 @@ impl Event {
 pub enum Also<'a> {
     /// Nothing: whatever it has to tell was told.
     Nothing,
-    /// A thread or a device that raises this.
-    Waker(&'a Waker),
+    /// A thread or a device.
+    Awaited(&'a mut dyn Awaited),
     /// The stream to another mediator.
     Stream(&'a mut Stream, Option<Interest>),
 }

@@ -176,6 +176,10 @@ impl Session<'_> {
                 Event::Failures(some) => self.server.set_failures_behind(some),
                 Event::Printed(some) => self.server.set_printed(some),
                 Event::Worked(device_ns) => self.observed.counters.worked(device_ns),
+                Event::Beside(came, went) => {
+                    self.observed.counters.received(came);
+                    self.observed.counters.sent(went);
+                }
                 Event::Lost(lost) => {
                     self.server.close(lost.code, &lost.text);
                     return Err(lost.end);

@@ -7,7 +7,7 @@ use vchan::Channel;
 use vchan::either::{Either, Side};
 use vgpu_socket_transport::SocketTransport;
 use vgpu_transport::clock;
-use vgpu_transport::{Interest, Transport, TransportError, Waker};
+use vgpu_transport::{Awaited, Interest, Transport, TransportError, Waker};
 
 use super::backend::Also;
 
@@ -102,6 +102,15 @@ impl Transport for Stream {
         self.inner().wait_or(interest, waker, deadline)
     }
 
+    fn wait_with(
+        &mut self,
+        interest: Option<Interest>,
+        awaited: &mut dyn Awaited,
+        deadline: Instant,
+    ) -> Result<()> {
+        self.inner().wait_with(interest, awaited, deadline)
+    }
+
     fn wait(&mut self, interest: Interest, deadline: Instant) -> Result<()> {
         self.inner().wait(interest, deadline)
     }
@@ -158,7 +167,7 @@ impl Waiting {
             (Also::Stream(far, far_interest), _) => {
                 self.wait_for_both((near, interest), (far, far_interest), deadline)
             }
-            (Also::Waker(waker), _) => near.wait_or(interest, waker, deadline),
+            (Also::Awaited(awaited), _) => near.wait_with(interest, awaited, deadline),
             (Also::Nothing, Some(interest)) => near.wait(interest, deadline),
             (Also::Nothing, None) => {
                 // Nothing can be done before a deadline: the loop asked for none of the two.

@@ -196,7 +196,7 @@ pub(crate) fn on_cpu<T>(
 pub(crate) struct Held(Arc<HeldState>);
 
 struct HeldState {
-    waker: Waker,
+    waker: Arc<Waker>,
     inner: Mutex<HeldInner>,
 }
 
@@ -215,7 +215,7 @@ pub(crate) struct HeldInner {
 impl Held {
     pub(crate) fn new() -> Self {
         Self(Arc::new(HeldState {
-            waker: Waker::new().unwrap(),
+            waker: Arc::new(Waker::new().unwrap()),
             inner: Mutex::default(),
         }))
     }
@@ -243,6 +243,7 @@ impl Held {
 /// The session's side of it.
 pub(crate) struct HeldBackend {
     held: Held,
+    waker: Arc<Waker>,
     room: Vec<u8>,
     output: Vec<u8>,
 }
@@ -251,6 +252,7 @@ impl HeldBackend {
     pub(crate) fn new(held: &Held) -> Self {
         Self {
             held: held.clone(),
+            waker: Arc::clone(&held.0.waker),
             room: Vec::new(),
             output: Vec::new(),
         }
@@ -317,7 +319,7 @@ impl Backend for HeldBackend {
     }
 
     fn also(&mut self) -> Also<'_> {
-        Also::Waker(&self.held.0.waker)
+        Also::Awaited(&mut self.waker)
     }
 }
 

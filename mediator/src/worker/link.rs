@@ -788,6 +788,7 @@ mod tests {
         let most_devices = uuids.collect::<Vec<_>>().try_into().unwrap();
         let most = Share {
             memory_mib: Some(u32::MAX),
+            pinned_mib: Some(u32::MAX),
             kernel_timeout_s: Some(u32::MAX),
             max_objects: Some(u32::MAX),
             idle_timeout_s: Some(u32::MAX),

@@ -296,7 +296,19 @@ fn serve_guest(
     let end = match spec.route() {
         Some(route) => relay::serve(&mut transport, &route, &settings, observed, stop),
         None => {
-            let mut open = || open_executor(&spec.executor, spec.share, opened.take(), linked);
+            // Only this carrier's memory is this machine's own, and as much of it as there is.
+            let regions = match (&spec.carrier, &transport) {
+                (Carrier::Local, Stream::Channel(channel)) => Some(channel.regions()),
+                _ => None,
+            };
+            let mut open = || {
+                let opened = opened.take();
+                let mut executor = open_executor(&spec.executor, spec.share, opened, linked)?;
+                if let Some(regions) = &regions {
+                    executor.set_regions(regions.clone());
+                }
+                Ok(executor)
+            };
             session::serve(&mut transport, &mut open, &settings, observed, stop)
         }
     };

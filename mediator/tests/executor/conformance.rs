@@ -133,6 +133,7 @@ fn run_all(
                 | Event::Moved(_)
                 | Event::Working
                 | Event::Worked(_)
+                | Event::Beside(..)
                 | Event::Failures(_)
                 | Event::Printed(_) => {}
             }
@@ -169,7 +170,10 @@ fn run_all(
         if !moved {
             let until = deadline.min(Instant::now() + CHECK);
             match executor.also() {
-                Also::Waker(waker) => drop(waker.wait(until)),
+                Also::Awaited(awaited) => {
+                    awaited.arm();
+                    drop(awaited.waker().wait(until));
+                }
                 // A request that has just failed.
                 _ => std::thread::sleep(Duration::from_millis(1)),
             }

@@ -8,6 +8,7 @@ mod devices;
 mod end_to_end;
 mod gpus;
 mod graphs;
+mod regions;
 mod stand_in;
 #[path = "../support/mod.rs"]
 mod support;
@@ -20,6 +21,21 @@ use vgpu_mediator::executor::{Executor, cpu::CpuExecutor, cuda};
 #[test]
 fn cpu() {
     conformance::run(&mut CpuExecutor::new("a test"));
+}
+
+#[test]
+fn regions_of_the_processor() {
+    for run in [regions::copies, regions::lies, regions::quota] {
+        run(&mut CpuExecutor::new("a test"));
+    }
+}
+
+#[test]
+#[ignore = "needs an NVIDIA GPU"]
+fn regions_of_a_gpu() {
+    for run in [regions::copies, regions::lies, regions::quota] {
+        run(&mut cuda::open("a test", None).expect("a GPU"));
+    }
 }
 
 #[test]

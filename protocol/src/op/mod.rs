@@ -33,9 +33,13 @@ impl Features {
     /// [`TakePrinted`], and replies that tell when to use it.
     pub const PRINTED: Features = Features(1 << 3);
 
+    /// [`RegionMap`], and copies from and to regions.
+    pub const REGIONS: Features = Features(1 << 4);
+
     /// All features known to this crate.
-    pub const ALL: Features =
-        Features(Self::EXCHANGE.0 | Self::QUIET.0 | Self::GPU.0 | Self::PRINTED.0);
+    pub const ALL: Features = Features(
+        Self::EXCHANGE.0 | Self::QUIET.0 | Self::GPU.0 | Self::PRINTED.0 | Self::REGIONS.0,
+    );
 
     /// Whether every feature of `other` is there.
     pub const fn contains(self, other: Features) -> bool {
@@ -46,6 +50,12 @@ impl Features {
     #[must_use]
     pub const fn with(self, other: Features) -> Features {
         Features(self.0 | other.0)
+    }
+
+    /// This set without the features of `other`.
+    #[must_use]
+    pub const fn without(self, other: Features) -> Features {
+        Features(self.0 & !other.0)
     }
 
     /// The features in both sets.

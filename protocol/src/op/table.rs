@@ -75,6 +75,12 @@ pub const CAPTURE_MODES: u8 = 3;
 /// Most bytes of printed output in one answer.
 pub const MAX_PRINTED: usize = 16 << 10;
 
+/// Bytes of a region's ticket, by which the other side maps it.
+pub const REGION_TICKET: usize = 48;
+
+/// No word is written when a copy is done.
+pub const NO_WORD: u64 = u64::MAX;
+
 /// The value of an attribute that the driver does not have.
 pub const NO_ATTRIBUTE: i32 = i32::MIN;
 
@@ -931,6 +937,82 @@ operations! {
             log: Bytes<MAX_COMPILE_LOG>,
         }
         data up |compile| compile.data_bytes(),
+    }
+
+    /// Maps a region that the guest has made beside the ring, and page-locks it for the device (`cuMemHostRegister`).
+    /// E_UNSUPPORTED: the device cannot use this memory. E_QUOTA_MEMORY: it is more than the session may have.
+    65 => RegionMap / RegionMapReply {
+        feature: REGIONS, quiet: no,
+        request {
+            /// The handle of the new region.
+            region: Handle,
+            /// Its bytes.
+            bytes: NonZeroU64,
+            /// Its ticket.
+            ticket: Bytes<REGION_TICKET>,
+        }
+        reply {
+            /// 1: the device copies from it and to it by itself; 0: the mediator's processor does, and ordinary memory
+            /// goes through the stream as fast.
+            by_device: u8,
+        }
+    }
+
+    /// Lets go of a region once the work sent before is done (`cuMemHostUnregister`).
+    66 => RegionUnmap / RegionUnmapReply {
+        feature: REGIONS, quiet: yes,
+        request {
+            /// The region.
+            region: Handle,
+        }
+        reply {}
+    }
+
+    /// Copies from a region to the device (`cuMemcpyHtoDAsync` of page-locked memory). It is over once the device has it in
+    /// its queue: until it is done there, what the guest writes to those bytes may be copied or not.
+    67 => CopyFromRegion / CopyFromRegionReply {
+        feature: REGIONS, quiet: yes,
+        request {
+            /// First address. All bytes must be within one allocation.
+            to: u64,
+            /// The region.
+            region: Handle,
+            /// First byte of the region to copy.
+            offset: u64,
+            /// Bytes.
+            bytes: NonZeroU64,
+            /// Offset in the region of 8 bytes that become `value` once the copy is done; 18446744073709551615 = of none.
+            word: u64,
+            /// That value.
+            value: u64,
+            /// The stream whose order it joins.
+            stream: StreamRef,
+        }
+        reply {}
+    }
+
+    /// Copies from the device to a region (`cuMemcpyDtoHAsync` of page-locked memory). It is over once the device has it in
+    /// its queue.
+    68 => CopyToRegion / CopyToRegionReply {
+        feature: REGIONS, quiet: yes,
+        request {
+            /// First address. All bytes must be within one allocation.
+            from: u64,
+            /// The region.
+            region: Handle,
+            /// First byte of the region to write.
+            offset: u64,
+            /// Bytes.
+            bytes: NonZeroU64,
+            /// Offset in the region of 8 bytes that become `value` once the copy is done, after the bytes;
+            /// 18446744073709551615 = of none.
+            word: u64,
+            /// That value.
+            value: u64,
+            /// The stream whose order it joins.
+            stream: StreamRef,
+        }
+        reply {}
     }
 }
 

@@ -167,6 +167,9 @@ fn flags_are_checked_for_every_operation() {
             Op::GraphLaunch,
             Op::GraphDestroy,
             Op::GraphExecDestroy,
+            Op::RegionUnmap,
+            Op::CopyFromRegion,
+            Op::CopyToRegion,
         ]
     );
     for op in [&[Op::Closing, Op::Data], Op::REQUESTS].concat() {

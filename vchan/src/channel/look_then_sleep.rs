@@ -3,7 +3,7 @@
 
 use std::time::{Duration, Instant};
 
-use vgpu_transport::Waker;
+use vgpu_transport::Awaited;
 
 use crate::channel::channel_state::Shared;
 use crate::error::{Error, Result};
@@ -51,34 +51,33 @@ pub(crate) fn wait(side: &mut impl Waits, deadline: Instant, waiting: &'static s
     wait_or(side, None, deadline, waiting)
 }
 
-/// [`wait`], ended also by a raised `waker`. Only for a side whose other half is on this thread: of
+/// [`wait`], ended also by what `awaited` stands for. Only for a side whose other half is on this thread: of
 /// two threads that sleep, only one polls.
 pub(crate) fn wait_or(
     side: &mut impl Waits,
-    waker: Option<&Waker>,
+    awaited: Option<&mut dyn Awaited>,
     deadline: Instant,
     waiting: &'static str,
 ) -> Result<()> {
-    if side.is_ready(Wish::Awake)? || is_raised(waker) {
+    if side.is_ready(Wish::Awake)? || has_come(awaited.as_deref()) {
         return Ok(());
     }
     // Taken out so that `is_ready` may borrow the rest.
     let mut spin = std::mem::replace(side.spin(), Spin::new(Duration::ZERO));
-    let outcome = wait_with(side, &mut spin, waker, deadline, waiting);
+    let outcome = wait_with(side, &mut spin, awaited, deadline, waiting);
     *side.spin() = spin;
     outcome
 }
 
-/// Whether `waker` is raised. Reads its flag, which costs one load; its descriptor is for the
-/// sleep.
+/// Whether it has come. A few loads; the waker's descriptor is for the sleep.
 #[inline]
-fn is_raised(waker: Option<&Waker>) -> bool {
-    waker.is_some_and(Waker::is_raised)
+fn has_come(awaited: Option<&dyn Awaited>) -> bool {
+    awaited.is_some_and(Awaited::has_come)
 }
 
 /// Whether the wait for `wish` is over; withdraws the request to be woken if so.
-fn is_over(side: &mut impl Waits, wish: Wish, waker: Option<&Waker>) -> Result<bool> {
-    let over = side.is_ready(wish)? || is_raised(waker);
+fn is_over(side: &mut impl Waits, wish: Wish, awaited: Option<&dyn Awaited>) -> Result<bool> {
+    let over = side.is_ready(wish)? || has_come(awaited);
     if over {
         side.withdraw();
     }
@@ -88,7 +87,7 @@ fn is_over(side: &mut impl Waits, wish: Wish, waker: Option<&Waker>) -> Result<b
 fn wait_with(
     side: &mut impl Waits,
     spin: &mut Spin,
-    waker: Option<&Waker>,
+    mut awaited: Option<&mut dyn Awaited>,
     deadline: Instant,
     waiting: &'static str,
 ) -> Result<()> {
@@ -96,8 +95,8 @@ fn wait_with(
     loop {
         let looked = spin.run(side.moved(), deadline, |thorough| {
             match thorough || side.has_moved() {
-                true => Ok(side.is_ready(Wish::Awake)? || is_raised(waker)),
-                false => Ok(is_raised(waker)),
+                true => Ok(side.is_ready(Wish::Awake)? || has_come(awaited.as_deref())),
+                false => Ok(has_come(awaited.as_deref())),
             }
         })?;
         let (start, now) = match looked {
@@ -116,13 +115,17 @@ fn wait_with(
         shared.acknowledge_wake_up()?;
         let seen = shared.waiters.generation();
         side.ask(wish);
-        if is_over(side, wish, waker)? {
+        if let Some(awaited) = &mut awaited {
+            awaited.arm();
+        }
+        if is_over(side, wish, awaited.as_deref())? {
             return Ok(());
         }
         let shared = side.shared();
         shared.sleeps.fetch_add(1, Ordering::Relaxed);
         let backend = shared.backend.as_ref();
         let waiters = &shared.waiters;
+        let waker = awaited.as_deref().map(Awaited::waker);
         let slept = waiters.sleep(backend, waker, seen, now, until, waiting);
         let end = spin.now();
         // Also after a time-out: waits that time out are those of an idle channel.
@@ -135,12 +138,12 @@ fn wait_with(
         }
         // The deadline counts only if a check made after it finds nothing: a peer may have moved
         // without ringing, or this thread may not have run for a while.
-        if is_over(side, Wish::Enough, waker)? {
+        if is_over(side, Wish::Enough, awaited.as_deref())? {
             return Ok(());
         }
         // What woke this side may be the peer's end, which only this shows.
         side.shared().acknowledge_wake_up()?;
-        if is_over(side, Wish::Enough, waker)? {
+        if is_over(side, Wish::Enough, awaited.as_deref())? {
             return Ok(());
         }
         // A peer that rings without end must not carry us beyond the deadline.

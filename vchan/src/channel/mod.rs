@@ -14,7 +14,7 @@ pub(crate) mod writer;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::time::{Duration, Instant};
 
-use vgpu_transport::{Interest, Waker};
+use vgpu_transport::{Awaited, Interest, Waker};
 
 use crate::backend::Parts;
 use crate::error::{Error, Result};
@@ -159,18 +159,18 @@ impl Channel {
     /// # Errors
     /// As [`wait`](Self::wait).
     pub fn wait_or(&mut self, interest: Interest, waker: &Waker, deadline: Instant) -> Result<()> {
-        self.wait_until(interest, Some(waker), deadline)
+        self.wait_until(interest, Some(&mut { waker }), deadline)
     }
 
     fn wait_until(
         &mut self,
         interest: Interest,
-        waker: Option<&Waker>,
+        awaited: Option<&mut dyn Awaited>,
         deadline: Instant,
     ) -> Result<()> {
         match interest {
-            Interest::Read => self.reader.wait_or(waker, deadline),
-            Interest::Write => self.writer.wait_or(waker, deadline),
+            Interest::Read => self.reader.wait_or(awaited, deadline),
+            Interest::Write => self.writer.wait_or(awaited, deadline),
             Interest::ReadOrWrite => {
                 let mut both = Both {
                     reader: &mut self.reader,
@@ -179,7 +179,7 @@ impl Channel {
                 };
                 look_then_sleep::wait_or(
                     &mut both,
-                    waker,
+                    awaited,
                     deadline,
                     "read from or write to the peer",
                 )

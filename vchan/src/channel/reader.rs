@@ -4,7 +4,7 @@
 use std::io;
 use std::time::{Duration, Instant};
 
-use vgpu_transport::Waker;
+use vgpu_transport::Awaited;
 
 use crate::channel::channel_state::Shared;
 use crate::channel::half::{copy_step, deadline_after};
@@ -263,13 +263,22 @@ impl Reader {
         self.wait_for_or(least, None, deadline)
     }
 
-    /// [`wait`](Self::wait), ended also by `waker`. For a reader that is not split off its channel.
-    pub(crate) fn wait_or(&mut self, waker: Option<&Waker>, deadline: Instant) -> Result<()> {
-        self.wait_for_or(1, waker, deadline)
+    /// [`wait`](Self::wait), ended also by `awaited`. For a reader that is not split off its channel.
+    pub(crate) fn wait_or(
+        &mut self,
+        awaited: Option<&mut dyn Awaited>,
+        deadline: Instant,
+    ) -> Result<()> {
+        self.wait_for_or(1, awaited, deadline)
     }
 
-    fn wait_for_or(&mut self, least: u32, waker: Option<&Waker>, deadline: Instant) -> Result<()> {
-        self.wait_awake_for(least, least, waker, deadline)
+    fn wait_for_or(
+        &mut self,
+        least: u32,
+        awaited: Option<&mut dyn Awaited>,
+        deadline: Instant,
+    ) -> Result<()> {
+        self.wait_awake_for(least, least, awaited, deadline)
     }
 
     /// Waits until `awake` bytes are seen while polling, or `least` after a sleep.
@@ -277,7 +286,7 @@ impl Reader {
         &mut self,
         awake: u32,
         least: u32,
-        waker: Option<&Waker>,
+        awaited: Option<&mut dyn Awaited>,
         deadline: Instant,
     ) -> Result<()> {
         // Relaxed: see `Shared::read`.
@@ -288,7 +297,7 @@ impl Reader {
             plenty: least,
             least,
         };
-        let outcome = look_then_sleep::wait_or(&mut side, waker, deadline, WAITING);
+        let outcome = look_then_sleep::wait_or(&mut side, awaited, deadline, WAITING);
         if side.plenty > least {
             self.hold_out.found(self.ring.available());
         }

@@ -4,7 +4,7 @@
 use std::io;
 use std::time::Instant;
 
-use vgpu_transport::{Interest, Transport, TransportError, Waker};
+use vgpu_transport::{Awaited, Interest, Transport, TransportError, Waker};
 
 use crate::channel::Channel;
 
@@ -54,6 +54,24 @@ impl Transport for Channel {
         match interest {
             Some(interest) => Ok(Self::wait_or(self, interest, waker, deadline)?),
             None => waker.wait(deadline),
+        }
+    }
+
+    fn wait_with(
+        &mut self,
+        interest: Option<Interest>,
+        awaited: &mut dyn Awaited,
+        deadline: Instant,
+    ) -> Result<(), TransportError> {
+        match interest {
+            Some(interest) => Ok(self.wait_until(interest, Some(awaited), deadline)?),
+            None => {
+                awaited.arm();
+                match awaited.has_come() {
+                    true => Ok(()),
+                    false => awaited.waker().wait(deadline),
+                }
+            }
         }
     }
 

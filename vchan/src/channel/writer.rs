@@ -4,7 +4,7 @@
 use std::io;
 use std::time::{Duration, Instant};
 
-use vgpu_transport::Waker;
+use vgpu_transport::Awaited;
 
 use crate::channel::channel_state::Shared;
 use crate::channel::half::{copy_step, deadline_after};
@@ -270,9 +270,13 @@ impl Writer {
         self.wait_for_room(least, least, None, deadline)
     }
 
-    /// [`wait`](Self::wait), ended also by `waker`. For a writer that is not split off its channel.
-    pub(crate) fn wait_or(&mut self, waker: Option<&Waker>, deadline: Instant) -> Result<()> {
-        self.wait_for_room(1, 1, waker, deadline)
+    /// [`wait`](Self::wait), ended also by `awaited`. For a writer that is not split off its channel.
+    pub(crate) fn wait_or(
+        &mut self,
+        awaited: Option<&mut dyn Awaited>,
+        deadline: Instant,
+    ) -> Result<()> {
+        self.wait_for_room(1, 1, awaited, deadline)
     }
 
     /// Waits for room for `least` bytes, and holds out for a moment for `plenty`.
@@ -280,14 +284,14 @@ impl Writer {
         &mut self,
         least: u32,
         plenty: u32,
-        waker: Option<&Waker>,
+        awaited: Option<&mut dyn Awaited>,
         deadline: Instant,
     ) -> Result<()> {
         let mut side = Waiting {
             writer: self,
             wait: Wait::Room { least, plenty },
         };
-        look_then_sleep::wait_or(&mut side, waker, deadline, WAITING)
+        look_then_sleep::wait_or(&mut side, awaited, deadline, WAITING)
     }
 
     /// Asks the peer to ring when it reads, for a call that is about to report "no room".

@@ -6,6 +6,7 @@ use std::fmt;
 use std::ptr::NonNull;
 
 use super::bounds;
+use super::error::RegionError;
 use crate::error::Result;
 use crate::sync::Arc;
 use crate::sync::atomic::Ordering;
@@ -73,6 +74,48 @@ impl View {
     /// The first byte.
     pub fn as_ptr(&self) -> NonNull<u8> {
         self.bytes.pointer(0, 0)
+    }
+
+    /// Copies bytes out of it, from `offset` on. The peer can change them at any moment: check the copy, and use the
+    /// copy.
+    ///
+    /// # Errors
+    /// [`RegionError::OutOfBounds`].
+    pub fn read_at(&self, offset: usize, to: &mut [u8]) -> Result<()> {
+        read(&self.bytes, self.len(), offset, to)
+    }
+
+    /// Copies `from` into it at `offset`.
+    ///
+    /// # Errors
+    /// [`RegionError::OutOfBounds`], [`RegionError::ReadOnly`].
+    pub fn write_at(&self, offset: usize, from: &[u8]) -> Result<()> {
+        self.check_writable()?;
+        write(&self.bytes, self.len(), offset, from)
+    }
+
+    /// Loads a word in the machine's byte order, in one piece.
+    ///
+    /// # Errors
+    /// As [`read_at`](Self::read_at); [`RegionError::Misaligned`].
+    pub fn load_u64(&self, offset: usize) -> Result<u64> {
+        load(&self.bytes, self.len(), offset)
+    }
+
+    /// Stores a word in the machine's byte order, in one piece.
+    ///
+    /// # Errors
+    /// As [`write_at`](Self::write_at); [`RegionError::Misaligned`].
+    pub fn store_u64(&self, offset: usize, value: u64) -> Result<()> {
+        self.check_writable()?;
+        store(&self.bytes, self.len(), offset, value)
+    }
+
+    fn check_writable(&self) -> Result<()> {
+        match self.writable {
+            true => Ok(()),
+            false => Err(RegionError::ReadOnly.into()),
+        }
     }
 
     /// Bytes of the view.

@@ -91,6 +91,9 @@ pub(crate) fn run(cli: &Cli, arguments: &GpuBenchArguments) -> Result<(), Failur
         for figures in copies(&device, bytes, arguments.repeats)? {
             print(&figures)?;
         }
+        for figures in pinned_copies(&device, bytes, arguments.repeats)? {
+            print(&figures)?;
+        }
     }
     drop((nothing, module));
     session::end_device(device);
@@ -395,6 +398,50 @@ fn copies(device: &Device, bytes: u64, repeats: u32) -> Result<[Figures; 2], Fai
     Ok([
         Figures::new(format!("copy_up_{bytes}"), "GB/s", up),
         Figures::new(format!("copy_down_{bytes}"), "GB/s", down),
+    ])
+}
+
+/// Copies from and to page-locked memory, of which the session must be allowed as much; every byte is compared.
+fn pinned_copies(device: &Device, bytes: u64, repeats: u32) -> Result<Vec<Figures>, Failure> {
+    let Ok(len) = usize::try_from(bytes) else {
+        return Ok(Vec::new());
+    };
+    let mut memory = device.alloc_pinned::<u8>(len)?;
+    if !memory.is_page_locked() {
+        return Ok(Vec::new());
+    }
+    let sent: Vec<u8> = (0..=250u8).cycle().take(len).collect();
+    let mut buffer = device.alloc::<u8>(len)?;
+    let rate = |time: Duration| bytes as f64 / 1e9 / time.as_secs_f64();
+    let (mut up, mut down) = (Vec::new(), Vec::new());
+    let mut back = vec![0; len];
+    for n in 0..=repeats {
+        memory.write(0, &sent)?;
+        let start = Instant::now();
+        device.memcpy_htod_pinned(&memory, .., &mut buffer)?;
+        device.synchronize()?;
+        let there = start.elapsed();
+        memory.write(0, &back)?;
+        let start = Instant::now();
+        device.memcpy_dtoh_pinned(&buffer, &mut memory, ..)?;
+        device.synchronize()?;
+        let came = start.elapsed();
+        memory.read(0, &mut back)?;
+        if back != sent {
+            return Err(Failure::new(
+                format!("{bytes} bytes came back changed"),
+                "do not trust this device or the path to it",
+            ));
+        }
+        back.fill(0);
+        if n > 0 {
+            up.push(rate(there));
+            down.push(rate(came));
+        }
+    }
+    Ok(vec![
+        Figures::new(format!("copy_up_{bytes}_pinned"), "GB/s", up),
+        Figures::new(format!("copy_down_{bytes}_pinned"), "GB/s", down),
     ])
 }
 

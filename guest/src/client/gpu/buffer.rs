@@ -103,7 +103,11 @@ impl Device {
     }
 
     /// The bytes of so many elements.
-    fn bytes_of<T>(&self, doing: &'static str, len: usize) -> Result<Option<NonZeroU64>> {
+    pub(super) fn bytes_of<T>(
+        &self,
+        doing: &'static str,
+        len: usize,
+    ) -> Result<Option<NonZeroU64>> {
         let bytes = (len as u64).checked_mul(size_of::<T>() as u64);
         let bytes = bytes
             .ok_or_else(|| self.wrong(doing, format!("{len} elements have no room anywhere")))?;

@@ -3,10 +3,9 @@
 use std::num::NonZeroU64;
 
 use bytemuck::Pod;
-use vgpu_protocol::op::{CopyFromDevice, CopyToDevice, CopyWithinDevice, FillRange};
+use vgpu_protocol::op::{CopyWithinDevice, FillRange};
 
-use super::{Device, DeviceBuffer, DevicePtr};
-use crate::data::Data;
+use super::{Device, DeviceBuffer, DevicePtr, told};
 use crate::error::Result;
 
 /// A value that memory can be filled with: 1, 2 or 4 bytes.
@@ -65,16 +64,15 @@ impl Device {
         const DOING: &str = "copy to the device";
         self.check_session(DOING, to.device())?;
         let bytes: &[u8] = bytemuck::cast_slice(from);
-        let Some(bytes_of) = self.bytes(DOING, bytes.len(), to.len() * size_of::<T>())? else {
+        if self
+            .bytes(DOING, bytes.len(), to.len() * size_of::<T>())?
+            .is_none()
+        {
             return Ok(());
-        };
-        let mut data = Data::up(bytes);
-        let request = CopyToDevice {
-            to: to.address(),
-            bytes: bytes_of,
-            stream: self.stream_ref(),
-        };
-        self.send_with(DOING, request, &mut data)
+        }
+        let (to, stream) = (to.address(), self.stream_ref());
+        self.client()?
+            .copy_up(DOING, to, bytes, stream, &mut Vec::new())
     }
 
     /// Copies the front of `from` to `to`, once the work sent before is done.
@@ -87,16 +85,25 @@ impl Device {
         self.check_session(DOING, from.device())?;
         let room = from.len() * size_of::<T>();
         let to: &mut [u8] = bytemuck::cast_slice_mut(to);
-        let Some(bytes) = self.bytes(DOING, to.len(), room)? else {
+        if self.bytes(DOING, to.len(), room)?.is_none() {
             return Ok(());
-        };
-        let mut data = Data::down(to);
-        let request = CopyFromDevice {
-            from: from.address(),
-            bytes,
-            stream: self.stream_ref(),
-        };
-        self.wait_with(DOING, request, &mut data, |reply| reply.device_ns)
+        }
+        self.copy_down_told(DOING, from.address(), to)
+    }
+
+    /// Fills `to` from the device, and tells of what has failed before.
+    pub(super) fn copy_down_told(
+        &self,
+        doing: &'static str,
+        from: u64,
+        to: &mut [u8],
+    ) -> Result<()> {
+        let stream = self.stream_ref();
+        let mut client = self.client()?;
+        let copied = client.copy_down(doing, from, to, stream, &mut |_| ());
+        let device_ns = told(&mut client, doing, copied)?;
+        client.keep_device_time(device_ns);
+        Ok(())
     }
 
     /// A copy of `from`, once the work sent before is done.
@@ -168,7 +175,12 @@ impl Device {
     }
 
     /// The bytes of a copy, if there are any and they fit.
-    fn bytes(&self, doing: &'static str, given: usize, room: usize) -> Result<Option<NonZeroU64>> {
+    pub(super) fn bytes(
+        &self,
+        doing: &'static str,
+        given: usize,
+        room: usize,
+    ) -> Result<Option<NonZeroU64>> {
         if given > room {
             let what = format!("{given} bytes, where there are {room} on the device");
             return Err(self.wrong(doing, what));

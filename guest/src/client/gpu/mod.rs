@@ -5,6 +5,7 @@ mod copies;
 mod graph;
 mod launch;
 mod module;
+mod pinned;
 mod pool;
 mod rows;
 mod source;
@@ -34,6 +35,8 @@ pub use copies::Element;
 pub use graph::{CaptureMode, CaptureStatus, Graph, GraphExec};
 pub use launch::{KernelArg, LaunchBuilder, LaunchConfig};
 pub use module::{Function, Module};
+pub(super) use pinned::Arena;
+pub use pinned::PinnedBuffer;
 pub use pool::MemoryPool;
 pub use rows::{DeviceRows, PitchedBuffer, PitchedSlice, PitchedSliceMut};
 pub use source::{CompileAt, CompileOptions};
@@ -120,6 +123,7 @@ pub(super) enum Dropped {
     Event(Handle),
     Graph(Handle),
     GraphExec(Handle),
+    Region(Handle),
 }
 
 impl Device {
@@ -294,6 +298,7 @@ impl Device {
                 client.send_quiet("destroy a graph", GraphDestroy { graph })?;
                 lock(&self.shared.session.graphs).release(graph);
             }
+            Dropped::Region(region) => client.unmap_memory(region)?,
             Dropped::GraphExec(exec) => {
                 client.send_quiet("destroy a graph", GraphExecDestroy { exec })?;
                 lock(&self.shared.session.graph_execs).release(exec);
@@ -422,7 +427,7 @@ pub(super) fn is_out_of_memory(error: &Error) -> bool {
 
 impl Client {
     /// Keeps what a call has heard of the device's time for the next wait that tells it.
-    fn keep_device_time(&self, ns: u64) {
+    pub(super) fn keep_device_time(&self, ns: u64) {
         self.session.untold_ns.fetch_add(ns, Ordering::Relaxed);
     }
 

@@ -12,12 +12,15 @@ use vgpu_transport::Waker;
 
 use crate::executor::cuda_result;
 use crate::executor::gpu::device::{
-    self, Answer, Call, Caller, Description, DeviceError, Done, Key, Layout, Rows, Span,
+    self, Answer, Call, Caller, Description, DeviceError, Done, Key, Layout, Region, Rows, Span,
 };
 
 /// Copies and fills of at most this many bytes are done at once if nothing is queued before them: they take
 /// no longer than passing them to another thread.
 const AT_ONCE: u64 = 512 << 10;
+
+/// Bytes of a piece of a copy from or to a region.
+const PIECE: usize = 128 << 10;
 
 /// Bytes that a row counts for beyond its own.
 const ROW: u64 = 64;
@@ -151,6 +154,18 @@ fn copy(device: &ptx::Device, work: &mut Work) -> Result<(), ptx::Error> {
             let bytes = in_buffer(from, buffer);
             device.read_rows(rows(*from), &mut buffer[..bytes])
         }
+        Work::FromRegion { to, region, offset } => in_pieces(*to, |piece, at, bytes| {
+            read(region, *offset + at, bytes)?;
+            device.write_rows(rows(piece), bytes)
+        }),
+        Work::ToRegion {
+            from,
+            region,
+            offset,
+        } => in_pieces(*from, |piece, at, bytes| {
+            device.read_rows(rows(piece), bytes)?;
+            write(region, *offset + at, bytes)
+        }),
         Work::Copy { to, from } => device.copy_rows(rows(*to), rows(*from)),
         Work::Fill {
             to,
@@ -161,6 +176,42 @@ fn copy(device: &ptx::Device, work: &mut Work) -> Result<(), ptx::Error> {
             unreachable!("that is the stream's")
         }
     }
+}
+
+/// Moves one row in pieces: gives each, the bytes before it, and as many bytes for it.
+fn in_pieces(
+    row: Rows,
+    mut moves: impl FnMut(Rows, usize, &mut [u8]) -> Result<(), ptx::Error>,
+) -> Result<(), ptx::Error> {
+    let mut buffer = vec![0; PIECE];
+    let mut at = 0;
+    while at < row.width {
+        let left = usize::try_from(row.width - at).unwrap_or(PIECE);
+        let bytes = &mut buffer[..left.min(PIECE)];
+        let piece = Rows::range(row.address + at, bytes.len() as u64);
+        let before = usize::try_from(at).expect("the region has as many");
+        moves(piece, before, bytes)?;
+        at += bytes.len() as u64;
+    }
+    Ok(())
+}
+
+fn read(region: &Region, at: usize, bytes: &mut [u8]) -> Result<(), ptx::Error> {
+    region
+        .view()
+        .read_at(at, bytes)
+        .map_err(|error| outside(&error))
+}
+
+fn write(region: &Region, at: usize, bytes: &[u8]) -> Result<(), ptx::Error> {
+    region
+        .view()
+        .write_at(at, bytes)
+        .map_err(|error| outside(&error))
+}
+
+fn outside(error: &vchan::Error) -> ptx::Error {
+    ptx::Error::new(ptx::Code::InvalidValue, error.to_string())
 }
 
 /// Bytes of a buffer that go to rows or come from them: as many as those have.
@@ -186,8 +237,11 @@ fn rows(rows: Rows) -> ptx::Rows {
 /// Cost of a copy or fill, as bytes of one long row; `None` for other work.
 fn cost(work: &Work) -> Option<u64> {
     match work {
-        Work::Upload { to, .. } | Work::Copy { to, .. } | Work::Fill { to, .. } => Some(to),
-        Work::Download { from, .. } => Some(from),
+        Work::Upload { to, .. }
+        | Work::FromRegion { to, .. }
+        | Work::Copy { to, .. }
+        | Work::Fill { to, .. } => Some(to),
+        Work::Download { from, .. } | Work::ToRegion { from, .. } => Some(from),
         Work::Launch(_) | Work::Record(_) | Work::Wait(_) => None,
     }
     .map(|rows| rows.bytes().saturating_add(ROW.saturating_mul(rows.height)))
@@ -218,6 +272,7 @@ impl device::Device for CpuDevice {
     type Function = Function;
     type Caller = CpuCaller;
 
+    const COPIES_BY_ITSELF: bool = false;
     const MOST_WORK: usize = 1024;
     // Decoded code is much larger than its text.
     const IMAGE_COST: u64 = 16;
@@ -318,7 +373,10 @@ impl device::Device for CpuDevice {
                 value,
                 size: element_bytes.into(),
             },
-            mut transfer @ (Work::Upload { .. } | Work::Download { .. }) => {
+            mut transfer @ (Work::Upload { .. }
+            | Work::Download { .. }
+            | Work::FromRegion { .. }
+            | Work::ToRegion { .. }) => {
                 let (device, shared) = (self.device.clone(), Arc::clone(&shared));
                 ptx::Work::Host(Box::new(move || {
                     let result = copy(&device, &mut transfer);
@@ -338,10 +396,8 @@ impl device::Device for CpuDevice {
         Ok(cancel.is_some())
     }
 
-    fn wake_at_end(&mut self, _: Key) -> Result<(), DeviceError> {
-        // It is raised after each work.
-        Ok(())
-    }
+    // It is raised after each work.
+    fn wake_at_end(&mut self, _: Key) {}
 
     fn next_done(&mut self) -> Option<Finished> {
         let done = self.finished.try_recv().ok()?;
@@ -444,6 +500,9 @@ impl Caller for CpuCaller {
                 };
                 Answer::Function(function, layout)
             }
+            // It is read and written as it is.
+            Call::Register(region) => Answer::Registered(region),
+            Call::Unregister(_) => Answer::Done,
             Call::Global(module, name) => {
                 let (address, bytes) = module.variable(&name).map_err(error)?;
                 Answer::Global(address, bytes)

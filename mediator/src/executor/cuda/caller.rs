@@ -12,6 +12,7 @@ use super::super::cuda_result;
 use super::super::gpu::device::{Answer, Call, Caller, DeviceError, Layout};
 use super::device::Device;
 use super::driver::{CallError, check};
+use super::handles::Registration;
 use super::image;
 
 /// Attributes that are asked for, and some to come.
@@ -246,6 +247,17 @@ impl Caller for CudaCaller {
                     },
                     layout,
                 )
+            }
+            Call::Register(mut region) => {
+                let (start, bytes) = (region.start().as_ptr(), region.view().len());
+                // SAFETY: the region keeps this, and lets it go before it is unmapped.
+                let registration = unsafe { Registration::new(&self.0, start, bytes) };
+                region.hold(registration.map_err(fail)?);
+                Answer::Registered(region)
+            }
+            Call::Unregister(region) => {
+                drop(region);
+                Answer::Done
             }
             Call::Global(module, text) => {
                 let (address, bytes) = self.global(module, &name(text)?).map_err(fail)?;

@@ -163,6 +163,8 @@ driver_functions! {
         event_destroy = "cuEventDestroy_v2" (CUevent);
         mem_host_alloc = "cuMemHostAlloc" (*mut *mut c_void, usize, c_uint);
         mem_free_host = "cuMemFreeHost" (*mut c_void);
+        mem_host_register = "cuMemHostRegister_v2" (*mut c_void, usize, c_uint);
+        mem_host_unregister = "cuMemHostUnregister" (*mut c_void);
         mem_alloc = "cuMemAlloc_v2" (*mut CUdeviceptr, usize);
         mem_alloc_pitch =
             "cuMemAllocPitch_v2" (*mut CUdeviceptr, *mut usize, usize, usize, c_uint);

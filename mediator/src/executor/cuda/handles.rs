@@ -8,7 +8,7 @@ use std::sync::Arc;
 use cudarc::driver::sys::{CUevent, CUstream};
 
 use super::device::Device;
-use super::driver::{CallError, check, check_query};
+use super::driver::{CallError, HOST_PORTABLE, check, check_query};
 
 /// Page-locked memory, all of it initialised.
 pub(in crate::executor) struct Buffer {
@@ -61,6 +61,48 @@ impl Drop for Buffer {
         if !self.device.is_lost() && self.device.bind().is_ok() {
             // SAFETY: this buffer's own memory, which no work uses: see `Queue::drop`.
             unsafe { (self.device.driver().mem_free_host)(self.start.cast::<c_void>()) };
+        }
+    }
+}
+
+/// Memory of the guest's that the device reads and writes, until this is dropped.
+pub(super) struct Registration {
+    start: *mut u8,
+    device: Arc<Device>,
+}
+
+// SAFETY: it names memory, which belongs to no thread.
+unsafe impl Send for Registration {}
+// SAFETY: it has no method that takes a reference.
+unsafe impl Sync for Registration {}
+
+impl Registration {
+    /// Page-locks `bytes` bytes from `start` on.
+    ///
+    /// # Safety
+    /// They are mapped until this is dropped.
+    pub(super) unsafe fn new(
+        device: &Arc<Device>,
+        start: *mut u8,
+        bytes: usize,
+    ) -> Result<Self, CallError> {
+        // SAFETY: the caller's promise; the context is current by `bind`.
+        let code = unsafe {
+            (device.driver().mem_host_register)(start.cast::<c_void>(), bytes, HOST_PORTABLE)
+        };
+        check(code, "cuMemHostRegister")?;
+        Ok(Self {
+            start,
+            device: Arc::clone(device),
+        })
+    }
+}
+
+impl Drop for Registration {
+    fn drop(&mut self) {
+        if !self.device.is_lost() && self.device.bind().is_ok() {
+            // SAFETY: registered in `new`, and no work uses it: see `Queue::drop`.
+            unsafe { (self.device.driver().mem_host_unregister)(self.start.cast::<c_void>()) };
         }
     }
 }

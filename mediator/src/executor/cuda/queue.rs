@@ -23,7 +23,9 @@ use vgpu_transport::Waker;
 use vgpu_transport::clock;
 
 use super::super::cuda_result;
-use super::super::gpu::device::{self, Description, DeviceError, Done, Key, Launch, Rows, Span};
+use super::super::gpu::device::{
+    self, Description, DeviceError, Done, Key, Launch, Region, Rows, Span,
+};
 use super::caller::{CudaCaller, Function, Module, device_error, lost};
 use super::device::Device;
 use super::driver::{CallError, EVENT_DEFAULT, HOST_PORTABLE, STREAM_NON_BLOCKING, check};
@@ -64,8 +66,8 @@ pub(in crate::executor) struct Queue {
     events: HashMap<Key, Event>,
     /// Events that may be used again once nobody else holds them.
     free_events: Vec<Arc<Event>>,
-    /// The last end of a kernel that is known, and its time on the device's clock.
-    last_end: Option<(Arc<Event>, i64)>,
+    /// The last end of a kernel that is known.
+    last_end: Option<End>,
     /// Marks a place for a stream to wait for.
     place: Event,
     /// Nothing is ever queued here: a call that waits for it does not wait.
@@ -98,6 +100,8 @@ struct Lane {
     row: Option<Row>,
     /// Works since one was told of.
     untold: u64,
+    /// The end of its work is to be told of before this thread sleeps.
+    awaited: bool,
     /// When the first work under way began to be the first.
     first_since: Instant,
 }
@@ -119,9 +123,16 @@ enum Unwritten {
     Some,
 }
 
+/// Memory that a copy uses.
+enum Memory {
+    Own(Buffer),
+    Region { _used: Arc<Region> },
+}
+
 struct UnderWay {
     tag: u64,
-    buffer: Option<Buffer>,
+    /// On this side, of a copy.
+    memory: Option<Memory>,
     /// How long it may take: a kernel.
     deadline: Option<Duration>,
     /// A kernel that may print.
@@ -144,6 +155,15 @@ struct Times {
     ended: Arc<Event>,
 }
 
+/// The end of a row of kernels.
+struct End {
+    event: Arc<Event>,
+    /// Nanoseconds on the device's clock.
+    at: i64,
+    /// The row's stream.
+    of: Key,
+}
+
 impl Lane {
     fn new(
         device: &Arc<Device>,
@@ -157,6 +177,7 @@ impl Lane {
             stream: Stream::new(device, own)?,
             tells: Stream::new(device, Some((STREAM_NON_BLOCKING, 0)))?,
             untold: 0,
+            awaited: false,
             first_since: clock::now(),
         })
     }
@@ -241,23 +262,39 @@ impl Queue {
         let driver = self.device.driver();
         let lane = self.lanes.get(&key).ok_or(GONE)?;
         let stream = lane.stream.stream;
-        let (mut wake, mut deadline, mut may_print) = (false, None, false);
+        let (mut moves_data, mut deadline, mut may_print) = (false, None, false);
         // SAFETY: the context is current and the stream live. The engine has seen every range on the device
-        // within an allocation of this session, which is not freed before this is done; the buffers stay in
+        // within an allocation of this session, which is not freed before this is done; buffers and regions stay in
         // `under_way` until then, and hold as many bytes.
-        let buffer = unsafe {
+        let memory = unsafe {
             match work {
                 Work::Upload { to, buffer } => {
                     debug_assert!(to.bytes() <= buffer.bytes as u64);
                     self.copy(Side::Here(buffer.start, to), Side::There(to), stream)?;
-                    wake = true;
-                    Some(buffer)
+                    moves_data = true;
+                    Some(Memory::Own(buffer))
                 }
                 Work::Download { from, buffer } => {
                     debug_assert!(from.bytes() <= buffer.bytes as u64);
                     self.copy(Side::There(from), Side::Here(buffer.start, from), stream)?;
-                    wake = true;
-                    Some(buffer)
+                    moves_data = true;
+                    Some(Memory::Own(buffer))
+                }
+                Work::FromRegion { to, region, offset } => {
+                    let start = part_of(&region, offset, to);
+                    self.copy(Side::Here(start, to), Side::There(to), stream)?;
+                    moves_data = true;
+                    Some(Memory::Region { _used: region })
+                }
+                Work::ToRegion {
+                    from,
+                    region,
+                    offset,
+                } => {
+                    let start = part_of(&region, offset, from);
+                    self.copy(Side::There(from), Side::Here(start, from), stream)?;
+                    moves_data = true;
+                    Some(Memory::Region { _used: region })
                 }
                 Work::Copy { to, from } => {
                     self.copy(Side::There(from), Side::There(to), stream)?;
@@ -307,13 +344,15 @@ impl Queue {
         }
         lane.under_way.push_back(UnderWay {
             tag,
-            buffer,
+            memory,
             deadline,
             may_print,
             times: None,
         });
         lane.untold += 1;
-        let tell = wake || lane.untold >= UNTOLD;
+        // The session moves bytes again when a buffer is free.
+        lane.awaited |= moves_data;
+        let tell = lane.untold >= UNTOLD;
         if deadline.is_none() {
             self.number(key)?;
         }
@@ -448,6 +487,7 @@ impl Queue {
             return Ok(());
         };
         lane.untold = 0;
+        lane.awaited = false;
         self.place.record(&lane.stream)?;
         let tells = lane.tells.stream;
         // SAFETY: stream and event are live and the context is current; `drop` waits for what is queued, or
@@ -548,6 +588,7 @@ impl Queue {
         let lane = self.lanes.get_mut(&key)?;
         let first = lane.under_way.pop_front()?;
         lane.first_since = clock::now();
+        lane.awaited &= !lane.under_way.is_empty();
         if first.may_print {
             self.unwritten = Unwritten::Some;
         }
@@ -555,7 +596,7 @@ impl Queue {
         let lost = self.device.is_lost();
         if let Some(times) = first.times {
             if !lost && result.is_ok() && self.device.bind().is_ok() {
-                ran = self.span(&times).ok();
+                ran = self.span(key, &times).ok();
                 kernels = times.row.kernels;
             }
             // Each event once: one that is here twice is never free.
@@ -564,13 +605,14 @@ impl Queue {
             }
             self.free_events.push(times.ended);
         }
-        // The device may still write to it; then it is never freed.
-        let buffer = match lost {
-            true => {
-                std::mem::forget(first.buffer);
+        let buffer = match first.memory {
+            // The device may still write to it; then it is never freed.
+            memory if lost => {
+                std::mem::forget(memory);
                 None
             }
-            false => first.buffer,
+            Some(Memory::Own(buffer)) => Some(buffer),
+            Some(Memory::Region { .. }) | None => None,
         };
         Some(Done {
             tag: first.tag,
@@ -581,18 +623,25 @@ impl Queue {
         })
     }
 
-    /// When a row that is over ran. Measured from the end of another one that ended about then: the driver
-    /// tells times apart by a number of 24 bits.
-    fn span(&mut self, times: &Times) -> Result<Span, CallError> {
-        let began = &times.row.began;
-        let ns = began.elapsed_ns(&times.ended)?;
+    /// When a row of the stream `of`, which is over, ran. Measured from the end of another one that ended about then:
+    /// the driver tells times apart by a number of 24 bits.
+    fn span(&mut self, of: Key, times: &Times) -> Result<Span, CallError> {
+        let ns = times.row.began.elapsed_ns(&times.ended)?;
+        let mut others = self.lanes.iter().filter(|(key, _)| **key != of);
+        let alone = others.all(|(_, lane)| lane.under_way.is_empty());
         let ended = match &self.last_end {
             None => ns,
-            Some((last, at)) if Arc::ptr_eq(last, began) => at.saturating_add(ns),
-            Some((last, at)) => at.saturating_add(last.elapsed_ns(&times.ended)?),
+            // Nothing that is still to be told of can have run at the same time as the two, so how far apart they were
+            // does not matter; to ask for that takes half as long as a launch.
+            Some(last) if last.of == of && alone => last.at.saturating_add(ns),
+            Some(last) => last.at.saturating_add(last.event.elapsed_ns(&times.ended)?),
         };
-        if self.last_end.as_ref().is_none_or(|(_, at)| *at <= ended) {
-            self.last_end = Some((Arc::clone(&times.ended), ended));
+        if self.last_end.as_ref().is_none_or(|last| last.at <= ended) {
+            self.last_end = Some(End {
+                event: Arc::clone(&times.ended),
+                at: ended,
+                of,
+            });
         }
         Ok(Span {
             began: ended.saturating_sub(ns),
@@ -677,6 +726,12 @@ impl Queue {
     }
 }
 
+/// The address of the bytes of a copy in a region.
+fn part_of(region: &Region, offset: usize, row: Rows) -> *mut u8 {
+    debug_assert!(offset as u64 + row.bytes() <= region.view().len() as u64);
+    region.start().as_ptr().wrapping_add(offset)
+}
+
 /// One side of a copy.
 #[derive(Clone, Copy)]
 enum Side {
@@ -754,6 +809,7 @@ impl device::Device for Queue {
     type Function = Function;
     type Caller = CudaCaller;
 
+    const COPIES_BY_ITSELF: bool = true;
     // Well below the thousand at which a driver waits for room.
     const MOST_WORK: usize = 256;
     const IMAGE_COST: u64 = 1;
@@ -842,12 +898,28 @@ impl device::Device for Queue {
         Err(DeviceError::new(cuda_result::NOT_SUPPORTED, text))
     }
 
-    fn wake_at_end(&mut self, stream: Key) -> Result<(), DeviceError> {
-        self.driver(|queue| queue.tell(stream))
+    fn wake_at_end(&mut self, stream: Key) {
+        if let Some(lane) = self.lanes.get_mut(&stream) {
+            lane.awaited = true;
+        }
     }
 
     fn before_wait(&mut self) {
         self.end_rows(None);
+    }
+
+    fn has_news(&self) -> bool {
+        self.done().is_some()
+    }
+
+    fn before_sleep(&mut self) {
+        let lanes = self.lanes.iter();
+        let awaited = lanes.filter(|(_, lane)| lane.awaited && !lane.under_way.is_empty());
+        let keys: Vec<Key> = awaited.map(|(key, _)| *key).collect();
+        for key in keys {
+            // A device that has failed shows that when it is asked what is done.
+            let _ = self.driver(|queue| queue.tell(key));
+        }
     }
 
     fn next_done(&mut self) -> Option<Done<Buffer>> {

@@ -1,7 +1,12 @@
 //! The interface between [`Gpu`](super::Gpu) and a device: a CUDA driver, or this machine's processor.
 
+use std::any::Any;
+use std::fmt;
+use std::ptr::NonNull;
 use std::sync::Arc;
 use std::time::Duration;
+
+use vchan::region::{MappedRegion, View};
 
 use vgpu_protocol::op::ParameterPlace;
 use vgpu_protocol::session::server::Failure;
@@ -23,6 +28,8 @@ pub(in crate::executor) trait Device: Send {
     /// The thread for calls that block.
     type Caller: Caller<Module = Self::Module, Function = Self::Function>;
 
+    /// Whether it copies without this machine's processors.
+    const COPIES_BY_ITSELF: bool;
     /// Works that may be in its queue before [`submit`](Self::submit) might wait.
     const MOST_WORK: usize;
     /// Bytes of memory that a byte of a module's image comes to.
@@ -82,14 +89,20 @@ pub(in crate::executor) trait Device: Send {
     /// The device cannot end a kernel alone.
     fn cancel(&mut self, tag: u64) -> Result<bool, DeviceError>;
 
-    /// Has the [`waker`](Self::waker) raised when everything that is in a stream's queue now is done.
-    ///
-    /// # Errors
-    /// The device cannot do that.
-    fn wake_at_end(&mut self, stream: Key) -> Result<(), DeviceError>;
+    /// Has the [`waker`](Self::waker) raised when everything that is in a stream's queue now is done, if this thread
+    /// [sleeps](Self::before_sleep) until then.
+    fn wake_at_end(&mut self, stream: Key);
 
     /// This thread is about to wait: whatever was put off until more work comes is done now.
     fn before_wait(&mut self) {}
+
+    /// Whether [`next_done`](Self::next_done) has something, as far as a few loads tell.
+    fn has_news(&self) -> bool {
+        false
+    }
+
+    /// This thread is about to sleep: from here on news raise the waker.
+    fn before_sleep(&mut self) {}
 
     /// The next work that is over, in the order of its stream. Does not wait.
     fn next_done(&mut self) -> Option<Done<Self::Buffer>>;
@@ -166,12 +179,16 @@ pub(in crate::executor) enum Call<M> {
     Function(M, String),
     /// The variable of this name.
     Global(M, String),
+    /// Memory that copies are to use.
+    Register(Box<Region>),
+    /// Memory that no copy uses any more.
+    Unregister(Arc<Region>),
 }
 
 /// The result.
 #[derive(Debug)]
 pub(in crate::executor) enum Answer<M, F> {
-    /// Freed or unloaded.
+    /// Freed, unloaded or unregistered.
     Done,
     /// First address of the memory.
     Address(u64),
@@ -183,6 +200,8 @@ pub(in crate::executor) enum Answer<M, F> {
     Function(F, Layout),
     /// Address and bytes of a variable.
     Global(u64, u64),
+    /// The memory that was given.
+    Registered(Box<Region>),
 }
 
 /// A kernel's launch parameters.
@@ -239,6 +258,18 @@ pub(in crate::executor) enum Work<B, F> {
     Upload { to: Rows, buffer: B },
     /// The first bytes of `buffer` come from the device, as many as the rows have.
     Download { from: Rows, buffer: B },
+    /// One row goes to the device from a region, from the byte `offset` on.
+    FromRegion {
+        to: Rows,
+        region: Arc<Region>,
+        offset: usize,
+    },
+    /// One row comes from the device to a region, from the byte `offset` on.
+    ToRegion {
+        from: Rows,
+        region: Arc<Region>,
+        offset: usize,
+    },
     /// Within the device, between rows of the same shape.
     Copy { to: Rows, from: Rows },
     /// Elements of 1, 2 or 4 bytes, as many as fill the rows.
@@ -253,6 +284,56 @@ pub(in crate::executor) enum Work<B, F> {
     Record(Key),
     /// Later work waits for this event, as it was recorded last.
     Wait(Key),
+}
+
+/// Memory of the guest's that this process has mapped.
+pub(in crate::executor) struct Region {
+    // In this order: the device lets go of it before it is unmapped.
+    /// What the device holds of it; dropping that ends it.
+    registration: Option<Box<dyn Any + Send + Sync>>,
+    view: View,
+    _mapped: MappedRegion,
+}
+
+impl Region {
+    /// All of a region that both sides may write.
+    ///
+    /// # Errors
+    /// It has ended, or is for reading only.
+    pub(in crate::executor) fn new(mapped: MappedRegion) -> Result<Self, vchan::Error> {
+        let view = mapped.view(0, mapped.len())?;
+        match view.is_writable() {
+            true => Ok(Self {
+                registration: None,
+                view,
+                _mapped: mapped,
+            }),
+            false => Err(vchan::region::RegionError::ReadOnly.into()),
+        }
+    }
+
+    /// Its bytes.
+    pub(in crate::executor) fn view(&self) -> &View {
+        &self.view
+    }
+
+    /// The address of its first byte.
+    pub(in crate::executor) fn start(&self) -> NonNull<u8> {
+        self.view.as_ptr()
+    }
+
+    /// Keeps what the device holds of it until it goes.
+    pub(in crate::executor) fn hold(&mut self, registration: impl Any + Send + Sync) {
+        self.registration = Some(Box::new(registration));
+    }
+}
+
+impl fmt::Debug for Region {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Region")
+            .field("view", &self.view)
+            .finish_non_exhaustive()
+    }
 }
 
 /// A launch.

@@ -5,6 +5,7 @@
 //! | `device` | what a device of either kind does for this |
 //! | `ranges` | which addresses the session may name |
 //! | `transfers` | data between the guest's stream and the device |
+//! | `regions` | the guest's memory that the device copies from and to |
 //! | `modules` | code on the device |
 //! | `sources` | code that is compiled first |
 //! | `work` | kernels, copies and fills, checked each time that they are about to be done |
@@ -32,6 +33,7 @@ mod modules;
 mod pool;
 mod queue;
 mod ranges;
+mod regions;
 mod sources;
 mod streams;
 #[cfg(test)]
@@ -52,7 +54,7 @@ use vgpu_protocol::op::{
 };
 use vgpu_protocol::session::server::{Failure, Outcome};
 use vgpu_protocol::status::ErrorCode;
-use vgpu_transport::Waker;
+use vgpu_transport::{Awaited, Waker};
 
 use super::cuda_result;
 use crate::compile::Compile;
@@ -69,6 +71,7 @@ use modules::Modules;
 use pool::MemoryPool;
 use queue::{Calling, Held, Purpose, Queued, Reclaim, Wait, Wanted, What};
 use ranges::Ranges;
+use regions::Regions;
 use sources::{Code, Compiling};
 use streams::Streams;
 use transfers::{Download, Full, Image, Pool, Upload, bytes_of};
@@ -95,6 +98,8 @@ pub struct Limits {
     pub objects: u32,
     /// Longest time that a kernel may run.
     pub kernel_time: Duration,
+    /// Bytes of the guest's memory that may be mapped and page-locked.
+    pub pinned: u64,
 }
 
 impl Limits {
@@ -105,6 +110,9 @@ impl Limits {
         }
         if let Some(seconds) = share.kernel_timeout_s {
             self.kernel_time = Duration::from_secs(seconds.into());
+        }
+        if let Some(mib) = share.pinned_mib {
+            self.pinned = u64::from(mib) << 20;
         }
         if let Some(most) = share.max_objects {
             self.objects = self.objects.min(most);
@@ -132,6 +140,7 @@ pub(super) struct Gpu<D: Device> {
     /// Bytes of the quota in use.
     used: u64,
     ranges: Ranges,
+    regions: Regions,
     modules: Modules<D>,
     streams: Streams,
     captures: Captures,
@@ -188,8 +197,8 @@ impl<D: Device> std::fmt::Debug for Gpu<D> {
 
 /// Whether an operation is about the device.
 fn is_on_device(op: Op) -> bool {
-    op.spec()
-        .is_some_and(|spec| spec.feature.contains(Features::GPU))
+    let features = op.spec().map_or(Features::NONE, |spec| spec.feature);
+    features.contains(Features::GPU) || features.contains(Features::REGIONS)
 }
 
 fn refused(code: ErrorCode, text: impl Into<String>) -> Refused {
@@ -201,6 +210,20 @@ fn refused(code: ErrorCode, text: impl Into<String>) -> Refused {
 
 fn invalid(text: impl Into<String>) -> Refused {
     Failure::from(&DeviceError::new(cuda_result::INVALID_VALUE, text))
+}
+
+impl<D: Device> Awaited for Gpu<D> {
+    fn waker(&self) -> &Waker {
+        self.device.waker()
+    }
+
+    fn has_come(&self) -> bool {
+        self.device.waker().is_raised() || self.device.has_news()
+    }
+
+    fn arm(&mut self) {
+        self.device.before_sleep();
+    }
 }
 
 impl<D: Device> Drop for Gpu<D> {
@@ -221,6 +244,7 @@ impl<D: Device> Gpu<D> {
             watched: 0,
             used: 0,
             ranges: Ranges::default(),
+            regions: Regions::new(limits.objects),
             modules: Modules::new(limits.objects),
             streams: Streams::new(limits.objects),
             captures: Captures::default(),
@@ -314,6 +338,10 @@ impl<D: Device> Gpu<D> {
                 let from = self.rows(copy.from, copy.pitch, copy.width, copy.height)?;
                 self.copy_from(id, Op::CopyRowsFromDevice, from, copy.stream)
             }
+            Request::RegionMap(map) => self.region_map(id, &map),
+            Request::RegionUnmap(unmap) => self.region_unmap(id, unmap.region),
+            Request::CopyFromRegion(copy) => self.copy_from_region(id, &copy),
+            Request::CopyToRegion(copy) => self.copy_to_region(id, &copy),
             Request::CopyWithinDevice(copy) => {
                 let bytes = copy.bytes.get();
                 let (to, from) = (Rows::range(copy.to, bytes), Rows::range(copy.from, bytes));
@@ -694,18 +722,17 @@ impl<D: Device> Gpu<D> {
             && self.uploads_queued < MOST_UPLOADS
     }
 
-    /// This thread is about to wait.
-    pub(super) fn before_wait(&mut self) {
+    /// What to wait for; `None` while nothing is under way.
+    pub(super) fn awaited(&mut self) -> Option<&mut dyn Awaited> {
         self.device.before_wait();
-    }
-
-    /// The descriptor to wait for; `None` while nothing is under way.
-    pub(super) fn awaited(&self) -> Option<&Waker> {
         let idle = self.queue.is_empty()
             && self.calling.is_none()
             && self.compiling.is_none()
             && !self.has_unqueued();
-        (!idle && !self.lost).then(|| &**self.device.waker())
+        match idle || self.lost {
+            true => None,
+            false => Some(self),
+        }
     }
 
     /// The next event, after polling the device.

@@ -1,6 +1,6 @@
 //! The queue of a session's work on a device, in order, and the requests that wait for it.
 
-use std::sync::mpsc;
+use std::sync::{Arc, mpsc};
 use std::thread;
 use std::time::Instant;
 
@@ -15,8 +15,9 @@ use vgpu_protocol::status::ErrorCode;
 use vgpu_transport::clock;
 
 use super::super::cuda_result;
-use super::device::{Answer, Call, Caller, Device, DeviceError, Done, Key, Span, Work};
+use super::device::{Answer, Call, Caller, Device, DeviceError, Done, Key, Region, Span, Work};
 use super::ranges::{GRAIN, counted};
+use super::regions::Note;
 use super::{BEAT, Event, Gpu, LONGEST_CALL, Refused};
 
 /// Work in the queue: what for.
@@ -55,7 +56,7 @@ impl Queued {
 }
 
 /// The purpose of a piece of work.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug)]
 pub(super) enum What {
     /// This many bytes of this upload.
     Upload { id: u32, op: Op, bytes: u64 },
@@ -65,6 +66,8 @@ pub(super) enum What {
     InTurn(u32, Op),
     /// A request that was answered when this was queued.
     Other(u32, Op),
+    /// The same; when it is done a word is to say so.
+    Region(u32, Op, Option<Note>),
 }
 
 /// A work that the device has not been given.
@@ -159,6 +162,7 @@ enum Given<M> {
     Module(M),
     Stream(Key),
     Event(Key),
+    Region(Arc<Region>),
 }
 
 impl<M> Reclaim<M> {
@@ -178,6 +182,16 @@ impl<M> Reclaim<M> {
             op: Op::StreamDestroy,
             until,
             what: Given::Stream(stream),
+            counted: 0,
+        }
+    }
+
+    pub(super) fn region(id: u32, until: u64, region: Arc<Region>) -> Self {
+        Self {
+            id,
+            op: Op::RegionUnmap,
+            until,
+            what: Given::Region(region),
             counted: 0,
         }
     }
@@ -230,6 +244,11 @@ pub(super) enum Purpose {
         id: u32,
         module: vgpu_protocol::handle::Handle,
     },
+    Map {
+        id: u32,
+        region: vgpu_protocol::handle::Handle,
+        bytes: u64,
+    },
 }
 
 impl Purpose {
@@ -239,7 +258,8 @@ impl Purpose {
             Self::Allocate { id, .. }
             | Self::Load { id, .. }
             | Self::Function { id, .. }
-            | Self::Global { id, .. } => Some(id),
+            | Self::Global { id, .. }
+            | Self::Map { id, .. } => Some(id),
         }
     }
 
@@ -282,7 +302,8 @@ impl<D: Device> Gpu<D> {
             let (What::Upload { id, .. }
             | What::Download(id, _)
             | What::InTurn(id, _)
-            | What::Other(id, _)) = what;
+            | What::Other(id, _)
+            | What::Region(id, ..)) = what;
             return Err(self.failure(id, &error));
         }
         self.last_tag = tag;
@@ -356,8 +377,7 @@ impl<D: Device> Gpu<D> {
         streams.sort_unstable();
         streams.dedup();
         for stream in streams {
-            // A device that has failed shows that when it is asked what is done.
-            let _ = self.device.wake_at_end(stream);
+            self.device.wake_at_end(stream);
         }
     }
 
@@ -403,9 +423,7 @@ impl<D: Device> Gpu<D> {
         streams.sort_unstable();
         streams.dedup();
         for stream in streams {
-            self.device
-                .wake_at_end(stream)
-                .map_err(|error| self.failure(id, &error))?;
+            self.device.wake_at_end(stream);
         }
         self.waits.push(Wait { id, op, until });
         Ok(None)
@@ -513,6 +531,10 @@ impl<D: Device> Gpu<D> {
                     }
                 }
             }
+            What::Region(id, op, note) => match done.result {
+                Ok(()) => note.iter().for_each(Note::write),
+                Err(error) => self.failed_late(id, op, &error),
+            },
             What::InTurn(id, op) | What::Other(id, op) => {
                 if let Err(error) = done.result {
                     self.failed_late(id, op, &error);
@@ -567,6 +589,10 @@ impl<D: Device> Gpu<D> {
                         self.device.drop_event(key);
                         continue;
                     }
+                    Given::Region(region) => {
+                        self.region_goes(&region);
+                        Call::Unregister(region)
+                    }
                 };
                 self.call(purpose, call);
             } else if let Some((image, code)) = self.whole.pop_front() {
@@ -598,13 +624,16 @@ impl<D: Device> Gpu<D> {
     /// Makes a call: here, or in a thread of its own if it may take its time.
     pub(super) fn call(&mut self, purpose: Purpose, call: Call<D::Module>) {
         let caller = self.device.caller();
-        let long = matches!(call, Call::Load(_)) || (D::Caller::MAY_WAIT && !self.queue.is_empty());
+        let long = matches!(
+            call,
+            Call::Load(_) | Call::Register(_) | Call::Unregister(_)
+        ) || (D::Caller::MAY_WAIT && !self.queue.is_empty());
         if !long {
             let answer = caller.call(call);
             return self.answered(purpose, answer);
         }
         let (tell, answer) = mpsc::sync_channel(1);
-        let waker = std::sync::Arc::clone(self.device.waker());
+        let waker = Arc::clone(self.device.waker());
         let spawned = thread::Builder::new().name("driver".into()).spawn(move || {
             // If the session is over, nobody wants to know.
             let _ = tell.send(caller.call(call));
@@ -704,6 +733,9 @@ impl<D: Device> Gpu<D> {
             }
             (Purpose::Reclaim { counted, .. }, Ok(_)) => self.used -= counted,
             (Purpose::Reclaim { id, op, .. }, Err(error)) => self.failed_late(id, op, &error),
+            (Purpose::Map { id, region, bytes }, answer) => {
+                self.region_mapped(id, (region, bytes), answer);
+            }
             (Purpose::Load { id, module, log }, answer) => {
                 self.loaded(id, module, log.as_deref(), answer);
             }
@@ -734,7 +766,7 @@ impl<D: Device> Gpu<D> {
     }
 
     /// A call went wrong.
-    fn answer_failed(&mut self, id: u32, answer: Answered<D>) {
+    pub(super) fn answer_failed(&mut self, id: u32, answer: Answered<D>) {
         let failure = match answer {
             Err(error) => self.failure(id, &error),
             Ok(_) => Failure {

@@ -116,6 +116,8 @@ struct Driver {
     /// Address and bytes on the device; address and content of what is page-locked.
     memory: BTreeMap<u64, u64>,
     host: BTreeMap<usize, Vec<u64>>,
+    /// Memory that was page-locked where it was, with its bytes.
+    registered: BTreeMap<usize, usize>,
     streams: BTreeMap<usize, Stream>,
     events: BTreeMap<usize, Event>,
     modules: BTreeMap<usize, Loaded>,
@@ -197,7 +199,9 @@ impl Driver {
 
     fn has_host(&self, address: usize, bytes: usize) -> bool {
         let before = self.host.range(..=address).next_back();
+        let registered = self.registered.range(..=address).next_back();
         before.is_some_and(|(start, content)| address + bytes <= start + content.len() * 8)
+            || registered.is_some_and(|(start, len)| address + bytes <= start + len)
     }
 
     fn has(&self, address: u64, bytes: u64) -> bool {
@@ -472,6 +476,7 @@ extern "C" fn cuDevicePrimaryCtxRelease_v2(_device: c_int) -> c_int {
     let driver = driver();
     let objects = driver.memory.len()
         + driver.host.len()
+        + driver.registered.len()
         + driver.streams.iter().filter(|(handle, stream)| **handle != 0 && !stream.destroyed).count()
         + driver.events.len()
         + driver.modules.len();
@@ -890,6 +895,38 @@ extern "C" fn cuMemFreeHost(address: *mut c_void) -> c_int {
     match driver.host.remove(&(address as usize)) {
         Some(_) => OK,
         None => misuse("page-locked memory that is none"),
+    }
+}
+
+#[unsafe(no_mangle)]
+extern "C" fn cuMemHostRegister_v2(address: *mut c_void, bytes: usize, _flags: c_uint) -> c_int {
+    let mut driver = context!();
+    if code("register") != OK {
+        return code("register");
+    }
+    if driver.has_host(address as usize, 1) {
+        return misuse("memory that is page-locked already");
+    }
+    driver.registered.insert(address as usize, bytes);
+    OK
+}
+
+#[unsafe(no_mangle)]
+extern "C" fn cuMemHostUnregister(address: *mut c_void) -> c_int {
+    let mut driver = context!();
+    let Some(bytes) = driver.registered.remove(&(address as usize)) else {
+        return misuse("memory that is not page-locked");
+    };
+    let all = address as usize..address as usize + bytes;
+    let mut queued = driver.streams.values().flat_map(|stream| &stream.queue);
+    let uses = queued.any(|operation| match operation {
+        Operation::ToDevice { from, .. } => all.contains(from),
+        Operation::FromDevice { to, .. } => all.contains(to),
+        _ => false,
+    });
+    match uses {
+        true => misuse("memory is let go while a copy uses it"),
+        false => OK,
     }
 }
 

@@ -20,7 +20,7 @@ use vgpu_protocol::op::{
 };
 use vgpu_protocol::status::{ErrorCode, Status};
 
-use crate::conformance;
+use crate::{conformance, regions};
 
 /// Variable with the stand-in's scenario, for the inner process; see `libcuda.rs`.
 pub(crate) const SCENARIO: &str = "VGPU_STAND_IN";
@@ -170,6 +170,28 @@ fn conforms() {
             executor.info().driver
         );
         conformance::run(&mut executor);
+    }
+}
+
+#[test]
+fn regions_are_page_locked_and_let_go() {
+    if inner("regions_are_page_locked_and_let_go", "works") {
+        for run in [regions::copies, regions::lies, regions::quota] {
+            run(&mut open());
+        }
+    }
+}
+
+#[test]
+fn memory_that_the_driver_cannot_lock_is_no_region() {
+    // CUDA_ERROR_NOT_SUPPORTED
+    if inner(
+        "memory_that_the_driver_cannot_lock_is_no_region",
+        "register=801",
+    ) {
+        let mut executor = open();
+        regions::not_lockable(&mut executor, Status::Cuda(801));
+        conformance::add(&mut executor, 100);
     }
 }
 

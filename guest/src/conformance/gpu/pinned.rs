@@ -1,0 +1,174 @@
+//! Page-locked memory, and large copies of ordinary memory, which go by way of it where the endpoint has it.
+
+use std::thread;
+
+use vgpu_protocol::op::Features;
+use vgpu_protocol::status::Status;
+
+use crate::client::{Device, PinnedBuffer};
+use crate::conformance::{Ground, at, check, fails};
+use crate::error::Cause;
+
+use super::{Outcome, config, end, kernel, open, open_with_kernels, pattern, same};
+
+/// Around the sizes at which copies take another way, or another piece.
+const SIZES: [usize; 9] = [
+    (256 << 10) - 1,
+    256 << 10,
+    (256 << 10) + 1,
+    (1 << 20) + 3,
+    (2 << 20) - 1,
+    (4 << 20) + 4097,
+    (4 << 20) + (256 << 10),
+    (5 << 20) + 12_347,
+    (9 << 20) + 1,
+];
+
+/// Whether the session has memory beside its stream.
+fn has_regions(device: &Device) -> bool {
+    device.with_client(|client| client.limits().features.contains(Features::REGIONS))
+}
+
+pub(in crate::conformance) fn large_copies(ground: &Ground<'_>) -> Outcome {
+    let device = open(ground)?;
+    if !has_regions(&device) {
+        // Copies of all sizes have a case of their own.
+        return end(device);
+    }
+    for (n, seed) in SIZES.into_iter().zip(1..) {
+        let bytes = pattern(n, seed);
+        let buffer = device.clone_htod(&bytes).map_err(at("up"))?;
+        let back = device.clone_dtoh(&buffer).map_err(at("down"))?;
+        same(&format!("{n} bytes there and back"), &back, &bytes)?;
+    }
+    // Threads of one session, each in a stream of its own: there are fewer pieces under way than both would like.
+    let streams = [device.new_stream(), device.new_stream()];
+    thread::scope(|scope| {
+        let threads = streams.into_iter().zip(40..).map(|(stream, seed)| {
+            let device = &device;
+            scope.spawn(move || -> Outcome {
+                let stream = stream.map_err(at("stream"))?;
+                let lane = device.lane().map_err(at("lane"))?;
+                let stream = lane.on_stream(&stream).map_err(at("stream"))?;
+                for n in SIZES {
+                    let bytes = pattern(n, seed);
+                    let buffer = stream.clone_htod(&bytes).map_err(at("up"))?;
+                    let back = stream.clone_dtoh(&buffer).map_err(at("down"))?;
+                    same(&format!("{n} bytes beside others"), &back, &bytes)?;
+                }
+                Ok(())
+            })
+        });
+        let threads: Vec<_> = threads.collect();
+        threads
+            .into_iter()
+            .try_for_each(|thread| thread.join().expect("no panic"))
+    })?;
+    end(device)
+}
+
+fn read(buffer: &PinnedBuffer<u8>, from: usize, n: usize) -> Result<Vec<u8>, String> {
+    let mut bytes = vec![0; n];
+    buffer.read(from, &mut bytes).map_err(at("read"))?;
+    Ok(bytes)
+}
+
+pub(in crate::conformance) fn pinned(ground: &Ground<'_>) -> Outcome {
+    let device = open(ground)?;
+    // Elsewhere it is memory like any other.
+    let n = if has_regions(&device) {
+        (3 << 20) + 77
+    } else {
+        200_003
+    };
+    let mut memory = device.alloc_pinned::<u8>(n).map_err(at("allocate"))?;
+    let mut there = device.alloc_zeros::<u8>(n).map_err(at("zeros"))?;
+    for (seed, range) in (1..).zip([0..n, 0..1, 1..4098, 65_536..n, n - 1..n, 5..5]) {
+        let bytes = pattern(range.len(), seed);
+        memory.write(range.start, &bytes).map_err(at("write"))?;
+        device
+            .memcpy_htod_pinned(&memory, range.clone(), &mut there)
+            .map_err(at("up"))?;
+        // Written at once: the copy is to have the bytes from before.
+        let other = pattern(range.len(), !seed);
+        memory.write(range.start, &other).map_err(at("write"))?;
+        let back = device.clone_dtoh(&there.slice(..range.len()));
+        same("up", &back.map_err(at("down"))?, &bytes)?;
+        device
+            .memcpy_dtoh_pinned(&there, &mut memory, range.clone())
+            .map_err(at("down"))?;
+        same("down", &read(&memory, range.start, range.len())?, &bytes)?;
+    }
+    // Many at once, of which some go while copies use them, and their memory serves the next.
+    for round in 0..4u8 {
+        let mut buffers = Vec::new();
+        for k in 0..20u8 {
+            let len = 1 + 40_000 * usize::from(k);
+            let mut buffer = device.alloc_pinned::<u8>(len).map_err(at("allocate"))?;
+            buffer
+                .write(0, &pattern(len, k ^ round))
+                .map_err(at("write"))?;
+            buffers.push(buffer);
+        }
+        for (k, buffer) in (0..).zip(buffers) {
+            let len = buffer.len();
+            let mut there = device.alloc::<u8>(len).map_err(at("memory"))?;
+            device
+                .memcpy_htod_pinned(&buffer, .., &mut there)
+                .map_err(at("up"))?;
+            drop(buffer);
+            let back = device.clone_dtoh(&there).map_err(at("down"))?;
+            same("many", &back, &pattern(len, k ^ round))?;
+        }
+    }
+    // What cannot be is noticed here.
+    let nothing = device.alloc_pinned::<u64>(0).map_err(at("nothing"))?;
+    check(nothing.is_empty() && !nothing.is_page_locked(), || {
+        "memory of no bytes".to_owned()
+    })?;
+    let wrong = [
+        fails("beyond", memory.write(n, &[1])),
+        fails("beyond", memory.read(1, &mut vec![0; n])),
+        fails(
+            "beyond",
+            device.memcpy_htod_pinned(&memory, ..=n, &mut there),
+        ),
+        fails(
+            "too long",
+            device.memcpy_dtoh_pinned(&there.slice(..10), &mut memory, ..11),
+        ),
+    ];
+    for error in wrong {
+        let error = error?;
+        check(matches!(error.cause(), Cause::Input(_)), || {
+            error.to_string()
+        })?;
+    }
+    end(device)
+}
+
+/// A copy behind a kernel that faults never comes, and whoever waits for it is told.
+pub(in crate::conformance) fn behind_a_fault(ground: &Ground<'_>) -> Outcome {
+    for large in [false, true] {
+        let (device, module) = open_with_kernels(ground)?;
+        let poke = kernel(&module, "poke")?;
+        let there = device.alloc_zeros::<u8>(1 << 20).map_err(at("zeros"))?;
+        let mut memory = device.alloc_pinned::<u8>(1 << 20).map_err(at("pinned"))?;
+        device.synchronize().map_err(at("synchronize"))?;
+        device
+            .launch_builder(&poke)
+            .arg(&0x10u64)
+            .launch(config(1, 1))
+            .map_err(at("launch"))?;
+        let failed = match large {
+            true => device.clone_dtoh(&there).map(drop),
+            false => device
+                .memcpy_dtoh_pinned(&there, &mut memory, ..)
+                .and_then(|()| memory.read(0, &mut [0])),
+        };
+        let error = fails("behind a fault", failed)?;
+        let results = [700, 719].map(|code| Some(Status::Cuda(code)));
+        check(results.contains(&error.status()), || error.to_string())?;
+    }
+    Ok(())
+}

@@ -1,0 +1,259 @@
+//! Memory of the guest's beside the ring, which the device copies from and to.
+//!
+//! The guest can change it at any moment, so nothing is decided by what is in it: it is copied by the device, and only
+//! the words that say how far the device is are written here.
+
+use std::sync::Arc;
+
+use vchan::region;
+use vgpu_protocol::handle::{Handle, HandleKind, HandleTable};
+use vgpu_protocol::op::{
+    Body, CopyFromRegion, CopyToRegion, NO_WORD, Op, RegionMap, RegionMapReply, RegionUnmapReply,
+};
+use vgpu_protocol::status::ErrorCode;
+use vgpu_transport::clock;
+
+use super::device::{Answer, Call, Device, DeviceError, Region, Rows, Work};
+use super::handles;
+use super::queue::{Purpose, Reclaim, What};
+use super::{Event, Gpu, Refused, invalid, refused};
+
+/// What the header and the list of pages of a region can take beyond its bytes, of all regions of a session.
+const BESIDE: u64 = 8 << 20;
+
+/// The regions of a session.
+#[derive(Debug)]
+pub(super) struct Regions {
+    /// Maps them; there is none where the guest's stream has no memory that the device could use.
+    channel: Option<region::Regions>,
+    /// `None` while it is being registered.
+    table: HandleTable<Option<Arc<Region>>>,
+    /// Bytes of those that are there, or on their way in or out.
+    bytes: u64,
+}
+
+/// A word that the guest looks at.
+#[derive(Debug)]
+pub(super) struct Note {
+    region: Arc<Region>,
+    word: usize,
+    value: u64,
+}
+
+impl Note {
+    /// The work that it is for is done.
+    pub(super) fn write(&self) {
+        // It lies within the region: that was checked before the work was queued.
+        if let Err(error) = self.region.view().store_u64(self.word, self.value) {
+            log::error!("the word of a copy: {error}");
+        }
+    }
+}
+
+/// A part of a region, and the word that tells when it is copied.
+struct Part {
+    region: Arc<Region>,
+    offset: usize,
+    note: Option<Note>,
+}
+
+impl Regions {
+    pub(super) fn new(most: u32) -> Self {
+        Self {
+            channel: None,
+            table: HandleTable::new(HandleKind::Region, most),
+            bytes: 0,
+        }
+    }
+
+    /// A part of a region.
+    fn part(
+        &mut self,
+        handle: Handle,
+        (offset, bytes): (u64, u64),
+        (word, value): (u64, u64),
+    ) -> Result<Part, Refused> {
+        let named = self.table.get_mut(handle);
+        let region = match named.map_err(|error| handles::wrong(handle, error))? {
+            Some(region) => Arc::clone(region),
+            None => return Err(handles::wrong(handle, "is not mapped yet")),
+        };
+        let len = region.view().len();
+        let within = |offset: u64, bytes: u64| {
+            let end = offset.checked_add(bytes)?;
+            (end <= len as u64).then(|| usize::try_from(offset).ok())?
+        };
+        let Some(offset) = within(offset, bytes) else {
+            return Err(invalid(format!(
+                "{bytes} bytes from {offset} on, in a region of {len}"
+            )));
+        };
+        let note = match word {
+            NO_WORD => None,
+            word => {
+                let size = size_of::<u64>() as u64;
+                let place = within(word, size).filter(|_| word.is_multiple_of(size));
+                let Some(word) = place else {
+                    return Err(invalid(format!(
+                        "a word at {word}, in a region of {len} bytes"
+                    )));
+                };
+                Some(Note {
+                    region: Arc::clone(&region),
+                    word,
+                    value,
+                })
+            }
+        };
+        Ok(Part {
+            region,
+            offset,
+            note,
+        })
+    }
+}
+
+/// Bytes of a copy that lies within a region.
+fn counted(bytes: u64) -> usize {
+    usize::try_from(bytes).unwrap_or(usize::MAX)
+}
+
+impl<D: Device> Gpu<D> {
+    /// From here on the session may have regions, which this maps.
+    pub(in crate::executor) fn set_regions(&mut self, channel: Option<region::Regions>) {
+        if let Some(channel) = &channel {
+            let most = self.limits.pinned.saturating_add(BESIDE);
+            channel.set_limit(usize::try_from(most).unwrap_or(usize::MAX));
+        }
+        self.regions.channel = channel;
+    }
+
+    pub(super) fn region_map(
+        &mut self,
+        id: u32,
+        map: &RegionMap,
+    ) -> Result<Option<Vec<u8>>, Refused> {
+        let bytes = map.bytes.get();
+        let left = self.limits.pinned.saturating_sub(self.regions.bytes);
+        if bytes > left {
+            let most = self.limits.pinned;
+            let text = format!(
+                "a region of {bytes} bytes; this session has {left} left of {most} (limits.pinned_mib)"
+            );
+            return Err(refused(ErrorCode::QuotaMemory, text));
+        }
+        let Some(channel) = &self.regions.channel else {
+            let text = "there is no memory beside the ring at this endpoint";
+            return Err(refused(ErrorCode::Unsupported, text));
+        };
+        handles::open(&mut self.regions.table, map.region, None)?;
+        // Its memory was sent before its ticket, so there is nothing to wait for.
+        let mapped = channel.map(map.ticket.as_slice(), clock::now());
+        let region = mapped
+            .map_err(|error| error.to_string())
+            .and_then(|mapped| match mapped.len() as u64 {
+                len if len == bytes => Region::new(mapped).map_err(|error| error.to_string()),
+                len => Err(format!("it has {len} bytes and not {bytes}")),
+            });
+        let region = match region {
+            Ok(region) => region,
+            Err(why) => {
+                let _ = self.regions.table.close(map.region);
+                return Err(invalid(format!("the region cannot be mapped: {why}")));
+            }
+        };
+        self.regions.bytes += bytes;
+        let region_handle = map.region;
+        self.call(
+            Purpose::Map {
+                id,
+                region: region_handle,
+                bytes,
+            },
+            Call::Register(Box::new(region)),
+        );
+        Ok(None)
+    }
+
+    /// The result of registering a region.
+    pub(super) fn region_mapped(
+        &mut self,
+        id: u32,
+        (handle, bytes): (Handle, u64),
+        answer: Result<Answer<D::Module, D::Function>, DeviceError>,
+    ) {
+        match answer {
+            // Unless nobody waits for it any more.
+            Ok(Answer::Registered(region)) if id != 0 => {
+                if let Ok(place) = self.regions.table.get_mut(handle) {
+                    *place = Some(Arc::new(*region));
+                }
+                let by_device = u8::from(D::COPIES_BY_ITSELF);
+                self.done(id, Ok(RegionMapReply { by_device }.encode()));
+            }
+            answer => {
+                let _ = self.regions.table.close(handle);
+                self.regions.bytes -= bytes;
+                self.answer_failed(id, answer);
+            }
+        }
+    }
+
+    pub(super) fn region_unmap(
+        &mut self,
+        id: u32,
+        handle: Handle,
+    ) -> Result<Option<Vec<u8>>, Refused> {
+        if let Some(region) = handles::close(&mut self.regions.table, handle)? {
+            self.reclaim(Reclaim::region(id, self.last_tag, region));
+        }
+        Ok(Some(RegionUnmapReply {}.encode()))
+    }
+
+    /// A region goes now: nothing uses it any more.
+    pub(super) fn region_goes(&mut self, region: &Region) {
+        self.regions.bytes -= region.view().len() as u64;
+    }
+
+    pub(super) fn copy_from_region(
+        &mut self,
+        id: u32,
+        copy: &CopyFromRegion,
+    ) -> Result<Option<Vec<u8>>, Refused> {
+        let stream = self.live(copy.stream)?;
+        let bytes = copy.bytes.get();
+        let to = Rows::range(copy.to, bytes);
+        self.ranges.check_rows(to).map_err(invalid)?;
+        let part = (copy.offset, bytes);
+        let part = (self.regions).part(copy.region, part, (copy.word, copy.value))?;
+        let (region, offset) = (part.region, part.offset);
+        let work = Work::FromRegion { to, region, offset };
+        let what = What::Region(id, Op::CopyFromRegion, part.note);
+        self.submit(what, stream, work)?;
+        self.events.push_back(Event::Beside(counted(bytes), 0));
+        Ok(Some(Self::answer(Op::CopyFromRegion)))
+    }
+
+    pub(super) fn copy_to_region(
+        &mut self,
+        id: u32,
+        copy: &CopyToRegion,
+    ) -> Result<Option<Vec<u8>>, Refused> {
+        let stream = self.live(copy.stream)?;
+        let bytes = copy.bytes.get();
+        let from = Rows::range(copy.from, bytes);
+        self.ranges.check_rows(from).map_err(invalid)?;
+        let part = (copy.offset, bytes);
+        let part = (self.regions).part(copy.region, part, (copy.word, copy.value))?;
+        let (region, offset) = (part.region, part.offset);
+        let work = Work::ToRegion {
+            from,
+            region,
+            offset,
+        };
+        let what = What::Region(id, Op::CopyToRegion, part.note);
+        self.submit(what, stream, work)?;
+        self.events.push_back(Event::Beside(0, counted(bytes)));
+        Ok(Some(Self::answer(Op::CopyToRegion)))
+    }
+}
