@@ -3,7 +3,7 @@
 //! The broker starts it as itself with the hidden first argument [`ARGUMENT`]. Its standard input
 //! is the guest's socket (or nothing), the [`link`] to the broker a descriptor that it inherits, and
 //! standard output and error are the log; with CUDA standard output is what its kernels print. It opens the guest's channel itself, so no byte of a guest passes the broker.
-//! A [`warm`] worker is started before its session: it hears of that over the link, and gets the socket with it.
+//! A warm worker (`warm.rs`) is started before its session: it hears of that over the link, and gets the socket with it.
 
 pub mod confinement;
 pub mod link;

@@ -19,9 +19,21 @@ use super::{Mediator, options};
 
 /// Runs every case of the sessions' conformance suite over `endpoint`; `over` is for messages.
 pub(crate) fn run_conformance(endpoint: &Endpoint, options: &Options, over: &str) {
+    assert_eq!(run_some(endpoint, options, "", over), CASES.len());
+}
+
+/// Runs those of its cases whose names contain one of `names`.
+pub(crate) fn run_cases(endpoint: &Endpoint, options: &Options, names: &[&str]) {
+    for name in names {
+        let run = run_some(endpoint, options, name, &endpoint.to_string());
+        assert!(run > 0, "{name}");
+    }
+}
+
+fn run_some(endpoint: &Endpoint, options: &Options, only: &str, over: &str) -> usize {
     let ground = Ground { endpoint, options };
     let mut run = 0;
-    for outcome in conformance::run(&ground, "") {
+    for outcome in conformance::run(&ground, only) {
         let name = outcome.case.name;
         if let Err(error) = outcome.result {
             panic!("{name} over {over}: {error}");
@@ -29,7 +41,7 @@ pub(crate) fn run_conformance(endpoint: &Endpoint, options: &Options, over: &str
         println!("{name}: {:?}", outcome.elapsed);
         run += 1;
     }
-    assert_eq!(run, CASES.len());
+    run
 }
 
 /// Addresses given to mediators of this process.
