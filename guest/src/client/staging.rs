@@ -14,9 +14,8 @@ use vgpu_protocol::handle::Handle;
 use vgpu_protocol::op::field::{Bytes, StreamRef};
 use vgpu_protocol::op::{
     CopyFromDevice, CopyFromRegion, CopyToDevice, CopyToRegion, Features, RegionMap, RegionUnmap,
-    StreamSynchronize, Synchronize,
+    StreamSynchronize,
 };
-use vgpu_protocol::status::ErrorCode;
 
 use super::{Client, lock};
 use crate::data::Data;
@@ -120,11 +119,8 @@ impl Taken<'_> {
         slot.value
     }
 
-    /// Whether the device has copied what it was last used for.
     fn is_done(&self) -> bool {
-        let slot = self.slot();
-        let word = self.staging.mapped.view.load_u64(slot.word());
-        word.expect(WITHIN) == slot.value
+        self.staging.is_done(self.slot())
     }
 }
 
@@ -135,12 +131,22 @@ impl Drop for Taken<'_> {
 }
 
 impl Staging {
-    /// A slot that no thread has, whatever the device does with it.
-    fn take(&self) -> Option<Taken<'_>> {
-        let slot = lock(&self.slots).pop_front()?;
+    /// Whether the device has copied what a slot was last used for.
+    fn is_done(&self, slot: &Slot) -> bool {
+        let word = self.mapped.view.load_u64(slot.word());
+        word.expect(WITHIN) == slot.value
+    }
+
+    /// A slot that no thread has, for a copy in `stream`: one that the device is done with, or that stream's own. To wait
+    /// for another stream could make a capture in it invalid.
+    fn take(&self, stream: StreamRef) -> Option<Taken<'_>> {
+        let mut slots = lock(&self.slots);
+        let at = slots
+            .iter()
+            .position(|slot| slot.stream == stream || self.is_done(slot))?;
         Some(Taken {
             staging: self,
-            slot: Some(slot),
+            slot: slots.remove(at),
         })
     }
 }
@@ -249,8 +255,11 @@ impl Client {
             && let Some(staging) = self.staging(doing)?
         {
             let most = piece_of(bytes.len());
-            while let Some(mut taken) = (!left.is_empty()).then(|| staging.take()).flatten() {
-                self.wait_for(doing, &taken)?;
+            while !left.is_empty() {
+                let Some(mut taken) = staging.take(stream) else {
+                    break;
+                };
+                self.wait_for(doing, &taken, stream)?;
                 let (piece, rest) = left.split_at(left.len().min(most));
                 let offset = taken.slot().start();
                 let written = staging.mapped.view.write_at(offset, piece);
@@ -271,7 +280,7 @@ impl Client {
         if left.is_empty() {
             return Ok(());
         }
-        // A short copy, or every slot is another thread's.
+        // A short copy, or other threads and streams have every slot.
         let copy = CopyToDevice {
             to: to + (bytes.len() - left.len()) as u64,
             bytes: count(left),
@@ -303,11 +312,11 @@ impl Client {
             loop {
                 // Half of them at most, so that two threads are not in each other's way.
                 let next = match asked < all && under_way.len() < SLOTS / 2 {
-                    true => staging.take(),
+                    true => staging.take(stream),
                     false => None,
                 };
                 if let Some(mut taken) = next {
-                    self.wait_for(doing, &taken)?;
+                    self.wait_for(doing, &taken, stream)?;
                     let bytes = most.min(all - asked);
                     let copy = CopyToRegion {
                         from: from + asked as u64,
@@ -326,7 +335,7 @@ impl Client {
                 let Some((taken, bytes)) = under_way.pop_front() else {
                     break;
                 };
-                if !self.wait_for(doing, &taken)? {
+                if !self.wait_for(doing, &taken, stream)? {
                     let failures = self.fence()?;
                     return Err(self.error(doing, Cause::Failed(failures)));
                 }
@@ -352,8 +361,14 @@ impl Client {
         Ok(reply.device_ns)
     }
 
-    /// Waits until the device is done with a slot. Returns whether it has copied: if not, the copy has failed.
-    fn wait_for(&mut self, doing: &'static str, taken: &Taken<'_>) -> Result<bool> {
+    /// Waits until the device is done with a slot, which `stream` has used if it is not. Returns whether it has copied: if
+    /// not, the copy has failed.
+    fn wait_for(
+        &mut self,
+        doing: &'static str,
+        taken: &Taken<'_>,
+        stream: StreamRef,
+    ) -> Result<bool> {
         let mut since = None;
         loop {
             for _ in 0..64 {
@@ -366,16 +381,8 @@ impl Client {
                 break;
             }
         }
-        let stream = taken.slot().stream;
-        let waited = self.request(doing, StreamSynchronize { stream });
-        let device_ns = match waited {
-            // The stream was destroyed meanwhile, which does not end its work.
-            Err(error) if error.status() == Some(ErrorCode::Handle.into()) => {
-                self.request(doing, Synchronize {})?.device_ns
-            }
-            waited => waited?.device_ns,
-        };
-        self.keep_device_time(device_ns);
+        let reply = self.request(doing, StreamSynchronize { stream })?;
+        self.keep_device_time(reply.device_ns);
         Ok(taken.is_done())
     }
 }

@@ -78,6 +78,7 @@ pub const CASES: &[Case] = &[
     case("gpu_large_copies", gpu::pinned::large_copies),
     case("gpu_pinned_memory", gpu::pinned::pinned),
     case("gpu_copies_behind_a_fault", gpu::pinned::behind_a_fault),
+    case("gpu_copies_beside_a_capture", gpu::pinned::beside_a_capture),
     case("gpu_fills", gpu::copies::fills),
     case("gpu_launches", gpu::kernels::launches),
     case("gpu_parameters_at_their_places", gpu::kernels::parameters),

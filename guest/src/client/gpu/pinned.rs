@@ -348,7 +348,7 @@ impl<T: Pod> PinnedBuffer<T> {
         }
     }
 
-    /// Waits until no copy uses it.
+    /// Waits until no copy uses it. A stream that captures cannot be waited for: that makes its capture invalid, as in CUDA.
     ///
     /// # Errors
     /// Something that was sent before has failed; the session failed.

@@ -5,11 +5,11 @@ use std::thread;
 use vgpu_protocol::op::Features;
 use vgpu_protocol::status::Status;
 
-use crate::client::{Device, PinnedBuffer};
+use crate::client::{CaptureMode, Client, Device, PinnedBuffer};
 use crate::conformance::{Ground, at, check, fails};
 use crate::error::Cause;
 
-use super::{Outcome, config, end, kernel, open, open_with_kernels, pattern, same};
+use super::{Outcome, config, device_word, end, kernel, open, open_with_kernels, pattern, same};
 
 /// Around the sizes at which copies take another way, or another piece.
 const SIZES: [usize; 9] = [
@@ -176,4 +176,46 @@ pub(in crate::conformance) fn behind_a_fault(ground: &Ground<'_>) -> Outcome {
         check(results.contains(&error.status()), || error.to_string())?;
     }
     Ok(())
+}
+
+/// A large copy leaves alone what captures in another stream, though that has copied before and is not done.
+pub(in crate::conformance) fn beside_a_capture(ground: &Ground<'_>) -> Outcome {
+    let (device, module) = open_with_kernels(ground)?;
+    let info = device.with_client(Client::info).map_err(at("info"))?;
+    if !has_regions(&device) || &*info.executor != "cuda" {
+        // Elsewhere a copy behind a kernel that does not end waits for it in the stream of bytes.
+        return end(device);
+    }
+    let (spin, work) = (kernel(&module, "spin")?, kernel(&module, "work")?);
+    let mut word = device_word(&device)?;
+    let count = device_word(&device)?;
+    let streams = [device.new_stream(), device.new_stream()];
+    let [one, other] = streams.map(|stream| stream.map_err(at("stream")));
+    let (one, other) = (one?, other?);
+    let bytes = pattern(4 << 20, 5);
+    let mut there = device.alloc::<u8>(bytes.len()).map_err(at("memory"))?;
+    let mut beside = device.alloc::<u8>(bytes.len()).map_err(at("memory"))?;
+    device.synchronize().map_err(at("synchronize"))?;
+    one.launch_builder(&spin)
+        .arg(&word)
+        .launch(config(1, 1))
+        .map_err(at("launch"))?;
+    one.memcpy_htod(&bytes, &mut there).map_err(at("up"))?;
+    one.begin_capture(CaptureMode::Global)
+        .map_err(at("begin a capture"))?;
+    one.launch_builder(&work)
+        .arg(&count)
+        .arg(&1u32)
+        .launch(config(1, 1))
+        .map_err(at("launch"))?;
+    other
+        .memcpy_htod(&bytes, &mut beside)
+        .map_err(at("up beside it"))?;
+    let back = other.clone_dtoh(&beside).map_err(at("down beside it"))?;
+    same("beside it", &back, &bytes)?;
+    one.end_capture().map_err(at("end the capture"))?;
+    other.memset(&mut word, 1).map_err(at("release"))?;
+    let back = one.clone_dtoh(&there).map_err(at("down"))?;
+    same("before it", &back, &bytes)?;
+    end(device)
 }

@@ -39,7 +39,8 @@ vchan connect --peer $domid --path data/t --pipe --linger 600 <idle >echo 2>/dev
 exec 5>idle
 echo whole >&5
 until_ grep whole echo
-until_ grep -qs domain-watch /proc/$waits/task/*/comm
+# Its threads are listed anew each time.
+until_ eval "grep -qs domain-watch /proc/$waits/task/*/comm"
 kill -STOP $waits $holds
 # Keeps the number (-D), which libxl otherwise gives to nobody for a minute.
 export LIBXL_DOMID_REUSE_TIMEOUT=0
