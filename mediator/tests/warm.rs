@@ -293,7 +293,7 @@ fn strangers_do_not_cost_a_context_each() {
     // Four of them, as long as no time has passed for another.
     let (warm, cold) = served.served();
     assert!((4..=5).contains(&warm), "{warm} of {}", warm + cold);
-    // Who has a right to is served all the same, and nobody else has fewer for it.
+    // A client with a secret is served all the same, and takes no worker from others.
     let mut client = served.connect(&served.sockets.tcp());
     add(&mut client, 1000).unwrap();
     client.goodbye().unwrap();

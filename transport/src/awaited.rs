@@ -2,7 +2,9 @@
 
 use std::fmt::Debug;
 use std::ops::Deref;
+use std::time::Instant;
 
+use crate::transport::TransportError;
 use crate::waker::Waker;
 
 /// Something that a thread waits for along with a transport: another thread's work, or a device's.
@@ -18,6 +20,20 @@ pub trait Awaited: Debug {
 
     /// This thread is about to sleep: from here on the [`waker`](Self::waker) is raised when it has come.
     fn arm(&mut self);
+}
+
+impl dyn Awaited + '_ {
+    /// Waits for it alone.
+    ///
+    /// # Errors
+    /// [`TransportError::TimedOut`] at `deadline`.
+    pub fn wait(&mut self, deadline: Instant) -> Result<(), TransportError> {
+        self.arm();
+        match self.has_come() {
+            true => Ok(()),
+            false => self.waker().wait(deadline),
+        }
+    }
 }
 
 /// A waker that other threads raise anyway.

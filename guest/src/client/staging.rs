@@ -152,7 +152,7 @@ impl Staging {
 }
 
 impl Client {
-    /// Memory that this program shares with the mediator for the device; none where that cannot be had.
+    /// Maps memory that this program and the device share. `None`: the mediator does not offer it, or has refused it.
     ///
     /// # Errors
     /// The session failed.

@@ -98,7 +98,7 @@ impl Session {
     /// Hands it to a worker that has waited, `process`: `spec` is what another would be started with.
     ///
     /// # Errors
-    /// That worker cannot be told, and why; it is of no use any more. The rest is as it was.
+    /// The worker could not be told. Returns the worker, which is to be killed, the reason, and the guest's socket, unused.
     pub(super) fn hand(
         id: u64,
         who: Who,

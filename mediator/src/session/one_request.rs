@@ -92,10 +92,7 @@ pub(crate) fn by_portions(
         }
         let until = deadline.min(Instant::now() + CHECK);
         let waited = match backend.also() {
-            Also::Awaited(awaited) => {
-                awaited.arm();
-                awaited.waker().wait(until)
-            }
+            Also::Awaited(awaited) => awaited.wait(until),
             Also::Stream(stream, Some(interest)) => stream.wait(interest, until),
             Also::Stream(_, None) | Also::Nothing => {
                 thread::sleep(until.saturating_duration_since(Instant::now()));

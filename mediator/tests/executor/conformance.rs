@@ -170,10 +170,7 @@ fn run_all(
         if !moved {
             let until = deadline.min(Instant::now() + CHECK);
             match executor.also() {
-                Also::Awaited(awaited) => {
-                    awaited.arm();
-                    drop(awaited.waker().wait(until));
-                }
+                Also::Awaited(awaited) => drop(awaited.wait(until)),
                 // A request that has just failed.
                 _ => std::thread::sleep(Duration::from_millis(1)),
             }

@@ -65,13 +65,7 @@ impl Transport for Channel {
     ) -> Result<(), TransportError> {
         match interest {
             Some(interest) => Ok(self.wait_until(interest, Some(awaited), deadline)?),
-            None => {
-                awaited.arm();
-                match awaited.has_come() {
-                    true => Ok(()),
-                    false => awaited.waker().wait(deadline),
-                }
-            }
+            None => awaited.wait(deadline),
         }
     }
 

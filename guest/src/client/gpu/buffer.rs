@@ -2,7 +2,7 @@
 
 use std::marker::PhantomData;
 use std::num::NonZeroU64;
-use std::ops::{Bound, RangeBounds};
+use std::ops::{Bound, Range, RangeBounds};
 
 use bytemuck::Pod;
 use vgpu_protocol::op::{MemoryAllocate, MemoryAllocateAsync, Operation, Request};
@@ -181,21 +181,32 @@ impl<T: Pod> DeviceBuffer<T> {
 
 /// First element and length of a range within `len` elements.
 pub(super) fn part(len: usize, range: impl RangeBounds<usize>) -> (usize, usize) {
+    let Range { start, end } = within(len, range).unwrap_or_else(|what| panic!("{what}"));
+    (start, end - start)
+}
+
+/// A range within `len` elements.
+///
+/// # Errors
+/// It is not, in words.
+pub(super) fn within(
+    len: usize,
+    range: impl RangeBounds<usize>,
+) -> std::result::Result<Range<usize>, String> {
     let start = match range.start_bound() {
         Bound::Included(start) => *start,
-        Bound::Excluded(before) => before + 1,
+        Bound::Excluded(before) => before.saturating_add(1),
         Bound::Unbounded => 0,
     };
     let end = match range.end_bound() {
-        Bound::Included(last) => last + 1,
+        Bound::Included(last) => last.saturating_add(1),
         Bound::Excluded(end) => *end,
         Bound::Unbounded => len,
     };
-    assert!(
-        start <= end && end <= len,
-        "elements {start} to {end} of {len}"
-    );
-    (start, end - start)
+    match start <= end && end <= len {
+        true => Ok(start..end),
+        false => Err(format!("elements {start} to {end} of {len}")),
+    }
 }
 
 /// A part of a buffer, to read.

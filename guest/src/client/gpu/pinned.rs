@@ -3,7 +3,7 @@
 use std::collections::VecDeque;
 use std::fmt;
 use std::marker::PhantomData;
-use std::ops::{Bound, Range, RangeBounds};
+use std::ops::{Range, RangeBounds};
 use std::ptr::NonNull;
 use std::sync::{Arc, Mutex};
 
@@ -13,6 +13,7 @@ use vgpu_protocol::op::{CopyFromRegion, CopyToRegion, NO_WORD, StreamSynchronize
 use vgpu_protocol::status::ErrorCode;
 
 use super::super::staging::Mapped;
+use super::buffer::within;
 use super::{Device, DevicePtr, Dropped, lock, told};
 use crate::error::Result;
 
@@ -405,21 +406,7 @@ impl<T: Pod> PinnedBuffer<T> {
     }
 
     fn range(&self, doing: &'static str, range: impl RangeBounds<usize>) -> Result<Range<usize>> {
-        let start = match range.start_bound() {
-            Bound::Included(start) => *start,
-            Bound::Excluded(before) => before.saturating_add(1),
-            Bound::Unbounded => 0,
-        };
-        let end = match range.end_bound() {
-            Bound::Included(last) => last.saturating_add(1),
-            Bound::Excluded(end) => *end,
-            Bound::Unbounded => self.len,
-        };
-        if start <= end && end <= self.len {
-            return Ok(start..end);
-        }
-        let what = format!("elements {start} to {end} of {}", self.len);
-        Err(self.device.wrong(doing, what))
+        within(self.len, range).map_err(|what| self.device.wrong(doing, what))
     }
 }
 

@@ -20,7 +20,7 @@ pub(super) enum State {
         since: Instant,
     },
     Ready,
-    /// It is of no use, and its end is awaited: until then it has its place, so that no more than these hang.
+    /// It failed and was killed. It keeps its place until its process is gone, which bounds the workers that can hang.
     Failed,
 }
 

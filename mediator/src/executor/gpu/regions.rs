@@ -7,6 +7,7 @@ use std::sync::Arc;
 
 use vchan::region;
 use vgpu_protocol::handle::{Handle, HandleKind, HandleTable};
+use vgpu_protocol::op::field::StreamRef;
 use vgpu_protocol::op::{
     Body, CopyFromRegion, CopyToRegion, NO_WORD, Op, RegionMap, RegionMapReply, RegionUnmapReply,
 };
@@ -113,11 +114,6 @@ impl Regions {
     }
 }
 
-/// Bytes of a copy that lies within a region.
-fn counted(bytes: u64) -> usize {
-    usize::try_from(bytes).unwrap_or(usize::MAX)
-}
-
 impl<D: Device> Gpu<D> {
     /// From here on the session may have regions, which this maps.
     pub(in crate::executor) fn set_regions(&mut self, channel: Option<region::Regions>) {
@@ -163,15 +159,12 @@ impl<D: Device> Gpu<D> {
             }
         };
         self.regions.bytes += bytes;
-        let region_handle = map.region;
-        self.call(
-            Purpose::Map {
-                id,
-                region: region_handle,
-                bytes,
-            },
-            Call::Register(Box::new(region)),
-        );
+        let purpose = Purpose::Map {
+            id,
+            region: map.region,
+            bytes,
+        };
+        self.call(purpose, Call::Register(Box::new(region)));
         Ok(None)
     }
 
@@ -220,18 +213,9 @@ impl<D: Device> Gpu<D> {
         id: u32,
         copy: &CopyFromRegion,
     ) -> Result<Option<Vec<u8>>, Refused> {
-        let stream = self.live(copy.stream)?;
-        let bytes = copy.bytes.get();
-        let to = Rows::range(copy.to, bytes);
-        self.ranges.check_rows(to).map_err(invalid)?;
-        let part = (copy.offset, bytes);
-        let part = (self.regions).part(copy.region, part, (copy.word, copy.value))?;
-        let (region, offset) = (part.region, part.offset);
-        let work = Work::FromRegion { to, region, offset };
-        let what = What::Region(id, Op::CopyFromRegion, part.note);
-        self.submit(what, stream, work)?;
-        self.events.push_back(Event::Beside(counted(bytes), 0));
-        Ok(Some(Self::answer(Op::CopyFromRegion)))
+        let to = Rows::range(copy.to, copy.bytes.get());
+        let (region, word) = ((copy.region, copy.offset), (copy.word, copy.value));
+        self.copy_beside(id, Op::CopyFromRegion, to, region, word, copy.stream)
     }
 
     pub(super) fn copy_to_region(
@@ -239,21 +223,47 @@ impl<D: Device> Gpu<D> {
         id: u32,
         copy: &CopyToRegion,
     ) -> Result<Option<Vec<u8>>, Refused> {
-        let stream = self.live(copy.stream)?;
-        let bytes = copy.bytes.get();
-        let from = Rows::range(copy.from, bytes);
-        self.ranges.check_rows(from).map_err(invalid)?;
-        let part = (copy.offset, bytes);
-        let part = (self.regions).part(copy.region, part, (copy.word, copy.value))?;
+        let from = Rows::range(copy.from, copy.bytes.get());
+        let (region, word) = ((copy.region, copy.offset), (copy.word, copy.value));
+        self.copy_beside(id, Op::CopyToRegion, from, region, word, copy.stream)
+    }
+
+    /// Queues a copy between `row` on the device and the bytes of a region from an offset on.
+    fn copy_beside(
+        &mut self,
+        id: u32,
+        op: Op,
+        row: Rows,
+        (region, offset): (Handle, u64),
+        word: (u64, u64),
+        stream: StreamRef,
+    ) -> Result<Option<Vec<u8>>, Refused> {
+        let stream = self.live(stream)?;
+        self.ranges.check_rows(row).map_err(invalid)?;
+        let part = self.regions.part(region, (offset, row.bytes()), word)?;
         let (region, offset) = (part.region, part.offset);
-        let work = Work::ToRegion {
-            from,
-            region,
-            offset,
+        // It lies within a region.
+        let bytes = usize::try_from(row.bytes()).unwrap_or(usize::MAX);
+        let (work, counted) = match op {
+            Op::CopyFromRegion => {
+                let to = row;
+                (
+                    Work::FromRegion { to, region, offset },
+                    Event::Beside(bytes, 0),
+                )
+            }
+            _ => {
+                let from = row;
+                let work = Work::ToRegion {
+                    from,
+                    region,
+                    offset,
+                };
+                (work, Event::Beside(0, bytes))
+            }
         };
-        let what = What::Region(id, Op::CopyToRegion, part.note);
-        self.submit(what, stream, work)?;
-        self.events.push_back(Event::Beside(0, counted(bytes)));
-        Ok(Some(Self::answer(Op::CopyToRegion)))
+        self.submit(What::Region(id, op, part.note), stream, work)?;
+        self.events.push_back(counted);
+        Ok(Some(Self::answer(op)))
     }
 }
