@@ -31,10 +31,7 @@ impl Served {
     fn with(text: &str, flags: &[&str]) -> Self {
         let directory = tempfile::tempdir().unwrap();
         let sockets = Sockets::new(directory.path());
-        let file = directory.path().join("mediatord.toml");
-        fs::write(&file, text).unwrap();
-        let own = ["--config", file.to_str().unwrap()];
-        let mediator = sockets.start(&[&own[..], flags].concat());
+        let (mediator, file) = sockets.start_configured(text, flags);
         Self {
             mediator,
             sockets,

@@ -35,10 +35,7 @@ impl Served {
     fn listening(configuration: &str, flags: &[&str]) -> Self {
         let directory = tempfile::tempdir().unwrap();
         let sockets = Sockets::new(directory.path());
-        let file = directory.path().join("mediatord.toml");
-        fs::write(&file, configuration).unwrap();
-        let own = ["--config", file.to_str().unwrap()];
-        let mediator = sockets.start(&[&own[..], flags].concat());
+        let (mediator, file) = sockets.start_configured(configuration, flags);
         Self {
             mediator,
             sockets,

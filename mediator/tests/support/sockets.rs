@@ -105,6 +105,14 @@ impl Sockets {
         }
     }
 
+    /// Starts a mediator with this configuration, which is in the file beside the sockets.
+    pub(crate) fn start_configured(&self, text: &str, flags: &[&str]) -> (Mediator, PathBuf) {
+        let file = self.directory.join("mediatord.toml");
+        fs::write(&file, text).unwrap();
+        let own = ["--config", file.to_str().unwrap()];
+        (self.start(&[&own[..], flags].concat()), file)
+    }
+
     /// Starts a mediator that listens on `local:`, `unix:` and `tcp:`.
     pub(crate) fn start(&self, flags: &[&str]) -> Mediator {
         self.start_with(flags, |_| {})
