@@ -18,6 +18,9 @@ impl Broker<'_> {
             .collect();
         self.warm.reap(now);
         for (id, status) in ended {
+            if let Some(session) = self.sessions.get_mut(&id) {
+                session.hear_out(now);
+            }
             if self.start_instead(id, true, now) {
                 continue;
             }
@@ -26,7 +29,7 @@ impl Broker<'_> {
             if let Some(mut session) = self.sessions.remove(&id) {
                 self.end_turns(id, now);
                 self.compilers.gone(id);
-                let ended = session.ended(status, now);
+                let ended = session.ended(status);
                 self.on_ended(&session, &ended, now);
             }
         }

@@ -360,15 +360,18 @@ impl Session {
         self.process.end();
     }
 
-    /// Its end, after the process has ended with a status.
-    pub(super) fn ended(&mut self, status: ExitStatus, now: Instant) -> Ended {
-        // The last words may still wait in the socket, which holds less than this. No more: a process that the worker
-        // has started may still write.
+    /// Takes the last words of a process that has ended, which may still wait in the socket.
+    pub(super) fn hear_out(&mut self, now: Instant) {
+        // It holds less than this. No more: a process that the worker has started may still write.
         for _ in 0..64 {
             if self.process.silent || !self.listen(now) {
                 break;
             }
         }
+    }
+
+    /// Its end, after the process has ended with a status and was heard out.
+    pub(super) fn ended(&mut self, status: ExitStatus) -> Ended {
         match self.report.ended.take() {
             Some(ended) => ended,
             None => {
