@@ -8,8 +8,9 @@ use std::time::{Duration, Instant};
 
 use nix::cmsg_space;
 use nix::errno::Errno;
-use nix::poll::{PollFd, PollFlags, PollTimeout};
+use nix::poll::{PollFd, PollFlags, ppoll};
 use nix::sys::socket::{MsgFlags, recvmsg, sendmsg, setsockopt, sockopt};
+use nix::sys::time::TimeSpec;
 use vgpu_transport::{TransportError, Waker};
 
 /// Keepalive of TCP: seconds of silence before the first probe, seconds between probes, and
@@ -187,6 +188,9 @@ pub(crate) struct Ready {
     pub(crate) write: bool,
 }
 
+/// The longest time for one system call: some kernels refuse very long ones.
+const LONGEST_POLL: Duration = Duration::from_secs(24 * 3600);
+
 /// Waits until `socket` can be read or written, as wanted, or its connection is over, which counts
 /// as both. `None`: `deadline` came first.
 pub(crate) fn poll(
@@ -210,9 +214,7 @@ pub(crate) fn poll_or(
     flags.set(PollFlags::POLLOUT, wanted.write);
     loop {
         let left = deadline.saturating_duration_since(Instant::now());
-        // Rounded up, so that a wait does not repeatedly end too early.
-        let ms = left.as_nanos().div_ceil(1_000_000);
-        let timeout = PollTimeout::try_from(ms).unwrap_or(PollTimeout::MAX);
+        let timeout = TimeSpec::from_duration(left.min(LONGEST_POLL));
         let woken = waker.map_or(socket.as_fd(), AsFd::as_fd);
         let mut fds = [
             PollFd::new(socket.as_fd(), flags),
@@ -221,7 +223,7 @@ pub(crate) fn poll_or(
         // The kernel reports an end whatever it was asked for.
         let first = usize::from(flags.is_empty() && waker.is_some());
         let end = 1 + usize::from(waker.is_some());
-        match nix::poll::poll(&mut fds[first..end], timeout) {
+        match ppoll(&mut fds[first..end], Some(timeout), None) {
             // The kernel has checked after the time was over; an interruption proves no such check.
             Ok(0) if left.is_zero() || Instant::now() >= deadline => return Ok(None),
             Ok(0) | Err(Errno::EINTR) => {}

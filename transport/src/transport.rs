@@ -7,7 +7,8 @@
 use std::io;
 use std::time::{Duration, Instant};
 
-use crate::awaited::Awaited;
+use crate::awaited::{Awaited, timed_out};
+use crate::clock;
 use crate::waker::Waker;
 
 /// First and longest turn of a wait for a transport that does not support wakers.
@@ -127,11 +128,13 @@ pub trait Transport: Send {
         awaited: &mut dyn Awaited,
         deadline: Instant,
     ) -> Result<(), TransportError> {
-        awaited.arm();
-        match awaited.has_come() {
-            true => Ok(()),
-            false => self.wait_or(interest, awaited.waker(), deadline),
+        if awaited.has_come() {
+            return Ok(());
         }
+        let now = clock::now();
+        awaited.sleep(now, now, deadline, timed_out, |waker, _, until| {
+            self.wait_or(interest, waker, until)
+        })
     }
 
     /// Waits until progress may be possible, at the latest until `deadline`. Does not wait at all
@@ -150,6 +153,12 @@ pub trait Transport: Send {
     /// Flushes, then ends the stream: the other side reads all that was written, then its end.
     /// After this, reads and writes return [`TransportError::Closed`].
     fn close(&mut self, deadline: Instant) -> Result<(), TransportError>;
+
+    /// So many bytes go to the other side or come from it beside this transport, in memory that both have: for a
+    /// transport that weighs what its waits cost against what it moves.
+    fn count_beside(&mut self, bytes: u64) {
+        let _ = bytes;
+    }
 
     /// The other side's address, such as `local:/run/vgpu/demo.sock`, for messages.
     fn describe(&self) -> String;

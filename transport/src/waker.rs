@@ -3,13 +3,17 @@
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
-use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::poll::{PollFd, PollFlags, ppoll};
 use nix::sys::eventfd::{EfdFlags, EventFd};
+use nix::sys::time::TimeSpec;
 
 use crate::transport::TransportError;
+
+/// The longest time for one system call: some kernels refuse very long ones.
+const LONGEST_POLL: Duration = Duration::from_secs(24 * 3600);
 
 /// A flag with a descriptor that is readable while it is raised.
 #[derive(Debug)]
@@ -96,11 +100,9 @@ impl Waker {
             if left.is_zero() {
                 return Err(TransportError::TimedOut("be woken"));
             }
-            // Rounded up, so as not to spin before the deadline.
-            let ms = left.as_millis().saturating_add(1);
-            let timeout = PollTimeout::try_from(ms).unwrap_or(PollTimeout::MAX);
+            let left = TimeSpec::from_duration(left.min(LONGEST_POLL));
             let mut fds = [one, other].map(|waker| PollFd::new(waker.as_fd(), PollFlags::POLLIN));
-            match poll(&mut fds, timeout) {
+            match ppoll(&mut fds, Some(left), None) {
                 Ok(_) => {
                     let readable = fds.map(|fd| fd.any().unwrap_or(true));
                     for (waker, readable) in [one, other].into_iter().zip(readable) {
@@ -132,7 +134,8 @@ mod tests {
     use super::*;
     use std::sync::Arc;
     use std::thread;
-    use std::time::Duration;
+
+    use nix::poll::{PollTimeout, poll};
 
     #[test]
     fn it_wakes_from_another_thread_and_stays_raised_until_it_is_lowered() {

@@ -93,12 +93,18 @@ pub trait Backend: Debug + Send + Sync {
     }
 
     /// Maps the memory of a region of the peer's. Only the ticket's own fields have been checked so
-    /// far. Once the header is mapped writable, unmapping it notifies its owner.
+    /// far. Once the header is mapped writable, unmapping it notifies its owner. `at` is where the first byte had
+    /// better be.
     ///
     /// # Errors
     /// [`Error::Region`] for anything that does not match the ticket, [`Error::TimedOut`],
     /// [`Error::Os`].
-    fn map_region(&self, _ticket: &Ticket, _deadline: Instant) -> Result<PeerMemory> {
+    fn map_region(
+        &self,
+        _ticket: &Ticket,
+        _at: Option<usize>,
+        _deadline: Instant,
+    ) -> Result<PeerMemory> {
         Err(RegionError::Unsupported(self.describe()).into())
     }
 }

@@ -3,7 +3,7 @@
 
 use std::time::{Duration, Instant};
 
-use vgpu_transport::Awaited;
+use vgpu_transport::{Awaited, Waker};
 
 use crate::channel::channel_state::Shared;
 use crate::error::{Error, Result};
@@ -115,18 +115,26 @@ fn wait_with(
         shared.acknowledge_wake_up()?;
         let seen = shared.waiters.generation();
         side.ask(wish);
-        if let Some(awaited) = &mut awaited {
-            awaited.arm();
-        }
         if is_over(side, wish, awaited.as_deref())? {
             return Ok(());
         }
         let shared = side.shared();
         shared.sleeps.fetch_add(1, Ordering::Relaxed);
         let backend = shared.backend.as_ref();
-        let waiters = &shared.waiters;
-        let waker = awaited.as_deref().map(Awaited::waker);
-        let slept = waiters.sleep(backend, waker, seen, now, until, waiting);
+        let sleep = |waker: Option<&Waker>, now, until| {
+            let waiters = &shared.waiters;
+            waiters.sleep(backend, waker, seen, now, until, waiting)
+        };
+        let slept = match awaited.as_deref_mut() {
+            None => sleep(None, now, until),
+            Some(awaited) => awaited.sleep(
+                start,
+                now,
+                until,
+                |error| matches!(error, Error::TimedOut(_)),
+                |waker, now, until| sleep(Some(waker), now, until),
+            ),
+        };
         let end = spin.now();
         // Also after a time-out: waits that time out are those of an idle channel.
         spin.waited(end.saturating_duration_since(start));

@@ -47,6 +47,8 @@ pub struct Reader {
     pub(crate) hold_out: HoldOut,
     pub(crate) timeout: Option<Duration>,
     pub(crate) bytes: u64,
+    /// Bytes moved in other memory.
+    beside: u64,
     /// Position in the stream up to which `peek` has shown it.
     pub(crate) peeked: u64,
 }
@@ -67,6 +69,7 @@ impl Reader {
             linger: Linger::new(),
             timeout: None,
             bytes: 0,
+            beside: 0,
             peeked: 0,
         }
     }
@@ -323,10 +326,15 @@ impl Reader {
         self.end.ask.disarm();
     }
 
+    /// Bytes have moved in other memory that both sides have.
+    pub(crate) fn count_beside(&mut self, bytes: u64) {
+        self.beside = self.beside.wrapping_add(bytes);
+    }
+
     /// What this side has moved.
     pub(crate) fn moved(&self) -> Moved {
         let written = self.written();
-        let bytes = self.bytes.wrapping_add(written);
+        let bytes = self.bytes.wrapping_add(written).wrapping_add(self.beside);
         Moved::of(bytes, written, self.ring.size())
     }
 

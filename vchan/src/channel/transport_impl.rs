@@ -78,6 +78,10 @@ impl Transport for Channel {
         Ok(Self::close(self, deadline)?)
     }
 
+    fn count_beside(&mut self, bytes: u64) {
+        self.halves().0.count_beside(bytes);
+    }
+
     fn describe(&self) -> String {
         Self::describe(self)
     }

@@ -78,8 +78,14 @@ impl Handover {
         }
     }
 
-    /// Peer: maps the memory of a ticket whose descriptors have come, or come until `deadline`.
-    pub(super) fn map(&self, ticket: &Ticket, deadline: Instant) -> Result<PeerMemory> {
+    /// Peer: maps the memory of a ticket whose descriptors have come, or come until `deadline`; at `at`, if nothing is
+    /// there.
+    pub(super) fn map(
+        &self,
+        ticket: &Ticket,
+        at: Option<usize>,
+        deadline: Instant,
+    ) -> Result<PeerMemory> {
         if ticket.carrier != Carrier::Descriptors {
             return Err(TicketError::Carrier(CARRIER_GRANTS).into());
         }
@@ -87,7 +93,7 @@ impl Handover {
         let header = memory::map(&offer.header, PAGE)?;
         Header::new(header.share()).check(ticket)?;
         let bytes = ticket.pages().saturating_mul(PAGE);
-        let data = memory::map_start(&offer.data, bytes, ticket.access.peer_writes())?;
+        let data = memory::map_start(&offer.data, bytes, ticket.access.peer_writes(), at)?;
         Ok(PeerMemory {
             header,
             data,

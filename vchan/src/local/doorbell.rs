@@ -171,7 +171,12 @@ impl Backend for LocalBackend {
         self.handover.send(memory, ticket)
     }
 
-    fn map_region(&self, ticket: &Ticket, deadline: Instant) -> Result<PeerMemory> {
-        self.handover.map(ticket, deadline)
+    fn map_region(
+        &self,
+        ticket: &Ticket,
+        at: Option<usize>,
+        deadline: Instant,
+    ) -> Result<PeerMemory> {
+        self.handover.map(ticket, at, deadline)
     }
 }

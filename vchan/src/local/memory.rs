@@ -139,28 +139,37 @@ fn wrong_size(found: impl Display, len: usize) -> String {
 /// [`Error::Os`]; [`Error::Peer`] if it fails [`verify`].
 pub(crate) fn map(fd: &OwnedFd, len: usize) -> Result<Region> {
     match verify(fd, len)? {
-        size if size == len => map_verified(fd, len, true),
+        size if size == len => map_verified(fd, len, true, None),
         size => Err(PeerError::Rendezvous(wrong_size(size, len)).into()),
     }
 }
 
-/// Maps the first `len` bytes of a region's memory, writable or not.
+/// Maps the first `len` bytes of a region's memory, writable or not; at `at`, if nothing is there.
 ///
 /// # Errors
 /// As [`map`].
-pub(super) fn map_start(fd: &OwnedFd, len: usize, writable: bool) -> Result<Region> {
+pub(super) fn map_start(
+    fd: &OwnedFd,
+    len: usize,
+    writable: bool,
+    at: Option<usize>,
+) -> Result<Region> {
     verify(fd, len)?;
-    map_verified(fd, len, writable)
+    map_verified(fd, len, writable, at)
 }
 
-fn map_verified(fd: &OwnedFd, len: usize, writable: bool) -> Result<Region> {
+fn map_verified(fd: &OwnedFd, len: usize, writable: bool, at: Option<usize>) -> Result<Region> {
     let failed = |errno| match (errno, writable) {
         (Errno::EPERM | Errno::EACCES, true) => {
             PeerError::Rendezvous("the memfd is read-only".to_owned()).into()
         }
         _ => failed("map", len, errno),
     };
-    let mapping = Mapping::reserve(len).map_err(failed)?;
+    let there = at.and_then(|at| Mapping::reserve_at(at, len));
+    let mapping = match there {
+        Some(mapping) => mapping,
+        None => Mapping::reserve(len).map_err(failed)?,
+    };
     let start = mapping.inside();
     let length = NonZeroUsize::new(len).ok_or_else(|| failed(Errno::EINVAL))?;
     let write = match writable {
@@ -214,6 +223,31 @@ impl Mapping {
         // SAFETY: a new mapping at an address of the kernel's choice touches nothing that exists.
         let start = unsafe { mmap_anonymous(None, length, ProtFlags::PROT_NONE, flags) }?;
         Ok(Self { start, len: whole })
+    }
+
+    /// The same with the room at `at`, if that is a page's address and nothing is there or beside it.
+    fn reserve_at(at: usize, len: usize) -> Option<Self> {
+        let start = at
+            .checked_sub(GUARD)
+            .filter(|start| start.is_multiple_of(PAGE))?;
+        let start = NonZeroUsize::new(start)?;
+        let whole = len.next_multiple_of(PAGE).checked_add(2 * GUARD)?;
+        let flags = MapFlags::MAP_PRIVATE | MapFlags::MAP_NORESERVE | MapFlags::MAP_FIXED_NOREPLACE;
+        // SAFETY: with this flag a new mapping takes no existing one's place. Kernels that do not know it (before Linux
+        // 4.17) choose another address where something is there.
+        let mapped = unsafe {
+            mmap_anonymous(
+                Some(start),
+                NonZeroUsize::new(whole)?,
+                ProtFlags::PROT_NONE,
+                flags,
+            )
+        };
+        let mapping = Self {
+            start: mapped.ok()?,
+            len: whole,
+        };
+        (mapping.start.addr() == start).then_some(mapping)
     }
 
     /// Start of the room between the guards.
@@ -277,6 +311,33 @@ mod tests {
     }
 
     #[test]
+    fn it_is_mapped_where_it_is_wanted_and_nothing_else_is() {
+        let fd = create(8192).unwrap();
+        let one = map(&fd, 8192).unwrap();
+        let wanted = one.start().as_ptr().addr();
+        let elsewhere = map_start(&fd, 8192, true, Some(wanted)).unwrap();
+        assert_ne!(elsewhere.start().as_ptr().addr(), wanted);
+        one.copy_in(0, b"both");
+        drop(one);
+        // Other threads may have mapped something there.
+        let there = (0..100).any(|_| {
+            let fresh = map(&fd, 8192).unwrap();
+            let wanted = fresh.start().as_ptr().addr();
+            drop(fresh);
+            let again = map_start(&fd, 8192, true, Some(wanted)).unwrap();
+            let mut seen = [0; 4];
+            again.copy_out(0, &mut seen);
+            assert_eq!(&seen, b"both");
+            again.start().as_ptr().addr() == wanted
+        });
+        assert!(there, "never where it was wanted");
+        for nonsense in [0, 1, PAGE, usize::MAX, usize::MAX - PAGE + 1, wanted + 1] {
+            let mapped = map_start(&fd, 8192, true, Some(nonsense)).unwrap();
+            assert_ne!(mapped.start().as_ptr().addr(), nonsense);
+        }
+    }
+
+    #[test]
     fn unsealed_or_wrong_memory_is_refused() {
         let plain = memfd_create("x", MemfdFlags::ALLOW_SEALING).unwrap();
         ftruncate(&plain, 8192).unwrap();
@@ -303,10 +364,10 @@ mod tests {
         let reopened = reopen_read_only(&open).unwrap();
         for fd in [sealed, reopened] {
             assert!(matches!(
-                map_start(&fd, 2 * PAGE, true),
+                map_start(&fd, 2 * PAGE, true, None),
                 Err(Error::Peer(_))
             ));
-            let region = map_start(&fd, 2 * PAGE, false).unwrap();
+            let region = map_start(&fd, 2 * PAGE, false, None).unwrap();
             assert!(!region.is_writable());
             let mut seen = [0; 4];
             region.copy_out(5000, &mut seen);

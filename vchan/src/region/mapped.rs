@@ -24,8 +24,13 @@ pub struct MappedRegion {
     ticket: Ticket,
 }
 
-/// Maps the region whose ticket is `bytes`.
-pub(super) fn map(channel: &Arc<Shared>, bytes: &[u8], deadline: Instant) -> Result<MappedRegion> {
+/// Maps the region whose ticket is `bytes`, at `at` if that is possible.
+pub(super) fn map(
+    channel: &Arc<Shared>,
+    bytes: &[u8],
+    at: Option<usize>,
+    deadline: Instant,
+) -> Result<MappedRegion> {
     channel.check()?;
     if channel.peer_gone()? {
         return Err(channel.end(0));
@@ -33,7 +38,7 @@ pub(super) fn map(channel: &Arc<Shared>, bytes: &[u8], deadline: Instant) -> Res
     let ticket = Ticket::decode(bytes)?;
     let pages = channel.backend.region_pages(ticket.pages());
     channel.regions.begin_mapping(ticket.id, pages)?;
-    let memory = match channel.backend.map_region(&ticket, deadline) {
+    let memory = match channel.backend.map_region(&ticket, at, deadline) {
         Ok(memory) => memory,
         Err(error) => {
             channel.regions.abandon_mapping(ticket.id, pages);

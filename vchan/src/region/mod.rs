@@ -127,7 +127,16 @@ impl Regions {
     /// allow it; [`Error::Os`] where the pages cannot be mapped; [`Error::TimedOut`] if the pages
     /// had not arrived by `deadline`; the end of the channel.
     pub fn map(&self, ticket: &[u8], deadline: Instant) -> Result<MappedRegion> {
-        mapped::map(&self.channel()?, ticket, deadline)
+        mapped::map(&self.channel()?, ticket, None, deadline)
+    }
+
+    /// [`map`](Self::map), its first byte at the address `at` where that can be chosen (over `local:`) and nothing is
+    /// there yet; elsewhere otherwise.
+    ///
+    /// # Errors
+    /// Those of `map`.
+    pub fn map_at(&self, ticket: &[u8], at: usize, deadline: Instant) -> Result<MappedRegion> {
+        mapped::map(&self.channel()?, ticket, Some(at), deadline)
     }
 
     /// Sets the limit in bytes for all regions together that this side makes in the channel, and
@@ -168,7 +177,7 @@ impl Channel {
     /// # Errors
     /// As [`Regions::map`].
     pub fn map_region(&self, ticket: &[u8], deadline: Instant) -> Result<MappedRegion> {
-        mapped::map(self.shared(), ticket, deadline)
+        mapped::map(self.shared(), ticket, None, deadline)
     }
 
     /// The regions of this channel; remains usable after it is split.

@@ -94,6 +94,28 @@ impl View {
         write(&self.bytes, self.len(), offset, from)
     }
 
+    /// [`read_at`](Self::read_at) past the processor's caches: faster for many bytes, while the first reading of the copy
+    /// is slower.
+    ///
+    /// # Errors
+    /// Those of `read_at`.
+    pub fn read_non_temporal_at(&self, offset: usize, to: &mut [u8]) -> Result<()> {
+        bounds::check(offset, to.len(), self.len())?;
+        self.bytes.copy_out_non_temporal(offset, to);
+        Ok(())
+    }
+
+    /// [`write_at`](Self::write_at) past the processor's caches: for bytes that a device reads next.
+    ///
+    /// # Errors
+    /// Those of `write_at`.
+    pub fn write_non_temporal_at(&self, offset: usize, from: &[u8]) -> Result<()> {
+        self.check_writable()?;
+        bounds::check(offset, from.len(), self.len())?;
+        self.bytes.copy_in_non_temporal(offset, from);
+        Ok(())
+    }
+
     /// Loads a word in the machine's byte order, in one piece.
     ///
     /// # Errors

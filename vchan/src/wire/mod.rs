@@ -9,6 +9,7 @@ pub mod control_page;
 pub mod extension;
 pub mod extension_page;
 pub mod layout;
+mod non_temporal;
 pub mod notify;
 pub mod ring;
 pub(crate) mod ring_end;

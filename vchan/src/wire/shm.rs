@@ -21,6 +21,7 @@ use std::ptr::NonNull;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, AtomicU16, AtomicU32, AtomicU64, Ordering, compiler_fence};
 
+use super::non_temporal;
 #[cfg(test)]
 use crate::wire::layout::PAGE;
 
@@ -153,6 +154,33 @@ impl Region {
         self.check(offset, to.len());
         // SAFETY: source checked above; `to` is private, so the two cannot overlap.
         unsafe { copy(self.start.as_ptr().add(offset), to.as_mut_ptr(), to.len()) };
+        compiler_fence(Ordering::SeqCst);
+    }
+
+    /// [`copy_in`](Self::copy_in) past the processor's caches.
+    ///
+    /// # Panics
+    /// As it does.
+    pub(crate) fn copy_in_non_temporal(&self, offset: usize, from: &[u8]) {
+        self.check(offset, from.len());
+        assert!(self.writable, "write to a read-only region");
+        // SAFETY: as in `copy_in`.
+        unsafe {
+            non_temporal::copy(from.as_ptr(), self.start.as_ptr().add(offset), from.len());
+        }
+        compiler_fence(Ordering::SeqCst);
+    }
+
+    /// [`copy_out`](Self::copy_out) past the processor's caches.
+    ///
+    /// # Panics
+    /// As it does.
+    pub(crate) fn copy_out_non_temporal(&self, offset: usize, to: &mut [u8]) {
+        self.check(offset, to.len());
+        // SAFETY: as in `copy_out`.
+        unsafe {
+            non_temporal::copy(self.start.as_ptr().add(offset), to.as_mut_ptr(), to.len());
+        }
         compiler_fence(Ordering::SeqCst);
     }
 

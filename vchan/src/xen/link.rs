@@ -166,7 +166,12 @@ impl Backend for Link {
         region::share(self.peer.domain(), self.port, data, access)
     }
 
-    fn map_region(&self, ticket: &Ticket, deadline: Instant) -> Result<PeerMemory> {
+    fn map_region(
+        &self,
+        ticket: &Ticket,
+        _at: Option<usize>,
+        deadline: Instant,
+    ) -> Result<PeerMemory> {
         region::map(self.peer.domain(), self.port, ticket, deadline)
     }
 }

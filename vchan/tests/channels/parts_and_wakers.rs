@@ -2,12 +2,14 @@
 
 use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use vchan::{Channel, Format, Setup, local};
-use vgpu_transport::{Interest, Transport, TransportError, Waker};
+use vgpu_transport::{Awaited, Interest, Transport, TransportError, Waker};
 
 fn soon() -> Instant {
     Instant::now() + Duration::from_secs(60)
@@ -130,5 +132,71 @@ fn a_waker_ends_a_wait_and_so_does_whatever_the_other_side_does() {
             }
         });
         assert!(!waker.is_raised());
+    }
+}
+
+/// A flag of which no waker tells.
+#[derive(Debug)]
+struct Flag {
+    up: Arc<AtomicBool>,
+    waker: Waker,
+}
+
+impl Awaited for Flag {
+    fn waker(&self) -> &Waker {
+        &self.waker
+    }
+
+    fn has_come(&self) -> bool {
+        self.up.load(Ordering::Acquire)
+    }
+
+    fn arm(&mut self) {
+        panic!("a timer looks for it");
+    }
+
+    fn nap(&self, _waited: Duration) -> Option<Duration> {
+        Some(Duration::from_micros(200))
+    }
+}
+
+#[test]
+fn a_timer_ends_a_wait_without_a_waker_and_so_does_the_other_side() {
+    for format in [Format::Extended, Format::Classic] {
+        let (mut one, mut other) = pair(format, 1024);
+        let up = Arc::new(AtomicBool::new(false));
+        let mut flag = Flag {
+            up: Arc::clone(&up),
+            waker: Waker::new().unwrap(),
+        };
+        for interest in [None, Some(Interest::Read), Some(Interest::ReadOrWrite)] {
+            while one.try_write(&[7; 1024]).unwrap() > 0 {}
+            let patience = Instant::now() + Duration::from_millis(5);
+            let waited = Transport::wait_with(&mut one, interest, &mut flag, patience);
+            assert!(matches!(waited, Err(TransportError::TimedOut(_))));
+            assert!(Instant::now() >= patience);
+            thread::scope(|scope| {
+                scope.spawn(|| {
+                    thread::sleep(Duration::from_millis(3));
+                    up.store(true, Ordering::Release);
+                });
+                Transport::wait_with(&mut one, interest, &mut flag, soon()).unwrap();
+            });
+            assert!(
+                up.swap(false, Ordering::AcqRel),
+                "nothing else has happened"
+            );
+        }
+        for _ in 0..100 {
+            thread::scope(|scope| {
+                scope.spawn(|| other.write_all(b"x", soon()).unwrap());
+                Transport::wait_with(&mut one, Some(Interest::Read), &mut flag, soon()).unwrap();
+            });
+            one.read_exact(&mut [0], soon()).unwrap();
+        }
+        drop(other);
+        while one.try_read(&mut [0]).unwrap().is_none() {
+            Transport::wait_with(&mut one, Some(Interest::Read), &mut flag, soon()).unwrap();
+        }
     }
 }

@@ -52,7 +52,12 @@ pub(crate) trait Backend: Debug + Send + Sync {
         })
     }
     fn hand_over_region(&self, memory: &OwnerMemory, ticket: &Ticket) -> Result<()>;
-    fn map_region(&self, ticket: &Ticket, deadline: Instant) -> Result<PeerMemory>;
+    fn map_region(
+        &self,
+        ticket: &Ticket,
+        at: Option<usize>,
+        deadline: Instant,
+    ) -> Result<PeerMemory>;
     /// Stands in for the descriptor.
     fn bell(&self) -> &Bell;
 }
@@ -113,7 +118,12 @@ impl Backend for Doorbell {
         Ok(())
     }
 
-    fn map_region(&self, ticket: &Ticket, _deadline: Instant) -> Result<PeerMemory> {
+    fn map_region(
+        &self,
+        ticket: &Ticket,
+        _at: Option<usize>,
+        _deadline: Instant,
+    ) -> Result<PeerMemory> {
         let all = self.shared_memory.lock().unwrap();
         let [header, data] = &all[&ticket.id];
         Ok(PeerMemory {

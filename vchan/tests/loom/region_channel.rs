@@ -12,6 +12,6 @@ impl Channel {
     }
 
     pub(crate) fn map_region(&self, ticket: &[u8], deadline: Instant) -> Result<MappedRegion> {
-        mapped::map(self.shared(), ticket, deadline)
+        mapped::map(self.shared(), ticket, None, deadline)
     }
 }

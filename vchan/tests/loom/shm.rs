@@ -147,6 +147,14 @@ impl Region {
         }
     }
 
+    pub(crate) fn copy_in_non_temporal(&self, offset: usize, from: &[u8]) {
+        self.copy_in(offset, from);
+    }
+
+    pub(crate) fn copy_out_non_temporal(&self, offset: usize, to: &mut [u8]) {
+        self.copy_out(offset, to);
+    }
+
     pub(crate) fn copy_out(&self, offset: usize, to: &mut [u8]) {
         if let Memory::Header {
             tickets, ticket, ..
