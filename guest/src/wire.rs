@@ -247,6 +247,7 @@ impl Wire {
             moved: asked.moved,
             outcome: refused.map(|error| Err(error.into())),
         });
+        self.transport.count_beside(asked.request.bytes_beside());
         true
     }
 

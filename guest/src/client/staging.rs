@@ -38,6 +38,10 @@ const LEAST: usize = 256 << 10;
 const PIECES: usize = 8;
 const LEAST_PIECE: usize = 128 << 10;
 
+/// From so many bytes on this side copies past the processor's caches. A program may have fewer in a cache, and read them
+/// there next.
+const NON_TEMPORAL: usize = 8 << 20;
+
 /// Why accesses to the region cannot fail.
 const WITHIN: &str = "words and slots lie within the region";
 
@@ -50,6 +54,8 @@ pub(super) struct Mapped {
     pub(super) view: View,
     /// The device copies from it and to it by itself.
     by_device: bool,
+    /// Its address for kernels.
+    pub(super) there: Option<NonZeroU64>,
     // After the view of it.
     _region: OwnedRegion,
 }
@@ -60,6 +66,23 @@ impl std::fmt::Debug for Mapped {
             .field("handle", &self.handle)
             .field("bytes", &self.view.len())
             .finish_non_exhaustive()
+    }
+}
+
+/// How this side's processor copies.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Stores {
+    Cached,
+    NonTemporal,
+}
+
+impl Stores {
+    /// For a copy that is, or is a part of, one of so many bytes.
+    pub(super) fn of(bytes: usize) -> Self {
+        match bytes < NON_TEMPORAL {
+            true => Self::Cached,
+            false => Self::NonTemporal,
+        }
     }
 }
 
@@ -184,6 +207,7 @@ impl Client {
         let request = RegionMap {
             region: handle,
             bytes: NonZeroU64::new(bytes as u64).expect("a region has some"),
+            address: view.as_ptr().addr().get() as u64,
             ticket: Bytes::new(&region.ticket()).expect("as long as it is"),
         };
         match self.request(doing, request) {
@@ -191,6 +215,7 @@ impl Client {
                 handle,
                 view,
                 by_device: reply.by_device != 0,
+                there: NonZeroU64::new(reply.address),
                 _region: region,
             })),
             Err(error) if error.cause().ends_session() => Err(error),
@@ -247,6 +272,7 @@ impl Client {
         doing: &'static str,
         to: u64,
         bytes: &[u8],
+        stores: Stores,
         stream: StreamRef,
         requests: &mut Vec<u32>,
     ) -> Result<()> {
@@ -262,7 +288,11 @@ impl Client {
                 self.wait_for(doing, &taken, stream)?;
                 let (piece, rest) = left.split_at(left.len().min(most));
                 let offset = taken.slot().start();
-                let written = staging.mapped.view.write_at(offset, piece);
+                let view = &staging.mapped.view;
+                let written = match stores {
+                    Stores::Cached => view.write_at(offset, piece),
+                    Stores::NonTemporal => view.write_non_temporal_at(offset, piece),
+                };
                 written.expect(WITHIN);
                 let copy = CopyFromRegion {
                     to: to + (bytes.len() - left.len()) as u64,
@@ -297,6 +327,7 @@ impl Client {
         doing: &'static str,
         from: u64,
         to: &mut [u8],
+        stores: Stores,
         stream: StreamRef,
         progress: &mut dyn FnMut(usize),
     ) -> Result<u64> {
@@ -340,7 +371,11 @@ impl Client {
                     return Err(self.error(doing, Cause::Failed(failures)));
                 }
                 let piece = &mut to[came..came + bytes];
-                let read = staging.mapped.view.read_at(taken.slot().start(), piece);
+                let (view, offset) = (&staging.mapped.view, taken.slot().start());
+                let read = match stores {
+                    Stores::Cached => view.read_at(offset, piece),
+                    Stores::NonTemporal => view.read_non_temporal_at(offset, piece),
+                };
                 read.expect(WITHIN);
                 came += bytes;
                 progress(came);

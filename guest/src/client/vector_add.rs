@@ -14,6 +14,7 @@ use vgpu_protocol::op::{
 use vgpu_protocol::status::{ErrorCode, Status};
 
 use super::gpu::{NON_BLOCKING, explained, is_out_of_memory};
+use super::staging::Stores;
 use super::{Client, Session, lock};
 use crate::data::Data;
 use crate::error::{Cause, Error, Result};
@@ -240,6 +241,7 @@ impl Client {
         out: &mut [f32],
         progress: &mut dyn FnMut(usize),
     ) -> Result<u64> {
+        let stores = Stores::of(size_of_val(a));
         let size = places[0].elements;
         if a.len() > size {
             places.extend(self.another_place(size));
@@ -251,7 +253,7 @@ impl Client {
             let sums = sums.next().expect("as many pieces as were begun");
             let mut count = |bytes: usize| progress(complete + bytes / size_of::<f32>());
             let elements = sums.len();
-            let ns = client.finish(place, sums, &mut count)?;
+            let ns = client.finish(place, sums, stores, &mut count)?;
             complete += elements;
             Ok(ns)
         };
@@ -261,7 +263,7 @@ impl Client {
             if k >= many {
                 device_ns += finish(self, &mut places[k % many])?;
             }
-            self.begin(kernel, &mut places[k % many], a, b)?;
+            self.begin(kernel, &mut places[k % many], (a, b), stores)?;
         }
         for k in pieces.saturating_sub(many)..pieces {
             device_ns += finish(self, &mut places[k % many])?;
@@ -270,11 +272,17 @@ impl Client {
     }
 
     /// Sends a piece to its place, and the launch behind it, without a wait.
-    fn begin(&mut self, kernel: Kernel, place: &mut Place, a: &[f32], b: &[f32]) -> Result<()> {
+    fn begin(
+        &mut self,
+        kernel: Kernel,
+        place: &mut Place,
+        (a, b): (&[f32], &[f32]),
+        stores: Stores,
+    ) -> Result<()> {
         let stream = place.stream();
         for (to, vector) in [(place.address, a), (place.second(), b)] {
             let bytes = bytemuck::cast_slice(vector);
-            self.copy_up(DOING, to, bytes, stream, &mut place.requests)?;
+            self.copy_up(DOING, to, bytes, stores, stream, &mut place.requests)?;
         }
         let elements = u32::try_from(a.len()).expect("no piece is longer");
         let blocks = elements.div_ceil(EACH).div_ceil(THREADS);
@@ -300,10 +308,12 @@ impl Client {
         &mut self,
         place: &mut Place,
         sums: &mut [f32],
+        stores: Stores,
         progress: &mut dyn FnMut(usize),
     ) -> Result<u64> {
         let sums = bytemuck::cast_slice_mut(sums);
-        let copied = self.copy_down(DOING, place.address, sums, place.stream(), progress);
+        let (from, stream) = (place.address, place.stream());
+        let copied = self.copy_down(DOING, from, sums, stores, stream, progress);
         let device_ns = explained(self, copied)?;
         let requests = std::mem::take(&mut place.requests);
         self.check_failures(&requests)?;

@@ -13,7 +13,7 @@ use vgpu_protocol::handle::{Handle, HandleKind};
 use vgpu_protocol::op::field::{Bytes, StreamRef};
 use vgpu_protocol::op::{
     Body, CopyFromRegion, CopyToRegion, MemoryAllocate, MemoryAllocateReply, MemoryFree, NO_WORD,
-    RegionMap, RegionUnmap, Request, Synchronize,
+    RegionMap, RegionMapReply, RegionUnmap, Request, Synchronize,
 };
 use vgpu_protocol::status::{ErrorCode, Status};
 
@@ -47,6 +47,7 @@ fn map(region: Handle, bytes: u64, ticket: &[u8]) -> Request {
     RegionMap {
         region,
         bytes: bytes.try_into().expect("not 0"),
+        address: 0,
         ticket: Bytes::new(ticket).expect("short"),
     }
     .into()
@@ -171,6 +172,24 @@ pub(crate) fn copies(executor: &mut dyn Executor) {
         memory.read_at(64, &mut came).expect("within");
         assert!(came == sent, "{n} bytes at {offset}");
     }
+    // Where this program has it, so there is no room for another mapping.
+    let other = guest.channel.create_region(len, Access::Both);
+    let other = other.expect("made");
+    let address = other.view(0, len).expect("all of it").as_ptr();
+    let address = address.addr().get() as u64;
+    let request = RegionMap {
+        region: handle(1, 1),
+        address,
+        bytes: bytes(len as u64),
+        ticket: Bytes::new(&other.ticket()).expect("short"),
+    };
+    let reply = guest.ask(request).expect("mapped");
+    let reply = RegionMapReply::decode(&reply).expect("a reply");
+    assert_ne!(reply.address, address);
+    let region_of_other = RegionUnmap {
+        region: handle(1, 1),
+    };
+    guest.ask(region_of_other).expect("queued");
     // Without a word; then it goes behind the copy that uses it, and its pages are the guest's alone.
     let last = guest.up(region, 0, 1, NO_WORD);
     guest.ask(last).expect("queued");

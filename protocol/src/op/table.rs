@@ -948,6 +948,8 @@ operations! {
             region: Handle,
             /// Its bytes.
             bytes: NonZeroU64,
+            /// Where the guest's program has it. The mediator maps it there as well if it has nothing there; 0 = anywhere.
+            address: u64,
             /// Its ticket.
             ticket: Bytes<REGION_TICKET>,
         }
@@ -955,6 +957,8 @@ operations! {
             /// 1: the device copies from it and to it by itself; 0: the mediator's processor does, and ordinary memory
             /// goes through the stream as fast.
             by_device: u8,
+            /// Its address for kernels; 0 = they cannot reach it.
+            address: u64,
         }
     }
 
@@ -1023,6 +1027,17 @@ impl ModuleCompile {
         // At most 64 numbers of 32 bits: only the source alone can be too large to add.
         let headers: u64 = headers.map(|header| u64::from(header.bytes)).sum();
         self.source_bytes.get().saturating_add(headers)
+    }
+}
+
+impl Request {
+    /// Bytes that it moves beside the stream, in memory that both sides have.
+    pub fn bytes_beside(&self) -> u64 {
+        match self {
+            Self::CopyFromRegion(copy) => copy.bytes.get(),
+            Self::CopyToRegion(copy) => copy.bytes.get(),
+            _ => 0,
+        }
     }
 }
 

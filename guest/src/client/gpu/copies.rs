@@ -5,6 +5,7 @@ use std::num::NonZeroU64;
 use bytemuck::Pod;
 use vgpu_protocol::op::{CopyWithinDevice, FillRange};
 
+use super::super::staging::Stores;
 use super::{Device, DeviceBuffer, DevicePtr, told};
 use crate::error::Result;
 
@@ -71,8 +72,9 @@ impl Device {
             return Ok(());
         }
         let (to, stream) = (to.address(), self.stream_ref());
+        let stores = Stores::of(bytes.len());
         self.client()?
-            .copy_up(DOING, to, bytes, stream, &mut Vec::new())
+            .copy_up(DOING, to, bytes, stores, stream, &mut Vec::new())
     }
 
     /// Copies the front of `from` to `to`, once the work sent before is done.
@@ -98,9 +100,9 @@ impl Device {
         from: u64,
         to: &mut [u8],
     ) -> Result<()> {
-        let stream = self.stream_ref();
+        let (stores, stream) = (Stores::of(to.len()), self.stream_ref());
         let mut client = self.client()?;
-        let copied = client.copy_down(doing, from, to, stream, &mut |_| ());
+        let copied = client.copy_down(doing, from, to, stores, stream, &mut |_| ());
         let device_ns = told(&mut client, doing, copied)?;
         client.keep_device_time(device_ns);
         Ok(())

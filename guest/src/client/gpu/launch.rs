@@ -46,6 +46,15 @@ pub trait KernelArg {
     fn device(&self) -> Option<&Device> {
         None
     }
+
+    /// A kernel in the stream of `device` may use the memory from here on.
+    ///
+    /// # Errors
+    /// Why no kernel can.
+    fn is_used_by(&self, device: &Device) -> std::result::Result<(), &'static str> {
+        let _ = device;
+        Ok(())
+    }
 }
 
 impl<T: Pod> KernelArg for T {
@@ -115,6 +124,11 @@ impl LaunchBuilder<'_> {
             && let Err(error) = self.device.check_session(DOING, of)
         {
             self.wrong.get_or_insert(error);
+        }
+        if let Err(why) = argument.is_used_by(self.device) {
+            let what = format!("argument {}: {why}", self.given);
+            self.wrong
+                .get_or_insert_with(|| self.device.wrong(DOING, what));
         }
         self.arg_bytes(&bytes)
     }

@@ -3,6 +3,7 @@
 use std::collections::VecDeque;
 use std::fmt;
 use std::marker::PhantomData;
+use std::num::NonZeroU64;
 use std::ops::{Range, RangeBounds};
 use std::ptr::NonNull;
 use std::sync::{Arc, Mutex};
@@ -12,9 +13,9 @@ use vgpu_protocol::op::field::StreamRef;
 use vgpu_protocol::op::{CopyFromRegion, CopyToRegion, NO_WORD, StreamSynchronize, Synchronize};
 use vgpu_protocol::status::ErrorCode;
 
-use super::super::staging::Mapped;
+use super::super::staging::{Mapped, Stores};
 use super::buffer::within;
-use super::{Device, DevicePtr, Dropped, lock, told};
+use super::{Device, DevicePtr, Dropped, KernelArg, lock, told};
 use crate::error::Result;
 
 /// Bytes of a region that buffers are cut from; larger buffers have one of their own.
@@ -251,8 +252,8 @@ impl Device {
         match &from.memory {
             Memory::Ordinary(elements) => {
                 let bytes = bytemuck::cast_slice(&elements[range]);
-                let mut client = self.client()?;
-                client.copy_up(DOING, to, bytes, stream, &mut Vec::new())
+                let (mut client, stores) = (self.client()?, Stores::of(bytes.len()));
+                client.copy_up(DOING, to, bytes, stores, stream, &mut Vec::new())
             }
             Memory::Locked(place) => {
                 from.is_used_in(stream);
@@ -335,6 +336,18 @@ impl<T: Pod> PinnedBuffer<T> {
         matches!(self.memory, Memory::Locked(_))
     }
 
+    /// The address of the first element for kernels, which read and write the memory itself (`cuMemHostGetDevicePointer`).
+    /// It is that of [`as_ptr`](Self::as_ptr) unless the mediator has something else there. None: no kernel can reach it, as
+    /// where it [is not page-locked](Self::is_page_locked), or with the `cpu` executor.
+    ///
+    /// As an argument of a launch a buffer is passed by this address.
+    pub fn device_address(&self) -> Option<NonZeroU64> {
+        match &self.memory {
+            Memory::Ordinary(_) => None,
+            Memory::Locked(place) => place.mapped.there?.checked_add(place.part.start as u64),
+        }
+    }
+
     /// The first element. What lies there changes while copies to it are under way: [`wait`](Self::wait) first.
     pub fn as_ptr(&self) -> NonNull<T> {
         match &self.memory {
@@ -407,6 +420,25 @@ impl<T: Pod> PinnedBuffer<T> {
 
     fn range(&self, doing: &'static str, range: impl RangeBounds<usize>) -> Result<Range<usize>> {
         within(self.len, range).map_err(|what| self.device.wrong(doing, what))
+    }
+}
+
+impl<T: Pod> KernelArg for PinnedBuffer<T> {
+    fn write(&self, parameters: &mut Vec<u8>) {
+        let address = self.device_address().map_or(0, NonZeroU64::get);
+        parameters.extend_from_slice(&address.to_le_bytes());
+    }
+
+    fn device(&self) -> Option<&Device> {
+        Some(&self.device)
+    }
+
+    fn is_used_by(&self, device: &Device) -> std::result::Result<(), &'static str> {
+        if self.device_address().is_none() {
+            return Err("memory of this program that no kernel can reach; copy it to the device");
+        }
+        self.is_used_in(device.stream_ref());
+        Ok(())
     }
 }
 

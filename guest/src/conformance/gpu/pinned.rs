@@ -152,6 +152,52 @@ pub(in crate::conformance) fn pinned(ground: &Ground<'_>) -> Outcome {
     end(device)
 }
 
+/// Kernels read and write the memory itself, at the address at which this program has it, or are refused it.
+pub(in crate::conformance) fn by_kernels(ground: &Ground<'_>) -> Outcome {
+    let (device, module) = open_with_kernels(ground)?;
+    let saxpy = kernel(&module, "saxpy")?;
+    let n = 5000u16;
+    let floats: Vec<f32> = (0..n).map(f32::from).collect();
+    // Of a size that has a region of its own.
+    let len = match has_regions(&device) {
+        true => 17 << 18,
+        false => floats.len(),
+    };
+    let allocate = || device.alloc_pinned::<f32>(len).map_err(at("allocate"));
+    let mut same_address = false;
+    // The mediator may have something else at an address.
+    for _ in 0..4 {
+        let (mut x, mut y) = (allocate()?, allocate()?);
+        x.write(0, &floats).map_err(at("write"))?;
+        y.write(0, &floats).map_err(at("write"))?;
+        let launched = device
+            .launch_builder(&saxpy)
+            .arg(&2.0f32)
+            .arg(&x)
+            .arg(&y)
+            .arg(&u32::from(n))
+            .launch(config(40, 128));
+        let Some(address) = y.device_address() else {
+            let error = fails("memory that no kernel can reach", launched)?;
+            check(matches!(error.cause(), Cause::Input(_)), || {
+                error.to_string()
+            })?;
+            return end(device);
+        };
+        launched.map_err(at("launch"))?;
+        let mut sums = vec![0.0; floats.len()];
+        y.read(0, &mut sums).map_err(at("read"))?;
+        for (sum, x) in sums.iter().zip(&floats) {
+            check(*sum == 3.0 * x, || format!("{sum} where {x} was tripled"))?;
+        }
+        same_address |= y.as_ptr().addr().get() as u64 == address.get();
+    }
+    check(same_address, || {
+        "no buffer has the same address for kernels and program".to_owned()
+    })?;
+    end(device)
+}
+
 /// A copy behind a kernel that faults never comes, and whoever waits for it is told.
 pub(in crate::conformance) fn behind_a_fault(ground: &Ground<'_>) -> Outcome {
     for large in [false, true] {

@@ -12,7 +12,8 @@ use vgpu_transport::Waker;
 
 use crate::executor::cuda_result;
 use crate::executor::gpu::device::{
-    self, Answer, Call, Caller, Description, DeviceError, Done, Key, Layout, Region, Rows, Span,
+    self, Answer, Call, Caller, Description, DeviceError, Done, Key, Layout, Part, Region, Rows,
+    Span, Word,
 };
 
 /// Copies and fills of at most this many bytes are done at once if nothing is queued before them: they take
@@ -154,18 +155,20 @@ fn copy(device: &ptx::Device, work: &mut Work) -> Result<(), ptx::Error> {
             let bytes = in_buffer(from, buffer);
             device.read_rows(rows(*from), &mut buffer[..bytes])
         }
-        Work::FromRegion { to, region, offset } => in_pieces(*to, |piece, at, bytes| {
-            read(region, *offset + at, bytes)?;
-            device.write_rows(rows(piece), bytes)
-        }),
-        Work::ToRegion {
-            from,
-            region,
-            offset,
-        } => in_pieces(*from, |piece, at, bytes| {
-            device.read_rows(rows(piece), bytes)?;
-            write(region, *offset + at, bytes)
-        }),
+        Work::FromRegion { to, part } => {
+            in_pieces(*to, |piece, at, bytes| {
+                read(&part.region, part.offset + at, bytes)?;
+                device.write_rows(rows(piece), bytes)
+            })?;
+            tell(part)
+        }
+        Work::ToRegion { from, part } => {
+            in_pieces(*from, |piece, at, bytes| {
+                device.read_rows(rows(piece), bytes)?;
+                write(&part.region, part.offset + at, bytes)
+            })?;
+            tell(part)
+        }
         Work::Copy { to, from } => device.copy_rows(rows(*to), rows(*from)),
         Work::Fill {
             to,
@@ -208,6 +211,15 @@ fn write(region: &Region, at: usize, bytes: &[u8]) -> Result<(), ptx::Error> {
         .view()
         .write_at(at, bytes)
         .map_err(|error| outside(&error))
+}
+
+/// Writes the word of a copy, if it has one.
+fn tell(part: &Part) -> Result<(), ptx::Error> {
+    let Some(Word { offset, value }) = part.word else {
+        return Ok(());
+    };
+    let written = part.region.view().store_u64(offset, value);
+    written.map_err(|error| outside(&error))
 }
 
 fn outside(error: &vchan::Error) -> ptx::Error {

@@ -252,7 +252,9 @@ impl Caller for CudaCaller {
                 let (start, bytes) = (region.start().as_ptr(), region.view().len());
                 // SAFETY: the region keeps this, and lets it go before it is unmapped.
                 let registration = unsafe { Registration::new(&self.0, start, bytes) };
-                region.hold(registration.map_err(fail)?);
+                let registration = registration.map_err(fail)?;
+                let there = registration.there;
+                region.hold(registration, there);
                 Answer::Registered(region)
             }
             Call::Unregister(region) => {

@@ -28,6 +28,8 @@ pub(super) const STREAM_NON_BLOCKING: c_uint = 1;
 pub(super) const EVENT_DEFAULT: c_uint = 0;
 /// `CU_MEMHOSTALLOC_PORTABLE`. Not write-combined: results are read from this memory.
 pub(super) const HOST_PORTABLE: c_uint = 1;
+/// `CU_MEMHOSTALLOC_DEVICEMAP`.
+pub(super) const HOST_MAPPED: c_uint = 2;
 
 /// The codes after which no call in this context, or process, can succeed any more.
 const STICKY: [c_int; 16] = [
@@ -199,6 +201,7 @@ driver_functions! {
         stream_create_with_priority = "cuStreamCreateWithPriority" (*mut CUstream, c_uint, c_int);
         stream_wait_event = "cuStreamWaitEvent" (CUstream, CUevent, c_uint);
         stream_write_value32 = "cuStreamWriteValue32_v2" (CUstream, CUdeviceptr, u32, c_uint);
+        stream_write_value64 = "cuStreamWriteValue64_v2" (CUstream, CUdeviceptr, u64, c_uint);
     }
     newer {
         // Of CUDA 12.4.

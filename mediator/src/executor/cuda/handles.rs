@@ -5,10 +5,10 @@ use std::ffi::{c_int, c_uint, c_void};
 use std::ptr;
 use std::sync::Arc;
 
-use cudarc::driver::sys::{CUevent, CUstream};
+use cudarc::driver::sys::{CUdeviceptr, CUevent, CUstream};
 
 use super::device::Device;
-use super::driver::{CallError, HOST_PORTABLE, check, check_query};
+use super::driver::{CallError, HOST_MAPPED, HOST_PORTABLE, check, check_query};
 
 /// Page-locked memory, all of it initialised.
 pub(in crate::executor) struct Buffer {
@@ -68,6 +68,8 @@ impl Drop for Buffer {
 /// Memory of the guest's that the device reads and writes, until this is dropped.
 pub(super) struct Registration {
     start: *mut u8,
+    /// Its address for the device.
+    pub(super) there: CUdeviceptr,
     device: Arc<Device>,
 }
 
@@ -86,15 +88,21 @@ impl Registration {
         start: *mut u8,
         bytes: usize,
     ) -> Result<Self, CallError> {
+        let (driver, here) = (device.driver(), start.cast::<c_void>());
+        let flags = HOST_PORTABLE | HOST_MAPPED;
         // SAFETY: the caller's promise; the context is current by `bind`.
-        let code = unsafe {
-            (device.driver().mem_host_register)(start.cast::<c_void>(), bytes, HOST_PORTABLE)
-        };
+        let code = unsafe { (driver.mem_host_register)(here, bytes, flags) };
         check(code, "cuMemHostRegister")?;
-        Ok(Self {
+        let mut registration = Self {
             start,
+            there: 0,
             device: Arc::clone(device),
-        })
+        };
+        let there = &mut registration.there;
+        // SAFETY: the output is writable, and the memory has just been registered for this.
+        let code = unsafe { (driver.mem_host_get_device_pointer)(there, here, 0) };
+        check(code, "cuMemHostGetDevicePointer")?;
+        Ok(registration)
     }
 }
 

@@ -24,24 +24,33 @@ use vgpu_transport::clock;
 
 use super::super::cuda_result;
 use super::super::gpu::device::{
-    self, Description, DeviceError, Done, Key, Launch, Region, Rows, Span,
+    self, Description, DeviceError, Done, Key, Launch, Part, Region, Rows, Span,
 };
 use super::caller::{CudaCaller, Function, Module, device_error, lost};
 use super::device::Device;
-use super::driver::{CallError, EVENT_DEFAULT, HOST_PORTABLE, STREAM_NON_BLOCKING, check};
+use super::driver::{
+    CallError, EVENT_DEFAULT, HOST_MAPPED, HOST_PORTABLE, STREAM_NON_BLOCKING, check,
+};
 use super::handles::{Buffer, Event, Stream};
 use super::printed;
 
 /// `CU_EVENT_DISABLE_TIMING`.
 const EVENT_DISABLE_TIMING: c_uint = 2;
-/// `CU_MEMHOSTALLOC_DEVICEMAP`.
-const HOST_MAPPED: c_uint = 2;
+/// `CU_DEVICE_ATTRIBUTE_CAN_USE_64_BIT_STREAM_MEM_OPS`.
+const WRITES_64_BITS: usize = 122;
 
 /// How often the driver is asked whether something is wrong, while the word does not change.
 const LOOK: Duration = Duration::from_millis(1);
 
 /// How many works may be behind each other without one that raises the waker.
 const UNTOLD: u64 = 32;
+
+/// Waits of up to this long are ended by looks between short naps: where the driver's callback has to wake this thread, 60 to
+/// 130 us are lost (on an H200's host).
+const BY_TIMER: Duration = Duration::from_millis(20);
+/// A nap is this part of the time that was waited, and not shorter than [`LEAST_NAP`]: the end is noticed so much later.
+const NAPS: u32 = 64;
+const LEAST_NAP: Duration = Duration::from_micros(10);
 
 /// How long work whose session is over may take before the device counts as lost.
 const DRAIN: Duration = Duration::from_secs(2);
@@ -280,21 +289,19 @@ impl Queue {
                     moves_data = true;
                     Some(Memory::Own(buffer))
                 }
-                Work::FromRegion { to, region, offset } => {
-                    let start = part_of(&region, offset, to);
+                Work::FromRegion { to, part } => {
+                    let start = start_of(&part, to);
                     self.copy(Side::Here(start, to), Side::There(to), stream)?;
+                    self.tell_guest(&part, stream)?;
                     moves_data = true;
-                    Some(Memory::Region { _used: region })
+                    Some(Memory::Region { _used: part.region })
                 }
-                Work::ToRegion {
-                    from,
-                    region,
-                    offset,
-                } => {
-                    let start = part_of(&region, offset, from);
+                Work::ToRegion { from, part } => {
+                    let start = start_of(&part, from);
                     self.copy(Side::There(from), Side::Here(start, from), stream)?;
+                    self.tell_guest(&part, stream)?;
                     moves_data = true;
-                    Some(Memory::Region { _used: region })
+                    Some(Memory::Region { _used: part.region })
                 }
                 Work::Copy { to, from } => {
                     self.copy(Side::There(from), Side::There(to), stream)?;
@@ -360,6 +367,39 @@ impl Queue {
             true => self.tell(key),
             false => Ok(()),
         }
+    }
+
+    /// Has the device write the word of a copy, if it has one, behind the copy.
+    ///
+    /// # Safety
+    /// The context is current and the stream live. The region is registered until this is done.
+    unsafe fn tell_guest(&self, part: &Part, stream: CUstream) -> Result<(), CallError> {
+        let (Some(word), Some(region)) = (part.word, part.region.there()) else {
+            return Ok(());
+        };
+        let (driver, there) = (self.device.driver(), region + word.offset as u64);
+        let whole = self.description.attributes.get(WRITES_64_BITS) == Some(&1);
+        // SAFETY: the caller's promise; the word lies within the region and is aligned.
+        let told = unsafe {
+            match whole {
+                true => {
+                    let code = (driver.stream_write_value64)(stream, there, word.value, 0);
+                    check(code, "cuStreamWriteValue64")
+                }
+                // The half that is the same more often comes first.
+                false => [(there + 4, word.value >> 32), (there, word.value)]
+                    .into_iter()
+                    .try_for_each(|(there, half)| {
+                        let code = (driver.stream_write_value32)(stream, there, low(half), 0);
+                        check(code, "cuStreamWriteValue32")
+                    }),
+            }
+        };
+        told.inspect_err(|error| {
+            // The copy is queued, and nobody will know when it is done.
+            std::mem::forget(Arc::clone(&part.region));
+            self.device.lose(*error);
+        })
     }
 
     /// Has the device write the number of the last work of a stream behind it.
@@ -727,9 +767,9 @@ impl Queue {
 }
 
 /// The address of the bytes of a copy in a region.
-fn part_of(region: &Region, offset: usize, row: Rows) -> *mut u8 {
-    debug_assert!(offset as u64 + row.bytes() <= region.view().len() as u64);
-    region.start().as_ptr().wrapping_add(offset)
+fn start_of(part: &Part, row: Rows) -> *mut u8 {
+    debug_assert!(part.offset as u64 + row.bytes() <= part.region.view().len() as u64);
+    part.region.start().as_ptr().wrapping_add(part.offset)
 }
 
 /// One side of a copy.
@@ -920,6 +960,13 @@ impl device::Device for Queue {
             // A device that has failed shows that when it is asked what is done.
             let _ = self.driver(|queue| queue.tell(key));
         }
+    }
+
+    fn nap(&self, waited: Duration) -> Option<Duration> {
+        let mut lanes = self.lanes.values();
+        let awaited = lanes.any(|lane| lane.awaited && !lane.under_way.is_empty());
+        let by_timer = awaited && waited < BY_TIMER;
+        by_timer.then(|| (waited / NAPS).max(LEAST_NAP))
     }
 
     fn next_done(&mut self) -> Option<Done<Buffer>> {

@@ -104,6 +104,13 @@ pub(in crate::executor) trait Device: Send {
     /// This thread is about to sleep: from here on news raise the waker.
     fn before_sleep(&mut self) {}
 
+    /// For how long a thread that has waited for `waited` sleeps before it looks for news again, which then need not
+    /// raise the waker.
+    fn nap(&self, waited: Duration) -> Option<Duration> {
+        let _ = waited;
+        None
+    }
+
     /// The next work that is over, in the order of its stream. Does not wait.
     fn next_done(&mut self) -> Option<Done<Self::Buffer>>;
 
@@ -258,18 +265,10 @@ pub(in crate::executor) enum Work<B, F> {
     Upload { to: Rows, buffer: B },
     /// The first bytes of `buffer` come from the device, as many as the rows have.
     Download { from: Rows, buffer: B },
-    /// One row goes to the device from a region, from the byte `offset` on.
-    FromRegion {
-        to: Rows,
-        region: Arc<Region>,
-        offset: usize,
-    },
-    /// One row comes from the device to a region, from the byte `offset` on.
-    ToRegion {
-        from: Rows,
-        region: Arc<Region>,
-        offset: usize,
-    },
+    /// One row goes to the device from a region.
+    FromRegion { to: Rows, part: Part },
+    /// One row comes from the device to a region.
+    ToRegion { from: Rows, part: Part },
     /// Within the device, between rows of the same shape.
     Copy { to: Rows, from: Rows },
     /// Elements of 1, 2 or 4 bytes, as many as fill the rows.
@@ -291,6 +290,8 @@ pub(in crate::executor) struct Region {
     // In this order: the device lets go of it before it is unmapped.
     /// What the device holds of it; dropping that ends it.
     registration: Option<Box<dyn Any + Send + Sync>>,
+    /// Its address for the device, where the device reads and writes it by itself.
+    there: Option<u64>,
     view: View,
     _mapped: MappedRegion,
 }
@@ -305,6 +306,7 @@ impl Region {
         match view.is_writable() {
             true => Ok(Self {
                 registration: None,
+                there: None,
                 view,
                 _mapped: mapped,
             }),
@@ -322,9 +324,15 @@ impl Region {
         self.view.as_ptr()
     }
 
-    /// Keeps what the device holds of it until it goes.
-    pub(in crate::executor) fn hold(&mut self, registration: impl Any + Send + Sync) {
+    /// The address of its first byte for the device.
+    pub(in crate::executor) fn there(&self) -> Option<u64> {
+        self.there
+    }
+
+    /// Keeps what the device holds of it until it goes. For the device it begins at `there`.
+    pub(in crate::executor) fn hold(&mut self, registration: impl Any + Send + Sync, there: u64) {
         self.registration = Some(Box::new(registration));
+        self.there = Some(there);
     }
 }
 
@@ -334,6 +342,22 @@ impl fmt::Debug for Region {
             .field("view", &self.view)
             .finish_non_exhaustive()
     }
+}
+
+/// The bytes of a region that are copied, from `offset` on.
+#[derive(Debug)]
+pub(in crate::executor) struct Part {
+    pub(in crate::executor) region: Arc<Region>,
+    pub(in crate::executor) offset: usize,
+    /// Written behind the copy, by the device where it can.
+    pub(in crate::executor) word: Option<Word>,
+}
+
+/// A word at which the guest looks. It lies within the region and is aligned.
+#[derive(Debug, Clone, Copy)]
+pub(in crate::executor) struct Word {
+    pub(in crate::executor) offset: usize,
+    pub(in crate::executor) value: u64,
 }
 
 /// A launch.

@@ -224,6 +224,10 @@ impl<D: Device> Awaited for Gpu<D> {
     fn arm(&mut self) {
         self.device.before_sleep();
     }
+
+    fn nap(&self, waited: Duration) -> Option<Duration> {
+        self.device.nap(waited)
+    }
 }
 
 impl<D: Device> Drop for Gpu<D> {

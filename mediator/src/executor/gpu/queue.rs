@@ -17,7 +17,6 @@ use vgpu_transport::clock;
 use super::super::cuda_result;
 use super::device::{Answer, Call, Caller, Device, DeviceError, Done, Key, Region, Span, Work};
 use super::ranges::{GRAIN, counted};
-use super::regions::Note;
 use super::{BEAT, Event, Gpu, LONGEST_CALL, Refused};
 
 /// Work in the queue: what for.
@@ -66,8 +65,6 @@ pub(super) enum What {
     InTurn(u32, Op),
     /// A request that was answered when this was queued.
     Other(u32, Op),
-    /// The same; when it is done a word is to say so.
-    Region(u32, Op, Option<Note>),
 }
 
 /// A work that the device has not been given.
@@ -302,8 +299,7 @@ impl<D: Device> Gpu<D> {
             let (What::Upload { id, .. }
             | What::Download(id, _)
             | What::InTurn(id, _)
-            | What::Other(id, _)
-            | What::Region(id, ..)) = what;
+            | What::Other(id, _)) = what;
             return Err(self.failure(id, &error));
         }
         self.last_tag = tag;
@@ -531,10 +527,6 @@ impl<D: Device> Gpu<D> {
                     }
                 }
             }
-            What::Region(id, op, note) => match done.result {
-                Ok(()) => note.iter().for_each(Note::write),
-                Err(error) => self.failed_late(id, op, &error),
-            },
             What::InTurn(id, op) | What::Other(id, op) => {
                 if let Err(error) = done.result {
                     self.failed_late(id, op, &error);

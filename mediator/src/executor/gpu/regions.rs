@@ -1,7 +1,7 @@
 //! Memory of the guest's beside the ring, which the device copies from and to.
 //!
-//! The guest can change it at any moment, so nothing is decided by what is in it: it is copied by the device, and only
-//! the words that say how far the device is are written here.
+//! The guest can change it at any moment, so nothing is decided by what is in it: the device copies it, and writes the
+//! words that say how far it is.
 
 use std::sync::Arc;
 
@@ -14,13 +14,16 @@ use vgpu_protocol::op::{
 use vgpu_protocol::status::ErrorCode;
 use vgpu_transport::clock;
 
-use super::device::{Answer, Call, Device, DeviceError, Region, Rows, Work};
+use super::device::{Answer, Call, Device, DeviceError, Part, Region, Rows, Word, Work};
 use super::handles;
 use super::queue::{Purpose, Reclaim, What};
 use super::{Event, Gpu, Refused, invalid, refused};
 
 /// What the header and the list of pages of a region can take beyond its bytes, of all regions of a session.
 const BESIDE: u64 = 8 << 20;
+
+/// `CU_DEVICE_ATTRIBUTE_CAN_MAP_HOST_MEMORY`.
+const MAPS_HOST_MEMORY: usize = 19;
 
 /// The regions of a session.
 #[derive(Debug)]
@@ -31,31 +34,6 @@ pub(super) struct Regions {
     table: HandleTable<Option<Arc<Region>>>,
     /// Bytes of those that are there, or on their way in or out.
     bytes: u64,
-}
-
-/// A word that the guest looks at.
-#[derive(Debug)]
-pub(super) struct Note {
-    region: Arc<Region>,
-    word: usize,
-    value: u64,
-}
-
-impl Note {
-    /// The work that it is for is done.
-    pub(super) fn write(&self) {
-        // It lies within the region: that was checked before the work was queued.
-        if let Err(error) = self.region.view().store_u64(self.word, self.value) {
-            log::error!("the word of a copy: {error}");
-        }
-    }
-}
-
-/// A part of a region, and the word that tells when it is copied.
-struct Part {
-    region: Arc<Region>,
-    offset: usize,
-    note: Option<Note>,
 }
 
 impl Regions {
@@ -89,27 +67,23 @@ impl Regions {
                 "{bytes} bytes from {offset} on, in a region of {len}"
             )));
         };
-        let note = match word {
+        let word = match word {
             NO_WORD => None,
             word => {
                 let size = size_of::<u64>() as u64;
                 let place = within(word, size).filter(|_| word.is_multiple_of(size));
-                let Some(word) = place else {
+                let Some(offset) = place else {
                     return Err(invalid(format!(
                         "a word at {word}, in a region of {len} bytes"
                     )));
                 };
-                Some(Note {
-                    region: Arc::clone(&region),
-                    word,
-                    value,
-                })
+                Some(Word { offset, value })
             }
         };
         Ok(Part {
             region,
             offset,
-            note,
+            word,
         })
     }
 }
@@ -144,7 +118,11 @@ impl<D: Device> Gpu<D> {
         };
         handles::open(&mut self.regions.table, map.region, None)?;
         // Its memory was sent before its ticket, so there is nothing to wait for.
-        let mapped = channel.map(map.ticket.as_slice(), clock::now());
+        let (ticket, now) = (map.ticket.as_slice(), clock::now());
+        let mapped = match usize::try_from(map.address) {
+            Ok(0) | Err(_) => channel.map(ticket, now),
+            Ok(address) => channel.map_at(ticket, address, now),
+        };
         let region = mapped
             .map_err(|error| error.to_string())
             .and_then(|mapped| match mapped.len() as u64 {
@@ -178,11 +156,17 @@ impl<D: Device> Gpu<D> {
         match answer {
             // Unless nobody waits for it any more.
             Ok(Answer::Registered(region)) if id != 0 => {
+                let reply = RegionMapReply {
+                    by_device: u8::from(D::COPIES_BY_ITSELF),
+                    address: match self.maps_host_memory() {
+                        true => region.there().unwrap_or(0),
+                        false => 0,
+                    },
+                };
                 if let Ok(place) = self.regions.table.get_mut(handle) {
                     *place = Some(Arc::new(*region));
                 }
-                let by_device = u8::from(D::COPIES_BY_ITSELF);
-                self.done(id, Ok(RegionMapReply { by_device }.encode()));
+                self.done(id, Ok(reply.encode()));
             }
             answer => {
                 let _ = self.regions.table.close(handle);
@@ -190,6 +174,12 @@ impl<D: Device> Gpu<D> {
                 self.answer_failed(id, answer);
             }
         }
+    }
+
+    /// Whether kernels reach memory that is registered.
+    fn maps_host_memory(&self) -> bool {
+        let attributes = &self.device.description().attributes;
+        attributes.get(MAPS_HOST_MEMORY) == Some(&1)
     }
 
     pub(super) fn region_unmap(
@@ -241,28 +231,13 @@ impl<D: Device> Gpu<D> {
         let stream = self.live(stream)?;
         self.ranges.check_rows(row).map_err(invalid)?;
         let part = self.regions.part(region, (offset, row.bytes()), word)?;
-        let (region, offset) = (part.region, part.offset);
         // It lies within a region.
         let bytes = usize::try_from(row.bytes()).unwrap_or(usize::MAX);
         let (work, counted) = match op {
-            Op::CopyFromRegion => {
-                let to = row;
-                (
-                    Work::FromRegion { to, region, offset },
-                    Event::Beside(bytes, 0),
-                )
-            }
-            _ => {
-                let from = row;
-                let work = Work::ToRegion {
-                    from,
-                    region,
-                    offset,
-                };
-                (work, Event::Beside(0, bytes))
-            }
+            Op::CopyFromRegion => (Work::FromRegion { to: row, part }, Event::Beside(bytes, 0)),
+            _ => (Work::ToRegion { from: row, part }, Event::Beside(0, bytes)),
         };
-        self.submit(What::Region(id, op, part.note), stream, work)?;
+        self.submit(What::Other(id, op), stream, work)?;
         self.events.push_back(counted);
         Ok(Some(Self::answer(op)))
     }

@@ -35,6 +35,8 @@ pub(in crate::worker) fn take_inherited(
     // Started through /proc/self/exe, it would be shown as `exe`.
     prctl::set_name(c"vgpu-mediatord")?;
     prctl::set_pdeathsig(Signal::SIGKILL)?;
+    // Nanoseconds by which a timer may be late. It is short naps that end a wait for a device.
+    prctl::set_timerslack(1)?;
     // The broker may have died before the line above.
     if getppid().as_raw() != broker_pid {
         return Err(io::Error::other("the broker is gone"));

@@ -11,7 +11,7 @@
 //! `CUDA_VISIBLE_DEVICES` hides some, and the memory and processors are those of one),
 //! `context=CODE`, `alloc=CODE`, `module=CODE`, `limit=BYTES` of device memory, `wrong=1` for kernels that do
 //! nothing, and `refuse=N`, `fault=N`, `hang=N` from, or at, the N-th launch on. `old=1`: a driver before CUDA 12.4.
-//! `pitch=BYTES`: rows are allocated at multiples of this many bytes.
+//! `pitch=BYTES`: rows are allocated at multiples of this many bytes. `halves=1`: streams write 32 bits at a time.
 //! `late=FILE`: there is no driver before the file is there; `alone=FILE`: one process at a time has the GPU, by a
 //! lock of the file, which ends with the process as a context does; `dies=FILE`: contexts made before the file is there
 //! are broken from then on. `rest=N`: once the N-th launch is under way the device does nothing, until somebody has
@@ -21,7 +21,7 @@
 use std::collections::{BTreeMap, VecDeque};
 use std::ffi::{CStr, c_char, c_int, c_uint, c_void};
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, Once, OnceLock};
 use std::time::{Duration, Instant};
 
@@ -72,6 +72,10 @@ enum Operation {
     Write {
         to: usize,
         value: u32,
+    },
+    WriteLong {
+        to: usize,
+        value: u64,
     },
     Launch {
         loaded: Loaded,
@@ -331,6 +335,10 @@ fn run(operation: Operation, launches: i64) -> Result<(), c_int> {
         Operation::Write { to, value } => unsafe {
             AtomicU32::from_ptr(to as *mut u32).store(value, Ordering::Release);
         },
+        // SAFETY: the same.
+        Operation::WriteLong { to, value } => unsafe {
+            AtomicU64::from_ptr(to as *mut u64).store(value, Ordering::Release);
+        },
         Operation::Launch {
             loaded,
             kernel,
@@ -508,6 +516,7 @@ extern "C" fn cuDeviceGetAttribute(value: &mut c_int, attribute: c_int, device: 
         41 => 1,
         75 => 8,
         97 => 227 << 10,
+        122 => c_int::from(scenario("halves").is_none()),
         9..=135 => 0,
         _ => return INVALID_VALUE,
     };
@@ -846,6 +855,24 @@ extern "C" fn cuStreamWriteValue32_v2(
         return misuse("a word outside of page-locked memory");
     }
     driver.queue(stream, Operation::Write { to, value })
+}
+
+#[unsafe(no_mangle)]
+extern "C" fn cuStreamWriteValue64_v2(
+    stream: *mut c_void,
+    to: u64,
+    value: u64,
+    _flags: c_uint,
+) -> c_int {
+    let mut driver = context!();
+    let to = to as usize;
+    if !driver.has_host(to, 8) || !to.is_multiple_of(8) {
+        return misuse("a word outside of page-locked memory");
+    }
+    if scenario("halves").is_some() {
+        return misuse("a device that writes 32 bits at a time");
+    }
+    driver.queue(stream, Operation::WriteLong { to, value })
 }
 
 #[unsafe(no_mangle)]

@@ -183,6 +183,16 @@ fn regions_are_page_locked_and_let_go() {
 }
 
 #[test]
+fn a_device_writes_words_in_halves_where_it_cannot_write_them_whole() {
+    if inner(
+        "a_device_writes_words_in_halves_where_it_cannot_write_them_whole",
+        "halves=1",
+    ) {
+        regions::copies(&mut open());
+    }
+}
+
+#[test]
 fn memory_that_the_driver_cannot_lock_is_no_region() {
     // CUDA_ERROR_NOT_SUPPORTED
     if inner(
