@@ -113,7 +113,7 @@ impl Lane {
         });
         let lane = shared.seat(1).expect("a free seat in an empty session");
         drop(shared);
-        match lane.drive(&mut wire, &mut Data::none())? {
+        match lane.drive(&mut wire, &mut Data::none(), None)? {
             Led::Over(outcome) => outcome?,
             Led::Turn(_) => unreachable!("there is one lane"),
         };
@@ -162,10 +162,15 @@ impl Lane {
         if let Some(why) = &desk.over {
             return Err(Cause::SessionOver(why.clone()));
         }
+        // The time now, for a call that does not wait for the lead.
+        let mut now = Some(asked.moved);
         match &mut desk.wire {
             // Nobody leads: this call is about to.
             Some(wire) => wire.ask(asked),
-            None => desk.asked.push(asked),
+            None => {
+                now = None;
+                desk.asked.push(asked);
+            }
         }
         if desk.asleep {
             self.shared.wake_leader();
@@ -175,7 +180,7 @@ impl Lane {
                 News::Over(outcome) => return outcome,
                 News::Lead(wire) => wire,
             };
-            if let Some(outcome) = self.lead(wire, doing, data) {
+            if let Some(outcome) = self.lead(wire, doing, data, now.take()) {
                 return outcome;
             }
             desk = self.shared.lock();
@@ -222,15 +227,22 @@ impl Lane {
         }
     }
 
-    /// Leads until this lane's call is over (`Some`) or another lane has to lead.
-    fn lead(&self, wire: Box<Wire>, doing: &str, data: &mut Data<'_>) -> Option<Outcome> {
+    /// Leads until this lane's call is over (`Some`) or another lane has to lead. `now` spares a reading of the
+    /// clock.
+    fn lead(
+        &self,
+        wire: Box<Wire>,
+        doing: &str,
+        data: &mut Data<'_>,
+        now: Option<Instant>,
+    ) -> Option<Outcome> {
         let mut lead = Lead {
             lane: self,
             wire: Some(wire),
         };
         let wire = lead.wire.as_mut().expect("just put there");
         wire.begin_turn();
-        let outcome = match self.drive(wire, data) {
+        let outcome = match self.drive(wire, data, now) {
             Ok(Led::Turn(other)) => {
                 lead.leave_to(Some(other));
                 return None;
@@ -247,19 +259,26 @@ impl Lane {
         Some(outcome)
     }
 
-    /// The loop: moves bytes until this lane's call is over or another lane has to lead.
+    /// The loop: moves bytes until this lane's call is over or another lane has to lead. `began`: the time now, if it
+    /// is known.
     ///
     /// # Errors
     /// The session is over.
-    fn drive(&self, wire: &mut Wire, data: &mut Data<'_>) -> Result<Led, Cause> {
+    fn drive(
+        &self,
+        wire: &mut Wire,
+        data: &mut Data<'_>,
+        mut began: Option<Instant>,
+    ) -> Result<Led, Cause> {
         // Another lane is made only from a lane that is not in a call.
         let alone = Arc::strong_count(&self.shared) == 1;
         let mut late = None;
         loop {
-            let now = clock::now();
+            let now = began.take().unwrap_or_else(clock::now);
             wire.note_rest(now);
             // Calls that are late by now are checked a last time.
-            let at = late.take().unwrap_or(now);
+            let was_late = late.take();
+            let at = was_late.unwrap_or(now);
             // Not only in waits: a fast mediator may leave no reason to wait. And before the desk, where
             // another lane may have ended the session for the same reason.
             if self.shared.options.interrupted() {
@@ -270,10 +289,15 @@ impl Lane {
             }
             wire.start_waiting();
             let wrote = wire.write(self.number, data, at)?;
+            if alone && wrote && was_late.is_none() && wire.only_waits(self.number) {
+                // The wait returns at once if the answer has come: no need to look here as well.
+                late = self.wait(wire, at, alone)?;
+                continue;
+            }
             let read = wire.read(self.number, data, at)?;
             wire.give_up_late(at)?;
             // With a goodbye all calls end in one step, when this one does.
-            if !wire.has_said_goodbye() {
+            if !alone && !wire.has_said_goodbye() {
                 self.shared.hand_out(wire, self.number);
             }
             if let Some(outcome) = wire.finished(self.number) {
@@ -282,24 +306,32 @@ impl Lane {
             if wire.has_said_goodbye() {
                 return Err(Cause::SessionOver("a goodbye".to_owned()));
             }
-            if let Some(other) = wire.turn(self.number, read || wrote) {
+            if !alone && let Some(other) = wire.turn(self.number, read || wrote) {
                 return Ok(Led::Turn(other));
             }
             if read || (wrote && wire.has_more(self.number)) {
                 continue;
             }
-            let limit = wire.first_limit(at);
-            wire.flush(limit)?;
-            late = match alone {
-                true => wire.wait(at, limit, None)?,
-                false if self.shared.fall_asleep() => {
-                    let waited = wire.wait(at, limit, self.shared.waker.get());
-                    self.shared.wake_up();
-                    waited?
-                }
-                false => None,
-            };
+            late = self.wait(wire, at, alone)?;
         }
+    }
+
+    /// Waits until something may move, or until a limit that has passed, which it returns.
+    ///
+    /// # Errors
+    /// The session is over.
+    fn wait(&self, wire: &mut Wire, at: Instant, alone: bool) -> Result<Option<Instant>, Cause> {
+        let limit = wire.first_limit(at);
+        wire.flush(limit)?;
+        if alone {
+            return wire.wait(at, limit, None);
+        }
+        if !self.shared.fall_asleep() {
+            return Ok(None);
+        }
+        let waited = wire.wait(at, limit, self.shared.waker.get());
+        self.shared.wake_up();
+        waited
     }
 
     /// The session is over because of `cause`, found by this lane.
@@ -442,10 +474,18 @@ impl Lead<'_> {
             return;
         };
         let mut desk = self.lane.shared.lock();
-        desk.asked.drain(..).for_each(|asked| wire.ask(asked));
+        if !desk.asked.is_empty() {
+            desk.asked.drain(..).for_each(|asked| wire.ask(asked));
+        }
         desk.leader_lives();
-        let next = next.or_else(|| wire.turn(self.lane.number, false));
-        match next.or_else(|| wire.any_lane()) {
+        // Most often nobody asks for anything any more.
+        let next = match wire.is_idle() {
+            true => None,
+            false => next
+                .or_else(|| wire.turn(self.lane.number, false))
+                .or_else(|| wire.any_lane()),
+        };
+        match next {
             Some(next) if desk.over.is_none() => desk.tell(next, News::Lead(wire)),
             _ => desk.wire = Some(wire),
         }

@@ -324,6 +324,20 @@ impl Wire {
         }
     }
 
+    /// Whether the call of `lane` has nothing to do but to wait for its answer: all was sent, and what came was used.
+    pub(crate) fn only_waits(&mut self, lane: u16) -> bool {
+        let asks = |call: &Call| call.outcome.is_none() && !call.quiet && !call.uploads;
+        !self.closed
+            && self.machine.outbox().is_empty()
+            && !self.machine.inbox().has_unread()
+            && self.call(lane).is_some_and(asks)
+    }
+
+    /// Whether nothing is asked or under way.
+    pub(crate) fn is_idle(&self) -> bool {
+        self.calls.is_empty() && self.waiting.is_empty()
+    }
+
     /// Whether anything is left to be sent of any call.
     fn has_to_send(&self) -> bool {
         !self.machine.outbox().is_empty() || self.calls.iter().any(|call| call.uploads)
@@ -536,11 +550,13 @@ impl Wire {
 
     fn remove(&mut self, at: usize) -> Outcome {
         let call = self.calls.remove(at);
-        call.outcome.unwrap_or(Ok(Done {
-            id: call.id,
-            body: BodyBytes::new(),
-            failures: false,
-        }))
+        call.outcome.unwrap_or_else(|| {
+            Ok(Done {
+                id: call.id,
+                body: BodyBytes::new(),
+                failures: false,
+            })
+        })
     }
 
     /// The lane that has to go on, if that is not `lane`: only its thread has the data that comes or
@@ -572,6 +588,11 @@ impl Wire {
 
     /// When the first call is to be given up if nothing moves for it.
     pub(crate) fn first_limit(&self, now: Instant) -> Instant {
+        if let [call] = &self.calls[..]
+            && self.waiting.is_empty()
+        {
+            return self.limit(call);
+        }
         let calls = self.calls.iter().map(|call| self.limit(call));
         let waiting = self
             .waiting

@@ -172,7 +172,7 @@ impl<O: Open> OnDevice<O> {
     fn refuse(&mut self, id: u32, error: &ExecutorError) {
         self.answered.push_back(Event::Done(id, Err(error.into())));
         if error.ends_session() {
-            self.answered.push_back(Event::Lost(error.into()));
+            self.answered.push_back(Event::Lost(Box::new(error.into())));
         }
     }
 }

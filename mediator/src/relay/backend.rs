@@ -595,7 +595,7 @@ impl Backend for Relay<'_> {
             }
             let lost = self.lost.clone().filter(|_| !self.told)?;
             self.told = true;
-            Some(Event::Lost(lost.into()))
+            Some(Event::Lost(Box::new(lost.into())))
         });
         self.looked &= event.is_some();
         event

@@ -103,7 +103,7 @@ pub enum Event {
     /// Bytes that came from the guest and went to it beside its stream.
     Beside(usize, usize),
     /// Nothing can be run any more.
-    Lost(NotOpened),
+    Lost(Box<NotOpened>),
 }
 
 impl Event {

@@ -201,7 +201,7 @@ impl Session<'_> {
         let mut moved = false;
         self.sent_data = false;
         loop {
-            if self.server.outbox().data().is_none() {
+            if self.server.outbox().data().is_none() && !self.server.is_idle() {
                 self.begin_data(now);
             }
             let data = self.server.outbox().data();
@@ -282,9 +282,10 @@ impl Session<'_> {
 
     /// Does what the next frame calls for, if one is there.
     fn take_step(&mut self, now: Instant) -> Result<bool, SessionEnd> {
-        match self.server.next(now).map_err(SessionEnd::from)? {
-            None => return Ok(self.server.inbox().data_left() > 0),
-            Some(Step::Start(header, request)) => {
+        match self.server.next(now) {
+            Err(end) => return Err(end.into()),
+            Ok(None) => return Ok(self.server.inbox().data_left() > 0),
+            Ok(Some(Step::Start(header, request))) => {
                 self.observed.counters.began(header.op);
                 match request {
                     Request::Statistics(_) if self.backend.has_no_figures() => {
@@ -295,8 +296,8 @@ impl Session<'_> {
                     request => self.backend.start(&header, request),
                 }
             }
-            Some(Step::Admit) => self.admit()?,
-            Some(Step::Cancel(id)) => {
+            Ok(Some(Step::Admit)) => self.admit()?,
+            Ok(Some(Step::Cancel(id))) => {
                 self.backend.cancel(id);
                 let text = "the guest ended the data early".to_owned();
                 let status = ErrorCode::Cancelled.into();

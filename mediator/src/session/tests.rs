@@ -623,11 +623,11 @@ fn a_lost_device_ends_the_session_with_its_reason() {
         guest.ask(2, 0, exchange(1000));
         held.wait_for(|inner| inner.started.len() == 1);
         held.now(|inner| {
-            inner.events.push_back(Event::Lost(NotOpened {
+            inner.events.push_back(Event::Lost(Box::new(NotOpened {
                 code: ErrorCode::BackendLost,
                 text: "it fell off the bus".into(),
                 end: SessionEnd::ExecutorLost("it fell off the bus".into()),
-            }));
+            })));
         });
         let (status, text) = guest.last_words();
         assert_eq!(

@@ -3,7 +3,6 @@
 use std::time::Duration;
 
 use super::{Flags, FrameError, HEADER_LEN, MAGIC};
-use crate::op::field::{Field, Reader};
 use crate::op::{Features, Op};
 use crate::status::Status;
 
@@ -186,47 +185,54 @@ impl FrameHeader {
     /// # Errors
     /// The first rule broken. The session cannot go on after it.
     pub fn decode(bytes: &[u8; HEADER_LEN]) -> Result<Self, FrameError> {
-        let mut reader = Reader::new(bytes);
-        let magic = number::<u32>(&mut reader);
+        let half_word = |at: usize| u16::from_le_bytes([bytes[at], bytes[at + 1]]);
+        let word = |at: usize| {
+            u32::from_le_bytes([bytes[at], bytes[at + 1], bytes[at + 2], bytes[at + 3]])
+        };
+        let magic = word(0);
         if magic != MAGIC {
             return Err(FrameError::Magic(magic));
         }
-        let code = number::<u16>(&mut reader);
+        let code = half_word(4);
         let op = Op::from_code(code).ok_or(FrameError::Op(code))?;
-        let bits = number::<u16>(&mut reader);
+        let bits = half_word(6);
         let flags = Flags::from_bits(bits).ok_or(FrameError::Flags(bits))?;
         let reply = flags.contains(Flags::REPLY);
         if !allows(op, flags) {
             return Err(FrameError::FlagsForOp { op, flags: bits });
         }
-        let request_id = number::<u32>(&mut reader);
+        let request_id = word(8);
         let is_data = matches!(op, Op::Data);
         // No data of any request: only that work goes on.
         let working = request_id == 0 && is_data && reply;
         if (request_id == 0) != (matches!(op, Op::Closing) || working) {
             return Err(FrameError::RequestId(request_id));
         }
-        let lane = number::<u16>(&mut reader);
-        let reserved = number::<u16>(&mut reader);
-        let len = number::<u32>(&mut reader);
-        let deadline_ms = number::<u32>(&mut reader);
-        let status = number::<i32>(&mut reader);
-        let credit = number::<u32>(&mut reader);
+        let (lane, reserved) = (half_word(12), half_word(14));
+        let (len, deadline_ms) = (word(16), word(20));
+        let (status, credit) = (word(24).cast_signed(), word(28));
         let max = op.max_body(reply);
         if len as usize > max {
             return Err(FrameError::BodyLen { op, len, max });
         }
-        for (field, value, may) in [
-            ("reserved", reserved.into(), false),
-            ("lane", lane.into(), !working),
-            ("body_len", len, !working),
-            ("deadline_ms", deadline_ms, !reply && !is_data),
-            ("status", status.cast_unsigned(), reply && !is_data),
-            ("credit", credit, reply && is_data && !working),
-        ] {
-            if value != 0 && !may {
-                return Err(FrameError::NotZero { field, value });
-            }
+        let not_zero = |field, value| Err(FrameError::NotZero { field, value });
+        if reserved != 0 {
+            return not_zero("reserved", reserved.into());
+        }
+        if working && lane != 0 {
+            return not_zero("lane", lane.into());
+        }
+        if working && len != 0 {
+            return not_zero("body_len", len);
+        }
+        if deadline_ms != 0 && (reply || is_data) {
+            return not_zero("deadline_ms", deadline_ms);
+        }
+        if status != 0 && (!reply || is_data) {
+            return not_zero("status", status.cast_unsigned());
+        }
+        if credit != 0 && (!reply || !is_data || working) {
+            return not_zero("credit", credit);
         }
         Ok(Self {
             op,
@@ -239,11 +245,6 @@ impl FrameHeader {
             credit,
         })
     }
-}
-
-/// The next number of a header.
-fn number<T: Field>(reader: &mut Reader<'_>) -> T {
-    T::read(reader).expect("a header has room for all its fields")
 }
 
 /// Whether a frame of `op` may have these flags.

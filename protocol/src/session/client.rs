@@ -399,7 +399,8 @@ impl Client {
             self.agree()?;
         }
         self.end_early(id);
-        self.calls.remove(at);
+        // Not `remove`, which would copy it out to be dropped.
+        self.calls.drain(at..=at);
         Ok(Event::Reply {
             id,
             status: header.status,

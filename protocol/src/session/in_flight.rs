@@ -116,7 +116,8 @@ impl Requests {
             }
         }
         if self.requests[at].up_ended {
-            self.requests.remove(at);
+            // Not `remove`, which would copy it out to be dropped.
+            self.requests.drain(at..=at);
         }
     }
 

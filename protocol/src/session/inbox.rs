@@ -56,7 +56,9 @@ impl Inbox {
     pub fn space(&mut self) -> &mut [u8] {
         let wanted = self.missing().max(READ_AHEAD);
         self.body = 0..0;
-        if self.unread.start > 0 {
+        if self.unread.is_empty() {
+            self.unread = 0..0;
+        } else if self.unread.start > 0 {
             self.buffer.copy_within(self.unread.clone(), 0);
             self.unread = 0..self.unread.len();
         }

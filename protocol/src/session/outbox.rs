@@ -39,6 +39,12 @@ impl Queue {
     fn advance(&mut self, n: usize) {
         self.sent += n;
         debug_assert!(self.sent <= self.bytes.len());
+        if self.sent == self.bytes.len() {
+            // The usual case.
+            self.bytes.clear();
+            self.sent = 0;
+            return;
+        }
         // Even if some always wait: the other side, which takes them, must not make this grow. As
         // many bytes go as stay at most, so each is moved once on average.
         if 2 * self.sent >= self.bytes.len() {

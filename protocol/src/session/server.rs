@@ -273,6 +273,12 @@ impl Server {
         self.is_in_frame() || self.requests.len() > 0
     }
 
+    /// Whether no request is under way, answered or not.
+    #[inline]
+    pub fn is_idle(&self) -> bool {
+        self.requests.len() == 0
+    }
+
     /// Whether a request is under way and not answered.
     #[inline]
     pub fn has_work(&self) -> bool {
@@ -321,8 +327,9 @@ impl Server {
                 Ok(None) => return Ok(None),
                 Ok(Some(Received::Data(header))) => self.on_data(&header, now)?,
                 Ok(Some(Received::Frame(header))) => {
-                    if let Some(step) = self.on_request(&header, now)? {
-                        return Ok(Some(step));
+                    let step = self.on_request(&header, now)?;
+                    if step.is_some() {
+                        return Ok(step);
                     }
                 }
                 Err(error) => return Err(self.fault(error.to_string())),
@@ -504,18 +511,22 @@ impl Server {
             patience: header.patience(self.timeouts.stall),
         });
         let id = header.request_id;
-        match (refused, decoded) {
-            (Some(failure), _) => self.complete(id, Err(failure), now),
-            (None, Ok(Request::Goodbye(_))) => {
+        if let Some(failure) = refused {
+            self.complete(id, Err(failure), now);
+            return Ok(None);
+        }
+        match decoded {
+            Ok(Request::Goodbye(_)) => {
                 self.complete(id, Ok(GoodbyeReply {}.encode()), now);
                 return Err(End::Goodbye);
             }
-            (None, Ok(Request::Info(_))) => {
+            Ok(Request::Info(_)) => {
                 let info = self.info.as_ref().map(Body::encode).unwrap_or_default();
                 self.complete(id, Ok(info), now);
             }
-            (None, Ok(request)) => return Ok(Some(Step::Start(*header, request))),
-            (None, Err(_)) => {}
+            Ok(request) => return Ok(Some(Step::Start(*header, request))),
+            // It was refused.
+            Err(_) => {}
         }
         Ok(None)
     }
@@ -615,7 +626,11 @@ impl Server {
         request.moved = now;
         request.outcome = Some(outcome);
         if !request.header.is_quiet() {
-            let took = now.saturating_duration_since(request.began);
+            // The clock ticks rarely, and this is cheaper than a subtraction of times.
+            let took = match now == request.began {
+                true => Duration::ZERO,
+                false => now.saturating_duration_since(request.began),
+            };
             self.counts.durations.add(took);
         }
         self.begin_to_send(now);

@@ -62,11 +62,7 @@ pub(crate) fn wait_or(
     if side.is_ready(Wish::Awake)? || has_come(awaited.as_deref()) {
         return Ok(());
     }
-    // Taken out so that `is_ready` may borrow the rest.
-    let mut spin = std::mem::replace(side.spin(), Spin::new(Duration::ZERO));
-    let outcome = wait_with(side, &mut spin, awaited, deadline, waiting);
-    *side.spin() = spin;
-    outcome
+    wait_with(side, awaited, deadline, waiting)
 }
 
 /// Whether it has come. A few loads; the waker's descriptor is for the sleep.
@@ -86,25 +82,31 @@ fn is_over(side: &mut impl Waits, wish: Wish, awaited: Option<&dyn Awaited>) -> 
 
 fn wait_with(
     side: &mut impl Waits,
-    spin: &mut Spin,
     mut awaited: Option<&mut dyn Awaited>,
     deadline: Instant,
     waiting: &'static str,
 ) -> Result<()> {
-    let mut holds_out = side.holds_out(spin.pays());
+    let polling_pays = side.spin().pays();
+    let mut holds_out = side.holds_out(polling_pays);
     loop {
-        let looked = spin.run(side.moved(), deadline, |thorough| {
-            match thorough || side.has_moved() {
-                true => Ok(side.is_ready(Wish::Awake)? || has_come(awaited.as_deref())),
-                false => Ok(has_come(awaited.as_deref())),
+        let moved = side.moved();
+        let looked = match side.spin().begin(moved) {
+            Ok(polling) => {
+                let polled =
+                    polling.run(deadline, |thorough| match thorough || side.has_moved() {
+                        true => Ok(side.is_ready(Wish::Awake)? || has_come(awaited.as_deref())),
+                        false => Ok(has_come(awaited.as_deref())),
+                    })?;
+                side.spin().end(polled, moved)
             }
-        })?;
+            Err(looked) => looked,
+        };
         let (start, now) = match looked {
             Looked::Ready => return Ok(()),
             Looked::Nothing { start, now } => (start, now),
         };
         if holds_out.is_some() && side.is_ready(Wish::Enough)? {
-            spin.waited(start.elapsed());
+            side.spin().waited(start.elapsed());
             return Ok(());
         }
         let (wish, until) = match holds_out {
@@ -135,6 +137,7 @@ fn wait_with(
                 |waker, now, until| sleep(Some(waker), now, until),
             ),
         };
+        let spin = side.spin();
         let end = spin.now();
         // Also after a time-out: waits that time out are those of an idle channel.
         spin.waited(end.saturating_duration_since(start));

@@ -88,6 +88,9 @@ impl Writer {
     /// [`write_now`](Self::write_now) of all `parts`, one after the other. As much as fits and is
     /// no longer than one step is handed to the peer at once.
     pub(crate) fn write_parts_now(&mut self, parts: &[&[u8]]) -> Result<usize> {
+        if let [part] | [part, []] = parts {
+            return self.write_now(part);
+        }
         let bytes = parts.iter().map(|part| part.len()).sum();
         let known = self.known_room(bytes);
         if known.is_none() {

@@ -65,16 +65,25 @@ impl Spin {
         self.comparison.polls() && self.window.pays()
     }
 
-    /// Calls `ready` until it returns true, the window is over, or the deadline; its argument now
-    /// and then asks for a thorough look. `bytes` have been moved so far. Returns how polling
-    /// ended, and since when this took part in the wait.
+    /// Polls in the wait that begins, if that may pay: [`Polling::run`] between
+    /// [`begin`](Self::begin) and [`end`](Self::end). Returns how polling ended, and since when this
+    /// took part in the wait.
     #[inline]
     pub(crate) fn run(
         &mut self,
         moved: Moved,
         deadline: Instant,
-        mut ready: impl FnMut(bool) -> Result<bool>,
+        ready: impl FnMut(bool) -> Result<bool>,
     ) -> Result<Looked> {
+        match self.begin(moved) {
+            Ok(polling) => Ok(self.end(polling.run(deadline, ready)?, moved)),
+            Err(looked) => Ok(looked),
+        }
+    }
+
+    /// Begins a wait of a half that has `moved` so much. `Err`: it does not poll.
+    #[inline]
+    pub(crate) fn begin(&mut self, moved: Moved) -> std::result::Result<Polling, Looked> {
         self.since.waits = self.since.waits.saturating_add(1);
         if self.nanos >= Comparison::patience() {
             self.tell(self.now(), moved);
@@ -83,49 +92,29 @@ impl Spin {
         if window.is_zero() || self.sleeps_at_once() {
             let now = self.now();
             self.tell(now, moved);
-            return Ok(Looked::Nothing { start: now, now });
+            return Err(Looked::Nothing { start: now, now });
         }
-        let pace = Pace::here();
-        let turns = pace.turns(window);
-        let (mut start, mut looks, mut turn) = (None, 0u32, 0);
-        loop {
-            let mut rested = 0;
-            while rested < RESTS {
-                let rest = (1 + looks / LOOKS).min(LONGEST_REST);
-                looks = looks.saturating_add(1);
-                // Leaves the core to its sibling, and the cache line to the peer: each look takes
-                // the line away from a writer, which may be about to write more.
-                for _ in 0..rest {
-                    std::hint::spin_loop();
-                }
-                rested += rest;
-                if ready(rested >= RESTS)? {
-                    // The clock costs more than a short look.
-                    let after = match start {
-                        Some(start) => Instant::now().saturating_duration_since(start),
-                        None => pace.time_of(turn * RESTS + rested),
-                    };
-                    self.hits += 1;
-                    self.nanos = self.nanos.saturating_add(nanos(after));
-                    self.window.hit(after);
-                    return Ok(Looked::Ready);
-                }
+        Ok(Polling { window })
+    }
+
+    /// Learns how polling ended.
+    #[inline]
+    pub(crate) fn end(&mut self, polled: Polled, moved: Moved) -> Looked {
+        match polled {
+            Polled::Ready(after) => {
+                self.hits += 1;
+                self.nanos = self.nanos.saturating_add(nanos(after));
+                self.window.hit(after);
+                Looked::Ready
             }
-            turn += 1;
-            if turn < turns {
-                continue;
-            }
-            let now = Instant::now();
-            let start = *start.get_or_insert_with(|| pace.before(now, turns));
-            let looked = now.saturating_duration_since(start);
-            if looked >= window || now >= deadline {
+            Polled::Nothing { start, now } => {
+                let looked = now.saturating_duration_since(start);
                 self.misses += 1;
                 self.since.in_vain = self.since.in_vain.saturating_add(nanos(looked));
                 self.window.missed(looked);
                 self.tell(now, moved);
-                return Ok(Looked::Nothing { start, now });
+                Looked::Nothing { start, now }
             }
-            turn = 0;
         }
     }
 
@@ -161,6 +150,66 @@ impl Spin {
     /// Learns from a wait that polling did not end: `total` is its length, polling included.
     pub(crate) fn waited(&mut self, total: Duration) {
         self.window.waited(total);
+    }
+}
+
+/// The polling of one wait. It borrows nothing, so that the condition may use all of the waiting half.
+#[derive(Debug)]
+pub(crate) struct Polling {
+    window: Duration,
+}
+
+/// How the polling of one wait ended.
+#[derive(Debug)]
+pub(crate) enum Polled {
+    /// The awaited condition held after about this time.
+    Ready(Duration),
+    /// It did not; the time of both is known.
+    Nothing { start: Instant, now: Instant },
+}
+
+impl Polling {
+    /// Calls `ready` until it returns true, the window is over, or the deadline; its argument now
+    /// and then asks for a thorough look.
+    #[inline]
+    pub(crate) fn run(
+        self,
+        deadline: Instant,
+        mut ready: impl FnMut(bool) -> Result<bool>,
+    ) -> Result<Polled> {
+        let pace = Pace::here();
+        let turns = pace.turns(self.window);
+        let (mut start, mut looks, mut turn) = (None, 0u32, 0);
+        loop {
+            let mut rested = 0;
+            while rested < RESTS {
+                let rest = (1 + looks / LOOKS).min(LONGEST_REST);
+                looks = looks.saturating_add(1);
+                // Leaves the core to its sibling, and the cache line to the peer: each look takes
+                // the line away from a writer, which may be about to write more.
+                for _ in 0..rest {
+                    std::hint::spin_loop();
+                }
+                rested += rest;
+                if ready(rested >= RESTS)? {
+                    // The clock costs more than a short look.
+                    return Ok(Polled::Ready(match start {
+                        Some(start) => Instant::now().saturating_duration_since(start),
+                        None => pace.time_of(turn * RESTS + rested),
+                    }));
+                }
+            }
+            turn += 1;
+            if turn < turns {
+                continue;
+            }
+            let now = Instant::now();
+            let start = *start.get_or_insert_with(|| pace.before(now, turns));
+            if now.saturating_duration_since(start) >= self.window || now >= deadline {
+                return Ok(Polled::Nothing { start, now });
+            }
+            turn = 0;
+        }
     }
 }
 

@@ -850,10 +850,10 @@ impl<D: Device> Gpu<D> {
     /// The device answers no more: the session is over.
     fn lose(&mut self, text: &str) {
         self.lost = true;
-        self.events.push_back(Event::Lost(NotOpened {
+        self.events.push_back(Event::Lost(Box::new(NotOpened {
             code: ErrorCode::BackendLost,
             text: text.to_owned(),
             end: SessionEnd::ExecutorLost(text.to_owned()),
-        }));
+        })));
     }
 }
