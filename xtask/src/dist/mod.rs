@@ -57,6 +57,8 @@ struct Dist {
     work: PathBuf,
     out: PathBuf,
     version: String,
+    /// The commit, as programs say it.
+    commit: String,
     /// Commit time of the source, in seconds since 1970: the time stamp of all files made.
     epoch: u64,
 }
@@ -130,6 +132,7 @@ fn plain() -> Result<()> {
         work: base.clone(),
         out: base,
         version: env!("CARGO_PKG_VERSION").to_owned(),
+        commit: String::new(),
         epoch: 0,
     };
     if dist.work.exists() {
@@ -161,12 +164,17 @@ impl Dist {
             fs::create_dir_all(folder).with_context(|| format!("making {}", folder.display()))?;
         }
         export(&source, dirty)?;
+        let mut commit = git(&["rev-parse", "--short=12", "HEAD"])?.trim().to_owned();
+        if !changes.is_empty() {
+            commit.push_str(", changed");
+        }
         Ok(Self {
             base,
             source,
             work,
             out: out.canonicalize()?,
             version: env!("CARGO_PKG_VERSION").to_owned(),
+            commit,
             epoch: git(&["log", "-1", "--format=%ct"])?.trim().parse()?,
         })
     }

@@ -140,6 +140,7 @@ pub(super) fn build(dist: &Dist, tools: &Tools) -> Result<Programs> {
             .env("ZIG_GLOBAL_CACHE_DIR", dist.base.join("zig"))
             .env("CARGO_ZIGBUILD_CACHE_DIR", dist.base.join("zigbuild"))
             .env("SOURCE_DATE_EPOCH", dist.epoch.to_string())
+            .env("VGPU_COMMIT", &dist.commit)
             // Set by the cargo that started us.
             .env_remove("CARGO");
         for package in packages {

@@ -144,6 +144,7 @@ impl<'d> Debs<'d> {
         let kernel = self.dist.source.join("guest/examples/saxpy.ptx");
         fs::copy(&kernel, folder.join("saxpy.ptx"))
             .with_context(|| format!("copying {}", kernel.display()))?;
+        fs::write(folder.join("commit"), &self.dist.commit)?;
         // 2.5 x + y
         for (name, value) in [("x", 4.0_f32), ("y", 1.0), ("wanted", 11.0)] {
             fs::write(folder.join(name), value.to_le_bytes().repeat(1000))?;
