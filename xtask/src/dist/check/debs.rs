@@ -33,13 +33,13 @@ pub(super) fn unpack(dist: &Dist, name: &str, packages: &[&str]) -> Result<PathB
         eprintln!("dist: making a Debian 12 (mmdebstrap)");
         // Renamed when complete: an interrupted run leaves no half.
         let part = tools.join(format!("{name}-12-part.tar"));
-        output(
-            Command::new("mmdebstrap")
-                .args(["--quiet", "--mode=root", "--variant=essential"])
-                .arg(format!("--include={}", packages.join(",")))
-                .arg("bookworm")
-                .arg(&part),
-        )?;
+        let mut mmdebstrap = Command::new("mmdebstrap");
+        mmdebstrap.args(["--quiet", "--mode=root", "--variant=essential"]);
+        // An empty list is none to it.
+        if !packages.is_empty() {
+            mmdebstrap.arg(format!("--include={}", packages.join(",")));
+        }
+        output(mmdebstrap.arg("bookworm").arg(&part))?;
         fs::rename(part, &archive)?;
     }
     let root = dist.work.join(name);
