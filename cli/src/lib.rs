@@ -11,9 +11,14 @@ use clap::{CommandFactory, Parser};
 use clap_complete::Shell;
 use serde::Serialize;
 
+pub mod values;
+
 /// The flag, before all others, with which a program writes its pages and completions into a
 /// folder: `vgpu --generate DIR`. It is for packagers, and absent from help texts.
 pub const GENERATE: &str = "--generate";
+
+/// The commit that packages are built from; `cargo xtask dist` sets it.
+const COMMIT: Option<&str> = option_env!("VGPU_COMMIT");
 
 /// The shells that completions are written for.
 const SHELLS: [Shell; 3] = [Shell::Bash, Shell::Fish, Shell::Zsh];
@@ -51,7 +56,20 @@ pub fn parse<P: Parser>() -> P {
     if arguments.next().is_some_and(|first| first == GENERATE) {
         process::exit(generate::<P>(arguments));
     }
-    P::parse()
+    let mut matches = with_commit(P::command()).get_matches();
+    P::from_arg_matches_mut(&mut matches)
+        .unwrap_or_else(|error| error.format(&mut P::command()).exit())
+}
+
+/// The command, whose `--version` says from which commit it was built, as far as that is known. `-V` does not.
+fn with_commit(command: clap::Command) -> clap::Command {
+    match (command.get_version(), COMMIT) {
+        (Some(version), Some(commit)) => {
+            let version: &'static str = format!("{version} ({commit})").leak();
+            command.long_version(version)
+        }
+        _ => command,
+    }
 }
 
 /// Writes the pages requested with [`GENERATE`]; returns the exit status.

@@ -70,3 +70,28 @@ fn whatever_status_prints_for_a_guest_can_be_kicked() {
     }
     mediator.stop();
 }
+
+/// Its worker says goodbye and ends by itself, though the client does not answer; the client finds the reason later.
+#[test]
+fn an_idle_client_is_kicked_and_learns_it_afterwards() {
+    let directory = tempfile::tempdir().unwrap();
+    let sockets = Sockets::new(directory.path());
+    let mediator = sockets.start(&[]);
+    for endpoint in [sockets.unix(), sockets.tcp()] {
+        let mut client = sockets.connect(&endpoint).unwrap();
+        client.ping(b"x").unwrap();
+        let id = mediator.status()["sessions"][0]["id"].clone();
+        let kicked = run(mediator.vgpuctl().args(["kick", &format!("session:{id}")]));
+        assert!(kicked.status.success(), "{}", stderr(&kicked));
+        mediator.wait_for_workers(0);
+        let ended = format!("session {id} ended after ");
+        wait_until("its end is logged", || mediator.log().contains(&ended));
+        let log = mediator.log();
+        let line = log.lines().find(|line| line.contains(&ended)).unwrap();
+        assert!(line.contains("an administrator ended"), "{line}");
+        let error = client.ping(b"x").unwrap_err();
+        let why = format!("{error}: {:?}", error);
+        assert!(why.contains("an administrator ended"), "{endpoint}: {why}");
+    }
+    mediator.stop();
+}

@@ -387,3 +387,27 @@ fn prometheus_scrapes_it() {
     assert_eq!(value("vgpu_mediator_info").as_deref(), Some("1"));
     mediator.stop();
 }
+
+#[test]
+fn commands_of_the_two_files_count_by_operation_too() {
+    let directory = tempfile::tempdir().unwrap();
+    let files = directory.path().join("files");
+    let mediator = Mediator::start(
+        directory.path(),
+        &["--listen", &format!("file:{}", files.display())],
+    );
+    let command = |text: &str, answer: &str| {
+        fs::write(files.join("command.txt"), text).unwrap();
+        wait_until(answer, || {
+            let line = fs::read_to_string(files.join("response.txt"));
+            line.is_ok_and(|line| line.contains(answer))
+        });
+    };
+    let metrics = || parse(&stdout(&run(mediator.vgpuctl().arg("metrics"))));
+    command("0\n", "0:Ready");
+    command("1\n", "1:Vector add PASSED");
+    command("2\n", "(cpu executor: ");
+    let at = |op: &str| metrics()[&format!("vgpu_operations_total{{op=\"{op}\"}}")];
+    assert_eq!([at("launch"), at("module-load"), at("info")], [1.0; 3]);
+    assert_eq!(metrics()["vgpu_request_seconds_count"], 2.0);
+}

@@ -3,7 +3,7 @@
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::net::UnixStream;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use vgpu_transport::{Interest, Transport, TransportError, Waker};
 
@@ -11,6 +11,10 @@ use crate::incoming::{DESCRIPTORS, Incoming};
 use crate::outgoing::Outgoing;
 use crate::record::Records;
 use crate::socket::{Ready, Received, Socket, poll, poll_or};
+
+/// How long a side that has ended its stream hears nothing before it closes. What the other one had sent before it knew of the
+/// end is there by then; where it is not, a reset costs it the last words, which it was not looking at.
+const QUIET: Duration = Duration::from_millis(250);
 
 type Result<T> = std::result::Result<T, TransportError>;
 
@@ -166,14 +170,15 @@ impl SocketTransport {
         }
     }
 
-    /// Waits until the other side has ended its stream too. Closing a socket with unread bytes
+    /// Waits until the other side has ended its stream too, or sends nothing more. Closing a socket with unread bytes
     /// resets the connection, and the last bytes sent may never arrive.
     fn linger(&mut self, deadline: Instant) {
         let wanted = Ready {
             read: true,
             write: false,
         };
-        while let Ok(Some(_)) = poll(&self.socket, wanted, deadline) {
+        let quiet = || deadline.min(Instant::now() + QUIET);
+        while let Ok(Some(_)) = poll(&self.socket, wanted, quiet()) {
             if !self.discard().is_ok_and(|more| more) || Instant::now() >= deadline {
                 return;
             }

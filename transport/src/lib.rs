@@ -8,11 +8,9 @@
 //! | [`awaited`] | [`Awaited`], whatever else ends one |
 //! | [`endpoint`] | `xen:`, `local:PATH`, `tcp:HOST:PORT`, …: the addresses of mediators |
 //! | [`clock`] | the time, for deadlines |
-//! | [`byte_count`] | `64K`, `1M`: sizes on command lines |
 //! | [`output`] | writing all of a text to standard output, blocking or not |
 
 pub mod awaited;
-pub mod byte_count;
 pub mod clock;
 pub mod endpoint;
 pub mod output;

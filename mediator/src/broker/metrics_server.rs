@@ -1,11 +1,8 @@
 //! An HTTP server for one page, `/metrics`: bounded connections, nothing that waits.
 
-use std::fs::{self, Permissions};
 use std::io;
 use std::net::TcpListener;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::os::unix::fs::PermissionsExt;
-use std::path::Path;
 use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
@@ -86,7 +83,10 @@ impl MetricsServer {
             )
         };
         let door = match address {
-            MetricsAddress::Unix(path) => Door::Unix(bind_unix(path).map_err(failed)?),
+            MetricsAddress::Unix(path) => {
+                let listener = Listener::bind_private(path);
+                Door::Unix(listener.map_err(io::Error::other).map_err(failed)?)
+            }
             MetricsAddress::Tcp(address) => {
                 let listener = TcpListener::bind(address).map_err(failed)?;
                 listener.set_nonblocking(true).map_err(failed)?;
@@ -202,12 +202,6 @@ fn judge(request: &[u8]) -> Option<Result<(), &'static str>> {
             })
         }
     }
-}
-
-fn bind_unix(path: &Path) -> io::Result<Listener> {
-    let listener = Listener::bind(path).map_err(io::Error::other)?;
-    fs::set_permissions(path, Permissions::from_mode(0o600))?;
-    Ok(listener)
 }
 
 #[cfg(test)]

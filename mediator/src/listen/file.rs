@@ -16,8 +16,7 @@ use vgpu_file_transport::two_file_grammar::{
 };
 
 use vgpu_protocol::frame::FrameHeader;
-use vgpu_protocol::op::OpSet;
-use vgpu_protocol::op::{FenceReply, Request};
+use vgpu_protocol::op::{FenceReply, Op, OpSet, Request};
 use vgpu_protocol::session::server::{Counts, Failure};
 use vgpu_protocol::status::{ErrorCode, Status};
 
@@ -99,14 +98,16 @@ struct Device<'a> {
 }
 
 impl Device<'_> {
-    /// Runs a command, which counts as one request.
+    /// Runs a command, which counts as one request; what it has the device do counts by its operations.
     fn run(&mut self, command: Command) -> Result<String, String> {
+        let arrived = Instant::now();
         self.counts.requests += 1;
         self.counters.received(COMMAND_BYTES);
         self.counters.asked(self.counts, 1, Load::default());
         let answer = self.answer(command);
         let (Ok(text) | Err(text)) = &answer;
         self.counts.failed += u64::from(answer.is_err());
+        self.counts.durations.add(arrived.elapsed());
         self.counters.sent(text.len() + AROUND_ANSWER);
         self.counters.asked(self.counts, 0, Load::default());
         answer
@@ -146,7 +147,10 @@ fn run(
 ) -> Result<String, Failed> {
     match command {
         Command::Nothing => Ok("Nothing to do".into()),
-        Command::GpuInfo => Ok(describe(executor.info())),
+        Command::GpuInfo => {
+            counters.began(Op::Info);
+            Ok(describe(executor.info()))
+        }
         Command::VectorAdd => {
             let deadline = Instant::now() + COMMAND_LIMIT;
             let mut counted = Counted { executor, counters };
@@ -169,7 +173,7 @@ fn run(
     }
 }
 
-/// An executor whose device's time is counted.
+/// An executor whose requests and device's time are counted.
 struct Counted<'e> {
     executor: &'e mut dyn Executor,
     counters: &'e Counters,
@@ -187,6 +191,7 @@ impl Executor for Counted<'_> {
 
 impl Backend for Counted<'_> {
     fn start(&mut self, header: &FrameHeader, request: Request) {
+        self.counters.began(header.op);
         self.executor.start(header, request);
     }
 

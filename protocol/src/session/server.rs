@@ -179,7 +179,8 @@ impl Durations {
         Duration::from_secs(60),
     ];
 
-    fn add(&mut self, one: Duration) {
+    /// Counts a request that took this long.
+    pub fn add(&mut self, one: Duration) {
         let longer = Self::LIMITS.iter().filter(|limit| one > **limit).count();
         self.within[longer] += 1;
         let us = u64::try_from(one.as_micros()).unwrap_or(u64::MAX);

@@ -1,6 +1,7 @@
 //! The properties that a session relies on, over each kind of socket.
 
 use std::os::fd::AsFd;
+use std::sync::mpsc;
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -216,6 +217,26 @@ fn last_words_are_heard_by_a_side_that_only_writes() {
             a.read_exact(&mut words, soon()).unwrap();
             assert_eq!(&words, b"enough", "{kind}: {closed:?}");
             drop(a);
+        });
+    }
+}
+
+#[test]
+fn a_side_that_neither_reads_nor_writes_keeps_nobody_from_closing() {
+    for (kind, (mut a, mut b)) in both() {
+        let (tell, closed) = mpsc::channel();
+        thread::scope(|scope| {
+            scope.spawn(move || {
+                a.write_all(b"over", soon()).unwrap();
+                let limit = Instant::now() + Duration::from_secs(600);
+                tell.send(a.close(limit)).unwrap();
+            });
+            let outcome = closed.recv_timeout(Duration::from_secs(60));
+            let mut words = [0; 4];
+            b.read_exact(&mut words, soon()).unwrap();
+            assert_eq!(&words, b"over", "{kind}");
+            drop(b);
+            outcome.expect(kind).unwrap();
         });
     }
 }

@@ -3,7 +3,7 @@
 
 use std::fs;
 use std::io;
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
@@ -11,7 +11,10 @@ use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
 use nix::fcntl::{Flock, FlockArg};
-use nix::sys::socket::{AddressFamily, SockFlag, SockType, UnixAddr, connect, socket};
+use nix::sys::socket::{
+    AddressFamily, Backlog, SockFlag, SockType, UnixAddr, bind, connect, listen, socket,
+};
+use nix::sys::stat::{Mode, fchmod};
 
 use super::stranger::Stranger;
 use crate::error::{Error, Result};
@@ -40,6 +43,18 @@ impl Listener {
     /// [`Error::Setup`] if somebody listens there or the path names something else;
     /// [`Error::Os`].
     pub fn bind(path: &Path) -> Result<Self> {
+        Self::bind_by(path, |path| UnixListener::bind(path))
+    }
+
+    /// [`bind`](Self::bind) for clients of this user and root alone: nobody else can connect at any time.
+    ///
+    /// # Errors
+    /// As `bind`.
+    pub fn bind_private(path: &Path) -> Result<Self> {
+        Self::bind_by(path, listen_private)
+    }
+
+    fn bind_by(path: &Path, listen: fn(&Path) -> io::Result<UnixListener>) -> Result<Self> {
         let shown = path.display();
         let failed = |source: io::Error| {
             Error::os_with_advice(
@@ -73,7 +88,7 @@ impl Listener {
                 Err(errno) => return Err(failed(errno.into())),
             },
         }
-        let socket = UnixListener::bind(path).map_err(failed)?;
+        let socket = listen(path).map_err(failed)?;
         socket.set_nonblocking(true).map_err(failed)?;
         let metadata = fs::symlink_metadata(path).map_err(failed)?;
         let identity = (metadata.dev(), metadata.ino());
@@ -146,6 +161,16 @@ impl Drop for Listener {
     }
 }
 
+/// Listens at `path`, whose file is this user's alone from the start: it gets the mode that the socket has.
+fn listen_private(path: &Path) -> io::Result<UnixListener> {
+    let flags = SockFlag::SOCK_CLOEXEC;
+    let fd = socket(AddressFamily::Unix, SockType::Stream, flags, None)?;
+    fchmod(&fd, Mode::S_IRUSR | Mode::S_IWUSR)?;
+    bind(fd.as_raw_fd(), &UnixAddr::new(path)?)?;
+    listen(&fd, Backlog::MAXCONN)?;
+    Ok(fd.into())
+}
+
 /// Connects to `path`, waiting until somebody listens there.
 ///
 /// # Errors
@@ -186,7 +211,6 @@ fn try_connect(path: &Path) -> nix::Result<Stranger<UnixStream>> {
     let address = UnixAddr::new(path)?;
     let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
     let fd = socket(AddressFamily::Unix, SockType::Stream, flags, None)?;
-    use std::os::fd::AsRawFd;
     connect(fd.as_raw_fd(), &address)?;
     Ok(UnixStream::from(fd).into())
 }
@@ -239,6 +263,24 @@ mod tests {
             "{error}"
         );
         assert!(path.exists());
+        drop(listener);
+        assert!(!path.exists());
+    }
+
+    #[test]
+    fn a_private_socket_has_never_had_another_mode() {
+        use rustix::fs::inotify::{CreateFlags, WatchFlags, add_watch, init};
+        use std::os::unix::fs::PermissionsExt;
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("socket");
+        let changes = init(CreateFlags::NONBLOCK).unwrap();
+        add_watch(&changes, dir.path(), WatchFlags::ATTRIB).unwrap();
+        let listener = Listener::bind_private(&path).unwrap();
+        let mode = fs::metadata(&path).unwrap().permissions().mode();
+        assert_eq!(mode & 0o777, 0o600);
+        let changed = nix::unistd::read(&changes, &mut [0; 512]);
+        assert_eq!(changed, Err(Errno::EAGAIN), "the mode was changed");
+        assert!(try_connect(&path).is_ok());
         drop(listener);
         assert!(!path.exists());
     }

@@ -1,5 +1,4 @@
-//! `cargo xtask dist`: the files that users install, built reproducibly: a folder of the same name gets the
-//! same bytes (docs/packages.md says what differs in others).
+//! `cargo xtask dist`: the files that users install, built reproducibly: the same bytes in any folder.
 //!
 //! Programs for every C library from glibc 2.17 on (the one of XCP-ng's dom0), manual pages and
 //! completions that the programs print themselves, packages (deb and rpm) of mediator, guest, the
@@ -39,6 +38,8 @@ mod flags {
             optional --no-sbom
             /// Then install, upgrade and remove the packages in file systems of their own.
             optional --check
+            /// Then make all of it again in another folder, and compare every byte.
+            optional --reproduce
             /// Make nothing: check pages, paths in documents and the unit, with the programs of the tests.
             optional --plain
         }
@@ -48,12 +49,16 @@ mod flags {
 /// The paths and settings of one run.
 #[derive(Debug)]
 struct Dist {
+    /// The folder of everything below, but for `out`, and of the tools.
+    base: PathBuf,
     /// The source as it is committed.
     source: PathBuf,
     /// The folder for intermediate files.
     work: PathBuf,
     out: PathBuf,
     version: String,
+    /// The commit, as programs say it.
+    commit: String,
     /// Commit time of the source, in seconds since 1970: the time stamp of all files made.
     epoch: u64,
 }
@@ -67,20 +72,53 @@ pub(crate) fn main(args: Vec<OsString>) -> Result<()> {
     if flags.check {
         apt::ensure(check::INSTALLED)?;
     }
-    let dist = Dist::prepare(flags.out, flags.dirty)?;
-    let tools = tools::Tools::install(&target_dir().join("dist/tools"))?;
-    let programs = programs::build(&dist, &tools)?;
-    let pages = pages::write(&dist, &programs)?;
-    packages::make(&dist, &tools, &programs, &pages)?;
-    archive::make(&dist, &programs, &pages)?;
-    if !flags.no_sbom {
-        tools.bills_of_materials(&dist)?;
-    }
-    checksums(&dist.out)?;
+    let bills = !flags.no_sbom;
+    let dist = Dist::prepare(target_dir().join("dist"), flags.out, flags.dirty)?;
+    let tools = make(&dist, bills)?;
     if flags.check {
-        check::run_all(&dist, &tools, !flags.no_sbom)?;
+        check::run_all(&dist, &tools, bills)?;
+    }
+    if flags.reproduce {
+        reproduce(&dist, flags.dirty, bills)?;
     }
     println!("all of it is in {}", dist.out.display());
+    Ok(())
+}
+
+/// Makes everything, bills of materials only if wanted.
+fn make(dist: &Dist, bills: bool) -> Result<tools::Tools> {
+    let tools = tools::Tools::install(&dist.base.join("tools"))?;
+    let programs = programs::build(dist, &tools)?;
+    let pages = pages::write(dist, &programs)?;
+    packages::make(dist, &tools, &programs, &pages)?;
+    archive::make(dist, &programs, &pages)?;
+    if bills {
+        tools.bills_of_materials(dist)?;
+    }
+    checksums(&dist.out)?;
+    Ok(tools)
+}
+
+/// Makes everything again, with tools and caches of its own, where no path is as long as in `first`.
+fn reproduce(first: &Dist, dirty: bool, bills: bool) -> Result<()> {
+    let base = target_dir().join("dist-again/in/a/deeper/folder");
+    if base.exists() {
+        fs::remove_dir_all(&base)?;
+    }
+    let second = Dist::prepare(base, None, dirty)?;
+    make(&second, bills)?;
+    let sums = |dist: &Dist| fs::read_to_string(dist.out.join("SHA256SUMS"));
+    let (one, other) = (sums(first)?, sums(&second)?);
+    let differ: Vec<&str> = one.lines().filter(|l| !other.contains(l)).collect();
+    if one != other {
+        bail!(
+            "not the same in {}:\n{}",
+            second.out.display(),
+            differ.join("\n")
+        );
+    }
+    println!("PASS packages/reproducible");
+    fs::remove_dir_all(&second.base)?;
     Ok(())
 }
 
@@ -89,10 +127,12 @@ fn plain() -> Result<()> {
     apt::ensure(check::INSTALLED_PLAIN)?;
     let base = target_dir().join("dist/plain");
     let dist = Dist {
+        base: base.clone(),
         source: workspace_root().to_owned(),
         work: base.clone(),
         out: base,
         version: env!("CARGO_PKG_VERSION").to_owned(),
+        commit: String::new(),
         epoch: 0,
     };
     if dist.work.exists() {
@@ -106,14 +146,14 @@ fn plain() -> Result<()> {
 }
 
 impl Dist {
-    fn prepare(out: Option<PathBuf>, dirty: bool) -> Result<Self> {
+    /// Empties the folders and exports the source.
+    fn prepare(base: PathBuf, out: Option<PathBuf>, dirty: bool) -> Result<Self> {
         let changes = git(&["status", "--porcelain"])?;
         if !changes.is_empty() && !dirty {
             bail!(
                 "there are changes that are not committed:\n{changes}commit them, or give --dirty"
             );
         }
-        let base = target_dir().join("dist");
         let (source, work) = (base.join("source"), base.join("work"));
         let out = out.unwrap_or_else(|| base.join("out"));
         for folder in [&source, &work, &out] {
@@ -124,11 +164,17 @@ impl Dist {
             fs::create_dir_all(folder).with_context(|| format!("making {}", folder.display()))?;
         }
         export(&source, dirty)?;
+        let mut commit = git(&["rev-parse", "--short=12", "HEAD"])?.trim().to_owned();
+        if !changes.is_empty() {
+            commit.push_str(", changed");
+        }
         Ok(Self {
+            base,
             source,
             work,
             out: out.canonicalize()?,
             version: env!("CARGO_PKG_VERSION").to_owned(),
+            commit,
             epoch: git(&["log", "-1", "--format=%ct"])?.trim().parse()?,
         })
     }

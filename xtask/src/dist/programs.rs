@@ -39,6 +39,12 @@ const PROGRAMS: [&str; 5] = ["vchan", "vgpu", "vgpu-mediatord", "vgpu-ptx", "vgp
 /// The folder that whatever names the source's folder names instead.
 pub(super) const BUILT_IN: &str = "/build/vgpu";
 
+/// Likewise for cargo's folder, with the sources of dependencies.
+const CARGO_IN: &str = "/build/cargo";
+
+/// Likewise for the folder with the source and the tools, which objects of C and of assembler name.
+const ALL_IN: &str = "/build";
+
 /// Limit on the size of a program or the library in bytes, without debug information.
 const MAX_SIZE: u64 = 6_000_000;
 
@@ -53,6 +59,11 @@ impl Programs {
     /// The program `name`, or [`LIBRARY`].
     pub(super) fn file(&self, name: &str) -> PathBuf {
         self.folder.join(name)
+    }
+
+    /// The debug file of the program `name`, or of [`LIBRARY`].
+    fn debug_file(&self, name: &str) -> PathBuf {
+        self.debug.join(format!("{name}.debug"))
     }
 
     /// The folder of the debug files.
@@ -92,13 +103,20 @@ pub(super) fn tested(dist: &Dist) -> Result<Programs> {
 /// The build fails, or a program needs too much, is too large, or names a path of this machine.
 pub(super) fn build(dist: &Dist, tools: &Tools) -> Result<Programs> {
     eprintln!("dist: building programs and library for glibc 2.{GLIBC_MINOR}");
-    let built = crate::cargo::target_dir().join("dist/build");
+    let built = dist.base.join("build");
     let cargo_home = cargo_home()?;
-    // Paths of this machine would appear in panics' messages, and make the bytes differ between
-    // machines.
+    // Paths of this machine would appear in panics' messages and debug information, and make the bytes
+    // differ between folders.
     let flags = format!(
-        "{INLINE_LESS} --remap-path-prefix={}={BUILT_IN} --remap-path-prefix={}=/build/cargo",
+        "{INLINE_LESS} --remap-path-prefix={}={BUILT_IN} --remap-path-prefix={}={CARGO_IN}",
         dist.source.canonicalize()?.display(),
+        cargo_home.display()
+    );
+    // The same for C and assembler. zig takes no flags for the parts of the C library that it compiles, but its clang
+    // reads this.
+    let of_clang = format!(
+        "# +-ffile-prefix-map={}={ALL_IN} +-ffile-prefix-map={}={CARGO_IN}",
+        dist.base.canonicalize()?.display(),
         cargo_home.display()
     );
     let of_programs: Vec<&str> = PACKAGES.iter().map(|(package, _)| *package).collect();
@@ -117,7 +135,12 @@ pub(super) fn build(dist: &Dist, tools: &Tools) -> Result<Programs> {
             .env("CARGO_TARGET_DIR", &built)
             .env("CARGO_INCREMENTAL", "0")
             .env("RUSTFLAGS", &flags)
+            .env("CCC_OVERRIDE_OPTIONS", &of_clang)
+            // Of its own: what other builds have put into the user's names their folders.
+            .env("ZIG_GLOBAL_CACHE_DIR", dist.base.join("zig"))
+            .env("CARGO_ZIGBUILD_CACHE_DIR", dist.base.join("zigbuild"))
             .env("SOURCE_DATE_EPOCH", dist.epoch.to_string())
+            .env("VGPU_COMMIT", &dist.commit)
             // Set by the cargo that started us.
             .env_remove("CARGO");
         for package in packages {
@@ -144,6 +167,7 @@ pub(super) fn build(dist: &Dist, tools: &Tools) -> Result<Programs> {
         elf::check_glibc(&file, GLIBC_MINOR)?;
         check_size(&file, MAX_SIZE)?;
         check_paths(&file, &private)?;
+        check_paths(&programs.debug_file(name), &private)?;
     }
     Ok(programs)
 }
@@ -157,9 +181,10 @@ fn cargo_home() -> Result<PathBuf> {
 ///
 /// # Errors
 /// One is not there, or not in UTF-8.
-pub(super) fn private_paths(dist: &Dist) -> Result<[String; 4]> {
+pub(super) fn private_paths(dist: &Dist) -> Result<[String; 5]> {
     Ok([
         workspace_path(&dist.source)?,
+        workspace_path(&dist.base)?,
         workspace_path(crate::workspace_root())?,
         workspace_path(&cargo_home()?)?,
         workspace_path(&sysroot()?)?,
@@ -184,7 +209,7 @@ fn workspace_path(path: &Path) -> Result<String> {
 
 /// Moves the debug information of `from` into a file of its own, with a link to it in the program.
 fn split(from: &Path, programs: &Programs, name: &str) -> Result<()> {
-    let debug = programs.debug.join(format!("{name}.debug"));
+    let debug = programs.debug_file(name);
     run(Command::new("objcopy")
         .arg("--only-keep-debug")
         .args([from, &debug]))?;

@@ -16,7 +16,10 @@ const CYCLONEDX: (&str, &str) = ("cargo-cyclonedx", "0.5.9");
 /// The tools' folders.
 #[derive(Debug)]
 pub(super) struct Tools {
+    /// Of the Python environment, whose paths end in the programs unless they are mapped.
     folder: PathBuf,
+    /// Of what cargo installs.
+    installed: PathBuf,
 }
 
 impl Tools {
@@ -39,6 +42,7 @@ impl Tools {
         }
         Ok(Self {
             folder: folder.to_owned(),
+            installed: crate::cargo::target_dir().join("dist/tools"),
         })
     }
 
@@ -53,7 +57,7 @@ impl Tools {
     /// PATH cannot be put together.
     pub(super) fn path(&self) -> Result<std::ffi::OsString> {
         let now = std::env::var_os("PATH").unwrap_or_default();
-        let mut all = vec![self.folder.join("python/bin"), self.folder.join("bin")];
+        let mut all = vec![self.folder.join("python/bin"), self.installed.join("bin")];
         all.extend(std::env::split_paths(&now));
         Ok(std::env::join_paths(all)?)
     }
@@ -64,12 +68,12 @@ impl Tools {
     /// The tool cannot be installed, or fails.
     pub(super) fn bills_of_materials(&self, dist: &Dist) -> Result<()> {
         let (name, version) = CYCLONEDX;
-        let program = self.folder.join("bin").join(name);
+        let program = self.installed.join("bin").join(name);
         if !program.exists() {
             eprintln!("dist: building {name} {version}");
             run(Command::new("cargo")
                 .args(["install", "--quiet", "--locked", "--root"])
-                .arg(&self.folder)
+                .arg(&self.installed)
                 .arg(format!("{name}@{version}")))?;
         }
         // It writes beside each Cargo.toml; the exported source is there for that.

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::{ArgAction, Args, Parser, Subcommand};
+use vgpu_cli::values;
 
 /// Send GPU work to the mediator (vgpu-mediatord) and check the results.
 #[derive(Debug, Parser)]
@@ -48,7 +49,7 @@ pub(crate) struct Cli {
 
     /// Bytes of the shared ring in each direction: 65536, 64K, 1M [default: 1M over local:; over xen:
     /// 256K, or less where pages are short]
-    #[arg(long, global = true, value_name = "BYTES", value_parser = vgpu_transport::byte_count::parse)]
+    #[arg(long, global = true, value_name = "BYTES", value_parser = values::byte_count)]
     pub(crate) ring: Option<usize>,
 
     /// Log more to stderr; twice for still more
@@ -236,23 +237,14 @@ pub(crate) struct GpuBenchArguments {
     pub(crate) native: Option<PathBuf>,
 }
 
-/// Reads a time: seconds, or a number with `ms`, `s` or `m`.
+/// Reads a time that somebody may mean to wait.
 fn parse_time(text: &str) -> Result<Duration, String> {
-    let (number, unit) = match text {
-        _ if text.ends_with("ms") => (&text[..text.len() - 2], 0.001),
-        _ if text.ends_with('s') => (&text[..text.len() - 1], 1.0),
-        _ if text.ends_with('m') => (&text[..text.len() - 1], 60.0),
-        _ => (text, 1.0),
-    };
-    let seconds =
-        number.trim().parse::<f64>().map_err(|_| {
-            format!("'{text}' is no time; write seconds, or a number with ms, s or m")
-        })? * unit;
-    // A day is longer than any wait here can mean.
-    if !(0.001..=86_400.0).contains(&seconds) {
-        return Err(format!("'{text}' is not between 1ms and a day"));
+    let time = values::time(text)?;
+    let meant = Duration::from_millis(1)..=Duration::from_secs(24 * 3600);
+    match meant.contains(&time) {
+        true => Ok(time),
+        false => Err(format!("'{text}' is not between 1ms and a day")),
     }
-    Ok(Duration::from_secs_f64(seconds))
 }
 
 /// Reads one to three numbers; those that are not given are 1.
@@ -299,7 +291,8 @@ mod tests {
         assert_eq!(parse_time("2.5s"), Ok(Duration::from_millis(2500)));
         assert_eq!(parse_time("500ms"), Ok(Duration::from_millis(500)));
         assert_eq!(parse_time("1m"), Ok(Duration::from_secs(60)));
-        for text in ["", "s", "-1", "0", "nan", "inf", "1h", "1e9", "ms"] {
+        assert_eq!(parse_time("24h"), Ok(Duration::from_secs(86_400)));
+        for text in ["", "s", "-1", "0", "nan", "inf", "25h", "1e9", "ms"] {
             assert!(parse_time(text).is_err(), "{text}");
         }
     }

@@ -2,6 +2,7 @@
 
 use std::io;
 
+use indicatif::DecimalBytes;
 use serde::Serialize;
 use vgpu_transport::output::write_all;
 
@@ -20,31 +21,7 @@ pub(crate) fn json(object: &impl Serialize) -> io::Result<()> {
     line(&vgpu_cli::json_line(object)?)
 }
 
-/// Writes `bytes` as people read them: `1.5 GiB`.
+/// Bytes of device memory as people read them: `1.50 GB`, in units of 1000 as `vgpuctl` has them.
 pub(crate) fn bytes(bytes: u64) -> String {
-    const UNITS: [&str; 5] = ["KiB", "MiB", "GiB", "TiB", "PiB"];
-    if bytes < 1024 {
-        return format!("{bytes} bytes");
-    }
-    let mut value = bytes as f64 / 1024.0;
-    let mut unit = 0;
-    while value >= 1024.0 && unit + 1 < UNITS.len() {
-        value /= 1024.0;
-        unit += 1;
-    }
-    format!("{value:.1} {}", UNITS[unit])
-}
-
-#[cfg(test)]
-mod tests {
-    use super::bytes;
-
-    #[test]
-    fn sizes() {
-        assert_eq!(bytes(0), "0 bytes");
-        assert_eq!(bytes(1023), "1023 bytes");
-        assert_eq!(bytes(1024), "1.0 KiB");
-        assert_eq!(bytes(80 << 30), "80.0 GiB");
-        assert_eq!(bytes(u64::MAX), "16384.0 PiB");
-    }
+    DecimalBytes(bytes).to_string()
 }

@@ -1,5 +1,6 @@
 //! Figures as people read them.
 
+use comfy_table::{CellAlignment, ContentArrangement, Table, presets};
 use vgpu_mediator::control::Guest;
 use vgpu_mediator::usage::Standing;
 
@@ -69,30 +70,18 @@ pub(crate) fn percent(part: f64, whole: f64) -> String {
 /// Lines of cells as aligned columns; the first line is the heading. Columns of figures are
 /// aligned to the right.
 pub(crate) fn table(lines: &[Vec<String>], figures_from: usize) -> String {
-    let columns = lines.iter().map(Vec::len).max().unwrap_or(0);
-    let width = |column: usize| {
-        let cells = lines.iter().filter_map(|line| line.get(column));
-        cells.map(|cell| cell.chars().count()).max().unwrap_or(0)
-    };
-    let widths: Vec<usize> = (0..columns).map(width).collect();
-    let mut text = String::new();
-    for line in lines {
-        let cells: Vec<String> = line
-            .iter()
-            .enumerate()
-            .map(|(column, cell)| {
-                let width = widths[column];
-                if column >= figures_from {
-                    format!("{cell:>width$}")
-                } else {
-                    format!("{cell:<width$}")
-                }
-            })
-            .collect();
-        text.push_str(cells.join("  ").trim_end());
-        text.push('\n');
+    let mut table = Table::new();
+    table
+        .load_style(presets::NOTHING)
+        .set_content_arrangement(ContentArrangement::Disabled)
+        .add_rows(lines);
+    for (index, column) in table.column_iter_mut().enumerate() {
+        column.set_padding((0, 2));
+        if index >= figures_from {
+            column.set_cell_alignment(CellAlignment::Right);
+        }
     }
-    text
+    table.trim_fmt() + "\n"
 }
 
 /// A text from a guest, short enough for a column.

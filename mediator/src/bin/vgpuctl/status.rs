@@ -191,7 +191,7 @@ fn usage(usage: &Usage) -> [String; 5] {
 
 fn sentence(usage: &Usage) -> String {
     format!(
-        "{} requests ({} failed), {} in, {} out, device busy {:.3} s",
+        "{} requests ({} failed), {} in, {} out, {:.3} s of device time",
         count(usage.requests as f64),
         count(usage.failed_requests as f64),
         bytes(usage.bytes_in as f64),

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use clap::{Parser, Subcommand};
-use vgpu_transport::byte_count;
+use vgpu_cli::values::byte_count;
 
 use crate::cycles::Rounds;
 use crate::many::{Asking, Count};
@@ -41,10 +41,10 @@ pub(crate) enum Command {
         #[command(flatten)]
         place: Place,
         /// Bytes of each ring; K and M are allowed [default: the channel's].
-        #[arg(long, value_name = "BYTES", value_parser = byte_count::parse)]
+        #[arg(long, value_name = "BYTES", value_parser = byte_count)]
         ring: Option<usize>,
         /// Bytes of the region; K and M are allowed.
-        #[arg(long, value_name = "BYTES", default_value = "2M", value_parser = byte_count::parse)]
+        #[arg(long, value_name = "BYTES", default_value = "2M", value_parser = byte_count)]
         bytes: usize,
     },
     /// Map the shared region of a `region-serve` and use it.

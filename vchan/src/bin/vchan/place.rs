@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use clap::{Args, ValueEnum};
 use vchan::{DomId, Format, RingSizes, Setup};
-use vgpu_transport::byte_count;
+use vgpu_cli::values::byte_count;
 
 /// Where the peer is.
 #[derive(Debug, Clone, Args)]
@@ -56,10 +56,10 @@ pub(crate) enum Backend {
 pub(crate) struct Rings {
     /// Bytes of each ring, at most 2M, or 8M with --backend local, 1M with --classic; K and M are allowed [default: 256K, less where the kernel
     /// grants fewer pages; with --backend local the most there is].
-    #[arg(long, value_name = "BYTES", value_parser = byte_count::parse)]
+    #[arg(long, value_name = "BYTES", value_parser = byte_count)]
     ring: Option<usize>,
     /// Bytes of the ring that this side writes, where it shall differ from --ring.
-    #[arg(long, value_name = "BYTES", value_parser = byte_count::parse, requires = "ring")]
+    #[arg(long, value_name = "BYTES", value_parser = byte_count, requires = "ring")]
     write_ring: Option<usize>,
 }
 

@@ -33,13 +33,13 @@ pub(super) fn unpack(dist: &Dist, name: &str, packages: &[&str]) -> Result<PathB
         eprintln!("dist: making a Debian 12 (mmdebstrap)");
         // Renamed when complete: an interrupted run leaves no half.
         let part = tools.join(format!("{name}-12-part.tar"));
-        output(
-            Command::new("mmdebstrap")
-                .args(["--quiet", "--mode=root", "--variant=essential"])
-                .arg(format!("--include={}", packages.join(",")))
-                .arg("bookworm")
-                .arg(&part),
-        )?;
+        let mut mmdebstrap = Command::new("mmdebstrap");
+        mmdebstrap.args(["--quiet", "--mode=root", "--variant=essential"]);
+        // An empty list is none to it.
+        if !packages.is_empty() {
+            mmdebstrap.arg(format!("--include={}", packages.join(",")));
+        }
+        output(mmdebstrap.arg("bookworm").arg(&part))?;
         fs::rename(part, &archive)?;
     }
     let root = dist.work.join(name);
@@ -144,6 +144,7 @@ impl<'d> Debs<'d> {
         let kernel = self.dist.source.join("guest/examples/saxpy.ptx");
         fs::copy(&kernel, folder.join("saxpy.ptx"))
             .with_context(|| format!("copying {}", kernel.display()))?;
+        fs::write(folder.join("commit"), &self.dist.commit)?;
         // 2.5 x + y
         for (name, value) in [("x", 4.0_f32), ("y", 1.0), ("wanted", 11.0)] {
             fs::write(folder.join(name), value.to_le_bytes().repeat(1000))?;

@@ -15,6 +15,7 @@ use super::tools::Tools;
 
 mod bills;
 mod debs;
+mod debug_files;
 mod documents;
 mod pages;
 mod rpms;
@@ -84,6 +85,9 @@ pub(super) fn run_all(dist: &Dist, tools: &Tools, bills: bool) -> Result<()> {
     } else {
         println!("SKIP packages/bills-of-materials: not made (--no-sbom)");
     }
+
+    debug_files::are_found(dist)?;
+    pass("debug-files-are-found");
 
     let rpms = rpms::Rpms::prepare(dist, &common)?;
     rpms.install_upgrade_erase(&common)?;

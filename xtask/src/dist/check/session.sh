@@ -1,6 +1,9 @@
 # Runs in the Debian in which the packages are installed.
 set -eu
 mkdir -p /run/vgpu
+for program in vchan vgpu vgpu-mediatord vgpu-ptx vgpuctl; do
+    "$program" --version | grep -qF " ($(cat /session/commit))"
+done
 for way in unix local; do
     endpoint=$way:/run/vgpu/guests-$way.sock
     vgpu-mediatord --listen "$endpoint" --executor cpu &

@@ -148,7 +148,7 @@ fn own_domain(timeout: Duration) -> Check {
 }
 
 fn hint(timeout: Duration) -> Check {
-    const NAME: &str = "mediator's word";
+    const NAME: &str = "policy in dom0";
     match MediatorHint::read(Instant::now() + timeout) {
         Ok(MediatorHint::Allowed) => Check::good(NAME, "this guest is allowed"),
         Ok(MediatorHint::Denied) => Check::bad(

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use clap::Args;
 use vchan::Channel;
-use vgpu_transport::byte_count;
+use vgpu_cli::values::byte_count;
 
 use super::points::Points;
 use crate::place::seconds;
@@ -41,7 +41,7 @@ pub(crate) struct BenchOptions {
 }
 
 fn amount(text: &str) -> Result<u64, String> {
-    Ok(byte_count::parse(text)? as u64)
+    Ok(byte_count(text)? as u64)
 }
 
 /// Sets how long this side polls the ring before it sleeps, in microseconds, if the flag was given.
