@@ -141,11 +141,11 @@ const STEPS: &[Step] = &[
         Lane::Here,
         &["xtask", "dist", "--plain"],
     ),
-    // The suite in parts that run beside each other, the longest first. The longest cases are
+    // The suite in parts that run beside each other, the two long ones first. The longest cases are
     // left to `cargo xtask lab test`, which runs everything with both xenstoreds; their properties
     // of the formats are covered here by others with fewer bytes or rounds.
     step(
-        "the lab: a real Xen, channels and sessions",
+        "the lab: a real Xen, channels, mediators and guests",
         Lane::Lab,
         &[
             "xtask",
@@ -154,14 +154,14 @@ const STEPS: &[Step] = &[
             "c",
             "test",
             "--filter",
-            "!nfs/,!relay/,!faults/,\
+            "!session/,!nfs/,!relay/,!faults/,\
              !interop/pv-in-page,!interop/pv-65536,!interop/pv-1024,!interop/pv-1048576-2048,\
              !interop/dom0-serves,!interop/pvh-in-page,!interop/pvh-1048576,\
-             !vchan/no-leaks,!session/conformance-tcp,!vector-add/pvh-16777216,!gpu/one-guest,!silo/",
+             !vchan/no-leaks,!vector-add/pvh-16777216,!gpu/one-guest,!silo/",
         ],
     ),
     step(
-        "the lab: a real Xen, faults, relay and files over NFS",
+        "the lab: a real Xen, sessions, faults, relay and files over NFS",
         Lane::Lab,
         &[
             "xtask",
@@ -170,8 +170,8 @@ const STEPS: &[Step] = &[
             "c",
             "test",
             "--filter",
-            "nfs/,relay/,faults/,!nfs/mediator,!nfs/export,!nfs/file-system,!relay/gpu-domain-pv,\
-             !relay/garbage,!faults/hostile-guest",
+            "session/,nfs/,relay/,faults/,!session/conformance-tcp,!nfs/mediator,!nfs/export,\
+             !nfs/file-system,!relay/gpu-domain-pv,!relay/garbage,!faults/hostile-guest",
         ],
     ),
     // The rest does not depend on the xenstored.
