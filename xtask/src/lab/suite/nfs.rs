@@ -177,18 +177,20 @@ fn session(elements: u64, timeout_s: u32) -> String {
 
 fn sessions(context: &mut Context) -> Result<()> {
     let mediator = serve(context)?;
-    for mount in Mount::BOTH {
+    // Both guests at once, each with both sizes, and both sizes over either mount.
+    for (mount, sizes) in Mount::BOTH
+        .into_iter()
+        .zip([[1_024, LARGE], [LARGE, 1_024]])
+    {
         mounted(context, mount, |context| {
-            for elements in [1_024, LARGE] {
-                let mut clients = Vec::new();
-                for (name, _) in Context::networked() {
-                    clients
-                        .push(context.start(Place::Guest(name), &session(elements, PATIENCE_S))?);
-                }
-                for client in clients {
-                    let output = client.wait(context.host.as_mut(), SESSION_LIMIT)?;
-                    ensure_verified(output.text()?, elements)?;
-                }
+            let mut clients = Vec::new();
+            for ((name, _), elements) in Context::networked().into_iter().zip(sizes) {
+                let command = session(elements, PATIENCE_S);
+                clients.push((context.start(Place::Guest(name), &command)?, elements));
+            }
+            for (client, elements) in clients {
+                let output = client.wait(context.host.as_mut(), SESSION_LIMIT)?;
+                ensure_verified(output.text()?, elements)?;
             }
             Ok(())
         })?;
