@@ -21,11 +21,14 @@ pub fn now() -> Instant {
 }
 
 /// When `CLOCK_MONOTONIC` was 0. It is read after the other clock, so this may be too early but never too
-/// late, and [`now`] is never ahead.
+/// late, and [`now`] is never ahead. The latest of some tries: the thread may lose its processor between the two.
 fn zero() -> Option<Instant> {
-    let instant = Instant::now();
-    let monotonic = clock_gettime(ClockId::CLOCK_MONOTONIC).ok()?;
-    instant.checked_sub(monotonic.into())
+    let tries = (0..4).filter_map(|_| {
+        let instant = Instant::now();
+        let monotonic = clock_gettime(ClockId::CLOCK_MONOTONIC).ok()?;
+        instant.checked_sub(monotonic.into())
+    });
+    tries.max()
 }
 
 /// The last tick as an `Instant`, by `CLOCK_MONOTONIC_COARSE`; see clock_gettime(2).
