@@ -11,7 +11,7 @@ use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, ppoll};
 use nix::sys::socket::{MsgFlags, recvmsg, sendmsg, setsockopt, sockopt};
 use nix::sys::time::TimeSpec;
-use vgpu_transport::{TransportError, Waker};
+use vgpu_transport::{LONGEST_POLL, TransportError, Waker};
 
 /// Keepalive of TCP: seconds of silence before the first probe, seconds between probes, and
 /// unanswered probes after which the host counts as gone: 25 s together.
@@ -187,9 +187,6 @@ pub(crate) struct Ready {
     pub(crate) read: bool,
     pub(crate) write: bool,
 }
-
-/// The longest time for one system call: some kernels refuse very long ones.
-const LONGEST_POLL: Duration = Duration::from_secs(24 * 3600);
 
 /// Waits until `socket` can be read or written, as wanted, or its connection is over, which counts
 /// as both. `None`: `deadline` came first.

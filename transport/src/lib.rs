@@ -20,4 +20,4 @@ pub mod waker;
 pub use awaited::Awaited;
 pub use endpoint::Endpoint;
 pub use transport::{Interest, Transport, TransportError};
-pub use waker::Waker;
+pub use waker::{LONGEST_POLL, Waker};

@@ -12,8 +12,8 @@ use nix::sys::time::TimeSpec;
 
 use crate::transport::TransportError;
 
-/// The longest time for one system call: some kernels refuse very long ones.
-const LONGEST_POLL: Duration = Duration::from_secs(24 * 3600);
+/// The longest time for one `ppoll`: some kernels refuse very long ones. Who wants to wait for longer calls again.
+pub const LONGEST_POLL: Duration = Duration::from_secs(24 * 3600);
 
 /// A flag with a descriptor that is readable while it is raised.
 #[derive(Debug)]

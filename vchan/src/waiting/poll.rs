@@ -7,13 +7,11 @@ use std::time::{Duration, Instant};
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, ppoll};
 use nix::sys::time::TimeSpec;
+use vgpu_transport::LONGEST_POLL;
 
 use crate::error::{Error, Result};
 use crate::waiting::alarm;
 use crate::waiting::machine_costs::Pace;
-
-/// The longest time for one system call.
-const LONGEST_POLL: Duration = Duration::from_secs(24 * 3600);
 
 /// The most descriptors of one call.
 pub(crate) const MOST: usize = 4;
@@ -79,7 +77,6 @@ pub(crate) fn poll_from(fds: &[Watched<'_>], mut now: Instant, deadline: Instant
         return outcome.map_err(failed);
     }
     loop {
-        // Some kernels refuse very long times; a caller that asked for one simply polls again.
         let left = deadline.saturating_duration_since(now).min(LONGEST_POLL);
         let mut polled = array(fds, None);
         let polled = &mut polled[..fds.len()];
