@@ -9,6 +9,7 @@
 //! * `device`: the GPU and its context.
 //! * `queue`: what guests ask of the driver.
 //! * `caller`: of that, what may take its time.
+//! * `graph`: graphs that it launches as a whole.
 //! * `handles`: page-locked memory, streams and events of theirs.
 //! * `image`: what guests call a module.
 //! * `platform`: is this a PV dom0?
@@ -22,6 +23,7 @@
 mod caller;
 mod device;
 mod driver;
+mod graph;
 mod handles;
 mod image;
 mod platform;

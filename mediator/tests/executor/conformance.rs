@@ -95,7 +95,7 @@ fn numbers(i: usize) -> (f32, f32) {
 }
 
 /// How requests end that did not all go well: the first failure, or nothing where one was not done in time.
-type Ended<T> = Result<T, Option<Failure>>;
+pub(crate) type Ended<T> = Result<T, Option<Failure>>;
 
 /// Runs requests beside each other, as a session does, each with its data up; they have the ids from 1 on. Their
 /// replies' bodies, and their data down.

@@ -1,4 +1,5 @@
-//! Graphs, as a session may have them of any executor: of two streams, launched in several.
+//! Graphs, as a session may have them of any executor: of two streams, launched in several; and of two kernels, one
+//! launch after the other.
 
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Instant;
@@ -9,12 +10,12 @@ use vgpu_protocol::op::field::{Bytes, StreamRef};
 use vgpu_protocol::op::{
     Body, EventCreate, EventDestroy, EventRecord, FillRange, GraphDestroy, GraphExecDestroy,
     GraphInstantiate, GraphLaunch, Launch, MemoryAllocate, MemoryAllocateReply, MemoryFree,
-    ModuleUnload, StreamBeginCapture, StreamCancel, StreamCancelReply, StreamCreate, StreamDestroy,
-    StreamEndCapture, StreamEndCaptureReply, StreamWaitEvent, Synchronize,
+    ModuleUnload, Request, StreamBeginCapture, StreamCancel, StreamCancelReply, StreamCreate,
+    StreamDestroy, StreamEndCapture, StreamEndCaptureReply, StreamWaitEvent, Synchronize,
 };
 use vgpu_protocol::status::Status;
 
-use crate::conformance::{WATCHDOG, ask, copy_down, load};
+use crate::conformance::{Ended, WATCHDOG, ask, copy_down, load};
 
 /// Floats of each array.
 const N: u32 = 70_001;
@@ -132,4 +133,104 @@ pub(crate) fn run(executor: &mut dyn Executor) {
     }
     ask(executor, ModuleUnload { module }).expect("unloaded");
     ask(executor, Synchronize {}).expect("sound");
+}
+
+/// A graph that adds 1 to `floats` of them twice.
+pub(crate) struct Twice {
+    sum: u64,
+    floats: u32,
+    exec: Handle,
+    stream: StreamRef,
+    launched: u32,
+    objects: Vec<Request>,
+}
+
+impl Twice {
+    pub(crate) fn new(executor: &mut dyn Executor, floats: u32) -> Self {
+        let generation = GENERATION.fetch_add(1, Ordering::Relaxed);
+        let handle = |kind| Handle::new(kind, 0, generation).expect("sound");
+        let (module, function) = load(executor, Instant::now() + WATCHDOG).expect("a module");
+        let bytes = (u64::from(floats) * 4).try_into().expect("not 0");
+        let [sum, one] = [(); 2].map(|()| {
+            let body = ask(executor, MemoryAllocate { bytes }).expect("memory");
+            MemoryAllocateReply::decode(&body).expect("a reply").address
+        });
+        let (graph, exec) = (handle(HandleKind::Graph), handle(HandleKind::GraphExec));
+        let stream = handle(HandleKind::Stream);
+        let (flags, priority, mode) = (1, 0, 0);
+        let create = StreamCreate {
+            stream,
+            flags,
+            priority,
+        };
+        ask(executor, create).expect("made");
+        let objects = vec![
+            GraphExecDestroy { exec }.into(),
+            StreamDestroy { stream }.into(),
+            ModuleUnload { module }.into(),
+            MemoryFree { address: sum }.into(),
+            MemoryFree { address: one }.into(),
+        ];
+        let stream = StreamRef::of(stream);
+        for (to, value) in [(sum, 0.0f32), (one, 1.0)] {
+            let fill = FillRange {
+                to,
+                value: value.to_bits(),
+                element_bytes: 4,
+                count: u64::from(floats).try_into().expect("not 0"),
+                stream,
+            };
+            ask(executor, fill).expect("filled");
+        }
+        ask(executor, StreamBeginCapture { stream, mode }).expect("begun");
+        for _ in 0..2 {
+            let parameters = [sum, one, sum, floats.into()].map(u64::to_le_bytes);
+            let launch = Launch {
+                module,
+                function,
+                grid: [floats.div_ceil(256), 1, 1],
+                block: [256, 1, 1],
+                shared_bytes: 0,
+                stream,
+                deadline_ms: 0,
+                parameters: Bytes::new(parameters.as_flattened()).expect("short"),
+            };
+            ask(executor, launch).expect("captured");
+        }
+        ask(executor, StreamEndCapture { stream, graph }).expect("a graph");
+        let flags = 0;
+        ask(executor, GraphInstantiate { graph, exec, flags }).expect("made");
+        ask(executor, GraphDestroy { graph }).expect("destroyed");
+        Self {
+            sum,
+            floats,
+            exec,
+            stream,
+            launched: 0,
+            objects,
+        }
+    }
+
+    /// Launches it, and waits until it is done.
+    pub(crate) fn launch(&mut self, executor: &mut dyn Executor) -> Ended<()> {
+        let (exec, stream) = (self.exec, self.stream);
+        ask(executor, GraphLaunch { exec, stream })?;
+        ask(executor, Synchronize {})?;
+        self.launched += 1;
+        Ok(())
+    }
+
+    /// Checks the sum, and gives everything back.
+    pub(crate) fn end(self, executor: &mut dyn Executor) {
+        let bytes = (u64::from(self.floats) * 4).try_into().expect("not 0");
+        let found = copy_down(executor, self.sum, bytes);
+        let wanted = (2 * self.launched) as f32;
+        let (floats, _) = found.as_chunks::<4>();
+        let wrong = floats.iter().position(|x| f32::from_le_bytes(*x) != wanted);
+        assert_eq!(wrong, None);
+        for request in self.objects {
+            ask(executor, request).expect("given back");
+        }
+        ask(executor, Synchronize {}).expect("sound");
+    }
 }

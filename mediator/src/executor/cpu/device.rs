@@ -1,6 +1,7 @@
 //! The processor as a device: PTX by `vgpu-ptx`.
 
 use std::collections::HashMap;
+use std::convert::Infallible;
 use std::io;
 use std::sync::{Arc, Mutex, PoisonError, mpsc};
 use std::time::Instant;
@@ -29,7 +30,7 @@ const ROW: u64 = 64;
 /// Allocated rows begin at multiples of this many bytes, as on a GPU.
 const PITCH: u64 = 512;
 
-type Work = device::Work<Vec<u8>, Function>;
+type Work = device::Work<Vec<u8>, Function, Infallible>;
 type Finished = Done<Vec<u8>>;
 
 /// A device, and the streams that its session's work goes to.
@@ -175,7 +176,7 @@ fn copy(device: &ptx::Device, work: &mut Work) -> Result<(), ptx::Error> {
             value,
             element_bytes,
         } => device.fill_rows(rows(*to), *value, (*element_bytes).into()),
-        Work::Launch(_) | Work::Record(_) | Work::Wait(_) => {
+        Work::Launch(_) | Work::Graph(..) | Work::Record(_) | Work::Wait(_) => {
             unreachable!("that is the stream's")
         }
     }
@@ -254,7 +255,7 @@ fn cost(work: &Work) -> Option<u64> {
         | Work::Copy { to, .. }
         | Work::Fill { to, .. } => Some(to),
         Work::Download { from, .. } | Work::ToRegion { from, .. } => Some(from),
-        Work::Launch(_) | Work::Record(_) | Work::Wait(_) => None,
+        Work::Launch(_) | Work::Graph(..) | Work::Record(_) | Work::Wait(_) => None,
     }
     .map(|rows| rows.bytes().saturating_add(ROW.saturating_mul(rows.height)))
 }
@@ -282,12 +283,14 @@ impl device::Device for CpuDevice {
     type Buffer = Vec<u8>;
     type Module = ptx::Loaded;
     type Function = Function;
+    type Graph = Infallible;
     type Caller = CpuCaller;
 
     const COPIES_BY_ITSELF: bool = false;
     const MOST_WORK: usize = 1024;
     // Decoded code is much larger than its text.
     const IMAGE_COST: u64 = 16;
+    const MOST_NODES: usize = 0;
 
     fn description(&self) -> &Description {
         &self.description
@@ -370,6 +373,7 @@ impl device::Device for CpuDevice {
                     parameters: launch.parameters,
                 }
             }
+            Work::Graph(graph, _) => match graph {},
             Work::Record(event) => ptx::Work::Record(self.event(event)?),
             Work::Wait(event) => ptx::Work::Wait(self.event(event)?),
             Work::Copy { to, from } => ptx::Work::Copy {
@@ -474,10 +478,14 @@ pub(in crate::executor) struct CpuCaller(ptx::Device);
 impl Caller for CpuCaller {
     type Module = ptx::Loaded;
     type Function = Function;
+    type Graph = Infallible;
 
     const MAY_WAIT: bool = false;
 
-    fn call(&self, call: Call<ptx::Loaded>) -> Result<Answer<ptx::Loaded, Function>, DeviceError> {
+    fn call(
+        &self,
+        call: Call<ptx::Loaded, Function>,
+    ) -> Result<Answer<ptx::Loaded, Function, Infallible>, DeviceError> {
         Ok(match call {
             Call::Allocate(bytes) => Answer::Address(self.0.allocate(bytes).map_err(error)?),
             Call::AllocateRows { width, height, .. } => {
@@ -515,6 +523,10 @@ impl Caller for CpuCaller {
             // It is read and written as it is.
             Call::Register(region) => Answer::Registered(region),
             Call::Unregister(_) => Answer::Done,
+            Call::Graph(_) => {
+                let text = "the processor has no graphs of its own";
+                return Err(DeviceError::new(cuda_result::NOT_SUPPORTED, text));
+            }
             Call::Global(module, name) => {
                 let (address, bytes) = module.variable(&name).map_err(error)?;
                 Answer::Global(address, bytes)

@@ -12,6 +12,7 @@ use super::super::cuda_result;
 use super::super::gpu::device::{Answer, Call, Caller, DeviceError, Layout};
 use super::device::Device;
 use super::driver::{CallError, check};
+use super::graph::Graph;
 use super::handles::Registration;
 use super::image;
 
@@ -207,10 +208,14 @@ fn name(name: String) -> Result<CString, DeviceError> {
 impl Caller for CudaCaller {
     type Module = Module;
     type Function = Function;
+    type Graph = Graph;
 
     const MAY_WAIT: bool = true;
 
-    fn call(&self, call: Call<Module>) -> Result<Answer<Module, Function>, DeviceError> {
+    fn call(
+        &self,
+        call: Call<Module, Function>,
+    ) -> Result<Answer<Module, Function, Graph>, DeviceError> {
         if self.0.is_lost() {
             return Err(lost(&self.0));
         }
@@ -265,6 +270,7 @@ impl Caller for CudaCaller {
                 let (address, bytes) = self.global(module, &name(text)?).map_err(fail)?;
                 Answer::Global(address, bytes)
             }
+            Call::Graph(nodes) => Answer::Graph(Graph::new(&self.0, &nodes).map_err(fail)?),
         })
     }
 }

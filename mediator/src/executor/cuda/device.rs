@@ -160,6 +160,11 @@ impl Device {
         Ok(format!("{}.{}", version / 1000, version % 1000 / 10))
     }
 
+    /// The context.
+    pub(super) fn context(&self) -> CUcontext {
+        self.context
+    }
+
     /// The waker, raised when a stream reaches a certain point.
     pub(super) fn waker(&self) -> &Arc<Waker> {
         &self.waker

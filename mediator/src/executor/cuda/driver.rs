@@ -8,14 +8,16 @@
 //! Only functions that every driver since CUDA 11.8 has are needed; what is newer may be absent.
 #![allow(unsafe_code)]
 
-use std::ffi::{CStr, c_char, c_int, c_uchar, c_uint, c_ushort, c_void};
+use std::ffi::{CStr, c_char, c_int, c_uchar, c_uint, c_ulonglong, c_ushort, c_void};
 use std::fmt;
 use std::panic::catch_unwind;
+use std::ptr;
 use std::sync::OnceLock;
 
 use cudarc::driver::sys::{
-    self, CUDA_MEMCPY2D, CUcontext, CUdevice, CUdeviceptr, CUevent, CUfunction, CUmodule, CUstream,
-    CUuuid,
+    self, CUDA_KERNEL_NODE_PARAMS_v1, CUDA_MEMCPY2D, CUDA_MEMCPY3D, CUDA_MEMSET_NODE_PARAMS,
+    CUcontext, CUdevice, CUdeviceptr, CUevent, CUfunction, CUgraph, CUgraphExec, CUgraphNode,
+    CUmodule, CUstream, CUuuid,
 };
 
 use super::super::cuda_result;
@@ -202,6 +204,24 @@ driver_functions! {
         stream_wait_event = "cuStreamWaitEvent" (CUstream, CUevent, c_uint);
         stream_write_value32 = "cuStreamWriteValue32_v2" (CUstream, CUdeviceptr, u32, c_uint);
         stream_write_value64 = "cuStreamWriteValue64_v2" (CUstream, CUdeviceptr, u64, c_uint);
+        graph_create = "cuGraphCreate" (*mut CUgraph, c_uint);
+        graph_destroy = "cuGraphDestroy" (CUgraph);
+        graph_add_empty_node =
+            "cuGraphAddEmptyNode" (*mut CUgraphNode, CUgraph, *const CUgraphNode, usize);
+        // Its first version, with the parameters of then, is in every driver.
+        graph_add_kernel_node = "cuGraphAddKernelNode" (
+            *mut CUgraphNode, CUgraph, *const CUgraphNode, usize, *const CUDA_KERNEL_NODE_PARAMS_v1
+        );
+        graph_add_memcpy_node = "cuGraphAddMemcpyNode" (
+            *mut CUgraphNode, CUgraph, *const CUgraphNode, usize, *const CUDA_MEMCPY3D, CUcontext
+        );
+        graph_add_memset_node = "cuGraphAddMemsetNode" (
+            *mut CUgraphNode, CUgraph, *const CUgraphNode, usize, *const CUDA_MEMSET_NODE_PARAMS,
+            CUcontext
+        );
+        graph_instantiate = "cuGraphInstantiateWithFlags" (*mut CUgraphExec, CUgraph, c_ulonglong);
+        graph_launch = "cuGraphLaunch" (CUgraphExec, CUstream);
+        graph_exec_destroy = "cuGraphExecDestroy" (CUgraphExec);
     }
     newer {
         // Of CUDA 12.4.
@@ -234,7 +254,7 @@ impl Driver {
     }
 
     fn error_text(&self, function: ErrorText, code: c_int) -> Option<&'static str> {
-        let mut text: *const c_char = std::ptr::null();
+        let mut text: *const c_char = ptr::null();
         // SAFETY: the function writes one pointer; any code is allowed.
         let code = unsafe { function(code, &mut text) };
         if code != SUCCESS || text.is_null() {
@@ -243,6 +263,23 @@ impl Driver {
         // SAFETY: on success the driver gives a NUL-terminated string of its own, which stays.
         unsafe { CStr::from_ptr(text) }.to_str().ok()
     }
+}
+
+/// Gives `launch` packed parameters of a kernel as `cuLaunchKernel` and a graph's node take them in their `extra`.
+pub(super) fn with_extra<T>(parameters: &[u8], launch: impl FnOnce(*mut *mut c_void) -> T) -> T {
+    let mut bytes = parameters.len();
+    // CU_LAUNCH_PARAM_BUFFER_POINTER, CU_LAUNCH_PARAM_BUFFER_SIZE, CU_LAUNCH_PARAM_END
+    let mut extra = [
+        ptr::without_provenance_mut::<c_void>(1),
+        parameters.as_ptr().cast_mut().cast::<c_void>(),
+        ptr::without_provenance_mut::<c_void>(2),
+        (&raw mut bytes).cast::<c_void>(),
+        ptr::null_mut(),
+    ];
+    launch(match bytes {
+        0 => ptr::null_mut(),
+        _ => extra.as_mut_ptr(),
+    })
 }
 
 /// Turns what a driver function returned into a `Result`.

@@ -29,8 +29,9 @@ use super::super::gpu::device::{
 use super::caller::{CudaCaller, Function, Module, device_error, lost};
 use super::device::Device;
 use super::driver::{
-    CallError, EVENT_DEFAULT, HOST_MAPPED, HOST_PORTABLE, STREAM_NON_BLOCKING, check,
+    CallError, EVENT_DEFAULT, HOST_MAPPED, HOST_PORTABLE, STREAM_NON_BLOCKING, check, with_extra,
 };
+use super::graph::Graph;
 use super::handles::{Buffer, Event, Stream};
 use super::printed;
 
@@ -56,7 +57,7 @@ const LEAST_NAP: Duration = Duration::from_micros(10);
 const DRAIN: Duration = Duration::from_secs(2);
 const DRAIN_LOOK: Duration = Duration::from_micros(50);
 
-type Work = device::Work<Buffer, Function>;
+type Work = device::Work<Buffer, Function, Graph>;
 
 /// Streams that have a word: those that a session may have, those that are on their way out, and the default one.
 const WORDS: usize = 1024;
@@ -132,19 +133,19 @@ enum Unwritten {
     Some,
 }
 
-/// Memory that a copy uses.
-enum Memory {
-    Own(Buffer),
+/// What the device uses.
+enum Used {
+    Buffer(Buffer),
     Region { _used: Arc<Region> },
+    Graph { _used: Graph },
 }
 
 struct UnderWay {
     tag: u64,
-    /// On this side, of a copy.
-    memory: Option<Memory>,
-    /// How long it may take: a kernel.
+    used: Option<Used>,
+    /// How long it may take: a kernel, or a graph.
     deadline: Option<Duration>,
-    /// A kernel that may print.
+    /// Such a one that may print.
     may_print: bool,
     /// Of the last kernel of a row.
     times: Option<Times>,
@@ -265,7 +266,7 @@ impl Queue {
 
     fn queue(&mut self, tag: u64, key: Key, work: Work) -> Result<(), CallError> {
         self.device.bind()?;
-        if !matches!(work, Work::Launch(_)) {
+        if !matches!(work, Work::Launch(_) | Work::Graph(..)) {
             self.end_row(key)?;
         }
         let driver = self.device.driver();
@@ -275,33 +276,33 @@ impl Queue {
         // SAFETY: the context is current and the stream live. The engine has seen every range on the device
         // within an allocation of this session, which is not freed before this is done; buffers and regions stay in
         // `under_way` until then, and hold as many bytes.
-        let memory = unsafe {
+        let used = unsafe {
             match work {
                 Work::Upload { to, buffer } => {
                     debug_assert!(to.bytes() <= buffer.bytes as u64);
                     self.copy(Side::Here(buffer.start, to), Side::There(to), stream)?;
                     moves_data = true;
-                    Some(Memory::Own(buffer))
+                    Some(Used::Buffer(buffer))
                 }
                 Work::Download { from, buffer } => {
                     debug_assert!(from.bytes() <= buffer.bytes as u64);
                     self.copy(Side::There(from), Side::Here(buffer.start, from), stream)?;
                     moves_data = true;
-                    Some(Memory::Own(buffer))
+                    Some(Used::Buffer(buffer))
                 }
                 Work::FromRegion { to, part } => {
                     let start = start_of(&part, to);
                     self.copy(Side::Here(start, to), Side::There(to), stream)?;
                     self.tell_guest(&part, stream)?;
                     moves_data = true;
-                    Some(Memory::Region { _used: part.region })
+                    Some(Used::Region { _used: part.region })
                 }
                 Work::ToRegion { from, part } => {
                     let start = start_of(&part, from);
                     self.copy(Side::There(from), Side::Here(start, from), stream)?;
                     self.tell_guest(&part, stream)?;
                     moves_data = true;
-                    Some(Memory::Region { _used: part.region })
+                    Some(Used::Region { _used: part.region })
                 }
                 Work::Copy { to, from } => {
                     self.copy(Side::There(from), Side::There(to), stream)?;
@@ -321,6 +322,13 @@ impl Queue {
                     may_print = launch.function.may_print;
                     self.prints |= may_print;
                     None
+                }
+                Work::Graph(graph, most) => {
+                    self.in_row(key, |stream| graph.launch(stream))?;
+                    deadline = Some(most);
+                    may_print = graph.may_print();
+                    self.prints |= may_print;
+                    Some(Used::Graph { _used: graph })
                 }
                 Work::Record(event) => {
                     let event = self.events.get(&event).ok_or(GONE)?;
@@ -351,7 +359,7 @@ impl Queue {
         }
         lane.under_way.push_back(UnderWay {
             tag,
-            memory,
+            used,
             deadline,
             may_print,
             times: None,
@@ -564,6 +572,38 @@ impl Queue {
     }
 
     fn launch(&mut self, key: Key, launch: &Launch<Function>) -> Result<(), CallError> {
+        let launch_kernel = self.device.driver().launch_kernel;
+        let ([gx, gy, gz], [bx, by, bz]) = (launch.grid, launch.block);
+        self.in_row(key, |stream| {
+            let code = with_extra(&launch.parameters, |extra| {
+                // SAFETY: the context is current; the function's module is unloaded only when this is done; there are as
+                // many bytes of parameters as the kernel has, which the driver copies before it returns.
+                unsafe {
+                    launch_kernel(
+                        launch.function.function,
+                        gx,
+                        gy,
+                        gz,
+                        bx,
+                        by,
+                        bz,
+                        launch.shared_bytes,
+                        stream,
+                        ptr::null_mut(),
+                        extra,
+                    )
+                }
+            });
+            check(code, "cuLaunchKernel")
+        })
+    }
+
+    /// Launches something in a stream, as the last of a row.
+    fn in_row(
+        &mut self,
+        key: Key,
+        launch: impl FnOnce(CUstream) -> Result<(), CallError>,
+    ) -> Result<(), CallError> {
         let lane = self.lanes.get(&key).ok_or(GONE)?;
         let new = match lane.row {
             Some(_) => {
@@ -575,38 +615,7 @@ impl Queue {
             None => Some(self.begin_row(key)?),
         };
         let lane = self.lanes.get(&key).ok_or(GONE)?;
-        let ([gx, gy, gz], [bx, by, bz]) = (launch.grid, launch.block);
-        let mut bytes = launch.parameters.len();
-        // CU_LAUNCH_PARAM_BUFFER_POINTER, CU_LAUNCH_PARAM_BUFFER_SIZE, CU_LAUNCH_PARAM_END
-        let mut extra = [
-            ptr::without_provenance_mut::<c_void>(1),
-            launch.parameters.as_ptr().cast_mut().cast::<c_void>(),
-            ptr::without_provenance_mut::<c_void>(2),
-            (&raw mut bytes).cast::<c_void>(),
-            ptr::null_mut(),
-        ];
-        let extra = match bytes {
-            0 => ptr::null_mut(),
-            _ => extra.as_mut_ptr(),
-        };
-        // SAFETY: the context is current; the function's module is unloaded only when this is done; there are as
-        // many bytes of parameters as the kernel has, which the driver copies before it returns.
-        let code = unsafe {
-            (self.device.driver().launch_kernel)(
-                launch.function.function,
-                gx,
-                gy,
-                gz,
-                bx,
-                by,
-                bz,
-                launch.shared_bytes,
-                lane.stream.stream,
-                ptr::null_mut(),
-                extra,
-            )
-        };
-        if let Err(error) = check(code, "cuLaunchKernel") {
+        if let Err(error) = launch(lane.stream.stream) {
             match new {
                 Some(row) if !row.shares_began => self.free_events.push(row.began),
                 Some(_) => {}
@@ -645,14 +654,14 @@ impl Queue {
             }
             self.free_events.push(times.ended);
         }
-        let buffer = match first.memory {
+        let buffer = match first.used {
             // The device may still write to it; then it is never freed.
-            memory if lost => {
-                std::mem::forget(memory);
+            used if lost => {
+                std::mem::forget(used);
                 None
             }
-            Some(Memory::Own(buffer)) => Some(buffer),
-            Some(Memory::Region { .. }) | None => None,
+            Some(Used::Buffer(buffer)) => Some(buffer),
+            Some(Used::Region { .. } | Used::Graph { .. }) | None => None,
         };
         Some(Done {
             tag: first.tag,
@@ -833,7 +842,7 @@ fn description_of(from: Side, to: Side) -> CUDA_MEMCPY2D {
 }
 
 /// A number of bytes or rows, as the driver takes it.
-fn size(n: u64) -> usize {
+pub(super) fn size(n: u64) -> usize {
     usize::try_from(n).unwrap_or(usize::MAX)
 }
 
@@ -847,12 +856,15 @@ impl device::Device for Queue {
     type Buffer = Buffer;
     type Module = Module;
     type Function = Function;
+    type Graph = Graph;
     type Caller = CudaCaller;
 
     const COPIES_BY_ITSELF: bool = true;
     // Well below the thousand at which a driver waits for room.
     const MOST_WORK: usize = 256;
     const IMAGE_COST: u64 = 1;
+    // The driver takes about 1 KiB of this machine's memory for each.
+    const MOST_NODES: usize = 1 << 14;
 
     fn description(&self) -> &Description {
         &self.description

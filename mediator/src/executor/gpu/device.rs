@@ -25,8 +25,10 @@ pub(in crate::executor) trait Device: Send {
     type Module: Clone + Send + 'static;
     /// A kernel of one.
     type Function: Clone + Send + 'static;
+    /// A graph that it launches as a whole. It is kept for as long as that takes.
+    type Graph: Clone + Send + 'static;
     /// The thread for calls that block.
-    type Caller: Caller<Module = Self::Module, Function = Self::Function>;
+    type Caller: Caller<Module = Self::Module, Function = Self::Function, Graph = Self::Graph>;
 
     /// Whether it copies without this machine's processors.
     const COPIES_BY_ITSELF: bool;
@@ -34,6 +36,8 @@ pub(in crate::executor) trait Device: Send {
     const MOST_WORK: usize;
     /// Bytes of memory that a byte of a module's image comes to.
     const IMAGE_COST: u64;
+    /// Nodes of all graphs of its own that it may have at once; 0: it has no such graphs.
+    const MOST_NODES: usize;
 
     /// Its description.
     fn description(&self) -> &Description;
@@ -75,12 +79,7 @@ pub(in crate::executor) trait Device: Send {
     ///
     /// # Errors
     /// It is not queued.
-    fn submit(
-        &mut self,
-        tag: u64,
-        stream: Key,
-        work: Work<Self::Buffer, Self::Function>,
-    ) -> Result<(), DeviceError>;
+    fn submit(&mut self, tag: u64, stream: Key, work: WorkOf<Self>) -> Result<(), DeviceError>;
 
     /// Ends a kernel in its queue, begun or not, and nothing else; it fails with
     /// [`Cancelled`](ErrorCode::Cancelled). Whether there was one under this tag.
@@ -148,6 +147,8 @@ pub(in crate::executor) trait Caller: Clone + Send + 'static {
     type Module;
     /// As of the device.
     type Function;
+    /// As of the device.
+    type Graph;
 
     /// Whether any call may wait for work in the queue; if not, only loading takes its time.
     const MAY_WAIT: bool;
@@ -158,13 +159,24 @@ pub(in crate::executor) trait Caller: Clone + Send + 'static {
     /// The driver's.
     fn call(
         &self,
-        call: Call<Self::Module>,
-    ) -> Result<Answer<Self::Module, Self::Function>, DeviceError>;
+        call: Call<Self::Module, Self::Function>,
+    ) -> Result<Answer<Self::Module, Self::Function, Self::Graph>, DeviceError>;
 }
+
+/// Work of a device.
+pub(in crate::executor) type WorkOf<D> =
+    Work<<D as Device>::Buffer, <D as Device>::Function, <D as Device>::Graph>;
+/// A call for a device.
+pub(in crate::executor) type CallOf<D> = Call<<D as Device>::Module, <D as Device>::Function>;
+/// The result of a call for a device.
+pub(in crate::executor) type Answered<D> = Result<
+    Answer<<D as Device>::Module, <D as Device>::Function, <D as Device>::Graph>,
+    DeviceError,
+>;
 
 /// A call.
 #[derive(Debug)]
-pub(in crate::executor) enum Call<M> {
+pub(in crate::executor) enum Call<M, F> {
     /// This many bytes of memory.
     Allocate(u64),
     /// Memory for rows at distances that the device likes.
@@ -190,11 +202,13 @@ pub(in crate::executor) enum Call<M> {
     Register(Box<Region>),
     /// Memory that no copy uses any more.
     Unregister(Arc<Region>),
+    /// A graph of the device's own, with these nodes.
+    Graph(Vec<Node<F>>),
 }
 
 /// The result.
 #[derive(Debug)]
-pub(in crate::executor) enum Answer<M, F> {
+pub(in crate::executor) enum Answer<M, F, G> {
     /// Freed, unloaded or unregistered.
     Done,
     /// First address of the memory.
@@ -209,6 +223,8 @@ pub(in crate::executor) enum Answer<M, F> {
     Global(u64, u64),
     /// The memory that was given.
     Registered(Box<Region>),
+    /// A graph.
+    Graph(G),
 }
 
 /// A kernel's launch parameters.
@@ -260,7 +276,7 @@ impl Rows {
 
 /// Something for a device's queue.
 #[derive(Debug)]
-pub(in crate::executor) enum Work<B, F> {
+pub(in crate::executor) enum Work<B, F, G> {
     /// The first bytes of `buffer` go to the device, as many as the rows have.
     Upload { to: Rows, buffer: B },
     /// The first bytes of `buffer` come from the device, as many as the rows have.
@@ -279,6 +295,8 @@ pub(in crate::executor) enum Work<B, F> {
     },
     /// A kernel.
     Launch(Launch<F>),
+    /// A graph of the device's own, which may run for so long.
+    Graph(G, Duration),
     /// This event comes when what is before is done.
     Record(Key),
     /// Later work waits for this event, as it was recorded last.
@@ -370,6 +388,31 @@ pub(in crate::executor) struct Launch<F> {
     pub(in crate::executor) parameters: Vec<u8>,
     /// Longest time it may run.
     pub(in crate::executor) deadline: Duration,
+}
+
+/// A node of a graph of the device's own.
+#[derive(Debug)]
+pub(in crate::executor) struct Node<F> {
+    /// The nodes that are done before it begins, by their places; lower ones than its own.
+    pub(in crate::executor) before: [Option<u32>; 2],
+    pub(in crate::executor) work: NodeWork<F>,
+}
+
+/// As the [`Work`] of these names.
+#[derive(Debug)]
+pub(in crate::executor) enum NodeWork<F> {
+    /// It joins those before it.
+    Nothing,
+    Launch(Launch<F>),
+    Copy {
+        to: Rows,
+        from: Rows,
+    },
+    Fill {
+        to: Rows,
+        value: u32,
+        element_bytes: u8,
+    },
 }
 
 /// Work that is over.

@@ -3,8 +3,12 @@
 //! A launch is the same as if the guest had sent the work again: each piece is checked, has its deadline, waits for
 //! the session's turn, and fails in the name of the launch. It is queued as far as the device's queue has room; until
 //! all of it is there, no other request is started.
+//!
+//! A device that has graphs of its own launches one as a whole, for a fraction of the calls, once its kernels are known
+//! to take little time: then neither its deadline nor the other sessions' turns need its pieces.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use vgpu_protocol::handle::{Handle, HandleKind, HandleTable};
 use vgpu_protocol::op::{
@@ -16,9 +20,9 @@ use vgpu_protocol::status::ErrorCode;
 
 use super::super::cuda_result::{NOT_SUPPORTED, STREAM_CAPTURE_UNJOINED};
 use super::captures::{Capture, Node, What, error};
-use super::device::{Device, Key, Work};
+use super::device::{Answer, Answered, Call, Device, Key, Node as DeviceNode, NodeWork, Work};
 use super::handles::{self, Objects};
-use super::queue::{self, Reclaim};
+use super::queue::{self, Purpose, Reclaim};
 use super::work::Action;
 use super::{Gpu, Refused, refused};
 
@@ -28,6 +32,13 @@ const MOST_LANES: u32 = 8;
 /// Places at most where one of these streams waits for another. A graph with more runs in one.
 const MOST_SIGNALS: u32 = 1024;
 
+/// A graph whose kernels took so long in all when it was launched in pieces last is launched in pieces again: other
+/// sessions may wait for this one's turn to end, and there is little to gain.
+const LONGEST_WHOLE: Duration = Duration::from_millis(5);
+
+/// A graph that is launched as a whole may take so many times what it has taken in pieces, and its kernels' deadline beside.
+const TIMES_IN_PIECES: u32 = 4;
+
 /// Nodes of all captures and graphs of a session at most, and bytes of memory that they take.
 const MOST_NODES: usize = 1 << 17;
 const MOST_BYTES: usize = 64 << 20;
@@ -35,16 +46,30 @@ const MOST_BYTES: usize = 64 << 20;
 /// `CUDA_GRAPH_INSTANTIATE_FLAG_AUTO_FREE_ON_LAUNCH`, `UPLOAD` and `USE_NODE_PRIORITY`.
 const KNOWN_FLAGS: u32 = 1 | 2 | 8;
 
-/// The graphs of a session.
+/// The graphs of a session; `G` is a graph of the device's own.
 #[derive(Debug)]
-pub(super) struct Graphs {
+pub(super) struct Graphs<G> {
     graphs: Objects<Arc<Recorded>>,
-    execs: Objects<Exec>,
+    execs: Objects<Exec<G>>,
     /// Memory of all of them and of the captures.
     pub(super) kept: Kept,
     /// Streams for branches, which all graphs share, and events between them.
     lanes: Vec<Key>,
     signals: Vec<Key>,
+    /// Nodes of the device's own graphs.
+    own_nodes: usize,
+    /// A launch in pieces whose time is being taken.
+    timed: Option<Timed>,
+}
+
+/// How long the kernels of a launch take.
+#[derive(Debug)]
+struct Timed {
+    exec: Handle,
+    id: u32,
+    /// The last work of it, once all is queued.
+    last: Option<u64>,
+    ns: u64,
 }
 
 /// Nodes, and the memory that they take.
@@ -80,24 +105,39 @@ enum Do {
 
 /// A graph that can be launched.
 #[derive(Debug)]
-struct Exec {
+struct Exec<G> {
     recorded: Arc<Recorded>,
     /// The event at the end of its last launch, and the stream of that.
     end: Key,
     last: Option<Key>,
+    own: Option<Own<G>>,
+    /// How long its kernels took, launched in pieces or as a whole, whichever came last.
+    took: Option<Duration>,
+}
+
+/// A graph of the device's own.
+#[derive(Debug)]
+struct Own<G> {
+    graph: G,
+    nodes: usize,
+    /// The one deadline that all its kernels have.
+    deadline: Duration,
 }
 
 /// A launch that is not yet queued as a whole.
 #[derive(Debug)]
-pub(super) struct Replay {
+pub(super) struct Replay<G> {
     pub(super) id: u32,
+    exec: Handle,
     recorded: Arc<Recorded>,
     next: usize,
     stream: Key,
     end: Key,
+    /// The device's own graph, in place of the pieces, and how long it may take.
+    whole: Option<(G, Duration)>,
 }
 
-impl Replay {
+impl<G> Replay<G> {
     /// Pieces that are not queued.
     pub(super) fn left(&self) -> usize {
         self.recorded.steps.len() - self.next
@@ -139,7 +179,7 @@ impl Kept {
     }
 }
 
-impl Graphs {
+impl<G> Graphs<G> {
     pub(super) fn new(most: u32) -> Self {
         Self {
             graphs: HandleTable::new(HandleKind::Graph, most),
@@ -147,6 +187,29 @@ impl Graphs {
             kept: Kept::default(),
             lanes: Vec::new(),
             signals: Vec::new(),
+            own_nodes: 0,
+            timed: None,
+        }
+    }
+
+    /// Work `tag` of the launch `id` is over, and kernels ran for `ns`.
+    pub(super) fn ran(&mut self, id: u32, tag: u64, ns: u64) {
+        let Some(timed) = self.timed.as_mut().filter(|timed| timed.id == id) else {
+            return;
+        };
+        timed.ns = timed.ns.saturating_add(ns);
+        if timed.last == Some(tag) {
+            let (exec, ns) = (timed.exec, timed.ns);
+            self.timed = None;
+            self.took(exec, ns);
+        }
+    }
+
+    /// The kernels of a graph ran for `ns`.
+    pub(super) fn took(&mut self, exec: Handle, ns: u64) {
+        // Unless it is gone.
+        if let Ok(exec) = handles::named(&mut self.execs, exec) {
+            exec.took = Some(Duration::from_nanos(ns));
         }
     }
 
@@ -185,23 +248,123 @@ impl<D: Device> Gpu<D> {
 
     pub(super) fn graph_instantiate(
         &mut self,
+        id: u32,
         instantiate: &GraphInstantiate,
     ) -> Result<Option<Vec<u8>>, Refused> {
         let made = self.make_exec(instantiate);
         let exec = instantiate.exec;
-        let failure = made.as_ref().err().cloned();
+        let outcome = made.as_ref().map(|made| Arc::clone(&made.recorded));
+        let outcome = outcome.map_err(Clone::clone);
         let end = made.as_ref().ok().map(|made| made.end);
         if let Err(refused) = handles::open(&mut self.graphs.execs, exec, made) {
             end.into_iter().for_each(|end| self.device.drop_event(end));
             return Err(refused);
         }
-        match failure {
-            Some(failure) => Err(failure),
-            None => Ok(Some(GraphInstantiateReply {}.encode())),
-        }
+        let Some((nodes, deadline)) = self.own_nodes(&*outcome?) else {
+            return Ok(Some(GraphInstantiateReply {}.encode()));
+        };
+        let count = nodes.len();
+        self.graphs.own_nodes += count;
+        let purpose = Purpose::Graph {
+            id,
+            exec,
+            nodes: count,
+            deadline,
+        };
+        self.call(purpose, Call::Graph(nodes));
+        Ok(None)
     }
 
-    fn make_exec(&mut self, instantiate: &GraphInstantiate) -> Result<Exec, Refused> {
+    /// The nodes of a graph as one of the device's own, and the deadline of its kernels; none where it is not to have one.
+    fn own_nodes(
+        &mut self,
+        recorded: &Recorded,
+    ) -> Option<(Vec<DeviceNode<D::Function>>, Duration)> {
+        let pieces = recorded.steps.len();
+        // Of a single work nothing is saved.
+        if recorded.nodes < 2 || self.graphs.own_nodes + pieces > D::MOST_NODES {
+            return None;
+        }
+        let mut nodes = Vec::with_capacity(pieces);
+        let mut last = vec![None; recorded.lanes as usize + 1];
+        let mut signals = vec![None; recorded.signals as usize];
+        let mut deadline = None;
+        for step in &recorded.steps {
+            let last = &mut last[step.lane as usize];
+            let (before, work) = match &step.what {
+                Do::Signal(signal) => {
+                    signals[*signal as usize] = *last;
+                    continue;
+                }
+                Do::Wait(signal) => {
+                    let other = signals[*signal as usize];
+                    if other.is_none() || last.is_none() {
+                        *last = last.or(other);
+                        continue;
+                    }
+                    ([*last, other], NodeWork::Nothing)
+                }
+                Do::Work(action) => {
+                    let work = match self.work(action.clone()).ok()? {
+                        Work::Launch(launch) => {
+                            if *deadline.get_or_insert(launch.deadline) != launch.deadline {
+                                return None;
+                            }
+                            NodeWork::Launch(launch)
+                        }
+                        Work::Copy { to, from } => NodeWork::Copy { to, from },
+                        Work::Fill {
+                            to,
+                            value,
+                            element_bytes,
+                        } => NodeWork::Fill {
+                            to,
+                            value,
+                            element_bytes,
+                        },
+                        _ => return None,
+                    };
+                    ([*last, None], work)
+                }
+            };
+            *last = Some(u32::try_from(nodes.len()).expect("bounded by what is kept"));
+            nodes.push(DeviceNode { before, work });
+        }
+        Some((nodes, deadline.unwrap_or(self.limits.kernel_time)))
+    }
+
+    /// The device's own graph for `exec`, or why there is none: then it is launched in pieces.
+    pub(super) fn graph_made(
+        &mut self,
+        id: u32,
+        exec: Handle,
+        nodes: usize,
+        deadline: Duration,
+        answer: Answered<D>,
+    ) {
+        let named = handles::named(&mut self.graphs.execs, exec);
+        let outcome = match (answer, named) {
+            (Ok(Answer::Graph(graph)), Ok(named)) => {
+                named.own = Some(Own {
+                    graph,
+                    nodes,
+                    deadline,
+                });
+                Ok(())
+            }
+            (Err(error), _) if error.sticky => Err(self.failure(id, &error)),
+            (answer, _) => {
+                if let Err(error) = answer {
+                    log::debug!("{exec:?} is launched in pieces: {}", error.text);
+                }
+                self.graphs.own_nodes -= nodes;
+                Ok(())
+            }
+        };
+        self.done(id, outcome.map(|()| GraphInstantiateReply {}.encode()));
+    }
+
+    fn make_exec(&mut self, instantiate: &GraphInstantiate) -> Result<Exec<D::Graph>, Refused> {
         let recorded = Arc::clone(handles::named(&mut self.graphs.graphs, instantiate.graph)?);
         if instantiate.flags & !KNOWN_FLAGS != 0 {
             let text = format!("flags {:#x}", instantiate.flags);
@@ -221,6 +384,8 @@ impl<D: Device> Gpu<D> {
             recorded,
             end: self.make_signal()?,
             last: None,
+            own: None,
+            took: None,
         })
     }
 
@@ -240,6 +405,11 @@ impl<D: Device> Gpu<D> {
         let handle = launch.exec;
         let exec = handles::named(&mut self.graphs.execs, handle)?;
         let (recorded, end, last) = (Arc::clone(&exec.recorded), exec.end, exec.last);
+        let took = exec.took.filter(|took| *took <= LONGEST_WHOLE);
+        let whole = exec.own.as_ref().zip(took).map(|(own, took)| {
+            let most = own.deadline.saturating_add(took * TIMES_IN_PIECES);
+            (own.graph.clone(), most)
+        });
         // All of it or nothing: what has been freed since the capture is noticed before any of it runs.
         for (at, step) in recorded.steps.iter().enumerate() {
             if let Do::Work(action) = &step.what {
@@ -252,13 +422,30 @@ impl<D: Device> Gpu<D> {
         if last.is_some_and(|last| last != stream) {
             self.submit(other(id), stream, Work::Wait(end))?;
         }
-        handles::named(&mut self.graphs.execs, handle)?.last = Some(stream);
+        let exec = handles::named(&mut self.graphs.execs, handle)?;
+        exec.last = Some(stream);
+        // No other launch is being queued: one whose end is not known has failed before it was there.
+        let timed = self
+            .graphs
+            .timed
+            .as_ref()
+            .filter(|timed| timed.last.is_some());
+        if whole.is_none() && exec.own.is_some() && timed.is_none() {
+            self.graphs.timed = Some(Timed {
+                exec: handle,
+                id,
+                last: None,
+                ns: 0,
+            });
+        }
         self.replay = Some(Replay {
             id,
+            exec: handle,
             recorded,
             next: 0,
             stream,
             end,
+            whole,
         });
         match self.replay_on() {
             Some((_, outcome)) => outcome.map(Some),
@@ -270,6 +457,19 @@ impl<D: Device> Gpu<D> {
     pub(super) fn replay_on(&mut self) -> Option<(u32, Outcome)> {
         let mut replay = self.replay.take()?;
         let id = replay.id;
+        if let Some((graph, most)) = &replay.whole {
+            if self.queue.len() >= D::MOST_WORK || !self.turns.begin() {
+                self.replay = Some(replay);
+                return None;
+            }
+            let what = queue::What::Graph(id, replay.exec);
+            let work = Work::Graph(graph.clone(), *most);
+            if let Err(failure) = self.submit(what, replay.stream, work) {
+                self.turns.is_over(0);
+                return Some((id, Err(failure)));
+            }
+            replay.next = replay.recorded.steps.len();
+        }
         while let Some(step) = replay.recorded.steps.get(replay.next) {
             // A step of which nothing is queued is looked at again.
             if self.queue.len() >= D::MOST_WORK {
@@ -309,6 +509,9 @@ impl<D: Device> Gpu<D> {
             replay.next += 1;
         }
         let ended = self.submit(other(id), replay.stream, Work::Record(replay.end));
+        if let Some(timed) = self.graphs.timed.as_mut().filter(|timed| timed.id == id) {
+            timed.last = Some(self.last_tag);
+        }
         Some((id, ended.map(|()| GraphLaunchReply {}.encode())))
     }
 
@@ -326,6 +529,7 @@ impl<D: Device> Gpu<D> {
     ) -> Result<Option<Vec<u8>>, Refused> {
         if let Ok(exec) = handles::close(&mut self.graphs.execs, exec)? {
             self.reclaim(Reclaim::event(id, self.last_tag, exec.end));
+            self.graphs.own_nodes -= exec.own.map_or(0, |own| own.nodes);
             self.graphs.release(exec.recorded);
         }
         Ok(Some(GraphExecDestroyReply {}.encode()))

@@ -134,7 +134,7 @@ pub(super) struct Gpu<D: Device> {
     /// A work that waits for the session's turn on the device. Nothing is started meanwhile.
     held: Option<Held<D>>,
     /// A graph's launch of which not all is queued. Nothing is started meanwhile.
-    replay: Option<Replay>,
+    replay: Option<Replay<D::Graph>>,
     /// The last work when the device was asked to tell of the end of what is queued in a turn.
     watched: u64,
     /// Bytes of the quota in use.
@@ -144,7 +144,7 @@ pub(super) struct Gpu<D: Device> {
     modules: Modules<D>,
     streams: Streams,
     captures: Captures,
-    graphs: Graphs,
+    graphs: Graphs<D::Graph>,
     pool: MemoryPool,
     buffers: Pool<D::Buffer>,
     uploads: Vec<Upload<D::Buffer>>,
@@ -374,7 +374,7 @@ impl<D: Device> Gpu<D> {
             Request::StreamBeginCapture(begin) => self.begin_capture(lane, &begin),
             Request::StreamEndCapture(end) => self.end_capture_to_graph(lane, &end),
             Request::StreamCaptureInfo(info) => self.capture_info(&info),
-            Request::GraphInstantiate(instantiate) => self.graph_instantiate(&instantiate),
+            Request::GraphInstantiate(instantiate) => self.graph_instantiate(id, &instantiate),
             Request::GraphLaunch(launch) => self.graph_launch(id, &launch),
             Request::GraphDestroy(destroy) => self.graph_destroy(destroy.graph),
             Request::GraphExecDestroy(destroy) => self.graph_exec_destroy(id, destroy.exec),

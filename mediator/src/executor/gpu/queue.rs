@@ -2,8 +2,9 @@
 
 use std::sync::{Arc, mpsc};
 use std::thread;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
+use vgpu_protocol::handle::Handle;
 use vgpu_protocol::op::field::StreamRef;
 use vgpu_protocol::op::{
     Body, CopyFromDeviceReply, CopyRowsFromDeviceReply, EventSynchronizeReply,
@@ -15,7 +16,9 @@ use vgpu_protocol::status::ErrorCode;
 use vgpu_transport::clock;
 
 use super::super::cuda_result;
-use super::device::{Answer, Call, Caller, Device, DeviceError, Done, Key, Region, Span, Work};
+use super::device::{
+    Answer, Answered, Call, CallOf, Caller, Device, DeviceError, Done, Key, Region, Span, WorkOf,
+};
 use super::ranges::{GRAIN, counted};
 use super::{BEAT, Event, Gpu, LONGEST_CALL, Refused};
 
@@ -36,6 +39,7 @@ impl Queued {
     pub(super) fn kernel(&self) -> Option<(u32, Op)> {
         match self.what {
             What::InTurn(id, op @ (Op::Launch | Op::GraphLaunch)) => Some((id, op)),
+            What::Graph(id, _) => Some((id, Op::GraphLaunch)),
             _ => None,
         }
     }
@@ -43,14 +47,16 @@ impl Queued {
     /// The request that launched the graph that it is of.
     pub(super) fn graph(&self) -> Option<u32> {
         match self.what {
-            What::InTurn(id, Op::GraphLaunch) | What::Other(id, Op::GraphLaunch) => Some(id),
+            What::InTurn(id, Op::GraphLaunch)
+            | What::Other(id, Op::GraphLaunch)
+            | What::Graph(id, _) => Some(id),
             _ => None,
         }
     }
 
     /// Whether it has the device only in its session's turn: what moves data to and from it is no part of that.
     fn takes_turn(&self) -> bool {
-        matches!(self.what, What::InTurn(..))
+        matches!(self.what, What::InTurn(..) | What::Graph(..))
     }
 }
 
@@ -63,6 +69,8 @@ pub(super) enum What {
     Download(u32, usize),
     /// The work of a session's turn; its request was answered when this was queued.
     InTurn(u32, Op),
+    /// The same, for a launch of a graph as a whole.
+    Graph(u32, Handle),
     /// A request that was answered when this was queued.
     Other(u32, Op),
 }
@@ -72,7 +80,7 @@ pub(super) struct Held<D: Device> {
     pub(super) id: u32,
     op: Op,
     stream: Key,
-    work: Work<D::Buffer, D::Function>,
+    work: WorkOf<D>,
     /// The body of the reply once it has.
     reply: Vec<u8>,
 }
@@ -123,7 +131,7 @@ impl Wanted {
         bytes.and_then(counted).unwrap_or(u64::MAX)
     }
 
-    pub(super) fn call<M>(self) -> Call<M> {
+    pub(super) fn call<M, F>(self) -> Call<M, F> {
         match self {
             Self::Bytes(bytes) => Call::Allocate(bytes),
             // All of the block is used by some allocation sooner or later.
@@ -228,23 +236,30 @@ pub(super) enum Purpose {
     },
     Load {
         id: u32,
-        module: vgpu_protocol::handle::Handle,
+        module: Handle,
         /// Messages of the compiler that has made its image.
         log: Option<String>,
     },
     Function {
         id: u32,
-        module: vgpu_protocol::handle::Handle,
+        module: Handle,
         name: String,
     },
     Global {
         id: u32,
-        module: vgpu_protocol::handle::Handle,
+        module: Handle,
     },
     Map {
         id: u32,
-        region: vgpu_protocol::handle::Handle,
+        region: Handle,
         bytes: u64,
+    },
+    /// The device's own graph for `exec`, of so many nodes with this deadline.
+    Graph {
+        id: u32,
+        exec: Handle,
+        nodes: usize,
+        deadline: Duration,
     },
 }
 
@@ -256,7 +271,8 @@ impl Purpose {
             | Self::Load { id, .. }
             | Self::Function { id, .. }
             | Self::Global { id, .. }
-            | Self::Map { id, .. } => Some(id),
+            | Self::Map { id, .. }
+            | Self::Graph { id, .. } => Some(id),
         }
     }
 
@@ -281,15 +297,13 @@ pub(super) struct Calling<D: Device> {
     since: Instant,
 }
 
-type Answered<D> = Result<Answer<<D as Device>::Module, <D as Device>::Function>, DeviceError>;
-
 impl<D: Device> Gpu<D> {
     /// Queues work.
     pub(super) fn submit(
         &mut self,
         what: What,
         stream: Key,
-        work: Work<D::Buffer, D::Function>,
+        work: WorkOf<D>,
     ) -> Result<(), Refused> {
         if let Some(fault) = &self.fault {
             return Err(fault.clone());
@@ -299,6 +313,7 @@ impl<D: Device> Gpu<D> {
             let (What::Upload { id, .. }
             | What::Download(id, _)
             | What::InTurn(id, _)
+            | What::Graph(id, _)
             | What::Other(id, _)) = what;
             return Err(self.failure(id, &error));
         }
@@ -314,7 +329,7 @@ impl<D: Device> Gpu<D> {
         id: u32,
         op: Op,
         stream: Key,
-        work: Work<D::Buffer, D::Function>,
+        work: WorkOf<D>,
         reply: Vec<u8>,
     ) -> Result<Option<Vec<u8>>, Refused> {
         self.sound()?;
@@ -492,6 +507,9 @@ impl<D: Device> Gpu<D> {
             let ns = done.ran.map_or(0, Span::ns);
             self.turns.is_over(ns / u64::from(done.kernels.max(1)));
         }
+        if let Some(id) = queued.graph() {
+            self.graphs.ran(id, done.tag, done.ran.map_or(0, Span::ns));
+        }
         let device_ns = done.ran.map_or(0, |ran| self.busy.add(ran));
         if device_ns > 0 {
             self.untold_ns = self.untold_ns.saturating_add(device_ns);
@@ -527,6 +545,14 @@ impl<D: Device> Gpu<D> {
                     }
                 }
             }
+            What::Graph(id, exec) => match done.result {
+                Ok(()) => {
+                    if let Some(ran) = done.ran {
+                        self.graphs.took(exec, ran.ns());
+                    }
+                }
+                Err(error) => self.failed_late(id, Op::GraphLaunch, &error),
+            },
             What::InTurn(id, op) | What::Other(id, op) => {
                 if let Err(error) = done.result {
                     self.failed_late(id, op, &error);
@@ -614,11 +640,11 @@ impl<D: Device> Gpu<D> {
     }
 
     /// Makes a call: here, or in a thread of its own if it may take its time.
-    pub(super) fn call(&mut self, purpose: Purpose, call: Call<D::Module>) {
+    pub(super) fn call(&mut self, purpose: Purpose, call: CallOf<D>) {
         let caller = self.device.caller();
         let long = matches!(
             call,
-            Call::Load(_) | Call::Register(_) | Call::Unregister(_)
+            Call::Load(_) | Call::Register(_) | Call::Unregister(_) | Call::Graph(_)
         ) || (D::Caller::MAY_WAIT && !self.queue.is_empty());
         if !long {
             let answer = caller.call(call);
@@ -728,6 +754,15 @@ impl<D: Device> Gpu<D> {
             (Purpose::Map { id, region, bytes }, answer) => {
                 self.region_mapped(id, (region, bytes), answer);
             }
+            (
+                Purpose::Graph {
+                    id,
+                    exec,
+                    nodes,
+                    deadline,
+                },
+                answer,
+            ) => self.graph_made(id, exec, nodes, deadline, answer),
             (Purpose::Load { id, module, log }, answer) => {
                 self.loaded(id, module, log.as_deref(), answer);
             }

@@ -8,7 +8,7 @@ use vgpu_protocol::op::{FillRange, FillRows, Launch as LaunchRequest, Op};
 use std::num::NonZeroU64;
 
 use super::captures::Place;
-use super::device::{Device, Launch, Rows, Work};
+use super::device::{Device, Launch, Rows, Work, WorkOf};
 use super::modules::Kernel;
 use super::{Gpu, Refused, invalid};
 
@@ -107,7 +107,7 @@ impl<D: Device> Gpu<D> {
     ///
     /// # Errors
     /// Those of [`check`](Self::check).
-    pub(super) fn work(&mut self, action: Action) -> Result<Work<D::Buffer, D::Function>, Refused> {
+    pub(super) fn work(&mut self, action: Action) -> Result<WorkOf<D>, Refused> {
         if !matches!(action, Action::Launch(_)) {
             self.check(&action)?;
         }

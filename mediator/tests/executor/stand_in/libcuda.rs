@@ -44,6 +44,7 @@ const ILLEGAL_ADDRESS: c_int = 700;
 /// A code that no CUDA version has.
 const FROM_THE_FUTURE: c_int = 987;
 
+#[derive(Clone)]
 enum Operation {
     Record(usize),
     /// Until this event has come up as often as it had been recorded then.
@@ -126,6 +127,10 @@ struct Driver {
     events: BTreeMap<usize, Event>,
     modules: BTreeMap<usize, Loaded>,
     functions: BTreeMap<usize, Function>,
+    /// Their nodes in the order in which they were added; those that join others do nothing.
+    graphs: BTreeMap<usize, Vec<Option<Operation>>>,
+    /// What was instantiated.
+    execs: BTreeMap<usize, Vec<Option<Operation>>>,
 }
 
 thread_local! {
@@ -487,7 +492,9 @@ extern "C" fn cuDevicePrimaryCtxRelease_v2(_device: c_int) -> c_int {
         + driver.registered.len()
         + driver.streams.iter().filter(|(handle, stream)| **handle != 0 && !stream.destroyed).count()
         + driver.events.len()
-        + driver.modules.len();
+        + driver.modules.len()
+        + driver.graphs.len()
+        + driver.execs.len();
     eprintln!("stand-in: {objects} objects left");
     // Its end is that of the lock.
     *alone() = None;
@@ -1246,26 +1253,52 @@ extern "C" fn cuLaunchKernel(
 ) -> c_int {
     let mut driver = context!();
     write_printed();
+    let (grid, block) = ([grid_x, grid_y, grid_z], [block_x, block_y, block_z]);
+    // SAFETY: the caller's promise.
+    let launch = unsafe { launch(&driver, function as usize, grid, block, shared_bytes, each, extra) };
+    let operation = match launch {
+        Ok(operation) => operation,
+        Err(code) => return code,
+    };
+    driver.launches += 1;
+    if scenario("refuse") == Some(driver.launches) {
+        return FROM_THE_FUTURE;
+    }
+    driver.queue(stream, operation)
+}
+
+/// A kernel's launch.
+///
+/// # Safety
+/// As `cuLaunchKernel`.
+unsafe fn launch(
+    driver: &Driver,
+    function: usize,
+    grid: [c_uint; 3],
+    block: [c_uint; 3],
+    shared_bytes: c_uint,
+    each: *const *const u8,
+    extra: *const *const c_void,
+) -> Result<Operation, c_int> {
     let Some(Function {
         loaded,
         kernel,
         opt_in,
-    }) = driver.functions.get(&(function as usize))
+    }) = driver.functions.get(&function)
     else {
-        return misuse("a function that is none");
+        return Err(misuse("a function that is none"));
     };
-    let (grid, block) = ([grid_x, grid_y, grid_z], [block_x, block_y, block_z]);
     let threads: u64 = block.iter().map(|n| u64::from(*n)).product();
     let most = if *opt_in { 227 << 10 } else { 48 << 10 };
     let shared = kernel.shared_bytes.saturating_add(shared_bytes);
     if grid.contains(&0) || threads == 0 || threads > u64::from(kernel.max_threads) || shared > most {
-        return INVALID_VALUE;
+        return Err(INVALID_VALUE);
     }
     // SAFETY: the caller's promise.
     let Some(parameters) = (unsafe { packed(kernel, each, extra) }) else {
-        return misuse("parameters that are not the kernel's");
+        return Err(misuse("parameters that are not the kernel's"));
     };
-    let operation = Operation::Launch {
+    Ok(Operation::Launch {
         loaded: loaded.clone(),
         kernel: kernel.clone(),
         how: Launch {
@@ -1274,10 +1307,230 @@ extern "C" fn cuLaunchKernel(
             ..Launch::new(grid, block)
         },
         parameters,
-    };
-    driver.launches += 1;
-    if scenario("refuse") == Some(driver.launches) {
-        return FROM_THE_FUTURE;
+    })
+}
+
+/// `CUDA_KERNEL_NODE_PARAMS_v1`, as cuda.h has it.
+#[repr(C)]
+pub struct KernelNode {
+    function: usize,
+    grid: [c_uint; 3],
+    block: [c_uint; 3],
+    shared_bytes: c_uint,
+    each: *const *const u8,
+    extra: *const *const c_void,
+}
+
+/// `CUDA_MEMCPY3D`, as cuda.h has it.
+#[repr(C)]
+pub struct Memcpy3d {
+    from: Side3d,
+    to: Side3d,
+    width: usize,
+    height: usize,
+    depth: usize,
+}
+
+/// One side of it: the place in it, its memory, and its shape.
+#[repr(C)]
+struct Side3d {
+    place: [usize; 4],
+    kind: c_int,
+    host: usize,
+    device: u64,
+    array: usize,
+    reserved: usize,
+    pitch: usize,
+    height: usize,
+}
+
+/// `CUDA_MEMSET_NODE_PARAMS`, as cuda.h has it.
+#[repr(C)]
+pub struct MemsetNode {
+    to: u64,
+    pitch: usize,
+    value: c_uint,
+    size: c_uint,
+    width: usize,
+    height: usize,
+}
+
+#[unsafe(no_mangle)]
+extern "C" fn cuGraphCreate(graph: *mut *mut c_void, flags: c_uint) -> c_int {
+    let mut driver = context!();
+    if flags != 0 {
+        return misuse("flags of a graph");
     }
-    driver.queue(stream, operation)
+    let handle = driver.handle();
+    driver.graphs.insert(handle, Vec::new());
+    // SAFETY: the caller's promise.
+    unsafe { *graph = handle as *mut c_void };
+    OK
+}
+
+#[unsafe(no_mangle)]
+extern "C" fn cuGraphDestroy(graph: *mut c_void) -> c_int {
+    match context!().graphs.remove(&(graph as usize)) {
+        Some(_) => OK,
+        None => misuse("a graph that is none"),
+    }
+}
+
+/// Adds a node; its handle is its number in its graph, from 1 on.
+///
+/// # Safety
+/// As `cuGraphAddKernelNode`.
+unsafe fn add_node(
+    driver: &mut Driver,
+    node: *mut usize,
+    graph: *mut c_void,
+    (before, count): (*const usize, usize),
+    operation: Option<Operation>,
+) -> c_int {
+    let before = match count {
+        0 => &[],
+        // SAFETY: the caller's promise.
+        _ => unsafe { std::slice::from_raw_parts(before, count) },
+    };
+    let Some(nodes) = driver.graphs.get_mut(&(graph as usize)) else {
+        return misuse("a graph that is none");
+    };
+    if before.iter().any(|before| !(1..=nodes.len()).contains(before)) {
+        return misuse("a node that is none");
+    }
+    nodes.push(operation);
+    // SAFETY: the caller's promise.
+    unsafe { *node = nodes.len() };
+    OK
+}
+
+#[unsafe(no_mangle)]
+unsafe extern "C" fn cuGraphAddEmptyNode(
+    node: *mut usize,
+    graph: *mut c_void,
+    before: *const usize,
+    count: usize,
+) -> c_int {
+    let mut driver = context!();
+    // SAFETY: the caller's promise.
+    unsafe { add_node(&mut driver, node, graph, (before, count), None) }
+}
+
+#[unsafe(no_mangle)]
+unsafe extern "C" fn cuGraphAddKernelNode(
+    node: *mut usize,
+    graph: *mut c_void,
+    before: *const usize,
+    count: usize,
+    kernel: *const KernelNode,
+) -> c_int {
+    let mut driver = context!();
+    // SAFETY: the caller's promise, also below.
+    let kernel = unsafe { &*kernel };
+    let (grid, block, shared) = (kernel.grid, kernel.block, kernel.shared_bytes);
+    let launch = unsafe {
+        launch(&driver, kernel.function, grid, block, shared, kernel.each, kernel.extra)
+    };
+    match launch {
+        Ok(launch) => unsafe {
+            add_node(&mut driver, node, graph, (before, count), Some(launch))
+        },
+        Err(code) => code,
+    }
+}
+
+#[unsafe(no_mangle)]
+unsafe extern "C" fn cuGraphAddMemcpyNode(
+    node: *mut usize,
+    graph: *mut c_void,
+    before: *const usize,
+    count: usize,
+    copy: *const Memcpy3d,
+    _context: *mut c_void,
+) -> c_int {
+    let mut driver = context!();
+    // SAFETY: the caller's promise.
+    let copy = unsafe { &*copy };
+    let rows = |side: &Side3d| {
+        let plain = side.place == [0; 4] && side.kind == 2 && copy.depth == 1;
+        let rows = Rows {
+            address: side.device,
+            pitch: side.pitch as u64,
+            width: copy.width as u64,
+            height: copy.height as u64,
+        };
+        (plain && driver.has_rows(rows)).then_some(rows)
+    };
+    let (Some(to), Some(from)) = (rows(&copy.to), rows(&copy.from)) else {
+        return misuse("a copy beyond an allocation");
+    };
+    let copy = Some(Operation::Within { to, from });
+    // SAFETY: the caller's promise.
+    unsafe { add_node(&mut driver, node, graph, (before, count), copy) }
+}
+
+#[unsafe(no_mangle)]
+unsafe extern "C" fn cuGraphAddMemsetNode(
+    node: *mut usize,
+    graph: *mut c_void,
+    before: *const usize,
+    count: usize,
+    fill: *const MemsetNode,
+    _context: *mut c_void,
+) -> c_int {
+    let mut driver = context!();
+    // SAFETY: the caller's promise.
+    let fill = unsafe { &*fill };
+    let to = Rows {
+        address: fill.to,
+        pitch: fill.pitch as u64,
+        width: fill.width as u64 * u64::from(fill.size),
+        height: fill.height as u64,
+    };
+    if !driver.has_rows(to) {
+        return misuse("a fill beyond an allocation");
+    }
+    let (value, size) = (fill.value, fill.size);
+    let fill = Some(Operation::Fill { to, value, size });
+    // SAFETY: the caller's promise.
+    unsafe { add_node(&mut driver, node, graph, (before, count), fill) }
+}
+
+#[unsafe(no_mangle)]
+extern "C" fn cuGraphInstantiateWithFlags(exec: *mut usize, graph: *mut c_void, _flags: u64) -> c_int {
+    let mut driver = context!();
+    let Some(nodes) = driver.graphs.get(&(graph as usize)).cloned() else {
+        return misuse("a graph that is none");
+    };
+    // SAFETY: the caller's promise.
+    unsafe { *exec = driver.handle() };
+    // SAFETY: as above.
+    driver.execs.insert(unsafe { *exec }, nodes);
+    OK
+}
+
+/// Its nodes run one behind the other, in the order in which they were added.
+#[unsafe(no_mangle)]
+extern "C" fn cuGraphLaunch(exec: usize, stream: *mut c_void) -> c_int {
+    let mut driver = context!();
+    write_printed();
+    let Some(nodes) = driver.execs.get(&exec).cloned() else {
+        return misuse("a graph that is none");
+    };
+    for operation in nodes.into_iter().flatten() {
+        driver.launches += i64::from(matches!(operation, Operation::Launch { .. }));
+        match driver.queue(stream, operation) {
+            OK => {}
+            code => return code,
+        }
+    }
+    OK
+}
+
+#[unsafe(no_mangle)]
+extern "C" fn cuGraphExecDestroy(exec: usize) -> c_int {
+    match context!().execs.remove(&exec) {
+        Some(_) => OK,
+        None => misuse("a graph that is none"),
+    }
 }

@@ -20,7 +20,7 @@ use vgpu_protocol::op::{
 };
 use vgpu_protocol::status::{ErrorCode, Status};
 
-use crate::{conformance, regions};
+use crate::{conformance, graphs, regions};
 
 /// Variable with the stand-in's scenario, for the inner process; see `libcuda.rs`.
 pub(crate) const SCENARIO: &str = "VGPU_STAND_IN";
@@ -444,6 +444,68 @@ fn a_refused_launch_leaves_the_session_usable() {
         assert_eq!(failure.status, Status::Cuda(987));
         assert!(failure.text.contains("cuLaunchKernel"), "{}", failure.text);
         conformance::add(&mut executor, 1000);
+    }
+}
+
+/// The first launch is the proof's; the graph has the second and third in pieces, and the next two as a whole: no
+/// call refuses one of those, which a kernel launched by itself would be.
+#[test]
+fn a_graph_whose_kernels_are_short_is_launched_as_a_whole() {
+    let test = "a_graph_whose_kernels_are_short_is_launched_as_a_whole";
+    if inner(test, "refuse=4") {
+        let mut executor = open();
+        let mut graph = graphs::Twice::new(&mut executor, 100);
+        for _ in 0..5 {
+            graph.launch(&mut executor).expect("launched");
+        }
+        graph.end(&mut executor);
+    }
+}
+
+#[test]
+fn a_graph_whose_kernels_are_long_is_launched_in_pieces() {
+    let test = "a_graph_whose_kernels_are_long_is_launched_in_pieces";
+    if inner(test, "refuse=4") {
+        let mut executor = open();
+        let mut graph = graphs::Twice::new(&mut executor, 4_000_000);
+        graph.launch(&mut executor).expect("launched");
+        let failure = graph.launch(&mut executor).expect_err("refused");
+        let failure = failure.expect("an end");
+        assert_eq!(failure.status, Status::Cuda(987), "{}", failure.text);
+        assert!(failure.text.contains("cuLaunchKernel"), "{}", failure.text);
+        graph.end(&mut executor);
+    }
+}
+
+#[test]
+fn a_fault_in_a_graph_launched_as_a_whole_is_that_of_the_launch() {
+    let test = "a_fault_in_a_graph_launched_as_a_whole_is_that_of_the_launch";
+    if inner(test, "fault=5") {
+        let mut executor = open();
+        let mut graph = graphs::Twice::new(&mut executor, 100);
+        graph.launch(&mut executor).expect("launched");
+        let failure = graph.launch(&mut executor).expect_err("a fault");
+        let failure = failure.expect("an end");
+        assert_eq!(failure.status, Status::Cuda(700), "{}", failure.text);
+        assert!(failure.text.contains("GraphLaunch"), "{}", failure.text);
+    }
+}
+
+#[test]
+fn a_graph_launched_as_a_whole_ends_at_its_deadline() {
+    let test = "a_graph_launched_as_a_whole_ends_at_its_deadline";
+    if inner(test, "hang=5") {
+        let mut executor = open();
+        executor.set_share(Share {
+            kernel_timeout_s: Some(1),
+            ..Share::default()
+        });
+        let mut graph = graphs::Twice::new(&mut executor, 100);
+        graph.launch(&mut executor).expect("launched");
+        let failure = graph.launch(&mut executor).expect_err("no end");
+        let failure = failure.expect("an end");
+        assert_eq!(failure.status, Status::Cuda(702), "{}", failure.text);
+        assert!(failure.text.contains("GraphLaunch"), "{}", failure.text);
     }
 }
 
