@@ -10,6 +10,8 @@
 //! thread is about to wait: before it goes the event that ends the row, so whoever waits for the kernel has its time.
 #![allow(unsafe_code)]
 
+mod rows;
+
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::ffi::{c_int, c_uint, c_void};
 use std::ptr;
@@ -24,7 +26,7 @@ use vgpu_transport::clock;
 
 use super::super::cuda_result;
 use super::super::gpu::device::{
-    self, Description, DeviceError, Done, Key, Launch, Part, Region, Rows, Span,
+    self, Description, DeviceError, Done, Key, Launch, Part, Region, Rows,
 };
 use super::caller::{CudaCaller, Function, Module, device_error, lost};
 use super::device::Device;
@@ -34,6 +36,7 @@ use super::driver::{
 use super::graph::Graph;
 use super::handles::{Buffer, Event, Stream};
 use super::printed;
+use rows::{End, Row, Times};
 
 /// `CU_EVENT_DISABLE_TIMING`.
 const EVENT_DISABLE_TIMING: c_uint = 2;
@@ -151,29 +154,6 @@ struct UnderWay {
     times: Option<Times>,
 }
 
-/// Kernels one behind the other. The number of the last one is not behind it yet.
-struct Row {
-    began: Arc<Event>,
-    /// It is also the end of the row before, with which it was given back.
-    shares_began: bool,
-    kernels: u32,
-    since: Instant,
-}
-
-struct Times {
-    row: Row,
-    ended: Arc<Event>,
-}
-
-/// The end of a row of kernels.
-struct End {
-    event: Arc<Event>,
-    /// Nanoseconds on the device's clock.
-    at: i64,
-    /// The row's stream.
-    of: Key,
-}
-
 impl Lane {
     fn new(
         device: &Arc<Device>,
@@ -254,14 +234,6 @@ impl Queue {
         }
         let made = self.device.bind().and_then(|()| calls(self));
         made.map_err(|error| device_error(&self.device, error))
-    }
-
-    fn event(&mut self) -> Result<Arc<Event>, CallError> {
-        let unused = |event: &Arc<Event>| Arc::strong_count(event) == 1;
-        match self.free_events.iter().position(unused) {
-            Some(at) => Ok(self.free_events.swap_remove(at)),
-            None => Event::new(&self.device, EVENT_DEFAULT).map(Arc::new),
-        }
     }
 
     fn queue(&mut self, tag: u64, key: Key, work: Work) -> Result<(), CallError> {
@@ -424,36 +396,6 @@ impl Queue {
         check(code, "cuStreamWriteValue32")
     }
 
-    /// Ends the row of kernels in a stream, if there is one. If that fails, the last of them has no number.
-    fn end_row(&mut self, key: Key) -> Result<(), CallError> {
-        let lane = self.lanes.get_mut(&key);
-        let Some(row) = lane.and_then(|lane| lane.row.take()) else {
-            return Ok(());
-        };
-        let ended = self.device.bind().and_then(|()| {
-            let ended = self.event()?;
-            let lane = self.lanes.get_mut(&key).ok_or(GONE)?;
-            ended.record(&lane.stream)?;
-            if let Some(last) = lane.under_way.back_mut() {
-                last.times = Some(Times { row, ended });
-            }
-            self.number(key)
-        });
-        ended.inspect_err(|error| self.device.lose(*error))
-    }
-
-    /// The same in every stream, or in those whose row began before `before`.
-    fn end_rows(&mut self, before: Option<Instant>) {
-        let ends = |row: &Row| before.is_none_or(|before| row.since <= before);
-        let lanes = self.lanes.iter();
-        let some = lanes.filter(|(_, lane)| lane.row.as_ref().is_some_and(ends));
-        let keys: Vec<Key> = some.map(|(key, _)| *key).collect();
-        for key in keys {
-            // Then the device is lost.
-            let _ = self.end_row(key);
-        }
-    }
-
     /// Queues a copy between rows of the same shape.
     ///
     /// # Safety
@@ -547,30 +489,6 @@ impl Queue {
         }
     }
 
-    /// Begins a row of kernels behind the work in a stream.
-    fn begin_row(&mut self, key: Key) -> Result<Row, CallError> {
-        let lane = self.lanes.get(&key).ok_or(GONE)?;
-        // If another row runs before it, this one begins when that has ended.
-        let before = lane.under_way.back().and_then(|last| last.times.as_ref());
-        let before = before.map(|times| Arc::clone(&times.ended));
-        let shares_began = before.is_some();
-        let began = match before {
-            Some(before) => before,
-            None => {
-                let fresh = self.event()?;
-                let lane = self.lanes.get(&key).ok_or(GONE)?;
-                fresh.record(&lane.stream)?;
-                fresh
-            }
-        };
-        Ok(Row {
-            began,
-            shares_began,
-            kernels: 0,
-            since: clock::now(),
-        })
-    }
-
     fn launch(&mut self, key: Key, launch: &Launch<Function>) -> Result<(), CallError> {
         let launch_kernel = self.device.driver().launch_kernel;
         let ([gx, gy, gz], [bx, by, bz]) = (launch.grid, launch.block);
@@ -598,40 +516,6 @@ impl Queue {
         })
     }
 
-    /// Launches something in a stream, as the last of a row.
-    fn in_row(
-        &mut self,
-        key: Key,
-        launch: impl FnOnce(CUstream) -> Result<(), CallError>,
-    ) -> Result<(), CallError> {
-        let lane = self.lanes.get(&key).ok_or(GONE)?;
-        let new = match lane.row {
-            Some(_) => {
-                // Another one follows.
-                let numbered = self.number(key);
-                numbered.inspect_err(|error| self.device.lose(*error))?;
-                None
-            }
-            None => Some(self.begin_row(key)?),
-        };
-        let lane = self.lanes.get(&key).ok_or(GONE)?;
-        if let Err(error) = launch(lane.stream.stream) {
-            match new {
-                Some(row) if !row.shares_began => self.free_events.push(row.began),
-                Some(_) => {}
-                // None follows after all.
-                None => self.end_row(key)?,
-            }
-            return Err(error);
-        }
-        let lane = self.lanes.get_mut(&key).ok_or(GONE)?;
-        lane.row = new.or(lane.row.take());
-        if let Some(row) = &mut lane.row {
-            row.kernels += 1;
-        }
-        Ok(())
-    }
-
     /// The first work under way in a stream is over, in this way.
     fn first_is_over(&mut self, key: Key, result: Result<(), DeviceError>) -> Option<Done<Buffer>> {
         let lane = self.lanes.get_mut(&key)?;
@@ -641,19 +525,11 @@ impl Queue {
         if first.may_print {
             self.unwritten = Unwritten::Some;
         }
-        let (mut ran, mut kernels) = (None, 0);
         let lost = self.device.is_lost();
-        if let Some(times) = first.times {
-            if !lost && result.is_ok() && self.device.bind().is_ok() {
-                ran = self.span(key, &times).ok();
-                kernels = times.row.kernels;
-            }
-            // Each event once: one that is here twice is never free.
-            if !times.row.shares_began {
-                self.free_events.push(times.row.began);
-            }
-            self.free_events.push(times.ended);
-        }
+        let row = first
+            .times
+            .map(|times| self.row_is_over(key, times, result.is_ok() && !lost));
+        let (ran, kernels) = row.unwrap_or_default();
         let buffer = match first.used {
             // The device may still write to it; then it is never freed.
             used if lost => {
@@ -669,32 +545,6 @@ impl Queue {
             result,
             ran,
             kernels,
-        })
-    }
-
-    /// When a row of the stream `of`, which is over, ran. Measured from the end of another one that ended about then:
-    /// the driver tells times apart by a number of 24 bits.
-    fn span(&mut self, of: Key, times: &Times) -> Result<Span, CallError> {
-        let ns = times.row.began.elapsed_ns(&times.ended)?;
-        let mut others = self.lanes.iter().filter(|(key, _)| **key != of);
-        let alone = others.all(|(_, lane)| lane.under_way.is_empty());
-        let ended = match &self.last_end {
-            None => ns,
-            // Nothing that is still to be told of can have run at the same time as the two, so how far apart they were
-            // does not matter; to ask for that takes half as long as a launch.
-            Some(last) if last.of == of && alone => last.at.saturating_add(ns),
-            Some(last) => last.at.saturating_add(last.event.elapsed_ns(&times.ended)?),
-        };
-        if self.last_end.as_ref().is_none_or(|last| last.at <= ended) {
-            self.last_end = Some(End {
-                event: Arc::clone(&times.ended),
-                at: ended,
-                of,
-            });
-        }
-        Ok(Span {
-            began: ended.saturating_sub(ns),
-            ended,
         })
     }
 

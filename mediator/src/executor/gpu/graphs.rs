@@ -107,12 +107,22 @@ enum Do {
 #[derive(Debug)]
 struct Exec<G> {
     recorded: Arc<Recorded>,
-    /// The event at the end of its last launch, and the stream of that.
+    /// The event at the end of its last launch.
     end: Key,
-    last: Option<Key>,
+    last: Option<Last>,
     own: Option<Own<G>>,
     /// How long its kernels took, launched in pieces or as a whole, whichever came last.
     took: Option<Duration>,
+}
+
+/// Where a launch has ended.
+#[derive(Debug, Clone, Copy)]
+struct Last {
+    stream: Key,
+    /// Its last work.
+    tag: u64,
+    /// The event at its end was recorded behind that.
+    is_recorded: bool,
 }
 
 /// A graph of the device's own.
@@ -419,11 +429,18 @@ impl<D: Device> Gpu<D> {
                 })?;
             }
         }
-        if last.is_some_and(|last| last != stream) {
+        // Launches of a device's own graph wait for each other by themselves.
+        let before = last.filter(|last| {
+            let apart = last.stream != stream && (whole.is_none() || last.is_recorded);
+            apart && self.queue.contains_key(&last.tag)
+        });
+        if let Some(last) = before {
+            if !last.is_recorded {
+                self.submit(other(id), last.stream, Work::Record(end))?;
+            }
             self.submit(other(id), stream, Work::Wait(end))?;
         }
         let exec = handles::named(&mut self.graphs.execs, handle)?;
-        exec.last = Some(stream);
         // No other launch is being queued: one whose end is not known has failed before it was there.
         let timed = self
             .graphs
@@ -457,34 +474,76 @@ impl<D: Device> Gpu<D> {
     pub(super) fn replay_on(&mut self) -> Option<(u32, Outcome)> {
         let mut replay = self.replay.take()?;
         let id = replay.id;
-        if let Some((graph, most)) = &replay.whole {
-            if self.queue.len() >= D::MOST_WORK || !self.turns.begin() {
-                self.replay = Some(replay);
-                return None;
-            }
-            let what = queue::What::Graph(id, replay.exec);
-            let work = Work::Graph(graph.clone(), *most);
-            if let Err(failure) = self.submit(what, replay.stream, work) {
-                self.turns.is_over(0);
-                return Some((id, Err(failure)));
-            }
-            replay.next = replay.recorded.steps.len();
+        let queued = match replay.whole.clone() {
+            Some((graph, most)) => self.queue_whole(&mut replay, graph, most),
+            None => self.queue_pieces(&mut replay),
+        };
+        if let Ok(false) = queued {
+            self.replay = Some(replay);
+            return None;
         }
-        while let Some(step) = replay.recorded.steps.get(replay.next) {
+        let mut is_recorded = false;
+        let ended = queued.and_then(|_| match replay.whole {
+            Some(_) => Ok(()),
+            None => {
+                let record = Work::Record(replay.end);
+                let recorded = self.submit(other(id), replay.stream, record);
+                is_recorded = recorded.is_ok();
+                recorded
+            }
+        });
+        let tag = self.last_tag;
+        match &mut self.graphs.timed {
+            Some(timed) if timed.id == id && ended.is_ok() => timed.last = Some(tag),
+            Some(timed) if timed.id == id => self.graphs.timed = None,
+            _ => {}
+        }
+        if let Ok(exec) = handles::named(&mut self.graphs.execs, replay.exec) {
+            exec.last = Some(Last {
+                stream: replay.stream,
+                tag,
+                is_recorded,
+            });
+        }
+        Some((id, ended.map(|()| GraphLaunchReply {}.encode())))
+    }
+
+    /// Queues a launch as a whole; whether it is there.
+    fn queue_whole(
+        &mut self,
+        replay: &mut Replay<D::Graph>,
+        graph: D::Graph,
+        most: Duration,
+    ) -> Result<bool, Refused> {
+        if self.queue.len() >= D::MOST_WORK || !self.turns.begin() {
+            return Ok(false);
+        }
+        let what = queue::What::Graph(replay.id, replay.exec);
+        let queued = self.submit(what, replay.stream, Work::Graph(graph, most));
+        if queued.is_err() {
+            self.turns.is_over(0);
+        }
+        replay.next = replay.recorded.steps.len();
+        queued.map(|()| true)
+    }
+
+    /// Queues pieces of a launch; whether all are there.
+    fn queue_pieces(&mut self, replay: &mut Replay<D::Graph>) -> Result<bool, Refused> {
+        let id = replay.id;
+        let recorded = Arc::clone(&replay.recorded);
+        while let Some(step) = recorded.steps.get(replay.next) {
             // A step of which nothing is queued is looked at again.
             if self.queue.len() >= D::MOST_WORK {
-                self.replay = Some(replay);
-                return None;
+                return Ok(false);
             }
             let stream = match step.lane {
                 0 => replay.stream,
                 lane => self.graphs.lanes[lane as usize - 1],
             };
-            let queued = match &step.what {
+            match &step.what {
                 Do::Work(action) => {
                     if !self.turns.begin() {
-                        self.replay = Some(replay);
-                        return None;
+                        return Ok(false);
                     }
                     let what = queue::What::InTurn(id, Op::GraphLaunch);
                     let work = self.work(action.clone());
@@ -492,27 +551,20 @@ impl<D: Device> Gpu<D> {
                     if queued.is_err() {
                         self.turns.is_over(0);
                     }
-                    queued
+                    queued?;
                 }
                 Do::Signal(signal) => {
                     let event = self.graphs.signals[*signal as usize];
-                    self.submit(other(id), stream, Work::Record(event))
+                    self.submit(other(id), stream, Work::Record(event))?;
                 }
                 Do::Wait(signal) => {
                     let event = self.graphs.signals[*signal as usize];
-                    self.submit(other(id), stream, Work::Wait(event))
+                    self.submit(other(id), stream, Work::Wait(event))?;
                 }
-            };
-            if let Err(failure) = queued {
-                return Some((id, Err(failure)));
             }
             replay.next += 1;
         }
-        let ended = self.submit(other(id), replay.stream, Work::Record(replay.end));
-        if let Some(timed) = self.graphs.timed.as_mut().filter(|timed| timed.id == id) {
-            timed.last = Some(self.last_tag);
-        }
-        Some((id, ended.map(|()| GraphLaunchReply {}.encode())))
+        Ok(true)
     }
 
     pub(super) fn graph_destroy(&mut self, graph: Handle) -> Result<Option<Vec<u8>>, Refused> {

@@ -129,8 +129,8 @@ struct Driver {
     functions: BTreeMap<usize, Function>,
     /// Their nodes in the order in which they were added; those that join others do nothing.
     graphs: BTreeMap<usize, Vec<Option<Operation>>>,
-    /// What was instantiated.
-    execs: BTreeMap<usize, Vec<Option<Operation>>>,
+    /// What was instantiated, each with an event at the end of its latest launch.
+    execs: BTreeMap<usize, (Vec<Option<Operation>>, usize)>,
 }
 
 thread_local! {
@@ -1502,22 +1502,31 @@ extern "C" fn cuGraphInstantiateWithFlags(exec: *mut usize, graph: *mut c_void, 
     let Some(nodes) = driver.graphs.get(&(graph as usize)).cloned() else {
         return misuse("a graph that is none");
     };
+    let (handle, event) = (driver.handle(), driver.handle());
+    driver.events.insert(event, Event::default());
+    driver.execs.insert(handle, (nodes, event));
     // SAFETY: the caller's promise.
-    unsafe { *exec = driver.handle() };
-    // SAFETY: as above.
-    driver.execs.insert(unsafe { *exec }, nodes);
+    unsafe { *exec = handle };
     OK
 }
 
-/// Its nodes run one behind the other, in the order in which they were added.
+/// Its nodes run one behind the other, in the order in which they were added, and behind those of its launch before,
+/// whichever stream that was in.
 #[unsafe(no_mangle)]
 extern "C" fn cuGraphLaunch(exec: usize, stream: *mut c_void) -> c_int {
     let mut driver = context!();
     write_printed();
-    let Some(nodes) = driver.execs.get(&exec).cloned() else {
+    let Some((nodes, event)) = driver.execs.get(&exec).cloned() else {
         return misuse("a graph that is none");
     };
-    for operation in nodes.into_iter().flatten() {
+    let before = driver.events.get(&event).map_or(0, |event| event.recorded);
+    let nodes = nodes.into_iter().flatten();
+    let ends = [Operation::Wait(event, before), Operation::Record(event)].map(std::iter::once);
+    let [wait, record] = ends;
+    if let Some(event) = driver.events.get_mut(&event) {
+        event.recorded += 1;
+    }
+    for operation in wait.chain(nodes).chain(record) {
         driver.launches += i64::from(matches!(operation, Operation::Launch { .. }));
         match driver.queue(stream, operation) {
             OK => {}
@@ -1529,8 +1538,12 @@ extern "C" fn cuGraphLaunch(exec: usize, stream: *mut c_void) -> c_int {
 
 #[unsafe(no_mangle)]
 extern "C" fn cuGraphExecDestroy(exec: usize) -> c_int {
-    match context!().execs.remove(&exec) {
-        Some(_) => OK,
+    let mut driver = context!();
+    match driver.execs.remove(&exec) {
+        Some((_, event)) => {
+            driver.events.remove(&event);
+            OK
+        }
         None => misuse("a graph that is none"),
     }
 }
