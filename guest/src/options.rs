@@ -1,5 +1,6 @@
 //! Options of a client: endpoints and time limits.
 
+use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -30,6 +31,9 @@ pub struct Options {
     /// Name of this program in the mediator's log; at most 64 bytes are sent. Default: the name of
     /// the executable and its process id.
     pub client_name: String,
+    /// Threads that make one large copy of ordinary memory, the caller's among them, where such copies go by way of memory
+    /// that the mediator maps. Default: `None`, up to three, one for each four processors beyond the first.
+    pub copy_threads: Option<NonZeroUsize>,
     /// Waits end with [`Cause::Interrupted`](crate::Cause::Interrupted) soon after this becomes
     /// true. For signal handlers. Default: none.
     pub interrupt: Option<Arc<AtomicBool>>,
@@ -43,6 +47,7 @@ impl Default for Options {
             ring_bytes: None,
             secret_file: None,
             client_name: program_name(),
+            copy_threads: None,
             interrupt: None,
         }
     }

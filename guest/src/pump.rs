@@ -128,6 +128,11 @@ impl Lane {
         self.shared.printed.load(Ordering::Relaxed)
     }
 
+    /// The session's options.
+    pub(crate) fn options(&self) -> &Options {
+        &self.shared.options
+    }
+
     /// Its number.
     pub(crate) fn number(&self) -> u16 {
         self.number

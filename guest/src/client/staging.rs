@@ -1,8 +1,10 @@
 //! Copies of ordinary memory by way of page-locked memory that this program shares with the mediator: one copy by this
-//! thread, and one by the device. The ring would take two, and the mediator's thread.
+//! program's processors, and one by the device. The ring would take two, and the mediator's thread.
 //!
-//! The memory is a region of some slots. A slot is used by one piece of a copy at a time. The mediator writes the slot's
-//! own word when the device is done with it, which is looked for before anybody sleeps.
+//! The memory is a region of some slots. A slot is used by one piece of a copy at a time. The device writes the slot's
+//! own word when it is done with it, which is looked for before anybody sleeps.
+
+mod copies;
 
 use std::collections::VecDeque;
 use std::num::NonZeroU64;
@@ -12,14 +14,11 @@ use std::time::{Duration, Instant};
 use vchan::region::{Access, OwnedRegion, View};
 use vgpu_protocol::handle::Handle;
 use vgpu_protocol::op::field::{Bytes, StreamRef};
-use vgpu_protocol::op::{
-    CopyFromDevice, CopyFromRegion, CopyToDevice, CopyToRegion, Features, RegionMap, RegionUnmap,
-    StreamSynchronize,
-};
+use vgpu_protocol::op::{Features, RegionMap, RegionUnmap};
 
 use super::{Client, lock};
-use crate::data::Data;
-use crate::error::{Cause, Result};
+use crate::error::Result;
+use copies::Helpers;
 
 /// Slots, and bytes of each: all of them stay in a processor's cache.
 const SLOTS: usize = 16;
@@ -30,13 +29,6 @@ const WORD: usize = 64;
 
 /// Bytes before the first slot, for the words.
 const WORDS: usize = 4096;
-
-/// Copies of fewer bytes go through the ring: another request and a wait cost more than the second copy.
-const LEAST: usize = 256 << 10;
-
-/// Copies are cut in this many pieces, as far as pieces are of [`LEAST_PIECE`] to [`SLOT`] bytes.
-const PIECES: usize = 8;
-const LEAST_PIECE: usize = 128 << 10;
 
 /// From so many bytes on this side copies past the processor's caches. A program may have fewer in a cache, and read them
 /// there next.
@@ -92,6 +84,7 @@ pub(super) struct Staging {
     mapped: Mapped,
     /// Those that no thread has, the one that was used longest ago first.
     slots: Mutex<VecDeque<Slot>>,
+    helpers: Helpers,
 }
 
 /// What a session knows about its staging memory.
@@ -144,6 +137,22 @@ impl Taken<'_> {
 
     fn is_done(&self) -> bool {
         self.staging.is_done(self.slot())
+    }
+
+    /// Whether the device is done with it, now or in a moment.
+    fn comes_soon(&self) -> bool {
+        let mut since = None;
+        loop {
+            for _ in 0..64 {
+                if self.is_done() {
+                    return true;
+                }
+                std::hint::spin_loop();
+            }
+            if since.get_or_insert_with(Instant::now).elapsed() >= LOOK {
+                return false;
+            }
+        }
     }
 }
 
@@ -234,6 +243,11 @@ impl Client {
         Ok(())
     }
 
+    /// Whether copies of ordinary memory go by way of memory that this program shares.
+    pub(super) fn has_staging(&mut self, doing: &'static str) -> Result<bool> {
+        self.staging(doing).map(|staging| staging.is_some())
+    }
+
     fn staging(&mut self, doing: &'static str) -> Result<Option<Arc<Staging>>> {
         let session = Arc::clone(&self.session);
         let mut state = lock(&session.staging);
@@ -260,176 +274,9 @@ impl Client {
         let staging = Arc::new(Staging {
             mapped,
             slots: Mutex::new(slots.collect()),
+            helpers: Helpers::new(self.lane.options().copy_threads),
         });
         *state = State::Open(Arc::clone(&staging));
         Ok(Some(staging))
     }
-
-    /// Copies `bytes` to the device in the order of `stream`. They have been taken when this returns; the ids of the
-    /// requests are added to `requests`.
-    pub(super) fn copy_up(
-        &mut self,
-        doing: &'static str,
-        to: u64,
-        bytes: &[u8],
-        stores: Stores,
-        stream: StreamRef,
-        requests: &mut Vec<u32>,
-    ) -> Result<()> {
-        let mut left = bytes;
-        if bytes.len() >= LEAST
-            && let Some(staging) = self.staging(doing)?
-        {
-            let most = piece_of(bytes.len());
-            while !left.is_empty() {
-                let Some(mut taken) = staging.take(stream) else {
-                    break;
-                };
-                self.wait_for(doing, &taken, stream)?;
-                let (piece, rest) = left.split_at(left.len().min(most));
-                let offset = taken.slot().start();
-                let view = &staging.mapped.view;
-                let written = match stores {
-                    Stores::Cached => view.write_at(offset, piece),
-                    Stores::NonTemporal => view.write_non_temporal_at(offset, piece),
-                };
-                written.expect(WITHIN);
-                let copy = CopyFromRegion {
-                    to: to + (bytes.len() - left.len()) as u64,
-                    region: staging.mapped.handle,
-                    offset: offset as u64,
-                    bytes: count(piece),
-                    word: taken.slot().word() as u64,
-                    value: taken.begin(stream),
-                    stream,
-                };
-                requests.push(self.send_quiet(doing, copy)?);
-                left = rest;
-            }
-        }
-        if left.is_empty() {
-            return Ok(());
-        }
-        // A short copy, or other threads and streams have every slot.
-        let copy = CopyToDevice {
-            to: to + (bytes.len() - left.len()) as u64,
-            bytes: count(left),
-            stream,
-        };
-        requests.push(self.send_quiet_with(doing, copy, &mut Data::up(left))?);
-        Ok(())
-    }
-
-    /// Fills `to` from the device, once the work before it in `stream` is done; `progress` is told how many bytes have
-    /// come. Returns how long the device ran kernels since the last such answer.
-    pub(super) fn copy_down(
-        &mut self,
-        doing: &'static str,
-        from: u64,
-        to: &mut [u8],
-        stores: Stores,
-        stream: StreamRef,
-        progress: &mut dyn FnMut(usize),
-    ) -> Result<u64> {
-        let all = to.len();
-        let staging = match all >= LEAST {
-            true => self.staging(doing)?,
-            false => None,
-        };
-        let (mut asked, mut came) = (0, 0);
-        if let Some(staging) = &staging {
-            let most = piece_of(all);
-            let mut under_way = VecDeque::new();
-            loop {
-                // Half of them at most, so that two threads are not in each other's way.
-                let next = match asked < all && under_way.len() < SLOTS / 2 {
-                    true => staging.take(stream),
-                    false => None,
-                };
-                if let Some(mut taken) = next {
-                    self.wait_for(doing, &taken, stream)?;
-                    let bytes = most.min(all - asked);
-                    let copy = CopyToRegion {
-                        from: from + asked as u64,
-                        region: staging.mapped.handle,
-                        offset: taken.slot().start() as u64,
-                        bytes: NonZeroU64::new(bytes as u64).expect("some are left"),
-                        word: taken.slot().word() as u64,
-                        value: taken.begin(stream),
-                        stream,
-                    };
-                    self.send_quiet(doing, copy)?;
-                    asked += bytes;
-                    under_way.push_back((taken, bytes));
-                    continue;
-                }
-                let Some((taken, bytes)) = under_way.pop_front() else {
-                    break;
-                };
-                if !self.wait_for(doing, &taken, stream)? {
-                    let failures = self.fence()?;
-                    return Err(self.error(doing, Cause::Failed(failures)));
-                }
-                let piece = &mut to[came..came + bytes];
-                let (view, offset) = (&staging.mapped.view, taken.slot().start());
-                let read = match stores {
-                    Stores::Cached => view.read_at(offset, piece),
-                    Stores::NonTemporal => view.read_non_temporal_at(offset, piece),
-                };
-                read.expect(WITHIN);
-                came += bytes;
-                progress(came);
-            }
-        }
-        if came < all {
-            let copy = CopyFromDevice {
-                from: from + came as u64,
-                bytes: count(&to[came..]),
-                stream,
-            };
-            let mut count = |more| progress(came + more);
-            let mut data = Data::down(&mut to[came..]).watched(&mut count);
-            return Ok(self.request_with(doing, copy, &mut data)?.device_ns);
-        }
-        // Tells of what has failed before, and of the device's time.
-        let reply = self.request(doing, StreamSynchronize { stream })?;
-        Ok(reply.device_ns)
-    }
-
-    /// Waits until the device is done with a slot, which `stream` has used if it is not. Returns whether it has copied: if
-    /// not, the copy has failed.
-    fn wait_for(
-        &mut self,
-        doing: &'static str,
-        taken: &Taken<'_>,
-        stream: StreamRef,
-    ) -> Result<bool> {
-        let mut since = None;
-        loop {
-            for _ in 0..64 {
-                if taken.is_done() {
-                    return Ok(true);
-                }
-                std::hint::spin_loop();
-            }
-            if since.get_or_insert_with(Instant::now).elapsed() >= LOOK {
-                break;
-            }
-        }
-        let reply = self.request(doing, StreamSynchronize { stream })?;
-        self.keep_device_time(reply.device_ns);
-        Ok(taken.is_done())
-    }
-}
-
-/// Bytes of a piece of a copy.
-fn piece_of(bytes: usize) -> usize {
-    (bytes / PIECES)
-        .clamp(LEAST_PIECE, SLOT)
-        .next_multiple_of(4096)
-        .min(SLOT)
-}
-
-fn count(bytes: &[u8]) -> NonZeroU64 {
-    NonZeroU64::new(bytes.len() as u64).expect("some are left")
 }

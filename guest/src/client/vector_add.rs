@@ -28,6 +28,9 @@ const EACH: u32 = 4;
 /// Elements that are on the device at once, in one place: while one piece is computed the next is on its way.
 pub(crate) const PIECE: usize = 1 << 19;
 
+/// The same where copies go by way of shared memory: several threads make one of so many bytes.
+const STAGED_PIECE: usize = 1 << 20;
+
 /// Elements of the smallest place.
 const LEAST: usize = 1 << 10;
 
@@ -170,7 +173,7 @@ impl Client {
     /// Writes `a[i] + b[i]` to `out[i]` for every `i`.
     ///
     /// The vectors travel from where they are to where the sum belongs: no copy of them is made
-    /// here, whatever their length. The kernel is loaded with the first call of a session, and up to 8 MiB of
+    /// here, whatever their length. The kernel is loaded with the first call of a session, and up to 16 MiB of
     /// device memory are kept for the next one. There is no limit on the total time, only on the time in which
     /// nothing moves ([`Options::stall_timeout`](crate::Options::stall_timeout)).
     ///
@@ -376,7 +379,11 @@ impl Client {
     /// A place for `elements`, or for as many of them as fit into memory at once. If there is no memory at all,
     /// waits for another add of the session.
     fn place(&mut self, elements: usize) -> Result<(Place, Taken)> {
-        let wanted = elements.next_power_of_two().clamp(LEAST, PIECE);
+        let most = match elements > PIECE && self.has_staging(DOING)? {
+            true => STAGED_PIECE,
+            false => PIECE,
+        };
+        let wanted = elements.next_power_of_two().clamp(LEAST, most);
         let session = Arc::clone(&self.session);
         // One add asks at a time. Whoever has memory is then counted before the next one is refused, and two
         // that find none cannot wait for each other.

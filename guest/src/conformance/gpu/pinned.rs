@@ -1,5 +1,6 @@
 //! Page-locked memory, and large copies of ordinary memory, which go by way of it where the endpoint has it.
 
+use std::num::NonZeroUsize;
 use std::thread;
 
 use vgpu_protocol::op::Features;
@@ -8,6 +9,7 @@ use vgpu_protocol::status::Status;
 use crate::client::{CaptureMode, Client, Device, PinnedBuffer};
 use crate::conformance::{Ground, at, check, fails};
 use crate::error::Cause;
+use crate::options::Options;
 
 use super::{Outcome, config, device_word, end, kernel, open, open_with_kernels, pattern, same};
 
@@ -23,6 +25,9 @@ const SIZES: [usize; 9] = [
     (5 << 20) + 12_347,
     (9 << 20) + 1,
 ];
+
+/// Of copies that several threads make, with one of them beside the caller's, and with two.
+const SHARED: [usize; 3] = [4 << 20, (9 << 20) + 4097, (32 << 20) + 1];
 
 /// Whether the session has memory beside its stream.
 fn has_regions(device: &Device) -> bool {
@@ -41,6 +46,20 @@ pub(in crate::conformance) fn large_copies(ground: &Ground<'_>) -> Outcome {
         let back = device.clone_dtoh(&buffer).map_err(at("down"))?;
         same(&format!("{n} bytes there and back"), &back, &bytes)?;
     }
+    // Several threads make a copy, also where there are too few processors for that.
+    let options = Options {
+        copy_threads: NonZeroUsize::new(3),
+        ..ground.options.clone()
+    };
+    let shared = ground.connect_with(&options).map_err(at("connect"))?;
+    let shared = Device::new(shared).map_err(at("device"))?;
+    for (n, seed) in SHARED.into_iter().zip(20..) {
+        let bytes = pattern(n, seed);
+        let buffer = shared.clone_htod(&bytes).map_err(at("up, shared"))?;
+        let back = shared.clone_dtoh(&buffer).map_err(at("down, shared"))?;
+        same(&format!("{n} bytes by several threads"), &back, &bytes)?;
+    }
+    end(shared)?;
     // Threads of one session, each in a stream of its own: there are fewer pieces under way than both would like.
     let streams = [device.new_stream(), device.new_stream()];
     thread::scope(|scope| {

@@ -13,8 +13,8 @@ use vgpu_transport::Waker;
 
 use crate::executor::cuda_result;
 use crate::executor::gpu::device::{
-    self, Answer, Call, Caller, Description, DeviceError, Done, Key, Layout, Part, Region, Rows,
-    Span, Word,
+    self, Answer, Answered, Call, Caller, Description, DeviceError, Done, Key, Layout, Part,
+    Region, Rows, Span, Word,
 };
 
 /// Copies and fills of at most this many bytes are done at once if nothing is queued before them: they take
@@ -485,7 +485,7 @@ impl Caller for CpuCaller {
     fn call(
         &self,
         call: Call<ptx::Loaded, Function>,
-    ) -> Result<Answer<ptx::Loaded, Function, Infallible>, DeviceError> {
+    ) -> Answered<ptx::Loaded, Function, Infallible> {
         Ok(match call {
             Call::Allocate(bytes) => Answer::Address(self.0.allocate(bytes).map_err(error)?),
             Call::AllocateRows { width, height, .. } => {

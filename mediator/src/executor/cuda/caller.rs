@@ -9,7 +9,7 @@ use cudarc::driver::sys::{CUdeviceptr, CUfunction, CUmodule};
 use vgpu_protocol::op::{NO_ATTRIBUTE, ParameterPlace};
 
 use super::super::cuda_result;
-use super::super::gpu::device::{Answer, Call, Caller, DeviceError, Layout};
+use super::super::gpu::device::{Answer, Answered, Call, Caller, DeviceError, Layout};
 use super::device::Device;
 use super::driver::{CallError, check};
 use super::graph::Graph;
@@ -212,10 +212,7 @@ impl Caller for CudaCaller {
 
     const MAY_WAIT: bool = true;
 
-    fn call(
-        &self,
-        call: Call<Module, Function>,
-    ) -> Result<Answer<Module, Function, Graph>, DeviceError> {
+    fn call(&self, call: Call<Module, Function>) -> Answered<Module, Function, Graph> {
         if self.0.is_lost() {
             return Err(lost(&self.0));
         }

@@ -160,7 +160,7 @@ pub(in crate::executor) trait Caller: Clone + Send + 'static {
     fn call(
         &self,
         call: Call<Self::Module, Self::Function>,
-    ) -> Result<Answer<Self::Module, Self::Function, Self::Graph>, DeviceError>;
+    ) -> Answered<Self::Module, Self::Function, Self::Graph>;
 }
 
 /// Work of a device.
@@ -168,11 +168,11 @@ pub(in crate::executor) type WorkOf<D> =
     Work<<D as Device>::Buffer, <D as Device>::Function, <D as Device>::Graph>;
 /// A call for a device.
 pub(in crate::executor) type CallOf<D> = Call<<D as Device>::Module, <D as Device>::Function>;
-/// The result of a call for a device.
-pub(in crate::executor) type Answered<D> = Result<
-    Answer<<D as Device>::Module, <D as Device>::Function, <D as Device>::Graph>,
-    DeviceError,
->;
+/// How a call ends.
+pub(in crate::executor) type Answered<M, F, G> = Result<Answer<M, F, G>, DeviceError>;
+/// How a call for a device ends.
+pub(in crate::executor) type AnsweredOf<D> =
+    Answered<<D as Device>::Module, <D as Device>::Function, <D as Device>::Graph>;
 
 /// A call.
 #[derive(Debug)]

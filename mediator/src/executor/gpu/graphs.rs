@@ -20,7 +20,7 @@ use vgpu_protocol::status::ErrorCode;
 
 use super::super::cuda_result::{NOT_SUPPORTED, STREAM_CAPTURE_UNJOINED};
 use super::captures::{Capture, Node, What, error};
-use super::device::{Answer, Answered, Call, Device, Key, Node as DeviceNode, NodeWork, Work};
+use super::device::{Answer, AnsweredOf, Call, Device, Key, Node as DeviceNode, NodeWork, Work};
 use super::handles::{self, Objects};
 use super::queue::{self, Purpose, Reclaim};
 use super::work::Action;
@@ -350,7 +350,7 @@ impl<D: Device> Gpu<D> {
         exec: Handle,
         nodes: usize,
         deadline: Duration,
-        answer: Answered<D>,
+        answer: AnsweredOf<D>,
     ) {
         let named = handles::named(&mut self.graphs.execs, exec);
         let outcome = match (answer, named) {

@@ -10,7 +10,7 @@ use vgpu_protocol::op::{
 use vgpu_protocol::session::server::Failure;
 use vgpu_protocol::status::ErrorCode;
 
-use super::device::{Answer, Answered, Call, Device, Layout};
+use super::device::{Answer, AnsweredOf, Call, Device, Layout};
 use super::queue::{Purpose, Reclaim};
 use super::sources::{self, Code};
 use super::transfers::Image;
@@ -180,7 +180,7 @@ impl<D: Device> Gpu<D> {
         id: u32,
         module: Handle,
         log: Option<&str>,
-        answer: Answered<D>,
+        answer: AnsweredOf<D>,
     ) {
         let loaded = match answer {
             Ok(Answer::Module(loaded)) => loaded,

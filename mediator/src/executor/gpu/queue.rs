@@ -17,7 +17,7 @@ use vgpu_transport::clock;
 
 use super::super::cuda_result;
 use super::device::{
-    Answer, Answered, Call, CallOf, Caller, Device, DeviceError, Done, Key, Region, Span, WorkOf,
+    Answer, AnsweredOf, Call, CallOf, Caller, Device, DeviceError, Done, Key, Region, Span, WorkOf,
 };
 use super::ranges::{GRAIN, counted};
 use super::{BEAT, Event, Gpu, LONGEST_CALL, Refused};
@@ -293,7 +293,7 @@ impl Purpose {
 /// A call in a thread of its own.
 pub(super) struct Calling<D: Device> {
     pub(super) purpose: Purpose,
-    answer: mpsc::Receiver<Answered<D>>,
+    answer: mpsc::Receiver<AnsweredOf<D>>,
     since: Instant,
 }
 
@@ -697,7 +697,7 @@ impl<D: Device> Gpu<D> {
         }
     }
 
-    fn answered(&mut self, purpose: Purpose, answer: Answered<D>) {
+    fn answered(&mut self, purpose: Purpose, answer: AnsweredOf<D>) {
         match (purpose, answer) {
             (
                 Purpose::Allocate {
@@ -793,7 +793,7 @@ impl<D: Device> Gpu<D> {
     }
 
     /// A call went wrong.
-    pub(super) fn answer_failed(&mut self, id: u32, answer: Answered<D>) {
+    pub(super) fn answer_failed(&mut self, id: u32, answer: AnsweredOf<D>) {
         let failure = match answer {
             Err(error) => self.failure(id, &error),
             Ok(_) => Failure {

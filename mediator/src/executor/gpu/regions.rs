@@ -14,7 +14,7 @@ use vgpu_protocol::op::{
 use vgpu_protocol::status::ErrorCode;
 use vgpu_transport::clock;
 
-use super::device::{Answer, Answered, Call, Device, Part, Region, Rows, Word, Work};
+use super::device::{Answer, AnsweredOf, Call, Device, Part, Region, Rows, Word, Work};
 use super::handles;
 use super::queue::{Purpose, Reclaim, What};
 use super::{Event, Gpu, Refused, invalid, refused};
@@ -151,7 +151,7 @@ impl<D: Device> Gpu<D> {
         &mut self,
         id: u32,
         (handle, bytes): (Handle, u64),
-        answer: Answered<D>,
+        answer: AnsweredOf<D>,
     ) {
         match answer {
             // Unless nobody waits for it any more.
