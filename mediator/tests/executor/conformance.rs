@@ -13,7 +13,7 @@ use vgpu_protocol::op::field::{Bytes, StreamRef};
 use vgpu_protocol::op::{
     Body, CopyFromDevice, CopyToDevice, Info, Launch, MemoryAllocate, MemoryAllocateReply,
     MemoryFree, ModuleFunction, ModuleFunctionReply, ModuleLoad, ModuleUnload, Op, Request,
-    Synchronize,
+    Synchronize, SynchronizeReply,
 };
 use vgpu_protocol::session::server::Failure;
 use vgpu_protocol::status::ErrorCode;
@@ -234,6 +234,29 @@ pub(crate) fn begin_a_launch(executor: &mut dyn Executor) {
         parameters: Bytes::new(&[0; 32]).expect("short"),
     };
     executor.start(&FrameHeader::request(Op::Launch, 1), launch.into());
+}
+
+/// Launches a kernel that has nothing to do so many times, and waits for each; the nanoseconds that the answers tell.
+pub(crate) fn launches(executor: &mut dyn Executor, times: usize) -> Vec<u64> {
+    let (module, function) = load(executor, Instant::now() + WATCHDOG).expect("a module");
+    let mut each = || {
+        let launch = Launch {
+            module,
+            function,
+            grid: [1; 3],
+            block: [1; 3],
+            shared_bytes: 0,
+            stream: StreamRef::DEFAULT,
+            deadline_ms: 0,
+            parameters: Bytes::new(&[0; 32]).expect("short"),
+        };
+        ask(executor, launch).expect("launched");
+        let body = ask(executor, Synchronize {}).expect("done");
+        SynchronizeReply::decode(&body).expect("a reply").device_ns
+    };
+    let told = (0..times).map(|_| each()).collect();
+    ask(executor, ModuleUnload { module }).expect("unloaded");
+    told
 }
 
 /// Adds vectors beside each other: all copies at once, all launches, all copies back.

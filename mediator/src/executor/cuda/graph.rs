@@ -70,6 +70,11 @@ impl Graph {
         self.0.may_print
     }
 
+    /// Tells it from other graphs and functions that are there.
+    pub(super) fn address(&self) -> usize {
+        self.0.exec.addr()
+    }
+
     /// Launches it in a stream of the same device, whose context is current.
     ///
     /// # Safety

@@ -36,7 +36,7 @@ use super::driver::{
 use super::graph::Graph;
 use super::handles::{Buffer, Event, Stream};
 use super::printed;
-use rows::{End, Row, Times};
+use rows::{End, Row, Samples, Times};
 
 /// `CU_EVENT_DISABLE_TIMING`.
 const EVENT_DISABLE_TIMING: c_uint = 2;
@@ -81,6 +81,7 @@ pub(in crate::executor) struct Queue {
     free_events: Vec<Arc<Event>>,
     /// The last end of a kernel that is known.
     last_end: Option<End>,
+    samples: Samples,
     /// Marks a place for a stream to wait for.
     place: Event,
     /// Nothing is ever queued here: a call that waits for it does not wait.
@@ -194,6 +195,7 @@ impl Queue {
             events: HashMap::new(),
             free_events: Vec::new(),
             last_end: None,
+            samples: Samples::default(),
             place: Event::new(device, EVENT_DISABLE_TIMING)?,
             empty: None,
             prints: false,
@@ -296,7 +298,7 @@ impl Queue {
                     None
                 }
                 Work::Graph(graph, most) => {
-                    self.in_row(key, |stream| graph.launch(stream))?;
+                    self.in_row(key, graph.address(), |stream| graph.launch(stream))?;
                     deadline = Some(most);
                     may_print = graph.may_print();
                     self.prints |= may_print;
@@ -492,7 +494,7 @@ impl Queue {
     fn launch(&mut self, key: Key, launch: &Launch<Function>) -> Result<(), CallError> {
         let launch_kernel = self.device.driver().launch_kernel;
         let ([gx, gy, gz], [bx, by, bz]) = (launch.grid, launch.block);
-        self.in_row(key, |stream| {
+        self.in_row(key, launch.function.function.addr(), |stream| {
             let code = with_extra(&launch.parameters, |extra| {
                 // SAFETY: the context is current; the function's module is unloaded only when this is done; there are as
                 // many bytes of parameters as the kernel has, which the driver copies before it returns.

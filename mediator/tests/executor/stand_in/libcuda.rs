@@ -11,6 +11,7 @@
 //! `CUDA_VISIBLE_DEVICES` hides some, and the memory and processors are those of one),
 //! `context=CODE`, `alloc=CODE`, `module=CODE`, `limit=BYTES` of device memory, `wrong=1` for kernels that do
 //! nothing, and `refuse=N`, `fault=N`, `hang=N` from, or at, the N-th launch on. `old=1`: a driver before CUDA 12.4.
+//! `events=N`: no event with a time is recorded after the N-th, and what lies between two takes a microsecond.
 //! `pitch=BYTES`: rows are allocated at multiples of this many bytes. `halves=1`: streams write 32 bits at a time.
 //! `late=FILE`: there is no driver before the file is there; `alone=FILE`: one process at a time has the GPU, by a
 //! lock of the file, which ends with the process as a context does; `dies=FILE`: contexts made before the file is there
@@ -90,6 +91,7 @@ enum Operation {
 struct Event {
     recorded: u64,
     come: u64,
+    timed: bool,
     at: Option<Instant>,
 }
 
@@ -111,6 +113,8 @@ struct Function {
 #[derive(Default)]
 struct Driver {
     launches: i64,
+    /// How often events were recorded that have a time.
+    recorded: i64,
     /// The rest of a scenario is over.
     rested: bool,
     next_handle: usize,
@@ -790,7 +794,12 @@ extern "C" fn cuEventCreate(event: &mut *mut c_void, flags: c_uint) -> c_int {
         return misuse("more events than can be under way");
     }
     let handle = driver.handle();
-    driver.events.insert(handle, Event::default());
+    let timed = flags & 2 == 0;
+    let new = Event {
+        timed,
+        ..Event::default()
+    };
+    driver.events.insert(handle, new);
     *event = handle as *mut c_void;
     OK
 }
@@ -798,9 +807,16 @@ extern "C" fn cuEventCreate(event: &mut *mut c_void, flags: c_uint) -> c_int {
 #[unsafe(no_mangle)]
 extern "C" fn cuEventRecord(event: *mut c_void, stream: *mut c_void) -> c_int {
     let mut driver = context!();
-    match driver.events.get_mut(&(event as usize)) {
-        Some(event) => event.recorded += 1,
+    let timed = match driver.events.get_mut(&(event as usize)) {
+        Some(event) => {
+            event.recorded += 1;
+            event.timed
+        }
         None => return misuse("an event that is none"),
+    };
+    driver.recorded += i64::from(timed);
+    if timed && scenario("events").is_some_and(|most| driver.recorded > most) {
+        return FROM_THE_FUTURE;
     }
     driver.queue(stream, Operation::Record(event as usize))
 }
@@ -827,6 +843,10 @@ extern "C" fn cuEventElapsedTime(
         event.at.filter(|_| event.come == event.recorded)
     };
     match (time(from), time(to)) {
+        (Some(_), Some(_)) if scenario("events").is_some() => {
+            *milliseconds = 0.001;
+            OK
+        }
         (Some(from), Some(to)) => {
             *milliseconds = to.saturating_duration_since(from).as_secs_f32() * 1000.0;
             OK
