@@ -24,9 +24,11 @@ const PROCESSOR: &str = "qemu64,+svm,+npt,+nrip-save,+vgif";
 const XEN_ARGUMENTS: &str = "dom0_mem=1536M dom0_max_vcpus=1 console=com1 com1=115200 \
      conring_size=512k guest_loglvl=warning spec-ctrl=no bootscrub=0";
 
-/// For dom0's kernel the same, and pages are zeroed when used, not when freed.
+/// For dom0's kernel the same, and pages are zeroed when used, not when freed. Programs are where they were the last
+/// time: QEMU keeps what it has translated by virtual addresses too, and would translate each program anew, with its
+/// libraries, whenever it is started.
 const DOM0_ARGUMENTS: &str =
-    "console=hvc0 quiet loglevel=4 panic=1 mitigations=off init_on_alloc=0";
+    "console=hvc0 quiet loglevel=4 panic=1 mitigations=off init_on_alloc=0 norandmaps";
 
 /// Default size of the emulated memory, MiB.
 pub(crate) const DEFAULT_MEMORY: u32 = 3072;

@@ -30,8 +30,9 @@ guest_create() {
     # when each entry to the kernel changes them: it ends in a triple fault after some seconds.
     # Without a search in ports for PCI and serial lines that no guest has, where each access leaves a PVH
     # guest, and without a walk through all page tables in the end. With the processor's own time stamps, as on a
-    # machine where Xen knows them to be reliable: otherwise it emulates each reading of them.
-    quick="pci=noearly 8250.nr_uarts=0 rodata=off clocksource=tsc tsc=reliable"
+    # machine where Xen knows them to be reliable: otherwise it emulates each reading of them. With programs at the same
+    # addresses each time, as in dom0 (qemu.rs).
+    quick="pci=noearly 8250.nr_uarts=0 rodata=off clocksource=tsc tsc=reliable norandmaps"
     [ -e $initrd ] || cat $parts /boot/project.cpio >$initrd
     {
         printf 'name="%s"\ntype="%s"\nmemory=%s\nvcpus=%s\n' "$name" "$type" "$memory" "$vcpus"
