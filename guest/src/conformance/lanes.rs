@@ -6,7 +6,7 @@ use std::thread;
 use crate::client::Client;
 use crate::error::Cause;
 
-use super::{Ground, at, check, fails, goodbye, vectors, works};
+use super::{Ground, at, check, fails, goodbye, repeated, vectors, works};
 
 /// Elements of the vector add beside which something else runs.
 const LONG: usize = 1 << 20;
@@ -45,7 +45,9 @@ fn beside_a_vector_add(
     let running = AtomicU32::new(0);
     let (shown, ended) = (AtomicBool::new(false), AtomicBool::new(false));
     let add = |client: &mut Client| -> Result<(), String> {
-        let a: Vec<f32> = (0..LONG).map(|i| (i % 16_381) as f32).collect();
+        let ramp: Vec<f32> = (0..16_381).map(|i| i as f32).collect();
+        let doubled: Vec<f32> = ramp.iter().map(|a| a + a).collect();
+        let (a, wanted) = (repeated(&ramp, LONG), repeated(&doubled, LONG));
         let mut sum = vec![0.0; LONG];
         for number in 1..=TRIES {
             if shown.load(Ordering::Relaxed) {
@@ -57,8 +59,13 @@ fn beside_a_vector_add(
             });
             running.store(0, Ordering::Relaxed);
             added.map_err(at("vector add"))?;
-            let wrong = sum.iter().zip(&a).position(|(sum, a)| *sum != a + a);
-            check(wrong.is_none(), || format!("element {wrong:?} is wrong"))?;
+            check(sum == wanted, || {
+                let wrong = sum
+                    .iter()
+                    .zip(&wanted)
+                    .position(|(sum, wanted)| sum != wanted);
+                format!("element {wrong:?} is wrong")
+            })?;
         }
         Ok(())
     };

@@ -162,6 +162,14 @@ fn check(holds: bool, otherwise: impl FnOnce() -> String) -> Result<(), String> 
     if holds { Ok(()) } else { Err(otherwise()) }
 }
 
+/// `n` elements, which are these over and over: copied, since computing each for itself takes a program without
+/// optimisation longer than the session that is tried.
+fn repeated<T: Copy>(period: &[T], n: usize) -> Vec<T> {
+    let mut all = period.repeat(n.div_ceil(period.len()));
+    all.truncate(n);
+    all
+}
+
 /// Says at which step an error came.
 fn at(step: &str) -> impl Fn(crate::Error) -> String + '_ {
     move |error| format!("{step}: {error}")

@@ -2,13 +2,18 @@
 
 use crate::client::{Client, PIECE};
 
-use super::{Ground, at, check, goodbye};
+use super::{Ground, at, check, goodbye, repeated};
 
 /// Adds two vectors of `n` elements whose values depend on their place, so that a piece in the
 /// wrong place or from another request is noticed.
 pub(super) fn add(client: &mut Client, n: usize) -> Result<(), String> {
-    let a: Vec<f32> = (0..n).map(|i| (i % 16_381) as f32).collect();
-    let b: Vec<f32> = (0..n).map(|i| (i / 16_381) as f32 + n as f32).collect();
+    // The first counts up, again and again; the second tells which time it is.
+    let ramp: Vec<f32> = (0..16_381).map(|i| i as f32).collect();
+    let a = repeated(&ramp, n);
+    let mut b = vec![0.0; n];
+    for (time, part) in b.chunks_mut(ramp.len()).enumerate() {
+        part.fill(time as f32 + n as f32);
+    }
     let sum = sum(client, &a, &b)?;
     for (i, sum) in sum.iter().enumerate() {
         let wanted = a[i] + b[i];
@@ -64,9 +69,11 @@ pub(super) fn several_pieces(ground: &Ground<'_>) -> Result<(), String> {
 /// Sends bytes of all lengths there and back.
 pub(super) fn exchanges(ground: &Ground<'_>) -> Result<(), String> {
     let mut client = ground.connect()?;
-    let bytes: Vec<u8> = (0..5_000_011usize)
-        .map(|i| (i.wrapping_mul(0x9e37_79b9) >> 13).to_le_bytes()[0])
+    // A period that no length and no part of one is a multiple of.
+    let period: Vec<u8> = (0..65_537u64)
+        .map(|i| ((i * 0x9e37_79b9) >> 13).to_le_bytes()[0])
         .collect();
+    let bytes = repeated(&period, 5_000_011);
     for up in [
         0,
         1,
