@@ -1,12 +1,13 @@
 //! Usage of a session: counters in the worker, figures in the broker.
 
 use std::collections::BTreeMap;
-use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
 
 use serde::{Deserialize, Serialize};
 use vgpu_protocol::op::{Op, StatisticsReply};
 use vgpu_protocol::session::server::{Counts, Durations};
+use vgpu_protocol::session::tally::{Counted, OpResult, Tally};
 
 /// Usage of a session, a guest or the whole mediator so far.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
@@ -59,33 +60,43 @@ impl Standing {
     }
 }
 
-/// Requests and answers by kind, of a session or the whole mediator.
+/// Requests that are over, by operation and result.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
-#[serde(default)]
-pub struct Activity {
-    /// Requests of each operation that was asked for, by its number on the wire.
-    pub requests: BTreeMap<u16, u64>,
-    /// Answers by the time they took: see [`Durations::within`].
-    pub answers: [u64; Durations::LIMITS.len() + 1],
-    /// Sum of those times in microseconds.
-    pub answers_us: u64,
-}
+#[serde(transparent)]
+pub struct Requests(
+    /// By the operation's number on the wire; without those that were never asked for.
+    pub BTreeMap<u16, Counted>,
+);
 
-impl Activity {
-    /// Adds `other`; figures that overflow stay at the top, and numbers of no operation are left
-    /// out.
-    pub fn add(&mut self, other: &Activity) {
-        for (code, count) in &other.requests {
-            if Op::from_code(*code).and_then(Op::index).is_some() {
-                let all = self.requests.entry(*code).or_default();
-                *all = all.saturating_add(*count);
+impl Requests {
+    /// Adds `other`; counts that overflow stay at the top, and numbers of no operation are left out.
+    pub fn add(&mut self, other: &Self) {
+        for (op, counts) in other.iter() {
+            let all = self.0.entry(op.code()).or_default();
+            for (all, more) in all.iter_mut().zip(counts) {
+                *all = all.saturating_add(more);
             }
         }
-        for (all, more) in self.answers.iter_mut().zip(other.answers) {
-            *all = all.saturating_add(more);
-        }
-        self.answers_us = self.answers_us.saturating_add(other.answers_us);
     }
+
+    /// The counts of each operation.
+    pub fn iter(&self) -> impl Iterator<Item = (Op, Counted)> {
+        let known = |(code, counts): (&u16, &Counted)| {
+            let op = Op::from_code(*code)?;
+            op.index().map(|_| (op, *counts))
+        };
+        self.0.iter().filter_map(known)
+    }
+}
+
+/// Requests and answers of a session by kind.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Activity {
+    /// Those that are over.
+    pub requests: Requests,
+    /// How long answers took.
+    pub durations: Durations,
 }
 
 /// State that the executor of a session's requests can report at any time.
@@ -97,8 +108,6 @@ pub struct Load {
     pub memory_limit: u64,
     /// Works in the device's queue.
     pub queued: u64,
-    /// Requests that have failed after they were answered, or without an answer, so far.
-    pub late_failures: u64,
     /// Kernels that were ended at their deadline so far.
     pub kernels_killed: u64,
 }
@@ -135,24 +144,15 @@ pub struct Counters {
     bytes_out: AtomicU64,
     requests: AtomicU64,
     failed_requests: AtomicU64,
+    failed_later: AtomicU64,
     kernels_killed: AtomicU64,
     device_ns: AtomicU64,
     memory: AtomicU64,
     memory_limit: AtomicU64,
     queue: AtomicU64,
-    operations: Operations,
+    requests_over: Arc<Tally>,
     answers: [AtomicU64; Durations::LIMITS.len() + 1],
     answers_us: AtomicU64,
-}
-
-/// Requests of each operation, in the order of [`Op::REQUESTS`].
-#[derive(Debug)]
-struct Operations([AtomicU64; Op::REQUESTS.len()]);
-
-impl Default for Operations {
-    fn default() -> Self {
-        Self([const { AtomicU64::new(0) }; Op::REQUESTS.len()])
-    }
 }
 
 impl Counters {
@@ -166,11 +166,15 @@ impl Counters {
         add(&self.bytes_out, bytes as u64);
     }
 
-    /// Counts a request that is begun.
-    pub fn began(&self, op: Op) {
-        if let Some(index) = op.index() {
-            add(&self.operations.0[index], 1);
-        }
+    /// The counts of requests that are over, for who serves them.
+    pub fn tally(&self) -> &Arc<Tally> {
+        &self.requests_over
+    }
+
+    /// Counts a request whose work has failed after it had counted as one that went well.
+    pub fn failed_later(&self, op: Op) {
+        add(&self.failed_later, 1);
+        self.requests_over.count(op, OpResult::FailedLater);
     }
 
     /// Notes how many requests were received and have failed, how many of them are not answered, and
@@ -178,10 +182,7 @@ impl Counters {
     pub fn asked(&self, counts: Counts, under_way: usize, load: Load) {
         let set = |counter: &AtomicU64, value| counter.store(value, Ordering::Relaxed);
         set(&self.requests, counts.requests);
-        set(
-            &self.failed_requests,
-            counts.failed.saturating_add(load.late_failures),
-        );
+        set(&self.failed_requests, counts.failed);
         for (counter, value) in self.answers.iter().zip(counts.durations.within) {
             set(counter, value);
         }
@@ -199,11 +200,13 @@ impl Counters {
 
     /// The figures now.
     pub fn usage(&self) -> Usage {
+        let failed = self.failed_requests.load(Ordering::Relaxed);
+        let later = self.failed_later.load(Ordering::Relaxed);
         Usage {
             bytes_in: self.bytes_in.load(Ordering::Relaxed),
             bytes_out: self.bytes_out.load(Ordering::Relaxed),
             requests: self.requests.load(Ordering::Relaxed),
-            failed_requests: self.failed_requests.load(Ordering::Relaxed),
+            failed_requests: failed.saturating_add(later),
             kernels_killed: self.kernels_killed.load(Ordering::Relaxed),
             device_ns: self.device_ns.load(Ordering::Relaxed),
         }
@@ -212,14 +215,14 @@ impl Counters {
     /// Requests and answers by kind, now.
     pub fn activity(&self) -> Activity {
         let load = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
-        let counts = Op::REQUESTS.iter().zip(&self.operations.0);
+        let requests = self.requests_over.iter();
+        let requests = requests.filter(|(_, counts)| counts.iter().any(|count| *count > 0));
         Activity {
-            requests: counts
-                .map(|(op, count)| (op.code(), load(count)))
-                .filter(|(_, count)| *count > 0)
-                .collect(),
-            answers: std::array::from_fn(|at| load(&self.answers[at])),
-            answers_us: load(&self.answers_us),
+            requests: Requests(requests.map(|(op, counts)| (op.code(), counts)).collect()),
+            durations: Durations {
+                within: std::array::from_fn(|at| load(&self.answers[at])),
+                sum_us: load(&self.answers_us),
+            },
         }
     }
 

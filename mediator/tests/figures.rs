@@ -88,6 +88,22 @@ fn each_guest_has_its_memory_queue_time_errors_and_kills() {
         shown["usage"]["failed_requests"].as_u64() >= Some(1),
         "{shown}"
     );
+    // A launch is over before its kernel is: it went well, and failed later. Who waited for it failed at once.
+    let metrics = stdout(&run(mediator.vgpuctl().arg("metrics")));
+    for (name, op, result) in [
+        ("tester", "launch", "ok"),
+        ("tester", "launch", "failed_later"),
+        ("other", "launch", "failed_later"),
+    ] {
+        let of = format!("{{guest=\"tcp:{name}\",op=\"{op}\",result=\"{result}\"}} 1");
+        let line = format!("vgpu_requests_total{of}");
+        assert!(metrics.lines().any(|it| it == line), "{line}: {metrics}");
+    }
+    let failed = metrics.lines().filter(|line| {
+        line.starts_with("vgpu_requests_total{guest=\"tcp:tester\"")
+            && line.contains("result=\"failed\"")
+    });
+    assert!(failed.count() >= 1, "{metrics}");
     let status = mediator.status();
     let sum: u64 = ["tcp tester", "tcp other"]
         .map(|name| of(name)["usage"]["device_ns"].as_u64().unwrap())

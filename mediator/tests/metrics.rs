@@ -104,11 +104,21 @@ fn every_figure_is_there_and_is_that_of_the_status() {
     let usage = &tester["usage"];
     let figure = |name: &str| usage[name].as_u64().unwrap() as f64;
     assert!(figure("requests") > 0.0);
-    assert_eq!(
-        of("vgpu_requests_total", ",result=\"ok\""),
-        figure("requests")
-    );
-    assert_eq!(of("vgpu_requests_total", ",result=\"failed\""), 0.0);
+    // Every request that is over has one result; none is under way.
+    let requests = |start: &str, end: &str| -> f64 {
+        let start = format!("vgpu_requests_total{{guest=\"{start}");
+        let some = samples
+            .iter()
+            .filter(|(series, _)| series.starts_with(start.as_str()) && series.ends_with(end));
+        some.map(|(_, count)| count).sum()
+    };
+    let passed = requests("tcp:tester\"", ",result=\"ok\"}");
+    assert_eq!(passed, figure("requests"));
+    assert_eq!(requests("tcp:tester\"", ""), passed);
+    let of_op = |op: &str| format!(",op=\"{op}\",result=\"ok\"");
+    for op in ["hello", "launch", "module-load"] {
+        assert_eq!(of("vgpu_requests_total", &of_op(op)), 1.0, "{op}");
+    }
     assert_eq!(
         of("vgpu_transferred_bytes_total", ",direction=\"in\""),
         figure("bytes_in")
@@ -123,14 +133,10 @@ fn every_figure_is_there_and_is_that_of_the_status() {
     );
     // Of three vector adds; the session that was kicked may not have said.
     for op in ["launch", "module-load"] {
-        let count = at(&format!("vgpu_operations_total{{op=\"{op}\"}}"));
+        let count = requests("", &format!("{}}}", of_op(op)));
         assert!((2.0..=3.0).contains(&count), "{op}: {count}");
     }
-    let all: f64 = samples
-        .iter()
-        .filter(|(series, _)| series.starts_with("vgpu_operations_total"))
-        .map(|(_, count)| count)
-        .sum();
+    let all = requests("", "");
     let answered = at("vgpu_request_seconds_count");
     assert!(answered > 0.0 && answered < all, "{answered} of {all}");
     assert_eq!(at("vgpu_request_seconds_bucket{le=\"60.0\"}"), answered);
@@ -377,7 +383,7 @@ fn prometheus_scrapes_it() {
         Some(body["data"]["result"][0]["value"][1].as_str()?.to_owned())
     };
     let wanted = mediator.status()["usage"]["requests"].to_string();
-    let requests = "vgpu_requests_total{guest=%22tcp:tester%22,result=%22ok%22}";
+    let requests = "sum(vgpu_requests_total{guest=%22tcp:tester%22,result=%22ok%22})";
     wait_until("a scrape has worked", || {
         thread::sleep(Duration::from_millis(100));
         value(requests).as_deref() == Some(wanted.as_str())
@@ -407,7 +413,11 @@ fn commands_of_the_two_files_count_by_operation_too() {
     command("0\n", "0:Ready");
     command("1\n", "1:Vector add PASSED");
     command("2\n", "(cpu executor: ");
-    let at = |op: &str| metrics()[&format!("vgpu_operations_total{{op=\"{op}\"}}")];
-    assert_eq!([at("launch"), at("module-load"), at("info")], [1.0; 3]);
+    let at = |op: &str, result: &str| {
+        let id = format!("file:{}", files.display());
+        metrics()[&format!("vgpu_requests_total{{guest=\"{id}\",op=\"{op}\",result=\"{result}\"}}")]
+    };
+    let passed = ["launch", "module-load", "info"].map(|op| at(op, "ok"));
+    assert_eq!(passed, [1.0; 3]);
     assert_eq!(metrics()["vgpu_request_seconds_count"], 2.0);
 }

@@ -8,10 +8,12 @@ use std::collections::BTreeMap;
 use std::fmt::Display;
 use std::time::{Duration, Instant};
 
+use vgpu_protocol::session::server::Durations;
+
 use super::who::{AccountKey, Road, Who};
 use crate::logging;
 use crate::rate::{LogLimit, TokenBucket};
-use crate::usage::{Activity, Usage};
+use crate::usage::{Activity, Requests, Usage};
 
 /// Accounts kept at most; the oldest without a session make room. Guests come and go by the
 /// thousands on a host that runs for years.
@@ -46,6 +48,8 @@ pub(super) struct Account {
     pub(super) killed: u64,
     /// Of ended sessions.
     pub(super) usage: Usage,
+    /// Of ended sessions.
+    pub(super) requests: Requests,
     road: Road,
     starts: TokenBucket,
     log: LogLimit,
@@ -85,8 +89,8 @@ pub(super) struct Accounts {
     pub(super) kills: BTreeMap<Force, u64>,
     /// Of ended sessions.
     pub(super) usage: Usage,
-    /// Requests and answers of the sessions that have ended.
-    pub(super) activity: Activity,
+    /// Of ended sessions.
+    pub(super) durations: Durations,
 }
 
 /// Why somebody was turned away.
@@ -172,6 +176,7 @@ impl Accounts {
                 refused: 0,
                 killed: 0,
                 usage: Usage::default(),
+                requests: Requests::default(),
                 road: who.road(),
                 starts: TokenBucket::new(burst, interval, now),
                 log: LogLimit::new(now),
@@ -236,9 +241,6 @@ impl Accounts {
         now: Instant,
     ) {
         self.usage.add(usage);
-        if let Some(activity) = activity {
-            self.activity.add(activity);
-        }
         match force {
             Some(force) => *self.kills.entry(force).or_default() += 1,
             None => self.ends[usize::from(fault)] += 1,
@@ -247,6 +249,10 @@ impl Accounts {
         account.killed += u64::from(force.is_some());
         account.running = account.running.saturating_sub(1);
         account.usage.add(usage);
+        if let Some(activity) = activity {
+            account.requests.add(&activity.requests);
+            self.durations.add_all(&activity.durations);
+        }
     }
 
     /// Guests turned away.

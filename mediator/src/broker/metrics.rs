@@ -18,12 +18,12 @@ use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::registry::Registry;
-use vgpu_protocol::op::Op;
 use vgpu_protocol::session::server::Durations;
+use vgpu_protocol::session::tally::OpResult;
 
 use super::accounts::{Force, Refusal};
 use crate::control::{Gpu, Guest, Status};
-use crate::usage::{Activity, Standing, Usage};
+use crate::usage::{Requests, Standing, Usage};
 
 /// Guests that have a label of their own at most, of each kind: `uuid`, `tcp`, …
 const MOST_LABELS: usize = 128;
@@ -60,7 +60,9 @@ impl Labels {
 #[derive(Debug)]
 pub(super) struct Figures<'a> {
     pub(super) status: &'a Status,
-    pub(super) activity: &'a Activity,
+    /// By the [`Guest::id`].
+    pub(super) requests: &'a BTreeMap<String, Requests>,
+    pub(super) durations: Durations,
     pub(super) refusals: &'a BTreeMap<Refusal, u64>,
     /// Sessions that have ended as they should, and by a fault.
     pub(super) ends: [u64; 2],
@@ -79,6 +81,7 @@ struct OfGuest {
     names: BTreeSet<String>,
     sessions: usize,
     usage: Usage,
+    requests: Requests,
     standing: Standing,
     contended_ns: u64,
     weight: Option<u32>,
@@ -90,11 +93,19 @@ pub(super) fn text(figures: &Figures<'_>, labels: &mut Labels) -> String {
     for guest in &figures.status.guests {
         guests.entry(labels.of(&guest.id)).or_default().add(guest);
     }
+    for (id, requests) in figures.requests {
+        let guest = guests.entry(labels.of(id)).or_default();
+        guest.requests.add(requests);
+    }
     let mut registry = Registry::default();
     of_mediator(&mut registry, figures);
     of_gpus(&mut registry, &figures.status.gpus);
     of_guests(&mut registry, &guests);
-    of_requests(&mut registry, figures.activity);
+    registry.register(
+        "vgpu_request_seconds",
+        "Time from the arrival of a request to its answer, where it has one",
+        Answers(figures.durations),
+    );
     of_process(&mut registry, figures.status.uptime_s);
     let mut text = String::new();
     match encode(&mut text, &registry) {
@@ -124,7 +135,8 @@ impl OfGuest {
 fn of_mediator(registry: &mut Registry, figures: &Figures<'_>) {
     let Figures {
         status,
-        activity: _,
+        requests: _,
+        durations: _,
         refusals,
         ends,
         kills,
@@ -315,7 +327,7 @@ fn of_gpus(registry: &mut Registry, gpus: &[Gpu]) {
 fn of_guests(registry: &mut Registry, guests: &BTreeMap<String, OfGuest>) {
     let info = Family::<LabelledTwice, Gauge>::default();
     let sessions = Family::<Labelled, Gauge>::default();
-    let requests = Family::<LabelledTwice, Counter>::default();
+    let requests = Family::<[(&'static str, String); 3], Counter>::default();
     let bytes = Family::<LabelledTwice, Counter>::default();
     let device = Family::<Labelled, Counter<f64, AtomicU64>>::default();
     let contended = Family::<Labelled, Counter<f64, AtomicU64>>::default();
@@ -337,11 +349,15 @@ fn of_guests(registry: &mut Registry, guests: &BTreeMap<String, OfGuest>) {
         sessions
             .get_or_create(&of())
             .set(signed(guest.sessions as u64));
-        let passed = usage.requests.saturating_sub(usage.failed_requests);
-        requests.get_or_create(&and("result", "ok")).inc_by(passed);
-        requests
-            .get_or_create(&and("result", "failed"))
-            .inc_by(usage.failed_requests);
+        for (op, counts) in guest.requests.iter() {
+            // Most operations have never failed: a zero for each would be most of the text.
+            let some = OpResult::ALL.into_iter().zip(counts);
+            for (result, count) in some.filter(|(_, count)| *count > 0) {
+                let [guest, op] = and("op", &op.name());
+                let result = ("result", result.name().to_owned());
+                requests.get_or_create(&[guest, op, result]).inc_by(count);
+            }
+        }
         bytes
             .get_or_create(&and("direction", "in"))
             .inc_by(usage.bytes_in);
@@ -370,7 +386,7 @@ fn of_guests(registry: &mut Registry, guests: &BTreeMap<String, OfGuest>) {
         info,
     );
     registry.register("vgpu_guest_sessions", "Sessions that run", sessions);
-    registry.register("vgpu_requests", "Requests", requests);
+    registry.register("vgpu_requests", "Requests that are over", requests);
     registry.register("vgpu_transferred_bytes", "Bytes from and to guests", bytes);
     registry.register(
         "vgpu_device_seconds",
@@ -401,41 +417,19 @@ fn of_guests(registry: &mut Registry, guests: &BTreeMap<String, OfGuest>) {
     );
 }
 
-/// Requests and answers of all guests by kind: by guest too they would be thousands of series.
-fn of_requests(registry: &mut Registry, activity: &Activity) {
-    let operations = Family::<Labelled, Counter>::default();
-    for (code, count) in &activity.requests {
-        if let Some(op) = Op::from_code(*code) {
-            operations
-                .get_or_create(&[("op", op.name())])
-                .inc_by(*count);
-        }
-    }
-    registry.register(
-        "vgpu_operations",
-        "Requests of all guests by operation",
-        operations,
-    );
-    registry.register(
-        "vgpu_request_seconds",
-        "Time from the arrival of a request to its answer, where it has one",
-        Answers(activity.clone()),
-    );
-}
-
 /// A histogram that was made elsewhere.
 #[derive(Debug)]
-struct Answers(Activity);
+struct Answers(Durations);
 
 impl EncodeMetric for Answers {
     fn encode(&self, mut encoder: MetricEncoder<'_>) -> fmt::Result {
         let limits = Durations::LIMITS.iter().map(Duration::as_secs_f64);
         let limits = limits.chain([f64::INFINITY]);
-        let buckets: Vec<(f64, u64)> = limits.zip(self.0.answers).collect();
+        let buckets: Vec<(f64, u64)> = limits.zip(self.0.within).collect();
         let count = buckets
             .iter()
             .fold(0, |all: u64, (_, some)| all.saturating_add(*some));
-        let sum = self.0.answers_us as f64 / 1e6;
+        let sum = self.0.sum_us as f64 / 1e6;
         encoder.encode_histogram::<NoLabelSet>(sum, count, &buckets, None)
     }
 
@@ -525,14 +519,16 @@ mod openmetrics;
 
 #[cfg(test)]
 mod tests {
+    use vgpu_protocol::session::tally::Counted;
+
     use super::openmetrics::parse;
     use super::*;
+    use vgpu_protocol::op::Op;
+
     use crate::control::{Executor, Limits, Warm, WarmWorker};
 
-    fn guest(id: &str, name: &str, requests: u64) -> Guest {
+    fn guest(id: &str, name: &str) -> Guest {
         let usage = Usage {
-            requests,
-            failed_requests: 1,
             device_ns: 1_500_000_000,
             ..Usage::default()
         };
@@ -554,10 +550,15 @@ mod tests {
     }
 
     fn read(guests: Vec<Guest>, labels: &mut Labels) -> BTreeMap<String, f64> {
-        read_with(Vec::new(), guests, labels)
+        read_with(Vec::new(), guests, &BTreeMap::new(), labels)
     }
 
-    fn read_with(gpus: Vec<Gpu>, guests: Vec<Guest>, labels: &mut Labels) -> BTreeMap<String, f64> {
+    fn read_with(
+        gpus: Vec<Gpu>,
+        guests: Vec<Guest>,
+        requests: &BTreeMap<String, Requests>,
+        labels: &mut Labels,
+    ) -> BTreeMap<String, f64> {
         let status = Status {
             version: "0.1.0".into(),
             pid: 1,
@@ -602,10 +603,10 @@ mod tests {
         };
         let figures = Figures {
             status: &status,
-            activity: &Activity {
-                requests: BTreeMap::from([(Op::Ping.code(), 12), (999, 1)]),
-                answers: [10, 1, 0, 0, 0, 2],
-                answers_us: 180_000_000,
+            requests,
+            durations: Durations {
+                within: [10, 1, 0, 0, 0, 2],
+                sum_us: 180_000_000,
             },
             refusals: &BTreeMap::from([(Refusal::Busy, 7)]),
             ends: [1, 2],
@@ -621,16 +622,34 @@ mod tests {
     fn names_cannot_break_the_format_and_a_vm_that_was_restarted_is_one_guest() {
         let odd = "a \"b\"\\n\n{}\r\t\u{0}\u{7f} é # EOF";
         let guests = vec![
-            guest("uuid:1", "guest 7 (web)", 4),
-            guest("uuid:1", "guest 9 (web)", 6),
-            guest(&format!("name:{odd}"), odd, 2),
-            guest(&format!("name:{}", "x".repeat(1000)), "long", 2),
+            guest("uuid:1", "guest 7 (web)"),
+            guest("uuid:1", "guest 9 (web)"),
+            guest(&format!("name:{odd}"), odd),
+            guest(&format!("name:{}", "x".repeat(1000)), "long"),
         ];
-        let samples = read(guests, &mut Labels::default());
+        let of = |counts: &[(u16, Counted)]| Requests(counts.iter().copied().collect());
+        // One label of two guests, as all names are that begin alike.
+        let long = |end: &str| format!("name:{}{end}", "x".repeat(1000));
+        let requests = BTreeMap::from([
+            ("uuid:1".to_owned(), of(&[(Op::Ping.code(), [7, 2, 0])])),
+            (long("a"), of(&[(Op::Launch.code(), [5, 0, 1])])),
+            (
+                long("b"),
+                of(&[(Op::Launch.code(), [1, 0, 0]), (999, [1; 3])]),
+            ),
+        ]);
+        let samples = read_with(Vec::new(), guests, &requests, &mut Labels::default());
         let at = |series: &str| samples[series];
-        let web = "vgpu_requests_total{guest=\"uuid:1\",result=";
-        assert_eq!(at(&format!("{web}\"ok\"}}")), 8.0);
+        let web = "vgpu_requests_total{guest=\"uuid:1\",op=\"ping\",result=";
+        assert_eq!(at(&format!("{web}\"ok\"}}")), 7.0);
         assert_eq!(at(&format!("{web}\"failed\"}}")), 2.0);
+        let long = format!("name:{}", "x".repeat(123));
+        let launches = format!("vgpu_requests_total{{guest=\"{long}\",op=\"launch\",result=");
+        assert_eq!(at(&format!("{launches}\"ok\"}}")), 6.0);
+        assert_eq!(at(&format!("{launches}\"failed_later\"}}")), 1.0);
+        // What has not happened takes no place, and what is no operation has no name.
+        let requests = |series: &&String| series.starts_with("vgpu_requests_total");
+        assert_eq!(samples.keys().filter(requests).count(), 4);
         assert_eq!(at("vgpu_device_seconds_total{guest=\"uuid:1\"}"), 3.0);
         // Two domains have that uuid, so that neither's name is the right one.
         assert_eq!(at("vgpu_guest_info{guest=\"uuid:1\",name=\"uuid:1\"}"), 1.0);
@@ -639,13 +658,12 @@ mod tests {
             .replace('"', "\\\"")
             .replace('\n', "\\n");
         assert_eq!(at(&format!("vgpu_weight{{guest=\"name:{escaped}\"}}")), 3.0);
-        let long = format!("vgpu_weight{{guest=\"name:{}\"}}", "x".repeat(123));
+        let long = format!("vgpu_weight{{guest=\"{long}\"}}");
         assert_eq!(at(&long), 3.0);
         assert_eq!(at("vgpu_refused_total{reason=\"busy\"}"), 7.0);
         assert_eq!(at("vgpu_refused_total{reason=\"denied\"}"), 0.0);
         assert_eq!(at("vgpu_session_ends_total{reason=\"killed\"}"), 3.0);
         assert_eq!(at("vgpu_worker_kills_total{reason=\"hung\"}"), 3.0);
-        assert_eq!(at("vgpu_operations_total{op=\"ping\"}"), 12.0);
         assert_eq!(at("vgpu_warm_workers{state=\"ready\"}"), 1.0);
         assert_eq!(at("vgpu_warm_workers{state=\"starting\"}"), 0.0);
         assert_eq!(at("vgpu_session_starts_total{start=\"warm\"}"), 5.0);
@@ -683,7 +701,8 @@ mod tests {
             index: 1,
             ..Gpu::default()
         };
-        let samples = read_with(vec![whole, silent], Vec::new(), &mut Labels::default());
+        let gpus = vec![whole, silent];
+        let samples = read_with(gpus, Vec::new(), &BTreeMap::new(), &mut Labels::default());
         let of = |name: &str| samples[&format!("vgpu_gpu_{name}{{gpu=\"0\",uuid=\"GPU-0a\"}}")];
         assert_eq!(of("memory_used_bytes"), f64::from(1 << 30));
         assert_eq!(of("busy_ratio"), 0.83);
@@ -705,11 +724,11 @@ mod tests {
     #[test]
     fn invented_names_share_a_label_and_take_none_away() {
         let mut labels = Labels::default();
-        read(vec![guest("uuid:1", "a", 1)], &mut labels);
-        let file = |n: u32| guest(&format!("file:/d/g{n}"), "", 2);
+        read(vec![guest("uuid:1", "a")], &mut labels);
+        let file = |n: u32| guest(&format!("file:/d/g{n}"), "");
         read((0..2000).map(file).collect(), &mut labels);
         let mut guests: Vec<Guest> = (1000..1200).map(file).collect();
-        guests.extend([file(5), guest("uuid:1", "a", 1), guest("uuid:2", "b", 1)]);
+        guests.extend([file(5), guest("uuid:1", "a"), guest("uuid:2", "b")]);
         let samples = read(guests, &mut labels);
         let of = |guest: &str| samples.get(&format!("vgpu_guest_sessions{{guest=\"{guest}\"}}"));
         assert_eq!(of("others"), Some(&200.0));

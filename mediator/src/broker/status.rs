@@ -1,5 +1,6 @@
 //! Answering `status`: workers are asked for figures of now, and not waited for long.
 
+use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
 use super::Broker;
@@ -10,8 +11,7 @@ use crate::control::{self, Answer, Guest, Status};
 use crate::executor::ExecutorChoice;
 use crate::gpus::Figures as GpuFigures;
 use crate::logging;
-use crate::usage::Standing;
-
+use crate::usage::{Requests, Standing};
 use crate::worker::link::Ask;
 
 /// How long workers have for their figures.
@@ -98,15 +98,23 @@ impl Broker<'_> {
     }
 
     fn metrics_text(&mut self, status: &Status) -> String {
-        let mut activity = self.accounts.activity.clone();
+        let mut requests: BTreeMap<String, Requests> = BTreeMap::new();
+        for (_, account) in self.accounts.iter() {
+            let of_guest = requests.entry(account.id.clone()).or_default();
+            of_guest.add(&account.requests);
+        }
+        let mut durations = self.accounts.durations;
         for session in self.of_guests() {
-            if let Some(own) = session.activity() {
-                activity.add(own);
+            if let Some(activity) = session.activity() {
+                let of_guest = requests.entry(session.who.id()).or_default();
+                of_guest.add(&activity.requests);
+                durations.add_all(&activity.durations);
             }
         }
         let figures = Figures {
             status,
-            activity: &activity,
+            requests: &requests,
+            durations,
             refusals: &self.accounts.refusals,
             ends: self.accounts.ends,
             kills: &self.accounts.kills,

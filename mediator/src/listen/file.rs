@@ -18,6 +18,7 @@ use vgpu_file_transport::two_file_grammar::{
 use vgpu_protocol::frame::FrameHeader;
 use vgpu_protocol::op::{FenceReply, Op, OpSet, Request};
 use vgpu_protocol::session::server::{Counts, Failure};
+use vgpu_protocol::session::tally::OpResult;
 use vgpu_protocol::status::{ErrorCode, Status};
 
 use super::discovery::Discovery;
@@ -118,16 +119,30 @@ impl Device<'_> {
         if command == Command::VectorAdd
             && let Some(op) = needed.find(|op| !self.allowed.contains(*op))
         {
+            self.counters.tally().count(op, OpResult::Failed);
             return Err(format!("the mediator does not allow {op} to this guest"));
         }
-        let mut executor =
-            (self.open)().map_err(|error| format!("the executor failed: {error}"))?;
+        let mut executor = (self.open)().map_err(|error| {
+            if let Some(op) = first_of(command) {
+                self.counters.tally().count(op, OpResult::Failed);
+            }
+            format!("the executor failed: {error}")
+        })?;
         let outcome = run(executor.as_mut(), command, self.counters);
         self.executor = Some(executor);
         outcome.map_err(|failed| match failed {
             Failed::Device(error) => advise(&error),
             Failed::Sums(text) => text,
         })
+    }
+}
+
+/// The first operation of a command.
+fn first_of(command: Command) -> Option<Op> {
+    match command {
+        Command::Nothing => None,
+        Command::GpuInfo => Some(Op::Info),
+        Command::VectorAdd => trial::OPERATIONS.first().copied(),
     }
 }
 
@@ -148,12 +163,16 @@ fn run(
     match command {
         Command::Nothing => Ok("Nothing to do".into()),
         Command::GpuInfo => {
-            counters.began(Op::Info);
+            counters.tally().count(Op::Info, OpResult::Ok);
             Ok(describe(executor.info()))
         }
         Command::VectorAdd => {
             let deadline = Instant::now() + COMMAND_LIMIT;
-            let mut counted = Counted { executor, counters };
+            let mut counted = Counted {
+                executor,
+                counters,
+                running: None,
+            };
             let errors = trial::wrong_sums(&mut counted, VECTOR_ADD_ELEMENTS, deadline);
             let errors = errors.map_err(Failed::Device)?;
             let executor = format!(
@@ -163,11 +182,11 @@ fn run(
             );
             match errors {
                 0 => Ok(vector_add_passed(VECTOR_ADD_ELEMENTS, &executor)),
-                errors => Err(Failed::Sums(vector_add_failed(
-                    VECTOR_ADD_ELEMENTS,
-                    errors,
-                    &executor,
-                ))),
+                errors => {
+                    counters.failed_later(Op::Launch);
+                    let text = vector_add_failed(VECTOR_ADD_ELEMENTS, errors, &executor);
+                    Err(Failed::Sums(text))
+                }
             }
         }
     }
@@ -177,6 +196,16 @@ fn run(
 struct Counted<'e> {
     executor: &'e mut dyn Executor,
     counters: &'e Counters,
+    /// The operation of the one request that is not over.
+    running: Option<Op>,
+}
+
+impl Counted<'_> {
+    fn over(&mut self, result: OpResult) {
+        if let Some(op) = self.running.take() {
+            self.counters.tally().count(op, result);
+        }
+    }
 }
 
 impl Executor for Counted<'_> {
@@ -191,7 +220,7 @@ impl Executor for Counted<'_> {
 
 impl Backend for Counted<'_> {
     fn start(&mut self, header: &FrameHeader, request: Request) {
-        self.counters.began(header.op);
+        self.running = Some(header.op);
         self.executor.start(header, request);
     }
 
@@ -212,13 +241,18 @@ impl Backend for Counted<'_> {
     }
 
     fn cancel(&mut self, id: u32) {
+        self.over(OpResult::Failed);
         self.executor.cancel(id);
     }
 
     fn next_event(&mut self) -> Option<Event> {
         let event = self.executor.next_event();
-        if let Some(Event::Worked(device_ns)) = &event {
-            self.counters.worked(*device_ns);
+        match &event {
+            Some(Event::Done(_, Ok(_))) => self.over(OpResult::Ok),
+            Some(Event::Done(_, Err(_)) | Event::Lost(_)) => self.over(OpResult::Failed),
+            Some(Event::FailedLater(op)) => self.counters.failed_later(*op),
+            Some(Event::Worked(device_ns)) => self.counters.worked(*device_ns),
+            _ => {}
         }
         event
     }

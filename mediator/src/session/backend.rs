@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use vgpu_protocol::frame::FrameHeader;
-use vgpu_protocol::op::{Features, InfoReply, Request};
+use vgpu_protocol::op::{Features, InfoReply, Op, Request};
 use vgpu_protocol::session::server::{Outcome, Terms};
 use vgpu_protocol::status::ErrorCode;
 use vgpu_transport::{Awaited, Interest};
@@ -96,6 +96,8 @@ pub enum Event {
     Working,
     /// Whether quiet requests have failed, for its next answer to a Fence.
     Failures(bool),
+    /// A request of this operation has failed after its [`Done`](Self::Done) said that it went well.
+    FailedLater(Op),
     /// Whether kernels have printed something that has not been taken.
     Printed(bool),
     /// Nanoseconds that the device worked.
@@ -113,6 +115,7 @@ impl Event {
             Self::Done(id, _) | Self::Room(id, _) | Self::Moved(id) => Some(*id),
             Self::Working
             | Self::Failures(_)
+            | Self::FailedLater(_)
             | Self::Printed(_)
             | Self::Worked(_)
             | Self::Beside(..)

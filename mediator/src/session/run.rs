@@ -3,6 +3,7 @@
 //! Whenever a byte can move it is moved; only when none can does the thread wait, for everything at
 //! once: the guest, the device or the other mediator, and the next deadline.
 
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use vgpu_protocol::frame::MAX_DATA;
@@ -58,6 +59,7 @@ pub(crate) fn run(
         clock::now(),
     );
     server.allow_only(settings.operations);
+    server.count_in(Arc::clone(observed.counters.tally()));
     let mut session = Session {
         stream,
         backend,
@@ -174,6 +176,7 @@ impl Session<'_> {
                 Event::Moved(id) => self.server.progressed(id, now),
                 Event::Working => self.server.works(now),
                 Event::Failures(some) => self.server.set_failures_behind(some),
+                Event::FailedLater(op) => self.observed.counters.failed_later(op),
                 Event::Printed(some) => self.server.set_printed(some),
                 Event::Worked(device_ns) => self.observed.counters.worked(device_ns),
                 Event::Beside(came, went) => {
@@ -285,17 +288,14 @@ impl Session<'_> {
         match self.server.next(now) {
             Err(end) => return Err(end.into()),
             Ok(None) => return Ok(self.server.inbox().data_left() > 0),
-            Ok(Some(Step::Start(header, request))) => {
-                self.observed.counters.began(header.op);
-                match request {
-                    Request::Statistics(_) if self.backend.has_no_figures() => {
-                        self.count();
-                        let body = self.observed.counters.statistics().encode();
-                        self.server.complete(header.request_id, Ok(body), now);
-                    }
-                    request => self.backend.start(&header, request),
+            Ok(Some(Step::Start(header, request))) => match request {
+                Request::Statistics(_) if self.backend.has_no_figures() => {
+                    self.count();
+                    let body = self.observed.counters.statistics().encode();
+                    self.server.complete(header.request_id, Ok(body), now);
                 }
-            }
+                request => self.backend.start(&header, request),
+            },
             Ok(Some(Step::Admit)) => self.admit()?,
             Ok(Some(Step::Cancel(id))) => {
                 self.backend.cancel(id);

@@ -34,7 +34,7 @@ use crate::session::{StopFlag, StopReason};
 use crate::usage::{Activity, Observed, Standing, Usage};
 
 /// Longest line in either direction, in bytes.
-pub const MAX_LINE: usize = 8192;
+pub const MAX_LINE: usize = 16 << 10;
 
 /// A message from a worker to the broker.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
@@ -673,10 +673,12 @@ fn send(stream: &UnixStream, observed: &Observed, report: Report) {
 #[cfg(test)]
 mod tests {
     use vgpu_protocol::op::{Op, OpSet};
+    use vgpu_protocol::session::server::Durations;
 
     use super::*;
     use crate::devices::{DeviceKey, MOST_DEVICES};
     use crate::policy::Operations;
+    use crate::usage::Requests;
     use crate::worker::spec::Carrier;
 
     #[test]
@@ -719,12 +721,16 @@ mod tests {
                 queue: u64::MAX,
             },
             activity: Some(Activity {
-                requests: Op::REQUESTS
-                    .iter()
-                    .map(|op| (op.code(), u64::MAX))
-                    .collect(),
-                answers: [u64::MAX; 6],
-                answers_us: u64::MAX,
+                requests: Requests(
+                    Op::REQUESTS
+                        .iter()
+                        .map(|op| (op.code(), [u64::MAX; 3]))
+                        .collect(),
+                ),
+                durations: Durations {
+                    within: [u64::MAX; 6],
+                    sum_us: u64::MAX,
+                },
             }),
             found: Some(Found::Guest("z".repeat(64))),
             turn: Some(Said {
@@ -733,7 +739,7 @@ mod tests {
                 device: u32::MAX,
             }),
             waiting: Some(Waiting::Taken),
-            ended: Some(Ended::fault("y".repeat(1000))),
+            ended: Some(Ended::fault("\u{10ffff}".repeat(1000))),
         };
         let line = serde_json::to_string(&report).unwrap();
         assert!(line.len() < MAX_LINE);

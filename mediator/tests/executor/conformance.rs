@@ -135,6 +135,7 @@ fn run_all(
                 | Event::Worked(_)
                 | Event::Beside(..)
                 | Event::Failures(_)
+                | Event::FailedLater(_)
                 | Event::Printed(_) => {}
             }
         }

@@ -7,6 +7,7 @@
 //! | [`outbox`] | frames to bytes, so that a header and its body leave in one write |
 //! | [`server`] | the mediator's half: the meaning of a guest's frames, and the answers |
 //! | [`client`] | the guest's half: ids, credit, and the checks of answers; a relay uses it too |
+//! | [`tally`] | the mediator's counts of requests by operation and result |
 //!
 //! Requests start in the order of arrival, whatever their lane. Each is over when its work is, so
 //! answers may come in any order; only a Fence waits for the requests of its lane before it.
@@ -22,6 +23,7 @@ mod in_flight;
 pub mod inbox;
 pub mod outbox;
 pub mod server;
+pub mod tally;
 
 #[cfg(test)]
 mod tests;

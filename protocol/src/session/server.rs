@@ -5,12 +5,14 @@
 //! [`CAPACITY`] bytes of replies; the work for a frame by the number of requests under way.
 
 use std::num::NonZeroU16;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 pub use super::in_flight::{Failure, Outcome};
 use super::in_flight::{InFlight, Requests};
 use super::inbox::{Inbox, Received};
 use super::outbox::Outbox;
+use super::tally::{OpResult, Tally};
 use crate::frame::{Flags, FrameHeader, MAX_DATA};
 use crate::op::{
     Body, Features, FenceReply, GoodbyeReply, Hello, HelloReply, InfoReply, Op, OpSet,
@@ -145,6 +147,7 @@ pub struct Server {
     /// Time at which bytes were last sent, or the first of those waiting was queued.
     sent: Instant,
     counts: Counts,
+    tally: Arc<Tally>,
 }
 
 /// Totals so far.
@@ -161,10 +164,11 @@ pub struct Counts {
 /// How long requests took from their arrival to their answers, by the session's clock, which may
 /// tick every few milliseconds. Requests without an answer are not in it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 pub struct Durations {
     /// Requests that took no longer than each of [`LIMITS`](Self::LIMITS), but longer than the
     /// one before; then those that took longer than all.
-    pub within: [u64; Self::LIMITS.len() + 1],
+    pub within: [u64; Durations::LIMITS.len() + 1],
     /// Sum in microseconds.
     pub sum_us: u64,
 }
@@ -185,6 +189,14 @@ impl Durations {
         self.within[longer] += 1;
         let us = u64::try_from(one.as_micros()).unwrap_or(u64::MAX);
         self.sum_us = self.sum_us.saturating_add(us);
+    }
+
+    /// Adds those of another session; figures that overflow stay at the top.
+    pub fn add_all(&mut self, other: &Self) {
+        for (all, more) in self.within.iter_mut().zip(other.within) {
+            *all = all.saturating_add(more);
+        }
+        self.sum_us = self.sum_us.saturating_add(other.sum_us);
     }
 }
 
@@ -219,7 +231,13 @@ impl Server {
             received: now,
             sent: now,
             counts: Counts::default(),
+            tally: Arc::default(),
         }
+    }
+
+    /// Counts requests that are over in `tally` from here on, where others can read it.
+    pub fn count_in(&mut self, tally: Arc<Tally>) {
+        self.tally = tally;
     }
 
     /// Refuses every operation that is not in `allowed`, before anything is done for it.
@@ -381,6 +399,7 @@ impl Server {
             epoch: self.epoch,
         };
         let header = FrameHeader::reply_to(header, Status::OK);
+        self.tally.count(Op::Hello, OpResult::Ok);
         self.begin_to_send(now);
         self.outbox.push(header, |body| reply.encode_to(body));
         self.info = Some(info);
@@ -592,11 +611,16 @@ impl Server {
     }
 
     fn answer_error(&mut self, header: &FrameHeader, status: Status, text: &str) {
-        self.counts.failed += 1;
+        self.count_failed(header.op);
         let header = FrameHeader::reply_to(header, status).with_flags(self.news());
         self.outbox.push(header, |body| {
             body.extend_from_slice(encode_error_text(text))
         });
+    }
+
+    fn count_failed(&mut self, op: Op) {
+        self.counts.failed += 1;
+        self.tally.count(op, OpResult::Failed);
     }
 
     /// The flags that every reply carries.
@@ -709,6 +733,9 @@ impl Server {
             request.untold = 0;
         }
         self.requests.answered(id);
+        if outcome.is_ok() {
+            self.tally.count(header.op, OpResult::Ok);
+        }
         match outcome {
             Ok(_) if header.is_quiet() => {}
             Ok(body) => {
@@ -724,7 +751,7 @@ impl Server {
                 }
             }
             Err(Failure { status, .. }) if header.is_quiet() => {
-                self.counts.failed += 1;
+                self.count_failed(header.op);
                 self.failures.add(QuietFailure {
                     request_id: id,
                     op: header.op,

@@ -171,8 +171,6 @@ pub(super) struct Gpu<D: Device> {
     events: VecDeque<Event>,
     /// Failures that no Fence has told.
     failures: FenceReply,
-    /// Requests that have failed so far after they were answered, or without an answer.
-    late_failures: u64,
     /// Kernels ended at their deadline so far.
     kernels_killed: u64,
     /// The error for every request since the context ended.
@@ -271,7 +269,6 @@ impl<D: Device> Gpu<D> {
             calling: None,
             events: VecDeque::new(),
             failures: FenceReply::default(),
-            late_failures: 0,
             kernels_killed: 0,
             fault: None,
             printed: false,
@@ -757,7 +754,6 @@ impl<D: Device> Gpu<D> {
             memory: self.used,
             memory_limit: self.limits.memory,
             queued: (self.queue.len() + unqueued) as u64,
-            late_failures: self.late_failures,
             kernels_killed: self.kernels_killed,
         }
     }
@@ -800,13 +796,13 @@ impl<D: Device> Gpu<D> {
             return;
         }
         let status = error.status();
-        self.late_failures += 1;
         self.kernels_killed += u64::from(error.code == cuda_result::LAUNCH_TIMEOUT);
         self.failures.add(QuietFailure {
             request_id: id,
             op,
             status,
         });
+        self.events.push_back(Event::FailedLater(op));
         self.events.push_back(Event::Failures(true));
         if error.sticky {
             let text = format!("{op}, request {id}, failed: {}", error.text);

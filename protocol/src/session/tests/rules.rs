@@ -1,12 +1,14 @@
 //! The mediator's answers, frame by frame.
 
 use std::num::NonZeroU16;
+use std::sync::Arc;
 
 use super::*;
 use crate::frame::{Flags, MAX_DATA};
 use crate::op::field::{Bytes, StreamRef};
 use crate::op::{CopyToDevice, Fence, FenceReply, MAX_QUIET_FAILURES, Ping, QuietFailure};
 use crate::session::server::{CAPACITY, Failure};
+use crate::session::tally::{OpResult, Tally};
 use crate::status::ErrorCode;
 
 fn request(op: Op, id: u32) -> FrameHeader {
@@ -173,6 +175,42 @@ fn the_time_to_an_answer_is_counted_by_its_length() {
         .collect();
     assert_eq!(more, [2, 1, 0, 0, 0, 1]);
     assert_eq!(durations.sum_us - before.sum_us, 99_021_000);
+}
+
+#[test]
+fn requests_that_are_over_are_counted_by_operation_and_result() {
+    let tally = Arc::new(Tally::default());
+    let mut raw = Raw::new(terms());
+    raw.server.count_in(Arc::clone(&tally));
+    let mut raw = raw.admitted(terms());
+    for (id, outcome) in [(2, Ok(ping_body(1))), (3, fail(ErrorCode::QuotaMemory))] {
+        raw.start(request(Op::Ping, id), &ping_body(1));
+        raw.server.complete(id, outcome.clone(), raw.now);
+        // Only the first time.
+        raw.server.complete(id, outcome, raw.now);
+        raw.said();
+    }
+    raw.fail_quietly(4..6);
+    let quiet = request(Op::Ping, 6).with_flags(Flags::QUIET);
+    raw.start(quiet, &ping_body(1));
+    raw.server.complete(6, Ok(ping_body(1)), raw.now);
+    // One that is not over, and one that is refused because of it and of others.
+    for id in 10..18 {
+        raw.start(request(Op::Exchange, id), &add(1));
+    }
+    raw.hear(&frame(request(Op::Exchange, 18), &add(1)))
+        .expect("the session goes on");
+    let counted = |wanted: Op| {
+        let found = tally.iter().find(|(op, _)| *op == wanted);
+        found.expect("every operation is there").1
+    };
+    assert_eq!(counted(Op::Hello), [1, 0, 0]);
+    assert_eq!(counted(Op::Ping), [2, 3, 0]);
+    assert_eq!(counted(Op::Exchange), [0, 1, 0]);
+    assert_eq!(counted(Op::Launch), [0; 3]);
+    tally.count(Op::Launch, OpResult::FailedLater);
+    tally.count(Op::Data, OpResult::Failed);
+    assert_eq!(counted(Op::Launch), [0, 0, 1]);
 }
 
 #[test]
