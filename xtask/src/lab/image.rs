@@ -34,6 +34,9 @@ const XEN_PROGRAMS: &[&str] = &[
     "xenstored",
     "xl",
 ];
+/// Other programs, by their paths in packages and image.
+const OTHER_PROGRAMS: &[&str] = &["usr/bin/flock"];
+
 const XENSTORE_PROGRAMS: &[&str] = &[
     "chmod", "exists", "list", "ls", "read", "rm", "watch", "write",
 ];
@@ -41,7 +44,6 @@ const XENSTORE_PROGRAMS: &[&str] = &[
 /// Libraries that no program above links but that are loaded or linked elsewhere: `libgcc_s` is
 /// loaded by `pthread_cancel` (xl), the rest is for the project's programs and the stock
 /// libxenvchan peer.
-/// programs and the stock libxenvchan peer.
 const EXTRA_LIBRARIES: &[&str] = &[
     "ld-linux-x86-64.so.2",
     "libdl.so.2",
@@ -114,12 +116,7 @@ impl Images {
 
 /// Builds the images, or finds them in the cache.
 pub(crate) fn build(cache: &Path, packages: &Packages) -> Result<Images> {
-    let modules = [modules::MODULES, network::MODULES];
-    let mut inputs = format!("{FORMAT} {} {modules:?}", packages.version);
-    for (name, text) in SCRIPTS.iter().chain(FILES).chain(network::SCRIPTS) {
-        inputs.push_str(name);
-        inputs.push_str(text);
-    }
+    let inputs = inputs(&packages.version);
     let folder = cache.join(format!("images-{:016x}", fnv1a(inputs.as_bytes())));
     let images = Images::of(&folder);
     if folder.is_dir() {
@@ -136,6 +133,23 @@ pub(crate) fn build(cache: &Path, packages: &Packages) -> Result<Images> {
     let _ = fs::remove_dir_all(&work);
     outcome?;
     Ok(images)
+}
+
+/// Everything that the images are made of: the packages' version, and what is taken from them or added.
+fn inputs(version: &str) -> String {
+    let lists = [
+        modules::MODULES,
+        XEN_PROGRAMS,
+        OTHER_PROGRAMS,
+        XENSTORE_PROGRAMS,
+        EXTRA_LIBRARIES,
+    ];
+    let mut inputs = format!("{FORMAT} {version} {lists:?} {:?}", network::LISTS);
+    for (name, text) in SCRIPTS.iter().chain(FILES).chain(network::SCRIPTS) {
+        inputs.push_str(name);
+        inputs.push_str(text);
+    }
+    inputs
 }
 
 fn build_in(work: &Path, packages: &Packages) -> Result<()> {
@@ -245,7 +259,7 @@ fn add_base<W: Write>(
         .iter()
         .map(|name| tree.join(XEN_BIN).join(name))
         .collect();
-    programs.push(tree.join("usr/bin/flock"));
+    programs.extend(OTHER_PROGRAMS.iter().map(|name| tree.join(name)));
     programs.extend(
         XENSTORE_PROGRAMS
             .iter()
@@ -299,4 +313,29 @@ pub(super) fn read(file: &Path) -> Result<Vec<u8>> {
 /// A file's permissions in an archive: executable or not.
 pub(crate) fn permissions(file: &Path) -> Result<u32> {
     Ok(fs::metadata(file)?.permissions().mode() & 0o777)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn whatever_goes_into_an_image_is_in_its_key() {
+        let inputs = inputs("4.17 6.1");
+        let lists = [
+            modules::MODULES,
+            XEN_PROGRAMS,
+            OTHER_PROGRAMS,
+            XENSTORE_PROGRAMS,
+            EXTRA_LIBRARIES,
+        ];
+        let network = network::LISTS.into_iter().flatten();
+        for name in lists.into_iter().flatten().chain(network) {
+            assert!(inputs.contains(&format!("{name:?}")), "{name}: {inputs}");
+        }
+        for (name, text) in SCRIPTS.iter().chain(FILES).chain(network::SCRIPTS) {
+            assert!(inputs.contains(name) && inputs.contains(text), "{name}");
+        }
+        assert!(inputs.contains("4.17 6.1"));
+    }
 }

@@ -14,7 +14,7 @@ use super::{libraries, modules};
 
 /// Modules besides those of every boot: the NFS server, for dom0, and the client, for guests; and
 /// the network card that QEMU emulates, for dom0's access to the outside.
-pub(super) const MODULES: &[&str] = &["nfsd", "nfsv4", "e1000"];
+const MODULES: &[&str] = &["nfsd", "nfsv4", "e1000"];
 
 /// The server's programs, the client's, and a `mount` that calls the latter and reads `/etc/fstab`.
 const PROGRAMS: &[&str] = &[
@@ -31,6 +31,9 @@ const LINKS: &[&str] = &["mount.nfs4", "umount.nfs", "umount.nfs4"];
 
 /// Files copied from the packages: libtirpc reads them.
 const COPIED: &[&str] = &["etc/netconfig", "etc/protocols", "etc/services"];
+
+/// All of these.
+pub(super) const LISTS: [&[&str]; 4] = [MODULES, PROGRAMS, LINKS, COPIED];
 
 pub(super) const SCRIPTS: &[(&str, &str)] = &[
     ("etc/xen/scripts/vif-lab", include_str!("image/vif.sh")),
