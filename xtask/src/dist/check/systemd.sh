@@ -41,6 +41,11 @@ case $(property StatusText) in
 esac
 vgpu --endpoint $endpoint ping >/dev/null || fail "no session after a start"
 pid=$(property MainPID)
+[ "$(property OOMPolicy)" = continue ] || fail "a worker that is killed for memory stops it"
+
+# As docs/operations.md says, while sessions go on.
+systemctl set-property $unit MemoryMax=1G || fail "no limit on its memory can be set"
+[ "$(property MemoryMax) $(property MainPID)" = "1073741824 $pid" ] || fail "it takes no limit on its memory"
 
 echo 'weight = 5' >>$settings
 ! systemctl reload $unit || fail "it takes a wrong configuration at a reload"

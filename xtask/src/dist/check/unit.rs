@@ -129,6 +129,13 @@ mod tests {
     }
 
     #[test]
+    fn a_worker_that_is_killed_for_want_of_memory_ends_its_own_session_alone() {
+        assert_eq!(setting(SHIPPED, "OOMPolicy").unwrap(), "continue");
+        let score: i32 = setting(SHIPPED, "OOMScoreAdjust").unwrap().parse().unwrap();
+        assert!(score > 0);
+    }
+
+    #[test]
     fn a_unit_that_would_go_on_for_ever_is_refused() {
         let endless = SHIPPED.replace("StartLimitInterval=120", "StartLimitInterval=10");
         assert!(Limits::of(&endless).is_err());
