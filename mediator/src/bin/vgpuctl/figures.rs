@@ -1,22 +1,23 @@
 //! Figures as people read them.
 
 use comfy_table::{CellAlignment, ContentArrangement, Table, presets};
+use jiff::{RoundMode, Span, SpanRound, Unit};
+use unit_prefix::NumberPrefix::{self, Prefixed, Standalone};
 use vgpu_mediator::control::Guest;
 use vgpu_mediator::usage::Standing;
 
 /// A count with a decimal prefix, as in `1.5 M`; below 1000 as it is.
 pub(crate) fn count(value: f64) -> String {
-    const PREFIXES: [&str; 6] = ["k", "M", "G", "T", "P", "E"];
-    if value < 999.5 {
-        return format!("{value:.0}");
+    let prefixed = match NumberPrefix::decimal(value) {
+        // What rounds up to 1000 belongs to the next prefix.
+        Standalone(it) if it >= 999.5 => NumberPrefix::decimal(value + 1.0),
+        Prefixed(_, it) if it >= 999.95 => NumberPrefix::decimal(value * 1.001),
+        it => it,
+    };
+    match prefixed {
+        Standalone(it) => format!("{it:.0}"),
+        Prefixed(prefix, it) => format!("{it:.1} {prefix}"),
     }
-    let mut value = value / 1000.0;
-    let mut prefix = 0;
-    while value >= 999.95 && prefix + 1 < PREFIXES.len() {
-        value /= 1000.0;
-        prefix += 1;
-    }
-    format!("{value:.1} {}", PREFIXES[prefix])
 }
 
 /// Bytes with a decimal prefix, as in `1.5 MB`.
@@ -29,14 +30,23 @@ pub(crate) fn bytes(value: f64) -> String {
     }
 }
 
-/// A duration in its two largest units, as in `3 h 20 min`.
+/// A duration in its two largest units, as in `3h 20m`.
 pub(crate) fn duration(seconds: u64) -> String {
-    let (minutes, hours, days) = (seconds / 60, seconds / 3600, seconds / 86400);
-    match (days, hours, minutes) {
-        (0, 0, 0) => format!("{seconds} s"),
-        (0, 0, _) => format!("{minutes} min {} s", seconds % 60),
-        (0, _, _) => format!("{hours} h {} min", minutes % 60),
-        _ => format!("{days} d {} h", hours % 24),
+    let smallest = match seconds {
+        ..3600 => Unit::Second,
+        3600..86400 => Unit::Minute,
+        _ => Unit::Hour,
+    };
+    let two_units = SpanRound::new()
+        .largest(Unit::Day)
+        .smallest(smallest)
+        .mode(RoundMode::Trunc)
+        .days_are_24_hours();
+    let span = Span::new().try_seconds(i64::try_from(seconds).unwrap_or(i64::MAX));
+    match span.and_then(|span| span.round(two_units)) {
+        Ok(span) => format!("{span:#}"),
+        // Thousands of years.
+        Err(_) => format!("{seconds}s"),
     }
 }
 
@@ -104,14 +114,27 @@ mod tests {
         assert_eq!(count(0.0), "0");
         assert_eq!(count(999.0), "999");
         assert_eq!(count(999.9), "1.0 k");
+        assert_eq!(count(999.4), "999");
+        assert_eq!(count(999.5), "1.0 k");
         assert_eq!(count(1_500_000.0), "1.5 M");
+        assert_eq!(count(999_940.0), "999.9 k");
+        assert_eq!(count(u64::MAX as f64), "18.4 E");
         assert_eq!(count(999_990.0), "1.0 M");
         assert_eq!(bytes(12.0), "12 B");
         assert_eq!(bytes(12_582_912.0), "12.6 MB");
-        assert_eq!(duration(59), "59 s");
-        assert_eq!(duration(61), "1 min 1 s");
-        assert_eq!(duration(12_000), "3 h 20 min");
-        assert_eq!(duration(90_000), "1 d 1 h");
+        for (seconds, text) in [
+            (0, "0s"),
+            (59, "59s"),
+            (61, "1m 1s"),
+            (3599, "59m 59s"),
+            (3600, "1h"),
+            (12_059, "3h 20m"),
+            (90_000, "1d 1h"),
+            (400 * 86400, "400d"),
+            (u64::MAX, "18446744073709551615s"),
+        ] {
+            assert_eq!(duration(seconds), text);
+        }
         assert_eq!(shorten("abcdef", 4), "abc…");
         assert_eq!(
             (shorten("ab", 1), shorten("ab", 0)),
