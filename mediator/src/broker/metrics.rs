@@ -525,7 +525,7 @@ mod tests {
     use super::*;
     use vgpu_protocol::op::Op;
 
-    use crate::control::{Executor, Limits, Warm, WarmWorker};
+    use crate::control::{Answer, Executor, Limits, MAX_RESPONSE, Warm, WarmWorker};
 
     fn guest(id: &str, name: &str) -> Guest {
         let usage = Usage {
@@ -559,6 +559,15 @@ mod tests {
         requests: &BTreeMap<String, Requests>,
         labels: &mut Labels,
     ) -> BTreeMap<String, f64> {
+        parse(&written(gpus, guests, requests, labels))
+    }
+
+    fn written(
+        gpus: Vec<Gpu>,
+        guests: Vec<Guest>,
+        requests: &BTreeMap<String, Requests>,
+        labels: &mut Labels,
+    ) -> String {
         let status = Status {
             version: "0.1.0".into(),
             pid: 1,
@@ -615,7 +624,7 @@ mod tests {
             dropped_log_lines: 9,
             xenstore: Some(false),
         };
-        parse(&text(&figures, labels))
+        text(&figures, labels)
     }
 
     #[test]
@@ -719,6 +728,26 @@ mod tests {
         assert_eq!(of_other, ["vgpu_gpu_info{gpu=\"1\",uuid=\"\",name=\"\"}"]);
         let without = read(Vec::new(), &mut Labels::default());
         assert!(!without.keys().any(|name| name.starts_with("vgpu_gpu_")));
+    }
+
+    #[test]
+    fn the_text_of_as_many_guests_as_there_can_be_fits_into_an_answer() {
+        let all: Vec<(u16, Counted)> = Op::REQUESTS
+            .iter()
+            .map(|op| (op.code(), [u64::MAX; OpResult::ALL.len()]))
+            .collect();
+        let all = Requests(all.into_iter().collect());
+        let kinds = ["uuid", "name", "file", "tcp"];
+        let names = kinds.iter().flat_map(|kind| {
+            (0..MOST_LABELS).map(move |n| format!("{kind}:{n:03}{}", "\"".repeat(MAX_LABEL - 8)))
+        });
+        let requests: BTreeMap<String, Requests> = names.map(|name| (name, all.clone())).collect();
+        let guests = requests.keys().map(|id| guest(id, id)).collect();
+        let text = written(Vec::new(), guests, &requests, &mut Labels::default());
+        let answer = Answer::Metrics(text);
+        let length = serde_json::to_string(&answer).unwrap().len();
+        assert!(length < MAX_RESPONSE, "{length}");
+        assert!(length > MAX_RESPONSE / 4, "{length}");
     }
 
     #[test]

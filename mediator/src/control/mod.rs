@@ -18,7 +18,7 @@ pub const VERSION: u32 = 1;
 pub const MAX_REQUEST: usize = 4096;
 
 /// Longest answer in bytes that a client takes.
-pub const MAX_RESPONSE: usize = 4 << 20;
+pub const MAX_RESPONSE: usize = 64 << 20;
 
 /// A question.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
