@@ -162,17 +162,7 @@ impl Mediating<'_> {
 
     fn step(&mut self, step: Step) {
         match step {
-            Step::Admit => {
-                let info = InfoReply {
-                    total_memory: 1,
-                    executor: "fuzz".into(),
-                    device: "".into(),
-                    driver: "".into(),
-                    reason: "".into(),
-                    mediator: "".into(),
-                };
-                self.server.admit(info, terms(), self.now);
-            }
+            Step::Admit => self.server.admit(terms(), self.now),
             Step::Start(header, request) => {
                 let id = header.request_id;
                 assert!(header.lane < terms().max_lanes.get());
@@ -212,6 +202,7 @@ impl Mediating<'_> {
                 _ => Ok(PingReply { payload }.encode()),
             },
             Request::Fence(_) => Ok(FenceReply::default().encode()),
+            Request::Info(_) => Ok(info().encode()),
             Request::Exchange(_) => Ok(ExchangeReply {}.encode()),
             // Of a device, which there is none of here.
             _ => Err(ErrorCode::Unsupported),
@@ -415,6 +406,17 @@ pub(crate) fn mediator_seeds() -> Vec<Vec<u8>> {
 
 pub(crate) fn guest_seeds() -> Vec<Vec<u8>> {
     in_portions(&dialogue().1)
+}
+
+fn info() -> InfoReply {
+    InfoReply {
+        total_memory: 1,
+        executor: "fuzz".into(),
+        device: "".into(),
+        driver: "".into(),
+        reason: "".into(),
+        mediator: "".into(),
+    }
 }
 
 #[cfg(test)]

@@ -1,7 +1,7 @@
 //! Usage of a session: counters in the worker, figures in the broker.
 
 use std::collections::BTreeMap;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 
 use serde::{Deserialize, Serialize};
@@ -150,6 +150,7 @@ pub struct Counters {
     memory: AtomicU64,
     memory_limit: AtomicU64,
     queue: AtomicU64,
+    device: AtomicU32,
     requests_over: Arc<Tally>,
     answers: [AtomicU64; Durations::LIMITS.len() + 1],
     answers_us: AtomicU64,
@@ -196,6 +197,16 @@ impl Counters {
     /// Counts the device's time.
     pub fn worked(&self, device_ns: u64) {
         add(&self.device_ns, device_ns);
+    }
+
+    /// Notes which of its devices the session uses, by the session's own number.
+    pub fn set_device(&self, device: u32) {
+        self.device.store(device, Ordering::Relaxed);
+    }
+
+    /// The device that the session uses.
+    pub fn device(&self) -> u32 {
+        self.device.load(Ordering::Relaxed)
     }
 
     /// The figures now.

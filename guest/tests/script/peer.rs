@@ -147,7 +147,7 @@ impl Peer {
         let now = Instant::now();
         loop {
             match self.server.next(now) {
-                Ok(Some(Step::Admit)) => self.server.admit(info_reply(), terms, now),
+                Ok(Some(Step::Admit)) => self.server.admit(terms, now),
                 Ok(Some(Step::Start(header, request))) => {
                     self.control.under_way.fetch_add(1, Ordering::SeqCst);
                     let left = request.data();
@@ -206,6 +206,7 @@ impl Peer {
                     PingReply { payload }.encode()
                 }
                 Request::Fence(_) => FenceReply::default().encode(),
+                Request::Info(_) => info_reply().encode(),
                 Request::Exchange(exchange) => {
                     if hold {
                         continue;

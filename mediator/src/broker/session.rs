@@ -200,13 +200,22 @@ impl Session {
         device
     }
 
-    /// Its guest's device with this number, of those that there are. It has the first one, even where none is known.
-    fn device(&self, number: u32, there: &[Device]) -> Option<DeviceKey> {
+    /// The device that it uses, by what its worker says; `None` where there is none with that number.
+    pub(super) fn used_device(&self, there: &[Device]) -> Option<DeviceKey> {
+        self.named(self.report.device, there)
+    }
+
+    fn named(&self, number: u32, there: &[Device]) -> Option<DeviceKey> {
         let index = number as usize;
-        let found = match &self.devices {
+        match &self.devices {
             Some(own) => own.keys().get(index).copied(),
             None => there.get(index).map(Device::key),
-        };
+        }
+    }
+
+    /// Its guest's device with this number, of those that there are. It has the first one, even where none is known.
+    fn device(&self, number: u32, there: &[Device]) -> Option<DeviceKey> {
+        let found = self.named(number, there);
         found.or_else(|| (number == 0).then_some(DeviceKey::Index(0)))
     }
 

@@ -199,6 +199,9 @@ impl Broker<'_> {
                         false => session.state().to_owned(),
                     },
                     client: session.client().map(str::to_owned),
+                    device: session
+                        .used_device(&self.offer.executor.devices)
+                        .map(|key| key.to_string()),
                     devices: names(session),
                     standing: *session.standing(),
                     usage: *session.usage(),

@@ -318,6 +318,9 @@ pub struct Session {
     /// As [`Guest::devices`].
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub devices: Option<Vec<String>>,
+    /// The one that it uses: its UUID, or its number where it has none. Absent where the devices are another mediator's.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub device: Option<String>,
     /// Its holdings and waiting work now.
     #[serde(flatten)]
     pub standing: Standing,

@@ -154,6 +154,9 @@ impl<O: Open> OnDevice<O> {
             self.limits.memory = memory.min(self.most_memory);
             self.turns.select(device);
             self.selected = device;
+            self.info.device.clone_from(&wanted.name);
+            self.info.total_memory = wanted.total_memory;
+            self.answered.push_back(Event::Uses(device));
         }
         Ok(DeviceSelectReply {}.encode())
     }

@@ -5,7 +5,7 @@ use std::fmt;
 use std::time::{Duration, Instant};
 
 use vgpu_protocol::frame::FrameHeader;
-use vgpu_protocol::op::{Features, Op, Request};
+use vgpu_protocol::op::{Body, Features, InfoReply, Op, Request};
 use vgpu_protocol::session::client::{self, NotSent, Violation};
 use vgpu_protocol::session::server::{Failure, Outcome, Terms};
 use vgpu_protocol::session::{after_rest, next_in_turn};
@@ -146,7 +146,7 @@ impl<'a> Relay<'a> {
     }
 
     fn set(&mut self, far: FarSession) {
-        let info = far.describe();
+        let info = far.describe(far.info().clone());
         self.info = ExecutorInfo {
             kind: "relay",
             device: info.device.to_string(),
@@ -386,7 +386,7 @@ impl<'a> Relay<'a> {
             far.cut();
             return Err(Lost::gave_up(far.place(), status, &far.error_text()));
         }
-        let outcome = match status.is_ok() {
+        let mut outcome = match status.is_ok() {
             true => Ok(far.body().to_owned()),
             false => Err(Failure {
                 status,
@@ -401,10 +401,15 @@ impl<'a> Relay<'a> {
             Ok(_) => Stage::Answered,
             Err(_) => Stage::GivenUp,
         };
-        if let Ok(body) = &outcome {
+        if let Ok(body) = &mut outcome {
             if let Err(error) = op.check_reply(body) {
                 let violation = Violation(format!("sends what it should not: {error}"));
                 return Err(self.far().violates(&violation));
+            }
+            if op == Op::Info
+                && let Ok(info) = InfoReply::decode(body)
+            {
+                *body = self.far().describe(info).encode();
             }
             self.account(op, body);
         }
@@ -621,7 +626,6 @@ impl SessionBackend for Relay<'_> {
         }
         let far = self.far();
         Ok(Opened {
-            info: far.describe(),
             terms: Some(far.terms()),
             // A region belongs to the channel that it was made in.
             features: far.terms().features.without(Features::REGIONS),

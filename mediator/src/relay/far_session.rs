@@ -95,9 +95,13 @@ impl FarSession {
         }
     }
 
-    /// The description of the device for guests.
-    pub(super) fn describe(&self) -> InfoReply {
-        let info = self.info.clone();
+    /// Its own answer to Info, at the start.
+    pub(super) fn info(&self) -> &InfoReply {
+        &self.info
+    }
+
+    /// The answer to Info for guests, where this is the one of the mediator there.
+    pub(super) fn describe(&self, info: InfoReply) -> InfoReply {
         let reason = format!("{} at {}: {}", info.executor, self.place, info.reason);
         InfoReply {
             executor: "relay".into(),

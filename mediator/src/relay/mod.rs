@@ -91,7 +91,7 @@ pub fn executor(route: &Route) -> Result<Box<dyn Executor>, OpenError> {
 /// One line: it cannot be reached or refuses.
 pub fn look(route: &Route) -> Result<InfoReply, String> {
     let far = open(route, OPENING).map_err(|lost| lost.text)?;
-    Ok(far.describe())
+    Ok(far.describe(far.info().clone()))
 }
 
 fn open(route: &Route, time: Duration) -> Result<FarSession, Lost> {

@@ -111,8 +111,8 @@ fn hello_info_ping_goodbye() {
     };
     let far = |there: UnixStream, _| {
         let usage = cpu(there, &far_settings);
-        // Hello, Info, Ping, Goodbye.
-        assert_eq!((usage.requests, usage.failed_requests), (4, 0));
+        // Hello, Info for the relay, Info for its guest, Ping, Goodbye.
+        assert_eq!((usage.requests, usage.failed_requests), (5, 0));
     };
     let ((), end, usage) = relayed(&settings(), far, |mut guest| {
         let (status, body) = guest.hello();

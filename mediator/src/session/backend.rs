@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use vgpu_protocol::frame::FrameHeader;
-use vgpu_protocol::op::{Features, InfoReply, Op, Request};
+use vgpu_protocol::op::{Features, Op, Request};
 use vgpu_protocol::session::server::{Outcome, Terms};
 use vgpu_protocol::status::ErrorCode;
 use vgpu_transport::{Awaited, Interest};
@@ -98,6 +98,8 @@ pub enum Event {
     Failures(bool),
     /// A request of this operation has failed after its [`Done`](Self::Done) said that it went well.
     FailedLater(Op),
+    /// The session's work is done on the device with this number from here on.
+    Uses(u32),
     /// Whether kernels have printed something that has not been taken.
     Printed(bool),
     /// Nanoseconds that the device worked.
@@ -116,6 +118,7 @@ impl Event {
             Self::Working
             | Self::Failures(_)
             | Self::FailedLater(_)
+            | Self::Uses(_)
             | Self::Printed(_)
             | Self::Worked(_)
             | Self::Beside(..)
@@ -138,8 +141,6 @@ pub enum Also<'a> {
 /// A backend is ready.
 #[derive(Debug)]
 pub struct Opened {
-    /// The answer to Info.
-    pub info: InfoReply,
     /// Its limits and features, if they may be less than this mediator's.
     pub terms: Option<Terms>,
     /// The optional parts of the protocol that it has.

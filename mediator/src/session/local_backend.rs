@@ -11,7 +11,7 @@ use vgpu_protocol::status::ErrorCode;
 use super::SessionEnd;
 use super::backend::{Also, Backend, Event, NotOpened, Opened, SessionBackend};
 use super::exchange::Exchanges;
-use crate::executor::{Executor, ExecutorError, ExecutorInfo, ProbeError};
+use crate::executor::{Executor, ExecutorError, ProbeError};
 use crate::policy::Share;
 use crate::usage::Load;
 
@@ -75,7 +75,9 @@ impl<'o> LocalBackend<'o> {
         }
     }
 
-    fn info_reply(&self, info: &ExecutorInfo) -> InfoReply {
+    /// The answer to Info.
+    fn describe(&mut self) -> InfoReply {
+        let info = self.executor().info().clone();
         let reason = self.reason.as_ref().unwrap_or(&info.reason);
         InfoReply {
             total_memory: info.total_memory,
@@ -112,6 +114,7 @@ impl Backend for LocalBackend<'_> {
                 payload: ping.payload,
             }
             .encode(),
+            Request::Info(_) => self.describe().encode(),
             // The rules keep it until those before it are over, and know which of them have failed.
             Request::Fence(_) => self.executor().take_failures().encode(),
             Request::Exchange(exchange) => return self.exchanges.start(id, exchange),
@@ -199,11 +202,9 @@ impl SessionBackend for LocalBackend<'_> {
             max_objects: Some(self.most_objects),
             ..Share::default()
         });
-        let info = self.info_reply(executor.info());
         let features = executor.features();
         self.executor = Some(executor);
         Ok(Opened {
-            info,
             terms: None,
             features,
         })

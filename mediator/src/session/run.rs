@@ -176,6 +176,7 @@ impl Session<'_> {
                 Event::Moved(id) => self.server.progressed(id, now),
                 Event::Working => self.server.works(now),
                 Event::Failures(some) => self.server.set_failures_behind(some),
+                Event::Uses(device) => self.observed.counters.set_device(device),
                 Event::FailedLater(op) => self.observed.counters.failed_later(op),
                 Event::Printed(some) => self.server.set_printed(some),
                 Event::Worked(device_ns) => self.observed.counters.worked(device_ns),
@@ -324,7 +325,7 @@ impl Session<'_> {
         }
         let mut terms = opened.terms.unwrap_or(self.own_terms);
         terms.features = terms.features.common(opened.features);
-        self.server.admit(opened.info, terms, clock::now());
+        self.server.admit(terms, clock::now());
         Ok(())
     }
 

@@ -269,6 +269,20 @@ impl Backend for HeldBackend {
                     .events
                     .push_back(Event::Done(header.request_id, Ok(body)));
             }
+            if let Request::Info(_) = &request {
+                let text = |text: &str| text.into();
+                let info = InfoReply {
+                    total_memory: 1,
+                    executor: text("held"),
+                    device: text("test"),
+                    driver: text(""),
+                    reason: text("a test"),
+                    mediator: text("a test"),
+                };
+                let done = Event::Done(header.request_id, Ok(info.encode()));
+                inner.events.push_back(done);
+                return;
+            }
             if let Request::Fence(_) = &request {
                 let failures = Default::default();
                 let body = FenceReply {
@@ -325,17 +339,7 @@ impl Backend for HeldBackend {
 
 impl SessionBackend for HeldBackend {
     fn open(&mut self, _: Duration) -> Result<Opened, NotOpened> {
-        let text = |text: &str| text.into();
-        let info = InfoReply {
-            total_memory: 1,
-            executor: text("held"),
-            device: text("test"),
-            driver: text(""),
-            reason: text("a test"),
-            mediator: text("a test"),
-        };
         Ok(Opened {
-            info,
             terms: None,
             features: Features::ALL,
         })

@@ -52,6 +52,9 @@ pub struct Report {
     /// Its current holdings.
     #[serde(default)]
     pub standing: Standing,
+    /// Which of its guest's devices it uses, from 0.
+    #[serde(default)]
+    pub device: u32,
     /// Its requests and answers by kind; not with a message about its turns, of which there are many.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub activity: Option<Activity>,
@@ -654,6 +657,7 @@ fn send(stream: &UnixStream, observed: &Observed, report: Report) {
         client: observed.client.get().cloned(),
         usage: observed.counters.usage(),
         standing: observed.counters.standing(),
+        device: observed.counters.device(),
         activity: report.turn.is_none().then(|| observed.counters.activity()),
         ..report
     };
@@ -720,6 +724,7 @@ mod tests {
                 memory_limit: u64::MAX,
                 queue: u64::MAX,
             },
+            device: u32::MAX,
             activity: Some(Activity {
                 requests: Requests(
                     Op::REQUESTS

@@ -136,6 +136,7 @@ fn run_all(
                 | Event::Beside(..)
                 | Event::Failures(_)
                 | Event::FailedLater(_)
+                | Event::Uses(_)
                 | Event::Printed(_) => {}
             }
         }

@@ -211,7 +211,7 @@ fn a_guest_whose_gpu_is_not_there_is_refused_and_the_doctor_says_why() {
             "{text}"
         );
         assert!(
-            text.contains(&format!("2 Stand-in GPU {} at 0000:42:00.0", uuid(2))),
+            text.contains(&format!("2 Stand-in GPU 2 {} at 0000:42:00.0", uuid(2))),
             "{text}"
         );
         assert_eq!(doctor.status.code(), Some(1), "{text}");
@@ -263,7 +263,19 @@ fn a_session_chooses_among_its_gpus_and_has_the_turns_of_the_one_it_uses() {
     let served = Served::with(
         "[limits]\ndevices = [0]\n[guests]\ntester = { allow = true, devices = [2, 0], memory_mib = 5 }\n",
     );
-    let choose = |ordinal| Device::with_ordinal(served.client("tester").unwrap(), ordinal);
+    let choose = |ordinal| {
+        let client = served.client("tester").unwrap();
+        let mut beside = client.lane().unwrap();
+        let device = Device::with_ordinal(client, ordinal)?;
+        // Info describes the one that was chosen, and so does the status.
+        let info = beside.info().unwrap();
+        assert_eq!(info.device.as_str(), device.info().name.as_str());
+        let status = served.mediator.status();
+        let sessions = status["sessions"].as_array().unwrap();
+        let uuid = uuid(u8::try_from(number(&device)).unwrap());
+        assert_eq!(sessions.last().unwrap()["device"], uuid, "{status}");
+        Ok::<_, Error>(device)
+    };
     let (first, second) = (choose(0).unwrap(), choose(1).unwrap());
     assert_eq!((number(&first), number(&second)), (2, 0));
     for device in [&first, &second] {
@@ -272,6 +284,13 @@ fn a_session_chooses_among_its_gpus_and_has_the_turns_of_the_one_it_uses() {
         let data = device.clone_htod(&[1u32, 2, 3]).unwrap();
         assert_eq!(device.clone_dtoh(&data).unwrap(), [1, 2, 3]);
     }
+    let shown = stdout(&served.vgpuctl(&["status"]));
+    let last: Vec<&str> = shown
+        .lines()
+        .filter_map(|it| it.split(' ').next_back())
+        .collect();
+    let heading = last.iter().position(|it| *it == "GPU").unwrap();
+    assert_eq!(last[heading + 1..heading + 3], ["2", "0"], "{shown}");
     let error = choose(2).unwrap_err().to_string();
     assert!(error.contains("there is no device 2"), "{error}");
     // Another guest, on the GPU with number 0: it waits for the one that uses that too, and not for the other.

@@ -124,7 +124,7 @@ operations! {
         reply {}
     }
 
-    /// Describes the executor of the session's work, and why it was chosen.
+    /// Describes the executor and the device of the session's work, and why the executor was chosen.
     5 => Info / InfoReply {
         feature: NONE, quiet: no,
         request {}
@@ -221,7 +221,7 @@ operations! {
     }
 
     /// Has the session's work done on another of its devices (`cudaSetDevice`); at first that is device 0. Only before any
-    /// other request about a device but DeviceInfo: later it is refused (708). Info describes device 0 as before.
+    /// other request about a device but DeviceInfo: later it is refused (708). Info describes the new one from then on.
     14 => DeviceSelect / DeviceSelectReply {
         feature: GPU, quiet: no,
         request {

@@ -15,8 +15,8 @@ use super::outbox::Outbox;
 use super::tally::{OpResult, Tally};
 use crate::frame::{Flags, FrameHeader, MAX_DATA};
 use crate::op::{
-    Body, Features, FenceReply, GoodbyeReply, Hello, HelloReply, InfoReply, Op, OpSet,
-    QuietFailure, Request, negotiate_version,
+    Body, Features, FenceReply, GoodbyeReply, Hello, HelloReply, Op, OpSet, QuietFailure, Request,
+    negotiate_version,
 };
 use crate::status::{ErrorCode, Status, encode_error_text};
 use crate::{MIN_VERSION, VERSION};
@@ -125,8 +125,8 @@ pub struct Server {
     /// The reason why new requests are refused.
     draining: Option<Failure>,
     hello: Option<(FrameHeader, Hello)>,
-    /// Present once the guest is admitted.
-    info: Option<InfoReply>,
+    /// The guest has been admitted.
+    admitted: bool,
     requests: Requests,
     failures: FenceReply,
     /// The backend knows of more failures, which its next Fence reports.
@@ -217,7 +217,7 @@ impl Server {
             allowed: OpSet::ALL,
             draining: None,
             hello: None,
-            info: None,
+            admitted: false,
             requests: Requests::default(),
             failures: FenceReply::default(),
             failures_behind: false,
@@ -278,7 +278,7 @@ impl Server {
     /// Whether the guest has been admitted.
     #[inline]
     pub fn is_open(&self) -> bool {
-        self.info.is_some()
+        self.admitted
     }
 
     /// Whether further requests may be read; see [`CAPACITY`].
@@ -383,7 +383,7 @@ impl Server {
 
     /// Admits the guest: answers its Hello. `info` is the answer to Info, `terms` the limits of the
     /// session.
-    pub fn admit(&mut self, info: InfoReply, terms: Terms, now: Instant) {
+    pub fn admit(&mut self, terms: Terms, now: Instant) {
         let Some((header, hello)) = &self.hello else {
             return;
         };
@@ -402,7 +402,7 @@ impl Server {
         self.tally.count(Op::Hello, OpResult::Ok);
         self.begin_to_send(now);
         self.outbox.push(header, |body| reply.encode_to(body));
-        self.info = Some(info);
+        self.admitted = true;
         // Getting ready may take seconds, which do not count against the guest.
         self.received = now;
     }
@@ -539,10 +539,6 @@ impl Server {
             Ok(Request::Goodbye(_)) => {
                 self.complete(id, Ok(GoodbyeReply {}.encode()), now);
                 return Err(End::Goodbye);
-            }
-            Ok(Request::Info(_)) => {
-                let info = self.info.as_ref().map(Body::encode).unwrap_or_default();
-                self.complete(id, Ok(info), now);
             }
             Ok(request) => return Ok(Some(Step::Start(*header, request))),
             // It was refused.

@@ -81,6 +81,17 @@ pub(crate) fn render(status: &Status) -> String {
         ];
         let mut lines = vec![with_usage_heading(&heading)];
         lines.extend(status.sessions.iter().map(session));
+        // Only where there is a choice.
+        if executor.devices.len() > 1 {
+            lines[0].push("GPU".to_owned());
+            let sessions = status.sessions.iter();
+            for (cells, session) in lines[1..].iter_mut().zip(sessions) {
+                let device = session.device.as_ref();
+                cells.push(
+                    device.map_or_else(|| "-".to_owned(), |it| number(it, &executor.devices)),
+                );
+            }
+        }
         text.push('\n');
         text.push_str(&table(&lines, 4));
     }
@@ -144,11 +155,14 @@ fn devices(guest: &Guest, there: &[Device]) -> String {
     let Some(own) = &guest.devices else {
         return "-".to_owned();
     };
-    let name = |name: &String| {
-        let device = there.iter().find(|it| it.uuid == *name);
-        device.map_or_else(|| name.clone(), |it| it.index.to_string())
-    };
-    own.iter().map(name).collect::<Vec<_>>().join(",")
+    let numbers = own.iter().map(|name| number(name, there));
+    numbers.collect::<Vec<_>>().join(",")
+}
+
+/// The number of a device that `name` names, where it is there.
+fn number(name: &str, there: &[Device]) -> String {
+    let device = there.iter().find(|it| it.uuid == name);
+    device.map_or_else(|| name.to_owned(), |it| it.index.to_string())
 }
 
 fn session(session: &Session) -> Vec<String> {

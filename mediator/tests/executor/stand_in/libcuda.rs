@@ -432,8 +432,11 @@ extern "C" fn cuDeviceGet(device: &mut c_int, ordinal: c_int) -> c_int {
 }
 
 #[unsafe(no_mangle)]
-extern "C" fn cuDeviceGetName(name: *mut c_char, length: c_int, _device: c_int) -> c_int {
-    let text = c"Stand-in GPU".to_bytes_with_nul();
+extern "C" fn cuDeviceGetName(name: *mut c_char, length: c_int, device: c_int) -> c_int {
+    let text = match device {
+        0 => "Stand-in GPU\0".to_owned(),
+        other => format!("Stand-in GPU {other}\0"),
+    };
     assert!(text.len() <= length as usize);
     // SAFETY: the caller gives `length` bytes, and so many fit.
     unsafe { std::ptr::copy_nonoverlapping(text.as_ptr().cast(), name, text.len()) };

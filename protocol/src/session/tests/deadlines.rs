@@ -59,7 +59,7 @@ fn getting_ready_is_not_the_guests_time() {
     let bytes = frame(FrameHeader::request(Op::Hello, 1), &hello().encode());
     raw.hear(&bytes).expect("a sound Hello");
     raw.pass(HELLO * 20);
-    raw.server.admit(info(), terms(), raw.now);
+    raw.server.admit(terms(), raw.now);
     raw.pass(STALL - TICK);
     raw.late_in(TICK, "no reply taken");
 }

@@ -138,7 +138,7 @@ impl Raw {
         self.hear(&frame(request, &hello().encode()))
             .expect("a sound Hello");
         assert!(matches!(self.steps.pop(), Some(Step::Admit)));
-        self.server.admit(info(), terms, self.now);
+        self.server.admit(terms, self.now);
         self.said();
         self
     }
@@ -200,6 +200,13 @@ impl Raw {
             }
             other => panic!("{other:?}"),
         }
+    }
+
+    /// The answer to Info, whatever that describes.
+    fn info(&mut self, id: u32) -> FrameHeader {
+        self.start(FrameHeader::request(Op::Info, id), &[]);
+        self.server.complete(id, Ok(info().encode()), self.now);
+        self.said()[0].0
     }
 
     /// Its only frame, an error of this status whose text contains `words`.

@@ -281,7 +281,7 @@ impl Pair {
 
     fn step(&mut self, step: Step) {
         match step {
-            Step::Admit => self.server.admit(info(), self.terms, self.now),
+            Step::Admit => self.server.admit(self.terms, self.now),
             Step::Start(header, request) => {
                 let id = header.request_id;
                 let work = Work {
@@ -357,6 +357,7 @@ impl Pair {
             }
             .encode(),
             Request::Fence(_) => FenceReply::default().encode(),
+            Request::Info(_) => info().encode(),
             Request::Exchange(_) => ExchangeReply {}.encode(),
             other => panic!("{other:?} does not come here"),
         };

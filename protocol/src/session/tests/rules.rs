@@ -63,8 +63,7 @@ impl Raw {
 fn replies_say_that_quiet_requests_failed_until_a_fence_says_which() {
     let mut raw = Raw::open(terms());
     raw.fail_quietly(2..4);
-    let said = raw.ask(request(Op::Info, 4), &[]);
-    assert!(said[0].0.flags.contains(Flags::FAILURES));
+    assert!(raw.info(4).flags.contains(Flags::FAILURES));
     let said = raw.ask(request(Op::Ping, 5).with_lane(99), &ping_body(1));
     assert_eq!(said[0].0.status, ErrorCode::Range.into());
     assert!(said[0].0.flags.contains(Flags::FAILURES));
@@ -76,8 +75,7 @@ fn replies_say_that_quiet_requests_failed_until_a_fence_says_which() {
         .map(|f| (f.request_id, f.op))
         .collect();
     assert_eq!(ids, [(2, Op::Ping), (3, Op::Ping)]);
-    let said = raw.ask(request(Op::Info, 7), &[]);
-    assert!(!said[0].0.flags.contains(Flags::FAILURES));
+    assert!(!raw.info(7).flags.contains(Flags::FAILURES));
     assert_eq!(raw.fence(8), FenceReply::default());
 }
 
@@ -266,8 +264,7 @@ fn what_hello_did_not_agree_on_is_refused_and_its_data_dropped() {
     assert!(raw.taken.is_empty() && !raw.server.is_busy());
     let quiet = request(Op::Ping, 3).with_flags(Flags::QUIET);
     assert!(raw.ask(quiet, &ping_body(1)).is_empty());
-    let said = raw.ask(request(Op::Info, 4), &[]);
-    assert!(said[0].0.flags.contains(Flags::FAILURES));
+    assert!(raw.info(4).flags.contains(Flags::FAILURES));
 }
 
 #[test]
