@@ -3,7 +3,7 @@
 
 use std::ffi::OsString;
 use std::fs;
-use std::io;
+use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::process;
 
@@ -16,6 +16,9 @@ pub mod values;
 /// The flag, before all others, with which a program writes its pages and completions into a
 /// folder: `vgpu --generate DIR`. It is for packagers, and absent from help texts.
 pub const GENERATE: &str = "--generate";
+
+/// The flag of programs that print objects.
+const JSON: &str = "--json";
 
 /// The commit that packages are built from; `cargo xtask dist` sets it.
 const COMMIT: Option<&str> = option_env!("VGPU_COMMIT");
@@ -56,9 +59,39 @@ pub fn parse<P: Parser>() -> P {
     if arguments.next().is_some_and(|first| first == GENERATE) {
         process::exit(generate::<P>(arguments));
     }
-    let mut matches = with_commit(P::command()).get_matches();
-    P::from_arg_matches_mut(&mut matches)
-        .unwrap_or_else(|error| error.format(&mut P::command()).exit())
+    let matches = with_commit(P::command()).try_get_matches();
+    let parsed = matches.and_then(|mut matches| {
+        let parsed = P::from_arg_matches_mut(&mut matches);
+        parsed.map_err(|error| error.format(&mut P::command()))
+    });
+    parsed.unwrap_or_else(|error| {
+        let wants_json = std::env::args_os().skip(1).any(|it| it == JSON);
+        if wants_json && let Some(object) = misuse_object(&P::command(), &error) {
+            // If that fails, the lines on standard error remain.
+            let line = json_line(&object).unwrap_or_default() + "\n";
+            let _ = io::stdout().write_all(line.as_bytes());
+        }
+        error.exit()
+    })
+}
+
+fn prints_objects(command: &clap::Command) -> bool {
+    let own = command.get_arguments().any(|it| it.get_id() == "json");
+    own || command.get_subcommands().any(prints_objects)
+}
+
+/// The object for arguments that make no sense, where `command` prints objects; `None` for a request such as `--help`.
+fn misuse_object(command: &clap::Command, error: &clap::Error) -> Option<serde_json::Value> {
+    if !prints_objects(command) || !error.use_stderr() {
+        return None;
+    }
+    let text = error.render().to_string();
+    // Beside the first lines there are usage and advice for people.
+    let what = text.split("\n\n").next().unwrap_or_default();
+    let what = what.strip_prefix("error: ").unwrap_or(what);
+    let words: Vec<&str> = what.split_whitespace().collect();
+    let advice = format!("{} --help shows what there is", command.get_name());
+    Some(failure_object(&words.join(" "), &advice, 2))
 }
 
 /// The command, whose `--version` says from which commit it was built, as far as that is known. `-V` does not.
@@ -163,6 +196,36 @@ mod tests {
                 "{name}"
             );
         }
+    }
+
+    #[test]
+    fn arguments_that_make_no_sense_are_an_object_of_programs_that_print_some() {
+        #[derive(Debug, Parser)]
+        #[command(name = "lister")]
+        struct Lister {
+            /// Print JSON
+            #[arg(long)]
+            json: bool,
+            /// Most lines
+            #[arg(long)]
+            most: Option<u8>,
+        }
+        let error = |arguments: &[&str]| Lister::try_parse_from(arguments).unwrap_err();
+        let of = |arguments: &[&str]| misuse_object(&Lister::command(), &error(arguments));
+        let object = of(&["lister", "--json", "--most", "many"]).unwrap();
+        let what = object["error"]["what"].as_str().unwrap();
+        assert!(
+            what.starts_with("invalid value 'many' for '--most <MOST>'"),
+            "{what}"
+        );
+        assert_eq!(object["error"]["code"], 2);
+        assert_eq!(
+            object["error"]["advice"],
+            "lister --help shows what there is"
+        );
+        assert_eq!(of(&["lister", "--help"]), None);
+        let other = Sorter::try_parse_from(["sorter", "--json"]).unwrap_err();
+        assert_eq!(misuse_object(&Sorter::command(), &other), None);
     }
 
     #[test]

@@ -38,7 +38,7 @@ impl Client {
                     for skipped in &skipped {
                         log::info!("skipped {skipped}");
                     }
-                    log::info!("using {endpoint} (session {:#018x})", agreed.epoch);
+                    log::info!("using {endpoint} (epoch {:#018x})", agreed.epoch);
                     let endpoint = Some(endpoint.clone());
                     return Ok(Self::first(lane, agreed, regions, endpoint, skipped));
                 }

@@ -137,7 +137,7 @@ impl Broker<'_> {
         let gone: Vec<_> = crowded_out.collect();
         for LocalNewcomer { who, .. } in out_of_patience.into_iter().chain(gone).map(|it| it.item) {
             self.accounts.refuse(&who, Refusal::Rate, now);
-            let line = "disconnected: it connects more often than its account may";
+            let line = "disconnected: it connects more often than it may";
             self.accounts.log(&who, log::Level::Warn, line, now);
         }
     }

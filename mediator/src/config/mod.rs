@@ -23,6 +23,7 @@ use crate::policy::Policy;
 use file::ConfigFile;
 pub use limits::Limits;
 pub use metrics::MetricsAddress;
+pub(crate) use paths::ROOT_CONTROL;
 use paths::absolute;
 pub use paths::default_control_path;
 pub use worker::{MOST_WARM, WorkerSettings};

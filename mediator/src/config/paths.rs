@@ -25,11 +25,14 @@ pub(super) fn absolute(path: &Path, what: &str) -> Result<PathBuf, Failure> {
     }
 }
 
+/// Path of the control socket of root's mediator.
+pub(crate) const ROOT_CONTROL: &str = "/run/vgpu/mediatord.sock";
+
 /// Default path of the control socket: the system's for root, a path of their own for other users.
 pub fn default_control_path() -> PathBuf {
     let uid = Uid::effective();
     if uid.is_root() {
-        return PathBuf::from("/run/vgpu/mediatord.sock");
+        return PathBuf::from(ROOT_CONTROL);
     }
     let directory = match std::env::var_os("XDG_RUNTIME_DIR").map(PathBuf::from) {
         Some(directory) if directory.is_absolute() => directory.join("vgpu"),

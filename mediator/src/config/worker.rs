@@ -13,7 +13,7 @@ const USERS: u32 = 2048;
 /// Most warm workers for a set of devices.
 pub const MOST_WARM: u32 = 16;
 
-/// How workers run. `dist/mediatord.toml` describes each setting for administrators.
+/// How workers run. `dist/mediator/mediatord.toml` describes each setting for administrators.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct WorkerSettings {

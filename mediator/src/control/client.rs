@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 use vgpu_socket_transport::dial_unix;
 
 use super::{Answer, Ask, MAX_RESPONSE, Request, Response, VERSION};
+use crate::config::ROOT_CONTROL;
 use crate::failure::Failure;
 
 /// How long the mediator has to take the connection and answer.
@@ -102,8 +103,21 @@ fn exchange(mut stream: Timed, ask: Ask) -> io::Result<Answer> {
 }
 
 fn cannot_connect(path: &Path, error: &io::Error) -> Failure {
+    no_connection(path, error, Path::new(ROOT_CONTROL))
+}
+
+/// `of_root` is where root's mediator would listen.
+fn no_connection(path: &Path, error: &io::Error, of_root: &Path) -> Failure {
     let shown = path.display();
     match error.kind() {
+        // A socket stays where a mediator was killed, so that this is a guess.
+        io::ErrorKind::NotFound if path != of_root && of_root.exists() => Failure::new(
+            format!(
+                "this user runs no mediator, at {shown}; root may, at {}",
+                of_root.display()
+            ),
+            "run vgpuctl as root, or name another socket with --control PATH",
+        ),
         io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused => Failure::new(
             format!("no mediator at {shown}"),
             "start vgpu-mediatord, or name its socket with --control PATH",
@@ -117,5 +131,24 @@ fn cannot_connect(path: &Path, error: &io::Error) -> Failure {
             error,
             "check the path after --control",
         ),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_user_without_a_mediator_hears_of_roots() {
+        let directory = tempfile::tempdir().unwrap();
+        let (own, of_root) = (directory.path().join("own"), directory.path().join("root"));
+        let missing = io::Error::from(io::ErrorKind::NotFound);
+        let said = |path: &Path| no_connection(path, &missing, &of_root);
+        assert_eq!(said(&own).what, format!("no mediator at {}", own.display()));
+        std::fs::write(&of_root, "").unwrap();
+        let failure = said(&own);
+        assert!(failure.what.contains("root may, at "), "{}", failure.what);
+        assert!(failure.advice.contains("as root"), "{}", failure.advice);
+        assert!(said(&of_root).what.starts_with("no mediator at "));
     }
 }

@@ -126,8 +126,10 @@ pub fn probe(
                 advice: "use it over xen:, local:, unix: or tcp:".into(),
             },
         }),
-        ExecutorChoice::Cpu => open_cpu("asked for").map_err(failed(choice)),
-        ExecutorChoice::Cuda => open_cuda("asked for", devices).map_err(failed(choice)),
+        ExecutorChoice::Cpu => open_cpu("executor is set to cpu").map_err(failed(choice)),
+        ExecutorChoice::Cuda => {
+            open_cuda("executor is set to cuda", devices).map_err(failed(choice))
+        }
         ExecutorChoice::Auto => {
             match open_cuda("CUDA works here: a trial vector add was right", devices) {
                 Ok(cuda) => Ok(cuda),
@@ -186,7 +188,7 @@ mod tests {
     fn the_cpu_can_always_be_had() {
         let executor = probe(ExecutorChoice::Cpu, None).unwrap();
         assert_eq!(executor.info().kind, "cpu");
-        assert_eq!(executor.info().reason, "asked for");
+        assert_eq!(executor.info().reason, "executor is set to cpu");
     }
 
     #[test]

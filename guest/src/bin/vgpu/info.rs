@@ -20,7 +20,7 @@ pub(crate) fn run(cli: &Cli) -> Result<(), Failure> {
 fn print(cli: &Cli, client: &Client, info: &InfoReply) -> io::Result<()> {
     let endpoint = session::endpoint_name(client);
     let limits = client.limits();
-    let session = format!("{:#018x}", client.epoch());
+    let epoch = format!("{:#018x}", client.epoch());
     if cli.json {
         return output::json(&json!({
             "executor": info.executor.as_str(),
@@ -30,7 +30,7 @@ fn print(cli: &Cli, client: &Client, info: &InfoReply) -> io::Result<()> {
             "reason": info.reason.as_str(),
             "mediator": info.mediator.as_str(),
             "endpoint": endpoint,
-            "session": session,
+            "session": epoch,
             "limits": {
                 "max_lanes": limits.max_lanes,
                 "max_requests": limits.max_requests,
@@ -51,7 +51,7 @@ fn print(cli: &Cli, client: &Client, info: &InfoReply) -> io::Result<()> {
          driver    {driver}\n\
          mediator  {}\n\
          endpoint  {endpoint}\n\
-         session   {session}\n\
+         epoch     {epoch}\n\
          limits    {} lanes, {} requests at once, {} objects of each kind",
         info.executor,
         info.reason,

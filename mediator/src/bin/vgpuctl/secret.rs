@@ -25,8 +25,8 @@ pub(crate) fn run(name: &str, json: bool) -> Result<(), Exit> {
     print_error(&format!(
         "Add this line to the mediator's file of secrets (`secrets` in mediatord.toml) and put it \
          alone\ninto a file of the client, named by --secret-file or VGPU_SECRET_FILE; chmod 600 \
-         both. Who has it\nis {}: send it by a way that nobody listens to. It counts from the next \
-         connection on.\n",
+         both. Everybody who\nhas it can connect as {}: send it by a way that nobody listens to. It \
+         counts from the next\nconnection on.\n",
         secret.name()
     ));
     Ok(())
