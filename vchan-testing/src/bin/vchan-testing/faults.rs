@@ -12,10 +12,11 @@ use vchan_testing::hostile::Offer;
 
 use crate::failure::Failure;
 use crate::place::Place;
+use crate::quota::{fill, quota};
 use crate::say::say;
 
 /// Far beyond any of these waits.
-const WAIT_LIMIT: Duration = Duration::from_secs(300);
+pub(crate) const WAIT_LIMIT: Duration = Duration::from_secs(300);
 /// Time for a thread to reach its wait.
 const THREAD_START: Duration = Duration::from_millis(500);
 /// gntalloc's limit on pages, for the whole kernel.
@@ -56,7 +57,14 @@ pub(crate) enum Command {
         #[command(flatten)]
         place: Place,
     },
-    /// Write nodes until xenstore refuses more, and publish a channel then.
+    /// Make so many nodes below a folder, in dom0.
+    Fill {
+        /// The folder, from the root.
+        folder: String,
+        /// How many.
+        nodes: u32,
+    },
+    /// Use up every quota of xenstore's, and keep that until SIGTERM; a server is refused meanwhile, and works then.
     Quota {
         #[command(flatten)]
         place: Place,
@@ -76,6 +84,7 @@ pub(crate) fn main(command: Command) -> Result<(), Failure> {
         Command::Refuse { place } => refuse(&place),
         Command::Pages { place } => pages(&place),
         Command::Flood { place } => flood(&place),
+        Command::Fill { folder, nodes } => fill(&folder, nodes),
         Command::Quota { place } => quota(&place),
         Command::Swap { place } => swap(&place),
     }
@@ -85,7 +94,7 @@ pub(crate) fn main(command: Command) -> Result<(), Failure> {
 type Call = (&'static str, fn(&mut Channel, Instant) -> vchan::Result<()>);
 
 /// The ring's bytes, from which writers know how much is too much.
-const RING: usize = 4096;
+pub(crate) const RING: usize = 4096;
 
 const CALLS: [Call; 7] = [
     ("read", |channel, deadline| {
@@ -182,7 +191,7 @@ fn blocked(place: &Place, serve_path: String) -> Result<(), Failure> {
     }
 }
 
-fn wrong(what: String) -> Failure {
+pub(crate) fn wrong(what: String) -> Failure {
     Failure::new(what, "see the lines before")
 }
 
@@ -239,7 +248,7 @@ fn pages(place: &Place) -> Result<(), Failure> {
 }
 
 /// Publishes a server; xenstored gets as long for it as for everything else here.
-fn publish(peer: DomId, path: &str, ring: usize) -> vchan::Result<xen::Server> {
+pub(crate) fn publish(peer: DomId, path: &str, ring: usize) -> vchan::Result<xen::Server> {
     let setup = Setup::new().deadline(Instant::now() + WAIT_LIMIT);
     xen::Server::publish_with(&setup, peer, path, RingSizes::from(ring))
 }
@@ -300,47 +309,6 @@ fn flood(place: &Place) -> Result<(), Failure> {
         .remove(path, Instant::now() + WAIT_LIMIT)
         .map_err(Error::from)?;
     say(format_args!("flood: {writes} writes"))
-}
-
-/// More nodes than any quota should allow; Xen's default is 1000 a domain.
-const TOO_MANY_NODES: u32 = 20_000;
-
-/// The quota of nodes is used up: a server reports it and leaves nothing behind, and serves once
-/// there is room.
-fn quota(place: &Place) -> Result<(), Failure> {
-    let (peer, path) = place.xen()?;
-    let deadline = || Instant::now() + WAIT_LIMIT;
-    let store = xen::store::Store::open(deadline()).map_err(Error::from)?;
-    let (filler, channel) = (format!("{path}/filler"), format!("{path}/channel"));
-    let refused = (0..TOO_MANY_NODES).find_map(|number| {
-        // Spread over several parents, since a node may not have too many children either.
-        let node = format!("{filler}/{}/{number}", number / 50);
-        let written = store.write(&node, "", deadline());
-        written.err().map(|error| (number, error))
-    });
-    let served = match refused {
-        Some(_) => publish(peer, &channel, RING).map(drop),
-        None => Ok(()),
-    };
-    store.remove(&filler, deadline()).map_err(Error::from)?;
-    let Some((nodes, refusal)) = refused else {
-        return Err(wrong(format!("{TOO_MANY_NODES} nodes were taken")));
-    };
-    match served {
-        Err(error) if error.to_string().contains("quota") => {
-            say(format_args!("ok after {nodes} nodes ({refusal}): {error}"))?;
-        }
-        other => return Err(wrong(format!("beyond the quota: {other:?}"))),
-    }
-    let left = store
-        .read_if_present(&channel, deadline())
-        .map_err(Error::from)?;
-    if left.is_some() {
-        return Err(wrong(format!("{channel} was left behind")));
-    }
-    drop(publish(peer, &channel, RING)?);
-    store.remove(path, deadline()).map_err(Error::from)?;
-    say(format_args!("quota: refused, then served"))
 }
 
 /// Keys of no server, different at each look.

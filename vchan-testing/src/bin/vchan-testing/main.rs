@@ -10,6 +10,7 @@ mod held;
 mod hostile;
 mod many;
 mod place;
+mod quota;
 mod region;
 mod region_bench;
 mod region_work;
