@@ -53,9 +53,9 @@ fn config(grid: u32, block: u32) -> LaunchConfig {
 
 /// Bytes that tell their place.
 fn pattern(n: usize, seed: u8) -> Vec<u8> {
-    // Bits 3 to 10 of a multiple of 167: the same again after 2048.
-    let period: Vec<u8> = (0..2048usize)
-        .map(|i| ((i * 167) >> 3).to_le_bytes()[0] ^ seed)
+    // A period of which no piece of a copy is a multiple, so that pieces in each other's places are noticed.
+    let period: Vec<u8> = (0..65_537u64)
+        .map(|i| ((i * 0x9e37_79b9) >> 13).to_le_bytes()[0] ^ seed)
         .collect();
     repeated(&period, n)
 }

@@ -47,7 +47,7 @@ const WRITES_64_BITS: usize = 122;
 const LOOK: Duration = Duration::from_millis(1);
 
 /// How many works may be behind each other without one that raises the waker.
-const UNTOLD: u64 = 32;
+const UNTOLD: u64 = 128;
 
 /// Waits of up to this long are ended by looks between short naps: where the driver's callback has to wake this thread, 60 to
 /// 130 us are lost (on an H200's host).
