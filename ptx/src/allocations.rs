@@ -3,9 +3,9 @@
 use std::sync::Arc;
 
 use crate::error::{Code, Error, invalid};
-use crate::memory::Bytes;
-use crate::quota::Quota;
-use crate::space::{CONST, END, GLOBAL, Region};
+use crate::memory::{Bytes, HostMemory};
+use crate::quota::{Charge, Quota};
+use crate::space::{CONST, END, GLOBAL, Kind, Region};
 
 /// Bytes that stay unmapped between two allocations, at least.
 const GUARD: u64 = 2 << 20;
@@ -51,29 +51,61 @@ impl Allocations {
         };
         let size = bytes.checked_next_multiple_of(ALIGN).ok_or_else(full)?;
         let charge = self.quota.take(size).ok_or_else(full)?;
-        let (start, end) = if read_only {
-            (CONST, CONST + (1 << 40))
-        } else {
-            (GLOBAL, END)
-        };
-        let room = size + GUARD;
-        let next = if read_only {
-            self.next_const
-        } else {
-            self.next
-        };
-        let base = if end - next > room {
-            next
-        } else {
-            self.gap(start, end, room).ok_or_else(full)?
-        };
+        let base = self.place(size, read_only).ok_or_else(full)?;
         let storage = Bytes::zeroed(bytes).ok_or_else(full)?;
-        let after = base + room;
+        let after = base + size + GUARD;
         if read_only {
             self.next_const = after;
         } else {
             self.next = after;
         }
+        self.insert(base, storage, Kind::of(read_only), charge);
+        Ok(base)
+    }
+
+    /// Makes memory of the program's part of the device: at its own address, if nothing is there and the device has
+    /// such addresses.
+    pub(crate) fn register(&mut self, memory: &HostMemory) -> Result<u64, Error> {
+        let full = || Error::new(Code::OutOfMemory, "no addresses are left for it");
+        let len = memory.len();
+        let charge = self.quota.take(0).ok_or_else(full)?;
+        let own = memory.address();
+        let base = match (GLOBAL..END).contains(&own) && self.is_free(own, len) {
+            true => own,
+            false => {
+                let size = len.checked_next_multiple_of(ALIGN).ok_or_else(full)?;
+                let base = self.place(size, false).ok_or_else(full)?;
+                self.next = base + size + GUARD;
+                base
+            }
+        };
+        self.insert(base, memory.bytes(), Kind::Host, charge);
+        Ok(base)
+    }
+
+    /// Where `size` bytes can begin with nothing near them: behind the last place, or in a gap once all addresses have
+    /// been used.
+    fn place(&self, size: u64, read_only: bool) -> Option<u64> {
+        let (start, end, next) = match read_only {
+            true => (CONST, CONST + (1 << 40), self.next_const),
+            false => (GLOBAL, END, self.next),
+        };
+        let room = size.checked_add(GUARD)?;
+        let from_next = self.gap(next, end, room);
+        from_next.or_else(|| self.gap(start, end, room))
+    }
+
+    /// Whether no region has any of these addresses.
+    fn is_free(&self, address: u64, len: u64) -> bool {
+        let Some(end) = address.checked_add(len).filter(|end| *end <= END) else {
+            return false;
+        };
+        let after = self.regions.partition_point(|r| r.base < end);
+        let before = after.checked_sub(1).map(|at| &self.regions[at]);
+        before.is_none_or(|r| r.base + r.bytes.len() <= address)
+    }
+
+    fn insert(&mut self, base: u64, bytes: Bytes, kind: Kind, charge: Charge) {
         // Copied only if a running launch holds the list.
         let list = Arc::make_mut(&mut self.regions);
         let at = list.partition_point(|r| r.base < base);
@@ -81,31 +113,42 @@ impl Allocations {
             at,
             Arc::new(Region {
                 base,
-                bytes: storage,
-                read_only,
+                bytes,
+                kind,
                 _charge: charge,
             }),
         );
-        Ok(base)
     }
 
-    /// A gap between allocations, for when all addresses have been used.
-    fn gap(&self, start: u64, end: u64, room: u64) -> Option<u64> {
-        let mut at = start;
-        let there = self.regions.iter();
-        for r in there.filter(|r| (start..end).contains(&r.base)) {
-            if r.base - at > room {
+    /// The first gap of more than `room` bytes between `from` and `end`.
+    fn gap(&self, from: u64, end: u64, room: u64) -> Option<u64> {
+        let mut at = from;
+        let first = self.regions.partition_point(|r| r.base < from);
+        let there = &self.regions[first.saturating_sub(1)..];
+        for r in there.iter().take_while(|r| r.base < end) {
+            // Memory of the program's may come nearer to others than allocations do.
+            if r.base.saturating_sub(at) > room {
                 return Some(at);
             }
-            at = r.base + r.bytes.len().next_multiple_of(ALIGN) + GUARD;
+            let after = (r.base + r.bytes.len()).next_multiple_of(ALIGN);
+            at = at.max(after + GUARD);
         }
         (end.saturating_sub(at) > room).then_some(at)
     }
 
-    /// Takes the region that begins at an address out of the list.
+    /// Takes the allocation that begins at an address out of the list.
     pub(crate) fn remove(&mut self, address: u64) -> Result<Arc<Region>, Error> {
+        self.take_out(address, Kind::Memory)
+    }
+
+    /// The same for memory of the program's.
+    pub(crate) fn unregister(&mut self, address: u64) -> Result<Arc<Region>, Error> {
+        self.take_out(address, Kind::Host)
+    }
+
+    fn take_out(&mut self, address: u64, kind: Kind) -> Result<Arc<Region>, Error> {
         let at = self.regions.binary_search_by_key(&address, |r| r.base);
-        let Some(at) = at.ok().filter(|k| !self.regions[*k].read_only) else {
+        let Some(at) = at.ok().filter(|k| self.regions[*k].kind == kind) else {
             return invalid(format!("nothing is allocated at 0x{address:x}"));
         };
         Ok(Arc::make_mut(&mut self.regions).remove(at))
@@ -311,6 +354,73 @@ impl Transfer {
                 self.to.write(to + at, &self.buffer[..n])
             }
             Source::Pattern => self.to.write(to + self.done, &self.buffer[..n]),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::ptr::NonNull;
+
+    /// Two pages of this program's, never unmapped.
+    #[expect(unsafe_code, reason = "what is leaked stays there")]
+    fn host() -> HostMemory {
+        #[repr(align(4096))]
+        struct Pages(#[expect(dead_code, reason = "its address is all")] [u8; 8192]);
+        let at = NonNull::from(Box::leak(Box::new(Pages([0; 8192])))).cast();
+        // SAFETY: nothing else has the address.
+        unsafe { HostMemory::new(at, 8192, Arc::new(())) }.unwrap()
+    }
+
+    fn apart(a: &Allocations) -> bool {
+        let pairs = a.regions.windows(2);
+        pairs
+            .into_iter()
+            .all(|w| w[0].base + w[0].bytes.len() <= w[1].base)
+    }
+
+    #[test]
+    fn memory_of_the_program_keeps_its_address_or_gets_another() {
+        let mut a = Allocations::new(1 << 20);
+        let first = a.add(512, false).unwrap();
+        let memory = host();
+        let at = a.register(&memory).unwrap();
+        let fits = (GLOBAL..END).contains(&memory.address());
+        assert_eq!(at == memory.address(), fits);
+        // Its place is taken now.
+        let again = a.register(&memory).unwrap();
+        assert!(again != at && again >= GLOBAL && apart(&a));
+        assert_eq!(a.quota().used(), 512);
+        // Neither kind is taken for the other.
+        assert!(a.remove(at).is_err() && a.unregister(first).is_err());
+        assert!(a.unregister(at + 64).is_err());
+        a.unregister(at).unwrap();
+        assert!(a.region(at, 1).is_err());
+        a.unregister(again).unwrap();
+        a.remove(first).unwrap();
+        assert!(a.regions.is_empty());
+    }
+
+    #[test]
+    fn allocations_keep_clear_of_what_lies_ahead() {
+        let mut a = Allocations::new(1 << 30);
+        let mut places = Vec::new();
+        // As if the program had memory wherever the next allocation would begin.
+        for ahead in [0, 1, GUARD / 2, GUARD, GUARD + 4096] {
+            let base = a.next + ahead;
+            let charge = a.quota.take(0).unwrap();
+            a.insert(base, host().bytes(), Kind::Host, charge);
+            places.push(a.add(8192, false).unwrap());
+            assert!(apart(&a), "{ahead}: {a:?}");
+        }
+        // When all addresses have been used, gaps between them serve.
+        a.next = END - GUARD;
+        let gone = places[2];
+        a.remove(gone).unwrap();
+        for _ in 0..8 {
+            a.add(8192, false).unwrap();
+            assert!(apart(&a), "{a:?}");
         }
     }
 }

@@ -8,6 +8,7 @@ use crate::error::{Code, Error, invalid};
 use crate::grid::Report;
 use crate::launch::Launch;
 use crate::loaded::Loaded;
+use crate::memory::HostMemory;
 use crate::module::{Kernel, Module};
 use crate::output::Printed;
 use crate::pool::Pool;
@@ -71,6 +72,28 @@ impl Device {
     pub fn free(&self, address: u64) -> Result<(), Error> {
         let gone = self.context().sound()?.remove(address)?;
         // Not under the lock: freeing many pages takes the system some time.
+        drop(gone);
+        Ok(())
+    }
+
+    /// Makes memory of the program's part of the device's, and returns its address there: that in this process, unless
+    /// the device has something there. It counts against no quota.
+    ///
+    /// # Errors
+    ///
+    /// 2 if no addresses are left, the error of an earlier fault.
+    pub fn register(&self, memory: &HostMemory) -> Result<u64, Error> {
+        self.context().sound()?.register(memory)
+    }
+
+    /// Ends that, also after a fault. Running launches keep the memory until they end.
+    ///
+    /// # Errors
+    ///
+    /// 1 if no memory of the program's begins at the address.
+    pub fn unregister(&self, address: u64) -> Result<(), Error> {
+        let gone = self.context().allocations().unregister(address)?;
+        // Not under the lock: unmapping takes the system some time.
         drop(gone);
         Ok(())
     }

@@ -40,6 +40,7 @@ pub use error::{Code, Error};
 pub use grid::Report;
 pub use launch::{Cancel, Launch};
 pub use loaded::Loaded;
+pub use memory::HostMemory;
 pub use module::{COMPUTE_CAPABILITY, Kernel, Module, ModuleVariable, Options};
 pub use output::{Output, Printed};
 pub use program::Parameter;

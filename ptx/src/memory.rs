@@ -1,4 +1,5 @@
-//! The one file with `unsafe`: device memory that several workers read and write at once.
+//! The one file with `unsafe`: device memory that several workers read and write at once, and memory of the
+//! program's that kernels reach, which other processes may write.
 //!
 //! Kernels race by design, as on a GPU. Every access is a relaxed atomic of its own size at its
 //! natural alignment, so that a race gives some value and nothing worse. Accesses of different
@@ -7,9 +8,14 @@
 #![allow(unsafe_code)]
 
 use std::alloc::{Layout, alloc_zeroed, dealloc};
+use std::any::Any;
+use std::fmt;
 use std::ptr::NonNull;
+use std::sync::Arc;
 use std::sync::atomic::Ordering::{AcqRel, Acquire, Relaxed};
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU16, AtomicU32, AtomicU64, AtomicUsize};
+
+use crate::error::{Error, invalid};
 
 #[cfg(target_endian = "big")]
 compile_error!("device memory is little-endian, and so must the processor be");
@@ -27,34 +33,99 @@ const PAGE: usize = 4096;
 /// The system allocates pages when they are first written, which takes a thousand times as long as
 /// any access. So no access does that implicitly: each fails until [`Self::fetch`] was called for
 /// its chunk, and the caller accounts for that cost.
-/// calls that knows what it costs.
 pub(crate) struct Bytes {
     /// The first byte, aligned to [`LINE`].
     at: NonNull<u8>,
-    allocated: NonNull<u8>,
     len: usize,
-    layout: Layout,
+    owner: Owner,
     /// The chunks that have been fetched, and the number that have not. A stale value only costs
     /// time, so all accesses are relaxed.
     fetched: Box<[AtomicBool]>,
     missing: AtomicUsize,
 }
 
-// SAFETY: the memory is owned and only reached through atomics.
+/// What keeps the memory.
+enum Owner {
+    /// It was allocated here.
+    Allocated(NonNull<u8>, Layout),
+    /// It is another's, which keeps it while this lives.
+    Host(#[expect(dead_code, reason = "it only has to live")] Keeper),
+}
+
+/// Keeps memory of the program's mapped.
+type Keeper = Arc<dyn Any + Send + Sync>;
+
+// SAFETY: the memory is owned, or kept by a value that may be shared, and only reached through atomics.
 unsafe impl Send for Bytes {}
 // SAFETY: as above.
 unsafe impl Sync for Bytes {}
 
-impl std::fmt::Debug for Bytes {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+impl fmt::Debug for Bytes {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "Bytes({})", self.len)
     }
 }
 
 impl Drop for Bytes {
     fn drop(&mut self) {
-        // SAFETY: allocated in `zeroed` with this layout.
-        unsafe { dealloc(self.allocated.as_ptr(), self.layout) }
+        if let Owner::Allocated(allocated, layout) = self.owner {
+            // SAFETY: allocated in `zeroed` with this layout.
+            unsafe { dealloc(allocated.as_ptr(), layout) }
+        }
+    }
+}
+
+/// Memory of the program's that kernels are to reach ([`Device::register`](crate::Device::register)). Others may
+/// change it at any time, other processes included: like all memory of a device it is only reached through atomics.
+#[derive(Clone)]
+pub struct HostMemory {
+    at: NonNull<u8>,
+    len: usize,
+    keeper: Keeper,
+}
+
+// SAFETY: the pointer is only used where `Bytes` uses it.
+unsafe impl Send for HostMemory {}
+// SAFETY: as above.
+unsafe impl Sync for HostMemory {}
+
+impl fmt::Debug for HostMemory {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "HostMemory({} bytes at {:p})", self.len, self.at)
+    }
+}
+
+impl HostMemory {
+    /// `len` bytes from `at` on.
+    ///
+    /// # Errors
+    ///
+    /// 1 if `at` is not a multiple of 64, or there is not one byte.
+    ///
+    /// # Safety
+    ///
+    /// While `keeper` or a clone of it lives, the bytes are mapped, may be read and written, and stay so whatever
+    /// anybody does, and nothing in this process makes a reference to one of them other than to an atomic.
+    pub unsafe fn new(at: NonNull<u8>, len: usize, keeper: Keeper) -> Result<Self, Error> {
+        if len == 0 || !at.as_ptr().addr().is_multiple_of(LINE) {
+            return invalid(format!("{len} bytes of the program's at {at:p}"));
+        }
+        Ok(Self { at, len, keeper })
+    }
+
+    /// The address of the first byte in this process.
+    #[must_use]
+    pub fn address(&self) -> u64 {
+        self.at.as_ptr().addr() as u64
+    }
+
+    pub(crate) fn len(&self) -> u64 {
+        self.len as u64
+    }
+
+    pub(crate) fn bytes(&self) -> Bytes {
+        let owner = Owner::Host(Arc::clone(&self.keeper));
+        Bytes::new(self.at, self.len, owner)
     }
 }
 
@@ -113,15 +184,18 @@ impl Bytes {
         let skip = allocated.as_ptr().addr().wrapping_neg() % LINE;
         // SAFETY: `skip` is less than a line, which the size has beyond `len`.
         let at = unsafe { allocated.add(skip) };
+        Some(Self::new(at, len, Owner::Allocated(allocated, layout)))
+    }
+
+    fn new(at: NonNull<u8>, len: usize, owner: Owner) -> Self {
         let chunks = len.div_ceil(CHUNK);
-        Some(Self {
+        Self {
             at,
-            allocated,
             len,
-            layout,
+            owner,
             fetched: (0..chunks).map(|_| AtomicBool::new(false)).collect(),
             missing: AtomicUsize::new(chunks),
-        })
+        }
     }
 
     /// The same, all of it fetched.

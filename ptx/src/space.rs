@@ -19,7 +19,7 @@ pub(crate) const PARAM: u64 = 3 << 40;
 pub(crate) const FUNCTION: u64 = 4 << 40;
 /// Constants of the modules.
 pub(crate) const CONST: u64 = 5 << 40;
-/// Allocations and module variables.
+/// Allocations, module variables, and memory of the program's.
 pub(crate) const GLOBAL: u64 = 0x7f00_0000_0000;
 /// The end of all addresses.
 pub(crate) const END: u64 = 1 << 48;
@@ -31,9 +31,36 @@ const WINDOW: u64 = 1 << 40;
 pub(crate) struct Region {
     pub(crate) base: u64,
     pub(crate) bytes: Bytes,
-    pub(crate) read_only: bool,
+    pub(crate) kind: Kind,
     /// Its charge against the quota, returned when nobody holds the region any more.
     pub(crate) _charge: Charge,
+}
+
+/// What a region is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Kind {
+    /// An allocation, or a variable of a module.
+    Memory,
+    /// Constants of a module, which kernels cannot write.
+    Constants,
+    /// Memory of the program's.
+    Host,
+}
+
+impl Kind {
+    pub(crate) fn of(read_only: bool) -> Self {
+        match read_only {
+            true => Self::Constants,
+            false => Self::Memory,
+        }
+    }
+}
+
+impl Region {
+    #[inline(always)]
+    pub(crate) fn is_read_only(&self) -> bool {
+        self.kind == Kind::Constants
+    }
 }
 
 /// A fault of one lane.

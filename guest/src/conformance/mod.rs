@@ -78,6 +78,7 @@ pub const CASES: &[Case] = &[
     case("gpu_large_copies", gpu::pinned::large_copies),
     case("gpu_pinned_memory", gpu::pinned::pinned),
     case("gpu_kernels_reach_pinned_memory", gpu::pinned::by_kernels),
+    case("gpu_pinned_memory_out_of_reach", gpu::pinned::out_of_reach),
     case("gpu_copies_behind_a_fault", gpu::pinned::behind_a_fault),
     case("gpu_copies_beside_a_capture", gpu::pinned::beside_a_capture),
     case("gpu_fills", gpu::copies::fills),

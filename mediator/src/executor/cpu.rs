@@ -1,6 +1,7 @@
 //! The CPU executor: same protocol and same results without a GPU.
 
 mod device;
+mod registration;
 
 use self::device::CpuDevice;
 use super::on_device::{OnDevice, Open};

@@ -23,9 +23,17 @@ fn cpu() {
     conformance::run(&mut CpuExecutor::new("a test"));
 }
 
+/// The cases of regions, each for an executor of its own.
+const REGIONS: [fn(&mut dyn Executor); 4] = [
+    regions::copies,
+    regions::lies,
+    regions::quota,
+    regions::reached,
+];
+
 #[test]
 fn regions_of_the_processor() {
-    for run in [regions::copies, regions::lies, regions::quota] {
+    for run in REGIONS {
         run(&mut CpuExecutor::new("a test"));
     }
 }
@@ -33,7 +41,7 @@ fn regions_of_the_processor() {
 #[test]
 #[ignore = "needs an NVIDIA GPU"]
 fn regions_of_a_gpu() {
-    for run in [regions::copies, regions::lies, regions::quota] {
+    for run in REGIONS {
         run(&mut cuda::open("a test", None).expect("a GPU"));
     }
 }

@@ -12,12 +12,13 @@ use vgpu_mediator::policy::Share;
 use vgpu_protocol::handle::{Handle, HandleKind};
 use vgpu_protocol::op::field::{Bytes, StreamRef};
 use vgpu_protocol::op::{
-    Body, CopyFromRegion, CopyToRegion, MemoryAllocate, MemoryAllocateReply, MemoryFree, NO_WORD,
-    RegionMap, RegionMapReply, RegionUnmap, Request, Synchronize,
+    Body, CopyFromRegion, CopyToRegion, CopyWithinDevice, Launch, MemoryAllocate,
+    MemoryAllocateReply, MemoryFree, NO_WORD, RegionMap, RegionMapReply, RegionUnmap, Request,
+    Synchronize,
 };
 use vgpu_protocol::status::{ErrorCode, Status};
 
-use crate::conformance::{WATCHDOG, ask, copy_down};
+use crate::conformance::{WATCHDOG, ask, copy_down, load};
 
 const STREAM: StreamRef = StreamRef::DEFAULT;
 const INVALID_VALUE: Status = Status::Cuda(1);
@@ -307,6 +308,76 @@ pub(crate) fn quota(executor: &mut dyn Executor) {
         guest.ask(Synchronize {}).expect("sound");
     }
     guest.end();
+}
+
+/// Kernels reach a region, also one that is let go while they are queued, and nothing beside it or after it.
+pub(crate) fn reached(executor: &mut dyn Executor) {
+    const N: u64 = 100_000;
+    let (mut guest, _mediator) = Guest::new(executor, 8);
+    let (module, function) = load(guest.executor, soon()).expect("a module");
+    let (region, len) = (handle(0, 1), 1 << 20);
+    let mut memory = guest
+        .channel
+        .create_region(len, Access::Both)
+        .expect("made");
+    let body = guest
+        .ask(map(region, len as u64, &memory.ticket()))
+        .expect("mapped");
+    let address = RegionMapReply::decode(&body).expect("a reply").address;
+    assert_ne!(address, 0, "out of the reach of kernels");
+    let floats = |seed: u16| -> Vec<u8> {
+        let numbers = (0..N).map(|i| f32::from(seed) + (i % 1000) as f32);
+        numbers.flat_map(f32::to_le_bytes).collect()
+    };
+    // Not at its beginning.
+    let at = 256;
+    memory.write_at(at, &floats(0)).expect("within");
+    let c = address + at as u64;
+    let add = |a: u64, b: u64, c: u64, n: u64| Launch {
+        module,
+        function,
+        grid: [u32::try_from(n).expect("few").div_ceil(256), 1, 1],
+        block: [256, 1, 1],
+        shared_bytes: 0,
+        stream: STREAM,
+        deadline_ms: 0,
+        parameters: Bytes::new([a, b, c, n].map(u64::to_le_bytes).as_flattened()).expect("short"),
+    };
+    let up = guest.up(region, at as u64, 4 * N, NO_WORD);
+    guest.ask(up).expect("queued");
+    // Copies name it by its handle, and not as memory of the device.
+    for (to, from) in [(guest.there, c), (c, guest.there), (address, c)] {
+        let copy = CopyWithinDevice {
+            to,
+            from,
+            bytes: bytes(4),
+            stream: STREAM,
+        };
+        guest.refused(copy, INVALID_VALUE);
+    }
+    guest.refused(MemoryFree { address }, INVALID_VALUE);
+    // What lies on the device is added three times; then the region goes, behind the kernels.
+    for _ in 0..3 {
+        guest.ask(add(guest.there, c, c, N)).expect("queued");
+    }
+    guest.ask(RegionUnmap { region }).expect("queued");
+    guest.ask(Synchronize {}).expect("sound");
+    let mut sums = vec![0; 4 * usize::try_from(N).expect("few")];
+    memory.read_at(at, &mut sums).expect("within");
+    let (sums, _) = sums.as_chunks::<4>();
+    for (i, sum) in sums.iter().enumerate() {
+        assert_eq!(f32::from_le_bytes(*sum), 4.0 * (i % 1000) as f32, "at {i}");
+    }
+    memory.revoke(soon()).expect("unmapped");
+    // It is nobody's any more.
+    guest
+        .ask(add(guest.there, guest.there, c, 1))
+        .expect("queued");
+    let fault = guest.ask(Synchronize {}).expect_err("a fault");
+    assert!(
+        [Status::Cuda(700), Status::Cuda(719)].contains(&fault),
+        "{fault:?}"
+    );
 }
 
 /// A device that cannot use the memory says so, and nothing of it stays.

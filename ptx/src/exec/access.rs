@@ -47,7 +47,7 @@ impl Cx<'_> {
         match lead(what.space, addr) {
             Lead::Global(addr) => match region(self.launch.regions, &mut w.hit, addr) {
                 Some(r) if r.bytes.len() - (addr - r.base) >= size => {
-                    if what.write && r.read_only {
+                    if what.write && r.is_read_only() {
                         return fault(Code::IllegalAddress, "constants cannot be written");
                     }
                     let at = addr - r.base;

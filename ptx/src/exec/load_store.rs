@@ -91,7 +91,7 @@ macro_rules! global {
             if m == u32::MAX
                 && is_row(a, size_of::<$t>() as u64)
                 && let Some(g) = region(cx.launch.regions, &mut w.hit, first)
-                && !g.read_only
+                && !g.is_read_only()
                 && g.bytes
                     .store_row::<$t>(first - g.base, &r.$file[i.b as usize])
                     .is_some()
@@ -223,7 +223,7 @@ fn quick(
     let first = at[m.trailing_zeros() as usize & 31];
     let bytes = match lead(x.space, first) {
         Lead::Global(_) => match region(cx.launch.regions, &mut w.hit, first) {
-            Some(g) if !(g.read_only && x.is_store) => {
+            Some(g) if !(g.is_read_only() && x.is_store) => {
                 at = at.map(|a| a.wrapping_sub(g.base));
                 &g.bytes
             }

@@ -338,7 +338,7 @@ impl<T: Pod> PinnedBuffer<T> {
 
     /// The address of the first element for kernels, which read and write the memory itself (`cuMemHostGetDevicePointer`).
     /// It is that of [`as_ptr`](Self::as_ptr) unless the mediator has something else there. None: no kernel can reach it, as
-    /// where it [is not page-locked](Self::is_page_locked), or with the `cpu` executor.
+    /// where it [is not page-locked](Self::is_page_locked), or on a GPU that cannot map it.
     ///
     /// As an argument of a launch a buffer is passed by this address.
     pub fn device_address(&self) -> Option<NonZeroU64> {

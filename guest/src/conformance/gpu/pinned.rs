@@ -6,7 +6,7 @@ use std::thread;
 use vgpu_protocol::op::Features;
 use vgpu_protocol::status::Status;
 
-use crate::client::{CaptureMode, Client, Device, PinnedBuffer};
+use crate::client::{CaptureMode, Client, Device, Module, PinnedBuffer};
 use crate::conformance::{Ground, at, check, fails};
 use crate::error::Cause;
 use crate::options::Options;
@@ -177,15 +177,15 @@ pub(in crate::conformance) fn by_kernels(ground: &Ground<'_>) -> Outcome {
     let saxpy = kernel(&module, "saxpy")?;
     let n = 5000u16;
     let floats: Vec<f32> = (0..n).map(f32::from).collect();
-    // Of a size that has a region of its own.
-    let len = match has_regions(&device) {
-        true => 17 << 18,
-        false => floats.len(),
+    // Of a size that has a region of its own, and of one that is a part of another.
+    let sizes = match has_regions(&device) {
+        true => [17 << 18, floats.len()],
+        false => [floats.len(); 2],
     };
-    let allocate = || device.alloc_pinned::<f32>(len).map_err(at("allocate"));
     let mut same_address = false;
     // The mediator may have something else at an address.
-    for _ in 0..4 {
+    for len in sizes.repeat(3) {
+        let allocate = || device.alloc_pinned::<f32>(len).map_err(at("allocate"));
         let (mut x, mut y) = (allocate()?, allocate()?);
         x.write(0, &floats).map_err(at("write"))?;
         y.write(0, &floats).map_err(at("write"))?;
@@ -197,6 +197,9 @@ pub(in crate::conformance) fn by_kernels(ground: &Ground<'_>) -> Outcome {
             .arg(&u32::from(n))
             .launch(config(40, 128));
         let Some(address) = y.device_address() else {
+            check(!has_regions(&device), || {
+                "no kernel reaches page-locked memory".to_owned()
+            })?;
             let error = fails("memory that no kernel can reach", launched)?;
             check(matches!(error.cause(), Cause::Input(_)), || {
                 error.to_string()
@@ -215,6 +218,41 @@ pub(in crate::conformance) fn by_kernels(ground: &Ground<'_>) -> Outcome {
         "no buffer has the same address for kernels and program".to_owned()
     })?;
     end(device)
+}
+
+/// Kernels of another session do not reach the memory, nor do the session's own once it was given back.
+pub(in crate::conformance) fn out_of_reach(ground: &Ground<'_>) -> Outcome {
+    let (device, module) = open_with_kernels(ground)?;
+    if !has_regions(&device) {
+        return end(device);
+    }
+    let mut memory = device
+        .alloc_pinned::<u8>(17 << 20)
+        .map_err(at("allocate"))?;
+    memory.write(0, &[7; 64]).map_err(at("write"))?;
+    let Some(address) = memory.device_address() else {
+        return Err("no kernel reaches page-locked memory".to_owned());
+    };
+    let poked = |device: &Device, module: &Module| -> Outcome {
+        device
+            .launch_builder(&kernel(module, "poke")?)
+            .arg(&address.get())
+            .launch(config(1, 1))
+            .map_err(at("launch"))?;
+        let error = fails("memory out of reach", device.synchronize())?;
+        let results = [700, 719].map(|code| Some(Status::Cuda(code)));
+        check(results.contains(&error.status()), || error.to_string())
+    };
+    let (other, others) = open_with_kernels(ground)?;
+    poked(&other, &others)?;
+    same(
+        "memory of another session",
+        &read(&memory, 0, 64)?,
+        &[7; 64],
+    )?;
+    drop(memory);
+    device.synchronize().map_err(at("synchronize"))?;
+    poked(&device, &module)
 }
 
 /// A copy behind a kernel that faults never comes, and whoever waits for it is told.

@@ -11,6 +11,7 @@ use vgpu_protocol::status::ErrorCode;
 use vgpu_ptx as ptx;
 use vgpu_transport::Waker;
 
+use super::registration::Registration;
 use crate::executor::cuda_result;
 use crate::executor::gpu::device::{
     self, Answer, Answered, Call, Caller, Description, DeviceError, Done, Key, Layout, Part,
@@ -520,9 +521,16 @@ impl Caller for CpuCaller {
                 };
                 Answer::Function(function, layout)
             }
-            // It is read and written as it is.
-            Call::Register(region) => Answer::Registered(region),
-            Call::Unregister(_) => Answer::Done,
+            Call::Register(mut region) => {
+                let registration = Registration::new(&self.0, region.kept()).map_err(error)?;
+                let there = registration.there();
+                region.hold(registration, there);
+                Answer::Registered(region)
+            }
+            Call::Unregister(region) => {
+                drop(region);
+                Answer::Done
+            }
             Call::Graph(_) => {
                 let text = "the processor has no graphs of its own";
                 return Err(DeviceError::new(cuda_result::NOT_SUPPORTED, text));
@@ -604,6 +612,7 @@ fn description(name: &str, config: &ptx::Config) -> Description {
         (13, 1_000_000),              // kHz
         (14, 512),                    // alignment of textures
         (16, number(config.workers)), // multiprocessors
+        (19, 1),                      // kernels reach page-locked memory
         (31, 1),                      // kernels at once
         (36, 1_000_000),              // kHz of the memory
         (37, 64),                     // bits of its bus

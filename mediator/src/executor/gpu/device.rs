@@ -310,7 +310,7 @@ pub(in crate::executor) struct Region {
     registration: Option<Box<dyn Any + Send + Sync>>,
     /// Its address for the device, where the device reads and writes it by itself.
     there: Option<u64>,
-    view: View,
+    view: Arc<View>,
     _mapped: MappedRegion,
 }
 
@@ -325,7 +325,7 @@ impl Region {
             true => Ok(Self {
                 registration: None,
                 there: None,
-                view,
+                view: Arc::new(view),
                 _mapped: mapped,
             }),
             false => Err(vchan::region::RegionError::ReadOnly.into()),
@@ -335,6 +335,11 @@ impl Region {
     /// Its bytes.
     pub(in crate::executor) fn view(&self) -> &View {
         &self.view
+    }
+
+    /// The same, for who keeps them mapped.
+    pub(in crate::executor) fn kept(&self) -> Arc<View> {
+        Arc::clone(&self.view)
     }
 
     /// The address of its first byte.

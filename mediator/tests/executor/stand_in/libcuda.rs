@@ -22,11 +22,12 @@
 use std::collections::{BTreeMap, VecDeque};
 use std::ffi::{CStr, c_char, c_int, c_uint, c_void};
 use std::path::PathBuf;
+use std::ptr::NonNull;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
-use std::sync::{Mutex, MutexGuard, Once, OnceLock};
+use std::sync::{Arc, Mutex, MutexGuard, Once, OnceLock};
 use std::time::{Duration, Instant};
 
-use vgpu_ptx::{Config, Device, Kernel, Launch, Loaded, Module, Rows};
+use vgpu_ptx::{Config, Device, HostMemory, Kernel, Launch, Loaded, Module, Rows};
 
 /// Events that are there at once: two for each work of a full queue, and some of the guest's.
 const MOST_EVENTS: usize = 1000;
@@ -125,8 +126,8 @@ struct Driver {
     /// Address and bytes on the device; address and content of what is page-locked.
     memory: BTreeMap<u64, u64>,
     host: BTreeMap<usize, Vec<u64>>,
-    /// Memory that was page-locked where it was, with its bytes.
-    registered: BTreeMap<usize, usize>,
+    /// Memory that was page-locked where it was, with its bytes and its address for kernels.
+    registered: BTreeMap<usize, (usize, u64)>,
     streams: BTreeMap<usize, Stream>,
     events: BTreeMap<usize, Event>,
     modules: BTreeMap<usize, Loaded>,
@@ -214,7 +215,7 @@ impl Driver {
         let before = self.host.range(..=address).next_back();
         let registered = self.registered.range(..=address).next_back();
         before.is_some_and(|(start, content)| address + bytes <= start + content.len() * 8)
-            || registered.is_some_and(|(start, len)| address + bytes <= start + len)
+            || registered.is_some_and(|(start, (len, _))| address + bytes <= start + len)
     }
 
     fn has(&self, address: u64, bytes: u64) -> bool {
@@ -525,6 +526,7 @@ extern "C" fn cuDeviceGetAttribute(value: &mut c_int, attribute: c_int, device: 
         10 => 32,
         11 => c_int::MAX,
         16 => 2,
+        19 => 1,
         // The number of its PCI bus.
         33 => 0x40 + device,
         41 => 1,
@@ -964,16 +966,27 @@ extern "C" fn cuMemHostRegister_v2(address: *mut c_void, bytes: usize, _flags: c
     if driver.has_host(address as usize, 1) {
         return misuse("memory that is page-locked already");
     }
-    driver.registered.insert(address as usize, bytes);
-    OK
+    let Some(start) = NonNull::new(address.cast::<u8>()) else {
+        return INVALID_VALUE;
+    };
+    // SAFETY: as with the real driver, the caller keeps it mapped until it is let go.
+    let memory = unsafe { HostMemory::new(start, bytes, Arc::new(())) };
+    match memory.and_then(|memory| device().register(&memory)) {
+        Ok(there) => {
+            driver.registered.insert(address as usize, (bytes, there));
+            OK
+        }
+        Err(error) => error.code.number() as c_int,
+    }
 }
 
 #[unsafe(no_mangle)]
 extern "C" fn cuMemHostUnregister(address: *mut c_void) -> c_int {
     let mut driver = context!();
-    let Some(bytes) = driver.registered.remove(&(address as usize)) else {
+    let Some((bytes, there)) = driver.registered.remove(&(address as usize)) else {
         return misuse("memory that is not page-locked");
     };
+    let _ = device().unregister(there);
     let all = address as usize..address as usize + bytes;
     let mut queued = driver.streams.values().flat_map(|stream| &stream.queue);
     let uses = queued.any(|operation| match operation {
@@ -1044,10 +1057,11 @@ extern "C" fn cuMemHostGetDevicePointer_v2(
     _flags: c_uint,
 ) -> c_int {
     let driver = context!();
-    if !driver.has_host(here as usize, 1) {
-        return misuse("page-locked memory that is none");
+    match driver.registered.get(&(here as usize)) {
+        Some((_, address)) => *there = *address,
+        None if driver.has_host(here as usize, 1) => *there = here as u64,
+        None => return misuse("page-locked memory that is none"),
     }
-    *there = here as u64;
     OK
 }
 

@@ -176,7 +176,7 @@ fn conforms() {
 #[test]
 fn regions_are_page_locked_and_let_go() {
     if inner("regions_are_page_locked_and_let_go", "works") {
-        for run in [regions::copies, regions::lies, regions::quota] {
+        for run in crate::REGIONS {
             run(&mut open());
         }
     }
