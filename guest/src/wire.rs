@@ -9,9 +9,9 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use vgpu_protocol::frame::Flags;
-use vgpu_protocol::op::field::BodyBytes;
-use vgpu_protocol::op::{Op, Request};
-use vgpu_protocol::session::{self, after_rest, client::Event, client::NotSent};
+use vgpu_protocol::op::field::{BodyBytes, Bytes};
+use vgpu_protocol::op::{Op, Ping, Request};
+use vgpu_protocol::session::{self, WINDOW, after_rest, client::Event, client::NotSent};
 use vgpu_protocol::status::{Status, decode_error_text};
 use vgpu_transport::clock::Rests;
 use vgpu_transport::{Interest, Transport, TransportError, Waker};
@@ -102,6 +102,8 @@ pub(crate) struct Wire {
     closed: bool,
     unflushed: bool,
     said_goodbye: bool,
+    /// What was queued in all when the mediator was last asked how far it is.
+    asked_at: u64,
     /// The last reply's count of bytes that kernels have printed. For whoever asks, whichever lane it was for; no
     /// other data goes with it, so all accesses are relaxed.
     printed: Arc<AtomicBool>,
@@ -156,6 +158,7 @@ impl Wire {
             closed: false,
             unflushed: false,
             said_goodbye: false,
+            asked_at: 0,
             printed: Arc::default(),
         }
     }
@@ -180,9 +183,10 @@ impl Wire {
         self.said_goodbye
     }
 
-    /// Queues `asked` behind the requests that are here.
+    /// Queues `asked` behind the requests that are here, unless it overtakes them.
     pub(crate) fn ask(&mut self, asked: Asked) {
-        if !self.waiting.is_empty() || !self.start(&asked) {
+        let waits = !self.waiting.is_empty() && !asked.request.op().overtakes();
+        if waits || !self.start(&asked) {
             self.waiting.push_back(asked);
         }
     }
@@ -219,9 +223,13 @@ impl Wire {
     }
 
     /// Makes a call of a request. Returns whether it is one: the mediator may take no more until another
-    /// one is over.
+    /// one is over, or has yet to start what it was sent.
     fn start(&mut self, asked: &Asked) -> bool {
         let op = asked.request.op();
+        if !op.overtakes() && self.machine.not_started() > WINDOW {
+            self.ask_how_far();
+            return false;
+        }
         let mut header = self.machine.next_header(op);
         header = header
             .with_lane(asked.header_lane)
@@ -248,7 +256,26 @@ impl Wire {
             outcome: refused.map(|error| Err(error.into())),
         });
         self.transport.count_beside(asked.request.bytes_beside());
+        if op != Op::Goodbye {
+            self.ask_how_far();
+        }
         true
+    }
+
+    /// Has the mediator answer something from time to time, so that this side knows what it has started.
+    fn ask_how_far(&mut self) {
+        let sent = self.machine.queued();
+        let due = self.machine.not_started() > WINDOW / 2 && sent - self.asked_at > WINDOW / 4;
+        if due {
+            let ping = Ping {
+                payload: Bytes::default(),
+            };
+            let header = self.machine.next_header(Op::Ping);
+            // Where too much is under way, there are answers to come.
+            if self.machine.request(header, &ping.into()).is_ok() {
+                self.asked_at = sent;
+            }
+        }
     }
 
     /// The value of [`Self::sent`] once everything that is queued now has been sent.

@@ -99,6 +99,10 @@ pub const CASES: &[Case] = &[
         gpu::kernels::long_work,
     ),
     case("gpu_kernels_are_cancelled", gpu::failures::cancelled),
+    case(
+        "gpu_a_cancel_overtakes",
+        gpu::failures::cancelled_behind_others,
+    ),
     case("gpu_many_launches_in_a_row", gpu::kernels::many_launches),
     case("gpu_kernels_print_lines", gpu::printed::printed),
     case(

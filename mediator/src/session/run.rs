@@ -268,12 +268,15 @@ impl Session<'_> {
                 break;
             }
             let progress = match self.server.inbox().data_left() {
-                0 if !self.backend.may_start() => {
+                0 if !self.may_start() => {
                     self.server.held_up(now);
-                    break;
+                    self.look_behind(now)?
                 }
                 0 => self.take_step(now)? || self.read_ahead(now)?,
-                _ => self.take_data(now)?,
+                _ => {
+                    let taken = self.take_data(now)?;
+                    taken || (self.no_room && self.look_behind(now)?)
+                }
             };
             if !progress {
                 break;
@@ -289,7 +292,14 @@ impl Session<'_> {
         match self.server.next(now) {
             Err(end) => return Err(end.into()),
             Ok(None) => return Ok(self.server.inbox().data_left() > 0),
-            Ok(Some(Step::Start(header, request))) => match request {
+            Ok(Some(step)) => self.begin(step, now)?,
+        }
+        Ok(true)
+    }
+
+    fn begin(&mut self, step: Step, now: Instant) -> Result<(), SessionEnd> {
+        match step {
+            Step::Start(header, request) => match request {
                 Request::Statistics(_) if self.backend.has_no_figures() => {
                     self.count();
                     let body = self.observed.counters.statistics().encode();
@@ -297,8 +307,8 @@ impl Session<'_> {
                 }
                 request => self.backend.start(&header, request),
             },
-            Ok(Some(Step::Admit)) => self.admit()?,
-            Ok(Some(Step::Cancel(id))) => {
+            Step::Admit => self.admit()?,
+            Step::Cancel(id) => {
                 self.backend.cancel(id);
                 let text = "the guest ended the data early".to_owned();
                 let status = ErrorCode::Cancelled.into();
@@ -306,7 +316,32 @@ impl Session<'_> {
             }
         }
         self.take_events(now)?;
-        Ok(true)
+        Ok(())
+    }
+
+    /// Whether the next request may be started.
+    fn may_start(&self) -> bool {
+        self.backend.may_start() && self.server.may_start()
+    }
+
+    /// Reads on where the next request cannot start, or its data has no room: for one that is to end what keeps it, and
+    /// for the end of the stream.
+    fn look_behind(&mut self, now: Instant) -> Result<bool, SessionEnd> {
+        let mut moved = false;
+        let space = self.server.space_behind();
+        let wanted = space.len();
+        if wanted > 0 && !self.dry {
+            let read = self.stream.try_read(space);
+            if let Some(n) = self.count_received(read, wanted, now)? {
+                self.server.inbox().received(n);
+                moved = true;
+            }
+        }
+        while let Some(step) = self.server.overtaking(now)? {
+            self.begin(step, now)?;
+            moved = true;
+        }
+        Ok(moved)
     }
 
     fn admit(&mut self) -> Result<(), SessionEnd> {
@@ -443,8 +478,8 @@ impl Session<'_> {
         }
         self.rests.waits_until(until);
         let in_data = self.server.inbox().data_left() > 0;
-        let reading =
-            self.server.may_receive() && !self.no_room && (in_data || self.backend.may_start());
+        let goes_on = !self.no_room && (in_data || self.may_start());
+        let reading = self.server.may_receive() && (goes_on || self.server.has_space_behind());
         let writing = !self.server.outbox().is_empty();
         self.sleep(reading, writing, until)
     }

@@ -11,9 +11,11 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use vgpu_protocol::frame::{FrameHeader, HEADER_LEN};
+use vgpu_protocol::handle::{Handle, HandleKind};
+use vgpu_protocol::op::field::StreamRef;
 use vgpu_protocol::op::{
     Body, Exchange, ExchangeReply, Features, Fence, FenceReply, Goodbye, Hello, HelloReply, Info,
-    InfoReply, Op, Ping, PingReply, Request,
+    InfoReply, Launch, Op, Ping, PingReply, Request, StreamCancel, StreamCancelReply,
 };
 use vgpu_protocol::session::server::Failure;
 use vgpu_protocol::status::{ErrorCode, Status, decode_error_text};
@@ -757,6 +759,49 @@ fn a_backend_that_can_start_nothing_is_shown_to_work() {
         assert!(guest.status_of(4).is_ok());
     });
     assert!(matches!(end, SessionEnd::Goodbye), "{end}");
+}
+
+/// What ends the work that keeps others is found behind them, and what was cancelled with it does not start.
+#[test]
+fn a_cancel_reaches_a_backend_that_can_start_nothing_else() {
+    let stream = StreamRef::of(Handle::new(HandleKind::Stream, 1, 1).unwrap());
+    let launch = Launch {
+        module: Handle::new(HandleKind::Module, 1, 1).unwrap(),
+        function: 0,
+        grid: [1; 3],
+        block: [1; 3],
+        shared_bytes: 0,
+        stream,
+        deadline_ms: 0,
+        parameters: Default::default(),
+    };
+    let ((), end, usage) = on_held(&settings(), &StopFlag::default(), |mut guest, held| {
+        held.now(|inner| inner.full = true);
+        for id in 2..500 {
+            guest.ask(id, 0, ping(b"x"));
+        }
+        guest.ask(500, 1, launch);
+        guest.ask(501, 2, StreamCancel { stream });
+        held.wait_for(|inner| !inner.started.is_empty());
+        held.now(|inner| {
+            assert!(matches!(inner.started[..], [Request::StreamCancel(_)]));
+            // It ends what keeps the others, but until it is answered they wait.
+            inner.full = false;
+        });
+        held.done(501, StreamCancelReply { kernels: 3 }.encode());
+        let (header, body) = guest.next();
+        assert_eq!((header.request_id, header.lane), (501, 2));
+        assert_eq!(StreamCancelReply::decode(&body).unwrap().kernels, 4);
+        for id in 2..500 {
+            assert!(guest.status_of(id).is_ok());
+        }
+        assert_eq!(guest.status_of(500), ErrorCode::Cancelled.into());
+        held.now(|inner| assert_eq!(inner.started.len(), 1 + 498));
+        guest.ask(502, 0, Goodbye {});
+        assert!(guest.status_of(502).is_ok());
+    });
+    assert!(matches!(end, SessionEnd::Goodbye), "{end}");
+    assert_eq!((usage.requests, usage.failed_requests), (502, 1));
 }
 
 /// A guest that never pauses is stopped all the same, and another lane of its is still late.

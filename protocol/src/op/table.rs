@@ -894,7 +894,7 @@ operations! {
     }
 
     /// Ends the kernels that were sent to a stream before, begun or not, and those of the graphs that were launched in it.
-    /// Each fails with E_CANCELLED; other work is done. CUDA has no counterpart: a GPU cannot end a kernel alone, and
+    /// Each fails with E_CANCELLED; other work is done. It [overtakes](#overtaking) requests that cannot start. CUDA has no counterpart: a GPU cannot end a kernel alone, and
     /// refuses (801) where there is one to end.
     60 => StreamCancel / StreamCancelReply {
         feature: GPU, quiet: no,
@@ -903,7 +903,7 @@ operations! {
             stream: StreamRef,
         }
         reply {
-            /// How many there were.
+            /// How many there were; a graph whose launch had not begun counts as one.
             kernels: u32,
         }
     }
@@ -1030,7 +1030,23 @@ impl ModuleCompile {
     }
 }
 
+impl Op {
+    /// Whether a request does not wait for those before it that cannot start: it is to end what keeps them.
+    pub const fn overtakes(self) -> bool {
+        matches!(self, Self::StreamCancel)
+    }
+}
+
 impl Request {
+    /// The stream in which it has kernels run.
+    pub fn kernel_stream(&self) -> Option<StreamRef> {
+        match self {
+            Self::Launch(launch) => Some(launch.stream),
+            Self::GraphLaunch(launch) => Some(launch.stream),
+            _ => None,
+        }
+    }
+
     /// Bytes that it moves beside the stream, in memory that both sides have.
     pub fn bytes_beside(&self) -> u64 {
         match self {

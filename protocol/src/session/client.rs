@@ -4,11 +4,13 @@
 //! against the requests, and an answer that does not match is a [`Violation`], after which the
 //! session cannot go on.
 
+use std::ops::Range;
 use std::time::Duration;
 
 use super::inbox::{Inbox, Received};
+use super::most_requests;
 use super::outbox::Outbox;
-use crate::frame::{Flags, FrameHeader, MAX_DATA};
+use crate::frame::{Flags, FrameHeader, HEADER_LEN, MAX_DATA};
 use crate::op::{Body, BodyError, Features, Hello, HelloReply, Op, Operation, Request};
 use crate::status::{Status, decode_error_text};
 use crate::{MIN_VERSION, VERSION};
@@ -82,6 +84,8 @@ struct Call {
     up_ended: bool,
     credit: u64,
     down_left: u64,
+    /// What [`Client::queued`] was before it, and with it.
+    queued: Range<u64>,
 }
 
 /// The state of a session.
@@ -92,6 +96,10 @@ pub struct Client {
     calls: Vec<Call>,
     last_id: u32,
     agreed: Option<HelloReply>,
+    /// Bytes of all requests, with as much of their data as needs no grant.
+    queued: u64,
+    /// How many of them belong to requests that the mediator is known to have started.
+    started: u64,
 }
 
 impl Client {
@@ -104,6 +112,8 @@ impl Client {
             calls: Vec::new(),
             last_id: 0,
             agreed: None,
+            queued: 0,
+            started: 0,
         };
         let hello = Hello {
             min_version: MIN_VERSION.try_into().expect("versions start at 1"),
@@ -156,7 +166,7 @@ impl Client {
             return Err(NotSent::NotOffered(header.op));
         }
         request.check()?;
-        let max = usize::from(agreed.max_requests.get());
+        let max = most_requests(agreed.max_requests, header.op);
         if self.call(header.request_id).is_some() {
             return Err(NotSent::InUse(header.request_id));
         }
@@ -168,22 +178,46 @@ impl Client {
     }
 
     fn push(&mut self, header: FrameHeader, request: &Request) {
+        let before = self.outbox.len();
         self.outbox.push(header, |body| request.encode_to(body));
         let (up, down) = request.data();
-        if header.is_quiet() && up == 0 {
-            return;
-        }
         let credit = self
             .agreed
             .as_ref()
             .map_or(0, |agreed| agreed.initial_credit);
+        let queued = self.queued;
+        // An overtaker does not stay among those that wait.
+        if !header.op.overtakes() {
+            self.queued += (self.outbox.len() - before) as u64;
+        }
+        if up > 0 {
+            self.queued += up.min(credit.into()) + HEADER_LEN as u64;
+        }
+        if header.is_quiet() && up == 0 {
+            return;
+        }
         self.calls.push(Call {
             header,
             up_left: up,
             up_ended: up == 0,
             credit: credit.into(),
             down_left: down,
+            queued: queued..self.queued,
         });
+    }
+
+    /// Bytes of all requests so far, and of their first data.
+    #[inline]
+    pub fn queued(&self) -> u64 {
+        self.queued
+    }
+
+    /// Bytes of requests, and of their first data, that the mediator is not known to have started. A guest that sends no
+    /// more than [`WINDOW`](super::WINDOW) of them can end what keeps them by a request that
+    /// [overtakes](Op::overtakes) them.
+    #[inline]
+    pub fn not_started(&self) -> u64 {
+        self.queued - self.started
     }
 
     /// Whether a request is not over.
@@ -360,6 +394,11 @@ impl Client {
         }
         call.credit = call.credit.saturating_add(header.credit.into());
         call.down_left -= len;
+        // Nothing is granted, nor does anything come, before it is started, and all before it are.
+        let granted = header.credit > 0 || len > 0;
+        if granted && !call.header.op.overtakes() {
+            self.started = self.started.max(call.queued.end);
+        }
         match len {
             0 => Ok(Event::Credit(id, header.credit)),
             _ => Ok(Event::Data(id)),
@@ -394,6 +433,14 @@ impl Client {
                     "answered request {id} {left} bytes too early"
                 )));
             }
+        }
+        if !header.op.overtakes() {
+            // Of one that failed, data may still be on its way.
+            let started = match header.status.is_ok() {
+                true => call.queued.end,
+                false => call.queued.start,
+            };
+            self.started = self.started.max(started);
         }
         if header.op == Op::Hello && header.status.is_ok() {
             self.agree()?;

@@ -9,6 +9,9 @@ use crate::op::Op;
 /// read, and of a large body only this much is copied once more.
 pub const READ_AHEAD: usize = 4096;
 
+/// Bytes that are read at once behind a frame whose time has not come.
+const READ_BEHIND: usize = 64 << 10;
+
 /// The next received item.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Received {
@@ -30,6 +33,8 @@ pub struct Inbox {
     body: Range<usize>,
     /// Bytes of a Data frame's body that have not been taken.
     data_left: usize,
+    /// Up to this place of the buffer frames have been looked at by [`take_behind`](Self::take_behind).
+    looked: usize,
 }
 
 impl Inbox {
@@ -41,6 +46,7 @@ impl Inbox {
             unread: 0..0,
             body: 0..0,
             data_left: 0,
+            looked: 0,
         }
     }
 
@@ -55,19 +61,90 @@ impl Inbox {
     /// The buffer for the next bytes; never empty. Invalidates [`body`](Self::body).
     pub fn space(&mut self) -> &mut [u8] {
         let wanted = self.missing().max(READ_AHEAD);
-        self.body = 0..0;
-        if self.unread.is_empty() {
-            self.unread = 0..0;
-        } else if self.unread.start > 0 {
-            self.buffer.copy_within(self.unread.clone(), 0);
-            self.unread = 0..self.unread.len();
-        }
+        self.move_to_front();
         let end = self.unread.end;
         let size = end.max(wanted) + usize::from(end >= wanted);
         if self.buffer.len() < size {
             self.buffer.resize(size, 0);
         }
         &mut self.buffer[end..size]
+    }
+
+    /// The buffer for bytes behind a frame whose time has not come; empty once `most` bytes wait.
+    pub fn space_behind(&mut self, most: usize) -> &mut [u8] {
+        let room = most.saturating_sub(self.unread.len()).min(READ_BEHIND);
+        if room == 0 {
+            return &mut [];
+        }
+        self.move_to_front();
+        let end = self.unread.end;
+        if self.buffer.len() < end + room {
+            self.buffer.resize(end + room, 0);
+        }
+        &mut self.buffer[end..end + room]
+    }
+
+    fn move_to_front(&mut self) {
+        self.body = 0..0;
+        let start = self.unread.start;
+        if start > 0 && !self.unread.is_empty() {
+            self.buffer.copy_within(self.unread.clone(), 0);
+        }
+        self.unread = 0..self.unread.len();
+        self.looked = self.looked.saturating_sub(start);
+    }
+
+    /// Bytes that have come and are not used.
+    #[inline]
+    pub fn unread(&self) -> usize {
+        self.unread.len()
+    }
+
+    /// Takes the next whole frame that is `wanted` out of those whose time has not come, with its body. Frames that break
+    /// a rule are left to [`next`](Self::next), and what is behind them is not looked at.
+    pub fn take_behind(
+        &mut self,
+        wanted: impl Fn(&FrameHeader) -> bool,
+    ) -> Option<(FrameHeader, Vec<u8>)> {
+        self.looked = self.looked.max(self.first_behind());
+        loop {
+            let (header, body) = self.frame_at(self.looked)?;
+            let at = std::mem::replace(&mut self.looked, body.end);
+            if !wanted(&header) {
+                continue;
+            }
+            let content = self.buffer[body.clone()].to_vec();
+            self.buffer.copy_within(body.end..self.unread.end, at);
+            self.unread.end -= body.end - at;
+            self.body = 0..0;
+            self.looked = at;
+            return Some((header, content));
+        }
+    }
+
+    /// The frames that [`take_behind`](Self::take_behind) has passed over and whose time has not come yet.
+    pub fn passed_over(&self) -> impl Iterator<Item = (FrameHeader, &[u8])> {
+        let mut at = self.first_behind();
+        std::iter::from_fn(move || {
+            let (header, body) = self.frame_at(at).filter(|_| at < self.looked)?;
+            at = body.end;
+            Some((header, &self.buffer[body]))
+        })
+    }
+
+    /// Where the frames begin whose time has not come: behind what is left of the last one.
+    fn first_behind(&self) -> usize {
+        self.unread.start + self.data_left
+    }
+
+    /// The whole and sound frame at a place of the buffer, and the place of its body.
+    fn frame_at(&self, at: usize) -> Option<(FrameHeader, Range<usize>)> {
+        let bytes = self.buffer.get(at..self.unread.end)?.first_chunk()?;
+        let header = FrameHeader::decode(bytes).ok()?;
+        let body = at + HEADER_LEN;
+        let end = body + header.body_len as usize;
+        let whole = end <= self.unread.end && header.is_reply() == self.replies;
+        whole.then_some((header, body..end))
     }
 
     /// Notes that `n` bytes were put into [`space`](Self::space).

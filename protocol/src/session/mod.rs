@@ -12,11 +12,18 @@
 //! Requests start in the order of arrival, whatever their lane. Each is over when its work is, so
 //! answers may come in any order; only a Fence waits for the requests of its lane before it.
 //!
+//! A request that [overtakes](crate::op::Op::overtakes) others is found among those that cannot start: the mediator reads on,
+//! up to twice [`WINDOW`] bytes and granted data, and the guest sends no more than that without an answer.
+//!
 //! Data of a request is sent in [`Op::Data`](crate::op::Op::Data) frames of any size, as many bytes
 //! in all as its row of the table says. Data going up needs credit: the first
 //! [`initial_credit`](crate::op::HelloReply::initial_credit) bytes of a request may be sent at
 //! once, the rest when the mediator has granted room. So data that waits for the device never
 //! blocks another lane's frames.
+
+/// Bytes of requests and their first data that a guest sends without knowing that the mediator can start them. A mediator
+/// reads so much behind a request that cannot start, and so finds those that overtake it.
+pub const WINDOW: u64 = 1 << 20;
 
 pub mod client;
 mod in_flight;
@@ -28,10 +35,23 @@ pub mod tally;
 #[cfg(test)]
 mod tests;
 
+use std::num::NonZeroU16;
 use std::time::{Duration, Instant};
+
+use crate::op::Op;
 
 pub use client::Client;
 pub use server::Server;
+
+/// Most requests under way at once of those that are quiet, or of those that are not. There is always room for those that
+/// end others.
+fn most_requests(agreed: NonZeroU16, op: Op) -> usize {
+    let most = usize::from(agreed.get());
+    match op.overtakes() {
+        true => 2 * most,
+        false => most,
+    }
+}
 
 /// Adjusts `at`, the start of the other side's silence, for a time `rest` until `now` in which this
 /// side did not run: that does not count as silence.

@@ -1,9 +1,11 @@
 //! The mediator's half of a session: the meaning of a guest's frames, and the answers.
 //!
 //! A guest can send anything at any time: a violation becomes an error reply or the end of its
-//! session. Memory is bounded by [`Terms::max_requests`], the longest control frame and
-//! [`CAPACITY`] bytes of replies; the work for a frame by the number of requests under way.
+//! session. Memory is bounded by [`Terms::max_requests`], the longest control frame,
+//! [`CAPACITY`] bytes of replies and what is read [behind](Server::space_behind) a request that cannot start; the work for
+//! a frame by the number of requests under way.
 
+use std::collections::BTreeSet;
 use std::num::NonZeroU16;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -13,10 +15,12 @@ use super::in_flight::{InFlight, Requests};
 use super::inbox::{Inbox, Received};
 use super::outbox::Outbox;
 use super::tally::{OpResult, Tally};
+use super::{WINDOW, most_requests};
 use crate::frame::{Flags, FrameHeader, MAX_DATA};
+use crate::op::field::StreamRef;
 use crate::op::{
-    Body, Features, FenceReply, GoodbyeReply, Hello, HelloReply, Op, OpSet, QuietFailure, Request,
-    negotiate_version,
+    Body, BodyError, Features, FenceReply, GoodbyeReply, Hello, HelloReply, Op, OpSet,
+    QuietFailure, Request, StreamCancelReply, negotiate_version,
 };
 use crate::status::{ErrorCode, Status, encode_error_text};
 use crate::{MIN_VERSION, VERSION};
@@ -60,6 +64,13 @@ impl Terms {
         }
     }
 }
+
+/// Bytes that are read behind a request that cannot start: a guest's window, the last request that went over it, and those
+/// that overtake.
+const BEHIND: u64 = 2 * WINDOW;
+
+/// The most that granted credit adds to that.
+const MOST_GRANTED: u64 = 8 << 20;
 
 /// Time limits for a guest.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -141,6 +152,10 @@ pub struct Server {
     shown: Instant,
     /// The request whose data is being received, and whether the frame is its last.
     receiving: Option<(u32, bool)>,
+    /// A request that has overtaken others, until it is answered, and its stream. Nothing else starts meanwhile.
+    overtaker: Option<(u32, StreamRef)>,
+    /// Launches that wait in the inbox and are cancelled when their time comes.
+    withdrawn: BTreeSet<u32>,
     began: Instant,
     /// Time at which bytes last arrived.
     received: Instant,
@@ -227,6 +242,8 @@ impl Server {
             only_shows: false,
             shown: now,
             receiving: None,
+            overtaker: None,
+            withdrawn: BTreeSet::new(),
             began: now,
             received: now,
             sent: now,
@@ -486,13 +503,17 @@ impl Server {
         if header.op == Op::Hello {
             return Err(self.fault("a second Hello".to_owned()));
         }
-        if self.requests.get(header.request_id).is_some() {
-            return Err(self.fault(format!(
-                "request {} again before it is over",
-                header.request_id
-            )));
-        }
+        self.check_id(header)?;
         let decoded = Request::decode(header.op, self.inbox.body());
+        self.on_decoded(header, decoded, now)
+    }
+
+    fn on_decoded(
+        &mut self,
+        header: &FrameHeader,
+        decoded: Result<Request, BodyError>,
+        now: Instant,
+    ) -> Result<Option<Step>, End> {
         let takes_data = header.op.spec().is_some_and(|spec| spec.data.0);
         if let Err(error) = &decoded
             && takes_data
@@ -507,7 +528,8 @@ impl Server {
             .or(decoded.as_ref().err().map(|error| Failure {
                 status: ErrorCode::Range.into(),
                 text: error.to_string(),
-            }));
+            }))
+            .or(self.was_withdrawn(header.request_id));
         // A well-behaved guest ends the data of a failed request before it sends another, so this
         // fills up only when a guest opens requests and never ends them.
         if self.requests.unwanted() >= 2 * usize::from(self.terms.max_requests.get()) {
@@ -547,6 +569,103 @@ impl Server {
         Ok(None)
     }
 
+    /// The buffer for what comes behind a request that cannot start, or behind data for which there is no room; empty
+    /// once all is here that a guest may send in that case, and much more.
+    pub fn space_behind(&mut self) -> &mut [u8] {
+        let most = self.most_behind();
+        self.inbox.space_behind(most)
+    }
+
+    /// Whether it has room.
+    pub fn has_space_behind(&self) -> bool {
+        self.inbox.unread() < self.most_behind()
+    }
+
+    fn most_behind(&self) -> usize {
+        let granted: u64 = self.requests.iter().map(|request| request.credit).sum();
+        usize::try_from(BEHIND + granted.min(MOST_GRANTED)).unwrap_or(usize::MAX)
+    }
+
+    /// The next request that [overtakes](Op::overtakes) those that cannot start.
+    ///
+    /// # Errors
+    /// The session is over.
+    pub fn overtaking(&mut self, now: Instant) -> Result<Option<Step>, End> {
+        while self.is_open() && self.may_start() && self.may_receive() {
+            let Some((header, body)) = self.inbox.take_behind(|header| header.op.overtakes())
+            else {
+                break;
+            };
+            self.counts.requests += 1;
+            self.check_id(&header)?;
+            let decoded = Request::decode(header.op, &body);
+            let step = self.on_decoded(&header, decoded, now)?;
+            if let Some(Step::Start(header, Request::StreamCancel(cancel))) = &step {
+                self.overtaker = Some((header.request_id, cancel.stream));
+            }
+            if step.is_some() {
+                return Ok(step);
+            }
+        }
+        Ok(None)
+    }
+
+    /// Whether a request may be started: not while one has overtaken others and is not answered.
+    pub fn may_start(&self) -> bool {
+        self.overtaker.is_none()
+    }
+
+    /// The outcome of a StreamCancel that has overtaken others: launches among them are ended as well, if it could end
+    /// those before.
+    fn withdraw(&mut self, stream: StreamRef, outcome: Outcome) -> Outcome {
+        let mut launches = Vec::new();
+        let mut made = false;
+        for (header, body) in self.inbox.passed_over() {
+            if !matches!(header.op, Op::Launch | Op::GraphLaunch | Op::StreamCreate) {
+                continue;
+            }
+            match Request::decode(header.op, body) {
+                Ok(Request::StreamCreate(create)) => made |= StreamRef::of(create.stream) == stream,
+                Ok(request) if request.kernel_stream() == Some(stream) => {
+                    launches.push(header.request_id)
+                }
+                _ => {}
+            }
+        }
+        let began = match outcome {
+            Ok(body) => match StreamCancelReply::decode(&body) {
+                Ok(reply) => reply.kernels,
+                // The backend's, which is checked elsewhere.
+                Err(_) => return Ok(body),
+            },
+            // The backend has yet to hear of it.
+            Err(failure) if made && failure.status == ErrorCode::Handle.into() => 0,
+            Err(failure) => return Err(failure),
+        };
+        let more = u32::try_from(launches.len()).unwrap_or(u32::MAX);
+        self.withdrawn.extend(launches);
+        let kernels = began.saturating_add(more);
+        Ok(StreamCancelReply { kernels }.encode())
+    }
+
+    fn was_withdrawn(&mut self, id: u32) -> Option<Failure> {
+        (!self.withdrawn.is_empty() && self.withdrawn.remove(&id)).then(|| Failure {
+            status: ErrorCode::Cancelled.into(),
+            text: "it was cancelled before it began".to_owned(),
+        })
+    }
+
+    /// An id that is in use ends the session.
+    fn check_id(&mut self, header: &FrameHeader) -> Result<(), End> {
+        match self.requests.get(header.request_id) {
+            None => Ok(()),
+            Some(_) => Err(self.fault(format!(
+                "request {} again before it is over",
+                header.request_id
+            ))),
+        }
+    }
+
     /// The reason why a request must not be run, if there is one.
     fn refuse(&self, header: &FrameHeader) -> Option<Failure> {
         if self.draining.is_some() && header.op != Op::Goodbye {
@@ -566,7 +685,9 @@ impl Server {
         } else if !self.terms.features.contains(header.needs()) {
             let text = format!("{} needs a feature that Hello did not agree on", header.op);
             (ErrorCode::Unsupported, text)
-        } else if self.requests.count(header.is_quiet()) >= self.terms.max_requests.get().into() {
+        } else if self.requests.count(header.is_quiet())
+            >= most_requests(self.terms.max_requests, header.op)
+        {
             // Quiet ones are counted separately: a guest does not know when they are over.
             (ErrorCode::Busy, "too many requests under way".to_owned())
         } else {
@@ -645,6 +766,13 @@ impl Server {
             return;
         };
         request.moved = now;
+        let outcome = match self.overtaker.take_if(|(overtaker, _)| *overtaker == id) {
+            Some((_, stream)) => self.withdraw(stream, outcome),
+            None => outcome,
+        };
+        let Some(request) = self.requests.get_mut(id) else {
+            return;
+        };
         request.outcome = Some(outcome);
         if !request.header.is_quiet() {
             // The clock ticks rarely, and this is cheaper than a subtraction of times.

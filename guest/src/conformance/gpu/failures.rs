@@ -1,9 +1,13 @@
 //! Failures: told late, faults, kernels without an end.
 
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::thread;
+use std::time::Duration;
+
 use vgpu_protocol::op::{Op, QuietFailure};
 use vgpu_protocol::status::{ErrorCode, Status};
 
-use crate::client::{CaptureMode, DevicePtr, LaunchConfig, Stream};
+use crate::client::{CaptureMode, Device, DevicePtr, LaunchConfig, Stream};
 use crate::conformance::{Ground, at, check, fails};
 use crate::error::Error;
 
@@ -195,7 +199,7 @@ pub(in crate::conformance) fn cancelled(ground: &Ground<'_>) -> Outcome {
     add(&one, 100)?;
     start(&one)?;
     let waits = one.lane().map_err(at("a lane"))?;
-    let waited = std::thread::scope(|scope| {
+    let waited = thread::scope(|scope| {
         let waiting = scope.spawn(|| waits.synchronize());
         // However soon it waits: the kernel does not end before.
         let ended = cancel(&one);
@@ -233,5 +237,124 @@ pub(in crate::conformance) fn cancelled(ground: &Ground<'_>) -> Outcome {
     add(&two, 1)?;
     let found = two.clone_dtoh(&sum).map_err(at("down"))?;
     same("afterwards", &found, &[before[0] + 1])?;
+    end(device)
+}
+
+/// The end of kernels reaches them while others wait behind them, more than the mediator takes: those that it has queued,
+/// those that it has not looked at, and those of a graph of which only a part is queued.
+pub(in crate::conformance) fn cancelled_behind_others(ground: &Ground<'_>) -> Outcome {
+    const LANES: u32 = 3;
+    // Of each lane: together more than are sent without an answer.
+    const LAUNCHES: u32 = 5000;
+    // So many are sent, whatever the mediator does with them, and no queue takes them.
+    const SENT: u32 = 8000;
+    let (device, module) = open_with_kernels(ground)?;
+    let (spin, work) = (kernel(&module, "spin")?, kernel(&module, "work")?);
+    let mut word = device_word(&device)?;
+    let sum = device_word(&device)?;
+    let [one, two] = [device.new_stream(), device.new_stream()];
+    let (one, two) = (one.map_err(at("a stream"))?, two.map_err(at("a stream"))?);
+    device.synchronize().map_err(at("synchronize"))?;
+    let start = || -> Outcome {
+        let launch = one.launch_builder(&spin).arg(&word);
+        launch.launch(config(1, 1)).map_err(at("launch"))
+    };
+    let add = |lane: &Device| -> Outcome {
+        let launch = lane.launch_builder(&work).arg(&sum).arg(&1u32);
+        launch.launch(config(1, 1)).map_err(at("launch"))
+    };
+    start()?;
+    match one.cancel() {
+        Err(error) if error.status() == Some(Status::Cuda(801)) => {
+            two.memset(&mut word, 1).map_err(at("its end"))?;
+            device.synchronize().map_err(at("its end"))?;
+            return end(device);
+        }
+        ended => check(ended.map_err(at("cancel"))? == 1, || "not one".to_owned())?,
+    }
+    fails("cancelled", device.synchronize())?;
+
+    start()?;
+    let sent = AtomicU32::new(0);
+    let ended = thread::scope(|scope| {
+        let threads: Vec<_> = (0..LANES)
+            .map(|_| {
+                let lane = device.lane().map_err(at("a lane"))?;
+                let lane = lane.on_stream(&one).map_err(at("a stream"))?;
+                let (sent, add) = (&sent, &add);
+                Ok::<_, String>(scope.spawn(move || -> Outcome {
+                    for _ in 0..LAUNCHES {
+                        add(&lane)?;
+                        sent.fetch_add(1, Ordering::Relaxed);
+                    }
+                    Ok(())
+                }))
+            })
+            .collect::<Result<_, _>>()?;
+        while sent.load(Ordering::Relaxed) < SENT && !threads.iter().all(|it| it.is_finished()) {
+            thread::sleep(Duration::from_millis(1));
+        }
+        let ended = one.cancel().map_err(at("cancel"));
+        for thread in threads {
+            thread.join().map_err(|_| "a lane panicked".to_owned())??;
+        }
+        ended
+    })?;
+    check(ended > SENT, || {
+        format!("{ended} kernels of more than {SENT}")
+    })?;
+    let error = fails("cancelled", device.synchronize())?;
+    let all = |error: &Error, op: Op| -> Outcome {
+        let wanted =
+            |failed: &QuietFailure| failed.op == op && failed.status == ErrorCode::Cancelled.into();
+        check(error.failures().iter().all(wanted), || error.to_string())
+    };
+    all(&error, Op::Launch)?;
+    // Each has either run or was ended.
+    let found = device.clone_dtoh(&sum).map_err(at("down"))?;
+    same("what was not", &found, &[LANES * LAUNCHES + 1 - ended])?;
+
+    // A graph of more kernels than a queue takes.
+    const NODES: u32 = 3000;
+    one.begin_capture(CaptureMode::Global)
+        .map_err(at("capture"))?;
+    (0..NODES).try_for_each(|_| add(&one))?;
+    let graph = one.end_capture().map_err(at("end a capture"))?;
+    let exec = graph.instantiate().map_err(at("instantiate"))?;
+    start()?;
+    exec.launch(&one).map_err(at("launch"))?;
+    exec.launch(&one).map_err(at("launch"))?;
+    let ended = one.cancel().map_err(at("cancel"))?;
+    // The second has not begun.
+    check(ended == 1 + NODES + 1, || format!("{ended} kernels"))?;
+    let error = fails("a graph", device.synchronize())?;
+    let of_launch = |failed: &QuietFailure| failed.op == Op::Launch;
+    check(
+        error.failures().iter().filter(|it| of_launch(it)).count() == 1,
+        || error.to_string(),
+    )?;
+    let after = device.clone_dtoh(&sum).map_err(at("down"))?;
+    same("nothing of the graph", &after, &found)?;
+    exec.launch(&one).map_err(at("launch"))?;
+    one.synchronize().map_err(at("again"))?;
+    let after = device.clone_dtoh(&sum).map_err(at("down"))?;
+    same("all of the graph", &after, &[found[0] + NODES])?;
+
+    // One that waits for its session's turn, with others behind it.
+    start()?;
+    let (other, others) = open_with_kernels(ground)?;
+    let (spin, word) = (kernel(&others, "spin")?, device_word(&other)?);
+    for _ in 0..3 {
+        let launch = other.launch_builder(&spin).arg(&word);
+        launch.launch(config(1, 1)).map_err(at("launch"))?;
+    }
+    let ended = other.cancel().map_err(at("cancel"))?;
+    check(ended == 3, || format!("{ended} kernels of 3"))?;
+    all(&fails("in turn", other.synchronize())?, Op::Launch)?;
+    end(other)?;
+    check(one.cancel().map_err(at("cancel"))? == 1, || {
+        "of the session itself".to_owned()
+    })?;
+    fails("cancelled", device.synchronize())?;
     end(device)
 }

@@ -4,9 +4,16 @@ use std::collections::BTreeSet;
 
 use vgpu_protocol::op::{Body, StreamCancel, StreamCancelReply};
 use vgpu_protocol::session::server::Failure;
+use vgpu_protocol::status::ErrorCode;
 
-use super::device::Device;
+use super::device::{Device, DeviceError};
 use super::{Gpu, Refused};
+
+/// The end of a kernel that was cancelled before the device had it.
+pub(super) fn cancelled() -> DeviceError {
+    let code = ErrorCode::Cancelled.to_raw();
+    DeviceError::new(code, "the kernel was cancelled before it began")
+}
 
 impl<D: Device> Gpu<D> {
     /// Ends the kernels that were sent to a stream; each is reported as one that has failed.
@@ -35,6 +42,13 @@ impl<D: Device> Gpu<D> {
             let found = self.device.cancel(tag);
             ended += u32::from(found.map_err(|error| Failure::from(&error))?);
         }
+        // What waits for its turn, or for the queue to have room.
+        if let Some(held) = self.held.take_if(|held| held.is_kernel_in(stream)) {
+            self.turns.forget();
+            ended += 1;
+            self.done(held.id, Err(Failure::from(&cancelled())));
+        }
+        ended += self.withdraw_launch(stream);
         Ok(Some(StreamCancelReply { kernels: ended }.encode()))
     }
 }

@@ -19,6 +19,7 @@ use vgpu_protocol::session::server::{Failure, Outcome};
 use vgpu_protocol::status::ErrorCode;
 
 use super::super::cuda_result::{NOT_SUPPORTED, STREAM_CAPTURE_UNJOINED};
+use super::cancel::cancelled;
 use super::captures::{Capture, Node, What, error};
 use super::device::{Answer, AnsweredOf, Call, Device, Key, Node as DeviceNode, NodeWork, Work};
 use super::handles::{self, Objects};
@@ -96,6 +97,12 @@ struct Step {
     what: Do,
 }
 
+impl Step {
+    fn is_kernel(&self) -> bool {
+        matches!(self.what, Do::Work(Action::Launch(_)))
+    }
+}
+
 #[derive(Debug)]
 enum Do {
     Work(Action),
@@ -145,9 +152,21 @@ pub(super) struct Replay<G> {
     end: Key,
     /// The device's own graph, in place of the pieces, and how long it may take.
     whole: Option<(G, Duration)>,
+    /// Its kernels that are not queued were cancelled.
+    withdrawn: bool,
 }
 
 impl<G> Replay<G> {
+    /// Cancels the kernels that are not queued, and tells their number.
+    fn withdraw(&mut self) -> u32 {
+        if std::mem::replace(&mut self.withdrawn, true) {
+            return 0;
+        }
+        let left = self.recorded.steps[self.next..].iter();
+        let kernels = left.filter(|step| step.is_kernel()).count();
+        u32::try_from(kernels).unwrap_or(u32::MAX)
+    }
+
     /// Pieces that are not queued.
     pub(super) fn left(&self) -> usize {
         self.recorded.steps.len() - self.next
@@ -463,6 +482,7 @@ impl<D: Device> Gpu<D> {
             stream,
             end,
             whole,
+            withdrawn: false,
         });
         match self.replay_on() {
             Some((_, outcome)) => outcome.map(Some),
@@ -508,6 +528,24 @@ impl<D: Device> Gpu<D> {
         Some((id, ended.map(|()| GraphLaunchReply {}.encode())))
     }
 
+    /// Cancels the kernels of a launch in this stream that are not queued, and tells their number. One that would be
+    /// queued as a whole is not done, and counts as one.
+    pub(super) fn withdraw_launch(&mut self, stream: Key) -> u32 {
+        let Some(replay) = self.replay.as_mut().filter(|it| it.stream == stream) else {
+            return 0;
+        };
+        let id = replay.id;
+        // What is left says nothing of how long it takes.
+        self.graphs.timed.take_if(|timed| timed.id == id);
+        if replay.whole.is_none() {
+            return replay.withdraw();
+        }
+        self.replay = None;
+        self.turns.forget();
+        self.done(id, Err(Failure::from(&cancelled())));
+        1
+    }
+
     /// Queues a launch as a whole; whether it is there.
     fn queue_whole(
         &mut self,
@@ -535,6 +573,12 @@ impl<D: Device> Gpu<D> {
             // A step of which nothing is queued is looked at again.
             if self.queue.len() >= D::MOST_WORK {
                 return Ok(false);
+            }
+            // Here, so that it is told after what was sent before.
+            if replay.withdrawn && step.is_kernel() {
+                replay.next += 1;
+                self.failed_late(id, Op::GraphLaunch, &cancelled());
+                continue;
             }
             let stream = match step.lane {
                 0 => replay.stream,

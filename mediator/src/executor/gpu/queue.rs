@@ -85,6 +85,13 @@ pub(super) struct Held<D: Device> {
     reply: Vec<u8>,
 }
 
+impl<D: Device> Held<D> {
+    /// Whether it is a kernel for this stream.
+    pub(super) fn is_kernel_in(&self, stream: Key) -> bool {
+        self.op == Op::Launch && self.stream == stream
+    }
+}
+
 /// Someone who waits.
 #[derive(Debug)]
 pub(super) struct Wait {

@@ -8,6 +8,7 @@ mod deadlines;
 mod exchange;
 mod hostile_guest;
 mod hostile_mediator;
+mod overtaking;
 mod pair;
 mod rules;
 

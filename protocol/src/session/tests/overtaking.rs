@@ -1,0 +1,285 @@
+//! Requests that overtake those that cannot start.
+
+use super::*;
+use crate::frame::Flags;
+use crate::handle::{Handle, HandleKind};
+use crate::op::field::{Bytes, StreamRef};
+use crate::op::{
+    FenceReply, GraphLaunch, Launch, Ping, Request, StreamCancel, StreamCancelReply, StreamCreate,
+};
+use crate::session::WINDOW;
+use crate::session::client::NotSent;
+use crate::session::server::{Failure, Outcome};
+use crate::status::ErrorCode;
+
+fn handle(kind: HandleKind, slot: u32) -> Handle {
+    Handle::new(kind, slot, 1).expect("sound")
+}
+
+fn stream(slot: u32) -> StreamRef {
+    StreamRef::of(handle(HandleKind::Stream, slot))
+}
+
+fn launch(stream: StreamRef) -> Request {
+    Launch {
+        module: handle(HandleKind::Module, 0),
+        function: 0,
+        grid: [1; 3],
+        block: [1; 3],
+        shared_bytes: 0,
+        stream,
+        deadline_ms: 0,
+        parameters: Bytes::default(),
+    }
+    .into()
+}
+
+fn cancel(stream: StreamRef) -> Request {
+    StreamCancel { stream }.into()
+}
+
+/// The frame of a request, quiet where it may be.
+fn sent(id: u32, request: &Request) -> Vec<u8> {
+    let mut header = FrameHeader::request(request.op(), id);
+    if request.op().spec().is_some_and(|spec| spec.quiet) {
+        header = header.with_flags(Flags::QUIET);
+    }
+    let mut body = Vec::new();
+    request.encode_to(&mut body);
+    frame(header, &body)
+}
+
+impl Raw {
+    /// Reads on behind what cannot start; the steps of those that overtake it.
+    fn read_behind(&mut self, mut bytes: &[u8]) -> Vec<(u32, Request)> {
+        let mut steps = Vec::new();
+        loop {
+            while let Some(step) = self
+                .server
+                .overtaking(self.now)
+                .expect("the session goes on")
+            {
+                match step {
+                    Step::Start(header, request) => steps.push((header.request_id, request)),
+                    other => panic!("{other:?}"),
+                }
+            }
+            let space = self.server.space_behind();
+            let n = space.len().min(bytes.len());
+            if n == 0 {
+                return steps;
+            }
+            space[..n].copy_from_slice(&bytes[..n]);
+            self.server.inbox().received(n);
+            bytes = &bytes[n..];
+        }
+    }
+
+    /// What is started of what was read.
+    fn go_on(&mut self) -> Vec<u32> {
+        self.hear(&[]).expect("the session goes on");
+        let steps = self.steps.drain(..);
+        steps
+            .map(|step| match step {
+                Step::Start(header, _) => header.request_id,
+                other => panic!("{other:?}"),
+            })
+            .collect()
+    }
+
+    fn answer(&mut self, id: u32, outcome: Outcome) -> StreamCancelReply {
+        self.server.complete(id, outcome, self.now);
+        let said = self.said();
+        let [(header, body)] = &said[..] else {
+            panic!("one answer: {said:?}");
+        };
+        assert_eq!((header.request_id, header.status), (id, Status::OK));
+        StreamCancelReply::decode(body).expect("a reply")
+    }
+
+    fn failures(&mut self) -> Vec<(u32, Status)> {
+        let fence = FrameHeader::request(Op::Fence, 99);
+        self.start(fence, &[]);
+        self.server
+            .complete(99, Ok(FenceReply::default().encode()), self.now);
+        let said = self.said();
+        let reply = FenceReply::decode(&said[0].1).expect("a reply");
+        let failures = reply.failures.as_slice().iter();
+        failures
+            .map(|failure| (failure.request_id, failure.status))
+            .collect()
+    }
+}
+
+fn kernels(kernels: u32) -> Outcome {
+    Ok(StreamCancelReply { kernels }.encode())
+}
+
+#[test]
+fn a_cancel_ends_what_was_sent_before_and_not_read() {
+    let mut raw = Raw::open(terms());
+    let graph = GraphLaunch {
+        exec: handle(HandleKind::GraphExec, 0),
+        stream: stream(1),
+    };
+    let ping = Ping {
+        payload: Bytes::default(),
+    };
+    let line = [
+        sent(2, &launch(stream(1))),
+        sent(3, &launch(stream(2))),
+        sent(4, &ping.into()),
+        sent(5, &graph.into()),
+        sent(6, &cancel(stream(1))),
+        sent(7, &launch(stream(1))),
+    ]
+    .concat();
+    // However it is cut.
+    let (one, other) = line.split_at(HEADER_LEN + 7);
+    assert!(raw.read_behind(one).is_empty());
+    let steps = raw.read_behind(other);
+    assert!(
+        matches!(&steps[..], [(6, Request::StreamCancel(_))]),
+        "{steps:?}"
+    );
+    // Until it is answered nothing else starts.
+    assert!(!raw.server.may_start());
+    assert_eq!(raw.answer(6, kernels(40)).kernels, 42);
+    assert!(raw.server.may_start());
+    assert_eq!(raw.go_on(), [3, 4, 7]);
+    for id in [3, 4, 7] {
+        raw.server.complete(id, Ok(Vec::new()), raw.now);
+    }
+    let cancelled = ErrorCode::Cancelled.into();
+    assert_eq!(raw.failures(), [(2, cancelled), (5, cancelled)]);
+}
+
+#[test]
+fn a_cancel_that_was_refused_ends_nothing() {
+    let mut raw = Raw::open(terms());
+    let line = [sent(2, &launch(stream(1))), sent(3, &cancel(stream(1)))].concat();
+    assert_eq!(raw.read_behind(&line).len(), 1);
+    let failure = Failure {
+        status: Status::Cuda(801),
+        text: "a GPU".to_owned(),
+    };
+    raw.server.complete(3, Err(failure), raw.now);
+    raw.refused(Status::Cuda(801), "a GPU");
+    assert_eq!(raw.go_on(), [2]);
+}
+
+#[test]
+fn a_stream_that_waits_to_be_made_has_its_launches_cancelled() {
+    let mut raw = Raw::open(terms());
+    let create = StreamCreate {
+        stream: handle(HandleKind::Stream, 1),
+        flags: 0,
+        priority: 0,
+    };
+    let unknown = || Failure {
+        status: ErrorCode::Handle.into(),
+        text: "no such stream".to_owned(),
+    };
+    let line = [
+        sent(2, &create.into()),
+        sent(3, &launch(stream(1))),
+        sent(4, &cancel(stream(1))),
+        sent(5, &cancel(stream(2))),
+    ]
+    .concat();
+    assert_eq!(raw.read_behind(&line).len(), 1);
+    assert_eq!(raw.answer(4, Err(unknown())).kernels, 1);
+    // One at a time, and of a stream that nobody makes there is nothing to say.
+    assert_eq!(raw.read_behind(&[]).len(), 1);
+    raw.server.complete(5, Err(unknown()), raw.now);
+    raw.refused(ErrorCode::Handle, "no such");
+    assert_eq!(raw.go_on(), [2]);
+    raw.server.complete(2, Ok(Vec::new()), raw.now);
+    assert_eq!(raw.failures(), [(3, ErrorCode::Cancelled.into())]);
+}
+
+#[test]
+fn what_is_read_behind_is_bounded_and_ends_at_what_breaks_a_rule() {
+    let mut raw = Raw::open(terms());
+    let one = sent(2, &launch(stream(1)));
+    let flood = one.repeat(3 * WINDOW as usize / one.len());
+    assert!(raw.read_behind(&flood).is_empty());
+    assert!(!raw.server.has_space_behind());
+    let most = 2 * WINDOW as usize + 4096 * 8;
+    assert!((WINDOW as usize..=most).contains(&raw.server.inbox().unread()));
+
+    let mut raw = Raw::open(terms());
+    let garbage = [one, vec![0; HEADER_LEN], sent(3, &cancel(stream(1)))].concat();
+    assert!(raw.read_behind(&garbage).is_empty());
+    fault(raw.hear(&[]), "magic");
+}
+
+#[test]
+fn a_cancel_behind_data_without_room_is_found() {
+    let mut raw = Raw::open(terms());
+    let up = exchange(100);
+    let header = FrameHeader::request(Op::Exchange, 2);
+    raw.start(header, &up.encode());
+    let data = frame(FrameHeader::data_up(&header, 800, false), &[7; 800]);
+    let line = [
+        data,
+        sent(3, &launch(stream(1))),
+        sent(4, &cancel(stream(1))),
+    ]
+    .concat();
+    // The header is read, the data has no room.
+    assert!(pour(raw.server.inbox(), &line[..100]).is_empty());
+    assert!(raw.server.next(raw.now).expect("sound").is_none());
+    assert!(raw.server.inbox().data_left() > 0);
+    assert_eq!(raw.read_behind(&line[100..]).len(), 1);
+    assert_eq!(raw.answer(4, kernels(0)).kernels, 1);
+    assert!(raw.go_on().is_empty());
+    assert_eq!(raw.taken, [7; 800]);
+}
+
+#[test]
+fn there_is_room_for_a_cancel_when_all_requests_wait() {
+    let mut raw = Raw::open(terms());
+    for id in 2..10 {
+        raw.start(FrameHeader::request(Op::Synchronize, id), &[]);
+    }
+    raw.ask(FrameHeader::request(Op::Synchronize, 10), &[]);
+    let mut body = Vec::new();
+    cancel(stream(1)).encode_to(&mut body);
+    raw.start(FrameHeader::request(Op::StreamCancel, 11), &body);
+}
+
+#[test]
+fn a_guest_knows_what_was_started_by_what_comes() {
+    let mut client = Told::open(terms()).client;
+    let before = client.not_started();
+    let mut ask = |request: &Request, quiet: bool| -> Result<FrameHeader, NotSent> {
+        let mut header = client.next_header(request.op());
+        if quiet {
+            header = header.with_flags(Flags::QUIET);
+        }
+        client.request(header, request)?;
+        Ok(header)
+    };
+    ask(&launch(stream(1)), true).expect("sent");
+    let sync = ask(&crate::op::Synchronize {}.into(), false).expect("sent");
+    let cancelled = ask(&cancel(stream(1)), false).expect("sent");
+    ask(&launch(stream(1)), true).expect("sent");
+    let all = client.not_started();
+    let reply = |client: &mut Client, header: &FrameHeader, body: &[u8]| {
+        let bytes = frame(FrameHeader::reply_to(header, Status::OK), body);
+        assert!(pour(client.inbox(), &bytes).is_empty());
+        assert!(matches!(client.next(), Ok(Some(Event::Reply { .. }))));
+    };
+    // It says nothing of those that it has overtaken.
+    reply(
+        &mut client,
+        &cancelled,
+        &StreamCancelReply { kernels: 1 }.encode(),
+    );
+    assert_eq!(client.not_started(), all);
+    reply(&mut client, &sync, &[0; 8]);
+    let left = client.not_started();
+    let one = sent(1, &launch(stream(1))).len() as u64;
+    assert_eq!((before, left), (0, one));
+}
