@@ -481,6 +481,10 @@ impl Session<'_> {
         let goes_on = !self.no_room && (in_data || self.may_start());
         let reading = self.server.may_receive() && (goes_on || self.server.has_space_behind());
         let writing = !self.server.outbox().is_empty();
+        // What it has sent may never be read up to its end.
+        if !reading && self.stream.is_cut() {
+            return Err(self.failed(TransportError::Closed));
+        }
         self.sleep(reading, writing, until)
     }
 

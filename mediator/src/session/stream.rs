@@ -3,6 +3,8 @@
 use std::os::fd::AsFd;
 use std::time::{Duration, Instant};
 
+use nix::poll::{PollFd, PollFlags, ppoll};
+use nix::sys::time::TimeSpec;
 use vchan::Channel;
 use vchan::either::{Either, Side};
 use vgpu_socket_transport::SocketTransport;
@@ -50,6 +52,22 @@ impl Stream {
             Self::Channel(channel) => channel.as_mut(),
             Self::Socket(socket) => socket.as_mut(),
             Self::Other(transport) => transport.as_mut(),
+        }
+    }
+
+    /// Whether the other side is known to be gone, whatever of its bytes is still unread. A file says nothing of this.
+    pub(crate) fn is_cut(&self) -> bool {
+        match self {
+            // A peer that breaks the rules is told of by the next read.
+            Self::Channel(channel) => channel.peer_gone().unwrap_or(false),
+            Self::Socket(socket) => {
+                // Which the kernel tells only if it is asked.
+                let wanted = PollFlags::from_bits_retain(libc::POLLRDHUP);
+                let mut fds = [PollFd::new(SocketTransport::as_fd(socket), wanted)];
+                let now = Some(TimeSpec::new(0, 0));
+                matches!(ppoll(&mut fds, now, None), Ok(1..))
+            }
+            Self::Other(_) => false,
         }
     }
 

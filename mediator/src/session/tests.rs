@@ -804,6 +804,37 @@ fn a_cancel_reaches_a_backend_that_can_start_nothing_else() {
     assert_eq!((usage.requests, usage.failed_requests), (502, 1));
 }
 
+/// The end of a guest is noticed however much it has sent that cannot start, and none of that is done.
+#[test]
+fn a_dead_guest_is_noticed_behind_what_it_has_sent() {
+    for most in [100, usize::MAX] {
+        let (sent, end, usage) = on_held(&settings(), &StopFlag::default(), |guest, held| {
+            held.now(|inner| inner.full = true);
+            let mut body = Vec::new();
+            ping(&[7; 4000]).encode_to(&mut body);
+            let len = u32::try_from(body.len()).unwrap();
+            let mut stream = &guest.stream;
+            // As much as there is room for, where it never ends.
+            let patience = Some(Duration::from_millis(200));
+            stream.set_write_timeout(patience).unwrap();
+            let mut sent = 0;
+            for id in (2..).take(most) {
+                let header = FrameHeader::request(Op::Ping, id).with_body_len(len);
+                let frame = [&header.encode()[..], &body].concat();
+                if stream.write_all(&frame).is_err() {
+                    break;
+                }
+                sent += 1;
+            }
+            assert!(held.0.inner.lock().unwrap().started.is_empty());
+            sent
+        });
+        assert!(sent == most || sent > 500, "{sent}");
+        assert!(matches!(end, SessionEnd::GuestClosed(_)), "{end}");
+        assert!(usage.requests <= 2, "{} of {sent}", usage.requests);
+    }
+}
+
 /// A guest that never pauses is stopped all the same, and another lane of its is still late.
 #[test]
 fn a_flood_of_requests_holds_up_neither_a_stop_nor_a_deadline() {
