@@ -22,6 +22,8 @@
  * reported (VGPU_ERROR_INVALID_ARGUMENT) where there must be some. During the call no other thread writes what the call
  * reads, nor uses what it writes. A text ends with a NUL and is UTF-8. Nothing is kept of them after the call.
  *
+ * The exception is page-locked memory (vgpu_pinned_allocate), which the program has until it frees it.
+ *
  * Output that kernels print goes to the standard output of the program.
  *
  * This file is generated. SPDX-License-Identifier: MIT OR Apache-2.0 */
@@ -72,6 +74,16 @@ typedef enum {
     VGPU_ERROR_INTERNAL = 10,
 } vgpu_error;
 
+// Where CUDA C++ is compiled.
+typedef enum {
+    // Here where NVIDIA's run-time compiler NVRTC is installed, by the mediator otherwise.
+    VGPU_COMPILE_AT_ANY = 0,
+    // Here. `#include` also finds files of this machine.
+    VGPU_COMPILE_AT_HERE = 1,
+    // By the mediator, of whose machine no file can be named.
+    VGPU_COMPILE_AT_MEDIATOR = 2,
+} vgpu_compile_at;
+
 // Memory on a device.
 typedef struct vgpu_buffer vgpu_buffer;
 
@@ -84,8 +96,11 @@ typedef struct vgpu_event vgpu_event;
 // A kernel of a module.
 typedef struct vgpu_function vgpu_function;
 
-// VgpuError on a device.
+// Code on a device.
 typedef struct vgpu_module vgpu_module;
+
+// Page-locked memory of this program.
+typedef struct vgpu_pinned vgpu_pinned;
 
 // An order of work of its own, beside that of other streams.
 typedef struct vgpu_stream vgpu_stream;
@@ -102,7 +117,31 @@ typedef struct {
     const char *client_name;
     // The file with the secret that `tcp:` needs; NULL: the one that the environment's `VGPU_SECRET_FILE` names.
     const char *secret_file;
+    // The device, of those that this guest may use, from 0 on: `vgpu_device_count` is how many they are.
+    uint32_t device;
 } vgpu_options;
+
+// How CUDA C++ is compiled. All bytes 0 but for `size` are the defaults.
+typedef struct {
+    // `sizeof(vgpu_compile_options)`.
+    size_t size;
+    // Name of the source in the compiler's messages; NULL: "source.cu".
+    const char *name;
+    // The compute capability to compile for, as 90 for 9.0; 0: the device's.
+    uint32_t capability;
+    // Where it is compiled, a `vgpu_compile_at`.
+    uint32_t at;
+    // Options of NVRTC, each one word, as "--use_fast_math", "-DN=256". The mediator takes those alone that name no file.
+    const char *const *options;
+    // How many there are.
+    size_t option_count;
+    // Names of headers for `#include`.
+    const char *const *header_names;
+    // Their texts.
+    const char *const *header_texts;
+    // How many there are.
+    size_t header_count;
+} vgpu_compile_options;
 
 // One argument of a kernel: where its value is, and the bytes of it. Of memory on the device, the value is its address.
 typedef struct {
@@ -135,6 +174,10 @@ const char *vgpu_last_error_message(void);
 
 // Advice on it, in one line; "" where nothing has failed. Valid as the message is.
 const char *vgpu_last_error_advice(void);
+
+// The compiler's messages, lines of text, where what failed last in this thread was `vgpu_module_compile`, because of its
+// source; "" otherwise. Valid as the message is.
+const char *vgpu_last_error_log(void);
 
 // The version of this library, as in "0.1.0".
 const char *vgpu_version(void);
@@ -170,6 +213,9 @@ int vgpu_device_name(vgpu_device *device,
 int vgpu_device_attribute(vgpu_device *device,
                           uint32_t attribute,
                           int32_t *value);
+
+// How many devices this guest may use. A session uses one of them, which its options choose.
+int vgpu_device_count(vgpu_device *device, uint32_t *count);
 
 // Bytes of device memory that are free, and that this session may have.
 int vgpu_memory_info(vgpu_device *device, uint64_t *free, uint64_t *total);
@@ -237,8 +283,63 @@ int vgpu_fill(vgpu_device *device,
               size_t elements,
               vgpu_stream *stream);
 
+// Allocates `bytes` of this program's memory, page-locked for the device (`cuMemHostAlloc`), which copies from it and to
+// it by itself, and whose kernels reach it. Over endpoints other than `local:` it is ordinary memory, from and to which
+// copies go like any others: `vgpu_pinned_is_page_locked` tells.
+int vgpu_pinned_allocate(vgpu_device *device,
+                         size_t bytes,
+                         vgpu_pinned **pinned);
+
+// Frees page-locked memory; its data is not to be used any more. Where a kernel may have its device address, this waits
+// first until the device has done everything that was sent before, as `cuMemFreeHost` does. It is freed whatever this
+// returns. NULL is VGPU_OK.
+int vgpu_pinned_free(vgpu_pinned *pinned);
+
+// The first byte, valid until the memory is freed or its session is closed. The program reads and writes it as it likes,
+// but not what a copy or a kernel uses: `vgpu_pinned_wait` waits for copies.
+int vgpu_pinned_data(vgpu_pinned *pinned,
+                     void **data);
+
+// The address of the first byte for kernels, which is an argument like that of a buffer; 0 where no kernel reaches it.
+int vgpu_pinned_address(vgpu_pinned *pinned,
+                        uint64_t *address);
+
+// Whether the device copies from it and to it by itself: 1, or 0.
+int vgpu_pinned_is_page_locked(vgpu_pinned *pinned, int *is_page_locked);
+
+// Waits until no copy uses the memory. If something that was sent before failed, that is this call's failure.
+int vgpu_pinned_wait(vgpu_pinned *pinned);
+
+// Copies `bytes` from byte `from_offset` of page-locked memory to byte `to_offset` of the buffer `to`, without waiting
+// where it is page-locked.
+int vgpu_copy_pinned_to_device(vgpu_device *device,
+                               vgpu_buffer *to,
+                               size_t to_offset,
+                               vgpu_pinned *from,
+                               size_t from_offset,
+                               size_t bytes,
+                               vgpu_stream *stream);
+
+// Copies `bytes` from byte `from_offset` of the buffer `from` to byte `to_offset` of page-locked memory, once the work
+// sent before is done, without waiting where it is page-locked: `vgpu_pinned_wait` does.
+int vgpu_copy_device_to_pinned(vgpu_device *device,
+                               vgpu_pinned *to,
+                               size_t to_offset,
+                               vgpu_buffer *from,
+                               size_t from_offset,
+                               size_t bytes,
+                               vgpu_stream *stream);
+
 // Loads a module from `bytes` of PTX, a cubin or a fatbin.
 int vgpu_module_load(vgpu_device *device, const void *image, size_t bytes, vgpu_module **module);
+
+// Loads a module from CUDA C++, compiled for the device. `options` may be NULL. Kernels keep their names where they are
+// `extern "C"`. A source that does not compile is VGPU_ERROR_INVALID_ARGUMENT, and `vgpu_last_error_log` has the
+// compiler's messages; where nobody can compile, it is VGPU_ERROR_UNSUPPORTED.
+int vgpu_module_compile(vgpu_device *device,
+                        const char *source,
+                        const vgpu_compile_options *options,
+                        vgpu_module **module);
 
 // Unloads a module, once the work that was sent before is done; its functions are gone with it. NULL is VGPU_OK.
 int vgpu_module_unload(vgpu_module *module);

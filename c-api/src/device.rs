@@ -9,7 +9,8 @@ use crate::failure::{Failure, call};
 use crate::handles::{Held, Table, new_number};
 use crate::memory::BUFFERS;
 use crate::module::{FUNCTIONS, MODULES};
-use crate::pointers::{Out, elements, elements_mut, optional_text, overlap};
+use crate::pinned::PINNED;
+use crate::pointers::{Out, elements, elements_mut, optional_text, overlap, sized};
 use crate::stream::{EVENTS, STREAMS};
 
 pub(crate) static DEVICES: Table<Device> = Table::new("device");
@@ -34,6 +35,8 @@ pub struct Options {
     pub client_name: *const c_char,
     /// The file with the secret that `tcp:` needs; NULL: the one that the environment's `VGPU_SECRET_FILE` names.
     pub secret_file: *const c_char,
+    /// The device, of those that this guest may use, from 0 on: `vgpu_device_count` is how many they are.
+    pub device: u32,
 }
 
 /// The version of this library, as in "0.1.0".
@@ -55,7 +58,7 @@ pub unsafe extern "C" fn vgpu_open(
 ) -> c_int {
     call(|| {
         // SAFETY: the header's rules for pointers.
-        let (place, endpoints, options) = unsafe {
+        let (place, endpoints, (options, ordinal)) = unsafe {
             (
                 Out::new(device, "device")?,
                 optional_text(endpoints, "list of endpoints")?,
@@ -70,29 +73,25 @@ pub unsafe extern "C" fn vgpu_open(
                 Client::connect(&list, &options)?
             }
         };
-        let device = Device::new(client)?;
+        let device = match ordinal {
+            0 => Device::new(client)?,
+            _ => Device::with_ordinal(client, ordinal)?,
+        };
         place.set(DEVICES.insert(new_number(), device));
         Ok(())
     })
 }
 
+/// The options, and the number of the device.
+///
 /// # Safety
 /// NULL, or options by the header's rules for pointers.
-unsafe fn options(given: *const Options) -> Result<vgpu_guest::Options, Failure> {
+unsafe fn options(given: *const Options) -> Result<(vgpu_guest::Options, u32), Failure> {
     let mut options = vgpu_guest::Options::default();
-    if given.is_null() {
-        return Ok(options);
-    }
-    // SAFETY: at least a size is there, whichever version of the header the program was built with.
-    let size = unsafe { elements(given.cast::<usize>(), 1, "options")? }[0];
-    if size != size_of::<Options>() {
-        return Err(Failure::argument(format!(
-            "options of {size} bytes; set `size` to sizeof(vgpu_options), which is {}",
-            size_of::<Options>()
-        )));
-    }
-    // SAFETY: they say themselves that they are all there.
-    let given = unsafe { elements(given, 1, "options")? }[0];
+    // SAFETY: the header's rules for pointers.
+    let Some(given) = (unsafe { sized(given, "vgpu_options")? }) else {
+        return Ok((options, 0));
+    };
     let time = |ms: u32| Duration::from_millis(ms.into());
     if given.connect_timeout_ms > 0 {
         options.connect_timeout = time(given.connect_timeout_ms);
@@ -113,7 +112,7 @@ unsafe fn options(given: *const Options) -> Result<vgpu_guest::Options, Failure>
     if let Some(file) = file {
         options.secret_file = Some(file.into());
     }
-    Ok(options)
+    Ok((options, given.device))
 }
 
 /// Ends the session of `device` in good order. All handles of the session are gone with it, those of its lanes, memory,
@@ -130,6 +129,7 @@ pub extern "C" fn vgpu_close(device: *mut DeviceHandle) -> c_int {
         let gone = (
             DEVICES.remove_session(session),
             BUFFERS.remove_session(session),
+            PINNED.remove_session(session),
             MODULES.remove_session(session),
             FUNCTIONS.remove_session(session),
             STREAMS.remove_session(session),
@@ -204,6 +204,17 @@ pub unsafe extern "C" fn vgpu_device_attribute(
         place.set(found.ok_or_else(|| {
             Failure::argument(format!("the device has no attribute {attribute}"))
         })?);
+        Ok(())
+    })
+}
+
+/// How many devices this guest may use. A session uses one of them, which its options choose.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn vgpu_device_count(device: *mut DeviceHandle, count: *mut u32) -> c_int {
+    call(|| {
+        // SAFETY: the header's rules for pointers.
+        let place = unsafe { Out::new(count, "number of devices")? };
+        place.set(DEVICES.get(device)?.object.info().devices);
         Ok(())
     })
 }

@@ -85,6 +85,7 @@ pub(crate) struct Failure {
     retry: VgpuRetry,
     message: CString,
     advice: CString,
+    log: CString,
 }
 
 impl Failure {
@@ -97,6 +98,7 @@ impl Failure {
             retry: VgpuRetry::No,
             message: c_text(message),
             advice: c_text("correct the arguments".to_owned()),
+            log: CString::default(),
         }
     }
 
@@ -133,6 +135,7 @@ impl From<vgpu_guest::Error> for Failure {
             retry: error.retry().into(),
             message: c_text(error.to_string()),
             advice: c_text(error.advice()),
+            log: c_text(error.compile_log().unwrap_or_default().to_owned()),
         }
     }
 }
@@ -211,6 +214,13 @@ pub extern "C" fn vgpu_last_error_message() -> *const c_char {
 #[unsafe(no_mangle)]
 pub extern "C" fn vgpu_last_error_advice() -> *const c_char {
     of_last(c"".as_ptr(), |last| last.advice.as_ptr())
+}
+
+/// The compiler's messages, lines of text, where what failed last in this thread was `vgpu_module_compile`, because of its
+/// source; "" otherwise. Valid as the message is.
+#[unsafe(no_mangle)]
+pub extern "C" fn vgpu_last_error_log() -> *const c_char {
+    of_last(c"".as_ptr(), |last| last.log.as_ptr())
 }
 
 #[cfg(test)]

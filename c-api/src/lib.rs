@@ -12,5 +12,6 @@ pub mod failure;
 mod handles;
 pub mod memory;
 pub mod module;
+pub mod pinned;
 mod pointers;
 pub mod stream;

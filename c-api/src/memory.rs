@@ -21,7 +21,7 @@ pub struct BufferHandle {
 
 /// Elements within a buffer. Copies of other threads may write the same at the same time: that is for the device to
 /// order, as with CUDA.
-struct Part {
+pub(crate) struct Part {
     buffer: Arc<DeviceBuffer<u8>>,
     offset: usize,
     len: usize,
@@ -29,7 +29,7 @@ struct Part {
 
 impl Part {
     /// `len` elements of `size` bytes from byte `offset` on.
-    fn new(
+    pub(crate) fn new(
         buffer: *mut BufferHandle,
         offset: usize,
         len: usize,

@@ -4,18 +4,18 @@ use std::collections::BTreeMap;
 use std::ffi::{c_char, c_int, c_void};
 use std::sync::{Arc, Mutex, PoisonError};
 
-use vgpu_guest::{Function, LaunchConfig, Module};
+use vgpu_guest::{CompileAt, CompileOptions as Compile, Function, LaunchConfig, Module};
 
 use crate::device::{DEVICES, DeviceHandle};
 use crate::failure::{Failure, call};
 use crate::handles::{Held, Table};
-use crate::pointers::{Out, elements, text};
+use crate::pointers::{Out, elements, optional_text, sized, text};
 use crate::stream::{StreamHandle, queue};
 
 pub(crate) static MODULES: Table<Arc<Loaded>> = Table::new("module");
 pub(crate) static FUNCTIONS: Table<Function> = Table::new("function");
 
-/// VgpuError on a device.
+/// Code on a device.
 #[derive(Debug)]
 pub struct ModuleHandle {
     _opaque: [u8; 0],
@@ -68,6 +68,110 @@ pub unsafe extern "C" fn vgpu_module_load(
         place.set(MODULES.insert(session, Arc::new(loaded)));
         Ok(())
     })
+}
+
+/// Where CUDA C++ is compiled.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(C)]
+pub enum VgpuCompileAt {
+    /// Here where NVIDIA's run-time compiler NVRTC is installed, by the mediator otherwise.
+    Any = 0,
+    /// Here. `#include` also finds files of this machine.
+    Here = 1,
+    /// By the mediator, of whose machine no file can be named.
+    Mediator = 2,
+}
+
+/// How CUDA C++ is compiled. All bytes 0 but for `size` are the defaults.
+#[derive(Debug, Clone, Copy)]
+#[repr(C)]
+pub struct CompileOptions {
+    /// `sizeof(vgpu_compile_options)`.
+    pub size: usize,
+    /// Name of the source in the compiler's messages; NULL: "source.cu".
+    pub name: *const c_char,
+    /// The compute capability to compile for, as 90 for 9.0; 0: the device's.
+    pub capability: u32,
+    /// Where it is compiled, a `vgpu_compile_at`.
+    pub at: u32,
+    /// Options of NVRTC, each one word, as "--use_fast_math", "-DN=256". The mediator takes those alone that name no file.
+    pub options: *const *const c_char,
+    /// How many there are.
+    pub option_count: usize,
+    /// Names of headers for `#include`.
+    pub header_names: *const *const c_char,
+    /// Their texts.
+    pub header_texts: *const *const c_char,
+    /// How many there are.
+    pub header_count: usize,
+}
+
+/// Loads a module from CUDA C++, compiled for the device. `options` may be NULL. Kernels keep their names where they are
+/// `extern "C"`. A source that does not compile is VGPU_ERROR_INVALID_ARGUMENT, and `vgpu_last_error_log` has the
+/// compiler's messages; where nobody can compile, it is VGPU_ERROR_UNSUPPORTED.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn vgpu_module_compile(
+    device: *mut DeviceHandle,
+    source: *const c_char,
+    options: *const CompileOptions,
+    module: *mut *mut ModuleHandle,
+) -> c_int {
+    call(|| {
+        // SAFETY: the header's rules for pointers.
+        let (place, source, options) = unsafe {
+            (
+                Out::new(module, "module")?,
+                text(source, "source")?,
+                compile_options(options)?,
+            )
+        };
+        let Held { session, object } = DEVICES.get(device)?;
+        let loaded = Loaded {
+            module: object.compile_module(source, &options)?,
+            functions: Mutex::default(),
+        };
+        place.set(MODULES.insert(session, Arc::new(loaded)));
+        Ok(())
+    })
+}
+
+/// # Safety
+/// NULL, or options by the header's rules for pointers.
+unsafe fn compile_options(given: *const CompileOptions) -> Result<Compile, Failure> {
+    let mut options = Compile::default();
+    // SAFETY: the header's rules for pointers.
+    let Some(given) = (unsafe { sized(given, "vgpu_compile_options")? }) else {
+        return Ok(options);
+    };
+    let texts = |list: *const *const c_char, count: usize, what: &str| {
+        // SAFETY: as this function.
+        let list = unsafe { elements(list, count, what)? };
+        let texts = list.iter();
+        texts
+            // SAFETY: as this function.
+            .map(|one| Ok(unsafe { text(*one, what)? }.to_owned()))
+            .collect::<Result<Vec<_>, Failure>>()
+    };
+    // SAFETY: the header's rules for pointers.
+    if let Some(name) = unsafe { optional_text(given.name, "name of the source")? } {
+        options.name = name.to_owned();
+    }
+    options.capability = (given.capability > 0).then_some(given.capability);
+    options.at = match given.at {
+        at if at == VgpuCompileAt::Any as u32 => CompileAt::Any,
+        at if at == VgpuCompileAt::Here as u32 => CompileAt::Here,
+        at if at == VgpuCompileAt::Mediator as u32 => CompileAt::Mediator,
+        other => {
+            return Err(Failure::argument(format!(
+                "{other} is no place to compile at: see vgpu_compile_at"
+            )));
+        }
+    };
+    options.options = texts(given.options, given.option_count, "compiler's option")?;
+    let names = texts(given.header_names, given.header_count, "header's name")?;
+    let headers = texts(given.header_texts, given.header_count, "header's text")?;
+    options.headers = names.into_iter().zip(headers).collect();
+    Ok(options)
 }
 
 /// Unloads a module, once the work that was sent before is done; its functions are gone with it. NULL is VGPU_OK.

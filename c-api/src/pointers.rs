@@ -81,6 +81,26 @@ pub(crate) unsafe fn elements_mut<'p, T: Copy>(
     Ok(unsafe { slice::from_raw_parts_mut(data, len) })
 }
 
+/// A struct of options, which begins with its own size; `None` for NULL. `name` is its name in C.
+///
+/// # Safety
+/// NULL, or a size, and behind it the rest of a `T` if it is that of one.
+pub(crate) unsafe fn sized<T: Copy>(given: *const T, name: &str) -> Result<Option<T>, Failure> {
+    if given.is_null() {
+        return Ok(None);
+    }
+    // SAFETY: at least a size is there, whichever version of the header the program was built with.
+    let size = unsafe { elements(given.cast::<usize>(), 1, "options")? }[0];
+    if size != size_of::<T>() {
+        return Err(Failure::argument(format!(
+            "options of {size} bytes; set `size` to sizeof({name}), which is {}",
+            size_of::<T>()
+        )));
+    }
+    // SAFETY: they say themselves that they are all there.
+    Ok(Some(unsafe { elements(given, 1, "options")? }[0]))
+}
+
 /// A text.
 ///
 /// # Safety

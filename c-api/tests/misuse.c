@@ -238,6 +238,109 @@ static void kernels(vgpu_device *device)
     CHECK(vgpu_last_error_cuda() == 700);
 }
 
+static void devices(const char *endpoint)
+{
+    vgpu_device *device = NULL;
+    vgpu_options options;
+    uint32_t count = 0;
+    memset(&options, 0, sizeof options);
+    options.size = sizeof options;
+    options.device = 7;
+    expect(__LINE__, vgpu_open(endpoint, &options, &device), VGPU_ERROR_CUDA, "CUDA_ERROR_INVALID_DEVICE");
+    CHECK(vgpu_last_error_cuda() == 101 && device == NULL);
+    options.device = 0;
+    GOOD(vgpu_open(endpoint, &options, &device));
+    GOOD(vgpu_device_count(device, &count));
+    CHECK(count == 1);
+    WRONG(vgpu_device_count(device, NULL), "number of devices");
+    GOOD(vgpu_close(device));
+}
+
+static void page_locked(vgpu_device *device)
+{
+    vgpu_pinned *pinned = NULL, *none = NULL;
+    vgpu_buffer *buffer = NULL;
+    vgpu_module *module = NULL;
+    vgpu_function *set = NULL;
+    void *data = NULL, *nothing = NULL;
+    unsigned char *bytes;
+    uint64_t address = 0;
+    uint32_t value = 0x01020304;
+    int locked = -1, i;
+    vgpu_argument arguments[] = {VGPU_ARGUMENT(address), VGPU_ARGUMENT(value)};
+    WRONG(vgpu_pinned_allocate(device, 16, NULL), "the place for the page-locked memory");
+    GOOD(vgpu_pinned_allocate(device, 0, &none));
+    GOOD(vgpu_pinned_data(none, &nothing));
+    GOOD(vgpu_pinned_address(none, &address));
+    CHECK(address == 0);
+    GOOD(vgpu_pinned_allocate(device, 1000, &pinned));
+    GOOD(vgpu_pinned_is_page_locked(pinned, &locked));
+    CHECK(locked == 1);
+    GOOD(vgpu_pinned_data(pinned, &data));
+    bytes = (unsigned char *)data;
+    for (i = 0; i < 1000; i++)
+        bytes[i] = (unsigned char)i;
+    GOOD(vgpu_buffer_allocate(device, 100, &buffer));
+    GOOD(vgpu_copy_pinned_to_device(device, buffer, 1, pinned, 10, 99, NULL));
+    GOOD(vgpu_copy_device_to_pinned(device, pinned, 901, buffer, 1, 99, NULL));
+    GOOD(vgpu_pinned_wait(pinned));
+    CHECK(bytes[900] == (unsigned char)900 && memcmp(bytes + 901, bytes + 10, 99) == 0);
+    WRONG(vgpu_copy_pinned_to_device(device, buffer, 0, pinned, 990, 11, NULL), "1000");
+    WRONG(vgpu_copy_pinned_to_device(device, buffer, 2, pinned, 0, 99, NULL), "of a buffer of 100 bytes");
+    WRONG(vgpu_copy_device_to_pinned(device, pinned, (size_t)-1, buffer, 0, 2, NULL), "page-locked memory");
+    NO_HANDLE(vgpu_copy_device_to_pinned(device, NULL, 0, buffer, 0, 2, NULL), "the page-locked memory is NULL");
+    NO_HANDLE(vgpu_pinned_data((vgpu_pinned *)(void *)buffer, &data), "no page-locked memory");
+    GOOD(vgpu_pinned_address(pinned, &address));
+    CHECK(address != 0);
+    address += 500;
+    GOOD(vgpu_module_load(device, PTX, sizeof PTX - 1, &module));
+    GOOD(vgpu_module_function(module, "set", &set));
+    GOOD(vgpu_launch(device, set, 1, 1, 1, 1, 1, 1, 0, arguments, 2, NULL));
+    GOOD(vgpu_synchronize(device));
+    CHECK(memcmp(bytes + 500, "\4\3\2\1", 4) == 0 && bytes[504] == (unsigned char)504);
+    GOOD(vgpu_launch(device, set, 1, 1, 1, 1, 1, 1, 0, arguments, 2, NULL));
+    GOOD(vgpu_pinned_free(pinned));
+    NO_HANDLE(vgpu_pinned_free(pinned), "freed");
+    NO_HANDLE(vgpu_pinned_data(pinned, &data), "freed");
+    GOOD(vgpu_pinned_free(NULL));
+    GOOD(vgpu_pinned_free(none));
+    GOOD(vgpu_buffer_free(buffer));
+    GOOD(vgpu_module_unload(module));
+}
+
+static void compilation(vgpu_device *device)
+{
+    vgpu_compile_options how;
+    vgpu_module *module = NULL;
+    static const char *const options[] = {"-DN=1", NULL};
+    int code;
+    memset(&how, 0, sizeof how);
+    WRONG(vgpu_module_compile(device, NULL, NULL, &module), "the source is NULL");
+    WRONG(vgpu_module_compile(device, "", NULL, &module), "nothing in it");
+    WRONG(vgpu_module_compile(device, "x", &how, &module), "sizeof(vgpu_compile_options)");
+    how.size = sizeof how;
+    how.at = 9;
+    WRONG(vgpu_module_compile(device, "x", &how, &module), "vgpu_compile_at");
+    how.at = VGPU_COMPILE_AT_ANY;
+    how.option_count = 1;
+    WRONG(vgpu_module_compile(device, "x", &how, &module), "option is NULL");
+    how.options = options;
+    how.option_count = 2;
+    WRONG(vgpu_module_compile(device, "x", &how, &module), "option is NULL");
+    how.option_count = 1;
+    /* Where somebody compiles. */
+    code = vgpu_module_compile(device, "this is no source", &how, &module);
+    if (code == VGPU_ERROR_UNSUPPORTED) {
+        CHECK(strstr(vgpu_last_error_advice(), "NVRTC") != NULL);
+        CHECK(vgpu_last_error_log()[0] == 0);
+    } else {
+        expect(__LINE__, code, VGPU_ERROR_INVALID_ARGUMENT, "does not compile");
+        CHECK(strstr(vgpu_last_error_log(), "source.cu") != NULL);
+        GOOD(vgpu_module_compile(device, "extern \"C\" __global__ void k(int *x) { *x = N; }", &how, &module));
+        GOOD(vgpu_module_unload(module));
+    }
+}
+
 static void threads(const char *endpoint)
 {
     pthread_t thread[3];
@@ -274,9 +377,12 @@ int main(int argc, char **argv)
     GOOD(vgpu_open(argv[1], NULL, &device));
     device_information(device);
     memory(device);
+    page_locked(device);
+    compilation(device);
     kernels(device);
     vgpu_close(device);
     threads(argv[1]);
+    devices(argv[1]);
     if (failures == 0)
         printf("every misuse was told\n");
     return failures != 0;

@@ -5,11 +5,13 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use pyo3::prelude::*;
-use vgpu_guest::{Client, Device as Guest, LaunchConfig, Options, parse_list};
+use vgpu_guest::{
+    Client, CompileAt, CompileOptions, Device as Guest, LaunchConfig, Options, parse_list,
+};
 
 use crate::error::{argument, detached};
 use crate::objects::{Event, Function, Memory, Module, Slot, Stream};
-use crate::view::View;
+use crate::view::{Pinned, View, locked};
 
 /// A session with a mediator, and its device. What takes a stream sends to the default stream where that is `None`.
 #[pyclass(frozen, module = "vgpu._native")]
@@ -57,6 +59,7 @@ fn seconds(py: Python<'_>, seconds: f64) -> PyResult<Duration> {
 #[pymethods]
 impl Device {
     #[new]
+    #[allow(clippy::too_many_arguments, reason = "those of Python's class")]
     fn open(
         py: Python<'_>,
         endpoint: Option<&str>,
@@ -64,6 +67,7 @@ impl Device {
         stall_timeout: Option<f64>,
         client_name: Option<String>,
         secret_file: Option<PathBuf>,
+        ordinal: u32,
     ) -> PyResult<Self> {
         let mut options = Options::default();
         if let Some(time) = timeout {
@@ -83,7 +87,10 @@ impl Device {
                 Some(list) => Client::connect(&list, &options)?,
                 None => Client::from_env(&options)?,
             };
-            Guest::new(client)
+            match ordinal {
+                0 => Guest::new(client),
+                _ => Guest::with_ordinal(client, ordinal),
+            }
         })?;
         Ok(Self(Slot::new(guest)))
     }
@@ -104,6 +111,11 @@ impl Device {
 
     fn name(&self, py: Python<'_>) -> PyResult<String> {
         Ok(self.guest(py)?.name().to_owned())
+    }
+
+    /// How many devices this guest may use.
+    fn device_count(&self, py: Python<'_>) -> PyResult<u32> {
+        Ok(self.guest(py)?.info().devices)
     }
 
     fn compute_capability(&self, py: Python<'_>) -> PyResult<(i32, i32)> {
@@ -137,6 +149,44 @@ impl Device {
         let guest = self.guest(py)?;
         let buffer = detached(py, || guest.alloc(bytes))?;
         Ok(Memory(Slot::new(Arc::new(buffer))))
+    }
+
+    fn pinned(&self, py: Python<'_>, bytes: usize) -> PyResult<Pinned> {
+        let guest = self.guest(py)?;
+        let buffer = detached(py, || guest.alloc_pinned(bytes))?;
+        Ok(Pinned::new(buffer))
+    }
+
+    /// Copies the first bytes of page-locked memory.
+    fn copy_pinned_to_device(
+        &self,
+        py: Python<'_>,
+        from: &Pinned,
+        to: &Memory,
+        bytes: usize,
+        stream: Option<&Stream>,
+    ) -> PyResult<()> {
+        let (queue, from) = (self.queue(py, stream)?, from.get(py)?);
+        let mut to = to.part(py, bytes, 1)?;
+        detached(py, || {
+            queue.memcpy_htod_pinned(&locked(&from), ..bytes, &mut to)
+        })
+    }
+
+    /// Copies to the first bytes of page-locked memory.
+    fn copy_device_to_pinned(
+        &self,
+        py: Python<'_>,
+        from: &Memory,
+        to: &Pinned,
+        bytes: usize,
+        stream: Option<&Stream>,
+    ) -> PyResult<()> {
+        let (queue, to) = (self.queue(py, stream)?, to.get(py)?);
+        let from = from.part(py, bytes, 1)?;
+        detached(py, || {
+            queue.memcpy_dtoh_pinned(&from, &mut locked(&to), ..bytes)
+        })
     }
 
     fn copy_to_device(
@@ -208,6 +258,43 @@ impl Device {
         Ok(Module(Slot::new(module)))
     }
 
+    #[allow(clippy::too_many_arguments, reason = "those of a compilation")]
+    fn compile(
+        &self,
+        py: Python<'_>,
+        source: &str,
+        name: String,
+        capability: Option<u32>,
+        standard: Option<String>,
+        defines: Vec<(String, String)>,
+        headers: Vec<(String, String)>,
+        options: Vec<String>,
+        at: &str,
+    ) -> PyResult<Module> {
+        let guest = self.guest(py)?;
+        let options = CompileOptions {
+            name,
+            capability,
+            use_fast_math: false,
+            standard,
+            defines,
+            headers,
+            options,
+            at: match at {
+                "any" => CompileAt::Any,
+                "here" => CompileAt::Here,
+                "mediator" => CompileAt::Mediator,
+                other => {
+                    let text = format!("'{other}' is neither 'any' nor 'here' nor 'mediator'");
+                    return Err(argument(py, text));
+                }
+            },
+        };
+        let module = detached(py, || guest.compile_module(source, &options))?;
+        Ok(Module(Slot::new(module)))
+    }
+
+    /// Kernels reach what is in `pinned` by its address among the arguments.
     #[allow(clippy::too_many_arguments, reason = "those of a launch")]
     fn launch(
         &self,
@@ -218,14 +305,20 @@ impl Device {
         arguments: Vec<Vec<u8>>,
         shared_bytes: u32,
         stream: Option<&Stream>,
+        pinned: Vec<Py<Pinned>>,
     ) -> PyResult<()> {
         let queue = self.queue(py, stream)?;
+        let pinned = pinned.iter().map(|pinned| pinned.get().get(py));
+        let pinned: Vec<_> = pinned.collect::<PyResult<_>>()?;
         let config = LaunchConfig {
             grid_dim: grid,
             block_dim: block,
             shared_mem_bytes: shared_bytes,
         };
         detached(py, || {
+            for pinned in &pinned {
+                locked(pinned).is_used_by_kernels_of(&queue)?;
+            }
             let launch = queue.launch_builder(&function.0);
             let launch = arguments
                 .iter()

@@ -12,6 +12,7 @@ struct Failure {
     code: Option<String>,
     cuda_result: Option<i32>,
     retry: Option<&'static str>,
+    log: Option<String>,
 }
 
 impl Failure {
@@ -24,10 +25,11 @@ impl Failure {
                 code,
                 cuda_result,
                 retry,
+                log,
             } = self;
             errors.call_method1(
                 "from_native",
-                (kind, message, advice, code, cuda_result, retry),
+                (kind, message, advice, code, cuda_result, retry, log),
             )
         });
         match made {
@@ -46,6 +48,7 @@ pub(crate) fn argument(py: Python<'_>, message: impl Into<String>) -> PyErr {
         code: None,
         cuda_result: None,
         retry: None,
+        log: None,
     };
     failure.raise(py)
 }
@@ -78,6 +81,7 @@ pub(crate) fn raise(py: Python<'_>, error: &Error) -> PyErr {
             Retry::SameSession => Some("same session"),
             Retry::NewSession => Some("new session"),
         },
+        log: error.compile_log().map(str::to_owned),
     };
     failure.raise(py)
 }

@@ -13,6 +13,7 @@ use pyo3::prelude::*;
 fn _native(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_class::<device::Device>()?;
     module.add_class::<objects::Memory>()?;
+    module.add_class::<view::Pinned>()?;
     module.add_class::<objects::Module>()?;
     module.add_class::<objects::Function>()?;
     module.add_class::<objects::Stream>()?;

@@ -282,6 +282,108 @@ class Kernels(WithDevice):
             other._native.copy_to_device(np.zeros(1, np.uint32), self.to._native, None)
 
 
+class PageLocked(WithDevice):
+    def test_copies_go_both_ways_without_waiting(self):
+        array = np.arange(3 << 18, dtype=np.float32).reshape(3, -1)
+        pinned = self.dev.pinned(array.shape)
+        self.assertTrue(pinned.is_page_locked)
+        self.assertEqual((pinned.array.shape, pinned.array.dtype), (array.shape, array.dtype))
+        pinned.array[...] = array
+        buffer = self.dev.empty(array.shape).copy_from(pinned)
+        pinned.wait().array[...] = 0
+        self.assertIs(buffer.copy_to(pinned), pinned)
+        np.testing.assert_array_equal(pinned.wait().array, array)
+        with self.assertRaisesRegex(vgpu.ArgumentError, "the source is"):
+            self.dev.empty(4).copy_from(pinned)
+        with self.assertRaisesRegex(vgpu.ArgumentError, "the destination is"):
+            self.dev.empty(4).copy_to(pinned)
+
+    def test_kernels_work_on_the_memory_itself(self):
+        kernel = self.dev.load(SET).function("set")
+        pinned = self.dev.pinned((), np.uint32)
+        self.assertNotEqual(pinned.address, 0)
+        kernel[1, 1](pinned, 7)
+        self.assertEqual(pinned.wait().array, 7)
+        # Nobody has it any more, and the kernel may not have begun.
+        for k in range(20):
+            kernel[1, 1](self.dev.pinned(1, np.uint32), k)
+        self.dev.synchronize()
+        self.assertEqual(pinned.array, 7)
+
+    def test_the_memory_is_there_as_long_as_an_array_over_it(self):
+        pinned = self.dev.pinned(1000, np.uint16)
+        pinned.array[...] = 5
+        part = pinned.array[10:20]
+        del pinned
+        gc.collect()
+        self.assertTrue((part == 5).all())
+        with self.dev.pinned(10) as pinned:
+            pinned.array[...] = 1
+        with self.assertRaisesRegex(vgpu.ArgumentError, "closed"):
+            pinned.array
+        with self.assertRaisesRegex(vgpu.ArgumentError, "closed"):
+            pinned.wait()
+        pinned.close()
+        pinned = self.dev.pinned(10)
+        part = pinned.array[:5]
+        with self.assertRaises(BufferError):
+            pinned.close()
+        part[...] = 3
+        del part
+        pinned.close()
+        # Also when the session is over.
+        part = self.dev.pinned(1 << 20).array
+        self.dev.close()
+        part[...] = 1
+        self.assertEqual(part.sum(), 1 << 20)
+
+    def test_arrays_of_nothing_and_of_objects(self):
+        self.assertEqual(self.dev.pinned((0, 3)).array.shape, (0, 3))
+        with self.assertRaisesRegex(vgpu.ArgumentError, "objects"):
+            self.dev.pinned(3, object)
+
+
+class Compilation(WithDevice):
+    SOURCE = 'extern "C" __global__ void set(int *x) { *x = N + PLUS; }'
+
+    def compile(self, source, **options):
+        try:
+            return self.dev.compile(source, **options)
+        except vgpu.UnsupportedError as error:
+            self.assertIn("NVRTC", error.advice)
+            self.skipTest(str(error))
+
+    def test_a_module_is_compiled(self):
+        source = '#include "plus.h"\n' + self.SOURCE
+        options = {"defines": {"N": 4}, "headers": {"plus.h": "#define PLUS 3\n"}, "standard": "c++17"}
+        kernel = self.compile(source, options=["--use_fast_math"], **options).function("set")
+        word = self.dev.zeros((), np.int32)
+        kernel[1, 1](word)
+        self.assertEqual(word.to_host(), 7)
+
+    def test_what_does_not_compile_has_a_log(self):
+        with self.assertRaises(vgpu.CompileError) as raised:
+            self.compile(self.SOURCE, name="mine.cu")
+        self.assertIn("mine.cu", raised.exception.log)
+        self.assertIn("N", raised.exception.log)
+
+    def test_wrong_options_are_argument_errors(self):
+        for options in [{"at": "nowhere"}, {"headers": {"a" * 1000: ""}, "at": "mediator"}]:
+            with self.subTest(options), self.assertRaises(vgpu.ArgumentError):
+                self.dev.compile(self.SOURCE, **options)
+        with self.assertRaises(vgpu.ArgumentError):
+            self.dev.compile("")
+
+
+class Devices(unittest.TestCase):
+    def test_a_device_is_chosen_by_its_number(self):
+        with vgpu.Device(ordinal=0) as dev:
+            self.assertEqual(dev.device_count, 1)
+        with self.assertRaises(vgpu.CudaError) as raised:
+            vgpu.Device(ordinal=1)
+        self.assertEqual(raised.exception.code, "CUDA_ERROR_INVALID_DEVICE")
+
+
 class Threads(WithDevice):
     def test_lanes_work_beside_each_other(self):
         wrong = []

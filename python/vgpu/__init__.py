@@ -17,6 +17,7 @@ import numpy as np
 from . import _arguments, _native
 from ._errors import (
     ArgumentError,
+    CompileError,
     ConnectionError,
     CudaError,
     Error,
@@ -31,6 +32,7 @@ from ._errors import (
 __all__ = [
     "ArgumentError",
     "Buffer",
+    "CompileError",
     "ConnectionError",
     "CudaError",
     "Device",
@@ -39,6 +41,7 @@ __all__ = [
     "Function",
     "Info",
     "Module",
+    "Pinned",
     "ProtocolError",
     "RefusedError",
     "Stream",
@@ -137,7 +140,14 @@ class Buffer(_Closing):
             raise argument(f"the {what} is {array.shape} {array.dtype}; the buffer is {self.shape} {self.dtype}")
 
     def copy_from(self, array, stream=None):
-        """Copies an array of the same shape and type to the device. It has been read when this returns."""
+        """Copies an array of the same shape and type to the device. It has been read when this returns.
+
+        Of `Pinned` memory nothing has: it is not to be changed before a `wait` for it.
+        """
+        if isinstance(array, Pinned):
+            self._check(array.array, "source")
+            self.device._native.copy_pinned_to_device(array._native, self._native, self.nbytes, _stream(stream))
+            return self
         self._check(array, "source")
         self.device._native.copy_to_device(_bytes_of(np.ascontiguousarray(array)), self._native, _stream(stream))
         return self
@@ -150,7 +160,14 @@ class Buffer(_Closing):
         return self
 
     def copy_to(self, out, stream=None):
-        """Copies it to a C-contiguous array of the same shape and type, once the work sent before is done."""
+        """Copies it to a C-contiguous array of the same shape and type, once the work sent before is done.
+
+        To `Pinned` memory without waiting: that is to be used only after a `wait` for it.
+        """
+        if isinstance(out, Pinned):
+            self._check(out.array, "destination")
+            self.device._native.copy_device_to_pinned(self._native, out._native, self.nbytes, _stream(stream))
+            return out
         self._check(out, "destination")
         if not out.flags.c_contiguous:
             raise argument("the destination is not C-contiguous")
@@ -184,6 +201,57 @@ class Buffer(_Closing):
         self._native.free()
 
 
+class Pinned(_Closing):
+    """Page-locked memory of this program, as an array: the device copies from it and to it by itself, and kernels reach
+    it. Over endpoints other than `local:` it is memory like any other.
+
+    It lives as long as this, or an array over it: `array`, or a slice or view of that. `close`, or the end of a `with`,
+    frees it before; while there are other arrays over it that is a `BufferError`.
+    """
+
+    def __init__(self, device, shape, dtype):
+        self.device = device
+        shape, dtype = _shape(shape), _plain(dtype)
+        size = math.prod(shape) * dtype.itemsize
+        self._native = device._native.pinned(size)
+        # `frombuffer` keeps a view as long as the array lives, and the constructor of arrays does not.
+        if size:
+            self._array = np.frombuffer(self._native, np.uint8).view(dtype).reshape(shape)
+        else:
+            self._array = np.empty(shape, dtype)
+
+    @property
+    def array(self):
+        """The memory. What copies or kernels use is not to be touched before a `wait`."""
+        if self._array is None:
+            raise argument("the page-locked memory was closed")
+        return self._array
+
+    @property
+    def address(self):
+        """The address of the first element for kernels; 0 where none reaches it."""
+        return self._native.address()
+
+    @property
+    def is_page_locked(self):
+        """Whether the device copies from it and to it by itself."""
+        return self._native.is_page_locked()
+
+    def __repr__(self):
+        return f"<vgpu.Pinned {self.array.shape} {self.array.dtype} for {self.device.name}>"
+
+    def wait(self):
+        """Waits until no copy and no kernel that was sent uses it."""
+        self._native.wait()
+        return self
+
+    def close(self):
+        """Frees it, once what was sent before is done."""
+        array, self._array = self._array, None
+        del array
+        self._native.free()
+
+
 class Function:
     """A kernel."""
 
@@ -210,7 +278,7 @@ class Function:
     def launch(self, grid, block, args=(), shared_bytes=0, stream=None):
         """Launches it, and does not wait: its failure is raised by the next copy from the device or `synchronize`.
 
-        `grid` and `block` are a number or up to three. An argument is a buffer, a NumPy scalar, a `ctypes` value or
+        `grid` and `block` are a number or up to three. An argument is a buffer, `Pinned` memory, a NumPy scalar, a `ctypes` value or
         bytes, whose size is checked; or an `int` or a `float`, which is made as large as the parameter. Whether a
         parameter is an integer or a float, only the kernel knows: write 2.0, not 2, for a float.
         """
@@ -226,6 +294,7 @@ class Function:
             arguments,
             shared_bytes,
             _stream(stream),
+            [value._native for value in args if isinstance(value, Pinned)],
         )
 
     def __getitem__(self, configuration):
@@ -316,15 +385,18 @@ class Device(_Closing):
 
     `endpoint` is one or several, with commas between, tried in order: "xen:", "local:/run/vgpu/vgpu.sock". Without it
     the environment's VGPU_ENDPOINT is used, or xen:. `timeout` is the seconds for each until its session is open (10),
-    `stall_timeout` those for which nothing may move in a call (30).
+    `stall_timeout` those for which nothing may move in a call (30). `ordinal` is the device, of the `device_count` that
+    this guest may use, from 0 on.
 
     Its methods may be called in any thread; other threads run meanwhile, but calls with one device wait for each other.
     A thread that must not wait takes a `lane`. No session survives `os.fork`.
     """
 
-    def __init__(self, endpoint=None, timeout=None, *, stall_timeout=None, client_name=None, secret_file=None):
+    def __init__(
+        self, endpoint=None, timeout=None, *, stall_timeout=None, client_name=None, secret_file=None, ordinal=0
+    ):
         secret_file = None if secret_file is None else os.fspath(secret_file)
-        self._set(_native.Device(endpoint, timeout, stall_timeout, client_name, secret_file))
+        self._set(_native.Device(endpoint, timeout, stall_timeout, client_name, secret_file, ordinal))
 
     def _set(self, native):
         self._native = native
@@ -334,6 +406,10 @@ class Device(_Closing):
         return f"<vgpu.Device {self.name}>"
 
     def _address(self, value):
+        if isinstance(value, Pinned):
+            if value.address == 0 and value.array.nbytes > 0:
+                raise argument("no kernel reaches this page-locked memory; copy it to a buffer")
+            return value.address
         return value.address if isinstance(value, Buffer) else None
 
     def lane(self):
@@ -349,6 +425,11 @@ class Device(_Closing):
         _, total = self._native.memory_info()
         capability = self._native.compute_capability()
         return Info(self.name, total, capability, executor, driver, reason, mediator)
+
+    @property
+    def device_count(self):
+        """How many devices this guest may use."""
+        return self._native.device_count()
 
     def attribute(self, number):
         """The value of a `CUdevice_attribute`, by its number; `None` where there is none."""
@@ -370,6 +451,25 @@ class Device(_Closing):
         """A copy of an array on the device."""
         array = np.asarray(array)
         return Buffer(self, array.shape, array.dtype).copy_from(array, stream)
+
+    def pinned(self, shape, dtype=np.float32):
+        """Page-locked memory of this program; what is in it is not said."""
+        return Pinned(self, shape, dtype)
+
+    def compile(
+        self, source, *, name="", capability=None, standard=None, defines=None, headers=None, options=(), at="any"
+    ):
+        """Loads a module from CUDA C++, compiled for this device. Kernels keep their names where they are `extern "C"`.
+
+        `capability` is the compute capability to compile for, as 90 for 9.0, `standard` the language, as "c++17".
+        `defines` are macros with their values, `headers` texts for `#include` with their names, `options` words of
+        NVRTC, as "--use_fast_math". It is compiled "here", by the "mediator", or here where NVRTC is installed ("any").
+        A `CompileError` has the compiler's messages in its `log`.
+        """
+        defines = [(macro, str(value)) for macro, value in (defines or {}).items()]
+        headers = list((headers or {}).items())
+        compiled = self._native.compile(source, name, capability, standard, defines, headers, list(options), at)
+        return Module(self, compiled)
 
     def load(self, image):
         """Loads a module from PTX (a `str` or `bytes`), a cubin or a fatbin."""

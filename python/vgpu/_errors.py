@@ -23,6 +23,12 @@ class ArgumentError(Error, ValueError):
     """An argument is wrong, or something that was closed is used."""
 
 
+class CompileError(ArgumentError):
+    """CUDA C++ does not compile: `log` has the compiler's messages."""
+
+    log = ""
+
+
 class UnreachableError(Error, builtins.ConnectionError):
     """No mediator can be reached."""
 
@@ -63,8 +69,12 @@ _KINDS = {
 }
 
 
-def from_native(kind, message, advice, code, cuda_result, retry):
-    return _KINDS.get(kind, Error)(message, advice, code, cuda_result, retry)
+def from_native(kind, message, advice, code, cuda_result, retry, log):
+    if log is None:
+        return _KINDS.get(kind, Error)(message, advice, code, cuda_result, retry)
+    error = CompileError(message, advice, code, cuda_result, retry)
+    error.log = log
+    return error
 
 
 def argument(message):

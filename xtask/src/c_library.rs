@@ -22,14 +22,19 @@ const EXAMPLE_SAYS: &str = "100000 elements added and computed on ";
 /// A program, the compiler and its flags, and how the output begins.
 type Case = (&'static str, &'static [&'static str], &'static str);
 
-const CASES: [Case; 3] = [
+const PINNED: &str = "c-api/examples/pinned.c";
+const PINNED_SAYS: &str = "100000 elements scaled in place, on device 0 of 1\n";
+
+const CASES: [Case; 5] = [
     (EXAMPLE, &["cc", "-std=c99"], EXAMPLE_SAYS),
+    (PINNED, &["cc", "-std=c99"], PINNED_SAYS),
     (
         "c-api/tests/misuse.c",
         &["cc", "-std=c99"],
         "every misuse was told\n",
     ),
     (EXAMPLE, &["c++", "-x", "c++", "-std=c++11"], EXAMPLE_SAYS),
+    (PINNED, &["c++", "-x", "c++", "-std=c++11"], PINNED_SAYS),
 ];
 
 mod flags {

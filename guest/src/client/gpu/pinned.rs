@@ -362,6 +362,17 @@ impl<T: Pod> PinnedBuffer<T> {
         }
     }
 
+    /// Has [`wait`](Self::wait), and whoever gets this memory next, wait for what was sent to the stream of `device` so far:
+    /// for kernels that have its address otherwise than as an argument of their launch.
+    ///
+    /// # Errors
+    /// `device` is of another session.
+    pub fn is_used_by_kernels_of(&self, device: &Device) -> Result<()> {
+        device.check_session("use page-locked memory", &self.device)?;
+        self.is_used_in(device.stream_ref());
+        Ok(())
+    }
+
     /// Waits until no copy uses it. A stream that captures cannot be waited for: that makes its capture invalid, as in CUDA.
     ///
     /// # Errors
