@@ -35,6 +35,11 @@ pub(crate) const LIST: &[Attack] = &[
     }),
     perhaps("the hypercall buffers", || opens("/dev/xen/hypercall")),
     perhaps("grants of others", || opens("/dev/xen/gntdev")),
+    // Of a descriptor that it has from its channel: the filter has to know the requests.
+    attack("a map of a grant", || asks(0x18_4700)),
+    attack("a copy of a grant", || asks(0x10_4708)),
+    attack("a new grant", || asks(0x10_4705)),
+    attack("an event channel", || asks(0x08_4501)),
     perhaps("xenstore by its device", || opens("/dev/xen/xenbus")),
     perhaps("xenstore by its socket", || {
         connects(Path::new("/run/xenstored/socket"))
@@ -190,6 +195,11 @@ fn errno_of(call: c_long, arguments: [u64; 4]) -> Option<i32> {
     // SAFETY: the calls of the list take numbers, null pointers and strings that live as long as the program.
     let result = unsafe { libc::syscall(call, a, b, c, d, 0 as c_ulong) };
     (result < 0).then(|| std::io::Error::last_os_error().raw_os_error().unwrap_or(0))
+}
+
+/// Whether a request gets as far as a descriptor, which here is none of Xen's.
+fn asks(request: u64) -> bool {
+    errno_of(libc::SYS_ioctl, [0, request, 0, 0]) != Some(libc::EPERM)
 }
 
 fn forks() -> bool {

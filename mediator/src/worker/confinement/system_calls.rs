@@ -210,6 +210,9 @@ const GNTDEV_AFTERWARDS: [u64; 4] = [1, 7, 6, 2];
 /// Of evtchn's: IOCTL_EVTCHN_UNBIND and IOCTL_EVTCHN_NOTIFY.
 const EVTCHN_AFTERWARDS: [u64; 2] = [3, 4];
 
+/// Numbers of requests of either are below this.
+const XEN_REQUESTS: u64 = 32;
+
 /// Puts the filter of a worker with these needs over all threads. There is no way back.
 pub(super) fn restrict(needs: &Needs) -> Result<(), String> {
     let failed = |error: &dyn std::fmt::Display| format!("no filter: {error}");
@@ -221,10 +224,15 @@ pub(super) fn restrict(needs: &Needs) -> Result<(), String> {
         SeccompAction::Errno(libc::ENOSYS.cast_unsigned()),
     );
     let refused = SeccompAction::Errno(libc::EPERM.cast_unsigned());
+    let maps = maps().and_then(|maps| program(maps, SeccompAction::Allow, refused.clone()));
     let allowed = rules(needs).and_then(|rules| program(rules, refused, SeccompAction::Allow));
-    let programs = unknown.and_then(|unknown| Ok([unknown, allowed?]));
-    // The second one last: it does not allow to add a third.
-    for program in programs.map_err(|error| failed(&error))? {
+    // The list of what is allowed comes last: it does not allow to add another.
+    let programs = match needs.cuda {
+        true => vec![unknown, maps, allowed],
+        false => vec![unknown, allowed],
+    };
+    for program in programs {
+        let program = program.map_err(|error| failed(&error))?;
         apply_filter_all_threads(&program).map_err(|error| failed(&error))?;
     }
     Ok(())
@@ -237,6 +245,24 @@ fn program(
 ) -> Result<BpfProgram, seccompiler::BackendError> {
     let arch = TargetArch::try_from(std::env::consts::ARCH)?;
     SeccompFilter::new(rules, otherwise, listed, arch)?.try_into()
+}
+
+/// Requests of gntdev and evtchn that map or bind: refused to a worker with CUDA, which may make all others, and whose
+/// descriptors of these two stay.
+fn maps() -> Result<Rules, seccompiler::BackendError> {
+    let mut requests = Vec::new();
+    for (kind, afterwards) in [
+        (GNTDEV, &GNTDEV_AFTERWARDS[..]),
+        (EVTCHN, &EVTCHN_AFTERWARDS[..]),
+    ] {
+        let others = (0..XEN_REQUESTS).filter(|number| !afterwards.contains(number));
+        for number in others {
+            let of_it = Compare::MaskedEq(0xffff);
+            let this = Condition::new(1, Length::Dword, of_it, kind << 8 | number)?;
+            requests.push(Rule::new(vec![this])?);
+        }
+    }
+    Ok([(libc::SYS_ioctl, requests)].into_iter().collect())
 }
 
 fn rules(needs: &Needs) -> Result<Rules, seccompiler::BackendError> {
