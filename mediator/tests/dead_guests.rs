@@ -45,8 +45,15 @@ fn what_a_dead_guest_has_queued_is_not_done() {
     let directory = tempfile::tempdir().unwrap();
     let sockets = Sockets::new(directory.path());
     // Behind a kernel that reaches its deadline everything fails at once: then all of it would have been started.
-    let (mediator, _) = sockets.start_configured("[limits]\nkernel_timeout_s = 3\n", &[]);
-    let endpoints: [Endpoint; 3] = [mediator.endpoint(), sockets.unix(), sockets.tcp()];
+    let files = ["--listen".to_owned(), sockets.file().to_string()];
+    let files = files.each_ref().map(String::as_str);
+    let (mediator, _) = sockets.start_configured("[limits]\nkernel_timeout_s = 3\n", &files);
+    let endpoints: [Endpoint; 4] = [
+        mediator.endpoint(),
+        sockets.unix(),
+        sockets.tcp(),
+        sockets.file(),
+    ];
     for (before, endpoint) in endpoints.iter().enumerate() {
         let device = Device::new(sockets.connect(endpoint).unwrap()).unwrap();
         let module = device.load_module(KERNELS).unwrap();
@@ -58,7 +65,8 @@ fn what_a_dead_guest_has_queued_is_not_done() {
         }
         // Without a goodbye, as the kernel closes the connection of a process that was killed.
         drop((endless, nothing, module, device));
-        mediator.wait_for_workers(0);
+        // That of the directory stays.
+        mediator.wait_for_workers(1);
         wait_until("its end is logged", || {
             requests(&mediator.log()).len() > before
         });
