@@ -5,7 +5,7 @@ use std::sync::Arc;
 use crate::error::{Code, Error, invalid};
 use crate::memory::{Bytes, HostMemory};
 use crate::quota::{Charge, Quota};
-use crate::space::{CONST, END, GLOBAL, Kind, Region};
+use crate::space::{CONST, END, GLOBAL, Kind, LOWEST, Region};
 
 /// Bytes that stay unmapped between two allocations, at least.
 const GUARD: u64 = 2 << 20;
@@ -70,7 +70,7 @@ impl Allocations {
         let len = memory.len();
         let charge = self.quota.take(0).ok_or_else(full)?;
         let own = memory.address();
-        let base = match (GLOBAL..END).contains(&own) && self.is_free(own, len) {
+        let base = match (LOWEST..END).contains(&own) && self.is_free(own, len) {
             true => own,
             false => {
                 let size = len.checked_next_multiple_of(ALIGN).ok_or_else(full)?;
@@ -373,6 +373,14 @@ mod tests {
         unsafe { HostMemory::new(at, 8192, Arc::new(())) }.unwrap()
     }
 
+    /// The same at another place, where nobody looks.
+    #[expect(unsafe_code, reason = "its bytes are not used")]
+    fn host_at(address: usize) -> HostMemory {
+        let at = NonNull::new(std::ptr::without_provenance_mut(address)).unwrap();
+        // SAFETY: nothing here reads or writes it.
+        unsafe { HostMemory::new(at, 8192, Arc::new(())) }.unwrap()
+    }
+
     fn apart(a: &Allocations) -> bool {
         let pairs = a.regions.windows(2);
         pairs
@@ -386,7 +394,7 @@ mod tests {
         let first = a.add(512, false).unwrap();
         let memory = host();
         let at = a.register(&memory).unwrap();
-        let fits = (GLOBAL..END).contains(&memory.address());
+        let fits = (LOWEST..END).contains(&memory.address());
         assert_eq!(at == memory.address(), fits);
         // Its place is taken now.
         let again = a.register(&memory).unwrap();
@@ -400,6 +408,20 @@ mod tests {
         a.unregister(again).unwrap();
         a.remove(first).unwrap();
         assert!(a.regions.is_empty());
+    }
+
+    #[test]
+    fn memory_of_the_program_may_be_anywhere_but_in_a_window() {
+        let mut a = Allocations::new(1 << 20);
+        for own in [LOWEST, GLOBAL - 8192, GLOBAL - 4096, END - 8192] {
+            let at = a.register(&host_at(usize::try_from(own).unwrap())).unwrap();
+            assert_eq!(at == own, own != GLOBAL - 4096, "{own:x}");
+        }
+        for own in [64, LOWEST - 8192, CONST, END - 4096] {
+            let at = a.register(&host_at(usize::try_from(own).unwrap())).unwrap();
+            assert!(at >= GLOBAL && at != own, "{own:x} at {at:x}");
+        }
+        assert!(apart(&a));
     }
 
     #[test]

@@ -19,7 +19,9 @@ pub(crate) const PARAM: u64 = 3 << 40;
 pub(crate) const FUNCTION: u64 = 4 << 40;
 /// Constants of the modules.
 pub(crate) const CONST: u64 = 5 << 40;
-/// Allocations, module variables, and memory of the program's.
+/// Global addresses that are not constants are from here on, above all windows: a program may have its memory anywhere.
+pub(crate) const LOWEST: u64 = 6 << 40;
+/// Allocations and module variables.
 pub(crate) const GLOBAL: u64 = 0x7f00_0000_0000;
 /// The end of all addresses.
 pub(crate) const END: u64 = 1 << 48;

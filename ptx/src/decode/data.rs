@@ -375,7 +375,7 @@ pub(crate) fn isspacep<'a>(
     let a = b.src(i, &a, T::B64)?;
     let index = b.lane_function(|a, _, _, k| {
         let s = SPACES[k as usize % 5];
-        u64::from(space::space_of(a) == s && (s != Space::Global || a >= space::GLOBAL))
+        u64::from(space::space_of(a) == s && (s != Space::Global || a >= space::LOWEST))
     });
     let inst = b.emit(Op::LanesTest, p, a, NONE, NONE);
     inst.x = index | (k as u32) << 16;

@@ -218,6 +218,16 @@ impl Driver {
             || registered.is_some_and(|(start, (len, _))| address + bytes <= start + len)
     }
 
+    /// Where the host has page-locked memory by its address on the device.
+    fn host_at(&self, there: u64) -> Option<usize> {
+        let mut registered = self.registered.iter();
+        let found = registered.find_map(|(start, (len, address))| {
+            let offset = usize::try_from(there.checked_sub(*address)?).ok()?;
+            (offset < *len).then_some(start + offset)
+        });
+        found.or_else(|| usize::try_from(there).ok())
+    }
+
     fn has(&self, address: u64, bytes: u64) -> bool {
         let allocated = self.memory.range(..=address).next_back();
         let allocated =
@@ -882,7 +892,9 @@ extern "C" fn cuStreamWriteValue32_v2(
     _flags: c_uint,
 ) -> c_int {
     let mut driver = context!();
-    let to = to as usize;
+    let Some(to) = driver.host_at(to) else {
+        return misuse("a word outside of page-locked memory");
+    };
     if !driver.has_host(to, 4) {
         return misuse("a word outside of page-locked memory");
     }
@@ -897,7 +909,9 @@ extern "C" fn cuStreamWriteValue64_v2(
     _flags: c_uint,
 ) -> c_int {
     let mut driver = context!();
-    let to = to as usize;
+    let Some(to) = driver.host_at(to) else {
+        return misuse("a word outside of page-locked memory");
+    };
     if !driver.has_host(to, 8) || !to.is_multiple_of(8) {
         return misuse("a word outside of page-locked memory");
     }
