@@ -32,8 +32,8 @@ impl Cancel {
     /// Ends the launch within some milliseconds, and no other: its error is [`Code::Cancelled`], and
     /// the device goes on. Blocks that ran have done what they did.
     pub fn withdraw(&self) {
-        // As in `cancel`.
-        self.0.fetch_max(WITHDRAWN, Ordering::Relaxed);
+        // With the load in `code`: whoever sees that this launch has to end sees it of those that were withdrawn before.
+        self.0.fetch_max(WITHDRAWN, Ordering::Release);
     }
 
     pub(crate) fn is_cancelled(&self) -> bool {
@@ -42,7 +42,8 @@ impl Cancel {
 
     /// The code of the launch's error, if it has to end.
     pub(crate) fn code(&self) -> Option<Code> {
-        match self.0.load(Ordering::Relaxed) {
+        // With `withdraw`.
+        match self.0.load(Ordering::Acquire) {
             0 => None,
             WITHDRAWN => Some(Code::Cancelled),
             _ => Some(Code::LaunchTimeout),

@@ -147,11 +147,16 @@ impl Script {
         self.send(FrameHeader::data_down(request, 0, 0), body)
     }
 
-    /// Takes all data of `request`, up to the frame that ends it.
+    /// Takes all data of `request`, up to the frame that ends it; answers a Ping by which the guest asks meanwhile how far
+    /// its requests are.
     pub(crate) fn input(&mut self, request: &FrameHeader) -> Step<Vec<u8>> {
         let mut data = Vec::new();
         loop {
             let (header, body) = self.receive()?;
+            if header.op == Op::Ping {
+                self.echo(&header, &body)?;
+                continue;
+            }
             assert_eq!(
                 (header.op, header.request_id),
                 (Op::Data, request.request_id)

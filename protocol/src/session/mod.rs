@@ -15,7 +15,7 @@
 //! A request that [overtakes](crate::op::Op::overtakes) others is found among those that cannot start: the mediator reads on,
 //! up to twice [`WINDOW`] bytes and granted data, and the guest sends no more than that without an answer.
 //!
-//! Data of a request is sent in [`Op::Data`](crate::op::Op::Data) frames of any size, as many bytes
+//! Data of a request is sent in [`Op::Data`] frames of any size, as many bytes
 //! in all as its row of the table says. Data going up needs credit: the first
 //! [`initial_credit`](crate::op::HelloReply::initial_credit) bytes of a request may be sent at
 //! once, the rest when the mediator has granted room. So data that waits for the device never

@@ -38,7 +38,8 @@ impl<D: Device> Gpu<D> {
             .map(|(tag, _)| *tag)
             .collect();
         let mut ended = 0;
-        for tag in kernels {
+        // The last one first: with the end of one before it, it could run before it is ended itself.
+        for tag in kernels.into_iter().rev() {
             let found = self.device.cancel(tag);
             ended += u32::from(found.map_err(|error| Failure::from(&error))?);
         }
