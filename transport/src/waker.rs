@@ -12,7 +12,7 @@ use nix::sys::time::TimeSpec;
 
 use crate::transport::TransportError;
 
-/// The longest time for one `ppoll`: some kernels refuse very long ones. Who wants to wait for longer calls again.
+/// The longest time for one `ppoll`: some kernels refuse a very long one. A longer wait takes several calls.
 pub const LONGEST_POLL: Duration = Duration::from_secs(24 * 3600);
 
 /// A flag with a descriptor that is readable while it is raised.

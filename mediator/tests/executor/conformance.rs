@@ -221,11 +221,9 @@ pub(crate) fn load(executor: &mut dyn Executor, deadline: Instant) -> Ended<(Han
     Ok((module, function))
 }
 
-/// Begins a launch, of a kernel that has nothing to do, and does not look what becomes of it.
-pub(crate) fn begin_a_launch(executor: &mut dyn Executor) {
-    let deadline = Instant::now() + WATCHDOG;
-    let (module, function) = load(executor, deadline).expect("a module");
-    let launch = Launch {
+/// A launch of the suite's kernel for no elements.
+fn nothing_to_do(module: Handle, function: u32) -> Launch {
+    Launch {
         module,
         function,
         grid: [1; 3],
@@ -234,7 +232,14 @@ pub(crate) fn begin_a_launch(executor: &mut dyn Executor) {
         stream: StreamRef::DEFAULT,
         deadline_ms: 0,
         parameters: Bytes::new(&[0; 32]).expect("short"),
-    };
+    }
+}
+
+/// Begins a launch, of a kernel that has nothing to do, and does not look what becomes of it.
+pub(crate) fn begin_a_launch(executor: &mut dyn Executor) {
+    let deadline = Instant::now() + WATCHDOG;
+    let (module, function) = load(executor, deadline).expect("a module");
+    let launch = nothing_to_do(module, function);
     executor.start(&FrameHeader::request(Op::Launch, 1), launch.into());
 }
 
@@ -242,17 +247,7 @@ pub(crate) fn begin_a_launch(executor: &mut dyn Executor) {
 pub(crate) fn launches(executor: &mut dyn Executor, times: usize) -> Vec<u64> {
     let (module, function) = load(executor, Instant::now() + WATCHDOG).expect("a module");
     let mut each = || {
-        let launch = Launch {
-            module,
-            function,
-            grid: [1; 3],
-            block: [1; 3],
-            shared_bytes: 0,
-            stream: StreamRef::DEFAULT,
-            deadline_ms: 0,
-            parameters: Bytes::new(&[0; 32]).expect("short"),
-        };
-        ask(executor, launch).expect("launched");
+        ask(executor, nothing_to_do(module, function)).expect("launched");
         let body = ask(executor, Synchronize {}).expect("done");
         SynchronizeReply::decode(&body).expect("a reply").device_ns
     };

@@ -114,7 +114,7 @@ fn device() -> Result<File, Failure> {
     device.map_err(|error| failed(&error))
 }
 
-/// Begins transactions until no more are to be had; how many.
+/// Begins transactions until xenstored refuses one; returns how many there are.
 fn begin_all(device: &mut File) -> Result<u32, Failure> {
     for number in 0..TOO_MANY_TRANSACTIONS {
         let begun = device
