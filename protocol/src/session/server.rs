@@ -5,6 +5,8 @@
 //! [`CAPACITY`] bytes of replies and what is read [behind](Server::space_behind) a request that cannot start; the work for
 //! a frame by the number of requests under way.
 
+mod overtaking;
+
 use std::collections::BTreeSet;
 use std::num::NonZeroU16;
 use std::sync::Arc;
@@ -13,14 +15,14 @@ use std::time::{Duration, Instant};
 pub use super::in_flight::{Failure, Outcome};
 use super::in_flight::{InFlight, Requests};
 use super::inbox::{Inbox, Received};
+use super::most_requests;
 use super::outbox::Outbox;
 use super::tally::{OpResult, Tally};
-use super::{WINDOW, most_requests};
 use crate::frame::{Flags, FrameHeader, MAX_DATA};
 use crate::op::field::StreamRef;
 use crate::op::{
     Body, BodyError, Features, FenceReply, GoodbyeReply, Hello, HelloReply, Op, OpSet,
-    QuietFailure, Request, StreamCancelReply, negotiate_version,
+    QuietFailure, Request, negotiate_version,
 };
 use crate::status::{ErrorCode, Status, encode_error_text};
 use crate::{MIN_VERSION, VERSION};
@@ -64,13 +66,6 @@ impl Terms {
         }
     }
 }
-
-/// Bytes that are read behind a request that cannot start: a guest's window, the last request that went over it, and those
-/// that overtake.
-const BEHIND: u64 = 2 * WINDOW;
-
-/// The most that granted credit adds to that.
-const MOST_GRANTED: u64 = 8 << 20;
 
 /// Time limits for a guest.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -567,92 +562,6 @@ impl Server {
             Err(_) => {}
         }
         Ok(None)
-    }
-
-    /// The buffer for what comes behind a request that cannot start, or behind data for which there is no room; empty
-    /// once all is here that a guest may send in that case, and much more.
-    pub fn space_behind(&mut self) -> &mut [u8] {
-        let most = self.most_behind();
-        self.inbox.space_behind(most)
-    }
-
-    /// Whether it has room.
-    pub fn has_space_behind(&self) -> bool {
-        self.inbox.unread() < self.most_behind()
-    }
-
-    fn most_behind(&self) -> usize {
-        let granted: u64 = self.requests.iter().map(|request| request.credit).sum();
-        usize::try_from(BEHIND + granted.min(MOST_GRANTED)).unwrap_or(usize::MAX)
-    }
-
-    /// The next request that [overtakes](Op::overtakes) those that cannot start.
-    ///
-    /// # Errors
-    /// The session is over.
-    pub fn overtaking(&mut self, now: Instant) -> Result<Option<Step>, End> {
-        while self.is_open() && self.may_start() && self.may_receive() {
-            let Some((header, body)) = self.inbox.take_behind(|header| header.op.overtakes())
-            else {
-                break;
-            };
-            self.counts.requests += 1;
-            self.check_id(&header)?;
-            let decoded = Request::decode(header.op, &body);
-            let step = self.on_decoded(&header, decoded, now)?;
-            if let Some(Step::Start(header, Request::StreamCancel(cancel))) = &step {
-                self.overtaker = Some((header.request_id, cancel.stream));
-            }
-            if step.is_some() {
-                return Ok(step);
-            }
-        }
-        Ok(None)
-    }
-
-    /// Whether a request may be started: not while one has overtaken others and is not answered.
-    pub fn may_start(&self) -> bool {
-        self.overtaker.is_none()
-    }
-
-    /// The outcome of a StreamCancel that has overtaken others: launches among them are ended as well, if it could end
-    /// those before.
-    fn withdraw(&mut self, stream: StreamRef, outcome: Outcome) -> Outcome {
-        let mut launches = Vec::new();
-        let mut made = false;
-        for (header, body) in self.inbox.passed_over() {
-            if !matches!(header.op, Op::Launch | Op::GraphLaunch | Op::StreamCreate) {
-                continue;
-            }
-            match Request::decode(header.op, body) {
-                Ok(Request::StreamCreate(create)) => made |= StreamRef::of(create.stream) == stream,
-                Ok(request) if request.kernel_stream() == Some(stream) => {
-                    launches.push(header.request_id)
-                }
-                _ => {}
-            }
-        }
-        let began = match outcome {
-            Ok(body) => match StreamCancelReply::decode(&body) {
-                Ok(reply) => reply.kernels,
-                // The backend's, which is checked elsewhere.
-                Err(_) => return Ok(body),
-            },
-            // The backend has yet to hear of it.
-            Err(failure) if made && failure.status == ErrorCode::Handle.into() => 0,
-            Err(failure) => return Err(failure),
-        };
-        let more = u32::try_from(launches.len()).unwrap_or(u32::MAX);
-        self.withdrawn.extend(launches);
-        let kernels = began.saturating_add(more);
-        Ok(StreamCancelReply { kernels }.encode())
-    }
-
-    fn was_withdrawn(&mut self, id: u32) -> Option<Failure> {
-        (!self.withdrawn.is_empty() && self.withdrawn.remove(&id)).then(|| Failure {
-            status: ErrorCode::Cancelled.into(),
-            text: "it was cancelled before it began".to_owned(),
-        })
     }
 
     /// An id that is in use ends the session.
