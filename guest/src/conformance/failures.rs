@@ -70,8 +70,7 @@ pub(super) fn quiet_failures(ground: &Ground<'_>) -> Result<(), String> {
     goodbye(client)
 }
 
-pub(super) fn arguments(ground: &Ground<'_>) -> Result<(), String> {
-    let mut client = ground.connect()?;
+pub(super) fn arguments(client: &mut Client) -> Result<(), String> {
     let outcomes = [
         client.ping(&[0; 4097]).map(|_| ()),
         client
@@ -88,8 +87,8 @@ pub(super) fn arguments(ground: &Ground<'_>) -> Result<(), String> {
             || format!("wrong arguments: {error}"),
         )?;
     }
-    works(&mut client, "after wrong arguments")?;
-    goodbye(client)
+    works(client, "after wrong arguments")?;
+    Ok(())
 }
 
 pub(super) fn interrupts(ground: &Ground<'_>) -> Result<(), String> {

@@ -98,8 +98,7 @@ fn beside_a_vector_add(
     goodbye(client)
 }
 
-pub(super) fn many(ground: &Ground<'_>) -> Result<(), String> {
-    let client = ground.connect()?;
+pub(super) fn many(client: &mut Client) -> Result<(), String> {
     let lanes = client.limits().max_lanes.get().min(MANY);
     let work = |mut client: Client, number: u16| -> Result<(), String> {
         let payload = vec![number.to_le_bytes()[0]; 40 * usize::from(number) + 1];
@@ -127,8 +126,8 @@ pub(super) fn many(ground: &Ground<'_>) -> Result<(), String> {
         }
         Ok(())
     })?;
-    all_lanes(&client)?;
-    goodbye(client)
+    all_lanes(client)?;
+    Ok(())
 }
 
 /// As many lanes as were offered, and no more; one that is dropped is free again.

@@ -1,23 +1,25 @@
 //! The conformance suite for sessions over any endpoint.
 //!
-//! Each [`Case`] opens sessions of its own at one endpoint and talks to a real mediator there, which
-//! may be on another machine. `vgpu conformance` runs them from a command line;
-//! `mediator/tests/conformance.rs` runs them over every endpoint that needs no Xen, and the lab runs
-//! them in a guest.
+//! Each [`Case`] talks to a real mediator at one endpoint, which may be on another machine. Some open sessions of
+//! their own; others run one after the other in one session, as a long program would. `vgpu conformance` runs them
+//! from a command line; `mediator/tests/conformance.rs` runs them over every endpoint that needs no Xen, and the lab
+//! runs them in a guest.
 
 mod failures;
 mod gpu;
 mod lanes;
 mod requests;
 mod sessions;
+mod shared;
 mod vectors;
 
 use std::time::{Duration, Instant};
 
 use vgpu_transport::Endpoint;
 
-use crate::client::Client;
+use crate::client::{Client, Device, Module};
 use crate::options::Options;
+use shared::Shared;
 
 /// The surroundings of a case.
 #[derive(Debug, Clone, Copy)]
@@ -33,47 +35,73 @@ pub struct Ground<'a> {
 pub struct Case {
     /// A name in words joined by underscores, unique.
     pub name: &'static str,
-    run: fn(&Ground<'_>) -> Result<(), String>,
+    run: Run,
+}
+
+/// What a case runs in.
+#[derive(Debug, Clone, Copy)]
+enum Run {
+    /// Sessions of its own.
+    Alone(fn(&Ground<'_>) -> Result<(), String>),
+    /// A session that cases before it have used.
+    InSession(fn(&mut Client) -> Result<(), String>),
+    /// The same, with its device and the kernels of the suite.
+    OnDevice(fn(&Device, &Module) -> Result<(), String>),
 }
 
 /// All cases, in order.
 pub const CASES: &[Case] = &[
     case("info_names_executor_and_mediator", requests::info),
-    case("pings_of_all_sizes", requests::pings),
-    case("quiet_requests_and_fences", requests::quiet),
+    in_session("pings_of_all_sizes", requests::pings),
+    in_session("quiet_requests_and_fences", requests::quiet),
+    in_session("wrong_arguments_leave_the_session", failures::arguments),
+    in_session("exchanges_of_all_sizes", vectors::exchanges),
+    in_session("vector_adds_around_a_piece", vectors::around_a_piece),
+    in_session(
+        "vector_add_of_several_pieces_and_a_remainder",
+        vectors::several_pieces,
+    ),
+    in_session("vector_add_of_1048576", vectors::million),
+    in_session("sums_are_those_of_ieee_754", vectors::special_values),
+    in_session("large_then_small", vectors::large_then_small),
+    in_session("many_lanes", lanes::many),
     case("refused_requests", failures::refused),
     case(
         "quiet_failures_are_told_by_the_fence",
         failures::quiet_failures,
     ),
-    case("wrong_arguments_leave_the_session", failures::arguments),
-    case("exchanges_of_all_sizes", vectors::exchanges),
-    case("vector_adds_around_a_piece", vectors::around_a_piece),
-    case(
-        "vector_add_of_several_pieces_and_a_remainder",
-        vectors::several_pieces,
-    ),
-    case("vector_add_of_1048576", vectors::million),
-    case("sums_are_those_of_ieee_754", vectors::special_values),
-    case("large_then_small", vectors::large_then_small),
     case("a_ping_beside_a_vector_add", lanes::two_at_once),
     case("a_fence_waits_for_its_own_lane_alone", lanes::fences),
-    case("many_lanes", lanes::many),
     case("two_sessions_at_once", sessions::two_at_once),
     case("epochs_differ", sessions::epochs),
     case("goodbye_ends_a_session", sessions::goodbye_ends),
     case("dropped_in_the_middle", sessions::dropped),
     case("interrupts_are_heard", failures::interrupts),
     case("deadlines_are_kept", failures::deadlines),
-    case("gpu_tells_what_it_is", gpu::memory::info),
     case("gpu_devices_are_chosen_before_use", gpu::devices::select),
-    case("gpu_memory_is_counted_and_given_back", gpu::memory::memory),
+    on_device("gpu_tells_what_it_is", gpu::memory::info),
+    on_device("gpu_memory_is_counted_and_given_back", gpu::memory::memory),
+    on_device("gpu_copies_of_all_sizes_and_parts", gpu::copies::copies),
+    on_device("gpu_rows_and_rectangles", gpu::copies::rows),
+    on_device("gpu_fills", gpu::copies::fills),
+    on_device("gpu_launches", gpu::kernels::launches),
+    on_device("gpu_parameters_at_their_places", gpu::kernels::parameters),
+    on_device("gpu_modules_and_their_variables", gpu::kernels::modules),
+    on_device("gpu_many_launches_in_a_row", gpu::kernels::many_launches),
+    on_device("gpu_lanes_side_by_side", gpu::streams::lanes),
+    on_device("gpu_streams_run_beside_each_other", gpu::streams::streams),
+    on_device(
+        "gpu_events_order_streams_and_tell_times",
+        gpu::streams::events,
+    ),
+    on_device("gpu_graphs_are_launched_many_times", gpu::graphs::graphs),
+    on_device("gpu_graphs_of_several_streams", gpu::graphs::streams),
+    on_device("gpu_graphs_of_many_nodes", gpu::graphs::many_nodes),
+    on_device("gpu_graphs_what_cannot_be_captured", gpu::graphs::refused),
     case(
         "gpu_statistics_are_those_of_the_session",
         gpu::memory::statistics,
     ),
-    case("gpu_copies_of_all_sizes_and_parts", gpu::copies::copies),
-    case("gpu_rows_and_rectangles", gpu::copies::rows),
     case("gpu_memory_in_the_order_of_a_stream", gpu::memory::ordered),
     case("gpu_large_copies", gpu::pinned::large_copies),
     case("gpu_pinned_memory", gpu::pinned::pinned),
@@ -81,10 +109,6 @@ pub const CASES: &[Case] = &[
     case("gpu_pinned_memory_out_of_reach", gpu::pinned::out_of_reach),
     case("gpu_copies_behind_a_fault", gpu::pinned::behind_a_fault),
     case("gpu_copies_beside_a_capture", gpu::pinned::beside_a_capture),
-    case("gpu_fills", gpu::copies::fills),
-    case("gpu_launches", gpu::kernels::launches),
-    case("gpu_parameters_at_their_places", gpu::kernels::parameters),
-    case("gpu_modules_and_their_variables", gpu::kernels::modules),
     case(
         "gpu_failures_that_come_later_are_told",
         gpu::failures::late_failures,
@@ -103,28 +127,28 @@ pub const CASES: &[Case] = &[
         "gpu_a_cancel_overtakes",
         gpu::failures::cancelled_behind_others,
     ),
-    case("gpu_many_launches_in_a_row", gpu::kernels::many_launches),
     case("gpu_kernels_print_lines", gpu::printed::printed),
     case(
         "gpu_kernels_print_beside_others",
         gpu::printed::printed_beside,
     ),
     case("gpu_printed_and_never_taken", gpu::printed::printed_flood),
-    case("gpu_lanes_side_by_side", gpu::streams::lanes),
-    case("gpu_streams_run_beside_each_other", gpu::streams::streams),
-    case(
-        "gpu_events_order_streams_and_tell_times",
-        gpu::streams::events,
-    ),
-    case("gpu_graphs_are_launched_many_times", gpu::graphs::graphs),
-    case("gpu_graphs_of_several_streams", gpu::graphs::streams),
-    case("gpu_graphs_of_many_nodes", gpu::graphs::many_nodes),
-    case("gpu_graphs_what_cannot_be_captured", gpu::graphs::refused),
     case("gpu_graphs_whose_parts_are_gone", gpu::graphs::gone),
     case("gpu_graphs_that_fault_or_do_not_end", gpu::graphs::faults),
 ];
 
 const fn case(name: &'static str, run: fn(&Ground<'_>) -> Result<(), String>) -> Case {
+    let run = Run::Alone(run);
+    Case { name, run }
+}
+
+const fn in_session(name: &'static str, run: fn(&mut Client) -> Result<(), String>) -> Case {
+    let run = Run::InSession(run);
+    Case { name, run }
+}
+
+const fn on_device(name: &'static str, run: fn(&Device, &Module) -> Result<(), String>) -> Case {
+    let run = Run::OnDevice(run);
     Case { name, run }
 }
 
@@ -142,15 +166,32 @@ pub struct Outcome {
 /// Runs the cases whose name contains `only`, one after the other; each is reported when it is over.
 pub fn run<'a>(ground: &'a Ground<'a>, only: &'a str) -> impl Iterator<Item = Outcome> + 'a {
     let wanted = CASES.iter().filter(move |case| case.name.contains(only));
-    wanted.map(|case| {
+    let mut wanted = wanted.peekable();
+    let mut shared = Shared::default();
+    std::iter::from_fn(move || {
+        let case = wanted.next()?;
         let start = Instant::now();
-        let result = (case.run)(ground);
-        Outcome {
+        let mut result = shared.run(ground, case.run);
+        let goes_on = wanted.peek().is_some_and(|next| next.run.shares(case.run));
+        if result.is_ok() && !goes_on {
+            result = shared.end();
+        }
+        Some(Outcome {
             case,
             result,
             elapsed: start.elapsed(),
-        }
+        })
     })
+}
+
+impl Run {
+    /// Whether both run in the same session.
+    fn shares(self, other: Self) -> bool {
+        matches!(
+            (self, other),
+            (Self::InSession(_), Self::InSession(_)) | (Self::OnDevice(_), Self::OnDevice(_))
+        )
+    }
 }
 
 impl Ground<'_> {

@@ -1,5 +1,7 @@
 //! Requests that succeed.
 
+use crate::client::Client;
+
 use super::{Ground, at, check, goodbye};
 
 pub(super) fn info(ground: &Ground<'_>) -> Result<(), String> {
@@ -23,8 +25,7 @@ pub(super) fn info(ground: &Ground<'_>) -> Result<(), String> {
     goodbye(client)
 }
 
-pub(super) fn pings(ground: &Ground<'_>) -> Result<(), String> {
-    let mut client = ground.connect()?;
+pub(super) fn pings(client: &mut Client) -> Result<(), String> {
     let around = |size: usize| [size - 1, size, size + 1];
     let powers = (4..12).map(|power| 1 << power).flat_map(around);
     for size in (0..=17).chain(powers).chain([4095, 4096]) {
@@ -33,11 +34,10 @@ pub(super) fn pings(ground: &Ground<'_>) -> Result<(), String> {
             .ping(&payload)
             .map_err(|error| format!("{size} bytes: {error}"))?;
     }
-    goodbye(client)
+    Ok(())
 }
 
-pub(super) fn quiet(ground: &Ground<'_>) -> Result<(), String> {
-    let mut client = ground.connect()?;
+pub(super) fn quiet(client: &mut Client) -> Result<(), String> {
     for round in 0..3 {
         for size in 0..100 {
             client
@@ -48,5 +48,5 @@ pub(super) fn quiet(ground: &Ground<'_>) -> Result<(), String> {
         check(fence.is_empty(), || format!("round {round}: {fence:?}"))?;
     }
     client.ping(b"after fences").map_err(at("ping"))?;
-    goodbye(client)
+    Ok(())
 }

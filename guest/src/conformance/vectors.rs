@@ -2,7 +2,7 @@
 
 use crate::client::{Client, PIECE};
 
-use super::{Ground, at, check, goodbye, repeated};
+use super::{at, check, repeated};
 
 /// Adds two vectors of `n` elements whose values depend on their place, so that a piece in the
 /// wrong place or from another request is noticed.
@@ -36,8 +36,7 @@ fn sum(client: &mut Client, a: &[f32], b: &[f32]) -> Result<Vec<f32>, String> {
     Ok(sum)
 }
 
-pub(super) fn around_a_piece(ground: &Ground<'_>) -> Result<(), String> {
-    let mut client = ground.connect()?;
+pub(super) fn around_a_piece(client: &mut Client) -> Result<(), String> {
     for n in [
         0,
         1,
@@ -53,22 +52,20 @@ pub(super) fn around_a_piece(ground: &Ground<'_>) -> Result<(), String> {
         PIECE,
         PIECE + 1,
     ] {
-        add(&mut client, n)?;
+        add(client, n)?;
     }
-    goodbye(client)
+    Ok(())
 }
 
-pub(super) fn several_pieces(ground: &Ground<'_>) -> Result<(), String> {
-    let mut client = ground.connect()?;
-    add(&mut client, 3 * PIECE + 4099)?;
+pub(super) fn several_pieces(client: &mut Client) -> Result<(), String> {
+    add(client, 3 * PIECE + 4099)?;
     // The second uses the memory that the first left on the device.
-    add(&mut client, 2 * PIECE)?;
-    goodbye(client)
+    add(client, 2 * PIECE)?;
+    Ok(())
 }
 
 /// Sends bytes of all lengths there and back.
-pub(super) fn exchanges(ground: &Ground<'_>) -> Result<(), String> {
-    let mut client = ground.connect()?;
+pub(super) fn exchanges(client: &mut Client) -> Result<(), String> {
     // A period that no length and no part of one is a multiple of.
     let period: Vec<u8> = (0..65_537u64)
         .map(|i| ((i * 0x9e37_79b9) >> 13).to_le_bytes()[0])
@@ -93,16 +90,15 @@ pub(super) fn exchanges(ground: &Ground<'_>) -> Result<(), String> {
             })?;
         }
     }
-    goodbye(client)
+    Ok(())
 }
 
-pub(super) fn million(ground: &Ground<'_>) -> Result<(), String> {
-    let mut client = ground.connect()?;
-    add(&mut client, 1 << 20)?;
-    goodbye(client)
+pub(super) fn million(client: &mut Client) -> Result<(), String> {
+    add(client, 1 << 20)?;
+    Ok(())
 }
 
-pub(super) fn special_values(ground: &Ground<'_>) -> Result<(), String> {
+pub(super) fn special_values(client: &mut Client) -> Result<(), String> {
     let values = [
         0.0,
         -0.0,
@@ -120,27 +116,25 @@ pub(super) fn special_values(ground: &Ground<'_>) -> Result<(), String> {
     ];
     let a: Vec<f32> = values.iter().flat_map(|a| values.map(|_| *a)).collect();
     let b: Vec<f32> = values.iter().flat_map(|_| values).collect();
-    let mut client = ground.connect()?;
-    let sum = sum(&mut client, &a, &b)?;
+    let sum = sum(client, &a, &b)?;
     for (i, sum) in sum.iter().enumerate() {
         let wanted = a[i] + b[i];
         // Which NaN it is, IEEE 754 leaves open.
         let same = sum.to_bits() == wanted.to_bits() || (sum.is_nan() && wanted.is_nan());
         check(same, || format!("{:e} + {:e} is {sum:e}", a[i], b[i]))?;
     }
-    goodbye(client)
+    Ok(())
 }
 
-pub(super) fn large_then_small(ground: &Ground<'_>) -> Result<(), String> {
-    let mut client = ground.connect()?;
+pub(super) fn large_then_small(client: &mut Client) -> Result<(), String> {
     for round in 0..3 {
-        add(&mut client, (1 << 17) + round)?;
+        add(client, (1 << 17) + round)?;
         for size in [1, 4096, 7] {
             client
                 .ping(&vec![1; size])
                 .map_err(|error| format!("ping after a large vector: {error}"))?;
         }
-        add(&mut client, 1 + round)?;
+        add(client, 1 + round)?;
     }
-    goodbye(client)
+    Ok(())
 }

@@ -2,14 +2,13 @@
 
 use vgpu_protocol::status::ErrorCode;
 
-use crate::client::DeviceRows;
-use crate::conformance::{Ground, at, check, fails};
+use crate::client::{Device, DeviceRows, Module};
+use crate::conformance::{at, check, fails};
 use crate::error::Cause;
 
-use super::{LONG, Outcome, end, is, open, pattern, same};
+use super::{LONG, Outcome, is, pattern, same};
 
-pub(in crate::conformance) fn copies(ground: &Ground<'_>) -> Outcome {
-    let device = open(ground)?;
+pub(in crate::conformance) fn copies(device: &Device, _: &Module) -> Outcome {
     for n in [1, 3, 4096, 65_535, 65_536, 65_537, 524_288, 600_001, LONG] {
         let bytes = pattern(n, 1);
         let buffer = device.clone_htod(&bytes).map_err(at("up"))?;
@@ -55,7 +54,7 @@ pub(in crate::conformance) fn copies(ground: &Ground<'_>) -> Outcome {
     check(matches!(error.cause(), Cause::Input(_)), || {
         error.to_string()
     })?;
-    end(device)
+    Ok(())
 }
 
 /// The bytes of `height` rows of `width`, each `pitch` after the one before it.
@@ -66,8 +65,7 @@ fn rows_of(bytes: &[u8], pitch: usize, width: usize, height: usize) -> Vec<u8> {
         .collect()
 }
 
-pub(in crate::conformance) fn rows(ground: &Ground<'_>) -> Outcome {
-    let device = open(ground)?;
+pub(in crate::conformance) fn rows(device: &Device, _: &Module) -> Outcome {
     // Rows of a byte, of odd lengths, longer than a buffer here and in the mediator; and only themselves travel.
     let shapes = [
         (1, 1, 1),
@@ -193,11 +191,10 @@ pub(in crate::conformance) fn rows(ground: &Ground<'_>) -> Outcome {
         device.alloc_pitched::<u8>(1, total),
     )?;
     is(&error, ErrorCode::QuotaMemory)?;
-    end(device)
+    Ok(())
 }
 
-pub(in crate::conformance) fn fills(ground: &Ground<'_>) -> Outcome {
-    let device = open(ground)?;
+pub(in crate::conformance) fn fills(device: &Device, _: &Module) -> Outcome {
     let mut bytes = device.alloc_zeros::<u8>(70_001).map_err(at("zeros"))?;
     device
         .memset(&mut bytes.slice_mut(3..70_000), 0xa5)
@@ -218,5 +215,5 @@ pub(in crate::conformance) fn fills(ground: &Ground<'_>) -> Outcome {
     device.memset(&mut floats, -1.5).map_err(at("floats"))?;
     let back = device.clone_dtoh(&floats).map_err(at("down"))?;
     same("floats", &back, &vec![-1.5; 300_007])?;
-    end(device)
+    Ok(())
 }

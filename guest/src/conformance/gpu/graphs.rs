@@ -3,7 +3,7 @@
 use vgpu_protocol::op::Op;
 use vgpu_protocol::status::{ErrorCode, Status};
 
-use crate::client::{CaptureMode, CaptureStatus, Device, Graph, Stream};
+use crate::client::{CaptureMode, CaptureStatus, Device, Graph, Module, Stream};
 use crate::conformance::{Ground, at, check, fails};
 use crate::error::Error;
 
@@ -34,12 +34,11 @@ fn status(stream: &Stream, wanted: CaptureStatus) -> Outcome {
     check(found == wanted, || format!("{found:?}, not {wanted:?}"))
 }
 
-pub(in crate::conformance) fn graphs(ground: &Ground<'_>) -> Outcome {
-    let (device, module) = open_with_kernels(ground)?;
-    let work = kernel(&module, "work")?;
-    let mut word = device_word(&device)?;
-    let mut copy = device_word(&device)?;
-    let (one, other) = (stream(&device)?, stream(&device)?);
+pub(in crate::conformance) fn graphs(device: &Device, module: &Module) -> Outcome {
+    let work = kernel(module, "work")?;
+    let mut word = device_word(device)?;
+    let mut copy = device_word(device)?;
+    let (one, other) = (stream(device)?, stream(device)?);
     device.synchronize().map_err(at("synchronize"))?;
     status(&one, CaptureStatus::None)?;
     let add = |stream: &Stream, times: u32, word| {
@@ -65,7 +64,7 @@ pub(in crate::conformance) fn graphs(ground: &Ground<'_>) -> Outcome {
         let found = stream.clone_dtoh(&copy).map_err(at(step))?;
         same(step, &found, &[wanted])
     };
-    read("never launched", &device, 0)?;
+    read("never launched", device, 0)?;
     first.launch(&one).map_err(at("launch"))?;
     read("launched once", &one, 12)?;
     for _ in 0..50 {
@@ -76,9 +75,9 @@ pub(in crate::conformance) fn graphs(ground: &Ground<'_>) -> Outcome {
     for _ in 0..20 {
         first.launch(&one).map_err(at("launch"))?;
         first.launch(&other).map_err(at("launch"))?;
-        first.launch(&device).map_err(at("launch"))?;
+        first.launch(device).map_err(at("launch"))?;
     }
-    read("by turns", &device, 111 * 12)?;
+    read("by turns", device, 111 * 12)?;
     drop(first);
     second.launch_checked(&other).map_err(at("launch"))?;
     other.synchronize().map_err(at("synchronize"))?;
@@ -89,19 +88,18 @@ pub(in crate::conformance) fn graphs(ground: &Ground<'_>) -> Outcome {
     second.launch(&other).map_err(at("launch"))?;
     drop(second);
     other.synchronize().map_err(at("synchronize"))?;
-    read("after a fill", &device, 1012)?;
+    read("after a fill", device, 1012)?;
     // One with nothing in it.
     let nothing = captured(&one, || Ok(()))?;
     check(nothing.is_empty(), || "it has nodes".to_owned())?;
     let exec = nothing.instantiate().map_err(at("instantiate"))?;
     exec.launch_checked(&one).map_err(at("launch"))?;
-    end(device)
+    Ok(())
 }
 
-pub(in crate::conformance) fn streams(ground: &Ground<'_>) -> Outcome {
+pub(in crate::conformance) fn streams(device: &Device, module: &Module) -> Outcome {
     const N: usize = 3001;
-    let (device, module) = open_with_kernels(ground)?;
-    let saxpy = kernel(&module, "saxpy")?;
+    let saxpy = kernel(module, "saxpy")?;
     let mut x = device.alloc::<f32>(N).map_err(at("allocate"))?;
     let mut y = device.alloc_zeros::<f32>(N).map_err(at("zeros"))?;
     let z = device.alloc_zeros::<f32>(N).map_err(at("zeros"))?;
@@ -109,7 +107,7 @@ pub(in crate::conformance) fn streams(ground: &Ground<'_>) -> Outcome {
         .alloc_pitched::<u8>(33, 9)
         .map_err(at("rows of bytes"))?;
     device.synchronize().map_err(at("synchronize"))?;
-    let streams = [stream(&device)?, stream(&device)?, stream(&device)?];
+    let streams = [stream(device)?, stream(device)?, stream(device)?];
     let [one, two, three] = &streams;
     let add = |stream: &Stream, a: f32, x: &_, y: &_| {
         let launch = stream.launch_builder(&saxpy).arg(&a).arg(x).arg(y);
@@ -157,14 +155,15 @@ pub(in crate::conformance) fn streams(ground: &Ground<'_>) -> Outcome {
     three.wait(&after).map_err(at("wait"))?;
     let found = three.clone_dtoh(&y).map_err(at("down"))?;
     same("without a graph", &found, &vec![1.5f32; N])?;
-    end(device)
+    Ok(())
 }
 
-pub(in crate::conformance) fn many_nodes(ground: &Ground<'_>) -> Outcome {
-    let (device, module) = open_with_kernels(ground)?;
-    let count = kernel(&module, "count")?;
+pub(in crate::conformance) fn many_nodes(device: &Device, module: &Module) -> Outcome {
+    let count = kernel(module, "count")?;
+    let mut counter = module.variable::<u32>("counter").map_err(at("counter"))?;
+    device.memcpy_htod(&[41], &mut counter).map_err(at("up"))?;
     let out = device.alloc_zeros::<u32>(4).map_err(at("zeros"))?;
-    let stream = stream(&device)?;
+    let stream = stream(device)?;
     device.synchronize().map_err(at("synchronize"))?;
     // More than any queue holds.
     let graph = captured(&stream, || {
@@ -178,10 +177,9 @@ pub(in crate::conformance) fn many_nodes(ground: &Ground<'_>) -> Outcome {
     for _ in 0..3 {
         exec.launch(&stream).map_err(at("launch"))?;
     }
-    let counter = module.variable::<u32>("counter").map_err(at("counter"))?;
     let found = stream.clone_dtoh(&counter).map_err(at("down"))?;
     same("the counter", &found, &[6041])?;
-    end(device)
+    Ok(())
 }
 
 /// A request before the error failed with this result.
@@ -194,12 +192,11 @@ fn has_failed(error: &Error, result: i32) -> Outcome {
 }
 
 /// An operation that cannot be captured is refused, makes the capture invalid, and leaves the session.
-pub(in crate::conformance) fn refused(ground: &Ground<'_>) -> Outcome {
-    let (device, module) = open_with_kernels(ground)?;
-    let work = kernel(&module, "work")?;
-    let word = device_word(&device)?;
-    let mut other_word = device_word(&device)?;
-    let (one, two) = (stream(&device)?, stream(&device)?);
+pub(in crate::conformance) fn refused(device: &Device, module: &Module) -> Outcome {
+    let work = kernel(module, "work")?;
+    let word = device_word(device)?;
+    let mut other_word = device_word(device)?;
+    let (one, two) = (stream(device)?, stream(device)?);
     let outside = two.record_event().map_err(at("record"))?;
     device.synchronize().map_err(at("synchronize"))?;
     is_cuda(&fails("no capture", one.end_capture())?, 401)?;
@@ -297,7 +294,7 @@ pub(in crate::conformance) fn refused(ground: &Ground<'_>) -> Outcome {
     exec.launch(&two).map_err(at("launch"))?;
     let found = two.clone_dtoh(&word).map_err(at("down"))?;
     same("after all that", &found, &[1])?;
-    end(device)
+    Ok(())
 }
 
 /// A graph whose memory or kernels are gone does not run, not even a part of it.

@@ -4,16 +4,15 @@ use std::time::Duration;
 
 use vgpu_protocol::status::Status;
 
-use crate::client::LaunchConfig;
+use crate::client::{Device, LaunchConfig, Module};
 use crate::conformance::{Ground, at, check, fails};
 use crate::error::Cause;
 
-use super::{KERNELS, Outcome, config, end, is_cuda, kernel, open, open_with_kernels, same};
+use super::{KERNELS, Outcome, config, end, is_cuda, kernel, open_with_kernels, same};
 
-pub(in crate::conformance) fn launches(ground: &Ground<'_>) -> Outcome {
-    let (device, module) = open_with_kernels(ground)?;
+pub(in crate::conformance) fn launches(device: &Device, module: &Module) -> Outcome {
     // In order behind each other, without a wait between.
-    let saxpy = kernel(&module, "saxpy")?;
+    let saxpy = kernel(module, "saxpy")?;
     let n: u32 = 100_003;
     let x: Vec<f32> = (0..n).map(|i| (i % 1021) as f32).collect();
     let on_device = device.clone_htod(&x).map_err(at("up"))?;
@@ -52,7 +51,7 @@ pub(in crate::conformance) fn launches(ground: &Ground<'_>) -> Outcome {
         &wanted,
     )?;
     // Three dimensions.
-    let places = kernel(&module, "places")?;
+    let places = kernel(module, "places")?;
     let out = device
         .alloc_zeros::<u32>(4 * 3 * 2 * 5 * 4 * 3)
         .map_err(at("zeros"))?;
@@ -73,7 +72,7 @@ pub(in crate::conformance) fn launches(ground: &Ground<'_>) -> Outcome {
         &wanted,
     )?;
     // Dynamic shared memory, and more of it than is given without asking.
-    let turn = kernel(&module, "turn_round")?;
+    let turn = kernel(module, "turn_round")?;
     let numbers: Vec<u32> = (0..2048).collect();
     let wanted: Vec<u32> = (0..2048).map(|i| i / 256 * 256 + 255 - i % 256).collect();
     for shared_mem_bytes in [1024, 60 << 10] {
@@ -102,12 +101,11 @@ pub(in crate::conformance) fn launches(ground: &Ground<'_>) -> Outcome {
     check(ran > Duration::ZERO, || {
         "no kernel took any time".to_owned()
     })?;
-    end(device)
+    Ok(())
 }
 
-pub(in crate::conformance) fn parameters(ground: &Ground<'_>) -> Outcome {
-    let (device, module) = open_with_kernels(ground)?;
-    let function = kernel(&module, "parameters")?;
+pub(in crate::conformance) fn parameters(device: &Device, module: &Module) -> Outcome {
+    let function = kernel(module, "parameters")?;
     let places: Vec<(u32, u32)> = function
         .parameters()
         .iter()
@@ -145,10 +143,10 @@ pub(in crate::conformance) fn parameters(ground: &Ground<'_>) -> Outcome {
             .arg(&0u8)
             .launch(config(1, 1)),
         device
-            .launch_builder(&kernel(&module, "give_up")?)
+            .launch_builder(&kernel(module, "give_up")?)
             .launch(config(0, 1)),
         device
-            .launch_builder(&kernel(&module, "give_up")?)
+            .launch_builder(&kernel(module, "give_up")?)
             .launch(config(1, 1025)),
     ];
     for wrong in wrong {
@@ -160,11 +158,10 @@ pub(in crate::conformance) fn parameters(ground: &Ground<'_>) -> Outcome {
     device
         .synchronize()
         .map_err(at("after what was not sent"))?;
-    end(device)
+    Ok(())
 }
 
-pub(in crate::conformance) fn modules(ground: &Ground<'_>) -> Outcome {
-    let device = open(ground)?;
+pub(in crate::conformance) fn modules(device: &Device, _: &Module) -> Outcome {
     // Each has variables of its own.
     let modules = [0, 1].map(|_| device.load_module(KERNELS).map_err(at("load")));
     let [one, other] = modules;
@@ -226,7 +223,7 @@ pub(in crate::conformance) fn modules(ground: &Ground<'_>) -> Outcome {
     device
         .synchronize()
         .map_err(at("after what could not be loaded"))?;
-    end(device)
+    Ok(())
 }
 
 pub(in crate::conformance) fn long_work(ground: &Ground<'_>) -> Outcome {
@@ -258,9 +255,10 @@ pub(in crate::conformance) fn long_work(ground: &Ground<'_>) -> Outcome {
     end(device)
 }
 
-pub(in crate::conformance) fn many_launches(ground: &Ground<'_>) -> Outcome {
-    let (device, module) = open_with_kernels(ground)?;
-    let count = kernel(&module, "count")?;
+pub(in crate::conformance) fn many_launches(device: &Device, module: &Module) -> Outcome {
+    let count = kernel(module, "count")?;
+    let mut counter = module.variable::<u32>("counter").map_err(at("counter"))?;
+    device.memcpy_htod(&[41], &mut counter).map_err(at("up"))?;
     let out = device.alloc_zeros::<u32>(4).map_err(at("zeros"))?;
     // More than any queue holds, and than requests may be under way.
     for _ in 0..3000 {
@@ -270,11 +268,10 @@ pub(in crate::conformance) fn many_launches(ground: &Ground<'_>) -> Outcome {
             .launch(config(1, 1))
             .map_err(at("launch"))?;
     }
-    let counter = module.variable::<u32>("counter").map_err(at("counter"))?;
     same(
         "the counter",
         &device.clone_dtoh(&counter).map_err(at("down"))?,
         &[3041],
     )?;
-    end(device)
+    Ok(())
 }

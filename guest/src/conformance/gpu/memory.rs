@@ -2,16 +2,13 @@
 
 use vgpu_protocol::status::ErrorCode;
 
-use crate::client::{DeviceBuffer, DevicePtr, Stream};
+use crate::client::{Device, DeviceBuffer, DevicePtr, Module, Stream};
 use crate::conformance::{Ground, at, check, fails};
 use crate::error::Cause;
 
-use super::{
-    Outcome, config, device_word, end, is, kernel, open, open_with_kernels, pattern, same,
-};
+use super::{Outcome, config, device_word, end, is, kernel, open_with_kernels, pattern, same};
 
-pub(in crate::conformance) fn info(ground: &Ground<'_>) -> Outcome {
-    let device = open(ground)?;
+pub(in crate::conformance) fn info(device: &Device, _: &Module) -> Outcome {
     check(!device.name().is_empty(), || "no name".to_owned())?;
     let (major, _) = device.compute_capability();
     check(major >= 5, || format!("compute capability {major}"))?;
@@ -36,11 +33,10 @@ pub(in crate::conformance) fn info(ground: &Ground<'_>) -> Outcome {
             )
         },
     )?;
-    end(device)
+    Ok(())
 }
 
-pub(in crate::conformance) fn memory(ground: &Ground<'_>) -> Outcome {
-    let device = open(ground)?;
+pub(in crate::conformance) fn memory(device: &Device, _: &Module) -> Outcome {
     let free = || {
         device
             .memory_info()
@@ -104,7 +100,7 @@ pub(in crate::conformance) fn memory(ground: &Ground<'_>) -> Outcome {
         error.to_string()
     })?;
     device.alloc::<u8>(1).map_err(at("after too much"))?;
-    end(device)
+    Ok(())
 }
 
 pub(in crate::conformance) fn ordered(ground: &Ground<'_>) -> Outcome {

@@ -33,7 +33,7 @@ fn open(ground: &Ground<'_>) -> Result<Device, String> {
     Device::new(ground.connect()?).map_err(at("device"))
 }
 
-fn open_with_kernels(ground: &Ground<'_>) -> Result<(Device, Module), String> {
+pub(super) fn open_with_kernels(ground: &Ground<'_>) -> Result<(Device, Module), String> {
     let device = open(ground)?;
     let module = device.load_module(KERNELS).map_err(at("load a module"))?;
     Ok((device, module))
@@ -83,7 +83,7 @@ fn is_cuda(error: &Error, result: i32) -> Outcome {
     is(error, Status::Cuda(result))
 }
 
-fn end(device: Device) -> Outcome {
+pub(super) fn end(device: Device) -> Outcome {
     device.goodbye().map_err(at("goodbye"))
 }
 

@@ -4,15 +4,14 @@ use std::time::Duration;
 
 use vgpu_protocol::status::ErrorCode;
 
-use crate::client::{Device, LaunchConfig};
-use crate::conformance::{Ground, at, check, fails};
+use crate::client::{Device, LaunchConfig, Module};
+use crate::conformance::{at, check, fails};
 use crate::error::Cause;
 
-use super::{Outcome, config, end, is, is_cuda, kernel, open_with_kernels, pattern, same};
+use super::{Outcome, config, is, is_cuda, kernel, pattern, same};
 
-pub(in crate::conformance) fn lanes(ground: &Ground<'_>) -> Outcome {
-    let (device, module) = open_with_kernels(ground)?;
-    let saxpy = kernel(&module, "saxpy")?;
+pub(in crate::conformance) fn lanes(device: &Device, module: &Module) -> Outcome {
+    let saxpy = kernel(module, "saxpy")?;
     let work = |device: &Device, seed: u32| -> Outcome {
         let n = 60_001 + seed;
         for round in 0..4u32 {
@@ -40,18 +39,17 @@ pub(in crate::conformance) fn lanes(ground: &Ground<'_>) -> Outcome {
             let work = &work;
             threads.push(scope.spawn(move || work(&lane, seed)));
         }
-        let own = work(&device, 0);
+        let own = work(device, 0);
         for thread in threads {
             thread.join().map_err(|_| "a thread panicked")??;
         }
         own
     })?;
-    end(device)
+    Ok(())
 }
 
-pub(in crate::conformance) fn streams(ground: &Ground<'_>) -> Outcome {
-    let (device, module) = open_with_kernels(ground)?;
-    let spin = kernel(&module, "spin")?;
+pub(in crate::conformance) fn streams(device: &Device, module: &Module) -> Outcome {
+    let spin = kernel(module, "spin")?;
     let mut word = device.alloc_zeros::<u32>(1).map_err(at("zeros"))?;
     let mut data = device.clone_htod(&pattern(100_003, 4)).map_err(at("up"))?;
     device.synchronize().map_err(at("synchronize"))?;
@@ -94,12 +92,11 @@ pub(in crate::conformance) fn streams(ground: &Ground<'_>) -> Outcome {
             "a stream is never done".to_owned()
         })?;
     }
-    end(device)
+    Ok(())
 }
 
-pub(in crate::conformance) fn events(ground: &Ground<'_>) -> Outcome {
-    let (device, module) = open_with_kernels(ground)?;
-    let work = kernel(&module, "work")?;
+pub(in crate::conformance) fn events(device: &Device, module: &Module) -> Outcome {
+    let work = kernel(module, "work")?;
     let word = device.alloc_zeros::<u32>(1).map_err(at("zeros"))?;
     let stream = device.new_stream().map_err(at("a stream"))?;
     device.synchronize().map_err(at("synchronize"))?;
@@ -166,5 +163,5 @@ pub(in crate::conformance) fn events(ground: &Ground<'_>) -> Outcome {
     device.synchronize().map_err(at("after too many"))?;
     let stream = device.new_stream().map_err(at("a stream"))?;
     stream.synchronize().map_err(at("after too many"))?;
-    end(device)
+    Ok(())
 }
