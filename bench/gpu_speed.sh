@@ -75,7 +75,9 @@ for what, bound, at_most in [
     ("session_open", 1.1, True), ("copy_up_268435456", 1.0, False), ("copy_down_268435456", 1.0, False),
     ("copy_up_16777216", 1.0, False), ("copy_down_16777216", 1.0, False),
     ("copy_up_268435456_pinned", 0.985, False), ("copy_down_268435456_pinned", 0.985, False),
-    ("copy_up_16777216_pinned", 0.985, False), ("copy_down_16777216_pinned", 0.985, False)]:
+    ("copy_up_16777216_pinned", 0.985, False), ("copy_down_16777216_pinned", 0.985, False),
+    ("copies_up_268435456_pinned", 0.985, False), ("copies_down_268435456_pinned", 0.985, False),
+    ("copies_up_16777216_pinned", 0.985, False), ("copies_down_16777216_pinned", 0.985, False)]:
     if "of_native" in ours.get(what, {}):
         limit(f"{what}, of native", ours[what]["of_native"], bound, at_most)
 for what in ("session_open", "session_reopen"):

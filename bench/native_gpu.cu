@@ -62,6 +62,32 @@ static std::vector<double> timed(int count, const std::function<void()> &work)
     return times;
 }
 
+// Copies one after the other and one wait, as `vgpu bench gpu` has them.
+static void rows_of_copies(CUdeviceptr device, char *to, char *back, size_t bytes, int repeats)
+{
+    const int row = 16;
+    std::vector<double> up, down;
+    for (int i = 0; i < repeats; i++) {
+        Clock::time_point start = Clock::now();
+        for (int k = 0; k < row; k++)
+            CHECK(cuMemcpyHtoDAsync(device, to, bytes, 0));
+        CHECK(cuCtxSynchronize());
+        up.push_back(row * bytes / 1e3 / us_since(start));
+        memset(back, 0, bytes);
+        start = Clock::now();
+        for (int k = 0; k < row; k++)
+            CHECK(cuMemcpyDtoHAsync(back, device, bytes, 0));
+        CHECK(cuCtxSynchronize());
+        down.push_back(row * bytes / 1e3 / us_since(start));
+        if (memcmp(to, back, bytes) != 0) {
+            fprintf(stderr, "%zu bytes came back changed\n", bytes);
+            exit(1);
+        }
+    }
+    print("copies_up_" + std::to_string(bytes) + "_pinned", "GB/s", up);
+    print("copies_down_" + std::to_string(bytes) + "_pinned", "GB/s", down);
+}
+
 static void copies(size_t bytes, int repeats, bool pinned)
 {
     char *to, *back;
@@ -98,6 +124,8 @@ static void copies(size_t bytes, int repeats, bool pinned)
     std::string suffix = std::to_string(bytes) + (pinned ? "_pinned" : "");
     print("copy_up_" + suffix, "GB/s", up);
     print("copy_down_" + suffix, "GB/s", down);
+    if (pinned)
+        rows_of_copies(device, to, back, bytes, repeats);
     CHECK(cuMemFree(device));
     if (pinned) {
         cuMemFreeHost(to);

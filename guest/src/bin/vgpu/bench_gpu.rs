@@ -12,7 +12,10 @@ use nix::sys::signal::{Signal, kill};
 use nix::time::{ClockId, clock_gettime};
 use nix::unistd::Pid;
 use serde_json::{Value, json};
-use vgpu_guest::{CaptureMode, Client, Device, Endpoint, Function, LaunchConfig, Options};
+use vgpu_guest::{
+    CaptureMode, Client, Device, DeviceBuffer, Endpoint, Function, LaunchConfig, Options,
+    PinnedBuffer,
+};
 
 use crate::cli::{Cli, GpuBenchArguments};
 use crate::failure::Failure;
@@ -34,6 +37,9 @@ const ONE_THREAD: LaunchConfig = LaunchConfig {
 
 /// Kernels of the graph.
 const GRAPH: u32 = 20;
+
+/// Copies in a row.
+const ROW: u32 = 16;
 
 /// Bytes of an allocation.
 const ALLOCATION: usize = 1 << 20;
@@ -385,10 +391,7 @@ fn copies(device: &Device, bytes: u64, repeats: u32) -> Result<[Figures; 2], Fai
         device.memcpy_dtoh(&buffer, black_box(&mut back))?;
         let came = start.elapsed();
         if back != to {
-            return Err(Failure::new(
-                format!("{bytes} bytes came back changed"),
-                "do not trust this device or the path to it",
-            ));
+            return Err(changed(bytes));
         }
         if n > 0 {
             up.push(rate(sent));
@@ -428,10 +431,7 @@ fn pinned_copies(device: &Device, bytes: u64, repeats: u32) -> Result<Vec<Figure
         let came = start.elapsed();
         memory.read(0, &mut back)?;
         if back != sent {
-            return Err(Failure::new(
-                format!("{bytes} bytes came back changed"),
-                "do not trust this device or the path to it",
-            ));
+            return Err(changed(bytes));
         }
         back.fill(0);
         if n > 0 {
@@ -439,10 +439,57 @@ fn pinned_copies(device: &Device, bytes: u64, repeats: u32) -> Result<Vec<Figure
             down.push(rate(came));
         }
     }
+    let (up_row, down_row) =
+        rows_of_pinned_copies(device, &mut memory, &mut buffer, &sent, repeats)?;
     Ok(vec![
         Figures::new(format!("copy_up_{bytes}_pinned"), "GB/s", up),
         Figures::new(format!("copy_down_{bytes}_pinned"), "GB/s", down),
+        Figures::new(format!("copies_up_{bytes}_pinned"), "GB/s", up_row),
+        Figures::new(format!("copies_down_{bytes}_pinned"), "GB/s", down_row),
     ])
+}
+
+/// [`ROW`] copies one after the other and one wait, in GB/s up and down: what a program has that keeps the device busy.
+fn rows_of_pinned_copies(
+    device: &Device,
+    memory: &mut PinnedBuffer<u8>,
+    buffer: &mut DeviceBuffer<u8>,
+    sent: &[u8],
+    repeats: u32,
+) -> Result<(Vec<f64>, Vec<f64>), Failure> {
+    let bytes = sent.len() as f64 * f64::from(ROW);
+    let rate = |time: Duration| bytes / 1e9 / time.as_secs_f64();
+    let (mut up, mut down) = (Vec::new(), Vec::new());
+    let mut back = vec![0; sent.len()];
+    for _ in 0..repeats {
+        memory.write(0, sent)?;
+        let start = Instant::now();
+        for _ in 0..ROW {
+            device.memcpy_htod_pinned(memory, .., buffer)?;
+        }
+        device.synchronize()?;
+        up.push(rate(start.elapsed()));
+        memory.write(0, &back)?;
+        let start = Instant::now();
+        for _ in 0..ROW {
+            device.memcpy_dtoh_pinned(buffer, memory, ..)?;
+        }
+        device.synchronize()?;
+        down.push(rate(start.elapsed()));
+        memory.read(0, &mut back)?;
+        if back != sent {
+            return Err(changed(sent.len() as u64));
+        }
+        back.fill(0);
+    }
+    Ok((up, down))
+}
+
+fn changed(bytes: u64) -> Failure {
+    Failure::new(
+        format!("{bytes} bytes came back changed"),
+        "do not trust this device or the path to it",
+    )
 }
 
 #[cfg(test)]

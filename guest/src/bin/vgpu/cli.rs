@@ -205,6 +205,8 @@ Figures:
   graph_of_20            20 kernels as one graph, and a wait for them
   allocate_free[_async]  1 MiB, the other in the order of a stream
   copy_up_N, copy_down_N a slice of N bytes to the device and back, each byte compared
+  copy_…_N_pinned        the same from and to page-locked memory, where the session may have that much
+  copies_…_N_pinned      16 such copies in a row and one wait
 Times are in microseconds, rates in 10^9 bytes per second; p99 of a rate is what 99 of 100 reach.
 bench/native_gpu.cu measures the same without vgpu; bench/gpu_speed.sh runs both.")]
 pub(crate) struct GpuBenchArguments {
