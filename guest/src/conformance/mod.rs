@@ -99,6 +99,10 @@ pub const CASES: &[Case] = &[
     on_device("gpu_graphs_of_many_nodes", gpu::graphs::many_nodes),
     on_device("gpu_graphs_what_cannot_be_captured", gpu::graphs::refused),
     case(
+        "gpu_memory_left_behind_is_not_seen",
+        gpu::memory::left_behind,
+    ),
+    case(
         "gpu_statistics_are_those_of_the_session",
         gpu::memory::statistics,
     ),

@@ -6,7 +6,9 @@ use crate::client::{Device, DeviceBuffer, DevicePtr, Module, Stream};
 use crate::conformance::{Ground, at, check, fails};
 use crate::error::Cause;
 
-use super::{Outcome, config, device_word, end, is, kernel, open_with_kernels, pattern, same};
+use super::{
+    Outcome, config, device_word, end, is, kernel, open, open_with_kernels, pattern, same,
+};
 
 pub(in crate::conformance) fn info(device: &Device, _: &Module) -> Outcome {
     check(!device.name().is_empty(), || "no name".to_owned())?;
@@ -182,6 +184,46 @@ pub(in crate::conformance) fn ordered(ground: &Ground<'_>) -> Outcome {
     drop(last);
     device.synchronize().map_err(at("synchronize"))?;
     end(device)
+}
+
+/// What a session has left in the device's memory is not there for another one, whether it said goodbye or died.
+pub(in crate::conformance) fn left_behind(ground: &Ground<'_>) -> Outcome {
+    const PATTERN: u32 = 0x5ec2_e75a;
+    // More on a GPU, where it has to be the same place to show something.
+    const ON_A_GPU: u64 = 1 << 30;
+    const ELSEWHERE: u64 = 4 << 20;
+    for dies in [false, true, false, true] {
+        let device = open(ground)?;
+        let info = device
+            .with_client(|client| client.info())
+            .map_err(at("info"))?;
+        let most = match info.executor.as_str() {
+            "cuda" => ON_A_GPU,
+            _ => ELSEWHERE,
+        };
+        let (free, _) = device.memory_info().map_err(at("memory info"))?;
+        let words = usize::try_from(most.min(free / 2) / 4).unwrap_or_default();
+        let mut kept = device.alloc::<u32>(words).map_err(at("allocate"))?;
+        device.memset(&mut kept, PATTERN).map_err(at("fill"))?;
+        let back = device
+            .clone_dtoh(&kept.slice(words - 1..))
+            .map_err(at("down"))?;
+        same("what was filled", &back, &[PATTERN])?;
+        match dies {
+            // The buffer is not freed: the session ends with it.
+            true => drop((device, kept)),
+            false => end(device)?,
+        }
+        let next = open(ground)?;
+        let found = next.alloc::<u32>(words).map_err(at("allocate after it"))?;
+        let found = next.clone_dtoh(&found).map_err(at("down after it"))?;
+        let seen = found.iter().filter(|word| **word == PATTERN).count();
+        check(seen == 0, || {
+            format!("{seen} of {words} words are those of a session that is over")
+        })?;
+        end(next)?;
+    }
+    Ok(())
 }
 
 /// The mediator's figures are those of what this session has done.

@@ -7,11 +7,12 @@
 //! handles are live and that copies stay within allocations. What kernels print it writes to the C library's `stdout`,
 //! at the calls at which NVIDIA's does: a launch, and one that synchronises.
 //!
-//! `VGPU_STAND_IN` says what goes wrong, as `KIND=NUMBER`: `init=CODE`, `devices=COUNT` (of which
-//! `CUDA_VISIBLE_DEVICES` hides some, and the memory and processors are those of one),
+//! `VGPU_STAND_IN` says what goes wrong, as `KIND=NUMBER`, several separated by commas: `init=CODE`, `devices=COUNT`
+//! (of which `CUDA_VISIBLE_DEVICES` hides some, and the memory and processors are those of one),
 //! `context=CODE`, `alloc=CODE`, `module=CODE`, `limit=BYTES` of device memory, `wrong=1` for kernels that do
 //! nothing, and `refuse=N`, `fault=N`, `hang=N` from, or at, the N-th launch on. `old=1`: a driver before CUDA 12.4.
-//! `events=N`: no event with a time is recorded after the N-th, and what lies between two takes a microsecond.
+//! `events=N`: no event with a time is recorded after the N-th. `quick=1`: what lies between two events took a
+//! microsecond, however long this machine did other work meanwhile.
 //! `pitch=BYTES`: rows are allocated at multiples of this many bytes. `halves=1`: streams write 32 bits at a time.
 //! `late=FILE`: there is no driver before the file is there; `alone=FILE`: one process at a time has the GPU, by a
 //! lock of the file, which ends with the process as a context does; `dies=FILE`: contexts made before the file is there
@@ -160,14 +161,18 @@ fn driver() -> MutexGuard<'static, Driver> {
 
 /// The number that the scenario gives to `kind`.
 fn scenario(kind: &str) -> Option<i64> {
-    let text = std::env::var("VGPU_STAND_IN").ok()?;
-    text.strip_prefix(kind)?.strip_prefix('=')?.parse().ok()
+    said(kind)?.parse().ok()
 }
 
 /// The file that the scenario gives to `kind`.
 fn file(kind: &str) -> Option<PathBuf> {
+    said(kind).map(PathBuf::from)
+}
+
+fn said(kind: &str) -> Option<String> {
     let text = std::env::var("VGPU_STAND_IN").ok()?;
-    Some(text.strip_prefix(kind)?.strip_prefix('=')?.into())
+    let mut parts = text.split(',');
+    parts.find_map(|part| Some(part.strip_prefix(kind)?.strip_prefix('=')?.to_owned()))
 }
 
 /// A code as the driver returns it, from the scenario.
@@ -858,7 +863,7 @@ extern "C" fn cuEventElapsedTime(
         event.at.filter(|_| event.come == event.recorded)
     };
     match (time(from), time(to)) {
-        (Some(_), Some(_)) if scenario("events").is_some() => {
+        (Some(_), Some(_)) if scenario("quick").is_some() => {
             *milliseconds = 0.001;
             OK
         }

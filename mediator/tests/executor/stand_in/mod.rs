@@ -452,7 +452,7 @@ fn a_refused_launch_leaves_the_session_usable() {
 #[test]
 fn a_graph_whose_kernels_are_short_is_launched_as_a_whole() {
     let test = "a_graph_whose_kernels_are_short_is_launched_as_a_whole";
-    if inner(test, "refuse=4") {
+    if inner(test, "refuse=4,quick=1") {
         let mut executor = open();
         let mut graph = graphs::Twice::new(&mut executor, 100);
         for _ in 0..5 {
@@ -467,7 +467,7 @@ fn a_graph_whose_kernels_are_short_is_launched_as_a_whole() {
 fn of_short_kernels_that_are_waited_for_a_few_are_timed_and_all_are_counted() {
     let test = "of_short_kernels_that_are_waited_for_a_few_are_timed_and_all_are_counted";
     // Nearly as many: where this machine is busy, a kernel may seem to be a long one, and the next is timed.
-    if inner(test, "events=780") {
+    if inner(test, "events=780,quick=1") {
         let mut executor = open();
         let told = conformance::launches(&mut executor, 400);
         assert_eq!(told, [1000; 400]);
@@ -492,7 +492,7 @@ fn a_graph_whose_kernels_are_long_is_launched_in_pieces() {
 #[test]
 fn a_fault_in_a_graph_launched_as_a_whole_is_that_of_the_launch() {
     let test = "a_fault_in_a_graph_launched_as_a_whole_is_that_of_the_launch";
-    if inner(test, "fault=5") {
+    if inner(test, "fault=5,quick=1") {
         let mut executor = open();
         let mut graph = graphs::Twice::new(&mut executor, 100);
         graph.launch(&mut executor).expect("launched");
@@ -506,7 +506,7 @@ fn a_fault_in_a_graph_launched_as_a_whole_is_that_of_the_launch() {
 #[test]
 fn a_graph_launched_as_a_whole_ends_at_its_deadline() {
     let test = "a_graph_launched_as_a_whole_ends_at_its_deadline";
-    if inner(test, "hang=5") {
+    if inner(test, "hang=5,quick=1") {
         let mut executor = open();
         executor.set_share(Share {
             kernel_timeout_s: Some(1),
