@@ -52,6 +52,16 @@ pub fn failure_object(what: &str, advice: &str, code: u8) -> serde_json::Value {
     serde_json::json!({ "error": { "what": what, "advice": advice, "code": code } })
 }
 
+/// Tells of a failure: two lines on standard error, and with `json` the [`failure_object`] on standard output. Where
+/// neither can be written there is nowhere left to report it.
+pub fn report(what: &str, advice: &str, code: u8, json: bool) -> process::ExitCode {
+    if json && let Ok(line) = json_line(&failure_object(what, advice, code)) {
+        let _ = writeln!(io::stdout(), "{line}");
+    }
+    let _ = write!(io::stderr(), "error: {what}\n help: {advice}\n");
+    process::ExitCode::from(code)
+}
+
 /// Parses this process's arguments as a `P`. Ends the process if they ask for help, for the version
 /// or for [`GENERATE`], and with status 2 if they are invalid.
 pub fn parse<P: Parser>() -> P {

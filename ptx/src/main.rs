@@ -100,11 +100,12 @@ fn main() -> ExitCode {
     match result {
         Ok(code) => code,
         Err(e) => {
-            eprintln!("vgpu-ptx: {e:#}");
-            match e.is::<Misuse>() {
-                true => ExitCode::from(2),
-                false => ExitCode::FAILURE,
-            }
+            let (advice, code) = match e.is::<Misuse>() {
+                true => ("see vgpu-ptx --help", 2),
+                false => ("vgpu-ptx check FILE shows what a module has and needs", 1),
+            };
+            let what = format!("{e:#}");
+            vgpu_cli::report(&what, advice, code, cli.json)
         }
     }
 }

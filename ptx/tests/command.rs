@@ -201,6 +201,17 @@ fn check_lists_kernels_and_what_is_not_supported() {
     let out = command(&["check", "/nowhere.ptx"]);
     assert_eq!(out.status.code(), Some(1));
     assert!(text(&out.stderr).contains("cannot read /nowhere.ptx"));
+    assert!(text(&out.stderr).contains("\n help: "));
+    let out = command(&["--json", "check", "/nowhere.ptx"]);
+    assert_eq!(out.status.code(), Some(1));
+    let json: serde_json::Value = serde_json::from_slice(&out.stdout).unwrap();
+    assert_eq!(json["error"]["code"], 1);
+    assert!(
+        json["error"]["what"]
+            .as_str()
+            .unwrap()
+            .contains("cannot read /nowhere.ptx")
+    );
 }
 
 #[test]
