@@ -10,6 +10,7 @@ use std::time::Duration;
 use support::sockets::Sockets;
 use support::{Mediator, add, options, wait_until};
 use vgpu_guest::{Cause, Client, Device, Error, LaunchConfig, Options};
+use vgpu_protocol::op::OpSet;
 use vgpu_protocol::status::{ErrorCode, Status};
 
 const PTX: &[u8] =
@@ -18,6 +19,26 @@ const PTX: &[u8] =
 /// Its kernel ends only by force.
 const ENDLESS: &[u8] =
     b".version 6.0\n.target sm_50\n.address_size 64\n.visible .entry k()\n{\nL:\nbra L;\n}\n";
+
+/// An admin copies the list, and what it lacks is refused.
+#[test]
+fn the_documents_name_every_family_of_operations() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
+    let settings = fs::read_to_string(root.join("dist/mediator/mediatord.toml")).unwrap();
+    let guide = fs::read_to_string(root.join("docs/operations.md")).unwrap();
+    let at = guide.find("An operation is named as in").unwrap();
+    let end = guide[at..].find("What is not named").unwrap();
+    let guide = &guide[at..at + end];
+    for family in OpSet::families() {
+        assert!(settings.contains(&format!("\"{family}\"")), "{family}");
+        assert!(
+            guide
+                .split(|c: char| !c.is_alphabetic())
+                .any(|word| word == family),
+            "{family}"
+        );
+    }
+}
 
 fn config(directory: &Path, lines: &str) -> String {
     let path = directory.join("mediatord.toml");
