@@ -203,6 +203,7 @@ pub(in crate::conformance) fn left_behind(ground: &Ground<'_>) -> Outcome {
         };
         let (free, _) = device.memory_info().map_err(at("memory info"))?;
         let words = usize::try_from(most.min(free / 2) / 4).unwrap_or_default();
+        check(words > 0, || "no memory is free".to_owned())?;
         let mut kept = device.alloc::<u32>(words).map_err(at("allocate"))?;
         device.memset(&mut kept, PATTERN).map_err(at("fill"))?;
         let back = device

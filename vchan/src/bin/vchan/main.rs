@@ -10,7 +10,6 @@ mod place;
 mod progress;
 mod stream;
 
-use std::io::Write;
 use std::process::ExitCode;
 
 use cli::{Action, Command};
@@ -24,12 +23,7 @@ fn main() -> ExitCode {
         .init();
     match run(arguments.command) {
         Ok(()) => ExitCode::SUCCESS,
-        Err(failure) => {
-            // If writing to stderr fails there is nowhere left to report it.
-            let text = format!("error: {}\n help: {}\n", failure.what, failure.advice);
-            let _ = std::io::stderr().write_all(text.as_bytes());
-            ExitCode::from(failure.status)
-        }
+        Err(failure) => vgpu_cli::report(&failure.what, &failure.advice, failure.status, false),
     }
 }
 
