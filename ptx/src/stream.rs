@@ -231,7 +231,7 @@ impl Stream {
         Ok(())
     }
 
-    /// Submitted work whose end has not been reported yet.
+    /// Submitted work whose end has not been reported yet: none, once `done` of the last one has returned.
     #[must_use]
     pub fn pending(&self) -> usize {
         self.queue.lock().pending
@@ -339,7 +339,6 @@ impl Queue {
         data: Vec<u8>,
         began: Instant,
     ) {
-        self.lock().pending -= 1;
         let told = Done {
             result,
             data,
@@ -352,6 +351,8 @@ impl Queue {
         }
         let next = {
             let mut q = self.lock();
+            // Not before it was reported: who sees an idle stream may report work of its own behind this.
+            q.pending -= 1;
             if q.beginning {
                 // The starting thread is below on this stack, or another thread that is about to
                 // check.

@@ -510,6 +510,14 @@ impl<D: Device> Gpu<D> {
         let Some(queued) = self.queue.remove(&done.tag) else {
             return;
         };
+        // Pieces of a download have no other numbers than their places.
+        debug_assert!(
+            self.queue
+                .range(..done.tag)
+                .all(|(_, earlier)| earlier.stream != queued.stream),
+            "work {} is over before another of its stream",
+            done.tag
+        );
         if queued.takes_turn() {
             let ns = done.ran.map_or(0, Span::ns);
             self.turns.is_over(ns / u64::from(done.kernels.max(1)));
