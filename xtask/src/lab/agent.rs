@@ -17,6 +17,8 @@ const GRACE: Duration = Duration::from_secs(90);
 pub(crate) struct Agent {
     line: Serial,
     last_id: u64,
+    /// It has left a request without an answer: nothing else is asked of it.
+    is_lost: bool,
 }
 
 struct Serial {
@@ -38,6 +40,7 @@ impl Agent {
                 lines,
             },
             last_id: 0,
+            is_lost: false,
         }
     }
 
@@ -65,13 +68,16 @@ impl Agent {
     /// Runs a shell script, which is killed after `limit` (status 137).
     ///
     /// # Errors
-    /// Only when no answer came; a script that fails is an [`Output`].
+    /// Only when no answer came, now or to an earlier request; a script that fails is an [`Output`].
     pub(crate) fn exec(
         &mut self,
         place: Place<'_>,
         script: &str,
         limit: Duration,
     ) -> Result<Output> {
+        if self.is_lost {
+            bail!("dom0 has not answered an earlier request");
+        }
         self.last_id += 1;
         let request = Request {
             guest: match place {
@@ -83,7 +89,8 @@ impl Agent {
         };
         let deadline = Instant::now() + limit + GRACE;
         let id = self.last_id.to_string();
-        let reply = wire::exchange(&mut self.line, &id, &request, deadline);
+        let reply = wire::exchange(&mut self.line, &id, &request, wire::SILENCE, deadline);
+        self.is_lost = reply.is_err();
         let reply = reply.map_err(|why| match why {
             NoAnswer::Late => anyhow!("dom0 did not answer within {} s", (limit + GRACE).as_secs()),
             NoAnswer::Damaged => anyhow!("the serial port damages every line"),

@@ -3,24 +3,29 @@
 //! ```text
 //! @req ID GUEST SECONDS LENGTH BASE64   run this script (LENGTH characters of base64) in that
 //!                                       guest, or here if GUEST is -
-//! @again ID                             answer that request once more
+//! @again ID                             answer that request once more, or say that it never came
 //! ```
 //! answers
 //! ```text
 //! @ready                                at start
-//! @bad ID                               the request came damaged: send it again
+//! @bad ID                               the request came damaged or not at all: send it again
 //! @out ID BASE64   @err ID BASE64       output, one or more lines
 //! @end ID STATUS OUT-BYTES ERR-BYTES    all of it has been sent
 //! ```
-//! The lengths let the other side notice a kernel message in the middle of a line.
+//! The lengths let the other side notice a kernel message in the middle of a line. A line may also be lost as a whole,
+//! as one is whose first word a message has cut: so the answer is asked for again after some silence. An agent runs a
+//! request once, however often it comes.
 
 use std::io;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use data_encoding::BASE64;
 
 /// Most attempts for a damaged request or answer.
 const TRIES: usize = 4;
+
+/// Time without an answer after which it is asked for again: an agent that still runs the script answers when it is done.
+pub(crate) const SILENCE: Duration = Duration::from_secs(20);
 
 /// A script to run.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -71,34 +76,42 @@ impl From<io::Error> for NoAnswer {
     }
 }
 
-/// Sends a request and takes its answer; neither is given up because of one damaged line. `id`
-/// must not have been used on these lines before.
+/// Sends a request and takes its answer; neither is given up because of one damaged or lost line. The answer is asked
+/// for again after each `silence`. `id` must not have been used on these lines before.
 pub(crate) fn exchange(
     lines: &mut dyn Lines,
     id: &str,
     request: &Request,
+    silence: Duration,
     deadline: Instant,
 ) -> Result<Reply, NoAnswer> {
     let text = request.line(id);
+    let again = format!("\n@again {id}\n");
     lines.send(&text)?;
+    let mut asked = Instant::now();
     let mut answer = Answer::default();
     let mut tries = 1;
     loop {
-        let line = lines.next(deadline)?.ok_or(NoAnswer::Late)?;
-        match answer.take(&line, id) {
-            Step::More => {}
+        let until = deadline.min(asked + silence);
+        let Some(line) = lines.next(until)? else {
+            if until == deadline {
+                return Err(NoAnswer::Late);
+            }
+            asked = Instant::now();
+            lines.send(&again)?;
+            continue;
+        };
+        let answered = match answer.take(&line, id) {
+            Step::More => continue,
             Step::Done(reply) => return Ok(reply),
             Step::Damaged | Step::BadRequest if tries == TRIES => return Err(NoAnswer::Damaged),
-            Step::Damaged => {
-                tries += 1;
-                answer = Answer::default();
-                lines.send(&format!("\n@again {id}\n"))?;
-            }
-            Step::BadRequest => {
-                tries += 1;
-                lines.send(&text)?;
-            }
-        }
+            Step::Damaged => &again,
+            Step::BadRequest => &text,
+        };
+        tries += 1;
+        answer = Answer::default();
+        asked = Instant::now();
+        lines.send(answered)?;
     }
 }
 

@@ -37,7 +37,7 @@ pub(crate) fn run(name: &str, id: &str, request: &Request) -> Reply {
         Err(error) => return refuse(125, format!("the console of guest {name}: {error}")),
     };
     let deadline = Instant::now() + Duration::from_secs(request.seconds) + GRACE;
-    match wire::exchange(&mut console, id, request, deadline) {
+    match wire::exchange(&mut console, id, request, wire::SILENCE, deadline) {
         Ok(reply) => reply,
         Err(NoAnswer::Line(error)) => refuse(125, format!("guest {name} is gone ({error})")),
         Err(NoAnswer::Late) => refuse(

@@ -114,13 +114,11 @@ fn serve(from: impl BufRead, mut to: impl Write, folder: &Path) -> std::io::Resu
         match Incoming::parse(line.trim_end_matches('\r')) {
             Incoming::Noise => {}
             Incoming::Damaged(id) => send(&mut to, &format!("\n@bad {id}\n"))?,
-            Incoming::Again(id) => {
-                if let Some((answered, reply)) = &last
-                    && *answered == id
-                {
-                    send(&mut to, &serving::lines(reply, &id))?;
-                }
+            Incoming::Again(id) | Incoming::Run(id, _) if is_last(&last, &id) => {
+                let (_, reply) = last.as_ref().expect("it is the last one");
+                send(&mut to, &serving::lines(reply, &id))?;
             }
+            Incoming::Again(id) => send(&mut to, &format!("\n@bad {id}\n"))?,
             Incoming::Run(id, mut request) => {
                 let reply = match request.guest.take() {
                     Some(guest) => console::run(&guest, &id, &request),
@@ -132,6 +130,10 @@ fn serve(from: impl BufRead, mut to: impl Write, folder: &Path) -> std::io::Resu
         }
     }
     Ok(())
+}
+
+fn is_last(last: &Option<(String, Reply)>, id: &str) -> bool {
+    last.as_ref().is_some_and(|(answered, _)| answered == id)
 }
 
 fn send(to: &mut impl Write, text: &str) -> std::io::Result<()> {
@@ -150,8 +152,13 @@ fn refusal(status: i32, why: &str) -> Reply {
 
 #[cfg(test)]
 mod tests {
+    use std::io::{BufReader, PipeReader, PipeWriter};
+    use std::sync::mpsc;
+    use std::thread;
+
     use super::*;
     use data_encoding::BASE64;
+    use wire::Lines;
 
     fn answers(input: &str) -> String {
         let folder = std::env::temp_dir().join(format!("lab-agent-{}", std::process::id()));
@@ -197,5 +204,89 @@ mod tests {
             text.contains("@bad 5") && text.contains("@end 6 125 "),
             "{text}"
         );
+    }
+
+    /// Lines to an agent and back of which the first that begin with some words are lost.
+    struct Lossy {
+        to: PipeWriter,
+        lines: mpsc::Receiver<String>,
+        lost: Vec<&'static str>,
+    }
+
+    impl Lossy {
+        fn new(from: PipeReader, to: PipeWriter, lost: &[&'static str]) -> Self {
+            let (tell, lines) = mpsc::channel();
+            thread::spawn(move || {
+                let lines = BufReader::new(from).lines().map_while(Result::ok);
+                lines.map_while(|line| tell.send(line).ok()).for_each(drop);
+            });
+            let lost = lost.to_vec();
+            Self { to, lines, lost }
+        }
+
+        fn loses(&mut self, line: &str) -> bool {
+            let at = self.lost.iter().position(|lost| line.starts_with(lost));
+            at.map(|at| self.lost.remove(at)).is_some()
+        }
+    }
+
+    impl Lines for Lossy {
+        fn send(&mut self, text: &str) -> std::io::Result<()> {
+            match self.loses(text.trim_start()) {
+                true => Ok(()),
+                false => self.to.write_all(text.as_bytes()),
+            }
+        }
+
+        fn next(&mut self, deadline: Instant) -> std::io::Result<Option<String>> {
+            let left = deadline.saturating_duration_since(Instant::now());
+            match self.lines.recv_timeout(left) {
+                Ok(line) if self.loses(&line) => Ok(Some("[ 1.0] kernel".to_owned())),
+                Ok(line) => Ok(Some(line)),
+                Err(_) => Ok(None),
+            }
+        }
+    }
+
+    #[test]
+    fn a_lost_line_is_asked_for_again_and_the_script_runs_once() {
+        let cases: [&[&str]; 5] = [
+            &[],
+            &["@req"],
+            &["@end"],
+            &["@out", "@end"],
+            &["@req", "@again", "@bad", "@end", "@again"],
+        ];
+        for lost in cases {
+            let folder = tempfile::tempdir().unwrap();
+            let (requests, to) = std::io::pipe().unwrap();
+            let (from, answers) = std::io::pipe().unwrap();
+            let files = folder.path().join("agent");
+            let agent = thread::spawn(move || serve(BufReader::new(requests), answers, &files));
+            let mut lines = Lossy::new(from, to, lost);
+            let ran = folder.path().join("ran");
+            for id in ["1", "2"] {
+                let script = format!("echo {id} >> {}; sleep 0.3; echo out", ran.display());
+                let request = Request {
+                    guest: None,
+                    seconds: 60,
+                    script: script.into_bytes(),
+                };
+                let silence = Duration::from_millis(50);
+                let deadline = Instant::now() + Duration::from_secs(120);
+                let reply = wire::exchange(&mut lines, id, &request, silence, deadline);
+                let reply = reply.unwrap_or_else(|why| panic!("{lost:?}: {why:?}"));
+                assert_eq!(
+                    (reply.status, &reply.out[..]),
+                    (0, &b"out\n"[..]),
+                    "{lost:?}"
+                );
+            }
+            assert!(lines.lost.is_empty(), "{lost:?}");
+            drop(lines);
+            // A last question may have found nobody listening.
+            let _ = agent.join().unwrap();
+            assert_eq!(std::fs::read_to_string(ran).unwrap(), "1\n2\n", "{lost:?}");
+        }
     }
 }
