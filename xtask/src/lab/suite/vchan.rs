@@ -292,7 +292,7 @@ fn no_permission(context: &mut Context) -> Result<()> {
     Ok(())
 }
 
-/// xenstored is stopped: every call still ends, near its deadline.
+/// xenstored is stopped: every call still ends, near its deadline, and one that has time goes on afterwards.
 fn stuck_xenstored(context: &mut Context) -> Result<()> {
     let ours = context
         .host
@@ -304,6 +304,8 @@ fn stuck_xenstored(context: &mut Context) -> Result<()> {
     // Started beforehand: while xenstored is stopped no guest's console can be found.
     let serve = "sleep 6; exec vchan serve --peer 0 --path data/t --timeout 3 --echo";
     let server = context.start(Place::Guest("pv"), serve)?;
+    let patient = "sleep 6; exec vchan serve --peer 0 --path data/u --timeout 200 --echo";
+    let patient = context.start(Place::Guest("pv"), patient)?;
     let connect = format!(
         "xenstored=$(cat /run/xenstored.pid); trap 'kill -CONT $xenstored' EXIT; \
          kill -STOP $xenstored; \
@@ -314,7 +316,17 @@ fn stuck_xenstored(context: &mut Context) -> Result<()> {
     ensure!(error.contains("xenstore"), "does not say why: {error}");
     let output = server.wait(context.host.as_mut(), LIMIT)?;
     ensure_failed_well(serve, &output)?;
-    context
-        .succeed(Place::Guest("pv"), "! xenstore-exists data/t")
-        .map(drop)
+    context.succeed(Place::Guest("pv"), "! xenstore-exists data/t")?;
+    let connect = format!(
+        "echo hello | vchan connect --peer {domid} --path data/u --timeout 60 --pipe --linger 3"
+    );
+    let back = context.succeed(Place::Dom0, &connect)?;
+    ensure!(back == "hello", "the server that waited sent {back:?}");
+    let output = patient.wait(context.host.as_mut(), LIMIT)?;
+    ensure!(
+        output.success(),
+        "the server that waited: {}",
+        output.last_words()
+    );
+    Ok(())
 }
