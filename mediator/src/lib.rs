@@ -15,6 +15,7 @@ pub mod devices;
 pub mod executor;
 pub mod failure;
 pub mod gpus;
+pub mod guest_memory;
 pub mod lines;
 pub mod listen;
 pub mod logging;

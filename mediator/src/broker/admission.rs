@@ -385,6 +385,7 @@ impl Broker<'_> {
         match started {
             Ok(session) => {
                 self.sessions.insert(id, session);
+                self.give_memory(id, now);
                 Some(id)
             }
             Err(error) => {

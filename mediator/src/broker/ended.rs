@@ -29,6 +29,7 @@ impl Broker<'_> {
             if let Some(mut session) = self.sessions.remove(&id) {
                 self.end_turns(id, now);
                 self.compilers.gone(id);
+                self.memories.release(&session.who.account(), id);
                 let ended = session.ended(status);
                 self.on_ended(&session, &ended, now);
             }

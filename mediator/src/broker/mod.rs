@@ -18,6 +18,7 @@ mod fair_queue;
 mod files;
 mod gpus;
 pub mod instance;
+mod memory;
 mod metrics;
 mod metrics_server;
 mod notify;
@@ -66,6 +67,7 @@ use device_turns::DeviceTurns;
 use files::FileService;
 use gpus::Gpus;
 use instance::Instance;
+use memory::Memories;
 use metrics::Labels;
 use metrics_server::MetricsServer;
 use notify::notify;
@@ -190,6 +192,7 @@ struct Broker<'a> {
     next_session: u64,
     accounts: Accounts,
     turns: DeviceTurns,
+    memories: Memories,
     compilers: Compilers,
     queries: Vec<Query>,
     metrics: Option<MetricsServer>,
@@ -272,6 +275,7 @@ impl<'a> Broker<'a> {
             next_session: 1,
             accounts: Accounts::default(),
             turns: DeviceTurns::default(),
+            memories: Memories::default(),
             compilers: Compilers::new(),
             queries: Vec::new(),
             metrics: None,

@@ -17,6 +17,7 @@ use super::compilers;
 use super::process::Process;
 use super::who::Who;
 use crate::devices::{Device, DeviceKey, Devices};
+use crate::guest_memory::Page;
 use crate::rate::TokenBucket;
 use crate::usage::{Activity, Standing, Usage};
 use crate::worker::link::{Ask, Ended, Found, Key, MAX_LINE, Report, Waiting};
@@ -333,6 +334,15 @@ impl Session {
         if let Err(error) = self.process.tell(line.as_bytes()) {
             log::debug!("session {}: {} cannot be asked: {error}", self.id, ask);
         }
+    }
+
+    /// Gives the worker its guest's page, of which this word is its own.
+    ///
+    /// # Errors
+    /// It does not take it.
+    pub(super) fn give_memory(&self, word: u32, page: &Page) -> io::Result<()> {
+        let line = format!("{}\n", Ask::Memory(word));
+        self.process.tell_with(line.as_bytes(), page.as_fd())
     }
 
     /// Gives the worker the socket of a compiler, which ends after `limit`.

@@ -210,6 +210,7 @@ impl Broker<'_> {
                 }
             }
         }
+        self.give_memory(id, now);
         self.look_at_newcomers(now);
     }
 

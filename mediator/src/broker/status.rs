@@ -166,6 +166,11 @@ impl Broker<'_> {
             if let Some((_, guest)) = guests.iter_mut().find(|(account, _)| *account == key) {
                 guest.usage.add(session.usage());
                 guest.standing.add(session.standing());
+                if let Some(mib) = self.share(&session.who).memory_mib {
+                    // Of all its sessions together.
+                    let most = u64::from(mib) << 20;
+                    guest.standing.memory_limit = guest.standing.memory_limit.min(most);
+                }
                 for name in names(session).into_iter().flatten() {
                     let devices = guest.devices.get_or_insert_default();
                     if !devices.contains(&name) {

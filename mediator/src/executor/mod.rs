@@ -20,6 +20,7 @@ use vgpu_protocol::op::{Features, FenceReply, Op};
 
 use crate::compile::Compile;
 use crate::devices::{Device, Devices, MISSING_ADVICE};
+use crate::guest_memory::GuestMemory;
 use crate::policy::Share;
 use crate::session::backend::Backend;
 use crate::worker::turns::Turns;
@@ -53,6 +54,9 @@ pub trait Executor: Backend + Send {
 
     /// Says, before the first request, what its session may have of the device.
     fn set_share(&mut self, _share: Share) {}
+
+    /// After [`set_share`](Self::set_share): has the limit of memory there count for all sessions of the guest.
+    fn set_guest_memory(&mut self, _sessions: Arc<GuestMemory>) {}
 
     /// The optional parts of the protocol that it has.
     fn features(&self) -> Features {

@@ -13,9 +13,11 @@ use vgpu_protocol::session::server::Failure;
 
 use super::gpu::Gpu;
 use super::gpu::device::{Description, Device, DeviceError};
+use super::gpu::quota::OfGuest;
 use super::{Executor, ExecutorError, ExecutorInfo, Limits, cuda_result, unsupported};
 use crate::compile::Compile;
 use crate::devices;
+use crate::guest_memory::GuestMemory;
 use crate::policy::Share;
 use crate::session::backend::{Also, Backend, Event};
 use crate::usage::Load;
@@ -61,6 +63,9 @@ pub struct OnDevice<O: Open> {
     /// Bytes of memory that the session may have of any of them.
     most_memory: u64,
     pub(super) limits: Limits,
+    /// Bytes that its guest may have in all its sessions.
+    most_of_guest: u64,
+    of_guest: Option<OfGuest>,
     turns: Arc<Turns>,
     regions: Option<Regions>,
     compiler: Option<Arc<dyn Compile>>,
@@ -96,6 +101,8 @@ impl<O: Open> OnDevice<O> {
             in_use: false,
             most_memory: u64::MAX,
             limits,
+            most_of_guest: u64::MAX,
+            of_guest: None,
             turns: Arc::default(),
             regions: None,
             compiler: None,
@@ -164,7 +171,7 @@ impl<O: Open> OnDevice<O> {
     fn gpu(&mut self) -> Result<&mut Gpu<O::Device>, ExecutorError> {
         if self.gpu.is_none() {
             let device = self.open.open(&self.info, &self.limits)?;
-            let mut gpu = Gpu::new(device, self.limits, &self.turns);
+            let mut gpu = Gpu::new(device, self.limits, self.of_guest.clone(), &self.turns);
             gpu.set_compiler(self.compiler.clone());
             gpu.set_regions(self.regions.clone());
             self.gpu = Some(gpu);
@@ -199,8 +206,14 @@ impl<O: Open> Executor for OnDevice<O> {
     fn set_share(&mut self, share: Share) {
         self.limits.take(share);
         if let Some(mib) = share.memory_mib {
-            self.most_memory = self.most_memory.min(u64::from(mib) << 20);
+            self.most_of_guest = u64::from(mib) << 20;
+            self.most_memory = self.most_memory.min(self.most_of_guest);
         }
+    }
+
+    fn set_guest_memory(&mut self, sessions: Arc<GuestMemory>) {
+        let most = self.most_of_guest;
+        self.of_guest = Some(OfGuest { sessions, most });
     }
 
     fn set_regions(&mut self, regions: Regions) {

@@ -12,7 +12,7 @@ use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{self, Receiver, Sender};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -29,9 +29,13 @@ use super::spec::{Assignment, Turned};
 use super::turns::{Said, Turns};
 use crate::compile::ask::{self, ByBroker};
 use crate::executor::ExecutorChoice;
+use crate::guest_memory::GuestMemory;
 use crate::policy::Share;
 use crate::session::{StopFlag, StopReason};
 use crate::usage::{Activity, Observed, Standing, Usage};
+
+/// Time for the broker to give a new session its guest's memory.
+const MEMORY_LIMIT: Duration = Duration::from_secs(10);
 
 /// Longest line in either direction, in bytes.
 pub const MAX_LINE: usize = 16 << 10;
@@ -175,6 +179,8 @@ pub enum Ask {
     Turn(Option<Duration>),
     /// Its turn without an end ends after so long.
     Yield(Duration),
+    /// The page of its guest's memory comes with this, and this word there is its own.
+    Memory(u32),
     /// The socket that comes with this is a compiler's, which ends after so long.
     Compiler(Duration),
     /// There is no compiler for it, and why.
@@ -209,6 +215,7 @@ impl Ask {
             "busy" => Self::TurnAway(Turned::Busy(rest.to_owned())),
             "turn" if rest.is_empty() => Self::Turn(None),
             "turn" => Self::Turn(Some(Duration::from_nanos(rest.parse().ok()?))),
+            "memory" => Self::Memory(rest.parse().ok()?),
             "compiler" => Self::Compiler(Duration::from_secs(rest.parse().ok()?)),
             "no-compiler" => Self::NoCompiler(rest.to_owned()),
             "compiler-ended" => Self::CompilerEnded {
@@ -243,6 +250,7 @@ impl fmt::Display for Ask {
             Self::TurnAway(Turned::Busy(why)) => write!(f, "busy {}", flat(why)),
             Self::Turn(None) => f.write_str("turn"),
             Self::Turn(Some(most)) => write!(f, "turn {}", most.as_nanos()),
+            Self::Memory(word) => write!(f, "memory {word}"),
             Self::Compiler(most) => write!(f, "compiler {}", most.as_secs()),
             Self::NoCompiler(why) => write!(f, "no-compiler {}", flat(why)),
             Self::CompilerEnded { late } => write!(f, "compiler-ended {late}"),
@@ -318,6 +326,7 @@ pub(super) struct Link {
     keys: Receiver<Key>,
     /// Of the guest's domain, once that is known.
     life: Arc<Life>,
+    memory: Arc<Memory>,
     compiler: Arc<ByBroker>,
 }
 
@@ -349,6 +358,7 @@ impl Link {
             }
         }));
         let (offered, compilers) = mpsc::channel();
+        let memory = Arc::default();
         let ask = {
             let (stream, observed) = (Arc::clone(&stream), Arc::clone(observed));
             move |driver| send(&stream, &observed, finding(Found::Source { driver }))
@@ -359,6 +369,7 @@ impl Link {
             decisions,
             keys,
             life: Arc::clone(&life),
+            memory: Arc::clone(&memory),
             compiler: Arc::new(ByBroker::new(ask, compilers)),
         };
         let (observed, stop, ended) = (observed.clone(), stop.clone(), ended.clone());
@@ -371,6 +382,7 @@ impl Link {
                 given,
                 chosen,
                 life,
+                memory,
                 turns: shared,
                 offered,
             };
@@ -453,6 +465,14 @@ impl Link {
         move |found| send(stream, observed, finding(found))
     }
 
+    /// The memory of the guest's other sessions.
+    ///
+    /// # Errors
+    /// The broker has not given it in time, or it could not be mapped.
+    pub(super) fn guest_memory(&self) -> Result<Arc<GuestMemory>, String> {
+        self.memory.wait(Instant::now() + MEMORY_LIMIT)
+    }
+
     /// The way to compilers.
     pub(super) fn compiler(&self) -> Arc<ByBroker> {
         Arc::clone(&self.compiler)
@@ -477,8 +497,36 @@ struct Told {
     given: Sender<Key>,
     chosen: Arc<Chosen>,
     life: Arc<Life>,
+    memory: Arc<Memory>,
     turns: Arc<Turns>,
     offered: Sender<ask::Word>,
+}
+
+/// The memory of the guest, once the broker has given it.
+#[derive(Debug, Default)]
+struct Memory {
+    given: Mutex<Option<Result<Arc<GuestMemory>, String>>>,
+    changed: Condvar,
+}
+
+impl Memory {
+    fn give(&self, mapped: io::Result<GuestMemory>) {
+        let mapped = mapped.map(Arc::new);
+        let mapped = mapped.map_err(|error| format!("its guest's memory: {error}"));
+        *self.given.lock().unwrap_or_else(PoisonError::into_inner) = Some(mapped);
+        self.changed.notify_all();
+    }
+
+    fn wait(&self, deadline: Instant) -> Result<Arc<GuestMemory>, String> {
+        let given = self.given.lock().unwrap_or_else(PoisonError::into_inner);
+        let left = deadline.saturating_duration_since(Instant::now());
+        let waited = self
+            .changed
+            .wait_timeout_while(given, left, |given| given.is_none());
+        let (given, _) = waited.unwrap_or_else(PoisonError::into_inner);
+        let none = || Err("the broker did not give its guest's memory in time".to_owned());
+        given.clone().unwrap_or_else(none)
+    }
 }
 
 /// The life of the guest's domain, and whether it is over.
@@ -542,6 +590,7 @@ fn listen(
         given,
         chosen,
         life,
+        memory,
         turns,
         offered,
     } = told;
@@ -609,6 +658,13 @@ fn listen(
                 }
                 Some(Ask::Yield(most)) => {
                     turns.end_after(most);
+                    continue;
+                }
+                Some(Ask::Memory(word)) => {
+                    // It came with the first byte of the line.
+                    if let Some(page) = reader.get_mut().get_mut().descriptors.pop_front() {
+                        memory.give(GuestMemory::new(&page, word));
+                    }
                     continue;
                 }
                 Some(Ask::Compiler(limit)) => {
@@ -786,6 +842,7 @@ mod tests {
             Ask::Turn(None),
             Ask::Turn(Some(Duration::from_millis(5))),
             Ask::Yield(Duration::from_nanos(1)),
+            Ask::Memory(7),
             Ask::Compiler(Duration::from_secs(30)),
             Ask::NoCompiler("it is off".into()),
             Ask::CompilerEnded { late: true },

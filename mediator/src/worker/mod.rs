@@ -465,6 +465,7 @@ fn open_executor(
         None => probe(choice.clone(), share.devices.as_ref())?,
     };
     executor.set_share(share);
+    executor.set_guest_memory(linked.link.guest_memory()?);
     executor.set_turns(&linked.turns);
     executor.set_compiler(linked.link.compiler());
     Ok(executor)

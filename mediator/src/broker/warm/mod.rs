@@ -154,6 +154,9 @@ impl Broker<'_> {
         };
         let line = format!("session {id}: {line}");
         self.accounts.log(&who, log::Level::Warn, &line, now);
+        if is_new {
+            self.give_memory(id, now);
+        }
         is_new
     }
 }

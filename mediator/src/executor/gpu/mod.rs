@@ -32,6 +32,7 @@ mod handles;
 mod modules;
 mod pool;
 mod queue;
+pub(in crate::executor) mod quota;
 mod ranges;
 mod regions;
 mod sources;
@@ -70,6 +71,7 @@ use graphs::{Graphs, Replay};
 use modules::Modules;
 use pool::MemoryPool;
 use queue::{Calling, Held, Purpose, Queued, Reclaim, Wait, Wanted, What};
+use quota::{OfGuest, Quota};
 use ranges::Ranges;
 use regions::Regions;
 use sources::{Code, Compiling};
@@ -137,8 +139,7 @@ pub(super) struct Gpu<D: Device> {
     replay: Option<Replay<D::Graph>>,
     /// The last work when the device was asked to tell of the end of what is queued in a turn.
     watched: u64,
-    /// Bytes of the quota in use.
-    used: u64,
+    quota: Quota,
     ranges: Ranges,
     regions: Regions,
     modules: Modules<D>,
@@ -187,7 +188,7 @@ pub(super) struct Gpu<D: Device> {
 impl<D: Device> std::fmt::Debug for Gpu<D> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Gpu")
-            .field("used", &self.used)
+            .field("quota", &self.quota)
             .field("queue", &self.queue.len())
             .finish_non_exhaustive()
     }
@@ -235,7 +236,12 @@ impl<D: Device> Drop for Gpu<D> {
 }
 
 impl<D: Device> Gpu<D> {
-    pub(super) fn new(device: D, limits: Limits, turns: &Arc<Turns>) -> Self {
+    pub(super) fn new(
+        device: D,
+        limits: Limits,
+        guest: Option<OfGuest>,
+        turns: &Arc<Turns>,
+    ) -> Self {
         turns.open(device.waker());
         Self {
             device,
@@ -244,7 +250,7 @@ impl<D: Device> Gpu<D> {
             held: None,
             replay: None,
             watched: 0,
-            used: 0,
+            quota: Quota::new(limits.memory, guest),
             ranges: Ranges::default(),
             regions: Regions::new(limits.objects),
             modules: Modules::new(limits.objects),
@@ -282,7 +288,7 @@ impl<D: Device> Gpu<D> {
     /// Whether nothing of a session is left on the device.
     #[cfg(test)]
     pub(super) fn is_unused(&self) -> bool {
-        self.used == 0 && self.queue.is_empty() && self.reclaims.is_empty()
+        self.quota.used() == 0 && self.queue.is_empty() && self.reclaims.is_empty()
     }
 
     /// Takes a request that is about the device; gives back what is not.
@@ -408,7 +414,7 @@ impl<D: Device> Gpu<D> {
     }
 
     fn memory_info(&self) -> Vec<u8> {
-        let own = self.limits.memory.saturating_sub(self.used);
+        let own = self.quota.left();
         let free = self.device.free_memory().map_or(own, |all| all.min(own));
         let total = self.limits.memory;
         MemoryInfoReply { free, total }.encode()
@@ -433,20 +439,16 @@ impl<D: Device> Gpu<D> {
 
     /// Counts `bytes` to the quota, before anybody is asked for them.
     fn count(&mut self, bytes: u64, what: &str) -> Result<(), Refused> {
-        let total = self.limits.memory;
-        match self.used.checked_add(bytes).filter(|used| *used <= total) {
-            Some(used) => {
-                self.used = used;
-                Ok(())
-            }
-            None => Err(self.too_much(bytes, what)),
+        match self.quota.take(bytes) {
+            true => Ok(()),
+            false => Err(self.too_much(bytes, what)),
         }
     }
 
     fn too_much(&self, bytes: u64, what: &str) -> Refused {
         let total = self.limits.memory;
-        let left = total.saturating_sub(self.used);
-        let text = format!("{what} needs {bytes} bytes; this session has {left} left of {total}");
+        let left = self.quota.left();
+        let text = format!("{what} needs {bytes} bytes; {left} are left of {total}");
         refused(ErrorCode::QuotaMemory, text)
     }
 
@@ -751,7 +753,7 @@ impl<D: Device> Gpu<D> {
         let of_graph = self.replay.as_ref().map_or(0, Replay::left);
         let unqueued = usize::from(self.held.is_some()) + of_graph;
         Load {
-            memory: self.used,
+            memory: self.quota.used(),
             memory_limit: self.limits.memory,
             queued: (self.queue.len() + unqueued) as u64,
             kernels_killed: self.kernels_killed,

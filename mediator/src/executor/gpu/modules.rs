@@ -169,7 +169,7 @@ impl<D: Device> Gpu<D> {
         if let Ok(entry) = self.modules.entry(module)
             && let Entry::Loading { counted } = entry
         {
-            self.used -= *counted;
+            self.quota.give(*counted);
             *entry = Entry::Failed(failure);
         }
     }

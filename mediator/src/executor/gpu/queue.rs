@@ -749,13 +749,13 @@ impl<D: Device> Gpu<D> {
             ) => {
                 let bytes = pitch.saturating_mul(height);
                 // Bytes that the driver adds beyond the expected pitch count as well.
-                self.used -= wanted.counted();
-                self.used = (self.used).saturating_add(counted(bytes).unwrap_or(u64::MAX));
+                self.quota.give(wanted.counted());
+                self.quota.take_all(counted(bytes).unwrap_or(u64::MAX));
                 let body = MemoryAllocateRowsReply { address, pitch }.encode();
                 self.allocated(id, address, bytes, body);
             }
             (Purpose::Allocate { id, wanted }, answer) => {
-                self.used -= wanted.counted();
+                self.quota.give(wanted.counted());
                 // The device has less than the quota says: what the pool does not use may do.
                 let full =
                     matches!(&answer, Err(error) if error.code == cuda_result::OUT_OF_MEMORY);
@@ -764,7 +764,7 @@ impl<D: Device> Gpu<D> {
                     false => self.answer_failed(id, answer),
                 }
             }
-            (Purpose::Reclaim { counted, .. }, Ok(_)) => self.used -= counted,
+            (Purpose::Reclaim { counted, .. }, Ok(_)) => self.quota.give(counted),
             (Purpose::Reclaim { id, op, .. }, Err(error)) => self.failed_late(id, op, &error),
             (Purpose::Map { id, region, bytes }, answer) => {
                 self.region_mapped(id, (region, bytes), answer);
@@ -796,7 +796,7 @@ impl<D: Device> Gpu<D> {
     /// There is memory for request `id`, and the quota counts it.
     fn allocated(&mut self, id: u32, address: u64, bytes: u64, body: Vec<u8>) {
         self.ranges.add_allocation(address, bytes);
-        let outcome = match self.used > self.limits.memory {
+        let outcome = match self.quota.is_exceeded() {
             true => Err(self.too_much(bytes, "an allocation with the driver's pitch")),
             false => Ok(body),
         };
