@@ -211,7 +211,7 @@ for letter, case in (("a", "first"), ("b", "second")):
           (letter, len(kernels), 100 * busy_alone, alone, 100 * busy, rate, ratio,
            " ".join(str(kernels[name]) for name in sorted(kernels))))
 ok = worst >= 0.95
-print(f"  {'ok' if ok else 'SLOW'}: each GPU at {worst:.3f} of its rate alone while the other works (limit 0.95)")
+print(f"{'met   ' if ok else 'missed'} guests on GPUs of their own: {worst:.3f} of the rate alone, limit >= 0.95")
 sys.exit(not ok)
 PY
 grep -i "warn\|error" "$dir/log" | head -5

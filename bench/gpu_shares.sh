@@ -130,8 +130,16 @@ for n, w in weights.items():
     off, hoff = 100 * (share / due - 1), 100 * (hshare / due - 1)
     worst = max(worst, abs(off))
     print(f"  {n:5} {w:6} {gpu[n] / 1e9:7.3f} {share:6.3f} {due:5.3f} {off:+5.1f} {held[n] / 1e9:8.3f} {hoff:+5.1f} {turns[n]:7}")
+# Of a worker's whole life, in whole percent: a second opinion on the events' times, no exact one.
+s = json.load(open(f"{directory}/after.json")); s = s.get("status", s)
+told = [x for x in s["sessions"] if x.get("nvml_busy_percent") is not None and x["age_s"] > 0]
+for x in told:
+    own = x["usage"]["device_ns"] / 1e7 / x["age_s"]
+    print(f"  {x['guest'].split()[-1]}: kernels ran {own:.0f} % of its life by events, {x['nvml_busy_percent']} % by NVIDIA's accounting")
+if not told:
+    print("  NVIDIA's accounting is off (nvidia-smi -am 1), so nothing to compare the events with")
 ok = worst <= 5.0
-print(f"  {'ok' if ok else 'OFF'}: GPU time within {worst:.2f} % of the weights (limit 5 %)")
+print(f"{'met   ' if ok else 'missed'} {title}: GPU time off the weights by {worst:.2f} %, limit <= 5")
 sys.exit(not ok)
 PY
     local name

@@ -288,7 +288,7 @@ fn the_help_says_what_an_argument_is() {
 #[test]
 fn a_bench_of_the_device_prints_every_figure_and_the_native_ones_beside() {
     let place = Place::new();
-    let small = "bench gpu --launches 20 --repeats 2 --copies 5000";
+    let small = "bench gpu --launches 20 --repeats 2 --copies 5000 --adds 5000";
     let lines = |output: Output| -> Vec<serde_json::Value> {
         let stderr = String::from_utf8_lossy(&output.stderr);
         assert!(output.status.success() && stderr.is_empty(), "{stderr}");

@@ -62,8 +62,8 @@ pub(crate) fn run(cli: &Cli, arguments: &GpuBenchArguments) -> Result<(), Failur
     })?;
     if !cli.json {
         output::line(&format!(
-            "{} ({}) over {endpoint}\n\n{:<22} {:>12} {:>12} {:>12} {:>12}",
-            info.executor, info.device, "", "median", "p99", "native", "of native"
+            "{} ({}) over {endpoint}\n\n{:<27} {:>12} {:>12} {:>12} {:>12} {:>10}",
+            info.executor, info.device, "", "median", "p99", "native", "its p99", "of native"
         ))?;
     }
     let print = |figures: &Figures| -> Result<(), Failure> {
@@ -98,6 +98,11 @@ pub(crate) fn run(cli: &Cli, arguments: &GpuBenchArguments) -> Result<(), Failur
             print(&figures)?;
         }
         for figures in pinned_copies(&device, bytes, arguments.repeats)? {
+            print(&figures)?;
+        }
+    }
+    for &elements in &arguments.adds {
+        if let Some(figures) = pinned_add(&device, elements, arguments.repeats)? {
             print(&figures)?;
         }
     }
@@ -137,7 +142,7 @@ impl Figures {
         figures::percentile(&self.sorted, percent).unwrap_or_default()
     }
 
-    fn to_json(&self, native: Option<f64>) -> Value {
+    fn to_json(&self, native: Option<Native>) -> Value {
         let median = self.percentile(50);
         let mut object = json!({
             "kind": "gpu",
@@ -148,44 +153,54 @@ impl Figures {
             "p99": rounded(self.percentile(99)),
         });
         if let Some(native) = native {
-            object["native"] = json!(rounded(native));
-            object["of_native"] = json!(rounded(median / native));
+            object["native"] = json!(rounded(native.median));
+            object["native_p99"] = json!(native.p99.map(rounded));
+            object["of_native"] = json!(rounded(median / native.median));
         }
         object
     }
 
-    fn to_text(&self, native: Option<f64>) -> String {
+    fn to_text(&self, native: Option<Native>) -> String {
         let (median, p99) = (self.percentile(50), self.percentile(99));
         let with_unit = |value: f64| {
             let unit = if self.unit == "us" { "µs" } else { self.unit };
             format!("{value:.2} {unit}")
         };
-        let beside = native.map_or((String::new(), String::new()), |native| {
-            (with_unit(native), format!("{:.2} x", median / native))
+        let [own, worst, ratio] = native.map_or_else(Default::default, |native| {
+            let worst = native.p99.map(with_unit).unwrap_or_default();
+            let ratio = format!("{:.2} x", median / native.median);
+            [with_unit(native.median), worst, ratio]
         });
-        format!(
-            "{:<22} {:>12} {:>12} {:>12} {:>12}",
+        let line = format!(
+            "{:<27} {:>12} {:>12} {own:>12} {worst:>12} {ratio:>10}",
             self.what,
             with_unit(median),
             with_unit(p99),
-            beside.0,
-            beside.1
-        )
+        );
+        line.trim_end().to_owned()
     }
 }
 
-/// The medians that the native program has printed, by what they are of.
-fn read_native(path: &Path) -> Result<BTreeMap<String, f64>, Failure> {
+/// A figure of the native program.
+#[derive(Debug, Clone, Copy, PartialEq)]
+struct Native {
+    median: f64,
+    p99: Option<f64>,
+}
+
+/// The figures that the native program has printed, by what they are of.
+fn read_native(path: &Path) -> Result<BTreeMap<String, Native>, Failure> {
     let advice = "give what bench/native_gpu.cu has printed";
     let text = fs::read_to_string(path)
         .map_err(|error| Failure::new(format!("{}: {error}", path.display()), advice))?;
-    let mut medians = BTreeMap::new();
+    let mut figures = BTreeMap::new();
     for line in text.lines().filter(|line| !line.trim().is_empty()) {
         let object: Value = serde_json::from_str(line)
             .map_err(|error| Failure::new(format!("{}: {error}", path.display()), advice))?;
         match (object["what"].as_str(), object["median"].as_f64()) {
             (Some(what), Some(median)) if median > 0.0 => {
-                medians.insert(what.to_owned(), median);
+                let p99 = object["p99"].as_f64();
+                figures.insert(what.to_owned(), Native { median, p99 });
             }
             _ => {
                 let what = format!("{}: no figure in '{line}'", path.display());
@@ -193,7 +208,7 @@ fn read_native(path: &Path) -> Result<BTreeMap<String, f64>, Failure> {
             }
         }
     }
-    Ok(medians)
+    Ok(figures)
 }
 
 /// How long another session is looked for, after the death of a worker.
@@ -485,6 +500,61 @@ fn rows_of_pinned_copies(
     Ok((up, down))
 }
 
+/// A vector add from and to page-locked memory, copies included, of which the session must be allowed as much. The sums
+/// of the first and of the last are compared, as natively: between two runs nobody falls asleep.
+fn pinned_add(device: &Device, elements: u32, repeats: u32) -> Result<Option<Figures>, Failure> {
+    let len = usize::try_from(elements).expect("a machine of 64 bits");
+    let mut hosts = [0; 3].map(|_| device.alloc_pinned::<f32>(len));
+    let [Ok(a), Ok(b), Ok(sum)] = &mut hosts else {
+        let failed = hosts.into_iter().find_map(Result::err);
+        return Err(failed.expect("one is not there").into());
+    };
+    if ![&*a, b, sum].iter().all(|host| host.is_page_locked()) {
+        return Ok(None);
+    }
+    let numbers: Vec<f32> = (0..1024_u16).cycle().take(len).map(f32::from).collect();
+    a.write(0, &numbers)?;
+    b.write(0, &numbers)?;
+    let module = device.load_module(include_bytes!("../../client/vector_add.ptx"))?;
+    let add = module.load_function("add")?;
+    let [mut on_device, mut second] = [device.alloc::<f32>(len)?, device.alloc::<f32>(len)?];
+    let config = LaunchConfig::for_num_elems(elements.div_ceil(4));
+    let mut times = Vec::new();
+    // The first one touches pages that are new to everybody.
+    for n in 0..=repeats {
+        let start = Instant::now();
+        device.memcpy_htod_pinned(a, .., &mut on_device)?;
+        device.memcpy_htod_pinned(b, .., &mut second)?;
+        let launch = device.launch_builder(&add).arg(&on_device).arg(&second);
+        launch.arg(&elements).launch(config)?;
+        device.memcpy_dtoh_pinned(&on_device, sum, ..)?;
+        device.synchronize()?;
+        if n > 0 {
+            times.push(start.elapsed());
+        }
+        if n > 0 && n < repeats {
+            continue;
+        }
+        let mut sums = vec![0.0; len];
+        sum.read(0, &mut sums)?;
+        if sums
+            .iter()
+            .zip(&numbers)
+            .any(|(sum, one)| *sum != 2.0 * one)
+        {
+            return Err(Failure::new(
+                format!("a wrong sum of {elements}"),
+                "do not trust this device or the path to it",
+            ));
+        }
+        sum.write(0, &vec![0.0; len])?;
+    }
+    Ok(Some(Figures::times(
+        &format!("vector_add_{elements}_pinned"),
+        &times,
+    )))
+}
+
 fn changed(bytes: u64) -> Failure {
     Failure::new(
         format!("{bytes} bytes came back changed"),
@@ -511,13 +581,18 @@ mod tests {
     fn native_figures_stand_beside_ours() {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("native");
-        fs::write(&path, "{\"what\":\"a\",\"median\":2.5,\"more\":1}\n\n").unwrap();
+        fs::write(
+            &path,
+            "{\"what\":\"a\",\"median\":2.5,\"p99\":3,\"more\":1}\n\n",
+        )
+        .unwrap();
         let native = read_native(&path).unwrap();
         let object = Figures::new("a", "us", vec![5.0]).to_json(native.get("a").copied());
         assert_eq!(
             (object["of_native"].as_f64(), object["median"].as_f64()),
             (Some(2.0), Some(5.0))
         );
+        assert_eq!(object["native_p99"].as_f64(), Some(3.0));
         for bad in ["{\"what\":\"a\"}", "{\"what\":\"a\",\"median\":0}", "x"] {
             fs::write(&path, bad).unwrap();
             assert!(read_native(&path).is_err(), "{bad}");

@@ -207,6 +207,7 @@ Figures:
   copy_up_N, copy_down_N a slice of N bytes to the device and back, each byte compared
   copy_…_N_pinned        the same from and to page-locked memory, where the session may have that much
   copies_…_N_pinned      16 such copies in a row and one wait
+  vector_add_N_pinned    N floats from and to page-locked memory, copies included
 Times are in microseconds, rates in 10^9 bytes per second; p99 of a rate is what 99 of 100 reach.
 bench/native_gpu.cu measures the same without vgpu; bench/gpu_speed.sh runs both.")]
 pub(crate) struct GpuBenchArguments {
@@ -217,6 +218,10 @@ pub(crate) struct GpuBenchArguments {
     /// Bytes of the copies, separated by commas
     #[arg(long, value_name = "N,…", value_delimiter = ',', default_values_t = [16 << 20, 256 << 20], value_parser = clap::value_parser!(u64).range(1..))]
     pub(crate) copies: Vec<u64>,
+
+    /// Elements of the vector adds from and to page-locked memory, separated by commas
+    #[arg(long, value_name = "N,…", value_delimiter = ',', default_values_t = [1 << 20, 1 << 26], value_parser = clap::value_parser!(u32).range(1..=1 << 29))]
+    pub(crate) adds: Vec<u32>,
 
     /// Runs of all that is not done thousands of times; the median counts
     #[arg(long, value_name = "N", default_value_t = 7, value_parser = clap::value_parser!(u32).range(1..=10_000))]
