@@ -7,7 +7,8 @@ use crate::conformance::{Ground, at, check, fails};
 use crate::error::Cause;
 
 use super::{
-    Outcome, config, device_word, end, is, kernel, open, open_with_kernels, pattern, same,
+    DEADLINE, Outcome, config, device_word, end, is, is_cuda, kernel, open, open_with_kernels,
+    pattern, same,
 };
 
 pub(in crate::conformance) fn info(device: &Device, _: &Module) -> Outcome {
@@ -186,14 +187,22 @@ pub(in crate::conformance) fn ordered(ground: &Ground<'_>) -> Outcome {
     end(device)
 }
 
-/// What a session has left in the device's memory is not there for another one, whether it said goodbye or died.
+/// How a session ends.
+enum Ends {
+    Well,
+    Died,
+    Late,
+}
+
+/// What a session has left in the device's memory is not there for another one, whether it said goodbye, died, or was
+/// ended at a kernel's deadline.
 pub(in crate::conformance) fn left_behind(ground: &Ground<'_>) -> Outcome {
     const PATTERN: u32 = 0x5ec2_e75a;
     // More on a GPU, where it has to be the same place to show something.
     const ON_A_GPU: u64 = 1 << 30;
     const ELSEWHERE: u64 = 4 << 20;
-    for dies in [false, true, false, true] {
-        let device = open(ground)?;
+    for ends in [Ends::Well, Ends::Died, Ends::Late, Ends::Well, Ends::Died] {
+        let (device, kernels) = open_with_kernels(ground)?;
         let info = device
             .with_client(|client| client.info())
             .map_err(at("info"))?;
@@ -210,10 +219,19 @@ pub(in crate::conformance) fn left_behind(ground: &Ground<'_>) -> Outcome {
             .clone_dtoh(&kept.slice(words - 1..))
             .map_err(at("down"))?;
         same("what was filled", &back, &[PATTERN])?;
-        match dies {
+        match ends {
+            Ends::Well => end(device)?,
             // The buffer is not freed: the session ends with it.
-            true => drop((device, kept)),
-            false => end(device)?,
+            Ends::Died => drop((device, kept)),
+            Ends::Late => {
+                let spin = kernel(&kernels, "spin")?;
+                let word = device_word(&device)?;
+                let launch = device.launch_builder(&spin).arg(&word).deadline(DEADLINE);
+                launch.launch(config(1, 1)).map_err(at("launch"))?;
+                let error = fails("wait for an endless kernel", device.synchronize())?;
+                is_cuda(&error, 702)?;
+                drop((device, kept));
+            }
         }
         let next = open(ground)?;
         let found = next.alloc::<u32>(words).map_err(at("allocate after it"))?;
