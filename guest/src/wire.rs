@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use vgpu_protocol::frame::Flags;
 use vgpu_protocol::op::field::{BodyBytes, Bytes};
-use vgpu_protocol::op::{Op, Ping, Request};
+use vgpu_protocol::op::{Op, Overtakes, Ping, Request};
 use vgpu_protocol::session::{self, WINDOW, after_rest, client::Event, client::NotSent};
 use vgpu_protocol::status::{Status, decode_error_text};
 use vgpu_transport::clock::Rests;
@@ -40,6 +40,12 @@ pub(crate) struct Asked {
     pub(crate) request: Request,
     /// When anything last moved for it.
     pub(crate) moved: Instant,
+}
+
+impl Asked {
+    fn overtakes(&self) -> Overtakes {
+        self.request.op().overtakes(self.quiet)
+    }
 }
 
 /// A request that has been answered, or a quiet one that has been sent.
@@ -79,7 +85,7 @@ pub(crate) struct Wire {
     patience: Duration,
     /// The same for the mediator, which gives up when this side would: it can say why. 0 asks for nothing.
     patience_ms: u32,
-    /// The requests beyond what the mediator takes at once, in order.
+    /// The requests beyond what the mediator takes at once, in order, at most one of each lane of this program.
     waiting: VecDeque<Asked>,
     calls: Vec<Call>,
     /// The request whose data is next in the inbox, if any is.
@@ -185,9 +191,18 @@ impl Wire {
 
     /// Queues `asked` behind the requests that are here, unless it overtakes them.
     pub(crate) fn ask(&mut self, asked: Asked) {
-        let waits = !self.waiting.is_empty() && !asked.request.op().overtakes();
-        if waits || !self.start(&asked) {
+        if self.is_behind(&asked, self.waiting.len()) || !self.start(&asked) {
             self.waiting.push_back(asked);
+        }
+    }
+
+    /// Whether `asked` has to wait for one of the first `n` requests that wait.
+    fn is_behind(&self, asked: &Asked, n: usize) -> bool {
+        let mut before = self.waiting.iter().take(n);
+        match asked.overtakes() {
+            Overtakes::Nothing => n > 0,
+            Overtakes::OtherLanes => before.any(|other| other.header_lane == asked.header_lane),
+            Overtakes::Everything => false,
         }
     }
 
@@ -214,10 +229,16 @@ impl Wire {
 
     /// Starts the requests that wait, as many as the mediator takes.
     pub(crate) fn start_waiting(&mut self) {
-        while let Some(asked) = self.waiting.pop_front() {
+        let mut at = 0;
+        while let Some(asked) = self.waiting.get(at) {
+            if self.is_behind(asked, at) {
+                at += 1;
+                continue;
+            }
+            let asked = self.waiting.remove(at).expect("found there");
             if !self.start(&asked) {
-                self.waiting.push_front(asked);
-                return;
+                self.waiting.insert(at, asked);
+                at += 1;
             }
         }
     }
@@ -226,7 +247,7 @@ impl Wire {
     /// one is over, or has yet to start what it was sent.
     fn start(&mut self, asked: &Asked) -> bool {
         let op = asked.request.op();
-        if !op.overtakes() && self.machine.not_started() > WINDOW {
+        if asked.overtakes() == Overtakes::Nothing && self.machine.not_started() > WINDOW {
             self.ask_how_far();
             return false;
         }
@@ -270,7 +291,8 @@ impl Wire {
             let ping = Ping {
                 payload: Bytes::default(),
             };
-            let header = self.machine.next_header(Op::Ping);
+            let lane = self.machine.last_lane();
+            let header = self.machine.next_header(Op::Ping).with_lane(lane);
             // Where too much is under way, there are answers to come.
             if self.machine.request(header, &ping.into()).is_ok() {
                 self.asked_at = sent;

@@ -39,8 +39,8 @@ pub trait Backend {
     /// Gives a request up and forgets it: no event names it any more.
     fn cancel(&mut self, id: u32);
 
-    /// Whether another request may be started. While it may not, nothing but data is taken from the
-    /// guest.
+    /// Whether another request may be started. While it may not, nothing is taken from the guest but data and requests
+    /// that [overtake](vgpu_protocol::op::Op::overtakes) those that wait.
     fn may_start(&self) -> bool {
         true
     }

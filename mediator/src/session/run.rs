@@ -324,8 +324,8 @@ impl Session<'_> {
         self.backend.may_start() && self.server.may_start()
     }
 
-    /// Reads on where the next request cannot start, or its data has no room: for one that is to end what keeps it, and
-    /// for the end of the stream.
+    /// Reads on where the next request cannot start, or its data has no room: for those that overtake it, and for the end of
+    /// the stream.
     fn look_behind(&mut self, now: Instant) -> Result<bool, SessionEnd> {
         let mut moved = false;
         let space = self.server.space_behind();

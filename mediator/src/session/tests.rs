@@ -10,12 +10,14 @@ use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use vgpu_protocol::frame::{FrameHeader, HEADER_LEN};
+use vgpu_protocol::frame::{Flags, FrameHeader, HEADER_LEN};
 use vgpu_protocol::handle::{Handle, HandleKind};
 use vgpu_protocol::op::field::StreamRef;
 use vgpu_protocol::op::{
-    Body, Exchange, ExchangeReply, Features, Fence, FenceReply, Goodbye, Hello, HelloReply, Info,
-    InfoReply, Launch, Op, Ping, PingReply, Request, StreamCancel, StreamCancelReply,
+    Body, DeviceInfo, Exchange, ExchangeReply, Features, Fence, FenceReply, FillRange, Goodbye,
+    Hello, HelloReply, Info, InfoReply, Launch, MemoryAllocate, MemoryAllocateReply, MemoryInfo,
+    MemoryInfoReply, Op, Ping, PingReply, Request, Statistics, StreamCancel, StreamCancelReply,
+    TakePrinted,
 };
 use vgpu_protocol::session::server::Failure;
 use vgpu_protocol::status::{ErrorCode, Status, decode_error_text};
@@ -24,8 +26,10 @@ use vgpu_transport::Waker;
 
 use super::backend::{Also, Backend, Event, NotOpened, Opened, SessionBackend};
 use super::*;
+use crate::executor::Executor;
 use crate::executor::cpu::CpuExecutor;
 use crate::usage::Usage;
+use crate::worker::turns::Turns;
 
 /// No wait of a test is longer.
 pub(crate) const WATCHDOG: Duration = Duration::from_secs(60);
@@ -267,6 +271,12 @@ impl Backend for HeldBackend {
             if let Request::Ping(ping) = &request {
                 let payload = ping.payload.clone();
                 let body = PingReply { payload }.encode();
+                inner
+                    .events
+                    .push_back(Event::Done(header.request_id, Ok(body)));
+            }
+            if let Request::MemoryInfo(_) = &request {
+                let body = MemoryInfoReply { free: 1, total: 1 }.encode();
                 inner
                     .events
                     .push_back(Event::Done(header.request_id, Ok(body)));
@@ -743,8 +753,8 @@ fn a_backend_that_can_start_nothing_is_shown_to_work() {
     let ((), end, _) = on_held(&quick, &StopFlag::default(), |mut guest, held| {
         held.now(|inner| inner.full = true);
         // The second is read together with the first, or not at all.
-        guest.ask(2, 0, ping(b"x"));
-        guest.ask(3, 0, ping(b"y"));
+        guest.ask(2, 0, MemoryInfo {});
+        guest.ask(3, 0, MemoryInfo {});
         for _ in 0..30 {
             held.now(|inner| inner.events.push_back(Event::Working));
             thread::sleep(Duration::from_millis(100));
@@ -778,7 +788,7 @@ fn a_cancel_reaches_a_backend_that_can_start_nothing_else() {
     let ((), end, usage) = on_held(&settings(), &StopFlag::default(), |mut guest, held| {
         held.now(|inner| inner.full = true);
         for id in 2..500 {
-            guest.ask(id, 0, ping(b"x"));
+            guest.ask(id, 0, MemoryInfo {});
         }
         guest.ask(500, 1, launch);
         guest.ask(501, 2, StreamCancel { stream });
@@ -804,6 +814,87 @@ fn a_cancel_reaches_a_backend_that_can_start_nothing_else() {
     assert_eq!((usage.requests, usage.failed_requests), (502, 1));
 }
 
+/// What does not touch the device is answered while the device keeps another lane, in the order of its own lane.
+#[test]
+fn a_lane_that_cannot_start_holds_up_no_ping_and_no_fence_of_another() {
+    let ((), end, usage) = on_held(&settings(), &StopFlag::default(), |mut guest, held| {
+        held.now(|inner| inner.full = true);
+        guest.ask(2, 0, MemoryInfo {});
+        guest.ask(3, 0, ping(b"behind it"));
+        guest.ask(4, 1, ping(b"beside it"));
+        guest.ask(5, 1, Fence {});
+        guest.ask(6, 2, Info {});
+        guest.ask(7, 2, MemoryInfo {});
+        guest.ask(8, 2, Fence {});
+        for id in [4, 5, 6] {
+            assert!(guest.status_of(id).is_ok());
+        }
+        held.now(|inner| {
+            assert!(matches!(
+                inner.started[..],
+                [Request::Ping(_), Request::Fence(_)]
+            ));
+            inner.full = false;
+        });
+        for id in [2, 3, 7, 8] {
+            assert!(guest.status_of(id).is_ok());
+        }
+        guest.ask(9, 0, Goodbye {});
+        assert!(guest.status_of(9).is_ok());
+    });
+    assert!(matches!(end, SessionEnd::Goodbye), "{end}");
+    assert_eq!((usage.requests, usage.failed_requests), (9, 0));
+}
+
+/// The same on a device whose turn the session waits for.
+#[test]
+fn work_that_waits_for_its_turn_holds_up_no_other_lane() {
+    let turns = Arc::new(Turns::shared(|_| {}));
+    let settings = settings();
+    let serve = |stream: &mut Stream, observed: &Observed| {
+        let mut open = || {
+            let mut executor = CpuExecutor::new("its own reason");
+            executor.set_turns(&turns);
+            Ok(Box::new(executor) as _)
+        };
+        serve(stream, &mut open, &settings, observed, &StopFlag::default())
+    };
+    let ((), end, usage) = session(serve, |mut guest| {
+        assert!(guest.hello().0.is_ok());
+        let bytes = 64.try_into().unwrap();
+        guest.ask(2, 0, MemoryAllocate { bytes });
+        let (header, body, _) = guest.reply();
+        assert!(header.status.is_ok(), "{header:?}");
+        let to = MemoryAllocateReply::decode(&body).unwrap().address;
+        let fill = FillRange {
+            to,
+            value: 7,
+            element_bytes: 1,
+            count: bytes,
+            stream: StreamRef::DEFAULT,
+        };
+        guest.ask(3, 0, fill.clone());
+        guest.ask(4, 0, fill);
+        guest.ask(5, 0, Fence {});
+        guest.ask(6, 1, ping(b"beside it"));
+        guest.ask(7, 1, Fence {});
+        guest.ask(8, 2, Statistics {});
+        guest.ask(9, 3, DeviceInfo { device: 0 });
+        guest.ask(10, 3, TakePrinted {});
+        for id in 6..=10 {
+            assert!(guest.status_of(id).is_ok());
+        }
+        turns.give(None);
+        for id in 3..=5 {
+            assert!(guest.status_of(id).is_ok());
+        }
+        guest.ask(11, 0, Goodbye {});
+        assert!(guest.status_of(11).is_ok());
+    });
+    assert!(matches!(end, SessionEnd::Goodbye), "{end}");
+    assert_eq!((usage.requests, usage.failed_requests), (11, 0));
+}
+
 /// The end of a guest is noticed however much it has sent that cannot start, and none of that is done.
 #[test]
 fn a_dead_guest_is_noticed_behind_what_it_has_sent() {
@@ -819,7 +910,9 @@ fn a_dead_guest_is_noticed_behind_what_it_has_sent() {
             stream.set_write_timeout(patience).unwrap();
             let mut sent = 0;
             for id in (2..).take(most) {
+                // Quiet, so that it overtakes nothing.
                 let header = FrameHeader::request(Op::Ping, id).with_body_len(len);
+                let header = header.with_flags(Flags::QUIET);
                 let frame = [&header.encode()[..], &body].concat();
                 if stream.write_all(&frame).is_err() {
                     break;

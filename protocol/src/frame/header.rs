@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use super::{Flags, FrameError, HEADER_LEN, MAGIC};
-use crate::op::{Features, Op};
+use crate::op::{Features, Op, Overtakes};
 use crate::status::Status;
 
 /// The lower of `own` and the milliseconds that a guest asks for; 0 asks for no limit.
@@ -24,8 +24,8 @@ pub struct FrameHeader {
     /// Chosen by the guest, never 0, and not reused before its request is over; a reply carries the
     /// id of its request. 0 only in [`FrameHeader::closing`] and [`FrameHeader::working`].
     pub request_id: u32,
-    /// The guest's thread, as a number from 0: requests of all lanes start in the order of arrival,
-    /// and none waits for another lane to finish.
+    /// The guest's thread, as a number from 0: requests of all lanes start in the order of arrival, but for those that
+    /// [overtake](Self::overtakes) others, and none waits for another lane to finish.
     pub lane: u16,
     /// Bytes that follow this header.
     pub body_len: u32,
@@ -135,6 +135,11 @@ impl FrameHeader {
     /// Whether the request is answered only at a fence.
     pub const fn is_quiet(&self) -> bool {
         self.flags.contains(Flags::QUIET)
+    }
+
+    /// Which requests before this one it overtakes, where they cannot start.
+    pub const fn overtakes(&self) -> Overtakes {
+        self.op.overtakes(self.is_quiet())
     }
 
     /// Whether more data of this request follows in this direction.

@@ -1030,10 +1030,34 @@ impl ModuleCompile {
     }
 }
 
+/// Which requests that cannot start yet one behind them need not wait for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Overtakes {
+    /// None: it starts in the order of arrival.
+    Nothing,
+    /// Those of other lanes: nothing that it does or tells depends on them.
+    OtherLanes,
+    /// All: it is to end what keeps them.
+    Everything,
+}
+
 impl Op {
-    /// Whether a request does not wait for those before it that cannot start: it is to end what keeps them.
-    pub const fn overtakes(self) -> bool {
-        matches!(self, Self::StreamCancel)
+    /// Which requests a request of this operation overtakes, where they cannot start.
+    ///
+    /// Everything that touches the device starts in the order of arrival. A quiet request has no answer that anybody could
+    /// wait for.
+    pub const fn overtakes(self, quiet: bool) -> Overtakes {
+        match self {
+            _ if quiet => Overtakes::Nothing,
+            Self::Ping
+            | Self::Fence
+            | Self::Info
+            | Self::DeviceInfo
+            | Self::Statistics
+            | Self::TakePrinted => Overtakes::OtherLanes,
+            Self::StreamCancel => Overtakes::Everything,
+            _ => Overtakes::Nothing,
+        }
     }
 }
 

@@ -11,7 +11,7 @@ use super::inbox::{Inbox, Received};
 use super::most_requests;
 use super::outbox::Outbox;
 use crate::frame::{Flags, FrameHeader, HEADER_LEN, MAX_DATA};
-use crate::op::{Body, BodyError, Features, Hello, HelloReply, Op, Operation, Request};
+use crate::op::{Body, BodyError, Features, Hello, HelloReply, Op, Operation, Overtakes, Request};
 use crate::status::{Status, decode_error_text};
 use crate::{MIN_VERSION, VERSION};
 
@@ -84,7 +84,8 @@ struct Call {
     up_ended: bool,
     credit: u64,
     down_left: u64,
-    /// What [`Client::queued`] was before it, and with it.
+    /// What [`Client::queued`] was before it, and with it. For one that overtakes others, the end of the last request that
+    /// it does not overtake, or 0: its answer says that this one has started.
     queued: Range<u64>,
 }
 
@@ -96,8 +97,12 @@ pub struct Client {
     calls: Vec<Call>,
     last_id: u32,
     agreed: Option<HelloReply>,
-    /// Bytes of all requests, with as much of their data as needs no grant.
+    /// Bytes of all requests that start in order, with as much of their data as needs no grant.
     queued: u64,
+    /// The same up to the last of each lane.
+    queued_by_lane: Vec<u64>,
+    /// The lane of the last of them.
+    last_lane: u16,
     /// How many of them belong to requests that the mediator is known to have started.
     started: u64,
 }
@@ -113,6 +118,8 @@ impl Client {
             last_id: 0,
             agreed: None,
             queued: 0,
+            queued_by_lane: Vec::new(),
+            last_lane: 0,
             started: 0,
         };
         let hello = Hello {
@@ -185,14 +192,27 @@ impl Client {
             .agreed
             .as_ref()
             .map_or(0, |agreed| agreed.initial_credit);
-        let queued = self.queued;
-        // An overtaker does not stay among those that wait.
-        if !header.op.overtakes() {
-            self.queued += (self.outbox.len() - before) as u64;
-        }
-        if up > 0 {
-            self.queued += up.min(credit.into()) + HEADER_LEN as u64;
-        }
+        let lane = usize::from(header.lane);
+        let queued = match header.overtakes() {
+            Overtakes::Nothing => {
+                let start = self.queued;
+                self.queued += (self.outbox.len() - before) as u64;
+                if up > 0 {
+                    self.queued += up.min(credit.into()) + HEADER_LEN as u64;
+                }
+                if lane >= self.queued_by_lane.len() {
+                    self.queued_by_lane.resize(lane + 1, 0);
+                }
+                self.queued_by_lane[lane] = self.queued;
+                self.last_lane = header.lane;
+                start..self.queued
+            }
+            Overtakes::OtherLanes => {
+                let end = self.queued_by_lane.get(lane).copied().unwrap_or(0);
+                end..end
+            }
+            Overtakes::Everything => 0..0,
+        };
         if header.is_quiet() && up == 0 {
             return;
         }
@@ -202,18 +222,24 @@ impl Client {
             up_ended: up == 0,
             credit: credit.into(),
             down_left: down,
-            queued: queued..self.queued,
+            queued,
         });
     }
 
-    /// Bytes of all requests so far, and of their first data.
+    /// The lane of the last request that starts in order: the answer to a Ping on it says that all have started.
+    #[inline]
+    pub fn last_lane(&self) -> u16 {
+        self.last_lane
+    }
+
+    /// Bytes of all requests so far that start in order, and of their first data.
     #[inline]
     pub fn queued(&self) -> u64 {
         self.queued
     }
 
-    /// Bytes of requests, and of their first data, that the mediator is not known to have started. A guest that sends no
-    /// more than [`WINDOW`](super::WINDOW) of them can end what keeps them by a request that
+    /// Bytes of requests that start in order, and of their first data, that the mediator is not known to have started. Of a
+    /// guest that sends no more than [`WINDOW`](super::WINDOW) of them, a mediator finds every request that
     /// [overtakes](Op::overtakes) them.
     #[inline]
     pub fn not_started(&self) -> u64 {
@@ -395,8 +421,7 @@ impl Client {
         call.credit = call.credit.saturating_add(header.credit.into());
         call.down_left -= len;
         // Nothing is granted, nor does anything come, before it is started, and all before it are.
-        let granted = header.credit > 0 || len > 0;
-        if granted && !call.header.op.overtakes() {
+        if header.credit > 0 || len > 0 {
             self.started = self.started.max(call.queued.end);
         }
         match len {
@@ -434,14 +459,12 @@ impl Client {
                 )));
             }
         }
-        if !header.op.overtakes() {
-            // Of one that failed, data may still be on its way.
-            let started = match header.status.is_ok() {
-                true => call.queued.end,
-                false => call.queued.start,
-            };
-            self.started = self.started.max(started);
-        }
+        // Of one that failed, data may still be on its way.
+        let started = match header.status.is_ok() {
+            true => call.queued.end,
+            false => call.queued.start,
+        };
+        self.started = self.started.max(started);
         if header.op == Op::Hello && header.status.is_ok() {
             self.agree()?;
         }

@@ -2,8 +2,9 @@
 
 use std::ops::Range;
 
+use super::passed_over::PassedOver;
 use crate::frame::{FrameError, FrameHeader, HEADER_LEN};
-use crate::op::Op;
+use crate::op::{Op, Overtakes};
 
 /// Bytes received beyond the needs of a frame: a small frame and several after it arrive with one
 /// read, and of a large body only this much is copied once more.
@@ -35,6 +36,8 @@ pub struct Inbox {
     data_left: usize,
     /// Up to this place of the buffer frames have been looked at by [`take_behind`](Self::take_behind).
     looked: usize,
+    /// The requests before that place.
+    passed_over: PassedOver,
 }
 
 impl Inbox {
@@ -47,6 +50,7 @@ impl Inbox {
             body: 0..0,
             data_left: 0,
             looked: 0,
+            passed_over: PassedOver::default(),
         }
     }
 
@@ -100,26 +104,68 @@ impl Inbox {
         self.unread.len()
     }
 
-    /// Takes the next whole frame that is `wanted` out of those whose time has not come, with its body. Frames that break
-    /// a rule are left to [`next`](Self::next), and what is behind them is not looked at.
+    /// Takes a whole frame out of those whose time has not come, with its body: one that by `overtakes` may start before
+    /// all that are before it. Lanes from `lanes` on have none. Frames that break a rule are left to [`next`](Self::next),
+    /// and what is behind them is not looked at.
     pub fn take_behind(
         &mut self,
-        wanted: impl Fn(&FrameHeader) -> bool,
+        lanes: u16,
+        overtakes: impl Fn(&FrameHeader) -> Overtakes,
     ) -> Option<(FrameHeader, Vec<u8>)> {
-        self.looked = self.looked.max(self.first_behind());
-        loop {
-            let (header, body) = self.frame_at(self.looked)?;
-            let at = std::mem::replace(&mut self.looked, body.end);
-            if !wanted(&header) {
-                continue;
-            }
-            let content = self.buffer[body.clone()].to_vec();
-            self.buffer.copy_within(body.end..self.unread.end, at);
-            self.unread.end -= body.end - at;
-            self.body = 0..0;
-            self.looked = at;
-            return Some((header, content));
+        let ready = self.passed_over.ready().find_map(|lane| {
+            let (at, header, body) = self.first_of(lane)?;
+            (overtakes(&header) == Overtakes::OtherLanes).then_some((at, header, body))
+        });
+        if let Some((at, header, body)) = ready {
+            self.passed_over.pop(header.lane);
+            return Some((header, self.take_out(at, body)));
         }
+        let mut at = self.looked.max(self.first_behind());
+        loop {
+            let (header, body) = self.frame_at(at)?;
+            let end = body.end;
+            if header.op != Op::Data && header.lane < lanes {
+                let overtakes = overtakes(&header);
+                let taken = match overtakes {
+                    Overtakes::Nothing => false,
+                    Overtakes::OtherLanes => self.passed_over.is_empty(header.lane),
+                    Overtakes::Everything => true,
+                };
+                if taken {
+                    return Some((header, self.take_out(at, body)));
+                }
+                let overtakes = overtakes == Overtakes::OtherLanes;
+                self.passed_over.push(header.lane, overtakes);
+            }
+            self.looked = end;
+            at = end;
+        }
+    }
+
+    /// The first request of a lane among those that were passed over: its place, its header and the place of its body.
+    fn first_of(&self, lane: u16) -> Option<(usize, FrameHeader, Range<usize>)> {
+        let mut at = self.first_behind();
+        while at < self.looked {
+            let (header, body) = self.frame_at(at)?;
+            if header.op != Op::Data && header.lane == lane {
+                return Some((at, header, body));
+            }
+            at = body.end;
+        }
+        None
+    }
+
+    /// Takes the frame at a place of the buffer out of it; returns its body.
+    fn take_out(&mut self, at: usize, body: Range<usize>) -> Vec<u8> {
+        let content = self.buffer[body.clone()].to_vec();
+        self.buffer.copy_within(body.end..self.unread.end, at);
+        let len = body.end - at;
+        self.unread.end -= len;
+        self.body = 0..0;
+        if at < self.looked {
+            self.looked -= len;
+        }
+        content
     }
 
     /// The frames that [`take_behind`](Self::take_behind) has passed over and whose time has not come yet.
@@ -197,6 +243,9 @@ impl Inbox {
         let end = body + header.body_len as usize;
         if end > self.unread.end {
             return Ok(None);
+        }
+        if self.unread.start < self.looked {
+            self.passed_over.pop(header.lane);
         }
         self.body = body..end;
         self.unread.start = end;

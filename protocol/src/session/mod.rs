@@ -9,11 +9,12 @@
 //! | [`client`] | the guest's half: ids, credit, and the checks of answers; a relay uses it too |
 //! | [`tally`] | the mediator's counts of requests by operation and result |
 //!
-//! Requests start in the order of arrival, whatever their lane. Each is over when its work is, so
+//! Requests for the device start in the order of arrival, whatever their lane. Each is over when its work is, so
 //! answers may come in any order; only a Fence waits for the requests of its lane before it.
 //!
-//! A request that [overtakes](crate::op::Op::overtakes) others is found among those that cannot start: the mediator reads on,
-//! up to twice [`WINDOW`] bytes and granted data, and the guest sends no more than that without an answer.
+//! A request that does not touch the device does not wait for those of other lanes that cannot start, and one that ends
+//! what keeps them waits for none: it [overtakes](crate::op::Op::overtakes) them. The mediator finds it by reading on, up
+//! to twice [`WINDOW`] bytes and granted data, and the guest sends no more than that without an answer.
 //!
 //! Data of a request is sent in [`Op::Data`] frames of any size, as many bytes
 //! in all as its row of the table says. Data going up needs credit: the first
@@ -21,14 +22,15 @@
 //! once, the rest when the mediator has granted room. So data that waits for the device never
 //! blocks another lane's frames.
 
-/// Bytes of requests and their first data that a guest sends without knowing that the mediator can start them. A mediator
-/// reads so much behind a request that cannot start, and so finds those that overtake it.
+/// Bytes of requests and their first data that a guest sends without knowing that the mediator can start them, not counting
+/// those that overtake. A mediator reads so much behind a request that cannot start, and so finds those.
 pub const WINDOW: u64 = 1 << 20;
 
 pub mod client;
 mod in_flight;
 pub mod inbox;
 pub mod outbox;
+mod passed_over;
 pub mod server;
 pub mod tally;
 
@@ -38,7 +40,7 @@ mod tests;
 use std::num::NonZeroU16;
 use std::time::{Duration, Instant};
 
-use crate::op::Op;
+use crate::op::{Op, Overtakes};
 
 pub use client::Client;
 pub use server::Server;
@@ -47,9 +49,9 @@ pub use server::Server;
 /// end others.
 fn most_requests(agreed: NonZeroU16, op: Op) -> usize {
     let most = usize::from(agreed.get());
-    match op.overtakes() {
-        true => 2 * most,
-        false => most,
+    match op.overtakes(false) {
+        Overtakes::Everything => 2 * most,
+        Overtakes::OtherLanes | Overtakes::Nothing => most,
     }
 }
 

@@ -147,7 +147,7 @@ pub struct Server {
     shown: Instant,
     /// The request whose data is being received, and whether the frame is its last.
     receiving: Option<(u32, bool)>,
-    /// A request that has overtaken others, until it is answered, and its stream. Nothing else starts meanwhile.
+    /// A StreamCancel that has overtaken others, until it is answered, and its stream. Nothing else starts meanwhile.
     overtaker: Option<(u32, StreamRef)>,
     /// Launches that wait in the inbox and are cancelled when their time comes.
     withdrawn: BTreeSet<u32>,

@@ -6,7 +6,7 @@ use std::fmt::Write as _;
 use std::fs;
 use std::path::Path;
 
-use vgpu_protocol::op::{FieldSpec, Op, Spec};
+use vgpu_protocol::op::{FieldSpec, Op, Overtakes, Spec};
 use vgpu_protocol::status::MAX_ERROR_TEXT;
 
 const BEGIN: &str = "<!-- from the table in protocol/src/op/table.rs: begin -->\n";
@@ -48,7 +48,10 @@ fn feature(spec: &Spec) -> String {
 fn section() -> String {
     let mut out = String::new();
     let specs = || Op::REQUESTS.iter().filter_map(|op| op.spec());
-    out.push_str("| op | name | needs feature | may be quiet | data |\n|---|---|---|---|---|\n");
+    out.push_str(
+        "| op | name | needs feature | may be quiet | data | [overtakes](#overtaking) |\n",
+    );
+    out.push_str("|---|---|---|---|---|---|\n");
     for spec in specs() {
         let quiet = if spec.quiet { "yes" } else { "" };
         let data = match spec.data {
@@ -58,9 +61,15 @@ fn section() -> String {
             (false, false) => "",
         };
         let (code, name, feature) = (spec.code, spec.name, feature(spec));
+        let op = Op::from_code(code).expect("its own code");
+        let overtakes = match op.overtakes(false) {
+            Overtakes::Nothing => "",
+            Overtakes::OtherLanes => "other lanes",
+            Overtakes::Everything => "everything",
+        };
         writeln!(
             out,
-            "| {code} | [{name}](#{}) | {feature} | {quiet} | {data} |",
+            "| {code} | [{name}](#{}) | {feature} | {quiet} | {data} | {overtakes} |",
             name.to_lowercase()
         )
         .unwrap();

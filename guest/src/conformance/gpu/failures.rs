@@ -7,7 +7,7 @@ use std::time::Duration;
 use vgpu_protocol::op::{Op, QuietFailure};
 use vgpu_protocol::status::{ErrorCode, Status};
 
-use crate::client::{CaptureMode, Device, DevicePtr, LaunchConfig, Stream};
+use crate::client::{CaptureMode, Client, Device, DevicePtr, LaunchConfig, Stream};
 use crate::conformance::{Ground, at, check, fails};
 use crate::error::Error;
 
@@ -240,15 +240,28 @@ pub(in crate::conformance) fn cancelled(ground: &Ground<'_>) -> Outcome {
     end(device)
 }
 
+/// What this lane asks is not for the device, and waits for none of the others.
+fn answers(lane: &mut Client) -> Outcome {
+    lane.ping(b"beside").map_err(at("a ping beside"))?;
+    let fence = lane.fence().map_err(at("a fence beside"))?;
+    check(fence.failures.as_slice().is_empty(), || {
+        format!("nothing failed, the fence told {fence:?}")
+    })
+}
+
 /// The end of kernels reaches them while others wait behind them, more than the mediator takes: those that it has queued,
-/// those that it has not looked at, and those of a graph of which only a part is queued.
+/// those that it has not looked at, and those of a graph of which only a part is queued. Meanwhile other lanes go on with what
+/// is not for the device.
 pub(in crate::conformance) fn cancelled_behind_others(ground: &Ground<'_>) -> Outcome {
     const LANES: u32 = 3;
     // Of each lane: together more than are sent without an answer.
     const LAUNCHES: u32 = 5000;
     // So many are sent, whatever the mediator does with them, and no queue takes them.
     const SENT: u32 = 8000;
-    let (device, module) = open_with_kernels(ground)?;
+    let client = ground.connect()?;
+    let mut beside = client.lane().map_err(at("a lane"))?;
+    let device = Device::new(client).map_err(at("device"))?;
+    let module = device.load_module(KERNELS).map_err(at("load a module"))?;
     let (spin, work) = (kernel(&module, "spin")?, kernel(&module, "work")?);
     let mut word = device_word(&device)?;
     let sum = device_word(&device)?;
@@ -294,7 +307,9 @@ pub(in crate::conformance) fn cancelled_behind_others(ground: &Ground<'_>) -> Ou
         while sent.load(Ordering::Relaxed) < SENT && !threads.iter().all(|it| it.is_finished()) {
             thread::sleep(Duration::from_millis(1));
         }
+        let answered = answers(&mut beside);
         let ended = one.cancel().map_err(at("cancel"));
+        answered?;
         for thread in threads {
             thread.join().map_err(|_| "a lane panicked".to_owned())??;
         }
@@ -342,12 +357,16 @@ pub(in crate::conformance) fn cancelled_behind_others(ground: &Ground<'_>) -> Ou
 
     // One that waits for its session's turn, with others behind it.
     start()?;
-    let (other, others) = open_with_kernels(ground)?;
+    let client = ground.connect()?;
+    let mut beside = client.lane().map_err(at("a lane"))?;
+    let other = Device::new(client).map_err(at("device"))?;
+    let others = other.load_module(KERNELS).map_err(at("load a module"))?;
     let (spin, word) = (kernel(&others, "spin")?, device_word(&other)?);
     for _ in 0..3 {
         let launch = other.launch_builder(&spin).arg(&word);
         launch.launch(config(1, 1)).map_err(at("launch"))?;
     }
+    answers(&mut beside)?;
     let ended = other.cancel().map_err(at("cancel"))?;
     check(ended == 3, || format!("{ended} kernels of 3"))?;
     all(&fails("in turn", other.synchronize())?, Op::Launch)?;

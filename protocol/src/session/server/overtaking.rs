@@ -1,11 +1,11 @@
-//! Requests that end what keeps others from starting, and overtake them for that.
+//! Requests that do not wait for those before them that cannot start.
 
 use std::time::Instant;
 
 use super::super::WINDOW;
 use super::{End, Failure, Outcome, Server, Step};
 use crate::op::field::StreamRef;
-use crate::op::{Body, Op, Request, StreamCancelReply};
+use crate::op::{Body, Op, Overtakes, Request, StreamCancelReply};
 use crate::status::ErrorCode;
 
 /// Bytes that are read behind a request that cannot start: a guest's window, the last request that went over it, and those
@@ -39,12 +39,19 @@ impl Server {
     /// The session is over.
     pub fn overtaking(&mut self, now: Instant) -> Result<Option<Step>, End> {
         while self.is_open() && self.may_start() && self.may_receive() {
-            let Some((header, body)) = self.inbox.take_behind(|header| header.op.overtakes())
-            else {
+            let requests = &self.requests;
+            let lanes = self.terms.max_lanes.get();
+            let taken = self.inbox.take_behind(lanes, |header| {
+                // A guest may reuse the id of a quiet request before it is known to be over.
+                match requests.get(header.request_id) {
+                    Some(_) => Overtakes::Nothing,
+                    None => header.overtakes(),
+                }
+            });
+            let Some((header, body)) = taken else {
                 break;
             };
             self.counts.requests += 1;
-            self.check_id(&header)?;
             let decoded = Request::decode(header.op, &body);
             let step = self.on_decoded(&header, decoded, now)?;
             if let Some(Step::Start(header, Request::StreamCancel(cancel))) = &step {
@@ -57,7 +64,7 @@ impl Server {
         Ok(None)
     }
 
-    /// Whether a request may be started: not while one has overtaken others and is not answered.
+    /// Whether a request may be started: not while a StreamCancel has overtaken others and is not answered.
     pub fn may_start(&self) -> bool {
         self.overtaker.is_none()
     }

@@ -5,7 +5,8 @@ use crate::frame::Flags;
 use crate::handle::{Handle, HandleKind};
 use crate::op::field::{Bytes, StreamRef};
 use crate::op::{
-    FenceReply, GraphLaunch, Launch, Ping, Request, StreamCancel, StreamCancelReply, StreamCreate,
+    Fence, FenceReply, GraphLaunch, Info, Launch, MemoryInfo, Ping, PingReply, Request,
+    StreamCancel, StreamCancelReply, StreamCreate,
 };
 use crate::session::WINDOW;
 use crate::session::client::NotSent;
@@ -44,9 +45,28 @@ fn sent(id: u32, request: &Request) -> Vec<u8> {
     if request.op().spec().is_some_and(|spec| spec.quiet) {
         header = header.with_flags(Flags::QUIET);
     }
+    under(header, request)
+}
+
+/// The frame of a request on a lane, which is answered.
+fn asked(id: u32, lane: u16, request: impl Into<Request>) -> Vec<u8> {
+    let request = request.into();
+    under(
+        FrameHeader::request(request.op(), id).with_lane(lane),
+        &request,
+    )
+}
+
+fn under(header: FrameHeader, request: &Request) -> Vec<u8> {
     let mut body = Vec::new();
     request.encode_to(&mut body);
     frame(header, &body)
+}
+
+fn ping() -> Ping {
+    Ping {
+        payload: Bytes::default(),
+    }
 }
 
 impl Raw {
@@ -73,6 +93,12 @@ impl Raw {
             self.server.inbox().received(n);
             bytes = &bytes[n..];
         }
+    }
+
+    /// The ids of those.
+    fn overtaken_by(&mut self, bytes: &[u8]) -> Vec<u32> {
+        let steps = self.read_behind(bytes);
+        steps.into_iter().map(|(id, _)| id).collect()
     }
 
     /// What is started of what was read.
@@ -122,13 +148,10 @@ fn a_cancel_ends_what_was_sent_before_and_not_read() {
         exec: handle(HandleKind::GraphExec, 0),
         stream: stream(1),
     };
-    let ping = Ping {
-        payload: Bytes::default(),
-    };
     let line = [
         sent(2, &launch(stream(1))),
         sent(3, &launch(stream(2))),
-        sent(4, &ping.into()),
+        sent(4, &ping().into()),
         sent(5, &graph.into()),
         sent(6, &cancel(stream(1))),
         sent(7, &launch(stream(1))),
@@ -282,4 +305,164 @@ fn a_guest_knows_what_was_started_by_what_comes() {
     let left = client.not_started();
     let one = sent(1, &launch(stream(1))).len() as u64;
     assert_eq!((before, left), (0, one));
+}
+
+#[test]
+fn what_does_not_touch_the_device_overtakes_other_lanes_and_not_its_own() {
+    let mut raw = Raw::open(terms());
+    let line = [
+        asked(2, 0, launch(stream(1))),
+        asked(3, 0, ping()),
+        asked(4, 1, ping()),
+        asked(5, 1, MemoryInfo {}),
+        asked(6, 1, ping()),
+        asked(7, 2, Fence {}),
+        asked(8, 3, Info {}),
+        asked(9, 3, MemoryInfo {}),
+        // No such lane, and nobody waits for a quiet one.
+        asked(10, 9, ping()),
+        sent(11, &ping().into()),
+    ]
+    .concat();
+    let (one, other) = line.split_at(HEADER_LEN + 7);
+    assert_eq!(raw.overtaken_by(one), Vec::<u32>::new());
+    assert_eq!(raw.overtaken_by(other), [4, 7, 8]);
+    // A fence has nothing of its lane before it.
+    raw.server
+        .complete(7, Ok(FenceReply::default().encode()), raw.now);
+    assert_eq!(raw.said().len(), 1);
+    // The rest in order, once it can start.
+    assert_eq!(raw.go_on(), [2, 3, 5, 6, 9, 11]);
+}
+
+/// Raw bytes up to the first frame that cannot start, one at a time.
+fn start_one(raw: &mut Raw) -> u32 {
+    match raw.server.next(raw.now) {
+        Ok(Some(Step::Start(header, _))) => header.request_id,
+        other => panic!("{other:?}"),
+    }
+}
+
+#[test]
+fn one_that_waited_for_its_lane_overtakes_the_others_once_that_has_started() {
+    let mut raw = Raw::open(terms());
+    let line = [
+        asked(2, 0, MemoryInfo {}),
+        asked(3, 1, MemoryInfo {}),
+        asked(4, 0, MemoryInfo {}),
+        asked(5, 1, ping()),
+        asked(6, 1, Fence {}),
+        asked(7, 1, MemoryInfo {}),
+        asked(8, 0, ping()),
+    ]
+    .concat();
+    assert!(raw.overtaken_by(&line).is_empty());
+    assert_eq!(start_one(&mut raw), 2);
+    assert!(raw.overtaken_by(&[]).is_empty());
+    assert_eq!(start_one(&mut raw), 3);
+    assert_eq!(raw.overtaken_by(&[]), [5, 6]);
+    assert_eq!(start_one(&mut raw), 4);
+    assert_eq!(raw.overtaken_by(&[]), [8]);
+    assert_eq!(raw.overtaken_by(&asked(9, 1, ping())), Vec::<u32>::new());
+    assert_eq!(raw.go_on(), [7, 9]);
+}
+
+#[test]
+fn an_id_that_is_in_use_overtakes_nothing() {
+    let mut raw = Raw::open(terms());
+    let quiet = under(
+        FrameHeader::request(Op::Launch, 5).with_flags(Flags::QUIET),
+        &launch(stream(1)),
+    );
+    pour(raw.server.inbox(), &quiet);
+    assert_eq!(start_one(&mut raw), 5);
+    let line = [asked(6, 0, MemoryInfo {}), asked(5, 1, ping())].concat();
+    assert!(raw.overtaken_by(&line).is_empty());
+    raw.server.complete(5, Ok(Vec::new()), raw.now);
+    assert_eq!(raw.go_on(), [6, 5]);
+}
+
+#[test]
+fn one_behind_data_that_passed_by_the_inbox_is_found() {
+    let mut raw = Raw::open(terms());
+    let up = exchange(10_000);
+    raw.start(FrameHeader::request(Op::Exchange, 2), &up.encode());
+    raw.server.grant(2, up.up, raw.now);
+    raw.said();
+    let bytes = u32::try_from(up.up).expect("small");
+    let header = FrameHeader::request(Op::Exchange, 2);
+    let header = FrameHeader::data_up(&header, bytes, false).with_body_len(bytes);
+    pour(raw.server.inbox(), &header.encode());
+    assert!(raw.server.next(raw.now).expect("sound").is_none());
+    // Nothing of the data is here.
+    assert!(raw.server.overtaking(raw.now).expect("sound").is_none());
+    raw.server.inbox().took(bytes as usize);
+    raw.server.data_received(bytes as usize, raw.now);
+    let line = [asked(3, 0, MemoryInfo {}), asked(4, 1, ping())].concat();
+    assert_eq!(raw.overtaken_by(&line), [4]);
+    assert_eq!(raw.go_on(), [3]);
+}
+
+#[test]
+fn those_that_overtake_are_limited_like_all_others() {
+    let mut raw = Raw::open(terms());
+    pour(raw.server.inbox(), &asked(2, 0, launch(stream(1))));
+    let mut started = 0;
+    for id in 3..20 {
+        // A backend that answers none.
+        started += raw.overtaken_by(&asked(id, 1, ping())).len();
+    }
+    assert_eq!(started, usize::from(terms().max_requests.get()));
+    let refused = raw.said();
+    assert_eq!(refused.len(), 17 - started);
+    let busy = |(header, _): &(FrameHeader, Vec<u8>)| header.status == ErrorCode::Busy.into();
+    assert!(refused.iter().all(busy), "{refused:?}");
+
+    // A guest that takes no answers stops itself.
+    let mut raw = Raw::open(terms());
+    pour(raw.server.inbox(), &asked(2, 0, launch(stream(1))));
+    let payload = Bytes::new(&[7; 4096]).expect("as many as there may be");
+    let mut id = 3;
+    loop {
+        let ping = Ping {
+            payload: payload.clone(),
+        };
+        let steps = raw.read_behind(&asked(id, 1, ping.clone()));
+        if steps.is_empty() {
+            break;
+        }
+        let reply = PingReply {
+            payload: ping.payload,
+        };
+        raw.server.complete(id, Ok(reply.encode()), raw.now);
+        id += 1;
+    }
+    assert!(!raw.server.may_receive());
+    assert!((15..=17).contains(&(id - 3)), "{id}");
+}
+
+#[test]
+fn the_answer_to_one_that_overtakes_tells_of_its_own_lane_alone() {
+    let mut client = Told::open(terms()).client;
+    let mut ask = |lane: u16, request: &Request| {
+        let header = client.next_header(request.op()).with_lane(lane);
+        client.request(header, request).expect("sent");
+        header
+    };
+    let launch = launch(stream(1));
+    let len = sent(1, &launch).len() as u64;
+    ask(0, &launch);
+    ask(1, &launch);
+    ask(0, &launch);
+    let none = ask(2, &ping().into());
+    let first_two = ask(1, &ping().into());
+    let all = ask(0, &ping().into());
+    assert_eq!(client.not_started(), 3 * len);
+    for (lane, header, left) in [(2, none, 3), (1, first_two, 1), (0, all, 0)] {
+        let bytes = frame(FrameHeader::reply_to(&header, Status::OK), &ping().encode());
+        assert!(pour(client.inbox(), &bytes).is_empty());
+        assert!(matches!(client.next(), Ok(Some(Event::Reply { .. }))));
+        assert_eq!(client.not_started(), left * len, "lane {lane}");
+    }
+    assert_eq!(client.last_lane(), 0);
 }
