@@ -14,4 +14,5 @@ pub mod memory;
 pub mod module;
 pub mod pinned;
 mod pointers;
+pub mod session;
 pub mod stream;

@@ -10,7 +10,9 @@ fn the_header_is_what_the_functions_are() {
     let here = Path::new(env!("CARGO_MANIFEST_DIR"));
     let config = cbindgen::Config::from_file(here.join("cbindgen.toml")).unwrap();
     // In the order of the header.
-    let sources = ["failure", "device", "memory", "pinned", "module", "stream"];
+    let sources = [
+        "failure", "session", "device", "memory", "pinned", "module", "stream",
+    ];
     let mut builder = cbindgen::Builder::new().with_config(config);
     for source in sources {
         builder = builder.with_src(here.join(format!("src/{source}.rs")));

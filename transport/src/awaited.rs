@@ -5,7 +5,7 @@ use std::ops::Deref;
 use std::time::{Duration, Instant};
 
 use crate::clock;
-use crate::transport::TransportError;
+use crate::error::{TransportError, timed_out};
 use crate::waker::Waker;
 
 /// Something that a thread waits for along with a transport: another thread's work, or a device's.
@@ -78,11 +78,6 @@ impl dyn Awaited + '_ {
             }
         }
     }
-}
-
-/// Whether a wait has ended at its deadline.
-pub(crate) fn timed_out(error: &TransportError) -> bool {
-    matches!(error, TransportError::TimedOut(_))
 }
 
 /// A waker that other threads raise anyway.

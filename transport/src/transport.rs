@@ -4,11 +4,11 @@
 //! about it: rings of granted pages, memory shared through a memfd, sockets and files all look the same.
 //! Every method either returns at once or takes a deadline; none may wait for ever.
 
-use std::io;
 use std::time::{Duration, Instant};
 
-use crate::awaited::{Awaited, timed_out};
+use crate::awaited::Awaited;
 use crate::clock;
+use crate::error::{TransportError, timed_out};
 use crate::waker::Waker;
 
 /// First and longest turn of a wait for a transport that does not support wakers.
@@ -24,29 +24,6 @@ pub enum Interest {
     Write,
     /// Wait until either may.
     ReadOrWrite,
-}
-
-/// The reasons why a transport's call can fail.
-#[derive(Debug, thiserror::Error)]
-#[non_exhaustive]
-pub enum TransportError {
-    /// The other side closed the stream, or its process or domain is gone.
-    #[error("the other side closed the connection")]
-    Closed,
-    /// The deadline passed first.
-    #[error("timed out while waiting to {0}")]
-    TimedOut(&'static str),
-    /// The other side broke the transport's rules; the stream is unusable from here on.
-    #[error("the other side broke the transport's rules: {0}")]
-    PeerViolation(String),
-    /// The operating system refused.
-    #[error("{context}: {source}")]
-    Io {
-        /// The operation that failed.
-        context: String,
-        /// The system's answer.
-        source: io::Error,
-    },
 }
 
 /// An ordered stream of bytes in each direction.

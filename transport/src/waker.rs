@@ -10,7 +10,7 @@ use nix::poll::{PollFd, PollFlags, ppoll};
 use nix::sys::eventfd::{EfdFlags, EventFd};
 use nix::sys::time::TimeSpec;
 
-use crate::transport::TransportError;
+use crate::error::TransportError;
 
 /// The longest time for one `ppoll`: some kernels refuse a very long one. A longer wait takes several calls.
 pub const LONGEST_POLL: Duration = Duration::from_secs(24 * 3600);

@@ -1,11 +1,11 @@
-//! Modules and kernels, and the calls of the driver that may take their time.
+//! The calls of the driver that may take their time, those about modules and kernels among them.
 #![allow(unsafe_code)]
 
 use std::ffi::{CString, c_int, c_void};
 use std::ptr;
 use std::sync::Arc;
 
-use cudarc::driver::sys::{CUdeviceptr, CUfunction, CUmodule};
+use cudarc::driver::sys::{CUdeviceptr, CUfunction};
 use vgpu_protocol::op::{NO_ATTRIBUTE, ParameterPlace};
 
 use super::super::cuda_result;
@@ -13,31 +13,11 @@ use super::super::gpu::device::{Answer, Answered, Call, Caller, DeviceError, Lay
 use super::device::Device;
 use super::driver::{CallError, check};
 use super::graph::Graph;
-use super::handles::Registration;
+use super::handles::{Function, Module, Registration};
 use super::image;
 
 /// Attributes that are asked for, and some to come.
 const FUNCTION_ATTRIBUTES: c_int = 16;
-
-/// A kernel.
-#[derive(Debug, Clone, Copy)]
-pub(in crate::executor) struct Function {
-    pub(super) function: CUfunction,
-    pub(super) may_print: bool,
-}
-
-// SAFETY: the handle belongs to no thread.
-unsafe impl Send for Function {}
-
-/// A module.
-#[derive(Debug, Clone, Copy)]
-pub(in crate::executor) struct Module {
-    module: CUmodule,
-    may_print: bool,
-}
-
-// SAFETY: the handle belongs to no thread.
-unsafe impl Send for Module {}
 
 /// An error as the engine has it; one that spoils the context is the last that the driver is asked for.
 pub(super) fn device_error(device: &Device, error: CallError) -> DeviceError {

@@ -300,6 +300,11 @@ pub(super) fn check_query(code: c_int, call: &'static str) -> Result<bool, CallE
     }
 }
 
+/// A number of bytes or rows, as the driver takes it.
+pub(super) fn size(n: u64) -> usize {
+    usize::try_from(n).unwrap_or(usize::MAX)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

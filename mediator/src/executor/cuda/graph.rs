@@ -11,10 +11,9 @@ use cudarc::driver::sys::{
 };
 
 use super::super::gpu::device::{Launch, Node, NodeWork, Rows};
-use super::caller::Function;
 use super::device::Device;
-use super::driver::{CallError, check, with_extra};
-use super::queue::size;
+use super::driver::{CallError, check, size, with_extra};
+use super::handles::Function;
 
 /// A graph that can be launched.
 #[derive(Clone)]

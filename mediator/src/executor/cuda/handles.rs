@@ -1,14 +1,34 @@
-//! Driver objects of a session, freed when dropped: page-locked memory, streams, events.
+//! Driver objects of a session: modules and kernels; and, freed when dropped, page-locked memory, streams, events.
 #![allow(unsafe_code)]
 
 use std::ffi::{c_int, c_uint, c_void};
 use std::ptr;
 use std::sync::Arc;
 
-use cudarc::driver::sys::{CUdeviceptr, CUevent, CUstream};
+use cudarc::driver::sys::{CUdeviceptr, CUevent, CUfunction, CUmodule, CUstream};
 
 use super::device::Device;
 use super::driver::{CallError, HOST_MAPPED, HOST_PORTABLE, check, check_query};
+
+/// A kernel.
+#[derive(Debug, Clone, Copy)]
+pub(in crate::executor) struct Function {
+    pub(super) function: CUfunction,
+    pub(super) may_print: bool,
+}
+
+// SAFETY: the handle belongs to no thread.
+unsafe impl Send for Function {}
+
+/// A module.
+#[derive(Debug, Clone, Copy)]
+pub(in crate::executor) struct Module {
+    pub(super) module: CUmodule,
+    pub(super) may_print: bool,
+}
+
+// SAFETY: the handle belongs to no thread.
+unsafe impl Send for Module {}
 
 /// Page-locked memory, all of it initialised.
 pub(in crate::executor) struct Buffer {

@@ -28,13 +28,14 @@ use super::super::cuda_result;
 use super::super::gpu::device::{
     self, Description, DeviceError, Done, Key, Launch, Part, Region, Rows,
 };
-use super::caller::{CudaCaller, Function, Module, device_error, lost};
+use super::caller::{CudaCaller, device_error, lost};
 use super::device::Device;
 use super::driver::{
-    CallError, EVENT_DEFAULT, HOST_MAPPED, HOST_PORTABLE, STREAM_NON_BLOCKING, check, with_extra,
+    CallError, EVENT_DEFAULT, HOST_MAPPED, HOST_PORTABLE, STREAM_NON_BLOCKING, check, size,
+    with_extra,
 };
 use super::graph::Graph;
-use super::handles::{Buffer, Event, Stream};
+use super::handles::{Buffer, Event, Function, Module, Stream};
 use super::printed;
 use rows::{End, Row, Samples, Times};
 
@@ -691,11 +692,6 @@ fn description_of(from: Side, to: Side) -> CUDA_MEMCPY2D {
         }
     }
     both
-}
-
-/// A number of bytes or rows, as the driver takes it.
-pub(super) fn size(n: u64) -> usize {
-    usize::try_from(n).unwrap_or(usize::MAX)
 }
 
 /// The low half of a number.

@@ -18,9 +18,9 @@ use super::super::cuda_result::{
     STREAM_CAPTURE_MERGE, STREAM_CAPTURE_UNMATCHED, STREAM_CAPTURE_UNSUPPORTED,
     STREAM_CAPTURE_WRONG_THREAD,
 };
+use super::action::Action;
 use super::device::{Device, DeviceError, Key};
-use super::graphs::Kept;
-use super::work::Action;
+use super::recorded::Kept;
 use super::{Gpu, Refused};
 
 /// `CU_STREAM_CAPTURE_MODE_GLOBAL` and `CU_STREAM_CAPTURE_MODE_RELAXED`.
@@ -58,6 +58,13 @@ pub(super) struct Node {
     /// The one before it in its branch.
     pub(super) before: Option<u32>,
     pub(super) what: What,
+}
+
+impl Node {
+    /// The memory of one, with so many bytes beside it.
+    fn kept(spilled: usize) -> Kept {
+        Kept::node(size_of::<Self>() + spilled)
+    }
 }
 
 #[derive(Debug)]
@@ -122,7 +129,7 @@ impl<D: Device> Gpu<D> {
         if self.captures.members.contains_key(&stream.key) {
             return Err(error(ILLEGAL_STATE, "the stream is capturing already"));
         }
-        self.graphs.kept.add(Kept::node(0))?;
+        self.graphs.kept.add(Node::kept(0))?;
         self.captures.last += 1;
         let number = self.captures.last;
         let capture = Capture {
@@ -137,7 +144,7 @@ impl<D: Device> Gpu<D> {
             branches: vec![0],
             is_blocking: stream.is_blocking,
             is_valid: true,
-            kept: Kept::node(0),
+            kept: Node::kept(0),
         };
         self.captures.open.insert(number, capture);
         let member = Member {
@@ -264,7 +271,7 @@ impl<D: Device> Gpu<D> {
 
     fn add_node(&mut self, member: Member, what: What) -> Result<(), Refused> {
         self.capture_of(member)?;
-        let cost = Kept::node(match &what {
+        let cost = Node::kept(match &what {
             What::Work(action) => action.spilled(),
             What::Begin | What::Join(_) => 0,
         });

@@ -16,16 +16,15 @@ use vgpu_protocol::op::{
     GraphLaunch, GraphLaunchReply, Op, STREAM_FLAGS, StreamEndCapture, StreamEndCaptureReply,
 };
 use vgpu_protocol::session::server::{Failure, Outcome};
-use vgpu_protocol::status::ErrorCode;
 
 use super::super::cuda_result::{NOT_SUPPORTED, STREAM_CAPTURE_UNJOINED};
 use super::cancel::cancelled;
-use super::captures::{Capture, Node, What, error};
+use super::captures::{Capture, What, error};
 use super::device::{Answer, AnsweredOf, Call, Device, Key, Node as DeviceNode, NodeWork, Work};
 use super::handles::{self, Objects};
 use super::queue::{self, Purpose, Reclaim};
-use super::work::Action;
-use super::{Gpu, Refused, refused};
+use super::recorded::{Do, Kept, Recorded, Step};
+use super::{Gpu, Refused};
 
 /// Streams at most for the branches of a graph; further ones take turns in these.
 const MOST_LANES: u32 = 8;
@@ -39,10 +38,6 @@ const LONGEST_WHOLE: Duration = Duration::from_millis(5);
 
 /// A graph that is launched as a whole may take so many times what it has taken in pieces, and its kernels' deadline beside.
 const TIMES_IN_PIECES: u32 = 4;
-
-/// Nodes of all captures and graphs of a session at most, and bytes of memory that they take.
-const MOST_NODES: usize = 1 << 17;
-const MOST_BYTES: usize = 64 << 20;
 
 /// `CUDA_GRAPH_INSTANTIATE_FLAG_AUTO_FREE_ON_LAUNCH`, `UPLOAD` and `USE_NODE_PRIORITY`.
 const KNOWN_FLAGS: u32 = 1 | 2 | 8;
@@ -71,43 +66,6 @@ struct Timed {
     /// The last work of it, once all is queued.
     last: Option<u64>,
     ns: u64,
-}
-
-/// Nodes, and the memory that they take.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub(super) struct Kept {
-    nodes: usize,
-    bytes: usize,
-}
-
-/// A graph: its work in an order in which it can be queued.
-#[derive(Debug)]
-struct Recorded {
-    steps: Vec<Step>,
-    lanes: u32,
-    signals: u32,
-    nodes: u32,
-    kept: Kept,
-}
-
-#[derive(Debug)]
-struct Step {
-    /// 0 is the stream in which the graph is launched.
-    lane: u32,
-    what: Do,
-}
-
-impl Step {
-    fn is_kernel(&self) -> bool {
-        matches!(self.what, Do::Work(Action::Launch(_)))
-    }
-}
-
-#[derive(Debug)]
-enum Do {
-    Work(Action),
-    Signal(u32),
-    Wait(u32),
 }
 
 /// A graph that can be launched.
@@ -170,41 +128,6 @@ impl<G> Replay<G> {
     /// Pieces that are not queued.
     pub(super) fn left(&self) -> usize {
         self.recorded.steps.len() - self.next
-    }
-}
-
-impl Kept {
-    /// A node with so many bytes beside it.
-    pub(super) fn node(spilled: usize) -> Self {
-        // Once as a node and, when its capture ends, once as a step.
-        let bytes = size_of::<Node>() + size_of::<Step>() + spilled;
-        Self { nodes: 1, bytes }
-    }
-
-    pub(super) fn join(&mut self, other: Self) {
-        self.nodes += other.nodes;
-        self.bytes += other.bytes;
-    }
-
-    /// Counts more, if a session may have so much.
-    pub(super) fn add(&mut self, other: Self) -> Result<(), Refused> {
-        let mut sum = *self;
-        sum.join(other);
-        if sum.nodes > MOST_NODES {
-            let text = format!("the graphs of this session have {MOST_NODES} nodes already");
-            return Err(refused(ErrorCode::QuotaHandles, text));
-        }
-        if sum.bytes > MOST_BYTES {
-            let text = format!("the graphs of this session take {MOST_BYTES} bytes already");
-            return Err(refused(ErrorCode::QuotaMemory, text));
-        }
-        *self = sum;
-        Ok(())
-    }
-
-    pub(super) fn remove(&mut self, other: Self) {
-        self.nodes -= other.nodes;
-        self.bytes -= other.bytes;
     }
 }
 

@@ -9,8 +9,10 @@
 //! | `modules` | code on the device |
 //! | `sources` | code that is compiled first |
 //! | `work` | kernels, copies and fills, checked each time that they are about to be done |
+//! | `action` | one of these, as the guest named it |
 //! | `captures` | streams whose work is recorded |
-//! | `graphs` | what was recorded, and its launches |
+//! | `recorded` | what was recorded, and the memory that it takes |
+//! | `graphs` | graphs of that, and their launches |
 //! | `cancel` | kernels that nobody wants any more |
 //! | `handles` | objects by their handles |
 //! | `queue` | what the device has to do, and who waits for it |
@@ -23,6 +25,7 @@
 //! is queued; a later failure is reported with the request's number. After an error that ends a
 //! context, as on a GPU, everything fails in the same way until the session is over.
 
+mod action;
 mod busy;
 mod cancel;
 mod captures;
@@ -34,6 +37,7 @@ mod pool;
 mod queue;
 pub(in crate::executor) mod quota;
 mod ranges;
+mod recorded;
 mod regions;
 mod sources;
 mod streams;
@@ -64,6 +68,7 @@ use crate::session::SessionEnd;
 use crate::session::backend::{Event, NotOpened};
 use crate::usage::Load;
 use crate::worker::turns::Turns;
+use action::Action;
 use busy::Busy;
 use captures::Captures;
 use device::{Device, DeviceError, Rows, Work};
@@ -77,7 +82,6 @@ use regions::Regions;
 use sources::{Code, Compiling};
 use streams::Streams;
 use transfers::{Download, Full, Image, Pool, Upload, bytes_of};
-use work::Action;
 
 /// `CU_DEVICE_ATTRIBUTE_MAX_PITCH`.
 const MAX_PITCH: usize = 11;

@@ -7,35 +7,11 @@ use vgpu_protocol::op::{FillRange, FillRows, Launch as LaunchRequest, Op};
 
 use std::num::NonZeroU64;
 
+use super::action::Action;
 use super::captures::Place;
 use super::device::{Device, Launch, Rows, Work, WorkOf};
 use super::modules::Kernel;
 use super::{Gpu, Refused, invalid};
-
-/// A piece of work, as the guest named it.
-#[derive(Debug, Clone)]
-pub(super) enum Action {
-    /// A kernel. Its stream is not looked at.
-    Launch(LaunchRequest),
-    /// Between rows of the same shape.
-    Copy { to: Rows, from: Rows },
-    /// Elements of 1, 2 or 4 bytes.
-    Fill {
-        to: Rows,
-        value: u32,
-        element_bytes: u8,
-    },
-}
-
-impl Action {
-    /// Bytes of memory that it takes beyond its own size.
-    pub(super) fn spilled(&self) -> usize {
-        match self {
-            Self::Launch(launch) => launch.parameters.as_slice().len(),
-            Self::Copy { .. } | Self::Fill { .. } => 0,
-        }
-    }
-}
 
 impl<D: Device> Gpu<D> {
     /// Has a stream do work, or its capture record it.
