@@ -120,7 +120,8 @@ impl Broker<'_> {
                 if let Some(mut executor) = executor {
                     if *choice == ExecutorChoice::Cuda {
                         executor.reason =
-                            "CUDA works here by now: a trial vector add was right".to_owned();
+                            "CUDA works here by now: a trial kernel gave the right result"
+                                .to_owned();
                     }
                     let choice = choice.clone();
                     let offer = Offer {

@@ -2,8 +2,8 @@
 //!
 //! Nothing of CUDA is needed to build or start the mediator: the driver's library is loaded when the
 //! executor is opened. Opening it is also the proof that it works. A driver can load, list its GPUs
-//! and still fail at the first allocation (in a PV dom0 it does), so [`open`] ends with a real
-//! vector add, through the same code that guests' kernels take.
+//! and still fail at the first allocation (in a PV dom0 it does), so [`open`] ends with a trial
+//! kernel, by the same code that runs guests' kernels.
 //!
 //! * `driver`: the driver's functions and results.
 //! * `device`: the GPU and its context.
@@ -265,7 +265,7 @@ fn explain_proof(failure: Failure) -> ExecutorError {
         return explain_code(code, &failure.text, Platform::detect());
     }
     unavailable(
-        format!("the trial vector add failed: {}", failure.text),
+        format!("the trial kernel failed: {}", failure.text),
         "see `dmesg` for lines with NVRM, and try `nvidia-smi`",
         Platform::detect(),
     )

@@ -131,7 +131,10 @@ pub fn probe(
             open_cuda("executor is set to cuda", devices).map_err(failed(choice))
         }
         ExecutorChoice::Auto => {
-            match open_cuda("CUDA works here: a trial vector add was right", devices) {
+            match open_cuda(
+                "CUDA works here: a trial kernel gave the right result",
+                devices,
+            ) {
                 Ok(cuda) => Ok(cuda),
                 Err(error) => open_cpu(&format!("no CUDA: {error}")).map_err(failed(choice)),
             }

@@ -1,4 +1,7 @@
 //! A backend that passes requests on by their shape: a header, a body, and so much data each way.
+//!
+//! One reply is not passed on as it is. Info describes the mediator that a guest talks to as well as the device behind it, so
+//! the relay puts its own name and version into it, and into the reason where the device is.
 
 use std::collections::VecDeque;
 use std::fmt;

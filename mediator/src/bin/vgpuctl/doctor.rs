@@ -465,7 +465,7 @@ fn cuda(driver: bool) -> (Check, Vec<Device>) {
             let check = Check::good(
                 NAME,
                 format!(
-                    "{}, driver {}: a trial vector add was right",
+                    "{}, driver {}: a trial kernel gave the right result",
                     executor.device, executor.driver
                 ),
             );

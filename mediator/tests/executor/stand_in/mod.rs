@@ -211,7 +211,7 @@ fn auto_takes_what_works() {
         let executor = probe(ExecutorChoice::Auto, None).expect("auto finds one");
         assert_eq!(executor.info().kind, "cuda");
         assert!(
-            executor.info().reason.contains("trial vector add"),
+            executor.info().reason.contains("trial kernel"),
             "{:?}",
             executor.info()
         );
@@ -572,6 +572,6 @@ fn a_device_is_asked_once_more_before_it_counts_as_lost() {
 #[test]
 fn a_device_that_hangs_in_the_proof_is_not_offered() {
     if inner("a_device_that_hangs_in_the_proof_is_not_offered", "hang=1") {
-        assert!(refused().contains("trial vector add failed: CopyFromDevice was not done in time"));
+        assert!(refused().contains("trial kernel failed: CopyFromDevice was not done in time"));
     }
 }
