@@ -894,8 +894,10 @@ operations! {
     }
 
     /// Ends the kernels that were sent to a stream before, begun or not, and those of the graphs that were launched in it.
-    /// Each fails with E_CANCELLED; other work is done. It [overtakes](#overtaking) requests that cannot start. CUDA has no counterpart: a GPU cannot end a kernel alone, and
-    /// refuses (801) where there is one to end.
+    /// Each that is ended fails with E_CANCELLED; other work is done. It [overtakes](#overtaking) requests that cannot start.
+    /// CUDA has no counterpart: a GPU cannot end a kernel that it was given, which then runs to its end or its deadline,
+    /// while those that the mediator still has are ended. Where such a kernel is there and none was ended, the answer is
+    /// 801.
     60 => StreamCancel / StreamCancelReply {
         feature: GPU, quiet: no,
         request {
@@ -903,7 +905,7 @@ operations! {
             stream: StreamRef,
         }
         reply {
-            /// How many there were; a graph whose launch had not begun counts as one.
+            /// How many were ended; a graph whose launch had not begun counts as one.
             kernels: u32,
         }
     }

@@ -141,16 +141,22 @@ impl Device {
         Ok(event)
     }
 
-    /// Ends the kernels that were sent to this stream before, running or not, and returns how many there were; on a
-    /// device, those of the default stream. Each is a failure (`E_CANCELLED`) that the next wait tells. Copies and fills
-    /// are done all the same. For a thread that waits meanwhile, this is called on another [`lane`](Self::lane).
+    /// Ends the kernels that were sent to this stream before, running or not, and returns how many it ended; on a device,
+    /// those of the default stream. Each is a failure (`E_CANCELLED`) that the next wait tells. Copies and fills are done
+    /// all the same. For a thread that waits meanwhile, this is called on another [`lane`](Self::lane).
+    ///
+    /// A GPU runs a kernel that it was given to its end or its deadline. Those that the mediator has not given to it yet
+    /// are ended, and only they count.
     ///
     /// # Errors
-    /// The executor is `cuda`, and there are some: a GPU runs a kernel to its end or its deadline
-    /// (`CUDA_ERROR_NOT_SUPPORTED`). The session failed.
+    /// The executor is `cuda`, and there are some, all of which the GPU has already (`CUDA_ERROR_NOT_SUPPORTED`). The
+    /// session failed.
     pub fn cancel(&self) -> Result<u32> {
         let stream = self.stream_ref();
-        let reply = self.ask("cancel kernels", StreamCancel { stream })?;
+        // Not what failed before, which would be asked for behind what this is to overtake: the next wait tells it.
+        let reply = self
+            .client()?
+            .request("cancel kernels", StreamCancel { stream })?;
         Ok(reply.kernels)
     }
 

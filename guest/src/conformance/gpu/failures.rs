@@ -249,6 +249,39 @@ fn answers(lane: &mut Client) -> Outcome {
     })
 }
 
+/// A GPU runs the kernels that it was given to their end. Those that the mediator still has, of a graph or behind it, are
+/// ended.
+fn cancelled_on_a_gpu(ground: &Ground<'_>) -> Outcome {
+    // More than a queue takes.
+    const NODES: u32 = 3000;
+    const BEHIND: u32 = 100;
+    let (device, module) = open_with_kernels(ground)?;
+    let (spin, work) = (kernel(&module, "spin")?, kernel(&module, "work")?);
+    let (word, sum) = (device_word(&device)?, device_word(&device)?);
+    let stream = device.new_stream().map_err(at("a stream"))?;
+    device.synchronize().map_err(at("synchronize"))?;
+    let add = || -> Outcome {
+        let launch = stream.launch_builder(&work).arg(&sum).arg(&1u32);
+        launch.launch(config(1, 1)).map_err(at("launch"))
+    };
+    stream
+        .begin_capture(CaptureMode::Global)
+        .map_err(at("capture"))?;
+    (0..NODES).try_for_each(|_| add())?;
+    let graph = stream.end_capture().map_err(at("end a capture"))?;
+    let exec = graph.instantiate().map_err(at("instantiate"))?;
+    let launch = stream.launch_builder(&spin).arg(&word);
+    launch.launch(config(1, 1)).map_err(at("launch"))?;
+    exec.launch(&stream).map_err(at("launch"))?;
+    (0..BEHIND).try_for_each(|_| add())?;
+    let ended = stream.cancel().map_err(at("cancel what the GPU has not"))?;
+    check((BEHIND + 1..=BEHIND + NODES).contains(&ended), || {
+        format!("{ended} kernels of {NODES} in a graph and {BEHIND} behind it")
+    })?;
+    is_cuda(&fails("cancel what the GPU has", stream.cancel())?, 801)
+    // No goodbye, which would wait for the kernel.
+}
+
 /// The end of kernels reaches them while others wait behind them, more than the mediator takes: those that it has queued,
 /// those that it has not looked at, and those of a graph of which only a part is queued. Meanwhile other lanes go on with what
 /// is not for the device.
@@ -281,7 +314,8 @@ pub(in crate::conformance) fn cancelled_behind_others(ground: &Ground<'_>) -> Ou
         Err(error) if error.status() == Some(Status::Cuda(801)) => {
             two.memset(&mut word, 1).map_err(at("its end"))?;
             device.synchronize().map_err(at("its end"))?;
-            return end(device);
+            end(device)?;
+            return cancelled_on_a_gpu(ground);
         }
         ended => check(ended.map_err(at("cancel"))? == 1, || "not one".to_owned())?,
     }

@@ -16,7 +16,8 @@ pub(super) fn cancelled() -> DeviceError {
 }
 
 impl<D: Device> Gpu<D> {
-    /// Ends the kernels that were sent to a stream; each is reported as one that has failed.
+    /// Ends the kernels that were sent to a stream; each is reported as one that has failed. Those that the device has
+    /// and cannot end run on: that is an error where nothing else was there to end.
     pub(super) fn stream_cancel(
         &mut self,
         cancel: &StreamCancel,
@@ -37,19 +38,24 @@ impl<D: Device> Gpu<D> {
             })
             .map(|(tag, _)| *tag)
             .collect();
-        let mut ended = 0;
-        // The last one first: with the end of one before it, it could run before it is ended itself.
-        for tag in kernels.into_iter().rev() {
-            let found = self.device.cancel(tag);
-            ended += u32::from(found.map_err(|error| Failure::from(&error))?);
-        }
-        // What waits for its turn, or for the queue to have room.
+        // The last one first: with the end of one before it, it could run before it is ended itself. So what waits for
+        // its turn, or for the queue to have room, comes before what the device has.
+        let mut ended = self.withdraw_launch(stream);
         if let Some(held) = self.held.take_if(|held| held.is_kernel_in(stream)) {
             self.turns.forget();
             ended += 1;
             self.done(held.id, Err(Failure::from(&cancelled())));
         }
-        ended += self.withdraw_launch(stream);
-        Ok(Some(StreamCancelReply { kernels: ended }.encode()))
+        let mut runs_on = None;
+        for tag in kernels.into_iter().rev() {
+            match self.device.cancel(tag) {
+                Ok(found) => ended += u32::from(found),
+                Err(error) => runs_on = Some(error),
+            }
+        }
+        match runs_on {
+            Some(error) if ended == 0 => Err(Failure::from(&error)),
+            _ => Ok(Some(StreamCancelReply { kernels: ended }.encode())),
+        }
     }
 }

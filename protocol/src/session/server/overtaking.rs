@@ -6,7 +6,10 @@ use super::super::WINDOW;
 use super::{End, Failure, Outcome, Server, Step};
 use crate::op::field::StreamRef;
 use crate::op::{Body, Op, Overtakes, Request, StreamCancelReply};
-use crate::status::ErrorCode;
+use crate::status::{ErrorCode, Status};
+
+/// `CUDA_ERROR_NOT_SUPPORTED`: there are kernels, and none of them can be ended.
+const NOT_SUPPORTED: Status = Status::Cuda(801);
 
 /// Bytes that are read behind a request that cannot start: a guest's window, the last request that went over it, and those
 /// that overtake.
@@ -69,8 +72,8 @@ impl Server {
         self.overtaker.is_none()
     }
 
-    /// The outcome of a StreamCancel that has overtaken others: launches among them are ended as well, if it could end
-    /// those before.
+    /// The outcome of a StreamCancel that has overtaken others: launches among them are ended as well. Where the backend
+    /// had only some that it cannot end, they are what was ended.
     pub(super) fn withdraw(&mut self, stream: StreamRef, outcome: Outcome) -> Outcome {
         let mut launches = Vec::new();
         let mut made = false;
@@ -80,8 +83,12 @@ impl Server {
             }
             match Request::decode(header.op, body) {
                 Ok(Request::StreamCreate(create)) => made |= StreamRef::of(create.stream) == stream,
-                Ok(request) if request.kernel_stream() == Some(stream) => {
-                    launches.push(header.request_id)
+                // One before may have ended it, whose time has not come.
+                Ok(request)
+                    if request.kernel_stream() == Some(stream)
+                        && !self.withdrawn.contains(&header.request_id) =>
+                {
+                    launches.push(header.request_id);
                 }
                 _ => {}
             }
@@ -94,6 +101,7 @@ impl Server {
             },
             // The backend has yet to hear of it.
             Err(failure) if made && failure.status == ErrorCode::Handle.into() => 0,
+            Err(failure) if !launches.is_empty() && failure.status == NOT_SUPPORTED => 0,
             Err(failure) => return Err(failure),
         };
         let more = u32::try_from(launches.len()).unwrap_or(u32::MAX);

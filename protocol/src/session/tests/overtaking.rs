@@ -141,6 +141,44 @@ fn kernels(kernels: u32) -> Outcome {
     Ok(StreamCancelReply { kernels }.encode())
 }
 
+/// A GPU's kernels run on, and what it was not given is ended all the same, once.
+#[test]
+fn a_cancel_that_ends_nothing_that_has_begun_ends_what_has_not() {
+    let mut raw = Raw::open(terms());
+    let refused = || {
+        let status = Status::Cuda(801);
+        let text = "a GPU cannot end one kernel alone".to_owned();
+        Err(Failure { status, text })
+    };
+    let line = [
+        sent(2, &launch(stream(1))),
+        sent(3, &launch(stream(2))),
+        sent(4, &cancel(stream(1))),
+        sent(5, &cancel(stream(1))),
+    ]
+    .concat();
+    let steps = raw.read_behind(&line);
+    assert!(
+        matches!(&steps[..], [(4, Request::StreamCancel(_))]),
+        "{steps:?}"
+    );
+    assert_eq!(raw.answer(4, refused()).kernels, 1);
+    let steps = raw.read_behind(&[]);
+    assert!(
+        matches!(&steps[..], [(5, Request::StreamCancel(_))]),
+        "{steps:?}"
+    );
+    raw.server.complete(5, refused(), raw.now);
+    let said = raw.said();
+    let [(header, _)] = &said[..] else {
+        panic!("one answer: {said:?}");
+    };
+    assert_eq!((header.request_id, header.status), (5, Status::Cuda(801)));
+    assert_eq!(raw.go_on(), [3]);
+    raw.server.complete(3, Ok(Vec::new()), raw.now);
+    assert_eq!(raw.failures(), [(2, ErrorCode::Cancelled.into())]);
+}
+
 #[test]
 fn a_cancel_ends_what_was_sent_before_and_not_read() {
     let mut raw = Raw::open(terms());
@@ -183,11 +221,11 @@ fn a_cancel_that_was_refused_ends_nothing() {
     let line = [sent(2, &launch(stream(1))), sent(3, &cancel(stream(1)))].concat();
     assert_eq!(raw.read_behind(&line).len(), 1);
     let failure = Failure {
-        status: Status::Cuda(801),
-        text: "a GPU".to_owned(),
+        status: Status::Cuda(700),
+        text: "a fault".to_owned(),
     };
     raw.server.complete(3, Err(failure), raw.now);
-    raw.refused(Status::Cuda(801), "a GPU");
+    raw.refused(Status::Cuda(700), "a fault");
     assert_eq!(raw.go_on(), [2]);
 }
 
