@@ -226,12 +226,23 @@ impl Error {
         }
     }
 
-    /// The requests that failed without an answer, where this error tells of such: the first is the cause.
+    /// The requests that failed without an answer, where this error tells of such: the first is the cause. At most
+    /// [`MAX_QUIET_FAILURES`](vgpu_protocol::op::MAX_QUIET_FAILURES) of them, the first;
+    /// [`failures_unnamed`](Self::failures_unnamed) is how many more there were.
     pub fn failures(&self) -> &[QuietFailure] {
+        self.failed()
+            .map_or(&[], |failed| failed.failures.as_slice())
+    }
+
+    /// How many requests failed beside those that [`failures`](Self::failures) names.
+    pub fn failures_unnamed(&self) -> u32 {
+        self.failed().map_or(0, |failed| failed.dropped)
+    }
+
+    fn failed(&self) -> Option<&FenceReply> {
         match (&*self.cause, &self.failures) {
-            (Cause::Failed(failed), _) => failed.failures.as_slice(),
-            (_, Some(failed)) => failed.failures.as_slice(),
-            _ => &[],
+            (Cause::Failed(failed), _) => Some(failed),
+            (_, failed) => failed.as_deref(),
         }
     }
 

@@ -6,7 +6,7 @@ mod session;
 mod staging;
 mod vector_add;
 
-use std::sync::atomic::AtomicU64;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 
 use vchan::region::Regions;
@@ -50,6 +50,8 @@ pub struct Client {
     header_lane: u16,
     session: Arc<Session>,
     quiet_failed: bool,
+    /// The requests of the last call that did not wait for the device, with room for more.
+    last_requests: Vec<u32>,
 }
 
 /// The facts that all lanes of a session share.
@@ -81,6 +83,10 @@ struct Session {
     heard: Mutex<vector_add::Heard>,
     /// Failures that a call has heard of and that the next fence is to tell.
     failures: Mutex<FenceReply>,
+    /// Requests were sent that may fail without being answered with that: some, and some that are the device's. Relaxed
+    /// everywhere: who ends a session while others send does not hear of what they send.
+    sent_quiet: AtomicBool,
+    sent_work: AtomicBool,
     /// Nanoseconds of kernels that a copy has heard of and that the next wait for the device is to tell. Relaxed
     /// everywhere: a number and nothing else.
     untold_ns: AtomicU64,
@@ -113,6 +119,8 @@ impl Session {
             left: Condvar::new(),
             heard: Mutex::default(),
             failures: Mutex::default(),
+            sent_quiet: AtomicBool::new(false),
+            sent_work: AtomicBool::new(false),
             untold_ns: AtomicU64::new(0),
             agreed,
         }
@@ -148,6 +156,18 @@ impl Client {
         Body::decode(&done.body).map_err(|error| self.broken(doing, error.into()))
     }
 
+    /// The same for one whose work may fail after the answer: it is the last request from then on.
+    fn request_noted<O>(&mut self, doing: &'static str, request: O) -> Result<O::Reply>
+    where
+        O: Operation + Into<Request>,
+    {
+        self.last_requests.clear();
+        let done = self.run(doing, request.into(), false, &mut Data::none())?;
+        self.last_requests.push(done.id);
+        self.quiet_failed = done.failures;
+        Body::decode(&done.body).map_err(|error| self.broken(doing, error.into()))
+    }
+
     /// Sends a quiet request; returns its id.
     fn send_quiet<O>(&mut self, doing: &'static str, request: O) -> Result<u32>
     where
@@ -178,6 +198,12 @@ impl Client {
         data: &mut Data<'_>,
     ) -> Result<Done> {
         let is_last = request.op() == Op::Goodbye;
+        if quiet || request.kernel_stream().is_some() {
+            self.session.sent_quiet.store(true, Ordering::Relaxed);
+            if request.op() != Op::Ping {
+                self.session.sent_work.store(true, Ordering::Relaxed);
+            }
+        }
         let done = self.run_alone(doing, request, quiet, data);
         if !quiet && !is_last && self.lane.has_printed() {
             self.bring_printed();

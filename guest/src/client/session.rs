@@ -1,11 +1,14 @@
 //! The session itself: how it is opened, what the mediator is, pings, fences, its end.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use vchan::region::Regions;
 use vgpu_protocol::op::field::Bytes;
-use vgpu_protocol::op::{Fence, FenceReply, Goodbye, HelloReply, Info, InfoReply, MAX_PING, Ping};
+use vgpu_protocol::op::{
+    Fence, FenceReply, Goodbye, HelloReply, Info, InfoReply, MAX_PING, Op, Ping, Synchronize,
+};
 use vgpu_protocol::session::client::Violation;
 use vgpu_transport::endpoint::{self, Endpoint};
 use vgpu_transport::{Transport, TransportError};
@@ -109,6 +112,7 @@ impl Client {
             lane,
             session: Arc::new(Session::new(endpoint, skipped, agreed, regions)),
             quiet_failed: false,
+            last_requests: Vec::new(),
         }
     }
 
@@ -128,6 +132,7 @@ impl Client {
             lane,
             session: Arc::clone(&self.session),
             quiet_failed: false,
+            last_requests: Vec::new(),
         })
     }
 
@@ -228,21 +233,87 @@ impl Client {
         Ok(told)
     }
 
-    /// Ends the session in good order, for all its clients.
+    /// Ends the session in good order, for all its clients, once everything that was sent in it before is done. A kernel
+    /// without an end keeps it waiting until its deadline: to leave at once, drop the clients.
     ///
     /// # Errors
+    /// Something that was sent before and not waited for has failed, which nobody was told: [`Error::failures`] says what.
     /// The session had failed before, or fails now. It is over in any case.
     pub fn goodbye(mut self) -> Result<()> {
         self.end()
     }
 
     pub(super) fn end(&mut self) -> Result<()> {
+        const DOING: &str = "goodbye";
+        let settled = self.settle(DOING);
         self.printer().end_line();
-        self.request("goodbye", Goodbye {})?;
-        match self.lane.close() {
-            // Having answered, the mediator may close first.
-            Ok(()) | Err(TransportError::Closed) => Ok(()),
-            Err(error) => Err(self.error("goodbye", error.into())),
+        if let Err(error) = &settled
+            && error.cause().ends_session()
+        {
+            return settled;
+        }
+        let ended = self.request(DOING, Goodbye {}).and_then(|_| {
+            match self.lane.close() {
+                // Having answered, the mediator may close first.
+                Ok(()) | Err(TransportError::Closed) => Ok(()),
+                Err(error) => Err(self.error(DOING, error.into())),
+            }
+        });
+        settled.and(ended)
+    }
+
+    /// Waits for all that was sent.
+    ///
+    /// # Errors
+    /// Something of it has failed, which nobody was told; the session has.
+    fn settle(&mut self, doing: &'static str) -> Result<()> {
+        let sent = |which: &AtomicBool| which.load(Ordering::Relaxed);
+        let (quiet, work) = (&self.session.sent_quiet, &self.session.sent_work);
+        let (quiet, work) = (sent(quiet), sent(work));
+        let mut waited = Ok(());
+        if work {
+            waited = self.request(doing, Synchronize {}).map(drop);
+        }
+        match &waited {
+            Ok(()) if !quiet || (work && !self.quiet_requests_failed()) => return Ok(()),
+            Err(error) if error.cause().ends_session() => return waited,
+            _ => {}
+        }
+        let mut failures = self.fence()?;
+        // The context has ended, of which either this tells or somebody was told. What could not be given back is gone
+        // with it.
+        if waited.is_err() {
+            let mut untold = FenceReply {
+                dropped: failures.dropped,
+                ..FenceReply::default()
+            };
+            let known = failures.failures.as_slice().iter();
+            known
+                .filter(|failure| !gives_back(failure.op))
+                .for_each(|failure| untold.add(*failure));
+            if untold.failures.as_slice().is_empty() {
+                untold.dropped = 0;
+            }
+            failures = untold;
+        }
+        match failures.is_empty() {
+            true => Ok(()),
+            false => Err(self.error(doing, Cause::Failed(failures))),
         }
     }
+}
+
+/// Whether an operation does nothing but give something back.
+fn gives_back(op: Op) -> bool {
+    matches!(
+        op,
+        Op::MemoryFree
+            | Op::MemoryFreeAsync
+            | Op::ModuleUnload
+            | Op::StreamDestroy
+            | Op::EventDestroy
+            | Op::GraphDestroy
+            | Op::GraphExecDestroy
+            | Op::RegionUnmap
+    )
 }

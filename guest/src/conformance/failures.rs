@@ -67,7 +67,16 @@ pub(super) fn quiet_failures(ground: &Ground<'_>) -> Result<(), String> {
         "failures that a fence has told are still said to be there".to_owned()
     })?;
     works(&mut client, "after quiet failures")?;
-    goodbye(client)
+    // One that nobody has asked about, the end tells.
+    client.use_header_lane(NO_LANE);
+    let id = client.ping_quiet(b"bad");
+    client.use_header_lane(0);
+    let id = id.map_err(at("quiet ping"))?;
+    let error = fails("a goodbye behind a failure", client.goodbye())?;
+    let told: Vec<u32> = error.failures().iter().map(|at| at.request_id).collect();
+    check(told == [id], || {
+        format!("request {id} failed, the goodbye told {told:?}: {error}")
+    })
 }
 
 pub(super) fn arguments(client: &mut Client) -> Result<(), String> {

@@ -117,6 +117,10 @@ pub const CASES: &[Case] = &[
         "gpu_failures_that_come_later_are_told",
         gpu::failures::late_failures,
     ),
+    case(
+        "gpu_failures_nobody_waited_for_are_told_at_the_end",
+        gpu::failures::told_at_the_end,
+    ),
     case("gpu_faults_cost_their_own_session", gpu::failures::faults),
     case(
         "gpu_endless_kernels_end_at_their_deadline",

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use vgpu_protocol::frame::FrameHeader;
 use vgpu_protocol::op::{
     CopyFromDevice, CopyFromDeviceReply, CopyToDevice, Launch, MemoryAllocate, MemoryAllocateReply,
-    ModuleFunctionReply, ModuleLoadReply, Request,
+    ModuleFunctionReply, ModuleLoadReply, Request, SynchronizeReply,
 };
 
 use super::{Script, Step};
@@ -61,6 +61,7 @@ impl Device {
                 }
                 script.reply(request, &CopyFromDeviceReply { device_ns: 5 })
             }
+            Request::Synchronize(_) => script.reply(request, &SynchronizeReply { device_ns: 0 }),
             other => {
                 // What is given back is given back quietly.
                 assert!(request.is_quiet(), "{other:?}");

@@ -17,7 +17,9 @@ use std::time::{Duration, Instant};
 
 use vgpu_guest::{Client, HelloReply, InfoReply, Options, Result};
 use vgpu_protocol::frame::{FrameHeader, HEADER_LEN};
-use vgpu_protocol::op::{Body, Exchange, ExchangeReply, Features, Hello, Op, Ping, PingReply};
+use vgpu_protocol::op::{
+    Body, Exchange, ExchangeReply, Features, FenceReply, Hello, Op, Ping, PingReply,
+};
 use vgpu_protocol::session::server::Terms;
 use vgpu_protocol::status::{ErrorCode, Status, encode_error_text};
 use vgpu_transport::{Transport, TransportError};
@@ -120,6 +122,7 @@ impl Script {
             match header.op {
                 Op::Exchange => self.exchange(&header, &body)?,
                 Op::Ping => self.echo(&header, &body)?,
+                Op::Fence => self.reply(&header, &FenceReply::default())?,
                 _ => self.send(FrameHeader::reply_to(&header, Status::OK), &[])?,
             }
         }

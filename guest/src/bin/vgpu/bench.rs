@@ -70,7 +70,7 @@ pub(crate) fn run(cli: &Cli, arguments: &BenchArguments) -> Result<(), Failure> 
             ))?;
         }
     }
-    session::end(client);
+    session::end(client)?;
     Ok(())
 }
 

@@ -81,7 +81,7 @@ pub(crate) fn run(cli: &Cli, arguments: &GpuBenchArguments) -> Result<(), Failur
         print(figures)?;
     }
     if arguments.sessions {
-        session::end_device(device);
+        session::end_device(device)?;
         return Ok(());
     }
     let module = device.load_module(KERNEL.as_bytes())?;
@@ -107,7 +107,7 @@ pub(crate) fn run(cli: &Cli, arguments: &GpuBenchArguments) -> Result<(), Failur
         }
     }
     drop((nothing, module));
-    session::end_device(device);
+    session::end_device(device)?;
     Ok(())
 }
 
@@ -235,7 +235,7 @@ impl Opening {
             let start = Instant::now();
             let device = self.open()?;
             times.push(start.elapsed());
-            session::end_device(device);
+            session::end_device(device)?;
         }
         Ok(Figures::times("session_open", &times))
     }
@@ -276,7 +276,7 @@ impl Opening {
                 }
             };
             times.push(start.elapsed());
-            session::end_device(device);
+            session::end_device(device)?;
         }
         Ok(Figures::times("session_reopen", &times))
     }

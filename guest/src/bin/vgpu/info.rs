@@ -13,7 +13,7 @@ pub(crate) fn run(cli: &Cli) -> Result<(), Failure> {
     let mut client = session::open(cli)?;
     let info = client.info()?;
     let printed = print(cli, &client, &info);
-    session::end(client);
+    session::end(client)?;
     Ok(printed?)
 }
 

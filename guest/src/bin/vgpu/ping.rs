@@ -19,7 +19,7 @@ pub(crate) fn run(cli: &Cli, arguments: &PingArguments) -> Result<(), Failure> {
     } else {
         output::line(&trips.to_text(&endpoint))
     };
-    session::end(client);
+    session::end(client)?;
     Ok(printed?)
 }
 

@@ -109,19 +109,30 @@ pub(crate) fn endpoint_name(client: &Client) -> String {
         .unwrap_or_default()
 }
 
-/// Ends the session once its result is in the user's hands. What goes wrong from here on takes nothing
+/// Ends the session once its result is in the user's hands. What goes wrong with the connection from here on takes nothing
 /// back, so it is a warning at most.
-pub(crate) fn end(client: Client) {
-    warn_of_end(client.goodbye());
+///
+/// # Errors
+/// Work that nobody had waited for has failed.
+pub(crate) fn end(client: Client) -> Result<(), Failure> {
+    ended(client.goodbye())
 }
 
 /// [`end`] of a device's session.
-pub(crate) fn end_device(device: Device) {
-    warn_of_end(device.goodbye());
+///
+/// # Errors
+/// Those of [`end`].
+pub(crate) fn end_device(device: Device) -> Result<(), Failure> {
+    ended(device.goodbye())
 }
 
-fn warn_of_end(ended: vgpu_guest::Result<()>) {
-    if let Err(error) = ended {
-        log::warn!("the session did not end in good order, which changes no result: {error}");
+fn ended(ended: vgpu_guest::Result<()>) -> Result<(), Failure> {
+    match ended {
+        Err(error) if !error.failures().is_empty() => return Err(error.into()),
+        Err(error) => {
+            log::warn!("the session did not end in good order, which changes no result: {error}")
+        }
+        Ok(()) => {}
     }
+    Ok(())
 }

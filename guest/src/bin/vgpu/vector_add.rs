@@ -76,7 +76,7 @@ pub(crate) fn run(cli: &Cli, arguments: &VectorAddArguments) -> Result<(), Failu
             report.device_time.as_secs_f64(),
         ))
     };
-    session::end(client);
+    let ended = session::end(client);
     if let Some((index, found, due)) = verdict.first {
         return Err(Failure::new(
             format!(
@@ -89,6 +89,7 @@ pub(crate) fn run(cli: &Cli, arguments: &VectorAddArguments) -> Result<(), Failu
         )
         .reported());
     }
+    ended?;
     Ok(printed?)
 }
 

@@ -71,10 +71,7 @@ impl Device {
         {
             return Ok(());
         }
-        let (to, stream) = (to.address(), self.stream_ref());
-        let stores = Stores::of(bytes.len());
-        self.client()?
-            .copy_up(DOING, to, bytes, stores, stream, &mut Vec::new())
+        self.send_bytes(DOING, to.address(), bytes)
     }
 
     /// Copies the front of `from` to `to`, once the work sent before is done.

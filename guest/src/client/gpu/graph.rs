@@ -202,7 +202,7 @@ impl GraphExec {
     pub fn launch_checked(&self, stream: &Device) -> Result<()> {
         let launch = self.request(stream)?;
         let mut client = stream.client()?;
-        let reply = client.request(Self::LAUNCH, launch);
+        let reply = client.request_noted(Self::LAUNCH, launch);
         explained(&mut client, reply).map(drop)
     }
 

@@ -187,7 +187,7 @@ impl LaunchBuilder<'_> {
         let device = self.device;
         let launch = self.check(config)?;
         let mut client = device.client()?;
-        let reply = client.request(DOING, launch);
+        let reply = client.request_noted(DOING, launch);
         explained(&mut client, reply).map(drop)
     }
 

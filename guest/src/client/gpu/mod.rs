@@ -23,6 +23,7 @@ use vgpu_protocol::op::{
     NO_ATTRIBUTE, Operation, Request, StreamDestroy, Synchronize,
 };
 
+use super::staging::Stores;
 use super::{Client, Session, lock};
 use crate::data::Data;
 use crate::error::{Cause, Error, Result};
@@ -249,6 +250,27 @@ impl Device {
         Ok(client.device_time(reply.device_ns))
     }
 
+    /// The ids of the requests that the last call on this lane has sent without waiting for the device: a launch, a copy, a
+    /// fill, a graph's launch, the record of an event or a wait for one. A later error names them, if it is theirs
+    /// ([`Error::failures`]). One, but several for a large copy of ordinary memory, which goes in pieces; none before the
+    /// first such call. What was only dropped changes nothing here.
+    ///
+    /// ```no_run
+    /// # use vgpu_guest::{Client, Device, Options};
+    /// # let device = Device::new(Client::from_env(&Options::default())?)?;
+    /// let mut buffer = device.alloc::<u32>(1000)?;
+    /// device.memset(&mut buffer, 7)?;
+    /// let fill = device.last_requests();
+    /// if let Err(error) = device.synchronize() {
+    ///     let failed = error.failures().iter().any(|failed| fill.contains(&failed.request_id));
+    ///     eprintln!("{error}; the fill failed: {failed}");
+    /// }
+    /// # Ok::<(), vgpu_guest::Error>(())
+    /// ```
+    pub fn last_requests(&self) -> Vec<u32> {
+        lock(&self.lane).last_requests.clone()
+    }
+
     /// Has `take` called with each line that kernels print: [`Client::on_printed`].
     pub fn on_printed(&self, take: impl FnMut(Printed<'_>) + Send + 'static) {
         lock(&self.lane).on_printed(take);
@@ -352,9 +374,21 @@ impl Device {
     where
         O: Operation + Into<Request>,
     {
-        self.client()?
-            .run(doing, request.into(), true, data)
-            .map(drop)
+        let mut client = self.client()?;
+        client.noting_requests(|client, requests| {
+            let id = client.send_quiet_with(doing, request, data)?;
+            requests.push(id);
+            Ok(())
+        })
+    }
+
+    /// Sends bytes that have been taken when this returns.
+    fn send_bytes(&self, doing: &'static str, to: u64, bytes: &[u8]) -> Result<()> {
+        let (stores, stream) = (Stores::of(bytes.len()), self.stream_ref());
+        let mut client = self.client()?;
+        client.noting_requests(|client, requests| {
+            client.copy_up(doing, to, bytes, stores, stream, requests)
+        })
     }
 
     /// Runs a request that waits for the device, and keeps the device's time for the next answer that reports it.
@@ -426,6 +460,18 @@ pub(super) fn is_out_of_memory(error: &Error) -> bool {
 }
 
 impl Client {
+    /// Runs `send`, whose requests are the last from then on.
+    fn noting_requests(
+        &mut self,
+        send: impl FnOnce(&mut Self, &mut Vec<u32>) -> Result<()>,
+    ) -> Result<()> {
+        let mut requests = std::mem::take(&mut self.last_requests);
+        requests.clear();
+        let sent = send(self, &mut requests);
+        self.last_requests = requests;
+        sent
+    }
+
     /// Keeps what a call has heard of the device's time for the next wait that tells it.
     pub(super) fn keep_device_time(&self, ns: u64) {
         self.session.untold_ns.fetch_add(ns, Ordering::Relaxed);

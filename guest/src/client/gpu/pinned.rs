@@ -13,7 +13,7 @@ use vgpu_protocol::op::field::StreamRef;
 use vgpu_protocol::op::{CopyFromRegion, CopyToRegion, NO_WORD, StreamSynchronize, Synchronize};
 use vgpu_protocol::status::ErrorCode;
 
-use super::super::staging::{Mapped, Stores};
+use super::super::staging::Mapped;
 use super::buffer::within;
 use super::{Device, DevicePtr, Dropped, KernelArg, lock, told};
 use crate::error::Result;
@@ -251,9 +251,7 @@ impl Device {
         let (to, stream) = (to.address(), self.stream_ref());
         match &from.memory {
             Memory::Ordinary(elements) => {
-                let bytes = bytemuck::cast_slice(&elements[range]);
-                let (mut client, stores) = (self.client()?, Stores::of(bytes.len()));
-                client.copy_up(DOING, to, bytes, stores, stream, &mut Vec::new())
+                self.send_bytes(DOING, to, bytemuck::cast_slice(&elements[range]))
             }
             Memory::Locked(place) => {
                 from.is_used_in(stream);

@@ -4,7 +4,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::thread;
 use std::time::Duration;
 
-use vgpu_protocol::op::{Op, QuietFailure};
+use vgpu_protocol::op::{MAX_QUIET_FAILURES, Op, QuietFailure};
 use vgpu_protocol::status::{ErrorCode, Status};
 
 use crate::client::{CaptureMode, Client, Device, DevicePtr, LaunchConfig, Stream};
@@ -61,6 +61,53 @@ pub(in crate::conformance) fn late_failures(ground: &Ground<'_>) -> Outcome {
         .synchronize()
         .map_err(at("after a launch that could not be"))?;
     end(device)
+}
+
+/// A goodbye is the last that can tell of a failure, and waits for what has not failed yet.
+pub(in crate::conformance) fn told_at_the_end(ground: &Ground<'_>) -> Outcome {
+    const LAUNCHES: u32 = 100;
+    const NAMED: usize = MAX_QUIET_FAILURES;
+    // A context that ends with the session.
+    let (device, module) = open_with_kernels(ground)?;
+    let poke = kernel(&module, "poke")?;
+    let launch = device.launch_builder(&poke).arg(&0x10u64);
+    launch.launch(config(1, 1)).map_err(at("launch"))?;
+    let launched = device.last_requests();
+    drop((poke, module));
+    let error = fails("a goodbye behind a fault", device.goodbye())?;
+    let results = [700, 719].map(|code| Some(Status::Cuda(code)));
+    check(results.contains(&error.status()), || error.to_string())?;
+    let failures = error.failures().iter();
+    let told: Vec<u32> = failures.map(|failed| failed.request_id).collect();
+    same("what failed", &told, &launched)?;
+    // More than are named.
+    let (device, module) = open_with_kernels(ground)?;
+    let stream = device.new_stream().map_err(at("a stream"))?;
+    let mut word = device_word(&device)?;
+    stream
+        .begin_capture(CaptureMode::Global)
+        .map_err(at("capture"))?;
+    stream.memset_zeros(&mut word).map_err(at("fill"))?;
+    let graph = stream.end_capture().map_err(at("end a capture"))?;
+    let exec = graph.instantiate().map_err(at("instantiate"))?;
+    device.synchronize().map_err(at("before"))?;
+    drop((graph, word, module));
+    let mut launched = Vec::new();
+    for _ in 0..LAUNCHES {
+        exec.launch(&stream).map_err(at("launch"))?;
+        launched.extend(stream.last_requests());
+    }
+    let error = fails("a goodbye behind many failures", device.goodbye())?;
+    is_cuda(&error, 1)?;
+    let failures = error.failures().iter();
+    let told: Vec<u32> = failures.map(|failed| failed.request_id).collect();
+    same("the first of them", &told, &launched[..NAMED])?;
+    let (more, wanted) = (error.failures_unnamed(), launched.len() - NAMED);
+    check(more as usize == wanted, || {
+        format!("{more} more failures of {wanted}")
+    })?;
+    let all = format!("{} more", LAUNCHES - 1);
+    check(error.to_string().contains(&all), || error.to_string())
 }
 
 pub(in crate::conformance) fn faults(ground: &Ground<'_>) -> Outcome {

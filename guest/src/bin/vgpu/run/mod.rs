@@ -89,7 +89,7 @@ pub(crate) fn run(cli: &Cli, run: &RunArguments) -> Result<(), Failure> {
         ))
     };
     drop((given, function, module));
-    session::end_device(device);
+    session::end_device(device)?;
     Ok(printed?)
 }
 
