@@ -105,6 +105,18 @@ typedef struct vgpu_pinned vgpu_pinned;
 // An order of work of its own, beside that of other streams.
 typedef struct vgpu_stream vgpu_stream;
 
+// A request that failed when nobody waited for it.
+typedef struct {
+    // Its id: one of those that `vgpu_last_requests` has given after the call that sent it.
+    uint32_t id;
+    // The number of the operation (docs/protocol.md): 29 is a launch.
+    uint32_t operation;
+    // The `CUresult`; 0 where it was not the driver's failure.
+    int32_t cuda;
+    // The mediator's code, which is negative; 0 where it was not the mediator's.
+    int32_t mediator;
+} vgpu_failed_request;
+
 // Settings of a session. All bytes 0 but for `size` are the defaults.
 typedef struct {
     // `sizeof(vgpu_options)`.
@@ -179,6 +191,14 @@ const char *vgpu_last_error_advice(void);
 // source; "" otherwise. Valid as the message is.
 const char *vgpu_last_error_log(void);
 
+// How many requests failed without anybody waiting for them, as far as this thread's last failure names them: the first 64.
+// Copies those for which `requests` has room, the first ones first; with a `room` of 0 it may be NULL.
+size_t vgpu_last_error_requests(vgpu_failed_request *requests,
+                                size_t room);
+
+// How many requests failed beside those that `vgpu_last_error_requests` names.
+uint32_t vgpu_last_error_more_requests(void);
+
 // The version of this library, as in "0.1.0".
 const char *vgpu_version(void);
 
@@ -190,7 +210,8 @@ int vgpu_open(const char *endpoints,
               const vgpu_options *options,
               vgpu_device **device);
 
-// Ends the session of `device` in good order. All handles of the session are gone with it, those of its lanes, memory,
+// Ends the session of `device` in good order, once everything that was sent in it is done. If something of it failed and no
+// call has said so, that is this call's failure. All handles of the session are gone with it, those of its lanes, memory,
 // modules, streams and events too, whatever this returns: the session is over in any case. NULL is VGPU_OK.
 int vgpu_close(vgpu_device *device);
 
@@ -223,6 +244,15 @@ int vgpu_memory_info(vgpu_device *device, uint64_t *free, uint64_t *total);
 // Waits until the device has done everything that was sent in this session before. If something of it failed, that is
 // this call's failure.
 int vgpu_synchronize(vgpu_device *device);
+
+// How many requests the last call with this handle of a device has sent that did not wait for the device: a launch, a copy,
+// a fill, the record of an event or a wait for one. One, but several for a large copy, which goes in pieces. Copies the ids
+// of those for which `ids` has room; with a `room` of 0 it may be NULL. A later failure names them, if it is theirs:
+// `vgpu_last_error_requests`.
+int vgpu_last_requests(vgpu_device *device,
+                       uint32_t *ids,
+                       size_t room,
+                       size_t *count);
 
 // Adds `elements` floats of `a` and `b` into `sum` on the device, and waits until all are there. `sum` has no element
 // in common with `a` or `b`.

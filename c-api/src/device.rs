@@ -121,6 +121,34 @@ pub extern "C" fn vgpu_synchronize(device: *mut DeviceHandle) -> c_int {
     })
 }
 
+/// How many requests the last call with this handle of a device has sent that did not wait for the device: a launch, a copy,
+/// a fill, the record of an event or a wait for one. One, but several for a large copy, which goes in pieces. Copies the ids
+/// of those for which `ids` has room; with a `room` of 0 it may be NULL. A later failure names them, if it is theirs:
+/// `vgpu_last_error_requests`.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn vgpu_last_requests(
+    device: *mut DeviceHandle,
+    ids: *mut u32,
+    room: usize,
+    count: *mut usize,
+) -> c_int {
+    call(|| {
+        // SAFETY: the header's rules for pointers.
+        let (ids, place) = unsafe {
+            (
+                elements_mut(ids, room, "place for ids")?,
+                Out::new(count, "number of requests")?,
+            )
+        };
+        let requests = DEVICES.get(device)?.object.last_requests();
+        for (id, request) in ids.iter_mut().zip(&requests) {
+            *id = *request;
+        }
+        place.set(requests.len());
+        Ok(())
+    })
+}
+
 /// Adds `elements` floats of `a` and `b` into `sum` on the device, and waits until all are there. `sum` has no element
 /// in common with `a` or `b`.
 #[unsafe(no_mangle)]

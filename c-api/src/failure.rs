@@ -5,8 +5,11 @@ use std::cell::RefCell;
 use std::ffi::{CString, c_char, c_int};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
+use vgpu_guest::protocol::op::QuietFailure;
 use vgpu_guest::protocol::status::Status;
 use vgpu_guest::{ErrorKind, Retry};
+
+use crate::pointers::elements_mut;
 
 /// Returned by a call that succeeds.
 pub const VGPU_OK: c_int = 0;
@@ -86,6 +89,43 @@ pub(crate) struct Failure {
     message: CString,
     advice: CString,
     log: CString,
+    requests: Vec<FailedRequest>,
+    more_requests: u32,
+}
+
+/// A request that failed when nobody waited for it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(C)]
+pub struct FailedRequest {
+    /// Its id: one of those that `vgpu_last_requests` has given after the call that sent it.
+    pub id: u32,
+    /// The number of the operation (docs/protocol.md): 29 is a launch.
+    pub operation: u32,
+    /// The `CUresult`; 0 where it was not the driver's failure.
+    pub cuda: i32,
+    /// The mediator's code, which is negative; 0 where it was not the mediator's.
+    pub mediator: i32,
+}
+
+impl FailedRequest {
+    fn new(failed: &QuietFailure) -> Self {
+        let (cuda, mediator) = codes(Some(failed.status));
+        Self {
+            id: failed.request_id,
+            operation: failed.op.code().into(),
+            cuda,
+            mediator,
+        }
+    }
+}
+
+/// The `CUresult` and the mediator's code of a status, of which one is 0.
+fn codes(status: Option<Status>) -> (i32, i32) {
+    match status {
+        Some(Status::Cuda(result)) => (result, 0),
+        Some(other) => (0, other.to_raw()),
+        None => (0, 0),
+    }
 }
 
 impl Failure {
@@ -99,6 +139,8 @@ impl Failure {
             message: c_text(message),
             advice: c_text("correct the arguments".to_owned()),
             log: CString::default(),
+            requests: Vec::new(),
+            more_requests: 0,
         }
     }
 
@@ -122,12 +164,7 @@ impl Failure {
 
 impl From<vgpu_guest::Error> for Failure {
     fn from(error: vgpu_guest::Error) -> Self {
-        let (mut cuda, mut mediator) = (0, 0);
-        match error.status() {
-            Some(Status::Cuda(result)) => cuda = result,
-            Some(other) => mediator = other.to_raw(),
-            None => {}
-        }
+        let (cuda, mediator) = codes(error.status());
         Self {
             code: error.kind().into(),
             cuda,
@@ -136,6 +173,8 @@ impl From<vgpu_guest::Error> for Failure {
             message: c_text(error.to_string()),
             advice: c_text(error.advice()),
             log: c_text(error.compile_log().unwrap_or_default().to_owned()),
+            requests: error.failures().iter().map(FailedRequest::new).collect(),
+            more_requests: error.failures_unnamed(),
         }
     }
 }
@@ -221,6 +260,29 @@ pub extern "C" fn vgpu_last_error_advice() -> *const c_char {
 #[unsafe(no_mangle)]
 pub extern "C" fn vgpu_last_error_log() -> *const c_char {
     of_last(c"".as_ptr(), |last| last.log.as_ptr())
+}
+
+/// How many requests failed without anybody waiting for them, as far as this thread's last failure names them: the first 64.
+/// Copies those for which `requests` has room, the first ones first; with a `room` of 0 it may be NULL.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn vgpu_last_error_requests(
+    requests: *mut FailedRequest,
+    room: usize,
+) -> usize {
+    // SAFETY: the header's rules for pointers.
+    let place = unsafe { elements_mut(requests, room, "place for requests") };
+    of_last(0, |last| {
+        for (place, request) in place.unwrap_or_default().iter_mut().zip(&last.requests) {
+            *place = *request;
+        }
+        last.requests.len()
+    })
+}
+
+/// How many requests failed beside those that `vgpu_last_error_requests` names.
+#[unsafe(no_mangle)]
+pub extern "C" fn vgpu_last_error_more_requests() -> u32 {
+    of_last(0, |last| last.more_requests)
 }
 
 #[cfg(test)]

@@ -108,7 +108,8 @@ unsafe fn options(given: *const Options) -> Result<(vgpu_guest::Options, u32), F
     Ok((options, given.device))
 }
 
-/// Ends the session of `device` in good order. All handles of the session are gone with it, those of its lanes, memory,
+/// Ends the session of `device` in good order, once everything that was sent in it is done. If something of it failed and no
+/// call has said so, that is this call's failure. All handles of the session are gone with it, those of its lanes, memory,
 /// modules, streams and events too, whatever this returns: the session is over in any case. NULL is VGPU_OK.
 #[unsafe(no_mangle)]
 pub extern "C" fn vgpu_close(device: *mut DeviceHandle) -> c_int {

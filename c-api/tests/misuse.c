@@ -366,6 +366,38 @@ static void threads(const char *endpoint)
     GOOD(vgpu_close(other));
 }
 
+/* A failure that nobody has waited for is that of the end, and names the request. */
+static void told_at_the_end(const char *endpoint)
+{
+    vgpu_device *device = NULL;
+    vgpu_module *module = NULL;
+    vgpu_function *set = NULL;
+    uint64_t nowhere = 16;
+    uint32_t value = 1, id = 0;
+    size_t sent = 0;
+    vgpu_failed_request failed[2];
+    const vgpu_argument arguments[] = {VGPU_ARGUMENT(nowhere), VGPU_ARGUMENT(value)};
+    memset(failed, 0, sizeof failed);
+    GOOD(vgpu_open(endpoint, NULL, &device));
+    GOOD(vgpu_last_requests(device, &id, 1, &sent));
+    CHECK(sent == 0);
+    GOOD(vgpu_module_load(device, PTX, sizeof PTX - 1, &module));
+    GOOD(vgpu_module_function(module, "set", &set));
+    GOOD(vgpu_launch(device, set, 1, 1, 1, 1, 1, 1, 0, arguments, 2, NULL));
+    GOOD(vgpu_last_requests(device, &id, 1, &sent));
+    CHECK(sent == 1);
+    WRONG(vgpu_last_requests(device, NULL, 1, &sent), "NULL");
+    WRONG(vgpu_last_requests(device, &id, 1, NULL), "number of requests");
+    expect(__LINE__, vgpu_close(device), VGPU_ERROR_CUDA, "failed");
+    CHECK(vgpu_last_error_requests(NULL, 0) == 1);
+    CHECK(vgpu_last_error_requests(failed, 2) == 1);
+    CHECK(failed[0].id == id && failed[0].operation == 29 && failed[0].mediator == 0);
+    CHECK(failed[0].cuda == vgpu_last_error_cuda() && failed[0].cuda >= 700 && failed[1].id == 0);
+    CHECK(vgpu_last_error_more_requests() == 0);
+    NO_HANDLE(vgpu_synchronize(device), "whose session was closed");
+    CHECK(vgpu_last_error_requests(failed, 2) == 0);
+}
+
 int main(int argc, char **argv)
 {
     vgpu_device *device = NULL;
@@ -382,6 +414,7 @@ int main(int argc, char **argv)
     kernels(device);
     vgpu_close(device);
     threads(argv[1]);
+    told_at_the_end(argv[1]);
     devices(argv[1]);
     if (failures == 0)
         printf("every misuse was told\n");
