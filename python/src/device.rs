@@ -139,6 +139,12 @@ impl Device {
         ))
     }
 
+    /// The ids of the requests of the last call that did not wait for the device.
+    fn last_requests(&self, py: Python<'_>) -> PyResult<Vec<u32>> {
+        let guest = self.guest(py)?;
+        detached(py, || Ok(guest.last_requests()))
+    }
+
     /// Free and total bytes.
     fn memory_info(&self, py: Python<'_>) -> PyResult<(u64, u64)> {
         let guest = self.guest(py)?;

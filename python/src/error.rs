@@ -13,7 +13,13 @@ struct Failure {
     cuda_result: Option<i32>,
     retry: Option<&'static str>,
     log: Option<String>,
+    /// Id, operation, name of the status and `CUresult` of each request that is named.
+    requests: Vec<FailedRequest>,
+    /// How many failed beside these.
+    more_requests: u32,
 }
+
+type FailedRequest = (u32, String, Option<String>, Option<i32>);
 
 impl Failure {
     fn raise(self, py: Python<'_>) -> PyErr {
@@ -26,11 +32,11 @@ impl Failure {
                 cuda_result,
                 retry,
                 log,
+                requests,
+                more_requests,
             } = self;
-            errors.call_method1(
-                "from_native",
-                (kind, message, advice, code, cuda_result, retry, log),
-            )
+            let text = (kind, message, advice, code, cuda_result, retry, log);
+            errors.call_method1("from_native", (text, requests, more_requests))
         });
         match made {
             Ok(exception) => PyErr::from_value(exception),
@@ -49,17 +55,28 @@ pub(crate) fn argument(py: Python<'_>, message: impl Into<String>) -> PyErr {
         cuda_result: None,
         retry: None,
         log: None,
+        requests: Vec::new(),
+        more_requests: 0,
     };
     failure.raise(py)
 }
 
-/// An error of the guest's library.
-pub(crate) fn raise(py: Python<'_>, error: &Error) -> PyErr {
-    let (code, cuda_result) = match error.status() {
+/// The name of a status, and its `CUresult`.
+fn names(status: Option<Status>) -> (Option<String>, Option<i32>) {
+    match status {
         Some(Status::Cuda(result)) => (cuda_name(result).map(str::to_owned), Some(result)),
         Some(other) => (Some(other.to_string()), None),
         None => (None, None),
-    };
+    }
+}
+
+/// An error of the guest's library.
+pub(crate) fn raise(py: Python<'_>, error: &Error) -> PyErr {
+    let (code, cuda_result) = names(error.status());
+    let requests = error.failures().iter().map(|failed| {
+        let (code, cuda_result) = names(Some(failed.status));
+        (failed.request_id, failed.op.to_string(), code, cuda_result)
+    });
     let failure = Failure {
         kind: match error.kind() {
             ErrorKind::Argument => "argument",
@@ -82,6 +99,8 @@ pub(crate) fn raise(py: Python<'_>, error: &Error) -> PyErr {
             Retry::NewSession => Some("new session"),
         },
         log: error.compile_log().map(str::to_owned),
+        requests: requests.collect(),
+        more_requests: error.failures_unnamed(),
     };
     failure.raise(py)
 }

@@ -251,6 +251,19 @@ class Kernels(WithDevice):
         self.assertEqual((raised.exception.code, raised.exception.cuda_result), ("CUDA_ERROR_ILLEGAL_ADDRESS", 700))
         self.assertTrue(raised.exception.advice)
 
+    def test_a_failure_that_nobody_waited_for_is_raised_at_the_end_with_its_request(self):
+        with self.assertRaises(vgpu.CudaError) as raised:
+            with vgpu.Device() as dev:
+                self.assertEqual(dev.last_requests(), [])
+                dev.load(SET).function("set")[1, 1](np.uint64(16), 1)
+                launch = dev.last_requests()
+        (failed,) = raised.exception.requests
+        self.assertEqual([failed.id], launch)
+        self.assertEqual((failed.operation, failed.code), ("Launch", "CUDA_ERROR_ILLEGAL_ADDRESS"))
+        self.assertEqual(raised.exception.more_requests, 0)
+        with self.assertRaisesRegex(vgpu.ArgumentError, "the device was closed"):
+            dev.synchronize()
+
     def test_a_module_is_there_as_long_as_a_function(self):
         set_ = self.dev.load(SET).function("set")
         gc.collect()

@@ -21,6 +21,7 @@ from ._errors import (
     ConnectionError,
     CudaError,
     Error,
+    FailedRequest,
     ProtocolError,
     RefusedError,
     TimeoutError,
@@ -38,6 +39,7 @@ __all__ = [
     "Device",
     "Error",
     "Event",
+    "FailedRequest",
     "Function",
     "Info",
     "Module",
@@ -435,6 +437,13 @@ class Device(_Closing):
         """The value of a `CUdevice_attribute`, by its number; `None` where there is none."""
         return self._native.attribute(number)
 
+    def last_requests(self):
+        """The ids of the requests that the last call on this device or a stream of it has sent without waiting for it: a
+        launch, a copy, a fill, a record or a wait for an event. One, but several for a large copy, which goes in pieces. The
+        `requests` of a later `Error` name them, if it is theirs.
+        """
+        return self._native.last_requests()
+
     def memory_info(self):
         """Bytes of memory that are free, and that this session may have."""
         return self._native.memory_info()
@@ -500,7 +509,9 @@ class Device(_Closing):
         return out
 
     def close(self):
-        """Ends the session in good order; all that it has on the device is gone."""
+        """Ends the session in good order, once what was sent is done; all that it has on the device is gone. If something
+        failed and no call has said so, that is raised here, or at the end of the `with`.
+        """
         self._native.close()
 
 

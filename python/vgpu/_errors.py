@@ -1,6 +1,18 @@
 """The exceptions, which the native part makes by `from_native`."""
 
 import builtins
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class FailedRequest:
+    """A request that failed when nobody waited for it: its `id`, as `Device.last_requests` has it, its `operation`, as
+    "Launch", and why, as with an `Error`."""
+
+    id: int
+    operation: str
+    code: str | None
+    cuda_result: int | None
 
 
 class Error(Exception):
@@ -8,8 +20,12 @@ class Error(Exception):
 
     `advice` is one line of what can be done. `code` is the name of the status, as "E_QUOTA_MEM" of the mediator or
     "CUDA_ERROR_NOT_FOUND" of the driver; `cuda_result` the number of the latter. `retry` says whether the same call may
-    succeed later: in the "same session", or in a "new session".
+    succeed later: in the "same session", or in a "new session". `requests` are those that failed when nobody waited for
+    them, up to 64, and `more_requests` is how many there were beside them.
     """
+
+    requests = ()
+    more_requests = 0
 
     def __init__(self, message, advice="", code=None, cuda_result=None, retry=None):
         super().__init__(message)
@@ -69,11 +85,15 @@ _KINDS = {
 }
 
 
-def from_native(kind, message, advice, code, cuda_result, retry, log):
+def from_native(text, requests, more_requests):
+    kind, message, advice, code, cuda_result, retry, log = text
     if log is None:
-        return _KINDS.get(kind, Error)(message, advice, code, cuda_result, retry)
-    error = CompileError(message, advice, code, cuda_result, retry)
-    error.log = log
+        error = _KINDS.get(kind, Error)(message, advice, code, cuda_result, retry)
+    else:
+        error = CompileError(message, advice, code, cuda_result, retry)
+        error.log = log
+    error.requests = tuple(FailedRequest(*request) for request in requests)
+    error.more_requests = more_requests
     return error
 
 
