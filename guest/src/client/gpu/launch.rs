@@ -6,6 +6,7 @@ use bytemuck::Pod;
 use vgpu_protocol::op::Launch;
 use vgpu_protocol::op::field::Bytes;
 
+use super::module::FIXED_SHARED;
 use super::{
     Device, DeviceBuffer, DevicePtr, DeviceRows, DeviceSlice, DeviceSliceMut, Function,
     PitchedBuffer, PitchedSlice, PitchedSliceMut, explained,
@@ -14,6 +15,10 @@ use crate::error::{Error, Result};
 
 /// `CU_FUNC_ATTRIBUTE_MAX_THREADS_PER_BLOCK`.
 const MAX_THREADS: u32 = 0;
+
+/// `CU_DEVICE_ATTRIBUTE_MAX_BLOCK_DIM_X` and `MAX_GRID_DIM_X`; y and z follow.
+const MAX_BLOCK_DIM: u32 = 2;
+const MAX_GRID_DIM: u32 = 5;
 
 /// How many blocks of how many threads.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -86,8 +91,8 @@ memory!(
     PitchedSliceMut<'_, T> as DeviceRows
 );
 
-/// A launch that is being put together. Number and sizes of the arguments, the block and whose memory it is
-/// are checked before anything is sent.
+/// A launch that is being put together. Before anything is sent, number and sizes of the arguments and whose memory it is
+/// are checked, and grid, block and shared memory against the limits of the kernel and the device.
 #[derive(Debug)]
 #[must_use = "nothing runs before `launch`"]
 pub struct LaunchBuilder<'l> {
@@ -97,6 +102,8 @@ pub struct LaunchBuilder<'l> {
     given: usize,
     deadline: Duration,
     wrong: Option<Error>,
+    /// What the device refuses is sent, in tests of that.
+    beyond_limits: bool,
 }
 
 const DOING: &str = "launch";
@@ -111,6 +118,7 @@ impl Device {
             given: 0,
             deadline: Duration::ZERO,
             wrong: self.check_session(DOING, function.device()).err(),
+            beyond_limits: false,
         }
     }
 }
@@ -167,11 +175,18 @@ impl LaunchBuilder<'_> {
         self
     }
 
+    /// Leaves the limits of the device to the device.
+    pub(crate) fn beyond_limits(mut self) -> Self {
+        self.beyond_limits = true;
+        self
+    }
+
     /// Launches it and does not wait. A later failure is the error of the next
     /// [`synchronize`](Device::synchronize) or copy from the device.
     ///
     /// # Errors
-    /// Arguments that do not fit the kernel, before anything is sent; the session failed.
+    /// Arguments that do not fit the kernel, or a configuration beyond the limits, before anything is sent; the session
+    /// failed.
     pub fn launch(self, config: LaunchConfig) -> Result<()> {
         let device = self.device;
         let launch = self.check(config)?;
@@ -207,16 +222,13 @@ impl LaunchBuilder<'_> {
         }
         let triple = |(x, y, z)| [x, y, z];
         let (grid, block) = (triple(config.grid_dim), triple(config.block_dim));
-        let threads: u64 = block.iter().map(|n| u64::from(*n)).product();
-        let most = function.attribute(MAX_THREADS).unwrap_or(1024);
-        if grid.contains(&0) || threads == 0 {
+        if grid.contains(&0) || block.contains(&0) {
             return wrong(format!("a grid of {grid:?} blocks of {block:?} threads"));
         }
-        if u64::try_from(most).is_ok_and(|most| threads > most) {
-            return wrong(format!(
-                "a block of {threads} threads; kernel '{}' allows {most}",
-                function.name()
-            ));
+        if !self.beyond_limits
+            && let Some(what) = self.beyond(grid, block, config.shared_mem_bytes)
+        {
+            return wrong(what);
         }
         // Behind the last parameter there may be bytes that are nobody's.
         self.parameters.resize(function.parameter_bytes(), 0);
@@ -231,6 +243,45 @@ impl LaunchBuilder<'_> {
             stream: device.stream_ref(),
             deadline_ms: u32::try_from(ms).unwrap_or(u32::MAX),
             parameters,
+        })
+    }
+
+    /// The limit that a launch goes beyond, if there is one.
+    fn beyond(&self, grid: [u32; 3], block: [u32; 3], shared: u32) -> Option<String> {
+        let (device, function) = (self.device, self.function);
+        let name = function.name();
+        let limit = |value: Option<i32>| value.and_then(|most| u32::try_from(most).ok());
+        let threads: u64 = block.iter().map(|n| u64::from(*n)).product();
+        let most = limit(function.attribute(MAX_THREADS)).unwrap_or(1024);
+        if threads > u64::from(most) {
+            return Some(format!(
+                "a block of {threads} threads; kernel '{name}' allows {most}"
+            ));
+        }
+        for (what, first, sizes) in [
+            ("a grid of", MAX_GRID_DIM, grid),
+            ("a block of", MAX_BLOCK_DIM, block),
+        ] {
+            for ((axis, size), number) in ["x", "y", "z"].iter().zip(sizes).zip(first..) {
+                if let Some(most) = limit(device.attribute(number))
+                    && size > most
+                {
+                    return Some(format!(
+                        "{what} {sizes:?}; the device allows {most} in {axis}"
+                    ));
+                }
+            }
+        }
+        if shared == 0 {
+            return None;
+        }
+        let most = function.most_dynamic_shared()?;
+        let fixed = limit(function.attribute(FIXED_SHARED)).unwrap_or(0);
+        (shared > most).then(|| {
+            format!(
+                "{shared} bytes of dynamic shared memory; kernel '{name}', which has {fixed} of its own, allows {most} \
+                 (CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES)"
+            )
         })
     }
 }

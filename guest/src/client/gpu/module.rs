@@ -1,7 +1,8 @@
 //! Code on the device.
 
+use std::collections::BTreeMap;
 use std::num::NonZeroU64;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 
 use bytemuck::Pod;
 use vgpu_protocol::handle::Handle;
@@ -15,6 +16,13 @@ use super::{Device, DeviceSliceMut, Dropped, attribute, explained, lock};
 use crate::data::Data;
 use crate::error::Result;
 
+/// `CU_FUNC_ATTRIBUTE_SHARED_SIZE_BYTES`.
+pub(super) const FIXED_SHARED: u32 = 1;
+/// `CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES`.
+const MAX_DYNAMIC_SHARED: u32 = 8;
+/// `CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK`.
+const MAX_SHARED_PER_BLOCK: u32 = 8;
+
 /// A loaded module; unloaded when this and its functions are dropped, once the work sent before is done.
 /// Clones are the same module.
 #[derive(Debug, Clone)]
@@ -24,6 +32,8 @@ pub struct Module(Arc<Loaded>);
 struct Loaded {
     device: Device,
     handle: Handle,
+    /// Bytes of dynamic shared memory that kernels were allowed, by their numbers.
+    allowed: Mutex<BTreeMap<u32, u32>>,
 }
 
 impl Drop for Loaded {
@@ -72,7 +82,12 @@ impl Device {
             return Err(self.wrong(doing, what));
         };
         let device = self.base();
-        Ok((handle, Module(Arc::new(Loaded { device, handle }))))
+        let loaded = Loaded {
+            device,
+            handle,
+            allowed: Mutex::default(),
+        };
+        Ok((handle, Module(Arc::new(loaded))))
     }
 }
 
@@ -164,7 +179,30 @@ impl Function {
             value,
         };
         let device = self.device();
-        device.ask("set an attribute", request).map(drop)
+        device.ask("set an attribute", request)?;
+        if let (MAX_DYNAMIC_SHARED, Ok(bytes)) = (number, u32::try_from(value)) {
+            lock(&self.0.module.0.allowed).insert(self.number(), bytes);
+        }
+        Ok(())
+    }
+
+    /// Most bytes of dynamic shared memory of a block in a launch; `None` where neither driver nor device says.
+    pub(super) fn most_dynamic_shared(&self) -> Option<u32> {
+        if let Some(allowed) = lock(&self.0.module.0.allowed).get(&self.number()) {
+            return Some(*allowed);
+        }
+        let of_kernel = |number| u32::try_from(self.attribute(number)?).ok();
+        let of_device = u32::try_from(self.device().attribute(MAX_SHARED_PER_BLOCK)?).ok();
+        let fixed = of_kernel(FIXED_SHARED).unwrap_or(0);
+        match (of_kernel(MAX_DYNAMIC_SHARED), of_device) {
+            // It was allowed more before it was looked up.
+            (Some(told), Some(of_device)) if told > of_device => Some(told),
+            (told, Some(of_device)) => {
+                let left = of_device.saturating_sub(fixed);
+                Some(told.map_or(left, |told| told.min(left)))
+            }
+            (told, None) => told,
+        }
     }
 
     pub(super) fn device(&self) -> &Device {

@@ -28,6 +28,7 @@ pub(in crate::conformance) fn late_failures(ground: &Ground<'_>) -> Outcome {
     device
         .launch_builder(&turn)
         .arg(&data)
+        .beyond_limits()
         .launch(too_much)
         .map_err(at("launch"))?;
     let error = fails(
@@ -45,6 +46,7 @@ pub(in crate::conformance) fn late_failures(ground: &Ground<'_>) -> Outcome {
         device
             .launch_builder(&turn)
             .arg(&data)
+            .beyond_limits()
             .launch_checked(too_much),
     )?;
     is_cuda(&error, 1)?;

@@ -10,6 +10,21 @@ use crate::error::Cause;
 
 use super::{KERNELS, Outcome, config, end, is_cuda, kernel, open_with_kernels, same};
 
+/// A kernel with 40 KiB of shared memory.
+const FIXED: &str = ".version 6.0
+.target sm_50
+.address_size 64
+.extern .shared .align 4 .b8 more[];
+.visible .entry fixed()
+{
+    .reg .b32 %v;
+    .shared .align 4 .b8 own[40960];
+    mov.u32 %v, %tid.x;
+    st.volatile.shared.u32 [own], %v;
+    ret;
+}
+";
+
 pub(in crate::conformance) fn launches(device: &Device, module: &Module) -> Outcome {
     // In order behind each other, without a wait between.
     let saxpy = kernel(module, "saxpy")?;
@@ -97,6 +112,30 @@ pub(in crate::conformance) fn launches(device: &Device, module: &Module) -> Outc
             &wanted,
         )?;
     }
+    let data = device.clone_htod(&numbers).map_err(at("up"))?;
+    let fixed = device
+        .load_module(FIXED.as_bytes())
+        .map_err(at("memory of its own"))?;
+    let fixed = kernel(&fixed, "fixed")?;
+    let how = |shared_mem_bytes| LaunchConfig {
+        shared_mem_bytes,
+        ..config(1, 1)
+    };
+    // What was allowed, and what a kernel's own memory leaves of 48 KiB.
+    let refused = [
+        (device.launch_builder(&turn).arg(&data), (60 << 10) + 1),
+        (device.launch_builder(&fixed), (8 << 10) + 1),
+    ];
+    for (launch, bytes) in refused {
+        let error = fails("too much shared memory", launch.launch(how(bytes)))?;
+        check(matches!(error.cause(), Cause::Input(_)), || {
+            error.to_string()
+        })?;
+    }
+    let launch = device.launch_builder(&fixed);
+    launch
+        .launch_checked(how(8 << 10))
+        .map_err(at("all of it"))?;
     let ran = device.synchronize().map_err(at("synchronize"))?;
     check(ran > Duration::ZERO, || {
         "no kernel took any time".to_owned()
@@ -154,6 +193,28 @@ pub(in crate::conformance) fn parameters(device: &Device, module: &Module) -> Ou
         check(matches!(error.cause(), Cause::Input(_)), || {
             error.to_string()
         })?;
+    }
+    // So is what no device takes, axis by axis.
+    let give_up = kernel(module, "give_up")?;
+    let sizes = |grid_dim, block_dim, shared_mem_bytes| LaunchConfig {
+        grid_dim,
+        block_dim,
+        shared_mem_bytes,
+    };
+    for (config, word) in [
+        (sizes((1 << 31, 1, 1), (1, 1, 1), 0), "in x"),
+        (sizes((1, 1 << 16, 1), (1, 1, 1), 0), "in y"),
+        (sizes((1, 1, 1 << 16), (1, 1, 1), 0), "in z"),
+        (sizes((1, 1, 1), (1, 1, 65), 0), "in z"),
+        (sizes((1, 1, 1), (1, 1, 1), (48 << 10) + 1), "shared"),
+        (sizes((1, 1, 1), (1, 1, 1), u32::MAX), "shared"),
+    ] {
+        let launch = device.launch_builder(&give_up);
+        let error = fails("beyond the device's limits", launch.launch(config))?;
+        check(
+            matches!(error.cause(), Cause::Input(_)) && error.to_string().contains(word),
+            || format!("{config:?}: {error}"),
+        )?;
     }
     device
         .synchronize()

@@ -666,6 +666,8 @@ extern "C" fn cuFuncGetAttribute(
     *value = match attribute {
         0 => function.kernel.max_threads as c_int,
         1 => function.kernel.shared_bytes as c_int,
+        8 if function.opt_in => (227 << 10) - function.kernel.shared_bytes as c_int,
+        8 => (48 << 10) - function.kernel.shared_bytes as c_int,
         2..=15 => 0,
         _ => return INVALID_VALUE,
     };
