@@ -1,14 +1,15 @@
 //! The command `vchan`: its transfers, output and measurements, and its failures.
 
-use std::io::{Read, Write};
+use std::io::{BufRead, BufReader, Read, Write};
 use std::process::{Child, Command, Output, Stdio};
 
 fn vchan(arguments: &str, path: &std::path::Path) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_vchan"));
     command.args(arguments.split_whitespace());
-    command
-        .args(["--backend", "local", "--timeout", "60", "--path"])
-        .arg(path);
+    command.args(["--backend", "local", "--path"]).arg(path);
+    if !arguments.contains("--timeout") {
+        command.args(["--timeout", "60"]);
+    }
     command
         .stdin(Stdio::null())
         .stdout(Stdio::piped())
@@ -184,7 +185,6 @@ fn bench_adds_up_words_in_place_and_by_way_of_a_buffer() {
 
 #[test]
 fn a_led_bench_waits_for_a_word_before_each_step() {
-    use std::io::{BufRead, Write};
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("socket");
     let server = vchan("bench-serve --ring 64K", &path).spawn().unwrap();
@@ -195,7 +195,7 @@ fn a_led_bench_waits_for_a_word_before_each_step() {
         .spawn()
         .unwrap();
     let mut words = client.stdin.take().unwrap();
-    let mut said = std::io::BufReader::new(client.stdout.take().unwrap()).lines();
+    let mut said = BufReader::new(client.stdout.take().unwrap()).lines();
     let mut next = || said.next().unwrap().unwrap();
     for step in ["sink:4096", "echo:16", "idle", "end"] {
         assert_eq!(next(), format!("{{\"step\":\"{step}\"}}"));
@@ -270,6 +270,46 @@ fn failures_are_two_lines_and_a_status() {
         0,
         "a socket was left behind"
     );
+}
+
+/// Programs read standard output; people, standard error.
+#[test]
+fn a_failed_bench_is_an_object_for_programs_and_two_lines_for_people() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("socket");
+    let failed = |arguments: &str, code: i32| {
+        let output = vchan(arguments, &path).output().unwrap();
+        assert_eq!(output.status.code(), Some(code), "{output:?}");
+        let errors = String::from_utf8(output.stderr).unwrap();
+        assert!(errors.starts_with("error: "), "{errors}");
+        String::from_utf8(output.stdout).unwrap()
+    };
+    let bench = "bench --timeout 0.05 --points echo:16";
+    for (flags, code) in [("--json", 1), ("--json --time nought", 2)] {
+        let text = failed(&format!("{bench} {flags}"), code);
+        let object: serde_json::Value = serde_json::from_str(&text).unwrap();
+        assert_eq!(object["schema"], 1);
+        let error = &object["error"];
+        assert_eq!(error["code"], code);
+        assert!(error["what"].is_string() && error["advice"].is_string());
+    }
+    assert_eq!(failed(bench, 1), "");
+
+    // Not only where nothing is measured yet.
+    let mut server = vchan("bench-serve", &path).spawn().unwrap();
+    let mut client = vchan("bench --json --step --points echo:16 --bytes 16", &path)
+        .stdin(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut lines = BufReader::new(client.stdout.take().unwrap()).lines();
+    let mut next = || lines.next().unwrap().unwrap();
+    assert_eq!(next(), "{\"step\":\"echo:16\"}");
+    server.kill().unwrap();
+    server.wait().unwrap();
+    client.stdin.take().unwrap().write_all(b"\n").unwrap();
+    let last = next();
+    assert!(last.contains("\"error\":{"), "{last}");
+    assert_eq!(client.wait().unwrap().code(), Some(1));
 }
 
 #[test]

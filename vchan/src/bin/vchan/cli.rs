@@ -69,6 +69,13 @@ pub(crate) enum Command {
     },
 }
 
+impl Command {
+    /// Whether the results are for programs.
+    pub(crate) fn prints_objects(&self) -> bool {
+        matches!(self, Self::Bench { options, .. } if options.json)
+    }
+}
+
 /// Action on the channel.
 #[derive(Debug, Clone, Args)]
 pub(crate) struct Work {

@@ -21,9 +21,10 @@ fn main() -> ExitCode {
     env_logger::Builder::from_env(env_logger::Env::default().default_filter_or("warn"))
         .format_timestamp(None)
         .init();
+    let json = arguments.command.prints_objects();
     match run(arguments.command) {
         Ok(()) => ExitCode::SUCCESS,
-        Err(failure) => vgpu_cli::report(&failure.what, &failure.advice, failure.status, false),
+        Err(failure) => vgpu_cli::report(&failure.what, &failure.advice, failure.status, json),
     }
 }
 
