@@ -2,16 +2,22 @@
 #![doc = include_str!("../README.md")]
 
 use std::ffi::OsString;
+use std::fmt::Display;
 use std::fs;
-use std::io::{self, Write};
+use std::io;
 use std::path::{Path, PathBuf};
 use std::process;
 
 use clap::{CommandFactory, Parser};
 use clap_complete::Shell;
 use serde::Serialize;
+use vgpu_transport::output::write_all;
 
+pub mod diagnosis;
+mod failure;
 pub mod values;
+
+pub use failure::{Failure, INTERRUPTED, MISUSE};
 
 /// The flag, before all others, with which a program writes its pages and completions into a
 /// folder: `vgpu --generate DIR`. It is for packagers, and absent from help texts.
@@ -47,19 +53,24 @@ pub fn json_line(object: &impl Serialize) -> serde_json::Result<String> {
     })
 }
 
-/// The object that programs print for a failure with `--json`; `code` is the exit status.
-pub fn failure_object(what: &str, advice: &str, code: u8) -> serde_json::Value {
-    serde_json::json!({ "error": { "what": what, "advice": advice, "code": code } })
+/// Prints a line on standard output.
+///
+/// # Errors
+/// Standard output is closed or has no room: a failure, not a panic.
+pub fn print_line(line: impl Display) -> Result<(), Failure> {
+    write_all(&io::stdout(), format!("{line}\n").as_bytes())
+        .map_err(|error| Failure::standard("output", &error))
 }
 
-/// Tells of a failure: two lines on standard error, and with `json` the [`failure_object`] on standard output. Where
-/// neither can be written there is nowhere left to report it.
-pub fn report(what: &str, advice: &str, code: u8, json: bool) -> process::ExitCode {
-    if json && let Ok(line) = json_line(&failure_object(what, advice, code)) {
-        let _ = writeln!(io::stdout(), "{line}");
-    }
-    let _ = write!(io::stderr(), "error: {what}\n help: {advice}\n");
-    process::ExitCode::from(code)
+/// Prints an object for `--json`: [`json_line`].
+///
+/// # Errors
+/// As [`print_line`], or it is no object.
+pub fn print_object(object: &impl Serialize) -> Result<(), Failure> {
+    let line = json_line(object).map_err(|error| {
+        Failure::system("cannot print the result", error, "report this as a defect")
+    })?;
+    print_line(line)
 }
 
 /// Parses this process's arguments as a `P`. Ends the process if they ask for help, for the version
@@ -67,7 +78,11 @@ pub fn report(what: &str, advice: &str, code: u8, json: bool) -> process::ExitCo
 pub fn parse<P: Parser>() -> P {
     let mut arguments = std::env::args_os().skip(1);
     if arguments.next().is_some_and(|first| first == GENERATE) {
-        process::exit(generate::<P>(arguments));
+        let done = generate::<P>(arguments);
+        if let Err(failure) = &done {
+            failure.report(false);
+        }
+        process::exit(done.err().map_or(0, |failure| failure.code.into()));
     }
     let matches = with_commit(P::command()).try_get_matches();
     let parsed = matches.and_then(|mut matches| {
@@ -76,10 +91,8 @@ pub fn parse<P: Parser>() -> P {
     });
     parsed.unwrap_or_else(|error| {
         let wants_json = std::env::args_os().skip(1).any(|it| it == JSON);
-        if wants_json && let Some(object) = misuse_object(&P::command(), &error) {
-            // If that fails, the lines on standard error remain.
-            let line = json_line(&object).unwrap_or_default() + "\n";
-            let _ = io::stdout().write_all(line.as_bytes());
+        if let Some(failure) = misuse(&P::command(), &error) {
+            failure.print_object(wants_json);
         }
         error.exit()
     })
@@ -90,8 +103,8 @@ fn prints_objects(command: &clap::Command) -> bool {
     own || command.get_subcommands().any(prints_objects)
 }
 
-/// The object for arguments that make no sense, where `command` prints objects; `None` for a request such as `--help`.
-fn misuse_object(command: &clap::Command, error: &clap::Error) -> Option<serde_json::Value> {
+/// The failure for arguments that make no sense, where `command` prints objects; `None` for a request such as `--help`.
+fn misuse(command: &clap::Command, error: &clap::Error) -> Option<Failure> {
     if !prints_objects(command) || !error.use_stderr() {
         return None;
     }
@@ -101,7 +114,7 @@ fn misuse_object(command: &clap::Command, error: &clap::Error) -> Option<serde_j
     let what = what.strip_prefix("error: ").unwrap_or(what);
     let words: Vec<&str> = what.split_whitespace().collect();
     let advice = format!("{} --help shows what there is", command.get_name());
-    Some(failure_object(&words.join(" "), &advice, 2))
+    Some(Failure::usage(words.join(" "), advice))
 }
 
 /// The command, whose `--version` says from which commit it was built, as far as that is known. `-V` does not.
@@ -115,19 +128,24 @@ fn with_commit(command: clap::Command) -> clap::Command {
     }
 }
 
-/// Writes the pages requested with [`GENERATE`]; returns the exit status.
-fn generate<P: CommandFactory>(mut arguments: impl Iterator<Item = OsString>) -> i32 {
+/// Writes the pages requested with [`GENERATE`].
+fn generate<P: CommandFactory>(
+    mut arguments: impl Iterator<Item = OsString>,
+) -> Result<(), Failure> {
     let (Some(folder), None) = (arguments.next(), arguments.next()) else {
-        eprintln!("error: {GENERATE} takes one folder\n help: for example {GENERATE} /tmp/pages");
-        return 2;
+        return Err(Failure::usage(
+            format!("{GENERATE} takes one folder"),
+            format!("for example {GENERATE} /tmp/pages"),
+        ));
     };
-    match write_pages(P::command(), Path::new(&folder)) {
-        Ok(_) => 0,
-        Err(error) => {
-            let folder = folder.display();
-            eprintln!("error: cannot write to {folder}: {error}\n help: name a folder of yours");
-            1
-        }
+    let folder = Path::new(&folder);
+    match write_pages(P::command(), folder) {
+        Ok(_) => Ok(()),
+        Err(error) => Err(Failure::system(
+            format_args!("cannot write to {}", folder.display()),
+            error,
+            "name a folder of yours",
+        )),
     }
 }
 
@@ -163,7 +181,7 @@ mod tests {
 
     #[test]
     fn every_object_has_the_number_of_its_shape_first() {
-        let line = json_line(&failure_object("a", "b", 2)).unwrap();
+        let line = json_line(&Failure::new("a", "b").object()).unwrap();
         let start = "{\"schema\":1,\"error\":{";
         assert!(line.starts_with(start), "{line}");
         assert!(json_line(&"a text").is_err());
@@ -221,27 +239,27 @@ mod tests {
             most: Option<u8>,
         }
         let error = |arguments: &[&str]| Lister::try_parse_from(arguments).unwrap_err();
-        let of = |arguments: &[&str]| misuse_object(&Lister::command(), &error(arguments));
-        let object = of(&["lister", "--json", "--most", "many"]).unwrap();
-        let what = object["error"]["what"].as_str().unwrap();
+        let of = |arguments: &[&str]| misuse(&Lister::command(), &error(arguments));
+        let failure = of(&["lister", "--json", "--most", "many"]).unwrap();
+        let what = &failure.what;
         assert!(
             what.starts_with("invalid value 'many' for '--most <MOST>'"),
             "{what}"
         );
-        assert_eq!(object["error"]["code"], 2);
-        assert_eq!(
-            object["error"]["advice"],
-            "lister --help shows what there is"
-        );
+        assert_eq!(failure.code, 2);
+        assert_eq!(failure.advice, "lister --help shows what there is");
         assert_eq!(of(&["lister", "--help"]), None);
         let other = Sorter::try_parse_from(["sorter", "--json"]).unwrap_err();
-        assert_eq!(misuse_object(&Sorter::command(), &other), None);
+        assert_eq!(misuse(&Sorter::command(), &other), None);
     }
 
     #[test]
     fn what_makes_no_sense_is_status_2_and_what_cannot_be_written_1() {
-        assert_eq!(generate::<Sorter>(std::iter::empty()), 2);
-        let full = ["/dev/null/x".into()];
-        assert_eq!(generate::<Sorter>(full.into_iter()), 1);
+        let code = |arguments: &[&str]| {
+            let arguments = arguments.iter().map(Into::into);
+            generate::<Sorter>(arguments).unwrap_err().code
+        };
+        assert_eq!(code(&[]), 2);
+        assert_eq!(code(&["/dev/null/x"]), 1);
     }
 }

@@ -449,6 +449,17 @@ impl fmt::Display for Error {
     }
 }
 
+#[cfg(feature = "cli")]
+impl From<Error> for vgpu_cli::Failure {
+    fn from(error: Error) -> Self {
+        let failed = match *error.cause {
+            Cause::Interrupted => Self::interrupted,
+            _ => Self::new,
+        };
+        failed(error.to_string(), error.advice())
+    }
+}
+
 impl std::error::Error for Error {
     fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
         match &*self.cause {

@@ -13,7 +13,6 @@ pub mod config;
 pub mod control;
 pub mod devices;
 pub mod executor;
-pub mod failure;
 pub mod gpus;
 pub mod guest_memory;
 pub mod lines;

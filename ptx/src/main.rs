@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 use anyhow::Context;
 use clap::{Args, Parser, Subcommand};
 use serde_json::json;
+use vgpu_cli::Failure;
 use vgpu_ptx::{COMPUTE_CAPABILITY, Config, Device, Kernel, Launch, Module, Options};
 
 use arguments::{Argument, Misuse, Packed};
@@ -105,7 +106,7 @@ fn main() -> ExitCode {
                 false => ("vgpu-ptx check FILE shows what a module has and needs", 1),
             };
             let what = format!("{e:#}");
-            vgpu_cli::report(&what, advice, code, cli.json)
+            Failure::new(what, advice).with_code(code).report(cli.json)
         }
     }
 }
@@ -231,7 +232,12 @@ fn run(r: &Run, as_json: bool) -> anyhow::Result<ExitCode> {
     let (seconds, device_ns) = (took.as_secs_f64(), took.as_nanos());
     let printed = device.take_printed(usize::MAX);
     if printed.lost > 0 {
-        eprintln!("{} bytes that kernels printed are lost", printed.lost);
+        // Without a reader there is nobody to tell.
+        let _ = writeln!(
+            std::io::stderr(),
+            "{} bytes that kernels printed are lost",
+            printed.lost
+        );
     }
     let printed = printed.text;
     if as_json {

@@ -277,6 +277,13 @@ impl Error {
     }
 }
 
+#[cfg(feature = "cli")]
+impl From<Error> for vgpu_cli::Failure {
+    fn from(error: Error) -> Self {
+        Self::new(error.to_string(), error.advice())
+    }
+}
+
 impl From<TicketError> for Error {
     fn from(error: TicketError) -> Self {
         RegionError::from(error).into()

@@ -5,10 +5,10 @@ use std::io;
 use std::process::ExitCode;
 
 use vchan::xen::store::provider::Provider;
+use vgpu_cli::{Failure, MISUSE};
 use vgpu_mediator::cli::Flags;
 use vgpu_mediator::compile::process;
 use vgpu_mediator::config::Config;
-use vgpu_mediator::failure::Failure;
 use vgpu_mediator::print::print;
 use vgpu_mediator::worker::confinement::trial;
 use vgpu_mediator::{broker, gpus, logging, worker};
@@ -33,21 +33,19 @@ fn main() -> ExitCode {
     }
     let status = match run(&vgpu_cli::parse()) {
         Ok(()) => ExitCode::SUCCESS,
-        Err((failure, status)) => {
-            failure.print();
-            status
+        Err(failure) => {
+            logging::say(&failure.lines());
+            ExitCode::from(failure.code)
         }
     };
     logging::flush();
     status
 }
 
-/// Exit status for a wrong configuration: starting again would not help.
-const MISCONFIGURED: u8 = 2;
-
-fn run(flags: &Flags) -> Result<(), (Failure, ExitCode)> {
-    let config = configuration(flags).map_err(|failure| (failure, MISCONFIGURED.into()))?;
-    serve(flags, config).map_err(|failure| (failure, ExitCode::FAILURE))
+fn run(flags: &Flags) -> Result<(), Failure> {
+    // Starting again would not help: the unit tells it from what may pass.
+    let config = configuration(flags).map_err(|failure| failure.with_code(MISUSE))?;
+    serve(flags, config)
 }
 
 fn configuration(flags: &Flags) -> Result<Config, Failure> {

@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 
 use nix::sys::socket::{getsockopt, sockopt::PeerCredentials};
 use vchan::local::{Listener, Stranger};
+use vgpu_cli::Failure;
 
 use super::accounts::Refusal;
 use super::fair_queue::FairQueue;
@@ -19,7 +20,6 @@ use super::xen::{Announced, Command, Event, XenGuests};
 use super::{Broker, KICK_TIME};
 use crate::devices::Device;
 use crate::executor::ExecutorChoice;
-use crate::failure::Failure;
 use crate::policy::Share;
 use crate::worker::confinement::Settings;
 use crate::worker::link::Ask;

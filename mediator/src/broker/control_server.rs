@@ -16,10 +16,10 @@ use nix::sys::socket::{
 };
 use nix::unistd::Uid;
 use vchan::local::Stranger;
+use vgpu_cli::Failure;
 
 use super::connections::Connections;
 use crate::control::{Answer, Ask, MAX_REQUEST, Refused, Request, Response, VERSION};
-use crate::failure::Failure;
 use crate::lines::LineBuffer;
 
 /// Connections at once; more wait in the kernel's queue.

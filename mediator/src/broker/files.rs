@@ -10,11 +10,11 @@ use std::os::unix::fs::DirBuilderExt;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
+use vgpu_cli::Failure;
 use vgpu_file_transport::{GuestName, SessionName};
 
 use super::Broker;
 use super::who::{Place, Who};
-use crate::failure::Failure;
 use crate::policy::{GuestKey, GuestRule};
 use crate::worker::link::{Ask, Found};
 use crate::worker::spec::Carrier;

@@ -9,8 +9,7 @@ use nix::errno::Errno;
 use nix::fcntl::{Flock, FlockArg, OFlag};
 use nix::sys::stat::{major, minor};
 use nix::unistd::Uid;
-
-use crate::failure::Failure;
+use vgpu_cli::Failure;
 
 /// Tries against others who make and remove the file.
 const TRIES: u32 = 16;

@@ -9,10 +9,10 @@ use nix::errno::Errno;
 use nix::poll::PollFd;
 use nix::unistd::read;
 use vchan::local::{Listener, Stranger};
+use vgpu_cli::Failure;
 
 use super::connections::Connections;
 use crate::config::MetricsAddress;
-use crate::failure::Failure;
 
 /// Connections at once; more wait in the kernel's queue.
 const MOST_CONNECTIONS: usize = 8;

@@ -46,6 +46,7 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use nix::poll::{PollFd, PollFlags};
+use vgpu_cli::Failure;
 use vgpu_transport::endpoint::Endpoint;
 
 use crate::cli::Flags;
@@ -53,7 +54,6 @@ use crate::config::Config;
 use crate::control::{Answer, Ask};
 use crate::devices::MISSING_ADVICE;
 use crate::executor::ExecutorChoice;
-use crate::failure::Failure;
 use crate::logging;
 use crate::worker::confinement::{Confine, Protection, Settings, trial};
 use crate::worker::link::{self, Found};

@@ -1,11 +1,11 @@
 //! Descriptors for all that the limits allow, so that none is missing in the middle of it.
 
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
+use vgpu_cli::Failure;
 use vgpu_transport::Endpoint;
 
 use super::{admission, closer, strangers, warm};
 use crate::config::Config;
-use crate::failure::Failure;
 
 /// Descriptors that do not depend on guests: standard streams, signals, listeners, xenstore, a probe, the sockets
 /// for control and metrics with their clients, and what a start of a worker needs for a moment.

@@ -17,13 +17,13 @@ use nix::poll::{PollFd, PollFlags};
 use nix::sys::prctl;
 use nix::sys::signal::Signal;
 use serde::{Deserialize, Serialize};
+use vgpu_cli::Failure;
 use vgpu_transport::endpoint::Endpoint;
 use vgpu_transport::output::write_all;
 
 use super::wait::{is_ready, wait, wait_readable};
 use crate::control;
 use crate::executor::{ExecutorChoice, probe};
-use crate::failure::Failure;
 use crate::lines::LineBuffer;
 use crate::print::print_error;
 use crate::relay::{self, Route};

@@ -9,13 +9,13 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use vchan::xen::store::{Store, StoreError};
+use vgpu_cli::Failure;
 
 use super::Broker;
 use super::instance::Instance;
 use super::session::Session;
 use super::who::Who;
 use super::xen::LOCK;
-use crate::failure::Failure;
 use crate::relay::OFFERS;
 use crate::worker::spec::Carrier;
 

@@ -11,6 +11,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use nix::time::{ClockId, clock_gettime};
+use vgpu_cli::{Failure, MISUSE};
 
 use super::Broker;
 use super::control_server::refused;
@@ -21,7 +22,6 @@ use super::xen::Command;
 use crate::cli::Flags;
 use crate::config::Config;
 use crate::control::{Answer, Refused, Reloaded};
-use crate::failure::Failure;
 use crate::policy::Share;
 
 /// How long a reading may take.
@@ -32,9 +32,6 @@ const INTERVAL: Duration = Duration::from_millis(250);
 
 /// How long somebody who asks is kept waiting: for a reading under way, and for the one behind it.
 const ASKING_LIMIT: Duration = Duration::from_secs(25);
-
-/// Exit status of `vgpuctl` for a configuration that is wrong, as of `vgpu-mediatord`.
-const MISCONFIGURED: u8 = 2;
 
 /// The reading under way, and whether another is wanted.
 #[derive(Debug)]
@@ -215,12 +212,12 @@ impl Broker<'_> {
 
     fn not_reloaded(&mut self, failure: &Failure, asked: &[u64]) {
         self.reload.results[1] += 1;
-        let Failure { what, advice } = failure;
+        let Failure { what, advice, .. } = failure;
         log::error!("not reloaded, and nothing has changed: {what}; {advice}");
         let refused = Refused {
             what: format!("not reloaded, and nothing has changed: {what}"),
             advice: advice.clone(),
-            code: MISCONFIGURED,
+            code: MISUSE,
         };
         self.answer_all(asked, &Answer::Error(refused));
         self.tell_reloaded();

@@ -8,6 +8,7 @@ use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::time::{Duration, Instant};
 
+use vgpu_cli::Failure;
 use vgpu_socket_transport::{Secret, Secrets};
 
 use super::accounts::Refusal;
@@ -15,7 +16,6 @@ use super::session::Session;
 use super::strangers::Strangers;
 use super::who::{Road, Who};
 use super::{Broker, KICK_TIME};
-use crate::failure::Failure;
 use crate::worker::link::{Ask, Key};
 use crate::worker::spec::{Carrier, Turned};
 

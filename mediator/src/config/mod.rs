@@ -12,13 +12,13 @@ use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 
 use serde::Serialize;
+use vgpu_cli::Failure;
 use vgpu_socket_transport::{Secret, Secrets};
 use vgpu_transport::endpoint::Endpoint;
 
 use crate::cli::Flags;
 use crate::devices::{Device, DeviceKey, Devices};
 use crate::executor::ExecutorChoice;
-use crate::failure::Failure;
 use crate::policy::Policy;
 use file::ConfigFile;
 pub use limits::Limits;

@@ -3,8 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use nix::unistd::Uid;
-
-use crate::failure::Failure;
+use vgpu_cli::Failure;
 
 /// `path`, made absolute. It must be text: workers are told of it in JSON, and `--check-config` prints
 /// it as TOML.

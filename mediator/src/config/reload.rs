@@ -5,9 +5,10 @@ use std::io;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 
+use vgpu_cli::Failure;
+
 use super::{Config, Limits};
 use crate::cli::Flags;
-use crate::failure::Failure;
 
 /// Rules that a list of changes names; of more it gives the number.
 const MOST_NAMED: usize = 8;

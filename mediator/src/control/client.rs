@@ -5,11 +5,11 @@ use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
+use vgpu_cli::Failure;
 use vgpu_socket_transport::dial_unix;
 
 use super::{Answer, Ask, MAX_RESPONSE, Request, Response, VERSION};
 use crate::config::ROOT_CONTROL;
-use crate::failure::Failure;
 
 /// How long the mediator has to take the connection and answer.
 const ANSWER_LIMIT: Duration = Duration::from_secs(5);

@@ -312,6 +312,32 @@ fn a_failed_bench_is_an_object_for_programs_and_two_lines_for_people() {
     assert_eq!(client.wait().unwrap().code(), Some(1));
 }
 
+/// Who started it may share a pipe with it that does not block, and read that later.
+#[test]
+fn a_failure_waits_for_room_on_standard_output() {
+    use std::os::fd::OwnedFd;
+    use std::os::unix::net::UnixStream;
+
+    let dir = tempfile::tempdir().unwrap();
+    let (mut ours, mut theirs) = UnixStream::pair().unwrap();
+    theirs.set_nonblocking(true).unwrap();
+    let mut before = 0;
+    while let Ok(written) = theirs.write(&[b'x'; 4096]) {
+        before += written;
+    }
+    let mut bench = vchan("bench --json --timeout 0.05", &dir.path().join("socket"))
+        .stdout(OwnedFd::from(theirs))
+        .spawn()
+        .unwrap();
+    // Time to fail in.
+    std::thread::sleep(std::time::Duration::from_millis(300));
+    let mut all = Vec::new();
+    ours.read_to_end(&mut all).unwrap();
+    assert_eq!(bench.wait().unwrap().code(), Some(1));
+    let object = String::from_utf8_lossy(&all[before..]);
+    assert!(object.contains("\"error\":{"), "{object}");
+}
+
 #[test]
 fn a_signal_ends_a_waiting_server_without_leftovers() {
     use nix::sys::signal::{Signal, kill};

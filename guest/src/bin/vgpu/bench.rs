@@ -3,14 +3,14 @@
 use std::time::Duration;
 
 use serde_json::json;
+use vgpu_cli::{Failure, print_line, print_object};
 use vgpu_guest::Client;
 
 use crate::bench_gpu;
 use crate::cli::{BenchArguments, BenchCommand, Cli};
-use crate::failure::Failure;
 use crate::ping::RoundTrips;
 use crate::vector_add::rate;
-use crate::{floats, output, session};
+use crate::{floats, session};
 
 /// Bytes of a round trip: a small request's worth.
 const PING_BYTES: usize = 16;
@@ -27,9 +27,9 @@ pub(crate) fn run(cli: &Cli, arguments: &BenchArguments) -> Result<(), Failure> 
     let endpoint = session::endpoint_name(&client);
     let trips = RoundTrips::measure(&mut client, arguments.pings, PING_BYTES)?;
     if cli.json {
-        output::json(&trips.to_json(&endpoint))?;
+        print_object(&trips.to_json(&endpoint))?;
     } else {
-        output::line(&format!(
+        print_line(format!(
             "{} ({}) over {endpoint}\n{}\n\n{:>12} {:>14} {:>14} {:>14} {:>10}",
             info.executor,
             info.device,
@@ -48,7 +48,7 @@ pub(crate) fn run(cli: &Cli, arguments: &BenchArguments) -> Result<(), Failure> 
         // Two vectors there, one back.
         let gb_per_s = rate(3 * 4 * elements, median);
         if cli.json {
-            output::json(&json!({
+            print_object(&json!({
                 "kind": "vector_add",
                 "elements": elements,
                 "errors": 0,
@@ -62,7 +62,7 @@ pub(crate) fn run(cli: &Cli, arguments: &BenchArguments) -> Result<(), Failure> 
                 "endpoint": endpoint,
             }))?;
         } else {
-            output::line(&format!(
+            print_line(format!(
                 "{elements:>12} {:>14.6} {:>14.6} {:>14.6} {gb_per_s:>10.3}",
                 median.as_secs_f64(),
                 best.as_secs_f64(),

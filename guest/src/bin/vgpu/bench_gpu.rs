@@ -12,15 +12,15 @@ use nix::sys::signal::{Signal, kill};
 use nix::time::{ClockId, clock_gettime};
 use nix::unistd::Pid;
 use serde_json::{Value, json};
+use vgpu_cli::{Failure, print_line, print_object};
 use vgpu_guest::{
     CaptureMode, Client, Device, DeviceBuffer, Endpoint, Function, LaunchConfig, Options,
     PinnedBuffer,
 };
 
 use crate::cli::{Cli, GpuBenchArguments};
-use crate::failure::Failure;
 use crate::figures::{self, rounded};
-use crate::{output, session};
+use crate::session;
 
 const KERNEL: &str = "
 .version 7.0
@@ -61,7 +61,7 @@ pub(crate) fn run(cli: &Cli, arguments: &GpuBenchArguments) -> Result<(), Failur
         client.info().map(|info| (endpoint, info))
     })?;
     if !cli.json {
-        output::line(&format!(
+        print_line(format!(
             "{} ({}) over {endpoint}\n\n{:<27} {:>12} {:>12} {:>12} {:>12} {:>10}",
             info.executor, info.device, "", "median", "p99", "native", "its p99", "of native"
         ))?;
@@ -69,13 +69,13 @@ pub(crate) fn run(cli: &Cli, arguments: &GpuBenchArguments) -> Result<(), Failur
     let print = |figures: &Figures| -> Result<(), Failure> {
         let beside = native.as_ref().and_then(|native| native.get(&figures.what));
         if !cli.json {
-            return Ok(output::line(&figures.to_text(beside.copied()))?);
+            return print_line(figures.to_text(beside.copied()));
         }
         let mut object = figures.to_json(beside.copied());
         object["endpoint"] = json!(endpoint);
         object["executor"] = json!(info.executor.as_str());
         object["device"] = json!(info.device.as_str());
-        Ok(output::json(&object)?)
+        print_object(&object)
     };
     for figures in &sessions {
         print(figures)?;

@@ -3,11 +3,11 @@
 use std::time::Duration;
 
 use serde_json::json;
+use vgpu_cli::{Failure, print_line, print_object};
 use vgpu_guest::conformance::{self, Ground};
 
 use crate::cli::{Cli, ConformanceArguments};
-use crate::failure::Failure;
-use crate::{output, session};
+use crate::session;
 
 /// The watchdog where no time is given: what is tested may be slow.
 const WATCHDOG: Duration = Duration::from_secs(60);
@@ -34,7 +34,7 @@ pub(crate) fn run(cli: &Cli, arguments: &ConformanceArguments) -> Result<(), Fai
             }
             let seconds = outcome.elapsed.as_secs_f64();
             if cli.json {
-                output::json(&json!({
+                print_object(&json!({
                     "case": name,
                     "endpoint": endpoint.to_string(),
                     "ok": error.is_none(),
@@ -42,7 +42,7 @@ pub(crate) fn run(cli: &Cli, arguments: &ConformanceArguments) -> Result<(), Fai
                     "seconds": (seconds * 1e6).round() / 1e6,
                 }))?;
             } else {
-                output::line(&match error {
+                print_line(match error {
                     None => format!("ok {name} over {endpoint} ({seconds:.2} s)"),
                     Some(error) => format!("FAILED {name} over {endpoint}: {error}"),
                 })?;
@@ -50,9 +50,9 @@ pub(crate) fn run(cli: &Cli, arguments: &ConformanceArguments) -> Result<(), Fai
         }
     }
     if cli.json {
-        output::json(&json!({"passed": passed, "failed": failed}))?;
+        print_object(&json!({"passed": passed, "failed": failed}))?;
     } else {
-        output::line(&format!("conformance: {passed} passed, {failed} failed"))?;
+        print_line(format!("conformance: {passed} passed, {failed} failed"))?;
     }
     match (passed, failed) {
         (1.., 0) => Ok(()),
@@ -64,6 +64,6 @@ pub(crate) fn run(cli: &Cli, arguments: &ConformanceArguments) -> Result<(), Fai
             format!("cases that failed: {failed}"),
             "see above; vgpu doctor tells whether there is a mediator at all",
         )
-        .reported()),
+        .told()),
     }
 }

@@ -4,7 +4,8 @@ use std::fs::File;
 use std::io::Read;
 use std::path::Path;
 
-use crate::failure::Failure;
+use vgpu_cli::Failure;
+
 use crate::output;
 
 /// Bytes of one element.

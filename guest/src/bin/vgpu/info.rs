@@ -1,12 +1,10 @@
 //! `vgpu info`.
 
-use std::io;
-
 use serde_json::json;
+use vgpu_cli::{Failure, print_line, print_object};
 use vgpu_guest::{Client, InfoReply};
 
 use crate::cli::Cli;
-use crate::failure::Failure;
 use crate::{output, session};
 
 pub(crate) fn run(cli: &Cli) -> Result<(), Failure> {
@@ -14,15 +12,15 @@ pub(crate) fn run(cli: &Cli) -> Result<(), Failure> {
     let info = client.info()?;
     let printed = print(cli, &client, &info);
     session::end(client)?;
-    Ok(printed?)
+    printed
 }
 
-fn print(cli: &Cli, client: &Client, info: &InfoReply) -> io::Result<()> {
+fn print(cli: &Cli, client: &Client, info: &InfoReply) -> Result<(), Failure> {
     let endpoint = session::endpoint_name(client);
     let limits = client.limits();
     let epoch = format!("{:#018x}", client.epoch());
     if cli.json {
-        return output::json(&json!({
+        return print_object(&json!({
             "executor": info.executor.as_str(),
             "device": info.device.as_str(),
             "total_memory": info.total_memory,
@@ -44,7 +42,7 @@ fn print(cli: &Cli, client: &Client, info: &InfoReply) -> io::Result<()> {
         "" => "none",
         driver => driver,
     };
-    output::line(&format!(
+    print_line(format!(
         "executor  {} ({})\n\
          device    {}\n\
          memory    {}\n\

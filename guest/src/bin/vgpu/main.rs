@@ -6,7 +6,6 @@ mod bench_gpu;
 mod cli;
 mod conformance;
 mod doctor;
-mod failure;
 mod figures;
 mod floats;
 mod info;
@@ -19,8 +18,9 @@ mod vector_add;
 
 use std::process::ExitCode;
 
+use vgpu_cli::Failure;
+
 use cli::{Cli, Command};
-use failure::Failure;
 
 fn main() -> ExitCode {
     let cli: Cli = vgpu_cli::parse();
@@ -34,14 +34,7 @@ fn main() -> ExitCode {
         .init();
     match execute(&cli) {
         Ok(()) => ExitCode::SUCCESS,
-        Err(failure) => {
-            if let Some(object) = failure.to_json().filter(|_| cli.json) {
-                // If that fails, the lines on standard error remain.
-                let _ = output::json(&object);
-            }
-            output::error(&failure.to_string());
-            ExitCode::from(failure.exit_status())
-        }
+        Err(failure) => failure.report(cli.json),
     }
 }
 

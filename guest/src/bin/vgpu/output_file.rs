@@ -15,8 +15,7 @@ use nix::errno::Errno;
 use nix::fcntl::{FallocateFlags, FcntlArg, OFlag, fallocate, fcntl};
 use rustix::fs::{XattrFlags, fgetxattr, flistxattr, fremovexattr, fsetxattr};
 use tempfile::NamedTempFile;
-
-use crate::failure::Failure;
+use vgpu_cli::Failure;
 
 /// Longest value of an extended attribute, and longest list of their names (Linux).
 const XATTR_MAX: usize = 64 << 10;

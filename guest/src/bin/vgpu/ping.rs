@@ -3,24 +3,24 @@
 use std::time::Duration;
 
 use serde_json::{Value, json};
+use vgpu_cli::{Failure, print_line, print_object};
 use vgpu_guest::Client;
 
 use crate::cli::{Cli, PingArguments};
-use crate::failure::Failure;
 use crate::figures::{percentile, rounded};
-use crate::{output, session};
+use crate::session;
 
 pub(crate) fn run(cli: &Cli, arguments: &PingArguments) -> Result<(), Failure> {
     let mut client = session::open(cli)?;
     let trips = RoundTrips::measure(&mut client, arguments.count, arguments.size.into())?;
     let endpoint = session::endpoint_name(&client);
     let printed = if cli.json {
-        output::json(&trips.to_json(&endpoint))
+        print_object(&trips.to_json(&endpoint))
     } else {
-        output::line(&trips.to_text(&endpoint))
+        print_line(trips.to_text(&endpoint))
     };
     session::end(client)?;
-    Ok(printed?)
+    printed
 }
 
 /// Times of round trips, in order of length.

@@ -9,10 +9,10 @@ use std::time::Duration;
 
 use serde_json::{Value, json};
 use signal_hook::consts::{SIGINT, SIGTERM};
+use vgpu_cli::Failure;
 use vgpu_guest::{Client, Device, Endpoint, Options, Skipped, parse_list};
 
 use crate::cli::Cli;
-use crate::failure::Failure;
 use crate::output;
 
 /// The endpoints to try: of the command line, of the environment, or dom0.

@@ -5,11 +5,11 @@ use std::time::Duration;
 
 use indicatif::{ProgressBar, ProgressStyle};
 use serde_json::json;
+use vgpu_cli::{Failure, print_line, print_object};
 
 use crate::cli::{Cli, VectorAddArguments};
-use crate::failure::Failure;
 use crate::output_file::OutputFile;
-use crate::{floats, output, session};
+use crate::{floats, session};
 
 /// Transfers of fewer elements are over before a bar can be read.
 const BAR_FROM: u64 = 8 << 20;
@@ -46,7 +46,7 @@ pub(crate) fn run(cli: &Cli, arguments: &VectorAddArguments) -> Result<(), Failu
     let bytes = 3 * size_of_val(out.as_slice());
     let gb_per_s = rate(bytes as u64, report.elapsed);
     let printed = if cli.json {
-        output::json(&json!({
+        print_object(&json!({
             "elements": elements,
             "errors": verdict.errors,
             "executor": info.executor.as_str(),
@@ -64,7 +64,7 @@ pub(crate) fn run(cli: &Cli, arguments: &VectorAddArguments) -> Result<(), Failu
         } else {
             "FAILED"
         };
-        output::line(&format!(
+        print_line(format!(
             "vector add {passed}: {elements} elements, {} errors\n\
              executor  {} ({})\n\
              endpoint  {endpoint}\n\
@@ -87,10 +87,10 @@ pub(crate) fn run(cli: &Cli, arguments: &VectorAddArguments) -> Result<(), Failu
             "do not trust this device or the path to it; run vgpu doctor and look at the mediator's \
              log",
         )
-        .reported());
+        .told());
     }
     ended?;
-    Ok(printed?)
+    printed
 }
 
 /// Bytes moved in a time, in 10⁹ bytes a second.

@@ -8,13 +8,13 @@ use std::path::Path;
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
-use serde::Serialize;
 use vchan::xen::store::Store;
+use vgpu_cli::Failure;
+use vgpu_cli::diagnosis::{Check, Verdict};
 use vgpu_mediator::broker::probe;
 use vgpu_mediator::broker::warm::cold_endpoints;
 use vgpu_mediator::control::{Device, Status};
 use vgpu_mediator::executor::ExecutorChoice;
-use vgpu_mediator::failure::Failure;
 use vgpu_mediator::print::print;
 use vgpu_mediator::worker::confinement::{Confine, Protection, Settings, trial};
 use vgpu_nvrtc::Nvrtc;
@@ -23,81 +23,11 @@ use vgpu_transport::endpoint::Endpoint;
 use crate::{Exit, fetch, print_json};
 use mode::Mode;
 
-/// Result of a check.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "lowercase")]
-enum Verdict {
-    Good,
-    Bad,
-    /// What is configured works, but could do better.
-    Remark,
-    /// It is not needed here.
-    Absent,
-}
-
-/// One line of the diagnosis.
-#[derive(Debug, Serialize)]
-struct Check {
-    name: &'static str,
-    /// Whether the verdict is not bad.
-    ok: bool,
-    verdict: Verdict,
-    found: String,
-    /// The remedy; empty where all is well.
-    advice: String,
-}
-
-impl Check {
-    fn new(name: &'static str, verdict: Verdict, found: impl Into<String>) -> Self {
-        Self {
-            name,
-            ok: verdict != Verdict::Bad,
-            verdict,
-            found: found.into(),
-            advice: String::new(),
-        }
-    }
-
-    fn good(name: &'static str, found: impl Into<String>) -> Self {
-        Self::new(name, Verdict::Good, found)
-    }
-
-    fn bad(name: &'static str, found: impl Into<String>, advice: impl Into<String>) -> Self {
-        Self {
-            advice: advice.into(),
-            ..Self::new(name, Verdict::Bad, found)
-        }
-    }
-
-    /// It works, but could do better.
-    fn remark(name: &'static str, found: impl Into<String>, advice: impl Into<String>) -> Self {
-        Self {
-            advice: advice.into(),
-            ..Self::new(name, Verdict::Remark, found)
-        }
-    }
-
-    /// What is configured does not need it.
-    fn absent(name: &'static str, found: impl Into<String>) -> Self {
-        Self::new(name, Verdict::Absent, found)
-    }
-
-    fn line(&self) -> String {
-        let Self { name, found, .. } = self;
-        match self.verdict {
-            Verdict::Good => format!("✔ {name}: {found}\n"),
-            Verdict::Absent => format!("– {name}: {found}\n"),
-            Verdict::Remark => format!("! {name}: {found}\n    → {}\n", self.advice),
-            Verdict::Bad => format!("✘ {name}: {found}\n    → {}\n", self.advice),
-        }
-    }
-}
-
 pub(crate) fn run(control: &Path, config: Option<&Path>, json: bool) -> Result<ExitCode, Exit> {
     let mut checks = Vec::new();
     let mut show = |check: Check| {
         if !json {
-            print(&check.line())?;
+            print(&format!("{}\n", check.lines()))?;
         }
         checks.push(check);
         Ok::<_, std::io::Error>(())

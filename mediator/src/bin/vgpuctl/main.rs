@@ -14,12 +14,13 @@ use std::path::Path;
 use std::process::ExitCode;
 
 use vchan::xen::store::provider::Provider;
+use vgpu_cli::Failure;
 use vgpu_mediator::broker::probe;
 use vgpu_mediator::config::default_control_path;
 use vgpu_mediator::control::client::ask;
 use vgpu_mediator::control::{Answer, Ask, Refused, Status};
-use vgpu_mediator::failure::Failure;
-use vgpu_mediator::print::{print, print_error};
+use vgpu_mediator::logging;
+use vgpu_mediator::print::print;
 use vgpu_mediator::worker::confinement::trial;
 
 use cli::{Cli, Command};
@@ -39,42 +40,20 @@ fn main() -> ExitCode {
     let cli: Cli = vgpu_cli::parse();
     match run(&cli) {
         Ok(status) => status,
-        Err(Exit::Failure(failure)) => fail(&cli, &failure, 1),
-        Err(Exit::Usage(failure)) => fail(&cli, &failure, 2),
-        Err(Exit::Refused(Refused { what, advice, code })) => {
-            fail(&cli, &Failure::new(what, advice), code)
+        Err(Exit::Failure(failure)) => {
+            failure.print_object(cli.json);
+            logging::say(&failure.lines());
+            ExitCode::from(failure.code)
         }
         // The reader of the output has closed it.
         Err(Exit::Output(error)) if error.kind() == io::ErrorKind::BrokenPipe => ExitCode::SUCCESS,
-        Err(Exit::Output(error)) => {
-            print_error(&format!(
-                "error: cannot print: {error}\n help: check where the output goes\n"
-            ));
-            ExitCode::FAILURE
-        }
+        Err(Exit::Output(error)) => Failure::standard("output", &error).report(false),
     }
-}
-
-fn fail(cli: &Cli, failure: &Failure, code: u8) -> ExitCode {
-    if cli.json {
-        // If that fails, the lines on standard error remain.
-        let _ = print_json(&vgpu_cli::failure_object(
-            &failure.what,
-            &failure.advice,
-            code,
-        ));
-    }
-    failure.print();
-    ExitCode::from(code)
 }
 
 /// Why the program ends early.
 enum Exit {
     Failure(Failure),
-    /// The command line makes no sense.
-    Usage(Failure),
-    /// The mediator's own answer.
-    Refused(Refused),
     Output(io::Error),
 }
 
@@ -138,16 +117,22 @@ fn run(cli: &Cli) -> Result<ExitCode, Exit> {
 fn fetch(control: &Path) -> Result<Status, Failure> {
     match ask(control, Ask::Status)? {
         Answer::Status(status) => Ok(*status),
-        Answer::Error(refused) => Err(Failure::new(refused.what, refused.advice)),
+        Answer::Error(refused) => Err(failure_of(refused)),
         _ => Err(of_another_question()),
     }
 }
 
 fn unexpected(answer: Answer) -> Exit {
     match answer {
-        Answer::Error(refused) => Exit::Refused(refused),
+        Answer::Error(refused) => Exit::Failure(failure_of(refused)),
         _ => Exit::Failure(of_another_question()),
     }
+}
+
+/// The mediator's own answer.
+fn failure_of(refused: Refused) -> Failure {
+    let Refused { what, advice, code } = refused;
+    Failure::new(what, advice).with_code(code)
 }
 
 fn of_another_question() -> Failure {

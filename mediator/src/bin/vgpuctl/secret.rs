@@ -1,6 +1,6 @@
 //! `vgpuctl secret NAME`: a new secret for a client over TCP.
 
-use vgpu_mediator::failure::Failure;
+use vgpu_cli::Failure;
 use vgpu_mediator::print::{is_terminal, print, print_error};
 use vgpu_socket_transport::Secret;
 
@@ -10,7 +10,7 @@ use crate::{Exit, print_json};
 pub(crate) fn run(name: &str, json: bool) -> Result<(), Exit> {
     // All that can be wrong here is the name: the system's random numbers do not fail once it runs.
     let secret = Secret::generate(name)
-        .map_err(|error| Exit::Usage(Failure::new(error.to_string(), error.advice())))?;
+        .map_err(|error| Failure::usage(error.to_string(), error.advice()))?;
     let line = secret.to_line();
     if json {
         return Ok(print_json(&serde_json::json!({

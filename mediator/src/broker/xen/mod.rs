@@ -34,9 +34,9 @@ use std::time::{Duration, Instant};
 use tokio::sync::mpsc::UnboundedSender;
 use vchan::xen::DomainLife;
 use vchan::xen::store::Store;
+use vgpu_cli::Failure;
 
 use super::instance::Instance;
-use crate::failure::Failure;
 use crate::policy::{Identity, Policy};
 
 /// Lock of a host's one mediator on `xen:`; two would serve the same guests.

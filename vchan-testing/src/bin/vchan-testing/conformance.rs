@@ -6,10 +6,9 @@ use std::process::Command;
 use signal_hook::consts::SIGABRT;
 use vchan::layout::Role;
 use vchan_testing::conformance::{Case, cases};
+use vgpu_cli::{Failure, print_line};
 
-use crate::failure::Failure;
 use crate::place::Place;
-use crate::say::say;
 
 /// Tells a process that it is the one that dies.
 const CHILD: &str = "VCHAN_CONFORMANCE_CHILD";
@@ -52,15 +51,15 @@ fn run(
         match outcome {
             Ok(()) => {
                 passed += 1;
-                say(format_args!("ok {}", case.name))?;
+                print_line(format_args!("ok {}", case.name))?;
             }
             Err(what) => {
                 failed += 1;
-                say(format_args!("FAILED {}: {what}", case.name))?;
+                print_line(format_args!("FAILED {}: {what}", case.name))?;
             }
         }
     }
-    say(format_args!(
+    print_line(format_args!(
         "conformance: {passed} passed, {failed} failed"
     ))?;
     if failed > 0 || passed == 0 {

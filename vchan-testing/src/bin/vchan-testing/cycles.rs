@@ -16,11 +16,10 @@ use clap::Args;
 use vchan::layout::Role;
 use vchan::local::{self, Listener};
 use vchan::{Channel, Error, RingSizes, Setup, xen};
+use vgpu_cli::{Failure, print_line};
 
-use crate::failure::Failure;
 use crate::held::{self, Held};
 use crate::place::{Carrier, Place};
-use crate::say::say;
 
 /// Tells a child the round in which it dies.
 const CHILD: &str = "VCHAN_CYCLE_CHILD";
@@ -72,7 +71,7 @@ fn run(place: &Place, Rounds { count, kills }: Rounds, role: Role) -> Result<(),
     close(1, 0..warm_up)?;
     let before = settled()?;
     close(LANES, warm_up..count)?;
-    say(format_args!("closed: {count} rounds"))?;
+    print_line(format_args!("closed: {count} rounds"))?;
     in_lanes(LANES, count..count + kills, |lane| {
         for round in lane {
             let outcome = match victim(round) == role {
@@ -83,7 +82,7 @@ fn run(place: &Place, Rounds { count, kills }: Rounds, role: Role) -> Result<(),
         }
         Ok(())
     })?;
-    say(format_args!("killed: {kills} rounds"))?;
+    print_line(format_args!("killed: {kills} rounds"))?;
     // A joined thread stays in the kernel's list for a moment.
     let deadline = soon();
     let mut after = Held::now()?;
@@ -98,7 +97,7 @@ fn run(place: &Place, Rounds { count, kills }: Rounds, role: Role) -> Result<(),
             "something was left behind: report it",
         ));
     }
-    say(format_args!("held: {after}, before and after"))
+    print_line(format_args!("held: {after}, before and after"))
 }
 
 /// The resources held once the threads started by the first rounds are ready themselves: one of
@@ -282,7 +281,7 @@ fn child_round() -> Option<u32> {
 fn die(place: &Place, role: Role, round: u32) -> Result<(), Failure> {
     let channel = open_end(place, role, round)?;
     move_bytes(channel, victim_writes(round), || {
-        say(format_args!("moving"))
+        print_line(format_args!("moving"))
     })?;
     Err(Failure::new(
         "the other side has ended a transfer without end",

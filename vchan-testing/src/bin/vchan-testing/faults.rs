@@ -9,11 +9,10 @@ use clap::Subcommand;
 use vchan::Interest;
 use vchan::{Channel, DomId, Error, RingSizes, Setup, xen};
 use vchan_testing::hostile::Offer;
+use vgpu_cli::{Failure, print_line};
 
-use crate::failure::Failure;
 use crate::place::Place;
 use crate::quota::{fill, quota};
-use crate::say::say;
 
 /// Far beyond any of these waits.
 pub(crate) const WAIT_LIMIT: Duration = Duration::from_secs(300);
@@ -135,7 +134,7 @@ fn hold(place: &Place) -> Result<(), Failure> {
     for (number, _) in CALLS.iter().enumerate() {
         held.push(place.part(number)?.serve(Some(RING.into()))?);
     }
-    say(format_args!("held: {} channels", held.len()))?;
+    print_line(format_args!("held: {} channels", held.len()))?;
     loop {
         thread::park();
     }
@@ -167,7 +166,7 @@ fn blocked(place: &Place, serve_path: String) -> Result<(), Failure> {
             return Err(wrong(format!("`{name}` did not wait")));
         }
     }
-    say(format_args!("blocked: {} calls", waiting.len()))?;
+    print_line(format_args!("blocked: {} calls", waiting.len()))?;
     let mut good = true;
     for (name, thread) in waiting {
         let outcome = thread
@@ -181,7 +180,7 @@ fn blocked(place: &Place, serve_path: String) -> Result<(), Failure> {
                 ("FAILED", format!("{other:?}"))
             }
         };
-        say(format_args!("{word} {name}: {text}"))?;
+        print_line(format_args!("{word} {name}: {text}"))?;
     }
     match good {
         true => Ok(()),
@@ -201,7 +200,7 @@ fn offer(place: &Place) -> Result<(), Failure> {
     for (number, _) in Offer::lies().enumerate() {
         offers.push(Offer::publish(peer, &format!("{path}/{number}"), number)?);
     }
-    say(format_args!("offered: {} pages", offers.len()))?;
+    print_line(format_args!("offered: {} pages", offers.len()))?;
     let mut seen = vec![false; offers.len()];
     loop {
         thread::sleep(THREAD_START);
@@ -223,13 +222,13 @@ fn refuse(place: &Place) -> Result<(), Failure> {
         match xen::connect(peer, &path, Instant::now() + place.timeout) {
             Ok(_) => return Err(wrong(format!("`{lie}` was accepted"))),
             Err(error @ (Error::Peer(_) | Error::Setup { .. } | Error::Os { .. })) => {
-                say(format_args!("ok {lie}: {error}"))?;
+                print_line(format_args!("ok {lie}: {error}"))?;
                 refused += 1;
             }
             Err(error) => return Err(wrong(format!("`{lie}`: {error:?}"))),
         }
     }
-    say(format_args!("refused: {refused} pages"))
+    print_line(format_args!("refused: {refused} pages"))
 }
 
 /// Every set-up of a channel with rings of 16 pages each, from no page at all to enough pages.
@@ -242,7 +241,7 @@ fn pages(place: &Place) -> Result<(), Failure> {
     if failures < 33 {
         return Err(wrong(format!("only {failures} set-ups failed")));
     }
-    say(format_args!(
+    print_line(format_args!(
         "pages: failed at each of {failures}, then worked"
     ))
 }
@@ -308,7 +307,7 @@ fn flood(place: &Place) -> Result<(), Failure> {
     store
         .remove(path, Instant::now() + WAIT_LIMIT)
         .map_err(Error::from)?;
-    say(format_args!("flood: {writes} writes"))
+    print_line(format_args!("flood: {writes} writes"))
 }
 
 /// Keys of no server, different at each look.
@@ -329,5 +328,5 @@ fn swap(place: &Place) -> Result<(), Failure> {
     store
         .remove(path, Instant::now() + WAIT_LIMIT)
         .map_err(Error::from)?;
-    say(format_args!("swap: done"))
+    print_line(format_args!("swap: done"))
 }

@@ -3,10 +3,8 @@
 use std::fmt;
 use std::fs;
 
+use vgpu_cli::{Failure, print_line};
 use xen_sys::{Access, ErrorKind, Provider};
-
-use crate::failure::Failure;
-use crate::say::say;
 
 /// Open descriptors, mappings of shared memory and threads of this process, as the kernel lists
 /// them.
@@ -80,7 +78,7 @@ pub(crate) fn pages_left() -> Result<(), Failure> {
             Err(error) => return Err(failed(error)),
         }
     }
-    say(format_args!("pages left to grant: {total}"))
+    print_line(format_args!("pages left to grant: {total}"))
 }
 
 fn count(folder: &str) -> Result<usize, Failure> {

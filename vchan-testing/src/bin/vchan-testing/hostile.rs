@@ -7,10 +7,9 @@ use vchan::layout::Role;
 use vchan::local::{Listener, connect_stream};
 use vchan::{Format, RingSizes};
 use vchan_testing::hostile::{Options, Target, kinds, lie_to, run, run_victim};
+use vgpu_cli::{Failure, print_line};
 
-use crate::failure::Failure;
 use crate::place::{Carrier, Place};
-use crate::say::say;
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
@@ -94,7 +93,7 @@ fn here(options: &Options) -> Result<(), Failure> {
         }
     }
     let report = run(pairs, options).map_err(went_wrong)?;
-    say(format_args!("{report}"))
+    print_line(format_args!("{report}"))
 }
 
 /// One side: an honest channel at PATH/control, and the targets at PATH/0, PATH/1 and so on.
@@ -113,7 +112,7 @@ fn apart(place: &Place, side: Side, role: Role) -> Result<(), Failure> {
         let mut said = Ok(());
         let report = run_victim(control, targets, |options| said = announce(options));
         said?;
-        return say(format_args!("{}", report.map_err(went_wrong)?));
+        return print_line(format_args!("{}", report.map_err(went_wrong)?));
     }
     let options = side.lies.options()?;
     announce(&options)?;
@@ -140,7 +139,7 @@ fn target(place: &Place, role: Role, format: Format, rings: RingSizes) -> Result
 
 fn announce(options: &Options) -> Result<(), Failure> {
     let Options { seed, from, states } = options;
-    say(format_args!(
+    print_line(format_args!(
         "hostile: --seed {seed} --from {from} --states {states}"
     ))
 }

@@ -4,7 +4,6 @@
 mod cli;
 mod conformance;
 mod cycles;
-mod failure;
 mod faults;
 mod held;
 mod hostile;
@@ -14,16 +13,14 @@ mod quota;
 mod region;
 mod region_bench;
 mod region_work;
-mod say;
 mod xenstore_suite;
 
-use std::io::Write;
 use std::process::ExitCode;
 
 use clap::Parser;
+use vgpu_cli::Failure;
 
 use cli::Command;
-use failure::Failure;
 
 fn main() -> ExitCode {
     let arguments = cli::Arguments::parse();
@@ -32,12 +29,7 @@ fn main() -> ExitCode {
         .init();
     match run(arguments.command) {
         Ok(()) => ExitCode::SUCCESS,
-        Err(failure) => {
-            // If writing to stderr fails there is nowhere left to report it.
-            let text = format!("error: {}\n help: {}\n", failure.what, failure.advice);
-            let _ = std::io::stderr().write_all(text.as_bytes());
-            ExitCode::FAILURE
-        }
+        Err(failure) => failure.report(false),
     }
 }
 

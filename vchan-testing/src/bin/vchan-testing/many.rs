@@ -9,11 +9,10 @@ use vchan::local::{self, Listener};
 use vchan::reactor::{Reactor, Token};
 use vchan::{Channel, Error, RingSizes, Setup, xen};
 use vchan_testing::conformance::many::{Ask, Echo, Many, Work};
+use vgpu_cli::{Failure, print_line};
 
-use crate::failure::Failure;
 use crate::held;
 use crate::place::{Carrier, Place};
-use crate::say::say;
 
 /// Bytes of each ring.
 const RING: usize = 4096;
@@ -153,7 +152,7 @@ pub(crate) fn connect(place: &Place, asking: Asking) -> Result<(), Failure> {
                 "report it",
             ));
         }
-        return say(format_args!("lost: {} channels", asks.ended().len()));
+        return print_line(format_args!("lost: {} channels", asks.ended().len()));
     }
     all_well(&asks, |_| false)?;
     report("checked", count)
@@ -176,7 +175,7 @@ fn all_well<W: Work>(
 
 fn report(done: &str, count: usize) -> Result<(), Failure> {
     let handles = held::open_on(EVENT_CHANNELS)?;
-    say(format_args!(
+    print_line(format_args!(
         "{done}: {count} channels, {handles} event-channel handles"
     ))
 }

@@ -7,8 +7,7 @@ use std::time::{Duration, Instant};
 use clap::Args;
 use vchan::local::{self, Listener};
 use vchan::{Address, Channel, DomId, Error, Format, RingSizes, Setup, xen};
-
-use crate::failure::Failure;
+use vgpu_cli::Failure;
 
 /// The channel's address and options.
 #[derive(Debug, Clone, Args)]

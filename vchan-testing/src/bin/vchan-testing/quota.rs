@@ -9,11 +9,10 @@ use signal_hook::consts::SIGTERM;
 use signal_hook::iterator::Signals;
 use vchan::Error;
 use vchan::xen;
+use vgpu_cli::{Failure, print_line};
 
-use crate::failure::Failure;
 use crate::faults::{RING, WAIT_LIMIT, publish, wrong};
 use crate::place::Place;
-use crate::say::say;
 
 /// More than any quota should allow: of nodes Xen's default is 1000 a domain, and XCP-ng's 8192.
 const TOO_MANY_NODES: u32 = 20_000;
@@ -84,11 +83,11 @@ pub(crate) fn quota(place: &Place) -> Result<(), Failure> {
     let outcome = begin_all(&mut device).and_then(|transactions| {
         match publish(peer, &channel, RING).map(drop) {
             Err(error) if error.to_string().contains("quota") => {
-                say(format_args!("ok after {nodes} nodes ({refusal}): {error}"))?;
+                print_line(format_args!("ok after {nodes} nodes ({refusal}): {error}"))?;
             }
             other => return Err(wrong(format!("beyond the quota: {other:?}"))),
         }
-        say(format_args!(
+        print_line(format_args!(
             "full: {nodes} nodes more, {transactions} transactions"
         ))?;
         end.forever().next();
@@ -105,7 +104,7 @@ pub(crate) fn quota(place: &Place) -> Result<(), Failure> {
     }
     drop(publish(peer, &channel, RING)?);
     store.remove(path, deadline()).map_err(Error::from)?;
-    say(format_args!("quota: refused, then served"))
+    print_line(format_args!("quota: refused, then served"))
 }
 
 /// A connection to xenstored by the guest's kernel, which ends the transactions of one that is closed.

@@ -6,11 +6,10 @@ use std::time::{Duration, Instant};
 
 use vchan::region::{Access, MappedRegion, OwnedRegion, TICKET_BYTES};
 use vchan::{Channel, Error};
+use vgpu_cli::{Failure, print_line};
 
-use crate::failure::Failure;
 use crate::region_bench;
 use crate::region_work::RegionWork;
-use crate::say::say;
 
 /// Time limit for one step on a slow machine.
 const STEP_LIMIT: Duration = Duration::from_secs(120);
@@ -74,7 +73,7 @@ fn serve_check(channel: &mut Channel, region: &mut OwnedRegion) -> Result<(), Fa
     let found = checksum(len, |at, bytes| region.read_at(at, bytes))?;
     expect_sum("from the client", u32::from_le_bytes(theirs), found)?;
     region.revoke(deadline())?;
-    say(format_args!("region: {len} bytes both ways, revoked"))?;
+    print_line(format_args!("region: {len} bytes both ways, revoked"))?;
     channel.write_all(b"r", deadline())?;
 
     // More than the kernel grants, or more than the channel's own limit.
@@ -90,7 +89,7 @@ fn serve_check(channel: &mut Channel, region: &mut OwnedRegion) -> Result<(), Fa
             Err(error) => refusal = format!("{error}; {}", error.advice()),
         }
     }
-    say(format_args!("refused: {refusal}"))?;
+    print_line(format_args!("refused: {refusal}"))?;
     // The refused attempts kept no page: enough pages for another region are still there.
     let after = channel.create_region(len / 2, Access::PeerReads)?;
     channel.write_all(&after.ticket(), deadline())?;
@@ -121,7 +120,7 @@ fn connect_check(
             "this is a defect of vchan; please report it",
         ));
     }
-    say(format_args!("region: {len} bytes both ways, revoked"))?;
+    print_line(format_args!("region: {len} bytes both ways, revoked"))?;
 
     let mut ticket = [0; TICKET_BYTES];
     channel.read_exact(&mut ticket, deadline())?;
@@ -167,22 +166,22 @@ fn refuse_bad_tickets(
 fn serve_hold(channel: &mut Channel, region: &mut OwnedRegion) -> Result<(), Failure> {
     let mut mapped = [0];
     channel.read_exact(&mut mapped, deadline())?;
-    say(format_args!("region: mapped"))?;
+    print_line(format_args!("region: mapped"))?;
     let end = channel.read(&mut mapped, Instant::now() + HOLD_LIMIT);
     region.revoke(deadline())?;
-    say(format_args!("region: revoked after {end:?}"))
+    print_line(format_args!("region: revoked after {end:?}"))
 }
 
 /// Holds the region until the server is gone, and the `MappedRegion` even longer.
 fn connect_hold(mut channel: Channel, region: &MappedRegion) -> Result<(), Failure> {
     channel.write_all(b"m", deadline())?;
-    say(format_args!("region: mapped"))?;
+    print_line(format_args!("region: mapped"))?;
     let end = channel.read(&mut [0], Instant::now() + HOLD_LIMIT);
     let access = region.read_at(0, &mut [0]);
     let held = is_mapped(region.len());
     // The rings would keep a dead domain in `xl list` as well.
     drop(channel);
-    say(format_args!(
+    print_line(format_args!(
         "region: after {end:?} {access:?}, mapped: {held}"
     ))?;
     std::thread::sleep(STEP_LIMIT);

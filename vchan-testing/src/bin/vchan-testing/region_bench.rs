@@ -5,9 +5,7 @@ use std::time::{Duration, Instant};
 use serde_json::json;
 use vchan::Channel;
 use vchan::region::{MappedRegion, OwnedRegion};
-
-use crate::failure::Failure;
-use crate::say::say;
+use vgpu_cli::{Failure, print_line};
 
 /// Longest time for one way.
 const WAY_LIMIT: Duration = Duration::from_secs(120);
@@ -83,7 +81,7 @@ pub(crate) fn connect(
         #[expect(clippy::cast_precision_loss, reason = "far fewer than 2^52 bytes")]
         let bytes = (count * BLOCK as u64) as f64;
         *rate = bytes / elapsed.as_secs_f64() / 1e6;
-        say(format_args!(
+        print_line(format_args!(
             "{}",
             json!({
                 "kind": if way == Way::Ring { "ring" } else { "region" },
@@ -94,7 +92,7 @@ pub(crate) fn connect(
             })
         ))?;
     }
-    say(format_args!(
+    print_line(format_args!(
         "ratio region / ring: {:.2}",
         rates[1] / rates[0]
     ))?;

@@ -6,9 +6,7 @@ use std::time::{Duration, Instant};
 
 use vchan::xen::store::provider::Provider;
 use vchan::xen::store::{Store, StoreError, VALUE_MAX, Waited};
-
-use crate::failure::Failure;
-use crate::say::say;
+use vgpu_cli::{Failure, print_line};
 
 /// Far beyond any request.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -56,14 +54,14 @@ pub(crate) fn run(folder: &str) -> Result<(), Failure> {
         let outcome = case(&suite);
         let removed = suite.store.remove(folder, soon()).map_err(said);
         match outcome.and(removed) {
-            Ok(()) => say(format_args!("ok {name}"))?,
+            Ok(()) => print_line(format_args!("ok {name}"))?,
             Err(what) => {
                 failed += 1;
-                say(format_args!("FAILED {name}: {what}"))?;
+                print_line(format_args!("FAILED {name}: {what}"))?;
             }
         }
     }
-    say(format_args!(
+    print_line(format_args!(
         "xenstore by {:?}: {} passed, {failed} failed",
         suite.provider,
         CASES.len() - failed
@@ -186,11 +184,11 @@ fn long_list(suite: &Suite) -> Result<(), String> {
         Ok(mut names) => {
             names.sort();
             ensure(names == wanted, "every name", names)?;
-            say(format_args!("a list of {} names: whole", wanted.len()))
+            print_line(format_args!("a list of {} names: whole", wanted.len()))
         }
         // xenstore-rs does not ask for parts, oxenstored does not offer any.
         Err(StoreError::Quota { code, .. }) if code == "E2BIG" && wanted.len() == MANY_NODES => {
-            say(format_args!("a list of {} names: refused", wanted.len()))
+            print_line(format_args!("a list of {} names: refused", wanted.len()))
         }
         Err(error) => return Err(said(error)),
     }

@@ -3,7 +3,6 @@
 
 mod bench;
 mod cli;
-mod failure;
 mod open;
 mod pipe;
 mod place;
@@ -12,8 +11,9 @@ mod stream;
 
 use std::process::ExitCode;
 
+use vgpu_cli::Failure;
+
 use cli::{Action, Command};
-use failure::Failure;
 use progress::Progress;
 
 fn main() -> ExitCode {
@@ -24,7 +24,7 @@ fn main() -> ExitCode {
     let json = arguments.command.prints_objects();
     match run(arguments.command) {
         Ok(()) => ExitCode::SUCCESS,
-        Err(failure) => vgpu_cli::report(&failure.what, &failure.advice, failure.status, json),
+        Err(failure) => failure.report(json),
     }
 }
 

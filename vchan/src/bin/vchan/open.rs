@@ -8,8 +8,8 @@ use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use vchan::layout::{ORDER_MAX_EXTENDED, ORDER_MAX_LOCAL, Orders};
 use vchan::local::{self, Listener};
 use vchan::{Channel, DomId, Error, RingSizes, xen};
+use vgpu_cli::Failure;
 
-use crate::failure::Failure;
 use crate::place::{Backend, Place, Rings};
 
 /// Interval at which a waiting server checks for a stop signal.

@@ -24,10 +24,10 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::stat::{SFlag, fstat};
 use nix::unistd::{Whence, lseek};
 use vchan::{Channel, Error, Reader, Writer};
+use vgpu_cli::Failure;
 
-use crate::failure::Failure;
 use crate::progress::{Meter, Progress};
-use crate::stream::whenever;
+use crate::stream::{unless_gone, whenever};
 
 /// Time for the peer to read the rest before a close gives up.
 const CLOSE_LIMIT: Duration = Duration::from_secs(30);
@@ -121,7 +121,7 @@ fn receive(shared: &Shared, mut reader: Reader, meter: &Meter) -> Result<(), Fai
         shared.sent.load(Ordering::SeqCst) > 0 && shared.received.load(Ordering::Relaxed) == 0;
     match only_sent {
         true => Ok(()),
-        false => Failure::unless_ended(reader.peer_end()?),
+        false => unless_gone(reader.peer_end()?),
     }
 }
 

@@ -1,12 +1,10 @@
 //! `--echo` and `--sink`.
 
-use std::io::stdout;
 use std::time::{Duration, Instant};
 
-use vchan::Channel;
-use vgpu_transport::output::write_all;
+use vchan::{Channel, PeerEnd};
+use vgpu_cli::{Failure, print_line};
 
-use crate::failure::Failure;
 use crate::progress::Progress;
 
 /// The size of the steps in which a ring hands data over.
@@ -48,12 +46,17 @@ pub(crate) fn sink(mut channel: Channel, progress: &Progress) -> Result<(), Fail
         }
     }
     meter.done();
-    say(format_args!("sink: {total} bytes crc32c={crc:08x}"))?;
-    Failure::unless_ended(channel.peer_end()?)
+    print_line(format_args!("sink: {total} bytes crc32c={crc:08x}"))?;
+    unless_gone(channel.peer_end()?)
 }
 
-/// Prints a line; a closed standard output is a failure, not a panic.
-pub(crate) fn say(line: std::fmt::Arguments<'_>) -> Result<(), Failure> {
-    write_all(&stdout(), format!("{line}\n").as_bytes())
-        .map_err(|error| Failure::standard("output", &error))
+/// The stream has come to its end; fails if the peer went away without ending it.
+pub(crate) fn unless_gone(end: PeerEnd) -> Result<(), Failure> {
+    match end {
+        PeerEnd::Gone => Err(Failure::new(
+            "the other side went away without ending its stream: there may be more missing",
+            "look at the other side's output, then start both sides again",
+        )),
+        _ => Ok(()),
+    }
 }

@@ -2,9 +2,9 @@
 
 use std::time::Instant;
 
+use vgpu_cli::diagnosis::Check;
 use vgpu_guest::{Cause, Client, Endpoint, Error, InfoReply, Options};
 
-use super::Check;
 use crate::output;
 
 /// The outcome of a trial session with the mediator.

@@ -9,14 +9,13 @@ use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
 use nix::unistd::{AccessFlags, access, geteuid};
+use vgpu_cli::diagnosis::Check;
 use vgpu_file_transport::name::SESSIONS;
 use vgpu_file_transport::session::mount::{Mount, Remark};
 use vgpu_file_transport::session::{Settings, connect};
 use vgpu_file_transport::two_file_grammar::{COMMAND_FILE, RESPONSE_FILE};
 use vgpu_guest::Options;
 use vgpu_transport::Transport;
-
-use super::Check;
 
 /// All checks of `directory`.
 pub(super) fn checks(directory: &Path, options: &Options) -> Vec<Check> {

@@ -5,83 +5,13 @@ mod file;
 mod secret;
 mod xen;
 
-use serde::Serialize;
 use serde_json::json;
+use vgpu_cli::diagnosis::Check;
+use vgpu_cli::{Failure, print_line, print_object};
 use vgpu_guest::Endpoint;
 
 use crate::cli::Cli;
-use crate::failure::Failure;
-use crate::{output, session};
-
-/// Result of a check, in the words of `vgpuctl doctor`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "lowercase")]
-enum Verdict {
-    Good,
-    /// It works, but could do better.
-    Remark,
-    Bad,
-}
-
-/// One line of the diagnosis.
-#[derive(Debug, Serialize)]
-struct Check {
-    name: &'static str,
-    /// Whether the verdict is not bad.
-    ok: bool,
-    verdict: Verdict,
-    /// The finding.
-    found: String,
-    /// The remedy; empty where all is well.
-    advice: String,
-}
-
-impl Check {
-    fn good(name: &'static str, found: impl Into<String>) -> Self {
-        Self {
-            name,
-            ok: true,
-            verdict: Verdict::Good,
-            found: found.into(),
-            advice: String::new(),
-        }
-    }
-
-    fn bad(name: &'static str, found: impl Into<String>, advice: impl Into<String>) -> Self {
-        Self {
-            name,
-            ok: false,
-            verdict: Verdict::Bad,
-            found: found.into(),
-            advice: advice.into(),
-        }
-    }
-
-    /// It works, but could do better.
-    fn remark(name: &'static str, found: impl Into<String>, advice: impl Into<String>) -> Self {
-        Self {
-            ok: true,
-            verdict: Verdict::Remark,
-            ..Self::bad(name, found, advice)
-        }
-    }
-
-    fn print(&self) -> std::io::Result<()> {
-        if self.ok && !self.advice.is_empty() {
-            return output::line(&format!(
-                "! {}: {}\n    → {}",
-                self.name, self.found, self.advice
-            ));
-        }
-        if self.ok {
-            return output::line(&format!("✔ {}: {}", self.name, self.found));
-        }
-        output::line(&format!(
-            "✘ {}: {}\n    → {}",
-            self.name, self.found, self.advice
-        ))
-    }
-}
+use crate::session;
 
 pub(crate) fn run(cli: &Cli) -> Result<(), Failure> {
     let endpoints = session::endpoints(cli)?;
@@ -89,7 +19,7 @@ pub(crate) fn run(cli: &Cli) -> Result<(), Failure> {
     let mut checks = Vec::new();
     let mut show = |check: Check| -> Result<(), Failure> {
         if !cli.json {
-            check.print()?;
+            print_line(check.lines())?;
         }
         checks.push(check);
         Ok(())
@@ -121,7 +51,7 @@ pub(crate) fn run(cli: &Cli) -> Result<(), Failure> {
     }
     show(compiler())?;
     if cli.json {
-        output::json(&json!({
+        print_object(&json!({
             "ok": chosen.is_some(),
             "endpoint": chosen.as_ref().map(|session| session.endpoint.to_string()),
             "checks": checks,
@@ -133,10 +63,10 @@ pub(crate) fn run(cli: &Cli) -> Result<(), Failure> {
             format!("no session over {}", list.join(",")),
             "do what the lines with ✘ say, from the top, and run vgpu doctor again",
         )
-        .reported());
+        .told());
     };
     if !cli.json {
-        output::line(&format!("{} works", session.endpoint))?;
+        print_line(format!("{} works", session.endpoint))?;
     }
     Ok(())
 }

@@ -2,10 +2,9 @@
 
 use std::path::PathBuf;
 
+use vgpu_cli::diagnosis::Check;
 use vgpu_guest::{Options, SECRET_FILE};
 use vgpu_socket_transport::Secret;
-
-use super::Check;
 
 /// Whether there is a file with a secret, and whose.
 pub(super) fn check(options: &Options) -> Check {

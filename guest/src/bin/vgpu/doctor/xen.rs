@@ -6,9 +6,8 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use vchan::xen::store::Store;
+use vgpu_cli::diagnosis::Check;
 use vgpu_guest::{MEDIATOR_HINT, MediatorHint};
-
-use super::Check;
 
 /// Pages of a session with default rings: 256 KiB each way and the control page.
 const SESSION_PAGES: u64 = 129;

@@ -3,10 +3,9 @@
 use std::fs;
 use std::path::Path;
 
+use vgpu_cli::Failure;
 use vgpu_guest::Function;
 use vgpu_protocol::argument;
-
-use crate::failure::Failure;
 
 /// One `--arg`, with what its file has.
 pub(super) type Argument = argument::Argument<Vec<u8>>;

@@ -6,11 +6,11 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use serde_json::json;
+use vgpu_cli::{Failure, print_line, print_object};
 use vgpu_guest::{CompileOptions, Device, DeviceBuffer, Function, LaunchConfig, Module};
 use vgpu_protocol::argument::Content;
 
 use crate::cli::{Cli, RunArguments};
-use crate::failure::Failure;
 use crate::output_file::OutputFile;
 use crate::{output, session};
 use arguments::Argument;
@@ -70,7 +70,7 @@ pub(crate) fn run(cli: &Cli, run: &RunArguments) -> Result<(), Failure> {
 
     let device_ns = u64::try_from(device_time.as_nanos()).unwrap_or(u64::MAX);
     let printed = if cli.json {
-        output::json(&json!({
+        print_object(&json!({
             "executor": info.executor.as_str(),
             "device": device.name(),
             "uuid": uuid(&device),
@@ -80,7 +80,7 @@ pub(crate) fn run(cli: &Cli, run: &RunArguments) -> Result<(), Failure> {
             "left": left,
         }))
     } else {
-        output::line(&format!(
+        print_line(format!(
             "{}: {:.6} s on the device ({}, {}), {seconds:.6} s with all copies",
             run.entry,
             device_time.as_secs_f64(),
@@ -90,7 +90,7 @@ pub(crate) fn run(cli: &Cli, run: &RunArguments) -> Result<(), Failure> {
     };
     drop((given, function, module));
     session::end_device(device)?;
-    Ok(printed?)
+    printed
 }
 
 /// As `nvidia-smi -L` prints it; empty where the device has none.

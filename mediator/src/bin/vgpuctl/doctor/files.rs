@@ -8,11 +8,10 @@ use std::thread;
 use std::time::Duration;
 
 use nix::sys::statvfs::fstatvfs;
+use vgpu_cli::diagnosis::Check;
 use vgpu_file_transport::name::SESSIONS;
 use vgpu_file_transport::two_file_grammar::COMMAND_FILE;
 use vgpu_mediator::control::Status;
-
-use super::Check;
 
 /// How long a file system may take to answer.
 const FILE_SYSTEM_LIMIT: Duration = Duration::from_secs(5);

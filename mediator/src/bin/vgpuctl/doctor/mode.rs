@@ -2,11 +2,11 @@
 
 use std::path::Path;
 
+use vgpu_cli::Failure;
 use vgpu_mediator::cli::Flags;
 use vgpu_mediator::config::{Config, INSTALLED, WorkerSettings};
 use vgpu_mediator::control::Status;
 use vgpu_mediator::executor::ExecutorChoice;
-use vgpu_mediator::failure::Failure;
 use vgpu_transport::endpoint::Endpoint;
 
 /// The parts of a configuration that decide what must be there.

@@ -8,8 +8,8 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use serde::Serialize;
+use vgpu_cli::Failure;
 use vgpu_mediator::control::Status;
-use vgpu_mediator::failure::Failure;
 use vgpu_mediator::print::{is_terminal, print};
 use vgpu_mediator::usage::{Standing, Usage};
 

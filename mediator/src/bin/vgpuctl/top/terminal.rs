@@ -11,7 +11,7 @@ use std::time::Duration;
 use ratatui::DefaultTerminal;
 use ratatui::crossterm::event::{self, Event, KeyCode, KeyEventKind, KeyModifiers};
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
-use vgpu_mediator::failure::Failure;
+use vgpu_cli::Failure;
 
 use super::screen::{Reaction, Screen};
 use super::{Look, Looks, REFRESH_INTERVAL};

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use crate::failure::Failure;
+use vgpu_cli::Failure;
 
 /// Messages of the first, short run.
 const FIRST_COUNT: u64 = 8;

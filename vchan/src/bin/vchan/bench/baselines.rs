@@ -8,10 +8,10 @@ use std::time::{Duration, Instant};
 use nix::sched::{CpuSet, sched_getaffinity, sched_setaffinity};
 use nix::unistd::Pid;
 use vchan::layout::PAGE;
+use vgpu_cli::Failure;
 
 use super::amount::Amount;
 use super::points::Threads;
-use crate::failure::Failure;
 
 /// The rate at which this machine copies on one processor, from one block into a page-aligned
 /// buffer of the ring's size. Alignment matters: a block and its copy at nearly the same offset in

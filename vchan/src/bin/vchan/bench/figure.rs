@@ -4,10 +4,9 @@ use std::time::Duration;
 
 use serde_json::{Map, Value, json};
 use vchan::Format;
+use vgpu_cli::{Failure, print_line, print_object};
 
 use super::points::Point;
-use crate::failure::Failure;
-use crate::stream::say;
 
 /// The counted run of one point.
 #[derive(Debug, Clone, Copy)]
@@ -42,21 +41,17 @@ impl Figure {
             message_bytes,
         } = self.point;
         if as_json {
-            let line = vgpu_cli::json_line(&self.object());
-            return say(format_args!(
-                "{}",
-                line.expect("a map with texts as keys is an object")
-            ));
+            return print_object(&self.object());
         }
         let name = work.name();
         if work.is_round_trip() {
             let micros = self.microseconds();
-            say(format_args!(
+            print_line(format_args!(
                 "{name:>12} {message_bytes:>6} B  {micros:>10.2} us/round trip"
             ))
         } else {
             let rate = self.megabytes_per_second();
-            say(format_args!(
+            print_line(format_args!(
                 "{name:>12} {message_bytes:>6} B  {rate:>10.1} MB/s"
             ))
         }

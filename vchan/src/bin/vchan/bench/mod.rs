@@ -14,9 +14,8 @@ use std::io::{BufRead, stdin};
 use std::time::{Duration, Instant};
 
 use vchan::{Channel, Error, RingSizes};
+use vgpu_cli::{Failure, print_line};
 
-use crate::failure::Failure;
-use crate::stream::say;
 use amount::Amount;
 use figure::Figure;
 use messages::{Command, Kind, POINT_LIMIT};
@@ -34,7 +33,7 @@ pub(crate) fn run(mut channel: Channel, options: &BenchOptions) -> Result<(), Fa
         None => Amount::Time(options.time),
     };
     if !options.json {
-        say(format_args!(
+        print_line(format_args!(
             "{} ({} format, rings: {} bytes to the server, {} to the client)",
             channel.describe(),
             channel.format(),
@@ -110,7 +109,7 @@ fn step(options: &BenchOptions, next: &dyn std::fmt::Display) -> Result<(), Fail
     if !options.step {
         return Ok(());
     }
-    say(format_args!("{{\"step\":\"{next}\"}}"))?;
+    print_line(format_args!("{{\"step\":\"{next}\"}}"))?;
     let mut line = String::new();
     stdin()
         .lock()

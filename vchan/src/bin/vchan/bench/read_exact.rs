@@ -3,8 +3,7 @@
 use std::time::Instant;
 
 use vchan::{Channel, Error};
-
-use crate::failure::Failure;
+use vgpu_cli::Failure;
 
 /// Fills `buf`; the end of the stream is a failure.
 #[inline]

@@ -3,12 +3,12 @@
 use std::time::Instant;
 
 use vchan::Channel;
+use vgpu_cli::Failure;
 
 use super::messages::{COMMAND_BYTES, Command, Kind, POINT_LIMIT};
 use super::options::set_spin;
 use super::read_exact::read_exact;
 use super::words;
-use crate::failure::Failure;
 
 pub(crate) fn run(mut channel: Channel, spin: Option<u64>) -> Result<(), Failure> {
     set_spin(&mut channel, spin);

@@ -4,9 +4,9 @@
 use std::time::Instant;
 
 use vchan::Channel;
+use vgpu_cli::Failure;
 
 use super::read_exact::read_exact;
-use crate::failure::Failure;
 
 /// Bytes of a word.
 pub(crate) const WORD_BYTES: u32 = 8;
