@@ -326,7 +326,7 @@ fn a_signal_ends_the_wait_for_a_mediator() {
     let directory = TempDir::new().expect("a directory");
     let socket = directory.path().join("deaf.sock");
     let deaf = UnixListener::bind(&socket).expect("bound");
-    for signal in [Signal::SIGINT, Signal::SIGTERM] {
+    for signal in [Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP] {
         let child = Command::new(env!("CARGO_BIN_EXE_vgpu"))
             .args([
                 "--endpoint",

@@ -4,7 +4,8 @@ mod support;
 
 use std::fs;
 use std::io::Read;
-use std::process::{Command, Output};
+use std::os::unix::net::UnixListener;
+use std::process::{Command, Output, Stdio};
 
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use nix::sys::stat::fstat;
@@ -168,6 +169,29 @@ fn a_large_configuration_goes_whole_into_a_pipe_that_does_not_block() {
         .output()
         .unwrap();
     assert!(closed.status.success(), "{}", stderr(&closed));
+}
+
+#[test]
+fn a_mediator_that_is_stopped_before_it_is_ready_says_so() {
+    use nix::sys::signal::{Signal, kill};
+    use nix::unistd::Pid;
+
+    let directory = tempfile::tempdir().unwrap();
+    let path = |name: &str| directory.path().join(name).display().to_string();
+    let far = UnixListener::bind(path("far.sock")).unwrap();
+    let child = Command::new(MEDIATORD)
+        .args(["--listen", &format!("local:{}", path("vgpu.sock"))])
+        .args(["--control", &path("control.sock")])
+        .args(["--executor", &format!("relay:unix:{}", path("far.sock"))])
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    // It waits for an answer.
+    let _asking = far.accept().unwrap();
+    kill(Pid::from_raw(child.id().cast_signed()), Signal::SIGTERM).unwrap();
+    let output = child.wait_with_output().unwrap();
+    assert_refused(&output, &["stopped while looking for an executor"]);
+    assert_eq!(output.status.code(), Some(130));
 }
 
 #[test]

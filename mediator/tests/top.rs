@@ -5,7 +5,6 @@ mod support;
 use std::fs::File;
 use std::io::Read;
 use std::os::fd::{AsFd, OwnedFd};
-use std::os::unix::process::ExitStatusExt;
 use std::process::{Command, ExitStatus, Stdio};
 use std::sync::{Arc, Mutex};
 use std::thread;
@@ -117,14 +116,22 @@ fn keys_and_signals_end_top_and_the_terminal_is_as_it_was() {
 
     let interrupted = top(&mediator);
     interrupted.type_text("\x03");
-    assert_eq!(interrupted.end().signal(), Some(2));
+    assert_eq!(interrupted.end().code(), Some(130));
 
     for signal in [Signal::SIGTERM, Signal::SIGHUP] {
         let top = top(&mediator);
         let pid = Pid::from_raw(top.child.0.id().cast_signed());
         kill(pid, signal).unwrap();
-        assert_eq!(top.end().signal(), Some(signal as i32));
+        assert_eq!(top.end().code(), Some(130), "{signal}");
     }
+
+    // Into a pipe too.
+    let mut piped = mediator.vgpuctl();
+    let mut piped = piped.arg("top").stdout(Stdio::piped()).spawn().unwrap();
+    let mut first = [0];
+    piped.stdout.take().unwrap().read_exact(&mut first).unwrap();
+    kill(Pid::from_raw(piped.id().cast_signed()), Signal::SIGTERM).unwrap();
+    assert_eq!(piped.wait().unwrap().code(), Some(130));
 
     // A mediator that goes away ends it with the reason.
     let left = top(&mediator);

@@ -144,7 +144,10 @@ fn main() -> ExitCode {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("error: {error:#}");
-            ExitCode::FAILURE
+            match error.is::<test::Stopped>() {
+                true => test::Stopped::STATUS.into(),
+                false => ExitCode::FAILURE,
+            }
         }
     }
 }

@@ -126,7 +126,7 @@ pub fn find(
 ) -> Result<Offer, Failure> {
     let first = ask(choice, secret, interrupt);
     if interrupt.is_some_and(|fd| wait_readable(&fd, Instant::now()).is_ok()) {
-        return Err(Failure::new(
+        return Err(Failure::interrupted(
             "stopped while looking for an executor",
             "start it again",
         ));

@@ -342,8 +342,7 @@ fn a_failure_waits_for_room_on_standard_output() {
 fn a_signal_ends_a_waiting_server_without_leftovers() {
     use nix::sys::signal::{Signal, kill};
     use nix::unistd::Pid;
-    // Ctrl-C has the status that shells report for it.
-    for (signal, status) in [(Signal::SIGTERM, 1), (Signal::SIGINT, 130)] {
+    for signal in [Signal::SIGTERM, Signal::SIGINT, Signal::SIGHUP] {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("socket");
         let server = vchan("serve --echo", &path).spawn().unwrap();
@@ -352,8 +351,21 @@ fn a_signal_ends_a_waiting_server_without_leftovers() {
         }
         kill(Pid::from_raw(i32::try_from(server.id()).unwrap()), signal).unwrap();
         let output = server.wait_with_output().unwrap();
-        assert_eq!(output.status.code(), Some(status), "{signal}");
+        assert_eq!(output.status.code(), Some(130), "{signal}");
         assert!(String::from_utf8_lossy(&output.stderr).contains("stopped by a signal"));
         assert!(!path.exists());
+
+        // And one that waits for a server has nothing to leave.
+        let mut command = vchan("bench --json --step --points echo:16", &path);
+        let server = vchan("bench-serve", &path).spawn().unwrap();
+        let mut client = command.stdin(Stdio::piped()).spawn().unwrap();
+        let mut stdout = BufReader::new(client.stdout.take().unwrap());
+        stdout.read_line(&mut String::new()).unwrap();
+        for child in [&client, &server] {
+            kill(Pid::from_raw(child.id().cast_signed()), signal).unwrap();
+        }
+        assert_eq!(client.wait().unwrap().code(), Some(130), "{signal}");
+        let server = server.wait_with_output().unwrap();
+        assert_eq!(server.status.code(), Some(130), "{signal}");
     }
 }

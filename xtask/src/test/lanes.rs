@@ -1,6 +1,7 @@
 //! Steps that run beside each other, each with its output in a file that is shown when it ends.
 
 use std::collections::VecDeque;
+use std::fmt;
 use std::fs::{self, File, OpenOptions};
 use std::io::{Read, Seek, SeekFrom, Write};
 use std::os::unix::process::CommandExt;
@@ -10,7 +11,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context as _, Result, bail};
+use anyhow::{Context as _, Result};
 use nix::errno::Errno;
 use nix::sys::signal::{Signal, killpg};
 use nix::unistd::Pid;
@@ -27,6 +28,23 @@ const PROGRESS_INTERVAL: Duration = Duration::from_secs(20);
 
 /// Time for programs to end by themselves once this one is asked to end.
 const EXIT_LIMIT: Duration = Duration::from_secs(5);
+
+/// An end was requested.
+#[derive(Debug)]
+pub(crate) struct Stopped;
+
+impl Stopped {
+    /// The exit status, that of vgpu's programs.
+    pub(crate) const STATUS: u8 = 130;
+}
+
+impl fmt::Display for Stopped {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("interrupted")
+    }
+}
+
+impl std::error::Error for Stopped {}
 
 /// Whether an end was requested, with Ctrl-C or a signal.
 pub(super) struct Interrupted(Arc<AtomicBool>);
@@ -104,7 +122,7 @@ pub(super) fn run(
         }
         if interrupted.is_set() {
             // Dropping them ends them.
-            bail!("interrupted");
+            return Err(Stopped.into());
         }
         if !live && said.elapsed() >= PROGRESS_INTERVAL {
             said = Instant::now();

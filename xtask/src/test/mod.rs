@@ -16,6 +16,7 @@ mod nvrtc;
 pub(crate) mod programs;
 mod report;
 
+pub(crate) use lanes::Stopped;
 use report::{Outcome, Report};
 
 mod flags {

@@ -8,8 +8,8 @@ use std::thread;
 use std::time::Duration;
 
 use serde_json::{Value, json};
-use signal_hook::consts::{SIGINT, SIGTERM};
-use vgpu_cli::Failure;
+use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
+use vgpu_cli::{Failure, INTERRUPTED};
 use vgpu_guest::{Client, Device, Endpoint, Options, Skipped, parse_list};
 
 use crate::cli::Cli;
@@ -35,14 +35,15 @@ pub(crate) fn endpoints(cli: &Cli) -> Result<Vec<Endpoint>, Failure> {
 /// its child and to the group.
 const SAME_SIGNAL_WITHIN: Duration = Duration::from_secs(1);
 
-/// From here on SIGINT and SIGTERM set the flag that this gives. One that comes a second or more after
+/// From here on SIGINT, SIGTERM and SIGHUP set the flag that this gives. One that comes a second or more after
 /// the first ends the program at once.
 fn interrupts() -> io::Result<Arc<AtomicBool>> {
     let interrupt = Arc::new(AtomicBool::new(false));
     let impatient = Arc::new(AtomicBool::new(false));
     let (mut first, signalled) = UnixStream::pair()?;
-    for signal in [SIGINT, SIGTERM] {
-        signal_hook::flag::register_conditional_default(signal, Arc::clone(&impatient))?;
+    for signal in [SIGINT, SIGTERM, SIGHUP] {
+        let impatient = Arc::clone(&impatient);
+        signal_hook::flag::register_conditional_shutdown(signal, INTERRUPTED.into(), impatient)?;
         signal_hook::flag::register(signal, Arc::clone(&interrupt))?;
         signal_hook::low_level::pipe::register(signal, signalled.try_clone()?)?;
     }
@@ -58,7 +59,7 @@ fn interrupts() -> io::Result<Arc<AtomicBool>> {
     Ok(interrupt)
 }
 
-/// The settings of the command line. From here on SIGINT and SIGTERM end waits, so that the node in
+/// The settings of the command line. From here on SIGINT, SIGTERM and SIGHUP end waits, so that the node in
 /// xenstore and the grants are cleaned up.
 pub(crate) fn options(cli: &Cli) -> Result<Options, Failure> {
     let interrupt = interrupts()

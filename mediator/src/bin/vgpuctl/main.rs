@@ -80,7 +80,7 @@ fn run(cli: &Cli) -> Result<ExitCode, Exit> {
                 print(&status::render(&status))?;
             }
         }
-        Command::Top { once } => top::run(&control, cli.json, *once)?,
+        Command::Top { once } => return top::run(&control, cli.json, *once),
         Command::Kick { guest } => {
             let guest = guest.clone();
             match ask(&control, Ask::Kick { guest })? {

@@ -8,7 +8,7 @@ use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use vchan::layout::{ORDER_MAX_EXTENDED, ORDER_MAX_LOCAL, Orders};
 use vchan::local::{self, Listener};
 use vchan::{Channel, DomId, Error, RingSizes, xen};
-use vgpu_cli::Failure;
+use vgpu_cli::{Failure, INTERRUPTED};
 
 use crate::place::{Backend, Place, Rings};
 
@@ -71,6 +71,8 @@ pub(crate) fn serve_sizes(place: &Place, rings: Option<RingSizes>) -> Result<Cha
 
 /// Takes the vchan client role, waiting for the server.
 pub(crate) fn connect(place: &Place) -> Result<Channel, Failure> {
+    // It leaves nothing behind.
+    Signals::catch()?.let_go();
     let deadline = Instant::now() + place.timeout;
     Ok(match place.backend {
         Backend::Xen => {
@@ -109,11 +111,7 @@ fn wait(
             Err(error) => return Err(error.into()),
         }
         if signals.stop.load(Ordering::Relaxed) {
-            let why = match signals.interrupt.load(Ordering::Relaxed) {
-                true => Failure::interrupted,
-                false => Failure::new,
-            };
-            return Err(why(
+            return Err(Failure::interrupted(
                 "stopped by a signal before a client connected",
                 "start it again when the other side is ready",
             ));
@@ -124,8 +122,6 @@ fn wait(
 /// Catches the signals that end a program, until [`let_go`](Self::let_go).
 struct Signals {
     stop: Arc<AtomicBool>,
-    /// Set before `stop` where the signal is SIGINT.
-    interrupt: Arc<AtomicBool>,
     let_go: Arc<AtomicBool>,
 }
 
@@ -133,7 +129,6 @@ impl Signals {
     fn catch() -> Result<Self, Failure> {
         let signals = Self {
             stop: Arc::default(),
-            interrupt: Arc::default(),
             let_go: Arc::default(),
         };
         let failed = |signal, error| {
@@ -142,18 +137,16 @@ impl Signals {
                 "look at the system's log for the reason",
             )
         };
-        // Actions run in the order in which they were registered.
-        signal_hook::flag::register(SIGINT, Arc::clone(&signals.interrupt))
-            .map_err(|error| failed(SIGINT, error))?;
         for signal in [SIGINT, SIGTERM, SIGHUP] {
-            signal_hook::flag::register_conditional_default(signal, Arc::clone(&signals.let_go))
+            let let_go = Arc::clone(&signals.let_go);
+            signal_hook::flag::register_conditional_shutdown(signal, INTERRUPTED.into(), let_go)
                 .and_then(|_| signal_hook::flag::register(signal, Arc::clone(&signals.stop)))
                 .map_err(|error| failed(signal, error))?;
         }
         Ok(signals)
     }
 
-    /// From here on signals end the program at once; the kernel then tells the peer.
+    /// From here on signals end the program at once, with the same status; the kernel then tells the peer.
     fn let_go(&self) {
         self.let_go.store(true, Ordering::Relaxed);
     }

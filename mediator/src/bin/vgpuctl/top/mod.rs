@@ -4,11 +4,15 @@ mod screen;
 mod terminal;
 
 use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 use std::thread;
 use std::time::{Duration, Instant};
 
 use serde::Serialize;
-use vgpu_cli::Failure;
+use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
+use vgpu_cli::{Failure, INTERRUPTED};
 use vgpu_mediator::control::Status;
 use vgpu_mediator::print::{is_terminal, print};
 use vgpu_mediator::usage::{Standing, Usage};
@@ -111,9 +115,15 @@ impl Looks {
     }
 }
 
-pub(crate) fn run(control: &Path, json: bool, once: bool) -> Result<(), Exit> {
+pub(crate) fn run(control: &Path, json: bool, once: bool) -> Result<ExitCode, Exit> {
     if !once && !json && is_terminal() {
         return terminal::run(control);
+    }
+    // Nothing has to be put back.
+    let at_once = Arc::new(AtomicBool::new(true));
+    for signal in [SIGTERM, SIGINT, SIGHUP] {
+        let at_once = Arc::clone(&at_once);
+        signal_hook::flag::register_conditional_shutdown(signal, INTERRUPTED.into(), at_once)?;
     }
     // Into a file or a pipe go tables, one after the other.
     let mut looks = Looks::new(control)?;
@@ -137,7 +147,7 @@ pub(crate) fn run(control: &Path, json: bool, once: bool) -> Result<(), Exit> {
             between = "\n";
         }
         if once {
-            return Ok(());
+            return Ok(ExitCode::SUCCESS);
         }
     }
 }

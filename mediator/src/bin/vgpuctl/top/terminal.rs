@@ -2,8 +2,9 @@
 
 use std::io;
 use std::path::Path;
+use std::process::ExitCode;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, SyncSender, TryRecvError, sync_channel};
 use std::thread;
 use std::time::Duration;
@@ -11,7 +12,7 @@ use std::time::Duration;
 use ratatui::DefaultTerminal;
 use ratatui::crossterm::event::{self, Event, KeyCode, KeyEventKind, KeyModifiers};
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
-use vgpu_cli::Failure;
+use vgpu_cli::{Failure, INTERRUPTED};
 
 use super::screen::{Reaction, Screen};
 use super::{Look, Looks, REFRESH_INTERVAL};
@@ -24,11 +25,11 @@ const GLANCE_INTERVAL: Duration = Duration::from_millis(100);
 #[derive(Debug, PartialEq, Eq)]
 enum End {
     Quit,
-    Signal(i32),
+    Signal,
 }
 
 /// Shows looks until a key or a signal ends it.
-pub(super) fn run(control: &Path) -> Result<(), Exit> {
+pub(super) fn run(control: &Path) -> Result<ExitCode, Exit> {
     // Before the terminal is changed, so that an error has it as it was.
     let looks = look_regularly(Looks::new(control)?)?;
     let signals = Signals::register()?;
@@ -41,9 +42,8 @@ pub(super) fn run(control: &Path) -> Result<(), Exit> {
     let ended = ended?;
     restored?;
     match ended {
-        End::Quit => Ok(()),
-        // As the signal would have ended it.
-        End::Signal(signal) => Ok(signal_hook::low_level::emulate_default_handler(signal)?),
+        End::Quit => Ok(ExitCode::SUCCESS),
+        End::Signal => Ok(INTERRUPTED.into()),
     }
 }
 
@@ -55,8 +55,8 @@ fn show(
     let mut screen = Screen::new();
     let mut look: Option<Look> = None;
     loop {
-        if let Some(signal) = signals.taken() {
-            return Ok(End::Signal(signal));
+        if signals.came() {
+            return Ok(End::Signal);
         }
         let mut reaction = Reaction::Nothing;
         if event::poll(GLANCE_INTERVAL)? {
@@ -64,7 +64,7 @@ fn show(
                 Event::Key(key) if key.kind != KeyEventKind::Release => match key.code {
                     // Raw mode: the terminal does not make a signal of it.
                     KeyCode::Char('c') if key.modifiers.contains(KeyModifiers::CONTROL) => {
-                        return Ok(End::Signal(SIGINT));
+                        return Ok(End::Signal);
                     }
                     KeyCode::Esc => Reaction::Quit,
                     KeyCode::Char(key) => screen.typed(key),
@@ -124,27 +124,20 @@ fn look_regularly(mut looks: Looks) -> io::Result<Receiver<Result<Look, Failure>
     Ok(receiver)
 }
 
-/// Signals that end programs, noted.
-struct Signals(Arc<AtomicUsize>);
+/// Whether a signal has come that ends programs.
+struct Signals(Arc<AtomicBool>);
 
 impl Signals {
     fn register() -> io::Result<Self> {
-        let last = Arc::new(AtomicUsize::new(0));
+        let came = Arc::new(AtomicBool::new(false));
         for signal in [SIGTERM, SIGINT, SIGHUP] {
-            signal_hook::flag::register_usize(
-                signal,
-                Arc::clone(&last),
-                signal.cast_unsigned() as usize,
-            )?;
+            signal_hook::flag::register(signal, Arc::clone(&came))?;
         }
-        Ok(Self(last))
+        Ok(Self(came))
     }
 
-    /// The last one that came.
-    fn taken(&self) -> Option<i32> {
-        match self.0.load(Ordering::SeqCst) {
-            0 => None,
-            signal => i32::try_from(signal).ok(),
-        }
+    fn came(&self) -> bool {
+        // Relaxed: the flag carries no data; its partner is the handler's store.
+        self.0.load(Ordering::Relaxed)
     }
 }
