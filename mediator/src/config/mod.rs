@@ -330,12 +330,32 @@ fn parse_file(path: &Path, text: &str) -> Result<ConfigFile, Failure> {
             None => path.display().to_string(),
         };
         let message = error.message().trim().replace('\n', " ");
-        Failure::new(format!("{place}: {message}"), FIX_FILE)
+        let unquoted = line.and_then(|line| unquoted_name(text, line));
+        let advice = match unquoted {
+            Some(name) => format!(
+                "if {name} is the name of a guest, put it in quotes: \"{name}\" = \"allow\"; {FIX_FILE}"
+            ),
+            None => FIX_FILE.to_owned(),
+        };
+        Failure::new(format!("{place}: {message}"), advice)
     })?;
     file.worker
         .check()
         .map_err(|what| Failure::new(format!("{}: {what}", path.display()), FIX_FILE))?;
     Ok(file)
+}
+
+/// What stands in line `line`, counted from 1, where the table `[guests]` has names, if it is no bare key of TOML:
+/// a VM's name may have blanks, dots and letters of any language.
+fn unquoted_name(text: &str, line: usize) -> Option<&str> {
+    let before: Vec<&str> = text.lines().take(line).map(str::trim).collect();
+    let (last, above) = before.split_last()?;
+    let table = above.iter().rev().find(|line| line.starts_with('['))?;
+    let (key, _) = last.split_once('=')?;
+    let key = key.trim_end();
+    let bare = |c: char| c.is_ascii_alphanumeric() || "_-".contains(c);
+    let quoted = key.contains(['"', '\'']);
+    (*table == "[guests]" && !key.is_empty() && !quoted && !key.chars().all(bare)).then_some(key)
 }
 
 #[cfg(test)]
@@ -617,6 +637,32 @@ mod tests {
             assert!(error.starts_with(place), "{error}");
             assert!(error.contains(word), "{error}");
             assert!(!error.contains('\n'), "{error}");
+        }
+    }
+
+    #[test]
+    fn a_name_that_toml_takes_in_quotes_alone_is_said_to_need_them() {
+        let advice = |text: &str| {
+            let failure = load(text, &["--listen", "xen:"]).unwrap_err();
+            assert!(failure.what.contains("line "), "{}", failure.what);
+            failure.advice
+        };
+        let guests = "[limits]\nweight = 2\n[guests]\nweb-1 = 'allow'\n";
+        for name in ["web server 1", "web.example.org", "bürger", "a b.c"] {
+            let advice = advice(&format!("{guests}{name} = 'allow'\n"));
+            let quoted = format!("put it in quotes: \"{name}\" = \"allow\"; ");
+            assert!(advice.contains(&quoted), "{advice}");
+            let text = format!("{guests}\"{name}\" = 'allow'\n");
+            let config = load(&text, &["--listen", "xen:"]).unwrap();
+            assert!(config.policy.judge_name(name).allow);
+        }
+        for text in [
+            "[guests]\nweb-1 = 'maybe'\n",
+            "[guests]\n\"web 1\" = 'maybe'\n",
+            "[limits]\nmax sessions = 1\n",
+            "max sessions = 1\n",
+        ] {
+            assert_eq!(advice(text), FIX_FILE, "{text}");
         }
     }
 
