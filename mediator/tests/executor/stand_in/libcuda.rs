@@ -32,6 +32,9 @@ use vgpu_ptx::{Config, Device, HostMemory, Kernel, Launch, Loaded, Module, Rows}
 
 /// Events that are there at once: two for each work of a full queue, and some of the guest's.
 const MOST_EVENTS: usize = 1000;
+/// The largest grid and the largest block, as NVIDIA's devices have them.
+const MOST_BLOCKS: [c_uint; 3] = [i32::MAX.cast_unsigned(), 65_535, 65_535];
+const MOST_THREADS: [c_uint; 3] = [1024, 1024, 64];
 const OK: c_int = 0;
 const INVALID_VALUE: c_int = 1;
 const OUT_OF_MEMORY: c_int = 2;
@@ -1346,10 +1349,17 @@ unsafe fn launch(
     else {
         return Err(misuse("a function that is none"));
     };
+    let within = |size: [c_uint; 3], most: [c_uint; 3]| {
+        let mut each = size.iter().zip(most);
+        each.all(|(n, most)| (1..=most).contains(n))
+    };
+    if !within(grid, MOST_BLOCKS) || !within(block, MOST_THREADS) {
+        return Err(INVALID_VALUE);
+    }
     let threads: u64 = block.iter().map(|n| u64::from(*n)).product();
     let most = if *opt_in { 227 << 10 } else { 48 << 10 };
     let shared = kernel.shared_bytes.saturating_add(shared_bytes);
-    if grid.contains(&0) || threads == 0 || threads > u64::from(kernel.max_threads) || shared > most {
+    if threads > u64::from(kernel.max_threads) || shared > most {
         return Err(INVALID_VALUE);
     }
     // SAFETY: the caller's promise.
