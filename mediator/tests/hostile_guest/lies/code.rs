@@ -1,0 +1,182 @@
+//! Code and launches that no device takes, and what is not to be had by them.
+
+use vgpu_protocol::handle::HandleKind;
+use vgpu_protocol::op::{
+    Body, Launch, ModuleCompile, ModuleCompileReply, ModuleFunction, ModuleLoad, Op, Request,
+    Synchronize,
+};
+use vgpu_protocol::status::ErrorCode;
+
+use super::{UNSUPPORTED, bytes, handle, kernel, launch, load};
+use crate::{KERNELS, Place};
+
+pub(super) fn launches(place: &Place<'_>) {
+    let mut guest = place.open();
+    let (module, poke) = kernel(&mut guest, "poke");
+    let word = guest.allocate(8).to_le_bytes();
+    let sound = launch(module, poke, &word);
+    let mut wrong = vec![
+        launch(module, poke, &[]),
+        launch(module, poke, &word[..7]),
+        launch(module, poke, &[word, word].concat()),
+        launch(module, poke, &[7; 32_764]),
+        launch(module, poke + 1000, &word),
+        launch(module, u32::MAX, &word),
+        Launch {
+            shared_bytes: u32::MAX,
+            ..sound.clone()
+        },
+        Launch {
+            shared_bytes: 1 << 20,
+            ..sound.clone()
+        },
+    ];
+    for at in 0..3 {
+        for value in [0, 1 << 31, u32::MAX] {
+            let (mut grid, mut block) = ([1; 3], [1; 3]);
+            grid[at] = value;
+            block[at] = value;
+            wrong.push(Launch {
+                grid,
+                ..sound.clone()
+            });
+            wrong.push(Launch {
+                block,
+                ..sound.clone()
+            });
+        }
+    }
+    wrong.push(Launch {
+        block: [1024, 1024, 64],
+        ..sound.clone()
+    });
+    wrong.push(Launch {
+        block: [1025, 1, 1],
+        ..sound.clone()
+    });
+    for launch in wrong {
+        let text = format!("{:?} of {:?}", launch.grid, launch.block);
+        let (status, _) = guest.ask(launch);
+        assert!(!status.is_ok(), "{text}");
+    }
+    guest.done(sound);
+    guest.done(Synchronize {});
+    guest.serves();
+}
+
+pub(super) fn modules(place: &Place<'_>) {
+    let nested = |open: &str, close: &str| {
+        let body = format!(
+            "{}mov.u32 %r, 1;{}",
+            open.repeat(50_000),
+            close.repeat(50_000)
+        );
+        format!(
+            ".version 6.0\n.target sm_50\n.address_size 64\n.visible .entry k()\n{{\n.reg .b32 %r;\n{body}ret;\n}}\n"
+        )
+    };
+    let expression = format!(
+        ".version 6.0\n.target sm_50\n.address_size 64\n.global .u32 x = {}1{};\n",
+        "(".repeat(50_000),
+        ")".repeat(50_000)
+    );
+    let large = format!(
+        ".version 6.0\n.target sm_50\n.address_size 64\n.global .b8 x[{}];\n",
+        1u64 << 40
+    );
+    let elf = [&b"\x7fELF\x02\x01\x01\x33"[..], &[0xff; 500]].concat();
+    // A fatbin whose sizes are as large as can be.
+    let fatbin = [
+        &0xba55_ed50u32.to_le_bytes()[..],
+        &[1, 0, 16, 0],
+        &[0xff; 200],
+    ]
+    .concat();
+    let half = &KERNELS.as_bytes()[..KERNELS.len() / 2];
+    let images: Vec<Vec<u8>> = vec![
+        vec![0],
+        vec![0xff; 4096],
+        b"\x7fELF".to_vec(),
+        elf,
+        fatbin[..8].to_vec(),
+        fatbin,
+        half.to_vec(),
+        [half, b"\0", half].concat(),
+        nested("{", "}").into_bytes(),
+        expression.into_bytes(),
+        large.into_bytes(),
+        b".version 99.9\n.target sm_999\n".to_vec(),
+    ];
+    let mut guest = place.open();
+    for (slot, image) in (0..).zip(images) {
+        let module = handle(HandleKind::Module, slot, 1);
+        // A compiler may take some of them, and nothing of these can be run.
+        let (status, _) = load(&mut guest, module, &image);
+        let nested = image.len() > 90_000;
+        assert!(!status.is_ok() || nested, "image {slot}");
+        if !status.is_ok() {
+            let named = ModuleFunction {
+                module,
+                name: "k".into(),
+            };
+            assert!(!guest.ask(named).0.is_ok(), "image {slot}");
+        }
+    }
+    guest.serves();
+}
+
+/// As much as there may be is announced, and next to nothing comes.
+pub(super) fn half_modules(place: &Place<'_>) {
+    let mut guest = place.open();
+    let module = handle(HandleKind::Module, 0, 1);
+    let load = ModuleLoad {
+        module,
+        bytes: bytes(256 << 20),
+    };
+    guest.refused(
+        load,
+        &[ErrorCode::Cancelled.into(), ErrorCode::QuotaMemory.into()],
+    );
+    guest.serves();
+    let header = guest.header(Op::ModuleLoad);
+    let mut body = Vec::new();
+    Request::from(ModuleLoad {
+        module,
+        bytes: bytes((256 << 20) + 1),
+    })
+    .encode_to(&mut body);
+    guest.frame(header, &body);
+    guest.ended(ErrorCode::Protocol);
+}
+
+pub(super) fn sources(place: &Place<'_>) {
+    let mut guest = place.open();
+    let files = [
+        "/etc/passwd",
+        "/proc/self/environ",
+        "../../../../etc/passwd",
+        "/dev/zero",
+    ];
+    for (slot, file) in (0..).zip(files) {
+        let source = format!("#include \"{file}\"\nextern \"C\" __global__ void k() {{}}\n");
+        let request = ModuleCompile {
+            module: handle(HandleKind::Module, slot, 1),
+            capability: 0,
+            source_bytes: bytes(source.len() as u64),
+            name: file.into(),
+            headers: Default::default(),
+            options: Default::default(),
+        };
+        let header = guest.header(Op::ModuleCompile);
+        let id = guest.send_as(header, &request.into(), source.as_bytes());
+        let (status, body) = guest.answer(id);
+        if status.is_ok() {
+            let reply = ModuleCompileReply::decode(&body).expect("a reply");
+            let log = String::from_utf8_lossy(reply.log.as_slice()).into_owned();
+            assert!(reply.result != 0 && !log.contains("root:"), "{log}");
+        } else {
+            assert_eq!(status, UNSUPPORTED);
+        }
+    }
+    guest.serves();
+}
