@@ -66,7 +66,8 @@ fn a_soft_limit_is_raised_to_what_the_limits_need() {
     let before = mediator.descriptors().len();
     let sessions: Vec<Client> = (0..4).map(|_| mediator.connect().unwrap()).collect();
     let of_sessions = mediator.descriptors().len().saturating_sub(before);
-    assert!(of_sessions <= 2 * sessions.len(), "{of_sessions}");
+    // And the page of their guest.
+    assert!(of_sessions <= 2 * sessions.len() + 1, "{of_sessions}");
     drop(sessions);
     mediator.stop();
 }

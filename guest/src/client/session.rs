@@ -279,22 +279,19 @@ impl Client {
             Err(error) if error.cause().ends_session() => return waited,
             _ => {}
         }
-        let mut failures = self.fence()?;
-        // The context has ended, of which either this tells or somebody was told. What could not be given back is gone
-        // with it.
-        if waited.is_err() {
-            let mut untold = FenceReply {
-                dropped: failures.dropped,
-                ..FenceReply::default()
-            };
-            let known = failures.failures.as_slice().iter();
-            known
-                .filter(|failure| !gives_back(failure.op))
-                .for_each(|failure| untold.add(*failure));
-            if untold.failures.as_slice().is_empty() {
-                untold.dropped = 0;
-            }
-            failures = untold;
+        let told = self.fence()?;
+        // What could not be given back is gone with the session.
+        let mut failures = FenceReply {
+            dropped: told.dropped,
+            ..FenceReply::default()
+        };
+        let known = told.failures.as_slice().iter();
+        known
+            .filter(|failure| !gives_back(failure.op))
+            .for_each(|failure| failures.add(*failure));
+        // The context has ended, of which either this tells or somebody was told.
+        if waited.is_err() && failures.failures.as_slice().is_empty() {
+            failures.dropped = 0;
         }
         match failures.is_empty() {
             true => Ok(()),

@@ -48,7 +48,8 @@ fn needed(config: &Config) -> u64 {
     let listens = |wanted: fn(&Endpoint) -> bool| config.listen.iter().any(wanted);
     let count = |number: usize| number as u64;
     let mut workers = u64::from(limits.max_sessions) + count(admission::MOST_REFUSING);
-    let mut others = COMMON;
+    // A page for the memory of each guest that has a session.
+    let mut others = COMMON + workers;
     if listens(|endpoint| matches!(endpoint, Endpoint::File(_))) {
         workers += u64::from(limits.max_file_guests) + count(config.listen.len());
     }

@@ -9,8 +9,8 @@ use std::time::{Duration, Instant};
 
 use vgpu_protocol::frame::{Flags, FrameHeader};
 use vgpu_protocol::op::{
-    Body, ExchangeReply, Features, Fence, FenceReply, Goodbye, HelloReply, Info, InfoReply, Op,
-    PingReply, Synchronize, SynchronizeReply,
+    Body, ExchangeReply, Features, Fence, FenceReply, Goodbye, HelloReply, Info, InfoReply,
+    MemoryInfo, Op, PingReply, Synchronize, SynchronizeReply,
 };
 use vgpu_protocol::session::server::{Failure, Terms};
 use vgpu_protocol::status::{ErrorCode, Status, decode_error_text};
@@ -606,8 +606,9 @@ fn silence_is_named_before_the_guest_gives_up() {
 fn a_mediator_there_that_works_and_starts_nothing_is_shown_to_the_guest() {
     let ((), end) = to_held(&settings(), &StopFlag::default(), |mut guest, held| {
         held.now(|inner| inner.full = true);
-        let hurried = FrameHeader::request(Op::Ping, 2).with_deadline_ms(2000);
-        guest.send(hurried, &ping(b"x").encode());
+        // It starts in its turn, as one about the device does.
+        let hurried = FrameHeader::request(Op::MemoryInfo, 2).with_deadline_ms(2000);
+        guest.send(hurried, &MemoryInfo {}.encode());
         // Longer than nothing may move for a request.
         for _ in 0..30 {
             held.now(|inner| inner.events.push_back(Event::Working));

@@ -65,14 +65,14 @@ pub(crate) fn serve_sizes(place: &Place, rings: Option<RingSizes>) -> Result<Cha
             }
         }
     };
-    signals.let_go();
+    signals.let_go()?;
     Ok(channel)
 }
 
 /// Takes the vchan client role, waiting for the server.
 pub(crate) fn connect(place: &Place) -> Result<Channel, Failure> {
     // It leaves nothing behind.
-    Signals::catch()?.let_go();
+    Signals::catch()?.let_go()?;
     let deadline = Instant::now() + place.timeout;
     Ok(match place.backend {
         Backend::Xen => {
@@ -111,12 +111,16 @@ fn wait(
             Err(error) => return Err(error.into()),
         }
         if signals.stop.load(Ordering::Relaxed) {
-            return Err(Failure::interrupted(
-                "stopped by a signal before a client connected",
-                "start it again when the other side is ready",
-            ));
+            return Err(stopped());
         }
     }
+}
+
+fn stopped() -> Failure {
+    Failure::interrupted(
+        "stopped by a signal before a client connected",
+        "start it again when the other side is ready",
+    )
 }
 
 /// Catches the signals that end a program, until [`let_go`](Self::let_go).
@@ -147,7 +151,16 @@ impl Signals {
     }
 
     /// From here on signals end the program at once, with the same status; the kernel then tells the peer.
-    fn let_go(&self) {
-        self.let_go.store(true, Ordering::Relaxed);
+    ///
+    /// # Errors
+    /// There was one before.
+    fn let_go(&self) -> Result<(), Failure> {
+        // SeqCst, with the handler's read of `let_go` and its store to `stop` behind it: a signal finds the one or is
+        // found in the other.
+        self.let_go.store(true, Ordering::SeqCst);
+        match self.stop.load(Ordering::SeqCst) {
+            true => Err(stopped()),
+            false => Ok(()),
+        }
     }
 }
