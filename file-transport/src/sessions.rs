@@ -36,26 +36,26 @@ const MOST_SESSIONS: usize = 512;
 const OPENED_AT_ONCE: usize = 16;
 
 /// Interval at which a session that nobody has taken is reported again.
-const AGAIN: Duration = Duration::from_secs(1);
+const REPORT_INTERVAL: Duration = Duration::from_secs(1);
 
 /// The time between two looks into the same session.
-const EACH: Duration = Duration::from_secs(1);
+const SESSION_LOOK_INTERVAL: Duration = Duration::from_secs(1);
 
 /// The longest time between two attempts to remove a session with entries that cannot be removed.
-const STUCK: Duration = Duration::from_secs(600);
+const LONGEST_REMOVAL_PAUSE: Duration = Duration::from_secs(600);
 
 /// The shortest time between two log lines about sessions to which this user has no access.
-const COMPLAIN: Duration = Duration::from_secs(60);
+const COMPLAINT_INTERVAL: Duration = Duration::from_secs(60);
 
 /// Looks that must have found nothing new before a session is removed: time alone does not count,
 /// since on a machine that was asleep neither side could write a beat.
 const LOOKS: u32 = 10;
 
 /// Time without changes after which a session that is over is removed.
-pub const OVER: Duration = Duration::from_secs(15);
+pub const OVER_KEPT_TIME: Duration = Duration::from_secs(15);
 
 /// Time without changes after which any other session is removed.
-pub const STALE: Duration = Duration::from_secs(60);
+pub const STALE_KEPT_TIME: Duration = Duration::from_secs(60);
 
 /// The sessions of one served directory.
 #[derive(Debug)]
@@ -159,7 +159,7 @@ impl Sessions {
                 names: 0,
                 changed: now,
                 looks: 0,
-                pause: EACH,
+                pause: SESSION_LOOK_INTERVAL,
                 state: State::New,
             });
         }
@@ -194,7 +194,7 @@ impl Sessions {
                 waiting.push(name);
             }
         }
-        let early = |said: Instant| now.saturating_duration_since(said) < COMPLAIN;
+        let early = |said: Instant| now.saturating_duration_since(said) < COMPLAINT_INTERVAL;
         if let Some(name) = closed
             && !self.complained.is_some_and(early)
         {
@@ -239,7 +239,7 @@ impl Seen {
             self.names = names;
             self.changed = now;
             self.looks = 0;
-            self.pause = EACH.max(self.pause / 2);
+            self.pause = SESSION_LOOK_INTERVAL.max(self.pause / 2);
         }
         let has = |wanted: &str| found.names.iter().any(|name| name == wanted);
         let mut may_be_taken = false;
@@ -255,21 +255,21 @@ impl Seen {
         }
         let unchanged = now.saturating_duration_since(self.changed);
         let limit = if self.state == State::Over {
-            OVER
+            OVER_KEPT_TIME
         } else {
-            STALE
+            STALE_KEPT_TIME
         };
         if unchanged >= limit && self.looks >= LOOKS {
             clear(&directory, sessions, name, &found.names);
             // Whatever a guest has put there, retrying costs less and less.
-            self.pause = (self.pause * 2).min(STUCK);
+            self.pause = (self.pause * 2).min(LONGEST_REMOVAL_PAUSE);
             return false;
         }
         let begun = found
             .names
             .iter()
             .any(|name| matches!(file_name::parse(name), Some((Role::Guest, Kind::Beat, _))));
-        let early = |reported: Instant| now.saturating_duration_since(reported) < AGAIN;
+        let early = |reported: Instant| now.saturating_duration_since(reported) < REPORT_INTERVAL;
         if self.state != State::New || may_be_taken || !begun || self.reported.is_some_and(early) {
             return false;
         }
@@ -344,18 +344,18 @@ mod tests {
         fs::write(path.join("g-beat-0000000000000001"), "").unwrap();
         assert_eq!(served.look(), [NAME]);
         assert_eq!(served.look(), [""; 0], "not at once again");
-        assert_eq!(served.look_after(AGAIN), [NAME]);
+        assert_eq!(served.look_after(REPORT_INTERVAL), [NAME]);
         fs::write(path.join(CLAIM), "0000000000000007\n").unwrap();
-        assert_eq!(served.look_after(AGAIN), [""; 0]);
+        assert_eq!(served.look_after(REPORT_INTERVAL), [""; 0]);
         assert!(!path.join(GONE).exists());
         // Its worker has ended.
         served
             .sessions
             .over(&served.directory, NAME.parse().unwrap());
         assert!(path.join(GONE).exists());
-        assert_eq!(served.look_after(EACH), [""; 0]);
+        assert_eq!(served.look_after(SESSION_LOOK_INTERVAL), [""; 0]);
         assert!(path.exists());
-        served.look_for(OVER);
+        served.look_for(OVER_KEPT_TIME);
         assert!(!path.exists());
     }
 
@@ -368,7 +368,11 @@ mod tests {
         for part in ["", "0000", "0000000000000007"] {
             fs::write(path.join(CLAIM), part).unwrap();
             for _ in 0..3 {
-                assert_eq!(served.look_after(AGAIN), [""; 0], "{part:?}: taken twice");
+                assert_eq!(
+                    served.look_after(REPORT_INTERVAL),
+                    [""; 0],
+                    "{part:?}: taken twice"
+                );
             }
             assert!(
                 !path.join(GONE).exists(),
@@ -376,12 +380,12 @@ mod tests {
             );
         }
         fs::write(path.join(CLAIM), "0000000000000007\n").unwrap();
-        served.look_after(AGAIN);
+        served.look_after(REPORT_INTERVAL);
         assert!(!path.join(GONE).exists());
         // A claim that no mediator writes does not count as this one's.
         let path = served.session(&NAME.replace('0', "3"), &["g-beat-0000000000000001"]);
         fs::write(path.join(CLAIM), "mine\n").unwrap();
-        served.look_after(AGAIN);
+        served.look_after(REPORT_INTERVAL);
         assert!(path.join(GONE).exists());
     }
 
@@ -391,9 +395,9 @@ mod tests {
         let mut served = Served::new();
         let path = served.session(NAME, &["g-beat-0000000000000001"]);
         fs::write(path.join(CLAIM), "0000000000000007\n").unwrap();
-        served.look_after(EACH);
+        served.look_after(SESSION_LOOK_INTERVAL);
         served.look_after(Duration::from_secs(3600));
-        served.look_after(EACH);
+        served.look_after(SESSION_LOOK_INTERVAL);
         assert!(path.join("g-beat-0000000000000001").exists());
     }
 
@@ -407,10 +411,10 @@ mod tests {
         // While its guest still writes it stays.
         for beat in 2..40 {
             fs::write(path.join(format!("g-beat-{beat:016x}")), "").unwrap();
-            assert_eq!(served.look_after(EACH), [""; 0]);
+            assert_eq!(served.look_after(SESSION_LOOK_INTERVAL), [""; 0]);
         }
         assert!(path.exists());
-        served.look_for(OVER);
+        served.look_for(OVER_KEPT_TIME);
         assert!(!path.exists());
     }
 
@@ -430,7 +434,7 @@ mod tests {
             .join(NAME.replace('0', "2"));
         symlink(outside.path(), &link).unwrap();
         for _ in 0..3 {
-            served.look_for(STALE);
+            served.look_for(STALE_KEPT_TIME);
         }
         assert!(!empty.exists());
         assert!(nested.join("a/b").exists() && !nested.join("g-beat-0000000000000001").exists());
@@ -463,7 +467,7 @@ mod tests {
         fs::remove_dir(&path).unwrap();
         symlink(outside.path(), &path).unwrap();
         fs::create_dir(outside.path().join(NAME)).unwrap();
-        assert_eq!(served.look_after(STALE), [""; 0]);
+        assert_eq!(served.look_after(STALE_KEPT_TIME), [""; 0]);
         assert!(outside.path().join(NAME).exists());
         // Once it is gone, the removal succeeds.
         fs::remove_file(&path).unwrap();

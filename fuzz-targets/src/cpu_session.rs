@@ -37,11 +37,11 @@ use vgpu_transport::{Interest, Transport, TransportError};
 use crate::input::Input;
 
 /// Far beyond what a session takes whose kernels end after some milliseconds.
-const PATIENCE: Duration = Duration::from_secs(120);
+const SESSION_LIMIT: Duration = Duration::from_secs(120);
 /// How long a guest stays that waits for nothing.
-const SHORT: Duration = Duration::from_millis(5);
+const IDLE_GUEST_TIME: Duration = Duration::from_millis(5);
 /// How long it sleeps between two looks.
-const LOOK: Duration = Duration::from_millis(1);
+const LOOK_INTERVAL: Duration = Duration::from_millis(1);
 /// Handles and events of each kind that the guest names.
 const OBJECTS: u32 = 3;
 /// Requests of one input.
@@ -634,9 +634,9 @@ impl Guest {
             return;
         }
         let since = *self.since.get_or_insert_with(Instant::now);
-        assert!(since.elapsed() < PATIENCE, "an answer never comes");
+        assert!(since.elapsed() < SESSION_LIMIT, "an answer never comes");
         if self.heard.closing || self.raw || self.never_reads {
-            self.over = self.heard.closing || since.elapsed() > SHORT;
+            self.over = self.heard.closing || since.elapsed() > IDLE_GUEST_TIME;
             return;
         }
         let request = match &mut self.end {
@@ -701,7 +701,7 @@ impl Transport for Guest {
             if now >= deadline {
                 return Err(TransportError::TimedOut("the guest"));
             }
-            thread::sleep(LOOK.min(deadline - now));
+            thread::sleep(LOOK_INTERVAL.min(deadline - now));
         }
     }
 

@@ -27,7 +27,7 @@ pub(crate) const INTERRUPT_LOOK: Duration = Duration::from_millis(100);
 const MAX_FRAME: usize = 256 << 10;
 
 /// Bytes that a call moves before it lets another one that has something to send go first.
-const TURN: usize = 1 << 20;
+const BYTES_OF_TURN: usize = 1 << 20;
 
 /// A request on its way to the state machine.
 #[derive(Debug)]
@@ -619,7 +619,7 @@ impl Wire {
                 return receiver;
             }
         }
-        if self.closed || self.full || (moved && self.moved_in_turn < TURN) {
+        if self.closed || self.full || (moved && self.moved_in_turn < BYTES_OF_TURN) {
             return None;
         }
         let sender = match self.machine.outbox().data() {

@@ -16,7 +16,6 @@ pub mod executor;
 pub mod gpus;
 pub mod guest_memory;
 pub mod lines;
-pub mod listen;
 pub mod logging;
 pub mod policy;
 pub mod print;

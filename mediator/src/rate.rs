@@ -61,7 +61,7 @@ impl TokenBucket {
 }
 
 /// How long nothing may be said of lines that were suppressed.
-const UNTOLD: Duration = Duration::from_secs(10);
+const SUPPRESSED_REPORT_TIME: Duration = Duration::from_secs(10);
 
 /// Lets a bounded number of log lines through, and counts the rest.
 #[derive(Debug)]
@@ -112,7 +112,7 @@ impl LogLimit {
 
     /// When to say how many lines were suppressed though none has come since, if any were.
     pub fn due(&self) -> Option<Instant> {
-        (self.suppressed > 0).then(|| self.since + UNTOLD)
+        (self.suppressed > 0).then(|| self.since + SUPPRESSED_REPORT_TIME)
     }
 
     /// How many lines were suppressed, if it is time to say so.
@@ -156,7 +156,7 @@ mod tests {
         assert_eq!(limit.due(), None);
         assert_eq!(limit.admit(start + Duration::from_secs(1)), None);
         // Nobody comes by who could say so.
-        let due = start + Duration::from_secs(1) + UNTOLD;
+        let due = start + Duration::from_secs(1) + SUPPRESSED_REPORT_TIME;
         assert_eq!(limit.due(), Some(due));
         assert_eq!(limit.overdue(due - Duration::from_nanos(1)), None);
         assert_eq!(limit.overdue(due), Some(1));

@@ -18,7 +18,7 @@ const NAP: Duration = Duration::from_millis(1);
 /// takes long then.
 const FEW: usize = 8;
 /// The interval of those checks.
-const LOOK: Duration = Duration::from_millis(1);
+const CHECK_INTERVAL: Duration = Duration::from_millis(1);
 
 /// The outcome of a step.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -53,7 +53,7 @@ pub(crate) trait Seat {
 /// Brings the first seat whose time is up to the front.
 fn prefer_over(seats: &mut VecDeque<Box<dyn Seat>>, looked: &mut Instant) {
     let now = Instant::now();
-    if now.saturating_duration_since(*looked) < LOOK {
+    if now.saturating_duration_since(*looked) < CHECK_INTERVAL {
         return;
     }
     match seats.iter().position(|s| s.is_over(now)) {

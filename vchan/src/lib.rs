@@ -8,7 +8,7 @@
 //! | one thread for each direction | [`Channel::split`] |
 //! | a poll loop of your own | `try_…` calls, and the descriptor that a channel lends with [`AsFd`](std::os::fd::AsFd) |
 //! | one thread for many channels | [`reactor`] |
-//! | one thread between two channels, or a channel and a socket | [`either`] |
+//! | one thread between two channels, or a channel and a socket | [`two_channels`] |
 //! | buffers of many megabytes that both sides address | [`region`] |
 //! | to know why it failed, and to tell a person | [`Error`], [`Error::advice`] |
 //!
@@ -70,7 +70,7 @@
 //! * [`Channel`], [`Reader`], [`Writer`]: the interface for applications. [`address`]: a channel's
 //!   address.
 //! * [`reactor`]: many channels over one event-channel handle, in one poll loop.
-//! * [`either`]: one wait for two channels.
+//! * [`two_channels`]: one wait for two channels.
 //! * [`region`]: bulk buffers beside the ring.
 //!
 //! # Terms
@@ -82,7 +82,6 @@ pub mod backend;
 mod channel;
 mod connect_options;
 pub mod domain;
-pub mod either;
 pub mod error;
 pub mod in_place;
 pub mod local;
@@ -92,6 +91,7 @@ mod sync;
 #[cfg(feature = "testing")]
 #[doc(hidden)]
 pub mod testing;
+pub mod two_channels;
 mod waiting;
 mod wire;
 pub mod xen;

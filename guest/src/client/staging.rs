@@ -38,7 +38,7 @@ const NON_TEMPORAL: usize = 8 << 20;
 const WITHIN: &str = "words and slots lie within the region";
 
 /// How long a word is looked for before the mediator is asked to say when it has come.
-const LOOK: Duration = Duration::from_micros(50);
+const WORD_POLL_TIME: Duration = Duration::from_micros(50);
 
 /// Memory of this program's that the mediator has mapped for the device.
 pub(super) struct Mapped {
@@ -149,7 +149,7 @@ impl Taken<'_> {
                 }
                 std::hint::spin_loop();
             }
-            if since.get_or_insert_with(Instant::now).elapsed() >= LOOK {
+            if since.get_or_insert_with(Instant::now).elapsed() >= WORD_POLL_TIME {
                 return false;
             }
         }

@@ -23,7 +23,7 @@ const KERNEL: &[u8] = include_bytes!("vector_add.ptx");
 
 /// Threads of a block, and elements of a thread, as the kernel has it.
 const THREADS: u32 = 256;
-const EACH: u32 = 4;
+const ELEMENTS_OF_THREAD: u32 = 4;
 
 /// Elements that are on the device at once, in one place: while one piece is computed the next is on its way.
 pub(crate) const PIECE: usize = 1 << 19;
@@ -38,7 +38,7 @@ const LEAST: usize = 1 << 10;
 const KEPT: usize = 2;
 
 /// How often a place is looked for that may have been left without a word.
-const LOOK: Duration = Duration::from_millis(20);
+const PLACE_CHECK_INTERVAL: Duration = Duration::from_millis(20);
 
 const DOING: &str = "vector add";
 
@@ -288,7 +288,7 @@ impl Client {
             self.copy_up(DOING, to, bytes, stores, stream, &mut place.requests)?;
         }
         let elements = u32::try_from(a.len()).expect("no piece is longer");
-        let blocks = elements.div_ceil(EACH).div_ceil(THREADS);
+        let blocks = elements.div_ceil(ELEMENTS_OF_THREAD).div_ceil(THREADS);
         let addresses = [place.address, place.second()].map(u64::to_le_bytes);
         let parameters = [addresses.as_flattened(), &elements.to_le_bytes()].concat();
         let launch = Launch {
@@ -417,7 +417,7 @@ impl Client {
         if adder.taken == 0 {
             return false;
         }
-        let left = self.session.left.wait_timeout(adder, LOOK);
+        let left = self.session.left.wait_timeout(adder, PLACE_CHECK_INTERVAL);
         drop(left.unwrap_or_else(PoisonError::into_inner));
         true
     }

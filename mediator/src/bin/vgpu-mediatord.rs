@@ -23,8 +23,8 @@ fn main() -> ExitCode {
     match arguments.split_first() {
         Some((first, rest)) if first == worker::ARGUMENT => return worker::main(rest),
         Some((first, _)) if first == broker::closer::ARGUMENT => return broker::closer::main(),
-        Some((first, rest)) if first == broker::probe::ARGUMENT => {
-            return broker::probe::main(rest);
+        Some((first, rest)) if first == broker::probe_process::ARGUMENT => {
+            return broker::probe_process::main(rest);
         }
         Some((first, _)) if first == gpus::ARGUMENT => return gpus::main(),
         Some((first, rest)) if first == trial::ARGUMENT => return trial::main(rest),

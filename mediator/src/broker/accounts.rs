@@ -1,7 +1,7 @@
 //! Accounts: usage of each guest, how often it was let in or turned away, and how much of the broker's work
 //! and log it may still cause.
 //!
-//! Starting a process and writing a line are limited for each account, and again for each [`Road`]: who
+//! Starting a process and writing a line are limited for each account, and again for each [`EndpointKind`]: who
 //! can make up names, user ids or secrets has many accounts, but comes by one road. No I/O but the log.
 
 use std::collections::BTreeMap;
@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use vgpu_protocol::session::server::Durations;
 
-use super::who::{AccountKey, Road, Who};
+use super::peer::{AccountKey, EndpointKind, Peer};
 use crate::logging;
 use crate::rate::{LogLimit, TokenBucket};
 use crate::usage::{Activity, Requests, Usage};
@@ -50,7 +50,7 @@ pub(super) struct Account {
     pub(super) usage: Usage,
     /// Of ended sessions.
     pub(super) requests: Requests,
-    road: Road,
+    endpoint_kind: EndpointKind,
     starts: TokenBucket,
     log: LogLimit,
     used_at: Instant,
@@ -79,7 +79,7 @@ impl Shared {
 pub(super) struct Accounts {
     accounts: BTreeMap<AccountKey, Account>,
     /// As many as there are endpoints.
-    roads: BTreeMap<Road, Shared>,
+    endpoint_kinds: BTreeMap<EndpointKind, Shared>,
     pub(super) started: u64,
     /// Guests turned away, by reason.
     pub(super) refusals: BTreeMap<Refusal, u64>,
@@ -158,13 +158,13 @@ impl Force {
 
 impl Accounts {
     /// The account of `who`, new if need be.
-    pub(super) fn of(&mut self, who: &Who, now: Instant) -> &mut Account {
-        let key = who.account();
+    pub(super) fn of(&mut self, peer: &Peer, now: Instant) -> &mut Account {
+        let key = peer.account();
         if !self.accounts.contains_key(&key) && self.accounts.len() >= MOST {
             self.forget_one(now);
         }
         let account = self.accounts.entry(key).or_insert_with(|| {
-            let (burst, interval) = match who.is_trusted() {
+            let (burst, interval) = match peer.is_trusted() {
                 true => TRUSTED_STARTS,
                 false => STARTS,
             };
@@ -177,55 +177,59 @@ impl Accounts {
                 killed: 0,
                 usage: Usage::default(),
                 requests: Requests::default(),
-                road: who.road(),
+                endpoint_kind: peer.endpoint_kind(),
                 starts: TokenBucket::new(burst, interval, now),
                 log: LogLimit::new(now),
                 used_at: now,
             }
         });
         // A guest may have been renamed.
-        account.name = who.account_name();
-        account.id = who.id();
+        account.name = peer.account_name();
+        account.id = peer.id();
         account.used_at = now;
         account
     }
 
-    fn road(&mut self, road: Road, now: Instant) -> &mut Shared {
-        self.roads.entry(road).or_insert_with(|| Shared::new(now))
+    fn endpoint_kind(&mut self, endpoint_kind: EndpointKind, now: Instant) -> &mut Shared {
+        self.endpoint_kinds
+            .entry(endpoint_kind)
+            .or_insert_with(|| Shared::new(now))
     }
 
     /// When a process may be started for `who`: `now`, or later.
-    pub(super) fn may_start_at(&self, who: &Who, now: Instant) -> Instant {
-        let account = self.accounts.get(&who.account());
+    pub(super) fn may_start_at(&self, peer: &Peer, now: Instant) -> Instant {
+        let account = self.accounts.get(&peer.account());
         let own = account.map_or(now, |account| account.starts.next(now));
-        if who.is_trusted() {
+        if peer.is_trusted() {
             return own;
         }
-        let road = self.roads.get(&who.road());
-        own.max(road.map_or(now, |road| road.starts.next(now)))
+        let endpoint_kind = self.endpoint_kinds.get(&peer.endpoint_kind());
+        own.max(endpoint_kind.map_or(now, |endpoint_kind| endpoint_kind.starts.next(now)))
     }
 
     /// Charges a process that is started for `who`. Gives the time when its account owes nothing any
     /// more, which is `now` where it was not started before its time.
-    pub(super) fn charge_start(&mut self, who: &Who, now: Instant) -> Instant {
-        if !who.is_trusted() {
-            self.road(who.road(), now).starts.owe(now);
+    pub(super) fn charge_start(&mut self, peer: &Peer, now: Instant) -> Instant {
+        if !peer.is_trusted() {
+            self.endpoint_kind(peer.endpoint_kind(), now)
+                .starts
+                .owe(now);
         }
-        self.of(who, now).starts.owe(now)
+        self.of(peer, now).starts.owe(now)
     }
 
     /// How many sessions of `who` run.
     #[cfg(test)]
-    pub(super) fn running(&self, who: &Who) -> usize {
+    pub(super) fn running(&self, peer: &Peer) -> usize {
         self.accounts
-            .get(&who.account())
+            .get(&peer.account())
             .map_or(0, |account| account.running)
     }
 
     /// Counts a session that begins.
-    pub(super) fn begin(&mut self, who: &Who, now: Instant) {
+    pub(super) fn begin(&mut self, peer: &Peer, now: Instant) {
         self.started += 1;
-        let account = self.of(who, now);
+        let account = self.of(peer, now);
         account.running += 1;
         account.started += 1;
     }
@@ -233,7 +237,7 @@ impl Accounts {
     /// Counts a session that has ended: by a `fault` or not, by force or not.
     pub(super) fn end(
         &mut self,
-        who: &Who,
+        peer: &Peer,
         usage: &Usage,
         activity: Option<&Activity>,
         fault: bool,
@@ -245,7 +249,7 @@ impl Accounts {
             Some(force) => *self.kills.entry(force).or_default() += 1,
             None => self.ends[usize::from(fault)] += 1,
         }
-        let account = self.of(who, now);
+        let account = self.of(peer, now);
         account.killed += u64::from(force.is_some());
         account.running = account.running.saturating_sub(1);
         account.usage.add(usage);
@@ -261,20 +265,20 @@ impl Accounts {
     }
 
     /// Counts a guest turned away.
-    pub(super) fn refuse(&mut self, who: &Who, why: Refusal, now: Instant) {
+    pub(super) fn refuse(&mut self, peer: &Peer, why: Refusal, now: Instant) {
         *self.refusals.entry(why).or_default() += 1;
-        self.of(who, now).refused += 1;
+        self.of(peer, now).refused += 1;
     }
 
     /// Logs a line that `who` caused, unless it has caused too many.
-    pub(super) fn log(&mut self, who: &Who, level: log::Level, line: &str, now: Instant) {
-        self.log_of(who, who, module_path!(), level, line, now);
+    pub(super) fn log(&mut self, peer: &Peer, level: log::Level, line: &str, now: Instant) {
+        self.log_of(peer, peer, module_path!(), level, line, now);
     }
 
     /// As [`log`](Self::log), about something else than `who` in the words of the line.
     pub(super) fn log_of(
         &mut self,
-        who: &Who,
+        peer: &Peer,
         about: &dyn Display,
         target: &str,
         level: log::Level,
@@ -285,22 +289,25 @@ impl Accounts {
             return;
         }
         if level > log::Level::Info {
-            let details = self.road(who.road(), now).details.admit(now);
+            let details = self
+                .endpoint_kind(peer.endpoint_kind(), now)
+                .details
+                .admit(now);
             if let Some(suppressed) = details {
-                say_suppressed(&who.road(), suppressed);
+                say_suppressed(&peer.endpoint_kind(), suppressed);
                 log::log!(target: target, level, "{about}: {line}");
             }
             return;
         }
-        let account = self.of(who, now);
+        let account = self.of(peer, now);
         let name = account.name.clone();
         let Some(of_account) = account.log.admit(now) else {
             return;
         };
         // Others of its road do not silence one that is trusted.
-        if !who.is_trusted() {
-            match self.admit_to_road(who.road(), of_account + 1, now) {
-                Some(of_road) => say_suppressed(&who.road(), of_road),
+        if !peer.is_trusted() {
+            match self.admit_to_kind(peer.endpoint_kind(), of_account + 1, now) {
+                Some(of_kind) => say_suppressed(&peer.endpoint_kind(), of_kind),
                 None => return,
             }
         }
@@ -309,16 +316,25 @@ impl Accounts {
     }
 
     /// Logs a line that somebody caused who is not known, and who came by `road`.
-    pub(super) fn log_of_road(&mut self, road: &Road, line: &str, now: Instant) {
-        if let Some(suppressed) = self.road(road.clone(), now).log.admit(now) {
-            say_suppressed(road, suppressed);
+    pub(super) fn log_of_kind(&mut self, endpoint_kind: &EndpointKind, line: &str, now: Instant) {
+        if let Some(suppressed) = self
+            .endpoint_kind(endpoint_kind.clone(), now)
+            .log
+            .admit(now)
+        {
+            say_suppressed(endpoint_kind, suppressed);
             log::warn!("{line}");
         }
     }
 
     /// Admits a line that stands for `lines`, or counts these as suppressed.
-    fn admit_to_road(&mut self, road: Road, lines: u64, now: Instant) -> Option<u64> {
-        let limit = &mut self.road(road, now).log;
+    fn admit_to_kind(
+        &mut self,
+        endpoint_kind: EndpointKind,
+        lines: u64,
+        now: Instant,
+    ) -> Option<u64> {
+        let limit = &mut self.endpoint_kind(endpoint_kind, now).log;
         let admitted = limit.admit(now);
         if admitted.is_none() {
             // It has counted one.
@@ -329,21 +345,21 @@ impl Accounts {
 
     /// Says how many lines were suppressed where no later line has said so.
     pub(super) fn tell_suppressed(&mut self, now: Instant) {
-        let mut due: Vec<(String, Road, u64)> = Vec::new();
+        let mut due: Vec<(String, EndpointKind, u64)> = Vec::new();
         for account in self.accounts.values_mut() {
             if let Some(lines) = account.log.overdue(now) {
-                due.push((account.name.clone(), account.road.clone(), lines));
+                due.push((account.name.clone(), account.endpoint_kind.clone(), lines));
             }
         }
-        for (name, road, lines) in due {
-            if let Some(of_road) = self.admit_to_road(road.clone(), lines, now) {
-                say_suppressed(&road, of_road);
+        for (name, endpoint_kind, lines) in due {
+            if let Some(of_kind) = self.admit_to_kind(endpoint_kind.clone(), lines, now) {
+                say_suppressed(&endpoint_kind, of_kind);
                 say_suppressed(&name, lines);
             }
         }
-        for (road, shared) in &mut self.roads {
+        for (endpoint_kind, shared) in &mut self.endpoint_kinds {
             for limit in [&mut shared.log, &mut shared.details] {
-                say_suppressed(road, limit.overdue(now).unwrap_or(0));
+                say_suppressed(endpoint_kind, limit.overdue(now).unwrap_or(0));
             }
         }
     }
@@ -351,9 +367,10 @@ impl Accounts {
     /// When [`tell_suppressed`](Self::tell_suppressed) has something to say.
     pub(super) fn deadline(&self) -> Option<Instant> {
         let accounts = self.accounts.values().filter_map(|it| it.log.due());
-        let roads = self.roads.values();
-        let roads = roads.flat_map(|road| [road.log.due(), road.details.due()]);
-        accounts.chain(roads.flatten()).min()
+        let endpoint_kinds = self.endpoint_kinds.values();
+        let endpoint_kinds = endpoint_kinds
+            .flat_map(|endpoint_kind| [endpoint_kind.log.due(), endpoint_kind.details.due()]);
+        accounts.chain(endpoint_kinds.flatten()).min()
     }
 
     /// All accounts.
@@ -370,7 +387,9 @@ impl Accounts {
             .map(|(key, _)| key.clone());
         if let Some(mut account) = oldest.and_then(|key| self.accounts.remove(&key)) {
             let lines = account.log.take_suppressed();
-            self.road(account.road, now).log.suppress(lines, now);
+            self.endpoint_kind(account.endpoint_kind, now)
+                .log
+                .suppress(lines, now);
         }
     }
 }
@@ -389,12 +408,12 @@ mod tests {
     use nix::unistd::Uid;
     use vgpu_file_transport::SessionName;
 
-    use super::super::who::Place;
+    use super::super::peer::Place;
     use super::*;
     use crate::policy::Identity;
 
-    fn local(uid: u32) -> Who {
-        Who::Local { uid, pid: 1 }
+    fn local(uid: u32) -> Peer {
+        Peer::Local { uid, pid: 1 }
     }
 
     #[test]
@@ -435,10 +454,10 @@ mod tests {
     fn every_road_has_a_bucket_an_account_and_one_for_all() {
         let start = Instant::now();
         let second = Duration::from_secs(1);
-        let starts = |accounts: &mut Accounts, who: &Who, now| {
+        let starts = |accounts: &mut Accounts, peer: &Peer, now| {
             let started = (0..1000).take_while(|_| {
-                let may = accounts.may_start_at(who, now) <= now;
-                may && accounts.charge_start(who, now) <= now
+                let may = accounts.may_start_at(peer, now) <= now;
+                may && accounts.charge_start(peer, now) <= now
             });
             u32::try_from(started.count()).unwrap()
         };
@@ -450,7 +469,7 @@ mod tests {
             // No user of this machine that runs tests.
             let uid = 0x7000_0000 + number;
             let guest = place(Some(&format!("g{number}")));
-            let tcp = Who::Tcp {
+            let tcp = Peer::Tcp {
                 name: Some(format!("n{number}")),
                 address: "192.0.2.1:1".parse().unwrap(),
             };
@@ -459,31 +478,31 @@ mod tests {
                 ..Identity::default()
             };
             [
-                Who::Local { uid, pid: 1 },
-                Who::Xen(identity, "0123456789abcdef".into()),
+                Peer::Local { uid, pid: 1 },
+                Peer::Xen(identity, "0123456789abcdef".into()),
                 tcp,
-                Who::FileSession(guest, SessionName::new([7; 16])),
+                Peer::FileSession(guest, SessionName::new([7; 16])),
             ]
         };
         let mut accounts = Accounts::default();
-        for who in somebody(0) {
-            assert_eq!(starts(&mut accounts, &who, start), STARTS.0, "{who}");
-            assert_eq!(starts(&mut accounts, &who, start + second), 2, "{who}");
-            assert!(accounts.may_start_at(&who, start + second) <= start + 2 * second);
+        for peer in somebody(0) {
+            assert_eq!(starts(&mut accounts, &peer, start), STARTS.0, "{peer}");
+            assert_eq!(starts(&mut accounts, &peer, start + second), 2, "{peer}");
+            assert!(accounts.may_start_at(&peer, start + second) <= start + 2 * second);
         }
         // Invented names share the bucket of their kind of endpoint, also after accounts were forgotten.
         let now = start + 1000 * second;
         let mut started = [0; 4];
         for number in 0..2000 {
-            for (index, who) in somebody(number).iter().enumerate() {
-                started[index] += starts(&mut accounts, who, now);
-                accounts.refuse(who, Refusal::Rate, now);
+            for (index, peer) in somebody(number).iter().enumerate() {
+                started[index] += starts(&mut accounts, peer, now);
+                accounts.refuse(peer, Refusal::Rate, now);
             }
         }
         assert_eq!(started, [ROAD_STARTS.0; 4]);
         // One who is trusted does not wait for them.
         let uid = Uid::effective().as_raw();
-        let trusted = Who::Unix { uid, pid: 1 };
+        let trusted = Peer::Unix { uid, pid: 1 };
         assert_eq!(starts(&mut accounts, &trusted, now), TRUSTED_STARTS.0);
     }
 
@@ -503,9 +522,12 @@ mod tests {
         // A few are logged by name. All others are one number, which is logged after an interval.
         let own = accounts.accounts.values().filter_map(|it| it.log.due());
         assert_eq!(own.count(), 0);
-        let of_road = accounts.roads[&Road::Local].log.due().unwrap();
-        assert_eq!(accounts.deadline(), Some(of_road));
-        accounts.tell_suppressed(of_road);
+        let of_kind = accounts.endpoint_kinds[&EndpointKind::Local]
+            .log
+            .due()
+            .unwrap();
+        assert_eq!(accounts.deadline(), Some(of_kind));
+        accounts.tell_suppressed(of_kind);
         assert_eq!(accounts.deadline(), None);
     }
 }

@@ -14,8 +14,8 @@ use vgpu_cli::Failure;
 
 use super::accounts::Refusal;
 use super::fair_queue::FairQueue;
-use super::session::Session;
-use super::who::{AccountKey, Road, Who};
+use super::peer::{AccountKey, EndpointKind, Peer};
+use super::session_worker::SessionWorker;
 use super::xen::{Announced, Command, Event, XenGuests};
 use super::{Broker, KICK_TIME};
 use crate::devices::Device;
@@ -41,7 +41,7 @@ const ADMISSION_WAIT_LIMIT: Duration = Duration::from_secs(10);
 pub(super) struct LocalNewcomer {
     stream: Stranger<OwnedFd>,
     carrier: Carrier,
-    who: Who,
+    peer: Peer,
 }
 
 /// Those who wait.
@@ -94,7 +94,7 @@ impl Broker<'_> {
             Ok(None) => {}
             Err(error) => {
                 let line = format!("{}: {error}", listener.path().display());
-                self.accounts.log_of_road(&Road::Local, &line, now);
+                self.accounts.log_of_kind(&EndpointKind::Local, &line, now);
                 // Out of descriptors, most likely: the connection still waits, so do not spin.
                 std::thread::sleep(Duration::from_millis(50));
             }
@@ -103,25 +103,25 @@ impl Broker<'_> {
 
     fn on_local_guest(&mut self, stream: UnixStream, carrier: Carrier, now: Instant) {
         let stream = Stranger::from(OwnedFd::from(stream));
-        let peer = match getsockopt(&*stream, PeerCredentials) {
-            Ok(peer) => peer,
+        let credentials = match getsockopt(&*stream, PeerCredentials) {
+            Ok(credentials) => credentials,
             Err(errno) => {
                 let line = format!("a local guest cannot be identified: {errno}");
-                self.accounts.log_of_road(&Road::Local, &line, now);
+                self.accounts.log_of_kind(&EndpointKind::Local, &line, now);
                 return;
             }
         };
-        let (uid, pid) = (peer.uid(), peer.pid());
-        let who = match carrier {
-            Carrier::Unix => Who::Unix { uid, pid },
-            _ => Who::Local { uid, pid },
+        let (uid, pid) = (credentials.uid(), credentials.pid());
+        let peer = match carrier {
+            Carrier::Unix => Peer::Unix { uid, pid },
+            _ => Peer::Local { uid, pid },
         };
         let newcomer = LocalNewcomer {
             stream,
             carrier,
-            who,
+            peer,
         };
-        let account = newcomer.who.account();
+        let account = newcomer.peer.account();
         self.local_newcomers.push(account, newcomer, now);
         self.let_in_local_newcomers(now);
     }
@@ -135,19 +135,20 @@ impl Broker<'_> {
         let out_of_patience = self.local_newcomers.expire(ADMISSION_WAIT_LIMIT, now);
         let crowded_out = std::iter::from_fn(|| self.local_newcomers.crowded_out());
         let gone: Vec<_> = crowded_out.collect();
-        for LocalNewcomer { who, .. } in out_of_patience.into_iter().chain(gone).map(|it| it.item) {
-            self.accounts.refuse(&who, Refusal::Rate, now);
+        for LocalNewcomer { peer, .. } in out_of_patience.into_iter().chain(gone).map(|it| it.item)
+        {
+            self.accounts.refuse(&peer, Refusal::Rate, now);
             let line = "disconnected: it connects more often than it may";
-            self.accounts.log(&who, log::Level::Warn, line, now);
+            self.accounts.log(&peer, log::Level::Warn, line, now);
         }
     }
 
     fn next_local_newcomer(&mut self, now: Instant) -> Option<LocalNewcomer> {
-        let may_start = |who: &Who| self.accounts.may_start_at(who, now) <= now;
+        let may_start = |peer: &Peer| self.accounts.may_start_at(peer, now) <= now;
         let index = self
             .local_newcomers
             .iter()
-            .position(|entry| may_start(&entry.item.who))?;
+            .position(|entry| may_start(&entry.item.peer))?;
         self.local_newcomers.remove(index).map(|entry| entry.item)
     }
 
@@ -155,7 +156,7 @@ impl Broker<'_> {
     pub(super) fn local_newcomers_due(&self, now: Instant) -> Option<Instant> {
         let first = self.local_newcomers.first()? + ADMISSION_WAIT_LIMIT;
         let starts = self.local_newcomers.iter();
-        let starts = starts.map(|entry| self.accounts.may_start_at(&entry.item.who, now));
+        let starts = starts.map(|entry| self.accounts.may_start_at(&entry.item.peer, now));
         starts.chain([first]).min()
     }
 
@@ -163,10 +164,10 @@ impl Broker<'_> {
         let LocalNewcomer {
             stream,
             carrier,
-            who,
+            peer,
         } = newcomer;
-        let trusted = who.is_trusted();
-        let refusal = if let Who::Local { uid, .. } | Who::Unix { uid, .. } = who
+        let trusted = peer.is_trusted();
+        let refusal = if let Peer::Local { uid, .. } | Peer::Unix { uid, .. } = peer
             && !trusted
             && !self.config.policy.allow_all
         {
@@ -175,9 +176,9 @@ impl Broker<'_> {
             )))
         } else {
             let most = (!trusted).then_some(self.config.limits.max_sessions_per_guest);
-            self.check_limits(&who, most)
+            self.check_limits(&peer, most)
         };
-        self.begin(who, carrier, Some(stream), refusal, now);
+        self.begin(peer, carrier, Some(stream), refusal, now);
     }
 
     pub(super) fn on_xen(&mut self, now: Instant) {
@@ -212,34 +213,35 @@ impl Broker<'_> {
             life,
         } = channel;
         let domid = guest.domid;
-        let who = Who::Xen(guest, name.clone());
+        let peer = Peer::Xen(guest, name.clone());
         if self.stopping.is_some() {
             return;
         }
-        let Who::Xen(guest, _) = &who else {
+        let Peer::Xen(guest, _) = &peer else {
             return;
         };
         // Judged here again: the thread may have announced it by rules that are not in force any more.
         let judgement = self.config.policy.judge(guest);
-        if !judgement.allow || self.accounts.may_start_at(&who, now) > now {
+        if !judgement.allow || self.accounts.may_start_at(&peer, now) > now {
             self.tell_xen(Command::Later { domid, name });
             return;
         }
         let most = judgement
             .max_sessions
             .unwrap_or(self.config.limits.max_sessions_per_guest);
-        if let Some(Turned::Busy(why) | Turned::Denied(why)) = self.check_limits(&who, Some(most)) {
+        if let Some(Turned::Busy(why) | Turned::Denied(why)) = self.check_limits(&peer, Some(most))
+        {
             // On Xen a guest waits anyway; a process to tell it so would be one too many.
             if !again {
-                self.accounts.refuse(&who, Refusal::Busy, now);
+                self.accounts.refuse(&peer, Refusal::Busy, now);
                 let line = format!("has to wait: {why}");
-                self.accounts.log(&who, log::Level::Warn, &line, now);
+                self.accounts.log(&peer, log::Level::Warn, &line, now);
             }
             self.tell_xen(Command::Later { domid, name });
             return;
         }
         let path = format!("data/vgpu/{name}");
-        match self.begin(who, Carrier::Xen { domid, path }, None, None, now) {
+        match self.begin(peer, Carrier::Xen { domid, path }, None, None, now) {
             Some(id) => {
                 if let Some(session) = self.sessions.get_mut(&id) {
                     session.life = Some(life);
@@ -262,8 +264,7 @@ impl Broker<'_> {
 
     /// As [`on_life_over`](Self::on_life_over), of all sessions of the domain, as xenstored tells it.
     fn on_domain_gone(&mut self, gone: u16, now: Instant) {
-        let of_it =
-            |session: &&Session| matches!(&session.who, Who::Xen(guest, _) if guest.domid == gone);
+        let of_it = |session: &&SessionWorker| matches!(&session.peer, Peer::Xen(guest, _) if guest.domid == gone);
         let ids: Vec<u64> = self
             .sessions
             .values()
@@ -282,25 +283,25 @@ impl Broker<'_> {
     }
 
     /// Whether there is room for another session of `who`.
-    pub(super) fn check_limits(&self, who: &Who, most: Option<u32>) -> Option<Turned> {
+    pub(super) fn check_limits(&self, peer: &Peer, most: Option<u32>) -> Option<Turned> {
         let (all, room) = self.occupancy();
-        let account = who.account();
+        let account = peer.account();
         let own = self
             .serving()
-            .filter(|session| session.who.account() == account);
+            .filter(|session| session.peer.account() == account);
         if most.is_some_and(|most| own.count() >= most as usize) {
             let most = most.unwrap_or_default();
             return Some(Turned::Busy(format!(
                 "this guest is at its limit of sessions ({most}); end one first"
             )));
         }
-        if let Who::FileSession(..) = who {
-            let road = who.road();
+        if let Peer::FileSession(..) = peer {
+            let endpoint_kind = peer.endpoint_kind();
             let most = self.config.limits.max_file_sessions;
-            let same = |session: &&Session| session.who.road() == road;
+            let same = |session: &&SessionWorker| session.peer.endpoint_kind() == endpoint_kind;
             if self.serving().filter(same).count() >= most as usize {
                 return Some(Turned::Busy(format!(
-                    "{road} is at its limit of sessions (limits.max_file_sessions is {most}); try \
+                    "{endpoint_kind} is at its limit of sessions (limits.max_file_sessions is {most}); try \
                      again later"
                 )));
             }
@@ -314,9 +315,10 @@ impl Broker<'_> {
 
     /// Sessions that count towards the limits: the workers of directories, and channels on offer
     /// that nobody has taken, are none.
-    fn serving(&self) -> impl Iterator<Item = &Session> {
-        self.of_guests()
-            .filter(|session| !matches!(session.who, Who::File(_)) && !self.is_offering(session.id))
+    fn serving(&self) -> impl Iterator<Item = &SessionWorker> {
+        self.of_guests().filter(|session| {
+            !matches!(session.peer, Peer::File(_)) && !self.is_offering(session.id)
+        })
     }
 
     /// How many there are, and whether there is room for another.
@@ -328,36 +330,36 @@ impl Broker<'_> {
     /// Starts a worker. Returns the session's number if there is one now.
     pub(super) fn begin(
         &mut self,
-        who: Who,
+        peer: Peer,
         carrier: Carrier,
         guest: Option<Stranger<OwnedFd>>,
         refusal: Option<Turned>,
         now: Instant,
     ) -> Option<u64> {
         if let Some(turned) = &refusal
-            && !self.note_refusal(&who, turned, now)
+            && !self.note_refusal(&peer, turned, now)
         {
             return None;
         }
         let refused = refusal.is_some();
-        let id = self.start(who.clone(), carrier, guest, refusal, now)?;
+        let id = self.start(peer.clone(), carrier, guest, refusal, now)?;
         if !refused && let Some(session) = self.sessions.get(&id) {
-            self.accounts.begin(&who, now);
+            self.accounts.begin(&peer, now);
             let line = format!("session {id} begins (worker {})", session.pid());
-            self.accounts.log(&who, log::Level::Info, &line, now);
+            self.accounts.log(&peer, log::Level::Info, &line, now);
         }
         Some(id)
     }
 
     /// Counts and logs that `who` is turned away. Returns whether a worker may tell it why.
-    pub(super) fn note_refusal(&mut self, who: &Who, turned: &Turned, now: Instant) -> bool {
+    pub(super) fn note_refusal(&mut self, peer: &Peer, turned: &Turned, now: Instant) -> bool {
         let (reason, why) = match turned {
             Turned::Denied(why) => (Refusal::Denied, why),
             Turned::Busy(why) => (Refusal::Busy, why),
         };
-        self.accounts.refuse(who, reason, now);
+        self.accounts.refuse(peer, reason, now);
         let line = format!("turned away: {why}");
-        self.accounts.log(who, log::Level::Warn, &line, now);
+        self.accounts.log(peer, log::Level::Warn, &line, now);
         let refusing = self.sessions.values().filter(|session| session.refusing);
         refusing.count() < MOST_REFUSING
     }
@@ -365,22 +367,22 @@ impl Broker<'_> {
     /// Starts a worker, for an account or for nobody yet.
     pub(super) fn start(
         &mut self,
-        who: Who,
+        peer: Peer,
         carrier: Carrier,
         guest: Option<Stranger<OwnedFd>>,
         refusal: Option<Turned>,
         now: Instant,
     ) -> Option<u64> {
         // A client over TCP has no account yet: its source is charged, and its account once it is known.
-        if !matches!(who, Who::Tcp { name: None, .. }) {
-            self.accounts.charge_start(&who, now);
+        if !matches!(peer, Peer::Tcp { name: None, .. }) {
+            self.accounts.charge_start(&peer, now);
         }
         let id = self.next_session;
         self.next_session += 1;
-        let spec = self.spec(id, &who, carrier, refusal);
-        let started = match self.hand(id, &who, &spec, guest, now) {
+        let spec = self.spec(id, &peer, carrier, refusal);
+        let started = match self.hand(id, &peer, &spec, guest, now) {
             Ok(session) => Ok(session),
-            Err(guest) => Session::start(id, who.clone(), &spec, guest, now),
+            Err(guest) => SessionWorker::start(id, peer.clone(), &spec, guest, now),
         };
         match started {
             Ok(session) => {
@@ -390,26 +392,26 @@ impl Broker<'_> {
             }
             Err(error) => {
                 let line = format!("no worker can be started: {error}");
-                self.accounts.log(&who, log::Level::Error, &line, now);
+                self.accounts.log(&peer, log::Level::Error, &line, now);
                 None
             }
         }
     }
 
     /// A guest's share: from the rules for it and the limits for all.
-    pub(super) fn share(&self, who: &Who) -> Share {
+    pub(super) fn share(&self, peer: &Peer) -> Share {
         let policy = &self.config.policy;
-        let own = match who {
-            Who::Xen(guest, _) => policy.share(guest),
-            Who::File(place) | Who::FileSession(place, _) => match &place.guest {
+        let own = match peer {
+            Peer::Xen(guest, _) => policy.share(guest),
+            Peer::File(place) | Peer::FileSession(place, _) => match &place.guest {
                 Some(guest) => policy.share_of_name(&guest.to_string()),
                 None => Share::default(),
             },
-            Who::Tcp {
+            Peer::Tcp {
                 name: Some(name), ..
             } => policy.share_of_name(name),
             // Over TCP its name is known when the worker is there already.
-            Who::Tcp { name: None, .. } | Who::Local { .. } | Who::Unix { .. } | Who::Dom0 => {
+            Peer::Tcp { name: None, .. } | Peer::Local { .. } | Peer::Unix { .. } | Peer::Dom0 => {
                 Share::default()
             }
         };
@@ -417,21 +419,21 @@ impl Broker<'_> {
         // By UUID, so that the same devices have the same names everywhere.
         let devices = share.devices;
         Share {
-            devices: devices.map(|devices| devices.resolved(&self.offer.executor.devices)),
+            devices: devices.map(|devices| devices.resolved(&self.chosen.executor.devices)),
             ..share
         }
     }
 
     /// The GPUs that the process of a worker with this share sees; all where that is none. If one is not known here, the
     /// worker looks for it itself, among all.
-    fn gpus(&self, who: &Who, share: &Share) -> Option<Vec<Device>> {
-        let there = &self.offer.executor.devices;
-        if self.offer.choice != ExecutorChoice::Cuda {
+    fn gpus(&self, peer: &Peer, share: &Share) -> Option<Vec<Device>> {
+        let there = &self.chosen.executor.devices;
+        if self.chosen.choice != ExecutorChoice::Cuda {
             return None;
         }
-        let gpus: Vec<Device> = match who {
+        let gpus: Vec<Device> = match peer {
             // Whose it is will be known when the process is confined already.
-            Who::Tcp { name: None, .. } => {
+            Peer::Tcp { name: None, .. } => {
                 let keys = self.config.devices_of_anybody()?;
                 let of_anybody = |gpu: &&Device| keys.iter().any(|key| gpu.is(*key));
                 there.iter().filter(of_anybody).cloned().collect()
@@ -462,25 +464,25 @@ impl Broker<'_> {
     pub(super) fn spec(
         &self,
         id: u64,
-        who: &Who,
+        peer: &Peer,
         carrier: Carrier,
         refusal: Option<Turned>,
     ) -> Spec {
         let limits = &self.config.limits;
-        let share = self.share(who);
+        let share = self.share(peer);
         Spec {
             broker_pid: std::process::id().cast_signed(),
-            guest: who.to_string(),
+            guest: peer.to_string(),
             carrier,
             confinement: self.confinement(),
-            executor: self.offer.choice.clone(),
+            executor: self.chosen.choice.clone(),
             relay_secret: self.config.relay_secret.clone(),
-            reason: self.offer.executor.reason.clone(),
+            reason: self.chosen.executor.reason.clone(),
             epoch: self.epoch | (id & u64::from(u32::MAX)),
             connect_timeout_s: limits.connect_timeout_s,
             hello_timeout_s: limits.hello_timeout_s,
             file_silence_s: limits.file_silence_s,
-            gpus: self.gpus(who, &share),
+            gpus: self.gpus(peer, &share),
             share,
             refusal,
             verbose: self.flags.verbose,

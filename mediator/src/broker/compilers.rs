@@ -14,7 +14,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use super::Broker;
-use super::who::AccountKey;
+use super::peer::AccountKey;
 use crate::compile::process::{ARGUMENT, Spec};
 use crate::worker::confinement::Settings;
 use crate::worker::link::Ask;
@@ -157,7 +157,7 @@ impl Broker<'_> {
                 self.compilers.waiting.remove(at);
                 continue;
             };
-            let account = session.who.account();
+            let account = session.peer.account();
             if self
                 .compilers
                 .running
@@ -198,7 +198,7 @@ impl Broker<'_> {
                     });
                 }
                 Err(error) => {
-                    log::warn!("{}: no compiler can be started: {error}", session.who);
+                    log::warn!("{}: no compiler can be started: {error}", session.peer);
                     session.refuse_compiler("the mediator cannot start a compiler");
                 }
             }

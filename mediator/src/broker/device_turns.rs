@@ -3,8 +3,8 @@
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
+use super::peer::AccountKey;
 use super::turns::{Shared, Turns, Words};
-use super::who::AccountKey;
 use crate::devices::DeviceKey;
 
 /// The state of all devices. There are no more of them than a configuration and this machine name.

@@ -11,19 +11,19 @@ use crate::gpus::{ARGUMENT, Figures, Reading};
 use crate::lines::LineBuffer;
 
 /// They are read no more often than this.
-const INTERVAL: Duration = Duration::from_secs(1);
+const READ_INTERVAL: Duration = Duration::from_secs(1);
 
 /// Time for one answer. A library that starts up several GPUs takes its time.
 const ANSWER_LIMIT: Duration = Duration::from_secs(30);
 
 /// How long figures are given on after they were read.
-const KEPT: Duration = Duration::from_secs(10);
+const FIGURES_KEPT_TIME: Duration = Duration::from_secs(10);
 
 /// Time until the next process, after one that failed.
-const PAUSE: Duration = Duration::from_secs(60);
+const PROCESS_PAUSE: Duration = Duration::from_secs(60);
 
 /// How often a process that was killed is looked at.
-const LOOK: Duration = Duration::from_secs(2);
+const KILLED_CHECK_INTERVAL: Duration = Duration::from_secs(2);
 
 /// Longest answer in bytes: 64 GPUs and 1024 processes.
 const MAX_ANSWER: usize = 256 << 10;
@@ -82,7 +82,7 @@ impl Gpus {
 
     /// Somebody wants figures of now, or of a moment ago.
     pub(super) fn ask(&mut self, now: Instant) {
-        let fresh = |at: &Instant| now.saturating_duration_since(*at) < INTERVAL;
+        let fresh = |at: &Instant| now.saturating_duration_since(*at) < READ_INTERVAL;
         if self.is_asked() || self.reading.as_ref().is_some_and(|(at, _)| fresh(at)) {
             return;
         }
@@ -93,7 +93,7 @@ impl Gpus {
             match Reader::start() {
                 Ok(reader) => self.reader = Some(reader),
                 Err(error) => {
-                    self.not_before = now + PAUSE;
+                    self.not_before = now + PROCESS_PAUSE;
                     let why = format!("the process that reads GPUs cannot be started: {error}");
                     self.reading = Some((now, Reading::Error(why)));
                     return;
@@ -122,7 +122,7 @@ impl Gpus {
     pub(super) fn deadline(&self, now: Instant) -> Option<Instant> {
         let late = self.reader.as_ref().and_then(|reader| reader.asked_until);
         late.into_iter()
-            .chain(self.ending.as_ref().map(|_| now + LOOK))
+            .chain(self.ending.as_ref().map(|_| now + KILLED_CHECK_INTERVAL))
             .min()
     }
 
@@ -180,7 +180,7 @@ impl Gpus {
         }
         // One that has ended because nobody asked is not held against it.
         if !matches!(self.reading, Some((_, Reading::Figures(_)))) {
-            self.not_before = now + PAUSE;
+            self.not_before = now + PROCESS_PAUSE;
         }
     }
 
@@ -192,7 +192,7 @@ impl Gpus {
         let age = now.saturating_duration_since(*at);
         match reading {
             Reading::Error(why) => Err(why.clone()),
-            Reading::Figures(_) if age > KEPT => {
+            Reading::Figures(_) if age > FIGURES_KEPT_TIME => {
                 let seconds = age.as_secs();
                 Err(format!(
                     "NVIDIA's management library has not answered for {seconds} s"

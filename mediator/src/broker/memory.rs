@@ -6,8 +6,8 @@ use std::io;
 use std::time::Instant;
 
 use super::Broker;
-use super::session::Session;
-use super::who::{AccountKey, Who};
+use super::peer::{AccountKey, Peer};
+use super::session_worker::SessionWorker;
 use crate::guest_memory::Page;
 
 /// By guest: of those that have sessions.
@@ -34,21 +34,21 @@ impl Memories {
 impl Broker<'_> {
     /// Gives the worker of a session its guest's page. A session whose guest is not known yet has none.
     pub(super) fn give_memory(&mut self, id: u64, now: Instant) {
-        let is_known = |session: &&Session| {
-            session.counts() && !matches!(session.who, Who::Tcp { name: None, .. })
+        let is_known = |session: &&SessionWorker| {
+            session.counts() && !matches!(session.peer, Peer::Tcp { name: None, .. })
         };
         let Some(session) = self.sessions.get(&id).filter(is_known) else {
             return;
         };
-        let page = self.memories.page(session.who.account());
+        let page = self.memories.page(session.peer.account());
         let given = page.and_then(|page| {
             let word = page.word(id)?;
             session.give_memory(word, page)
         });
         if let Err(error) = given {
-            let who = session.who.clone();
+            let peer = session.peer.clone();
             let line = format!("session {id} cannot be given its guest's memory: {error}");
-            self.accounts.log(&who, log::Level::Error, &line, now);
+            self.accounts.log(&peer, log::Level::Error, &line, now);
         }
     }
 }

@@ -13,31 +13,31 @@ mod compilers;
 mod connections;
 mod control_server;
 mod device_turns;
-mod ended;
 mod fair_queue;
-mod files;
+mod file_services;
 mod gpus;
-pub mod instance;
+pub mod lock_file;
 mod memory;
 mod metrics;
 mod metrics_server;
-mod notify;
 mod open_files;
-pub mod probe;
+mod peer;
+mod poll;
+pub mod probe_process;
 mod process;
 mod publish_offers;
+mod reap;
 mod reload;
 mod reprobe;
-mod session;
+mod session_worker;
+mod shutdown;
 mod signals;
-mod sockets;
 mod status;
-mod stopping;
-mod strangers;
+mod systemd;
+mod tcp_door;
 mod turns;
-mod wait;
+mod unauthenticated;
 pub mod warm;
-mod who;
 pub(crate) mod xen;
 
 use std::collections::{BTreeMap, VecDeque};
@@ -64,25 +64,25 @@ use closer::Closers;
 use compilers::Compilers;
 use control_server::{ControlServer, refused};
 use device_turns::DeviceTurns;
-use files::FileService;
+use file_services::FileService;
 use gpus::Gpus;
-use instance::Instance;
+use lock_file::LockFile;
 use memory::Memories;
 use metrics::Labels;
 use metrics_server::MetricsServer;
-use notify::notify;
-use probe::Offer;
+use peer::Target;
+use probe_process::ChosenExecutor;
 use publish_offers::{Offers, own_domid};
 use reload::Reload;
 use reprobe::Reprobe;
-use session::Session;
+use session_worker::SessionWorker;
+use shutdown::Shutdown;
 use signals::Signals;
-use sockets::{Newcomers, TcpDoor};
 use status::{Asker, Query};
-use stopping::Stopping;
+use systemd::notify;
+use tcp_door::{Newcomers, TcpDoor};
 use turns::{Word, Words};
 use warm::WarmWorkers;
-use who::Target;
 use xen::XenGuests;
 
 /// Time that a kicked session gets to tell its guest.
@@ -104,25 +104,25 @@ pub fn run(config: Config, flags: &Flags) -> Result<(), Failure> {
             "this is not expected; report it",
         )
     })?;
-    let offer = probe::find(
+    let chosen = probe_process::find(
         &config.executor,
         config.relay_secret.as_deref(),
         Some(signals.termination()),
     )?;
-    let (level, again) = match offer.stands_in {
+    let (level, again) = match chosen.stands_in {
         true => (log::Level::Warn, "; looked for again while this runs"),
         false => (log::Level::Info, ""),
     };
     log::log!(
         level,
         "executor {}: {}, {}{again}",
-        offer.executor.kind,
-        offer.executor.device,
-        offer.executor.reason
+        chosen.executor.kind,
+        chosen.executor.device,
+        chosen.executor.reason
     );
-    let cuda = offer.choice == ExecutorChoice::Cuda;
+    let cuda = chosen.choice == ExecutorChoice::Cuda;
     let protections = protections(&config, cuda)?;
-    let mut broker = Broker::open(config, flags, instance, offer, signals)?;
+    let mut broker = Broker::open(config, flags, instance, chosen, signals)?;
     broker.protections = protections;
     broker.warn_of_missing_devices();
     notify("READY=1");
@@ -153,10 +153,10 @@ fn protections(config: &Config, cuda: bool) -> Result<Vec<Protection>, Failure> 
     Ok(protections)
 }
 
-fn lock(control: &Path) -> Result<Instance, Failure> {
+fn lock(control: &Path) -> Result<LockFile, Failure> {
     let mut path = control.as_os_str().to_owned();
     path.push(".lock");
-    Instance::acquire(
+    LockFile::acquire(
         path.as_ref(),
         &format!("already serves {}", control.display()),
         "stop that one first (kill its pid, or systemctl stop vgpu-mediatord), or give this one \
@@ -170,8 +170,8 @@ struct Broker<'a> {
     reload: Reload,
     /// Protections of this machine against its workers.
     protections: Vec<Protection>,
-    offer: Offer,
-    /// While `offer` only stands in for what was asked for.
+    chosen: ChosenExecutor,
+    /// While `chosen` only stands in for what was asked for.
     reprobe: Option<Reprobe>,
     gpus: Gpus,
     began: Instant,
@@ -187,7 +187,7 @@ struct Broker<'a> {
     files: Vec<FileService>,
     xen: Option<XenGuests>,
     offers: Option<Offers>,
-    sessions: BTreeMap<u64, Session>,
+    sessions: BTreeMap<u64, SessionWorker>,
     warm: WarmWorkers,
     next_session: u64,
     accounts: Accounts,
@@ -198,13 +198,13 @@ struct Broker<'a> {
     metrics: Option<MetricsServer>,
     /// Guests' labels in metrics.
     labels: Labels,
-    stopping: Option<Stopping>,
+    stopping: Option<Shutdown>,
     /// Why it stops of its own accord.
     failure: Option<Failure>,
     control: ControlServer,
     closers: Closers,
     // Last, so that everything else is gone when the next mediator may start.
-    _instance: Instance,
+    _instance: LockFile,
 }
 
 /// The owner of a descriptor in the poll set.
@@ -238,8 +238,8 @@ impl<'a> Broker<'a> {
     fn open(
         config: Config,
         flags: &'a Flags,
-        instance: Instance,
-        offer: Offer,
+        instance: LockFile,
+        chosen: ChosenExecutor,
         signals: Signals,
     ) -> Result<Self, Failure> {
         let now = Instant::now();
@@ -257,8 +257,8 @@ impl<'a> Broker<'a> {
             flags,
             reload: Reload::new(now),
             protections: Vec::new(),
-            reprobe: offer.stands_in.then(|| Reprobe::new(now)),
-            offer,
+            reprobe: chosen.stands_in.then(|| Reprobe::new(now)),
+            chosen,
             gpus: Gpus::new(now),
             began: now,
             epoch: u64::from(u32::from_ne_bytes(random)) << 32,
@@ -328,7 +328,7 @@ impl<'a> Broker<'a> {
             self.start_file_services(now);
             self.keep_offering(now);
             self.expire(now);
-            if self.stopping.as_ref().is_some_and(Stopping::is_over) {
+            if self.stopping.as_ref().is_some_and(Shutdown::is_over) {
                 log::info!("stopped");
                 return self.failure.take().map_or(Ok(()), Err);
             }
@@ -413,7 +413,7 @@ impl<'a> Broker<'a> {
                 fds.push(readable(log));
             }
         }
-        wait::wait(&mut fds, self.next_deadline(Instant::now())).map_err(|error| {
+        poll::wait(&mut fds, self.next_deadline(Instant::now())).map_err(|error| {
             Failure::system(
                 "cannot wait for events",
                 error,
@@ -422,7 +422,7 @@ impl<'a> Broker<'a> {
         })?;
         let ready = sources.into_iter().zip(&fds);
         Ok(ready
-            .filter(|(_, fd)| wait::is_ready(fd))
+            .filter(|(_, fd)| poll::is_ready(fd))
             .map(|(source, _)| source)
             .collect())
     }
@@ -440,7 +440,7 @@ impl<'a> Broker<'a> {
         let kills = kills.flatten();
         let queries = self.queries.iter().map(|query| query.deadline);
         let files = self.files.iter().filter_map(FileService::deadline);
-        let stopping = self.stopping.as_ref().and_then(Stopping::deadline);
+        let stopping = self.stopping.as_ref().and_then(Shutdown::deadline);
         kills
             .chain(queries)
             .chain(files)
@@ -540,11 +540,11 @@ impl<'a> Broker<'a> {
         let Some(session) = self.sessions.get_mut(&id) else {
             return;
         };
-        let (account, weight) = (session.who.account(), session.weight);
+        let (account, weight) = (session.peer.account(), session.weight);
         let (said, serves) = (std::mem::take(&mut session.said), session.counts());
         let silent = session.process.silent;
         for said in said.into_iter().filter(|_| serves) {
-            let there = &self.offer.executor.devices;
+            let there = &self.chosen.executor.devices;
             let session = self.sessions.get_mut(&id);
             let Some(device) = session.and_then(|it| it.device_of(said, there)) else {
                 break;
@@ -581,10 +581,10 @@ impl<'a> Broker<'a> {
     /// Settings that name a device which is not there, in words.
     fn missing_devices(&self) -> Vec<String> {
         // What stands in for a GPU has not its devices.
-        if self.offer.stands_in {
+        if self.chosen.stands_in {
             return Vec::new();
         }
-        let there = &self.offer.executor.devices;
+        let there = &self.chosen.executor.devices;
         self.config.missing_devices_in_words(there)
     }
 
@@ -600,10 +600,10 @@ impl<'a> Broker<'a> {
             return;
         };
         let lines = session.process.logged();
-        let who = session.who.clone();
+        let peer = session.peer.clone();
         for line in lines {
             let (level, target, text) = logging::parse_worker_line(&line);
-            self.accounts.log_of(&who, &who, target, level, text, now);
+            self.accounts.log_of(&peer, &peer, target, level, text, now);
         }
     }
 
@@ -629,12 +629,12 @@ impl<'a> Broker<'a> {
     fn kick(&mut self, target: &Target, text: &str, now: Instant) -> Answer {
         let mut kicked = 0;
         for session in self.sessions.values_mut() {
-            if !session.refusing && target.means(session.id, &session.who) {
+            if !session.refusing && target.means(session.id, &session.peer) {
                 session.ask(link::Ask::Kick);
                 session.force.get_or_insert(Force::Kick);
                 session.kill_at.get_or_insert(now + KICK_TIME);
                 kicked += 1;
-                log::info!("{}: session {} is kicked", session.who, session.id);
+                log::info!("{}: session {} is kicked", session.peer, session.id);
             }
         }
         if kicked == 0 {

@@ -4,7 +4,7 @@ use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use vgpu_cli::Failure;
 use vgpu_transport::Endpoint;
 
-use super::{admission, closer, strangers, warm};
+use super::{admission, closer, unauthenticated, warm};
 use crate::config::Config;
 
 /// Descriptors that do not depend on guests: standard streams, signals, listeners, xenstore, a probe, the sockets
@@ -61,8 +61,8 @@ fn needed(config: &Config) -> u64 {
         others += 2 * u64::from(limits.max_sessions);
     }
     if listens(|endpoint| matches!(endpoint, Endpoint::Tcp { .. })) {
-        workers += count(strangers::PLACES);
-        others += count(strangers::WAITING);
+        workers += count(unauthenticated::PLACES);
+        others += count(unauthenticated::WAITING);
     }
     if config.worker.warm_workers > 0 {
         // Those that wait, those that end, and the connections of guests on their way to one.

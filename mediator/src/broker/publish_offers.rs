@@ -12,9 +12,9 @@ use vchan::xen::store::{Store, StoreError};
 use vgpu_cli::Failure;
 
 use super::Broker;
-use super::instance::Instance;
-use super::session::Session;
-use super::who::Who;
+use super::lock_file::LockFile;
+use super::peer::Peer;
+use super::session_worker::SessionWorker;
 use super::xen::LOCK;
 use crate::relay::OFFERS;
 use crate::worker::spec::Carrier;
@@ -34,7 +34,7 @@ pub(super) struct Offers {
     /// No sooner than this.
     not_before: Instant,
     pause: Duration,
-    _instance: Instance,
+    _instance: LockFile,
 }
 
 /// The number of this domain; `None` where that cannot be told, which is then found elsewhere.
@@ -58,7 +58,7 @@ impl Offers {
         };
         let deadline = now + XENSTORE_OPEN_LIMIT;
         let store = Store::open(deadline).map_err(failed)?;
-        let instance = Instance::acquire(
+        let instance = LockFile::acquire(
             Path::new(LOCK),
             "already offers channels to dom0",
             "stop that one first (kill its pid, or systemctl stop vgpu-mediatord)",
@@ -79,7 +79,7 @@ impl Broker<'_> {
     pub(super) fn offer_due(&self, now: Instant) -> Option<Instant> {
         let offers = self.offers.as_ref()?;
         let free = self.stopping.is_none() && offers.current.is_none() && self.occupancy().1;
-        let may_start = || self.accounts.may_start_at(&Who::Dom0, now);
+        let may_start = || self.accounts.may_start_at(&Peer::Dom0, now);
         free.then(|| offers.not_before.max(may_start()))
     }
 
@@ -93,7 +93,7 @@ impl Broker<'_> {
         let name = format!("{:016x}", u64::from_ne_bytes(name));
         let path = format!("{OFFERS}/{name}");
         let session = match named {
-            Ok(()) => self.start(Who::Dom0, Carrier::Offer { path }, None, None, now),
+            Ok(()) => self.start(Peer::Dom0, Carrier::Offer { path }, None, None, now),
             Err(_) => None,
         };
         let Some(offers) = &mut self.offers else {
@@ -108,7 +108,9 @@ impl Broker<'_> {
     /// Notes that the channel on offer was taken: it is a session from now on.
     pub(super) fn look_at_offer(&mut self, id: u64, now: Instant) {
         let session = self.sessions.get(&id);
-        if let Some(pid) = session.filter(|it| it.was_connected()).map(Session::pid)
+        if let Some(pid) = session
+            .filter(|it| it.was_connected())
+            .map(SessionWorker::pid)
             && self.is_offering(id)
         {
             self.offer_taken(id, pid, now);
@@ -124,13 +126,13 @@ impl Broker<'_> {
         if let Some(session) = self.sessions.get_mut(&id) {
             session.began = now;
         }
-        self.accounts.begin(&Who::Dom0, now);
+        self.accounts.begin(&Peer::Dom0, now);
         let line = format!("session {id} begins (worker {pid})");
-        self.accounts.log(&Who::Dom0, log::Level::Info, &line, now);
+        self.accounts.log(&Peer::Dom0, log::Level::Info, &line, now);
     }
 
     /// Notes that a worker has ended; returns whether it only ever offered.
-    pub(super) fn offer_ended(&mut self, session: &Session, now: Instant) -> bool {
+    pub(super) fn offer_ended(&mut self, session: &SessionWorker, now: Instant) -> bool {
         if !self.is_offering(session.id) {
             return false;
         }

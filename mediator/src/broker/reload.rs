@@ -15,9 +15,9 @@ use vgpu_cli::{Failure, MISUSE};
 
 use super::Broker;
 use super::control_server::refused;
-use super::notify::notify;
 use super::open_files;
-use super::who::Who;
+use super::peer::Peer;
+use super::systemd::notify;
 use super::xen::Command;
 use crate::cli::Flags;
 use crate::config::Config;
@@ -260,7 +260,7 @@ impl Broker<'_> {
         replaced.extend(self.forget_denied_directories());
         self.ask_to_end(&replaced);
         let denied = self.sessions.values().filter(|session| {
-            session.counts() && session.kill_at.is_none() && self.is_denied_now(&session.who)
+            session.counts() && session.kill_at.is_none() && self.is_denied_now(&session.peer)
         });
         Ok(Reloaded {
             file: match &self.config.file {
@@ -278,7 +278,7 @@ impl Broker<'_> {
         let terms = |id: &u64| {
             let session = self.sessions.get(id)?;
             Some(Terms {
-                share: self.share(&session.who),
+                share: self.share(&session.peer),
                 connect_timeout_s: limits.connect_timeout_s,
                 hello_timeout_s: limits.hello_timeout_s,
                 file_silence_s: limits.file_silence_s,
@@ -305,29 +305,29 @@ impl Broker<'_> {
         let weights: Vec<(u64, u32)> = self
             .sessions
             .values()
-            .map(|session| (session.id, self.share(&session.who).weight.unwrap_or(1)))
+            .map(|session| (session.id, self.share(&session.peer).weight.unwrap_or(1)))
             .collect();
         for (id, weight) in weights {
             if let Some(session) = self.sessions.get_mut(&id)
                 && session.weight != weight
             {
                 session.weight = weight;
-                self.turns.reweigh(id, &session.who.account(), weight, now);
+                self.turns.reweigh(id, &session.peer.account(), weight, now);
             }
         }
     }
 
     /// Whether the rules would turn `who` away if it came now.
-    fn is_denied_now(&self, who: &Who) -> bool {
+    fn is_denied_now(&self, peer: &Peer) -> bool {
         let policy = &self.config.policy;
-        match who {
-            Who::Xen(guest, _) => !policy.judge(guest).allow,
-            Who::Tcp {
+        match peer {
+            Peer::Xen(guest, _) => !policy.judge(guest).allow,
+            Peer::Tcp {
                 name: Some(name), ..
             } => !policy.judge_name(name).allow,
-            Who::Local { .. } | Who::Unix { .. } => !who.is_trusted() && !policy.allow_all,
-            Who::File(place) | Who::FileSession(place, _) => self.is_denied(place),
-            Who::Tcp { name: None, .. } | Who::Dom0 => false,
+            Peer::Local { .. } | Peer::Unix { .. } => !peer.is_trusted() && !policy.allow_all,
+            Peer::File(place) | Peer::FileSession(place, _) => self.is_denied(place),
+            Peer::Tcp { name: None, .. } | Peer::Dom0 => false,
         }
     }
 }

@@ -7,10 +7,10 @@ use std::os::fd::{AsFd, BorrowedFd};
 use std::time::{Duration, Instant};
 
 use super::Broker;
-use super::notify::notify;
-use super::probe::{Answer, Offer, Probe, Verdict};
-use super::session::Session;
-use super::who::Who;
+use super::peer::Peer;
+use super::probe_process::{Answer, ChosenExecutor, Probe, Verdict};
+use super::session_worker::SessionWorker;
+use super::systemd::notify;
 use crate::executor::ExecutorChoice;
 use crate::worker::confinement::Confine;
 use crate::worker::link::Ask;
@@ -124,12 +124,12 @@ impl Broker<'_> {
                                 .to_owned();
                     }
                     let choice = choice.clone();
-                    let offer = Offer {
+                    let chosen = ChosenExecutor {
                         choice,
                         executor,
                         stands_in: false,
                     };
-                    self.take_executor(offer, now);
+                    self.take_executor(chosen, now);
                 }
             }
         }
@@ -137,8 +137,8 @@ impl Broker<'_> {
 
     /// The workers that wait for guests without an end: of directories, and of channels on offer.
     pub(super) fn waiting_without_end(&self) -> Vec<u64> {
-        let waits = |session: &&Session| {
-            matches!(session.who, Who::File(_)) || self.is_offering(session.id)
+        let waits = |session: &&SessionWorker| {
+            matches!(session.peer, Peer::File(_)) || self.is_offering(session.id)
         };
         let waiting = self.sessions.values().filter(waits);
         waiting.map(|session| session.id).collect()
@@ -154,15 +154,15 @@ impl Broker<'_> {
     }
 
     /// From here on sessions that open their executor take this one.
-    fn take_executor(&mut self, offer: Offer, now: Instant) {
-        let executor = &offer.executor;
+    fn take_executor(&mut self, chosen: ChosenExecutor, now: Instant) {
+        let executor = &chosen.executor;
         log::info!(
             "executor {}: {}, {}; for new sessions",
             executor.kind,
             executor.device,
             executor.reason
         );
-        match offer.choice {
+        match chosen.choice {
             // Workers that were started without a GPU see none. Those that wait for guests without an
             // end are replaced.
             ExecutorChoice::Cuda if self.config.worker.confine != Confine::Off => {
@@ -171,13 +171,13 @@ impl Broker<'_> {
             _ => {
                 for session in self.sessions.values_mut() {
                     session.ask(Ask::Executor {
-                        choice: offer.choice.clone(),
+                        choice: chosen.choice.clone(),
                         reason: executor.reason.clone(),
                     });
                 }
             }
         }
-        self.offer = offer;
+        self.chosen = chosen;
         self.reprobe = None;
         self.want_warm(now);
         self.warn_of_missing_devices();
@@ -186,7 +186,7 @@ impl Broker<'_> {
 
     /// Tells systemd what runs the work, for `systemctl status`.
     pub(super) fn tell_status(&self) {
-        let executor = &self.offer.executor;
+        let executor = &self.chosen.executor;
         notify(&format!(
             "STATUS=executor {}: {}, {}",
             executor.kind,

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use super::Broker;
 use super::metrics::{self, Figures};
-use super::session::Session;
+use super::session_worker::SessionWorker;
 use super::xen::XenGuests;
 use crate::control::{self, Answer, Guest, Status};
 use crate::executor::ExecutorChoice;
@@ -64,8 +64,9 @@ impl Broker<'_> {
         let gpus = self.gpus.is_asked();
         let mut queries = std::mem::take(&mut self.queries);
         for query in &mut queries {
-            let told =
-                |session: &Session| session.process.silent || is_current(session, query.asked);
+            let told = |session: &SessionWorker| {
+                session.process.silent || is_current(session, query.asked)
+            };
             if query.workers && (query.deadline <= now || sessions.values().all(told)) {
                 query.workers = false;
                 query.deadline = query.asked + GPUS_LIMIT;
@@ -106,7 +107,7 @@ impl Broker<'_> {
         let mut durations = self.accounts.durations;
         for session in self.of_guests() {
             if let Some(activity) = session.activity() {
-                let of_guest = requests.entry(session.who.id()).or_default();
+                let of_guest = requests.entry(session.peer.id()).or_default();
                 of_guest.add(&activity.requests);
                 durations.add_all(&activity.durations);
             }
@@ -127,11 +128,11 @@ impl Broker<'_> {
 
     /// Whether the executor is a GPU of this machine.
     fn has_gpus(&self) -> bool {
-        self.offer.choice == ExecutorChoice::Cuda
+        self.chosen.choice == ExecutorChoice::Cuda
     }
 
     /// The sessions that serve a guest, or are about to.
-    pub(super) fn of_guests(&self) -> impl Iterator<Item = &Session> {
+    pub(super) fn of_guests(&self) -> impl Iterator<Item = &SessionWorker> {
         self.sessions.values().filter(|session| session.counts())
     }
 
@@ -162,11 +163,11 @@ impl Broker<'_> {
             .collect();
         for session in self.of_guests() {
             usage.add(session.usage());
-            let key = session.who.account();
+            let key = session.peer.account();
             if let Some((_, guest)) = guests.iter_mut().find(|(account, _)| *account == key) {
                 guest.usage.add(session.usage());
                 guest.standing.add(session.standing());
-                if let Some(mib) = self.share(&session.who).memory_mib {
+                if let Some(mib) = self.share(&session.peer).memory_mib {
                     // Of all its sessions together.
                     let most = u64::from(mib) << 20;
                     guest.standing.memory_limit = guest.standing.memory_limit.min(most);
@@ -195,8 +196,8 @@ impl Broker<'_> {
             .map(
                 |(session, (nvml_memory, nvml_busy_percent))| control::Session {
                     id: session.id,
-                    guest: session.who.to_string(),
-                    guest_id: session.who.id(),
+                    guest: session.peer.to_string(),
+                    guest_id: session.peer.id(),
                     pid: session.pid(),
                     age_s: now.duration_since(session.began).as_secs(),
                     state: match self.is_offering(session.id) {
@@ -205,7 +206,7 @@ impl Broker<'_> {
                     },
                     client: session.client().map(str::to_owned),
                     device: session
-                        .used_device(&self.offer.executor.devices)
+                        .used_device(&self.chosen.executor.devices)
                         .map(|key| key.to_string()),
                     devices: names(session),
                     standing: *session.standing(),
@@ -222,7 +223,7 @@ impl Broker<'_> {
             uptime_s: now.duration_since(self.began).as_secs(),
             stopping: self.stopping.is_some(),
             listen: self.config.listen.iter().map(ToString::to_string).collect(),
-            executor: self.offer.executor.clone(),
+            executor: self.chosen.executor.clone(),
             executor_choice: self.config.executor.to_string(),
             looks_again_s: self.looks_again_in(now),
             gpus: figures.gpus,
@@ -245,7 +246,7 @@ impl Broker<'_> {
 }
 
 /// The devices that it may use, if those are not all.
-fn names(session: &Session) -> Option<Vec<String>> {
+fn names(session: &SessionWorker) -> Option<Vec<String>> {
     let devices = session.devices.as_ref()?;
     Some(devices.keys().iter().map(ToString::to_string).collect())
 }
@@ -258,6 +259,6 @@ fn nanoseconds(time: Duration) -> u64 {
     u64::try_from(time.as_nanos()).unwrap_or(u64::MAX)
 }
 
-fn is_current(session: &Session, asked: Instant) -> bool {
+fn is_current(session: &SessionWorker, asked: Instant) -> bool {
     session.reported.is_some_and(|reported| reported >= asked)
 }

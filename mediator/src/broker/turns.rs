@@ -15,7 +15,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
 
-use super::who::AccountKey;
+use super::peer::AccountKey;
 
 /// The length of a turn that others wait for.
 pub(super) const QUANTUM: Duration = Duration::from_millis(5);

@@ -13,10 +13,10 @@ use vgpu_protocol::status::ErrorCode;
 use super::{Compile, Compiled, Job, wire};
 
 /// How long a guest waits for a compiler while others have all of them.
-const TURN: Duration = Duration::from_secs(120);
+const COMPILER_WAIT_LIMIT: Duration = Duration::from_secs(120);
 
 /// What the broker has after a compiler's limit to end it, and to say so.
-const GRACE: Duration = Duration::from_secs(10);
+const COMPILER_END_TIME: Duration = Duration::from_secs(10);
 
 /// A word of the broker's about a compiler.
 #[derive(Debug)]
@@ -60,13 +60,16 @@ impl Compile for ByBroker {
         (self.ask)(job.order.driver);
         let asked = Instant::now();
         loop {
-            match words.recv_timeout(TURN.saturating_sub(asked.elapsed())) {
+            match words.recv_timeout(COMPILER_WAIT_LIMIT.saturating_sub(asked.elapsed())) {
                 Ok(Word::Given(stream, limit)) => return talk(&stream, job, limit, &words),
                 Ok(Word::None(why)) => return Err(failure(ErrorCode::Unsupported, why)),
                 // Of the last source.
                 Ok(Word::Ended { .. }) => {}
                 Err(_) => {
-                    let text = format!("no compiler was free for {} s", TURN.as_secs());
+                    let text = format!(
+                        "no compiler was free for {} s",
+                        COMPILER_WAIT_LIMIT.as_secs()
+                    );
                     return Err(failure(ErrorCode::Timeout, text));
                 }
             }
@@ -91,7 +94,7 @@ fn talk(
     let began = Instant::now();
     let mut timed = Timed {
         stream,
-        deadline: began + limit + GRACE,
+        deadline: began + limit + COMPILER_END_TIME,
     };
     // It may have ended, and have said why before.
     let sent = wire::write_job(&mut timed, job);
@@ -114,7 +117,7 @@ fn talk(
 
 /// Waits for the broker's word that the compiler has ended: whether at its deadline.
 fn was_late(words: &Receiver<Word>) -> bool {
-    match words.recv_timeout(GRACE) {
+    match words.recv_timeout(COMPILER_END_TIME) {
         Ok(Word::Ended { late }) => late,
         Ok(_) | Err(_) => false,
     }

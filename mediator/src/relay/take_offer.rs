@@ -24,13 +24,13 @@ pub const OFFERS: &str = "data/vgpu-offer";
 const MOST: usize = 4;
 
 /// Time for one of them; connecting takes milliseconds.
-const TRY: Duration = Duration::from_secs(1);
+const ATTEMPT_LIMIT: Duration = Duration::from_secs(1);
 
 /// First and longest pause between two looks.
-const PAUSE: (Duration, Duration) = (Duration::from_millis(5), Duration::from_millis(100));
+const ATTEMPT_PAUSE: (Duration, Duration) = (Duration::from_millis(5), Duration::from_millis(100));
 
 /// Time for one last look after the deadline.
-const LAST_LOOK: Duration = Duration::from_millis(100);
+const LAST_LOOK_LIMIT: Duration = Duration::from_millis(100);
 
 /// Why no channel could be taken: what, and what to do.
 #[derive(Debug)]
@@ -62,7 +62,7 @@ pub(super) fn take(domain: &str, deadline: Instant) -> Result<Channel, NoOffer> 
         .map_err(|what| NoOffer::new(what, "correct --executor relay:xen:DOMAIN"))?;
     let domid = find(store, &key, deadline)?;
     let node = format!("/local/domain/{domid}/{OFFERS}");
-    let mut pause = PAUSE.0;
+    let mut pause = ATTEMPT_PAUSE.0;
     let mut refused: Option<vchan::Error> = None;
     let mut looked = false;
     loop {
@@ -70,7 +70,11 @@ pub(super) fn take(domain: &str, deadline: Instant) -> Result<Channel, NoOffer> 
         // counts, though xenstored takes a moment to say so.
         let now = Instant::now();
         let late = now >= deadline;
-        let end = if late { now + LAST_LOOK } else { deadline };
+        let end = if late {
+            now + LAST_LOOK_LIMIT
+        } else {
+            deadline
+        };
         let names = match list(store, &node, end) {
             // xenstored may not be able to answer so soon; what was found before says more.
             Err(_) if late && looked => Vec::new(),
@@ -78,7 +82,7 @@ pub(super) fn take(domain: &str, deadline: Instant) -> Result<Channel, NoOffer> 
         };
         looked = true;
         for name in names {
-            let until = end.min(Instant::now() + TRY);
+            let until = end.min(Instant::now() + ATTEMPT_LIMIT);
             match xen::connect(DomId(domid), &format!("{OFFERS}/{name}"), until) {
                 Ok(channel) => return Ok(channel),
                 Err(error) => {
@@ -98,7 +102,7 @@ pub(super) fn take(domain: &str, deadline: Instant) -> Result<Channel, NoOffer> 
             });
         }
         thread::sleep(pause.min(deadline.saturating_duration_since(Instant::now())));
-        pause = (pause * 2).min(PAUSE.1);
+        pause = (pause * 2).min(ATTEMPT_PAUSE.1);
     }
 }
 

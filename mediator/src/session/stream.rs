@@ -1,4 +1,4 @@
-//! Either side's stream: a ring, a socket, or any other transport; and one wait for all there is.
+//! TwoChannels side's stream: a ring, a socket, or any other transport; and one wait for all there is.
 
 use std::os::fd::AsFd;
 use std::time::{Duration, Instant};
@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use nix::poll::{PollFd, PollFlags, ppoll};
 use nix::sys::time::TimeSpec;
 use vchan::Channel;
-use vchan::either::{Either, Side};
+use vchan::two_channels::{Side, TwoChannels};
 use vgpu_socket_transport::SocketTransport;
 use vgpu_transport::clock;
 use vgpu_transport::{Awaited, Interest, Transport, TransportError, Waker};
@@ -14,7 +14,7 @@ use vgpu_transport::{Awaited, Interest, Transport, TransportError, Waker};
 use super::backend::Also;
 
 /// First and longest turn in which a stream without a descriptor is looked at.
-const TURN: (Duration, Duration) = (Duration::from_millis(1), Duration::from_millis(100));
+const LOOK_INTERVAL: (Duration, Duration) = (Duration::from_millis(1), Duration::from_millis(100));
 
 type Result<T> = std::result::Result<T, TransportError>;
 
@@ -71,7 +71,7 @@ impl Stream {
         }
     }
 
-    /// The descriptor for [`Either`]; `None` for a stream that must be polled by its own calls.
+    /// The descriptor for [`TwoChannels`]; `None` for a stream that must be polled by its own calls.
     fn side(&mut self, interest: Option<Interest>) -> Option<Side<'_>> {
         match (self, interest) {
             (_, None) => Some(Side::Nothing),
@@ -153,21 +153,21 @@ impl Transport for Stream {
 /// One wait for the guest's stream and for what a backend waits for.
 #[derive(Debug)]
 pub(crate) struct Waiting {
-    either: Either,
+    both: TwoChannels,
     turn: Duration,
 }
 
 impl Waiting {
     pub(crate) fn new() -> Self {
         Self {
-            either: Either::new(),
-            turn: TURN.0,
+            both: TwoChannels::new(),
+            turn: LOOK_INTERVAL.0,
         }
     }
 
     /// Bytes have moved.
     pub(crate) fn progress(&mut self) {
-        self.turn = TURN.0;
+        self.turn = LOOK_INTERVAL.0;
     }
 
     /// Waits until the stream may do what is wanted of it, or there is something else to do. May
@@ -239,7 +239,7 @@ impl Waiting {
         let [(near, near_wants), (far, far_wants)] = streams;
         let (near_wants, far_wants) = (*near_wants, *far_wants);
         match (near.side(near_wants), far.side(far_wants)) {
-            (Some(near), Some(far)) => Ok(self.either.wait([near, far], deadline)?),
+            (Some(near), Some(far)) => Ok(self.both.wait([near, far], deadline)?),
             // Only one of them can sleep: it does so in turns, the other one is asked in between.
             (None, _) => near.wait(near_wants.unwrap_or(Interest::Read), self.turn(deadline)),
             (_, None) => far.wait(far_wants.unwrap_or(Interest::Read), self.turn(deadline)),
@@ -248,7 +248,7 @@ impl Waiting {
 
     fn turn(&mut self, deadline: Instant) -> Instant {
         let end = deadline.min(clock::now() + self.turn);
-        self.turn = (self.turn * 2).min(TURN.1);
+        self.turn = (self.turn * 2).min(LOOK_INTERVAL.1);
         end
     }
 }

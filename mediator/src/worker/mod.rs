@@ -7,8 +7,10 @@
 
 pub mod confinement;
 pub mod link;
+mod session_finder;
 pub mod spec;
 pub mod turns;
+mod two_files;
 mod warm;
 
 use std::io;
@@ -32,7 +34,6 @@ use vgpu_file_transport::{SessionName, Stop};
 use vgpu_socket_transport::{SocketTransport, accept_tcp};
 
 use crate::executor::{self, Executor, ExecutorChoice, probe};
-use crate::listen::{self, discovery::Discovery};
 use crate::logging;
 use crate::policy::Share;
 use crate::relay;
@@ -40,6 +41,7 @@ use crate::session::{self, OpenError, SessionEnd, StopFlag, Stream};
 use crate::usage::Observed;
 use confinement::{Enclosure, Needs};
 use link::{Chosen, Ended, Found, Link};
+use session_finder::SessionFinder;
 use spec::{Carrier, Spec, Start};
 use turns::Turns;
 use warm::Opened;
@@ -229,7 +231,7 @@ fn serve_directory(
         Err(error) => return Ended::fault(error),
     };
     link.connected(observed);
-    let discovery = Discovery {
+    let finder = SessionFinder {
         look_for_guests: guest.is_none(),
         mediator: spec.mediator(),
         found: &mut link.finder(observed),
@@ -242,7 +244,7 @@ fn serve_directory(
     let allowed = spec.operations();
     let stop = Stop::when(&linked.ended);
     let counters = &observed.counters;
-    let served = listen::file::serve(&directory, &mut open, allowed, discovery, counters, stop);
+    let served = two_files::serve(&directory, &mut open, allowed, finder, counters, stop);
     match served {
         Ok(()) => Ended::fine("stopped"),
         Err(error) => Ended::fault(error),

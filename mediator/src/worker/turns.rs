@@ -12,7 +12,7 @@ use vgpu_transport::Waker;
 
 /// How long a turn is kept with nothing to do: as long as a program may take from the end of one kernel, for which
 /// it waits, to its next launch. The broker charges for it.
-const LINGER: Duration = Duration::from_micros(300);
+const IDLE_TURN_LIMIT: Duration = Duration::from_micros(300);
 
 /// A worker's message about its turns.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
@@ -62,7 +62,7 @@ pub struct Turns {
     state: Mutex<State>,
     /// Tells the broker. Without one the device is not shared.
     tell: Option<Box<dyn Fn(Said) + Send + Sync>>,
-    linger: Duration,
+    idle_limit: Duration,
 }
 
 impl std::fmt::Debug for Turns {
@@ -98,7 +98,7 @@ impl Turns {
                 waker: None,
             }),
             tell,
-            linger: LINGER,
+            idle_limit: IDLE_TURN_LIMIT,
         }
     }
 
@@ -149,7 +149,7 @@ impl Turns {
 
     /// When [`look`](Self::look) has something to do.
     pub fn due(&self) -> Option<Instant> {
-        Some(self.lock().idle? + self.linger)
+        Some(self.lock().idle? + self.idle_limit)
     }
 
     /// Ends a turn in which there was nothing to do for a while.
@@ -215,7 +215,11 @@ impl Turns {
         match state.stage {
             Stage::Limited { most, since } if state.queued == 0 => {
                 let is_used = || since.is_some_and(|since| since.elapsed() >= most);
-                let lingers = || state.idle.is_some_and(|idle| idle.elapsed() < self.linger);
+                let lingers = || {
+                    state
+                        .idle
+                        .is_some_and(|idle| idle.elapsed() < self.idle_limit)
+                };
                 // Also at its end it is kept for a moment, for the program to say that it wants the next one: a guest
                 // of which that is not known falls behind those that wait.
                 let is_over = match want {
@@ -370,7 +374,7 @@ mod tests {
     #[test]
     fn a_program_that_waits_for_each_kernel_keeps_its_turn() {
         let (mut turns, told) = turns();
-        turns.linger = LONG;
+        turns.idle_limit = LONG;
         assert!(!turns.begin());
         turns.give(Some(LONG));
         for _ in 0..100 {
@@ -390,7 +394,7 @@ mod tests {
         turns.is_over(MS);
         // One that has no other gives it back after a while.
         assert!(turns.due().unwrap() > Instant::now());
-        turns.linger = Duration::ZERO;
+        turns.idle_limit = Duration::ZERO;
         turns.look();
         assert_eq!((said(&told), turns.due()), (vec![(true, false)], None));
     }

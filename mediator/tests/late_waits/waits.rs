@@ -10,8 +10,8 @@ use std::time::{Duration, Instant};
 
 use nix::sys::signal::Signal;
 use vchan::Channel;
-use vchan::either::{Either, Side};
 use vchan::local;
+use vchan::two_channels::{Side, TwoChannels};
 use vchan::xen::store::Store;
 use vgpu_guest::{Client, Endpoint, Options};
 use vgpu_mediator::control::{Ask, client};
@@ -120,7 +120,7 @@ pub(crate) const WAITS: &[Wait] = &[
         make: |directory| {
             let mut channel = channel(directory)?;
             let sides = [Side::Channel(&mut channel, Interest::Read), Side::Nothing];
-            Ok(Either::new().wait(sides, begin(TIME))?)
+            Ok(TwoChannels::new().wait(sides, begin(TIME))?)
         },
     },
     Wait {

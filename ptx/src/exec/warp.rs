@@ -11,9 +11,9 @@ use crate::program::{Inst, Place, Program, SyncOp};
 use crate::space::Fault;
 
 /// Backward branches taken while other groups wait, before those get a turn.
-const PATIENCE: u32 = 256;
+const BRANCHES_BEFORE_TURN: u32 = 256;
 /// Instructions of such a turn.
-const TURN: u32 = 128;
+const INSTRUCTIONS_OF_TURN: u32 = 128;
 /// Most bytes of a thread's local memory, with the arguments of all calls: the hardware's limit,
 /// rounded up as it grows.
 const LOCAL_LIMIT: usize = 1 << 20;
@@ -312,7 +312,7 @@ impl Warp {
         }
         if backward && self.others_wait() {
             self.spins += 1;
-            if self.spins >= PATIENCE {
+            if self.spins >= BRANCHES_BEFORE_TURN {
                 self.spins = 0;
                 return self.give_turn();
             }
@@ -332,7 +332,7 @@ impl Warp {
         let (pc, frame, mask) = (self.pc, self.frame, self.mask);
         self.push(pc, frame, mask, State::Ready);
         (self.pc, self.frame, self.mask) = (g.pc, g.frame, g.mask);
-        self.turn = TURN;
+        self.turn = INSTRUCTIONS_OF_TURN;
         self.watch = 0;
         true
     }

@@ -13,12 +13,12 @@ use crate::channel::peer_end::PeerEnd;
 use crate::error::{Error, Result};
 use crate::sync::Arc;
 use crate::sync::atomic::Ordering;
-use crate::waiting::batching::Linger;
+use crate::waiting::batching::Batching;
 use crate::waiting::coarse_clock;
 use crate::waiting::comparison::Moved;
 use crate::waiting::hold_out::HoldOut;
 use crate::waiting::spin::Spin;
-use crate::waiting::stream_distance::Ahead;
+use crate::waiting::stream_distance::StreamDistance;
 use crate::wire::ring::{Consumer, Span};
 use crate::wire::ring_end::RingEnd;
 use crate::wire::shm::Region;
@@ -42,8 +42,8 @@ pub struct Reader {
     /// The peer is gone and its write index was read after that: nothing more can come.
     ended: bool,
     pub(crate) spin: Spin,
-    linger: Linger,
-    ahead: Ahead,
+    batching: Batching,
+    stream_distance: StreamDistance,
     pub(crate) hold_out: HoldOut,
     pub(crate) timeout: Option<Duration>,
     pub(crate) bytes: u64,
@@ -58,7 +58,7 @@ impl Reader {
         let step = copy_step(ring.size());
         Self {
             end,
-            ahead: Ahead::new(ring.size()),
+            stream_distance: StreamDistance::new(ring.size()),
             // Where the clock is slow, wake-ups are.
             hold_out: HoldOut::new(ring.size(), coarse_clock::behind()),
             ring,
@@ -66,7 +66,7 @@ impl Reader {
             step,
             ended: false,
             spin,
-            linger: Linger::new(),
+            batching: Batching::new(),
             timeout: None,
             bytes: 0,
             beside: 0,
@@ -355,20 +355,21 @@ impl Reader {
     fn refresh_for(&mut self, wanted: u32) -> Result<()> {
         let before = self.ring.available();
         let written = self.written();
-        for _ in 0..self.linger.pauses(wanted, written) {
+        for _ in 0..self.batching.pauses(wanted, written) {
             std::hint::spin_loop();
         }
         self.refresh()?;
         let found = self.ring.available() - before;
-        self.linger.found(found);
+        self.batching.found(found);
         if !self.spin.pays() {
             return Ok(());
         }
         let available = self.ring.available();
-        self.ahead.keep_apart(found, available, written, || {
-            observe(&mut self.ring, &self.end, &self.shared)?;
-            Ok(self.ring.available())
-        })
+        self.stream_distance
+            .keep_apart(found, available, written, || {
+                observe(&mut self.ring, &self.end, &self.shared)?;
+                Ok(self.ring.available())
+            })
     }
 
     /// Drops the bytes that are there, for a close. Returns whether there were any.
@@ -420,7 +421,7 @@ impl Reader {
             let left = u32::try_from(buf.len() - done).unwrap_or(u32::MAX);
             if self.ring.available() < left && !self.ended {
                 if (1..=SHORT).contains(&done) {
-                    self.linger.found(0);
+                    self.batching.found(0);
                     break;
                 }
                 match self.refresh_for(left) {

@@ -14,7 +14,7 @@ use crate::sync::Arc;
 use crate::sync::atomic::Ordering;
 use crate::waiting::comparison::Moved;
 use crate::waiting::spin::Spin;
-use crate::waiting::stream_distance::Ahead;
+use crate::waiting::stream_distance::StreamDistance;
 use crate::wire::ring::{Producer, Span};
 use crate::wire::ring_end::RingEnd;
 use crate::wire::shm::Region;
@@ -36,7 +36,7 @@ pub struct Writer {
     /// The most that is copied between two publications.
     step: u32,
     pub(crate) spin: Spin,
-    ahead: Ahead,
+    stream_distance: StreamDistance,
     pub(crate) timeout: Option<Duration>,
     pub(crate) bytes: u64,
     /// Position in the stream up to which `reserve` has lent room.
@@ -48,7 +48,7 @@ impl Writer {
         let step = copy_step(ring.size());
         Self {
             end,
-            ahead: Ahead::new(ring.size()),
+            stream_distance: StreamDistance::new(ring.size()),
             ring,
             shared,
             step,
@@ -451,7 +451,7 @@ impl Writer {
         }
         // This side does not answer: a ring that stays nearly full is that of a stream.
         let free = self.ring.free();
-        self.ahead.keep_apart(found, free, 0, || {
+        self.stream_distance.keep_apart(found, free, 0, || {
             observe(&mut self.ring, &self.end, &self.shared)?;
             Ok(self.ring.free())
         })

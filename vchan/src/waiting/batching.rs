@@ -20,7 +20,7 @@ const REST: (u32, u32) = (4, 1024);
 
 /// The pauses of one reader.
 #[derive(Debug)]
-pub(crate) struct Linger {
+pub(crate) struct Batching {
     /// Pauses before the next look.
     pauses: u32,
     /// Bytes wanted by the look under way.
@@ -34,7 +34,7 @@ pub(crate) struct Linger {
     written: u64,
 }
 
-impl Linger {
+impl Batching {
     pub(crate) fn new() -> Self {
         Self {
             pauses: PAUSES.0,
@@ -92,36 +92,36 @@ mod tests {
 
     #[test]
     fn a_stream_of_small_messages_is_let_gather() {
-        let mut linger = Linger::new();
-        assert_eq!(linger.pauses(64, 0), 0, "nothing is known yet");
+        let mut batching = Batching::new();
+        assert_eq!(batching.pauses(64, 0), 0, "nothing is known yet");
         let mut pauses = 0;
         for _ in 0..8 {
-            linger.found(128);
-            pauses = linger.pauses(64, 0);
+            batching.found(128);
+            pauses = batching.pauses(64, 0);
         }
         assert_eq!(pauses, PAUSES.1);
-        linger.found(64 * BATCH);
-        assert_eq!(linger.pauses(64, 0), 0, "there was a batch");
-        linger.found(64);
-        assert_eq!(linger.pauses(LARGE, 0), 0);
+        batching.found(64 * BATCH);
+        assert_eq!(batching.pauses(64, 0), 0, "there was a batch");
+        batching.found(64);
+        assert_eq!(batching.pauses(LARGE, 0), 0);
     }
 
     #[test]
     fn an_answer_is_never_held_up() {
-        let mut linger = Linger::new();
+        let mut batching = Batching::new();
         for written in 1..1000 {
-            assert_eq!(linger.pauses(64, written), 0);
-            linger.found(64);
+            assert_eq!(batching.pauses(64, written), 0);
+            batching.found(64);
         }
     }
 
     #[test]
     fn what_does_not_pay_becomes_rare() {
-        let mut linger = Linger::new();
+        let mut batching = Batching::new();
         let mut made = 0;
         for _ in 0..100_000 {
-            made += linger.pauses(64, 0);
-            linger.found(64);
+            made += batching.pauses(64, 0);
+            batching.found(64);
         }
         assert!(made < 1000, "{made} pauses that did not pay");
     }

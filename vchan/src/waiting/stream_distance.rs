@@ -26,7 +26,7 @@ const MOST_LOOKS: u32 = 1 << 10;
 
 /// The history of one half of a channel.
 #[derive(Debug)]
-pub(crate) struct Ahead {
+pub(crate) struct StreamDistance {
     /// Zero where the ring is too small.
     distance: u32,
     /// Bytes found so far in this stream, each time with the other side close ahead.
@@ -38,7 +38,7 @@ pub(crate) struct Ahead {
     rest: Rest,
 }
 
-impl Ahead {
+impl StreamDistance {
     pub(crate) fn new(ring: u32) -> Self {
         Self {
             // Only in a ring with room for the distance on both sides.
@@ -133,39 +133,42 @@ mod tests {
     const STEP: u32 = 64 << 10;
 
     /// Looks that find the other side close until the distance is requested; their number.
-    fn looks_until_asked(ahead: &mut Ahead, most: u32) -> Option<u32> {
-        (1..=most).find(|_| ahead.look(STEP, STEP, 0).is_some())
+    fn looks_until_asked(apart: &mut StreamDistance, most: u32) -> Option<u32> {
+        (1..=most).find(|_| apart.look(STEP, STEP, 0).is_some())
     }
 
     #[test]
     fn a_long_stream_close_behind_asks_once_for_the_distance() {
-        let mut ahead = Ahead::new(RING);
-        assert_eq!(looks_until_asked(&mut ahead, 1000), Some(DISTANCE / STEP));
+        let mut apart = StreamDistance::new(RING);
+        assert_eq!(looks_until_asked(&mut apart, 1000), Some(DISTANCE / STEP));
         let mut there = STEP;
-        let found = ahead.wait(DISTANCE, there, || {
+        let found = apart.wait(DISTANCE, there, || {
             there += STEP;
             Ok(there)
         });
         assert!(found.is_ok() && there >= DISTANCE);
         for _ in 0..1000 {
-            assert_eq!(ahead.look(STEP, DISTANCE, 0), None, "they are apart");
+            assert_eq!(apart.look(STEP, DISTANCE, 0), None, "they are apart");
         }
     }
 
     #[test]
     fn neither_answers_nor_small_rings_wait() {
-        let mut ahead = Ahead::new(RING);
+        let mut apart = StreamDistance::new(RING);
         for written in 1..1000 {
-            assert_eq!(ahead.look(STEP, STEP, written), None);
+            assert_eq!(apart.look(STEP, STEP, written), None);
         }
-        assert_eq!(looks_until_asked(&mut Ahead::new(RING / 2), 10_000), None);
+        assert_eq!(
+            looks_until_asked(&mut StreamDistance::new(RING / 2), 10_000),
+            None
+        );
     }
 
     #[test]
     fn a_side_that_pauses_is_not_waited_for() {
-        let mut ahead = Ahead::new(RING);
+        let mut apart = StreamDistance::new(RING);
         let mut looks = 0;
-        let waited = ahead.wait(DISTANCE, STEP, || {
+        let waited = apart.wait(DISTANCE, STEP, || {
             looks += 1;
             Ok(STEP)
         });
@@ -175,9 +178,9 @@ mod tests {
 
     #[test]
     fn a_slow_side_is_waited_for_within_bounds() {
-        let mut ahead = Ahead::new(RING);
+        let mut apart = StreamDistance::new(RING);
         let mut there = STEP;
-        let waited = ahead.wait(DISTANCE, there, || {
+        let waited = apart.wait(DISTANCE, there, || {
             there += 1;
             Ok(there)
         });
@@ -187,12 +190,12 @@ mod tests {
 
     #[test]
     fn what_does_not_last_becomes_rare() {
-        let mut ahead = Ahead::new(RING);
+        let mut apart = StreamDistance::new(RING);
         let mut asked = 0;
         for _ in 0..100_000 {
-            if ahead.look(STEP, STEP, 0).is_some() {
+            if apart.look(STEP, STEP, 0).is_some() {
                 asked += 1;
-                let reached = ahead.wait(DISTANCE, STEP, || Ok(DISTANCE));
+                let reached = apart.wait(DISTANCE, STEP, || Ok(DISTANCE));
                 assert!(reached.is_ok());
             }
         }

@@ -5,8 +5,8 @@ use std::time::{Duration, Instant};
 
 use crate::liar::{self, honest, pair, soon};
 use nix::sys::resource::{UsageWho, getrusage};
-use vchan::either::{Either, Side};
 use vchan::layout::Role;
+use vchan::two_channels::{Side, TwoChannels};
 use vchan::{Error, Interest};
 
 /// Processor time of this thread.
@@ -93,7 +93,7 @@ fn a_wait_looks_once_more_before_it_times_out() {
             channel.wait(Interest::ReadOrWrite, until)
         }),
         ("either", |channel, until| {
-            Either::new().wait(
+            TwoChannels::new().wait(
                 [Side::Channel(channel, Interest::Read), Side::Nothing],
                 until,
             )

@@ -6,7 +6,6 @@
 mod liar;
 
 mod conformance_local;
-mod either;
 mod examples;
 mod hostile_descriptors;
 mod hostile_extension;
@@ -21,3 +20,4 @@ mod prop_ring;
 mod reactor;
 mod region;
 mod region_hostile;
+mod two_channels;

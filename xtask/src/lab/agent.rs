@@ -11,7 +11,7 @@ use super::wire::{self, Lines, NoAnswer, Request};
 
 /// On top of the script's own limit: starting processes is slow in an emulated machine, and so is
 /// the serial port; dom0's agent has a grace of its own for a guest's.
-const GRACE: Duration = Duration::from_secs(90);
+const AGENT_TIME: Duration = Duration::from_secs(90);
 
 /// One agent, reached through a pair of byte streams.
 pub(crate) struct Agent {
@@ -87,12 +87,15 @@ impl Agent {
             seconds: limit.as_secs().max(1),
             script: script.as_bytes().to_vec(),
         };
-        let deadline = Instant::now() + limit + GRACE;
+        let deadline = Instant::now() + limit + AGENT_TIME;
         let id = self.last_id.to_string();
         let reply = wire::exchange(&mut self.line, &id, &request, wire::SILENCE, deadline);
         self.is_lost = reply.is_err();
         let reply = reply.map_err(|why| match why {
-            NoAnswer::Late => anyhow!("dom0 did not answer within {} s", (limit + GRACE).as_secs()),
+            NoAnswer::Late => anyhow!(
+                "dom0 did not answer within {} s",
+                (limit + AGENT_TIME).as_secs()
+            ),
             NoAnswer::Damaged => anyhow!("the serial port damages every line"),
             NoAnswer::Line(error) => anyhow!("the emulated machine has ended ({error})"),
         })?;

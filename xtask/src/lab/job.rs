@@ -13,7 +13,7 @@ const FOLDER: &str = "/tmp/vgpu-lab";
 
 /// Time for which one check of a job waits in place for its end: each check starts processes, which
 /// costs emulated time. Between two checks the host is checked for a lost guest.
-const LOOK: Duration = Duration::from_secs(4);
+const CHECK_TIME: Duration = Duration::from_secs(4);
 
 /// Pause between two checks where no agent can wait.
 const INTERVAL: Duration = Duration::from_millis(400);
@@ -71,7 +71,7 @@ impl Job {
             // Read before the job is checked, so that the last check follows the deadline.
             let last_look = Instant::now() > deadline;
             let looked = Instant::now();
-            if let Some(output) = self.look(host, LOOK)? {
+            if let Some(output) = self.look(host, CHECK_TIME)? {
                 return Ok(output);
             }
             ensure_none_lost(host, lost)?;
@@ -133,7 +133,7 @@ impl Job {
                 "cd {FOLDER}/{} || exit 99; {}ended=; [ -e status ] && ended=98; cat out; \
                  cat err >&2; exit $ended",
                 self.name,
-                await_in_place(LOOK, text),
+                await_in_place(CHECK_TIME, text),
             );
             let output = host.exec(self.place(), &script, LIMIT)?;
             if output.stdout.contains(text) || output.stderr.contains(text) {

@@ -30,12 +30,12 @@ const SMALL: usize = 4096;
 /// Smallest size in bytes to which a piece is cut.
 const SMALLEST_CUT: usize = 16 << 10;
 
-/// Where this many bytes are free, the file system's answer is reused for [`HOLDS`]: over NFS
+/// Where this many bytes are free, the file system's answer is reused for [`ANSWER_KEPT_TIME`]: over NFS
 /// asking is a round trip.
 const PLENTY: u64 = 16 * WINDOW as u64;
 
 /// See [`PLENTY`].
-const HOLDS: Duration = Duration::from_millis(100);
+const ANSWER_KEPT_TIME: Duration = Duration::from_millis(100);
 
 /// A side's knowledge of its file system.
 #[derive(Debug, Default)]
@@ -124,7 +124,7 @@ impl Space {
         if let Some((Some(free), at)) = self.asked
             && free.bytes >= PLENTY
             && free.files >= 16 * MAX_IN_FLIGHT as u64
-            && now.saturating_duration_since(at) < HOLDS
+            && now.saturating_duration_since(at) < ANSWER_KEPT_TIME
         {
             return Some(free);
         }

@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use vchan::xen::store::Store;
 use vgpu_cli::Failure;
 use vgpu_cli::diagnosis::{Check, Verdict};
-use vgpu_mediator::broker::probe;
+use vgpu_mediator::broker::probe_process;
 use vgpu_mediator::broker::warm::cold_endpoints;
 use vgpu_mediator::control::{Device, Status};
 use vgpu_mediator::executor::ExecutorChoice;
@@ -169,7 +169,7 @@ fn gpu(mode: &Mode, domain: Domain, status: Option<&Status>) -> Vec<Check> {
         ExecutorChoice::Auto => false,
         ExecutorChoice::Cpu => {
             let mut checks = vec![Check::absent(CUDA, "not needed here: the executor is cpu")];
-            if let Ok(cpu) = probe::find(&ExecutorChoice::Cpu, None, None) {
+            if let Ok(cpu) = probe_process::find(&ExecutorChoice::Cpu, None, None) {
                 checks.extend(missing_devices(mode, status, &cpu.executor.devices));
             }
             return checks;
@@ -389,7 +389,7 @@ const CUDA: &str = "CUDA";
 /// Whether CUDA works, and the devices that it has.
 fn cuda(driver: bool) -> (Check, Vec<Device>) {
     const NAME: &str = CUDA;
-    match probe::find(&ExecutorChoice::Cuda, None, None) {
+    match probe_process::find(&ExecutorChoice::Cuda, None, None) {
         Ok(offer) => {
             let executor = offer.executor;
             let check = Check::good(

@@ -15,7 +15,7 @@ use std::process::ExitCode;
 
 use vchan::xen::store::provider::Provider;
 use vgpu_cli::Failure;
-use vgpu_mediator::broker::probe;
+use vgpu_mediator::broker::probe_process;
 use vgpu_mediator::config::default_control_path;
 use vgpu_mediator::control::client::ask;
 use vgpu_mediator::control::{Answer, Ask, Refused, Status};
@@ -33,7 +33,9 @@ fn main() -> ExitCode {
         .map(|argument| argument.to_string_lossy().into_owned())
         .collect();
     match arguments.split_first() {
-        Some((first, rest)) if first == probe::ARGUMENT => return probe::main(rest),
+        Some((first, rest)) if first == probe_process::ARGUMENT => {
+            return probe_process::main(rest);
+        }
         Some((first, rest)) if first == trial::ARGUMENT => return trial::main(rest),
         _ => {}
     }

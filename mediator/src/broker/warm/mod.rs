@@ -17,9 +17,9 @@ use vgpu_transport::endpoint::Endpoint;
 
 use super::Broker;
 use super::accounts::Force;
+use super::peer::Peer;
 use super::process::Process;
-use super::session::{Handed, Session};
-use super::who::Who;
+use super::session_worker::{Handed, SessionWorker};
 use crate::worker::spec::{Carrier, Spec, Start, Warm};
 use pools::Set;
 pub(super) use pools::{MOST_ENDING, POOLS, WarmWorkers};
@@ -30,9 +30,9 @@ impl Broker<'_> {
         let wanted = self.config.worker.warm_workers;
         let mut sets: Vec<Set> = Vec::new();
         if wanted > 0 && self.stopping.is_none() {
-            for who in self.of_sockets() {
-                let set = Set::of(&self.spec(0, &who, Carrier::Local, None));
-                let there = &self.offer.executor.devices;
+            for peer in self.of_sockets() {
+                let set = Set::of(&self.spec(0, &peer, Carrier::Local, None));
+                let there = &self.chosen.executor.devices;
                 // Sessions that are to have a device which is not there are refused.
                 let is_there = set.devices.is_none_or(|it| it.find_in(there).is_ok());
                 if is_there && !sets.contains(&set) {
@@ -48,13 +48,13 @@ impl Broker<'_> {
     }
 
     /// One of each kind of those who come over sockets, as their workers are started.
-    fn of_sockets(&self) -> Vec<Who> {
+    fn of_sockets(&self) -> Vec<Peer> {
         let mut all = Vec::new();
         if !self.locals.is_empty() {
-            all.push(Who::Local { uid: 0, pid: 0 });
+            all.push(Peer::Local { uid: 0, pid: 0 });
         }
         if !self.tcps.is_empty() {
-            all.push(Who::Tcp {
+            all.push(Peer::Tcp {
                 name: None,
                 address: SocketAddr::from((Ipv4Addr::LOCALHOST, 0)),
             });
@@ -89,11 +89,11 @@ impl Broker<'_> {
     pub(super) fn hand(
         &mut self,
         id: u64,
-        who: &Who,
+        peer: &Peer,
         spec: &Spec,
         guest: Option<Stranger<OwnedFd>>,
         now: Instant,
-    ) -> Result<Session, Option<Stranger<OwnedFd>>> {
+    ) -> Result<SessionWorker, Option<Stranger<OwnedFd>>> {
         let fits = self.warm.are_wanted() && spec.refusal.is_none() && spec.carrier.is_socket();
         let guest = match guest {
             Some(guest) if fits => guest,
@@ -104,7 +104,7 @@ impl Broker<'_> {
         let Some(process) = self.warm.take(&set, spec.carrier == Carrier::Tcp, now) else {
             return Err(Some(guest));
         };
-        match Session::hand(id, who.clone(), spec.clone(), guest, process, now) {
+        match SessionWorker::hand(id, peer.clone(), spec.clone(), guest, process, now) {
             Ok(session) => Ok(session),
             Err(refused) => {
                 let (process, why, guest) = *refused;
@@ -117,7 +117,7 @@ impl Broker<'_> {
     /// Has the session `id` served by a new worker, if the one that has waited does not take it. `is_over`: that one has
     /// ended. Returns whether there is a new one.
     pub(super) fn start_instead(&mut self, id: u64, is_over: bool, now: Instant) -> bool {
-        let not_taken = |session: &Session| session.not_taken(is_over, now);
+        let not_taken = |session: &SessionWorker| session.not_taken(is_over, now);
         let Some(why) = self.sessions.get(&id).and_then(not_taken) else {
             return false;
         };
@@ -139,7 +139,7 @@ impl Broker<'_> {
         }
         spec.confinement.user = user;
         let started = session.start_again(&spec, guest);
-        let (who, pid) = (session.who.clone(), session.pid());
+        let (peer, pid) = (session.peer.clone(), session.pid());
         let (line, is_new) = match started {
             Ok(before) => {
                 self.warm.not_taken(&set, before, &why, now);
@@ -153,7 +153,7 @@ impl Broker<'_> {
             }
         };
         let line = format!("session {id}: {line}");
-        self.accounts.log(&who, log::Level::Warn, &line, now);
+        self.accounts.log(&peer, log::Level::Warn, &line, now);
         if is_new {
             self.give_memory(id, now);
         }

@@ -36,7 +36,7 @@ use vchan::xen::DomainLife;
 use vchan::xen::store::Store;
 use vgpu_cli::Failure;
 
-use super::instance::Instance;
+use super::lock_file::LockFile;
 use crate::policy::{Identity, Policy};
 
 /// Lock of a host's one mediator on `xen:`; two would serve the same guests.
@@ -105,7 +105,7 @@ pub(super) struct XenGuests {
     commands: Option<UnboundedSender<Command>>,
     /// Whether xenstored answers, as the thread knows it.
     xenstore: Arc<AtomicBool>,
-    _instance: Instance,
+    _instance: LockFile,
 }
 
 impl XenGuests {
@@ -117,7 +117,7 @@ impl XenGuests {
         let deadline = Instant::now() + XENSTORE_OPEN_LIMIT;
         let store = Store::open(deadline).map_err(no_xenstore)?;
         store.list(guest::DOMAINS, deadline).map_err(no_xenstore)?;
-        let instance = Instance::acquire(
+        let instance = LockFile::acquire(
             Path::new(LOCK),
             "already serves the guests of this Xen host",
             "stop that one first (kill its pid, or systemctl stop vgpu-mediatord); a second \

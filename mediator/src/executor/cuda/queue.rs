@@ -45,21 +45,21 @@ const EVENT_DISABLE_TIMING: c_uint = 2;
 const WRITES_64_BITS: usize = 122;
 
 /// How often the driver is asked whether something is wrong, while the word does not change.
-const LOOK: Duration = Duration::from_millis(1);
+const DRIVER_CHECK_INTERVAL: Duration = Duration::from_millis(1);
 
 /// How many works may be behind each other without one that raises the waker.
-const UNTOLD: u64 = 128;
+const MOST_WITHOUT_WAKER: u64 = 128;
 
 /// Waits of up to this long are ended by looks between short naps: where the driver's callback has to wake this thread, 60 to
 /// 130 us are lost (on an H200's host).
-const BY_TIMER: Duration = Duration::from_millis(20);
+const LONGEST_NAPPED_WAIT: Duration = Duration::from_millis(20);
 /// A nap is this part of the time that was waited, and not shorter than [`LEAST_NAP`]: the end is noticed so much later.
 const NAPS: u32 = 64;
 const LEAST_NAP: Duration = Duration::from_micros(10);
 
 /// How long work whose session is over may take before the device counts as lost.
-const DRAIN: Duration = Duration::from_secs(2);
-const DRAIN_LOOK: Duration = Duration::from_micros(50);
+const DRAIN_LIMIT: Duration = Duration::from_secs(2);
+const DRAIN_CHECK_INTERVAL: Duration = Duration::from_micros(50);
 
 type Work = device::Work<Buffer, Function, Graph>;
 
@@ -342,7 +342,7 @@ impl Queue {
         lane.untold += 1;
         // The session moves bytes again when a buffer is free.
         lane.awaited |= moves_data;
-        let tell = lane.untold >= UNTOLD;
+        let tell = lane.untold >= MOST_WITHOUT_WAKER;
         if deadline.is_none() {
             self.number(key)?;
         }
@@ -825,7 +825,7 @@ impl device::Device for Queue {
     fn nap(&self, waited: Duration) -> Option<Duration> {
         let mut lanes = self.lanes.values();
         let awaited = lanes.any(|lane| lane.awaited && !lane.under_way.is_empty());
-        let by_timer = awaited && waited < BY_TIMER;
+        let by_timer = awaited && waited < LONGEST_NAPPED_WAIT;
         by_timer.then(|| (waited / NAPS).max(LEAST_NAP))
     }
 
@@ -844,7 +844,7 @@ impl device::Device for Queue {
         }
         let now = clock::now();
         // This thread may have much else to do.
-        self.end_rows(now.checked_sub(LOOK));
+        self.end_rows(now.checked_sub(DRIVER_CHECK_INTERVAL));
         if let Some((late, deadline)) = self.late(now) {
             let ms = deadline.as_millis();
             // Only the end of this process ends it.
@@ -859,7 +859,7 @@ impl device::Device for Queue {
                 }),
             );
         }
-        if now.saturating_duration_since(self.looked) < LOOK {
+        if now.saturating_duration_since(self.looked) < DRIVER_CHECK_INTERVAL {
             return None;
         }
         self.looked = now;
@@ -919,7 +919,7 @@ impl device::Device for Queue {
 
 impl Drop for Queue {
     fn drop(&mut self) {
-        let deadline = Instant::now() + DRAIN;
+        let deadline = Instant::now() + DRAIN_LIMIT;
         while !self.device.is_lost() {
             // Read before the look, so that there is one after the deadline.
             let late = Instant::now() >= deadline;
@@ -933,7 +933,7 @@ impl Drop for Queue {
             });
             match all {
                 Ok(true) => break,
-                Ok(false) if !late => thread::sleep(DRAIN_LOOK),
+                Ok(false) if !late => thread::sleep(DRAIN_CHECK_INTERVAL),
                 // The device may still use what is under way: nothing of it is freed.
                 Ok(false) | Err(_) => self.device.set_lost(),
             }

@@ -9,10 +9,10 @@ use vchan::xen::store::{Store, StoreError, VALUE_MAX, Waited};
 use vgpu_cli::{Failure, print_line};
 
 /// Far beyond any request.
-const PATIENCE: Duration = Duration::from_secs(60);
+const REQUEST_LIMIT: Duration = Duration::from_secs(60);
 
 /// Silence after which all events count as received.
-const QUIET: Duration = Duration::from_millis(500);
+const QUIET_TIME: Duration = Duration::from_millis(500);
 
 /// More nodes than have names fitting into one message of xenstore, which has 4,096 bytes.
 const MANY_NODES: usize = 120;
@@ -76,7 +76,7 @@ pub(crate) fn run(folder: &str) -> Result<(), Failure> {
 }
 
 fn soon() -> Instant {
-    Instant::now() + PATIENCE
+    Instant::now() + REQUEST_LIMIT
 }
 
 fn said(error: impl std::fmt::Display) -> String {
@@ -257,11 +257,11 @@ fn late(suite: &Suite) -> Result<(), String> {
 fn watch(suite: &Suite) -> Result<(), String> {
     let mut watch = suite.provider.watch(&suite.node("watched")).map_err(said)?;
     let mut settle = |what: &str| {
-        let first = watch.wait(Some(PATIENCE));
+        let first = watch.wait(Some(REQUEST_LIMIT));
         ensure(matches!(first, Waited::Fired), what, first)?;
-        let mut next = watch.wait(Some(QUIET));
+        let mut next = watch.wait(Some(QUIET_TIME));
         while matches!(next, Waited::Fired) {
-            next = watch.wait(Some(QUIET));
+            next = watch.wait(Some(QUIET_TIME));
         }
         ensure(matches!(next, Waited::TimedOut), "no event", next)
     };
@@ -285,7 +285,7 @@ fn unread_events(suite: &Suite) -> Result<(), String> {
     }
     let value = suite.read("noisy").map_err(said)?;
     ensure(&*value == "199", "199", value)?;
-    let event = watch.wait(Some(PATIENCE));
+    let event = watch.wait(Some(REQUEST_LIMIT));
     ensure(matches!(event, Waited::Fired), "an event", event)
 }
 
@@ -295,6 +295,6 @@ fn release(suite: &Suite) -> Result<(), String> {
         return Ok(());
     }
     let mut watch = suite.provider.watch("@releaseDomain").map_err(said)?;
-    let event = watch.wait(Some(PATIENCE));
+    let event = watch.wait(Some(REQUEST_LIMIT));
     ensure(matches!(event, Waited::Fired), "an event", event)
 }

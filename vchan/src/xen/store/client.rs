@@ -27,7 +27,7 @@ use crate::waiting::poll::poll_fds;
 const WATCH_SETUP: Duration = Duration::from_secs(5);
 
 /// Most messages read beyond a deadline, in search of an answer that came in time behind them.
-const LAST_LOOK: usize = 64;
+const MOST_LATE_MESSAGES: usize = 64;
 
 /// Most events that are merged into one.
 const EVENTS_AT_ONCE: usize = 256;
@@ -97,7 +97,7 @@ impl Client {
         loop {
             let message = self.receive(deadline)?;
             beyond += usize::from(Instant::now() >= deadline);
-            if beyond > LAST_LOOK {
+            if beyond > MOST_LATE_MESSAGES {
                 return Err(Failed::TimedOut);
             }
             if message.is(Kind::WatchEvent) {
@@ -478,7 +478,7 @@ mod tests {
         let (near, mut far) = UnixStream::pair().unwrap();
         near.set_nonblocking(true).unwrap();
         let mut client = Client::over(near.into(), false);
-        let events = answer(15, 0, b"/w\0t\0").repeat(2 * LAST_LOOK);
+        let events = answer(15, 0, b"/w\0t\0").repeat(2 * MOST_LATE_MESSAGES);
         far.write_all(&events).unwrap();
         far.write_all(&answer(2, 1, b"behind all that")).unwrap();
         let now = Instant::now();

@@ -17,7 +17,7 @@ use crate::wire::{self, Lines, NoAnswer, Reply, Request};
 const FOLDER: &str = "/run/lab";
 
 /// On top of the script's own limit: starting processes is slow in an emulated machine.
-const GRACE: Duration = Duration::from_secs(30);
+const SCRIPT_START_TIME: Duration = Duration::from_secs(30);
 
 /// Interval at which a silent guest is checked for life.
 const CHECK: Duration = Duration::from_secs(3);
@@ -36,7 +36,7 @@ pub(crate) fn run(name: &str, id: &str, request: &Request) -> Reply {
         Ok(console) => console,
         Err(error) => return refuse(125, format!("the console of guest {name}: {error}")),
     };
-    let deadline = Instant::now() + Duration::from_secs(request.seconds) + GRACE;
+    let deadline = Instant::now() + Duration::from_secs(request.seconds) + SCRIPT_START_TIME;
     match wire::exchange(&mut console, id, request, wire::SILENCE, deadline) {
         Ok(reply) => reply,
         Err(NoAnswer::Line(error)) => refuse(125, format!("guest {name} is gone ({error})")),
@@ -106,7 +106,7 @@ impl<'a> Console<'a> {
 impl Lines for Console<'_> {
     fn send(&mut self, text: &str) -> io::Result<()> {
         let mut left = text.as_bytes();
-        let deadline = Instant::now() + GRACE;
+        let deadline = Instant::now() + SCRIPT_START_TIME;
         while !left.is_empty() {
             match self.tty.write(left) {
                 Ok(n) => left = &left[n..],

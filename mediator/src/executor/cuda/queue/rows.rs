@@ -20,10 +20,10 @@ use super::{GONE, Queue};
 const SAMPLED: u8 = 8;
 
 /// Longer kernels are timed each time.
-const SHORT: Duration = Duration::from_micros(20);
+const SHORT_KERNEL: Duration = Duration::from_micros(20);
 
 /// A kernel that seems to have run for so long is no short one any more.
-const LONG: Duration = Duration::from_millis(5);
+const LONG_KERNEL: Duration = Duration::from_millis(5);
 
 /// Kinds of kernels whose times are remembered.
 const MOST_KINDS: usize = 1024;
@@ -70,7 +70,7 @@ impl Samples {
 
     /// A kernel was timed.
     fn note(&mut self, kind: Kind, ns: u64) {
-        let is_short = u128::from(ns) < SHORT.as_nanos();
+        let is_short = u128::from(ns) < SHORT_KERNEL.as_nanos();
         if self.0.len() >= MOST_KINDS && !self.0.contains_key(&kind) {
             self.0.clear();
         }
@@ -229,7 +229,7 @@ impl Queue {
                 _ => first,
             };
             told = (ran, row.kernels);
-            if clock::now().saturating_duration_since(row.since) > LONG {
+            if clock::now().saturating_duration_since(row.since) > LONG_KERNEL {
                 self.samples.forget(row.first);
             } else if let Some(ran) = ran
                 && row.began.is_some()

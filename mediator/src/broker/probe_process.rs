@@ -21,7 +21,7 @@ use vgpu_cli::Failure;
 use vgpu_transport::endpoint::Endpoint;
 use vgpu_transport::output::write_all;
 
-use super::wait::{is_ready, wait, wait_readable};
+use super::poll::{is_ready, wait, wait_readable};
 use crate::control;
 use crate::executor::{ExecutorChoice, probe};
 use crate::lines::LineBuffer;
@@ -51,7 +51,7 @@ pub(super) enum Verdict {
 
 /// An executor that was proven to work.
 #[derive(Debug, Clone)]
-pub struct Offer {
+pub struct ChosenExecutor {
     /// The executor that workers open; never `auto`.
     pub choice: ExecutorChoice,
     /// Its description.
@@ -123,7 +123,7 @@ pub fn find(
     choice: &ExecutorChoice,
     secret: Option<&Path>,
     interrupt: Option<BorrowedFd<'_>>,
-) -> Result<Offer, Failure> {
+) -> Result<ChosenExecutor, Failure> {
     let first = ask(choice, secret, interrupt);
     if interrupt.is_some_and(|fd| wait_readable(&fd, Instant::now()).is_ok()) {
         return Err(Failure::interrupted(
@@ -152,7 +152,7 @@ pub fn find(
         (Err(what), _) => Err(format!("executor {choice} is not available: {what}")),
     };
     match verdict {
-        Ok(executor) => Ok(Offer {
+        Ok(executor) => Ok(ChosenExecutor {
             choice: match choice {
                 ExecutorChoice::Relay(_) => choice.clone(),
                 _ if executor.kind == "cuda" => ExecutorChoice::Cuda,

@@ -14,8 +14,8 @@ use vgpu_socket_transport::MAX_NAME;
 
 use super::accounts::Force;
 use super::compilers;
+use super::peer::Peer;
 use super::process::Process;
-use super::who::Who;
 use crate::devices::{Device, DeviceKey, Devices};
 use crate::guest_memory::Page;
 use crate::rate::TokenBucket;
@@ -47,9 +47,9 @@ pub(super) struct Handed {
 
 /// A session's worker and what it has reported.
 #[derive(Debug)]
-pub(super) struct Session {
+pub(super) struct SessionWorker {
     pub(super) id: u64,
-    pub(super) who: Who,
+    pub(super) peer: Peer,
     pub(super) began: Instant,
     /// It only tells its guest that it is turned away.
     pub(super) refusing: bool,
@@ -83,17 +83,17 @@ pub(super) struct Session {
     pub(super) kill_at: Option<Instant>,
 }
 
-impl Session {
+impl SessionWorker {
     /// Starts a worker for it, with the connection of `guest`, if it has one so far.
     pub(super) fn start(
         id: u64,
-        who: Who,
+        peer: Peer,
         spec: &Spec,
         guest: Option<Stranger<OwnedFd>>,
         now: Instant,
     ) -> io::Result<Self> {
         let process = start_process(id, spec, guest)?;
-        Ok(Self::of(id, who, spec, process, now))
+        Ok(Self::of(id, peer, spec, process, now))
     }
 
     /// Hands it to a worker that has waited, `process`: `spec` is what another would be started with.
@@ -102,7 +102,7 @@ impl Session {
     /// The worker could not be told. Returns the worker, which is to be killed, the reason, and the guest's socket, unused.
     pub(super) fn hand(
         id: u64,
-        who: Who,
+        peer: Peer,
         spec: Spec,
         guest: Stranger<OwnedFd>,
         process: Process,
@@ -116,7 +116,7 @@ impl Session {
         if let Err(error) = told {
             return Err(Box::new((process, error.to_string(), guest)));
         }
-        let mut session = Self::of(id, who, &spec, process, now);
+        let mut session = Self::of(id, peer, &spec, process, now);
         session.was_warm = true;
         session.handed = Some(Handed {
             guest,
@@ -127,10 +127,10 @@ impl Session {
         Ok(session)
     }
 
-    fn of(id: u64, who: Who, spec: &Spec, process: Process, now: Instant) -> Self {
+    fn of(id: u64, peer: Peer, spec: &Spec, process: Process, now: Instant) -> Self {
         Self {
             id,
-            who,
+            peer,
             began: now,
             refusing: spec.refusal.is_some(),
             stranger: false,

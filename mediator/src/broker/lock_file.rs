@@ -22,12 +22,12 @@ const LONGEST: u64 = 16;
 /// Every process that may open a file may lock it. So only its owner may open it, it is no link, and belongs to this
 /// user or root; whatever else lies there is taken away, or is an error.
 #[derive(Debug)]
-pub struct Instance {
+pub struct LockFile {
     path: PathBuf,
     lock: Flock<File>,
 }
 
-impl Instance {
+impl LockFile {
     /// Takes the lock file at `path`, whose directory is made if need be.
     ///
     /// # Errors
@@ -81,7 +81,7 @@ impl Instance {
     }
 }
 
-impl Drop for Instance {
+impl Drop for LockFile {
     fn drop(&mut self) {
         // Another mediator's, if ours was removed. Nothing can be done about an error here.
         let _ = remove(&self.path, &self.lock);
@@ -256,7 +256,7 @@ mod tests {
     fn the_second_is_told_who_the_first_is_and_the_last_leaves_nothing() {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("new/lock");
-        let acquire = || Instance::acquire(&path, "runs", "stop it");
+        let acquire = || LockFile::acquire(&path, "runs", "stop it");
         let first = acquire().unwrap();
         let refused = acquire().unwrap_err();
         let pid = std::process::id();
@@ -274,8 +274,8 @@ mod tests {
         assert!(!path.exists());
     }
 
-    fn acquire(path: &Path) -> Result<Instance, Failure> {
-        Instance::acquire(path, "runs", "stop it")
+    fn acquire(path: &Path) -> Result<LockFile, Failure> {
+        LockFile::acquire(path, "runs", "stop it")
     }
 
     #[test]

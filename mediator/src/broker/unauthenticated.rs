@@ -32,10 +32,10 @@ pub(super) const WAITING: usize = 128;
 /// Of these, from one source.
 const WAITING_OF_ONE: usize = 64;
 /// How long a place stays taken after its holder was not let in.
-const HELD: Duration = Duration::from_millis(500);
+const REFUSED_PLACE_TIME: Duration = Duration::from_millis(500);
 /// How long a place that others need is left to a source with more: enough to show a secret, and a
 /// bound on the processes that ever new sources could start.
-const GRACE: Duration = Duration::from_secs(1);
+const CROWDED_PLACE_TIME: Duration = Duration::from_secs(1);
 /// How long anybody waits for a place; clients give up at about that time.
 const PLACE_WAIT_LIMIT: Duration = Duration::from_secs(10);
 /// Processes that one source may start at once, and the interval for each further one.
@@ -107,14 +107,14 @@ struct Taken {
 
 /// The places and the queue.
 #[derive(Debug)]
-pub(super) struct Strangers<T> {
+pub(super) struct Unauthenticated<T> {
     places: Vec<Place>,
     waiting: FairQueue<Source, T>,
     /// Of sources that have used some lately. Their number is bounded by that of starts.
     starts: BTreeMap<Source, TokenBucket>,
 }
 
-impl<T> Default for Strangers<T> {
+impl<T> Default for Unauthenticated<T> {
     fn default() -> Self {
         Self {
             places: Vec::new(),
@@ -124,7 +124,7 @@ impl<T> Default for Strangers<T> {
     }
 }
 
-impl<T> Strangers<T> {
+impl<T> Unauthenticated<T> {
     /// Takes a connection into the queue. After [`next`](Self::next),
     /// [`crowded_out`](Self::crowded_out) says for whom there is no room.
     pub(super) fn arrive(&mut self, from: IpAddr, connection: T, now: Instant) {
@@ -189,7 +189,7 @@ impl<T> Strangers<T> {
     /// `session` ended without that.
     pub(super) fn refused(&mut self, session: u64, now: Instant) {
         if let Some(index) = self.place_of(session) {
-            self.leave(index, now + HELD, now);
+            self.leave(index, now + REFUSED_PLACE_TIME, now);
         }
     }
 
@@ -263,7 +263,7 @@ impl<T> Strangers<T> {
             .values()
             .filter(|of| of.places >= held + 2)
             .max_by_key(|of| (of.places, Reverse(of.since)))
-            .map(|of| chance((of.since + GRACE).max(now), Some(of.oldest)));
+            .map(|of| chance((of.since + CROWDED_PLACE_TIME).max(now), Some(of.oldest)));
         freed.into_iter().chain(richest).min_by_key(|it| it.at)
     }
 
@@ -300,7 +300,7 @@ mod tests {
     }
 
     /// Everybody for whom there is a place; their sessions are numbered from `first`.
-    fn admit(strangers: &mut Strangers<IpAddr>, first: u64, now: Instant) -> Vec<IpAddr> {
+    fn admit(strangers: &mut Unauthenticated<IpAddr>, first: u64, now: Instant) -> Vec<IpAddr> {
         let mut admitted = Vec::new();
         strangers.out_of_patience(now);
         while let Some(turn) = strangers.next(now) {
@@ -314,7 +314,7 @@ mod tests {
     #[test]
     fn one_source_leaves_room_for_others_and_gets_its_turn() {
         let now = Instant::now();
-        let mut strangers = Strangers::default();
+        let mut strangers = Unauthenticated::default();
         let (many, other) = (address("192.0.2.1"), address("192.0.2.2"));
         let queued = (0..100).filter(|_| {
             strangers.arrive(many, many, now);
@@ -343,7 +343,7 @@ mod tests {
     #[test]
     fn a_refused_one_keeps_its_place_for_a_moment() {
         let now = Instant::now();
-        let mut strangers = Strangers::default();
+        let mut strangers = Unauthenticated::default();
         let from = address("2001:db8::1");
         for host in 0..20_u16 {
             let neighbour = address(&format!("2001:db8::{host:x}"));
@@ -353,14 +353,17 @@ mod tests {
         assert_eq!(admit(&mut strangers, 0, now).len(), PLACES_OF_ONE);
         (0..PLACES_OF_ONE as u64).for_each(|session| strangers.refused(session, now));
         assert_eq!(admit(&mut strangers, 100, now).len(), 0);
-        assert_eq!(strangers.deadline(now), Some(now + HELD));
-        assert_eq!(admit(&mut strangers, 100, now + HELD).len(), PLACES_OF_ONE);
+        assert_eq!(strangers.deadline(now), Some(now + REFUSED_PLACE_TIME));
+        assert_eq!(
+            admit(&mut strangers, 100, now + REFUSED_PLACE_TIME).len(),
+            PLACES_OF_ONE
+        );
     }
 
     #[test]
     fn places_and_patience_are_bounded() {
         let now = Instant::now();
-        let mut strangers = Strangers::default();
+        let mut strangers = Unauthenticated::default();
         for host in 0..200_u8 {
             let from = address(&format!("192.0.2.{host}"));
             strangers.arrive(from, from, now);
@@ -379,12 +382,12 @@ mod tests {
     fn no_few_sources_keep_another_out() {
         let start = Instant::now();
         for sources in [2, 3, 4, 5, 8, 16] {
-            let mut strangers = Strangers::default();
+            let mut strangers = Unauthenticated::default();
             let crowd: Vec<IpAddr> = (1..=sources)
                 .map(|host| address(&format!("192.0.2.{host}")))
                 .collect();
             let mut sessions = 0;
-            let mut fill = |strangers: &mut Strangers<IpAddr>, now| {
+            let mut fill = |strangers: &mut Unauthenticated<IpAddr>, now| {
                 for from in (0..72).flat_map(|_| &crowd) {
                     strangers.arrive(*from, *from, now);
                     sessions += admit(strangers, sessions, now).len() as u64;
@@ -396,10 +399,10 @@ mod tests {
             let mut now = start;
             for session in 100_000..100_020 {
                 // The crowd sends ever new ones, and has its way in between.
-                now += GRACE;
+                now += CROWDED_PLACE_TIME;
                 fill(&mut strangers, now);
                 strangers.arrive(other, other, now);
-                let turn = strangers.next(now + GRACE).expect("a place");
+                let turn = strangers.next(now + CROWDED_PLACE_TIME).expect("a place");
                 assert_eq!(turn.connection, other, "{sources} sources, {session}");
                 strangers.begin(other, session, now);
                 strangers.let_in(session, now, now);
@@ -413,7 +416,7 @@ mod tests {
     #[test]
     fn the_source_with_most_gives_up_its_oldest_place_and_no_equal_does() {
         let now = Instant::now();
-        let mut strangers = Strangers::default();
+        let mut strangers = Unauthenticated::default();
         let host = |host: usize| address(&format!("192.0.2.{host}"));
         for number in 0..PLACES {
             let from = host(number / PLACES_OF_ONE);
@@ -445,7 +448,7 @@ mod tests {
         let start = Instant::now();
         let from = address("192.0.2.1");
         let second = Duration::from_secs(1);
-        let mut strangers = Strangers::default();
+        let mut strangers = Unauthenticated::default();
         let mut started = 0;
         for tick in 0..100 {
             let now = start + second * tick / 10;
@@ -461,7 +464,7 @@ mod tests {
         assert!((most - 2..=most).contains(&started), "{started} of {most}");
 
         let now = start + 100 * second;
-        let mut strangers = Strangers::default();
+        let mut strangers = Unauthenticated::default();
         for session in 0..100 {
             strangers.arrive(from, from, now);
             assert_eq!(admit(&mut strangers, session, now), [from]);

@@ -12,9 +12,9 @@ use vgpu_cli::Failure;
 use vgpu_socket_transport::{Secret, Secrets};
 
 use super::accounts::Refusal;
-use super::session::Session;
-use super::strangers::Strangers;
-use super::who::{Road, Who};
+use super::peer::{EndpointKind, Peer};
+use super::session_worker::SessionWorker;
+use super::unauthenticated::Unauthenticated;
 use super::{Broker, KICK_TIME};
 use crate::worker::link::{Ask, Key};
 use crate::worker::spec::{Carrier, Turned};
@@ -59,7 +59,7 @@ impl AsFd for TcpDoor {
 }
 
 /// Connections that wait to be looked at.
-pub(super) type Newcomers = Strangers<(TcpStream, SocketAddr)>;
+pub(super) type Newcomers = Unauthenticated<(TcpStream, SocketAddr)>;
 
 impl Broker<'_> {
     pub(super) fn accept_tcp(&mut self, index: usize, now: Instant) {
@@ -75,7 +75,7 @@ impl Broker<'_> {
             Err(error) if matches!(error.kind(), ConnectionAborted | Interrupted | WouldBlock) => {}
             Err(error) => {
                 let line = format!("{}: {error}", door.name);
-                self.accounts.log_of_road(&Road::Tcp, &line, now);
+                self.accounts.log_of_kind(&EndpointKind::Tcp, &line, now);
                 // Out of descriptors, most likely: the connection still waits, so do not spin.
                 std::thread::sleep(Duration::from_millis(50));
             }
@@ -102,23 +102,23 @@ impl Broker<'_> {
     }
 
     fn disconnected(&mut self, address: SocketAddr, why: &str, now: Instant) {
-        let who = Who::Tcp {
+        let peer = Peer::Tcp {
             name: None,
             address,
         };
-        self.accounts.refuse(&who, Refusal::Rate, now);
+        self.accounts.refuse(&peer, Refusal::Rate, now);
         let line = format!("disconnected: {why}");
-        self.accounts.log(&who, log::Level::Warn, &line, now);
+        self.accounts.log(&peer, log::Level::Warn, &line, now);
     }
 
     fn look_at(&mut self, stream: TcpStream, address: SocketAddr, now: Instant) {
-        let who = Who::Tcp {
+        let peer = Peer::Tcp {
             name: None,
             address,
         };
         let from: IpAddr = address.ip();
         let guest = OwnedFd::from(stream).into();
-        if let Some(id) = self.start(who, Carrier::Tcp, Some(guest), None, now)
+        if let Some(id) = self.start(peer, Carrier::Tcp, Some(guest), None, now)
             && let Some(session) = self.sessions.get_mut(&id)
         {
             let limit = Duration::from_secs(self.config.limits.connect_timeout_s.into());
@@ -151,24 +151,24 @@ impl Broker<'_> {
 
     /// The client of session `id` has shown the secret of `name`: decides whether it is served.
     pub(super) fn on_client(&mut self, id: u64, name: &str, now: Instant) {
-        let Some(Who::Tcp { address, .. }) = self
+        let Some(Peer::Tcp { address, .. }) = self
             .sessions
             .get(&id)
             .filter(|session| session.stranger)
-            .map(|session| &session.who)
+            .map(|session| &session.peer)
         else {
             let line =
                 format!("session {id}: its worker names a client where there is none to name");
-            if let Some(who) = self.sessions.get(&id).map(|session| session.who.clone()) {
-                self.accounts.log(&who, log::Level::Warn, &line, now);
+            if let Some(peer) = self.sessions.get(&id).map(|session| session.peer.clone()) {
+                self.accounts.log(&peer, log::Level::Warn, &line, now);
             }
             return;
         };
-        let who = Who::Tcp {
+        let peer = Peer::Tcp {
             name: Some(name.to_owned()),
             address: *address,
         };
-        let paid = self.accounts.charge_start(&who, now);
+        let paid = self.accounts.charge_start(&peer, now);
         self.newcomers.let_in(id, paid, now);
         let judgement = self.config.policy.judge_name(name);
         let most = judgement
@@ -177,17 +177,17 @@ impl Broker<'_> {
         // Until the decision it is no session that counts.
         let refusal = match judgement.allow {
             false => Some(Turned::Denied(judgement.why)),
-            true => self.check_limits(&who, Some(most)),
+            true => self.check_limits(&peer, Some(most)),
         };
         let told = match &refusal {
             None => true,
-            Some(turned) => self.note_refusal(&who, turned, now),
+            Some(turned) => self.note_refusal(&peer, turned, now),
         };
-        let share = self.share(&who);
+        let share = self.share(&peer);
         let Some(session) = self.sessions.get_mut(&id) else {
             return;
         };
-        session.who = who.clone();
+        session.peer = peer.clone();
         session.stranger = false;
         session.weight = share.weight.unwrap_or(1);
         session.devices = share.devices;
@@ -199,8 +199,8 @@ impl Broker<'_> {
             None => {
                 session.ask(Ask::Admit(Box::new(share)));
                 let line = format!("session {id} begins (worker {})", session.pid());
-                self.accounts.begin(&who, now);
-                self.accounts.log(&who, log::Level::Info, &line, now);
+                self.accounts.begin(&peer, now);
+                self.accounts.log(&peer, log::Level::Info, &line, now);
             }
             Some(turned) => {
                 session.refusing = true;
@@ -215,12 +215,12 @@ impl Broker<'_> {
     }
 
     /// A worker has ended before it knew whom it served.
-    pub(super) fn stranger_ended(&mut self, session: &Session, why: &str, now: Instant) {
+    pub(super) fn stranger_ended(&mut self, session: &SessionWorker, why: &str, now: Instant) {
         self.newcomers.refused(session.id, now);
-        self.accounts.refuse(&session.who, Refusal::Secret, now);
+        self.accounts.refuse(&session.peer, Refusal::Secret, now);
         let line = format!("not let in: {why}");
         self.accounts
-            .log(&session.who, log::Level::Warn, &line, now);
+            .log(&session.peer, log::Level::Warn, &line, now);
         self.look_at_newcomers(now);
     }
 }

@@ -30,7 +30,7 @@ impl fmt::Display for Place {
 
 /// The other end of a session.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) enum Who {
+pub(super) enum Peer {
     /// A guest of this Xen host, and the name of its channel below `data/vgpu`.
     Xen(Identity, String),
     /// A process of this machine.
@@ -77,7 +77,7 @@ pub(super) enum AccountKey {
 
 /// A way in. What cannot be told apart by who comes is at least bounded by where it comes in.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
-pub(super) enum Road {
+pub(super) enum EndpointKind {
     Xen,
     /// `local:` and `unix:`.
     Local,
@@ -86,7 +86,7 @@ pub(super) enum Road {
     File(PathBuf),
 }
 
-impl fmt::Display for Road {
+impl fmt::Display for EndpointKind {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Xen => f.write_str("xen:"),
@@ -97,14 +97,16 @@ impl fmt::Display for Road {
     }
 }
 
-impl Who {
+impl Peer {
     /// Which way it comes.
-    pub(super) fn road(&self) -> Road {
+    pub(super) fn endpoint_kind(&self) -> EndpointKind {
         match self {
-            Self::Xen(..) | Self::Dom0 => Road::Xen,
-            Self::Local { .. } | Self::Unix { .. } => Road::Local,
-            Self::Tcp { .. } => Road::Tcp,
-            Self::File(place) | Self::FileSession(place, _) => Road::File(place.directory.clone()),
+            Self::Xen(..) | Self::Dom0 => EndpointKind::Xen,
+            Self::Local { .. } | Self::Unix { .. } => EndpointKind::Local,
+            Self::Tcp { .. } => EndpointKind::Tcp,
+            Self::File(place) | Self::FileSession(place, _) => {
+                EndpointKind::File(place.directory.clone())
+            }
         }
     }
 
@@ -163,7 +165,7 @@ impl Who {
     }
 }
 
-impl fmt::Display for Who {
+impl fmt::Display for Peer {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Local { uid, pid } => write!(f, "local uid {uid} pid {pid}"),
@@ -194,7 +196,7 @@ pub(super) enum Target {
     Printed(String),
 }
 
-/// Prefixes of the names that [`Who`] prints. A rule for a VM whose name begins with one of them is
+/// Prefixes of the names that [`Peer`] prints. A rule for a VM whose name begins with one of them is
 /// written `name:…`, as everywhere.
 const PRINTED: [&str; 6] = ["guest ", "local uid ", "unix uid ", "tcp ", "tcp,", "file:"];
 
@@ -218,18 +220,22 @@ impl Target {
     }
 
     /// Whether `who`'s session number `id` is meant.
-    pub(super) fn means(&self, id: u64, who: &Who) -> bool {
-        match (self, who) {
+    pub(super) fn means(&self, id: u64, peer: &Peer) -> bool {
+        match (self, peer) {
             (Self::Session(wanted), _) => *wanted == id,
-            (Self::Local, Who::Local { .. } | Who::Unix { .. }) | (Self::Dom0, Who::Dom0) => true,
+            (Self::Local, Peer::Local { .. } | Peer::Unix { .. }) | (Self::Dom0, Peer::Dom0) => {
+                true
+            }
             // Compared as printed: what the printer writes needs no second reading of its parts.
-            (Self::Printed(text), who) => *text == who.account_name() || *text == who.to_string(),
-            (Self::Guest(key), Who::Xen(identity, _)) => identity.is(key),
-            (Self::Guest(GuestKey::Name(name)), Who::FileSession(place, _)) => place
+            (Self::Printed(text), peer) => {
+                *text == peer.account_name() || *text == peer.to_string()
+            }
+            (Self::Guest(key), Peer::Xen(identity, _)) => identity.is(key),
+            (Self::Guest(GuestKey::Name(name)), Peer::FileSession(place, _)) => place
                 .guest
                 .as_ref()
                 .is_some_and(|guest| guest.as_str() == name),
-            (Self::Guest(GuestKey::Name(wanted)), Who::Tcp { name, .. }) => {
+            (Self::Guest(GuestKey::Name(wanted)), Peer::Tcp { name, .. }) => {
                 name.as_ref() == Some(wanted)
             }
             _ => false,
@@ -244,7 +250,7 @@ mod tests {
     use super::*;
 
     /// Everybody that can have a session.
-    fn anybody() -> impl Strategy<Value = Who> {
+    fn anybody() -> impl Strategy<Value = Peer> {
         let identity = || {
             let name = prop::option::of(any::<String>());
             (any::<u16>(), name, prop::option::of("[0-9a-f]{8}"))
@@ -267,26 +273,26 @@ mod tests {
         });
         let secret = prop::option::of("[A-Za-z0-9._-]{1,8}");
         prop_oneof![
-            identity().prop_map(|identity| Who::Xen(identity, "0123456789abcdef".into())),
-            any::<(u32, i32)>().prop_map(|(uid, pid)| Who::Local { uid, pid }),
-            any::<(u32, i32)>().prop_map(|(uid, pid)| Who::Unix { uid, pid }),
-            (secret, address).prop_map(|(name, address)| Who::Tcp { name, address }),
-            Just(Who::Dom0),
-            place().prop_map(Who::File),
+            identity().prop_map(|identity| Peer::Xen(identity, "0123456789abcdef".into())),
+            any::<(u32, i32)>().prop_map(|(uid, pid)| Peer::Local { uid, pid }),
+            any::<(u32, i32)>().prop_map(|(uid, pid)| Peer::Unix { uid, pid }),
+            (secret, address).prop_map(|(name, address)| Peer::Tcp { name, address }),
+            Just(Peer::Dom0),
+            place().prop_map(Peer::File),
             (place(), any::<[u8; 16]>())
-                .prop_map(|(place, name)| Who::FileSession(place, SessionName::new(name))),
+                .prop_map(|(place, name)| Peer::FileSession(place, SessionName::new(name))),
         ]
     }
 
     proptest! {
         #[test]
         fn what_status_prints_means_the_one_it_was_printed_for(
-            who in anybody(), other in anybody(), id in any::<u64>(),
+            peer in anybody(), other in anybody(), id in any::<u64>(),
         ) {
-            let printed = [who.account_name(), who.to_string()];
+            let printed = [peer.account_name(), peer.to_string()];
             for name in &printed {
                 let target = Target::parse(name).unwrap();
-                prop_assert!(target.means(id, &who), "{name}");
+                prop_assert!(target.means(id, &peer), "{name}");
                 // `dom0` aside, a name means nobody else, unless that one is printed the same.
                 let same = printed.contains(&other.account_name())
                     || printed.contains(&other.to_string());
@@ -295,13 +301,13 @@ mod tests {
         }
 
         #[test]
-        fn accounts_that_are_printed_the_same_are_the_same(who in anybody(), other in anybody()) {
+        fn accounts_that_are_printed_the_same_are_the_same(peer in anybody(), other in anybody()) {
             // A domid and a directory may be in use twice, at different times or by two endpoints.
-            let ambiguous = |who: &Who| {
-                matches!(who, Who::Xen(..) | Who::File(_) | Who::FileSession(..))
+            let ambiguous = |peer: &Peer| {
+                matches!(peer, Peer::Xen(..) | Peer::File(_) | Peer::FileSession(..))
             };
-            if who.account() != other.account() && !ambiguous(&who) {
-                prop_assert_ne!(who.account_name(), other.account_name());
+            if peer.account() != other.account() && !ambiguous(&peer) {
+                prop_assert_ne!(peer.account_name(), other.account_name());
             }
         }
     }
@@ -313,10 +319,10 @@ mod tests {
             name: Some("web".into()),
             uuid: None,
         };
-        let xen = Who::Xen(identity, "0123456789abcdef".into());
-        let local = Who::Local { uid: 1000, pid: 5 };
-        let unix = Who::Unix { uid: 1000, pid: 5 };
-        let tcp = |name: Option<&str>| Who::Tcp {
+        let xen = Peer::Xen(identity, "0123456789abcdef".into());
+        let local = Peer::Local { uid: 1000, pid: 5 };
+        let unix = Peer::Unix { uid: 1000, pid: 5 };
+        let tcp = |name: Option<&str>| Peer::Tcp {
             name: name.map(str::to_owned),
             address: "192.0.2.1:5".parse().unwrap(),
         };

@@ -3,8 +3,8 @@
 use std::time::Instant;
 
 use super::Broker;
-use super::session::Session;
-use super::who::Who;
+use super::peer::Peer;
+use super::session_worker::SessionWorker;
 use super::xen::Command;
 use crate::worker::link::Ended;
 
@@ -29,7 +29,7 @@ impl Broker<'_> {
             if let Some(mut session) = self.sessions.remove(&id) {
                 self.end_turns(id, now);
                 self.compilers.gone(id);
-                self.memories.release(&session.who.account(), id);
+                self.memories.release(&session.peer.account(), id);
                 let ended = session.ended(status);
                 self.on_ended(&session, &ended, now);
             }
@@ -38,16 +38,16 @@ impl Broker<'_> {
         self.answer_queries(now);
     }
 
-    fn on_ended(&mut self, session: &Session, ended: &Ended, now: Instant) {
-        let Session { id, who, .. } = session;
-        if let Who::Xen(guest, name) = who {
+    fn on_ended(&mut self, session: &SessionWorker, ended: &Ended, now: Instant) {
+        let SessionWorker { id, peer, .. } = session;
+        if let Peer::Xen(guest, name) = peer {
             self.tell_xen(Command::Over {
                 domid: guest.domid,
                 name: name.clone(),
                 failed: !session.was_connected(),
             });
         }
-        self.file_session_ended(who);
+        self.file_session_ended(peer);
         if session.stranger {
             return self.stranger_ended(session, &ended.text, now);
         }
@@ -61,12 +61,12 @@ impl Broker<'_> {
                 log::Level::Debug
             };
             let line = format!("an offer ended: {}", ended.text);
-            self.accounts.log(who, level, &line, now);
+            self.accounts.log(peer, level, &line, now);
             return;
         }
         let usage = session.usage();
         self.accounts.end(
-            who,
+            peer,
             usage,
             session.activity(),
             ended.fault,
@@ -87,7 +87,7 @@ impl Broker<'_> {
             usage.bytes_in,
             usage.bytes_out,
         );
-        self.accounts.log(who, level, &line, now);
+        self.accounts.log(peer, level, &line, now);
         self.file_service_ended(*id, now);
     }
 }

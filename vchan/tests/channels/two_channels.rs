@@ -6,7 +6,7 @@ use std::os::unix::net::UnixStream;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use vchan::either::{Either, Side};
+use vchan::two_channels::{Side, TwoChannels};
 use vchan::{Channel, Error, Interest, local};
 
 fn soon() -> Instant {
@@ -29,7 +29,7 @@ fn noise(n: usize) -> Vec<u8> {
 /// Passes everything on in both directions until both ends have closed; never waits for one side
 /// alone.
 fn relay(mut left: Channel, mut right: Channel) -> (u64, u64) {
-    let mut either = Either::new();
+    let mut both = TwoChannels::new();
     let (mut forth, mut back) = (false, false);
     while !(forth && back) {
         let moved =
@@ -42,7 +42,7 @@ fn relay(mut left: Channel, mut right: Channel) -> (u64, u64) {
             Side::Channel(&mut right, Interest::Read),
         ];
         // Waits for room in short turns, which this test can afford.
-        match either.wait(sides, Instant::now() + Duration::from_millis(1)) {
+        match both.wait(sides, Instant::now() + Duration::from_millis(1)) {
             Ok(()) | Err(Error::TimedOut(_)) => {}
             Err(error) => panic!("{error}"),
         }
@@ -119,13 +119,13 @@ fn a_part_copies_what_there_is_and_fits() {
 fn either_side_ends_the_wait() {
     let (mut one, mut left) = pair(4096);
     let (mut right, mut other) = pair(4096);
-    let mut either = Either::new();
+    let mut both = TwoChannels::new();
     let mut wait = |left: &mut Channel, right: &mut Channel, patience| {
         let sides = [
             Side::Channel(left, Interest::Read),
             Side::Channel(right, Interest::Read),
         ];
-        either.wait(sides, Instant::now() + patience)
+        both.wait(sides, Instant::now() + patience)
     };
     let (brief, long) = (Duration::from_millis(5), Duration::from_secs(60));
     let idle = wait(&mut left, &mut right, brief).unwrap_err();
@@ -165,7 +165,7 @@ fn room_is_waited_for_beside_data() {
     let (mut right, mut other) = pair(1024);
     let full = right.try_write(&[7; 4096]).unwrap();
     assert_eq!(right.try_write(&[7]).unwrap(), 0);
-    let mut either = Either::new();
+    let mut both = TwoChannels::new();
     thread::scope(|scope| {
         scope.spawn(|| other.read_exact(&mut vec![0; full], soon()).unwrap());
         while right.try_write(&[7]).unwrap() == 0 {
@@ -173,7 +173,7 @@ fn room_is_waited_for_beside_data() {
                 Side::Channel(&mut left, Interest::Read),
                 Side::Channel(&mut right, Interest::ReadOrWrite),
             ];
-            either.wait(sides, soon()).unwrap();
+            both.wait(sides, soon()).unwrap();
         }
     });
 }
@@ -182,13 +182,13 @@ fn room_is_waited_for_beside_data() {
 fn a_socket_beside_a_channel() {
     let (mut one, mut left) = pair(4096);
     let (mut near, mut far) = UnixStream::pair().unwrap();
-    let mut either = Either::new();
+    let mut both = TwoChannels::new();
     let mut wait = |left: &mut Channel, near: &UnixStream, interest, patience| {
         let sides = [
             Side::Channel(left, Interest::Read),
             Side::Descriptor(near.as_fd(), interest),
         ];
-        either.wait(sides, Instant::now() + patience)
+        both.wait(sides, Instant::now() + patience)
     };
     let (brief, long) = (Duration::from_millis(5), Duration::from_secs(60));
     let idle = wait(&mut left, &near, Interest::Read, brief).unwrap_err();
@@ -203,6 +203,6 @@ fn a_socket_beside_a_channel() {
     drop(far);
     wait(&mut left, &near, Interest::Read, long).unwrap();
     let nobody = [Side::Nothing, Side::Nothing];
-    let idle = Either::new().wait(nobody, Instant::now() + brief);
+    let idle = TwoChannels::new().wait(nobody, Instant::now() + brief);
     assert!(matches!(idle, Err(Error::TimedOut(_))));
 }

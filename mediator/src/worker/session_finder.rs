@@ -26,7 +26,7 @@ const QUIET_AFTER: Duration = Duration::from_secs(30);
 
 /// The thread that scans.
 #[allow(missing_debug_implementations, reason = "it holds a function")]
-pub struct Discovery<'a> {
+pub(super) struct SessionFinder<'a> {
     /// Whether guests may have directories in this one.
     pub look_for_guests: bool,
     /// Tells mediators apart; see [`vgpu_file_transport::session::accept`].
@@ -37,7 +37,7 @@ pub struct Discovery<'a> {
     pub over: Receiver<SessionName>,
 }
 
-impl Discovery<'_> {
+impl SessionFinder<'_> {
     /// Looks into `directory` again and again until `stop`.
     pub(super) fn run(&mut self, directory: &Directory, stop: Stop<'_>) {
         let mut guests = Guests::new();

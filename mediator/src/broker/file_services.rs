@@ -14,7 +14,7 @@ use vgpu_cli::Failure;
 use vgpu_file_transport::{GuestName, SessionName};
 
 use super::Broker;
-use super::who::{Place, Who};
+use super::peer::{Peer, Place};
 use crate::policy::{GuestKey, GuestRule};
 use crate::worker::link::{Ask, Found};
 use crate::worker::spec::Carrier;
@@ -110,7 +110,7 @@ impl Broker<'_> {
                 continue;
             }
             let place = self.files[index].place.clone();
-            let may_start = self.accounts.may_start_at(&Who::File(place.clone()), now);
+            let may_start = self.accounts.may_start_at(&Peer::File(place.clone()), now);
             if may_start > now {
                 self.files[index].state = State::Waiting { until: may_start };
                 continue;
@@ -119,7 +119,7 @@ impl Broker<'_> {
                 directory: place.directory.clone(),
                 guest: place.guest.as_ref().map(GuestName::to_string),
             };
-            let session = self.begin(Who::File(place), carrier, None, None, now);
+            let session = self.begin(Peer::File(place), carrier, None, None, now);
             let service = &mut self.files[index];
             service.state = match session {
                 Some(session) => State::Running {
@@ -160,14 +160,14 @@ impl Broker<'_> {
             Found::Client(_) | Found::Name(_) | Found::Source { .. } => Ok(()),
         };
         if let Err(line) = outcome {
-            let who = Who::File(place);
-            self.accounts.log(&who, log::Level::Warn, &line, now);
+            let peer = Peer::File(place);
+            self.accounts.log(&peer, log::Level::Warn, &line, now);
         }
     }
 
     fn on_guest_directory(&mut self, place: Place, guest: GuestName, now: Instant) {
         // Until it is served, lines about it are of the directory that it lies in.
-        let parent = Who::File(place.clone());
+        let parent = Peer::File(place.clone());
         let place = Place {
             guest: Some(guest),
             ..place
@@ -195,12 +195,12 @@ impl Broker<'_> {
 
     /// A guest has made a session. It is reported again until a worker has taken it.
     fn on_file_session(&mut self, place: Place, name: SessionName, now: Instant) {
-        let who = Who::FileSession(place, name);
-        let runs = self.sessions.values().any(|session| session.who == who);
-        if runs || self.stopping.is_some() || self.accounts.may_start_at(&who, now) > now {
+        let peer = Peer::FileSession(place, name);
+        let runs = self.sessions.values().any(|session| session.peer == peer);
+        if runs || self.stopping.is_some() || self.accounts.may_start_at(&peer, now) > now {
             return;
         }
-        let Who::FileSession(place, _) = &who else {
+        let Peer::FileSession(place, _) = &peer else {
             return;
         };
         let most = self
@@ -212,13 +212,13 @@ impl Broker<'_> {
             guest: place.guest.as_ref().map(GuestName::to_string),
             session: name.to_string(),
         };
-        let refusal = self.check_limits(&who, Some(most));
-        self.begin(who, carrier, None, refusal, now);
+        let refusal = self.check_limits(&peer, Some(most));
+        self.begin(peer, carrier, None, refusal, now);
     }
 
     /// Tells the worker of a directory that a session there has ended, so that its guest gets the reason.
-    pub(super) fn file_session_ended(&mut self, who: &Who) {
-        let Who::FileSession(place, name) = who else {
+    pub(super) fn file_session_ended(&mut self, peer: &Peer) {
+        let Peer::FileSession(place, name) = peer else {
             return;
         };
         let worker = self.files.iter().find_map(|service| match service.state {

@@ -2,7 +2,7 @@
 //!
 //! `docs/file-protocol.md` describes the protocol. Its two files know no sessions, so one worker
 //! process serves a directory for as long as the mediator runs: [`serve`] is what it does. Beside the
-//! commands it looks for the sessions that guests make there ([`Discovery`]).
+//! commands it looks for the sessions that guests make there ([`SessionFinder`]).
 
 use std::cell::RefCell;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -21,7 +21,7 @@ use vgpu_protocol::session::server::{Counts, Failure};
 use vgpu_protocol::session::tally::OpResult;
 use vgpu_protocol::status::{ErrorCode, Status};
 
-use super::discovery::Discovery;
+use super::session_finder::SessionFinder;
 use crate::executor::{Executor, ExecutorInfo, trial};
 use crate::session::OpenExecutor;
 use crate::session::backend::{Also, Backend, Event};
@@ -37,16 +37,16 @@ const AROUND_ANSWER: usize = 3;
 const COMMAND_LIMIT: Duration = Duration::from_secs(30);
 
 /// Serves `directory` until `stop`, with an executor that is opened for the first command, while a
-/// second thread does what `discovery` says. Of its commands the vector add can be one that is not
+/// second thread does what `session_finder` says. Of its commands the vector add can be one that is not
 /// `allowed`; all are counted, by this thread alone.
 ///
 /// # Errors
 /// A directory that cannot be served, in words. A command that fails is answered with the reason.
-pub fn serve(
+pub(super) fn serve(
     directory: &Directory,
     open: OpenExecutor<'_>,
     allowed: OpSet,
-    mut discovery: Discovery<'_>,
+    mut finder: SessionFinder<'_>,
     counters: &Counters,
     stop: Stop<'_>,
 ) -> Result<(), String> {
@@ -63,10 +63,10 @@ pub fn serve(
     thread::scope(|scope| {
         let _ended = SetWhenDropped(&one_has_ended);
         thread::Builder::new()
-            .name("discovery".into())
+            .name("finder".into())
             .spawn_scoped(scope, || {
                 let _ended = SetWhenDropped(&one_has_ended);
-                discovery.run(directory, stop);
+                finder.run(directory, stop);
             })
             .map_err(|error| format!("no thread that looks for sessions: {error}"))?;
         vgpu_file_transport::serve_directory(
@@ -331,7 +331,7 @@ mod tests {
         thread::scope(|scope| {
             let serving = scope.spawn(|| {
                 let directory = Directory::open(path).unwrap();
-                let discovery = Discovery {
+                let finder = SessionFinder {
                     look_for_guests: true,
                     mediator: 7,
                     found,
@@ -342,7 +342,7 @@ mod tests {
                     &directory,
                     open,
                     OpSet::ALL,
-                    discovery,
+                    finder,
                     &Counters::default(),
                     stop,
                 )

@@ -7,7 +7,7 @@
 //! ```
 //! use std::os::unix::net::UnixStream;
 //! use std::time::{Duration, Instant};
-//! use vchan::either::{Either, Side};
+//! use vchan::two_channels::{Side, TwoChannels};
 //! use vchan::{Interest, Result, local};
 //!
 //! # fn main() -> Result<()> {
@@ -19,7 +19,7 @@
 //! #     Ok((server.join().unwrap()?, client))
 //! # };
 //! # let ((mut left, mut far_left), (mut right, _far_right)) = (pair()?, pair()?);
-//! let mut either = Either::new();
+//! let mut both = TwoChannels::new();
 //! # far_left.write_all(b"hello", soon())?;
 //! // Only what would block needs a wait.
 //! while left.available()? == 0 && right.available()? == 0 {
@@ -27,7 +27,7 @@
 //!         Side::Channel(&mut left, Interest::Read),
 //!         Side::Channel(&mut right, Interest::Read),
 //!     ];
-//!     either.wait(sides, soon())?;
+//!     both.wait(sides, soon())?;
 //! }
 //! # assert_eq!(left.available()?, 5);
 //! # Ok(())
@@ -62,20 +62,20 @@ pub enum Side<'a> {
 
 /// Waits for two sides, and learns how long polling pays.
 #[derive(Debug)]
-pub struct Either {
+pub struct TwoChannels {
     spin: Spin,
     /// Bytes that each side had moved when it was last a channel, and all that were seen to move.
     seen: [u64; 2],
     moved: u64,
 }
 
-impl Default for Either {
+impl Default for TwoChannels {
     fn default() -> Self {
         Self::new()
     }
 }
 
-impl Either {
+impl TwoChannels {
     /// A waiter without history. Keep it as long as the two sides.
     pub fn new() -> Self {
         Self {

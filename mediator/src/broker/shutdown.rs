@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use super::Broker;
 use super::accounts::Force;
-use super::notify::notify;
+use super::systemd::notify;
 use crate::worker::link::Ask;
 
 /// Time to collect workers that were killed.
@@ -16,7 +16,7 @@ const SAME_SIGNAL_WITHIN: Duration = Duration::from_secs(1);
 
 /// Stages of the broker's end.
 #[derive(Debug)]
-pub(super) enum Stopping {
+pub(super) enum Shutdown {
     /// Sessions may finish their requests until `until`.
     Draining { since: Instant, until: Instant },
     /// They were killed and are collected until then.
@@ -25,7 +25,7 @@ pub(super) enum Stopping {
     Over,
 }
 
-impl Stopping {
+impl Shutdown {
     pub(super) fn is_over(&self) -> bool {
         matches!(self, Self::Over)
     }
@@ -43,13 +43,13 @@ impl Broker<'_> {
     pub(super) fn stop(&mut self, now: Instant) {
         match self.stopping {
             None => {}
-            Some(Stopping::Draining { since, .. })
+            Some(Shutdown::Draining { since, .. })
                 if now.duration_since(since) < SAME_SIGNAL_WITHIN =>
             {
                 log::debug!("asked to stop twice at once, which counts once");
                 return;
             }
-            Some(Stopping::Draining { .. }) => {
+            Some(Shutdown::Draining { .. }) => {
                 log::warn!(
                     "asked to stop again; sessions cut off: {}",
                     self.sessions.len()
@@ -57,7 +57,7 @@ impl Broker<'_> {
                 return self.kill_all(now);
             }
             // They are being cut off already.
-            Some(Stopping::Reaping(_) | Stopping::Over) => return,
+            Some(Shutdown::Reaping(_) | Shutdown::Over) => return,
         }
         let time = self.config.limits.drain_timeout();
         log::info!(
@@ -81,7 +81,7 @@ impl Broker<'_> {
             }
         }
         self.warm.stop(now);
-        self.stopping = Some(Stopping::Draining {
+        self.stopping = Some(Shutdown::Draining {
             since: now,
             until: now + time,
         });
@@ -91,7 +91,7 @@ impl Broker<'_> {
         for session in self.sessions.values_mut() {
             session.kill(Force::Stop);
         }
-        self.stopping = Some(Stopping::Reaping(now + REAP_LIMIT));
+        self.stopping = Some(Shutdown::Reaping(now + REAP_LIMIT));
     }
 
     pub(super) fn expire_stop(&mut self, now: Instant) {
@@ -99,9 +99,9 @@ impl Broker<'_> {
         match self.stopping {
             None => {}
             Some(_) if self.sessions.is_empty() && self.warm.is_empty() => {
-                self.stopping = Some(Stopping::Over)
+                self.stopping = Some(Shutdown::Over)
             }
-            Some(Stopping::Draining { until, .. }) if due(until) => {
+            Some(Shutdown::Draining { until, .. }) if due(until) => {
                 if !self.sessions.is_empty() {
                     log::warn!(
                         "sessions that did not finish in time: {}",
@@ -110,13 +110,13 @@ impl Broker<'_> {
                 }
                 self.kill_all(now);
             }
-            Some(Stopping::Reaping(at)) if due(at) => {
+            Some(Shutdown::Reaping(at)) if due(at) => {
                 // They hang in the kernel; they end with this process.
                 log::error!(
                     "workers that cannot be ended: {}",
                     self.sessions.len() + self.warm.ending()
                 );
-                self.stopping = Some(Stopping::Over);
+                self.stopping = Some(Shutdown::Over);
             }
             Some(_) => {}
         }

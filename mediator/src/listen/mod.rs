@@ -1,4 +1,0 @@
-//! The ways in which guests reach the mediator.
-
-pub mod discovery;
-pub mod file;
