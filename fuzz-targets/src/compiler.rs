@@ -5,7 +5,7 @@ use vgpu_mediator::compile::{Compiled, Job, Order};
 use vgpu_protocol::session::server::Failure;
 use vgpu_protocol::status::ErrorCode;
 
-/// What is read is read again as it is written.
+/// A value that was read is the same after it is written and read again.
 pub(crate) fn run(data: &[u8]) {
     if let Ok(job) = read_job(&mut &data[..]) {
         let mut wire = Vec::new();

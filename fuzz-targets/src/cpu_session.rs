@@ -306,7 +306,7 @@ impl Guest {
         let quiet = i.u8() & 1 != 0;
         let bytes = |i: &mut Input<'_>| Self::size(i).max(1).try_into().expect("not 0");
         let rows = |i: &mut Input<'_>| u64::from(i.u8() % 9).max(1).try_into().expect("not 0");
-        // With more bytes than there can be a request is none, and ends the session.
+        // A width of more bytes than any request may have would end the session.
         let width = |i: &mut Input<'_>| {
             let bytes = Self::size(i) & 0xffff_ffff;
             bytes.max(1).try_into().expect("not 0")

@@ -204,7 +204,7 @@ impl Mediating<'_> {
             Request::Fence(_) => Ok(FenceReply::default().encode()),
             Request::Info(_) => Ok(info().encode()),
             Request::Exchange(_) => Ok(ExchangeReply {}.encode()),
-            // Of a device, which there is none of here.
+            // For a device, and there is no device here.
             _ => Err(ErrorCode::Unsupported),
         };
         self.complete(id, outcome);

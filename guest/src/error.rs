@@ -35,7 +35,7 @@ pub enum Side {
     Device,
 }
 
-/// What kind of failure it is, for programs that tell only these apart: C's codes and Python's exceptions.
+/// Kinds of failures, for programs that tell only these apart: C's codes and Python's exceptions.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum ErrorKind {

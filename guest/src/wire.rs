@@ -108,7 +108,7 @@ pub(crate) struct Wire {
     closed: bool,
     unflushed: bool,
     said_goodbye: bool,
-    /// What was queued in all when the mediator was last asked how far it is.
+    /// Bytes queued in all when the mediator was last asked how far it is.
     asked_at: u64,
     /// The last reply's count of bytes that kernels have printed. For whoever asks, whichever lane it was for; no
     /// other data goes with it, so all accesses are relaxed.

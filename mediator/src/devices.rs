@@ -110,7 +110,7 @@ impl<'de> Deserialize<'de> for DeviceKey {
 /// A list of devices, in the order in which a guest counts them.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub struct Devices {
-    /// What is not in use is [`NONE`](Self::NONE)'s.
+    /// Unused bits are those of [`NONE`](Self::NONE).
     keys: [DeviceKey; MOST_DEVICES],
     count: usize,
 }
@@ -279,7 +279,7 @@ impl Device {
     }
 }
 
-/// What to do about a device that is not there.
+/// Advice about a device that is not there.
 pub const MISSING_ADVICE: &str = "vgpuctl doctor lists the devices; name one of them in `devices` of the configuration, \
                                   and vgpuctl reload";
 

@@ -156,7 +156,7 @@ impl Nvrtc {
     /// driver would not take its PTX, and if all are newer, any.
     ///
     /// # Errors
-    /// There is none, or it cannot be loaded.
+    /// It is not installed, or cannot be loaded.
     pub fn open(driver: Option<Version>) -> Result<Self, NvrtcNotFound> {
         if let Some(named) = env::var_os(VARIABLE).filter(|named| !named.is_empty()) {
             let named = PathBuf::from(named);

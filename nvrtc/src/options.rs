@@ -6,10 +6,10 @@
 /// Why an option is refused.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum Refused {
-    /// It is none of the list.
+    /// It is not in the list.
     #[error("option `{0}` is not one of those that a mediator compiles with")]
     Unknown(String),
-    /// Its value is none that it may have.
+    /// It may not have this value.
     #[error("option `{0}` has a value that it may not have")]
     Value(String),
 }

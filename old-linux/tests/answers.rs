@@ -1,4 +1,4 @@
-//! What a thread gets that asks for something newer than Linux 4.19, or for something that it has.
+//! The answers to system calls newer than Linux 4.19, and to those that it has.
 
 use std::io;
 use std::thread;

@@ -44,7 +44,7 @@ pub(crate) struct Bytes {
     missing: AtomicUsize,
 }
 
-/// What keeps the memory.
+/// The owner of the memory.
 enum Owner {
     /// It was allocated here.
     Allocated(NonNull<u8>, Layout),

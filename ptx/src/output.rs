@@ -5,7 +5,7 @@ use std::collections::VecDeque;
 /// Most bytes kept, as on a GPU.
 const MOST: usize = 1 << 20;
 
-/// What was taken of an [`Output`].
+/// Text taken from an [`Output`].
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Printed {
     /// Bytes lost before [`Self::text`]: nobody took them, and at most 1 MiB is kept.

@@ -38,7 +38,7 @@ pub(crate) struct Region {
     pub(crate) _charge: Charge,
 }
 
-/// What a region is.
+/// The kind of a region.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Kind {
     /// An allocation, or a variable of a module.

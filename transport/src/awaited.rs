@@ -1,4 +1,4 @@
-//! What ends a wait beside the transport.
+//! Events that end a wait for a transport: another thread's or a device's.
 
 use std::fmt::Debug;
 use std::ops::Deref;

@@ -30,7 +30,7 @@ const WORD: usize = 64;
 /// Bytes before the first slot, for the words.
 const WORDS: usize = 4096;
 
-/// From so many bytes on this side copies past the processor's caches. A program may have fewer in a cache, and read them
+/// From this many bytes on, this side copies past the processor's caches. A program may have fewer in a cache, and read them
 /// there next.
 const NON_TEMPORAL: usize = 8 << 20;
 
@@ -69,7 +69,7 @@ pub(super) enum Stores {
 }
 
 impl Stores {
-    /// For a copy that is, or is a part of, one of so many bytes.
+    /// For a copy of this many bytes, or a part of one.
     pub(super) fn of(bytes: usize) -> Self {
         match bytes < NON_TEMPORAL {
             true => Self::Cached,
@@ -87,7 +87,7 @@ pub(super) struct Staging {
     helpers: Helpers,
 }
 
-/// What a session knows about its staging memory.
+/// The state of a session's staging memory.
 #[derive(Debug, Default)]
 pub(super) enum State {
     #[default]

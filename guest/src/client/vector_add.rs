@@ -28,7 +28,7 @@ const ELEMENTS_OF_THREAD: u32 = 4;
 /// Elements that are on the device at once, in one place: while one piece is computed the next is on its way.
 pub(crate) const PIECE: usize = 1 << 19;
 
-/// The same where copies go by way of shared memory: several threads make one of so many bytes.
+/// The same where copies go by way of shared memory: several threads make a copy of this many bytes.
 const STAGED_PIECE: usize = 1 << 20;
 
 /// Elements of the smallest place.
@@ -111,7 +111,7 @@ impl Drop for UnderWay {
     }
 }
 
-/// An add that has a place, or anyone who gives some back, however it ends.
+/// Held by an add that has a place, or by whoever gives places back; released however that ends.
 struct Taken(Arc<Session>);
 
 impl Taken {

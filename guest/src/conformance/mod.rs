@@ -38,7 +38,7 @@ pub struct Case {
     run: Run,
 }
 
-/// What a case runs in.
+/// The setting that a case runs in.
 #[derive(Debug, Clone, Copy)]
 enum Run {
     /// Sessions of its own.

@@ -1,8 +1,8 @@
 //! Accounts: usage of each guest, how often it was let in or turned away, and how much of the broker's work
 //! and log it may still cause.
 //!
-//! Starting a process and writing a line are limited for each account, and again for each [`EndpointKind`]: who
-//! can make up names, user ids or secrets has many accounts, but comes by one road. No I/O but the log.
+//! Starting a process and writing a line are limited for each account, and again for each [`EndpointKind`]: whoever
+//! can make up names, user ids or secrets has many accounts, but comes by one kind of endpoint. No I/O but the log.
 
 use std::collections::BTreeMap;
 use std::fmt::Display;
@@ -25,13 +25,13 @@ const STARTS: (u32, Duration) = (16, Duration::from_millis(500));
 /// The same of an account that [is trusted](Who::is_trusted).
 const TRUSTED_STARTS: (u32, Duration) = (256, Duration::from_millis(20));
 
-/// The same of all accounts of a road that are not.
+/// The same for all accounts of one kind of endpoint that are not.
 const ROAD_STARTS: (u32, Duration) = (64, Duration::from_millis(60));
 
-/// Lines of all accounts of a road.
+/// Lines of all accounts of one kind of endpoint.
 const ROAD_LINES: (u32, Duration) = (40, Duration::from_millis(250));
 
-/// Lines of a road that are written only where somebody asked for them by `-v`.
+/// Lines of one kind of endpoint that are written only if somebody asked for them by `-v`.
 const ROAD_DETAILS: (u32, Duration) = (1000, Duration::from_millis(10));
 
 /// One guest's figures. Those of running sessions are not in here.
@@ -304,7 +304,7 @@ impl Accounts {
         let Some(of_account) = account.log.admit(now) else {
             return;
         };
-        // Others of its road do not silence one that is trusted.
+        // Others of its kind of endpoint do not silence one that is trusted.
         if !peer.is_trusted() {
             match self.admit_to_kind(peer.endpoint_kind(), of_account + 1, now) {
                 Some(of_kind) => say_suppressed(&peer.endpoint_kind(), of_kind),
@@ -315,7 +315,7 @@ impl Accounts {
         log::log!(target: target, level, "{about}: {line}");
     }
 
-    /// Logs a line that somebody caused who is not known, and who came by `road`.
+    /// Logs a line caused by an unknown peer of this kind of endpoint.
     pub(super) fn log_of_kind(&mut self, endpoint_kind: &EndpointKind, line: &str, now: Instant) {
         if let Some(suppressed) = self
             .endpoint_kind(endpoint_kind.clone(), now)

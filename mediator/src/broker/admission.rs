@@ -313,8 +313,8 @@ impl Broker<'_> {
         })
     }
 
-    /// Sessions that count towards the limits: the workers of directories, and channels on offer
-    /// that nobody has taken, are none.
+    /// Sessions that count towards the limits: not the workers of directories, nor channels on offer
+    /// that nobody has taken.
     fn serving(&self) -> impl Iterator<Item = &SessionWorker> {
         self.of_guests().filter(|session| {
             !matches!(session.peer, Peer::File(_)) && !self.is_offering(session.id)
@@ -424,7 +424,7 @@ impl Broker<'_> {
         }
     }
 
-    /// The GPUs that the process of a worker with this share sees; all where that is none. If one is not known here, the
+    /// The GPUs that the process of a worker with this share sees; `None`: all. If one is not known here, the
     /// worker looks for it itself, among all.
     fn gpus(&self, peer: &Peer, share: &Share) -> Option<Vec<Device>> {
         let there = &self.chosen.executor.devices;
@@ -444,7 +444,7 @@ impl Broker<'_> {
         are_known.then_some(gpus)
     }
 
-    /// A user for a worker, whom no other worker is; none where this process cannot make it anybody.
+    /// A user id that no other worker runs as; `None` if this process may not change a worker's user.
     pub(super) fn free_user(&self) -> Option<u32> {
         let sessions = self.sessions.values();
         let taken = sessions.filter_map(|it| it.process.user);

@@ -274,7 +274,7 @@ const OF_GPUS: [OfGpu; 6] = [
     ),
 ];
 
-/// What the GPUs tell of themselves. What none of them gives is left out.
+/// Figures that the GPUs report. A figure that no GPU reports is left out.
 fn of_gpus(registry: &mut Registry, gpus: &[Gpu]) {
     let of = |gpu: &Gpu| [("gpu", gpu.index.to_string()), ("uuid", gpu.uuid.clone())];
     let info = Family::<[(&'static str, String); 3], Gauge>::default();

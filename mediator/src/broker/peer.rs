@@ -1,4 +1,4 @@
-//! The guest of a session.
+//! The other end of a session, and the account that it belongs to.
 
 use std::fmt;
 use std::net::SocketAddr;
@@ -75,7 +75,7 @@ pub(super) enum AccountKey {
     File(Place),
 }
 
-/// A way in. What cannot be told apart by who comes is at least bounded by where it comes in.
+/// The kind of endpoint that a peer comes by. Peers that cannot be told apart are at least limited by that.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum EndpointKind {
     Xen,
@@ -98,7 +98,7 @@ impl fmt::Display for EndpointKind {
 }
 
 impl Peer {
-    /// Which way it comes.
+    /// The kind of endpoint that it comes by.
     pub(super) fn endpoint_kind(&self) -> EndpointKind {
         match self {
             Self::Xen(..) | Self::Dom0 => EndpointKind::Xen,

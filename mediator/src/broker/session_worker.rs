@@ -41,7 +41,7 @@ pub(super) struct Handed {
     /// For that other worker.
     pub(super) spec: Spec,
     pub(super) until: Instant,
-    /// What is wrong with the worker.
+    /// The worker's error.
     failed: Option<String>,
 }
 
@@ -55,7 +55,7 @@ pub(super) struct SessionWorker {
     pub(super) refusing: bool,
     /// It does not know yet whom it would serve.
     pub(super) stranger: bool,
-    /// It has had the key of one client: there is none for another.
+    /// It has received one client's key, and gets no other.
     key_given: bool,
     /// Of the guest's domain, until it is over.
     pub(super) life: Option<DomainLife>,
@@ -201,7 +201,7 @@ impl SessionWorker {
         device
     }
 
-    /// The device that it uses, by what its worker says; `None` where there is none with that number.
+    /// The device that it uses, as its worker reports; `None` if no device has that number.
     pub(super) fn used_device(&self, there: &[Device]) -> Option<DeviceKey> {
         self.named(self.report.device, there)
     }

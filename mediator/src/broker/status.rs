@@ -25,7 +25,7 @@ const GPUS_LIMIT: Duration = Duration::from_secs(2);
 pub(super) struct Query {
     asker: Asker,
     asked: Instant,
-    /// Who is waited for no longer at `deadline`: the workers, or else the GPUs.
+    /// Whether the workers, rather than the GPUs, are waited for until `deadline`.
     workers: bool,
     pub(super) deadline: Instant,
 }

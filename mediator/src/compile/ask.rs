@@ -15,7 +15,7 @@ use super::{Compile, Compiled, Job, wire};
 /// How long a guest waits for a compiler while others have all of them.
 const COMPILER_WAIT_LIMIT: Duration = Duration::from_secs(120);
 
-/// What the broker has after a compiler's limit to end it, and to say so.
+/// Time for the broker to end a compiler after its limit, and to report that.
 const COMPILER_END_TIME: Duration = Duration::from_secs(10);
 
 /// A word of the broker's about a compiler.
@@ -23,7 +23,7 @@ const COMPILER_END_TIME: Duration = Duration::from_secs(10);
 pub(crate) enum Word {
     /// Its socket, and how long it may compile.
     Given(UnixStream, Duration),
-    /// There is none, for this reason.
+    /// No compiler is available, for this reason.
     None(String),
     /// It has ended, at its deadline or by itself.
     Ended { late: bool },

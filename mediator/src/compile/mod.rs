@@ -28,7 +28,7 @@ pub struct Job {
     pub texts: Vec<u8>,
 }
 
-/// What is to be done with the texts of a [`Job`].
+/// Options for the texts of a [`Job`].
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Order {
@@ -46,7 +46,7 @@ pub struct Order {
     pub options: Vec<String>,
 }
 
-/// What came of it.
+/// The result.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Compiled {
     /// `nvrtcResult`.

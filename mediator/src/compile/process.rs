@@ -34,7 +34,7 @@ const MOST_FILES: u64 = 64;
 /// A kernel whose compilation shows that NVRTC works here.
 const WARM_UP: &str = "__global__ void k() {}\n";
 
-/// What it is started with: one argument of JSON.
+/// Its one argument, as JSON.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Spec {
     /// It does not outlive the broker.

@@ -31,7 +31,7 @@ fn length(bytes: &[u8], most: usize, what: &str) -> io::Result<[u8; 4]> {
     }
 }
 
-/// Reads so many bytes, if there are no more than `most`: memory grows with what comes.
+/// Reads `length` bytes, if they are no more than `most`: memory grows with what comes.
 fn bytes(from: &mut impl Read, length: [u8; 4], most: usize, what: &str) -> io::Result<Vec<u8>> {
     let length = u32::from_le_bytes(length);
     if length as usize > most {
@@ -206,7 +206,7 @@ mod tests {
         assert_eq!(refused(&head(1, -8, 2000, 0)), "a text of 2000 bytes");
         // Not even announced bytes cost memory that do not come.
         assert!(read_outcome(&mut &head(0, 0, 0, 16 << 20)[..]).is_err());
-        // Statuses that would end the session, or are none of the mediator's.
+        // Statuses that would end the session, or that are not the mediator's.
         for status in [0, 700, -7, -11, -1, -1000] {
             assert!(refused(&head(1, status, 1, 0)).starts_with("a failure with "));
         }

@@ -112,7 +112,7 @@ impl<O: Open> OnDevice<O> {
         }
     }
 
-    /// What was done so far was for no session: that begins with the next request.
+    /// The requests so far belonged to no session: it begins with the next one.
     pub(super) fn forget_use(&mut self) {
         self.gpu = None;
         self.in_use = false;

@@ -105,7 +105,7 @@ pub struct ProbeError {
 ///
 /// # Errors
 /// [`ProbeError`] when the one executor asked for does not work here, or lacks one of the devices. `auto` always finds
-/// one for all devices; another mediator is none, sessions are passed on to it whole.
+/// one for all devices. Another mediator has no executor here: sessions are passed on to it whole.
 pub fn probe(
     choice: ExecutorChoice,
     devices: Option<&Devices>,

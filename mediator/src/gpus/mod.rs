@@ -1,4 +1,4 @@
-//! What the GPUs of this machine tell of themselves, by NVIDIA's management library (NVML).
+//! Figures of this machine's GPUs, from NVIDIA's management library (NVML).
 //!
 //! Its calls may take long or hang, and it may take a process down, so it is loaded in a process of its own,
 //! which [`broker::gpus`](crate::broker) keeps. Standard input is a socket: for each line that comes, one is
@@ -127,7 +127,7 @@ fn is_asked() -> io::Result<bool> {
     Ok(stdin.lock().read(&mut [0; 64])? > 0)
 }
 
-/// What the library knows of each GPU. One that fails has its number only.
+/// The library's figures for each GPU. A GPU that fails has only its number.
 fn read(nvml: &Nvml) -> Result<Figures, Error> {
     let mut figures = Figures::default();
     for index in 0..nvml.device_count()?.min(MOST_GPUS) {

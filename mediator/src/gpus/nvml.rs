@@ -175,7 +175,7 @@ impl Nvml {
 }
 
 impl Device<'_> {
-    /// What a function of a GPU and one output writes to it.
+    /// The output of a function that takes a GPU and has one output.
     ///
     /// # Safety
     /// In nvml.h the function `name` takes a device and a pointer to a `T`, and nothing else.

@@ -771,7 +771,7 @@ fn a_backend_that_can_start_nothing_is_shown_to_work() {
     assert!(matches!(end, SessionEnd::Goodbye), "{end}");
 }
 
-/// What ends the work that keeps others is found behind them, and what was cancelled with it does not start.
+/// A cancel is found behind the requests that it is to release, and the launches that it cancels do not start.
 #[test]
 fn a_cancel_reaches_a_backend_that_can_start_nothing_else() {
     let stream = StreamRef::of(Handle::new(HandleKind::Stream, 1, 1).unwrap());
@@ -814,7 +814,7 @@ fn a_cancel_reaches_a_backend_that_can_start_nothing_else() {
     assert_eq!((usage.requests, usage.failed_requests), (502, 1));
 }
 
-/// What does not touch the device is answered while the device keeps another lane, in the order of its own lane.
+/// Requests that do not touch the device are answered while the device keeps another lane waiting, in the order of their lane.
 #[test]
 fn a_lane_that_cannot_start_holds_up_no_ping_and_no_fence_of_another() {
     let ((), end, usage) = on_held(&settings(), &StopFlag::default(), |mut guest, held| {

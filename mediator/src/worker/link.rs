@@ -90,7 +90,7 @@ impl Report {
     }
 }
 
-/// What a worker says that was started before its session.
+/// Messages of a warm worker, which was started before its session.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Waiting {
@@ -308,7 +308,7 @@ pub(super) type Decision = Result<Share, Turned>;
 /// The executor a session opens, and why.
 pub(super) type Chosen = Mutex<(ExecutorChoice, String)>;
 
-/// What a worker that waits hears of its session.
+/// The session that a warm worker receives.
 #[derive(Debug)]
 pub(super) enum Session {
     /// There is one, whose socket this is; none if it got lost on the way.
@@ -400,7 +400,7 @@ impl Link {
         send(&self.stream, observed, report);
     }
 
-    /// What comes next of the session that this worker waits for, however long that takes: where the broker ends, this
+    /// The next message about the session that this worker waits for, however long that takes: where the broker ends, this
     /// process does.
     ///
     /// # Errors

@@ -145,7 +145,7 @@ fn leave_xen(enclosure: Option<Enclosure>) -> Result<(), String> {
     seal(enclosure)
 }
 
-/// What a worker and its broker have to do with each other.
+/// A worker's link to its broker, and the state that the link's thread shares with the session's.
 struct Linked {
     link: Link,
     turns: Arc<Turns>,

@@ -75,7 +75,7 @@ impl Carrier {
     }
 }
 
-/// What a worker is started for.
+/// The purpose of a worker.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Start {
@@ -120,7 +120,7 @@ impl Start {
     }
 }
 
-/// What a worker knows that opens its executor before there is a session for it: nothing of a guest.
+/// Configuration of a warm worker, which opens its executor before it has a session. It contains nothing about a guest.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Warm {
     /// See [`Spec::broker_pid`].
@@ -159,7 +159,7 @@ pub struct Assignment {
 }
 
 impl Warm {
-    /// What it has to reach, whatever its session is.
+    /// Resources that it must be able to reach, whatever its session is.
     pub(super) fn needs(&self) -> Needs {
         Needs {
             cuda: self.executor == ExecutorChoice::Cuda,
@@ -224,7 +224,7 @@ pub struct Spec {
     pub file_silence_s: u32,
     /// Limits of the session.
     pub share: Share,
-    /// The GPUs that its process sees, in the order in which the driver is to count them; all where that is none.
+    /// The GPUs that its process sees, in the order in which the driver is to number them; `None`: all.
     #[serde(default)]
     pub gpus: Option<Vec<Device>>,
     /// Turn the guest away with this reason.
@@ -286,7 +286,7 @@ impl Spec {
         }
     }
 
-    /// What a worker that waits is told of it.
+    /// The part of it that a warm worker receives.
     pub fn assignment(&self) -> Assignment {
         Assignment {
             guest: self.guest.clone(),

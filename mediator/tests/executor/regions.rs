@@ -286,7 +286,7 @@ pub(crate) fn lies(executor: &mut dyn Executor) {
     guest.end();
 }
 
-/// What may be page-locked is bounded, and given back.
+/// Page-locked memory is bounded, and given back.
 pub(crate) fn quota(executor: &mut dyn Executor) {
     let (mut guest, _mediator) = Guest::new(executor, 3);
     let mib = 1 << 20;

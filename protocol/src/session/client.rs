@@ -84,7 +84,7 @@ struct Call {
     up_ended: bool,
     credit: u64,
     down_left: u64,
-    /// What [`Client::queued`] was before it, and with it. For one that overtakes others, the end of the last request that
+    /// [`Client::queued`] before it, and with it. For one that overtakes others, the end of the last request that
     /// it does not overtake, or 0: its answer says that this one has started.
     queued: Range<u64>,
 }

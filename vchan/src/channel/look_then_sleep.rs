@@ -28,7 +28,7 @@ pub(crate) trait Waits {
     fn shared(&self) -> &Shared;
     /// The spin window of the half that waits.
     fn spin(&mut self) -> &mut Spin;
-    /// What this half has moved so far.
+    /// Bytes that this half has moved so far.
     fn moved(&self) -> Moved;
     /// Whether the peer's index has changed since it was last seen. Must cost next to nothing.
     fn has_moved(&self) -> bool;

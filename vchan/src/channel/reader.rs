@@ -331,7 +331,7 @@ impl Reader {
         self.beside = self.beside.wrapping_add(bytes);
     }
 
-    /// What this side has moved.
+    /// Bytes that this side has moved.
     pub(crate) fn moved(&self) -> Moved {
         let written = self.written();
         let bytes = self.bytes.wrapping_add(written).wrapping_add(self.beside);

@@ -30,7 +30,7 @@ pub(crate) struct Batching {
     /// The last look found too little.
     little: bool,
     rest: Rest,
-    /// What this side had written at the last look.
+    /// Bytes that this side had written at the last look.
     written: u64,
 }
 

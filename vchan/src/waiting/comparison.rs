@@ -68,7 +68,7 @@ impl Kind {
     }
 }
 
-/// What one way has done lately. Older slices count less: the latest has half of the weight.
+/// The recent results of one way. Older slices count less: the latest has half of the weight.
 #[derive(Debug, Clone, Copy, Default)]
 struct Record {
     bytes: f64,
@@ -90,7 +90,7 @@ impl Record {
     }
 }
 
-/// What is known of one kind of traffic.
+/// The results for one kind of traffic.
 #[derive(Debug)]
 struct Ways {
     kind: Kind,
@@ -115,7 +115,7 @@ pub(crate) struct Comparison {
     current: Option<Slice>,
 }
 
-/// What a half has moved so far.
+/// Bytes that a half has moved so far.
 #[derive(Debug, Clone, Copy, Default)]
 pub(crate) struct Moved {
     /// Bytes; the comparison is about them.
@@ -154,7 +154,7 @@ pub(crate) fn is_large(ring: u32) -> bool {
 /// The slice under way.
 #[derive(Debug, Default)]
 struct Slice {
-    /// What the half had moved at the beginning.
+    /// Bytes that the half had moved at the beginning.
     moved: Moved,
     /// Nanoseconds so far.
     nanos: i64,
@@ -179,7 +179,7 @@ impl Slice {
     }
 }
 
-/// What happened between two calls of [`Comparison::passed`].
+/// The traffic between two calls of [`Comparison::passed`].
 #[derive(Debug, Clone, Copy, Default)]
 pub(crate) struct Passed {
     /// Nanoseconds.

@@ -31,7 +31,7 @@ pub(crate) struct HoldOut {
 }
 
 impl HoldOut {
-    /// For a ring of so many bytes. Sleeps for at most this `moment`; not at all if that is zero.
+    /// For a ring of this many bytes. Sleeps for at most this `moment`; not at all if that is zero.
     pub(crate) fn new(ring: u32, moment: Duration) -> Self {
         Self {
             ring,
@@ -46,7 +46,7 @@ impl HoldOut {
         }
     }
 
-    /// Holds out for so many bytes at each wait.
+    /// Holds out for this many bytes at each wait.
     #[cfg(test)]
     pub(crate) fn always(amount: u32, moment: Duration) -> Self {
         Self {

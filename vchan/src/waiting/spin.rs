@@ -27,7 +27,7 @@ pub(crate) struct Spin {
     /// The latest reading of the clock that the comparison was told of, and whether the half slept
     /// at once then: the two ways to wait have clocks of their own.
     told: Option<(Instant, bool)>,
-    /// What has happened since then, without the time.
+    /// Events since then, without their times.
     since: Passed,
     /// Nanoseconds since then of the waits that polling ended, about.
     nanos: i64,

@@ -31,7 +31,7 @@ pub(crate) struct StreamDistance {
     distance: u32,
     /// Bytes found so far in this stream, each time with the other side close ahead.
     close: u32,
-    /// What this side had written at the last look.
+    /// Bytes that this side had written at the last look.
     written: u64,
     /// The distance was reached; the next look shows whether it lasts.
     reached: bool,

@@ -116,7 +116,7 @@ pub(crate) fn build_tested() -> Result<Vec<Program>> {
     Ok(tested()?.iter().filter(wanted).cloned().collect())
 }
 
-/// What [`BUILD_TESTED`] builds, from a single call of cargo: a second one would wait for a build that another
+/// The programs that [`BUILD_TESTED`] builds, from a single call of cargo: a second one would wait for a build that another
 /// step has begun meanwhile.
 fn tested() -> Result<&'static [Program]> {
     static BUILT: OnceLock<Vec<Program>> = OnceLock::new();

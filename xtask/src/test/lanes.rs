@@ -69,7 +69,7 @@ impl Interrupted {
     }
 }
 
-/// What runs at the same time. An emulated machine waits often, as a guest for dom0: two of them and the steps on this
+/// The steps that run at the same time. An emulated machine waits often, as a guest for dom0: two of them and the steps on this
 /// machine keep two processors busy to the end.
 const BESIDE: [Lane; 3] = [Lane::Here, Lane::Lab, Lane::Lab];
 

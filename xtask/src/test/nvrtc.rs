@@ -12,7 +12,7 @@ use crate::{apt, workspace_root};
 /// The variable that names the library's folder.
 pub(super) const VARIABLE: &str = "VGPU_NVRTC";
 
-/// What pip installs: one version, by its hash. Nothing newer than the PTX that the `cpu` executor loads.
+/// The package for pip: one version, by its hash. Nothing newer than the PTX that the `cpu` executor loads.
 const PACKAGE: &str = "xtask/src/test/nvrtc.txt";
 
 /// The folder of NVRTC for the tests, where the environment names none and it can be had.

@@ -102,7 +102,7 @@ impl Device {
         }
     }
 
-    /// The bytes of so many elements.
+    /// The bytes of this many elements.
     pub(super) fn bytes_of<T>(
         &self,
         doing: &'static str,

@@ -24,7 +24,7 @@ const CHUNK: usize = 16 << 20;
 /// Buffers begin at multiples of this many bytes: more than any element wants.
 const ALIGN: usize = 256;
 
-/// Why an access to a region cannot fail.
+/// The reason why an access to a region cannot fail.
 const WITHIN: &str = "a buffer lies within its region";
 
 /// The page-locked memory of a session.
@@ -384,7 +384,7 @@ impl<T: Pod> PinnedBuffer<T> {
     /// Puts `from` at the elements from `at` on, once no copy uses the buffer.
     ///
     /// # Errors
-    /// There are not so many; those of [`wait`](Self::wait).
+    /// There are fewer; those of [`wait`](Self::wait).
     pub fn write(&mut self, at: usize, from: &[T]) -> Result<()> {
         let end = at.saturating_add(from.len());
         let range = self.range("write to page-locked memory", at..end)?;

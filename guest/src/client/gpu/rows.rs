@@ -33,7 +33,7 @@ pub trait DeviceRows<T: Pod> {
     fn height(&self) -> usize;
 }
 
-/// `height` rows of `width` elements on a device, at distances that it likes; freed when this is dropped, once the
+/// `height` rows of `width` elements on a device, at a pitch that the device chooses; freed when this is dropped, once the
 /// work sent before is done.
 ///
 /// ```no_run
@@ -255,8 +255,8 @@ impl<T: Pod> DeviceBuffer<T> {
 }
 
 impl Device {
-    /// Memory for `height` rows of `width` elements, each at the distance that the device likes
-    /// (`cuMemAllocPitch`); what they are is not said.
+    /// Memory for `height` rows of `width` elements, at a pitch that the device chooses
+    /// (`cuMemAllocPitch`). Its contents are undefined.
     ///
     /// # Errors
     /// The session's or the device's memory does not suffice. What lies between the rows counts as well.

@@ -235,7 +235,7 @@ impl Device {
     }
 }
 
-/// What the compiler warns of, for who looks at the log.
+/// The compiler's warnings, for the log.
 fn told(log: &str) {
     if !log.trim().is_empty() {
         log::info!("the compiler: {}", log.trim_end());

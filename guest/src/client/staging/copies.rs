@@ -71,7 +71,7 @@ impl Helpers {
         }
     }
 
-    /// How many threads help with a copy of so many bytes.
+    /// The number of threads that help with a copy of this many bytes.
     fn of(&self, bytes: usize) -> usize {
         let less = |alone: u32| alone.checked_sub(1);
         let (set, read) = (Ordering::Relaxed, Ordering::Relaxed);

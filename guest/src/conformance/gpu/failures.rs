@@ -289,7 +289,7 @@ pub(in crate::conformance) fn cancelled(ground: &Ground<'_>) -> Outcome {
     end(device)
 }
 
-/// What this lane asks is not for the device, and waits for none of the others.
+/// Requests of this lane that are not for the device wait for no other lane.
 fn answers(lane: &mut Client) -> Outcome {
     lane.ping(b"beside").map_err(at("a ping beside"))?;
     let fence = lane.fence().map_err(at("a fence beside"))?;

@@ -194,7 +194,7 @@ enum Ends {
     Late,
 }
 
-/// What a session has left in the device's memory is not there for another one, whether it said goodbye, died, or was
+/// Contents of a session's device memory are never visible to another session, whether it said goodbye, died, or was
 /// ended at a kernel's deadline.
 pub(in crate::conformance) fn left_behind(ground: &Ground<'_>) -> Outcome {
     const PATTERN: u32 = 0x5ec2_e75a;

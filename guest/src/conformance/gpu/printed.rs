@@ -87,7 +87,7 @@ pub(in crate::conformance) fn printed(ground: &Ground<'_>) -> Outcome {
     same("at the end", &take_lines(&heard), &["no end".to_owned()])
 }
 
-/// What a stream's kernels print is there with their end, whatever other streams do.
+/// The output of a stream's kernels is there when they end, whatever other streams do.
 pub(in crate::conformance) fn printed_beside(ground: &Ground<'_>) -> Outcome {
     let Some((device, module, heard)) = open_to_hear(ground)? else {
         return Ok(());

@@ -148,7 +148,7 @@ fn compiler(mode: &Mode) -> Check {
     }
 }
 
-/// What is configured, and the files with secrets.
+/// The configuration, and the files with secrets.
 fn configuration(mode: &Mode) -> Check {
     if let Some(config) = &mode.config
         && let Err(failure) = config.check_secrets()

@@ -98,7 +98,7 @@ pub(crate) fn render(status: &Status) -> String {
     text
 }
 
-/// What there is of warm workers, in a line.
+/// The warm workers, in one line.
 fn in_words(warm: &Warm) -> String {
     let not = match warm.cold_endpoints.is_empty() {
         true => String::new(),

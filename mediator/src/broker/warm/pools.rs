@@ -38,7 +38,7 @@ const LASTED: Duration = Duration::from_secs(120);
 /// another then. Each has a context on a GPU, which a stranger shall not cost.
 const FOR_STRANGERS: (u32, Duration) = (4, Duration::from_secs(10));
 
-/// What a worker has to be started with to serve a session.
+/// Arguments that a worker must have been started with to serve a session.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Set {
     pub(super) executor: ExecutorChoice,

@@ -10,7 +10,7 @@ pub(super) struct Worker {
     pub(super) id: u64,
     pub(super) process: Process,
     pub(super) state: State,
-    /// What it says of its end.
+    /// The reason that it gave for its end.
     pub(super) ended: Option<String>,
 }
 

@@ -86,7 +86,7 @@ impl Device {
         (0..count).map(summary).collect()
     }
 
-    /// What guests are told of it. The driver is asked once: there are many attributes.
+    /// Its description for guests. The driver is asked once: there are many attributes.
     pub(super) fn describe(&self) -> Result<Description, CallError> {
         if let Some(known) = self.description.get() {
             return Ok(known.clone());

@@ -1,4 +1,4 @@
-//! What kernels print on a GPU.
+//! Printed output of kernels on a GPU.
 //!
 //! The driver keeps it on the device, 1 MiB of it, the oldest overwritten. In a launch, in a call that
 //! synchronises and in few others it formats what is there, in the calling thread, and writes it to the C
@@ -51,7 +51,7 @@ pub(super) fn capture() -> io::Result<()> {
     Ok(())
 }
 
-/// What this process has captured, with the thread that takes it; none where [`capture`] was not called.
+/// The output captured so far; starts the thread that reads it. `None` if [`capture`] was not called.
 pub(super) fn captured() -> Option<&'static Capture> {
     static THREAD: Once = Once::new();
     let capture = CAPTURE.get()?;
@@ -91,7 +91,7 @@ impl Capture {
         let _ = self.has_thread.set(has);
     }
 
-    /// What has been written so far.
+    /// Output written so far.
     pub(super) fn kept(&self) -> MutexGuard<'_, Output> {
         // SAFETY: without a stream it writes out every stream that is open for writing; any thread may call it.
         unsafe { libc::fflush(ptr::null_mut()) };

@@ -89,7 +89,7 @@ pub(in crate::executor) struct Queue {
     empty: Option<Stream>,
     /// A kernel that may print was launched.
     prints: bool,
-    /// What the driver has to write of what kernels printed.
+    /// Printed output that the driver has yet to write.
     unwritten: Unwritten,
     /// The words of the streams.
     words: Buffer,
@@ -138,7 +138,7 @@ enum Unwritten {
     Some,
 }
 
-/// What the device uses.
+/// Objects that the device uses.
 enum Used {
     Buffer(Buffer),
     Region { _used: Arc<Region> },

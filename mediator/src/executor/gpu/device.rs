@@ -306,7 +306,7 @@ pub(in crate::executor) enum Work<B, F, G> {
 /// Memory of the guest's that this process has mapped.
 pub(in crate::executor) struct Region {
     // In this order: the device lets go of it before it is unmapped.
-    /// What the device holds of it; dropping that ends it.
+    /// The device's part of it; dropping that ends it.
     registration: Option<Box<dyn Any + Send + Sync>>,
     /// Its address for the device, where the device reads and writes it by itself.
     there: Option<u64>,

@@ -36,7 +36,7 @@ const MOST_SIGNALS: u32 = 1024;
 /// sessions may wait for this one's turn to end, and there is little to gain.
 const LONGEST_WHOLE: Duration = Duration::from_millis(5);
 
-/// A graph that is launched as a whole may take so many times what it has taken in pieces, and its kernels' deadline beside.
+/// A graph that is launched as a whole may take this many times as long as in pieces, plus its kernels' deadline.
 const TIMES_IN_PIECES: u32 = 4;
 
 /// `CUDA_GRAPH_INSTANTIATE_FLAG_AUTO_FREE_ON_LAUNCH`, `UPLOAD` and `USE_NODE_PRIORITY`.

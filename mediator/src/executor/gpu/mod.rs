@@ -729,7 +729,7 @@ impl<D: Device> Gpu<D> {
             && self.uploads_queued < MOST_UPLOADS
     }
 
-    /// What to wait for; `None` while nothing is under way.
+    /// The source of its next event; `None` while nothing is under way.
     pub(super) fn awaited(&mut self) -> Option<&mut dyn Awaited> {
         self.device.before_wait();
         let idle = self.queue.is_empty()

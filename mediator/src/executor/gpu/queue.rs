@@ -261,7 +261,7 @@ pub(super) enum Purpose {
         region: Handle,
         bytes: u64,
     },
-    /// The device's own graph for `exec`, of so many nodes with this deadline.
+    /// The device's own graph for `exec`, with its number of nodes and its deadline.
     Graph {
         id: u32,
         exec: Handle,

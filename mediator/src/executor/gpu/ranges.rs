@@ -17,7 +17,7 @@ pub(super) fn counted(bytes: u64) -> Option<u64> {
 enum Owner {
     /// The guest allocated it.
     Guest,
-    /// The guest allocated it from the pool, where it has so many bytes.
+    /// The guest allocated it from the pool, where it takes this many bytes.
     Pool(u64),
     /// A variable of a module.
     Module,

@@ -1,4 +1,4 @@
-//! What was recorded for a graph: its steps, and the memory that they take.
+//! The recorded steps of a graph, and the memory that they take.
 
 use vgpu_protocol::status::ErrorCode;
 

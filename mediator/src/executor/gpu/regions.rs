@@ -19,7 +19,7 @@ use super::handles;
 use super::queue::{Purpose, Reclaim, What};
 use super::{Event, Gpu, Refused, invalid, refused};
 
-/// What the header and the list of pages of a region can take beyond its bytes, of all regions of a session.
+/// Bytes that the headers and page lists of a session's regions may take beyond the regions' own.
 const BESIDE: u64 = 8 << 20;
 
 /// `CU_DEVICE_ATTRIBUTE_CAN_MAP_HOST_MEMORY`.
@@ -28,7 +28,7 @@ const MAPS_HOST_MEMORY: usize = 19;
 /// The regions of a session.
 #[derive(Debug)]
 pub(super) struct Regions {
-    /// Maps them; there is none where the guest's stream has no memory that the device could use.
+    /// Maps them; `None` where the guest's stream has no memory that the device could use.
     channel: Option<region::Regions>,
     /// `None` while it is being registered.
     table: HandleTable<Option<Arc<Region>>>,

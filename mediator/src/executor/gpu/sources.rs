@@ -21,7 +21,7 @@ const CAPABILITY: (usize, usize) = (75, 76);
 /// `NVRTC_ERROR_COMPILATION`.
 const COMPILATION: i32 = 6;
 
-/// What the bytes of an image are.
+/// The format of an image.
 #[derive(Debug)]
 pub(super) enum Code {
     /// The image of this module.

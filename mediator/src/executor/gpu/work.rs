@@ -53,7 +53,7 @@ impl<D: Device> Gpu<D> {
         })
     }
 
-    /// Whether work is sound now: its kernel is loaded and has so many bytes of parameters, its memory is the session's.
+    /// Whether work is sound now: its kernel is loaded, its parameters have the right size, its memory is the session's.
     ///
     /// # Errors
     /// CUDA's, in words.

@@ -65,7 +65,7 @@ pub struct Needs {
     pub served: Option<Served>,
     /// NVIDIA's driver.
     pub cuda: bool,
-    /// Of its GPUs those at these places of the PCI bus, as in `0000:3b:00.0`; all where that is none.
+    /// GPUs that it may use, by PCI address, as in `0000:3b:00.0`; `None`: all.
     pub gpus: Option<Vec<String>>,
     /// Xen's devices, until it is sealed.
     pub xen: bool,

@@ -56,7 +56,7 @@ pub(crate) enum Command {
         #[command(flatten)]
         place: Place,
     },
-    /// Make so many nodes below a folder, in dom0.
+    /// Make this many nodes below a folder, in dom0.
     Fill {
         /// The folder, from the root.
         folder: String,

@@ -31,7 +31,7 @@ const WRITE: u32 = 11;
 /// costs more than a write.
 const AT_ONCE: u32 = 64;
 
-/// Makes so many nodes in dom0 below `folder`. In a guest's own folder they are the guest's, and count as its own.
+/// Makes this many nodes in dom0 below `folder`. In a guest's own folder they are the guest's, and count as its own.
 pub(crate) fn fill(folder: &str, nodes: u32) -> Result<(), Failure> {
     fill_all(folder, nodes).map_err(|error| {
         Failure::new(

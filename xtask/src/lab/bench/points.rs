@@ -88,7 +88,7 @@ impl Selection {
     /// `wakeups`, `wakeups:sink:4096`, `idle`.
     ///
     /// # Errors
-    /// A word is none of these.
+    /// A word is not one of these.
     pub(super) fn parse(list: &str) -> Result<Self> {
         let mut chosen = Selection::default();
         for word in list.split(',') {

@@ -19,7 +19,7 @@ pub(crate) const CASES: &[Case] = &[
     }),
 ];
 
-/// What a program must name when Xen refuses it another guest.
+/// Text that a program's error must contain when Xen refuses it another guest.
 const NAMED: &str = "SILO";
 
 /// A second guest, which may map: else SILO would not be the reason why it cannot.

@@ -1,4 +1,4 @@
-//! What a mediator here needs: by what the running one does, or by the configuration of the next.
+//! The requirements of a mediator here: those of the running one, or of the configuration for the next.
 
 use std::path::Path;
 

@@ -28,7 +28,7 @@ const LONG_KERNEL: Duration = Duration::from_millis(5);
 /// Kinds of kernels whose times are remembered.
 const MOST_KINDS: usize = 1024;
 
-/// What is launched: the address of a function, or of a graph.
+/// Identifies the launched work: the address of a function or of a graph.
 pub(super) type Kind = usize;
 
 /// Kernels one behind the other. The number of the last one is not behind it yet.
