@@ -42,7 +42,7 @@
 //!
 //! | type | what it is for |
 //! |---|---|
-//! | [`Client`] | a session: [`info`](Client::info), [`ping`](Client::ping), [`vector_add`](Client::vector_add), [`fence`](Client::fence); [`lane`](Client::lane) for another thread |
+//! | [`Client`] | a session: [`info`](Client::info), [`devices`](Client::devices), [`ping`](Client::ping), [`vector_add`](Client::vector_add), [`fence`](Client::fence); [`lane`](Client::lane) for another thread |
 //! | [`Device`] | what the session's device can do: [`DeviceBuffer`], [`PitchedBuffer`], copies, [`Module`] (from PTX, machine code or [CUDA C++](Device::compile_module)), [`Function`], [`LaunchBuilder`], [`Stream`], [`Event`], [`Graph`] |
 //! | [`Printed`] | a line that a kernel has printed ([`Client::on_printed`]) |
 //! | [`Endpoint`] | where the mediator is: `xen:` in a guest, `local:PATH` and `unix:PATH` on one machine, `tcp:HOST:PORT` anywhere |
@@ -52,6 +52,7 @@
 #[cfg(target_endian = "big")]
 compile_error!("vector data travels little-endian, straight from memory");
 
+pub mod attributes;
 mod client;
 // The suite that every endpoint must pass: for this project's tests and `vgpu conformance`.
 #[doc(hidden)]
@@ -71,16 +72,16 @@ mod wire;
 struct Readme;
 
 pub use client::{
-    CaptureMode, CaptureStatus, Client, CompileAt, CompileOptions, Device, DeviceBuffer, DevicePtr,
-    DeviceRows, DeviceSlice, DeviceSliceMut, Element, Event, Function, Graph, GraphExec, KernelArg,
-    LaunchBuilder, LaunchConfig, MemoryPool, Module, PinnedBuffer, PitchedBuffer, PitchedSlice,
-    PitchedSliceMut, Statistics, Stream, VectorAddReport,
+    CaptureMode, CaptureStatus, Client, CompileAt, CompileOptions, CopyWay, Device, DeviceBuffer,
+    DevicePtr, DeviceRows, DeviceSlice, DeviceSliceMut, Element, Event, Function, Graph, GraphExec,
+    KernelArg, LaunchBuilder, LaunchConfig, MemoryPool, Module, PinnedBuffer, PitchedBuffer,
+    PitchedSlice, PitchedSliceMut, Statistics, Stream, StreamOptions, VectorAddReport,
 };
 pub use connect::{MEDIATOR_HINT, MediatorHint, SECRET_FILE};
 pub use error::{Cause, Error, ErrorKind, Result, Retry, Side, Skipped};
 pub use options::Options;
 pub use printed::Printed;
 pub use vgpu_protocol as protocol;
-pub use vgpu_protocol::op::{FenceReply, HelloReply, InfoReply, QuietFailure};
+pub use vgpu_protocol::op::{DeviceInfoReply, FenceReply, HelloReply, InfoReply, QuietFailure};
 pub use vgpu_protocol::session::client::{NotSent, Violation};
 pub use vgpu_transport::endpoint::{Endpoint, EndpointError, parse_list};

@@ -27,8 +27,9 @@ pub use gpu::{
     CaptureMode, CaptureStatus, CompileAt, CompileOptions, Device, DeviceBuffer, DevicePtr,
     DeviceRows, DeviceSlice, DeviceSliceMut, Element, Event, Function, Graph, GraphExec, KernelArg,
     LaunchBuilder, LaunchConfig, MemoryPool, Module, PinnedBuffer, PitchedBuffer, PitchedSlice,
-    PitchedSliceMut, Statistics, Stream,
+    PitchedSliceMut, Statistics, Stream, StreamOptions,
 };
+pub use staging::CopyWay;
 pub(crate) use vector_add::PIECE;
 pub use vector_add::VectorAddReport;
 

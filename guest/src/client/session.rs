@@ -7,7 +7,8 @@ use std::time::{Duration, Instant};
 use vchan::region::Regions;
 use vgpu_protocol::op::field::Bytes;
 use vgpu_protocol::op::{
-    Fence, FenceReply, Goodbye, HelloReply, Info, InfoReply, MAX_PING, Op, Ping, Synchronize,
+    DeviceInfo, DeviceInfoReply, Fence, FenceReply, Goodbye, HelloReply, Info, InfoReply, MAX_PING,
+    Op, Ping, Synchronize,
 };
 use vgpu_protocol::session::client::Violation;
 use vgpu_transport::endpoint::{self, Endpoint};
@@ -176,6 +177,32 @@ impl Client {
     /// The session failed.
     pub fn info(&mut self) -> Result<InfoReply> {
         self.request("info", Info {})
+    }
+
+    /// The devices that this guest may use, in the order of their numbers: what does not change about each. One of them may
+    /// be chosen afterwards ([`Device::with_ordinal`](crate::Device::with_ordinal)), since looking uses none.
+    ///
+    /// ```no_run
+    /// # use vgpu_guest::{Client, Device, Options};
+    /// let mut client = Client::from_env(&Options::default())?;
+    /// let devices = client.devices()?;
+    /// let largest = (0..).zip(&devices).max_by_key(|(_, device)| device.total_memory);
+    /// let ordinal = largest.map_or(0, |(ordinal, _)| ordinal);
+    /// let device = Device::with_ordinal(client, ordinal)?;
+    /// # Ok::<(), vgpu_guest::Error>(())
+    /// ```
+    ///
+    /// # Errors
+    /// The session has no devices; it failed.
+    pub fn devices(&mut self) -> Result<Vec<DeviceInfoReply>> {
+        const DOING: &str = "list the devices";
+        let first = self.request(DOING, DeviceInfo { device: 0 })?;
+        let others = 1..first.devices;
+        let mut devices = vec![first];
+        for device in others {
+            devices.push(self.request(DOING, DeviceInfo { device })?);
+        }
+        Ok(devices)
     }
 
     /// Sends `payload` (at most 4096 bytes) there and back; returns how long that took.

@@ -78,6 +78,21 @@ impl Stores {
     }
 }
 
+/// The way that the bytes of copies between program and device go in a session.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum CopyWay {
+    /// In page-locked memory that the program shares with the mediator: the device copies from
+    /// [`PinnedBuffer`](crate::PinnedBuffer)s and to them by itself, and large copies of ordinary memory go by way of such
+    /// memory.
+    PageLocked,
+    /// Those of [`PinnedBuffer`](crate::PinnedBuffer)s in memory that the program shares with the mediator, whose processor
+    /// copies; others through the session's stream.
+    Shared,
+    /// Through the session's stream: a ring over `xen:` and `local:`.
+    Stream,
+}
+
 /// Memory for pieces of copies.
 #[derive(Debug)]
 pub(super) struct Staging {
@@ -92,8 +107,10 @@ pub(super) struct Staging {
 pub(super) enum State {
     #[default]
     Untried,
-    /// It cannot have any.
-    Without,
+    /// It cannot have any. Whether it can have memory that the device does not copy from by itself.
+    Without {
+        shared: bool,
+    },
     Open(Arc<Staging>),
 }
 
@@ -243,6 +260,20 @@ impl Client {
         Ok(())
     }
 
+    /// The way that copies of this session go; to find out, the session takes the memory for them, where there is such.
+    ///
+    /// # Errors
+    /// The session failed.
+    pub fn copy_way(&mut self) -> Result<CopyWay> {
+        if self.has_staging("look how copies go")? {
+            return Ok(CopyWay::PageLocked);
+        }
+        Ok(match *lock(&self.session.staging) {
+            State::Without { shared: true } => CopyWay::Shared,
+            _ => CopyWay::Stream,
+        })
+    }
+
     /// Whether copies of ordinary memory go by way of memory that this program shares.
     pub(super) fn has_staging(&mut self, doing: &'static str) -> Result<bool> {
         self.staging(doing).map(|staging| staging.is_some())
@@ -252,14 +283,15 @@ impl Client {
         let session = Arc::clone(&self.session);
         let mut state = lock(&session.staging);
         match &*state {
-            State::Without => return Ok(None),
+            State::Without { .. } => return Ok(None),
             State::Open(staging) => return Ok(Some(Arc::clone(staging))),
             State::Untried => {}
         }
         let mapped = match self.map_memory(doing, WORDS + SLOTS * SLOT)? {
             Some(mapped) if mapped.by_device => mapped,
             other => {
-                *state = State::Without;
+                let shared = other.is_some();
+                *state = State::Without { shared };
                 if let Some(mapped) = other {
                     self.unmap_memory(mapped.handle)?;
                 }

@@ -2,7 +2,7 @@
 
 use serde_json::json;
 use vgpu_cli::{Failure, print_line, print_object};
-use vgpu_guest::{Client, InfoReply};
+use vgpu_guest::{Client, CopyWay, InfoReply};
 
 use crate::cli::Cli;
 use crate::{output, session};
@@ -10,12 +10,24 @@ use crate::{output, session};
 pub(crate) fn run(cli: &Cli) -> Result<(), Failure> {
     let mut client = session::open(cli)?;
     let info = client.info()?;
-    let printed = print(cli, &client, &info);
+    let way = client.copy_way()?;
+    let printed = print(cli, &client, &info, way);
     session::end(client)?;
     printed
 }
 
-fn print(cli: &Cli, client: &Client, info: &InfoReply) -> Result<(), Failure> {
+fn print(cli: &Cli, client: &Client, info: &InfoReply, way: CopyWay) -> Result<(), Failure> {
+    let (copies, how) = match way {
+        CopyWay::PageLocked => (
+            "page-locked",
+            "by the device, in page-locked memory that both sides share",
+        ),
+        CopyWay::Shared => (
+            "shared",
+            "by the mediator: pinned buffers in memory that both sides share, others through the stream",
+        ),
+        _ => ("stream", "through the session's stream"),
+    };
     let endpoint = session::endpoint_name(client);
     let limits = client.limits();
     let epoch = format!("{:#018x}", client.epoch());
@@ -27,6 +39,7 @@ fn print(cli: &Cli, client: &Client, info: &InfoReply) -> Result<(), Failure> {
             "driver": info.driver.as_str(),
             "reason": info.reason.as_str(),
             "mediator": info.mediator.as_str(),
+            "copies": copies,
             "endpoint": endpoint,
             "session": epoch,
             "limits": {
@@ -48,6 +61,7 @@ fn print(cli: &Cli, client: &Client, info: &InfoReply) -> Result<(), Failure> {
          memory    {}\n\
          driver    {driver}\n\
          mediator  {}\n\
+         copies    {how}\n\
          endpoint  {endpoint}\n\
          epoch     {epoch}\n\
          limits    {} lanes, {} requests at once, {} objects of each kind",

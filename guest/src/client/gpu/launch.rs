@@ -6,19 +6,17 @@ use bytemuck::Pod;
 use vgpu_protocol::op::Launch;
 use vgpu_protocol::op::field::Bytes;
 
-use super::module::FIXED_SHARED;
 use super::{
     Device, DeviceBuffer, DevicePtr, DeviceRows, DeviceSlice, DeviceSliceMut, Function,
     PitchedBuffer, PitchedSlice, PitchedSliceMut, explained,
 };
+use crate::attributes::{
+    CU_DEVICE_ATTRIBUTE_MAX_BLOCK_DIM_X as MAX_BLOCK_DIM,
+    CU_DEVICE_ATTRIBUTE_MAX_GRID_DIM_X as MAX_GRID_DIM,
+    CU_FUNC_ATTRIBUTE_MAX_THREADS_PER_BLOCK as MAX_THREADS,
+    CU_FUNC_ATTRIBUTE_SHARED_SIZE_BYTES as FIXED_SHARED,
+};
 use crate::error::{Error, Result};
-
-/// `CU_FUNC_ATTRIBUTE_MAX_THREADS_PER_BLOCK`.
-const MAX_THREADS: u32 = 0;
-
-/// `CU_DEVICE_ATTRIBUTE_MAX_BLOCK_DIM_X` and `MAX_GRID_DIM_X`; y and z follow.
-const MAX_BLOCK_DIM: u32 = 2;
-const MAX_GRID_DIM: u32 = 5;
 
 /// How many blocks of how many threads.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -258,6 +256,7 @@ impl LaunchBuilder<'_> {
                 "a block of {threads} threads; kernel '{name}' allows {most}"
             ));
         }
+        // Of y and z they follow.
         for (what, first, sizes) in [
             ("a grid of", MAX_GRID_DIM, grid),
             ("a block of", MAX_BLOCK_DIM, block),

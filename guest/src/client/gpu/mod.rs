@@ -25,6 +25,9 @@ use vgpu_protocol::op::{
 
 use super::staging::Stores;
 use super::{Client, Session, lock};
+use crate::attributes::{
+    CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR, CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR,
+};
 use crate::data::Data;
 use crate::error::{Cause, Error, Result};
 use crate::printed::Printed;
@@ -42,7 +45,7 @@ pub use pool::MemoryPool;
 pub use rows::{DeviceRows, PitchedBuffer, PitchedSlice, PitchedSliceMut};
 pub use source::{CompileAt, CompileOptions};
 pub(super) use stream::NON_BLOCKING;
-pub use stream::{Event, Stream};
+pub use stream::{Event, Stream, StreamOptions};
 
 /// `CUDA_ERROR_OUT_OF_MEMORY`.
 const OUT_OF_MEMORY: i32 = 2;
@@ -137,7 +140,7 @@ impl Device {
     }
 
     /// The device of the session of `client` with this number, from 0: what the mediator's administrator gives this guest,
-    /// in that order ([`DeviceInfoReply::devices`] is how many). All work of the session is done on this one.
+    /// in that order ([`Client::devices`] lists them). All work of the session is done on this one.
     ///
     /// # Errors
     /// CUDA error 101 where there is no such device; 708 where the session has used another one already; the session
@@ -196,10 +199,13 @@ impl Device {
     /// Major and minor.
     pub fn compute_capability(&self) -> (i32, i32) {
         let of = |number| self.attribute(number).unwrap_or(0);
-        (of(75), of(76))
+        (
+            of(CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR),
+            of(CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR),
+        )
     }
 
-    /// The value of a `CUdevice_attribute` by its number; `None` where the driver has none.
+    /// The value of a `CUdevice_attribute` by its number, which [`attributes`](crate::attributes) names; `None` where the driver has none.
     pub fn attribute(&self, number: u32) -> Option<i32> {
         attribute(self.shared.info.attributes.as_slice(), number)
     }

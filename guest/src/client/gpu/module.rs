@@ -13,15 +13,13 @@ use vgpu_protocol::op::{
 };
 
 use super::{Device, DeviceSliceMut, Dropped, attribute, explained, lock};
+use crate::attributes::{
+    CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK as MAX_SHARED_PER_BLOCK,
+    CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES as MAX_DYNAMIC_SHARED,
+    CU_FUNC_ATTRIBUTE_SHARED_SIZE_BYTES as FIXED_SHARED,
+};
 use crate::data::Data;
 use crate::error::Result;
-
-/// `CU_FUNC_ATTRIBUTE_SHARED_SIZE_BYTES`.
-pub(super) const FIXED_SHARED: u32 = 1;
-/// `CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES`.
-const MAX_DYNAMIC_SHARED: u32 = 8;
-/// `CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK`.
-const MAX_SHARED_PER_BLOCK: u32 = 8;
 
 /// A loaded module; unloaded when this and its functions are dropped, once the work sent before is done.
 /// Clones are the same module.
@@ -161,7 +159,7 @@ impl Function {
         self.0.told.parameter_bytes as usize
     }
 
-    /// Value of a `CUfunction_attribute`, by its number, when the kernel was looked up; `None` if
+    /// Value of a `CUfunction_attribute`, by its number, which [`attributes`](crate::attributes) names, when the kernel was looked up; `None` if
     /// the driver has no such attribute.
     pub fn attribute(&self, number: u32) -> Option<i32> {
         attribute(self.0.told.attributes.as_slice(), number)

@@ -17,6 +17,9 @@ use crate::error::Result;
 /// `CU_STREAM_NON_BLOCKING`.
 pub(in crate::client) const NON_BLOCKING: u32 = 1;
 
+/// `CU_EVENT_DISABLE_TIMING`.
+const DISABLE_TIMING: u32 = 2;
+
 /// An order of work of its own, beside that of other streams: every method of [`Device`] that sends work to
 /// the device sends it to this stream when it is called on one. Destroyed when the last clone is dropped, once its
 /// work is done.
@@ -59,12 +62,40 @@ impl Drop for Event {
     }
 }
 
+/// How a stream is (`cuStreamCreateWithPriority`).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct StreamOptions {
+    /// Lower numbers first: blocks of its kernels begin before those of streams with higher ones. GPUs have few, as from 0
+    /// down to -5, of which the nearest is taken.
+    pub priority: i32,
+    /// It runs beside the default stream (`CU_STREAM_NON_BLOCKING`). Otherwise the two wait for each other.
+    pub non_blocking: bool,
+}
+
+impl Default for StreamOptions {
+    /// As [`Device::new_stream`] makes them: of priority 0, beside the default stream.
+    fn default() -> Self {
+        Self {
+            priority: 0,
+            non_blocking: true,
+        }
+    }
+}
+
 impl Device {
     /// A stream that runs beside the default stream and all others.
     ///
     /// # Errors
     /// As many as this session may have are open; the session failed.
     pub fn new_stream(&self) -> Result<Stream> {
+        self.new_stream_with(StreamOptions::default())
+    }
+
+    /// A stream as `options` say.
+    ///
+    /// # Errors
+    /// Those of [`new_stream`](Self::new_stream).
+    pub fn new_stream_with(&self, options: StreamOptions) -> Result<Stream> {
         const DOING: &str = "new stream";
         let handle = lock(&self.shared.session.streams).mint();
         let Some(stream) = handle else {
@@ -76,8 +107,11 @@ impl Device {
         };
         let request = StreamCreate {
             stream,
-            flags: NON_BLOCKING,
-            priority: 0,
+            flags: match options.non_blocking {
+                true => NON_BLOCKING,
+                false => 0,
+            },
+            priority: options.priority,
         };
         self.send(DOING, request)?;
         Ok(Stream(Self {
@@ -103,6 +137,18 @@ impl Device {
     /// # Errors
     /// As many as this session may have are there; the session failed.
     pub fn new_event(&self) -> Result<Event> {
+        self.event(0)
+    }
+
+    /// The same without a time (`CU_EVENT_DISABLE_TIMING`), which costs the device less to record.
+    ///
+    /// # Errors
+    /// Those of [`new_event`](Self::new_event).
+    pub fn new_event_without_timing(&self) -> Result<Event> {
+        self.event(DISABLE_TIMING)
+    }
+
+    fn event(&self, flags: u32) -> Result<Event> {
         const DOING: &str = "new event";
         let handle = lock(&self.shared.session.events).mint();
         let Some(handle) = handle else {
@@ -114,7 +160,7 @@ impl Device {
         };
         let request = EventCreate {
             event: handle,
-            flags: 0,
+            flags,
         };
         self.send(DOING, request)?;
         Ok(event)
@@ -243,8 +289,8 @@ impl Event {
     /// The time from `start` to this one, on the device; nothing where it came before. Both have come.
     ///
     /// # Errors
-    /// One of them has not come (`CUDA_ERROR_NOT_READY`), or was never recorded (`CUDA_ERROR_INVALID_HANDLE`); the
-    /// session failed.
+    /// One of them has not come (`CUDA_ERROR_NOT_READY`), was never recorded or has no time (`CUDA_ERROR_INVALID_HANDLE`);
+    /// the session failed.
     pub fn elapsed_since(&self, start: &Event) -> Result<Duration> {
         const DOING: &str = "time between events";
         self.device.check_session(DOING, &start.device)?;

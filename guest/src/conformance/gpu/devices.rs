@@ -1,5 +1,6 @@
 //! A session's devices: which there are, and which of them it uses.
 
+use crate::attributes::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR;
 use crate::client::Device;
 use crate::conformance::{Ground, at, check, fails};
 
@@ -17,6 +18,21 @@ pub(in crate::conformance) fn select(ground: &Ground<'_>) -> Outcome {
     let devices = first.info().devices;
     check(devices > 0, || "no device".to_owned())?;
     end(first)?;
+    // Looking uses none of them.
+    let mut client = ground.connect()?;
+    let listed = client.devices().map_err(at("list"))?;
+    check(listed.len() == devices as usize, || {
+        format!("{} of {devices} devices", listed.len())
+    })?;
+    let last = Device::with_ordinal(client, devices - 1).map_err(at("select"))?;
+    check(listed.last() == Some(last.info()), || {
+        "the last is another".to_owned()
+    })?;
+    let major = last.attribute(CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR);
+    check(major == Some(last.compute_capability().0), || {
+        format!("{major:?}")
+    })?;
+    end(last)?;
     for ordinal in [devices, u32::MAX] {
         let error = fails(
             "a device too many",

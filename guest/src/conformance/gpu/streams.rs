@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use vgpu_protocol::status::ErrorCode;
 
-use crate::client::{Device, LaunchConfig, Module};
+use crate::client::{Device, LaunchConfig, Module, Stream, StreamOptions};
 use crate::conformance::{at, check, fails};
 use crate::error::Cause;
 
@@ -127,6 +127,36 @@ pub(in crate::conformance) fn events(device: &Device, module: &Module) -> Outcom
         format!("the first took {first:?}, both {both:?}")
     })?;
     is_cuda(&fails("a time", after.elapsed_since(&never))?, 400)?;
+    let untimed = device.new_event_without_timing().map_err(at("no timing"))?;
+    stream.record(&untimed).map_err(at("record"))?;
+    untimed.synchronize().map_err(at("synchronize"))?;
+    is_cuda(&fails("a time", untimed.elapsed_since(&before))?, 400)?;
+    // A stream of any priority, and one that the default stream waits for.
+    let sum = device.alloc_zeros::<u32>(1).map_err(at("zeros"))?;
+    let add = |stream: &Stream, times: u32| {
+        let launch = stream.launch_builder(&work).arg(&sum).arg(&times);
+        launch.launch(config(1, 1)).map_err(at("launch"))
+    };
+    device.synchronize().map_err(at("zeros"))?;
+    for priority in [i32::MIN, -1, 0, i32::MAX] {
+        let options = StreamOptions {
+            priority,
+            ..StreamOptions::default()
+        };
+        let other = device.new_stream_with(options).map_err(at("a priority"))?;
+        add(&other, 1)?;
+        other.synchronize().map_err(at("a priority"))?;
+    }
+    let options = StreamOptions {
+        non_blocking: false,
+        ..StreamOptions::default()
+    };
+    let blocking = device
+        .new_stream_with(options)
+        .map_err(at("a blocking stream"))?;
+    add(&blocking, 100_000)?;
+    let found = device.clone_dtoh(&sum).map_err(at("down"))?;
+    same("what the default stream waits for", &found, &[100_004])?;
     // Recorded anew, it is as it was recorded last.
     run(30_000)?;
     stream.record(&before).map_err(at("record"))?;

@@ -103,6 +103,10 @@ struct Event {
 #[derive(Default)]
 struct Stream {
     queue: VecDeque<Operation>,
+    /// Of each operation that is not done a number, in the order of all streams.
+    numbers: VecDeque<u64>,
+    /// It and the default stream wait for each other.
+    blocking: bool,
     /// Its first operation is under way, and not in the queue.
     busy: bool,
     /// Destroyed: it goes once its work is done.
@@ -122,6 +126,7 @@ struct Driver {
     recorded: i64,
     /// The rest of a scenario is over.
     rested: bool,
+    last_number: u64,
     next_handle: usize,
     /// Result of every call since a kernel faulted.
     fault: Option<c_int>,
@@ -264,9 +269,11 @@ impl Driver {
         if stream.is_null() {
             self.streams.entry(0).or_default();
         }
+        self.last_number += 1;
         match self.streams.get_mut(&(stream as usize)) {
             Some(stream) => {
                 stream.queue.push_back(operation);
+                stream.numbers.push_back(self.last_number);
                 OK
             }
             None => misuse("a stream that is none"),
@@ -274,9 +281,15 @@ impl Driver {
     }
 
     /// Whether the next operation of a stream can be done.
-    fn is_ready(&self, stream: &Stream) -> bool {
+    fn is_ready(&self, handle: usize, stream: &Stream) -> bool {
+        let is_later = |other: &Stream| other.numbers.front() > stream.numbers.front();
+        let mut awaited = self.streams.iter().filter(|(other, awaited)| match handle {
+            0 => **other != 0 && awaited.blocking,
+            _ => **other == 0 && stream.blocking,
+        });
         match stream.queue.front() {
             _ if stream.busy => false,
+            _ if !awaited.all(|(_, other)| other.numbers.is_empty() || is_later(other)) => false,
             Some(Operation::Wait(event, times)) => self
                 .events
                 .get(event)
@@ -296,7 +309,7 @@ fn step() -> bool {
         if driver.fault.is_some() || stands("hang") || (stands("rest") && !driver.rested) {
             return false;
         }
-        let ready = driver.streams.get(&handle).is_some_and(|stream| driver.is_ready(stream));
+        let ready = driver.streams.get(&handle).is_some_and(|stream| driver.is_ready(handle, stream));
         let Some(stream) = driver.streams.get_mut(&handle).filter(|_| ready) else {
             continue;
         };
@@ -314,6 +327,7 @@ fn step() -> bool {
             }
             if let Some(stream) = driver.streams.get_mut(&handle) {
                 stream.busy = false;
+                stream.numbers.pop_front();
                 if stream.destroyed && stream.queue.is_empty() {
                     driver.streams.remove(&handle);
                 }
@@ -712,10 +726,14 @@ extern "C" fn cuFuncGetParamInfo(
 }
 
 #[unsafe(no_mangle)]
-extern "C" fn cuStreamCreate(stream: &mut *mut c_void, _flags: c_uint) -> c_int {
+extern "C" fn cuStreamCreate(stream: &mut *mut c_void, flags: c_uint) -> c_int {
     let mut driver = context!();
     let handle = driver.handle();
-    driver.streams.insert(handle, Stream::default());
+    let new = Stream {
+        blocking: flags & 1 == 0,
+        ..Stream::default()
+    };
+    driver.streams.insert(handle, new);
     *stream = handle as *mut c_void;
     OK
 }
