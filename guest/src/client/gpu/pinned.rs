@@ -10,12 +10,14 @@ use std::sync::{Arc, Mutex};
 
 use bytemuck::Pod;
 use vgpu_protocol::op::field::StreamRef;
-use vgpu_protocol::op::{CopyFromRegion, CopyToRegion, NO_WORD, StreamSynchronize, Synchronize};
+use vgpu_protocol::op::{
+    CopyFromRegion, CopyToRegion, NO_WORD, Operation, Request, StreamSynchronize, Synchronize,
+};
 use vgpu_protocol::status::ErrorCode;
 
 use super::super::staging::Mapped;
 use super::buffer::within;
-use super::{Device, DevicePtr, Dropped, KernelArg, lock, told};
+use super::{Device, DevicePtr, DeviceRows, Dropped, KernelArg, lock, told};
 use crate::error::Result;
 
 /// Bytes of a region that buffers are cut from; larger buffers have one of their own.
@@ -309,6 +311,139 @@ impl Device {
             }
         }
     }
+}
+
+impl Device {
+    /// Fills the rows of `to` from the elements of `range` in `from`, in which each row begins `from_pitch` elements after the
+    /// one before it. Returns at once: writing to `from` waits until they are copied.
+    ///
+    /// Where `from` is page-locked each row is a request of its own, unless there is nothing between rows on either side: for
+    /// many short rows [`memcpy_2d_htod`](Self::memcpy_2d_htod) is faster.
+    ///
+    /// # Errors
+    /// `range` is not in `from`, or has too few rows, or they overlap; the session failed.
+    pub fn memcpy_2d_htod_pinned<T: Pod>(
+        &self,
+        from: &PinnedBuffer<T>,
+        range: impl RangeBounds<usize>,
+        from_pitch: usize,
+        to: &mut impl DeviceRows<T>,
+    ) -> Result<()> {
+        const DOING: &str = "copy rows to the device";
+        self.check_session(DOING, to.device())?;
+        self.check_session(DOING, &from.device)?;
+        let range = from.range(DOING, range)?;
+        self.check_rows(DOING, range.len(), from_pitch, to.width(), to.height())?;
+        let place = match &from.memory {
+            Memory::Ordinary(elements) => {
+                return self.memcpy_2d_htod(&elements[range], from_pitch, to);
+            }
+            Memory::Locked(place) => place,
+        };
+        let stream = self.stream_ref();
+        from.is_used_in(stream);
+        let region = place.mapped.handle;
+        self.send_rows(DOING, rows_of(to, place, range.start, from_pitch), |row| {
+            CopyFromRegion {
+                to: row.there,
+                region,
+                offset: row.here,
+                bytes: row.bytes,
+                word: NO_WORD,
+                value: 0,
+                stream,
+            }
+        })
+    }
+
+    /// Copies the rows of `from` to the elements of `range` in `to`, where each begins `to_pitch` elements after the one
+    /// before it, once the work sent before is done. What is between the rows stays as it is. Returns at once where `to` is
+    /// page-locked: reading it waits until they are there. Requests are as with
+    /// [`memcpy_2d_htod_pinned`](Self::memcpy_2d_htod_pinned).
+    ///
+    /// # Errors
+    /// `range` is not in `to`, or has too little room for the rows, or they overlap; the session failed.
+    pub fn memcpy_2d_dtoh_pinned<T: Pod>(
+        &self,
+        from: &impl DeviceRows<T>,
+        to: &mut PinnedBuffer<T>,
+        range: impl RangeBounds<usize>,
+        to_pitch: usize,
+    ) -> Result<()> {
+        const DOING: &str = "copy rows from the device";
+        self.check_session(DOING, from.device())?;
+        self.check_session(DOING, &to.device)?;
+        let range = to.range(DOING, range)?;
+        self.check_rows(DOING, range.len(), to_pitch, from.width(), from.height())?;
+        let place = match &mut to.memory {
+            Memory::Ordinary(elements) => {
+                return self.memcpy_2d_dtoh(from, &mut elements[range], to_pitch);
+            }
+            Memory::Locked(place) => place.clone(),
+        };
+        let stream = self.stream_ref();
+        to.is_used_in(stream);
+        let region = place.mapped.handle;
+        self.send_rows(DOING, rows_of(from, &place, range.start, to_pitch), |row| {
+            CopyToRegion {
+                from: row.there,
+                region,
+                offset: row.here,
+                bytes: row.bytes,
+                word: NO_WORD,
+                value: 0,
+                stream,
+            }
+        })
+    }
+
+    fn send_rows<O>(
+        &self,
+        doing: &'static str,
+        mut rows: impl Iterator<Item = Row>,
+        request: impl Fn(Row) -> O,
+    ) -> Result<()>
+    where
+        O: Operation + Into<Request>,
+    {
+        self.client()?.noting_requests(|client, requests| {
+            rows.try_for_each(|row| {
+                requests.push(client.send_quiet(doing, request(row))?);
+                Ok(())
+            })
+        })
+    }
+}
+
+/// Bytes in one piece: their address on the device, and their offset in a region.
+struct Row {
+    there: u64,
+    here: u64,
+    bytes: NonZeroU64,
+}
+
+/// The rows on the device, and those from the element `at` of `place` on, `pitch` elements from one to the next.
+fn rows_of<T: Pod, R: DeviceRows<T>>(
+    rows: &R,
+    place: &Place,
+    at: usize,
+    pitch: usize,
+) -> impl Iterator<Item = Row> + use<T, R> {
+    let (there, there_pitch) = (rows.address(), rows.pitch());
+    let (width, pitch) = (rows.width() * size_of::<T>(), pitch * size_of::<T>());
+    let here = place.offset(at * size_of::<T>());
+    let (bytes, count) = match there_pitch == width && pitch == width {
+        true => (width * rows.height(), rows.height().min(1)),
+        false => (width, rows.height()),
+    };
+    let bytes = NonZeroU64::new(bytes as u64);
+    bytes.into_iter().flat_map(move |bytes| {
+        (0..count).map(move |row| Row {
+            there: there + (row * there_pitch) as u64,
+            here: here + (row * pitch) as u64,
+            bytes,
+        })
+    })
 }
 
 impl Place {

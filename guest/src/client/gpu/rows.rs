@@ -437,7 +437,7 @@ impl Device {
     }
 
     /// Whether `len` elements here have that many rows, each `pitch` elements after the one before it.
-    fn check_rows(
+    pub(super) fn check_rows(
         &self,
         doing: &'static str,
         len: usize,

@@ -123,6 +123,59 @@ pub(in crate::conformance) fn pinned(ground: &Ground<'_>) -> Outcome {
             .map_err(at("down"))?;
         same("down", &read(&memory, range.start, range.len())?, &bytes)?;
     }
+    // Rows: with something between them on both sides, on one, and on none.
+    let (width, height) = (100, 37);
+    let mut pitched = device
+        .alloc_pitched::<u32>(width, height)
+        .map_err(at("rows"))?;
+    let mut dense = device
+        .alloc_zeros::<u32>(width * height)
+        .map_err(at("rows"))?;
+    let numbers = |seed: u32| (seed..).step_by(7);
+    for (seed, pitch) in [(1, width + 3), (2, width)] {
+        let len = 5 + pitch * height;
+        let given: Vec<u32> = numbers(seed).take(len).collect();
+        let mut host = device.alloc_pinned::<u32>(len).map_err(at("rows"))?;
+        let mut back = device.alloc_pinned::<u32>(len).map_err(at("rows"))?;
+        host.write(0, &given).map_err(at("write"))?;
+        back.write(0, &vec![u32::MAX; len]).map_err(at("write"))?;
+        device
+            .memcpy_2d_htod_pinned(&host, 5.., pitch, &mut pitched)
+            .map_err(at("rows up"))?;
+        let requests = device.last_requests().len();
+        check(
+            requests == if host.is_page_locked() { height } else { 1 },
+            || format!("{requests} requests for {height} rows"),
+        )?;
+        device
+            .memcpy_2d_dtod(&pitched, &mut dense.rows_mut(width))
+            .map_err(at("rows"))?;
+        device
+            .memcpy_2d_dtoh_pinned(&dense.rows(width), &mut back, 5.., pitch)
+            .map_err(at("rows down"))?;
+        let requests = device.last_requests().len();
+        check(pitch > width || requests == 1, || {
+            format!("{requests} requests for rows in one piece")
+        })?;
+        let mut found = vec![0; len];
+        back.read(0, &mut found).map_err(at("read"))?;
+        let in_row = |at: usize| at >= 5 && (at - 5) % pitch < width;
+        let wanted: Vec<u32> = (0..len)
+            .map(|at| if in_row(at) { given[at] } else { u32::MAX })
+            .collect();
+        same("rows", &found, &wanted)?;
+        let wrong = [
+            device.memcpy_2d_htod_pinned(&host, 6.., pitch, &mut pitched.slice_mut(.., ..)),
+            device.memcpy_2d_dtoh_pinned(&pitched, &mut back, .., width - 1),
+            device.memcpy_2d_dtoh_pinned(&pitched, &mut back, ..len + 1, pitch),
+        ];
+        for wrong in wrong.into_iter().skip(usize::from(pitch > width)) {
+            let error = fails("rows that do not fit", wrong)?;
+            check(matches!(error.cause(), Cause::Input(_)), || {
+                error.to_string()
+            })?;
+        }
+    }
     // Many at once, of which some go while copies use them, and their memory serves the next.
     for round in 0..rounds {
         let mut buffers = Vec::new();
