@@ -40,6 +40,9 @@
 // Returned by a call that succeeds.
 #define VGPU_OK 0
 
+// Flag of a stream: it and the default stream wait for each other, as CUDA's do without `CU_STREAM_NON_BLOCKING`.
+#define VGPU_STREAM_BLOCKING 1
+
 // Whether the same call can succeed without anything being changed first.
 typedef enum {
     // No.
@@ -401,6 +404,13 @@ int vgpu_launch(vgpu_device *device,
 // A new stream. Wherever a call takes a stream, NULL is the device's default stream.
 int vgpu_stream_create(vgpu_device *device, vgpu_stream **stream);
 
+// The same with `flags` (0 or VGPU_STREAM_BLOCKING) and a priority: lower numbers first, 0 without a wish; the nearest that
+// the device has is taken.
+int vgpu_stream_create_with(vgpu_device *device,
+                            uint32_t flags,
+                            int32_t priority,
+                            vgpu_stream **stream);
+
 // Destroys a stream, once its work is done. NULL is VGPU_OK.
 int vgpu_stream_destroy(vgpu_stream *stream);
 
@@ -417,6 +427,9 @@ int vgpu_stream_wait_event(vgpu_device *device, vgpu_stream *stream, vgpu_event 
 
 // A new event, which was not recorded yet.
 int vgpu_event_create(vgpu_device *device, vgpu_event **event);
+
+// The same without a time, which costs the device less to record: `vgpu_event_elapsed` refuses it.
+int vgpu_event_create_without_timing(vgpu_device *device, vgpu_event **event);
 
 // Destroys an event. NULL is VGPU_OK.
 int vgpu_event_destroy(vgpu_event *event);

@@ -4,7 +4,7 @@ use std::ffi::c_int;
 use std::ops::Deref;
 use std::sync::Arc;
 
-use vgpu_guest::{Device, Event, Stream};
+use vgpu_guest::{Device, Event, Stream, StreamOptions};
 
 use crate::device::{DEVICES, DeviceHandle};
 use crate::failure::{Failure, call};
@@ -67,6 +67,35 @@ pub unsafe extern "C" fn vgpu_stream_create(
         let place = unsafe { Out::new(stream, "stream")? };
         let Held { session, object } = DEVICES.get(device)?;
         place.set(STREAMS.insert(session, object.new_stream()?));
+        Ok(())
+    })
+}
+
+/// Flag of a stream: it and the default stream wait for each other, as CUDA's do without `CU_STREAM_NON_BLOCKING`.
+pub const VGPU_STREAM_BLOCKING: u32 = 1;
+
+/// The same with `flags` (0 or VGPU_STREAM_BLOCKING) and a priority: lower numbers first, 0 without a wish; the nearest that
+/// the device has is taken.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn vgpu_stream_create_with(
+    device: *mut DeviceHandle,
+    flags: u32,
+    priority: i32,
+    stream: *mut *mut StreamHandle,
+) -> c_int {
+    call(|| {
+        // SAFETY: the header's rules for pointers.
+        let place = unsafe { Out::new(stream, "stream")? };
+        let options = StreamOptions {
+            priority,
+            non_blocking: match flags {
+                0 => true,
+                VGPU_STREAM_BLOCKING => false,
+                other => return Err(Failure::argument(format!("flags {other} of a stream"))),
+            },
+        };
+        let Held { session, object } = DEVICES.get(device)?;
+        place.set(STREAMS.insert(session, object.new_stream_with(options)?));
         Ok(())
     })
 }
@@ -136,6 +165,21 @@ pub unsafe extern "C" fn vgpu_event_create(
         let place = unsafe { Out::new(event, "event")? };
         let Held { session, object } = DEVICES.get(device)?;
         place.set(EVENTS.insert(session, Arc::new(object.new_event()?)));
+        Ok(())
+    })
+}
+
+/// The same without a time, which costs the device less to record: `vgpu_event_elapsed` refuses it.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn vgpu_event_create_without_timing(
+    device: *mut DeviceHandle,
+    event: *mut *mut EventHandle,
+) -> c_int {
+    call(|| {
+        // SAFETY: the header's rules for pointers.
+        let place = unsafe { Out::new(event, "event")? };
+        let Held { session, object } = DEVICES.get(device)?;
+        place.set(EVENTS.insert(session, Arc::new(object.new_event_without_timing()?)));
         Ok(())
     })
 }

@@ -204,6 +204,16 @@ static void kernels(vgpu_device *device)
     WRONG(vgpu_launch(device, set, 1, 1, 1, 4096, 1, 1, 0, good, 2, NULL), "a block of 4096 threads");
     NO_HANDLE(vgpu_launch(device, NULL, 1, 1, 1, 1, 1, 1, 0, good, 2, NULL), "the function is NULL");
 
+    WRONG(vgpu_stream_create_with(device, 2, 0, &stream), "flags 2 of a stream");
+    WRONG(vgpu_stream_create_with(device, 0, 0, NULL), "the place for the stream");
+    GOOD(vgpu_stream_create_with(device, VGPU_STREAM_BLOCKING, -1, &stream));
+    GOOD(vgpu_event_create_without_timing(device, &start));
+    GOOD(vgpu_event_record(device, start, stream));
+    GOOD(vgpu_event_synchronize(start));
+    expect(__LINE__, vgpu_event_elapsed(start, start, &nanoseconds), VGPU_ERROR_CUDA, "no time");
+    CHECK(vgpu_last_error_cuda() == 400);
+    GOOD(vgpu_event_destroy(start));
+    GOOD(vgpu_stream_destroy(stream));
     GOOD(vgpu_stream_create(device, &stream));
     GOOD(vgpu_event_create(device, &start));
     GOOD(vgpu_event_create(device, &end));

@@ -6,7 +6,8 @@ use std::time::Duration;
 
 use pyo3::prelude::*;
 use vgpu_guest::{
-    Client, CompileAt, CompileOptions, Device as Guest, LaunchConfig, Options, parse_list,
+    Client, CompileAt, CompileOptions, Device as Guest, LaunchConfig, Options, StreamOptions,
+    parse_list,
 };
 
 use crate::error::{argument, detached};
@@ -343,9 +344,13 @@ impl Device {
         Ok(time.as_secs_f64())
     }
 
-    fn stream(&self, py: Python<'_>) -> PyResult<Stream> {
+    fn stream(&self, py: Python<'_>, priority: i32, blocking: bool) -> PyResult<Stream> {
         let guest = self.guest(py)?;
-        let stream = detached(py, || guest.new_stream())?;
+        let options = StreamOptions {
+            priority,
+            non_blocking: !blocking,
+        };
+        let stream = detached(py, || guest.new_stream_with(options))?;
         Ok(Stream(Slot::new(stream)))
     }
 
@@ -354,9 +359,12 @@ impl Device {
         detached(py, || guest.on_stream(&stream)?.is_done())
     }
 
-    fn event(&self, py: Python<'_>) -> PyResult<Event> {
+    fn event(&self, py: Python<'_>, timing: bool) -> PyResult<Event> {
         let guest = self.guest(py)?;
-        let event = detached(py, || guest.new_event())?;
+        let event = detached(py, || match timing {
+            true => guest.new_event(),
+            false => guest.new_event_without_timing(),
+        })?;
         Ok(Event(Slot::new(Arc::new(event))))
     }
 

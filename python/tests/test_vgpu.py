@@ -285,6 +285,14 @@ class Kernels(WithDevice):
             event.synchronize()
             self.assertTrue(event.is_done())
             self.assertGreaterEqual(event.elapsed_since(start), 0)
+            with self.dev.event(timing=False) as untimed:
+                untimed.record(one).synchronize()
+                with self.assertRaises(vgpu.CudaError) as raised:
+                    untimed.elapsed_since(start)
+            self.assertEqual(raised.exception.cuda_result, 400)
+            with self.dev.stream(-1, blocking=True) as blocking:
+                set_[1, 1, blocking](self.to, 3)
+                self.assertEqual(self.to.to_host()[0], 3)
             self.assertGreaterEqual(one.synchronize(), 0)
             self.assertTrue(one.is_done())
         with self.assertRaisesRegex(vgpu.ArgumentError, "the stream was closed"):

@@ -326,9 +326,9 @@ class Module(_Closing):
 class Stream(_Closing):
     """An order of work of its own, beside that of other streams."""
 
-    def __init__(self, device):
+    def __init__(self, device, priority=0, blocking=False):
         self._device = device
-        self._native = device._native.stream()
+        self._native = device._native.stream(priority, blocking)
 
     def synchronize(self):
         """Waits until everything that was sent to it is done. Returns the seconds that the device ran kernels."""
@@ -356,9 +356,9 @@ class Stream(_Closing):
 class Event(_Closing):
     """A point in a stream, which others can wait for."""
 
-    def __init__(self, device):
+    def __init__(self, device, timing=True):
         self._device = device
-        self._native = device._native.event()
+        self._native = device._native.event(timing)
 
     def record(self, stream=None):
         """Has it come when the stream, or the default stream, has done what was sent to it before."""
@@ -484,13 +484,17 @@ class Device(_Closing):
         """Loads a module from PTX (a `str` or `bytes`), a cubin or a fatbin."""
         return Module(self, self._native.load(image.encode() if isinstance(image, str) else image))
 
-    def stream(self):
-        """A new stream. Wherever a stream is taken, `None` is the default stream."""
-        return Stream(self)
+    def stream(self, priority=0, *, blocking=False):
+        """A new stream. Wherever a stream is taken, `None` is the default stream.
 
-    def event(self):
-        """A new event."""
-        return Event(self)
+        Streams with lower numbers as `priority` come first; the nearest that the device has is taken. One that is `blocking`
+        and the default stream wait for each other.
+        """
+        return Stream(self, priority, blocking)
+
+    def event(self, *, timing=True):
+        """A new event; without `timing` it costs the device less, and `elapsed_since` refuses it."""
+        return Event(self, timing)
 
     def synchronize(self):
         """Waits until the device has done everything that was sent. Returns the seconds that it ran kernels."""
