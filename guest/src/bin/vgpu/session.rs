@@ -10,7 +10,7 @@ use std::time::Duration;
 use serde_json::{Value, json};
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use vgpu_cli::{Failure, INTERRUPTED};
-use vgpu_guest::{Client, Device, Endpoint, Options, Skipped, parse_list};
+use vgpu_guest::{Cause, Client, Device, Endpoint, Options, Skipped, parse_list};
 
 use crate::cli::Cli;
 use crate::output;
@@ -129,7 +129,7 @@ pub(crate) fn end_device(device: Device) -> Result<(), Failure> {
 
 fn ended(ended: vgpu_guest::Result<()>) -> Result<(), Failure> {
     match ended {
-        Err(error) if !error.failures().is_empty() => return Err(error.into()),
+        Err(error) if matches!(error.cause(), Cause::Failed(_)) => return Err(error.into()),
         Err(error) => {
             log::warn!("the session did not end in good order, which changes no result: {error}")
         }
