@@ -108,6 +108,8 @@ fn fatbin(image: &[u8]) -> Option<()> {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
 
     /// An ELF file with one section of `bytes` at `offset`.
@@ -178,6 +180,91 @@ mod tests {
         for nothing in [&[][..], &[0; 9]] {
             let error = fit(nothing.to_vec()).expect_err("no module");
             assert_eq!(error.code, cuda_result::INVALID_IMAGE);
+        }
+    }
+
+    /// A field of a header or an entry, as a parser reads it.
+    fn field(image: &[u8], at: u128, bytes: usize) -> u128 {
+        let at = usize::try_from(at).expect("within the image");
+        let read = image[at..at + bytes].iter().rev();
+        read.fold(0, |n, byte| n << 8 | u128::from(*byte))
+    }
+
+    /// The end of everything that a cubin or a fatbin says of itself, in numbers that do not overflow.
+    fn end(image: &[u8]) -> u128 {
+        let at = |at: u128, bytes| field(image, at, bytes);
+        if image.starts_with(&FATBIN) {
+            return at(6, 2) + at(8, 8);
+        }
+        // Entries by their table: its offset, the size of one and their number; where the kind, offset and length are.
+        let tables = [
+            (at(32, 8), at(54, 2), at(56, 2), (0, 8, 32)),
+            (at(40, 8), at(58, 2), at(60, 2), (4, 24, 32)),
+        ];
+        let mut end = 0;
+        for (first, size, count, (kind, offset, length)) in tables {
+            end = end.max(first + size * count);
+            for k in 0..count {
+                let entry = first + k * size;
+                let is_section_without_bytes = kind == 4 && at(entry + kind, 4) == 8;
+                if !is_section_without_bytes {
+                    end = end.max(at(entry + offset, 8) + at(entry + length, 8));
+                }
+            }
+        }
+        end
+    }
+
+    /// One of the values that matter in a field of an image of `len` bytes.
+    fn value(len: u64) -> impl Strategy<Value = u64> {
+        prop_oneof![
+            0..200u64,
+            len - 2..len + 2,
+            Just(u64::MAX),
+            (u64::MAX - 200)..u64::MAX,
+            any::<u64>(),
+        ]
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig { cases: 5000, ..ProptestConfig::default() })]
+
+        /// Whatever the fields say, nothing panics, and no image is taken that reaches beyond its end.
+        #[test]
+        fn no_image_is_longer_than_it_is(
+            fatbin: bool,
+            fields in prop::collection::vec((0..140usize, 1..=8usize, value(144)), 0..4),
+            cut in prop_oneof![Just(144usize), 0..144usize],
+        ) {
+            let mut image = cubin(128, 16, 1);
+            if fatbin {
+                image[..16].copy_from_slice(&[&FATBIN[..], &[1, 0, 16, 0, 128, 0, 0, 0, 0, 0, 0, 0]].concat());
+            }
+            for (at, bytes, value) in fields {
+                // The kind of image stays.
+                let at = at.max(6).min(image.len() - bytes);
+                image[at..at + bytes].copy_from_slice(&value.to_le_bytes()[..bytes]);
+            }
+            image.truncate(cut);
+            let accepted = check(&image).is_ok();
+            may_print(&image);
+            if accepted && image.len() > 4 {
+                let end = end(&image);
+                prop_assert!(end <= image.len() as u128, "{end} of {}", image.len());
+                // All that was checked is still there for the driver, and zeros behind it.
+                let fitted = fit(image.clone()).expect("the same image");
+                prop_assert!(fitted.starts_with(&image));
+                prop_assert_eq!(fitted.len(), image.len() + PADDING);
+            }
+        }
+
+        #[test]
+        fn any_bytes_are_an_image_or_none(bytes in prop::collection::vec(any::<u8>(), 0..300), kind in 0..4usize) {
+            let magic = [&[][..], &ELF, &FATBIN, &FATBIN_WRAPPER][kind];
+            let image = [magic, &bytes].concat();
+            if let Ok(fitted) = fit(image.clone()) {
+                prop_assert!(fitted.starts_with(&image));
+            }
         }
     }
 }
