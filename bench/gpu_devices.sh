@@ -192,13 +192,13 @@ def had(case, letter):
     before, after = (json.load(open(f"{directory}/{case}.{w}")) for w in ("before", "after"))
     seconds = after["seconds"] - before["seconds"]
     busy, kernels = 0, {}
-    then = {s["id"]: s["usage"] for s in before["sessions"]}
+    then = {s["session"]: s["usage"] for s in before["sessions"]}
     for s in after["sessions"]:
         name = s["guest_id"].split(":")[1]
-        if name[0] == letter and s["id"] in then:
-            busy += s["usage"]["device_ns"] - then[s["id"]]["device_ns"]
+        if name[0] == letter and s["session"] in then:
+            busy += s["usage"]["device_ns"] - then[s["session"]]["device_ns"]
             # Each launch is a request, and there are no others meanwhile.
-            kernels[name] = s["usage"]["requests"] - then[s["id"]]["requests"]
+            kernels[name] = s["usage"]["requests"] - then[s["session"]]["requests"]
     return busy / 1e9 / seconds, sum(kernels.values()) / seconds, kernels
 worst = 9.0
 print("\n  GPU  guests   alone: busy  kernels/s   at once: busy  kernels/s   ratio   each guest's kernels at once")

@@ -15,6 +15,9 @@ use vgpu_transport::output::write_all;
 
 pub mod diagnosis;
 mod failure;
+#[cfg(any(test, feature = "testing"))]
+#[doc(hidden)]
+pub mod testing;
 pub mod values;
 
 pub use failure::{Failure, INTERRUPTED, MISUSE};
@@ -34,7 +37,7 @@ const SHELLS: [Shell; 3] = [Shell::Bash, Shell::Fish, Shell::Zsh];
 
 /// Number of the shape of all objects that these programs print with `--json` (docs/json.md). It changes when a name
 /// is removed or means something else, and not when one is added.
-pub const SCHEMA: u32 = 1;
+pub const SCHEMA: u32 = 2;
 
 /// An object, a struct or a map, as one line for `--json`, with [`SCHEMA`] in front; without the line's end.
 ///
@@ -182,7 +185,7 @@ mod tests {
     #[test]
     fn every_object_has_the_number_of_its_shape_first() {
         let line = json_line(&Failure::new("a", "b").object()).unwrap();
-        let start = "{\"schema\":1,\"error\":{";
+        let start = "{\"schema\":2,\"error\":{";
         assert!(line.starts_with(start), "{line}");
         assert!(json_line(&"a text").is_err());
     }

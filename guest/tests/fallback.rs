@@ -116,7 +116,7 @@ fn the_conformance_suite_is_a_command() {
     assert_eq!(lines[0]["ok"], true);
     assert_eq!(
         lines[1],
-        serde_json::json!({"schema": 1, "passed": 1, "failed": 0})
+        serde_json::json!({"schema": 2, "passed": 1, "failed": 0})
     );
     // Nobody listens there any more.
     let failed = conformance(&["conformance", "--only", "pings_of_all_sizes"]);

@@ -132,7 +132,7 @@ fn started(mediator: &Mediator) -> u64 {
     let sessions = status["sessions"].as_array().unwrap();
     let ids = sessions
         .iter()
-        .map(|session| session["id"].as_u64().unwrap());
+        .map(|session| session["session"].as_u64().unwrap());
     let newest = ids.max().unwrap();
     client.goodbye().unwrap();
     newest - 1

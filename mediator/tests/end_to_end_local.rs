@@ -393,7 +393,7 @@ fn vgpuctl_shows_and_ends_sessions() {
     );
     let top = run(mediator.vgpuctl().args(["--json", "top", "--once"]));
     let top: serde_json::Value = serde_json::from_slice(&top.stdout).unwrap();
-    assert_eq!(top["sessions"][0]["session"], session["id"]);
+    assert_eq!(top["sessions"][0]["session"], session["session"]);
     assert!(stdout(&run(mediator.vgpuctl().args(["top", "--once"]))).contains("REQ/s"));
 
     let nobody = run(mediator.vgpuctl().args(["kick", "web-1"]));
@@ -404,7 +404,7 @@ fn vgpuctl_shows_and_ends_sessions() {
     );
     let kicked = run(mediator
         .vgpuctl()
-        .args(["kick", &format!("session:{}", session["id"])]));
+        .args(["kick", &format!("session:{}", session["session"])]));
     assert!(kicked.status.success(), "{}", stderr(&kicked));
     mediator.wait_for_workers(0);
     let error = client.ping(b"x").unwrap_err();

@@ -80,7 +80,7 @@ fn an_idle_client_is_kicked_and_learns_it_afterwards() {
     for endpoint in [sockets.unix(), sockets.tcp()] {
         let mut client = sockets.connect(&endpoint).unwrap();
         client.ping(b"x").unwrap();
-        let id = mediator.status()["sessions"][0]["id"].clone();
+        let id = mediator.status()["sessions"][0]["session"].clone();
         let kicked = run(mediator.vgpuctl().args(["kick", &format!("session:{id}")]));
         assert!(kicked.status.success(), "{}", stderr(&kicked));
         mediator.wait_for_workers(0);

@@ -94,7 +94,7 @@ fn every_figure_is_there_and_is_that_of_the_status() {
         let guests = status["guests"].as_array().unwrap();
         guests
             .iter()
-            .find(|guest| guest["id"] == name)
+            .find(|guest| guest["guest_id"] == name)
             .unwrap()
             .clone()
     };

@@ -127,7 +127,7 @@ fn check(file: &PathBuf, as_json: bool) -> anyhow::Result<ExitCode> {
     if as_json {
         let list: Vec<_> = kernels.iter().map(|(name, k)| match k {
             Ok(k) => describe(k),
-            Err(e) => json!({ "name": name, "supported": false, "error": e.text, "code": e.code.number() }),
+            Err(e) => json!({ "name": name, "supported": false, "reason": e.text, "code": e.code.number() }),
         }).collect();
         let (major, minor) = module.version();
         let variables: Vec<_> = module

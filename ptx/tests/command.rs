@@ -3,6 +3,11 @@
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
+use vgpu_cli::testing::assert_documented;
+
+/// What objects have.
+const PAGE: &str = include_str!("../../docs/json.md");
+
 fn file(name: &str) -> PathBuf {
     PathBuf::from(env!("CARGO_MANIFEST_DIR"))
         .join("tests/corpus")
@@ -70,7 +75,7 @@ fn a_kernel_runs_from_files_to_files() {
         "30",
     ]);
     assert!(out.status.success(), "{}", text(&out.stderr));
-    let json: serde_json::Value = serde_json::from_slice(&out.stdout).unwrap();
+    let json = assert_documented(PAGE, &["warp_instructions"], &text(&out.stdout));
     assert_eq!(json["executor"], "cpu");
     assert!(json["device_ns"].as_u64().unwrap() > 0 && json["seconds"].as_f64().unwrap() > 0.0);
     let want: Vec<f32> = (0..100u16).map(|k| f32::from(k) * 3.5).collect();
@@ -190,14 +195,19 @@ fn check_lists_kernels_and_what_is_not_supported() {
         file("triton/matmul.sm_90.ptx").to_str().unwrap(),
     ]);
     assert_eq!(out.status.code(), Some(1));
-    let json: serde_json::Value = serde_json::from_slice(&out.stdout).unwrap();
+    let json = assert_documented(PAGE, &["kernels"], &text(&out.stdout));
     assert_eq!(json["kernels"][0]["supported"], false);
     assert!(
-        json["kernels"][0]["error"]
+        json["kernels"][0]["reason"]
             .as_str()
             .unwrap()
             .contains("wgmma")
     );
+    // With variables, and with kernels that run.
+    for module in ["struct_params.ptx", "saxpy.ptx"] {
+        let out = command(&["--json", "check", file(module).to_str().unwrap()]);
+        assert_documented(PAGE, &["kernels"], &text(&out.stdout));
+    }
     let out = command(&["check", "/nowhere.ptx"]);
     assert_eq!(out.status.code(), Some(1));
     assert!(text(&out.stderr).contains("cannot read /nowhere.ptx"));

@@ -252,7 +252,7 @@ const OF_GPUS: [OfGpu; 6] = [
         |gpu| gpu.memory_used.map(|bytes| bytes as f64),
     ),
     ("vgpu_gpu_memory_total_bytes", "Memory of a GPU", |gpu| {
-        gpu.memory_total.map(|bytes| bytes as f64)
+        gpu.total_memory.map(|bytes| bytes as f64)
     }),
     (
         "vgpu_gpu_busy_ratio",
@@ -696,7 +696,7 @@ mod tests {
             index: 0,
             uuid: "GPU-0a".into(),
             name: "NVIDIA H200".into(),
-            memory_total: Some(150 << 30),
+            total_memory: Some(150 << 30),
             memory_used: Some(1 << 30),
             busy_percent: Some(83),
             temperature_c: Some(61),

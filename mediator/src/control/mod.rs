@@ -185,7 +185,7 @@ pub struct Gpu {
     pub name: String,
     /// Bytes of its memory.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub memory_total: Option<u64>,
+    pub total_memory: Option<u64>,
     /// Bytes of its memory in use.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub memory_used: Option<u64>,
@@ -262,7 +262,7 @@ pub struct Guest {
     pub guest: String,
     /// The same for programs, as in `uuid:…`, `name:web-1`, `domid:7`, `uid:1000`, `tcp:web-1`, `file:/dir/web-1`: a
     /// VM's outlives its restart.
-    #[serde(default)]
+    #[serde(rename = "guest_id", default)]
     pub id: String,
     /// Sessions that run.
     pub sessions: usize,
@@ -301,6 +301,7 @@ pub struct Guest {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Session {
     /// Its number since the mediator started.
+    #[serde(rename = "session")]
     pub id: u64,
     /// The session's guest.
     pub guest: String,

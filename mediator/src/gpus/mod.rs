@@ -168,7 +168,7 @@ fn gpu(index: u32, device: Device<'_>) -> Gpu {
         index,
         uuid: text(device.uuid()),
         name: text(device.name()),
-        memory_total: memory.as_ref().map(|memory| memory.total),
+        total_memory: memory.as_ref().map(|memory| memory.total),
         memory_used: memory.as_ref().map(|memory| memory.used),
         busy_percent: device.busy_percent(),
         temperature_c: device.temperature(),

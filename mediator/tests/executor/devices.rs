@@ -155,7 +155,10 @@ fn each_guest_sees_the_gpus_of_its_rule_over_every_endpoint() {
     assert_eq!(number(&device), 2);
     let status = served.mediator.status();
     let guests = status["guests"].as_array().unwrap();
-    let guest = guests.iter().find(|it| it["id"] == "tcp:tester").unwrap();
+    let guest = guests
+        .iter()
+        .find(|it| it["guest_id"] == "tcp:tester")
+        .unwrap();
     assert_eq!(guest["devices"], serde_json::json!([uuid(2), uuid(0)]));
     let text = stdout(&served.vgpuctl(&["status"]));
     let line = text.lines().find(|line| line.starts_with("tcp tester"));
@@ -302,7 +305,7 @@ fn a_session_chooses_among_its_gpus_and_has_the_turns_of_the_one_it_uses() {
     let turns_of = |id: &str| {
         let status = served.mediator.status();
         let guests = status["guests"].as_array().unwrap();
-        let guest = guests.iter().find(|it| it["id"] == id).unwrap();
+        let guest = guests.iter().find(|it| it["guest_id"] == id).unwrap();
         guest["turns"].as_u64().unwrap()
     };
     fill(&first);

@@ -58,14 +58,14 @@ fn status_top_metrics_and_doctor_have_what_each_gpu_gives() {
     let status = wait_for(folder, "figures", |status| status["gpus"].is_array());
     let first = serde_json::json!({
         "index": 0, "uuid": "GPU-61207374", "name": "Stand-in GPU",
-        "memory_total": 1 << 30, "memory_used": 1 << 28, "busy_percent": 42, "temperature_c": 61,
+        "total_memory": 1 << 30, "memory_used": 1 << 28, "busy_percent": 42, "temperature_c": 61,
         "power_mw": 402_500, "power_limit_mw": 402_500, "ecc_corrected": 3, "ecc_uncorrected": 0,
         "age_s": status["gpus"][0]["age_s"],
     });
     assert_eq!(status["gpus"][0], first);
     let second = serde_json::json!({
         "index": 1, "uuid": "GPU-616e642d", "name": "Another GPU",
-        "memory_total": 1 << 30, "memory_used": 1 << 28, "temperature_c": 61,
+        "total_memory": 1 << 30, "memory_used": 1 << 28, "temperature_c": 61,
         "age_s": status["gpus"][1]["age_s"],
     });
     assert_eq!(status["gpus"][1], second);

@@ -10,7 +10,7 @@ use crate::bench_gpu;
 use crate::cli::{BenchArguments, BenchCommand, Cli};
 use crate::ping::RoundTrips;
 use crate::vector_add::rate;
-use crate::{floats, session};
+use crate::{floats, output, session};
 
 /// Bytes of a round trip: a small request's worth.
 const PING_BYTES: usize = 16;
@@ -55,7 +55,7 @@ pub(crate) fn run(cli: &Cli, arguments: &BenchArguments) -> Result<(), Failure> 
                 "repeats": arguments.repeats,
                 "median_seconds": median.as_secs_f64(),
                 "best_seconds": best.as_secs_f64(),
-                "device_seconds": runs.device.as_secs_f64(),
+                "device_ns": output::nanoseconds(runs.device),
                 "gb_per_s": gb_per_s,
                 "executor": info.executor.as_str(),
                 "device": info.device.as_str(),

@@ -38,7 +38,7 @@ pub(crate) fn run(cli: &Cli, arguments: &ConformanceArguments) -> Result<(), Fai
                     "case": name,
                     "endpoint": endpoint.to_string(),
                     "ok": error.is_none(),
-                    "error": error,
+                    "reason": error,
                     "seconds": (seconds * 1e6).round() / 1e6,
                 }))?;
             } else {

@@ -41,7 +41,7 @@ fn print(cli: &Cli, client: &Client, info: &InfoReply, way: CopyWay) -> Result<(
             "mediator": info.mediator.as_str(),
             "copies": copies,
             "endpoint": endpoint,
-            "session": epoch,
+            "epoch": epoch,
             "limits": {
                 "max_lanes": limits.max_lanes,
                 "max_requests": limits.max_requests,

@@ -9,7 +9,7 @@ use vgpu_cli::{Failure, print_line, print_object};
 
 use crate::cli::{Cli, VectorAddArguments};
 use crate::output_file::OutputFile;
-use crate::{floats, session};
+use crate::{floats, output, session};
 
 /// Transfers of fewer elements are over before a bar can be read.
 const BAR_FROM: u64 = 8 << 20;
@@ -54,7 +54,7 @@ pub(crate) fn run(cli: &Cli, arguments: &VectorAddArguments) -> Result<(), Failu
             "endpoint": endpoint,
             "left": left,
             "seconds": seconds,
-            "device_seconds": report.device_time.as_secs_f64(),
+            "device_ns": output::nanoseconds(report.device_time),
             "bytes": bytes,
             "gb_per_s": gb_per_s,
         }))

@@ -15,7 +15,7 @@ pub(crate) fn cells(gpu: &Gpu) -> [String; 6] {
     };
     let or_none = |cell: Option<String>| cell.unwrap_or_else(|| "-".to_owned());
     let watts = |milliwatts: u32| milliwatts / 1000;
-    let memory = gpu.memory_used.zip(gpu.memory_total);
+    let memory = gpu.memory_used.zip(gpu.total_memory);
     let memory =
         memory.map(|(used, total)| format!("{} of {}", bytes(used as f64), bytes(total as f64)));
     let power = gpu.power_mw.map(|power| match gpu.power_limit_mw {

@@ -110,17 +110,8 @@ fn wait(
             Err(Error::TimedOut(_)) if until < deadline => {}
             Err(error) => return Err(error.into()),
         }
-        if signals.stop.load(Ordering::Relaxed) {
-            return Err(stopped());
-        }
+        signals.check()?;
     }
-}
-
-fn stopped() -> Failure {
-    Failure::interrupted(
-        "stopped by a signal before a client connected",
-        "start it again when the other side is ready",
-    )
 }
 
 /// Catches the signals that end a program, until [`let_go`](Self::let_go).
@@ -150,17 +141,25 @@ impl Signals {
         Ok(signals)
     }
 
+    /// Fails once a signal has come.
+    fn check(&self) -> Result<(), Failure> {
+        if !self.stop.load(Ordering::SeqCst) {
+            return Ok(());
+        }
+        Err(Failure::interrupted(
+            "stopped by a signal before a client connected",
+            "start it again when the other side is ready",
+        ))
+    }
+
     /// From here on signals end the program at once, with the same status; the kernel then tells the peer.
     ///
     /// # Errors
-    /// There was one before.
+    /// One has come before.
     fn let_go(&self) -> Result<(), Failure> {
         // SeqCst, with the handler's read of `let_go` and its store to `stop` behind it: a signal finds the one or is
         // found in the other.
         self.let_go.store(true, Ordering::SeqCst);
-        match self.stop.load(Ordering::SeqCst) {
-            true => Err(stopped()),
-            false => Ok(()),
-        }
+        self.check()
     }
 }

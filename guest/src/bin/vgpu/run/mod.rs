@@ -68,14 +68,13 @@ pub(crate) fn run(cli: &Cli, run: &RunArguments) -> Result<(), Failure> {
         file.finish(&bytes)?;
     }
 
-    let device_ns = u64::try_from(device_time.as_nanos()).unwrap_or(u64::MAX);
     let printed = if cli.json {
         print_object(&json!({
             "executor": info.executor.as_str(),
             "device": device.name(),
             "uuid": uuid(&device),
             "seconds": seconds,
-            "device_ns": device_ns,
+            "device_ns": output::nanoseconds(device_time),
             "endpoint": endpoint,
             "left": left,
         }))

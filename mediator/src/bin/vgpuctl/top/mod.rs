@@ -29,7 +29,7 @@ const ONCE_INTERVAL: Duration = Duration::from_millis(500);
 #[derive(Debug, PartialEq, Serialize)]
 struct GuestRates {
     guest: String,
-    id: String,
+    guest_id: String,
     weight: Option<u32>,
     sessions: usize,
     memory: u64,
@@ -167,7 +167,7 @@ fn guest_rates(before: &Status, now: &Status, elapsed: Duration) -> Vec<GuestRat
         let worked = new.device_ns.saturating_sub(old.device_ns);
         rates.push(GuestRates {
             guest: guest.guest.clone(),
-            id: guest.id.clone(),
+            guest_id: guest.id.clone(),
             weight: guest.weight,
             sessions: guest.sessions,
             memory: guest.standing.memory,

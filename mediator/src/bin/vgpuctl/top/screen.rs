@@ -430,16 +430,16 @@ mod tests {
     fn look() -> Look {
         let status = r#"{"version":"0.1.0","pid":4711,"uptime_s":93784,"stopping":false,"listen":["xen:"],
             "executor":{"kind":"cuda","device":"NVIDIA H200","total_memory":150000000000,"driver":"570.86",
-            "reason":""},"gpus":[{"index":0,"uuid":"GPU-0a","name":"NVIDIA H200","memory_total":150000000000,
+            "reason":""},"gpus":[{"index":0,"uuid":"GPU-0a","name":"NVIDIA H200","total_memory":150000000000,
             "memory_used":24500000000,"busy_percent":83,"temperature_c":61,"power_mw":402500,"power_limit_mw":700000,
             "ecc_corrected":3,"ecc_uncorrected":0,"age_s":0},{"index":1,"uuid":"GPU-0b","name":"NVIDIA H200",
-            "memory_total":150000000000,"memory_used":600000000,"age_s":0}],"limits":{"max_sessions":64,"max_sessions_per_guest":4},"allow_all":false,
+            "total_memory":150000000000,"memory_used":600000000,"age_s":0}],"limits":{"max_sessions":64,"max_sessions_per_guest":4},"allow_all":false,
             "warm":{"wanted":4,"workers":[{"pid":4800,"state":"ready"}],"sessions":60,"cold_sessions":2,
             "cold_endpoints":[]},"sessions_started":81,"refused":3,"usage":{},"guests":[],"sessions":[]}"#;
         let mut status: Status = serde_json::from_str(status).unwrap();
         let guest = |name: &str, device: f64, memory: u64, sessions: u8, kills| GuestRates {
             guest: name.to_owned(),
-            id: String::new(),
+            guest_id: String::new(),
             weight: Some(1 + u32::from(sessions)),
             sessions: sessions.into(),
             memory,
@@ -486,7 +486,7 @@ mod tests {
             session(13, "guest 7 (web-1)", 19.0),
             session(14, "guest 3 (db)", 8.0),
         ];
-        let running = r#"{"id":12,"guest":"","pid":9,"age_s":1,"state":"serving","client":null,"usage":{},
+        let running = r#"{"session":12,"guest":"","pid":9,"age_s":1,"state":"serving","client":null,"usage":{},
             "current":true}"#;
         status.sessions = vec![serde_json::from_str(running).unwrap(); 3];
         status.guests = guests.iter().map(|it| held(it.memory)).collect();
@@ -598,7 +598,7 @@ mod tests {
         look.status.gpus.clear();
         let one = |n: u32| GuestRates {
             guest: format!("g\u{1b}[2J\n{n:03}"),
-            id: String::new(),
+            guest_id: String::new(),
             weight: None,
             sessions: 1,
             memory: 0,
