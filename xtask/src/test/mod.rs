@@ -227,6 +227,8 @@ const INSTALLED: &[&str] = &[
     "libxen-dev",
     "openssh-server",
     "pkgconf",
+    // For what it scrapes, and its promtool for what that looks like.
+    "prometheus",
     "python3-pytest",
     "systemd",
 ];
