@@ -30,6 +30,8 @@ struct Package {
     /// The folder of `dist/` with its scripts.
     scripts: Option<&'static str>,
     recommends: &'static [&'static str],
+    /// What its scripts need of a Debian.
+    deb_depends: &'static [&'static str],
     /// What it has of the library for C.
     part: Option<Part>,
 }
@@ -65,6 +67,7 @@ const PACKAGES: [Package; 5] = [
         settings: &[("mediator/mediatord.toml", "/etc/vgpu/mediatord.toml")],
         scripts: Some("mediator"),
         recommends: &[],
+        deb_depends: &[],
         part: None,
     },
     Package {
@@ -86,6 +89,8 @@ const PACKAGES: [Package; 5] = [
         settings: &[("guest/modprobe.conf", "/etc/modprobe.d/vgpu-guest.conf")],
         scripts: Some("guest"),
         recommends: &["vchan"],
+        // groupadd.
+        deb_depends: &["passwd"],
         part: None,
     },
     Package {
@@ -98,6 +103,7 @@ const PACKAGES: [Package; 5] = [
         settings: &[],
         scripts: None,
         recommends: &[],
+        deb_depends: &[],
         part: None,
     },
     Package {
@@ -110,6 +116,7 @@ const PACKAGES: [Package; 5] = [
         settings: &[],
         scripts: Some("library"),
         recommends: &["vgpu-guest"],
+        deb_depends: &[],
         part: Some(Part::Library),
     },
     Package {
@@ -122,6 +129,7 @@ const PACKAGES: [Package; 5] = [
         settings: &[],
         scripts: None,
         recommends: &[],
+        deb_depends: &[],
         part: Some(Part::Development),
     },
 ];
@@ -172,6 +180,7 @@ pub(super) fn lay_out(
     let mut paths = BTreeSet::new();
     for package in &PACKAGES {
         let described = describe(dist, package, Format::Deb, programs, pages)?;
+        // A deb lists no folders.
         for file in described["contents"].as_array().context("contents")? {
             let (Some(from), Some(to)) = (file["src"].as_str(), file["dst"].as_str()) else {
                 bail!("a file without a place: {file}");
@@ -349,6 +358,14 @@ fn describe(
             "",
         );
     }
+    // rpm removes the folders that a package owns, and dpkg those that are empty. Of the settings' folder the scripts
+    // take care, since a changed file stays there.
+    if format == Format::Rpm {
+        contents.push(json!({
+            "dst": documents, "type": "dir",
+            "file_info": { "mode": 0o755, "mtime": time, "owner": "root", "group": "root" },
+        }));
+    }
     let mut described = json!({
         "name": name,
         "arch": "amd64",
@@ -411,10 +428,11 @@ fn depends(
         }]);
     }
     match format {
-        Format::Deb => Ok(vec![format!(
-            "libc6 (>= 2.{})",
-            super::programs::GLIBC_MINOR
-        )]),
+        Format::Deb => {
+            let mut needs = vec![format!("libc6 (>= 2.{})", super::programs::GLIBC_MINOR)];
+            needs.extend(package.deb_depends.iter().map(|&name| name.to_owned()));
+            Ok(needs)
+        }
         Format::Rpm => {
             let library = (package.part == Some(Part::Library)).then_some(&LIBRARY);
             let files = package.programs.iter().chain(library);

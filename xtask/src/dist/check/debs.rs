@@ -60,7 +60,7 @@ impl<'d> Debs<'d> {
     /// # Errors
     /// It cannot be made: that needs Debian's archive.
     pub(super) fn prepare(dist: &'d Dist) -> Result<Self> {
-        let root = unpack(dist, "debian", &[])?;
+        let root = unpack(dist, "debian-passwd", &["passwd"])?;
         let before = files(&root)?;
         Ok(Self { dist, root, before })
     }
@@ -86,6 +86,15 @@ impl<'d> Debs<'d> {
             self.dpkg(&["--install"], &[package(self.dist, name, ".deb")?])?;
             self.dpkg(&["--verify", name], &[])?;
         }
+        // The devices go to a group, and there is that group.
+        let rule = "usr/lib/udev/rules.d/70-vgpu-guest.rules";
+        let rule = fs::read_to_string(self.root.join(rule)).context("no udev rule")?;
+        ensure!(rule.contains("GROUP=\"vgpu\""), "the udev rule: {rule}");
+        let groups = fs::read_to_string(self.root.join("etc/group"))?;
+        ensure!(
+            groups.lines().any(|line| line.starts_with("vgpu:")),
+            "no group vgpu after an installation: {groups}"
+        );
         Ok(())
     }
 

@@ -68,6 +68,9 @@ impl<'d> Rpms<'d> {
         let stub = common.pack("centos-7-stub-rpm", &stub, &dist.work)?;
         let root = dist.work.join("centos-7");
         add_shell(&root)?;
+        for folder in FOLDERS {
+            fs::create_dir_all(root.join(folder))?;
+        }
         let mut rpms = Self {
             dist,
             root,
@@ -202,6 +205,24 @@ impl<'d> Rpms<'d> {
         nothing_left(&self.root, &self.before)
     }
 }
+
+/// Folders of packages that the stub stands for, and of shells: they are there already, and stay.
+const FOLDERS: [&str; 14] = [
+    "etc/modprobe.d",
+    "usr/bin",
+    "usr/include",
+    "usr/lib/modules-load.d",
+    "usr/lib/systemd/system",
+    "usr/lib/udev/rules.d",
+    "usr/lib64/pkgconfig",
+    "usr/share/bash-completion/completions",
+    "usr/share/doc",
+    "usr/share/fish/vendor_completions.d",
+    "usr/share/man/man1",
+    "usr/share/man/man5",
+    "usr/share/zsh/site-functions",
+    "var/tmp",
+];
 
 /// A shell and the rest of busybox, for the packages' scripts.
 fn add_shell(root: &Path) -> Result<()> {
