@@ -1,7 +1,8 @@
-//! Writing to standard output and standard error: everything, or an error.
+//! Writing to standard output and standard error, everything or an error, and figures as people read them.
 
 use std::io::{self, IsTerminal};
 
+use unit_prefix::NumberPrefix::{self, Prefixed, Standalone};
 use vgpu_transport::output::write_all;
 
 /// Prints on standard output.
@@ -20,4 +21,28 @@ pub fn print_error(text: &str) {
 /// Whether standard output is a terminal, which can be told to move its cursor.
 pub fn is_terminal() -> bool {
     io::stdout().is_terminal()
+}
+
+/// A count with a decimal prefix, as in `1.5 M`; below 1000 as it is.
+pub fn count(value: f64) -> String {
+    let prefixed = match NumberPrefix::decimal(value) {
+        // What rounds up to 1000 belongs to the next prefix.
+        Standalone(it) if it >= 999.5 => NumberPrefix::decimal(value + 1.0),
+        Prefixed(_, it) if it >= 999.95 => NumberPrefix::decimal(value * 1.001),
+        it => it,
+    };
+    match prefixed {
+        Standalone(it) => format!("{it:.0}"),
+        Prefixed(prefix, it) => format!("{it:.1} {prefix}"),
+    }
+}
+
+/// Bytes with a decimal prefix, as in `1.5 MB`.
+pub fn bytes(value: f64) -> String {
+    let count = count(value);
+    if count.contains(' ') {
+        format!("{count}B")
+    } else {
+        format!("{count} B")
+    }
 }

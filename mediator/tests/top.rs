@@ -142,3 +142,28 @@ fn keys_and_signals_end_top_and_the_terminal_is_as_it_was() {
         shown.lock().unwrap().contains("error: no mediator at")
     });
 }
+
+#[test]
+fn tables_keep_to_the_width_of_the_terminal() {
+    let directory = tempfile::tempdir().unwrap();
+    let mediator = Mediator::start(directory.path(), &[]);
+    let _session = mediator.connect().unwrap();
+    for arguments in [&["status"][..], &["top", "--once"]] {
+        let mut command = mediator.vgpuctl();
+        command.args(arguments);
+        let mut shown = OnTerminal::start(command, (70, 24));
+        assert!(shown.child.0.wait().unwrap().success());
+        wait_until("all of it is shown", || shown.shown().contains("SESSION "));
+        let text = shown.shown();
+        let tables = text.lines().skip_while(|line| !line.contains("GUEST"));
+        for line in tables {
+            assert!(line.trim_end().chars().count() <= 70, "{line}");
+        }
+        // The last column of the sessions.
+        wait_until("nothing is left out", || {
+            let text = shown.shown();
+            let (_, sessions) = text.split_once("SESSION ").unwrap();
+            sessions.matches("SESSION").count() >= 1
+        });
+    }
+}

@@ -23,6 +23,7 @@ use vgpu_protocol::status::{ErrorCode, Status};
 
 use super::session_finder::SessionFinder;
 use crate::executor::{Executor, ExecutorInfo, trial};
+use crate::print::bytes;
 use crate::session::OpenExecutor;
 use crate::session::backend::{Also, Backend, Event};
 use crate::usage::{Counters, Load};
@@ -277,8 +278,8 @@ fn describe(info: &ExecutorInfo) -> String {
     } else {
         format!(", driver {driver}")
     };
-    let memory = total_memory >> 20;
-    format!("{device}, {memory} MiB{driver} ({kind} executor: {reason})")
+    let memory = bytes(*total_memory as f64);
+    format!("{device}, {memory}{driver} ({kind} executor: {reason})")
 }
 
 /// The error and, where the device does not come back by itself, what to do.

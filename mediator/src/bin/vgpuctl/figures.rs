@@ -2,33 +2,11 @@
 
 use comfy_table::{CellAlignment, ContentArrangement, Table, presets};
 use jiff::{RoundMode, Span, SpanRound, Unit};
-use unit_prefix::NumberPrefix::{self, Prefixed, Standalone};
+use ratatui::crossterm::terminal;
 use vgpu_mediator::control::Guest;
+use vgpu_mediator::print::is_terminal;
+pub(crate) use vgpu_mediator::print::{bytes, count};
 use vgpu_mediator::usage::Standing;
-
-/// A count with a decimal prefix, as in `1.5 M`; below 1000 as it is.
-pub(crate) fn count(value: f64) -> String {
-    let prefixed = match NumberPrefix::decimal(value) {
-        // What rounds up to 1000 belongs to the next prefix.
-        Standalone(it) if it >= 999.5 => NumberPrefix::decimal(value + 1.0),
-        Prefixed(_, it) if it >= 999.95 => NumberPrefix::decimal(value * 1.001),
-        it => it,
-    };
-    match prefixed {
-        Standalone(it) => format!("{it:.0}"),
-        Prefixed(prefix, it) => format!("{it:.1} {prefix}"),
-    }
-}
-
-/// Bytes with a decimal prefix, as in `1.5 MB`.
-pub(crate) fn bytes(value: f64) -> String {
-    let count = count(value);
-    if count.contains(' ') {
-        format!("{count}B")
-    } else {
-        format!("{count} B")
-    }
-}
 
 /// A duration in its two largest units, as in `3h 20m`.
 pub(crate) fn duration(seconds: u64) -> String {
@@ -78,20 +56,61 @@ pub(crate) fn percent(part: f64, whole: f64) -> String {
 }
 
 /// Lines of cells as aligned columns; the first line is the heading. Columns of figures are
-/// aligned to the right.
+/// aligned to the right. Columns that the terminal has no room for come below, in tables of their own.
 pub(crate) fn table(lines: &[Vec<String>], figures_from: usize) -> String {
-    let mut table = Table::new();
-    table
-        .load_style(presets::NOTHING)
-        .set_content_arrangement(ContentArrangement::Disabled)
-        .add_rows(lines);
-    for (index, column) in table.column_iter_mut().enumerate() {
-        column.set_padding((0, 2));
-        if index >= figures_from {
-            column.set_cell_alignment(CellAlignment::Right);
+    let room = is_terminal().then(terminal::size).and_then(Result::ok);
+    let room = room.map(|(columns, _)| usize::from(columns));
+    table_in(lines, figures_from, room.filter(|columns| *columns > 0))
+}
+
+/// [`table`], in lines of at most `room` characters where one column fits beside the first, which says whose line it is
+/// and stands in each part.
+fn table_in(lines: &[Vec<String>], figures_from: usize, room: Option<usize>) -> String {
+    const BETWEEN: usize = 2;
+    let columns = lines.iter().map(Vec::len).max().unwrap_or(0);
+    let width = |column: usize| {
+        let cells = lines.iter().filter_map(|line| line.get(column));
+        cells.map(|cell| cell.chars().count()).max().unwrap_or(0)
+    };
+    let mut parts: Vec<Vec<usize>> = Vec::new();
+    let mut taken = 0;
+    for column in 1..columns {
+        let needs = BETWEEN + width(column);
+        match parts.last_mut() {
+            Some(part) if room.is_none_or(|room| taken + needs <= room) => {
+                part.push(column);
+                taken += needs;
+            }
+            _ => {
+                parts.push(vec![0, column]);
+                taken = width(0) + needs;
+            }
         }
     }
-    table.trim_fmt() + "\n"
+    if parts.is_empty() {
+        parts.push(vec![0]);
+    }
+    let tables = parts.iter().map(|part| {
+        let cell =
+            |line: &Vec<String>, column: usize| line.get(column).cloned().unwrap_or_default();
+        let mut table = Table::new();
+        table
+            .load_style(presets::NOTHING)
+            .set_content_arrangement(ContentArrangement::Disabled)
+            .add_rows(
+                lines
+                    .iter()
+                    .map(|line| part.iter().map(|it| cell(line, *it)).collect::<Vec<_>>()),
+            );
+        for (column, own) in table.column_iter_mut().zip(part) {
+            column.set_padding((0, 2));
+            if *own >= figures_from {
+                column.set_cell_alignment(CellAlignment::Right);
+            }
+        }
+        table.trim_fmt() + "\n"
+    });
+    tables.collect::<Vec<_>>().join("\n")
 }
 
 /// A text from a guest, short enough for a column.
@@ -108,6 +127,22 @@ pub(crate) fn shorten(text: &str, most: usize) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn columns_beyond_the_terminal_come_below_with_the_first_beside_them() {
+        let lines = [
+            ["NAME", "N", "STATE", "BYTES"],
+            ["web-1", "1", "serving", "1.5 MB"],
+        ];
+        let lines = lines.map(|line| line.map(str::to_owned).to_vec());
+        let whole = "NAME   N  STATE     BYTES\nweb-1  1  serving  1.5 MB\n";
+        assert_eq!(table_in(&lines, 3, None), whole);
+        assert_eq!(table_in(&lines, 3, Some(25)), whole);
+        let parts = "NAME   N  STATE\nweb-1  1  serving\n\nNAME    BYTES\nweb-1  1.5 MB\n";
+        assert_eq!(table_in(&lines, 3, Some(24)), parts);
+        // Each column that has no room at all has a table all the same.
+        assert_eq!(table_in(&lines, 3, Some(1)).matches("NAME").count(), 3);
+    }
 
     #[test]
     fn figures_are_short_and_right() {
