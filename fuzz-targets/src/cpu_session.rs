@@ -6,10 +6,13 @@
 //! the device's memory must be as free as at the beginning, whatever came before.
 
 use std::collections::VecDeque;
+use std::os::unix::net::UnixStream;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use vchan::region::{Access, OwnedRegion};
+use vchan::{Channel, local};
 use vgpu_mediator::executor::Executor;
 use vgpu_mediator::executor::cpu::CpuExecutor;
 use vgpu_mediator::policy::Share;
@@ -21,14 +24,15 @@ use vgpu_protocol::op::field::{Bytes, StreamRef};
 use vgpu_protocol::op::{
     Body, CopyFromDevice, CopyRowsFromDevice, CopyRowsToDevice, CopyRowsWithinDevice, CopyToDevice,
     CopyWithinDevice, DeviceInfo, DeviceSelect, EventCreate, EventDestroy, EventElapsed,
-    EventQuery, EventRecord, EventSynchronize, Exchange, Features, Fence, FillRange, FillRows,
-    FunctionSetAttribute, Goodbye, GraphDestroy, GraphExecDestroy, GraphInstantiate, GraphLaunch,
-    Hello, Info, Launch, MemoryAllocate, MemoryAllocateAsync, MemoryAllocateAsyncReply,
-    MemoryAllocateReply, MemoryAllocateRows, MemoryAllocateRowsReply, MemoryFree, MemoryFreeAsync,
-    MemoryInfo, MemoryInfoReply, MemoryPoolInfo, MemoryPoolSetAttribute, MemoryPoolTrim,
-    ModuleFunction, ModuleGlobal, ModuleLoad, ModuleUnload, Op, OpSet, Ping, Request, Statistics,
-    StreamBeginCapture, StreamCancel, StreamCaptureInfo, StreamCreate, StreamDestroy,
-    StreamEndCapture, StreamQuery, StreamSynchronize, StreamWaitEvent, Synchronize, TakePrinted,
+    EventQuery, EventRecord, EventSynchronize, Exchange, Features, Fence, FieldSpec, FillRange,
+    FillRows, FunctionSetAttribute, Goodbye, GraphDestroy, GraphExecDestroy, GraphInstantiate,
+    GraphLaunch, Hello, Info, Launch, MemoryAllocate, MemoryAllocateAsync,
+    MemoryAllocateAsyncReply, MemoryAllocateReply, MemoryAllocateRows, MemoryAllocateRowsReply,
+    MemoryFree, MemoryFreeAsync, MemoryInfo, MemoryInfoReply, MemoryPoolInfo,
+    MemoryPoolSetAttribute, MemoryPoolTrim, ModuleFunction, ModuleGlobal, ModuleLoad, ModuleUnload,
+    Op, OpSet, Ping, RegionUnmap, Request, Statistics, StreamBeginCapture, StreamCancel,
+    StreamCaptureInfo, StreamCreate, StreamDestroy, StreamEndCapture, StreamQuery,
+    StreamSynchronize, StreamWaitEvent, Synchronize, TakePrinted,
 };
 use vgpu_protocol::session::inbox::{Inbox, Received};
 use vgpu_protocol::{MIN_VERSION, VERSION};
@@ -46,6 +50,9 @@ const LOOK_INTERVAL: Duration = Duration::from_millis(1);
 const OBJECTS: u32 = 3;
 /// Requests of one input.
 const MOST: u32 = 200;
+
+/// Bytes of each of its regions.
+const REGION: u64 = 8192;
 
 /// Data for copies to the device.
 const DATA: [u8; 5000] = [0x5a; 5000];
@@ -181,10 +188,12 @@ struct Guest {
     /// The end was reached, and everything was given back on a device that is sound.
     whole: Arc<Mutex<Option<(u64, u64)>>>,
     heard: Heard,
+    /// Memory that the mediator may map.
+    regions: Vec<OwnedRegion>,
 }
 
 impl Guest {
-    fn new(data: &[u8], whole: Arc<Mutex<Option<(u64, u64)>>>) -> Self {
+    fn new(data: &[u8], whole: Arc<Mutex<Option<(u64, u64)>>>, regions: Vec<OwnedRegion>) -> Self {
         let (first, rest) = data.split_first().unwrap_or((&0, &[]));
         let mut guest = Self {
             input: rest.to_vec(),
@@ -205,6 +214,7 @@ impl Guest {
             over: false,
             whole,
             heard: Heard::new(),
+            regions,
         };
         let hello = Hello {
             min_version: MIN_VERSION.try_into().expect("not 0"),
@@ -316,7 +326,8 @@ impl Guest {
             1 => &DATA[..10],
             _ => &DATA,
         };
-        let request: Request = match i.u8() % 46 {
+        let request: Request = match i.u8() % 48 {
+            46 | 47 => return Some((self.of_table(i)?, quiet, up)),
             0 | 1 => MemoryAllocate { bytes: bytes(i) }.into(),
             2 => MemoryFree {
                 address: self.address(i),
@@ -594,6 +605,61 @@ impl Guest {
         Some((request, quiet, up))
     }
 
+    /// Any operation of the table, with fields by what the table says of them; none where they break a rule.
+    fn of_table(&self, i: &mut Input<'_>) -> Option<Request> {
+        let op = Op::REQUESTS[usize::from(i.u8()) % Op::REQUESTS.len()];
+        let fields = op.spec()?.request.iter();
+        let body: Vec<u8> = fields.flat_map(|field| self.field(field, i)).collect();
+        Request::decode(op, &body).ok()
+    }
+
+    /// A value of a field, as it is encoded.
+    fn field(&self, field: &FieldSpec, i: &mut Input<'_>) -> Vec<u8> {
+        let number: u64 = match (field.name, field.wire) {
+            ("stream", "stream") => match self.stream(i).handle() {
+                Some(handle) => handle.to_bits(),
+                None => 0,
+            },
+            ("stream", _) => self.handle(HandleKind::Stream, i).to_bits(),
+            ("module", _) => self.handle(HandleKind::Module, i).to_bits(),
+            ("event" | "start" | "end", _) => self.handle(HandleKind::Event, i).to_bits(),
+            ("graph", _) => self.handle(HandleKind::Graph, i).to_bits(),
+            ("exec", _) => self.handle(HandleKind::GraphExec, i).to_bits(),
+            ("region", _) => self.handle(HandleKind::Region, i).to_bits(),
+            ("to" | "from" | "address", _) => self.address(i),
+            // A kernel that spins is to end soon.
+            ("deadline_ms", _) => u64::from(i.u8() % 20) + 1,
+            ("ticket", _) => {
+                let n = usize::from(i.u8());
+                let ticket = self.regions.get(n % 4).map(OwnedRegion::ticket);
+                let ticket = ticket.unwrap_or_else(|| i.array());
+                let len = u16::try_from(ticket.len()).expect("short");
+                return [&len.to_le_bytes()[..], &ticket].concat();
+            }
+            (_, "text") => {
+                let name = ["put", "counter", "none"][usize::from(i.u8() % 3)];
+                let len = u16::try_from(name.len()).expect("short");
+                return [&len.to_le_bytes()[..], name.as_bytes()].concat();
+            }
+            (_, "bytes") => {
+                let n = usize::from(i.u8() % 17);
+                let bytes = i.take(n);
+                let len = u16::try_from(bytes.len()).expect("short");
+                return [&len.to_le_bytes()[..], bytes].concat();
+            }
+            (_, "list") => return vec![0; 2],
+            (_, "three u32: x, y, z") => {
+                let n = [i.u8(), i.u8() % 3, i.u8() % 3].map(u32::from);
+                return n.map(u32::to_le_bytes).concat();
+            }
+            // Of a region, as likely as not.
+            _ if field.max_len == 8 && i.u8() & 1 == 0 => u64::from(i.u16()) % (REGION + 2),
+            _ if field.max_len == 8 => Self::size(i),
+            _ => i.u8().into(),
+        };
+        number.to_le_bytes()[..field.max_len].to_vec()
+    }
+
     /// Requests that give back everything the guest knows of.
     fn give_back(&mut self) -> VecDeque<Request> {
         let mut all = VecDeque::new();
@@ -606,6 +672,8 @@ impl Guest {
                 let (stream, event) = (handle(HandleKind::Stream), handle(HandleKind::Event));
                 let (module, graph) = (handle(HandleKind::Module), handle(HandleKind::Graph));
                 let exec = handle(HandleKind::GraphExec);
+                let region = handle(HandleKind::Region);
+                all.push_back(RegionUnmap { region }.into());
                 all.push_back(GraphExecDestroy { exec }.into());
                 all.push_back(GraphDestroy { graph }.into());
                 all.push_back(ModuleUnload { module }.into());
@@ -718,10 +786,28 @@ impl Transport for Guest {
     }
 }
 
+/// Both ends of a channel, the guest's first.
+fn channels() -> (Channel, Channel) {
+    let deadline = Instant::now() + PATIENCE;
+    let (one, other) = UnixStream::pair().expect("a pair");
+    let guest = thread::spawn(move || local::serve_on(one, 4096, deadline));
+    let mediator = local::connect_on(other, deadline).expect("a channel");
+    let guest = guest.join().expect("no panic");
+    (guest.expect("a channel"), mediator)
+}
+
 /// A session of a guest that asks for what the input says.
 pub(crate) fn run(data: &[u8]) {
     let whole = Arc::new(Mutex::new(None));
-    let mut stream = Stream::Other(Box::new(Guest::new(data, Arc::clone(&whole))));
+    // Its memory beside the ring is of a channel that carries nothing else.
+    let (channel, mediator) = channels();
+    let made = |_| {
+        let bytes = usize::try_from(REGION).expect("few");
+        let region = channel.create_region(bytes, Access::Both);
+        region.expect("memory")
+    };
+    let guest = Guest::new(data, Arc::clone(&whole), (0..2).map(made).collect());
+    let mut stream = Stream::Other(Box::new(guest));
     let time = Duration::from_secs(30);
     let settings = Settings {
         terms: Terms {
@@ -747,8 +833,10 @@ pub(crate) fn run(data: &[u8]) {
         executor.set_share(Share {
             memory_mib: Some(16),
             kernel_timeout_s: Some(1),
+            pinned_mib: Some(1),
             ..Share::default()
         });
+        executor.set_regions(mediator.regions());
         Ok(Box::new(executor) as Box<dyn Executor>)
     };
     let (observed, stop) = (Observed::default(), StopFlag::default());
@@ -806,6 +894,36 @@ pub(crate) fn seeds() -> Vec<Vec<u8>> {
             seed.extend(graph(captured));
             all.push(seed);
         }
+    }
+    // By the table: a region is mapped, copied from and to, and let go, beside a compilation; and each operation.
+    let of = |op: Op, fields: &[u8]| {
+        let place = Op::REQUESTS.iter().position(|it| *it == op);
+        let place = u8::try_from(place.expect("a request")).expect("few");
+        [&[0, 2, 46, place][..], fields].concat()
+    };
+    let mapped = [
+        allocate,
+        // Handle, bytes, address, ticket.
+        &of(Op::RegionMap, &[33, 0, 0, 32, 0, 0, 0, 0, 0, 0, 0]),
+        // Address, handle, offset, bytes, word, value, stream.
+        &of(
+            Op::CopyFromRegion,
+            &[0, 4, 33, 0, 8, 0, 0, 64, 0, 0, 16, 0, 0, 7, 0, 1],
+        ),
+        &of(
+            Op::CopyToRegion,
+            &[0, 4, 33, 0, 8, 0, 0, 64, 0, 0, 24, 0, 0, 9, 0, 1],
+        ),
+        wait,
+        &of(Op::RegionUnmap, &[33]),
+        &of(Op::ModuleCompile, &[33, 0, 0, 9, 0, 0]),
+        wait,
+    ]
+    .concat();
+    all.push([&[0][..], &mapped].concat());
+    for op in Op::REQUESTS {
+        let rest = [of(*op, &[32; 30]), wait.to_vec()].concat();
+        all.push([&[0][..], allocate, load, stream, event, &rest].concat());
     }
     // Bytes of no kind.
     all.push([&[0, 0, 0, 31, 40][..], &[0xff; 40]].concat());
