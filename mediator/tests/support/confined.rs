@@ -1,11 +1,17 @@
 //! The confinement of a live worker, as the kernel shows it.
 
 use std::fs;
+use std::io::ErrorKind;
 use std::path::Path;
+
+use nix::errno::Errno;
 
 /// The lines of a process or thread that tell of its rights, as `Uid:` and what follows.
 pub(crate) fn rights(status: &Path) -> impl Fn(&str) -> String + use<> {
-    let text = fs::read_to_string(status).expect("a live thread");
+    in_status(fs::read_to_string(status).expect("a live thread"))
+}
+
+fn in_status(text: String) -> impl Fn(&str) -> String {
     move |name| {
         let line = text.lines().find_map(|line| line.strip_prefix(name));
         let words = line.unwrap_or_else(|| panic!("{name} in {text}"));
@@ -19,7 +25,13 @@ pub(crate) fn assert_is_confined(pid: u32, capabilities: u64) {
     let mut seen = 0;
     for thread in threads {
         let thread = thread.expect("an entry").path().join("status");
-        let says = rights(&thread);
+        let says = match fs::read_to_string(&thread) {
+            Ok(text) => in_status(text),
+            // It has ended since it was listed.
+            Err(error) if error.kind() == ErrorKind::NotFound => continue,
+            Err(error) if error.raw_os_error() == Some(Errno::ESRCH as i32) => continue,
+            Err(error) => panic!("{}: {error}", thread.display()),
+        };
         for set in ["CapInh:", "CapAmb:"] {
             assert_eq!(says(set), "0000000000000000", "{set}");
         }
