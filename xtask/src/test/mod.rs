@@ -215,6 +215,11 @@ const PACKAGED: &[Step] = &[
              vchan/every-pair,!session/conformance-tcp",
         ],
     ),
+    step(
+        "the Python package, built by pip and used",
+        Lane::Here,
+        &["xtask", "python"],
+    ),
 ];
 
 /// Debian packages that the steps need on this machine.
