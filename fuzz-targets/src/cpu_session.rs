@@ -788,7 +788,7 @@ impl Transport for Guest {
 
 /// Both ends of a channel, the guest's first.
 fn channels() -> (Channel, Channel) {
-    let deadline = Instant::now() + PATIENCE;
+    let deadline = Instant::now() + SESSION_LIMIT;
     let (one, other) = UnixStream::pair().expect("a pair");
     let guest = thread::spawn(move || local::serve_on(one, 4096, deadline));
     let mediator = local::connect_on(other, deadline).expect("a channel");
