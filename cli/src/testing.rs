@@ -23,7 +23,7 @@ pub fn example(page: &str, of: &[&str]) -> Value {
         .unwrap_or_else(|| panic!("{of:?} is in no example"))
 }
 
-/// The paths of all names in an object; elements of a list share one.
+/// The paths of all names in an object; elements of a list share one, which ends with `[]`.
 fn names(value: &Value, above: &str, all: &mut BTreeSet<String>) {
     match value {
         Value::Object(map) => {
@@ -33,9 +33,13 @@ fn names(value: &Value, above: &str, all: &mut BTreeSet<String>) {
                 all.insert(path);
             }
         }
-        Value::Array(list) => list
-            .iter()
-            .for_each(|value| names(value, &format!("{above}[]"), all)),
+        Value::Array(list) => {
+            for value in list {
+                let path = format!("{above}[]");
+                names(value, &path, all);
+                all.insert(path);
+            }
+        }
         _ => {}
     }
 }
@@ -55,13 +59,19 @@ pub fn assert_documented(page: &str, of: &[&str], line: &str) -> Value {
     let (mut given, mut wanted) = (BTreeSet::new(), BTreeSet::new());
     names(&object, "", &mut given);
     names(&example(page, of), "", &mut wanted);
-    // What may be left out, and what stands below that.
+    // What may be left out, and what stands below something that is.
     for name in wanted.clone().iter().filter(|name| name.contains('?')) {
         wanted.remove(name);
-        let name = name.replace('?', "");
-        if given.contains(&name) {
-            wanted.insert(name);
+        let above = name.strip_suffix('?');
+        let above = above.or_else(|| name.rsplit_once('.').map(|(above, _)| above));
+        let above = above.expect("its path").replace('?', "");
+        if given.contains(&above) {
+            wanted.insert(name.replace('?', ""));
         }
+    }
+    for names in [&mut given, &mut wanted] {
+        // A list may be empty.
+        names.retain(|name| !name.ends_with("[]"));
     }
     assert_eq!(given, wanted, "{line}");
     object

@@ -362,7 +362,7 @@ fn a_shell_asks_by_files() {
         wait_for("0:Ready\n");
     }
     sh("echo 2 > command.txt");
-    wait_for("1:Stand-in GPU, 1024 MiB, driver ");
+    wait_for("1:Stand-in GPU, 1.1 GB, driver ");
     mediator.stop();
     assert!(
         response().starts_with("2:The mediator has stopped"),

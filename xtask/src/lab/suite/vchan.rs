@@ -188,7 +188,12 @@ fn stopped(context: &mut Context) -> Result<()> {
     context.succeed(Place::Guest("pv"), published)?;
     server.signal(context.host.as_mut(), "TERM")?;
     let output = server.wait(context.host.as_mut(), LIMIT)?;
-    ensure_failed_well(serve, &output)?;
+    ensure!(
+        output.status == 130 && output.stderr.contains("stopped by a signal"),
+        "`{serve}` ended with status {}: {}",
+        output.status,
+        output.last_words()
+    );
     context.fail(
         Place::Guest("pv"),
         "vchan serve --peer 0 --path data/t --timeout 1 --echo",
