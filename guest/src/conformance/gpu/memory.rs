@@ -7,8 +7,8 @@ use crate::conformance::{Ground, at, check, fails};
 use crate::error::Cause;
 
 use super::{
-    DEADLINE, Outcome, config, device_word, end, is, is_cuda, kernel, open, open_with_kernels,
-    pattern, same,
+    DEADLINE, KERNELS, Outcome, config, device_word, end, is, is_cuda, kernel, open,
+    open_with_kernels, pattern, same,
 };
 
 pub(in crate::conformance) fn info(device: &Device, _: &Module) -> Outcome {
@@ -201,8 +201,8 @@ pub(in crate::conformance) fn left_behind(ground: &Ground<'_>) -> Outcome {
     // More on a GPU, where it has to be the same place to show something.
     const ON_A_GPU: u64 = 1 << 30;
     const ELSEWHERE: u64 = 4 << 20;
-    for ends in [Ends::Well, Ends::Died, Ends::Late, Ends::Well, Ends::Died] {
-        let (device, kernels) = open_with_kernels(ground)?;
+    for ends in [Ends::Well, Ends::Died, Ends::Late] {
+        let device = open(ground)?;
         let info = device
             .with_client(|client| client.info())
             .map_err(at("info"))?;
@@ -224,6 +224,7 @@ pub(in crate::conformance) fn left_behind(ground: &Ground<'_>) -> Outcome {
             // The buffer is not freed: the session ends with it.
             Ends::Died => drop((device, kept)),
             Ends::Late => {
+                let kernels = device.load_module(KERNELS).map_err(at("load a module"))?;
                 let spin = kernel(&kernels, "spin")?;
                 let word = device_word(&device)?;
                 let launch = device.launch_builder(&spin).arg(&word).deadline(DEADLINE);

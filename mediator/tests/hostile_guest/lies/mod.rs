@@ -31,6 +31,9 @@ const UNSUPPORTED: Status = Status::Mediator(ErrorCode::Unsupported);
 const QUOTA: u64 = 64 << 20;
 const OBJECTS: u32 = 50;
 
+/// The lie that is over when the mediator has waited long enough.
+pub(crate) const SILENCE: &str = "silence of every kind";
+
 type Tell = fn(&Place<'_>);
 
 pub(crate) fn lies() -> Vec<Lie> {
@@ -98,7 +101,7 @@ const LIES: &[(&str, Over, Tell)] = &[
         Both,
         silence::dropped,
     ),
-    ("silence of every kind", All, silences),
+    (SILENCE, All, silences),
 ];
 
 /// Lies that take seconds each: they are told at the same time.
