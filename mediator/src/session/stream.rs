@@ -1,4 +1,4 @@
-//! TwoChannels side's stream: a ring, a socket, or any other transport; and one wait for all there is.
+//! Either side's stream: a ring, a socket, or any other transport; and one wait for all there is.
 
 use std::os::fd::AsFd;
 use std::time::{Duration, Instant};
