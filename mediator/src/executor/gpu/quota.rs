@@ -57,6 +57,10 @@ impl Quota {
 
     /// Takes `bytes`, if they are left.
     pub(super) fn take(&mut self, bytes: u64) -> bool {
+        // What is too much in any case is not shown to the other sessions, which would be refused meanwhile.
+        if bytes > self.left() {
+            return false;
+        }
         let before = self.used;
         self.take_all(bytes);
         let taken = !self.is_exceeded();
