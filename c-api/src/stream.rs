@@ -160,13 +160,8 @@ pub unsafe extern "C" fn vgpu_event_create(
     device: *mut DeviceHandle,
     event: *mut *mut EventHandle,
 ) -> c_int {
-    call(|| {
-        // SAFETY: the header's rules for pointers.
-        let place = unsafe { Out::new(event, "event")? };
-        let Held { session, object } = DEVICES.get(device)?;
-        place.set(EVENTS.insert(session, Arc::new(object.new_event()?)));
-        Ok(())
-    })
+    // SAFETY: the header's rules for pointers.
+    unsafe { create_event(device, event, Device::new_event) }
 }
 
 /// The same without a time, which costs the device less to record: `vgpu_event_elapsed` refuses it.
@@ -175,11 +170,22 @@ pub unsafe extern "C" fn vgpu_event_create_without_timing(
     device: *mut DeviceHandle,
     event: *mut *mut EventHandle,
 ) -> c_int {
+    // SAFETY: the header's rules for pointers.
+    unsafe { create_event(device, event, Device::new_event_without_timing) }
+}
+
+/// # Safety
+/// `event` by the header's rules for pointers.
+unsafe fn create_event(
+    device: *mut DeviceHandle,
+    event: *mut *mut EventHandle,
+    create: impl Fn(&Device) -> vgpu_guest::Result<Event>,
+) -> c_int {
     call(|| {
-        // SAFETY: the header's rules for pointers.
+        // SAFETY: the caller's promise.
         let place = unsafe { Out::new(event, "event")? };
         let Held { session, object } = DEVICES.get(device)?;
-        place.set(EVENTS.insert(session, Arc::new(object.new_event_without_timing()?)));
+        place.set(EVENTS.insert(session, Arc::new(create(&object)?)));
         Ok(())
     })
 }

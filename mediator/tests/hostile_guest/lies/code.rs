@@ -1,4 +1,4 @@
-//! Code and launches that no device takes, and what is not to be had by them.
+//! Launches, modules and sources that have to be refused.
 
 use vgpu_protocol::handle::HandleKind;
 use vgpu_protocol::op::{

@@ -14,8 +14,8 @@ use vgpu_protocol::op::{
 use vgpu_protocol::status::{ErrorCode, Status};
 
 use super::{
-    HANDLE, INVALID_VALUE, OBJECTS, QUOTA, STREAM, bytes, fill, flood, handle, kernel, kernel_of,
-    launch, ping,
+    HANDLE, INVALID_VALUE, OBJECTS, QUOTA, STREAM, bytes, fill, flood, handle, kernel_of, launch,
+    ping,
 };
 use crate::guest::{Guest, Heard};
 use crate::support::wait_until;
@@ -23,12 +23,7 @@ use crate::{PRINTED, Place};
 
 pub(super) fn too_many(place: &Place<'_>) {
     let mut guest = place.open();
-    let (module, spin) = kernel(&mut guest, "spin");
-    let word = guest.allocate(8);
-    guest.done(FillRange {
-        value: 0,
-        ..fill(word, 8)
-    });
+    let (word, endless) = super::endless(&mut guest);
     let stream = handle(HandleKind::Stream, 0, 1);
     guest.done(StreamCreate {
         stream,
@@ -36,7 +31,7 @@ pub(super) fn too_many(place: &Place<'_>) {
         priority: 0,
     });
     guest.done(Synchronize {});
-    guest.done(launch(module, spin, &word.to_le_bytes()));
+    guest.done(endless);
     let most = guest.terms.max_requests.get();
     let mut last = 0;
     for _ in 0..=most {

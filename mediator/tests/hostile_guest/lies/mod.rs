@@ -176,6 +176,17 @@ fn kernel(guest: &mut Guest, name: &str) -> (Handle, u32) {
     kernel_of(guest, KERNELS, name)
 }
 
+/// A launch that does not end while the word at the address beside it is 0, as it is.
+fn endless(guest: &mut Guest) -> (u64, Launch) {
+    let (module, spin) = kernel(guest, "spin");
+    let word = guest.allocate(8);
+    guest.done(FillRange {
+        value: 0,
+        ..fill(word, 8)
+    });
+    (word, launch(module, spin, &word.to_le_bytes()))
+}
+
 fn kernel_of(guest: &mut Guest, image: &str, name: &str) -> (Handle, u32) {
     let module = handle(HandleKind::Module, 0, 1);
     let (status, _) = load(guest, module, image.as_bytes());

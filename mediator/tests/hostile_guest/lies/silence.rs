@@ -60,17 +60,8 @@ pub(super) fn dropped(place: &Place<'_>) {
 
 pub(super) fn endless(place: &Place<'_>) {
     let mut guest = place.open();
-    let (module, spin) = kernel(&mut guest, "spin");
-    let word = guest.allocate(8);
-    guest.done(FillRange {
-        value: 0,
-        ..fill(word, 8)
-    });
-    faults(
-        &mut guest,
-        launch(module, spin, &word.to_le_bytes()),
-        &[702],
-    );
+    let (_, endless) = super::endless(&mut guest);
+    faults(&mut guest, endless, &[702]);
 }
 
 pub(super) fn silence(place: &Place<'_>) {
