@@ -336,15 +336,16 @@ fn cancelled_on_a_gpu(ground: &Ground<'_>) -> Outcome {
 /// is not for the device.
 pub(in crate::conformance) fn cancelled_behind_others(ground: &Ground<'_>) -> Outcome {
     const LANES: u32 = 3;
-    // Of each lane: together more than are sent without an answer.
-    const LAUNCHES: u32 = 5000;
+    // Of each lane: together more than are sent without an answer, which are a queue's and 1 MiB.
+    const LAUNCHES: u32 = 800;
     // So many are sent, whatever the mediator does with them, and no queue takes them.
-    const SENT: u32 = 8000;
+    const SENT: u32 = 1200;
+    const PADDING: [u64; 256] = [0; 256];
     let client = ground.connect()?;
     let mut beside = client.lane().map_err(at("a lane"))?;
     let device = Device::new(client).map_err(at("device"))?;
     let module = device.load_module(KERNELS).map_err(at("load a module"))?;
-    let (spin, work) = (kernel(&module, "spin")?, kernel(&module, "work")?);
+    let (spin, count) = (kernel(&module, "spin")?, kernel(&module, "count_padded")?);
     let mut word = device_word(&device)?;
     let sum = device_word(&device)?;
     let [one, two] = [device.new_stream(), device.new_stream()];
@@ -355,7 +356,7 @@ pub(in crate::conformance) fn cancelled_behind_others(ground: &Ground<'_>) -> Ou
         launch.launch(config(1, 1)).map_err(at("launch"))
     };
     let add = |lane: &Device| -> Outcome {
-        let launch = lane.launch_builder(&work).arg(&sum).arg(&1u32);
+        let launch = lane.launch_builder(&count).arg(&sum).arg(&PADDING);
         launch.launch(config(1, 1)).map_err(at("launch"))
     };
     start()?;
@@ -413,7 +414,7 @@ pub(in crate::conformance) fn cancelled_behind_others(ground: &Ground<'_>) -> Ou
     same("what was not", &found, &[LANES * LAUNCHES + 1 - ended])?;
 
     // A graph of more kernels than a queue takes.
-    const NODES: u32 = 3000;
+    const NODES: u32 = 1200;
     one.begin_capture(CaptureMode::Global)
         .map_err(at("capture"))?;
     (0..NODES).try_for_each(|_| add(&one))?;

@@ -1,10 +1,10 @@
 //! Modules, launches and their parameters.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use vgpu_protocol::status::Status;
 
-use crate::client::{Device, LaunchConfig, Module};
+use crate::client::{Device, DeviceBuffer, Function, LaunchConfig, Module};
 use crate::conformance::{Ground, at, check, fails};
 use crate::error::Cause;
 
@@ -287,11 +287,39 @@ pub(in crate::conformance) fn modules(device: &Device, _: &Module) -> Outcome {
     Ok(())
 }
 
+/// How long the device works while requests follow that must wait for it: longer than these take to arrive, also where
+/// processors are busy with other things.
+const LONG_WORK: Duration = Duration::from_millis(100);
+
+/// How often the kernel `work` has to count, so that it takes as long as `wanted` here.
+fn times_for(
+    device: &Device,
+    word: &DeviceBuffer<u32>,
+    work: &Function,
+    wanted: Duration,
+) -> Result<u32, String> {
+    let mut times = 1000u32;
+    loop {
+        let start = Instant::now();
+        device
+            .launch_builder(work)
+            .arg(word)
+            .arg(&times)
+            .launch(config(1, 1))
+            .map_err(at("launch"))?;
+        device.synchronize().map_err(at("synchronize"))?;
+        if start.elapsed() >= wanted || times > u32::MAX / 4 {
+            return Ok(times);
+        }
+        times *= 2;
+    }
+}
+
 pub(in crate::conformance) fn long_work(ground: &Ground<'_>) -> Outcome {
     let (device, module) = open_with_kernels(ground)?;
     let work = kernel(&module, "work")?;
     let mut word = device.alloc_zeros::<u32>(1).map_err(at("zeros"))?;
-    let times = 30_000u32;
+    let times = times_for(&device, &word, &work, LONG_WORK)?;
     for _ in 0..3 {
         device
             .launch_builder(&work)
