@@ -171,8 +171,8 @@ const STEPS: &[Step] = &[
             "c",
             "test",
             "--filter",
-            "session/,nfs/,relay/gpu,faults/,!session/conformance-tcp,!nfs/mediator,!nfs/export,\
-             !nfs/file-system,!relay/gpu-domain-pv,!faults/hostile-guest",
+            "session/,nfs/both,relay/gpu,faults/,!session/conformance-tcp,\
+             !relay/gpu-domain-pv,!faults/hostile-guest",
         ],
     ),
     // The rest does not depend on the xenstored.

@@ -3,7 +3,7 @@
 
 use std::time::Duration;
 
-use anyhow::{Result, ensure};
+use anyhow::{Context as _, Result, ensure};
 
 use super::context::ensure_failed_well;
 use super::vector_add::ensure_verified;
@@ -12,6 +12,7 @@ use crate::lab::host::{LIMIT, Place};
 use crate::lab::job::Job;
 
 pub(crate) const CASES: &[Case] = &[
+    Case::networked("nfs/both-protocols-at-once", both_protocols),
     Case::networked("nfs/guide", guide),
     Case::networked("nfs/sessions", sessions),
     Case::networked("nfs/mediator-killed", mediator_killed),
@@ -91,15 +92,15 @@ fn start_mediator(context: &mut Context) -> Result<Job> {
     Ok(mediator)
 }
 
-/// Runs `test` while both guests have their directory mounted at `/mnt/vgpu`.
+/// Runs `test` while both guests have their directory mounted at `/mnt/vgpu`, one like this and the other like that.
 fn mounted(
     context: &mut Context,
-    mount: Mount,
+    mounts: [Mount; 2],
     test: impl FnOnce(&mut Context) -> Result<()>,
 ) -> Result<()> {
-    // One left by a failed case would be below.
-    let script = format!("umount -l /mnt/vgpu 2>/dev/null; {}", mount.command());
-    for (name, _) in Context::networked() {
+    for ((name, _), mount) in Context::networked().into_iter().zip(mounts) {
+        // One left by a failed case would be below.
+        let script = format!("umount -l /mnt/vgpu 2>/dev/null; {}", mount.command());
         context.succeed(Place::Guest(name), &script)?;
     }
     let outcome = test(context);
@@ -112,14 +113,14 @@ fn mounted(
     outcome
 }
 
-/// The client of the guide, for a shell: writes a number, waits a second, looks every 100 ms.
+/// The client of the guide, for a shell: writes a number, waits a second, looks twice a second.
 const ASK: &str = r#"ask() {
     echo "$1" >/mnt/vgpu/command.txt || return
     sleep 1
-    for n in $(seq 600); do
+    for n in $(seq 120); do
         line=$(cat /mnt/vgpu/response.txt)
         case $line in
-        0:*) usleep 100000 ;;
+        0:*) usleep 500000 ;;
         *) echo "$line"; return ;;
         esac
     done
@@ -130,36 +131,42 @@ const ASK: &str = r#"ask() {
 
 const VECTOR_ADD: &str = "1:Vector add PASSED: 1024 elements, 0 errors (cpu executor";
 
+/// Starts the guide's client in both guests, with the shell and in C.
+fn start_guide_clients(context: &mut Context) -> Result<Vec<Job>> {
+    let client = format!(
+        "{ASK}for number in 1 1 2 9; do ask $number || exit; done; guide_client /mnt/vgpu 1"
+    );
+    let guests = Context::networked().into_iter();
+    guests
+        .map(|(name, _)| context.start(Place::Guest(name), &client))
+        .collect()
+}
+
+fn check_guide_client(context: &mut Context, client: &Job) -> Result<()> {
+    let output = client.wait(context.host.as_mut(), LIMIT)?;
+    let lines: Vec<&str> = output.text()?.lines().collect();
+    let expected = [
+        VECTOR_ADD,
+        VECTOR_ADD,
+        "1:",
+        "2:command 9 is unknown; write 0 (nothing), 1 (vector add) or 2 (GPU info)",
+        VECTOR_ADD,
+    ];
+    let alike =
+        lines.len() == expected.len() && lines.iter().zip(expected).all(|(l, e)| l.starts_with(e));
+    ensure!(alike && lines[2].contains("(cpu executor"), "{lines:?}");
+    Ok(())
+}
+
 fn guide(context: &mut Context) -> Result<()> {
     let mediator = serve(context)?;
     for mount in Mount::BOTH {
-        mounted(context, mount, |context| {
-            let client = format!(
-                "{ASK}for number in 1 1 2 9; do ask $number || exit; done; guide_client /mnt/vgpu 1"
-            );
-            let mut clients = Vec::new();
-            for (name, _) in Context::networked() {
-                clients.push(context.start(Place::Guest(name), &client)?);
-            }
-            for client in clients {
-                let output = client.wait(context.host.as_mut(), LIMIT)?;
-                let lines: Vec<&str> = output.text()?.lines().collect();
-                let expected = [
-                    VECTOR_ADD,
-                    VECTOR_ADD,
-                    "1:",
-                    "2:command 9 is unknown; write 0 (nothing), 1 (vector add) or 2 (GPU info)",
-                    VECTOR_ADD,
-                ];
-                let alike = lines.len() == expected.len()
-                    && lines.iter().zip(expected).all(|(l, e)| l.starts_with(e));
-                ensure!(
-                    alike && lines[2].contains("(cpu executor"),
-                    "{mount:?}: {lines:?}"
-                );
-            }
-            Ok(())
-        })?;
+        mounted(context, [mount; 2], |context| {
+            let clients = start_guide_clients(context)?;
+            let mut clients = clients.iter();
+            clients.try_for_each(|client| check_guide_client(context, client))
+        })
+        .with_context(|| format!("{mount:?}"))?;
     }
     context.end_mediator(&mediator)
 }
@@ -175,6 +182,22 @@ fn session(elements: u64, timeout_s: u32) -> String {
     format!("vgpu --timeout {timeout_s} --endpoint file:/mnt/vgpu --json vector-add --n {elements}")
 }
 
+/// Starts a session in each guest, of so many elements.
+fn start_sessions(context: &mut Context, sizes: [u64; 2]) -> Result<Vec<(Job, u64)>> {
+    let guests = Context::networked().into_iter().zip(sizes);
+    guests
+        .map(|((name, _), elements)| {
+            let client = context.start(Place::Guest(name), &session(elements, PATIENCE_S))?;
+            Ok((client, elements))
+        })
+        .collect()
+}
+
+fn check_session(context: &mut Context, (client, elements): &(Job, u64)) -> Result<()> {
+    let output = client.wait(context.host.as_mut(), SESSION_LIMIT)?;
+    ensure_verified(output.text()?, *elements)
+}
+
 fn sessions(context: &mut Context) -> Result<()> {
     let mediator = serve(context)?;
     // Both guests at once, each with both sizes, and both sizes over either mount.
@@ -182,19 +205,27 @@ fn sessions(context: &mut Context) -> Result<()> {
         .into_iter()
         .zip([[1_024, LARGE], [LARGE, 1_024]])
     {
-        mounted(context, mount, |context| {
-            let mut clients = Vec::new();
-            for ((name, _), elements) in Context::networked().into_iter().zip(sizes) {
-                let command = session(elements, PATIENCE_S);
-                clients.push((context.start(Place::Guest(name), &command)?, elements));
-            }
-            for (client, elements) in clients {
-                let output = client.wait(context.host.as_mut(), SESSION_LIMIT)?;
-                ensure_verified(output.text()?, elements)?;
-            }
-            Ok(())
+        mounted(context, [mount; 2], |context| {
+            let clients = start_sessions(context, sizes)?;
+            let mut clients = clients.iter();
+            clients.try_for_each(|client| check_session(context, client))
         })?;
     }
+    context.end_mediator(&mediator)
+}
+
+/// `nfs/guide` and `nfs/sessions` in one round: over either mount the guide's clients and a session, in two guests, all at
+/// once in their directories.
+fn both_protocols(context: &mut Context) -> Result<()> {
+    let mediator = serve(context)?;
+    mounted(context, Mount::BOTH, |context| {
+        let clients = start_guide_clients(context)?;
+        let sessions = start_sessions(context, [LARGE, 1_024])?;
+        let mut clients = clients.iter();
+        clients.try_for_each(|client| check_guide_client(context, client))?;
+        let mut sessions = sessions.iter();
+        sessions.try_for_each(|client| check_session(context, client))
+    })?;
     context.end_mediator(&mediator)
 }
 
@@ -227,7 +258,7 @@ fn failed_well(context: &mut Context, client: &Job) -> Result<String> {
 fn mediator_killed(context: &mut Context) -> Result<()> {
     let mut mediator = serve(context)?;
     for mount in Mount::BOTH {
-        mounted(context, mount, |context| {
+        mounted(context, [mount; 2], |context| {
             let kill = "kill -KILL $(pidof vgpu-mediatord)";
             let client = interrupt(context, kill)?;
             mediator.wait(context.host.as_mut(), LIMIT)?;
@@ -242,7 +273,7 @@ fn mediator_killed(context: &mut Context) -> Result<()> {
 fn export_withdrawn(context: &mut Context) -> Result<()> {
     let mediator = serve(context)?;
     for mount in Mount::BOTH {
-        mounted(context, mount, |context| {
+        mounted(context, [mount; 2], |context| {
             let client = interrupt(context, "share_withdraw vm1 10.77.0.11")?;
             says_withdrawn(&failed_well(context, &client)?)?;
             says_withdrawn(&context.fail(Place::Guest("vm1"), &session(1_024, IMPATIENCE_S))?)?;
@@ -268,7 +299,7 @@ fn says_withdrawn(error: &str) -> Result<()> {
 /// The exported tmpfs is suddenly another one, as after a restart of dom0.
 fn replaced(context: &mut Context) -> Result<()> {
     let mediator = serve(context)?;
-    mounted(context, Mount::Recommended, |context| {
+    mounted(context, [Mount::Recommended; 2], |context| {
         let replace = "umount -l /dev/shm/vgpu/vm1 && share_make vm1 && exportfs -f";
         let client = interrupt(context, replace)?;
         failed_well(context, &client)?;
