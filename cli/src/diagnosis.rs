@@ -1,4 +1,4 @@
-//! What the commands `doctor` find out.
+//! The findings of the commands `doctor`.
 
 use serde::Serialize;
 
@@ -19,13 +19,13 @@ pub enum Verdict {
 /// One line of a diagnosis.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Check {
-    /// What was looked at.
+    /// The thing that was checked.
     pub name: &'static str,
     /// Whether the verdict is not bad.
     pub ok: bool,
     /// The outcome.
     pub verdict: Verdict,
-    /// What is there.
+    /// The state it was found in.
     pub found: String,
     /// The remedy; empty where there is nothing to do.
     pub advice: String,

@@ -5,7 +5,7 @@ use std::process::{Command, Output};
 
 use vgpu_cli::testing::assert_documented;
 
-/// What objects have.
+/// The page that documents them.
 const PAGE: &str = include_str!("../../docs/json.md");
 
 fn file(name: &str) -> PathBuf {

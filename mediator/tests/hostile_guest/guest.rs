@@ -21,7 +21,7 @@ static ZEROS: [u8; 4096] = [0; 4096];
 /// Most bytes of data that are kept: of more than that nobody looks at the rest.
 const MOST_KEPT: usize = 64 << 10;
 
-/// What comes from a mediator.
+/// A frame from a mediator.
 #[derive(Debug)]
 pub(crate) enum Heard {
     /// An answer, the data before it left out.
@@ -181,7 +181,7 @@ impl Guest {
         header.request_id
     }
 
-    /// What comes next, data left out. Ends with a panic, never with a wait.
+    /// The next frame, data left out. Ends with a panic, never with a wait.
     pub(crate) fn hear(&mut self) -> Heard {
         let deadline = soon();
         loop {

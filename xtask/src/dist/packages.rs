@@ -30,18 +30,18 @@ struct Package {
     /// The folder of `dist/` with its scripts.
     scripts: Option<&'static str>,
     recommends: &'static [&'static str],
-    /// What its scripts need of a Debian.
+    /// Packages of Debian that its scripts need.
     deb_depends: &'static [&'static str],
-    /// What it has of the library for C.
+    /// The parts of the library for C that it has.
     part: Option<Part>,
 }
 
 /// A part of the library for C, in a package of its own.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Part {
-    /// What programs run with.
+    /// Files with which programs run.
     Library,
-    /// What programs are built with.
+    /// Files with which programs are built.
     Development,
 }
 

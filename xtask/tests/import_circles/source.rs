@@ -1,6 +1,6 @@
 //! The modules and imports of a file, as far as its words tell them.
 
-/// What a file declares and imports.
+/// The declarations and imports of a file.
 #[derive(Debug, Default)]
 pub(crate) struct Source {
     /// Modules in files of their own, but for those of tests and those that another crate has as well.

@@ -143,7 +143,7 @@ struct Driver {
     functions: BTreeMap<usize, Function>,
     /// Their nodes in the order in which they were added; those that join others do nothing.
     graphs: BTreeMap<usize, Vec<Option<Operation>>>,
-    /// What was instantiated, each with an event at the end of its latest launch.
+    /// Graphs that were instantiated, each with an event at the end of its latest launch.
     execs: BTreeMap<usize, (Vec<Option<Operation>>, usize)>,
 }
 

@@ -256,7 +256,7 @@ pub(super) fn endless_capture(place: &Place<'_>) {
     guest.serves();
 }
 
-/// What kernels print, and nobody takes.
+/// Lines that kernels print and nobody takes.
 pub(super) fn printed(place: &Place<'_>) {
     let mut guest = place.open();
     let (module, say) = kernel_of(&mut guest, PRINTED, "say");

@@ -101,7 +101,7 @@ impl Raw {
         steps.into_iter().map(|(id, _)| id).collect()
     }
 
-    /// What is started of what was read.
+    /// Starts the requests read before, as far as possible, and returns their ids.
     fn go_on(&mut self) -> Vec<u32> {
         self.hear(&[]).expect("the session goes on");
         let steps = self.steps.drain(..);

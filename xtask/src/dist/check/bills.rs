@@ -34,7 +34,7 @@ pub(super) fn complete(dist: &Dist) -> Result<()> {
 /// Name and version.
 type Part = (String, String);
 
-/// What a bill lists.
+/// The components that a bill lists.
 fn components(bill: &Value, package: &str, version: &str) -> Result<BTreeSet<Part>> {
     let format = [&bill["bomFormat"], &bill["metadata"]["component"]["name"]];
     ensure!(
@@ -59,7 +59,7 @@ fn components(bill: &Value, package: &str, version: &str) -> Result<BTreeSet<Par
     components.iter().map(part).collect()
 }
 
-/// What cargo builds for the package in this folder and into it, itself apart.
+/// The packages that cargo builds for the one in this folder and into it, itself apart.
 fn built(folder: &Path, package: &str) -> Result<BTreeSet<Part>> {
     let tree = output(
         Command::new("cargo")

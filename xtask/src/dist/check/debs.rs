@@ -11,7 +11,7 @@ use super::{CHANGED, DEBS, SETTINGS, files, newer, nothing_left, output, package
 use crate::dist::Dist;
 use crate::dist::packages::Common;
 
-/// What runs in it: sessions between the installed programs.
+/// The script that runs in it: sessions between the installed programs.
 const SESSION: &str = include_str!("session.sh");
 
 /// A Debian.

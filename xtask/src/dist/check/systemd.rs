@@ -15,7 +15,7 @@ const MOST_LINES: usize = 60;
 /// Boots it.
 const BOOT: &str = include_str!("boot.sh");
 
-/// What happens in it.
+/// The script that runs in it.
 const SCRIPT: &str = include_str!("systemd.sh");
 
 /// Its only purpose: whatever the script's end, systemd ends too.
@@ -67,7 +67,7 @@ pub(super) fn operates(dist: &Dist) -> Result<()> {
     Ok(())
 }
 
-/// What the script has printed.
+/// The output of the script.
 fn said(root: &Path) -> String {
     fs::read_to_string(root.join("check.out")).unwrap_or_default()
 }
