@@ -74,11 +74,11 @@ pub(crate) fn main(args: Vec<OsString>) -> Result<()> {
             Ok(())
         }
         LabCmd::Shell(shell) => {
-            let (images, project) = (place.images()?, place.archive(shell.bare, &shell.add)?);
+            let (images, project) = (place.images()?, place.archives(shell.bare, &shell.add)?);
             Qemu::interactive(&place.boot(&images, &project, place.xenstored()?)?)
         }
         LabCmd::Run(run) => {
-            let (images, project) = (place.images()?, place.archive(run.bare, &run.add)?);
+            let (images, project) = (place.images()?, place.archives(run.bare, &run.add)?);
             let mut machine = Qemu::boot(&place.boot(&images, &project, place.xenstored()?)?)?;
             let limit = Duration::from_secs(run.timeout.unwrap_or(600));
             run::script(&mut machine, &run.script, limit)
@@ -89,7 +89,7 @@ pub(crate) fn main(args: Vec<OsString>) -> Result<()> {
                 Some(host) => place.connect(host, &programs)?,
                 None => place.qemu(
                     &place.images()?,
-                    &project::archive(&programs)?,
+                    &project::Archives::of(&programs)?,
                     place.xenstored()?,
                 )?,
             };
@@ -135,7 +135,7 @@ impl Where {
     fn boot<'a>(
         &'a self,
         images: &'a Images,
-        project: &'a [u8],
+        project: &'a project::Archives,
         xenstored: Xenstored,
     ) -> Result<Boot<'a>> {
         if self.host.is_some() {
@@ -152,7 +152,12 @@ impl Where {
         })
     }
 
-    fn qemu(&self, images: &Images, project: &[u8], xenstored: Xenstored) -> Result<Box<dyn Host>> {
+    fn qemu(
+        &self,
+        images: &Images,
+        project: &project::Archives,
+        xenstored: Xenstored,
+    ) -> Result<Box<dyn Host>> {
         let machine = Qemu::boot(&self.boot(images, project, xenstored)?)?;
         let mut host = QemuHost::new(machine, xenstored, self.xsm());
         // The cases rely on it.
@@ -195,7 +200,7 @@ impl Where {
             None | Some("both") => vec![Xenstored::C, Xenstored::Oxen],
             Some(one) => vec![one.parse()?],
         };
-        let (images, project) = (self.images()?, project::archive(&programs)?);
+        let (images, project) = (self.images()?, project::Archives::of(&programs)?);
         for flavour in flavours {
             let host = self.qemu(&images, &project, flavour)?;
             suite::run(&mut Context::new(host), &options, &mut totals);
@@ -203,9 +208,9 @@ impl Where {
         totals.finish(&options)
     }
 
-    /// The archive of [`programs`](Self::programs).
-    fn archive(&self, bare: bool, add: &[PathBuf]) -> Result<Vec<u8>> {
-        project::archive(&self.programs(bare, add)?)
+    /// The archives of [`programs`](Self::programs).
+    fn archives(&self, bare: bool, add: &[PathBuf]) -> Result<project::Archives> {
+        project::Archives::of(&self.programs(bare, add)?)
     }
 
     /// The project's programs, unless left out, and the files (or folders of files) to add.

@@ -216,9 +216,37 @@ fn cargo_executables(arguments: &[&str]) -> Result<Vec<Program>> {
     Ok(built.into_iter().map(program).collect())
 }
 
-/// Writes the archive. Symbols are left out, even those that debuggers do not need: they would be
-/// most of it, and every guest receives and unpacks all of it.
-pub(crate) fn archive(programs: &[Program]) -> Result<Vec<u8>> {
+/// Programs that no guest runs, so that none receives and unpacks them.
+const DOM0_ALONE: &[&str] = &["old-linux", "vgpuctl"];
+
+/// The last file that is unpacked. Where memory is too small for all, Linux only says so, and goes on with a program cut off.
+const LAST_FILE: &str = "lab/unpacked";
+
+/// The archives with the project's programs. Symbols are left out, even those that debuggers do not need: they would be
+/// most of it.
+pub(crate) struct Archives {
+    /// For dom0 and for guests.
+    pub(crate) guests: Vec<u8>,
+    /// For dom0 besides.
+    pub(crate) dom0: Vec<u8>,
+}
+
+impl Archives {
+    /// # Errors
+    /// A program cannot be read.
+    pub(crate) fn of(programs: &[Program]) -> Result<Self> {
+        let is_alone = |program: &&Program| DOM0_ALONE.contains(&program.name.as_str());
+        let (alone, both): (Vec<_>, Vec<_>) = programs.iter().partition(is_alone);
+        let mut guests = archive(&both)?;
+        guests.file(LAST_FILE, 0o644, b"")?;
+        Ok(Archives {
+            guests: guests.finish()?,
+            dom0: archive(&alone)?.finish()?,
+        })
+    }
+}
+
+fn archive(programs: &[&Program]) -> Result<Archive<Vec<u8>>> {
     let mut archive = Archive::new(Vec::new());
     archive.directory(FOLDER)?;
     for Program { name, file } in programs {
@@ -229,7 +257,7 @@ pub(crate) fn archive(programs: &[Program]) -> Result<Vec<u8>> {
             &content,
         )?;
     }
-    Ok(archive.finish()?)
+    Ok(archive)
 }
 
 /// A program without symbols. A panic still names its place.

@@ -13,6 +13,7 @@ use super::agent::Agent;
 use super::host::{Output, Place, Xenstored};
 use super::hypervisor::Xsm;
 use super::image::Images;
+use super::project::Archives;
 use crate::busy;
 
 /// The emulated processor. Newer models break a PV dom0 (SMAP, mwait); PVH guests need nested
@@ -45,8 +46,8 @@ const RUNS_KEPT: usize = 12;
 /// The inputs of a boot.
 pub(crate) struct Boot<'a> {
     pub(crate) images: &'a Images,
-    /// The project's programs (`project::archive`).
-    pub(crate) project: &'a [u8],
+    /// The project's programs.
+    pub(crate) project: &'a Archives,
     pub(crate) xenstored: Xenstored,
     pub(crate) memory_mib: u32,
     pub(crate) processors: u32,
@@ -215,14 +216,16 @@ fn processor_ticks(stat: &str) -> Option<u64> {
 
 /// QEMU's command line without its serial ports.
 fn command(boot: &Boot<'_>, folder: &Path, extra: &str) -> Result<Command> {
-    // One initramfs made of four archives. QEMU splits the list of modules at commas and blanks, so
+    // One initramfs made of five archives. QEMU splits the list of modules at commas and blanks, so
     // it gets names relative to its working folder.
     let mut initrd = File::create(folder.join("initrd.cpio"))?;
     for part in [&boot.images.base, &boot.images.dom0] {
         std::io::copy(&mut File::open(part)?, &mut initrd)?;
     }
-    initrd.write_all(boot.project)?;
-    initrd.write_all(&guest_copy(boot.project)?)?;
+    let Archives { guests, dom0 } = boot.project;
+    for archive in [dom0, &guest_copy(guests)?, guests] {
+        initrd.write_all(archive)?;
+    }
     let kernel = folder.join("vmlinux");
     std::os::unix::fs::symlink(&boot.images.kernel, &kernel).context("linking the kernel")?;
 
@@ -262,7 +265,7 @@ fn command(boot: &Boot<'_>, folder: &Path, extra: &str) -> Result<Command> {
     Ok(command)
 }
 
-/// The project's archive once more, as a file dom0 appends to its guests' initramfs.
+/// The guests' archive once more, as a file dom0 appends to their initramfs.
 fn guest_copy(archive: &[u8]) -> Result<Vec<u8>> {
     let mut outer = super::cpio::Archive::new(Vec::new());
     outer.file("boot/project.cpio", 0o644, archive)?;

@@ -298,7 +298,8 @@ mod tests {
     /// Cases that no step runs: `cargo xtask lab test` does.
     const LONGEST: &str = "interop/pv-in-page,interop/pv-65536,interop/pv-1024,\
         interop/pv-1048576-2048,interop/dom0-serves,interop/pvh-in-page,interop/pvh-1048576,\
-        vchan/no-leaks,session/conformance-tcp,nfs/mediator,nfs/export,nfs/file-system,\
+        vchan/no-leaks,session/conformance-tcp,nfs/guide,nfs/sessions,nfs/mediator,nfs/export,\
+        nfs/file-system,\
         relay/gpu-domain-pv,relay/garbage,vector-add/pvh-16777216,gpu/one-guest,\
         faults/hostile-guest,silo/";
 

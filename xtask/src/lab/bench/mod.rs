@@ -350,7 +350,7 @@ fn boot(prebuilt: &Prebuilt) -> Result<QemuHost> {
 fn boot_with(prebuilt: &Prebuilt, spec: &GuestSpec) -> Result<QemuHost> {
     let machine = Qemu::boot(&Boot {
         images: &prebuilt.images,
-        project: &project::archive(&prebuilt.programs)?,
+        project: &project::Archives::of(&prebuilt.programs)?,
         xenstored: Xenstored::C,
         memory_mib: qemu::DEFAULT_MEMORY,
         processors: qemu::DEFAULT_PROCESSORS,

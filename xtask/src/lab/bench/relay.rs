@@ -200,7 +200,7 @@ fn native_in(programs: &Path, directory: &Path, rounds: usize) -> Result<[Way; 2
 fn lab(prebuilt: &Prebuilt, processors: u32, rounds: usize) -> Result<Way> {
     let machine = Qemu::boot(&Boot {
         images: &prebuilt.images,
-        project: &project::archive(&prebuilt.programs)?,
+        project: &project::Archives::of(&prebuilt.programs)?,
         xenstored: Xenstored::C,
         memory_mib: qemu::DEFAULT_MEMORY,
         processors,

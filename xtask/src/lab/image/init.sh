@@ -46,6 +46,11 @@ if [ -n "$address" ]; then
     ip link set eth0 up
 fi
 
+if [ ! -e /lab/unpacked ]; then
+    echo "lab: the memory is too small for the initramfs" >/dev/hvc0
+    poweroff -f
+fi
+
 capabilities=
 [ ! -e /proc/xen/capabilities ] || read -r capabilities </proc/xen/capabilities
 if [ "$capabilities" != control_d ]; then
