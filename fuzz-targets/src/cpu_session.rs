@@ -20,7 +20,7 @@ use vgpu_mediator::session::{INITIAL_CREDIT, Settings, StopFlag, Stream, Terms, 
 use vgpu_mediator::usage::Observed;
 use vgpu_protocol::frame::{Flags, FrameHeader};
 use vgpu_protocol::handle::{Handle, HandleKind};
-use vgpu_protocol::op::field::{Bytes, StreamRef};
+use vgpu_protocol::op::field::{Bytes, PoolRef, StreamRef};
 use vgpu_protocol::op::{
     Body, CopyFromDevice, CopyRowsFromDevice, CopyRowsToDevice, CopyRowsWithinDevice, CopyToDevice,
     CopyWithinDevice, DeviceInfo, DeviceSelect, EventCreate, EventDestroy, EventElapsed,
@@ -28,11 +28,11 @@ use vgpu_protocol::op::{
     FillRows, FunctionSetAttribute, Goodbye, GraphDestroy, GraphExecDestroy, GraphInstantiate,
     GraphLaunch, Hello, Info, Launch, MemoryAllocate, MemoryAllocateAsync,
     MemoryAllocateAsyncReply, MemoryAllocateReply, MemoryAllocateRows, MemoryAllocateRowsReply,
-    MemoryFree, MemoryFreeAsync, MemoryInfo, MemoryInfoReply, MemoryPoolInfo,
-    MemoryPoolSetAttribute, MemoryPoolTrim, ModuleFunction, ModuleGlobal, ModuleLoad, ModuleUnload,
-    Op, OpSet, Ping, RegionUnmap, Request, Statistics, StreamBeginCapture, StreamCancel,
-    StreamCaptureInfo, StreamCreate, StreamDestroy, StreamEndCapture, StreamQuery,
-    StreamSynchronize, StreamWaitEvent, Synchronize, TakePrinted,
+    MemoryFree, MemoryFreeAsync, MemoryInfo, MemoryInfoReply, MemoryPoolCreate, MemoryPoolDestroy,
+    MemoryPoolInfo, MemoryPoolSetAttribute, MemoryPoolTrim, ModuleFunction, ModuleGlobal,
+    ModuleLoad, ModuleUnload, Op, OpSet, Ping, RegionUnmap, Request, Statistics,
+    StreamBeginCapture, StreamCancel, StreamCaptureInfo, StreamCreate, StreamDestroy,
+    StreamEndCapture, StreamQuery, StreamSynchronize, StreamWaitEvent, Synchronize, TakePrinted,
 };
 use vgpu_protocol::session::inbox::{Inbox, Received};
 use vgpu_protocol::{MIN_VERSION, VERSION};
@@ -272,6 +272,13 @@ impl Guest {
         match input.u8() % 3 {
             0 => StreamRef::of(self.handle(HandleKind::Stream, input)),
             _ => StreamRef::DEFAULT,
+        }
+    }
+
+    fn pool(&self, input: &mut Input<'_>) -> PoolRef {
+        match input.u8() % 3 {
+            0 => PoolRef::DEFAULT,
+            _ => PoolRef::of(self.handle(HandleKind::MemoryPool, input)),
         }
     }
 
@@ -531,6 +538,7 @@ impl Guest {
             .into(),
             37 => MemoryAllocateAsync {
                 bytes: bytes(i),
+                pool: self.pool(i),
                 stream: self.stream(i),
             }
             .into(),
@@ -539,15 +547,26 @@ impl Guest {
                 stream: self.stream(i),
             }
             .into(),
-            39 => match i.u8() % 3 {
-                0 => MemoryPoolInfo {}.into(),
+            39 => match i.u8() % 5 {
+                0 => MemoryPoolInfo { pool: self.pool(i) }.into(),
                 1 => MemoryPoolSetAttribute {
+                    pool: self.pool(i),
                     attribute: u32::from(i.u8() % 10),
                     value: Self::size(i),
                 }
                 .into(),
-                _ => MemoryPoolTrim {
+                2 => MemoryPoolTrim {
+                    pool: self.pool(i),
                     keep: u64::from(i.u16()),
+                }
+                .into(),
+                3 => MemoryPoolCreate {
+                    pool: self.handle(HandleKind::MemoryPool, i),
+                    max_bytes: u64::from(i.u16()),
+                }
+                .into(),
+                _ => MemoryPoolDestroy {
+                    pool: self.handle(HandleKind::MemoryPool, i),
                 }
                 .into(),
             },
@@ -621,6 +640,11 @@ impl Guest {
                 None => 0,
             },
             ("stream", _) => self.handle(HandleKind::Stream, i).to_bits(),
+            ("pool", "pool") => match self.pool(i).handle() {
+                Some(handle) => handle.to_bits(),
+                None => 0,
+            },
+            ("pool", _) => self.handle(HandleKind::MemoryPool, i).to_bits(),
             ("module", _) => self.handle(HandleKind::Module, i).to_bits(),
             ("event" | "start" | "end", _) => self.handle(HandleKind::Event, i).to_bits(),
             ("graph", _) => self.handle(HandleKind::Graph, i).to_bits(),
@@ -674,6 +698,8 @@ impl Guest {
                 let exec = handle(HandleKind::GraphExec);
                 let region = handle(HandleKind::Region);
                 all.push_back(RegionUnmap { region }.into());
+                let pool = handle(HandleKind::MemoryPool);
+                all.push_back(MemoryPoolDestroy { pool }.into());
                 all.push_back(GraphExecDestroy { exec }.into());
                 all.push_back(GraphDestroy { graph }.into());
                 all.push_back(ModuleUnload { module }.into());
@@ -682,7 +708,13 @@ impl Guest {
             }
         }
         all.push_back(Synchronize {}.into());
-        all.push_back(MemoryPoolTrim { keep: 0 }.into());
+        all.push_back(
+            MemoryPoolTrim {
+                pool: PoolRef::DEFAULT,
+                keep: 0,
+            }
+            .into(),
+        );
         all.push_back(MemoryInfo {}.into());
         all.push_back(Synchronize {}.into());
         all

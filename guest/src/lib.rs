@@ -74,8 +74,9 @@ struct Readme;
 pub use client::{
     CaptureMode, CaptureStatus, Client, CompileAt, CompileOptions, CopyWay, Device, DeviceBuffer,
     DevicePtr, DeviceRows, DeviceSlice, DeviceSliceMut, Element, Event, Function, Graph, GraphExec,
-    KernelArg, LaunchBuilder, LaunchConfig, MemoryPool, Module, PinnedBuffer, PitchedBuffer,
-    PitchedSlice, PitchedSliceMut, Statistics, Stream, StreamOptions, VectorAddReport,
+    KernelArg, LaunchBuilder, LaunchConfig, MemoryPool, MemoryPoolStatistics, Module, PinnedBuffer,
+    PitchedBuffer, PitchedSlice, PitchedSliceMut, Statistics, Stream, StreamOptions,
+    VectorAddReport,
 };
 pub use connect::{MEDIATOR_HINT, MediatorHint, SECRET_FILE};
 pub use error::{Cause, Error, ErrorKind, Result, Retry, Side, Skipped};

@@ -23,6 +23,8 @@ pub enum HandleKind {
     GraphExec = 5,
     /// A region: memory of the guest's that the mediator has mapped.
     Region = 6,
+    /// A memory pool beside the device's default one.
+    MemoryPool = 7,
 }
 
 impl HandleKind {
@@ -34,6 +36,7 @@ impl HandleKind {
             4 => Some(Self::Graph),
             5 => Some(Self::GraphExec),
             6 => Some(Self::Region),
+            7 => Some(Self::MemoryPool),
             _ => None,
         }
     }
@@ -239,6 +242,13 @@ impl<T> HandleTable<T> {
             .ok_or(HandleError::NotOpen)?;
         self.open -= 1;
         Ok(object)
+    }
+
+    /// The objects that are open.
+    pub fn values_mut(&mut self) -> impl Iterator<Item = &mut T> {
+        self.slots
+            .iter_mut()
+            .filter_map(|slot| slot.object.as_mut())
     }
 
     /// Objects open now.

@@ -26,8 +26,8 @@ use crate::wire::{Asked, Done};
 pub use gpu::{
     CaptureMode, CaptureStatus, CompileAt, CompileOptions, Device, DeviceBuffer, DevicePtr,
     DeviceRows, DeviceSlice, DeviceSliceMut, Element, Event, Function, Graph, GraphExec, KernelArg,
-    LaunchBuilder, LaunchConfig, MemoryPool, Module, PinnedBuffer, PitchedBuffer, PitchedSlice,
-    PitchedSliceMut, Statistics, Stream, StreamOptions,
+    LaunchBuilder, LaunchConfig, MemoryPool, MemoryPoolStatistics, Module, PinnedBuffer,
+    PitchedBuffer, PitchedSlice, PitchedSliceMut, Statistics, Stream, StreamOptions,
 };
 pub use staging::CopyWay;
 pub(crate) use vector_add::PIECE;
@@ -73,6 +73,7 @@ struct Session {
     /// Makes memory that the mediator can map, where the transport has such memory.
     regions: Option<Regions>,
     region_handles: Mutex<HandleMinter>,
+    memory_pools: Mutex<HandleMinter>,
     /// Memory for copies of ordinary memory.
     staging: Mutex<staging::State>,
     pinned: Mutex<gpu::Arena>,
@@ -113,6 +114,7 @@ impl Session {
             dropped: Mutex::default(),
             regions,
             region_handles: minter(HandleKind::Region),
+            memory_pools: minter(HandleKind::MemoryPool),
             staging: Mutex::default(),
             pinned: Mutex::default(),
             adder: Mutex::default(),

@@ -107,6 +107,7 @@ pub const CASES: &[Case] = &[
         gpu::memory::statistics,
     ),
     case("gpu_memory_in_the_order_of_a_stream", gpu::memory::ordered),
+    case("gpu_memory_pools", gpu::memory::pools),
     case("gpu_large_copies", gpu::pinned::large_copies),
     case("gpu_pinned_memory", gpu::pinned::pinned),
     case("gpu_kernels_reach_pinned_memory", gpu::pinned::by_kernels),

@@ -5,8 +5,8 @@ use vgpu_protocol::handle::{Handle, HandleKind};
 use vgpu_protocol::op::field::StreamRef;
 use vgpu_protocol::op::{
     CopyFromDevice, EventCreate, EventDestroy, FillRange, Goodbye, GraphDestroy, GraphExecDestroy,
-    GraphInstantiate, MemoryFree, StreamBeginCapture, StreamCreate, StreamDestroy,
-    StreamEndCapture,
+    GraphInstantiate, MemoryFree, MemoryPoolCreate, MemoryPoolDestroy, StreamBeginCapture,
+    StreamCreate, StreamDestroy, StreamEndCapture,
 };
 
 use crate::guest::Guest;
@@ -73,6 +73,10 @@ impl Bystander {
             exec,
             flags: 0,
         });
+        session.done(MemoryPoolCreate {
+            pool: object(HandleKind::MemoryPool),
+            max_bytes: 0,
+        });
         Self {
             client,
             session,
@@ -111,6 +115,9 @@ impl Bystander {
 
     /// Its objects are there to the end.
     pub(crate) fn end(mut self) {
+        self.session.done(MemoryPoolDestroy {
+            pool: object(HandleKind::MemoryPool),
+        });
         self.session.done(GraphExecDestroy {
             exec: object(HandleKind::GraphExec),
         });

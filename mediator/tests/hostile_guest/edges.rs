@@ -15,6 +15,7 @@ pub(crate) fn handles() -> Vec<u64> {
         HandleKind::Graph,
         HandleKind::GraphExec,
         HandleKind::Region,
+        HandleKind::MemoryPool,
     ];
     for kind in kinds {
         all.push(object(kind).to_bits());
@@ -24,7 +25,7 @@ pub(crate) fn handles() -> Vec<u64> {
         }
     }
     // No kind, and no generation.
-    all.extend([1 << 32, 1 << 32 | 7 << 24, 1 << 32 | 0xff << 24, 1 << 24]);
+    all.extend([1 << 32, 1 << 32 | 8 << 24, 1 << 32 | 0xff << 24, 1 << 24]);
     all
 }
 

@@ -8,8 +8,8 @@ use vgpu_protocol::frame::{Flags, FrameHeader, HEADER_LEN};
 use vgpu_protocol::handle::{Handle, HandleKind};
 use vgpu_protocol::op::field::{Bytes, Field, StreamRef};
 use vgpu_protocol::op::{
-    EventCreate, Features, Fence, FieldSpec, GraphInstantiate, ModuleFunction, ModuleLoad, Op,
-    RegionMap, Request, StreamBeginCapture, StreamCreate, StreamEndCapture,
+    EventCreate, Features, Fence, FieldSpec, GraphInstantiate, MemoryPoolCreate, ModuleFunction,
+    ModuleLoad, Op, RegionMap, Request, StreamBeginCapture, StreamCreate, StreamEndCapture,
 };
 use vgpu_protocol::status::{ErrorCode, Status};
 
@@ -96,6 +96,10 @@ impl Session {
             exec,
             flags: 0,
         });
+        guest.done(MemoryPoolCreate {
+            pool: own(HandleKind::MemoryPool),
+            max_bytes: 0,
+        });
         let mut session = Self {
             guest,
             address,
@@ -135,6 +139,7 @@ impl Session {
             "graph" => own(HandleKind::Graph).to_bits(),
             "exec" => own(HandleKind::GraphExec).to_bits(),
             "region" => own(HandleKind::Region).to_bits(),
+            "pool" => own(HandleKind::MemoryPool).to_bits(),
             "stream" => own(HandleKind::Stream).to_bits(),
             "pitch" | "to_pitch" | "from_pitch" => 64,
             "height" => 2,
@@ -197,7 +202,7 @@ impl Session {
                 self.elsewhere,
             ]);
         }
-        if let "handle" | "stream" = field.wire {
+        if let "handle" | "stream" | "pool" = field.wire {
             values.extend(handles());
         }
         let mut all: Vec<Vec<u8>> = values

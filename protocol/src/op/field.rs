@@ -5,7 +5,7 @@ use std::ops::Deref;
 
 use smallvec::SmallVec;
 
-use crate::handle::{Handle, HandleKind};
+use crate::handle::{Handle, HandleError, HandleKind};
 use crate::status::{Status, printable};
 
 /// The reasons why a field is refused.
@@ -41,7 +41,7 @@ pub enum FieldError {
     NotText,
     /// An invalid handle.
     #[error("{0}")]
-    Handle(crate::handle::HandleError),
+    Handle(HandleError),
 }
 
 /// The part of a body that has not been read.
@@ -198,13 +198,52 @@ impl Field for StreamRef {
         if value <= 2 {
             return Ok(Self(value));
         }
-        match Handle::from_bits(value).map_err(FieldError::Handle)? {
-            handle if handle.kind() == HandleKind::Stream => Ok(Self::of(handle)),
-            handle => Err(FieldError::Handle(crate::handle::HandleError::WrongKind {
-                found: handle.kind(),
-                wanted: HandleKind::Stream,
-            })),
+        let handle = Handle::from_bits(value).map_err(FieldError::Handle)?;
+        of_kind(handle, HandleKind::Stream).map(Self::of)
+    }
+}
+
+fn of_kind(handle: Handle, wanted: HandleKind) -> Result<Handle, FieldError> {
+    match handle.kind() {
+        found if found == wanted => Ok(handle),
+        found => Err(FieldError::Handle(HandleError::WrongKind { found, wanted })),
+    }
+}
+
+/// The memory pool that a request means: 0 is the device's default pool, and everything else is the handle of a pool.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct PoolRef(u64);
+
+impl PoolRef {
+    /// The default pool.
+    pub const DEFAULT: PoolRef = PoolRef(0);
+
+    /// The pool that `handle` names.
+    pub const fn of(handle: Handle) -> Self {
+        Self(handle.to_bits())
+    }
+
+    /// The handle; `None` for the default pool.
+    pub fn handle(self) -> Option<Handle> {
+        Handle::from_bits(self.0).ok()
+    }
+}
+
+impl Field for PoolRef {
+    const NAME: &'static str = "pool";
+    const MAX_LEN: usize = 8;
+
+    fn write(&self, body: &mut Vec<u8>) {
+        self.0.write(body);
+    }
+
+    fn read(reader: &mut Reader<'_>) -> Result<Self, FieldError> {
+        let value = u64::read(reader)?;
+        if value == 0 {
+            return Ok(Self::DEFAULT);
         }
+        let handle = Handle::from_bits(value).map_err(FieldError::Handle)?;
+        of_kind(handle, HandleKind::MemoryPool).map(Self::of)
     }
 }
 

@@ -7,7 +7,7 @@
 
 use std::num::{NonZeroU16, NonZeroU64};
 
-use super::field::{Bytes, Field, FieldError, List, Reader, StreamRef, Text};
+use super::field::{Bytes, Field, FieldError, List, PoolRef, Reader, StreamRef, Text};
 use super::{Body, Features, Operation};
 use crate::handle::Handle;
 use crate::status::Status;
@@ -703,13 +703,16 @@ operations! {
         }
     }
 
-    /// Allocates device memory in the order of a stream (`cuMemAllocAsync` from the default pool): what that stream has
-    /// freed can be had again at once. What is sent to other streams waits for it by way of an event.
+    /// Allocates device memory from a pool in the order of a stream (`cuMemAllocFromPoolAsync`): what that stream has freed
+    /// there can be had again at once. What is sent to other streams waits for it by way of an event. CUDA error 2: it is more
+    /// than the pool may have.
     47 => MemoryAllocateAsync / MemoryAllocateAsyncReply {
         feature: GPU, quiet: no,
         request {
             /// Bytes.
             bytes: NonZeroU64,
+            /// From which pool.
+            pool: PoolRef,
             /// In the order of which stream.
             stream: StreamRef,
         }
@@ -719,8 +722,8 @@ operations! {
         }
     }
 
-    /// Frees an allocation in the order of a stream (`cuMemFreeAsync`): the pool has it from there on. Work sent later
-    /// can no longer name it. MemoryFree gives it to the pool as well, in the order of all streams.
+    /// Frees an allocation in the order of a stream (`cuMemFreeAsync`): its pool has it from there on. Work sent later
+    /// can no longer name it. MemoryFree gives it to its pool as well, in the order of all streams.
     48 => MemoryFreeAsync / MemoryFreeAsyncReply {
         feature: GPU, quiet: yes,
         request {
@@ -732,11 +735,13 @@ operations! {
         reply {}
     }
 
-    /// Bytes held by the pool of MemoryAllocateAsync (`cuMemPoolGetAttribute`). Against the quota counts what it has from
-    /// the device, in use or not.
+    /// Bytes held by a pool (`cuMemPoolGetAttribute`). Against the quota counts what it has from the device, in use or not.
     49 => MemoryPoolInfo / MemoryPoolInfoReply {
         feature: GPU, quiet: no,
-        request {}
+        request {
+            /// The pool.
+            pool: PoolRef,
+        }
         reply {
             /// Bytes that it may keep when a wait for the device ends.
             release_threshold: u64,
@@ -751,10 +756,12 @@ operations! {
         }
     }
 
-    /// Sets an attribute of the pool (`cuMemPoolSetAttribute`).
+    /// Sets an attribute of a pool (`cuMemPoolSetAttribute`).
     50 => MemoryPoolSetAttribute / MemoryPoolSetAttributeReply {
         feature: GPU, quiet: yes,
         request {
+            /// The pool.
+            pool: PoolRef,
             /// `CUmemPool_attribute`: 4, the release threshold, at first 0; 6 or 8, the most bytes reserved or used.
             attribute: u32,
             /// Its new value; of the most bytes 0, which stands for as many as there are now.
@@ -763,10 +770,12 @@ operations! {
         reply {}
     }
 
-    /// Gives what the pool does not use back to the device (`cuMemPoolTrimTo`), once the work sent before is done.
+    /// Gives what a pool does not use back to the device (`cuMemPoolTrimTo`), once the work sent before is done.
     51 => MemoryPoolTrim / MemoryPoolTrimReply {
         feature: GPU, quiet: yes,
         request {
+            /// The pool.
+            pool: PoolRef,
             /// Bytes that it may keep.
             keep: u64,
         }
@@ -1017,6 +1026,29 @@ operations! {
             value: u64,
             /// The stream whose order it joins.
             stream: StreamRef,
+        }
+        reply {}
+    }
+
+    /// Makes a memory pool beside the default one (`cuMemPoolCreate`, of memory of the device that no other process can have).
+    73 => MemoryPoolCreate / MemoryPoolCreateReply {
+        feature: GPU, quiet: yes,
+        request {
+            /// The handle of the new pool.
+            pool: Handle,
+            /// Bytes that it may have from the device at most; 0 = as many as the session may.
+            max_bytes: u64,
+        }
+        reply {}
+    }
+
+    /// Destroys a memory pool (`cuMemPoolDestroy`). What it does not use goes back to the device once the work sent before is
+    /// done. Its allocations stay: each goes back when it is freed.
+    74 => MemoryPoolDestroy / MemoryPoolDestroyReply {
+        feature: GPU, quiet: yes,
+        request {
+            /// The pool.
+            pool: Handle,
         }
         reply {}
     }

@@ -103,6 +103,20 @@ fn text(most: usize) -> BoxedStrategy<Vec<u8>> {
     "\\PC{0,600}".prop_map(cut).boxed()
 }
 
+/// A handle of this kind.
+fn handles(kind: HandleKind) -> BoxedStrategy<Vec<u8>> {
+    (0..MAX_SLOTS, 1..=u32::MAX)
+        .prop_map(move |(slot, generation)| {
+            let handle = Handle::new(kind, slot, generation);
+            handle
+                .expect("within bounds")
+                .to_bits()
+                .to_le_bytes()
+                .to_vec()
+        })
+        .boxed()
+}
+
 /// A value of this many bytes.
 fn numbers(wire: &'static str, len: usize) -> BoxedStrategy<Vec<u8>> {
     let bytes = prop::collection::vec(any::<u8>(), len);
@@ -115,9 +129,10 @@ fn numbers(wire: &'static str, len: usize) -> BoxedStrategy<Vec<u8>> {
             .boxed(),
         "stream" => prop_oneof![
             (0..=2u64).prop_map(|n| n.to_le_bytes().to_vec()),
-            numbers("handle", 8),
+            handles(HandleKind::Stream),
         ]
         .boxed(),
+        "pool" => prop_oneof![Just(vec![0; 8]), handles(HandleKind::MemoryPool),].boxed(),
         "u16, at least 1" | "u32, at least 1" | "u64, at least 1" => {
             // Small ones too, which rules may require.
             let small = (1..=u8::MAX).prop_map(move |n| {
@@ -128,16 +143,7 @@ fn numbers(wire: &'static str, len: usize) -> BoxedStrategy<Vec<u8>> {
             let not_0 = bytes.prop_filter("0", |bytes| bytes.iter().any(|byte| *byte != 0));
             prop_oneof![small, not_0].boxed()
         }
-        "handle" => (0..MAX_SLOTS, 1..=u32::MAX)
-            .prop_map(|(slot, generation)| {
-                let handle = Handle::new(HandleKind::Stream, slot, generation);
-                handle
-                    .expect("within bounds")
-                    .to_bits()
-                    .to_le_bytes()
-                    .to_vec()
-            })
-            .boxed(),
+        "handle" => handles(HandleKind::Stream),
         wire if wire == <QuietFailure as Field>::NAME => {
             let op = proptest::sample::select(Op::REQUESTS);
             (any::<u32>(), op, prop_oneof![1..=i32::MAX, i32::MIN..=-1])

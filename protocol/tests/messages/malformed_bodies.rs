@@ -7,7 +7,7 @@ use vgpu_protocol::handle::{Handle, HandleKind};
 use vgpu_protocol::op::field::FieldError;
 use vgpu_protocol::op::{
     Body, BodyError, CopyRowsFromDevice, CopyRowsToDevice, Exchange, FenceReply, FillRange, Hello,
-    HelloReply, InfoReply, MAX_CONTROL_BODY, ModuleCompile, ModuleLoad, Op, Ping,
+    HelloReply, InfoReply, MAX_CONTROL_BODY, MemoryPoolInfo, ModuleCompile, ModuleLoad, Op, Ping,
     StreamSynchronize,
 };
 use vgpu_protocol::status::{MAX_ERROR_TEXT, decode_error_text, encode_error_text};
@@ -172,6 +172,10 @@ fn the_rules_of_single_operations() {
     refused::<ModuleLoad>(
         &load((256 << 20) + 1),
         "ModuleLoad: bytes is 268435457, at most 256 MiB allowed",
+    );
+    refused::<MemoryPoolInfo>(
+        &module.to_le_bytes(),
+        "MemoryPoolInfo: pool names a Module, but a MemoryPool is needed",
     );
     let compile = |source: u64, headers: &[u32]| {
         let mut body = module.to_le_bytes().to_vec();

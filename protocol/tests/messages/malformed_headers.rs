@@ -170,6 +170,8 @@ fn flags_are_checked_for_every_operation() {
             Op::RegionUnmap,
             Op::CopyFromRegion,
             Op::CopyToRegion,
+            Op::MemoryPoolCreate,
+            Op::MemoryPoolDestroy,
         ]
     );
     for op in [&[Op::Closing, Op::Data], Op::REQUESTS].concat() {

@@ -5,6 +5,7 @@ use std::num::NonZeroU64;
 use std::ops::{Bound, Range, RangeBounds};
 
 use bytemuck::Pod;
+use vgpu_protocol::op::field::PoolRef;
 use vgpu_protocol::op::{MemoryAllocate, MemoryAllocateAsync, Operation, Request};
 
 use super::{Device, Dropped, explained, is_out_of_memory};
@@ -71,11 +72,20 @@ impl Device {
     /// # Errors
     /// Those of [`alloc`](Self::alloc).
     pub fn alloc_async<T: Pod>(&self, len: usize) -> Result<DeviceBuffer<T>> {
+        self.alloc_from(PoolRef::DEFAULT, len)
+    }
+
+    /// The same from a pool.
+    pub(super) fn alloc_from<T: Pod>(&self, pool: PoolRef, len: usize) -> Result<DeviceBuffer<T>> {
         const DOING: &str = "allocate in a stream";
         let stream = self.stream_ref();
         let address = match self.bytes_of::<T>(DOING, len)? {
             Some(bytes) => {
-                let asked = MemoryAllocateAsync { bytes, stream };
+                let asked = MemoryAllocateAsync {
+                    bytes,
+                    pool,
+                    stream,
+                };
                 self.allocate(DOING, &asked)?.address
             }
             None => 0,

@@ -19,8 +19,8 @@ use vgpu_protocol::handle::Handle;
 use vgpu_protocol::op::field::StreamRef;
 use vgpu_protocol::op::{
     self as protocol, DeviceInfo, DeviceInfoReply, DeviceSelect, EventDestroy, FenceReply,
-    GraphDestroy, GraphExecDestroy, MemoryFree, MemoryFreeAsync, MemoryInfo, ModuleUnload,
-    NO_ATTRIBUTE, Operation, Request, StreamDestroy, Synchronize,
+    GraphDestroy, GraphExecDestroy, MemoryFree, MemoryFreeAsync, MemoryInfo, MemoryPoolDestroy,
+    ModuleUnload, NO_ATTRIBUTE, Operation, Request, StreamDestroy, Synchronize,
 };
 
 use super::staging::Stores;
@@ -41,7 +41,7 @@ pub use launch::{KernelArg, LaunchBuilder, LaunchConfig};
 pub use module::{Function, Module};
 pub(super) use pinned::Arena;
 pub use pinned::PinnedBuffer;
-pub use pool::MemoryPool;
+pub use pool::{MemoryPool, MemoryPoolStatistics};
 pub use rows::{DeviceRows, PitchedBuffer, PitchedSlice, PitchedSliceMut};
 pub use source::{CompileAt, CompileOptions};
 pub(super) use stream::NON_BLOCKING;
@@ -128,6 +128,7 @@ pub(super) enum Dropped {
     Graph(Handle),
     GraphExec(Handle),
     Region(Handle),
+    MemoryPool(Handle),
 }
 
 impl Device {
@@ -327,6 +328,10 @@ impl Device {
                 lock(&self.shared.session.graphs).release(graph);
             }
             Dropped::Region(region) => client.unmap_memory(region)?,
+            Dropped::MemoryPool(pool) => {
+                client.send_quiet("destroy a memory pool", MemoryPoolDestroy { pool })?;
+                lock(&self.shared.session.memory_pools).release(pool);
+            }
             Dropped::GraphExec(exec) => {
                 client.send_quiet("destroy a graph", GraphExecDestroy { exec })?;
                 lock(&self.shared.session.graph_execs).release(exec);

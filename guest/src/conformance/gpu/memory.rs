@@ -2,7 +2,7 @@
 
 use vgpu_protocol::status::ErrorCode;
 
-use crate::client::{Device, DeviceBuffer, DevicePtr, Module, Stream};
+use crate::client::{Device, DeviceBuffer, DevicePtr, MemoryPool, Module, Stream};
 use crate::conformance::{Ground, at, check, fails};
 use crate::error::Cause;
 
@@ -10,6 +10,9 @@ use super::{
     DEADLINE, KERNELS, Outcome, config, device_word, end, is, is_cuda, kernel, open,
     open_with_kernels, pattern, same,
 };
+
+/// `CUDA_ERROR_OUT_OF_MEMORY`.
+const OUT_OF_MEMORY: i32 = 2;
 
 pub(in crate::conformance) fn info(device: &Device, _: &Module) -> Outcome {
     check(!device.name().is_empty(), || "no name".to_owned())?;
@@ -113,7 +116,8 @@ pub(in crate::conformance) fn ordered(ground: &Ground<'_>) -> Outcome {
     let mut word = device.alloc_zeros::<u32>(1).map_err(at("zeros"))?;
     let (one, other) = (device.new_stream(), device.new_stream());
     let (one, other) = (one.map_err(at("a stream"))?, other.map_err(at("a stream"))?);
-    let pool = || device.memory_pool().map_err(at("the pool"));
+    let default = device.memory_pool();
+    let pool = || default.statistics().map_err(at("the pool"));
     let none = pool()?;
     check(none.reserved == 0 && none.used == 0, || {
         format!("{none:?} at the beginning")
@@ -161,15 +165,17 @@ pub(in crate::conformance) fn ordered(ground: &Ground<'_>) -> Outcome {
         || format!("{after:?} after everything was freed"),
     )?;
     // What may be kept is kept, until it is trimmed; and plain memory goes to the pool where it is from there.
-    device.set_release_threshold(u64::MAX).map_err(at("keep"))?;
+    default
+        .set_release_threshold(u64::MAX)
+        .map_err(at("keep"))?;
     drop((alloc(&one)?, alloc(&one)?, alloc(&other)?));
     device.synchronize().map_err(at("synchronize"))?;
     let kept = pool()?;
     check(kept.reserved > 0 && kept.used == 0, || {
         format!("{kept:?} where everything may be kept")
     })?;
-    device.trim_memory_pool(0).map_err(at("trim"))?;
-    device.reset_memory_pool_high().map_err(at("reset"))?;
+    default.trim(0).map_err(at("trim"))?;
+    default.reset_high().map_err(at("reset"))?;
     let trimmed = pool()?;
     check(
         (trimmed.reserved, trimmed.reserved_high, trimmed.used_high) == (0, 0, 0),
@@ -184,6 +190,81 @@ pub(in crate::conformance) fn ordered(ground: &Ground<'_>) -> Outcome {
     drop(third);
     drop(last);
     device.synchronize().map_err(at("synchronize"))?;
+    end(device)
+}
+
+/// Pools beside the default one keep what is theirs, count against the quota, and leave their buffers when they go.
+pub(in crate::conformance) fn pools(ground: &Ground<'_>) -> Outcome {
+    const LEN: usize = 100_003;
+    const BYTES: u64 = (LEN as u64).next_multiple_of(512);
+    let device = open(ground)?;
+    let stream = device.new_stream().map_err(at("a stream"))?;
+    let in_use = || device.statistics().map(|it| it.memory).map_err(at("count"));
+    let before = in_use()?;
+    let made = || device.new_memory_pool().map_err(at("a pool"));
+    let (one, other) = (made()?, made()?);
+    let alloc = |pool: &MemoryPool| pool.alloc_async::<u8>(&stream, LEN).map_err(at("allocate"));
+    let holds = |pool: &MemoryPool, used: u64, reserved: u64, when: &str| {
+        let held = pool.statistics().map_err(at("look at a pool"))?;
+        check((held.used, held.reserved) == (used, reserved), || {
+            format!("{held:?} {when}, where {used} of {reserved} bytes are in use")
+        })
+    };
+    // What one has freed is had again from it, and from no other.
+    one.set_release_threshold(u64::MAX).map_err(at("keep"))?;
+    let first = alloc(&one)?;
+    let place = first.address();
+    drop(first);
+    let mut beside = alloc(&other)?;
+    check(beside.address() != place, || {
+        "a pool has given what another one has".to_owned()
+    })?;
+    stream.memset(&mut beside, 3).map_err(at("fill"))?;
+    holds(&one, 0, BYTES, "after all was freed")?;
+    holds(&other, BYTES, BYTES, "with one buffer")?;
+    holds(&device.memory_pool(), 0, 0, "without a buffer of it")?;
+    device.synchronize().map_err(at("synchronize"))?;
+    holds(&one, 0, BYTES, "where it may keep everything")?;
+    let again = alloc(&one)?;
+    check(again.address() == place, || {
+        "a pool does not give again what it has".to_owned()
+    })?;
+    check(in_use()? == before + 2 * BYTES, || {
+        format!("{:?} bytes in use, before {before}", in_use())
+    })?;
+    // A pool may go before its buffers: what it kept is free then, they are free later.
+    drop(alloc(&other)?);
+    drop(other);
+    stream.memset(&mut beside, 4).map_err(at("fill"))?;
+    let back = stream.clone_dtoh(&beside).map_err(at("down"))?;
+    same("memory of a pool that is gone", &back, &[4; LEN])?;
+    device.synchronize().map_err(at("synchronize"))?;
+    check(in_use()? == before + 2 * BYTES, || {
+        format!("{:?} bytes in use without a pool", in_use())
+    })?;
+    drop(beside);
+    device.synchronize().map_err(at("synchronize"))?;
+    check(in_use()? == before + BYTES, || {
+        format!("{:?} bytes in use, the last of a pool freed", in_use())
+    })?;
+    // One with a limit gives back what it keeps before it refuses, and refuses for itself alone.
+    let error = fails("nothing", device.new_memory_pool_of(0))?;
+    check(matches!(error.cause(), Cause::Input(_)), || {
+        error.to_string()
+    })?;
+    let small = device.new_memory_pool_of(BYTES).map_err(at("a pool"))?;
+    let refused = |len| {
+        let error = fails("too much", small.alloc_async::<u8>(&stream, len))?;
+        is_cuda(&error, OUT_OF_MEMORY)
+    };
+    refused(LEN + 512)?;
+    let all = alloc(&small)?;
+    refused(1)?;
+    drop(all);
+    drop(small.alloc_async::<u8>(&stream, 1).map_err(at("less"))?);
+    holds(&small, 0, 512, "after it had to make room")?;
+    small.trim(0).map_err(at("trim"))?;
+    holds(&small, 0, 0, "after a trim")?;
     end(device)
 }
 

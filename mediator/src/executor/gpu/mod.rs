@@ -16,7 +16,7 @@
 //! | `cancel` | kernels that nobody wants any more |
 //! | `handles` | objects by their handles |
 //! | `queue` | what the device has to do, and who waits for it |
-//! | `pool` | memory that is allocated and freed in the order of a stream |
+//! | `pool` | pools of memory that is allocated and freed in the order of a stream |
 //! | `streams` | in which order: streams and events |
 //! | `busy` | how long the device ran kernels |
 //!
@@ -74,7 +74,7 @@ use captures::Captures;
 use device::{Device, DeviceError, Rows, Work};
 use graphs::{Graphs, Replay};
 use modules::Modules;
-use pool::MemoryPool;
+use pool::MemoryPools;
 use queue::{Calling, Held, Purpose, Queued, Reclaim, Wait, Wanted, What};
 use quota::{OfGuest, Quota};
 use ranges::Ranges;
@@ -150,7 +150,7 @@ pub(super) struct Gpu<D: Device> {
     streams: Streams,
     captures: Captures,
     graphs: Graphs<D::Graph>,
-    pool: MemoryPool,
+    pools: MemoryPools,
     buffers: Pool<D::Buffer>,
     uploads: Vec<Upload<D::Buffer>>,
     downloads: Vec<Download<D::Buffer>>,
@@ -261,7 +261,7 @@ impl<D: Device> Gpu<D> {
             streams: Streams::new(limits.objects),
             captures: Captures::default(),
             graphs: Graphs::new(limits.objects),
-            pool: MemoryPool::default(),
+            pools: MemoryPools::new(limits.objects),
             buffers: Pool::default(),
             uploads: Vec::new(),
             downloads: Vec::new(),
@@ -330,9 +330,11 @@ impl<D: Device> Gpu<D> {
             Request::MemoryFree(free) => self.free(id, free.address),
             Request::MemoryAllocateAsync(allocate) => self.allocate_async(id, &allocate),
             Request::MemoryFreeAsync(free) => self.free_async(id, &free),
-            Request::MemoryPoolInfo(_) => Ok(Some(self.pool_info())),
+            Request::MemoryPoolCreate(create) => self.pool_create(&create),
+            Request::MemoryPoolDestroy(destroy) => self.pool_destroy(destroy.pool),
+            Request::MemoryPoolInfo(info) => self.pool_info(info.pool),
             Request::MemoryPoolSetAttribute(set) => self.pool_set_attribute(&set),
-            Request::MemoryPoolTrim(trim) => self.pool_trim(trim.keep),
+            Request::MemoryPoolTrim(trim) => self.pool_trim(&trim),
             Request::CopyToDevice(copy) => {
                 let to = Rows::range(copy.to, copy.bytes.get());
                 self.copy_to(id, Op::CopyToDevice, to, copy.stream)
@@ -479,8 +481,8 @@ impl<D: Device> Gpu<D> {
         self.check_allocations()?;
         match self.count(wanted.counted(), "an allocation") {
             Ok(()) => self.call(Purpose::Allocate { id, wanted }, wanted.call()),
-            // What the pool does not use, and what is about to be given back, may do.
-            Err(_) if self.release(0) || !self.reclaims.is_empty() => {
+            // What the pools do not use, and what is about to be given back, may do.
+            Err(_) if self.release_all() || !self.reclaims.is_empty() => {
                 self.short = Some((id, wanted));
             }
             Err(refused) => return Err(refused),

@@ -1,26 +1,33 @@
 //! Stream-ordered memory: what a stream has freed is allocated again in its order, without a call of the driver.
 //!
 //! The driver's own pools take memory from the device many megabytes at a time and give it back when they like, so that
-//! a quota could count it afterwards only. This one has each allocation from the device as it is, keeps what is freed,
-//! and is the same for every device.
+//! a quota could count it afterwards only. These have each allocation from the device as it is, keep what is freed,
+//! and are the same for every device.
 
 use std::collections::{BTreeMap, VecDeque};
+use std::iter;
 
-use vgpu_protocol::op::MemoryAllocateAsyncReply;
+use vgpu_protocol::handle::{Handle, HandleKind, HandleTable};
+use vgpu_protocol::op::field::PoolRef;
 use vgpu_protocol::op::{
-    Body, MemoryAllocateAsync, MemoryFreeAsync, MemoryFreeAsyncReply, MemoryPoolInfoReply,
-    MemoryPoolSetAttribute, MemoryPoolSetAttributeReply, MemoryPoolTrimReply,
+    Body, MemoryAllocateAsync, MemoryAllocateAsyncReply, MemoryFreeAsync, MemoryFreeAsyncReply,
+    MemoryPoolCreate, MemoryPoolCreateReply, MemoryPoolDestroyReply, MemoryPoolInfoReply,
+    MemoryPoolSetAttribute, MemoryPoolSetAttributeReply, MemoryPoolTrim, MemoryPoolTrimReply,
 };
 use vgpu_protocol::session::server::Failure;
 
-use super::super::cuda_result::NOT_SUPPORTED;
+use super::super::cuda_result::{NOT_SUPPORTED, OUT_OF_MEMORY};
 use super::device::{Device, DeviceError, Key};
+use super::handles::{close, open, wrong};
 use super::queue::{Reclaim, Wanted};
-use super::ranges::counted;
+use super::ranges::{PoolBlock, counted};
 use super::{Gpu, Refused, invalid};
 
-/// Blocks that are kept at most: each allocation looks at them.
+/// Blocks that a pool keeps at most: each allocation looks at them.
 const MOST_FREE: usize = 512;
+
+/// Blocks that this many pools keep at most: more of them keep fewer each.
+const POOLS_WITH_MOST_FREE: usize = 8;
 
 /// `CU_MEMPOOL_ATTR_RELEASE_THRESHOLD`.
 const RELEASE_THRESHOLD: u32 = 4;
@@ -29,11 +36,20 @@ const RESERVED_HIGH: u32 = 6;
 /// `CU_MEMPOOL_ATTR_USED_MEM_HIGH`.
 const USED_HIGH: u32 = 8;
 
-/// The pool of a session.
+/// The pools of a session.
+#[derive(Debug)]
+pub(super) struct MemoryPools {
+    default: MemoryPool,
+    made: HandleTable<MemoryPool>,
+}
+
+/// One of them.
 #[derive(Debug, Default)]
-pub(super) struct MemoryPool {
+struct MemoryPool {
     /// Freed memory, the oldest first.
     free: VecDeque<Block>,
+    /// Bytes that it may have from the device; 0: as many as the session.
+    most: u64,
     threshold: u64,
     reserved: u64,
     reserved_high: u64,
@@ -50,6 +66,51 @@ struct Block {
     stream: Option<Key>,
     /// The newest work that was queued then.
     until: u64,
+}
+
+impl Block {
+    /// Nobody waits for the driver to take it back, and only work that was queued before may use it.
+    fn reclaim<M>(self) -> Reclaim<M> {
+        Reclaim::memory(0, self.until, self.address, self.bytes)
+    }
+}
+
+impl MemoryPools {
+    /// The default pool, and room for `most` others.
+    pub(super) fn new(most: u32) -> Self {
+        Self {
+            default: MemoryPool::default(),
+            made: HandleTable::new(HandleKind::MemoryPool, most),
+        }
+    }
+
+    fn named(&mut self, pool: PoolRef) -> Result<&mut MemoryPool, Refused> {
+        match pool.handle() {
+            None => Ok(&mut self.default),
+            Some(handle) => self
+                .made
+                .get_mut(handle)
+                .map_err(|error| wrong(handle, error)),
+        }
+    }
+
+    fn all(&mut self) -> impl Iterator<Item = &mut MemoryPool> {
+        iter::once(&mut self.default).chain(self.made.values_mut())
+    }
+
+    /// Blocks that each may keep.
+    fn most_free(&self) -> usize {
+        let pools = 1 + self.made.len() as usize;
+        (MOST_FREE * POOLS_WITH_MOST_FREE / pools).clamp(1, MOST_FREE)
+    }
+
+    /// Memory has come from the device, for an allocation.
+    pub(super) fn came(&mut self, block: PoolBlock) {
+        // Of a pool that was destroyed meanwhile nobody counts it any more.
+        if let Ok(pool) = self.named(block.pool) {
+            pool.came(block.bytes);
+        }
+    }
 }
 
 impl MemoryPool {
@@ -69,10 +130,18 @@ impl MemoryPool {
     }
 
     /// Memory has come from the device, for an allocation.
-    pub(super) fn came(&mut self, bytes: u64) {
+    fn came(&mut self, bytes: u64) {
         self.reserved += bytes;
         self.reserved_high = self.reserved_high.max(self.reserved);
         self.count_used(bytes);
+    }
+
+    /// Bytes that it may keep if `bytes` come to it; `None`: it may never have as many.
+    fn keeps_beside(&self, bytes: u64) -> Option<u64> {
+        match self.most {
+            0 => Some(u64::MAX),
+            most => most.checked_sub(bytes),
+        }
     }
 
     fn count_used(&mut self, bytes: u64) {
@@ -94,23 +163,54 @@ impl MemoryPool {
         self.reserved -= block.bytes;
         Some(block)
     }
+
+    /// Has free memory go back to the device, as far as more than `keep` bytes are reserved; says whether there was any.
+    /// Whoever calls this goes on afterwards.
+    fn release_to<M>(&mut self, keep: u64, reclaims: &mut VecDeque<Reclaim<M>>) -> bool {
+        let before = reclaims.len();
+        reclaims.extend(iter::from_fn(|| self.release(keep)).map(Block::reclaim));
+        reclaims.len() > before
+    }
 }
 
 impl<D: Device> Gpu<D> {
+    pub(super) fn pool_create(
+        &mut self,
+        create: &MemoryPoolCreate,
+    ) -> Result<Option<Vec<u8>>, Refused> {
+        let pool = MemoryPool {
+            most: create.max_bytes,
+            ..MemoryPool::default()
+        };
+        open(&mut self.pools.made, create.pool, pool)?;
+        Ok(Some(MemoryPoolCreateReply {}.encode()))
+    }
+
+    /// Its allocations stay, and go back to the device when they are freed.
+    pub(super) fn pool_destroy(&mut self, pool: Handle) -> Result<Option<Vec<u8>>, Refused> {
+        let mut pool = close(&mut self.pools.made, pool)?;
+        pool.release_to(0, &mut self.reclaims);
+        self.go_on();
+        Ok(Some(MemoryPoolDestroyReply {}.encode()))
+    }
+
     pub(super) fn allocate_async(
         &mut self,
         id: u32,
         allocate: &MemoryAllocateAsync,
     ) -> Result<Option<Vec<u8>>, Refused> {
         let stream = self.live(allocate.stream)?;
-        self.check_allocations()?;
         let bytes = allocate.bytes.get();
-        let wanted = Wanted::FromPool(bytes);
+        let of = allocate.pool;
+        self.pools.named(of)?;
+        self.check_allocations()?;
+        let wanted = Wanted::FromPool(bytes, of);
         let Some(size) = counted(bytes) else {
             return self.allocate(id, wanted);
         };
-        let mut block = self.pool.take(size, |block| block.stream == Some(stream));
-        if block.is_none() && !self.pool.free.is_empty() {
+        let pool = self.pools.named(of)?;
+        let mut block = pool.take(size, |block| block.stream == Some(stream));
+        if block.is_none() && !pool.free.is_empty() {
             self.take_done();
             self.sound()?;
             // The oldest work of each stream that is not done.
@@ -119,7 +219,7 @@ impl<D: Device> Gpu<D> {
                 first.insert(queued.stream(), *tag);
             }
             let oldest = self.queue.first_key_value().map(|(tag, _)| *tag);
-            block = self.pool.take(size, |block| {
+            block = self.pools.named(of)?.take(size, |block| {
                 let first = match block.stream {
                     Some(stream) => first.get(&stream).copied(),
                     None => oldest,
@@ -128,11 +228,36 @@ impl<D: Device> Gpu<D> {
             });
         }
         let Some(block) = block else {
-            return self.allocate(id, wanted);
+            let room = self.make_room(of, size);
+            let outcome = room.and_then(|()| self.allocate(id, wanted));
+            self.go_on();
+            return outcome;
         };
         let address = block.address;
-        self.ranges.add_from_pool(address, bytes, block.bytes);
+        let block = PoolBlock {
+            pool: of,
+            bytes: block.bytes,
+        };
+        self.ranges.add_from_pool(address, bytes, block);
         Ok(Some(MemoryAllocateAsyncReply { address }.encode()))
+    }
+
+    /// Has a pool give back what it does not use, as far as it may not have `bytes` more beside that. Whoever calls this
+    /// goes on afterwards.
+    fn make_room(&mut self, pool: PoolRef, bytes: u64) -> Result<(), Refused> {
+        let pool = self.pools.named(pool)?;
+        let keep = pool.keeps_beside(bytes);
+        if let Some(keep) = keep {
+            pool.release_to(keep, &mut self.reclaims);
+        }
+        if keep.is_some_and(|keep| pool.reserved <= keep) {
+            return Ok(());
+        }
+        let (used, most) = (pool.used, pool.most);
+        let text = format!(
+            "an allocation needs {bytes} bytes of a pool with {most}, of which {used} are in use"
+        );
+        Err(Failure::from(&DeviceError::new(OUT_OF_MEMORY, text)))
     }
 
     pub(super) fn free_async(
@@ -158,92 +283,94 @@ impl<D: Device> Gpu<D> {
             )));
         };
         let until = self.last_tag;
-        match of_pool {
-            Some(bytes) => {
-                self.pool.put(Block {
-                    address,
-                    bytes,
-                    stream,
-                    until,
-                });
-                if self.pool.free.len() > MOST_FREE {
-                    self.release_one(0);
-                    self.go_on();
-                }
+        let most = self.pools.most_free();
+        let Some(block) = of_pool else {
+            self.reclaim(Reclaim::memory(id, until, address, bytes));
+            return Ok(());
+        };
+        let Ok(pool) = self.pools.named(block.pool) else {
+            // It was destroyed.
+            self.reclaim(Reclaim::memory(id, until, address, block.bytes));
+            return Ok(());
+        };
+        pool.put(Block {
+            address,
+            bytes: block.bytes,
+            stream,
+            until,
+        });
+        if pool.free.len() > most {
+            while pool.free.len() > most
+                && let Some(block) = pool.release(0)
+            {
+                self.reclaims.push_back(block.reclaim());
             }
-            None => self.reclaim(Reclaim::memory(id, until, address, bytes)),
+            self.go_on();
         }
         Ok(())
     }
 
-    pub(super) fn pool_info(&self) -> Vec<u8> {
-        MemoryPoolInfoReply {
-            release_threshold: self.pool.threshold,
-            reserved: self.pool.reserved,
-            reserved_high: self.pool.reserved_high,
-            used: self.pool.used,
-            used_high: self.pool.used_high,
-        }
-        .encode()
+    pub(super) fn pool_info(&mut self, pool: PoolRef) -> Result<Option<Vec<u8>>, Refused> {
+        let pool = self.pools.named(pool)?;
+        let reply = MemoryPoolInfoReply {
+            release_threshold: pool.threshold,
+            reserved: pool.reserved,
+            reserved_high: pool.reserved_high,
+            used: pool.used,
+            used_high: pool.used_high,
+        };
+        Ok(Some(reply.encode()))
     }
 
     pub(super) fn pool_set_attribute(
         &mut self,
         set: &MemoryPoolSetAttribute,
     ) -> Result<Option<Vec<u8>>, Refused> {
-        let MemoryPoolSetAttribute { attribute, value } = *set;
+        let MemoryPoolSetAttribute {
+            pool,
+            attribute,
+            value,
+        } = *set;
+        let pool = self.pools.named(pool)?;
         match attribute {
-            RELEASE_THRESHOLD => self.pool.threshold = value,
-            RESERVED_HIGH if value == 0 => self.pool.reserved_high = self.pool.reserved,
-            USED_HIGH if value == 0 => self.pool.used_high = self.pool.used,
+            RELEASE_THRESHOLD => pool.threshold = value,
+            RESERVED_HIGH if value == 0 => pool.reserved_high = pool.reserved,
+            USED_HIGH if value == 0 => pool.used_high = pool.used,
             RESERVED_HIGH | USED_HIGH => {
                 return Err(invalid(format!("{value}, where only 0 can be set")));
             }
             _ => {
-                let text = format!("attribute {attribute} of the pool cannot be set here");
+                let text = format!("attribute {attribute} of a pool cannot be set here");
                 return Err(Failure::from(&DeviceError::new(NOT_SUPPORTED, text)));
             }
         }
         Ok(Some(MemoryPoolSetAttributeReply {}.encode()))
     }
 
-    pub(super) fn pool_trim(&mut self, keep: u64) -> Result<Option<Vec<u8>>, Refused> {
-        self.release(keep);
+    pub(super) fn pool_trim(&mut self, trim: &MemoryPoolTrim) -> Result<Option<Vec<u8>>, Refused> {
+        let pool = self.pools.named(trim.pool)?;
+        pool.release_to(trim.keep, &mut self.reclaims);
         self.go_on();
         Ok(Some(MemoryPoolTrimReply {}.encode()))
     }
 
-    /// Has free memory of the pool go back to the device, as far as more than `keep` bytes are reserved; says whether
-    /// there was any. Whoever calls this goes on afterwards.
-    pub(super) fn release(&mut self, keep: u64) -> bool {
+    /// Has all free memory of the pools go back to the device; says whether there was any. Whoever calls this goes on
+    /// afterwards.
+    pub(super) fn release_all(&mut self) -> bool {
         let mut any = false;
-        while self.release_one(keep) {
-            any = true;
+        for pool in self.pools.all() {
+            any |= pool.release_to(0, &mut self.reclaims);
         }
         any
     }
 
-    fn release_one(&mut self, keep: u64) -> bool {
-        let Some(block) = self.pool.release(keep) else {
-            return false;
-        };
-        // Nobody waits for the driver to take it back, and only work that was queued before may use it.
-        let Block {
-            address,
-            bytes,
-            until,
-            ..
-        } = block;
-        self.reclaims
-            .push_back(Reclaim::memory(0, until, address, bytes));
-        true
-    }
-
-    /// A wait for the device has ended: what the pool holds beyond its threshold goes back, unless something
+    /// A wait for the device has ended: what the pools hold beyond their thresholds goes back, unless something
     /// runs for which the driver would wait.
     pub(super) fn release_unused(&mut self) {
         if self.queue.is_empty() {
-            self.release(self.pool.threshold);
+            for pool in self.pools.all() {
+                pool.release_to(pool.threshold, &mut self.reclaims);
+            }
         }
     }
 }

@@ -5,7 +5,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use vgpu_protocol::handle::Handle;
-use vgpu_protocol::op::field::StreamRef;
+use vgpu_protocol::op::field::{PoolRef, StreamRef};
 use vgpu_protocol::op::{
     Body, CopyFromDeviceReply, CopyRowsFromDeviceReply, EventSynchronizeReply,
     MemoryAllocateAsyncReply, MemoryAllocateReply, MemoryAllocateRowsReply, Op,
@@ -19,7 +19,7 @@ use super::super::cuda_result;
 use super::device::{
     Answer, AnsweredOf, Call, CallOf, Caller, Device, DeviceError, Done, Key, Region, Span, WorkOf,
 };
-use super::ranges::{GRAIN, counted};
+use super::ranges::{GRAIN, PoolBlock, counted};
 use super::{BEAT, Event, Gpu, LONGEST_CALL, Refused};
 
 /// Work in the queue: what for.
@@ -115,8 +115,8 @@ pub(super) enum Until {
 #[derive(Debug, Clone, Copy)]
 pub(super) enum Wanted {
     Bytes(u64),
-    /// So many bytes, which are the pool's.
-    FromPool(u64),
+    /// So many bytes, which are a pool's.
+    FromPool(u64, PoolRef),
     Rows {
         width: u64,
         height: u64,
@@ -129,7 +129,7 @@ impl Wanted {
     /// the pitch: so far every driver has returned the next multiple of [`GRAIN`].
     pub(super) fn counted(self) -> u64 {
         let bytes = match self {
-            Self::Bytes(bytes) | Self::FromPool(bytes) => Some(bytes),
+            Self::Bytes(bytes) | Self::FromPool(bytes, _) => Some(bytes),
             Self::Rows { width, height, .. } => {
                 let pitch = width.checked_next_multiple_of(GRAIN);
                 pitch.and_then(|pitch| pitch.checked_mul(height))
@@ -142,7 +142,7 @@ impl Wanted {
         match self {
             Self::Bytes(bytes) => Call::Allocate(bytes),
             // All of the block is used by some allocation sooner or later.
-            Self::FromPool(_) => Call::Allocate(self.counted()),
+            Self::FromPool(..) => Call::Allocate(self.counted()),
             Self::Rows {
                 width,
                 height,
@@ -727,12 +727,15 @@ impl<D: Device> Gpu<D> {
             (
                 Purpose::Allocate {
                     id,
-                    wanted: wanted @ Wanted::FromPool(bytes),
+                    wanted: wanted @ Wanted::FromPool(bytes, pool),
                 },
                 Ok(Answer::Address(address)),
             ) => {
-                let block = wanted.counted();
-                self.pool.came(block);
+                let block = PoolBlock {
+                    pool,
+                    bytes: wanted.counted(),
+                };
+                self.pools.came(block);
                 self.ranges.add_from_pool(address, bytes, block);
                 if id == 0 {
                     // Given up meanwhile: nobody knows the address.
@@ -756,10 +759,10 @@ impl<D: Device> Gpu<D> {
             }
             (Purpose::Allocate { id, wanted }, answer) => {
                 self.quota.give(wanted.counted());
-                // The device has less than the quota says: what the pool does not use may do.
+                // The device has less than the quota says: what the pools do not use may do.
                 let full =
                     matches!(&answer, Err(error) if error.code == cuda_result::OUT_OF_MEMORY);
-                match full && self.short.is_none() && self.release(0) {
+                match full && self.short.is_none() && self.release_all() {
                     true => self.short = Some((id, wanted)),
                     false => self.answer_failed(id, answer),
                 }

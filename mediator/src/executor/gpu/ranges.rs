@@ -2,6 +2,8 @@
 
 use std::collections::BTreeMap;
 
+use vgpu_protocol::op::field::PoolRef;
+
 use super::device::Rows;
 
 /// Alignment of allocations in bytes, and the bytes counted for the smallest.
@@ -17,10 +19,19 @@ pub(super) fn counted(bytes: u64) -> Option<u64> {
 enum Owner {
     /// The guest allocated it.
     Guest,
-    /// The guest allocated it from the pool, where it takes this many bytes.
-    Pool(u64),
+    /// The guest allocated it from a pool, of which it takes a block.
+    Pool(PoolBlock),
     /// A variable of a module.
     Module,
+}
+
+/// The part of a pool that an allocation takes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct PoolBlock {
+    /// The pool, which may have been destroyed since.
+    pub(super) pool: PoolRef,
+    /// Bytes.
+    pub(super) bytes: u64,
 }
 
 /// By where they begin.
@@ -41,8 +52,8 @@ impl Ranges {
         self.allocations += 1;
     }
 
-    /// An allocation in a block of `block` bytes of the pool.
-    pub(super) fn add_from_pool(&mut self, address: u64, bytes: u64, block: u64) {
+    /// An allocation in a block of a pool.
+    pub(super) fn add_from_pool(&mut self, address: u64, bytes: u64, block: PoolBlock) {
         self.ranges.insert(address, (bytes, Owner::Pool(block)));
         self.allocations += 1;
     }
@@ -51,8 +62,8 @@ impl Ranges {
         self.ranges.insert(address, (bytes, Owner::Module));
     }
 
-    /// Takes an allocation of the guest out; gives its bytes, and those of its block in the pool.
-    pub(super) fn remove_allocation(&mut self, address: u64) -> Option<(u64, Option<u64>)> {
+    /// Takes an allocation of the guest out; gives its bytes, and its block where it is of a pool.
+    pub(super) fn remove_allocation(&mut self, address: u64) -> Option<(u64, Option<PoolBlock>)> {
         let found = match *self.ranges.get(&address)? {
             (bytes, Owner::Guest) => (bytes, None),
             (bytes, Owner::Pool(block)) => (bytes, Some(block)),
@@ -143,9 +154,13 @@ mod tests {
         assert_eq!(ranges.check(0x1000, 1), Ok(()));
         assert_eq!(ranges.remove_allocation(0x1000), Some((100, None)));
         assert_eq!(ranges.remove_allocation(0x1000), None);
-        ranges.add_from_pool(0x3000, 5, 512);
+        let block = PoolBlock {
+            pool: PoolRef::DEFAULT,
+            bytes: 512,
+        };
+        ranges.add_from_pool(0x3000, 5, block);
         assert!(ranges.check(0x3000, 6).is_err());
-        assert_eq!(ranges.remove_allocation(0x3000), Some((5, Some(512))));
+        assert_eq!(ranges.remove_allocation(0x3000), Some((5, Some(block))));
         assert!(ranges.check(0x1000, 1).is_err());
         ranges.remove_variable(0x2000);
         assert!(ranges.check(0x2000, 1).is_err());

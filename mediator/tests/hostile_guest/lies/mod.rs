@@ -93,6 +93,7 @@ const LIES: &[(&str, Over, Tell)] = &[
     ),
     ("regions", Both, objects::regions),
     ("graphs of another session", Both, objects::graphs),
+    ("memory pools", Both, objects::pools),
     ("captures that never end", Both, objects::captures),
     ("a capture of more and more", Both, floods::endless_capture),
     ("a flood of printed lines", Both, floods::printed),

@@ -1,16 +1,17 @@
-//! Regions, graphs and captures.
+//! Regions, graphs, memory pools and captures.
 
 use vchan::region::Access;
-use vgpu_protocol::handle::HandleKind;
-use vgpu_protocol::op::field::{Bytes, StreamRef};
+use vgpu_protocol::handle::{Handle, HandleKind};
+use vgpu_protocol::op::field::{Bytes, PoolRef, StreamRef};
 use vgpu_protocol::op::{
     CopyFromRegion, CopyToRegion, EventRecord, FillRange, GraphInstantiate, GraphLaunch,
-    MemoryFree, NO_WORD, RegionMap, StreamBeginCapture, StreamCancel, StreamCreate, StreamDestroy,
-    StreamWaitEvent,
+    MemoryAllocateAsync, MemoryFree, MemoryFreeAsync, MemoryPoolCreate, MemoryPoolDestroy,
+    MemoryPoolInfo, MemoryPoolSetAttribute, MemoryPoolTrim, NO_WORD, RegionMap, StreamBeginCapture,
+    StreamCancel, StreamCreate, StreamDestroy, StreamWaitEvent,
 };
 use vgpu_protocol::status::ErrorCode;
 
-use super::{HANDLE, INVALID_VALUE, STREAM, UNSUPPORTED, bytes, fill, handle};
+use super::{HANDLE, INVALID_VALUE, OBJECTS, STREAM, UNSUPPORTED, bytes, fill, handle};
 use crate::Place;
 use crate::bystander::object;
 
@@ -149,6 +150,76 @@ pub(super) fn graphs(place: &Place<'_>) {
         &[HANDLE],
     );
     guest.refused(StreamCancel { stream: of }, &[HANDLE]);
+    guest.serves();
+}
+
+pub(super) fn pools(place: &Place<'_>) {
+    let mut guest = place.open();
+    let own = |slot| handle(HandleKind::MemoryPool, slot, 1);
+    let create = |pool, max_bytes| MemoryPoolCreate { pool, max_bytes };
+    let allocate = |pool: Handle, n: u64| MemoryAllocateAsync {
+        bytes: bytes(n),
+        pool: PoolRef::of(pool),
+        stream: STREAM,
+    };
+    // The bystander's, and those of nobody.
+    for pool in [
+        object(HandleKind::MemoryPool),
+        own(0),
+        own(OBJECTS),
+        handle(HandleKind::MemoryPool, 0, u32::MAX),
+    ] {
+        guest.refused(allocate(pool, 512), &[HANDLE]);
+        guest.refused(MemoryPoolDestroy { pool }, &[HANDLE]);
+        let pool = PoolRef::of(pool);
+        guest.refused(MemoryPoolInfo { pool }, &[HANDLE]);
+        guest.refused(MemoryPoolTrim { pool, keep: 0 }, &[HANDLE]);
+        let (attribute, value) = (4, u64::MAX);
+        guest.refused(
+            MemoryPoolSetAttribute {
+                pool,
+                attribute,
+                value,
+            },
+            &[HANDLE],
+        );
+    }
+    for slot in 0..OBJECTS {
+        guest.done(create(own(slot), 0));
+    }
+    for slot in [0, OBJECTS - 1, OBJECTS, OBJECTS + 1] {
+        guest.refused(create(own(slot), 0), &[HANDLE]);
+    }
+    // Each keeps what it can.
+    for round in 0..4000u32 {
+        let size = 512 * u64::from(1 + round % 9);
+        let address = guest.done(allocate(own(round % OBJECTS), size)).address;
+        guest.done(MemoryFreeAsync {
+            address,
+            stream: STREAM,
+        });
+    }
+    place.is_bounded(&guest);
+    // They go with memory that is in use, which cannot be freed twice.
+    let kept: Vec<u64> = (0..OBJECTS)
+        .map(|slot| guest.done(allocate(own(slot), 700)).address)
+        .collect();
+    for slot in 0..OBJECTS {
+        guest.done(MemoryPoolDestroy { pool: own(slot) });
+        guest.refused(allocate(own(slot), 512), &[HANDLE]);
+    }
+    for (n, address) in (0..).zip(kept) {
+        guest.done(fill(address, 700));
+        match n % 2 {
+            0 => drop(guest.done(MemoryFree { address })),
+            _ => drop(guest.done(MemoryFreeAsync {
+                address,
+                stream: STREAM,
+            })),
+        }
+        guest.refused(MemoryFree { address }, &[INVALID_VALUE]);
+        guest.refused(fill(address, 1), &[INVALID_VALUE]);
+    }
     guest.serves();
 }
 

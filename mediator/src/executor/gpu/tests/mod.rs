@@ -7,14 +7,15 @@ mod sources;
 use std::time::{Duration, Instant};
 
 use vgpu_protocol::handle::{Handle, HandleKind};
-use vgpu_protocol::op::field::{Bytes, StreamRef};
+use vgpu_protocol::op::field::{Bytes, PoolRef, StreamRef};
 use vgpu_protocol::op::{
     Body, CopyFromDevice, CopyRowsFromDevice, CopyRowsToDevice, CopyRowsWithinDevice, CopyToDevice,
     CopyWithinDevice, EventRecord, FillRange, FillRows, Launch, MemoryAllocate,
     MemoryAllocateAsync, MemoryAllocateAsyncReply, MemoryAllocateReply, MemoryAllocateRows,
     MemoryAllocateRowsReply, MemoryFree, MemoryFreeAsync, MemoryInfo, MemoryInfoReply,
-    MemoryPoolSetAttribute, MemoryPoolTrim, ModuleFunction, ModuleLoad, ModuleUnload, Request,
-    StreamCreate, StreamDestroy, StreamSynchronize, Synchronize,
+    MemoryPoolCreate, MemoryPoolDestroy, MemoryPoolInfo, MemoryPoolSetAttribute, MemoryPoolTrim,
+    ModuleFunction, ModuleLoad, ModuleUnload, Request, StreamCreate, StreamDestroy,
+    StreamSynchronize, Synchronize,
 };
 use vgpu_protocol::session::server::Failure;
 use vgpu_protocol::status::{ErrorCode, Status};
@@ -327,14 +328,23 @@ fn the_pool_counts_what_it_keeps_and_gives_it_back_where_memory_is_short() {
     let stream = StreamRef::DEFAULT;
     let allocate = |liar: &mut Liar, bytes: u64| {
         let bytes = bytes.try_into().expect("not 0");
-        let body = liar.ask(MemoryAllocateAsync { bytes, stream });
+        let body = liar.ask(MemoryAllocateAsync {
+            bytes,
+            pool: PoolRef::DEFAULT,
+            stream,
+        });
         body.map(|body| {
             MemoryAllocateAsyncReply::decode(&body)
                 .expect("a reply")
                 .address
         })
     };
-    let set = |attribute, value| MemoryPoolSetAttribute { attribute, value };
+    let pool = PoolRef::DEFAULT;
+    let set = |attribute, value| MemoryPoolSetAttribute {
+        pool,
+        attribute,
+        value,
+    };
     liar.ask(set(4, u64::MAX)).expect("a threshold");
     for (attribute, value) in [(6, 1), (8, u64::MAX)] {
         liar.refused(set(attribute, value), INVALID_VALUE);
@@ -380,6 +390,7 @@ fn the_pool_counts_what_it_keeps_and_gives_it_back_where_memory_is_short() {
     liar.refused(
         MemoryAllocateAsync {
             bytes,
+            pool,
             stream: nobody,
         },
         ErrorCode::Handle,
@@ -395,8 +406,122 @@ fn the_pool_counts_what_it_keeps_and_gives_it_back_where_memory_is_short() {
     }
     let failure = allocate(&mut liar, 1).expect_err("too many");
     assert_eq!(failure.status, ErrorCode::QuotaHandles.into());
-    liar.ask(MemoryPoolTrim { keep: 0 }).expect("trimmed");
+    liar.ask(MemoryPoolTrim { pool, keep: 0 }).expect("trimmed");
     assert_eq!(liar.free_bytes(), before - 50 * 512);
+}
+
+#[test]
+fn many_pools_keep_no_more_than_the_share_and_lose_nothing_when_they_go() {
+    let mut liar = Liar::new(4, 50);
+    let before = liar.free_bytes();
+    let stream = StreamRef::DEFAULT;
+    let pool = |slot, generation| handle(HandleKind::MemoryPool, slot, generation);
+    let create = |slot, generation, max_bytes| MemoryPoolCreate {
+        pool: pool(slot, generation),
+        max_bytes,
+    };
+    let from = |pool, bytes: u64| MemoryAllocateAsync {
+        bytes: bytes.try_into().expect("not 0"),
+        pool: PoolRef::of(pool),
+        stream,
+    };
+    let allocate = |liar: &mut Liar, pool, bytes| {
+        let body = liar.ask(from(pool, bytes)).expect("memory");
+        let reply = MemoryAllocateAsyncReply::decode(&body).expect("a reply");
+        reply.address
+    };
+    // A pool that is not there, is there already, was there, or is beyond the table.
+    for wrong in [pool(0, 1), pool(49, u32::MAX), pool(50, 1)] {
+        let named = PoolRef::of(wrong);
+        liar.refused(from(wrong, 1), ErrorCode::Handle);
+        liar.refused(MemoryPoolInfo { pool: named }, ErrorCode::Handle);
+        liar.refused(
+            MemoryPoolTrim {
+                pool: named,
+                keep: 0,
+            },
+            ErrorCode::Handle,
+        );
+        liar.refused(
+            MemoryPoolSetAttribute {
+                pool: named,
+                attribute: 4,
+                value: 0,
+            },
+            ErrorCode::Handle,
+        );
+        liar.refused(MemoryPoolDestroy { pool: wrong }, ErrorCode::Handle);
+    }
+    liar.ask(create(0, 2, 0)).expect("a pool");
+    for generation in [1, 2, 3] {
+        liar.refused(create(0, generation, 0), ErrorCode::Handle);
+    }
+    liar.ask(MemoryPoolDestroy { pool: pool(0, 2) })
+        .expect("destroyed");
+    liar.refused(from(pool(0, 2), 1), ErrorCode::Handle);
+    liar.refused(MemoryPoolDestroy { pool: pool(0, 2) }, ErrorCode::Handle);
+    liar.refused(create(50, 1, 0), ErrorCode::Handle);
+    // As many as there may be; what each keeps counts, and comes back for another, or for the pool's own limit.
+    for slot in 0..50 {
+        liar.ask(create(slot, 3, if slot == 49 { 4096 } else { 0 }))
+            .expect("a pool");
+    }
+    let keep = |pool| MemoryPoolSetAttribute {
+        pool: PoolRef::of(pool),
+        attribute: 4,
+        value: u64::MAX,
+    };
+    for slot in 0..4 {
+        liar.ask(keep(pool(slot, 3))).expect("a threshold");
+        let address = allocate(&mut liar, pool(slot, 3), 1 << 20);
+        liar.ask(MemoryFreeAsync { address, stream })
+            .expect("freed");
+    }
+    assert_eq!(liar.free_bytes(), before - (4 << 20));
+    let address = allocate(&mut liar, pool(5, 3), 3 << 20);
+    liar.ask(MemoryFree { address }).expect("freed");
+    let plain = liar.allocate(4 << 20);
+    assert_eq!(liar.free_bytes(), 0);
+    liar.ask(MemoryFree { address: plain }).expect("freed");
+    assert_eq!(liar.free_bytes(), before);
+    let limited = pool(49, 3);
+    for too_much in [4097, u64::MAX - 511] {
+        liar.refused(from(limited, too_much), Status::Cuda(2));
+    }
+    liar.refused(from(limited, u64::MAX), ErrorCode::QuotaMemory);
+    let half = allocate(&mut liar, limited, 2048);
+    liar.refused(from(limited, 2049), Status::Cuda(2));
+    liar.ask(MemoryFreeAsync {
+        address: half,
+        stream,
+    })
+    .expect("freed");
+    let all = allocate(&mut liar, limited, 4096);
+    assert_eq!(liar.free_bytes(), before - 4096);
+    // Its allocation outlives it, and counts until it is freed, in whatever way.
+    liar.ask(MemoryPoolDestroy { pool: limited })
+        .expect("destroyed");
+    let other = allocate(&mut liar, pool(0, 3), 512);
+    liar.ask(MemoryPoolDestroy { pool: pool(0, 3) })
+        .expect("destroyed");
+    liar.ask(create(0, 4, 0)).expect("a pool");
+    assert_eq!(liar.free_bytes(), before - 4608);
+    liar.ask(MemoryFreeAsync {
+        address: all,
+        stream,
+    })
+    .expect("freed");
+    liar.ask(MemoryFree { address: other }).expect("freed");
+    assert_eq!(liar.free_bytes(), before);
+    liar.refused(MemoryFree { address: all }, INVALID_VALUE);
+    // What was freed into a pool goes with it.
+    liar.ask(keep(pool(0, 4))).expect("a threshold");
+    let address = allocate(&mut liar, pool(0, 4), 512);
+    liar.ask(MemoryFree { address }).expect("freed");
+    assert_eq!(liar.free_bytes(), before - 512);
+    liar.ask(MemoryPoolDestroy { pool: pool(0, 4) })
+        .expect("destroyed");
+    assert_eq!(liar.free_bytes(), before);
 }
 
 #[test]
