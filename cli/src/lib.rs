@@ -7,10 +7,13 @@ use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::process;
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 
 use clap::{CommandFactory, Parser};
 use clap_complete::Shell;
 use serde::Serialize;
+use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use vgpu_transport::output::write_all;
 
 pub mod diagnosis;
@@ -54,6 +57,26 @@ pub fn json_line(object: &impl Serialize) -> serde_json::Result<String> {
         schema: SCHEMA,
         object,
     })
+}
+
+/// From here on SIGINT, SIGTERM and SIGHUP end the program at once, with [`INTERRUPTED`]: for those with nothing that they
+/// would have to give back.
+///
+/// # Errors
+/// The system does not let them be caught.
+pub fn end_on_signals() -> Result<(), Failure> {
+    let at_once = Arc::new(AtomicBool::new(true));
+    for signal in [SIGINT, SIGTERM, SIGHUP] {
+        let at_once = Arc::clone(&at_once);
+        signal_hook::flag::register_conditional_shutdown(signal, INTERRUPTED.into(), at_once)
+            .map_err(|error| {
+                Failure::new(
+                    format!("cannot catch signal {signal}: {error}"),
+                    "look at the system's log for the reason",
+                )
+            })?;
+    }
+    Ok(())
 }
 
 /// Prints a line on standard output.

@@ -195,6 +195,28 @@ fn a_mediator_that_is_stopped_before_it_is_ready_says_so() {
 }
 
 #[test]
+fn a_signal_ends_vgpuctl_with_130_as_it_ends_other_programs() {
+    use nix::sys::signal::{Signal, kill};
+    use nix::unistd::Pid;
+
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("control.sock");
+    let silent = UnixListener::bind(&path).unwrap();
+    for signal in [Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP] {
+        let mut waiting = Command::new(VGPUCTL)
+            .arg("--control")
+            .arg(&path)
+            .arg("status")
+            .spawn()
+            .unwrap();
+        // It waits for an answer.
+        let _asking = silent.accept().unwrap();
+        kill(Pid::from_raw(waiting.id().cast_signed()), signal).unwrap();
+        assert_eq!(waiting.wait().unwrap().code(), Some(130), "{signal}");
+    }
+}
+
+#[test]
 fn a_second_mediator_is_told_about_the_first() {
     let directory = tempfile::tempdir().unwrap();
     let first = Mediator::start(directory.path(), &[]);

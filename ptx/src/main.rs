@@ -94,6 +94,9 @@ fn triple(text: &str) -> Result<[u32; 3], String> {
 
 fn main() -> ExitCode {
     let cli: Cli = vgpu_cli::parse();
+    if let Err(failure) = vgpu_cli::end_on_signals() {
+        return failure.report(cli.json);
+    }
     let result = match &cli.command {
         Command::Run(r) => run(r, cli.json),
         Command::Check { file } => check(file, cli.json),

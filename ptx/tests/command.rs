@@ -32,6 +32,27 @@ fn text(bytes: &[u8]) -> String {
     String::from_utf8(bytes.to_vec()).unwrap()
 }
 
+#[test]
+fn a_signal_ends_it_with_130_as_it_ends_other_programs() {
+    let fifo = folder("signals").join("fifo");
+    let _ = std::fs::remove_file(&fifo);
+    let made = Command::new("mkfifo").arg(&fifo).status().unwrap();
+    assert!(made.success());
+    for signal in ["INT", "TERM", "HUP"] {
+        let mut reading = Command::new(env!("CARGO_BIN_EXE_vgpu-ptx"))
+            .arg("check")
+            .arg(&fifo)
+            .spawn()
+            .unwrap();
+        // Opened when it waits for what is in it.
+        let _never_written = std::fs::File::create(&fifo).unwrap();
+        let kill = format!("kill -{signal} {}", reading.id());
+        let sent = Command::new("sh").args(["-c", &kill]).status().unwrap();
+        assert!(sent.success());
+        assert_eq!(reading.wait().unwrap().code(), Some(130), "{signal}");
+    }
+}
+
 fn floats(path: &Path) -> Vec<f32> {
     let bytes = std::fs::read(path).unwrap();
     bytes

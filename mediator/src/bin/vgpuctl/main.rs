@@ -73,6 +73,10 @@ impl From<io::Error> for Exit {
 
 fn run(cli: &Cli) -> Result<ExitCode, Exit> {
     let control = cli.control.clone().unwrap_or_else(default_control_path);
+    // On a terminal that has to be put back first.
+    if !matches!(cli.command, Command::Top { .. }) {
+        vgpu_cli::end_on_signals()?;
+    }
     match &cli.command {
         Command::Status => {
             let status = fetch(&control)?;

@@ -5,14 +5,11 @@ mod terminal;
 
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
-use std::sync::Arc;
-use std::sync::atomic::AtomicBool;
 use std::thread;
 use std::time::{Duration, Instant};
 
 use serde::Serialize;
-use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
-use vgpu_cli::{Failure, INTERRUPTED};
+use vgpu_cli::Failure;
 use vgpu_mediator::control::Status;
 use vgpu_mediator::print::{is_terminal, print};
 use vgpu_mediator::usage::{Standing, Usage};
@@ -119,12 +116,7 @@ pub(crate) fn run(control: &Path, json: bool, once: bool) -> Result<ExitCode, Ex
     if !once && !json && is_terminal() {
         return terminal::run(control);
     }
-    // Nothing has to be put back.
-    let at_once = Arc::new(AtomicBool::new(true));
-    for signal in [SIGTERM, SIGINT, SIGHUP] {
-        let at_once = Arc::clone(&at_once);
-        signal_hook::flag::register_conditional_shutdown(signal, INTERRUPTED.into(), at_once)?;
-    }
+    vgpu_cli::end_on_signals()?;
     // Into a file or a pipe go tables, one after the other.
     let mut looks = Looks::new(control)?;
     let mut between = "";
