@@ -2,12 +2,16 @@
 //! this process.
 
 use std::path::{Path, PathBuf};
+use std::process::Command;
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 use tempfile::TempDir;
+use vchan::Channel;
 use vchan::local::{Listener, connect_on};
+use vchan::region::Regions;
 use vgpu_guest::{Cause, Client, Device, Endpoint, LaunchConfig, Options, Retry, Side};
+use vgpu_mediator::executor::Executor;
 use vgpu_mediator::executor::cpu::CpuExecutor;
 use vgpu_mediator::session::{
     INITIAL_CREDIT, Refusal, SessionEnd, Settings, StopFlag, Stream, Terms, Timeouts, serve,
@@ -50,8 +54,20 @@ fn mediator(socket: &Path, settings: Settings) -> JoinHandle<SessionEnd> {
 fn serve_one(listener: &Listener, settings: &Settings) -> SessionEnd {
     let deadline = Instant::now() + WATCHDOG;
     let stream = listener.accept(deadline).expect("a guest");
-    let mut stream = Stream::from(connect_on(stream, deadline).expect("a channel"));
-    let mut executor = || Ok(Box::new(CpuExecutor::new("for a test")) as _);
+    let channel = connect_on(stream, deadline).expect("a channel");
+    serve_channel(channel, settings, None)
+}
+
+/// Serves a session, with memory beside the ring where there are `regions`.
+fn serve_channel(channel: Channel, settings: &Settings, regions: Option<Regions>) -> SessionEnd {
+    let mut stream = Stream::from(channel);
+    let mut executor = || {
+        let mut cpu = CpuExecutor::new("for a test");
+        if let Some(regions) = regions.clone() {
+            cpu.set_regions(regions);
+        }
+        Ok(Box::new(cpu) as _)
+    };
     let (observed, stop) = (Observed::default(), StopFlag::default());
     serve(&mut stream, &mut executor, settings, &observed, &stop)
 }
@@ -99,6 +115,60 @@ fn a_whole_session() {
     }
     client.goodbye().expect("a goodbye");
     assert!(matches!(mediator.join(), Ok(SessionEnd::Goodbye)));
+}
+
+/// What `vgpu info` says of copies, as an object and to people, in sessions with these settings.
+fn copies_by_info(settings: &Settings) -> (String, String) {
+    let info = |flags: &[&str]| {
+        let (_directory, socket, endpoint) = place();
+        let listener = Listener::bind(&socket).expect("a free path");
+        let settings = settings.clone();
+        let mediator = thread::spawn(move || {
+            let deadline = Instant::now() + WATCHDOG;
+            let stream = listener.accept(deadline).expect("a guest");
+            let channel = connect_on(stream, deadline).expect("a channel");
+            let regions = channel.regions();
+            serve_channel(channel, &settings, Some(regions))
+        });
+        let output = Command::new(env!("CARGO_BIN_EXE_vgpu"))
+            .args(["--endpoint", &endpoint.to_string()])
+            .args(flags)
+            .arg("info")
+            .output()
+            .expect("vgpu runs");
+        assert!(output.status.success(), "{output:?}");
+        assert!(matches!(mediator.join(), Ok(SessionEnd::Goodbye)));
+        String::from_utf8(output.stdout).expect("text")
+    };
+    let object: serde_json::Value = serde_json::from_str(&info(&["--json"])).expect("an object");
+    let text = info(&[]);
+    let line = text
+        .lines()
+        .find_map(|line| line.strip_prefix("copies    "));
+    (
+        object["copies"].as_str().expect("a word").to_owned(),
+        line.expect("a line of its own").to_owned(),
+    )
+}
+
+#[test]
+fn info_says_how_copies_go() {
+    // A processor copies nothing by itself.
+    let (word, line) = copies_by_info(&settings());
+    assert_eq!(
+        (word.as_str(), line.as_str()),
+        (
+            "shared",
+            "by the mediator: pinned buffers in memory that both sides share, others through the stream"
+        )
+    );
+    let mut without_regions = settings();
+    without_regions.terms.features = Features(Features::ALL.0 & !Features::REGIONS.0);
+    let (word, line) = copies_by_info(&without_regions);
+    assert_eq!(
+        (word.as_str(), line.as_str()),
+        ("stream", "through the session's stream")
+    );
 }
 
 #[test]

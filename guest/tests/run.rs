@@ -154,6 +154,17 @@ fn objects_are_as_documented() {
         "bench --sizes 100 --repeats 1",
         &[&["p99_us"], &["elements", "repeats"]],
     );
+    // The second time beside figures of a native program, of which one has no p99.
+    let bench = "bench gpu --launches 3 --copies 1000 --adds 100 --repeats 2";
+    check(bench, &[&["what", "median"]]);
+    let native =
+        |what: &str, p99: &str| format!("{{\"what\": \"{what}\", \"median\": 1.5{p99}}}\n");
+    let figures = native("launch_processor", ", \"p99\": 2") + &native("launch_synchronize", "");
+    fs::write(place.at("native.json"), figures).unwrap();
+    check(
+        &format!("{bench} --native native.json"),
+        &[&["what", "median"]],
+    );
     check("doctor", &[&["checks", "endpoint"]]);
     // With endpoints that fail first.
     let output = Command::new(env!("CARGO_BIN_EXE_vgpu"))
