@@ -37,6 +37,191 @@
 /* The argument of a kernel that is the value of `variable`. */
 #define VGPU_ARGUMENT(variable) { &(variable), sizeof(variable) }
 
+/* The attributes of a device: CUdevice_attribute of cuda.h, with VGPU_ in the place of CU_. */
+typedef enum vgpu_device_attributes {
+    VGPU_DEVICE_ATTRIBUTE_MAX_THREADS_PER_BLOCK = 1,
+    VGPU_DEVICE_ATTRIBUTE_MAX_BLOCK_DIM_X = 2,
+    VGPU_DEVICE_ATTRIBUTE_MAX_BLOCK_DIM_Y = 3,
+    VGPU_DEVICE_ATTRIBUTE_MAX_BLOCK_DIM_Z = 4,
+    VGPU_DEVICE_ATTRIBUTE_MAX_GRID_DIM_X = 5,
+    VGPU_DEVICE_ATTRIBUTE_MAX_GRID_DIM_Y = 6,
+    VGPU_DEVICE_ATTRIBUTE_MAX_GRID_DIM_Z = 7,
+    VGPU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK = 8,
+    VGPU_DEVICE_ATTRIBUTE_TOTAL_CONSTANT_MEMORY = 9,
+    VGPU_DEVICE_ATTRIBUTE_WARP_SIZE = 10,
+    VGPU_DEVICE_ATTRIBUTE_MAX_PITCH = 11,
+    VGPU_DEVICE_ATTRIBUTE_MAX_REGISTERS_PER_BLOCK = 12,
+    VGPU_DEVICE_ATTRIBUTE_CLOCK_RATE = 13,
+    VGPU_DEVICE_ATTRIBUTE_TEXTURE_ALIGNMENT = 14,
+    VGPU_DEVICE_ATTRIBUTE_GPU_OVERLAP = 15,
+    VGPU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT = 16,
+    VGPU_DEVICE_ATTRIBUTE_KERNEL_EXEC_TIMEOUT = 17,
+    VGPU_DEVICE_ATTRIBUTE_INTEGRATED = 18,
+    VGPU_DEVICE_ATTRIBUTE_CAN_MAP_HOST_MEMORY = 19,
+    VGPU_DEVICE_ATTRIBUTE_COMPUTE_MODE = 20,
+    VGPU_DEVICE_ATTRIBUTE_MAXIMUM_TEXTURE1D_WIDTH = 21,
+    VGPU_DEVICE_ATTRIBUTE_MAXIMUM_TEXTURE2D_WIDTH = 22,
+    VGPU_DEVICE_ATTRIBUTE_MAXIMUM_TEXTURE2D_HEIGHT = 23,
+    VGPU_DEVICE_ATTRIBUTE_MAXIMUM_TEXTURE3D_WIDTH = 24,
+    VGPU_DEVICE_ATTRIBUTE_MAXIMUM_TEXTURE3D_HEIGHT = 25,
+    VGPU_DEVICE_ATTRIBUTE_MAXIMUM_TEXTURE3D_DEPTH = 26,
+    VGPU_DEVICE_ATTRIBUTE_MAXIMUM_TEXTURE2D_LAYERED_WIDTH = 27,
+    VGPU_DEVICE_ATTRIBUTE_MAXIMUM_TEXTURE2D_LAYERED_HEIGHT = 28,
+    VGPU_DEVICE_ATTRIBUTE_MAXIMUM_TEXTURE2D_LAYERED_LAYERS = 29,
+    VGPU_DEVICE_ATTRIBUTE_SURFACE_ALIGNMENT = 30,
+    VGPU_DEVICE_ATTRIBUTE_CONCURRENT_KERNELS = 31,
+    VGPU_DEVICE_ATTRIBUTE_ECC_ENABLED = 32,
+    VGPU_DEVICE_ATTRIBUTE_PCI_BUS_ID = 33,
+    VGPU_DEVICE_ATTRIBUTE_PCI_DEVICE_ID = 34,
+    VGPU_DEVICE_ATTRIBUTE_TCC_DRIVER = 35,
+    VGPU_DEVICE_ATTRIBUTE_MEMORY_CLOCK_RATE = 36,
+    VGPU_DEVICE_ATTRIBUTE_GLOBAL_MEMORY_BUS_WIDTH = 37,
+    VGPU_DEVICE_ATTRIBUTE_L2_CACHE_SIZE = 38,
+    VGPU_DEVICE_ATTRIBUTE_MAX_THREADS_PER_MULTIPROCESSOR = 39,
+    VGPU_DEVICE_ATTRIBUTE_ASYNC_ENGINE_COUNT = 40,
+    VGPU_DEVICE_ATTRIBUTE_UNIFIED_ADDRESSING = 41,
+    VGPU_DEVICE_ATTRIBUTE_MAXIMUM_TEXTURE1D_LAYERED_WIDTH = 42,
+    VGPU_DEVICE_ATTRIBUTE_MAXIMUM_TEXTURE1D_LAYERED_LAYERS = 43,
+    VGPU_DEVICE_ATTRIBUTE_CAN_TEX2D_GATHER = 44,
+    VGPU_DEVICE_ATTRIBUTE_MAXIMUM_TEXTURE2D_GATHER_WIDTH = 45,
+    VGPU_DEVICE_ATTRIBUTE_MAXIMUM_TEXTURE2D_GATHER_HEIGHT = 46,
+    VGPU_DEVICE_ATTRIBUTE_MAXIMUM_TEXTURE3D_WIDTH_ALTERNATE = 47,
+    VGPU_DEVICE_ATTRIBUTE_MAXIMUM_TEXTURE3D_HEIGHT_ALTERNATE = 48,
+    VGPU_DEVICE_ATTRIBUTE_MAXIMUM_TEXTURE3D_DEPTH_ALTERNATE = 49,
+    VGPU_DEVICE_ATTRIBUTE_PCI_DOMAIN_ID = 50,
+    VGPU_DEVICE_ATTRIBUTE_TEXTURE_PITCH_ALIGNMENT = 51,
+    VGPU_DEVICE_ATTRIBUTE_MAXIMUM_TEXTURECUBEMAP_WIDTH = 52,
+    VGPU_DEVICE_ATTRIBUTE_MAXIMUM_TEXTURECUBEMAP_LAYERED_WIDTH = 53,
+    VGPU_DEVICE_ATTRIBUTE_MAXIMUM_TEXTURECUBEMAP_LAYERED_LAYERS = 54,
+    VGPU_DEVICE_ATTRIBUTE_MAXIMUM_SURFACE1D_WIDTH = 55,
+    VGPU_DEVICE_ATTRIBUTE_MAXIMUM_SURFACE2D_WIDTH = 56,
+    VGPU_DEVICE_ATTRIBUTE_MAXIMUM_SURFACE2D_HEIGHT = 57,
+    VGPU_DEVICE_ATTRIBUTE_MAXIMUM_SURFACE3D_WIDTH = 58,
+    VGPU_DEVICE_ATTRIBUTE_MAXIMUM_SURFACE3D_HEIGHT = 59,
+    VGPU_DEVICE_ATTRIBUTE_MAXIMUM_SURFACE3D_DEPTH = 60,
+    VGPU_DEVICE_ATTRIBUTE_MAXIMUM_SURFACE1D_LAYERED_WIDTH = 61,
+    VGPU_DEVICE_ATTRIBUTE_MAXIMUM_SURFACE1D_LAYERED_LAYERS = 62,
+    VGPU_DEVICE_ATTRIBUTE_MAXIMUM_SURFACE2D_LAYERED_WIDTH = 63,
+    VGPU_DEVICE_ATTRIBUTE_MAXIMUM_SURFACE2D_LAYERED_HEIGHT = 64,
+    VGPU_DEVICE_ATTRIBUTE_MAXIMUM_SURFACE2D_LAYERED_LAYERS = 65,
+    VGPU_DEVICE_ATTRIBUTE_MAXIMUM_SURFACECUBEMAP_WIDTH = 66,
+    VGPU_DEVICE_ATTRIBUTE_MAXIMUM_SURFACECUBEMAP_LAYERED_WIDTH = 67,
+    VGPU_DEVICE_ATTRIBUTE_MAXIMUM_SURFACECUBEMAP_LAYERED_LAYERS = 68,
+    VGPU_DEVICE_ATTRIBUTE_MAXIMUM_TEXTURE1D_LINEAR_WIDTH = 69,
+    VGPU_DEVICE_ATTRIBUTE_MAXIMUM_TEXTURE2D_LINEAR_WIDTH = 70,
+    VGPU_DEVICE_ATTRIBUTE_MAXIMUM_TEXTURE2D_LINEAR_HEIGHT = 71,
+    VGPU_DEVICE_ATTRIBUTE_MAXIMUM_TEXTURE2D_LINEAR_PITCH = 72,
+    VGPU_DEVICE_ATTRIBUTE_MAXIMUM_TEXTURE2D_MIPMAPPED_WIDTH = 73,
+    VGPU_DEVICE_ATTRIBUTE_MAXIMUM_TEXTURE2D_MIPMAPPED_HEIGHT = 74,
+    VGPU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR = 75,
+    VGPU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR = 76,
+    VGPU_DEVICE_ATTRIBUTE_MAXIMUM_TEXTURE1D_MIPMAPPED_WIDTH = 77,
+    VGPU_DEVICE_ATTRIBUTE_STREAM_PRIORITIES_SUPPORTED = 78,
+    VGPU_DEVICE_ATTRIBUTE_GLOBAL_L1_CACHE_SUPPORTED = 79,
+    VGPU_DEVICE_ATTRIBUTE_LOCAL_L1_CACHE_SUPPORTED = 80,
+    VGPU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_MULTIPROCESSOR = 81,
+    VGPU_DEVICE_ATTRIBUTE_MAX_REGISTERS_PER_MULTIPROCESSOR = 82,
+    VGPU_DEVICE_ATTRIBUTE_MANAGED_MEMORY = 83,
+    VGPU_DEVICE_ATTRIBUTE_MULTI_GPU_BOARD = 84,
+    VGPU_DEVICE_ATTRIBUTE_MULTI_GPU_BOARD_GROUP_ID = 85,
+    VGPU_DEVICE_ATTRIBUTE_HOST_NATIVE_ATOMIC_SUPPORTED = 86,
+    VGPU_DEVICE_ATTRIBUTE_SINGLE_TO_DOUBLE_PRECISION_PERF_RATIO = 87,
+    VGPU_DEVICE_ATTRIBUTE_PAGEABLE_MEMORY_ACCESS = 88,
+    VGPU_DEVICE_ATTRIBUTE_CONCURRENT_MANAGED_ACCESS = 89,
+    VGPU_DEVICE_ATTRIBUTE_COMPUTE_PREEMPTION_SUPPORTED = 90,
+    VGPU_DEVICE_ATTRIBUTE_CAN_USE_HOST_POINTER_FOR_REGISTERED_MEM = 91,
+    VGPU_DEVICE_ATTRIBUTE_CAN_USE_STREAM_MEM_OPS_V1 = 92,
+    VGPU_DEVICE_ATTRIBUTE_CAN_USE_64_BIT_STREAM_MEM_OPS_V1 = 93,
+    VGPU_DEVICE_ATTRIBUTE_CAN_USE_STREAM_WAIT_VALUE_NOR_V1 = 94,
+    VGPU_DEVICE_ATTRIBUTE_COOPERATIVE_LAUNCH = 95,
+    VGPU_DEVICE_ATTRIBUTE_COOPERATIVE_MULTI_DEVICE_LAUNCH = 96,
+    VGPU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK_OPTIN = 97,
+    VGPU_DEVICE_ATTRIBUTE_CAN_FLUSH_REMOTE_WRITES = 98,
+    VGPU_DEVICE_ATTRIBUTE_HOST_REGISTER_SUPPORTED = 99,
+    VGPU_DEVICE_ATTRIBUTE_PAGEABLE_MEMORY_ACCESS_USES_HOST_PAGE_TABLES = 100,
+    VGPU_DEVICE_ATTRIBUTE_DIRECT_MANAGED_MEM_ACCESS_FROM_HOST = 101,
+    VGPU_DEVICE_ATTRIBUTE_VIRTUAL_ADDRESS_MANAGEMENT_SUPPORTED = 102,
+    VGPU_DEVICE_ATTRIBUTE_HANDLE_TYPE_POSIX_FILE_DESCRIPTOR_SUPPORTED = 103,
+    VGPU_DEVICE_ATTRIBUTE_HANDLE_TYPE_WIN32_HANDLE_SUPPORTED = 104,
+    VGPU_DEVICE_ATTRIBUTE_HANDLE_TYPE_WIN32_KMT_HANDLE_SUPPORTED = 105,
+    VGPU_DEVICE_ATTRIBUTE_MAX_BLOCKS_PER_MULTIPROCESSOR = 106,
+    VGPU_DEVICE_ATTRIBUTE_GENERIC_COMPRESSION_SUPPORTED = 107,
+    VGPU_DEVICE_ATTRIBUTE_MAX_PERSISTING_L2_CACHE_SIZE = 108,
+    VGPU_DEVICE_ATTRIBUTE_MAX_ACCESS_POLICY_WINDOW_SIZE = 109,
+    VGPU_DEVICE_ATTRIBUTE_GPU_DIRECT_RDMA_WITH_CUDA_VMM_SUPPORTED = 110,
+    VGPU_DEVICE_ATTRIBUTE_RESERVED_SHARED_MEMORY_PER_BLOCK = 111,
+    VGPU_DEVICE_ATTRIBUTE_SPARSE_CUDA_ARRAY_SUPPORTED = 112,
+    VGPU_DEVICE_ATTRIBUTE_READ_ONLY_HOST_REGISTER_SUPPORTED = 113,
+    VGPU_DEVICE_ATTRIBUTE_TIMELINE_SEMAPHORE_INTEROP_SUPPORTED = 114,
+    VGPU_DEVICE_ATTRIBUTE_MEMORY_POOLS_SUPPORTED = 115,
+    VGPU_DEVICE_ATTRIBUTE_GPU_DIRECT_RDMA_SUPPORTED = 116,
+    VGPU_DEVICE_ATTRIBUTE_GPU_DIRECT_RDMA_FLUSH_WRITES_OPTIONS = 117,
+    VGPU_DEVICE_ATTRIBUTE_GPU_DIRECT_RDMA_WRITES_ORDERING = 118,
+    VGPU_DEVICE_ATTRIBUTE_MEMPOOL_SUPPORTED_HANDLE_TYPES = 119,
+    VGPU_DEVICE_ATTRIBUTE_CLUSTER_LAUNCH = 120,
+    VGPU_DEVICE_ATTRIBUTE_DEFERRED_MAPPING_CUDA_ARRAY_SUPPORTED = 121,
+    VGPU_DEVICE_ATTRIBUTE_CAN_USE_64_BIT_STREAM_MEM_OPS = 122,
+    VGPU_DEVICE_ATTRIBUTE_CAN_USE_STREAM_WAIT_VALUE_NOR = 123,
+    VGPU_DEVICE_ATTRIBUTE_DMA_BUF_SUPPORTED = 124,
+    VGPU_DEVICE_ATTRIBUTE_IPC_EVENT_SUPPORTED = 125,
+    VGPU_DEVICE_ATTRIBUTE_MEM_SYNC_DOMAIN_COUNT = 126,
+    VGPU_DEVICE_ATTRIBUTE_TENSOR_MAP_ACCESS_SUPPORTED = 127,
+    VGPU_DEVICE_ATTRIBUTE_HANDLE_TYPE_FABRIC_SUPPORTED = 128,
+    VGPU_DEVICE_ATTRIBUTE_UNIFIED_FUNCTION_POINTERS = 129,
+    VGPU_DEVICE_ATTRIBUTE_NUMA_CONFIG = 130,
+    VGPU_DEVICE_ATTRIBUTE_NUMA_ID = 131,
+    VGPU_DEVICE_ATTRIBUTE_MULTICAST_SUPPORTED = 132,
+    VGPU_DEVICE_ATTRIBUTE_MPS_ENABLED = 133,
+    VGPU_DEVICE_ATTRIBUTE_HOST_NUMA_ID = 134,
+    VGPU_DEVICE_ATTRIBUTE_D3D12_CIG_SUPPORTED = 135,
+    VGPU_DEVICE_ATTRIBUTE_MEM_DECOMPRESS_ALGORITHM_MASK = 136,
+    VGPU_DEVICE_ATTRIBUTE_MEM_DECOMPRESS_MAXIMUM_LENGTH = 137,
+    VGPU_DEVICE_ATTRIBUTE_VULKAN_CIG_SUPPORTED = 138,
+    VGPU_DEVICE_ATTRIBUTE_GPU_PCI_DEVICE_ID = 139,
+    VGPU_DEVICE_ATTRIBUTE_GPU_PCI_SUBSYSTEM_ID = 140,
+    VGPU_DEVICE_ATTRIBUTE_HOST_NUMA_VIRTUAL_MEMORY_MANAGEMENT_SUPPORTED = 141,
+    VGPU_DEVICE_ATTRIBUTE_HOST_NUMA_MEMORY_POOLS_SUPPORTED = 142,
+    VGPU_DEVICE_ATTRIBUTE_HOST_NUMA_MULTINODE_IPC_SUPPORTED = 143,
+    VGPU_DEVICE_ATTRIBUTE_HOST_MEMORY_POOLS_SUPPORTED = 144,
+    VGPU_DEVICE_ATTRIBUTE_HOST_VIRTUAL_MEMORY_MANAGEMENT_SUPPORTED = 145,
+    VGPU_DEVICE_ATTRIBUTE_HOST_ALLOC_DMA_BUF_SUPPORTED = 146,
+    VGPU_DEVICE_ATTRIBUTE_ONLY_PARTIAL_HOST_NATIVE_ATOMIC_SUPPORTED = 147,
+    VGPU_DEVICE_ATTRIBUTE_ATOMIC_REDUCTION_SUPPORTED = 148,
+    VGPU_DEVICE_ATTRIBUTE_LOCALITY_DOMAIN_COUNT = 149,
+    VGPU_DEVICE_ATTRIBUTE_MAX_OVERSIZED_SHARED_MEMORY_PER_BLOCK = 150,
+    VGPU_DEVICE_ATTRIBUTE_D3D12_CIG_STREAMS_SUPPORTED = 151,
+    VGPU_DEVICE_ATTRIBUTE_DMA_BUF_MMAP_SUPPORTED = 152,
+    VGPU_DEVICE_ATTRIBUTE_LOGICAL_ENDPOINT_UNICAST_SUPPORTED = 153,
+    VGPU_DEVICE_ATTRIBUTE_LOGICAL_ENDPOINT_MULTICAST_SUPPORTED = 154,
+    VGPU_DEVICE_ATTRIBUTE_LOGICAL_ENDPOINT_COUNTED_OPS_SUPPORTED = 155,
+    VGPU_DEVICE_ATTRIBUTE_LOGICAL_ENDPOINT_UNICAST_ACCESS_ON_OWNER_DEVICE_SUPPORTED = 156,
+    VGPU_DEVICE_ATTRIBUTE_LOCALITY_DOMAIN_MULTIPROCESSOR_COUNT = 157,
+    VGPU_DEVICE_ATTRIBUTE_LOGICAL_ENDPOINT_SUPPORTED_HANDLE_TYPES = 158,
+    VGPU_DEVICE_ATTRIBUTE_GPU_DIRECT_RDMA_WITH_LOCALIZED_MEMORY_SUPPORTED = 161
+} vgpu_device_attributes;
+
+/* The attributes of a function: CUfunction_attribute of cuda.h, with VGPU_ in the place of CU_. */
+typedef enum vgpu_function_attributes {
+    VGPU_FUNC_ATTRIBUTE_MAX_THREADS_PER_BLOCK = 0,
+    VGPU_FUNC_ATTRIBUTE_SHARED_SIZE_BYTES = 1,
+    VGPU_FUNC_ATTRIBUTE_CONST_SIZE_BYTES = 2,
+    VGPU_FUNC_ATTRIBUTE_LOCAL_SIZE_BYTES = 3,
+    VGPU_FUNC_ATTRIBUTE_NUM_REGS = 4,
+    VGPU_FUNC_ATTRIBUTE_PTX_VERSION = 5,
+    VGPU_FUNC_ATTRIBUTE_BINARY_VERSION = 6,
+    VGPU_FUNC_ATTRIBUTE_CACHE_MODE_CA = 7,
+    VGPU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES = 8,
+    VGPU_FUNC_ATTRIBUTE_PREFERRED_SHARED_MEMORY_CARVEOUT = 9,
+    VGPU_FUNC_ATTRIBUTE_CLUSTER_SIZE_MUST_BE_SET = 10,
+    VGPU_FUNC_ATTRIBUTE_REQUIRED_CLUSTER_WIDTH = 11,
+    VGPU_FUNC_ATTRIBUTE_REQUIRED_CLUSTER_HEIGHT = 12,
+    VGPU_FUNC_ATTRIBUTE_REQUIRED_CLUSTER_DEPTH = 13,
+    VGPU_FUNC_ATTRIBUTE_NON_PORTABLE_CLUSTER_SIZE_ALLOWED = 14,
+    VGPU_FUNC_ATTRIBUTE_CLUSTER_SCHEDULING_POLICY_PREFERENCE = 15,
+    VGPU_FUNC_ATTRIBUTE_DEVICE_NODE_UPDATE_SUPPORTED = 16,
+    VGPU_FUNC_ATTRIBUTE_SHARED_MEMORY_MODE = 17
+} vgpu_function_attributes;
+
 // Returned by a call that succeeds.
 #define VGPU_OK 0
 
@@ -132,9 +317,23 @@ typedef struct {
     const char *client_name;
     // The file with the secret that `tcp:` needs; NULL: the one that the environment's `VGPU_SECRET_FILE` names.
     const char *secret_file;
-    // The device, of those that this guest may use, from 0 on: `vgpu_device_count` is how many they are.
+    // The device, of those that this guest may use, from 0 on: `vgpu_list_devices` lists them.
     uint32_t device;
 } vgpu_options;
+
+// What does not change about a device.
+typedef struct {
+    // Bytes of device memory that a session may have.
+    uint64_t total_memory;
+    // The newest version of CUDA that the driver supports, as 1000 * major + 10 * minor.
+    uint32_t driver_version;
+    // The device's own bytes; all 0 where it has none.
+    uint8_t uuid[16];
+    // Its name, with a NUL behind it.
+    char name[260];
+    // At index k the value of `CUdevice_attribute` k, as of VGPU_DEVICE_ATTRIBUTE_WARP_SIZE; INT32_MIN where there is none.
+    int32_t attributes[256];
+} vgpu_device_info;
 
 // How CUDA C++ is compiled. All bytes 0 but for `size` are the defaults.
 typedef struct {
@@ -213,6 +412,16 @@ int vgpu_open(const char *endpoints,
               const vgpu_options *options,
               vgpu_device **device);
 
+// Lists the devices that this guest may use, in a session of its own, which ends before this returns: `count` is how many
+// there are, and the first ones are described in `devices`, as far as it has `room`. With a `room` of 0 it may be NULL. The
+// index of one there is what `device` of `vgpu_options` chooses; here that is not looked at. `endpoints` and `options` are
+// as for `vgpu_open`.
+int vgpu_list_devices(const char *endpoints,
+                      const vgpu_options *options,
+                      vgpu_device_info *devices,
+                      size_t room,
+                      size_t *count);
+
 // Ends the session of `device` in good order, once everything that was sent in it is done. If something of it failed and no
 // call has said so, that is this call's failure. All handles of the session are gone with it, those of its lanes, memory,
 // modules, streams and events too, whatever this returns: the session is over in any case. NULL is VGPU_OK.
@@ -232,11 +441,8 @@ int vgpu_device_name(vgpu_device *device,
                      char *name,
                      size_t bytes);
 
-// The value of a `CUdevice_attribute`, by its number: 16 is the number of multiprocessors, 75 and 76 are the compute
-// capability.
-int vgpu_device_attribute(vgpu_device *device,
-                          uint32_t attribute,
-                          int32_t *value);
+// The value of a `CUdevice_attribute`, by its number, which `vgpu_device_attributes` names.
+int vgpu_device_attribute(vgpu_device *device, uint32_t attribute, int32_t *value);
 
 // How many devices this guest may use. A session uses one of them, which its options choose.
 int vgpu_device_count(vgpu_device *device, uint32_t *count);
@@ -363,6 +569,58 @@ int vgpu_copy_device_to_pinned(vgpu_device *device,
                                size_t bytes,
                                vgpu_stream *stream);
 
+// Copies `height` rows of `width` bytes (`cuMemcpy2DAsync`): the first from `from`, each of the others from `from_pitch`
+// bytes behind the one before it; the first to byte `to_offset` of the buffer `to`, the others every `to_pitch` bytes. No
+// pitch is below `width`. `from` has been read when this returns; the copy itself may be under way.
+int vgpu_copy_rows_to_device(vgpu_device *device,
+                             vgpu_buffer *to,
+                             size_t to_offset,
+                             size_t to_pitch,
+                             const void *from,
+                             size_t from_pitch,
+                             size_t width,
+                             size_t height,
+                             vgpu_stream *stream);
+
+// Copies rows as `vgpu_copy_rows_to_device` does, from the buffer `from` to `to`, once the work sent before is done, and
+// waits until they are there. What lies between the rows there stays as it is. If something that was sent before has failed,
+// that is this call's failure, and `to` holds a part of the copy, or none of it.
+int vgpu_copy_rows_from_device(vgpu_device *device,
+                               void *to,
+                               size_t to_pitch,
+                               vgpu_buffer *from,
+                               size_t from_offset,
+                               size_t from_pitch,
+                               size_t width,
+                               size_t height,
+                               vgpu_stream *stream);
+
+// Copies rows as `vgpu_copy_rows_to_device` does, from byte `from_offset` of page-locked memory on, without waiting where it
+// is page-locked. Each row is a request of its own there, unless nothing lies between the rows on either side.
+int vgpu_copy_rows_pinned_to_device(vgpu_device *device,
+                                    vgpu_buffer *to,
+                                    size_t to_offset,
+                                    size_t to_pitch,
+                                    vgpu_pinned *from,
+                                    size_t from_offset,
+                                    size_t from_pitch,
+                                    size_t width,
+                                    size_t height,
+                                    vgpu_stream *stream);
+
+// Copies rows from the buffer `from` to page-locked memory, from its byte `to_offset` on, once the work sent before is done,
+// without waiting where it is page-locked: `vgpu_pinned_wait` does. Requests are as for `vgpu_copy_rows_pinned_to_device`.
+int vgpu_copy_rows_device_to_pinned(vgpu_device *device,
+                                    vgpu_pinned *to,
+                                    size_t to_offset,
+                                    size_t to_pitch,
+                                    vgpu_buffer *from,
+                                    size_t from_offset,
+                                    size_t from_pitch,
+                                    size_t width,
+                                    size_t height,
+                                    vgpu_stream *stream);
+
 // Loads a module from `bytes` of PTX, a cubin or a fatbin.
 int vgpu_module_load(vgpu_device *device, const void *image, size_t bytes, vgpu_module **module);
 
@@ -382,6 +640,9 @@ int vgpu_module_unload(vgpu_module *module);
 int vgpu_module_function(vgpu_module *module,
                          const char *name,
                          vgpu_function **function);
+
+// The value of a `CUfunction_attribute`, by its number, which `vgpu_function_attributes` names.
+int vgpu_function_attribute(vgpu_function *function, uint32_t attribute, int32_t *value);
 
 // Launches a kernel: a grid of `grid_x` x `grid_y` x `grid_z` blocks of `block_x` x `block_y` x `block_z` threads, with
 // `shared_bytes` of dynamic shared memory for each block. Number and sizes of the `arguments` are checked against the

@@ -64,8 +64,7 @@ pub unsafe extern "C" fn vgpu_device_name(
     })
 }
 
-/// The value of a `CUdevice_attribute`, by its number: 16 is the number of multiprocessors, 75 and 76 are the compute
-/// capability.
+/// The value of a `CUdevice_attribute`, by its number, which `vgpu_device_attributes` names.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn vgpu_device_attribute(
     device: *mut DeviceHandle,

@@ -14,5 +14,6 @@ pub mod memory;
 pub mod module;
 pub mod pinned;
 mod pointers;
+pub mod rows;
 pub mod session;
 pub mod stream;

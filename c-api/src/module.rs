@@ -228,6 +228,24 @@ pub unsafe extern "C" fn vgpu_module_function(
     })
 }
 
+/// The value of a `CUfunction_attribute`, by its number, which `vgpu_function_attributes` names.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn vgpu_function_attribute(
+    function: *mut FunctionHandle,
+    attribute: u32,
+    value: *mut i32,
+) -> c_int {
+    call(|| {
+        // SAFETY: the header's rules for pointers.
+        let place = unsafe { Out::new(value, "attribute")? };
+        let found = FUNCTIONS.get(function)?.object.attribute(attribute);
+        place.set(found.ok_or_else(|| {
+            Failure::argument(format!("the kernel has no attribute {attribute}"))
+        })?);
+        Ok(())
+    })
+}
+
 /// Launches a kernel: a grid of `grid_x` x `grid_y` x `grid_z` blocks of `block_x` x `block_y` x `block_z` threads, with
 /// `shared_bytes` of dynamic shared memory for each block. Number and sizes of the `arguments` are checked against the
 /// kernel's parameters; their values have been read when this returns.

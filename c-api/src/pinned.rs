@@ -32,7 +32,7 @@ pub(crate) struct Pinned {
 }
 
 impl Pinned {
-    fn lock(&self) -> MutexGuard<'_, PinnedBuffer<u8>> {
+    pub(crate) fn lock(&self) -> MutexGuard<'_, PinnedBuffer<u8>> {
         // No step leaves it half done.
         self.buffer.lock().unwrap_or_else(PoisonError::into_inner)
     }

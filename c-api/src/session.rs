@@ -3,7 +3,8 @@
 use std::ffi::{c_char, c_int};
 use std::time::Duration;
 
-use vgpu_guest::{Client, Device, parse_list};
+use vgpu_guest::protocol::op::NO_ATTRIBUTE;
+use vgpu_guest::{Client, Device, DeviceInfoReply, parse_list};
 
 use crate::device::{DEVICES, DeviceHandle};
 use crate::failure::{Failure, call};
@@ -11,7 +12,7 @@ use crate::handles::{Held, new_number};
 use crate::memory::BUFFERS;
 use crate::module::{FUNCTIONS, MODULES};
 use crate::pinned::PINNED;
-use crate::pointers::{Out, optional_text, sized};
+use crate::pointers::{Out, elements_mut, optional_text, sized};
 use crate::stream::{EVENTS, STREAMS};
 
 /// Settings of a session. All bytes 0 but for `size` are the defaults.
@@ -28,7 +29,7 @@ pub struct Options {
     pub client_name: *const c_char,
     /// The file with the secret that `tcp:` needs; NULL: the one that the environment's `VGPU_SECRET_FILE` names.
     pub secret_file: *const c_char,
-    /// The device, of those that this guest may use, from 0 on: `vgpu_device_count` is how many they are.
+    /// The device, of those that this guest may use, from 0 on: `vgpu_list_devices` lists them.
     pub device: u32,
 }
 
@@ -58,19 +59,95 @@ pub unsafe extern "C" fn vgpu_open(
                 self::options(options)?,
             )
         };
-        let client = match endpoints {
-            None => Client::from_env(&options)?,
-            Some(list) => {
-                let list =
-                    parse_list(list).map_err(|error| Failure::argument(error.to_string()))?;
-                Client::connect(&list, &options)?
-            }
-        };
+        let client = connect(endpoints, &options)?;
         let device = match ordinal {
             0 => Device::new(client)?,
             _ => Device::with_ordinal(client, ordinal)?,
         };
         place.set(DEVICES.insert(new_number(), device));
+        Ok(())
+    })
+}
+
+fn connect(endpoints: Option<&str>, options: &vgpu_guest::Options) -> Result<Client, Failure> {
+    Ok(match endpoints {
+        None => Client::from_env(options)?,
+        Some(list) => {
+            let list = parse_list(list).map_err(|error| Failure::argument(error.to_string()))?;
+            Client::connect(&list, options)?
+        }
+    })
+}
+
+/// What does not change about a device.
+#[derive(Debug, Clone, Copy)]
+#[repr(C)]
+pub struct DeviceInfo {
+    /// Bytes of device memory that a session may have.
+    pub total_memory: u64,
+    /// The newest version of CUDA that the driver supports, as 1000 * major + 10 * minor.
+    pub driver_version: u32,
+    /// The device's own bytes; all 0 where it has none.
+    pub uuid: [u8; 16],
+    /// Its name, with a NUL behind it.
+    pub name: [c_char; 260],
+    /// At index k the value of `CUdevice_attribute` k, as of VGPU_DEVICE_ATTRIBUTE_WARP_SIZE; INT32_MIN where there is none.
+    pub attributes: [i32; 256],
+}
+
+impl From<&DeviceInfoReply> for DeviceInfo {
+    fn from(reply: &DeviceInfoReply) -> Self {
+        let mut info = Self {
+            total_memory: reply.total_memory,
+            driver_version: reply.driver_version,
+            uuid: [0; 16],
+            name: [0; 260],
+            attributes: [NO_ATTRIBUTE; 256],
+        };
+        for (place, byte) in info.uuid.iter_mut().zip(reply.uuid.as_slice()) {
+            *place = *byte;
+        }
+        // The protocol allows names of 256 bytes.
+        for (place, byte) in info.name.iter_mut().zip(reply.name.bytes().take(256)) {
+            *place = byte.cast_signed() as c_char;
+        }
+        let values = reply.attributes.as_slice().iter();
+        for (place, value) in info.attributes.iter_mut().zip(values) {
+            *place = *value;
+        }
+        info
+    }
+}
+
+/// Lists the devices that this guest may use, in a session of its own, which ends before this returns: `count` is how many
+/// there are, and the first ones are described in `devices`, as far as it has `room`. With a `room` of 0 it may be NULL. The
+/// index of one there is what `device` of `vgpu_options` chooses; here that is not looked at. `endpoints` and `options` are
+/// as for `vgpu_open`.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn vgpu_list_devices(
+    endpoints: *const c_char,
+    options: *const Options,
+    devices: *mut DeviceInfo,
+    room: usize,
+    count: *mut usize,
+) -> c_int {
+    call(|| {
+        // SAFETY: the header's rules for pointers.
+        let (place, devices, endpoints, (options, _)) = unsafe {
+            (
+                Out::new(count, "number of devices")?,
+                elements_mut(devices, room, "place for devices")?,
+                optional_text(endpoints, "list of endpoints")?,
+                self::options(options)?,
+            )
+        };
+        let mut client = connect(endpoints, &options)?;
+        let found = client.devices()?;
+        client.goodbye()?;
+        for (place, reply) in devices.iter_mut().zip(&found) {
+            *place = reply.into();
+        }
+        place.set(found.len());
         Ok(())
     })
 }

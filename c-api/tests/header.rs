@@ -5,13 +5,33 @@
 use std::fs;
 use std::path::Path;
 
+use vgpu_guest::attributes::{DEVICE_ATTRIBUTES, FUNCTION_ATTRIBUTES};
+
+/// An enumeration of the driver's attributes. Its names are not those of `cuda.h`, which a program may include as well.
+fn attributes(of: &str, all: &[(&str, u32)]) -> String {
+    let mut text = format!(
+        "\n\n/* The attributes of a {of}: CU{of}_attribute of cuda.h, with VGPU_ in the place of CU_. */\n\
+         typedef enum vgpu_{of}_attributes {{\n"
+    );
+    for (name, number) in all {
+        let name = name.strip_prefix("CU_").expect("a name of cuda.h");
+        text.push_str(&format!("    VGPU_{name} = {number},\n"));
+    }
+    text.truncate(text.len() - 2);
+    text.push_str(&format!("\n}} vgpu_{of}_attributes;"));
+    text
+}
+
 #[test]
 fn the_header_is_what_the_functions_are() {
     let here = Path::new(env!("CARGO_MANIFEST_DIR"));
-    let config = cbindgen::Config::from_file(here.join("cbindgen.toml")).unwrap();
+    let mut config = cbindgen::Config::from_file(here.join("cbindgen.toml")).unwrap();
+    let constants = config.after_includes.get_or_insert_default();
+    constants.push_str(&attributes("device", DEVICE_ATTRIBUTES));
+    constants.push_str(&attributes("function", FUNCTION_ATTRIBUTES));
     // In the order of the header.
     let sources = [
-        "failure", "session", "device", "memory", "pinned", "module", "stream",
+        "failure", "session", "device", "memory", "pinned", "rows", "module", "stream",
     ];
     let mut builder = cbindgen::Builder::new().with_config(config);
     for source in sources {

@@ -112,8 +112,8 @@ static void device_information(vgpu_device *device)
     GOOD(vgpu_memory_info(device, &free_bytes, &total));
     CHECK(free_bytes > 0 && free_bytes <= total);
     WRONG(vgpu_memory_info(device, NULL, &total), "free bytes");
-    GOOD(vgpu_device_attribute(device, 75, &value));
-    CHECK(value > 0);
+    GOOD(vgpu_device_attribute(device, VGPU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR, &value));
+    CHECK(VGPU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR == 75 && value > 0);
     WRONG(vgpu_device_attribute(device, 100000, &value), "no attribute 100000");
 }
 
@@ -177,6 +177,7 @@ static void kernels(vgpu_device *device)
     uint64_t address = 0, nanoseconds = 0, far_away = 0;
     uint32_t value = 5, back = 0;
     uint16_t narrow = 5;
+    int32_t most = 0;
     int done = -1;
     vgpu_argument good[] = {VGPU_ARGUMENT(address), VGPU_ARGUMENT(value)};
     vgpu_argument thin[] = {VGPU_ARGUMENT(address), VGPU_ARGUMENT(narrow)};
@@ -196,6 +197,11 @@ static void kernels(vgpu_device *device)
     GOOD(vgpu_module_function(module, "set", &set));
     GOOD(vgpu_module_function(module, "set", &again));
     CHECK(set == again);
+    GOOD(vgpu_function_attribute(set, VGPU_FUNC_ATTRIBUTE_MAX_THREADS_PER_BLOCK, &most));
+    CHECK(most > 0);
+    WRONG(vgpu_function_attribute(set, 1000, &most), "no attribute 1000");
+    WRONG(vgpu_function_attribute(set, 0, NULL), "the place for the attribute");
+    NO_HANDLE(vgpu_function_attribute(NULL, 0, &most), "the function is NULL");
     WRONG(vgpu_launch(device, set, 1, 1, 1, 1, 1, 1, 0, good, 1, NULL), "2 parameters, 1 arguments");
     WRONG(vgpu_launch(device, set, 1, 1, 1, 1, 1, 1, 0, NULL, 2, NULL), "the list of arguments is NULL");
     WRONG(vgpu_launch(device, set, 1, 1, 1, 1, 1, 1, 0, thin, 2, NULL), "argument 1 has 2 bytes");
@@ -252,6 +258,11 @@ static void devices(const char *endpoint)
 {
     vgpu_device *device = NULL;
     vgpu_options options;
+    static vgpu_device_info infos[2];
+    char name[256];
+    uint64_t free_bytes = 0, total = 0;
+    int32_t value = 0;
+    size_t listed = 0;
     uint32_t count = 0;
     memset(&options, 0, sizeof options);
     options.size = sizeof options;
@@ -263,7 +274,74 @@ static void devices(const char *endpoint)
     GOOD(vgpu_device_count(device, &count));
     CHECK(count == 1);
     WRONG(vgpu_device_count(device, NULL), "number of devices");
+    WRONG(vgpu_list_devices(endpoint, NULL, infos, 2, NULL), "the place for the number of devices");
+    WRONG(vgpu_list_devices(endpoint, NULL, NULL, 2, &listed), "the place for devices is NULL");
+    WRONG(vgpu_list_devices("nonsense", NULL, infos, 2, &listed), "no scheme");
+    GOOD(vgpu_list_devices(endpoint, NULL, NULL, 0, &listed));
+    CHECK(listed == 1);
+    options.device = 7;
+    GOOD(vgpu_list_devices(endpoint, &options, infos, 2, &listed));
+    CHECK(listed == 1 && infos[1].total_memory == 0 && infos[1].name[0] == 0);
+    GOOD(vgpu_device_name(device, name, sizeof name));
+    GOOD(vgpu_memory_info(device, &free_bytes, &total));
+    CHECK(strcmp(infos[0].name, name) == 0 && infos[0].total_memory == total && infos[0].driver_version > 0);
+    GOOD(vgpu_device_attribute(device, VGPU_DEVICE_ATTRIBUTE_WARP_SIZE, &value));
+    CHECK(value == 32 && infos[0].attributes[VGPU_DEVICE_ATTRIBUTE_WARP_SIZE] == 32);
+    CHECK(infos[0].attributes[0] == INT32_MIN);
     GOOD(vgpu_close(device));
+}
+
+/* Rectangles of bytes that are their own places in rows of 20. */
+static void rows(vgpu_device *device)
+{
+    vgpu_pinned *pinned = NULL;
+    vgpu_buffer *buffer = NULL;
+    unsigned char data[200], back[200], *bytes;
+    void *start = NULL;
+    int i, x, y;
+    GOOD(vgpu_buffer_allocate(device, 200, &buffer));
+    GOOD(vgpu_pinned_allocate(device, 200, &pinned));
+    GOOD(vgpu_pinned_data(pinned, &start));
+    bytes = (unsigned char *)start;
+    for (i = 0; i < 200; i++) {
+        data[i] = (unsigned char)i;
+        bytes[i] = (unsigned char)i;
+    }
+    /* 3 rows of 5 bytes from row 2, column 4, to rows of 10 bytes from row 1, column 3. */
+    GOOD(vgpu_fill(device, buffer, 0, 0xff, 1, 200, NULL));
+    GOOD(vgpu_copy_rows_pinned_to_device(device, buffer, 13, 10, pinned, 44, 20, 5, 3, NULL));
+    memset(back, 0xee, sizeof back);
+    GOOD(vgpu_copy_rows_from_device(device, back, 20, buffer, 10, 10, 10, 4, NULL));
+    for (y = 0; y < 4; y++)
+        for (x = 0; x < 20; x++)
+            CHECK(y * 20 + x >= 70 || x >= 10 || back[y * 20 + x] == (y < 3 && x >= 3 && x < 8 ? data[44 + 20 * y + x - 3] : 0xff));
+    CHECK(back[10] == 0xee && back[70] == 0xee);
+    /* The same through ordinary memory, and back into page-locked memory of which nothing else changes. */
+    GOOD(vgpu_fill(device, buffer, 0, 0xff, 1, 200, NULL));
+    GOOD(vgpu_copy_rows_to_device(device, buffer, 13, 10, data + 44, 20, 5, 3, NULL));
+    GOOD(vgpu_copy_rows_device_to_pinned(device, pinned, 0, 7, buffer, 13, 10, 5, 3, NULL));
+    GOOD(vgpu_pinned_wait(pinned));
+    for (i = 0; i < 200; i++) {
+        y = i / 7;
+        x = i - 7 * y;
+        CHECK(bytes[i] == (y < 3 && x < 5 ? data[44 + 20 * y + x] : data[i]));
+    }
+    GOOD(vgpu_copy_rows_to_device(device, buffer, 200, 0, NULL, 0, 0, 9, NULL));
+    GOOD(vgpu_copy_rows_device_to_pinned(device, pinned, 200, 0, buffer, 200, 0, 9, 0, NULL));
+    WRONG(vgpu_copy_rows_to_device(device, buffer, 0, 10, NULL, 10, 10, 2, NULL), "the source of the copy is NULL");
+    WRONG(vgpu_copy_rows_to_device(device, buffer, 0, 4, data, 10, 5, 2, NULL), "2 rows of 5 bytes every 4 bytes");
+    WRONG(vgpu_copy_rows_to_device(device, buffer, 0, 10, data, 4, 5, 1, NULL), "1 rows of 5 bytes every 4 bytes");
+    WRONG(vgpu_copy_rows_to_device(device, buffer, 191, 10, data, 10, 5, 2, NULL), "of a buffer of 200 bytes");
+    WRONG(vgpu_copy_rows_from_device(device, back, 10, buffer, (size_t)-3, 10, 5, 1, NULL), "at offset");
+    WRONG(vgpu_copy_rows_from_device(device, back, (size_t)-1, buffer, 0, 10, 5, 3, NULL), "3 rows of 5 bytes every");
+    WRONG(vgpu_copy_rows_from_device(device, back, 10, buffer, 0, 10, 5, (size_t)-1, NULL), "every 10 bytes");
+    WRONG(vgpu_copy_rows_pinned_to_device(device, buffer, 0, 10, pinned, 186, 10, 5, 2, NULL), "200");
+    WRONG(vgpu_copy_rows_device_to_pinned(device, pinned, (size_t)-1, 10, buffer, 0, 10, 5, 2, NULL), "at offset");
+    NO_HANDLE(vgpu_copy_rows_pinned_to_device(device, buffer, 0, 10, NULL, 0, 10, 5, 2, NULL), "the page-locked memory is NULL");
+    NO_HANDLE(vgpu_copy_rows_device_to_pinned(device, pinned, 0, 10, NULL, 0, 10, 5, 2, NULL), "the buffer is NULL");
+    GOOD(vgpu_synchronize(device));
+    GOOD(vgpu_pinned_free(pinned));
+    GOOD(vgpu_buffer_free(buffer));
 }
 
 static void page_locked(vgpu_device *device)
@@ -420,6 +498,7 @@ int main(int argc, char **argv)
     device_information(device);
     memory(device);
     page_locked(device);
+    rows(device);
     compilation(device);
     kernels(device);
     vgpu_close(device);

@@ -25,9 +25,13 @@ type Case = (&'static str, &'static [&'static str], &'static str);
 const PINNED: &str = "c-api/examples/pinned.c";
 const PINNED_SAYS: &str = "100000 elements scaled in place, on device 0 of 1\n";
 
-const CASES: [Case; 5] = [
+const DEVICES: &str = "c-api/examples/devices.c";
+const DEVICES_SAYS: &str = "1 devices\n0: ";
+
+const CASES: [Case; 7] = [
     (EXAMPLE, &["cc", "-std=c99"], EXAMPLE_SAYS),
     (PINNED, &["cc", "-std=c99"], PINNED_SAYS),
+    (DEVICES, &["cc", "-std=c99"], DEVICES_SAYS),
     (
         "c-api/tests/misuse.c",
         &["cc", "-std=c99"],
@@ -35,6 +39,7 @@ const CASES: [Case; 5] = [
     ),
     (EXAMPLE, &["c++", "-x", "c++", "-std=c++11"], EXAMPLE_SAYS),
     (PINNED, &["c++", "-x", "c++", "-std=c++11"], PINNED_SAYS),
+    (DEVICES, &["c++", "-x", "c++", "-std=c++11"], DEVICES_SAYS),
 ];
 
 mod flags {
