@@ -5,13 +5,14 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use pyo3::prelude::*;
+use vgpu_guest::protocol::op::NO_ATTRIBUTE;
 use vgpu_guest::{
-    Client, CompileAt, CompileOptions, Device as Guest, LaunchConfig, Options, StreamOptions,
-    parse_list,
+    Client, CompileAt, CompileOptions, Device as Guest, Endpoint, LaunchConfig, Options,
+    StreamOptions, parse_list,
 };
 
 use crate::error::{argument, detached};
-use crate::objects::{Event, Function, Memory, Module, Slot, Stream};
+use crate::objects::{Event, Function, Memory, Module, Place, Shape, Slot, Stream};
 use crate::view::{Pinned, View, locked};
 
 /// A session with a mediator, and its device. What takes a stream sends to the default stream where that is `None`.
@@ -57,6 +58,73 @@ fn seconds(py: Python<'_>, seconds: f64) -> PyResult<Duration> {
         .ok_or_else(|| argument(py, format!("a time of {seconds} s")))
 }
 
+fn options(
+    py: Python<'_>,
+    timeout: Option<f64>,
+    stall_timeout: Option<f64>,
+    client_name: Option<String>,
+    secret_file: Option<PathBuf>,
+) -> PyResult<Options> {
+    let mut options = Options::default();
+    if let Some(time) = timeout {
+        options.connect_timeout = seconds(py, time)?;
+    }
+    if let Some(time) = stall_timeout {
+        options.stall_timeout = seconds(py, time)?;
+    }
+    if let Some(name) = client_name {
+        options.client_name = name;
+    }
+    options.secret_file = secret_file;
+    Ok(options)
+}
+
+fn endpoints(py: Python<'_>, list: Option<&str>) -> PyResult<Option<Vec<Endpoint>>> {
+    let list = list.map(parse_list).transpose();
+    list.map_err(|error| argument(py, error.to_string()))
+}
+
+fn connect(endpoints: Option<&[Endpoint]>, options: &Options) -> vgpu_guest::Result<Client> {
+    match endpoints {
+        Some(list) => Client::connect(list, options),
+        None => Client::from_env(options),
+    }
+}
+
+/// Name, bytes of memory, version of CUDA, UUID and attributes of each device, by a session of its own.
+#[pyfunction]
+#[allow(clippy::type_complexity, reason = "a tuple of Python's")]
+pub(crate) fn devices(
+    py: Python<'_>,
+    endpoint: Option<&str>,
+    timeout: Option<f64>,
+    stall_timeout: Option<f64>,
+    client_name: Option<String>,
+    secret_file: Option<PathBuf>,
+) -> PyResult<Vec<(String, u64, u32, Vec<u8>, Vec<Option<i32>>)>> {
+    let options = options(py, timeout, stall_timeout, client_name, secret_file)?;
+    let endpoints = endpoints(py, endpoint)?;
+    let devices = detached(py, || {
+        let mut client = connect(endpoints.as_deref(), &options)?;
+        let devices = client.devices()?;
+        client.goodbye()?;
+        Ok(devices)
+    })?;
+    let described = devices.iter().map(|device| {
+        let attributes = device.attributes.as_slice().iter();
+        (
+            device.name.to_string(),
+            device.total_memory,
+            device.driver_version,
+            device.uuid.as_slice().to_vec(),
+            attributes
+                .map(|value| (*value != NO_ATTRIBUTE).then_some(*value))
+                .collect(),
+        )
+    });
+    Ok(described.collect())
+}
+
 #[pymethods]
 impl Device {
     #[new]
@@ -70,24 +138,10 @@ impl Device {
         secret_file: Option<PathBuf>,
         ordinal: u32,
     ) -> PyResult<Self> {
-        let mut options = Options::default();
-        if let Some(time) = timeout {
-            options.connect_timeout = seconds(py, time)?;
-        }
-        if let Some(time) = stall_timeout {
-            options.stall_timeout = seconds(py, time)?;
-        }
-        if let Some(name) = client_name {
-            options.client_name = name;
-        }
-        options.secret_file = secret_file;
-        let list = endpoint.map(parse_list).transpose();
-        let list = list.map_err(|error| argument(py, error.to_string()))?;
+        let options = options(py, timeout, stall_timeout, client_name, secret_file)?;
+        let endpoints = endpoints(py, endpoint)?;
         let guest = detached(py, || {
-            let client = match list {
-                Some(list) => Client::connect(&list, &options)?,
-                None => Client::from_env(&options)?,
-            };
+            let client = connect(endpoints.as_deref(), &options)?;
             match ordinal {
                 0 => Guest::new(client),
                 _ => Guest::with_ordinal(client, ordinal),
@@ -220,6 +274,82 @@ impl Device {
         let bytes = to.bytes_mut();
         let from = from.part(py, bytes.len(), 1)?;
         detached(py, || queue.memcpy_dtoh(&from, bytes))
+    }
+
+    /// Copies rows that lie behind each other.
+    fn copy_rows_to_device(
+        &self,
+        py: Python<'_>,
+        from: &Bound<'_, PyAny>,
+        to: &Memory,
+        place: Place,
+        shape: (usize, usize),
+        stream: Option<&Stream>,
+    ) -> PyResult<()> {
+        let (queue, from) = (self.queue(py, stream)?, View::new(from)?);
+        let (width, height) = shape;
+        let mut to = to.rows(py, place, Shape { width, height })?;
+        let bytes = from.bytes();
+        detached(py, || queue.memcpy_2d_htod(bytes, width, &mut to))
+    }
+
+    /// Copies rows, which then lie behind each other.
+    fn copy_rows_from_device(
+        &self,
+        py: Python<'_>,
+        from: &Memory,
+        place: Place,
+        to: &Bound<'_, PyAny>,
+        shape: (usize, usize),
+        stream: Option<&Stream>,
+    ) -> PyResult<()> {
+        let (queue, mut to) = (self.queue(py, stream)?, View::writable(to)?);
+        let (width, height) = shape;
+        let from = from.rows(py, place, Shape { width, height })?;
+        let bytes = to.bytes_mut();
+        detached(py, || queue.memcpy_2d_dtoh(&from, bytes, width))
+    }
+
+    #[allow(clippy::too_many_arguments, reason = "those of a copy of rows")]
+    fn copy_rows_pinned_to_device(
+        &self,
+        py: Python<'_>,
+        from: &Pinned,
+        from_place: Place,
+        to: &Memory,
+        to_place: Place,
+        shape: (usize, usize),
+        stream: Option<&Stream>,
+    ) -> PyResult<()> {
+        let (queue, from) = (self.queue(py, stream)?, from.get(py)?);
+        let (width, height) = shape;
+        let shape = Shape { width, height };
+        let mut to = to.rows(py, to_place, shape)?;
+        let range = from_place.0..shape.end(py, from_place)?;
+        detached(py, || {
+            queue.memcpy_2d_htod_pinned(&locked(&from), range, from_place.1, &mut to)
+        })
+    }
+
+    #[allow(clippy::too_many_arguments, reason = "those of a copy of rows")]
+    fn copy_rows_device_to_pinned(
+        &self,
+        py: Python<'_>,
+        from: &Memory,
+        from_place: Place,
+        to: &Pinned,
+        to_place: Place,
+        shape: (usize, usize),
+        stream: Option<&Stream>,
+    ) -> PyResult<()> {
+        let (queue, to) = (self.queue(py, stream)?, to.get(py)?);
+        let (width, height) = shape;
+        let shape = Shape { width, height };
+        let from = from.rows(py, from_place, shape)?;
+        let range = to_place.0..shape.end(py, to_place)?;
+        detached(py, || {
+            queue.memcpy_2d_dtoh_pinned(&from, &mut locked(&to), range, to_place.1)
+        })
     }
 
     fn copy_on_device(

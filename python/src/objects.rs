@@ -3,7 +3,7 @@
 use std::sync::{Arc, PoisonError, RwLock};
 
 use pyo3::prelude::*;
-use vgpu_guest::{Device as Guest, DeviceBuffer, DevicePtr};
+use vgpu_guest::{Device as Guest, DeviceBuffer, DevicePtr, DeviceRows};
 
 use crate::error::{argument, detached};
 
@@ -54,6 +54,80 @@ impl Memory {
             ));
         }
         Ok(Part { buffer, len })
+    }
+
+    /// Rows of bytes within it.
+    pub(crate) fn rows(&self, py: Python<'_>, place: Place, shape: Shape) -> PyResult<Rows> {
+        let buffer = self.0.get(py, "buffer")?;
+        if shape.end(py, place)? > buffer.len() {
+            let text = format!(
+                "{shape:?} from byte {} on, where there are {} bytes on the device",
+                place.0,
+                buffer.len()
+            );
+            return Err(argument(py, text));
+        }
+        Ok(Rows {
+            buffer,
+            place,
+            shape,
+        })
+    }
+}
+
+/// The first byte of the first row, and bytes from there to the next row.
+pub(crate) type Place = (usize, usize);
+
+/// Of a rectangle.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Shape {
+    /// Bytes of a row.
+    pub(crate) width: usize,
+    /// Rows.
+    pub(crate) height: usize,
+}
+
+impl Shape {
+    /// Where the last row ends.
+    pub(crate) fn end(self, py: Python<'_>, (first, pitch): Place) -> PyResult<usize> {
+        let span = match (self.width, self.height) {
+            (0, _) | (_, 0) => Some(0),
+            (width, height) => (height - 1)
+                .checked_mul(pitch)
+                .filter(|_| pitch >= width)
+                .and_then(|before| before.checked_add(width)),
+        };
+        span.and_then(|span| span.checked_add(first))
+            .ok_or_else(|| argument(py, format!("{self:?} every {pitch} bytes")))
+    }
+}
+
+/// Rows of bytes on a device.
+pub(crate) struct Rows {
+    buffer: Arc<DeviceBuffer<u8>>,
+    place: Place,
+    shape: Shape,
+}
+
+impl DeviceRows<u8> for Rows {
+    fn device(&self) -> &Guest {
+        self.buffer.device()
+    }
+
+    fn address(&self) -> u64 {
+        self.buffer.address() + self.place.0 as u64
+    }
+
+    fn pitch(&self) -> usize {
+        self.place.1
+    }
+
+    fn width(&self) -> usize {
+        self.shape.width
+    }
+
+    fn height(&self) -> usize {
+        self.shape.height
     }
 }
 

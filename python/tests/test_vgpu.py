@@ -52,12 +52,32 @@ class Sessions(unittest.TestCase):
             self.assertEqual(dev.info.name, dev.name)
             self.assertGreater(dev.info.total_memory, 0)
             self.assertEqual(dev.attribute(75), dev.info.compute_capability[0])
+            self.assertEqual(dev.attribute("WARP_SIZE"), 32)
+            self.assertEqual(dev.attribute("CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR"), dev.attribute(75))
+            self.assertIsNone(dev.attribute(0))
+            with self.assertRaisesRegex(vgpu.ArgumentError, "no attribute 'WARPS'"):
+                dev.attribute("WARPS")
         with self.assertRaisesRegex(vgpu.ArgumentError, "the device was closed"):
             dev.synchronize()
         with self.assertRaisesRegex(vgpu.ArgumentError, "the device was closed"):
             buffer.to_host()
         buffer.close()
         dev.close()
+
+    def test_the_devices_are_listed_before_one_is_chosen(self):
+        devices = vgpu.devices(client_name="a list")
+        self.assertEqual([device.ordinal for device in devices], [0])
+        largest = max(devices, key=lambda device: device.total_memory)
+        with vgpu.Device(ordinal=largest.ordinal) as dev:
+            self.assertEqual(largest.name, dev.name)
+            self.assertEqual(largest.total_memory, dev.info.total_memory)
+            self.assertEqual(largest.compute_capability, dev.info.compute_capability)
+            for name, number in vgpu.DEVICE_ATTRIBUTES.items():
+                self.assertEqual(largest.attribute(name), dev.attribute(number), name)
+        self.assertIsNone(largest.attribute(10**6))
+        self.assertGreater(largest.driver_version, 0)
+        with self.assertRaises(vgpu.UnreachableError):
+            vgpu.devices("local:/nowhere/vgpu.sock", timeout=0.1)
 
     def test_a_session_ends_when_its_block_fails(self):
         with self.assertRaises(KeyError):
@@ -298,9 +318,98 @@ class Kernels(WithDevice):
         with self.assertRaisesRegex(vgpu.ArgumentError, "the stream was closed"):
             one.synchronize()
 
+    def test_attributes_of_a_kernel_have_names(self):
+        set_ = self.module.function("set")
+        self.assertEqual(set_.attribute("MAX_THREADS_PER_BLOCK"), set_.attribute(0))
+        self.assertEqual(set_.attribute("CU_FUNC_ATTRIBUTE_MAX_THREADS_PER_BLOCK"), set_.attribute(0))
+        self.assertGreater(set_.attribute(0), 0)
+        self.assertEqual(vgpu.FUNCTION_ATTRIBUTES["CU_FUNC_ATTRIBUTE_NUM_REGS"], 4)
+        with self.assertRaisesRegex(vgpu.ArgumentError, "no attribute 'CU_DEVICE_ATTRIBUTE_WARP_SIZE'"):
+            set_.attribute("CU_DEVICE_ATTRIBUTE_WARP_SIZE")
+
     def test_a_buffer_of_another_session_is_an_argument_error(self):
         with vgpu.Device() as other, self.assertRaisesRegex(vgpu.ArgumentError, "of another session"):
             other._native.copy_to_device(np.zeros(1, np.uint32), self.to._native, None)
+
+
+class Rectangles(WithDevice):
+    def setUp(self):
+        super().setUp()
+        self.array = np.arange(20 * 30, dtype=np.uint16).reshape(20, 30)
+        self.buffer = self.dev.zeros((10, 12), np.uint16)
+
+    def check(self, array, out):
+        """3 rows of 5 from (4, 6) of `array` to (1, 2) of the buffer, and 2 of 3 from (2, 3) there to (7, 1) of `out`."""
+        wait = [array, out] if isinstance(array, vgpu.Pinned) else []
+        self.assertIs(self.buffer.copy_rectangle_from(array, (3, 5), at=(1, 2), array_at=(4, 6)), self.buffer)
+        expected = np.zeros((10, 12), np.uint16)
+        expected[1:4, 2:7] = self.array[4:7, 6:11]
+        np.testing.assert_array_equal(self.buffer.to_host(), expected)
+        self.assertIs(self.buffer.copy_rectangle_to(out, (2, 3), at=(2, 3), out_at=(7, 1)), out)
+        for pinned in wait:
+            pinned.wait()
+        back = out.array if wait else out
+        expected = np.full((10, 8), 9, np.uint16)
+        expected[7:9, 1:4] = self.array[5:7, 7:10]
+        np.testing.assert_array_equal(back, expected)
+
+    def test_of_arrays_whatever_their_order(self):
+        self.check(self.array, np.full((10, 8), 9, np.uint16))
+        self.buffer.fill(0)
+        self.check(np.asfortranarray(self.array), np.full((10, 8), 9, np.uint16, order="F"))
+
+    def test_of_page_locked_memory(self):
+        array, out = self.dev.pinned((20, 30), np.uint16), self.dev.pinned((10, 8), np.uint16)
+        self.assertTrue(array.is_page_locked)
+        array.array[...] = self.array
+        out.array[...] = 9
+        self.check(array, out)
+
+    def test_without_a_shape_everything_from_there_on_is_copied(self):
+        self.buffer.copy_rectangle_from(self.array, at=(8, 9), array_at=(18, 27))
+        np.testing.assert_array_equal(self.buffer.to_host()[8:, 9:], self.array[18:, 27:])
+        out = self.dev.pinned((2, 3), np.uint16)
+        np.testing.assert_array_equal(
+            self.buffer.copy_rectangle_to(out, at=(8, 9)).wait().array, self.array[18:, 27:]
+        )
+        self.buffer.copy_rectangle_from(self.array, array_at=(20, 30))
+        self.buffer.copy_rectangle_to(out, (0, 3))
+
+    def test_what_does_not_fit_is_an_argument_error(self):
+        pinned = self.dev.pinned((20, 30), np.uint16)
+        for source in self.array, pinned:
+            for shape, at, array_at in [
+                (None, (0, 0), (0, 0)),
+                ((10, 13), (0, 0), (0, 0)),
+                ((11, 12), (0, 0), (0, 0)),
+                ((1, 1), (10, 0), (0, 0)),
+                ((1, 1), (0, 0), (20, 0)),
+                ((1, 1), (0, 0), (0, 30)),
+                ((1, 1), (-1, 0), (0, 0)),
+                ((1, 1), (0, 0), (0, -1)),
+                ((-1, 1), (0, 0), (0, 0)),
+            ]:
+                with self.assertRaises(vgpu.ArgumentError, msg=(shape, at, array_at)):
+                    self.buffer.copy_rectangle_from(source, shape, at=at, array_at=array_at)
+                with self.assertRaises(vgpu.ArgumentError, msg=(shape, at, array_at)):
+                    self.buffer.copy_rectangle_to(source, shape, at=at, out_at=array_at)
+        with self.assertRaisesRegex(vgpu.ArgumentError, "one type"):
+            self.buffer.copy_rectangle_from(self.array.astype(np.int16))
+        with self.assertRaisesRegex(vgpu.ArgumentError, "two dimensions"):
+            self.buffer.copy_rectangle_from(self.array.reshape(-1))
+        with self.assertRaises(TypeError):
+            self.buffer.copy_rectangle_from([[1, 2]])
+        fixed = np.zeros((2, 2), np.uint16)
+        fixed.flags.writeable = False
+        with self.assertRaisesRegex(vgpu.ArgumentError, "read-only"):
+            self.buffer.copy_rectangle_to(fixed)
+        # Below them the native part checks for itself.
+        native, memory = self.dev._native, self.buffer._native
+        for place, shape in [((0, 24), (24, 11)), ((1, 24), (24, 10)), ((0, 23), (24, 1)), ((2**63, 2**63), (1, 3))]:
+            with self.assertRaises(vgpu.ArgumentError, msg=(place, shape)):
+                native.copy_rows_pinned_to_device(pinned._native, (0, 60), memory, place, shape, None)
+            with self.assertRaises(vgpu.ArgumentError, msg=(place, shape)):
+                native.copy_rows_from_device(memory, place, np.zeros(1000, np.uint8), shape, None)
 
 
 class PageLocked(WithDevice):

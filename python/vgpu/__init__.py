@@ -10,7 +10,8 @@
 import math
 import operator
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from types import MappingProxyType
 
 import numpy as np
 
@@ -36,9 +37,12 @@ __all__ = [
     "CompileError",
     "ConnectionError",
     "CudaError",
+    "DEVICE_ATTRIBUTES",
     "Device",
+    "DeviceInfo",
     "Error",
     "Event",
+    "FUNCTION_ATTRIBUTES",
     "FailedRequest",
     "Function",
     "Info",
@@ -50,8 +54,49 @@ __all__ = [
     "TimeoutError",
     "UnreachableError",
     "UnsupportedError",
+    "devices",
     "vector_add",
 ]
+
+#: The numbers of the attributes of devices and of kernels, by their names in `cuda.h`.
+DEVICE_ATTRIBUTES = MappingProxyType(_native.DEVICE_ATTRIBUTES)
+FUNCTION_ATTRIBUTES = MappingProxyType(_native.FUNCTION_ATTRIBUTES)
+
+
+def _number(attribute, names, prefix):
+    """The number of an attribute: itself, or that of its name, with or without the prefix."""
+    if not isinstance(attribute, str):
+        return attribute
+    number = names.get(attribute, names.get(prefix + attribute))
+    if number is None:
+        raise argument(f"there is no attribute '{attribute}'")
+    return number
+
+
+def _device_attribute(attribute):
+    return _number(attribute, DEVICE_ATTRIBUTES, "CU_DEVICE_ATTRIBUTE_")
+
+
+@dataclass(frozen=True)
+class DeviceInfo:
+    """One of the devices that this guest may use, as `devices` lists them."""
+
+    ordinal: int
+    name: str
+    total_memory: int
+    driver_version: int
+    uuid: bytes
+    _attributes: list[int | None] = field(repr=False)
+
+    @property
+    def compute_capability(self):
+        """Major and minor."""
+        return (self.attribute("COMPUTE_CAPABILITY_MAJOR"), self.attribute("COMPUTE_CAPABILITY_MINOR"))
+
+    def attribute(self, attribute):
+        """As `Device.attribute`."""
+        number = _device_attribute(attribute)
+        return self._attributes[number] if 0 <= number < len(self._attributes) else None
 
 
 @dataclass(frozen=True)
@@ -79,6 +124,10 @@ def _plain(dtype):
     return dtype
 
 
+def _part(array, shape, at):
+    return array[at[0] : at[0] + shape[0], at[1] : at[1] + shape[1]]
+
+
 def _shape(shape):
     try:
         shape = (operator.index(shape),)
@@ -87,6 +136,13 @@ def _shape(shape):
     if any(n < 0 for n in shape):
         raise argument(f"a shape of {shape}")
     return shape
+
+
+def _place(place):
+    row, column = (operator.index(n) for n in place)
+    if row < 0 or column < 0:
+        raise argument(f"a place of {(row, column)}")
+    return row, column
 
 
 def _stream(stream):
@@ -177,6 +233,68 @@ class Buffer(_Closing):
             raise argument("the destination is read-only")
         self.device._native.copy_from_device(self._native, _bytes_of(out), _stream(stream))
         return out
+
+    def copy_rectangle_from(self, array, shape=None, *, at=(0, 0), array_at=(0, 0), stream=None):
+        """Copies a rectangle of a two-dimensional array to the device; only its elements travel. `shape` is its rows and
+        columns, or everything from its first element on. That is at row and column `array_at` of the array and goes to `at`.
+
+        Of `Pinned` memory each row is a copy of its own, and has not been read when this returns.
+        """
+        shape, at, array_at, source = self._rectangle(array, shape, at, array_at, "source")
+        place, size, stream = self._rows(self.shape, at), self._row_bytes(shape), _stream(stream)
+        if isinstance(array, Pinned):
+            from_place = self._rows(source.shape, array_at)
+            self.device._native.copy_rows_pinned_to_device(array._native, from_place, self._native, place, size, stream)
+            return self
+        rows = np.ascontiguousarray(_part(source, shape, array_at))
+        self.device._native.copy_rows_to_device(_bytes_of(rows), self._native, place, size, stream)
+        return self
+
+    def copy_rectangle_to(self, out, shape=None, *, at=(0, 0), out_at=(0, 0), stream=None):
+        """Copies a rectangle to a two-dimensional array, once the work sent before is done; nothing else there changes.
+        `shape` is its rows and columns, or everything that there is of `out` from its first element on. That is at row and
+        column `at` and goes to `out_at`.
+
+        To `Pinned` memory without waiting, each row as a copy of its own: that is to be used only after a `wait` for it.
+        """
+        shape, at, out_at, target = self._rectangle(out, shape, at, out_at, "destination")
+        place, size, stream = self._rows(self.shape, at), self._row_bytes(shape), _stream(stream)
+        if isinstance(out, Pinned):
+            to_place = self._rows(target.shape, out_at)
+            self.device._native.copy_rows_device_to_pinned(self._native, place, out._native, to_place, size, stream)
+            return out
+        if not target.flags.writeable:
+            raise argument("the destination is read-only")
+        rows = np.empty(shape, self.dtype)
+        self.device._native.copy_rows_from_device(self._native, place, _bytes_of(rows), size, stream)
+        _part(target, shape, out_at)[...] = rows
+        return out
+
+    def _rectangle(self, other, shape, at, other_at, what):
+        array = other.array if isinstance(other, Pinned) else other
+        if not isinstance(array, np.ndarray):
+            raise TypeError(f"the {what} is a {type(array).__name__}, not a NumPy array")
+        if array.dtype != self.dtype or array.ndim != 2 or len(self.shape) != 2:
+            raise argument(
+                f"the {what} is {array.shape} {array.dtype}; the buffer is {self.shape} {self.dtype}; "
+                "a rectangle needs two dimensions of both and one type"
+            )
+        at, other_at = _place(at), _place(other_at)
+        if shape is None:
+            shape = tuple(n - start for n, start in zip(array.shape, other_at))
+        shape = rows, columns = _shape(shape)
+        for (row, column), whole in ((at, self.shape), (other_at, array.shape)):
+            if row + rows > whole[0] or column + columns > whole[1]:
+                raise argument(f"a rectangle of {shape} at {(row, column)} of {whole}")
+        return shape, at, other_at, array
+
+    def _rows(self, shape, at):
+        """The first byte of a rectangle, and bytes from there to the next row."""
+        pitch = shape[1] * self.dtype.itemsize
+        return at[0] * pitch + at[1] * self.dtype.itemsize, pitch
+
+    def _row_bytes(self, shape):
+        return shape[1] * self.dtype.itemsize, shape[0]
 
     def to_host(self, stream=None):
         """A copy of it as a new array, once the work sent before is done."""
@@ -273,9 +391,9 @@ class Function:
         """Bytes of each parameter."""
         return tuple(self._native.parameters)
 
-    def attribute(self, number):
-        """The value of a `CUfunction_attribute`, by its number; `None` where there is none."""
-        return self._native.attribute(number)
+    def attribute(self, attribute):
+        """The value of a `CUfunction_attribute`, by its number or its name, as "NUM_REGS"; `None` where there is none."""
+        return self._native.attribute(_number(attribute, FUNCTION_ATTRIBUTES, "CU_FUNC_ATTRIBUTE_"))
 
     def launch(self, grid, block, args=(), shared_bytes=0, stream=None):
         """Launches it, and does not wait: its failure is raised by the next copy from the device or `synchronize`.
@@ -387,8 +505,8 @@ class Device(_Closing):
 
     `endpoint` is one or several, with commas between, tried in order: "xen:", "local:/run/vgpu/vgpu.sock". Without it
     the environment's VGPU_ENDPOINT is used, or xen:. `timeout` is the seconds for each until its session is open (10),
-    `stall_timeout` those for which nothing may move in a call (30). `ordinal` is the device, of the `device_count` that
-    this guest may use, from 0 on.
+    `stall_timeout` those for which nothing may move in a call (30). `ordinal` is the device, of those that `devices` lists,
+    from 0 on.
 
     Its methods may be called in any thread; other threads run meanwhile, but calls with one device wait for each other.
     A thread that must not wait takes a `lane`. No session survives `os.fork`.
@@ -433,9 +551,9 @@ class Device(_Closing):
         """How many devices this guest may use."""
         return self._native.device_count()
 
-    def attribute(self, number):
-        """The value of a `CUdevice_attribute`, by its number; `None` where there is none."""
-        return self._native.attribute(number)
+    def attribute(self, attribute):
+        """The value of a `CUdevice_attribute`, by its number or its name, as "WARP_SIZE"; `None` where there is none."""
+        return self._native.attribute(_device_attribute(attribute))
 
     def last_requests(self):
         """The ids of the requests that the last call on this device or a stream of it has sent without waiting for it: a
@@ -517,6 +635,13 @@ class Device(_Closing):
         failed and no call has said so, that is raised here, or at the end of the `with`.
         """
         self._native.close()
+
+
+def devices(endpoint=None, timeout=None, *, stall_timeout=None, client_name=None, secret_file=None):
+    """The devices that this guest may use, by a session of its own; the arguments are those of `Device`."""
+    secret_file = None if secret_file is None else os.fspath(secret_file)
+    found = _native.devices(endpoint, timeout, stall_timeout, client_name, secret_file)
+    return [DeviceInfo(ordinal, *device) for ordinal, device in enumerate(found)]
 
 
 def vector_add(a, b, *, endpoint=None):

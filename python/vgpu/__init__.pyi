@@ -22,6 +22,9 @@ from ._errors import (
 
 __all__: list[str]
 
+DEVICE_ATTRIBUTES: Mapping[str, int]
+FUNCTION_ATTRIBUTES: Mapping[str, int]
+
 _Dimensions = int | Sequence[int]
 
 @dataclass(frozen=True)
@@ -33,6 +36,17 @@ class Info:
     driver: str
     reason: str
     mediator: str
+
+@dataclass(frozen=True)
+class DeviceInfo:
+    ordinal: int
+    name: str
+    total_memory: int
+    driver_version: int
+    uuid: bytes
+    @property
+    def compute_capability(self) -> tuple[int, int]: ...
+    def attribute(self, attribute: int | str) -> int | None: ...
 
 class _Closing:
     def __enter__(self) -> Self: ...
@@ -57,6 +71,35 @@ class Buffer(_Closing):
     def copy_to(self, out: NDArray[Any], stream: Stream | None = None) -> NDArray[Any]: ...
     @overload
     def copy_to(self, out: Pinned, stream: Stream | None = None) -> Pinned: ...
+    def copy_rectangle_from(
+        self,
+        array: NDArray[Any] | Pinned,
+        shape: tuple[int, int] | None = None,
+        *,
+        at: tuple[int, int] = (0, 0),
+        array_at: tuple[int, int] = (0, 0),
+        stream: Stream | None = None,
+    ) -> Self: ...
+    @overload
+    def copy_rectangle_to(
+        self,
+        out: NDArray[Any],
+        shape: tuple[int, int] | None = None,
+        *,
+        at: tuple[int, int] = (0, 0),
+        out_at: tuple[int, int] = (0, 0),
+        stream: Stream | None = None,
+    ) -> NDArray[Any]: ...
+    @overload
+    def copy_rectangle_to(
+        self,
+        out: Pinned,
+        shape: tuple[int, int] | None = None,
+        *,
+        at: tuple[int, int] = (0, 0),
+        out_at: tuple[int, int] = (0, 0),
+        stream: Stream | None = None,
+    ) -> Pinned: ...
     def to_host(self, stream: Stream | None = None) -> NDArray[Any]: ...
     def fill(self, value: Any, stream: Stream | None = None) -> Self: ...
 
@@ -76,7 +119,7 @@ class Function:
     def name(self) -> str: ...
     @property
     def parameters(self) -> tuple[int, ...]: ...
-    def attribute(self, number: int) -> int | None: ...
+    def attribute(self, attribute: int | str) -> int | None: ...
     def launch(
         self,
         grid: _Dimensions,
@@ -119,7 +162,7 @@ class Device(_Closing):
     def info(self) -> Info: ...
     @property
     def device_count(self) -> int: ...
-    def attribute(self, number: int) -> int | None: ...
+    def attribute(self, attribute: int | str) -> int | None: ...
     def last_requests(self) -> list[int]: ...
     def memory_info(self) -> tuple[int, int]: ...
     def empty(self, shape: int | Sequence[int], dtype: DTypeLike = ...) -> Buffer: ...
@@ -146,4 +189,12 @@ class Device(_Closing):
         self, a: ArrayLike, b: ArrayLike, out: NDArray[np.float32] | None = None
     ) -> NDArray[np.float32]: ...
 
+def devices(
+    endpoint: str | None = None,
+    timeout: float | None = None,
+    *,
+    stall_timeout: float | None = None,
+    client_name: str | None = None,
+    secret_file: str | os.PathLike[str] | None = None,
+) -> list[DeviceInfo]: ...
 def vector_add(a: ArrayLike, b: ArrayLike, *, endpoint: str | None = None) -> NDArray[np.float32]: ...

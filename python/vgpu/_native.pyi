@@ -5,6 +5,22 @@ from typing import Any
 # An object with the buffer protocol.
 ReadableBuffer = Any
 
+# The first byte of the first row, and bytes from there to the next row.
+Place = tuple[int, int]
+# Bytes of a row, and rows.
+Shape = tuple[int, int]
+
+DEVICE_ATTRIBUTES: dict[str, int]
+FUNCTION_ATTRIBUTES: dict[str, int]
+
+def devices(
+    endpoint: str | None,
+    timeout: float | None,
+    stall_timeout: float | None,
+    client_name: str | None,
+    secret_file: str | None,
+) -> list[tuple[str, int, int, bytes, list[int | None]]]: ...
+
 class Memory:
     def address(self) -> int: ...
     def free(self) -> None: ...
@@ -65,6 +81,30 @@ class Device:
     ) -> None: ...
     def copy_to_device(self, from_: ReadableBuffer, to: Memory, stream: Stream | None) -> None: ...
     def copy_from_device(self, from_: Memory, to: ReadableBuffer, stream: Stream | None) -> None: ...
+    def copy_rows_to_device(
+        self, from_: ReadableBuffer, to: Memory, place: Place, shape: Shape, stream: Stream | None
+    ) -> None: ...
+    def copy_rows_from_device(
+        self, from_: Memory, place: Place, to: ReadableBuffer, shape: Shape, stream: Stream | None
+    ) -> None: ...
+    def copy_rows_pinned_to_device(
+        self,
+        from_: Pinned,
+        from_place: Place,
+        to: Memory,
+        to_place: Place,
+        shape: Shape,
+        stream: Stream | None,
+    ) -> None: ...
+    def copy_rows_device_to_pinned(
+        self,
+        from_: Memory,
+        from_place: Place,
+        to: Pinned,
+        to_place: Place,
+        shape: Shape,
+        stream: Stream | None,
+    ) -> None: ...
     def copy_on_device(self, from_: Memory, to: Memory, bytes: int, stream: Stream | None) -> None: ...
     def fill(
         self, to: Memory, value: int, element_bytes: int, elements: int, stream: Stream | None
