@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use nix::fcntl::{FcntlArg, fcntl};
 use vgpu_guest::conformance::{self, Ground};
-use vgpu_guest::{Client, Endpoint, Options};
+use vgpu_guest::{Client, CopyWay, Endpoint, Options};
 use vgpu_protocol::op::Features;
 
 use crate::stand_in;
@@ -136,6 +136,8 @@ fn a_guest_adds_vectors_on_the_stand_in() {
         let mut client = connect(&socket);
         let info = client.info().expect("info");
         assert_eq!((&*info.executor, &*info.device), ("cuda", "Stand-in GPU"));
+        let way = client.copy_way().expect("told");
+        assert_eq!(way, CopyWay::PageLocked);
         for elements in [1, 1000, 3_000_001] {
             let a: Vec<f32> = (0..elements).map(|i| i as f32).collect();
             let b: Vec<f32> = (0..elements).map(|i| (i % 77) as f32).collect();
