@@ -4,6 +4,7 @@
 mod device;
 mod error;
 mod objects;
+mod session;
 mod view;
 
 use std::collections::BTreeMap;
@@ -20,7 +21,7 @@ fn _native(module: &Bound<'_, PyModule>) -> PyResult<()> {
     });
     module.add("DEVICE_ATTRIBUTES", device)?;
     module.add("FUNCTION_ATTRIBUTES", function)?;
-    module.add_function(wrap_pyfunction!(device::devices, module)?)?;
+    module.add_function(wrap_pyfunction!(session::devices, module)?)?;
     module.add_class::<device::Device>()?;
     module.add_class::<objects::Memory>()?;
     module.add_class::<view::Pinned>()?;
