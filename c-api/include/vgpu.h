@@ -662,6 +662,21 @@ int vgpu_launch(vgpu_device *device,
                 size_t count,
                 vgpu_stream *stream);
 
+// As `vgpu_launch`, with all blocks at once, so that they may wait for each other. A grid that the device has no room for
+// fails with CUDA error 720.
+int vgpu_launch_cooperative(vgpu_device *device,
+                            vgpu_function *function,
+                            uint32_t grid_x,
+                            uint32_t grid_y,
+                            uint32_t grid_z,
+                            uint32_t block_x,
+                            uint32_t block_y,
+                            uint32_t block_z,
+                            uint32_t shared_bytes,
+                            const vgpu_argument *arguments,
+                            size_t count,
+                            vgpu_stream *stream);
+
 // A new stream. Wherever a call takes a stream, NULL is the device's default stream.
 int vgpu_stream_create(vgpu_device *device, vgpu_stream **stream);
 

@@ -266,6 +266,70 @@ pub unsafe extern "C" fn vgpu_launch(
     count: usize,
     stream: *mut StreamHandle,
 ) -> c_int {
+    let config = config(
+        grid_x,
+        grid_y,
+        grid_z,
+        block_x,
+        block_y,
+        block_z,
+        shared_bytes,
+    );
+    // SAFETY: the header's rules for pointers.
+    unsafe { launch(device, function, config, arguments, count, stream, false) }
+}
+
+/// As `vgpu_launch`, with all blocks at once, so that they may wait for each other. A grid that the device has no room for
+/// fails with CUDA error 720.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn vgpu_launch_cooperative(
+    device: *mut DeviceHandle,
+    function: *mut FunctionHandle,
+    grid_x: u32,
+    grid_y: u32,
+    grid_z: u32,
+    block_x: u32,
+    block_y: u32,
+    block_z: u32,
+    shared_bytes: u32,
+    arguments: *const Argument,
+    count: usize,
+    stream: *mut StreamHandle,
+) -> c_int {
+    let config = config(
+        grid_x,
+        grid_y,
+        grid_z,
+        block_x,
+        block_y,
+        block_z,
+        shared_bytes,
+    );
+    // SAFETY: the header's rules for pointers.
+    unsafe { launch(device, function, config, arguments, count, stream, true) }
+}
+
+fn config(gx: u32, gy: u32, gz: u32, bx: u32, by: u32, bz: u32, shared: u32) -> LaunchConfig {
+    LaunchConfig {
+        grid_dim: (gx, gy, gz),
+        block_dim: (bx, by, bz),
+        shared_mem_bytes: shared,
+    }
+}
+
+/// Launches a kernel.
+///
+/// # Safety
+/// The header's rules for pointers.
+unsafe fn launch(
+    device: *mut DeviceHandle,
+    function: *mut FunctionHandle,
+    config: LaunchConfig,
+    arguments: *const Argument,
+    count: usize,
+    stream: *mut StreamHandle,
+    cooperative: bool,
+) -> c_int {
     call(|| {
         let queue = queue(device, stream)?;
         let function = FUNCTIONS.get(function)?.object;
@@ -301,11 +365,10 @@ pub unsafe extern "C" fn vgpu_launch(
             };
             launch = launch.arg_bytes(value);
         }
-        launch.launch(LaunchConfig {
-            grid_dim: (grid_x, grid_y, grid_z),
-            block_dim: (block_x, block_y, block_z),
-            shared_mem_bytes: shared_bytes,
-        })?;
+        if cooperative {
+            launch = launch.cooperative();
+        }
+        launch.launch(config)?;
         Ok(())
     })
 }

@@ -209,6 +209,11 @@ static void kernels(vgpu_device *device)
     WRONG(vgpu_launch(device, set, 0, 1, 1, 1, 1, 1, 0, good, 2, NULL), "a grid of");
     WRONG(vgpu_launch(device, set, 1, 1, 1, 4096, 1, 1, 0, good, 2, NULL), "a block of 4096 threads");
     NO_HANDLE(vgpu_launch(device, NULL, 1, 1, 1, 1, 1, 1, 0, good, 2, NULL), "the function is NULL");
+    WRONG(vgpu_launch_cooperative(device, set, 1, 1, 1, 1, 1, 1, 0, good, 1, NULL), "2 parameters, 1 arguments");
+    GOOD(vgpu_launch_cooperative(device, set, 1, 1, 1, 1, 1, 1, 0, good, 2, NULL));
+    GOOD(vgpu_synchronize(device));
+    GOOD(vgpu_launch_cooperative(device, set, 1048576, 1, 1, 64, 1, 1, 0, good, 2, NULL));
+    expect(__LINE__, vgpu_synchronize(device), VGPU_ERROR_CUDA, "CUDA_ERROR_COOPERATIVE_LAUNCH_TOO_LARGE");
 
     WRONG(vgpu_stream_create_with(device, 2, 0, &stream), "flags 2 of a stream");
     WRONG(vgpu_stream_create_with(device, 0, 0, NULL), "the place for the stream");

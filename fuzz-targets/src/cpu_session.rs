@@ -414,6 +414,7 @@ impl Guest {
                     stream: self.stream(i),
                     deadline_ms: u32::from(i.u8() % 20) + 1,
                     parameters: Bytes::new(&parameters).expect("short"),
+                    attributes: Default::default(),
                 }
                 .into()
             }

@@ -83,6 +83,8 @@ pub use error::{Cause, Error, ErrorKind, Result, Retry, Side, Skipped};
 pub use options::Options;
 pub use printed::Printed;
 pub use vgpu_protocol as protocol;
-pub use vgpu_protocol::op::{DeviceInfoReply, FenceReply, HelloReply, InfoReply, QuietFailure};
+pub use vgpu_protocol::op::{
+    DeviceInfoReply, FenceReply, HelloReply, InfoReply, LaunchAttribute, QuietFailure,
+};
 pub use vgpu_protocol::session::client::{NotSent, Violation};
 pub use vgpu_transport::endpoint::{Endpoint, EndpointError, parse_list};

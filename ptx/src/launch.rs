@@ -9,9 +9,11 @@ use crate::loaded::Loaded;
 use crate::module::Kernel;
 
 /// Most threads of a block.
-const THREADS: u64 = 1024;
+pub(crate) const THREADS: u64 = 1024;
+/// Threads of a warp.
+pub(crate) const WARP: u32 = 32;
 /// Most bytes of shared memory of a block, without and with the kernel's opt-in.
-const SHARED: [u32; 2] = [48 << 10, 227 << 10];
+pub(crate) const SHARED: [u32; 2] = [48 << 10, 227 << 10];
 
 /// Ends a launch from another thread.
 #[derive(Debug, Clone, Default)]

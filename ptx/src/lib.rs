@@ -20,6 +20,7 @@ mod loaded;
 mod memory;
 mod module;
 mod number;
+mod occupancy;
 mod ops;
 mod output;
 mod parse;
@@ -42,6 +43,9 @@ pub use launch::{Cancel, Launch};
 pub use loaded::Loaded;
 pub use memory::HostMemory;
 pub use module::{COMPUTE_CAPABILITY, Kernel, Module, ModuleVariable, Options};
+pub use occupancy::{
+    MULTIPROCESSOR_BLOCKS, MULTIPROCESSOR_SHARED, MULTIPROCESSOR_THREADS, RESERVED_SHARED,
+};
 pub use output::{Output, Printed};
 pub use program::Parameter;
 pub use stream::{Done, Event, Stream, Work};

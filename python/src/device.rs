@@ -366,6 +366,7 @@ impl Device {
         shared_bytes: u32,
         stream: Option<&Stream>,
         pinned: Vec<Py<Pinned>>,
+        cooperative: bool,
     ) -> PyResult<()> {
         let queue = self.queue(py, stream)?;
         let pinned = pinned.iter().map(|pinned| pinned.get().get(py));
@@ -383,7 +384,10 @@ impl Device {
             let launch = arguments
                 .iter()
                 .fold(launch, |launch, bytes| launch.arg_bytes(bytes));
-            launch.launch(config)
+            match cooperative {
+                true => launch.cooperative().launch(config),
+                false => launch.launch(config),
+            }
         })
     }
 

@@ -255,6 +255,15 @@ class Kernels(WithDevice):
             with self.subTest(grid=grid, block=block), self.assertRaises((vgpu.ArgumentError, TypeError)):
                 set_.launch(grid, block, (self.to, 1))
 
+    def test_blocks_that_run_all_at_once_are_no_more_than_the_device_has(self):
+        set_ = self.module.function("set")
+        set_.launch(2, 32, (self.to, 7), cooperative=True)
+        self.assertEqual(self.to.to_host()[0], 7)
+        set_.launch(1 << 20, 64, (self.to, 8), cooperative=True)
+        with self.assertRaises(vgpu.CudaError) as raised:
+            self.dev.synchronize()
+        self.assertEqual(raised.exception.cuda_result, 720)
+
     def test_wrong_code_and_a_wrong_name_are_errors_of_cuda(self):
         with self.assertRaises(vgpu.CudaError) as raised:
             self.module.function("get")

@@ -395,12 +395,13 @@ class Function:
         """The value of a `CUfunction_attribute`, by its number or its name, as "NUM_REGS"; `None` where there is none."""
         return self._native.attribute(_number(attribute, FUNCTION_ATTRIBUTES, "CU_FUNC_ATTRIBUTE_"))
 
-    def launch(self, grid, block, args=(), shared_bytes=0, stream=None):
+    def launch(self, grid, block, args=(), shared_bytes=0, stream=None, *, cooperative=False):
         """Launches it, and does not wait: its failure is raised by the next copy from the device or `synchronize`.
 
         `grid` and `block` are a number or up to three. An argument is a buffer, `Pinned` memory, a NumPy scalar, a `ctypes` value or
         bytes, whose size is checked; or an `int` or a `float`, which is made as large as the parameter. Whether a
-        parameter is an integer or a float, only the kernel knows: write 2.0, not 2, for a float.
+        parameter is an integer or a float, only the kernel knows: write 2.0, not 2, for a float. `cooperative`: all blocks run
+        at once, so that they may wait for each other; a grid that the device has no room for fails with CUDA error 720.
         """
         sizes = self.parameters
         if len(args) != len(sizes):
@@ -415,6 +416,7 @@ class Function:
             shared_bytes,
             _stream(stream),
             [value._native for value in args if isinstance(value, Pinned)],
+            bool(cooperative),
         )
 
     def __getitem__(self, configuration):

@@ -127,6 +127,8 @@ class Function:
         args: Sequence[Any] = (),
         shared_bytes: int = 0,
         stream: Stream | None = None,
+        *,
+        cooperative: bool = False,
     ) -> None: ...
     def __getitem__(self, configuration: tuple[Any, ...]) -> Callable[..., None]: ...
 

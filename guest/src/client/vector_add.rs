@@ -300,6 +300,7 @@ impl Client {
             stream,
             deadline_ms: 0,
             parameters: Bytes::new(&parameters).expect("short"),
+            attributes: Default::default(),
         };
         let id = self.send_quiet(DOING, launch)?;
         place.requests.push(id);

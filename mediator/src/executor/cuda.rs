@@ -20,6 +20,7 @@
 //! work that does not end, it is *lost*: it calls the driver no more, not even to free memory, which
 //! the end of the process does.
 
+mod attributes;
 mod caller;
 mod device;
 mod driver;

@@ -146,6 +146,7 @@ impl Trial<'_> {
             stream,
             deadline_ms: 0,
             parameters: Bytes::new(&parameters).expect("short"),
+            attributes: Default::default(),
         };
         self.run(launch, &[])?;
         let copy = CopyFromDevice {

@@ -784,6 +784,7 @@ fn a_cancel_reaches_a_backend_that_can_start_nothing_else() {
         stream,
         deadline_ms: 0,
         parameters: Default::default(),
+        attributes: Default::default(),
     };
     let ((), end, usage) = on_held(&settings(), &StopFlag::default(), |mut guest, held| {
         held.now(|inner| inner.full = true);

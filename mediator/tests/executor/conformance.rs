@@ -76,6 +76,7 @@ fn long_chains(executor: &mut dyn Executor) {
             stream: StreamRef::DEFAULT,
             deadline_ms: 0,
             parameters: Bytes::new(parameters.as_flattened()).expect("short"),
+            attributes: Default::default(),
         }
     };
     for _ in 0..15 {
@@ -232,6 +233,7 @@ fn nothing_to_do(module: Handle, function: u32) -> Launch {
         stream: StreamRef::DEFAULT,
         deadline_ms: 0,
         parameters: Bytes::new(&[0; 32]).expect("short"),
+        attributes: Default::default(),
     }
 }
 
@@ -322,6 +324,7 @@ fn add_with(
             stream,
             deadline_ms: 0,
             parameters: Bytes::new(parameters.as_flattened()).expect("short"),
+            attributes: Default::default(),
         };
         launches.push((launch.into(), Vec::new()));
         let copy = CopyFromDevice {

@@ -66,6 +66,7 @@ pub(crate) fn run(executor: &mut dyn Executor) {
             stream: first,
             deadline_ms: 0,
             parameters: Bytes::new(parameters.as_flattened()).expect("short"),
+            attributes: Default::default(),
         }
     };
     ask(executor, fill(sum, 0.0, StreamRef::DEFAULT)).expect("filled");
@@ -194,6 +195,7 @@ impl Twice {
                 stream,
                 deadline_ms: 0,
                 parameters: Bytes::new(parameters.as_flattened()).expect("short"),
+                attributes: Default::default(),
             };
             ask(executor, launch).expect("captured");
         }

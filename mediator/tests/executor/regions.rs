@@ -342,6 +342,7 @@ pub(crate) fn reached(executor: &mut dyn Executor) {
         stream: STREAM,
         deadline_ms: 0,
         parameters: Bytes::new([a, b, c, n].map(u64::to_le_bytes).as_flattened()).expect("short"),
+        attributes: Default::default(),
     };
     let up = guest.up(region, at as u64, 4 * N, NO_WORD);
     guest.ask(up).expect("queued");

@@ -407,6 +407,12 @@ impl<T, const MAX: usize> List<T, MAX> {
     }
 }
 
+impl<T, const MAX: usize> From<List<T, MAX>> for Vec<T> {
+    fn from(list: List<T, MAX>) -> Self {
+        list.0
+    }
+}
+
 impl<T: Field, const MAX: usize> Field for List<T, MAX> {
     const NAME: &'static str = "list";
     const MAX_LEN: usize = 2 + MAX * T::MAX_LEN;

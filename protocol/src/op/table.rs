@@ -42,6 +42,12 @@ pub const MAX_PARAMETERS: usize = 4096;
 /// Most bytes of a kernel's packed parameters, as in CUDA since 12.1.
 pub const MAX_PARAMETER_BYTES: usize = 32_764;
 
+/// Most attributes of a launch.
+pub const MAX_LAUNCH_ATTRIBUTES: usize = 8;
+
+/// Bytes of a launch attribute's value, as of a `CUlaunchAttributeValue`.
+pub const LAUNCH_ATTRIBUTE_VALUE: usize = 64;
+
 /// Most bytes of a module's image.
 pub const MAX_IMAGE: u64 = 256 << 20;
 
@@ -415,7 +421,8 @@ operations! {
         reply {}
     }
 
-    /// Runs a kernel (`cuLaunchKernel`). It is over once the device has it in its queue.
+    /// Runs a kernel (`cuLaunchKernel`, `cuLaunchKernelEx`). It is over once the device has it in its queue.
+    /// E_UNSUPPORTED: an attribute that names an object of the mediator's process, or one that is not known.
     29 => Launch / LaunchReply {
         feature: GPU, quiet: yes,
         request {
@@ -435,6 +442,8 @@ operations! {
             deadline_ms: u32,
             /// The packed parameters, each at its offset.
             parameters: Bytes<MAX_PARAMETER_BYTES>,
+            /// `CUlaunchAttribute`s; mostly none.
+            attributes: List<LaunchAttribute, MAX_LAUNCH_ATTRIBUTES>,
         }
         reply {}
     }
@@ -1241,6 +1250,84 @@ impl Field for ParameterPlace {
             return Err(FieldError::Value { value: end, rule });
         }
         Ok(Self { offset, size })
+    }
+}
+
+/// A `CUlaunchAttribute`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct LaunchAttribute {
+    /// `CUlaunchAttributeID`.
+    pub id: u32,
+    /// `CUlaunchAttributeValue`, as it lies in memory.
+    pub value: [u8; LAUNCH_ATTRIBUTE_VALUE],
+}
+
+impl LaunchAttribute {
+    /// `CU_LAUNCH_ATTRIBUTE_IGNORE`: it has no effect.
+    pub const IGNORE: u32 = 0;
+    /// `CU_LAUNCH_ATTRIBUTE_ACCESS_POLICY_WINDOW`: memory that the cache is to keep, or not.
+    pub const ACCESS_POLICY_WINDOW: u32 = 1;
+    /// `CU_LAUNCH_ATTRIBUTE_COOPERATIVE`: all blocks run at once, so that they may wait for each other.
+    pub const COOPERATIVE: u32 = 2;
+    /// `CU_LAUNCH_ATTRIBUTE_SYNCHRONIZATION_POLICY`.
+    pub const SYNCHRONIZATION_POLICY: u32 = 3;
+    /// `CU_LAUNCH_ATTRIBUTE_CLUSTER_DIMENSION`: blocks of a cluster in x, y and z.
+    pub const CLUSTER_DIMENSION: u32 = 4;
+    /// `CU_LAUNCH_ATTRIBUTE_CLUSTER_SCHEDULING_POLICY_PREFERENCE`.
+    pub const CLUSTER_SCHEDULING_POLICY_PREFERENCE: u32 = 5;
+    /// `CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION`: it may begin before the kernel in front of it has ended.
+    pub const PROGRAMMATIC_STREAM_SERIALIZATION: u32 = 6;
+    /// `CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_EVENT`; its value names an event.
+    pub const PROGRAMMATIC_EVENT: u32 = 7;
+    /// `CU_LAUNCH_ATTRIBUTE_PRIORITY`: lower numbers first.
+    pub const PRIORITY: u32 = 8;
+    /// `CU_LAUNCH_ATTRIBUTE_MEM_SYNC_DOMAIN_MAP`.
+    pub const MEM_SYNC_DOMAIN_MAP: u32 = 9;
+    /// `CU_LAUNCH_ATTRIBUTE_MEM_SYNC_DOMAIN`.
+    pub const MEM_SYNC_DOMAIN: u32 = 10;
+    /// `CU_LAUNCH_ATTRIBUTE_PREFERRED_CLUSTER_DIMENSION`.
+    pub const PREFERRED_CLUSTER_DIMENSION: u32 = 11;
+    /// `CU_LAUNCH_ATTRIBUTE_LAUNCH_COMPLETION_EVENT`; its value names an event.
+    pub const LAUNCH_COMPLETION_EVENT: u32 = 12;
+    /// `CU_LAUNCH_ATTRIBUTE_DEVICE_UPDATABLE_KERNEL_NODE`; its value names a node of a graph.
+    pub const DEVICE_UPDATABLE_KERNEL_NODE: u32 = 13;
+    /// `CU_LAUNCH_ATTRIBUTE_PREFERRED_SHARED_MEMORY_CARVEOUT`.
+    pub const PREFERRED_SHARED_MEMORY_CARVEOUT: u32 = 14;
+    /// `CU_LAUNCH_ATTRIBUTE_NVLINK_UTIL_CENTRIC_SCHEDULING`.
+    pub const NVLINK_UTIL_CENTRIC_SCHEDULING: u32 = 16;
+
+    /// The attribute `id` with these bytes as the first of its value, zeros behind; `None` where there are more than a
+    /// value has.
+    pub fn new(id: u32, value: &[u8]) -> Option<Self> {
+        let mut whole = [0; LAUNCH_ATTRIBUTE_VALUE];
+        whole.get_mut(..value.len())?.copy_from_slice(value);
+        Some(Self { id, value: whole })
+    }
+
+    /// The 32-bit word of the value at place `at`, of 16.
+    ///
+    /// # Panics
+    /// `at` is 16 or more.
+    pub fn word(&self, at: usize) -> u32 {
+        let bytes = &self.value[4 * at..][..4];
+        u32::from_le_bytes(bytes.try_into().expect("four bytes"))
+    }
+}
+
+impl Field for LaunchAttribute {
+    const NAME: &'static str = "id u32, value 64 bytes";
+    const MAX_LEN: usize = 4 + LAUNCH_ATTRIBUTE_VALUE;
+
+    fn write(&self, body: &mut Vec<u8>) {
+        self.id.write(body);
+        body.extend_from_slice(&self.value);
+    }
+
+    fn read(reader: &mut Reader<'_>) -> Result<Self, FieldError> {
+        let id = u32::read(reader)?;
+        let value = reader.take(LAUNCH_ATTRIBUTE_VALUE)?;
+        let value = value.try_into().expect("as many as asked for");
+        Ok(Self { id, value })
     }
 }
 

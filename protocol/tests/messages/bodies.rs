@@ -124,6 +124,7 @@ fn numbers(wire: &'static str, len: usize) -> BoxedStrategy<Vec<u8>> {
         "u8" | "u16" | "u32" | "u64" | "i32" | "status" | "features" | "three u32: x, y, z" => {
             bytes.boxed()
         }
+        "id u32, value 64 bytes" => bytes.boxed(),
         "offset u32, size u32" => (0..16_000u32, 0..16_000u32)
             .prop_map(|(offset, size)| [offset.to_le_bytes(), size.to_le_bytes()].concat())
             .boxed(),

@@ -141,6 +141,10 @@ pub(crate) struct RunArguments {
     #[arg(long, value_name = "X[,Y[,Z]]", value_parser = parse_triple)]
     pub(crate) block: [u32; 3],
 
+    /// Run all blocks at once, so that they may wait for each other
+    #[arg(long)]
+    pub(crate) cooperative: bool,
+
     /// Dynamic shared memory of a block
     #[arg(long, value_name = "BYTES", default_value_t = 0)]
     pub(crate) shared: u32,

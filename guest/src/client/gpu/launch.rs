@@ -3,8 +3,8 @@
 use std::time::Duration;
 
 use bytemuck::Pod;
-use vgpu_protocol::op::Launch;
-use vgpu_protocol::op::field::Bytes;
+use vgpu_protocol::op::field::{Bytes, List};
+use vgpu_protocol::op::{Launch, LaunchAttribute, MAX_LAUNCH_ATTRIBUTES};
 
 use super::{
     Device, DeviceBuffer, DevicePtr, DeviceRows, DeviceSlice, DeviceSliceMut, Function,
@@ -98,6 +98,7 @@ pub struct LaunchBuilder<'l> {
     function: &'l Function,
     parameters: Vec<u8>,
     given: usize,
+    attributes: List<LaunchAttribute, MAX_LAUNCH_ATTRIBUTES>,
     deadline: Duration,
     wrong: Option<Error>,
     /// What the device refuses is sent, in tests of that.
@@ -114,6 +115,7 @@ impl Device {
             function,
             parameters: Vec::with_capacity(function.parameter_bytes()),
             given: 0,
+            attributes: List::default(),
             deadline: Duration::ZERO,
             wrong: self.check_session(DOING, function.device()).err(),
             beyond_limits: false,
@@ -170,6 +172,45 @@ impl LaunchBuilder<'_> {
     /// ends the context (`CUDA_ERROR_LAUNCH_TIMEOUT`).
     pub fn deadline(mut self, deadline: Duration) -> Self {
         self.deadline = deadline;
+        self
+    }
+
+    /// Runs all blocks at once, so that they may wait for each other (`cuLaunchCooperativeKernel`). A grid that the device
+    /// has no room for is refused (`CUDA_ERROR_COOPERATIVE_LAUNCH_TOO_LARGE`).
+    pub fn cooperative(self) -> Self {
+        self.words(LaunchAttribute::COOPERATIVE, [1, 0, 0])
+    }
+
+    /// Runs the blocks in clusters of so many in x, y and z, on a device of compute capability 9.0 and more; others refuse
+    /// clusters of more than one block (`CUDA_ERROR_INVALID_CLUSTER_SIZE`).
+    pub fn cluster(self, blocks: [u32; 3]) -> Self {
+        self.words(LaunchAttribute::CLUSTER_DIMENSION, blocks)
+    }
+
+    fn words(self, id: u32, words: [u32; 3]) -> Self {
+        let bytes = words.map(u32::to_le_bytes);
+        self.attribute(LaunchAttribute::new(id, bytes.as_flattened()).expect("12 of 64 bytes"))
+    }
+
+    /// Launches with this `CUlaunchAttribute`, as `cuLaunchKernelEx` does; of those with one id the last counts. At most
+    /// [`MAX_LAUNCH_ATTRIBUTES`], and the mediator refuses those whose value names an event or a node of a graph
+    /// ([`ErrorCode::Unsupported`]).
+    ///
+    /// [`ErrorCode::Unsupported`]: vgpu_protocol::status::ErrorCode::Unsupported
+    pub fn attribute(mut self, attribute: LaunchAttribute) -> Self {
+        let known = self.attributes.as_slice().iter();
+        let mut known = known.enumerate();
+        let same = known.find(|(_, known)| known.id == attribute.id);
+        if let Some(same) = same
+            .map(|(at, _)| at)
+            .and_then(|at| self.attributes.get_mut(at))
+        {
+            *same = attribute;
+        } else if self.attributes.push(attribute).is_err() {
+            let what = format!("more than {MAX_LAUNCH_ATTRIBUTES} attributes");
+            self.wrong
+                .get_or_insert_with(|| self.device.wrong(DOING, what));
+        }
         self
     }
 
@@ -241,6 +282,7 @@ impl LaunchBuilder<'_> {
             stream: device.stream_ref(),
             deadline_ms: u32::try_from(ms).unwrap_or(u32::MAX),
             parameters,
+            attributes: self.attributes,
         })
     }
 

@@ -1,5 +1,6 @@
 //! The conformance suite for devices: memory, copies, modules, launches, and their errors.
 
+pub(super) mod cooperative;
 pub(super) mod copies;
 pub(super) mod devices;
 pub(super) mod failures;

@@ -6,7 +6,9 @@ use std::io;
 use std::sync::{Arc, Mutex, PoisonError, mpsc};
 use std::time::Instant;
 
-use vgpu_protocol::op::{MAX_ATTRIBUTES, NO_ATTRIBUTE, ParameterPlace, STREAM_FLAGS};
+use vgpu_protocol::op::{
+    LaunchAttribute, MAX_ATTRIBUTES, NO_ATTRIBUTE, ParameterPlace, STREAM_FLAGS,
+};
 use vgpu_protocol::status::ErrorCode;
 use vgpu_ptx as ptx;
 use vgpu_transport::Waker;
@@ -37,6 +39,8 @@ type Finished = Done<Vec<u8>>;
 /// A device, and the streams that its session's work goes to.
 pub(in crate::executor) struct CpuDevice {
     description: Description,
+    /// As many as the description says.
+    multiprocessors: u32,
     device: ptx::Device,
     /// Where its clock begins.
     origin: Instant,
@@ -60,6 +64,16 @@ pub(in crate::executor) struct Function {
     shared_opt_in: bool,
 }
 
+impl Function {
+    /// Blocks of this size that a multiprocessor has at once.
+    fn blocks_at_once(&self, block: [u32; 3], shared_bytes: u32) -> u32 {
+        let threads = block.iter().fold(1u32, |all, n| all.saturating_mul(*n));
+        let opt_in = self.shared_opt_in;
+        self.kernel
+            .blocks_per_multiprocessor(threads, shared_bytes, opt_in)
+    }
+}
+
 impl CpuDevice {
     /// A device with this many bytes of memory.
     ///
@@ -71,10 +85,12 @@ impl CpuDevice {
             ..ptx::Config::default()
         };
         let description = description(name, &config);
+        let multiprocessors = config.workers;
         let device = ptx::Device::new(config);
         let (tell, finished) = mpsc::channel();
         Ok(Self {
             description,
+            multiprocessors,
             origin: Instant::now(),
             default: device.stream(),
             streams: HashMap::new(),
@@ -94,6 +110,49 @@ impl CpuDevice {
     fn event(&self, key: Key) -> Result<ptx::Event, DeviceError> {
         let event = self.events.get(&key).cloned();
         event.ok_or_else(|| DeviceError::new(cuda_result::INVALID_VALUE, "an event that is gone"))
+    }
+
+    /// Whether a launch asks for all its blocks at once.
+    ///
+    /// Other attributes have no effect: they are about caches, priorities and an earlier begin, none of which changes what a
+    /// kernel computes.
+    ///
+    /// # Errors
+    /// 720 if so and a device with the reported multiprocessors could not have them; 912 for clusters other than those that
+    /// the kernel itself asks for, which a device of compute capability 8.0 does not have.
+    fn is_cooperative(&self, launch: &device::Launch<Function>) -> Result<bool, DeviceError> {
+        let kernel = &launch.function.kernel;
+        let mut cooperative = false;
+        for attribute in &launch.attributes {
+            match attribute.id {
+                LaunchAttribute::COOPERATIVE => cooperative = attribute.word(0) != 0,
+                LaunchAttribute::CLUSTER_DIMENSION
+                | LaunchAttribute::PREFERRED_CLUSTER_DIMENSION => {
+                    let cluster = [0, 1, 2].map(|at| attribute.word(at));
+                    if cluster != [1; 3] && Some(cluster) != kernel.cluster {
+                        let text = format!("clusters of {cluster:?} blocks; this device has none");
+                        return Err(DeviceError::new(cuda_result::INVALID_CLUSTER_SIZE, text));
+                    }
+                }
+                _ => {}
+            }
+        }
+        if cooperative {
+            let count = |n: [u32; 3]| n.iter().map(|n| u64::from(*n)).product::<u64>();
+            let blocks = count(launch.grid);
+            let most = u64::from(
+                launch
+                    .function
+                    .blocks_at_once(launch.block, launch.shared_bytes),
+            ) * u64::from(self.multiprocessors);
+            // A block that cannot be launched at all is refused as such.
+            if blocks > most && most > 0 {
+                let text = format!("{blocks} blocks at once, of which the device has {most}");
+                let code = cuda_result::COOPERATIVE_LAUNCH_TOO_LARGE;
+                return Err(DeviceError::new(code, text));
+            }
+        }
+        Ok(cooperative)
     }
 
     /// Gives work to a stream; `buffer` has its buffer when it is done.
@@ -363,6 +422,7 @@ impl device::Device for CpuDevice {
                 let how = ptx::Launch {
                     shared: launch.shared_bytes,
                     shared_opt_in: launch.function.shared_opt_in,
+                    cooperative: self.is_cooperative(&launch)?,
                     deadline: Some(launch.deadline),
                     ..ptx::Launch::new(launch.grid, launch.block)
                 };
@@ -617,16 +677,17 @@ fn description(name: &str, config: &ptx::Config) -> Description {
         (36, 1_000_000),              // kHz of the memory
         (37, 64),                     // bits of its bus
         (38, 1 << 20),                // level 2 cache
-        (39, 2048),                   // threads of a multiprocessor
-        (40, 1),                      // copy engines
-        (41, 1),                      // one address space
-        (75, number(major)),          // compute capability
+        (39, number(ptx::MULTIPROCESSOR_THREADS)),
+        (40, 1),             // copy engines
+        (41, 1),             // one address space
+        (75, number(major)), // compute capability
         (76, number(minor)),
-        (81, number(SHARED_OPT_IN + (1 << 10))), // shared memory of a multiprocessor
-        (82, 64 << 10),                          // its registers
-        (97, number(SHARED_OPT_IN)),             // shared memory of a block that asks for it
-        (106, 32),                               // blocks of a multiprocessor
-        (111, 1 << 10),                          // shared memory that the system keeps
+        (81, number(ptx::MULTIPROCESSOR_SHARED)),
+        (82, 64 << 10),              // its registers
+        (95, 1),                     // cooperative launches
+        (97, number(SHARED_OPT_IN)), // shared memory of a block that asks for it
+        (106, number(ptx::MULTIPROCESSOR_BLOCKS)),
+        (111, number(ptx::RESERVED_SHARED)),
     ];
     let mut attributes = vec![0; 136];
     attributes[0] = NO_ATTRIBUTE;

@@ -17,7 +17,7 @@ use std::sync::OnceLock;
 use cudarc::driver::sys::{
     self, CUDA_KERNEL_NODE_PARAMS_v1, CUDA_MEMCPY2D, CUDA_MEMCPY3D, CUDA_MEMSET_NODE_PARAMS,
     CUcontext, CUdevice, CUdeviceptr, CUevent, CUfunction, CUgraph, CUgraphExec, CUgraphNode,
-    CUmodule, CUstream, CUuuid,
+    CUlaunchConfig, CUmodule, CUstream, CUuuid,
 };
 
 use super::super::cuda_result;
@@ -179,6 +179,10 @@ driver_functions! {
             CUfunction, c_uint, c_uint, c_uint, c_uint, c_uint, c_uint, c_uint, CUstream,
             *mut *mut c_void, *mut *mut c_void
         );
+        // With attributes.
+        launch_kernel_ex = "cuLaunchKernelEx" (
+            *const CUlaunchConfig, CUfunction, *mut *mut c_void, *mut *mut c_void
+        );
         device_get_attribute = "cuDeviceGetAttribute" (*mut c_int, c_int, CUdevice);
         device_get_uuid = "cuDeviceGetUuid_v2" (*mut CUuuid, CUdevice);
         mem_get_info = "cuMemGetInfo_v2" (*mut usize, *mut usize);
@@ -212,6 +216,9 @@ driver_functions! {
         graph_add_kernel_node = "cuGraphAddKernelNode" (
             *mut CUgraphNode, CUgraph, *const CUgraphNode, usize, *const CUDA_KERNEL_NODE_PARAMS_v1
         );
+        // The attribute's number and its value, which begins at an address for 8 bytes.
+        graph_kernel_node_set_attribute =
+            "cuGraphKernelNodeSetAttribute" (CUgraphNode, c_uint, *const c_void);
         graph_add_memcpy_node = "cuGraphAddMemcpyNode" (
             *mut CUgraphNode, CUgraph, *const CUgraphNode, usize, *const CUDA_MEMCPY3D, CUcontext
         );

@@ -11,6 +11,7 @@ use cudarc::driver::sys::{
 };
 
 use super::super::gpu::device::{Launch, Node, NodeWork, Rows};
+use super::attributes;
 use super::device::Device;
 use super::driver::{CallError, check, size, with_extra};
 use super::handles::Function;
@@ -158,7 +159,27 @@ impl<'d> Plan<'d> {
                 }
             }
         };
-        check(code, call).map(|()| node)
+        check(code, call)?;
+        if let NodeWork::Launch(launch) = work {
+            self.set_attributes(node, launch)?;
+        }
+        Ok(node)
+    }
+
+    /// Gives a kernel's node the attributes of its launch. Where a node cannot have one, the graph is launched in pieces.
+    fn set_attributes(
+        &self,
+        node: CUgraphNode,
+        launch: &Launch<Function>,
+    ) -> Result<(), CallError> {
+        let set = self.device.driver().graph_kernel_node_set_attribute;
+        for attribute in attributes::of(launch) {
+            // SAFETY: the node is a kernel's and live; the value has as many bytes as one has, is aligned as one, and names no
+            // object. The driver copies it before it returns.
+            let code = unsafe { set(node, attribute.id, attribute.value.as_ptr().cast()) };
+            check(code, "cuGraphKernelNodeSetAttribute")?;
+        }
+        Ok(())
     }
 }
 

@@ -20,7 +20,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use cudarc::driver::sys::{CUDA_MEMCPY2D, CUdeviceptr, CUmemorytype, CUstream};
+use cudarc::driver::sys::{CUDA_MEMCPY2D, CUdeviceptr, CUlaunchConfig, CUmemorytype, CUstream};
 use vgpu_transport::Waker;
 use vgpu_transport::clock;
 
@@ -28,6 +28,7 @@ use super::super::cuda_result;
 use super::super::gpu::device::{
     self, Description, DeviceError, Done, Key, Launch, Part, Region, Rows,
 };
+use super::attributes;
 use super::caller::{CudaCaller, device_error, lost};
 use super::device::Device;
 use super::driver::{
@@ -493,29 +494,50 @@ impl Queue {
     }
 
     fn launch(&mut self, key: Key, launch: &Launch<Function>) -> Result<(), CallError> {
-        let launch_kernel = self.device.driver().launch_kernel;
+        let driver = self.device.driver();
         let ([gx, gy, gz], [bx, by, bz]) = (launch.grid, launch.block);
         self.in_row(key, launch.function.function.addr(), |stream| {
-            let code = with_extra(&launch.parameters, |extra| {
+            let function = launch.function.function;
+            let (code, call) = with_extra(&launch.parameters, |extra| {
                 // SAFETY: the context is current; the function's module is unloaded only when this is done; there are as
-                // many bytes of parameters as the kernel has, which the driver copies before it returns.
+                // many bytes of parameters as the kernel has, and none of the attributes names an object. The driver copies
+                // all of them before it returns.
                 unsafe {
-                    launch_kernel(
-                        launch.function.function,
-                        gx,
-                        gy,
-                        gz,
-                        bx,
-                        by,
-                        bz,
-                        launch.shared_bytes,
-                        stream,
-                        ptr::null_mut(),
-                        extra,
-                    )
+                    if launch.attributes.is_empty() {
+                        let code = (driver.launch_kernel)(
+                            function,
+                            gx,
+                            gy,
+                            gz,
+                            bx,
+                            by,
+                            bz,
+                            launch.shared_bytes,
+                            stream,
+                            ptr::null_mut(),
+                            extra,
+                        );
+                        return (code, "cuLaunchKernel");
+                    }
+                    let mut attributes = attributes::of(launch);
+                    let config = CUlaunchConfig {
+                        gridDimX: gx,
+                        gridDimY: gy,
+                        gridDimZ: gz,
+                        blockDimX: bx,
+                        blockDimY: by,
+                        blockDimZ: bz,
+                        sharedMemBytes: launch.shared_bytes,
+                        hStream: stream,
+                        attrs: attributes.as_mut_ptr().cast(),
+                        numAttrs: c_uint::try_from(attributes.len()).unwrap_or(0),
+                    };
+                    let launch_ex = driver.launch_kernel_ex;
+                    let code = launch_ex(&raw const config, function, ptr::null_mut(), extra);
+                    (code, "cuLaunchKernelEx")
                 }
             });
-            check(code, "cuLaunchKernel")
+            check(code, call)
         })
     }
 

@@ -23,7 +23,9 @@ impl Action {
     /// Bytes of memory that it takes beyond its own size.
     pub(super) fn spilled(&self) -> usize {
         match self {
-            Self::Launch(launch) => launch.parameters.as_slice().len(),
+            Self::Launch(launch) => {
+                launch.parameters.as_slice().len() + size_of_val(launch.attributes.as_slice())
+            }
             Self::Copy { .. } | Self::Fill { .. } => 0,
         }
     }

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use vchan::region::{MappedRegion, View};
 
-use vgpu_protocol::op::ParameterPlace;
+use vgpu_protocol::op::{LaunchAttribute, ParameterPlace};
 use vgpu_protocol::session::server::Failure;
 use vgpu_protocol::status::{ErrorCode, Status};
 use vgpu_transport::Waker;
@@ -391,6 +391,8 @@ pub(in crate::executor) struct Launch<F> {
     pub(in crate::executor) block: [u32; 3],
     pub(in crate::executor) shared_bytes: u32,
     pub(in crate::executor) parameters: Vec<u8>,
+    /// They name nothing but memory of the session.
+    pub(in crate::executor) attributes: Vec<LaunchAttribute>,
     /// Longest time it may run.
     pub(in crate::executor) deadline: Duration,
 }

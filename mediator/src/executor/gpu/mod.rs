@@ -9,6 +9,7 @@
 //! | `modules` | code on the device |
 //! | `sources` | code that is compiled first |
 //! | `work` | kernels, copies and fills, checked each time that they are about to be done |
+//! | `launch_attributes` | which attributes of a launch a guest may give |
 //! | `action` | one of these, as the guest named it |
 //! | `captures` | streams whose work is recorded |
 //! | `recorded` | what was recorded, and the memory that it takes |
@@ -32,6 +33,7 @@ mod captures;
 pub(super) mod device;
 mod graphs;
 mod handles;
+mod launch_attributes;
 mod modules;
 mod pool;
 mod queue;

@@ -11,7 +11,7 @@ use super::action::Action;
 use super::captures::Place;
 use super::device::{Device, Launch, Rows, Work, WorkOf};
 use super::modules::Kernel;
-use super::{Gpu, Refused, invalid};
+use super::{Gpu, Refused, invalid, launch_attributes};
 
 impl<D: Device> Gpu<D> {
     /// Has a stream do work, or its capture record it.
@@ -96,6 +96,7 @@ impl<D: Device> Gpu<D> {
                     block: launch.block,
                     shared_bytes: launch.shared_bytes,
                     parameters: launch.parameters.into(),
+                    attributes: launch.attributes.into(),
                     deadline,
                 })
             }
@@ -112,8 +113,11 @@ impl<D: Device> Gpu<D> {
         })
     }
 
-    /// The kernel that a launch names, with as many bytes of parameters as it has.
+    /// The kernel that a launch names, with as many bytes of parameters as it has, and attributes that it may have.
     fn kernel_of(&mut self, launch: &LaunchRequest) -> Result<&Kernel<D::Function>, Refused> {
+        for attribute in launch.attributes.as_slice() {
+            launch_attributes::check(attribute, &self.ranges)?;
+        }
         let kernel = self.modules.kernel(launch.module, launch.function)?;
         let given = launch.parameters.as_slice().len();
         let wanted = kernel.parameter_bytes();

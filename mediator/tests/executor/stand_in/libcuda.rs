@@ -35,6 +35,8 @@ const MOST_EVENTS: usize = 1000;
 /// The largest grid and the largest block, as NVIDIA's devices have them.
 const MOST_BLOCKS: [c_uint; 3] = [i32::MAX.cast_unsigned(), 65_535, 65_535];
 const MOST_THREADS: [c_uint; 3] = [1024, 1024, 64];
+/// As `device` says.
+const MULTIPROCESSORS: u64 = 2;
 const OK: c_int = 0;
 const INVALID_VALUE: c_int = 1;
 const OUT_OF_MEMORY: c_int = 2;
@@ -47,6 +49,8 @@ const ECC_UNCORRECTABLE: c_int = 214;
 const INVALID_HANDLE: c_int = 400;
 const NOT_READY: c_int = 600;
 const ILLEGAL_ADDRESS: c_int = 700;
+const COOPERATIVE_LAUNCH_TOO_LARGE: c_int = 720;
+const INVALID_CLUSTER_SIZE: c_int = 912;
 /// A code that no CUDA version has.
 const FROM_THE_FUTURE: c_int = 987;
 
@@ -557,12 +561,13 @@ extern "C" fn cuDeviceGetAttribute(value: &mut c_int, attribute: c_int, device: 
         8 => 48 << 10,
         10 => 32,
         11 => c_int::MAX,
-        16 => 2,
+        16 => MULTIPROCESSORS as c_int,
         19 => 1,
         // The number of its PCI bus.
         33 => 0x40 + device,
         41 => 1,
         75 => 8,
+        95 => 1,
         97 => 227 << 10,
         122 => c_int::from(scenario("halves").is_none()),
         9..=135 => 0,
@@ -1346,6 +1351,84 @@ extern "C" fn cuLaunchKernel(
     driver.queue(stream, operation)
 }
 
+/// `CUlaunchAttribute`, as cuda.h has it.
+#[repr(C, align(8))]
+pub struct Attribute {
+    id: c_uint,
+    padding: c_uint,
+    value: [c_uint; 16],
+}
+
+/// `CUlaunchConfig`, as cuda.h has it.
+#[repr(C)]
+pub struct LaunchConfig {
+    grid: [c_uint; 3],
+    block: [c_uint; 3],
+    shared_bytes: c_uint,
+    stream: *mut c_void,
+    attributes: *const Attribute,
+    count: c_uint,
+}
+
+#[unsafe(no_mangle)]
+extern "C" fn cuLaunchKernelEx(
+    config: &LaunchConfig,
+    function: *mut c_void,
+    each: *const *const u8,
+    extra: *const *const c_void,
+) -> c_int {
+    let mut driver = context!();
+    write_printed();
+    let (grid, block, shared) = (config.grid, config.block, config.shared_bytes);
+    // SAFETY: the caller's promise.
+    let launch = unsafe { launch(&driver, function as usize, grid, block, shared, each, extra) };
+    let mut operation = match launch {
+        Ok(operation) => operation,
+        Err(code) => return code,
+    };
+    if config.attributes.is_null() || config.count == 0 {
+        return misuse("a launch without attributes, which costs more by this call");
+    }
+    // SAFETY: the caller's promise.
+    let attributes = unsafe { std::slice::from_raw_parts(config.attributes, config.count as usize) };
+    for attribute in attributes {
+        match set(&mut operation, attribute.id, &attribute.value) {
+            OK => {}
+            code => return code,
+        }
+    }
+    driver.launches += 1;
+    if scenario("refuse") == Some(driver.launches) {
+        return FROM_THE_FUTURE;
+    }
+    driver.queue(config.stream, operation)
+}
+
+/// Gives a launch an attribute.
+fn set(operation: &mut Operation, id: c_uint, value: &[c_uint; 16]) -> c_int {
+    let Operation::Launch { kernel, how, .. } = operation else {
+        return misuse("an attribute of what is no kernel");
+    };
+    match id {
+        // CU_LAUNCH_ATTRIBUTE_COOPERATIVE
+        2 if value[0] != 0 => {
+            let count = |n: [c_uint; 3]| n.iter().map(|n| u64::from(*n)).product::<u64>();
+            let threads = c_uint::try_from(count(how.block)).unwrap_or(c_uint::MAX);
+            let most = kernel.blocks_per_multiprocessor(threads, how.shared, how.shared_opt_in);
+            if count(how.grid) > u64::from(most) * MULTIPROCESSORS {
+                return COOPERATIVE_LAUNCH_TOO_LARGE;
+            }
+            how.cooperative = true;
+            OK
+        }
+        // CU_LAUNCH_ATTRIBUTE_CLUSTER_DIMENSION
+        4 if value[..3] != [1; 3] => INVALID_CLUSTER_SIZE,
+        7 | 12 | 13 => misuse("an attribute with an object of another process"),
+        0..=16 => OK,
+        _ => INVALID_VALUE,
+    }
+}
+
 /// A kernel's launch.
 ///
 /// # Safety
@@ -1462,7 +1545,10 @@ extern "C" fn cuGraphDestroy(graph: *mut c_void) -> c_int {
     }
 }
 
-/// Adds a node; its handle is its number in its graph, from 1 on.
+/// The bits of a node's handle that are its number in its graph, from 1 on; the others are the graph's handle.
+const NODE: u32 = 20;
+
+/// Adds a node.
 ///
 /// # Safety
 /// As `cuGraphAddKernelNode`.
@@ -1481,12 +1567,14 @@ unsafe fn add_node(
     let Some(nodes) = driver.graphs.get_mut(&(graph as usize)) else {
         return misuse("a graph that is none");
     };
-    if before.iter().any(|before| !(1..=nodes.len()).contains(before)) {
+    let first = (graph as usize) << NODE;
+    let is_node = |node: &usize| (1..=nodes.len()).contains(&node.wrapping_sub(first));
+    if !before.iter().all(is_node) {
         return misuse("a node that is none");
     }
     nodes.push(operation);
     // SAFETY: the caller's promise.
-    unsafe { *node = nodes.len() };
+    unsafe { *node = first + nodes.len() };
     OK
 }
 
@@ -1522,6 +1610,25 @@ unsafe extern "C" fn cuGraphAddKernelNode(
             add_node(&mut driver, node, graph, (before, count), Some(launch))
         },
         Err(code) => code,
+    }
+}
+
+#[unsafe(no_mangle)]
+extern "C" fn cuGraphKernelNodeSetAttribute(
+    node: usize,
+    id: c_uint,
+    value: &[c_uint; 16],
+) -> c_int {
+    let mut driver = context!();
+    let (graph, number) = (node >> NODE, node & ((1 << NODE) - 1));
+    let nodes = driver.graphs.get_mut(&graph);
+    let Some(Some(operation)) = nodes.and_then(|nodes| nodes.get_mut(number.wrapping_sub(1))) else {
+        return misuse("a node that is none");
+    };
+    match id {
+        // CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION, of launches alone.
+        6 => INVALID_VALUE,
+        _ => set(operation, id, value),
     }
 }
 

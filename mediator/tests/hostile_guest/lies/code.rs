@@ -1,9 +1,10 @@
 //! Launches, modules and sources that have to be refused.
 
 use vgpu_protocol::handle::HandleKind;
+use vgpu_protocol::op::field::List;
 use vgpu_protocol::op::{
-    Body, Launch, ModuleCompile, ModuleCompileReply, ModuleFunction, ModuleLoad, Op, Request,
-    Synchronize,
+    Body, Launch, LaunchAttribute, ModuleCompile, ModuleCompileReply, ModuleFunction, ModuleLoad,
+    Op, Request, Synchronize,
 };
 use vgpu_protocol::status::ErrorCode;
 
@@ -54,8 +55,52 @@ pub(super) fn launches(place: &Place<'_>) {
         block: [1025, 1, 1],
         ..sound.clone()
     });
+    let attribute = |id, value: &[u8]| {
+        let mut attributes = List::default();
+        let attribute = LaunchAttribute::new(id, value).expect("64 bytes at most");
+        attributes.push(attribute).expect("one");
+        let sound = sound.clone();
+        Launch {
+            attributes,
+            ..sound
+        }
+    };
+    // Whatever names an object would be an address in the worker; and what nobody knows might.
+    for id in [7, 12, 13, 15, 17, 64, 1 << 31, u32::MAX] {
+        wrong.push(attribute(id, &[0x41; 64]));
+        wrong.push(attribute(id, &[]));
+    }
+    // Windows of memory that is not the guest's.
+    for (base, bytes) in [(8, 8), (u64::MAX, 1), (u64::MAX, 2)] {
+        wrong.push(attribute(
+            1,
+            [base, bytes].map(u64::to_le_bytes).as_flattened(),
+        ));
+    }
+    let own = u64::from_le_bytes(word);
+    for (base, bytes) in [
+        (own, 9),
+        (own - 1, 8),
+        (own, u64::MAX),
+        (own + 8, u64::MAX - 7),
+    ] {
+        wrong.push(attribute(
+            1,
+            [base, bytes].map(u64::to_le_bytes).as_flattened(),
+        ));
+    }
+    // More blocks at once than any device has, and clusters that no grid has.
+    let mut all_at_once = attribute(2, &[1]);
+    all_at_once.grid = [i32::MAX.cast_unsigned(), 65_535, 65_535];
+    wrong.push(all_at_once);
+    for cluster in [[0, 0, 0], [u32::MAX; 3], [1 << 16, 1 << 16, 1], [2, 1, 1]] {
+        wrong.push(attribute(4, cluster.map(u32::to_le_bytes).as_flattened()));
+    }
     for launch in wrong {
-        let text = format!("{:?} of {:?}", launch.grid, launch.block);
+        let text = format!(
+            "{:?} of {:?}, {:?}",
+            launch.grid, launch.block, launch.attributes
+        );
         let (status, _) = guest.ask(launch);
         assert!(!status.is_ok(), "{text}");
     }

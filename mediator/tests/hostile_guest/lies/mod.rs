@@ -222,6 +222,7 @@ fn launch(module: Handle, function: u32, parameters: &[u8]) -> Launch {
         stream: STREAM,
         deadline_ms: 0,
         parameters: Bytes::new(parameters).expect("short"),
+        attributes: Default::default(),
     }
 }
 

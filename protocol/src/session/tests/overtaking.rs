@@ -31,6 +31,7 @@ fn launch(stream: StreamRef) -> Request {
         stream,
         deadline_ms: 0,
         parameters: Bytes::default(),
+        attributes: Default::default(),
     }
     .into()
 }

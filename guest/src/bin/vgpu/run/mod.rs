@@ -201,6 +201,9 @@ fn launch(
                 Given::Memory(buffer) => launch.arg(buffer),
             };
         }
+        if run.cooperative {
+            launch = launch.cooperative();
+        }
         if let Some(deadline) = run.deadline {
             launch = launch.deadline(deadline);
         }

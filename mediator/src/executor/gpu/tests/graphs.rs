@@ -295,6 +295,7 @@ fn large_parameters_of_captured_launches_count_by_their_bytes() {
         stream,
         deadline_ms: 0,
         parameters: Bytes::new(&[0; 32_000]).expect("short enough"),
+        attributes: Default::default(),
     };
     let mut captured = 0u32;
     let failure = loop {
@@ -373,6 +374,7 @@ fn branches_of_a_graph_run_beside_each_other() {
         stream: one,
         deadline_ms: 0,
         parameters: Bytes::new(&word.to_le_bytes()).expect("short"),
+        attributes: Default::default(),
     })
     .expect("captured");
     liar.fill(word, 4, two).expect("captured");

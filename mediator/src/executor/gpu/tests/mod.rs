@@ -584,6 +584,7 @@ fn stale_foreign_and_reused_handles_name_nothing() {
         stream: StreamRef::DEFAULT,
         deadline_ms: 0,
         parameters: Bytes::new(bytes).expect("short"),
+        attributes: Default::default(),
     };
     // Nothing was looked up yet.
     liar.refused(launch(module, 0, &[0; 8]), ErrorCode::Handle);
