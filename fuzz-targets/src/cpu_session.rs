@@ -672,6 +672,13 @@ impl Guest {
                 let len = u16::try_from(bytes.len()).expect("short");
                 return [&len.to_le_bytes()[..], bytes].concat();
             }
+            ("attributes", _) if i.u8() & 3 == 0 => {
+                let attribute: [u8; 12] = i.array();
+                let mut list = vec![1, 0, i.u8() % 18, 0, 0, 0];
+                list.extend(attribute);
+                list.resize(2 + 4 + 64, 0);
+                return list;
+            }
             (_, "list") => return vec![0; 2],
             (_, "three u32: x, y, z") => {
                 let n = [i.u8(), i.u8() % 3, i.u8() % 3].map(u32::from);

@@ -90,6 +90,7 @@ pub const CASES: &[Case] = &[
     on_device("gpu_many_launches_in_a_row", gpu::kernels::many_launches),
     on_device("gpu_cooperative_launches", gpu::cooperative::cooperative),
     on_device("gpu_attributes_of_launches", gpu::cooperative::attributes),
+    on_device("gpu_occupancy_of_kernels", gpu::cooperative::occupancy),
     on_device("gpu_lanes_side_by_side", gpu::streams::lanes),
     on_device("gpu_streams_run_beside_each_other", gpu::streams::streams),
     on_device(

@@ -421,6 +421,28 @@ operations! {
         reply {}
     }
 
+    /// Returns how many blocks of a kernel a multiprocessor has at once
+    /// (`cuOccupancyMaxActiveBlocksPerMultiprocessorWithFlags`).
+    61 => FunctionOccupancy / FunctionOccupancyReply {
+        feature: GPU, quiet: no,
+        request {
+            /// The module.
+            module: Handle,
+            /// The kernel's number in the module.
+            function: u32,
+            /// Threads of a block.
+            block_threads: u32,
+            /// Bytes of dynamic shared memory of a block.
+            shared_bytes: u64,
+            /// `CU_OCCUPANCY_DISABLE_CACHING_OVERRIDE` (1), or 0.
+            flags: u32,
+        }
+        reply {
+            /// Blocks; 0 if not even one fits.
+            blocks: u32,
+        }
+    }
+
     /// Runs a kernel (`cuLaunchKernel`, `cuLaunchKernelEx`). It is over once the device has it in its queue.
     /// E_UNSUPPORTED: an attribute that names an object of the mediator's process, or one that is not known.
     29 => Launch / LaunchReply {

@@ -5,6 +5,7 @@ mod copies;
 mod graph;
 mod launch;
 mod module;
+mod occupancy;
 mod pinned;
 mod pool;
 mod rows;

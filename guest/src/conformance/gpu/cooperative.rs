@@ -85,6 +85,18 @@ pub(in crate::conformance) fn cooperative(device: &Device, module: &Module) -> O
     }
     stream.synchronize().map_err(at("graphs with a meeting"))?;
     meeting.has_met(device, "a meeting in a graph", 3 * rounds)?;
+    // No more blocks than the device has at once.
+    let most = meet
+        .max_active_blocks(THREADS, 0)
+        .map_err(at("occupancy"))?;
+    let multiprocessors = meeting.blocks / 2;
+    check(most >= 2, || format!("{most} blocks at once"))?;
+    let launch = meeting.launch(device, &meet, 1).cooperative();
+    let one_more = launch.launch_checked(config(most * multiprocessors + 1, THREADS));
+    is_cuda(
+        &fails("a meeting of one too many", one_more)?,
+        COOPERATIVE_LAUNCH_TOO_LARGE,
+    )?;
     // More blocks than any device has at once; refused at the launch, and nothing of it runs.
     let launch = meeting.launch(device, &meet, 1).cooperative();
     let too_large = launch.launch_checked(config(1 << 20, THREADS));
@@ -175,4 +187,46 @@ pub(in crate::conformance) fn attributes(device: &Device, module: &Module) -> Ou
     // None of those ran.
     let found = device.clone_dtoh(&y).map_err(at("down"))?;
     same("after refused launches", &found, &vec![sum; found.len()])
+}
+
+pub(in crate::conformance) fn occupancy(device: &Device, module: &Module) -> Outcome {
+    let turn = kernel(module, "turn_round")?;
+    let blocks = |threads, shared| {
+        let blocks = turn.max_active_blocks(threads, shared);
+        blocks.map_err(at("occupancy"))
+    };
+    let (small, large) = (blocks(32, 0)?, blocks(1024, 0)?);
+    check(large >= 1 && small > large, || {
+        format!("{small} blocks of 32 threads, {large} of 1024")
+    })?;
+    let shared = blocks(32, 40 << 10)?;
+    check(shared >= 1 && shared < small, || {
+        format!("{shared} blocks of 32 threads with 40 KiB, {small} without")
+    })?;
+    // What no block can have: a driver may also call that a wrong value.
+    for (threads, shared) in [(32, u32::MAX), (1025, 0), (1 << 30, 0)] {
+        match turn.max_active_blocks(threads, shared) {
+            Ok(found) => check(found == 0, || {
+                format!("{found} blocks of {threads} threads")
+            })?,
+            Err(error) => is_cuda(&error, INVALID_VALUE)?,
+        }
+    }
+    let error = fails("blocks of no threads", turn.max_active_blocks(0, 0))?;
+    is_cuda(&error, INVALID_VALUE)?;
+    // The best size, with and without a limit, and with shared memory that grows with the block.
+    let multiprocessors = device.attribute(MULTIPROCESSORS).unwrap_or(1);
+    for (limit, per_thread) in [(0, 0), (100, 0), (0, 40), (1, 1)] {
+        let sizes = turn.max_potential_block_size(|threads| threads * per_thread, limit);
+        let (grid, threads) = sizes.map_err(at("the best size"))?;
+        let at_once = blocks(threads, threads * per_thread)?;
+        let most = if limit == 0 { 1024 } else { limit };
+        check(
+            (1..=most).contains(&threads)
+                && i64::from(grid) == i64::from(at_once) * i64::from(multiprocessors),
+            || format!("{grid} blocks of {threads} threads, where {at_once} are there at once"),
+        )?;
+    }
+    let sizes = turn.max_potential_block_size(|_| u32::MAX, 0);
+    fails("no size at all", sizes).map(drop)
 }

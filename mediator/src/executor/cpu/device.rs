@@ -530,6 +530,21 @@ impl device::Device for CpuDevice {
             _ => invalid(),
         }
     }
+
+    fn occupancy(
+        &mut self,
+        function: &Function,
+        threads: u32,
+        shared_bytes: u64,
+        flags: u32,
+    ) -> Result<u32, DeviceError> {
+        if flags > DISABLE_CACHING_OVERRIDE {
+            let text = format!("flags {flags:#x} of an occupancy");
+            return Err(DeviceError::new(cuda_result::INVALID_VALUE, text));
+        }
+        let shared = u32::try_from(shared_bytes).unwrap_or(u32::MAX);
+        Ok(function.blocks_at_once([threads, 1, 1], shared))
+    }
 }
 
 /// Makes the device's calls.
@@ -605,6 +620,8 @@ impl Caller for CpuCaller {
 
 /// `CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES`.
 const MAX_DYNAMIC_SHARED: u32 = 8;
+/// `CU_OCCUPANCY_DISABLE_CACHING_OVERRIDE`.
+const DISABLE_CACHING_OVERRIDE: u32 = 1;
 /// `CU_FUNC_ATTRIBUTE_PREFERRED_SHARED_MEMORY_CARVEOUT`.
 const CARVEOUT: u32 = 9;
 /// Shared memory of a block where a kernel asks for it.

@@ -204,6 +204,9 @@ driver_functions! {
             "cuModuleGetGlobal_v2" (*mut CUdeviceptr, *mut usize, CUmodule, *const c_char);
         func_get_attribute = "cuFuncGetAttribute" (*mut c_int, c_int, CUfunction);
         func_set_attribute = "cuFuncSetAttribute" (CUfunction, c_int, c_int);
+        occupancy_max_active_blocks = "cuOccupancyMaxActiveBlocksPerMultiprocessorWithFlags" (
+            *mut c_int, CUfunction, c_int, usize, c_uint
+        );
         stream_create_with_priority = "cuStreamCreateWithPriority" (*mut CUstream, c_uint, c_int);
         stream_wait_event = "cuStreamWaitEvent" (CUstream, CUevent, c_uint);
         stream_write_value32 = "cuStreamWriteValue32_v2" (CUstream, CUdeviceptr, u32, c_uint);

@@ -937,6 +937,25 @@ impl device::Device for Queue {
             )
         })
     }
+
+    fn occupancy(
+        &mut self,
+        function: &Function,
+        threads: u32,
+        shared_bytes: u64,
+        flags: u32,
+    ) -> Result<u32, DeviceError> {
+        let threads = c_int::try_from(threads).unwrap_or(c_int::MAX);
+        let (shared, mut blocks) = (size(shared_bytes), 0);
+        self.driver(|queue| {
+            let ask = queue.device.driver().occupancy_max_active_blocks;
+            // SAFETY: the output is writable, the function is of a loaded module and the context current; sizes and flags
+            // that no block can have are refused.
+            let code = unsafe { ask(&mut blocks, function.function, threads, shared, flags) };
+            check(code, "cuOccupancyMaxActiveBlocksPerMultiprocessorWithFlags")
+        })?;
+        Ok(u32::try_from(blocks).unwrap_or(0))
+    }
 }
 
 impl Drop for Queue {

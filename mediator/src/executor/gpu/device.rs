@@ -139,6 +139,19 @@ pub(in crate::executor) trait Device: Send {
         attribute: u32,
         value: i32,
     ) -> Result<(), DeviceError>;
+
+    /// Blocks of a function that a multiprocessor has at once, with so many threads and bytes of dynamic shared memory
+    /// each. Does not wait.
+    ///
+    /// # Errors
+    /// The driver's.
+    fn occupancy(
+        &mut self,
+        function: &Self::Function,
+        threads: u32,
+        shared_bytes: u64,
+        flags: u32,
+    ) -> Result<u32, DeviceError>;
 }
 
 /// Makes calls, in whatever thread.

@@ -394,6 +394,7 @@ impl<D: Device> Gpu<D> {
             Request::ModuleUnload(unload) => self.unload(id, unload.module),
             Request::ModuleFunction(lookup) => self.function(id, lookup),
             Request::ModuleGlobal(lookup) => self.global(id, lookup),
+            Request::FunctionOccupancy(asked) => self.occupancy(&asked),
             Request::FunctionSetAttribute(set) => self.set_attribute(&set),
             Request::Synchronize(_) => self.synchronize(id),
             Request::StreamSynchronize(wait) => self.stream_synchronize(id, wait.stream),

@@ -4,8 +4,9 @@ use std::collections::{BTreeSet, HashMap};
 
 use vgpu_protocol::handle::{Handle, HandleKind, HandleTable};
 use vgpu_protocol::op::{
-    Body, FunctionSetAttribute, FunctionSetAttributeReply, ModuleFunction, ModuleFunctionReply,
-    ModuleGlobal, ModuleGlobalReply, ModuleLoad, ModuleLoadReply, ModuleUnloadReply,
+    Body, FunctionOccupancy, FunctionOccupancyReply, FunctionSetAttribute,
+    FunctionSetAttributeReply, ModuleFunction, ModuleFunctionReply, ModuleGlobal,
+    ModuleGlobalReply, ModuleLoad, ModuleLoadReply, ModuleUnloadReply,
 };
 use vgpu_protocol::session::server::Failure;
 use vgpu_protocol::status::ErrorCode;
@@ -312,6 +313,27 @@ impl<D: Device> Gpu<D> {
             *value = set.value;
         }
         Ok(Some(FunctionSetAttributeReply {}.encode()))
+    }
+}
+
+impl<D: Device> Gpu<D> {
+    pub(super) fn occupancy(
+        &mut self,
+        asked: &FunctionOccupancy,
+    ) -> Result<Option<Vec<u8>>, Refused> {
+        let function = self
+            .modules
+            .kernel(asked.module, asked.function)?
+            .function();
+        let (threads, shared) = (asked.block_threads, asked.shared_bytes);
+        if threads == 0 {
+            return Err(invalid("blocks of no threads"));
+        }
+        let blocks = self
+            .device
+            .occupancy(&function, threads, shared, asked.flags);
+        let blocks = blocks.map_err(|error| Failure::from(&error))?;
+        Ok(Some(FunctionOccupancyReply { blocks }.encode()))
     }
 }
 

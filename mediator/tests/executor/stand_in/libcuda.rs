@@ -28,7 +28,9 @@ use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, Once, OnceLock};
 use std::time::{Duration, Instant};
 
-use vgpu_ptx::{Config, Device, HostMemory, Kernel, Launch, Loaded, Module, Rows};
+use vgpu_ptx::{
+    Config, Device, HostMemory, Kernel, Launch, Loaded, MULTIPROCESSOR_THREADS, Module, Rows,
+};
 
 /// Events that are there at once: two for each work of a full queue, and some of the guest's.
 const MOST_EVENTS: usize = 1000;
@@ -565,6 +567,7 @@ extern "C" fn cuDeviceGetAttribute(value: &mut c_int, attribute: c_int, device: 
         19 => 1,
         // The number of its PCI bus.
         33 => 0x40 + device,
+        39 => MULTIPROCESSOR_THREADS as c_int,
         41 => 1,
         75 => 8,
         95 => 1,
@@ -706,6 +709,27 @@ extern "C" fn cuFuncSetAttribute(function: *mut c_void, attribute: c_int, value:
         return INVALID_VALUE;
     }
     function.opt_in = true;
+    OK
+}
+
+#[unsafe(no_mangle)]
+extern "C" fn cuOccupancyMaxActiveBlocksPerMultiprocessorWithFlags(
+    blocks: &mut c_int,
+    function: *mut c_void,
+    threads: c_int,
+    shared: usize,
+    flags: c_uint,
+) -> c_int {
+    let driver = context!();
+    let Some(function) = driver.functions.get(&(function as usize)) else {
+        return misuse("a function that is none");
+    };
+    if threads <= 0 || flags > 1 {
+        return INVALID_VALUE;
+    }
+    let shared = u32::try_from(shared).unwrap_or(u32::MAX);
+    let opt_in = function.opt_in;
+    *blocks = function.kernel.blocks_per_multiprocessor(threads as u32, shared, opt_in) as c_int;
     OK
 }
 

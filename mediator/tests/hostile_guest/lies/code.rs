@@ -3,12 +3,12 @@
 use vgpu_protocol::handle::HandleKind;
 use vgpu_protocol::op::field::List;
 use vgpu_protocol::op::{
-    Body, Launch, LaunchAttribute, ModuleCompile, ModuleCompileReply, ModuleFunction, ModuleLoad,
-    Op, Request, Synchronize,
+    Body, FunctionOccupancy, Launch, LaunchAttribute, ModuleCompile, ModuleCompileReply,
+    ModuleFunction, ModuleLoad, Op, Request, Synchronize,
 };
 use vgpu_protocol::status::ErrorCode;
 
-use super::{UNSUPPORTED, bytes, handle, kernel, launch, load};
+use super::{HANDLE, INVALID_VALUE, UNSUPPORTED, bytes, handle, kernel, launch, load};
 use crate::{KERNELS, Place};
 
 pub(super) fn launches(place: &Place<'_>) {
@@ -106,6 +106,46 @@ pub(super) fn launches(place: &Place<'_>) {
     }
     guest.done(sound);
     guest.done(Synchronize {});
+    guest.serves();
+}
+
+pub(super) fn occupancies(place: &Place<'_>) {
+    let mut guest = place.open();
+    let (module, function) = kernel(&mut guest, "poke");
+    let sound = FunctionOccupancy {
+        module,
+        function,
+        block_threads: 32,
+        shared_bytes: 0,
+        flags: 0,
+    };
+    for number in [function + 1000, u32::MAX] {
+        let function = number;
+        guest.refused(
+            FunctionOccupancy {
+                function,
+                ..sound.clone()
+            },
+            &[HANDLE],
+        );
+    }
+    let wrong = FunctionOccupancy {
+        block_threads: 0,
+        ..sound.clone()
+    };
+    guest.refused(wrong, &[INVALID_VALUE]);
+    for flags in [2, u32::MAX] {
+        let sound = sound.clone();
+        guest.refused(FunctionOccupancy { flags, ..sound }, &[INVALID_VALUE]);
+    }
+    // None fits, and nothing is the matter.
+    for (block_threads, shared_bytes) in [(u32::MAX, 0), (1 << 31, u64::MAX), (32, 1 << 32)] {
+        guest.done(FunctionOccupancy {
+            block_threads,
+            shared_bytes,
+            ..sound.clone()
+        });
+    }
     guest.serves();
 }
 

@@ -84,6 +84,7 @@ const LIES: &[(&str, Over, Tell)] = &[
     ("wild writes of kernels", Both, memory::wild_writes),
     ("kernels that trap", All, memory::traps),
     ("launches out of all proportion", Both, code::launches),
+    ("occupancies of no kernel", Both, code::occupancies),
     ("modules that are none", Both, code::modules),
     ("modules that never come whole", Both, code::half_modules),
     (
