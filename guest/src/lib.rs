@@ -74,8 +74,8 @@ struct Readme;
 pub use client::{
     CaptureMode, CaptureStatus, Client, CompileAt, CompileOptions, CopyWay, Device, DeviceBuffer,
     DevicePtr, DeviceRows, DeviceSlice, DeviceSliceMut, Element, Event, Function, Graph, GraphExec,
-    KernelArg, LaunchBuilder, LaunchConfig, MemoryPool, MemoryPoolStatistics, Module, PinnedBuffer,
-    PitchedBuffer, PitchedSlice, PitchedSliceMut, Statistics, Stream, StreamOptions,
+    KernelArg, LaunchBuilder, LaunchConfig, Limit, MemoryPool, MemoryPoolStatistics, Module,
+    PinnedBuffer, PitchedBuffer, PitchedSlice, PitchedSliceMut, Statistics, Stream, StreamOptions,
     VectorAddReport,
 };
 pub use connect::{MEDIATOR_HINT, MediatorHint, SECRET_FILE};

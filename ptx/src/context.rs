@@ -5,7 +5,8 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use crate::allocations::Allocations;
 use crate::environment::Environment;
-use crate::error::Error;
+use crate::error::{Error, invalid};
+use crate::output::MOST;
 use crate::quota::Quota;
 
 /// The size of a device.
@@ -15,9 +16,9 @@ pub struct Config {
     pub memory: u64,
     /// Most bytes of registers, stacks and shared memory of all blocks that have begun.
     pub run_memory: u64,
-    /// Bytes for `malloc` in kernels.
+    /// Bytes for `malloc` in kernels, unless [`Device::set_limit`](crate::Device::set_limit) says otherwise.
     pub heap: u64,
-    /// Bytes of stack per thread for calls of unknown depth. The need of a call chain without
+    /// Bytes of stack per thread for calls of unknown depth, likewise. The need of a call chain without
     /// recursion is always met.
     pub stack: u32,
     /// Threads that execute the device's work. With one, every launch gives the same result.
@@ -43,10 +44,33 @@ impl Default for Config {
     }
 }
 
+/// What a program may set of a device, in bytes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Limit {
+    /// Of a thread's stack for calls of unknown depth (`CU_LIMIT_STACK_SIZE`): [`Config::stack`] at first.
+    Stack,
+    /// Of printed output that is kept until somebody takes it (`CU_LIMIT_PRINTF_FIFO_SIZE`): 1 MiB at first.
+    Printed,
+    /// For `malloc` in kernels (`CU_LIMIT_MALLOC_HEAP_SIZE`): [`Config::heap`] at first.
+    Heap,
+}
+
+/// Most bytes of a stack, as on a GPU.
+const MOST_STACK: u64 = 512 << 10;
+
+/// Their values now.
+#[derive(Debug)]
+struct Limits {
+    stack: u32,
+    printed: u64,
+    heap: u64,
+}
+
 /// State shared by all work on a device.
 #[derive(Debug)]
 pub(crate) struct Context {
     pub(crate) config: Config,
+    limits: Mutex<Limits>,
     pub(crate) environment: Environment,
     /// For blocks that have begun.
     pub(crate) run_memory: Arc<Quota>,
@@ -67,8 +91,44 @@ impl Context {
             faulty: AtomicBool::new(false),
             fault: Mutex::default(),
             launches: AtomicU64::new(1),
+            limits: Mutex::new(Limits {
+                stack: config.stack,
+                printed: MOST as u64,
+                heap: config.heap,
+            }),
             config,
         }
+    }
+
+    pub(crate) fn limit(&self, limit: Limit) -> u64 {
+        let limits = self.limits.lock().unwrap_or_else(PoisonError::into_inner);
+        match limit {
+            Limit::Stack => limits.stack.into(),
+            Limit::Printed => limits.printed,
+            Limit::Heap => limits.heap,
+        }
+    }
+
+    pub(crate) fn set_limit(&self, limit: Limit, bytes: u64) -> Result<(), Error> {
+        // The lock under which a launch makes the heap.
+        let _allocations = self.sound()?;
+        let mut limits = self.limits.lock().unwrap_or_else(PoisonError::into_inner);
+        match limit {
+            Limit::Stack => match u32::try_from(bytes) {
+                Ok(stack) if bytes <= MOST_STACK => limits.stack = stack,
+                _ => return invalid(format!("a stack of {bytes} bytes; at most {MOST_STACK}")),
+            },
+            Limit::Printed => {
+                limits.printed = bytes;
+                let most = usize::try_from(bytes).unwrap_or(usize::MAX);
+                self.environment.set_most_printed(most);
+            }
+            Limit::Heap if self.environment.heap().1 > 0 => {
+                return invalid("the heap is in use, and its size is what it is");
+            }
+            Limit::Heap => limits.heap = bytes,
+        }
+        Ok(())
     }
 
     /// Whether a fault has ended the context.

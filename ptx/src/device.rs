@@ -3,7 +3,7 @@
 use std::sync::{Arc, mpsc};
 
 use crate::allocations::{PIECE, ROW, Range, Rows, Transfer};
-use crate::context::{Config, Context};
+use crate::context::{Config, Context, Limit};
 use crate::error::{Code, Error, invalid};
 use crate::grid::Report;
 use crate::launch::Launch;
@@ -269,6 +269,22 @@ impl Device {
         let gone = self.context().sound()?.remove_all(loaded.addresses());
         drop(gone);
         Ok(())
+    }
+
+    /// The value of a limit, in bytes.
+    #[must_use]
+    pub fn limit(&self, limit: Limit) -> u64 {
+        self.context().limit(limit)
+    }
+
+    /// Sets a limit, in bytes, for launches that begin later.
+    ///
+    /// # Errors
+    ///
+    /// 1 for a stack of more than 512 KiB, and for a heap once a kernel with `malloc` has begun; the error of an earlier
+    /// fault.
+    pub fn set_limit(&self, limit: Limit, bytes: u64) -> Result<(), Error> {
+        self.context().set_limit(limit, bytes)
     }
 
     /// Takes at most `most` bytes of the kernels' output, the oldest first. A launch's output is

@@ -107,6 +107,11 @@ impl Environment {
         lock(&self.output).take(most)
     }
 
+    /// Keeps at most so many bytes of output.
+    pub(crate) fn set_most_printed(&self, most: usize) {
+        lock(&self.output).set_most(most);
+    }
+
     pub(crate) fn has_printed(&self) -> bool {
         !lock(&self.output).is_empty()
     }

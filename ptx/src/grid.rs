@@ -10,7 +10,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Instant;
 
-use crate::context::Context;
+use crate::context::{Context, Limit};
 use crate::error::{Code, Error};
 use crate::exec::block::Unit;
 use crate::exec::cx::{Cx, Launch as View};
@@ -97,6 +97,8 @@ struct Prepared {
     memory: Arc<Charge>,
     /// Address of the grid's barrier: an allocation of this launch alone.
     workspace: Option<u64>,
+    /// Bytes of a thread's stack, whatever the limit is later.
+    stack: u32,
     shared: u32,
     id: u64,
     began: Instant,
@@ -152,11 +154,12 @@ impl Grid {
         }
         let plan = self.loaded.plan(self.kernel.index);
         let shared = plan.dynamic_at + u64::from(self.how.shared);
+        let stack = u32::try_from(self.context.limit(Limit::Stack)).unwrap_or(u32::MAX);
         let mut memory = self.context.sound()?;
-        let config = &self.context.config;
-        if plan.uses_heap && self.context.environment.heap().1 == 0 && config.heap > 0 {
-            let base = memory.add(config.heap, false)?;
-            self.context.environment.set_heap(base, config.heap);
+        let heap = self.context.limit(Limit::Heap);
+        if plan.uses_heap && self.context.environment.heap().1 == 0 && heap > 0 {
+            let base = memory.add(heap, false)?;
+            self.context.environment.set_heap(base, heap);
         }
         // The grid's barrier counts in a word of its own, which starts at zero.
         let workspace = if self.how.cooperative {
@@ -170,6 +173,7 @@ impl Grid {
             regions: memory.list(),
             memory: Arc::new(nothing.ok_or_else(|| Error::new(Code::OutOfMemory, "no bytes"))?),
             workspace,
+            stack,
             shared: u32::try_from(shared).unwrap_or(u32::MAX),
             id: self.context.launch_id(),
             began,
@@ -203,7 +207,7 @@ impl Grid {
             starts: &p.plan.starts,
             shared: p.shared,
             dynamic_shared: self.how.shared,
-            stack: config.stack.max(p.plan.stack),
+            stack: p.stack.max(p.plan.stack),
             depth: DEPTH,
             memory: &p.memory,
             environment: &self.context.environment,

@@ -35,7 +35,7 @@ pub mod table;
 mod types;
 
 pub use allocations::Rows;
-pub use context::Config;
+pub use context::{Config, Limit};
 pub use device::Device;
 pub use error::{Code, Error};
 pub use grid::Report;

@@ -26,7 +26,7 @@ use crate::wire::{Asked, Done};
 pub use gpu::{
     CaptureMode, CaptureStatus, CompileAt, CompileOptions, Device, DeviceBuffer, DevicePtr,
     DeviceRows, DeviceSlice, DeviceSliceMut, Element, Event, Function, Graph, GraphExec, KernelArg,
-    LaunchBuilder, LaunchConfig, MemoryPool, MemoryPoolStatistics, Module, PinnedBuffer,
+    LaunchBuilder, LaunchConfig, Limit, MemoryPool, MemoryPoolStatistics, Module, PinnedBuffer,
     PitchedBuffer, PitchedSlice, PitchedSliceMut, Statistics, Stream, StreamOptions,
 };
 pub use staging::CopyWay;

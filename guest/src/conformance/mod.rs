@@ -109,6 +109,7 @@ pub const CASES: &[Case] = &[
         "gpu_statistics_are_those_of_the_session",
         gpu::memory::statistics,
     ),
+    case("gpu_limits_of_stack_heap_and_output", gpu::limits::limits),
     case("gpu_memory_in_the_order_of_a_stream", gpu::memory::ordered),
     case("gpu_memory_pools", gpu::memory::pools),
     case("gpu_large_copies", gpu::pinned::large_copies),

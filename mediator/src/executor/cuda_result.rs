@@ -6,6 +6,7 @@ pub(super) const OUT_OF_MEMORY: i32 = 2;
 pub(super) const NO_DEVICE: i32 = 100;
 pub(super) const INVALID_DEVICE: i32 = 101;
 pub(super) const INVALID_IMAGE: i32 = 200;
+pub(super) const UNSUPPORTED_LIMIT: i32 = 215;
 pub(super) const INVALID_HANDLE: i32 = 400;
 pub(super) const ILLEGAL_STATE: i32 = 401;
 pub(super) const NOT_FOUND: i32 = 500;

@@ -421,6 +421,34 @@ operations! {
         reply {}
     }
 
+    /// Returns a limit of what kernels have beside the memory that was allocated (`cuCtxGetLimit`).
+    62 => ContextLimit / ContextLimitReply {
+        feature: GPU, quiet: no,
+        request {
+            /// `CU_LIMIT_STACK_SIZE` (0) of a thread, `CU_LIMIT_PRINTF_FIFO_SIZE` (1) or
+            /// `CU_LIMIT_MALLOC_HEAP_SIZE` (2); others are refused (215).
+            limit: u32,
+        }
+        reply {
+            /// Bytes.
+            bytes: u64,
+        }
+    }
+
+    /// Sets such a limit (`cuCtxSetLimit`). What it takes of the device's memory beyond the driver's own value counts as
+    /// memory of the session: a stack as often as there can be threads on the device. E_QUOTA_MEMORY: it is more than the
+    /// session may have.
+    63 => ContextSetLimit / ContextSetLimitReply {
+        feature: GPU, quiet: no,
+        request {
+            /// As of ContextLimit.
+            limit: u32,
+            /// Bytes.
+            bytes: u64,
+        }
+        reply {}
+    }
+
     /// Returns how many blocks of a kernel a multiprocessor has at once
     /// (`cuOccupancyMaxActiveBlocksPerMultiprocessorWithFlags`).
     61 => FunctionOccupancy / FunctionOccupancyReply {

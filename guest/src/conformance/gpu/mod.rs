@@ -6,6 +6,7 @@ pub(super) mod devices;
 pub(super) mod failures;
 pub(super) mod graphs;
 pub(super) mod kernels;
+pub(super) mod limits;
 pub(super) mod memory;
 pub(super) mod pinned;
 pub(super) mod printed;

@@ -16,7 +16,7 @@ use vgpu_transport::Waker;
 use super::registration::Registration;
 use crate::executor::cuda_result;
 use crate::executor::gpu::device::{
-    self, Answer, Answered, Call, Caller, Description, DeviceError, Done, Key, Layout, Part,
+    self, Answer, Answered, Call, Caller, Description, DeviceError, Done, Key, Layout, Limit, Part,
     Region, Rows, Span, Word,
 };
 
@@ -531,6 +531,10 @@ impl device::Device for CpuDevice {
         }
     }
 
+    fn limit(&mut self, limit: Limit) -> Result<u64, DeviceError> {
+        Ok(self.device.limit(of_processor(limit)))
+    }
+
     fn occupancy(
         &mut self,
         function: &Function,
@@ -610,6 +614,11 @@ impl Caller for CpuCaller {
                 let text = "the processor has no graphs of its own";
                 return Err(DeviceError::new(cuda_result::NOT_SUPPORTED, text));
             }
+            Call::SetLimit(limit, bytes) => {
+                let limit = of_processor(limit);
+                self.0.set_limit(limit, bytes).map_err(error)?;
+                Answer::Limit(self.0.limit(limit))
+            }
             Call::Global(module, name) => {
                 let (address, bytes) = module.variable(&name).map_err(error)?;
                 Answer::Global(address, bytes)
@@ -628,6 +637,14 @@ const CARVEOUT: u32 = 9;
 const SHARED_OPT_IN: u32 = 227 << 10;
 /// The same where it does not.
 const SHARED: u32 = 48 << 10;
+
+fn of_processor(limit: Limit) -> ptx::Limit {
+    match limit {
+        Limit::Stack => ptx::Limit::Stack,
+        Limit::Printed => ptx::Limit::Printed,
+        Limit::Heap => ptx::Limit::Heap,
+    }
+}
 
 fn layout(kernel: &ptx::Kernel, module: &ptx::Module) -> Layout {
     let number = |n: u32| i32::try_from(n).unwrap_or(i32::MAX);

@@ -1,7 +1,7 @@
 //! The calls of the driver that may take their time, those about modules and kernels among them.
 #![allow(unsafe_code)]
 
-use std::ffi::{CString, c_int, c_void};
+use std::ffi::{CString, c_int, c_uint, c_void};
 use std::ptr;
 use std::sync::Arc;
 
@@ -9,12 +9,13 @@ use cudarc::driver::sys::{CUdeviceptr, CUfunction};
 use vgpu_protocol::op::{NO_ATTRIBUTE, ParameterPlace};
 
 use super::super::cuda_result;
-use super::super::gpu::device::{Answer, Answered, Call, Caller, DeviceError, Layout};
+use super::super::gpu::device::{Answer, Answered, Call, Caller, DeviceError, Layout, Limit};
 use super::device::Device;
-use super::driver::{CallError, check};
+use super::driver::{CallError, check, size};
 use super::graph::Graph;
 use super::handles::{Function, Module, Registration};
 use super::image;
+use super::printed;
 
 /// Attributes that are asked for, and some to come.
 const FUNCTION_ATTRIBUTES: c_int = 16;
@@ -246,6 +247,20 @@ impl Caller for CudaCaller {
             Call::Global(module, text) => {
                 let (address, bytes) = self.global(module, &name(text)?).map_err(fail)?;
                 Answer::Global(address, bytes)
+            }
+            Call::SetLimit(limit, bytes) => {
+                let set = self.0.driver().ctx_set_limit;
+                // SAFETY: the context is current; a value that it cannot have is refused.
+                let code = unsafe { set(limit as c_uint, size(bytes)) };
+                check(code, "cuCtxSetLimit").map_err(fail)?;
+                let bytes = self.0.limit(limit).map_err(fail)?;
+                if limit == Limit::Printed
+                    && let Some(capture) = printed::captured()
+                {
+                    let most = size(bytes).clamp(printed::KEPT, printed::MOST_KEPT);
+                    capture.kept().set_most(most);
+                }
+                Answer::Limit(bytes)
             }
             Call::Graph(nodes) => Answer::Graph(Graph::new(&self.0, &nodes).map_err(fail)?),
         })

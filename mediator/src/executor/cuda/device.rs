@@ -1,7 +1,7 @@
 //! One GPU and its context.
 #![allow(unsafe_code)]
 
-use std::ffi::{CStr, c_char, c_int, c_void};
+use std::ffi::{CStr, c_char, c_int, c_uint, c_void};
 use std::ptr;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
@@ -11,7 +11,7 @@ use cudarc::driver::sys::{CUcontext, CUdevice, CUstream, CUuuid};
 use vgpu_protocol::op::NO_ATTRIBUTE;
 use vgpu_transport::Waker;
 
-use super::super::gpu::device::Description;
+use super::super::gpu::device::{Description, Limit};
 use super::driver::{CallError, Driver, check};
 use crate::devices::{Device as Summary, DeviceKey};
 
@@ -96,7 +96,15 @@ impl Device {
         Ok(self.description.get_or_init(|| description).clone())
     }
 
-    /// The same of another device, without a context on it.
+    /// A limit of the context, in bytes. The context is current in this thread.
+    pub(super) fn limit(&self, limit: Limit) -> Result<u64, CallError> {
+        let mut bytes = 0;
+        // SAFETY: the output is writable and the context current: the caller's promise.
+        let code = unsafe { (self.driver.ctx_get_limit)(&mut bytes, limit as c_uint) };
+        check(code, "cuCtxGetLimit").map(|()| bytes as u64)
+    }
+
+    /// The description of another device, without a context on it.
     pub(super) fn describe_other(
         driver: &'static Driver,
         ordinal: u32,

@@ -155,6 +155,8 @@ driver_functions! {
         primary_ctx_release = "cuDevicePrimaryCtxRelease_v2" (CUdevice);
         ctx_set_current = "cuCtxSetCurrent" (CUcontext);
         ctx_synchronize = "cuCtxSynchronize" ();
+        ctx_get_limit = "cuCtxGetLimit" (*mut usize, c_uint);
+        ctx_set_limit = "cuCtxSetLimit" (c_uint, usize);
         module_load_data = "cuModuleLoadData" (*mut CUmodule, *const c_void);
         module_get_function = "cuModuleGetFunction" (*mut CUfunction, CUmodule, *const c_char);
         stream_query = "cuStreamQuery" (CUstream);

@@ -29,6 +29,10 @@ use crate::logging;
 /// Bytes taken in one go, so that the other of two threads has its turn.
 const AT_ONCE: usize = 1 << 20;
 
+/// Bytes that are kept of what nobody takes, at first and where the device keeps more.
+pub(super) const KEPT: usize = 1 << 20;
+pub(super) const MOST_KEPT: usize = 16 << 20;
+
 /// How long nothing comes before a call counts as over.
 const PAUSE_MS: u16 = 100;
 

@@ -26,7 +26,7 @@ use vgpu_transport::clock;
 
 use super::super::cuda_result;
 use super::super::gpu::device::{
-    self, Description, DeviceError, Done, Key, Launch, Part, Region, Rows,
+    self, Description, DeviceError, Done, Key, Launch, Limit, Part, Region, Rows,
 };
 use super::attributes;
 use super::caller::{CudaCaller, device_error, lost};
@@ -936,6 +936,10 @@ impl device::Device for Queue {
                 "cuFuncSetAttribute",
             )
         })
+    }
+
+    fn limit(&mut self, limit: Limit) -> Result<u64, DeviceError> {
+        self.driver(|queue| queue.device.limit(limit))
     }
 
     fn occupancy(

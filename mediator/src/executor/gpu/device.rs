@@ -140,6 +140,12 @@ pub(in crate::executor) trait Device: Send {
         value: i32,
     ) -> Result<(), DeviceError>;
 
+    /// A limit, in bytes. Does not wait.
+    ///
+    /// # Errors
+    /// The driver's.
+    fn limit(&mut self, limit: Limit) -> Result<u64, DeviceError>;
+
     /// Blocks of a function that a multiprocessor has at once, with so many threads and bytes of dynamic shared memory
     /// each. Does not wait.
     ///
@@ -217,6 +223,8 @@ pub(in crate::executor) enum Call<M, F> {
     Unregister(Arc<Region>),
     /// A graph of the device's own, with these nodes.
     Graph(Vec<Node<F>>),
+    /// A limit, in bytes.
+    SetLimit(Limit, u64),
 }
 
 /// The result.
@@ -238,6 +246,19 @@ pub(in crate::executor) enum Answer<M, F, G> {
     Registered(Box<Region>),
     /// A graph.
     Graph(G),
+    /// Bytes of a limit, as the driver has rounded them.
+    Limit(u64),
+}
+
+/// What kernels have beside the memory that was allocated.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(in crate::executor) enum Limit {
+    /// `CU_LIMIT_STACK_SIZE`: a thread's.
+    Stack = 0,
+    /// `CU_LIMIT_PRINTF_FIFO_SIZE`.
+    Printed = 1,
+    /// `CU_LIMIT_MALLOC_HEAP_SIZE`.
+    Heap = 2,
 }
 
 /// A kernel's launch parameters.

@@ -15,6 +15,7 @@
 //! | `recorded` | what was recorded, and the memory that it takes |
 //! | `graphs` | graphs of that, and their launches |
 //! | `cancel` | kernels that nobody wants any more |
+//! | `context_limits` | what kernels have beside allocated memory |
 //! | `handles` | objects by their handles |
 //! | `queue` | what the device has to do, and who waits for it |
 //! | `pool` | pools of memory that is allocated and freed in the order of a stream |
@@ -30,6 +31,7 @@ mod action;
 mod busy;
 mod cancel;
 mod captures;
+mod context_limits;
 pub(super) mod device;
 mod graphs;
 mod handles;
@@ -73,6 +75,7 @@ use crate::worker::turns::Turns;
 use action::Action;
 use busy::Busy;
 use captures::Captures;
+use context_limits::ContextLimits;
 use device::{Device, DeviceError, Rows, Work};
 use graphs::{Graphs, Replay};
 use modules::Modules;
@@ -153,6 +156,7 @@ pub(super) struct Gpu<D: Device> {
     captures: Captures,
     graphs: Graphs<D::Graph>,
     pools: MemoryPools,
+    context_limits: ContextLimits,
     buffers: Pool<D::Buffer>,
     uploads: Vec<Upload<D::Buffer>>,
     downloads: Vec<Download<D::Buffer>>,
@@ -264,6 +268,7 @@ impl<D: Device> Gpu<D> {
             captures: Captures::default(),
             graphs: Graphs::new(limits.objects),
             pools: MemoryPools::new(limits.objects),
+            context_limits: ContextLimits::default(),
             buffers: Pool::default(),
             uploads: Vec::new(),
             downloads: Vec::new(),
@@ -394,6 +399,8 @@ impl<D: Device> Gpu<D> {
             Request::ModuleUnload(unload) => self.unload(id, unload.module),
             Request::ModuleFunction(lookup) => self.function(id, lookup),
             Request::ModuleGlobal(lookup) => self.global(id, lookup),
+            Request::ContextLimit(asked) => self.context_limit(&asked),
+            Request::ContextSetLimit(set) => self.context_set_limit(id, &set),
             Request::FunctionOccupancy(asked) => self.occupancy(&asked),
             Request::FunctionSetAttribute(set) => self.set_attribute(&set),
             Request::Synchronize(_) => self.synchronize(id),

@@ -17,7 +17,8 @@ use vgpu_transport::clock;
 
 use super::super::cuda_result;
 use super::device::{
-    Answer, AnsweredOf, Call, CallOf, Caller, Device, DeviceError, Done, Key, Region, Span, WorkOf,
+    Answer, AnsweredOf, Call, CallOf, Caller, Device, DeviceError, Done, Key, Limit, Region, Span,
+    WorkOf,
 };
 use super::ranges::{GRAIN, PoolBlock, counted};
 use super::{BEAT, Event, Gpu, LONGEST_CALL, Refused};
@@ -268,6 +269,12 @@ pub(super) enum Purpose {
         nodes: usize,
         deadline: Duration,
     },
+    /// A limit, for which so many bytes more are counted.
+    SetLimit {
+        id: u32,
+        limit: Limit,
+        taken: u64,
+    },
 }
 
 impl Purpose {
@@ -279,7 +286,8 @@ impl Purpose {
             | Self::Function { id, .. }
             | Self::Global { id, .. }
             | Self::Map { id, .. }
-            | Self::Graph { id, .. } => Some(id),
+            | Self::Graph { id, .. }
+            | Self::SetLimit { id, .. } => Some(id),
         }
     }
 
@@ -781,6 +789,9 @@ impl<D: Device> Gpu<D> {
                 },
                 answer,
             ) => self.graph_made(id, exec, nodes, deadline, answer),
+            (Purpose::SetLimit { id, limit, taken }, answer) => {
+                self.limit_set(id, limit, taken, answer);
+            }
             (Purpose::Load { id, module, log }, answer) => {
                 self.loaded(id, module, log.as_deref(), answer);
             }

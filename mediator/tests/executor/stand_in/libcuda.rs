@@ -29,7 +29,7 @@ use std::sync::{Arc, Mutex, MutexGuard, Once, OnceLock};
 use std::time::{Duration, Instant};
 
 use vgpu_ptx::{
-    Config, Device, HostMemory, Kernel, Launch, Loaded, MULTIPROCESSOR_THREADS, Module, Rows,
+    Config, Device, HostMemory, Kernel, Launch, Limit, Loaded, MULTIPROCESSOR_THREADS, Module, Rows,
 };
 
 /// Events that are there at once: two for each work of a full queue, and some of the guest's.
@@ -710,6 +710,32 @@ extern "C" fn cuFuncSetAttribute(function: *mut c_void, attribute: c_int, value:
     }
     function.opt_in = true;
     OK
+}
+
+fn limit(number: c_uint) -> Option<Limit> {
+    [Limit::Stack, Limit::Printed, Limit::Heap].get(number as usize).copied()
+}
+
+#[unsafe(no_mangle)]
+extern "C" fn cuCtxGetLimit(bytes: &mut usize, number: c_uint) -> c_int {
+    let _driver = context!();
+    let Some(limit) = limit(number) else {
+        return misuse("a limit that is none");
+    };
+    *bytes = device().limit(limit) as usize;
+    OK
+}
+
+/// Heaps are of whole pages.
+#[unsafe(no_mangle)]
+extern "C" fn cuCtxSetLimit(number: c_uint, bytes: usize) -> c_int {
+    let _driver = context!();
+    let (Some(limit), Some(rounded)) = (limit(number), bytes.checked_next_multiple_of(4096)) else {
+        return INVALID_VALUE;
+    };
+    let bytes = if limit == Limit::Heap { rounded } else { bytes };
+    let set = device().set_limit(limit, bytes as u64);
+    set.map_or_else(|error| error.code.number() as c_int, |()| OK)
 }
 
 #[unsafe(no_mangle)]

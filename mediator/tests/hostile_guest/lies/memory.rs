@@ -2,7 +2,11 @@
 
 use std::fs;
 
-use vgpu_protocol::op::{CopyFromDevice, CopyToDevice, CopyWithinDevice, MemoryFree, Synchronize};
+use vgpu_protocol::op::{
+    ContextLimit, ContextSetLimit, CopyFromDevice, CopyToDevice, CopyWithinDevice, MemoryAllocate,
+    MemoryFree, Synchronize,
+};
+use vgpu_protocol::status::{ErrorCode, Status};
 
 use super::{INVALID_VALUE, STREAM, bytes, faults, fill, kernel, launch};
 use crate::Place;
@@ -116,4 +120,42 @@ pub(super) fn traps(place: &Place<'_>) {
     let mut guest = place.open();
     let (module, trap) = kernel(&mut guest, "give_up");
     faults(&mut guest, launch(module, trap, &[]), &[710, 719]);
+}
+
+pub(super) fn limits(place: &Place<'_>) {
+    let mut guest = place.open();
+    let unknown = [Status::Cuda(215)];
+    for limit in [3, 4, 5, 6, 7, 1 << 31, u32::MAX] {
+        guest.refused(ContextLimit { limit }, &unknown);
+        guest.refused(ContextSetLimit { limit, bytes: 8 }, &unknown);
+    }
+    // More than the quota, also where it is a product that counts, or a sum of several.
+    let over = [ErrorCode::QuotaMemory.into()];
+    for limit in 0..3 {
+        for bytes in [1 << 30, 1 << 62, u64::MAX - 7, u64::MAX] {
+            guest.refused(ContextSetLimit { limit, bytes }, &over);
+        }
+    }
+    guest.done(ContextSetLimit {
+        limit: 2,
+        bytes: 40 << 20,
+    });
+    guest.refused(
+        ContextSetLimit {
+            limit: 1,
+            bytes: 40 << 20,
+        },
+        &over,
+    );
+    guest.refused(
+        MemoryAllocate {
+            bytes: bytes(40 << 20),
+        },
+        &over,
+    );
+    // Nothing at all is a limit like others, or none.
+    for limit in 0..3 {
+        guest.ask(ContextSetLimit { limit, bytes: 0 });
+    }
+    guest.serves();
 }

@@ -85,6 +85,7 @@ const LIES: &[(&str, Over, Tell)] = &[
     ("kernels that trap", All, memory::traps),
     ("launches out of all proportion", Both, code::launches),
     ("occupancies of no kernel", Both, code::occupancies),
+    ("limits beyond the quota", Both, memory::limits),
     ("modules that are none", Both, code::modules),
     ("modules that never come whole", Both, code::half_modules),
     (
