@@ -203,6 +203,14 @@ fn parameters_of_every_kind_and_buffers_of_zeros() {
     );
     let sum = fs::read(place.at("sum.u64")).unwrap();
     assert_eq!(u64::from_le_bytes(sum.try_into().unwrap()), 3_000_021_410);
+    // Two blocks that wait for each other: each takes what the other had, and adds 1.
+    let output = place.run(
+        "--entry meet --cooperative --grid 2 --block 1 --arg out:met.u32:16 --arg zero:4 --arg u32:2",
+    );
+    let stderr = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{stderr}");
+    let met = fs::read(place.at("met.u32")).unwrap();
+    assert_eq!(met, [2, 0, 0, 0, 2, 0, 0, 0, 1, 0, 0, 0, 1, 0, 0, 0]);
     // More shared memory than is given without asking.
     let output = place
         .run("--entry turn_round --grid 1 --block 8 --shared 60000 --arg inout:x.f32:turned.f32");
@@ -274,6 +282,10 @@ fn errors_of_cuda_have_name_and_number_and_write_nothing() {
         (
             "--entry turn_round --grid 1 --block 1 --shared 999999 --arg zero:4",
             "CUDA_ERROR_INVALID_VALUE (1)",
+        ),
+        (
+            "--entry meet --cooperative --grid 1048576 --block 64 --arg zero:8 --arg zero:4 --arg u32:1",
+            "CUDA_ERROR_COOPERATIVE_LAUNCH_TOO_LARGE (720)",
         ),
     ] {
         place.failed(&place.run(arguments), 1, &[words]);
