@@ -158,7 +158,7 @@ const STEPS: &[Step] = &[
             "!session/,!nfs/,!relay/gpu,!relay/garbage,!faults/,\
              !interop/pv-in-page,!interop/pv-65536,!interop/pv-1024,!interop/pv-1048576-2048,\
              !interop/dom0-serves,!interop/pvh-in-page,!interop/pvh-1048576,\
-             !vchan/no-leaks,!vector-add/pvh-16777216,!gpu/one-guest,!silo/",
+             !vchan/no-leaks,!vector-add/pv-16777216,!vector-add/pvh-16777216,!gpu/one-guest,!silo/",
         ],
     ),
     step(
@@ -211,8 +211,8 @@ const PACKAGED: &[Step] = &[
             "c",
             "test",
             "--filter",
-            "vector-add/pv-1000,vector-add/info-and-ping,session/conformance,mediators/worker-is-confined,\
-             vchan/every-pair,!session/conformance-tcp",
+            "vector-add/pv-1,vector-add/info-and-ping,session/conformance,mediators/worker,mediators/killed,\
+             domains/,gpu/through-the-relay,relay/tcp-outside,vchan/every-pair,!session/conformance-tcp",
         ],
     ),
     step(
@@ -300,7 +300,7 @@ mod tests {
         interop/pv-1048576-2048,interop/dom0-serves,interop/pvh-in-page,interop/pvh-1048576,\
         vchan/no-leaks,session/conformance-tcp,nfs/guide,nfs/sessions,nfs/mediator,nfs/export,\
         nfs/file-system,\
-        relay/gpu-domain-pv,relay/garbage,vector-add/pvh-16777216,gpu/one-guest,\
+        relay/gpu-domain-pv,relay/garbage,vector-add/pv-16777216,vector-add/pvh-16777216,gpu/one-guest,\
         faults/hostile-guest,silo/";
 
     #[test]
@@ -310,7 +310,15 @@ mod tests {
             .iter()
             .filter_map(|case| Some(case.split_once('/')?.0))
             .collect();
-        for topic in ["vector-add", "session", "mediators", "vchan"] {
+        for topic in [
+            "vector-add",
+            "session",
+            "mediators",
+            "domains",
+            "gpu",
+            "relay",
+            "vchan",
+        ] {
             assert!(topics.contains(&topic), "{topics:?}");
         }
     }
