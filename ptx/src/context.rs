@@ -44,7 +44,7 @@ impl Default for Config {
     }
 }
 
-/// What a program may set of a device, in bytes.
+/// A limit that a program may set, in bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Limit {
     /// Of a thread's stack for calls of unknown depth (`CU_LIMIT_STACK_SIZE`): [`Config::stack`] at first.

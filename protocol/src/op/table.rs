@@ -421,7 +421,7 @@ operations! {
         reply {}
     }
 
-    /// Returns a limit of what kernels have beside the memory that was allocated (`cuCtxGetLimit`).
+    /// Returns a limit of stacks, heap or printed output (`cuCtxGetLimit`).
     62 => ContextLimit / ContextLimitReply {
         feature: GPU, quiet: no,
         request {
@@ -435,7 +435,7 @@ operations! {
         }
     }
 
-    /// Sets such a limit (`cuCtxSetLimit`). What it takes of the device's memory beyond the driver's own value counts as
+    /// Sets such a limit (`cuCtxSetLimit`). Device memory beyond that for the driver's own value counts as
     /// memory of the session: a stack as often as there can be threads on the device. E_QUOTA_MEMORY: it is more than the
     /// session may have.
     63 => ContextSetLimit / ContextSetLimitReply {

@@ -1,16 +1,16 @@
-//! What kernels have beside the memory that was allocated.
+//! Limits of stacks, heap and printed output.
 
 use vgpu_protocol::op::{ContextLimit, ContextSetLimit};
 
 use super::Device;
 use crate::error::Result;
 
-/// A limit of what kernels have, in bytes (`CUlimit`).
+/// A limit of a context, in bytes (`CUlimit`).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Limit {
     /// The stack of each thread (`CU_LIMIT_STACK_SIZE`).
     StackSize,
-    /// The buffer for what kernels print (`CU_LIMIT_PRINTF_FIFO_SIZE`). The mediator keeps as much until the guest takes it,
+    /// The buffer for printed output (`CU_LIMIT_PRINTF_FIFO_SIZE`). The mediator keeps as much until the guest takes it,
     /// 16 MiB at most where the device is a GPU.
     PrintfFifoSize,
     /// The heap of `malloc` in kernels (`CU_LIMIT_MALLOC_HEAP_SIZE`).
@@ -39,7 +39,7 @@ impl Device {
     }
 
     /// Sets a limit, in bytes, for all kernels of the session that are launched later (`cuCtxSetLimit`). The device may round
-    /// it up. What it takes of the device's memory beyond the driver's own value counts as memory of the session: a stack as
+    /// it up. Device memory beyond that for the driver's own value counts as memory of the session: a stack as
     /// often as there can be threads on the device.
     ///
     /// # Errors

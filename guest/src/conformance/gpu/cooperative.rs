@@ -1,4 +1,4 @@
-//! Launches with attributes: grids whose blocks wait for each other, and what a launch may not have.
+//! Launches with attributes: grids whose blocks wait for each other, and attributes that are refused.
 
 use vgpu_protocol::op::{LaunchAttribute, MAX_LAUNCH_ATTRIBUTES};
 use vgpu_protocol::status::ErrorCode;
@@ -23,7 +23,7 @@ const INVALID_CLUSTER_SIZE: i32 = 912;
 /// Threads of a block.
 const THREADS: u32 = 64;
 
-/// A grid that meets, and what it works on.
+/// A grid that meets, and its memory.
 struct Meeting {
     blocks: u32,
     data: DeviceBuffer<u32>,
@@ -122,7 +122,7 @@ pub(in crate::conformance) fn attributes(device: &Device, module: &Module) -> Ou
     let word = |id, value: u32| new(id, &value.to_le_bytes());
     let window = |base: u64, bytes: u64| {
         let range = [base, bytes].map(u64::to_le_bytes);
-        // All of it passes by the cache: the ratio, and what is done with these accesses and with others.
+        // All of it passes by the cache: the ratio, the policy of these accesses, and that of the others.
         let how = [1.0f32.to_bits(), 1, 0].map(u32::to_le_bytes);
         let value = [range.as_flattened(), how.as_flattened()].concat();
         new(LaunchAttribute::ACCESS_POLICY_WINDOW, &value)
@@ -155,7 +155,7 @@ pub(in crate::conformance) fn attributes(device: &Device, module: &Module) -> Ou
     let sum = 5.0 + f32::from(u8::from(clusters));
     let found = device.clone_dtoh(&y).map_err(at("down"))?;
     same("launches with attributes", &found, &vec![sum; found.len()])?;
-    // Objects of the mediator's process are nothing that a guest could name, nor is what nobody knows.
+    // Objects of the mediator's process cannot be named by a guest; unknown attributes might name some.
     for id in [
         LaunchAttribute::PROGRAMMATIC_EVENT,
         LaunchAttribute::LAUNCH_COMPLETION_EVENT,
@@ -203,7 +203,7 @@ pub(in crate::conformance) fn occupancy(device: &Device, module: &Module) -> Out
     check(shared >= 1 && shared < small, || {
         format!("{shared} blocks of 32 threads with 40 KiB, {small} without")
     })?;
-    // What no block can have: a driver may also call that a wrong value.
+    // Sizes that no block can have: a driver may also call them a wrong value.
     for (threads, shared) in [(32, u32::MAX), (1025, 0), (1 << 30, 0)] {
         match turn.max_active_blocks(threads, shared) {
             Ok(found) => check(found == 0, || {

@@ -1,4 +1,4 @@
-//! Limits of what kernels have beside the memory that was allocated.
+//! Limits of stacks, heap and printed output.
 
 use vgpu_protocol::status::ErrorCode;
 
@@ -32,7 +32,7 @@ const TAKE: &str = ".version 6.0
 }
 ";
 
-/// What a kernel has of the heap when it asks for so many bytes.
+/// The address that a kernel gets from `malloc` of so many bytes.
 fn take(device: &Device, bytes: u64) -> Result<u64, String> {
     let module = device.load_module(TAKE.as_bytes()).map_err(at("load"))?;
     let take = kernel(&module, "take")?;

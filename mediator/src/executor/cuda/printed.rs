@@ -29,7 +29,7 @@ use crate::logging;
 /// Bytes taken in one go, so that the other of two threads has its turn.
 const AT_ONCE: usize = 1 << 20;
 
-/// Bytes that are kept of what nobody takes, at first and where the device keeps more.
+/// Bytes of output that are kept until somebody takes them: at first, and at most where the device keeps more.
 pub(super) const KEPT: usize = 1 << 20;
 pub(super) const MOST_KEPT: usize = 16 << 20;
 

@@ -1,5 +1,5 @@
-//! Limits of what kernels have beside the memory that was allocated: stacks, a heap, a buffer for printed output. The
-//! driver takes memory of the device for them, so the quota counts what goes beyond its own values.
+//! Limits of stacks, heap and printed output. The driver takes memory of the device for them, so the quota counts all
+//! beyond its own values.
 
 use vgpu_protocol::op::{
     Body, ContextLimit, ContextLimitReply, ContextSetLimit, ContextSetLimitReply,

@@ -250,7 +250,7 @@ pub(in crate::executor) enum Answer<M, F, G> {
     Limit(u64),
 }
 
-/// What kernels have beside the memory that was allocated.
+/// A limit of a context.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(in crate::executor) enum Limit {
     /// `CU_LIMIT_STACK_SIZE`: a thread's.

@@ -15,7 +15,7 @@
 //! | `recorded` | what was recorded, and the memory that it takes |
 //! | `graphs` | graphs of that, and their launches |
 //! | `cancel` | kernels that nobody wants any more |
-//! | `context_limits` | what kernels have beside allocated memory |
+//! | `context_limits` | limits of stacks, heap and printed output |
 //! | `handles` | objects by their handles |
 //! | `queue` | what the device has to do, and who waits for it |
 //! | `pool` | pools of memory that is allocated and freed in the order of a stream |

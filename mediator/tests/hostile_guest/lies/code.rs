@@ -65,7 +65,7 @@ pub(super) fn launches(place: &Place<'_>) {
             ..sound
         }
     };
-    // Whatever names an object would be an address in the worker; and what nobody knows might.
+    // The name of an object would be an address in the worker; an unknown attribute might have one.
     for id in [7, 12, 13, 15, 17, 64, 1 << 31, u32::MAX] {
         wrong.push(attribute(id, &[0x41; 64]));
         wrong.push(attribute(id, &[]));
