@@ -207,7 +207,8 @@ impl Session {
         }
         if field.name == "deadline_ms" {
             // Where processors are busy, a kernel misses a deadline of 1 ms, and ends its session as it should.
-            values.retain(|value| *value as u32 == 0 || *value as u32 > 60_000);
+            let ms = |value: u64| value & u64::from(u32::MAX);
+            values.retain(|value| ms(*value) == 0 || ms(*value) > 60_000);
         }
         let mut all: Vec<Vec<u8>> = values
             .iter()
