@@ -143,10 +143,10 @@ const STEPS: &[Step] = &[
         &["xtask", "dist", "--plain"],
     ),
     // The suite in parts that run beside each other, the two long ones first: the first takes as long as the second and the
-    // third. The longest cases are left to `cargo xtask lab test`, which runs everything with both xenstoreds; their
-    // properties of the formats are covered here by others with fewer bytes or rounds.
+    // third. The longest cases are left to `--packages` and to `cargo xtask lab test`, which runs everything with both
+    // xenstoreds; their properties of the formats are covered here by others with fewer bytes or rounds.
     step(
-        "the lab: a real Xen, channels, mediators and guests",
+        "the lab: a real Xen, channels, mediators, relay and guests",
         Lane::Lab,
         &[
             "xtask",
@@ -155,14 +155,14 @@ const STEPS: &[Step] = &[
             "c",
             "test",
             "--filter",
-            "!session/,!nfs/,!relay/gpu,!relay/garbage,!faults/,\
-             !interop/pv-in-page,!interop/pv-65536,!interop/pv-1024,!interop/pv-1048576-2048,\
+            "!session/,!nfs/,!relay/gpu-domain-pv,!relay/garbage,!faults/,\
+             !interop/pv-in-page,!interop/pv-65536,!interop/pv-1024,!interop/pv-1048576,\
              !interop/dom0-serves,!interop/pvh-in-page,!interop/pvh-1048576,\
              !vchan/no-leaks,!vector-add/pv-16777216,!vector-add/pvh-16777216,!gpu/one-guest,!silo/",
         ],
     ),
     step(
-        "the lab: a real Xen, sessions, faults, relay and files over NFS",
+        "the lab: a real Xen, sessions, faults and files over NFS",
         Lane::Lab,
         &[
             "xtask",
@@ -171,8 +171,7 @@ const STEPS: &[Step] = &[
             "c",
             "test",
             "--filter",
-            "session/,nfs/both,relay/gpu,faults/,!session/conformance-tcp,\
-             !relay/gpu-domain-pv,!faults/hostile-guest",
+            "session/,nfs/both,faults/,!session/conformance-tcp,!faults/hostile-guest",
         ],
     ),
     // The rest does not depend on the xenstored.
@@ -212,7 +211,7 @@ const PACKAGED: &[Step] = &[
             "test",
             "--filter",
             "vector-add/pv-1,vector-add/info-and-ping,session/conformance,mediators/worker,mediators/killed,\
-             domains/,gpu/through-the-relay,relay/tcp-outside,vchan/every-pair,!session/conformance-tcp",
+             domains/,gpu/through-the-relay,relay/tcp-outside,interop/pv-1048576-64-mib,vchan/every-pair,!session/conformance-tcp",
         ],
     ),
     step(
@@ -297,7 +296,7 @@ mod tests {
 
     /// Cases that no step runs: `cargo xtask lab test` does.
     const LONGEST: &str = "interop/pv-in-page,interop/pv-65536,interop/pv-1024,\
-        interop/pv-1048576-2048,interop/dom0-serves,interop/pvh-in-page,interop/pvh-1048576,\
+        interop/pv-1048576,interop/dom0-serves,interop/pvh-in-page,interop/pvh-1048576,\
         vchan/no-leaks,session/conformance-tcp,nfs/guide,nfs/sessions,nfs/mediator,nfs/export,\
         nfs/file-system,\
         relay/gpu-domain-pv,relay/garbage,vector-add/pv-16777216,vector-add/pvh-16777216,gpu/one-guest,\
