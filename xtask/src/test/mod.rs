@@ -171,10 +171,10 @@ const STEPS: &[Step] = &[
             "c",
             "test",
             "--filter",
-            "session/,nfs/both,faults/,!session/conformance-tcp,!faults/hostile-guest",
+            "session/,nfs/both,faults/,!session/conformance-tcp,!faults/case-41,!faults/hostile-guest",
         ],
     ),
-    // The rest does not depend on the xenstored.
+    // The rest does not depend on the xenstored, nor does the kind of a guest.
     step(
         "the lab: xenstore and sessions with oxenstored",
         Lane::Lab,
@@ -185,8 +185,7 @@ const STEPS: &[Step] = &[
             "oxen",
             "test",
             "--filter",
-            "xenstore/,vector-add/pv-1048576,vector-add/pvh-1048576,vector-add/two-guests,\
-             mediators/killed,domains/",
+            "xenstore/,vector-add/pv-1048576,mediators/killed,domains/",
         ],
     ),
 ];
@@ -211,7 +210,7 @@ const PACKAGED: &[Step] = &[
             "test",
             "--filter",
             "vector-add/pv-1,vector-add/info-and-ping,session/conformance,mediators/worker,mediators/killed,\
-             domains/,gpu/through-the-relay,relay/tcp-outside,interop/pv-1048576-64-mib,vchan/every-pair,!session/conformance-tcp",
+             domains/,gpu/through-the-relay,relay/tcp-outside,interop/pv-1048576-64-mib,faults/case-41,vchan/every-pair,!session/conformance-tcp",
         ],
     ),
     step(
@@ -300,7 +299,7 @@ mod tests {
         vchan/no-leaks,session/conformance-tcp,nfs/guide,nfs/sessions,nfs/mediator,nfs/export,\
         nfs/file-system,\
         relay/gpu-domain-pv,relay/garbage,vector-add/pv-16777216,vector-add/pvh-16777216,gpu/one-guest,\
-        faults/hostile-guest,silo/";
+        faults/case-41,faults/hostile-guest,silo/";
 
     #[test]
     fn the_packaged_programs_run_cases_of_channels_sessions_and_mediators() {
