@@ -198,13 +198,9 @@ impl LaunchBuilder<'_> {
     ///
     /// [`ErrorCode::Unsupported`]: vgpu_protocol::status::ErrorCode::Unsupported
     pub fn attribute(mut self, attribute: LaunchAttribute) -> Self {
-        let known = self.attributes.as_slice().iter();
-        let mut known = known.enumerate();
-        let same = known.find(|(_, known)| known.id == attribute.id);
-        if let Some(same) = same
-            .map(|(at, _)| at)
-            .and_then(|at| self.attributes.get_mut(at))
-        {
+        let mut known = self.attributes.as_slice().iter();
+        let same = known.position(|known| known.id == attribute.id);
+        if let Some(same) = same.and_then(|at| self.attributes.get_mut(at)) {
             *same = attribute;
         } else if self.attributes.push(attribute).is_err() {
             let what = format!("more than {MAX_LAUNCH_ATTRIBUTES} attributes");
