@@ -23,6 +23,7 @@ use crate::printed::Printer;
 use crate::pump::Lane;
 use crate::wire::{Asked, Done};
 
+pub(crate) use gpu::OUT_OF_MEMORY;
 pub use gpu::{
     CaptureMode, CaptureStatus, CompileAt, CompileOptions, Device, DeviceBuffer, DevicePtr,
     DeviceRows, DeviceSlice, DeviceSliceMut, Element, Event, Function, Graph, GraphExec, KernelArg,

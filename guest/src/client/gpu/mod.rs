@@ -51,7 +51,7 @@ pub(super) use stream::NON_BLOCKING;
 pub use stream::{Event, Stream, StreamOptions};
 
 /// `CUDA_ERROR_OUT_OF_MEMORY`.
-const OUT_OF_MEMORY: i32 = 2;
+pub(crate) const OUT_OF_MEMORY: i32 = 2;
 
 /// A device of a session, as one thread sees it: memory, copies, modules and launches.
 ///

@@ -2,7 +2,7 @@
 
 use vgpu_protocol::status::ErrorCode;
 
-use crate::client::{Device, DeviceBuffer, DevicePtr, MemoryPool, Module, Stream};
+use crate::client::{Device, DeviceBuffer, DevicePtr, MemoryPool, Module, OUT_OF_MEMORY, Stream};
 use crate::conformance::{Ground, at, check, fails};
 use crate::error::Cause;
 
@@ -10,9 +10,6 @@ use super::{
     DEADLINE, KERNELS, Outcome, config, device_word, end, is, is_cuda, kernel, open,
     open_with_kernels, pattern, same,
 };
-
-/// `CUDA_ERROR_OUT_OF_MEMORY`.
-const OUT_OF_MEMORY: i32 = 2;
 
 pub(in crate::conformance) fn info(device: &Device, _: &Module) -> Outcome {
     check(!device.name().is_empty(), || "no name".to_owned())?;
