@@ -1,6 +1,7 @@
 /*
- * A client of the two files as a beginner writes it in C: open, write, close, wait, and then open,
- * read, close every 100 ms until the status is no longer 0.
+ * A complete client of the two files, with nothing but open, write, read and close: it writes 0 and waits
+ * for 0:Ready, so that no earlier answer is left, writes its number, and reads until the status is no
+ * longer 0.
  *
  *   guide_client DIR NUMBER      prints the answer; exit status 0 for 1:..., 2 for 2:..., 1 otherwise
  */
@@ -48,6 +49,28 @@ static int read_response(const char *directory, char *line, size_t size)
     return 0;
 }
 
+static int is_ready(const char *line)
+{
+    return strcmp(line, "0:Ready") == 0;
+}
+
+static int is_answer(const char *line)
+{
+    return strncmp(line, "0:", 2) != 0;
+}
+
+/* Reads every 100 ms until the line is the wanted one; -1 when it never was. */
+static int wait_for(const char *directory, int (*wanted)(const char *), char *line, size_t size)
+{
+    for (int look = 0; look < LOOKS; look++) {
+        if (read_response(directory, line, size) == 0 && wanted(line))
+            return 0;
+        usleep(100 * 1000);
+    }
+    fprintf(stderr, "no answer\n");
+    return -1;
+}
+
 int main(int argc, char **argv)
 {
     char line[512];
@@ -56,16 +79,10 @@ int main(int argc, char **argv)
         fprintf(stderr, "usage: %s DIR NUMBER\n", argv[0]);
         return 1;
     }
-    if (send_command(argv[1], argv[2]) != 0)
+    if (send_command(argv[1], "0") != 0 || wait_for(argv[1], is_ready, line, sizeof line) != 0)
         return 1;
-    sleep(1);
-    for (int look = 0; look < LOOKS; look++) {
-        if (read_response(argv[1], line, sizeof line) == 0 && strncmp(line, "0:", 2) != 0) {
-            puts(line);
-            return line[0] == '1' ? 0 : 2;
-        }
-        usleep(100 * 1000);
-    }
-    fprintf(stderr, "no answer\n");
-    return 1;
+    if (send_command(argv[1], argv[2]) != 0 || wait_for(argv[1], is_answer, line, sizeof line) != 0)
+        return 1;
+    puts(line);
+    return line[0] == '1' ? 0 : 2;
 }

@@ -99,7 +99,9 @@ fn a_mediator_of_roots_with_a_closed_umask_serves_other_users() {
     // The two files, from a shell whose umask is closed too.
     let script = "umask 077
         for number in 1 2; do
-            echo $number > command.txt; sleep 1
+            echo 0 > command.txt
+            until [ \"$(cat response.txt)\" = 0:Ready ]; do sleep 0.1; done
+            echo $number > command.txt
             while line=$(cat response.txt); do
                 case $line in 0:*) sleep 0.1 ;; *) echo \"$line\"; break ;; esac
             done

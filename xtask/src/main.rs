@@ -44,6 +44,7 @@ mod sanitize;
 mod sshd;
 mod sshfs;
 mod test;
+mod two_files;
 
 /// One subcommand: its name, one line of help, and its entry point.
 struct Subcommand {

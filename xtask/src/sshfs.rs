@@ -15,6 +15,7 @@ use anyhow::{Context, Result, bail, ensure};
 use crate::apt;
 use crate::mediator::{self, Mediator};
 use crate::sshd::Sshd;
+use crate::two_files;
 
 /// Exit status when nothing could be shown, as in automake.
 pub(crate) const SKIPPED: i32 = 77;
@@ -220,25 +221,11 @@ fn mounted(world: &World, case: &Case) -> Result<()> {
     outcome.and(unmounted)
 }
 
-/// The client of the guide: writes a number, waits a second, looks every 100 ms.
-const ASK: &str = r#"ask() {
-    echo "$1" >command.txt || return
-    sleep 1
-    for n in $(seq 600); do
-        line=$(cat response.txt)
-        case $line in
-        0:*) sleep 0.1 ;;
-        *) echo "$line"; return ;;
-        esac
-    done
-    echo "no answer: $line"
-    return 1
-}
-for number in 1 1 2 9 1; do ask $number || exit; done"#;
-
 /// The answers to the commands begin with these texts.
 fn guide(world: &World, expected: [&str; 5]) -> Result<()> {
-    let text = shell(&world.mount_point(), ASK)?;
+    let ask = two_files::ask(".", "sleep 0.1");
+    let script = format!("{ask}for number in 1 1 2 9 1; do ask $number || exit; done");
+    let text = shell(&world.mount_point(), &script)?;
     let lines: Vec<&str> = text.lines().collect();
     let alike =
         lines.len() == expected.len() && lines.iter().zip(expected).all(|(l, e)| l.starts_with(e));

@@ -18,24 +18,22 @@ fn sh(served: &Served, script: &str) -> String {
     String::from_utf8(output.stdout).expect("text")
 }
 
-/// The steps of a typical client: write the number, wait a second, read every 100 ms until the
-/// status is not 0.
-fn ask(served: &Served, write: &str) -> String {
-    sh(
-        served,
-        &format!(
-            "{write}
-             sleep 1
-             for look in $(seq 300); do
-                 line=$(cat response.txt)
-                 case $line in
-                     0:*) sleep 0.1 ;;
-                     *) echo \"$line\"; exit 0 ;;
-                 esac
-             done
-             exit 1"
-        ),
-    )
+const PASSED: &str = "1:Vector add PASSED: 1024 elements, 0 errors (test executor)\n";
+
+/// Runs `write` and waits for `answer`, which must not read like the one before it: that one stays until
+/// the write is noticed.
+fn ask(served: &Served, write: &str, answer: &str) {
+    assert_ne!(served.response(), answer, "{write}");
+    sh(served, write);
+    served.wait_for(answer);
+}
+
+/// Runs `write`, and waits until it has led to a vector add, the `runs`th.
+fn add(served: &Served, write: &str, runs: usize) {
+    sh(served, write);
+    // The old answer is replaced before it runs.
+    served.wait_for_runs(runs);
+    served.wait_for(PASSED);
 }
 
 #[test]
@@ -44,50 +42,60 @@ fn a_shell_session() {
     let served = Served::start(directory.path());
     assert_eq!(sh(&served, "cat command.txt response.txt"), "0\n0:Ready\n");
 
-    let passed = "1:Vector add PASSED: 1024 elements, 0 errors (test executor)\n";
-    assert_eq!(ask(&served, "echo 1 > command.txt"), passed);
+    // As the guide has it. There is no earlier answer that it could take for its own.
+    let guide = "echo 1 > command.txt
+         sleep 1
+         for look in $(seq 300); do
+             line=$(cat response.txt)
+             case $line in
+                 0:*) sleep 0.1 ;;
+                 *) echo \"$line\"; exit 0 ;;
+             esac
+         done
+         exit 1";
+    assert_eq!(sh(&served, guide), PASSED);
     assert_eq!(served.runs(), 1);
 
     // The same number written anew runs again, also when the file is replaced or removed first.
-    assert_eq!(ask(&served, "echo 1 > command.txt"), passed);
-    assert_eq!(served.runs(), 2);
-    assert_eq!(ask(&served, "echo 1 > new; mv new command.txt"), passed);
-    assert_eq!(served.runs(), 3);
-    assert_eq!(
-        ask(&served, "rm command.txt; sleep 0.2; echo 1 > command.txt"),
-        passed
+    add(&served, "echo 1 > command.txt", 2);
+    add(&served, "echo 1 > new; mv new command.txt", 3);
+    add(
+        &served,
+        "rm command.txt; sleep 0.2; echo 1 > command.txt",
+        4,
     );
-    assert_eq!(served.runs(), 4);
-
     // With another system's line ending; without any it may be half a number.
-    assert_eq!(ask(&served, "printf '1\\r\\n' > command.txt"), passed);
-    assert_eq!(served.runs(), 5);
-    assert_eq!(
-        ask(&served, "printf 1 > command.txt"),
-        "2:command.txt holds a number without a newline; write 0, 1 or 2 and a newline\n"
+    add(&served, "printf '1\\r\\n' > command.txt", 5);
+    ask(
+        &served,
+        "printf 1 > command.txt",
+        "2:command.txt holds a number without a newline; write 0, 1 or 2 and a newline\n",
     );
-    assert_eq!(ask(&served, "echo 1 > command.txt"), passed);
-    assert_eq!(
-        ask(&served, ": > command.txt; sleep 2"),
-        "2:command.txt is empty; write 0, 1 or 2 and a newline\n"
+    add(&served, "echo 1 > command.txt", 6);
+    ask(
+        &served,
+        ": > command.txt",
+        "2:command.txt is empty; write 0, 1 or 2 and a newline\n",
     );
-    assert_eq!(served.runs(), 6);
-    assert_eq!(
-        ask(&served, "echo 99999999999999999999 > command.txt"),
-        "2:the number in command.txt is too large; write 0, 1 or 2 and a newline\n"
+    ask(
+        &served,
+        "echo 99999999999999999999 > command.txt",
+        "2:the number in command.txt is too large; write 0, 1 or 2 and a newline\n",
     );
 
-    assert_eq!(ask(&served, "echo 2 > command.txt"), "2:no GPU here\n");
-    assert_eq!(
-        ask(&served, "echo 7 > command.txt"),
-        "2:command 7 is unknown; write 0 (nothing), 1 (vector add) or 2 (GPU info)\n"
+    ask(&served, "echo 2 > command.txt", "2:no GPU here\n");
+    ask(
+        &served,
+        "echo 7 > command.txt",
+        "2:command 7 is unknown; write 0 (nothing), 1 (vector add) or 2 (GPU info)\n",
     );
-    assert_eq!(
-        ask(&served, "echo run > command.txt"),
-        "2:command.txt holds \"run\", which is no decimal number; write 0, 1 or 2 and a newline\n"
+    ask(
+        &served,
+        "echo run > command.txt",
+        "2:command.txt holds \"run\", which is no decimal number; write 0, 1 or 2 and a newline\n",
     );
-    sh(&served, "echo 0 > command.txt");
-    served.wait_for("0:Ready\n");
+    ask(&served, "echo 0 > command.txt", "0:Ready\n");
+    assert_eq!(served.runs(), 6);
 
     let path = served.path.clone();
     served.stop().unwrap();
@@ -102,8 +110,11 @@ fn a_shell_session() {
 fn a_number_written_in_two_pieces_is_one_number() {
     let directory = tempfile::tempdir().unwrap();
     let served = Served::start(directory.path());
-    let answer = ask(&served, "{ printf 1; sleep 0.2; echo 7; } > command.txt");
-    assert!(answer.starts_with("2:command 17 is unknown"), "{answer}");
+    ask(
+        &served,
+        "{ printf 1; sleep 0.2; echo 7; } > command.txt",
+        "2:command 17 is unknown; write 0 (nothing), 1 (vector add) or 2 (GPU info)\n",
+    );
     assert_eq!(served.runs(), 0);
 }
 

@@ -61,11 +61,21 @@ impl Served {
 
     /// Waits until `response.txt` holds `text`.
     pub(crate) fn wait_for(&self, text: &str) {
+        self.wait_until(&format!("{text:?}"), || self.response() == text);
+    }
+
+    /// Waits until so many vector adds have begun.
+    pub(crate) fn wait_for_runs(&self, runs: usize) {
+        self.wait_until(&format!("{runs} runs"), || self.runs() == runs);
+    }
+
+    fn wait_until(&self, what: &str, reached: impl Fn() -> bool) {
         let deadline = Instant::now() + WATCHDOG;
-        while self.response() != text {
+        while !reached() {
             assert!(
                 Instant::now() < deadline,
-                "still {:?}, not {text:?}",
+                "not {what}: {} runs, {:?}",
+                self.runs(),
                 self.response()
             );
             thread::sleep(Duration::from_millis(5));
