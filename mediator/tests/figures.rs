@@ -128,6 +128,34 @@ fn each_guest_has_its_memory_queue_time_errors_and_kills() {
 }
 
 #[test]
+fn time_counts_while_a_kernel_still_runs() {
+    let directory = tempfile::tempdir().unwrap();
+    let sockets = Sockets::new(directory.path());
+    let mediator = sockets.start(&[]);
+    let tester = device(&sockets, "tester");
+    let endless = kernel(&tester, "endless");
+    let launch = tester.launch_builder(&endless);
+    launch.deadline(3 * support::WATCHDOG).launch(ONE).unwrap();
+    let waiter = tester.lane().unwrap();
+    let waiting = std::thread::spawn(move || waiter.synchronize().unwrap_err());
+    // Over two beats of half a second, so that it goes on growing.
+    let usage = || guest(&mediator, "tcp tester")["usage"].clone();
+    let mut last = 0;
+    for _grown in 0..2 {
+        wait_until("it is seen at work", || {
+            let now = usage()["device_ns"].as_u64().unwrap_or(0);
+            std::mem::replace(&mut last, now) < now
+        });
+    }
+    assert_eq!(usage()["kernels_killed"], 0);
+    let out = run(mediator.vgpuctl().args(["kick", "tcp tester"]));
+    assert!(out.status.success(), "{}", stdout(&out));
+    waiting.join().unwrap();
+    drop((endless, tester));
+    mediator.stop();
+}
+
+#[test]
 fn top_shows_guests_before_their_sessions() {
     let directory = tempfile::tempdir().unwrap();
     let mediator = Mediator::start(directory.path(), &[]);

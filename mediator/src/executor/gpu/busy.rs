@@ -1,5 +1,7 @@
 //! The time for which a device ran kernels: kernels that ran side by side count once.
 
+use std::time::Instant;
+
 use super::device::Span;
 
 /// Spans that are remembered one by one.
@@ -52,9 +54,68 @@ impl Busy {
     }
 }
 
+/// The time that is told of before it is measured: a kernel's is known when it ends, and until then its guest
+/// would seem to leave the device alone.
+#[derive(Debug, Default)]
+pub(super) struct Ahead {
+    /// Kernels have been under way, and been told of, until then.
+    until: Option<Instant>,
+    /// Nanoseconds that were told of and not measured since.
+    ns: u64,
+}
+
+impl Ahead {
+    /// Kernels are under way, or none is. Returns the nanoseconds to tell of.
+    pub(super) fn under_way(&mut self, some: bool, now: Instant) -> u64 {
+        let since = std::mem::replace(&mut self.until, some.then_some(now));
+        let passed = match since {
+            Some(since) if some => now.saturating_duration_since(since).as_nanos(),
+            _ => 0,
+        };
+        let passed = u64::try_from(passed).unwrap_or(u64::MAX);
+        self.ns = self.ns.saturating_add(passed);
+        passed
+    }
+
+    /// Kernels that are over by now took `ns` nanoseconds. Returns those that have not been told of.
+    pub(super) fn measured(&mut self, ns: u64, now: Instant) -> u64 {
+        // What has passed until now, and was not told of, is in what was measured.
+        self.until = self.until.map(|until| until.max(now));
+        let told = self.ns.min(ns);
+        self.ns -= told;
+        ns - told
+    }
+}
+
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use super::*;
+
+    #[test]
+    fn what_was_told_before_it_was_measured_counts_once() {
+        let start = Instant::now();
+        let at = |ms: u64| start + Duration::from_millis(ms);
+        let ms = |ms: u64| ms * 1_000_000;
+        let mut ahead = Ahead::default();
+        assert_eq!(ahead.under_way(false, at(0)), 0);
+        // Since when it is under way is not known at the first look.
+        assert_eq!(ahead.under_way(true, at(500)), 0);
+        assert_eq!(ahead.under_way(true, at(1_000)), ms(500));
+        assert_eq!(ahead.under_way(true, at(1_500)), ms(500));
+        // From 300 to 1,700; the next one goes on.
+        assert_eq!(ahead.measured(ms(1_400), at(1_700)), ms(400));
+        assert_eq!(ahead.under_way(true, at(2_000)), ms(300));
+        // It waited for another guest's kernel in part: later ones make up for it.
+        assert_eq!(ahead.measured(ms(200), at(2_100)), 0);
+        assert_eq!(ahead.under_way(false, at(2_500)), 0);
+        assert_eq!(ahead.measured(ms(150), at(2_600)), ms(50));
+        assert_eq!(ahead.measured(ms(7), at(2_700)), ms(7));
+        // A kernel that is never measured, since it was ended, has been told of.
+        assert_eq!(ahead.under_way(true, at(3_000)), 0);
+        assert_eq!(ahead.under_way(true, at(9_000)), ms(6_000));
+    }
 
     fn span(began: i64, ended: i64) -> Span {
         Span { began, ended }

@@ -73,7 +73,7 @@ use crate::session::backend::{Event, NotOpened};
 use crate::usage::Load;
 use crate::worker::turns::Turns;
 use action::Action;
-use busy::Busy;
+use busy::{Ahead, Busy};
 use captures::Captures;
 use context_limits::ContextLimits;
 use device::{Device, DeviceError, Rows, Work};
@@ -190,6 +190,7 @@ pub(super) struct Gpu<D: Device> {
     printed: bool,
     lost: bool,
     busy: Busy,
+    ahead: Ahead,
     /// Nanoseconds of it not reported in an answer yet.
     untold_ns: u64,
     beat: Instant,
@@ -291,6 +292,7 @@ impl<D: Device> Gpu<D> {
             printed: false,
             lost: false,
             busy: Busy::default(),
+            ahead: Ahead::default(),
             untold_ns: 0,
             beat: Instant::now(),
         }

@@ -536,6 +536,7 @@ impl<D: Device> Gpu<D> {
         let device_ns = done.ran.map_or(0, |ran| self.busy.add(ran));
         if device_ns > 0 {
             self.untold_ns = self.untold_ns.saturating_add(device_ns);
+            let device_ns = self.ahead.measured(device_ns, clock::now());
             self.events.push_back(Event::Worked(device_ns));
         }
         match queued.what {
@@ -833,10 +834,11 @@ impl<D: Device> Gpu<D> {
         self.done(id, Err(failure));
     }
 
-    /// Tells those who wait for the device that it works, from time to time.
+    /// Tells those who wait for the device that it works, and dom0 for how long it has, from time to time.
     fn beat(&mut self) {
         let idle = self.queue.is_empty() && self.calling.is_none() && self.compiling.is_none();
         if idle && !self.has_unqueued() {
+            self.ahead.under_way(false, self.beat);
             return;
         }
         let now = clock::now();
@@ -844,6 +846,11 @@ impl<D: Device> Gpu<D> {
             return;
         }
         self.beat = now;
+        let in_turn = self.queue.values().any(Queued::takes_turn);
+        let device_ns = self.ahead.under_way(in_turn, now);
+        if device_ns > 0 {
+            self.events.push_back(Event::Worked(device_ns));
+        }
         let mut waiting: Vec<u32> = self.waits.iter().map(|wait| wait.id).collect();
         waiting.extend(self.uploads.iter().map(|upload| upload.id));
         waiting.extend(self.downloads.iter().map(|download| download.id));
