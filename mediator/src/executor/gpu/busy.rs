@@ -77,10 +77,12 @@ impl Ahead {
         passed
     }
 
-    /// Kernels that are over by now took `ns` nanoseconds. Returns those that have not been told of.
-    pub(super) fn measured(&mut self, ns: u64, now: Instant) -> u64 {
-        // What has passed until now, and was not told of, is in what was measured.
-        self.until = self.until.map(|until| until.max(now));
+    /// Kernels that are over by now took `ns` nanoseconds, and others are under way still, or none is. Returns the
+    /// nanoseconds that have not been told of.
+    pub(super) fn measured(&mut self, ns: u64, others: bool, now: Instant) -> u64 {
+        // What has passed until now, and was not told of, is in what was measured. Where a turn is over, what passes until
+        // the next one is nobody's time here.
+        self.until = self.until.filter(|_| others).map(|_| now);
         let told = self.ns.min(ns);
         self.ns -= told;
         ns - told
@@ -105,16 +107,19 @@ mod tests {
         assert_eq!(ahead.under_way(true, at(1_000)), ms(500));
         assert_eq!(ahead.under_way(true, at(1_500)), ms(500));
         // From 300 to 1,700; the next one goes on.
-        assert_eq!(ahead.measured(ms(1_400), at(1_700)), ms(400));
+        assert_eq!(ahead.measured(ms(1_400), true, at(1_700)), ms(400));
         assert_eq!(ahead.under_way(true, at(2_000)), ms(300));
         // It waited for another guest's kernel in part: later ones make up for it.
-        assert_eq!(ahead.measured(ms(200), at(2_100)), 0);
+        assert_eq!(ahead.measured(ms(200), true, at(2_100)), 0);
         assert_eq!(ahead.under_way(false, at(2_500)), 0);
-        assert_eq!(ahead.measured(ms(150), at(2_600)), ms(50));
-        assert_eq!(ahead.measured(ms(7), at(2_700)), ms(7));
+        assert_eq!(ahead.measured(ms(150), false, at(2_600)), ms(50));
+        assert_eq!(ahead.measured(ms(7), false, at(2_700)), ms(7));
         // A kernel that is never measured, since it was ended, has been told of.
         assert_eq!(ahead.under_way(true, at(3_000)), 0);
         assert_eq!(ahead.under_way(true, at(9_000)), ms(6_000));
+        // Between two turns nothing passes.
+        assert_eq!(ahead.measured(ms(6_005), false, at(9_005)), ms(5));
+        assert_eq!(ahead.under_way(true, at(9_500)), 0);
     }
 
     fn span(began: i64, ended: i64) -> Span {

@@ -536,7 +536,8 @@ impl<D: Device> Gpu<D> {
         let device_ns = done.ran.map_or(0, |ran| self.busy.add(ran));
         if device_ns > 0 {
             self.untold_ns = self.untold_ns.saturating_add(device_ns);
-            let device_ns = self.ahead.measured(device_ns, clock::now());
+            let others = self.queue.values().any(Queued::takes_turn);
+            let device_ns = self.ahead.measured(device_ns, others, clock::now());
             self.events.push_back(Event::Worked(device_ns));
         }
         match queued.what {
