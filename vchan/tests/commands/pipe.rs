@@ -10,6 +10,8 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use nix::pty::{Winsize, openpty};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 
 /// `vchan` without input, with its output and errors captured.
 fn vchan(arguments: &str, socket: &Path) -> Command {
@@ -179,6 +181,35 @@ fn success_means_that_everything_was_delivered() {
         errors.starts_with("error: cannot use standard input"),
         "{errors}"
     );
+}
+
+/// What the receiver has read was all that had been sent, but not all that there was to send. The sender's two threads find
+/// that out in either order.
+#[test]
+fn a_receiver_that_is_gone_before_the_input_ends_is_an_error() {
+    let dir = tempfile::tempdir().unwrap();
+    let socket = dir.path().join("socket");
+    for _either_order in 0..20 {
+        let mut sender = vchan("serve --pipe", &socket)
+            .stdin(Stdio::piped())
+            .spawn()
+            .unwrap();
+        wait_for(&socket, true);
+        let mut receiver = vchan("connect --pipe", &socket).spawn().unwrap();
+        let mut input = sender.stdin.take().unwrap();
+        input.write_all(b"part").unwrap();
+        let output = receiver.stdout.as_mut().unwrap();
+        output.read_exact(&mut [0; 4]).unwrap();
+        let pid = Pid::from_raw(sender.id().cast_signed());
+        kill(pid, Signal::SIGSTOP).unwrap();
+        input.write_all(b"more").unwrap();
+        receiver.kill().unwrap();
+        receiver.wait().unwrap();
+        kill(pid, Signal::SIGCONT).unwrap();
+        let errors = fails(sender);
+        assert!(errors.contains("closed the channel"), "{errors}");
+        drop(input);
+    }
 }
 
 /// A terminal: the end for a program, and the end that shows its output.

@@ -3,7 +3,8 @@
 //! Bytes go between the ring and the two descriptors directly; the kernel's copy is the only one.
 //!
 //! The wire format has no half-close, so this command decides when a transfer is over:
-//! * when the peer closes and everything it sent has been written out;
+//! * when the peer closes and everything it sent has been written out: an error if it has not read all that was
+//!   sent, or more lies in standard input;
 //! * when standard input has been sent and read by the peer, the peer waits for more, and nothing
 //!   has come from it for `--linger`. A peer that is merely slow holds bytes and does not wait for
 //!   more, so its answer is not cut off. An input that was empty from the start does not count,
@@ -85,11 +86,22 @@ pub(crate) fn run(channel: Channel, linger: Duration, progress: &Progress) -> Re
         return Err(failure);
     }
     if !shared.closing.load(Ordering::Acquire) {
-        // The peer closed first: check whether it had read everything sent by then.
+        // The peer closed first: check whether it had read everything sent by then, and whether there was more to send.
+        // The sending thread, which finds that out too, reads its input only while it has the writer.
         let mut writer = writer.lock().unwrap_or_else(PoisonError::into_inner);
         writer.drain(Instant::now())?;
+        if has_more(&stdin()) {
+            return Err(Error::Closed.into());
+        }
     }
     Ok(())
+}
+
+/// Whether input lies there that nobody will read. Takes a byte of it.
+fn has_more(input: &impl AsFd) -> bool {
+    let mut fds = [PollFd::new(input.as_fd(), PollFlags::POLLIN)];
+    matches!(poll(&mut fds, PollTimeout::ZERO), Ok(1..))
+        && matches!(nix::unistd::read(input.as_fd(), &mut [0]), Ok(1..))
 }
 
 fn receive(shared: &Shared, mut reader: Reader, meter: &Meter) -> Result<(), Failure> {
