@@ -219,6 +219,43 @@ impl Drop for Tmpfs {
 }
 
 #[test]
+fn a_file_system_mounted_over_a_served_directory_is_served_and_so_is_what_lay_below() {
+    let directory = tempfile::tempdir().unwrap();
+    let served = directory.path().join("served");
+    let guest = served.join("web-1");
+    fs::create_dir_all(&guest).unwrap();
+    support::only_ours_to_change(&served);
+    let mediator = serve(directory.path(), &served);
+    let runs = |place: &Path| {
+        wait_until("it is served", || {
+            fs::read_to_string(place.join("response.txt")).is_ok_and(|line| line == "0:Ready\n")
+        });
+        fs::write(place.join("command.txt"), "2\n").unwrap();
+        wait_until("it answers", || {
+            fs::read_to_string(place.join("response.txt")).is_ok_and(|line| line.starts_with("1:"))
+        });
+        let mut client = connect(place);
+        add(&mut client, 1024).unwrap();
+        client
+    };
+    let mut below = runs(&guest);
+    let Some(over) = Tmpfs::mount(&guest, "6m") else {
+        return;
+    };
+    runs(&guest).goodbye().unwrap();
+    // Its session lies where nothing leads any more.
+    add(&mut below, 1024).unwrap_err();
+    let line = "another file system lies there now";
+    assert!(mediator.log().contains(line), "{}", mediator.log());
+    // Another guest's directory, and `DIR` itself, go on as they were.
+    assert!(!mediator.log().contains(&format!("served: {line}")));
+    drop(over);
+    fs::write(guest.join("command.txt"), "0\n").unwrap();
+    runs(&guest).goodbye().unwrap();
+    mediator.stop();
+}
+
+#[test]
 fn a_full_file_system_is_a_clear_error_or_a_delay_and_nothing_half_done() {
     let directory = tempfile::tempdir().unwrap();
     let served = directory.path().join("served");

@@ -7,13 +7,14 @@
 use std::fs;
 use std::mem;
 use std::os::unix::fs::DirBuilderExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use vgpu_cli::Failure;
 use vgpu_file_transport::{GuestName, SessionName};
 
 use super::Broker;
+use super::mounts::Mounted;
 use super::peer::{Peer, Place};
 use crate::policy::{GuestKey, GuestRule};
 use crate::worker::link::{Ask, Found};
@@ -33,6 +34,10 @@ const REMEMBERED: Duration = Duration::from_secs(10);
 #[derive(Debug)]
 pub(super) struct FileService {
     place: Place,
+    /// Its path without links.
+    path: PathBuf,
+    /// What was mounted there before its worker was started.
+    mounted: Option<Mounted>,
     state: State,
     pause: Duration,
     /// When the worker of `DIR` saw this guest's directory last.
@@ -70,12 +75,15 @@ impl FileService {
             directory: directory.to_owned(),
             guest: None,
         };
-        Ok(Self::of(place, now))
+        let path = fs::canonicalize(directory).unwrap_or_else(|_| directory.to_owned());
+        Ok(Self::of(place, path, now))
     }
 
-    fn of(place: Place, now: Instant) -> Self {
+    fn of(place: Place, path: PathBuf, now: Instant) -> Self {
         Self {
             place,
+            path,
+            mounted: None,
             state: State::Waiting { until: now },
             pause: PAUSE.0,
             seen: now,
@@ -119,6 +127,9 @@ impl Broker<'_> {
                 directory: place.directory.clone(),
                 guest: place.guest.as_ref().map(GuestName::to_string),
             };
+            let path = self.files[index].path.as_path();
+            let mounted = self.mounts.at([path].into_iter()).pop().flatten();
+            self.files[index].mounted = mounted;
             let session = self.begin(Peer::File(place), carrier, None, None, now);
             let service = &mut self.files[index];
             service.state = match session {
@@ -133,18 +144,45 @@ impl Broker<'_> {
         }
     }
 
+    /// Ends the workers of directories where something else is mounted than before, which then is served. Their
+    /// sessions lie where no guest can reach them any more.
+    pub(super) fn look_at_mounts(&mut self, now: Instant) {
+        if !self.mounts.is_due(now) {
+            return;
+        }
+        let paths = self.files.iter().map(|service| service.path.as_path());
+        let mounted = self.mounts.at(paths);
+        let changed = self.files.iter().zip(&mounted).filter(|(service, now)| {
+            matches!(service.state, State::Running { .. }) && service.mounted != **now
+        });
+        let changed: Vec<Place> = changed.map(|(service, _)| service.place.clone()).collect();
+        for place in changed {
+            let of_place = |peer: &Peer| match peer {
+                Peer::File(at) | Peer::FileSession(at, _) => *at == place,
+                _ => false,
+            };
+            let workers = self.sessions.values().filter(|it| of_place(&it.peer));
+            let workers: Vec<u64> = workers.map(|it| it.id).collect();
+            let line = "another file system lies there now; it is served instead";
+            let peer = Peer::File(place);
+            self.accounts.log(&peer, log::Level::Info, line, now);
+            self.ask_to_end(&workers);
+        }
+    }
+
     /// Takes what the worker `session` of a directory has seen there.
     pub(super) fn on_found(&mut self, session: u64, found: &Found, now: Instant) {
         let serves = |service: &&FileService| matches!(service.state, State::Running { session: running, .. } if running == session);
-        let Some(place) = self.files.iter().find(serves).map(|at| at.place.clone()) else {
+        let Some(service) = self.files.iter().find(serves) else {
             return;
         };
+        let (place, path) = (service.place.clone(), service.path.clone());
         let nonsense = |what: &str| Err(format!("its worker reports {what}"));
         let outcome = match found {
             Found::Guest(name) => match name.parse() {
                 // Only beside the two files of `DIR` itself: there are no guests of guests.
                 Ok(guest) if place.guest.is_none() => {
-                    self.on_guest_directory(place.clone(), guest, now);
+                    self.on_guest_directory(place.clone(), &path, guest, now);
                     Ok(())
                 }
                 _ => nonsense("a guest that cannot be"),
@@ -165,9 +203,16 @@ impl Broker<'_> {
         }
     }
 
-    fn on_guest_directory(&mut self, place: Place, guest: GuestName, now: Instant) {
+    fn on_guest_directory(
+        &mut self,
+        place: Place,
+        parent_path: &Path,
+        guest: GuestName,
+        now: Instant,
+    ) {
         // Until it is served, lines about it are of the directory that it lies in.
         let parent = Peer::File(place.clone());
+        let path = parent_path.join(guest.as_str());
         let place = Place {
             guest: Some(guest),
             ..place
@@ -190,7 +235,7 @@ impl Broker<'_> {
         }
         let line = format!("listening on {place}");
         self.accounts.log(&parent, log::Level::Info, &line, now);
-        self.files.push(FileService::of(place, now));
+        self.files.push(FileService::of(place, path, now));
     }
 
     /// A guest has made a session. It is reported again until a worker has taken it.

@@ -20,6 +20,7 @@ pub mod lock_file;
 mod memory;
 mod metrics;
 mod metrics_server;
+mod mounts;
 mod open_files;
 mod peer;
 mod poll;
@@ -70,6 +71,7 @@ use lock_file::LockFile;
 use memory::Memories;
 use metrics::Labels;
 use metrics_server::MetricsServer;
+use mounts::Mounts;
 use peer::Target;
 use probe_process::ChosenExecutor;
 use publish_offers::{Offers, own_domid};
@@ -185,6 +187,7 @@ struct Broker<'a> {
     /// Connections to `tcps` that have not shown a secret yet.
     newcomers: Newcomers,
     files: Vec<FileService>,
+    mounts: Mounts,
     xen: Option<XenGuests>,
     offers: Option<Offers>,
     sessions: BTreeMap<u64, SessionWorker>,
@@ -219,6 +222,7 @@ enum Source {
     Gpus,
     Local(usize),
     Tcp(usize),
+    Mounts,
     Xen,
     ControlListener,
     MetricsListener,
@@ -268,6 +272,7 @@ impl<'a> Broker<'a> {
             tcps: Vec::new(),
             newcomers: Newcomers::default(),
             files: Vec::new(),
+            mounts: Mounts::open(),
             xen: None,
             offers: None,
             sessions: BTreeMap::new(),
@@ -369,6 +374,12 @@ impl<'a> Broker<'a> {
             sources.push(Source::Tcp(index));
             fds.push(readable(door.as_fd()));
         }
+        if !self.files.is_empty()
+            && let Some(changes) = self.mounts.changes()
+        {
+            sources.push(Source::Mounts);
+            fds.push(PollFd::new(changes, PollFlags::POLLPRI));
+        }
         if let Some(xen) = &self.xen {
             sources.push(Source::Xen);
             fds.push(readable(xen.as_fd()));
@@ -444,6 +455,7 @@ impl<'a> Broker<'a> {
         kills
             .chain(queries)
             .chain(files)
+            .chain(self.mounts.deadline())
             .chain(self.offer_due(now))
             .chain(self.closers.deadline())
             .chain(self.control.deadline())
@@ -486,6 +498,7 @@ impl<'a> Broker<'a> {
             }
             Source::Local(index) => self.accept_local(index, now),
             Source::Tcp(index) => self.accept_tcp(index, now),
+            Source::Mounts => self.mounts.on_change(now),
             Source::Xen => self.on_xen(now),
             Source::ControlListener => self.control.accept(now),
             Source::Control(id) => {
@@ -662,6 +675,7 @@ impl<'a> Broker<'a> {
         for id in handed.map(|it| it.id).collect::<Vec<_>>() {
             self.start_instead(id, false, now);
         }
+        self.look_at_mounts(now);
         self.keep_warm(now);
         self.control.expire(now);
         if let Some(metrics) = &mut self.metrics {
