@@ -272,7 +272,7 @@ impl<'a> Broker<'a> {
             tcps: Vec::new(),
             newcomers: Newcomers::default(),
             files: Vec::new(),
-            mounts: Mounts::open(),
+            mounts: Mounts::default(),
             xen: None,
             offers: None,
             sessions: BTreeMap::new(),
@@ -309,7 +309,10 @@ impl<'a> Broker<'a> {
                     None | Some(0) => broker.xen = Some(XenGuests::start(&broker.config.policy)?),
                     Some(_) => broker.offers = Some(Offers::start(now)?),
                 },
-                Endpoint::File(directory) => broker.files.push(FileService::new(directory, now)?),
+                Endpoint::File(directory) => {
+                    broker.mounts = Mounts::open();
+                    broker.files.push(FileService::new(directory, now)?);
+                }
                 other => {
                     return Err(Failure::new(
                         format!("cannot listen on {other}"),
@@ -374,9 +377,7 @@ impl<'a> Broker<'a> {
             sources.push(Source::Tcp(index));
             fds.push(readable(door.as_fd()));
         }
-        if !self.files.is_empty()
-            && let Some(changes) = self.mounts.changes()
-        {
+        if let Some(changes) = self.mounts.changes() {
             sources.push(Source::Mounts);
             fds.push(PollFd::new(changes, PollFlags::POLLPRI));
         }

@@ -21,9 +21,9 @@ const MOST_BYTES: u64 = 4 << 20;
 const SETTLE: Duration = Duration::from_millis(200);
 
 /// The table of mounts.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub(super) struct Mounts {
-    /// None where it cannot be had; then no change is noticed.
+    /// None where it is not needed or cannot be had; then no change is noticed.
     table: Option<File>,
     look_at: Option<Instant>,
 }
