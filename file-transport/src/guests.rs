@@ -28,6 +28,15 @@ const MOST_NAMES: usize = 4096;
 /// Guests that are reported at most; the mediator serves fewer.
 const MOST_GUESTS: usize = 512;
 
+/// A guest's directory.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Guest {
+    /// Its name.
+    pub name: GuestName,
+    /// Its inode number: another one where another directory has taken the name.
+    pub inode: u64,
+}
+
 /// Looks for guests' directories from time to time.
 #[derive(Debug, Default)]
 pub struct Guests {
@@ -45,7 +54,7 @@ impl Guests {
 
     /// The guests that have a directory now, sorted by name; empty while it is not yet time to look
     /// again. Includes the guests that the caller serves already.
-    pub fn look(&mut self, directory: &Directory, now: Instant) -> Vec<GuestName> {
+    pub fn look(&mut self, directory: &Directory, now: Instant) -> Vec<Guest> {
         let early = |looked: Instant| now.saturating_duration_since(looked) < LOOK_INTERVAL;
         if self.looked.is_some_and(early) {
             return Vec::new();
@@ -65,13 +74,16 @@ impl Guests {
         if !self.trusts(directory, &found.names) {
             return Vec::new();
         }
-        let is_directory =
-            |name: &GuestName| listing::open_directory(directory.as_fd(), name.as_str()).is_ok();
-        let mut guests: Vec<GuestName> = found
+        let guest = |name: GuestName| {
+            let opened = listing::open_directory(directory.as_fd(), name.as_str()).ok()?;
+            let inode = fstat(&opened).ok()?.st_ino;
+            Some(Guest { name, inode })
+        };
+        let mut guests: Vec<Guest> = found
             .names
             .iter()
             .filter_map(|name| name.parse().ok())
-            .filter(is_directory)
+            .filter_map(guest)
             .take(MOST_GUESTS)
             .collect();
         guests.sort();
@@ -137,8 +149,12 @@ mod tests {
         let directory = Directory::open(path.path()).unwrap();
         let mut guests = Guests::new();
         let now = Instant::now();
-        let names =
-            |found: Vec<GuestName>| found.iter().map(GuestName::to_string).collect::<Vec<_>>();
+        let names = |found: Vec<Guest>| {
+            found
+                .iter()
+                .map(|at| at.name.to_string())
+                .collect::<Vec<_>>()
+        };
         assert_eq!(names(guests.look(&directory, now)), ["db", "web-1"]);
         assert_eq!(
             names(guests.look(&directory, now + LOOK_INTERVAL / 2)),
@@ -149,6 +165,13 @@ mod tests {
             names(guests.look(&directory, now + LOOK_INTERVAL)),
             ["db", "new", "web-1"]
         );
+        // Another directory of the same name.
+        let mut inode = |after: u32| guests.look(&directory, now + LOOK_INTERVAL * after)[0].inode;
+        let first = inode(2);
+        assert_eq!(inode(3), first);
+        fs::rename(path.path().join("db"), path.path().join("old")).unwrap();
+        fs::create_dir(path.path().join("db")).unwrap();
+        assert_ne!(inode(4), first);
     }
 
     #[test]

@@ -219,7 +219,7 @@ impl Drop for Tmpfs {
 }
 
 #[test]
-fn a_file_system_mounted_over_a_served_directory_is_served_and_so_is_what_lay_below() {
+fn what_lies_in_a_guests_directorys_place_is_served() {
     let directory = tempfile::tempdir().unwrap();
     let served = directory.path().join("served");
     let guest = served.join("web-1");
@@ -251,6 +251,10 @@ fn a_file_system_mounted_over_a_served_directory_is_served_and_so_is_what_lay_be
     assert!(!mediator.log().contains(&format!("served: {line}")));
     drop(over);
     fs::write(guest.join("command.txt"), "0\n").unwrap();
+    runs(&guest).goodbye().unwrap();
+    // Another directory of its name.
+    fs::rename(&guest, served.join(".old")).unwrap();
+    fs::create_dir(&guest).unwrap();
     runs(&guest).goodbye().unwrap();
     mediator.stop();
 }

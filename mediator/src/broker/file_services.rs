@@ -40,8 +40,9 @@ pub(super) struct FileService {
     mounted: Option<Mounted>,
     state: State,
     pause: Duration,
-    /// When the worker of `DIR` saw this guest's directory last.
+    /// When the worker of `DIR` saw this guest's directory last, and its inode number.
     seen: Instant,
+    inode: Option<u64>,
 }
 
 #[derive(Debug)]
@@ -87,6 +88,7 @@ impl FileService {
             state: State::Waiting { until: now },
             pause: PAUSE.0,
             seen: now,
+            inode: None,
         }
     }
 
@@ -157,17 +159,22 @@ impl Broker<'_> {
         });
         let changed: Vec<Place> = changed.map(|(service, _)| service.place.clone()).collect();
         for place in changed {
-            let of_place = |peer: &Peer| match peer {
-                Peer::File(at) | Peer::FileSession(at, _) => *at == place,
-                _ => false,
-            };
-            let workers = self.sessions.values().filter(|it| of_place(&it.peer));
-            let workers: Vec<u64> = workers.map(|it| it.id).collect();
-            let line = "another file system lies there now; it is served instead";
-            let peer = Peer::File(place);
-            self.accounts.log(&peer, log::Level::Info, line, now);
-            self.ask_to_end(&workers);
+            self.serve_anew(place, "another file system lies there now", now);
         }
+    }
+
+    /// Ends the workers of a directory and of its sessions, whatever has changed there. What lies there now gets others.
+    fn serve_anew(&mut self, place: Place, why: &str, now: Instant) {
+        let of_place = |peer: &Peer| match peer {
+            Peer::File(at) | Peer::FileSession(at, _) => *at == place,
+            _ => false,
+        };
+        let workers = self.sessions.values().filter(|it| of_place(&it.peer));
+        let workers: Vec<u64> = workers.map(|it| it.id).collect();
+        let line = format!("{why}, which is served instead");
+        let peer = Peer::File(place);
+        self.accounts.log(&peer, log::Level::Info, &line, now);
+        self.ask_to_end(&workers);
     }
 
     /// Takes what the worker `session` of a directory has seen there.
@@ -179,10 +186,10 @@ impl Broker<'_> {
         let (place, path) = (service.place.clone(), service.path.clone());
         let nonsense = |what: &str| Err(format!("its worker reports {what}"));
         let outcome = match found {
-            Found::Guest(name) => match name.parse() {
+            Found::Guest { name, inode } => match name.parse() {
                 // Only beside the two files of `DIR` itself: there are no guests of guests.
                 Ok(guest) if place.guest.is_none() => {
-                    self.on_guest_directory(place.clone(), &path, guest, now);
+                    self.on_guest_directory(place.clone(), &path, guest, *inode, now);
                     Ok(())
                 }
                 _ => nonsense("a guest that cannot be"),
@@ -208,6 +215,7 @@ impl Broker<'_> {
         place: Place,
         parent_path: &Path,
         guest: GuestName,
+        inode: u64,
         now: Instant,
     ) {
         // Until it is served, lines about it are of the directory that it lies in.
@@ -219,6 +227,10 @@ impl Broker<'_> {
         };
         if let Some(service) = self.files.iter_mut().find(|at| at.place == place) {
             service.seen = now;
+            let known = service.inode.replace(inode);
+            if known.is_some_and(|known| known != inode) {
+                self.serve_anew(place, "another directory has its name now", now);
+            }
             return;
         }
         if self.stopping.is_some() || self.is_denied(&place) {
@@ -235,7 +247,10 @@ impl Broker<'_> {
         }
         let line = format!("listening on {place}");
         self.accounts.log(&parent, log::Level::Info, &line, now);
-        self.files.push(FileService::of(place, path, now));
+        self.files.push(FileService {
+            inode: Some(inode),
+            ..FileService::of(place, path, now)
+        });
     }
 
     /// A guest has made a session. It is reported again until a worker has taken it.

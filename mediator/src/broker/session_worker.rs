@@ -414,7 +414,7 @@ fn plausible(report: &Report) -> bool {
             .is_none_or(|ended| sound(&ended.text, MAX_LINE))
         && match &report.found {
             Some(Found::Client(name) | Found::Name(name)) => sound(name, MAX_NAME),
-            Some(Found::Guest(name)) => name.parse::<GuestName>().is_ok(),
+            Some(Found::Guest { name, .. }) => name.parse::<GuestName>().is_ok(),
             Some(Found::Session(name)) => name.parse::<SessionName>().is_ok(),
             _ => true,
         }

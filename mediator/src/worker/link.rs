@@ -105,7 +105,12 @@ pub enum Waiting {
 #[serde(rename_all = "lowercase")]
 pub enum Found {
     /// A guest's directory beside the two files.
-    Guest(String),
+    Guest {
+        /// Its name.
+        name: String,
+        /// Its inode number.
+        inode: u64,
+    },
     /// A session that waits for a mediator.
     Session(String),
     /// Over TCP: the name that a client says. The broker answers with its [`Key`], once.
@@ -793,7 +798,10 @@ mod tests {
                     sum_us: u64::MAX,
                 },
             }),
-            found: Some(Found::Guest("z".repeat(64))),
+            found: Some(Found::Guest {
+                name: "z".repeat(64),
+                inode: u64::MAX,
+            }),
             turn: Some(Said {
                 over: true,
                 want: true,

@@ -75,7 +75,8 @@ impl SessionFinder<'_> {
         }
         if self.look_for_guests {
             for guest in guests.look(directory, now) {
-                (self.found)(Found::Guest(guest.to_string()));
+                let (name, inode) = (guest.name.to_string(), guest.inode);
+                (self.found)(Found::Guest { name, inode });
             }
         }
         any
