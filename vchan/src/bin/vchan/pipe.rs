@@ -91,7 +91,7 @@ pub(crate) fn run(channel: Channel, linger: Duration, progress: &Progress) -> Re
         let mut writer = writer.lock().unwrap_or_else(PoisonError::into_inner);
         writer.drain(Instant::now())?;
         if has_more(&stdin()) {
-            return Err(Error::Closed.into());
+            return Err(Error::PeerClosed { unread: 0 }.into());
         }
     }
     Ok(())
