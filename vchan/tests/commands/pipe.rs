@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 
 use nix::pty::{Winsize, openpty};
 use nix::sys::signal::{Signal, kill};
+use nix::sys::wait::{WaitPidFlag, waitpid};
 use nix::unistd::Pid;
 
 /// `vchan` without input, with its output and errors captured.
@@ -45,8 +46,9 @@ fn succeeds(child: Child) -> (Vec<u8>, String) {
 #[track_caller]
 fn fails(child: Child) -> String {
     let output = child.wait_with_output().unwrap();
-    assert_eq!(output.status.code(), Some(1));
-    String::from_utf8(output.stderr).unwrap()
+    let errors = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(output.status.code(), Some(1), "{errors}");
+    errors
 }
 
 /// Waits until a server's socket exists, or is gone again because the two have met.
@@ -202,6 +204,7 @@ fn a_receiver_that_is_gone_before_the_input_ends_is_an_error() {
         output.read_exact(&mut [0; 4]).unwrap();
         let pid = Pid::from_raw(sender.id().cast_signed());
         kill(pid, Signal::SIGSTOP).unwrap();
+        waitpid(pid, Some(WaitPidFlag::WUNTRACED)).unwrap();
         input.write_all(b"more").unwrap();
         receiver.kill().unwrap();
         receiver.wait().unwrap();

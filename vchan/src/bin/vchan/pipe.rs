@@ -51,6 +51,18 @@ struct Shared {
     failure: Mutex<Option<Failure>>,
 }
 
+impl Shared {
+    fn fail(&self, failure: Failure) {
+        *self.failure.lock().unwrap_or_else(PoisonError::into_inner) = Some(failure);
+    }
+
+    /// Why the sending thread ended early, if it did; told once.
+    fn failure(&self) -> Result<(), Failure> {
+        let mut failure = self.failure.lock().unwrap_or_else(PoisonError::into_inner);
+        failure.take().map_or(Ok(()), Err)
+    }
+}
+
 pub(crate) fn run(channel: Channel, linger: Duration, progress: &Progress) -> Result<(), Failure> {
     let input = Input::standard();
     let sending = Arc::new(progress.meter("sent", input.bytes));
@@ -64,10 +76,7 @@ pub(crate) fn run(channel: Channel, linger: Duration, progress: &Progress) -> Re
         // Never joined unless it closes: it may be waiting for a terminal.
         thread::spawn(move || {
             if let Err(failure) = send(&shared, &writer, input, linger, &sending) {
-                *shared
-                    .failure
-                    .lock()
-                    .unwrap_or_else(PoisonError::into_inner) = Some(failure);
+                shared.fail(failure);
             }
         })
     };
@@ -76,19 +85,14 @@ pub(crate) fn run(channel: Channel, linger: Duration, progress: &Progress) -> Re
         let _ = sender.join();
     }
     sending.done();
-    let failure = shared
-        .failure
-        .lock()
-        .unwrap_or_else(PoisonError::into_inner)
-        .take();
+    let failed = shared.failure();
     received?;
-    if let Some(failure) = failure {
-        return Err(failure);
-    }
+    failed?;
     if !shared.closing.load(Ordering::Acquire) {
         // The peer closed first: check whether it had read everything sent by then, and whether there was more to send.
         // The sending thread, which finds that out too, reads its input only while it has the writer.
         let mut writer = writer.lock().unwrap_or_else(PoisonError::into_inner);
+        shared.failure()?;
         writer.drain(Instant::now())?;
         if has_more(&stdin()) {
             return Err(Error::PeerClosed { unread: 0 }.into());
@@ -153,6 +157,12 @@ fn send(
         writer.abandon();
         Failure::standard("input", &error)
     };
+    // Told while the writer is held: who has it next must not take what was read and not sent for nothing.
+    let gone = |writer: MutexGuard<'_, Writer>, error: Error| {
+        shared.fail(error.into());
+        drop(writer);
+        Ok(())
+    };
     let step = step(lock().ring_bytes());
     let deadline = whenever();
     let mut sent = input.bytes.is_some();
@@ -160,13 +170,18 @@ fn send(
         // Without the lock: this may take for ever, and ending the transfer needs the writer.
         wait_readable(stdin.as_fd()).map_err(|errno| failed(lock(), errno.into()))?;
         let mut writer = lock();
-        let room = writer.reserve(1, deadline)?;
+        let room = match writer.reserve(1, deadline) {
+            Ok(room) => room,
+            Err(error) => return gone(writer, error),
+        };
         match room.up_to(step).read_from(&stdin, Instant::now()) {
             Ok(0) => break,
             Ok(n) => {
                 // First: the peer may be gone the moment after it has seen the bytes.
                 shared.sent.fetch_add(n as u64, Ordering::SeqCst);
-                writer.commit(n)?;
+                if let Err(error) = writer.commit(n) {
+                    return gone(writer, error);
+                }
                 meter.add(n);
                 sent = true;
             }
