@@ -65,6 +65,11 @@ impl Agent {
         bail!("the agent did not answer in time")
     }
 
+    /// Whether a request had no answer; then no other is made.
+    pub(crate) fn is_lost(&self) -> bool {
+        self.is_lost
+    }
+
     /// Runs a shell script, which is killed after `limit` (status 137).
     ///
     /// # Errors

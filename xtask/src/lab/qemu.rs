@@ -2,6 +2,7 @@
 
 use std::fs::{self, File};
 use std::io::Write;
+use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
@@ -40,6 +41,14 @@ pub(crate) const DEFAULT_PROCESSORS: u32 = 2;
 /// Boot usually takes 8 s; a busy machine gets twenty times that.
 const BOOT_LIMIT: Duration = Duration::from_secs(180);
 
+/// Xen's console: three times Ctrl-A gives it the keyboard; then the registers of all processors, the scheduler's queues,
+/// domains with their event channels (`xl debug-keys`).
+const XEN_KEYS: &str = "\x01\x01\x01drqe";
+
+/// Time for its answers, and how much of them is shown.
+const ANSWER_TIME: Duration = Duration::from_secs(10);
+const ANSWER_LINES: usize = 300;
+
 /// Run folders kept.
 const RUNS_KEPT: usize = 12;
 
@@ -76,7 +85,12 @@ impl Qemu {
         // leftovers.
         command
             .args(["-display", "none", "-monitor", "none"])
-            .args(["-serial", "file:console.log"])
+            .args([
+                "-chardev",
+                "socket,id=console,path=console.sock,server=on,wait=off,logfile=console.log",
+                "-serial",
+                "chardev:console",
+            ])
             .args([
                 "-chardev",
                 "stdio,id=agent,signal=off",
@@ -146,10 +160,28 @@ impl Qemu {
         script: &str,
         limit: Duration,
     ) -> Result<Output> {
-        let tail = self.folder.display().to_string();
-        self.agent
-            .exec(place, script, limit)
-            .with_context(|| format!("logs: {tail}"))
+        let answered_before = !self.agent.is_lost();
+        let output = self.agent.exec(place, script, limit);
+        if answered_before && self.agent.is_lost() {
+            self.ask_xen();
+        }
+        output.with_context(|| format!("logs: {}", self.folder.display()))
+    }
+
+    /// dom0 does not answer any more: says for what the machine used its processors in the meantime, and has Xen tell
+    /// where they are.
+    fn ask_xen(&self) {
+        let before = self.processor_time();
+        let asked = UnixStream::connect(self.folder.join("console.sock"))
+            .and_then(|mut console| console.write_all(XEN_KEYS.as_bytes()));
+        std::thread::sleep(ANSWER_TIME);
+        eprintln!(
+            "lab: dom0 does not answer; QEMU used {:.1} s of processor time in {} s; asking Xen: {}",
+            (self.processor_time() - before).as_secs_f32(),
+            ANSWER_TIME.as_secs(),
+            asked.map_or_else(|error| error.to_string(), |()| "done".to_owned()),
+        );
+        eprint!("{}", self.console_tail(ANSWER_LINES));
     }
 
     /// Processor time of QEMU so far.
