@@ -10,7 +10,7 @@
 #include <string.h>
 #include <unistd.h>
 
-#define LOOKS 600 /* of 100 ms each */
+#define LOOKS 240 /* of 250 ms each */
 
 static int send_command(const char *directory, const char *number)
 {
@@ -59,13 +59,13 @@ static int is_answer(const char *line)
     return strncmp(line, "0:", 2) != 0;
 }
 
-/* Reads every 100 ms until the line is the wanted one; -1 when it never was. */
+/* Reads every 250 ms until the line is the wanted one; -1 when it never was. */
 static int wait_for(const char *directory, int (*wanted)(const char *), char *line, size_t size)
 {
     for (int look = 0; look < LOOKS; look++) {
         if (read_response(directory, line, size) == 0 && wanted(line))
             return 0;
-        usleep(100 * 1000);
+        usleep(250 * 1000);
     }
     fprintf(stderr, "no answer\n");
     return -1;

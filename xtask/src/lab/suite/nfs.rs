@@ -127,7 +127,7 @@ const VECTOR_ADD: &str = "1:Vector add PASSED: 1024 elements, 0 errors (cpu exec
 fn start_guide_clients(context: &mut Context) -> Result<Vec<Job>> {
     let ask = two_files::ask("/mnt/vgpu", "usleep 500000");
     let client = format!(
-        "{GUIDE}{ask}for number in 1 2 9; do ask $number || exit; done; guide_client /mnt/vgpu 1"
+        "{GUIDE}{ask}for number in 2 9; do ask $number || exit; done; guide_client /mnt/vgpu 1"
     );
     let guests = Context::networked().into_iter();
     guests
@@ -140,14 +140,13 @@ fn check_guide_client(context: &mut Context, client: &Job) -> Result<()> {
     let lines: Vec<&str> = output.text()?.lines().collect();
     let expected = [
         VECTOR_ADD,
-        VECTOR_ADD,
         "1:",
         "2:command 9 is unknown; write 0 (nothing), 1 (vector add) or 2 (GPU info)",
         VECTOR_ADD,
     ];
     let alike =
         lines.len() == expected.len() && lines.iter().zip(expected).all(|(l, e)| l.starts_with(e));
-    ensure!(alike && lines[2].contains("(cpu executor"), "{lines:?}");
+    ensure!(alike && lines[1].contains("(cpu executor"), "{lines:?}");
     Ok(())
 }
 
