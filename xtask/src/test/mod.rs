@@ -210,8 +210,8 @@ const PACKAGED: &[Step] = &[
             "test",
             "--filter",
             "vector-add/pv-1,vector-add/pvh-1,vector-add/info-and-ping,vector-add/two,!vector-add/pvh-16777216,\
-             session/conformance,mediators/,missing-pieces/,domains/,gpu/through-the-relay,relay/tcp-outside,\
-             relay/gpu-domain-destroyed,interop/pv-1048576-64-mib,interop/echo,faults/case-41,vchan/every-pair,\
+             session/conformance,mediators/,domains/,gpu/through-the-relay,relay/tcp-outside,\
+             interop/pv-1048576-64-mib,interop/echo,faults/case-41,vchan/every-pair,\
              vchan/client-killed,vchan/server-killed,nfs/both-protocols,!session/conformance-tcp",
         ],
     ),
