@@ -475,7 +475,7 @@ fn files_are_served_to_a_client_that_knows_only_files() {
         directory.path().join("l").display()
     );
     let mediator = Mediator::start(directory.path(), &["--listen", &listen]);
-    let response = || fs::read_to_string(files.join("response.txt")).unwrap_or_default();
+    let response = || support::response(&files);
     wait_until("it is ready", || response() == "0:Ready\n");
     for _again in 0..2 {
         fs::write(files.join("command.txt"), "1\n").unwrap();
@@ -496,8 +496,7 @@ fn files_are_served_to_a_client_that_knows_only_files() {
     assert!(usage["bytes_out"].as_u64() > Some(80), "{usage}");
     // Its worker is replaced when it dies.
     let worker = mediator.wait_for_workers(1)[0];
-    let pid = nix::unistd::Pid::from_raw(worker.cast_signed());
-    nix::sys::signal::kill(pid, Signal::SIGKILL).unwrap();
+    support::signal(worker, Signal::SIGKILL);
     wait_until("a new worker serves", || {
         mediator.workers().iter().any(|pid| *pid != worker)
     });

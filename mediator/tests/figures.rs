@@ -198,8 +198,7 @@ fn a_worker_that_is_killed_counts_against_its_guest() {
     let mediator = Mediator::start(directory.path(), &[]);
     let client = mediator.connect().unwrap();
     let worker = mediator.wait_for_workers(1)[0];
-    let pid = nix::unistd::Pid::from_raw(worker.cast_signed());
-    nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGKILL).unwrap();
+    support::signal(worker, nix::sys::signal::Signal::SIGKILL);
     wait_until("it is booked", || {
         mediator.status()["guests"][0]["sessions"] == 0
     });

@@ -11,7 +11,7 @@ use std::thread;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
-use support::{Mediator, add, options, run, wait_until};
+use support::{Mediator, add, options, response, run, wait_for_response, wait_until};
 use vgpu_guest::{Client, Endpoint, Error, Options, Side};
 
 /// Numbers that look random; the seed is printed, and `VGPU_TEST_SEED` repeats a run.
@@ -227,13 +227,9 @@ fn what_lies_in_a_guests_directorys_place_is_served() {
     support::only_ours_to_change(&served);
     let mediator = serve(directory.path(), &served);
     let runs = |place: &Path| {
-        wait_until("it is served", || {
-            fs::read_to_string(place.join("response.txt")).is_ok_and(|line| line == "0:Ready\n")
-        });
+        wait_until("it is served", || response(place) == "0:Ready\n");
         fs::write(place.join("command.txt"), "2\n").unwrap();
-        wait_until("it answers", || {
-            fs::read_to_string(place.join("response.txt")).is_ok_and(|line| line.starts_with("1:"))
-        });
+        wait_for_response(place, "1:");
         let mut client = connect(place);
         add(&mut client, 1024).unwrap();
         client
@@ -247,7 +243,7 @@ fn what_lies_in_a_guests_directorys_place_is_served() {
     add(&mut below, 1024).unwrap_err();
     let line = "another file system lies there now";
     assert!(mediator.log().contains(line), "{}", mediator.log());
-    // Another guest's directory, and `DIR` itself, go on as they were.
+    // `DIR` itself goes on as it was.
     assert!(!mediator.log().contains(&format!("served: {line}")));
     drop(over);
     fs::write(guest.join("command.txt"), "0\n").unwrap();

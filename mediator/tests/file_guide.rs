@@ -13,7 +13,8 @@ use std::time::{Duration, Instant};
 use nix::sys::signal::Signal;
 use nix::sys::stat::Mode;
 use nix::unistd::mkfifo;
-use support::{Mediator, only_ours_to_change, run, stderr, stdout, wait_until};
+use support::wait_for_response as wait_for;
+use support::{Mediator, only_ours_to_change, response, run, signal, stderr, stdout, wait_until};
 
 const PASSED: &str = "1:Vector add PASSED: 1024 elements, 0 errors (cpu executor, ";
 
@@ -32,16 +33,6 @@ fn start(directory: &Path, guests: &[&str]) -> (Mediator, PathBuf) {
     }
     wait_for(&served, "0:Ready");
     (mediator, served)
-}
-
-fn response(place: &Path) -> String {
-    fs::read_to_string(place.join("response.txt")).unwrap_or_default()
-}
-
-fn wait_for(place: &Path, start: &str) {
-    wait_until(&format!("{start} in {}", place.display()), || {
-        response(place).starts_with(start)
-    });
 }
 
 /// The C client's program, compiled into `directory`.
@@ -114,16 +105,12 @@ fn a_c_client_never_takes_an_earlier_answer_for_its_own() {
     fs::write(served.join("command.txt"), "7\n").unwrap();
     wait_for(&served, "2:");
     let worker = mediator.wait_for_workers(1)[0];
-    let signal = |signal| {
-        let pid = nix::unistd::Pid::from_raw(worker.cast_signed());
-        nix::sys::signal::kill(pid, signal).unwrap();
-    };
-    signal(Signal::SIGSTOP);
+    signal(worker, Signal::SIGSTOP);
     let output = thread::scope(|scope| {
         let ask = scope.spawn(|| run(Command::new(&client).arg(&served).arg("1")));
         // Longer than the second that the guide's client waits.
         thread::sleep(Duration::from_millis(1500));
-        signal(Signal::SIGCONT);
+        signal(worker, Signal::SIGCONT);
         ask.join().unwrap()
     });
     assert!(stdout(&output).starts_with(PASSED), "{}", stdout(&output));
@@ -284,11 +271,7 @@ fn a_killed_worker_is_replaced_and_an_old_command_does_not_run() {
     wait_for(&place, PASSED);
     let began = Instant::now();
     for worker in mediator.workers() {
-        nix::sys::signal::kill(
-            nix::unistd::Pid::from_raw(worker.cast_signed()),
-            Signal::SIGKILL,
-        )
-        .unwrap();
+        signal(worker, Signal::SIGKILL);
     }
     wait_for(&place, "0:Ready");
     assert_eq!(

@@ -166,8 +166,7 @@ fn every_figure_is_there_and_is_that_of_the_status() {
     let [worker] = mediator.workers()[..] else {
         panic!("one worker");
     };
-    let worker = nix::unistd::Pid::from_raw(worker.cast_signed());
-    nix::sys::signal::kill(worker, nix::sys::signal::Signal::SIGKILL).unwrap();
+    support::signal(worker, nix::sys::signal::Signal::SIGKILL);
     mediator.wait_for_workers(0);
     wait_until("the crash is counted", || {
         scrape(address)["vgpu_worker_kills_total{reason=\"crashed\"}"] == 1.0

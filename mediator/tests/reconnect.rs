@@ -6,16 +6,11 @@ mod support;
 use std::fs;
 use std::time::Duration;
 
-use nix::sys::signal::{Signal, kill};
-use nix::unistd::Pid;
+use nix::sys::signal::Signal;
 use support::sockets::Sockets;
-use support::{Mediator, add, wait_until};
+use support::{Mediator, add, signal, wait_until};
 use vgpu_guest::{Cause, Client, Endpoint, Error, Retry, Side};
 use vgpu_transport::TransportError;
-
-fn signal(worker: u32, signal: Signal) {
-    kill(Pid::from_raw(worker.cast_signed()), signal).expect("the worker is there");
-}
 
 /// Begins a long vector add, does `harm` once it is under way, and returns the error.
 fn harmed(client: &mut Client, harm: impl FnOnce()) -> Error {

@@ -15,7 +15,8 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::{Pid, mkfifo};
 use support::sockets::Sockets;
 use support::{
-    Mediator, WATCHDOG, add, exchange_and, only_ours_to_change, run, stderr, stdout, wait_until,
+    Mediator, WATCHDOG, add, exchange_and, only_ours_to_change, response, run, stderr, stdout,
+    wait_until,
 };
 use vgpu_guest::{Client, Device, Endpoint, Error};
 
@@ -280,7 +281,6 @@ fn directories_of_guests_follow_the_rules_and_their_workers_the_limits() {
     only_ours_to_change(&root);
     let listen = format!("file:{}", root.display());
     let served = Served::with("[guests]\nweb-1 = 'deny'\n", &["--listen", &listen]);
-    let response = |at: &Path| fs::read_to_string(at.join("response.txt")).unwrap_or_default();
     wait_until("the directory is served", || {
         response(&root).starts_with("0:")
     });

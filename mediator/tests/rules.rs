@@ -170,7 +170,7 @@ fn the_two_files_know_the_rules_too() {
     let listen = format!("file:{}", served.display());
     let flags = ["--listen", listen.as_str(), "--config", path.as_str()];
     let mediator = Mediator::start(directory.path(), &flags);
-    let response = || fs::read_to_string(served.join("response.txt")).unwrap_or_default();
+    let response = || support::response(&served);
     wait_until("the directory is served", || response().starts_with("0:"));
     fs::write(served.join("command.txt"), "1\n").unwrap();
     wait_until("the answer", || response().starts_with("2:"));

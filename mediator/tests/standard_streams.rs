@@ -53,7 +53,7 @@ fn a_preloaded_library_may_print_what_it_likes() {
     let mut client = mediator.connect().unwrap();
     add(&mut client, 1000).unwrap();
     client.goodbye().unwrap();
-    let response = || fs::read_to_string(served.join("response.txt")).unwrap_or_default();
+    let response = || support::response(&served);
     wait_until("it is ready", || response().starts_with("0:Ready"));
     fs::write(served.join("command.txt"), "1\n").unwrap();
     wait_until("the command runs", || {
@@ -103,7 +103,7 @@ fn a_log_that_nobody_reads_stops_nobody() {
     // Turned away, which is logged.
     let kicked = run(mediator.vgpuctl().args(["kick", "nobody"]));
     assert!(stderr(&kicked).contains("no session"), "{kicked:?}");
-    let response = || fs::read_to_string(served.join("response.txt")).unwrap_or_default();
+    let response = || support::response(&served);
     wait_until("it is ready", || response().starts_with("0:Ready"));
     fs::write(served.join("command.txt"), "1\n").unwrap();
     wait_until("the command runs", || {

@@ -129,9 +129,8 @@ impl Broker<'_> {
                 directory: place.directory.clone(),
                 guest: place.guest.as_ref().map(GuestName::to_string),
             };
-            let path = self.files[index].path.as_path();
-            let mounted = self.mounts.at([path].into_iter()).pop().flatten();
-            self.files[index].mounted = mounted;
+            let service = &mut self.files[index];
+            service.mounted = self.mounts.read().find(&service.path);
             let session = self.begin(Peer::File(place), carrier, None, None, now);
             let service = &mut self.files[index];
             service.state = match session {
@@ -152,12 +151,12 @@ impl Broker<'_> {
         if !self.mounts.is_due(now) {
             return;
         }
-        let paths = self.files.iter().map(|service| service.path.as_path());
-        let mounted = self.mounts.at(paths);
-        let changed = self.files.iter().zip(&mounted).filter(|(service, now)| {
-            matches!(service.state, State::Running { .. }) && service.mounted != **now
+        let table = self.mounts.read();
+        let changed = self.files.iter().filter(|service| {
+            matches!(service.state, State::Running { .. })
+                && service.mounted != table.find(&service.path)
         });
-        let changed: Vec<Place> = changed.map(|(service, _)| service.place.clone()).collect();
+        let changed: Vec<Place> = changed.map(|service| service.place.clone()).collect();
         for place in changed {
             self.serve_anew(place, "another file system lies there now", now);
         }

@@ -23,7 +23,7 @@ const SETTLE: Duration = Duration::from_millis(200);
 /// The table of mounts.
 #[derive(Debug, Default)]
 pub(super) struct Mounts {
-    /// None where it is not needed or cannot be had; then no change is noticed.
+    /// Open while a directory is served. Without it no change is noticed.
     table: Option<File>,
     look_at: Option<Instant>,
 }
@@ -37,6 +37,9 @@ pub(super) struct Mounted {
     root: Vec<u8>,
     at: PathBuf,
 }
+
+/// The mounts of a moment.
+pub(super) struct Table(Vec<Mount>);
 
 /// A line of the table.
 struct Mount {
@@ -77,28 +80,48 @@ impl Mounts {
         self.look_at.take_if(|at| *at <= now).is_some()
     }
 
-    /// What is mounted where these paths lead, which go through no links.
-    pub(super) fn at<'a>(&mut self, paths: impl Iterator<Item = &'a Path>) -> Vec<Option<Mounted>> {
-        let mounts = self.read().unwrap_or_default();
-        paths.map(|path| find(&mounts, path)).collect()
-    }
-
-    fn read(&mut self) -> io::Result<Vec<Mount>> {
-        let Some(table) = &mut self.table else {
-            return Ok(Vec::new());
-        };
-        let mut text = Vec::new();
-        table.rewind()?;
-        table.take(MOST_BYTES).read_to_end(&mut text)?;
-        Ok(parse(&text))
+    /// The table as it is now; empty where it cannot be read.
+    pub(super) fn read(&mut self) -> Table {
+        let text = self.table.as_mut().and_then(|table| text(table).ok());
+        Table::parse(&text.unwrap_or_default())
     }
 }
 
-fn parse(table: &[u8]) -> Vec<Mount> {
-    table
-        .split(|byte| *byte == b'\n')
-        .filter_map(mount)
-        .collect()
+fn text(table: &mut File) -> io::Result<Vec<u8>> {
+    let mut text = Vec::new();
+    table.rewind()?;
+    table.take(MOST_BYTES).read_to_end(&mut text)?;
+    Ok(text)
+}
+
+impl Table {
+    fn parse(text: &[u8]) -> Self {
+        let lines = text.split(|byte| *byte == b'\n');
+        Self(lines.filter_map(mount).collect())
+    }
+
+    /// What is mounted where a path leads that goes through no links. Goes from the root down, as the kernel does: what is
+    /// mounted below a mount that hides it does not count.
+    pub(super) fn find(&self, path: &Path) -> Option<Mounted> {
+        let Self(mounts) = self;
+        let is_root = |mount: &&Mount| {
+            let below = |other: &Mount| other.id == mount.parent && other.id != mount.id;
+            mount.mounted.at == Path::new("/") && !mounts.iter().any(below)
+        };
+        let mut here = mounts.iter().rfind(is_root)?;
+        for _ in mounts {
+            let inner = mounts.iter().filter(|inner| {
+                inner.parent == here.id
+                    && inner.id != here.id
+                    && path.starts_with(&inner.mounted.at)
+            });
+            match inner.min_by_key(|inner| inner.mounted.at.as_os_str().len()) {
+                Some(next) => here = next,
+                None => break,
+            }
+        }
+        Some(here.mounted.clone())
+    }
 }
 
 fn mount(line: &[u8]) -> Option<Mount> {
@@ -134,31 +157,13 @@ fn unescaped(field: &[u8]) -> PathBuf {
     OsStr::from_bytes(&bytes).into()
 }
 
-/// Goes from the root down, as the kernel does: what is mounted below a mount that hides it does not count.
-fn find(mounts: &[Mount], path: &Path) -> Option<Mounted> {
-    let is_root = |mount: &&Mount| {
-        let below = |other: &Mount| other.id == mount.parent && other.id != mount.id;
-        mount.mounted.at == Path::new("/") && !mounts.iter().any(below)
-    };
-    let mut here = mounts.iter().rfind(is_root)?;
-    for _ in mounts {
-        let inner = mounts.iter().filter(|inner| {
-            inner.parent == here.id && inner.id != here.id && path.starts_with(&inner.mounted.at)
-        });
-        match inner.min_by_key(|inner| inner.mounted.at.as_os_str().len()) {
-            Some(next) => here = next,
-            None => break,
-        }
-    }
-    Some(here.mounted.clone())
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
     fn at(table: &str, path: &str) -> String {
-        let found = find(&parse(table.as_bytes()), Path::new(path)).unwrap();
+        let table = Table::parse(table.as_bytes());
+        let found = table.find(Path::new(path)).unwrap();
         String::from_utf8(found.device).unwrap()
     }
 
@@ -180,19 +185,19 @@ mod tests {
         assert_eq!(at(&over, "/dev/shm/vgpu/vm1"), "0:23");
         let hidden = format!("{over}24 20 0:24 / /dev/shm rw - tmpfs tmpfs rw\n");
         assert_eq!(at(&hidden, "/dev/shm/vgpu/vm1"), "0:24");
-        assert!(find(&parse(b""), Path::new("/")).is_none());
+        assert!(Table::parse(b"").find(Path::new("/")).is_none());
     }
 
     #[test]
     fn the_kernels_table_is_understood() {
         let mut mounts = Mounts::open();
-        let paths = ["/proc/self", "/"].map(Path::new);
-        let found = mounts.at(paths.into_iter());
-        let [proc, root] = &found[..] else {
-            panic!("{found:?}");
+        let mut found = || {
+            let table = mounts.read();
+            ["/proc/self", "/"].map(|path| table.find(Path::new(path)))
         };
+        let [proc, root] = found();
         assert_eq!(proc.as_ref().unwrap().at, Path::new("/proc"));
         assert_ne!(proc, root);
-        assert_eq!(mounts.at(paths.into_iter()), found, "read again");
+        assert_eq!(found(), [proc, root], "read again");
     }
 }

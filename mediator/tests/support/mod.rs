@@ -39,6 +39,23 @@ pub(crate) fn wait_until(what: &str, mut ready: impl FnMut() -> bool) {
     }
 }
 
+/// What `response.txt` in `place` holds, or nothing.
+pub(crate) fn response(place: &Path) -> String {
+    fs::read_to_string(place.join("response.txt")).unwrap_or_default()
+}
+
+/// Waits until `response.txt` in `place` begins like this.
+pub(crate) fn wait_for_response(place: &Path, start: &str) {
+    wait_until(&format!("{start} in {}", place.display()), || {
+        response(place).starts_with(start)
+    });
+}
+
+/// Sends `signal` to a worker, which must be there.
+pub(crate) fn signal(worker: u32, signal: Signal) {
+    kill(Pid::from_raw(worker.cast_signed()), signal).expect("the worker is there");
+}
+
 /// Runs a command to its end, which must come before the watchdog's.
 pub(crate) fn run(command: &mut Command) -> Output {
     let mut child = command

@@ -536,7 +536,7 @@ impl<D: Device> Gpu<D> {
         let device_ns = done.ran.map_or(0, |ran| self.busy.add(ran));
         if device_ns > 0 {
             self.untold_ns = self.untold_ns.saturating_add(device_ns);
-            let others = self.queue.values().any(Queued::takes_turn);
+            let others = self.has_turns_work();
             let device_ns = self.ahead.measured(device_ns, others, clock::now());
             self.events.push_back(Event::Worked(device_ns));
         }
@@ -584,6 +584,11 @@ impl<D: Device> Gpu<D> {
                 }
             }
         }
+    }
+
+    /// Whether work of the session's turn is under way.
+    fn has_turns_work(&self) -> bool {
+        self.queue.values().any(Queued::takes_turn)
     }
 
     /// Whether everything up to `tag` is done.
@@ -847,8 +852,7 @@ impl<D: Device> Gpu<D> {
             return;
         }
         self.beat = now;
-        let in_turn = self.queue.values().any(Queued::takes_turn);
-        let device_ns = self.ahead.under_way(in_turn, now);
+        let device_ns = self.ahead.under_way(self.has_turns_work(), now);
         if device_ns > 0 {
             self.events.push_back(Event::Worked(device_ns));
         }

@@ -85,14 +85,12 @@ pub(crate) fn run(channel: Channel, linger: Duration, progress: &Progress) -> Re
         let _ = sender.join();
     }
     sending.done();
-    let failed = shared.failure();
     received?;
-    failed?;
+    // The sending thread reads its input while it has the writer, and tells before it lets go if that could not be sent.
+    let mut writer = writer.lock().unwrap_or_else(PoisonError::into_inner);
+    shared.failure()?;
     if !shared.closing.load(Ordering::Acquire) {
         // The peer closed first: check whether it had read everything sent by then, and whether there was more to send.
-        // The sending thread, which finds that out too, reads its input only while it has the writer.
-        let mut writer = writer.lock().unwrap_or_else(PoisonError::into_inner);
-        shared.failure()?;
         writer.drain(Instant::now())?;
         if has_more(&stdin()) {
             return Err(Error::PeerClosed { unread: 0 }.into());
