@@ -1,16 +1,16 @@
 #![forbid(unsafe_code)]
 //! Two [bells](Bell) and a socket as doorbell and death notice.
 
+use std::fs;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::net::UnixStream;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::time::Instant;
 
 use nix::errno::Errno;
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
-use nix::unistd::{SysconfVar, sysconf};
 
 use super::bell::Bell;
 use super::descriptor_socket::Handover;
@@ -47,12 +47,19 @@ enum Watched {
     Reactor(Member),
 }
 
-/// Processors of the machine, not only those this process may use: the peer's may be others.
-fn processors() -> i64 {
-    match sysconf(SysconfVar::_NPROCESSORS_ONLN) {
-        Ok(Some(count)) => count,
-        _ => 1,
-    }
+/// The processors that the kernel runs, as it lists them: `0-3,5`. Not those that this process may use: the peer's may be
+/// others.
+const ONLINE: &str = "/sys/devices/system/cpu/online";
+
+/// Whether the machine has one processor only, so that a side that polls keeps its peer from answering. Where the list
+/// cannot be read, as in the root directory of a confined process, it may have more, and the waits find out.
+fn has_one_processor() -> bool {
+    static ONE: OnceLock<bool> = OnceLock::new();
+    *ONE.get_or_init(|| lists_one(ONLINE))
+}
+
+fn lists_one(path: &str) -> bool {
+    fs::read_to_string(path).is_ok_and(|list| list.trim_end().parse::<u32>().is_ok())
 }
 
 impl LocalBackend {
@@ -84,7 +91,7 @@ impl LocalBackend {
             _own: own,
             peers,
             handover: Handover::new(stream),
-            spin_helps: processors() > 1,
+            spin_helps: !has_one_processor(),
             name,
         })
     }
@@ -178,5 +185,28 @@ impl Backend for LocalBackend {
         deadline: Instant,
     ) -> Result<PeerMemory> {
         self.handover.map(ticket, at, deadline)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+
+    use super::lists_one;
+
+    #[test]
+    fn one_processor_is_told_from_several_and_from_an_unknown_number() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        let path = file.path().to_str().unwrap();
+        for (list, one) in [
+            ("0\n", true),
+            ("3\n", true),
+            ("0-1\n", false),
+            ("0,2\n", false),
+        ] {
+            fs::write(path, list).unwrap();
+            assert_eq!(lists_one(path), one, "{list:?}");
+        }
+        assert!(!lists_one("/nonexistent"));
     }
 }
