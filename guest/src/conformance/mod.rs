@@ -2,7 +2,7 @@
 //!
 //! Each [`Case`] talks to a real mediator at one endpoint, which may be on another machine. Some open sessions of
 //! their own; others run one after the other in one session, as a long program would. `vgpu conformance` runs them
-//! from a command line; `mediator/tests/conformance.rs` runs them over every endpoint that needs no Xen, and the lab
+//! from a command line; `mediator/tests/sessions/conformance.rs` runs them over every endpoint that needs no Xen, and the lab
 //! runs them in a guest.
 
 mod failures;

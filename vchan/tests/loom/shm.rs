@@ -151,6 +151,9 @@ impl Region {
         self.copy_in(offset, from);
     }
 
+    /// A hint to the processor: no access.
+    pub(crate) fn fetch(&self, _offset: usize) {}
+
     pub(crate) fn copy_out_non_temporal(&self, offset: usize, to: &mut [u8]) {
         self.copy_out(offset, to);
     }
