@@ -43,6 +43,8 @@ mod waiting;
 #[path = "wire.rs"]
 mod wire;
 
+use std::sync::{Mutex, PoisonError};
+
 use backend::KERNEL_TELLS;
 use pair::FORMAT;
 use sync::{Without, leave_out};
@@ -61,6 +63,10 @@ fn explore(
     without: Without,
     scenario: impl Fn() + Sync + Send + 'static,
 ) {
+    // Each execution makes stacks, and threads that map memory wait for each other in the kernel: two at once take longer
+    // than one after the other, and twice the processor time.
+    static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
+    let _alone = ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner);
     FORMAT.set(format);
     KERNEL_TELLS.set(false);
     leave_out(without);
