@@ -5,9 +5,10 @@ use std::io::Read;
 use std::os::unix::net::UnixListener;
 use std::process::{Command, Output, Stdio};
 
-use crate::support::{MEDIATORD, Mediator, VGPUCTL, run, stderr, stdout};
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use nix::sys::stat::fstat;
+
+use crate::support::{MEDIATORD, Mediator, VGPUCTL, run, stderr, stdout};
 
 fn mediatord(flags: &[&str]) -> Output {
     run(Command::new(MEDIATORD).args(flags).env_remove("RUST_LOG"))

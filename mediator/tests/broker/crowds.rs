@@ -13,12 +13,13 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use crate::support::sockets::Sockets;
-use crate::support::{Mediator, add, only_ours_to_change, wait_until};
 use nix::sys::socket::{
     AddressFamily, SockFlag, SockType, SockaddrIn, bind, connect, setsockopt, socket, sockopt,
 };
 use vgpu_guest::{Client, Endpoint};
+
+use crate::support::sockets::Sockets;
+use crate::support::{Mediator, add, only_ours_to_change, wait_until};
 
 /// Processes that an account may start at once, and in a second.
 const BURST: u64 = 16;

@@ -2,9 +2,10 @@
 
 use std::time::Duration;
 
+use vgpu_guest::{Client, Device, Function};
+
 use crate::support::sockets::Sockets;
 use crate::support::{Mediator, ONE, run, stdout, wait_until};
-use vgpu_guest::{Client, Device, Function};
 
 /// One that ends, one that does not, and one that writes to nowhere.
 const PTX: &[u8] = b".version 6.0\n.target sm_50\n.address_size 64\n\

@@ -3,9 +3,10 @@
 use std::fs;
 use std::process::Output;
 
-use crate::support::{Mediator, add, run, stdout};
 use serde_json::Value;
 use vgpu_cli::testing::assert_documented;
+
+use crate::support::{Mediator, add, run, stdout};
 
 const PAGE: &str = include_str!("../../../docs/json.md");
 

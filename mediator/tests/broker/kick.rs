@@ -2,9 +2,10 @@
 
 use std::fs;
 
+use vgpu_guest::Endpoint;
+
 use crate::support::sockets::Sockets;
 use crate::support::{run, stderr, stdout, wait_until};
-use vgpu_guest::Endpoint;
 
 #[test]
 fn whatever_status_prints_for_a_guest_can_be_kicked() {

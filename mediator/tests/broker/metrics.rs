@@ -11,10 +11,11 @@ use std::process::{Command, Stdio};
 use std::thread;
 use std::time::Duration;
 
+use vgpu_guest::Client;
+
 use crate::support::openmetrics::parse;
 use crate::support::sockets::Sockets;
 use crate::support::{Killed, Mediator, WATCHDOG, add, run, stderr, stdout, wait_until};
-use vgpu_guest::Client;
 
 /// A mediator with metrics over TCP or a Unix socket; its guest `other` is denied.
 fn start(directory: &Path, metrics: &str) -> (Sockets, Mediator) {

@@ -3,8 +3,9 @@
 use std::fs;
 use std::process::Command;
 
-use crate::support::{MEDIATORD, Mediator, run, stderr};
 use vgpu_guest::Client;
+
+use crate::support::{MEDIATORD, Mediator, run, stderr};
 
 /// A shell's words that set a limit and become the program behind them.
 const LIMITED: &str = r#"ulimit "$0" "$1" && shift && exec "$@""#;

@@ -9,14 +9,15 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::{Pid, mkfifo};
+use vgpu_guest::{Client, Device, Endpoint, Error};
+
 use crate::support::sockets::Sockets;
 use crate::support::{
     Mediator, WATCHDOG, add, exchange_and, only_ours_to_change, response, run, stderr, stdout,
     wait_until,
 };
-use nix::sys::signal::{Signal, kill};
-use nix::unistd::{Pid, mkfifo};
-use vgpu_guest::{Client, Device, Endpoint, Error};
 
 /// A mediator with a configuration file, over `local:`, `unix:` and `tcp:`.
 struct Served {

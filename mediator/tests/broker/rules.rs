@@ -5,11 +5,12 @@ use std::path::Path;
 use std::thread;
 use std::time::Duration;
 
-use crate::support::sockets::Sockets;
-use crate::support::{Mediator, add, options, wait_until};
 use vgpu_guest::{Cause, Client, Device, Error, LaunchConfig, Options};
 use vgpu_protocol::op::OpSet;
 use vgpu_protocol::status::{ErrorCode, Status};
+
+use crate::support::sockets::Sockets;
+use crate::support::{Mediator, add, options, wait_until};
 
 const PTX: &[u8] =
     b".version 6.0\n.target sm_50\n.address_size 64\n.visible .entry k()\n{\nret;\n}\n";

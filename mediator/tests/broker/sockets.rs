@@ -7,10 +7,11 @@ use std::process::Command;
 use std::thread;
 use std::time::Duration;
 
-use crate::support::sockets::{Sockets, write_private};
-use crate::support::{MEDIATORD, VGPUCTL, add, run, stderr, stdout, wait_until};
 use vgpu_guest::{Cause, Client, Endpoint, Retry};
 use vgpu_socket_transport::Secret;
+
+use crate::support::sockets::{Sockets, write_private};
+use crate::support::{MEDIATORD, VGPUCTL, add, run, stderr, stdout, wait_until};
 
 /// A configuration with these lines, as a flag.
 fn config(sockets: &Sockets, lines: &str) -> String {

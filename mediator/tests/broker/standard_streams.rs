@@ -6,9 +6,10 @@ use std::io::{PipeReader, PipeWriter, Write};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use crate::support::{Killed, Mediator, add, run, stderr, wait_until};
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use nix::sys::signal::Signal;
+
+use crate::support::{Killed, Mediator, add, run, stderr, wait_until};
 
 /// A library that prints whatever a parser of lines could stumble over, before `main` and at the end.
 fn noisy_library(directory: &Path) -> PathBuf {

@@ -12,10 +12,11 @@ use std::path::Path;
 use std::process::{Child, ChildStdout, Command, Stdio};
 use std::thread;
 
-use crate::support::{Mediator, WATCHDOG, add, options, wait_until};
 use nix::sys::signal::Signal;
 use nix::sys::socket::{ControlMessage, MsgFlags, sendmsg, setsockopt, sockopt};
 use vgpu_guest::Client;
+
+use crate::support::{Mediator, WATCHDOG, add, options, wait_until};
 
 /// How long the last close sleeps, in seconds: far longer than any watchdog.
 const LINGER: i32 = 1000;

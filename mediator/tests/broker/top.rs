@@ -7,11 +7,12 @@ use std::process::{Command, ExitStatus, Stdio};
 use std::sync::{Arc, Mutex};
 use std::thread;
 
-use crate::support::{Killed, Mediator, wait_until};
 use nix::pty::{Winsize, openpty};
 use nix::sys::signal::{Signal, kill};
 use nix::sys::termios::{Termios, tcgetattr};
 use nix::unistd::{Pid, write};
+
+use crate::support::{Killed, Mediator, wait_until};
 
 /// A program on a terminal of its own.
 struct OnTerminal {

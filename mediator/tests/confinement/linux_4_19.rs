@@ -6,12 +6,13 @@ use std::process::Command;
 use std::thread;
 use std::time::Instant;
 
-use crate::support::other_users::reachable;
-use crate::support::sockets::{Sockets, run_cases};
-use crate::support::{Mediator, VGPUCTL, WATCHDOG, add, run, stderr, stdout};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::{Pid, geteuid};
 use vgpu_guest::Client;
+
+use crate::support::other_users::reachable;
+use crate::support::sockets::{Sockets, run_cases};
+use crate::support::{Mediator, VGPUCTL, WATCHDOG, add, run, stderr, stdout};
 
 /// Cases of the sessions' suite that between them make every system call that one of them makes: sessions that begin and end
 /// in each way, data, lanes, and each kind of work on a device.

@@ -6,11 +6,12 @@ use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::{Command, Stdio};
 
+use vgpu_guest::{Client, Endpoint};
+
 use crate::support::confined::{assert_has_nothing, assert_is_confined, rights};
 use crate::support::other_users::{copy_for_all, directory, is_root, reachable};
 use crate::support::sockets::Sockets;
 use crate::support::{MEDIATORD, Mediator, add, only_ours_to_change, run, stderr, wait_until};
-use vgpu_guest::{Client, Endpoint};
 
 /// Of `[worker]`, if it is not set.
 const FIRST_USER: u32 = 2_080_000_000;

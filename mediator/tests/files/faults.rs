@@ -8,9 +8,10 @@ use std::process::{Child, Command, Stdio};
 use std::thread;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-use crate::support::{Mediator, add, options, response, run, wait_for_response, wait_until};
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use vgpu_guest::{Client, Endpoint, Error, Options, Side};
+
+use crate::support::{Mediator, add, options, response, run, wait_for_response, wait_until};
 
 /// Numbers that look random; the seed is printed, and `VGPU_TEST_SEED` repeats a run.
 struct Random(u64);

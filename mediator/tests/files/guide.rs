@@ -8,13 +8,14 @@ use std::process::Command;
 use std::thread;
 use std::time::{Duration, Instant};
 
+use nix::sys::signal::Signal;
+use nix::sys::stat::Mode;
+use nix::unistd::mkfifo;
+
 use crate::support::wait_for_response as wait_for;
 use crate::support::{
     Mediator, only_ours_to_change, response, run, signal, stderr, stdout, wait_until,
 };
-use nix::sys::signal::Signal;
-use nix::sys::stat::Mode;
-use nix::unistd::mkfifo;
 
 const PASSED: &str = "1:Vector add PASSED: 1024 elements, 0 errors (cpu executor, ";
 

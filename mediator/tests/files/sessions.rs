@@ -4,8 +4,9 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::thread;
 
-use crate::support::{Mediator, add, only_ours_to_change, options, wait_until};
 use vgpu_guest::{Client, Endpoint};
+
+use crate::support::{Mediator, add, only_ours_to_change, options, wait_until};
 
 /// A mediator that serves a directory, with these guests' directories.
 fn start(directory: &Path, guests: &[&str]) -> (Mediator, PathBuf) {

@@ -3,15 +3,16 @@
 use std::thread;
 use std::time::Duration;
 
-use crate::support::{
-    Mediator, ONE, add, exchange_and, is_running, options, run, stderr, stdout, wait_until,
-};
 use nix::sys::signal::Signal;
 use nix::sys::signal::kill;
 use nix::unistd::Pid;
 use tempfile::TempDir;
 use vgpu_guest::{Cause, Client, Device, Error, Options};
 use vgpu_protocol::status::{ErrorCode, Status};
+
+use crate::support::{
+    Mediator, ONE, add, exchange_and, is_running, options, run, stderr, stdout, wait_until,
+};
 
 /// A mediator with the CPU, and one that relays to it.
 struct Chain {

@@ -6,13 +6,14 @@ use std::sync::mpsc::{self, Receiver, Sender};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
-use crate::support::{Mediator, WATCHDOG, add, options, wait_until};
 use vchan::Channel;
 use vchan::local::{Listener, connect_on};
 use vgpu_guest::{Cause, Client, Error, Options};
 use vgpu_protocol::frame::{FrameHeader, HEADER_LEN};
 use vgpu_protocol::op::{Body, ExchangeReply, Features, HelloReply, InfoReply, Op};
 use vgpu_protocol::status::{ErrorCode, Status};
+
+use crate::support::{Mediator, WATCHDOG, add, options, wait_until};
 
 /// Elements of the vectors in here, whose 12,000 bytes may be sent at once.
 const ELEMENTS: usize = 1500;

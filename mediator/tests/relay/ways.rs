@@ -1,8 +1,9 @@
 //! The sessions' conformance suite through a relay, over every way that needs no Xen.
 
+use vgpu_guest::Endpoint;
+
 use crate::support::Mediator;
 use crate::support::sockets::{Sockets, run_conformance};
-use vgpu_guest::Endpoint;
 
 /// Runs all cases over one endpoint of a mediator that relays over another.
 fn conforms(near: fn(&Sockets) -> Option<Endpoint>, far: fn(&Sockets, &Mediator) -> Endpoint) {

@@ -1,7 +1,8 @@
 //! The sessions' conformance suite over every endpoint that needs no Xen, against a real mediator.
 
-use crate::support::sockets::{Sockets, run_conformance};
 use vgpu_guest::Endpoint;
+
+use crate::support::sockets::{Sockets, run_conformance};
 
 /// Runs all cases over one endpoint of a mediator that has several. `idle` is how many workers it
 /// has without sessions.

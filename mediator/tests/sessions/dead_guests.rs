@@ -1,8 +1,9 @@
 //! A guest that dies with a long queue: what has not begun is not done, and its worker ends.
 
+use vgpu_guest::{Device, Endpoint, LaunchConfig};
+
 use crate::support::sockets::Sockets;
 use crate::support::wait_until;
-use vgpu_guest::{Device, Endpoint, LaunchConfig};
 
 /// A kernel without an end, and one that ends at once.
 const KERNELS: &[u8] = b".version 8.0

@@ -7,13 +7,14 @@ use std::process::{Child, Command, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use nix::sys::signal::Signal;
+use vgpu_guest::{Cause, Client, Device, LaunchConfig, Side};
+use vgpu_protocol::status::{ErrorCode, Status};
+
 use crate::support::{
     Killed, Mediator, add, descriptors, exchange_and, is_running, options, run, stderr, stdout,
     wait_until,
 };
-use nix::sys::signal::Signal;
-use vgpu_guest::{Cause, Client, Device, LaunchConfig, Side};
-use vgpu_protocol::status::{ErrorCode, Status};
 
 /// Names in a directory, but for the log.
 fn leftovers(directory: &std::path::Path) -> Vec<String> {

@@ -1,11 +1,12 @@
 //! `memory_mib` is of a guest, however many sessions it has.
 
-use crate::support::sockets::Sockets;
-use crate::support::{Mediator, wait_until};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use vgpu_guest::{Device, Endpoint, Error};
 use vgpu_protocol::status::ErrorCode;
+
+use crate::support::sockets::Sockets;
+use crate::support::{Mediator, wait_until};
 
 const MIB: usize = 1 << 20;
 

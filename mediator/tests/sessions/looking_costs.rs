@@ -4,10 +4,11 @@ use std::fs;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use crate::support::{Mediator, WATCHDOG, options};
 use vchan::Channel;
 use vgpu_guest::{Client, Endpoint};
 use vgpu_transport::{Interest, Transport, TransportError};
+
+use crate::support::{Mediator, WATCHDOG, options};
 
 /// Between two bytes.
 const PAUSE: Duration = Duration::from_micros(500);

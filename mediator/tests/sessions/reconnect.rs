@@ -4,11 +4,12 @@
 use std::fs;
 use std::time::Duration;
 
-use crate::support::sockets::Sockets;
-use crate::support::{Mediator, add, signal, wait_until};
 use nix::sys::signal::Signal;
 use vgpu_guest::{Cause, Client, Endpoint, Error, Retry, Side};
 use vgpu_transport::TransportError;
+
+use crate::support::sockets::Sockets;
+use crate::support::{Mediator, add, signal, wait_until};
 
 /// Begins a long vector add, does `harm` once it is under way, and returns the error.
 fn harmed(client: &mut Client, harm: impl FnOnce()) -> Error {

@@ -6,11 +6,12 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread;
 use std::time::Duration;
 
-use crate::support::sockets::Sockets;
-use crate::support::{Mediator, add, only_ours_to_change};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use vgpu_guest::{Client, Endpoint};
+
+use crate::support::sockets::Sockets;
+use crate::support::{Mediator, add, only_ours_to_change};
 
 const LANES: usize = 3;
 

@@ -9,13 +9,14 @@ use std::process::Command;
 use std::thread;
 use std::time::Duration;
 
-use crate::support::confined::{assert_has_nothing, assert_is_confined, rights};
-use crate::support::sockets::Sockets;
-use crate::support::{MEDIATORD, Mediator, add, is_running, run, stderr, stdout, wait_until};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::{Pid, geteuid};
 use serde_json::{Value, json};
 use vgpu_guest::{Client, Device, Endpoint};
+
+use crate::support::confined::{assert_has_nothing, assert_is_confined, rights};
+use crate::support::sockets::Sockets;
+use crate::support::{MEDIATORD, Mediator, add, is_running, run, stderr, stdout, wait_until};
 
 /// A mediator with warm workers.
 struct Served {

@@ -5,12 +5,13 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use crate::support::sockets::{Sockets, write_private};
-use crate::support::{Mediator, ONE, WATCHDOG, options, run, wait_until};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use vgpu_guest::{Client, Device, Endpoint, Function, Options};
 use vgpu_socket_transport::Secret;
+
+use crate::support::sockets::{Sockets, write_private};
+use crate::support::{Mediator, ONE, WATCHDOG, options, run, wait_until};
 
 /// Counts down from `times`, in one thread: the time is in proportion.
 const PTX: &[u8] = b".version 6.0\n.target sm_50\n.address_size 64\n\
