@@ -29,9 +29,6 @@ const WAITING: &str = "read from the peer";
 /// these does not look again.
 const SHORT: usize = 1024;
 
-/// Bytes of a cache line; where they are more, one is asked for twice.
-const LINE: usize = 64;
-
 /// The reading half of a [`Channel`](crate::Channel), made by
 /// [`Channel::split`](crate::Channel::split).
 #[derive(Debug)]
@@ -232,9 +229,7 @@ impl Reader {
             return self.shared.peer_gone();
         }
         // They lie in the writer's cache. Whoever waits has some way to go from here to the read.
-        let next = self.ring.readable(1).offset;
-        self.end.memory.fetch(next);
-        self.end.memory.fetch(next + LINE);
+        self.end.memory.fetch(self.ring.readable(1).offset);
         Ok(true)
     }
 

@@ -157,13 +157,15 @@ impl Region {
         compiler_fence(Ordering::SeqCst);
     }
 
-    /// Asks for the cache line at `offset`, which is to be read soon, and does not wait for it. A hint: where the region ends
-    /// before it, nothing happens.
+    /// Asks for the cache lines of the byte at `offset` and of the one a line further on, which are to be read soon, and
+    /// does not wait for them. A hint: beyond the end of the region nothing happens.
     #[inline]
     pub(crate) fn fetch(&self, offset: usize) {
-        if offset < self.len {
-            // SAFETY: inside the region, as just checked.
-            fetch(unsafe { self.start.add(offset) });
+        for at in [offset, offset + LINE] {
+            if at < self.len {
+                // SAFETY: inside the region, as just checked.
+                fetch(unsafe { self.start.add(at) });
+            }
         }
     }
 
@@ -333,6 +335,9 @@ fn outside(offset: usize, len: usize, region: usize) -> ! {
 
 /// Copies of up to this many bytes are made inline: a call would cost more than the copy.
 const SMALL: usize = 64;
+
+/// Bytes of a cache line; where it has more, one line is asked for twice.
+const LINE: usize = 64;
 
 /// Has the processor fetch the line at `at`, where it has an instruction for that.
 #[inline(always)]
