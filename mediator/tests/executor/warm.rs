@@ -2,13 +2,13 @@
 
 use std::fs;
 
-use nix::sys::signal::{Signal, kill};
-use nix::unistd::{Pid, geteuid};
+use nix::sys::signal::Signal;
+use nix::unistd::geteuid;
 use serde_json::{Value, json};
 use vgpu_guest::Device;
 
 use crate::devices::{Served, environment, number, uuid};
-use crate::support::{add, wait_until};
+use crate::support::{add, signal, wait_until};
 
 /// A stand-in whose state is a file, which a worker that is confined would not see.
 const UNCONFINED: &str = "[worker]\nwarm_workers = 1\nconfine = 'off'\n";
@@ -112,7 +112,7 @@ fn a_gpu_that_fails_starts_no_loop() {
     let served = Served::playing(UNCONFINED, &format!("late={}", driver.display()));
     let ready = served.mediator.wait_for_warm(1);
     fs::remove_file(&driver).unwrap();
-    kill(Pid::from_raw(ready[0].try_into().unwrap()), Signal::SIGKILL).unwrap();
+    signal(ready[0], Signal::SIGKILL);
     let failed = |why: &str, pause: u32| {
         let line = format!("a warm worker ended before it had a session: {why}");
         let pause = format!("; another is started in {pause} s");

@@ -110,8 +110,10 @@ fn a_worker_killed_alone_is_told_to_its_guest_soon() {
         .find(|session| session["client"] == "end to end")
         .and_then(|session| session["pid"].as_i64())
         .unwrap();
-    let pid = nix::unistd::Pid::from_raw(i32::try_from(pid).unwrap());
-    nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGKILL).unwrap();
+    crate::support::signal(
+        u32::try_from(pid).unwrap(),
+        nix::sys::signal::Signal::SIGKILL,
+    );
     let error = client.ping(b"x").unwrap_err();
     assert_eq!(error.side(), Side::Connection);
     assert!(

@@ -4,14 +4,13 @@ use std::thread;
 use std::time::Duration;
 
 use nix::sys::signal::Signal;
-use nix::sys::signal::kill;
-use nix::unistd::Pid;
 use tempfile::TempDir;
-use vgpu_guest::{Cause, Client, Device, Error, Options};
-use vgpu_protocol::status::{ErrorCode, Status};
+use vgpu_guest::{Client, Device, Options};
+use vgpu_protocol::status::ErrorCode;
 
+use crate::refusal;
 use crate::support::{
-    Mediator, ONE, add, exchange_and, is_running, options, run, stderr, stdout, wait_until,
+    Mediator, ONE, add, exchange_and, is_running, options, run, signal, stderr, stdout, wait_until,
 };
 
 /// A mediator with the CPU, and one that relays to it.
@@ -57,16 +56,6 @@ fn limits(directory: &TempDir, limits: &str) -> String {
     let path = directory.path().join("limits.toml");
     std::fs::write(&path, format!("[limits]\n{limits}\n")).unwrap();
     path.to_str().unwrap().to_owned()
-}
-
-fn refusal(error: &Error) -> (Status, String) {
-    match error.cause() {
-        Cause::Refused { status, text, .. } | Cause::Ended { status, text } => {
-            (*status, text.clone())
-        }
-        Cause::NoEndpoint(left) => refusal(&left[0].error),
-        other => panic!("{other:?}"),
-    }
 }
 
 /// Both mediators' workers end.
@@ -200,10 +189,7 @@ fn a_far_worker_killed_in_the_middle_harms_no_other_session() {
     let mut client = chain.near.connect().unwrap();
     let worker = chain.far().wait_for_workers(1)[0];
     let mut other = chain.near.connect().unwrap();
-    let kill_it = || {
-        let pid = Pid::from_raw(i32::try_from(worker).unwrap());
-        kill(pid, Signal::SIGKILL).unwrap();
-    };
+    let kill_it = || signal(worker, Signal::SIGKILL);
     let (status, _) = refusal(&exchange_and(&mut client, kill_it).unwrap_err());
     assert_eq!(status, ErrorCode::BackendLost.into());
     add(&mut other, 100_000).unwrap();
@@ -247,12 +233,12 @@ fn a_far_mediator_that_hangs_is_named_within_the_deadline() {
     };
     let connect = || Client::connect(&[chain.near.endpoint()], &patient).unwrap();
     let mut client = connect();
-    let worker = Pid::from_raw(i32::try_from(chain.far().wait_for_workers(1)[0]).unwrap());
-    let error = exchange_and(&mut client, || kill(worker, Signal::SIGSTOP).unwrap()).unwrap_err();
+    let worker = chain.far().wait_for_workers(1)[0];
+    let error = exchange_and(&mut client, || signal(worker, Signal::SIGSTOP)).unwrap_err();
     let (status, text) = refusal(&error);
     assert_eq!(status, ErrorCode::BackendLost.into(), "{text}");
     assert!(text.contains("has not moved for 1500 ms"), "{text}");
-    kill(worker, Signal::SIGCONT).unwrap();
+    signal(worker, Signal::SIGCONT);
     wait_for_no_workers(&chain);
     add(&mut connect(), 1000).unwrap();
 }

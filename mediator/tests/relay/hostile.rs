@@ -8,11 +8,12 @@ use std::time::{Duration, Instant};
 
 use vchan::Channel;
 use vchan::local::{Listener, connect_on};
-use vgpu_guest::{Cause, Client, Error, Options};
+use vgpu_guest::{Client, Options};
 use vgpu_protocol::frame::{FrameHeader, HEADER_LEN};
 use vgpu_protocol::op::{Body, ExchangeReply, Features, HelloReply, InfoReply, Op};
 use vgpu_protocol::status::{ErrorCode, Status};
 
+use crate::refusal;
 use crate::support::{Mediator, WATCHDOG, add, options, wait_until};
 
 /// Elements of the vectors in here, whose 12,000 bytes may be sent at once.
@@ -145,16 +146,6 @@ fn liar(path: PathBuf, features: Features, stays: bool, lie: Lie) -> (Sender<()>
 fn near(directory: &Path, far: &Path) -> Mediator {
     let executor = format!("relay:local:{}", far.display());
     Mediator::start(directory, &["--executor", &executor])
-}
-
-fn refusal(error: &Error) -> (Status, String) {
-    match error.cause() {
-        Cause::Refused { status, text, .. } | Cause::Ended { status, text } => {
-            (*status, text.clone())
-        }
-        Cause::NoEndpoint(left) => refusal(&left[0].error),
-        other => panic!("{other:?}"),
-    }
 }
 
 /// Status and text that a guest gets when the mediator behind tells this lie.

@@ -1,12 +1,11 @@
 //! `memory_mib` is of a guest, however many sessions it has.
 
-use nix::sys::signal::{Signal, kill};
-use nix::unistd::Pid;
+use nix::sys::signal::Signal;
 use vgpu_guest::{Device, Endpoint, Error};
 use vgpu_protocol::status::ErrorCode;
 
 use crate::support::sockets::Sockets;
-use crate::support::{Mediator, wait_until};
+use crate::support::{Mediator, signal, wait_until};
 
 const MIB: usize = 1 << 20;
 
@@ -65,8 +64,7 @@ fn sessions_share_a_limit(worker: &str) {
     drop(other.alloc::<u8>(32 * MIB).unwrap());
 
     // A worker that is killed says nothing, and what it had is free.
-    let pid = Pid::from_raw(i32::try_from(pid).unwrap());
-    kill(pid, Signal::SIGKILL).unwrap();
+    signal(u32::try_from(pid).unwrap(), Signal::SIGKILL);
     wait_until("its memory is free", || {
         two.memory_info().unwrap().0 == 64 << 20
     });

@@ -6,12 +6,11 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread;
 use std::time::Duration;
 
-use nix::sys::signal::{Signal, kill};
-use nix::unistd::Pid;
+use nix::sys::signal::Signal;
 use vgpu_guest::{Client, Endpoint};
 
 use crate::support::sockets::Sockets;
-use crate::support::{Mediator, add, only_ours_to_change};
+use crate::support::{Mediator, add, only_ours_to_change, signal};
 
 const LANES: usize = 3;
 
@@ -41,7 +40,6 @@ fn requests_survive_a_rest(endpoint: impl FnOnce(&Sockets, &Mediator) -> Endpoin
     // A directory has had its worker before.
     let workers = mediator.workers();
     let worker = workers.iter().copied().find(serves).unwrap_or(workers[0]);
-    let worker = Pid::from_raw(i32::try_from(worker).unwrap());
     let mut lanes: Vec<Client> = (1..LANES).map(|_| client.lane().unwrap()).collect();
     lanes.push(client);
     let done = AtomicU64::new(0);
@@ -56,9 +54,9 @@ fn requests_survive_a_rest(endpoint: impl FnOnce(&Sockets, &Mediator) -> Endpoin
         let mut rests = 0;
         while done.load(Ordering::Relaxed) < LANES as u64 && rests < 2 {
             thread::sleep(Duration::from_millis(50));
-            kill(worker, Signal::SIGSTOP).unwrap();
+            signal(worker, Signal::SIGSTOP);
             thread::sleep(REST);
-            kill(worker, Signal::SIGCONT).unwrap();
+            signal(worker, Signal::SIGCONT);
             rests += 1;
         }
     });

@@ -9,14 +9,16 @@ use std::process::Command;
 use std::thread;
 use std::time::Duration;
 
-use nix::sys::signal::{Signal, kill};
-use nix::unistd::{Pid, geteuid};
+use nix::sys::signal::Signal;
+use nix::unistd::geteuid;
 use serde_json::{Value, json};
 use vgpu_guest::{Client, Device, Endpoint};
 
 use crate::support::confined::{assert_has_nothing, assert_is_confined, rights};
 use crate::support::sockets::Sockets;
-use crate::support::{MEDIATORD, Mediator, add, is_running, run, stderr, stdout, wait_until};
+use crate::support::{
+    MEDIATORD, Mediator, add, is_running, run, signal, stderr, stdout, wait_until,
+};
 
 /// A mediator with warm workers.
 struct Served {
@@ -72,10 +74,6 @@ impl Served {
     fn wait_for_log(&self, text: &str) {
         wait_until(text, || self.mediator.log().contains(text));
     }
-}
-
-fn signal(pid: u32, signal: Signal) {
-    kill(Pid::from_raw(pid.try_into().unwrap()), signal).unwrap();
 }
 
 /// Asserts that a worker is confined as one that was started for its session.

@@ -5,13 +5,12 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use nix::sys::signal::{Signal, kill};
-use nix::unistd::Pid;
+use nix::sys::signal::Signal;
 use vgpu_guest::{Client, Device, Endpoint, Function, Options};
 use vgpu_socket_transport::Secret;
 
 use crate::support::sockets::{Sockets, write_private};
-use crate::support::{Mediator, ONE, WATCHDOG, options, run, wait_until};
+use crate::support::{Mediator, ONE, WATCHDOG, options, run, signal, wait_until};
 
 /// Counts down from `times`, in one thread: the time is in proportion.
 const PTX: &[u8] = b".version 6.0\n.target sm_50\n.address_size 64\n\
@@ -346,8 +345,7 @@ fn a_worker_that_is_killed_in_its_turn_takes_nothing_from_the_others() {
         guest.starts_with("tcp a")
     });
     let worker = of_a.unwrap()["pid"].as_i64().unwrap();
-    let worker = Pid::from_raw(worker.try_into().unwrap());
-    kill(worker, Signal::SIGKILL).unwrap();
+    signal(u32::try_from(worker).unwrap(), Signal::SIGKILL);
     let before = guests.had(&["b"])[0].worked;
     wait_until("the other goes on", || {
         guests.had(&["b"])[0].worked > before + 100_000_000
